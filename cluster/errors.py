@@ -1,0 +1,23 @@
+"""What can go wrong between the driver and the ranks.
+
+ClusterError
+├── PlacementError       the layout asks for what the cluster does not have (the command's exit code is 2)
+├── DeadlineExceeded     a wait ran out; names role, rank, node and what each rank was doing
+└── RankFailure          a rank died or raised; names role, rank, node and its last log lines
+"""
+
+
+class ClusterError(RuntimeError):
+    """The ranks cannot go on; the message names the culprit and the mend."""
+
+
+class PlacementError(ClusterError):
+    """The layout asks for what the cluster does not have."""
+
+
+class DeadlineExceeded(ClusterError):
+    """A wait ran out; names role, rank, node and what each rank was doing."""
+
+
+class RankFailure(ClusterError):
+    """A rank died or raised; names role, rank, node and its last log lines."""

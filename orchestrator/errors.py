@@ -1,0 +1,18 @@
+"""What can go wrong in the driver. The other layers' trees stand in `roles.errors` and `cluster.errors`.
+
+TetrarchError            the run failed (exit code 1)
+├── ConfigError          the configuration or the data it names is wrong (exit code 2); nothing was started
+└── CheckpointError      a checkpoint is missing, broken or belongs to another run
+"""
+
+
+class TetrarchError(RuntimeError):
+    """The run failed; the message names the value and the mend."""
+
+
+class ConfigError(TetrarchError):
+    """The configuration, or a file it names, is wrong; nothing was started."""
+
+
+class CheckpointError(TetrarchError):
+    """A checkpoint is missing, broken or belongs to another run."""

@@ -1,0 +1,195 @@
+"""The types that flow through one PPO step: Prompts → Rollouts → Scored → Experience.
+
+Token tensors are `[batch, time]`: a prompt and its response in one row, **right-padded** with the pad token;
+`lengths` counts the tokens that are not padding. `response_mask` is True where the policy generated the token at
+that position (it may have gaps in a multi-turn sample, and is False on prompts and padding). Every per-token number
+(`*_logprobs`, `values`, `advantages`, …) is float32, belongs to the token at the same position, and is 0.0 where the
+mask is False. `values[b, t]` is V of the state *before* token t was chosen.
+
+The driver makes and splits these; the roles read them. Nothing here knows Ray or a model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, fields
+from typing import Any, Self
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """What all stages share: rows that can be selected, split and concatenated."""
+
+    def __len__(self) -> int:
+        first = getattr(self, fields(self)[0].name)
+        return len(first)
+
+    def select(self, rows: Sequence[int]) -> Self:
+        """The rows `rows`, in that order; token tensors are cut to the longest row that is left."""
+        index = torch.as_tensor(rows, dtype=torch.long)
+        picked = {f.name: _select(getattr(self, f.name), rows, index) for f in fields(self)}
+        return type(self)(**_trim(picked))
+
+    def split(self, parts: Iterable[Sequence[int]]) -> list[Self]:
+        """One batch for each list of row numbers."""
+        return [self.select(rows) for rows in parts]
+
+    @classmethod
+    def concatenate(cls, batches: Sequence[Self], pad_token_id: int = 0) -> Self:
+        """The rows of all batches in order; shorter rows are padded on the right (`token_ids` with `pad_token_id`)."""
+        if not batches:
+            raise ValueError(f"cannot concatenate zero batches of {cls.__name__}")
+        joined = {}
+        for f in fields(cls):
+            parts = [getattr(b, f.name) for b in batches]
+            joined[f.name] = _join(parts, pad_token_id if f.name == "token_ids" else 0)
+        return cls(**joined)
+
+
+@dataclass(frozen=True, slots=True)
+class Prompts(Batch):
+    """What the rollout engines are asked to answer. One row a sample (a prompt asked for four responses is four rows)."""
+
+    token_ids: list[list[int]]
+    """Prompt tokens, without padding."""
+    texts: list[str]
+    """The prompt as text, after the chat template."""
+    columns: dict[str, list[Any]]
+    """The data set's other columns, one list of `batch` values each; they reach the reward function."""
+    seeds: list[int]
+    """Sampling seed of each row: a function of the run's seed, the step and the row, so that a resumed run repeats it."""
+
+    def __post_init__(self) -> None:
+        size = len(self.token_ids)
+        if not (len(self.texts) == len(self.seeds) == size) or any(len(c) != size for c in self.columns.values()):
+            raise ValueError(f"Prompts: token_ids has {size} rows, but another field has a different number")
+
+
+@dataclass(frozen=True, slots=True)
+class Rollouts(Batch):
+    """Prompts with their generated responses. Made by `roles.rollout`."""
+
+    token_ids: Tensor
+    """int64 `[batch, time]`, right-padded with the pad token. Ends at the first EOS, which is kept."""
+    lengths: Tensor
+    """int64 `[batch]`: prompt + response tokens."""
+    response_mask: Tensor
+    """bool `[batch, time]`: True on generated tokens, the EOS included."""
+    rollout_logprobs: Tensor
+    """float32 `[batch, time]`: what vLLM reported for the token at that position (after temperature)."""
+    finished: Tensor
+    """bool `[batch]`: True if the response ended itself (EOS or stop); False if the length limit cut it (*truncated*)."""
+    versions: Tensor
+    """int64 `[batch]`: the version of the weights that made the sample."""
+    prompts: list[str]
+    responses: list[str]
+    """Text of the response, special tokens left out."""
+    columns: dict[str, list[Any]]
+
+    def __post_init__(self) -> None:
+        _check_tokens(self)
+        _check_shape(self, "rollout_logprobs", self.token_ids.shape, torch.float32)
+        _check_shape(self, "finished", self.lengths.shape, torch.bool)
+        _check_shape(self, "versions", self.lengths.shape, torch.int64)
+
+
+@dataclass(frozen=True, slots=True)
+class Scored(Batch):
+    """Rollouts with the answers of the four scoring passes. Made by the driver from the roles' answers."""
+
+    token_ids: Tensor
+    lengths: Tensor
+    response_mask: Tensor
+    rollout_logprobs: Tensor
+    finished: Tensor
+    versions: Tensor
+    prompts: list[str]
+    responses: list[str]
+    columns: dict[str, list[Any]]
+    old_logprobs: Tensor
+    """float32 `[batch, time]`: the actor's, before the update, at the rollout's temperature."""
+    reference_logprobs: Tensor
+    """float32 `[batch, time]`: the reference's, at the same temperature."""
+    values: Tensor
+    """float32 `[batch, time]`: the critic's V before each generated token."""
+    scores: Tensor
+    """float32 `[batch]`: the reward model's number for the whole response."""
+
+    def __post_init__(self) -> None:
+        _check_tokens(self)
+        for name in ("rollout_logprobs", "old_logprobs", "reference_logprobs", "values"):
+            _check_shape(self, name, self.token_ids.shape, torch.float32)
+        _check_shape(self, "scores", self.lengths.shape, torch.float32)
+
+
+@dataclass(frozen=True, slots=True)
+class Experience(Batch):
+    """What actor and critic are trained on. Made by `orchestrator.experience` on the driver."""
+
+    token_ids: Tensor
+    lengths: Tensor
+    response_mask: Tensor
+    """bool `[batch, time]`: the tokens that are trained on (a masked truncated sample has none)."""
+    old_logprobs: Tensor
+    rollout_logprobs: Tensor
+    values: Tensor
+    advantages: Tensor
+    """float32 `[batch, time]`, whitened over the batch if the configuration says so."""
+    returns: Tensor
+    """float32 `[batch, time]`: advantage before whitening + value; the critic's target."""
+
+    def __post_init__(self) -> None:
+        _check_tokens(self)
+        for name in ("old_logprobs", "rollout_logprobs", "values", "advantages", "returns"):
+            _check_shape(self, name, self.token_ids.shape, torch.float32)
+
+
+def _check_tokens(batch: Any) -> None:
+    shape = batch.token_ids.shape
+    if len(shape) != 2:
+        raise ValueError(f"{type(batch).__name__}.token_ids must be [batch, time], got shape {tuple(shape)}")
+    _check_shape(batch, "token_ids", shape, torch.int64)
+    _check_shape(batch, "lengths", shape[:1], torch.int64)
+    _check_shape(batch, "response_mask", shape, torch.bool)
+    if shape[0] and int(batch.lengths.max()) > shape[1]:
+        raise ValueError(f"{type(batch).__name__}.lengths has {int(batch.lengths.max())}, more than the {shape[1]} columns")
+
+
+def _check_shape(batch: Any, name: str, shape: Sequence[int], dtype: torch.dtype) -> None:
+    tensor = getattr(batch, name)
+    if tuple(tensor.shape) != tuple(shape) or tensor.dtype != dtype:
+        raise ValueError(
+            f"{type(batch).__name__}.{name} must be {dtype} {tuple(shape)}, got {tensor.dtype} {tuple(tensor.shape)}"
+        )
+
+
+def _select(value: Any, rows: Sequence[int], index: Tensor) -> Any:
+    if isinstance(value, Tensor):
+        return value[index]
+    if isinstance(value, dict):
+        return {key: [column[row] for row in rows] for key, column in value.items()}
+    return [value[row] for row in rows]
+
+
+def _trim(picked: dict[str, Any]) -> dict[str, Any]:
+    """Cut `[batch, time]` tensors to the longest row that is left."""
+    lengths = picked.get("lengths")
+    if lengths is None or not len(lengths):
+        return picked
+    longest = int(lengths.max())
+    return {k: v[:, :longest] if isinstance(v, Tensor) and v.dim() == 2 else v for k, v in picked.items()}
+
+
+def _join(parts: list[Any], fill: int) -> Any:
+    first = parts[0]
+    if isinstance(first, Tensor):
+        if first.dim() == 1:
+            return torch.cat(parts)
+        width = max(p.shape[1] for p in parts)
+        return torch.cat([torch.nn.functional.pad(p, (0, width - p.shape[1]), value=fill) for p in parts])
+    if isinstance(first, dict):
+        return {key: [value for part in parts for value in part[key]] for key in first}
+    return [value for part in parts for value in part]

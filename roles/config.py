@@ -1,0 +1,216 @@
+"""What a user may say about the roles: models, optimizers, rollouts, rewards. Imports no engine; read by `orchestrator.config`."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, SecretStr
+
+Dtype = Literal["float32", "bfloat16"]
+
+
+class Section(BaseModel):
+    """A part of the configuration: unknown keys are refused, nothing changes after loading."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, validate_default=True)
+
+
+class ModelConfig(Section):
+    """A transformers model."""
+
+    path: str
+    """A Hugging Face folder, or a folder that holds `gguf_file`, or a hub name."""
+    gguf_file: str | None = None
+    """Name of a GGUF file in `path`; it is converted once to a Hugging Face folder in `model_cache`."""
+    layers: int | None = Field(default=None, ge=1)
+    """Keep only the first so many decoder layers (a cheap backbone for a reward model); null keeps all."""
+    trust_remote_code: bool = False
+    """Run code that the model folder brings. Only for sources that you trust."""
+
+
+class ScheduleConfig(Section):
+    """Learning rate over the optimizer steps of the run."""
+
+    type: Literal["constant", "linear", "cosine"] = "linear"
+    """`linear` and `cosine` fall to 0 at the last optimizer step (the N+ details, arXiv 2403.17031)."""
+    warmup_steps: int = Field(default=0, ge=0)
+    """Optimizer steps in which the rate rises linearly from 0."""
+
+
+class OptimizerConfig(Section):
+    """AdamW."""
+
+    learning_rate: float = Field(default=1e-6, gt=0, lt=1)
+    betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = (0.9, 0.95)
+    epsilon: float = Field(default=1e-5, gt=0)
+    """1e-5 as in the N+ details (arXiv 2403.17031), not PyTorch's 1e-8."""
+    weight_decay: float = Field(default=0.0, ge=0)
+    max_gradient_norm: float = Field(default=1.0, gt=0)
+    """Global L2 norm to which gradients are clipped."""
+    schedule: ScheduleConfig = ScheduleConfig()
+
+
+class ZeroConfig(Section):
+    """DeepSpeed ZeRO."""
+
+    stage: Literal[0, 1, 2, 3] = 3
+    """3 shards parameters, gradients and optimizer state over the group's ranks."""
+    offload_optimizer: bool = False
+    """Keep the optimizer state in host memory (GPUs only)."""
+    offload_parameters: bool = False
+    """Keep the parameter shards in host memory (GPUs only, stage 3)."""
+
+
+class FrozenRole(Section):
+    """A model that only answers."""
+
+    model: ModelConfig | None = None
+    zero: ZeroConfig = ZeroConfig()
+    micro_batch_tokens: int = Field(default=4096, ge=1)
+    """Tokens of one packed forward pass on one rank; a longer single sample is a micro-batch of its own."""
+
+
+class TrainedRole(FrozenRole):
+    """A model that is trained."""
+
+    optimizer: OptimizerConfig = OptimizerConfig()
+    gradient_checkpointing: bool = False
+    """Recompute activations in the backward pass: less memory, about a third more time."""
+
+
+class ActorConfig(TrainedRole):
+    """The policy."""
+
+    model: ModelConfig  # type: ignore[assignment]  # the one model that has no other to fall back to
+
+
+class CriticConfig(TrainedRole):
+    """The value model. `model: null` starts from the reward model (needs `reward.type: model`)."""
+
+
+class ReferenceConfig(FrozenRole):
+    """The frozen policy that the KL penalty is measured against. `model: null` is the actor's."""
+
+
+class ModelReward(FrozenRole):
+    """A frozen reward model: a sequence-classification folder with one label, in the group `reward`."""
+
+    type: Literal["model"] = "model"
+    model: ModelConfig  # type: ignore[assignment]
+    text_bridge: bool = False
+    """Decode to text and encode again with the reward model's own tokenizer; needed where the tokenizers differ."""
+
+
+class FunctionReward(Section):
+    """A Python function, in Ray actors of its own.
+
+    `score(prompts, responses, *, response_token_ids, finished, columns) -> list[float]`.
+    """
+
+    type: Literal["function"]
+    path: str
+    """The Python file."""
+    name: str = "score"
+    """The function in it."""
+    workers: int = Field(default=1, ge=1)
+    """Ray actors that share the batch."""
+    timeout_s: float = Field(default=60.0, gt=0)
+    """Deadline of one call."""
+    retries: int = Field(default=2, ge=0)
+    """Calls after the first failed one, before the run fails by name."""
+
+
+class RemoteReward(Section):
+    """A reward over HTTP: POST of the function's arguments as JSON, answered by `{"scores": [...]}`."""
+
+    type: Literal["remote"]
+    urls: list[Annotated[str, Field(pattern=r"^https?://")]] = Field(min_length=1)
+    """Tried in turn; the batch is spread over them."""
+    headers: dict[str, SecretStr] = {}
+    """Sent with each request (an authorization token, say); never logged."""
+    timeout_s: float = Field(default=60.0, gt=0)
+    retries: int = Field(default=2, ge=0)
+
+
+RewardConfig = Annotated[ModelReward | FunctionReward | RemoteReward, Field(discriminator="type")]
+
+
+class EngineConfig(Section):
+    """One vLLM engine."""
+
+    tensor_parallel_size: int = Field(default=1, ge=1)
+    dtype: Dtype | None = None
+    """null: the run's `dtype`. float32 on both sides makes vLLM's log-probabilities agree to about 4e-6."""
+    kv_cache_gib: float = Field(default=1.0, gt=0)
+    """Memory of the KV cache on CPU, GiB."""
+    gpu_memory_utilization: float = Field(default=0.85, gt=0, le=1)
+    """Share of a GPU's memory that vLLM takes (weights and KV cache)."""
+    block_size: int | None = Field(default=None, ge=1)
+    """Tokens a KV block; on CPU a multiple of 32; null lets us choose (32 on CPU, vLLM's own on GPUs)."""
+    max_sequences: int = Field(default=256, ge=1)
+    """Responses generated at once."""
+    enforce_eager: bool | None = None
+    """Without graph compilation; null: true on CPU (it starts faster), false on GPUs."""
+    prefix_caching: bool = True
+    """Share the KV cache of equal prompt beginnings; dropped with the old weights at every push."""
+
+
+class RolloutConfig(Section):
+    """How the policy is sampled."""
+
+    prompts_per_step: int = Field(ge=1)
+    responses_per_prompt: int = Field(default=1, ge=1)
+    max_response_tokens: int = Field(ge=1)
+    min_response_tokens: int = Field(default=0, ge=0)
+    """EOS is forbidden before so many tokens (benchmarks set it to the maximum)."""
+    temperature: float = Field(default=1.0, gt=0)
+    """Also divides the logits of old, new and reference log-probabilities alike."""
+    top_p: float = Field(default=1.0, gt=0, le=1)
+    top_k: int = Field(default=0, ge=0)
+    """0 is off."""
+    stream_samples: int = Field(default=0, ge=0)
+    """Score each so many samples as soon as they are generated; 0 scores them all at once at the end."""
+    engine: EngineConfig = EngineConfig()
+
+
+class NoCorrection(Section):
+    """Trust the rollout's distribution to be the actor's."""
+
+    type: Literal["none"] = "none"
+
+
+class TruncatedImportance(Section):
+    """Weight each token's policy loss by min(cap, π_old/π_rollout): truncated importance sampling."""
+
+    type: Literal["truncated"]
+    cap: float = Field(default=2.0, gt=1)
+
+
+ImportanceConfig = Annotated[NoCorrection | TruncatedImportance, Field(discriminator="type")]
+
+
+LossMean = Literal["token", "sequence"]
+"""Mean over all tokens of the optimizer step, or over its sequences of their token means."""
+
+
+class PolicyLossConfig(Section):
+    """The clipped surrogate (Schulman et al., arXiv 1707.06347, equation 7) and what users add to it."""
+
+    clip: float = Field(default=0.2, gt=0, lt=1)
+    clip_high: float | None = Field(default=None, gt=0)
+    """Upper clip where it differs from `clip`; null is `clip`."""
+    dual_clip: float | None = Field(default=None, gt=1)
+    """Lower bound factor for negative advantages (arXiv 1912.09729, equation 5); null is off."""
+    entropy_coefficient: float = Field(default=0.0, ge=0)
+    mean: LossMean = "token"
+    importance: ImportanceConfig = NoCorrection()
+
+
+class ValueLossConfig(Section):
+    """Half the squared error to the return, clipped around the old value."""
+
+    clip: float | None = Field(default=0.2, gt=0)
+    """null is off."""
+    coefficient: float = Field(default=0.1, gt=0)
+    """Factor of the loss; 0.1 as in the N+ details (it matters through gradient clipping)."""
+    mean: LossMean = "token"

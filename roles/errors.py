@@ -1,0 +1,28 @@
+"""What can go wrong inside a role.
+
+RoleError
+├── ModelError             a model folder, tokenizer or GGUF file that cannot be used
+├── RewardError            a reward raised, timed out, or returned NaN or the wrong count, past its retries
+├── RolloutError           an engine failed, or a sample carries a version that was not asked for
+└── WeightTransferError    a push arrived corrupted, out of order or incomplete
+"""
+
+
+class RoleError(RuntimeError):
+    """A role cannot go on; the message names the value and the mend."""
+
+
+class ModelError(RoleError):
+    """A model folder, tokenizer or GGUF file that cannot be used."""
+
+
+class RewardError(RoleError):
+    """A reward failed past its retries. It never becomes a zero."""
+
+
+class RolloutError(RoleError):
+    """An engine failed, or a sample carries a version that was not asked for."""
+
+
+class WeightTransferError(RoleError):
+    """A push of weights arrived corrupted, out of order or incomplete."""
