@@ -1,0 +1,130 @@
+"""Rows of a batch → ranks, micro-batches and packed token streams, and back. Pure.
+
+The driver and the engines call `balance` and `micro_batches` with token counts; the models run on `Packed` streams, in
+which the sequences of one micro-batch stand one after the other without padding.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class Packed:
+    """The sequences of one micro-batch in one stream, without padding."""
+
+    token_ids: Tensor
+    """int64 `[tokens]`."""
+    position_ids: Tensor
+    """int64 `[tokens]`: 0, 1, 2, … from the beginning of each sequence."""
+    starts: Tensor
+    """int32 `[sequences + 1]`: where each sequence begins, then the number of tokens (`cu_seqlens`)."""
+    longest: int
+    """Tokens of the longest sequence; 0 if there is none."""
+
+    def __post_init__(self) -> None:
+        if self.token_ids.dim() != 1 or self.token_ids.shape != self.position_ids.shape:
+            raise ValueError(
+                f"Packed.token_ids {tuple(self.token_ids.shape)} and position_ids {tuple(self.position_ids.shape)} "
+                "must both be [tokens]"
+            )
+        if self.starts.dim() != 1 or not len(self.starts):
+            raise ValueError(f"Packed.starts must be [sequences + 1], got shape {tuple(self.starts.shape)}")
+
+
+def balance(lengths: Sequence[int], parts: int) -> list[list[int]]:
+    """Rows of each part: counts differ by at most one, token sums by at most the longest row.
+
+    Rows are dealt in rounds from the longest to the shortest; in each round the part with the fewest tokens so far takes
+    the longest row. Deterministic; rows ascend within a part. Parts are empty where there are fewer rows than parts.
+    """
+    if parts < 1:
+        raise ValueError(f"parts={parts} must be at least 1")
+    order = sorted(range(len(lengths)), key=lambda row: (-lengths[row], row))
+    rows: list[list[int]] = [[] for _ in range(parts)]
+    tokens = [0] * parts
+    for first in range(0, len(order), parts):
+        lightest_first = sorted(range(parts), key=lambda part: (tokens[part], part))
+        for part, row in zip(lightest_first, order[first : first + parts], strict=False):
+            rows[part].append(row)
+            tokens[part] += lengths[row]
+    return [sorted(part) for part in rows]
+
+
+def micro_batches(lengths: Sequence[int], max_tokens: int, at_least: int = 1) -> list[list[int]]:
+    """Bins of rows with at most `max_tokens` tokens each; a longer single row is a bin of its own.
+
+    Rows are taken from the longest to the shortest, so that rows of one bin have similar lengths (attention pads inside
+    a bin). With `at_least` more than needed, the bins with most tokens are split until there are so many, and bins at
+    the end are empty where there are too few rows: every rank of a group must run the same number. Bins come largest
+    first, rows ascend within a bin.
+    """
+    if max_tokens < 1 or at_least < 0:
+        raise ValueError(f"max_tokens={max_tokens} must be at least 1 and at_least={at_least} at least 0")
+    order = sorted(range(len(lengths)), key=lambda row: (-lengths[row], row))
+    bins: list[list[int]] = []
+    room = 0
+    for row in order:
+        if not bins or lengths[row] > room:
+            bins.append([])
+            room = max_tokens
+        bins[-1].append(row)
+        room -= lengths[row]
+
+    def tokens(rows: list[int]) -> int:
+        return sum(lengths[row] for row in rows)
+
+    while len(bins) < min(at_least, len(order)):
+        heaviest = max((b for b in bins if len(b) > 1), key=tokens)
+        place = bins.index(heaviest)
+        bins[place : place + 1] = _halves(heaviest, lengths)
+    bins.sort(key=tokens, reverse=True)
+    return [sorted(rows) for rows in bins] + [[] for _ in range(at_least - len(bins))]
+
+
+def _halves(rows: list[int], lengths: Sequence[int]) -> list[list[int]]:
+    """`rows` cut in two non-empty runs with token sums as equal as they can be."""
+    total = sum(lengths[row] for row in rows)
+    best, cut, before = None, 1, 0
+    for place in range(1, len(rows)):
+        before += lengths[rows[place - 1]]
+        gap = abs(total - 2 * before)
+        if best is None or gap < best:
+            best, cut = gap, place
+    return [rows[:cut], rows[cut:]]
+
+
+def pack(token_ids: Tensor, lengths: Tensor) -> Packed:
+    """Right-padded rows → one stream.
+
+    Args:
+        token_ids: int64 `[batch, time]`, right-padded; padding is dropped.
+        lengths: int64 `[batch]`.
+    """
+    valid = _valid(lengths, token_ids.shape[1])
+    columns = torch.arange(token_ids.shape[1], device=token_ids.device).expand_as(token_ids)
+    starts = torch.zeros(len(lengths) + 1, dtype=torch.int32, device=token_ids.device)
+    starts[1:] = lengths.cumsum(0)
+    return Packed(
+        token_ids=token_ids[valid],
+        position_ids=columns[valid],
+        starts=starts,
+        longest=int(lengths.max()) if len(lengths) else 0,
+    )
+
+
+def unpack(flat: Tensor, lengths: Tensor, width: int) -> Tensor:
+    """One stream `[tokens]` → rows `[batch, width]`, 0 in the padding. Differentiable in `flat`."""
+    valid = _valid(lengths, width)
+    if int(lengths.sum()) != flat.shape[0] or (len(lengths) and int(lengths.max()) > width):
+        raise ValueError(f"cannot unpack {flat.shape[0]} tokens into lengths {lengths.tolist()} of width {width}")
+    return torch.zeros(valid.shape, dtype=flat.dtype, device=flat.device).masked_scatter(valid, flat)
+
+
+def _valid(lengths: Tensor, width: int) -> Tensor:
+    """bool `[batch, width]`: True on tokens, False on padding."""
+    return torch.arange(width, device=lengths.device).unsqueeze(0) < lengths.unsqueeze(1)
