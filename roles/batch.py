@@ -30,8 +30,8 @@ class Batch:
     def select(self, rows: Sequence[int]) -> Self:
         """The rows `rows`, in that order; token tensors are cut to the longest row that is left."""
         index = torch.as_tensor(rows, dtype=torch.long)
-        picked = {f.name: _select(getattr(self, f.name), rows, index) for f in fields(self)}
-        return type(self)(**_trim(picked))
+        width = _longest(self, index)
+        return type(self)(**{f.name: _select(getattr(self, f.name), rows, index, width) for f in fields(self)})
 
     def split(self, parts: Iterable[Sequence[int]]) -> list[Self]:
         """One batch for each list of row numbers."""
@@ -92,8 +92,7 @@ class Rollouts(Batch):
     def __post_init__(self) -> None:
         _check_tokens(self)
         _check_shape(self, "rollout_logprobs", self.token_ids.shape, torch.float32)
-        _check_shape(self, "finished", self.lengths.shape, torch.bool)
-        _check_shape(self, "versions", self.lengths.shape, torch.int64)
+        _check_samples(self)
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,6 +121,7 @@ class Scored(Batch):
         _check_tokens(self)
         for name in ("rollout_logprobs", "old_logprobs", "reference_logprobs", "values"):
             _check_shape(self, name, self.token_ids.shape, torch.float32)
+        _check_samples(self)
         _check_shape(self, "scores", self.lengths.shape, torch.float32)
 
 
@@ -156,6 +156,19 @@ def _check_tokens(batch: Any) -> None:
     _check_shape(batch, "response_mask", shape, torch.bool)
     if shape[0] and int(batch.lengths.max()) > shape[1]:
         raise ValueError(f"{type(batch).__name__}.lengths has {int(batch.lengths.max())}, more than the {shape[1]} columns")
+    padding = torch.arange(shape[1], device=batch.lengths.device) >= batch.lengths.unsqueeze(1)
+    if bool((batch.response_mask & padding).any()):
+        raise ValueError(f"{type(batch).__name__}.response_mask is True on padding: it reaches beyond `lengths`")
+
+
+def _check_samples(batch: Any) -> None:
+    """What comes with each generated sample: one entry a row."""
+    _check_shape(batch, "finished", batch.lengths.shape, torch.bool)
+    _check_shape(batch, "versions", batch.lengths.shape, torch.int64)
+    columns = {f"columns[{name!r}]": column for name, column in batch.columns.items()}
+    for name, rows in {"prompts": batch.prompts, "responses": batch.responses, **columns}.items():
+        if len(rows) != len(batch.lengths):
+            raise ValueError(f"{type(batch).__name__}.{name} has {len(rows)} entries for {len(batch.lengths)} rows")
 
 
 def _check_shape(batch: Any, name: str, shape: Sequence[int], dtype: torch.dtype) -> None:
@@ -166,21 +179,20 @@ def _check_shape(batch: Any, name: str, shape: Sequence[int], dtype: torch.dtype
         )
 
 
-def _select(value: Any, rows: Sequence[int], index: Tensor) -> Any:
+def _longest(batch: Any, index: Tensor) -> int | None:
+    """Columns that the rows `index` need; None where there is nothing to cut."""
+    if not isinstance(batch, Prompts) and len(index):
+        return int(batch.lengths[index].max())
+    return None
+
+
+def _select(value: Any, rows: Sequence[int], index: Tensor, width: int | None) -> Any:
+    """Cut before the copy: a cut view would carry its whole storage along when it is pickled."""
     if isinstance(value, Tensor):
-        return value[index]
+        return value[:, :width][index] if value.dim() == 2 else value[index]
     if isinstance(value, dict):
         return {key: [column[row] for row in rows] for key, column in value.items()}
     return [value[row] for row in rows]
-
-
-def _trim(picked: dict[str, Any]) -> dict[str, Any]:
-    """Cut `[batch, time]` tensors to the longest row that is left."""
-    lengths = picked.get("lengths")
-    if lengths is None or not len(lengths):
-        return picked
-    longest = int(lengths.max())
-    return {k: v[:, :longest] if isinstance(v, Tensor) and v.dim() == 2 else v for k, v in picked.items()}
 
 
 def _join(parts: list[Any], fill: int) -> Any:
@@ -191,5 +203,7 @@ def _join(parts: list[Any], fill: int) -> Any:
         width = max(p.shape[1] for p in parts)
         return torch.cat([torch.nn.functional.pad(p, (0, width - p.shape[1]), value=fill) for p in parts])
     if isinstance(first, dict):
+        if any(part.keys() != first.keys() for part in parts):
+            raise ValueError(f"batches with different columns cannot be joined: {[sorted(part) for part in parts]}")
         return {key: [value for part in parts for value in part[key]] for key in first}
     return [value for part in parts for value in part]

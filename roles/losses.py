@@ -35,7 +35,7 @@ def token_logprobs(logits: Tensor, labels: Tensor, temperature: float) -> Tensor
     Returns:
         `[n]`, at least float32.
     """
-    out: Tensor = _TokenLogprobs.apply(logits, labels, temperature)  # type: ignore[no-untyped-call]
+    out: Tensor = _TokenLogprobs.apply(logits, labels, temperature)
     return out
 
 
@@ -44,7 +44,7 @@ def entropy(logits: Tensor, temperature: float) -> Tensor:
 
     As lean as `token_logprobs`; differentiable.
     """
-    out: Tensor = _Entropy.apply(logits, temperature)  # type: ignore[no-untyped-call]
+    out: Tensor = _Entropy.apply(logits, temperature)
     return out
 
 

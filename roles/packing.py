@@ -39,7 +39,7 @@ class Packed:
 def balance(lengths: Sequence[int], parts: int) -> list[list[int]]:
     """Rows of each part: counts differ by at most one, token sums by at most the longest row.
 
-    Rows are dealt in rounds from the longest to the shortest; in each round the part with the fewest tokens so far takes
+    Rows are dealt in rounds from the longest to the shortest; in each round the part with the fewest tokens takes
     the longest row. Deterministic; rows ascend within a part. Parts are empty where there are fewer rows than parts.
     """
     if parts < 1:

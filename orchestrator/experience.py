@@ -1,0 +1,224 @@
+"""Scored rollouts → rewards → advantages → Experience, and its mini-batches. Runs on the driver, on the whole batch.
+
+`orchestrator.ppo.train_step` calls `to_experience` once a step and `mini_batches` once for each trained group. Pure
+apart from reading the configuration.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from orchestrator.advantages import ADVANTAGES, whiten
+from orchestrator.config import BootstrapTruncated, MaskTruncated, PenaliseTruncated, PpoConfig
+from orchestrator.errors import TetrarchError
+from orchestrator.kl import k1
+from roles.batch import Experience, Scored
+from roles.packing import balance
+
+
+@dataclass(frozen=True, slots=True)
+class ExperienceStats:
+    """What a batch looked like before the update. Every standard deviation is the biased one (divided by n).
+
+    *Trained* responses are all but those that `truncated: {type: mask}` leaves out; where none is left, their numbers
+    are 0.
+    """
+
+    score_mean: float
+    """Of the reward model's raw scores, all responses; a truncation penalty is not in it."""
+    score_std: float
+    reward_mean: float
+    """Rewards summed over a response (score or its replacement, minus the KL penalty; before whitening), mean over the
+    trained responses."""
+    kl: float
+    """k1 in nats, summed over a response, mean over all responses."""
+    kl_per_token: float
+    """k1 in nats, mean over all generated tokens."""
+    advantage_mean: float
+    """Before whitening, over the trained tokens."""
+    advantage_std: float
+    explained_variance: float
+    """1 - Var(return - value) / Var(return) over the trained tokens, before the update; 0 where returns do not vary."""
+    response_length_mean: float
+    """Generated tokens a response, EOS included."""
+    truncated_fraction: float
+    """Responses that the length limit cut."""
+    logprob_gap_mean: float
+    """|rollout_logprobs - old_logprobs|, mean over the generated tokens: how far vLLM and the trainer disagree."""
+    logprob_gap_max: float
+
+    def metrics(self) -> dict[str, float]:
+        """By their names in `metrics.jsonl`."""
+        return {
+            "score/mean": self.score_mean,
+            "score/std": self.score_std,
+            "reward/mean": self.reward_mean,
+            "objective/kl": self.kl,
+            "objective/kl_per_token": self.kl_per_token,
+            "advantage/mean": self.advantage_mean,
+            "advantage/std": self.advantage_std,
+            "value/explained_variance": self.explained_variance,
+            "response/length_mean": self.response_length_mean,
+            "response/truncated_fraction": self.truncated_fraction,
+            "engine/logprob_gap_mean": self.logprob_gap_mean,
+            "engine/logprob_gap_max": self.logprob_gap_max,
+        }
+
+
+def to_experience(scored: Scored, kl_coefficient: float, ppo: PpoConfig) -> tuple[Experience, ExperienceStats]:
+    """The whole batch of a PPO step, ready to train on.
+
+    Truncated responses (`finished` False), by `ppo.truncated.type`: `score` treats them like any other; `penalty`
+    replaces their score by a fixed one (the EOS trick of arXiv 2403.17031); `mask` takes them out of training,
+    whitening and the counts of both; `bootstrap` lets the critic's value of the cut state follow the last token. There
+    is no value of the state after the last token, so that of the state before it (`values` at its position) stands in.
+
+    Raises:
+        TetrarchError: a score, value or log-probability is not finite.
+    """
+    _check_finite(scored)
+    generated = scored.response_mask
+    scores, trained, bootstrap = _truncation(scored, ppo)
+    rewards = shape_rewards(scores, scored.old_logprobs, scored.reference_logprobs, generated, kl_coefficient)
+    shaped = whiten(rewards, trained, shift_mean=False) if ppo.whiten_rewards else rewards
+    advantages, returns = ADVANTAGES[ppo.advantage.type](
+        shaped, scored.values, trained, bootstrap=bootstrap, **ppo.advantage.model_dump(exclude={"type"})
+    )
+    experience = Experience(
+        token_ids=scored.token_ids,
+        lengths=scored.lengths,
+        response_mask=trained,
+        old_logprobs=scored.old_logprobs * trained,
+        rollout_logprobs=scored.rollout_logprobs * trained,
+        values=scored.values * trained,
+        advantages=whiten(advantages, trained) if ppo.whiten_advantages else advantages,
+        returns=returns,
+    )
+    return experience, _stats(scored, experience, rewards, advantages)
+
+
+def shape_rewards(
+    scores: Tensor, old_logprobs: Tensor, reference_logprobs: Tensor, mask: Tensor, kl_coefficient: float
+) -> Tensor:
+    """-β·(log π - log π_ref) on every generated token, and the score on the last one.
+
+    Ziegler et al., arXiv 1909.08593, equation 2; the last token is EOS, or where the length limit cut (trl#3750).
+
+    Args:
+        scores: float `[batch]`.
+        old_logprobs, reference_logprobs: float `[batch, time]`.
+        mask: bool `[batch, time]`, True on generated tokens; each row has at least one.
+        kl_coefficient: β.
+
+    Returns:
+        `[batch, time]`, 0 where the mask is False.
+    """
+    rewards = torch.where(mask, -kl_coefficient * k1(old_logprobs, reference_logprobs), 0.0)
+    rows = torch.arange(len(mask), device=mask.device)
+    rewards[rows, last_generated(mask)] += scores
+    return rewards
+
+
+def last_generated(mask: Tensor) -> Tensor:
+    """Column of the last True of each row of a bool mask `[batch, time]`, int64 `[batch]`."""
+    empty = (~mask.any(1)).nonzero().flatten().tolist()
+    if empty:
+        raise ValueError(f"rows {empty} have no generated token to put a score on; the engine must make at least one")
+    columns = torch.arange(mask.shape[1], device=mask.device)
+    return torch.where(mask, columns, -1).amax(1)
+
+
+def mini_batches(
+    experience: Experience, *, epochs: int, mini_batches: int, seed: int, ranks: int
+) -> list[list[Experience]]:
+    """What each rank trains on: `[rank][optimizer step]`, `epochs * mini_batches` steps.
+
+    Every epoch is a fresh permutation of the whole batch, cut into equal mini-batches; each of those is shared out over
+    the ranks by token counts. Which rows make an optimizer step depends on the seed, never on the number of ranks.
+
+    Raises:
+        ValueError: the rows do not divide into mini-batches, or a mini-batch has fewer rows than there are ranks.
+    """
+    rows = len(experience)
+    if rows % mini_batches:
+        raise ValueError(f"mini_batches={mini_batches} does not divide the {rows} samples of the batch; use a divisor")
+    size = rows // mini_batches
+    if size < ranks:
+        raise ValueError(
+            f"a mini-batch of {size} samples cannot be shared out over {ranks} ranks; "
+            f"use at most {rows // ranks} mini-batches, or more samples a step"
+        )
+    generator = torch.Generator().manual_seed(seed)
+    lengths = experience.lengths.tolist()
+    shards: list[list[Experience]] = [[] for _ in range(ranks)]
+    for _ in range(epochs):
+        order = torch.randperm(rows, generator=generator).tolist()
+        for first in range(0, rows, size):
+            step = sorted(order[first : first + size])
+            for rank, part in enumerate(balance([lengths[row] for row in step], ranks)):
+                shards[rank].append(experience.select([step[place] for place in part]))
+    return shards
+
+
+def _truncation(scored: Scored, ppo: PpoConfig) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Scores `[batch]`, trained tokens `[batch, time]`, value after the last token `[batch]` (None: 0)."""
+    cut = ~scored.finished
+    match ppo.truncated:
+        case PenaliseTruncated(score=penalty):
+            return torch.where(cut, penalty, scored.scores), scored.response_mask, None
+        case MaskTruncated():
+            return scored.scores, scored.response_mask & scored.finished.unsqueeze(1), None
+        case BootstrapTruncated():
+            last = last_generated(scored.response_mask).unsqueeze(1)
+            return scored.scores, scored.response_mask, torch.where(cut, scored.values.gather(1, last).squeeze(1), 0.0)
+        case _:
+            return scored.scores, scored.response_mask, None
+
+
+def _check_finite(scored: Scored) -> None:
+    for name in ("scores", "values", "old_logprobs", "reference_logprobs", "rollout_logprobs"):
+        tensor = getattr(scored, name)
+        if not bool(tensor.isfinite().all()):
+            bad = (~tensor.isfinite()).nonzero()[:, 0].unique().tolist()
+            raise TetrarchError(
+                f"{name} is not finite in rows {bad[:8]} of the batch ({len(bad)} of {len(scored)}): the model that "
+                "made it has diverged; lower its learning rate, or resume from an earlier checkpoint"
+            )
+
+
+def _stats(scored: Scored, experience: Experience, rewards: Tensor, advantages: Tensor) -> ExperienceStats:
+    generated, trained = scored.response_mask, experience.response_mask
+    kl = k1(scored.old_logprobs, scored.reference_logprobs)[generated].double()
+    gap = (scored.rollout_logprobs - scored.old_logprobs)[generated].abs().double()
+    advantage = advantages[trained].double()
+    target = experience.returns[trained].double()
+    scores = scored.scores.double()
+    return ExperienceStats(
+        score_mean=float(scores.mean()),
+        score_std=float(scores.std(correction=0)),
+        reward_mean=_mean(rewards.double().sum(1)[trained.any(1)]),
+        kl=float(kl.sum()) / len(scored),
+        kl_per_token=float(kl.mean()),
+        advantage_mean=_mean(advantage),
+        advantage_std=_mean((advantage - advantage.mean()).square()) ** 0.5,
+        explained_variance=explained_variance(experience.values[trained].double(), target),
+        response_length_mean=float(generated.sum()) / len(scored),
+        truncated_fraction=float((~scored.finished).double().mean()),
+        logprob_gap_mean=float(gap.mean()),
+        logprob_gap_max=float(gap.max()),
+    )
+
+
+def explained_variance(values: Tensor, returns: Tensor) -> float:
+    """1 - Var(returns - values) / Var(returns) of two flat tensors; 0 where the returns do not vary."""
+    if not len(returns):
+        return 0.0
+    total = float(returns.var(correction=0))
+    return 1.0 - float((returns - values).var(correction=0)) / total if total > 0 else 0.0
+
+
+def _mean(x: Tensor) -> float:
+    return float(x.mean()) if x.numel() else 0.0
