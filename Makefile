@@ -1,0 +1,44 @@
+# Every target sets up .venv first (a moment when it is up to date). `make help` lists them.
+
+EXTRA ?= cpu
+BIN := .venv/bin
+
+.DEFAULT_GOAL := help
+.PHONY: help setup lock smoke test lint check format bench clean
+
+help: ## this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-8s %s\n", $$1, $$2}' Makefile
+
+setup: ## make .venv from requirements.lock (EXTRA=gpu: the CUDA builds; PYTHON=...: which Python 3.11)
+	@.ci/setup $(EXTRA)
+
+smoke: setup ## train a reward model and then SmolLM2-135M with PPO on this machine; results in runs/smoke
+	@echo "smoke: removing the results of an earlier one (runs/smoke, runs/smoke-reward)"
+	@rm -rf runs/smoke runs/smoke-reward
+	$(BIN)/python configs/smoke/inputs.py
+	$(BIN)/tetrarch reward configs/smoke.yaml
+	$(BIN)/tetrarch train configs/smoke.yaml
+
+test: setup ## all the tests: unit, then integration
+	$(BIN)/pytest -q
+
+lint: setup ## ruff and mypy
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+
+check: lint test ## ruff, mypy and all the tests: what .ci/run runs
+
+format: setup ## let ruff mend and format the sources
+	$(BIN)/ruff check --fix
+	$(BIN)/ruff format
+
+bench: setup ## seconds a PPO step, by phase, beside the arithmetic's floor
+	$(BIN)/python tests/benchmarks/ppo_step.py
+
+lock: ## resolve requirements.lock afresh from pyproject.toml
+	@.ci/setup lock
+
+clean: ## remove .venv, .uv and caches (runs/ stays)
+	rm -rf .venv .uv dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	find orchestrator roles cluster configs tests -name __pycache__ -type d -prune -exec rm -rf {} +
