@@ -1,0 +1,169 @@
+"""Attention over packed sequences, plugged into transformers' models.
+
+In: queries, keys and values of one row `[1, heads, tokens, dim]` that holds several sequences one after the other, and
+a `Layout` that says where each starts. Out: each token's attention over its own sequence up to itself. The models see
+no padding and transformers builds no mask (it makes masks only for implementations that register one). Loaded models
+ask for it by name (`IMPLEMENTATION`); `roles.models` passes the layout as the keyword `layout`.
+
+GPUs run PyTorch's variable-length flash attention in half precision. Elsewhere the sequences are padded inside
+the attention only: with padding on the right and a causal mask no real token sees a pad.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers import AttentionInterface
+
+from roles.errors import ModelError
+
+IMPLEMENTATION = "tetrarch_packed"
+
+LONGEST_BMM = 1024
+"""Tokens up to which bfloat16 on CPU multiplies whole score matrices; the memory grows with the square."""
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """Where the sequences of a packed row lie."""
+
+    starts: Tensor
+    """int32 `[sequences + 1]`: first token of each sequence, then the number of tokens."""
+    longest: int
+    """Tokens of the longest sequence."""
+    slots: Tensor
+    """int64 `[tokens]`: the place of each token in the padded `[sequences × longest]`."""
+    sources: Tensor
+    """int64 `[sequences × longest]`: the token at each place; padding repeats the row's first token, which nothing reads."""
+
+    @classmethod
+    def of(cls, starts: Tensor, longest: int) -> Layout:
+        """The layout of sequences that start at `starts` (int32 `[sequences + 1]`), the longest of `longest` tokens."""
+        first = starts.long()
+        lengths = first.diff()
+        sequences = len(lengths)
+        column = torch.arange(longest, device=starts.device)
+        real = column < lengths[:, None]
+        slots = (column + torch.arange(sequences, device=starts.device)[:, None] * longest)[real]
+        sources = torch.where(real, column + first[:-1, None], 0).flatten()
+        return cls(starts, longest, slots, sources)
+
+    @property
+    def even(self) -> bool:
+        """All sequences are equally long: padding is a change of shape."""
+        return len(self.slots) == len(self.sources)
+
+
+class _Rows(torch.autograd.Function):
+    """`source[take]` whose gradient is a copy, not a sum: `put` says where each row of `source` went, once at most."""
+
+    @staticmethod
+    def forward(ctx: Any, source: Tensor, take: Tensor, put: Tensor) -> Tensor:
+        ctx.save_for_backward(put)
+        return source.index_select(0, take)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
+        (put,) = ctx.saved_tensors
+        return gradient.index_select(0, put), None, None
+
+
+class _Unpadded(torch.autograd.Function):
+    """`padded[slots]`, with zeros as the gradient of the padding."""
+
+    @staticmethod
+    def forward(ctx: Any, padded: Tensor, slots: Tensor) -> Tensor:
+        ctx.save_for_backward(slots)
+        ctx.rows = len(padded)
+        return padded.index_select(0, slots)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        (slots,) = ctx.saved_tensors
+        return gradient.new_zeros(ctx.rows, *gradient.shape[1:]).index_copy_(0, slots, gradient), None
+
+
+def _pad(packed: Tensor, layout: Layout) -> Tensor:
+    """`[1, heads, tokens, dim]` → `[sequences, heads, longest, dim]`."""
+    rows = packed[0].transpose(0, 1)
+    if not layout.even:
+        rows = _Rows.apply(rows, layout.sources, layout.slots)
+    return rows.unflatten(0, (-1, layout.longest)).transpose(1, 2)
+
+
+def _unpad(padded: Tensor, layout: Layout) -> Tensor:
+    """`[sequences, heads, longest, dim]` → `[1, tokens, heads, dim]`, which is what transformers expects back."""
+    rows = padded.transpose(1, 2).flatten(0, 1)
+    if not layout.even:
+        rows = _Unpadded.apply(rows, layout.slots)
+    return rows[None]
+
+
+def packed_attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    *,
+    scaling: float | None = None,
+    sliding_window: int | None = None,
+    layout: Layout | None = None,
+    **others: Any,
+) -> tuple[Tensor, None]:
+    """Causal attention inside each sequence: `[1, heads, tokens, dim]` → `[1, tokens, heads, dim]`.
+
+    transformers calls it from each layer. Dropout is off whatever the model's configuration says: the ratio of the
+    first mini-batch is 1 only without it. What a plain causal softmax cannot express is refused.
+    """
+    if layout is None or attention_mask is not None:
+        raise ModelError(
+            f"{type(module).__name__} does not pass packed sequences on to transformers' attention interface; "
+            "use an architecture that does (Llama, Qwen, Mistral, GPT-NeoX, GPT-2, …)"
+        )
+    for name in ("softcap", "s_aux", "position_bias"):
+        if others.get(name) is not None:
+            raise ModelError(f"{type(module).__name__} uses {name} in its attention, which packed attention has not")
+    window = sliding_window if sliding_window is not None and sliding_window < layout.longest else None
+    if query.is_cuda and query.dtype != torch.float32:
+        return _flash(query, key, value, scaling, window, layout), None
+    query, key, value = _pad(query, layout), _pad(key, layout), _pad(value, layout)
+    return _unpad(_dense(query, key, value, scaling, window), layout), None
+
+
+def _flash(
+    query: Tensor, key: Tensor, value: Tensor, scaling: float | None, window: int | None, layout: Layout
+) -> Tensor:
+    """PyTorch's variable-length flash attention; half precision on GPUs. A window counts the token itself."""
+    from torch.nn.attention.varlen import varlen_attn
+
+    output = varlen_attn(
+        *(part[0].transpose(0, 1) for part in (query, key, value)),
+        layout.starts,
+        layout.starts,
+        layout.longest,
+        layout.longest,
+        scale=scaling,
+        window_size=(-1 if window is None else window - 1, 0),
+        enable_gqa=query.shape[1] != key.shape[1],
+    )
+    return output[None]
+
+
+def _dense(query: Tensor, key: Tensor, value: Tensor, scaling: float | None, window: int | None) -> Tensor:
+    """Causal attention of padded sequences `[sequences, heads, longest, dim]`; `key` and `value` may have fewer heads."""
+    grouped = query.shape[1] != key.shape[1]
+    mask = None
+    if window is not None:
+        mask = torch.ones(query.shape[2], query.shape[2], dtype=torch.bool, device=query.device)
+        mask = mask.tril() & mask.triu(1 - window)
+    return F.scaled_dot_product_attention(
+        query, key, value, attn_mask=mask, is_causal=mask is None, scale=scaling, enable_gqa=grouped
+    )
+
+
+AttentionInterface.register(IMPLEMENTATION, packed_attention)

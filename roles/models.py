@@ -1,0 +1,222 @@
+"""The models inside the roles: a policy that gives log-probabilities and a network that gives values.
+
+In: a Hugging Face folder and packed token ids (`roles.packing.Packed`). Out: float32 numbers for the tokens that were asked
+for. Both wrap a transformers model as `.model`, run without padding (`roles.attention`) and without dropout, and reach
+weights only through the forward of the submodule that owns them, so that ZeRO-3 can gather them. Called by the roles.
+"""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any, Self
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+
+from roles.attention import IMPLEMENTATION, Layout
+from roles.errors import ModelError
+from roles.losses import entropy, token_logprobs
+from roles.packing import Packed
+
+
+class PolicyModel(nn.Module):
+    """A causal language model that scores tokens."""
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        super().__init__()
+        self.model = model
+
+    @classmethod
+    def load(
+        cls,
+        path: str | Path,
+        *,
+        dtype: torch.dtype = torch.float32,
+        gradient_checkpointing: bool = False,
+        trust_remote_code: bool = False,
+    ) -> Self:
+        """The causal language model in the folder `path`. Every weight must be there."""
+        model, missing = _load(AutoModelForCausalLM, path, dtype, gradient_checkpointing, trust_remote_code)
+        if missing:
+            raise ModelError(f"{path} lacks weights of a causal language model: {_few(missing)}; use a whole folder")
+        return cls(model)
+
+    def forward(
+        self, *, packed: Packed, positions: Tensor, labels: Tensor, temperature: float, with_entropy: bool = False
+    ) -> tuple[Tensor, Tensor | None]:
+        """Log-probability of `labels[i]` as the token after position `positions[i]`, and the entropy there.
+
+        `positions`: int64 `[n]`, distinct indices into the packed tokens; `labels`: int64 `[n]`. Both answers are
+        float32 `[n]` of the distribution at `temperature`. Logits are computed at those positions only.
+        """
+        output = self.model(**_inputs(packed), logits_to_keep=positions)
+        logits = output.logits[0]
+        if len(logits) != len(positions):
+            logits = logits.index_select(0, positions)
+        logprobs = token_logprobs(logits, labels, temperature)
+        return logprobs, entropy(logits, temperature) if with_entropy else None
+
+
+class ValueModel(nn.Module):
+    """A sequence classifier with one label, read at any token: the critic and the reward model."""
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        super().__init__()
+        self.model = model
+        head = getattr(model, "score", None)
+        if not isinstance(head, nn.Linear) or head.out_features != 1:
+            raise ModelError(
+                f"{type(model).__name__} has no linear head `score` with one output; use another architecture"
+            )
+        model.score = _Float32Linear(head)
+
+    @classmethod
+    def load(
+        cls,
+        path: str | Path,
+        *,
+        dtype: torch.dtype = torch.float32,
+        new_head_seed: int | None = None,
+        gradient_checkpointing: bool = False,
+        trust_remote_code: bool = False,
+    ) -> Self:
+        """The one-label classifier in the folder `path`.
+
+        A folder without a head (a causal language model) is refused, unless `new_head_seed` is given: then the head is
+        drawn from N(0, 1/√(d+1)) with zero bias (the N+ details, arXiv 2403.17031).
+        """
+        model, missing = _load(
+            AutoModelForSequenceClassification, path, dtype, gradient_checkpointing, trust_remote_code, new_head_seed
+        )
+        lost = [name for name in missing if new_head_seed is None or not name.startswith("score.")]
+        if lost:
+            raise ModelError(
+                f"{path} lacks weights of a sequence classifier: {_few(lost)}; "
+                "use the folder of a trained reward model (`tetrarch reward CONFIG` makes one)"
+            )
+        return cls(model)
+
+    def forward(self, *, packed: Packed, positions: Tensor) -> Tensor:
+        """The head's number after reading each sequence up to `positions` (int64 `[n]`): float32 `[n]`."""
+        output = self.model.base_model(**_inputs(packed))
+        hidden = output.last_hidden_state[0].index_select(0, positions)
+        scores: Tensor = self.model.score(hidden)
+        return scores.squeeze(-1)
+
+
+class _Float32Linear(nn.Module):
+    """A linear layer that computes in float32 whatever its weights are: bfloat16 has too few digits for a value."""
+
+    def __init__(self, linear: nn.Linear) -> None:
+        super().__init__()
+        self.weight = linear.weight
+        self.bias = linear.bias
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        return F.linear(hidden.float(), self.weight.float(), None if self.bias is None else self.bias.float())
+
+
+def load_tokenizer(path: str | Path, *, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
+    """The tokenizer in the folder `path`, with a pad token of its own: one that is not EOS and adds no embedding row."""
+    try:
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(path, trust_remote_code=trust_remote_code)
+    except (OSError, ValueError) as error:
+        raise ModelError(
+            f"no tokenizer can be loaded from {path}: {error}; add tokenizer.json and its config"
+        ) from error
+    own_pad(tokenizer, str(path))
+    return tokenizer
+
+
+def own_pad(tokenizer: PreTrainedTokenizerBase, source: str) -> None:
+    """Give `tokenizer` a pad token that differs from EOS, chosen among the special tokens it already has.
+
+    A token made for padding is preferred, then a reserved one, then the unknown token, then `<|endoftext|>` where another token
+    ends a turn. `source` names the tokenizer in the error.
+    """
+    if tokenizer.pad_token_id is not None and tokenizer.pad_token_id != tokenizer.eos_token_id:
+        return
+    taken = {tokenizer.eos_token_id, tokenizer.bos_token_id}
+    names = {token.content: number for number, token in tokenizer.added_tokens_decoder.items() if number not in taken}
+    for mark in ("pad", "reserved", "unused", "unk", "endoftext"):
+        for name in names:
+            if mark in name.lower():
+                tokenizer.pad_token = name
+                return
+    raise ModelError(
+        f"the tokenizer of {source} has pad token {tokenizer.pad_token!r} and EOS {tokenizer.eos_token!r}, and no unused "
+        "special token that could pad; set `pad_token` in its tokenizer_config.json to a token that is not EOS"
+    )
+
+
+def _inputs(packed: Packed) -> dict[str, Any]:
+    return {
+        "input_ids": packed.token_ids[None],
+        "position_ids": packed.position_ids[None],
+        "layout": Layout.of(packed.starts, packed.longest),
+        "use_cache": False,
+    }
+
+
+def _load(
+    auto: Any,
+    path: str | Path,
+    dtype: torch.dtype,
+    gradient_checkpointing: bool,
+    trust_remote_code: bool,
+    head_seed: int | None = None,
+) -> tuple[PreTrainedModel, list[str]]:
+    """The model and the names of the weights that its folder lacks."""
+    try:
+        config = AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code)
+        usual_range = getattr(config, "initializer_range", None)
+        if auto is AutoModelForSequenceClassification:
+            config.num_labels = 1
+            config.initializer_range = 1 / math.sqrt(config.get_text_config().hidden_size + 1)
+        for name in vars(config):
+            if "drop" in name and isinstance(getattr(config, name), float):
+                setattr(config, name, 0.0)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(head_seed or 0)
+            model, report = auto.from_pretrained(
+                path,
+                config=config,
+                dtype=dtype,
+                attn_implementation=IMPLEMENTATION,
+                trust_remote_code=trust_remote_code,
+                output_loading_info=True,
+            )
+    except KeyError as error:
+        if error.args != (IMPLEMENTATION,):
+            raise
+        raise _own_attention(config.model_type, path) from error
+    except (OSError, ValueError, RuntimeError) as error:
+        raise ModelError(f"the model in {path} cannot be loaded: {error}") from error
+    if usual_range is not None:
+        model.config.initializer_range = usual_range
+    if not model._supports_attention_backend or model._is_stateful:
+        raise _own_attention(config.model_type, path)
+    if gradient_checkpointing:
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    return model, sorted(report["missing_keys"])
+
+
+def _own_attention(model_type: str, path: str | Path) -> ModelError:
+    return ModelError(
+        f"{path} is a {model_type} model, whose layers mix tokens in a way of their own that cannot keep packed sequences "
+        "apart; use an architecture on transformers' attention interface (Llama, Qwen, Mistral, Phi, GPT-NeoX, GPT-2, …)"
+    )
+
+
+def _few(names: list[str]) -> str:
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
