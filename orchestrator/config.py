@@ -9,7 +9,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from cluster.config import Deadlines, PlacementConfig, LocalPlacement
+from cluster.config import Deadlines, LocalPlacement, PlacementConfig
 from roles.config import (
     ActorConfig,
     CriticConfig,
@@ -69,7 +69,8 @@ class FixedKl(Section):
 
 
 class AdaptiveKl(Section):
-    """Ziegler et al. (arXiv 1909.08593, section 2.2): multiplied by 1 + clip(KL/target - 1, ±0.2)·samples/horizon each step."""
+    """Ziegler et al. (arXiv 1909.08593, section 2.2): times
+    1 + clip(KL/target - 1, ±0.2)·samples/horizon each step."""
 
     type: Literal["adaptive"]
     initial: float = Field(default=0.05, gt=0)
@@ -83,7 +84,7 @@ KlController = Annotated[FixedKl | AdaptiveKl, Field(discriminator="type")]
 
 
 class KlConfig(Section):
-    """The penalty for leaving the reference. It sits in the per-token reward, where k1 alone has the intended optimum."""
+    """The penalty for leaving the reference, in the per-token reward, where k1 alone has the intended optimum."""
 
     controller: KlController = FixedKl()
     estimator: Literal["k1"] = "k1"
@@ -244,8 +245,8 @@ class RunConfig(Section):
     def _consistent(self) -> Self:
         if self.samples_per_step % self.ppo.mini_batches:
             raise ValueError(
-                f"ppo.mini_batches={self.ppo.mini_batches} does not divide the {self.samples_per_step} samples of a step "
-                "(rollout.prompts_per_step x rollout.responses_per_prompt); choose a divisor"
+                f"ppo.mini_batches={self.ppo.mini_batches} does not divide the {self.samples_per_step} samples of "
+                "a step (rollout.prompts_per_step x rollout.responses_per_prompt); choose a divisor"
             )
         filtered = self.rollout.top_p < 1 or self.rollout.top_k > 0
         if filtered and self.ppo.policy.importance.type == "none":

@@ -81,7 +81,8 @@ class TrainedRole(FrozenRole):
 class ActorConfig(TrainedRole):
     """The policy."""
 
-    model: ModelConfig  # type: ignore[assignment]  # the one model that has no other to fall back to
+    model: ModelConfig
+    """The one model that has no other to fall back to."""
 
 
 class CriticConfig(TrainedRole):
@@ -96,7 +97,7 @@ class ModelReward(FrozenRole):
     """A frozen reward model: a sequence-classification folder with one label, in the group `reward`."""
 
     type: Literal["model"] = "model"
-    model: ModelConfig  # type: ignore[assignment]
+    model: ModelConfig
     text_bridge: bool = False
     """Decode to text and encode again with the reward model's own tokenizer; needed where the tokenizers differ."""
 
