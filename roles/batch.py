@@ -51,7 +51,7 @@ class Batch:
 
 @dataclass(frozen=True, slots=True)
 class Prompts(Batch):
-    """What the rollout engines are asked to answer. One row a sample (a prompt asked for four responses is four rows)."""
+    """What the rollout engines are asked to answer. One row a sample (four responses to a prompt are four rows)."""
 
     token_ids: list[list[int]]
     """Prompt tokens, without padding."""
@@ -60,7 +60,7 @@ class Prompts(Batch):
     columns: dict[str, list[Any]]
     """The data set's other columns, one list of `batch` values each; they reach the reward function."""
     seeds: list[int]
-    """Sampling seed of each row: a function of the run's seed, the step and the row, so that a resumed run repeats it."""
+    """Sampling seed of each row: a function of the run's seed, the step and the row: a resumed run repeats it."""
 
     def __post_init__(self) -> None:
         size = len(self.token_ids)
@@ -81,7 +81,7 @@ class Rollouts(Batch):
     rollout_logprobs: Tensor
     """float32 `[batch, time]`: what vLLM reported for the token at that position (after temperature)."""
     finished: Tensor
-    """bool `[batch]`: True if the response ended itself (EOS or stop); False if the length limit cut it (*truncated*)."""
+    """bool `[batch]`: True if the response ended itself (EOS, stop), False if the length limit cut it (*truncated*)."""
     versions: Tensor
     """int64 `[batch]`: the version of the weights that made the sample."""
     prompts: list[str]
@@ -155,7 +155,9 @@ def _check_tokens(batch: Any) -> None:
     _check_shape(batch, "lengths", shape[:1], torch.int64)
     _check_shape(batch, "response_mask", shape, torch.bool)
     if shape[0] and int(batch.lengths.max()) > shape[1]:
-        raise ValueError(f"{type(batch).__name__}.lengths has {int(batch.lengths.max())}, more than the {shape[1]} columns")
+        raise ValueError(
+            f"{type(batch).__name__}.lengths has {int(batch.lengths.max())}, more than the {shape[1]} columns"
+        )
     padding = torch.arange(shape[1], device=batch.lengths.device) >= batch.lengths.unsqueeze(1)
     if bool((batch.response_mask & padding).any()):
         raise ValueError(f"{type(batch).__name__}.response_mask is True on padding: it reaches beyond `lengths`")
