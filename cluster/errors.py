@@ -21,3 +21,8 @@ class DeadlineExceeded(ClusterError):
 
 class RankFailure(ClusterError):
     """A rank died or raised; names role, rank, node and its last log lines."""
+
+    def __init__(self, message: str, *, consequence: bool = False) -> None:
+        super().__init__(message)
+        self.consequence = consequence
+        """It looks like a peer's fault (a broken collective), so a death found elsewhere is the better culprit."""

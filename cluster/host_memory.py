@@ -1,0 +1,104 @@
+"""How much host memory processes hold; each `Worker` and the driver keep one sampler running.
+
+A process is charged its *proportional set size* (PSS): its private pages, and of each page that n processes share
+(libraries, Ray's object store) one n-th. PSS of several processes may be added without counting a page twice, which RSS
+may not. Where the system offers no PSS, RSS stands in.
+"""
+
+from __future__ import annotations
+
+import os
+import resource
+import threading
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
+
+import psutil
+
+GIB = 2**30
+INTERVAL_S = 1.0
+COST_SHARE = 0.02
+"""The kernel walks a process's pages for its PSS: with many GiB that takes tens of ms, so we sample less often then."""
+
+Series = dict[int, int]
+"""Wall-clock second → bytes."""
+
+
+class MemorySampler:
+    """Samples a process and its descendants about once a second, in a daemon thread."""
+
+    def __init__(self, pid: int | None = None) -> None:
+        self._pid = pid or os.getpid()
+        self._skip: frozenset[int] = frozenset()
+        self._series: Series = {}
+        self.peak = 0
+        """Bytes: the highest sample so far."""
+        self._stopped = threading.Event()
+        self._sample()
+        threading.Thread(target=self._run, name="memory-sampler", daemon=True).start()
+
+    def skip(self, pids: Iterable[int]) -> None:
+        """Leave these processes and their descendants out: others account for them."""
+        self._skip = frozenset(pids)
+
+    def drain(self) -> Series:
+        """The samples since the last drain, one taken now included."""
+        self._sample()
+        drained, self._series = self._series, {}
+        return drained
+
+    def stop(self) -> None:
+        """End the thread."""
+        self._stopped.set()
+
+    def _run(self) -> None:
+        pause = INTERVAL_S
+        while not self._stopped.wait(pause):
+            began = time.thread_time()
+            self._sample()
+            pause = max(INTERVAL_S, (time.thread_time() - began) / COST_SHARE)
+
+    def _sample(self) -> None:
+        second, held = int(time.time()), sum(map(held_bytes, tree(self._pid, self._skip)))
+        self.peak = max(self.peak, held)
+        series = self._series
+        series[second] = max(held, series.get(second, 0))
+
+
+def peak_rss_bytes() -> int:
+    """This process's own high-water mark, from the kernel (shared pages counted in full)."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def tree(pid: int, skip: Iterable[int] = ()) -> list[psutil.Process]:
+    """`pid` and its living descendants, without those in `skip` and theirs."""
+    left_out = set(skip)
+    found, queue = [], [psutil.Process(pid)]
+    while queue:
+        process = queue.pop()
+        if process.pid in left_out:
+            continue
+        found.append(process)
+        with suppress(psutil.NoSuchProcess):
+            queue += process.children()
+    return found
+
+
+def held_bytes(process: psutil.Process) -> int:
+    """PSS of a process (RSS where the system has no PSS); 0 if it has ended."""
+    try:
+        memory = process.memory_full_info()
+    except psutil.NoSuchProcess:
+        return 0
+    return int(memory.pss if hasattr(memory, "pss") else memory.rss)
+
+
+def peak_of_sum(series: Sequence[Mapping[int, int]]) -> int:
+    """Highest sum over all series at one second; a series keeps its last value until it has a new one."""
+    current = [0] * len(series)
+    peak = 0
+    for second in sorted({second for one in series for second in one}):
+        current = [one.get(second, last) for one, last in zip(series, current, strict=True)]
+        peak = max(peak, sum(current))
+    return peak

@@ -1,0 +1,138 @@
+"""Plan → Ray placement groups, with a deadline. Starts Ray on this machine, or attaches to a running cluster.
+
+Entering `RayCluster` begins, leaving it ends everything: on success, on an error, on Ctrl-C and on SIGTERM (Ray turns
+the signal into SystemExit, which unwinds to here).
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import socket
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Self
+
+import ray
+from ray._private.state import available_resources_per_node
+from ray.util import placement_group, remove_placement_group
+from ray.util.placement_group import PlacementGroup, placement_group_table
+from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+
+from cluster import calls, role_group
+from cluster.errors import PlacementError
+from cluster.host_memory import GIB, MemorySampler, peak_of_sum
+from cluster.plan import Node, Plan, check_capacity, describe_shortage
+from cluster.role_group import Place
+
+
+@dataclass(frozen=True, slots=True)
+class PeakMemory:
+    """Highest so far, GiB."""
+
+    host: float
+    """Of the fullest node: the sum over our ranks with their children, and on the driver's node over the driver and its
+    other children (Ray's processes, if this run started Ray). Proportional set sizes: a shared page counts once."""
+    ranks: dict[str, float]
+    """`role rank n (node …)` → its own."""
+
+
+class RayCluster:
+    """Ray, with the plan's resources reserved."""
+
+    def __init__(
+        self, plan: Plan, *, deadline_s: float, address: str | None = None, object_store_gib: float = 1.0
+    ) -> None:
+        self._plan = plan
+        self._deadline_s = deadline_s
+        self._address = address or os.environ.get("RAY_ADDRESS")
+        self._object_store_gib = object_store_gib
+        self._group: PlacementGroup | None = None
+        self._nodes: list[str] = []
+        self._driver_node = socket.gethostname()
+        self._memory = MemorySampler()
+        self._peak_bytes = 0
+
+    def __enter__(self) -> Self:
+        try:
+            self._connect()
+            self._reserve()
+        except BaseException:
+            self.stop()
+            raise
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self.stop()
+
+    def places(self, role: str) -> list[Place]:
+        """Where the role's ranks go, by rank."""
+        return [
+            Place(slot, self._nodes[index], PlacementGroupSchedulingStrategy(self._group, index))
+            for index, slot in enumerate(self._plan.slots)
+            if slot.role == role
+        ]
+
+    def peak_memory(self) -> PeakMemory:
+        """Host memory of everything that this run started, sampled about once a second."""
+        ranks = list(calls.alive)
+        reports = calls.ask(ranks, "memory")
+        self._memory.skip(report.pid for report in reports)
+        series = {self._driver_node: [self._memory.drain()]}
+        for rank, report in zip(ranks, reports, strict=True):
+            series.setdefault(rank.identity.node, []).append(report.series)
+        self._peak_bytes = max(self._peak_bytes, *map(peak_of_sum, series.values()))
+        of_ranks = {str(rank.identity): report.peak_bytes / GIB for rank, report in zip(ranks, reports, strict=True)}
+        return PeakMemory(self._peak_bytes / GIB, of_ranks)
+
+    def stop(self) -> None:
+        """End every rank, give the resources back and leave Ray (a Ray that we started ends)."""
+        self._memory.stop()
+        if not ray.is_initialized():
+            return
+        role_group.stop_all()
+        if self._group is not None:
+            remove_placement_group(self._group)
+            self._group = None
+        ray.shutdown()
+
+    def _connect(self) -> None:
+        os.environ["RAY_USAGE_STATS_ENABLED"] = "0"  # never phone home
+        if self._address is not None:
+            ray.init(address=self._address, log_to_driver=False, logging_level="error")
+            return
+        demand = self._plan.demand(0)
+        ray.init(
+            address="local",
+            num_cpus=math.ceil(demand.cpus),  # logical ones: roles take turns on the real ones
+            num_gpus=None if demand.gpus else 0,
+            object_store_memory=int(self._object_store_gib * GIB),
+            include_dashboard=False,
+            log_to_driver=False,
+            logging_level="error",
+        )
+
+    def _reserve(self) -> None:
+        """One bundle a rank, all of a planned node's on one real node."""
+        check_capacity(self._plan, _nodes(free=False))
+        bundles = [{"CPU": float(slot.cpus), "GPU": float(slot.gpus)} for slot in self._plan.slots]
+        self._group = placement_group(bundles, strategy="STRICT_PACK")
+        if not self._group.wait(self._deadline_s):
+            raise PlacementError(
+                f"no room within {self._deadline_s:g} s: {describe_shortage(self._plan, _nodes(free=True))}"
+            )
+        names = {node["NodeID"]: node["NodeManagerHostname"] for node in ray.nodes()}
+        granted = placement_group_table(self._group)["bundles_to_node_id"]
+        self._nodes = [names[granted[index]] for index in range(len(bundles))]
+
+
+def _nodes(*, free: bool) -> list[Node]:
+    """The living nodes: what each has, or what each has left."""
+    left = available_resources_per_node() if free else {}
+    living = [node for node in ray.nodes() if node["Alive"]]
+    resources = [(node["NodeManagerHostname"], left[node["NodeID"]] if free else node["Resources"]) for node in living]
+    return [Node(name, _amount(has, "CPU"), _amount(has, "GPU")) for name, has in resources]
+
+
+def _amount(resources: dict[str, float], kind: str) -> float:
+    return resources.get(kind, 0.0)

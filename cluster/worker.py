@@ -1,0 +1,206 @@
+"""The Ray actor that every rank lives in: the only `ray.remote` of the project.
+
+It gives its role the environment of a rank, its own log file and a rendezvous with its peers, then constructs it and
+calls its methods by name, all on one thread. A second concurrency group answers while a method runs: what the rank is
+doing, how much memory it holds. Made by `cluster.role_group`; knows nothing of what a role does.
+
+An answer is two objects: a *receipt* (the seconds that the method took), small, so that the driver can wait for it and
+see failures; and the value, which may be large and stays in the object store until someone wants it.
+"""
+
+from __future__ import annotations
+
+import faulthandler
+import importlib
+import os
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from operator import attrgetter
+from pathlib import Path
+from typing import Any
+
+import psutil
+import ray
+
+from cluster import failures
+from cluster.errors import ClusterError
+from cluster.host_memory import MemorySampler, Series, peak_rss_bytes, tree
+
+STACK_FRAMES = 4
+
+
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """Who a rank is, for messages."""
+
+    role: str
+    rank: int
+    node: str
+    log: str
+    """Absolute path of its log file, on its node."""
+
+    def __str__(self) -> str:
+        return f"{self.role} rank {self.rank} (node {self.node})"
+
+
+@dataclass(frozen=True, slots=True)
+class Status:
+    """What a rank is doing."""
+
+    pid: int
+    method: str | None
+    """null: idle."""
+    seconds: float
+    """For how long."""
+    stack: list[str]
+    """Innermost frames of the running method, outermost first: `file:line function`."""
+
+    @property
+    def busy(self) -> bool:
+        """A method is running."""
+        return self.method is not None
+
+    def __str__(self) -> str:
+        if not self.busy:
+            return f"is idle for {self.seconds:.1f} s (pid {self.pid})"
+        return f"is in {self.method} for {self.seconds:.1f} s (pid {self.pid}), at {' > '.join(self.stack)}"
+
+
+@dataclass(frozen=True, slots=True)
+class MemoryReport:
+    """Memory of one rank's process and its descendants since the last report."""
+
+    pid: int
+    series: Series
+    """Wall-clock second → bytes (PSS)."""
+    peak_bytes: int
+    """Highest since the process started: the kernel's high-water mark of its RSS, or a sample with its children."""
+
+
+class Worker:
+    """One rank: a process with one role."""
+
+    def __init__(self, identity: Identity, environment: Mapping[str, str]) -> None:
+        _redirect_output(identity.log)
+        print(f"--- {identity}, pid {os.getpid()}, {time.strftime('%F %T')}", flush=True)
+        os.environ.update(environment)
+        self._identity = identity
+        self._memory = MemorySampler()
+        self._role: Any = None
+        self._store: Any = None
+        self._doing: tuple[str | None, float, int | None] = (None, time.monotonic(), None)
+
+    def rendezvous(self) -> tuple[str, int]:
+        """Rank 0 only: open the store where the ranks of the group meet, on a port that stays ours.
+
+        torch's `env://` rendezvous would bind the port later, when another process may have taken it. Its own launcher
+        (torchrun) opens the store first and says so with TORCHELASTIC_USE_AGENT_STORE; so do we.
+        """
+        from torch.distributed import TCPStore  # type: ignore[attr-defined]
+
+        address = ray.util.get_node_ip_address()
+        self._store = TCPStore(address, 0, is_master=True, wait_for_workers=False)
+        return address, self._store.port
+
+    @ray.method(num_returns=2)
+    def construct(
+        self, factory: tuple[str, str], arguments: Sequence[Any], meeting: tuple[str, int] | None
+    ) -> tuple[float, None]:
+        """Import the role's module and build the role. `factory` is (module, qualified name)."""
+        if meeting is not None:
+            os.environ["MASTER_ADDR"], os.environ["MASTER_PORT"] = meeting[0], str(meeting[1])
+            os.environ["TORCHELASTIC_USE_AGENT_STORE"] = "True"
+
+        def build() -> None:
+            module, name = factory
+            self._role = attrgetter(name)(importlib.import_module(module))(*arguments)
+
+        return self._timed("its construction", build)
+
+    @ray.method(num_returns=2)
+    def run(self, method: str, *arguments: Any) -> tuple[float, Any]:
+        """Call a method of the role: (seconds, value)."""
+        return self._timed(method, lambda: getattr(self._role, method)(*arguments))
+
+    def stream(self, method: str, *arguments: Any) -> Iterator[Any]:
+        """Call a generator method: seconds, value, seconds, value, …"""
+        items = iter(())
+
+        def begin() -> None:
+            nonlocal items
+            items = getattr(self._role, method)(*arguments)
+
+        seconds, _ = self._timed(method, begin)
+        end = object()
+        while True:
+            waited, value = self._timed(method, lambda: next(items, end))
+            if value is end:
+                return
+            yield seconds + waited
+            yield value
+            seconds = 0.0
+
+    @ray.method(concurrency_group="control")
+    def status(self) -> Status:
+        """What the rank is doing; answers while a method runs."""
+        method, since, thread = self._doing
+        frame = sys._current_frames()[thread] if thread is not None else None
+        stack = traceback.extract_stack(frame)[-STACK_FRAMES:] if frame is not None else []
+        frames = [f"{'/'.join(f.filename.split('/')[-2:])}:{f.lineno} {f.name}" for f in stack]
+        return Status(os.getpid(), method, time.monotonic() - since, frames)
+
+    @ray.method(concurrency_group="control")
+    def memory(self) -> MemoryReport:
+        """Memory since the last report; answers while a method runs."""
+        return MemoryReport(os.getpid(), self._memory.drain(), max(self._memory.peak, peak_rss_bytes()))
+
+    @ray.method(concurrency_group="control")
+    def end_children(self) -> None:
+        """Kill what the role started (an engine's processes), so that nothing outlives the rank."""
+        for process in tree(os.getpid())[1:]:
+            with suppress(psutil.NoSuchProcess):
+                process.kill()
+
+    @ray.method(concurrency_group="watch")
+    def watch(self) -> None:
+        """Never answers: its reference fails the moment the process dies, whatever the rank is doing."""
+        threading.Event().wait()
+
+    def _timed(self, method: str, body: Callable[[], Any]) -> tuple[float, Any]:
+        """(seconds, value); whatever is raised leaves as an error that names this rank and shows its log."""
+        began = time.monotonic()
+        self._doing = (method, began, threading.get_ident())
+        try:
+            value = body()
+        except ClusterError:  # a call to another group failed: it already names its culprit
+            traceback.print_exc()
+            raise
+        except Exception as error:
+            traceback.print_exc()
+            sys.stderr.flush()
+            raise failures.raised(self._identity, method, time.monotonic() - began, error) from error
+        finally:
+            self._doing = (None, time.monotonic(), None)
+        return time.monotonic() - began, value
+
+
+def remote_worker() -> Any:
+    """The actor class. Two control calls at once; every other method runs on one and the same thread."""
+    return ray.remote(max_restarts=0, max_task_retries=0, concurrency_groups={"control": 2, "watch": 1})(Worker)
+
+
+def _redirect_output(log: str) -> None:
+    """Send file descriptors 1 and 2 (so C++ and child processes too) to `log`."""
+    Path(log).parent.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    os.dup2(descriptor, 1)
+    os.dup2(descriptor, 2)
+    os.close(descriptor)
+    sys.stdout = os.fdopen(1, "w", buffering=1, closefd=False)  # Ray's own stream may not write to descriptor 1
+    sys.stderr = os.fdopen(2, "w", buffering=1, closefd=False)
+    faulthandler.enable(2)

@@ -1,0 +1,114 @@
+"""A role without a model, for tests of the groups."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from typing import Any
+
+from cluster.role_group import Client
+
+local = threading.local()
+
+
+class Stub:
+    def __init__(self, name: str, start_s: float = 0.0) -> None:
+        self.name = name
+        time.sleep(start_s)
+        local.name = name
+        print(f"{name} is built")
+
+    def add(self, shard: int, more: int = 0) -> int:
+        return shard + more
+
+    def facts(self) -> dict[str, Any]:
+        keys = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "OMP_NUM_THREADS", "MASTER_ADDR", "MASTER_PORT", "COLOUR")
+        facts: dict[str, Any] = {key: os.environ[key] for key in keys if key in os.environ}
+        return facts | {"pid": os.getpid(), "thread_local": local.name, "thread": threading.get_ident()}
+
+    def make(self, mebibytes: int) -> bytes:
+        return bytes(mebibytes * 2**20)
+
+    def size(self, data: bytes) -> int:
+        return len(data)
+
+    def speak(self) -> None:
+        print("to stdout")
+        print("to stderr", file=sys.stderr)
+        subprocess.run(["echo", "from a child"], check=True)
+        os.write(1, b"from a descriptor\n")
+
+    def fail(self, shard: bool) -> str:
+        if shard:
+            raise ValueError(f"{self.name} cannot")
+        time.sleep(300)
+        return "woke up"
+
+    def die(self, shard: bool) -> None:
+        if shard:
+            print("about to die")
+            os.kill(os.getpid(), signal.SIGKILL)
+        time.sleep(300)
+
+    def hang(self, shard: bool) -> None:
+        if shard:
+            nap()
+
+    def hold_lock(self) -> None:
+        """Stop the whole process, so that not even its control threads answer."""
+        os.kill(os.getpid(), signal.SIGSTOP)
+
+    def count(self, shard: int, pause_s: float = 0.0) -> Iterator[int]:
+        for number in range(shard):
+            time.sleep(pause_s)
+            yield number
+
+    def count_then_fail(self, shard: int) -> Iterator[int]:
+        yield from range(shard)
+        raise ValueError("no more numbers")
+
+    def start_child(self) -> int:
+        return subprocess.Popen(["sleep", "600"]).pid
+
+    def keep(self, mebibytes: int) -> None:
+        self.kept = b"x" * (mebibytes * 2**20)
+
+    def connect(self, client: Client) -> None:
+        self.client = client
+
+    def ask(self, method: str, *arguments: Any) -> list[Any]:
+        return self.client.call(method, *arguments)
+
+
+class Collective(Stub):
+    """Ranks that meet in a real process group."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(name)
+        import torch.distributed
+
+        torch.distributed.init_process_group("gloo")
+
+    def total(self, shard: int) -> int:
+        import torch
+
+        value = torch.tensor(shard)
+        torch.distributed.all_reduce(value)
+        return int(value)
+
+    def die_in_collective(self, shard: bool) -> None:
+        import torch
+
+        if shard:
+            time.sleep(1)
+            os.kill(os.getpid(), signal.SIGKILL)
+        torch.distributed.all_reduce(torch.zeros(1))
+
+
+def nap() -> None:
+    time.sleep(300)
