@@ -1,0 +1,130 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from orchestrator.advantages import ADVANTAGES, gae, whiten
+from orchestrator.config import Gae
+
+ROWS, TIME = 7, 12
+
+
+def case(seed: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Rewards, values, mask: row 0 is full, row 1 has one token, row 2 none, the others have gaps and padding."""
+    generator = torch.Generator().manual_seed(seed)
+    mask = torch.rand(ROWS, TIME, generator=generator) < 0.6
+    mask[0], mask[1:3] = True, False
+    mask[1, 4] = True
+    return (*torch.randn(2, ROWS, TIME, dtype=torch.float64, generator=generator), mask)
+
+
+def naive_gae(rewards: list[float], values: list[float], gamma: float, lambda_: float, bootstrap: float) -> list[float]:
+    """A_t = Σ_l (γλ)^l δ_{t+l}, term by term, for one episode without gaps."""
+    following = [*values, bootstrap][1:]
+    deltas = [r + gamma * after - v for r, v, after in zip(rewards, values, following, strict=True)]
+    return [
+        sum((gamma * lambda_) ** (later - t) * deltas[later] for later in range(t, len(deltas)))
+        for t in range(len(deltas))
+    ]
+
+
+@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize(("gamma", "lambda_"), [(1.0, 1.0), (1.0, 0.95), (0.9, 0.8), (0.5, 0.0), (0.0, 0.7)])
+@pytest.mark.parametrize("bootstrapped", [False, True])
+def test_gae_against_the_sum_of_its_definition(seed: int, gamma: float, lambda_: float, bootstrapped: bool) -> None:
+    rewards, values, mask = case(seed)
+    after = torch.linspace(-1, 1, ROWS, dtype=torch.float64) if bootstrapped else None
+    advantages, returns = gae(rewards, values, mask, gamma, lambda_, bootstrap=after)
+    for row in range(ROWS):
+        columns = mask[row].nonzero().flatten()
+        expected = naive_gae(
+            rewards[row, columns].tolist(),
+            values[row, columns].tolist(),
+            gamma,
+            lambda_,
+            0.0 if after is None else float(after[row]),
+        )
+        assert advantages[row, columns].tolist() == pytest.approx(expected)
+    torch.testing.assert_close(returns[mask], (advantages + values)[mask])
+    assert (advantages[~mask] == 0).all()
+    assert (returns[~mask] == 0).all()
+
+
+def test_nothing_leaks_from_gaps_and_padding() -> None:
+    rewards, values, mask = case(0)
+    clean = gae(rewards, values, mask, 0.9, 0.9)
+    poisoned = gae(torch.where(mask, rewards, torch.nan), torch.where(mask, values, torch.inf), mask, 0.9, 0.9)
+    for ours, wanted in zip(poisoned, clean, strict=True):
+        torch.testing.assert_close(ours, wanted, rtol=0, atol=0)
+
+
+def test_a_gap_costs_no_discount() -> None:
+    rewards, values, _ = case(0)
+    packed = torch.ones(1, 3, dtype=torch.bool)
+    gappy = torch.tensor([[True, False, False, True, False, True]])
+    spread_rewards, spread_values = torch.zeros(1, 6).double(), torch.zeros(1, 6).double()
+    spread_rewards[gappy], spread_values[gappy] = rewards[0, :3], values[0, :3]
+    dense, _ = gae(rewards[:1, :3], values[:1, :3], packed, 0.7, 0.8)
+    sparse, _ = gae(spread_rewards, spread_values, gappy, 0.7, 0.8)
+    torch.testing.assert_close(sparse[gappy], dense[0])
+
+
+def test_lambda_one_returns_are_the_discounted_rewards_to_go() -> None:
+    rewards, values, mask = case(1)
+    _, returns = gae(rewards, values, mask, 1.0, 1.0)
+    expected = torch.where(mask, rewards, 0.0).flip(1).cumsum(1).flip(1)
+    torch.testing.assert_close(returns, torch.where(mask, expected, 0.0))
+
+
+def test_perfect_values_have_no_advantage() -> None:
+    rewards, _, mask = case(2)
+    values = torch.where(mask, rewards, 0.0).flip(1).cumsum(1).flip(1)
+    advantages, _ = gae(rewards, values, mask, 1.0, 0.95)
+    assert advantages.abs().max() < 1e-12
+
+
+def test_gae_keeps_float32() -> None:
+    rewards, values, mask = case(0)
+    for out in gae(rewards.float(), values.float(), mask, 1.0, 0.95, bootstrap=torch.zeros(ROWS)):
+        assert out.dtype == torch.float32
+
+
+def test_the_table_is_called_with_the_variants_own_fields() -> None:
+    rewards, values, mask = case(0)
+    config = Gae.model_validate({"type": "gae", "gamma": 0.9, "lambda": 0.8})
+    estimate = ADVANTAGES[config.type]
+    ours = estimate(rewards, values, mask, bootstrap=None, **config.model_dump(exclude={"type"}))
+    torch.testing.assert_close(ours, gae(rewards, values, mask, 0.9, 0.8))
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_whiten_against_a_loop(seed: int) -> None:
+    x, _, mask = case(seed)
+    numbers = x[mask].tolist()
+    mean = sum(numbers) / len(numbers)
+    variance = sum((n - mean) ** 2 for n in numbers) / len(numbers)
+    expected = [(n - mean) / variance**0.5 for n in numbers]
+    assert whiten(x, mask)[mask].tolist() == pytest.approx(expected, abs=1e-6)
+    kept = [n + mean for n in expected]
+    assert whiten(x, mask, shift_mean=False)[mask].tolist() == pytest.approx(kept, abs=1e-6)
+    assert (whiten(x, mask)[~mask] == 0).all()
+    assert (whiten(x, mask, shift_mean=False)[~mask] == 0).all()
+
+
+def test_one_valid_token_gives_zero_and_none_gives_zeros() -> None:
+    x = torch.full((2, 3), 5.0)
+    one = torch.tensor([[False, True, False], [False, False, False]])
+    assert whiten(x, one).tolist() == [[0, 0, 0], [0, 0, 0]]
+    assert whiten(x, one, shift_mean=False)[0, 1] == 5.0
+    assert whiten(x, torch.zeros_like(one)).tolist() == [[0, 0, 0], [0, 0, 0]]
+
+
+def test_whitening_does_not_read_masked_positions() -> None:
+    x, _, mask = case(3)
+    torch.testing.assert_close(whiten(torch.where(mask, x, torch.nan), mask), whiten(x, mask))
+
+
+def test_whitening_is_the_same_after_a_shift_and_a_scale() -> None:
+    x, _, mask = case(4)
+    torch.testing.assert_close(whiten(3 * x + 7, mask), whiten(x, mask), atol=1e-7, rtol=1e-6)
