@@ -10,6 +10,7 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, model_validator
 
 from cluster.config import Deadlines, LocalPlacement, PlacementConfig
+from orchestrator.consistency import inconsistencies
 from roles.config import (
     ActorConfig,
     CriticConfig,
@@ -29,11 +30,12 @@ from roles.config import (
 class DatasetConfig(Section):
     """Rows that the `datasets` library can load."""
 
-    path: str
+    path: str = Field(min_length=1)
     """A hub name, a `.jsonl`, `.json` or `.parquet` file, or a directory."""
     name: str | None = None
     """A hub data set's configuration."""
     split: str = "train"
+    """As `datasets` writes it; `train[:1000]` works."""
     limit: int | None = Field(default=None, ge=1)
     """Use only the first so many rows."""
 
@@ -42,10 +44,13 @@ class PromptsConfig(Section):
     """What the policy is asked."""
 
     train: DatasetConfig
+    """Prompts that are trained on."""
     heldout: DatasetConfig | None = None
     """Prompts that are never trained on, for `evaluation`."""
     max_tokens: int = Field(ge=1)
     """Longest prompt, in tokens, after the chat template."""
+    column: Literal["prompt", "messages", "prompt_token_ids"] | None = None
+    """The column that holds the prompt; null: the one of the three that the rows have."""
     too_long: Literal["error", "skip", "truncate"] = "error"
     """A longer prompt ends the run, is left out (counted), or loses its first tokens (counted)."""
 
@@ -54,8 +59,11 @@ class Gae(Section):
     """Generalised advantage estimation (Schulman et al., arXiv 1506.02438)."""
 
     type: Literal["gae"] = "gae"
+    """Generalised advantage estimation."""
     gamma: float = Field(default=1.0, ge=0, le=1)
+    """Discount a token; 1 as in the N+ details."""
     lambda_: float = Field(default=0.95, ge=0, le=1, alias="lambda")
+    """Weight of longer returns: 0 trusts the critic, 1 the sampled return."""
 
 
 AdvantageConfig = Annotated[Gae, Field()]
@@ -65,7 +73,9 @@ class FixedKl(Section):
     """A constant KL coefficient."""
 
     type: Literal["fixed"] = "fixed"
+    """A constant."""
     coefficient: float = Field(default=0.05, ge=0)
+    """β: reward a nat; 0.05 as in the N+ details."""
 
 
 class AdaptiveKl(Section):
@@ -73,11 +83,13 @@ class AdaptiveKl(Section):
     1 + clip(KL/target - 1, ±0.2)·samples/horizon each step."""
 
     type: Literal["adaptive"]
+    """A controller that steers towards a target."""
     initial: float = Field(default=0.05, gt=0)
+    """β at the first step."""
     target: float = Field(gt=0)
     """Nats a response, summed over its tokens."""
     horizon: int = Field(default=10_000, ge=1)
-    """Samples."""
+    """Samples over which the coefficient may grow or shrink by about 20 %."""
 
 
 KlController = Annotated[FixedKl | AdaptiveKl, Field(discriminator="type")]
@@ -87,6 +99,7 @@ class KlConfig(Section):
     """The penalty for leaving the reference, in the per-token reward, where k1 alone has the intended optimum."""
 
     controller: KlController = FixedKl()
+    """Where the coefficient comes from."""
     estimator: Literal["k1"] = "k1"
     """log π − log π_ref of the sampled token. k2 and k3 in the reward have another optimum and are refused."""
 
@@ -95,25 +108,30 @@ class ScoreTruncated(Section):
     """A response cut by the length limit is scored like any other."""
 
     type: Literal["score"] = "score"
+    """Like any other."""
 
 
 class PenaliseTruncated(Section):
     """EOS trick of the N+ details: a response without EOS gets a fixed score."""
 
     type: Literal["penalty"]
+    """A fixed score."""
     score: float = -1.0
+    """In place of the reward's own."""
 
 
 class MaskTruncated(Section):
     """A truncated response is not trained on."""
 
     type: Literal["mask"]
+    """Left out of both losses."""
 
 
 class BootstrapTruncated(Section):
     """The critic's value of the cut state stands for what would have followed; the score is added as usual."""
 
     type: Literal["bootstrap"]
+    """Continued by the critic."""
 
 
 TruncationConfig = Annotated[
@@ -129,14 +147,19 @@ class PpoConfig(Section):
     mini_batches: int = Field(default=1, ge=1)
     """Optimizer steps a pass; must divide the samples of a step."""
     policy: PolicyLossConfig = PolicyLossConfig()
+    """The actor's loss."""
     value: ValueLossConfig = ValueLossConfig()
+    """The critic's loss."""
     advantage: AdvantageConfig = Gae()
+    """How advantages are estimated."""
     whiten_advantages: bool = True
     """Over the valid tokens of the global batch; biased variance."""
     whiten_rewards: bool = False
     """Scale only: rewards keep their mean."""
     kl: KlConfig = KlConfig()
+    """The penalty for leaving the reference."""
     truncated: TruncationConfig = ScoreTruncated()
+    """What becomes of a response that the length limit cut."""
     critic_warmup_steps: int = Field(default=0, ge=0)
     """PPO steps at the start in which only the critic is trained."""
 
@@ -167,21 +190,27 @@ class ReportConfig(Section):
     """What a run writes beside `metrics.jsonl`."""
 
     tensorboard: bool = True
+    """TensorBoard files in `run_dir`."""
     html: bool = True
+    """One self-contained `report.html`."""
 
 
 class PairDataset(Section):
     """Preference pairs from a data set with columns `prompt` (or `messages`), `chosen`, `rejected`."""
 
     type: Literal["dataset"]
+    """Pairs that exist."""
     dataset: DatasetConfig
+    """Where they are."""
 
 
 class SampledPairs(Section):
     """The policy's own responses to the training prompts, ranked by a judge (synthetic gold, arXiv 2210.10760)."""
 
     type: Literal["sampled"]
+    """Pairs that are made."""
     judge: FunctionReward
+    """Ranks the responses."""
     responses_per_prompt: int = Field(default=4, ge=2)
     """The best and the worst of them make a pair, unless the judge calls them equal."""
     prompts: int | None = Field(default=None, ge=1)
@@ -194,15 +223,20 @@ PairsConfig = Annotated[PairDataset | SampledPairs, Field(discriminator="type")]
 class RewardTrainingConfig(Section):
     """`tetrarch reward`: a reward model from preference pairs with the Bradley–Terry loss."""
 
-    output: str
+    output: str = Field(min_length=1)
     """Folder of the trained model; point `reward.model.path` at it."""
     model: ModelConfig
     """Backbone."""
     pairs: PairsConfig
+    """What it learns from."""
     heldout_fraction: float = Field(default=0.2, gt=0, lt=1)
+    """Share of the pairs that is not trained on, for the accuracy."""
     epochs: int = Field(default=1, ge=1)
+    """Passes over the pairs."""
     pairs_per_step: int = Field(default=16, ge=1)
+    """Pairs of one optimizer step."""
     optimizer: OptimizerConfig = OptimizerConfig(learning_rate=5e-5)
+    """AdamW."""
     max_tokens: int = Field(default=1024, ge=2)
     """Prompt + response; longer pairs are left out (counted)."""
     minimum_accuracy: float = Field(default=0.0, ge=0, lt=1)
@@ -212,29 +246,44 @@ class RewardTrainingConfig(Section):
 class RunConfig(Section):
     """One run."""
 
-    run_dir: str
+    run_dir: str = Field(min_length=1)
     """Everything the run leaves behind goes here."""
-    seed: int = Field(default=1, ge=0)
+    seed: int = Field(default=1, ge=0, lt=2**32)
+    """Of prompt order, sampling, mini-batches and new heads."""
     steps: int = Field(ge=1)
     """PPO steps."""
     device: Literal["cpu", "cuda"] = "cpu"
+    """Where all models run."""
     dtype: Dtype = "float32"
     """Of the models' weights and activations; losses, values and log-probabilities are float32 always."""
-    model_cache: str = "runs/models"
+    model_cache: str = Field(default="runs/models", min_length=1)
     """Where converted models (GGUF, cut layers) are kept."""
     prompts: PromptsConfig
+    """What the policy is asked."""
     actor: ActorConfig
+    """The policy."""
     critic: CriticConfig = CriticConfig()
+    """The value model."""
     reference: ReferenceConfig = ReferenceConfig()
+    """The frozen policy."""
     reward: RewardConfig
+    """What is maximised."""
     rollout: RolloutConfig
+    """How the policy is sampled."""
     ppo: PpoConfig = PpoConfig()
+    """How it learns."""
     evaluation: EvaluationConfig = EvaluationConfig()
+    """What is measured on held-out prompts."""
     checkpoint: CheckpointConfig = CheckpointConfig()
+    """State that a run resumes from."""
     report: ReportConfig = ReportConfig()
+    """What a run writes beside its metrics."""
     reward_training: RewardTrainingConfig | None = None
+    """For `tetrarch reward`; the other commands do not read it."""
     placement: PlacementConfig = LocalPlacement()
+    """Which group sits where."""
     deadlines: Deadlines = Deadlines()
+    """How long is waited for whom."""
 
     @property
     def samples_per_step(self) -> int:
@@ -243,15 +292,7 @@ class RunConfig(Section):
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
-        if self.samples_per_step % self.ppo.mini_batches:
-            raise ValueError(
-                f"ppo.mini_batches={self.ppo.mini_batches} does not divide the {self.samples_per_step} samples of "
-                "a step (rollout.prompts_per_step x rollout.responses_per_prompt); choose a divisor"
-            )
-        filtered = self.rollout.top_p < 1 or self.rollout.top_k > 0
-        if filtered and self.ppo.policy.importance.type == "none":
-            raise ValueError(
-                f"rollout.top_p={self.rollout.top_p}, top_k={self.rollout.top_k} sample another distribution than the "
-                "actor's; set ppo.policy.importance: {type: truncated}, or top_p: 1 and top_k: 0"
-            )
+        problems = inconsistencies(self)
+        if problems:
+            raise ValueError("\n".join(problems))
         return self

@@ -1,4 +1,7 @@
-"""What a user may say about the roles: models, optimizers, rollouts, rewards. Imports no engine; read by `orchestrator.config`."""
+"""What a user may say about the roles: models, optimizers, rollouts, rewards.
+
+Imports no engine; read by `orchestrator.config`.
+"""
 
 from __future__ import annotations
 
@@ -12,13 +15,15 @@ Dtype = Literal["float32", "bfloat16"]
 class Section(BaseModel):
     """A part of the configuration: unknown keys are refused, nothing changes after loading."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, validate_default=True)
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, use_attribute_docstrings=True, validate_default=True, allow_inf_nan=False
+    )
 
 
 class ModelConfig(Section):
     """A transformers model."""
 
-    path: str
+    path: str = Field(min_length=1)
     """A Hugging Face folder, or a folder that holds `gguf_file`, or a hub name."""
     gguf_file: str | None = None
     """Name of a GGUF file in `path`; it is converted once to a Hugging Face folder in `model_cache`."""
@@ -41,13 +46,17 @@ class OptimizerConfig(Section):
     """AdamW."""
 
     learning_rate: float = Field(default=1e-6, gt=0, lt=1)
+    """Peak of the schedule."""
     betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = (0.9, 0.95)
-    epsilon: float = Field(default=1e-5, gt=0)
+    """Decay of the running means of gradient and squared gradient."""
+    epsilon: float = Field(default=1e-5, gt=0, lt=1)
     """1e-5 as in the N+ details (arXiv 2403.17031), not PyTorch's 1e-8."""
-    weight_decay: float = Field(default=0.0, ge=0)
+    weight_decay: float = Field(default=0.0, ge=0, lt=1)
+    """Decoupled, as a factor of the learning rate (arXiv 1711.05101)."""
     max_gradient_norm: float = Field(default=1.0, gt=0)
     """Global L2 norm to which gradients are clipped."""
     schedule: ScheduleConfig = ScheduleConfig()
+    """How the learning rate moves."""
 
 
 class ZeroConfig(Section):
@@ -65,7 +74,9 @@ class FrozenRole(Section):
     """A model that only answers."""
 
     model: ModelConfig | None = None
+    """null: the model of another role; the role's own section says which."""
     zero: ZeroConfig = ZeroConfig()
+    """How the group's ranks share the model."""
     micro_batch_tokens: int = Field(default=4096, ge=1)
     """Tokens of one packed forward pass on one rank; a longer single sample is a micro-batch of its own."""
 
@@ -74,6 +85,7 @@ class TrainedRole(FrozenRole):
     """A model that is trained."""
 
     optimizer: OptimizerConfig = OptimizerConfig()
+    """AdamW."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, about a third more time."""
 
@@ -97,7 +109,9 @@ class ModelReward(FrozenRole):
     """A frozen reward model: a sequence-classification folder with one label, in the group `reward`."""
 
     type: Literal["model"] = "model"
+    """A neural reward model."""
     model: ModelConfig
+    """The reward model, such as `tetrarch reward` leaves in `reward_training.output`."""
     text_bridge: bool = False
     """Decode to text and encode again with the reward model's own tokenizer; needed where the tokenizers differ."""
 
@@ -108,10 +122,11 @@ class FunctionReward(Section):
     `score(prompts, responses, *, response_token_ids, finished, columns) -> list[float]`.
     """
 
-    type: Literal["function"]
-    path: str
+    type: Literal["function"] = "function"
+    """A Python function."""
+    path: str = Field(min_length=1)
     """The Python file."""
-    name: str = "score"
+    name: str = Field(default="score", pattern=r"^[A-Za-z_]\w*$")
     """The function in it."""
     workers: int = Field(default=1, ge=1)
     """Ray actors that share the batch."""
@@ -125,12 +140,15 @@ class RemoteReward(Section):
     """A reward over HTTP: POST of the function's arguments as JSON, answered by `{"scores": [...]}`."""
 
     type: Literal["remote"]
+    """A service over HTTP."""
     urls: list[Annotated[str, Field(pattern=r"^https?://")]] = Field(min_length=1)
     """Tried in turn; the batch is spread over them."""
     headers: dict[str, SecretStr] = {}
     """Sent with each request (an authorization token, say); never logged."""
     timeout_s: float = Field(default=60.0, gt=0)
+    """Deadline of one request, from connecting to the last byte of the answer."""
     retries: int = Field(default=2, ge=0)
+    """Requests after the first failed one, each to the next URL, before the run fails by name."""
 
 
 RewardConfig = Annotated[ModelReward | FunctionReward | RemoteReward, Field(discriminator="type")]
@@ -140,6 +158,7 @@ class EngineConfig(Section):
     """One vLLM engine."""
 
     tensor_parallel_size: int = Field(default=1, ge=1)
+    """Processes that share the model's layers; must divide its attention heads."""
     dtype: Dtype | None = None
     """null: the run's `dtype`. float32 on both sides makes vLLM's log-probabilities agree to about 4e-6."""
     kv_cache_gib: float = Field(default=1.0, gt=0)
@@ -160,31 +179,39 @@ class RolloutConfig(Section):
     """How the policy is sampled."""
 
     prompts_per_step: int = Field(ge=1)
+    """Prompts of one PPO step."""
     responses_per_prompt: int = Field(default=1, ge=1)
+    """Samples of each prompt; a step has prompts_per_step x responses_per_prompt samples."""
     max_response_tokens: int = Field(ge=1)
+    """A response that has not ended after so many tokens is cut (*truncated*)."""
     min_response_tokens: int = Field(default=0, ge=0)
     """EOS is forbidden before so many tokens (benchmarks set it to the maximum)."""
-    temperature: float = Field(default=1.0, gt=0)
-    """Also divides the logits of old, new and reference log-probabilities alike."""
+    temperature: float = Field(default=1.0, ge=0.01, le=100)
+    """Also divides the logits of old, new and reference log-probabilities alike. vLLM raises what is below 0.01."""
     top_p: float = Field(default=1.0, gt=0, le=1)
+    """Sample from the most likely tokens that hold this much probability; 1 is off."""
     top_k: int = Field(default=0, ge=0)
     """0 is off."""
     stream_samples: int = Field(default=0, ge=0)
     """Score each so many samples as soon as they are generated; 0 scores them all at once at the end."""
     engine: EngineConfig = EngineConfig()
+    """Each vLLM engine."""
 
 
 class NoCorrection(Section):
     """Trust the rollout's distribution to be the actor's."""
 
     type: Literal["none"] = "none"
+    """No correction."""
 
 
 class TruncatedImportance(Section):
     """Weight each token's policy loss by min(cap, π_old/π_rollout): truncated importance sampling."""
 
     type: Literal["truncated"]
+    """Truncated importance sampling."""
     cap: float = Field(default=2.0, gt=1)
+    """Largest weight of a token."""
 
 
 ImportanceConfig = Annotated[NoCorrection | TruncatedImportance, Field(discriminator="type")]
@@ -198,13 +225,17 @@ class PolicyLossConfig(Section):
     """The clipped surrogate (Schulman et al., arXiv 1707.06347, equation 7) and what users add to it."""
 
     clip: float = Field(default=0.2, gt=0, lt=1)
+    """The ratio is clipped to 1 - clip … 1 + clip; 0.2 as in the paper."""
     clip_high: float | None = Field(default=None, gt=0)
     """Upper clip where it differs from `clip`; null is `clip`."""
     dual_clip: float | None = Field(default=None, gt=1)
     """Lower bound factor for negative advantages (arXiv 1912.09729, equation 5); null is off."""
     entropy_coefficient: float = Field(default=0.0, ge=0)
+    """Factor of the entropy bonus; 0 as in the N+ details."""
     mean: LossMean = "token"
+    """`token`: over all tokens of the optimizer step; `sequence`: over its sequences of their token means."""
     importance: ImportanceConfig = NoCorrection()
+    """What is done about the rollout's distribution differing from the actor's."""
 
 
 class ValueLossConfig(Section):
@@ -215,3 +246,4 @@ class ValueLossConfig(Section):
     coefficient: float = Field(default=0.1, gt=0)
     """Factor of the loss; 0.1 as in the N+ details (it matters through gradient clipping)."""
     mean: LossMean = "token"
+    """As in the policy loss."""

@@ -1,0 +1,5 @@
+"""`python -m orchestrator` is `tetrarch`."""
+
+from orchestrator.cli import main
+
+main()

@@ -1,0 +1,180 @@
+"""The command `tetrarch`, thin: arguments flow in, the drivers are called, an exit code flows out.
+
+Exit codes: 0 done, 1 the run failed, 2 the configuration (or the placement it asks for) is wrong. Errors go to stderr as
+one block without a traceback; the traceback of a failed run goes to `<run_dir>/logs/driver.log`, and is shown with
+`--debug`. The engines are imported inside the commands, so that `--help` and `config` answer at once.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, NoReturn
+
+import typer
+
+from cluster.errors import ClusterError, PlacementError
+from orchestrator.config import RunConfig
+from orchestrator.errors import ConfigError, TetrarchError
+from orchestrator.loading import dump_config, load_config
+from roles.errors import RoleError
+
+RUN_FAILED = 1
+CONFIG_WRONG = 2
+
+DRIVER_LOG = "logs/driver.log"
+"""Where in `run_dir` the traceback of a failed run goes."""
+
+app = typer.Typer(
+    name="tetrarch",
+    help="Train a language model with PPO from feedback: actor, critic, reward and reference on Ray, vLLM and DeepSpeed.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+ConfigFile = Annotated[Path, typer.Argument(metavar="CONFIG", help="A YAML file, such as configs/smoke.yaml.")]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="[KEY.PATH=VALUE]...", help="Change single keys; values are YAML.", show_default=False),
+]
+Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
+
+
+@app.command()
+def train(
+    config: ConfigFile,
+    overrides: Overrides = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on from the newest whole checkpoint in run_dir.")
+    ] = False,
+    debug: Debug = False,
+) -> None:
+    """Train the policy with PPO.
+
+    Example: tetrarch train configs/smoke.yaml steps=20 actor.optimizer.learning_rate=1e-6
+    """
+    with _reported(debug) as report:
+        run = report.loaded(load_config(config, overrides or ()))
+        from orchestrator.checks import check_train
+
+        check_train(run, resume)
+        from orchestrator.ppo import train as train_policy
+
+        train_policy(run, resume)
+
+
+@app.command()
+def reward(config: ConfigFile, overrides: Overrides = None, debug: Debug = False) -> None:
+    """Train a reward model from preference pairs (the section reward_training).
+
+    Example: tetrarch reward configs/smoke.yaml reward_training.epochs=2
+    """
+    with _reported(debug) as report:
+        run = report.loaded(load_config(config, overrides or ()))
+        from orchestrator.checks import check_reward
+
+        check_reward(run)
+        from orchestrator.reward_training import train_reward
+
+        train_reward(run)
+
+
+@app.command()
+def evaluate(config: ConfigFile, overrides: Overrides = None, debug: Debug = False) -> None:
+    """Measure the policy on the held-out prompts: score, KL to the reference, response length.
+
+    Example: tetrarch evaluate configs/smoke.yaml evaluation.prompts=32
+    """
+    with _reported(debug) as report:
+        run = report.loaded(load_config(config, overrides or ()))
+        from orchestrator.checks import check_evaluate
+
+        check_evaluate(run)
+        from orchestrator.evaluation import evaluate_run
+
+        evaluate_run(run)
+
+
+@app.command("config")
+def show_config(
+    config: Annotated[Path | None, typer.Argument(metavar="CONFIG", help="A YAML file.")] = None,
+    overrides: Overrides = None,
+    schema: Annotated[bool, typer.Option("--schema", help="Print the JSON Schema, for editors.")] = False,
+    debug: Debug = False,
+) -> None:
+    """Print the resolved configuration as YAML, secrets redacted; or the JSON Schema of all configurations.
+
+    Example: tetrarch config configs/smoke.yaml ppo.epochs=2
+    """
+    with _reported(debug):
+        if schema:
+            text = json.dumps(json_schema(), indent=2, ensure_ascii=False)
+        elif config is None:
+            raise ConfigError("no configuration given; name a file (tetrarch config configs/smoke.yaml), or say --schema")
+        else:
+            text = dump_config(load_config(config, overrides or ())).rstrip("\n")
+    print(text)
+
+
+def json_schema() -> dict[str, object]:
+    """JSON Schema of a configuration file."""
+    schema = RunConfig.model_json_schema()
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema, "title": "Tetrarch run"}
+
+
+def main() -> None:
+    """The entry point of `tetrarch` and of `python -m orchestrator`."""
+    app()
+
+
+class _Report:
+    """Knows, once the configuration has loaded, where the traceback of a failure belongs."""
+
+    def __init__(self) -> None:
+        self.config: RunConfig | None = None
+
+    def loaded(self, config: RunConfig) -> RunConfig:
+        self.config = config
+        return config
+
+    def fail(self, headline: str, error: BaseException, code: int, debug: bool) -> NoReturn:
+        if debug:
+            traceback.print_exception(error)
+        message = str(error) or type(error).__name__
+        if not isinstance(error, (TetrarchError, RoleError, ClusterError)):
+            message = f"{type(error).__name__}: {message}"
+        typer.secho(f"error: {headline}", fg=typer.colors.RED, bold=True, err=True)
+        typer.echo("\n".join(f"  {line}" for line in message.splitlines()), err=True)
+        if code == RUN_FAILED and self.config is not None:
+            typer.echo(f"  (traceback: {_log_traceback(Path(self.config.run_dir), error)})", err=True)
+        sys.stderr.flush()
+        raise typer.Exit(code)
+
+
+@contextmanager
+def _reported(debug: bool) -> Iterator[_Report]:
+    """Turn what goes wrong inside into one block on stderr and the exit code."""
+    report = _Report()
+    try:
+        yield report
+    except ConfigError as error:
+        report.fail("the configuration is wrong", error, CONFIG_WRONG, debug)
+    except PlacementError as error:
+        report.fail("the placement does not fit", error, CONFIG_WRONG, debug)
+    except Exception as error:
+        report.fail("the run failed", error, RUN_FAILED, debug)
+
+
+def _log_traceback(run_dir: Path, error: BaseException) -> Path:
+    log = run_dir / DRIVER_LOG
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with log.open("a", encoding="utf-8") as file:
+        traceback.print_exception(error, file=file)
+    return log

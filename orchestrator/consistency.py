@@ -1,0 +1,121 @@
+"""Rules between the keys of a configuration that no single field can state. Pure; called when a RunConfig is made.
+
+A RunConfig flows in, one line for each broken rule flows out: key, value, mend.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from orchestrator.config import RunConfig
+
+
+def inconsistencies(config: RunConfig) -> list[str]:
+    """Every broken rule; empty if the configuration is sound."""
+    return [
+        *_batch_rules(config),
+        *_sampling_rules(config),
+        *_step_rules(config),
+        *_model_rules(config),
+        *_evaluation_rules(config),
+        *_device_rules(config),
+    ]
+
+
+def _batch_rules(config: RunConfig) -> Iterator[str]:
+    samples, mini_batches = config.samples_per_step, config.ppo.mini_batches
+    if samples % mini_batches:
+        near = [n for n in range(1, samples + 1) if samples % n == 0]
+        near = sorted(sorted(near, key=lambda n: abs(n - mini_batches))[:2])
+        rollout = config.rollout
+        yield (
+            f"ppo.mini_batches={mini_batches} does not divide the {samples} samples of a step (rollout.prompts_per_step"
+            f"={rollout.prompts_per_step} x rollout.responses_per_prompt={rollout.responses_per_prompt}); "
+            f"use {' or '.join(map(str, near))}"
+        )
+        return
+    rows = samples // mini_batches
+    for role, group in (("actor", config.placement.actor), ("critic", config.placement.critic)):
+        if rows < group.ranks:
+            yield (
+                f"placement.{role}.ranks={group.ranks} is more than the {rows} samples of a mini-batch ({samples} "
+                f"samples of a step, ppo.mini_batches={mini_batches}); use fewer ranks or fewer mini-batches"
+            )
+
+
+def _sampling_rules(config: RunConfig) -> Iterator[str]:
+    rollout = config.rollout
+    if rollout.min_response_tokens > rollout.max_response_tokens:
+        yield (
+            f"rollout.min_response_tokens={rollout.min_response_tokens} is more than rollout.max_response_tokens="
+            f"{rollout.max_response_tokens}; lower it"
+        )
+    if (rollout.top_p < 1 or rollout.top_k > 0) and config.ppo.policy.importance.type == "none":
+        yield (
+            f"rollout.top_p={rollout.top_p}, top_k={rollout.top_k} sample another distribution than the actor's; set "
+            "ppo.policy.importance: {type: truncated}, or top_p: 1 and top_k: 0"
+        )
+
+
+def _step_rules(config: RunConfig) -> Iterator[str]:
+    warmup = config.ppo.critic_warmup_steps
+    if warmup >= config.steps:
+        yield (
+            f"ppo.critic_warmup_steps={warmup} leaves none of the run's steps={config.steps} to the actor; lower it, "
+            "or raise steps"
+        )
+        return
+    each = config.ppo.epochs * config.ppo.mini_batches
+    for role, trained, steps in (
+        ("actor", config.actor, config.steps - warmup),
+        ("critic", config.critic, config.steps),
+    ):
+        rising = trained.optimizer.schedule.warmup_steps
+        if rising >= steps * each:
+            yield (
+                f"{role}.optimizer.schedule.warmup_steps={rising} is not below the {steps * each} optimizer steps of "
+                f"the run ({steps} steps x ppo.epochs={config.ppo.epochs} x "
+                f"ppo.mini_batches={config.ppo.mini_batches}); lower it"
+            )
+
+
+def _model_rules(config: RunConfig) -> Iterator[str]:
+    if config.critic.model is None and config.reward.type != "model":
+        yield (
+            f"critic.model is null, which means the reward model, but reward.type={config.reward.type} has none; "
+            "set critic.model.path (the actor's folder will do: its value head starts anew)"
+        )
+
+
+def _evaluation_rules(config: RunConfig) -> Iterator[str]:
+    if config.prompts.heldout is not None:
+        return
+    if config.evaluation.every:
+        every = config.evaluation.every
+        yield f"evaluation.every={every} needs held-out prompts; set prompts.heldout.path, or every: 0"
+    if config.evaluation.judge is not None:
+        yield "evaluation.judge needs held-out prompts; set prompts.heldout.path, or remove the judge"
+
+
+def _device_rules(config: RunConfig) -> Iterator[str]:
+    engine = config.rollout.engine
+    if config.device == "cpu" and engine.block_size is not None and engine.block_size % 32:
+        near = max(32, round(engine.block_size / 32) * 32)
+        yield (
+            f"rollout.engine.block_size={engine.block_size} is not a multiple of 32, which vLLM's CPU build needs; "
+            f"use {near}, or null"
+        )
+    for role in ("actor", "critic", "reference", "reward"):
+        section = getattr(config, role)
+        if role == "reward" and config.reward.type != "model":
+            continue
+        zero = section.zero
+        for name in ("offload_optimizer", "offload_parameters"):
+            if getattr(zero, name) and config.device == "cpu":
+                yield f"{role}.zero.{name}=true has nothing to offload from with device=cpu; set it to false"
+        if zero.offload_parameters and zero.stage != 3:
+            yield f"{role}.zero.offload_parameters=true needs {role}.zero.stage=3, not {zero.stage}; set one of the two"
+        if zero.offload_optimizer and zero.stage == 0:
+            yield f"{role}.zero.offload_optimizer=true needs {role}.zero.stage 1, 2 or 3, not 0; set one of the two"
