@@ -1,0 +1,118 @@
+"""Connects a trainer's rank to the engines through vLLM's weight-transfer interface. Called by `weight_transfer` only.
+
+Imports vLLM, which is why it is a module of its own.
+"""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Iterator, Sequence
+from math import prod
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from vllm.distributed.weight_transfer.base import (
+    ParamMeta,
+    TrainerInitInfo,
+    TrainerWeightTransferEngine,
+    WeightSource,
+    WeightTransferUpdatePayload,
+)
+from vllm.distributed.weight_transfer.factory import WeightTransferTrainerFactory
+
+from roles.errors import WeightTransferError
+from roles.gloo_transfer import GlooTrainerInitInfo, register
+from roles.weight_transfer import Digest, EngineClient, EngineFacts, full_parameters, parameter_shapes
+
+
+class ZeroSource(WeightSource):
+    """The parameters of a module that ZeRO-3 may have sharded, gathered layer by layer, cast to the engines' dtype."""
+
+    def __init__(self, module: nn.Module, groups: Sequence[Sequence[str]], dtype: torch.dtype) -> None:
+        self._module = module
+        self._groups = groups
+        self._dtype = dtype
+        self.digest = Digest()
+        """Of the latest pass."""
+
+    def metadata(self) -> list[ParamMeta]:
+        """Names, wire dtype and full shapes, in the order of iteration; nothing is gathered."""
+        return [ParamMeta(name, self._dtype, shape) for name, shape in parameter_shapes(self._module)]
+
+    def __iter__(self) -> Iterator[tuple[str, Tensor]]:
+        self.digest = Digest()
+        for name, tensor in full_parameters(self._module, self._groups):
+            cast = tensor.to(self._dtype)
+            self.digest.add(name, cast)
+            yield name, cast
+
+
+class Control:
+    """vLLM's `VLLMWeightSyncClient` over our `EngineClient`; adds version and digest to the end of a push."""
+
+    def __init__(self, client: EngineClient, source: ZeroSource) -> None:
+        self._client = client
+        self._source = source
+        self.version = 0
+        """Of the push that is going on."""
+
+    def init_weight_transfer_engine(self, init_info: dict[str, Any]) -> None:
+        """Every engine joins; each moves `rank_offset` by its own place."""
+        self._client.call("init_weight_transfer", init_info)
+
+    def start_weight_update(self) -> None:
+        """Every engine prepares for `version`."""
+        self._client.call("start_weight_update", self.version)
+
+    def update_weights(self, update_info: WeightTransferUpdatePayload) -> None:
+        """Every engine receives and loads."""
+        self._client.call("update_weights", update_info)
+
+    def finish_weight_update(self, weight_version: str | None = None) -> None:
+        """Every engine verifies what it was given, then goes over to `version`."""
+        self._client.call("finish_weight_update", self.version, self._source.digest.hexdigest())
+
+
+def connect(
+    module: nn.Module,
+    groups: Sequence[Sequence[str]],
+    client: EngineClient,
+    facts: Sequence[EngineFacts],
+    *,
+    rank: int,
+    address: str,
+    timeout_s: float,
+) -> tuple[TrainerWeightTransferEngine[Any], Control]:
+    """The trainer's half of the engines' backend, ready to send, and its control plane."""
+    register()
+    if len({(fact.backend, fact.dtype, fact.workers) for fact in facts}) != 1:
+        raise WeightTransferError(f"the engines differ in backend, dtype or size: {facts}; give all the same settings")
+    source = ZeroSource(module, groups, getattr(torch, facts[0].dtype))
+    control = Control(client, source)
+    info = _init_info(facts, source, rank, address, timeout_s)
+    return WeightTransferTrainerFactory.trainer_init(info, client=control, source=source), control
+
+
+def _init_info(
+    facts: Sequence[EngineFacts], source: ZeroSource, rank: int, address: str, timeout_s: float
+) -> TrainerInitInfo:
+    world_size = 1 + sum(fact.workers for fact in facts)
+    match facts[0].backend:
+        case "gloo":
+            return GlooTrainerInitInfo(address=address, world_size=world_size, timeout_s=timeout_s, rank=rank)
+        case "nccl":
+            from vllm.distributed.weight_transfer.nccl_engine import NCCLTrainerInitInfo
+
+            with socket.create_server(("", 0)) as free:
+                port = free.getsockname()[1]
+            return NCCLTrainerInitInfo(
+                master_address=address, master_port=port, world_size=world_size, rank=rank, packed=True
+            )
+        case "ipc":
+            from vllm.distributed.weight_transfer.ipc_engine import IPCTrainerInitInfo
+            from vllm.distributed.weight_transfer.packed_tensor import DEFAULT_PACKED_BUFFER_SIZE_BYTES
+
+            largest = max(prod(p.shape) * p.dtype.itemsize for p in source.metadata())
+            size = max(largest, DEFAULT_PACKED_BUFFER_SIZE_BYTES)
+            return IPCTrainerInitInfo(rank=rank, packed=True, packed_buffer_size_bytes=size)

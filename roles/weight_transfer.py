@@ -1,0 +1,181 @@
+"""ZeRO-3 parameters → vLLM: the trainer's half, and the checksum that both halves compute.
+
+The actor's module (sharded over its ranks) flows in, the weights of every engine change. `WeightPusher` is built by
+`roles.actor` once and called after every update. It drives vLLM's own weight-transfer interface
+(`vllm.distributed.weight_transfer`): `nccl` and `ipc` are vLLM's backends, `gloo` is ours (`roles.gloo_transfer`).
+Every push carries a version and a digest of what was sent; each engine compares it with what it was given to load
+before the version counts.
+
+vLLM is imported only where a push is set up: it costs each process about 3 s.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from roles.errors import WeightTransferError
+
+if TYPE_CHECKING:
+    from vllm.distributed.weight_transfer.base import TrainerWeightTransferEngine
+
+TransferBackend = Literal["gloo", "nccl", "ipc"]
+
+DIGEST_COLUMNS = 1021
+"""A prime, so that blocks of memory that change places (their sizes are powers of two) land in other columns."""
+
+
+class EngineClient(Protocol):
+    """Reaches every rollout engine at once."""
+
+    def call(self, method_name: str, *args: Any) -> list[Any]:
+        """Call a method of `RolloutEngine` on each engine, wait, and return the answers by engine."""
+
+
+@dataclass(frozen=True, slots=True)
+class EngineFacts:
+    """What the trainer must know of one engine."""
+
+    index: int
+    """Which engine."""
+    workers: int
+    """Its processes: each joins the transfer group."""
+    dtype: str
+    """Name of the dtype of its weights; the wire has the same."""
+    backend: TransferBackend
+
+
+class Digest:
+    """Checksum of named tensors: the same on both sides of a push if, and but for a rare chance only if, all bytes are.
+
+    A tensor's bytes are read as int64 words and folded into `DIGEST_COLUMNS` wrapping sums: memory speed on a CPU
+    (about 12 GB/s a core, where CRC32 has 3) and on a GPU alike. The sums, with names, dtypes and shapes, are hashed.
+    """
+
+    def __init__(self) -> None:
+        self._sums: dict[str, tuple[str, Tensor]] = {}
+
+    def add(self, name: str, tensor: Tensor) -> None:
+        """Count `tensor` (any shape and dtype) in under `name`; a second tensor of that name replaces the first."""
+        self._sums[name] = (f"{tensor.dtype}{list(tensor.shape)}", _column_sums(tensor.detach()))
+
+    def __len__(self) -> int:
+        return len(self._sums)
+
+    def hexdigest(self) -> str:
+        """SHA-256 over what was added, in the order of the names."""
+        sha = hashlib.sha256()
+        for name in sorted(self._sums):
+            kind, sums = self._sums[name]
+            sha.update(f"{name}:{kind}".encode())
+            sha.update(sums.cpu().numpy().tobytes())
+        return sha.hexdigest()
+
+
+def _column_sums(tensor: Tensor) -> Tensor:
+    """int64 `[DIGEST_COLUMNS]`: word i of `tensor`'s bytes is added to column i mod DIGEST_COLUMNS."""
+    octets = tensor.contiguous().view(-1).view(torch.uint8)
+    if octets.numel() % 8:
+        octets = nn.functional.pad(octets, (0, -octets.numel() % 8))
+    elif octets.storage_offset() % 8:
+        octets = octets.clone()
+    words = octets.view(torch.int64)
+    whole = words.numel() // DIGEST_COLUMNS * DIGEST_COLUMNS
+    sums = words[:whole].view(-1, DIGEST_COLUMNS).sum(0)
+    sums[: words.numel() - whole] += words[whole:]
+    return sums
+
+
+def parameter_shapes(module: nn.Module) -> list[tuple[str, tuple[int, ...]]]:
+    """Names and full shapes of `module`'s parameters, tied ones once, whether ZeRO-3 has sharded them or not."""
+    shapes = []
+    for name, parameter in module.named_parameters():
+        sharded = hasattr(parameter, "ds_shape")
+        shapes.append((name, tuple(parameter.ds_shape if sharded else parameter.shape)))
+    return shapes
+
+
+def full_parameters(module: nn.Module, groups: Sequence[Sequence[str]]) -> Iterator[tuple[str, Tensor]]:
+    """Each parameter of `module` as a whole tensor, gathered from its ZeRO-3 shards a group of names at a time.
+
+    A collective: every rank of the module's group must run through it, in the same order. A tensor must be read before
+    the next one is asked for.
+    """
+    import deepspeed
+
+    parameters = dict(module.named_parameters())
+    for group in groups:
+        wanted = [parameters[name] for name in group]
+        with deepspeed.zero.GatheredParameters(wanted, modifier_rank=None):
+            for name, parameter in zip(group, wanted, strict=True):
+                yield name, parameter.data
+
+
+def layers(names: Sequence[str]) -> list[list[str]]:
+    """The names split into one group a decoder layer (`model.layers.7.…`), what is outside layers around them.
+
+    Only neighbours share a group: the order stays that of `names`, so flattening the groups gives `names` again.
+    """
+    groups: list[list[str]] = []
+    last: str | None = None
+    for name in names:
+        number = next((part for part in name.split(".") if part.isdigit()), "")
+        if number != last:
+            groups.append([])
+        groups[-1].append(name)
+        last = number
+    return groups
+
+
+class WeightPusher:
+    """Hands the weights of a (sharded) module to every engine. Built and called on every rank of the module's group."""
+
+    def __init__(
+        self,
+        module: nn.Module,
+        client: EngineClient,
+        *,
+        rank: int,
+        address: str = "127.0.0.1",
+        timeout_s: float = 600.0,
+    ) -> None:
+        """Connect to the engines behind `client`.
+
+        `module` is a transformers causal language model; `rank` the caller's in the module's group; `address` where the
+        engines reach rank 0; `timeout_s` the longest that one collective may wait.
+        """
+        self._module = module
+        self._groups = layers([name for name, _ in parameter_shapes(module)])
+        self._usable = True
+        facts: list[EngineFacts] = client.call("describe")
+        self._trainer: TrainerWeightTransferEngine[Any] | None = None
+        if rank == 0 or facts[0].backend == "ipc":
+            from roles.trainer_transfer import connect
+
+            self._trainer, self._control = connect(
+                module, self._groups, client, facts, rank=rank, address=address, timeout_s=timeout_s
+            )
+
+    def push(self, version: int) -> None:
+        """Send the weights as `version`. When it returns, every engine has verified them and generates with them."""
+        if not self._usable:
+            raise WeightTransferError(f"cannot push version {version}: an earlier push broke off; restart the engines")
+        self._usable = False
+        if self._trainer is None:
+            for _ in full_parameters(self._module, self._groups):
+                pass
+        else:
+            self._control.version = version
+            self._trainer.send_weights()
+        self._usable = True
+
+    def close(self) -> None:
+        """Leave the transfer group."""
+        self._usable = False
+        if self._trainer is not None:
+            self._trainer.shutdown()

@@ -1,0 +1,88 @@
+"""A trainer of the engine tests: a Llama under DeepSpeed ZeRO-3 that is shaken instead of trained, and pushed."""
+
+from __future__ import annotations
+
+import os
+import time
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from roles.weight_transfer import WeightPusher
+from tests.integration.hosted import HostClient
+
+
+class Trainer:
+    """One rank. `RANK`, `WORLD_SIZE`, `MASTER_ADDR` and `MASTER_PORT` come from the environment."""
+
+    def __init__(self, model_path: str, addresses: list[str]) -> None:
+        import deepspeed
+        from transformers import AutoModelForCausalLM
+
+        deepspeed.init_distributed("gloo")
+        self.rank = int(os.environ["RANK"])
+        self.plain = AutoModelForCausalLM.from_pretrained(model_path, dtype=torch.float32).eval()
+        module = AutoModelForCausalLM.from_pretrained(model_path, dtype=torch.float32)
+        zero = {"stage": 3, "stage3_param_persistence_threshold": 0}
+        config = {"train_micro_batch_size_per_gpu": 1, "zero_optimization": zero}
+        self.engine, *_ = deepspeed.initialize(model=module, config=config)
+        self.module = module
+        self.client = HostClient(addresses)
+        self.tamper: Any = None
+
+    def connect(self) -> None:
+        self.pusher = WeightPusher(self.module, self.client, rank=self.rank, timeout_s=60)
+
+    def sharded(self) -> bool:
+        """Whether this rank keeps less than the whole of each parameter."""
+        return all(p.numel() == 0 for p in self.module.parameters())
+
+    def shake(self, seed: int) -> None:
+        """Add the same noise to the sharded and the plain parameters."""
+        import deepspeed
+
+        generator = torch.Generator().manual_seed(seed)
+        for mine, plain in zip(self.module.parameters(), self.plain.parameters(), strict=True):
+            noise = 0.05 * torch.randn(plain.shape, generator=generator)
+            with torch.no_grad(), deepspeed.zero.GatheredParameters([mine], modifier_rank=0):
+                if self.rank == 0:
+                    mine.add_(noise)
+            plain.data.add_(noise)
+
+    def push(self, version: int) -> float:
+        began = time.perf_counter()
+        self.pusher.push(version)
+        return time.perf_counter() - began
+
+    def spoil_next_push(self) -> None:
+        """Change one number on the way: after it was counted into the digest, before it is sent."""
+        import roles.trainer_transfer as module
+
+        original = module.full_parameters
+        source = self.pusher._control._source
+
+        def spoiled() -> Any:
+            for name, tensor in type(source).__iter__(source):
+                if name.endswith("1.mlp.up_proj.weight"):
+                    tensor = tensor.clone()
+                    tensor[3, 5] += 0.5
+                yield name, tensor
+
+        assert original is not None
+        self.pusher._trainer._weights = type(
+            "Spoiled", (), {"metadata": source.metadata, "__iter__": lambda _: spoiled()}
+        )()
+
+    def mend(self) -> None:
+        self.pusher._trainer._weights = self.pusher._control._source
+
+    def logprobs(self, token_ids: Tensor, lengths: Tensor, temperature: float) -> Tensor:
+        """float32 `[batch, time]` by the plain model, row by row without padding; position 0 is 0."""
+        out = torch.zeros(token_ids.shape)
+        with torch.no_grad():
+            for row, length in enumerate(lengths.tolist()):
+                logits = self.plain(token_ids[None, row, :length]).logits[0, :-1] / temperature
+                picked = logits.log_softmax(-1).gather(1, token_ids[row, 1:length, None])
+                out[row, 1:length] = picked[:, 0]
+        return out
