@@ -1,7 +1,7 @@
 """The command `tetrarch`, thin: arguments flow in, the drivers are called, an exit code flows out.
 
-Exit codes: 0 done, 1 the run failed, 2 the configuration (or the placement it asks for) is wrong. Errors go to stderr as
-one block without a traceback; the traceback of a failed run goes to `<run_dir>/logs/driver.log`, and is shown with
+Exit codes: 0 done, 1 the run failed, 2 the configuration (or the placement it asks for) is wrong. Errors go to stderr
+as one block without a traceback; the traceback of a failed run goes to `<run_dir>/logs/driver.log`, and is shown with
 `--debug`. The engines are imported inside the commands, so that `--help` and `config` answer at once.
 """
 
@@ -31,7 +31,7 @@ DRIVER_LOG = "logs/driver.log"
 
 app = typer.Typer(
     name="tetrarch",
-    help="Train a language model with PPO from feedback: actor, critic, reward and reference on Ray, vLLM and DeepSpeed.",
+    help="Train a language model with PPO: actor, critic, reward and reference on Ray, vLLM and DeepSpeed.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -117,7 +117,7 @@ def show_config(
         if schema:
             text = json.dumps(json_schema(), indent=2, ensure_ascii=False)
         elif config is None:
-            raise ConfigError("no configuration given; name a file (tetrarch config configs/smoke.yaml), or say --schema")
+            raise ConfigError("no configuration given; name a file, such as configs/smoke.yaml, or say --schema")
         else:
             text = dump_config(load_config(config, overrides or ())).rstrip("\n")
     print(text)
