@@ -84,7 +84,8 @@ class _Entropy(torch.autograd.Function):
         for rows in _chunks(logits):
             scaled = _wide(logits[rows]) / temperature
             normaliser[rows] = scaled.logsumexp(-1)
-            total[rows] = -_plogp(scaled - normaliser[rows].unsqueeze(-1)).sum(-1)
+            logprobs = _finite(scaled.sub_(normaliser[rows].unsqueeze(-1)))
+            total[rows] = -torch.linalg.vecdot(logprobs.exp(), logprobs)
         ctx.save_for_backward(logits, normaliser, total)
         ctx.temperature = temperature
         return total
@@ -97,15 +98,15 @@ class _Entropy(torch.autograd.Function):
         out = torch.empty_like(logits)
         factor = grad / ctx.temperature
         for rows in _chunks(logits):
-            logprobs = _wide(logits[rows]) / ctx.temperature - normaliser[rows].unsqueeze(-1)
-            slope = _plogp(logprobs) + logprobs.exp() * total[rows].unsqueeze(-1)
+            logprobs = _finite((_wide(logits[rows]) / ctx.temperature).sub_(normaliser[rows].unsqueeze(-1)))
+            slope = logprobs.exp().mul_(logprobs.add_(total[rows].unsqueeze(-1)))
             out[rows] = slope.mul_(-factor[rows].unsqueeze(-1)).to(out.dtype)
         return out, None
 
 
-def _plogp(logprobs: Tensor) -> Tensor:
-    """p·log p, which is 0 where p is 0 (a logit of -inf)."""
-    return logprobs.exp() * logprobs.clamp(min=torch.finfo(logprobs.dtype).min)
+def _finite(logprobs: Tensor) -> Tensor:
+    """In place: -inf becomes the lowest number, so that p·log p is 0 where p is."""
+    return logprobs.clamp_(min=torch.finfo(logprobs.dtype).min)
 
 
 def masked_mean_weight(mask: Tensor, mean: Literal["token", "sequence"]) -> Tensor:
