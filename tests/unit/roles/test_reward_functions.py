@@ -1,0 +1,373 @@
+"""Rewards that are no model, with real child processes and a real HTTP server on loopback."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import textwrap
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from pydantic import SecretStr
+
+from roles import reward_functions
+from roles.batch import Rollouts
+from roles.config import FunctionReward, RemoteReward
+from roles.errors import RewardError
+from roles.reward_functions import FunctionScorer, RemoteScorer
+
+SIGNATURE = "def score(prompts, responses, *, response_token_ids, finished, columns):\n"
+
+
+def rollouts(size: int, columns: dict[str, list[Any]] | None = None) -> Rollouts:
+    """Row i: prompt [1, 2], response [10 + i, 3], padded with 0; odd rows are truncated."""
+    token_ids = torch.tensor([[1, 2, 10 + i, 3, 0] for i in range(size)], dtype=torch.int64).reshape(size, 5)
+    mask = torch.tensor([[False, False, True, True, False]] * size, dtype=torch.bool).reshape(size, 5)
+    return Rollouts(
+        token_ids=token_ids,
+        lengths=torch.full((size,), 4, dtype=torch.int64),
+        response_mask=mask,
+        rollout_logprobs=torch.zeros(size, 5),
+        finished=torch.tensor([i % 2 == 0 for i in range(size)], dtype=torch.bool),
+        versions=torch.zeros(size, dtype=torch.int64),
+        prompts=[f"prompt {i}" for i in range(size)],
+        responses=[f"response {i}" for i in range(size)],
+        columns=columns if columns is not None else {"answer": [str(i) for i in range(size)]},
+    )
+
+
+# A Python function
+
+
+@pytest.fixture
+def scorer(tmp_path: Path) -> Iterator[Callable[..., FunctionScorer]]:
+    made: list[FunctionScorer] = []
+
+    def make(body: str, **options: Any) -> FunctionScorer:
+        path = tmp_path / "reward.py"
+        path.write_text(SIGNATURE + textwrap.indent(textwrap.dedent(body), "    "))
+        made.append(FunctionScorer(FunctionReward(path=str(path), **options)))
+        return made[-1]
+
+    yield make
+    for one in made:
+        one.close()
+
+
+def failure(scorer: FunctionScorer | RemoteScorer, batch: Rollouts | None = None) -> str:
+    with pytest.raises(RewardError) as caught:
+        scorer.score(batch if batch is not None else rollouts(3))
+    return str(caught.value)
+
+
+def test_a_function_gets_everything_and_its_numbers_come_back(scorer: Callable[..., FunctionScorer]) -> None:
+    body = """
+    assert prompts == ["prompt 0", "prompt 1", "prompt 2"]
+    assert responses == ["response 0", "response 1", "response 2"]
+    assert response_token_ids == [[10, 3], [11, 3], [12, 3]]
+    assert finished == [True, False, True]
+    return [int(a) * 0.5 for a in columns["answer"]]
+    """
+    scores = scorer(body, retries=0).score(rollouts(3))
+    assert scores.dtype == torch.float32 and scores.tolist() == [0.0, 0.5, 1.0]
+
+
+def test_numbers_of_other_libraries_are_numbers(scorer: Callable[..., FunctionScorer]) -> None:
+    assert scorer("import numpy; return numpy.arange(3)").score(rollouts(3)).tolist() == [0.0, 1.0, 2.0]
+
+
+def test_an_empty_shard_is_not_sent(scorer: Callable[..., FunctionScorer]) -> None:
+    assert scorer("raise ValueError").score(rollouts(0)).shape == (0,)
+
+
+def test_what_the_function_prints_is_no_answer(scorer: Callable[..., FunctionScorer], capfd: Any) -> None:
+    body = "import os; print('hello'); os.write(1, b'raw'); assert input == input; return [0.0] * 3"
+    assert scorer(body).score(rollouts(3)).tolist() == [0.0] * 3
+    assert "hello" in capfd.readouterr().err
+
+
+def test_a_function_keeps_its_state_and_imports_its_neighbours(tmp_path: Path) -> None:
+    (tmp_path / "neighbour.py").write_text("calls = []\n")
+    path = tmp_path / "reward.py"
+    path.write_text(
+        "import neighbour\n" + SIGNATURE + "    neighbour.calls.append(1)\n    return [len(neighbour.calls)] * 3"
+    )
+    counting = FunctionScorer(FunctionReward(path=str(path)))
+    assert [counting.score(rollouts(3))[0].item() for _ in range(3)] == [1.0, 2.0, 3.0]
+    counting.close()
+
+
+@pytest.mark.parametrize(
+    ("body", "parts"),
+    [
+        ("raise KeyError('no such answer')", ["KeyError: 'no such answer'", "reward.py", "line 2"]),
+        ("return [0.0, 1.0]", ["2 scores for 3 responses"]),
+        ("return [0.0, float('nan'), 1.0]", ["score 1 is nan"]),
+        ("return [0.0, 1.0, float('inf')]", ["score 2 is inf"]),
+        ("return [0.0, None, 1.0]", ["TypeError", "NoneType"]),
+        ("return None", ["TypeError", "NoneType"]),
+        ("return ['a', 'b', 'c']", ["ValueError", "'a'"]),
+        ("import os; os._exit(3)", ["its process ended (exit code 3)"]),
+        ("import os; os.kill(os.getpid(), 11)", ["its process ended (signal 11)"]),
+    ],
+)
+def test_a_failing_function_is_named(scorer: Callable[..., FunctionScorer], body: str, parts: list[str]) -> None:
+    message = failure(scorer(body, retries=1))
+    assert [p for p in [*parts, "reward function score of", "2 times"] if p not in message] == [], message
+
+
+def test_a_failing_function_is_called_again(scorer: Callable[..., FunctionScorer], tmp_path: Path) -> None:
+    body = f"""
+    with open({str(tmp_path / "calls")!r}, "a+") as file:
+        file.write("x")
+        file.seek(0)
+        if len(file.read()) < 3:
+            raise ValueError
+    return [1.0] * 3
+    """
+    assert scorer(body, retries=2).score(rollouts(3)).tolist() == [1.0] * 3
+
+
+@pytest.mark.parametrize(
+    "hang",
+    [
+        "import time; time.sleep(600)",
+        "import re; re.match('(a+)+$', 'a' * 200 + 'b')",  # never lets go of the interpreter's lock
+    ],
+)
+def test_a_hung_function_is_ended(scorer: Callable[..., FunctionScorer], tmp_path: Path, hang: str) -> None:
+    pid_file = tmp_path / "pid"
+    body = f"""
+    import os
+    open({str(pid_file)!r}, "w").write(str(os.getpid()))
+    {hang}
+    """
+    began = time.monotonic()
+    message = failure(scorer(body, retries=1, timeout_s=1))
+    assert "no answer within 1 s" in message and "2 times" in message
+    assert time.monotonic() - began < 60
+    assert not Path(f"/proc/{pid_file.read_text()}").exists()
+
+
+def test_a_function_that_hung_once_is_started_anew(scorer: Callable[..., FunctionScorer], tmp_path: Path) -> None:
+    body = f"""
+    import os, time
+    if not os.path.exists({str(tmp_path / "once")!r}):
+        open({str(tmp_path / "once")!r}, "w").close()
+        time.sleep(600)
+    return [2.0] * 3
+    """
+    slow = scorer(body, retries=1, timeout_s=2)
+    assert slow.score(rollouts(3)).tolist() == [2.0] * 3
+    assert slow.score(rollouts(3)).tolist() == [2.0] * 3
+
+
+@pytest.mark.parametrize(
+    ("text", "part"),
+    [
+        ("import no_such_module", "ModuleNotFoundError"),
+        ("raise SystemExit(1)", "SystemExit"),
+        ("def other(): ...", "has no attribute 'score'"),
+    ],
+)
+def test_a_file_that_cannot_be_loaded_fails_at_the_start(tmp_path: Path, text: str, part: str) -> None:
+    path = tmp_path / "reward.py"
+    path.write_text(text)
+    with pytest.raises(RewardError, match="cannot be loaded") as caught:
+        FunctionScorer(FunctionReward(path=str(path)))
+    assert part in str(caught.value) and str(path) in str(caught.value)
+
+
+def test_the_child_dies_with_its_parent(tmp_path: Path) -> None:
+    path, pid_file = tmp_path / "reward.py", tmp_path / "pid"
+    body = f"    import os\n    open({str(pid_file)!r}, 'w').write(str(os.getpid()))\n    while True: pass\n"
+    path.write_text(SIGNATURE + body)
+    program = f"""
+import os, signal, threading, time
+from pathlib import Path
+from roles.config import FunctionReward
+from roles.reward_functions import FunctionScorer
+from tests_rollouts import rollouts
+scorer = FunctionScorer(FunctionReward(path={str(path)!r}))
+threading.Thread(target=scorer.score, args=(rollouts(1),), daemon=True).start()
+while not Path({str(pid_file)!r}).exists():
+    time.sleep(0.05)
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+    (tmp_path / "tests_rollouts.py").write_text(Path(__file__).read_text())
+    root = Path(__file__).resolve().parents[3]
+    environment = {**os.environ, "PYTHONPATH": f"{root}{os.pathsep}{tmp_path}"}
+    subprocess.run([sys.executable, "-c", program], env=environment, timeout=120, check=False)
+    deadline = time.monotonic() + 30
+    child = Path(f"/proc/{pid_file.read_text()}/stat")
+    while child.exists() and child.read_text().split(") ")[1][0] != "Z" and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not child.exists() or child.read_text().split(") ")[1][0] == "Z"
+
+
+# A service over HTTP
+
+Answer = Callable[[dict[str, Any]], tuple[int, Any]]
+
+
+class Service:
+    """An HTTP server that answers with what `answer` makes of a request, and remembers the requests."""
+
+    def __init__(self, answer: Answer) -> None:
+        self.requests: list[dict[str, Any]] = []
+        self.headers: list[dict[str, str]] = []
+        service = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_POST(self) -> None:
+                request = json.loads(self.rfile.read(int(self.headers["content-length"])))
+                service.requests.append(request)
+                service.headers.append({k.lower(): v for k, v in self.headers.items()})
+                status, content = answer(request)
+                body = content if isinstance(content, bytes) else json.dumps(content).encode()
+                self.send_response(status)
+                self.send_header("content-length", str(len(body)))
+                self.end_headers()
+                self.wfile.write(body)
+
+            def log_message(self, *_: Any) -> None:
+                pass
+
+        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.url = f"http://127.0.0.1:{self.server.server_port}/score"
+
+
+@contextmanager
+def serving(*answers: Answer) -> Iterator[list[Service]]:
+    services = [Service(answer) for answer in answers]
+    for service in services:
+        threading.Thread(target=service.server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True).start()
+    yield services
+    for service in services:
+        service.server.shutdown()
+        service.server.server_close()
+
+
+@pytest.fixture(autouse=True)
+def no_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reward_functions, "BACKOFF_S", 0.01)
+
+
+def remote(*services: Service, **options: Any) -> RemoteScorer:
+    return RemoteScorer(RemoteReward(type="remote", urls=[service.url for service in services], **options))
+
+
+def good(request: dict[str, Any]) -> tuple[int, Any]:
+    return 200, {"scores": [int(answer) + 0.5 for answer in request["columns"]["answer"]]}
+
+
+def broken(request: dict[str, Any]) -> tuple[int, Any]:
+    return 503, b"overloaded"
+
+
+def test_a_service_gets_everything_and_its_numbers_come_back() -> None:
+    with serving(good) as (service,):
+        scores = remote(service, headers={"Authorization": SecretStr("Bearer tok-123")}).score(rollouts(3))
+    assert scores.dtype == torch.float32 and scores.tolist() == [0.5, 1.5, 2.5]
+    assert service.requests == [
+        {
+            "prompts": ["prompt 0", "prompt 1", "prompt 2"],
+            "responses": ["response 0", "response 1", "response 2"],
+            "response_token_ids": [[10, 3], [11, 3], [12, 3]],
+            "finished": [True, False, True],
+            "columns": {"answer": ["0", "1", "2"]},
+        }
+    ]
+    assert service.headers[0]["authorization"] == "Bearer tok-123"
+    assert service.headers[0]["content-type"] == "application/json"
+
+
+@pytest.mark.parametrize("size", [0, 1, 2, 5])
+def test_the_batch_is_spread_over_the_services(size: int) -> None:
+    with serving(good, good) as services:
+        scores = remote(*services).score(rollouts(size))
+    assert scores.tolist() == [i + 0.5 for i in range(size)]
+    asked = [len(request["prompts"]) for service in services for request in service.requests]
+    assert sum(asked) == size and all(share <= size - size // 2 for share in asked)
+
+
+def test_a_failed_share_goes_to_the_next_service() -> None:
+    with serving(broken, good) as services:
+        assert remote(*services, retries=1).score(rollouts(4)).tolist() == [0.5, 1.5, 2.5, 3.5]
+    assert [len(service.requests) for service in services] == [1, 2]
+
+
+def test_a_service_that_recovers_is_asked_again() -> None:
+    calls: list[int] = []
+
+    def recovers(request: dict[str, Any]) -> tuple[int, Any]:
+        calls.append(1)
+        return good(request) if len(calls) == 3 else broken(request)
+
+    with serving(recovers) as services:
+        assert remote(*services, retries=2).score(rollouts(2)).tolist() == [0.5, 1.5]
+
+
+@pytest.mark.parametrize(
+    ("answer", "part"),
+    [
+        (broken, "HTTP 503 overloaded"),
+        (lambda _: (302, b""), "HTTP 302"),
+        (lambda _: (200, b"no json"), 'not {"scores": [...]} but no json'),
+        (lambda _: (200, {"score": []}), 'not {"scores": [...]}'),
+        (lambda _: (200, [1, 2, 3]), 'not {"scores": [...]}'),
+        (lambda _: (200, {"scores": [0.0]}), "1 scores for 3 responses"),
+        (lambda _: (200, {"scores": [0.0, None, 1.0]}), "score 1 is None"),
+        (lambda _: (200, {"scores": [0.0, "1", 1.0]}), "score 1 is '1'"),
+        (lambda _: (200, b'{"scores": [0, NaN, 1]}'), "score 1 is nan"),
+        (lambda _: (200, {"scores": 3}), "not a list of numbers"),
+    ],
+)
+def test_a_failing_service_is_named(answer: Answer, part: str) -> None:
+    with serving(answer) as (service,):
+        message = failure(remote(service, retries=1))
+    assert part in message and service.url in message and "failed 2 times" in message
+    assert len(service.requests) == 2
+
+
+def test_a_slow_service_misses_the_deadline() -> None:
+    def slow(request: dict[str, Any]) -> tuple[int, Any]:
+        time.sleep(5)
+        return 200, {"scores": [0.0] * 3}
+
+    with serving(slow) as (service,):
+        began = time.monotonic()
+        message = failure(remote(service, retries=1, timeout_s=0.3))
+    assert message.count("no answer within 0.3 s") == 2
+    assert time.monotonic() - began < 4
+
+
+def test_nobody_listening() -> None:
+    with serving(good) as (service,):
+        pass
+    assert service.url in failure(remote(service, retries=0))
+
+
+def test_secrets_stay_out_of_errors() -> None:
+    with serving(lambda _: (401, b"bad token tok-123")) as (service,):
+        scorer = remote(service, retries=0, headers={"Authorization": SecretStr("tok-123")})
+        message = failure(scorer)
+        url = service.url.replace("http://", "http://me:word@")
+        other = failure(RemoteScorer(RemoteReward(type="remote", urls=[url], retries=0)))
+    assert "HTTP 401" in message and "tok-123" not in message
+    assert "HTTP 401" in other and "me:word" not in other
+
+
+def test_columns_that_are_no_json_are_an_error_at_once() -> None:
+    with serving(good) as (service,):
+        message = failure(remote(service), rollouts(1, {"picture": [b"\x00"]}))
+    assert "picture" in message and "bytes" in message and service.requests == []
