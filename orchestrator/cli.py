@@ -62,6 +62,7 @@ def train(
     """
     with _reported(debug) as report:
         run = report.loaded(load_config(config, overrides or ()))
+        typer.echo("checking the configuration and what it names", err=True)
         from orchestrator.checks import check_train
 
         check_train(run, resume)
@@ -78,6 +79,7 @@ def reward(config: ConfigFile, overrides: Overrides = None, debug: Debug = False
     """
     with _reported(debug) as report:
         run = report.loaded(load_config(config, overrides or ()))
+        typer.echo("checking the configuration and what it names", err=True)
         from orchestrator.checks import check_reward
 
         check_reward(run)
@@ -94,6 +96,7 @@ def evaluate(config: ConfigFile, overrides: Overrides = None, debug: Debug = Fal
     """
     with _reported(debug) as report:
         run = report.loaded(load_config(config, overrides or ()))
+        typer.echo("checking the configuration and what it names", err=True)
         from orchestrator.checks import check_evaluate
 
         check_evaluate(run)

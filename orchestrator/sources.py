@@ -34,10 +34,8 @@ def is_hub_name(path: str) -> bool:
     return shaped and not mistyped and not Path(path).exists()
 
 
-def _load(config: DatasetConfig, key: str) -> Any:
-    import datasets
-
-    datasets.disable_progress_bars()
+def check_source(config: DatasetConfig, key: str) -> None:
+    """The file or directory must be there, and be of a kind that `datasets` reads."""
     path, where = Path(config.path), f"{key}.path={config.path}"
     if path.is_file() and path.suffix not in BUILDERS:
         raise ConfigError(f"{where}: files end in {', '.join(BUILDERS)}; convert it, or name a directory")
@@ -45,6 +43,14 @@ def _load(config: DatasetConfig, key: str) -> Any:
         raise ConfigError(f"{where} is empty; it needs at least one row")
     if not path.exists() and not is_hub_name(config.path):
         raise ConfigError(f"{where} does not exist (relative paths start at the current directory, {Path.cwd()})")
+
+
+def _load(config: DatasetConfig, key: str) -> Any:
+    check_source(config, key)
+    import datasets
+
+    datasets.disable_progress_bars()
+    path, where = Path(config.path), f"{key}.path={config.path}"
     try:
         if path.is_dir() and ((path / "state.json").exists() or (path / "dataset_dict.json").exists()):
             saved = datasets.load_from_disk(str(path))

@@ -1,0 +1,295 @@
+"""The door: everything that can be known to be wrong before any actor starts. Called by `orchestrator.cli`.
+
+A RunConfig flows in; nothing flows out, or a ConfigError that names key, value and mend. The cheap checks come first.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import psutil
+
+from orchestrator.checkpoint import Checkpoints
+from orchestrator.config import DatasetConfig, RewardTrainingConfig, RunConfig, SampledPairs
+from orchestrator.errors import ConfigError
+from orchestrator.function_checks import check_function
+from orchestrator.model_checks import ModelFacts, check_folder, model_facts
+from orchestrator.sources import check_source, load_rows
+from roles.config import FunctionReward, ModelConfig, ModelReward
+
+GIB = 2**30
+
+LOGS = "logs"
+"""Folder in `run_dir` that a failed start may leave; it does not make the directory count as used."""
+
+
+def check_train(config: RunConfig, resume: bool) -> None:
+    """What `tetrarch train` needs."""
+    _check_run_dir(config, resume)
+    _check_functions(config)
+    _check_sources(config, ["train", "heldout"])
+    actor = _check_models(config, with_critic=True)
+    _check_engine(config, actor)
+    _check_prompts(config, actor, ["train", "heldout"])
+
+
+def check_evaluate(config: RunConfig) -> None:
+    """What `tetrarch evaluate` needs."""
+    if config.prompts.heldout is None:
+        raise ConfigError("prompts.heldout is null; set prompts.heldout.path to the prompts to evaluate on")
+    _check_writable(Path(config.run_dir), "run_dir")
+    _check_functions(config)
+    _check_sources(config, ["heldout"])
+    actor = _check_models(config, with_critic=False)
+    _check_engine(config, actor)
+    _check_prompts(config, actor, ["heldout"])
+
+
+def check_reward(config: RunConfig) -> None:
+    """What `tetrarch reward` needs."""
+    training = config.reward_training
+    if training is None:
+        raise ConfigError("reward_training is missing; say at least its output, model and pairs")
+    _check_output(training)
+    if isinstance(training.pairs, SampledPairs):
+        check_function(training.pairs.judge, "reward_training.pairs.judge")
+        _check_sources(config, ["train"])
+        check_folder(config.actor.model, "actor.model")
+    else:
+        _check_pairs(training.pairs.dataset)
+    backbone = model_facts(training.model, "reward_training.model", config.model_cache)
+    _check_tokenizer(backbone)
+    _check_context(backbone, training.max_tokens, "reward_training.max_tokens")
+    if isinstance(training.pairs, SampledPairs):
+        actor = model_facts(config.actor.model, "actor.model", config.model_cache)
+        _check_tokenizer(actor)
+        _check_same_tokens(backbone, actor, "use the actor's model")
+        _check_context(actor, *_longest(config))
+        _check_engine(config, actor)
+        _check_prompts(config, actor, ["train"])
+
+
+def _check_run_dir(config: RunConfig, resume: bool) -> None:
+    folder = Path(config.run_dir)
+    _check_writable(folder, "run_dir")
+    if resume:
+        checkpoint = Checkpoints(folder / "checkpoints", config.checkpoint.keep).newest()
+        if checkpoint is None:
+            raise ConfigError(f"run_dir={folder} holds no whole checkpoint to resume from; start without --resume")
+        if checkpoint.step > config.steps:
+            raise ConfigError(f"steps={config.steps}, but {checkpoint.path} is at step {checkpoint.step}; raise steps")
+        return
+    ours = {LOGS}
+    if config.reward_training is not None:
+        output = Path(config.reward_training.output).absolute()
+        if output.is_relative_to(folder.absolute()) and output != folder.absolute():
+            ours.add(output.relative_to(folder.absolute()).parts[0])
+    found = sorted(entry.name for entry in folder.iterdir() if entry.name not in ours) if folder.is_dir() else []
+    if found:
+        raise ConfigError(
+            f"run_dir={folder} is not empty (it holds {', '.join(found[:3])}{', …' if len(found) > 3 else ''}); "
+            "say --resume to go on with that run, choose another run_dir, or remove it"
+        )
+
+
+def _check_output(training: RewardTrainingConfig) -> None:
+    """The command replaces what it wrote before, and nothing else."""
+    output = Path(training.output)
+    _check_writable(output, "reward_training.output")
+    if output.is_dir() and any(output.iterdir()) and not (output / "reward_quality.json").is_file():
+        raise ConfigError(
+            f"reward_training.output={output} holds something that this command did not write; choose a new folder"
+        )
+
+
+def _check_writable(folder: Path, key: str) -> None:
+    existing = folder.absolute()
+    while not existing.exists():
+        existing = existing.parent
+    if not existing.is_dir():
+        raise ConfigError(f"{key}={folder}: {existing} is a file; choose a folder")
+    if not os.access(existing, os.W_OK | os.X_OK):
+        raise ConfigError(f"{key}={folder}: {existing} cannot be written to; choose another folder")
+
+
+def _check_functions(config: RunConfig) -> None:
+    if isinstance(config.reward, FunctionReward):
+        check_function(config.reward, "reward")
+    if config.evaluation.judge is not None:
+        check_function(config.evaluation.judge, "evaluation.judge")
+
+
+def _check_models(config: RunConfig, with_critic: bool) -> ModelFacts:
+    """Every model that the roles load; the actor's facts flow out."""
+    cache, (longest, sum_of) = config.model_cache, _longest(config)
+    for key, model in _models(config, with_critic).items():  # all of them before the first is converted
+        check_folder(model, key, _missing_mend(config, model))
+    actor = model_facts(config.actor.model, "actor.model", cache)
+    others = []
+    if config.reference.model is not None:
+        others.append(model_facts(config.reference.model, "reference.model", cache))
+    if isinstance(config.reward, ModelReward):
+        reward = model_facts(config.reward.model, "reward.model", cache)
+        _check_one_label(reward)
+        if not config.reward.text_bridge:
+            mend = "use a reward model with the actor's tokenizer, or set reward.text_bridge: true"
+            _check_same_tokens(reward, actor, mend)
+            _check_context(reward, longest, sum_of)
+        elif config.critic.model is None and reward.tokenizer.get_vocab() != actor.tokenizer.get_vocab():
+            raise ConfigError(
+                "critic.model is null, which means the reward model, but that has another tokenizer than the actor "
+                "(reward.text_bridge=true); set critic.model.path (the actor's folder will do)"
+            )
+    if config.critic.model is not None and with_critic:
+        others.append(model_facts(config.critic.model, "critic.model", cache))
+    _check_tokenizer(actor)
+    _check_context(actor, longest, sum_of)
+    for other in others:
+        _check_same_tokens(other, actor, "use a model with the actor's tokenizer")
+        _check_context(other, longest, sum_of)
+    return actor
+
+
+def _models(config: RunConfig, with_critic: bool) -> dict[str, ModelConfig]:
+    """Key path → every model that the configuration names for a role."""
+    named = {
+        "actor.model": config.actor.model,
+        "reference.model": config.reference.model,
+        "reward.model": config.reward.model if isinstance(config.reward, ModelReward) else None,
+        "critic.model": config.critic.model if with_critic else None,
+    }
+    return {key: model for key, model in named.items() if model is not None}
+
+
+def _missing_mend(config: RunConfig, model: ModelConfig) -> str:
+    """What to do where a model's folder is missing."""
+    training = config.reward_training
+    if training is not None and Path(model.path).absolute() == Path(training.output).absolute():
+        return "train it first: tetrarch reward CONFIG"
+    return "correct the path"
+
+
+def _longest(config: RunConfig) -> tuple[int, str]:
+    """Tokens of the longest possible sample, and which keys say so."""
+    prompt, response = config.prompts.max_tokens, config.rollout.max_response_tokens
+    return prompt + response, f"prompts.max_tokens={prompt} + rollout.max_response_tokens={response}"
+
+
+def _check_context(model: ModelFacts, longest: int, said_by: str) -> None:
+    if model.context is not None and longest > model.context:
+        said = said_by if "=" in said_by else f"{said_by}={longest}"
+        raise ConfigError(
+            f"{said} is {longest} tokens, more than the {model.context} that {model.where} can read; lower them, or "
+            "use a model with a longer context"
+        )
+
+
+def _check_tokenizer(model: ModelFacts) -> None:
+    """A response must be able to end (`roles.tokenizer` sees to it that padding does not look like that end)."""
+    tokenizer = model.tokenizer
+    if tokenizer.eos_token_id is None:
+        raise ConfigError(f"{model.where}: the tokenizer has no EOS token; set eos_token in its tokenizer_config.json")
+    _check_vocabulary(model)
+
+
+def _check_vocabulary(model: ModelFacts) -> None:
+    tokens = len(model.tokenizer)
+    if model.vocabulary is not None and model.vocabulary < tokens:
+        raise ConfigError(
+            f"{model.where}: the tokenizer has {tokens} tokens, but the model only {model.vocabulary} embeddings; "
+            "resize them (model.resize_token_embeddings), or save the tokenizer that belongs to the model"
+        )
+
+
+def _check_same_tokens(other: ModelFacts, actor: ModelFacts, mend: str) -> None:
+    if other.folder == actor.folder:
+        return
+    _check_vocabulary(other)
+    mine, theirs = actor.tokenizer.get_vocab(), other.tokenizer.get_vocab()
+    if mine == theirs:
+        return
+    moved = min((t for t in mine if mine[t] != theirs.get(t)), key=mine.__getitem__, default=None)
+    example = f"e.g. {moved!r} is {mine[moved]} and {theirs.get(moved)}" if moved is not None else "it has more tokens"
+    raise ConfigError(
+        f"{other.where} has another tokenizer than {actor.where} ({len(theirs)} and {len(mine)} tokens; {example}); "
+        f"{mend}"
+    )
+
+
+def _check_one_label(reward: ModelFacts) -> None:
+    names = ", ".join(reward.config.get("architectures") or ["an unknown architecture"])
+    if "ForSequenceClassification" not in names:
+        raise ConfigError(
+            f"{reward.where} is {names}, not a reward model (…ForSequenceClassification); train one: "
+            "tetrarch reward CONFIG"
+        )
+    labels = len(reward.config["id2label"]) if "id2label" in reward.config else 2  # transformers leaves its default out
+    if labels != 1:
+        raise ConfigError(f"{reward.where} has {labels} labels; a reward model has one (num_labels=1)")
+
+
+def _check_engine(config: RunConfig, actor: ModelFacts) -> None:
+    parallel = config.rollout.engine.tensor_parallel_size
+    if actor.heads and actor.kv_heads and not _splits(actor.heads, actor.kv_heads, parallel):
+        fitting = [n for n in range(1, actor.heads + 1) if _splits(actor.heads, actor.kv_heads, n)]
+        raise ConfigError(
+            f"rollout.engine.tensor_parallel_size={parallel} does not divide the {actor.heads} attention heads "
+            f"({actor.kv_heads} of keys and values) of {actor.where}; use {', '.join(map(str, fitting[:5]))}"
+        )
+    if config.device == "cpu":
+        _check_kv_cache(config, actor)
+
+
+def _splits(heads: int, kv_heads: int, parallel: int) -> bool:
+    return heads % parallel == 0 and (kv_heads % parallel == 0 or parallel % kv_heads == 0)
+
+
+def _check_kv_cache(config: RunConfig, actor: ModelFacts) -> None:
+    engine, (longest, _) = config.rollout.engine, _longest(config)
+    ranks = config.placement.rollout.ranks * engine.tensor_parallel_size
+    total, memory = ranks * engine.kv_cache_gib, psutil.virtual_memory().total / GIB
+    if total > memory:
+        raise ConfigError(
+            f"rollout.engine.kv_cache_gib={engine.kv_cache_gib:g} for each of {ranks} engine processes is {total:g} "
+            f"GiB, but this machine has {memory:.0f} GiB; lower it"
+        )
+    per_token = actor.kv_bytes_per_token(engine.dtype or config.dtype)
+    if per_token is None:
+        return
+    needed = longest * per_token / engine.tensor_parallel_size / GIB
+    if needed > engine.kv_cache_gib:
+        raise ConfigError(
+            f"rollout.engine.kv_cache_gib={engine.kv_cache_gib:g} does not hold one sample of {longest} tokens, which "
+            f"needs {needed:.2g} GiB; raise it"
+        )
+
+
+def _check_sources(config: RunConfig, parts: list[str]) -> None:
+    """The prompts' files must be there (their rows are read later, with the actor's tokenizer)."""
+    for part in parts:
+        dataset: DatasetConfig | None = getattr(config.prompts, part)
+        if dataset is not None:
+            check_source(dataset, f"prompts.{part}")
+
+
+def _check_prompts(config: RunConfig, actor: ModelFacts, parts: list[str]) -> None:
+    """Read and tokenise the prompts: every row must be usable, or `prompts.too_long` must say what becomes of it."""
+    from orchestrator.prompts import read_questions
+
+    for part in parts:
+        dataset: DatasetConfig | None = getattr(config.prompts, part)
+        if dataset is not None:
+            read_questions(config.prompts, dataset, f"prompts.{part}", actor.tokenizer)
+
+
+def _check_pairs(dataset: DatasetConfig) -> None:
+    key = "reward_training.pairs.dataset"
+    names = load_rows(dataset, key).column_names
+    lacking = [name for name in ("chosen", "rejected") if name not in names]
+    if not {"prompt", "messages"} & set(names):
+        lacking.append("prompt (or messages)")
+    if lacking:
+        raise ConfigError(
+            f"{key}.path={dataset.path} lacks {', '.join(lacking)}; it has {', '.join(names)}; rename them"
+        )

@@ -1,0 +1,80 @@
+"""A reward function at the door: its file is parsed, never run. Called by `orchestrator.checks`.
+
+A FunctionReward flows in; nothing flows out, or a ConfigError that names key, value and mend.
+"""
+
+from __future__ import annotations
+
+import ast
+import difflib
+from pathlib import Path
+
+from orchestrator.errors import ConfigError
+from roles.config import FunctionReward
+
+SIGNATURE = "score(prompts, responses, *, response_token_ids, finished, columns) -> list[float]"
+KEYWORDS = ("response_token_ids", "finished", "columns")
+"""What the function is given by name, after prompts and responses."""
+
+
+def check_function(config: FunctionReward, key: str) -> None:
+    """The file must be there, be Python, and define the function with arguments that it can be called with."""
+    where = f"{key}.path={config.path}"
+    path = Path(config.path)
+    if not path.is_file():
+        kind = "is a directory" if path.is_dir() else "does not exist"
+        raise ConfigError(f"{where} {kind}; name a Python file that defines {config.name}")
+    try:
+        module = ast.parse(path.read_bytes(), filename=str(path))
+    except (SyntaxError, ValueError) as error:
+        line = f", line {error.lineno}" if isinstance(error, SyntaxError) else ""
+        raise ConfigError(f"{where} is not Python{line}: {error.args[0]}; mend it") from None
+    defined = _top_level(module)
+    if config.name not in defined:
+        known = sorted(name for name, node in defined.items() if isinstance(node, ast.FunctionDef))
+        near = difflib.get_close_matches(config.name, known, n=1)
+        mend = f"did you mean `{near[0]}`?" if near else f"define {SIGNATURE.replace('score', config.name, 1)}"
+        raise ConfigError(f"{key}.name={config.name} is not defined in {config.path}; {mend}")
+    wrong = _wrong(defined[config.name])
+    if wrong:
+        signature = SIGNATURE.replace("score", config.name, 1)
+        raise ConfigError(f"{where}: {config.name} {wrong}; it must be callable as {signature}")
+
+
+def _top_level(module: ast.Module) -> dict[str, ast.stmt]:
+    """Every name that the module's top level binds, also inside `if` and `try`."""
+    found: dict[str, ast.stmt] = {}
+    queue: list[ast.stmt] = list(module.body)
+    while queue:
+        node = queue.pop(0)
+        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)):
+            found[node.name] = node
+        elif isinstance(node, (ast.Import, ast.ImportFrom)):
+            found |= {(alias.asname or alias.name).split(".")[0]: node for alias in node.names}
+        elif isinstance(node, (ast.Assign, ast.AnnAssign)):
+            targets = node.targets if isinstance(node, ast.Assign) else [node.target]
+            found |= {name.id: node for target in targets for name in ast.walk(target) if isinstance(name, ast.Name)}
+        elif isinstance(node, (ast.If, ast.Try, ast.With)):
+            queue += [inner for inner in ast.walk(node) if isinstance(inner, ast.stmt) and inner is not node]
+    return found
+
+
+def _wrong(node: ast.stmt) -> str | None:
+    """Why a call with our arguments would fail; None if it would not, or nobody can tell (an import, an assignment)."""
+    if isinstance(node, ast.AsyncFunctionDef):
+        return "is async"
+    if not isinstance(node, ast.FunctionDef):
+        return None
+    given = node.args
+    positional = [argument.arg for argument in [*given.posonlyargs, *given.args]]
+    by_name = {argument.arg for argument in given.kwonlyargs} | set(positional[2:])
+    if len(positional) < 2 and given.vararg is None:
+        return f"takes {len(positional)} positional arguments, not 2"
+    lacking = [name for name in KEYWORDS if name not in by_name]
+    if lacking and given.kwarg is None:
+        return f"does not take {', '.join(lacking)}"
+    required = positional[2 : len(positional) - len(given.defaults)]
+    pairs = zip(given.kwonlyargs, given.kw_defaults, strict=True)
+    required += [argument.arg for argument, default in pairs if default is None]
+    unknown = [name for name in required if name not in KEYWORDS]
+    return f"needs {', '.join(unknown)}, which it is not given" if unknown else None

@@ -1,0 +1,216 @@
+"""Models at the door: folders, weights, tokenizers and sizes, before any actor starts. Called by `orchestrator.checks`.
+
+A ModelConfig flows in, a ModelFacts flows out; or a ConfigError that names key, value and mend. Only small files are
+read (configuration, tokenizer, the headers of the weights); a GGUF file is converted, or a hub's model fetched, if that
+has not been done before, because both are needed next.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from orchestrator.errors import ConfigError
+from orchestrator.sources import is_hub_name
+from roles.config import Dtype, ModelConfig
+from roles.errors import ModelError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "spiece.model", "vocab.txt")
+"""Any of them makes a tokenizer."""
+
+INDEXES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
+WEIGHTS = ("model.safetensors", "pytorch_model.bin")
+
+CONTEXT_KEYS = ("max_position_embeddings", "n_positions", "max_sequence_length", "seq_length", "n_ctx")
+"""How configurations of different architectures call the longest sequence they know."""
+
+BYTES: dict[Dtype, int] = {"float32": 4, "bfloat16": 2}
+
+
+@dataclass(frozen=True)
+class ModelFacts:
+    """What the small files of a usable model folder say."""
+
+    key: str
+    """Key path of the model's section."""
+    source: ModelConfig
+    folder: Path
+    """The Hugging Face folder."""
+    config: dict[str, Any]
+    """`config.json`."""
+
+    @property
+    def where(self) -> str:
+        """How errors name the model."""
+        return f"{self.key}.path={self.source.path}"
+
+    @cached_property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """With a pad token that is not EOS."""
+        from roles.tokenizer import load_tokenizer
+
+        try:
+            return load_tokenizer(self.folder, trust_remote_code=self.source.trust_remote_code)
+        except ModelError as error:
+            raise ConfigError(f"{self.where}: {error}") from None
+
+    @property
+    def context(self) -> int | None:
+        """Longest sequence; None for an architecture without a limit."""
+        found = [self._text[key] for key in CONTEXT_KEYS if isinstance(self._text.get(key), int)]
+        return min(found) if found else None
+
+    @property
+    def vocabulary(self) -> int | None:
+        """Rows of the embedding."""
+        return self._number("vocab_size")
+
+    @property
+    def layers(self) -> int | None:
+        """Decoder layers of the folder, before any are cut."""
+        return self._number("num_hidden_layers", "n_layer")
+
+    @property
+    def heads(self) -> int | None:
+        """Attention heads."""
+        return self._number("num_attention_heads", "n_head")
+
+    @property
+    def kv_heads(self) -> int | None:
+        """Heads of keys and values."""
+        return self._number("num_key_value_heads", "num_attention_heads", "n_head")
+
+    def kv_bytes_per_token(self, dtype: Dtype) -> int | None:
+        """KV cache of one token over all layers; None where the configuration does not say, or windows slide."""
+        hidden = self._number("hidden_size", "n_embd")
+        if not self.layers or not hidden or not self.heads or not self.kv_heads or self._text.get("sliding_window"):
+            return None
+        head = self._number("head_dim") or hidden // self.heads
+        return 2 * self.layers * self.kv_heads * head * BYTES[dtype]
+
+    def _number(self, *keys: str) -> int | None:
+        return next((self._text[key] for key in keys if isinstance(self._text.get(key), int)), None)
+
+    @property
+    def _text(self) -> dict[str, Any]:
+        """The part of the configuration that the language model has, in a model of several parts."""
+        part: dict[str, Any] = self.config.get("text_config", self.config)
+        return part
+
+
+def check_folder(model: ModelConfig, key: str, mend: str = "correct the path") -> None:
+    """The quick look: is everything there? `mend` is what to do if the folder is not."""
+    folder = Path(model.path).expanduser()
+    if folder.is_dir():
+        _check_files(folder, model, key)
+    elif not is_hub_name(model.path):
+        kind = "is a file, not a folder" if folder.exists() else "does not exist"
+        raise ConfigError(f"{key}.path={model.path} {kind}; {mend}")
+
+
+def model_facts(model: ModelConfig, key: str, cache: str) -> ModelFacts:
+    """The full look, after a conversion or download if that is needed."""
+    check_folder(model, key)
+    folder = Path(model.path).expanduser()
+    if model.gguf_file is not None or not folder.is_dir():
+        folder = _resolved(model, key, cache)
+        _check_files(folder, model.model_copy(update={"gguf_file": None}), key)
+    facts = ModelFacts(key, model, folder, _read_json(folder / "config.json", key))
+    _check_architecture(facts)
+    return facts
+
+
+def _resolved(model: ModelConfig, key: str, cache: str) -> Path:
+    from roles.conversion import resolve_model
+
+    try:
+        return resolve_model(model.model_copy(update={"layers": None}), Path(cache))
+    except ModelError as error:
+        raise ConfigError(f"{key}.path={model.path}: {error}") from None
+
+
+def _check_files(folder: Path, model: ModelConfig, key: str) -> None:
+    where = f"{key}.path={model.path}"
+    ggufs = sorted(file.name for file in folder.glob("*.gguf"))
+    if model.gguf_file is not None:
+        file = folder / model.gguf_file
+        if not file.is_file():
+            near = difflib.get_close_matches(model.gguf_file, ggufs, n=1, cutoff=0.0)
+            mend = f"did you mean {near[0]}?" if near else "the folder has no GGUF file at all"
+            raise ConfigError(f"{key}.gguf_file={model.gguf_file} is not in {folder}; {mend}")
+        with file.open("rb") as opened:
+            if opened.read(4) != b"GGUF":
+                raise ConfigError(f"{key}.gguf_file={model.gguf_file} is not a GGUF file; fetch it anew")
+        return
+    if not (folder / "config.json").is_file():
+        mend = f"set {key}.gguf_file={ggufs[0]}" if ggufs else "name the folder that `save_pretrained` wrote"
+        raise ConfigError(f"{where} has no config.json; {mend}")
+    if not any((folder / name).is_file() for name in TOKENIZER_FILES):
+        raise ConfigError(f"{where} has no tokenizer (tokenizer.json); save it there with tokenizer.save_pretrained")
+    for file in _weight_files(folder, where):
+        _check_weights(file, where)
+
+
+def _weight_files(folder: Path, where: str) -> list[Path]:
+    for name in INDEXES:
+        if (folder / name).is_file():
+            shards = sorted(set(_read_json(folder / name, where)["weight_map"].values()))
+            lost = [shard for shard in shards if not (folder / shard).is_file()]
+            if lost:
+                raise ConfigError(
+                    f"{where} lacks {len(lost)} of {len(shards)} weight files, {lost[0]} first; fetch it anew"
+                )
+            return [folder / shard for shard in shards]
+    found = [folder / name for name in WEIGHTS if (folder / name).is_file()]
+    if not found:
+        raise ConfigError(f"{where} has no weights ({' or '.join(WEIGHTS)}); name a folder with weights, or fetch them")
+    return found[:1]
+
+
+def _check_weights(file: Path, where: str) -> None:
+    """A safetensors file must be as long as its header says: a download may have been cut, or be a Git LFS pointer."""
+    if file.suffix != ".safetensors":
+        return
+    size = file.stat().st_size
+    with file.open("rb") as opened:
+        header_size = int.from_bytes(opened.read(8), "little")
+        header = opened.read(header_size) if header_size < size else b""
+    try:
+        tensors = {name: entry for name, entry in json.loads(header).items() if name != "__metadata__"}
+        expected = 8 + header_size + max((entry["data_offsets"][1] for entry in tensors.values()), default=0)
+    except (ValueError, KeyError, TypeError, AttributeError):
+        raise ConfigError(
+            f"{where}: {file.name} is not a safetensors file (a Git LFS pointer?); fetch it anew"
+        ) from None
+    if size != expected:
+        raise ConfigError(f"{where}: {file.name} has {size} bytes, but its header says {expected}; fetch it anew")
+
+
+def _check_architecture(facts: ModelFacts) -> None:
+    config = facts.config
+    if "model_type" not in config and "auto_map" not in config:
+        raise ConfigError(f"{facts.where}: config.json names no model_type; name a transformers model's folder")
+    if config.get("is_encoder_decoder"):
+        raise ConfigError(f"{facts.where} is an encoder-decoder ({config['model_type']}); use a decoder-only model")
+    layers, kept = facts.layers, facts.source.layers
+    if kept is not None and layers is not None and kept > layers:
+        raise ConfigError(
+            f"{facts.key}.layers={kept}, but {facts.source.path} has {layers}; lower it, or set it to null"
+        )
+
+
+def _read_json(file: Path, key: str) -> dict[str, Any]:
+    try:
+        data = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{key}: {file} cannot be read: {error}; fetch it anew") from None
+    if not isinstance(data, dict):
+        raise ConfigError(f"{key}: {file} is not a JSON object; fetch it anew")
+    return data
