@@ -117,7 +117,7 @@ def _stream(waiting: Waiting, until: float, deadline_s: float) -> Iterator[tuple
             del waiting[items]
             continue
         _raise_failure(rank, method, receipt, waiting)
-        yield rank.identity.rank, next(items)
+        yield rank.identity.rank, ray.get(next(items))
 
 
 def ask(ranks: Sequence[Rank], question: str) -> list[Any]:

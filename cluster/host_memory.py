@@ -11,8 +11,7 @@ import os
 import resource
 import threading
 import time
-from collections.abc import Iterable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Mapping, Sequence
 
 import psutil
 
@@ -30,17 +29,12 @@ class MemorySampler:
 
     def __init__(self, pid: int | None = None) -> None:
         self._pid = pid or os.getpid()
-        self._skip: frozenset[int] = frozenset()
         self._series: Series = {}
         self.peak = 0
         """Bytes: the highest sample so far."""
         self._stopped = threading.Event()
         self._sample()
         threading.Thread(target=self._run, name="memory-sampler", daemon=True).start()
-
-    def skip(self, pids: Iterable[int]) -> None:
-        """Leave these processes and their descendants out: others account for them."""
-        self._skip = frozenset(pids)
 
     def drain(self) -> Series:
         """The samples since the last drain, one taken now included."""
@@ -60,7 +54,7 @@ class MemorySampler:
             pause = max(INTERVAL_S, (time.thread_time() - began) / COST_SHARE)
 
     def _sample(self) -> None:
-        second, held = int(time.time()), sum(map(held_bytes, tree(self._pid, self._skip)))
+        second, held = int(time.time()), sum(map(held_bytes, tree(self._pid)))
         self.peak = max(self.peak, held)
         series = self._series
         series[second] = max(held, series.get(second, 0))
@@ -71,18 +65,10 @@ def peak_rss_bytes() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
-def tree(pid: int, skip: Iterable[int] = ()) -> list[psutil.Process]:
-    """`pid` and its living descendants, without those in `skip` and theirs."""
-    left_out = set(skip)
-    found, queue = [], [psutil.Process(pid)]
-    while queue:
-        process = queue.pop()
-        if process.pid in left_out:
-            continue
-        found.append(process)
-        with suppress(psutil.NoSuchProcess):
-            queue += process.children()
-    return found
+def tree(pid: int) -> list[psutil.Process]:
+    """`pid` and its living descendants."""
+    process = psutil.Process(pid)
+    return [process, *process.children(recursive=True)]
 
 
 def held_bytes(process: psutil.Process) -> int:

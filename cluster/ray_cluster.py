@@ -25,14 +25,17 @@ from cluster.host_memory import GIB, MemorySampler, peak_of_sum
 from cluster.plan import Node, Plan, check_capacity, describe_shortage
 from cluster.role_group import Place
 
+CONNECT_S = 10.0
+"""For a cluster to accept a connection."""
+
 
 @dataclass(frozen=True, slots=True)
 class PeakMemory:
     """Highest so far, GiB."""
 
     host: float
-    """Of the fullest node: the sum over our ranks with their children, and on the driver's node over the driver and its
-    other children (Ray's processes, if this run started Ray). Proportional set sizes: a shared page counts once."""
+    """Of the fullest node: the sum over our ranks and their children; on the driver's node over the driver too, and
+    over Ray's own processes if this run started Ray. Proportional set sizes: a page that processes share counts once."""
     ranks: dict[str, float]
     """`role rank n (node …)` → its own."""
 
@@ -49,7 +52,6 @@ class RayCluster:
         self._object_store_gib = object_store_gib
         self._group: PlacementGroup | None = None
         self._nodes: list[str] = []
-        self._driver_node = socket.gethostname()
         self._memory = MemorySampler()
         self._peak_bytes = 0
 
@@ -77,10 +79,10 @@ class RayCluster:
         """Host memory of everything that this run started, sampled about once a second."""
         ranks = list(calls.alive)
         reports = calls.ask(ranks, "memory")
-        self._memory.skip(report.pid for report in reports)
-        series = {self._driver_node: [self._memory.drain()]}
-        for rank, report in zip(ranks, reports, strict=True):
-            series.setdefault(rank.identity.node, []).append(report.series)
+        series = {socket.gethostname(): [self._memory.drain()]}
+        if self._address is not None:  # otherwise Ray is our child, and its workers are counted with us
+            for rank, report in zip(ranks, reports, strict=True):
+                series.setdefault(rank.identity.node, []).append(report.series)
         self._peak_bytes = max(self._peak_bytes, *map(peak_of_sum, series.values()))
         of_ranks = {str(rank.identity): report.peak_bytes / GIB for rank, report in zip(ranks, reports, strict=True)}
         return PeakMemory(self._peak_bytes / GIB, of_ranks)
@@ -98,8 +100,9 @@ class RayCluster:
 
     def _connect(self) -> None:
         os.environ["RAY_USAGE_STATS_ENABLED"] = "0"  # never phone home
+        os.environ["RAY_IGNORE_UNHANDLED_ERRORS"] = "1"  # of a failed call we read the receipt, not the value
         if self._address is not None:
-            ray.init(address=self._address, log_to_driver=False, logging_level="error")
+            self._attach(self._address)
             return
         demand = self._plan.demand(0)
         ray.init(
@@ -111,6 +114,18 @@ class RayCluster:
             log_to_driver=False,
             logging_level="error",
         )
+
+    def _attach(self, address: str) -> None:
+        host, _, port = address.rpartition(":")
+        try:
+            if port.isdigit() and "/" not in host:  # Ray itself would try for minutes
+                socket.create_connection((host, int(port)), timeout=CONNECT_S).close()
+            ray.init(address=address, log_to_driver=False, logging_level="error")
+        except (OSError, ValueError) as error:
+            raise PlacementError(
+                f"no Ray cluster answers at {address!r}: {error}. Start one (`ray start --head`), or unset RAY_ADDRESS "
+                "to let Ray run on this machine for the length of the command"
+            ) from error
 
     def _reserve(self) -> None:
         """One bundle a rank, all of a planned node's on one real node."""

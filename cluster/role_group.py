@@ -70,11 +70,11 @@ class RoleGroup(Generic[R]):
         """
         if len(arguments) != len(places):
             raise ValueError(f"{role}: {len(arguments)} argument tuples for {len(places)} ranks")
+        source = _importable(factory)
         shared = dict(environment or {})
         ranks = [_start_worker(role, place, len(places), log_dir, shared) for place in places]
         calls.alive.extend(ranks)
         meeting = ranks[0].worker.rendezvous.remote() if distributed else None
-        source = _importable(factory)
         answers = [
             rank.worker.construct.remote(source, own, meeting) for rank, own in zip(ranks, arguments, strict=True)
         ]
@@ -104,7 +104,7 @@ class RoleGroup(Generic[R]):
         shards: Sequence[Any],
         *common: Any,
         deadline_s: float,
-    ) -> Iterator[tuple[int, Any]]:
+    ) -> Iterator[tuple[int, T]]:
         """Call a generator method on every rank; yields (rank, reference) as items come, from whichever rank."""
         if len(shards) != len(self.ranks):
             raise ValueError(f"{self.role}.{method.__name__}: {len(shards)} shards for {len(self.ranks)} ranks")
@@ -167,6 +167,7 @@ def _start_worker(role: str, place: Place, size: int, log_dir: Path, environment
         "WORLD_SIZE": str(size),
         "LOCAL_RANK": "0",  # Ray shows a rank its own GPUs only, so the first one is always it
         "OMP_NUM_THREADS": str(slot.threads),
+        "RAY_IGNORE_UNHANDLED_ERRORS": "1",  # of a failed call we read the receipt, not the value
     }
     options = {"num_cpus": slot.cpus, "num_gpus": slot.gpus, "scheduling_strategy": place.strategy}
     worker = remote_worker().options(**options).remote(identity, {**environment, **own})

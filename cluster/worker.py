@@ -177,12 +177,11 @@ class Worker:
         self._doing = (method, began, threading.get_ident())
         try:
             value = body()
-        except ClusterError:  # a call to another group failed: it already names its culprit
-            traceback.print_exc()
+        except ClusterError as error:  # a call to another group failed: it already names its culprit
+            _print_traceback(error)
             raise
         except Exception as error:
-            traceback.print_exc()
-            sys.stderr.flush()
+            _print_traceback(error)
             raise failures.raised(self._identity, method, time.monotonic() - began, error) from error
         finally:
             self._doing = (None, time.monotonic(), None)
@@ -192,6 +191,14 @@ class Worker:
 def remote_worker() -> Any:
     """The actor class. Two control calls at once; every other method runs on one and the same thread."""
     return ray.remote(max_restarts=0, max_task_retries=0, concurrency_groups={"control": 2, "watch": 1})(Worker)
+
+
+def _print_traceback(error: Exception) -> None:
+    """Into the log, without this module's frames."""
+    at = error.__traceback__
+    while at is not None and at.tb_frame.f_code.co_filename == __file__:
+        at = at.tb_next
+    traceback.print_exception(type(error), error, at)
 
 
 def _redirect_output(log: str) -> None:

@@ -1,0 +1,26 @@
+"""A driver for tests of the clean-up: starts a group, says so, waits for ever. Argument: a folder for logs."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from cluster.config import LocalPlacement
+from cluster.plan import RoleNeed, plan
+from cluster.ray_cluster import RayCluster
+from cluster.role_group import RoleGroup
+from tests.integration.stub_role import Stub
+
+
+def main() -> None:
+    wanted = plan(LocalPlacement(), [RoleNeed("actor", ranks=1)])
+    with RayCluster(wanted, deadline_s=60, object_store_gib=0.1) as cluster:
+        group = RoleGroup.start("actor", Stub, [("a",)], cluster.places("actor"), log_dir=Path(sys.argv[1]))
+        group.ready(60)
+        group.call(Stub.start_child).result(20)
+        print("started", flush=True)
+        group.call(Stub.hang, True).result(300)
+
+
+if __name__ == "__main__":
+    main()

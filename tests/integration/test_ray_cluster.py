@@ -1,0 +1,104 @@
+"""Ray is started, attached to, refused and ended as promised."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+import ray
+from ray.cluster_utils import Cluster
+
+from cluster.config import GroupConfig, LocalPlacement
+from cluster.errors import PlacementError
+from cluster.plan import RoleNeed, plan
+from cluster.ray_cluster import RayCluster
+from cluster.role_group import RoleGroup
+from tests.integration.stub_role import Stub
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+def test_nothing_outlives_the_driver(tmp_path: Path, how: signal.Signals) -> None:
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    driver = subprocess.Popen(
+        [sys.executable, "-m", "tests.integration.stub_driver", str(tmp_path)],
+        cwd=ROOT,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert driver.stdout is not None
+    assert driver.stdout.readline() == "started\n"
+    family = psutil.Process(driver.pid).children(recursive=True)
+    assert any("sleep" in process.name() for process in family)
+    if how == signal.SIGKILL:  # two of Ray's own agents notice by themselves, but only after about a minute
+        family = [process for process in family if not process.name().endswith("Agent")]
+    driver.send_signal(how)
+    driver.wait(60)
+    assert driver.returncode != 0
+    deadline = time.monotonic() + 30
+    while left := [process for process in family if _runs(process)]:
+        assert time.monotonic() < deadline, f"outlived the driver: {left}"
+        time.sleep(0.2)
+
+
+def test_a_cluster_that_is_too_small_is_refused_before_asking(ray_of_two_nodes: Cluster) -> None:
+    wanted = plan(LocalPlacement(actor=GroupConfig(ranks=3, threads=1)), [RoleNeed("actor", gpus=1)])
+    began = time.monotonic()
+    with pytest.raises(PlacementError) as error, RayCluster(wanted, deadline_s=60, address=ray_of_two_nodes.address):
+        pass
+    assert time.monotonic() - began < 30
+    assert "the cluster is too small: asked for planned node 0: 3 CPUs, 3 GPUs (actor: 3 x 1 CPUs and 1 GPUs)" in str(
+        error.value
+    )
+    assert str(error.value).count("2 CPUs, 2 GPUs") == 2
+    assert not ray.is_initialized()
+
+
+def test_a_busy_cluster_is_waited_for_until_the_deadline(ray_of_two_nodes: Cluster, tmp_path: Path) -> None:
+    address = ray_of_two_nodes.address
+    wanted = plan(LocalPlacement(actor=GroupConfig(ranks=2)), [RoleNeed("actor", gpus=1)])
+    with RayCluster(wanted, deadline_s=60, address=address) as cluster:
+        group = RoleGroup.start("actor", Stub, [("a",), ("b",)], cluster.places("actor"), log_dir=tmp_path)
+        group.ready(60)
+        assert group.map(Stub.add, [1, 2], 1).result(20) == [2, 3]
+        others = ray.util.placement_group([{"CPU": 1.0}] * 2, strategy="STRICT_PACK")
+        assert others.wait(30)
+        cluster._deadline_s = 2
+        held = cluster._group
+        with pytest.raises(PlacementError, match=r"no room within 2 s: .* having (\w+: 0 CPUs, [02] GPUs(; |\. )){2}"):
+            cluster._reserve()
+        ray.util.remove_placement_group(held)
+    assert not ray.is_initialized()
+
+
+def test_an_address_where_no_cluster_is_is_named() -> None:
+    wanted = plan(LocalPlacement(), [RoleNeed("actor")])
+    with (
+        pytest.raises(PlacementError, match=r"no Ray cluster answers at '127.0.0.1:1'.*unset RAY_ADDRESS"),
+        RayCluster(wanted, deadline_s=5, address="127.0.0.1:1"),
+    ):
+        pass
+
+
+@pytest.fixture(scope="module")
+def ray_of_two_nodes() -> Cluster:
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 2, "num_gpus": 2, "include_dashboard": False})
+    cluster.add_node(num_cpus=2, num_gpus=2)
+    yield cluster
+    cluster.shutdown()
+
+
+def _runs(process: psutil.Process) -> bool:
+    try:
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
