@@ -1,0 +1,66 @@
+"""How numbers, times and foreign text are written in the reports, on the terminal and in HTML. Pure."""
+
+from __future__ import annotations
+
+import math
+
+MINUS = "\N{MINUS SIGN}"
+
+
+def number(value: float) -> str:
+    """Three to four figures: `1,234`, `61.2`, `0.418`, `4.1e-6`, with a real minus sign in front; `NaN`."""
+    if not math.isfinite(value):
+        return "NaN"
+    size = abs(value)
+    if size >= 1e6 or 0 < size < 1e-3:
+        mantissa, power = f"{size:.1e}".split("e")
+        text = f"{mantissa.removesuffix('.0')}e{int(power)}"
+    elif size >= 1000 or size == int(size):
+        text = f"{size:,.0f}"
+    else:
+        text = f"{size:.1f}" if size >= 100 else f"{size:.3g}"
+    return MINUS + text if value < 0 else text
+
+
+def fixed(value: float, decimals: int, plus: bool = False) -> str:
+    """So many decimals, a real minus sign, a plus sign if wanted."""
+    if not math.isfinite(value):
+        return "NaN"
+    return f"{value:{'+' if plus else ''},.{decimals}f}".replace("-", MINUS)
+
+
+def decimals_of(error: float) -> int:
+    """Decimals that show a standard error, and so its mean, to two figures; 3 where it is 0 or unknown."""
+    return min(max(1 - math.floor(math.log10(error)), 0), 6) if math.isfinite(error) and error > 0 else 3
+
+
+def percent(value: float) -> str:
+    """`12.5 %`."""
+    return "NaN" if not math.isfinite(value) else f"{value * 100:.3g} %".replace("-", MINUS)
+
+
+def clock(seconds: float) -> str:
+    """`42 s`, `3:05`, `1:02:03`."""
+    total = int(seconds)
+    minutes, rest = divmod(total, 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}" if minutes else f"{total} s"
+
+
+def printable(text: str, keep: str = "") -> str:
+    """`text` without characters that could drive a terminal or a page: control, direction and surrogate ones.
+
+    The joiners that emoji and some scripts need stay, and so do the characters of `keep`.
+    """
+    keep += "\u200c\u200d"
+    return "".join(c if c.isprintable() or c in keep else " " if c.isspace() else "\ufffd" for c in text)
+
+
+def sparkline(values: list[float]) -> str:
+    """A bar of one character a value, between the smallest and the largest; `x` for what is not finite."""
+    whole = [value for value in values if math.isfinite(value)]
+    low, span = (min(whole), max(whole) - min(whole)) if whole else (0.0, 0.0)
+    marks = "▁▂▃▄▅▆▇█"
+    return "".join(
+        "x" if not math.isfinite(v) else marks[int((v - low) / span * 7.999)] if span > 0 else marks[3] for v in values
+    )
