@@ -1,0 +1,154 @@
+"""The policy's training half: log-probabilities and the clipped policy-gradient update under ZeRO.
+
+Rollouts flow in and log-probabilities out; then mini-batches of experience flow in and the weights change; then they
+are pushed to the vLLM engines. One instance a rank; the driver calls the same method on all of them.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from roles.batch import Experience, Rollouts
+from roles.config import PolicyLossConfig
+from roles.engine import Engine, EngineSetup, Work
+from roles.losses import approx_kl, denominator, log_ratio, masked_mean_weight, policy_loss, truncated_importance
+from roles.micro_batch import MicroBatch, per_token, picked, trained_rows
+from roles.models import PolicyModel
+from roles.weight_transfer import EngineClient, WeightPusher
+
+
+@dataclass(frozen=True, slots=True)
+class ActorStats:
+    """An update over all ranks. Means are over the trained tokens of all its optimizer steps, unless said otherwise."""
+
+    loss: float
+    """Mean over the optimizer steps; without the entropy bonus."""
+    approx_kl: float
+    """Nats a token between the policy that sampled and the one that is trained."""
+    clip_fraction: float
+    ratio_first_minibatch: float
+    """Mean probability ratio of the first optimizer step: 1, since nothing has changed yet."""
+    entropy: float
+    """Nats a token."""
+    gradient_norm: float
+    """Before clipping; mean over the optimizer steps."""
+    learning_rate: float
+    """Of the last optimizer step."""
+
+
+class Actor:
+    """One rank of the policy."""
+
+    def __init__(self, setup: EngineSetup, loss: PolicyLossConfig, temperature: float) -> None:
+        self._loss = loss
+        self._temperature = temperature
+        self._engine = Engine(setup, lambda: load_policy(setup))
+        self._pusher: WeightPusher | None = None
+
+    def logprobs(self, rollouts: Rollouts) -> Tensor:
+        """float32 `[batch, time]`: log-probability of each generated token, at the rollouts' temperature."""
+        return per_token(self._engine, rollouts, lambda micro: self._forward(micro)[0])
+
+    def update(self, mini_batches: Sequence[Experience]) -> ActorStats:
+        """One optimizer step for each of this rank's shares of a mini-batch."""
+        kept = [trained_rows(batch) for batch in mini_batches]
+        weights = [masked_mean_weight(batch.response_mask, self._loss.mean) for batch in mini_batches]
+        work = [
+            Work(batch.lengths[rows].tolist(), denominator(batch.response_mask, self._loss.mean))
+            for batch, rows in zip(mini_batches, kept, strict=True)
+        ]
+        sums = torch.zeros(len(mini_batches), 7, dtype=torch.float64)
+
+        def loss(step: int, items: list[int]) -> Tensor:
+            rows = [kept[step][item] for item in items]
+            return self._micro_batch_loss(mini_batches[step], rows, weights[step], sums[step])
+
+        facts = self._engine.train(work, loss)
+        sums[:, 6] = torch.tensor([w.denominator for w in work], dtype=torch.float64)
+        steps = self._engine.total(sums)
+        tokens, kl, clipped, entropy = steps[:, :4].sum(0).tolist()
+        return ActorStats(
+            loss=float((steps[:, 5] / steps[:, 6].clamp(min=1)).mean()),
+            approx_kl=kl / max(tokens, 1),
+            clip_fraction=clipped / max(tokens, 1),
+            ratio_first_minibatch=float(steps[0, 4] / steps[0, 0].clamp(min=1)),
+            entropy=entropy / max(tokens, 1),
+            gradient_norm=sum(fact.gradient_norm for fact in facts) / len(facts),
+            learning_rate=facts[-1].learning_rate,
+        )
+
+    def connect(self, client: EngineClient) -> None:
+        """Meet the vLLM engines behind `client`; once, before the first push."""
+        address = os.environ["MASTER_ADDR"]  # rank 0 is there, and it alone sends
+        self._pusher = WeightPusher(self._engine.module.model, client, rank=self._engine.rank, address=address)
+
+    def push(self, version: int) -> None:
+        """Give every engine the weights as they are, under the number `version`."""
+        assert self._pusher is not None, "connect comes first"
+        self._pusher.push(version)
+
+    def save_model(self, folder: str | Path) -> None:
+        """A Hugging Face folder that transformers and vLLM open."""
+        self._engine.save_model(folder)
+
+    def save_state(self, folder: str | Path) -> None:
+        """Everything that `load_state` needs to continue exactly."""
+        self._engine.save_state(folder)
+
+    def load_state(self, folder: str | Path) -> None:
+        """Continue where `save_state` was called."""
+        self._engine.load_state(folder)
+
+    def _forward(self, micro: MicroBatch, with_entropy: bool = False) -> tuple[Tensor, Tensor | None]:
+        answer: tuple[Tensor, Tensor | None] = self._engine(
+            packed=micro.packed,
+            positions=micro.positions,
+            labels=micro.labels,
+            temperature=self._temperature,
+            with_entropy=with_entropy,
+        )
+        return answer
+
+    def _micro_batch_loss(self, batch: Experience, rows: list[int], weights: Tensor, sums: Tensor) -> Tensor:
+        """Sum of the weighted losses of `rows`; what is measured on the way is added to `sums`."""
+        config, device = self._loss, self._engine.device
+        logprobs, entropy = self._forward(MicroBatch.of(batch, rows, device), with_entropy=True)
+        assert entropy is not None
+        if not rows:
+            return 0.0 * (logprobs.sum() + entropy.sum())
+        old, weight = picked(batch.old_logprobs, batch, rows, device), picked(weights, batch, rows, device)
+        losses, clipped = policy_loss(
+            logprobs,
+            old,
+            picked(batch.advantages, batch, rows, device),
+            clip_low=config.clip,
+            clip_high=config.clip if config.clip_high is None else config.clip_high,
+            dual_clip=config.dual_clip,
+        )
+        if config.importance.type == "truncated":
+            rollout = picked(batch.rollout_logprobs, batch, rows, device)
+            losses = losses * truncated_importance(old, rollout, config.importance.cap)
+        loss = (losses * weight).sum()
+        with torch.no_grad():
+            kl, ratio = approx_kl(logprobs, old).sum(), log_ratio(logprobs, old).exp().sum()
+            tokens = torch.tensor(float(len(old)), device=device)
+            sums[:6] += torch.stack([tokens, kl, clipped.sum(), entropy.sum(), ratio, loss]).double().cpu()
+        if config.entropy_coefficient:
+            loss = loss - config.entropy_coefficient * (entropy * weight).sum()
+        return loss
+
+
+def load_policy(setup: EngineSetup) -> PolicyModel:
+    """The causal language model of `setup`."""
+    return PolicyModel.load(
+        setup.model_path,
+        dtype=setup.torch_dtype,
+        gradient_checkpointing=setup.gradient_checkpointing,
+        trust_remote_code=setup.trust_remote_code,
+    )

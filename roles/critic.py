@@ -1,0 +1,111 @@
+"""The value model: V of the state before each generated token, and its clipped regression to the returns.
+
+Rollouts flow in and values out; then mini-batches of experience flow in and the weights change.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from roles.batch import Experience, Rollouts
+from roles.config import ValueLossConfig
+from roles.engine import Engine, EngineSetup, Work
+from roles.losses import denominator, masked_mean_weight, value_loss
+from roles.micro_batch import MicroBatch, per_token, picked, trained_rows
+from roles.models import ValueModel
+
+
+@dataclass(frozen=True, slots=True)
+class CriticStats:
+    """An update over all ranks."""
+
+    loss: float
+    """Mean over the optimizer steps; before `coefficient`."""
+    clip_fraction: float
+    """Of the trained tokens of all optimizer steps."""
+    gradient_norm: float
+    """Before clipping; mean over the optimizer steps."""
+    learning_rate: float
+    """Of the last optimizer step."""
+
+
+class Critic:
+    """One rank of the value model."""
+
+    def __init__(self, setup: EngineSetup, loss: ValueLossConfig) -> None:
+        self._loss = loss
+        self._engine = Engine(setup, lambda: _load(setup))
+
+    def values(self, rollouts: Rollouts) -> Tensor:
+        """float32 `[batch, time]`: the value of the state before each generated token."""
+        return per_token(self._engine, rollouts, self._forward)
+
+    def update(self, mini_batches: Sequence[Experience]) -> CriticStats:
+        """One optimizer step for each of this rank's shares of a mini-batch."""
+        kept = [trained_rows(batch) for batch in mini_batches]
+        weights = [masked_mean_weight(batch.response_mask, self._loss.mean) for batch in mini_batches]
+        work = [
+            Work(batch.lengths[rows].tolist(), denominator(batch.response_mask, self._loss.mean))
+            for batch, rows in zip(mini_batches, kept, strict=True)
+        ]
+        sums = torch.zeros(len(mini_batches), 4, dtype=torch.float64)
+
+        def loss(step: int, items: list[int]) -> Tensor:
+            rows = [kept[step][item] for item in items]
+            return self._micro_batch_loss(mini_batches[step], rows, weights[step], sums[step])
+
+        facts = self._engine.train(work, loss)
+        sums[:, 3] = torch.tensor([w.denominator for w in work], dtype=torch.float64)
+        steps = self._engine.total(sums)
+        return CriticStats(
+            loss=float((steps[:, 2] / steps[:, 3].clamp(min=1)).mean()),
+            clip_fraction=float(steps[:, 1].sum() / steps[:, 0].sum().clamp(min=1)),
+            gradient_norm=sum(fact.gradient_norm for fact in facts) / len(facts),
+            learning_rate=facts[-1].learning_rate,
+        )
+
+    def save_model(self, folder: str | Path) -> None:
+        """A Hugging Face folder of a sequence classifier."""
+        self._engine.save_model(folder)
+
+    def save_state(self, folder: str | Path) -> None:
+        """Everything that `load_state` needs to continue exactly."""
+        self._engine.save_state(folder)
+
+    def load_state(self, folder: str | Path) -> None:
+        """Continue where `save_state` was called."""
+        self._engine.load_state(folder)
+
+    def _forward(self, micro: MicroBatch) -> Tensor:
+        values: Tensor = self._engine(packed=micro.packed, positions=micro.positions)
+        return values
+
+    def _micro_batch_loss(self, batch: Experience, rows: list[int], weights: Tensor, sums: Tensor) -> Tensor:
+        """Sum of the weighted losses of `rows`; what is measured on the way is added to `sums`."""
+        device = self._engine.device
+        values = self._forward(MicroBatch.of(batch, rows, device))
+        if not rows:
+            return 0.0 * values.sum()
+        old, returns = picked(batch.values, batch, rows, device), picked(batch.returns, batch, rows, device)
+        losses, clipped = value_loss(values, old, returns, self._loss.clip)
+        loss = (losses * picked(weights, batch, rows, device)).sum()
+        with torch.no_grad():
+            tokens = torch.tensor(float(len(old)), device=device)
+            sums[:3] += torch.stack([tokens, clipped.sum(), loss]).double().cpu()
+        return self._loss.coefficient * loss
+
+
+def _load(setup: EngineSetup) -> ValueModel:
+    """A folder without a head (a language model) gets a new one."""
+    return ValueModel.load(
+        setup.model_path,
+        dtype=setup.torch_dtype,
+        new_head_seed=setup.seed,
+        gradient_checkpointing=setup.gradient_checkpointing,
+        trust_remote_code=setup.trust_remote_code,
+    )

@@ -1,0 +1,331 @@
+"""DeepSpeed: build, forward, backward, step, gather, save. The one place that knows it (with `roles.weight_transfer`).
+
+A module flows in; each rank of the group holds its share of it. The roles give lists of sequence lengths and a
+function that computes one micro-batch; the engine decides how many micro-batches every rank runs, accumulates, reduces
+and steps. A rank's place in the group comes from RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+import warnings
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim.lr_scheduler import LambdaLR
+
+from roles.config import Dtype, OptimizerConfig, ScheduleConfig, ZeroConfig
+from roles.errors import RoleError
+from roles.packing import micro_batches
+from roles.tokenizer import load_tokenizer
+from roles.weight_transfer import Digest, full_parameters, layers, parameter_shapes
+
+COLLECTIVE_TIMEOUT = timedelta(hours=1)
+"""A rank that waits longer for its peers gives up; the driver's own deadlines are what a user sees."""
+
+CPU_BUCKET = 4_000_000
+"""Gradient numbers reduced at a time on CPU: what gloo moves fastest (16 MB fits the caches)."""
+
+CPU_WHOLE = 1000
+"""Parameters of no more numbers (biases, norms) stay whole on every rank."""
+
+STATE = "state"
+"""Name of the checkpoint inside the folder that `Engine.save_state` is given."""
+
+
+@dataclass(frozen=True, slots=True)
+class EngineSetup:
+    """What an engine is built from, the same on every rank."""
+
+    model_path: str
+    """A Hugging Face folder."""
+    device: str
+    """`cpu` or `cuda`."""
+    dtype: Dtype
+    seed: int
+    zero: ZeroConfig
+    micro_batch_tokens: int
+    gradient_checkpointing: bool = False
+    optimizer: OptimizerConfig | None = None
+    """null: frozen."""
+    optimizer_steps: int = 0
+    """Optimizer steps in the whole run: where the schedule ends."""
+    trust_remote_code: bool = False
+
+    @property
+    def torch_dtype(self) -> torch.dtype:
+        """Of weights and activations."""
+        dtype: torch.dtype = getattr(torch, self.dtype)
+        return dtype
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """One optimizer step, as one rank sees it."""
+
+    lengths: Sequence[int]
+    """Tokens of each of its items (a sequence, or a pair of them); an item is never cut."""
+    denominator: float
+    """Its share of what the step's summed loss is divided by."""
+
+
+@dataclass(frozen=True, slots=True)
+class StepFacts:
+    """What an optimizer step tells."""
+
+    gradient_norm: float
+    """Global L2 norm before clipping."""
+    learning_rate: float
+    """With which the step was taken."""
+
+
+class Engine:
+    """One rank's part of a module under ZeRO."""
+
+    def __init__(self, setup: EngineSetup, load: Callable[[], nn.Module]) -> None:
+        """`load` makes the module, with the transformers model as its `.model`; called once the ranks have met."""
+        self.setup = setup
+        deepspeed = _join(setup.device)
+        self.rank, self.world_size = torch.distributed.get_rank(), torch.distributed.get_world_size()
+        self.device = torch.device("cpu" if setup.device == "cpu" else f"cuda:{os.environ['LOCAL_RANK']}")
+        settings = deepspeed_config(setup, self.world_size)
+        with _sharded_loading(setup, settings):
+            module = load()
+        self.module: Any = module.requires_grad_(setup.optimizer is not None)
+        if setup.zero.stage == 3:
+            _gather_by_layer(module)
+        self._deepspeed, *_ = deepspeed.initialize(
+            model=module,
+            optimizer=make_optimizer(setup, module) if setup.optimizer else None,
+            lr_scheduler=_scheduler(setup) if setup.optimizer else None,
+            config=settings,
+        )
+        self._deepspeed.eval()
+
+    def __call__(self, **inputs: Any) -> Any:
+        """The module's forward pass. A collective: every rank must run as many."""
+        return self._deepspeed(**inputs)
+
+    def plan(self, lengths: Sequence[int]) -> list[list[int]]:
+        """Micro-batches of items for passes without gradient: equally many on every rank, some perhaps empty."""
+        own = len(micro_batches(lengths, self.setup.micro_batch_tokens))
+        needed = int(self._every_rank(torch.tensor([own])).max())
+        return micro_batches(lengths, self.setup.micro_batch_tokens, at_least=needed)
+
+    def train(self, work: Sequence[Work], loss: Callable[[int, list[int]], Tensor]) -> list[StepFacts]:
+        """One optimizer step for each of `work`; every rank must have equally many.
+
+        `loss(step, items)` gives the sum of the weighted losses of `items` (a scalar with a gradient; of an empty list
+        a 0 that went through the model). It is divided by the denominator of the whole step over all ranks, so the
+        gradient depends neither on micro-batches nor on the number of ranks.
+        """
+        tokens = self.setup.micro_batch_tokens
+        own = [[len(micro_batches(w.lengths, tokens)), w.denominator] for w in work]
+        everyone = self._every_rank(torch.tensor(own, dtype=torch.float64).reshape(-1, 2))
+        self.module.train(self.setup.gradient_checkpointing)
+        facts = []
+        for step, mine in enumerate(work):
+            # DeepSpeed averages over ranks; the sum is wanted.
+            scale = self.world_size / max(float(everyone[:, step, 1].sum()), 1.0)
+            bins = micro_batches(mine.lengths, tokens, at_least=max(int(everyone[:, step, 0].max()), 1))
+            for number, items in enumerate(bins, start=1):
+                self._deepspeed.set_gradient_accumulation_boundary(number == len(bins))
+                self._deepspeed.backward(loss(step, items) * scale)
+            facts.append(self._step())
+        self.module.eval()
+        return facts
+
+    def total(self, values: Tensor) -> Tensor:
+        """The sum of `values` (any shape) over the ranks, on the CPU."""
+        return self._every_rank(values).sum(0)
+
+    def save_state(self, folder: str | Path) -> None:
+        """Weights in full precision, optimizer and schedule, for `load_state` on as many ranks."""
+        self._deepspeed.save_checkpoint(str(folder), tag=STATE)
+
+    def load_state(self, folder: str | Path) -> None:
+        """Continue exactly where `save_state` was called."""
+        path, _ = self._deepspeed.load_checkpoint(str(folder), tag=STATE)
+        if path is None:
+            raise RoleError(f"{folder} holds no saved state of {self.world_size} ranks; resume from a whole checkpoint")
+
+    def save_model(self, folder: str | Path) -> None:
+        """A Hugging Face folder: whole weights (safetensors), configuration and tokenizer, written by rank 0."""
+        model = self.module.model
+        weights = {name: tensor.to("cpu", copy=True) for name, tensor in self._full_parameters(model) if self.rank == 0}
+        if self.rank == 0:
+            parameters = {name for name, _ in model.named_parameters(remove_duplicate=False)}
+            buffers = {name: tensor for name, tensor in model.state_dict().items() if name not in parameters}
+            model.save_pretrained(folder, state_dict={**weights, **buffers})
+            trust = self.setup.trust_remote_code
+            load_tokenizer(self.setup.model_path, trust_remote_code=trust).save_pretrained(folder)
+        torch.distributed.barrier()
+
+    def fingerprint(self) -> str:
+        """A hash of all weights, the same for any number of ranks."""
+        digest = Digest()
+        for name, tensor in self._full_parameters(self.module):
+            if self.rank == 0:
+                digest.add(name, tensor)
+        answer = [digest.hexdigest()]
+        torch.distributed.broadcast_object_list(answer, src=0, device=self.device)
+        return answer[0]
+
+    def _full_parameters(self, module: nn.Module) -> Any:
+        groups = layers([name for name, _ in parameter_shapes(module)])
+        return full_parameters(module, groups)
+
+    def _step(self) -> StepFacts:
+        rate = float(self._deepspeed.get_lr()[0])
+        norm = self._plain_norm() if self._deepspeed.optimizer is self._deepspeed.basic_optimizer else None
+        self._deepspeed.step()
+        norm = float(self._deepspeed.get_global_grad_norm() if norm is None else norm)
+        if not math.isfinite(norm) or norm < 0:
+            raise RoleError(
+                f"the gradient of optimizer step {self._deepspeed.global_steps} is not finite, so it was not taken; "
+                f"lower optimizer.learning_rate (now {rate:g}) or look at the scores and advantages of this step"
+            )
+        return StepFacts(gradient_norm=norm, learning_rate=rate)
+
+    def _plain_norm(self) -> float:
+        """Of stage 0 in float32, where DeepSpeed clips with torch's function and keeps no norm."""
+        gradients = [p.grad for p in self.module.parameters() if p.grad is not None]
+        return float(nn.utils.get_total_norm(gradients))
+
+    def _every_rank(self, values: Tensor) -> Tensor:
+        """`values` of each rank, stacked: `[ranks, …]`. One small collective."""
+        if self.world_size == 1:
+            return values.detach().cpu()[None]
+        mine = values.detach().to(self.device)
+        answers = [torch.empty_like(mine) for _ in range(self.world_size)]
+        torch.distributed.all_gather(answers, mine)
+        return torch.stack(answers).cpu()
+
+
+def deepspeed_config(setup: EngineSetup, world_size: int) -> dict[str, Any]:
+    """DeepSpeed's settings for `setup`."""
+    on_cpu = setup.device == "cpu"
+    # Stages 1 and 2 shard only what training needs.
+    stage = setup.zero.stage if setup.optimizer or setup.zero.stage == 3 else 0
+    zero: dict[str, Any] = {"stage": stage, "contiguous_gradients": True, "overlap_comm": not on_cpu}
+    if setup.zero.offload_optimizer and setup.optimizer:
+        zero["offload_optimizer"] = {"device": "cpu", "pin_memory": True}
+    if setup.zero.offload_parameters and stage == 3:
+        zero["offload_param"] = {"device": "cpu", "pin_memory": True}
+    if on_cpu:
+        # gloo reduces faster than it scatters. A linear layer of our own making saves memory that a host has.
+        zero |= {"reduce_scatter": False, "reduce_bucket_size": CPU_BUCKET, "allgather_bucket_size": CPU_BUCKET}
+        if stage == 3:
+            zero |= {"stage3_prefetch_bucket_size": 0, "memory_efficient_linear": False}
+            zero["stage3_param_persistence_threshold"] = CPU_WHOLE
+    settings: dict[str, Any] = {
+        "train_micro_batch_size_per_gpu": 1,
+        "gradient_accumulation_steps": 1,
+        "train_batch_size": world_size,
+        "steps_per_print": None,
+        "zero_optimization": zero,
+    }
+    if setup.optimizer:
+        settings["gradient_clipping"] = setup.optimizer.max_gradient_norm
+    if setup.dtype == "bfloat16":
+        settings["bf16"] = {"enabled": True}
+        if stage > 0:
+            settings["data_types"] = {"grad_accum_dtype": "fp32"}
+    return settings
+
+
+def make_optimizer(setup: EngineSetup, module: nn.Module) -> Any:
+    """AdamW over `module`'s parameters; weight decay on matrices only."""
+    config = setup.optimizer
+    assert config is not None
+    matrices: list[Any] = []
+    others: list[Any] = []
+    for parameter in module.parameters():
+        shape = parameter.ds_shape if hasattr(parameter, "ds_shape") else parameter.shape
+        (matrices if len(shape) > 1 or not config.weight_decay else others).append(parameter)
+    groups: list[dict[str, Any]] = [{"params": matrices}]
+    if others:
+        groups.append({"params": others, "weight_decay": 0.0})
+    options: dict[str, Any] = {
+        "lr": config.learning_rate,
+        "betas": config.betas,
+        "eps": config.epsilon,
+        "weight_decay": config.weight_decay,
+    }
+    if setup.zero.offload_optimizer:
+        from deepspeed.ops.adam import DeepSpeedCPUAdam
+
+        return DeepSpeedCPUAdam(groups, adamw_mode=True, **options)
+    return torch.optim.AdamW(groups, fused=True, **options)
+
+
+def rate_factor(schedule: ScheduleConfig, step: int, total: int) -> float:
+    """The learning rate of optimizer step `step` (from 0) of `total`, as a share of the configured one.
+
+    Linear as in the N+ authors' code: 1 at the first step, 1/total at the last, 0 after it. Warm-up comes before.
+    """
+    if step < schedule.warmup_steps:
+        return (step + 1) / (schedule.warmup_steps + 1)
+    if schedule.type == "constant":
+        return 1.0
+    done = min(1.0, (step - schedule.warmup_steps) / max(1, total - schedule.warmup_steps))
+    return 1.0 - done if schedule.type == "linear" else 0.5 * (1.0 + math.cos(math.pi * done))
+
+
+def _scheduler(setup: EngineSetup) -> Callable[[Any], LambdaLR]:
+    config = setup.optimizer
+    assert config is not None
+    if config.schedule.type != "constant" and setup.optimizer_steps < 1:
+        raise ValueError(f"optimizer_steps={setup.optimizer_steps}: a {config.schedule.type} schedule needs an end")
+    schedule, total = config.schedule, setup.optimizer_steps
+    return lambda optimizer: LambdaLR(optimizer, lambda step: rate_factor(schedule, step, total))
+
+
+def _join(device: str) -> Any:
+    """DeepSpeed, with this process in its group."""
+    if device == "cpu":
+        # Read when DeepSpeed is imported; without them it looks for accelerators, and compiles what we never run.
+        os.environ["DS_ACCELERATOR"] = "cpu"
+        os.environ["TORCHDYNAMO_DISABLE"] = "1"
+        os.environ["LOCAL_SIZE"] = os.environ["WORLD_SIZE"]
+    warnings.filterwarnings("ignore", message=".*is deprecated. Please use", category=FutureWarning)
+    import deepspeed
+    import deepspeed.ops
+
+    logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
+    if device == "cpu":
+        # The table of operators that could be compiled. Empty: no compiler is started, gloo carries the collectives.
+        deepspeed.ops.__compatible_ops__ = {}
+    else:
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+    backend = "gloo" if device == "cpu" else "nccl"
+    deepspeed.init_distributed(backend, auto_mpi_discovery=False, verbose=False, timeout=COLLECTIVE_TIMEOUT)
+    return deepspeed
+
+
+def _sharded_loading(setup: EngineSetup, settings: dict[str, Any]) -> AbstractContextManager[Any]:
+    """With ZeRO-3 on GPUs transformers shards each weight as it loads it: no rank ever holds the whole model."""
+    if setup.zero.stage != 3 or setup.device == "cpu":
+        return nullcontext()
+    from transformers.integrations import HfDeepSpeedConfig
+
+    return nullcontext(HfDeepSpeedConfig(settings))  # transformers sees it for as long as it lives
+
+
+def _gather_by_layer(module: nn.Module) -> None:
+    """Tell ZeRO-3 to gather whole decoder layers: a collective and a pair of hooks each, not one for every matrix."""
+    from deepspeed.utils import set_z3_leaf_modules
+
+    model: Any = module.model
+    names = set(model._no_split_modules or ())
+    kinds = {type(m) for m in module.modules() if type(m).__name__ in names}
+    if kinds:
+        set_z3_leaf_modules(module, sorted(kinds, key=lambda kind: kind.__name__))

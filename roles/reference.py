@@ -1,0 +1,33 @@
+"""The frozen policy that the KL penalty is measured against. Rollouts flow in, log-probabilities out."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from roles.actor import load_policy
+from roles.batch import Rollouts
+from roles.engine import Engine, EngineSetup
+from roles.micro_batch import MicroBatch, per_token
+
+
+class Reference:
+    """One rank of the frozen policy."""
+
+    def __init__(self, setup: EngineSetup, temperature: float) -> None:
+        self._temperature = temperature
+        self._engine = Engine(setup, lambda: load_policy(setup))
+
+    def logprobs(self, rollouts: Rollouts) -> Tensor:
+        """float32 `[batch, time]`: log-probability of each generated token, at the rollouts' temperature."""
+
+        def forward(micro: MicroBatch) -> Tensor:
+            logprobs: Tensor = self._engine(
+                packed=micro.packed, positions=micro.positions, labels=micro.labels, temperature=self._temperature
+            )[0]
+            return logprobs
+
+        return per_token(self._engine, rollouts, forward)
+
+    def fingerprint(self) -> str:
+        """A hash of all weights: it must never change, whatever the number of ranks."""
+        return self._engine.fingerprint()

@@ -1,0 +1,112 @@
+"""The frozen reward model: one number for a whole response. Rollouts flow in, scores out.
+
+The number is read at the last token of the row: the EOS that ended the response (rollouts are cut at the first one), or
+the last token of a truncated one. Through the *text bridge* the reward model reads the text through its own tokenizer
+and chat template instead of the policy's token ids.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from roles.batch import Rollouts
+from roles.engine import Engine, EngineSetup
+from roles.errors import RewardError
+from roles.models import ValueModel
+from roles.packing import pack
+from roles.tokenizer import load_tokenizer
+
+
+class Scorer(Protocol):
+    """Whatever gives a number to a response: a model, a function, a service."""
+
+    def score(self, rollouts: Rollouts) -> Tensor:
+        """float32 `[batch]`."""
+
+
+class RewardModel:
+    """One rank of the reward model."""
+
+    def __init__(self, setup: EngineSetup, policy_path: str, text_bridge: bool = False) -> None:
+        """`policy_path` is the folder whose tokenizer made the token ids; only the bridge reads it."""
+        self._engine = Engine(setup, lambda: _load(setup))
+        self._bridge = TextBridge(setup, policy_path) if text_bridge else None
+        folder = self._engine.module.model.config
+        self._shift = float(folder.score_shift) if hasattr(folder, "score_shift") else 0.0
+        self._scale = float(folder.score_scale) if hasattr(folder, "score_scale") else 1.0
+        self._longest = folder.max_position_embeddings if hasattr(folder, "max_position_embeddings") else None
+
+    def score(self, rollouts: Rollouts) -> Tensor:
+        """float32 `[batch]`: (number at the last token - `score_shift`) / `score_scale`, as the folder says."""
+        rows = self._bridge.encode(rollouts) if self._bridge else _token_rows(rollouts)
+        lengths = [len(row) for row in rows]
+        if self._longest is not None and rows and max(lengths) > self._longest:
+            raise RewardError(
+                f"a response makes {max(lengths)} tokens with its prompt, but the reward model in "
+                f"{self._engine.setup.model_path} reads {self._longest}; shorten prompts.max_tokens or "
+                "rollout.max_response_tokens"
+            )
+        scores = torch.zeros(len(rows))
+        for part in self._engine.plan(lengths):
+            numbers = self._read([rows[row] for row in part] or [[0, 0]])
+            if part:
+                scores[part] = numbers
+        return (scores - self._shift) / self._scale
+
+    def fingerprint(self) -> str:
+        """A hash of all weights."""
+        return self._engine.fingerprint()
+
+    @torch.no_grad()
+    def _read(self, rows: Sequence[Sequence[int]]) -> Tensor:
+        """float32 `[rows]`: the head's number at the last token of each."""
+        lengths = torch.tensor([len(row) for row in rows])
+        padded = torch.zeros(len(rows), int(lengths.max()), dtype=torch.long)
+        for number, row in enumerate(rows):
+            padded[number, : len(row)] = torch.tensor(row)
+        packed = pack(padded.to(self._engine.device), lengths.to(self._engine.device))
+        numbers: Tensor = self._engine(packed=packed, positions=packed.starts[1:].long() - 1)
+        return numbers.float().cpu()
+
+
+class TextBridge:
+    """The policy's tokens → text → the reward model's tokens."""
+
+    def __init__(self, setup: EngineSetup, policy_path: str) -> None:
+        self._tokenizer: Any = load_tokenizer(setup.model_path, trust_remote_code=setup.trust_remote_code)
+        self._policy: Any = load_tokenizer(policy_path, trust_remote_code=setup.trust_remote_code)
+
+    def encode(self, rollouts: Rollouts) -> list[list[int]]:
+        """Token ids of each row, for the reward model.
+
+        A row with a `messages` column goes through the reward model's chat template. Otherwise prompt and response are
+        decoded (without special tokens) and tokenized as one text. EOS, or the template's end of a turn, follows if
+        the response ended itself.
+        """
+        chats = rollouts.columns["messages"] if "messages" in rollouts.columns else [None] * len(rollouts)
+        return [self._encode(rollouts, row, chat) for row, chat in enumerate(chats)]
+
+    def _encode(self, rollouts: Rollouts, row: int, chat: Any) -> list[int]:
+        finished = bool(rollouts.finished[row])
+        if chat is not None:
+            turns = [*chat, {"role": "assistant", "content": rollouts.responses[row]}]
+            ids = self._tokenizer.apply_chat_template(turns, continue_final_message=not finished, return_dict=False)
+            return list(ids)
+        tokens = rollouts.token_ids[row, : int(rollouts.lengths[row])]
+        text = self._policy.decode(tokens, skip_special_tokens=True)
+        ids = list(self._tokenizer(text).input_ids)
+        eos = self._tokenizer.eos_token_id
+        return [*ids, eos] if finished and ids[-1:] != [eos] else ids or [eos]
+
+
+def _token_rows(rollouts: Rollouts) -> list[list[int]]:
+    rows = zip(rollouts.token_ids.tolist(), rollouts.lengths.tolist(), strict=True)
+    return [row[:length] for row, length in rows]
+
+
+def _load(setup: EngineSetup) -> ValueModel:
+    return ValueModel.load(setup.model_path, dtype=setup.torch_dtype, trust_remote_code=setup.trust_remote_code)
