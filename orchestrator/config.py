@@ -237,6 +237,8 @@ class RewardTrainingConfig(Section):
     """Pairs of one optimizer step."""
     optimizer: OptimizerConfig = OptimizerConfig(learning_rate=5e-5)
     """AdamW."""
+    micro_batch_tokens: int = Field(default=4096, ge=1)
+    """Tokens of one packed forward pass on one rank."""
     max_tokens: int = Field(default=1024, ge=2)
     """Prompt + response; longer pairs are left out (counted)."""
     minimum_accuracy: float = Field(default=0.0, ge=0, lt=1)

@@ -147,6 +147,33 @@ class Experience(Batch):
             _check_shape(self, name, self.token_ids.shape, torch.float32)
 
 
+@dataclass(frozen=True, slots=True)
+class Preferences(Batch):
+    """Responses that were compared: what a reward model is trained on. Made by `orchestrator.preferences`.
+
+    Within a group (the responses to one prompt), every pair with different ranks is one comparison.
+    """
+
+    token_ids: Tensor
+    """int64 `[batch, time]`: prompt and response, right-padded."""
+    lengths: Tensor
+    """int64 `[batch]`."""
+    groups: Tensor
+    """int64 `[batch]`: which rows answer the same prompt."""
+    ranks: Tensor
+    """float32 `[batch]`: the higher is preferred; only the order within a group matters."""
+
+    def __post_init__(self) -> None:
+        _check_shape(self, "token_ids", self.token_ids.shape, torch.int64)
+        for name, dtype in (("lengths", torch.int64), ("groups", torch.int64), ("ranks", torch.float32)):
+            _check_shape(self, name, self.token_ids.shape[:1], dtype)
+
+    def comparisons(self) -> Tensor:
+        """int64 `[comparisons, 2]`: (row of the preferred, row of the other)."""
+        same = self.groups.unsqueeze(1) == self.groups.unsqueeze(0)
+        return (same & (self.ranks.unsqueeze(1) > self.ranks.unsqueeze(0))).nonzero()
+
+
 def _check_tokens(batch: Any) -> None:
     shape = batch.token_ids.shape
     if len(shape) != 2:

@@ -1,0 +1,243 @@
+"""Configuration → plan → running role groups. The only module that knows every role, and how each is made.
+
+Called by the loops (`orchestrator.ppo`, `evaluation`, `reward_training`). To add a role: one line here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, TypeVar
+
+from transformers import PreTrainedTokenizerBase
+
+from cluster.calls import wait_all
+from cluster.plan import RoleNeed, plan
+from cluster.ray_cluster import RayCluster
+from cluster.role_group import RoleGroup
+from orchestrator.config import RewardTrainingConfig, RunConfig
+from orchestrator.errors import ConfigError
+from orchestrator.groups import EvaluationRoles, Policy, Roles
+from roles.actor import Actor
+from roles.config import FrozenRole, FunctionReward, ModelReward, RewardConfig, TrainedRole
+from roles.critic import Critic
+from roles.engine import EngineSetup
+from roles.conversion import resolve_model
+from roles.reference import Reference
+from roles.reward import RewardModel, Scorer
+from roles.reward_functions import FunctionScorer, RemoteScorer
+from roles.reward_trainer import RewardTrainer
+from roles.rollout import RolloutEngine, RolloutSetup, stop_token_ids
+from roles.tokenizer import load_tokenizer
+
+R = TypeVar("R")
+
+
+@dataclass(frozen=True, slots=True)
+class Models:
+    """The Hugging Face folders that the roles load."""
+
+    actor: Path
+    reference: Path
+    reward: Path | None
+    """null: the reward is not a model."""
+    critic: Path | None
+    """null: the reward is not a model and no other was named."""
+    tokenizer: PreTrainedTokenizerBase
+    """The actor's; every token id in a batch is one of its."""
+
+
+def resolve_models(config: RunConfig, *, policy_only: bool = False) -> Models:
+    """Folders of all models; converts a GGUF file or cuts layers where the configuration asks for it (once)."""
+    cache = Path(config.model_cache)
+    actor = resolve_model(config.actor.model, cache)
+    if policy_only:
+        return Models(actor, actor, None, None, load_tokenizer(actor))
+    reference = resolve_model(config.reference.model, cache) if config.reference.model else actor
+    reward = resolve_model(config.reward.model, cache) if isinstance(config.reward, ModelReward) else None
+    critic = resolve_model(config.critic.model, cache) if config.critic.model else reward
+    return Models(actor, reference, reward, critic, load_tokenizer(actor))
+
+
+class Builder:
+    """Starts role groups on a cluster; each starts at once, `ready` waits for all of them."""
+
+    def __init__(self, config: RunConfig, cluster: RayCluster) -> None:
+        self._config = config
+        self._cluster = cluster
+        self._groups: list[RoleGroup[Any]] = []
+
+    def actor(self, models: Models) -> RoleGroup[Actor]:
+        """The policy's training half."""
+        config = self._config
+        trained_steps = config.steps - config.ppo.critic_warmup_steps
+        setup = self.engine_setup(models.actor, config.actor, steps=trained_steps * self._optimizer_steps)
+        return self.start("actor", Actor, (setup, config.ppo.policy, config.rollout.temperature))
+
+    def critic(self, models: Models) -> RoleGroup[Critic]:
+        """The value model."""
+        if models.critic is None:
+            raise ConfigError("critic.model is null and there is no reward model to start it from; set critic.model")
+        config = self._config
+        setup = self.engine_setup(models.critic, config.critic, steps=config.steps * self._optimizer_steps)
+        return self.start("critic", Critic, (setup, config.ppo.value))
+
+    def reference(self, models: Models) -> RoleGroup[Reference]:
+        """The frozen policy."""
+        setup = self.engine_setup(models.reference, self._config.reference)
+        return self.start("reference", Reference, (setup, self._config.rollout.temperature))
+
+    def reward(self, models: Models) -> RoleGroup[Scorer]:
+        """Whatever scores responses."""
+        config = self._config.reward
+        if isinstance(config, ModelReward):
+            assert models.reward is not None
+            setup = self.engine_setup(models.reward, config)
+            return self.start("reward", RewardModel, (setup, str(models.actor), config.text_bridge))
+        return self.scorer("reward", config)
+
+    def scorer(self, role: str, config: FunctionReward | RewardConfig) -> RoleGroup[Scorer]:
+        """A reward that is no model."""
+        factory = FunctionScorer if isinstance(config, FunctionReward) else RemoteScorer
+        return self.start(role, factory, (config,), distributed=False)
+
+    def reward_trainer(self, backbone: Path, training: RewardTrainingConfig, steps: int) -> RoleGroup[RewardTrainer]:
+        """A reward model in the making."""
+        role = TrainedRole(optimizer=training.optimizer, micro_batch_tokens=training.micro_batch_tokens)
+        return self.start("reward", RewardTrainer, (self.engine_setup(backbone, role, steps=steps),))
+
+    def engines(self, models: Models) -> RoleGroup[RolloutEngine]:
+        """The vLLM engines, with the weights in `models.actor`."""
+        config, tokenizer = self._config, models.tokenizer
+        setup = RolloutSetup(
+            model_path=str(models.actor),
+            device=config.device,
+            dtype=config.rollout.engine.dtype or config.dtype,
+            seed=config.seed,
+            rollout=config.rollout,
+            max_model_tokens=config.prompts.max_tokens + config.rollout.max_response_tokens,
+            pad_token_id=tokenizer.pad_token_id,
+            stop_token_ids=stop_token_ids(models.actor, tokenizer.eos_token_id),
+            backend="gloo" if config.device == "cpu" else "nccl",
+            trust_remote_code=config.actor.model.trust_remote_code,
+        )
+        setups = [(replace(setup, index=index),) for index in range(len(self._cluster.places("rollout")))]
+        return self.start("rollout", RolloutEngine, setups, distributed=False)
+
+    def ready(self) -> None:
+        """Wait until every group that was started has built its role."""
+        wait_all([group.started for group in self._groups], self._config.deadlines.start_s)
+
+    def engine_setup(self, model: Path, role: FrozenRole, *, steps: int | None = None) -> EngineSetup:
+        """What a DeepSpeed engine of `role` is built from; `steps` optimizer steps are ahead of it (None: frozen)."""
+        config = self._config
+        trained = isinstance(role, TrainedRole) and steps is not None
+        return EngineSetup(
+            model_path=str(model),
+            device=config.device,
+            dtype=config.dtype,
+            seed=config.seed,
+            zero=role.zero,
+            micro_batch_tokens=role.micro_batch_tokens,
+            gradient_checkpointing=role.gradient_checkpointing if trained else False,
+            optimizer=role.optimizer if trained else None,
+            optimizer_steps=steps or 0,
+            trust_remote_code=config.actor.model.trust_remote_code,
+        )
+
+    def start(
+        self,
+        role: str,
+        factory: Callable[..., R],
+        arguments: tuple[Any, ...] | list[tuple[Any, ...]],
+        *,
+        distributed: bool = True,
+    ) -> RoleGroup[R]:
+        """Start one group; a tuple of arguments is for every rank, a list has one for each."""
+        places = self._cluster.places(role)
+        group = RoleGroup.start(
+            role,
+            factory,
+            arguments if isinstance(arguments, list) else [arguments] * len(places),
+            places,
+            log_dir=Path(self._config.run_dir) / "logs",
+            environment=_environment(self._config.device),
+            distributed=distributed,
+        )
+        self._groups.append(group)
+        return group
+
+    @property
+    def _optimizer_steps(self) -> int:
+        return self._config.ppo.epochs * self._config.ppo.mini_batches
+
+
+@contextmanager
+def builder(config: RunConfig, *roles: str) -> Iterator[Builder]:
+    """A cluster with room for `roles`; leaving it ends every process."""
+    with RayCluster(plan(config.placement, needs(config, roles)), deadline_s=config.deadlines.resources_s) as cluster:
+        yield Builder(config, cluster)
+
+
+@contextmanager
+def training_roles(config: RunConfig, models: Models) -> Iterator[Roles]:
+    """All roles of PPO, started side by side, weights connected."""
+    judge = config.evaluation.judge
+    names = ["rollout", "actor", "critic", "reference", "reward", *(["judge"] if judge else [])]
+    with builder(config, *names) as build:
+        engines = build.engines(models)
+        actor, critic = build.actor(models), build.critic(models)
+        roles = Roles(
+            policy=Policy(engines, config.deadlines),
+            reward=build.reward(models),
+            reference=build.reference(models),
+            judge=build.scorer("judge", judge) if judge else None,
+            deadlines=config.deadlines,
+            actor=actor,
+            critic=critic,
+        )
+        build.ready()
+        actor.call(Actor.connect, engines.client(config.deadlines.push_s)).result(config.deadlines.push_s)
+        yield roles
+
+
+@contextmanager
+def evaluation_roles(config: RunConfig, models: Models) -> Iterator[EvaluationRoles]:
+    """The roles that measure the policy in `models.actor`."""
+    judge = config.evaluation.judge
+    with builder(config, "rollout", "reference", "reward", *(["judge"] if judge else [])) as build:
+        roles = EvaluationRoles(
+            policy=Policy(build.engines(models), config.deadlines),
+            reward=build.reward(models),
+            reference=build.reference(models),
+            judge=build.scorer("judge", judge) if judge else None,
+            deadlines=config.deadlines,
+        )
+        build.ready()
+        yield roles
+
+
+def needs(config: RunConfig, roles: Sequence[str]) -> list[RoleNeed]:
+    """What each of `roles` asks of the placement."""
+    gpus = 1.0 if config.device == "cuda" else 0.0
+    engine = config.rollout.engine.tensor_parallel_size
+    workers = {"judge": config.evaluation.judge, "reward": config.reward}
+    asked = []
+    for role in roles:
+        function = workers[role] if role in workers else None
+        if isinstance(function, FunctionReward):
+            asked.append(RoleNeed(role, ranks=function.workers))
+        elif function is not None and not isinstance(function, ModelReward):
+            asked.append(RoleNeed(role))
+        elif role == "rollout":
+            asked.append(RoleNeed(role, gpus=gpus * engine, processes=engine))
+        else:
+            asked.append(RoleNeed(role, gpus=gpus))
+    return asked
+
+
+def _environment(device: str) -> dict[str, str]:
+    shared = {"TOKENIZERS_PARALLELISM": "false", "VLLM_NO_USAGE_STATS": "1", "HF_HUB_DISABLE_TELEMETRY": "1"}
+    return shared if device == "cuda" else {**shared, "CUDA_VISIBLE_DEVICES": "", "DS_ACCELERATOR": "cpu"}

@@ -1,0 +1,99 @@
+"""Checkpoints: one folder with every mutable state of a run, committed by one rename.
+
+The driver writes the roles' state and a manifest into `step-N.partial/`; the rename to `step-N/` is the commit. A folder
+without a readable manifest, or with a file that is missing or has another size than the manifest says, is not whole and
+is passed over. Called by `orchestrator.ppo`.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from orchestrator.errors import CheckpointError
+
+MANIFEST = "manifest.json"
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """A whole checkpoint on disk."""
+
+    path: Path
+    step: int
+    """PPO steps done."""
+    state: dict[str, Any]
+    """The driver's state: see `orchestrator.ppo.RunState.state_dict`."""
+
+
+class Checkpoints:
+    """The checkpoints of one run: `<folder>/step-000010/`, the newest `keep` of them."""
+
+    def __init__(self, folder: Path, keep: int) -> None:
+        self.folder = folder
+        self.keep = keep
+
+    def save(self, step: int, state: dict[str, Any], write: Callable[[Path], None]) -> Path:
+        """Call `write(folder)` for the roles' files, add the manifest, commit, and drop what is older than `keep`."""
+        final = self.folder / f"step-{step:06d}"
+        partial = final.with_suffix(".partial")
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+        write(partial)
+        files = {str(f.relative_to(partial)): f.stat().st_size for f in sorted(partial.rglob("*")) if f.is_file()}
+        _write_durably(partial / MANIFEST, json.dumps({"step": step, "state": state, "files": files}, indent=1))
+        shutil.rmtree(final, ignore_errors=True)
+        partial.rename(final)
+        _sync_folder(self.folder)
+        for old in self._folders()[self.keep :]:
+            shutil.rmtree(old)
+        return final
+
+    def newest(self) -> Checkpoint | None:
+        """The newest whole checkpoint, or None."""
+        for folder in self._folders():
+            manifest = _read_manifest(folder)
+            if manifest is not None:
+                return Checkpoint(folder, manifest["step"], manifest["state"])
+        return None
+
+    def require_newest(self) -> Checkpoint:
+        """The newest whole checkpoint, or CheckpointError."""
+        found = self.newest()
+        if found is None:
+            raise CheckpointError(f"{self.folder} holds no whole checkpoint to resume from; start without --resume")
+        return found
+
+    def _folders(self) -> list[Path]:
+        """Committed folders, newest first."""
+        folders = (p for p in self.folder.glob("step-*") if p.is_dir() and p.suffix != ".partial")
+        return sorted(folders, reverse=True)
+
+
+def _read_manifest(folder: Path) -> dict[str, Any] | None:
+    try:
+        manifest: dict[str, Any] = json.loads((folder / MANIFEST).read_text())
+        sizes = {name: (folder / name).stat().st_size for name in manifest["files"]}
+    except (OSError, ValueError, KeyError):
+        return None
+    return manifest if sizes == manifest["files"] else None
+
+
+def _write_durably(path: Path, text: str) -> None:
+    with path.open("w") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

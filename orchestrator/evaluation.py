@@ -1,0 +1,115 @@
+"""Measure a policy on the held-out prompts: proxy score, gold score, KL to the reference, response length.
+
+Roles and prompts flow in, an EvaluationResult flows out. Called by the PPO loop before, during and after training, and
+by `tetrarch evaluate`.
+"""
+
+from __future__ import annotations
+
+import json
+from contextlib import closing
+from dataclasses import replace
+from pathlib import Path
+
+from torch import Tensor
+
+from cluster.calls import wait_all
+from orchestrator.build import evaluation_roles, resolve_models
+from orchestrator.config import RunConfig
+from orchestrator.groups import EvaluationRoles, spread
+from orchestrator.kl import k1
+from orchestrator.progress import evaluation_lines, make_progress
+from orchestrator.prompts import heldout
+from orchestrator.results import Estimate, EvaluationResult, SampleRow
+from orchestrator.run_files import finite
+from roles.batch import Prompts, Rollouts, Scored
+from roles.reference import Reference
+from roles.reward import Scorer
+
+
+def evaluate(
+    roles: EvaluationRoles, prompts: Prompts, version: int, *, step: int, label: str, samples: int
+) -> EvaluationResult:
+    """Answer every prompt once, at the rollout's own temperature, and score the answers.
+
+    The KL is k1 of the sampled tokens, summed over a response, from vLLM's log-probabilities and the reference's.
+    """
+    rollouts = roles.policy.generate(prompts, version=version)
+    proxy, reference, *judge = passes = [
+        spread(roles.reward, Scorer.score, rollouts),
+        spread(roles.reference, Reference.logprobs, rollouts),
+        *([spread(roles.judge, Scorer.score, rollouts)] if roles.judge else []),
+    ]
+    deadline_s = roles.deadlines.score_s
+    wait_all([scoring.call for scoring in passes], deadline_s)
+    proxy_values = proxy.result(deadline_s).tolist()
+    gold_values = judge[0].result(deadline_s).tolist() if judge else None
+    kl = _response_kl(rollouts.rollout_logprobs, reference.result(deadline_s), rollouts.response_mask)
+    return EvaluationResult(
+        step=step,
+        label=label,
+        prompts=len(rollouts),
+        proxy=Estimate.of(proxy_values),
+        gold=None if gold_values is None else Estimate.of(gold_values),
+        kl=Estimate.of(kl),
+        length=Estimate.of(rollouts.response_mask.sum(1).tolist()),
+        truncated_fraction=float((~rollouts.finished).double().mean()),
+        samples=_sample_rows(rollouts, proxy_values, gold_values, kl, samples),
+        proxy_values=proxy_values,
+        gold_values=gold_values,
+    )
+
+
+def training_samples(scored: Scored, count: int) -> list[SampleRow]:
+    """The first `count` responses of a training batch."""
+    kl = _response_kl(scored.old_logprobs, scored.reference_logprobs, scored.response_mask)
+    return _sample_rows(scored, scored.scores.tolist(), None, kl, count)
+
+
+def evaluate_run(config: RunConfig) -> EvaluationResult:
+    """`tetrarch evaluate`: measure the actor that a run left in `run_dir/actor`, or before a run the one it starts from.
+
+    Prints the result and writes it to `run_dir/evaluate.json`.
+    """
+    run_dir = Path(config.run_dir)
+    trained = run_dir / "actor"
+    label, step = ("trained", config.steps) if trained.is_dir() else ("untrained", 0)
+    with closing(make_progress("evaluate", 0, 0)) as progress:
+        progress.status("preparing the models")
+        models = resolve_models(config)
+        questions = heldout(config, models.tokenizer)
+        if trained.is_dir():
+            models = replace(models, actor=trained)
+        progress.status(f"starting the roles, to measure {models.actor}")
+        with evaluation_roles(config, models) as roles:
+            progress.status(f"answering {len(questions)} held-out prompts")
+            samples = config.evaluation.samples
+            result = evaluate(roles, questions, 0, step=step, label=label, samples=samples)
+        file = run_dir / "evaluate.json"
+        file.write_text(json.dumps(finite(result.to_json()), indent=1) + "\n")
+        progress.lines(evaluation_lines(result, None))
+        progress.lines(f"written to {file}")
+    return result
+
+
+def _response_kl(logprobs: Tensor, reference_logprobs: Tensor, mask: Tensor) -> list[float]:
+    """k1 summed over each response, nats: `[batch]`."""
+    values: list[float] = (k1(logprobs, reference_logprobs) * mask).sum(1).tolist()
+    return values
+
+
+def _sample_rows(
+    rollouts: Rollouts | Scored, proxy: list[float], gold: list[float] | None, kl: list[float], count: int
+) -> list[SampleRow]:
+    finished = rollouts.finished.tolist()
+    return [
+        SampleRow(
+            prompt=rollouts.prompts[row],
+            response=rollouts.responses[row],
+            proxy=proxy[row],
+            gold=None if gold is None else gold[row],
+            kl=kl[row],
+            finished=finished[row],
+        )
+        for row in range(min(count, len(rollouts)))
+    ]

@@ -1,0 +1,163 @@
+"""The driver's side of the role groups: spread rows over ranks, wait for answers, put them back in order.
+
+`orchestrator.build` makes `Roles`; `orchestrator.ppo` and `orchestrator.evaluation` use them. No row of a batch is sent
+to a rank that does not need it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+
+from cluster.calls import Call, wait_all
+from cluster.config import Deadlines
+from cluster.role_group import RoleGroup
+from orchestrator.errors import TetrarchError
+from orchestrator.timing import Interval
+from roles.actor import Actor
+from roles.batch import Prompts, Rollouts, Scored
+from roles.critic import Critic
+from roles.packing import balance
+from roles.reference import Reference
+from roles.reward import Scorer
+from roles.rollout import RolloutEngine
+
+R = TypeVar("R")
+
+Part = tuple[int, int]
+"""(engine, number) of some rollouts; parts sorted by it are in the same order in every run of the same seed."""
+
+
+@dataclass(frozen=True, slots=True)
+class Policy:
+    """The actor's vLLM half: one or more engines with the same weights."""
+
+    engines: RoleGroup[RolloutEngine]
+    deadlines: Deadlines
+
+    def generate(self, prompts: Prompts, *, version: int) -> Rollouts:
+        """Answer all `prompts`, in their order, with the weights of `version`."""
+        shares = prompts.split(_contiguous(len(prompts), len(self.engines)))
+        answers = self.engines.map(RolloutEngine.generate, shares, version).result(self.deadlines.generate_s)
+        return Rollouts.concatenate([_of_version(rollouts, version) for rollouts in answers if len(rollouts)])
+
+    def stream(self, prompts: Prompts, *, version: int) -> Iterator[tuple[Part, Rollouts]]:
+        """The same in parts, each as soon as it is done. What is in a part is always the same; when it comes is not."""
+        shares = prompts.split(_contiguous(len(prompts), len(self.engines)))
+        deadline_s, done = self.deadlines.generate_s, [0] * len(shares)
+        for engine, rollouts in self.engines.stream(RolloutEngine.stream, shares, version, deadline_s=deadline_s):
+            yield (engine, done[engine]), _of_version(rollouts, version)
+            done[engine] += 1
+
+    def load(self, actor: RoleGroup[Actor], *, version: int) -> None:
+        """Bring the actor's weights into every engine and number them `version`."""
+        actor.call(Actor.push, version).result(self.deadlines.push_s)
+
+
+@dataclass(frozen=True, slots=True)
+class EvaluationRoles:
+    """What it takes to measure a policy."""
+
+    policy: Policy
+    reward: RoleGroup[Scorer]
+    reference: RoleGroup[Reference]
+    judge: RoleGroup[Scorer] | None
+    deadlines: Deadlines
+
+
+@dataclass(frozen=True, slots=True)
+class Roles(EvaluationRoles):
+    """What it takes to train one."""
+
+    actor: RoleGroup[Actor]
+    critic: RoleGroup[Critic]
+
+    @property
+    def groups(self) -> list[RoleGroup[Any]]:
+        """Every group."""
+        groups = [self.policy.engines, self.actor, self.critic, self.reward, self.reference]
+        return groups if self.judge is None else [*groups, self.judge]
+
+    def busy(self) -> list[Interval]:
+        """When any rank was running a method, since the last time this was asked."""
+        return []
+
+
+@dataclass(frozen=True, slots=True)
+class Spread:
+    """One answer a row, under way: rank r of `call` answers for the rows `parts[r]`."""
+
+    call: Call[Tensor]
+    parts: list[list[int]]
+    width: int
+
+    def result(self, deadline_s: float) -> Tensor:
+        """float32 `[batch]` or `[batch, time]`, in the rows' own order."""
+        answers = [answer for answer in self.call.result(deadline_s) if len(answer)]
+        if answers[0].dim() == 2:
+            answers = [torch.nn.functional.pad(answer, (0, self.width - answer.shape[1])) for answer in answers]
+        joined = torch.cat(answers)
+        order = torch.tensor([row for part in self.parts for row in part])
+        return torch.empty_like(joined).index_copy_(0, order, joined)
+
+
+def spread(group: RoleGroup[R], method: Callable[[R, Rollouts], Tensor], rollouts: Rollouts) -> Spread:
+    """Start `method` on every rank of `group` with its share of the rows, shared out by tokens."""
+    parts = balance(rollouts.lengths.tolist(), len(group))
+    return Spread(group.map(method, rollouts.split(parts)), parts, rollouts.token_ids.shape[1])
+
+
+@dataclass(frozen=True, slots=True)
+class Scoring:
+    """The four scoring passes over one part of the rollouts, under way side by side."""
+
+    part: Part
+    rollouts: Rollouts
+    old_logprobs: Spread
+    reference_logprobs: Spread
+    values: Spread
+    scores: Spread
+
+
+def start_scoring(roles: Roles, part: Part, rollouts: Rollouts) -> Scoring:
+    """Start the four passes; returns at once."""
+    return Scoring(
+        part,
+        rollouts,
+        old_logprobs=spread(roles.actor, Actor.logprobs, rollouts),
+        reference_logprobs=spread(roles.reference, Reference.logprobs, rollouts),
+        values=spread(roles.critic, Critic.values, rollouts),
+        scores=spread(roles.reward, Scorer.score, rollouts),
+    )
+
+
+def finish_scoring(scorings: Sequence[Scoring], deadline_s: float) -> Scored:
+    """Wait for all passes; the rows of all parts, in order."""
+    answers = ("old_logprobs", "reference_logprobs", "values", "scores")
+    wait_all([getattr(scoring, name).call for scoring in scorings for name in answers], deadline_s)
+    parts = []
+    for scoring in sorted(scorings, key=lambda scoring: scoring.part):
+        fields = {f.name: getattr(scoring.rollouts, f.name) for f in dataclasses.fields(Rollouts)}
+        parts.append(Scored(**fields, **{name: getattr(scoring, name).result(deadline_s) for name in answers}))
+    return Scored.concatenate(parts)
+
+
+def _contiguous(rows: int, parts: int) -> list[range]:
+    """`rows` row numbers cut into `parts` runs whose lengths differ by at most one."""
+    cuts = [rows * part // parts for part in range(parts + 1)]
+    return [range(first, last) for first, last in itertools.pairwise(cuts)]
+
+
+def _of_version(rollouts: Rollouts, version: int) -> Rollouts:
+    others = sorted(set(rollouts.versions.tolist()) - {version})
+    if others:
+        raise TetrarchError(
+            f"asked for samples of weights version {version}, got some of {others}; the engines are stale"
+        )
+    return rollouts

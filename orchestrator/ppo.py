@@ -1,0 +1,237 @@
+"""The PPO driver loop. A RunConfig flows in; trained weights, metrics and checkpoints flow out into its `run_dir`.
+
+`train_step` is the algorithm (Schulman et al., arXiv 1707.06347; Ouyang et al., arXiv 2203.02155); the rest is
+preparation and bookkeeping. Called by `orchestrator.cli`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from cluster.calls import wait_all
+from orchestrator.build import resolve_models, training_roles
+from orchestrator.checkpoint import Checkpoint, Checkpoints
+from orchestrator.config import AdaptiveKl, RunConfig
+from orchestrator.errors import CheckpointError
+from orchestrator.evaluation import evaluate, training_samples
+from orchestrator.experience import ExperienceStats, mini_batches, to_experience
+from orchestrator.groups import Roles, finish_scoring, start_scoring
+from orchestrator.kl import KlController, make_controller
+from orchestrator.loading import dump_config
+from orchestrator.prompts import PromptSource, heldout
+from orchestrator.report import Reporter
+from orchestrator.timing import Clock
+from roles.actor import Actor, ActorStats
+from roles.batch import Prompts, Scored
+from roles.critic import Critic, CriticStats
+from roles.reference import Reference
+
+
+@dataclass(slots=True)
+class TrainState:
+    """What changes from step to step on the driver; all of it is in every checkpoint."""
+
+    prompts: PromptSource
+    kl: KlController
+    step: int = 0
+    """PPO steps done."""
+    version: int = 0
+    """Of the actor's weights; the engines must have the same."""
+    samples: int = 0
+    """Responses trained on so far."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """JSON-able."""
+        counters = {"step": self.step, "version": self.version, "samples": self.samples}
+        return {**counters, "prompts": self.prompts.state_dict(), "kl": self.kl.state_dict()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """The inverse of `state_dict`."""
+        self.step, self.version, self.samples = state["step"], state["version"], state["samples"]
+        self.prompts.load_state_dict(state["prompts"])
+        self.kl.load_state_dict(state["kl"])
+
+
+@dataclass(frozen=True, slots=True)
+class StepResult:
+    """What one PPO step has to tell."""
+
+    scored: Scored
+    experience: ExperienceStats
+    critic: CriticStats
+    actor: ActorStats | None
+    """None while only the critic is trained."""
+
+
+def train_step(roles: Roles, prompts: Prompts, state: TrainState, config: RunConfig, clock: Clock) -> StepResult:
+    """One step of PPO: sample, score, estimate advantages, update critic and actor, give the engines the new weights."""
+    ppo, deadlines = config.ppo, config.deadlines
+    with clock("generate"):
+        parts = roles.policy.stream(prompts, version=state.version)
+        scorings = [start_scoring(roles, part, rollouts) for part, rollouts in parts]
+    with clock("score"):
+        scored = finish_scoring(scorings, deadlines.score_s)
+    with clock("experience"):
+        experience, stats = to_experience(scored, state.kl.coefficient, ppo)
+        schedule = {"epochs": ppo.epochs, "mini_batches": ppo.mini_batches, "seed": config.seed + state.step}
+        critic_shards = mini_batches(experience, ranks=len(roles.critic), **schedule)
+        actor_shards = mini_batches(experience, ranks=len(roles.actor), **schedule)
+    with clock("update"):
+        updates = [roles.critic.map(Critic.update, critic_shards)]
+        if state.step >= ppo.critic_warmup_steps:
+            updates.append(roles.actor.map(Actor.update, actor_shards))
+        wait_all(updates, deadlines.update_s)
+        critic_stats, *actor_stats = (update.result(deadlines.update_s)[0] for update in updates)
+    if actor_stats:
+        with clock("push"):
+            roles.policy.load(roles.actor, version=state.version + 1)
+            state.version += 1
+    state.kl.update(stats.kl, len(scored))
+    state.samples += len(scored)
+    state.step += 1
+    return StepResult(scored, stats, critic_stats, actor_stats[0] if actor_stats else None)
+
+
+def train(config: RunConfig, resume: bool) -> None:
+    """Run all PPO steps, with evaluations and checkpoints, and leave the trained actor in `run_dir/actor`."""
+    run_dir = Path(config.run_dir)
+    checkpoints = Checkpoints(run_dir / "checkpoints", config.checkpoint.keep)
+    checkpoint = checkpoints.require_newest() if resume else None
+    controller = config.ppo.kl.controller
+    report = Reporter(
+        run_dir,
+        name=run_dir.name,
+        steps=config.steps,
+        config_yaml=dump_config(config),
+        tensorboard=config.report.tensorboard,
+        html=config.report.html,
+        resume_step=checkpoint.step if checkpoint else 0,
+        kl_target=controller.target if isinstance(controller, AdaptiveKl) else None,
+    )
+    with report:
+        report.status("preparing the models")
+        models = resolve_models(config)
+        tokenizer = models.tokenizer
+        state = TrainState(PromptSource(config, tokenizer), make_controller(controller))
+        questions = heldout(config, tokenizer) if config.prompts.heldout else None
+        report.status("starting the roles")
+        with training_roles(config, models) as roles:
+            run = Run(config, roles, state, checkpoints, report, questions)
+            if checkpoint is not None:
+                run.restore(checkpoint)
+            run.all_steps()
+
+
+@dataclass(slots=True)
+class Run:
+    """One training run under way: the steps, and between them evaluations, checkpoints and reports."""
+
+    config: RunConfig
+    roles: Roles
+    state: TrainState
+    checkpoints: Checkpoints
+    report: Reporter
+    questions: Prompts | None
+    """The held-out prompts."""
+
+    def all_steps(self) -> None:
+        """From the current step to the last; then save the actor."""
+        config, state = self.config, self.state
+        if state.step == 0:
+            self._evaluate("before")
+        reference = self._reference_fingerprint()
+        while state.step < config.steps:
+            self._one_step()
+            last = state.step == config.steps
+            if last or (config.checkpoint.every and state.step % config.checkpoint.every == 0):
+                self.save(reference)
+            if not last and config.evaluation.every and state.step % config.evaluation.every == 0:
+                self._evaluate(f"step {state.step}")
+        self._evaluate("after")
+        self.report.status("saving the actor")
+        self.roles.actor.call(Actor.save_model, str(Path(config.run_dir) / "actor")).result(config.deadlines.save_s)
+
+    def save(self, reference: str) -> None:
+        """One checkpoint of everything that changes. `reference` is the frozen model's fingerprint at the start."""
+        self.report.status(f"saving checkpoint {self.state.step}")
+        now = self._reference_fingerprint()
+        if now != reference:
+            raise CheckpointError(f"the reference model has moved ({reference} became {now}); its scores mean nothing")
+
+        def write(folder: Path) -> None:
+            calls = [
+                self.roles.actor.call(Actor.save_state, str(folder / "actor")),
+                self.roles.critic.call(Critic.save_state, str(folder / "critic")),
+            ]
+            wait_all(calls, self.config.deadlines.save_s)
+
+        self.checkpoints.save(self.state.step, {**self.state.state_dict(), "reference": reference}, write)
+
+    def restore(self, checkpoint: Checkpoint) -> None:
+        """Continue from `checkpoint`: driver, actor, critic and engines."""
+        self.report.status(f"resuming from {checkpoint.path}")
+        fingerprint = self._reference_fingerprint()
+        if fingerprint != checkpoint.state["reference"]:
+            raise CheckpointError(
+                f"{checkpoint.path} was trained against the reference {checkpoint.state['reference']}, "
+                f"but {self.config.reference.model or self.config.actor.model} is {fingerprint}; use the same one"
+            )
+        calls = [
+            self.roles.actor.call(Actor.load_state, str(checkpoint.path / "actor")),
+            self.roles.critic.call(Critic.load_state, str(checkpoint.path / "critic")),
+        ]
+        wait_all(calls, self.config.deadlines.start_s)
+        self.state.load_state_dict(checkpoint.state)
+        self.roles.policy.load(self.roles.actor, version=self.state.version)
+
+    def _one_step(self) -> None:
+        config, state = self.config, self.state
+        rollout = config.rollout
+        clock = Clock(self.report.phase)
+        prompts = state.prompts.next(rollout.prompts_per_step, rollout.responses_per_prompt)
+        coefficient = state.kl.coefficient
+        result = train_step(self.roles, prompts, state, config, clock)
+        metrics = {
+            **step_metrics(result),
+            **clock.metrics(self.roles.busy()),
+            "kl/coefficient": coefficient,
+            "weights/version": state.version,
+        }
+        generated = float(result.scored.response_mask.sum())
+        metrics["tokens/generated_per_s"] = generated / metrics["time/generate_s"]
+        self.report.step(state.step, metrics, training_samples(result.scored, config.evaluation.samples))
+
+    def _evaluate(self, label: str) -> None:
+        if self.questions is None:
+            return
+        self.report.status(f"evaluating on {len(self.questions)} held-out prompts ({label})")
+        samples, state = self.config.evaluation.samples, self.state
+        self.report.evaluation(
+            evaluate(self.roles, self.questions, state.version, step=state.step, label=label, samples=samples)
+        )
+
+    def _reference_fingerprint(self) -> str:
+        return self.roles.reference.call(Reference.fingerprint).result(self.config.deadlines.score_s)[0]
+
+
+def step_metrics(result: StepResult) -> dict[str, float]:
+    """What a step tells of learning, by the names of `orchestrator.metrics`."""
+    critic, actor = result.critic, result.actor
+    metrics = {
+        **result.experience.metrics(),
+        "value/loss": critic.loss,
+        "value/clip_fraction": critic.clip_fraction,
+        "lr/critic": critic.learning_rate,
+    }
+    if actor is not None:
+        metrics |= {
+            "objective/entropy": actor.entropy,
+            "policy/loss": actor.loss,
+            "policy/approx_kl": actor.approx_kl,
+            "policy/clip_fraction": actor.clip_fraction,
+            "policy/ratio_first_minibatch": actor.ratio_first_minibatch,
+            "lr/actor": actor.learning_rate,
+        }
+    return metrics

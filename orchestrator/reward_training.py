@@ -1,0 +1,159 @@
+"""`tetrarch reward`: a reward model from comparisons, with the Bradley–Terry loss (Ouyang et al., arXiv 2203.02155, eq. 1).
+
+A RunConfig with `reward_training` flows in; a sequence-classification folder flows out, its scores centred on the
+training responses (the N+ details, arXiv 2403.17031). Called by `orchestrator.cli`.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import random
+import shutil
+from contextlib import closing
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+
+from cluster.role_group import RoleGroup
+from orchestrator.build import builder, resolve_models
+from orchestrator.config import RewardTrainingConfig, RunConfig, SampledPairs
+from orchestrator.errors import ConfigError, TetrarchError
+from orchestrator.preferences import Comparisons, from_dataset, sampled, split
+from orchestrator.progress import Progress, make_progress
+from orchestrator.prompts import stable_seed
+from roles.batch import Preferences
+from roles.conversion import resolve_model
+from roles.packing import balance
+from roles.reward_trainer import RewardTrainer
+from roles.tokenizer import load_tokenizer
+
+
+@dataclass(frozen=True, slots=True)
+class RewardQuality:
+    """How often the model orders a held-out pair as the judge does."""
+
+    accuracy: float
+    standard_error: float
+    comparisons: int
+    training_comparisons: int
+    left_out_groups: int
+
+
+def train_reward(config: RunConfig) -> RewardQuality:
+    """Get the comparisons, train, test on held-out groups, save to `reward_training.output`."""
+    training = config.reward_training
+    if training is None:
+        raise ConfigError("reward_training is missing; say at least output, model and pairs")
+    home = Path(training.output).parent
+    config = config.model_copy(update={"run_dir": str(home)})
+    with closing(make_progress("reward", 0, 0)) as progress:
+        progress.status("preparing the models")
+        backbone = resolve_model(training.model, Path(config.model_cache))
+        comparisons = split(_preferences(config, training, progress), training, config.seed)
+        progress.lines(
+            f"{len(comparisons.training.comparisons())} comparisons to train on, "
+            f"{len(comparisons.heldout.comparisons())} held out, {comparisons.left_out} groups left out"
+        )
+        progress.status("starting the reward model")
+        schedule = _schedule(comparisons.training, training, config.seed)
+        with builder(config, "reward") as build:
+            trainer = build.reward_trainer(backbone, training, len(schedule))
+            build.ready()
+            return _train(config, training, trainer, comparisons, schedule, progress)
+
+
+def _preferences(config: RunConfig, training: RewardTrainingConfig, progress: Progress) -> Preferences:
+    if isinstance(training.pairs, SampledPairs):
+        return sampled(config, training.pairs, resolve_models(config, policy_only=True), progress)
+    tokenizer = load_tokenizer(resolve_model(training.model, Path(config.model_cache)))
+    return from_dataset(training.pairs.dataset, tokenizer)
+
+
+def _train(
+    config: RunConfig,
+    training: RewardTrainingConfig,
+    trainer: RoleGroup[RewardTrainer],
+    comparisons: Comparisons,
+    schedule: list[list[int]],
+    progress: Progress,
+) -> RewardQuality:
+    deadlines = config.deadlines
+    progress.status(f"training on {len(schedule)} batches of {training.pairs_per_step} groups")
+    for number, step in enumerate(schedule, start=1):
+        shards = comparisons.training.split(_share(step, comparisons.training, len(trainer)))
+        stats = trainer.map(RewardTrainer.update, shards).result(deadlines.update_s)[0]
+        if number % max(1, len(schedule) // 10) == 0 or number == len(schedule):
+            progress.lines(f"batch {number}/{len(schedule)}  loss {stats.loss:.3f}  accuracy {stats.accuracy:.0%}")
+    progress.status("testing on the held-out comparisons")
+    quality = _quality(_scores(trainer, comparisons.heldout, deadlines.score_s), comparisons)
+    progress.lines(
+        f"held-out pair accuracy {quality.accuracy:.1%} ± {quality.standard_error:.1%} "
+        f"on {quality.comparisons} comparisons"
+    )
+    if quality.accuracy < training.minimum_accuracy:
+        raise TetrarchError(
+            f"held-out pair accuracy {quality.accuracy:.1%} is below reward_training.minimum_accuracy="
+            f"{training.minimum_accuracy:.0%}; train on more pairs or for more epochs, or use a larger model"
+        )
+    centre = float(_scores(trainer, comparisons.training, deadlines.score_s).mean())
+    _save(trainer, Path(training.output), centre, quality, deadlines.save_s)
+    progress.lines(f"saved to {training.output}")
+    return quality
+
+
+def _schedule(preferences: Preferences, training: RewardTrainingConfig, seed: int) -> list[list[int]]:
+    """Group numbers of each optimizer step: a fresh permutation each epoch."""
+    groups = preferences.groups.unique().tolist()
+    steps = []
+    for epoch in range(training.epochs):
+        order = list(groups)
+        random.Random(stable_seed(seed, "reward", epoch)).shuffle(order)
+        size = training.pairs_per_step
+        steps += [order[first : first + size] for first in range(0, len(order), size)]
+    return steps
+
+
+def _share(groups: list[int], preferences: Preferences, ranks: int) -> list[list[int]]:
+    """Rows of each rank: whole groups, shared out by tokens."""
+    rows = {group: (preferences.groups == group).nonzero().flatten().tolist() for group in groups}
+    tokens = [int(preferences.lengths[rows[group]].sum()) for group in groups]
+    return [[row for place in part for row in rows[groups[place]]] for part in balance(tokens, ranks)]
+
+
+def _scores(trainer: RoleGroup[RewardTrainer], preferences: Preferences, deadline_s: float) -> torch.Tensor:
+    """float32 `[batch]`."""
+    parts = balance(preferences.lengths.tolist(), len(trainer))
+    answers = trainer.map(RewardTrainer.scores, preferences.split(parts)).result(deadline_s)
+    order = torch.tensor([row for part in parts for row in part])
+    joined = torch.cat(answers)
+    return torch.empty_like(joined).index_copy_(0, order, joined)
+
+
+def _quality(scores: torch.Tensor, comparisons: Comparisons) -> RewardQuality:
+    """Accuracy over comparisons; its standard error over groups, whose comparisons are not independent."""
+    better, worse = comparisons.heldout.comparisons().unbind(1)
+    right = (scores[better] > scores[worse]).double()
+    groups = comparisons.heldout.groups[better]
+    excess = torch.stack([(right[groups == group] - right.mean()).sum() for group in groups.unique()])
+    error = math.sqrt(float(excess.square().sum())) / len(right)
+    return RewardQuality(
+        accuracy=float(right.mean()),
+        standard_error=error,
+        comparisons=len(right),
+        training_comparisons=len(comparisons.training.comparisons()),
+        left_out_groups=comparisons.left_out,
+    )
+
+
+def _save(
+    trainer: RoleGroup[RewardTrainer], output: Path, centre: float, quality: RewardQuality, deadline_s: float
+) -> None:
+    """The folder appears whole or not at all."""
+    partial = output.with_name(output.name + ".partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    trainer.call(RewardTrainer.save_model, str(partial), centre).result(deadline_s)
+    (partial / "reward_quality.json").write_text(json.dumps(asdict(quality), indent=1) + "\n")
+    shutil.rmtree(output, ignore_errors=True)
+    partial.rename(output)

@@ -1,0 +1,96 @@
+"""A reward model in the making: compared responses flow in, the weights follow the Bradley–Terry loss.
+
+Called by `orchestrator.reward_training`. What it saves is the folder that `roles.reward.RewardModel` opens.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from roles.batch import Preferences
+from roles.engine import Engine, EngineSetup, Work
+from roles.losses import bradley_terry
+from roles.models import ValueModel
+from roles.packing import pack
+
+
+@dataclass(frozen=True, slots=True)
+class RewardStats:
+    """One optimizer step over all ranks."""
+
+    loss: float
+    """Mean over the comparisons."""
+    accuracy: float
+    """Comparisons that the model ordered rightly before the step."""
+    gradient_norm: float
+    """Before clipping."""
+    learning_rate: float
+
+
+class RewardTrainer:
+    """One rank of the reward model."""
+
+    def __init__(self, setup: EngineSetup) -> None:
+        self._engine = Engine(setup, lambda: _load(setup))
+
+    def update(self, preferences: Preferences) -> RewardStats:
+        """One optimizer step on this rank's groups (all rows of a group are on one rank)."""
+        groups = [(preferences.groups == group).nonzero().flatten().tolist() for group in preferences.groups.unique()]
+        tokens = [int(preferences.lengths[rows].sum()) for rows in groups]
+        comparisons = float(len(preferences.comparisons()))
+        sums = torch.tensor([0.0, 0.0, comparisons], dtype=torch.float64)
+
+        def loss(step: int, items: list[int]) -> Tensor:
+            part = preferences.select([row for item in items for row in groups[item]])
+            scores = self._forward(part)
+            if not items:
+                return 0.0 * scores.sum()
+            better, worse = part.comparisons().to(scores.device).unbind(1)
+            losses = bradley_terry(scores[better], scores[worse])
+            right = (scores[better] > scores[worse]).sum()
+            sums[:2] += torch.stack([losses.sum(), right]).detach().double().cpu()
+            return losses.sum()
+
+        (facts,) = self._engine.train([Work(tokens, comparisons)], loss)
+        total_loss, right, count = self._engine.total(sums).tolist()
+        return RewardStats(total_loss / count, right / count, facts.gradient_norm, facts.learning_rate)
+
+    def scores(self, preferences: Preferences) -> Tensor:
+        """float32 `[batch]`: the number at the last token of each row."""
+        answers = torch.zeros(len(preferences))
+        for rows in self._engine.plan(preferences.lengths.tolist()):
+            with torch.no_grad():
+                numbers = self._forward(preferences.select(rows)).float().cpu()
+            if rows:
+                answers[rows] = numbers
+        return answers
+
+    def save_model(self, folder: str | Path, score_shift: float) -> None:
+        """A sequence-classification folder; `score_shift` is what `RewardModel` will take off every number."""
+        self._engine.module.model.config.score_shift = score_shift
+        self._engine.save_model(folder)
+
+    def _forward(self, preferences: Preferences) -> Tensor:
+        """`[batch]` with a gradient; a stand-in without a row, which keeps this rank in step with its peers."""
+        token_ids, lengths = preferences.token_ids, preferences.lengths
+        if not len(preferences):
+            token_ids, lengths = torch.zeros(1, 2, dtype=torch.long), torch.tensor([2])
+        device = self._engine.device
+        packed = pack(token_ids.to(device), lengths.to(device))
+        scores: Tensor = self._engine(packed=packed, positions=packed.starts[1:].long() - 1)
+        return scores
+
+
+def _load(setup: EngineSetup) -> ValueModel:
+    """A language model as the backbone gets a new head (the N+ details, arXiv 2403.17031)."""
+    return ValueModel.load(
+        setup.model_path,
+        dtype=setup.torch_dtype,
+        new_head_seed=setup.seed,
+        gradient_checkpointing=setup.gradient_checkpointing,
+        trust_remote_code=setup.trust_remote_code,
+    )

@@ -1,0 +1,166 @@
+"""`configs/tiny.yaml` end to end: the command, real Ray, real vLLM, real DeepSpeed, two ranks in every group."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from configs.tiny.inputs import write
+from orchestrator.metrics import METRICS
+
+ROOT = Path(__file__).resolve().parents[2]
+STEPS = 6
+WALL_CLOCK = re.compile(r"^(time/|tokens/|memory/)")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Inputs of `configs/tiny.yaml`."""
+    folder = tmp_path_factory.mktemp("tiny")
+    write(folder)
+    return folder
+
+
+def command(folder: Path, run: str, *more: str) -> list[str]:
+    """`tetrarch train configs/tiny.yaml` with everything in `folder` and a function as the reward."""
+    reward = {"type": "function", "path": str(ROOT / "configs/tiny/reward.py"), "workers": 2}
+    return [
+        *(sys.executable, "-m", "orchestrator", "train", "configs/tiny.yaml", f"run_dir={folder / run}"),
+        *(f"steps={STEPS}", f"prompts.train.path={folder}/train.jsonl", f"prompts.heldout.path={folder}/heldout.jsonl"),
+        *(f"actor.model.path={folder}/policy", f"critic.model.path={folder}/reward", f"reward={json.dumps(reward)}"),
+        *(f"model_cache={folder}/models", "checkpoint={every: 2, keep: 3}"),
+        *more,
+    ]
+
+
+def start(arguments: list[str]) -> subprocess.Popen[str]:
+    """The command, its output collected."""
+    environment = {**os.environ, "RAY_USAGE_STATS_ENABLED": "0"}
+    return subprocess.Popen(
+        arguments, cwd=ROOT, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+    )
+
+
+def metrics(run_dir: Path) -> list[dict[str, Any]]:
+    """Lines of metrics.jsonl."""
+    return [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+
+
+@pytest.fixture(scope="module")
+def run_dir(folder: Path) -> Path:
+    """A whole run."""
+    process = start(command(folder, "whole"))
+    output, _ = process.communicate(timeout=240)
+    assert process.returncode == 0, output
+    return folder / "whole"
+
+
+def test_every_metric_is_there_and_described(run_dir: Path) -> None:
+    lines = metrics(run_dir)
+    assert [line["step"] for line in lines] == list(range(1, STEPS + 1))
+    for line in lines:
+        assert set(line) <= set(METRICS)
+        assert not [key for key, value in line.items() if value is None]
+
+
+def test_the_score_rises(run_dir: Path) -> None:
+    scores = [line["score/mean"] for line in metrics(run_dir)]
+    spread = metrics(run_dir)[0]["score/std"] / 32**0.5
+    assert scores[-1] > scores[0] + 3 * spread, scores
+
+
+def test_the_first_ratio_is_one_and_the_first_kl_is_nothing(run_dir: Path) -> None:
+    lines = metrics(run_dir)
+    for line in lines:
+        assert line["policy/ratio_first_minibatch"] == pytest.approx(1.0, abs=1e-5)
+    assert lines[0]["objective/kl"] == pytest.approx(0.0, abs=1e-4)
+    assert lines[-1]["objective/kl"] > 1e-3
+
+
+def test_the_engines_have_the_trainers_weights_after_every_push(run_dir: Path) -> None:
+    lines = metrics(run_dir)
+    assert [line["weights/version"] for line in lines] == list(range(1, STEPS + 1))
+    for line in lines:
+        assert line["engine/logprob_gap_mean"] < 1e-4
+        assert line["engine/logprob_gap_max"] < 1e-3
+
+
+def test_the_reference_does_not_move(run_dir: Path) -> None:
+    manifests = [json.loads(path.read_text()) for path in run_dir.glob("checkpoints/*/manifest.json")]
+    assert len(manifests) == 3
+    assert len({manifest["state"]["reference"] for manifest in manifests}) == 1
+
+
+def test_the_actor_is_an_ordinary_folder_and_has_changed(run_dir: Path, folder: Path) -> None:
+    trained = AutoModelForCausalLM.from_pretrained(run_dir / "actor", dtype=torch.float32)
+    untrained = AutoModelForCausalLM.from_pretrained(folder / "policy", dtype=torch.float32)
+    assert AutoTokenizer.from_pretrained(run_dir / "actor").pad_token == "<pad>"
+    moved = {
+        name: float((now - before).abs().max())
+        for (name, now), before in zip(trained.state_dict().items(), untrained.state_dict().values(), strict=True)
+    }
+    assert min(moved.values()) > 0
+
+
+def test_what_is_left_behind(run_dir: Path) -> None:
+    assert (run_dir / "report.html").read_text().startswith("<!DOCTYPE html>")
+    assert list(run_dir.glob("tensorboard/events.*"))
+    assert {json.loads(line)["label"] for line in (run_dir / "evaluation.jsonl").read_text().splitlines()} == {
+        "before",
+        "after",
+    }
+    assert "run_dir" in (run_dir / "config.yaml").read_text()
+    assert (run_dir / "samples.jsonl").exists()
+
+
+@pytest.fixture(scope="module")
+def killed(folder: Path, run_dir: Path) -> Iterator[tuple[str, float]]:
+    """A run whose critic's rank 1 is killed after the first checkpoint: its output, seconds from the kill to its end."""
+    process = start(command(folder, "killed"))
+    deadline = time.monotonic() + 200
+    while not list((folder / "killed").glob("checkpoints/step-000002/manifest.json")):
+        assert process.poll() is None and time.monotonic() < deadline, process.communicate()[0]
+        time.sleep(0.1)
+    log = (folder / "killed/logs/critic-1.log").read_text()
+    os.kill(int(re.search(r"pid (\d+)", log)[1]), signal.SIGKILL)  # type: ignore[index]
+    began = time.monotonic()
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode == 1, output
+    yield output, time.monotonic() - began
+
+
+def test_a_dead_rank_ends_the_run_by_name(killed: tuple[str, float]) -> None:
+    output, seconds = killed
+    assert seconds < 60
+    assert "critic rank 1" in output
+    assert "Traceback" not in output
+
+
+def test_resuming_after_the_death_gives_the_same_run(folder: Path, run_dir: Path, killed: tuple[str, float]) -> None:
+    process = start(command(folder, "killed", "--resume"))
+    output, _ = process.communicate(timeout=240)
+    assert process.returncode == 0, output
+    whole, resumed = metrics(run_dir), metrics(folder / "killed")
+    assert len(resumed) == len(whole)
+    for expected, got in zip(whole, resumed, strict=True):
+        differing = {key for key in expected if expected[key] != got[key] and not WALL_CLOCK.match(key)}
+        assert not differing, {key: (expected[key], got[key]) for key in differing}
+
+
+def test_a_run_directory_is_not_overwritten(folder: Path, run_dir: Path) -> None:
+    process = start(command(folder, "whole"))
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode == 2, output
+    assert "--resume" in output

@@ -1,0 +1,70 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from orchestrator.checkpoint import Checkpoints
+from orchestrator.errors import CheckpointError
+
+
+def write(text: str):
+    def inner(folder: Path) -> None:
+        (folder / "actor").mkdir()
+        (folder / "actor" / "rank-0.pt").write_text(text)
+
+    return inner
+
+
+def test_newest_is_what_was_saved_last(tmp_path: Path) -> None:
+    checkpoints = Checkpoints(tmp_path, keep=2)
+    checkpoints.save(2, {"kl": 0.1}, write("a"))
+    checkpoints.save(10, {"kl": 0.2}, write("b"))
+    newest = checkpoints.require_newest()
+    assert (newest.step, newest.state) == (10, {"kl": 0.2})
+    assert (newest.path / "actor" / "rank-0.pt").read_text() == "b"
+
+
+def test_only_the_newest_are_kept(tmp_path: Path) -> None:
+    checkpoints = Checkpoints(tmp_path, keep=2)
+    for step in (1, 2, 3):
+        checkpoints.save(step, {}, write("x"))
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["step-000002", "step-000003"]
+
+
+@pytest.mark.parametrize("damage", ["truncate", "remove", "manifest", "no manifest"])
+def test_a_broken_checkpoint_is_passed_over(tmp_path: Path, damage: str) -> None:
+    checkpoints = Checkpoints(tmp_path, keep=3)
+    checkpoints.save(1, {}, write("whole"))
+    broken = checkpoints.save(2, {}, write("whole"))
+    file, manifest = broken / "actor" / "rank-0.pt", broken / "manifest.json"
+    match damage:
+        case "truncate":
+            file.write_text("who")
+        case "remove":
+            file.unlink()
+        case "manifest":
+            manifest.write_text(manifest.read_text()[:20])
+        case "no manifest":
+            manifest.unlink()
+    assert checkpoints.require_newest().step == 1
+
+
+def test_a_save_that_fails_leaves_the_last_one(tmp_path: Path) -> None:
+    checkpoints = Checkpoints(tmp_path, keep=1)
+    checkpoints.save(1, {}, write("whole"))
+
+    def fail(folder: Path) -> None:
+        (folder / "half").write_text("half")
+        raise OSError("disk full")
+
+    with pytest.raises(OSError, match="disk full"):
+        checkpoints.save(2, {}, fail)
+    assert checkpoints.require_newest().step == 1
+    checkpoints.save(2, {}, write("again"))
+    assert checkpoints.require_newest().step == 2
+
+
+def test_nothing_to_resume_from_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="no whole checkpoint"):
+        Checkpoints(tmp_path / "none", keep=1).require_newest()
