@@ -1,6 +1,6 @@
 """The report of a run: metrics flow in step by step; the terminal, JSON lines, TensorBoard and one HTML page flow out.
 
-The stages call it, on the driver. What is on disk after each step is enough to draw the page of a run that died.
+`orchestrator.ppo` calls it, on the driver. What is on disk after each step is enough to draw the page of a dead run.
 """
 
 from __future__ import annotations
@@ -10,11 +10,9 @@ from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Literal, Self
+from typing import TYPE_CHECKING, Self
 
 from orchestrator import run_files
-from orchestrator.config import AdaptiveKl, RunConfig
-from orchestrator.loading import dump_config
 from orchestrator.metrics import check_known
 from orchestrator.progress import Progress, evaluation_lines, make_progress, sample_lines
 from orchestrator.report_html import render_report
@@ -24,7 +22,7 @@ from orchestrator.run_files import RunState, append_line, drop_after, read_recor
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
 
-__all__ = ["Reporter", "open_reporter", "render_report"]
+__all__ = ["Reporter", "render_report"]
 
 _DOING = {
     "generate": "generating responses",
@@ -36,46 +34,21 @@ _DOING = {
 """Phase of a step → what the user reads."""
 
 
-def open_reporter(
-    config: RunConfig, *, resume_step: int = 0, stage: Literal["train", "reward", "evaluate"] = "train"
-) -> Reporter:
-    """The reporter of a stage.
-
-    `train` writes into `run_dir`; `evaluate` adds to what training left there, or only tells the terminal if there is
-    nothing; `reward` only tells the terminal.
-    """
-    run_dir = Path(config.run_dir)
-    trained = (run_dir / run_files.METRICS).exists()
-    controller = config.ppo.kl.controller
-    return Reporter(
-        run_dir if stage == "train" or (stage == "evaluate" and trained) else None,
-        name=run_dir.name if stage == "train" else f"{run_dir.name}, {stage}",
-        steps=config.steps if stage == "train" else 0,
-        config_yaml=dump_config(config),
-        tensorboard=config.report.tensorboard and stage == "train",
-        html=config.report.html,
-        resume_step=resume_step,
-        kl_target=controller.target if isinstance(controller, AdaptiveKl) else None,
-        adding=stage == "evaluate",
-    )
-
-
 class Reporter:
     """A context manager; leaving it, by an error too, flushes everything and writes `report.html`.
 
     Args:
-        run_dir: made if it is missing; None writes no files.
-        steps: PPO steps of the whole run; 0: something else than PPO goes on.
+        run_dir: made if it is missing.
+        steps: PPO steps of the whole run.
         config_yaml: the resolved configuration, secrets redacted.
         resume_step: what the files say after this step is dropped; 0 starts them afresh.
         kl_target: of the adaptive controller, drawn in the KL curve.
-        adding: the run has ended and only evaluations come: its configuration, steps and state stay as they are.
         progress: what to show instead of the terminal's display or plain lines.
     """
 
     def __init__(
         self,
-        run_dir: str | Path | None,
+        run_dir: str | Path,
         *,
         name: str,
         steps: int,
@@ -84,22 +57,16 @@ class Reporter:
         html: bool = True,
         resume_step: int = 0,
         kl_target: float | None = None,
-        adding: bool = False,
         progress: Progress | None = None,
     ) -> None:
-        self._run_dir = None if run_dir is None else Path(run_dir)
+        self._run_dir = Path(run_dir)
         self._html = html
         self._step = resume_step
-        self._state: RunState | None = None
-        self._before: EvaluationResult | None = None
-        self._tensorboard: SummaryWriter | None = None
-        if self._run_dir is not None:
-            if not adding:
-                started = datetime.now(UTC).isoformat(timespec="seconds")
-                self._state = RunState(name, steps, kl_target=kl_target, started=started)
-                _prepare(self._run_dir, self._state, config_yaml, resume_step)
-            self._before = next((e for e in read_record(self._run_dir).evaluations if e.label == "before"), None)
-            self._tensorboard = _writer(self._run_dir / "tensorboard", resume_step) if tensorboard else None
+        started = datetime.now(UTC).isoformat(timespec="seconds")
+        self._state = RunState(name, steps, kl_target=kl_target, started=started)
+        _prepare(self._run_dir, self._state, config_yaml, resume_step)
+        self._before = next((e for e in read_record(self._run_dir).evaluations if e.label == "before"), None)
+        self._tensorboard = _writer(self._run_dir / "tensorboard", resume_step) if tensorboard else None
         self._progress = make_progress(name, steps, resume_step) if progress is None else progress
 
     def __enter__(self) -> Self:
@@ -121,10 +88,9 @@ class Reporter:
         """A PPO step: one line of `metrics.jsonl`, and its samples. ValueError for a metric without a description."""
         numbers = {key: value for key, value in metrics.items() if key != "step"}
         check_known(list(numbers))
-        if self._run_dir is not None:
-            append_line(self._run_dir / run_files.METRICS, {"step": step, **numbers})
-            for row in table:
-                append_line(self._run_dir / run_files.SAMPLES, {"step": step, **asdict(row)})
+        append_line(self._run_dir / run_files.METRICS, {"step": step, **numbers})
+        for row in table:
+            append_line(self._run_dir / run_files.SAMPLES, {"step": step, **asdict(row)})
         if self._tensorboard is not None:
             for key, value in numbers.items():
                 self._tensorboard.add_scalar(key, value, step)
@@ -134,8 +100,7 @@ class Reporter:
 
     def evaluation(self, result: EvaluationResult) -> None:
         """An evaluation: one line of `evaluation.jsonl`; shown, with the change since the one before training."""
-        if self._run_dir is not None:
-            append_line(self._run_dir / run_files.EVALUATION, result.to_json())
+        append_line(self._run_dir / run_files.EVALUATION, result.to_json())
         if self._tensorboard is not None:
             estimates = {"proxy": result.proxy, "gold": result.gold, "kl": result.kl, "length": result.length}
             for key, estimate in estimates.items():
@@ -145,7 +110,7 @@ class Reporter:
         if result.label == "before":
             self._before, before = result, None
         self._progress.lines(evaluation_lines(result, before))
-        if before is not None and not result.label.startswith("step "):
+        if before is not None and result.label == "after":
             self._progress.lines(sample_lines(before, result))
 
     def __exit__(
@@ -164,10 +129,7 @@ class Reporter:
     def _finish(self, error: BaseException | None) -> None:
         if self._tensorboard is not None:
             self._tensorboard.close()
-        if self._run_dir is None:
-            return
-        if self._state is not None:
-            write_state(self._run_dir, _ended(self._state, self._step, error))
+        write_state(self._run_dir, _ended(self._state, self._step, error))
         if self._html:
             self._progress.lines(f"report: {render_report(self._run_dir)}")
 

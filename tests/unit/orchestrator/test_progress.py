@@ -155,3 +155,11 @@ def test_formats() -> None:
     assert sparkline([0.0, 1.0, math.nan, 0.5]) == "▁█x▄"
     assert sparkline([2.0, 2.0]) == "▄▄"
     assert sparkline([math.nan]) == "x"
+
+
+def test_without_steps_only_what_is_told_is_shown() -> None:
+    stream = io.StringIO()
+    progress = PlainProgress("reward", 0, 0, stream=stream)
+    progress.lines("accuracy 80 %\nsaved")
+    progress.close()
+    assert stream.getvalue() == "[    0 s] reward\n[    0 s] accuracy 80 %\n[    0 s] saved\n"

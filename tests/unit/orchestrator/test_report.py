@@ -8,16 +8,13 @@ from typing import Any
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from orchestrator.loading import load_config
 from orchestrator.progress import PlainProgress
-from orchestrator.report import Reporter, open_reporter, render_report
+from orchestrator.report import Reporter, render_report
 from orchestrator.results import Estimate, EvaluationResult, SampleRow
 from orchestrator.run_files import read_record
 
-TINY = Path(__file__).parents[3] / "configs" / "tiny.yaml"
 
-
-def report(run_dir: Path | None, **options: Any) -> Reporter:
+def report(run_dir: Path, **options: Any) -> Reporter:
     return Reporter(
         run_dir, **{"name": "tiny", "steps": 3, "config_yaml": "seed: 1\n", "tensorboard": False, **options}
     )
@@ -163,26 +160,6 @@ def test_an_interrupted_run_is_stopped_not_failed(tmp_path: Path) -> None:
     assert "interrupted by the user" in (tmp_path / "report.html").read_text(encoding="utf-8")
 
 
-def test_adding_an_evaluation_leaves_the_run_as_it_ended(tmp_path: Path) -> None:
-    with pytest.raises(RuntimeError), report(tmp_path) as reporter:
-        reporter.evaluation(evaluation("before", 0, 0.0))
-        reporter.step(1, {"score/mean": 1.0})
-        raise RuntimeError("rank 1 died")
-    with report(tmp_path, adding=True, config_yaml="other", name="other", steps=0) as reporter:
-        reporter.evaluation(evaluation("trained", 1, 1.0))
-    record = read_record(tmp_path)
-    assert (record.state.status, record.state.name, record.config_yaml) == ("failed", "tiny", "seed: 1\n")
-    assert [e.label for e in record.evaluations] == ["before", "trained"]
-    assert "Trained" in (tmp_path / "report.html").read_text(encoding="utf-8")
-
-
-def test_without_a_folder_only_the_terminal_is_told(capsys: pytest.CaptureFixture[str]) -> None:
-    with report(None, steps=0) as reporter:
-        reporter.status("testing")
-        reporter.note("accuracy 80 %")
-    assert capsys.readouterr().out == "[    0 s] tiny\n[    0 s] testing\n[    0 s] accuracy 80 %\n"
-
-
 def test_a_killed_run_can_be_drawn_from_what_it_left(tmp_path: Path) -> None:
     (tmp_path / "metrics.jsonl").write_text('{"step": 1, "score/mean": 1.0}\n{"step": 2, "sco')
     page = render_report(tmp_path).read_text(encoding="utf-8")
@@ -200,20 +177,3 @@ def test_the_progress_can_be_replaced(tmp_path: Path, capsys: pytest.CaptureFixt
         pass
     assert "mine: 1 steps" in capsys.readouterr().out
     assert not (tmp_path / "report.html").exists()
-
-
-def test_each_stage_writes_where_it_should(tmp_path: Path) -> None:
-    config = load_config(TINY, [f"run_dir={tmp_path / 'run'}", "report.tensorboard=false"])
-    for stage in ("reward", "evaluate"):
-        with open_reporter(config, stage=stage):  # type: ignore[arg-type]
-            pass
-        assert not (tmp_path / "run").exists(), "training would find its folder occupied"
-    with open_reporter(config) as reporter:
-        reporter.step(1, {"score/mean": 1.0})
-    record = read_record(tmp_path / "run")
-    assert (record.state.name, record.state.steps, record.state.status) == ("run", config.steps, "stopped")
-    assert "run_dir" in record.config_yaml
-    with open_reporter(config, stage="evaluate") as reporter:
-        reporter.evaluation(evaluation("trained", 1, 1.0))
-    after = read_record(tmp_path / "run")
-    assert (after.state, after.metrics, len(after.evaluations)) == (record.state, record.metrics, 1)
