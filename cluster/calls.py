@@ -62,19 +62,11 @@ class Call(Generic[T]):
     def result(self, deadline_s: float) -> list[T]:
         """The values, by rank."""
         wait_all([self], deadline_s)
-        try:
-            return ray.get(self.refs, timeout=deadline_s)
-        except GetTimeoutError:
-            raise DeadlineExceeded(f"{self} answered, but its values did not arrive within {deadline_s:g} s") from None
-        except RayError as error:
-            raise failures.from_ray(self.ranks[0].identity, self.method, error) from None
+        return [_fetch(rank, self.method, ref, deadline_s) for rank, ref in zip(self.ranks, self.refs, strict=True)]
 
     def seconds(self) -> list[float]:
         """Of each rank, how long the method took in its process. After `result` or `wait_all`."""
         return ray.get(self.receipts)
-
-    def __str__(self) -> str:
-        return f"{self.ranks[0].identity.role}.{self.method}"
 
 
 def submit(ranks: Sequence[Rank], method: str, arguments: Sequence[tuple[Any, ...]]) -> Call[Any]:
@@ -98,7 +90,7 @@ def wait_all(calls: Sequence[Call[Any]], deadline_s: float) -> None:
 def stream(
     ranks: Sequence[Rank], method: str, arguments: Sequence[tuple[Any, ...]], deadline_s: float
 ) -> Iterator[tuple[int, Any]]:
-    """Call a generator method on every rank; yields (rank, reference of a value) as they come, from whichever rank."""
+    """Call a generator method on every rank; yields (rank, value) as values come, from whichever rank."""
     until = time.monotonic() + deadline_s
     waiting: Waiting = {
         rank.worker.stream.options(num_returns="streaming").remote(method, *own): (rank, method)
@@ -117,7 +109,7 @@ def _stream(waiting: Waiting, until: float, deadline_s: float) -> Iterator[tuple
             del waiting[items]
             continue
         _raise_failure(rank, method, receipt, waiting)
-        yield rank.identity.rank, ray.get(next(items))
+        yield rank.identity.rank, _fetch(rank, method, next(items), deadline_s)
 
 
 def ask(ranks: Sequence[Rank], question: str) -> list[Any]:
@@ -132,6 +124,18 @@ def ask(ranks: Sequence[Rank], question: str) -> list[Any]:
     for rank, answer in zip(ranks, answers, strict=True):
         _raise_failure(rank, question, answer, {})
     return ray.get(answers)
+
+
+def _fetch(rank: Rank, method: str, ref: Any, deadline_s: float) -> Any:
+    """The value of a call that has answered, brought into this process."""
+    try:
+        return ray.get(ref, timeout=deadline_s)
+    except GetTimeoutError:
+        raise DeadlineExceeded(
+            f"{rank.identity} answered {method}, but its value did not arrive within {deadline_s:g} s"
+        ) from None
+    except RayError as error:
+        raise failures.from_ray(rank.identity, method, error) from None
 
 
 def _next(waiting: Waiting, until: float, deadline_s: float) -> Any:
@@ -176,7 +180,9 @@ def _failure(rank: Rank, method: str, reference: Any) -> ClusterError | None:
 
 
 def _method_of(rank: Rank, waiting: Waiting) -> str:
-    return next((method for other, method in waiting.values() if other is rank), "no call of ours")
+    return next(
+        (method for other, method in waiting.values() if other is rank), "a call that nobody waits for, or none"
+    )
 
 
 def _report(waiting: Waiting) -> str:

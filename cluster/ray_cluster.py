@@ -35,7 +35,7 @@ class PeakMemory:
 
     host: float
     """Of the fullest node: the sum over our ranks and their children; on the driver's node over the driver too, and
-    over Ray's own processes if this run started Ray. Proportional set sizes: a page that processes share counts once."""
+    over Ray's own processes if this run started Ray. Proportional set sizes: a shared page counts once."""
     ranks: dict[str, float]
     """`role rank n (node …)` → its own."""
 
@@ -104,6 +104,15 @@ class RayCluster:
         if self._address is not None:
             self._attach(self._address)
             return
+        try:
+            self._start_local()
+        except Exception as error:  # Ray raises plain ones
+            raise PlacementError(
+                f"Ray did not start on this machine: {error} Its logs are in /tmp/ray/session_latest/logs. If the "
+                "machine is very busy, try again; look for a full /tmp or /dev/shm"
+            ) from error
+
+    def _start_local(self) -> None:
         demand = self._plan.demand(0)
         ray.init(
             address="local",

@@ -65,6 +65,7 @@ class RoleGroup(Generic[R]):
     ) -> Self:
         """Start a process for each place and build `factory(*arguments[rank])` in it. Returns at once.
 
+        The driver's own calls wait in line behind the construction; a `Client` may be used only after `ready`.
         `factory` is imported in the worker, so it must stand at the top of a module (or be a class method there).
         `distributed` ranks get MASTER_ADDR and MASTER_PORT of a store that rank 0 keeps open.
         """
@@ -79,7 +80,7 @@ class RoleGroup(Generic[R]):
             rank.worker.construct.remote(source, own, meeting) for rank, own in zip(ranks, arguments, strict=True)
         ]
         receipts, refs = [receipt for receipt, _ in answers], [ref for _, ref in answers]
-        return cls(role, ranks, Call("its construction", ranks, receipts, refs))
+        return cls(role, ranks, Call("construct", ranks, receipts, refs))
 
     def __len__(self) -> int:
         return len(self.ranks)
@@ -94,8 +95,10 @@ class RoleGroup(Generic[R]):
             raise ValueError(f"{self.role}.{method.__name__}: {len(shards)} shards for {len(self.ranks)} ranks")
         return calls.submit(self.ranks, method.__name__, [(shard, *common) for shard in shards])
 
-    def call(self, method: Callable[Concatenate[R, P], T], *arguments: P.args, **_: P.kwargs) -> Call[T]:
+    def call(self, method: Callable[Concatenate[R, P], T], *arguments: P.args, **keywords: P.kwargs) -> Call[T]:
         """Call `method(*arguments)` on every rank."""
+        if keywords:
+            raise TypeError(f"{self.role}.{method.__name__}: pass {', '.join(keywords)} by position")
         return calls.submit(self.ranks, method.__name__, [arguments] * len(self.ranks))
 
     def stream(
@@ -105,7 +108,7 @@ class RoleGroup(Generic[R]):
         *common: Any,
         deadline_s: float,
     ) -> Iterator[tuple[int, T]]:
-        """Call a generator method on every rank; yields (rank, reference) as items come, from whichever rank."""
+        """Call a generator method on every rank; yields (rank, item) as items come, from whichever rank."""
         if len(shards) != len(self.ranks):
             raise ValueError(f"{self.role}.{method.__name__}: {len(shards)} shards for {len(self.ranks)} ranks")
         return calls.stream(self.ranks, method.__name__, [(shard, *common) for shard in shards], deadline_s)

@@ -120,12 +120,12 @@ class Worker:
             module, name = factory
             self._role = attrgetter(name)(importlib.import_module(module))(*arguments)
 
-        return self._timed("its construction", build)
+        return self._timed("construct", build)
 
     @ray.method(num_returns=2)
     def run(self, method: str, *arguments: Any) -> tuple[float, Any]:
         """Call a method of the role: (seconds, value)."""
-        return self._timed(method, lambda: getattr(self._role, method)(*arguments))
+        return self._timed(method, lambda: self._bound(method)(*arguments))
 
     def stream(self, method: str, *arguments: Any) -> Iterator[Any]:
         """Call a generator method: seconds, value, seconds, value, …"""
@@ -133,7 +133,7 @@ class Worker:
 
         def begin() -> None:
             nonlocal items
-            items = getattr(self._role, method)(*arguments)
+            items = self._bound(method)(*arguments)
 
         seconds, _ = self._timed(method, begin)
         end = object()
@@ -170,6 +170,11 @@ class Worker:
     def watch(self) -> None:
         """Never answers: its reference fails the moment the process dies, whatever the rank is doing."""
         threading.Event().wait()
+
+    def _bound(self, method: str) -> Callable[..., Any]:
+        if self._role is None:
+            raise RuntimeError(f"{method} was called before the role was built; wait for the group's `ready` first")
+        return getattr(self._role, method)
 
     def _timed(self, method: str, body: Callable[[], Any]) -> tuple[float, Any]:
         """(seconds, value); whatever is raised leaves as an error that names this rank and shows its log."""

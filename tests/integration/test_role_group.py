@@ -9,7 +9,6 @@ from pathlib import Path
 
 import psutil
 import pytest
-import ray
 
 from cluster import calls
 from cluster.calls import wait_all
@@ -89,6 +88,8 @@ def test_every_rank_gets_its_shard_its_environment_and_one_thread(lasting: list[
     assert group.call(Stub.facts).result(20) == [first, second]
     with pytest.raises(ValueError, match=r"reference\.add: 3 shards for 2 ranks"):
         group.map(Stub.add, [1, 2, 3])
+    with pytest.raises(TypeError, match=r"reference\.add: pass more by position"):
+        group.call(Stub.add, 1, more=2)
 
 
 def test_output_goes_to_the_ranks_log(lasting: list[RoleGroup[Stub]], capfd: pytest.CaptureFixture[str]) -> None:
@@ -184,6 +185,7 @@ def test_a_failed_argument_names_the_rank_that_failed_to_make_it(lasting: list[R
 
 def test_a_role_calls_another_through_its_client(lasting: list[RoleGroup[Stub]], start: Starter) -> None:
     caller, rollout = lasting[1], start("rollout")
+    rollout.ready(START_S)
     caller.call(Stub.connect, rollout.client(deadline_s=3)).result(START_S)
     assert caller.call(Stub.ask, "add", 1, 2).result(20) == [[3], [3]]
     with pytest.raises(RankFailure, match=r"^rollout rank 0 .* raised ValueError"):
