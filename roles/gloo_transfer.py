@@ -11,11 +11,10 @@ from __future__ import annotations
 
 import socket
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from datetime import timedelta
-from math import prod
 from typing import Any, ClassVar, Self
 
 import torch
@@ -33,9 +32,7 @@ from vllm.distributed.weight_transfer.base import (
 )
 from vllm.distributed.weight_transfer.factory import WeightTransferEngineFactory, WeightTransferTrainerFactory
 
-BUCKET_BYTES = 64 * 2**20
-ALIGNMENT = 64
-"""Bytes; a tensor's place in a bucket starts at a multiple, so that it can be read as any dtype."""
+from roles.buckets import Slot, plan_buckets
 
 
 @dataclass
@@ -68,42 +65,6 @@ class GlooTrainerInitInfo(TrainerInitInfo):
     address: str
     world_size: int
     timeout_s: float
-
-
-@dataclass(frozen=True, slots=True)
-class Slot:
-    """One parameter's place in a bucket."""
-
-    name: str
-    dtype: torch.dtype
-    shape: tuple[int, ...]
-    start: int
-    """Bytes from the bucket's beginning."""
-
-    @property
-    def size(self) -> int:
-        """Bytes."""
-        return prod(self.shape) * self.dtype.itemsize
-
-    def view(self, bucket: Tensor) -> Tensor:
-        """The parameter inside `bucket` (uint8, flat)."""
-        return bucket[self.start : self.start + self.size].view(self.dtype).view(self.shape)
-
-
-def plan_buckets(
-    parameters: Iterable[tuple[str, torch.dtype, Sequence[int]]], bucket_bytes: int = BUCKET_BYTES
-) -> list[list[Slot]]:
-    """Parameters in order, as many to a bucket as fit; a larger one has a bucket of its own. Both sides plan alike."""
-    buckets: list[list[Slot]] = []
-    end = 0
-    for name, dtype, shape in parameters:
-        slot = Slot(name, dtype, tuple(shape), end)
-        if not buckets or end + slot.size > bucket_bytes:
-            slot = Slot(name, dtype, tuple(shape), 0)
-            buckets.append([])
-        buckets[-1].append(slot)
-        end = -(-(slot.start + slot.size) // ALIGNMENT) * ALIGNMENT
-    return buckets
 
 
 def _empty(bucket: Sequence[Slot]) -> Tensor:

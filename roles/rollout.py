@@ -29,6 +29,9 @@ if TYPE_CHECKING:
 CPU_BLOCK_SIZE = 32
 """Tokens of a KV block on CPU: vLLM's attention kernels there want a multiple of 32."""
 
+CPU_BATCHED_TOKENS = 4096
+"""Most prompt tokens that one forward pass on CPU reads."""
+
 
 @dataclass(frozen=True, slots=True)
 class RolloutSetup:
@@ -105,7 +108,7 @@ class RolloutEngine:
         try:
             while self._engine.has_unfinished_requests():
                 for output in self._engine.step():
-                    outputs[rows[output.request_id]] = output  # type: ignore[assignment]  # FINAL_ONLY, no pooling
+                    outputs[rows[output.request_id]] = output
                 for group in [g for g in waiting if all(row in outputs for row in g)]:
                     waiting.remove(group)
                     yield self._rollouts(prompts.select(group), [outputs[row] for row in group])
@@ -166,7 +169,7 @@ class RolloutEngine:
             finished=torch.tensor([answer.finish_reason == "stop" for answer in answers], dtype=torch.bool),
             versions=torch.full((len(lengths),), self._version or 0, dtype=torch.int64),
             prompts=prompts.texts,
-            responses=self._tokenizer.batch_decode(responses, skip_special_tokens=True),
+            responses=[self._tokenizer.decode(response, skip_special_tokens=True) for response in responses],
             columns=prompts.columns,
         )
 
@@ -264,12 +267,16 @@ def _start_engine(setup: RolloutSetup) -> LLMEngine:
     import roles.rollout_worker  # noqa: F401  # registers the gloo backend
 
     engine, on_cpu = setup.rollout.engine, setup.device == "cpu"
-    block_size = engine.block_size or (CPU_BLOCK_SIZE if on_cpu else None)
-    memory: dict[str, Any] = (
-        {"kv_cache_memory_bytes": int(engine.kv_cache_gib * 2**30)}  # given, so no warm-up to measure it
-        if on_cpu
-        else {"gpu_memory_utilization": engine.gpu_memory_utilization}
-    )
+    special: dict[str, Any] = {"gpu_memory_utilization": engine.gpu_memory_utilization}
+    if on_cpu:
+        special = {
+            "kv_cache_memory_bytes": int(engine.kv_cache_gib * 2**30),  # given, so no warm-up to measure it
+            # vLLM 0.32 cannot turn back a CPU generator, as it does for a seeded prompt that it has split.
+            "enable_chunked_prefill": False,
+            "max_num_batched_tokens": max(setup.max_model_tokens, CPU_BATCHED_TOKENS),
+        }
+    if on_cpu or engine.block_size is not None:
+        special["block_size"] = engine.block_size or CPU_BLOCK_SIZE
     return LLMEngine.from_engine_args(
         EngineArgs(
             model=setup.model_path,
@@ -288,7 +295,6 @@ def _start_engine(setup: RolloutSetup) -> LLMEngine:
             logprobs_mode="processed_logprobs",  # of the distribution that is sampled: after temperature, top-p, top-k
             generation_config="vllm",  # sampling is the run's configuration alone, not the folder's
             disable_log_stats=True,
-            **({} if block_size is None else {"block_size": block_size}),
-            **memory,
+            **special,
         )
     )

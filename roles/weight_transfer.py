@@ -95,8 +95,8 @@ def parameter_shapes(module: nn.Module) -> list[tuple[str, tuple[int, ...]]]:
     """Names and full shapes of `module`'s parameters, tied ones once, whether ZeRO-3 has sharded them or not."""
     shapes = []
     for name, parameter in module.named_parameters():
-        sharded = hasattr(parameter, "ds_shape")
-        shapes.append((name, tuple(parameter.ds_shape if sharded else parameter.shape)))
+        whole = parameter.ds_shape if hasattr(parameter, "ds_shape") else parameter.shape
+        shapes.append((name, tuple(whole)))
     return shapes
 
 

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import os
 import queue
+import signal
 import tempfile
 import threading
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from multiprocessing import get_context
 from multiprocessing.connection import Client, Connection, Listener
 from pathlib import Path
@@ -22,6 +23,7 @@ DEADLINE_S = 240
 
 
 def _serve(address: str, env: Mapping[str, str], log: Path, factory: Callable[..., Any], args: Sequence[Any]) -> None:
+    os.setsid()  # a group of its own, with which vLLM's workers end too
     os.environ.update(env)
     out = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(out, 1)
@@ -100,7 +102,8 @@ class Host:
         if self.process.is_alive():
             Client(self.address, family="AF_UNIX").send(("__stop__", ()))
             self.process.join(5)
-        self.process.kill()
+        with suppress(ProcessLookupError):
+            os.killpg(self.process.pid or 0, signal.SIGKILL)
         self.process.join()
         Path(self.address).unlink(missing_ok=True)
 

@@ -27,7 +27,7 @@ def save_tiny_llama(folder: Path, *, tie: bool = True, seed: int = 0) -> Path:
         bos_token_id=1,
         eos_token_id=EOS,
         pad_token_id=PAD,
-        initializer_range=0.2,
+        initializer_range=0.1,
     )
     LlamaForCausalLM(config).save_pretrained(folder)
     words = {"<pad>": PAD, "<s>": 1, "</s>": EOS} | {f"w{i}": i for i in range(3, VOCABULARY)}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from typing import Any
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor
@@ -29,7 +29,6 @@ class Trainer:
         self.engine, *_ = deepspeed.initialize(model=module, config=config)
         self.module = module
         self.client = HostClient(addresses)
-        self.tamper: Any = None
 
     def connect(self) -> None:
         self.pusher = WeightPusher(self.module, self.client, rank=self.rank, timeout_s=60)
@@ -55,27 +54,26 @@ class Trainer:
         self.pusher.push(version)
         return time.perf_counter() - began
 
-    def spoil_next_push(self) -> None:
-        """Change one number on the way: after it was counted into the digest, before it is sent."""
-        import roles.trainer_transfer as module
+    def push_spoiled(self, version: int) -> None:
+        """As `push`, but one number changes on its way: after it was counted into the digest, before it is sent."""
+        trainer = self.pusher._trainer
+        source = trainer._weights
 
-        original = module.full_parameters
-        source = self.pusher._control._source
+        class Spoiled:
+            metadata = source.metadata
 
-        def spoiled() -> Any:
-            for name, tensor in type(source).__iter__(source):
-                if name.endswith("1.mlp.up_proj.weight"):
-                    tensor = tensor.clone()
-                    tensor[3, 5] += 0.5
-                yield name, tensor
+            def __iter__(self) -> Iterator[tuple[str, Tensor]]:
+                for name, tensor in source:
+                    spoiled = tensor.clone()
+                    if name.endswith("layers.1.mlp.up_proj.weight"):
+                        spoiled[3, 5] += 0.5
+                    yield name, spoiled
 
-        assert original is not None
-        self.pusher._trainer._weights = type(
-            "Spoiled", (), {"metadata": source.metadata, "__iter__": lambda _: spoiled()}
-        )()
-
-    def mend(self) -> None:
-        self.pusher._trainer._weights = self.pusher._control._source
+        trainer._weights = Spoiled()
+        try:
+            self.pusher.push(version)
+        finally:
+            trainer._weights = source
 
     def logprobs(self, token_ids: Tensor, lengths: Tensor, temperature: float) -> Tensor:
         """float32 `[batch, time]` by the plain model, row by row without padding; position 0 is 0."""

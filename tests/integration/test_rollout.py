@@ -1,0 +1,131 @@
+"""A vLLM engine on a tiny random model: what it samples, and what it says of it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import cast
+
+import pytest
+import torch
+from torch import Tensor
+
+from roles.batch import Prompts, Rollouts
+from roles.errors import RolloutError
+from roles.rollout import RolloutEngine
+from tests.integration.engines import ENVIRONMENT, engine_setup, gap, make_prompts
+from tests.integration.hosted import Host, hosts
+from tests.integration.tiny_model import EOS, PAD, save_tiny_llama
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_tiny_llama(tmp_path_factory.mktemp("model"))
+
+
+@pytest.fixture(scope="module")
+def engines(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[Host]]:
+    """Temperature 0.7 with groups of four; temperature 1 with all responses as long as they may be."""
+    setups = [
+        engine_setup(model, temperature=0.7, stream_samples=4),
+        engine_setup(model, min_response_tokens=16),
+    ]
+    with hosts(tmp_path_factory.mktemp("logs"), RolloutEngine, [[setup] for setup in setups], ENVIRONMENT) as started:
+        yield started
+
+
+def expected_logprobs(model: Path, rollouts: Rollouts, temperature: float, forbidden: int | None = None) -> Tensor:
+    """float32 `[batch, time]` by transformers, row by row without padding; without the forbidden token."""
+    from transformers import AutoModelForCausalLM
+
+    causal = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32).eval()
+    out = torch.zeros_like(rollouts.rollout_logprobs)
+    with torch.no_grad():
+        for row, length in enumerate(rollouts.lengths.tolist()):
+            ids = rollouts.token_ids[row, :length]
+            logits = causal(ids[None]).logits[0, :-1] / temperature
+            if forbidden is not None:
+                logits[:, forbidden] = -torch.inf
+            out[row, 1:length] = logits.log_softmax(-1).gather(1, ids[1:, None])[:, 0]
+    return out
+
+
+def generate(engine: Host, prompts: Prompts, version: int = 0) -> Rollouts:
+    return cast(Rollouts, engine.call("generate", prompts, version))
+
+
+def test_rollouts_are_padded_masked_and_marked(engines: list[Host]) -> None:
+    prompts = make_prompts(10)
+    rollouts = generate(engines[0], prompts)
+    assert rollouts.prompts == prompts.texts and rollouts.columns == prompts.columns
+    assert rollouts.versions.tolist() == [0] * 10
+    for row, prompt in enumerate(prompts.token_ids):
+        length = int(rollouts.lengths[row])
+        ids = rollouts.token_ids[row].tolist()
+        assert ids[: len(prompt)] == prompt and set(ids[length:]) <= {PAD}
+        where = rollouts.response_mask[row].nonzero().flatten().tolist()
+        assert where == list(range(len(prompt), length))
+        response = ids[len(prompt) : length]
+        assert bool(rollouts.finished[row]) == (response[-1] == EOS) and EOS not in response[:-1]
+        assert rollouts.finished[row] or len(response) == 16
+        assert rollouts.responses[row] == " ".join({1: "<s>", PAD: "<pad>"}.get(i, f"w{i}") for i in response if i > 2)
+    assert (rollouts.rollout_logprobs[~rollouts.response_mask] == 0).all()
+    assert (rollouts.rollout_logprobs[rollouts.response_mask] < 0).all()
+    assert 0 < int(rollouts.finished.sum()) < 10, "the seeds are such that both endings occur"
+
+
+def test_a_row_depends_on_its_seed_and_not_on_its_neighbours(engines: list[Host]) -> None:
+    prompts = make_prompts(10)
+    first = generate(engines[0], prompts)
+    again = generate(engines[0], prompts)
+    assert torch.equal(first.token_ids, again.token_ids)
+    for rows in ([7, 2], [5]):
+        some = generate(engines[0], prompts.select(rows))
+        assert torch.equal(some.token_ids, first.select(rows).token_ids)
+    reseeded = Prompts(prompts.token_ids, prompts.texts, prompts.columns, [seed + 77 for seed in prompts.seeds])
+    assert not torch.equal(generate(engines[0], reseeded).lengths, first.lengths)
+
+
+def test_logprobs_are_those_of_the_distribution_that_was_sampled(model: Path, engines: list[Host]) -> None:
+    cool = generate(engines[0], make_prompts(10))
+    assert gap(cool, expected_logprobs(model, cool, 0.7)).max() < 1e-5
+    plain = generate(engines[1], make_prompts(10))
+    assert gap(plain, expected_logprobs(model, plain, 1.0, forbidden=EOS)).max() < 1e-5
+
+
+def test_a_minimum_forbids_the_end(engines: list[Host]) -> None:
+    rollouts = generate(engines[1], make_prompts(10))
+    assert rollouts.response_mask.sum(1).tolist() == [16] * 10
+
+
+def test_streamed_groups_are_the_rows_of_the_whole(engines: list[Host]) -> None:
+    prompts = make_prompts(10)
+    whole = generate(engines[0], prompts)
+    groups = cast(list[Rollouts], engines[0].call("stream", prompts, 0))
+    assert sorted(group.columns["row"] for group in groups) == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9]]
+    for group in groups:
+        assert torch.equal(group.token_ids, whole.select(group.columns["row"]).token_ids)
+
+
+def test_no_rows_give_no_rollouts(engines: list[Host]) -> None:
+    none = make_prompts(2).select([])
+    assert len(generate(engines[0], none)) == 0
+    assert engines[0].call("stream", none, 0) == []
+
+
+def test_what_cannot_be_answered_is_refused(engines: list[Host]) -> None:
+    prompts = make_prompts(2)
+    with pytest.raises(RolloutError, match="weights of version 0, not of version 3"):
+        generate(engines[0], prompts, version=3)
+    long = Prompts([[5] * 113], ["x"], {}, [0])
+    with pytest.raises(RolloutError, match=r"113 tokens and .* are more than the 128"):
+        generate(engines[0], long)
+    with pytest.raises(RolloutError, match="row 1 has no tokens"):
+        generate(engines[0], Prompts([[5], []], ["x", ""], {}, [0, 1]))
+    assert len(generate(engines[0], prompts)) == 2, "and the engine goes on"
+
+
+def test_vllm_writes_to_the_log_of_its_process_alone(engines: list[Host], capfd: pytest.CaptureFixture[str]) -> None:
+    generate(engines[0], make_prompts(2))
+    assert "LlamaForCausalLM" in engines[0].log.read_text()
+    assert capfd.readouterr() == ("", "")

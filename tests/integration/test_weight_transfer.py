@@ -1,0 +1,92 @@
+"""Pushes from DeepSpeed ZeRO-3 ranks to vLLM engines over gloo: afterwards the engines sample from the new weights."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from roles.errors import RolloutError, WeightTransferError
+from roles.rollout import RolloutEngine, RolloutSetup
+from tests.integration.engines import ENVIRONMENT, engine_setup, gap, make_prompts
+from tests.integration.hosted import Host, HostClient, hosts
+from tests.integration.tiny_model import save_tiny_llama
+from tests.integration.trainer import Trainer
+
+
+@contextmanager
+def running(
+    folder: Path, model: Path, setups: list[RolloutSetup], ranks: int
+) -> Iterator[tuple[list[Host], HostClient]]:
+    """The engines and a client of all trainer ranks, connected."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    rank_env = {"RANK": "{rank}", "LOCAL_RANK": "{rank}", "WORLD_SIZE": str(ranks), "MASTER_PORT": str(port)}
+    trainer_env = ENVIRONMENT | rank_env | {"MASTER_ADDR": "127.0.0.1"}
+    with hosts(folder, RolloutEngine, [[setup] for setup in setups], ENVIRONMENT) as engines:
+        trainer_arguments = [[str(model), [engine.address for engine in engines]]] * ranks
+        with hosts(folder, Trainer, trainer_arguments, trainer_env) as trainers:
+            client = HostClient([trainer.address for trainer in trainers])
+            client.call("connect")
+            yield engines, client
+
+
+def worst_gap(engine: Host, trainers: HostClient, version: int, temperature: float = 1.0) -> torch.Tensor:
+    rollouts = engine.call("generate", make_prompts(6), version)
+    return gap(rollouts, trainers.call("logprobs", rollouts.token_ids, rollouts.lengths, temperature)[0]).max()
+
+
+def test_two_zero_ranks_push_to_two_engines(tmp_path: Path) -> None:
+    """The head is tied to the embedding, which vLLM's reload forgets on CPU."""
+    model = save_tiny_llama(tmp_path / "model", tie=True)
+    setups = [engine_setup(model, index=index) for index in range(2)]
+    with running(tmp_path, model, setups, ranks=2) as (engines, trainers):
+        assert trainers.call("sharded") == [True, True]
+        before = worst_gap(engines[0], trainers, 0)
+        assert before < 1e-5
+        for version in (1, 2, 3):
+            trainers.call("shake", version)
+            trainers.call("push", version)
+            with ThreadPoolExecutor() as pool:
+                gaps = list(pool.map(lambda engine: worst_gap(engine, trainers, version), engines))  # noqa: B023
+            assert max(gaps) < 1e-5, f"token soup at version {version}"
+        _refuses_what_is_wrong(engines, trainers)
+
+
+def _refuses_what_is_wrong(engines: list[Host], trainers: HostClient) -> None:
+    with pytest.raises(RolloutError, match="weights of version 3, not of version 2"):
+        engines[1].call("generate", make_prompts(2), 2)
+    with pytest.raises(WeightTransferError, match="pushed version 3 after version 3"):
+        engines[0].call("start_weight_update", 3)
+    trainers.call("shake", 4)
+    rank_0, rank_1 = (HostClient([address]) for address in trainers.addresses)
+    with ThreadPoolExecutor() as pool:
+        helping = pool.submit(rank_1.call, "push", 4)
+        with pytest.raises(WeightTransferError, match="version 4 arrived corrupted"):
+            rank_0.call("push_spoiled", 4)
+        helping.result()
+    with pytest.raises(RolloutError, match="no verified weights"):
+        engines[0].call("generate", make_prompts(2), 4)
+    with pytest.raises(WeightTransferError, match="broke off"):
+        rank_0.call("push", 5)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_one_zero_rank_pushes_to_a_tensor_parallel_engine(tmp_path: Path, dtype: str) -> None:
+    """The wire has the engine's dtype, whatever the trainer's."""
+    model = save_tiny_llama(tmp_path / "model", tie=False)
+    tolerance = {"float32": 1e-5, "bfloat16": 0.1}[dtype]
+    setup = engine_setup(model, tensor_parallel=2, dtype=dtype, temperature=0.7)
+    with running(tmp_path, model, [setup], ranks=1) as ((engine,), trainers):
+        facts: Any = engine.call("describe")
+        assert (facts.workers, facts.dtype) == (2, dtype)
+        for version in (1, 2, 3):
+            trainers.call("shake", version)
+            trainers.call("push", version)
+            assert worst_gap(engine, trainers, version, 0.7) < tolerance
