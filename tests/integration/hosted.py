@@ -104,6 +104,7 @@ class Host:
             self.process.join(5)
         with suppress(ProcessLookupError):
             os.killpg(self.process.pid or 0, signal.SIGKILL)
+        self.process.kill()
         self.process.join()
         Path(self.address).unlink(missing_ok=True)
 
