@@ -120,8 +120,6 @@ class Actor:
         config, device = self._loss, self._engine.device
         logprobs, entropy = self._forward(MicroBatch.of(batch, rows, device), with_entropy=True)
         assert entropy is not None
-        if not rows:
-            return 0.0 * (logprobs.sum() + entropy.sum())
         old, weight = picked(batch.old_logprobs, batch, rows, device), picked(weights, batch, rows, device)
         losses, clipped = policy_loss(
             logprobs,
@@ -138,7 +136,8 @@ class Actor:
         with torch.no_grad():
             kl, ratio = approx_kl(logprobs, old).sum(), log_ratio(logprobs, old).exp().sum()
             tokens = torch.tensor(float(len(old)), device=device)
-            sums[:6] += torch.stack([tokens, kl, clipped.sum(), entropy.sum(), ratio, loss]).double().cpu()
+            measured = torch.stack([tokens, kl, clipped.sum(), entropy.sum(), ratio, loss]).double().cpu()
+            sums[:6] += measured if rows else 0.0
         if config.entropy_coefficient:
             loss = loss - config.entropy_coefficient * (entropy * weight).sum()
         return loss

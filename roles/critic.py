@@ -89,14 +89,13 @@ class Critic:
         """Sum of the weighted losses of `rows`; what is measured on the way is added to `sums`."""
         device = self._engine.device
         values = self._forward(MicroBatch.of(batch, rows, device))
-        if not rows:
-            return 0.0 * values.sum()
         old, returns = picked(batch.values, batch, rows, device), picked(batch.returns, batch, rows, device)
         losses, clipped = value_loss(values, old, returns, self._loss.clip)
         loss = (losses * picked(weights, batch, rows, device)).sum()
         with torch.no_grad():
             tokens = torch.tensor(float(len(old)), device=device)
-            sums[:3] += torch.stack([tokens, clipped.sum(), loss]).double().cpu()
+            measured = torch.stack([tokens, clipped.sum(), loss]).double().cpu()
+            sums[:3] += measured if rows else 0.0
         return self._loss.coefficient * loss
 
 

@@ -123,9 +123,10 @@ class Engine:
     def train(self, work: Sequence[Work], loss: Callable[[int, list[int]], Tensor]) -> list[StepFacts]:
         """One optimizer step for each of `work`; every rank must have equally many.
 
-        `loss(step, items)` gives the sum of the weighted losses of `items` (a scalar with a gradient; of an empty list
-        a 0 that went through the model). It is divided by the denominator of the whole step over all ranks, so the
-        gradient depends neither on micro-batches nor on the number of ranks.
+        `loss(step, items)` gives the sum of the weighted losses of `items`, a scalar with a gradient. It is divided by
+        the denominator of the whole step over all ranks, so the gradient depends neither on micro-batches nor on the
+        number of ranks. Of an empty list it gives a 0 that was computed in the same way, since with other modules in
+        the backward pass a rank would gather and reduce in another order than its peers, and hang.
         """
         tokens = self.setup.micro_batch_tokens
         own = [[len(micro_batches(w.lengths, tokens)), w.denominator] for w in work]
