@@ -113,7 +113,7 @@ def _stream(waiting: Waiting, until: float, deadline_s: float) -> Iterator[tuple
 
 
 def ask(ranks: Sequence[Rank], question: str) -> list[Any]:
-    """Have every worker answer a control question (`status`, `memory`), also while a method runs."""
+    """Have every worker answer a control question (`status`, `usage`), also while a method runs."""
     answers = [getattr(rank.worker, question).remote() for rank in ranks]
     _, silent = ray.wait(answers, num_returns=len(answers), timeout=CONTROL_S)
     if silent:

@@ -30,13 +30,15 @@ CONNECT_S = 10.0
 
 
 @dataclass(frozen=True, slots=True)
-class PeakMemory:
-    """Highest so far, GiB."""
+class Usage:
+    """What the ranks did since the last time, and the highest memory so far in GiB."""
 
-    host: float
+    busy: list[tuple[float, float]]
+    """When any rank was running a method of its role: wall-clock seconds, from and to; not in order."""
+    host_peak: float
     """Of the fullest node: the sum over our ranks and their children; on the driver's node over the driver too, and
     over Ray's own processes if this run started Ray. Proportional set sizes: a shared page counts once."""
-    ranks: dict[str, float]
+    rank_peaks: dict[str, float]
     """`role rank n (node …)` → its own."""
 
 
@@ -75,17 +77,17 @@ class RayCluster:
             if slot.role == role
         ]
 
-    def peak_memory(self) -> PeakMemory:
-        """Host memory of everything that this run started, sampled about once a second."""
+    def usage(self) -> Usage:
+        """Of everything that this run started; memory is sampled about once a second."""
         ranks = list(calls.alive)
-        reports = calls.ask(ranks, "memory")
+        reports = calls.ask(ranks, "usage")
         series = {socket.gethostname(): [self._memory.drain()]}
         if self._address is not None:  # otherwise Ray is our child, and its workers are counted with us
             for rank, report in zip(ranks, reports, strict=True):
                 series.setdefault(rank.identity.node, []).append(report.series)
         self._peak_bytes = max(self._peak_bytes, *map(peak_of_sum, series.values()))
         of_ranks = {str(rank.identity): report.peak_bytes / GIB for rank, report in zip(ranks, reports, strict=True)}
-        return PeakMemory(self._peak_bytes / GIB, of_ranks)
+        return Usage([interval for report in reports for interval in report.busy], self._peak_bytes / GIB, of_ranks)
 
     def stop(self) -> None:
         """End every rank, give the resources back and leave Ray (a Ray that we started ends)."""

@@ -72,12 +72,14 @@ class Status:
 
 
 @dataclass(frozen=True, slots=True)
-class MemoryReport:
-    """Memory of one rank's process and its descendants since the last report."""
+class RankUsage:
+    """What one rank has done and held since it was last asked."""
 
     pid: int
+    busy: list[tuple[float, float]]
+    """When it ran methods of its role: wall-clock seconds, from and to."""
     series: Series
-    """Wall-clock second → bytes (PSS)."""
+    """Memory of its process and its descendants: wall-clock second → bytes (PSS)."""
     peak_bytes: int
     """Highest since the process started: the kernel's high-water mark of its RSS, or a sample with its children."""
 
@@ -93,6 +95,7 @@ class Worker:
         self._memory = MemorySampler()
         self._role: Any = None
         self._store: Any = None
+        self._busy: list[tuple[float, float]] = []
         self._doing: tuple[str | None, float, int | None] = (None, time.monotonic(), None)
 
     def rendezvous(self) -> tuple[str, int]:
@@ -155,9 +158,10 @@ class Worker:
         return Status(os.getpid(), method, time.monotonic() - since, frames)
 
     @ray.method(concurrency_group="control")
-    def memory(self) -> MemoryReport:
-        """Memory since the last report; answers while a method runs."""
-        return MemoryReport(os.getpid(), self._memory.drain(), max(self._memory.peak, peak_rss_bytes()))
+    def usage(self) -> RankUsage:
+        """Since it was last asked; answers while a method runs."""
+        busy, self._busy = self._busy, []
+        return RankUsage(os.getpid(), busy, self._memory.drain(), max(self._memory.peak, peak_rss_bytes()))
 
     @ray.method(concurrency_group="control")
     def end_children(self) -> None:
@@ -178,7 +182,7 @@ class Worker:
 
     def _timed(self, method: str, body: Callable[[], Any]) -> tuple[float, Any]:
         """(seconds, value); whatever is raised leaves as an error that names this rank and shows its log."""
-        began = time.monotonic()
+        began, at = time.monotonic(), time.time()
         self._doing = (method, began, threading.get_ident())
         try:
             value = body()
@@ -190,6 +194,7 @@ class Worker:
             raise failures.raised(self._identity, method, time.monotonic() - began, error) from error
         finally:
             self._doing = (None, time.monotonic(), None)
+            self._busy.append((at, time.time()))
         return time.monotonic() - began, value
 
 

@@ -66,7 +66,7 @@ class Builder:
 
     def __init__(self, config: RunConfig, cluster: RayCluster) -> None:
         self._config = config
-        self._cluster = cluster
+        self.cluster = cluster
         self._groups: list[RoleGroup[Any]] = []
 
     def actor(self, models: Models) -> RoleGroup[Actor]:
@@ -123,7 +123,7 @@ class Builder:
             backend="gloo" if config.device == "cpu" else "nccl",
             trust_remote_code=config.actor.model.trust_remote_code,
         )
-        setups = [(replace(setup, index=index),) for index in range(len(self._cluster.places("rollout")))]
+        setups = [(replace(setup, index=index),) for index in range(len(self.cluster.places("rollout")))]
         return self.start("rollout", RolloutEngine, setups, distributed=False)
 
     def ready(self) -> None:
@@ -156,7 +156,7 @@ class Builder:
         distributed: bool = True,
     ) -> RoleGroup[R]:
         """Start one group; a tuple of arguments is for every rank, a list has one for each."""
-        places = self._cluster.places(role)
+        places = self.cluster.places(role)
         group = RoleGroup.start(
             role,
             factory,
@@ -190,6 +190,7 @@ def training_roles(config: RunConfig, models: Models) -> Iterator[Roles]:
         engines = build.engines(models)
         actor, critic = build.actor(models), build.critic(models)
         roles = Roles(
+            cluster=build.cluster,
             policy=Policy(engines, config.deadlines),
             reward=build.reward(models),
             reference=build.reference(models),
@@ -209,6 +210,7 @@ def evaluation_roles(config: RunConfig, models: Models) -> Iterator[EvaluationRo
     judge = config.evaluation.judge
     with builder(config, "rollout", "reference", "reward", *(["judge"] if judge else [])) as build:
         roles = EvaluationRoles(
+            cluster=build.cluster,
             policy=Policy(build.engines(models), config.deadlines),
             reward=build.reward(models),
             reference=build.reference(models),
@@ -239,5 +241,9 @@ def needs(config: RunConfig, roles: Sequence[str]) -> list[RoleNeed]:
 
 
 def _environment(device: str) -> dict[str, str]:
+    """What every rank's process is given."""
     shared = {"TOKENIZERS_PARALLELISM": "false", "VLLM_NO_USAGE_STATS": "1", "HF_HUB_DISABLE_TELEMETRY": "1"}
-    return shared if device == "cuda" else {**shared, "CUDA_VISIBLE_DEVICES": "", "DS_ACCELERATOR": "cpu"}
+    if device == "cuda":
+        return shared
+    # The roles take turns on a machine's cores: a thread that waits by spinning takes them from the others.
+    return {**shared, "CUDA_VISIBLE_DEVICES": "", "OMP_WAIT_POLICY": "PASSIVE"}

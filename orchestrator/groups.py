@@ -10,16 +10,16 @@ import dataclasses
 import itertools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
 from cluster.calls import Call, wait_all
 from cluster.config import Deadlines
+from cluster.ray_cluster import RayCluster
 from cluster.role_group import RoleGroup
 from orchestrator.errors import TetrarchError
-from orchestrator.timing import Interval
 from roles.actor import Actor
 from roles.batch import Prompts, Rollouts, Scored
 from roles.critic import Critic
@@ -64,6 +64,7 @@ class Policy:
 class EvaluationRoles:
     """What it takes to measure a policy."""
 
+    cluster: RayCluster
     policy: Policy
     reward: RoleGroup[Scorer]
     reference: RoleGroup[Reference]
@@ -77,16 +78,6 @@ class Roles(EvaluationRoles):
 
     actor: RoleGroup[Actor]
     critic: RoleGroup[Critic]
-
-    @property
-    def groups(self) -> list[RoleGroup[Any]]:
-        """Every group."""
-        groups = [self.policy.engines, self.actor, self.critic, self.reward, self.reference]
-        return groups if self.judge is None else [*groups, self.judge]
-
-    def busy(self) -> list[Interval]:
-        """When any rank was running a method, since the last time this was asked."""
-        return []
 
 
 @dataclass(frozen=True, slots=True)

@@ -193,14 +193,16 @@ class Run:
         prompts = state.prompts.next(rollout.prompts_per_step, rollout.responses_per_prompt)
         coefficient = state.kl.coefficient
         result = train_step(self.roles, prompts, state, config, clock)
+        usage = self.roles.cluster.usage()
+        seconds = clock.metrics(usage.busy)
         metrics = {
             **step_metrics(result),
-            **clock.metrics(self.roles.busy()),
+            **seconds,
+            "tokens/generated_per_s": float(result.scored.response_mask.sum()) / seconds["time/generate_s"],
+            "memory/host_peak_gib": usage.host_peak,
             "kl/coefficient": coefficient,
             "weights/version": state.version,
         }
-        generated = float(result.scored.response_mask.sum())
-        metrics["tokens/generated_per_s"] = generated / metrics["time/generate_s"]
         self.report.step(state.step, metrics, training_samples(result.scored, config.evaluation.samples))
 
     def _evaluate(self, label: str) -> None:
@@ -223,6 +225,7 @@ def step_metrics(result: StepResult) -> dict[str, float]:
         **result.experience.metrics(),
         "value/loss": critic.loss,
         "value/clip_fraction": critic.clip_fraction,
+        "value/gradient_norm": critic.gradient_norm,
         "lr/critic": critic.learning_rate,
     }
     if actor is not None:
@@ -232,6 +235,7 @@ def step_metrics(result: StepResult) -> dict[str, float]:
             "policy/approx_kl": actor.approx_kl,
             "policy/clip_fraction": actor.clip_fraction,
             "policy/ratio_first_minibatch": actor.ratio_first_minibatch,
+            "policy/gradient_norm": actor.gradient_norm,
             "lr/actor": actor.learning_rate,
         }
     return metrics

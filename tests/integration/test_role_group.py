@@ -197,17 +197,30 @@ def test_a_role_calls_another_through_its_client(lasting: list[RoleGroup[Stub]],
 def test_memory_is_measured_while_a_method_runs(cluster: RayCluster, start: Starter) -> None:
     group = start("rollout")
     group.ready(START_S)
-    before = cluster.peak_memory()
+    before = cluster.usage()
     group.call(Stub.keep, 800).result(30)
     busy = group.call(Stub.hang, True)
-    after = cluster.peak_memory()
+    after = cluster.usage()
     name = str(group.ranks[0].identity)
-    before_rank, after_rank = before.ranks[name], after.ranks[name]
+    before_rank, after_rank = before.rank_peaks[name], after.rank_peaks[name]
     assert 0.75 < after_rank - before_rank < 1.1
-    assert after.host > before.host + 0.2  # the peak before was that of more ranks
-    assert after.host > after_rank
+    assert after.host_peak > before.host_peak + 0.2  # the peak before was that of more ranks
+    assert after.host_peak > after_rank
     with pytest.raises(DeadlineExceeded):
         busy.result(0.1)
+
+
+def test_a_rank_tells_when_it_was_busy(cluster: RayCluster, start: Starter) -> None:
+    group = start("rollout")
+    group.ready(START_S)
+    cluster.usage()
+    began = time.time()
+    group.call(Stub.hang, False).result(30)
+    ended = time.time()
+    busy = cluster.usage().busy
+    assert len(busy) == len(group)
+    assert all(began - 0.1 <= first <= last <= ended + 0.1 for first, last in busy)
+    assert cluster.usage().busy == []
 
 
 @pytest.mark.parametrize("how", ["stop", "kill"])
