@@ -18,13 +18,13 @@ from multiprocessing import get_context
 from multiprocessing.connection import Client, Connection, Listener
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 DEADLINE_S = 240
 
 
-def _serve(address: str, env: Mapping[str, str], log: Path, factory: Callable[..., Any], args: Sequence[Any]) -> None:
+def _serve(address: str, log: Path, factory: Callable[..., Any], args: Sequence[Any]) -> None:
     os.setsid()  # a group of its own, with which vLLM's workers end too
-    os.environ.update(env)
     out = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(out, 1)
     os.dup2(out, 2)
@@ -84,9 +84,10 @@ class Host:
     def __init__(self, log: Path, env: Mapping[str, str], factory: Callable[..., Any], *args: Any) -> None:
         self.log = log
         self.address = tempfile.mktemp(prefix="host-")
-        arguments = (self.address, env, log, factory, args)
-        self.process = get_context("spawn").Process(target=_serve, args=arguments)
-        self.process.start()
+        self.process = get_context("spawn").Process(target=_serve, args=(self.address, log, factory, args))
+        # Before it starts: unpickling the arguments imports torch, which reads OMP_NUM_THREADS only then.
+        with patch.dict(os.environ, env):
+            self.process.start()
         while not os.path.exists(self.address):
             self.process.join(0.05)
             assert self.process.is_alive(), log.read_text()[-3000:]
