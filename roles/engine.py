@@ -20,10 +20,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.optim.lr_scheduler import LambdaLR
 
-from roles.config import Dtype, OptimizerConfig, ScheduleConfig, ZeroConfig
+from roles.config import Dtype, OptimizerConfig, ZeroConfig
 from roles.errors import RoleError
+from roles.optimizer import make_optimizer, make_scheduler
 from roles.packing import micro_batches
 from roles.tokenizer import load_tokenizer
 from roles.weight_transfer import Digest, full_parameters, layers, parameter_shapes
@@ -92,20 +92,20 @@ class Engine:
 
     def __init__(self, setup: EngineSetup, load: Callable[[], nn.Module]) -> None:
         """`load` makes the module, with the transformers model as its `.model`; called once the ranks have met."""
-        self.setup = setup
+        self.setup, config = setup, setup.optimizer
         deepspeed = _join(setup.device)
         self.rank, self.world_size = torch.distributed.get_rank(), torch.distributed.get_world_size()
         self.device = torch.device("cpu" if setup.device == "cpu" else f"cuda:{os.environ['LOCAL_RANK']}")
         settings = deepspeed_config(setup, self.world_size)
         with _sharded_loading(setup, settings):
             module = load()
-        self.module: Any = module.requires_grad_(setup.optimizer is not None)
+        self.module: Any = module.requires_grad_(config is not None)
         if setup.zero.stage == 3:
             _gather_by_layer(module)
         self._deepspeed, *_ = deepspeed.initialize(
             model=module,
-            optimizer=make_optimizer(setup, module) if setup.optimizer else None,
-            lr_scheduler=_scheduler(setup) if setup.optimizer else None,
+            optimizer=make_optimizer(config, module, offload=setup.zero.offload_optimizer) if config else None,
+            lr_scheduler=make_scheduler(config.schedule, setup.optimizer_steps) if config else None,
             config=settings,
         )
         self._deepspeed.eval()
@@ -186,15 +186,21 @@ class Engine:
 
     def _step(self) -> StepFacts:
         rate = float(self._deepspeed.get_lr()[0])
-        norm = self._plain_norm() if self._deepspeed.optimizer is self._deepspeed.basic_optimizer else None
-        self._deepspeed.step()
-        norm = float(self._deepspeed.get_global_grad_norm() if norm is None else norm)
+        if self._deepspeed.optimizer is self._deepspeed.basic_optimizer:
+            norm = self._checked(self._plain_norm(), rate)
+            self._deepspeed.step()
+        else:
+            self._deepspeed.step()  # does not move the weights if the norm is not finite
+            norm = self._checked(float(self._deepspeed.get_global_grad_norm()), rate)
+        return StepFacts(gradient_norm=norm, learning_rate=rate)
+
+    def _checked(self, norm: float, rate: float) -> float:
         if not math.isfinite(norm) or norm < 0:
             raise RoleError(
-                f"the gradient of optimizer step {self._deepspeed.global_steps} is not finite, so it was not taken; "
-                f"lower optimizer.learning_rate (now {rate:g}) or look at the scores and advantages of this step"
+                f"a gradient is not finite, and the weights stay as they were; lower optimizer.learning_rate (now "
+                f"{rate:g}), or look for scores and advantages in this step that are not finite"
             )
-        return StepFacts(gradient_norm=norm, learning_rate=rate)
+        return norm
 
     def _plain_norm(self) -> float:
         """Of stage 0 in float32, where DeepSpeed clips with torch's function and keeps no norm."""
@@ -241,53 +247,6 @@ def deepspeed_config(setup: EngineSetup, world_size: int) -> dict[str, Any]:
         if stage > 0:
             settings["data_types"] = {"grad_accum_dtype": "fp32"}
     return settings
-
-
-def make_optimizer(setup: EngineSetup, module: nn.Module) -> Any:
-    """AdamW over `module`'s parameters; weight decay on matrices only."""
-    config = setup.optimizer
-    assert config is not None
-    matrices: list[Any] = []
-    others: list[Any] = []
-    for parameter in module.parameters():
-        shape = parameter.ds_shape if hasattr(parameter, "ds_shape") else parameter.shape
-        (matrices if len(shape) > 1 or not config.weight_decay else others).append(parameter)
-    groups: list[dict[str, Any]] = [{"params": matrices}]
-    if others:
-        groups.append({"params": others, "weight_decay": 0.0})
-    options: dict[str, Any] = {
-        "lr": config.learning_rate,
-        "betas": config.betas,
-        "eps": config.epsilon,
-        "weight_decay": config.weight_decay,
-    }
-    if setup.zero.offload_optimizer:
-        from deepspeed.ops.adam import DeepSpeedCPUAdam
-
-        return DeepSpeedCPUAdam(groups, adamw_mode=True, **options)
-    return torch.optim.AdamW(groups, fused=True, **options)
-
-
-def rate_factor(schedule: ScheduleConfig, step: int, total: int) -> float:
-    """The learning rate of optimizer step `step` (from 0) of `total`, as a share of the configured one.
-
-    Linear as in the N+ authors' code: 1 at the first step, 1/total at the last, 0 after it. Warm-up comes before.
-    """
-    if step < schedule.warmup_steps:
-        return (step + 1) / (schedule.warmup_steps + 1)
-    if schedule.type == "constant":
-        return 1.0
-    done = min(1.0, (step - schedule.warmup_steps) / max(1, total - schedule.warmup_steps))
-    return 1.0 - done if schedule.type == "linear" else 0.5 * (1.0 + math.cos(math.pi * done))
-
-
-def _scheduler(setup: EngineSetup) -> Callable[[Any], LambdaLR]:
-    config = setup.optimizer
-    assert config is not None
-    if config.schedule.type != "constant" and setup.optimizer_steps < 1:
-        raise ValueError(f"optimizer_steps={setup.optimizer_steps}: a {config.schedule.type} schedule needs an end")
-    schedule, total = config.schedule, setup.optimizer_steps
-    return lambda optimizer: LambdaLR(optimizer, lambda step: rate_factor(schedule, step, total))
 
 
 def _join(device: str) -> Any:

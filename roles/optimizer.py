@@ -1,0 +1,59 @@
+"""AdamW and the learning rate over a run's optimizer steps. Called by `roles.engine`."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import nn
+from torch.optim.lr_scheduler import LambdaLR
+
+from roles.config import OptimizerConfig, ScheduleConfig
+
+
+def make_optimizer(config: OptimizerConfig, module: nn.Module, *, offload: bool = False) -> Any:
+    """AdamW over `module`'s parameters (sharded by ZeRO-3 or not); weight decay on matrices only.
+
+    `offload`: DeepSpeed's, which steps in host memory and is compiled at its first use.
+    """
+    matrices: list[Any] = []
+    vectors: list[Any] = []
+    for parameter in module.parameters():
+        shape = parameter.ds_shape if hasattr(parameter, "ds_shape") else parameter.shape
+        (matrices if len(shape) > 1 else vectors).append(parameter)
+    groups: list[dict[str, Any]] = [{"params": [*matrices, *vectors]}]  # one: ZeRO-3 steps each group by itself
+    if config.weight_decay and vectors:
+        groups = [{"params": matrices}, {"params": vectors, "weight_decay": 0.0}]
+    options: dict[str, Any] = {
+        "lr": config.learning_rate,
+        "betas": config.betas,
+        "eps": config.epsilon,
+        "weight_decay": config.weight_decay,
+    }
+    if offload:
+        from deepspeed.ops.adam import DeepSpeedCPUAdam
+
+        return DeepSpeedCPUAdam(groups, adamw_mode=True, **options)
+    return torch.optim.AdamW(groups, fused=True, **options)
+
+
+def make_scheduler(schedule: ScheduleConfig, total: int) -> Callable[[Any], LambdaLR]:
+    """Optimizer → its scheduler, for `total` optimizer steps."""
+    if schedule.type != "constant" and total < 1:
+        raise ValueError(f"optimizer_steps={total}: a {schedule.type} schedule needs an end")
+    return lambda optimizer: LambdaLR(optimizer, lambda step: rate_factor(schedule, step, total))
+
+
+def rate_factor(schedule: ScheduleConfig, step: int, total: int) -> float:
+    """The learning rate of optimizer step `step` (from 0) of `total`, as a share of the configured one.
+
+    Linear as in the N+ authors' code: 1 at the first step, 1/total at the last, 0 after it. Warm-up comes before.
+    """
+    if step < schedule.warmup_steps:
+        return (step + 1) / (schedule.warmup_steps + 1)
+    if schedule.type == "constant":
+        return 1.0
+    done = min(1.0, (step - schedule.warmup_steps) / max(1, total - schedule.warmup_steps))
+    return 1.0 - done if schedule.type == "linear" else 0.5 * (1.0 + math.cos(math.pi * done))

@@ -1,0 +1,322 @@
+"""What the ranks of `test_engine` do, and the plain single-process torch that they are compared with."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from roles.batch import Experience, Rollouts
+from roles.config import OptimizerConfig, PolicyLossConfig, ScheduleConfig, ValueLossConfig, ZeroConfig
+from roles.engine import EngineSetup
+from tests.integration.tiny_model import EOS, VOCABULARY
+
+TEMPERATURE = 0.7
+OPTIMIZER = OptimizerConfig(learning_rate=1e-3, max_gradient_norm=0.5, schedule=ScheduleConfig(type="constant"))
+
+
+def setup_of(folder: Path, **changes: Any) -> EngineSetup:
+    """A trained engine on the CPU in float32."""
+    setup = EngineSetup(
+        model_path=str(folder),
+        device="cpu",
+        dtype="float32",
+        seed=1,
+        zero=ZeroConfig(),
+        micro_batch_tokens=64,
+        optimizer=OPTIMIZER,
+        optimizer_steps=100,
+    )
+    return replace(setup, **changes)
+
+
+def rollouts_of(rows: int, seed: int = 0) -> Rollouts:
+    """Ragged rows; one has a gap in its mask."""
+    draw = torch.Generator().manual_seed(seed)
+    prompt = torch.randint(1, 9, (rows,), generator=draw)
+    lengths = prompt + torch.randint(1, 14, (rows,), generator=draw)
+    column = torch.arange(int(lengths.max()))
+    valid = column < lengths[:, None]
+    mask = valid & (column >= prompt[:, None])
+    mask[0, int(prompt[0]) + 1] = False
+    tokens = torch.randint(3, VOCABULARY, valid.shape, generator=draw) * valid
+    return Rollouts(
+        token_ids=tokens,
+        lengths=lengths,
+        response_mask=mask,
+        rollout_logprobs=torch.zeros(valid.shape),
+        finished=torch.ones(rows, dtype=torch.bool),
+        versions=torch.zeros(rows, dtype=torch.long),
+        prompts=["p"] * rows,
+        responses=["r"] * rows,
+        columns={},
+    )
+
+
+def worded(folder: Path, rollouts: Rollouts) -> Rollouts:
+    """The rollouts with their texts; every second row ends itself, with EOS."""
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokens = rollouts.token_ids.clone()
+    finished = torch.arange(len(rollouts)) % 2 == 0
+    tokens[finished, rollouts.lengths[finished] - 1] = EOS
+    prompts, responses = [], []
+    for row, length in enumerate(rollouts.lengths.tolist()):
+        start = int(rollouts.response_mask[row].nonzero()[0])
+        prompts.append(tokenizer.decode(tokens[row, :start]))
+        responses.append(tokenizer.decode(tokens[row, start:length], skip_special_tokens=True))
+    return replace(rollouts, token_ids=tokens, finished=finished, prompts=prompts, responses=responses)
+
+
+def long_rollouts(tokens: int) -> Rollouts:
+    """One row of so many tokens."""
+    ids = torch.full((1, tokens), 5)
+    mask = torch.ones(1, tokens, dtype=torch.bool)
+    mask[0, 0] = False
+    return Rollouts(
+        token_ids=ids,
+        lengths=torch.tensor([tokens]),
+        response_mask=mask,
+        rollout_logprobs=torch.zeros(1, tokens),
+        finished=torch.tensor([False]),
+        versions=torch.tensor([0]),
+        prompts=["p"],
+        responses=["r"],
+        columns={},
+    )
+
+
+def experience_of(rows: int, seed: int = 0) -> Experience:
+    """Random numbers of a sensible size; the last row is not trained on."""
+    rollouts = rollouts_of(rows, seed)
+    draw = torch.Generator().manual_seed(seed + 1)
+    mask = rollouts.response_mask.clone()
+    mask[-1] = False
+
+    def noise(scale: float, shift: float = 0.0) -> Tensor:
+        return (torch.randn(mask.shape, generator=draw) * scale + shift) * mask
+
+    return Experience(
+        token_ids=rollouts.token_ids,
+        lengths=rollouts.lengths,
+        response_mask=mask,
+        old_logprobs=noise(0.3, -math.log(VOCABULARY)),
+        rollout_logprobs=noise(0.3, -math.log(VOCABULARY)),
+        values=noise(1.0),
+        advantages=noise(1.0),
+        returns=noise(1.0),
+    )
+
+
+def shares(batch: Any, ranks: int) -> list[Any]:
+    """Very unequal shares: all ranks but the first get one row."""
+    rows = list(range(len(batch)))
+    return batch.split([rows[ranks - 1 :], *([row] for row in rows[: ranks - 1])])
+
+
+def captured(engine: Any) -> list[dict[str, Tensor]]:
+    """Grows by the whole, averaged gradients of each optimizer step of `engine`, before they are clipped."""
+    from deepspeed.utils import safe_get_full_grad
+
+    seen: list[dict[str, Tensor]] = []
+    step = engine._deepspeed.step
+
+    def recording() -> None:
+        sharded = engine.setup.zero.stage > 0
+        named = engine.module.named_parameters()
+        seen.append({n: (safe_get_full_grad(p) if sharded else p.grad).float().clone() for n, p in named})
+        step()
+
+    engine._deepspeed.step = recording
+    return seen
+
+
+def whole_weights(engine: Any) -> dict[str, Tensor]:
+    """All parameters, by name."""
+    return {name: tensor.clone() for name, tensor in engine._full_parameters(engine.module)}
+
+
+def _mine(parts: list[Any]) -> Any:
+    return parts[torch.distributed.get_rank()]
+
+
+def update_actor(setup: EngineSetup, loss: PolicyLossConfig, batches: list[Experience]) -> dict[str, Any]:
+    """One update; gradients of each step, final weights, statistics."""
+    from roles.actor import Actor
+
+    actor = Actor(setup, loss, TEMPERATURE)
+    gradients = captured(actor._engine)
+    stats = actor.update([_mine(shares(batch, actor._engine.world_size)) for batch in batches])
+    return {"gradients": gradients, "weights": whole_weights(actor._engine), "stats": stats}
+
+
+def update_actor_loaded_in_shards(
+    setup: EngineSetup, loss: PolicyLossConfig, batches: list[Experience]
+) -> dict[str, Any]:
+    """`update_actor` with the model loaded as it is on GPUs."""
+    from roles import engine
+
+    usual = engine._sharded_loading
+    engine._sharded_loading = lambda setup, settings: usual(replace(setup, device="cuda"), settings)
+    try:
+        return update_actor(setup, loss, batches)
+    finally:
+        engine._sharded_loading = usual
+
+
+def update_critic(setup: EngineSetup, loss: ValueLossConfig, batches: list[Experience]) -> dict[str, Any]:
+    """The same for a critic."""
+    from roles.critic import Critic
+
+    critic = Critic(setup, loss)
+    gradients = captured(critic._engine)
+    stats = critic.update([_mine(shares(batch, critic._engine.world_size)) for batch in batches])
+    return {"gradients": gradients, "weights": whole_weights(critic._engine), "stats": stats}
+
+
+def first_ratio(setup: EngineSetup, rollouts: Rollouts) -> tuple[Tensor, Any]:
+    """Old log-probabilities from the actor itself, then an update with them."""
+    from roles.actor import Actor
+
+    actor = Actor(setup, PolicyLossConfig(), TEMPERATURE)
+    mine = _mine(shares(rollouts, actor._engine.world_size))
+    old = actor.logprobs(mine)
+    blank = torch.zeros_like(old)
+    advantages = torch.linspace(-1, 1, old.numel()).reshape(old.shape) * mine.response_mask
+    batch = Experience(mine.token_ids, mine.lengths, mine.response_mask, old, blank, blank, advantages, blank)
+    return old, actor.update([batch])
+
+
+def frozen(setup: EngineSetup, policy: Rollouts) -> dict[str, Any]:
+    """A reference: its log-probabilities, fingerprints, and how much of the model rests on this rank."""
+    from roles.reference import Reference
+
+    reference = Reference(setup, TEMPERATURE)
+    before = reference.fingerprint()
+    logprobs = reference.logprobs(_mine(shares(policy, reference._engine.world_size)))
+    nothing = reference.logprobs(policy.select([])) if reference._engine.world_size == 1 else None
+    parameters = list(reference._engine.module.parameters())
+    matrices = [p for p in parameters if len(p.ds_shape) > 1] if setup.zero.stage == 3 else []
+    return {
+        "logprobs": logprobs,
+        "nothing": nothing,
+        "fingerprints": (before, reference.fingerprint()),
+        "kept": sum(p.ds_tensor.numel() + p.numel() for p in matrices),
+        "whole": sum(p.ds_numel for p in matrices),
+    }
+
+
+def empty_shard(setup: EngineSetup, rollouts: Rollouts) -> list[int]:
+    """All rows on rank 0, none elsewhere: nobody hangs."""
+    from roles.critic import Critic
+
+    critic = Critic(setup, ValueLossConfig())
+    rows = list(range(len(rollouts))) if torch.distributed.get_rank() == 0 else []
+    return list(critic.values(rollouts.select(rows)).shape)
+
+
+def interrupted(setup: EngineSetup, batches: list[Experience], folder: str) -> dict[str, Any]:
+    """n steps at once, and k steps + saving + loading into a new engine + (n - k) steps."""
+    from roles.actor import Actor
+
+    def actor() -> Actor:
+        return Actor(setup, PolicyLossConfig(), TEMPERATURE)
+
+    mine = [_mine(shares(batch, torch.distributed.get_world_size())) for batch in batches]
+    through, first, second = actor(), actor(), actor()
+    expected = [through.update([batch]) for batch in mine]
+    for batch in mine[:2]:
+        first.update([batch])
+    first.save_state(folder)
+    second.load_state(folder)
+    stats = [second.update([batch]) for batch in mine[2:]]
+    return {
+        "expected": (expected[2:], whole_weights(through._engine)),
+        "resumed": (stats, whole_weights(second._engine)),
+    }
+
+
+def saved(setup: EngineSetup, batch: Experience, folder: str, kind: str) -> tuple[dict[str, Tensor], str]:
+    """Train a step, save a Hugging Face folder; the weights and the fingerprint."""
+    from roles.actor import Actor
+    from roles.critic import Critic
+
+    role = Actor(setup, PolicyLossConfig(), TEMPERATURE) if kind == "policy" else Critic(setup, ValueLossConfig())
+    role.update([_mine(shares(batch, torch.distributed.get_world_size()))])
+    role.save_model(folder)
+    return whole_weights(role._engine), role._engine.fingerprint()
+
+
+def scored(setup: EngineSetup, policy: str, bridge: bool, rollouts: Rollouts) -> Tensor:
+    """The reward model's numbers for this rank's share."""
+    from roles.reward import RewardModel
+
+    model = RewardModel(setup, policy, bridge)
+    return model.score(_mine(shares(rollouts, model._engine.world_size)))
+
+
+def compiled() -> dict[str, Any]:
+    """Traces of a compiler: directories that DeepSpeed or torch fill when they build something."""
+    import os
+    import sys
+
+    return {
+        "extensions": "torch.utils.cpp_extension" in sys.modules and os.path.exists(os.environ["TORCH_EXTENSIONS_DIR"]),
+        "inductor": "torch._inductor.compile_fx" in sys.modules,
+    }
+
+
+def plain_policy_loss(model: Any, batch: Experience, config: PolicyLossConfig) -> Tensor:
+    """The clipped surrogate of the whole batch by transformers alone, one row at a time."""
+    total, tokens, sequences = torch.zeros(()), 0, 0
+    for row, length in enumerate(batch.lengths.tolist()):
+        mask = batch.response_mask[row, 1:length]
+        if not mask.any():
+            continue
+        ids = batch.token_ids[row, :length]
+        logits = model(ids[None]).logits[0, :-1] / TEMPERATURE
+        logprobs = logits.log_softmax(-1).gather(1, ids[1:, None])[:, 0]
+        entropy = -(logits.softmax(-1) * logits.log_softmax(-1)).sum(-1)
+        ratio = (logprobs - batch.old_logprobs[row, 1:length]).exp()
+        advantage = batch.advantages[row, 1:length]
+        gain = torch.minimum(ratio * advantage, ratio.clamp(1 - config.clip, 1 + config.clip) * advantage)
+        loss = (-gain - config.entropy_coefficient * entropy)[mask]
+        total = total + (loss.sum() if config.mean == "token" else loss.mean())
+        tokens += int(mask.sum())
+        sequences += 1
+    return total / (tokens if config.mean == "token" else sequences)
+
+
+def plain_value_loss(model: Any, batch: Experience, config: ValueLossConfig) -> Tensor:
+    """The clipped squared error of the whole batch by transformers alone, one row at a time."""
+    assert config.clip is not None
+    total, tokens = torch.zeros(()), 0
+    for row, length in enumerate(batch.lengths.tolist()):
+        mask = batch.response_mask[row, 1:length]
+        hidden = model.base_model(batch.token_ids[None, row, :length]).last_hidden_state[0, :-1]
+        values = model.score(hidden)[:, 0]
+        old, target = batch.values[row, 1:length], batch.returns[row, 1:length]
+        clipped = old + (values - old).clamp(-config.clip, config.clip)
+        loss = 0.5 * torch.maximum((values - target) ** 2, (clipped - target) ** 2)
+        total, tokens = total + loss[mask].sum(), tokens + int(mask.sum())
+    return config.coefficient * total / tokens
+
+
+def plain_training(model: Any, losses: list[Any], prefix: str = "model.") -> dict[str, Any]:
+    """AdamW with clipping: gradients of each step before clipping, norms, final weights."""
+    options = {"lr": OPTIMIZER.learning_rate, "betas": OPTIMIZER.betas, "eps": OPTIMIZER.epsilon, "weight_decay": 0.0}
+    optimizer = torch.optim.AdamW(model.parameters(), **options)
+    gradients, norms = [], []
+    for loss in losses:
+        loss(model).backward()
+        gradients.append({prefix + n: p.grad.clone() for n, p in model.named_parameters()})
+        norms.append(float(torch.nn.utils.clip_grad_norm_(model.parameters(), OPTIMIZER.max_gradient_norm)))
+        optimizer.step()
+        optimizer.zero_grad()
+    weights = {prefix + n: p.detach().clone() for n, p in model.named_parameters()}
+    return {"gradients": gradients, "norms": norms, "weights": weights}
