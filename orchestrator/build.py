@@ -106,7 +106,10 @@ class Builder:
     def reward_trainer(self, backbone: Path, training: RewardTrainingConfig, steps: int) -> RoleGroup[RewardTrainer]:
         """A reward model in the making."""
         role = TrainedRole(optimizer=training.optimizer, micro_batch_tokens=training.micro_batch_tokens)
-        return self.start("reward", RewardTrainer, (self.engine_setup(backbone, role, steps=steps),))
+        setup = replace(
+            self.engine_setup(backbone, role, steps=steps), freeze_backbone=training.freeze_backbone
+        )
+        return self.start("reward", RewardTrainer, (setup, training.pooling))
 
     def engines(self, models: Models) -> RoleGroup[RolloutEngine]:
         """The vLLM engines, with the weights in `models.actor`."""

@@ -19,6 +19,7 @@ from roles.config import (
     ModelConfig,
     OptimizerConfig,
     PolicyLossConfig,
+    Pooling,
     ReferenceConfig,
     RewardConfig,
     RolloutConfig,
@@ -237,6 +238,10 @@ class RewardTrainingConfig(Section):
     """Pairs of one optimizer step."""
     optimizer: OptimizerConfig = OptimizerConfig(learning_rate=5e-5)
     """AdamW."""
+    freeze_backbone: bool = False
+    """Train the head alone: fast, and all that a few hundred comparisons can teach a small backbone."""
+    pooling: Pooling = "last"
+    """Where the number is read; stands in the folder's config.json as `score_pooling`."""
     micro_batch_tokens: int = Field(default=4096, ge=1)
     """Tokens of one packed forward pass on one rank."""
     max_tokens: int = Field(default=1024, ge=2)

@@ -90,6 +90,10 @@ class TrainedRole(FrozenRole):
     """Recompute activations in the backward pass: less memory, about a third more time."""
 
 
+Pooling = Literal["last", "mean"]
+"""Where a reward model's number is read: at the last token, or as the mean over all tokens."""
+
+
 class ActorConfig(TrainedRole):
     """The policy."""
 

@@ -58,6 +58,8 @@ class EngineSetup:
     """null: frozen."""
     optimizer_steps: int = 0
     """Optimizer steps in the whole run: where the schedule ends."""
+    freeze_backbone: bool = False
+    """Train only what stands on top of the transformer (a value head)."""
     trust_remote_code: bool = False
 
     @property
@@ -100,6 +102,8 @@ class Engine:
         with _sharded_loading(setup, settings):
             module = load()
         self.module: Any = module.requires_grad_(config is not None)
+        if setup.freeze_backbone:
+            module.model.base_model.requires_grad_(False)
         if setup.zero.stage == 3:
             _gather_by_layer(module)
         self._deepspeed, *_ = deepspeed.initialize(

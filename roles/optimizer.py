@@ -20,7 +20,7 @@ def make_optimizer(config: OptimizerConfig, module: nn.Module, *, offload: bool 
     """
     matrices: list[Any] = []
     vectors: list[Any] = []
-    for parameter in module.parameters():
+    for parameter in filter(lambda parameter: parameter.requires_grad, module.parameters()):
         shape = parameter.ds_shape if hasattr(parameter, "ds_shape") else parameter.shape
         (matrices if len(shape) > 1 else vectors).append(parameter)
     groups: list[dict[str, Any]] = [{"params": [*matrices, *vectors]}]  # one: ZeRO-3 steps each group by itself

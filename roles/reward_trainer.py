@@ -12,10 +12,12 @@ import torch
 from torch import Tensor
 
 from roles.batch import Preferences
+from roles.config import Pooling
 from roles.engine import Engine, EngineSetup, Work
 from roles.losses import bradley_terry
 from roles.models import ValueModel
 from roles.packing import pack
+from roles.reward import sequence_scores
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +36,8 @@ class RewardStats:
 class RewardTrainer:
     """One rank of the reward model."""
 
-    def __init__(self, setup: EngineSetup) -> None:
+    def __init__(self, setup: EngineSetup, pooling: Pooling) -> None:
+        self._pooling = pooling
         self._engine = Engine(setup, lambda: _load(setup))
 
     def update(self, preferences: Preferences) -> RewardStats:
@@ -60,7 +63,7 @@ class RewardTrainer:
         return RewardStats(total_loss / count, right / count, facts.gradient_norm, facts.learning_rate)
 
     def scores(self, preferences: Preferences) -> Tensor:
-        """float32 `[batch]`: the number at the last token of each row."""
+        """float32 `[batch]`: the number of each row."""
         answers = torch.zeros(len(preferences))
         for rows in self._engine.plan(preferences.lengths.tolist()):
             with torch.no_grad():
@@ -71,7 +74,8 @@ class RewardTrainer:
 
     def save_model(self, folder: str | Path, score_shift: float) -> None:
         """A sequence-classification folder; `score_shift` is what `RewardModel` will take off every number."""
-        self._engine.module.model.config.score_shift = score_shift
+        config = self._engine.module.model.config
+        config.score_shift, config.score_pooling = score_shift, self._pooling
         self._engine.save_model(folder)
 
     def _forward(self, preferences: Preferences) -> Tensor:
@@ -81,8 +85,7 @@ class RewardTrainer:
             token_ids, lengths = torch.zeros(1, 2, dtype=torch.long), torch.tensor([2])
         device = self._engine.device
         packed = pack(token_ids.to(device), lengths.to(device))
-        scores: Tensor = self._engine(packed=packed, positions=packed.starts[1:].long() - 1)
-        return scores
+        return sequence_scores(self._engine, packed, self._pooling)
 
 
 def _load(setup: EngineSetup) -> ValueModel:
