@@ -22,9 +22,9 @@ from orchestrator.errors import ConfigError
 from orchestrator.groups import EvaluationRoles, Policy, Roles
 from roles.actor import Actor
 from roles.config import FrozenRole, FunctionReward, ModelReward, RewardConfig, TrainedRole
+from roles.conversion import resolve_model
 from roles.critic import Critic
 from roles.engine import EngineSetup
-from roles.conversion import resolve_model
 from roles.reference import Reference
 from roles.reward import RewardModel, Scorer
 from roles.reward_functions import FunctionScorer, RemoteScorer
@@ -106,9 +106,7 @@ class Builder:
     def reward_trainer(self, backbone: Path, training: RewardTrainingConfig, steps: int) -> RoleGroup[RewardTrainer]:
         """A reward model in the making."""
         role = TrainedRole(optimizer=training.optimizer, micro_batch_tokens=training.micro_batch_tokens)
-        setup = replace(
-            self.engine_setup(backbone, role, steps=steps), freeze_backbone=training.freeze_backbone
-        )
+        setup = replace(self.engine_setup(backbone, role, steps=steps), freeze_backbone=training.freeze_backbone)
         return self.start("reward", RewardTrainer, (setup, training.pooling))
 
     def engines(self, models: Models) -> RoleGroup[RolloutEngine]:
@@ -249,4 +247,6 @@ def _environment(device: str) -> dict[str, str]:
     if device == "cuda":
         return shared
     # The roles take turns on a machine's cores: a thread that waits by spinning takes them from the others.
-    return {**shared, "CUDA_VISIBLE_DEVICES": "", "OMP_WAIT_POLICY": "PASSIVE"}
+    # Large blocks go back to the system when they are freed, or fragments pile up from step to step.
+    memory = {"MALLOC_MMAP_THRESHOLD_": str(64 * 2**20), "MALLOC_TRIM_THRESHOLD_": str(256 * 2**20)}
+    return {**shared, **memory, "CUDA_VISIBLE_DEVICES": "", "OMP_WAIT_POLICY": "PASSIVE"}

@@ -241,7 +241,8 @@ class RewardTrainingConfig(Section):
     freeze_backbone: bool = False
     """Train the head alone: fast, and all that a few hundred comparisons can teach a small backbone."""
     pooling: Pooling = "last"
-    """Where the number is read; stands in the folder's config.json as `score_pooling`."""
+    """What a response's number is: the head's at the last token, or its mean over all tokens (`score_pooling` in the
+    folder's config.json). A critic that starts from a `mean` model values a state by the mean so far."""
     micro_batch_tokens: int = Field(default=4096, ge=1)
     """Tokens of one packed forward pass on one rank."""
     max_tokens: int = Field(default=1024, ge=2)

@@ -23,6 +23,7 @@ from transformers import (
 )
 
 from roles.attention import IMPLEMENTATION, Layout
+from roles.config import Pooling
 from roles.errors import ModelError
 from roles.losses import entropy, token_logprobs
 from roles.packing import Packed
@@ -72,10 +73,13 @@ class ValueModel(nn.Module):
     def __init__(self, model: PreTrainedModel) -> None:
         super().__init__()
         self.model = model
-        self.score_shift = float(getattr(model.config, "score_shift", 0.0))
-        """What a reward model's raw numbers are centred by; kept in the folder's config.json, 0 if it says nothing."""
-        self.score_scale = float(getattr(model.config, "score_scale", 1.0))
+        config = model.config
+        self.score_shift = float(config.score_shift) if hasattr(config, "score_shift") else 0.0
+        """What raw numbers are centred by; kept in the folder's config.json, 0 if it says nothing."""
+        self.score_scale = float(config.score_scale) if hasattr(config, "score_scale") else 1.0
         """What they are then divided by; 1 if it says nothing."""
+        self.score_pooling: Pooling = config.score_pooling if hasattr(config, "score_pooling") else "last"
+        """`mean`: a number is the mean over all tokens up to its position, not the one there."""
         head = getattr(model, "score", None)
         if not isinstance(head, nn.Linear) or head.out_features != 1:
             raise ModelError(
@@ -90,10 +94,11 @@ class ValueModel(nn.Module):
         *,
         dtype: torch.dtype = torch.float32,
         new_head_seed: int | None = None,
+        pooling: Pooling | None = None,
         gradient_checkpointing: bool = False,
         trust_remote_code: bool = False,
     ) -> Self:
-        """The one-label classifier in the folder `path`.
+        """The one-label classifier in the folder `path`; `pooling` in place of the folder's.
 
         A folder without a head (a causal language model) is refused, unless `new_head_seed` is given: then the head is
         drawn from N(0, 1/√(d+1)) with zero bias (the N+ details, arXiv 2403.17031).
@@ -107,14 +112,27 @@ class ValueModel(nn.Module):
                 f"{path} lacks weights of a sequence classifier: {_few(lost)}; "
                 "use the folder of a trained reward model (`tetrarch reward CONFIG` makes one)"
             )
+        if pooling is not None:
+            model.config.score_pooling = pooling
         return cls(model)
 
     def forward(self, *, packed: Packed, positions: Tensor) -> Tensor:
-        """The head's number after reading each sequence up to `positions` (int64 `[n]`): float32 `[n]`."""
+        """The centred number after reading each sequence up to `positions` (int64 `[n]`): float32 `[n]`."""
         output = self.model.base_model(**_inputs(packed))
-        hidden = output.last_hidden_state[0].index_select(0, positions)
-        scores: Tensor = self.model.score(hidden)
-        return scores.squeeze(-1)
+        hidden = output.last_hidden_state[0]
+        if self.score_pooling == "mean":
+            numbers = _running_mean(self.model.score(hidden).squeeze(-1), packed).index_select(0, positions)
+        else:
+            numbers = self.model.score(hidden.index_select(0, positions)).squeeze(-1)
+        centred: Tensor = (numbers - self.score_shift) / self.score_scale
+        return centred
+
+
+def _running_mean(numbers: Tensor, packed: Packed) -> Tensor:
+    """`[tokens]`: at each token the mean of `numbers` `[tokens]` from its sequence's first token to it."""
+    sums = nn.functional.pad(numbers.cumsum(0), (1, 0))
+    place = torch.arange(len(numbers), device=numbers.device)
+    return (sums[1:] - sums[place - packed.position_ids]) / (packed.position_ids + 1)
 
 
 class _Float32Linear(nn.Module):

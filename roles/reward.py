@@ -1,7 +1,7 @@
 """The frozen reward model: one number for a whole response. Rollouts flow in, scores out.
 
 The number is read at the last token of the row: the EOS that ended the response (rollouts are cut at the first one), or
-the last token of a truncated one. A folder with `score_pooling: mean` is read at every token, and the mean counts. Through the *text bridge* the reward model reads the text through its own tokenizer
+the last token of a truncated one. Through the *text bridge* the reward model reads the text through its own tokenizer
 and chat template instead of the policy's token ids.
 """
 
@@ -14,11 +14,10 @@ import torch
 from torch import Tensor
 
 from roles.batch import Rollouts
-from roles.config import Pooling
 from roles.engine import Engine, EngineSetup
 from roles.errors import RewardError
 from roles.models import ValueModel
-from roles.packing import Packed, pack
+from roles.packing import pack
 from roles.tokenizer import load_tokenizer
 
 
@@ -37,13 +36,10 @@ class RewardModel:
         self._engine = Engine(setup, lambda: _load(setup))
         self._bridge = TextBridge(setup, policy_path) if text_bridge else None
         folder = self._engine.module.model.config
-        self._shift = float(folder.score_shift) if hasattr(folder, "score_shift") else 0.0
-        self._scale = float(folder.score_scale) if hasattr(folder, "score_scale") else 1.0
-        self._pooling: Pooling = folder.score_pooling if hasattr(folder, "score_pooling") else "last"
         self._longest = folder.max_position_embeddings if hasattr(folder, "max_position_embeddings") else None
 
     def score(self, rollouts: Rollouts) -> Tensor:
-        """float32 `[batch]`: (number at the last token - `score_shift`) / `score_scale`, as the folder says."""
+        """float32 `[batch]`: the centred number at the last token of each row."""
         rows = self._bridge.encode(rollouts) if self._bridge else _token_rows(rollouts)
         lengths = [len(row) for row in rows]
         if self._longest is not None and rows and max(lengths) > self._longest:
@@ -57,7 +53,7 @@ class RewardModel:
             numbers = self._read([rows[row] for row in part] or [[0, 0]])
             if part:
                 scores[part] = numbers
-        return (scores - self._shift) / self._scale
+        return scores
 
     def fingerprint(self) -> str:
         """A hash of all weights."""
@@ -71,7 +67,8 @@ class RewardModel:
         for number, row in enumerate(rows):
             padded[number, : len(row)] = torch.tensor(row)
         packed = pack(padded.to(self._engine.device), lengths.to(self._engine.device))
-        return sequence_scores(self._engine, packed, self._pooling).float().cpu()
+        numbers: Tensor = self._engine(packed=packed, positions=packed.starts[1:].long() - 1)
+        return numbers.float().cpu()
 
 
 class TextBridge:
@@ -102,17 +99,6 @@ class TextBridge:
         ids = list(self._tokenizer(text).input_ids)
         eos = self._tokenizer.eos_token_id
         return [*ids, eos] if finished and ids[-1:] != [eos] else ids or [eos]
-
-
-def sequence_scores(engine: Engine, packed: Packed, pooling: Pooling) -> Tensor:
-    """float32 `[sequences]`: the head's number at the last token of each packed sequence, or its mean over the tokens."""
-    if pooling == "last":
-        last: Tensor = engine(packed=packed, positions=packed.starts[1:].long() - 1)
-        return last
-    numbers: Tensor = engine(packed=packed, positions=torch.arange(len(packed.token_ids), device=engine.device))
-    lengths = packed.starts.diff().long()
-    rows = torch.repeat_interleave(torch.arange(len(lengths), device=engine.device), lengths)
-    return torch.zeros(len(lengths), device=engine.device).index_add(0, rows, numbers) / lengths
 
 
 def _token_rows(rollouts: Rollouts) -> list[list[int]]:

@@ -17,7 +17,6 @@ from roles.engine import Engine, EngineSetup, Work
 from roles.losses import bradley_terry
 from roles.models import ValueModel
 from roles.packing import pack
-from roles.reward import sequence_scores
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,8 +36,7 @@ class RewardTrainer:
     """One rank of the reward model."""
 
     def __init__(self, setup: EngineSetup, pooling: Pooling) -> None:
-        self._pooling = pooling
-        self._engine = Engine(setup, lambda: _load(setup))
+        self._engine = Engine(setup, lambda: _load(setup, pooling))
 
     def update(self, preferences: Preferences) -> RewardStats:
         """One optimizer step on this rank's groups (all rows of a group are on one rank)."""
@@ -74,8 +72,7 @@ class RewardTrainer:
 
     def save_model(self, folder: str | Path, score_shift: float) -> None:
         """A sequence-classification folder; `score_shift` is what `RewardModel` will take off every number."""
-        config = self._engine.module.model.config
-        config.score_shift, config.score_pooling = score_shift, self._pooling
+        self._engine.module.model.config.score_shift = score_shift
         self._engine.save_model(folder)
 
     def _forward(self, preferences: Preferences) -> Tensor:
@@ -85,15 +82,17 @@ class RewardTrainer:
             token_ids, lengths = torch.zeros(1, 2, dtype=torch.long), torch.tensor([2])
         device = self._engine.device
         packed = pack(token_ids.to(device), lengths.to(device))
-        return sequence_scores(self._engine, packed, self._pooling)
+        scores: Tensor = self._engine(packed=packed, positions=packed.starts[1:].long() - 1)
+        return scores
 
 
-def _load(setup: EngineSetup) -> ValueModel:
+def _load(setup: EngineSetup, pooling: Pooling) -> ValueModel:
     """A language model as the backbone gets a new head (the N+ details, arXiv 2403.17031)."""
     return ValueModel.load(
         setup.model_path,
         dtype=setup.torch_dtype,
         new_head_seed=setup.seed,
+        pooling=pooling,
         gradient_checkpointing=setup.gradient_checkpointing,
         trust_remote_code=setup.trust_remote_code,
     )

@@ -115,7 +115,7 @@ def test_the_actor_is_an_ordinary_folder_and_has_changed(run_dir: Path, folder: 
 
 
 def test_what_is_left_behind(run_dir: Path) -> None:
-    assert (run_dir / "report.html").read_text().startswith("<!DOCTYPE html>")
+    assert (run_dir / "report.html").read_text().startswith("<!doctype html>")
     assert list(run_dir.glob("tensorboard/events.*"))
     assert {json.loads(line)["label"] for line in (run_dir / "evaluation.jsonl").read_text().splitlines()} == {
         "before",
@@ -127,7 +127,7 @@ def test_what_is_left_behind(run_dir: Path) -> None:
 
 @pytest.fixture(scope="module")
 def killed(folder: Path, run_dir: Path) -> Iterator[tuple[str, float]]:
-    """A run whose critic's rank 1 is killed after the first checkpoint: its output, seconds from the kill to its end."""
+    """A run whose critic's rank 1 is killed after the first checkpoint: its output, seconds to its end."""
     process = start(command(folder, "killed"))
     deadline = time.monotonic() + 200
     while not list((folder / "killed").glob("checkpoints/step-000002/manifest.json")):
