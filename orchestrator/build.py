@@ -5,7 +5,7 @@ Called by the loops (`orchestrator.ppo`, `evaluation`, `reward_training`). To ad
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -21,7 +21,7 @@ from orchestrator.config import RewardTrainingConfig, RunConfig
 from orchestrator.errors import ConfigError
 from orchestrator.groups import EvaluationRoles, Policy, Roles
 from roles.actor import Actor
-from roles.config import FrozenRole, FunctionReward, ModelReward, RewardConfig, TrainedRole
+from roles.config import FrozenRole, FunctionReward, ModelReward, RemoteReward, RewardConfig, TrainedRole
 from roles.conversion import resolve_model
 from roles.critic import Critic
 from roles.engine import EngineSetup
@@ -81,7 +81,9 @@ class Builder:
         if models.critic is None:
             raise ConfigError("critic.model is null and there is no reward model to start it from; set critic.model")
         config = self._config
-        setup = self.engine_setup(models.critic, config.critic, steps=config.steps * self._optimizer_steps)
+        source = config.reward.model if isinstance(config.reward, ModelReward) else None
+        role = config.critic.model_copy(update={"model": config.critic.model or source})
+        setup = self.engine_setup(models.critic, role, steps=config.steps * self._optimizer_steps)
         return self.start("critic", Critic, (setup, config.ppo.value))
 
     def reference(self, models: Models) -> RoleGroup[Reference]:
@@ -98,14 +100,21 @@ class Builder:
             return self.start("reward", RewardModel, (setup, str(models.actor), config.text_bridge))
         return self.scorer("reward", config)
 
-    def scorer(self, role: str, config: FunctionReward | RewardConfig) -> RoleGroup[Scorer]:
+    def judge(self) -> RoleGroup[Scorer] | None:
+        """The gold scorer of the evaluations, if there is one."""
+        config = self._config.evaluation.judge
+        return self.scorer("judge", config) if config else None
+
+    def scorer(self, role: str, config: FunctionReward | RemoteReward) -> RoleGroup[Scorer]:
         """A reward that is no model."""
         factory = FunctionScorer if isinstance(config, FunctionReward) else RemoteScorer
         return self.start(role, factory, (config,), distributed=False)
 
     def reward_trainer(self, backbone: Path, training: RewardTrainingConfig, steps: int) -> RoleGroup[RewardTrainer]:
         """A reward model in the making."""
-        role = TrainedRole(optimizer=training.optimizer, micro_batch_tokens=training.micro_batch_tokens)
+        role = TrainedRole(
+            model=training.model, optimizer=training.optimizer, micro_batch_tokens=training.micro_batch_tokens
+        )
         setup = replace(self.engine_setup(backbone, role, steps=steps), freeze_backbone=training.freeze_backbone)
         return self.start("reward", RewardTrainer, (setup, training.pooling))
 
@@ -131,22 +140,22 @@ class Builder:
         """Wait until every group that was started has built its role."""
         wait_all([group.started for group in self._groups], self._config.deadlines.start_s)
 
-    def engine_setup(self, model: Path, role: FrozenRole, *, steps: int | None = None) -> EngineSetup:
-        """What a DeepSpeed engine of `role` is built from; `steps` optimizer steps are ahead of it (None: frozen)."""
+    def engine_setup(self, model: Path, role: FrozenRole, *, steps: int = 0) -> EngineSetup:
+        """What a DeepSpeed engine of `role` is built from; a trained one has `steps` optimizer steps ahead."""
         config = self._config
-        trained = isinstance(role, TrainedRole) and steps is not None
-        return EngineSetup(
+        setup = EngineSetup(
             model_path=str(model),
             device=config.device,
             dtype=config.dtype,
             seed=config.seed,
             zero=role.zero,
             micro_batch_tokens=role.micro_batch_tokens,
-            gradient_checkpointing=role.gradient_checkpointing if trained else False,
-            optimizer=role.optimizer if trained else None,
-            optimizer_steps=steps or 0,
-            trust_remote_code=config.actor.model.trust_remote_code,
+            trust_remote_code=(role.model or config.actor.model).trust_remote_code,
         )
+        if not isinstance(role, TrainedRole):
+            return setup
+        checkpointing = role.gradient_checkpointing
+        return replace(setup, optimizer=role.optimizer, optimizer_steps=steps, gradient_checkpointing=checkpointing)
 
     def start(
         self,
@@ -176,8 +185,8 @@ class Builder:
 
 
 @contextmanager
-def builder(config: RunConfig, *roles: str) -> Iterator[Builder]:
-    """A cluster with room for `roles`; leaving it ends every process."""
+def builder(config: RunConfig, roles: Mapping[str, RewardConfig | None]) -> Iterator[Builder]:
+    """A cluster with room for `roles` (name → its scorer, where it is one); leaving it ends every process."""
     with RayCluster(plan(config.placement, needs(config, roles)), deadline_s=config.deadlines.resources_s) as cluster:
         yield Builder(config, cluster)
 
@@ -185,9 +194,8 @@ def builder(config: RunConfig, *roles: str) -> Iterator[Builder]:
 @contextmanager
 def training_roles(config: RunConfig, models: Models) -> Iterator[Roles]:
     """All roles of PPO, started side by side, weights connected."""
-    judge = config.evaluation.judge
-    names = ["rollout", "actor", "critic", "reference", "reward", *(["judge"] if judge else [])]
-    with builder(config, *names) as build:
+    names = {"rollout": None, "actor": None, "critic": None, "reference": None}
+    with builder(config, {**names, **_scorers(config)}) as build:
         engines = build.engines(models)
         actor, critic = build.actor(models), build.critic(models)
         roles = Roles(
@@ -195,7 +203,7 @@ def training_roles(config: RunConfig, models: Models) -> Iterator[Roles]:
             policy=Policy(engines, config.deadlines),
             reward=build.reward(models),
             reference=build.reference(models),
-            judge=build.scorer("judge", judge) if judge else None,
+            judge=build.judge(),
             deadlines=config.deadlines,
             actor=actor,
             critic=critic,
@@ -208,37 +216,39 @@ def training_roles(config: RunConfig, models: Models) -> Iterator[Roles]:
 @contextmanager
 def evaluation_roles(config: RunConfig, models: Models) -> Iterator[EvaluationRoles]:
     """The roles that measure the policy in `models.actor`."""
-    judge = config.evaluation.judge
-    with builder(config, "rollout", "reference", "reward", *(["judge"] if judge else [])) as build:
+    with builder(config, {"rollout": None, "reference": None, **_scorers(config)}) as build:
         roles = EvaluationRoles(
             cluster=build.cluster,
             policy=Policy(build.engines(models), config.deadlines),
             reward=build.reward(models),
             reference=build.reference(models),
-            judge=build.scorer("judge", judge) if judge else None,
+            judge=build.judge(),
             deadlines=config.deadlines,
         )
         build.ready()
         yield roles
 
 
-def needs(config: RunConfig, roles: Sequence[str]) -> list[RoleNeed]:
+def needs(config: RunConfig, roles: Mapping[str, RewardConfig | None]) -> list[RoleNeed]:
     """What each of `roles` asks of the placement."""
     gpus = 1.0 if config.device == "cuda" else 0.0
-    engine = config.rollout.engine.tensor_parallel_size
-    workers = {"judge": config.evaluation.judge, "reward": config.reward}
+    processes = config.rollout.engine.tensor_parallel_size
     asked = []
-    for role in roles:
-        function = workers[role] if role in workers else None
-        if isinstance(function, FunctionReward):
-            asked.append(RoleNeed(role, ranks=function.workers))
-        elif function is not None and not isinstance(function, ModelReward):
+    for role, scorer in roles.items():
+        if isinstance(scorer, FunctionReward):
+            asked.append(RoleNeed(role, ranks=scorer.workers))
+        elif isinstance(scorer, RemoteReward):
             asked.append(RoleNeed(role))
         elif role == "rollout":
-            asked.append(RoleNeed(role, gpus=gpus * engine, processes=engine))
+            asked.append(RoleNeed(role, gpus=gpus * processes, processes=processes))
         else:
             asked.append(RoleNeed(role, gpus=gpus))
     return asked
+
+
+def _scorers(config: RunConfig) -> dict[str, RewardConfig | None]:
+    judge = config.evaluation.judge
+    return {"reward": config.reward, "judge": judge} if judge else {"reward": config.reward}
 
 
 def _environment(device: str) -> dict[str, str]:

@@ -1,8 +1,8 @@
 """Checkpoints: one folder with every mutable state of a run, committed by one rename.
 
-The driver writes the roles' state and a manifest into `step-N.partial/`; the rename to `step-N/` is the commit. A folder
-without a readable manifest, or with a file that is missing or has another size than the manifest says, is not whole and
-is passed over. Called by `orchestrator.ppo`.
+The driver writes the roles' state and a manifest into `step-N.partial/`; the rename to `step-N/` is the commit. A
+folder without a readable manifest, or with a file that is missing or has another size than the manifest says, is not
+whole and is passed over. Called by `orchestrator.ppo`.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class Checkpoint:
     step: int
     """PPO steps done."""
     state: dict[str, Any]
-    """The driver's state: see `orchestrator.ppo.RunState.state_dict`."""
+    """The driver's state: see `orchestrator.ppo.TrainState.state_dict`."""
 
 
 class Checkpoints:

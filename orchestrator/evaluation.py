@@ -67,7 +67,7 @@ def training_samples(scored: Scored, count: int) -> list[SampleRow]:
 
 
 def evaluate_run(config: RunConfig) -> EvaluationResult:
-    """`tetrarch evaluate`: measure the actor that a run left in `run_dir/actor`, or before a run the one it starts from.
+    """`tetrarch evaluate`: measure the actor in `run_dir/actor`, or before a run the one it starts from.
 
     Prints the result and writes it to `run_dir/evaluate.json`.
     """

@@ -66,7 +66,7 @@ class StepResult:
 
 
 def train_step(roles: Roles, prompts: Prompts, state: TrainState, config: RunConfig, clock: Clock) -> StepResult:
-    """One step of PPO: sample, score, estimate advantages, update critic and actor, give the engines the new weights."""
+    """One step of PPO: sample, score, estimate advantages, update critic and actor, push the new weights."""
     ppo, deadlines = config.ppo, config.deadlines
     with clock("generate"):
         parts = roles.policy.stream(prompts, version=state.version)
@@ -79,19 +79,19 @@ def train_step(roles: Roles, prompts: Prompts, state: TrainState, config: RunCon
         critic_shards = mini_batches(experience, ranks=len(roles.critic), **schedule)
         actor_shards = mini_batches(experience, ranks=len(roles.actor), **schedule)
     with clock("update"):
-        updates = [roles.critic.map(Critic.update, critic_shards)]
-        if state.step >= ppo.critic_warmup_steps:
-            updates.append(roles.actor.map(Actor.update, actor_shards))
-        wait_all(updates, deadlines.update_s)
-        critic_stats, *actor_stats = (update.result(deadlines.update_s)[0] for update in updates)
-    if actor_stats:
+        critic_update = roles.critic.map(Critic.update, critic_shards)
+        warm = state.step >= ppo.critic_warmup_steps
+        actor_update = roles.actor.map(Actor.update, actor_shards) if warm else None
+        wait_all([critic_update, actor_update] if actor_update else [critic_update], deadlines.update_s)
+    if actor_update:
         with clock("push"):
             roles.policy.load(roles.actor, version=state.version + 1)
             state.version += 1
     state.kl.update(stats.kl, len(scored))
     state.samples += len(scored)
     state.step += 1
-    return StepResult(scored, stats, critic_stats, actor_stats[0] if actor_stats else None)
+    actor_stats = actor_update.result(deadlines.update_s)[0] if actor_update else None
+    return StepResult(scored, stats, critic_update.result(deadlines.update_s)[0], actor_stats)
 
 
 def train(config: RunConfig, resume: bool) -> None:

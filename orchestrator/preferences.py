@@ -40,7 +40,7 @@ def sampled(config: RunConfig, pairs: SampledPairs, models: Models, progress: Pr
     source = PromptSource(config, models.tokenizer)
     prompts = source.next(min(pairs.prompts or len(source), len(source)), pairs.responses_per_prompt)
     progress.status("starting an engine and the judge")
-    with builder(config, "rollout", "judge") as build:
+    with builder(config, {"rollout": None, "judge": pairs.judge}) as build:
         policy, judge = Policy(build.engines(models), config.deadlines), build.scorer("judge", pairs.judge)
         build.ready()
         progress.status(f"sampling {len(prompts)} responses to {len(prompts) // pairs.responses_per_prompt} prompts")

@@ -1,4 +1,4 @@
-"""`tetrarch reward`: a reward model from comparisons, with the Bradley–Terry loss (Ouyang et al., arXiv 2203.02155, eq. 1).
+"""`tetrarch reward`: a reward model from comparisons, with the Bradley–Terry loss (arXiv 2203.02155, equation 1).
 
 A RunConfig with `reward_training` flows in; a sequence-classification folder flows out, its scores centred on the
 training responses (the N+ details, arXiv 2403.17031). Called by `orchestrator.cli`.
@@ -58,7 +58,7 @@ def train_reward(config: RunConfig) -> RewardQuality:
         )
         progress.status("starting the reward model")
         schedule = _schedule(comparisons.training, training, config.seed)
-        with builder(config, "reward") as build:
+        with builder(config, {"reward": None}) as build:
             trainer = build.reward_trainer(backbone, training, len(schedule))
             build.ready()
             return _train(config, training, trainer, comparisons, schedule, progress)

@@ -103,7 +103,8 @@ class Engine:
             module = load()
         self.module: Any = module.requires_grad_(config is not None)
         if setup.freeze_backbone:
-            module.model.base_model.requires_grad_(False)
+            transformer: Any = module.model
+            transformer.base_model.requires_grad_(False)
         if setup.zero.stage == 3:
             _gather_by_layer(module)
         self._deepspeed, *_ = deepspeed.initialize(

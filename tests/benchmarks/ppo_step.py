@@ -1,7 +1,7 @@
 """Seconds a PPO step, samples a second and the phases, on a randomly initialised Llama: `make bench`.
 
-Hidden 256, 4 layers, vocabulary 512; 32 prompts of 16 tokens; responses of exactly 64 and of exactly 256 tokens; 1 and 4
-epochs; a neural reward and a critic of the same size; float32 and bfloat16. Beside each figure: the floor (the
+Hidden 256, 4 layers, vocabulary 512; 32 prompts of 16 tokens; responses of exactly 64 and of exactly 256 tokens; 1 and
+4 epochs; a neural reward and a critic of the same size; float32 and bfloat16. Beside each figure: the floor (the
 arithmetic of the passes alone, at the speed that a matrix product of this model's shape reaches on this machine), and
 the nearest alternative (TRL 1.12's PPOTrainer, one process, two threads, float32, on two cores).
 
@@ -113,7 +113,7 @@ def _seconds(left: torch.Tensor, right: torch.Tensor) -> float:
 
 
 def floor(parameters: int, rate: float, response: int, epochs: int) -> float:
-    """Seconds of arithmetic: generate (each token once), four scoring passes, `epochs` x 3 passes of actor and critic."""
+    """Seconds of arithmetic: generating, four scoring passes, `epochs` x 3 passes of actor and critic."""
     tokens = PROMPTS * (PROMPT_TOKENS + response)
     passes = 1 + 4 + 2 * 3 * epochs
     return 2 * parameters * tokens * passes / rate

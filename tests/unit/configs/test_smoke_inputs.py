@@ -35,11 +35,11 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_training_and_heldout_prompts_are_distinct(written: Path) -> None:
     train, heldout = rows(written / "smoke" / "train.jsonl"), rows(written / "smoke" / "heldout.jsonl")
-    texts = [row["messages"][0]["content"].lower() for row in train + heldout]
+    texts = [row["messages"][-1]["content"].lower() for row in train + heldout]
     assert len(heldout) == 128
     assert len(train) > 400
     assert len(set(texts)) == len(texts)
-    assert all(row["messages"][0]["role"] == "user" and len(row["messages"]) == 1 for row in train + heldout)
+    assert all([m["role"] for m in row["messages"]] == ["system", "user"] for row in train + heldout)
 
 
 def test_both_parts_are_of_many_topics(written: Path) -> None:

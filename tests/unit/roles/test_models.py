@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from pathlib import Path
 from typing import Any
@@ -211,9 +212,8 @@ def test_saved_models_open_as_ordinary_folders(tmp_path: Path) -> None:
     critic.model.save_pretrained(tmp_path / "c")
     positions, labels = targets()
     again, critic_again = PolicyModel.load(tmp_path / "b"), ValueModel.load(tmp_path / "c")
-    assert torch.equal(critic_again(packed=PACKED, positions=positions), critic(packed=PACKED, positions=positions))
-    assert (critic_again.score_shift, critic_again.score_scale) == (1.5, 2.0)
-    assert (critic.score_shift, critic.score_scale) == (0.0, 1.0)
+    raw, centred = critic(packed=PACKED, positions=positions), critic_again(packed=PACKED, positions=positions)
+    assert torch.equal(centred, (raw - 1.5) / 2.0)
     asked = {"packed": PACKED, "positions": positions, "labels": labels, "temperature": 1.0}
     assert torch.equal(again(**asked)[0], policy(**asked)[0])
     plain = AutoModelForSequenceClassification.from_pretrained(tmp_path / "c")
@@ -268,3 +268,15 @@ def test_architectures_that_would_mix_sequences_are_refused(tmp_path: Path, name
 def test_a_missing_folder_is_named(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="nowhere"):
         PolicyModel.load(tmp_path / "nowhere")
+
+
+def test_a_mean_model_gives_the_mean_of_the_numbers_so_far(tmp_path: Path) -> None:
+    write(tmp_path, "llama-tied")
+    last, mean = (ValueModel.load(tmp_path, new_head_seed=1, pooling=pooling) for pooling in ("last", "mean"))
+    everywhere = torch.arange(len(PACKED.token_ids))
+    numbers, means = (model(packed=PACKED, positions=everywhere) for model in (last, mean))
+    for first, end in itertools.pairwise(PACKED.starts.tolist()):
+        for place in range(first, end):
+            assert float(means[place]) == pytest.approx(float(numbers[first : place + 1].mean()), abs=1e-5)
+    mean.model.save_pretrained(tmp_path / "saved")
+    assert ValueModel.load(tmp_path / "saved").score_pooling == "mean"
