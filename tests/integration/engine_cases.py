@@ -299,7 +299,7 @@ def plain_value_loss(model: Any, batch: Experience, config: ValueLossConfig) -> 
     for row, length in enumerate(batch.lengths.tolist()):
         mask = batch.response_mask[row, 1:length]
         hidden = model.base_model(batch.token_ids[None, row, :length]).last_hidden_state[0, :-1]
-        values = model.score(hidden)[:, 0]
+        values = (model.score(hidden)[:, 0] - model.config.score_shift) / model.config.score_scale
         old, target = batch.values[row, 1:length], batch.returns[row, 1:length]
         clipped = old + (values - old).clamp(-config.clip, config.clip)
         loss = 0.5 * torch.maximum((values - target) ** 2, (clipped - target) ** 2)
