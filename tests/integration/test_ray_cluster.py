@@ -34,6 +34,7 @@ def test_nothing_outlives_the_driver(tmp_path: Path, how: signal.Signals) -> Non
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's background jobs ignore it
     )
     assert driver.stdout is not None
     assert driver.stdout.readline() == "started\n"
