@@ -213,7 +213,7 @@ class SampledPairs(Section):
     judge: FunctionReward
     """Ranks the responses."""
     responses_per_prompt: int = Field(default=4, ge=2)
-    """The best and the worst of them make a pair, unless the judge calls them equal."""
+    """Every two of them that the judge does not call equal are compared."""
     prompts: int | None = Field(default=None, ge=1)
     """Training prompts to use; null is all."""
 

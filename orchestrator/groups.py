@@ -21,7 +21,7 @@ from cluster.ray_cluster import RayCluster
 from cluster.role_group import RoleGroup
 from orchestrator.errors import TetrarchError
 from roles.actor import Actor
-from roles.batch import Prompts, Rollouts, Scored
+from roles.batch import Preferences, Prompts, Rollouts, Scored
 from roles.critic import Critic
 from roles.packing import balance
 from roles.reference import Reference
@@ -29,6 +29,7 @@ from roles.reward import Scorer
 from roles.rollout import RolloutEngine
 
 R = TypeVar("R")
+Rows = TypeVar("Rows", Rollouts, Preferences)
 
 Part = tuple[int, int]
 """(engine, number) of some rollouts; parts sorted by it are in the same order in every run of the same seed."""
@@ -98,10 +99,10 @@ class Spread:
         return torch.empty_like(joined).index_copy_(0, order, joined)
 
 
-def spread(group: RoleGroup[R], method: Callable[[R, Rollouts], Tensor], rollouts: Rollouts) -> Spread:
+def spread(group: RoleGroup[R], method: Callable[[R, Rows], Tensor], batch: Rows) -> Spread:
     """Start `method` on every rank of `group` with its share of the rows, shared out by tokens."""
-    parts = balance(rollouts.lengths.tolist(), len(group))
-    return Spread(group.map(method, rollouts.split(parts)), parts, rollouts.token_ids.shape[1])
+    parts = balance(batch.lengths.tolist(), len(group))
+    return Spread(group.map(method, batch.split(parts)), parts, batch.token_ids.shape[1])
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,6 +20,7 @@ from cluster.role_group import RoleGroup
 from orchestrator.build import builder, resolve_models
 from orchestrator.config import RewardTrainingConfig, RunConfig, SampledPairs
 from orchestrator.errors import ConfigError, TetrarchError
+from orchestrator.groups import spread
 from orchestrator.preferences import Comparisons, from_dataset, sampled, split
 from orchestrator.progress import Progress, make_progress
 from orchestrator.prompts import stable_seed
@@ -87,7 +88,9 @@ def _train(
         if number % max(1, len(schedule) // 10) == 0 or number == len(schedule):
             progress.lines(f"batch {number}/{len(schedule)}  loss {stats.loss:.3f}  accuracy {stats.accuracy:.0%}")
     progress.status("testing on the held-out comparisons")
-    quality = _quality(_scores(trainer, comparisons.heldout, deadlines.score_s), comparisons)
+    quality = _quality(
+        spread(trainer, RewardTrainer.scores, comparisons.heldout).result(deadlines.score_s), comparisons
+    )
     progress.lines(
         f"held-out pair accuracy {quality.accuracy:.1%} ± {quality.standard_error:.1%} "
         f"on {quality.comparisons} comparisons"
@@ -97,7 +100,7 @@ def _train(
             f"held-out pair accuracy {quality.accuracy:.1%} is below reward_training.minimum_accuracy="
             f"{training.minimum_accuracy:.0%}; train on more pairs or for more epochs, or use a larger model"
         )
-    centre = float(_scores(trainer, comparisons.training, deadlines.score_s).mean())
+    centre = float(spread(trainer, RewardTrainer.scores, comparisons.training).result(deadlines.score_s).mean())
     _save(trainer, Path(training.output), centre, quality, deadlines.save_s)
     progress.lines(f"saved to {training.output}")
     return quality
@@ -120,15 +123,6 @@ def _share(groups: list[int], preferences: Preferences, ranks: int) -> list[list
     rows = {group: (preferences.groups == group).nonzero().flatten().tolist() for group in groups}
     tokens = [int(preferences.lengths[rows[group]].sum()) for group in groups]
     return [[row for place in part for row in rows[groups[place]]] for part in balance(tokens, ranks)]
-
-
-def _scores(trainer: RoleGroup[RewardTrainer], preferences: Preferences, deadline_s: float) -> torch.Tensor:
-    """float32 `[batch]`."""
-    parts = balance(preferences.lengths.tolist(), len(trainer))
-    answers = trainer.map(RewardTrainer.scores, preferences.split(parts)).result(deadline_s)
-    order = torch.tensor([row for part in parts for row in part])
-    joined = torch.cat(answers)
-    return torch.empty_like(joined).index_copy_(0, order, joined)
 
 
 def _quality(scores: torch.Tensor, comparisons: Comparisons) -> RewardQuality:
