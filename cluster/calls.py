@@ -55,7 +55,7 @@ class Call(Generic[T]):
     method: str
     ranks: Sequence[Rank]
     receipts: list[Any]
-    """Small; of each rank, the seconds that the method took."""
+    """Of each rank, None or its failure."""
     refs: list[Any]
     """Of each rank, the value, in the object store. May be shards of another group's `map` before it has arrived."""
 
@@ -63,10 +63,6 @@ class Call(Generic[T]):
         """The values, by rank."""
         wait_all([self], deadline_s)
         return [_fetch(rank, self.method, ref, deadline_s) for rank, ref in zip(self.ranks, self.refs, strict=True)]
-
-    def seconds(self) -> list[float]:
-        """Of each rank, how long the method took in its process. After `result` or `wait_all`."""
-        return ray.get(self.receipts)
 
 
 def submit(ranks: Sequence[Rank], method: str, arguments: Sequence[tuple[Any, ...]]) -> Call[Any]:

@@ -136,10 +136,6 @@ class Client:
         """Begin `method(*arguments)` on every rank; end it with `.result(deadline_s)`."""
         return calls.submit(self.ranks, method, [arguments] * len(self.ranks))
 
-    def submit_each(self, method: str, arguments: Sequence[tuple[Any, ...]]) -> Call[Any]:
-        """The same with arguments of its own for each rank."""
-        return calls.submit(self.ranks, method, arguments)
-
     def call(self, method: str, *arguments: Any) -> list[Any]:
         """Call `method(*arguments)` on every rank and wait for the values."""
         return self.submit(method, *arguments).result(self.deadline_s)

@@ -4,8 +4,8 @@ It gives its role the environment of a rank, its own log file and a rendezvous w
 calls its methods by name, all on one thread. A second concurrency group answers while a method runs: what the rank is
 doing, how much memory it holds. Made by `cluster.role_group`; knows nothing of what a role does.
 
-An answer is two objects: a *receipt* (the seconds that the method took), small, so that the driver can wait for it and
-see failures; and the value, which may be large and stays in the object store until someone wants it.
+An answer is two objects: a *receipt* (None, or the failure), so that the driver can wait for it without fetching
+anything large; and the value, which may be large and stays in the object store until someone wants it.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from operator import attrgetter
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import psutil
 import ray
@@ -32,6 +32,8 @@ from cluster.errors import ClusterError
 from cluster.host_memory import MemorySampler, Series, peak_rss_bytes, tree
 
 STACK_FRAMES = 4
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,7 +115,7 @@ class Worker:
     @ray.method(num_returns=2)
     def construct(
         self, factory: tuple[str, str], arguments: Sequence[Any], meeting: tuple[str, int] | None
-    ) -> tuple[float, None]:
+    ) -> tuple[None, None]:
         """Import the role's module and build the role. `factory` is (module, qualified name)."""
         if meeting is not None:
             os.environ["MASTER_ADDR"], os.environ["MASTER_PORT"] = meeting[0], str(meeting[1])
@@ -123,30 +125,20 @@ class Worker:
             module, name = factory
             self._role = attrgetter(name)(importlib.import_module(module))(*arguments)
 
-        return self._timed("construct", build)
+        return None, self._watched("construct", build)
 
     @ray.method(num_returns=2)
-    def run(self, method: str, *arguments: Any) -> tuple[float, Any]:
-        """Call a method of the role: (seconds, value)."""
-        return self._timed(method, lambda: self._bound(method)(*arguments))
+    def run(self, method: str, *arguments: Any) -> tuple[None, Any]:
+        """Call a method of the role: (receipt, value)."""
+        return None, self._watched(method, lambda: self._bound(method)(*arguments))
 
     def stream(self, method: str, *arguments: Any) -> Iterator[Any]:
-        """Call a generator method: seconds, value, seconds, value, …"""
-        items = iter(())
-
-        def begin() -> None:
-            nonlocal items
-            items = self._bound(method)(*arguments)
-
-        seconds, _ = self._timed(method, begin)
+        """Call a generator method: receipt, value, receipt, value, …"""
+        items = self._watched(method, lambda: iter(self._bound(method)(*arguments)))
         end = object()
-        while True:
-            waited, value = self._timed(method, lambda: next(items, end))
-            if value is end:
-                return
-            yield seconds + waited
+        while (value := self._watched(method, lambda: next(items, end))) is not end:
+            yield None
             yield value
-            seconds = 0.0
 
     @ray.method(concurrency_group="control")
     def status(self) -> Status:
@@ -180,12 +172,12 @@ class Worker:
             raise RuntimeError(f"{method} was called before the role was built; wait for the group's `ready` first")
         return getattr(self._role, method)
 
-    def _timed(self, method: str, body: Callable[[], Any]) -> tuple[float, Any]:
-        """(seconds, value); whatever is raised leaves as an error that names this rank and shows its log."""
+    def _watched(self, method: str, body: Callable[[], T]) -> T:
+        """The value, and a note of when it was made; whatever is raised names this rank and shows its log."""
         began, at = time.monotonic(), time.time()
         self._doing = (method, began, threading.get_ident())
         try:
-            value = body()
+            return body()
         except ClusterError as error:  # a call to another group failed: it already names its culprit
             _print_traceback(error)
             raise
@@ -195,7 +187,6 @@ class Worker:
         finally:
             self._doing = (None, time.monotonic(), None)
             self._busy.append((at, time.time()))
-        return time.monotonic() - began, value
 
 
 def remote_worker() -> Any:

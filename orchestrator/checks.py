@@ -1,12 +1,14 @@
 """The door: everything that can be known to be wrong before any actor starts. Called by `orchestrator.cli`.
 
-A RunConfig flows in; nothing flows out, or a ConfigError that names key, value and mend. The cheap checks come first.
+A RunConfig flows in; the prompts that were read on the way flow out, or a ConfigError that names key, value and mend.
+The cheap checks come first.
 """
 
 from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import TYPE_CHECKING, Literal
 
 import psutil
 
@@ -18,24 +20,28 @@ from orchestrator.model_checks import ModelFacts, check_folder, model_facts
 from orchestrator.sources import check_source, load_rows
 from roles.config import FunctionReward, ModelConfig, ModelReward
 
+if TYPE_CHECKING:
+    from orchestrator.prompts import Questions
+
 GIB = 2**30
 
 LOGS = "logs"
 """Folder in `run_dir` that a failed start may leave; it does not make the directory count as used."""
 
 
-def check_train(config: RunConfig, resume: bool) -> None:
-    """What `tetrarch train` needs."""
+def check_train(config: RunConfig, resume: bool) -> tuple[Questions, Questions | None]:
+    """What `tetrarch train` needs; the training and the held-out prompts that were read on the way."""
     _check_run_dir(config, resume)
     _check_functions(config)
     _check_sources(config, ["train", "heldout"])
     actor = _check_models(config, with_critic=True)
     _check_engine(config, actor)
-    _check_prompts(config, actor, ["train", "heldout"])
+    heldout = _questions(config, "heldout", actor) if config.prompts.heldout else None
+    return _questions(config, "train", actor), heldout
 
 
-def check_evaluate(config: RunConfig) -> None:
-    """What `tetrarch evaluate` needs."""
+def check_evaluate(config: RunConfig) -> Questions:
+    """What `tetrarch evaluate` needs; the held-out prompts that were read on the way."""
     if config.prompts.heldout is None:
         raise ConfigError("prompts.heldout is null; set prompts.heldout.path to the prompts to evaluate on")
     _check_writable(Path(config.run_dir), "run_dir")
@@ -43,11 +49,11 @@ def check_evaluate(config: RunConfig) -> None:
     _check_sources(config, ["heldout"])
     actor = _check_models(config, with_critic=False)
     _check_engine(config, actor)
-    _check_prompts(config, actor, ["heldout"])
+    return _questions(config, "heldout", actor)
 
 
-def check_reward(config: RunConfig) -> None:
-    """What `tetrarch reward` needs."""
+def check_reward(config: RunConfig) -> Questions | None:
+    """What `tetrarch reward` needs; the prompts that pairs are sampled for, None where they come from a data set."""
     training = config.reward_training
     if training is None:
         raise ConfigError("reward_training is missing; say at least its output, model and pairs")
@@ -67,7 +73,8 @@ def check_reward(config: RunConfig) -> None:
         _check_same_tokens(backbone, actor, "use the actor's model")
         _check_context(actor, *_longest(config))
         _check_engine(config, actor)
-        _check_prompts(config, actor, ["train"])
+        return _questions(config, "train", actor)
+    return None
 
 
 def _check_run_dir(config: RunConfig, resume: bool) -> None:
@@ -273,14 +280,11 @@ def _check_sources(config: RunConfig, parts: list[str]) -> None:
             check_source(dataset, f"prompts.{part}")
 
 
-def _check_prompts(config: RunConfig, actor: ModelFacts, parts: list[str]) -> None:
+def _questions(config: RunConfig, part: Literal["train", "heldout"], actor: ModelFacts) -> Questions:
     """Read and tokenise the prompts: every row must be usable, or `prompts.too_long` must say what becomes of it."""
-    from orchestrator.prompts import read_questions
+    from orchestrator.prompts import read_questions  # loads torch: not before the quick checks have passed
 
-    for part in parts:
-        dataset: DatasetConfig | None = getattr(config.prompts, part)
-        if dataset is not None:
-            read_questions(config.prompts, dataset, f"prompts.{part}", actor.tokenizer)
+    return read_questions(config.prompts, part, actor.tokenizer)
 
 
 def _check_pairs(dataset: DatasetConfig) -> None:

@@ -13,7 +13,7 @@ import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, NoReturn
+from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 
@@ -22,6 +22,9 @@ from orchestrator.config import RunConfig
 from orchestrator.errors import ConfigError, TetrarchError
 from orchestrator.loading import dump_config, load_config
 from roles.errors import RoleError
+
+if TYPE_CHECKING:
+    from orchestrator.prompts import Questions
 
 RUN_FAILED = 1
 CONFIG_WRONG = 2
@@ -65,10 +68,11 @@ def train(
         typer.echo("checking the configuration and what it names", err=True)
         from orchestrator.checks import check_train
 
-        check_train(run, resume)
+        training, heldout = check_train(run, resume)
+        report.read(training, heldout)
         from orchestrator.ppo import train as train_policy
 
-        train_policy(run, resume)
+        train_policy(run, resume, training, heldout)
 
 
 @app.command()
@@ -82,10 +86,11 @@ def reward(config: ConfigFile, overrides: Overrides = None, debug: Debug = False
         typer.echo("checking the configuration and what it names", err=True)
         from orchestrator.checks import check_reward
 
-        check_reward(run)
+        questions = check_reward(run)
+        report.read(questions)
         from orchestrator.reward_training import train_reward
 
-        train_reward(run)
+        train_reward(run, questions)
 
 
 @app.command()
@@ -99,10 +104,11 @@ def evaluate(config: ConfigFile, overrides: Overrides = None, debug: Debug = Fal
         typer.echo("checking the configuration and what it names", err=True)
         from orchestrator.checks import check_evaluate
 
-        check_evaluate(run)
+        questions = check_evaluate(run)
+        report.read(questions)
         from orchestrator.evaluation import evaluate_run
 
-        evaluate_run(run)
+        evaluate_run(run, questions)
 
 
 @app.command("config")
@@ -138,7 +144,7 @@ def main() -> None:
 
 
 class _Report:
-    """Knows, once the configuration has loaded, where the traceback of a failure belongs."""
+    """What a command tells on stderr; it knows, once the configuration has loaded, where a traceback belongs."""
 
     def __init__(self) -> None:
         self.config: RunConfig | None = None
@@ -146,6 +152,12 @@ class _Report:
     def loaded(self, config: RunConfig) -> RunConfig:
         self.config = config
         return config
+
+    def read(self, *data: Questions | None) -> None:
+        """Say what the door has read."""
+        for questions in data:
+            if questions is not None:
+                typer.echo(questions.summary, err=True)
 
     def fail(self, headline: str, error: BaseException, code: int, debug: bool) -> NoReturn:
         if debug:

@@ -231,11 +231,11 @@ class RewardTrainingConfig(Section):
     pairs: PairsConfig
     """What it learns from."""
     heldout_fraction: float = Field(default=0.2, gt=0, lt=1)
-    """Share of the pairs that is not trained on, for the accuracy."""
+    """Share of the groups (a prompt's compared responses) that is not trained on, for the accuracy."""
     epochs: int = Field(default=1, ge=1)
     """Passes over the pairs."""
-    pairs_per_step: int = Field(default=16, ge=1)
-    """Pairs of one optimizer step."""
+    groups_per_step: int = Field(default=16, ge=1)
+    """Groups (a prompt's compared responses) of one optimizer step."""
     optimizer: OptimizerConfig = OptimizerConfig(learning_rate=5e-5)
     """AdamW."""
     freeze_backbone: bool = False

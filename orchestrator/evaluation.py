@@ -19,7 +19,7 @@ from orchestrator.config import RunConfig
 from orchestrator.groups import EvaluationRoles, spread
 from orchestrator.kl import k1
 from orchestrator.progress import evaluation_lines, make_progress
-from orchestrator.prompts import heldout
+from orchestrator.prompts import Questions, heldout_prompts
 from orchestrator.results import Estimate, EvaluationResult, SampleRow
 from orchestrator.run_files import finite
 from roles.batch import Prompts, Rollouts, Scored
@@ -66,25 +66,25 @@ def training_samples(scored: Scored, count: int) -> list[SampleRow]:
     return _sample_rows(scored, scored.scores.tolist(), None, kl, count)
 
 
-def evaluate_run(config: RunConfig) -> EvaluationResult:
-    """`tetrarch evaluate`: measure the actor in `run_dir/actor`, or before a run the one it starts from.
+def evaluate_run(config: RunConfig, questions: Questions) -> EvaluationResult:
+    """`tetrarch evaluate`: on `questions` measure the actor in `run_dir/actor`, or before a run the one it starts from.
 
     Prints the result and writes it to `run_dir/evaluate.json`.
     """
     run_dir = Path(config.run_dir)
     trained = run_dir / "actor"
+    prompts = heldout_prompts(questions, config.evaluation.prompts, config.seed)
     label, step = ("trained", config.steps) if trained.is_dir() else ("untrained", 0)
     with closing(make_progress("evaluate", 0, 0)) as progress:
         progress.status("preparing the models")
         models = resolve_models(config)
-        questions = heldout(config, models.tokenizer)
         if trained.is_dir():
             models = replace(models, actor=trained)
         progress.status(f"starting the roles, to measure {models.actor}")
         with evaluation_roles(config, models) as roles:
-            progress.status(f"answering {len(questions)} held-out prompts")
+            progress.status(f"answering {len(prompts)} held-out prompts")
             samples = config.evaluation.samples
-            result = evaluate(roles, questions, 0, step=step, label=label, samples=samples)
+            result = evaluate(roles, prompts, 0, step=step, label=label, samples=samples)
         file = run_dir / "evaluate.json"
         file.write_text(json.dumps(finite(result.to_json()), indent=1) + "\n")
         progress.lines(evaluation_lines(result, None))

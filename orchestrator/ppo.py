@@ -20,7 +20,7 @@ from orchestrator.experience import ExperienceStats, mini_batches, to_experience
 from orchestrator.groups import Roles, finish_scoring, start_scoring
 from orchestrator.kl import KlController, make_controller
 from orchestrator.loading import dump_config
-from orchestrator.prompts import PromptSource, heldout
+from orchestrator.prompts import PromptSource, Questions, heldout_prompts
 from orchestrator.report import Reporter
 from orchestrator.timing import Clock
 from roles.actor import Actor, ActorStats
@@ -94,8 +94,13 @@ def train_step(roles: Roles, prompts: Prompts, state: TrainState, config: RunCon
     return StepResult(scored, stats, critic_update.result(deadlines.update_s)[0], actor_stats)
 
 
-def train(config: RunConfig, resume: bool) -> None:
-    """Run all PPO steps, with evaluations and checkpoints, and leave the trained actor in `run_dir/actor`."""
+def train(config: RunConfig, resume: bool, training: Questions, heldout: Questions | None) -> None:
+    """Run all PPO steps, with evaluations and checkpoints, and leave the trained actor in `run_dir/actor`.
+
+    Args:
+        training: the prompts to train on.
+        heldout: those to evaluate on; None for no evaluations.
+    """
     run_dir = Path(config.run_dir)
     checkpoints = Checkpoints(run_dir / "checkpoints", config.checkpoint.keep)
     checkpoint = checkpoints.require_newest() if resume else None
@@ -113,9 +118,8 @@ def train(config: RunConfig, resume: bool) -> None:
     with report:
         report.status("preparing the models")
         models = resolve_models(config)
-        tokenizer = models.tokenizer
-        state = TrainState(PromptSource(config, tokenizer), make_controller(controller))
-        questions = heldout(config, tokenizer) if config.prompts.heldout else None
+        state = TrainState(PromptSource(training, config.seed), make_controller(controller))
+        questions = heldout_prompts(heldout, config.evaluation.prompts, config.seed) if heldout else None
         report.status("starting the roles")
         with training_roles(config, models) as roles:
             run = Run(config, roles, state, checkpoints, report, questions)

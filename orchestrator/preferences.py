@@ -19,7 +19,7 @@ from orchestrator.config import DatasetConfig, RewardTrainingConfig, RunConfig, 
 from orchestrator.errors import ConfigError
 from orchestrator.groups import Policy, spread
 from orchestrator.progress import Progress
-from orchestrator.prompts import PromptSource, stable_seed
+from orchestrator.prompts import PromptSource, Questions, stable_seed
 from orchestrator.sources import load_rows
 from roles.batch import Preferences
 from roles.reward import Scorer
@@ -35,9 +35,11 @@ class Comparisons:
     """Groups without a preference, or longer than `max_tokens`."""
 
 
-def sampled(config: RunConfig, pairs: SampledPairs, models: Models, progress: Progress) -> Preferences:
+def sampled(
+    config: RunConfig, pairs: SampledPairs, questions: Questions, models: Models, progress: Progress
+) -> Preferences:
     """`responses_per_prompt` responses of the policy to each training prompt, ranked by the judge's score."""
-    source = PromptSource(config, models.tokenizer)
+    source = PromptSource(questions, config.seed)
     prompts = source.next(min(pairs.prompts or len(source), len(source)), pairs.responses_per_prompt)
     progress.status("starting an engine and the judge")
     with builder(config, {"rollout": None, "judge": pairs.judge}) as build:

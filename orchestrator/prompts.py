@@ -1,7 +1,7 @@
 """Data set → prompts. A configuration and a tokenizer flow in; the Prompts of each step flow out, in an order that is a
 function of the run's seed alone.
 
-Called by `orchestrator.ppo` (every step, and for checkpoints), `orchestrator.evaluation`, and `orchestrator.checks`.
+`orchestrator.checks` reads the data, `orchestrator.ppo` draws from it at every step, `orchestrator.evaluation` asks it.
 """
 
 from __future__ import annotations
@@ -10,12 +10,12 @@ import hashlib
 import random
 from array import array
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, Literal
 
 from transformers import PreTrainedTokenizerBase
 
-from orchestrator.config import DatasetConfig, PromptsConfig, RunConfig
+from orchestrator.config import PromptsConfig
 from orchestrator.errors import CheckpointError, ConfigError
 from orchestrator.sources import load_rows
 from roles.batch import Prompts
@@ -34,8 +34,8 @@ class Questions:
     """After the chat template."""
     columns: dict[str, list[Any]]
     """The other columns."""
-    too_long: int
-    """Prompts that were longer than `prompts.max_tokens`, and were skipped or truncated."""
+    summary: str
+    """For the user: how many there are, how long they are, and what became of those that were too long."""
 
     def __len__(self) -> int:
         return len(self.token_ids)
@@ -60,9 +60,9 @@ class Questions:
 class PromptSource:
     """The training prompts without end: each pass has a fresh permutation; the cursor can be saved."""
 
-    def __init__(self, config: RunConfig, tokenizer: PreTrainedTokenizerBase) -> None:
-        self._questions = read_questions(config.prompts, config.prompts.train, "prompts.train", tokenizer)
-        self._seed = config.seed
+    def __init__(self, questions: Questions, seed: int) -> None:
+        self._questions = questions
+        self._seed = seed
         self._pass = 0
         self._position = 0
         self._draws = 0
@@ -71,11 +71,6 @@ class PromptSource:
     def __len__(self) -> int:
         """Usable prompts of the data set."""
         return len(self._questions)
-
-    @property
-    def too_long(self) -> int:
-        """Prompts that were longer than `prompts.max_tokens`, and were skipped or truncated."""
-        return self._questions.too_long
 
     def next(self, prompts: int, responses_per_prompt: int) -> Prompts:
         """The next so many prompts, each as `responses_per_prompt` consecutive rows with different sampling seeds."""
@@ -114,13 +109,10 @@ class PromptSource:
         return order
 
 
-def heldout(config: RunConfig, tokenizer: PreTrainedTokenizerBase) -> Prompts:
-    """The first `evaluation.prompts` held-out prompts (all, where there are fewer), always with the same seeds."""
-    if config.prompts.heldout is None:
-        raise ConfigError("prompts.heldout is null; set prompts.heldout.path to prompts that are never trained on")
-    questions = read_questions(config.prompts, config.prompts.heldout, "prompts.heldout", tokenizer)
-    rows = list(range(min(config.evaluation.prompts, len(questions))))
-    return questions.pick(rows, [stable_seed(config.seed, "heldout", row) for row in rows])
+def heldout_prompts(questions: Questions, count: int, seed: int) -> Prompts:
+    """The first `count` of the held-out prompts (all, where there are fewer), always with the same sampling seeds."""
+    rows = list(range(min(count, len(questions))))
+    return questions.pick(rows, [stable_seed(seed, "heldout", row) for row in rows])
 
 
 def stable_seed(*parts: int | str) -> int:
@@ -130,18 +122,25 @@ def stable_seed(*parts: int | str) -> int:
 
 
 def read_questions(
-    config: PromptsConfig, dataset: DatasetConfig, key: str, tokenizer: PreTrainedTokenizerBase
+    config: PromptsConfig, part: Literal["train", "heldout"], tokenizer: PreTrainedTokenizerBase
 ) -> Questions:
-    """All prompts of a data set, tokenised, `prompts.too_long` applied. `key` is its key path, for errors."""
-    rows = load_rows(dataset, key)
-    where = f"{key}.path={dataset.path}"
+    """All training or held-out prompts, tokenised, `prompts.too_long` applied."""
+    dataset = config.train if part == "train" else config.heldout
+    if dataset is None:
+        raise ConfigError("prompts.heldout is null; set prompts.heldout.path to prompts that are never trained on")
+    rows = load_rows(dataset, f"prompts.{part}")
+    where = f"prompts.{part}.path={dataset.path}"
     column = _prompt_column(config, rows.column_names, where)
     texts, token_ids = _READERS[column](list(rows[column]), tokenizer, where)
     empty = next((row for row, ids in enumerate(token_ids) if not ids), None)
     if empty is not None:
         raise ConfigError(f"{where}: row {empty} has an empty prompt; fill it or leave the row out")
     columns = {name: list(rows[name]) for name in rows.column_names if name != column}
-    return _fit(Questions(token_ids, texts, columns, too_long=0), config, where, tokenizer)
+    questions, became = _fit(Questions(token_ids, texts, columns, summary=""), config, where, tokenizer)
+    shortest, longest = (pick(len(ids) for ids in questions.token_ids) for pick in (min, max))
+    return replace(
+        questions, summary=f"prompts.{part}: {len(questions)} prompts of {shortest} to {longest} tokens{became}"
+    )
 
 
 def _prompt_column(config: PromptsConfig, names: list[str], where: str) -> str:
@@ -162,12 +161,14 @@ def _prompt_column(config: PromptsConfig, names: list[str], where: str) -> str:
     return present[0]
 
 
-def _fit(questions: Questions, config: PromptsConfig, where: str, tokenizer: PreTrainedTokenizerBase) -> Questions:
-    """Apply `prompts.too_long`."""
+def _fit(
+    questions: Questions, config: PromptsConfig, where: str, tokenizer: PreTrainedTokenizerBase
+) -> tuple[Questions, str]:
+    """Apply `prompts.too_long`; the second answer says to how many, for the summary."""
     limit = config.max_tokens
     long = [row for row, ids in enumerate(questions.token_ids) if len(ids) > limit]
     if not long:
-        return questions
+        return questions, ""
     if config.too_long == "error":
         first, longest = len(questions.token_ids[long[0]]), max(len(questions.token_ids[row]) for row in long)
         raise ConfigError(
@@ -184,12 +185,14 @@ def _fit(questions: Questions, config: PromptsConfig, where: str, tokenizer: Pre
                 "prompts.too_long=skip leaves none; raise prompts.max_tokens"
             )
         kept = questions.pick(keep, seeds=[0] * len(keep))
-        return Questions(kept.token_ids, kept.texts, kept.columns, too_long=len(long))
+        became = f"; {len(long)} longer than prompts.max_tokens={limit} were left out"
+        return replace(questions, token_ids=kept.token_ids, texts=kept.texts, columns=kept.columns), became
     token_ids, texts = list(questions.token_ids), list(questions.texts)
     for row in long:
         token_ids[row] = token_ids[row][-limit:]
         texts[row] = tokenizer.decode(token_ids[row], skip_special_tokens=False)
-    return Questions(token_ids, texts, questions.columns, too_long=len(long))
+    became = f"; {len(long)} were longer and lost their first tokens"
+    return replace(questions, token_ids=token_ids, texts=texts), became
 
 
 def _read_text(values: list[Any], tokenizer: PreTrainedTokenizerBase, where: str) -> tuple[list[str], list[list[int]]]:

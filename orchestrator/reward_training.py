@@ -23,7 +23,7 @@ from orchestrator.errors import ConfigError, TetrarchError
 from orchestrator.groups import spread
 from orchestrator.preferences import Comparisons, from_dataset, sampled, split
 from orchestrator.progress import Progress, make_progress
-from orchestrator.prompts import stable_seed
+from orchestrator.prompts import Questions, stable_seed
 from roles.batch import Preferences
 from roles.conversion import resolve_model
 from roles.packing import balance
@@ -42,8 +42,12 @@ class RewardQuality:
     left_out_groups: int
 
 
-def train_reward(config: RunConfig) -> RewardQuality:
-    """Get the comparisons, train, test on held-out groups, save to `reward_training.output`."""
+def train_reward(config: RunConfig, questions: Questions | None) -> RewardQuality:
+    """Get the comparisons, train, test on held-out groups, save to `reward_training.output`.
+
+    Args:
+        questions: the prompts whose responses are compared; None where a data set holds the pairs.
+    """
     training = config.reward_training
     if training is None:
         raise ConfigError("reward_training is missing; say at least output, model and pairs")
@@ -52,7 +56,7 @@ def train_reward(config: RunConfig) -> RewardQuality:
     with closing(make_progress("reward", 0, 0)) as progress:
         progress.status("preparing the models")
         backbone = resolve_model(training.model, Path(config.model_cache))
-        comparisons = split(_preferences(config, training, progress), training, config.seed)
+        comparisons = split(_preferences(config, training, questions, progress), training, config.seed)
         progress.lines(
             f"{len(comparisons.training.comparisons())} comparisons to train on, "
             f"{len(comparisons.heldout.comparisons())} held out, {comparisons.left_out} groups left out"
@@ -65,9 +69,12 @@ def train_reward(config: RunConfig) -> RewardQuality:
             return _train(config, training, trainer, comparisons, schedule, progress)
 
 
-def _preferences(config: RunConfig, training: RewardTrainingConfig, progress: Progress) -> Preferences:
+def _preferences(
+    config: RunConfig, training: RewardTrainingConfig, questions: Questions | None, progress: Progress
+) -> Preferences:
     if isinstance(training.pairs, SampledPairs):
-        return sampled(config, training.pairs, resolve_models(config, policy_only=True), progress)
+        assert questions is not None, "check_reward reads them"
+        return sampled(config, training.pairs, questions, resolve_models(config, policy_only=True), progress)
     tokenizer = load_tokenizer(resolve_model(training.model, Path(config.model_cache)))
     return from_dataset(training.pairs.dataset, tokenizer)
 
@@ -81,7 +88,7 @@ def _train(
     progress: Progress,
 ) -> RewardQuality:
     deadlines = config.deadlines
-    progress.status(f"training on {len(schedule)} batches of {training.pairs_per_step} groups")
+    progress.status(f"training on {len(schedule)} batches of {training.groups_per_step} groups")
     for number, step in enumerate(schedule, start=1):
         shards = comparisons.training.split(_share(step, comparisons.training, len(trainer)))
         stats = trainer.map(RewardTrainer.update, shards).result(deadlines.update_s)[0]
@@ -113,7 +120,7 @@ def _schedule(preferences: Preferences, training: RewardTrainingConfig, seed: in
     for epoch in range(training.epochs):
         order = list(groups)
         random.Random(stable_seed(seed, "reward", epoch)).shuffle(order)
-        size = training.pairs_per_step
+        size = training.groups_per_step
         steps += [order[first : first + size] for first in range(0, len(order), size)]
     return steps
 

@@ -16,9 +16,9 @@ from torch import Tensor
 
 from roles.batch import Experience, Rollouts
 from roles.config import PolicyLossConfig
-from roles.engine import Engine, EngineSetup, Work
-from roles.losses import approx_kl, denominator, log_ratio, masked_mean_weight, policy_loss, truncated_importance
-from roles.micro_batch import MicroBatch, per_token, picked, trained_rows
+from roles.engine import Engine, EngineSetup
+from roles.losses import approx_kl, log_ratio, policy_loss, truncated_importance
+from roles.micro_batch import MicroBatch, per_token, picked, update
 from roles.models import PolicyModel
 from roles.weight_transfer import EngineClient, WeightPusher
 
@@ -57,30 +57,17 @@ class Actor:
 
     def update(self, mini_batches: Sequence[Experience]) -> ActorStats:
         """One optimizer step for each of this rank's shares of a mini-batch."""
-        kept = [trained_rows(batch) for batch in mini_batches]
-        weights = [masked_mean_weight(batch.response_mask, self._loss.mean) for batch in mini_batches]
-        work = [
-            Work(batch.lengths[rows].tolist(), denominator(batch.response_mask, self._loss.mean))
-            for batch, rows in zip(mini_batches, kept, strict=True)
-        ]
-        sums = torch.zeros(len(mini_batches), 7, dtype=torch.float64)
-
-        def loss(step: int, items: list[int]) -> Tensor:
-            rows = [kept[step][item] for item in items]
-            return self._micro_batch_loss(mini_batches[step], rows, weights[step], sums[step])
-
-        facts = self._engine.train(work, loss)
-        sums[:, 6] = torch.tensor([w.denominator for w in work], dtype=torch.float64)
-        steps = self._engine.total(sums)
-        tokens, kl, clipped, entropy = steps[:, :4].sum(0).tolist()
+        done = update(self._engine, mini_batches, self._loss.mean, self._micro_batch_loss)
+        tokens, kl, clipped, entropy = done.measured[:, :4].sum(0).tolist()
+        tokens = max(tokens, 1)
         return ActorStats(
-            loss=float((steps[:, 5] / steps[:, 6].clamp(min=1)).mean()),
-            approx_kl=kl / max(tokens, 1),
-            clip_fraction=clipped / max(tokens, 1),
-            ratio_first_minibatch=float(steps[0, 4] / steps[0, 0].clamp(min=1)),
-            entropy=entropy / max(tokens, 1),
-            gradient_norm=sum(fact.gradient_norm for fact in facts) / len(facts),
-            learning_rate=facts[-1].learning_rate,
+            loss=float((done.measured[:, 5] / done.denominators).mean()),
+            approx_kl=kl / tokens,
+            clip_fraction=clipped / tokens,
+            ratio_first_minibatch=float(done.measured[0, 4] / done.measured[0, 0].clamp(min=1)),
+            entropy=entropy / tokens,
+            gradient_norm=done.gradient_norm,
+            learning_rate=done.learning_rate,
         )
 
     def connect(self, client: EngineClient) -> None:
@@ -115,8 +102,8 @@ class Actor:
         )
         return answer
 
-    def _micro_batch_loss(self, batch: Experience, rows: list[int], weights: Tensor, sums: Tensor) -> Tensor:
-        """Sum of the weighted losses of `rows`; what is measured on the way is added to `sums`."""
+    def _micro_batch_loss(self, batch: Experience, rows: list[int], weights: Tensor) -> tuple[Tensor, Tensor]:
+        """The weighted sum of the losses of `rows`; sums of tokens, KL, clipped tokens, entropy, ratio and loss."""
         config, device = self._loss, self._engine.device
         logprobs, entropy = self._forward(MicroBatch.of(batch, rows, device), with_entropy=True)
         assert entropy is not None
@@ -136,11 +123,10 @@ class Actor:
         with torch.no_grad():
             kl, ratio = approx_kl(logprobs, old).sum(), log_ratio(logprobs, old).exp().sum()
             tokens = torch.tensor(float(len(old)), device=device)
-            measured = torch.stack([tokens, kl, clipped.sum(), entropy.sum(), ratio, loss]).double().cpu()
-            sums[:6] += measured if rows else 0.0
+            measured = torch.stack([tokens, kl, clipped.sum(), entropy.sum(), ratio, loss])
         if config.entropy_coefficient:
             loss = loss - config.entropy_coefficient * (entropy * weight).sum()
-        return loss
+        return loss, measured
 
 
 def load_policy(setup: EngineSetup) -> PolicyModel:

@@ -12,7 +12,8 @@ import json
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from io import StringIO
 from pathlib import Path
 
 import torch
@@ -83,7 +84,8 @@ def _made_once(cache: Path, sources: list[Path], options: dict[str, int], make: 
     cache.mkdir(parents=True, exist_ok=True)
     made = Path(tempfile.mkdtemp(prefix="unfinished-", dir=cache))
     try:
-        make(made)
+        with _quiet():
+            make(made)
         made.chmod(0o755)
         try:
             made.rename(target)
@@ -137,19 +139,22 @@ def _cut(folder: Path, layers: int, trust_remote_code: bool, made: Path) -> None
         config.layer_types = config.layer_types[:layers]
     classifier = any(name.endswith("ForSequenceClassification") for name in config.architectures or ())
     auto = AutoModelForSequenceClassification if classifier else AutoModelForCausalLM
-    with _no_report():  # of the layers that are left out
-        model = auto.from_pretrained(folder, config=config, dtype="auto", trust_remote_code=trust_remote_code)
+    model = auto.from_pretrained(folder, config=config, dtype="auto", trust_remote_code=trust_remote_code)
     model.save_pretrained(made)
     tokenizer.save_pretrained(made)
 
 
 @contextmanager
-def _no_report() -> Iterator[None]:
-    """Keep transformers' warnings about weights that it did not use off the terminal."""
+def _quiet() -> Iterator[None]:
+    """Keep off the terminal what transformers draws and says of every conversion: bars, weights of layers cut away.
+
+    What goes wrong is raised, and is not touched.
+    """
     level = logging.get_verbosity()
     logging.set_verbosity_error()
     try:
-        yield
+        with redirect_stdout(StringIO()), redirect_stderr(StringIO()):
+            yield
     finally:
         logging.set_verbosity(level)
 

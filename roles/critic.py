@@ -14,9 +14,9 @@ from torch import Tensor
 
 from roles.batch import Experience, Rollouts
 from roles.config import ValueLossConfig
-from roles.engine import Engine, EngineSetup, Work
-from roles.losses import denominator, masked_mean_weight, value_loss
-from roles.micro_batch import MicroBatch, per_token, picked, trained_rows
+from roles.engine import Engine, EngineSetup
+from roles.losses import value_loss
+from roles.micro_batch import MicroBatch, per_token, picked, update
 from roles.models import ValueModel
 
 
@@ -47,26 +47,13 @@ class Critic:
 
     def update(self, mini_batches: Sequence[Experience]) -> CriticStats:
         """One optimizer step for each of this rank's shares of a mini-batch."""
-        kept = [trained_rows(batch) for batch in mini_batches]
-        weights = [masked_mean_weight(batch.response_mask, self._loss.mean) for batch in mini_batches]
-        work = [
-            Work(batch.lengths[rows].tolist(), denominator(batch.response_mask, self._loss.mean))
-            for batch, rows in zip(mini_batches, kept, strict=True)
-        ]
-        sums = torch.zeros(len(mini_batches), 4, dtype=torch.float64)
-
-        def loss(step: int, items: list[int]) -> Tensor:
-            rows = [kept[step][item] for item in items]
-            return self._micro_batch_loss(mini_batches[step], rows, weights[step], sums[step])
-
-        facts = self._engine.train(work, loss)
-        sums[:, 3] = torch.tensor([w.denominator for w in work], dtype=torch.float64)
-        steps = self._engine.total(sums)
+        done = update(self._engine, mini_batches, self._loss.mean, self._micro_batch_loss)
+        tokens, clipped, _ = done.measured.sum(0).tolist()
         return CriticStats(
-            loss=float((steps[:, 2] / steps[:, 3].clamp(min=1)).mean()),
-            clip_fraction=float(steps[:, 1].sum() / steps[:, 0].sum().clamp(min=1)),
-            gradient_norm=sum(fact.gradient_norm for fact in facts) / len(facts),
-            learning_rate=facts[-1].learning_rate,
+            loss=float((done.measured[:, 2] / done.denominators).mean()),
+            clip_fraction=clipped / max(tokens, 1),
+            gradient_norm=done.gradient_norm,
+            learning_rate=done.learning_rate,
         )
 
     def save_model(self, folder: str | Path) -> None:
@@ -85,8 +72,8 @@ class Critic:
         values: Tensor = self._engine(packed=micro.packed, positions=micro.positions)
         return values
 
-    def _micro_batch_loss(self, batch: Experience, rows: list[int], weights: Tensor, sums: Tensor) -> Tensor:
-        """Sum of the weighted losses of `rows`; what is measured on the way is added to `sums`."""
+    def _micro_batch_loss(self, batch: Experience, rows: list[int], weights: Tensor) -> tuple[Tensor, Tensor]:
+        """The weighted sum of the losses of `rows`; sums of tokens, clipped tokens and loss."""
         device = self._engine.device
         values = self._forward(MicroBatch.of(batch, rows, device))
         old, returns = picked(batch.values, batch, rows, device), picked(batch.returns, batch, rows, device)
@@ -94,9 +81,8 @@ class Critic:
         loss = (losses * picked(weights, batch, rows, device)).sum()
         with torch.no_grad():
             tokens = torch.tensor(float(len(old)), device=device)
-            measured = torch.stack([tokens, clipped.sum(), loss]).double().cpu()
-            sums[:3] += measured if rows else 0.0
-        return self._loss.coefficient * loss
+            measured = torch.stack([tokens, clipped.sum(), loss])
+        return self._loss.coefficient * loss, measured
 
 
 def _load(setup: EngineSetup) -> ValueModel:

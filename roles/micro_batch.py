@@ -13,7 +13,10 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from roles.engine import Engine
+from roles.batch import Experience
+from roles.config import LossMean
+from roles.engine import Engine, StepFacts, Work
+from roles.losses import denominator, masked_mean_weight
 from roles.packing import Packed, pack
 
 
@@ -88,7 +91,51 @@ def per_token(engine: Engine, batch: TokenRows, forward: Callable[[MicroBatch], 
     return answers
 
 
-def trained_rows(batch: TokenRows) -> list[int]:
-    """Rows with at least one token in the mask: the others have no gradient."""
-    rows: list[int] = batch.response_mask.any(1).nonzero().flatten().tolist()
-    return rows
+@dataclass(frozen=True, slots=True)
+class Update:
+    """What an update over several optimizer steps and all ranks tells."""
+
+    measured: Tensor
+    """float64 `[steps, columns]`: sums of what the loss measured."""
+    denominators: Tensor
+    """float64 `[steps]`: what each step's summed loss was divided by; at least 1."""
+    gradient_norm: float
+    """Before clipping; mean over the steps."""
+    learning_rate: float
+    """Of the last step."""
+
+
+MicroBatchLoss = Callable[[Experience, list[int], Tensor], tuple[Tensor, Tensor]]
+"""(mini-batch, rows, weights `[batch, time]`) → (their summed weighted loss, with a gradient; measured `[columns]`)."""
+
+
+def update(engine: Engine, mini_batches: Sequence[Experience], mean: LossMean, loss: MicroBatchLoss) -> Update:
+    """One optimizer step for each of this rank's shares of a mini-batch. A collective.
+
+    Rows without a token in the response mask have no gradient and are left out.
+    """
+    kept = [batch.response_mask.any(1).nonzero().flatten().tolist() for batch in mini_batches]
+    weights = [masked_mean_weight(batch.response_mask, mean) for batch in mini_batches]
+    denominators = [denominator(batch.response_mask, mean) for batch in mini_batches]
+    work = [
+        Work(batch.lengths[rows].tolist(), share)
+        for batch, rows, share in zip(mini_batches, kept, denominators, strict=True)
+    ]
+    sums = [torch.zeros((), dtype=torch.float64)] * len(work)
+
+    def step_loss(step: int, items: list[int]) -> Tensor:
+        rows = [kept[step][item] for item in items]
+        summed, measured = loss(mini_batches[step], rows, weights[step])
+        # A stand-in for no row measures nothing.
+        sums[step] = sums[step] + measured.double().cpu() * bool(rows)
+        return summed
+
+    facts: list[StepFacts] = engine.train(work, step_loss)
+    shares = torch.tensor(denominators, dtype=torch.float64)
+    total = engine.total(torch.cat([torch.stack(sums), shares[:, None]], 1))
+    return Update(
+        measured=total[:, :-1],
+        denominators=total[:, -1].clamp(min=1),
+        gradient_norm=sum(fact.gradient_norm for fact in facts) / len(facts),
+        learning_rate=facts[-1].learning_rate,
+    )

@@ -55,10 +55,6 @@ class RewardModel:
                 scores[part] = numbers
         return scores
 
-    def fingerprint(self) -> str:
-        """A hash of all weights."""
-        return self._engine.fingerprint()
-
     @torch.no_grad()
     def _read(self, rows: Sequence[Sequence[int]]) -> Tensor:
         """float32 `[rows]`: the head's number at the last token of each."""

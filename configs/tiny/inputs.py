@@ -2,13 +2,16 @@
 
 Start it with `.venv/bin/python configs/tiny/inputs.py [FOLDER]` (default `runs/inputs/tiny`); the tests call `write`.
 The same files come out each time: `policy/` (causal LM), `reward/` (sequence classification with one label),
-`train.jsonl` and `heldout.jsonl` with the columns `prompt` and `subject`.
+`train.jsonl` and `heldout.jsonl` with the columns `prompt` and `subject`, and comparisons for `tetrarch reward` in
+`pairs.jsonl`: a response of lower-case letters is preferred to one of digits.
 """
 
 from __future__ import annotations
 
 import itertools
 import json
+import random
+import string
 import sys
 from pathlib import Path
 
@@ -41,6 +44,19 @@ def prompts() -> list[dict[str, str]]:
     ]
     heldout = rows[::6]
     return heldout + [row for row in rows if row not in heldout]
+
+
+def pairs() -> list[dict[str, str]]:
+    """A comparison for each training prompt."""
+    source = random.Random(1)
+
+    def words(letters: str) -> str:
+        return " ".join("".join(source.choices(letters, k=source.randint(2, 5))) for _ in range(source.randint(1, 4)))
+
+    return [
+        {"prompt": row["prompt"], "chosen": words(string.ascii_lowercase), "rejected": words(string.digits)}
+        for row in prompts()[HELDOUT:]
+    ]
 
 
 def tokenizer() -> PreTrainedTokenizerFast:
@@ -101,7 +117,7 @@ def write(folder: Path) -> None:
         model.save_pretrained(folder / name)
         words.save_pretrained(folder / name)
     rows = prompts()
-    for name, part in (("heldout", rows[:HELDOUT]), ("train", rows[HELDOUT:])):
+    for name, part in (("heldout", rows[:HELDOUT]), ("train", rows[HELDOUT:]), ("pairs", pairs())):
         text = "".join(json.dumps(row) + "\n" for row in part)
         (folder / f"{name}.jsonl").write_text(text, encoding="utf-8")
     parameters = sum(parameter.numel() for parameter in policy.parameters())

@@ -28,7 +28,7 @@ from orchestrator.build import resolve_models, training_roles
 from orchestrator.kl import make_controller
 from orchestrator.loading import validate
 from orchestrator.ppo import TrainState, train_step
-from orchestrator.prompts import PromptSource
+from orchestrator.prompts import PromptSource, read_questions
 from orchestrator.timing import Clock
 
 PROMPTS, PROMPT_TOKENS, VOCABULARY, HIDDEN, LAYERS = 32, 16, 512, 256, 4
@@ -89,7 +89,8 @@ def measure(config_data: dict[str, Any], warm_up: int = 1) -> dict[str, float]:
     """Medians over the steps after the warm-up."""
     config = validate(config_data)
     models = resolve_models(config)
-    state = TrainState(PromptSource(config, models.tokenizer), make_controller(config.ppo.kl.controller))
+    questions = read_questions(config.prompts, "train", models.tokenizer)
+    state = TrainState(PromptSource(questions, config.seed), make_controller(config.ppo.kl.controller))
     rows = []
     with training_roles(config, models) as roles:
         for _ in range(config.steps):

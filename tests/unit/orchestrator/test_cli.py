@@ -8,7 +8,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
@@ -46,6 +46,9 @@ def tetrarch(*arguments: str | Path) -> Result:
     return CliRunner().invoke(cli.app, [str(argument) for argument in arguments])
 
 
+READ = SimpleNamespace(summary="prompts.train: 7 prompts")
+"""What the door has read."""
+
 Drive = Callable[..., list[tuple[str, tuple[Any, ...]]]]
 
 
@@ -62,11 +65,12 @@ def drive(monkeypatch: pytest.MonkeyPatch) -> Drive:
     def install(error: BaseException | None = None, at: str = "") -> list[tuple[str, tuple[Any, ...]]]:
         calls: list[tuple[str, tuple[Any, ...]]] = []
 
-        def stand_in(name: str) -> Callable[..., None]:
-            def called(*arguments: Any) -> None:
+        def stand_in(name: str) -> Callable[..., Any]:
+            def called(*arguments: Any) -> Any:
                 calls.append((name, arguments))
                 if error is not None and name == at:
                     raise error
+                return (READ, None) if name == "check_train" else READ
 
             return called
 
@@ -111,10 +115,10 @@ def test_unknown_options_are_refused(file: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
-        (["train"], [("check_train", False), ("train", False)]),
-        (["train", "--resume"], [("check_train", True), ("train", True)]),
-        (["reward"], [("check_reward",), ("train_reward",)]),
-        (["evaluate"], [("check_evaluate",), ("evaluate_run",)]),
+        (["train"], [("check_train", False), ("train", False, READ, None)]),
+        (["train", "--resume"], [("check_train", True), ("train", True, READ, None)]),
+        (["reward"], [("check_reward",), ("train_reward", READ)]),
+        (["evaluate"], [("check_evaluate",), ("evaluate_run", READ)]),
     ],
 )
 def test_the_door_comes_before_the_driver(
@@ -126,6 +130,7 @@ def test_the_door_comes_before_the_driver(
     assert result.exit_code == 0, result.output
     config = load_config(file, ["ppo.epochs=2", "seed=7"])
     assert calls == [(name, (config, *rest)) for name, *rest in expected]
+    assert READ.summary in result.output
 
 
 # Exit codes and errors

@@ -15,8 +15,9 @@ from transformers import PreTrainedTokenizerFast
 from orchestrator.config import DatasetConfig, RunConfig
 from orchestrator.errors import CheckpointError, ConfigError
 from orchestrator.loading import validate
-from orchestrator.prompts import PromptSource, heldout, stable_seed
+from orchestrator.prompts import PromptSource, heldout_prompts, read_questions, stable_seed
 from orchestrator.sources import is_hub_name, load_rows
+from roles.batch import Prompts
 
 WORDS = ["<pad>", "<eos>", "<unk>", *"abcdefghijklmnopqrstuvwxyz", "user", ":", "bot"]
 TEMPLATE = (
@@ -63,6 +64,15 @@ def configuration(path: Path | str, **changes: Any) -> RunConfig:
         "rollout": {"prompts_per_step": 4, "max_response_tokens": 4},
     }
     return validate({**data, **changes})
+
+
+def source_of(config: RunConfig, tokenizer: PreTrainedTokenizerFast) -> PromptSource:
+    return PromptSource(read_questions(config.prompts, "train", tokenizer), config.seed)
+
+
+def heldout(config: RunConfig, tokenizer: PreTrainedTokenizerFast) -> Prompts:
+    questions = read_questions(config.prompts, "heldout", tokenizer)
+    return heldout_prompts(questions, config.evaluation.prompts, config.seed)
 
 
 LETTERS = [{"prompt": letter, "topic": i} for i, letter in enumerate("abcdefg")]
@@ -138,7 +148,7 @@ def test_a_changed_file_is_read_anew(write: Write, tokenizer: PreTrainedTokenize
 
 
 def test_each_pass_is_a_fresh_permutation(write: Write, tokenizer: PreTrainedTokenizerFast) -> None:
-    texts = drawn(PromptSource(configuration(write(LETTERS)), tokenizer), steps=7)
+    texts = drawn(source_of(configuration(write(LETTERS)), tokenizer), steps=7)
     passes = [texts[start : start + 7] for start in (0, 7, 14)]
     assert [sorted(one) for one in passes] == [list("abcdefg")] * 3
     assert len({tuple(one) for one in passes}) == 3
@@ -146,7 +156,7 @@ def test_each_pass_is_a_fresh_permutation(write: Write, tokenizer: PreTrainedTok
 
 def test_the_order_is_a_function_of_the_seed(write: Write, tokenizer: PreTrainedTokenizerFast) -> None:
     path = write(LETTERS)
-    first, again, other = (PromptSource(configuration(path, seed=seed), tokenizer) for seed in (5, 5, 6))
+    first, again, other = (source_of(configuration(path, seed=seed), tokenizer) for seed in (5, 5, 6))
     once = [first.next(3, 2) for _ in range(4)]
     assert once == [again.next(3, 2) for _ in range(4)]
     assert [p.texts for p in once] != [other.next(3, 2).texts for _ in range(4)]
@@ -156,13 +166,13 @@ def test_the_order_does_not_depend_on_how_many_are_drawn_at_once(
     write: Write, tokenizer: PreTrainedTokenizerFast
 ) -> None:
     config = configuration(write(LETTERS))
-    assert drawn(PromptSource(config, tokenizer), steps=6, prompts=2) == drawn(PromptSource(config, tokenizer), steps=4)
+    assert drawn(source_of(config, tokenizer), steps=6, prompts=2) == drawn(source_of(config, tokenizer), steps=4)
 
 
 def test_responses_of_a_prompt_are_neighbours_with_seeds_of_their_own(
     write: Write, tokenizer: PreTrainedTokenizerFast
 ) -> None:
-    source = PromptSource(configuration(write(LETTERS)), tokenizer)
+    source = source_of(configuration(write(LETTERS)), tokenizer)
     batches = [source.next(3, 2) for _ in range(10)]
     assert all(batch.texts[0::2] == batch.texts[1::2] for batch in batches)
     seeds = [seed for batch in batches for seed in batch.seeds]
@@ -180,21 +190,21 @@ def test_stable_seeds_never_change() -> None:
 @pytest.mark.parametrize("steps", [0, 1, 2, 3, 7])
 def test_a_resumed_source_goes_on_where_it_was(write: Write, tokenizer: PreTrainedTokenizerFast, steps: int) -> None:
     config = configuration(write(LETTERS))
-    straight = PromptSource(config, tokenizer)
+    straight = source_of(config, tokenizer)
     for _ in range(steps):
         straight.next(3, 2)
     state = json.loads(json.dumps(straight.state_dict()))
-    resumed = PromptSource(config, tokenizer)
+    resumed = source_of(config, tokenizer)
     resumed.load_state_dict(state)
     assert [resumed.next(3, 2) for _ in range(5)] == [straight.next(3, 2) for _ in range(5)]
 
 
 def test_a_cursor_of_other_data_or_another_seed_is_refused(write: Write, tokenizer: PreTrainedTokenizerFast) -> None:
-    state = PromptSource(configuration(write(LETTERS)), tokenizer).state_dict()
+    state = source_of(configuration(write(LETTERS)), tokenizer).state_dict()
     with pytest.raises(CheckpointError, match=r"seed=9.*has 1"):
-        PromptSource(configuration(write(LETTERS), seed=9), tokenizer).load_state_dict(state)
+        source_of(configuration(write(LETTERS), seed=9), tokenizer).load_state_dict(state)
     with pytest.raises(CheckpointError, match=r"prompts\.train are not those"):
-        PromptSource(configuration(write(LETTERS[1:])), tokenizer).load_state_dict(state)
+        source_of(configuration(write(LETTERS[1:])), tokenizer).load_state_dict(state)
 
 
 # Long prompts
@@ -204,20 +214,23 @@ LONG = [{"prompt": "a b c d e f g h i j", "topic": 1}, {"prompt": "a b", "topic"
 
 def test_long_prompts_are_an_error(write: Write, tokenizer: PreTrainedTokenizerFast) -> None:
     with pytest.raises(ConfigError) as caught:
-        PromptSource(configuration(write(LONG)), tokenizer)
+        source_of(configuration(write(LONG)), tokenizer)
     for part in ("row 0 has 10 tokens", "prompts.max_tokens=8", "2 of 3", "longest has 10", "skip or truncate"):
         assert part in str(caught.value)
 
 
 def test_long_prompts_are_skipped_and_counted(write: Write, tokenizer: PreTrainedTokenizerFast) -> None:
-    source = PromptSource(configuration(write(LONG), prompts={"too_long": "skip"}), tokenizer)
-    assert (len(source), source.too_long) == (1, 2)
-    assert source.next(2, 1).columns == {"topic": [2, 2]}
+    config = configuration(write(LONG), prompts={"too_long": "skip"})
+    questions = read_questions(config.prompts, "train", tokenizer)
+    assert questions.summary == (
+        "prompts.train: 1 prompts of 2 to 2 tokens; 2 longer than prompts.max_tokens=8 were left out"
+    )
+    assert PromptSource(questions, seed=0).next(2, 1).columns == {"topic": [2, 2]}
 
 
 def test_skipping_all_prompts_is_an_error(write: Write, tokenizer: PreTrainedTokenizerFast) -> None:
     with pytest.raises(ConfigError, match=r"all 3 prompts are longer than prompts\.max_tokens=1"):
-        PromptSource(configuration(write(LONG), prompts={"too_long": "skip", "max_tokens": 1}), tokenizer)
+        source_of(configuration(write(LONG), prompts={"too_long": "skip", "max_tokens": 1}), tokenizer)
 
 
 def test_long_prompts_lose_their_first_tokens_and_are_counted(write: Write, tokenizer: PreTrainedTokenizerFast) -> None:
@@ -225,7 +238,8 @@ def test_long_prompts_lose_their_first_tokens_and_are_counted(write: Write, toke
     prompts = heldout(config, tokenizer)
     assert prompts.texts == ["c d e f g h i j", "a b", "b b b b b b b b"]
     assert [len(ids) for ids in prompts.token_ids] == [8, 2, 8]
-    assert PromptSource(config, tokenizer).too_long == 2
+    summary = read_questions(config.prompts, "heldout", tokenizer).summary
+    assert summary == "prompts.heldout: 3 prompts of 2 to 8 tokens; 2 were longer and lost their first tokens"
 
 
 # Held-out prompts
@@ -263,21 +277,21 @@ def test_bad_rows(
 ) -> None:
     path = write(rows)
     with pytest.raises(ConfigError) as caught:
-        PromptSource(configuration(path), tokenizer)
+        source_of(configuration(path), tokenizer)
     assert [p for p in [f"prompts.train.path={path}", *parts] if p not in str(caught.value)] == [], caught.value
 
 
 def test_messages_need_a_chat_template(write: Write, tokenizer: PreTrainedTokenizerFast) -> None:
     plain = PreTrainedTokenizerFast(tokenizer_object=tokenizer.backend_tokenizer, pad_token="<pad>", eos_token="<eos>")
     with pytest.raises(ConfigError, match="no chat template"):
-        PromptSource(configuration(write([{"messages": [{"role": "user", "content": "a"}]}])), plain)
+        source_of(configuration(write([{"messages": [{"role": "user", "content": "a"}]}])), plain)
 
 
 def test_a_failing_chat_template_names_the_row(write: Write, tokenizer: PreTrainedTokenizerFast) -> None:
     strict = PreTrainedTokenizerFast(tokenizer_object=tokenizer.backend_tokenizer, pad_token="<pad>", eos_token="<eos>")
     strict.chat_template = "{{ raise_exception('no system turn, please') }}"
     with pytest.raises(ConfigError, match=r"row 0 does not go through.*no system turn, please"):
-        PromptSource(configuration(write([{"messages": [{"role": "user", "content": "a"}]}])), strict)
+        source_of(configuration(write([{"messages": [{"role": "user", "content": "a"}]}])), strict)
 
 
 def test_files_that_are_no_data(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from roles.micro_batch import MicroBatch, per_token, picked, trained_rows
+from roles.micro_batch import MicroBatch, per_token, picked
 from roles.packing import micro_batches
 
 CPU = torch.device("cpu")
@@ -42,7 +42,6 @@ def test_positions_stand_before_their_labels() -> None:
     assert micro.labels.tolist() == [13, 14, 32, 34, 35]
     assert micro.packed.token_ids[micro.positions].tolist() == [12, 13, 31, 33, 34]
     assert picked(rows.token_ids, rows, [0, 2], CPU).tolist() == micro.labels.tolist()
-    assert trained_rows(rows) == [0, 2]
 
 
 @pytest.mark.parametrize(("tokens", "at_least"), [(1, 1), (7, 1), (100, 1), (100, 5)])

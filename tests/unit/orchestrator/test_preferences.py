@@ -1,0 +1,100 @@
+"""Comparisons: a data set of pairs → Preferences, and which groups are trained on."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from configs.tiny.inputs import tokenizer
+from orchestrator.config import DatasetConfig, RewardTrainingConfig
+from orchestrator.errors import ConfigError
+from orchestrator.preferences import from_dataset, split
+from roles.batch import Preferences
+
+WORDS = tokenizer()
+
+
+def dataset(tmp_path: Path, rows: list[dict[str, Any]]) -> DatasetConfig:
+    path = tmp_path / "pairs.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return DatasetConfig(path=str(path))
+
+
+def texts(preferences: Preferences) -> list[str]:
+    rows = zip(preferences.token_ids.tolist(), preferences.lengths.tolist(), strict=True)
+    return [WORDS.decode(ids[:length]) for ids, length in rows]
+
+
+def test_pairs_of_texts(tmp_path: Path) -> None:
+    rows = [
+        {"prompt": "what is", "chosen": " red", "rejected": " a 7"},
+        {"prompt": "draw", "chosen": "x", "rejected": "y"},
+    ]
+    preferences = from_dataset(dataset(tmp_path, rows), WORDS)
+    assert texts(preferences) == ["what is red<eos>", "what is a 7<eos>", "drawx<eos>", "drawy<eos>"]
+    assert preferences.groups.tolist() == [0, 0, 1, 1]
+    assert preferences.comparisons().tolist() == [[0, 1], [2, 3]]
+    padding = torch.arange(preferences.token_ids.shape[1]) >= preferences.lengths[:, None]
+    assert set(preferences.token_ids[padding].tolist()) <= {WORDS.pad_token_id}
+
+
+def test_pairs_of_chats_get_the_template(tmp_path: Path) -> None:
+    rows = [{"messages": [{"role": "user", "content": "hi"}], "chosen": "yes", "rejected": "no"}]
+    assert texts(from_dataset(dataset(tmp_path, rows), WORDS))[0] == "<bos><user>hi<assistant>yes<eos>"
+
+
+@pytest.mark.parametrize("rows", [[{"prompt": "a", "chosen": "b"}], [{"chosen": "b", "rejected": "c"}]])
+def test_a_missing_column_is_named(tmp_path: Path, rows: list[dict[str, Any]]) -> None:
+    with pytest.raises(ConfigError, match="it needs `chosen`, `rejected`, and `prompt` or `messages`"):
+        from_dataset(dataset(tmp_path, rows), WORDS)
+
+
+def training(**changes: Any) -> RewardTrainingConfig:
+    pairs = {"type": "dataset", "dataset": {"path": "x"}}
+    return RewardTrainingConfig.model_validate({"output": "o", "model": {"path": "m"}, "pairs": pairs, **changes})
+
+
+def ranked(groups: list[list[float]], lengths: list[int] | None = None) -> Preferences:
+    """A group for each list of ranks; every row's tokens are its own number."""
+    ranks = [rank for group in groups for rank in group]
+    size = len(ranks)
+    return Preferences(
+        token_ids=torch.arange(size)[:, None].repeat(1, 8),
+        lengths=torch.tensor(lengths or [8] * size),
+        groups=torch.tensor([number for number, group in enumerate(groups) for _ in group]),
+        ranks=torch.tensor(ranks),
+    )
+
+
+def test_groups_are_set_aside_whole_and_none_is_in_both_parts() -> None:
+    preferences = ranked([[1.0, 0.0, 0.5]] * 20)
+    parts = split(preferences, training(heldout_fraction=0.25), seed=3)
+    aside, kept = set(parts.heldout.groups.tolist()), set(parts.training.groups.tolist())
+    assert (len(aside), len(kept), aside & kept, parts.left_out) == (5, 15, set(), 0)
+    assert len(parts.heldout.comparisons()) == 5 * 3
+    # Ranks and tokens have stayed with their rows.
+    for part in (parts.heldout, parts.training):
+        assert torch.equal(part.ranks, preferences.ranks[part.token_ids[:, 0]])
+        assert torch.equal(part.groups, preferences.groups[part.token_ids[:, 0]])
+
+
+def test_the_seed_decides_what_is_set_aside() -> None:
+    preferences = ranked([[1.0, 0.0]] * 30)
+    first, again, other = (split(preferences, training(), seed).heldout.groups.tolist() for seed in (1, 1, 2))
+    assert first == again != other
+
+
+def test_groups_that_say_nothing_or_are_too_long_are_left_out() -> None:
+    preferences = ranked([[1.0, 1.0], [1.0, 0.0], [0.5, 0.0], [1.0, 0.0]], lengths=[8, 8, 8, 3, 3, 3, 3, 3])
+    parts = split(preferences, training(max_tokens=4, heldout_fraction=0.5), seed=0)
+    assert parts.left_out == 2
+    assert {*parts.training.groups.tolist(), *parts.heldout.groups.tolist()} == {2, 3}
+
+
+def test_too_few_groups_are_an_error() -> None:
+    with pytest.raises(ConfigError, match=r"1 usable groups of 2 are too few to set heldout_fraction=0\.2 aside"):
+        split(ranked([[1.0, 0.0], [2.0, 2.0]]), training(), seed=0)

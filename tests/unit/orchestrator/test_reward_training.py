@@ -1,0 +1,55 @@
+"""The schedule of reward training, how groups are shared out, and the accuracy with its error."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+import torch
+
+from orchestrator.preferences import Comparisons
+from orchestrator.reward_training import _quality, _schedule, _share
+from tests.unit.orchestrator.test_preferences import ranked, training
+
+
+def test_every_epoch_is_a_fresh_permutation_of_all_groups() -> None:
+    preferences = ranked([[1.0, 0.0]] * 10)
+    steps = _schedule(preferences, training(epochs=2, groups_per_step=4), seed=0)
+    assert [len(step) for step in steps] == [4, 4, 2] * 2
+    first, second = (list(itertools.chain(*steps[epoch * 3 : epoch * 3 + 3])) for epoch in range(2))
+    assert sorted(first) == sorted(second) == list(range(10))
+    assert first != second
+    assert steps == _schedule(preferences, training(epochs=2, groups_per_step=4), seed=0)
+
+
+@pytest.mark.parametrize("ranks", [1, 2, 3, 5])
+def test_a_group_stays_on_one_rank(ranks: int) -> None:
+    preferences = ranked([[1.0, 0.0, 0.5]] * 4)
+    parts = _share([3, 0, 2], preferences, ranks)
+    assert len(parts) == ranks
+    assert sorted(row for part in parts for row in part) == [0, 1, 2, 6, 7, 8, 9, 10, 11]
+    for part in parts:
+        assert all(part.count(row) == 1 for row in part)
+        assert len(part) % 3 == 0 and {row // 3 * 3 for row in part} == set(part[::3])
+
+
+def test_accuracy_counts_pairs_in_the_judges_order() -> None:
+    heldout = ranked([[1.0, 0.0], [0.0, 1.0], [2.0, 1.0, 0.0]])
+    scores = torch.tensor([5.0, 1.0, 5.0, 1.0, 3.0, 2.0, 4.0])
+    quality = _quality(scores, Comparisons(ranked([[1.0, 0.0]]), heldout, left_out=7))
+    # right; wrong; (4,5) right, (4,6) and (5,6) wrong
+    assert quality.comparisons == 5
+    assert quality.accuracy == pytest.approx(2 / 5)
+    assert (quality.training_comparisons, quality.left_out_groups) == (1, 7)
+
+
+def test_the_error_counts_a_group_once() -> None:
+    """A group whose comparisons always agree is one observation, not many (a clustered standard error)."""
+    one = ranked([[1.0, 0.0]] * 8)
+    right = torch.tensor([1.0, 0.0] * 4 + [0.0, 1.0] * 4)
+    single = _quality(right, Comparisons(one, one, 0)).standard_error
+    assert single == pytest.approx((0.25 / 8) ** 0.5)
+    # Each comparison four times over (two better and two worse rows): no more is known than before.
+    four = ranked([[1.0, 1.0, 0.0, 0.0]] * 8)
+    right = torch.tensor([1.0, 1.0, 0.0, 0.0] * 4 + [0.0, 0.0, 1.0, 1.0] * 4)
+    assert _quality(right, Comparisons(four, four, 0)).standard_error == pytest.approx(single)

@@ -1,0 +1,104 @@
+"""One PPO step on fakes that write down what is asked of them, and when."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+import orchestrator.groups
+import orchestrator.ppo
+from cluster.config import Deadlines
+from orchestrator.config import PpoConfig
+from orchestrator.errors import TetrarchError
+from orchestrator.experience import ExperienceStats
+from orchestrator.groups import Policy, Roles
+from orchestrator.kl import FixedController
+from orchestrator.ppo import StepResult, TrainState, train_step
+from orchestrator.timing import Clock
+from roles.batch import Experience, Scored
+from tests.unit.orchestrator.fakes import ACTOR, CRITIC, FakeGroup, prompts_of, write_waits
+
+ROWS = 4
+
+
+def step(log: list[str], *, stale: int = 0, **ppo: Any) -> tuple[StepResult, TrainState, dict[str, FakeGroup]]:
+    groups = {role: FakeGroup(role, log) for role in ("actor", "critic", "reward", "reference")}
+    engines = FakeGroup("rollout", log, stale=stale)
+    deadlines = Deadlines()
+    roles: Any = Roles(
+        cluster=SimpleNamespace(),  # type: ignore[arg-type]
+        policy=Policy(engines, deadlines),  # type: ignore[arg-type]
+        judge=None,
+        deadlines=deadlines,
+        **groups,  # type: ignore[arg-type]
+    )
+    config: Any = SimpleNamespace(ppo=PpoConfig(epochs=2, mini_batches=2, **ppo), deadlines=deadlines, seed=0)
+    state = TrainState(SimpleNamespace(), FixedController(0.1), version=3)  # type: ignore[arg-type]
+    clock = Clock(lambda phase: log.append(f"[{phase}]"))
+    return train_step(roles, prompts_of(ROWS), state, config, clock), state, groups
+
+
+@pytest.fixture
+def log(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """What happened, in order; waits for several calls are in it."""
+    lines: list[str] = []
+    for module in (orchestrator.ppo, orchestrator.groups):
+        monkeypatch.setattr(module, "wait_all", write_waits(lines))
+    return lines
+
+
+SCORING = ["start actor.logprobs", "start reference.logprobs", "start critic.values", "start reward.score"]
+
+
+def test_the_order_of_calls(log: list[str]) -> None:
+    result, state, _ = step(log)
+    passes = "actor.logprobs critic.values reference.logprobs reward.score"
+    assert log == [
+        "[generate]",
+        *("part of engine 1", *SCORING),  # while engine 0 still generates
+        *("part of engine 0", *SCORING),
+        "[score]",
+        "wait for " + " ".join(sorted(2 * passes.split())),
+        "[experience]",
+        "[update]",
+        *("start critic.update", "start actor.update", "wait for actor.update critic.update"),  # side by side
+        "[push]",
+        "actor.push(4,)",
+    ]
+    assert (state.step, state.version, state.samples) == (1, 4, ROWS)
+    assert result.actor is ACTOR and result.critic is CRITIC
+
+
+def test_rows_keep_their_order_whatever_order_the_parts_come_in(log: list[str]) -> None:
+    result, _, _ = step(log)
+    assert result.scored.token_ids[:, 0].tolist() == result.scored.scores.tolist() == list(range(ROWS))
+
+
+def test_actor_and_critic_get_every_row_in_every_epoch(log: list[str]) -> None:
+    _, _, groups = step(log)
+    for role in ("actor", "critic"):
+        ranks: list[list[Experience]] = groups[role].seen[-1]
+        assert [len(mini) for mini in ranks] == [4, 4]  # epochs * mini_batches each
+        for epoch in range(2):
+            parts = [batch for mini in ranks for batch in mini[2 * epoch : 2 * epoch + 2]]
+            assert sorted(row for part in parts for row in part.token_ids[:, 0].tolist()) == list(range(ROWS))
+
+
+def test_while_the_critic_warms_up_the_actor_stays(log: list[str]) -> None:
+    result, state, _ = step(log, critic_warmup_steps=1)
+    assert log[-2:] == ["start critic.update", "wait for critic.update"]
+    assert (state.step, state.version) == (1, 3)
+    assert result.actor is None
+
+
+def test_samples_of_other_weights_are_refused(log: list[str]) -> None:
+    with pytest.raises(TetrarchError, match=r"asked for samples of weights version 3, got some of \[2\]"):
+        step(log, stale=-1)
+
+
+def test_the_result_tells_the_experience(log: list[str]) -> None:
+    result, _, _ = step(log)
+    assert isinstance(result.scored, Scored) and isinstance(result.experience, ExperienceStats)
+    assert result.experience.score_mean == pytest.approx(sum(range(ROWS)) / ROWS)
