@@ -1,0 +1,116 @@
+"""The README's commands, word for word, on the tiny model: a user's afternoon in an empty directory."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.unit.test_readme import commands
+
+ROOT = Path(__file__).resolve().parents[2]
+TRAIN = ".venv/bin/tetrarch train configs/tiny.yaml"
+ONE_RANK = [f"placement.{group}.ranks=1" for group in ("actor", "critic", "reward", "reference", "rollout")]
+"""Starting a process takes the processor longer than anything that it does here."""
+
+
+def start(words: list[str], home: Path) -> str:
+    """Run a command in `home` and return what it showed; a failure is an error."""
+    environment = {**os.environ, "RAY_USAGE_STATS_ENABLED": "0"}
+    done = subprocess.run(words, cwd=home, env=environment, text=True, capture_output=True, timeout=300)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout + done.stderr
+
+
+def metrics(run_dir: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the README's relative paths lead to this checkout, except for `runs/`."""
+    home = tmp_path_factory.mktemp("home")
+    (home / ".venv").symlink_to(sys.prefix)
+    for name in ("orchestrator", "roles", "cluster", "configs", "tests"):
+        (home / name).symlink_to(ROOT / name)
+    return home
+
+
+@pytest.fixture(scope="module")
+def tiny(home: Path) -> Path:
+    """The first commands for `configs/tiny.yaml`."""
+    first, second = (
+        words for words in commands() if " ".join(words) in (".venv/bin/python configs/tiny/inputs.py", TRAIN)
+    )
+    start([*first, "runs/inputs/tiny"], home)
+    start(second, home)
+    return home / "runs/tiny"
+
+
+@pytest.fixture(scope="module")
+def reward(home: Path, tiny: Path) -> Path:
+    """`tetrarch reward`."""
+    shown = start([".venv/bin/tetrarch", "reward", "configs/tiny.yaml"], home)
+    assert "held-out pair accuracy" in shown
+    return home / "runs/tiny-reward/model"
+
+
+def test_a_run_leaves_what_the_readme_promises(tiny: Path) -> None:
+    assert len(metrics(tiny)) == 6
+    for name in ("report.html", "evaluation.jsonl", "samples.jsonl", "config.yaml", "run.json", "actor/config.json"):
+        assert (tiny / name).is_file(), name
+    assert list(tiny.glob("tensorboard/events.*"))
+    assert [path.name for path in sorted(tiny.glob("checkpoints/*"))] == ["step-000004", "step-000006"]
+
+
+def test_evaluate_opens_the_trained_actor_in_vllm(home: Path, tiny: Path) -> None:
+    shown = start([".venv/bin/tetrarch", "evaluate", "configs/tiny.yaml", "evaluation.prompts=8", *ONE_RANK], home)
+    result = json.loads((tiny / "evaluate.json").read_text())
+    assert (result["label"], result["step"], result["prompts"]) == ("trained", 6, 8)
+    assert "evaluation trained" in shown and "prompts.heldout: 32 prompts" in shown
+
+
+def test_a_reward_model_learns_the_order(reward: Path) -> None:
+    quality = json.loads((reward / "reward_quality.json").read_text())
+    assert quality["accuracy"] > 0.9
+    assert quality["comparisons"] == 32
+    assert json.loads((reward / "config.json").read_text())["score_shift"] != 0
+
+
+def test_the_less_common_settings_run(home: Path, reward: Path) -> None:
+    """Chats, skipped prompts, a reward model behind the text bridge, critic warm-up, bootstrap, adaptive KL."""
+    chats = home / "runs/chats.jsonl"
+    turns = [[{"role": "user", "content": f"draw the {'very ' * row}red river"}] for row in range(12)]
+    chats.write_text("".join(json.dumps({"messages": messages}) + "\n" for messages in turns))
+    shown = start(
+        [
+            *(
+                *TRAIN.split(),
+                "run_dir=runs/tiny-settings",
+                "steps=3",
+                "prompts.too_long=skip",
+                "prompts.max_tokens=24",
+            ),
+            *(f"prompts.train.path={chats}", f"reward.model.path={reward}", f"critic.model.path={reward}"),
+            *("reward.text_bridge=true", "ppo.critic_warmup_steps=1", "ppo.truncated={type: bootstrap}"),
+            *(
+                "ppo.kl.controller={type: adaptive, target: 0.5, initial: 0.2, horizon: 64}",
+                "rollout.prompts_per_step=4",
+                *ONE_RANK,
+            ),
+        ],
+        home,
+    )
+    assert "longer than prompts.max_tokens=24 were left out" in shown
+    warm, *trained = metrics(home / "runs/tiny-settings")
+    assert "policy/loss" not in warm and warm["weights/version"] == 0
+    assert [line["weights/version"] for line in trained] == [1, 2]
+    assert trained[0]["policy/ratio_first_minibatch"] == pytest.approx(1.0, abs=1e-5)
+    # The KL is below its target, so the coefficient falls.
+    assert warm["kl/coefficient"] == 0.2 > trained[0]["kl/coefficient"] > trained[1]["kl/coefficient"]
+    assert all(line["engine/logprob_gap_mean"] < 1e-4 for line in [warm, *trained])

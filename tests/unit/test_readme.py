@@ -1,0 +1,95 @@
+"""Every command and every piece of configuration in the README is one that the program takes.
+
+Those that run in seconds to minutes on the tiny model are really run, in tests/integration/test_commands.py.
+"""
+
+from __future__ import annotations
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+import yaml
+from pydantic import TypeAdapter
+from typer.main import get_command
+
+from orchestrator import cli
+from orchestrator.config import RunConfig
+from orchestrator.loading import load_config
+from roles.config import RewardConfig
+
+ROOT = Path(__file__).resolve().parents[2]
+README = (ROOT / "README.md").read_text()
+BLOCKS = re.findall(r"^```(\w*)\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
+
+
+def commands() -> list[list[str]]:
+    """Lines of the code blocks that start a program, as words, without comments."""
+    lines = [
+        line for language, text in BLOCKS if language in ("", "bash") for line in text.replace("\\\n", " ").splitlines()
+    ]
+    started = [line for line in lines if re.match(r"(\.venv/bin/|tetrarch |make )", line)]
+    return [shlex.split(line, comments=True) for line in started]
+
+
+def targets() -> set[str]:
+    return set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+
+
+def test_there_are_commands_and_blocks() -> None:
+    assert len(commands()) >= 10
+    assert len([text for language, text in BLOCKS if language == "yaml"]) >= 3
+
+
+@pytest.mark.parametrize("words", commands(), ids=" ".join)
+def test_commands_are_known(words: list[str]) -> None:
+    program, *rest = words
+    if program == "make":
+        assert set(rest) <= targets()
+    elif program == ".venv/bin/python":
+        assert (ROOT / rest[0]).is_file()
+    else:
+        known = get_command(cli.app).commands  # type: ignore[attr-defined]
+        command, *arguments = rest
+        flags = [word.strip("[]") for word in arguments if word.strip("[]").startswith("--")]
+        taken = {name for parameter in known[command].params for name in parameter.opts}
+        assert set(flags) <= taken
+        configs = [word for word in arguments if word.endswith(".yaml")]
+        if program == ".venv/bin/tetrarch" and configs:
+            overrides = [word for word in arguments if "=" in word]
+            assert isinstance(load_config(ROOT / configs[0], overrides), RunConfig)
+
+
+def test_every_make_target_is_described() -> None:
+    described = set(re.findall(r"`make ([a-z]+)", README))
+    assert described - {"help"} == targets() - {"help"}
+
+
+@pytest.mark.parametrize("text", [text for language, text in BLOCKS if language == "yaml"])
+def test_pieces_of_configuration_are_valid(text: str, tmp_path: Path) -> None:
+    piece = yaml.safe_load(text)
+    if set(piece) == {"reward"}:
+        TypeAdapter(RewardConfig).validate_python(piece["reward"])
+        return
+    path = tmp_path / "mine.yaml"
+    path.write_text(text)
+    assert isinstance(load_config(path), RunConfig)
+
+
+def test_inline_pieces_of_configuration_are_valid() -> None:
+    """`key: {…}` in the text names keys that exist, with values that they take."""
+    reward = "reward={type: function, path: configs/tiny/reward.py}"
+    inline = re.findall(r"`((?:[a-z_]+\.)*[a-z_]+): (\{[^`]*\})`", README)
+    assert inline
+    for key, value in inline:
+        if key == "pairs":
+            key = "reward_training.pairs"
+        value = value.replace(": N", ": 1").replace(": K", ": 1")
+        assert load_config(ROOT / "configs/tiny.yaml", [reward, f"{key}={value}"])
+
+
+def test_files_that_the_readme_names_exist() -> None:
+    names = re.findall(r"`((?:orchestrator|roles|cluster|configs|tests)/[\w/.]+\.(?:py|yaml))`", README)
+    assert len(names) > 10
+    assert [name for name in names if not (ROOT / name).is_file()] == []
