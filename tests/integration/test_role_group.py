@@ -199,6 +199,7 @@ def test_memory_is_measured_while_a_method_runs(cluster: RayCluster, start: Star
     before = cluster.usage()
     group.call(Stub.keep, 800).result(30)
     busy = group.call(Stub.hang, True)
+    time.sleep(3)  # about one sample a second
     after = cluster.usage()
     name = str(group.ranks[0].identity)
     before_rank, after_rank = before.rank_peaks[name], after.rank_peaks[name]

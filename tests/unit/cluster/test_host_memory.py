@@ -28,11 +28,13 @@ def test_sampler_sees_the_process_and_its_children() -> None:
     )
     assert child.stdout is not None and child.stdout.readline() == b"ready\n"
     assert [process.pid for process in tree(os.getpid())] == [os.getpid(), child.pid]
+    sampler.sample()
     with_child = max(sampler.drain().values())
     assert 90 * MIB < with_child - before < 200 * MIB
     child.communicate(b"\n")
     time.sleep(1)  # the next sample is of another second
-    sampler.drain()
+    sampler.sample()
+    sampler.drain()  # with those of the child
     assert max(sampler.drain().values()) < before + 50 * MIB
     assert sampler.peak >= with_child
     sampler.stop()
