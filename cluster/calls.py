@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
@@ -26,6 +27,7 @@ GRACE_S = 3.0
 STATUS_S = 3.0
 """A rank that cannot say within so many seconds what it is doing is reported as silent."""
 
+IDLE_POLL_S = 0.2
 CONTROL_S = 20.0
 """For a rank to answer a question that needs no work, on a busy machine."""
 SILENT = (
@@ -120,6 +122,27 @@ def ask(ranks: Sequence[Rank], question: str) -> list[Any]:
     for rank, answer in zip(ranks, answers, strict=True):
         _raise_failure(rank, question, answer, {})
     return ray.get(answers)
+
+
+@contextmanager
+def watching(ranks: Sequence[Rank]) -> Iterator[None]:
+    """For the waits inside only the deaths of `ranks` count: others may have died already."""
+    everyone = list(alive)
+    alive[:] = ranks
+    try:
+        yield
+    finally:
+        alive[:] = everyone
+
+
+def become_idle(ranks: Sequence[Rank], within_s: float) -> bool:
+    """Whether none of `ranks` runs a method any more, after at most `within_s`."""
+    until = time.monotonic() + within_s
+    while any(status.busy for status in ask(ranks, "status")):
+        if time.monotonic() > until:
+            return False
+        time.sleep(IDLE_POLL_S)
+    return True
 
 
 def _fetch(rank: Rank, method: str, ref: Any, deadline_s: float) -> Any:

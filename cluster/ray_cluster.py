@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Self
 
+import psutil
 import ray
 from ray._private.state import available_resources_per_node
 from ray.util import placement_group, remove_placement_group
@@ -46,12 +47,12 @@ class RayCluster:
     """Ray, with the plan's resources reserved."""
 
     def __init__(
-        self, plan: Plan, *, deadline_s: float, address: str | None = None, object_store_gib: float = 1.0
+        self, plan: Plan, *, deadline_s: float, address: str | None = None, object_store_gib: float | None = None
     ) -> None:
         self._plan = plan
         self._deadline_s = deadline_s
         self._address = address or os.environ.get("RAY_ADDRESS")
-        self._object_store_gib = object_store_gib
+        self._object_store_gib = object_store_gib or max(1.0, psutil.virtual_memory().total / 10 / GIB)
         self._group: PlacementGroup | None = None
         self._nodes: list[str] = []
         self._memory = MemorySampler()

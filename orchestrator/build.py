@@ -5,7 +5,7 @@ Called by the loops (`orchestrator.ppo`, `evaluation`, `reward_training`). To ad
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -26,7 +26,7 @@ from roles.conversion import resolve_model
 from roles.critic import Critic
 from roles.engine import EngineSetup
 from roles.reference import Reference
-from roles.reward import RewardModel, Scorer
+from roles.reward import PolicyText, RewardModel, Scorer
 from roles.reward_functions import FunctionScorer, RemoteScorer
 from roles.reward_trainer import RewardTrainer
 from roles.rollout import RolloutEngine, RolloutSetup, stop_token_ids
@@ -49,16 +49,23 @@ class Models:
     """The actor's; every token id in a batch is one of its."""
 
 
-def resolve_models(config: RunConfig, *, policy_only: bool = False) -> Models:
-    """Folders of all models; converts a GGUF file or cuts layers where the configuration asks for it (once)."""
+def resolve_models(config: RunConfig, roles: Collection[str] = ("reference", "reward", "critic")) -> Models:
+    """Folders of the actor and of `roles`; converts a GGUF file or cuts layers where the configuration asks (once)."""
     cache = Path(config.model_cache)
     actor = resolve_model(config.actor.model, cache)
-    if policy_only:
-        return Models(actor, actor, None, None, load_tokenizer(actor))
-    reference = resolve_model(config.reference.model, cache) if config.reference.model else actor
-    reward = resolve_model(config.reward.model, cache) if isinstance(config.reward, ModelReward) else None
-    critic = resolve_model(config.critic.model, cache) if config.critic.model else reward
-    return Models(actor, reference, reward, critic, load_tokenizer(actor))
+    wanted = {
+        "reference": config.reference.model,
+        "reward": config.reward.model if isinstance(config.reward, ModelReward) else None,
+        "critic": config.critic.model,
+    }
+    folders = {role: resolve_model(model, cache) for role, model in wanted.items() if model and role in roles}
+    return Models(
+        actor=actor,
+        reference=folders.get("reference", actor),
+        reward=folders.get("reward"),
+        critic=folders.get("critic", folders.get("reward")),
+        tokenizer=load_tokenizer(actor, trust_remote_code=config.actor.model.trust_remote_code),
+    )
 
 
 class Builder:
@@ -97,8 +104,11 @@ class Builder:
         if isinstance(config, ModelReward):
             assert models.reward is not None
             setup = self.engine_setup(models.reward, config)
-            return self.start("reward", RewardModel, (setup, str(models.actor), config.text_bridge))
+            return self.start("reward", RewardModel, (setup, self._bridge(models) if config.text_bridge else None))
         return self.scorer("reward", config)
+
+    def _bridge(self, models: Models) -> PolicyText:
+        return PolicyText(str(models.actor), self._config.actor.model.trust_remote_code)
 
     def judge(self) -> RoleGroup[Scorer] | None:
         """The gold scorer of the evaluations, if there is one."""

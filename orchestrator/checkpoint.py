@@ -10,7 +10,8 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,9 @@ from typing import Any
 from orchestrator.errors import CheckpointError
 
 MANIFEST = "manifest.json"
+PARTIAL = ".partial"
+TRAINED = "tetrarch.json"
+"""In the folder of a trained policy: of which step it is."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,18 +43,19 @@ class Checkpoints:
         self.keep = keep
 
     def save(self, step: int, state: dict[str, Any], write: Callable[[Path], None]) -> Path:
-        """Call `write(folder)` for the roles' files, add the manifest, commit, and drop what is older than `keep`."""
+        """Call `write(folder)` for the roles' files, add the manifest, commit, and keep the newest `keep` whole ones.
+
+        One that is not whole does not count, and is left as it is until its step is saved again.
+        """
         final = self.folder / f"step-{step:06d}"
-        partial = final.with_suffix(".partial")
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir(parents=True)
-        write(partial)
-        files = {str(f.relative_to(partial)): f.stat().st_size for f in sorted(partial.rglob("*")) if f.is_file()}
-        _write_durably(partial / MANIFEST, json.dumps({"step": step, "state": state, "files": files}, indent=1))
-        shutil.rmtree(final, ignore_errors=True)
-        partial.rename(final)
+        with whole_folder(final) as partial:
+            partial.mkdir(parents=True)
+            write(partial)
+            files = {str(f.relative_to(partial)): f.stat().st_size for f in sorted(partial.rglob("*")) if f.is_file()}
+            _write_durably(partial / MANIFEST, json.dumps({"step": step, "state": state, "files": files}, indent=1))
         _sync_folder(self.folder)
-        for old in self._folders()[self.keep :]:
+        whole = [folder for folder in self._folders() if _read_manifest(folder) is not None]
+        for old in [*whole[self.keep :], *self.folder.glob(f"step-*{PARTIAL}")]:
             shutil.rmtree(old)
         return final
 
@@ -71,8 +76,18 @@ class Checkpoints:
 
     def _folders(self) -> list[Path]:
         """Committed folders, newest first."""
-        folders = (p for p in self.folder.glob("step-*") if p.is_dir() and p.suffix != ".partial")
+        folders = (p for p in self.folder.glob("step-*") if p.is_dir() and p.suffix != PARTIAL)
         return sorted(folders, reverse=True)
+
+
+@contextmanager
+def whole_folder(final: Path) -> Iterator[Path]:
+    """A path to write to (nothing is there); left without an error, it takes the place of `final` by a rename."""
+    partial = final.with_name(final.name + PARTIAL)
+    shutil.rmtree(partial, ignore_errors=True)
+    yield partial
+    shutil.rmtree(final, ignore_errors=True)
+    partial.rename(final)
 
 
 def _read_manifest(folder: Path) -> dict[str, Any] | None:

@@ -17,11 +17,12 @@ from orchestrator.config import DatasetConfig, RewardTrainingConfig, RunConfig, 
 from orchestrator.errors import ConfigError
 from orchestrator.function_checks import check_function
 from orchestrator.model_checks import ModelFacts, check_folder, model_facts
-from orchestrator.sources import check_source, load_rows
+from orchestrator.sources import check_source
 from roles.config import FunctionReward, ModelConfig, ModelReward
 
 if TYPE_CHECKING:
     from orchestrator.prompts import Questions
+    from roles.batch import Preferences
 
 GIB = 2**30
 
@@ -52,8 +53,8 @@ def check_evaluate(config: RunConfig) -> Questions:
     return _questions(config, "heldout", actor)
 
 
-def check_reward(config: RunConfig) -> Questions | None:
-    """What `tetrarch reward` needs; the prompts that pairs are sampled for, None where they come from a data set."""
+def check_reward(config: RunConfig) -> Questions | Preferences:
+    """What `tetrarch reward` needs; the prompts that pairs are sampled for, or the pairs of a data set."""
     training = config.reward_training
     if training is None:
         raise ConfigError("reward_training is missing; say at least its output, model and pairs")
@@ -63,7 +64,7 @@ def check_reward(config: RunConfig) -> Questions | None:
         _check_sources(config, ["train"])
         check_folder(config.actor.model, "actor.model")
     else:
-        _check_pairs(training.pairs.dataset)
+        check_source(training.pairs.dataset, "reward_training.pairs.dataset")
     backbone = model_facts(training.model, "reward_training.model", config.model_cache)
     _check_tokenizer(backbone)
     _check_context(backbone, training.max_tokens, "reward_training.max_tokens")
@@ -74,7 +75,9 @@ def check_reward(config: RunConfig) -> Questions | None:
         _check_context(actor, *_longest(config))
         _check_engine(config, actor)
         return _questions(config, "train", actor)
-    return None
+    from orchestrator.pairs import read_pairs  # loads torch
+
+    return read_pairs(training.pairs.dataset, backbone.tokenizer)
 
 
 def _check_run_dir(config: RunConfig, resume: bool) -> None:
@@ -143,11 +146,9 @@ def _check_models(config: RunConfig, with_critic: bool) -> ModelFacts:
             mend = "use a reward model with the actor's tokenizer, or set reward.text_bridge: true"
             _check_same_tokens(reward, actor, mend)
             _check_context(reward, longest, sum_of)
-        elif config.critic.model is None and reward.tokenizer.get_vocab() != actor.tokenizer.get_vocab():
-            raise ConfigError(
-                "critic.model is null, which means the reward model, but that has another tokenizer than the actor "
-                "(reward.text_bridge=true); set critic.model.path (the actor's folder will do)"
-            )
+        elif with_critic and config.critic.model is None:
+            mend = "critic.model is null, so it is the critic too; set critic.model.path (the actor's folder will do)"
+            _check_same_tokens(reward, actor, mend)
     if config.critic.model is not None and with_critic:
         others.append(model_facts(config.critic.model, "critic.model", cache))
     _check_tokenizer(actor)
@@ -285,15 +286,3 @@ def _questions(config: RunConfig, part: Literal["train", "heldout"], actor: Mode
     from orchestrator.prompts import read_questions  # loads torch: not before the quick checks have passed
 
     return read_questions(config.prompts, part, actor.tokenizer)
-
-
-def _check_pairs(dataset: DatasetConfig) -> None:
-    key = "reward_training.pairs.dataset"
-    names = load_rows(dataset, key).column_names
-    lacking = [name for name in ("chosen", "rejected") if name not in names]
-    if not {"prompt", "messages"} & set(names):
-        lacking.append("prompt (or messages)")
-    if lacking:
-        raise ConfigError(
-            f"{key}.path={dataset.path} lacks {', '.join(lacking)}; it has {', '.join(names)}; rename them"
-        )

@@ -25,6 +25,7 @@ from roles.errors import RoleError
 
 if TYPE_CHECKING:
     from orchestrator.prompts import Questions
+    from roles.batch import Preferences
 
 RUN_FAILED = 1
 CONFIG_WRONG = 2
@@ -86,11 +87,11 @@ def reward(config: ConfigFile, overrides: Overrides = None, debug: Debug = False
         typer.echo("checking the configuration and what it names", err=True)
         from orchestrator.checks import check_reward
 
-        questions = check_reward(run)
-        report.read(questions)
+        source = check_reward(run)
+        report.read(source)
         from orchestrator.reward_training import train_reward
 
-        train_reward(run, questions)
+        train_reward(run, source)
 
 
 @app.command()
@@ -153,11 +154,11 @@ class _Report:
         self.config = config
         return config
 
-    def read(self, *data: Questions | None) -> None:
+    def read(self, *data: Questions | Preferences | None) -> None:
         """Say what the door has read."""
-        for questions in data:
-            if questions is not None:
-                typer.echo(questions.summary, err=True)
+        for source in data:
+            if source is not None:
+                typer.echo(source.summary, err=True)
 
     def fail(self, headline: str, error: BaseException, code: int, debug: bool) -> NoReturn:
         if debug:

@@ -101,8 +101,6 @@ class KlConfig(Section):
 
     controller: KlController = FixedKl()
     """Where the coefficient comes from."""
-    estimator: Literal["k1"] = "k1"
-    """log π − log π_ref of the sampled token. k2 and k3 in the reward have another optimum and are refused."""
 
 
 class ScoreTruncated(Section):

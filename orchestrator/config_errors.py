@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import difflib
 import json
-import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, get_args
 
 from pydantic import BaseModel, SecretStr, ValidationError
 from pydantic.fields import FieldInfo
+
+from roles.redaction import without_credentials
 
 Location = tuple[int | str, ...]
 
@@ -203,11 +204,6 @@ def show(value: Any) -> str:
         return "a list"
     text = without_credentials(json.dumps(value, ensure_ascii=False, default=str))
     return text if len(text) <= 80 else f"{text[:77]}..."
-
-
-def without_credentials(text: str) -> str:
-    """Text in which `user:password@` of every URL is hidden."""
-    return re.sub(r"(\w+://)[^/@\s]+@", r"\1***@", text)
 
 
 def _first_sentence(field: FieldInfo | None) -> str:

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from cluster.calls import wait_all
 from orchestrator.build import evaluation_roles, resolve_models
+from orchestrator.checkpoint import TRAINED
 from orchestrator.config import RunConfig
 from orchestrator.groups import EvaluationRoles, spread
 from orchestrator.kl import k1
@@ -74,10 +75,10 @@ def evaluate_run(config: RunConfig, questions: Questions) -> EvaluationResult:
     run_dir = Path(config.run_dir)
     trained = run_dir / "actor"
     prompts = heldout_prompts(questions, config.evaluation.prompts, config.seed)
-    label, step = ("trained", config.steps) if trained.is_dir() else ("untrained", 0)
+    label, step = ("trained", _step_of(trained)) if trained.is_dir() else ("untrained", 0)
     with closing(make_progress("evaluate", 0, 0)) as progress:
         progress.status("preparing the models")
-        models = resolve_models(config)
+        models = resolve_models(config, ("reference", "reward"))
         if trained.is_dir():
             models = replace(models, actor=trained)
         progress.status(f"starting the roles, to measure {models.actor}")
@@ -90,6 +91,10 @@ def evaluate_run(config: RunConfig, questions: Questions) -> EvaluationResult:
         progress.lines(evaluation_lines(result, None))
         progress.lines(f"written to {file}")
     return result
+
+
+def _step_of(trained: Path) -> int:
+    return int(json.loads((trained / TRAINED).read_text())["step"])
 
 
 def _response_kl(logprobs: Tensor, reference_logprobs: Tensor, mask: Tensor) -> list[float]:

@@ -12,9 +12,10 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 
 from orchestrator.config import RunConfig
-from orchestrator.config_errors import key_of, problem_lines, sections_in, show, tag_of, without_credentials
+from orchestrator.config_errors import key_of, problem_lines, sections_in, show, tag_of
 from orchestrator.errors import ConfigError
 from orchestrator.yaml_text import YamlError, parse_yaml, to_yaml
+from roles.redaction import without_credentials
 
 
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:

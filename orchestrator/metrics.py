@@ -28,15 +28,15 @@ _ALL = (
     Metric("objective/entropy", "nats/token", "Entropy of the policy at the generated tokens, during the update"),
     Metric("policy/loss", "", "Clipped surrogate loss, mean over the update"),
     Metric("policy/approx_kl", "nats/token", "KL from the policy that sampled to the updated one (k3)"),
-    Metric("policy/clip_fraction", "fraction", "Tokens whose probability ratio was clipped"),
+    Metric("policy/clip_fraction", "fraction", "Tokens whose loss the clipped ratio decided"),
     Metric(
         "policy/ratio_first_minibatch",
         "",
-        "Mean probability ratio of the first mini-batch before any update; anything but 1 is a bug",
+        "Mean probability ratio of the first mini-batch: 1 but for rounding (1e-5 in float32, 1e-3 in bfloat16)",
     ),
     Metric("policy/gradient_norm", "", "Global L2 norm of the actor's gradient before clipping, mean over the update"),
     Metric("value/loss", "", "Half the squared error of the critic (clipped), mean over the update"),
-    Metric("value/clip_fraction", "fraction", "Tokens whose value moved beyond the clip"),
+    Metric("value/clip_fraction", "fraction", "Tokens whose loss the clipped value decided"),
     Metric(
         "value/explained_variance",
         "",

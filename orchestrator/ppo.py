@@ -6,13 +6,15 @@ preparation and bookkeeping. Called by `orchestrator.cli`.
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cluster.calls import wait_all
+from cluster.calls import become_idle, wait_all, watching
+from cluster.errors import ClusterError
 from orchestrator.build import resolve_models, training_roles
-from orchestrator.checkpoint import Checkpoint, Checkpoints
+from orchestrator.checkpoint import TRAINED, Checkpoint, Checkpoints, whole_folder
 from orchestrator.config import AdaptiveKl, RunConfig
 from orchestrator.errors import CheckpointError
 from orchestrator.evaluation import evaluate, training_samples
@@ -27,6 +29,9 @@ from roles.actor import Actor, ActorStats
 from roles.batch import Prompts, Scored
 from roles.critic import Critic, CriticStats
 from roles.reference import Reference
+
+RESCUE_S = 30.0
+"""For actor and critic to end what they were doing when another role failed."""
 
 
 @dataclass(slots=True)
@@ -87,7 +92,7 @@ def train_step(roles: Roles, prompts: Prompts, state: TrainState, config: RunCon
         with clock("push"):
             roles.policy.load(roles.actor, version=state.version + 1)
             state.version += 1
-    state.kl.update(stats.kl, len(scored))
+        state.kl.update(stats.kl, len(scored))
     state.samples += len(scored)
     state.step += 1
     actor_stats = actor_update.result(deadlines.update_s)[0] if actor_update else None
@@ -139,30 +144,45 @@ class Run:
     report: Reporter
     questions: Prompts | None
     """The held-out prompts."""
+    reference: str = ""
+    """The frozen model's fingerprint at the start."""
 
     def all_steps(self) -> None:
         """From the current step to the last; then save the actor."""
         config, state = self.config, self.state
         if state.step == 0:
             self._evaluate("before")
-        reference = self._reference_fingerprint()
+        self.reference = self._reference_fingerprint()
         while state.step < config.steps:
             self._one_step()
             last = state.step == config.steps
             if last or (config.checkpoint.every and state.step % config.checkpoint.every == 0):
-                self.save(reference)
+                self.save()
             if not last and config.evaluation.every and state.step % config.evaluation.every == 0:
                 self._evaluate(f"step {state.step}")
         self._evaluate("after")
-        self.report.status("saving the actor")
-        self.roles.actor.call(Actor.save_model, str(Path(config.run_dir) / "actor")).result(config.deadlines.save_s)
+        self._save_actor()
 
-    def save(self, reference: str) -> None:
-        """One checkpoint of everything that changes. `reference` is the frozen model's fingerprint at the start."""
+    def _save_actor(self) -> None:
+        """The trained policy, whole or not at all, with the step that it is of."""
+        self.report.status("saving the actor")
+        with whole_folder(Path(self.config.run_dir) / "actor") as folder:
+            self.roles.actor.call(Actor.save_model, str(folder)).result(self.config.deadlines.save_s)
+            (folder / TRAINED).write_text(json.dumps({"step": self.state.step}) + "\n")
+        self.report.note(f"most host memory in use: {self.roles.cluster.usage().host_peak:.1f} GiB")
+
+    def save(self) -> None:
+        """One checkpoint of everything that changes."""
         self.report.status(f"saving checkpoint {self.state.step}")
         now = self._reference_fingerprint()
-        if now != reference:
-            raise CheckpointError(f"the reference model has moved ({reference} became {now}); its scores mean nothing")
+        if now != self.reference:
+            raise CheckpointError(
+                f"the reference model has moved ({self.reference} became {now}); its scores mean nothing"
+            )
+        self._write_checkpoint(self.state.state_dict())
+
+    def _write_checkpoint(self, state: dict[str, Any]) -> Path:
+        """The driver's `state`, and that of actor and critic as they are."""
 
         def write(folder: Path) -> None:
             calls = [
@@ -171,7 +191,23 @@ class Run:
             ]
             wait_all(calls, self.config.deadlines.save_s)
 
-        self.checkpoints.save(self.state.step, {**self.state.state_dict(), "reference": reference}, write)
+        return self.checkpoints.save(state["step"], {**state, "reference": self.reference}, write)
+
+    def _rescue(self, state: dict[str, Any]) -> None:
+        """After a failure of other roles: save what was trained up to `state`, if actor and critic can still do it."""
+        newest = self.checkpoints.newest()
+        if state["step"] == (newest.step if newest else 0):
+            return
+        trained = [*self.roles.actor.ranks, *self.roles.critic.ranks]
+        self.report.status(f"saving checkpoint {state['step']} before the run ends")
+        with watching(trained):
+            try:
+                if become_idle(trained, RESCUE_S):
+                    self.report.note(f"saved {self._write_checkpoint(state)}; go on from there with --resume")
+                else:
+                    self.report.note(f"step {state['step']} could not be saved: a rank of actor or critic hangs")
+            except ClusterError as error:
+                self.report.note(f"step {state['step']} could not be saved: {error}")
 
     def restore(self, checkpoint: Checkpoint) -> None:
         """Continue from `checkpoint`: driver, actor, critic and engines."""
@@ -188,15 +224,22 @@ class Run:
         ]
         wait_all(calls, self.config.deadlines.start_s)
         self.state.load_state_dict(checkpoint.state)
-        self.roles.policy.load(self.roles.actor, version=self.state.version)
+        if self.state.version:  # at 0 the engines have started with these weights
+            self.roles.policy.load(self.roles.actor, version=self.state.version)
 
     def _one_step(self) -> None:
         config, state = self.config, self.state
         rollout = config.rollout
         clock = Clock(self.report.phase)
+        before = state.state_dict()
         prompts = state.prompts.next(rollout.prompts_per_step, rollout.responses_per_prompt)
         coefficient = state.kl.coefficient
-        result = train_step(self.roles, prompts, state, config, clock)
+        try:
+            result = train_step(self.roles, prompts, state, config, clock)
+        except ClusterError:
+            if "update" not in clock.seconds:  # actor and critic are as they were
+                self._rescue(before)
+            raise
         usage = self.roles.cluster.usage()
         seconds = clock.metrics(usage.busy)
         metrics = {

@@ -1,26 +1,23 @@
-"""Where comparisons come from: a data set of pairs, or the policy's own responses ranked by a judge.
+"""Comparisons to learn from: the policy's own responses ranked by a judge, and what of them is set aside.
 
 A configuration flows in; Preferences, split into training and held-out groups, flow out. Called by
-`orchestrator.reward_training`.
+`orchestrator.reward_training` (pairs of a data set are read by `orchestrator.pairs`).
 """
 
 from __future__ import annotations
 
 import random
 from dataclasses import dataclass
-from typing import Any
 
 import torch
-from transformers import PreTrainedTokenizerBase
 
 from cluster.calls import wait_all
 from orchestrator.build import Models, builder
-from orchestrator.config import DatasetConfig, RewardTrainingConfig, RunConfig, SampledPairs
+from orchestrator.config import RewardTrainingConfig, RunConfig, SampledPairs
 from orchestrator.errors import ConfigError
 from orchestrator.groups import Policy, spread
 from orchestrator.progress import Progress
 from orchestrator.prompts import PromptSource, Questions, stable_seed
-from orchestrator.sources import load_rows
 from roles.batch import Preferences
 from roles.reward import Scorer
 
@@ -54,25 +51,6 @@ def sampled(
     return Preferences(rollouts.token_ids, rollouts.lengths, groups, scores)
 
 
-def from_dataset(dataset: DatasetConfig, tokenizer: PreTrainedTokenizerBase) -> Preferences:
-    """Rows with `prompt` or `messages`, `chosen` and `rejected` (texts), tokenised; EOS ends every response."""
-    rows = load_rows(dataset, "reward_training.pairs.dataset")
-    missing = [name for name in ("chosen", "rejected") if name not in rows.column_names]
-    if missing or not {"prompt", "messages"} & set(rows.column_names):
-        raise ConfigError(
-            f"reward_training.pairs.dataset.path={dataset.path} has the columns {', '.join(rows.column_names)}; "
-            "it needs `chosen`, `rejected`, and `prompt` or `messages`"
-        )
-    sequences = []
-    for row in rows:
-        prompt = _prompt_ids(row, tokenizer)
-        for name in ("chosen", "rejected"):
-            answer = tokenizer(row[name], add_special_tokens=False)["input_ids"]
-            sequences.append([*prompt, *answer, tokenizer.eos_token_id])
-    ranks = torch.tensor([1.0, 0.0]).repeat(len(rows))
-    return _preferences(sequences, torch.arange(len(sequences)) // 2, ranks, tokenizer.pad_token_id)
-
-
 def split(preferences: Preferences, config: RewardTrainingConfig, seed: int) -> Comparisons:
     """Leave out groups that say nothing or are too long; set `heldout_fraction` of the groups aside."""
     groups: dict[int, list[int]] = {}
@@ -94,20 +72,3 @@ def split(preferences: Preferences, config: RewardTrainingConfig, seed: int) -> 
     parts = [[row for rows in part for row in rows] for part in (usable[heldout:], usable[:heldout])]
     training, aside = preferences.split(parts)
     return Comparisons(training, aside, left_out=len(groups) - len(usable))
-
-
-def _prompt_ids(row: dict[str, Any], tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    if "messages" not in row:
-        ids: list[int] = tokenizer(row["prompt"])["input_ids"]
-        return ids
-    text = tokenizer.apply_chat_template(row["messages"], tokenize=False, add_generation_prompt=True)
-    ids = tokenizer(text, add_special_tokens=False)["input_ids"]
-    return ids
-
-
-def _preferences(sequences: list[list[int]], groups: torch.Tensor, ranks: torch.Tensor, pad: int) -> Preferences:
-    lengths = torch.tensor([len(ids) for ids in sequences])
-    token_ids = torch.full((len(sequences), int(lengths.max())), pad)
-    for row, ids in enumerate(sequences):
-        token_ids[row, : len(ids)] = torch.tensor(ids)
-    return Preferences(token_ids, lengths, groups, ranks)

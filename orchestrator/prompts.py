@@ -33,7 +33,7 @@ class Questions:
     texts: list[str]
     """After the chat template."""
     columns: dict[str, list[Any]]
-    """The other columns."""
+    """The other columns; and `messages`, where they are the prompts."""
     summary: str
     """For the user: how many there are, how long they are, and what became of those that were too long."""
 
@@ -63,6 +63,7 @@ class PromptSource:
     def __init__(self, questions: Questions, seed: int) -> None:
         self._questions = questions
         self._seed = seed
+        self._fingerprint = questions.fingerprint()
         self._pass = 0
         self._position = 0
         self._draws = 0
@@ -82,11 +83,11 @@ class PromptSource:
     def state_dict(self) -> dict[str, Any]:
         """Where in the data the run is. JSON-able."""
         cursor = {"pass": self._pass, "position": self._position, "draws": self._draws}
-        return {**cursor, "seed": self._seed, "fingerprint": self._questions.fingerprint()}
+        return {**cursor, "seed": self._seed, "fingerprint": self._fingerprint}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue where `state` was taken. CheckpointError if data or seed are others than then."""
-        if state["fingerprint"] != self._questions.fingerprint():
+        if state["fingerprint"] != self._fingerprint:
             raise CheckpointError(
                 "the prompts in prompts.train are not those of the checkpoint (other rows, tokenizer, max_tokens or "
                 "too_long); restore them, or start anew in another run_dir"
@@ -135,7 +136,9 @@ def read_questions(
     empty = next((row for row, ids in enumerate(token_ids) if not ids), None)
     if empty is not None:
         raise ConfigError(f"{where}: row {empty} has an empty prompt; fill it or leave the row out")
-    columns = {name: list(rows[name]) for name in rows.column_names if name != column}
+    columns = {name: list(rows[name]) for name in rows.column_names if name not in COLUMNS}
+    if column == "messages":  # for a reward model that reads through a chat template of its own
+        columns[column] = [_present(messages) for messages in rows[column]]
     questions, became = _fit(Questions(token_ids, texts, columns, summary=""), config, where, tokenizer)
     shortest, longest = (pick(len(ids) for ids in questions.token_ids) for pick in (min, max))
     return replace(
@@ -195,7 +198,7 @@ def _fit(
     return replace(questions, token_ids=token_ids, texts=texts), became
 
 
-def _read_text(values: list[Any], tokenizer: PreTrainedTokenizerBase, where: str) -> tuple[list[str], list[list[int]]]:
+def read_texts(values: list[Any], tokenizer: PreTrainedTokenizerBase, where: str) -> tuple[list[str], list[list[int]]]:
     for row, value in enumerate(values):
         if not isinstance(value, str):
             raise ConfigError(
@@ -204,9 +207,7 @@ def _read_text(values: list[Any], tokenizer: PreTrainedTokenizerBase, where: str
     return values, tokenizer(values)["input_ids"]
 
 
-def _read_messages(
-    values: list[Any], tokenizer: PreTrainedTokenizerBase, where: str
-) -> tuple[list[str], list[list[int]]]:
+def read_chats(values: list[Any], tokenizer: PreTrainedTokenizerBase, where: str) -> tuple[list[str], list[list[int]]]:
     if tokenizer.chat_template is None:
         raise ConfigError(
             f"{where} has `messages`, but the tokenizer of actor.model has no chat template; add chat_template.jinja "
@@ -216,10 +217,15 @@ def _read_messages(
     return texts, tokenizer(texts, add_special_tokens=False)["input_ids"]
 
 
+def _present(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Without the keys that `datasets` has filled with None because another message has them."""
+    return [{key: value for key, value in message.items() if value is not None} for message in messages]
+
+
 def _render(messages: Any, tokenizer: PreTrainedTokenizerBase, where: str) -> str:
     if not isinstance(messages, list) or not messages or not all(isinstance(m, dict) for m in messages):
         raise ConfigError(f'{where} has no list of messages; write [{{"role": "user", "content": "…"}}]')
-    present = [{key: value for key, value in message.items() if value is not None} for message in messages]
+    present = _present(messages)
     for message in present:
         if "role" not in message or "content" not in message:
             raise ConfigError(
@@ -250,8 +256,8 @@ def _read_token_ids(
 
 
 _READERS: dict[str, Callable[[list[Any], PreTrainedTokenizerBase, str], tuple[list[str], list[list[int]]]]] = {
-    "prompt": _read_text,
-    "messages": _read_messages,
+    "prompt": read_texts,
+    "messages": read_chats,
     "prompt_token_ids": _read_token_ids,
 }
 """Column → how its values become texts `[rows]` and token ids `[rows][tokens]`."""

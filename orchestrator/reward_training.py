@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import math
 import random
-import shutil
 from contextlib import closing
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -18,17 +17,17 @@ import torch
 
 from cluster.role_group import RoleGroup
 from orchestrator.build import builder, resolve_models
+from orchestrator.checkpoint import whole_folder
 from orchestrator.config import RewardTrainingConfig, RunConfig, SampledPairs
 from orchestrator.errors import ConfigError, TetrarchError
 from orchestrator.groups import spread
-from orchestrator.preferences import Comparisons, from_dataset, sampled, split
+from orchestrator.preferences import Comparisons, sampled, split
 from orchestrator.progress import Progress, make_progress
 from orchestrator.prompts import Questions, stable_seed
 from roles.batch import Preferences
 from roles.conversion import resolve_model
 from roles.packing import balance
 from roles.reward_trainer import RewardTrainer
-from roles.tokenizer import load_tokenizer
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,11 +41,11 @@ class RewardQuality:
     left_out_groups: int
 
 
-def train_reward(config: RunConfig, questions: Questions | None) -> RewardQuality:
+def train_reward(config: RunConfig, source: Questions | Preferences) -> RewardQuality:
     """Get the comparisons, train, test on held-out groups, save to `reward_training.output`.
 
     Args:
-        questions: the prompts whose responses are compared; None where a data set holds the pairs.
+        source: the prompts whose responses are compared, or the pairs of a data set.
     """
     training = config.reward_training
     if training is None:
@@ -56,7 +55,7 @@ def train_reward(config: RunConfig, questions: Questions | None) -> RewardQualit
     with closing(make_progress("reward", 0, 0)) as progress:
         progress.status("preparing the models")
         backbone = resolve_model(training.model, Path(config.model_cache))
-        comparisons = split(_preferences(config, training, questions, progress), training, config.seed)
+        comparisons = split(_preferences(config, training, source, progress), training, config.seed)
         progress.lines(
             f"{len(comparisons.training.comparisons())} comparisons to train on, "
             f"{len(comparisons.heldout.comparisons())} held out, {comparisons.left_out} groups left out"
@@ -70,13 +69,12 @@ def train_reward(config: RunConfig, questions: Questions | None) -> RewardQualit
 
 
 def _preferences(
-    config: RunConfig, training: RewardTrainingConfig, questions: Questions | None, progress: Progress
+    config: RunConfig, training: RewardTrainingConfig, source: Questions | Preferences, progress: Progress
 ) -> Preferences:
-    if isinstance(training.pairs, SampledPairs):
-        assert questions is not None, "check_reward reads them"
-        return sampled(config, training.pairs, questions, resolve_models(config, policy_only=True), progress)
-    tokenizer = load_tokenizer(resolve_model(training.model, Path(config.model_cache)))
-    return from_dataset(training.pairs.dataset, tokenizer)
+    if isinstance(source, Preferences):
+        return source
+    assert isinstance(training.pairs, SampledPairs)
+    return sampled(config, training.pairs, source, resolve_models(config, ()), progress)
 
 
 def _train(
@@ -152,9 +150,6 @@ def _save(
     trainer: RoleGroup[RewardTrainer], output: Path, centre: float, quality: RewardQuality, deadline_s: float
 ) -> None:
     """The folder appears whole or not at all."""
-    partial = output.with_name(output.name + ".partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    trainer.call(RewardTrainer.save_model, str(partial), centre).result(deadline_s)
-    (partial / "reward_quality.json").write_text(json.dumps(asdict(quality), indent=1) + "\n")
-    shutil.rmtree(output, ignore_errors=True)
-    partial.rename(output)
+    with whole_folder(output) as partial:
+        trainer.call(RewardTrainer.save_model, str(partial), centre).result(deadline_s)
+        (partial / "reward_quality.json").write_text(json.dumps(asdict(quality), indent=1) + "\n")

@@ -33,7 +33,7 @@ class ActorStats:
     """Nats a token between the policy that sampled and the one that is trained."""
     clip_fraction: float
     ratio_first_minibatch: float
-    """Mean probability ratio of the first optimizer step: 1, since nothing has changed yet."""
+    """Mean probability ratio of the first optimizer step: 1, since nothing has changed yet; NaN without a token."""
     entropy: float
     """Nats a token."""
     gradient_norm: float
@@ -64,7 +64,7 @@ class Actor:
             loss=float((done.measured[:, 5] / done.denominators).mean()),
             approx_kl=kl / tokens,
             clip_fraction=clipped / tokens,
-            ratio_first_minibatch=float(done.measured[0, 4] / done.measured[0, 0].clamp(min=1)),
+            ratio_first_minibatch=float(done.measured[0, 4] / done.measured[0, 0]),
             entropy=entropy / tokens,
             gradient_norm=done.gradient_norm,
             learning_rate=done.learning_rate,
@@ -73,7 +73,9 @@ class Actor:
     def connect(self, client: EngineClient) -> None:
         """Meet the vLLM engines behind `client`; once, before the first push."""
         address = os.environ["MASTER_ADDR"]  # rank 0 is there, and it alone sends
-        self._pusher = WeightPusher(self._engine.module.model, client, rank=self._engine.rank, address=address)
+        self._pusher = WeightPusher(
+            self._engine.module.model, client, rank=self._engine.rank, address=address, timeout_s=client.deadline_s
+        )
 
     def push(self, version: int) -> None:
         """Give every engine the weights as they are, under the number `version`."""

@@ -1,6 +1,6 @@
 """The types that flow through one PPO step: Prompts → Rollouts → Scored → Experience.
 
-Token tensors are `[batch, time]`: a prompt and its response in one row, **right-padded** with the pad token;
+Token tensors are `[batch, time]`: a prompt and its response in one row, **right-padded**;
 `lengths` counts the tokens that are not padding. `response_mask` is True where the policy generated the token at
 that position (it may have gaps in a multi-turn sample, and is False on prompts and padding). Every per-token number
 (`*_logprobs`, `values`, `advantages`, …) is float32, belongs to the token at the same position, and is 0.0 where the
@@ -73,7 +73,8 @@ class Rollouts(Batch):
     """Prompts with their generated responses. Made by `roles.rollout`."""
 
     token_ids: Tensor
-    """int64 `[batch, time]`, right-padded with the pad token. Ends at the first EOS, which is kept."""
+    """int64 `[batch, time]`, right-padded (with anything: `lengths` says what is read). Ends at the first EOS, which is
+    kept."""
     lengths: Tensor
     """int64 `[batch]`: prompt + response tokens."""
     response_mask: Tensor
@@ -167,6 +168,11 @@ class Preferences(Batch):
         _check_shape(self, "token_ids", self.token_ids.shape, torch.int64)
         for name, dtype in (("lengths", torch.int64), ("groups", torch.int64), ("ranks", torch.float32)):
             _check_shape(self, name, self.token_ids.shape[:1], dtype)
+
+    @property
+    def summary(self) -> str:
+        """For the user: how many there are, and how long they are."""
+        return f"{len(self)} responses of {int(self.lengths.min())} to {int(self.lengths.max())} tokens to compare"
 
     def comparisons(self) -> Tensor:
         """int64 `[comparisons, 2]`: (row of the preferred, row of the other)."""

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, SecretStr
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, field_validator
 
 Dtype = Literal["float32", "bfloat16"]
 
@@ -148,11 +148,22 @@ class RemoteReward(Section):
     urls: list[Annotated[str, Field(pattern=r"^https?://")]] = Field(min_length=1)
     """Tried in turn; the batch is spread over them."""
     headers: dict[str, SecretStr] = {}
-    """Sent with each request (an authorization token, say); never logged."""
+    """Sent with each request (an authorization token, say); never logged. Space around a value is cut off."""
     timeout_s: float = Field(default=60.0, gt=0)
     """Deadline of one request, from connecting to the last byte of the answer."""
     retries: int = Field(default=2, ge=0)
     """Requests after the first failed one, each to the next URL, before the run fails by name."""
+
+    @field_validator("headers")
+    @classmethod
+    def _printable(cls, headers: dict[str, SecretStr]) -> dict[str, SecretStr]:
+        stripped = {name: SecretStr(value.get_secret_value().strip()) for name, value in headers.items()}
+        bad = [name for name, value in stripped.items() if not value.get_secret_value().isprintable()]
+        if bad:
+            raise ValueError(
+                f"the value of {', '.join(bad)} has a line break or control character; write it in one line"
+            )
+        return stripped
 
 
 RewardConfig = Annotated[ModelReward | FunctionReward | RemoteReward, Field(discriminator="type")]

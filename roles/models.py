@@ -76,8 +76,6 @@ class ValueModel(nn.Module):
         config = model.config
         self.score_shift = float(config.score_shift) if hasattr(config, "score_shift") else 0.0
         """What raw numbers are centred by; kept in the folder's config.json, 0 if it says nothing."""
-        self.score_scale = float(config.score_scale) if hasattr(config, "score_scale") else 1.0
-        """What they are then divided by; 1 if it says nothing."""
         self.score_pooling: Pooling = config.score_pooling if hasattr(config, "score_pooling") else "last"
         """`mean`: a number is the mean over all tokens up to its position, not the one there."""
         head = getattr(model, "score", None)
@@ -124,15 +122,16 @@ class ValueModel(nn.Module):
             numbers = _running_mean(self.model.score(hidden).squeeze(-1), packed).index_select(0, positions)
         else:
             numbers = self.model.score(hidden.index_select(0, positions)).squeeze(-1)
-        centred: Tensor = (numbers - self.score_shift) / self.score_scale
+        centred: Tensor = numbers - self.score_shift
         return centred
 
 
 def _running_mean(numbers: Tensor, packed: Packed) -> Tensor:
     """`[tokens]`: at each token the mean of `numbers` `[tokens]` from its sequence's first token to it."""
-    sums = nn.functional.pad(numbers.cumsum(0), (1, 0))
-    place = torch.arange(len(numbers), device=numbers.device)
-    return (sums[1:] - sums[place - packed.position_ids]) / (packed.position_ids + 1)
+    # Sequence by sequence: sums over the whole stream would lose digits to the neighbours, and spread their NaN.
+    lengths = packed.starts.diff().tolist()
+    sums = torch.cat([sequence.cumsum(0) for sequence in numbers.split(lengths)])
+    return sums / (packed.position_ids + 1)
 
 
 class _Float32Linear(nn.Module):

@@ -8,6 +8,7 @@ and chat template instead of the policy's token ids.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
@@ -28,13 +29,23 @@ class Scorer(Protocol):
         """float32 `[batch]`."""
 
 
+@dataclass(frozen=True, slots=True)
+class PolicyText:
+    """Whose tokenizer made the token ids; only the text bridge reads it."""
+
+    path: str
+    """The policy's folder."""
+    trust_remote_code: bool = False
+    """Whether code in that folder may run."""
+
+
 class RewardModel:
     """One rank of the reward model."""
 
-    def __init__(self, setup: EngineSetup, policy_path: str, text_bridge: bool = False) -> None:
-        """`policy_path` is the folder whose tokenizer made the token ids; only the bridge reads it."""
+    def __init__(self, setup: EngineSetup, policy: PolicyText | None = None) -> None:
+        """With `policy` the text bridge is open; without it, the token ids are the reward model's own."""
         self._engine = Engine(setup, lambda: _load(setup))
-        self._bridge = TextBridge(setup, policy_path) if text_bridge else None
+        self._bridge = TextBridge(setup, policy) if policy else None
         folder = self._engine.module.model.config
         self._longest = folder.max_position_embeddings if hasattr(folder, "max_position_embeddings") else None
 
@@ -70,9 +81,9 @@ class RewardModel:
 class TextBridge:
     """The policy's tokens → text → the reward model's tokens."""
 
-    def __init__(self, setup: EngineSetup, policy_path: str) -> None:
+    def __init__(self, setup: EngineSetup, policy: PolicyText) -> None:
         self._tokenizer: Any = load_tokenizer(setup.model_path, trust_remote_code=setup.trust_remote_code)
-        self._policy: Any = load_tokenizer(policy_path, trust_remote_code=setup.trust_remote_code)
+        self._policy: Any = load_tokenizer(policy.path, trust_remote_code=policy.trust_remote_code)
 
     def encode(self, rollouts: Rollouts) -> list[list[int]]:
         """Token ids of each row, for the reward model.

@@ -11,7 +11,6 @@ import json
 import math
 import os
 import pickle
-import re
 import subprocess
 import sys
 import threading
@@ -28,6 +27,10 @@ from roles import function_worker
 from roles.batch import Rollouts
 from roles.config import FunctionReward, RemoteReward
 from roles.errors import RewardError
+from roles.redaction import without_credentials
+
+SECRET_CHARACTERS = 8
+"""Words of a header's value that are as long are hidden by themselves too (`Bearer` is not)."""
 
 LOAD_DEADLINE_S = 300.0
 """For the reward function's file to be imported, whatever it imports itself."""
@@ -174,17 +177,21 @@ class RemoteScorer:
 
     def _scores(self, response: httpx.Response) -> Any:
         if response.status_code != httpx.codes.OK:
-            raise _CallFailed(f"HTTP {response.status_code} {_short(response.text)}")
+            raise _CallFailed(f"HTTP {response.status_code} {_short(self._redacted(response.text))}")
         try:
             return response.json()["scores"]
         except (ValueError, KeyError, TypeError):
-            raise _CallFailed(f'the answer is not {{"scores": [...]}} but {_short(response.text)}') from None
+            raise _CallFailed(
+                f'the answer is not {{"scores": [...]}} but {_short(self._redacted(response.text))}'
+            ) from None
 
     def _redacted(self, text: str) -> str:
-        """Text without the headers' values and without passwords in URLs."""
-        for secret in filter(None, self._headers.values()):
-            text = text.replace(secret, "**********")
-        return re.sub(r"(\w+://)[^/@\s]+@", r"\1***@", text)
+        """Text without the headers' values (nor their longer words) and without secrets in URLs."""
+        for value in self._headers.values():
+            words = [word for word in value.split() if len(word) >= SECRET_CHARACTERS]
+            for secret in filter(None, [value, *words]):
+                text = text.replace(secret, "**********")
+        return without_credentials(text)
 
 
 def _arguments(rollouts: Rollouts) -> dict[str, Any]:

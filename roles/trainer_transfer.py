@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor, wait
 from math import prod
 from typing import Any
 
@@ -24,6 +25,8 @@ from vllm.distributed.weight_transfer.factory import WeightTransferTrainerFactor
 from roles.errors import WeightTransferError
 from roles.gloo_transfer import GlooTrainerInitInfo, register
 from roles.weight_transfer import Digest, EngineClient, EngineFacts, full_parameters, parameter_shapes
+
+POLL_S = 0.1
 
 
 class ZeroSource(WeightSource):
@@ -56,10 +59,16 @@ class Control:
         self._source = source
         self.version = 0
         """Of the push that is going on."""
+        self.refused: Exception | None = None
+        """Why the engines did not join."""
 
     def init_weight_transfer_engine(self, init_info: dict[str, Any]) -> None:
         """Every engine joins; each moves `rank_offset` by its own place."""
-        self._client.call("init_weight_transfer", init_info)
+        try:
+            self._client.call("init_weight_transfer", init_info)
+        except Exception as error:
+            self.refused = error
+            raise
 
     def start_weight_update(self) -> None:
         """Every engine prepares for `version`."""
@@ -91,7 +100,17 @@ def connect(
     source = ZeroSource(module, groups, getattr(torch, facts[0].dtype))
     control = Control(client, source)
     info = _init_info(facts, source, rank, address, timeout_s)
-    return WeightTransferTrainerFactory.trainer_init(info, client=control, source=source), control
+    background = ThreadPoolExecutor(max_workers=1)
+    try:
+        meeting = background.submit(WeightTransferTrainerFactory.trainer_init, info, client=control, source=source)
+        while not meeting.done():
+            # The trainer's side of the meeting would wait for an engine that has failed until its own deadline.
+            if control.refused is not None:
+                raise control.refused
+            wait([meeting], timeout=POLL_S)
+        return meeting.result(), control
+    finally:
+        background.shutdown(wait=False)
 
 
 def _init_info(

@@ -33,6 +33,10 @@ DIGEST_COLUMNS = 1021
 class EngineClient(Protocol):
     """Reaches every rollout engine at once."""
 
+    @property
+    def deadline_s(self) -> float:
+        """How long it waits for an answer."""
+
     def call(self, method_name: str, *args: Any) -> list[Any]:
         """Call a method of `RolloutEngine` on each engine, wait, and return the answers by engine."""
 

@@ -254,9 +254,9 @@ def saved(setup: EngineSetup, batch: Experience, folder: str, kind: str) -> tupl
 
 def scored(setup: EngineSetup, policy: str, bridge: bool, rollouts: Rollouts) -> Tensor:
     """The reward model's numbers for this rank's share."""
-    from roles.reward import RewardModel
+    from roles.reward import PolicyText, RewardModel
 
-    model = RewardModel(setup, policy, bridge)
+    model = RewardModel(setup, PolicyText(policy) if bridge else None)
     return model.score(_mine(shares(rollouts, model._engine.world_size)))
 
 
@@ -299,7 +299,7 @@ def plain_value_loss(model: Any, batch: Experience, config: ValueLossConfig) -> 
     for row, length in enumerate(batch.lengths.tolist()):
         mask = batch.response_mask[row, 1:length]
         hidden = model.base_model(batch.token_ids[None, row, :length]).last_hidden_state[0, :-1]
-        values = (model.score(hidden)[:, 0] - model.config.score_shift) / model.config.score_scale
+        values = model.score(hidden)[:, 0] - model.config.score_shift
         old, target = batch.values[row, 1:length], batch.returns[row, 1:length]
         clipped = old + (values - old).clamp(-config.clip, config.clip)
         loss = 0.5 * torch.maximum((values - target) ** 2, (clipped - target) ** 2)

@@ -111,6 +111,31 @@ def test_the_less_common_settings_run(home: Path, reward: Path) -> None:
     assert "policy/loss" not in warm and warm["weights/version"] == 0
     assert [line["weights/version"] for line in trained] == [1, 2]
     assert trained[0]["policy/ratio_first_minibatch"] == pytest.approx(1.0, abs=1e-5)
-    # The KL is below its target, so the coefficient falls.
-    assert warm["kl/coefficient"] == 0.2 > trained[0]["kl/coefficient"] > trained[1]["kl/coefficient"]
+    # While the actor stands still its KL says nothing; then it is below its target, so the coefficient falls.
+    assert warm["kl/coefficient"] == trained[0]["kl/coefficient"] == 0.2 > trained[1]["kl/coefficient"]
     assert all(line["engine/logprob_gap_mean"] < 1e-4 for line in [warm, *trained])
+
+
+def test_a_reward_that_fails_loses_no_step(home: Path, tiny: Path) -> None:
+    """No checkpoint was due yet: the run saves one before it ends, and goes on from there."""
+    function = home / "runs/third_time_fails.py"
+    function.write_text(
+        "import pathlib\n"
+        "calls = []\n"
+        "def score(prompts, responses, *, response_token_ids, finished, columns):\n"
+        "    calls.append(1)\n"
+        "    if len(calls) == 5 and not pathlib.Path('runs/mended').exists():\n"
+        "        raise RuntimeError('the judge is out')\n"
+        "    return [float(len(text)) for text in responses]\n"
+    )
+    words = [
+        *(*TRAIN.split(), "run_dir=runs/tiny-failing", "steps=3", "checkpoint.every=0", "evaluation.every=0"),
+        *(f"reward={{type: function, path: {function}, retries: 0}}", "prompts.heldout=null", *ONE_RANK),
+    ]
+    done = subprocess.run(words, cwd=home, text=True, capture_output=True, timeout=300)
+    shown = done.stdout + done.stderr
+    assert done.returncode == 1, shown
+    assert "the judge is out" in shown and "step-000002; go on from there with --resume" in shown
+    (home / "runs/mended").touch()
+    start([*words, "--resume"], home)
+    assert [line["step"] for line in metrics(home / "runs/tiny-failing")] == [1, 2, 3]

@@ -25,7 +25,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     tied = save_tiny_llama(root / "tied", tie=True)
     torch.manual_seed(3)
     reward = AutoModelForSequenceClassification.from_pretrained(policy, num_labels=1)
-    reward.config.score_shift, reward.config.score_scale = 0.25, 2.0
+    reward.config.score_shift = 0.25
     reward.save_pretrained(root / "reward")
     AutoTokenizer.from_pretrained(policy).save_pretrained(root / "reward")
     return {"policy": policy, "tied": tied, "reward": root / "reward"}
@@ -204,7 +204,7 @@ def test_score_is_read_at_the_last_token(groups: dict[int, Ranks], folders: dict
         for row, length in enumerate(mine.lengths.tolist()):
             with torch.no_grad():
                 hidden = model.base_model(mine.token_ids[None, row, :length]).last_hidden_state[0, -1]
-                expected = (float(model.score(hidden)) - 0.25) / 2.0
+                expected = float(model.score(hidden)) - 0.25
             assert float(scores[row]) == pytest.approx(expected, abs=1e-5)
 
 

@@ -35,12 +35,16 @@ class FakeGroup:
 
     role: str
     log: list[str]
-    ranks: int = 2
+    size: int = 2
     seen: list[Any] = field(default_factory=list)
     """Shards of every `map`."""
 
     def __len__(self) -> int:
-        return self.ranks
+        return self.size
+
+    @property
+    def ranks(self) -> list[str]:
+        return [f"{self.role}-{rank}" for rank in range(self.size)]
 
     def map(self, method: Any, shards: list[Any], *common: Any) -> FakeCall:
         self.log.append(f"start {self.role}.{method.__name__}")
@@ -50,10 +54,10 @@ class FakeGroup:
 
     def call(self, method: Any, *arguments: Any) -> FakeCall:
         self.log.append(f"{self.role}.{method.__name__}{arguments}")
-        return FakeCall(self, method.__name__, [None] * self.ranks)
+        return FakeCall(self, method.__name__, [None] * self.size)
 
     def stream(self, method: Any, shards: list[Any], version: int, *, deadline_s: float) -> Iterator[tuple[int, Any]]:
-        for engine in reversed(range(self.ranks)):  # parts come in any order
+        for engine in reversed(range(self.size)):  # parts come in any order
             self.log.append(f"part of engine {engine}")
             yield engine, rollouts_of(shards[engine], version + self.stale)
 

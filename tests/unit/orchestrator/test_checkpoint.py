@@ -32,6 +32,17 @@ def test_only_the_newest_are_kept(tmp_path: Path) -> None:
     assert sorted(p.name for p in tmp_path.iterdir()) == ["step-000002", "step-000003"]
 
 
+def test_a_damaged_newer_one_does_not_push_out_what_was_just_saved(tmp_path: Path) -> None:
+    """The run was resumed from before the damaged one, and has not come as far again."""
+    checkpoints = Checkpoints(tmp_path, keep=1)
+    checkpoints.save(10, {}, write("x"))
+    (tmp_path / "step-000010" / "actor" / "rank-0.pt").unlink()
+    (tmp_path / "step-000009.partial").mkdir()
+    saved = checkpoints.save(6, {}, write("y"))
+    assert checkpoints.require_newest().path == saved
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["step-000006", "step-000010"]
+
+
 @pytest.mark.parametrize("damage", ["truncate", "remove", "manifest", "no manifest"])
 def test_a_broken_checkpoint_is_passed_over(tmp_path: Path, damage: str) -> None:
     checkpoints = Checkpoints(tmp_path, keep=3)

@@ -1,56 +1,16 @@
-"""Comparisons: a data set of pairs → Preferences, and which groups are trained on."""
+"""Which groups of comparisons are trained on, and which are set aside."""
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from configs.tiny.inputs import tokenizer
-from orchestrator.config import DatasetConfig, RewardTrainingConfig
+from orchestrator.config import RewardTrainingConfig
 from orchestrator.errors import ConfigError
-from orchestrator.preferences import from_dataset, split
+from orchestrator.preferences import split
 from roles.batch import Preferences
-
-WORDS = tokenizer()
-
-
-def dataset(tmp_path: Path, rows: list[dict[str, Any]]) -> DatasetConfig:
-    path = tmp_path / "pairs.jsonl"
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return DatasetConfig(path=str(path))
-
-
-def texts(preferences: Preferences) -> list[str]:
-    rows = zip(preferences.token_ids.tolist(), preferences.lengths.tolist(), strict=True)
-    return [WORDS.decode(ids[:length]) for ids, length in rows]
-
-
-def test_pairs_of_texts(tmp_path: Path) -> None:
-    rows = [
-        {"prompt": "what is", "chosen": " red", "rejected": " a 7"},
-        {"prompt": "draw", "chosen": "x", "rejected": "y"},
-    ]
-    preferences = from_dataset(dataset(tmp_path, rows), WORDS)
-    assert texts(preferences) == ["what is red<eos>", "what is a 7<eos>", "drawx<eos>", "drawy<eos>"]
-    assert preferences.groups.tolist() == [0, 0, 1, 1]
-    assert preferences.comparisons().tolist() == [[0, 1], [2, 3]]
-    padding = torch.arange(preferences.token_ids.shape[1]) >= preferences.lengths[:, None]
-    assert set(preferences.token_ids[padding].tolist()) <= {WORDS.pad_token_id}
-
-
-def test_pairs_of_chats_get_the_template(tmp_path: Path) -> None:
-    rows = [{"messages": [{"role": "user", "content": "hi"}], "chosen": "yes", "rejected": "no"}]
-    assert texts(from_dataset(dataset(tmp_path, rows), WORDS))[0] == "<bos><user>hi<assistant>yes<eos>"
-
-
-@pytest.mark.parametrize("rows", [[{"prompt": "a", "chosen": "b"}], [{"chosen": "b", "rejected": "c"}]])
-def test_a_missing_column_is_named(tmp_path: Path, rows: list[dict[str, Any]]) -> None:
-    with pytest.raises(ConfigError, match="it needs `chosen`, `rejected`, and `prompt` or `messages`"):
-        from_dataset(dataset(tmp_path, rows), WORDS)
 
 
 def training(**changes: Any) -> RewardTrainingConfig:

@@ -15,7 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, PreTrainedModel
 
 from roles.errors import ModelError
-from roles.models import PolicyModel, ValueModel, _exact_rotary
+from roles.models import PolicyModel, ValueModel, _exact_rotary, _running_mean
 from roles.packing import Packed, pack
 
 VOCAB = 50
@@ -207,13 +207,13 @@ def test_a_new_head_is_drawn_as_asked_and_the_body_kept(tmp_path: Path) -> None:
 def test_saved_models_open_as_ordinary_folders(tmp_path: Path) -> None:
     write(tmp_path / "a", "llama-tied")
     policy, critic = PolicyModel.load(tmp_path / "a"), ValueModel.load(tmp_path / "a", new_head_seed=1)
-    critic.model.config.score_shift, critic.model.config.score_scale = 1.5, 2.0
+    critic.model.config.score_shift = 1.5
     policy.model.save_pretrained(tmp_path / "b")
     critic.model.save_pretrained(tmp_path / "c")
     positions, labels = targets()
     again, critic_again = PolicyModel.load(tmp_path / "b"), ValueModel.load(tmp_path / "c")
     raw, centred = critic(packed=PACKED, positions=positions), critic_again(packed=PACKED, positions=positions)
-    assert torch.equal(centred, (raw - 1.5) / 2.0)
+    assert torch.equal(centred, raw - 1.5)
     asked = {"packed": PACKED, "positions": positions, "labels": labels, "temperature": 1.0}
     assert torch.equal(again(**asked)[0], policy(**asked)[0])
     plain = AutoModelForSequenceClassification.from_pretrained(tmp_path / "c")
@@ -280,3 +280,15 @@ def test_a_mean_model_gives_the_mean_of_the_numbers_so_far(tmp_path: Path) -> No
             assert float(means[place]) == pytest.approx(float(numbers[first : place + 1].mean()), abs=1e-5)
     mean.model.save_pretrained(tmp_path / "saved")
     assert ValueModel.load(tmp_path / "saved").score_pooling == "mean"
+
+
+def test_a_running_mean_knows_nothing_of_its_neighbours() -> None:
+    """To the last bit, and also beside a sequence that is not finite."""
+    generator = torch.Generator().manual_seed(0)
+    alone = 30 * torch.randn(7, generator=generator)
+    before, after = 1e6 * torch.randn(4000, generator=generator), torch.full((3,), float("nan"))
+    lengths = torch.tensor([4000, 3, 7])
+    stream = torch.cat([before, after, alone])
+    packed = pack(torch.zeros(3, 4000, dtype=torch.long), lengths)
+    expected = alone.cumsum(0) / torch.arange(1, 8)
+    assert torch.equal(_running_mean(stream, packed)[-7:], expected)

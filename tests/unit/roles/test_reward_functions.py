@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 import torch
-from pydantic import SecretStr
+from pydantic import SecretStr, ValidationError
 
 from roles import reward_functions
 from roles.batch import Rollouts
@@ -365,6 +365,20 @@ def test_secrets_stay_out_of_errors() -> None:
         other = failure(RemoteScorer(RemoteReward(type="remote", urls=[url], retries=0)))
     assert "HTTP 401" in message and "tok-123" not in message
     assert "HTTP 401" in other and "me:word" not in other
+
+
+def test_a_part_of_a_header_stays_out_of_errors_too() -> None:
+    """The service echoes the key without `Bearer`, and far enough into its answer for the message to be cut there."""
+    key = "sk-0123456789abcdef"
+    with serving(lambda _: (500, b"." * 190 + key.encode())) as (service,):
+        message = failure(remote(service, retries=0, headers={"Authorization": SecretStr(f"Bearer {key}\n")}))
+    assert "HTTP 500" in message and key[:9] not in message
+
+
+def test_headers_of_several_lines_are_refused_without_showing_them() -> None:
+    with pytest.raises(ValidationError, match="X-Key has a line break") as caught:
+        RemoteReward(type="remote", urls=["http://h"], headers={"X-Key": SecretStr("top\nsecret")})
+    assert "secret" not in str(caught.value)
 
 
 def test_columns_that_are_no_json_are_an_error_at_once() -> None:

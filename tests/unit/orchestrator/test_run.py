@@ -1,0 +1,136 @@
+"""A run between its steps: resuming, and what is saved when a role fails. Groups are fakes, checkpoints are real."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import nullcontext
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+import orchestrator.ppo
+from cluster.config import Deadlines
+from cluster.errors import RankFailure
+from orchestrator.checkpoint import Checkpoints
+from orchestrator.config import PpoConfig
+from orchestrator.groups import Policy
+from orchestrator.kl import FixedController
+from orchestrator.ppo import Run, TrainState
+from orchestrator.timing import Clock
+from tests.unit.orchestrator.fakes import FakeGroup, prompts_of, write_waits
+
+MakeRun = Callable[..., tuple[Run, list[str]]]
+
+
+class Source:
+    """Prompts with a cursor."""
+
+    drawn = 0
+
+    def next(self, prompts: int, responses_per_prompt: int) -> Any:
+        self.drawn += 1
+        return prompts_of(prompts)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"drawn": self.drawn}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.drawn = state["drawn"]
+
+
+@pytest.fixture
+def make_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> MakeRun:
+    log: list[str] = []
+    monkeypatch.setattr(orchestrator.ppo, "wait_all", write_waits(log))
+    monkeypatch.setattr(orchestrator.ppo, "watching", lambda ranks: nullcontext())
+    monkeypatch.setattr(orchestrator.ppo, "become_idle", lambda ranks, within_s: log.append("idle?") is None)
+
+    def make(**state: int) -> tuple[Run, list[str]]:
+        groups: Any = {role: FakeGroup(role, log) for role in ("actor", "critic", "reward", "reference")}
+        roles: Any = SimpleNamespace(policy=Policy(groups["reward"], Deadlines()), judge=None, **groups)
+        rollout = SimpleNamespace(prompts_per_step=4, responses_per_prompt=1)
+        config: Any = SimpleNamespace(rollout=rollout, ppo=PpoConfig(), deadlines=Deadlines(), run_dir=str(tmp_path))
+        report: Any = SimpleNamespace(status=log.append, note=log.append, phase=log.append)
+        train_state = TrainState(Source(), FixedController(0.1), **state)  # type: ignore[arg-type]
+        return Run(config, roles, train_state, Checkpoints(tmp_path, keep=2), report, None), log
+
+    return make
+
+
+def test_resuming_pushes_the_weights_that_the_checkpoint_has(make_run: MakeRun) -> None:
+    run, log = make_run(step=3, version=2)
+    run.save()
+    log.clear()
+    again, _ = make_run()
+    again.reference = run.reference
+    again.restore(again.checkpoints.require_newest())
+    assert (again.state.step, again.state.version) == (3, 2)
+    assert log[-1] == "actor.push(2,)"
+
+
+def test_resuming_while_only_the_critic_was_trained_pushes_nothing(make_run: MakeRun) -> None:
+    """The engines have started with version 0, and would refuse it."""
+    run, log = make_run(step=3, version=0)
+    run.save()
+    log.clear()
+    again, _ = make_run()
+    again.restore(again.checkpoints.require_newest())
+    assert again.state.step == 3
+    assert not [line for line in log if "push" in line]
+
+
+def failing(phase: str, error: Exception) -> Callable[..., Any]:
+    """A `train_step` that fails in `phase`."""
+
+    def step(roles: Any, prompts: Any, state: Any, config: Any, clock: Clock) -> Any:
+        for name in ("generate", "score", "experience", "update"):
+            with clock(name):
+                if name == phase:
+                    raise error
+
+    return step
+
+
+DEATH = RankFailure("reward rank 0 (node a) died")
+
+
+def test_when_another_role_fails_what_was_trained_is_saved(make_run: MakeRun, monkeypatch: pytest.MonkeyPatch) -> None:
+    run, log = make_run(step=3, version=3)
+    monkeypatch.setattr(orchestrator.ppo, "train_step", failing("score", DEATH))
+    with pytest.raises(RankFailure):
+        run._one_step()
+    saved = run.checkpoints.require_newest()
+    assert (saved.step, saved.state["prompts"]) == (3, {"drawn": 0})  # the prompts of the lost step come again
+    assert "idle?" in log and log[-1].endswith("go on from there with --resume")
+
+
+@pytest.mark.parametrize(("phase", "step"), [("update", 3), ("score", 0)])
+def test_nothing_is_saved_of_half_an_update_or_of_no_step(
+    make_run: MakeRun, monkeypatch: pytest.MonkeyPatch, phase: str, step: int
+) -> None:
+    run, _ = make_run(step=step)
+    monkeypatch.setattr(orchestrator.ppo, "train_step", failing(phase, DEATH))
+    with pytest.raises(RankFailure):
+        run._one_step()
+    assert run.checkpoints.newest() is None
+
+
+def test_a_step_that_stands_is_not_saved_again(make_run: MakeRun, monkeypatch: pytest.MonkeyPatch) -> None:
+    run, log = make_run(step=3)
+    run.save()
+    monkeypatch.setattr(orchestrator.ppo, "train_step", failing("score", DEATH))
+    log.clear()
+    with pytest.raises(RankFailure):
+        run._one_step()
+    assert not [line for line in log if "save" in line]
+
+
+def test_an_actor_that_hangs_is_told(make_run: MakeRun, monkeypatch: pytest.MonkeyPatch) -> None:
+    run, log = make_run(step=3)
+    monkeypatch.setattr(orchestrator.ppo, "train_step", failing("score", DEATH))
+    monkeypatch.setattr(orchestrator.ppo, "become_idle", lambda ranks, within_s: False)
+    with pytest.raises(RankFailure):
+        run._one_step()
+    assert log[-1] == "step 3 could not be saved: a rank of actor or critic hangs"

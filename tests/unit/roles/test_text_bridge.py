@@ -1,0 +1,78 @@
+"""The policy's tokens → text → the reward model's tokens, from the data set on."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from configs.tiny.inputs import tokenizer
+from orchestrator.config import PromptsConfig
+from orchestrator.prompts import Questions, read_questions
+from roles.batch import Rollouts
+from roles.reward import PolicyText, TextBridge
+
+TEMPLATE = (
+    "{% for m in messages %}[{{ m['role'] }}] {{ m['content'] }}"
+    "{% if m['role'] == 'assistant' %}{{ eos_token }}{% else %}|{% endif %}{% endfor %}"
+)
+CHAT = [{"role": "system", "content": "be kind", "name": None}, {"role": "user", "content": "hello"}]
+
+
+@pytest.fixture
+def bridge(tmp_path: Path) -> TextBridge:
+    """The reward model has a template of its own."""
+    tokenizer().save_pretrained(tmp_path / "policy")
+    theirs = tokenizer()
+    theirs.chat_template = TEMPLATE
+    theirs.save_pretrained(tmp_path / "reward")
+    setup: Any = SimpleNamespace(model_path=str(tmp_path / "reward"), trust_remote_code=False)
+    return TextBridge(setup, PolicyText(str(tmp_path / "policy")))
+
+
+def questions(tmp_path: Path, row: dict[str, Any], column: str | None = None) -> Questions:
+    path = tmp_path / "prompts.jsonl"
+    path.write_text(json.dumps(row) + "\n")
+    config = PromptsConfig.model_validate({"train": {"path": str(path)}, "max_tokens": 64, "column": column})
+    return read_questions(config, "train", tokenizer())
+
+
+def answered(asked: Questions, response: str, finished: bool) -> Rollouts:
+    """As the engine would make it."""
+    words = tokenizer()
+    prompts = asked.pick([0], [0])
+    ids = prompts.token_ids[0] + words(response)["input_ids"] + [words.eos_token_id] * finished
+    mask = torch.arange(len(ids)) >= len(prompts.token_ids[0])
+    return Rollouts(
+        token_ids=torch.tensor([ids]),
+        lengths=torch.tensor([len(ids)]),
+        response_mask=mask[None],
+        rollout_logprobs=torch.zeros(1, len(ids)),
+        finished=torch.tensor([finished]),
+        versions=torch.tensor([0]),
+        prompts=prompts.texts,
+        responses=[response],
+        columns=prompts.columns,
+    )
+
+
+@pytest.mark.parametrize(("finished", "end"), [(True, "<eos>"), (False, "")])
+def test_a_chat_goes_through_the_reward_models_template(
+    bridge: TextBridge, tmp_path: Path, finished: bool, end: str
+) -> None:
+    rollouts = answered(questions(tmp_path, {"messages": CHAT, "topic": "x"}), "hi there", finished)
+    assert set(rollouts.columns) == {"messages", "topic"}
+    (ids,) = bridge.encode(rollouts)
+    assert tokenizer().decode(ids) == f"[system] be kind|[user] hello|[assistant] hi there{end}"
+
+
+@pytest.mark.parametrize("column", [None, "prompt"])
+def test_a_text_is_read_as_text(bridge: TextBridge, tmp_path: Path, column: str | None) -> None:
+    """Also where the rows have a chat beside it, which is not the prompt."""
+    row = {"prompt": "draw"} if column is None else {"prompt": "draw", "messages": CHAT}
+    (ids,) = bridge.encode(answered(questions(tmp_path, row, column), " a river", True))
+    assert tokenizer().decode(ids) == "draw a river<eos>"
