@@ -136,8 +136,8 @@ def read_questions(
     empty = next((row for row, ids in enumerate(token_ids) if not ids), None)
     if empty is not None:
         raise ConfigError(f"{where}: row {empty} has an empty prompt; fill it or leave the row out")
-    columns = {name: list(rows[name]) for name in rows.column_names if name not in COLUMNS}
-    if column == "messages":  # for a reward model that reads through a chat template of its own
+    columns = {name: list(rows[name]) for name in rows.column_names if name not in (column, "messages")}
+    if column == "messages":  # a reward model may read them through a chat template of its own
         columns[column] = [_present(messages) for messages in rows[column]]
     questions, became = _fit(Questions(token_ids, texts, columns, summary=""), config, where, tokenizer)
     shortest, longest = (pick(len(ids) for ids in questions.token_ids) for pick in (min, max))

@@ -21,6 +21,9 @@ from orchestrator.ppo import Run, TrainState
 from orchestrator.timing import Clock
 from tests.unit.orchestrator.fakes import FakeGroup, prompts_of, write_waits
 
+NOBODY: Any = None
+"""What a fake reference answers for its fingerprint."""
+
 MakeRun = Callable[..., tuple[Run, list[str]]]
 
 
@@ -54,7 +57,7 @@ def make_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> MakeRun:
         config: Any = SimpleNamespace(rollout=rollout, ppo=PpoConfig(), deadlines=Deadlines(), run_dir=str(tmp_path))
         report: Any = SimpleNamespace(status=log.append, note=log.append, phase=log.append)
         train_state = TrainState(Source(), FixedController(0.1), **state)  # type: ignore[arg-type]
-        return Run(config, roles, train_state, Checkpoints(tmp_path, keep=2), report, None), log
+        return Run(config, roles, train_state, Checkpoints(tmp_path, keep=2), report, None, NOBODY), log
 
     return make
 
@@ -64,7 +67,6 @@ def test_resuming_pushes_the_weights_that_the_checkpoint_has(make_run: MakeRun) 
     run.save()
     log.clear()
     again, _ = make_run()
-    again.reference = run.reference
     again.restore(again.checkpoints.require_newest())
     assert (again.state.step, again.state.version) == (3, 2)
     assert log[-1] == "actor.push(2,)"
