@@ -21,11 +21,13 @@ from ray.util.placement_group import PlacementGroup, placement_group_table
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from cluster import calls, role_group
-from cluster.errors import PlacementError
+from cluster.errors import ClusterError, PlacementError
 from cluster.host_memory import GIB, MemorySampler, peak_of_sum
 from cluster.plan import Node, Plan, check_capacity, describe_shortage
 from cluster.role_group import Place
 
+START_ATTEMPTS = 2
+"""Ray gives its own processes half a minute, which a busy machine may exceed once."""
 CONNECT_S = 10.0
 """For a cluster to accept a connection."""
 
@@ -107,13 +109,17 @@ class RayCluster:
         if self._address is not None:
             self._attach(self._address)
             return
-        try:
-            self._start_local()
-        except Exception as error:  # Ray raises plain ones
-            raise PlacementError(
-                f"Ray did not start on this machine: {error} Its logs are in /tmp/ray/session_latest/logs. If the "
-                "machine is very busy, try again; look for a full /tmp or /dev/shm"
-            ) from error
+        for attempt in range(1, START_ATTEMPTS + 1):
+            try:
+                self._start_local()
+                return
+            except Exception as error:  # Ray raises plain ones
+                ray.shutdown()
+                if attempt == START_ATTEMPTS:
+                    raise ClusterError(
+                        f"Ray did not start on this machine: {error} Its logs are in /tmp/ray/session_latest/logs. If "
+                        "the machine is very busy, try again; look for a full /tmp or /dev/shm"
+                    ) from error
 
     def _start_local(self) -> None:
         demand = self._plan.demand(0)
