@@ -14,12 +14,12 @@ help: ## this list
 setup: ## make .venv from requirements.lock (EXTRA=gpu: the CUDA builds; PYTHON=...: which Python 3.11)
 	@.ci/setup $(EXTRA)
 
-smoke: setup ## train a reward model and then SmolLM2-135M with PPO on this machine; results in runs/smoke
+smoke: setup ## train a reward model and then SmolLM2-135M with PPO on this machine; results in runs/smoke (ARGS="steps=5": other settings)
 	@echo "smoke: removing the results of an earlier one (runs/smoke, runs/smoke-reward)"
 	@rm -rf runs/smoke runs/smoke-reward
 	$(BIN)/python configs/smoke/inputs.py
-	$(BIN)/tetrarch reward configs/smoke.yaml $(SMOKE)
-	$(BIN)/tetrarch train configs/smoke.yaml $(SMOKE)
+	$(BIN)/tetrarch reward configs/smoke.yaml $(SMOKE) $(ARGS)
+	$(BIN)/tetrarch train configs/smoke.yaml $(SMOKE) $(ARGS)
 
 test: setup ## all the tests: unit, then integration
 	$(BIN)/pytest -q

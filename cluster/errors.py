@@ -7,6 +7,10 @@ ClusterError
 """
 
 
+class Terminated(KeyboardInterrupt):
+    """SIGTERM (a scheduler's, say): the run ends as it does on Ctrl-C."""
+
+
 class ClusterError(RuntimeError):
     """The ranks cannot go on; the message names the culprit and the mend."""
 

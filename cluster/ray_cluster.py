@@ -1,14 +1,16 @@
 """Plan → Ray placement groups, with a deadline. Starts Ray on this machine, or attaches to a running cluster.
 
-Entering `RayCluster` begins, leaving it ends everything: on success, on an error, on Ctrl-C and on SIGTERM (Ray turns
-the signal into SystemExit, which unwinds to here).
+Entering `RayCluster` begins, leaving it ends everything: on success, on an error, on Ctrl-C and on SIGTERM (which
+becomes an exception, `cluster.errors.Terminated`).
 """
 
 from __future__ import annotations
 
 import math
 import os
+import signal
 import socket
+import threading
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Self
@@ -21,7 +23,7 @@ from ray.util.placement_group import PlacementGroup, placement_group_table
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from cluster import calls, role_group
-from cluster.errors import ClusterError, PlacementError
+from cluster.errors import ClusterError, PlacementError, Terminated
 from cluster.host_memory import GIB, MemorySampler, peak_of_sum
 from cluster.plan import Node, Plan, check_capacity, describe_shortage
 from cluster.role_group import Place
@@ -108,7 +110,13 @@ class RayCluster:
         os.environ["RAY_IGNORE_UNHANDLED_ERRORS"] = "1"  # of a failed call we read the receipt, not the value
         if self._address is not None:
             self._attach(self._address)
-            return
+        else:
+            self._start_with_retries()
+        if threading.current_thread() is threading.main_thread():
+            # Ray's own handler ends the process with a C++ stack on the terminal.
+            signal.signal(signal.SIGTERM, _terminate)
+
+    def _start_with_retries(self) -> None:
         for attempt in range(1, START_ATTEMPTS + 1):
             try:
                 self._start_local()
@@ -157,6 +165,10 @@ class RayCluster:
         names = {node["NodeID"]: node["NodeManagerHostname"] for node in ray.nodes()}
         granted = placement_group_table(self._group)["bundles_to_node_id"]
         self._nodes = [names[granted[index]] for index in range(len(bundles))]
+
+
+def _terminate(number: int, frame: object) -> None:
+    raise Terminated
 
 
 def _nodes(*, free: bool) -> list[Node]:

@@ -80,6 +80,18 @@ class Checkpoints:
         return sorted(folders, reverse=True)
 
 
+def trained_step(run_dir: Path) -> int | None:
+    """Of which step the policy in `run_dir/actor` is; None before there is one."""
+    file = run_dir / "actor" / TRAINED
+    return int(json.loads(file.read_text())["step"]) if file.is_file() else None
+
+
+def progress_of(run_dir: Path) -> str:
+    """For the user, when a run has been stopped: from where it can go on."""
+    newest = Checkpoints(run_dir / "checkpoints", keep=1).newest()
+    return f"{newest.path} stands; go on from there with --resume" if newest else f"{run_dir} has no checkpoint yet"
+
+
 @contextmanager
 def whole_folder(final: Path) -> Iterator[Path]:
     """A path to write to (nothing is there); left without an error, it takes the place of `final` by a rename."""

@@ -7,13 +7,15 @@ The cheap checks come first.
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 import psutil
 
-from orchestrator.checkpoint import Checkpoints
-from orchestrator.config import DatasetConfig, RewardTrainingConfig, RunConfig, SampledPairs
+from orchestrator.checkpoint import Checkpoints, trained_step
+from orchestrator.config import RewardTrainingConfig, RunConfig, SampledPairs
 from orchestrator.errors import ConfigError
 from orchestrator.function_checks import check_function
 from orchestrator.model_checks import ModelFacts, check_folder, model_facts
@@ -33,8 +35,7 @@ LOGS = "logs"
 def check_train(config: RunConfig, resume: bool) -> tuple[Questions, Questions | None]:
     """What `tetrarch train` needs; the training and the held-out prompts that were read on the way."""
     _check_run_dir(config, resume)
-    _check_functions(config)
-    _check_sources(config, ["train", "heldout"])
+    _check_names(config, ["train", "heldout"], with_critic=True)
     actor = _check_models(config, with_critic=True)
     _check_engine(config, actor)
     heldout = _questions(config, "heldout", actor) if config.prompts.heldout else None
@@ -46,8 +47,7 @@ def check_evaluate(config: RunConfig) -> Questions:
     if config.prompts.heldout is None:
         raise ConfigError("prompts.heldout is null; set prompts.heldout.path to the prompts to evaluate on")
     _check_writable(Path(config.run_dir), "run_dir")
-    _check_functions(config)
-    _check_sources(config, ["heldout"])
+    _check_names(config, ["heldout"], with_critic=False)
     actor = _check_models(config, with_critic=False)
     _check_engine(config, actor)
     return _questions(config, "heldout", actor)
@@ -61,7 +61,7 @@ def check_reward(config: RunConfig) -> Questions | Preferences:
     _check_output(training)
     if isinstance(training.pairs, SampledPairs):
         check_function(training.pairs.judge, "reward_training.pairs.judge")
-        _check_sources(config, ["train"])
+        check_source(config.prompts.train, "prompts.train")
         check_folder(config.actor.model, "actor.model")
     else:
         check_source(training.pairs.dataset, "reward_training.pairs.dataset")
@@ -80,6 +80,27 @@ def check_reward(config: RunConfig) -> Questions | Preferences:
     return read_pairs(training.pairs.dataset, backbone.tokenizer)
 
 
+def _check_names(config: RunConfig, parts: list[str], *, with_critic: bool) -> None:
+    """Everything that the configuration names is there; what is not is told in one go."""
+    sources = [(part, getattr(config.prompts, part)) for part in parts]
+    checks: list[Callable[[], None]] = [
+        partial(_check_functions, config),
+        *(partial(check_source, dataset, f"prompts.{part}") for part, dataset in sources if dataset is not None),
+        *(
+            partial(check_folder, model, key, _missing_mend(config, model))
+            for key, model in _models(config, with_critic).items()
+        ),
+    ]
+    found = []
+    for check in checks:
+        try:
+            check()
+        except ConfigError as error:
+            found.append(str(error))
+    if found:
+        raise ConfigError("\n".join(found))
+
+
 def _check_run_dir(config: RunConfig, resume: bool) -> None:
     folder = Path(config.run_dir)
     _check_writable(folder, "run_dir")
@@ -89,6 +110,8 @@ def _check_run_dir(config: RunConfig, resume: bool) -> None:
             raise ConfigError(f"run_dir={folder} holds no whole checkpoint to resume from; start without --resume")
         if checkpoint.step > config.steps:
             raise ConfigError(f"steps={config.steps}, but {checkpoint.path} is at step {checkpoint.step}; raise steps")
+        if trained_step(folder) == config.steps:
+            raise ConfigError(f"run_dir={folder} has done all its steps={config.steps}; raise steps to go on")
         return
     ours = {LOGS}
     if config.reward_training is not None:
@@ -104,13 +127,10 @@ def _check_run_dir(config: RunConfig, resume: bool) -> None:
 
 
 def _check_output(training: RewardTrainingConfig) -> None:
-    """The command replaces what it wrote before, and nothing else."""
     output = Path(training.output)
     _check_writable(output, "reward_training.output")
-    if output.is_dir() and any(output.iterdir()) and not (output / "reward_quality.json").is_file():
-        raise ConfigError(
-            f"reward_training.output={output} holds something that this command did not write; choose a new folder"
-        )
+    if output.is_dir() and any(output.iterdir()):
+        raise ConfigError(f"reward_training.output={output} is not empty; remove it, or choose another folder")
 
 
 def _check_writable(folder: Path, key: str) -> None:
@@ -133,8 +153,6 @@ def _check_functions(config: RunConfig) -> None:
 def _check_models(config: RunConfig, with_critic: bool) -> ModelFacts:
     """Every model that the roles load; the actor's facts flow out."""
     cache, (longest, sum_of) = config.model_cache, _longest(config)
-    for key, model in _models(config, with_critic).items():  # all of them before the first is converted
-        check_folder(model, key, _missing_mend(config, model))
     actor = model_facts(config.actor.model, "actor.model", cache)
     others = []
     if config.reference.model is not None:
@@ -271,14 +289,6 @@ def _check_kv_cache(config: RunConfig, actor: ModelFacts) -> None:
             f"rollout.engine.kv_cache_gib={engine.kv_cache_gib:g} does not hold one sample of {longest} tokens, which "
             f"needs {needed:.2g} GiB; raise it"
         )
-
-
-def _check_sources(config: RunConfig, parts: list[str]) -> None:
-    """The prompts' files must be there (their rows are read later, with the actor's tokenizer)."""
-    for part in parts:
-        dataset: DatasetConfig | None = getattr(config.prompts, part)
-        if dataset is not None:
-            check_source(dataset, f"prompts.{part}")
 
 
 def _questions(config: RunConfig, part: Literal["train", "heldout"], actor: ModelFacts) -> Questions:

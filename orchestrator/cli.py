@@ -1,13 +1,15 @@
 """The command `tetrarch`, thin: arguments flow in, the drivers are called, an exit code flows out.
 
-Exit codes: 0 done, 1 the run failed, 2 the configuration (or the placement it asks for) is wrong. Errors go to stderr
-as one block without a traceback; the traceback of a failed run goes to `<run_dir>/logs/driver.log`, and is shown with
-`--debug`. The engines are imported inside the commands, so that `--help` and `config` answer at once.
+Exit codes: 0 done, 1 the run failed, 2 the configuration (or the placement it asks for) is wrong, 130 stopped by
+Ctrl-C, 143 ended by SIGTERM. Errors go to stderr as one block without a traceback; the traceback of a failed run goes
+to `<run_dir>/logs/driver.log`, and is shown with `--debug`. The engines are imported inside the commands, so that
+`--help` and `config` answer at once.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import sys
 import traceback
 from collections.abc import Iterator
@@ -17,7 +19,8 @@ from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 
-from cluster.errors import ClusterError, PlacementError
+from cluster.errors import ClusterError, PlacementError, Terminated
+from orchestrator.checkpoint import progress_of
 from orchestrator.config import RunConfig
 from orchestrator.errors import ConfigError, TetrarchError
 from orchestrator.loading import dump_config, load_config
@@ -29,6 +32,8 @@ if TYPE_CHECKING:
 
 RUN_FAILED = 1
 CONFIG_WRONG = 2
+INTERRUPTED = 130
+TERMINATED = 143
 
 DRIVER_LOG = "logs/driver.log"
 """Where in `run_dir` the traceback of a failed run goes."""
@@ -66,7 +71,7 @@ def train(
     """
     with _reported(debug) as report:
         run = report.loaded(load_config(config, overrides or ()))
-        typer.echo("checking the configuration and what it names", err=True)
+        typer.echo("checking the configuration and what it names (the first time, models are converted)", err=True)
         from orchestrator.checks import check_train
 
         training, heldout = check_train(run, resume)
@@ -84,7 +89,7 @@ def reward(config: ConfigFile, overrides: Overrides = None, debug: Debug = False
     """
     with _reported(debug) as report:
         run = report.loaded(load_config(config, overrides or ()))
-        typer.echo("checking the configuration and what it names", err=True)
+        typer.echo("checking the configuration and what it names (the first time, models are converted)", err=True)
         from orchestrator.checks import check_reward
 
         source = check_reward(run)
@@ -102,7 +107,7 @@ def evaluate(config: ConfigFile, overrides: Overrides = None, debug: Debug = Fal
     """
     with _reported(debug) as report:
         run = report.loaded(load_config(config, overrides or ()))
-        typer.echo("checking the configuration and what it names", err=True)
+        typer.echo("checking the configuration and what it names (the first time, models are converted)", err=True)
         from orchestrator.checks import check_evaluate
 
         questions = check_evaluate(run)
@@ -141,7 +146,15 @@ def json_schema() -> dict[str, object]:
 
 def main() -> None:
     """The entry point of `tetrarch` and of `python -m orchestrator`."""
-    app()
+    code: object = 0
+    try:
+        app()
+    except SystemExit as end:
+        code = end.code
+    sys.stdout.flush()
+    sys.stderr.flush()
+    # Everything has been ended and written; Ray's threads may crash while the interpreter takes itself apart.
+    os._exit(code if isinstance(code, int) else int(code is not None))
 
 
 class _Report:
@@ -184,6 +197,12 @@ def _reported(debug: bool) -> Iterator[_Report]:
         report.fail("the configuration is wrong", error, CONFIG_WRONG, debug)
     except PlacementError as error:
         report.fail("the placement does not fit", error, CONFIG_WRONG, debug)
+    except KeyboardInterrupt as error:
+        ended = isinstance(error, Terminated)
+        typer.secho("ended by SIGTERM" if ended else "stopped", fg=typer.colors.YELLOW, bold=True, err=True)
+        if report.config is not None:
+            typer.echo(f"  {progress_of(Path(report.config.run_dir))}", err=True)
+        raise typer.Exit(TERMINATED if ended else INTERRUPTED) from None
     except Exception as error:
         report.fail("the run failed", error, RUN_FAILED, debug)
 

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from cluster.calls import wait_all
 from orchestrator.build import evaluation_roles, resolve_models
-from orchestrator.checkpoint import TRAINED
+from orchestrator.checkpoint import trained_step
 from orchestrator.config import RunConfig
 from orchestrator.groups import EvaluationRoles, spread
 from orchestrator.kl import k1
@@ -73,28 +73,24 @@ def evaluate_run(config: RunConfig, questions: Questions) -> EvaluationResult:
     Prints the result and writes it to `run_dir/evaluate.json`.
     """
     run_dir = Path(config.run_dir)
-    trained = run_dir / "actor"
+    trained, step = run_dir / "actor", trained_step(run_dir)
     prompts = heldout_prompts(questions, config.evaluation.prompts, config.seed)
-    label, step = ("trained", _step_of(trained)) if trained.is_dir() else ("untrained", 0)
     with closing(make_progress("evaluate", 0, 0)) as progress:
         progress.status("preparing the models")
         models = resolve_models(config, ("reference", "reward"))
-        if trained.is_dir():
+        if step is not None:
             models = replace(models, actor=trained)
         progress.status(f"starting the roles, to measure {models.actor}")
         with evaluation_roles(config, models) as roles:
             progress.status(f"answering {len(prompts)} held-out prompts")
             samples = config.evaluation.samples
-            result = evaluate(roles, prompts, 0, step=step, label=label, samples=samples)
+            label = "untrained" if step is None else "trained"
+            result = evaluate(roles, prompts, 0, step=step or 0, label=label, samples=samples)
         file = run_dir / "evaluate.json"
         file.write_text(json.dumps(finite(result.to_json()), indent=1) + "\n")
         progress.lines(evaluation_lines(result, None))
         progress.lines(f"written to {file}")
     return result
-
-
-def _step_of(trained: Path) -> int:
-    return int(json.loads((trained / TRAINED).read_text())["step"])
 
 
 def _response_kl(logprobs: Tensor, reference_logprobs: Tensor, mask: Tensor) -> list[float]:

@@ -23,7 +23,7 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
     data = _read(Path(path))
     for override in overrides:
         _apply(data, override)
-    return validate(data, source=str(path))
+    return validate(data, source=f"{path} and the command line" if overrides else str(path))
 
 
 def validate(data: dict[str, Any], source: str = "the configuration") -> RunConfig:

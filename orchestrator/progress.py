@@ -266,7 +266,7 @@ def evaluation_lines(result: EvaluationResult, before: EvaluationResult | None) 
 
 def sample_lines(before: EvaluationResult, after: EvaluationResult, width: int = 160) -> str:
     """The same prompts answered before and after, each on one line."""
-    parts = []
+    parts = ["the first held-out prompts, before and after:"]
     for old, new in zip(before.samples, after.samples, strict=False):
         parts.append(f"prompt: {_short(old.prompt, width)}")
         parts += [

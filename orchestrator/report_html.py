@@ -91,6 +91,12 @@ def _ends(evaluations: list[EvaluationResult]) -> tuple[EvaluationResult, Evalua
     return before, after
 
 
+_GLOSSARY = (
+    "Proxy score: of the reward that training maximises (<code>reward</code> in the configuration). Gold score: of the "
+    "judge that training never sees (<code>evaluation.judge</code>). Truncated: cut by the limit of tokens."
+)
+
+
 def _comparison(before: EvaluationResult, after: EvaluationResult) -> str:
     rows = []
     paired = False
@@ -123,7 +129,8 @@ def _comparison(before: EvaluationResult, after: EvaluationResult) -> str:
         f'<table class="headline"><thead><tr><th scope="col">Measure</th>{head}</tr></thead>'
         f"<tbody>{''.join(rows)}</tbody></table></div>\n"
         f'<p class="soft under">{after.prompts} prompts that were never trained on; mean ± standard error. '
-        f"{how}The last column is the difference in units of its standard error; beyond two it is marked.</p>"
+        f"{how}The last column is the difference in units of its standard error; beyond two it is marked. "
+        f"{_GLOSSARY}</p>"
     )
 
 
@@ -139,7 +146,8 @@ def _single(result: EvaluationResult) -> str:
         f'<div class="card scroll"><table class="headline"><thead><tr><th scope="col">Measure</th>'
         f'<th scope="col" class="number">{escape(result.label.capitalize())}</th></tr></thead>'
         f"<tbody>{rows}</tbody></table></div>\n"
-        f'<p class="soft under">{result.prompts} prompts that are never trained on; mean ± standard error.</p>'
+        f'<p class="soft under">{result.prompts} prompts that are never trained on; mean ± standard error. '
+        f"{_GLOSSARY}</p>"
     )
 
 
@@ -153,6 +161,7 @@ def _samples(record: RunRecord) -> str:
             names = [before.label, after.label] if after else [before.label]
             parts.append(
                 f"<section>\n<h2>{'The same prompts, before and after' if after else 'Samples'}</h2>\n"
+                '<p class="soft">The first of the held-out prompts: not chosen for how they came out.</p>\n'
                 f'<div class="card">{_sample_table(names, answers)}</div>\n</section>'
             )
     if record.samples:

@@ -37,6 +37,9 @@ CPU_BUCKET = 4_000_000
 CPU_WHOLE = 1000
 """Parameters of no more numbers (biases, norms) stay whole on every rank."""
 
+READABLE = 0o644
+"""Mode of saved weights: safetensors makes them for their owner alone, and a server often runs as somebody else."""
+
 STATE = "state"
 """Name of the checkpoint inside the folder that `Engine.save_state` is given."""
 
@@ -173,6 +176,8 @@ class Engine:
             model.save_pretrained(folder, state_dict={**weights, **buffers})
             trust = self.setup.trust_remote_code
             load_tokenizer(self.setup.model_path, trust_remote_code=trust).save_pretrained(folder)
+            for file in Path(folder).glob("*.safetensors"):
+                file.chmod(READABLE)
         torch.distributed.barrier()
 
     def fingerprint(self) -> str:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import os
 import random
 import string
 import sys
@@ -125,4 +126,5 @@ def write(folder: Path) -> None:
 
 
 if __name__ == "__main__":
+    os.environ.setdefault("DS_ACCELERATOR", "cpu")  # or DeepSpeed looks for one, and warns that there is none
     write(Path(sys.argv[1]) if len(sys.argv) > 1 else DEFAULT)

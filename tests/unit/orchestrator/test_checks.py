@@ -340,6 +340,13 @@ def test_resuming_needs_a_whole_checkpoint(world: World) -> None:
         check_train(world.config, resume=True)
     Checkpoints(world.run_dir / "checkpoints", keep=2).save(2, {}, lambda folder: None)
     check_train(world.config, resume=True)
+    trained = world.run_dir / "actor" / "tetrarch.json"
+    trained.parent.mkdir()
+    trained.write_text('{"step": 2}')
+    with pytest.raises(ConfigError, match="has done all its steps=2; raise steps"):
+        check_train(world.config, resume=True)
+    world.set("steps", 3)
+    check_train(world.config, resume=True)
     world.set("steps", 1)
     with pytest.raises(ConfigError, match=r"steps=1.*at step 2; raise steps"):
         check_train(world.config, resume=True)
@@ -350,14 +357,19 @@ def test_a_run_directory_that_is_a_file(world: World) -> None:
     refused(world, f"run_dir={world.run_dir}", "is a file")
 
 
-def test_the_output_folder_of_something_else_is_left_alone(world: World) -> None:
+def test_what_is_in_the_output_folder_is_left_alone(world: World) -> None:
     output = world.root / "trained"
     output.mkdir()
     check("reward", world.config)
     (output / "thesis.txt").touch()
-    refused(world, f"reward_training.output={output}", "did not write", "new folder", command="reward")
-    (output / "reward_quality.json").touch()
-    check("reward", world.config)
+    refused(world, f"reward_training.output={output} is not empty", "another folder", command="reward")
+
+
+def test_all_that_is_missing_is_told_at_once(world: World) -> None:
+    world.set("prompts.train.path", "nowhere.jsonl")
+    world.set("actor.model.path", "./no-policy")
+    world.set("reward.model.path", "./no-reward")
+    assert len(refused(world, "nowhere.jsonl", "no-policy", "no-reward").splitlines()) == 3
 
 
 def test_reward_training_must_be_there(world: World) -> None:

@@ -15,8 +15,9 @@ import pytest
 from click.testing import Result
 from typer.testing import CliRunner
 
-from cluster.errors import PlacementError, RankFailure
+from cluster.errors import PlacementError, RankFailure, Terminated
 from orchestrator import cli
+from orchestrator.checkpoint import Checkpoints
 from orchestrator.config import RunConfig
 from orchestrator.errors import CheckpointError, ConfigError
 from orchestrator.loading import load_config
@@ -234,3 +235,20 @@ def test_python_m_orchestrator_is_the_same_and_light(file: Path) -> None:
     assert "did you mean `epochs`?" in done.stderr
     imported = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines() if line.startswith("import time:")}
     assert imported & {"torch", "ray", "vllm", "deepspeed", "transformers", "datasets"} == set()
+
+
+# Interrupts
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "said"), [(KeyboardInterrupt(), 130, "stopped"), (Terminated(), 143, "ended by SIGTERM")]
+)
+def test_an_interrupted_run_says_from_where_it_goes_on(
+    file: Path, drive: Drive, tmp_path: Path, error: BaseException, code: int, said: str
+) -> None:
+    drive(error, "train")
+    result = tetrarch("train", file)
+    assert result.exit_code == code
+    assert said in result.output and f"{tmp_path / 'run'} has no checkpoint yet" in result.output
+    Checkpoints(tmp_path / "run" / "checkpoints", keep=1).save(4, {}, lambda folder: None)
+    assert "step-000004 stands; go on from there with --resume" in tetrarch("train", file).output
