@@ -267,6 +267,4 @@ def _environment(device: str) -> dict[str, str]:
     if device == "cuda":
         return shared
     # The roles take turns on a machine's cores: a thread that waits by spinning takes them from the others.
-    # Large blocks go back to the system when they are freed, or fragments pile up from step to step.
-    memory = {"MALLOC_MMAP_THRESHOLD_": str(64 * 2**20), "MALLOC_TRIM_THRESHOLD_": str(256 * 2**20)}
-    return {**shared, **memory, "CUDA_VISIBLE_DEVICES": "", "OMP_WAIT_POLICY": "PASSIVE"}
+    return {**shared, "CUDA_VISIBLE_DEVICES": "", "OMP_WAIT_POLICY": "PASSIVE"}
