@@ -15,6 +15,10 @@ class Section(BaseModel):
     )
 
 
+GpuRole = Literal["actor", "critic", "reward", "reference"]
+"""Roles that hold a model."""
+
+
 class GroupConfig(Section):
     """The ranks of one role."""
 
@@ -22,6 +26,13 @@ class GroupConfig(Section):
     """Processes; with ZeRO-3 the model is sharded over them."""
     threads: int = Field(default=1, ge=1)
     """CPU threads of each (OMP_NUM_THREADS)."""
+
+
+class LocalEngines(GroupConfig):
+    """The vLLM engines: `ranks` is their number."""
+
+    tensor_parallel_size: int = Field(default=1, ge=1)
+    """Processes (on GPUs: cards) of one engine, which share the model's layers."""
 
 
 class LocalPlacement(Section):
@@ -39,11 +50,103 @@ class LocalPlacement(Section):
     """Ranks of the frozen policy."""
     judge: GroupConfig = GroupConfig()
     """The gold scorer of `evaluation` and `reward_training`."""
-    rollout: GroupConfig = GroupConfig()
-    """vLLM engines: `ranks` is their number; each has `rollout.engine.tensor_parallel_size` processes."""
+    rollout: LocalEngines = LocalEngines()
+    """The engines that generate."""
 
 
-PlacementConfig = Annotated[LocalPlacement, Field()]
+class PoolConfig(Section):
+    """Nodes that are alike."""
+
+    nodes: int = Field(ge=1, le=10_000)
+    """How many there are."""
+    gpus_per_node: int = Field(ge=0, le=64)
+    """Cards in each."""
+    accelerator: str | None = None
+    """A name in `cluster.accelerators`, such as `A800-80GB`; null: unknown, so nothing is said of time."""
+    gpu_memory_gib: float | None = Field(default=None, gt=0, le=10_000)
+    """Memory of a card, GiB; null: the accelerator's, or 80."""
+    host_memory_gib: float = Field(default=1000.0, gt=0, le=1_000_000)
+    """Memory of a node, GiB."""
+    cpus_per_node: int = Field(default=64, ge=1, le=10_000)
+    """Logical CPUs of a node."""
+
+
+class EnginesConfig(Section):
+    """vLLM engines on a group's GPUs."""
+
+    number: int = Field(ge=1)
+    """How many; each has its own copy of the weights."""
+    tensor_parallel_size: int = Field(default=1, ge=1)
+    """GPUs of one engine, all in one node."""
+
+
+class PlacedGroup(Section):
+    """Some GPUs and who lives there. Several roles in one group share its GPUs and take turns."""
+
+    pool: str
+    """A name in `pools`."""
+    nodes: int = Field(default=1, ge=1)
+    """On so many nodes of the pool…"""
+    gpus_per_node: int = Field(ge=1)
+    """… so many GPUs each; every role has one rank on each of them."""
+    roles: tuple[GpuRole, ...] = ()
+    """Who has its ranks here."""
+    engines: EnginesConfig | None = None
+    """vLLM engines that live here; they must fill the group's GPUs."""
+    cpus_per_rank: int = Field(default=1, ge=1)
+    """CPUs (and threads) of each rank and of each process of an engine."""
+
+
+class GroupsPlacement(Section):
+    """Groups of GPUs on one or several pools of nodes."""
+
+    type: Literal["groups"]
+    """Our own form."""
+    pools: dict[str, PoolConfig] = Field(min_length=1)
+    """Name → nodes that are alike."""
+    groups: dict[str, PlacedGroup] = Field(min_length=1)
+    """Name → GPUs and the roles on them."""
+
+
+class OpenRlhfPlacement(Section):
+    """The placement keys of OpenRLHF, in its words."""
+
+    type: Literal["openrlhf"]
+    """As in `openrlhf.cli.train_ppo_ray`."""
+    actor_num_nodes: int = Field(default=1, ge=1)
+    """Nodes of the actor."""
+    actor_num_gpus_per_node: int = Field(default=8, ge=1)
+    """GPUs of the actor on each of them."""
+    critic_num_nodes: int = Field(default=1, ge=1)
+    """Nodes of the critic."""
+    critic_num_gpus_per_node: int = Field(default=8, ge=1)
+    """GPUs of the critic on each of them."""
+    ref_num_nodes: int = Field(default=1, ge=1)
+    """Nodes of the reference model."""
+    ref_num_gpus_per_node: int = Field(default=8, ge=1)
+    """GPUs of the reference model on each of them."""
+    reward_num_nodes: int = Field(default=1, ge=1)
+    """Nodes of the reward model."""
+    reward_num_gpus_per_node: int = Field(default=8, ge=1)
+    """GPUs of the reward model on each of them."""
+    vllm_num_engines: int = Field(default=1, ge=1)
+    """vLLM engines; where their GPUs add up to the actor's, they share the actor's."""
+    vllm_tensor_parallel_size: int = Field(default=1, ge=1)
+    """GPUs of one engine."""
+    colocate_all_models: bool = False
+    """All four roles and the engines share the actor's GPUs."""
+    colocate_actor_ref: bool = False
+    """The reference shares the actor's GPUs."""
+    colocate_critic_reward: bool = False
+    """The reward model shares the critic's GPUs."""
+    pool: PoolConfig | None = None
+    """The nodes; null: as many as the groups need, each as large as the largest group's share of a node (ours, not
+    OpenRLHF's)."""
+    cpus_per_rank: int = Field(default=1, ge=1)
+    """CPUs of each rank (ours, not OpenRLHF's)."""
+
+
+PlacementConfig = Annotated[LocalPlacement | GroupsPlacement | OpenRlhfPlacement, Field(discriminator="type")]
 
 
 class Deadlines(Section):

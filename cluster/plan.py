@@ -1,16 +1,19 @@
 """Placement on paper: what each role needs flows in, a `Plan` (role → rank → node → CPUs and GPUs) flows out.
 
 Pure: no Ray, no engine. `cluster.ray_cluster` carries a plan out; `orchestrator.build` asks for one.
-A placement is one variant in `cluster.config` and one function here.
+A placement is one variant in `cluster.config` and one function in `_PLANNERS`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
 
-from cluster.config import GroupConfig, PlacementConfig
+from cluster.config import GroupConfig, GroupsPlacement, LocalPlacement, OpenRlhfPlacement, PlacementConfig
 from cluster.errors import PlacementError
+from cluster.groups import ENGINES, as_groups, group_of, seats
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,13 +21,11 @@ class RoleNeed:
     """What one role asks of a placement."""
 
     role: str
-    """A group of the placement: actor, critic, reward, reference or rollout."""
-    gpus: float = 0.0
-    """Of each rank; 0 on CPU. An engine with tensor parallelism asks for as many as it has processes."""
-    processes: int = 1
-    """Of each rank: an engine's tensor-parallel size."""
-    ranks: int | None = None
-    """Where the role's own configuration says how many (a reward function's `workers`); null is the placement's."""
+    """actor, critic, reward, reference, rollout or judge."""
+    gpu: bool = False
+    """Whether its ranks compute on GPUs."""
+    workers: int | None = None
+    """Of a role without a model (a reward function): so many processes, on CPUs; null: the placement says."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,9 +37,18 @@ class Slot:
     node: int
     """Number of the node in the plan; Ray says which real one it is."""
     cpus: int
-    gpus: float
     threads: int
     """OMP_NUM_THREADS of each of its processes."""
+    gpus: tuple[int, ...] = ()
+    """Numbers of its GPUs among those that the plan uses on the node; an engine has one for each of its processes."""
+    share: float = 1.0
+    """Of each of its GPUs: one part for each process that lives there."""
+
+    @property
+    def gpu_amount(self) -> float:
+        """What is asked of Ray, which takes fractions of one GPU and whole numbers of several."""
+        amount = len(self.gpus) * self.share
+        return amount if amount <= 1 else float(int(amount))
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,9 +58,15 @@ class Node:
     name: str
     cpus: float
     gpus: float
+    card: str = ""
+    """Ray's name of its kind of GPU, such as `H100`; empty: none, or (in a demand) any."""
 
     def __str__(self) -> str:
-        return f"{self.name}: {self.cpus:g} CPUs, {self.gpus:g} GPUs"
+        return f"{self.name}: {self.cpus:g} CPUs, {self.gpus:g} {self.card + ' ' if self.card else ''}GPUs"
+
+    def holds(self, demand: Node) -> bool:
+        """Whether all of `demand` finds room here."""
+        return self.cpus >= demand.cpus and self.gpus >= demand.gpus and demand.card in ("", self.card)
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,10 +74,19 @@ class Plan:
     """All slots, ordered by role and rank."""
 
     slots: tuple[Slot, ...]
+    pools: tuple[str, ...] = ("this machine",)
+    """Of each node in the plan, the pool that it belongs to."""
+    cards: tuple[str, ...] = ("",)
+    """Of each node in the plan, the kind of GPU that it must have; empty: any."""
 
     def of(self, role: str) -> list[Slot]:
         """The role's slots, by rank."""
         return [slot for slot in self.slots if slot.role == role]
+
+    @property
+    def roles(self) -> list[str]:
+        """Every role, once."""
+        return list(dict.fromkeys(slot.role for slot in self.slots))
 
     @property
     def nodes(self) -> int:
@@ -69,33 +94,140 @@ class Plan:
         return 1 + max(slot.node for slot in self.slots)
 
     def demand(self, node: int) -> Node:
-        """Everything that the plan puts on its node number `node`."""
+        """Everything that the plan puts on its node number `node`; a GPU counts once, however many share it."""
         here = [slot for slot in self.slots if slot.node == node]
-        return Node(f"planned node {node}", sum(slot.cpus for slot in here), sum(slot.gpus for slot in here))
+        gpus = {gpu for slot in here for gpu in slot.gpus}
+        return Node(f"planned node {node}", sum(slot.cpus for slot in here), len(gpus), self.cards[node])
 
 
 def plan(placement: PlacementConfig, needs: Sequence[RoleNeed]) -> Plan:
     """Give every rank its slot. Raises PlacementError where the placement cannot hold a role."""
     if not needs:
         raise PlacementError("nothing to place: no role asks for a rank")
+    return _PLANNERS[type(placement)](placement, needs)
+
+
+def ranks_of(placement: PlacementConfig, role: str) -> int:
+    """Ranks of a role that holds a model; for `rollout`, engines."""
+    if isinstance(placement, LocalPlacement):
+        return int(getattr(placement, role).ranks)
+    placement = as_groups(placement)
+    group = placement.groups[group_of(placement, role)]
+    if role == ENGINES:
+        assert group.engines is not None
+        return group.engines.number
+    return group.nodes * group.gpus_per_node
+
+
+def tensor_parallel_size(placement: PlacementConfig) -> int:
+    """Processes of one vLLM engine."""
+    if isinstance(placement, LocalPlacement):
+        return placement.rollout.tensor_parallel_size
+    placement = as_groups(placement)
+    engines = placement.groups[group_of(placement, ENGINES)].engines
+    assert engines is not None
+    return engines.tensor_parallel_size
+
+
+def share_gpus(placement: PlacementConfig) -> bool:
+    """Whether the engines live on the actor's GPUs."""
+    if isinstance(placement, LocalPlacement):
+        return False
+    placement = as_groups(placement)
+    return group_of(placement, ENGINES) == group_of(placement, "actor")
+
+
+def _local(placement: LocalPlacement, needs: Sequence[RoleNeed]) -> Plan:
+    """One node; on GPUs every rank has cards of its own."""
     groups = {name: value for name, value in placement if isinstance(value, GroupConfig)}
-    slots = []
+    slots: list[Slot] = []
+    used = 0
     for need in needs:
         if need.role not in groups:
             raise PlacementError(f"placement has no group for the role {need.role!r}; it has {', '.join(groups)}")
         group = groups[need.role]
-        ranks = group.ranks if need.ranks is None else need.ranks
-        cpus = group.threads * need.processes
-        slots += [Slot(need.role, rank, 0, cpus, need.gpus, group.threads) for rank in range(ranks)]
+        processes = placement.rollout.tensor_parallel_size if need.role == ENGINES else 1
+        for rank in range(group.ranks if need.workers is None else need.workers):
+            gpus = tuple(range(used, used + processes)) if need.gpu else ()
+            used += len(gpus)
+            slots.append(Slot(need.role, rank, 0, group.threads * processes, group.threads, gpus))
     return Plan(tuple(slots))
+
+
+def _groups(placement: GroupsPlacement, needs: Sequence[RoleNeed]) -> Plan:
+    """Every group on its pool's nodes; roles without a model where most CPUs are left."""
+    with_model = [need.role for need in needs if need.workers is None]
+    taken = {group_of(placement, role) for role in with_model}
+    placed = seats(placement, taken)
+    slots: list[Slot] = []
+    for role in with_model:
+        name = group_of(placement, role)
+        group = placement.groups[name]
+        width = group.engines.tensor_parallel_size if role == ENGINES and group.engines else 1
+        for rank, first in enumerate(range(0, len(placed[name]), width)):
+            own = placed[name][first : first + width]
+            gpus = tuple(seat.gpu for seat in own)
+            slots.append(Slot(role, rank, own[0].node, group.cpus_per_rank * width, group.cpus_per_rank, gpus))
+    nodes = sorted({seat.node: seat.pool for own in placed.values() for seat in own}.items())
+    pools = tuple(pool for _, pool in nodes)
+    cards = tuple(_card(placement.pools[pool].accelerator) for pool in pools)
+    if len(set(cards)) == 1:
+        cards = ("",) * len(cards)  # whatever the cluster has
+    capacity = [float(placement.pools[pool].cpus_per_node) for pool in pools]
+    for need in needs:
+        if need.workers is not None:
+            for rank in range(need.workers):
+                made = Plan(tuple(slots), pools, cards)
+                left = [cpus - made.demand(node).cpus for node, cpus in enumerate(capacity)]
+                slots.append(Slot(need.role, rank, left.index(max(left)), 1, 1))
+    made = Plan(_shared(slots), pools, cards)
+    for node, cpus in enumerate(capacity):
+        if (asked := made.demand(node).cpus) > cpus:
+            here = ", ".join(f"{role} {count}" for role, count in _cpus(made, node).items())
+            raise PlacementError(
+                f"the ranks on a node of pool {pools[node]!r} ask for {asked:g} CPUs ({here}), but it has "
+                f"cpus_per_node={cpus:g}; lower cpus_per_rank, or correct the pool"
+            )
+    return made
+
+
+def _card(accelerator: str | None) -> str:
+    """As Ray calls it, which leaves the memory out."""
+    return accelerator.split("-")[0] if accelerator else ""
+
+
+def _openrlhf(placement: OpenRlhfPlacement, needs: Sequence[RoleNeed]) -> Plan:
+    return _groups(as_groups(placement), needs)
+
+
+_PLANNERS: dict[type, Callable[[Any, Sequence[RoleNeed]], Plan]] = {
+    LocalPlacement: _local,
+    GroupsPlacement: _groups,
+    OpenRlhfPlacement: _openrlhf,
+}
+
+
+def _shared(slots: Sequence[Slot]) -> tuple[Slot, ...]:
+    """Each slot with its share of a GPU: as many parts as processes live there."""
+    living = Counter((slot.node, gpu) for slot in slots for gpu in slot.gpus)
+    return tuple(
+        replace(slot, share=1 / max(living[slot.node, gpu] for gpu in slot.gpus)) if slot.gpus else slot
+        for slot in slots
+    )
+
+
+def _cpus(made: Plan, node: int) -> Counter[str]:
+    return Counter({slot.role: 0 for slot in made.slots if slot.node == node}) + Counter(
+        slot.role for slot in made.slots if slot.node == node for _ in range(slot.cpus)
+    )
 
 
 def check_capacity(wanted: Plan, nodes: Sequence[Node]) -> None:
     """Raise PlacementError, naming the shortage, if no assignment of real nodes can ever hold the plan."""
     unused = sorted(nodes, key=lambda node: (node.gpus, node.cpus))
-    for index in range(wanted.nodes):
-        demand = wanted.demand(index)
-        fitting = [node for node in unused if node.cpus >= demand.cpus and node.gpus >= demand.gpus]
+    demands = [wanted.demand(index) for index in range(wanted.nodes)]
+    for demand in sorted(demands, key=lambda demand: (demand.card, demand.gpus, demand.cpus), reverse=True):
+        fitting = [node for node in unused if node.holds(demand)]
         if not fitting:
             raise PlacementError(f"the cluster is too small: {describe_shortage(wanted, nodes)}")
         unused.remove(fitting[0])
@@ -103,8 +235,7 @@ def check_capacity(wanted: Plan, nodes: Sequence[Node]) -> None:
 
 def describe_shortage(wanted: Plan, nodes: Sequence[Node]) -> str:
     """What is asked, by role, and what each node has; and the mend."""
-    roles = dict.fromkeys(slot.role for slot in wanted.slots)
-    asked = "; ".join(_describe_role(wanted.of(role)) for role in roles)
+    asked = "; ".join(_describe_role(wanted.of(role)) for role in wanted.roles)
     demands = "; ".join(str(wanted.demand(index)) for index in range(wanted.nodes))
     having = "; ".join(map(str, nodes)) or "no node at all"
     return (
@@ -115,5 +246,5 @@ def describe_shortage(wanted: Plan, nodes: Sequence[Node]) -> str:
 
 def _describe_role(slots: Sequence[Slot]) -> str:
     first = slots[0]
-    gpus = f" and {first.gpus:g} GPUs" if first.gpus else ""
+    gpus = f" and {round(len(first.gpus) * first.share, 3):g} GPUs" if first.gpus else ""
     return f"{first.role}: {len(slots)} x {first.cpus} CPUs{gpus}"

@@ -11,13 +11,15 @@ import os
 import signal
 import socket
 import threading
+from collections.abc import Iterable
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 import psutil
 import ray
 from ray._private.state import available_resources_per_node
+from ray.exceptions import GetTimeoutError
 from ray.util import placement_group, remove_placement_group
 from ray.util.placement_group import PlacementGroup, placement_group_table
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
@@ -26,10 +28,13 @@ from cluster import calls, role_group
 from cluster.errors import ClusterError, PlacementError, Terminated
 from cluster.host_memory import GIB, MemorySampler, peak_of_sum
 from cluster.plan import Node, Plan, check_capacity, describe_shortage
-from cluster.role_group import Place
+from cluster.role_group import Place, RoleGroup
+from cluster.worker import gpu_ids
 
 START_ATTEMPTS = 2
 """Ray gives its own processes half a minute, which a busy machine may exceed once."""
+CARD, ANY_AMOUNT = "accelerator_type:", 0.001
+"""Ray's resource that says which kind of GPU a node has: 1 of it, and to ask for a little leads there."""
 CONNECT_S = 10.0
 """For a cluster to accept a connection."""
 
@@ -47,6 +52,16 @@ class Usage:
     """`role rank n (node …)` → its own."""
 
 
+@dataclass(frozen=True, slots=True)
+class _Granted:
+    """A real node, for a planned one."""
+
+    name: str
+    id: str
+    gpus: list[str]
+    """What the GPUs of our bundle are called there, in order."""
+
+
 class RayCluster:
     """Ray, with the plan's resources reserved."""
 
@@ -58,7 +73,7 @@ class RayCluster:
         self._address = address or os.environ.get("RAY_ADDRESS")
         self._object_store_gib = object_store_gib or max(1.0, psutil.virtual_memory().total / 10 / GIB)
         self._group: PlacementGroup | None = None
-        self._nodes: list[str] = []
+        self._nodes: list[_Granted] = []
         self._memory = MemorySampler()
         self._peak_bytes = 0
 
@@ -77,10 +92,25 @@ class RayCluster:
     def places(self, role: str) -> list[Place]:
         """Where the role's ranks go, by rank."""
         return [
-            Place(slot, self._nodes[index], PlacementGroupSchedulingStrategy(self._group, index))
-            for index, slot in enumerate(self._plan.slots)
-            if slot.role == role
+            Place(
+                slot,
+                self._nodes[slot.node].name,
+                self._nodes[slot.node].id,
+                self._strategy(slot.node),
+                tuple(self._nodes[slot.node].gpus[gpu] for gpu in slot.gpus),
+            )
+            for slot in self._plan.of(role)
         ]
+
+    def check_places(self, groups: Iterable[RoleGroup[Any]]) -> None:
+        """Raise PlacementError if a rank runs on another node than it was given. For groups that are ready."""
+        ranks = [
+            (rank, slot) for group in groups for rank, slot in zip(group.ranks, self._plan.of(group.role), strict=True)
+        ]
+        found = calls.ask([rank for rank, _ in ranks], "node_id")
+        for (rank, slot), node_id in zip(ranks, found, strict=True):
+            if node_id != self._nodes[slot.node].id:
+                raise PlacementError(f"{rank.identity} runs on node {node_id}, not on planned node {slot.node}")
 
     def usage(self) -> Usage:
         """Of everything that this run started; memory is sampled about once a second."""
@@ -154,17 +184,41 @@ class RayCluster:
             ) from error
 
     def _reserve(self) -> None:
-        """One bundle a rank, all of a planned node's on one real node."""
+        """One bundle for each planned node, on a real node of its own."""
         check_capacity(self._plan, _nodes(free=False))
-        bundles = [{"CPU": float(slot.cpus), "GPU": float(slot.gpus)} for slot in self._plan.slots]
-        self._group = placement_group(bundles, strategy="STRICT_PACK")
+        demands = [self._plan.demand(node) for node in range(self._plan.nodes)]
+        bundles = [
+            {"CPU": demand.cpus, "GPU": demand.gpus, **({CARD + demand.card: ANY_AMOUNT} if demand.card else {})}
+            for demand in demands
+        ]
+        self._group = placement_group(bundles, strategy="STRICT_SPREAD")
         if not self._group.wait(self._deadline_s):
             raise PlacementError(
                 f"no room within {self._deadline_s:g} s: {describe_shortage(self._plan, _nodes(free=True))}"
             )
         names = {node["NodeID"]: node["NodeManagerHostname"] for node in ray.nodes()}
         granted = placement_group_table(self._group)["bundles_to_node_id"]
-        self._nodes = [names[granted[index]] for index in range(len(bundles))]
+        gpus = self._gpu_ids([int(demand.gpus) for demand in demands])
+        self._nodes = [_Granted(names[granted[n]], granted[n], gpus[n]) for n in range(len(bundles))]
+
+    def _gpu_ids(self, counts: list[int]) -> list[list[str]]:
+        """What the GPUs of each bundle are called on its node."""
+        asked = {
+            node: gpu_ids().options(num_gpus=count, scheduling_strategy=self._strategy(node)).remote()
+            for node, count in enumerate(counts)
+            if count
+        }
+        try:
+            answers = dict(zip(asked, ray.get(list(asked.values()), timeout=self._deadline_s), strict=True))
+        except GetTimeoutError:
+            raise PlacementError(
+                f"the nodes were granted, but no process started on them within {self._deadline_s:g} s; look at Ray's "
+                "logs there (/tmp/ray/session_latest/logs)"
+            ) from None
+        return [answers.get(node, []) for node in range(len(counts))]
+
+    def _strategy(self, node: int) -> PlacementGroupSchedulingStrategy:
+        return PlacementGroupSchedulingStrategy(self._group, node)
 
 
 def _terminate(number: int, frame: object) -> None:
@@ -176,7 +230,11 @@ def _nodes(*, free: bool) -> list[Node]:
     left = available_resources_per_node() if free else {}
     living = [node for node in ray.nodes() if node["Alive"]]
     resources = [(node["NodeManagerHostname"], left[node["NodeID"]] if free else node["Resources"]) for node in living]
-    return [Node(name, _amount(has, "CPU"), _amount(has, "GPU")) for name, has in resources]
+    return [Node(name, _amount(has, "CPU"), _amount(has, "GPU"), _card(has)) for name, has in resources]
+
+
+def _card(resources: dict[str, float]) -> str:
+    return next((name.removeprefix(CARD) for name in resources if name.startswith(CARD)), "")
 
 
 def _amount(resources: dict[str, float], kind: str) -> float:

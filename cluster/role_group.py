@@ -38,8 +38,12 @@ class Place:
     slot: Slot
     node: str
     """Name of the real node."""
+    node_id: str
+    """Ray's id of it."""
     strategy: Any
     """Ray's scheduling strategy that leads there."""
+    devices: tuple[str, ...] = ()
+    """What its GPUs are called on the node (CUDA_VISIBLE_DEVICES)."""
 
 
 class RoleGroup(Generic[R]):
@@ -164,11 +168,14 @@ def _start_worker(role: str, place: Place, size: int, log_dir: Path, environment
     own = {
         "RANK": str(slot.rank),
         "WORLD_SIZE": str(size),
-        "LOCAL_RANK": "0",  # Ray shows a rank its own GPUs only, so the first one is always it
+        "LOCAL_RANK": "0",  # a rank sees its own GPUs only, so the first one is always it
         "OMP_NUM_THREADS": str(slot.threads),
         "RAY_IGNORE_UNHANDLED_ERRORS": "1",  # of a failed call we read the receipt, not the value
     }
-    options = {"num_cpus": slot.cpus, "num_gpus": slot.gpus, "scheduling_strategy": place.strategy}
+    if place.devices and "CUDA_VISIBLE_DEVICES" not in environment:
+        # Ray shares a card out by fractions, but it may give any card of the bundle; the plan says which.
+        own["CUDA_VISIBLE_DEVICES"] = ",".join(place.devices)
+    options = {"num_cpus": slot.cpus, "num_gpus": slot.gpu_amount, "scheduling_strategy": place.strategy}
     worker = remote_worker().options(**options).remote(identity, {**environment, **own})
     return Rank(identity, worker, worker.watch.remote())
 

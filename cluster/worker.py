@@ -157,6 +157,11 @@ class Worker:
         return Status(os.getpid(), method, time.monotonic() - since, frames)
 
     @ray.method(concurrency_group="control")
+    def node_id(self) -> str:
+        """Ray's id of the node that this process runs on."""
+        return str(ray.get_runtime_context().get_node_id())
+
+    @ray.method(concurrency_group="control")
     def usage(self) -> RankUsage:
         """Since it was last asked; answers while a method runs."""
         busy, self._busy = self._busy, []
@@ -199,6 +204,15 @@ class Worker:
 def remote_worker() -> Any:
     """The actor class. Two control calls at once; every other method runs on one and the same thread."""
     return ray.remote(max_restarts=0, max_task_retries=0, concurrency_groups={"control": 2, "watch": 1})(Worker)
+
+
+def gpu_ids() -> Any:
+    """A remote function: what the GPUs that Ray gave it are called on its node."""
+    return ray.remote(num_cpus=0, max_retries=0)(_gpu_ids)
+
+
+def _gpu_ids() -> list[str]:
+    return sorted(map(str, ray.get_gpu_ids()), key=lambda name: (len(name), name))
 
 
 def _print_traceback(error: Exception) -> None:

@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 from transformers import PreTrainedTokenizerBase
 
 from cluster.calls import wait_all
-from cluster.plan import RoleNeed, plan
+from cluster.plan import RoleNeed, plan, share_gpus, tensor_parallel_size
 from cluster.ray_cluster import RayCluster
 from cluster.role_group import RoleGroup
 from orchestrator.config import RewardTrainingConfig, RunConfig
@@ -140,7 +140,8 @@ class Builder:
             max_model_tokens=config.prompts.max_tokens + config.rollout.max_response_tokens,
             pad_token_id=tokenizer.pad_token_id,
             stop_token_ids=stop_token_ids(models.actor, tokenizer.eos_token_id),
-            backend="gloo" if config.device == "cpu" else "nccl",
+            backend="gloo" if config.device == "cpu" else "ipc" if share_gpus(config.placement) else "nccl",
+            tensor_parallel_size=tensor_parallel_size(config.placement),
             trust_remote_code=config.actor.model.trust_remote_code,
         )
         setups = [(replace(setup, index=index),) for index in range(len(self.cluster.places("rollout")))]
@@ -149,6 +150,7 @@ class Builder:
     def ready(self) -> None:
         """Wait until every group that was started has built its role."""
         wait_all([group.started for group in self._groups], self._config.deadlines.start_s)
+        self.cluster.check_places(self._groups)
 
     def engine_setup(self, model: Path, role: FrozenRole, *, steps: int = 0) -> EngineSetup:
         """What a DeepSpeed engine of `role` is built from; a trained one has `steps` optimizer steps ahead."""
@@ -210,7 +212,7 @@ def training_roles(config: RunConfig, models: Models) -> Iterator[Roles]:
         actor, critic = build.actor(models), build.critic(models)
         roles = Roles(
             cluster=build.cluster,
-            policy=Policy(engines, config.deadlines),
+            policy=Policy(engines, config.deadlines, sleeps=config.rollout.engine.sleep > 0),
             reward=build.reward(models),
             reference=build.reference(models),
             judge=build.judge(),
@@ -241,19 +243,13 @@ def evaluation_roles(config: RunConfig, models: Models) -> Iterator[EvaluationRo
 
 def needs(config: RunConfig, roles: Mapping[str, RewardConfig | None]) -> list[RoleNeed]:
     """What each of `roles` asks of the placement."""
-    gpus = 1.0 if config.device == "cuda" else 0.0
-    processes = config.rollout.engine.tensor_parallel_size
-    asked = []
-    for role, scorer in roles.items():
-        if isinstance(scorer, FunctionReward):
-            asked.append(RoleNeed(role, ranks=scorer.workers))
-        elif isinstance(scorer, RemoteReward):
-            asked.append(RoleNeed(role))
-        elif role == "rollout":
-            asked.append(RoleNeed(role, gpus=gpus * processes, processes=processes))
-        else:
-            asked.append(RoleNeed(role, gpus=gpus))
-    return asked
+    workers = {
+        role: scorer.workers if isinstance(scorer, FunctionReward) else 1
+        for role, scorer in roles.items()
+        if isinstance(scorer, (FunctionReward, RemoteReward))
+    }
+    on_gpu = config.device == "cuda"
+    return [RoleNeed(role, workers=workers[role]) if role in workers else RoleNeed(role, gpu=on_gpu) for role in roles]
 
 
 def _scorers(config: RunConfig) -> dict[str, RewardConfig | None]:

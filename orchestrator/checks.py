@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Literal
 
 import psutil
 
+from cluster.plan import ranks_of, tensor_parallel_size
 from orchestrator.checkpoint import Checkpoints, trained_step
 from orchestrator.config import RewardTrainingConfig, RunConfig, SampledPairs
 from orchestrator.errors import ConfigError
@@ -256,11 +257,11 @@ def _check_one_label(reward: ModelFacts) -> None:
 
 
 def _check_engine(config: RunConfig, actor: ModelFacts) -> None:
-    parallel = config.rollout.engine.tensor_parallel_size
+    parallel = tensor_parallel_size(config.placement)
     if actor.heads and actor.kv_heads and not _splits(actor.heads, actor.kv_heads, parallel):
         fitting = [n for n in range(1, actor.heads + 1) if _splits(actor.heads, actor.kv_heads, n)]
         raise ConfigError(
-            f"rollout.engine.tensor_parallel_size={parallel} does not divide the {actor.heads} attention heads "
+            f"the engines' tensor_parallel_size={parallel} does not divide the {actor.heads} attention heads "
             f"({actor.kv_heads} of keys and values) of {actor.where}; use {', '.join(map(str, fitting[:5]))}"
         )
     if config.device == "cpu":
@@ -273,7 +274,8 @@ def _splits(heads: int, kv_heads: int, parallel: int) -> bool:
 
 def _check_kv_cache(config: RunConfig, actor: ModelFacts) -> None:
     engine, (longest, _) = config.rollout.engine, _longest(config)
-    ranks = config.placement.rollout.ranks * engine.tensor_parallel_size
+    parallel = tensor_parallel_size(config.placement)
+    ranks = ranks_of(config.placement, "rollout") * parallel
     total, memory = ranks * engine.kv_cache_gib, psutil.virtual_memory().total / GIB
     if total > memory:
         raise ConfigError(
@@ -283,7 +285,7 @@ def _check_kv_cache(config: RunConfig, actor: ModelFacts) -> None:
     per_token = actor.kv_bytes_per_token(engine.dtype or config.dtype)
     if per_token is None:
         return
-    needed = longest * per_token / engine.tensor_parallel_size / GIB
+    needed = longest * per_token / parallel / GIB
     if needed > engine.kv_cache_gib:
         raise ConfigError(
             f"rollout.engine.kv_cache_gib={engine.kv_cache_gib:g} does not hold one sample of {longest} tokens, which "

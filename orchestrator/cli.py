@@ -63,6 +63,7 @@ def train(
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on from the newest whole checkpoint in run_dir.")
     ] = False,
+    force: Annotated[bool, typer.Option("--force", help="Start although the plan says that it cannot fit.")] = False,
     debug: Debug = False,
 ) -> None:
     """Train the policy with PPO.
@@ -74,6 +75,8 @@ def train(
         typer.echo("checking the configuration and what it names (the first time, models are converted)", err=True)
         from orchestrator.checks import check_train
 
+        if run.device == "cuda":
+            _show_plan(run, force)
         training, heldout = check_train(run, resume)
         report.read(training, heldout)
         from orchestrator.ppo import train as train_policy
@@ -117,6 +120,59 @@ def evaluate(config: ConfigFile, overrides: Overrides = None, debug: Debug = Fal
         evaluate_run(run, questions)
 
 
+@app.command("plan")
+def show_plan(
+    config: ConfigFile,
+    overrides: Overrides = None,
+    svg: Annotated[Path | None, typer.Option("--svg", metavar="FILE", help="Draw into FILE, too.")] = None,
+    as_json: Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write the numbers to FILE.")] = None,
+    debug: Debug = False,
+) -> None:
+    """Say which role sits on which GPU, what it holds there, and whether it fits. Exit code 1 if it does not.
+
+    Example: tetrarch plan configs/llama3-70b-32xa800.yaml --svg plan.svg
+    """
+    with _reported(debug):
+        run = load_config(config, overrides or ())
+        from rich.console import Console
+
+        from orchestrator.plan_map import draw, to_json
+        from orchestrator.planning import layout, smallest_change
+
+        planned = layout(run)
+        console = Console(record=svg is not None)
+        mend = smallest_change(run) if planned.shortages else None
+        console.print(draw(planned, mend))
+        if svg is not None:
+            console.save_svg(str(svg), title=f"tetrarch plan {config}")
+        if as_json is not None:
+            as_json.write_text(json.dumps(to_json(planned), indent=1) + "\n", encoding="utf-8")
+    if planned.shortages:
+        raise typer.Exit(RUN_FAILED)
+
+
+@app.command("import-openrlhf")
+def import_openrlhf(
+    file: Annotated[
+        Path, typer.Argument(metavar="FILE", help="YAML of OpenRLHF's keys, or a script with its command.")
+    ],
+    debug: Debug = False,
+) -> None:
+    """Turn OpenRLHF's options into a configuration (on stdout), and name what could not be carried over (on stderr).
+
+    Example: tetrarch import-openrlhf train_ppo_llama_ray_70b.sh > mine.yaml
+    """
+    with _reported(debug):
+        from orchestrator.import_openrlhf import import_file
+
+        imported = import_file(file)
+        print(imported.text, end="")
+        for key in imported.left_out:
+            typer.echo(f"not carried over: {key}", err=True)
+        for key in imported.to_fill:
+            typer.echo(f"still to be said: {key}", err=True)
+
+
 @app.command("config")
 def show_config(
     config: Annotated[Path | None, typer.Argument(metavar="CONFIG", help="A YAML file.")] = None,
@@ -136,6 +192,20 @@ def show_config(
         else:
             text = dump_config(load_config(config, overrides or ())).rstrip("\n")
     print(text)
+
+
+def _show_plan(run: RunConfig, force: bool) -> None:
+    """Draw it; PlacementError if it does not fit, unless `force`."""
+    from rich.console import Console
+
+    from orchestrator.plan_map import draw
+    from orchestrator.planning import layout, smallest_change
+
+    planned = layout(run)
+    mend = smallest_change(run) if planned.shortages else None
+    Console(stderr=True).print(draw(planned, mend))
+    if planned.shortages and not force:
+        raise PlacementError("see the plan above; change the settings, or say --force")
 
 
 def json_schema() -> dict[str, object]:

@@ -8,12 +8,20 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
+from cluster.config import LocalPlacement
+from cluster.errors import PlacementError
+from cluster.groups import ENGINES, as_groups, group_of, problems, seats
+from cluster.plan import ranks_of
+
 if TYPE_CHECKING:
     from orchestrator.config import RunConfig
 
 
 def inconsistencies(config: RunConfig) -> list[str]:
     """Every broken rule; empty if the configuration is sound."""
+    misplaced = list(_placement_rules(config))
+    if misplaced:
+        return misplaced  # the other rules ask how many ranks there are
     return [
         *_batch_rules(config),
         *_sampling_rules(config),
@@ -22,6 +30,27 @@ def inconsistencies(config: RunConfig) -> list[str]:
         *_evaluation_rules(config),
         *_device_rules(config),
     ]
+
+
+def _placement_rules(config: RunConfig) -> Iterator[str]:
+    """Of `type: groups` and `type: openrlhf`: every role has its GPUs, once, and the pools hold them."""
+    if isinstance(config.placement, LocalPlacement):
+        return
+    try:
+        placement = as_groups(config.placement)
+        found = problems(placement)
+        yield from found
+        if found:
+            return
+        needed = [ENGINES, "actor", "critic", "reference", *(["reward"] if config.reward.type == "model" else [])]
+        for role in needed:
+            group_of(placement, role)
+        idle = {role for group in placement.groups.values() for role in group.roles} - set(needed)
+        if idle and config.placement.type == "groups":
+            yield f"reward.type={config.reward.type} needs no GPUs; take `reward` out of placement.groups"
+        seats(placement, set(placement.groups))
+    except PlacementError as error:
+        yield str(error)
 
 
 def _batch_rules(config: RunConfig) -> Iterator[str]:
@@ -37,10 +66,13 @@ def _batch_rules(config: RunConfig) -> Iterator[str]:
         )
         return
     rows = samples // mini_batches
-    for role, group in (("actor", config.placement.actor), ("critic", config.placement.critic)):
-        if rows < group.ranks:
+    for role in ("actor", "critic"):
+        ranks = ranks_of(config.placement, role)
+        if rows < ranks:
+            local = isinstance(config.placement, LocalPlacement)
+            said = f"placement.{role}.ranks={ranks} is" if local else f"the {ranks} ranks (GPUs) of the {role} are"
             yield (
-                f"placement.{role}.ranks={group.ranks} is more than the {rows} samples of a mini-batch ({samples} "
+                f"{said} more than the {rows} samples of a mini-batch ({samples} "
                 f"samples of a step, ppo.mini_batches={mini_batches}); use fewer ranks or fewer mini-batches"
             )
 
@@ -106,6 +138,13 @@ def _device_rules(config: RunConfig) -> Iterator[str]:
         yield (
             f"rollout.engine.block_size={engine.block_size} is not a multiple of 32, which vLLM's CPU build needs; "
             f"use {near}, or null"
+        )
+    if engine.sleep and config.device == "cpu":
+        yield f"rollout.engine.sleep={engine.sleep} has no GPU to give away with device=cpu; set it to 0"
+    if engine.sleep == 2 and config.ppo.critic_warmup_steps:
+        yield (
+            f"rollout.engine.sleep=2 drops weights that no push renews while ppo.critic_warmup_steps="
+            f"{config.ppo.critic_warmup_steps}; use sleep: 1"
         )
     for role in ("actor", "critic", "reference", "reward"):
         section = getattr(config, role)

@@ -41,15 +41,29 @@ class Policy:
 
     engines: RoleGroup[RolloutEngine]
     deadlines: Deadlines
+    sleeps: bool = False
+    """Whether the engines give their memory away between generating and the next push."""
 
     def generate(self, prompts: Prompts, *, version: int) -> Rollouts:
         """Answer all `prompts`, in their order, with the weights of `version`."""
+        self._wake("weights", "kv_cache")
         shares = prompts.split(_contiguous(len(prompts), len(self.engines)))
         answers = self.engines.map(RolloutEngine.generate, shares, version).result(self.deadlines.generate_s)
         return Rollouts.concatenate([_of_version(rollouts, version) for rollouts in answers if len(rollouts)])
 
     def stream(self, prompts: Prompts, *, version: int) -> Iterator[tuple[Part, Rollouts]]:
-        """The same in parts, each as soon as it is done. What is in a part is always the same; when it comes is not."""
+        """The same in parts, each as soon as it is done. What is in a part is always the same; when it comes is not.
+
+        Engines that sleep do so before the first part is handed on: whoever scores it needs their memory.
+        """
+        parts = self._parts(prompts, version)
+        if self.sleeps:
+            parts = iter(list(parts))
+            self.engines.call(RolloutEngine.sleep).result(self.deadlines.push_s)
+        return parts
+
+    def _parts(self, prompts: Prompts, version: int) -> Iterator[tuple[Part, Rollouts]]:
+        self._wake("weights", "kv_cache")
         shares = prompts.split(_contiguous(len(prompts), len(self.engines)))
         deadline_s, done = self.deadlines.generate_s, [0] * len(shares)
         for engine, rollouts in self.engines.stream(RolloutEngine.stream, shares, version, deadline_s=deadline_s):
@@ -58,7 +72,13 @@ class Policy:
 
     def load(self, actor: RoleGroup[Actor], *, version: int) -> None:
         """Bring the actor's weights into every engine and number them `version`."""
+        self._wake("weights")
         actor.call(Actor.push, version).result(self.deadlines.push_s)
+        self._wake("kv_cache")
+
+    def _wake(self, *parts: str) -> None:
+        if self.sleeps:
+            self.engines.call(RolloutEngine.wake, parts).result(self.deadlines.push_s)
 
 
 @dataclass(frozen=True, slots=True)

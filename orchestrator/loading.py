@@ -22,7 +22,7 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
     """The configuration in `path`, changed by overrides such as `ppo.epochs=2` (their values are YAML)."""
     data = _read(Path(path))
     for override in overrides:
-        _apply(data, override)
+        apply_override(data, override)
     return validate(data, source=f"{path} and the command line" if overrides else str(path))
 
 
@@ -67,7 +67,7 @@ def _read(path: Path) -> dict[str, Any]:
     return data
 
 
-def _apply(data: dict[str, Any], override: str) -> None:
+def apply_override(data: dict[str, Any], override: str) -> None:
     """Set one key path in place; sections that are missing or null on the way are made."""
     path, equals, text = override.partition("=")
     keys = path.strip().split(".")

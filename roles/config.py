@@ -172,8 +172,6 @@ RewardConfig = Annotated[ModelReward | FunctionReward | RemoteReward, Field(disc
 class EngineConfig(Section):
     """One vLLM engine."""
 
-    tensor_parallel_size: int = Field(default=1, ge=1)
-    """Processes that share the model's layers; must divide its attention heads."""
     dtype: Dtype | None = None
     """null: the run's `dtype`. float32 on both sides makes vLLM's log-probabilities agree to about 4e-6."""
     kv_cache_gib: float = Field(default=1.0, gt=0)
@@ -186,6 +184,9 @@ class EngineConfig(Section):
     """Responses generated at once."""
     enforce_eager: bool | None = None
     """Without graph compilation; null: true on CPU (it starts faster), false on GPUs."""
+    sleep: Literal[0, 1, 2] = 0
+    """Between generating and the next push, on GPUs that others share: 0 stays awake, 1 moves the weights to the host,
+    2 drops them (the push brings new ones)."""
     prefix_caching: bool = True
     """Share the KV cache of equal prompt beginnings; dropped with the old weights at every push."""
 

@@ -52,6 +52,8 @@ class RolloutSetup:
     """How new weights arrive."""
     index: int = 0
     """Which of the engines this is: their workers are numbered through in the transfer group."""
+    tensor_parallel_size: int = 1
+    """Processes that share the model's layers; must divide its attention heads."""
     trust_remote_code: bool = False
 
 
@@ -80,6 +82,7 @@ class RolloutEngine:
         self._version: int | None = 0
         """Of the loaded weights; None once a push has begun and until it has been verified."""
         self._latest = 0
+        self._asleep: set[str] = set()
         """The highest version that a push has brought."""
         self._requests = 0
         self._engine = _start_engine(setup)
@@ -173,17 +176,31 @@ class RolloutEngine:
             columns=prompts.columns,
         )
 
+    # Making room for the roles that share the GPUs
+
+    def sleep(self) -> None:
+        """Give the GPUs' memory away: the KV cache, and the weights as `sleep` in the configuration says."""
+        self._engine.sleep(self._setup.rollout.engine.sleep)
+        self._asleep = {"weights", "kv_cache"}
+
+    def wake(self, parts: tuple[str, ...]) -> None:
+        """Take back the memory of `parts` (`weights`, `kv_cache`) that are asleep."""
+        tags = [part for part in parts if part in self._asleep]
+        if tags:
+            self._engine.wake_up(tags)
+            self._asleep -= set(tags)
+
     # Receiving weights; called by the trainer in this order
 
     def describe(self) -> EngineFacts:
         """What the trainer must know to connect."""
         setup = self._setup
-        return EngineFacts(setup.index, setup.rollout.engine.tensor_parallel_size, setup.dtype, setup.backend)
+        return EngineFacts(setup.index, setup.tensor_parallel_size, setup.dtype, setup.backend)
 
     def init_weight_transfer(self, init_info: dict[str, Any]) -> None:
         """Join the transfer group; `init_info`, the same for all engines, is that of the backend."""
         if "rank_offset" in init_info:
-            first = init_info["rank_offset"] + self._setup.index * self._setup.rollout.engine.tensor_parallel_size
+            first = init_info["rank_offset"] + self._setup.index * self._setup.tensor_parallel_size
             init_info = {**init_info, "rank_offset": first}
         self._engine.collective_rpc("init_weight_transfer_engine", args=(init_info,))
 
@@ -286,12 +303,13 @@ def _start_engine(setup: RolloutSetup) -> LLMEngine:
             seed=setup.seed,
             max_model_len=setup.max_model_tokens,
             max_num_seqs=engine.max_sequences,
-            tensor_parallel_size=engine.tensor_parallel_size,
-            distributed_executor_backend="mp" if engine.tensor_parallel_size > 1 else "uni",
+            tensor_parallel_size=setup.tensor_parallel_size,
+            distributed_executor_backend="mp" if setup.tensor_parallel_size > 1 else "uni",
             worker_extension_cls="roles.rollout_worker.WeightReceiver",
             weight_transfer_config=WeightTransferConfig(backend=setup.backend),
             enforce_eager=_is_eager(setup),
             enable_prefix_caching=engine.prefix_caching,
+            enable_sleep_mode=engine.sleep > 0,
             logprobs_mode="processed_logprobs",  # of the distribution that is sampled: after temperature, top-p, top-k
             generation_config="vllm",  # sampling is the run's configuration alone, not the folder's
             disable_log_stats=True,

@@ -20,7 +20,7 @@ def engine_setup(
     model: Path, *, tensor_parallel: int = 1, dtype: str = "float32", index: int = 0, **rollout: Any
 ) -> RolloutSetup:
     """Up to 16 generated tokens a prompt."""
-    engine = EngineConfig(kv_cache_gib=0.05, tensor_parallel_size=tensor_parallel, max_sequences=16)
+    engine = EngineConfig(kv_cache_gib=0.05, max_sequences=16)
     config = RolloutConfig(prompts_per_step=1, engine=engine, **{"max_response_tokens": 16} | rollout)
     return RolloutSetup(
         model_path=str(model),
@@ -32,6 +32,7 @@ def engine_setup(
         pad_token_id=PAD,
         stop_token_ids=(EOS,),
         index=index,
+        tensor_parallel_size=tensor_parallel,
     )
 
 

@@ -13,7 +13,7 @@ from tests.integration.stub_role import Stub
 
 
 def main() -> None:
-    wanted = plan(LocalPlacement(), [RoleNeed("actor", ranks=1)])
+    wanted = plan(LocalPlacement(), [RoleNeed("actor", workers=1)])
     with RayCluster(wanted, deadline_s=60, object_store_gib=0.1) as cluster:
         group = RoleGroup.start("actor", Stub, [("a",)], cluster.places("actor"), log_dir=Path(sys.argv[1]))
         group.ready(60)

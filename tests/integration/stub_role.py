@@ -78,6 +78,10 @@ class Stub:
     def keep(self, mebibytes: int) -> None:
         self.kept = b"x" * (mebibytes * 2**20)
 
+    def seen_gpus(self) -> str:
+        """The cards that an engine would use."""
+        return os.environ["CUDA_VISIBLE_DEVICES"]
+
     def connect(self, client: Client) -> None:
         self.client = client
 

@@ -52,7 +52,7 @@ def test_nothing_outlives_the_driver(tmp_path: Path, how: signal.Signals) -> Non
 
 
 def test_a_cluster_that_is_too_small_is_refused_before_asking(ray_of_two_nodes: Cluster) -> None:
-    wanted = plan(LocalPlacement(actor=GroupConfig(ranks=3, threads=1)), [RoleNeed("actor", gpus=1)])
+    wanted = plan(LocalPlacement(actor=GroupConfig(ranks=3, threads=1)), [RoleNeed("actor", gpu=True)])
     began = time.monotonic()
     with pytest.raises(PlacementError) as error, RayCluster(wanted, deadline_s=60, address=ray_of_two_nodes.address):
         pass
@@ -66,7 +66,7 @@ def test_a_cluster_that_is_too_small_is_refused_before_asking(ray_of_two_nodes: 
 
 def test_a_busy_cluster_is_waited_for_until_the_deadline(ray_of_two_nodes: Cluster, tmp_path: Path) -> None:
     address = ray_of_two_nodes.address
-    wanted = plan(LocalPlacement(actor=GroupConfig(ranks=2)), [RoleNeed("actor", gpus=1)])
+    wanted = plan(LocalPlacement(actor=GroupConfig(ranks=2)), [RoleNeed("actor", gpu=True)])
     with RayCluster(wanted, deadline_s=60, address=address) as cluster:
         group = RoleGroup.start("actor", Stub, [("a",), ("b",)], cluster.places("actor"), log_dir=tmp_path)
         group.ready(60)

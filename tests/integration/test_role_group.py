@@ -25,7 +25,7 @@ ROLES = {"actor": 2, "critic": 2, "rollout": 1, "reference": 2, "reward": 2}
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[RayCluster]:
-    wanted = plan(LocalPlacement(), [RoleNeed(role, ranks=ranks) for role, ranks in ROLES.items()])
+    wanted = plan(LocalPlacement(), [RoleNeed(role, workers=ranks) for role, ranks in ROLES.items()])
     with RayCluster(wanted, deadline_s=60, object_store_gib=0.25) as running:
         yield running
 

@@ -8,12 +8,14 @@ from __future__ import annotations
 import re
 import shlex
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
 from pydantic import TypeAdapter
 from typer.main import get_command
 
+from cluster.config import PlacementConfig
 from orchestrator import cli
 from orchestrator.config import RunConfig
 from orchestrator.loading import load_config
@@ -69,8 +71,13 @@ def test_every_make_target_is_described() -> None:
 @pytest.mark.parametrize("text", [text for language, text in BLOCKS if language == "yaml"])
 def test_pieces_of_configuration_are_valid(text: str, tmp_path: Path) -> None:
     piece = yaml.safe_load(text)
-    if set(piece) == {"reward"}:
-        TypeAdapter(RewardConfig).validate_python(piece["reward"])
+    adapters: dict[str, TypeAdapter[Any]] = {
+        "reward": TypeAdapter(RewardConfig),
+        "placement": TypeAdapter(PlacementConfig),
+    }
+    if len(piece) == 1:
+        (key,) = piece
+        adapters[key].validate_python(piece[key])
         return
     path = tmp_path / "mine.yaml"
     path.write_text(text)

@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import pytest
 
-from cluster.config import GroupConfig, LocalPlacement
+from cluster.config import GroupConfig, LocalEngines, LocalPlacement
 from cluster.errors import PlacementError
 from cluster.plan import Node, Plan, RoleNeed, Slot, check_capacity, plan
 
 
 def test_every_rank_gets_a_slot() -> None:
-    placement = LocalPlacement(actor=GroupConfig(ranks=2, threads=3), rollout=GroupConfig(threads=2))
-    made = plan(placement, [RoleNeed("actor", gpus=1), RoleNeed("rollout", gpus=2, processes=2)])
+    rollout = LocalEngines(threads=2, tensor_parallel_size=2)
+    placement = LocalPlacement(actor=GroupConfig(ranks=2, threads=3), rollout=rollout)
+    made = plan(placement, [RoleNeed("actor", gpu=True), RoleNeed("rollout", gpu=True)])
     assert made.slots == (
-        Slot("actor", 0, 0, cpus=3, gpus=1, threads=3),
-        Slot("actor", 1, 0, cpus=3, gpus=1, threads=3),
-        Slot("rollout", 0, 0, cpus=4, gpus=2, threads=2),
+        Slot("actor", 0, 0, cpus=3, threads=3, gpus=(0,)),
+        Slot("actor", 1, 0, cpus=3, threads=3, gpus=(1,)),
+        Slot("rollout", 0, 0, cpus=4, threads=2, gpus=(2, 3)),
     )
     assert made.of("actor") == list(made.slots[:2])
     assert made.nodes == 1
@@ -23,7 +24,7 @@ def test_every_rank_gets_a_slot() -> None:
 
 
 def test_a_role_may_bring_its_own_number_of_ranks() -> None:
-    made = plan(LocalPlacement(reward=GroupConfig(ranks=2)), [RoleNeed("reward", ranks=5)])
+    made = plan(LocalPlacement(reward=GroupConfig(ranks=2)), [RoleNeed("reward", workers=5)])
     assert [slot.rank for slot in made.slots] == [0, 1, 2, 3, 4]
 
 
@@ -35,7 +36,7 @@ def test_an_unknown_role_is_named() -> None:
 
 
 def test_capacity_is_checked_node_by_node() -> None:
-    two = Plan((Slot("actor", 0, 0, 4, 2, 4), Slot("critic", 0, 1, 2, 4, 2)))
+    two = Plan((Slot("actor", 0, 0, 4, 4, (0, 1)), Slot("critic", 0, 1, 2, 2, (0, 1, 2, 3))), ("a", "a"), ("", ""))
     check_capacity(two, [Node("a", 4, 4), Node("b", 4, 2)])
     with pytest.raises(PlacementError) as error:
         check_capacity(two, [Node("a", 100, 4)])
@@ -47,6 +48,6 @@ def test_capacity_is_checked_node_by_node() -> None:
 
 
 def test_fragments_on_several_nodes_do_not_count_as_one() -> None:
-    one = Plan((Slot("actor", 0, 0, 2, 0, 2), Slot("actor", 1, 0, 2, 0, 2)))
+    one = Plan((Slot("actor", 0, 0, 2, 2), Slot("actor", 1, 0, 2, 2)))
     with pytest.raises(PlacementError, match="the cluster is too small"):
         check_capacity(one, [Node("a", 3, 0), Node("b", 3, 0)])

@@ -265,11 +265,11 @@ def test_pairs_over_the_backbones_context(world: World) -> None:
 
 @pytest.mark.parametrize(("parallel", "fits"), [(1, True), (2, True), (4, True), (3, False), (8, False)])
 def test_tensor_parallelism_must_divide_the_heads(world: World, parallel: int, fits: bool) -> None:
-    world.set("rollout.engine.tensor_parallel_size", parallel)
+    world.set("placement", {"type": "local", "rollout": {"tensor_parallel_size": parallel}})
     if fits:
         check("train", world.config)
     else:
-        refused(world, f"rollout.engine.tensor_parallel_size={parallel}", "4 attention heads", "use 1, 2, 4")
+        refused(world, f"tensor_parallel_size={parallel}", "4 attention heads", "use 1, 2, 4")
 
 
 def test_absurd_kv_caches(world: World) -> None:

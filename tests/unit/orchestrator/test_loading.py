@@ -217,6 +217,8 @@ def test_several_mistakes_are_one_line_each(file: Path) -> None:
         ),
         (["evaluation.every=5"], ["evaluation.every=5", "prompts.heldout.path"]),
         (["evaluation.judge={path: f.py}"], ["evaluation.judge", "prompts.heldout.path"]),
+        (["rollout.engine.sleep=1"], ["rollout.engine.sleep=1", "device=cpu"]),
+        (["device=cuda", "rollout.engine.sleep=2", "ppo.critic_warmup_steps=1"], ["sleep=2", "use sleep: 1"]),
         (["rollout.engine.block_size=16"], ["rollout.engine.block_size=16", "multiple of 32", "use 32"]),
         (["actor.zero.offload_optimizer=true"], ["actor.zero.offload_optimizer=true", "device=cpu"]),
         (

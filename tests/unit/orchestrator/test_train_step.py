@@ -23,13 +23,15 @@ from tests.unit.orchestrator.fakes import ACTOR, CRITIC, FakeGroup, prompts_of, 
 ROWS = 4
 
 
-def step(log: list[str], *, stale: int = 0, **ppo: Any) -> tuple[StepResult, TrainState, dict[str, FakeGroup]]:
+def step(
+    log: list[str], *, stale: int = 0, sleeps: bool = False, **ppo: Any
+) -> tuple[StepResult, TrainState, dict[str, FakeGroup]]:
     groups = {role: FakeGroup(role, log) for role in ("actor", "critic", "reward", "reference")}
     engines = FakeGroup("rollout", log, stale=stale)
     deadlines = Deadlines()
     roles: Any = Roles(
         cluster=SimpleNamespace(),  # type: ignore[arg-type]
-        policy=Policy(engines, deadlines),  # type: ignore[arg-type]
+        policy=Policy(engines, deadlines, sleeps=sleeps),  # type: ignore[arg-type]
         judge=None,
         deadlines=deadlines,
         **groups,  # type: ignore[arg-type]
@@ -69,6 +71,15 @@ def test_the_order_of_calls(log: list[str]) -> None:
     ]
     assert (state.step, state.version, state.samples) == (1, 4, ROWS)
     assert result.actor is ACTOR and result.critic is CRITIC
+
+
+def test_engines_that_share_their_gpus_sleep_while_others_work(log: list[str]) -> None:
+    """Nobody scores before they sleep; weights wake before the push, the KV cache after it."""
+    step(log, sleeps=True)
+    wake = "rollout.wake(('weights', 'kv_cache'),)"
+    assert log[:5] == ["[generate]", wake, "part of engine 1", "part of engine 0", "rollout.sleep()"]
+    assert log[5:13] == 2 * SCORING
+    assert log[-3:] == ["rollout.wake(('weights',),)", "actor.push(4,)", "rollout.wake(('kv_cache',),)"]
 
 
 def test_rows_keep_their_order_whatever_order_the_parts_come_in(log: list[str]) -> None:

@@ -1,0 +1,214 @@
+"""Groups of GPUs on pools of nodes: the rules of `type: groups` and `type: openrlhf`, and who gets which GPU.
+
+A placement flows in, seats (group → node and GPU of each rank) flow out. Pure; called by `cluster.plan`.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections import Counter
+from collections.abc import Collection
+from dataclasses import dataclass
+from typing import get_args
+
+from cluster.accelerators import ACCELERATORS
+from cluster.config import EnginesConfig, GpuRole, GroupsPlacement, OpenRlhfPlacement, PlacedGroup, PoolConfig
+from cluster.errors import PlacementError
+
+ENGINES = "rollout"
+"""The role of the vLLM engines."""
+
+GPU_ROLES: tuple[GpuRole, ...] = get_args(GpuRole)
+
+
+@dataclass(frozen=True, slots=True)
+class Seat:
+    """One GPU of a group."""
+
+    pool: str
+    node: int
+    """Number of the node in the plan."""
+    gpu: int
+    """Number of the GPU on the node."""
+
+
+def as_groups(placement: GroupsPlacement | OpenRlhfPlacement) -> GroupsPlacement:
+    """OpenRLHF's words as ours. Raises PlacementError for sizes that cannot share GPUs."""
+    if isinstance(placement, GroupsPlacement):
+        return placement
+    sizes = {
+        role: (getattr(placement, f"{name}_num_nodes"), getattr(placement, f"{name}_num_gpus_per_node"))
+        for role, name in zip(GPU_ROLES, ("actor", "critic", "reward", "ref"), strict=True)
+    }
+    homes: dict[GpuRole, GpuRole] = {role: role for role in GPU_ROLES}
+    for flag, home, guests in (
+        ("colocate_all_models", "actor", ("critic", "reward", "reference")),
+        ("colocate_actor_ref", "actor", ("reference",)),
+        ("colocate_critic_reward", "critic", ("reward",)),
+    ):
+        for guest in guests if getattr(placement, flag) else ():
+            if sizes[guest] != sizes[home]:  # type: ignore[index]
+                raise PlacementError(
+                    f"{flag}: true puts the {guest} on the {home}'s GPUs, but {_size(sizes[guest])} is not "  # type: ignore[index]
+                    f"{_size(sizes[home])}; give both the same numbers of nodes and GPUs"  # type: ignore[index]
+                )
+            homes[guest] = home if homes[home] == home else homes[home]  # type: ignore[index]
+    engines = EnginesConfig(number=placement.vllm_num_engines, tensor_parallel_size=placement.vllm_tensor_parallel_size)
+    total = engines.number * engines.tensor_parallel_size
+    sharing = total == sizes["actor"][0] * sizes["actor"][1]
+    groups: dict[str, PlacedGroup] = {
+        home: PlacedGroup(
+            pool="gpus",
+            nodes=sizes[home][0],
+            gpus_per_node=sizes[home][1],
+            roles=tuple(role for role in GPU_ROLES if homes[role] == home),
+            engines=engines if home == "actor" and sharing else None,
+            cpus_per_rank=placement.cpus_per_rank,
+        )
+        for home in dict.fromkeys(homes.values())
+    }
+    per_node = placement.pool.gpus_per_node if placement.pool else max(size for _, size in sizes.values())
+    if not sharing:
+        nodes, each = _spread_engines(engines, per_node)
+        groups["engines"] = PlacedGroup(
+            pool="gpus", nodes=nodes, gpus_per_node=each, engines=engines, cpus_per_rank=placement.cpus_per_rank
+        )
+    pool = placement.pool
+    if pool is None:
+        room = PoolConfig(
+            nodes=sum(group.nodes for group in groups.values()), gpus_per_node=per_node, gpu_memory_gib=80.0
+        )
+        used = {seat.node for own in seats(_placement(room, groups), set(groups)).values() for seat in own}
+        pool = room.model_copy(update={"nodes": len(used)})
+    return _placement(pool, groups)
+
+
+def _placement(pool: PoolConfig, groups: dict[str, PlacedGroup]) -> GroupsPlacement:
+    return GroupsPlacement(type="groups", pools={"gpus": pool}, groups=groups)
+
+
+def _size(size: tuple[int, int]) -> str:
+    return f"{size[0]} x {size[1]} GPUs"
+
+
+def _spread_engines(engines: EnginesConfig, per_node: int) -> tuple[int, int]:
+    """(nodes, GPUs a node) for engines that have GPUs of their own: on as few nodes as can be."""
+    width = engines.tensor_parallel_size
+    if width > per_node:
+        raise PlacementError(
+            f"vllm_tensor_parallel_size={width} is more than the {per_node} GPUs of a node; an engine stays in one node"
+        )
+    fitting = per_node // width
+    nodes = next(n for n in range(1, engines.number + 1) if engines.number % n == 0 and engines.number // n <= fitting)
+    return nodes, engines.number // nodes * width
+
+
+def group_of(placement: GroupsPlacement, role: str) -> str:
+    """The group in which a role (or the engines) lives. Raises PlacementError if there is none, or more than one."""
+    homes = [
+        name
+        for name, group in placement.groups.items()
+        if (group.engines is not None if role == ENGINES else role in group.roles)
+    ]
+    what = "vLLM engines" if role == ENGINES else f"the role {role!r}"
+    if not homes:
+        key = "engines: {number: …}" if role == ENGINES else f"roles: [{role}]"
+        raise PlacementError(
+            f"no group of placement.groups has {what}; add `{key}` to one of {_names(placement.groups)}"
+        )
+    if len(homes) > 1:
+        raise PlacementError(f"placement.groups {_names(homes)} both have {what}; leave one")
+    return homes[0]
+
+
+def problems(placement: GroupsPlacement) -> list[str]:
+    """What is wrong within single groups, one line each; empty if nothing is."""
+    found = []
+    for name, pool_of in placement.pools.items():
+        if pool_of.accelerator is not None and pool_of.accelerator not in ACCELERATORS:
+            near = difflib.get_close_matches(pool_of.accelerator, ACCELERATORS, n=1, cutoff=0.3)
+            mend = f"did you mean {near[0]}? " if near else ""
+            found.append(
+                f"the accelerator {pool_of.accelerator!r} of pool {name!r} is not known; {mend}use one of "
+                f"{_names(ACCELERATORS)}; or leave it out and say gpu_memory_gib"
+            )
+    for name, group in placement.groups.items():
+        key = f"placement.groups.{name}"
+        pool = placement.pools.get(group.pool)
+        if pool is None:
+            found.append(f"{key}.pool={group.pool!r} is not in placement.pools; use {_names(placement.pools)}")
+            continue
+        if group.gpus_per_node > pool.gpus_per_node:
+            found.append(
+                f"{key}.gpus_per_node={group.gpus_per_node} is more than the {pool.gpus_per_node} of a node of pool "
+                f"{group.pool!r}; use {pool.gpus_per_node} and more nodes"
+            )
+        if group.nodes > pool.nodes:
+            found.append(f"{key}.nodes={group.nodes} is more than the {pool.nodes} of pool {group.pool!r}; lower it")
+        if not group.roles and group.engines is None:
+            found.append(f"{key} has neither roles nor engines; give it some, or delete it")
+        double = [role for role, count in Counter(group.roles).items() if count > 1]
+        if double:
+            found.append(f"{key}.roles names {', '.join(double)} twice; once is enough")
+        if group.engines is not None:
+            found += _engine_problems(key, group, group.engines)
+    homes = Counter(role for group in placement.groups.values() for role in set(group.roles))
+    found += [
+        f"the role {role!r} is in {count} groups; leave it in one" for role, count in sorted(homes.items()) if count > 1
+    ]
+    if sum(group.engines is not None for group in placement.groups.values()) > 1:
+        found.append("several placement.groups have engines; leave them in one")
+    return found
+
+
+def _engine_problems(key: str, group: PlacedGroup, engines: EnginesConfig) -> list[str]:
+    width, per_node = engines.tensor_parallel_size, group.gpus_per_node
+    if per_node % width:
+        fitting = [str(n) for n in range(1, per_node + 1) if per_node % n == 0]
+        return [
+            f"{key}.engines.tensor_parallel_size={width} does not divide its gpus_per_node={per_node} (an engine stays "
+            f"in one node); use {', '.join(fitting)}"
+        ]
+    total, have = engines.number * width, group.nodes * per_node
+    if total != have:
+        return [
+            f"{key}.engines: {engines.number} x {width} GPUs are {total}, but the group has {have}; use number: "
+            f"{have // width}"
+        ]
+    return []
+
+
+def seats(placement: GroupsPlacement, taken: Collection[str]) -> dict[str, list[Seat]]:
+    """The GPUs of each group in `taken`, by rank: node by node. Nodes are numbered as they are used.
+
+    The widest groups choose first, each the fullest nodes that still hold it (best fit).
+    Raises PlacementError where the pool's nodes are too few, or too fragmented.
+    """
+    free = {name: [pool.gpus_per_node] * pool.nodes for name, pool in placement.pools.items()}
+    numbers: dict[tuple[str, int], int] = {}
+    placed: dict[str, list[Seat]] = {}
+    order = sorted(taken, key=lambda name: (-placement.groups[name].gpus_per_node, list(placement.groups).index(name)))
+    for name in order:
+        group = placement.groups[name]
+        left, whole = free[group.pool], placement.pools[group.pool].gpus_per_node
+        fitting = sorted(
+            (node for node in range(len(left)) if left[node] >= group.gpus_per_node), key=lambda n: left[n]
+        )
+        if len(fitting) < group.nodes:
+            raise PlacementError(
+                f"group {name!r} asks for {group.nodes} nodes with {group.gpus_per_node} GPUs each, but of pool "
+                f"{group.pool!r} only {len(fitting)} of {len(left)} have so many left (GPUs left by node: "
+                f"{', '.join(map(str, left))}); give the pool {group.nodes - len(fitting)} more nodes, or the group "
+                "fewer GPUs"
+            )
+        placed[name] = []
+        for node in sorted(fitting[: group.nodes]):
+            number = numbers.setdefault((group.pool, node), len(numbers))
+            first = whole - left[node]
+            placed[name] += [Seat(group.pool, number, first + gpu) for gpu in range(group.gpus_per_node)]
+            left[node] -= group.gpus_per_node
+    return placed
+
+
+def _names(names: Collection[str]) -> str:
+    return ", ".join(sorted(names))

@@ -1,0 +1,178 @@
+"""Bytes on paper: what each role holds on a GPU and on its host, in each phase of a PPO step. Pure.
+
+Model sizes and settings flow in, `Account`s (item → bytes) flow out. `orchestrator.planning` adds them up by GPU.
+
+Sources: ZeRO's model states (Rajbhandari et al., arXiv 1910.02054, section 3), as DeepSpeed keeps them with float32
+gradients (its `estimate_zero3_model_states_mem_needs`); activations counted as in Korthikanti et al. (arXiv 2205.05198,
+section 4) for a layer with RMSNorm, rotary positions and a gated MLP, with attention that keeps no score matrix.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+GIB = 2**30
+REDUCE_BUCKET = 500_000_000
+"""DeepSpeed's `reduce_bucket_size`: numbers of gradient that stage 3 and 2 collect before they reduce them."""
+SUB_GROUP = 1_000_000_000
+"""DeepSpeed's `sub_group_size`: numbers whose gradients the optimizer's step widens to float32 at a time."""
+PREFETCHED_LAYERS = 2
+"""Decoder layers that are whole at a time: the one that computes, and the next on its way."""
+RUNTIME = 1.5 * GIB
+"""Of each process on a GPU: CUDA context, library workspaces and NCCL's buffers. An assumption, not a formula."""
+
+PHASES = ("generate", "score", "train actor", "train critic", "push")
+
+Account = dict[str, float]
+"""What is held → bytes."""
+
+
+@dataclass(frozen=True, slots=True)
+class ModelSize:
+    """A decoder's numbers."""
+
+    parameters: int
+    """All, tied ones once."""
+    layer: int
+    """Parameters of one decoder layer."""
+    embedding: int
+    """Parameters of the input embedding (and of the head, if it is not tied: as many again)."""
+    layers: int
+    hidden: int
+    intermediate: int
+    """Width of the gated MLP."""
+    heads: int
+    kv_heads: int
+    head_width: int
+    vocabulary: int
+    """Logits a token; 0 for a model with a value head."""
+
+    @property
+    def kv_width(self) -> int:
+        """Numbers of keys of a token in one layer."""
+        return self.kv_heads * self.head_width
+
+
+@dataclass(frozen=True, slots=True)
+class RoleSize:
+    """A role that holds a model under ZeRO."""
+
+    role: str
+    model: ModelSize
+    ranks: int
+    number_bytes: int
+    """Of a weight: 2 in bfloat16, 4 in float32."""
+    stage: int
+    trained: bool
+    offload_optimizer: bool = False
+    offload_parameters: bool = False
+    checkpointing: bool = False
+    tokens: int = 4096
+    """Of one micro-batch: `micro_batch_tokens`, or the longest sample if that is longer."""
+    scored_share: float = 0.5
+    """Of the tokens: those of responses, for which there are logits."""
+
+
+@dataclass(frozen=True, slots=True)
+class EngineSize:
+    """One vLLM engine."""
+
+    model: ModelSize
+    number_bytes: int
+    parallel: int
+    """GPUs it is spread over."""
+    utilization: float
+    """Share of a GPU that it takes."""
+    sleep: int
+    """0: always awake; 1: weights go to the host while others train; 2: they are dropped."""
+    longest: int
+    """Tokens of a sample."""
+    sequences: int
+    """Samples generated at once."""
+
+    @property
+    def weights(self) -> float:
+        """Bytes on each of its GPUs."""
+        return self.model.parameters * self.number_bytes / self.parallel
+
+    @property
+    def kv_of_a_sample(self) -> float:
+        """Bytes on each of its GPUs for the longest sample; heads are copied where there are fewer than GPUs."""
+        heads = max(self.model.kv_heads / self.parallel, 1)
+        return 2 * self.model.layers * heads * self.model.head_width * self.number_bytes * self.longest
+
+
+def states(role: RoleSize) -> Account:
+    """Of each rank, on its GPU, all the time: weights, gradients, optimizer."""
+    parameters, ranks = role.model.parameters, role.ranks
+    shards = {1: (1, 1, ranks), 2: (1, ranks, ranks), 3: (ranks, ranks, ranks)}.get(role.stage, (1, 1, 1))
+    if not role.trained and role.stage < 3:
+        shards = (1, 1, 1)
+    account: Account = {"weights": 0.0 if role.offload_parameters else parameters * role.number_bytes / shards[0]}
+    if role.trained and not role.offload_optimizer:
+        account["gradients (float32)"] = 4 * parameters / shards[1]
+        account["optimizer (float32 weights and moments)"] = _optimizer_bytes(role) / shards[2]
+    return account
+
+
+def host_states(role: RoleSize) -> Account:
+    """Of each rank, in its host's memory, all the time: what is offloaded."""
+    account: Account = {}
+    if role.offload_parameters:
+        account["offloaded weights"] = role.model.parameters * role.number_bytes / role.ranks
+    if role.trained and role.offload_optimizer:
+        account["offloaded gradients (float32)"] = 4 * role.model.parameters / role.ranks
+        account["offloaded optimizer"] = _optimizer_bytes(role) / role.ranks
+    return account
+
+
+def _optimizer_bytes(role: RoleSize) -> float:
+    """AdamW: two moments, and the float32 weights where the model's own are narrower."""
+    return role.model.parameters * (8 + (4 if role.number_bytes < 4 else 0))
+
+
+def working(role: RoleSize, *, training: bool) -> Account:
+    """Of each rank, on its GPU, while it computes: on top of `states`."""
+    model, width, tokens = role.model, role.number_bytes, role.tokens
+    account: Account = {}
+    if role.stage == 3 and role.ranks > 1:
+        whole = min(PREFETCHED_LAYERS * model.layer + model.embedding, model.parameters)
+        account["gathered layers"] = width * whole
+    logits = width * tokens * role.scored_share * model.vocabulary
+    if training:
+        account["activations"] = tokens * _activation_bytes(role)
+        account["logits and their gradient"] = 2 * logits
+        if role.stage >= 2 and role.ranks > 1:
+            account["reduction bucket"] = width * min(REDUCE_BUCKET, 2 * model.parameters)
+        if not role.offload_optimizer:
+            account["optimizer's step"] = 4 * min(SUB_GROUP, model.parameters / max(role.ranks, 1))
+    else:
+        account["activations"] = tokens * (10 * model.hidden + 3 * width * model.intermediate)
+        account["logits"] = logits
+    return {item: size for item, size in account.items() if size}
+
+
+def _activation_bytes(role: RoleSize) -> float:
+    """Kept for the backward pass, of each token."""
+    model, width = role.model, role.number_bytes
+    # Two norms keep float32 inputs and outputs and one narrow output each; attention its query, key, value and output
+    # before and after the rotation; the MLP gate, up, their product and the activation.
+    norms = 20 * model.hidden
+    attention = width * 4 * (model.heads * model.head_width + model.kv_width)
+    layer = norms + attention + 4 * width * model.intermediate
+    return width * model.hidden * model.layers + layer if role.checkpointing else layer * model.layers
+
+
+def engine(size: EngineSize, capacity: float, phase: str) -> Account:
+    """Of an engine on each of its GPUs (`capacity` bytes) in a phase."""
+    if size.sleep and phase in ("score", "train actor", "train critic"):
+        return {"engine, asleep": RUNTIME}
+    if size.sleep and phase == "push":
+        return {"engine's weights": size.weights, "engine, half awake": RUNTIME}
+    taken = size.utilization * capacity
+    return {"engine's weights": size.weights, "engine's KV cache and workspace": taken - size.weights}
+
+
+def engine_host(size: EngineSize) -> Account:
+    """Of each of an engine's processes, on its host, while it sleeps."""
+    return {"sleeping weights": size.weights} if size.sleep == 1 else {}

@@ -1,0 +1,152 @@
+"""A Layout as pictures: nodes × GPUs with who lives there, and the memory of each kind of GPU. For rich, SVG and JSON.
+
+A Layout flows in, rich renderables or plain values flow out. Called by `orchestrator.cli`.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from itertools import groupby
+from typing import Any
+
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from cluster.memory import GIB, PHASES
+from orchestrator.planning import GpuLoad, Layout
+
+SHORT = {"rollout": "vLLM", "actor": "actor", "critic": "critic", "reference": "ref", "reward": "reward"}
+COLOURS = {"rollout": "cyan", "actor": "green", "critic": "yellow", "reference": "blue", "reward": "magenta"}
+TIGHT = 0.85
+"""Share of a card from which its memory is drawn yellow."""
+
+
+def draw(layout: Layout, mend: list[str] | None = None) -> RenderableType:
+    """The map, then memory by kind of GPU, then what does not fit, and the overrides `mend` with which it would."""
+    notes = [Text(f"note: {note}") for note in layout.notes]
+    if not layout.gpus:
+        return Group(_processes(layout), *notes)
+    return Group(_map(layout), Text(), _memory(layout), *notes, *_verdict(layout, mend))
+
+
+def to_json(layout: Layout) -> dict[str, Any]:
+    """The same as plain values; sizes in GiB."""
+    return {
+        "fits": not layout.shortages,
+        "shortages": layout.shortages,
+        "notes": list(layout.notes),
+        "ranks": [
+            {"role": s.role, "rank": s.rank, "node": s.node, "gpus": list(s.gpus), "share": s.share, "cpus": s.cpus}
+            for s in layout.plan.slots
+        ],
+        "pools": list(layout.plan.pools),
+        "gpus": [
+            {
+                "node": load.node,
+                "gpu": load.gpu,
+                "roles": list(load.roles),
+                "capacity_gib": load.capacity / GIB,
+                "peak_gib": load.peak / GIB,
+                "peak_phase": load.peak_phase,
+                "phases": {
+                    phase: {f"{role}: {item}": size / GIB for (role, item), size in held.items()}
+                    for phase, held in load.phases.items()
+                },
+            }
+            for load in layout.gpus
+        ],
+        "hosts": [
+            {
+                "node": host.node,
+                "capacity_gib": host.capacity / GIB,
+                "held": {f"{role}: {item}": size / GIB for (role, item), size in host.held.items()},
+            }
+            for host in layout.hosts
+        ],
+    }
+
+
+def _map(layout: Layout) -> Table:
+    """A row for each node, a cell for each run of GPUs with the same roles."""
+    counts = Counter(slot.role for slot in layout.plan.slots)
+    ranks = ", ".join(f"{count} {SHORT[role]}" for role, count in counts.items())
+    table = Table(
+        title=f"{len(layout.gpus)} GPUs, {layout.plan.nodes} nodes: {ranks}", title_justify="left", pad_edge=False
+    )
+    table.add_column("node", justify="right", no_wrap=True)
+    table.add_column("GPUs", no_wrap=True)
+    table.add_column("who lives there (ranks)")
+    table.add_column("peak of a card", justify="right", no_wrap=True)
+    for node, loads in groupby(layout.gpus, key=lambda load: load.node):
+        runs = [list(run) for _, run in groupby(loads, key=lambda load: _kinds(load))]
+        for number, run in enumerate(runs):
+            gpus = f"{run[0].gpu}-{run[-1].gpu}" if len(run) > 1 else str(run[0].gpu)
+            where = f"{node} {layout.plan.pools[node]}" if number == 0 else ""
+            table.add_row(where, gpus, _who(layout, run), _fill(max(run, key=lambda load: load.peak)))
+    return table
+
+
+def _who(layout: Layout, run: list[GpuLoad]) -> Text:
+    """The roles of some neighbouring GPUs with their ranks; an engine with its tensor-parallel size."""
+    text = Text()
+    for role in _kinds(run[0]):
+        ranks = sorted({int(name.split()[1]) for load in run for name in load.roles if name.split()[0] == role})
+        span = f"{ranks[0]}-{ranks[-1]}" if len(ranks) > 1 else str(ranks[0])
+        parallel = f" (TP {layout.engines.parallel})" if role == "rollout" and layout.engines.parallel > 1 else ""
+        text.append("  " if text else "").append(f"{SHORT[role]} {span}{parallel}", style=COLOURS[role])
+    return text
+
+
+def _fill(load: GpuLoad) -> Text:
+    share = load.peak / load.capacity
+    style = "red bold" if not load.fits else "yellow" if share > TIGHT else "green"
+    return Text(f"{load.peak / GIB:.0f} of {load.capacity / GIB:.0f} GiB", style=style)
+
+
+def _memory(layout: Layout) -> Table:
+    """One column for each kind of GPU, one row for each phase."""
+    kinds: dict[tuple[str, ...], GpuLoad] = {}
+    for load in layout.gpus:
+        if _kinds(load) not in kinds or load.peak > kinds[_kinds(load)].peak:
+            kinds[_kinds(load)] = load
+    table = Table(title="GiB on a card, by phase", title_justify="left", pad_edge=False)
+    table.add_column("phase", no_wrap=True)
+    for kind in kinds:
+        table.add_column("+".join(SHORT[role] for role in kind), justify="right")
+    for phase in PHASES:
+        sums = [sum(load.phases[phase].values()) / GIB for load in kinds.values()]
+        cells = [
+            Text(f"{size:.1f}", style="bold" if load.peak_phase == phase else "")
+            for size, load in zip(sums, kinds.values(), strict=True)
+        ]
+        table.add_row(phase, *cells)
+    hosts = max((sum(host.held.values()) / GIB for host in layout.hosts), default=0.0)
+    table.caption = f"fullest host: {hosts:.0f} of {layout.hosts[0].capacity / GIB:.0f} GiB (offloaded and asleep)"
+    table.caption_justify = "left"
+    return table
+
+
+def _verdict(layout: Layout, mend: list[str] | None) -> list[Text]:
+    if not layout.shortages:
+        return [Text("It fits.", style="green bold")]
+    lines = [Text("It does not fit:", style="red bold"), *(Text(f"  {line}") for line in layout.shortages)]
+    if mend is None:
+        return [*lines, Text("No change of settings makes it fit: give the roles that are short more GPUs.")]
+    return [*lines, Text("The smallest change that makes it fit: " + " ".join(mend), style="bold")]
+
+
+def _processes(layout: Layout) -> Table:
+    """Without GPUs: a row for each role."""
+    table = Table(title="No GPUs: processes on this machine", title_justify="left", pad_edge=False)
+    for column in ("role", "ranks", "CPU threads of each", "parameters"):
+        table.add_column(column, justify="left" if column == "role" else "right")
+    for role in layout.plan.roles:
+        slots = layout.plan.of(role)
+        size = layout.sizes["actor" if role == "rollout" else role]
+        table.add_row(SHORT[role], str(len(slots)), str(slots[0].threads), f"{size.parameters:,}")
+    return table
+
+
+def _kinds(load: GpuLoad) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(name.split()[0] for name in load.roles))

@@ -1,0 +1,301 @@
+"""`tetrarch plan`: who sits on which GPU, and whether it fits, before anything is started.
+
+A RunConfig flows in; a Layout (the plan, and what every GPU and host holds in each phase) flows out. No GPU, no Ray, no
+weights. Called by `orchestrator.cli`; drawn by `orchestrator.plan_map`.
+"""
+
+from __future__ import annotations
+
+from copy import deepcopy
+from dataclasses import dataclass
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+from cluster.accelerators import ACCELERATORS
+from cluster.config import LocalPlacement, PoolConfig
+from cluster.groups import as_groups
+from cluster.memory import (
+    GIB,
+    PHASES,
+    RUNTIME,
+    Account,
+    EngineSize,
+    ModelSize,
+    RoleSize,
+    engine,
+    engine_host,
+    host_states,
+    states,
+    working,
+)
+from cluster.plan import Plan, RoleNeed, Slot, plan, ranks_of, tensor_parallel_size
+from orchestrator.config import RunConfig
+from orchestrator.errors import ConfigError
+from orchestrator.loading import apply_override, validate
+from orchestrator.model_sizes import UnknownModel, model_size
+from roles.config import ModelConfig, ModelReward, TrainedRole
+
+DEFAULT_GPU_GIB = 80.0
+WORKING_IN = {
+    "actor": ("score", "train actor"),
+    "critic": ("score", "train critic"),
+    "reference": ("score",),
+    "reward": ("score",),
+}
+"""Role → the phases in which it computes."""
+
+USABLE = 0.95
+"""Of a card: the rest is lost between blocks. An assumption."""
+MOST_CHANGES = 4
+"""As many overrides at once are tried to make a layout fit."""
+
+Held = dict[tuple[str, str], float]
+"""(role, item) → bytes."""
+
+
+@dataclass(frozen=True, slots=True)
+class GpuLoad:
+    """One GPU of the plan."""
+
+    node: int
+    gpu: int
+    capacity: float
+    """Bytes."""
+    roles: tuple[str, ...]
+    """Who lives there, as `actor 3`."""
+    phases: dict[str, Held]
+    """What it holds in each phase."""
+
+    @property
+    def peak_phase(self) -> str:
+        """Where it holds most."""
+        return max(PHASES, key=lambda phase: sum(self.phases[phase].values()))
+
+    @property
+    def peak(self) -> float:
+        """Bytes."""
+        return sum(self.phases[self.peak_phase].values())
+
+    @property
+    def fits(self) -> bool:
+        """Whether the peak leaves the allocator some room."""
+        return self.peak <= USABLE * self.capacity
+
+
+@dataclass(frozen=True, slots=True)
+class HostLoad:
+    """One node of the plan."""
+
+    node: int
+    capacity: float
+    """Bytes."""
+    held: Held
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """A plan with its bytes."""
+
+    plan: Plan
+    gpus: tuple[GpuLoad, ...]
+    hosts: tuple[HostLoad, ...]
+    sizes: dict[str, ModelSize]
+    """Role → its model."""
+    engines: EngineSize
+    notes: tuple[str, ...]
+    """What had to be assumed."""
+
+    @property
+    def shortages(self) -> list[str]:
+        """One line for each kind of GPU or host that is too small, worst first; empty if everything fits."""
+        groups: dict[tuple[str, ...], GpuLoad] = {}
+        for load in self.gpus:
+            kinds = tuple(dict.fromkeys(name.split()[0] for name in load.roles))
+            if not load.fits and (kinds not in groups or load.peak > groups[kinds].peak):
+                groups[kinds] = load
+        lines = [
+            (
+                load.peak / load.capacity,
+                f"GPUs of {' and '.join(kinds)}: {_gib(load.peak)} in `{load.peak_phase}`, but "
+                f"a card has {_gib(load.capacity)} ({USABLE:.0%} of it usable); most of it: "
+                + _largest(load.phases[load.peak_phase]),
+            )
+            for kinds, load in groups.items()
+        ]
+        for host in self.hosts:
+            held = sum(host.held.values())
+            if held > host.capacity:
+                lines.append(
+                    (
+                        held / host.capacity,
+                        f"host of node {host.node}: {_gib(held)} offloaded or asleep, but it has {_gib(host.capacity)}",
+                    )
+                )
+        return [line for _, line in sorted(lines, reverse=True)]
+
+
+def layout(config: RunConfig) -> Layout:
+    """The layout of `tetrarch train`. PlacementError or ConfigError where there is none."""
+    on_gpu = config.device == "cuda"
+    with_model = [
+        "rollout",
+        "actor",
+        "critic",
+        "reference",
+        *(["reward"] if isinstance(config.reward, ModelReward) else []),
+    ]
+    made = plan(config.placement, [RoleNeed(role, gpu=on_gpu) for role in with_model])
+    sizes, notes = _model_sizes(config)
+    roles = {role: _role_size(config, role, sizes[role]) for role in with_model if role != "rollout"}
+    engines = _engine_size(config, sizes["actor"])
+    pools = _pools(config, made)
+    cards = sorted({(slot.node, gpu) for slot in made.slots for gpu in slot.gpus})
+    gpus = tuple(_gpu_load(made, node, gpu, pools[node], roles, engines) for node, gpu in cards)
+    hosts = tuple(_host_load(made, node, pools[node], roles, engines) for node in range(made.nodes))
+    return Layout(made, gpus, hosts, sizes, engines, tuple(notes))
+
+
+def smallest_change(config: RunConfig) -> list[str] | None:
+    """The fewest overrides (of settings, not of the placement) with which the layout fits; None if none of ours does.
+
+    Of as many, those that cost the least time come first.
+    """
+    plain = config.model_dump(by_alias=True)
+    few = max(min(config.actor.micro_batch_tokens, config.critic.micro_batch_tokens) // 4, 1)
+    changes = [
+        "rollout.engine.sleep=1",
+        "actor.gradient_checkpointing=true",
+        "critic.gradient_checkpointing=true",
+        f"actor.micro_batch_tokens={few}",
+        f"critic.micro_batch_tokens={few}",
+        "actor.zero.offload_optimizer=true",
+        "critic.zero.offload_optimizer=true",
+        "rollout.engine.gpu_memory_utilization=0.5",
+    ]
+    for count in range(1, MOST_CHANGES + 1):
+        for chosen in combinations(changes, count):
+            data = deepcopy(plain)
+            for change in chosen:
+                apply_override(data, change)
+            try:
+                fits = not layout(validate(data)).shortages
+            except ConfigError:
+                continue
+            if fits:
+                return list(chosen)
+    return None
+
+
+def _gpu_load(
+    made: Plan, node: int, gpu: int, pool: PoolConfig, roles: dict[str, RoleSize], engines: EngineSize
+) -> GpuLoad:
+    here = [slot for slot in made.slots if slot.node == node and gpu in slot.gpus]
+    capacity = _card_gib(pool) * GIB
+    phases: dict[str, Held] = {phase: {} for phase in PHASES}
+    for slot in here:
+        for phase, held in phases.items():
+            account = engine(engines, capacity, phase) if slot.role == "rollout" else _of_role(roles[slot.role], phase)
+            held.update({(slot.role, item): size for item, size in account.items() if size})
+    return GpuLoad(node, gpu, capacity, tuple(f"{slot.role} {slot.rank}" for slot in here), phases)
+
+
+def _of_role(role: RoleSize, phase: str) -> Account:
+    account = {**states(role), "runtime": RUNTIME}
+    if phase in WORKING_IN[role.role]:
+        account |= working(role, training=phase.startswith("train"))
+    elif phase == "push" and role.role == "actor" and role.ranks > 1:
+        account["gathered layers"] = role.number_bytes * (role.model.layer + role.model.embedding)
+    return account
+
+
+def _host_load(made: Plan, node: int, pool: PoolConfig, roles: dict[str, RoleSize], engines: EngineSize) -> HostLoad:
+    held: Held = {}
+    for slot in made.slots:
+        if slot.node == node:
+            account = engine_host(engines) if slot.role == "rollout" else host_states(roles[slot.role])
+            for item, size in account.items():
+                key = (slot.role, item)
+                held[key] = held.get(key, 0.0) + size * _processes(slot)
+    return HostLoad(node, pool.host_memory_gib * GIB, held)
+
+
+def _processes(slot: Slot) -> int:
+    return len(slot.gpus) if slot.role == "rollout" else 1
+
+
+def _pools(config: RunConfig, made: Plan) -> list[PoolConfig]:
+    """Of each planned node."""
+    if isinstance(config.placement, LocalPlacement):
+        return [PoolConfig(nodes=1, gpus_per_node=int(made.demand(0).gpus))]
+    placement = as_groups(config.placement)
+    return [placement.pools[name] for name in made.pools]
+
+
+def _card_gib(pool: PoolConfig) -> float:
+    if pool.gpu_memory_gib is not None:
+        return pool.gpu_memory_gib
+    return ACCELERATORS[pool.accelerator].memory_gib if pool.accelerator else DEFAULT_GPU_GIB
+
+
+def _model_sizes(config: RunConfig) -> tuple[dict[str, ModelSize], list[str]]:
+    """Role → its model, and what was assumed of a model that is not there yet."""
+    cache, notes = Path(config.model_cache), []
+    actor = model_size(config.actor.model, "actor.model", cache)
+    sizes = {"actor": actor, "reference": actor}
+    if config.reference.model is not None:
+        sizes["reference"] = model_size(config.reference.model, "reference.model", cache)
+
+    def with_value_head(model: ModelConfig, key: str) -> ModelSize:
+        try:
+            return model_size(model, key, cache, value_head=True)
+        except UnknownModel:
+            notes.append(f"{key}.path={model.path} is not there yet: counted as large as the actor")
+            return model_size(config.actor.model, "actor.model", cache, value_head=True)
+
+    if isinstance(config.reward, ModelReward):
+        sizes["reward"] = with_value_head(config.reward.model, "reward.model")
+    critic = config.critic.model
+    sizes["critic"] = with_value_head(critic, "critic.model") if critic else sizes["reward"]
+    return sizes, notes
+
+
+def _role_size(config: RunConfig, role: str, model: ModelSize) -> RoleSize:
+    section: Any = getattr(config, role)
+    longest = config.prompts.max_tokens + config.rollout.max_response_tokens
+    trained = isinstance(section, TrainedRole)
+    return RoleSize(
+        role=role,
+        model=model,
+        ranks=ranks_of(config.placement, role),
+        number_bytes=2 if config.dtype == "bfloat16" else 4,
+        stage=section.zero.stage,
+        trained=trained,
+        offload_optimizer=section.zero.offload_optimizer,
+        offload_parameters=section.zero.offload_parameters,
+        checkpointing=trained and section.gradient_checkpointing,
+        tokens=max(section.micro_batch_tokens, longest),
+        scored_share=config.rollout.max_response_tokens / longest,
+    )
+
+
+def _engine_size(config: RunConfig, model: ModelSize) -> EngineSize:
+    engine_config = config.rollout.engine
+    return EngineSize(
+        model=model,
+        number_bytes=2 if (engine_config.dtype or config.dtype) == "bfloat16" else 4,
+        parallel=tensor_parallel_size(config.placement),
+        utilization=engine_config.gpu_memory_utilization,
+        sleep=engine_config.sleep,
+        longest=config.prompts.max_tokens + config.rollout.max_response_tokens,
+        sequences=engine_config.max_sequences,
+    )
+
+
+def _gib(size: float) -> str:
+    return f"{size / GIB:.1f} GiB"
+
+
+def _largest(held: Held, count: int = 3) -> str:
+    first = sorted(held.items(), key=lambda entry: -entry[1])[:count]
+    return ", ".join(f"{role}'s {item} {_gib(size)}" for (role, item), size in first)

@@ -1,0 +1,283 @@
+"""Groups on pools: who gets which GPU, OpenRLHF's words, and what bad layouts are told."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any
+
+import pytest
+from pydantic import TypeAdapter, ValidationError
+
+from cluster.config import GroupsPlacement, OpenRlhfPlacement, PlacementConfig
+from cluster.errors import PlacementError
+from cluster.groups import as_groups, problems, seats
+from cluster.plan import (
+    Node,
+    Plan,
+    RoleNeed,
+    check_capacity,
+    plan,
+    ranks_of,
+    share_gpus,
+    tensor_parallel_size,
+)
+
+ALL = [RoleNeed(role, gpu=True) for role in ("rollout", "actor", "critic", "reference", "reward")]
+SEVENTY_B = {
+    "type": "openrlhf",
+    "actor_num_nodes": 2,
+    "actor_num_gpus_per_node": 4,
+    "vllm_num_engines": 2,
+    "vllm_tensor_parallel_size": 4,
+    "critic_num_nodes": 2,
+    "critic_num_gpus_per_node": 4,
+    "ref_num_nodes": 2,
+    "ref_num_gpus_per_node": 4,
+    "reward_num_nodes": 2,
+    "reward_num_gpus_per_node": 4,
+}
+
+
+def placement(data: dict[str, Any]) -> Any:
+    return TypeAdapter(PlacementConfig).validate_python(data)
+
+
+def groups(pools: dict[str, Any] | None = None, **of: dict[str, Any]) -> GroupsPlacement:
+    pools = pools or {"a": {"nodes": 2, "gpus_per_node": 8}}
+    made = placement({"type": "groups", "pools": pools, "groups": {k: {"pool": "a", **v} for k, v in of.items()}})
+    assert isinstance(made, GroupsPlacement)
+    return made
+
+
+POLICY = {"gpus_per_node": 4, "roles": ["actor", "reference"], "engines": {"number": 2, "tensor_parallel_size": 2}}
+VALUE = {"gpus_per_node": 4, "roles": ["critic", "reward"]}
+
+
+def check_sound(made: Plan, gpus_per_node: int) -> None:
+    """What holds for every plan."""
+    for slot in made.slots:
+        assert len(set(slot.gpus)) == len(slot.gpus)
+        assert all(0 <= gpu < gpus_per_node for gpu in slot.gpus)
+    for role in made.roles:
+        slots = made.of(role)
+        assert [slot.rank for slot in slots] == list(range(len(slots)))
+        assert [slot.node for slot in slots] == sorted(slot.node for slot in slots), "ranks are contiguous by node"
+        own = [(slot.node, gpu) for slot in slots for gpu in slot.gpus]
+        assert len(set(own)) == len(own), "no GPU twice within a role"
+    used: Counter[tuple[int, int]] = Counter()
+    for slot in made.slots:
+        for gpu in slot.gpus:
+            used[slot.node, gpu] += slot.share  # type: ignore[assignment]
+    assert all(amount <= 1 + 1e-9 for amount in used.values()), "no GPU is given away more than once"
+
+
+def test_the_seventy_b_layout_of_openrlhf() -> None:
+    made = plan(placement(SEVENTY_B), ALL)
+    check_sound(made, 4)
+    assert made.nodes == 8
+    assert {role: len(made.of(role)) for role in made.roles} == {
+        "rollout": 2,
+        "actor": 8,
+        "critic": 8,
+        "reference": 8,
+        "reward": 8,
+    }
+    # The engines' 8 GPUs are the actor's.
+    assert [(slot.node, slot.gpus) for slot in made.of("rollout")] == [(0, (0, 1, 2, 3)), (1, (0, 1, 2, 3))]
+    assert [(slot.node, slot.gpus) for slot in made.of("actor")] == [(n, (g,)) for n in (0, 1) for g in range(4)]
+    assert {slot.share for slot in made.of("actor") + made.of("rollout")} == {0.5}
+    assert {slot.share for slot in made.of("critic")} == {1.0}
+    homes = [{slot.node for slot in made.of(role)} for role in ("actor", "critic", "reference", "reward")]
+    assert sorted(node for home in homes for node in home) == list(range(8))
+    assert (ranks_of(placement(SEVENTY_B), "reward"), ranks_of(placement(SEVENTY_B), "rollout")) == (8, 2)
+    assert tensor_parallel_size(placement(SEVENTY_B)) == 4
+    assert share_gpus(placement(SEVENTY_B))
+    assert not share_gpus(placement({**SEVENTY_B, "vllm_num_engines": 6}))
+
+
+def test_all_on_the_same_cards() -> None:
+    sizes = {
+        f"{role}_num_{what}": n
+        for role in ("actor", "critic", "ref", "reward")
+        for what, n in (("nodes", 1), ("gpus_per_node", 8))
+    }
+    made = plan(
+        placement(
+            {
+                "type": "openrlhf",
+                **sizes,
+                "vllm_num_engines": 4,
+                "vllm_tensor_parallel_size": 2,
+                "colocate_all_models": True,
+            }
+        ),
+        ALL,
+    )
+    check_sound(made, 8)
+    assert made.nodes == 1
+    assert {slot.share for slot in made.slots} == {1 / 5}
+    assert made.demand(0).gpus == 8
+    assert made.demand(0).cpus == 8 * 5
+    assert [slot.gpu_amount for slot in made.of("rollout")] == [pytest.approx(0.4)] * 4
+
+
+def test_two_pairs_share() -> None:
+    made = plan(placement({**SEVENTY_B, "colocate_actor_ref": True, "colocate_critic_reward": True}), ALL)
+    check_sound(made, 4)
+    assert made.nodes == 4
+    assert {slot.share for slot in made.of("actor") + made.of("reference") + made.of("rollout")} == {1 / 3}
+    assert {slot.share for slot in made.of("critic") + made.of("reward")} == {1 / 2}
+
+
+def test_engines_with_cards_of_their_own() -> None:
+    made = plan(placement({**SEVENTY_B, "vllm_num_engines": 6, "vllm_tensor_parallel_size": 2}), ALL)
+    check_sound(made, 4)
+    assert [(slot.node, slot.gpus) for slot in made.of("rollout")][:2] == [
+        (made.of("rollout")[0].node, (0, 1)),
+        (made.of("rollout")[0].node, (2, 3)),
+    ]
+    assert made.nodes == 8 + 3
+    assert {slot.share for slot in made.slots} == {1.0}
+
+
+def test_only_what_a_command_needs_is_placed() -> None:
+    made = plan(placement(SEVENTY_B), [RoleNeed("rollout", gpu=True), RoleNeed("judge", workers=3)])
+    assert made.roles == ["rollout", "judge"]
+    assert made.nodes == 2
+    assert all(slot.gpus == () and slot.share == 1.0 for slot in made.of("judge"))
+
+
+def test_groups_share_a_node_side_by_side() -> None:
+    made = plan(groups(p=POLICY, v=VALUE), ALL)
+    check_sound(made, 8)
+    assert made.nodes == 1
+    assert [slot.gpus for slot in made.of("critic")] == [(4,), (5,), (6,), (7,)]
+    assert [slot.gpus for slot in made.of("rollout")] == [(0, 1), (2, 3)]
+
+
+def test_a_cheap_pool_for_the_frozen_models() -> None:
+    pools = {
+        "a": {"nodes": 1, "gpus_per_node": 8},
+        "cheap": {"nodes": 3, "gpus_per_node": 4, "accelerator": "L40S-48GB"},
+    }
+    policy = {**POLICY, "roles": ["actor", "critic"]}
+    made = plan(
+        groups(pools, p=policy, f={"pool": "cheap", "nodes": 2, "gpus_per_node": 2, "roles": ["reward", "reference"]}),
+        ALL,
+    )
+    assert made.pools == ("a", "cheap", "cheap")
+    assert made.cards == ("", "L40S", "L40S")
+    with pytest.raises(PlacementError, match="the cluster is too small"):
+        check_capacity(made, [Node("x", 64, 8, "H100"), Node("y", 64, 8, "H100"), Node("z", 64, 4, "L40S")])
+    check_capacity(made, [Node("x", 64, 8, "H100"), Node("y", 64, 4, "L40S"), Node("z", 64, 4, "L40S")])
+    assert [slot.node for slot in made.of("reward")] == [1, 1, 2, 2]
+
+
+def test_widest_groups_choose_first() -> None:
+    """In the order of the file the small group would take a GPU that the wide one needs."""
+    pools = {"a": {"nodes": 2, "gpus_per_node": 4}}
+    small = {"nodes": 2, "gpus_per_node": 1, "roles": ["reward"]}
+    wide = {"gpus_per_node": 4, "roles": ["actor"]}
+    with pytest.raises(
+        PlacementError,
+        match=r"group 'small' asks for 2 nodes .* only 1 of 2 have so many left \(GPUs left by node: 0, 4\); .* 1 more",
+    ):
+        seats(groups(pools, small=small, wide=wide), {"small", "wide"})
+    one = {**small, "nodes": 1}
+    placed = seats(groups(pools, small=one, wide=wide), {"small", "wide"})
+    assert {seat.node for seat in placed["wide"]}.isdisjoint(seat.node for seat in placed["small"])
+
+
+def test_cpus_are_counted() -> None:
+    pools = {"a": {"nodes": 1, "gpus_per_node": 8, "cpus_per_node": 20}}
+    few = groups(pools, p={**POLICY, "cpus_per_rank": 2}, v=VALUE)
+    with pytest.raises(
+        PlacementError, match=r"pool 'a' ask for 32 CPUs .*but it has cpus_per_node=20; lower cpus_per_rank"
+    ):
+        plan(few, ALL)
+
+
+@pytest.mark.parametrize(
+    ("of", "line"),
+    [
+        ({"p": {**POLICY, "pool": "b"}}, "placement.groups.p.pool='b' is not in placement.pools; use a"),
+        (
+            {"p": {**VALUE, "gpus_per_node": 9}},
+            "placement.groups.p.gpus_per_node=9 is more than the 8 of a node of pool 'a'",
+        ),
+        ({"p": {**VALUE, "nodes": 3}}, "placement.groups.p.nodes=3 is more than the 2 of pool 'a'"),
+        ({"p": {"gpus_per_node": 4}}, "placement.groups.p has neither roles nor engines"),
+        ({"p": {**VALUE, "roles": ["critic", "critic"]}}, "placement.groups.p.roles names critic twice"),
+        ({"p": POLICY, "q": {**VALUE, "roles": ["actor"]}}, "the role 'actor' is in 2 groups; leave it in one"),
+        ({"p": POLICY, "q": {**POLICY, "roles": []}}, "several placement.groups have engines; leave them in one"),
+        (
+            {"p": {**POLICY, "engines": {"number": 1, "tensor_parallel_size": 3}}},
+            "placement.groups.p.engines.tensor_parallel_size=3 does not divide its gpus_per_node=4 (an engine stays in "
+            "one node); use 1, 2, 4",
+        ),
+        (
+            {"p": {**POLICY, "engines": {"number": 3, "tensor_parallel_size": 2}}},
+            "placement.groups.p.engines: 3 x 2 GPUs are 6, but the group has 4; use number: 2",
+        ),
+    ],
+)
+def test_bad_groups_are_told_in_one_line(of: dict[str, Any], line: str) -> None:
+    found = problems(groups(**of))
+    assert len(found) == 1 and found[0].startswith(line), found
+
+
+def test_an_unknown_accelerator_is_told() -> None:
+    pools = {"a": {"nodes": 1, "gpus_per_node": 8, "accelerator": "H100"}}
+    (line,) = problems(groups(pools, p=POLICY))
+    assert line.startswith(
+        "the accelerator 'H100' of pool 'a' is not known; did you mean H100-80GB? use one of A100-40GB"
+    )
+
+
+def test_missing_roles_are_told() -> None:
+    with pytest.raises(
+        PlacementError, match=r"no group of placement.groups has the role 'critic'; add `roles: \[critic\]`"
+    ):
+        plan(groups(p=POLICY), ALL)
+    with pytest.raises(PlacementError, match=r"has vLLM engines; add `engines: \{number"):
+        plan(groups(v=VALUE), ALL)
+
+
+@pytest.mark.parametrize(
+    ("changes", "part"),
+    [
+        (
+            {"colocate_actor_ref": True, "ref_num_nodes": 1},
+            "colocate_actor_ref: true puts the reference on the actor's GPUs, but 1 x 4 GPUs is not 2 x 4",
+        ),
+        (
+            {"vllm_num_engines": 3, "vllm_tensor_parallel_size": 8},
+            "vllm_tensor_parallel_size=8 is more than the 4 GPUs of a node",
+        ),
+    ],
+)
+def test_openrlhf_layouts_that_cannot_be(changes: dict[str, Any], part: str) -> None:
+    bad = placement({**SEVENTY_B, **changes})
+    assert isinstance(bad, OpenRlhfPlacement)
+    with pytest.raises(PlacementError, match=part):
+        as_groups(bad)
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        {"type": "grouped"},
+        {**SEVENTY_B, "actor_num_nodes": 0},
+        {**SEVENTY_B, "groups": {}},
+        {"type": "groups", "pools": {"a": {"nodes": -1, "gpus_per_node": 8}}, "groups": {"p": POLICY}},
+        {"type": "groups", "pools": {"a": {"nodes": 1, "gpus_per_node": 8000}}, "groups": {"p": POLICY}},
+        {
+            "type": "groups",
+            "pools": {"a": {"nodes": 1, "gpus_per_node": 8}},
+            "groups": {"p": {**POLICY, "pool": "a", "roles": ["jury"]}},
+        },
+    ],
+)
+def test_absurd_numbers_and_unknown_words_are_refused(data: dict[str, Any]) -> None:
+    with pytest.raises(ValidationError):
+        placement(data)

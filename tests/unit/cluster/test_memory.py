@@ -1,0 +1,86 @@
+"""Bytes against DeepSpeed's own estimators and against arithmetic by hand."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+from deepspeed.runtime.zero.stage3 import estimate_zero3_model_states_mem_needs
+from deepspeed.runtime.zero.stage_1_and_2 import estimate_zero2_model_states_mem_needs
+
+from cluster.memory import GIB, EngineSize, ModelSize, RoleSize, engine, engine_host, host_states, states, working
+
+SEVENTY_B = ModelSize(70_553_706_496, 855_654_400, 1_050_673_152, 80, 8192, 28672, 64, 8, 128, 128256)
+SMALL = ModelSize(1_000_000, 100_000, 50_000, 4, 64, 256, 4, 2, 16, 500)
+ACTOR = RoleSize("actor", SEVENTY_B, ranks=8, number_bytes=2, stage=3, trained=True)
+
+
+@pytest.mark.parametrize("ranks", [1, 8, 32])
+@pytest.mark.parametrize("offload", [True, False])
+def test_stage_3_against_deepspeeds_estimator(ranks: int, offload: bool) -> None:
+    """Its figure has, besides the states, the largest layer in float32."""
+    role = replace(ACTOR, ranks=ranks, offload_optimizer=offload)
+    host, gpu, layer = estimate_zero3_model_states_mem_needs(
+        SEVENTY_B.parameters, SEVENTY_B.layer, ranks, 1, cpu_offload=offload, cpu_offload_params=False
+    )
+    assert sum(states(role).values()) == pytest.approx(gpu - layer, rel=1e-6)
+    if offload:
+        # It adds half again for buffers.
+        assert ranks * sum(host_states(role).values()) == pytest.approx(host / 1.5, rel=1e-6)
+
+
+@pytest.mark.parametrize("ranks", [1, 8])
+def test_stage_2_against_deepspeeds_estimator(ranks: int) -> None:
+    """It says 4 bytes a parameter for float16 weights and gradients whole, and 16 for the rest, sharded."""
+    _, gpu = estimate_zero2_model_states_mem_needs(SEVENTY_B.parameters, ranks, 1, cpu_offload=False)
+    ours = sum(states(replace(ACTOR, stage=2, ranks=ranks)).values())
+    assert ours == pytest.approx(gpu, rel=0.15)
+
+
+def test_full_adam_for_70b_does_not_fit_on_eight_cards() -> None:
+    """The question of OpenRLHF#329: 16 bytes a parameter are 140 GB a GPU, before anything is computed."""
+    assert sum(states(ACTOR).values()) > 140e9
+    assert sum(states(replace(ACTOR, offload_optimizer=True)).values()) < 20e9
+
+
+def test_frozen_and_unsharded() -> None:
+    frozen = RoleSize("reference", SMALL, ranks=4, number_bytes=2, stage=3, trained=False)
+    assert states(frozen) == {"weights": 500_000.0}
+    assert states(replace(frozen, stage=2)) == {"weights": 2_000_000.0}
+    assert states(replace(frozen, offload_parameters=True)) == {"weights": 0.0}
+    assert host_states(replace(frozen, offload_parameters=True)) == {"offloaded weights": 500_000.0}
+
+
+def test_float32_keeps_no_second_copy_of_the_weights() -> None:
+    role = RoleSize("actor", SMALL, ranks=1, number_bytes=4, stage=3, trained=True)
+    assert sum(states(role).values()) == 16 * SMALL.parameters
+
+
+def test_activations_by_hand() -> None:
+    role = RoleSize("actor", SMALL, ranks=1, number_bytes=2, stage=3, trained=True, tokens=100, scored_share=0.5)
+    layer = 20 * 64 + 2 * 4 * (64 + 32) + 4 * 2 * 256
+    assert working(role, training=True)["activations"] == 100 * 4 * layer
+    checkpointed = working(replace(role, checkpointing=True), training=True)
+    assert checkpointed["activations"] == 100 * (4 * 2 * 64 + layer)
+    assert checkpointed["logits and their gradient"] == 2 * 2 * 50 * 500
+    assert working(role, training=False)["logits"] == 2 * 50 * 500
+    assert "logits" not in working(replace(role, model=replace(SMALL, vocabulary=0)), training=False)
+
+
+def test_only_a_sharded_group_gathers_and_reduces() -> None:
+    role = RoleSize("actor", SMALL, ranks=1, number_bytes=2, stage=3, trained=True)
+    assert {"gathered layers", "reduction bucket"}.isdisjoint(working(role, training=True))
+    both = working(replace(role, ranks=2), training=True)
+    assert both["gathered layers"] == 2 * (2 * 100_000 + 50_000)
+    assert both["reduction bucket"] == 2 * 2_000_000
+
+
+def test_an_engine_takes_its_share_and_gives_it_back_asleep() -> None:
+    awake = EngineSize(SEVENTY_B, 2, parallel=4, utilization=0.9, sleep=0, longest=2048, sequences=256)
+    assert sum(engine(awake, 80 * GIB, "train actor").values()) == pytest.approx(72 * GIB)
+    asleep = replace(awake, sleep=1)
+    assert sum(engine(asleep, 80 * GIB, "train actor").values()) < 2 * GIB
+    assert engine(asleep, 80 * GIB, "push")["engine's weights"] == awake.weights == SEVENTY_B.parameters * 2 / 4
+    assert engine_host(asleep) == {"sleeping weights": awake.weights}
+    assert engine_host(replace(awake, sleep=2)) == engine_host(awake) == {}
+    assert awake.kv_of_a_sample == 2 * 80 * 2 * 128 * 2 * 2048

@@ -1,0 +1,124 @@
+"""`tetrarch plan`: every shipped layout fits, one that does not says why, and the plan is what is drawn."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+from typer.testing import CliRunner
+
+from cluster.memory import GIB, PHASES
+from orchestrator import cli
+from orchestrator.loading import load_config
+from orchestrator.plan_map import draw, to_json
+from orchestrator.planning import Layout, layout, smallest_change
+from tests.unit.cluster.test_groups import check_sound
+
+ROOT = Path(__file__).resolve().parents[3]
+SEVENTY_B = ROOT / "configs/llama3-70b-32xa800.yaml"
+ON_GPUS = sorted(path for path in (ROOT / "configs").glob("*.yaml") if "device: cuda" in path.read_text())
+FULL_ADAM = ["actor.zero.offload_optimizer=false", "critic.zero.offload_optimizer=false"]
+
+
+def text_of(planned: Layout, mend: list[str] | None = None) -> str:
+    console = Console(width=80, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
+    console.print(draw(planned, mend))
+    return console.export_text()
+
+
+def test_there_are_layouts() -> None:
+    assert len(ON_GPUS) == 6
+
+
+@pytest.mark.parametrize("path", ON_GPUS, ids=lambda path: path.stem)
+def test_every_shipped_layout_fits_and_is_planned_quickly(path: Path) -> None:
+    began = time.monotonic()
+    planned = layout(load_config(path))
+    assert time.monotonic() - began < 10
+    assert planned.shortages == []
+    check_sound(planned.plan, 8)
+    lines = text_of(planned).splitlines()
+    assert max(map(len, lines)) <= 80
+    assert lines[-1].strip() == "It fits."
+
+
+@pytest.mark.parametrize("name", ["smoke", "tiny"])
+def test_without_gpus_the_processes_are_listed(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    model = "meta-llama/Meta-Llama-3-8B"
+    change = [f"actor.model={{path: {model}}}", f"reward.model={{path: {model}}}", f"critic.model={{path: {model}}}"]
+    shown = text_of(layout(load_config(ROOT / f"configs/{name}.yaml", change)))
+    assert "No GPUs" in shown and "vLLM" in shown
+
+
+def test_the_known_seventy_b_layout() -> None:
+    shown = text_of(layout(load_config(SEVENTY_B)))
+    assert "32 GPUs, 8 nodes: 2 vLLM, 8 actor, 8 critic, 8 ref, 8" in shown
+    for part in ("vLLM 0 (TP 4)  actor 0-3", "vLLM 1 (TP 4)  actor 4-7", "critic 4-7", "reward 0-3", "ref 4-7"):
+        assert part in shown
+
+
+def test_full_adam_for_seventy_b_does_not_fit_and_the_mend_is_named() -> None:
+    config = load_config(SEVENTY_B, FULL_ADAM)
+    planned = layout(config)
+    first, second = planned.shortages
+    assert first.startswith("GPUs of rollout and actor:") and "actor's optimizer" in first
+    assert second.startswith("GPUs of critic:")
+    assert smallest_change(config) == ["actor.zero.offload_optimizer=true", "critic.zero.offload_optimizer=true"]
+
+
+def test_engines_that_stay_awake_are_counted_while_others_train() -> None:
+    asleep, awake = (
+        layout(load_config(SEVENTY_B, [f"rollout.engine.sleep={level}"])).gpus[0].phases["train actor"]
+        for level in (1, 0)
+    )
+    engine = sum(size for (role, _), size in awake.items() if role == "rollout")
+    assert engine == pytest.approx(0.6 * 79.2 * GIB)
+    assert sum(awake.values()) - sum(asleep.values()) > engine - 2 * GIB
+
+
+def test_hosts_hold_what_leaves_the_cards() -> None:
+    planned = layout(load_config(SEVENTY_B))
+    actor, *_ = planned.hosts
+    parameters = planned.sizes["actor"].parameters
+    # Of each of 4 ranks on the node: float32 gradients, weights and two moments of an eighth; and the engine's weights.
+    assert sum(actor.held.values()) == pytest.approx(4 * 16 * parameters / 8 + 2 * parameters)
+    small = load_config(SEVENTY_B, ["placement.pool.host_memory_gib=500"])
+    assert any("host of node 0" in line for line in layout(small).shortages)
+
+
+def test_a_reward_model_that_is_not_there_yet_is_assumed_and_said() -> None:
+    planned = layout(load_config(SEVENTY_B))
+    assert planned.notes == (
+        "reward.model.path=models/llama-3-70b-reward is not there yet: counted as large as the actor",
+    )
+
+
+def test_the_numbers_as_json() -> None:
+    data = json.loads(json.dumps(to_json(layout(load_config(SEVENTY_B)))))
+    assert data["fits"] is True and len(data["gpus"]) == 32 and len(data["ranks"]) == 34
+    for gpu in data["gpus"]:
+        assert set(gpu["phases"]) == set(PHASES)
+        assert gpu["peak_gib"] == pytest.approx(sum(gpu["phases"][gpu["peak_phase"]].values()))
+
+
+def test_the_command(tmp_path: Path) -> None:
+    svg, numbers = tmp_path / "plan.svg", tmp_path / "plan.json"
+    fits = CliRunner().invoke(cli.app, ["plan", str(SEVENTY_B), "--svg", str(svg), "--json", str(numbers)])
+    assert fits.exit_code == 0, fits.output
+    assert svg.read_text().startswith("<svg") and json.loads(numbers.read_text())["fits"] is True
+    short = CliRunner().invoke(cli.app, ["plan", str(SEVENTY_B), *FULL_ADAM])
+    assert short.exit_code == 1
+    assert "It does not fit" in short.output and "actor.zero.offload_optimizer=true" in short.output
+
+
+def test_training_refuses_what_cannot_fit(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before it looks at models or prompts, none of which are here."""
+    refused = CliRunner().invoke(cli.app, ["train", str(SEVENTY_B), *FULL_ADAM])
+    assert refused.exit_code == 2
+    assert "the placement does not fit" in refused.output and "--force" in refused.output
+    forced = CliRunner().invoke(cli.app, ["train", str(SEVENTY_B), *FULL_ADAM, "--force"])
+    assert "the configuration is wrong" in forced.output and "data/prompts.jsonl" in forced.output
