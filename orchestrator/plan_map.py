@@ -27,7 +27,11 @@ def draw(layout: Layout, mend: list[str] | None = None) -> RenderableType:
     notes = [Text(f"note: {note}") for note in layout.notes]
     if not layout.gpus:
         return Group(_processes(layout), *notes)
-    return Group(_map(layout), Text(), _memory(layout), *notes, *_verdict(layout, mend))
+    counts = Counter(slot.role for slot in layout.plan.slots)
+    ranks = ", ".join(f"{count} {SHORT[role]}" for role, count in counts.items())
+    nodes = "1 node" if layout.plan.nodes == 1 else f"{layout.plan.nodes} nodes"
+    title = Text(f"{len(layout.gpus)} GPUs, {nodes}: {ranks}", style="bold")
+    return Group(title, _map(layout), Text(), _memory(layout), _hosts(layout), *notes, *_verdict(layout, mend))
 
 
 def to_json(layout: Layout) -> dict[str, Any]:
@@ -69,11 +73,7 @@ def to_json(layout: Layout) -> dict[str, Any]:
 
 def _map(layout: Layout) -> Table:
     """A row for each node, a cell for each run of GPUs with the same roles."""
-    counts = Counter(slot.role for slot in layout.plan.slots)
-    ranks = ", ".join(f"{count} {SHORT[role]}" for role, count in counts.items())
-    table = Table(
-        title=f"{len(layout.gpus)} GPUs, {layout.plan.nodes} nodes: {ranks}", title_justify="left", pad_edge=False
-    )
+    table = Table(pad_edge=False)
     table.add_column("node", justify="right", no_wrap=True)
     table.add_column("GPUs", no_wrap=True)
     table.add_column("who lives there (ranks)")
@@ -121,10 +121,13 @@ def _memory(layout: Layout) -> Table:
             for size, load in zip(sums, kinds.values(), strict=True)
         ]
         table.add_row(phase, *cells)
-    hosts = max((sum(host.held.values()) / GIB for host in layout.hosts), default=0.0)
-    table.caption = f"fullest host: {hosts:.0f} of {layout.hosts[0].capacity / GIB:.0f} GiB (offloaded and asleep)"
-    table.caption_justify = "left"
     return table
+
+
+def _hosts(layout: Layout) -> Text:
+    fullest = max(layout.hosts, key=lambda host: sum(host.held.values()))
+    held = sum(fullest.held.values()) / GIB
+    return Text(f"fullest host: {held:.0f} of {fullest.capacity / GIB:.0f} GiB (offloaded and asleep)")
 
 
 def _verdict(layout: Layout, mend: list[str] | None) -> list[Text]:

@@ -191,19 +191,26 @@ def _gpu_load(
     made: Plan, node: int, gpu: int, pool: PoolConfig, roles: dict[str, RoleSize], engines: EngineSize
 ) -> GpuLoad:
     here = [slot for slot in made.slots if slot.node == node and gpu in slot.gpus]
+    side_by_side = {"actor", "critic"} <= {slot.role for slot in here}
     capacity = _card_gib(pool) * GIB
     phases: dict[str, Held] = {phase: {} for phase in PHASES}
     for slot in here:
         for phase, held in phases.items():
-            account = engine(engines, capacity, phase) if slot.role == "rollout" else _of_role(roles[slot.role], phase)
+            account = (
+                engine(engines, capacity, phase)
+                if slot.role == "rollout"
+                else _of_role(roles[slot.role], phase, side_by_side)
+            )
             held.update({(slot.role, item): size for item, size in account.items() if size})
     return GpuLoad(node, gpu, capacity, tuple(f"{slot.role} {slot.rank}" for slot in here), phases)
 
 
-def _of_role(role: RoleSize, phase: str) -> Account:
+def _of_role(role: RoleSize, phase: str, side_by_side: bool) -> Account:
+    """`side_by_side`: actor and critic share the card, and their updates run at the same time."""
     account = {**states(role), "runtime": RUNTIME}
-    if phase in WORKING_IN[role.role]:
-        account |= working(role, training=phase.startswith("train"))
+    training = phase.startswith("train")
+    if phase in WORKING_IN[role.role] or (training and role.trained and side_by_side):
+        account |= working(role, training=training)
     elif phase == "push" and role.role == "actor" and role.ranks > 1:
         account["gathered layers"] = role.number_bytes * (role.model.layer + role.model.embedding)
     return account

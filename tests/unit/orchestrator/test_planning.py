@@ -80,6 +80,16 @@ def test_engines_that_stay_awake_are_counted_while_others_train() -> None:
     assert sum(awake.values()) - sum(asleep.values()) > engine - 2 * GIB
 
 
+def test_actor_and_critic_on_one_card_train_at_the_same_time() -> None:
+    apart, together = (
+        layout(load_config(ROOT / f"configs/{name}.yaml")) for name in ("llama3-8b-2x8", "llama3-8b-1x8")
+    )
+    for planned, both in ((apart, False), (together, True)):
+        for phase, other in (("train actor", "critic"), ("train critic", "actor")):
+            held = planned.gpus[0].phases[phase]
+            assert ((other, "activations") in held) == both
+
+
 def test_hosts_hold_what_leaves_the_cards() -> None:
     planned = layout(load_config(SEVENTY_B))
     actor, *_ = planned.hosts
