@@ -44,12 +44,6 @@ class Slot:
     share: float = 1.0
     """Of each of its GPUs: one part for each process that lives there."""
 
-    @property
-    def gpu_amount(self) -> float:
-        """What is asked of Ray, which takes fractions of one GPU and whole numbers of several."""
-        amount = len(self.gpus) * self.share
-        return amount if amount <= 1 else float(int(amount))
-
 
 @dataclass(frozen=True, slots=True)
 class Node:

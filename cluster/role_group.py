@@ -173,9 +173,10 @@ def _start_worker(role: str, place: Place, size: int, log_dir: Path, environment
         "RAY_IGNORE_UNHANDLED_ERRORS": "1",  # of a failed call we read the receipt, not the value
     }
     if place.devices and "CUDA_VISIBLE_DEVICES" not in environment:
-        # Ray shares a card out by fractions, but it may give any card of the bundle; the plan says which.
+        # The node's bundle holds the cards, the plan says which are ours. Asked for fractions of them, Ray would give
+        # any card of the bundle, and might not find room for the last engine among the pieces.
         own["CUDA_VISIBLE_DEVICES"] = ",".join(place.devices)
-    options = {"num_cpus": slot.cpus, "num_gpus": slot.gpu_amount, "scheduling_strategy": place.strategy}
+    options = {"num_cpus": slot.cpus, "num_gpus": 0, "scheduling_strategy": place.strategy}
     worker = remote_worker().options(**options).remote(identity, {**environment, **own})
     return Rank(identity, worker, worker.watch.remote())
 
