@@ -1,6 +1,7 @@
-"""What accelerators can do, as their makers publish it. Pure data; read by `cluster.config`, memory and time models.
+"""What accelerators can do, as their makers publish it. Pure data; read by `cluster.groups`,
+`cluster.plan` and `orchestrator.planning`.
 
-Rates are peaks of dense arithmetic (no sparsity). How much of them a run reaches is in `cluster/efficiency.yaml`.
+Rates are peaks of dense arithmetic (no sparsity).
 """
 
 from __future__ import annotations
@@ -22,24 +23,25 @@ class Accelerator:
     """To the other cards of the node (NVLink, else PCIe), one direction, 10^9 bytes a second."""
     host_gb_s: float
     """To the host over PCIe, one direction, 10^9 bytes a second."""
+    ray_name: str
+    """Ray's `accelerator_type`, which leaves the memory out."""
 
 
-# Makers' data sheets: NVIDIA A100, A800, H100, H200, H20, B200, L40S, L4, A10G, RTX 4090 and V100; AMD Instinct MI300X.
+# Makers' data sheets: NVIDIA A100, A800, H100, H200, H20, B200, L40S, L4, A10G, RTX 4090 and V100.
 # NVLink figures there count both directions; half of each stands here.
 ACCELERATORS = {
-    "A100-40GB": Accelerator(39.4, 312, 1555, 300, 32),
-    "A100-80GB": Accelerator(79.2, 312, 2039, 300, 32),
-    "A800-80GB": Accelerator(79.2, 312, 2039, 200, 32),
-    "H100-80GB": Accelerator(79.6, 989, 3350, 450, 64),
-    "H800-80GB": Accelerator(79.6, 989, 3350, 200, 64),
-    "H200-141GB": Accelerator(139.8, 989, 4800, 450, 64),
-    "H20-96GB": Accelerator(95.6, 148, 4000, 450, 64),
-    "B200-180GB": Accelerator(178.4, 2250, 8000, 900, 64),
-    "L40S-48GB": Accelerator(44.5, 362, 864, 32, 32),
-    "L4-24GB": Accelerator(22.5, 121, 300, 32, 32),
-    "A10G-24GB": Accelerator(22.1, 70, 600, 32, 32),
-    "RTX4090-24GB": Accelerator(23.6, 165, 1008, 32, 32),
-    "V100-32GB": Accelerator(31.7, 125, 900, 150, 16),
-    "MI300X-192GB": Accelerator(191.5, 1307, 5300, 448, 64),
+    "A100-40GB": Accelerator(39.4, 312, 1555, 300, 32, "A100"),
+    "A100-80GB": Accelerator(79.2, 312, 2039, 300, 32, "A100"),
+    "A800-80GB": Accelerator(79.2, 312, 2039, 200, 32, "A800"),
+    "H100-80GB": Accelerator(79.6, 989, 3350, 450, 64, "H100"),
+    "H800-80GB": Accelerator(79.6, 989, 3350, 200, 64, "H800"),
+    "H200-141GB": Accelerator(139.8, 989, 4800, 450, 64, "H200"),
+    "H20-96GB": Accelerator(95.6, 148, 4000, 450, 64, "H20"),
+    "B200-180GB": Accelerator(178.4, 2250, 8000, 900, 64, "B200"),
+    "L40S-48GB": Accelerator(44.5, 362, 864, 32, 32, "L40S"),
+    "L4-24GB": Accelerator(22.5, 121, 300, 32, 32, "L4"),
+    "A10G-24GB": Accelerator(22.1, 70, 600, 32, 32, "A10G"),
+    "RTX4090-24GB": Accelerator(23.6, 165, 1008, 32, 32, "GeForce-RTX-4090"),
+    "V100-32GB": Accelerator(31.7, 125, 900, 150, 16, "V100"),
 }
 """Name → card. V100 has no bfloat16; the figure is float16's."""

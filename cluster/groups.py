@@ -52,10 +52,17 @@ def as_groups(placement: GroupsPlacement | OpenRlhfPlacement) -> GroupsPlacement
                     f"{flag}: true puts the {guest} on the {home}'s GPUs, but {_size(sizes[guest])} is not "  # type: ignore[index]
                     f"{_size(sizes[home])}; give both the same numbers of nodes and GPUs"  # type: ignore[index]
                 )
-            homes[guest] = home if homes[home] == home else homes[home]  # type: ignore[index]
+            homes[guest] = homes[home]  # type: ignore[index]
     engines = EnginesConfig(number=placement.vllm_num_engines, tensor_parallel_size=placement.vllm_tensor_parallel_size)
     total = engines.number * engines.tensor_parallel_size
-    sharing = total == sizes["actor"][0] * sizes["actor"][1]
+    of_actor = sizes["actor"][0] * sizes["actor"][1]
+    sharing = total == of_actor
+    if placement.colocate_all_models and not sharing:
+        raise PlacementError(
+            f"colocate_all_models: true puts the engines on the actor's {of_actor} GPUs, but {engines.number} x "
+            f"{engines.tensor_parallel_size} are {total}; use vllm_num_engines: "
+            f"{of_actor // engines.tensor_parallel_size}"
+        )
     groups: dict[str, PlacedGroup] = {
         home: PlacedGroup(
             pool="gpus",
@@ -187,7 +194,7 @@ def seats(placement: GroupsPlacement, taken: Collection[str]) -> dict[str, list[
     free = {name: [pool.gpus_per_node] * pool.nodes for name, pool in placement.pools.items()}
     numbers: dict[tuple[str, int], int] = {}
     placed: dict[str, list[Seat]] = {}
-    order = sorted(taken, key=lambda name: (-placement.groups[name].gpus_per_node, list(placement.groups).index(name)))
+    order = sorted(taken, key=lambda name: _by_size(placement, name))
     for name in order:
         group = placement.groups[name]
         left, whole = free[group.pool], placement.pools[group.pool].gpus_per_node
@@ -208,6 +215,12 @@ def seats(placement: GroupsPlacement, taken: Collection[str]) -> dict[str, list[
             placed[name] += [Seat(group.pool, number, first + gpu) for gpu in range(group.gpus_per_node)]
             left[node] -= group.gpus_per_node
     return placed
+
+
+def _by_size(placement: GroupsPlacement, name: str) -> tuple[int, int, int]:
+    """Widest first, then those on most nodes, then in the order of the file."""
+    group = placement.groups[name]
+    return -group.gpus_per_node, -group.nodes, list(placement.groups).index(name)
 
 
 def _names(names: Collection[str]) -> str:

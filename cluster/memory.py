@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 GIB = 2**30
 REDUCE_BUCKET = 500_000_000
-"""DeepSpeed's `reduce_bucket_size`: numbers of gradient that stage 3 and 2 collect before they reduce them."""
+"""DeepSpeed's `reduce_bucket_size`: numbers of gradient collected before they are reduced; stage 3 always holds it."""
 SUB_GROUP = 1_000_000_000
 """DeepSpeed's `sub_group_size`: numbers whose gradients the optimizer's step widens to float32 at a time."""
 PREFETCHED_LAYERS = 2
@@ -87,8 +87,6 @@ class EngineSize:
     """0: always awake; 1: weights go to the host while others train; 2: they are dropped."""
     longest: int
     """Tokens of a sample."""
-    sequences: int
-    """Samples generated at once."""
 
     @property
     def weights(self) -> float:
@@ -112,6 +110,8 @@ def states(role: RoleSize) -> Account:
     if role.trained and not role.offload_optimizer:
         account["gradients (float32)"] = 4 * parameters / shards[1]
         account["optimizer (float32 weights and moments)"] = _optimizer_bytes(role) / shards[2]
+    if role.trained and role.stage == 3 and role.ranks > 1:
+        account["reduction bucket"] = role.number_bytes * REDUCE_BUCKET
     return account
 
 
@@ -142,8 +142,6 @@ def working(role: RoleSize, *, training: bool) -> Account:
     if training:
         account["activations"] = tokens * _activation_bytes(role)
         account["logits and their gradient"] = 2 * logits
-        if role.stage >= 2 and role.ranks > 1:
-            account["reduction bucket"] = width * min(REDUCE_BUCKET, 2 * model.parameters)
         if not role.offload_optimizer:
             account["optimizer's step"] = 4 * min(SUB_GROUP, model.parameters / max(role.ranks, 1))
     else:

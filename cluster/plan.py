@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from cluster.accelerators import ACCELERATORS
 from cluster.config import GroupConfig, GroupsPlacement, LocalPlacement, OpenRlhfPlacement, PlacementConfig
 from cluster.errors import PlacementError
 from cluster.groups import ENGINES, as_groups, group_of, seats
@@ -187,7 +188,7 @@ def _groups(placement: GroupsPlacement, needs: Sequence[RoleNeed]) -> Plan:
 
 def _card(accelerator: str | None) -> str:
     """As Ray calls it, which leaves the memory out."""
-    return accelerator.split("-")[0] if accelerator else ""
+    return ACCELERATORS[accelerator].ray_name if accelerator else ""
 
 
 def _openrlhf(placement: OpenRlhfPlacement, needs: Sequence[RoleNeed]) -> Plan:
@@ -211,9 +212,10 @@ def _shared(slots: Sequence[Slot]) -> tuple[Slot, ...]:
 
 
 def _cpus(made: Plan, node: int) -> Counter[str]:
-    return Counter({slot.role: 0 for slot in made.slots if slot.node == node}) + Counter(
-        slot.role for slot in made.slots if slot.node == node for _ in range(slot.cpus)
-    )
+    asked: Counter[str] = Counter()
+    for slot in made.slots:
+        asked[slot.role] += slot.cpus if slot.node == node else 0
+    return +asked
 
 
 def check_capacity(wanted: Plan, nodes: Sequence[Node]) -> None:
@@ -234,7 +236,8 @@ def describe_shortage(wanted: Plan, nodes: Sequence[Node]) -> str:
     having = "; ".join(map(str, nodes)) or "no node at all"
     return (
         f"asked for {demands} ({asked}), each planned node on one real node; having {having}. "
-        "Lower `ranks` or `threads` in `placement`, or start Ray with more (`ray start --num-cpus … --num-gpus …`)"
+        "Lower `ranks`, `threads` or `cpus_per_rank` in `placement`, or start Ray with more (`ray start --num-cpus … "
+        "--num-gpus …`)"
     )
 
 

@@ -11,6 +11,7 @@ import os
 import signal
 import socket
 import threading
+import time
 from collections.abc import Iterable
 from dataclasses import dataclass
 from types import TracebackType
@@ -22,19 +23,21 @@ from ray._private.state import available_resources_per_node
 from ray.exceptions import GetTimeoutError
 from ray.util import placement_group, remove_placement_group
 from ray.util.placement_group import PlacementGroup, placement_group_table
-from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy, PlacementGroupSchedulingStrategy
 
 from cluster import calls, role_group
 from cluster.errors import ClusterError, PlacementError, Terminated
 from cluster.host_memory import GIB, MemorySampler, peak_of_sum
 from cluster.plan import Node, Plan, check_capacity, describe_shortage
 from cluster.role_group import Place, RoleGroup
-from cluster.worker import gpu_ids
+from cluster.worker import clock, gpu_ids
 
 START_ATTEMPTS = 2
 """Ray gives its own processes half a minute, which a busy machine may exceed once."""
 CARD, ANY_AMOUNT = "accelerator_type:", 0.001
 """Ray's resource that says which kind of GPU a node has: 1 of it, and to ask for a little leads there."""
+LOOK_S = 60.0
+"""For a process to start on a node and say what time it is."""
 CONNECT_S = 10.0
 """For a cluster to accept a connection."""
 
@@ -219,6 +222,26 @@ class RayCluster:
 
     def _strategy(self, node: int) -> PlacementGroupSchedulingStrategy:
         return PlacementGroupSchedulingStrategy(self._group, node)
+
+
+def look(address: str) -> list[tuple[Node, float]]:
+    """What the living nodes of a running cluster have, and how many seconds their clocks are ahead of ours."""
+    cluster = RayCluster(Plan(()), deadline_s=CONNECT_S, address=address)
+    try:
+        cluster._connect()
+        ids = [node["NodeID"] for node in ray.nodes() if node["Alive"]]
+        return [(node, _skew(node_id)) for node, node_id in zip(_nodes(free=False), ids, strict=True)]
+    finally:
+        cluster.stop()
+
+
+def _skew(node_id: str) -> float:
+    """Of a node's clock against ours, as exact as the way there and back is short."""
+    asked = clock().options(scheduling_strategy=NodeAffinitySchedulingStrategy(node_id, soft=False))
+    ray.get(asked.remote(), timeout=LOOK_S)  # starts a process there
+    began = time.time()
+    theirs: float = ray.get(asked.remote(), timeout=LOOK_S)
+    return theirs - (began + time.time()) / 2
 
 
 def _terminate(number: int, frame: object) -> None:

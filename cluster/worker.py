@@ -206,6 +206,11 @@ def remote_worker() -> Any:
     return ray.remote(max_restarts=0, max_task_retries=0, concurrency_groups={"control": 2, "watch": 1})(Worker)
 
 
+def clock() -> Any:
+    """A remote function: the wall-clock seconds of its node."""
+    return ray.remote(num_cpus=0, max_retries=0)(time.time)
+
+
 def gpu_ids() -> Any:
     """A remote function: what the GPUs that Ray gave it are called on its node."""
     return ray.remote(num_cpus=0, max_retries=0)(_gpu_ids)

@@ -147,6 +147,19 @@ class Builder:
         setups = [(replace(setup, index=index),) for index in range(len(self.cluster.places("rollout")))]
         return self.start("rollout", RolloutEngine, setups, distributed=False)
 
+    def policy(self, models: Models) -> Policy:
+        """The engines; where they share GPUs, up and asleep before anyone else loads a model there.
+
+        vLLM measures how much of a card is free while it starts, and takes its share of that.
+        """
+        config = self._config
+        sleeps = config.rollout.engine.sleep > 0
+        policy = Policy(self.engines(models), config.deadlines, sleeps=sleeps)
+        if sleeps or share_gpus(config.placement):
+            policy.engines.ready(config.deadlines.start_s)
+            policy.rest()
+        return policy
+
     def ready(self) -> None:
         """Wait until every group that was started has built its role."""
         wait_all([group.started for group in self._groups], self._config.deadlines.start_s)
@@ -208,11 +221,11 @@ def training_roles(config: RunConfig, models: Models) -> Iterator[Roles]:
     """All roles of PPO, started side by side, weights connected."""
     names = {"rollout": None, "actor": None, "critic": None, "reference": None}
     with builder(config, {**names, **_scorers(config)}) as build:
-        engines = build.engines(models)
+        policy = build.policy(models)
         actor, critic = build.actor(models), build.critic(models)
         roles = Roles(
             cluster=build.cluster,
-            policy=Policy(engines, config.deadlines, sleeps=config.rollout.engine.sleep > 0),
+            policy=policy,
             reward=build.reward(models),
             reference=build.reference(models),
             judge=build.judge(),
@@ -221,7 +234,7 @@ def training_roles(config: RunConfig, models: Models) -> Iterator[Roles]:
             critic=critic,
         )
         build.ready()
-        actor.call(Actor.connect, engines.client(config.deadlines.push_s)).result(config.deadlines.push_s)
+        actor.call(Actor.connect, policy.engines.client(config.deadlines.push_s)).result(config.deadlines.push_s)
         yield roles
 
 
@@ -231,7 +244,7 @@ def evaluation_roles(config: RunConfig, models: Models) -> Iterator[EvaluationRo
     with builder(config, {"rollout": None, "reference": None, **_scorers(config)}) as build:
         roles = EvaluationRoles(
             cluster=build.cluster,
-            policy=Policy(build.engines(models), config.deadlines),
+            policy=build.policy(models),
             reward=build.reward(models),
             reference=build.reference(models),
             judge=build.judge(),

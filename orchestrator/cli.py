@@ -173,6 +173,26 @@ def import_openrlhf(
             typer.echo(f"still to be said: {key}", err=True)
 
 
+@app.command()
+def doctor(debug: Debug = False) -> None:
+    """Look at versions, GPUs, memory, disk and Ray: green, or what to do. Exit code 1 if something is to be done.
+
+    Example: RAY_ADDRESS=head:6379 tetrarch doctor
+    """
+    with _reported(debug):
+        from orchestrator.doctor import examine
+
+        findings = examine(Path())
+    width = max(len(finding.what) for finding in findings)
+    for finding in findings:
+        mark = (
+            typer.style("to do", fg=typer.colors.RED) if finding.mend else typer.style("   ok", fg=typer.colors.GREEN)
+        )
+        typer.echo(f"{mark}  {finding.what:{width}}  {finding.found}{'; ' + finding.mend if finding.mend else ''}")
+    if any(finding.mend for finding in findings):
+        raise typer.Exit(RUN_FAILED)
+
+
 @app.command("config")
 def show_config(
     config: Annotated[Path | None, typer.Argument(metavar="CONFIG", help="A YAML file.")] = None,
@@ -198,10 +218,15 @@ def _show_plan(run: RunConfig, force: bool) -> None:
     """Draw it; PlacementError if it does not fit, unless `force`."""
     from rich.console import Console
 
+    from orchestrator.model_sizes import UnknownModel
     from orchestrator.plan_map import draw
     from orchestrator.planning import layout, smallest_change
 
-    planned = layout(run)
+    try:
+        planned = layout(run)
+    except UnknownModel as unknown:
+        typer.echo(f"no plan: {unknown}", err=True)
+        return
     mend = smallest_change(run) if planned.shortages else None
     Console(stderr=True).print(draw(planned, mend))
     if planned.shortages and not force:

@@ -49,6 +49,7 @@ class Policy:
         self._wake("weights", "kv_cache")
         shares = prompts.split(_contiguous(len(prompts), len(self.engines)))
         answers = self.engines.map(RolloutEngine.generate, shares, version).result(self.deadlines.generate_s)
+        self.rest()
         return Rollouts.concatenate([_of_version(rollouts, version) for rollouts in answers if len(rollouts)])
 
     def stream(self, prompts: Prompts, *, version: int) -> Iterator[tuple[Part, Rollouts]]:
@@ -59,8 +60,13 @@ class Policy:
         parts = self._parts(prompts, version)
         if self.sleeps:
             parts = iter(list(parts))
-            self.engines.call(RolloutEngine.sleep).result(self.deadlines.push_s)
+            self.engines.call(RolloutEngine.sleep, False).result(self.deadlines.push_s)
         return parts
+
+    def rest(self) -> None:
+        """Let the engines sleep with their weights, which no push will renew before they are asked again."""
+        if self.sleeps:
+            self.engines.call(RolloutEngine.sleep, True).result(self.deadlines.push_s)
 
     def _parts(self, prompts: Prompts, version: int) -> Iterator[tuple[Part, Rollouts]]:
         self._wake("weights", "kv_cache")

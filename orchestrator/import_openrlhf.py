@@ -15,7 +15,6 @@ from typing import Any
 
 from cluster.config import OpenRlhfPlacement
 from orchestrator.errors import ConfigError
-from orchestrator.loading import apply_override
 from orchestrator.yaml_text import YamlError, parse_yaml, to_yaml
 
 PLACEMENT = frozenset(OpenRlhfPlacement.model_fields) - {"type", "pool", "cpus_per_rank"}
@@ -88,8 +87,7 @@ def import_file(path: Path) -> Imported:
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path} cannot be read: {error}") from None
     options = _options(text)
-    known = PLACEMENT | RENAMED.keys() | BOTH.keys() | _COMPUTED.keys() | DONE_ANYWAY
-    if not known & options.keys():
+    if not KNOWN & options.keys():
         raise ConfigError(
             f"{path} holds no option of OpenRLHF (such as actor_num_nodes or --actor_num_nodes); name a YAML file of "
             "them, or a script that starts openrlhf.cli.train_ppo_ray"
@@ -107,14 +105,16 @@ def convert(options: dict[str, Any]) -> Imported:
         elif name in BOTH:
             _set(data, f"actor.{BOTH[name]}", value)
             _set(data, f"critic.{BOTH[name]}", value)
+    carried = set(KNOWN)
     for name, compute in _COMPUTED.items():
-        if name in options:
-            compute(data, options)
+        if name in options and not compute(data, options):
+            carried.discard(name)
+    if options.get("bf16") is False:
+        carried.discard("bf16")
     data["placement"] = {"type": "openrlhf"} | {name: options[name] for name in options if name in PLACEMENT}
-    known = PLACEMENT | RENAMED.keys() | BOTH.keys() | _COMPUTED.keys() | DONE_ANYWAY
     return Imported(
         text=to_yaml(data),
-        left_out=tuple(sorted(name for name in options if name not in known)),
+        left_out=tuple(sorted(name for name in options if name not in carried)),
         to_fill=tuple(key for key in NEEDED if not _has(data, key)),
     )
 
@@ -148,7 +148,19 @@ def _plain(text: str) -> bool:
 
 
 def _set(data: dict[str, Any], key: str, value: Any) -> None:
-    apply_override(data, f"{key}={to_yaml(value).strip() if not isinstance(value, str) else repr(value)}")
+    """Set a key path; sections on the way are made."""
+    *sections, last = key.split(".")
+    for section in sections:
+        data = data.setdefault(section, {})
+    data[last] = value
+
+
+def _whole(options: dict[str, Any], name: str) -> int:
+    """A count that we calculate with."""
+    value = options[name]
+    if not isinstance(value, int) or value < 1:
+        raise ConfigError(f"{name}={value} is not a positive whole number; write the number in place of a variable")
+    return value
 
 
 def _has(data: dict[str, Any], key: str) -> bool:
@@ -160,51 +172,57 @@ def _has(data: dict[str, Any], key: str) -> bool:
     return True
 
 
-def _mini_batches(data: dict[str, Any], options: dict[str, Any]) -> None:
-    """OpenRLHF counts samples of an optimizer step; we count optimizer steps of a pass."""
-    if "rollout_batch_size" in options:
-        samples = options["rollout_batch_size"] * options.get("n_samples_per_prompt", 1)
-        _set(data, "ppo.mini_batches", max(samples // options["train_batch_size"], 1))
+def _mini_batches(data: dict[str, Any], options: dict[str, Any]) -> bool:
+    """OpenRLHF counts samples of an optimizer step; we count optimizer steps of a pass, all of one size."""
+    if "rollout_batch_size" not in options:
+        return False
+    each = _whole(options, "n_samples_per_prompt") if "n_samples_per_prompt" in options else 1
+    samples, step = _whole(options, "rollout_batch_size") * each, _whole(options, "train_batch_size")
+    _set(data, "ppo.mini_batches", max(samples // step, 1))
+    return samples % step == 0
 
 
-def _kl(data: dict[str, Any], options: dict[str, Any]) -> None:
-    """Adaptive where a target is given, as there."""
+def _kl(data: dict[str, Any], options: dict[str, Any]) -> bool:
+    """Adaptive where a target is given and not switched off, as there."""
     initial, target = options.get("init_kl_coef", 0.01), options.get("kl_target")
-    if target is None:
-        data.setdefault("ppo", {})["kl"] = {"controller": {"type": "fixed", "coefficient": initial}}
-        return
-    controller = {
-        "type": "adaptive",
-        "initial": initial,
-        "target": target,
-        "horizon": options.get("kl_horizon", 10_000),
-    }
-    data.setdefault("ppo", {})["kl"] = {"controller": controller}
+    if target is None or options.get("adap_kl_ctrl") is False:
+        _set(data, "ppo.kl.controller", {"type": "fixed", "coefficient": initial})
+        return target is None
+    horizon = options.get("kl_horizon", 10_000)
+    _set(data, "ppo.kl.controller", {"type": "adaptive", "initial": initial, "target": target, "horizon": horizon})
+    return True
 
 
-def _steps(data: dict[str, Any], options: dict[str, Any]) -> None:
+def _steps(data: dict[str, Any], options: dict[str, Any]) -> bool:
     """Passes over the prompts → PPO steps, where the number of prompts is said."""
-    if "max_samples" in options and "rollout_batch_size" in options:
-        passes = options.get("num_episodes", 1)
-        _set(data, "steps", max(passes * options["max_samples"] // options["rollout_batch_size"], 1))
+    if "max_samples" not in options or "rollout_batch_size" not in options:
+        return "num_episodes" not in options
+    passes = _whole(options, "num_episodes") if "num_episodes" in options else 1
+    _set(data, "steps", max(passes * _whole(options, "max_samples") // _whole(options, "rollout_batch_size"), 1))
+    return True
 
 
-def _column(data: dict[str, Any], options: dict[str, Any]) -> None:
+def _column(data: dict[str, Any], options: dict[str, Any]) -> bool:
     """The column is called `prompt` or `messages` here; another name has to be changed in the data."""
-    if options["input_key"] in ("prompt", "messages"):
-        _set(data, "prompts.column", options["input_key"])
+    if options["input_key"] not in ("prompt", "messages"):
+        return False
+    _set(data, "prompts.column", options["input_key"])
+    return True
 
 
-def _sleep(data: dict[str, Any], options: dict[str, Any]) -> None:
+def _sleep(data: dict[str, Any], options: dict[str, Any]) -> bool:
     _set(data, "rollout.engine.sleep", 1 if options["vllm_enable_sleep"] else 0)
+    return True
 
 
-def _save_steps(data: dict[str, Any], options: dict[str, Any]) -> None:
+def _save_steps(data: dict[str, Any], options: dict[str, Any]) -> bool:
     """-1 is never there, 0 here."""
-    _set(data, "checkpoint.every", max(options["save_steps"], 0))
+    every = options["save_steps"]
+    _set(data, "checkpoint.every", 0 if every == -1 else _whole(options, "save_steps"))
+    return True
 
 
-_COMPUTED: dict[str, Callable[[dict[str, Any], dict[str, Any]], None]] = {
+_COMPUTED: dict[str, Callable[[dict[str, Any], dict[str, Any]], bool]] = {
     "train_batch_size": _mini_batches,
     "init_kl_coef": _kl,
     "kl_target": _kl,
@@ -216,4 +234,6 @@ _COMPUTED: dict[str, Callable[[dict[str, Any], dict[str, Any]], None]] = {
     "vllm_enable_sleep": _sleep,
     "save_steps": _save_steps,
 }
-"""Keys whose value takes another form."""
+"""Keys whose value takes another form; each function says whether it could be carried over."""
+
+KNOWN = PLACEMENT | RENAMED.keys() | BOTH.keys() | _COMPUTED.keys() | DONE_ANYWAY

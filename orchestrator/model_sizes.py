@@ -45,7 +45,13 @@ def model_size(model: ModelConfig, key: str, cache_folder: Path, *, value_head: 
         config = _known(model.path, key)
         if model.layers is not None:
             config.num_hidden_layers = min(model.layers, config.num_hidden_layers)
-    return size_of(config, value_head=value_head)
+    try:
+        return size_of(config, value_head=value_head)
+    except (AttributeError, KeyError, ValueError) as error:
+        raise UnknownModel(
+            f"{key}.path={model.path} is of the kind {config.model_type}, whose sizes are not understood ({error}); "
+            "plan with a model of a similar size"
+        ) from error
 
 
 def size_of(config: PretrainedConfig, *, value_head: bool = False) -> ModelSize:

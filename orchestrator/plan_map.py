@@ -14,7 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from cluster.memory import GIB, PHASES
-from orchestrator.planning import GpuLoad, Layout
+from orchestrator.loads import GpuLoad, Layout
 
 SHORT = {"rollout": "vLLM", "actor": "actor", "critic": "critic", "reference": "ref", "reward": "reward"}
 COLOURS = {"rollout": "cyan", "actor": "green", "critic": "yellow", "reference": "blue", "reward": "magenta"}

@@ -7,7 +7,6 @@ weights. Called by `orchestrator.cli`; drawn by `orchestrator.plan_map`.
 from __future__ import annotations
 
 from copy import deepcopy
-from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -33,6 +32,7 @@ from cluster.plan import Plan, RoleNeed, Slot, plan, ranks_of, tensor_parallel_s
 from orchestrator.config import RunConfig
 from orchestrator.errors import ConfigError
 from orchestrator.loading import apply_override, validate
+from orchestrator.loads import GpuLoad, Held, HostLoad, Layout
 from orchestrator.model_sizes import UnknownModel, model_size
 from roles.config import ModelConfig, ModelReward, TrainedRole
 
@@ -45,94 +45,8 @@ WORKING_IN = {
 }
 """Role → the phases in which it computes."""
 
-USABLE = 0.95
-"""Of a card: the rest is lost between blocks. An assumption."""
-MOST_CHANGES = 4
+MOST_CHANGES = 3
 """As many overrides at once are tried to make a layout fit."""
-
-Held = dict[tuple[str, str], float]
-"""(role, item) → bytes."""
-
-
-@dataclass(frozen=True, slots=True)
-class GpuLoad:
-    """One GPU of the plan."""
-
-    node: int
-    gpu: int
-    capacity: float
-    """Bytes."""
-    roles: tuple[str, ...]
-    """Who lives there, as `actor 3`."""
-    phases: dict[str, Held]
-    """What it holds in each phase."""
-
-    @property
-    def peak_phase(self) -> str:
-        """Where it holds most."""
-        return max(PHASES, key=lambda phase: sum(self.phases[phase].values()))
-
-    @property
-    def peak(self) -> float:
-        """Bytes."""
-        return sum(self.phases[self.peak_phase].values())
-
-    @property
-    def fits(self) -> bool:
-        """Whether the peak leaves the allocator some room."""
-        return self.peak <= USABLE * self.capacity
-
-
-@dataclass(frozen=True, slots=True)
-class HostLoad:
-    """One node of the plan."""
-
-    node: int
-    capacity: float
-    """Bytes."""
-    held: Held
-
-
-@dataclass(frozen=True, slots=True)
-class Layout:
-    """A plan with its bytes."""
-
-    plan: Plan
-    gpus: tuple[GpuLoad, ...]
-    hosts: tuple[HostLoad, ...]
-    sizes: dict[str, ModelSize]
-    """Role → its model."""
-    engines: EngineSize
-    notes: tuple[str, ...]
-    """What had to be assumed."""
-
-    @property
-    def shortages(self) -> list[str]:
-        """One line for each kind of GPU or host that is too small, worst first; empty if everything fits."""
-        groups: dict[tuple[str, ...], GpuLoad] = {}
-        for load in self.gpus:
-            kinds = tuple(dict.fromkeys(name.split()[0] for name in load.roles))
-            if not load.fits and (kinds not in groups or load.peak > groups[kinds].peak):
-                groups[kinds] = load
-        lines = [
-            (
-                load.peak / load.capacity,
-                f"GPUs of {' and '.join(kinds)}: {_gib(load.peak)} in `{load.peak_phase}`, but "
-                f"a card has {_gib(load.capacity)} ({USABLE:.0%} of it usable); most of it: "
-                + _largest(load.phases[load.peak_phase]),
-            )
-            for kinds, load in groups.items()
-        ]
-        for host in self.hosts:
-            held = sum(host.held.values())
-            if held > host.capacity:
-                lines.append(
-                    (
-                        held / host.capacity,
-                        f"host of node {host.node}: {_gib(held)} offloaded or asleep, but it has {_gib(host.capacity)}",
-                    )
-                )
-        return [line for _, line in sorted(lines, reverse=True)]
 
 
 def layout(config: RunConfig) -> Layout:
@@ -171,7 +85,7 @@ def smallest_change(config: RunConfig) -> list[str] | None:
         f"critic.micro_batch_tokens={few}",
         "actor.zero.offload_optimizer=true",
         "critic.zero.offload_optimizer=true",
-        "rollout.engine.gpu_memory_utilization=0.5",
+        *(f"rollout.engine.gpu_memory_utilization={share}" for share in (0.4, 0.5, 0.6, 0.8)),
     ]
     for count in range(1, MOST_CHANGES + 1):
         for chosen in combinations(changes, count):
@@ -295,14 +209,4 @@ def _engine_size(config: RunConfig, model: ModelSize) -> EngineSize:
         utilization=engine_config.gpu_memory_utilization,
         sleep=engine_config.sleep,
         longest=config.prompts.max_tokens + config.rollout.max_response_tokens,
-        sequences=engine_config.max_sequences,
     )
-
-
-def _gib(size: float) -> str:
-    return f"{size / GIB:.1f} GiB"
-
-
-def _largest(held: Held, count: int = 3) -> str:
-    first = sorted(held.items(), key=lambda entry: -entry[1])[:count]
-    return ", ".join(f"{role}'s {item} {_gib(size)}" for (role, item), size in first)

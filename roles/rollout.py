@@ -82,8 +82,9 @@ class RolloutEngine:
         self._version: int | None = 0
         """Of the loaded weights; None once a push has begun and until it has been verified."""
         self._latest = 0
-        self._asleep: set[str] = set()
         """The highest version that a push has brought."""
+        self._asleep: set[str] = set()
+        """Parts whose memory has been given away."""
         self._requests = 0
         self._engine = _start_engine(setup)
         self._tokenizer = AutoTokenizer.from_pretrained(setup.model_path, trust_remote_code=setup.trust_remote_code)
@@ -178,9 +179,10 @@ class RolloutEngine:
 
     # Making room for the roles that share the GPUs
 
-    def sleep(self) -> None:
-        """Give the GPUs' memory away: the KV cache, and the weights as `sleep` in the configuration says."""
-        self._engine.sleep(self._setup.rollout.engine.sleep)
+    def sleep(self, keep_weights: bool) -> None:
+        """Give the GPUs' memory away: the KV cache, and the weights, which go to the host if they are to be kept (or if
+        `sleep` in the configuration is 1)."""
+        self._engine.sleep(1 if keep_weights else self._setup.rollout.engine.sleep)
         self._asleep = {"weights", "kv_cache"}
 
     def wake(self, parts: tuple[str, ...]) -> None:

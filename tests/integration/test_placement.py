@@ -18,7 +18,7 @@ from cluster.calls import wait_all
 from cluster.config import PlacementConfig
 from cluster.errors import PlacementError
 from cluster.plan import RoleNeed, plan
-from cluster.ray_cluster import RayCluster
+from cluster.ray_cluster import RayCluster, look
 from cluster.role_group import RoleGroup
 from configs.tiny.inputs import write
 from tests.integration.stub_role import Stub
@@ -149,3 +149,10 @@ def test_the_seventy_b_file_trains_across_nodes(tmp_path: Path, layout: str) -> 
     lines = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
     assert [line["weights/version"] for line in lines] == [1, 2]
     assert all(line["engine/logprob_gap_mean"] < 1e-4 for line in lines)
+
+
+def test_the_doctor_looks_at_every_node(simulated: Cluster) -> None:
+    found = look(simulated.address)
+    assert len(found) == NODES
+    assert all(node.gpus == GPUS and abs(skew) < 0.5 for node, skew in found)
+    assert not ray.is_initialized()

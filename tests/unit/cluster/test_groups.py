@@ -187,6 +187,13 @@ def test_widest_groups_choose_first() -> None:
     assert {seat.node for seat in placed["wide"]}.isdisjoint(seat.node for seat in placed["small"])
 
 
+def test_groups_on_many_nodes_choose_before_those_on_one() -> None:
+    """In the order of the file the two small ones would fill a node that the wide one needs half of."""
+    one, two = {"gpus_per_node": 4, "roles": ["actor"]}, {"nodes": 2, "gpus_per_node": 4, "roles": ["critic"]}
+    placed = seats(groups(a=one, b={**one, "roles": ["reward"]}, c=two), {"a", "b", "c"})
+    assert {seat.node for seat in placed["c"]} == {0, 1}
+
+
 def test_cpus_are_counted() -> None:
     pools = {"a": {"nodes": 1, "gpus_per_node": 8, "cpus_per_node": 20}}
     few = groups(pools, p={**POLICY, "cpus_per_rank": 2}, v=VALUE)
@@ -245,6 +252,7 @@ def test_missing_roles_are_told() -> None:
 @pytest.mark.parametrize(
     ("changes", "part"),
     [
+        ({"colocate_all_models": True, "vllm_num_engines": 3}, "8 GPUs, but 3 x 4 are 12; use vllm_num_engines: 2"),
         (
             {"colocate_actor_ref": True, "ref_num_nodes": 1},
             "colocate_actor_ref: true puts the reference on the actor's GPUs, but 1 x 4 GPUs is not 2 x 4",

@@ -23,7 +23,9 @@ def test_stage_3_against_deepspeeds_estimator(ranks: int, offload: bool) -> None
     host, gpu, layer = estimate_zero3_model_states_mem_needs(
         SEVENTY_B.parameters, SEVENTY_B.layer, ranks, 1, cpu_offload=offload, cpu_offload_params=False
     )
-    assert sum(states(role).values()) == pytest.approx(gpu - layer, rel=1e-6)
+    ours = states(role)
+    ours.pop("reduction bucket", None)  # which it leaves out
+    assert sum(ours.values()) == pytest.approx(gpu - layer, rel=1e-6)
     if offload:
         # It adds half again for buffers.
         assert ranks * sum(host_states(role).values()) == pytest.approx(host / 1.5, rel=1e-6)
@@ -69,14 +71,14 @@ def test_activations_by_hand() -> None:
 
 def test_only_a_sharded_group_gathers_and_reduces() -> None:
     role = RoleSize("actor", SMALL, ranks=1, number_bytes=2, stage=3, trained=True)
-    assert {"gathered layers", "reduction bucket"}.isdisjoint(working(role, training=True))
-    both = working(replace(role, ranks=2), training=True)
-    assert both["gathered layers"] == 2 * (2 * 100_000 + 50_000)
-    assert both["reduction bucket"] == 2 * 2_000_000
+    assert {"gathered layers", "reduction bucket"}.isdisjoint({*working(role, training=True), *states(role)})
+    two = replace(role, ranks=2)
+    assert working(two, training=True)["gathered layers"] == 2 * (2 * 100_000 + 50_000)
+    assert states(two)["reduction bucket"] == 2 * 500_000_000
 
 
 def test_an_engine_takes_its_share_and_gives_it_back_asleep() -> None:
-    awake = EngineSize(SEVENTY_B, 2, parallel=4, utilization=0.9, sleep=0, longest=2048, sequences=256)
+    awake = EngineSize(SEVENTY_B, 2, parallel=4, utilization=0.9, sleep=0, longest=2048)
     assert sum(engine(awake, 80 * GIB, "train actor").values()) == pytest.approx(72 * GIB)
     asleep = replace(awake, sleep=1)
     assert sum(engine(asleep, 80 * GIB, "train actor").values()) < 2 * GIB

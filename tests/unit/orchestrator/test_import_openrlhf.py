@@ -102,3 +102,27 @@ def test_the_command_names_what_is_left_out(tmp_path: Path) -> None:
     assert result.exit_code == 0
     assert "type: openrlhf" in result.stdout and "not carried over: normalize_reward" in result.stderr
     assert CliRunner().invoke(cli.app, ["import-openrlhf", str(tmp_path / "nowhere")]).exit_code == 2
+
+
+@pytest.mark.parametrize(
+    ("options", "left_out"),
+    [
+        ("input_key: context_messages", {"input_key"}),
+        ("num_episodes: 3", {"num_episodes"}),
+        ("bf16: false", {"bf16"}),
+        ("train_batch_size: 128", {"train_batch_size"}),
+        ("train_batch_size: 100\nrollout_batch_size: 1024", {"train_batch_size"}),
+        ("kl_target: 6\nadap_kl_ctrl: false", {"kl_target", "adap_kl_ctrl"}),
+    ],
+)
+def test_what_is_lost_is_named(tmp_path: Path, options: str, left_out: set[str]) -> None:
+    path = tmp_path / "x.yaml"
+    path.write_text(f"actor_num_nodes: 1\n{options}\n")
+    assert set(import_file(path).left_out) == left_out
+
+
+def test_a_variable_of_the_shell_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "x.sh"
+    path.write_text("python -m openrlhf.cli.train_ppo_ray --rollout_batch_size 8 --train_batch_size $SIZE\n")
+    with pytest.raises(ConfigError, match=r"train_batch_size=\$SIZE is not a positive whole number"):
+        import_file(path)

@@ -13,8 +13,9 @@ from typer.testing import CliRunner
 from cluster.memory import GIB, PHASES
 from orchestrator import cli
 from orchestrator.loading import load_config
+from orchestrator.loads import Layout
 from orchestrator.plan_map import draw, to_json
-from orchestrator.planning import Layout, layout, smallest_change
+from orchestrator.planning import layout, smallest_change
 from tests.unit.cluster.test_groups import check_sound
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -88,6 +89,19 @@ def test_actor_and_critic_on_one_card_train_at_the_same_time() -> None:
         for phase, other in (("train actor", "critic"), ("train critic", "actor")):
             held = planned.gpus[0].phases[phase]
             assert ((other, "activations") in held) == both
+
+
+def test_an_engine_without_room_for_a_sample_is_a_shortage() -> None:
+    config = load_config(SEVENTY_B, ["rollout.engine.gpu_memory_utilization=0.3"])
+    (line,) = layout(config).shortages
+    assert line.startswith("the engines: rollout.engine.gpu_memory_utilization=0.3 has no room for one sample")
+    assert smallest_change(config) == ["rollout.engine.gpu_memory_utilization=0.5"]
+
+
+def test_a_model_of_unknown_size_does_not_keep_a_run_from_starting() -> None:
+    started = CliRunner().invoke(cli.app, ["train", str(SEVENTY_B), "actor.model.path=me/mine"])
+    assert "no plan: actor.model.path=me/mine is not a folder" in started.output
+    assert "data/prompts.jsonl" in started.output
 
 
 def test_hosts_hold_what_leaves_the_cards() -> None:

@@ -77,7 +77,7 @@ def test_engines_that_share_their_gpus_sleep_while_others_work(log: list[str]) -
     """Nobody scores before they sleep; weights wake before the push, the KV cache after it."""
     step(log, sleeps=True)
     wake = "rollout.wake(('weights', 'kv_cache'),)"
-    assert log[:5] == ["[generate]", wake, "part of engine 1", "part of engine 0", "rollout.sleep()"]
+    assert log[:5] == ["[generate]", wake, "part of engine 1", "part of engine 0", "rollout.sleep(False,)"]
     assert log[5:13] == 2 * SCORING
     assert log[-3:] == ["rollout.wake(('weights',),)", "actor.push(4,)", "rollout.wake(('kv_cache',),)"]
 

