@@ -208,7 +208,11 @@ def remote_worker() -> Any:
 
 def clock() -> Any:
     """A remote function: the wall-clock seconds of its node."""
-    return ray.remote(num_cpus=0, max_retries=0)(time.time)
+    return ray.remote(num_cpus=0, max_retries=0)(_clock)
+
+
+def _clock() -> float:
+    return time.time()
 
 
 def gpu_ids() -> Any:
