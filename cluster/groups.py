@@ -82,9 +82,7 @@ def as_groups(placement: GroupsPlacement | OpenRlhfPlacement) -> GroupsPlacement
         )
     pool = placement.pool
     if pool is None:
-        room = PoolConfig(
-            nodes=sum(group.nodes for group in groups.values()), gpus_per_node=per_node, gpu_memory_gib=80.0
-        )
+        room = PoolConfig(nodes=sum(group.nodes for group in groups.values()), gpus_per_node=per_node)
         used = {seat.node for own in seats(_placement(room, groups), set(groups)).values() for seat in own}
         pool = room.model_copy(update={"nodes": len(used)})
     return _placement(pool, groups)

@@ -15,7 +15,6 @@ from collections.abc import Mapping, Sequence
 
 import psutil
 
-GIB = 2**30
 INTERVAL_S = 1.0
 COST_SHARE = 0.02
 """The kernel walks a process's pages for its PSS: with many GiB that takes tens of ms, so we sample less often then."""

@@ -27,7 +27,8 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy, Place
 
 from cluster import calls, role_group
 from cluster.errors import ClusterError, PlacementError, Terminated
-from cluster.host_memory import GIB, MemorySampler, peak_of_sum
+from cluster.host_memory import MemorySampler, peak_of_sum
+from cluster.memory import GIB
 from cluster.plan import Node, Plan, check_capacity, describe_shortage
 from cluster.role_group import Place, RoleGroup
 from cluster.worker import clock, gpu_ids

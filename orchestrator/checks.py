@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Literal
 
 import psutil
 
+from cluster.memory import GIB
 from cluster.plan import ranks_of, tensor_parallel_size
 from orchestrator.checkpoint import Checkpoints, trained_step
 from orchestrator.config import RewardTrainingConfig, RunConfig, SampledPairs
@@ -26,8 +27,6 @@ from roles.config import FunctionReward, ModelConfig, ModelReward
 if TYPE_CHECKING:
     from orchestrator.prompts import Questions
     from roles.batch import Preferences
-
-GIB = 2**30
 
 LOGS = "logs"
 """Folder in `run_dir` that a failed start may leave; it does not make the directory count as used."""

@@ -27,6 +27,9 @@ from orchestrator.loading import dump_config, load_config
 from roles.errors import RoleError
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
+    from orchestrator.loads import Layout
     from orchestrator.prompts import Questions
     from roles.batch import Preferences
 
@@ -72,11 +75,10 @@ def train(
     """
     with _reported(debug) as report:
         run = report.loaded(load_config(config, overrides or ()))
-        typer.echo("checking the configuration and what it names (the first time, models are converted)", err=True)
         from orchestrator.checks import check_train
 
         if run.device == "cuda":
-            _show_plan(run, force)
+            _check_plan(run, force)
         training, heldout = check_train(run, resume)
         report.read(training, heldout)
         from orchestrator.ppo import train as train_policy
@@ -92,7 +94,6 @@ def reward(config: ConfigFile, overrides: Overrides = None, debug: Debug = False
     """
     with _reported(debug) as report:
         run = report.loaded(load_config(config, overrides or ()))
-        typer.echo("checking the configuration and what it names (the first time, models are converted)", err=True)
         from orchestrator.checks import check_reward
 
         source = check_reward(run)
@@ -110,7 +111,6 @@ def evaluate(config: ConfigFile, overrides: Overrides = None, debug: Debug = Fal
     """
     with _reported(debug) as report:
         run = report.loaded(load_config(config, overrides or ()))
-        typer.echo("checking the configuration and what it names (the first time, models are converted)", err=True)
         from orchestrator.checks import check_evaluate
 
         questions = check_evaluate(run)
@@ -136,13 +136,10 @@ def show_plan(
         run = load_config(config, overrides or ())
         from rich.console import Console
 
-        from orchestrator.plan_map import draw, to_json
-        from orchestrator.planning import layout, smallest_change
+        from orchestrator.plan_map import to_json
 
-        planned = layout(run)
         console = Console(record=svg is not None)
-        mend = smallest_change(run) if planned.shortages else None
-        console.print(draw(planned, mend))
+        planned = _draw_plan(run, console)
         if svg is not None:
             console.save_svg(str(svg), title=f"tetrarch plan {config}")
         if as_json is not None:
@@ -214,21 +211,27 @@ def show_config(
     print(text)
 
 
-def _show_plan(run: RunConfig, force: bool) -> None:
-    """Draw it; PlacementError if it does not fit, unless `force`."""
-    from rich.console import Console
-
-    from orchestrator.model_sizes import UnknownModel
+def _draw_plan(run: RunConfig, console: Console) -> Layout:
+    """The layout of a run, drawn; with the smallest change that would make it fit, if it does not."""
     from orchestrator.plan_map import draw
     from orchestrator.planning import layout, smallest_change
 
+    planned = layout(run)
+    console.print(draw(planned, smallest_change(run) if planned.shortages else None))
+    return planned
+
+
+def _check_plan(run: RunConfig, force: bool) -> None:
+    """Draw the layout; PlacementError if it does not fit, unless `force`."""
+    from rich.console import Console
+
+    from orchestrator.model_sizes import UnknownModel
+
     try:
-        planned = layout(run)
+        planned = _draw_plan(run, Console(stderr=True))
     except UnknownModel as unknown:
         typer.echo(f"no plan: {unknown}", err=True)
         return
-    mend = smallest_change(run) if planned.shortages else None
-    Console(stderr=True).print(draw(planned, mend))
     if planned.shortages and not force:
         raise PlacementError("see the plan above; change the settings, or say --force")
 
@@ -259,7 +262,9 @@ class _Report:
         self.config: RunConfig | None = None
 
     def loaded(self, config: RunConfig) -> RunConfig:
+        """Remember where errors belong, and say what comes next."""
         self.config = config
+        typer.echo("checking the configuration and what it names (the first time, models are converted)", err=True)
         return config
 
     def read(self, *data: Questions | Preferences | None) -> None:

@@ -292,6 +292,12 @@ class RunConfig(Section):
     """How long is waited for whom."""
 
     @property
+    def model_roles(self) -> tuple[str, ...]:
+        """The roles of a training run that hold a model."""
+        reward = ("reward",) if self.reward.type == "model" else ()
+        return ("rollout", "actor", "critic", "reference", *reward)
+
+    @property
     def samples_per_step(self) -> int:
         """Rows of one PPO batch."""
         return self.rollout.prompts_per_step * self.rollout.responses_per_prompt

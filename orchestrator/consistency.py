@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from cluster.config import LocalPlacement
 from cluster.errors import PlacementError
-from cluster.groups import ENGINES, as_groups, group_of, problems, seats
+from cluster.groups import as_groups, group_of, problems, seats
 from cluster.plan import ranks_of
 
 if TYPE_CHECKING:
@@ -42,10 +42,9 @@ def _placement_rules(config: RunConfig) -> Iterator[str]:
         yield from found
         if found:
             return
-        needed = [ENGINES, "actor", "critic", "reference", *(["reward"] if config.reward.type == "model" else [])]
-        for role in needed:
+        for role in config.model_roles:
             group_of(placement, role)
-        idle = {role for group in placement.groups.values() for role in group.roles} - set(needed)
+        idle = {role for group in placement.groups.values() for role in group.roles} - set(config.model_roles)
         if idle and config.placement.type == "groups":
             yield f"reward.type={config.reward.type} needs no GPUs; take `reward` out of placement.groups"
         seats(placement, set(placement.groups))

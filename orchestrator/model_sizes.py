@@ -5,7 +5,6 @@ A ModelConfig flows in, a ModelSize flows out. Called by `orchestrator.planning`
 
 from __future__ import annotations
 
-import json
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -28,6 +27,7 @@ class UnknownModel(ConfigError):
     """Neither a folder nor a model whose size is known."""
 
 
+@cache
 def model_size(model: ModelConfig, key: str, cache_folder: Path, *, value_head: bool = False) -> ModelSize:
     """Of the folder, or of a known model of that name. With `value_head` one output takes the language head's place.
 
@@ -56,13 +56,6 @@ def model_size(model: ModelConfig, key: str, cache_folder: Path, *, value_head: 
 
 def size_of(config: PretrainedConfig, *, value_head: bool = False) -> ModelSize:
     """Counted on the meta device: exact, and nothing is allocated."""
-    return _counted(config.to_json_string(use_diff=False), value_head)
-
-
-@cache
-def _counted(config_json: str, value_head: bool) -> ModelSize:
-    data = json.loads(config_json)
-    config = AutoConfig.for_model(data.pop("model_type"), **data)
     text: Any = config.get_text_config()
     with torch.device("meta"):
         model: Any = AutoModelForCausalLM.from_config(config)

@@ -17,6 +17,7 @@ from orchestrator.errors import ConfigError
 from orchestrator.prompts import read_chats, read_texts
 from orchestrator.sources import load_rows
 from roles.batch import Preferences
+from roles.packing import right_padded
 
 KEY = "reward_training.pairs.dataset"
 
@@ -33,10 +34,7 @@ def read_pairs(dataset: DatasetConfig, tokenizer: PreTrainedTokenizerBase) -> Pr
             for prompt, chosen, rejected in zip(prompts, *answers, strict=True)
         )
     )
-    lengths = torch.tensor([len(ids) for ids in sequences])
-    token_ids = torch.full((len(sequences), int(lengths.max())), tokenizer.pad_token_id)
-    for row, ids in enumerate(sequences):
-        token_ids[row, : len(ids)] = torch.tensor(ids)
+    token_ids, lengths = right_padded(sequences, tokenizer.pad_token_id)
     groups = torch.arange(len(sequences)) // 2
     return Preferences(token_ids, lengths, groups, torch.tensor([1.0, 0.0]).repeat(len(prompts)))
 

@@ -49,7 +49,7 @@ def to_json(layout: Layout) -> dict[str, Any]:
             {
                 "node": load.node,
                 "gpu": load.gpu,
-                "roles": list(load.roles),
+                "roles": [f"{slot.role} {slot.rank}" for slot in load.slots],
                 "capacity_gib": load.capacity / GIB,
                 "peak_gib": load.peak / GIB,
                 "peak_phase": load.peak_phase,
@@ -79,7 +79,7 @@ def _map(layout: Layout) -> Table:
     table.add_column("who lives there (ranks)")
     table.add_column("peak of a card", justify="right", no_wrap=True)
     for node, loads in groupby(layout.gpus, key=lambda load: load.node):
-        runs = [list(run) for _, run in groupby(loads, key=lambda load: _kinds(load))]
+        runs = [list(run) for _, run in groupby(loads, key=lambda load: load.roles)]
         for number, run in enumerate(runs):
             gpus = f"{run[0].gpu}-{run[-1].gpu}" if len(run) > 1 else str(run[0].gpu)
             where = f"{node} {layout.plan.pools[node]}" if number == 0 else ""
@@ -90,8 +90,8 @@ def _map(layout: Layout) -> Table:
 def _who(layout: Layout, run: list[GpuLoad]) -> Text:
     """The roles of some neighbouring GPUs with their ranks; an engine with its tensor-parallel size."""
     text = Text()
-    for role in _kinds(run[0]):
-        ranks = sorted({int(name.split()[1]) for load in run for name in load.roles if name.split()[0] == role})
+    for role in run[0].roles:
+        ranks = sorted({slot.rank for load in run for slot in load.slots if slot.role == role})
         span = f"{ranks[0]}-{ranks[-1]}" if len(ranks) > 1 else str(ranks[0])
         parallel = f" (TP {layout.engines.parallel})" if role == "rollout" and layout.engines.parallel > 1 else ""
         text.append("  " if text else "").append(f"{SHORT[role]} {span}{parallel}", style=COLOURS[role])
@@ -108,8 +108,8 @@ def _memory(layout: Layout) -> Table:
     """One column for each kind of GPU, one row for each phase."""
     kinds: dict[tuple[str, ...], GpuLoad] = {}
     for load in layout.gpus:
-        if _kinds(load) not in kinds or load.peak > kinds[_kinds(load)].peak:
-            kinds[_kinds(load)] = load
+        if load.roles not in kinds or load.peak > kinds[load.roles].peak:
+            kinds[load.roles] = load
     table = Table(title="GiB on a card, by phase", title_justify="left", pad_edge=False)
     table.add_column("phase", no_wrap=True)
     for kind in kinds:
@@ -149,7 +149,3 @@ def _processes(layout: Layout) -> Table:
         size = layout.sizes["actor" if role == "rollout" else role]
         table.add_row(SHORT[role], str(len(slots)), str(slots[0].threads), f"{size.parameters:,}")
     return table
-
-
-def _kinds(load: GpuLoad) -> tuple[str, ...]:
-    return tuple(dict.fromkeys(name.split()[0] for name in load.roles))

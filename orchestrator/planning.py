@@ -13,7 +13,7 @@ from typing import Any
 
 from cluster.accelerators import ACCELERATORS
 from cluster.config import LocalPlacement, PoolConfig
-from cluster.groups import as_groups
+from cluster.groups import ENGINES, as_groups
 from cluster.memory import (
     GIB,
     PHASES,
@@ -52,16 +52,9 @@ MOST_CHANGES = 3
 def layout(config: RunConfig) -> Layout:
     """The layout of `tetrarch train`. PlacementError or ConfigError where there is none."""
     on_gpu = config.device == "cuda"
-    with_model = [
-        "rollout",
-        "actor",
-        "critic",
-        "reference",
-        *(["reward"] if isinstance(config.reward, ModelReward) else []),
-    ]
-    made = plan(config.placement, [RoleNeed(role, gpu=on_gpu) for role in with_model])
+    made = plan(config.placement, [RoleNeed(role, gpu=on_gpu) for role in config.model_roles])
     sizes, notes = _model_sizes(config)
-    roles = {role: _role_size(config, role, sizes[role]) for role in with_model if role != "rollout"}
+    roles = {role: _role_size(config, role, sizes[role]) for role in config.model_roles if role != ENGINES}
     engines = _engine_size(config, sizes["actor"])
     pools = _pools(config, made)
     cards = sorted({(slot.node, gpu) for slot in made.slots for gpu in slot.gpus})
@@ -112,11 +105,11 @@ def _gpu_load(
         for phase, held in phases.items():
             account = (
                 engine(engines, capacity, phase)
-                if slot.role == "rollout"
+                if slot.role == ENGINES
                 else _of_role(roles[slot.role], phase, side_by_side)
             )
             held.update({(slot.role, item): size for item, size in account.items() if size})
-    return GpuLoad(node, gpu, capacity, tuple(f"{slot.role} {slot.rank}" for slot in here), phases)
+    return GpuLoad(node, gpu, capacity, tuple(here), phases)
 
 
 def _of_role(role: RoleSize, phase: str, side_by_side: bool) -> Account:
@@ -134,7 +127,7 @@ def _host_load(made: Plan, node: int, pool: PoolConfig, roles: dict[str, RoleSiz
     held: Held = {}
     for slot in made.slots:
         if slot.node == node:
-            account = engine_host(engines) if slot.role == "rollout" else host_states(roles[slot.role])
+            account = engine_host(engines) if slot.role == ENGINES else host_states(roles[slot.role])
             for item, size in account.items():
                 key = (slot.role, item)
                 held[key] = held.get(key, 0.0) + size * _processes(slot)
@@ -142,7 +135,7 @@ def _host_load(made: Plan, node: int, pool: PoolConfig, roles: dict[str, RoleSiz
 
 
 def _processes(slot: Slot) -> int:
-    return len(slot.gpus) if slot.role == "rollout" else 1
+    return len(slot.gpus) if slot.role == ENGINES else 1
 
 
 def _pools(config: RunConfig, made: Plan) -> list[PoolConfig]:

