@@ -11,35 +11,21 @@ from __future__ import annotations
 import json
 import os
 import sys
-import traceback
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, NoReturn
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from cluster.errors import ClusterError, PlacementError, Terminated
-from orchestrator.checkpoint import progress_of
+from cluster.errors import PlacementError
 from orchestrator.config import RunConfig
-from orchestrator.errors import ConfigError, TetrarchError
+from orchestrator.errors import ConfigError
+from orchestrator.exits import RUN_FAILED, reported
 from orchestrator.loading import dump_config, load_config
-from roles.errors import RoleError
 
 if TYPE_CHECKING:
     from rich.console import Console
 
     from orchestrator.loads import Layout
-    from orchestrator.prompts import Questions
-    from roles.batch import Preferences
-
-RUN_FAILED = 1
-CONFIG_WRONG = 2
-INTERRUPTED = 130
-TERMINATED = 143
-
-DRIVER_LOG = "logs/driver.log"
-"""Where in `run_dir` the traceback of a failed run goes."""
 
 app = typer.Typer(
     name="tetrarch",
@@ -73,7 +59,7 @@ def train(
 
     Example: tetrarch train configs/smoke.yaml steps=20 actor.optimizer.learning_rate=1e-6
     """
-    with _reported(debug) as report:
+    with reported(debug) as report:
         run = report.loaded(load_config(config, overrides or ()))
         from orchestrator.checks import check_train
 
@@ -92,7 +78,7 @@ def reward(config: ConfigFile, overrides: Overrides = None, debug: Debug = False
 
     Example: tetrarch reward configs/smoke.yaml reward_training.epochs=2
     """
-    with _reported(debug) as report:
+    with reported(debug) as report:
         run = report.loaded(load_config(config, overrides or ()))
         from orchestrator.checks import check_reward
 
@@ -109,7 +95,7 @@ def evaluate(config: ConfigFile, overrides: Overrides = None, debug: Debug = Fal
 
     Example: tetrarch evaluate configs/smoke.yaml evaluation.prompts=32
     """
-    with _reported(debug) as report:
+    with reported(debug) as report:
         run = report.loaded(load_config(config, overrides or ()))
         from orchestrator.checks import check_evaluate
 
@@ -132,7 +118,7 @@ def show_plan(
 
     Example: tetrarch plan configs/llama3-70b-32xa800.yaml --svg plan.svg
     """
-    with _reported(debug):
+    with reported(debug):
         run = load_config(config, overrides or ())
         from rich.console import Console
 
@@ -159,7 +145,7 @@ def import_openrlhf(
 
     Example: tetrarch import-openrlhf train_ppo_llama_ray_70b.sh > mine.yaml
     """
-    with _reported(debug):
+    with reported(debug):
         from orchestrator.import_openrlhf import import_file
 
         imported = import_file(file)
@@ -176,7 +162,7 @@ def doctor(debug: Debug = False) -> None:
 
     Example: RAY_ADDRESS=head:6379 tetrarch doctor
     """
-    with _reported(debug):
+    with reported(debug):
         from orchestrator.doctor import examine
 
         findings = examine(Path())
@@ -201,7 +187,7 @@ def show_config(
 
     Example: tetrarch config configs/smoke.yaml ppo.epochs=2
     """
-    with _reported(debug):
+    with reported(debug):
         if schema:
             text = json.dumps(json_schema(), indent=2, ensure_ascii=False)
         elif config is None:
@@ -253,63 +239,3 @@ def main() -> None:
     sys.stderr.flush()
     # Everything has been ended and written; Ray's threads may crash while the interpreter takes itself apart.
     os._exit(code if isinstance(code, int) else int(code is not None))
-
-
-class _Report:
-    """What a command tells on stderr; it knows, once the configuration has loaded, where a traceback belongs."""
-
-    def __init__(self) -> None:
-        self.config: RunConfig | None = None
-
-    def loaded(self, config: RunConfig) -> RunConfig:
-        """Remember where errors belong, and say what comes next."""
-        self.config = config
-        typer.echo("checking the configuration and what it names (the first time, models are converted)", err=True)
-        return config
-
-    def read(self, *data: Questions | Preferences | None) -> None:
-        """Say what the door has read."""
-        for source in data:
-            if source is not None:
-                typer.echo(source.summary, err=True)
-
-    def fail(self, headline: str, error: BaseException, code: int, debug: bool) -> NoReturn:
-        if debug:
-            traceback.print_exception(error)
-        message = str(error) or type(error).__name__
-        if not isinstance(error, (TetrarchError, RoleError, ClusterError)):
-            message = f"{type(error).__name__}: {message}"
-        typer.secho(f"error: {headline}", fg=typer.colors.RED, bold=True, err=True)
-        typer.echo("\n".join(f"  {line}" for line in message.splitlines()), err=True)
-        if code == RUN_FAILED and self.config is not None:
-            typer.echo(f"  (traceback: {_log_traceback(Path(self.config.run_dir), error)})", err=True)
-        sys.stderr.flush()
-        raise typer.Exit(code)
-
-
-@contextmanager
-def _reported(debug: bool) -> Iterator[_Report]:
-    """Turn what goes wrong inside into one block on stderr and the exit code."""
-    report = _Report()
-    try:
-        yield report
-    except ConfigError as error:
-        report.fail("the configuration is wrong", error, CONFIG_WRONG, debug)
-    except PlacementError as error:
-        report.fail("the placement does not fit", error, CONFIG_WRONG, debug)
-    except KeyboardInterrupt as error:
-        ended = isinstance(error, Terminated)
-        typer.secho("ended by SIGTERM" if ended else "stopped", fg=typer.colors.YELLOW, bold=True, err=True)
-        if report.config is not None:
-            typer.echo(f"  {progress_of(Path(report.config.run_dir))}", err=True)
-        raise typer.Exit(TERMINATED if ended else INTERRUPTED) from None
-    except Exception as error:
-        report.fail("the run failed", error, RUN_FAILED, debug)
-
-
-def _log_traceback(run_dir: Path, error: BaseException) -> Path:
-    log = run_dir / DRIVER_LOG
-    log.parent.mkdir(parents=True, exist_ok=True)
-    with log.open("a", encoding="utf-8") as file:
-        traceback.print_exception(error, file=file)
-    return log
