@@ -71,6 +71,10 @@ class RoleSize:
     """Of one micro-batch: `micro_batch_tokens`, or the longest sample if that is longer."""
     scored_share: float = 0.5
     """Of the tokens: those of responses, for which there are logits."""
+    nodes: int = 1
+    """Over which the ranks are spread."""
+    threads: int = 1
+    """CPU threads of each rank."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +91,10 @@ class EngineSize:
     """0: always awake; 1: weights go to the host while others train; 2: they are dropped."""
     longest: int
     """Tokens of a sample."""
+    number: int = 1
+    """How many engines there are."""
+    max_sequences: int = 256
+    """Responses that one generates at once."""
 
     @property
     def weights(self) -> float:

@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 from transformers import PreTrainedTokenizerBase
 
 from cluster.calls import wait_all
-from cluster.plan import RoleNeed, plan, share_gpus, tensor_parallel_size
+from cluster.plan import RoleNeed, engines_neighbours, plan, tensor_parallel_size
 from cluster.ray_cluster import RayCluster
 from cluster.role_group import RoleGroup
 from orchestrator.config import RewardTrainingConfig, RunConfig
@@ -131,6 +131,7 @@ class Builder:
     def engines(self, models: Models) -> RoleGroup[RolloutEngine]:
         """The vLLM engines, with the weights in `models.actor`."""
         config, tokenizer = self._config, models.tokenizer
+        neighbours = engines_neighbours(config.placement)
         setup = RolloutSetup(
             model_path=str(models.actor),
             device=config.device,
@@ -140,7 +141,7 @@ class Builder:
             max_model_tokens=config.prompts.max_tokens + config.rollout.max_response_tokens,
             pad_token_id=tokenizer.pad_token_id,
             stop_token_ids=stop_token_ids(models.actor, tokenizer.eos_token_id),
-            backend="gloo" if config.device == "cpu" else "ipc" if share_gpus(config.placement) else "nccl",
+            backend="gloo" if config.device == "cpu" else "ipc" if "actor" in neighbours else "nccl",
             tensor_parallel_size=tensor_parallel_size(config.placement),
             trust_remote_code=config.actor.model.trust_remote_code,
         )
@@ -155,7 +156,7 @@ class Builder:
         config = self._config
         sleeps = config.rollout.engine.sleep > 0
         policy = Policy(self.engines(models), config.deadlines, sleeps=sleeps)
-        if sleeps or share_gpus(config.placement):
+        if sleeps or engines_neighbours(config.placement):
             policy.engines.ready(config.deadlines.start_s)
             policy.rest()
         return policy

@@ -25,6 +25,7 @@ from orchestrator.loading import dump_config, load_config
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from cluster.config import Efficiency
     from orchestrator.loads import Layout
 
 app = typer.Typer(
@@ -112,20 +113,37 @@ def show_plan(
     overrides: Overrides = None,
     svg: Annotated[Path | None, typer.Option("--svg", metavar="FILE", help="Draw into FILE, too.")] = None,
     as_json: Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write the numbers to FILE.")] = None,
+    suggest: Annotated[
+        bool, typer.Option("--suggest", help="Search the fastest layouts of the same GPUs; the best one as YAML.")
+    ] = False,
+    calibrate: Annotated[
+        Path | None,
+        typer.Option("--calibrate", metavar="RUN", help="Fit the times to a run; writes RUN/efficiency.yaml."),
+    ] = None,
+    efficiency: Annotated[
+        Path | None, typer.Option("--efficiency", metavar="FILE", help="Times from such a file.")
+    ] = None,
     debug: Debug = False,
 ) -> None:
-    """Say which role sits on which GPU, what it holds there, and whether it fits. Exit code 1 if it does not.
+    """Say which role sits on which GPU, whether it fits, and what a step costs. Exit code 1 if it does not fit.
 
-    Example: tetrarch plan configs/llama3-70b-32xa800.yaml --svg plan.svg
+    Example: tetrarch plan configs/llama3-70b-32xa800.yaml --suggest
     """
     with reported(debug):
         run = load_config(config, overrides or ())
         from rich.console import Console
 
+        from orchestrator.calibration import calibrated
+        from orchestrator.efficiency import load_efficiency
         from orchestrator.plan_map import to_json
 
+        if calibrate is not None and efficiency is not None:
+            raise ConfigError("--calibrate and --efficiency both say how fast things are; give one")
+        factors = calibrated(calibrate) if calibrate else load_efficiency(efficiency) if efficiency else None
         console = Console(record=svg is not None)
-        planned = _draw_plan(run, console)
+        planned = _draw_plan(run, console, factors)
+        if suggest:
+            _suggest(run, planned, console, factors)
         if svg is not None:
             console.save_svg(str(svg), title=f"tetrarch plan {config}")
         if as_json is not None:
@@ -197,12 +215,27 @@ def show_config(
     print(text)
 
 
-def _draw_plan(run: RunConfig, console: Console) -> Layout:
+def _suggest(run: RunConfig, planned: Layout, console: Console, factors: Efficiency | None) -> None:
+    """The best layouts, and the YAML of the first."""
+    import yaml
+
+    from orchestrator.plan_map import draw_suggestions
+    from orchestrator.suggest import suggest
+
+    with console.status("searching"):
+        found = suggest(run, factors)
+    console.print(draw_suggestions(found, planned))
+    if found:
+        console.print("The first of them, to write into the file:")
+        print(yaml.safe_dump(found[0].changes(), sort_keys=False), end="")
+
+
+def _draw_plan(run: RunConfig, console: Console, factors: Efficiency | None = None) -> Layout:
     """The layout of a run, drawn; with the smallest change that would make it fit, if it does not."""
     from orchestrator.plan_map import draw
     from orchestrator.planning import layout, smallest_change
 
-    planned = layout(run)
+    planned = layout(run, factors)
     console.print(draw(planned, smallest_change(run) if planned.shortages else None))
     return planned
 

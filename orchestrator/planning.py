@@ -1,7 +1,8 @@
-"""`tetrarch plan`: who sits on which GPU, and whether it fits, before anything is started.
+"""`tetrarch plan`: who sits on which GPU, whether it fits, how long a step takes, before anything is started.
 
-A RunConfig flows in; a Layout (the plan, and what every GPU and host holds in each phase) flows out. No GPU, no Ray, no
-weights. Called by `orchestrator.cli`; drawn by `orchestrator.plan_map`.
+A RunConfig flows in; a Layout (the plan, what every GPU and host holds in each phase, seconds and price of a step)
+flows out. No GPU, no Ray, no weights. Called by `orchestrator.cli` and `orchestrator.suggest`; drawn by
+`orchestrator.plan_map`.
 """
 
 from __future__ import annotations
@@ -11,8 +12,7 @@ from itertools import combinations
 from pathlib import Path
 from typing import Any
 
-from cluster.accelerators import ACCELERATORS
-from cluster.config import LocalPlacement, PoolConfig
+from cluster.config import Efficiency, LocalPlacement, PoolConfig
 from cluster.groups import ENGINES, as_groups
 from cluster.memory import (
     GIB,
@@ -30,13 +30,14 @@ from cluster.memory import (
 )
 from cluster.plan import Plan, RoleNeed, Slot, plan, ranks_of, tensor_parallel_size
 from orchestrator.config import RunConfig
+from orchestrator.efficiency import load_efficiency
 from orchestrator.errors import ConfigError
 from orchestrator.loading import apply_override, validate
 from orchestrator.loads import GpuLoad, Held, HostLoad, Layout
 from orchestrator.model_sizes import UnknownModel, model_size
+from orchestrator.timeline import card_gib, step_time
 from roles.config import ModelConfig, ModelReward, TrainedRole
 
-DEFAULT_GPU_GIB = 80.0
 WORKING_IN = {
     "actor": ("score", "train actor"),
     "critic": ("score", "train critic"),
@@ -49,18 +50,26 @@ MOST_CHANGES = 3
 """As many overrides at once are tried to make a layout fit."""
 
 
-def layout(config: RunConfig) -> Layout:
-    """The layout of `tetrarch train`. PlacementError or ConfigError where there is none."""
+def layout(config: RunConfig, efficiency: Efficiency | None = None) -> Layout:
+    """The layout of `tetrarch train`. PlacementError or ConfigError where there is none.
+
+    Args:
+        efficiency: what hardware reaches; None is `efficiency.yaml` beside this file.
+    """
     on_gpu = config.device == "cuda"
     made = plan(config.placement, [RoleNeed(role, gpu=on_gpu) for role in config.model_roles])
     sizes, notes = _model_sizes(config)
-    roles = {role: _role_size(config, role, sizes[role]) for role in config.model_roles if role != ENGINES}
+    roles = {role: _role_size(config, made.of(role), sizes[role]) for role in config.model_roles if role != ENGINES}
     engines = _engine_size(config, sizes["actor"])
     pools = _pools(config, made)
     cards = sorted({(slot.node, gpu) for slot in made.slots for gpu in slot.gpus})
     gpus = tuple(_gpu_load(made, node, gpu, pools[node], roles, engines) for node, gpu in cards)
     hosts = tuple(_host_load(made, node, pools[node], roles, engines) for node in range(made.nodes))
-    return Layout(made, gpus, hosts, sizes, engines, tuple(notes))
+    kinds = list(dict.fromkeys(load.roles for load in gpus))
+    step = step_time(config, made, pools, kinds, roles, engines, efficiency or load_efficiency())
+    prices = [pool.price_per_hour for pool in pools if pool.price_per_hour is not None]
+    price = sum(prices) if len(prices) == len(pools) else None
+    return Layout(made, gpus, hosts, sizes, engines, tuple(notes), step, config.steps, price)
 
 
 def smallest_change(config: RunConfig) -> list[str] | None:
@@ -99,7 +108,7 @@ def _gpu_load(
 ) -> GpuLoad:
     here = [slot for slot in made.slots if slot.node == node and gpu in slot.gpus]
     side_by_side = {"actor", "critic"} <= {slot.role for slot in here}
-    capacity = _card_gib(pool) * GIB
+    capacity = card_gib(pool) * GIB
     phases: dict[str, Held] = {phase: {} for phase in PHASES}
     for slot in here:
         for phase, held in phases.items():
@@ -146,12 +155,6 @@ def _pools(config: RunConfig, made: Plan) -> list[PoolConfig]:
     return [placement.pools[name] for name in made.pools]
 
 
-def _card_gib(pool: PoolConfig) -> float:
-    if pool.gpu_memory_gib is not None:
-        return pool.gpu_memory_gib
-    return ACCELERATORS[pool.accelerator].memory_gib if pool.accelerator else DEFAULT_GPU_GIB
-
-
 def _model_sizes(config: RunConfig) -> tuple[dict[str, ModelSize], list[str]]:
     """Role → its model, and what was assumed of a model that is not there yet."""
     cache, notes = Path(config.model_cache), []
@@ -174,14 +177,15 @@ def _model_sizes(config: RunConfig) -> tuple[dict[str, ModelSize], list[str]]:
     return sizes, notes
 
 
-def _role_size(config: RunConfig, role: str, model: ModelSize) -> RoleSize:
+def _role_size(config: RunConfig, slots: list[Slot], model: ModelSize) -> RoleSize:
+    role = slots[0].role
     section: Any = getattr(config, role)
     longest = config.prompts.max_tokens + config.rollout.max_response_tokens
     trained = isinstance(section, TrainedRole)
     return RoleSize(
         role=role,
         model=model,
-        ranks=ranks_of(config.placement, role),
+        ranks=len(slots),
         number_bytes=2 if config.dtype == "bfloat16" else 4,
         stage=section.zero.stage,
         trained=trained,
@@ -190,6 +194,8 @@ def _role_size(config: RunConfig, role: str, model: ModelSize) -> RoleSize:
         checkpointing=trained and section.gradient_checkpointing,
         tokens=max(section.micro_batch_tokens, longest),
         scored_share=config.rollout.max_response_tokens / longest,
+        nodes=len({slot.node for slot in slots}),
+        threads=slots[0].threads,
     )
 
 
@@ -202,4 +208,6 @@ def _engine_size(config: RunConfig, model: ModelSize) -> EngineSize:
         utilization=engine_config.gpu_memory_utilization,
         sleep=engine_config.sleep,
         longest=config.prompts.max_tokens + config.rollout.max_response_tokens,
+        number=ranks_of(config.placement, ENGINES),
+        max_sequences=engine_config.max_sequences,
     )
