@@ -154,13 +154,13 @@ PlacementConfig = Annotated[LocalPlacement | GroupsPlacement | OpenRlhfPlacement
 class Correction(Section):
     """Measured seconds over predicted ones, by phase."""
 
-    generate: float = Field(default=1.0, gt=0)
+    generate: float = Field(default=1.0, ge=0)
     """Of generation."""
-    score: float = Field(default=1.0, gt=0)
+    score: float = Field(default=1.0, ge=0)
     """Of the scoring passes that generation does not hide."""
-    update: float = Field(default=1.0, gt=0)
+    update: float = Field(default=1.0, ge=0)
     """Of both updates."""
-    push: float = Field(default=1.0, gt=0)
+    push: float = Field(default=1.0, ge=0)
     """Of the weights' way to the engines."""
 
 

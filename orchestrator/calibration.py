@@ -34,8 +34,9 @@ def calibrated(run_dir: Path) -> Efficiency:
     share = min(median(step["response/length_mean"] for step in steps) / config.rollout.max_response_tokens, 1.0)
     plain = load_efficiency().model_copy(update={"response_share": round(share, 4)})
     predicted = layout(config, plain).step.phases
-    ratios = {phase: median(step[f"time/{phase}_s"] for step in steps) / predicted[phase] for phase in predicted}
-    data = {**plain.model_dump(), "correction": {phase: float(f"{ratio:.4g}") for phase, ratio in ratios.items()}}
+    measured = {phase: median(step[f"time/{phase}_s"] for step in steps) for phase in predicted}
+    ratios = {phase: float(f"{measured[phase] / of:.4g}") if of else 1.0 for phase, of in predicted.items()}
+    data = {**plain.model_dump(), "correction": ratios}
     header = f"# Fitted to {len(steps)} steps of {run_dir.name} by `tetrarch plan --calibrate`.\n"
     (run_dir / FITTED).write_text(header + yaml.safe_dump(data, sort_keys=False), encoding="utf-8")
     return Efficiency.model_validate(data)

@@ -175,7 +175,9 @@ def _time(layout: Layout) -> list[RenderableType]:
     """Seconds by phase; how long each kind of card waits; what it costs."""
     step = layout.step
     phases = ", ".join(f"{phase} {_seconds(seconds)}" for phase, seconds in step.phases.items())
-    lines = [Text(f"A step of full-length responses takes about {_seconds(step.total)} s: {phases}")]
+    lines = [
+        Text(f"seconds a step (responses of {step.response_tokens:.0f} tokens): {_seconds(step.total)}, of it {phases}")
+    ]
     if layout.gpus:
         idle = ", ".join(f"{'+'.join(map(SHORT.__getitem__, kind))} {step.idle(kind):.0%}" for kind in step.busy)
         lines.append(Text(f"cards idle: {idle}"))

@@ -11,7 +11,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 from cluster.accelerators import ACCELERATORS, UNKNOWN
-from cluster.config import Correction, Efficiency, PoolConfig
+from cluster.config import Efficiency, PoolConfig
 from cluster.groups import ENGINES
 from cluster.memory import GIB, EngineSize, RoleSize
 from cluster.plan import Plan
@@ -51,6 +51,8 @@ class StepTime:
     """generate, score (what generation does not hide), update, push → seconds."""
     busy: dict[Kind, float]
     """Cards of these roles → seconds in which they work."""
+    response_tokens: float
+    """Mean length of a response."""
 
     @property
     def total(self) -> float:
@@ -94,7 +96,7 @@ def step_time(
     streamed = None
     if config.rollout.stream_samples and not config.rollout.engine.sleep and config.device == "cuda":
         streamed = min(config.rollout.stream_samples * engines.number / work.samples, 1.0)
-    return side_by_side(kinds or [tuple(made.roles)], seconds, efficiency.correction, streamed)
+    return side_by_side(kinds or [tuple(made.roles)], seconds, efficiency, work.response_tokens, streamed)
 
 
 def card_gib(pool: PoolConfig) -> float:
@@ -128,15 +130,21 @@ def _kv_room(config: RunConfig, engines: EngineSize, pool: PoolConfig) -> float:
 
 
 def side_by_side(
-    kinds: Collection[Kind], seconds: RoleSeconds, correction: Correction, streamed: float | None = None
+    kinds: Collection[Kind],
+    seconds: RoleSeconds,
+    efficiency: Efficiency,
+    response_tokens: float,
+    streamed: float | None = None,
 ) -> StepTime:
     """The step's phases. Roles on one card take turns, roles on different cards work at the same time.
 
     Args:
         kinds: which roles share cards.
+        efficiency: its `correction` stretches the phases.
         streamed: share of an engine's samples that is scored as soon as it is generated; None where scoring waits for
             the last (the configuration says so, or the engines give their memory to those who score).
     """
+    correction = efficiency.correction
     generate, push = seconds.generate * correction.generate, seconds.push * correction.push
     busy: dict[Kind, float] = {}
     waits = {"score": 0.0, "update": 0.0}
@@ -151,4 +159,4 @@ def side_by_side(
         busy[kind] = score + update
         busy[kind] += generate if ENGINES in kind else 0.0
         busy[kind] += push if {"actor", ENGINES} & set(kind) else 0.0
-    return StepTime({"generate": generate, **waits, "push": push}, busy)
+    return StepTime({"generate": generate, **waits, "push": push}, busy, response_tokens)
