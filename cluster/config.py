@@ -181,8 +181,6 @@ class Efficiency(Section):
     """Memory traffic of one CPU thread, 10^9 bytes a second."""
     host_memory_gb_s: float = Field(gt=0)
     """Memory traffic of a whole host, 10^9 bytes a second."""
-    core_gflops: float = Field(gt=0)
-    """Of one CPU core, 10^9 operations a second, for runs without a GPU."""
     response_share: float = Field(default=1.0, gt=0, le=1)
     """Mean length of a response, as a share of `rollout.max_response_tokens`."""
     correction: Correction = Correction()

@@ -21,6 +21,12 @@ PREFETCHED_LAYERS = 2
 RUNTIME = 1.5 * GIB
 """Of each process on a GPU: CUDA context, library workspaces and NCCL's buffers. An assumption, not a formula."""
 
+PROCESS, ENGINE_PROCESS, SERVICES = 0.33 * GIB, 0.55 * GIB, 0.8 * GIB
+"""Without a GPU: libraries of a rank, of an engine; Ray and the driver. Measured with `configs/tiny.yaml` (proportional
+set sizes: what processes share is counted once)."""
+SLACK = 1.1
+"""Freed memory that the C library keeps, as a factor of what comes and goes. An assumption."""
+
 PHASES = ("generate", "score", "train actor", "train critic", "push")
 
 Account = dict[str, float]
@@ -93,6 +99,8 @@ class EngineSize:
     """Tokens of a sample."""
     number: int = 1
     """How many engines there are."""
+    kv_cache: float = 0.0
+    """Bytes of the KV cache where there is no GPU."""
     max_sequences: int = 256
     """Responses that one generates at once."""
 
@@ -182,3 +190,15 @@ def engine(size: EngineSize, capacity: float, phase: str) -> Account:
 def engine_host(size: EngineSize) -> Account:
     """Of each of an engine's processes, on its host, while it sleeps."""
     return {"sleeping weights": size.weights} if size.sleep == 1 else {}
+
+
+def rank_without_gpu(role: RoleSize) -> Account:
+    """Of each rank, in its host's memory, at its worst. The weights' file stays mapped beside the weights."""
+    account = {"libraries": PROCESS, "weights' file": float(role.model.parameters * role.number_bytes), **states(role)}
+    account.pop("reduction bucket", None)  # never touched as a whole
+    return account | {item: SLACK * size for item, size in working(role, training=role.trained).items()}
+
+
+def engine_without_gpu(size: EngineSize) -> Account:
+    """Of each of an engine's processes, in its host's memory; new weights arrive beside the old ones."""
+    return {"libraries": ENGINE_PROCESS, "weights, old and new": 2 * size.weights, "KV cache": size.kv_cache}

@@ -74,11 +74,11 @@ def card_rates(card: Accelerator, efficiency: Efficiency) -> Rates:
     )
 
 
-def cpu_rates(cores: int, ranks: int, efficiency: Efficiency) -> Rates:
-    """Of one of `ranks` processes that share a machine's cores."""
-    memory = 1e9 * efficiency.thread_gb_s * cores / ranks
+def cpu_rates(operations_per_s: float, ranks: int, efficiency: Efficiency) -> Rates:
+    """Of one of `ranks` processes that share a machine without GPUs."""
+    memory = 1e9 * efficiency.host_memory_gb_s / ranks
     return Rates(
-        compute=1e9 * efficiency.core_gflops * efficiency.compute * cores / ranks,
+        compute=operations_per_s * efficiency.compute / ranks,
         memory=memory,
         link=memory,
         host=memory,

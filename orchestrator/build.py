@@ -5,7 +5,7 @@ Called by the loops (`orchestrator.ppo`, `evaluation`, `reward_training`). To ad
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,14 +14,15 @@ from typing import Any, TypeVar
 from transformers import PreTrainedTokenizerBase
 
 from cluster.calls import wait_all
-from cluster.plan import RoleNeed, engines_neighbours, plan, tensor_parallel_size
+from cluster.plan import engines_neighbours, plan, tensor_parallel_size
 from cluster.ray_cluster import RayCluster
 from cluster.role_group import RoleGroup
 from orchestrator.config import RewardTrainingConfig, RunConfig
 from orchestrator.errors import ConfigError
 from orchestrator.groups import EvaluationRoles, Policy, Roles
+from orchestrator.needs import RoleNames, needs, scorers, training
 from roles.actor import Actor
-from roles.config import FrozenRole, FunctionReward, ModelReward, RemoteReward, RewardConfig, TrainedRole
+from roles.config import FrozenRole, FunctionReward, ModelReward, RemoteReward, TrainedRole
 from roles.conversion import resolve_model
 from roles.critic import Critic
 from roles.engine import EngineSetup
@@ -211,8 +212,8 @@ class Builder:
 
 
 @contextmanager
-def builder(config: RunConfig, roles: Mapping[str, RewardConfig | None]) -> Iterator[Builder]:
-    """A cluster with room for `roles` (name → its scorer, where it is one); leaving it ends every process."""
+def builder(config: RunConfig, roles: RoleNames) -> Iterator[Builder]:
+    """A cluster with room for `roles`; leaving it ends every process."""
     with RayCluster(plan(config.placement, needs(config, roles)), deadline_s=config.deadlines.resources_s) as cluster:
         yield Builder(config, cluster)
 
@@ -220,8 +221,7 @@ def builder(config: RunConfig, roles: Mapping[str, RewardConfig | None]) -> Iter
 @contextmanager
 def training_roles(config: RunConfig, models: Models) -> Iterator[Roles]:
     """All roles of PPO, started side by side, weights connected."""
-    names = {"rollout": None, "actor": None, "critic": None, "reference": None}
-    with builder(config, {**names, **_scorers(config)}) as build:
+    with builder(config, training(config)) as build:
         policy = build.policy(models)
         actor, critic = build.actor(models), build.critic(models)
         roles = Roles(
@@ -242,7 +242,7 @@ def training_roles(config: RunConfig, models: Models) -> Iterator[Roles]:
 @contextmanager
 def evaluation_roles(config: RunConfig, models: Models) -> Iterator[EvaluationRoles]:
     """The roles that measure the policy in `models.actor`."""
-    with builder(config, {"rollout": None, "reference": None, **_scorers(config)}) as build:
+    with builder(config, {"rollout": None, "reference": None, **scorers(config)}) as build:
         roles = EvaluationRoles(
             cluster=build.cluster,
             policy=build.policy(models),
@@ -253,22 +253,6 @@ def evaluation_roles(config: RunConfig, models: Models) -> Iterator[EvaluationRo
         )
         build.ready()
         yield roles
-
-
-def needs(config: RunConfig, roles: Mapping[str, RewardConfig | None]) -> list[RoleNeed]:
-    """What each of `roles` asks of the placement."""
-    workers = {
-        role: scorer.workers if isinstance(scorer, FunctionReward) else 1
-        for role, scorer in roles.items()
-        if isinstance(scorer, (FunctionReward, RemoteReward))
-    }
-    on_gpu = config.device == "cuda"
-    return [RoleNeed(role, workers=workers[role]) if role in workers else RoleNeed(role, gpu=on_gpu) for role in roles]
-
-
-def _scorers(config: RunConfig) -> dict[str, RewardConfig | None]:
-    judge = config.evaluation.judge
-    return {"reward": config.reward, "judge": judge} if judge else {"reward": config.reward}
 
 
 def _environment(device: str) -> dict[str, str]:

@@ -126,7 +126,8 @@ class Layout:
                 lines.append(
                     (
                         held / host.capacity,
-                        f"host of node {host.node}: {_gib(held)} offloaded or asleep, but it has {_gib(host.capacity)}",
+                        f"host of node {host.node}: {_gib(held)}, but it has {_gib(host.capacity)}; most of it: "
+                        + _largest(host.held),
                     )
                 )
         return [line for _, line in sorted(lines, reverse=True)]

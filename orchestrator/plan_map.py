@@ -20,7 +20,7 @@ from cluster.memory import GIB, PHASES
 from orchestrator.loads import TIGHT, GpuLoad, Layout
 from orchestrator.suggest import Suggestion
 
-SHORT = {"rollout": "vLLM", "actor": "actor", "critic": "critic", "reference": "ref", "reward": "reward"}
+SHORT = {name: name for name in ("actor", "critic", "reward", "judge")} | {"rollout": "vLLM", "reference": "ref"}
 COLOURS = {"rollout": "cyan", "actor": "green", "critic": "yellow", "reference": "blue", "reward": "magenta"}
 
 
@@ -28,7 +28,7 @@ def draw(layout: Layout, mend: list[str] | None = None) -> RenderableType:
     """The map, then memory by kind of GPU, then what does not fit, and the overrides `mend` with which it would."""
     notes = [Text(f"note: {note}") for note in layout.notes]
     if not layout.gpus:
-        return Group(_processes(layout), *_time(layout), *notes)
+        return Group(_processes(layout), _hosts(layout), *_time(layout), *notes, *_verdict(layout, mend))
     counts = Counter(slot.role for slot in layout.plan.slots)
     ranks = ", ".join(f"{count} {SHORT[role]}" for role, count in counts.items())
     nodes = "1 node" if layout.plan.nodes == 1 else f"{layout.plan.nodes} nodes"
@@ -168,7 +168,8 @@ def _memory(layout: Layout) -> Table:
 def _hosts(layout: Layout) -> Text:
     fullest = max(layout.hosts, key=lambda host: sum(host.held.values()))
     held = sum(fullest.held.values()) / GIB
-    return Text(f"fullest host: {held:.0f} of {fullest.capacity / GIB:.0f} GiB (offloaded and asleep)")
+    which = "fullest host" if len(layout.hosts) > 1 else "host memory"
+    return Text(f"{which}: {held:.0f} of {fullest.capacity / GIB:.0f} GiB")
 
 
 def _time(layout: Layout) -> list[RenderableType]:
@@ -201,17 +202,21 @@ def _verdict(layout: Layout, mend: list[str] | None) -> list[Text]:
         return [*warnings, Text("It fits.", style="green bold")]
     lines = [Text("It does not fit:", style="red bold"), *(Text(f"  {line}") for line in layout.shortages)]
     if mend is None:
-        return [*lines, Text("No change of settings makes it fit: give the roles that are short more GPUs.")]
+        where = "more GPUs" if layout.gpus else "a larger machine, or take smaller models"
+        return [*lines, Text(f"No change of settings makes it fit: give the roles that are short {where}.")]
     return [*lines, Text("The smallest change that makes it fit: " + " ".join(mend), style="bold")]
 
 
 def _processes(layout: Layout) -> Table:
     """Without GPUs: a row for each role."""
     table = Table(title="No GPUs: processes on this machine", title_justify="left", pad_edge=False)
-    for column in ("role", "ranks", "CPU threads of each", "parameters"):
+    for column in ("role", "ranks", "CPU threads of each", "parameters", "GiB of all"):
         table.add_column(column, justify="left" if column == "role" else "right")
+    held = layout.hosts[0].held
     for role in layout.plan.roles:
         slots = layout.plan.of(role)
-        size = layout.sizes["actor" if role == "rollout" else role]
-        table.add_row(SHORT[role], str(len(slots)), str(slots[0].threads), f"{size.parameters:,}")
+        size = layout.sizes.get("actor" if role == "rollout" else role)
+        memory = sum(amount for (owner, _), amount in held.items() if owner == role) / GIB
+        parameters = f"{size.parameters:,}" if size else ""
+        table.add_row(SHORT[role], str(len(slots)), str(slots[0].threads), parameters, f"{memory:.1f}")
     return table

@@ -17,24 +17,30 @@ from cluster.groups import ENGINES, as_groups
 from cluster.memory import (
     GIB,
     PHASES,
+    PROCESS,
     RUNTIME,
+    SERVICES,
     Account,
     EngineSize,
     ModelSize,
     RoleSize,
     engine,
     engine_host,
+    engine_without_gpu,
     host_states,
+    rank_without_gpu,
     states,
     working,
 )
-from cluster.plan import Plan, RoleNeed, Slot, plan, ranks_of, tensor_parallel_size
+from cluster.plan import Plan, Slot, plan, ranks_of, tensor_parallel_size
 from orchestrator.config import RunConfig
 from orchestrator.efficiency import load_efficiency
 from orchestrator.errors import ConfigError
 from orchestrator.loading import apply_override, validate
 from orchestrator.loads import GpuLoad, Held, HostLoad, Layout
 from orchestrator.model_sizes import UnknownModel, model_size
+from orchestrator.needs import needs, training
+from orchestrator.this_machine import as_pool
 from orchestrator.timeline import card_gib, step_time
 from roles.config import ModelConfig, ModelReward, TrainedRole
 
@@ -56,8 +62,7 @@ def layout(config: RunConfig, efficiency: Efficiency | None = None) -> Layout:
     Args:
         efficiency: what hardware reaches; None is `efficiency.yaml` beside this file.
     """
-    on_gpu = config.device == "cuda"
-    made = plan(config.placement, [RoleNeed(role, gpu=on_gpu) for role in config.model_roles])
+    made = plan(config.placement, needs(config, training(config)))
     sizes, notes = _model_sizes(config)
     roles = {role: _role_size(config, made.of(role), sizes[role]) for role in config.model_roles if role != ENGINES}
     engines = _engine_size(config, sizes["actor"])
@@ -136,21 +141,31 @@ def _host_load(made: Plan, node: int, pool: PoolConfig, roles: dict[str, RoleSiz
     held: Held = {}
     for slot in made.slots:
         if slot.node == node:
-            account = engine_host(engines) if slot.role == ENGINES else host_states(roles[slot.role])
+            account = _on_host(slot, roles, engines)
             for item, size in account.items():
                 key = (slot.role, item)
                 held[key] = held.get(key, 0.0) + size * _processes(slot)
+    if not made.demand(node).gpus:
+        held["this run", "Ray and the driver"] = SERVICES
     return HostLoad(node, pool.host_memory_gib * GIB, held)
 
 
+def _on_host(slot: Slot, roles: dict[str, RoleSize], engines: EngineSize) -> Account:
+    if slot.role == ENGINES:
+        return engine_host(engines) if slot.gpus else engine_without_gpu(engines)
+    if slot.role not in roles:
+        return {"libraries": PROCESS}
+    return host_states(roles[slot.role]) if slot.gpus else rank_without_gpu(roles[slot.role])
+
+
 def _processes(slot: Slot) -> int:
-    return len(slot.gpus) if slot.role == ENGINES else 1
+    return slot.cpus // slot.threads if slot.role == ENGINES else 1
 
 
 def _pools(config: RunConfig, made: Plan) -> list[PoolConfig]:
     """Of each planned node."""
     if isinstance(config.placement, LocalPlacement):
-        return [PoolConfig(nodes=1, gpus_per_node=int(made.demand(0).gpus))]
+        return [as_pool(int(made.demand(0).gpus))]
     placement = as_groups(config.placement)
     return [placement.pools[name] for name in made.pools]
 
@@ -210,4 +225,5 @@ def _engine_size(config: RunConfig, model: ModelSize) -> EngineSize:
         longest=config.prompts.max_tokens + config.rollout.max_response_tokens,
         number=ranks_of(config.placement, ENGINES),
         max_sequences=engine_config.max_sequences,
+        kv_cache=engine_config.kv_cache_gib * GIB,
     )

@@ -6,7 +6,6 @@ A RunConfig and its plan flow in, a StepTime flows out. Called by `orchestrator.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -26,6 +25,7 @@ from cluster.roofline import (
     update_s,
 )
 from orchestrator.config import RunConfig
+from orchestrator.this_machine import operations_per_s
 
 Kind = tuple[str, ...]
 """The roles that live on one card."""
@@ -80,7 +80,9 @@ def step_time(
         kinds: which roles share cards; without cards, all share the machine.
     """
     first = {role: made.of(role)[0] for role in made.roles}
-    rates = {role: _rates(pools[slot.node], len(made.of(role)), efficiency) for role, slot in first.items()}
+    rates = {
+        role: _rates(pools[slot.node], len(made.of(role)), config.dtype, efficiency) for role, slot in first.items()
+    }
     work = _workload(config, efficiency)
     actor_nodes = {slot.node for slot in made.of("actor")}
     seconds = RoleSeconds(
@@ -106,9 +108,9 @@ def card_gib(pool: PoolConfig) -> float:
     return ACCELERATORS[pool.accelerator or UNKNOWN].memory_gib
 
 
-def _rates(pool: PoolConfig, ranks: int, efficiency: Efficiency) -> Rates:
+def _rates(pool: PoolConfig, ranks: int, dtype: str, efficiency: Efficiency) -> Rates:
     if pool.gpus_per_node == 0:
-        return cpu_rates(os.cpu_count() or 1, ranks, efficiency)
+        return cpu_rates(operations_per_s(dtype), ranks, efficiency)
     return card_rates(ACCELERATORS[pool.accelerator or UNKNOWN], efficiency)
 
 
@@ -125,7 +127,7 @@ def _workload(config: RunConfig, efficiency: Efficiency) -> Workload:
 
 def _kv_room(config: RunConfig, engines: EngineSize, pool: PoolConfig) -> float:
     if config.device == "cpu":
-        return config.rollout.engine.kv_cache_gib * GIB
+        return engines.kv_cache
     return engines.utilization * card_gib(pool) * GIB - engines.weights
 
 

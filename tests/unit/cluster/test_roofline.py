@@ -162,9 +162,8 @@ def test_rates_are_the_published_ones_times_the_efficiency() -> None:
         network_gb_s=10,
         thread_gb_s=2,
         host_memory_gb_s=20,
-        core_gflops=4,
     )
     card = card_rates(ACCELERATORS["A800-80GB"], shares)
     assert card == Rates(156e12, 2039e9 / 4, 20e9, 3.2e9, 1e9, 2e9, 20e9, 0.001)
-    machine = cpu_rates(8, 4, shares)
-    assert machine.compute == 4e9 and machine.memory == 4e9 and machine.host_memory == 16e9
+    machine = cpu_rates(32e9, 4, shares)
+    assert machine.compute == 4e9 and machine.memory == 5e9 and machine.host_memory == 20e9
