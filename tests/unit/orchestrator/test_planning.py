@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from rich.console import Console
+from transformers import LlamaConfig
 from typer.testing import CliRunner
 
 from cluster.memory import GIB, PHASES
@@ -53,6 +54,27 @@ def test_without_gpus_the_processes_are_listed(name: str, tmp_path: Path, monkey
     change = [f"actor.model={{path: {model}}}", f"reward.model={{path: {model}}}", f"critic.model={{path: {model}}}"]
     shown = text_of(layout(load_config(ROOT / f"configs/{name}.yaml", change)))
     assert "No GPUs" in shown and "vLLM" in shown
+
+
+def test_the_smoke_runs_host_memory_is_foreseen(tmp_path: Path) -> None:
+    """13.8 GiB were measured with these sizes (README)."""
+    for name, layers in (("policy", 30), ("reward", 3)):
+        sizes = {"hidden_size": 576, "intermediate_size": 1536, "num_hidden_layers": layers, "vocab_size": 49152}
+        heads = {"num_attention_heads": 9, "num_key_value_heads": 3, "tie_word_embeddings": True}
+        LlamaConfig(**sizes, **heads).save_pretrained(tmp_path / name)
+    models = [f"actor.model={{path: {tmp_path / 'policy'}}}", f"reward.model={{path: {tmp_path / 'reward'}}}"]
+    planned = layout(load_config(ROOT / "configs/smoke.yaml", models))
+    assert sum(planned.hosts[0].held.values()) == pytest.approx(13.8 * GIB, rel=0.2)
+    assert planned.shortages == []
+
+
+def test_a_machine_that_is_too_small_is_told(tmp_path: Path) -> None:
+    model = "meta-llama/Meta-Llama-3-70B"
+    change = [f"{role}.model={{path: {model}}}" for role in ("actor", "reward", "critic")]
+    config = load_config(ROOT / "configs/tiny.yaml", change)
+    (shortage,) = layout(config).shortages
+    assert shortage.startswith("host of node 0:") and "actor's optimizer" in shortage
+    assert "give the roles that are short a larger machine" in " ".join(text_of(layout(config)).split())
 
 
 def test_the_known_seventy_b_layout() -> None:
