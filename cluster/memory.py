@@ -72,6 +72,8 @@ class RoleSize:
     trained: bool
     offload_optimizer: bool = False
     offload_parameters: bool = False
+    sleep: bool = False
+    """Gradients and optimizer are on the card only while it trains."""
     checkpointing: bool = False
     tokens: int = 4096
     """Of one micro-batch: `micro_batch_tokens`, or the longest sample if that is longer."""
@@ -116,13 +118,15 @@ class EngineSize:
         return 2 * self.model.layers * heads * self.model.head_width * self.number_bytes * self.longest
 
 
-def states(role: RoleSize) -> Account:
-    """Of each rank, on its GPU, all the time: weights, gradients, optimizer."""
+def states(role: RoleSize, *, training: bool = True) -> Account:
+    """Of each rank, on its GPU: weights, gradients, optimizer; of one that sleeps while it does not train, weights."""
     parameters, ranks = role.model.parameters, role.ranks
     shards = {1: (1, 1, ranks), 2: (1, ranks, ranks), 3: (ranks, ranks, ranks)}.get(role.stage, (1, 1, 1))
     if not role.trained and role.stage < 3:
         shards = (1, 1, 1)
     account: Account = {"weights": 0.0 if role.offload_parameters else parameters * role.number_bytes / shards[0]}
+    if role.sleep and not training:
+        return account
     if role.trained and not role.offload_optimizer:
         account["gradients (float32)"] = 4 * parameters / shards[1]
         account["optimizer (float32 weights and moments)"] = _optimizer_bytes(role) / shards[2]
@@ -136,7 +140,7 @@ def host_states(role: RoleSize) -> Account:
     account: Account = {}
     if role.offload_parameters:
         account["offloaded weights"] = role.model.parameters * role.number_bytes / role.ranks
-    if role.trained and role.offload_optimizer:
+    if role.trained and (role.offload_optimizer or role.sleep):
         account["offloaded gradients (float32)"] = 4 * role.model.parameters / role.ranks
         account["offloaded optimizer"] = _optimizer_bytes(role) / role.ranks
     return account

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from cluster.accelerators import Accelerator
 from cluster.config import Efficiency
-from cluster.memory import EngineSize, ModelSize, RoleSize
+from cluster.memory import EngineSize, ModelSize, RoleSize, host_states
 
 ADAM_BYTES = 30
 """Memory traffic of one weight in AdamW: gradient, float32 weight and two moments read, the last three and the narrow
@@ -110,7 +110,7 @@ def update_s(role: RoleSize, work: Workload, rates: Rates) -> float:
     # Weights for the forward and the backward pass, and gradients: stage 3 for every micro-batch, others at the end.
     wire = 3 * micro_batches * _gather_s(role, rates) if role.stage == 3 else 2 * _exchange_s(role, rates)
     once = max(compute, wire) + _optimizer_s(role, rates, micro_batches)
-    return work.epochs * work.mini_batches * once
+    return work.epochs * work.mini_batches * once + (2 * _asleep_bytes(role) / rates.host if role.sleep else 0.0)
 
 
 def generate_s(engine: EngineSize, work: Workload, rates: Rates, room: float) -> float:
@@ -142,6 +142,11 @@ def _operations_of_a_rank(role: RoleSize, work: Workload, samples: float) -> flo
 def _micro_batches(role: RoleSize, work: Workload, samples: float) -> int:
     """Of each rank."""
     return math.ceil(math.ceil(samples / role.ranks) / max(int(role.tokens / work.tokens), 1))
+
+
+def _asleep_bytes(role: RoleSize) -> float:
+    """Of each rank: gradients and optimizer, to the host and back once a step."""
+    return sum(host_states(role).values())
 
 
 def _gather_s(role: RoleSize, rates: Rates) -> float:

@@ -61,12 +61,14 @@ def _shape(suggestion: Suggestion) -> tuple[str, str]:
         + (f" {group.pool}" if len(config.placement.pools) > 1 else "")
         for group in config.placement.groups.values()
     ]
-    offloaded = [SHORT[role] for role in ("actor", "critic") if getattr(config, role).zero.offload_optimizer]
+    zeros = {role: getattr(config, role).zero for role in ("actor", "critic")}
+    offloaded = [role for role, zero in zeros.items() if zero.offload_optimizer]
+    asleep = [*(["engines"] if engine.sleep else []), *(role for role, zero in zeros.items() if zero.sleep)]
     settings = [
         f"TP {suggestion.layout.engines.parallel}, {engine.gpu_memory_utilization:.0%} for vLLM",
         f"{actor.micro_batch_tokens} tokens (actor)",
-        *(["engines sleep"] if engine.sleep else []),
-        *([f"offload {' and '.join(offloaded)}"] if offloaded else []),
+        *([f"sleep: {', '.join(asleep)}"] if asleep else []),
+        *([f"offload: {', '.join(offloaded)}"] if offloaded else []),
     ]
     return "\n".join(groups), "\n".join(settings)
 

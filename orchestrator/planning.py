@@ -90,6 +90,8 @@ def smallest_change(config: RunConfig) -> list[str] | None:
         "critic.gradient_checkpointing=true",
         f"actor.micro_batch_tokens={few}",
         f"critic.micro_batch_tokens={few}",
+        "actor.zero.sleep=true",
+        "critic.zero.sleep=true",
         "actor.zero.offload_optimizer=true",
         "critic.zero.offload_optimizer=true",
         *(f"rollout.engine.gpu_memory_utilization={share}" for share in (0.4, 0.5, 0.6, 0.8)),
@@ -128,9 +130,9 @@ def _gpu_load(
 
 def _of_role(role: RoleSize, phase: str, side_by_side: bool) -> Account:
     """`side_by_side`: actor and critic share the card, and their updates run at the same time."""
-    account = {**states(role), "runtime": RUNTIME}
-    training = phase.startswith("train")
-    if phase in WORKING_IN[role.role] or (training and role.trained and side_by_side):
+    training = role.trained and (phase == f"train {role.role}" or (side_by_side and phase.startswith("train")))
+    account = {**states(role, training=training), "runtime": RUNTIME}
+    if phase in WORKING_IN[role.role] or training:
         account |= working(role, training=training)
     elif phase == "push" and role.role == "actor" and role.ranks > 1:
         account["gathered layers"] = role.number_bytes * (role.model.layer + role.model.embedding)
@@ -206,6 +208,7 @@ def _role_size(config: RunConfig, slots: list[Slot], model: ModelSize) -> RoleSi
         trained=trained,
         offload_optimizer=section.zero.offload_optimizer,
         offload_parameters=section.zero.offload_parameters,
+        sleep=section.zero.sleep,
         checkpointing=trained and section.gradient_checkpointing,
         tokens=max(section.micro_batch_tokens, longest),
         scored_share=config.rollout.max_response_tokens / longest,

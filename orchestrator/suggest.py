@@ -26,7 +26,9 @@ from orchestrator.planning import layout
 COUNT = 5
 FACTORS = (1, 0.5, 2, 4)
 """Of every role's `micro_batch_tokens`."""
-UTILIZATIONS = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
+HOMES = ("card", "sleep", "host")
+"""Of gradients and optimizer: always on the card, there for the updates (`zero.sleep`), or offloaded."""
+UTILIZATIONS = (0.3, 0.45, 0.6, 0.75, 0.9)
 PARTS = 8
 """More nodes than this are shared out in lots."""
 
@@ -36,8 +38,9 @@ class Setting:
     """What is searched beside the placement."""
 
     factor: float
-    offload_actor: bool
-    offload_critic: bool
+    actor_states: str
+    """Which of HOMES holds for the actor's gradients and optimizer."""
+    critic_states: str
     sleep: int
     utilization: float
 
@@ -58,7 +61,8 @@ class Suggestion:
             if role != ENGINES
         }
         for role in ("actor", "critic"):
-            roles[role]["zero"] = {"offload_optimizer": getattr(config, role).zero.offload_optimizer}
+            zero = getattr(config, role).zero
+            roles[role]["zero"] = {"sleep": zero.sleep, "offload_optimizer": zero.offload_optimizer}
         engine = config.rollout.engine
         shares = {"gpu_memory_utilization": engine.gpu_memory_utilization, "sleep": engine.sleep}
         placement = config.placement.model_dump(mode="json", exclude_defaults=True)
@@ -71,7 +75,7 @@ def suggest(config: RunConfig, efficiency: Efficiency | None = None, count: int 
         raise ConfigError("--suggest needs pools of GPUs: `device: cuda` and a placement of type groups or openrlhf")
     bounded: list[tuple[float, int, GroupsPlacement]] = []
     for placement in structures(as_groups(config.placement), config.model_roles):
-        fastest = apply(config, placement, Setting(max(FACTORS), False, False, 0, max(UTILIZATIONS)))
+        fastest = apply(config, placement, Setting(max(FACTORS), HOMES[0], HOMES[0], 0, max(UTILIZATIONS)))
         if not inconsistencies(fastest):
             bounded.append((layout(fastest, efficiency).step.total, len(bounded), placement))
     found: list[Suggestion] = []
@@ -110,10 +114,7 @@ def structures(placement: GroupsPlacement, roles: Sequence[str]) -> Iterator[Gro
 def settings(placement: GroupsPlacement) -> Iterator[Setting]:
     """All that are tried with a placement; engines that share with nobody never sleep."""
     shared = any(group.engines is not None and group.roles for group in placement.groups.values())
-    yield from (
-        Setting(*choice)
-        for choice in product(FACTORS, (False, True), (False, True), (0, 1) if shared else (0,), UTILIZATIONS)
-    )
+    yield from (Setting(*choice) for choice in product(FACTORS, HOMES, HOMES, (0, 1) if shared else (0,), UTILIZATIONS))
 
 
 def apply(config: RunConfig, placement: GroupsPlacement, setting: Setting) -> RunConfig:
@@ -124,8 +125,9 @@ def apply(config: RunConfig, placement: GroupsPlacement, setting: Setting) -> Ru
             section = getattr(config, role)
             update: dict[str, Any] = {"micro_batch_tokens": max(int(section.micro_batch_tokens * setting.factor), 1)}
             if role in ("actor", "critic"):
-                offload = setting.offload_actor if role == "actor" else setting.offload_critic
-                update["zero"] = section.zero.model_copy(update={"offload_optimizer": offload})
+                home = setting.actor_states if role == "actor" else setting.critic_states
+                flags = {"sleep": home == "sleep", "offload_optimizer": home == "host"}
+                update["zero"] = section.zero.model_copy(update=flags)
             changed[role] = section.model_copy(update=update)
     shares = {"sleep": setting.sleep, "gpu_memory_utilization": setting.utilization}
     engine = config.rollout.engine.model_copy(update=shares)

@@ -111,6 +111,11 @@ def test_an_optimizer_on_the_card_is_bound_by_its_memory() -> None:
     assert update_s(ROLE, WORK, replace(FAST, memory=10.0)) == pytest.approx(4 * 250 * 30 / 10)
 
 
+def test_what_sleeps_goes_to_the_host_and_back_once_a_step() -> None:
+    extra = update_s(replace(ROLE, sleep=True), WORK, replace(FAST, host=10.0))
+    assert extra == pytest.approx(2 * 250 * (4 + 12) / 10)
+
+
 ENGINE = EngineSize(
     model=MODEL, number_bytes=2, parallel=1, utilization=0.9, sleep=0, longest=10, number=4, max_sequences=256
 )

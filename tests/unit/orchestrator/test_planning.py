@@ -11,7 +11,7 @@ from rich.console import Console
 from transformers import LlamaConfig
 from typer.testing import CliRunner
 
-from cluster.memory import GIB, PHASES
+from cluster.memory import GIB, PHASES, REDUCE_BUCKET
 from orchestrator import cli
 from orchestrator.loading import load_config
 from orchestrator.loads import Layout
@@ -91,6 +91,17 @@ def test_full_adam_for_seventy_b_does_not_fit_and_the_mend_is_named() -> None:
     assert first.startswith("GPUs of rollout and actor:") and "actor's optimizer" in first
     assert second.startswith("GPUs of critic:")
     assert smallest_change(config) == ["actor.zero.offload_optimizer=true", "critic.zero.offload_optimizer=true"]
+
+
+def test_an_optimizer_that_sleeps_makes_room_for_generation() -> None:
+    path = ROOT / "configs/llama3-8b-1x8.yaml"
+    awake, asleep = (layout(load_config(path, change)) for change in ([], ["actor.zero.sleep=true"]))
+    moved = 8.03e9 * (4 + 12) / 8
+    for phase in ("generate", "score", "push"):
+        saved = sum(awake.gpus[0].phases[phase].values()) - sum(asleep.gpus[0].phases[phase].values())
+        assert saved == pytest.approx(moved + 2 * REDUCE_BUCKET, rel=0.01)
+    for phase in ("train actor", "train critic"):  # both updates run side by side here
+        assert asleep.gpus[0].phases[phase] == awake.gpus[0].phases[phase]
 
 
 def test_engines_that_stay_awake_are_counted_while_others_train() -> None:
