@@ -42,11 +42,19 @@ def draw_suggestions(found: Sequence[Suggestion], now: Layout) -> RenderableType
     if not found:
         return Text("No layout of these GPUs fits: more or larger cards are needed.", style="red bold")
     table = Table(title="The fastest layouts that fit", title_justify="left", pad_edge=False)
-    for column in ("s a step", "price", "who shares which GPUs", "settings"):
-        table.add_column(column, justify="right" if column in ("s a step", "price") else "left")
+    table.add_column("s a step", justify="right")
+    if now.price_per_step is not None:
+        table.add_column("price", justify="right")
+    table.add_column("who shares which GPUs")
+    table.add_column("settings")
+
+    def numbers(layout: Layout) -> list[str]:
+        price = layout.price_per_step
+        return [_seconds(layout.step.total), *([] if price is None else [_money(price)])]
+
     for one in found:
-        table.add_row(_seconds(one.layout.step.total), _money(one.layout.price_per_step), *_shape(one))
-    table.add_row(_seconds(now.step.total), _money(now.price_per_step), "as in the file", "", style="dim")
+        table.add_row(*numbers(one.layout), *_shape(one))
+    table.add_row(*numbers(now), "as in the file", "", style="dim")
     return table
 
 
@@ -194,8 +202,8 @@ def _seconds(seconds: float) -> str:
     return f"{seconds:.0f}" if seconds >= 10 else f"{seconds:.1f}"
 
 
-def _money(amount: float | None) -> str:
-    return "" if amount is None else f"{amount:,.2f}"
+def _money(amount: float) -> str:
+    return f"{amount:,.2f}"
 
 
 def _verdict(layout: Layout, mend: list[str] | None) -> list[Text]:

@@ -6,7 +6,9 @@ import json
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
+from orchestrator import cli
 from orchestrator.calibration import calibrated
 from orchestrator.efficiency import load_efficiency
 from orchestrator.errors import ConfigError
@@ -53,3 +55,13 @@ def test_a_run_without_trained_steps_is_refused(steps: list[dict[str, float]], t
 def test_a_folder_that_is_no_run_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"config\.yaml"):
         calibrated(tmp_path)
+
+
+def test_the_command_takes_one_source_of_factors(tmp_path: Path) -> None:
+    run, file = finished_run(tmp_path / "run", [step(1)] * 2), str(ROOT / "configs/llama3-8b-2x8.yaml")
+    fitted = CliRunner().invoke(cli.app, ["plan", file, "--calibrate", str(run)])
+    assert fitted.exit_code == 0 and "responses of 512 tokens): 284" in fitted.output
+    again = CliRunner().invoke(cli.app, ["plan", file, "--efficiency", str(run / "efficiency.yaml")])
+    assert again.output == fitted.output
+    both = ["plan", file, "--calibrate", str(run), "--efficiency", str(run / "efficiency.yaml")]
+    assert CliRunner().invoke(cli.app, both).exit_code == 2

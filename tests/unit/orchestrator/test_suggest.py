@@ -7,9 +7,11 @@ from pathlib import Path
 
 import pytest
 import yaml
+from typer.testing import CliRunner
 
 from cluster.config import EnginesConfig, GroupsPlacement, PlacedGroup
 from cluster.groups import ENGINES
+from orchestrator import cli
 from orchestrator import suggest as module
 from orchestrator.config import RunConfig
 from orchestrator.consistency import inconsistencies
@@ -141,3 +143,14 @@ def test_a_machine_without_gpus_has_nothing_to_search() -> None:
 def test_many_nodes_are_shared_out_in_lots() -> None:
     pools = {"gpus": small(1, 8).placement.pools["gpus"].model_copy(update={"nodes": 32})}  # type: ignore[union-attr]
     assert sum(1 for _ in module._shared_out(3, pools)) < 100
+
+
+def test_the_command_prints_five_layouts_and_the_yaml_of_the_best() -> None:
+    file = str(ROOT / "configs/llama3-8b-1x8.yaml")
+    done = CliRunner().invoke(cli.app, ["plan", file, "--suggest", "placement.pools.h100.price_per_hour=20"])
+    assert done.exit_code == 0, done.output
+    plan, _, written = done.output.partition("The first of them, to write into the file:")
+    assert plan.count("vLLM+") >= 5 and "as in the file" in plan and "price:" in plan
+    assert set(yaml.safe_load(written)) == {"actor", "critic", "reference", "reward", "rollout", "placement"}
+    nothing = CliRunner().invoke(cli.app, ["plan", str(ROOT / "configs/smoke.yaml"), "--suggest"])
+    assert nothing.exit_code == 2
