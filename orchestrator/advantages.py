@@ -1,7 +1,9 @@
-"""Per-token rewards and values → advantages and returns. Pure maths; `orchestrator.experience` calls it on the driver.
+"""Per-token rewards (and values) → advantages. Pure maths; `orchestrator.experience` calls it on the driver.
 
-To add an estimator: one function and one line in `ADVANTAGES`. Float types are kept: float32 in a run, float64 in some
-tests.
+To add an estimator: one function, one line in `WITH_CRITIC` or `CRITIC_FREE`, one variant in `orchestrator.ppo_config`.
+Float types are kept: float32 in a run, float64 in some tests. The estimators without a critic compare the responses to
+one prompt by their summed rewards, KL penalty included (as verl does; OpenRLHF compares bare scores, which is the same
+where β is 0), and give every token of a response the same advantage.
 """
 
 from __future__ import annotations
@@ -13,6 +15,8 @@ from torch import Tensor
 
 EPSILON = 1e-8
 """Added to the variance in `whiten`, as in OpenAI's and OpenRLHF's code."""
+GROUP_EPSILON = 1e-6
+"""Added to a group's deviation in `grpo`, as in verl's code."""
 
 
 def gae(
@@ -22,6 +26,7 @@ def gae(
     gamma: float,
     lambda_: float,
     bootstrap: Tensor | None = None,
+    critic_lambda: float | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Generalised advantage estimation (Schulman et al., arXiv 1506.02438, equations 11, 12 and 16).
 
@@ -33,10 +38,14 @@ def gae(
         mask: bool `[batch, time]`, True on generated tokens.
         gamma, lambda_: γ and λ.
         bootstrap: float `[batch]`: V of the state after the last token; None is 0 everywhere (all episodes end).
+        critic_lambda: another λ for the returns, as in VAPO (arXiv 2504.05118, section 4.2); None is the same.
 
     Returns:
         advantages and returns (advantage + value), `[batch, time]`, 0 where the mask is False.
     """
+    if critic_lambda is not None:
+        advantages, _ = gae(rewards, values, mask, gamma, lambda_, bootstrap)
+        return advantages, gae(rewards, values, mask, gamma, critic_lambda, bootstrap)[1]
     after = torch.zeros_like(values[:, 0]) if bootstrap is None else bootstrap.to(values.dtype)
     future = torch.zeros_like(after)
     advantages = torch.zeros_like(values)
@@ -69,5 +78,82 @@ def whiten(x: Tensor, mask: Tensor, shift_mean: bool = True) -> Tensor:
     return scaled if shift_mean else torch.where(mask, scaled + mean, 0.0)
 
 
-ADVANTAGES: dict[str, Callable[..., tuple[Tensor, Tensor]]] = {"gae": gae}
+def reinforce_plus_plus(rewards: Tensor, mask: Tensor, groups: Tensor, gamma: float) -> Tensor:
+    """REINFORCE++ (Hu et al., arXiv 2501.03262, equation 4): discounted rewards from here on; whitened afterwards.
+
+    Args:
+        rewards: float `[batch, time]`.
+        mask: bool `[batch, time]`, True on generated tokens; gaps cost no γ.
+        groups: int64 `[batch]`, not read.
+
+    Returns:
+        `[batch, time]`, 0 where the mask is False.
+    """
+    return gae(rewards, torch.zeros_like(rewards), mask, gamma, 1.0)[0]
+
+
+def reinforce_plus_plus_baseline(rewards: Tensor, mask: Tensor, groups: Tensor) -> Tensor:
+    """REINFORCE++-baseline (arXiv 2501.03262, section 3.2): less the mean of the prompt's responses.
+
+    It is whitened afterwards: what it is divided by is the batch's deviation, not the group's as in GRPO.
+    """
+    return dr_grpo(rewards, mask, groups)
+
+
+def rloo(rewards: Tensor, mask: Tensor, groups: Tensor) -> Tensor:
+    """REINFORCE leave-one-out (Ahmadian et al., arXiv 2402.14740, equation 8): less the mean of the prompt's other
+    responses. A response that is alone has nothing to be compared with: 0.
+
+    Args:
+        rewards: float `[batch, time]`.
+        mask: bool `[batch, time]`; rows without a True position are not compared.
+        groups: int64 `[batch]`: rows with the same number answer the same prompt.
+
+    Returns:
+        `[batch, time]`, 0 where the mask is False.
+    """
+    total, mean, _, count = _compared(rewards, mask, groups)
+    return _spread((total - mean) * count / (count - 1).clamp(min=1), mask)
+
+
+def grpo(rewards: Tensor, mask: Tensor, groups: Tensor) -> Tensor:
+    """GRPO (Shao et al., arXiv 2402.03300, section 4.1.2): less the mean, divided by the standard deviation (unbiased)
+    of the prompt's responses. Arguments as for `rloo`; responses that are all alike get 0."""
+    total, mean, deviation, _ = _compared(rewards, mask, groups)
+    return _spread((total - mean) / (deviation + GROUP_EPSILON), mask)
+
+
+def dr_grpo(rewards: Tensor, mask: Tensor, groups: Tensor) -> Tensor:
+    """Dr. GRPO (Liu et al., arXiv 2503.20783, section 3.2): GRPO without the division. Arguments as for `rloo`.
+
+    Its other half is the loss: `ppo.policy.mean: constant`.
+    """
+    total, mean, _, _ = _compared(rewards, mask, groups)
+    return _spread(total - mean, mask)
+
+
+def _compared(rewards: Tensor, mask: Tensor, groups: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Of each row `[batch]`: its summed reward; and mean, unbiased deviation and number of its group's rows."""
+    total, present = torch.where(mask, rewards, 0.0).sum(1), mask.any(1)
+    same = ((groups.unsqueeze(1) == groups.unsqueeze(0)) & present).to(total.dtype)
+    count = same.sum(1)
+    mean = (same @ total) / count.clamp(min=1)
+    squares = (same * (total.unsqueeze(0) - mean.unsqueeze(1)).square()).sum(1)
+    return total, mean, (squares / (count - 1).clamp(min=1)).sqrt(), count
+
+
+def _spread(advantages: Tensor, mask: Tensor) -> Tensor:
+    return torch.where(mask, advantages.unsqueeze(1), 0.0)
+
+
+WITH_CRITIC: dict[str, Callable[..., tuple[Tensor, Tensor]]] = {"gae": gae}
 """By `ppo.advantage.type`: called with rewards, values, mask, and by name `bootstrap` and the variant's fields."""
+
+CRITIC_FREE: dict[str, Callable[..., Tensor]] = {
+    "reinforce++": reinforce_plus_plus,
+    "reinforce++-baseline": reinforce_plus_plus_baseline,
+    "rloo": rloo,
+    "grpo": grpo,
+    "dr_grpo": dr_grpo,
+}
+"""By `ppo.advantage.type`: called with rewards, mask, groups, and by name the variant's fields."""

@@ -223,7 +223,8 @@ def training_roles(config: RunConfig, models: Models) -> Iterator[Roles]:
     """All roles of PPO, started side by side, weights connected."""
     with builder(config, training(config)) as build:
         policy = build.policy(models)
-        actor, critic = build.actor(models), build.critic(models)
+        actor = build.actor(models)
+        critic = build.critic(models) if config.ppo.uses_critic else None
         roles = Roles(
             cluster=build.cluster,
             policy=policy,

@@ -35,8 +35,8 @@ LOGS = "logs"
 def check_train(config: RunConfig, resume: bool) -> tuple[Questions, Questions | None]:
     """What `tetrarch train` needs; the training and the held-out prompts that were read on the way."""
     _check_run_dir(config, resume)
-    _check_names(config, ["train", "heldout"], with_critic=True)
-    actor = _check_models(config, with_critic=True)
+    _check_names(config, ["train", "heldout"], with_critic=config.ppo.uses_critic)
+    actor = _check_models(config, with_critic=config.ppo.uses_critic)
     _check_engine(config, actor)
     heldout = _questions(config, "heldout", actor) if config.prompts.heldout else None
     return _questions(config, "train", actor), heldout

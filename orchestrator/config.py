@@ -11,6 +11,7 @@ from pydantic import Field, model_validator
 
 from cluster.config import Deadlines, LocalPlacement, PlacementConfig
 from orchestrator.consistency import inconsistencies
+from orchestrator.ppo_config import PpoConfig
 from roles.config import (
     ActorConfig,
     CriticConfig,
@@ -18,13 +19,11 @@ from roles.config import (
     FunctionReward,
     ModelConfig,
     OptimizerConfig,
-    PolicyLossConfig,
     Pooling,
     ReferenceConfig,
     RewardConfig,
     RolloutConfig,
     Section,
-    ValueLossConfig,
 )
 
 
@@ -54,113 +53,6 @@ class PromptsConfig(Section):
     """The column that holds the prompt; null: the one of the three that the rows have."""
     too_long: Literal["error", "skip", "truncate"] = "error"
     """A longer prompt ends the run, is left out (counted), or loses its first tokens (counted)."""
-
-
-class Gae(Section):
-    """Generalised advantage estimation (Schulman et al., arXiv 1506.02438)."""
-
-    type: Literal["gae"] = "gae"
-    """Generalised advantage estimation."""
-    gamma: float = Field(default=1.0, ge=0, le=1)
-    """Discount a token; 1 as in the N+ details."""
-    lambda_: float = Field(default=0.95, ge=0, le=1, alias="lambda")
-    """Weight of longer returns: 0 trusts the critic, 1 the sampled return."""
-
-
-AdvantageConfig = Annotated[Gae, Field()]
-
-
-class FixedKl(Section):
-    """A constant KL coefficient."""
-
-    type: Literal["fixed"] = "fixed"
-    """A constant."""
-    coefficient: float = Field(default=0.05, ge=0)
-    """β: reward a nat; 0.05 as in the N+ details."""
-
-
-class AdaptiveKl(Section):
-    """Ziegler et al. (arXiv 1909.08593, section 2.2): times
-    1 + clip(KL/target - 1, ±0.2)·samples/horizon each step."""
-
-    type: Literal["adaptive"]
-    """A controller that steers towards a target."""
-    initial: float = Field(default=0.05, gt=0)
-    """β at the first step."""
-    target: float = Field(gt=0)
-    """Nats a response, summed over its tokens."""
-    horizon: int = Field(default=10_000, ge=1)
-    """Samples over which the coefficient may grow or shrink by about 20 %."""
-
-
-KlController = Annotated[FixedKl | AdaptiveKl, Field(discriminator="type")]
-
-
-class KlConfig(Section):
-    """The penalty for leaving the reference, in the per-token reward, where k1 alone has the intended optimum."""
-
-    controller: KlController = FixedKl()
-    """Where the coefficient comes from."""
-
-
-class ScoreTruncated(Section):
-    """A response cut by the length limit is scored like any other."""
-
-    type: Literal["score"] = "score"
-    """Like any other."""
-
-
-class PenaliseTruncated(Section):
-    """EOS trick of the N+ details: a response without EOS gets a fixed score."""
-
-    type: Literal["penalty"]
-    """A fixed score."""
-    score: float = -1.0
-    """In place of the reward's own."""
-
-
-class MaskTruncated(Section):
-    """A truncated response is not trained on."""
-
-    type: Literal["mask"]
-    """Left out of both losses."""
-
-
-class BootstrapTruncated(Section):
-    """The critic's value of the cut state stands for what would have followed; the score is added as usual."""
-
-    type: Literal["bootstrap"]
-    """Continued by the critic."""
-
-
-TruncationConfig = Annotated[
-    ScoreTruncated | PenaliseTruncated | MaskTruncated | BootstrapTruncated, Field(discriminator="type")
-]
-
-
-class PpoConfig(Section):
-    """Proximal policy optimisation (Schulman et al., arXiv 1707.06347) with the N+ details (arXiv 2403.17031)."""
-
-    epochs: int = Field(default=4, ge=1)
-    """Passes over a batch."""
-    mini_batches: int = Field(default=1, ge=1)
-    """Optimizer steps a pass; must divide the samples of a step."""
-    policy: PolicyLossConfig = PolicyLossConfig()
-    """The actor's loss."""
-    value: ValueLossConfig = ValueLossConfig()
-    """The critic's loss."""
-    advantage: AdvantageConfig = Gae()
-    """How advantages are estimated."""
-    whiten_advantages: bool = True
-    """Over the valid tokens of the global batch; biased variance."""
-    whiten_rewards: bool = False
-    """Scale only: rewards keep their mean."""
-    kl: KlConfig = KlConfig()
-    """The penalty for leaving the reference."""
-    truncated: TruncationConfig = ScoreTruncated()
-    """What becomes of a response that the length limit cut."""
-    critic_warmup_steps: int = Field(default=0, ge=0)
-    """PPO steps at the start in which only the critic is trained."""
 
 
 class EvaluationConfig(Section):
@@ -294,8 +186,9 @@ class RunConfig(Section):
     @property
     def model_roles(self) -> tuple[str, ...]:
         """The roles of a training run that hold a model."""
+        critic = ("critic",) if self.ppo.uses_critic else ()
         reward = ("reward",) if self.reward.type == "model" else ()
-        return ("rollout", "actor", "critic", "reference", *reward)
+        return ("rollout", "actor", *critic, "reference", *reward)
 
     @property
     def samples_per_step(self) -> int:

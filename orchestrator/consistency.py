@@ -27,6 +27,7 @@ def inconsistencies(config: RunConfig) -> list[str]:
         *_batch_rules(config),
         *_sampling_rules(config),
         *_step_rules(config),
+        *_advantage_rules(config),
         *_model_rules(config),
         *_evaluation_rules(config),
         *_device_rules(config),
@@ -47,7 +48,12 @@ def _placement_rules(config: RunConfig) -> Iterator[str]:
             group_of(placement, role)
         idle = {role for group in placement.groups.values() for role in group.roles} - set(config.model_roles)
         if idle and config.placement.type == "groups":
-            yield f"reward.type={config.reward.type} needs no GPUs; take `reward` out of placement.groups"
+            why = {
+                "reward": f"reward.type={config.reward.type}",
+                "critic": f"ppo.advantage.type={config.ppo.advantage.type}",
+            }
+            for role in sorted(idle):
+                yield f"{why[role]} needs no GPUs for the {role}; take `{role}` out of placement.groups"
         seats(placement, set(placement.groups))
     except PlacementError as error:
         yield str(error)
@@ -66,7 +72,7 @@ def _batch_rules(config: RunConfig) -> Iterator[str]:
         )
         return
     rows = samples // mini_batches
-    for role in ("actor", "critic"):
+    for role in [role for role in ("actor", "critic") if role in config.model_roles]:
         ranks = ranks_of(config.placement, role)
         if rows < ranks:
             local = isinstance(config.placement, LocalPlacement)
@@ -113,7 +119,28 @@ def _step_rules(config: RunConfig) -> Iterator[str]:
             )
 
 
+def _advantage_rules(config: RunConfig) -> Iterator[str]:
+    ppo, kind = config.ppo, config.ppo.advantage.type
+    if ppo.compares_responses and config.rollout.responses_per_prompt == 1:
+        yield (
+            f"ppo.advantage.type={kind} compares the responses to one prompt, but rollout.responses_per_prompt=1; use "
+            "4 or more"
+        )
+    if ppo.uses_critic:
+        return
+    unused = {
+        "critic": config.critic != type(config.critic)(),
+        "ppo.value": ppo.value != type(ppo.value)(),
+        f"ppo.critic_warmup_steps={ppo.critic_warmup_steps}": ppo.critic_warmup_steps > 0,
+        "ppo.truncated.type=bootstrap": ppo.truncated.type == "bootstrap",
+    }
+    for key in [key for key, given in unused.items() if given]:
+        yield f"{key} needs a critic, and ppo.advantage.type={kind} has none; remove it, or use type: gae"
+
+
 def _model_rules(config: RunConfig) -> Iterator[str]:
+    if not config.ppo.uses_critic:
+        return
     if config.critic.model is None and config.reward.type != "model":
         yield (
             f"critic.model is null, which means the reward model, but reward.type={config.reward.type} has none; "

@@ -11,10 +11,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from orchestrator.advantages import ADVANTAGES, whiten
-from orchestrator.config import BootstrapTruncated, MaskTruncated, PenaliseTruncated, PpoConfig
+from orchestrator.advantages import CRITIC_FREE, WITH_CRITIC, whiten
 from orchestrator.errors import TetrarchError
 from orchestrator.kl import k1
+from orchestrator.ppo_config import BootstrapTruncated, MaskTruncated, PenaliseTruncated, PpoConfig
 from roles.batch import Experience, Scored
 from roles.packing import balance
 
@@ -68,8 +68,10 @@ class ExperienceStats:
         }
 
 
-def to_experience(scored: Scored, kl_coefficient: float, ppo: PpoConfig) -> tuple[Experience, ExperienceStats]:
-    """The whole batch of a PPO step, ready to train on.
+def to_experience(
+    scored: Scored, kl_coefficient: float, ppo: PpoConfig, responses_per_prompt: int = 1
+) -> tuple[Experience, ExperienceStats]:
+    """The whole batch of a PPO step, ready to train on; the responses to a prompt are neighbours.
 
     Truncated responses (`finished` False), by `ppo.truncated.type`: `score` treats them like any other; `penalty`
     replaces their score by a fixed one (the EOS trick of arXiv 2403.17031); `mask` takes them out of training,
@@ -84,9 +86,12 @@ def to_experience(scored: Scored, kl_coefficient: float, ppo: PpoConfig) -> tupl
     scores, trained, bootstrap = _truncation(scored, ppo)
     rewards = shape_rewards(scores, scored.old_logprobs, scored.reference_logprobs, generated, kl_coefficient)
     shaped = whiten(rewards, trained, shift_mean=False) if ppo.whiten_rewards else rewards
-    advantages, returns = ADVANTAGES[ppo.advantage.type](
-        shaped, scored.values, trained, bootstrap=bootstrap, **ppo.advantage.model_dump(exclude={"type"})
-    )
+    estimator, options = ppo.advantage.type, ppo.advantage.model_dump(exclude={"type"})
+    if ppo.uses_critic:
+        advantages, returns = WITH_CRITIC[estimator](shaped, scored.values, trained, bootstrap=bootstrap, **options)
+    else:
+        groups = torch.arange(len(scored)) // responses_per_prompt
+        advantages = returns = CRITIC_FREE[estimator](shaped, trained, groups, **options)
     experience = Experience(
         token_ids=scored.token_ids,
         lengths=scored.lengths,
@@ -94,7 +99,7 @@ def to_experience(scored: Scored, kl_coefficient: float, ppo: PpoConfig) -> tupl
         old_logprobs=scored.old_logprobs * trained,
         rollout_logprobs=scored.rollout_logprobs * trained,
         values=scored.values * trained,
-        advantages=whiten(advantages, trained) if ppo.whiten_advantages else advantages,
+        advantages=whiten(advantages, trained) if ppo.whitens else advantages,
         returns=returns,
     )
     return experience, _stats(scored, experience, rewards, advantages)

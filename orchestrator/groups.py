@@ -32,7 +32,7 @@ R = TypeVar("R")
 Rows = TypeVar("Rows", Rollouts, Preferences)
 
 Part = tuple[int, int]
-"""(engine, number) of some rollouts; parts sorted by it are in the same order in every run of the same seed."""
+"""(engine, its first row) of some rollouts; parts sorted by it have the rows of the prompts, in their order."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,10 +71,9 @@ class Policy:
     def _parts(self, prompts: Prompts, version: int) -> Iterator[tuple[Part, Rollouts]]:
         self._wake("weights", "kv_cache")
         shares = prompts.split(_contiguous(len(prompts), len(self.engines)))
-        deadline_s, done = self.deadlines.generate_s, [0] * len(shares)
-        for engine, rollouts in self.engines.stream(RolloutEngine.stream, shares, version, deadline_s=deadline_s):
-            yield (engine, done[engine]), _of_version(rollouts, version)
-            done[engine] += 1
+        deadline_s = self.deadlines.generate_s
+        for engine, (first, part) in self.engines.stream(RolloutEngine.stream, shares, version, deadline_s=deadline_s):
+            yield (engine, first), _of_version(part, version)
 
     def load(self, actor: RoleGroup[Actor], *, version: int) -> None:
         """Bring the actor's weights into every engine and number them `version`."""
@@ -104,7 +103,8 @@ class Roles(EvaluationRoles):
     """What it takes to train one."""
 
     actor: RoleGroup[Actor]
-    critic: RoleGroup[Critic]
+    critic: RoleGroup[Critic] | None
+    """None where the advantages need no values."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,36 +133,46 @@ def spread(group: RoleGroup[R], method: Callable[[R, Rows], Tensor], batch: Rows
 
 @dataclass(frozen=True, slots=True)
 class Scoring:
-    """The four scoring passes over one part of the rollouts, under way side by side."""
+    """The scoring passes over one part of the rollouts, under way side by side."""
 
     part: Part
     rollouts: Rollouts
     old_logprobs: Spread
     reference_logprobs: Spread
-    values: Spread
     scores: Spread
+    values: Spread | None
+    """None without a critic."""
+
+    @property
+    def passes(self) -> list[Spread]:
+        """Those that were started."""
+        answers = [self.old_logprobs, self.reference_logprobs, self.scores]
+        return [*answers, self.values] if self.values else answers
 
 
 def start_scoring(roles: Roles, part: Part, rollouts: Rollouts) -> Scoring:
-    """Start the four passes; returns at once."""
+    """Start the passes; returns at once."""
     return Scoring(
         part,
         rollouts,
         old_logprobs=spread(roles.actor, Actor.logprobs, rollouts),
         reference_logprobs=spread(roles.reference, Reference.logprobs, rollouts),
-        values=spread(roles.critic, Critic.values, rollouts),
+        values=spread(roles.critic, Critic.values, rollouts) if roles.critic else None,
         scores=spread(roles.reward, Scorer.score, rollouts),
     )
 
 
 def finish_scoring(scorings: Sequence[Scoring], deadline_s: float) -> Scored:
-    """Wait for all passes; the rows of all parts, in order."""
-    answers = ("old_logprobs", "reference_logprobs", "values", "scores")
-    wait_all([getattr(scoring, name).call for scoring in scorings for name in answers], deadline_s)
+    """Wait for all passes; the rows of all parts, in order. Without a critic every value is 0."""
+    wait_all([answer.call for scoring in scorings for answer in scoring.passes], deadline_s)
     parts = []
     for scoring in sorted(scorings, key=lambda scoring: scoring.part):
-        fields = {f.name: getattr(scoring.rollouts, f.name) for f in dataclasses.fields(Rollouts)}
-        parts.append(Scored(**fields, **{name: getattr(scoring, name).result(deadline_s) for name in answers}))
+        rollouts = scoring.rollouts
+        fields = {f.name: getattr(rollouts, f.name) for f in dataclasses.fields(Rollouts)}
+        old, reference = scoring.old_logprobs.result(deadline_s), scoring.reference_logprobs.result(deadline_s)
+        values = scoring.values.result(deadline_s) if scoring.values else torch.zeros_like(rollouts.rollout_logprobs)
+        scores = scoring.scores.result(deadline_s)
+        parts.append(Scored(**fields, old_logprobs=old, reference_logprobs=reference, values=values, scores=scores))
     return Scored.concatenate(parts)
 
 

@@ -12,8 +12,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from orchestrator.config import AdaptiveKl, FixedKl
 from orchestrator.errors import CheckpointError
+from orchestrator.ppo_config import AdaptiveKl, FixedKl
 
 BANDS: tuple[tuple[float, str], ...] = (
     (1.0, "close"),

@@ -23,7 +23,7 @@ def scorers(config: RunConfig) -> dict[str, RewardConfig | None]:
 
 def training(config: RunConfig) -> dict[str, RewardConfig | None]:
     """All roles of PPO."""
-    return {"rollout": None, "actor": None, "critic": None, "reference": None, **scorers(config)}
+    return {**dict.fromkeys(config.model_roles), **scorers(config)}
 
 
 def needs(config: RunConfig, roles: RoleNames) -> list[RoleNeed]:

@@ -15,13 +15,14 @@ from cluster.calls import become_idle, wait_all, watching
 from cluster.errors import ClusterError
 from orchestrator.build import resolve_models, training_roles
 from orchestrator.checkpoint import TRAINED, Checkpoint, Checkpoints, whole_folder
-from orchestrator.config import AdaptiveKl, RunConfig
+from orchestrator.config import RunConfig
 from orchestrator.errors import CheckpointError
 from orchestrator.evaluation import evaluate, training_samples
 from orchestrator.experience import ExperienceStats, mini_batches, to_experience
 from orchestrator.groups import Roles, finish_scoring, start_scoring
 from orchestrator.kl import KlController, make_controller
 from orchestrator.loading import dump_config
+from orchestrator.ppo_config import AdaptiveKl
 from orchestrator.prompts import PromptSource, Questions, heldout_prompts
 from orchestrator.report import Reporter
 from orchestrator.timing import Clock
@@ -65,7 +66,8 @@ class StepResult:
 
     scored: Scored
     experience: ExperienceStats
-    critic: CriticStats
+    critic: CriticStats | None
+    """None without a critic."""
     actor: ActorStats | None
     """None while only the critic is trained."""
 
@@ -79,15 +81,15 @@ def train_step(roles: Roles, prompts: Prompts, state: TrainState, config: RunCon
     with clock("score"):
         scored = finish_scoring(scorings, deadlines.score_s)
     with clock("experience"):
-        experience, stats = to_experience(scored, state.kl.coefficient, ppo)
+        experience, stats = to_experience(scored, state.kl.coefficient, ppo, config.rollout.responses_per_prompt)
         schedule = {"epochs": ppo.epochs, "mini_batches": ppo.mini_batches, "seed": config.seed + state.step}
-        critic_shards = mini_batches(experience, ranks=len(roles.critic), **schedule)
+        critic_shards = mini_batches(experience, ranks=len(roles.critic), **schedule) if roles.critic else []
         actor_shards = mini_batches(experience, ranks=len(roles.actor), **schedule)
     with clock("update"):
-        critic_update = roles.critic.map(Critic.update, critic_shards)
+        critic_update = roles.critic.map(Critic.update, critic_shards) if roles.critic else None
         warm = state.step >= ppo.critic_warmup_steps
         actor_update = roles.actor.map(Actor.update, actor_shards) if warm else None
-        wait_all([critic_update, actor_update] if actor_update else [critic_update], deadlines.update_s)
+        wait_all([update for update in (critic_update, actor_update) if update], deadlines.update_s)
     if actor_update:
         with clock("push"):
             roles.policy.load(roles.actor, version=state.version + 1)
@@ -96,7 +98,8 @@ def train_step(roles: Roles, prompts: Prompts, state: TrainState, config: RunCon
     state.samples += len(scored)
     state.step += 1
     actor_stats = actor_update.result(deadlines.update_s)[0] if actor_update else None
-    return StepResult(scored, stats, critic_update.result(deadlines.update_s)[0], actor_stats)
+    critic_stats = critic_update.result(deadlines.update_s)[0] if critic_update else None
+    return StepResult(scored, stats, critic_stats, actor_stats)
 
 
 def train(config: RunConfig, resume: bool, training: Questions, heldout: Questions | None) -> None:
@@ -122,7 +125,7 @@ def train(config: RunConfig, resume: bool, training: Questions, heldout: Questio
     )
     with report:
         report.status("preparing the models")
-        models = resolve_models(config)
+        models = resolve_models(config, config.model_roles)
         state = TrainState(PromptSource(training, config.seed), make_controller(controller))
         questions = heldout_prompts(heldout, config.evaluation.prompts, config.seed) if heldout else None
         report.status("starting the roles")
@@ -185,10 +188,9 @@ class Run:
         """The driver's `state`, and that of actor and critic as they are."""
 
         def write(folder: Path) -> None:
-            calls = [
-                self.roles.actor.call(Actor.save_state, str(folder / "actor")),
-                self.roles.critic.call(Critic.save_state, str(folder / "critic")),
-            ]
+            calls = [self.roles.actor.call(Actor.save_state, str(folder / "actor"))]
+            if self.roles.critic:
+                calls.append(self.roles.critic.call(Critic.save_state, str(folder / "critic")))
             wait_all(calls, self.config.deadlines.save_s)
 
         return self.checkpoints.save(state["step"], {**state, "reference": self.reference}, write)
@@ -198,7 +200,7 @@ class Run:
         newest = self.checkpoints.newest()
         if state["step"] == (newest.step if newest else 0):
             return
-        trained = [*self.roles.actor.ranks, *self.roles.critic.ranks]
+        trained = [*self.roles.actor.ranks, *(self.roles.critic.ranks if self.roles.critic else ())]
         self.report.status(f"saving checkpoint {state['step']} before the run ends")
         with watching(trained):
             try:
@@ -218,10 +220,9 @@ class Run:
                 f"{checkpoint.path} was trained against the reference {checkpoint.state['reference']}, "
                 f"but {self.config.reference.model or self.config.actor.model} is {fingerprint}; use the same one"
             )
-        calls = [
-            self.roles.actor.call(Actor.load_state, str(checkpoint.path / "actor")),
-            self.roles.critic.call(Critic.load_state, str(checkpoint.path / "critic")),
-        ]
+        calls = [self.roles.actor.call(Actor.load_state, str(checkpoint.path / "actor"))]
+        if self.roles.critic:
+            calls.append(self.roles.critic.call(Critic.load_state, str(checkpoint.path / "critic")))
         wait_all(calls, self.config.deadlines.start_s)
         self.state.load_state_dict(checkpoint.state)
         if self.state.version:  # at 0 the engines have started with these weights
@@ -268,13 +269,16 @@ class Run:
 def step_metrics(result: StepResult) -> dict[str, float]:
     """What a step tells of learning, by the names of `orchestrator.metrics`."""
     critic, actor = result.critic, result.actor
-    metrics = {
-        **result.experience.metrics(),
-        "value/loss": critic.loss,
-        "value/clip_fraction": critic.clip_fraction,
-        "value/gradient_norm": critic.gradient_norm,
-        "lr/critic": critic.learning_rate,
-    }
+    metrics = result.experience.metrics()
+    if critic is None:
+        del metrics["value/explained_variance"]
+    else:
+        metrics |= {
+            "value/loss": critic.loss,
+            "value/clip_fraction": critic.clip_fraction,
+            "value/gradient_norm": critic.gradient_norm,
+            "lr/critic": critic.learning_rate,
+        }
     if actor is not None:
         metrics |= {
             "objective/entropy": actor.entropy,

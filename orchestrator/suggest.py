@@ -60,7 +60,7 @@ class Suggestion:
             for role in config.model_roles
             if role != ENGINES
         }
-        for role in ("actor", "critic"):
+        for role in [role for role in ("actor", "critic") if role in roles]:
             zero = getattr(config, role).zero
             roles[role]["zero"] = {"sleep": zero.sleep, "offload_optimizer": zero.offload_optimizer}
         engine = config.rollout.engine

@@ -114,7 +114,7 @@ class Scored(Batch):
     reference_logprobs: Tensor
     """float32 `[batch, time]`: the reference's, at the same temperature."""
     values: Tensor
-    """float32 `[batch, time]`: the critic's V before each generated token."""
+    """float32 `[batch, time]`: the critic's V before each generated token; 0 in a run without a critic."""
     scores: Tensor
     """float32 `[batch]`: the reward model's number for the whole response."""
 

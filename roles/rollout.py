@@ -93,17 +93,17 @@ class RolloutEngine:
 
     def generate(self, prompts: Prompts, version: int) -> Rollouts:
         """One response for each row, sampled with the row's seed from the weights of `version`."""
-        parts = list(self._complete(prompts, max(len(prompts), 1), version))
+        parts = [rollouts for _, rollouts in self._complete(prompts, max(len(prompts), 1), version)]
         return parts[0] if parts else self._rollouts(prompts, [])
 
-    def stream(self, prompts: Prompts, version: int) -> Iterator[Rollouts]:
+    def stream(self, prompts: Prompts, version: int) -> Iterator[tuple[int, Rollouts]]:
         """As `generate`, in groups of `stream_samples` neighbouring rows, each as soon as its last row has finished.
 
-        Which rows share a group, and (for the same weights and prompts) the order of the groups, is always the same.
+        With each group comes the number of its first row. Which rows share a group is always the same.
         """
         yield from self._complete(prompts, self._setup.rollout.stream_samples or max(len(prompts), 1), version)
 
-    def _complete(self, prompts: Prompts, group_size: int, version: int) -> Iterator[Rollouts]:
+    def _complete(self, prompts: Prompts, group_size: int, version: int) -> Iterator[tuple[int, Rollouts]]:
         self._check_request(prompts, version)
         ids = self._add_requests(prompts)
         rows = {request: row for row, request in enumerate(ids)}
@@ -115,7 +115,7 @@ class RolloutEngine:
                     outputs[rows[output.request_id]] = output
                 for group in [g for g in waiting if all(row in outputs for row in g)]:
                     waiting.remove(group)
-                    yield self._rollouts(prompts.select(group), [outputs[row] for row in group])
+                    yield group.start, self._rollouts(prompts.select(group), [outputs[row] for row in group])
         finally:
             unfinished = [request for request, row in rows.items() if row not in outputs]
             if unfinished:  # the caller gave up, or the engine failed

@@ -56,10 +56,12 @@ class FakeGroup:
         self.log.append(f"{self.role}.{method.__name__}{arguments}")
         return FakeCall(self, method.__name__, [None] * self.size)
 
-    def stream(self, method: Any, shards: list[Any], version: int, *, deadline_s: float) -> Iterator[tuple[int, Any]]:
+    def stream(
+        self, method: Any, shards: list[Any], version: int, *, deadline_s: float
+    ) -> Iterator[tuple[int, tuple[int, Any]]]:
         for engine in reversed(range(self.size)):  # parts come in any order
             self.log.append(f"part of engine {engine}")
-            yield engine, rollouts_of(shards[engine], version + self.stale)
+            yield engine, (0, rollouts_of(shards[engine], version + self.stale))
 
     stale: int = 0
 

@@ -1,11 +1,13 @@
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
 
-from orchestrator.advantages import ADVANTAGES, gae, whiten
-from orchestrator.config import Gae
+from orchestrator.advantages import CRITIC_FREE, WITH_CRITIC, dr_grpo, gae, grpo, reinforce_plus_plus, rloo, whiten
+from orchestrator.ppo_config import Gae, PpoConfig
 
 ROWS, TIME = 7, 12
 
@@ -93,9 +95,67 @@ def test_gae_keeps_float32() -> None:
 def test_the_table_is_called_with_the_variants_own_fields() -> None:
     rewards, values, mask = case(0)
     config = Gae.model_validate({"type": "gae", "gamma": 0.9, "lambda": 0.8})
-    estimate = ADVANTAGES[config.type]
+    estimate = WITH_CRITIC[config.type]
     ours = estimate(rewards, values, mask, bootstrap=None, **config.model_dump(exclude={"type"}))
     torch.testing.assert_close(ours, gae(rewards, values, mask, 0.9, 0.8))
+
+
+def test_the_critics_targets_may_have_another_lambda() -> None:
+    rewards, values, mask = case(0)
+    advantages, returns = gae(rewards, values, mask, 0.9, 0.5, critic_lambda=1.0)
+    torch.testing.assert_close(advantages, gae(rewards, values, mask, 0.9, 0.5)[0])
+    torch.testing.assert_close(returns, gae(rewards, values, mask, 0.9, 1.0)[1])
+
+
+GROUPS = torch.tensor([0, 1, 1, 0, 2, 1, 0])
+"""Row 2 has no token: nobody is compared with it. Row 4 is alone."""
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_group_estimators_against_loops(seed: int) -> None:
+    rewards, _, mask = case(seed)
+    totals = [float(rewards[row][mask[row]].sum()) for row in range(ROWS)]
+    for row in range(ROWS):
+        group = [totals[other] for other in range(ROWS) if GROUPS[other] == GROUPS[row] and bool(mask[other].any())]
+        others = list(group)
+        if bool(mask[row].any()):
+            others.remove(totals[row])
+        mean = sum(group) / len(group)
+        deviation = (sum((x - mean) ** 2 for x in group) / max(len(group) - 1, 1)) ** 0.5
+        expected = {
+            rloo: totals[row] - sum(others) / len(others) if others else 0.0,
+            dr_grpo: totals[row] - mean,
+            grpo: (totals[row] - mean) / (deviation + 1e-6),
+        }
+        for estimate, wanted in expected.items():
+            ours = estimate(rewards, mask, GROUPS)[row]
+            assert ours[mask[row]].tolist() == pytest.approx([wanted] * int(mask[row].sum()))
+            assert (ours[~mask[row]] == 0).all()
+
+
+@pytest.mark.parametrize("estimate", CRITIC_FREE.values(), ids=CRITIC_FREE)
+def test_without_a_critic_nothing_leaks_from_padding_and_rows_that_are_left_out(estimate: Any) -> None:
+    rewards, _, mask = case(3)
+    options = {"gamma": 0.9} if estimate is reinforce_plus_plus else {}
+    poisoned = estimate(torch.where(mask, rewards, torch.nan), mask, GROUPS, **options)
+    torch.testing.assert_close(poisoned, estimate(rewards, mask, GROUPS, **options))
+    assert poisoned.dtype == rewards.dtype and (poisoned[~mask] == 0).all()
+
+
+def test_responses_that_are_all_alike_teach_nothing() -> None:
+    rewards, mask = torch.ones(4, 3), torch.ones(4, 3, dtype=torch.bool)
+    for estimate in (rloo, grpo, dr_grpo):
+        assert (estimate(rewards, mask, torch.tensor([0, 0, 1, 1])) == 0).all()
+
+
+@pytest.mark.parametrize("kind", CRITIC_FREE)
+def test_every_estimator_without_a_critic_has_a_variant(kind: str) -> None:
+    ppo = PpoConfig.model_validate({"advantage": {"type": kind}})
+    assert not ppo.uses_critic and ppo.whitens == kind.startswith("reinforce")
+    assert ppo.compares_responses == (kind != "reinforce++")
+    rewards, _, mask = case(0)
+    options = ppo.advantage.model_dump(exclude={"type"})
+    assert CRITIC_FREE[kind](rewards, mask, GROUPS, **options).shape == mask.shape
 
 
 @pytest.mark.parametrize("seed", range(5))

@@ -17,9 +17,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from orchestrator.config import AdaptiveKl, FixedKl, PpoConfig
 from orchestrator.experience import mini_batches, to_experience
 from orchestrator.kl import KlController, k1, k2, k3, make_controller
+from orchestrator.ppo_config import AdaptiveKl, FixedKl, PpoConfig
 from roles.batch import Experience, Scored
 from roles.losses import denominator, masked_mean_weight, policy_loss, token_logprobs, value_loss
 
@@ -248,7 +248,7 @@ def counted(weights: Tensor) -> tuple[Tensor, float, float]:
 def test_counting(lambda_: float) -> None:
     """Anchor C. With λ < 1 and a critic that sees the position only, the end's pay reaches position t as λ^(T-1-t)."""
     toy = Toy(torch.full((TOKENS, VOCABULARY), -math.log(VOCABULARY)))
-    ppo = make_ppo(advantage={"lambda": lambda_})
+    ppo = make_ppo(advantage={"type": "gae", "lambda": lambda_})
     schedule = Schedule(learning_rate=0.03)
     train(toy, lambda r: EACH * (r == TARGET).sum(1), make_controller(FixedKl(coefficient=BETA)), ppo, schedule)
     weights = EACH * lambda_ ** torch.arange(TOKENS - 1, -1, -1)

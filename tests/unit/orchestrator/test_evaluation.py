@@ -22,7 +22,7 @@ class Engines(FakeGroup):
         answers = [
             items
             for shard in shards
-            for _, items in FakeGroup("rollout", self.log, 1).stream(None, [shard], version, deadline_s=1)
+            for _, (_, items) in FakeGroup("rollout", self.log, 1).stream(None, [shard], version, deadline_s=1)
         ]
         for rollouts in answers:
             rollouts.rollout_logprobs[rollouts.response_mask] = -1.0

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from orchestrator.advantages import gae, whiten
-from orchestrator.config import PpoConfig
 from orchestrator.errors import TetrarchError
 from orchestrator.experience import explained_variance, last_generated, mini_batches, shape_rewards, to_experience
+from orchestrator.ppo_config import PpoConfig
 from roles.batch import Experience, Scored
 
 BETA = 0.1
@@ -47,7 +47,7 @@ def make_scored(responses: list[tuple[int, int]] = RESPONSES, truncated: tuple[i
 
 
 def make_ppo(**changes: Any) -> PpoConfig:
-    plain = {"whiten_advantages": False, "advantage": {"gamma": 0.9, "lambda": 0.8}}
+    plain = {"whiten_advantages": False, "advantage": {"type": "gae", "gamma": 0.9, "lambda": 0.8}}
     return PpoConfig.model_validate({**plain, **changes})
 
 

@@ -9,7 +9,15 @@ from __future__ import annotations
 import pytest
 import torch
 
-from orchestrator.advantages import gae, whiten
+from orchestrator.advantages import (
+    dr_grpo,
+    gae,
+    grpo,
+    reinforce_plus_plus,
+    reinforce_plus_plus_baseline,
+    rloo,
+    whiten,
+)
 from orchestrator.experience import shape_rewards
 from orchestrator.kl import AdaptiveController, k1, k2, k3
 from tests.reference.golden import Case, cases
@@ -79,3 +87,30 @@ def test_adaptive_controller(case: Case) -> None:
         path.append(controller.coefficient)
     for author in ("openrlhf", "verl"):
         case.check(author, torch.tensor(path, dtype=torch.float64))
+
+
+@pytest.mark.parametrize("case", cases("critic_free_advantages"), ids=str)
+def test_advantages_without_a_critic(case: Case) -> None:
+    """OpenRLHF keeps the scores in float16 on the way."""
+    rewards, mask, groups = case.inputs["token_level_rewards"], case.mask, case.inputs["group"].long()
+    for name, ours in (
+        ("rloo", rloo(rewards, mask, groups)),
+        ("grpo", grpo(rewards, mask, groups)),
+        ("grpo_nostd", dr_grpo(rewards, mask, groups)),
+    ):
+        case.check(f"verl_{name}", ours)
+        case.check(f"openrlhf_{name}", ours, tolerance=2e-3)
+    plus = whiten(reinforce_plus_plus(rewards, mask, groups, case.params["gamma"]), mask)
+    baseline = whiten(reinforce_plus_plus_baseline(rewards, mask, groups), mask)
+    for name, ours in (("rfpp", plus), ("rfpp_baseline", baseline)):
+        case.check(f"openrlhf_{name}", ours, tolerance=2e-3)
+        count = int(mask.sum())  # verl divides by n - 1
+        case.check(f"verl_{name}", ours * ((count - 1) / count) ** 0.5, tolerance=1e-5)
+
+
+@pytest.mark.parametrize("case", cases("rfpp_returns"), ids=str)
+def test_discounted_rewards_to_go(case: Case) -> None:
+    rewards, mask = case.inputs["token_level_rewards"], case.mask
+    ours = reinforce_plus_plus(rewards, mask, torch.zeros(len(mask)), case.params["gamma"])
+    case.check("openrlhf_returns", ours)
+    case.check("verl_returns", ours)

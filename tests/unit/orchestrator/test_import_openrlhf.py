@@ -8,11 +8,11 @@ import pytest
 from typer.testing import CliRunner
 
 from orchestrator import cli
-from orchestrator.config import AdaptiveKl, FixedKl
 from orchestrator.errors import ConfigError
 from orchestrator.import_openrlhf import import_file
 from orchestrator.loading import load_config
 from orchestrator.planning import layout
+from orchestrator.ppo_config import AdaptiveKl, FixedKl
 
 KEYS = """\
 actor_num_nodes: 2

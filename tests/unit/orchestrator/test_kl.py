@@ -6,9 +6,9 @@ import math
 import pytest
 import torch
 
-from orchestrator.config import AdaptiveKl, FixedKl
 from orchestrator.errors import CheckpointError
 from orchestrator.kl import AdaptiveController, FixedController, health, k1, k2, k3, make_controller
+from orchestrator.ppo_config import AdaptiveKl, FixedKl
 
 ESTIMATORS = {"k1": k1, "k2": k2, "k3": k3}
 

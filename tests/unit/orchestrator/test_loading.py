@@ -11,10 +11,11 @@ from typing import Any
 import pytest
 from pydantic import BaseModel
 
-from orchestrator.config import AdaptiveKl, FixedKl, RunConfig
+from orchestrator.config import RunConfig
 from orchestrator.config_errors import all_keys, sections_in
 from orchestrator.errors import ConfigError
 from orchestrator.loading import dump_config, load_config, validate
+from orchestrator.ppo_config import AdaptiveKl, FixedKl
 from orchestrator.yaml_text import parse_yaml, to_yaml
 
 MINIMAL = """

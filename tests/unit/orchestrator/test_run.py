@@ -14,10 +14,10 @@ import orchestrator.ppo
 from cluster.config import Deadlines
 from cluster.errors import RankFailure
 from orchestrator.checkpoint import Checkpoints
-from orchestrator.config import PpoConfig
 from orchestrator.groups import Policy
 from orchestrator.kl import FixedController
 from orchestrator.ppo import Run, TrainState
+from orchestrator.ppo_config import PpoConfig
 from orchestrator.timing import Clock
 from tests.unit.orchestrator.fakes import FakeGroup, prompts_of, write_waits
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from types import SimpleNamespace
 from typing import Any
 
@@ -10,12 +11,12 @@ import pytest
 import orchestrator.groups
 import orchestrator.ppo
 from cluster.config import Deadlines
-from orchestrator.config import PpoConfig
 from orchestrator.errors import TetrarchError
 from orchestrator.experience import ExperienceStats
 from orchestrator.groups import Policy, Roles
 from orchestrator.kl import FixedController
-from orchestrator.ppo import StepResult, TrainState, train_step
+from orchestrator.ppo import StepResult, TrainState, step_metrics, train_step
+from orchestrator.ppo_config import PpoConfig
 from orchestrator.timing import Clock
 from roles.batch import Experience, Scored
 from tests.unit.orchestrator.fakes import ACTOR, CRITIC, FakeGroup, prompts_of, write_waits
@@ -36,7 +37,11 @@ def step(
         deadlines=deadlines,
         **groups,  # type: ignore[arg-type]
     )
-    config: Any = SimpleNamespace(ppo=PpoConfig(epochs=2, mini_batches=2, **ppo), deadlines=deadlines, seed=0)
+    algorithm = PpoConfig.model_validate({"epochs": 2, "mini_batches": 2, **ppo})
+    if not algorithm.uses_critic:
+        roles = dataclasses.replace(roles, critic=None)
+    rollout = SimpleNamespace(responses_per_prompt=2)
+    config: Any = SimpleNamespace(ppo=algorithm, deadlines=deadlines, seed=0, rollout=rollout)
     state = TrainState(SimpleNamespace(), FixedController(0.1), version=3)  # type: ignore[arg-type]
     clock = Clock(lambda phase: log.append(f"[{phase}]"))
     return train_step(roles, prompts_of(ROWS), state, config, clock), state, groups
@@ -71,6 +76,17 @@ def test_the_order_of_calls(log: list[str]) -> None:
     ]
     assert (state.step, state.version, state.samples) == (1, 4, ROWS)
     assert result.actor is ACTOR and result.critic is CRITIC
+
+
+def test_without_a_critic_nobody_asks_for_values(log: list[str]) -> None:
+    result, _, groups = step(log, advantage={"type": "rloo"})
+    assert not [line for line in log if "critic" in line]
+    assert log[-4:] == ["start actor.update", "wait for actor.update", "[push]", "actor.push(4,)"]
+    assert result.critic is None and (result.scored.values == 0).all()
+    (first, *_), *_ = groups["actor"].seen[-1]
+    assert first.advantages.abs().max() == pytest.approx(1.0)  # scores 0, 1 and 2, 3: each one off its neighbour
+    metrics = step_metrics(result)
+    assert not [key for key in metrics if key.startswith("value/") or key == "lr/critic"]
 
 
 def test_engines_that_share_their_gpus_sleep_while_others_work(log: list[str]) -> None:
