@@ -14,12 +14,13 @@ from typing import Any, TypeVar
 from transformers import PreTrainedTokenizerBase
 
 from cluster.calls import wait_all
-from cluster.plan import RoleNeed, plan, share_gpus, tensor_parallel_size
+from cluster.plan import plan, share_gpus, tensor_parallel_size
 from cluster.ray_cluster import RayCluster
 from cluster.role_group import RoleGroup
 from orchestrator.config import RewardTrainingConfig, RunConfig
 from orchestrator.errors import ConfigError
 from orchestrator.groups import EvaluationRoles, Policy, Roles
+from orchestrator.needs import needs, scorers, training_scorers
 from roles.actor import Actor
 from roles.config import FrozenRole, FunctionReward, ModelReward, RemoteReward, RewardConfig, TrainedRole
 from roles.conversion import resolve_model
@@ -219,8 +220,7 @@ def builder(config: RunConfig, roles: Mapping[str, RewardConfig | None]) -> Iter
 @contextmanager
 def training_roles(config: RunConfig, models: Models) -> Iterator[Roles]:
     """All roles of PPO, started side by side, weights connected."""
-    names = {"rollout": None, "actor": None, "critic": None, "reference": None}
-    with builder(config, {**names, **_scorers(config)}) as build:
+    with builder(config, training_scorers(config)) as build:
         policy = build.policy(models)
         actor, critic = build.actor(models), build.critic(models)
         roles = Roles(
@@ -241,7 +241,7 @@ def training_roles(config: RunConfig, models: Models) -> Iterator[Roles]:
 @contextmanager
 def evaluation_roles(config: RunConfig, models: Models) -> Iterator[EvaluationRoles]:
     """The roles that measure the policy in `models.actor`."""
-    with builder(config, {"rollout": None, "reference": None, **_scorers(config)}) as build:
+    with builder(config, {"rollout": None, "reference": None, **scorers(config)}) as build:
         roles = EvaluationRoles(
             cluster=build.cluster,
             policy=build.policy(models),
@@ -252,22 +252,6 @@ def evaluation_roles(config: RunConfig, models: Models) -> Iterator[EvaluationRo
         )
         build.ready()
         yield roles
-
-
-def needs(config: RunConfig, roles: Mapping[str, RewardConfig | None]) -> list[RoleNeed]:
-    """What each of `roles` asks of the placement."""
-    workers = {
-        role: scorer.workers if isinstance(scorer, FunctionReward) else 1
-        for role, scorer in roles.items()
-        if isinstance(scorer, (FunctionReward, RemoteReward))
-    }
-    on_gpu = config.device == "cuda"
-    return [RoleNeed(role, workers=workers[role]) if role in workers else RoleNeed(role, gpu=on_gpu) for role in roles]
-
-
-def _scorers(config: RunConfig) -> dict[str, RewardConfig | None]:
-    judge = config.evaluation.judge
-    return {"reward": config.reward, "judge": judge} if judge else {"reward": config.reward}
 
 
 def _environment(device: str) -> dict[str, str]:

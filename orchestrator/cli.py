@@ -11,6 +11,8 @@ from __future__ import annotations
 import json
 import os
 import sys
+from contextlib import chdir
+from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -25,6 +27,7 @@ from orchestrator.loading import dump_config, load_config
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from cluster.jobs import RayJobs
     from orchestrator.loads import Layout
 
 app = typer.Typer(
@@ -42,6 +45,20 @@ Overrides = Annotated[
     list[str] | None,
     typer.Argument(metavar="[KEY.PATH=VALUE]...", help="Change single keys; values are YAML.", show_default=False),
 ]
+
+
+class ClusterSource(StrEnum):
+    """Where the pools of a placement come from, if not from the file."""
+
+    AUTO = "auto"
+
+
+FromCluster = Annotated[
+    ClusterSource | None,
+    typer.Option("--cluster", help="auto: the pools of the placement are what the running Ray cluster has."),
+]
+Resume = Annotated[bool, typer.Option("--resume", help="Go on from the newest whole checkpoint in run_dir.")]
+Force = Annotated[bool, typer.Option("--force", help="Start although the plan says that it cannot fit.")]
 Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
 
 
@@ -49,10 +66,9 @@ Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an e
 def train(
     config: ConfigFile,
     overrides: Overrides = None,
-    resume: Annotated[
-        bool, typer.Option("--resume", help="Go on from the newest whole checkpoint in run_dir.")
-    ] = False,
-    force: Annotated[bool, typer.Option("--force", help="Start although the plan says that it cannot fit.")] = False,
+    resume: Resume = False,
+    cluster: FromCluster = None,
+    force: Force = False,
     debug: Debug = False,
 ) -> None:
     """Train the policy with PPO.
@@ -60,7 +76,7 @@ def train(
     Example: tetrarch train configs/smoke.yaml steps=20 actor.optimizer.learning_rate=1e-6
     """
     with reported(debug) as report:
-        run = report.loaded(load_config(config, overrides or ()))
+        run = report.loaded(_on_cluster(load_config(config, overrides or ()), cluster))
         from orchestrator.checks import check_train
 
         if run.device == "cuda":
@@ -70,6 +86,47 @@ def train(
         from orchestrator.ppo import train as train_policy
 
         train_policy(run, resume, training, heldout)
+
+
+@app.command()
+def submit(
+    config: ConfigFile,
+    overrides: Overrides = None,
+    address: Annotated[
+        str | None,
+        typer.Option(
+            metavar="URL",
+            help="The cluster's dashboard, http://HEAD:8265 [default: RAY_API_SERVER_ADDRESS, RAY_ADDRESS, here].",
+        ),
+    ] = None,
+    working_dir: Annotated[Path, typer.Option(help="Uploaded, without what .gitignore names: the code.")] = Path(),
+    resume: Resume = False,
+    cluster: FromCluster = None,
+    force: Force = False,
+    debug: Debug = False,
+) -> None:
+    """Train on a Ray cluster, as a job: check that it fits there, upload, follow the log. The job's own exit code.
+
+    Example: tetrarch submit configs/smoke.yaml run_dir=/shared/runs/smoke --address http://head:8265
+    """
+    with reported(debug):
+        from orchestrator.submit import Submission, check_room, check_travels, in_working_dir, run_job
+
+        file = in_working_dir(config, working_dir)
+        with chdir(working_dir):  # relative paths mean here what they will mean in the job
+            run = load_config(file, overrides or ())
+            check_travels(run, overrides or ())
+            from cluster.jobs import RayJobs, dashboard_address
+
+            jobs = RayJobs(dashboard_address(address))
+            run = _on_cluster(run, cluster, jobs)
+            if run.device == "cuda":
+                _check_plan(run, force)
+            check_room(run, jobs)
+            flags = [flag for flag, said in (("--resume", resume), ("--force", force)) if said]
+            flags += [f"--cluster={cluster}"] if cluster else []
+            code = run_job(jobs, run, Submission(file, overrides or (), flags, Path.cwd()))
+    raise typer.Exit(code)
 
 
 @app.command()
@@ -112,6 +169,7 @@ def show_plan(
     overrides: Overrides = None,
     svg: Annotated[Path | None, typer.Option("--svg", metavar="FILE", help="Draw into FILE, too.")] = None,
     as_json: Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write the numbers to FILE.")] = None,
+    cluster: FromCluster = None,
     debug: Debug = False,
 ) -> None:
     """Say which role sits on which GPU, what it holds there, and whether it fits. Exit code 1 if it does not.
@@ -119,7 +177,7 @@ def show_plan(
     Example: tetrarch plan configs/llama3-70b-32xa800.yaml --svg plan.svg
     """
     with reported(debug):
-        run = load_config(config, overrides or ())
+        run = _on_cluster(load_config(config, overrides or ()), cluster)
         from rich.console import Console
 
         from orchestrator.plan_map import to_json
@@ -195,6 +253,18 @@ def show_config(
         else:
             text = dump_config(load_config(config, overrides or ())).rstrip("\n")
     print(text)
+
+
+def _on_cluster(run: RunConfig, cluster: ClusterSource | None, jobs: RayJobs | None = None) -> RunConfig:
+    """The run on the pools that `--cluster` asks for; `jobs`: of that cluster, not of the one at RAY_ADDRESS."""
+    if cluster is None:
+        return run
+    from orchestrator.running_cluster import describe_pools, on_nodes, on_running_cluster
+
+    run = on_running_cluster(run) if jobs is None else on_nodes(run, jobs.nodes())
+    for line in describe_pools(run):
+        typer.echo(line, err=True)
+    return run
 
 
 def _draw_plan(run: RunConfig, console: Console) -> Layout:
