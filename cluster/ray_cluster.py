@@ -78,6 +78,7 @@ class RayCluster:
         self._nodes: list[_Granted] = []
         self._memory = MemorySampler()
         self._peak_bytes = 0
+        self._terminated = False
 
     def __enter__(self) -> Self:
         try:
@@ -90,6 +91,8 @@ class RayCluster:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         self.stop()
+        if self._terminated and type(error) is KeyboardInterrupt:
+            raise Terminated from error  # what Ray's own waits make of it
 
     def places(self, role: str) -> list[Place]:
         """Where the role's ranks go, by rank."""
@@ -146,7 +149,11 @@ class RayCluster:
             self._start_with_retries()
         if threading.current_thread() is threading.main_thread():
             # Ray's own handler ends the process with a C++ stack on the terminal.
-            signal.signal(signal.SIGTERM, _terminate)
+            signal.signal(signal.SIGTERM, self._terminate)
+
+    def _terminate(self, number: int, frame: object) -> None:
+        self._terminated = True
+        raise Terminated
 
     def _start_with_retries(self) -> None:
         for attempt in range(1, START_ATTEMPTS + 1):
@@ -234,10 +241,6 @@ def attached(address: str) -> Iterator[None]:
         yield
     finally:
         cluster.stop()
-
-
-def _terminate(number: int, frame: object) -> None:
-    raise Terminated
 
 
 def living_nodes(*, free: bool) -> list[Node]:

@@ -76,7 +76,7 @@ def reported(debug: bool) -> Iterator[Report]:
     except PlacementError as error:
         report.fail("the placement does not fit", error, CONFIG_WRONG, debug)
     except ClusterUnreachable as error:
-        report.fail("the cluster does not answer", error, CONFIG_WRONG, debug)
+        report.fail("no access to the cluster", error, CONFIG_WRONG, debug)
     except KeyboardInterrupt as error:
         ended = isinstance(error, Terminated)
         typer.secho("ended by SIGTERM" if ended else "stopped", fg=typer.colors.YELLOW, bold=True, err=True)

@@ -166,7 +166,7 @@ def test_nobody_answers(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cluster.jobs, "RayJobs", refuse)
     result = submit(home, "--address", "http://nowhere:8265")
     assert result.exit_code == 2
-    assert "error: the cluster does not answer\n  no Ray cluster answers at http://nowhere:8265" in result.stderr
+    assert "error: no access to the cluster\n  no Ray cluster answers at http://nowhere:8265" in result.stderr
 
 
 # Ctrl-C
