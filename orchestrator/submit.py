@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import typer
-from pydantic import BaseModel, SecretStr
+from pydantic import SecretStr
 
 from cluster.errors import ClusterError
 from cluster.job_follower import FAILED, STOPPED, Follower, JobState
@@ -70,10 +70,11 @@ def check_travels(config: RunConfig, overrides: Sequence[str]) -> None:
             f"with it; use an absolute path on storage that all nodes share, such as run_dir=/shared/{run_dir}"
         )
     check_lasting(run_dir, "run_dir")
-    hidden = {text for text in _secrets(config) if text}
+    sections = config.model_dump(by_alias=True)
     for override in overrides:
         data: dict[str, Any] = {}
         apply_override(data, override)
+        hidden = {text for section in data for text in _secrets(sections[section])}
         if any(text in hidden or text != without_credentials(text) for text in _texts(data)):
             raise ConfigError(
                 f"the override of {override.partition('=')[0]} holds a secret, and Ray's dashboard shows the command "
@@ -155,12 +156,9 @@ def _tell(text: str, color: str | None = None) -> None:
 
 
 def _secrets(value: Any) -> Iterator[str]:
-    """Every secret in a configuration, as text."""
+    """Every secret in a section of the configuration, as text."""
     if isinstance(value, SecretStr):
         yield value.get_secret_value()
-    elif isinstance(value, BaseModel):
-        for _, inner in value:
-            yield from _secrets(inner)
     elif isinstance(value, dict | list | tuple):
         for inner in value.values() if isinstance(value, dict) else value:
             yield from _secrets(inner)
