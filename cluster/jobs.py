@@ -125,8 +125,8 @@ class RayJobs:
             if isinstance(error, ClusterError):
                 raise
             raise ClusterUnreachable(
-                f"no Ray cluster answers at {self.address}: {error} Look whether it runs with its dashboard, and "
-                "whether its port 8265 is open from here"
+                f"no Ray cluster answers at {self.address}: {str(error).rstrip('.')}. Look whether it runs with its "
+                "dashboard, and whether that port is open from here"
             ) from error
 
 
