@@ -69,6 +69,8 @@ class PoolConfig(Section):
     """Memory of a node, GiB."""
     cpus_per_node: int = Field(default=64, ge=1, le=10_000)
     """Logical CPUs of a node."""
+    price_per_hour: float | None = Field(default=None, ge=0, le=1_000_000)
+    """Of one node, in any currency; null: `tetrarch plan` names no price."""
 
 
 class EnginesConfig(Section):
@@ -147,6 +149,42 @@ class OpenRlhfPlacement(Section):
 
 
 PlacementConfig = Annotated[LocalPlacement | GroupsPlacement | OpenRlhfPlacement, Field(discriminator="type")]
+
+
+class Correction(Section):
+    """Measured seconds over predicted ones, by phase."""
+
+    generate: float = Field(default=1.0, ge=0)
+    """Of generation."""
+    score: float = Field(default=1.0, ge=0)
+    """Of the scoring passes that generation does not hide."""
+    update: float = Field(default=1.0, ge=0)
+    """Of both updates."""
+    push: float = Field(default=1.0, ge=0)
+    """Of the weights' way to the engines."""
+
+
+class Efficiency(Section):
+    """How much of the published rates a step reaches: `orchestrator/efficiency.yaml`, where the sources are."""
+
+    compute: float = Field(gt=0, le=1)
+    """Share of the dense peak in scoring and training."""
+    memory: float = Field(gt=0, le=1)
+    """Share of the memory's bandwidth in decoding."""
+    wire: float = Field(gt=0, le=1)
+    """Share of the links' bandwidth in gathers and copies."""
+    token_overhead_s: float = Field(ge=0)
+    """Seconds of every decoding iteration beside the arithmetic."""
+    network_gb_s: float = Field(gt=0)
+    """Of a node, 10^9 bytes a second, one direction."""
+    thread_gb_s: float = Field(gt=0)
+    """Memory traffic of one CPU thread, 10^9 bytes a second."""
+    host_memory_gb_s: float = Field(gt=0)
+    """Memory traffic of a whole host, 10^9 bytes a second."""
+    response_share: float = Field(default=1.0, gt=0, le=1)
+    """Mean length of a response, as a share of `rollout.max_response_tokens`."""
+    correction: Correction = Correction()
+    """What `tetrarch plan --calibrate` fits."""
 
 
 class Deadlines(Section):

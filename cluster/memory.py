@@ -21,6 +21,12 @@ PREFETCHED_LAYERS = 2
 RUNTIME = 1.5 * GIB
 """Of each process on a GPU: CUDA context, library workspaces and NCCL's buffers. An assumption, not a formula."""
 
+PROCESS, ENGINE_PROCESS, SERVICES = 0.33 * GIB, 0.55 * GIB, 0.8 * GIB
+"""Without a GPU: libraries of a rank, of an engine; Ray and the driver. Measured with `configs/tiny.yaml` (proportional
+set sizes: what processes share is counted once)."""
+SLACK = 1.1
+"""Freed memory that the C library keeps, as a factor of what comes and goes. An assumption."""
+
 PHASES = ("generate", "score", "train actor", "train critic", "push")
 
 Account = dict[str, float]
@@ -66,11 +72,17 @@ class RoleSize:
     trained: bool
     offload_optimizer: bool = False
     offload_parameters: bool = False
+    sleep: bool = False
+    """Gradients and optimizer are on the card only while it trains."""
     checkpointing: bool = False
     tokens: int = 4096
     """Of one micro-batch: `micro_batch_tokens`, or the longest sample if that is longer."""
     scored_share: float = 0.5
     """Of the tokens: those of responses, for which there are logits."""
+    nodes: int = 1
+    """Over which the ranks are spread."""
+    threads: int = 1
+    """CPU threads of each rank."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +99,12 @@ class EngineSize:
     """0: always awake; 1: weights go to the host while others train; 2: they are dropped."""
     longest: int
     """Tokens of a sample."""
+    number: int = 1
+    """How many engines there are."""
+    kv_cache: float = 0.0
+    """Bytes of the KV cache where there is no GPU."""
+    max_sequences: int = 256
+    """Responses that one generates at once."""
 
     @property
     def weights(self) -> float:
@@ -100,13 +118,15 @@ class EngineSize:
         return 2 * self.model.layers * heads * self.model.head_width * self.number_bytes * self.longest
 
 
-def states(role: RoleSize) -> Account:
-    """Of each rank, on its GPU, all the time: weights, gradients, optimizer."""
+def states(role: RoleSize, *, training: bool = True) -> Account:
+    """Of each rank, on its GPU: weights, gradients, optimizer; of one that sleeps while it does not train, weights."""
     parameters, ranks = role.model.parameters, role.ranks
     shards = {1: (1, 1, ranks), 2: (1, ranks, ranks), 3: (ranks, ranks, ranks)}.get(role.stage, (1, 1, 1))
     if not role.trained and role.stage < 3:
         shards = (1, 1, 1)
     account: Account = {"weights": 0.0 if role.offload_parameters else parameters * role.number_bytes / shards[0]}
+    if role.sleep and not training:
+        return account
     if role.trained and not role.offload_optimizer:
         account["gradients (float32)"] = 4 * parameters / shards[1]
         account["optimizer (float32 weights and moments)"] = _optimizer_bytes(role) / shards[2]
@@ -120,7 +140,7 @@ def host_states(role: RoleSize) -> Account:
     account: Account = {}
     if role.offload_parameters:
         account["offloaded weights"] = role.model.parameters * role.number_bytes / role.ranks
-    if role.trained and role.offload_optimizer:
+    if role.trained and (role.offload_optimizer or role.sleep):
         account["offloaded gradients (float32)"] = 4 * role.model.parameters / role.ranks
         account["offloaded optimizer"] = _optimizer_bytes(role) / role.ranks
     return account
@@ -174,3 +194,15 @@ def engine(size: EngineSize, capacity: float, phase: str) -> Account:
 def engine_host(size: EngineSize) -> Account:
     """Of each of an engine's processes, on its host, while it sleeps."""
     return {"sleeping weights": size.weights} if size.sleep == 1 else {}
+
+
+def rank_without_gpu(role: RoleSize) -> Account:
+    """Of each rank, in its host's memory, at its worst. The weights' file stays mapped beside the weights."""
+    account = {"libraries": PROCESS, "weights' file": float(role.model.parameters * role.number_bytes), **states(role)}
+    account.pop("reduction bucket", None)  # never touched as a whole
+    return account | {item: SLACK * size for item, size in working(role, training=role.trained).items()}
+
+
+def engine_without_gpu(size: EngineSize) -> Account:
+    """Of each of an engine's processes, in its host's memory; new weights arrive beside the old ones."""
+    return {"libraries": ENGINE_PROCESS, "weights, old and new": 2 * size.weights, "KV cache": size.kv_cache}

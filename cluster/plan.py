@@ -126,12 +126,12 @@ def tensor_parallel_size(placement: PlacementConfig) -> int:
     return engines.tensor_parallel_size
 
 
-def share_gpus(placement: PlacementConfig) -> bool:
-    """Whether the engines live on the actor's GPUs."""
+def engines_neighbours(placement: PlacementConfig) -> tuple[str, ...]:
+    """The roles that share the engines' GPUs."""
     if isinstance(placement, LocalPlacement):
-        return False
+        return ()
     placement = as_groups(placement)
-    return group_of(placement, ENGINES) == group_of(placement, "actor")
+    return placement.groups[group_of(placement, ENGINES)].roles
 
 
 def _local(placement: LocalPlacement, needs: Sequence[RoleNeed]) -> Plan:

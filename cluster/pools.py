@@ -97,14 +97,15 @@ def _chosen(pool: PoolConfig, kinds: Sequence[NodeKind]) -> NodeKind | None:
 
 def _read(key: str, pool: PoolConfig, kind: NodeKind) -> PoolConfig:
     accelerator, gpu_memory_gib = _card(key, pool, kind)
-    return PoolConfig(
-        nodes=kind.nodes,
-        gpus_per_node=kind.gpus,
-        accelerator=accelerator,
-        gpu_memory_gib=gpu_memory_gib,
-        host_memory_gib=max(kind.memory_gib, 1),
-        cpus_per_node=max(kind.cpus, 1),
-    )
+    update = {
+        "nodes": kind.nodes,
+        "gpus_per_node": kind.gpus,
+        "accelerator": accelerator,
+        "gpu_memory_gib": gpu_memory_gib,
+        "host_memory_gib": float(max(kind.memory_gib, 1)),
+        "cpus_per_node": max(kind.cpus, 1),
+    }
+    return pool.model_copy(update=update)
 
 
 def _card(key: str, pool: PoolConfig, kind: NodeKind) -> tuple[str | None, float | None]:

@@ -5,7 +5,7 @@ Called by the loops (`orchestrator.ppo`, `evaluation`, `reward_training`). To ad
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,15 +14,15 @@ from typing import Any, TypeVar
 from transformers import PreTrainedTokenizerBase
 
 from cluster.calls import wait_all
-from cluster.plan import plan, share_gpus, tensor_parallel_size
+from cluster.plan import engines_neighbours, plan, tensor_parallel_size
 from cluster.ray_cluster import RayCluster
 from cluster.role_group import RoleGroup
 from orchestrator.config import RewardTrainingConfig, RunConfig
 from orchestrator.errors import ConfigError
 from orchestrator.groups import EvaluationRoles, Policy, Roles
-from orchestrator.needs import needs, scorers, training_scorers
+from orchestrator.needs import RoleNames, needs, scorers, training
 from roles.actor import Actor
-from roles.config import FrozenRole, FunctionReward, ModelReward, RemoteReward, RewardConfig, TrainedRole
+from roles.config import FrozenRole, FunctionReward, ModelReward, RemoteReward, TrainedRole
 from roles.conversion import resolve_model
 from roles.critic import Critic
 from roles.engine import EngineSetup
@@ -132,6 +132,7 @@ class Builder:
     def engines(self, models: Models) -> RoleGroup[RolloutEngine]:
         """The vLLM engines, with the weights in `models.actor`."""
         config, tokenizer = self._config, models.tokenizer
+        neighbours = engines_neighbours(config.placement)
         setup = RolloutSetup(
             model_path=str(models.actor),
             device=config.device,
@@ -141,7 +142,7 @@ class Builder:
             max_model_tokens=config.prompts.max_tokens + config.rollout.max_response_tokens,
             pad_token_id=tokenizer.pad_token_id,
             stop_token_ids=stop_token_ids(models.actor, tokenizer.eos_token_id),
-            backend="gloo" if config.device == "cpu" else "ipc" if share_gpus(config.placement) else "nccl",
+            backend="gloo" if config.device == "cpu" else "ipc" if "actor" in neighbours else "nccl",
             tensor_parallel_size=tensor_parallel_size(config.placement),
             trust_remote_code=config.actor.model.trust_remote_code,
         )
@@ -156,7 +157,7 @@ class Builder:
         config = self._config
         sleeps = config.rollout.engine.sleep > 0
         policy = Policy(self.engines(models), config.deadlines, sleeps=sleeps)
-        if sleeps or share_gpus(config.placement):
+        if sleeps or engines_neighbours(config.placement):
             policy.engines.ready(config.deadlines.start_s)
             policy.rest()
         return policy
@@ -211,8 +212,8 @@ class Builder:
 
 
 @contextmanager
-def builder(config: RunConfig, roles: Mapping[str, RewardConfig | None]) -> Iterator[Builder]:
-    """A cluster with room for `roles` (name → its scorer, where it is one); leaving it ends every process."""
+def builder(config: RunConfig, roles: RoleNames) -> Iterator[Builder]:
+    """A cluster with room for `roles`; leaving it ends every process."""
     with RayCluster(plan(config.placement, needs(config, roles)), deadline_s=config.deadlines.resources_s) as cluster:
         yield Builder(config, cluster)
 
@@ -220,7 +221,7 @@ def builder(config: RunConfig, roles: Mapping[str, RewardConfig | None]) -> Iter
 @contextmanager
 def training_roles(config: RunConfig, models: Models) -> Iterator[Roles]:
     """All roles of PPO, started side by side, weights connected."""
-    with builder(config, training_scorers(config)) as build:
+    with builder(config, training(config)) as build:
         policy = build.policy(models)
         actor, critic = build.actor(models), build.critic(models)
         roles = Roles(

@@ -14,21 +14,15 @@ import sys
 from contextlib import chdir
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
-from cluster.errors import PlacementError
 from orchestrator.config import RunConfig
 from orchestrator.errors import ConfigError
 from orchestrator.exits import RUN_FAILED, reported
 from orchestrator.loading import dump_config, load_config
-
-if TYPE_CHECKING:
-    from rich.console import Console
-
-    from cluster.jobs import RayJobs
-    from orchestrator.loads import Layout
+from orchestrator.shown_plan import check_plan, draw_plan, on_cluster, show_suggestions
 
 app = typer.Typer(
     name="tetrarch",
@@ -76,11 +70,12 @@ def train(
     Example: tetrarch train configs/smoke.yaml steps=20 actor.optimizer.learning_rate=1e-6
     """
     with reported(debug) as report:
-        run = report.loaded(_on_cluster(load_config(config, overrides or ()), cluster))
+        run = load_config(config, overrides or ())
+        run = report.loaded(on_cluster(run) if cluster else run)
         from orchestrator.checks import check_train
 
         if run.device == "cuda":
-            _check_plan(run, force)
+            check_plan(run, force)
         training, heldout = check_train(run, resume)
         report.read(training, heldout)
         from orchestrator.ppo import train as train_policy
@@ -119,9 +114,9 @@ def submit(
             from cluster.jobs import RayJobs, dashboard_address
 
             jobs = RayJobs(dashboard_address(address))
-            run = _on_cluster(run, cluster, jobs)
+            run = on_cluster(run, jobs) if cluster else run
             if run.device == "cuda":
-                _check_plan(run, force)
+                check_plan(run, force)
             check_room(run, jobs)
             flags = [flag for flag, said in (("--resume", resume), ("--force", force)) if said]
             flags += [f"--cluster={cluster}"] if cluster else []
@@ -169,21 +164,39 @@ def show_plan(
     overrides: Overrides = None,
     svg: Annotated[Path | None, typer.Option("--svg", metavar="FILE", help="Draw into FILE, too.")] = None,
     as_json: Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write the numbers to FILE.")] = None,
+    suggest: Annotated[
+        bool, typer.Option("--suggest", help="Search the fastest layouts of the same GPUs; the best one as YAML.")
+    ] = False,
+    calibrate: Annotated[
+        Path | None,
+        typer.Option("--calibrate", metavar="RUN", help="Fit the times to a run; writes RUN/efficiency.yaml."),
+    ] = None,
+    efficiency: Annotated[
+        Path | None, typer.Option("--efficiency", metavar="FILE", help="Times from such a file.")
+    ] = None,
     cluster: FromCluster = None,
     debug: Debug = False,
 ) -> None:
-    """Say which role sits on which GPU, what it holds there, and whether it fits. Exit code 1 if it does not.
+    """Say which role sits on which GPU, whether it fits, and what a step costs. Exit code 1 if it does not fit.
 
-    Example: tetrarch plan configs/llama3-70b-32xa800.yaml --svg plan.svg
+    Example: tetrarch plan configs/llama3-70b-32xa800.yaml --suggest
     """
     with reported(debug):
-        run = _on_cluster(load_config(config, overrides or ()), cluster)
+        run = load_config(config, overrides or ())
+        run = on_cluster(run) if cluster else run
         from rich.console import Console
 
+        from orchestrator.calibration import calibrated
+        from orchestrator.efficiency import load_efficiency
         from orchestrator.plan_map import to_json
 
+        if calibrate is not None and efficiency is not None:
+            raise ConfigError("--calibrate and --efficiency both say how fast things are; give one")
+        factors = calibrated(calibrate) if calibrate else load_efficiency(efficiency) if efficiency else None
         console = Console(record=svg is not None)
-        planned = _draw_plan(run, console)
+        planned = draw_plan(run, console, factors)
+        if suggest:
+            show_suggestions(run, planned, console, factors)
         if svg is not None:
             console.save_svg(str(svg), title=f"tetrarch plan {config}")
         if as_json is not None:
@@ -253,43 +266,6 @@ def show_config(
         else:
             text = dump_config(load_config(config, overrides or ())).rstrip("\n")
     print(text)
-
-
-def _on_cluster(run: RunConfig, cluster: ClusterSource | None, jobs: RayJobs | None = None) -> RunConfig:
-    """The run on the pools that `--cluster` asks for; `jobs`: of that cluster, not of the one at RAY_ADDRESS."""
-    if cluster is None:
-        return run
-    from orchestrator.running_cluster import describe_pools, on_nodes, on_running_cluster
-
-    run = on_running_cluster(run) if jobs is None else on_nodes(run, jobs.nodes())
-    for line in describe_pools(run):
-        typer.echo(line, err=True)
-    return run
-
-
-def _draw_plan(run: RunConfig, console: Console) -> Layout:
-    """The layout of a run, drawn; with the smallest change that would make it fit, if it does not."""
-    from orchestrator.plan_map import draw
-    from orchestrator.planning import layout, smallest_change
-
-    planned = layout(run)
-    console.print(draw(planned, smallest_change(run) if planned.shortages else None))
-    return planned
-
-
-def _check_plan(run: RunConfig, force: bool) -> None:
-    """Draw the layout; PlacementError if it does not fit, unless `force`."""
-    from rich.console import Console
-
-    from orchestrator.model_sizes import UnknownModel
-
-    try:
-        planned = _draw_plan(run, Console(stderr=True))
-    except UnknownModel as unknown:
-        typer.echo(f"no plan: {unknown}", err=True)
-        return
-    if planned.shortages and not force:
-        raise PlacementError("see the plan above; change the settings, or say --force")
 
 
 def json_schema() -> dict[str, object]:

@@ -12,6 +12,7 @@ from cluster.config import LocalPlacement
 from cluster.errors import PlacementError
 from cluster.groups import as_groups, group_of, problems, seats
 from cluster.plan import ranks_of
+from roles.config import TrainedRole
 
 if TYPE_CHECKING:
     from orchestrator.config import RunConfig
@@ -150,10 +151,17 @@ def _device_rules(config: RunConfig) -> Iterator[str]:
         if role == "reward" and config.reward.type != "model":
             continue
         zero = section.zero
-        for name in ("offload_optimizer", "offload_parameters"):
+        for name in ("offload_optimizer", "offload_parameters", "sleep"):
             if getattr(zero, name) and config.device == "cpu":
                 yield f"{role}.zero.{name}=true has nothing to offload from with device=cpu; set it to false"
         if zero.offload_parameters and zero.stage != 3:
             yield f"{role}.zero.offload_parameters=true needs {role}.zero.stage=3, not {zero.stage}; set one of the two"
+        if zero.sleep and not isinstance(section, TrainedRole):
+            yield f"{role}.zero.sleep=true, but the {role} has no optimizer; set it to false"
+        elif zero.sleep and (zero.stage != 3 or zero.offload_optimizer or zero.offload_parameters):
+            yield (
+                f"{role}.zero.sleep=true needs {role}.zero.stage=3 without offload_optimizer and offload_parameters "
+                "(what is on the host already need not go there); set one of them"
+            )
         if zero.offload_optimizer and zero.stage == 0:
             yield f"{role}.zero.offload_optimizer=true needs {role}.zero.stage 1, 2 or 3, not 0; set one of the two"

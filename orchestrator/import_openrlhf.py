@@ -51,6 +51,7 @@ RENAMED = {
 BOTH = {
     "zero_stage": "zero.stage",
     "adam_offload": "zero.offload_optimizer",
+    "deepspeed_enable_sleep": "zero.sleep",
     "gradient_checkpointing": "gradient_checkpointing",
     "max_norm": "optimizer.max_gradient_norm",
     "l2": "optimizer.weight_decay",

@@ -11,9 +11,15 @@ from dataclasses import dataclass
 from cluster.groups import ENGINES
 from cluster.memory import GIB, PHASES, EngineSize, ModelSize
 from cluster.plan import Plan, Slot
+from orchestrator.timeline import StepTime
 
 USABLE = 0.95
 """Of a card: the rest is lost between blocks. An assumption."""
+
+TIGHT = 0.85
+"""Share of a card from which its memory is worth a warning."""
+IDLE = 0.5
+"""Share of a step that cards may wait before it is worth a warning."""
 
 Held = dict[tuple[str, str], float]
 """(role, item) → bytes."""
@@ -75,6 +81,17 @@ class Layout:
     engines: EngineSize
     notes: tuple[str, ...]
     """What had to be assumed."""
+    step: StepTime
+    """Of one PPO step, in seconds."""
+    steps: int
+    """Of the run."""
+    price_per_hour: float | None
+    """Of all its nodes; None where a pool has no price."""
+
+    @property
+    def price_per_step(self) -> float | None:
+        """In the pools' currency."""
+        return None if self.price_per_hour is None else self.price_per_hour * self.step.total / 3600
 
     @property
     def shortages(self) -> list[str]:
@@ -109,10 +126,28 @@ class Layout:
                 lines.append(
                     (
                         held / host.capacity,
-                        f"host of node {host.node}: {_gib(held)} offloaded or asleep, but it has {_gib(host.capacity)}",
+                        f"host of node {host.node}: {_gib(held)}, but it has {_gib(host.capacity)}; most of it: "
+                        + _largest(host.held),
                     )
                 )
         return [line for _, line in sorted(lines, reverse=True)]
+
+    @property
+    def warnings(self) -> list[str]:
+        """What fits but is not good, one line each, worst first."""
+        found: dict[str, float] = {}
+        for kind in self.step.busy if self.gpus else ():
+            idle = self.step.idle(kind)
+            if idle > IDLE:
+                found[f"the cards of {' and '.join(kind)} wait {idle:.0%} of a step; let them share, see --suggest"] = (
+                    idle
+                )
+        for load in self.gpus:
+            share = load.peak / load.capacity
+            if load.fits and share > TIGHT:
+                line = f"the cards of {' and '.join(load.roles)} are {share:.0%} full in `{load.peak_phase}`"
+                found[f"{line}; a longer sample or a fragment more ends the run"] = share
+        return sorted(found, key=lambda line: -found[line])
 
 
 def _gib(size: float) -> str:

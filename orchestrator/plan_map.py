@@ -1,11 +1,13 @@
-"""A Layout as pictures: nodes × GPUs with who lives there, and the memory of each kind of GPU. For rich, SVG and JSON.
+"""A Layout as pictures: nodes × GPUs with who lives there, the memory of each kind of GPU, the seconds of a step.
 
-A Layout flows in, rich renderables or plain values flow out. Called by `orchestrator.cli`.
+A Layout flows in, rich renderables (for the terminal and SVG) or plain values (for JSON) flow out. Called by
+`orchestrator.cli`.
 """
 
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from itertools import groupby
 from typing import Any
 
@@ -13,25 +15,62 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from cluster.config import GroupsPlacement
 from cluster.memory import GIB, PHASES
-from orchestrator.loads import GpuLoad, Layout
+from orchestrator.loads import TIGHT, GpuLoad, Layout
+from orchestrator.suggest import Suggestion
 
-SHORT = {"rollout": "vLLM", "actor": "actor", "critic": "critic", "reference": "ref", "reward": "reward"}
+SHORT = {name: name for name in ("actor", "critic", "reward", "judge")} | {"rollout": "vLLM", "reference": "ref"}
 COLOURS = {"rollout": "cyan", "actor": "green", "critic": "yellow", "reference": "blue", "reward": "magenta"}
-TIGHT = 0.85
-"""Share of a card from which its memory is drawn yellow."""
 
 
 def draw(layout: Layout, mend: list[str] | None = None) -> RenderableType:
     """The map, then memory by kind of GPU, then what does not fit, and the overrides `mend` with which it would."""
     notes = [Text(f"note: {note}") for note in layout.notes]
     if not layout.gpus:
-        return Group(_processes(layout), *notes)
+        return Group(_processes(layout), _hosts(layout), *_time(layout), *notes, *_verdict(layout, mend))
     counts = Counter(slot.role for slot in layout.plan.slots)
     ranks = ", ".join(f"{count} {SHORT[role]}" for role, count in counts.items())
     nodes = "1 node" if layout.plan.nodes == 1 else f"{layout.plan.nodes} nodes"
     title = Text(f"{len(layout.gpus)} GPUs, {nodes}: {ranks}", style="bold")
-    return Group(title, _map(layout), Text(), _memory(layout), _hosts(layout), *notes, *_verdict(layout, mend))
+    pictures = (title, _map(layout), Text(), _memory(layout), _hosts(layout), Text(), *_time(layout))
+    return Group(*pictures, *notes, *_verdict(layout, mend))
+
+
+def draw_suggestions(found: Sequence[Suggestion], now: Layout) -> RenderableType:
+    """The best layouts side by side with the one in the file."""
+    if not found:
+        return Text("No layout of these GPUs fits: more or larger cards are needed.", style="red bold")
+    table = Table(title="The fastest layouts that fit", title_justify="left", pad_edge=False)
+    for column in ("s a step", "price", "who shares which GPUs", "settings"):
+        table.add_column(column, justify="right" if column in ("s a step", "price") else "left")
+    for one in found:
+        table.add_row(_seconds(one.layout.step.total), _money(one.layout.price_per_step), *_shape(one))
+    table.add_row(_seconds(now.step.total), _money(now.price_per_step), "as in the file", "", style="dim")
+    return table
+
+
+def _shape(suggestion: Suggestion) -> tuple[str, str]:
+    """Groups, and settings, on a few short lines each."""
+    config = suggestion.config
+    assert isinstance(config.placement, GroupsPlacement)
+    engine, actor = config.rollout.engine, config.actor
+    groups = [
+        "+".join([*(["vLLM"] if group.engines else []), *(SHORT[role] for role in group.roles)])
+        + f" {group.nodes}x{group.gpus_per_node}"
+        + (f" {group.pool}" if len(config.placement.pools) > 1 else "")
+        for group in config.placement.groups.values()
+    ]
+    zeros = {role: getattr(config, role).zero for role in ("actor", "critic")}
+    offloaded = [role for role, zero in zeros.items() if zero.offload_optimizer]
+    asleep = [*(["engines"] if engine.sleep else []), *(role for role, zero in zeros.items() if zero.sleep)]
+    settings = [
+        f"TP {suggestion.layout.engines.parallel}, {engine.gpu_memory_utilization:.0%} for vLLM",
+        f"{actor.micro_batch_tokens} tokens (actor)",
+        *([f"sleep: {', '.join(asleep)}"] if asleep else []),
+        *([f"offload: {', '.join(offloaded)}"] if offloaded else []),
+    ]
+    return "\n".join(groups), "\n".join(settings)
 
 
 def to_json(layout: Layout) -> dict[str, Any]:
@@ -39,12 +78,16 @@ def to_json(layout: Layout) -> dict[str, Any]:
     return {
         "fits": not layout.shortages,
         "shortages": layout.shortages,
+        "warnings": layout.warnings,
         "notes": list(layout.notes),
         "ranks": [
             {"role": s.role, "rank": s.rank, "node": s.node, "gpus": list(s.gpus), "share": s.share, "cpus": s.cpus}
             for s in layout.plan.slots
         ],
         "pools": list(layout.plan.pools),
+        "seconds": layout.step.phases,
+        "idle": {" + ".join(kind): layout.step.idle(kind) for kind in layout.step.busy},
+        "price_per_step": layout.price_per_step,
         "gpus": [
             {
                 "node": load.node,
@@ -127,25 +170,55 @@ def _memory(layout: Layout) -> Table:
 def _hosts(layout: Layout) -> Text:
     fullest = max(layout.hosts, key=lambda host: sum(host.held.values()))
     held = sum(fullest.held.values()) / GIB
-    return Text(f"fullest host: {held:.0f} of {fullest.capacity / GIB:.0f} GiB (offloaded and asleep)")
+    which = "fullest host" if len(layout.hosts) > 1 else "host memory"
+    return Text(f"{which}: {held:.0f} of {fullest.capacity / GIB:.0f} GiB")
+
+
+def _time(layout: Layout) -> list[RenderableType]:
+    """Seconds by phase; how long each kind of card waits; what it costs."""
+    step = layout.step
+    phases = ", ".join(f"{phase} {_seconds(seconds)}" for phase, seconds in step.phases.items())
+    lines = [
+        Text(f"seconds a step (responses of {step.response_tokens:.0f} tokens): {_seconds(step.total)}, of it {phases}")
+    ]
+    if layout.gpus:
+        idle = ", ".join(f"{'+'.join(map(SHORT.__getitem__, kind))} {step.idle(kind):.0%}" for kind in step.busy)
+        lines.append(Text(f"cards idle: {idle}"))
+    if layout.price_per_step is not None:
+        run = layout.price_per_step * layout.steps
+        lines.append(Text(f"price: {_money(layout.price_per_step)} a step, {_money(run)} for {layout.steps} steps"))
+    return list(lines)
+
+
+def _seconds(seconds: float) -> str:
+    return f"{seconds:.0f}" if seconds >= 10 else f"{seconds:.1f}"
+
+
+def _money(amount: float | None) -> str:
+    return "" if amount is None else f"{amount:,.2f}"
 
 
 def _verdict(layout: Layout, mend: list[str] | None) -> list[Text]:
+    warnings = [Text(f"warning: {line}", style="yellow") for line in layout.warnings]
     if not layout.shortages:
-        return [Text("It fits.", style="green bold")]
+        return [*warnings, Text("It fits.", style="green bold")]
     lines = [Text("It does not fit:", style="red bold"), *(Text(f"  {line}") for line in layout.shortages)]
     if mend is None:
-        return [*lines, Text("No change of settings makes it fit: give the roles that are short more GPUs.")]
+        where = "more GPUs" if layout.gpus else "a larger machine, or take smaller models"
+        return [*lines, Text(f"No change of settings makes it fit: give the roles that are short {where}.")]
     return [*lines, Text("The smallest change that makes it fit: " + " ".join(mend), style="bold")]
 
 
 def _processes(layout: Layout) -> Table:
     """Without GPUs: a row for each role."""
     table = Table(title="No GPUs: processes on this machine", title_justify="left", pad_edge=False)
-    for column in ("role", "ranks", "CPU threads of each", "parameters"):
+    for column in ("role", "ranks", "CPU threads of each", "parameters", "GiB of all"):
         table.add_column(column, justify="left" if column == "role" else "right")
+    held = layout.hosts[0].held
     for role in layout.plan.roles:
         slots = layout.plan.of(role)
-        size = layout.sizes["actor" if role == "rollout" else role]
-        table.add_row(SHORT[role], str(len(slots)), str(slots[0].threads), f"{size.parameters:,}")
+        size = layout.sizes.get("actor" if role == "rollout" else role)
+        memory = sum(amount for (owner, _), amount in held.items() if owner == role) / GIB
+        parameters = f"{size.parameters:,}" if size else ""
+        table.add_row(SHORT[role], str(len(slots)), str(slots[0].threads), parameters, f"{memory:.1f}")
     return table

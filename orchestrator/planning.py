@@ -1,7 +1,8 @@
-"""`tetrarch plan`: who sits on which GPU, and whether it fits, before anything is started.
+"""`tetrarch plan`: who sits on which GPU, whether it fits, how long a step takes, before anything is started.
 
-A RunConfig flows in; a Layout (the plan, and what every GPU and host holds in each phase) flows out. No GPU, no Ray, no
-weights. Called by `orchestrator.cli`; drawn by `orchestrator.plan_map`.
+A RunConfig flows in; a Layout (the plan, what every GPU and host holds in each phase, seconds and price of a step)
+flows out. No GPU, no Ray, no weights. Called by `orchestrator.cli` and `orchestrator.suggest`; drawn by
+`orchestrator.plan_map`.
 """
 
 from __future__ import annotations
@@ -11,32 +12,38 @@ from itertools import combinations
 from pathlib import Path
 from typing import Any
 
-from cluster.accelerators import ACCELERATORS
-from cluster.config import LocalPlacement, PoolConfig
+from cluster.config import Efficiency, LocalPlacement, PoolConfig
 from cluster.groups import ENGINES, as_groups
 from cluster.memory import (
     GIB,
     PHASES,
+    PROCESS,
     RUNTIME,
+    SERVICES,
     Account,
     EngineSize,
     ModelSize,
     RoleSize,
     engine,
     engine_host,
+    engine_without_gpu,
     host_states,
+    rank_without_gpu,
     states,
     working,
 )
-from cluster.plan import Plan, RoleNeed, Slot, plan, ranks_of, tensor_parallel_size
+from cluster.plan import Plan, Slot, plan, ranks_of, tensor_parallel_size
 from orchestrator.config import RunConfig
+from orchestrator.efficiency import load_efficiency
 from orchestrator.errors import ConfigError
 from orchestrator.loading import apply_override, validate
 from orchestrator.loads import GpuLoad, Held, HostLoad, Layout
 from orchestrator.model_sizes import UnknownModel, model_size
+from orchestrator.needs import needs, training
+from orchestrator.this_machine import as_pool
+from orchestrator.timeline import card_gib, step_time
 from roles.config import ModelConfig, ModelReward, TrainedRole
 
-DEFAULT_GPU_GIB = 80.0
 WORKING_IN = {
     "actor": ("score", "train actor"),
     "critic": ("score", "train critic"),
@@ -49,18 +56,25 @@ MOST_CHANGES = 3
 """As many overrides at once are tried to make a layout fit."""
 
 
-def layout(config: RunConfig) -> Layout:
-    """The layout of `tetrarch train`. PlacementError or ConfigError where there is none."""
-    on_gpu = config.device == "cuda"
-    made = plan(config.placement, [RoleNeed(role, gpu=on_gpu) for role in config.model_roles])
+def layout(config: RunConfig, efficiency: Efficiency | None = None) -> Layout:
+    """The layout of `tetrarch train`. PlacementError or ConfigError where there is none.
+
+    Args:
+        efficiency: what hardware reaches; None is `efficiency.yaml` beside this file.
+    """
+    made = plan(config.placement, needs(config, training(config)))
     sizes, notes = _model_sizes(config)
-    roles = {role: _role_size(config, role, sizes[role]) for role in config.model_roles if role != ENGINES}
+    roles = {role: _role_size(config, made.of(role), sizes[role]) for role in config.model_roles if role != ENGINES}
     engines = _engine_size(config, sizes["actor"])
     pools = _pools(config, made)
     cards = sorted({(slot.node, gpu) for slot in made.slots for gpu in slot.gpus})
     gpus = tuple(_gpu_load(made, node, gpu, pools[node], roles, engines) for node, gpu in cards)
     hosts = tuple(_host_load(made, node, pools[node], roles, engines) for node in range(made.nodes))
-    return Layout(made, gpus, hosts, sizes, engines, tuple(notes))
+    kinds = list(dict.fromkeys(load.roles for load in gpus))
+    step = step_time(config, made, pools, kinds, roles, engines, efficiency or load_efficiency())
+    prices = [pool.price_per_hour for pool in pools if pool.price_per_hour is not None]
+    price = sum(prices) if len(prices) == len(pools) else None
+    return Layout(made, gpus, hosts, sizes, engines, tuple(notes), step, config.steps, price)
 
 
 def smallest_change(config: RunConfig) -> list[str] | None:
@@ -76,6 +90,8 @@ def smallest_change(config: RunConfig) -> list[str] | None:
         "critic.gradient_checkpointing=true",
         f"actor.micro_batch_tokens={few}",
         f"critic.micro_batch_tokens={few}",
+        "actor.zero.sleep=true",
+        "critic.zero.sleep=true",
         "actor.zero.offload_optimizer=true",
         "critic.zero.offload_optimizer=true",
         *(f"rollout.engine.gpu_memory_utilization={share}" for share in (0.4, 0.5, 0.6, 0.8)),
@@ -99,7 +115,7 @@ def _gpu_load(
 ) -> GpuLoad:
     here = [slot for slot in made.slots if slot.node == node and gpu in slot.gpus]
     side_by_side = {"actor", "critic"} <= {slot.role for slot in here}
-    capacity = _card_gib(pool) * GIB
+    capacity = card_gib(pool) * GIB
     phases: dict[str, Held] = {phase: {} for phase in PHASES}
     for slot in here:
         for phase, held in phases.items():
@@ -114,9 +130,9 @@ def _gpu_load(
 
 def _of_role(role: RoleSize, phase: str, side_by_side: bool) -> Account:
     """`side_by_side`: actor and critic share the card, and their updates run at the same time."""
-    account = {**states(role), "runtime": RUNTIME}
-    training = phase.startswith("train")
-    if phase in WORKING_IN[role.role] or (training and role.trained and side_by_side):
+    training = role.trained and (phase == f"train {role.role}" or (side_by_side and phase.startswith("train")))
+    account = {**states(role, training=training), "runtime": RUNTIME}
+    if phase in WORKING_IN[role.role] or training:
         account |= working(role, training=training)
     elif phase == "push" and role.role == "actor" and role.ranks > 1:
         account["gathered layers"] = role.number_bytes * (role.model.layer + role.model.embedding)
@@ -127,29 +143,33 @@ def _host_load(made: Plan, node: int, pool: PoolConfig, roles: dict[str, RoleSiz
     held: Held = {}
     for slot in made.slots:
         if slot.node == node:
-            account = engine_host(engines) if slot.role == ENGINES else host_states(roles[slot.role])
+            account = _on_host(slot, roles, engines)
             for item, size in account.items():
                 key = (slot.role, item)
                 held[key] = held.get(key, 0.0) + size * _processes(slot)
+    if not made.demand(node).gpus:
+        held["this run", "Ray and the driver"] = SERVICES
     return HostLoad(node, pool.host_memory_gib * GIB, held)
 
 
+def _on_host(slot: Slot, roles: dict[str, RoleSize], engines: EngineSize) -> Account:
+    if slot.role == ENGINES:
+        return engine_host(engines) if slot.gpus else engine_without_gpu(engines)
+    if slot.role not in roles:
+        return {"libraries": PROCESS}
+    return host_states(roles[slot.role]) if slot.gpus else rank_without_gpu(roles[slot.role])
+
+
 def _processes(slot: Slot) -> int:
-    return len(slot.gpus) if slot.role == ENGINES else 1
+    return slot.cpus // slot.threads if slot.role == ENGINES else 1
 
 
 def _pools(config: RunConfig, made: Plan) -> list[PoolConfig]:
     """Of each planned node."""
     if isinstance(config.placement, LocalPlacement):
-        return [PoolConfig(nodes=1, gpus_per_node=int(made.demand(0).gpus))]
+        return [as_pool(int(made.demand(0).gpus))]
     placement = as_groups(config.placement)
     return [placement.pools[name] for name in made.pools]
-
-
-def _card_gib(pool: PoolConfig) -> float:
-    if pool.gpu_memory_gib is not None:
-        return pool.gpu_memory_gib
-    return ACCELERATORS[pool.accelerator].memory_gib if pool.accelerator else DEFAULT_GPU_GIB
 
 
 def _model_sizes(config: RunConfig) -> tuple[dict[str, ModelSize], list[str]]:
@@ -174,22 +194,26 @@ def _model_sizes(config: RunConfig) -> tuple[dict[str, ModelSize], list[str]]:
     return sizes, notes
 
 
-def _role_size(config: RunConfig, role: str, model: ModelSize) -> RoleSize:
+def _role_size(config: RunConfig, slots: list[Slot], model: ModelSize) -> RoleSize:
+    role = slots[0].role
     section: Any = getattr(config, role)
     longest = config.prompts.max_tokens + config.rollout.max_response_tokens
     trained = isinstance(section, TrainedRole)
     return RoleSize(
         role=role,
         model=model,
-        ranks=ranks_of(config.placement, role),
+        ranks=len(slots),
         number_bytes=2 if config.dtype == "bfloat16" else 4,
         stage=section.zero.stage,
         trained=trained,
         offload_optimizer=section.zero.offload_optimizer,
         offload_parameters=section.zero.offload_parameters,
+        sleep=section.zero.sleep,
         checkpointing=trained and section.gradient_checkpointing,
         tokens=max(section.micro_batch_tokens, longest),
         scored_share=config.rollout.max_response_tokens / longest,
+        nodes=len({slot.node for slot in slots}),
+        threads=slots[0].threads,
     )
 
 
@@ -202,4 +226,7 @@ def _engine_size(config: RunConfig, model: ModelSize) -> EngineSize:
         utilization=engine_config.gpu_memory_utilization,
         sleep=engine_config.sleep,
         longest=config.prompts.max_tokens + config.rollout.max_response_tokens,
+        number=ranks_of(config.placement, ENGINES),
+        max_sequences=engine_config.max_sequences,
+        kv_cache=engine_config.kv_cache_gib * GIB,
     )

@@ -1,7 +1,7 @@
 """`--cluster auto`: a configuration on the cluster that runs.
 
 A RunConfig and the cluster's nodes flow in; the RunConfig with the pools as they are flows out. Called by
-`orchestrator.cli`.
+`orchestrator.shown_plan`.
 """
 
 from __future__ import annotations

@@ -26,7 +26,7 @@ from orchestrator.config import RunConfig
 from orchestrator.errors import ConfigError
 from orchestrator.exits import INTERRUPTED
 from orchestrator.loading import apply_override
-from orchestrator.needs import needs, training_scorers
+from orchestrator.needs import needs, training
 from roles.redaction import without_credentials
 
 STOP_DEADLINE_S = 2.0 * STOP_S
@@ -84,7 +84,7 @@ def check_travels(config: RunConfig, overrides: Sequence[str]) -> None:
 
 def check_room(config: RunConfig, jobs: RayJobs) -> None:
     """PlacementError, naming the shortage, if the cluster's nodes can never hold the run."""
-    check_capacity(plan(config.placement, needs(config, training_scorers(config))), jobs.nodes())
+    check_capacity(plan(config.placement, needs(config, training(config))), jobs.nodes())
 
 
 def run_job(jobs: RayJobs, config: RunConfig, submission: Submission) -> int:

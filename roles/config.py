@@ -66,6 +66,9 @@ class ZeroConfig(Section):
     """3 shards parameters, gradients and optimizer state over the group's ranks."""
     offload_optimizer: bool = False
     """Keep the optimizer state in host memory (GPUs only)."""
+    sleep: bool = False
+    """Of a trained role: between its updates, gradients and optimizer state move to pinned host memory, so that others
+    have the card (GPUs only, stage 3)."""
     offload_parameters: bool = False
     """Keep the parameter shards in host memory (GPUs only, stage 3)."""
 

@@ -11,8 +11,8 @@ import logging
 import math
 import os
 import warnings
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -112,11 +112,13 @@ class Engine:
             _gather_by_layer(module)
         self._deepspeed, *_ = deepspeed.initialize(
             model=module,
-            optimizer=make_optimizer(config, module, offload=setup.zero.offload_optimizer) if config else None,
+            optimizer=make_optimizer(config, module, setup.zero) if config else None,
             lr_scheduler=make_scheduler(config.schedule, setup.optimizer_steps) if config else None,
             config=settings,
         )
         self._deepspeed.eval()
+        with self._awake():
+            pass
 
     def __call__(self, **inputs: Any) -> Any:
         """The module's forward pass. A collective: every rank must run as many."""
@@ -141,14 +143,15 @@ class Engine:
         everyone = self._every_rank(torch.tensor(own, dtype=torch.float64).reshape(-1, 2))
         self.module.train(self.setup.gradient_checkpointing)
         facts = []
-        for step, mine in enumerate(work):
-            # DeepSpeed averages over ranks; the sum is wanted.
-            scale = self.world_size / max(float(everyone[:, step, 1].sum()), 1.0)
-            bins = micro_batches(mine.lengths, tokens, at_least=max(int(everyone[:, step, 0].max()), 1))
-            for number, items in enumerate(bins, start=1):
-                self._deepspeed.set_gradient_accumulation_boundary(number == len(bins))
-                self._deepspeed.backward(loss(step, items) * scale)
-            facts.append(self._step())
+        with self._awake():
+            for step, mine in enumerate(work):
+                # DeepSpeed averages over ranks; the sum is wanted.
+                scale = self.world_size / max(float(everyone[:, step, 1].sum()), 1.0)
+                bins = micro_batches(mine.lengths, tokens, at_least=max(int(everyone[:, step, 0].max()), 1))
+                for number, items in enumerate(bins, start=1):
+                    self._deepspeed.set_gradient_accumulation_boundary(number == len(bins))
+                    self._deepspeed.backward(loss(step, items) * scale)
+                facts.append(self._step())
         self.module.eval()
         return facts
 
@@ -158,11 +161,13 @@ class Engine:
 
     def save_state(self, folder: str | Path) -> None:
         """Weights in full precision, optimizer and schedule, for `load_state` on as many ranks."""
-        self._deepspeed.save_checkpoint(str(folder), tag=STATE)
+        with self._awake():
+            self._deepspeed.save_checkpoint(str(folder), tag=STATE)
 
     def load_state(self, folder: str | Path) -> None:
         """Continue exactly where `save_state` was called."""
-        path, _ = self._deepspeed.load_checkpoint(str(folder), tag=STATE)
+        with self._awake():
+            path, _ = self._deepspeed.load_checkpoint(str(folder), tag=STATE)
         if path is None:
             raise RoleError(f"{folder} holds no saved state of {self.world_size} ranks; resume from a whole checkpoint")
 
@@ -189,6 +194,20 @@ class Engine:
         answer = [digest.hexdigest()]
         torch.distributed.broadcast_object_list(answer, src=0, device=self.device)
         return answer[0]
+
+    @contextmanager
+    def _awake(self) -> Iterator[None]:
+        """Gradients and optimizer state are on the card inside, and on the host afterwards, where they sleep at all."""
+        if not self.setup.zero.sleep:
+            yield
+            return
+        from deepspeed.runtime.zero.offload_config import OffloadStateTypeEnum as State
+
+        self._deepspeed.reload_states()
+        yield
+        self._deepspeed.offload_states(
+            include=[State.optim_states, State.hp_params, State.lp_grads, State.contiguous_grad_buffer]
+        )
 
     def _full_parameters(self, module: nn.Module) -> Any:
         groups = layers([name for name, _ in parameter_shapes(module)])

@@ -10,13 +10,13 @@ import torch
 from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
 
-from roles.config import OptimizerConfig, ScheduleConfig
+from roles.config import OptimizerConfig, ScheduleConfig, ZeroConfig
 
 
-def make_optimizer(config: OptimizerConfig, module: nn.Module, *, offload: bool = False) -> Any:
+def make_optimizer(config: OptimizerConfig, module: nn.Module, zero: ZeroConfig | None = None) -> Any:
     """AdamW over `module`'s parameters (sharded by ZeRO-3 or not); weight decay on matrices only.
 
-    `offload`: DeepSpeed's, which steps in host memory and is compiled at its first use.
+    Where `zero` offloads it or lets it sleep, it is DeepSpeed's own: it is compiled at its first use.
     """
     matrices: list[Any] = []
     vectors: list[Any] = []
@@ -32,10 +32,14 @@ def make_optimizer(config: OptimizerConfig, module: nn.Module, *, offload: bool 
         "eps": config.epsilon,
         "weight_decay": config.weight_decay,
     }
-    if offload:
+    if zero and zero.offload_optimizer:
         from deepspeed.ops.adam import DeepSpeedCPUAdam
 
         return DeepSpeedCPUAdam(groups, adamw_mode=True, **options)
+    if zero and zero.sleep:
+        from deepspeed.ops.adam import FusedAdam  # the only one whose state DeepSpeed moves
+
+        return FusedAdam(groups, adam_w_mode=True, **options)
     return torch.optim.AdamW(groups, fused=True, **options)
 
 

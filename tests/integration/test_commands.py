@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import statistics
 import subprocess
 import sys
 from pathlib import Path
@@ -66,6 +67,19 @@ def test_a_run_leaves_what_the_readme_promises(tiny: Path) -> None:
         assert (tiny / name).is_file(), name
     assert list(tiny.glob("tensorboard/events.*"))
     assert [path.name for path in sorted(tiny.glob("checkpoints/*"))] == ["step-000004", "step-000006"]
+
+
+def test_the_plan_foresaw_the_memory_and_can_be_fitted_to_the_seconds(home: Path, tiny: Path) -> None:
+    plan = [".venv/bin/tetrarch", "plan", "configs/tiny.yaml"]
+    shown = start([*plan, "--calibrate", "runs/tiny", "--json", "plan.json"], home)
+    assert "It fits." in shown
+    planned, steps = json.loads((home / "plan.json").read_text()), metrics(tiny)
+    held = sum(sum(host["held"].values()) for host in planned["hosts"])
+    assert steps[-1]["memory/host_peak_gib"] == pytest.approx(held, rel=0.2)
+    for phase in ("generate", "update", "push"):
+        measured = statistics.median(step[f"time/{phase}_s"] for step in steps[1:])
+        assert planned["seconds"][phase] == pytest.approx(measured, rel=0.01)
+    start([*plan, "ppo.epochs=4", "--efficiency", "runs/tiny/efficiency.yaml"], home)
 
 
 def test_evaluate_opens_the_trained_actor_in_vllm(home: Path, tiny: Path) -> None:

@@ -16,9 +16,9 @@ from cluster.plan import (
     Plan,
     RoleNeed,
     check_capacity,
+    engines_neighbours,
     plan,
     ranks_of,
-    share_gpus,
     tensor_parallel_size,
 )
 
@@ -91,8 +91,8 @@ def test_the_seventy_b_layout_of_openrlhf() -> None:
     assert sorted(node for home in homes for node in home) == list(range(8))
     assert (ranks_of(placement(SEVENTY_B), "reward"), ranks_of(placement(SEVENTY_B), "rollout")) == (8, 2)
     assert tensor_parallel_size(placement(SEVENTY_B)) == 4
-    assert share_gpus(placement(SEVENTY_B))
-    assert not share_gpus(placement({**SEVENTY_B, "vllm_num_engines": 6}))
+    assert engines_neighbours(placement(SEVENTY_B)) == ("actor",)
+    assert engines_neighbours(placement({**SEVENTY_B, "vllm_num_engines": 6})) == ()
 
 
 def test_all_on_the_same_cards() -> None:

@@ -45,6 +45,14 @@ def test_full_adam_for_70b_does_not_fit_on_eight_cards() -> None:
     assert sum(states(replace(ACTOR, offload_optimizer=True)).values()) < 20e9
 
 
+def test_what_sleeps_is_on_the_host_between_updates_and_on_the_card_in_them() -> None:
+    asleep = replace(ACTOR, sleep=True)
+    assert states(asleep) == states(ACTOR)
+    assert states(asleep, training=False) == {"weights": states(ACTOR)["weights"]}
+    moved = sum(states(ACTOR).values()) - states(ACTOR)["weights"] - states(ACTOR)["reduction bucket"]
+    assert sum(host_states(asleep).values()) == pytest.approx(moved)
+
+
 def test_frozen_and_unsharded() -> None:
     frozen = RoleSize("reference", SMALL, ranks=4, number_bytes=2, stage=3, trained=False)
     assert states(frozen) == {"weights": 500_000.0}

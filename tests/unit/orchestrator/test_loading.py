@@ -221,6 +221,10 @@ def test_several_mistakes_are_one_line_each(file: Path) -> None:
         (["device=cuda", "rollout.engine.sleep=2", "ppo.critic_warmup_steps=1"], ["sleep=2", "use sleep: 1"]),
         (["rollout.engine.block_size=16"], ["rollout.engine.block_size=16", "multiple of 32", "use 32"]),
         (["actor.zero.offload_optimizer=true"], ["actor.zero.offload_optimizer=true", "device=cpu"]),
+        (["critic.zero.sleep=true"], ["critic.zero.sleep=true", "device=cpu"]),
+        (["device=cuda", "reference.zero.sleep=true"], ["reference.zero.sleep=true", "no optimizer"]),
+        (["device=cuda", "actor.zero={stage: 2, sleep: true}"], ["actor.zero.sleep=true", "stage=3"]),
+        (["device=cuda", "actor.zero={sleep: true, offload_optimizer: true}"], ["actor.zero.sleep=true", "set one"]),
         (
             ["device=cuda", "reward.zero={stage: 2, offload_parameters: true}"],
             ["reward.zero.offload_parameters=true", "stage=3, not 2"],

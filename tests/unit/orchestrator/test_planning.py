@@ -8,9 +8,10 @@ from pathlib import Path
 
 import pytest
 from rich.console import Console
+from transformers import LlamaConfig
 from typer.testing import CliRunner
 
-from cluster.memory import GIB, PHASES
+from cluster.memory import GIB, PHASES, REDUCE_BUCKET
 from orchestrator import cli
 from orchestrator.loading import load_config
 from orchestrator.loads import Layout
@@ -55,6 +56,27 @@ def test_without_gpus_the_processes_are_listed(name: str, tmp_path: Path, monkey
     assert "No GPUs" in shown and "vLLM" in shown
 
 
+def test_the_smoke_runs_host_memory_is_foreseen(tmp_path: Path) -> None:
+    """13.8 GiB were measured with these sizes (README)."""
+    for name, layers in (("policy", 30), ("reward", 3)):
+        sizes = {"hidden_size": 576, "intermediate_size": 1536, "num_hidden_layers": layers, "vocab_size": 49152}
+        heads = {"num_attention_heads": 9, "num_key_value_heads": 3, "tie_word_embeddings": True}
+        LlamaConfig(**sizes, **heads).save_pretrained(tmp_path / name)
+    models = [f"actor.model={{path: {tmp_path / 'policy'}}}", f"reward.model={{path: {tmp_path / 'reward'}}}"]
+    planned = layout(load_config(ROOT / "configs/smoke.yaml", models))
+    assert sum(planned.hosts[0].held.values()) == pytest.approx(13.8 * GIB, rel=0.2)
+    assert planned.shortages == []
+
+
+def test_a_machine_that_is_too_small_is_told(tmp_path: Path) -> None:
+    model = "meta-llama/Meta-Llama-3-70B"
+    change = [f"{role}.model={{path: {model}}}" for role in ("actor", "reward", "critic")]
+    config = load_config(ROOT / "configs/tiny.yaml", change)
+    (shortage,) = layout(config).shortages
+    assert shortage.startswith("host of node 0:") and "actor's optimizer" in shortage
+    assert "give the roles that are short a larger machine" in " ".join(text_of(layout(config)).split())
+
+
 def test_the_known_seventy_b_layout() -> None:
     shown = text_of(layout(load_config(SEVENTY_B)))
     assert "32 GPUs, 8 nodes: 2 vLLM, 8 actor, 8 critic, 8 ref, 8" in shown
@@ -69,6 +91,17 @@ def test_full_adam_for_seventy_b_does_not_fit_and_the_mend_is_named() -> None:
     assert first.startswith("GPUs of rollout and actor:") and "actor's optimizer" in first
     assert second.startswith("GPUs of critic:")
     assert smallest_change(config) == ["actor.zero.offload_optimizer=true", "critic.zero.offload_optimizer=true"]
+
+
+def test_an_optimizer_that_sleeps_makes_room_for_generation() -> None:
+    path = ROOT / "configs/llama3-8b-1x8.yaml"
+    awake, asleep = (layout(load_config(path, change)) for change in ([], ["actor.zero.sleep=true"]))
+    moved = 8.03e9 * (4 + 12) / 8
+    for phase in ("generate", "score", "push"):
+        saved = sum(awake.gpus[0].phases[phase].values()) - sum(asleep.gpus[0].phases[phase].values())
+        assert saved == pytest.approx(moved + 2 * REDUCE_BUCKET, rel=0.01)
+    for phase in ("train actor", "train critic"):  # both updates run side by side here
+        assert asleep.gpus[0].phases[phase] == awake.gpus[0].phases[phase]
 
 
 def test_engines_that_stay_awake_are_counted_while_others_train() -> None:

@@ -1,11 +1,16 @@
-"""DeepSpeed's settings."""
+"""DeepSpeed's settings, and the order in which it is asked to move its states."""
 
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
 
 from roles.config import OptimizerConfig, ZeroConfig
-from roles.engine import EngineSetup, deepspeed_config
+from roles.engine import Engine, EngineSetup, Work, deepspeed_config
 
 SETUP = EngineSetup(
     model_path="none",
@@ -36,3 +41,63 @@ def test_settings_follow_the_configuration() -> None:
     assert settings["zero_optimization"]["offload_optimizer"]["device"] == "cpu"
     assert settings["zero_optimization"]["offload_param"]["device"] == "cpu"
     assert settings["train_batch_size"] == 4
+
+
+class Recorder:
+    """Stands for DeepSpeed's engine (moving states needs a GPU) and writes down what is asked of it."""
+
+    basic_optimizer, optimizer = "plain", "wrapped"
+
+    def __init__(self) -> None:
+        self.log: list[str] = []
+
+    def __getattr__(self, name: str) -> Any:
+        def record(*arguments: Any, **options: Any) -> Any:
+            include = [state.value for state in options.get("include", [])]
+            self.log.append(" ".join([name, *include]))
+            return {"get_lr": [1e-3], "get_global_grad_norm": 1.0, "load_checkpoint": ("here", None)}.get(name)
+
+        return record
+
+
+MOVED = "offload_states optim_states hp_params lp_grads contiguous_grad_buffer"
+
+
+def engine_on(recorder: Recorder, zero: ZeroConfig) -> Engine:
+    engine = object.__new__(Engine)
+    engine.setup, engine.world_size, engine.module = replace(SETUP, zero=zero), 1, torch.nn.Identity()
+    engine._deepspeed = recorder
+    return engine
+
+
+def test_states_that_sleep_are_on_the_card_for_the_whole_update_and_no_longer() -> None:
+    recorder = Recorder()
+    work = [Work(lengths=[3, 2], denominator=2.0)] * 2
+    engine_on(recorder, ZeroConfig(sleep=True)).train(work, lambda step, items: torch.tensor(0.0))
+    moves = [line for line in recorder.log if "states" in line or line in ("backward", "step")]
+    assert moves == ["reload_states", "backward", "step", "backward", "step", MOVED]
+
+
+def test_states_that_sleep_wake_for_a_checkpoint(tmp_path: Path) -> None:
+    recorder = Recorder()
+    engine = engine_on(recorder, ZeroConfig(sleep=True))
+    engine.save_state(tmp_path)
+    engine.load_state(tmp_path)
+    assert recorder.log == ["reload_states", "save_checkpoint", MOVED, "reload_states", "load_checkpoint", MOVED]
+
+
+def test_states_that_do_not_sleep_stay_where_they_are(tmp_path: Path) -> None:
+    recorder = Recorder()
+    engine_on(recorder, ZeroConfig()).save_state(tmp_path)
+    assert recorder.log == ["save_checkpoint"]
+
+
+def test_a_failed_update_is_not_followed_by_a_move() -> None:
+    recorder = Recorder()
+
+    def fails(step: int, items: list[int]) -> torch.Tensor:
+        raise RuntimeError("the loss")
+
+    with pytest.raises(RuntimeError, match="the loss"):
+        engine_on(recorder, ZeroConfig(sleep=True)).train([Work(lengths=[3], denominator=1.0)], fails)
+    assert MOVED not in recorder.log

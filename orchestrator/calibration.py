@@ -1,0 +1,56 @@
+"""`tetrarch plan --calibrate`: how much of the published rates a run of the user's reached.
+
+A run's metrics flow in, an Efficiency (and a file of it) flows out. Called by `orchestrator.cli`.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import yaml
+
+from cluster.config import Efficiency
+from orchestrator.efficiency import load_efficiency
+from orchestrator.errors import ConfigError
+from orchestrator.loading import load_config
+from orchestrator.planning import layout
+
+FITTED = "efficiency.yaml"
+"""In the `run_dir` of a measured run."""
+WARM_UP = 1
+"""Steps at the start of a run that are not measured, if there are more."""
+
+
+def calibrated(run_dir: Path) -> Efficiency:
+    """The shipped factors, corrected so that the prediction for the run in `run_dir` is what was measured there.
+
+    Medians over its steps; written to `run_dir/efficiency.yaml`. ConfigError if the run has no steps.
+    """
+    config = load_config(run_dir / "config.yaml")
+    steps = _measured(run_dir)
+    share = min(median(step["response/length_mean"] for step in steps) / config.rollout.max_response_tokens, 1.0)
+    plain = load_efficiency().model_copy(update={"response_share": round(share, 4)})
+    predicted = layout(config, plain).step.phases
+    measured = {phase: median(step[f"time/{phase}_s"] for step in steps) for phase in predicted}
+    ratios = {phase: float(f"{measured[phase] / of:.4g}") if of else 1.0 for phase, of in predicted.items()}
+    data = {**plain.model_dump(), "correction": ratios}
+    header = f"# Fitted to {len(steps)} steps of {run_dir.name} by `tetrarch plan --calibrate`.\n"
+    (run_dir / FITTED).write_text(header + yaml.safe_dump(data, sort_keys=False), encoding="utf-8")
+    return Efficiency.model_validate(data)
+
+
+def _measured(run_dir: Path) -> list[dict[str, Any]]:
+    path = run_dir / "metrics.jsonl"
+    try:
+        steps = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    except (OSError, ValueError) as error:
+        raise ConfigError(
+            f"--calibrate {run_dir}: {path} cannot be read: {error}; name the run_dir of a run"
+        ) from error
+    whole = [step for step in steps if "lr/actor" in step]
+    if not whole:
+        raise ConfigError(f"--calibrate {run_dir}: it has no step in which the actor was trained; name another run")
+    return whole[WARM_UP:] or whole

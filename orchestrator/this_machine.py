@@ -1,0 +1,41 @@
+"""What the machine that plans can do itself: for runs without a GPU. Called by `orchestrator.planning`."""
+
+from __future__ import annotations
+
+import time
+from functools import cache
+
+import psutil
+import torch
+
+from cluster.config import PoolConfig
+from cluster.memory import GIB
+
+WIDTH = 768
+ROUNDS = 5
+
+
+def as_pool(gpus: int) -> PoolConfig:
+    """One node, with so many cards."""
+    return PoolConfig(nodes=1, gpus_per_node=gpus, host_memory_gib=psutil.virtual_memory().total / GIB)
+
+
+def operations_per_s(dtype: str) -> float:
+    """Of all cores together, in matrix products: measured on one, in a moment."""
+    return _core(getattr(torch, dtype)) * (psutil.cpu_count(logical=False) or 1)
+
+
+@cache
+def _core(dtype: torch.dtype) -> float:
+    matrix, threads = torch.ones(WIDTH, WIDTH, dtype=dtype), torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        torch.mm(matrix, matrix)
+        seconds = []
+        for _ in range(ROUNDS):
+            began = time.perf_counter()
+            torch.mm(matrix, matrix)
+            seconds.append(time.perf_counter() - began)
+    finally:
+        torch.set_num_threads(threads)
+    return 2 * WIDTH**3 / min(seconds)

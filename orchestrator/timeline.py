@@ -1,0 +1,164 @@
+"""How long a PPO step takes, on paper: each role's seconds, and which of them overlap.
+
+A RunConfig and its plan flow in, a StepTime flows out. Called by `orchestrator.planning`; the order is that of
+`orchestrator.ppo.train_step`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+
+from cluster.accelerators import ACCELERATORS, UNKNOWN
+from cluster.config import Efficiency, PoolConfig
+from cluster.groups import ENGINES
+from cluster.memory import GIB, EngineSize, RoleSize
+from cluster.plan import Plan
+from cluster.roofline import (
+    Rates,
+    Workload,
+    card_rates,
+    cpu_rates,
+    generate_s,
+    push_s,
+    score_s,
+    update_s,
+)
+from orchestrator.config import RunConfig
+from orchestrator.this_machine import operations_per_s
+
+Kind = tuple[str, ...]
+"""The roles that live on one card."""
+
+
+@dataclass(frozen=True, slots=True)
+class RoleSeconds:
+    """How long each role works in a step, if nobody is in its way."""
+
+    generate: float
+    score: dict[str, float]
+    """Role → seconds."""
+    update: dict[str, float]
+    """Role → seconds."""
+    push: float
+
+
+@dataclass(frozen=True, slots=True)
+class StepTime:
+    """One PPO step."""
+
+    phases: dict[str, float]
+    """generate, score (what generation does not hide), update, push → seconds."""
+    busy: dict[Kind, float]
+    """Cards of these roles → seconds in which they work."""
+    response_tokens: float
+    """Mean length of a response."""
+
+    @property
+    def total(self) -> float:
+        """Seconds."""
+        return sum(self.phases.values())
+
+    def idle(self, kind: Kind) -> float:
+        """Share of a step in which the cards of these roles wait for others."""
+        return 1 - min(self.busy[kind] / self.total, 1)
+
+
+def step_time(
+    config: RunConfig,
+    made: Plan,
+    pools: Sequence[PoolConfig],
+    kinds: Collection[Kind],
+    roles: Mapping[str, RoleSize],
+    engines: EngineSize,
+    efficiency: Efficiency,
+) -> StepTime:
+    """Of a run's layout.
+
+    Args:
+        pools: of each planned node.
+        kinds: which roles share cards; without cards, all share the machine.
+    """
+    first = {role: made.of(role)[0] for role in made.roles}
+    rates = {
+        role: _rates(pools[slot.node], len(made.of(role)), config.dtype, efficiency) for role, slot in first.items()
+    }
+    work = _workload(config, efficiency)
+    actor_nodes = {slot.node for slot in made.of("actor")}
+    seconds = RoleSeconds(
+        generate=generate_s(engines, work, rates[ENGINES], _kv_room(config, engines, pools[first[ENGINES].node])),
+        score={role: score_s(size, work, rates[role]) for role, size in roles.items()},
+        update={role: update_s(size, work, rates[role]) for role, size in roles.items() if size.trained},
+        push=push_s(
+            roles["actor"],
+            rates["actor"],
+            other_nodes=any(slot.node not in actor_nodes for slot in made.of(ENGINES)) or len(actor_nodes) > 1,
+        ),
+    )
+    streamed = None
+    if config.rollout.stream_samples and not config.rollout.engine.sleep and config.device == "cuda":
+        streamed = min(config.rollout.stream_samples * engines.number / work.samples, 1.0)
+    return side_by_side(kinds or [tuple(made.roles)], seconds, efficiency, work.response_tokens, streamed)
+
+
+def card_gib(pool: PoolConfig) -> float:
+    """Memory of a pool's cards."""
+    if pool.gpu_memory_gib is not None:
+        return pool.gpu_memory_gib
+    return ACCELERATORS[pool.accelerator or UNKNOWN].memory_gib
+
+
+def _rates(pool: PoolConfig, ranks: int, dtype: str, efficiency: Efficiency) -> Rates:
+    if pool.gpus_per_node == 0:
+        return cpu_rates(operations_per_s(dtype), ranks, efficiency)
+    return card_rates(ACCELERATORS[pool.accelerator or UNKNOWN], efficiency)
+
+
+def _workload(config: RunConfig, efficiency: Efficiency) -> Workload:
+    return Workload(
+        samples=config.samples_per_step,
+        responses_per_prompt=config.rollout.responses_per_prompt if config.rollout.engine.prefix_caching else 1,
+        prompt_tokens=config.prompts.max_tokens,
+        response_tokens=config.rollout.max_response_tokens * efficiency.response_share,
+        epochs=config.ppo.epochs,
+        mini_batches=config.ppo.mini_batches,
+    )
+
+
+def _kv_room(config: RunConfig, engines: EngineSize, pool: PoolConfig) -> float:
+    if config.device == "cpu":
+        return engines.kv_cache
+    return engines.utilization * card_gib(pool) * GIB - engines.weights
+
+
+def side_by_side(
+    kinds: Collection[Kind],
+    seconds: RoleSeconds,
+    efficiency: Efficiency,
+    response_tokens: float,
+    streamed: float | None = None,
+) -> StepTime:
+    """The step's phases. Roles on one card take turns, roles on different cards work at the same time.
+
+    Args:
+        kinds: which roles share cards.
+        efficiency: its `correction` stretches the phases.
+        streamed: share of an engine's samples that is scored as soon as it is generated; None where scoring waits for
+            the last (the configuration says so, or the engines give their memory to those who score).
+    """
+    correction = efficiency.correction
+    generate, push = seconds.generate * correction.generate, seconds.push * correction.push
+    busy: dict[Kind, float] = {}
+    waits = {"score": 0.0, "update": 0.0}
+    for kind in kinds:
+        score = correction.score * sum(seconds.score.get(role, 0.0) for role in kind)
+        update = correction.update * sum(seconds.update.get(role, 0.0) for role in kind)
+        hidden = 0.0
+        if streamed is not None and ENGINES not in kind:
+            hidden = min((1 - streamed) * generate, (1 - streamed) * score)
+        waits["score"] = max(waits["score"], score - hidden)
+        waits["update"] = max(waits["update"], update)
+        busy[kind] = score + update
+        busy[kind] += generate if ENGINES in kind else 0.0
+        busy[kind] += push if {"actor", ENGINES} & set(kind) else 0.0
+    return StepTime({"generate": generate, **waits, "push": push}, busy, response_tokens)

@@ -1,0 +1,143 @@
+"""`tetrarch plan --suggest`: the search agrees with brute force, and what it suggests can be written into the file."""
+
+from __future__ import annotations
+
+import itertools
+from pathlib import Path
+
+import pytest
+import yaml
+
+from cluster.config import EnginesConfig, GroupsPlacement, PlacedGroup
+from cluster.groups import ENGINES
+from orchestrator import suggest as module
+from orchestrator.config import RunConfig
+from orchestrator.consistency import inconsistencies
+from orchestrator.errors import ConfigError
+from orchestrator.loading import dump_config, load_config, validate
+from orchestrator.planning import layout
+from orchestrator.suggest import apply, settings, suggest
+
+ROOT = Path(__file__).resolve().parents[3]
+
+
+def small(nodes: int, gpus: int, accelerator: str = "H100-80GB", model: str = "meta-llama/Llama-2-7b-hf") -> RunConfig:
+    role = {"model": {"path": model}}
+    return validate(
+        {
+            "run_dir": "runs/small",
+            "steps": 1,
+            "device": "cuda",
+            "dtype": "bfloat16",
+            "prompts": {"train": {"path": "prompts.jsonl"}, "max_tokens": 512},
+            "actor": role,
+            "critic": role,
+            "reference": role,
+            "reward": {"type": "model", **role},
+            "rollout": {"prompts_per_step": 64, "max_response_tokens": 256, "stream_samples": 8},
+            "placement": {
+                "type": "groups",
+                "pools": {"gpus": {"nodes": nodes, "gpus_per_node": gpus, "accelerator": accelerator}},
+                "groups": {
+                    "all": {
+                        "pool": "gpus",
+                        "nodes": nodes,
+                        "gpus_per_node": gpus,
+                        "roles": ["actor", "critic", "reference", "reward"],
+                        "engines": {"number": nodes * gpus},
+                    }
+                },
+            },
+        }
+    )
+
+
+def brute_force(config: RunConfig, count: int) -> list[float]:
+    """Seconds of the best structures, each with its best settings: every label for every role, every size for every
+    label, every tensor-parallel size, every setting."""
+    assert isinstance(config.placement, GroupsPlacement)
+    pool = config.placement.pools["gpus"]
+    sizes = [(nodes, pool.gpus_per_node) for nodes in range(1, pool.nodes + 1)]
+    sizes += [(1, part) for part in (4, 2, 1) if part < pool.gpus_per_node]
+    roles, best = config.model_roles, {}
+    for labels in itertools.product(range(len(roles)), repeat=len(roles)):
+        used = sorted(set(labels))
+        if labels[0] != 0 or used != list(range(len(used))) or list(dict.fromkeys(labels)) != used:
+            continue  # the same groups under other labels
+        for chosen in itertools.product(sizes, repeat=len(used)):
+            if sum(nodes * per for nodes, per in chosen) != pool.nodes * pool.gpus_per_node:
+                continue
+            for width in (1, 2, 4):
+                if chosen[0][1] % width:
+                    continue
+                groups = {
+                    str(label): PlacedGroup(
+                        pool="gpus",
+                        nodes=nodes,
+                        gpus_per_node=per,
+                        roles=[
+                            role for role, own in zip(roles, labels, strict=True) if own == label and role != ENGINES
+                        ],
+                        engines=EnginesConfig(number=nodes * per // width, tensor_parallel_size=width)
+                        if label == 0
+                        else None,
+                    )
+                    for label, (nodes, per) in zip(used, chosen, strict=True)
+                }
+                placement = config.placement.model_copy(update={"groups": groups})
+                for setting in settings(placement):
+                    tried = apply(config, placement, setting)
+                    if inconsistencies(tried):
+                        break
+                    planned = layout(tried)
+                    if not planned.shortages:
+                        key = (labels, chosen, width)
+                        best[key] = min(best.get(key, float("inf")), planned.step.total)
+    return sorted(best.values())[:count]
+
+
+@pytest.mark.parametrize(
+    ("nodes", "gpus", "accelerator"), [(1, 4, "H100-80GB"), (2, 2, "A100-80GB"), (1, 2, "H200-141GB")]
+)
+def test_the_search_agrees_with_brute_force(
+    nodes: int, gpus: int, accelerator: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "FACTORS", (1, 2))
+    monkeypatch.setattr(module, "UTILIZATIONS", (0.4, 0.8))
+    config = small(nodes, gpus, accelerator)
+    found = suggest(config)
+    assert [one.layout.step.total for one in found] == pytest.approx(brute_force(config, len(found)))
+    assert found and all(not one.layout.shortages for one in found)
+
+
+def test_what_is_suggested_can_be_written_into_the_file(tmp_path: Path) -> None:
+    path = ROOT / "configs/llama3-8b-two-pools.yaml"
+    best = suggest(load_config(path))[0]
+    file = tmp_path / "best.yaml"
+    data = yaml.safe_load(path.read_text())
+    data.pop("placement")
+    file.write_text(yaml.safe_dump(_merged(data, yaml.safe_load(yaml.safe_dump(best.changes())))))
+    again = load_config(file)
+    assert dump_config(again) == dump_config(validate(best.config.model_dump(by_alias=True)))
+    assert layout(again).step.total == pytest.approx(best.layout.step.total)
+    assert best.layout.step.total < layout(load_config(path)).step.total
+
+
+def _merged(data: dict, changes: dict) -> dict:  # type: ignore[type-arg]
+    for key, value in changes.items():
+        data[key] = _merged(data.get(key) or {}, value) if isinstance(value, dict) else value
+    return data
+
+
+def test_nothing_is_suggested_where_nothing_fits() -> None:
+    assert suggest(small(1, 2, "L4-24GB", "meta-llama/Meta-Llama-3-70B")) == []
+
+
+def test_a_machine_without_gpus_has_nothing_to_search() -> None:
+    with pytest.raises(ConfigError, match="--suggest needs pools"):
+        suggest(load_config(ROOT / "configs/smoke.yaml"))
+
+
+def test_many_nodes_are_shared_out_in_lots() -> None:
+    pools = {"gpus": small(1, 8).placement.pools["gpus"].model_copy(update={"nodes": 32})}  # type: ignore[union-attr]
+    assert sum(1 for _ in module._shared_out(3, pools)) < 100
