@@ -2,6 +2,7 @@
 
 ClusterError
 ├── PlacementError       the layout asks for what the cluster does not have (the command's exit code is 2)
+├── ClusterUnreachable   no cluster answers at the address, or it wants another token (exit code 2)
 ├── DeadlineExceeded     a wait ran out; names role, rank, node and what each rank was doing
 └── RankFailure          a rank died or raised; names role, rank, node and its last log lines
 """
@@ -17,6 +18,10 @@ class ClusterError(RuntimeError):
 
 class PlacementError(ClusterError):
     """The layout asks for what the cluster does not have."""
+
+
+class ClusterUnreachable(ClusterError):
+    """No cluster answers at the address, or it wants another token."""
 
 
 class DeadlineExceeded(ClusterError):

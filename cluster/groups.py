@@ -137,6 +137,7 @@ def problems(placement: GroupsPlacement) -> list[str]:
                 f"the accelerator {pool_of.accelerator!r} of pool {name!r} is not known; {mend}use one of "
                 f"{_names(ACCELERATORS)}; or leave it out and say gpu_memory_gib"
             )
+    found += _pools_that_ray_confuses(placement)
     for name, group in placement.groups.items():
         key = f"placement.groups.{name}"
         pool = placement.pools.get(group.pool)
@@ -164,6 +165,20 @@ def problems(placement: GroupsPlacement) -> list[str]:
     if sum(group.engines is not None for group in placement.groups.values()) > 1:
         found.append("several placement.groups have engines; leave them in one")
     return found
+
+
+def _pools_that_ray_confuses(placement: GroupsPlacement) -> list[str]:
+    """Cards that differ in memory alone: Ray would give a pool the other's nodes."""
+    asked: dict[str, dict[str, str]] = {}
+    for name, pool in placement.pools.items():
+        if pool.accelerator in ACCELERATORS:
+            asked.setdefault(ACCELERATORS[pool.accelerator].ray_name, {})[pool.accelerator] = name
+    return [
+        f"pools {_names(by_card.values())} have {_names(by_card)}, which Ray both calls {card} and cannot tell apart; "
+        f"give them the smaller one, {min(by_card, key=lambda name: ACCELERATORS[name].memory_gib)}"
+        for card, by_card in asked.items()
+        if len(by_card) > 1
+    ]
 
 
 def _engine_problems(key: str, group: PlacedGroup, engines: EnginesConfig) -> list[str]:

@@ -11,8 +11,8 @@ import os
 import signal
 import socket
 import threading
-import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Self
@@ -23,7 +23,7 @@ from ray._private.state import available_resources_per_node
 from ray.exceptions import GetTimeoutError
 from ray.util import placement_group, remove_placement_group
 from ray.util.placement_group import PlacementGroup, placement_group_table
-from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy, PlacementGroupSchedulingStrategy
+from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from cluster import calls, role_group
 from cluster.errors import ClusterError, PlacementError, Terminated
@@ -31,14 +31,12 @@ from cluster.host_memory import MemorySampler, peak_of_sum
 from cluster.memory import GIB
 from cluster.plan import Node, Plan, check_capacity, describe_shortage
 from cluster.role_group import Place, RoleGroup
-from cluster.worker import clock, gpu_ids
+from cluster.worker import gpu_ids
 
 START_ATTEMPTS = 2
 """Ray gives its own processes half a minute, which a busy machine may exceed once."""
 CARD, ANY_AMOUNT = "accelerator_type:", 0.001
 """Ray's resource that says which kind of GPU a node has: 1 of it, and to ask for a little leads there."""
-LOOK_S = 60.0
-"""For a process to start on a node and say what time it is."""
 CONNECT_S = 10.0
 """For a cluster to accept a connection."""
 
@@ -80,6 +78,7 @@ class RayCluster:
         self._nodes: list[_Granted] = []
         self._memory = MemorySampler()
         self._peak_bytes = 0
+        self._terminated = False
 
     def __enter__(self) -> Self:
         try:
@@ -92,6 +91,8 @@ class RayCluster:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         self.stop()
+        if self._terminated and type(error) is KeyboardInterrupt:
+            raise Terminated from error  # what Ray's own waits make of it
 
     def places(self, role: str) -> list[Place]:
         """Where the role's ranks go, by rank."""
@@ -148,7 +149,11 @@ class RayCluster:
             self._start_with_retries()
         if threading.current_thread() is threading.main_thread():
             # Ray's own handler ends the process with a C++ stack on the terminal.
-            signal.signal(signal.SIGTERM, _terminate)
+            signal.signal(signal.SIGTERM, self._terminate)
+
+    def _terminate(self, number: int, frame: object) -> None:
+        self._terminated = True
+        raise Terminated
 
     def _start_with_retries(self) -> None:
         for attempt in range(1, START_ATTEMPTS + 1):
@@ -182,6 +187,8 @@ class RayCluster:
                 socket.create_connection((host, int(port)), timeout=CONNECT_S).close()
             ray.init(address=address, log_to_driver=False, logging_level="error")
         except (OSError, ValueError) as error:
+            if address == "auto":
+                raise PlacementError("no Ray cluster runs on this machine; set RAY_ADDRESS to the one meant") from error
             raise PlacementError(
                 f"no Ray cluster answers at {address!r}: {error}. Start one (`ray start --head`), or unset RAY_ADDRESS "
                 "to let Ray run on this machine for the length of the command"
@@ -189,7 +196,7 @@ class RayCluster:
 
     def _reserve(self) -> None:
         """One bundle for each planned node, on a real node of its own."""
-        check_capacity(self._plan, _nodes(free=False))
+        check_capacity(self._plan, living_nodes(free=False))
         demands = [self._plan.demand(node) for node in range(self._plan.nodes)]
         bundles = [
             {"CPU": demand.cpus, "GPU": demand.gpus, **({CARD + demand.card: ANY_AMOUNT} if demand.card else {})}
@@ -198,7 +205,7 @@ class RayCluster:
         self._group = placement_group(bundles, strategy="STRICT_SPREAD")
         if not self._group.wait(self._deadline_s):
             raise PlacementError(
-                f"no room within {self._deadline_s:g} s: {describe_shortage(self._plan, _nodes(free=True))}"
+                f"no room within {self._deadline_s:g} s: {describe_shortage(self._plan, living_nodes(free=True))}"
             )
         names = {node["NodeID"]: node["NodeManagerHostname"] for node in ray.nodes()}
         granted = placement_group_table(self._group)["bundles_to_node_id"]
@@ -225,41 +232,31 @@ class RayCluster:
         return PlacementGroupSchedulingStrategy(self._group, node)
 
 
-def look(address: str) -> list[tuple[Node, float]]:
-    """What the living nodes of a running cluster have, and how many seconds their clocks are ahead of ours."""
+@contextmanager
+def attached(address: str) -> Iterator[None]:
+    """A running cluster, without a plan."""
     cluster = RayCluster(Plan(()), deadline_s=CONNECT_S, address=address)
     try:
         cluster._connect()
-        ids = [node["NodeID"] for node in ray.nodes() if node["Alive"]]
-        return [(node, _skew(node_id)) for node, node_id in zip(_nodes(free=False), ids, strict=True)]
+        yield
     finally:
         cluster.stop()
 
 
-def _skew(node_id: str) -> float:
-    """Of a node's clock against ours, as exact as the way there and back is short."""
-    asked = clock().options(scheduling_strategy=NodeAffinitySchedulingStrategy(node_id, soft=False))
-    ray.get(asked.remote(), timeout=LOOK_S)  # starts a process there
-    began = time.time()
-    theirs: float = ray.get(asked.remote(), timeout=LOOK_S)
-    return theirs - (began + time.time()) / 2
-
-
-def _terminate(number: int, frame: object) -> None:
-    raise Terminated
-
-
-def _nodes(*, free: bool) -> list[Node]:
+def living_nodes(*, free: bool) -> list[Node]:
     """The living nodes: what each has, or what each has left."""
     left = available_resources_per_node() if free else {}
     living = [node for node in ray.nodes() if node["Alive"]]
     resources = [(node["NodeManagerHostname"], left[node["NodeID"]] if free else node["Resources"]) for node in living]
-    return [Node(name, _amount(has, "CPU"), _amount(has, "GPU"), _card(has)) for name, has in resources]
+    return [as_node(name, has) for name, has in resources]
 
 
-def _card(resources: dict[str, float]) -> str:
-    return next((name.removeprefix(CARD) for name in resources if name.startswith(CARD)), "")
+def as_node(name: str, resources: Mapping[str, float]) -> Node:
+    """A node from Ray's resources. Its memory is what was free when Ray started there, the object store included."""
 
+    def amount(kind: str) -> float:
+        return resources.get(kind, 0.0)
 
-def _amount(resources: dict[str, float], kind: str) -> float:
-    return resources.get(kind, 0.0)
+    cards = sorted((kind.removeprefix(CARD) for kind in resources if kind.startswith(CARD)), key=len)
+    memory = (amount("memory") + amount("object_store_memory")) / GIB
+    return Node(name, amount("CPU"), amount("GPU"), cards[0] if cards else "", memory)

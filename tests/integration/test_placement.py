@@ -17,9 +17,11 @@ from ray.cluster_utils import Cluster
 from cluster.calls import wait_all
 from cluster.config import PlacementConfig
 from cluster.errors import PlacementError
+from cluster.nodes import look, nodes_of
 from cluster.plan import RoleNeed, plan
-from cluster.ray_cluster import RayCluster, look
+from cluster.ray_cluster import RayCluster
 from cluster.role_group import RoleGroup
+from cluster.worker import version_reader
 from configs.tiny.inputs import write
 from tests.integration.stub_role import Stub
 from tests.unit.cluster.test_groups import SEVENTY_B, check_sound
@@ -134,7 +136,7 @@ def test_the_seventy_b_file_trains_across_nodes(tmp_path: Path, layout: str) -> 
         *(f"actor.model.path={tmp_path}/policy", f"reward.model.path={tmp_path}/reward"),
         *("actor.zero.offload_optimizer=false", "critic.zero.offload_optimizer=false", "checkpoint.every=0"),
         *("rollout={prompts_per_step: 16, max_response_tokens: 8, engine: {kv_cache_gib: 0.1, max_sequences: 16}}",),
-        *("ppo.mini_batches=2", "placement.pool=null", f"placement.vllm_num_engines={nodes}"),
+        *("ppo.mini_batches=2", "placement.pool=null", "--cluster=auto", f"placement.vllm_num_engines={nodes}"),
         "placement.vllm_tensor_parallel_size=1",
         *(f"placement.{group}_num_nodes={nodes}" for group in groups),
         *(f"placement.{group}_num_gpus_per_node=1" for group in groups),
@@ -154,5 +156,21 @@ def test_the_seventy_b_file_trains_across_nodes(tmp_path: Path, layout: str) -> 
 def test_the_doctor_looks_at_every_node(simulated: Cluster) -> None:
     found = look(simulated.address)
     assert len(found) == NODES
-    assert all(node.gpus == GPUS and abs(skew) < 0.5 for node, skew in found)
+    assert all(report.node.gpus == GPUS and abs(report.skew_s) < 0.5 for report in found)
+    assert all(report.versions == version_reader()() and not report.problem for report in found)
     assert not ray.is_initialized()
+
+
+def test_a_node_that_does_not_answer_is_named(simulated: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("cluster.nodes.LOOK_S", 0.0)
+    assert all("no process answered within 0 s" in report.problem for report in look(simulated.address))
+
+
+def test_the_pools_are_read_from_the_running_cluster(simulated: Cluster) -> None:
+    nodes = nodes_of(simulated.address)
+    assert len(nodes) == NODES and all(node.memory_gib > 0.5 for node in nodes)
+    words = [sys.executable, "-m", "orchestrator", "plan", "configs/llama3-70b-32xa800.yaml", "--cluster", "auto"]
+    environment = {**os.environ, "RAY_ADDRESS": simulated.address}
+    done = subprocess.run(words, cwd=ROOT, env=environment, text=True, capture_output=True, timeout=120)
+    assert f"pool gpus: {NODES} nodes with {GPUS} A800-80GB GPUs, 8 CPUs and" in done.stderr
+    assert done.returncode == 1, done.stderr  # this machine's memory is not a node's terabyte

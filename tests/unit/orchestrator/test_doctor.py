@@ -12,6 +12,9 @@ import pytest
 from typer.testing import CliRunner
 
 import orchestrator.doctor
+from cluster.nodes import NodeReport
+from cluster.plan import Node
+from cluster.worker import version_reader
 from orchestrator import cli
 from orchestrator.doctor import ENGINES, examine, pinned
 
@@ -52,3 +55,23 @@ def test_a_cluster_that_does_not_answer_is_named(monkeypatch: pytest.MonkeyPatch
     result = CliRunner().invoke(cli.app, ["doctor"])
     assert result.exit_code == 1
     assert "no cluster at 127.0.0.1:1" in result.output and "   ok  torch" in result.output
+
+
+def test_a_node_that_differs_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    here = version_reader()()
+    assert {"python", "ray", "torch", "vllm", "deepspeed"} <= here.keys() and "missing" not in here.values()
+    reports = [
+        NodeReport(Node("well", 8, 0), 0.2, here),
+        NodeReport(Node("old", 8, 0), 0.0, {**here, "torch": "2.0.0", "vllm": "missing"}),
+        NodeReport(Node("late", 8, 0), -3.0, here),
+        NodeReport(Node("silent", 8, 0), problem="no process answered within 60 s"),
+    ]
+    monkeypatch.setenv("RAY_ADDRESS", "head:6379")
+    monkeypatch.setattr(orchestrator.doctor, "look", lambda address: reports)
+    sick = {what: mend for what, mend in mends(tmp_path).items() if what.startswith("node")}
+    assert sick == {
+        "node old": "use the same image on every node: it has "
+        f"torch 2.0.0 (here {here['torch']}), vllm missing (here {here['vllm']})",
+        "node late": "set its clock (chrony, ntpd): phases and checkpoints are timed by it",
+        "node silent": "no process answered within 60 s",
+    }
