@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 import shlex
+import textwrap
 from pathlib import Path
 from typing import Any
 
@@ -23,14 +24,18 @@ from roles.config import RewardConfig
 
 ROOT = Path(__file__).resolve().parents[2]
 README = (ROOT / "README.md").read_text()
-BLOCKS = re.findall(r"^```(\w*)\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
+BLOCKS = [
+    (language, textwrap.dedent(text))
+    for language, text in re.findall(r"^ *```(\w*)\n(.*?)^ *```", README, re.MULTILINE | re.DOTALL)
+]
 
 
 def commands() -> list[list[str]]:
-    """Lines of the code blocks that start a program, as words, without comments."""
+    """Lines of the code blocks that start a program, as words, without comments; of a Ray job, what it runs."""
     lines = [
         line for language, text in BLOCKS if language in ("", "bash") for line in text.replace("\\\n", " ").splitlines()
     ]
+    lines = [re.sub(r"^(\w+=\S+ )+|^ray job submit .* -- ", "", line) for line in lines]
     started = [line for line in lines if re.match(r"(\.venv/bin/|tetrarch |make )", line)]
     return [shlex.split(line, comments=True) for line in started]
 
