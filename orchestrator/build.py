@@ -21,7 +21,7 @@ from orchestrator.config import RewardTrainingConfig, RunConfig
 from orchestrator.errors import ConfigError
 from orchestrator.groups import EvaluationRoles, Policy, Roles
 from orchestrator.needs import RoleNames, needs, scorers, training
-from roles.actor import Actor
+from roles.actor import Actor, LossExtra
 from roles.config import FrozenRole, FunctionReward, ModelReward, RemoteReward, TrainedRole
 from roles.conversion import resolve_model
 from roles.critic import Critic
@@ -82,7 +82,9 @@ class Builder:
         config = self._config
         trained_steps = config.steps - config.ppo.critic_warmup_steps
         setup = self.engine_setup(models.actor, config.actor, steps=trained_steps * self._optimizer_steps)
-        return self.start("actor", Actor, (setup, config.ppo.policy, config.rollout.temperature))
+        kl = config.ppo.kl
+        extra = LossExtra(config.rollout.max_response_tokens, kl.estimator if kl.where == "loss" else None)
+        return self.start("actor", Actor, (setup, config.ppo.policy, config.rollout.temperature, extra))
 
     def critic(self, models: Models) -> RoleGroup[Critic]:
         """The value model."""

@@ -119,8 +119,20 @@ def _step_rules(config: RunConfig) -> Iterator[str]:
             )
 
 
+BIASED_KL = {
+    ("loss", "k1"): "its gradient is zero on average, so nothing holds the policy; use k2 (or k3, as GRPO does)",
+    ("reward", "k2"): "it punishes tokens that became less likely as much as those that became more likely; use k1",
+    ("reward", "k3"): "it punishes tokens that became less likely without bound; use k1",
+}
+
+
 def _advantage_rules(config: RunConfig) -> Iterator[str]:
     ppo, kind = config.ppo, config.ppo.advantage.type
+    why = BIASED_KL.get((ppo.kl.where, ppo.kl.estimator))
+    if why and not ppo.kl.allow_biased:
+        yield f"ppo.kl: {{where: {ppo.kl.where}, estimator: {ppo.kl.estimator}}}: {why}, or say allow_biased: true"
+    if ppo.policy.dual_clip is not None and ppo.policy.type != "clipped":
+        yield f"ppo.policy.dual_clip={ppo.policy.dual_clip:g} is not for type: {ppo.policy.type}; remove one of the two"
     if ppo.compares_responses and config.rollout.responses_per_prompt == 1:
         yield (
             f"ppo.advantage.type={kind} compares the responses to one prompt, but rollout.responses_per_prompt=1; use "

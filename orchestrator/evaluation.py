@@ -18,12 +18,12 @@ from orchestrator.build import evaluation_roles, resolve_models
 from orchestrator.checkpoint import trained_step
 from orchestrator.config import RunConfig
 from orchestrator.groups import EvaluationRoles, spread
-from orchestrator.kl import k1
 from orchestrator.progress import evaluation_lines, make_progress
 from orchestrator.prompts import Questions, heldout_prompts
 from orchestrator.results import Estimate, EvaluationResult, SampleRow
 from orchestrator.run_files import finite
 from roles.batch import Prompts, Rollouts, Scored
+from roles.losses import k1
 from roles.reference import Reference
 from roles.reward import Scorer
 

@@ -13,9 +13,9 @@ from torch import Tensor
 
 from orchestrator.advantages import CRITIC_FREE, WITH_CRITIC, whiten
 from orchestrator.errors import TetrarchError
-from orchestrator.kl import k1
 from orchestrator.ppo_config import BootstrapTruncated, MaskTruncated, PenaliseTruncated, PpoConfig
 from roles.batch import Experience, Scored
+from roles.losses import KL_ESTIMATORS, k1
 from roles.packing import balance
 
 
@@ -84,7 +84,11 @@ def to_experience(
     _check_finite(scored)
     generated = scored.response_mask
     scores, trained, bootstrap = _truncation(scored, ppo)
-    rewards = shape_rewards(scores, scored.old_logprobs, scored.reference_logprobs, generated, kl_coefficient)
+    penalty = torch.zeros_like(scored.old_logprobs)
+    if ppo.kl.where == "reward":
+        estimate = KL_ESTIMATORS[ppo.kl.estimator]
+        penalty = kl_coefficient * estimate(scored.old_logprobs, scored.reference_logprobs)
+    rewards = shape_rewards(scores, penalty, generated)
     shaped = whiten(rewards, trained, shift_mean=False) if ppo.whiten_rewards else rewards
     estimator, options = ppo.advantage.type, ppo.advantage.model_dump(exclude={"type"})
     if ppo.uses_critic:
@@ -98,6 +102,7 @@ def to_experience(
         response_mask=trained,
         old_logprobs=scored.old_logprobs * trained,
         rollout_logprobs=scored.rollout_logprobs * trained,
+        reference_logprobs=scored.reference_logprobs * trained,
         values=scored.values * trained,
         advantages=whiten(advantages, trained) if ppo.whitens else advantages,
         returns=returns,
@@ -105,23 +110,20 @@ def to_experience(
     return experience, _stats(scored, experience, rewards, advantages)
 
 
-def shape_rewards(
-    scores: Tensor, old_logprobs: Tensor, reference_logprobs: Tensor, mask: Tensor, kl_coefficient: float
-) -> Tensor:
-    """-β·(log π - log π_ref) on every generated token, and the score on the last one.
+def shape_rewards(scores: Tensor, penalty: Tensor, mask: Tensor) -> Tensor:
+    """The KL penalty off every generated token, and the score on the last one.
 
     Ziegler et al., arXiv 1909.08593, equation 2; the last token is EOS, or where the length limit cut (trl#3750).
 
     Args:
         scores: float `[batch]`.
-        old_logprobs, reference_logprobs: float `[batch, time]`.
+        penalty: float `[batch, time]`, such as β·(log π - log π_ref).
         mask: bool `[batch, time]`, True on generated tokens; each row has at least one.
-        kl_coefficient: β.
 
     Returns:
         `[batch, time]`, 0 where the mask is False.
     """
-    rewards = torch.where(mask, -kl_coefficient * k1(old_logprobs, reference_logprobs), 0.0)
+    rewards = torch.where(mask, -penalty, 0.0)
     rows = torch.arange(len(mask), device=mask.device)
     rewards[rows, last_generated(mask)] += scores
     return rewards

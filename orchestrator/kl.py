@@ -1,6 +1,6 @@
-"""How far the policy has gone from the reference: estimators, coefficient controllers, health bands. Pure maths.
+"""How far the policy has gone from the reference: coefficient controllers and health bands. Pure maths.
 
-All numbers are nats. `orchestrator.experience` puts k1 into the reward; `orchestrator.ppo` feeds the KL of each batch,
+All numbers are nats; the estimators are in `roles.losses`. `orchestrator.ppo` feeds the KL of each batch,
 summed over a response and averaged over responses, to the controller; the reports draw the bands.
 """
 
@@ -8,9 +8,6 @@ from __future__ import annotations
 
 import math
 from typing import Any, Protocol
-
-import torch
-from torch import Tensor
 
 from orchestrator.errors import CheckpointError
 from orchestrator.ppo_config import AdaptiveKl, FixedKl
@@ -24,25 +21,6 @@ BANDS: tuple[tuple[float, str], ...] = (
     (math.inf, "collapse"),
 )
 """(upper bound in nats a response, name), ascending."""
-
-
-def k1(logprobs: Tensor, reference_logprobs: Tensor) -> Tensor:
-    """log π - log π_ref per token: unbiased for KL(π‖π_ref) on the policy's own samples; may be negative. No clamp.
-
-    This and the other two: joschu.net/blog/kl-approx.html. Masked positions are computed like any other.
-    """
-    return logprobs - reference_logprobs
-
-
-def k2(logprobs: Tensor, reference_logprobs: Tensor) -> Tensor:
-    """½(log π - log π_ref)² per token: its gradient is an unbiased gradient of KL(π‖π_ref), its value is biased."""
-    return 0.5 * (logprobs - reference_logprobs).square()
-
-
-def k3(logprobs: Tensor, reference_logprobs: Tensor) -> Tensor:
-    """π_ref/π - 1 - log(π_ref/π) per token: unbiased value, never negative; its gradient is KL(π_ref‖π)'s. No clamp."""
-    log_ratio = reference_logprobs - logprobs
-    return torch.expm1(log_ratio) - log_ratio
 
 
 def health(kl: float) -> str:

@@ -88,7 +88,7 @@ def train_step(roles: Roles, prompts: Prompts, state: TrainState, config: RunCon
     with clock("update"):
         critic_update = roles.critic.map(Critic.update, critic_shards) if roles.critic else None
         warm = state.step >= ppo.critic_warmup_steps
-        actor_update = roles.actor.map(Actor.update, actor_shards) if warm else None
+        actor_update = roles.actor.map(Actor.update, actor_shards, state.kl.coefficient) if warm else None
         wait_all([update for update in (critic_update, actor_update) if update], deadlines.update_s)
     if actor_update:
         with clock("push"):

@@ -94,10 +94,17 @@ KlController = Annotated[FixedKl | AdaptiveKl, Field(discriminator="type")]
 
 
 class KlConfig(Section):
-    """The penalty for leaving the reference, in the per-token reward, where k1 alone has the intended optimum."""
+    """The penalty for leaving the reference: by default k1 in the per-token reward, which has the intended optimum."""
 
     controller: KlController = FixedKl()
     """Where the coefficient comes from."""
+    where: Literal["reward", "loss"] = "reward"
+    """`reward`: each token's reward loses it; `loss`: the actor's loss gains it, and no reward knows of it."""
+    estimator: Literal["k1", "k2", "k3"] = "k1"
+    """Of KL(π‖π_ref) at a sampled token. In the reward k1, in the loss k2 have the optimum π_ref·exp(r/β)/Z; k3 in the
+    loss (as in GRPO) has that of the KL the other way round. The others optimise something else."""
+    allow_biased: bool = False
+    """Take k1 in the loss (no penalty at all), or k2 or k3 in the reward, all the same."""
 
 
 class ScoreTruncated(Section):

@@ -17,7 +17,7 @@ from torch import Tensor
 from roles.batch import Experience, Rollouts
 from roles.config import PolicyLossConfig
 from roles.engine import Engine, EngineSetup
-from roles.losses import approx_kl, log_ratio, policy_loss, truncated_importance
+from roles.losses import KL_ESTIMATORS, POLICY_LOSSES, approx_kl, log_ratio, truncated_importance
 from roles.micro_batch import MicroBatch, per_token, picked, update
 from roles.models import PolicyModel
 from roles.weight_transfer import EngineClient, WeightPusher
@@ -42,22 +42,38 @@ class ActorStats:
     """Of the last optimizer step."""
 
 
+@dataclass(frozen=True, slots=True)
+class LossExtra:
+    """What the policy loss takes from other parts of the configuration."""
+
+    max_response_tokens: int = 1
+    """What `mean: constant` divides by."""
+    kl_estimator: str | None = None
+    """Of a KL penalty that stands in the loss."""
+
+
 class Actor:
     """One rank of the policy."""
 
-    def __init__(self, setup: EngineSetup, loss: PolicyLossConfig, temperature: float) -> None:
+    def __init__(
+        self, setup: EngineSetup, loss: PolicyLossConfig, temperature: float, extra: LossExtra | None = None
+    ) -> None:
         self._loss = loss
+        self._extra = extra or LossExtra()
         self._temperature = temperature
         self._engine = Engine(setup, lambda: load_policy(setup))
         self._pusher: WeightPusher | None = None
+        self._kl_coefficient = 0.0
 
     def logprobs(self, rollouts: Rollouts) -> Tensor:
         """float32 `[batch, time]`: log-probability of each generated token, at the rollouts' temperature."""
         return per_token(self._engine, rollouts, lambda micro: self._forward(micro)[0])
 
-    def update(self, mini_batches: Sequence[Experience]) -> ActorStats:
-        """One optimizer step for each of this rank's shares of a mini-batch."""
-        done = update(self._engine, mini_batches, self._loss.mean, self._micro_batch_loss)
+    def update(self, mini_batches: Sequence[Experience], kl_coefficient: float = 0.0) -> ActorStats:
+        """One optimizer step for each of this rank's shares of a mini-batch; a KL in the loss has this weight."""
+        self._kl_coefficient = kl_coefficient
+        longest = self._extra.max_response_tokens
+        done = update(self._engine, mini_batches, self._loss.mean, self._micro_batch_loss, longest)
         tokens, kl, clipped, entropy = done.measured[:, :4].sum(0).tolist()
         tokens = max(tokens, 1)
         return ActorStats(
@@ -107,16 +123,18 @@ class Actor:
     def _micro_batch_loss(self, batch: Experience, rows: list[int], weights: Tensor) -> tuple[Tensor, Tensor]:
         """The weighted sum of the losses of `rows`; sums of tokens, KL, clipped tokens, entropy, ratio and loss."""
         config, device = self._loss, self._engine.device
-        logprobs, entropy = self._forward(MicroBatch.of(batch, rows, device), with_entropy=True)
+        micro = MicroBatch.of(batch, rows, device)
+        logprobs, entropy = self._forward(micro, with_entropy=True)
         assert entropy is not None
         old, weight = picked(batch.old_logprobs, batch, rows, device), picked(weights, batch, rows, device)
-        losses, clipped = policy_loss(
+        losses, clipped = POLICY_LOSSES[config.type](
             logprobs,
             old,
             picked(batch.advantages, batch, rows, device),
             clip_low=config.clip,
             clip_high=config.clip if config.clip_high is None else config.clip_high,
             dual_clip=config.dual_clip,
+            sequences=micro.sequences,
         )
         if config.importance.type == "truncated":
             rollout = picked(batch.rollout_logprobs, batch, rows, device)
@@ -126,6 +144,10 @@ class Actor:
             kl, ratio = approx_kl(logprobs, old).sum(), log_ratio(logprobs, old).exp().sum()
             tokens = torch.tensor(float(len(old)), device=device)
             measured = torch.stack([tokens, kl, clipped.sum(), entropy.sum(), ratio, loss])
+        if self._extra.kl_estimator:
+            reference = picked(batch.reference_logprobs, batch, rows, device)
+            kl_to_reference = KL_ESTIMATORS[self._extra.kl_estimator](logprobs, reference)
+            loss = loss + self._kl_coefficient * (kl_to_reference * weight).sum()
         if config.entropy_coefficient:
             loss = loss - config.entropy_coefficient * (entropy * weight).sum()
         return loss, measured

@@ -136,6 +136,7 @@ class Experience(Batch):
     """bool `[batch, time]`: the tokens that are trained on (a masked truncated sample has none)."""
     old_logprobs: Tensor
     rollout_logprobs: Tensor
+    reference_logprobs: Tensor
     values: Tensor
     advantages: Tensor
     """float32 `[batch, time]`, whitened over the batch if the configuration says so."""
@@ -144,7 +145,7 @@ class Experience(Batch):
 
     def __post_init__(self) -> None:
         _check_tokens(self)
-        for name in ("old_logprobs", "rollout_logprobs", "values", "advantages", "returns"):
+        for name in ("old_logprobs", "rollout_logprobs", "reference_logprobs", "values", "advantages", "returns"):
             _check_shape(self, name, self.token_ids.shape, torch.float32)
 
 

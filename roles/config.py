@@ -236,13 +236,17 @@ class TruncatedImportance(Section):
 ImportanceConfig = Annotated[NoCorrection | TruncatedImportance, Field(discriminator="type")]
 
 
-LossMean = Literal["token", "sequence"]
-"""Mean over all tokens of the optimizer step, or over its sequences of their token means."""
+LossMean = Literal["token", "sequence", "constant"]
+"""Mean over all tokens of the optimizer step; or over its sequences: of their token means, or of their token sums
+divided by a constant."""
 
 
 class PolicyLossConfig(Section):
-    """The clipped surrogate (Schulman et al., arXiv 1707.06347, equation 7) and what users add to it."""
+    """The clipped surrogate (Schulman et al., arXiv 1707.06347, equation 7), what users add to it and take for it."""
 
+    type: Literal["clipped", "gspo", "cispo"] = "clipped"
+    """`clipped`: PPO's; `gspo`: one ratio a sequence (arXiv 2507.18071; clips of some 1e-4, `mean: sequence`); `cispo`:
+    the ratio as a clipped weight (arXiv 2506.13585)."""
     clip: float = Field(default=0.2, gt=0, lt=1)
     """The ratio is clipped to 1 - clip … 1 + clip; 0.2 as in the paper."""
     clip_high: float | None = Field(default=None, gt=0)
@@ -252,7 +256,8 @@ class PolicyLossConfig(Section):
     entropy_coefficient: float = Field(default=0.0, ge=0)
     """Factor of the entropy bonus; 0 as in the N+ details."""
     mean: LossMean = "token"
-    """`token`: over all tokens of the optimizer step; `sequence`: over its sequences of their token means."""
+    """`token`: over all tokens of the optimizer step; `sequence`: over its sequences of their token means; `constant`:
+    over its sequences of their token sums / rollout.max_response_tokens (Dr. GRPO, arXiv 2503.20783)."""
     importance: ImportanceConfig = NoCorrection()
     """What is done about the rollout's distribution differing from the actor's."""
 

@@ -10,12 +10,15 @@ finite: their weight is 0.
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
+
+from roles.config import LossMean
 
 CHUNK = 1 << 22
 """Logits that are widened to float32 at a time: 16 MiB, however long the batch and large the vocabulary."""
@@ -109,12 +112,13 @@ def _finite(logprobs: Tensor) -> Tensor:
     return logprobs.clamp_(min=torch.finfo(logprobs.dtype).min)
 
 
-def masked_mean_weight(mask: Tensor, mean: Literal["token", "sequence"]) -> Tensor:
+def masked_mean_weight(mask: Tensor, mean: LossMean, constant: int = 1) -> Tensor:
     """Weights with which `sum(loss * weight) / denominator(whole step's mask, mean)` is the wanted mean.
 
     Args:
         mask: bool `[batch, time]`, True on the tokens that are trained on.
-        mean: `token`: over all tokens of the optimizer step; `sequence`: over its sequences of their token means.
+        mean: `token`: over all tokens of the optimizer step; `sequence`: over its sequences of their token means;
+            `constant`: over its sequences of their token sums, divided by `constant` (Liu et al., arXiv 2503.20783).
 
     Returns:
         float32 `[batch, time]`; 0 where the mask is False; a row without a token has no weight.
@@ -122,10 +126,10 @@ def masked_mean_weight(mask: Tensor, mean: Literal["token", "sequence"]) -> Tens
     weight = mask.to(torch.float32)
     if mean == "sequence":
         weight = weight / weight.sum(-1, keepdim=True).clamp(min=1)
-    return weight
+    return weight / constant if mean == "constant" else weight
 
 
-def denominator(mask: Tensor, mean: Literal["token", "sequence"]) -> float:
+def denominator(mask: Tensor, mean: LossMean) -> float:
     """What one mask `[batch, time]` adds to the step's divisor: its True positions, or its rows that have one."""
     return float(mask.sum() if mean == "token" else mask.any(-1).sum())
 
@@ -138,6 +142,7 @@ def policy_loss(
     clip_low: float,
     clip_high: float,
     dual_clip: float | None = None,
+    sequences: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """The clipped surrogate (Schulman et al., arXiv 1707.06347, equation 7), negated, per token.
 
@@ -146,6 +151,7 @@ def policy_loss(
 
     Args:
         logprobs, old_logprobs, advantages: `[...]`, of one shape. Masked positions are computed like any other.
+        sequences: not read; of the losses that look at whole sequences.
 
     Returns:
         loss, and a bool tensor: True where the clipped term is the larger one (where its gradient is 0).
@@ -158,6 +164,86 @@ def policy_loss(
     if dual_clip is not None:
         loss = torch.where(gain < 0, torch.minimum(loss, -gain * dual_clip), loss)
     return loss, bounded > plain
+
+
+def gspo_loss(
+    logprobs: Tensor,
+    old_logprobs: Tensor,
+    advantages: Tensor,
+    *,
+    clip_low: float,
+    clip_high: float,
+    sequences: Tensor,
+    dual_clip: float | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Group sequence policy optimization (Zheng et al., arXiv 2507.18071, equations 7 and 17), negated, per token.
+
+    As `policy_loss`, with one ratio a sequence: the geometric mean of its tokens' ratios. The token's own
+    log-probability carries the gradient. Their clips are some 1e-4, and they take `mean: sequence`.
+
+    Args:
+        logprobs, old_logprobs, advantages: `[n]`: the trained tokens, row after row.
+        sequences: int64 `[n]`: which row each of them is in.
+    """
+    token_ratio = log_ratio(logprobs, old_logprobs.detach())
+    sums = torch.zeros(int(sequences.max()) + 1, dtype=token_ratio.dtype, device=token_ratio.device)
+    mean = sums.index_add(0, sequences, token_ratio.detach()) / sequences.bincount().clamp(min=1)
+    own = mean[sequences] + (token_ratio - token_ratio.detach())
+    return policy_loss(own, torch.zeros_like(own), advantages, clip_low=clip_low, clip_high=clip_high)
+
+
+def cispo_loss(
+    logprobs: Tensor,
+    old_logprobs: Tensor,
+    advantages: Tensor,
+    *,
+    clip_low: float,
+    clip_high: float,
+    dual_clip: float | None = None,
+    sequences: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Clipped importance-sampling weights (MiniMax-M1, arXiv 2506.13585, equation 4), negated, per token.
+
+    `-A·log π` times the ratio, held within 1 - clip_low … 1 + clip_high and without gradient: a clipped token still
+    teaches. The bool tensor is True where the ratio was held.
+
+    Args:
+        logprobs, old_logprobs, advantages: `[...]`, of one shape.
+    """
+    ratio = log_ratio(logprobs.detach(), old_logprobs.detach()).exp()
+    held = ratio.clamp(1 - clip_low, 1 + clip_high)
+    return -_wide(advantages.detach()) * held * _wide(logprobs), held != ratio
+
+
+POLICY_LOSSES: dict[str, Callable[..., tuple[Tensor, Tensor]]] = {
+    "clipped": policy_loss,
+    "gspo": gspo_loss,
+    "cispo": cispo_loss,
+}
+"""By `ppo.policy.type`."""
+
+
+def k1(logprobs: Tensor, reference_logprobs: Tensor) -> Tensor:
+    """log π - log π_ref per token: unbiased for KL(π‖π_ref) on the policy's own samples; may be negative. No clamp.
+
+    This and the other two: joschu.net/blog/kl-approx.html. Masked positions are computed like any other.
+    """
+    return logprobs - reference_logprobs
+
+
+def k2(logprobs: Tensor, reference_logprobs: Tensor) -> Tensor:
+    """½(log π - log π_ref)² per token: its gradient is an unbiased gradient of KL(π‖π_ref), its value is biased."""
+    return 0.5 * (logprobs - reference_logprobs).square()
+
+
+def k3(logprobs: Tensor, reference_logprobs: Tensor) -> Tensor:
+    """π_ref/π - 1 - log(π_ref/π) per token: unbiased value, never negative; its gradient is KL(π_ref‖π)'s. No clamp."""
+    log_ratio = reference_logprobs - logprobs
+    return torch.expm1(log_ratio) - log_ratio
+
+
+KL_ESTIMATORS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {"k1": k1, "k2": k2, "k3": k3}
+"""By `ppo.kl.estimator`."""
 
 
 def log_ratio(logprobs: Tensor, old_logprobs: Tensor) -> Tensor:

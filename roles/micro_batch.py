@@ -45,6 +45,8 @@ class MicroBatch:
     """int64 `[n]`: the packed token before each scored one, row after row."""
     labels: Tensor
     """int64 `[n]`: the scored tokens."""
+    sequences: Tensor
+    """int64 `[n]`: which of the rows each of them is in."""
 
     @classmethod
     def of(cls, batch: TokenRows, rows: Sequence[int], device: torch.device) -> MicroBatch:
@@ -52,7 +54,7 @@ class MicroBatch:
         if not rows:
             two = torch.zeros(1, 2, dtype=torch.long, device=device)
             first = torch.zeros(1, dtype=torch.long, device=device)
-            return cls(pack(two, first + 2), first, first)
+            return cls(pack(two, first + 2), first, first, first)
         index = torch.as_tensor(rows)
         lengths = batch.lengths[index]
         row, column = batch.response_mask[index].nonzero(as_tuple=True)
@@ -64,6 +66,7 @@ class MicroBatch:
             pack(token_ids.to(device), lengths.to(device)),
             (starts[row] + column - 1).to(device),
             token_ids[row, column].to(device),
+            row.to(device),
         )
 
 
@@ -109,13 +112,15 @@ MicroBatchLoss = Callable[[Experience, list[int], Tensor], tuple[Tensor, Tensor]
 """(mini-batch, rows, weights `[batch, time]`) → (their summed weighted loss, with a gradient; measured `[columns]`)."""
 
 
-def update(engine: Engine, mini_batches: Sequence[Experience], mean: LossMean, loss: MicroBatchLoss) -> Update:
+def update(
+    engine: Engine, mini_batches: Sequence[Experience], mean: LossMean, loss: MicroBatchLoss, constant: int = 1
+) -> Update:
     """One optimizer step for each of this rank's shares of a mini-batch. A collective.
 
     Rows without a token in the response mask have no gradient and are left out.
     """
     kept = [batch.response_mask.any(1).nonzero().flatten().tolist() for batch in mini_batches]
-    weights = [masked_mean_weight(batch.response_mask, mean) for batch in mini_batches]
+    weights = [masked_mean_weight(batch.response_mask, mean, constant) for batch in mini_batches]
     denominators = [denominator(batch.response_mask, mean) for batch in mini_batches]
     work = [
         Work(batch.lengths[rows].tolist(), share)

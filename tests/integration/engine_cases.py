@@ -13,6 +13,7 @@ from torch import Tensor
 from roles.batch import Experience, Rollouts
 from roles.config import OptimizerConfig, PolicyLossConfig, ScheduleConfig, ValueLossConfig, ZeroConfig
 from roles.engine import EngineSetup
+from roles.losses import KL_ESTIMATORS, POLICY_LOSSES
 from tests.integration.tiny_model import EOS, VOCABULARY
 
 TEMPERATURE = 0.7
@@ -107,6 +108,7 @@ def experience_of(rows: int, seed: int = 0) -> Experience:
         response_mask=mask,
         old_logprobs=noise(0.3, -math.log(VOCABULARY)),
         rollout_logprobs=noise(0.3, -math.log(VOCABULARY)),
+        reference_logprobs=noise(0.3, -math.log(VOCABULARY)),
         values=noise(1.0),
         advantages=noise(1.0),
         returns=noise(1.0),
@@ -145,13 +147,16 @@ def _mine(parts: list[Any]) -> Any:
     return parts[torch.distributed.get_rank()]
 
 
-def update_actor(setup: EngineSetup, loss: PolicyLossConfig, batches: list[Experience]) -> dict[str, Any]:
-    """One update; gradients of each step, final weights, statistics."""
-    from roles.actor import Actor
+def update_actor(
+    setup: EngineSetup, loss: PolicyLossConfig, batches: list[Experience], extra: tuple[int, str, float] | None = None
+) -> dict[str, Any]:
+    """One update; gradients of each step, final weights, statistics. `extra`: longest response, KL estimator and β."""
+    from roles.actor import Actor, LossExtra
 
-    actor = Actor(setup, loss, TEMPERATURE)
+    actor = Actor(setup, loss, TEMPERATURE, LossExtra(*extra[:2]) if extra else None)
     gradients = captured(actor._engine)
-    stats = actor.update([_mine(shares(batch, actor._engine.world_size)) for batch in batches])
+    shards = [_mine(shares(batch, actor._engine.world_size)) for batch in batches]
+    stats = actor.update(shards, extra[2] if extra else 0.0)
     return {"gradients": gradients, "weights": whole_weights(actor._engine), "stats": stats}
 
 
@@ -188,7 +193,7 @@ def first_ratio(setup: EngineSetup, rollouts: Rollouts) -> tuple[Tensor, Any]:
     old = actor.logprobs(mine)
     blank = torch.zeros_like(old)
     advantages = torch.linspace(-1, 1, old.numel()).reshape(old.shape) * mine.response_mask
-    batch = Experience(mine.token_ids, mine.lengths, mine.response_mask, old, blank, blank, advantages, blank)
+    batch = Experience(mine.token_ids, mine.lengths, mine.response_mask, old, blank, blank, blank, advantages, blank)
     return old, actor.update([batch])
 
 
@@ -290,6 +295,29 @@ def plain_policy_loss(model: Any, batch: Experience, config: PolicyLossConfig) -
         tokens += int(mask.sum())
         sequences += 1
     return total / (tokens if config.mean == "token" else sequences)
+
+
+def plain_loss_with_kl(
+    model: Any, batch: Experience, config: PolicyLossConfig, extra: tuple[int, str, float]
+) -> Tensor:
+    """The same with any loss of the table and a KL penalty, one row at a time; `mean: constant`."""
+    constant, estimator, coefficient = extra
+    total, sequences = torch.zeros(()), 0
+    for row, length in enumerate(batch.lengths.tolist()):
+        mask = batch.response_mask[row, 1:length]
+        if not mask.any():
+            continue
+        ids = batch.token_ids[row, :length]
+        logprobs = (model(ids[None]).logits[0, :-1] / TEMPERATURE).log_softmax(-1).gather(1, ids[1:, None])[:, 0][mask]
+        old, advantages, reference = (
+            field[row, 1:length][mask] for field in (batch.old_logprobs, batch.advantages, batch.reference_logprobs)
+        )
+        own = torch.zeros(len(logprobs), dtype=torch.long)
+        clips = {"clip_low": config.clip, "clip_high": config.clip, "sequences": own}
+        loss, _ = POLICY_LOSSES[config.type](logprobs, old, advantages, **clips)
+        total = total + (loss + coefficient * KL_ESTIMATORS[estimator](logprobs, reference)).sum() / constant
+        sequences += 1
+    return total / sequences
 
 
 def plain_value_loss(model: Any, batch: Experience, config: ValueLossConfig) -> Tensor:

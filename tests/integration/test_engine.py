@@ -68,6 +68,20 @@ def test_gradient_is_plain_torch_s_for_any_micro_batch_and_ranks(
     assert answers[0]["stats"] == answers[-1]["stats"]
 
 
+@pytest.mark.parametrize(("kind", "estimator"), [("gspo", "k2"), ("cispo", "k3")])
+def test_other_losses_with_a_kl_in_them_are_plain_torch_s_too(
+    groups: dict[int, Ranks], folders: dict[str, Path], kind: Any, estimator: str
+) -> None:
+    config, extra = PolicyLossConfig(type=kind, clip=0.1, mean="constant"), (9, estimator, 0.3)
+    model = AutoModelForCausalLM.from_pretrained(folders["policy"])
+    losses = [lambda m, b=b: cases.plain_loss_with_kl(m, b, config, extra) for b in BATCHES]
+    plain = cases.plain_training(model, losses)
+    setup = cases.setup_of(folders["policy"], micro_batch_tokens=40)
+    answer = groups[2].call(cases.update_actor, setup, config, BATCHES, extra)[0]
+    assert largest_difference(answer["gradients"][0], plain["gradients"][0]) < 1e-6
+    assert largest_difference(answer["weights"], plain["weights"]) < 2e-5
+
+
 @pytest.mark.parametrize("stage", STAGES)
 @pytest.mark.parametrize("checkpointing", [False, True])
 def test_every_stage_trains_alike(

@@ -29,6 +29,7 @@ BIN = Path(sys.executable).parent
 TOKEN = "a-token-that-nobody-may-see"
 TINY = [
     *("configs/tiny.yaml", "steps=1", "prompts.heldout=null", "evaluation.every=0", "checkpoint.every=0"),
+    *("critic={}", "ppo.advantage={type: rloo}", "rollout.responses_per_prompt=2"),  # a role less to start
     *("reward_training=null", "reward={type: function, path: configs/tiny/reward.py}", "rollout.prompts_per_step=4"),
     *(f"placement.{group}.ranks=1" for group in ("actor", "critic", "reward", "reference", "rollout")),
 ]
@@ -72,8 +73,7 @@ class Head:
         return self.run(f"{BIN}/tetrarch", "submit", "--address", self.address, *self.tiny(), *words, token=token)
 
     def tiny(self) -> list[str]:
-        models = [f"{role}.model.path={self.shared}/policy" for role in ("actor", "critic")]
-        return [*TINY, *models, f"prompts.train.path={self.shared}/train.jsonl"]
+        return [*TINY, f"actor.model.path={self.shared}/policy", f"prompts.train.path={self.shared}/train.jsonl"]
 
 
 def free_ports(count: int) -> list[int]:

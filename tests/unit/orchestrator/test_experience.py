@@ -12,6 +12,7 @@ from orchestrator.errors import TetrarchError
 from orchestrator.experience import explained_variance, last_generated, mini_batches, shape_rewards, to_experience
 from orchestrator.ppo_config import PpoConfig
 from roles.batch import Experience, Scored
+from roles.losses import k1
 
 BETA = 0.1
 RESPONSES = [(2, 5), (3, 1), (1, 8), (4, 3)]
@@ -66,7 +67,7 @@ def naive_rewards(scored: Scored, scores: list[float]) -> list[list[float]]:
 def test_rewards_against_a_loop() -> None:
     scored = make_scored()
     mask = scored.response_mask
-    rewards = shape_rewards(scored.scores, scored.old_logprobs, scored.reference_logprobs, mask, BETA)
+    rewards = shape_rewards(scored.scores, BETA * k1(scored.old_logprobs, scored.reference_logprobs), mask)
     for row, expected in enumerate(naive_rewards(scored, scored.scores.tolist())):
         assert rewards[row, mask[row]].tolist() == pytest.approx(expected, abs=1e-6)
     assert (rewards[~mask] == 0).all()
@@ -75,7 +76,7 @@ def test_rewards_against_a_loop() -> None:
 def test_the_score_sits_on_eos_and_not_on_the_first_pad() -> None:
     scored = make_scored()
     mask = scored.response_mask
-    rewards = shape_rewards(scored.scores, scored.old_logprobs, scored.old_logprobs, mask, BETA)
+    rewards = shape_rewards(scored.scores, torch.zeros_like(scored.old_logprobs), mask)
     for row, length in enumerate(scored.lengths.tolist()):
         assert rewards[row].nonzero().flatten().tolist() == [length - 1]
 
@@ -91,7 +92,7 @@ def test_experience_against_its_parts() -> None:
     scored = make_scored()
     mask = scored.response_mask
     experience, _ = to_experience(scored, BETA, make_ppo())
-    rewards = shape_rewards(scored.scores, scored.old_logprobs, scored.reference_logprobs, mask, BETA)
+    rewards = shape_rewards(scored.scores, BETA * k1(scored.old_logprobs, scored.reference_logprobs), mask)
     advantages, returns = gae(rewards, scored.values, mask, 0.9, 0.8)
     torch.testing.assert_close(experience.advantages, advantages)
     torch.testing.assert_close(experience.returns, returns)
@@ -116,7 +117,7 @@ def test_whitened_rewards_keep_their_mean() -> None:
     scored = make_scored()
     mask = scored.response_mask
     experience, stats = to_experience(scored, BETA, make_ppo(whiten_rewards=True))
-    rewards = shape_rewards(scored.scores, scored.old_logprobs, scored.reference_logprobs, mask, BETA)
+    rewards = shape_rewards(scored.scores, BETA * k1(scored.old_logprobs, scored.reference_logprobs), mask)
     shaped = whiten(rewards, mask, shift_mean=False)
     assert shaped[mask].mean().item() == pytest.approx(rewards[mask].mean().item(), abs=1e-6)
     torch.testing.assert_close(experience.advantages, gae(shaped, scored.values, mask, 0.9, 0.8)[0])
@@ -284,3 +285,21 @@ def test_mini_batches_that_cannot_be_shared_out_are_refused() -> None:
         mini_batches(experience, epochs=1, mini_batches=3, seed=0, ranks=1)
     with pytest.raises(ValueError, match="2 samples cannot be shared out over 3 ranks; use at most 2"):
         mini_batches(experience, epochs=1, mini_batches=4, seed=0, ranks=3)
+
+
+def test_a_kl_in_the_loss_stays_out_of_the_reward() -> None:
+    scored = make_scored([(2, 3)] * 4)
+    ppo = make_ppo(kl={"where": "loss", "estimator": "k2"})
+    experience, stats = to_experience(scored, BETA, ppo)
+    free, _ = to_experience(scored, 0.0, make_ppo())
+    torch.testing.assert_close(experience.returns, free.returns)
+    torch.testing.assert_close(experience.reference_logprobs, scored.reference_logprobs * scored.response_mask)
+    assert stats.kl != 0
+
+
+def test_responses_to_one_prompt_are_compared_with_each_other() -> None:
+    scored = make_scored([(2, 3)] * 4)
+    ppo = PpoConfig.model_validate({"advantage": {"type": "dr_grpo"}})
+    experience, _ = to_experience(scored, 0.0, ppo, responses_per_prompt=2)
+    advantages = [float(row[mask][0]) for row, mask in zip(experience.advantages, scored.response_mask, strict=True)]
+    assert advantages == pytest.approx([-0.5, 0.5, -0.5, 0.5])  # scores 1, 2 and 3, 4

@@ -19,7 +19,8 @@ from orchestrator.advantages import (
     whiten,
 )
 from orchestrator.experience import shape_rewards
-from orchestrator.kl import AdaptiveController, k1, k2, k3
+from orchestrator.kl import AdaptiveController
+from roles.losses import k1, k2, k3
 from tests.reference.golden import Case, cases
 
 
@@ -68,7 +69,9 @@ def test_kl_estimators(case: Case) -> None:
 @pytest.mark.parametrize("case", cases("reward_shaping"), ids=str)
 def test_the_score_is_on_the_last_generated_token(case: Case) -> None:
     given, mask = case.inputs, case.mask
-    rewards = shape_rewards(given["scores"], given["logprobs"], given["ref_logprobs"], mask, case.params["kl_coef"])
+    rewards = shape_rewards(
+        given["scores"], case.params["kl_coef"] * k1(given["logprobs"], given["ref_logprobs"]), mask
+    )
     case.check("openrlhf", rewards)
     case.check("verl", rewards)
     _, returns = gae(rewards, given["values"], mask, case.params["gamma"], case.params["lam"])

@@ -216,6 +216,18 @@ def test_several_mistakes_are_one_line_each(file: Path) -> None:
             ["reward={type: function, path: f.py}"],
             ["critic.model is null", "reward.type=function", "critic.model.path"],
         ),
+        (["ppo.advantage={type: grpo}"], ["ppo.advantage.type=grpo", "responses_per_prompt=1", "4 or more"]),
+        (
+            ["ppo.advantage={type: reinforce++}", "ppo.critic_warmup_steps=1", "critic.gradient_checkpointing=true"],
+            ["critic needs a critic", "ppo.critic_warmup_steps=1 needs a critic", "use type: gae"],
+        ),
+        (
+            ["ppo.advantage={type: reinforce++}", "ppo.truncated={type: bootstrap}"],
+            ["ppo.truncated.type=bootstrap needs a critic"],
+        ),
+        (["ppo.kl.where=loss"], ["{where: loss, estimator: k1}", "nothing holds the policy", "allow_biased: true"]),
+        (["ppo.kl.estimator=k3"], ["{where: reward, estimator: k3}", "use k1"]),
+        (["ppo.policy={type: gspo, dual_clip: 3}"], ["ppo.policy.dual_clip=3", "type: gspo"]),
         (["evaluation.every=5"], ["evaluation.every=5", "prompts.heldout.path"]),
         (["evaluation.judge={path: f.py}"], ["evaluation.judge", "prompts.heldout.path"]),
         (["rollout.engine.sleep=1"], ["rollout.engine.sleep=1", "device=cpu"]),

@@ -170,6 +170,7 @@ def test_malformed_scores_and_experience_are_refused() -> None:
             response_mask=batch.response_mask,
             old_logprobs=batch.values,
             rollout_logprobs=batch.values,
+            reference_logprobs=batch.values,
             values=batch.values,
             advantages=batch.values,
             returns=batch.scores,

@@ -10,10 +10,13 @@ from torch import Tensor
 
 import roles.losses
 from roles.losses import (
+    POLICY_LOSSES,
     approx_kl,
     bradley_terry,
+    cispo_loss,
     denominator,
     entropy,
+    gspo_loss,
     masked_mean_weight,
     policy_loss,
     token_logprobs,
@@ -125,6 +128,63 @@ def test_the_gradient_depends_on_neither_ranks_nor_micro_batches(mean: str, rank
         for rows in micro_batches([lengths[row] for row in share], budget, at_least=3)
     ]
     torch.testing.assert_close(slope(parts), slope([list(range(8))]), atol=1e-7, rtol=1e-6)
+
+
+def test_the_constant_mean_divides_token_sums_by_the_constant_and_the_sequences() -> None:
+    given = tokens(1)
+    loss, mask = given["advantages"], given["mask"]
+    rows = [sum(float(x) for x, valid in zip(r, m, strict=True) if valid) for r, m in zip(loss, mask, strict=True)]
+    ours = (loss * masked_mean_weight(mask, "constant", 7)).sum() / denominator(mask, "constant")
+    assert ours.item() == pytest.approx(sum(rows) / 7 / int(mask.any(1).sum()), abs=1e-6)
+
+
+def flat(seed: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """New and old log-probabilities, advantages (one a sequence) and sequence numbers of the trained tokens."""
+    given = tokens(seed)
+    row, column = given["mask"].nonzero(as_tuple=True)
+    old = given["old"][row, column].double()
+    new = (old + 0.1 * given["shift"][row, column]).requires_grad_()
+    return new, old, given["advantages"][row, 0].double(), row
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_gspo_against_its_sequence_level_definition(seed: int) -> None:
+    """Equation 5 of the paper: (1/sequences)·Σ min(s·A, clip(s)·A), s = exp(mean of the log ratios)."""
+    new, old, advantages, rows = flat(seed)
+    loss, clipped = gspo_loss(new, old, advantages, clip_low=0.01, clip_high=0.02, sequences=rows)
+    count = rows.bincount()[rows]
+    (slope,) = torch.autograd.grad((loss / count).sum(), new)
+    wanted = torch.zeros(())
+    for row in rows.unique():
+        own = rows == row
+        ratio = (new[own] - old[own]).mean().exp()
+        gain = advantages[own][0]
+        wanted = wanted - torch.minimum(ratio * gain, ratio.clamp(0.99, 1.02) * gain)
+        outside = (ratio > 1.02 and gain > 0) or (ratio < 0.99 and gain < 0)
+        assert clipped[own].tolist() == [bool(outside)] * int(own.sum())
+    torch.testing.assert_close((loss / count).sum(), wanted, check_dtype=False)
+    torch.testing.assert_close(slope, torch.autograd.grad(wanted, new)[0])
+
+
+def test_cispo_weights_the_log_probability_and_never_silences_a_token() -> None:
+    new, old, advantages, _ = flat(0)
+    loss, held = cispo_loss(new, old, advantages, clip_low=0.02, clip_high=0.03)
+    (slope,) = torch.autograd.grad(loss.sum(), new)
+    ratio = (new - old).exp().detach()
+    torch.testing.assert_close(slope, -advantages * ratio.clamp(0.98, 1.03))
+    assert held.tolist() == [bool(r < 0.98 or r > 1.03) for r in ratio] and held.any()
+    assert (slope != 0).all()
+
+
+def test_on_the_first_mini_batch_all_policy_losses_have_the_same_gradient() -> None:
+    _, old, advantages, rows = flat(2)
+    slopes = []
+    for loss in POLICY_LOSSES.values():
+        new = old.clone().requires_grad_()
+        losses, _ = loss(new, old, advantages, clip_low=0.2, clip_high=0.2, dual_clip=None, sequences=rows)
+        slopes.append(torch.autograd.grad(losses.sum(), new)[0])
+    for slope in slopes:
+        torch.testing.assert_close(slope, -advantages)
 
 
 def test_an_empty_mask_has_no_weight_and_no_denominator() -> None:
