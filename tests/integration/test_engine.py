@@ -78,7 +78,7 @@ def test_other_losses_with_a_kl_in_them_are_plain_torch_s_too(
     plain = cases.plain_training(model, losses)
     setup = cases.setup_of(folders["policy"], micro_batch_tokens=40)
     answer = groups[2].call(cases.update_actor, setup, config, BATCHES, extra)[0]
-    assert largest_difference(answer["gradients"][0], plain["gradients"][0]) < 1e-6
+    assert largest_difference(answer["gradients"][0], plain["gradients"][0]) < 5e-6
     assert largest_difference(answer["weights"], plain["weights"]) < 2e-5
 
 
