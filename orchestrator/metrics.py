@@ -34,6 +34,11 @@ _ALL = (
         "",
         "Mean probability ratio of the first mini-batch: 1 but for rounding (1e-5 in float32, 1e-3 in bfloat16)",
     ),
+    Metric(
+        "policy/importance_mean",
+        "",
+        "Mean weight of a token for vLLM's distribution differing from the trainer's; 1 without a correction",
+    ),
     Metric("policy/gradient_norm", "", "Global L2 norm of the actor's gradient before clipping, mean over the update"),
     Metric("value/loss", "", "Half the squared error of the critic (clipped), mean over the update"),
     Metric("value/clip_fraction", "fraction", "Tokens whose loss the clipped value decided"),

@@ -286,6 +286,7 @@ def step_metrics(result: StepResult) -> dict[str, float]:
             "policy/approx_kl": actor.approx_kl,
             "policy/clip_fraction": actor.clip_fraction,
             "policy/ratio_first_minibatch": actor.ratio_first_minibatch,
+            "policy/importance_mean": actor.importance,
             "policy/gradient_norm": actor.gradient_norm,
             "lr/actor": actor.learning_rate,
         }

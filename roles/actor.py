@@ -17,7 +17,8 @@ from torch import Tensor
 from roles.batch import Experience, Rollouts
 from roles.config import PolicyLossConfig
 from roles.engine import Engine, EngineSetup
-from roles.losses import KL_ESTIMATORS, POLICY_LOSSES, approx_kl, log_ratio, truncated_importance
+from roles.importance import IMPORTANCE
+from roles.losses import KL_ESTIMATORS, POLICY_LOSSES, approx_kl, log_ratio
 from roles.micro_batch import MicroBatch, per_token, picked, update
 from roles.models import PolicyModel
 from roles.weight_transfer import EngineClient, WeightPusher
@@ -36,6 +37,8 @@ class ActorStats:
     """Mean probability ratio of the first optimizer step: 1, since nothing has changed yet; NaN without a token."""
     entropy: float
     """Nats a token."""
+    importance: float
+    """Mean weight for vLLM's distribution differing from the trainer's; 1 without a correction."""
     gradient_norm: float
     """Before clipping; mean over the optimizer steps."""
     learning_rate: float
@@ -82,6 +85,7 @@ class Actor:
             clip_fraction=clipped / tokens,
             ratio_first_minibatch=float(done.measured[0, 4] / done.measured[0, 0]),
             entropy=entropy / tokens,
+            importance=float(done.measured[:, 6].sum()) / tokens,
             gradient_norm=done.gradient_norm,
             learning_rate=done.learning_rate,
         )
@@ -121,7 +125,8 @@ class Actor:
         return answer
 
     def _micro_batch_loss(self, batch: Experience, rows: list[int], weights: Tensor) -> tuple[Tensor, Tensor]:
-        """The weighted sum of the losses of `rows`; sums of tokens, KL, clipped tokens, entropy, ratio and loss."""
+        """The weighted sum of the losses of `rows`; sums of tokens, KL, clipped tokens, entropy, ratio, loss
+        and importance weights."""
         config, device = self._loss, self._engine.device
         micro = MicroBatch.of(batch, rows, device)
         logprobs, entropy = self._forward(micro, with_entropy=True)
@@ -136,14 +141,15 @@ class Actor:
             dual_clip=config.dual_clip,
             sequences=micro.sequences,
         )
-        if config.importance.type == "truncated":
-            rollout = picked(batch.rollout_logprobs, batch, rows, device)
-            losses = losses * truncated_importance(old, rollout, config.importance.cap)
-        loss = (losses * weight).sum()
+        rollout = picked(batch.rollout_logprobs, batch, rows, device)
+        importance = IMPORTANCE[config.importance.type](
+            old, rollout, micro.sequences, **config.importance.model_dump(exclude={"type"})
+        )
+        loss = (losses * importance * weight).sum()
         with torch.no_grad():
             kl, ratio = approx_kl(logprobs, old).sum(), log_ratio(logprobs, old).exp().sum()
             tokens = torch.tensor(float(len(old)), device=device)
-            measured = torch.stack([tokens, kl, clipped.sum(), entropy.sum(), ratio, loss])
+            measured = torch.stack([tokens, kl, clipped.sum(), entropy.sum(), ratio, loss, importance.sum()])
         if self._extra.kl_estimator:
             reference = picked(batch.reference_logprobs, batch, rows, device)
             kl_to_reference = KL_ESTIMATORS[self._extra.kl_estimator](logprobs, reference)

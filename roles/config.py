@@ -233,7 +233,31 @@ class TruncatedImportance(Section):
     """Largest weight of a token."""
 
 
-ImportanceConfig = Annotated[NoCorrection | TruncatedImportance, Field(discriminator="type")]
+class IcePop(Section):
+    """Weight each token's policy loss by π_old/π_rollout, and leave out those where it is too far from 1."""
+
+    type: Literal["icepop"]
+    """IcePop (arXiv 2510.18855)."""
+    low: float = Field(default=0.5, ge=0, lt=1)
+    """A token below it is left out."""
+    high: float = Field(default=5.0, gt=1)
+    """A token above it is left out."""
+
+
+class RejectedSequences(Section):
+    """Leave out whole responses whose π_old/π_rollout is too far from 1, in the geometric mean over their tokens."""
+
+    type: Literal["reject"]
+    """Rejection."""
+    low: float = Field(default=0.9, ge=0, lt=1)
+    """A response below it is left out."""
+    high: float = Field(default=1.1, gt=1)
+    """A response above it is left out."""
+
+
+ImportanceConfig = Annotated[
+    NoCorrection | TruncatedImportance | IcePop | RejectedSequences, Field(discriminator="type")
+]
 
 
 LossMean = Literal["token", "sequence", "constant"]

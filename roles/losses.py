@@ -257,15 +257,6 @@ def approx_kl(logprobs: Tensor, old_logprobs: Tensor) -> Tensor:
     return log_r.expm1() - log_r
 
 
-def truncated_importance(old_logprobs: Tensor, rollout_logprobs: Tensor, cap: float) -> Tensor:
-    """min(cap, π_old/π_rollout) per token, without gradient: truncated importance sampling.
-
-    The policy loss is multiplied by it where vLLM's distribution differs from the actor's (Yao et al. 2025,
-    fengyao.notion.site/off-policy-rl).
-    """
-    return log_ratio(old_logprobs.detach(), rollout_logprobs.detach()).exp().clamp(max=cap)
-
-
 def value_loss(values: Tensor, old_values: Tensor, returns: Tensor, clip: float | None) -> tuple[Tensor, Tensor]:
     """½·max((V - R)², (clip(V, V_old ± clip) - R)²) per token, as in OpenAI's baselines; `clip=None`: ½(V - R)².
 

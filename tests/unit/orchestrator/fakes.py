@@ -13,7 +13,7 @@ from roles.batch import Prompts, Rollouts
 from roles.critic import CriticStats
 
 ROWS, PROMPT, TIME = 4, 2, 5
-ACTOR = ActorStats(0.0, 0.0, 0.0, 1.0, 1.0, 1.0, 1.0)
+ACTOR = ActorStats(0.0, 0.0, 0.0, 1.0, 1.0, 1.0, 1.0, 1.0)
 CRITIC = CriticStats(0.0, 0.0, 1.0, 1.0)
 
 
