@@ -20,6 +20,9 @@ ENGINES = "rollout"
 
 GPU_ROLES: tuple[GpuRole, ...] = get_args(GpuRole)
 
+THEIR_NAMES: dict[str, str] = dict(zip(GPU_ROLES, ("actor", "critic", "reward", "ref"), strict=True))
+"""Role → what OpenRLHF's keys begin with."""
+
 
 @dataclass(frozen=True, slots=True)
 class Seat:
@@ -38,7 +41,7 @@ def as_groups(placement: GroupsPlacement | OpenRlhfPlacement) -> GroupsPlacement
         return placement
     sizes = {
         role: (getattr(placement, f"{name}_num_nodes"), getattr(placement, f"{name}_num_gpus_per_node"))
-        for role, name in zip(GPU_ROLES, ("actor", "critic", "reward", "ref"), strict=True)
+        for role, name in THEIR_NAMES.items()
     }
     homes: dict[GpuRole, GpuRole] = {role: role for role in GPU_ROLES}
     for flag, home, guests in (
@@ -47,10 +50,10 @@ def as_groups(placement: GroupsPlacement | OpenRlhfPlacement) -> GroupsPlacement
         ("colocate_critic_reward", "critic", ("reward",)),
     ):
         for guest in guests if getattr(placement, flag) else ():
-            if sizes[guest] != sizes[home]:  # type: ignore[index]
+            if sizes[guest] != sizes[home]:
                 raise PlacementError(
-                    f"{flag}: true puts the {guest} on the {home}'s GPUs, but {_size(sizes[guest])} is not "  # type: ignore[index]
-                    f"{_size(sizes[home])}; give both the same numbers of nodes and GPUs"  # type: ignore[index]
+                    f"{flag}: true puts the {guest} on the {home}'s GPUs, but {_size(sizes[guest])} is not "
+                    f"{_size(sizes[home])}; give both the same numbers of nodes and GPUs"
                 )
             homes[guest] = homes[home]  # type: ignore[index]
     engines = EnginesConfig(number=placement.vllm_num_engines, tensor_parallel_size=placement.vllm_tensor_parallel_size)

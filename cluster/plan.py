@@ -1,6 +1,7 @@
 """Placement on paper: what each role needs flows in, a `Plan` (role → rank → node → CPUs and GPUs) flows out.
 
-Pure: no Ray, no engine. `cluster.ray_cluster` carries a plan out; `orchestrator.build` asks for one.
+Pure: no Ray, no engine. `cluster.ray_cluster` carries a plan out; `orchestrator.build` asks for one; whether a cluster
+can hold it is `cluster.capacity`'s matter.
 A placement is one variant in `cluster.config` and one function in `_PLANNERS`.
 """
 
@@ -73,6 +74,10 @@ class Plan:
     """Of each node in the plan, the pool that it belongs to."""
     cards: tuple[str, ...] = ("",)
     """Of each node in the plan, the kind of GPU that it must have; empty: any."""
+    placement: PlacementConfig | None = None
+    """What it was made of, so that a mend can be tried; None: by hand."""
+    needs: tuple[RoleNeed, ...] = ()
+    """What it was made for."""
 
     def of(self, role: str) -> list[Slot]:
         """The role's slots, by rank."""
@@ -99,7 +104,8 @@ def plan(placement: PlacementConfig, needs: Sequence[RoleNeed]) -> Plan:
     """Give every rank its slot. Raises PlacementError where the placement cannot hold a role."""
     if not needs:
         raise PlacementError("nothing to place: no role asks for a rank")
-    return _PLANNERS[type(placement)](placement, needs)
+    made = _PLANNERS[type(placement)](placement, needs)
+    return replace(made, placement=placement, needs=tuple(needs))
 
 
 def ranks_of(placement: PlacementConfig, role: str) -> int:
@@ -216,32 +222,3 @@ def _cpus(made: Plan, node: int) -> Counter[str]:
     for slot in made.slots:
         asked[slot.role] += slot.cpus if slot.node == node else 0
     return +asked
-
-
-def check_capacity(wanted: Plan, nodes: Sequence[Node]) -> None:
-    """Raise PlacementError, naming the shortage, if no assignment of real nodes can ever hold the plan."""
-    unused = sorted(nodes, key=lambda node: (node.gpus, node.cpus))
-    demands = [wanted.demand(index) for index in range(wanted.nodes)]
-    for demand in sorted(demands, key=lambda demand: (demand.card, demand.gpus, demand.cpus), reverse=True):
-        fitting = [node for node in unused if node.holds(demand)]
-        if not fitting:
-            raise PlacementError(f"the cluster is too small: {describe_shortage(wanted, nodes)}")
-        unused.remove(fitting[0])
-
-
-def describe_shortage(wanted: Plan, nodes: Sequence[Node]) -> str:
-    """What is asked, by role, and what each node has; and the mend."""
-    asked = "; ".join(_describe_role(wanted.of(role)) for role in wanted.roles)
-    demands = "; ".join(str(wanted.demand(index)) for index in range(wanted.nodes))
-    having = "; ".join(map(str, nodes)) or "no node at all"
-    return (
-        f"asked for {demands} ({asked}), each planned node on one real node; having {having}. "
-        "Lower `ranks`, `threads` or `cpus_per_rank` in `placement`, or start Ray with more (`ray start --num-cpus … "
-        "--num-gpus …`)"
-    )
-
-
-def _describe_role(slots: Sequence[Slot]) -> str:
-    first = slots[0]
-    gpus = f" and {round(len(first.gpus) * first.share, 3):g} GPUs" if first.gpus else ""
-    return f"{first.role}: {len(slots)} x {first.cpus} CPUs{gpus}"

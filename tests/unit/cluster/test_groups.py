@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from pydantic import TypeAdapter, ValidationError
 
+from cluster.capacity import check_capacity
 from cluster.config import GroupsPlacement, OpenRlhfPlacement, PlacementConfig
 from cluster.errors import PlacementError
 from cluster.groups import as_groups, problems, seats
@@ -15,7 +16,6 @@ from cluster.plan import (
     Node,
     Plan,
     RoleNeed,
-    check_capacity,
     engines_neighbours,
     plan,
     ranks_of,
