@@ -42,53 +42,99 @@ def as_groups(placement: GroupsPlacement | OpenRlhfPlacement) -> GroupsPlacement
     sizes = {
         role: (getattr(placement, f"{name}_num_nodes"), getattr(placement, f"{name}_num_gpus_per_node"))
         for role, name in THEIR_NAMES.items()
+        if getattr(placement, f"{name}_num_nodes")
     }
-    homes: dict[GpuRole, GpuRole] = {role: role for role in GPU_ROLES}
-    for flag, home, guests in (
-        ("colocate_all_models", "actor", ("critic", "reward", "reference")),
-        ("colocate_actor_ref", "actor", ("reference",)),
-        ("colocate_critic_reward", "critic", ("reward",)),
-    ):
-        for guest in guests if getattr(placement, flag) else ():
-            if sizes[guest] != sizes[home]:
-                raise PlacementError(
-                    f"{flag}: true puts the {guest} on the {home}'s GPUs, but {_size(sizes[guest])} is not "
-                    f"{_size(sizes[home])}; give both the same numbers of nodes and GPUs"
-                )
-            homes[guest] = homes[home]  # type: ignore[index]
+    homes = _homes(placement, sizes)
     engines = EnginesConfig(number=placement.vllm_num_engines, tensor_parallel_size=placement.vllm_tensor_parallel_size)
-    total = engines.number * engines.tensor_parallel_size
-    of_actor = sizes["actor"][0] * sizes["actor"][1]
-    sharing = total == of_actor
-    if placement.colocate_all_models and not sharing:
-        raise PlacementError(
-            f"colocate_all_models: true puts the engines on the actor's {of_actor} GPUs, but {engines.number} x "
-            f"{engines.tensor_parallel_size} are {total}; use vllm_num_engines: "
-            f"{of_actor // engines.tensor_parallel_size}"
-        )
+    nodes, per_node = sizes["actor"]
+    sharing = engines.number * engines.tensor_parallel_size == nodes * per_node
+    if sharing or placement.colocate_all_models:
+        _check_shared_engines(placement, nodes, per_node)
     groups: dict[str, PlacedGroup] = {
         home: PlacedGroup(
             pool="gpus",
             nodes=sizes[home][0],
             gpus_per_node=sizes[home][1],
-            roles=tuple(role for role in GPU_ROLES if homes[role] == home),
+            roles=tuple(role for role in GPU_ROLES if homes.get(role) == home),
             engines=engines if home == "actor" and sharing else None,
             cpus_per_rank=placement.cpus_per_rank,
         )
         for home in dict.fromkeys(homes.values())
     }
-    per_node = placement.pool.gpus_per_node if placement.pool else max(size for _, size in sizes.values())
+    largest = max(size for _, size in sizes.values())
+    whole = placement.pool.gpus_per_node if placement.pool else largest
+    if largest > whole:
+        name = next(THEIR_NAMES[role] for role, (_, size) in sizes.items() if size > whole)
+        raise PlacementError(
+            f"placement.{name}_num_gpus_per_node={getattr(placement, f'{name}_num_gpus_per_node')} is more than "
+            f"placement.pool.gpus_per_node={whole}; use {whole} and more nodes"
+        )
     if not sharing:
-        nodes, each = _spread_engines(engines, per_node)
+        nodes, each = _spread_engines(engines, whole)
         groups["engines"] = PlacedGroup(
             pool="gpus", nodes=nodes, gpus_per_node=each, engines=engines, cpus_per_rank=placement.cpus_per_rank
         )
-    pool = placement.pool
-    if pool is None:
-        room = PoolConfig(nodes=sum(group.nodes for group in groups.values()), gpus_per_node=per_node)
-        used = {seat.node for own in seats(_placement(room, groups), set(groups)).values() for seat in own}
-        pool = room.model_copy(update={"nodes": len(used)})
-    return _placement(pool, groups)
+    return _placement(_pool(placement, groups, whole), groups)
+
+
+Sizes = dict[str, tuple[int, int]]
+"""Role → (nodes, GPUs a node), in OpenRLHF's numbers."""
+
+
+def _homes(placement: OpenRlhfPlacement, sizes: Sizes) -> dict[str, str]:
+    """Role → the role in whose group it lives."""
+    homes = {role: role for role in sizes}
+    for flag, home, guests in (
+        ("colocate_all_models", "actor", ("critic", "reward", "reference")),
+        ("colocate_actor_ref", "actor", ("reference",)),
+        ("colocate_critic_reward", "critic", ("reward",)),
+    ):
+        for guest in (guest for guest in guests if getattr(placement, flag) and guest in sizes):
+            if sizes[guest] != sizes[home]:
+                mine, theirs, (nodes, per) = THEIR_NAMES[guest], THEIR_NAMES[home], sizes[home]
+                raise PlacementError(
+                    f"placement.{flag}=true puts the {guest} on the {home}'s GPUs, but {_size(sizes[guest])} is not "
+                    f"{_size(sizes[home])}; use {mine}_num_nodes: {nodes} and {mine}_num_gpus_per_node: {per}, as "
+                    f"{theirs} has"
+                )
+            homes[guest] = homes[home]
+    return homes
+
+
+def _check_shared_engines(placement: OpenRlhfPlacement, nodes: int, per_node: int) -> None:
+    """Engines on the actor's GPUs fill them, and each stays in one node."""
+    number, width = placement.vllm_num_engines, placement.vllm_tensor_parallel_size
+    if per_node % width:
+        fitting = ", ".join(f"{n} (vllm_num_engines: {nodes * per_node // n})" for n in _divisors(per_node))
+        raise PlacementError(
+            f"placement.vllm_tensor_parallel_size={width} does not divide actor_num_gpus_per_node={per_node}, and the "
+            f"engines are on the actor's GPUs, each in one node; use {fitting}"
+        )
+    if number * width != nodes * per_node:
+        raise PlacementError(
+            f"placement.colocate_all_models=true puts the engines on the actor's {nodes * per_node} GPUs, but "
+            f"{number} x {width} are {number * width}; use vllm_num_engines: {nodes * per_node // width}"
+        )
+
+
+def _pool(placement: OpenRlhfPlacement, groups: dict[str, PlacedGroup], per_node: int) -> PoolConfig:
+    """The nodes that were said, if they are enough; else as many as the groups need."""
+    asked = sum(group.nodes for group in groups.values())
+    room = PoolConfig.model_construct(nodes=asked, gpus_per_node=per_node)
+    placed = seats(GroupsPlacement.model_construct(type="groups", pools={"gpus": room}, groups=groups), set(groups))
+    used = len({seat.node for own in placed.values() for seat in own})
+    pool = placement.pool or PoolConfig.model_construct(nodes=used, gpus_per_node=per_node)
+    if pool.nodes < used:
+        sizes = ", ".join(
+            f"{' and '.join([*group.roles, *(['engines'] if group.engines else [])])} "
+            f"{_size((group.nodes, group.gpus_per_node))}"
+            for group in groups.values()
+        )
+        raise PlacementError(
+            f"placement.pool.nodes={pool.nodes} is too few: {sizes} are {used} nodes of gpus_per_node={per_node}; use "
+            f"nodes: {used}"
+        )
+    return pool
 
 
 def _placement(pool: PoolConfig, groups: dict[str, PlacedGroup]) -> GroupsPlacement:
@@ -104,7 +150,8 @@ def _spread_engines(engines: EnginesConfig, per_node: int) -> tuple[int, int]:
     width = engines.tensor_parallel_size
     if width > per_node:
         raise PlacementError(
-            f"vllm_tensor_parallel_size={width} is more than the {per_node} GPUs of a node; an engine stays in one node"
+            f"placement.vllm_tensor_parallel_size={width} is more than the {per_node} GPUs of a node, and an engine "
+            f"stays in one node; use {' or '.join(str(n) for n in _divisors(per_node))}"
         )
     fitting = per_node // width
     nodes = next(n for n in range(1, engines.number + 1) if engines.number % n == 0 and engines.number // n <= fitting)
@@ -137,7 +184,7 @@ def problems(placement: GroupsPlacement) -> list[str]:
             near = difflib.get_close_matches(pool_of.accelerator, ACCELERATORS, n=1, cutoff=0.3)
             mend = f"did you mean {near[0]}? " if near else ""
             found.append(
-                f"the accelerator {pool_of.accelerator!r} of pool {name!r} is not known; {mend}use one of "
+                f"placement.pools.{name}.accelerator={pool_of.accelerator!r} is not known; {mend}use one of "
                 f"{_names(ACCELERATORS)}; or leave it out and say gpu_memory_gib"
             )
     for name, group in placement.groups.items():
@@ -172,10 +219,9 @@ def problems(placement: GroupsPlacement) -> list[str]:
 def _engine_problems(key: str, group: PlacedGroup, engines: EnginesConfig) -> list[str]:
     width, per_node = engines.tensor_parallel_size, group.gpus_per_node
     if per_node % width:
-        fitting = [str(n) for n in range(1, per_node + 1) if per_node % n == 0]
         return [
             f"{key}.engines.tensor_parallel_size={width} does not divide its gpus_per_node={per_node} (an engine stays "
-            f"in one node); use {', '.join(fitting)}"
+            f"in one node); use {', '.join(map(str, _divisors(per_node)))}"
         ]
     total, have = engines.number * width, group.nodes * per_node
     if total != have:
@@ -218,10 +264,21 @@ def seats(placement: GroupsPlacement, taken: Collection[str]) -> dict[str, list[
     return placed
 
 
+def in_words_of(placement: GroupsPlacement | OpenRlhfPlacement, line: str) -> str:
+    """A message about pools in the words of the user's file: OpenRLHF's form has one pool, without a name."""
+    if isinstance(placement, GroupsPlacement):
+        return line
+    return line.replace("placement.pools.gpus.", "placement.pool.").replace("of pool 'gpus'", "of placement.pool")
+
+
 def _by_size(placement: GroupsPlacement, name: str) -> tuple[int, int, int]:
     """Widest first, then those on most nodes, then in the order of the file."""
     group = placement.groups[name]
     return -group.gpus_per_node, -group.nodes, list(placement.groups).index(name)
+
+
+def _divisors(number: int) -> list[int]:
+    return [n for n in range(1, number + 1) if number % n == 0]
 
 
 def _names(names: Collection[str]) -> str:

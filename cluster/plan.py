@@ -15,7 +15,7 @@ from typing import Any
 from cluster.accelerators import ACCELERATORS
 from cluster.config import GroupConfig, GroupsPlacement, LocalPlacement, OpenRlhfPlacement, PlacementConfig
 from cluster.errors import PlacementError
-from cluster.groups import ENGINES, as_groups, group_of, seats
+from cluster.groups import ENGINES, as_groups, group_of, in_words_of, seats
 
 
 @dataclass(frozen=True, slots=True)
@@ -186,8 +186,8 @@ def _groups(placement: GroupsPlacement, needs: Sequence[RoleNeed]) -> Plan:
         if (asked := made.demand(node).cpus) > cpus:
             here = ", ".join(f"{role} {count}" for role, count in _cpus(made, node).items())
             raise PlacementError(
-                f"the ranks on a node of pool {pools[node]!r} ask for {asked:g} CPUs ({here}), but it has "
-                f"cpus_per_node={cpus:g}; lower cpus_per_rank, or correct the pool"
+                f"placement.pools.{pools[node]}.cpus_per_node={cpus:g} is less than the {asked:g} CPUs that the ranks "
+                f"on such a node ask for ({here}); use {asked:g}, or a lower cpus_per_rank"
             )
     return made
 
@@ -198,7 +198,10 @@ def _card(accelerator: str | None) -> str:
 
 
 def _openrlhf(placement: OpenRlhfPlacement, needs: Sequence[RoleNeed]) -> Plan:
-    return _groups(as_groups(placement), needs)
+    try:
+        return _groups(as_groups(placement), needs)
+    except PlacementError as error:
+        raise PlacementError(in_words_of(placement, str(error))) from None
 
 
 _PLANNERS: dict[type, Callable[[Any, Sequence[RoleNeed]], Plan]] = {

@@ -6,11 +6,11 @@ A RunConfig flows in, one line for each broken rule flows out: key, value, mend.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from cluster.config import LocalPlacement
 from cluster.errors import PlacementError
-from cluster.groups import as_groups, group_of, problems, seats
+from cluster.groups import GPU_ROLES, as_groups, group_of, in_words_of, problems, seats
 from cluster.plan import ranks_of
 
 if TYPE_CHECKING:
@@ -32,21 +32,35 @@ def inconsistencies(config: RunConfig) -> list[str]:
     ]
 
 
+def without_idle_gpus(data: Any) -> Any:
+    """Plain values in which OpenRLHF's placement has no nodes for a reward that is no model, unless they name some."""
+    match data:
+        case {"reward": {"type": "function" | "remote"}, "placement": {"type": "openrlhf", **said} as placement}:
+            if "reward_num_nodes" not in said:
+                return {**data, "placement": {**placement, "reward_num_nodes": 0}}
+    return data
+
+
 def _placement_rules(config: RunConfig) -> Iterator[str]:
     """Of `type: groups` and `type: openrlhf`: every role has its GPUs, once, and the pools hold them."""
     if isinstance(config.placement, LocalPlacement):
         return
     try:
         placement = as_groups(config.placement)
-        found = problems(placement)
+        found = [in_words_of(config.placement, line) for line in problems(placement)]
         yield from found
         if found:
             return
+        homeless = {role for group in placement.groups.values() for role in group.roles} ^ set(GPU_ROLES)
+        if config.placement.type == "openrlhf" and homeless and config.reward.type == "model":
+            yield "placement.reward_num_nodes=0, but reward.type=model needs GPUs; use 1 or more"
+            return
         for role in config.model_roles:
             group_of(placement, role)
-        idle = {role for group in placement.groups.values() for role in group.roles} - set(config.model_roles)
-        if idle and config.placement.type == "groups":
-            yield f"reward.type={config.reward.type} needs no GPUs; take `reward` out of placement.groups"
+        if config.reward.type != "model" and "reward" not in homeless:
+            groups = "take `reward` out of placement.groups"
+            mend = groups if config.placement.type == "groups" else "use placement.reward_num_nodes: 0, or leave it out"
+            yield f"reward.type={config.reward.type} needs no GPUs; {mend}"
         seats(placement, set(placement.groups))
     except PlacementError as error:
         yield str(error)
