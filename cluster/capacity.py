@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 
 from cluster.errors import PlacementError
-from cluster.matching import demands_of, fits
+from cluster.matching import fits
 from cluster.mends import cluster_change, placement_change, value_of
 from cluster.plan import Node, Plan, Slot
 
@@ -24,7 +24,7 @@ def describe_shortage(wanted: Plan, nodes: Sequence[Node], *, busy: bool = False
     """What is asked, by role, what each node has (`busy`: has free), and the smallest changes that would fit."""
     asked = "; ".join(_describe_role(wanted.of(role)) for role in wanted.roles)
     return (
-        f"asked for {_listed(demands_of(wanted))} ({asked}), each planned node on one real node; "
+        f"asked for {_listed(wanted.demands)} ({asked}), each planned node on one real node; "
         f"{'free are' if busy else 'having'} {_listed(nodes) or 'no node at all'}. {_mend(wanted, nodes, busy)}"
     )
 

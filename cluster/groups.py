@@ -1,6 +1,7 @@
-"""Groups of GPUs on pools of nodes: the rules of `type: groups` and `type: openrlhf`, and who gets which GPU.
+"""Groups of GPUs on pools of nodes: the rules of `type: groups`, and `type: openrlhf` in its words.
 
-A placement flows in, seats (group → node and GPU of each rank) flow out. Pure; called by `cluster.plan`.
+A placement flows in; groups, or what is wrong with them, flow out. Pure; called by `cluster.plan`, which asks
+`cluster.seats` who gets which GPU.
 """
 
 from __future__ import annotations
@@ -8,12 +9,12 @@ from __future__ import annotations
 import difflib
 from collections import Counter
 from collections.abc import Collection
-from dataclasses import dataclass
 from typing import get_args
 
 from cluster.accelerators import ACCELERATORS
 from cluster.config import EnginesConfig, GpuRole, GroupsPlacement, OpenRlhfPlacement, PlacedGroup, PoolConfig
 from cluster.errors import PlacementError
+from cluster.seats import nodes_needed, size_text
 
 ENGINES = "rollout"
 """The role of the vLLM engines."""
@@ -22,17 +23,6 @@ GPU_ROLES: tuple[GpuRole, ...] = get_args(GpuRole)
 
 THEIR_NAMES: dict[str, str] = dict(zip(GPU_ROLES, ("actor", "critic", "reward", "ref"), strict=True))
 """Role → what OpenRLHF's keys begin with."""
-
-
-@dataclass(frozen=True, slots=True)
-class Seat:
-    """One GPU of a group."""
-
-    pool: str
-    node: int
-    """Number of the node in the plan."""
-    gpu: int
-    """Number of the GPU on the node."""
 
 
 def as_groups(placement: GroupsPlacement | OpenRlhfPlacement) -> GroupsPlacement:
@@ -91,11 +81,11 @@ def _homes(placement: OpenRlhfPlacement, sizes: Sizes) -> dict[str, str]:
     ):
         for guest in (guest for guest in guests if getattr(placement, flag) and guest in sizes):
             if sizes[guest] != sizes[home]:
-                mine, theirs, (nodes, per) = THEIR_NAMES[guest], THEIR_NAMES[home], sizes[home]
+                mine, (nodes, per) = THEIR_NAMES[guest], sizes[home]
                 raise PlacementError(
-                    f"placement.{flag}=true puts the {guest} on the {home}'s GPUs, but {_size(sizes[guest])} is not "
-                    f"{_size(sizes[home])}; use {mine}_num_nodes: {nodes} and {mine}_num_gpus_per_node: {per}, as "
-                    f"{theirs} has"
+                    f"placement.{flag}=true puts the {guest} on the {home}'s GPUs, but {size_text(sizes[guest])} "
+                    f"is not {size_text(sizes[home])}; use {mine}_num_nodes: {nodes} and {mine}_num_gpus_per_node: "
+                    f"{per}, as the {home} has"
                 )
             homes[guest] = homes[home]
     return homes
@@ -119,30 +109,26 @@ def _check_shared_engines(placement: OpenRlhfPlacement, nodes: int, per_node: in
 
 def _pool(placement: OpenRlhfPlacement, groups: dict[str, PlacedGroup], per_node: int) -> PoolConfig:
     """The nodes that were said, if they are enough; else as many as the groups need."""
-    asked = sum(group.nodes for group in groups.values())
-    room = PoolConfig.model_construct(nodes=asked, gpus_per_node=per_node)
-    placed = seats(GroupsPlacement.model_construct(type="groups", pools={"gpus": room}, groups=groups), set(groups))
-    used = len({seat.node for own in placed.values() for seat in own})
+    one = PoolConfig(nodes=1, gpus_per_node=per_node)
+    used = nodes_needed(_placement(one, groups), set(groups), "gpus")
     pool = placement.pool or PoolConfig.model_construct(nodes=used, gpus_per_node=per_node)
     if pool.nodes < used:
         sizes = ", ".join(
             f"{' and '.join([*group.roles, *(['engines'] if group.engines else [])])} "
-            f"{_size((group.nodes, group.gpus_per_node))}"
+            f"{size_text((group.nodes, group.gpus_per_node))}"
             for group in groups.values()
         )
+        actors = placement.actor_num_nodes * placement.actor_num_gpus_per_node
+        share = f", or vllm_num_engines x vllm_tensor_parallel_size = {actors}, on the actor's" * ("engines" in groups)
         raise PlacementError(
             f"placement.pool.nodes={pool.nodes} is too few: {sizes} are {used} nodes of gpus_per_node={per_node}; use "
-            f"nodes: {used}"
+            f"nodes: {used}{share}"
         )
     return pool
 
 
 def _placement(pool: PoolConfig, groups: dict[str, PlacedGroup]) -> GroupsPlacement:
     return GroupsPlacement(type="groups", pools={"gpus": pool}, groups=groups)
-
-
-def _size(size: tuple[int, int]) -> str:
-    return f"{size[0]} x {size[1]} GPUs"
 
 
 def _spread_engines(engines: EnginesConfig, per_node: int) -> tuple[int, int]:
@@ -160,19 +146,15 @@ def _spread_engines(engines: EnginesConfig, per_node: int) -> tuple[int, int]:
 
 def group_of(placement: GroupsPlacement, role: str) -> str:
     """The group in which a role (or the engines) lives. Raises PlacementError if there is none, or more than one."""
-    homes = [
-        name
-        for name, group in placement.groups.items()
-        if (group.engines is not None if role == ENGINES else role in group.roles)
-    ]
-    what = "vLLM engines" if role == ENGINES else f"the role {role!r}"
+    homes = _homes_of(placement, role)
     if not homes:
+        what = "vLLM engines" if role == ENGINES else f"the role {role!r}"
         key = "engines: {number: …}" if role == ENGINES else f"roles: [{role}]"
         raise PlacementError(
             f"no group of placement.groups has {what}; add `{key}` to one of {_names(placement.groups)}"
         )
     if len(homes) > 1:
-        raise PlacementError(f"placement.groups {_names(homes)} both have {what}; leave one")
+        raise PlacementError(_several(homes, role))
     return homes[0]
 
 
@@ -193,26 +175,48 @@ def problems(placement: GroupsPlacement) -> list[str]:
         if pool is None:
             found.append(f"{key}.pool={group.pool!r} is not in placement.pools; use {_names(placement.pools)}")
             continue
-        if group.gpus_per_node > pool.gpus_per_node:
-            found.append(
-                f"{key}.gpus_per_node={group.gpus_per_node} is more than the {pool.gpus_per_node} of a node of pool "
-                f"{group.pool!r}; use {pool.gpus_per_node} and more nodes"
-            )
-        if group.nodes > pool.nodes:
-            found.append(f"{key}.nodes={group.nodes} is more than the {pool.nodes} of pool {group.pool!r}; lower it")
+        too_large = _too_large(key, group, pool)
+        found += too_large
         if not group.roles and group.engines is None:
             found.append(f"{key} has neither roles nor engines; give it some, or delete it")
         double = [role for role, count in Counter(group.roles).items() if count > 1]
         if double:
             found.append(f"{key}.roles names {', '.join(double)} twice; once is enough")
-        if group.engines is not None:
+        if group.engines is not None and not too_large:
             found += _engine_problems(key, group, group.engines)
-    homes = Counter(role for group in placement.groups.values() for role in set(group.roles))
-    found += [
-        f"the role {role!r} is in {count} groups; leave it in one" for role, count in sorted(homes.items()) if count > 1
+    for role in (*GPU_ROLES, ENGINES):
+        homes = _homes_of(placement, role)
+        if len(homes) > 1:
+            found.append(_several(homes, role))
+    return found
+
+
+def _homes_of(placement: GroupsPlacement, role: str) -> list[str]:
+    return [
+        name
+        for name, group in placement.groups.items()
+        if (group.engines is not None if role == ENGINES else role in group.roles)
     ]
-    if sum(group.engines is not None for group in placement.groups.values()) > 1:
-        found.append("several placement.groups have engines; leave them in one")
+
+
+def _several(homes: Collection[str], role: str) -> str:
+    what = "vLLM engines" if role == ENGINES else f"the role {role!r}"
+    key = "engines" if role == ENGINES else "roles"
+    return f"{' and '.join(f'placement.groups.{name}.{key}' for name in homes)} each have {what}; leave it in one"
+
+
+def _too_large(key: str, group: PlacedGroup, pool: PoolConfig) -> list[str]:
+    found = []
+    if group.gpus_per_node > pool.gpus_per_node:
+        mend = f"use {pool.gpus_per_node} and more nodes" if pool.gpus_per_node else "choose another pool"
+        found.append(
+            f"{key}.gpus_per_node={group.gpus_per_node} is more than the {pool.gpus_per_node} of a node of pool "
+            f"{group.pool!r}; {mend}"
+        )
+    if group.nodes > pool.nodes:
+        found.append(
+            f"{key}.nodes={group.nodes} is more than the {pool.nodes} of pool {group.pool!r}; use {pool.nodes} or fewer"
+        )
     return found
 
 
@@ -232,49 +236,11 @@ def _engine_problems(key: str, group: PlacedGroup, engines: EnginesConfig) -> li
     return []
 
 
-def seats(placement: GroupsPlacement, taken: Collection[str]) -> dict[str, list[Seat]]:
-    """The GPUs of each group in `taken`, by rank: node by node. Nodes are numbered as they are used.
-
-    The widest groups choose first, each the fullest nodes that still hold it (best fit).
-    Raises PlacementError where the pool's nodes are too few, or too fragmented.
-    """
-    free = {name: [pool.gpus_per_node] * pool.nodes for name, pool in placement.pools.items()}
-    numbers: dict[tuple[str, int], int] = {}
-    placed: dict[str, list[Seat]] = {}
-    order = sorted(taken, key=lambda name: _by_size(placement, name))
-    for name in order:
-        group = placement.groups[name]
-        left, whole = free[group.pool], placement.pools[group.pool].gpus_per_node
-        fitting = sorted(
-            (node for node in range(len(left)) if left[node] >= group.gpus_per_node), key=lambda n: left[n]
-        )
-        if len(fitting) < group.nodes:
-            raise PlacementError(
-                f"group {name!r} asks for {group.nodes} nodes with {group.gpus_per_node} GPUs each, but of pool "
-                f"{group.pool!r} only {len(fitting)} of {len(left)} have so many left (GPUs left by node: "
-                f"{', '.join(map(str, left))}); give the pool {group.nodes - len(fitting)} more nodes, or the group "
-                "fewer GPUs"
-            )
-        placed[name] = []
-        for node in sorted(fitting[: group.nodes]):
-            number = numbers.setdefault((group.pool, node), len(numbers))
-            first = whole - left[node]
-            placed[name] += [Seat(group.pool, number, first + gpu) for gpu in range(group.gpus_per_node)]
-            left[node] -= group.gpus_per_node
-    return placed
-
-
 def in_words_of(placement: GroupsPlacement | OpenRlhfPlacement, line: str) -> str:
     """A message about pools in the words of the user's file: OpenRLHF's form has one pool, without a name."""
     if isinstance(placement, GroupsPlacement):
         return line
     return line.replace("placement.pools.gpus.", "placement.pool.").replace("of pool 'gpus'", "of placement.pool")
-
-
-def _by_size(placement: GroupsPlacement, name: str) -> tuple[int, int, int]:
-    """Widest first, then those on most nodes, then in the order of the file."""
-    group = placement.groups[name]
-    return -group.gpus_per_node, -group.nodes, list(placement.groups).index(name)
 
 
 def _divisors(number: int) -> list[int]:

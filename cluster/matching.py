@@ -12,14 +12,9 @@ from dataclasses import replace
 from cluster.plan import Node, Plan
 
 
-def demands_of(wanted: Plan) -> list[Node]:
-    """Of each planned node, by number."""
-    return [wanted.demand(index) for index in range(wanted.nodes)]
-
-
 def fits(wanted: Plan, nodes: Sequence[Node]) -> bool:
     """Whether some assignment gives every planned node a real one of its own."""
-    return wanted.nodes <= len(nodes) and len(assign(demands_of(wanted), nodes)) == wanted.nodes
+    return wanted.nodes <= len(nodes) and len(assign(wanted.demands, nodes)) == wanted.nodes
 
 
 def assign(demands: Sequence[Node], nodes: Sequence[Node]) -> dict[int, int]:

@@ -20,7 +20,7 @@ from pydantic import TypeAdapter, ValidationError
 from cluster.config import GroupConfig, GroupsPlacement, LocalPlacement, OpenRlhfPlacement, PlacementConfig
 from cluster.errors import PlacementError
 from cluster.groups import ENGINES, THEIR_NAMES, as_groups, problems
-from cluster.matching import demands_of, fits
+from cluster.matching import fits
 from cluster.plan import Node, Plan, RoleNeed, plan
 
 Change = dict[str, int]
@@ -74,7 +74,7 @@ def value_of(placement: PlacementConfig, path: str) -> int:
 
 def cluster_change(wanted: Plan, nodes: Sequence[Node], *, raising: bool) -> ClusterChange:
     """The fewest machines that need more CPUs (only if `raising`) or have to be added."""
-    demands = demands_of(wanted)
+    demands = wanted.demands
     costs = np.full((len(demands), len(nodes) + len(demands)), math.inf)
     for row, demand in enumerate(demands):
         for column, node in enumerate(nodes):

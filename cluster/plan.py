@@ -15,7 +15,8 @@ from typing import Any
 from cluster.accelerators import ACCELERATORS
 from cluster.config import GroupConfig, GroupsPlacement, LocalPlacement, OpenRlhfPlacement, PlacementConfig
 from cluster.errors import PlacementError
-from cluster.groups import ENGINES, as_groups, group_of, in_words_of, seats
+from cluster.groups import ENGINES, as_groups, group_of, in_words_of
+from cluster.seats import seats
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,11 +94,25 @@ class Plan:
         """How many nodes are asked for."""
         return 1 + max(slot.node for slot in self.slots)
 
+    @property
+    def demands(self) -> list[Node]:
+        """Everything that the plan puts on each of its nodes; a GPU counts once, however many share it."""
+        here: list[list[Slot]] = [[] for _ in self.cards]
+        for slot in self.slots:
+            here[slot.node].append(slot)
+        return [
+            Node(
+                f"planned node {node}",
+                sum(slot.cpus for slot in own),
+                len({gpu for slot in own for gpu in slot.gpus}),
+                card,
+            )
+            for node, (own, card) in enumerate(zip(here, self.cards, strict=True))
+        ]
+
     def demand(self, node: int) -> Node:
-        """Everything that the plan puts on its node number `node`; a GPU counts once, however many share it."""
-        here = [slot for slot in self.slots if slot.node == node]
-        gpus = {gpu for slot in here for gpu in slot.gpus}
-        return Node(f"planned node {node}", sum(slot.cpus for slot in here), len(gpus), self.cards[node])
+        """Everything that the plan puts on its node number `node`."""
+        return self.demands[node]
 
 
 def plan(placement: PlacementConfig, needs: Sequence[RoleNeed]) -> Plan:
@@ -178,12 +193,12 @@ def _groups(placement: GroupsPlacement, needs: Sequence[RoleNeed]) -> Plan:
     for need in needs:
         if need.workers is not None:
             for rank in range(need.workers):
-                made = Plan(tuple(slots), pools, cards)
-                left = [cpus - made.demand(node).cpus for node, cpus in enumerate(capacity)]
+                demands = Plan(tuple(slots), pools, cards).demands
+                left = [cpus - demand.cpus for demand, cpus in zip(demands, capacity, strict=True)]
                 slots.append(Slot(need.role, rank, left.index(max(left)), 1, 1))
     made = Plan(_shared(slots), pools, cards)
-    for node, cpus in enumerate(capacity):
-        if (asked := made.demand(node).cpus) > cpus:
+    for node, (demand, cpus) in enumerate(zip(made.demands, capacity, strict=True)):
+        if (asked := demand.cpus) > cpus:
             here = ", ".join(f"{role} {count}" for role, count in _cpus(made, node).items())
             raise PlacementError(
                 f"placement.pools.{pools[node]}.cpus_per_node={cpus:g} is less than the {asked:g} CPUs that the ranks "

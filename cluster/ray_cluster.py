@@ -29,7 +29,7 @@ from cluster import calls, role_group
 from cluster.capacity import check_capacity, describe_shortage
 from cluster.errors import ClusterError, PlacementError, Terminated
 from cluster.host_memory import MemorySampler, peak_of_sum
-from cluster.matching import assign, demands_of
+from cluster.matching import assign
 from cluster.memory import GIB
 from cluster.plan import Node, Plan
 from cluster.role_group import Place, RoleGroup
@@ -227,7 +227,7 @@ class RayCluster:
     def _room(self) -> tuple[list[Node], list[str]]:
         """What is free, and the real node's id for each planned one; no ids if not all of them find room now."""
         free, ids = _nodes(free=True), [node["NodeID"] for node in ray.nodes() if node["Alive"]]
-        found = assign(demands_of(self._plan), free)
+        found = assign(self._plan.demands, free)
         return free, [ids[found[n]] for n in range(self._plan.nodes)] if len(found) == self._plan.nodes else []
 
     def _gpu_ids(self, counts: list[int]) -> list[list[str]]:

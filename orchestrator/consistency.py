@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from cluster.config import LocalPlacement
 from cluster.errors import PlacementError
-from cluster.groups import GPU_ROLES, as_groups, group_of, in_words_of, problems, seats
-from cluster.plan import ranks_of
+from cluster.groups import GPU_ROLES, as_groups, group_of, in_words_of, problems
+from cluster.plan import RoleNeed, plan, ranks_of
 
 if TYPE_CHECKING:
     from orchestrator.config import RunConfig
@@ -61,7 +61,7 @@ def _placement_rules(config: RunConfig) -> Iterator[str]:
             groups = "take `reward` out of placement.groups"
             mend = groups if config.placement.type == "groups" else "use placement.reward_num_nodes: 0, or leave it out"
             yield f"reward.type={config.reward.type} needs no GPUs; {mend}"
-        seats(placement, set(placement.groups))
+        plan(config.placement, [RoleNeed(role, gpu=True) for role in config.model_roles])
     except PlacementError as error:
         yield str(error)
 

@@ -16,7 +16,7 @@ from pydantic import TypeAdapter
 from cluster.capacity import check_capacity, describe_shortage
 from cluster.config import PlacementConfig
 from cluster.errors import PlacementError
-from cluster.matching import assign, demands_of, fits
+from cluster.matching import assign, fits
 from cluster.mends import ClusterChange, changed, cluster_change, placement_change
 from cluster.plan import Node, Plan, RoleNeed, Slot, plan
 
@@ -57,7 +57,7 @@ def with_change(nodes: Sequence[Node], change: ClusterChange) -> list[Node]:
 @given(st.lists(KINDS, min_size=1, max_size=4), st.lists(KINDS, max_size=5))
 def test_whether_it_fits_is_exact(asked: list[tuple[int, int, str]], having: list[tuple[int, int, str]]) -> None:
     wanted, nodes = by_hand(*asked), nodes_of(*having)
-    demands = demands_of(wanted)
+    demands = wanted.demands
     orders = list(permutations(nodes, len(demands))) if len(demands) <= len(nodes) else []
     most = max(
         sum(node.holds(demand) for node, demand in zip(order, demands, strict=False))
@@ -83,7 +83,7 @@ def test_the_larger_node_is_kept_for_whoever_needs_it() -> None:
 def test_many_nodes_take_no_time() -> None:
     kinds = [(4, 2, "A")] * 300
     assert fits(by_hand(*kinds), nodes_of(*kinds))
-    assert len(assign(demands_of(by_hand(*[(8, 2, "A")] * 300)), nodes_of(*kinds))) == 0
+    assert len(assign(by_hand(*[(8, 2, "A")] * 300).demands, nodes_of(*kinds))) == 0
 
 
 # What the cluster lacks
@@ -98,7 +98,7 @@ def test_the_named_change_of_the_cluster_is_the_smallest_and_fits(
     assert fits(wanted, with_change(nodes, change))
     assert (not change.raised and not change.added) == fits(wanted, nodes)
     assert raising or not change.raised
-    unserved = len(demands_of(wanted)) - len(assign(demands_of(wanted), nodes))
+    unserved = len(wanted.demands) - len(assign(wanted.demands, nodes))
     assert len(change.raised) + len(change.added) == unserved, "a machine for each that goes without, never more"
     cpus = [wanted.demand(n).cpus for n in range(wanted.nodes)]
     assert sum(to - node.cpus for node, to in change.raised) <= sum(cpus)

@@ -11,7 +11,7 @@ from pydantic import TypeAdapter, ValidationError
 from cluster.capacity import check_capacity
 from cluster.config import GroupsPlacement, OpenRlhfPlacement, PlacementConfig
 from cluster.errors import PlacementError
-from cluster.groups import as_groups, problems, seats
+from cluster.groups import as_groups, problems
 from cluster.plan import (
     Node,
     Plan,
@@ -21,6 +21,7 @@ from cluster.plan import (
     ranks_of,
     tensor_parallel_size,
 )
+from cluster.seats import seats
 
 ALL = [RoleNeed(role, gpu=True) for role in ("rollout", "actor", "critic", "reference", "reward")]
 SEVENTY_B = {
@@ -179,7 +180,8 @@ def test_widest_groups_choose_first() -> None:
     wide = {"gpus_per_node": 4, "roles": ["actor"]}
     with pytest.raises(
         PlacementError,
-        match=r"group 'small' asks for 2 nodes .* only 1 of 2 have so many left \(GPUs left by node: 0, 4\); .* 1 more",
+        match=r"^placement\.pools\.a\.nodes=2 is too few: group 'small' asks for 2 x 1 GPUs, but only 1 of 2 nodes "
+        r"have so many left \(GPUs left by node: 0, 4\); use nodes: 3, or",
     ):
         seats(groups(pools, small=small, wide=wide), {"small", "wide"})
     one = {**small, "nodes": 1}
@@ -214,8 +216,14 @@ def test_cpus_are_counted() -> None:
         ({"p": {**VALUE, "nodes": 3}}, "placement.groups.p.nodes=3 is more than the 2 of pool 'a'"),
         ({"p": {"gpus_per_node": 4}}, "placement.groups.p has neither roles nor engines"),
         ({"p": {**VALUE, "roles": ["critic", "critic"]}}, "placement.groups.p.roles names critic twice"),
-        ({"p": POLICY, "q": {**VALUE, "roles": ["actor"]}}, "the role 'actor' is in 2 groups; leave it in one"),
-        ({"p": POLICY, "q": {**POLICY, "roles": []}}, "several placement.groups have engines; leave them in one"),
+        (
+            {"p": POLICY, "q": {**VALUE, "roles": ["actor"]}},
+            "placement.groups.p.roles and placement.groups.q.roles each have the role 'actor'; leave it in one",
+        ),
+        (
+            {"p": POLICY, "q": {**POLICY, "roles": []}},
+            "placement.groups.p.engines and placement.groups.q.engines each have vLLM engines; leave it in one",
+        ),
         (
             {"p": {**POLICY, "engines": {"number": 1, "tensor_parallel_size": 3}}},
             "placement.groups.p.engines.tensor_parallel_size=3 does not divide its gpus_per_node=4 (an engine stays in "
@@ -256,7 +264,7 @@ def test_missing_roles_are_told() -> None:
         (
             {"colocate_actor_ref": True, "ref_num_nodes": 1},
             "placement.colocate_actor_ref=true puts the reference on the actor's GPUs, but 1 x 4 GPUs is not 2 x 4 "
-            "GPUs; use ref_num_nodes: 2 and ref_num_gpus_per_node: 4, as actor has",
+            "GPUs; use ref_num_nodes: 2 and ref_num_gpus_per_node: 4, as the actor has",
         ),
         (
             {"colocate_all_models": True, "vllm_tensor_parallel_size": 3},
