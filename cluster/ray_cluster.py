@@ -221,7 +221,7 @@ class RayCluster:
             if found != homes:
                 homes = found
                 remove_placement_group(self._group)
-                chosen = [{NODE_ID: home} for home in homes]
+                chosen = [{NODE_ID: home} for home in homes] or None
                 self._group = placement_group(bundles, strategy="STRICT_SPREAD", bundle_label_selector=chosen)
 
     def _room(self) -> tuple[list[Node], list[str]]:
