@@ -22,16 +22,16 @@ GpuRole = Literal["actor", "critic", "reward", "reference"]
 class GroupConfig(Section):
     """The ranks of one role."""
 
-    ranks: int = Field(default=1, ge=1)
+    ranks: int = Field(default=1, ge=1, le=10_000)
     """Processes; with ZeRO-3 the model is sharded over them."""
-    threads: int = Field(default=1, ge=1)
+    threads: int = Field(default=1, ge=1, le=10_000)
     """CPU threads of each (OMP_NUM_THREADS)."""
 
 
 class LocalEngines(GroupConfig):
     """The vLLM engines: `ranks` is their number."""
 
-    tensor_parallel_size: int = Field(default=1, ge=1)
+    tensor_parallel_size: int = Field(default=1, ge=1, le=64)
     """Processes (on GPUs: cards) of one engine, which share the model's layers."""
 
 
@@ -76,9 +76,9 @@ class PoolConfig(Section):
 class EnginesConfig(Section):
     """vLLM engines on a group's GPUs."""
 
-    number: int = Field(ge=1)
+    number: int = Field(ge=1, le=10_000)
     """How many; each has its own copy of the weights."""
-    tensor_parallel_size: int = Field(default=1, ge=1)
+    tensor_parallel_size: int = Field(default=1, ge=1, le=64)
     """GPUs of one engine, all in one node."""
 
 
@@ -87,15 +87,15 @@ class PlacedGroup(Section):
 
     pool: str
     """A name in `pools`."""
-    nodes: int = Field(default=1, ge=1)
+    nodes: int = Field(default=1, ge=1, le=10_000)
     """On so many nodes of the pool…"""
-    gpus_per_node: int = Field(ge=1)
+    gpus_per_node: int = Field(ge=1, le=64)
     """… so many GPUs each; every role has one rank on each of them."""
     roles: tuple[GpuRole, ...] = ()
     """Who has its ranks here."""
     engines: EnginesConfig | None = None
     """vLLM engines that live here; they must fill the group's GPUs."""
-    cpus_per_rank: int = Field(default=1, ge=1)
+    cpus_per_rank: int = Field(default=1, ge=1, le=10_000)
     """CPUs (and threads) of each rank and of each process of an engine."""
 
 
@@ -115,25 +115,25 @@ class OpenRlhfPlacement(Section):
 
     type: Literal["openrlhf"]
     """As in `openrlhf.cli.train_ppo_ray`."""
-    actor_num_nodes: int = Field(default=1, ge=1)
+    actor_num_nodes: int = Field(default=1, ge=1, le=10_000)
     """Nodes of the actor."""
-    actor_num_gpus_per_node: int = Field(default=8, ge=1)
+    actor_num_gpus_per_node: int = Field(default=8, ge=1, le=64)
     """GPUs of the actor on each of them."""
-    critic_num_nodes: int = Field(default=1, ge=1)
-    """Nodes of the critic."""
-    critic_num_gpus_per_node: int = Field(default=8, ge=1)
+    critic_num_nodes: int = Field(default=1, ge=0, le=10_000)
+    """Nodes of the critic; 0 where the advantages need none, which is filled in."""
+    critic_num_gpus_per_node: int = Field(default=8, ge=1, le=64)
     """GPUs of the critic on each of them."""
-    ref_num_nodes: int = Field(default=1, ge=1)
+    ref_num_nodes: int = Field(default=1, ge=1, le=10_000)
     """Nodes of the reference model."""
-    ref_num_gpus_per_node: int = Field(default=8, ge=1)
+    ref_num_gpus_per_node: int = Field(default=8, ge=1, le=64)
     """GPUs of the reference model on each of them."""
-    reward_num_nodes: int = Field(default=1, ge=1)
-    """Nodes of the reward model."""
-    reward_num_gpus_per_node: int = Field(default=8, ge=1)
+    reward_num_nodes: int = Field(default=1, ge=0, le=10_000)
+    """Nodes of the reward model; 0 (and nothing else) where the reward is a function or remote, which is filled in."""
+    reward_num_gpus_per_node: int = Field(default=8, ge=1, le=64)
     """GPUs of the reward model on each of them."""
-    vllm_num_engines: int = Field(default=1, ge=1)
+    vllm_num_engines: int = Field(default=1, ge=1, le=10_000)
     """vLLM engines; where their GPUs add up to the actor's, they share the actor's."""
-    vllm_tensor_parallel_size: int = Field(default=1, ge=1)
+    vllm_tensor_parallel_size: int = Field(default=1, ge=1, le=64)
     """GPUs of one engine."""
     colocate_all_models: bool = False
     """All four roles and the engines share the actor's GPUs."""
@@ -144,7 +144,7 @@ class OpenRlhfPlacement(Section):
     pool: PoolConfig | None = None
     """The nodes; null: as many as the groups need, each as large as the largest group's share of a node (ours, not
     OpenRLHF's)."""
-    cpus_per_rank: int = Field(default=1, ge=1)
+    cpus_per_rank: int = Field(default=1, ge=1, le=10_000)
     """CPUs of each rank (ours, not OpenRLHF's)."""
 
 

@@ -1,6 +1,7 @@
-"""Groups of GPUs on pools of nodes: the rules of `type: groups` and `type: openrlhf`, and who gets which GPU.
+"""Groups of GPUs on pools of nodes: the rules of `type: groups`, and `type: openrlhf` in its words.
 
-A placement flows in, seats (group → node and GPU of each rank) flow out. Pure; called by `cluster.plan`.
+A placement flows in; groups, or what is wrong with them, flow out. Pure; called by `cluster.plan`, which asks
+`cluster.seats` who gets which GPU.
 """
 
 from __future__ import annotations
@@ -8,28 +9,20 @@ from __future__ import annotations
 import difflib
 from collections import Counter
 from collections.abc import Collection
-from dataclasses import dataclass
 from typing import get_args
 
 from cluster.accelerators import ACCELERATORS
 from cluster.config import EnginesConfig, GpuRole, GroupsPlacement, OpenRlhfPlacement, PlacedGroup, PoolConfig
 from cluster.errors import PlacementError
+from cluster.seats import nodes_needed, size_text
 
 ENGINES = "rollout"
 """The role of the vLLM engines."""
 
 GPU_ROLES: tuple[GpuRole, ...] = get_args(GpuRole)
 
-
-@dataclass(frozen=True, slots=True)
-class Seat:
-    """One GPU of a group."""
-
-    pool: str
-    node: int
-    """Number of the node in the plan."""
-    gpu: int
-    """Number of the GPU on the node."""
+THEIR_NAMES: dict[str, str] = dict(zip(GPU_ROLES, ("actor", "critic", "reward", "ref"), strict=True))
+"""Role → what OpenRLHF's keys begin with."""
 
 
 def as_groups(placement: GroupsPlacement | OpenRlhfPlacement) -> GroupsPlacement:
@@ -38,62 +31,104 @@ def as_groups(placement: GroupsPlacement | OpenRlhfPlacement) -> GroupsPlacement
         return placement
     sizes = {
         role: (getattr(placement, f"{name}_num_nodes"), getattr(placement, f"{name}_num_gpus_per_node"))
-        for role, name in zip(GPU_ROLES, ("actor", "critic", "reward", "ref"), strict=True)
+        for role, name in THEIR_NAMES.items()
+        if getattr(placement, f"{name}_num_nodes")
     }
-    homes: dict[GpuRole, GpuRole] = {role: role for role in GPU_ROLES}
-    for flag, home, guests in (
-        ("colocate_all_models", "actor", ("critic", "reward", "reference")),
-        ("colocate_actor_ref", "actor", ("reference",)),
-        ("colocate_critic_reward", "critic", ("reward",)),
-    ):
-        for guest in guests if getattr(placement, flag) else ():
-            if sizes[guest] != sizes[home]:  # type: ignore[index]
-                raise PlacementError(
-                    f"{flag}: true puts the {guest} on the {home}'s GPUs, but {_size(sizes[guest])} is not "  # type: ignore[index]
-                    f"{_size(sizes[home])}; give both the same numbers of nodes and GPUs"  # type: ignore[index]
-                )
-            homes[guest] = homes[home]  # type: ignore[index]
+    homes = _homes(placement, sizes)
     engines = EnginesConfig(number=placement.vllm_num_engines, tensor_parallel_size=placement.vllm_tensor_parallel_size)
-    total = engines.number * engines.tensor_parallel_size
-    of_actor = sizes["actor"][0] * sizes["actor"][1]
-    sharing = total == of_actor
-    if placement.colocate_all_models and not sharing:
-        raise PlacementError(
-            f"colocate_all_models: true puts the engines on the actor's {of_actor} GPUs, but {engines.number} x "
-            f"{engines.tensor_parallel_size} are {total}; use vllm_num_engines: "
-            f"{of_actor // engines.tensor_parallel_size}"
-        )
+    nodes, per_node = sizes["actor"]
+    sharing = engines.number * engines.tensor_parallel_size == nodes * per_node
+    if sharing or placement.colocate_all_models:
+        _check_shared_engines(placement, nodes, per_node)
     groups: dict[str, PlacedGroup] = {
         home: PlacedGroup(
             pool="gpus",
             nodes=sizes[home][0],
             gpus_per_node=sizes[home][1],
-            roles=tuple(role for role in GPU_ROLES if homes[role] == home),
+            roles=tuple(role for role in GPU_ROLES if homes.get(role) == home),
             engines=engines if home == "actor" and sharing else None,
             cpus_per_rank=placement.cpus_per_rank,
         )
         for home in dict.fromkeys(homes.values())
     }
-    per_node = placement.pool.gpus_per_node if placement.pool else max(size for _, size in sizes.values())
+    largest = max(size for _, size in sizes.values())
+    whole = placement.pool.gpus_per_node if placement.pool else largest
+    if largest > whole:
+        name = next(THEIR_NAMES[role] for role, (_, size) in sizes.items() if size > whole)
+        raise PlacementError(
+            f"placement.{name}_num_gpus_per_node={getattr(placement, f'{name}_num_gpus_per_node')} is more than "
+            f"placement.pool.gpus_per_node={whole}; use {whole} and more nodes"
+        )
     if not sharing:
-        nodes, each = _spread_engines(engines, per_node)
+        nodes, each = _spread_engines(engines, whole)
         groups["engines"] = PlacedGroup(
             pool="gpus", nodes=nodes, gpus_per_node=each, engines=engines, cpus_per_rank=placement.cpus_per_rank
         )
-    pool = placement.pool
-    if pool is None:
-        room = PoolConfig(nodes=sum(group.nodes for group in groups.values()), gpus_per_node=per_node)
-        used = {seat.node for own in seats(_placement(room, groups), set(groups)).values() for seat in own}
-        pool = room.model_copy(update={"nodes": len(used)})
-    return _placement(pool, groups)
+    return _placement(_pool(placement, groups, whole), groups)
+
+
+Sizes = dict[str, tuple[int, int]]
+"""Role → (nodes, GPUs a node), in OpenRLHF's numbers."""
+
+
+def _homes(placement: OpenRlhfPlacement, sizes: Sizes) -> dict[str, str]:
+    """Role → the role in whose group it lives."""
+    homes = {role: role for role in sizes}
+    for flag, home, guests in (
+        ("colocate_all_models", "actor", ("critic", "reward", "reference")),
+        ("colocate_actor_ref", "actor", ("reference",)),
+        ("colocate_critic_reward", "critic", ("reward",)),
+    ):
+        for guest in (guest for guest in guests if getattr(placement, flag) and guest in sizes):
+            if sizes[guest] != sizes[home]:
+                mine, (nodes, per) = THEIR_NAMES[guest], sizes[home]
+                raise PlacementError(
+                    f"placement.{flag}=true puts the {guest} on the {home}'s GPUs, but {size_text(sizes[guest])} "
+                    f"is not {size_text(sizes[home])}; use {mine}_num_nodes: {nodes} and {mine}_num_gpus_per_node: "
+                    f"{per}, as the {home} has"
+                )
+            homes[guest] = homes[home]
+    return homes
+
+
+def _check_shared_engines(placement: OpenRlhfPlacement, nodes: int, per_node: int) -> None:
+    """Engines on the actor's GPUs fill them, and each stays in one node."""
+    number, width = placement.vllm_num_engines, placement.vllm_tensor_parallel_size
+    if per_node % width:
+        fitting = ", ".join(f"{n} (vllm_num_engines: {nodes * per_node // n})" for n in _divisors(per_node))
+        raise PlacementError(
+            f"placement.vllm_tensor_parallel_size={width} does not divide actor_num_gpus_per_node={per_node}, and the "
+            f"engines are on the actor's GPUs, each in one node; use {fitting}"
+        )
+    if number * width != nodes * per_node:
+        raise PlacementError(
+            f"placement.colocate_all_models=true puts the engines on the actor's {nodes * per_node} GPUs, but "
+            f"{number} x {width} are {number * width}; use vllm_num_engines: {nodes * per_node // width}"
+        )
+
+
+def _pool(placement: OpenRlhfPlacement, groups: dict[str, PlacedGroup], per_node: int) -> PoolConfig:
+    """The nodes that were said, if they are enough; else as many as the groups need."""
+    one = PoolConfig(nodes=1, gpus_per_node=per_node)
+    used = nodes_needed(_placement(one, groups), set(groups), "gpus")
+    pool = placement.pool or PoolConfig.model_construct(nodes=used, gpus_per_node=per_node)
+    if pool.nodes < used:
+        sizes = ", ".join(
+            f"{' and '.join([*group.roles, *(['engines'] if group.engines else [])])} "
+            f"{size_text((group.nodes, group.gpus_per_node))}"
+            for group in groups.values()
+        )
+        actors = placement.actor_num_nodes * placement.actor_num_gpus_per_node
+        share = f", or vllm_num_engines x vllm_tensor_parallel_size = {actors}, on the actor's" * ("engines" in groups)
+        raise PlacementError(
+            f"placement.pool.nodes={pool.nodes} is too few: {sizes} are {used} nodes of gpus_per_node={per_node}; use "
+            f"nodes: {used}{share}"
+        )
+    return pool
 
 
 def _placement(pool: PoolConfig, groups: dict[str, PlacedGroup]) -> GroupsPlacement:
     return GroupsPlacement(type="groups", pools={"gpus": pool}, groups=groups)
-
-
-def _size(size: tuple[int, int]) -> str:
-    return f"{size[0]} x {size[1]} GPUs"
 
 
 def _spread_engines(engines: EnginesConfig, per_node: int) -> tuple[int, int]:
@@ -101,7 +136,8 @@ def _spread_engines(engines: EnginesConfig, per_node: int) -> tuple[int, int]:
     width = engines.tensor_parallel_size
     if width > per_node:
         raise PlacementError(
-            f"vllm_tensor_parallel_size={width} is more than the {per_node} GPUs of a node; an engine stays in one node"
+            f"placement.vllm_tensor_parallel_size={width} is more than the {per_node} GPUs of a node, and an engine "
+            f"stays in one node; use {' or '.join(str(n) for n in _divisors(per_node))}"
         )
     fitting = per_node // width
     nodes = next(n for n in range(1, engines.number + 1) if engines.number % n == 0 and engines.number // n <= fitting)
@@ -110,19 +146,15 @@ def _spread_engines(engines: EnginesConfig, per_node: int) -> tuple[int, int]:
 
 def group_of(placement: GroupsPlacement, role: str) -> str:
     """The group in which a role (or the engines) lives. Raises PlacementError if there is none, or more than one."""
-    homes = [
-        name
-        for name, group in placement.groups.items()
-        if (group.engines is not None if role == ENGINES else role in group.roles)
-    ]
-    what = "vLLM engines" if role == ENGINES else f"the role {role!r}"
+    homes = _homes_of(placement, role)
     if not homes:
+        what = "vLLM engines" if role == ENGINES else f"the role {role!r}"
         key = "engines: {number: …}" if role == ENGINES else f"roles: [{role}]"
         raise PlacementError(
             f"no group of placement.groups has {what}; add `{key}` to one of {_names(placement.groups)}"
         )
     if len(homes) > 1:
-        raise PlacementError(f"placement.groups {_names(homes)} both have {what}; leave one")
+        raise PlacementError(_several(homes, role))
     return homes[0]
 
 
@@ -134,7 +166,7 @@ def problems(placement: GroupsPlacement) -> list[str]:
             near = difflib.get_close_matches(pool_of.accelerator, ACCELERATORS, n=1, cutoff=0.3)
             mend = f"did you mean {near[0]}? " if near else ""
             found.append(
-                f"the accelerator {pool_of.accelerator!r} of pool {name!r} is not known; {mend}use one of "
+                f"placement.pools.{name}.accelerator={pool_of.accelerator!r} is not known; {mend}use one of "
                 f"{_names(ACCELERATORS)}; or leave it out and say gpu_memory_gib"
             )
     found += _pools_that_ray_confuses(placement)
@@ -144,26 +176,48 @@ def problems(placement: GroupsPlacement) -> list[str]:
         if pool is None:
             found.append(f"{key}.pool={group.pool!r} is not in placement.pools; use {_names(placement.pools)}")
             continue
-        if group.gpus_per_node > pool.gpus_per_node:
-            found.append(
-                f"{key}.gpus_per_node={group.gpus_per_node} is more than the {pool.gpus_per_node} of a node of pool "
-                f"{group.pool!r}; use {pool.gpus_per_node} and more nodes"
-            )
-        if group.nodes > pool.nodes:
-            found.append(f"{key}.nodes={group.nodes} is more than the {pool.nodes} of pool {group.pool!r}; lower it")
+        too_large = _too_large(key, group, pool)
+        found += too_large
         if not group.roles and group.engines is None:
             found.append(f"{key} has neither roles nor engines; give it some, or delete it")
         double = [role for role, count in Counter(group.roles).items() if count > 1]
         if double:
             found.append(f"{key}.roles names {', '.join(double)} twice; once is enough")
-        if group.engines is not None:
+        if group.engines is not None and not too_large:
             found += _engine_problems(key, group, group.engines)
-    homes = Counter(role for group in placement.groups.values() for role in set(group.roles))
-    found += [
-        f"the role {role!r} is in {count} groups; leave it in one" for role, count in sorted(homes.items()) if count > 1
+    for role in (*GPU_ROLES, ENGINES):
+        homes = _homes_of(placement, role)
+        if len(homes) > 1:
+            found.append(_several(homes, role))
+    return found
+
+
+def _homes_of(placement: GroupsPlacement, role: str) -> list[str]:
+    return [
+        name
+        for name, group in placement.groups.items()
+        if (group.engines is not None if role == ENGINES else role in group.roles)
     ]
-    if sum(group.engines is not None for group in placement.groups.values()) > 1:
-        found.append("several placement.groups have engines; leave them in one")
+
+
+def _several(homes: Collection[str], role: str) -> str:
+    what = "vLLM engines" if role == ENGINES else f"the role {role!r}"
+    key = "engines" if role == ENGINES else "roles"
+    return f"{' and '.join(f'placement.groups.{name}.{key}' for name in homes)} each have {what}; leave it in one"
+
+
+def _too_large(key: str, group: PlacedGroup, pool: PoolConfig) -> list[str]:
+    found = []
+    if group.gpus_per_node > pool.gpus_per_node:
+        mend = f"use {pool.gpus_per_node} and more nodes" if pool.gpus_per_node else "choose another pool"
+        found.append(
+            f"{key}.gpus_per_node={group.gpus_per_node} is more than the {pool.gpus_per_node} of a node of pool "
+            f"{group.pool!r}; {mend}"
+        )
+    if group.nodes > pool.nodes:
+        found.append(
+            f"{key}.nodes={group.nodes} is more than the {pool.nodes} of pool {group.pool!r}; use {pool.nodes} or fewer"
+        )
     return found
 
 
@@ -184,10 +238,9 @@ def _pools_that_ray_confuses(placement: GroupsPlacement) -> list[str]:
 def _engine_problems(key: str, group: PlacedGroup, engines: EnginesConfig) -> list[str]:
     width, per_node = engines.tensor_parallel_size, group.gpus_per_node
     if per_node % width:
-        fitting = [str(n) for n in range(1, per_node + 1) if per_node % n == 0]
         return [
             f"{key}.engines.tensor_parallel_size={width} does not divide its gpus_per_node={per_node} (an engine stays "
-            f"in one node); use {', '.join(fitting)}"
+            f"in one node); use {', '.join(map(str, _divisors(per_node)))}"
         ]
     total, have = engines.number * width, group.nodes * per_node
     if total != have:
@@ -198,42 +251,15 @@ def _engine_problems(key: str, group: PlacedGroup, engines: EnginesConfig) -> li
     return []
 
 
-def seats(placement: GroupsPlacement, taken: Collection[str]) -> dict[str, list[Seat]]:
-    """The GPUs of each group in `taken`, by rank: node by node. Nodes are numbered as they are used.
-
-    The widest groups choose first, each the fullest nodes that still hold it (best fit).
-    Raises PlacementError where the pool's nodes are too few, or too fragmented.
-    """
-    free = {name: [pool.gpus_per_node] * pool.nodes for name, pool in placement.pools.items()}
-    numbers: dict[tuple[str, int], int] = {}
-    placed: dict[str, list[Seat]] = {}
-    order = sorted(taken, key=lambda name: _by_size(placement, name))
-    for name in order:
-        group = placement.groups[name]
-        left, whole = free[group.pool], placement.pools[group.pool].gpus_per_node
-        fitting = sorted(
-            (node for node in range(len(left)) if left[node] >= group.gpus_per_node), key=lambda n: left[n]
-        )
-        if len(fitting) < group.nodes:
-            raise PlacementError(
-                f"group {name!r} asks for {group.nodes} nodes with {group.gpus_per_node} GPUs each, but of pool "
-                f"{group.pool!r} only {len(fitting)} of {len(left)} have so many left (GPUs left by node: "
-                f"{', '.join(map(str, left))}); give the pool {group.nodes - len(fitting)} more nodes, or the group "
-                "fewer GPUs"
-            )
-        placed[name] = []
-        for node in sorted(fitting[: group.nodes]):
-            number = numbers.setdefault((group.pool, node), len(numbers))
-            first = whole - left[node]
-            placed[name] += [Seat(group.pool, number, first + gpu) for gpu in range(group.gpus_per_node)]
-            left[node] -= group.gpus_per_node
-    return placed
+def in_words_of(placement: GroupsPlacement | OpenRlhfPlacement, line: str) -> str:
+    """A message about pools in the words of the user's file: OpenRLHF's form has one pool, without a name."""
+    if isinstance(placement, GroupsPlacement):
+        return line
+    return line.replace("placement.pools.gpus.", "placement.pool.").replace("of pool 'gpus'", "of placement.pool")
 
 
-def _by_size(placement: GroupsPlacement, name: str) -> tuple[int, int, int]:
-    """Widest first, then those on most nodes, then in the order of the file."""
-    group = placement.groups[name]
-    return -group.gpus_per_node, -group.nodes, list(placement.groups).index(name)
+def _divisors(number: int) -> list[int]:
+    return [n for n in range(1, number + 1) if number % n == 0]
 
 
 def _names(names: Collection[str]) -> str:

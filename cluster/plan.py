@@ -1,6 +1,7 @@
 """Placement on paper: what each role needs flows in, a `Plan` (role → rank → node → CPUs and GPUs) flows out.
 
-Pure: no Ray, no engine. `cluster.ray_cluster` carries a plan out; `orchestrator.build` asks for one.
+Pure: no Ray, no engine. `cluster.ray_cluster` carries a plan out; `orchestrator.build` asks for one; whether a cluster
+can hold it is `cluster.capacity`'s matter.
 A placement is one variant in `cluster.config` and one function in `_PLANNERS`.
 """
 
@@ -14,7 +15,8 @@ from typing import Any
 from cluster.accelerators import ACCELERATORS
 from cluster.config import GroupConfig, GroupsPlacement, LocalPlacement, OpenRlhfPlacement, PlacementConfig
 from cluster.errors import PlacementError
-from cluster.groups import ENGINES, as_groups, group_of, seats
+from cluster.groups import ENGINES, as_groups, group_of, in_words_of
+from cluster.seats import seats
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +77,10 @@ class Plan:
     """Of each node in the plan, the pool that it belongs to."""
     cards: tuple[str, ...] = ("",)
     """Of each node in the plan, the kind of GPU that it must have; empty: any."""
+    placement: PlacementConfig | None = None
+    """What it was made of, so that a mend can be tried; None: by hand."""
+    needs: tuple[RoleNeed, ...] = ()
+    """What it was made for."""
 
     def of(self, role: str) -> list[Slot]:
         """The role's slots, by rank."""
@@ -90,18 +96,33 @@ class Plan:
         """How many nodes are asked for."""
         return 1 + max(slot.node for slot in self.slots)
 
+    @property
+    def demands(self) -> list[Node]:
+        """Everything that the plan puts on each of its nodes; a GPU counts once, however many share it."""
+        here: list[list[Slot]] = [[] for _ in self.cards]
+        for slot in self.slots:
+            here[slot.node].append(slot)
+        return [
+            Node(
+                f"planned node {node}",
+                sum(slot.cpus for slot in own),
+                len({gpu for slot in own for gpu in slot.gpus}),
+                card,
+            )
+            for node, (own, card) in enumerate(zip(here, self.cards, strict=True))
+        ]
+
     def demand(self, node: int) -> Node:
-        """Everything that the plan puts on its node number `node`; a GPU counts once, however many share it."""
-        here = [slot for slot in self.slots if slot.node == node]
-        gpus = {gpu for slot in here for gpu in slot.gpus}
-        return Node(f"planned node {node}", sum(slot.cpus for slot in here), len(gpus), self.cards[node])
+        """Everything that the plan puts on its node number `node`."""
+        return self.demands[node]
 
 
 def plan(placement: PlacementConfig, needs: Sequence[RoleNeed]) -> Plan:
     """Give every rank its slot. Raises PlacementError where the placement cannot hold a role."""
     if not needs:
         raise PlacementError("nothing to place: no role asks for a rank")
-    return _PLANNERS[type(placement)](placement, needs)
+    made = _PLANNERS[type(placement)](placement, needs)
+    return replace(made, placement=placement, needs=tuple(needs))
 
 
 def ranks_of(placement: PlacementConfig, role: str) -> int:
@@ -174,16 +195,16 @@ def _groups(placement: GroupsPlacement, needs: Sequence[RoleNeed]) -> Plan:
     for need in needs:
         if need.workers is not None:
             for rank in range(need.workers):
-                made = Plan(tuple(slots), pools, cards)
-                left = [cpus - made.demand(node).cpus for node, cpus in enumerate(capacity)]
+                demands = Plan(tuple(slots), pools, cards).demands
+                left = [cpus - demand.cpus for demand, cpus in zip(demands, capacity, strict=True)]
                 slots.append(Slot(need.role, rank, left.index(max(left)), 1, 1))
     made = Plan(_shared(slots), pools, cards)
-    for node, cpus in enumerate(capacity):
-        if (asked := made.demand(node).cpus) > cpus:
+    for node, (demand, cpus) in enumerate(zip(made.demands, capacity, strict=True)):
+        if (asked := demand.cpus) > cpus:
             here = ", ".join(f"{role} {count}" for role, count in _cpus(made, node).items())
             raise PlacementError(
-                f"the ranks on a node of pool {pools[node]!r} ask for {asked:g} CPUs ({here}), but it has "
-                f"cpus_per_node={cpus:g}; lower cpus_per_rank, or correct the pool"
+                f"placement.pools.{pools[node]}.cpus_per_node={cpus:g} is less than the {asked:g} CPUs that the ranks "
+                f"on such a node ask for ({here}); use {asked:g}, or a lower cpus_per_rank"
             )
     return made
 
@@ -194,7 +215,10 @@ def _card(accelerator: str | None) -> str:
 
 
 def _openrlhf(placement: OpenRlhfPlacement, needs: Sequence[RoleNeed]) -> Plan:
-    return _groups(as_groups(placement), needs)
+    try:
+        return _groups(as_groups(placement), needs)
+    except PlacementError as error:
+        raise PlacementError(in_words_of(placement, str(error))) from None
 
 
 _PLANNERS: dict[type, Callable[[Any, Sequence[RoleNeed]], Plan]] = {
@@ -218,32 +242,3 @@ def _cpus(made: Plan, node: int) -> Counter[str]:
     for slot in made.slots:
         asked[slot.role] += slot.cpus if slot.node == node else 0
     return +asked
-
-
-def check_capacity(wanted: Plan, nodes: Sequence[Node]) -> None:
-    """Raise PlacementError, naming the shortage, if no assignment of real nodes can ever hold the plan."""
-    unused = sorted(nodes, key=lambda node: (node.gpus, node.cpus))
-    demands = [wanted.demand(index) for index in range(wanted.nodes)]
-    for demand in sorted(demands, key=lambda demand: (demand.card, demand.gpus, demand.cpus), reverse=True):
-        fitting = [node for node in unused if node.holds(demand)]
-        if not fitting:
-            raise PlacementError(f"the cluster is too small: {describe_shortage(wanted, nodes)}")
-        unused.remove(fitting[0])
-
-
-def describe_shortage(wanted: Plan, nodes: Sequence[Node]) -> str:
-    """What is asked, by role, and what each node has; and the mend."""
-    asked = "; ".join(_describe_role(wanted.of(role)) for role in wanted.roles)
-    demands = "; ".join(str(wanted.demand(index)) for index in range(wanted.nodes))
-    having = "; ".join(map(str, nodes)) or "no node at all"
-    return (
-        f"asked for {demands} ({asked}), each planned node on one real node; having {having}. "
-        "Lower `ranks`, `threads` or `cpus_per_rank` in `placement`, or start Ray with more (`ray start --num-cpus … "
-        "--num-gpus …`)"
-    )
-
-
-def _describe_role(slots: Sequence[Slot]) -> str:
-    first = slots[0]
-    gpus = f" and {round(len(first.gpus) * first.share, 3):g} GPUs" if first.gpus else ""
-    return f"{first.role}: {len(slots)} x {first.cpus} CPUs{gpus}"

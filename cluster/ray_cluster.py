@@ -11,6 +11,7 @@ import os
 import signal
 import socket
 import threading
+import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -26,10 +27,12 @@ from ray.util.placement_group import PlacementGroup, placement_group_table
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from cluster import calls, role_group
+from cluster.capacity import check_capacity, describe_shortage
 from cluster.errors import ClusterError, PlacementError, Terminated
 from cluster.host_memory import MemorySampler, peak_of_sum
+from cluster.matching import assign
 from cluster.memory import GIB
-from cluster.plan import Node, Plan, check_capacity, describe_shortage
+from cluster.plan import Node, Plan
 from cluster.role_group import Place, RoleGroup
 from cluster.worker import gpu_ids
 
@@ -37,6 +40,10 @@ START_ATTEMPTS = 2
 """Ray gives its own processes half a minute, which a busy machine may exceed once."""
 CARD, ANY_AMOUNT = "accelerator_type:", 0.001
 """Ray's resource that says which kind of GPU a node has: 1 of it, and to ask for a little leads there."""
+NODE_ID = "ray.io/node-id"
+"""Ray's label of every node."""
+RAYS_CHOICE_S = 5.0
+"""For Ray to find nodes by itself."""
 CONNECT_S = 10.0
 """For a cluster to accept a connection."""
 
@@ -202,15 +209,34 @@ class RayCluster:
             {"CPU": demand.cpus, "GPU": demand.gpus, **({CARD + demand.card: ANY_AMOUNT} if demand.card else {})}
             for demand in demands
         ]
-        self._group = placement_group(bundles, strategy="STRICT_SPREAD")
-        if not self._group.wait(self._deadline_s):
-            raise PlacementError(
-                f"no room within {self._deadline_s:g} s: {describe_shortage(self._plan, living_nodes(free=True))}"
-            )
+        self._grant(bundles)
         names = {node["NodeID"]: node["NodeManagerHostname"] for node in ray.nodes()}
         granted = placement_group_table(self._group)["bundles_to_node_id"]
         gpus = self._gpu_ids([int(demand.gpus) for demand in demands])
         self._nodes = [_Granted(names[granted[n]], granted[n], gpus[n]) for n in range(len(bundles))]
+
+    def _grant(self, bundles: list[dict[str, float]]) -> None:
+        """Wait for all bundles. Ray chooses node after node, and waits for ever where that leads nowhere although there
+        is room: then our own assignment names the nodes."""
+        ends = time.monotonic() + self._deadline_s
+        homes: list[str] = []
+        self._group = placement_group(bundles, strategy="STRICT_SPREAD")
+        while not self._group.wait(min(RAYS_CHOICE_S, max(ends - time.monotonic(), 0.0))):
+            free, found = self._room()
+            if time.monotonic() >= ends:
+                shortage = describe_shortage(self._plan, free, busy=True)
+                raise PlacementError(f"no room within {self._deadline_s:g} s: {shortage}")
+            if found != homes:
+                homes = found
+                remove_placement_group(self._group)
+                chosen = [{NODE_ID: home} for home in homes] or None
+                self._group = placement_group(bundles, strategy="STRICT_SPREAD", bundle_label_selector=chosen)
+
+    def _room(self) -> tuple[list[Node], list[str]]:
+        """What is free, and the real node's id for each planned one; no ids if not all of them find room now."""
+        free, ids = living_nodes(free=True), [node["NodeID"] for node in ray.nodes() if node["Alive"]]
+        found = assign(self._plan.demands, free)
+        return free, [ids[found[n]] for n in range(self._plan.nodes)] if len(found) == self._plan.nodes else []
 
     def _gpu_ids(self, counts: list[int]) -> list[list[str]]:
         """What the GPUs of each bundle are called on its node."""

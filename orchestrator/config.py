@@ -5,12 +5,12 @@ Imports neither torch, ray, vllm nor deepspeed, so that a file can be checked on
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
 from cluster.config import Deadlines, LocalPlacement, PlacementConfig
-from orchestrator.consistency import inconsistencies
+from orchestrator.consistency import inconsistencies, without_idle_gpus
 from orchestrator.ppo_config import PpoConfig
 from roles.config import (
     ActorConfig,
@@ -194,6 +194,11 @@ class RunConfig(Section):
     def samples_per_step(self) -> int:
         """Rows of one PPO batch."""
         return self.rollout.prompts_per_step * self.rollout.responses_per_prompt
+
+    @model_validator(mode="before")
+    @classmethod
+    def _filled_in(cls, data: Any) -> Any:
+        return without_idle_gpus(data)
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:

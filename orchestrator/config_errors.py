@@ -10,7 +10,7 @@ import difflib
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, get_args
+from typing import Any, get_args, get_origin
 
 from pydantic import BaseModel, SecretStr, ValidationError
 from pydantic.fields import FieldInfo
@@ -20,6 +20,8 @@ from roles.redaction import without_credentials
 Location = tuple[int | str, ...]
 
 HIDDEN = "**********"
+MOST_KEYS = 8
+"""Keys that a message lists."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,13 +90,14 @@ def locate(location: Location, root: type[BaseModel]) -> Place:
     return Place(path, parents, field)
 
 
-def nearest_key(key: str, sections: tuple[type[BaseModel], ...], root: type[BaseModel]) -> str:
-    """The mend for an unknown key: the nearest one here, else the same name elsewhere, else all that are known here."""
+def nearest_key(key: str, sections: tuple[type[BaseModel], ...], root: type[BaseModel], but: str = "") -> str:
+    """The mend for an unknown key: the nearest one here, else the same name outside the section `but`, else all that
+    are known here."""
     here = [key_of(name, field) for section in sections for name, field in section.model_fields.items()]
     close = difflib.get_close_matches(key, here, n=1)
     if close:
         return f"did you mean `{close[0]}`?"
-    everywhere = list(all_keys(root))
+    everywhere = [path for path in all_keys(root) if path.partition(".")[0] != but or "." not in path]
     names = [path.rpartition(".")[2] for path in everywhere]
     similar = difflib.get_close_matches(key, names, n=1, cutoff=0.8)
     if similar:
@@ -108,7 +111,8 @@ def all_keys(root: type[BaseModel], prefix: str = "") -> Iterator[str]:
     for name, field in root.model_fields.items():
         path = prefix + key_of(name, field)
         yield path
-        deeper.extend((section, path) for section in sections_in(field.annotation))
+        if get_origin(field.annotation) is not dict:  # there, a name of the user's stands between
+            deeper.extend((section, path) for section in sections_in(field.annotation))
     for section, path in deeper:
         yield from all_keys(section, f"{path}.")
 
@@ -141,10 +145,26 @@ def _line(details: Any, root: type[BaseModel]) -> str:
 
 def _unknown(place: Place, key: str, root: type[BaseModel]) -> str:
     if place.path in all_keys(root):  # of another variant of the union
-        section = place.path.rpartition(".")[0]
-        known = ", ".join(key_of(name, field) for name, field in place.parents[0].model_fields.items())
-        return f"not a key of {section} of type {tag_of(place.parents[0])}, which has {known}"
-    return f"unknown key; {nearest_key(key, place.parents, root)}"
+        return _of_another_type(place, key, root)
+    return f"unknown key; {nearest_key(key, place.parents, root, but=place.path.partition('.')[0])}"
+
+
+def _of_another_type(place: Place, key: str, root: type[BaseModel]) -> str:
+    """The mend for a key that only other variants of the union have."""
+    section, here = place.path.rpartition(".")[0], place.parents[0]
+    around = locate(tuple(section.split(".")), root).field
+    variants = sections_in(around.annotation) if around else ()
+    owners = [
+        tag_of(variant) for variant in variants if key in (key_of(*item) for item in variant.model_fields.items())
+    ]
+    known = [key_of(name, field) for name, field in here.model_fields.items()]
+    close = difflib.get_close_matches(key, known, n=1)
+    mend = f"did you mean `{close[0]}`? or" if close else "delete it, or"
+    has = f" (which has {', '.join(known)})" if len(known) <= MOST_KEYS else ""
+    return (
+        f"a key of type {' or '.join(owners)}, but {section}.type is {tag_of(here)}{has}; {mend} use {section}.type: "
+        f"{owners[0]} and its keys"
+    )
 
 
 def _tag_line(details: Any, place: Place) -> str:
@@ -191,6 +211,8 @@ def _mend(kind: str, details: Any) -> str:
         known = str(context["expected"]).replace("'", "").replace(" or ", ", ")
         close = difflib.get_close_matches(str(details["input"]), known.split(", "), n=1)
         return f"must be one of {known}" + (f"; did you mean `{close[0]}`?" if close else "")
+    if kind == "too_short" and context["actual_length"] == 0:
+        return "must not be empty; add an entry"
     if kind in _MENDS:
         return _MENDS[kind].format(**context)
     return str(details["msg"])
@@ -199,7 +221,7 @@ def _mend(kind: str, details: Any) -> str:
 def show(value: Any) -> str:
     """A value as it may stand in a message: short, and no more of a mapping or list than that it is one."""
     if isinstance(value, dict):
-        return "a mapping"
+        return "a mapping" if value else "{}"
     if isinstance(value, (list, tuple)) and not all(isinstance(entry, (int, float)) for entry in value):
         return "a list"
     text = without_credentials(json.dumps(value, ensure_ascii=False, default=str))

@@ -6,12 +6,12 @@ A RunConfig flows in, one line for each broken rule flows out: key, value, mend.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from cluster.config import LocalPlacement
 from cluster.errors import PlacementError
-from cluster.groups import as_groups, group_of, problems, seats
-from cluster.plan import ranks_of
+from cluster.groups import GPU_ROLES, THEIR_NAMES, as_groups, group_of, in_words_of, problems
+from cluster.plan import RoleNeed, plan, ranks_of
 from roles.config import TrainedRole
 
 if TYPE_CHECKING:
@@ -34,27 +34,49 @@ def inconsistencies(config: RunConfig) -> list[str]:
     ]
 
 
+def without_idle_gpus(data: Any) -> Any:
+    """Plain values in which OpenRLHF's placement has no nodes for a reward that is no model, nor for a critic that the
+    advantages do not need, unless they name some."""
+    match data:
+        case {"placement": {"type": "openrlhf", **said}}:
+            idle = {}
+            match data:
+                case {"reward": {"type": "function" | "remote"}}:
+                    idle["reward_num_nodes"] = 0
+            match data:
+                case {"ppo": {"advantage": {"type": str(kind)}}} if kind != "gae":
+                    idle["critic_num_nodes"] = 0
+            return {**data, "placement": {"type": "openrlhf", **idle, **said}}
+    return data
+
+
 def _placement_rules(config: RunConfig) -> Iterator[str]:
     """Of `type: groups` and `type: openrlhf`: every role has its GPUs, once, and the pools hold them."""
     if isinstance(config.placement, LocalPlacement):
         return
     try:
         placement = as_groups(config.placement)
-        found = problems(placement)
+        found = [in_words_of(config.placement, line) for line in problems(placement)]
         yield from found
         if found:
             return
+        placed = {role for group in placement.groups.values() for role in group.roles}
+        why = {
+            "reward": f"reward.type={config.reward.type}",
+            "critic": f"ppo.advantage.type={config.ppo.advantage.type}",
+        }
+        for role in sorted(set(config.model_roles) & set(GPU_ROLES) - placed):
+            if config.placement.type == "openrlhf":
+                key = f"placement.{THEIR_NAMES[role]}_num_nodes"
+                yield f"{key}=0, but {why[role]} needs GPUs; use 1 or more"
+                return
         for role in config.model_roles:
             group_of(placement, role)
-        idle = {role for group in placement.groups.values() for role in group.roles} - set(config.model_roles)
-        if idle and config.placement.type == "groups":
-            why = {
-                "reward": f"reward.type={config.reward.type}",
-                "critic": f"ppo.advantage.type={config.ppo.advantage.type}",
-            }
-            for role in sorted(idle):
-                yield f"{why[role]} needs no GPUs for the {role}; take `{role}` out of placement.groups"
-        seats(placement, set(placement.groups))
+        for role in sorted(placed - set(config.model_roles)):
+            groups = f"take `{role}` out of placement.groups"
+            theirs = f"use placement.{THEIR_NAMES[role]}_num_nodes: 0, or leave it out"
+            yield f"{why[role]} needs no GPUs; {groups if config.placement.type == 'groups' else theirs}"
+        plan(config.placement, [RoleNeed(role, gpu=True) for role in config.model_roles])
     except PlacementError as error:
         yield str(error)
 

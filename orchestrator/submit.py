@@ -17,10 +17,11 @@ from typing import Any
 import typer
 from pydantic import SecretStr
 
+from cluster.capacity import check_capacity
 from cluster.errors import ClusterError
 from cluster.job_follower import FAILED, STOPPED, Follower, JobState
 from cluster.jobs import STOP_S, RayJobs
-from cluster.plan import check_capacity, plan
+from cluster.plan import plan
 from orchestrator.checks import check_lasting
 from orchestrator.config import RunConfig
 from orchestrator.errors import ConfigError

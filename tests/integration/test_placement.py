@@ -1,4 +1,5 @@
-"""Plans carried out by Ray's real scheduler on a simulated cluster: eight nodes with four made-up GPUs each."""
+"""Plans carried out by Ray's real scheduler on a simulated cluster: eight nodes with eight made-up H100 each, and one
+with eight made-up L40S. Every shipped configuration is placed there; the 70B one with all its processes."""
 
 from __future__ import annotations
 
@@ -6,111 +7,167 @@ import json
 import os
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import ray
 from pydantic import TypeAdapter
 from ray.cluster_utils import Cluster
+from ray.util.placement_group import placement_group, placement_group_table
 
+from cluster import ray_cluster
 from cluster.calls import wait_all
 from cluster.config import PlacementConfig
 from cluster.errors import PlacementError
 from cluster.nodes import look, nodes_of
-from cluster.plan import RoleNeed, plan
+from cluster.plan import Plan, RoleNeed, Slot, plan
 from cluster.ray_cluster import RayCluster
 from cluster.role_group import RoleGroup
 from cluster.worker import version_reader
 from configs.tiny.inputs import write
+from orchestrator.loading import load_config
+from orchestrator.needs import needs, training
 from tests.integration.stub_role import Stub
 from tests.unit.cluster.test_groups import SEVENTY_B, check_sound
 
 ROLES = ("rollout", "actor", "critic", "reference", "reward")
-NODES, GPUS = 8, 4
+NODES, CPUS, GPUS = 9, 40, 8
 ROOT = Path(__file__).resolve().parents[2]
+
+
+CONFIGS = sorted(path for path in (ROOT / "configs").glob("*.yaml") if path.stem != "llama3-70b-32xa800")
 
 
 @pytest.fixture(scope="module")
 def simulated() -> Iterator[Cluster]:
-    node = {"num_cpus": 8, "num_gpus": GPUS, "object_store_memory": 100 * 2**20}
-    cluster = Cluster(initialize_head=True, head_node_args={**node, "include_dashboard": False})
+    """The node with other cards is Ray's first, and has fewer CPUs."""
+    node = {"num_cpus": CPUS, "num_gpus": GPUS, "object_store_memory": 100 * 2**20}
+    head = {**node, "num_cpus": CPUS - 8, "include_dashboard": False, "resources": {"accelerator_type:L40S": 1}}
+    cluster = Cluster(initialize_head=True, head_node_args=head)
     for _ in range(NODES - 1):
-        cluster.add_node(wait=False, **node)
+        cluster.add_node(wait=False, **node, resources={"accelerator_type:H100": 1})
     cluster.wait_for_nodes()
     yield cluster
     cluster.shutdown()
 
 
-def test_the_seventy_b_layout_is_placed_as_planned(simulated: Cluster, tmp_path: Path) -> None:
-    """34 processes on 32 GPUs: each on its planned node, and shown its planned cards."""
-    made = plan(TypeAdapter(PlacementConfig).validate_python(SEVENTY_B), [RoleNeed(role, gpu=True) for role in ROLES])
+def planned(name: str) -> Plan:
+    config = load_config(ROOT / f"configs/{name}.yaml")
+    return plan(config.placement, needs(config, training(config)))
+
+
+def check_granted(made: Plan, cluster: RayCluster) -> None:
+    """Every rank: on one real node for each planned one, with the right cards, and as many as planned."""
+    having = {node["NodeID"]: node["Resources"] for node in ray.nodes()}
+    nodes: dict[int, str] = {}
+    places = [place for role in made.roles for place in cluster.places(role)]
+    assert [place.slot for place in places] == [slot for role in made.roles for slot in made.of(role)]
+    for place in places:
+        assert nodes.setdefault(place.slot.node, place.node_id) == place.node_id
+        assert place.devices == tuple(map(str, place.slot.gpus)), (place.slot.role, place.slot.rank)
+        card = made.cards[place.slot.node]
+        assert not card or f"accelerator_type:{card}" in having[place.node_id]
+    assert len(nodes) == len(set(nodes.values())) == made.nodes
+    (group,) = (group for group in placement_group_table().values() if group["state"] == "CREATED")
+    real = {bundle: (Counter(asked), group["bundles_to_node_id"][bundle]) for bundle, asked in group["bundles"].items()}
+    for node in range(made.nodes):
+        asked, where = real[node]
+        assert (asked["CPU"], asked["GPU"], where) == (made.demand(node).cpus, made.demand(node).gpus, nodes[node])
+
+
+@pytest.mark.parametrize("name", [path.stem for path in CONFIGS])
+def test_every_shipped_configuration_is_placed_as_planned(simulated: Cluster, name: str) -> None:
+    """Nodes are granted and their GPUs' names asked; ranks are started for the 70B one below."""
+    made = planned(name)
     check_sound(made, GPUS)
     with RayCluster(made, deadline_s=60, address=simulated.address) as cluster:
+        check_granted(made, cluster)
+
+
+def test_the_seventy_b_file_is_placed_as_planned(simulated: Cluster, tmp_path: Path) -> None:
+    """34 processes on 32 GPUs: each on its planned node, and shown its planned cards."""
+    made = planned("llama3-70b-32xa800")
+    check_sound(made, 4)
+    with RayCluster(made, deadline_s=60, address=simulated.address) as cluster:
+        check_granted(made, cluster)
         groups = {
             role: RoleGroup.start(role, Stub, [(role,)] * len(made.of(role)), cluster.places(role), log_dir=tmp_path)
             for role in ROLES
         }
         wait_all([group.started for group in groups.values()], 240)
         cluster.check_places(groups.values())
-        nodes: dict[int, str] = {}
         for role, group in groups.items():
             seen = group.call(Stub.seen_gpus).result(60)
             for slot, rank, cards in zip(made.of(role), group.ranks, seen, strict=True):
                 assert cards == ",".join(map(str, slot.gpus)), (role, slot.rank)
-                place = cluster.places(role)[slot.rank]
-                assert nodes.setdefault(slot.node, place.node_id) == place.node_id
                 assert rank.identity.rank == slot.rank
-        assert len(set(nodes.values())) == NODES
-        left = ray.available_resources()
-        assert left.get("GPU", 0.0) == 0.0
+        assert ray.available_resources()["GPU"] == NODES * GPUS - 32
     assert not ray.is_initialized()
+
+
+def test_a_mix_that_ray_does_not_find_by_itself_is_granted(simulated: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Eight ranks need all CPUs of the larger nodes. Ray gives one of these to the small rank, and waits for ever."""
+    asked: list[list[dict[str, str]] | None] = []
+
+    def noted(*arguments: Any, bundle_label_selector: list[dict[str, str]] | None = None, **others: Any) -> Any:
+        asked.append(bundle_label_selector)
+        return placement_group(*arguments, bundle_label_selector=bundle_label_selector, **others)
+
+    monkeypatch.setattr(ray_cluster, "placement_group", noted)
+    monkeypatch.setattr(ray_cluster, "RAYS_CHOICE_S", 1.0)
+    small = Slot("actor", 0, 0, 8, 8, (0,))
+    whole = tuple(Slot("critic", rank, rank + 1, CPUS, CPUS) for rank in range(NODES - 1))
+    made = Plan((small, *whole), ("a",) * NODES, ("",) * NODES)
+    with RayCluster(made, deadline_s=60, address=simulated.address) as cluster:
+        check_granted(made, cluster)
+        granted = [node["NodeID"] for node in ray.nodes()]
+    free_choice, named = asked
+    assert free_choice is None and named is not None
+    assert sorted(label["ray.io/node-id"] for label in named) == sorted(granted)
 
 
 @pytest.mark.parametrize(
-    ("changes", "part"),
+    ("changes", "mend"),
     [
-        ({"critic_num_nodes": 3, "reward_num_nodes": 3}, "the cluster is too small"),
-        ({"actor_num_nodes": 1, "actor_num_gpus_per_node": 8}, "the cluster is too small"),
-        ({"cpus_per_rank": 5}, "the cluster is too small"),
+        (
+            {"critic_num_nodes": 4, "reward_num_nodes": 4},
+            r"Set placement\.(critic|reward)_num_nodes: 1 \(now 4\), or add 3 nodes of \(4 CPUs, 4 GPUs\)",
+        ),
+        (
+            {"actor_num_nodes": 1, "actor_num_gpus_per_node": 16},
+            r"Set placement\.actor_num_gpus_per_node: 8 \(now 16\)",
+        ),
+        ({"cpus_per_rank": 6}, r"Set placement\.cpus_per_rank: 5 \(now 6\), or give 2 nodes of .*--num-cpus=48"),
     ],
     ids=["small", "fragmented", "short of CPUs"],
 )
-def test_what_no_node_can_hold_is_refused_before_asking(simulated: Cluster, changes: dict[str, int], part: str) -> None:
+def test_what_no_node_can_hold_is_refused_before_asking(simulated: Cluster, changes: dict[str, int], mend: str) -> None:
     data = {**SEVENTY_B, "vllm_num_engines": 2, **changes}
     made = plan(TypeAdapter(PlacementConfig).validate_python(data), [RoleNeed(role, gpu=True) for role in ROLES])
     with (
-        pytest.raises(PlacementError, match=part) as error,
+        pytest.raises(PlacementError, match=rf"the cluster is too small.*{mend}") as error,
         RayCluster(made, deadline_s=60, address=simulated.address),
     ):
         pass
-    assert str(error.value).count("8 CPUs, 4 GPUs") >= 1
+    assert "8 x (40 CPUs, 8 H100 GPUs)" in str(error.value)
     assert not ray.is_initialized()
 
 
-def test_a_pool_of_other_cards_gets_its_own_nodes(tmp_path: Path) -> None:
-    """Both nodes have room for either group; only their cards differ, and the first pool is Ray's second node."""
-    node = {"num_cpus": 8, "num_gpus": 2, "object_store_memory": 100 * 2**20}
-    head = {**node, "include_dashboard": False, "resources": {"accelerator_type:L40S": 1}}
-    cluster = Cluster(initialize_head=True, head_node_args=head)
-    cluster.add_node(**node, resources={"accelerator_type:H100": 1})
-    pools = {
-        "fast": {"nodes": 1, "gpus_per_node": 2, "accelerator": "H100-80GB"},
-        "cheap": {"nodes": 1, "gpus_per_node": 2, "accelerator": "L40S-48GB"},
-    }
-    groups = {
-        "trained": {"pool": "fast", "gpus_per_node": 2, "roles": ["actor"]},
-        "frozen": {"pool": "cheap", "gpus_per_node": 2, "roles": ["reward"]},
-    }
-    placement = TypeAdapter(PlacementConfig).validate_python({"type": "groups", "pools": pools, "groups": groups})
-    made = plan(placement, [RoleNeed("actor", gpu=True), RoleNeed("reward", gpu=True)])
+def test_a_busy_cluster_says_what_is_free_and_that_waiting_helps(simulated: Cluster) -> None:
+    made = planned("llama3-8b-2x8")
+    ray.init(address=simulated.address, log_to_driver=False, logging_level="error")
+    other = ray.util.placement_group([{"CPU": 30, "GPU": 4}] * (NODES - 1), strategy="STRICT_SPREAD")
+    assert other.wait(60)
     try:
-        with RayCluster(made, deadline_s=60, address=cluster.address) as running:
-            cards = {node["NodeID"]: node["Resources"] for node in ray.nodes()}
-            for role, card in (("actor", "H100"), ("reward", "L40S")):
-                assert {f"accelerator_type:{card}" in cards[place.node_id] for place in running.places(role)} == {True}
+        with pytest.raises(PlacementError, match="no room within 1 s") as error:
+            RayCluster(made, deadline_s=1, address=simulated.address)._reserve()
     finally:
-        cluster.shutdown()
+        ray.shutdown()
+    assert "(10 CPUs, 4 H100 GPUs)" in str(error.value)
+    assert "Wait for other jobs to end, or end them" in str(error.value)
 
 
 @pytest.mark.parametrize("layout", ["split", "colocated"])

@@ -8,19 +8,20 @@ from typing import Any
 import pytest
 from pydantic import TypeAdapter, ValidationError
 
+from cluster.capacity import check_capacity
 from cluster.config import GroupsPlacement, OpenRlhfPlacement, PlacementConfig
 from cluster.errors import PlacementError
-from cluster.groups import as_groups, problems, seats
+from cluster.groups import as_groups, problems
 from cluster.plan import (
     Node,
     Plan,
     RoleNeed,
-    check_capacity,
     engines_neighbours,
     plan,
     ranks_of,
     tensor_parallel_size,
 )
+from cluster.seats import seats
 
 ALL = [RoleNeed(role, gpu=True) for role in ("rollout", "actor", "critic", "reference", "reward")]
 SEVENTY_B = {
@@ -179,7 +180,8 @@ def test_widest_groups_choose_first() -> None:
     wide = {"gpus_per_node": 4, "roles": ["actor"]}
     with pytest.raises(
         PlacementError,
-        match=r"group 'small' asks for 2 nodes .* only 1 of 2 have so many left \(GPUs left by node: 0, 4\); .* 1 more",
+        match=r"^placement\.pools\.a\.nodes=2 is too few: group 'small' asks for 2 x 1 GPUs, but only 1 of 2 nodes "
+        r"have so many left \(GPUs left by node: 0, 4\); use nodes: 3, or",
     ):
         seats(groups(pools, small=small, wide=wide), {"small", "wide"})
     one = {**small, "nodes": 1}
@@ -198,7 +200,7 @@ def test_cpus_are_counted() -> None:
     pools = {"a": {"nodes": 1, "gpus_per_node": 8, "cpus_per_node": 20}}
     few = groups(pools, p={**POLICY, "cpus_per_rank": 2}, v=VALUE)
     with pytest.raises(
-        PlacementError, match=r"pool 'a' ask for 32 CPUs .*but it has cpus_per_node=20; lower cpus_per_rank"
+        PlacementError, match=r"^placement\.pools\.a\.cpus_per_node=20 is less than the 32 CPUs .*; use 32, or a lower"
     ):
         plan(few, ALL)
 
@@ -214,8 +216,14 @@ def test_cpus_are_counted() -> None:
         ({"p": {**VALUE, "nodes": 3}}, "placement.groups.p.nodes=3 is more than the 2 of pool 'a'"),
         ({"p": {"gpus_per_node": 4}}, "placement.groups.p has neither roles nor engines"),
         ({"p": {**VALUE, "roles": ["critic", "critic"]}}, "placement.groups.p.roles names critic twice"),
-        ({"p": POLICY, "q": {**VALUE, "roles": ["actor"]}}, "the role 'actor' is in 2 groups; leave it in one"),
-        ({"p": POLICY, "q": {**POLICY, "roles": []}}, "several placement.groups have engines; leave them in one"),
+        (
+            {"p": POLICY, "q": {**VALUE, "roles": ["actor"]}},
+            "placement.groups.p.roles and placement.groups.q.roles each have the role 'actor'; leave it in one",
+        ),
+        (
+            {"p": POLICY, "q": {**POLICY, "roles": []}},
+            "placement.groups.p.engines and placement.groups.q.engines each have vLLM engines; leave it in one",
+        ),
         (
             {"p": {**POLICY, "engines": {"number": 1, "tensor_parallel_size": 3}}},
             "placement.groups.p.engines.tensor_parallel_size=3 does not divide its gpus_per_node=4 (an engine stays in "
@@ -236,7 +244,7 @@ def test_an_unknown_accelerator_is_told() -> None:
     pools = {"a": {"nodes": 1, "gpus_per_node": 8, "accelerator": "H100"}}
     (line,) = problems(groups(pools, p=POLICY))
     assert line.startswith(
-        "the accelerator 'H100' of pool 'a' is not known; did you mean H100-80GB? use one of A100-40GB"
+        "placement.pools.a.accelerator='H100' is not known; did you mean H100-80GB? use one of A100-40GB"
     )
 
 
@@ -255,7 +263,25 @@ def test_missing_roles_are_told() -> None:
         ({"colocate_all_models": True, "vllm_num_engines": 3}, "8 GPUs, but 3 x 4 are 12; use vllm_num_engines: 2"),
         (
             {"colocate_actor_ref": True, "ref_num_nodes": 1},
-            "colocate_actor_ref: true puts the reference on the actor's GPUs, but 1 x 4 GPUs is not 2 x 4",
+            "placement.colocate_actor_ref=true puts the reference on the actor's GPUs, but 1 x 4 GPUs is not 2 x 4 "
+            "GPUs; use ref_num_nodes: 2 and ref_num_gpus_per_node: 4, as the actor has",
+        ),
+        (
+            {"colocate_all_models": True, "vllm_tensor_parallel_size": 3},
+            r"vllm_tensor_parallel_size=3 does not divide actor_num_gpus_per_node=4, .*; use 1 \(vllm_num_engines: 8",
+        ),
+        (
+            {"vllm_num_engines": 1, "vllm_tensor_parallel_size": 8},
+            r"vllm_tensor_parallel_size=8 does not divide actor_num_gpus_per_node=4, .* 4 \(vllm_num_engines: 2\)",
+        ),
+        (
+            {"pool": {"nodes": 7, "gpus_per_node": 4}},
+            "placement.pool.nodes=7 is too few: actor and engines 2 x 4 GPUs, critic 2 x 4 GPUs, reward 2 x 4 GPUs, "
+            "reference 2 x 4 GPUs are 8 nodes of gpus_per_node=4; use nodes: 8",
+        ),
+        (
+            {"pool": {"nodes": 8, "gpus_per_node": 2}},
+            "placement.actor_num_gpus_per_node=4 is more than placement.pool.gpus_per_node=2; use 2 and more nodes",
         ),
         (
             {"vllm_num_engines": 3, "vllm_tensor_parallel_size": 8},
@@ -270,11 +296,39 @@ def test_openrlhf_layouts_that_cannot_be(changes: dict[str, Any], part: str) -> 
         as_groups(bad)
 
 
+def test_the_pool_of_openrlhf_is_enough_or_refused() -> None:
+    """What is told to be enough is enough, and one node fewer is not."""
+    for sizes in ({}, {"ref_num_gpus_per_node": 2, "reward_num_gpus_per_node": 2}, {"vllm_num_engines": 5}):
+        used = plan(placement({**SEVENTY_B, **sizes}), ALL).nodes
+        enough = {**SEVENTY_B, **sizes, "pool": {"nodes": used, "gpus_per_node": 4}}
+        assert plan(placement(enough), ALL).nodes == used
+        with pytest.raises(PlacementError, match=rf"placement\.pool\.nodes={used - 1} is too few.*use nodes: {used}"):
+            as_groups(placement({**enough, "pool": {"nodes": used - 1, "gpus_per_node": 4}}))
+
+
+def test_cpus_are_told_in_openrlhfs_words() -> None:
+    few = {**SEVENTY_B, "pool": {"nodes": 8, "gpus_per_node": 4, "cpus_per_node": 4}}
+    with pytest.raises(
+        PlacementError, match=r"^placement\.pool\.cpus_per_node=4 is less than the 8 CPUs .* cpus_per_rank"
+    ):
+        plan(placement(few), ALL)
+
+
+def test_no_nodes_for_a_reward_without_a_model() -> None:
+    sizes = {f"{role}_num_gpus_per_node": 4 for role in ("actor", "critic", "ref")}
+    small = placement({"type": "openrlhf", **sizes, "reward_num_nodes": 0, "colocate_critic_reward": True})
+    made = as_groups(small)
+    assert {role for group in made.groups.values() for role in group.roles} == {"actor", "critic", "reference"}
+    assert (made.pools["gpus"].nodes, made.pools["gpus"].gpus_per_node) == (4, 4)
+
+
 @pytest.mark.parametrize(
     "data",
     [
         {"type": "grouped"},
         {**SEVENTY_B, "actor_num_nodes": 0},
+        {**SEVENTY_B, "actor_num_nodes": 10**9},
+        {"type": "local", "reward": {"ranks": 10**9}},
         {**SEVENTY_B, "groups": {}},
         {"type": "groups", "pools": {"a": {"nodes": -1, "gpus_per_node": 8}}, "groups": {"p": POLICY}},
         {"type": "groups", "pools": {"a": {"nodes": 1, "gpus_per_node": 8000}}, "groups": {"p": POLICY}},

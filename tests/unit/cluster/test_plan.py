@@ -6,7 +6,7 @@ import pytest
 
 from cluster.config import GroupConfig, LocalEngines, LocalPlacement
 from cluster.errors import PlacementError
-from cluster.plan import Node, Plan, RoleNeed, Slot, check_capacity, plan
+from cluster.plan import RoleNeed, Slot, plan
 
 
 def test_every_rank_gets_a_slot() -> None:
@@ -33,21 +33,3 @@ def test_an_unknown_role_is_named() -> None:
         plan(LocalPlacement(), [RoleNeed("jury")])
     with pytest.raises(PlacementError, match="nothing to place"):
         plan(LocalPlacement(), [])
-
-
-def test_capacity_is_checked_node_by_node() -> None:
-    two = Plan((Slot("actor", 0, 0, 4, 4, (0, 1)), Slot("critic", 0, 1, 2, 2, (0, 1, 2, 3))), ("a", "a"), ("", ""))
-    check_capacity(two, [Node("a", 4, 4), Node("b", 4, 2)])
-    with pytest.raises(PlacementError) as error:
-        check_capacity(two, [Node("a", 100, 4)])
-    assert "planned node 0: 4 CPUs, 2 GPUs; planned node 1: 2 CPUs, 4 GPUs" in str(error.value)
-    assert "actor: 1 x 4 CPUs and 2 GPUs; critic: 1 x 2 CPUs and 4 GPUs" in str(error.value)
-    assert "having a: 100 CPUs, 4 GPUs" in str(error.value)
-    with pytest.raises(PlacementError, match="no node at all"):
-        check_capacity(two, [])
-
-
-def test_fragments_on_several_nodes_do_not_count_as_one() -> None:
-    one = Plan((Slot("actor", 0, 0, 2, 2), Slot("actor", 1, 0, 2, 2)))
-    with pytest.raises(PlacementError, match="the cluster is too small"):
-        check_capacity(one, [Node("a", 3, 0), Node("b", 3, 0)])

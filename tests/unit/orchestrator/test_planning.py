@@ -13,6 +13,7 @@ from typer.testing import CliRunner
 
 from cluster.memory import GIB, PHASES, REDUCE_BUCKET
 from orchestrator import cli
+from orchestrator.errors import ConfigError
 from orchestrator.loading import load_config
 from orchestrator.loads import Layout
 from orchestrator.plan_map import draw, to_json
@@ -82,6 +83,17 @@ def test_the_known_seventy_b_layout() -> None:
     assert "32 GPUs, 8 nodes: 2 vLLM, 8 actor, 8 critic, 8 ref, 8" in shown
     for part in ("vLLM 0 (TP 4)  actor 0-3", "vLLM 1 (TP 4)  actor 4-7", "critic 4-7", "reward 0-3", "ref 4-7"):
         assert part in shown
+
+
+def test_without_a_critic_its_gpus_are_not_planned() -> None:
+    change = ["ppo.advantage={type: grpo}", "rollout.responses_per_prompt=8", "critic={}", "placement.pool=null"]
+    sizes = [f"placement.{role}_num_nodes=2" for role in ("actor", "ref", "reward")]
+    without = ["placement.critic_num_nodes=0", "placement.critic_num_gpus_per_node=4"]
+    planned = layout(load_config(SEVENTY_B, [*change, *sizes, *without]))
+    assert len(planned.gpus) == 24 and "critic" not in planned.plan.roles and "critic" not in planned.sizes
+    assert set(planned.step.busy) == {("rollout", "actor"), ("reward",), ("reference",)}
+    with pytest.raises(ConfigError, match=r"placement\.critic_num_nodes: 0"):
+        load_config(SEVENTY_B, [*change, *sizes])
 
 
 def test_full_adam_for_seventy_b_does_not_fit_and_the_mend_is_named() -> None:
