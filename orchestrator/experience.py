@@ -69,9 +69,11 @@ class ExperienceStats:
 
 
 def to_experience(
-    scored: Scored, kl_coefficient: float, ppo: PpoConfig, responses_per_prompt: int = 1
+    scored: Scored, kl_coefficient: float, ppo: PpoConfig, responses_per_prompt: int = 1, scores: Tensor | None = None
 ) -> tuple[Experience, ExperienceStats]:
     """The whole batch of a PPO step, ready to train on; the responses to a prompt are neighbours.
+
+    `scores`: what counts in place of the raw ones (`orchestrator.scores`), float `[batch]`.
 
     Truncated responses (`finished` False), by `ppo.truncated.type`: `score` treats them like any other; `penalty`
     replaces their score by a fixed one (the EOS trick of arXiv 2403.17031); `mask` takes them out of training,
@@ -83,7 +85,7 @@ def to_experience(
     """
     _check_finite(scored)
     generated = scored.response_mask
-    scores, trained, bootstrap = _truncation(scored, ppo)
+    scores, trained, bootstrap = _truncation(scored, scored.scores if scores is None else scores, ppo)
     penalty = torch.zeros_like(scored.old_logprobs)
     if ppo.kl.where == "reward":
         estimate = KL_ESTIMATORS[ppo.kl.estimator]
@@ -170,19 +172,19 @@ def mini_batches(
     return shards
 
 
-def _truncation(scored: Scored, ppo: PpoConfig) -> tuple[Tensor, Tensor, Tensor | None]:
+def _truncation(scored: Scored, scores: Tensor, ppo: PpoConfig) -> tuple[Tensor, Tensor, Tensor | None]:
     """Scores `[batch]`, trained tokens `[batch, time]`, value after the last token `[batch]` (None: 0)."""
     cut = ~scored.finished
     match ppo.truncated:
         case PenaliseTruncated(score=penalty):
-            return torch.where(cut, penalty, scored.scores), scored.response_mask, None
+            return torch.where(cut, penalty, scores), scored.response_mask, None
         case MaskTruncated():
-            return scored.scores, scored.response_mask & scored.finished.unsqueeze(1), None
+            return scores, scored.response_mask & scored.finished.unsqueeze(1), None
         case BootstrapTruncated():
             last = last_generated(scored.response_mask).unsqueeze(1)
-            return scored.scores, scored.response_mask, torch.where(cut, scored.values.gather(1, last).squeeze(1), 0.0)
+            return scores, scored.response_mask, torch.where(cut, scored.values.gather(1, last).squeeze(1), 0.0)
         case _:
-            return scored.scores, scored.response_mask, None
+            return scores, scored.response_mask, None
 
 
 def _check_finite(scored: Scored) -> None:

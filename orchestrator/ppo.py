@@ -7,7 +7,7 @@ preparation and bookkeeping. Called by `orchestrator.cli`.
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ from orchestrator.loading import dump_config
 from orchestrator.ppo_config import AdaptiveKl
 from orchestrator.prompts import PromptSource, Questions, heldout_prompts
 from orchestrator.report import Reporter
+from orchestrator.scores import RunningScale, shape_scores
 from orchestrator.timing import Clock
 from roles.actor import Actor, ActorStats
 from roles.batch import Prompts, Scored
@@ -41,6 +42,8 @@ class TrainState:
 
     prompts: PromptSource
     kl: KlController
+    scale: RunningScale = field(default_factory=RunningScale)
+    """Of the scores so far."""
     step: int = 0
     """PPO steps done."""
     version: int = 0
@@ -51,13 +54,15 @@ class TrainState:
     def state_dict(self) -> dict[str, Any]:
         """JSON-able."""
         counters = {"step": self.step, "version": self.version, "samples": self.samples}
-        return {**counters, "prompts": self.prompts.state_dict(), "kl": self.kl.state_dict()}
+        parts = {"prompts": self.prompts, "kl": self.kl, "scale": self.scale}
+        return {**counters, **{name: part.state_dict() for name, part in parts.items()}}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """The inverse of `state_dict`."""
         self.step, self.version, self.samples = state["step"], state["version"], state["samples"]
         self.prompts.load_state_dict(state["prompts"])
         self.kl.load_state_dict(state["kl"])
+        self.scale.load_state_dict(state["scale"])
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +86,9 @@ def train_step(roles: Roles, prompts: Prompts, state: TrainState, config: RunCon
     with clock("score"):
         scored = finish_scoring(scorings, deadlines.score_s)
     with clock("experience"):
-        experience, stats = to_experience(scored, state.kl.coefficient, ppo, config.rollout.responses_per_prompt)
+        scores = shape_scores(scored.scores, scored.response_mask.sum(1), ppo.score, state.scale)
+        each = config.rollout.responses_per_prompt
+        experience, stats = to_experience(scored, state.kl.coefficient, ppo, each, scores)
         schedule = {"epochs": ppo.epochs, "mini_batches": ppo.mini_batches, "seed": config.seed + state.step}
         critic_shards = mini_batches(experience, ranks=len(roles.critic), **schedule) if roles.critic else []
         actor_shards = mini_batches(experience, ranks=len(roles.actor), **schedule)

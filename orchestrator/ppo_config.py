@@ -142,6 +142,49 @@ TruncationConfig = Annotated[
 ]
 
 
+class NoLengthPenalty(Section):
+    """Length costs nothing."""
+
+    type: Literal["none"] = "none"
+    """Nothing."""
+
+
+class LinearLength(Section):
+    """Every generated token costs the same."""
+
+    type: Literal["linear"]
+    """A price a token."""
+    per_token: float = Field(gt=0)
+    """In units of the score."""
+
+
+class SoftOverlong(Section):
+    """DAPO's soft overlong punishment (arXiv 2503.14476, equation 13): nothing at first, then rising."""
+
+    type: Literal["soft_overlong"]
+    """Rising towards the longest."""
+    longest: int = Field(ge=1)
+    """Tokens at which the penalty is whole."""
+    buffer: int = Field(ge=1)
+    """Tokens before that over which it rises."""
+    penalty: float = Field(default=1.0, gt=0)
+    """In units of the score."""
+
+
+LengthPenalty = Annotated[NoLengthPenalty | LinearLength | SoftOverlong, Field(discriminator="type")]
+
+
+class ScoreConfig(Section):
+    """What becomes of a score before it is a reward: normalised, clipped, less the length penalty, in this order."""
+
+    normalise: bool = False
+    """By mean and standard deviation of all scores of the run so far (saved with the checkpoint)."""
+    clip: float | None = Field(default=None, gt=0)
+    """Scores are held within ± this; null is off."""
+    length: LengthPenalty = NoLengthPenalty()
+    """Off by default."""
+
+
 class PpoConfig(Section):
     """Proximal policy optimisation (Schulman et al., arXiv 1707.06347) with the N+ details (arXiv 2403.17031)."""
 
@@ -158,6 +201,8 @@ class PpoConfig(Section):
     whiten_advantages: bool | None = None
     """Over the valid tokens of the global batch; biased variance. null: as the estimator's paper has it (gae and both
     reinforce++ do, rloo and both grpo do not)."""
+    score: ScoreConfig = ScoreConfig()
+    """What becomes of a score before it is a reward."""
     whiten_rewards: bool = False
     """Scale only: rewards keep their mean."""
     kl: KlConfig = KlConfig()

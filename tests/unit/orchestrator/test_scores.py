@@ -1,0 +1,58 @@
+"""Scale, clip and length penalty of the scores."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+
+from orchestrator.ppo_config import ScoreConfig
+from orchestrator.scores import RunningScale, length_penalty, shape_scores
+
+LENGTHS = torch.tensor([1, 40, 50, 60, 70])
+
+
+@pytest.mark.parametrize("cuts", [[10], [1, 9], [3, 3, 4]])
+def test_the_running_scale_is_that_of_all_scores_together(cuts: list[int]) -> None:
+    scores = torch.randn(10, dtype=torch.float64, generator=torch.Generator().manual_seed(0)) * 3 + 100
+    scale = RunningScale()
+    for part in scores.split(cuts):
+        scale.update(part)
+    expected = (scores - scores.mean()) / scores.std(correction=0)
+    torch.testing.assert_close(scale.normalised(scores), expected)
+
+
+def test_the_running_scale_survives_a_checkpoint() -> None:
+    before, after = RunningScale(), RunningScale()
+    before.update(torch.tensor([1.0, 2.0, 4.0]))
+    after.load_state_dict(json.loads(json.dumps(before.state_dict())))
+    for scale in (before, after):
+        scale.update(torch.tensor([8.0]))
+    assert before.state_dict() == after.state_dict()
+
+
+def test_scores_that_are_all_alike_are_zero() -> None:
+    config = ScoreConfig(normalise=True)
+    assert shape_scores(torch.full((3,), 7.0), LENGTHS[:3], config, RunningScale()).tolist() == [0, 0, 0]
+
+
+def test_the_order_is_scale_then_clip_then_length() -> None:
+    config = ScoreConfig.model_validate(
+        {"normalise": True, "clip": 1.0, "length": {"type": "linear", "per_token": 0.01}}
+    )
+    shaped = shape_scores(torch.tensor([0.0, 0.0, 0.0, 0.0, 10.0]), LENGTHS, config, RunningScale())
+    # mean 2, deviation 4
+    assert shaped.tolist() == pytest.approx([-0.5 - 0.01, -0.5 - 0.4, -0.5 - 0.5, -0.5 - 0.6, 1.0 - 0.7])
+
+
+def test_soft_overlong_is_the_papers() -> None:
+    config = ScoreConfig.model_validate(
+        {"length": {"type": "soft_overlong", "longest": 60, "buffer": 20, "penalty": 2}}
+    )
+    assert length_penalty(LENGTHS, config).tolist() == [0, 0, 1, 2, 2]
+
+
+def test_plain_scores_stay_as_they_are() -> None:
+    scores = torch.tensor([1.0, -2.0])
+    assert shape_scores(scores, LENGTHS[:2], ScoreConfig(), RunningScale()).tolist() == scores.tolist()
