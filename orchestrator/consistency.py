@@ -153,6 +153,13 @@ def _advantage_rules(config: RunConfig) -> Iterator[str]:
     why = BIASED_KL.get((ppo.kl.where, ppo.kl.estimator))
     if why and not ppo.kl.allow_biased:
         yield f"ppo.kl: {{where: {ppo.kl.where}, estimator: {ppo.kl.estimator}}}: {why}, or say allow_biased: true"
+    length = ppo.score.length
+    if length.type == "soft_overlong" and not length.buffer <= length.longest <= config.rollout.max_response_tokens:
+        yield (
+            f"ppo.score.length: buffer={length.buffer}, longest={length.longest} must rise up to "
+            f"rollout.max_response_tokens={config.rollout.max_response_tokens}; use longest: "
+            f"{config.rollout.max_response_tokens} and a smaller buffer"
+        )
     if ppo.policy.dual_clip is not None and ppo.policy.type != "clipped":
         yield f"ppo.policy.dual_clip={ppo.policy.dual_clip:g} is not for type: {ppo.policy.type}; remove one of the two"
     if ppo.compares_responses and config.rollout.responses_per_prompt == 1:

@@ -54,8 +54,8 @@ class TrainState:
     def state_dict(self) -> dict[str, Any]:
         """JSON-able."""
         counters = {"step": self.step, "version": self.version, "samples": self.samples}
-        parts = {"prompts": self.prompts, "kl": self.kl, "scale": self.scale}
-        return {**counters, **{name: part.state_dict() for name, part in parts.items()}}
+        prompts, kl, scale = self.prompts.state_dict(), self.kl.state_dict(), self.scale.state_dict()
+        return {**counters, "prompts": prompts, "kl": kl, "scale": scale}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """The inverse of `state_dict`."""

@@ -225,6 +225,10 @@ def test_several_mistakes_are_one_line_each(file: Path) -> None:
             ["ppo.advantage={type: reinforce++}", "ppo.truncated={type: bootstrap}"],
             ["ppo.truncated.type=bootstrap needs a critic"],
         ),
+        (
+            ["ppo.score.length={type: soft_overlong, longest: 64, buffer: 8}"],
+            ["longest=64", "max_response_tokens=16", "longest: 16"],
+        ),
         (["ppo.kl.where=loss"], ["{where: loss, estimator: k1}", "nothing holds the policy", "allow_biased: true"]),
         (["ppo.kl.estimator=k3"], ["{where: reward, estimator: k3}", "use k1"]),
         (["ppo.policy={type: gspo, dual_clip: 3}"], ["ppo.policy.dual_clip=3", "type: gspo"]),
