@@ -2,7 +2,8 @@
 
 TetrarchError            the run failed (exit code 1)
 ├── ConfigError          the configuration or the data it names is wrong (exit code 2); nothing was started
-└── CheckpointError      a checkpoint is missing, broken or belongs to another run
+├── CheckpointError      a checkpoint is missing, broken or belongs to another run
+└── KlBudgetSpent        the policy is farther from the reference than ppo.kl.budget.stop allows; a checkpoint is saved
 """
 
 
@@ -16,3 +17,7 @@ class ConfigError(TetrarchError):
 
 class CheckpointError(TetrarchError):
     """A checkpoint is missing, broken or belongs to another run."""
+
+
+class KlBudgetSpent(TetrarchError):
+    """The policy is farther from the reference than the configuration allows; a checkpoint is saved."""

@@ -16,7 +16,7 @@ from cluster.errors import ClusterError
 from orchestrator.build import resolve_models, training_roles
 from orchestrator.checkpoint import TRAINED, Checkpoint, Checkpoints, whole_folder
 from orchestrator.config import RunConfig
-from orchestrator.errors import CheckpointError
+from orchestrator.errors import CheckpointError, KlBudgetSpent
 from orchestrator.evaluation import evaluate, training_samples
 from orchestrator.experience import ExperienceStats, mini_batches, to_experience
 from orchestrator.groups import Roles, finish_scoring, start_scoring
@@ -164,7 +164,7 @@ class Run:
             self._evaluate("before")
         self.reference = self._reference_fingerprint()
         while state.step < config.steps:
-            self._one_step()
+            self._heed(self._one_step())
             last = state.step == config.steps
             if last or (config.checkpoint.every and state.step % config.checkpoint.every == 0):
                 self.save()
@@ -235,7 +235,23 @@ class Run:
         if self.state.version:  # at 0 the engines have started with these weights
             self.roles.policy.load(self.roles.actor, version=self.state.version)
 
-    def _one_step(self) -> None:
+    def _heed(self, kl: float) -> None:
+        """What `ppo.kl.budget` says of a batch whose KL is so many nats a response."""
+        budget, far = self.config.ppo.kl.budget, f"KL {kl:.1f} nats a response in step {self.state.step}"
+        if budget.stop is not None and kl > budget.stop:
+            self.save()
+            raise KlBudgetSpent(
+                f"{far} is over ppo.kl.budget.stop={budget.stop:g}; a checkpoint is saved. Resume from an earlier one "
+                "with a lower learning rate or a larger KL coefficient"
+            )
+        if budget.slow_down is not None and kl > budget.slow_down:
+            self.roles.actor.call(Actor.slow_down, budget.factor).result(self.config.deadlines.update_s)
+            self.report.note(f"{far}: the actor's learning rate is multiplied by {budget.factor:g}")
+        elif budget.warn is not None and kl > budget.warn:
+            self.report.note(f"{far} is far from the reference")
+
+    def _one_step(self) -> float:
+        """Its KL, in nats a response."""
         config, state = self.config, self.state
         rollout = config.rollout
         clock = Clock(self.report.phase)
@@ -259,6 +275,7 @@ class Run:
             "weights/version": state.version,
         }
         self.report.step(state.step, metrics, training_samples(result.scored, config.evaluation.samples))
+        return result.experience.kl
 
     def _evaluate(self, label: str) -> None:
         if self.questions is None:

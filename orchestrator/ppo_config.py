@@ -93,6 +93,19 @@ class AdaptiveKl(Section):
 KlController = Annotated[FixedKl | AdaptiveKl, Field(discriminator="type")]
 
 
+class KlBudget(Section):
+    """What happens when the KL of a batch, in nats a response, is over a bound; null: nothing."""
+
+    warn: float | None = Field(default=10.0, gt=0)
+    """Say so; 10 is where the policy drifts."""
+    slow_down: float | None = Field(default=None, gt=0)
+    """Multiply the actor's learning rate by `factor`, at every step that is over."""
+    factor: float = Field(default=0.5, gt=0, lt=1)
+    """Of `slow_down`."""
+    stop: float | None = Field(default=None, gt=0)
+    """Save a checkpoint and end the run; 20 is where the policy collapses."""
+
+
 class KlConfig(Section):
     """The penalty for leaving the reference: by default k1 in the per-token reward, which has the intended optimum."""
 
@@ -103,6 +116,8 @@ class KlConfig(Section):
     estimator: Literal["k1", "k2", "k3"] = "k1"
     """Of KL(π‖π_ref) at a sampled token. In the reward k1, in the loss k2 have the optimum π_ref·exp(r/β)/Z; k3 in the
     loss (as in GRPO) has that of the KL the other way round. The others optimise something else."""
+    budget: KlBudget = KlBudget()
+    """What happens when the policy goes too far."""
     allow_biased: bool = False
     """Take k1 in the loss (no penalty at all), or k2 or k3 in the reward, all the same."""
 

@@ -90,6 +90,10 @@ class Actor:
             learning_rate=done.learning_rate,
         )
 
+    def slow_down(self, factor: float) -> None:
+        """Multiply the learning rate from here on."""
+        self._engine.slow_down(factor)
+
     def connect(self, client: EngineClient) -> None:
         """Meet the vLLM engines behind `client`; once, before the first push."""
         address = os.environ["MASTER_ADDR"]  # rank 0 is there, and it alone sends

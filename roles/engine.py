@@ -22,6 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from roles.config import Dtype, OptimizerConfig, ZeroConfig
+from roles.deepspeed_settings import deepspeed_config
 from roles.errors import RoleError
 from roles.optimizer import make_optimizer, make_scheduler
 from roles.packing import micro_batches
@@ -30,12 +31,6 @@ from roles.weight_transfer import Digest, full_parameters, layers, parameter_sha
 
 COLLECTIVE_TIMEOUT = timedelta(hours=1)
 """A rank that waits longer for its peers gives up; the driver's own deadlines are what a user sees."""
-
-CPU_BUCKET = 4_000_000
-"""Gradient numbers reduced at a time on CPU: what gloo moves fastest (16 MB fits the caches)."""
-
-CPU_WHOLE = 1000
-"""Parameters of no more numbers (biases, norms) stay whole on every rank."""
 
 READABLE = 0o644
 """Mode of saved weights: safetensors makes them for their owner alone, and a server often runs as somebody else."""
@@ -155,6 +150,13 @@ class Engine:
         self.module.eval()
         return facts
 
+    def slow_down(self, factor: float) -> None:
+        """Multiply the learning rate, now and for the rest of the schedule; a checkpoint keeps it."""
+        scheduler = self._deepspeed.lr_scheduler
+        scheduler.base_lrs = [rate * factor for rate in scheduler.base_lrs]
+        for group in scheduler.optimizer.param_groups:
+            group["lr"] *= factor
+
     def total(self, values: Tensor) -> Tensor:
         """The sum of `values` (any shape) over the ranks, on the CPU."""
         return self._every_rank(values).sum(0)
@@ -244,38 +246,6 @@ class Engine:
         answers = [torch.empty_like(mine) for _ in range(self.world_size)]
         torch.distributed.all_gather(answers, mine)
         return torch.stack(answers).cpu()
-
-
-def deepspeed_config(setup: EngineSetup, world_size: int) -> dict[str, Any]:
-    """DeepSpeed's settings for `setup`."""
-    on_cpu = setup.device == "cpu"
-    # Stages 1 and 2 shard only what training needs.
-    stage = setup.zero.stage if setup.optimizer or setup.zero.stage == 3 else 0
-    zero: dict[str, Any] = {"stage": stage, "contiguous_gradients": True, "overlap_comm": not on_cpu}
-    if setup.zero.offload_optimizer and setup.optimizer:
-        zero["offload_optimizer"] = {"device": "cpu", "pin_memory": True}
-    if setup.zero.offload_parameters and stage == 3:
-        zero["offload_param"] = {"device": "cpu", "pin_memory": True}
-    if on_cpu:
-        # gloo reduces faster than it scatters. A linear layer of our own making saves memory that a host has.
-        zero |= {"reduce_scatter": False, "reduce_bucket_size": CPU_BUCKET, "allgather_bucket_size": CPU_BUCKET}
-        if stage == 3:
-            zero |= {"stage3_prefetch_bucket_size": 0, "memory_efficient_linear": False}
-            zero["stage3_param_persistence_threshold"] = CPU_WHOLE
-    settings: dict[str, Any] = {
-        "train_micro_batch_size_per_gpu": 1,
-        "gradient_accumulation_steps": 1,
-        "train_batch_size": world_size,
-        "steps_per_print": None,
-        "zero_optimization": zero,
-    }
-    if setup.optimizer:
-        settings["gradient_clipping"] = setup.optimizer.max_gradient_norm
-    if setup.dtype == "bfloat16":
-        settings["bf16"] = {"enabled": True}
-        if stage > 0:
-            settings["data_types"] = {"grad_accum_dtype": "fp32"}
-    return settings
 
 
 def _join(device: str) -> Any:

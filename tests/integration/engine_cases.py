@@ -160,6 +160,22 @@ def update_actor(
     return {"gradients": gradients, "weights": whole_weights(actor._engine), "stats": stats}
 
 
+def slowed_down(setup: EngineSetup, batch: Experience, folder: str) -> list[float]:
+    """Learning rates of an update, of one after slowing down to a quarter, and of one after a resume."""
+    from roles.actor import Actor
+
+    rates = []
+    actor = Actor(setup, PolicyLossConfig(), TEMPERATURE)
+    shard = [_mine(shares(batch, actor._engine.world_size))]
+    rates.append(actor.update(shard).learning_rate)
+    actor.slow_down(0.25)
+    rates.append(actor.update(shard).learning_rate)
+    actor.save_state(folder)
+    resumed = Actor(setup, PolicyLossConfig(), TEMPERATURE)
+    resumed.load_state(folder)
+    return [*rates, resumed.update(shard).learning_rate]
+
+
 def update_actor_loaded_in_shards(
     setup: EngineSetup, loss: PolicyLossConfig, batches: list[Experience]
 ) -> dict[str, Any]:

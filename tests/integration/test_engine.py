@@ -13,6 +13,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
 from roles.config import PolicyLossConfig, ValueLossConfig, ZeroConfig
+from roles.optimizer import rate_factor
 from tests.integration import engine_cases as cases
 from tests.integration.ranks import Ranks
 from tests.integration.tiny_model import save_tiny_llama
@@ -66,6 +67,17 @@ def test_gradient_is_plain_torch_s_for_any_micro_batch_and_ranks(
         assert largest_difference(answer["weights"], plain["weights"]) < 2e-5
         assert answer["stats"].gradient_norm == pytest.approx(sum(plain["norms"]) / 3, rel=1e-4)
     assert answers[0]["stats"] == answers[-1]["stats"]
+
+
+@pytest.mark.parametrize("stage", [3, 0])
+def test_a_slower_rate_holds_for_the_rest_of_the_schedule_and_after_a_resume(
+    groups: dict[int, Ranks], folders: dict[str, Path], tmp_path: Path, stage: Any
+) -> None:
+    setup = cases.setup_of(folders["policy"], zero=ZeroConfig(stage=stage))
+    first, slow, resumed = groups[2].call(cases.slowed_down, setup, BATCHES[0], str(tmp_path))[0]
+    done = [rate_factor(setup.optimizer.schedule, step, setup.optimizer_steps) for step in range(3)]
+    assert slow / first == pytest.approx(done[1] / done[0] / 4)
+    assert resumed / first == pytest.approx(done[2] / done[0] / 4)
 
 
 @pytest.mark.parametrize(("kind", "estimator"), [("gspo", "k2"), ("cispo", "k3")])

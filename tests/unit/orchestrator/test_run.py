@@ -14,6 +14,7 @@ import orchestrator.ppo
 from cluster.config import Deadlines
 from cluster.errors import RankFailure
 from orchestrator.checkpoint import Checkpoints
+from orchestrator.errors import KlBudgetSpent
 from orchestrator.groups import Policy
 from orchestrator.kl import FixedController
 from orchestrator.ppo import Run, TrainState
@@ -138,3 +139,27 @@ def test_an_actor_that_hangs_is_told(make_run: MakeRun, monkeypatch: pytest.Monk
     with pytest.raises(RankFailure):
         run._one_step()
     assert log[-1] == "step 3 could not be saved: a rank of actor or critic hangs"
+
+
+@pytest.mark.parametrize(
+    ("kl", "told"), [(9.0, []), (11.0, ["KL 11.0 nats a response in step 3 is far from the reference"])]
+)
+def test_a_policy_that_drifts_is_told(kl: float, told: list[str], make_run: MakeRun) -> None:
+    run, log = make_run(step=3)
+    run._heed(kl)
+    assert log == told
+
+
+def test_over_the_budget_the_actor_slows_down(make_run: MakeRun) -> None:
+    run, log = make_run(step=3)
+    run.config.ppo = PpoConfig.model_validate({"kl": {"budget": {"slow_down": 12, "factor": 0.25}}})
+    run._heed(13.0)
+    assert log[0] == "actor.slow_down(0.25,)" and "multiplied by 0.25" in log[1]
+
+
+def test_far_over_the_budget_the_run_ends_with_a_checkpoint(make_run: MakeRun) -> None:
+    run, _ = make_run(step=3)
+    run.config.ppo = PpoConfig.model_validate({"kl": {"budget": {"slow_down": 12, "stop": 20}}})
+    with pytest.raises(KlBudgetSpent, match=r"KL 21\.0 .*stop=20; a checkpoint is saved"):
+        run._heed(21.0)
+    assert run.checkpoints.require_newest().step == 3

@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from roles.config import OptimizerConfig, ZeroConfig
-from roles.engine import Engine, EngineSetup, Work, deepspeed_config
+from roles.deepspeed_settings import deepspeed_config
+from roles.engine import Engine, EngineSetup, Work
 
 SETUP = EngineSetup(
     model_path="none",
