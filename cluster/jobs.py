@@ -124,6 +124,8 @@ class RayJobs:
         except (OSError, RuntimeError, LookupError, ClientError, RayStateApiException) as error:
             if isinstance(error, ClusterError):
                 raise
+            if "status code" in str(error):
+                raise ClusterError(f"the cluster at {self.address} does not do it: {error}") from error
             raise ClusterUnreachable(
                 f"no Ray cluster answers at {self.address}: {str(error).rstrip('.')}. Look whether it runs with its "
                 "dashboard, and whether that port is open from here"

@@ -58,6 +58,15 @@ class ModelSize:
         """Numbers of keys of a token in one layer."""
         return self.kv_heads * self.head_width
 
+    def splits(self, parallel: int) -> bool:
+        """Whether vLLM can spread its heads over so many processes."""
+        return splits(self.heads, self.kv_heads, parallel)
+
+
+def splits(heads: int, kv_heads: int, parallel: int) -> bool:
+    """Whether attention heads can be spread over so many processes: evenly, those of keys and values also as copies."""
+    return heads % parallel == 0 and (kv_heads % parallel == 0 or parallel % kv_heads == 0)
+
 
 @dataclass(frozen=True, slots=True)
 class RoleSize:

@@ -9,9 +9,10 @@ many those that are there before new ones.
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from itertools import combinations
+from itertools import combinations, takewhile
 from typing import Any
 
 import numpy as np
@@ -27,7 +28,9 @@ Change = dict[str, int]
 """Key path in `placement` → its new value."""
 
 MOST_TRIED, MOST_PAIRED = 2000, 100
-"""So many changes are tried, smallest first; so many single ones in pairs. A shortage is told within seconds."""
+"""So many changes are tried, smallest first; so many single ones in pairs."""
+SEARCH_S = 5.0
+"""A shortage is told soon, if need be without a change of the placement."""
 MACHINE, NEW = 1e12, 1e8
 """What touching a machine costs, and what a new one costs more, in CPUs."""
 _PLACEMENT: TypeAdapter[Any] = TypeAdapter(PlacementConfig)
@@ -51,7 +54,9 @@ def placement_change(wanted: Plan, nodes: Sequence[Node]) -> Change | None:
     single = sorted(_moves(wanted.placement, wanted.needs, nodes), key=lambda change: _size(change, values))
     double = [{**one, **two} for one, two in combinations(single[:MOST_PAIRED], 2) if one.keys().isdisjoint(two)]
     candidates = sorted((*single, *double), key=lambda change: _size(change, values))[:MOST_TRIED]
-    return next((change for change in candidates if _helps(wanted, change, nodes)), None)
+    until = time.monotonic() + SEARCH_S
+    tried = takewhile(lambda _: time.monotonic() < until, candidates)
+    return next((change for change in tried if _helps(wanted, change, nodes)), None)
 
 
 def changed(placement: PlacementConfig, change: Change) -> PlacementConfig:

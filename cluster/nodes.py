@@ -50,7 +50,8 @@ def look(address: str) -> list[NodeReport]:
 
 def nodes_of(address: str | None) -> list[Node]:
     """What the living nodes have; without an address, of the cluster that RAY_ADDRESS names or that runs here."""
-    address = address or os.environ.get("RAY_ADDRESS") or HERE
+    if address is None:
+        address = os.environ.setdefault("RAY_ADDRESS", HERE)  # a run that follows starts where it was planned
     if address.startswith(("http://", "https://")):
         return RayJobs(address).nodes()
     with attached(address):

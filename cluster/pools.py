@@ -19,13 +19,14 @@ from cluster.plan import Node
 
 @dataclass(frozen=True, slots=True)
 class NodeKind:
-    """Nodes with the same number of GPUs of the same card, and the same number of CPUs."""
+    """Nodes with the same number of GPUs of the same card."""
 
     nodes: int
     gpus: int
     card: str
     """Ray's name of it; empty: Ray does not know."""
     cpus: int
+    """Of the node that has least."""
     memory_gib: int
     """Of the node that has least: what was free when Ray started differs a little between nodes that are alike."""
 
@@ -58,13 +59,19 @@ def check_has_pools(placement: PlacementConfig) -> None:
 
 def node_kinds(nodes: Sequence[Node]) -> list[NodeKind]:
     """The kinds that have GPUs, those with most GPUs (then CPUs) first."""
-    alike: dict[tuple[int, str, int], list[Node]] = {}
+    alike: dict[tuple[int, str], list[Node]] = {}
     for node in nodes:
         if node.gpus >= 1:
-            alike.setdefault((int(node.gpus), node.card, int(node.cpus)), []).append(node)
+            alike.setdefault((int(node.gpus), node.card), []).append(node)
     kinds = [
-        NodeKind(len(same), gpus, card, cpus, floor(min(node.memory_gib for node in same)))
-        for (gpus, card, cpus), same in alike.items()
+        NodeKind(
+            len(same),
+            gpus,
+            card,
+            int(min(node.cpus for node in same)),
+            floor(min(node.memory_gib for node in same)),
+        )
+        for (gpus, card), same in alike.items()
     ]
     return sorted(kinds, key=lambda kind: (kind.nodes * kind.gpus, kind.nodes * kind.cpus), reverse=True)
 

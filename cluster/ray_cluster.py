@@ -188,6 +188,11 @@ class RayCluster:
         )
 
     def _attach(self, address: str) -> None:
+        if address.startswith(("http://", "https://")):
+            raise PlacementError(
+                f"RAY_ADDRESS={address} is the dashboard's, where jobs go (tetrarch submit); a run attaches to Ray "
+                "itself, such as head:6379"
+            )
         host, _, port = address.rpartition(":")
         try:
             if port.isdigit() and "/" not in host:  # Ray itself would try for minutes

@@ -130,9 +130,11 @@ def generate_s(engine: EngineSize, work: Workload, rates: Rates, room: float) ->
 
 
 def push_s(role: RoleSize, rates: Rates, *, other_nodes: bool) -> float:
-    """The actor's weights: gathered on its first rank, then sent to every engine."""
+    """The actor's weights: gathered layer by layer where they are sharded, then sent to the engines."""
     size = role.model.parameters * role.number_bytes
-    return _exchange_s(role, rates) + size / (rates.network if other_nodes else rates.link)
+    return (_exchange_s(role, rates) if role.stage == 3 else 0.0) + size / (
+        rates.network if other_nodes else rates.link
+    )
 
 
 def _operations_of_a_rank(role: RoleSize, work: Workload, samples: float) -> float:
@@ -165,7 +167,7 @@ def _exchange_s(role: RoleSize, rates: Rates) -> float:
 
 def _optimizer_s(role: RoleSize, rates: Rates, micro_batches: int) -> float:
     """One step of AdamW; offloaded, gradients wait on the host and are fetched for every micro-batch's sum."""
-    own = role.model.parameters / role.ranks
+    own = role.model.parameters / (role.ranks if role.stage else 1)
     if not role.offload_optimizer:
         return own * ADAM_BYTES / rates.memory
     neighbours = role.ranks / role.nodes

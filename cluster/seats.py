@@ -60,7 +60,7 @@ def seats(placement: GroupsPlacement, taken: Collection[str]) -> dict[str, list[
 
 
 def nodes_needed(placement: GroupsPlacement, taken: Collection[str], pool: str) -> int:
-    """With so many nodes in a pool its groups are seated, and with one fewer not."""
+    """With so many nodes in a pool its groups are seated; best fit may take one more than the fewest possible."""
     own = {name for name in taken if placement.groups[name].pool == pool}
     ample = placement.pools[pool].model_copy(update={"nodes": sum(placement.groups[name].nodes for name in own)})
     placed = seats(placement.model_copy(update={"pools": {pool: ample}}), own)

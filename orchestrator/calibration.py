@@ -20,6 +20,7 @@ from orchestrator.planning import layout
 
 FITTED = "efficiency.yaml"
 """In the `run_dir` of a measured run."""
+PHASES = ("generate", "score", "update", "push")
 WARM_UP = 1
 """Steps at the start of a run that are not measured, if there are more."""
 
@@ -29,8 +30,8 @@ def calibrated(run_dir: Path) -> Efficiency:
 
     Medians over its steps; written to `run_dir/efficiency.yaml`. ConfigError if the run has no steps.
     """
-    config = load_config(run_dir / "config.yaml")
     steps = _measured(run_dir)
+    config = load_config(run_dir / "config.yaml")
     share = min(median(step["response/length_mean"] for step in steps) / config.rollout.max_response_tokens, 1.0)
     plain = load_efficiency().model_copy(update={"response_share": round(share, 4)})
     predicted = layout(config, plain).step.phases
@@ -50,7 +51,8 @@ def _measured(run_dir: Path) -> list[dict[str, Any]]:
         raise ConfigError(
             f"--calibrate {run_dir}: {path} cannot be read: {error}; name the run_dir of a run"
         ) from error
-    whole = [step for step in steps if "lr/actor" in step]
+    needed = ["lr/actor", "response/length_mean", *(f"time/{phase}_s" for phase in PHASES)]
+    whole = [step for step in steps if all(isinstance(step.get(key), int | float) for key in needed)]
     if not whole:
         raise ConfigError(f"--calibrate {run_dir}: it has no step in which the actor was trained; name another run")
     return whole[WARM_UP:] or whole

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Literal
 
 import psutil
 
-from cluster.memory import GIB
+from cluster.memory import GIB, splits
 from cluster.plan import ranks_of, tensor_parallel_size
 from orchestrator.checkpoint import Checkpoints, trained_step
 from orchestrator.config import RewardTrainingConfig, RunConfig, SampledPairs
@@ -271,18 +271,14 @@ def _check_one_label(reward: ModelFacts) -> None:
 
 def _check_engine(config: RunConfig, actor: ModelFacts) -> None:
     parallel = tensor_parallel_size(config.placement)
-    if actor.heads and actor.kv_heads and not _splits(actor.heads, actor.kv_heads, parallel):
-        fitting = [n for n in range(1, actor.heads + 1) if _splits(actor.heads, actor.kv_heads, n)]
+    if actor.heads and actor.kv_heads and not splits(actor.heads, actor.kv_heads, parallel):
+        fitting = [n for n in range(1, actor.heads + 1) if splits(actor.heads, actor.kv_heads, n)]
         raise ConfigError(
             f"the engines' tensor_parallel_size={parallel} does not divide the {actor.heads} attention heads "
             f"({actor.kv_heads} of keys and values) of {actor.where}; use {', '.join(map(str, fitting[:5]))}"
         )
     if config.device == "cpu":
         _check_kv_cache(config, actor)
-
-
-def _splits(heads: int, kv_heads: int, parallel: int) -> bool:
-    return heads % parallel == 0 and (kv_heads % parallel == 0 or parallel % kv_heads == 0)
 
 
 def _check_kv_cache(config: RunConfig, actor: ModelFacts) -> None:

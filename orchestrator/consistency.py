@@ -141,6 +141,8 @@ def _step_rules(config: RunConfig) -> Iterator[str]:
             )
 
 
+LARGEST_GSPO_CLIP = 0.05
+"""Means over responses hardly ever move so far; the paper has some 1e-4."""
 BIASED_KL = {
     ("loss", "k1"): "its gradient is zero on average, so nothing holds the policy; use k2 (or k3, as GRPO does)",
     ("reward", "k2"): "it punishes tokens that became less likely as much as those that became more likely; use k1",
@@ -153,6 +155,11 @@ def _advantage_rules(config: RunConfig) -> Iterator[str]:
     why = BIASED_KL.get((ppo.kl.where, ppo.kl.estimator))
     if why and not ppo.kl.allow_biased:
         yield f"ppo.kl: {{where: {ppo.kl.where}, estimator: {ppo.kl.estimator}}}: {why}, or say allow_biased: true"
+    if ppo.policy.type == "gspo" and ppo.policy.clip > LARGEST_GSPO_CLIP:
+        yield (
+            f"ppo.policy.clip={ppo.policy.clip:g} clips nothing with type: gspo, whose ratio is a mean over a "
+            "response; use clip: 3.0e-4 and clip_high: 4.0e-4 (arXiv 2507.18071), and mean: sequence"
+        )
     length = ppo.score.length
     if length.type == "soft_overlong" and not length.buffer <= length.longest <= config.rollout.max_response_tokens:
         yield (

@@ -8,11 +8,12 @@ from __future__ import annotations
 from functools import cache
 from pathlib import Path
 
-import yaml
 from pydantic import ValidationError
 
 from cluster.config import Efficiency
+from orchestrator.config_errors import problem_lines
 from orchestrator.errors import ConfigError
+from orchestrator.yaml_text import YamlError, parse_yaml
 
 SHIPPED = Path(__file__).with_name("efficiency.yaml")
 
@@ -20,9 +21,14 @@ SHIPPED = Path(__file__).with_name("efficiency.yaml")
 @cache
 def load_efficiency(path: Path = SHIPPED) -> Efficiency:
     """ConfigError if the file is not there or wrong."""
+    mend = f"start from a copy of {SHIPPED}, or say --calibrate RUN"
     try:
-        return Efficiency.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")))
-    except OSError as error:
-        raise ConfigError(f"the efficiency file {path} cannot be read: {error.strerror}") from error
-    except (yaml.YAMLError, ValidationError) as error:
-        raise ConfigError(f"the efficiency file {path} is wrong: {error}") from error
+        return Efficiency.model_validate(parse_yaml(path.read_text(encoding="utf-8")))
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"the efficiency file {path} cannot be read ({error}); {mend}") from None
+    except YamlError as error:
+        raise ConfigError(f"the efficiency file {path} is not YAML: {error}; {mend}") from None
+    except ValidationError as error:
+        first, *others = problem_lines(error, Efficiency)
+        more = f" (and {len(others)} more)" if others else ""
+        raise ConfigError(f"the efficiency file {path}: {first}{more}; {mend}") from None

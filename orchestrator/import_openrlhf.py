@@ -44,7 +44,6 @@ RENAMED = {
     "actor_learning_rate": "actor.optimizer.learning_rate",
     "critic_learning_rate": "critic.optimizer.learning_rate",
     "seed": "seed",
-    "freezing_actor_steps": "ppo.critic_warmup_steps",
 }
 """Keys that mean the same under another name."""
 
@@ -57,6 +56,16 @@ BOTH = {
     "l2": "optimizer.weight_decay",
 }
 """Keys that hold for actor and critic alike."""
+
+OUR_ADVANTAGES = {
+    "gae": "gae",
+    "reinforce": "reinforce++",
+    "reinforce_baseline": "reinforce++-baseline",
+    "rloo": "rloo",
+    "group_norm": "grpo",
+    "dr_grpo": "dr_grpo",
+}
+"""Theirs → ours."""
 
 DONE_ANYWAY = frozenset({"packing_samples", "flash_attn", "bf16", "apply_chat_template", "vllm_sync_backend"})
 """What we do whether it is asked for or not (packing, flash attention on GPUs, bfloat16, the chat template)."""
@@ -116,8 +125,17 @@ def convert(options: dict[str, Any]) -> Imported:
     return Imported(
         text=to_yaml(data),
         left_out=tuple(sorted(name for name in options if name not in carried)),
-        to_fill=tuple(key for key in NEEDED if not _has(data, key)),
+        to_fill=tuple(key for key in _needed(data) if not _has(data, key)),
     )
+
+
+def _needed(data: dict[str, Any]) -> tuple[str, ...]:
+    """Without a reward model a critic has to come from elsewhere, if there is one."""
+    if data["reward"]["type"] == "model":
+        return NEEDED
+    rest = tuple(key for key in NEEDED if key != "reward.model.path")
+    critic_free = data.get("ppo", {}).get("advantage", {}).get("type", "gae") != "gae"
+    return rest if critic_free else (*rest, "critic.model.path")
 
 
 def _options(text: str) -> dict[str, Any]:
@@ -188,9 +206,46 @@ def _kl(data: dict[str, Any], options: dict[str, Any]) -> bool:
     initial, target = options.get("init_kl_coef", 0.01), options.get("kl_target")
     if target is None or options.get("adap_kl_ctrl") is False:
         _set(data, "ppo.kl.controller", {"type": "fixed", "coefficient": initial})
-        return target is None
+        return False
     horizon = options.get("kl_horizon", 10_000)
     _set(data, "ppo.kl.controller", {"type": "adaptive", "initial": initial, "target": target, "horizon": horizon})
+    return True
+
+
+def _fixed_kl(data: dict[str, Any], options: dict[str, Any]) -> bool:
+    """The coefficient is carried over in either case."""
+    _kl(data, options)
+    return True
+
+
+def _no_adaptive_kl(data: dict[str, Any], options: dict[str, Any]) -> bool:
+    """Switched off, it is carried over; switched on, if there is a target."""
+    return _kl(data, options) or options["adap_kl_ctrl"] is False
+
+
+def _warm_up(data: dict[str, Any], options: dict[str, Any]) -> bool:
+    """-1 is none there, 0 here."""
+    steps = options["freezing_actor_steps"]
+    if steps != -1:
+        _set(data, "ppo.critic_warmup_steps", _whole(options, "freezing_actor_steps"))
+    return True
+
+
+def _advantages(data: dict[str, Any], options: dict[str, Any]) -> bool:
+    """Those that both have."""
+    ours = OUR_ADVANTAGES.get(str(options["advantage_estimator"]))
+    if ours is None:
+        return False
+    _set(data, "ppo.advantage.type", ours)
+    return True
+
+
+def _remote(data: dict[str, Any], options: dict[str, Any]) -> bool:
+    """A service in place of a reward model."""
+    urls = str(options["remote_rm_url"]).split(",")
+    if not all(url.startswith(("http://", "https://")) for url in urls):
+        return False  # a Python file, whose function has another form
+    data["reward"] = {"type": "remote", "urls": urls}
     return True
 
 
@@ -225,10 +280,13 @@ def _save_steps(data: dict[str, Any], options: dict[str, Any]) -> bool:
 
 _COMPUTED: dict[str, Callable[[dict[str, Any], dict[str, Any]], bool]] = {
     "train_batch_size": _mini_batches,
-    "init_kl_coef": _kl,
+    "init_kl_coef": _fixed_kl,
     "kl_target": _kl,
     "kl_horizon": _kl,
-    "adap_kl_ctrl": _kl,
+    "adap_kl_ctrl": _no_adaptive_kl,
+    "advantage_estimator": _advantages,
+    "freezing_actor_steps": _warm_up,
+    "remote_rm_url": _remote,
     "max_samples": _steps,
     "num_episodes": _steps,
     "input_key": _column,

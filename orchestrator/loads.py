@@ -111,13 +111,24 @@ class Layout:
         ]
         card = min((load.capacity for load in self.gpus if ENGINES in load.roles), default=math.inf)
         weights, sample = self.engines.weights, self.engines.kv_of_a_sample
+        parallel, model = self.engines.parallel, self.engines.model
+        if not model.splits(parallel):
+            fitting = ", ".join(str(n) for n in range(1, model.heads + 1) if model.splits(n))
+            lines.append(
+                (
+                    math.inf,
+                    f"the engines: {model.heads} attention heads ({model.kv_heads} of keys and values) do not spread "
+                    f"over a tensor-parallel size of {parallel}; use one of {fitting}",
+                )
+            )
+        enough = (weights + sample) / card + 0.05
+        mend = f"use {enough:.2f} or more" if enough <= 1 else "use a larger tensor-parallel size"
         if weights + sample > self.engines.utilization * card:
             lines.append(
                 (
                     math.inf,
                     f"the engines: rollout.engine.gpu_memory_utilization={self.engines.utilization:g} has no room for "
-                    f"one sample beside the weights ({_gib(weights)} and {_gib(sample)} on each card); use "
-                    f"{(weights + sample) / card + 0.05:.2f} or more",
+                    f"one sample beside the weights ({_gib(weights)} and {_gib(sample)} on each card); {mend}",
                 )
             )
         for host in self.hosts:

@@ -26,7 +26,7 @@ _ALL = (
     Metric("objective/kl", "nats", "KL to the reference (k1), summed over a response, mean over responses"),
     Metric("objective/kl_per_token", "nats/token", "The same, mean over all generated tokens"),
     Metric("objective/entropy", "nats/token", "Entropy of the policy at the generated tokens, during the update"),
-    Metric("policy/loss", "", "Clipped surrogate loss, mean over the update"),
+    Metric("policy/loss", "", "Policy loss (`ppo.policy.type`) without KL and entropy, mean over the update"),
     Metric("policy/approx_kl", "nats/token", "KL from the policy that sampled to the updated one (k3)"),
     Metric("policy/clip_fraction", "fraction", "Tokens whose loss the clipped ratio decided"),
     Metric(
@@ -52,7 +52,7 @@ _ALL = (
     Metric("advantage/std", "", "Their standard deviation (biased)"),
     Metric("response/length_mean", "tokens", "Generated tokens a response, EOS included"),
     Metric("response/truncated_fraction", "fraction", "Responses that the length limit cut"),
-    Metric("kl/coefficient", "", "Weight of the KL penalty in this step's rewards"),
+    Metric("kl/coefficient", "", "Weight of the KL penalty in this step"),
     Metric("lr/actor", "", "Learning rate of the actor at the last optimizer step"),
     Metric("lr/critic", "", "Learning rate of the critic at the last optimizer step"),
     Metric("engine/logprob_gap_mean", "nats/token", "|vLLM's - the trainer's| log-probability of a token, mean"),

@@ -179,7 +179,8 @@ def _hosts(layout: Layout) -> Text:
     fullest = max(layout.hosts, key=lambda host: sum(host.held.values()))
     held = sum(fullest.held.values()) / GIB
     which = "fullest host" if len(layout.hosts) > 1 else "host memory"
-    return Text(f"{which}: {held:.0f} of {fullest.capacity / GIB:.0f} GiB")
+    what = " (offloaded and asleep)" if layout.gpus else ""
+    return Text(f"{which}: {held:.0f} of {fullest.capacity / GIB:.0f} GiB{what}")
 
 
 def _time(layout: Layout) -> list[RenderableType]:
@@ -212,7 +213,7 @@ def _verdict(layout: Layout, mend: list[str] | None) -> list[Text]:
         return [*warnings, Text("It fits.", style="green bold")]
     lines = [Text("It does not fit:", style="red bold"), *(Text(f"  {line}") for line in layout.shortages)]
     if mend is None:
-        where = "more GPUs" if layout.gpus else "a larger machine, or take smaller models"
+        where = "more GPUs, or look for another layout with --suggest" if layout.gpus else "a larger machine"
         return [*lines, Text(f"No change of settings makes it fit: give the roles that are short {where}.")]
     return [*lines, Text("The smallest change that makes it fit: " + " ".join(mend), style="bold")]
 

@@ -12,6 +12,7 @@ from itertools import combinations
 from pathlib import Path
 from typing import Any
 
+from cluster.accelerators import UNKNOWN
 from cluster.config import Efficiency, LocalPlacement, PoolConfig
 from cluster.groups import ENGINES, as_groups
 from cluster.memory import (
@@ -67,6 +68,8 @@ def layout(config: RunConfig, efficiency: Efficiency | None = None) -> Layout:
     roles = {role: _role_size(config, made.of(role), sizes[role]) for role in config.model_roles if role != ENGINES}
     engines = _engine_size(config, sizes["actor"])
     pools = _pools(config, made)
+    if any(pool.gpus_per_node and not pool.accelerator for pool in pools):
+        notes.append(f"the cards are not named (`accelerator` of the pool): they count as {UNKNOWN}")
     cards = sorted({(slot.node, gpu) for slot in made.slots for gpu in slot.gpus})
     gpus = tuple(_gpu_load(made, node, gpu, pools[node], roles, engines) for node, gpu in cards)
     hosts = tuple(_host_load(made, node, pools[node], roles, engines) for node in range(made.nodes))
@@ -80,7 +83,7 @@ def layout(config: RunConfig, efficiency: Efficiency | None = None) -> Layout:
 def smallest_change(config: RunConfig) -> list[str] | None:
     """The fewest overrides (of settings, not of the placement) with which the layout fits; None if none of ours does.
 
-    Of as many, those that cost the least time come first.
+    Of as many, the earlier ones of the list are taken.
     """
     plain = config.model_dump(by_alias=True)
     few = max(min(config.actor.micro_batch_tokens, config.critic.micro_batch_tokens) // 4, 1)

@@ -62,7 +62,8 @@ class TrainState:
         self.step, self.version, self.samples = state["step"], state["version"], state["samples"]
         self.prompts.load_state_dict(state["prompts"])
         self.kl.load_state_dict(state["kl"])
-        self.scale.load_state_dict(state["scale"])
+        if "scale" in state:  # not in checkpoints of the first versions
+            self.scale.load_state_dict(state["scale"])
 
 
 @dataclass(frozen=True, slots=True)

@@ -114,8 +114,9 @@ class KlConfig(Section):
     where: Literal["reward", "loss"] = "reward"
     """`reward`: each token's reward loses it; `loss`: the actor's loss gains it, and no reward knows of it."""
     estimator: Literal["k1", "k2", "k3"] = "k1"
-    """Of KL(π‖π_ref) at a sampled token. In the reward k1, in the loss k2 have the optimum π_ref·exp(r/β)/Z; k3 in the
-    loss (as in GRPO) has that of the KL the other way round. The others optimise something else."""
+    """Of KL(π‖π_ref) at a sampled token. k1 in the reward has the optimum π_ref·exp(r/β)/Z of whole responses. In the
+    loss k2 has it for every token given those before, and k3 (as in GRPO) that of the KL the other way round; neither
+    sees what a token does to later ones. The others optimise something else."""
     budget: KlBudget = KlBudget()
     """What happens when the policy goes too far."""
     allow_biased: bool = False

@@ -114,6 +114,8 @@ def follow(jobs: RayJobs, job: str, ask: Callable[[str], bool] | None) -> int:
     try:
         jobs.stop(job)
         _ended(job, follower.until_end(STOP_DEADLINE_S))
+    except ClusterError as error:
+        raise ClusterError(f"{error}\n{_left(jobs, job)}") from error
     except KeyboardInterrupt:
         _tell(f"Ray goes on stopping it; look with: ray job status --address {jobs.address} {job}")
     return INTERRUPTED

@@ -2,20 +2,23 @@
 
 A RunConfig flows in, the best few of all layouts that fit flow out. Called by `orchestrator.cli`.
 
-Searched is every way to put the roles into groups and to share the GPUs out among these (whole nodes, or parts of one),
-with every tensor-parallel size, micro-batches of half to four times the file's, offloaded optimizers, sleeping engines
-and shares of memory for vLLM. A structure is first timed with its fastest settings, whether or not they fit: if even so
-it is slower than what was found, it needs no closer look.
+Searched is every way to put the roles into groups and to share the GPUs out among these (whole nodes, in lots where
+there are many, or a half, a quarter … of one node), with every tensor-parallel size, micro-batches of half to four
+times the file's, optimizers on the card, asleep or offloaded, sleeping engines and shares of memory for vLLM. A
+structure is first timed with its fastest settings, whether or not they fit: if even so it is slower than what was
+found, it needs no closer look.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import product
 from typing import Any
 
 from cluster.config import Efficiency, EnginesConfig, GroupsPlacement, LocalPlacement, PlacedGroup, PoolConfig
+from cluster.errors import PlacementError
 from cluster.groups import ENGINES, as_groups
 from orchestrator.config import RunConfig
 from orchestrator.consistency import inconsistencies
@@ -77,7 +80,8 @@ def suggest(config: RunConfig, efficiency: Efficiency | None = None, count: int 
     for placement in structures(as_groups(config.placement), config.model_roles):
         fastest = apply(config, placement, Setting(max(FACTORS), HOMES[0], HOMES[0], 0, max(UTILIZATIONS)))
         if not inconsistencies(fastest):
-            bounded.append((layout(fastest, efficiency).step.total, len(bounded), placement))
+            with suppress(PlacementError):  # its CPUs do not do for the reward functions
+                bounded.append((layout(fastest, efficiency).step.total, len(bounded), placement))
     found: list[Suggestion] = []
     for bound, _, placement in sorted(bounded):
         if len(found) == count and bound >= found[-1].layout.step.total:
@@ -89,7 +93,7 @@ def suggest(config: RunConfig, efficiency: Efficiency | None = None, count: int 
 
 
 def structures(placement: GroupsPlacement, roles: Sequence[str]) -> Iterator[GroupsPlacement]:
-    """Every placement of `roles` that uses all GPUs of the pools."""
+    """Every placement of `roles` into such shares that uses all GPUs of the pools."""
     cpus = max(group.cpus_per_rank for group in placement.groups.values())
     for groups in _partitions(list(roles)):
         for shares in _shared_out(len(groups), placement.pools):
@@ -113,8 +117,11 @@ def structures(placement: GroupsPlacement, roles: Sequence[str]) -> Iterator[Gro
 
 def settings(placement: GroupsPlacement) -> Iterator[Setting]:
     """All that are tried with a placement; engines that share with nobody never sleep."""
+    critic = HOMES if any("critic" in group.roles for group in placement.groups.values()) else HOMES[:1]
     shared = any(group.engines is not None and group.roles for group in placement.groups.values())
-    yield from (Setting(*choice) for choice in product(FACTORS, HOMES, HOMES, (0, 1) if shared else (0,), UTILIZATIONS))
+    yield from (
+        Setting(*choice) for choice in product(FACTORS, HOMES, critic, (0, 1) if shared else (0,), UTILIZATIONS)
+    )
 
 
 def apply(config: RunConfig, placement: GroupsPlacement, setting: Setting) -> RunConfig:
@@ -142,7 +149,7 @@ def _best(config: RunConfig, placement: GroupsPlacement, efficiency: Efficiency 
         tried = apply(config, placement, setting)
         planned = layout(tried, efficiency)
         faster = best is None or planned.step.total < best.layout.step.total
-        if faster and not planned.shortages:
+        if faster and not planned.shortages and not inconsistencies(tried):
             best = Suggestion(tried, planned)
     return best
 
@@ -184,7 +191,8 @@ def _shared_out(groups: int, pools: dict[str, PoolConfig]) -> Iterator[list[Shar
 def _shares(pool: PoolConfig) -> list[tuple[int, int]]:
     """(nodes, GPUs a node): whole nodes, in lots where there are many; a half, a quarter … of a node."""
     lot = -(-pool.nodes // PARTS)
-    whole = sorted({*range(lot, pool.nodes + 1, lot), pool.nodes})
+    # One group gets what the lots leave over.
+    whole = sorted({*range(lot, pool.nodes + 1, lot), *range(pool.nodes, 0, -lot)})
     parts, part = [], pool.gpus_per_node
     while part % 2 == 0:
         part //= 2

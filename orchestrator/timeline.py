@@ -13,7 +13,7 @@ from cluster.accelerators import ACCELERATORS, UNKNOWN
 from cluster.config import Efficiency, PoolConfig
 from cluster.groups import ENGINES
 from cluster.memory import GIB, EngineSize, RoleSize
-from cluster.plan import Plan
+from cluster.plan import Plan, engines_neighbours
 from cluster.roofline import (
     Rates,
     Workload,
@@ -84,7 +84,7 @@ def step_time(
         role: _rates(pools[slot.node], len(made.of(role)), config.dtype, efficiency) for role, slot in first.items()
     }
     work = _workload(config, efficiency)
-    actor_nodes = {slot.node for slot in made.of("actor")}
+    shared = "actor" in engines_neighbours(config.placement)  # every rank hands over on its own card
     seconds = RoleSeconds(
         generate=generate_s(engines, work, rates[ENGINES], _kv_room(config, engines, pools[first[ENGINES].node])),
         score={role: score_s(size, work, rates[role]) for role, size in roles.items()},
@@ -92,7 +92,7 @@ def step_time(
         push=push_s(
             roles["actor"],
             rates["actor"],
-            other_nodes=any(slot.node not in actor_nodes for slot in made.of(ENGINES)) or len(actor_nodes) > 1,
+            other_nodes=not shared and any(slot.node != first["actor"].node for slot in made.of(ENGINES)),
         ),
     )
     streamed = None
@@ -151,14 +151,14 @@ def side_by_side(
     busy: dict[Kind, float] = {}
     waits = {"score": 0.0, "update": 0.0}
     for kind in kinds:
-        score = correction.score * sum(seconds.score.get(role, 0.0) for role in kind)
+        score = sum(seconds.score.get(role, 0.0) for role in kind)
         update = correction.update * sum(seconds.update.get(role, 0.0) for role in kind)
         hidden = 0.0
         if streamed is not None and ENGINES not in kind:
-            hidden = min((1 - streamed) * generate, (1 - streamed) * score)
-        waits["score"] = max(waits["score"], score - hidden)
+            hidden = (1 - streamed) * min(seconds.generate, score)
+        waits["score"] = max(waits["score"], correction.score * (score - hidden))
         waits["update"] = max(waits["update"], update)
-        busy[kind] = score + update
+        busy[kind] = correction.score * score + update
         busy[kind] += generate if ENGINES in kind else 0.0
         busy[kind] += push if {"actor", ENGINES} & set(kind) else 0.0
     return StepTime({"generate": generate, **waits, "push": push}, busy, response_tokens)

@@ -232,7 +232,9 @@ def k1(logprobs: Tensor, reference_logprobs: Tensor) -> Tensor:
 
 
 def k2(logprobs: Tensor, reference_logprobs: Tensor) -> Tensor:
-    """½(log π - log π_ref)² per token: its gradient is an unbiased gradient of KL(π‖π_ref), its value is biased."""
+    """½(log π - log π_ref)² per token: its gradient is an unbiased one of the **next token's** KL(π‖π_ref) given what
+    came before; its value is biased. Over a response it leaves out what a token does to the KL of later ones (Tang and
+    Munos, arXiv 2506.09477)."""
     return 0.5 * (logprobs - reference_logprobs).square()
 
 

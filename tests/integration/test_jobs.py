@@ -60,6 +60,7 @@ class Head:
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's background jobs ignore it
         )
 
     def run(self, *words: str, token: bool = True) -> tuple[int, str, str]:

@@ -39,6 +39,14 @@ def test_the_prediction_is_the_median_of_the_measured_steps(tmp_path: Path) -> N
     assert load_efficiency(run / "efficiency.yaml") == fitted
 
 
+def test_streamed_scores_are_fitted_as_well(tmp_path: Path) -> None:
+    run = finished_run(tmp_path / "run", [step(1)] * 3)
+    config = load_config(ROOT / "configs/llama3-8b-2x8.yaml", ["rollout.stream_samples=8", "rollout.engine.sleep=0"])
+    (run / "config.yaml").write_text(dump_config(config))
+    planned = layout(config, calibrated(run))
+    assert planned.step.phases["score"] == pytest.approx(30, rel=1e-3)
+
+
 def test_a_fitted_file_predicts_other_settings(tmp_path: Path) -> None:
     fitted = calibrated(finished_run(tmp_path / "run", [step(1)] * 3))
     twice = layout(load_config(ROOT / "configs/llama3-8b-2x8.yaml", ["ppo.epochs=2"]), fitted)
@@ -46,14 +54,14 @@ def test_a_fitted_file_predicts_other_settings(tmp_path: Path) -> None:
     assert twice.step.phases["generate"] == pytest.approx(50, rel=1e-3)
 
 
-@pytest.mark.parametrize("steps", [[], [{"response/length_mean": 3.0}]])
+@pytest.mark.parametrize("steps", [[], [{"response/length_mean": 3.0}], [{**step(1), "time/push_s": None}]])
 def test_a_run_without_trained_steps_is_refused(steps: list[dict[str, float]], tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="no step in which the actor was trained"):
         calibrated(finished_run(tmp_path / "run", steps))
 
 
 def test_a_folder_that_is_no_run_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"config\.yaml"):
+    with pytest.raises(ConfigError, match=r"metrics\.jsonl cannot be read.*name the run_dir of a run"):
         calibrated(tmp_path)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import yaml
 from typer.testing import CliRunner
 
 from orchestrator import cli
@@ -112,13 +113,30 @@ def test_the_command_names_what_is_left_out(tmp_path: Path) -> None:
         ("bf16: false", {"bf16"}),
         ("train_batch_size: 128", {"train_batch_size"}),
         ("train_batch_size: 100\nrollout_batch_size: 1024", {"train_batch_size"}),
-        ("kl_target: 6\nadap_kl_ctrl: false", {"kl_target", "adap_kl_ctrl"}),
+        ("kl_target: 6\nadap_kl_ctrl: false\ninit_kl_coef: 0.01", {"kl_target"}),
+        ("kl_horizon: 500\nadap_kl_ctrl: true", {"kl_horizon", "adap_kl_ctrl"}),
+        ("advantage_estimator: some_other", {"advantage_estimator"}),
+        ("remote_rm_url: reward.py", {"remote_rm_url"}),
     ],
 )
 def test_what_is_lost_is_named(tmp_path: Path, options: str, left_out: set[str]) -> None:
     path = tmp_path / "x.yaml"
     path.write_text(f"actor_num_nodes: 1\n{options}\n")
     assert set(import_file(path).left_out) == left_out
+
+
+def test_what_has_another_form_here(tmp_path: Path) -> None:
+    path = tmp_path / "x.yaml"
+    path.write_text(
+        "actor_num_nodes: 1\nadvantage_estimator: group_norm\nfreezing_actor_steps: -1\nn_samples_per_prompt: 8\n"
+        "remote_rm_url: http://a:1/score,http://b:2/score\n"
+    )
+    imported = import_file(path)
+    assert imported.left_out == ()
+    assert "reward.model.path" not in imported.to_fill and "critic.model.path" not in imported.to_fill
+    data = yaml.safe_load(imported.text)
+    assert data["ppo"]["advantage"] == {"type": "grpo"} and "critic_warmup_steps" not in data["ppo"]
+    assert data["reward"] == {"type": "remote", "urls": ["http://a:1/score", "http://b:2/score"]}
 
 
 def test_a_variable_of_the_shell_is_named(tmp_path: Path) -> None:

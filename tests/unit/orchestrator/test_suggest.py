@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from transformers import LlamaConfig
 from typer.testing import CliRunner
 
 from cluster.config import EnginesConfig, GroupsPlacement, PlacedGroup
@@ -23,8 +24,10 @@ from orchestrator.suggest import apply, settings, suggest
 ROOT = Path(__file__).resolve().parents[3]
 
 
-def small(nodes: int, gpus: int, accelerator: str = "H100-80GB", model: str = "meta-llama/Llama-2-7b-hf") -> RunConfig:
-    role = {"model": {"path": model}}
+def small(
+    nodes: int, gpus: int, accelerator: str = "H100-80GB", model: str = "meta-llama/Llama-2-7b-hf", stage: int = 3
+) -> RunConfig:
+    role = {"model": {"path": model}, "zero": {"stage": stage}}
     return validate(
         {
             "run_dir": "runs/small",
@@ -90,7 +93,7 @@ def brute_force(config: RunConfig, count: int) -> list[float]:
                 for setting in settings(placement):
                     tried = apply(config, placement, setting)
                     if inconsistencies(tried):
-                        break
+                        continue
                     planned = layout(tried)
                     if not planned.shortages:
                         key = (labels, chosen, width)
@@ -99,17 +102,18 @@ def brute_force(config: RunConfig, count: int) -> list[float]:
 
 
 @pytest.mark.parametrize(
-    ("nodes", "gpus", "accelerator"), [(1, 4, "H100-80GB"), (2, 2, "A100-80GB"), (1, 2, "H200-141GB")]
+    ("nodes", "gpus", "accelerator", "stage"),
+    [(1, 4, "H100-80GB", 3), (2, 2, "A100-80GB", 3), (1, 2, "H200-141GB", 3), (1, 4, "H100-80GB", 2)],
 )
 def test_the_search_agrees_with_brute_force(
-    nodes: int, gpus: int, accelerator: str, monkeypatch: pytest.MonkeyPatch
+    nodes: int, gpus: int, accelerator: str, stage: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(module, "FACTORS", (1, 2))
     monkeypatch.setattr(module, "UTILIZATIONS", (0.4, 0.8))
-    config = small(nodes, gpus, accelerator)
+    config = small(nodes, gpus, accelerator, stage=stage)
     found = suggest(config)
     assert [one.layout.step.total for one in found] == pytest.approx(brute_force(config, len(found)))
-    assert found and all(not one.layout.shortages for one in found)
+    assert found and all(not one.layout.shortages and not inconsistencies(one.config) for one in found)
 
 
 def test_what_is_suggested_can_be_written_into_the_file(tmp_path: Path) -> None:
@@ -140,9 +144,30 @@ def test_a_machine_without_gpus_has_nothing_to_search() -> None:
         suggest(load_config(ROOT / "configs/smoke.yaml"))
 
 
-def test_many_nodes_are_shared_out_in_lots() -> None:
-    pools = {"gpus": small(1, 8).placement.pools["gpus"].model_copy(update={"nodes": 32})}  # type: ignore[union-attr]
-    assert sum(1 for _ in module._shared_out(3, pools)) < 100
+@pytest.mark.parametrize("nodes", range(2, 65))
+def test_many_nodes_are_shared_out_in_lots_and_none_is_left_over(nodes: int) -> None:
+    pools = {"gpus": small(1, 8).placement.pools["gpus"].model_copy(update={"nodes": nodes})}  # type: ignore[union-attr]
+    for groups in (1, 2, 3):
+        found = list(module._shared_out(groups, pools))
+        assert 0 < len(found) < 200 or nodes < groups
+        assert {sum(many * per for _, many, per in shares) for shares in found} <= {8 * nodes}
+
+
+def test_heads_that_do_not_spread_are_not_suggested(tmp_path: Path) -> None:
+    LlamaConfig(num_attention_heads=28, num_key_value_heads=4, hidden_size=3584, num_hidden_layers=2).save_pretrained(
+        tmp_path
+    )
+    config = small(1, 8, model=str(tmp_path))
+    widths = {one.layout.engines.parallel for one in suggest(config)}
+    assert widths and widths <= {1, 2, 4}
+
+
+def test_a_structure_whose_cpus_do_not_do_is_left_out() -> None:
+    function = {"type": "function", "path": "reward.py", "workers": 70}
+    data = yaml.safe_load(dump_config(small(2, 2)))
+    data["placement"]["groups"]["all"]["roles"].remove("reward")
+    data["placement"]["pools"]["gpus"]["cpus_per_node"] = 40
+    assert suggest(validate({**data, "reward": function}))
 
 
 def test_the_command_prints_five_layouts_and_the_yaml_of_the_best() -> None:

@@ -47,6 +47,9 @@ def test_scoring_as_samples_come_hides_behind_generation_except_on_the_engines_c
     slow = RoleSeconds(generate=2.0, score={"reward": 8.0}, update={}, push=0.0)
     late = side_by_side([("rollout",), ("reward",)], slow, PLAIN, 6, streamed=0.25)
     assert late.phases["score"] == pytest.approx(8 - 0.75 * 2)
+    corrected = PLAIN.model_copy(update={"correction": Correction(score=2)})
+    twice = side_by_side([("rollout",), ("reward",)], slow, corrected, 6, streamed=0.25)
+    assert twice.phases["score"] == pytest.approx(2 * late.phases["score"])
     shared = side_by_side(SPLIT, SECONDS, PLAIN, 6, streamed=0.25)
     assert shared.phases["score"] == pytest.approx(4)
 
@@ -148,7 +151,10 @@ def test_prices_are_those_of_the_planned_nodes() -> None:
 def test_a_wrong_efficiency_file_is_told(tmp_path: Path) -> None:
     wrong = tmp_path / "wrong.yaml"
     wrong.write_text("compute: 2\n")
-    with pytest.raises(ConfigError, match=r"wrong\.yaml is wrong"):
+    with pytest.raises(ConfigError, match=r"compute=2: must be at most 1\.0 .*; start from a copy of"):
         load_efficiency(wrong)
-    with pytest.raises(ConfigError, match="cannot be read"):
+    wrong.write_text("compute: [\n")
+    with pytest.raises(ConfigError, match=r"is not YAML: .*; start from a copy of"):
+        load_efficiency(wrong)
+    with pytest.raises(ConfigError, match=r"cannot be read .*; start from a copy of"):
         load_efficiency(tmp_path / "missing.yaml")
