@@ -201,13 +201,6 @@ def test_the_code_of_a_run_that_fails_is_ours(head: Head) -> None:
     assert "/no/such/prompts.jsonl" in out and "failed with exit code 2" in err
 
 
-def test_a_run_dir_that_would_be_lost_is_refused_in_the_job_too(head: Head) -> None:
-    submit = [f"{BIN}/ray", "job", "submit", "--address", head.address, "--working-dir", "."]
-    code, out, err = head.run(*submit, "--", "tetrarch", "train", *head.tiny(), "run_dir=runs/lost")
-    assert code == 1, out + err
-    assert "run_dir=runs/lost lies in the job's own copy of the working directory" in out
-
-
 def test_what_cannot_run_there_is_refused_before_the_upload(head: Head) -> None:
     before = jobs_of(head)
     shared = f"run_dir={head.shared}/runs/refused"

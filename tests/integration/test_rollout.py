@@ -101,9 +101,10 @@ def test_a_minimum_forbids_the_end(engines: list[Host]) -> None:
 def test_streamed_groups_are_the_rows_of_the_whole(engines: list[Host]) -> None:
     prompts = make_prompts(10)
     whole = generate(engines[0], prompts)
-    groups = cast(list[Rollouts], engines[0].call("stream", prompts, 0))
-    assert sorted(group.columns["row"] for group in groups) == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9]]
-    for group in groups:
+    groups = cast(list[tuple[int, Rollouts]], engines[0].call("stream", prompts, 0))
+    assert sorted(group.columns["row"] for _, group in groups) == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9]]
+    for first, group in groups:
+        assert first == group.columns["row"][0]
         assert torch.equal(group.token_ids, whole.select(group.columns["row"]).token_ids)
 
 
