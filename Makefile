@@ -7,10 +7,10 @@ FLOAT32 := dtype=float32 steps=6 rollout.prompts_per_step=32 actor.optimizer.lea
 SMOKE := $(shell grep -qE 'avx512_bf16|amx_bf16' /proc/cpuinfo 2>/dev/null || echo "$(FLOAT32)")
 
 .DEFAULT_GOAL := help
-.PHONY: help setup lock smoke test lint check format bench clean
+.PHONY: help setup lock smoke test test-slow lint check format bench clean
 
 help: ## this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-8s %s\n", $$1, $$2}' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-9s %s\n", $$1, $$2}' Makefile
 
 setup: ## make .venv from requirements.lock (EXTRA=gpu: the CUDA builds; PYTHON=...: which Python 3.11)
 	@.ci/setup $(EXTRA)
@@ -22,15 +22,18 @@ smoke: setup ## train a reward model and then SmolLM2-135M with PPO on this mach
 	$(BIN)/tetrarch reward configs/smoke.yaml $(SMOKE) $(ARGS)
 	$(BIN)/tetrarch train configs/smoke.yaml $(SMOKE) $(ARGS)
 
-test: setup ## all the tests: unit, then integration
+test: setup ## the tests: unit, then integration
 	$(BIN)/pytest -q
+
+test-slow: setup ## the tests that `make test` leaves out because they take long
+	$(BIN)/pytest -q -m slow
 
 lint: setup ## ruff and mypy
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 
-check: lint test ## ruff, mypy and all the tests: what .ci/run runs
+check: lint test ## ruff, mypy and the tests: what .ci/run runs
 
 format: setup ## let ruff mend and format the sources
 	$(BIN)/ruff check --fix

@@ -184,6 +184,7 @@ def test_ray_job_submit_trains_with_the_uploaded_code(head: Head) -> None:
     assert len({process for _, process in marks} - set(own)) == 2, log
 
 
+@pytest.mark.slow
 def test_tetrarch_submit_trains_and_follows_the_log(head: Head) -> None:
     run_dir = head.shared / "runs/second"
     code, out, err = head.submit(f"run_dir={run_dir}")

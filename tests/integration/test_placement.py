@@ -38,7 +38,7 @@ NODES, CPUS, GPUS = 9, 40, 8
 ROOT = Path(__file__).resolve().parents[2]
 
 
-CONFIGS = sorted(path for path in (ROOT / "configs").glob("*.yaml") if path.stem != "llama3-70b-32xa800")
+CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))
 
 
 @pytest.fixture(scope="module")
@@ -87,6 +87,7 @@ def test_every_shipped_configuration_is_placed_as_planned(simulated: Cluster, na
         check_granted(made, cluster)
 
 
+@pytest.mark.slow
 def test_the_seventy_b_file_is_placed_as_planned(simulated: Cluster, tmp_path: Path) -> None:
     """34 processes on 32 GPUs: each on its planned node, and shown its planned cards."""
     made = planned("llama3-70b-32xa800")
@@ -170,7 +171,7 @@ def test_a_busy_cluster_says_what_is_free_and_that_waiting_helps(simulated: Clus
     assert "Wait for other jobs to end, or end them" in str(error.value)
 
 
-@pytest.mark.parametrize("layout", ["split", "colocated"])
+@pytest.mark.parametrize("layout", ["split", pytest.param("colocated", marks=pytest.mark.slow)])
 def test_the_seventy_b_file_trains_across_nodes(tmp_path: Path, layout: str) -> None:
     """Its model is the tiny one, its groups are what two cores carry, the cards are made up; the rest is real."""
     node = {"num_cpus": 8, "num_gpus": 1, "object_store_memory": 200 * 2**20}
