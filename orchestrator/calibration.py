@@ -12,7 +12,7 @@ from typing import Any
 
 import yaml
 
-from cluster.config import Efficiency
+from cluster.config import Correction, Efficiency
 from orchestrator.efficiency import load_efficiency
 from orchestrator.errors import ConfigError
 from orchestrator.loading import load_config
@@ -20,7 +20,7 @@ from orchestrator.planning import layout
 
 FITTED = "efficiency.yaml"
 """In the `run_dir` of a measured run."""
-PHASES = ("generate", "score", "update", "push")
+PHASES = tuple(Correction.model_fields)
 WARM_UP = 1
 """Steps at the start of a run that are not measured, if there are more."""
 

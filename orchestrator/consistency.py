@@ -12,6 +12,7 @@ from cluster.config import LocalPlacement
 from cluster.errors import PlacementError
 from cluster.groups import GPU_ROLES, THEIR_NAMES, as_groups, group_of, in_words_of, problems
 from cluster.plan import RoleNeed, plan, ranks_of
+from orchestrator.ppo_config import NEEDS_CRITIC
 from roles.config import TrainedRole
 
 if TYPE_CHECKING:
@@ -44,7 +45,7 @@ def without_idle_gpus(data: Any) -> Any:
                 case {"reward": {"type": "function" | "remote"}}:
                     idle["reward_num_nodes"] = 0
             match data:
-                case {"ppo": {"advantage": {"type": str(kind)}}} if kind != "gae":
+                case {"ppo": {"advantage": {"type": str(kind)}}} if kind not in NEEDS_CRITIC:
                     idle["critic_num_nodes"] = 0
             return {**data, "placement": {"type": "openrlhf", **idle, **said}}
     return data

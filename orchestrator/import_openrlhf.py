@@ -15,6 +15,7 @@ from typing import Any
 
 from cluster.config import OpenRlhfPlacement
 from orchestrator.errors import ConfigError
+from orchestrator.ppo_config import NEEDS_CRITIC, Gae
 from orchestrator.yaml_text import YamlError, parse_yaml, to_yaml
 
 PLACEMENT = frozenset(OpenRlhfPlacement.model_fields) - {"type", "pool", "cpus_per_rank"}
@@ -134,8 +135,8 @@ def _needed(data: dict[str, Any]) -> tuple[str, ...]:
     if data["reward"]["type"] == "model":
         return NEEDED
     rest = tuple(key for key in NEEDED if key != "reward.model.path")
-    critic_free = data.get("ppo", {}).get("advantage", {}).get("type", "gae") != "gae"
-    return rest if critic_free else (*rest, "critic.model.path")
+    advantage = data.get("ppo", {}).get("advantage", {}).get("type", Gae().type)
+    return (*rest, "critic.model.path") if advantage in NEEDS_CRITIC else rest
 
 
 def _options(text: str) -> dict[str, Any]:

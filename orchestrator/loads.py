@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from cluster.groups import ENGINES
@@ -23,6 +24,8 @@ IDLE = 0.5
 
 Held = dict[tuple[str, str], float]
 """(role, item) → bytes."""
+Shortage = tuple[float, str]
+"""(how bad it is, what is told)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,52 +99,53 @@ class Layout:
     @property
     def shortages(self) -> list[str]:
         """One line for each kind of GPU or host that is too small, worst first; empty if everything fits."""
-        groups: dict[tuple[str, ...], GpuLoad] = {}
+        found = [*self._full_cards(), *self._engines_without_room(), *self._full_hosts()]
+        return [line for _, line in sorted(found, reverse=True)]
+
+    def _full_cards(self) -> Iterator[Shortage]:
+        """The fullest card of each kind."""
+        kinds: dict[tuple[str, ...], GpuLoad] = {}
         for load in self.gpus:
-            if not load.fits and (load.roles not in groups or load.peak > groups[load.roles].peak):
-                groups[load.roles] = load
-        lines = [
-            (
+            if not load.fits and (load.roles not in kinds or load.peak > kinds[load.roles].peak):
+                kinds[load.roles] = load
+        for load in kinds.values():
+            yield (
                 load.peak / load.capacity,
                 f"GPUs of {' and '.join(load.roles)}: {_gib(load.peak)} in `{load.peak_phase}`, but "
                 f"a card has {_gib(load.capacity)} ({USABLE:.0%} of it usable); most of it: "
                 + _largest(load.phases[load.peak_phase]),
             )
-            for load in groups.values()
-        ]
-        card = min((load.capacity for load in self.gpus if ENGINES in load.roles), default=math.inf)
-        weights, sample = self.engines.weights, self.engines.kv_of_a_sample
+
+    def _engines_without_room(self) -> Iterator[Shortage]:
+        """Heads that do not spread over an engine's GPUs, and a share of a card that is too small for one sample."""
         parallel, model = self.engines.parallel, self.engines.model
         if not model.splits(parallel):
             fitting = ", ".join(str(n) for n in range(1, model.heads + 1) if model.splits(n))
-            lines.append(
-                (
-                    math.inf,
-                    f"the engines: {model.heads} attention heads ({model.kv_heads} of keys and values) do not spread "
-                    f"over a tensor-parallel size of {parallel}; use one of {fitting}",
-                )
+            yield (
+                math.inf,
+                f"the engines: {model.heads} attention heads ({model.kv_heads} of keys and values) do not spread "
+                f"over a tensor-parallel size of {parallel}; use one of {fitting}",
             )
-        enough = (weights + sample) / card + 0.05
-        mend = f"use {enough:.2f} or more" if enough <= 1 else "use a larger tensor-parallel size"
+        card = min((load.capacity for load in self.gpus if ENGINES in load.roles), default=math.inf)
+        weights, sample = self.engines.weights, self.engines.kv_of_a_sample
         if weights + sample > self.engines.utilization * card:
-            lines.append(
-                (
-                    math.inf,
-                    f"the engines: rollout.engine.gpu_memory_utilization={self.engines.utilization:g} has no room for "
-                    f"one sample beside the weights ({_gib(weights)} and {_gib(sample)} on each card); {mend}",
-                )
+            enough = (weights + sample) / card + 0.05
+            mend = f"use {enough:.2f} or more" if enough <= 1 else "use a larger tensor-parallel size"
+            yield (
+                math.inf,
+                f"the engines: rollout.engine.gpu_memory_utilization={self.engines.utilization:g} has no room for "
+                f"one sample beside the weights ({_gib(weights)} and {_gib(sample)} on each card); {mend}",
             )
+
+    def _full_hosts(self) -> Iterator[Shortage]:
         for host in self.hosts:
             held = sum(host.held.values())
             if held > host.capacity:
-                lines.append(
-                    (
-                        held / host.capacity,
-                        f"host of node {host.node}: {_gib(held)}, but it has {_gib(host.capacity)}; most of it: "
-                        + _largest(host.held),
-                    )
+                yield (
+                    held / host.capacity,
+                    f"host of node {host.node}: {_gib(held)}, but it has {_gib(host.capacity)}; most of it: "
+                    + _largest(host.held),
                 )
-        return [line for _, line in sorted(lines, reverse=True)]
 
     @property
     def warnings(self) -> list[str]:
@@ -150,9 +154,8 @@ class Layout:
         for kind in self.step.busy if self.gpus else ():
             idle = self.step.idle(kind)
             if idle > IDLE:
-                found[f"the cards of {' and '.join(kind)} wait {idle:.0%} of a step; let them share, see --suggest"] = (
-                    idle
-                )
+                line = f"the cards of {' and '.join(kind)} wait {idle:.0%} of a step"
+                found[f"{line}; let them share, see --suggest"] = idle
         for load in self.gpus:
             share = load.peak / load.capacity
             if load.fits and share > TIGHT:

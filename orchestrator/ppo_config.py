@@ -25,6 +25,10 @@ class Gae(Section):
     """Of the critic's targets, where it differs (VAPO, arXiv 2504.05118, has 1); null is `lambda`."""
 
 
+NEEDS_CRITIC = ("gae",)
+"""Types of advantages that are estimated with values; all others start no critic."""
+
+
 class ReinforcePlusPlus(Section):
     """REINFORCE++ (arXiv 2501.03262): the rewards from a token on; no critic."""
 
@@ -231,7 +235,7 @@ class PpoConfig(Section):
     @property
     def uses_critic(self) -> bool:
         """Whether the advantages need values."""
-        return isinstance(self.advantage, Gae)
+        return self.advantage.type in NEEDS_CRITIC
 
     @property
     def compares_responses(self) -> bool:

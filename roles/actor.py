@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -66,7 +67,6 @@ class Actor:
         self._temperature = temperature
         self._engine = Engine(setup, lambda: load_policy(setup))
         self._pusher: WeightPusher | None = None
-        self._kl_coefficient = 0.0
 
     def logprobs(self, rollouts: Rollouts) -> Tensor:
         """float32 `[batch, time]`: log-probability of each generated token, at the rollouts' temperature."""
@@ -74,9 +74,8 @@ class Actor:
 
     def update(self, mini_batches: Sequence[Experience], kl_coefficient: float = 0.0) -> ActorStats:
         """One optimizer step for each of this rank's shares of a mini-batch; a KL in the loss has this weight."""
-        self._kl_coefficient = kl_coefficient
-        longest = self._extra.max_response_tokens
-        done = update(self._engine, mini_batches, self._loss.mean, self._micro_batch_loss, longest)
+        loss = partial(self._micro_batch_loss, kl_coefficient)
+        done = update(self._engine, mini_batches, self._loss.mean, loss, self._extra.max_response_tokens)
         tokens, kl, clipped, entropy = done.measured[:, :4].sum(0).tolist()
         tokens = max(tokens, 1)
         return ActorStats(
@@ -128,7 +127,9 @@ class Actor:
         )
         return answer
 
-    def _micro_batch_loss(self, batch: Experience, rows: list[int], weights: Tensor) -> tuple[Tensor, Tensor]:
+    def _micro_batch_loss(
+        self, kl_coefficient: float, batch: Experience, rows: list[int], weights: Tensor
+    ) -> tuple[Tensor, Tensor]:
         """The weighted sum of the losses of `rows`; sums of tokens, KL, clipped tokens, entropy, ratio, loss
         and importance weights."""
         config, device = self._loss, self._engine.device
@@ -157,7 +158,7 @@ class Actor:
         if self._extra.kl_estimator:
             reference = picked(batch.reference_logprobs, batch, rows, device)
             kl_to_reference = KL_ESTIMATORS[self._extra.kl_estimator](logprobs, reference)
-            loss = loss + self._kl_coefficient * (kl_to_reference * weight).sum()
+            loss = loss + kl_coefficient * (kl_to_reference * weight).sum()
         if config.entropy_coefficient:
             loss = loss - config.entropy_coefficient * (entropy * weight).sum()
         return loss, measured

@@ -11,7 +11,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from roles.losses import log_ratio
+from roles.losses import log_ratio, sequence_mean
 
 
 def no_correction(old_logprobs: Tensor, rollout_logprobs: Tensor, sequences: Tensor) -> Tensor:
@@ -50,10 +50,8 @@ def rejected_sequences(
         old_logprobs, rollout_logprobs: as for `truncated_importance`.
         sequences: int64 `[n]`: which row each token is in.
     """
-    token_ratio = log_ratio(old_logprobs.detach(), rollout_logprobs.detach())
-    sums = torch.zeros(int(sequences.max()) + 1, dtype=token_ratio.dtype, device=token_ratio.device)
-    mean = (sums.index_add(0, sequences, token_ratio) / sequences.bincount().clamp(min=1)).exp()[sequences]
-    return ((mean >= low) & (mean <= high)).to(token_ratio.dtype)
+    mean = sequence_mean(log_ratio(old_logprobs.detach(), rollout_logprobs.detach()), sequences).exp()
+    return ((mean >= low) & (mean <= high)).to(mean.dtype)
 
 
 def _ratio(old_logprobs: Tensor, rollout_logprobs: Tensor) -> Tensor:

@@ -186,9 +186,7 @@ def gspo_loss(
         sequences: int64 `[n]`: which row each of them is in.
     """
     token_ratio = log_ratio(logprobs, old_logprobs.detach())
-    sums = torch.zeros(int(sequences.max()) + 1, dtype=token_ratio.dtype, device=token_ratio.device)
-    mean = sums.index_add(0, sequences, token_ratio.detach()) / sequences.bincount().clamp(min=1)
-    own = mean[sequences] + (token_ratio - token_ratio.detach())
+    own = sequence_mean(token_ratio.detach(), sequences) + (token_ratio - token_ratio.detach())
     return policy_loss(own, torch.zeros_like(own), advantages, clip_low=clip_low, clip_high=clip_high)
 
 
@@ -246,6 +244,12 @@ def k3(logprobs: Tensor, reference_logprobs: Tensor) -> Tensor:
 
 KL_ESTIMATORS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {"k1": k1, "k2": k2, "k3": k3}
 """By `ppo.kl.estimator`."""
+
+
+def sequence_mean(values: Tensor, sequences: Tensor) -> Tensor:
+    """Of each token's value `[n]`, the mean over its sequence (int64 `[n]`: which row it is in), `[n]`."""
+    sums = torch.zeros(int(sequences.max()) + 1, dtype=values.dtype, device=values.device)
+    return (sums.index_add(0, sequences, values) / sequences.bincount().clamp(min=1))[sequences]
 
 
 def log_ratio(logprobs: Tensor, old_logprobs: Tensor) -> Tensor:
