@@ -139,6 +139,7 @@ def test_the_less_common_settings_run(home: Path, reward: Path) -> None:
     assert (home / "runs/tiny-settings/actor_ema/model.safetensors").is_file()
 
 
+@pytest.mark.slow
 def test_a_reward_that_fails_loses_no_step(home: Path, tiny: Path) -> None:
     """No checkpoint was due yet: the run saves one before it ends, and goes on from there."""
     function = home / "runs/third_time_fails.py"
