@@ -22,7 +22,7 @@ from orchestrator.errors import ConfigError
 from orchestrator.groups import EvaluationRoles, Policy, Roles
 from orchestrator.needs import RoleNames, needs, scorers, training
 from roles.actor import Actor, LossExtra
-from roles.config import FrozenRole, FunctionReward, ModelReward, RemoteReward, TrainedRole
+from roles.config import EnvironmentReward, FrozenRole, FunctionReward, ModelReward, RemoteReward, TrainedRole
 from roles.conversion import resolve_model
 from roles.critic import Critic
 from roles.engine import EngineSetup
@@ -101,9 +101,11 @@ class Builder:
         setup = self.engine_setup(models.reference, self._config.reference)
         return self.start("reference", Reference, (setup, self._config.rollout.temperature))
 
-    def reward(self, models: Models) -> RoleGroup[Scorer]:
-        """Whatever scores responses."""
+    def reward(self, models: Models) -> RoleGroup[Scorer] | None:
+        """Whatever scores responses; None where the environment's rewards are all there is."""
         config = self._config.reward
+        if isinstance(config, EnvironmentReward):
+            return None
         if isinstance(config, ModelReward):
             assert models.reward is not None
             setup = self.engine_setup(models.reward, config)
@@ -141,12 +143,14 @@ class Builder:
             dtype=config.rollout.engine.dtype or config.dtype,
             seed=config.seed,
             rollout=config.rollout,
-            max_model_tokens=config.prompts.max_tokens + config.rollout.max_response_tokens,
+            max_model_tokens=config.longest_sample,
             pad_token_id=tokenizer.pad_token_id,
             stop_token_ids=stop_token_ids(models.actor, tokenizer.eos_token_id),
             backend="gloo" if config.device == "cpu" else "ipc" if "actor" in neighbours else "nccl",
             tensor_parallel_size=tensor_parallel_size(config.placement),
             trust_remote_code=config.actor.model.trust_remote_code,
+            environment=config.environment,
+            max_prompt_tokens=config.prompts.max_tokens,
         )
         setups = [(replace(setup, index=index),) for index in range(len(self.cluster.places("rollout")))]
         return self.start("rollout", RolloutEngine, setups, distributed=False)

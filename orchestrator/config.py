@@ -25,6 +25,7 @@ from roles.config import (
     RolloutConfig,
     Section,
 )
+from roles.environment_config import FunctionEnvironment
 
 
 class DatasetConfig(Section):
@@ -166,6 +167,8 @@ class RunConfig(Section):
     """The frozen policy."""
     reward: RewardConfig
     """What is maximised."""
+    environment: FunctionEnvironment | None = None
+    """What the policy converses with; null: a sample is one response to a prompt."""
     rollout: RolloutConfig
     """How the policy is sampled."""
     ppo: PpoConfig = PpoConfig()
@@ -189,6 +192,20 @@ class RunConfig(Section):
         critic = ("critic",) if self.ppo.uses_critic else ()
         reward = ("reward",) if self.reward.type == "model" else ()
         return ("rollout", "actor", *critic, "reference", *reward)
+
+    @property
+    def longest_response(self) -> int:
+        """Most tokens that the policy generates for one sample."""
+        if self.environment is None:
+            return self.rollout.max_response_tokens
+        return min(self.environment.max_turns * self.rollout.max_response_tokens, self.environment.max_tokens - 1)
+
+    @property
+    def longest_sample(self) -> int:
+        """Most tokens of one sample, prompt included."""
+        if self.environment is None:
+            return self.prompts.max_tokens + self.rollout.max_response_tokens
+        return self.environment.max_tokens
 
     @property
     def samples_per_step(self) -> int:

@@ -73,7 +73,8 @@ def to_experience(
 ) -> tuple[Experience, ExperienceStats]:
     """The whole batch of a PPO step, ready to train on; the responses to a prompt are neighbours.
 
-    `scores`: what counts in place of the raw ones (`orchestrator.scores`), float `[batch]`.
+    `scores`: what counts in place of the raw ones (`orchestrator.scores`), float `[batch]`. A response's rewards sum to
+    it (less the KL penalty), whatever becomes of the score: what the turns were paid in between is part of it.
 
     Truncated responses (`finished` False), by `ppo.truncated.type`: `score` treats them like any other; `penalty`
     replaces their score by a fixed one (the EOS trick of arXiv 2403.17031); `mask` takes them out of training,
@@ -90,7 +91,8 @@ def to_experience(
     if ppo.kl.where == "reward":
         estimate = KL_ESTIMATORS[ppo.kl.estimator]
         penalty = kl_coefficient * estimate(scored.old_logprobs, scored.reference_logprobs)
-    rewards = shape_rewards(scores, penalty, generated)
+    # What an environment paid stays with its turn; the last token gets the rest of the score.
+    rewards = shape_rewards(scores - scored.turn_rewards.sum(1), penalty, generated) + scored.turn_rewards
     shaped = whiten(rewards, trained, shift_mean=False) if ppo.whiten_rewards else rewards
     estimator, options = ppo.advantage.type, ppo.advantage.model_dump(exclude={"type"})
     if ppo.uses_critic:

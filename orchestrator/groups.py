@@ -92,7 +92,8 @@ class EvaluationRoles:
 
     cluster: RayCluster
     policy: Policy
-    reward: RoleGroup[Scorer]
+    reward: RoleGroup[Scorer] | None
+    """None where the environment's rewards are all there is."""
     reference: RoleGroup[Reference]
     judge: RoleGroup[Scorer] | None
     deadlines: Deadlines
@@ -139,15 +140,16 @@ class Scoring:
     rollouts: Rollouts
     old_logprobs: Spread
     reference_logprobs: Spread
-    scores: Spread
+    scores: Spread | None
+    """None where the environment's rewards are all there is."""
     values: Spread | None
     """None without a critic."""
 
     @property
     def passes(self) -> list[Spread]:
         """Those that were started."""
-        answers = [self.old_logprobs, self.reference_logprobs, self.scores]
-        return [*answers, self.values] if self.values else answers
+        answers = [self.old_logprobs, self.reference_logprobs, self.scores, self.values]
+        return [answer for answer in answers if answer]
 
 
 def start_scoring(roles: Roles, part: Part, rollouts: Rollouts) -> Scoring:
@@ -158,7 +160,7 @@ def start_scoring(roles: Roles, part: Part, rollouts: Rollouts) -> Scoring:
         old_logprobs=spread(roles.actor, Actor.logprobs, rollouts),
         reference_logprobs=spread(roles.reference, Reference.logprobs, rollouts),
         values=spread(roles.critic, Critic.values, rollouts) if roles.critic else None,
-        scores=spread(roles.reward, Scorer.score, rollouts),
+        scores=spread(roles.reward, Scorer.score, rollouts) if roles.reward else None,
     )
 
 
@@ -171,9 +173,15 @@ def finish_scoring(scorings: Sequence[Scoring], deadline_s: float) -> Scored:
         fields = {f.name: getattr(rollouts, f.name) for f in dataclasses.fields(Rollouts)}
         old, reference = scoring.old_logprobs.result(deadline_s), scoring.reference_logprobs.result(deadline_s)
         values = scoring.values.result(deadline_s) if scoring.values else torch.zeros_like(rollouts.rollout_logprobs)
-        scores = scoring.scores.result(deadline_s)
+        scores = total_scores(rollouts, scoring.scores, deadline_s)
         parts.append(Scored(**fields, old_logprobs=old, reference_logprobs=reference, values=values, scores=scores))
     return Scored.concatenate(parts)
+
+
+def total_scores(rollouts: Rollouts, scores: Spread | None, deadline_s: float) -> Tensor:
+    """float32 `[batch]`: what the reward says and what the environment paid."""
+    paid = rollouts.turn_rewards.sum(1)
+    return paid + scores.result(deadline_s) if scores else paid
 
 
 def _contiguous(rows: int, parts: int) -> list[range]:

@@ -16,9 +16,9 @@ RoleNames = Mapping[str, RewardConfig | None]
 
 
 def scorers(config: RunConfig) -> dict[str, RewardConfig | None]:
-    """The reward, and the judge of the evaluations if there is one."""
-    judge = config.evaluation.judge
-    return {"reward": config.reward, "judge": judge} if judge else {"reward": config.reward}
+    """The reward, unless it is the environment's, and the judge of the evaluations if there is one."""
+    named = {"reward": config.reward, "judge": config.evaluation.judge}
+    return {role: scorer for role, scorer in named.items() if scorer and scorer.type != "environment"}
 
 
 def training(config: RunConfig) -> dict[str, RewardConfig | None]:

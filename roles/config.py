@@ -169,7 +169,14 @@ class RemoteReward(Section):
         return stripped
 
 
-RewardConfig = Annotated[ModelReward | FunctionReward | RemoteReward, Field(discriminator="type")]
+class EnvironmentReward(Section):
+    """What the section `environment` pays, and nothing else. Any other reward is added to it."""
+
+    type: Literal["environment"]
+    """The environment's own rewards."""
+
+
+RewardConfig = Annotated[ModelReward | FunctionReward | RemoteReward | EnvironmentReward, Field(discriminator="type")]
 
 
 class EngineConfig(Section):

@@ -82,7 +82,9 @@ def test_a_row_depends_on_its_seed_and_not_on_its_neighbours(engines: list[Host]
     for rows in ([7, 2], [5]):
         some = generate(engines[0], prompts.select(rows))
         assert torch.equal(some.token_ids, first.select(rows).token_ids)
-    reseeded = Prompts(prompts.token_ids, prompts.texts, prompts.columns, [seed + 77 for seed in prompts.seeds])
+    reseeded = Prompts(
+        prompts.token_ids, prompts.texts, prompts.columns, [seed + 77 for seed in prompts.seeds], prompts.seeds
+    )
     assert not torch.equal(generate(engines[0], reseeded).lengths, first.lengths)
 
 
@@ -118,11 +120,11 @@ def test_what_cannot_be_answered_is_refused(engines: list[Host]) -> None:
     prompts = make_prompts(2)
     with pytest.raises(RolloutError, match="weights of version 0, not of version 3"):
         generate(engines[0], prompts, version=3)
-    long = Prompts([[5] * 113], ["x"], {}, [0])
+    long = Prompts([[5] * 113], ["x"], {}, [0], [0])
     with pytest.raises(RolloutError, match=r"113 tokens and .* are more than the 128"):
         generate(engines[0], long)
     with pytest.raises(RolloutError, match="row 1 has no tokens"):
-        generate(engines[0], Prompts([[5], []], ["x", ""], {}, [0, 1]))
+        generate(engines[0], Prompts([[5], []], ["x", ""], {}, [0, 1], [0, 1]))
     assert len(generate(engines[0], prompts)) == 2, "and the engine goes on"
 
 

@@ -35,6 +35,7 @@ def make_scored(responses: list[tuple[int, int]] = RESPONSES, truncated: tuple[i
         lengths=lengths,
         response_mask=mask,
         rollout_logprobs=numbers(-2),
+        turn_rewards=torch.zeros_like(mask, dtype=torch.float32),
         finished=torch.tensor([row not in truncated for row in range(size)]),
         versions=torch.zeros(size, dtype=torch.int64),
         prompts=["p"] * size,

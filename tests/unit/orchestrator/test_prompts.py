@@ -15,7 +15,7 @@ from transformers import PreTrainedTokenizerFast
 from orchestrator.config import DatasetConfig, RunConfig
 from orchestrator.errors import CheckpointError, ConfigError
 from orchestrator.loading import validate
-from orchestrator.prompts import PromptSource, heldout_prompts, read_questions, stable_seed
+from orchestrator.prompts import PromptSource, heldout_prompts, read_questions
 from orchestrator.sources import is_hub_name, load_rows
 from roles.batch import Prompts
 
@@ -177,11 +177,6 @@ def test_responses_of_a_prompt_are_neighbours_with_seeds_of_their_own(
     assert all(batch.texts[0::2] == batch.texts[1::2] for batch in batches)
     seeds = [seed for batch in batches for seed in batch.seeds]
     assert len(set(seeds)) == 60 and all(0 <= seed < 2**62 for seed in seeds)
-
-
-def test_stable_seeds_never_change() -> None:
-    assert stable_seed(1, 0, 0) == 817144282088761752
-    assert len({stable_seed(1, 2), stable_seed(12), stable_seed("1", "2"), stable_seed(1, "2"), stable_seed(2, 1)}) == 5
 
 
 # Cursor

@@ -25,6 +25,7 @@ def rollouts(*response_lengths: int, first_token: int = 10) -> Rollouts:
         lengths=lengths,
         response_mask=mask,
         rollout_logprobs=torch.where(mask, -1.0 - columns, 0.0),
+        turn_rewards=torch.zeros_like(mask, dtype=torch.float32),
         finished=torch.arange(size) % 2 == 0,
         versions=torch.full((size,), 7),
         prompts=[f"prompt {n}" for n in response_lengths],
@@ -110,7 +111,7 @@ def test_concatenate_refuses_different_columns() -> None:
 
 
 def test_prompts_select_and_concatenate() -> None:
-    prompts = Prompts([[1, 2], [3]], ["a", "b"], {"label": ["x", "y"]}, [11, 12])
+    prompts = Prompts([[1, 2], [3]], ["a", "b"], {"label": ["x", "y"]}, [11, 12], [21, 22])
     picked = prompts.select([1])
     assert (picked.token_ids, picked.texts, picked.columns, picked.seeds) == ([[3]], ["b"], {"label": ["y"]}, [12])
     joined = Prompts.concatenate([picked, prompts])
@@ -124,11 +125,18 @@ def test_prompts_select_and_concatenate() -> None:
     [
         {"texts": ["a"]},
         {"seeds": [1, 2, 3]},
+        {"environment_seeds": [1]},
         {"columns": {"label": ["x"]}},
     ],
 )
 def test_prompts_with_ragged_fields_are_refused(bad: dict[str, object]) -> None:
-    good = {"token_ids": [[1], [2]], "texts": ["a", "b"], "columns": {"label": ["x", "y"]}, "seeds": [1, 2]}
+    good = {
+        "token_ids": [[1], [2]],
+        "texts": ["a", "b"],
+        "columns": {"label": ["x", "y"]},
+        "seeds": [1, 2],
+        "environment_seeds": [3, 4],
+    }
     with pytest.raises(ValueError, match="different number"):
         Prompts(**{**good, **bad})
 
