@@ -58,6 +58,7 @@ class Child:
         try:
             self._exchange(None, LOAD_DEADLINE_S)
         except CallFailed as error:
+            self.close()
             raise LoadFailed(str(error)) from None
 
     def _exchange(self, request: Any, deadline_s: float) -> Any:

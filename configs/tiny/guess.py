@@ -9,7 +9,7 @@ import random
 import string
 from typing import Any
 
-WRONG, UNREADABLE = -0.4, -0.4
+CALCULATED, WRONG, UNREADABLE = -0.05, -0.2, -0.3
 Messages = list[dict[str, Any]]
 
 
@@ -23,9 +23,9 @@ class Env:
         return self._say(f"{self._low}{self._high}")
 
     def step(self, response: str) -> tuple[Messages | None, float]:
-        """The middle; or that the guess is right (1), or what it leaves; a wrong or unreadable one costs."""
+        """The middle, for little; or that a guess is right (1), or for more what it leaves; the rest costs most."""
         if response == "=":
-            return self._say(str((self._low + self._high) // 2)), 0.0
+            return self._say(str((self._low + self._high) // 2)), CALCULATED
         if len(response) != 1 or response not in string.digits:
             return self._say("?"), UNREADABLE
         guess = int(response)

@@ -25,7 +25,7 @@ ROWS = 4
 
 
 def step(
-    log: list[str], *, stale: int = 0, sleeps: bool = False, **ppo: Any
+    log: list[str], *, stale: int = 0, sleeps: bool = False, without: tuple[str, ...] = (), **ppo: Any
 ) -> tuple[StepResult, TrainState, dict[str, FakeGroup]]:
     groups = {role: FakeGroup(role, log) for role in ("actor", "critic", "reward", "reference")}
     engines = FakeGroup("rollout", log, stale=stale)
@@ -37,6 +37,7 @@ def step(
         deadlines=deadlines,
         **groups,  # type: ignore[arg-type]
     )
+    roles = dataclasses.replace(roles, **dict.fromkeys(without))
     algorithm = PpoConfig.model_validate({"epochs": 2, "mini_batches": 2, **ppo})
     if not algorithm.uses_critic:
         roles = dataclasses.replace(roles, critic=None)
@@ -87,6 +88,12 @@ def test_without_a_critic_nobody_asks_for_values(log: list[str]) -> None:
     assert first.advantages.abs().max() == pytest.approx(1.0)  # scores 0, 1 and 2, 3: each one off its neighbour
     metrics = step_metrics(result)
     assert not [key for key in metrics if key.startswith("value/") or key == "lr/critic"]
+
+
+def test_without_a_reward_nobody_scores(log: list[str]) -> None:
+    result, _, _ = step(log, without=("reward",))
+    assert not [line for line in log if "reward" in line]
+    assert (result.scored.scores == 0).all(), "the fake environment paid nothing"
 
 
 def test_engines_that_share_their_gpus_sleep_while_others_work(log: list[str]) -> None:

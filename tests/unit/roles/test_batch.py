@@ -152,6 +152,7 @@ def test_prompts_with_ragged_fields_are_refused(bad: dict[str, object]) -> None:
         (lambda b: {"response_mask": b.response_mask.float()}, "response_mask must be torch.bool"),
         (lambda b: {"rollout_logprobs": b.rollout_logprobs.double()}, "rollout_logprobs must be torch.float32"),
         (lambda b: {"rollout_logprobs": b.rollout_logprobs[:, 1:]}, "rollout_logprobs must be"),
+        (lambda b: {"turn_rewards": b.turn_rewards.double()}, "turn_rewards must be torch.float32"),
         (lambda b: {"finished": b.finished[:1]}, "finished must be"),
         (lambda b: {"versions": b.versions.int()}, "versions must be"),
         (lambda b: {"responses": ["one"]}, "responses has 1 entries for 2 rows"),
