@@ -23,9 +23,9 @@ from roles.config import (
     ReferenceConfig,
     RewardConfig,
     RolloutConfig,
-    Section,
 )
 from roles.environment_config import FunctionEnvironment
+from roles.section import Section
 
 
 class DatasetConfig(Section):
@@ -206,6 +206,15 @@ class RunConfig(Section):
         if self.environment is None:
             return self.prompts.max_tokens + self.rollout.max_response_tokens
         return self.environment.max_tokens
+
+    @property
+    def critic_model(self) -> ModelConfig | None:
+        """What the critic starts from; None where nothing says it."""
+        if self.critic.model is not None:
+            return self.critic.model
+        if self.critic.initialise_from == "policy":
+            return self.actor.model
+        return self.reward.model if self.reward.type == "model" else None
 
     @property
     def samples_per_step(self) -> int:

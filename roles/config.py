@@ -7,17 +7,12 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, field_validator
+from pydantic import Field, SecretStr, field_validator
+
+from roles.environment_config import EnvironmentReward
+from roles.section import Section
 
 Dtype = Literal["float32", "bfloat16"]
-
-
-class Section(BaseModel):
-    """A part of the configuration: unknown keys are refused, nothing changes after loading."""
-
-    model_config = ConfigDict(
-        extra="forbid", frozen=True, use_attribute_docstrings=True, validate_default=True, allow_inf_nan=False
-    )
 
 
 class ModelConfig(Section):
@@ -102,10 +97,28 @@ class ActorConfig(TrainedRole):
 
     model: ModelConfig
     """The one model that has no other to fall back to."""
+    ema_decay: float | None = Field(default=None, gt=0, lt=1)
+    """Keep a running mean of the weights, of which each optimizer step leaves so much as it was; the run leaves it in
+    `run_dir/actor_ema`. null: none is kept."""
+
+
+class WarmupConfig(Section):
+    """PPO steps at the start that train the critic alone, on responses of the policy as it was."""
+
+    max_steps: int = Field(default=0, ge=0)
+    """At most so many of the run's `steps`; 0 is no warm-up."""
+    until_explained_variance: float | None = Field(default=None, gt=0, lt=1)
+    """End it at the first batch of whose returns the critic explains so much before it is trained on them; that batch
+    is the actor's first. null: after `max_steps`."""
 
 
 class CriticConfig(TrainedRole):
-    """The value model. `model: null` starts from the reward model (needs `reward.type: model`)."""
+    """The value model: a Hugging Face folder, such as a run leaves in `run_dir/critic`; or `model: null`."""
+
+    initialise_from: Literal["reward", "policy"] = "reward"
+    """Of `model: null`: the reward model (needs `reward.type: model`), or the actor's with a new value head."""
+    warmup: WarmupConfig = WarmupConfig()
+    """Steps before the actor is trained."""
 
 
 class ReferenceConfig(FrozenRole):
@@ -150,7 +163,7 @@ class RemoteReward(Section):
     """A service over HTTP."""
     urls: list[Annotated[str, Field(pattern=r"^https?://")]] = Field(min_length=1)
     """Tried in turn; the batch is spread over them."""
-    headers: dict[str, SecretStr] = {}
+    headers: dict[str, SecretStr] = Field(default={})
     """Sent with each request (an authorization token, say); never logged. Space around a value is cut off."""
     timeout_s: float = Field(default=60.0, gt=0)
     """Deadline of one request, from connecting to the last byte of the answer."""
@@ -167,13 +180,6 @@ class RemoteReward(Section):
                 f"the value of {', '.join(bad)} has a line break or control character; write it in one line"
             )
         return stripped
-
-
-class EnvironmentReward(Section):
-    """What the section `environment` pays, and nothing else. Any other reward is added to it."""
-
-    type: Literal["environment"]
-    """The environment's own rewards."""
 
 
 RewardConfig = Annotated[ModelReward | FunctionReward | RemoteReward | EnvironmentReward, Field(discriminator="type")]
@@ -302,3 +308,6 @@ class ValueLossConfig(Section):
     """Factor of the loss; 0.1 as in the N+ details (it matters through gradient clipping)."""
     mean: LossMean = "token"
     """As in the policy loss."""
+    normalise: bool = False
+    """Regress to returns in units of the mean and standard deviation of all returns of the run so far (which are saved
+    with the checkpoint and the critic). For returns far from 0 or far from ±1, and critics with a new head."""

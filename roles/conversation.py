@@ -44,7 +44,8 @@ class Turn:
     token_ids: list[int]
     """All that comes before it."""
     max_tokens: int
-    seed: int
+    seed: int | None
+    """None: take the most likely tokens."""
 
 
 @dataclass(slots=True)
@@ -180,7 +181,7 @@ class Conversations:
             row,
             sample.token_ids,
             min(self._limits.response_tokens, self._limits.tokens - len(sample.token_ids)),
-            stable_seed(seed, "turn", number) if number else seed,
+            stable_seed(seed, "turn", number) if number and seed is not None else seed,
         )
 
     def _ask(self, row: int, environments: Environments) -> None:

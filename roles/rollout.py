@@ -109,7 +109,7 @@ class RolloutEngine:
     # Generating
 
     def generate(self, prompts: Prompts, version: int) -> Rollouts:
-        """One response for each row, sampled with the row's seed from the weights of `version`."""
+        """One response for each row, sampled with the row's seed (None: greedily) from the weights of `version`."""
         parts = [rollouts for _, rollouts in self._complete(prompts, max(len(prompts), 1), version)]
         if parts:
             return parts[0]
@@ -240,7 +240,7 @@ def _sampling(setup: RolloutSetup, turn: Turn) -> SamplingParams:
 
     rollout = setup.rollout
     return SamplingParams(
-        temperature=rollout.temperature,
+        temperature=0.0 if turn.seed is None else rollout.temperature,
         top_p=rollout.top_p,
         top_k=rollout.top_k,
         seed=turn.seed,

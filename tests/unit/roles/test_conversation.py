@@ -128,6 +128,17 @@ def test_what_was_sampled_is_never_tokenised_again() -> None:
     assert turn.token_ids == [*ids("<bos><user>a<assistant>"), *letters, EOS, *ids("<user>b<assistant>")]
 
 
+def test_without_a_seed_every_turn_is_greedy() -> None:
+    fake, config = Fake(), FunctionEnvironment(path="e.py", max_tokens=64)
+    asked = Prompts([[]], [""], {}, [None], [20])
+    talk = Conversations(asked, Limits(6, 64, 12, config), FORM, fake)  # type: ignore[arg-type]
+    for _ in range(2):
+        fake.say(0, "a")
+        (turn,) = talk.turns(patient=False)
+        assert turn.seed is None
+        answer(talk, turn, "x")
+
+
 @pytest.mark.parametrize("last", [None, "more"])
 def test_max_turns_cut_a_conversation_that_goes_on(last: str | None) -> None:
     fake = Fake()
