@@ -19,6 +19,7 @@ from pathlib import Path
 import pytest
 
 from tests.anchors import walk
+from tests.anchors.conftest import Row
 
 ROOT = Path(__file__).resolve().parents[2]
 SPECIAL = ["<pad>", "<bos>", "<eos>"]
@@ -122,22 +123,23 @@ def optimum() -> tuple[float, float, float]:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(1500)
-def test_conversations_reach_the_soft_optimum(tmp_path: Path) -> None:
+@pytest.mark.timeout(1800)
+def test_conversations_reach_the_soft_optimum(tmp_path: Path, reached: Row) -> None:
+    """Two ranks train the actor. J, score and KL: means over the last tenth of the run, where the rate falls to 0."""
     write_inputs(tmp_path)
     (tmp_path / "run.yaml").write_text(CONFIG.replace("FOLDER", str(tmp_path)))
     command = [sys.executable, "-m", "orchestrator", "train", str(tmp_path / "run.yaml")]
     environment = {**os.environ, "RAY_USAGE_STATS_ENABLED": "0"}
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=1400)
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
     steps = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
     assert steps[0]["objective/kl"] == pytest.approx(0, abs=1e-4)
     assert {step["response/truncated_fraction"] for step in steps} == {0.0}
     objective, score, kl = optimum()
-    measured = [
-        statistics.mean(step[key] for step in steps[-20:]) for key in ("reward/mean", "score/mean", "objective/kl")
-    ]
-    print(f"measured J, score, KL: {measured}; exact: {[objective, score, kl]}; first J {steps[0]['reward/mean']}")
-    assert measured[0] == pytest.approx(objective, rel=0.02)
-    assert measured[1] == pytest.approx(score, rel=0.03)
-    assert measured[2] == pytest.approx(kl, rel=0.05)
+    last = steps[-len(steps) // 10 :]
+    for name, key, exact, share in (
+        ("J", "reward/mean", objective, 0.02),
+        ("score", "score/mean", score, 0.03),
+        ("KL", "objective/kl", kl, 0.05),
+    ):
+        reached("D: conversation", name, statistics.mean(step[key] for step in last), exact, share * exact)
