@@ -22,6 +22,7 @@ from orchestrator.config import RewardTrainingConfig, RunConfig, SampledPairs
 from orchestrator.errors import ConfigError
 from orchestrator.function_checks import check_function, check_functions
 from orchestrator.model_checks import ModelFacts, check_folder, model_facts
+from orchestrator.needs import section_key
 from orchestrator.sources import check_source
 from roles.config import ModelConfig, ModelReward
 
@@ -168,16 +169,18 @@ def _check_models(config: RunConfig, with_critic: bool) -> ModelFacts:
     others = []
     if config.reference.model is not None:
         others.append(model_facts(config.reference.model, "reference.model", cache))
-    if isinstance(config.reward, ModelReward):
-        reward = model_facts(config.reward.model, "reward.model", cache)
-        _check_one_label(reward)
-        if not config.reward.text_bridge:
-            mend = "use a reward model with the actor's tokenizer, or set reward.text_bridge: true"
-            _check_same_tokens(reward, actor, mend)
-            _check_context(reward, longest, sum_of)
-        elif with_critic and config.critic_model == config.reward.model:
-            mend = "critic.model is null, so it is the critic too; set critic.model.path (the actor's folder will do)"
-            _check_same_tokens(reward, actor, mend)
+    for role, scorer in config.scorers.items():
+        if isinstance(scorer, ModelReward):
+            key = section_key(role)
+            reward = model_facts(scorer.model, f"{key}.model", cache)
+            _check_one_label(reward)
+            if not scorer.text_bridge:
+                mend = f"use a reward model with the actor's tokenizer, or set {key}.text_bridge: true"
+                _check_same_tokens(reward, actor, mend)
+                _check_context(reward, longest, sum_of)
+            elif with_critic and config.critic_model == scorer.model:
+                mend = "critic.model is null, so it is the critic too; set critic.initialise_from: policy"
+                _check_same_tokens(reward, actor, mend)
     if config.critic.model is not None and with_critic:
         others.append(model_facts(config.critic.model, "critic.model", cache))
     _check_tokenizer(actor)
@@ -193,9 +196,10 @@ def _models(config: RunConfig, with_critic: bool) -> dict[str, ModelConfig]:
     named = {
         "actor.model": config.actor.model,
         "reference.model": config.reference.model,
-        "reward.model": config.reward.model if isinstance(config.reward, ModelReward) else None,
         "critic.model": config.critic.model if with_critic else None,
     }
+    for role, scorer in config.scorers.items():
+        named[f"{section_key(role)}.model"] = scorer.model if isinstance(scorer, ModelReward) else None
     return {key: model for key, model in named.items() if model is not None}
 
 
@@ -302,16 +306,11 @@ def _check_kv_cache(config: RunConfig, actor: ModelFacts) -> None:
 
 
 def _questions(config: RunConfig, part: Literal["train", "heldout"], actor: ModelFacts) -> Questions:
-    """Read and tokenise the prompts: every row must be usable, or `prompts.too_long` must say what becomes of it.
+    """Read and tokenise the prompts: every row must be usable, or `prompts.too_long` must say what becomes of it."""
+    # These load torch: not before the quick checks have passed.
+    from orchestrator.environment_checks import played_tasks
+    from orchestrator.prompts import read_questions
 
-    Where an environment makes them, it is tried on the first row.
-    """
-    from orchestrator.prompts import read_questions, read_tasks  # loads torch: not before the quick checks have passed
-
-    if config.environment is None:
-        return read_questions(config.prompts, part, actor.tokenizer)
-    from orchestrator.environment_checks import play_once
-
-    tasks = read_tasks(config.prompts, part)
-    play_once(config, tasks, actor.tokenizer)
-    return tasks
+    if config.environment is not None:
+        return played_tasks(config, part, actor.tokenizer)
+    return read_questions(config.prompts, part, actor.tokenizer)

@@ -16,16 +16,20 @@ from roles.config import (
     ActorConfig,
     CriticConfig,
     Dtype,
+    EnsembleReward,
+    EnvironmentReward,
     FunctionReward,
     ModelConfig,
+    ModelReward,
+    OneReward,
     OptimizerConfig,
     Pooling,
     ReferenceConfig,
     RewardConfig,
     RolloutConfig,
+    Section,
 )
 from roles.environment_config import FunctionEnvironment
-from roles.section import Section
 
 
 class DatasetConfig(Section):
@@ -190,8 +194,21 @@ class RunConfig(Section):
     def model_roles(self) -> tuple[str, ...]:
         """The roles of a training run that hold a model."""
         critic = ("critic",) if self.ppo.uses_critic else ()
-        reward = ("reward",) if self.reward.type == "model" else ()
-        return ("rollout", "actor", *critic, "reference", *reward)
+        rewards = (role for role, scorer in self.scorers.items() if isinstance(scorer, ModelReward))
+        return ("rollout", "actor", *critic, "reference", *rewards)
+
+    @property
+    def scorers(self) -> dict[str, OneReward]:
+        """By role: `reward`, or `reward.NAME` of each member of an ensemble; none where the environment says it all."""
+        if isinstance(self.reward, EnvironmentReward):
+            return {}
+        if isinstance(self.reward, EnsembleReward):
+            return {f"reward.{name}": member for name, member in self.reward.members.items()}
+        return {"reward": self.reward}
+
+    def section(self, role: str) -> Any:
+        """What is said about a role."""
+        return self.scorers[role] if role in self.scorers else getattr(self, role)
 
     @property
     def longest_response(self) -> int:
@@ -214,7 +231,7 @@ class RunConfig(Section):
             return self.critic.model
         if self.critic.initialise_from == "policy":
             return self.actor.model
-        return self.reward.model if self.reward.type == "model" else None
+        return self.reward.model if isinstance(self.reward, ModelReward) else None
 
     @property
     def samples_per_step(self) -> int:

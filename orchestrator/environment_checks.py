@@ -1,24 +1,26 @@
-"""An environment at the door: once the tasks are read, one turn is played. Called by `orchestrator.checks`.
+"""An environment at the door: the tasks are read, and one turn of the first is played. Called by `orchestrator.checks`.
 
-A RunConfig and tasks flow in; nothing flows out, or a ConfigError that names key, value and mend.
+A RunConfig flows in; the tasks flow out, or a ConfigError that names key, value and mend.
 """
 
 from __future__ import annotations
+
+from typing import Literal
 
 from transformers import PreTrainedTokenizerBase
 
 from orchestrator.config import RunConfig
 from orchestrator.errors import ConfigError
-from orchestrator.prompts import Questions
+from orchestrator.prompts import Questions, read_tasks
 from roles.conversation import check_opening
 from roles.environments import Environments
 from roles.errors import EnvironmentFailed
 from roles.turn_format import TurnFormat
 
 
-def play_once(config: RunConfig, tasks: Questions, tokenizer: PreTrainedTokenizerBase) -> None:
-    """The first task's conversation begins, an empty response is answered, and the tokenizer can write both."""
-    environment = config.environment
+def played_tasks(config: RunConfig, part: Literal["train", "heldout"], tokenizer: PreTrainedTokenizerBase) -> Questions:
+    """All tasks; the first one's conversation begins, an empty response is answered, the tokenizer can write both."""
+    environment, tasks = config.environment, read_tasks(config.prompts, part)
     assert environment is not None
     columns = {name: column[0] for name, column in tasks.columns.items()}
     try:
@@ -36,3 +38,4 @@ def play_once(config: RunConfig, tasks: Questions, tokenizer: PreTrainedTokenize
             player.close()
     except EnvironmentFailed as error:
         raise ConfigError(f"environment.path={environment.path}: {error}") from None
+    return tasks

@@ -17,7 +17,7 @@ from cluster.calls import wait_all
 from orchestrator.build import evaluation_roles, resolve_models
 from orchestrator.checkpoint import trained_step
 from orchestrator.config import RunConfig
-from orchestrator.groups import EvaluationRoles, spread, total_scores
+from orchestrator.groups import EvaluationRoles, spread
 from orchestrator.progress import evaluation_lines, make_progress
 from orchestrator.prompts import Questions, heldout_prompts
 from orchestrator.results import Estimate, EvaluationResult, SampleRow
@@ -36,12 +36,11 @@ def evaluate(
     The KL is k1 of the sampled tokens, summed over a response, from vLLM's log-probabilities and the reference's.
     """
     rollouts = roles.policy.generate(prompts, version=version)
-    proxy = spread(roles.reward, Scorer.score, rollouts) if roles.reward else None
-    reference = spread(roles.reference, Reference.logprobs, rollouts)
+    proxy, reference = roles.reward.start(rollouts), spread(roles.reference, Reference.logprobs, rollouts)
     judge = spread(roles.judge, Scorer.score, rollouts) if roles.judge else None
     deadline_s = roles.deadlines.score_s
-    wait_all([scoring.call for scoring in (proxy, reference, judge) if scoring], deadline_s)
-    proxy_values = total_scores(rollouts, proxy, deadline_s).tolist()
+    wait_all([*proxy.calls, reference.call, *([judge.call] if judge else [])], deadline_s)
+    proxy_values = proxy.result(deadline_s)[0].tolist()
     gold_values = judge.result(deadline_s).tolist() if judge else None
     kl = _response_kl(rollouts.rollout_logprobs, reference.result(deadline_s), rollouts.response_mask)
     return EvaluationResult(
@@ -75,7 +74,7 @@ def evaluate_run(config: RunConfig, questions: Questions) -> EvaluationResult:
     prompts = heldout_prompts(questions, config.evaluation.prompts, config.seed)
     with closing(make_progress("evaluate", 0, 0)) as progress:
         progress.status("preparing the models")
-        models = resolve_models(config, ("reference", "reward"))
+        models = resolve_models(config, ("reference", *config.scorers))
         if step is not None:
             models = replace(models, actor=trained)
         progress.status(f"starting the roles, to measure {models.actor}")

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from orchestrator.config import RunConfig
 from orchestrator.errors import ConfigError
+from orchestrator.needs import section_key
 from roles.config import FunctionReward
 from roles.environment_config import FunctionEnvironment
 
@@ -22,8 +23,9 @@ KEYWORDS = ("response_token_ids", "finished", "columns")
 
 def check_functions(config: RunConfig) -> None:
     """Every function or class that the configuration of a run names."""
-    if isinstance(config.reward, FunctionReward):
-        check_function(config.reward, "reward")
+    for role, scorer in config.scorers.items():
+        if isinstance(scorer, FunctionReward):
+            check_function(scorer, section_key(role))
     if config.evaluation.judge is not None:
         check_function(config.evaluation.judge, "evaluation.judge")
     if config.environment is not None:

@@ -16,9 +16,9 @@ import torch
 from torch import Tensor
 
 from roles.batch import Experience, Rollouts
-from roles.config import PolicyLossConfig
 from roles.engine import Engine, EngineSetup
 from roles.importance import IMPORTANCE
+from roles.loss_config import PolicyLossConfig
 from roles.losses import KL_ESTIMATORS, POLICY_LOSSES, approx_kl, log_ratio
 from roles.micro_batch import MicroBatch, per_token, picked, update
 from roles.models import PolicyModel

@@ -7,12 +7,17 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field, SecretStr, field_validator
-
-from roles.environment_config import EnvironmentReward
-from roles.section import Section
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, field_validator
 
 Dtype = Literal["float32", "bfloat16"]
+
+
+class Section(BaseModel):
+    """A part of the configuration: unknown keys are refused, nothing changes after loading."""
+
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, use_attribute_docstrings=True, validate_default=True, allow_inf_nan=False
+    )
 
 
 class ModelConfig(Section):
@@ -163,7 +168,7 @@ class RemoteReward(Section):
     """A service over HTTP."""
     urls: list[Annotated[str, Field(pattern=r"^https?://")]] = Field(min_length=1)
     """Tried in turn; the batch is spread over them."""
-    headers: dict[str, SecretStr] = Field(default={})
+    headers: dict[str, SecretStr] = {}
     """Sent with each request (an authorization token, say); never logged. Space around a value is cut off."""
     timeout_s: float = Field(default=60.0, gt=0)
     """Deadline of one request, from connecting to the last byte of the answer."""
@@ -182,7 +187,65 @@ class RemoteReward(Section):
         return stripped
 
 
-RewardConfig = Annotated[ModelReward | FunctionReward | RemoteReward | EnvironmentReward, Field(discriminator="type")]
+OneReward = Annotated[ModelReward | FunctionReward | RemoteReward, Field(discriminator="type")]
+
+
+class MeanScore(Section):
+    """The mean of the members' scores."""
+
+    type: Literal["mean"] = "mean"
+    """The mean."""
+
+
+class WorstScore(Section):
+    """The lowest of the members' scores (Coste et al., arXiv 2310.02743)."""
+
+    type: Literal["worst"]
+    """The lowest."""
+
+
+class CautiousScore(Section):
+    """The mean less a multiple of the standard deviation: where the members disagree, less is believed."""
+
+    type: Literal["mean_minus_std"]
+    """The mean, less doubt."""
+    factor: float = Field(default=1.0, gt=0)
+    """How often the standard deviation between the members (biased) is taken off."""
+
+
+class WeightedScore(Section):
+    """A sum of the members' scores with weights."""
+
+    type: Literal["weighted"]
+    """A weighted sum."""
+    weights: dict[str, float]
+    """Of each member, by name; they need not add up to 1."""
+
+
+class EnsembleReward(Section):
+    """Several rewards at once. Each member is a role of its own, `reward.NAME`; in a placement of groups it lives where
+    `roles` names it, or with the others where `roles` says `reward`."""
+
+    type: Literal["ensemble"]
+    """Several at once."""
+    members: dict[Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]*$")], OneReward] = Field(min_length=1)
+    """By name."""
+    combine: Annotated[MeanScore | WorstScore | CautiousScore | WeightedScore, Field(discriminator="type")] = (
+        MeanScore()
+    )
+    """What the members' scores become."""
+
+
+class EnvironmentReward(Section):
+    """What the section `environment` pays, and nothing else. Any other reward is added to it."""
+
+    type: Literal["environment"]
+    """The environment's own rewards."""
+
+
+RewardConfig = Annotated[
+    ModelReward | FunctionReward | RemoteReward | EnsembleReward | EnvironmentReward, Field(discriminator="type")
+]
 
 
 class EngineConfig(Section):
@@ -228,86 +291,3 @@ class RolloutConfig(Section):
     """Score each so many samples as soon as they are generated; 0 scores them all at once at the end."""
     engine: EngineConfig = EngineConfig()
     """Each vLLM engine."""
-
-
-class NoCorrection(Section):
-    """Trust the rollout's distribution to be the actor's."""
-
-    type: Literal["none"] = "none"
-    """No correction."""
-
-
-class TruncatedImportance(Section):
-    """Weight each token's policy loss by min(cap, π_old/π_rollout): truncated importance sampling."""
-
-    type: Literal["truncated"]
-    """Truncated importance sampling."""
-    cap: float = Field(default=2.0, gt=1)
-    """Largest weight of a token."""
-
-
-class IcePop(Section):
-    """Weight each token's policy loss by π_old/π_rollout, and leave out those where it is too far from 1."""
-
-    type: Literal["icepop"]
-    """IcePop (arXiv 2510.18855)."""
-    low: float = Field(default=0.5, ge=0, lt=1)
-    """A token below it is left out."""
-    high: float = Field(default=5.0, gt=1)
-    """A token above it is left out."""
-
-
-class RejectedSequences(Section):
-    """Leave out whole responses whose π_old/π_rollout is too far from 1, in the geometric mean over their tokens."""
-
-    type: Literal["reject"]
-    """Rejection."""
-    low: float = Field(default=0.9, ge=0, lt=1)
-    """A response below it is left out."""
-    high: float = Field(default=1.1, gt=1)
-    """A response above it is left out."""
-
-
-ImportanceConfig = Annotated[
-    NoCorrection | TruncatedImportance | IcePop | RejectedSequences, Field(discriminator="type")
-]
-
-
-LossMean = Literal["token", "sequence", "constant"]
-"""Mean over all tokens of the optimizer step; or over its sequences: of their token means, or of their token sums
-divided by a constant."""
-
-
-class PolicyLossConfig(Section):
-    """The clipped surrogate (Schulman et al., arXiv 1707.06347, equation 7), what users add to it and take for it."""
-
-    type: Literal["clipped", "gspo", "cispo"] = "clipped"
-    """`clipped`: PPO's; `gspo`: one ratio a sequence (arXiv 2507.18071; clips of some 1e-4, `mean: sequence`); `cispo`:
-    the ratio as a clipped weight (arXiv 2506.13585)."""
-    clip: float = Field(default=0.2, gt=0, lt=1)
-    """The ratio is clipped to 1 - clip … 1 + clip; 0.2 as in the paper."""
-    clip_high: float | None = Field(default=None, gt=0)
-    """Upper clip where it differs from `clip`; null is `clip`."""
-    dual_clip: float | None = Field(default=None, gt=1)
-    """Lower bound factor for negative advantages (arXiv 1912.09729, equation 5); null is off."""
-    entropy_coefficient: float = Field(default=0.0, ge=0)
-    """Factor of the entropy bonus; 0 as in the N+ details."""
-    mean: LossMean = "token"
-    """`token`: over all tokens of the optimizer step; `sequence`: over its sequences of their token means; `constant`:
-    over its sequences of their token sums / rollout.max_response_tokens (Dr. GRPO, arXiv 2503.20783)."""
-    importance: ImportanceConfig = NoCorrection()
-    """What is done about the rollout's distribution differing from the actor's."""
-
-
-class ValueLossConfig(Section):
-    """Half the squared error to the return, clipped around the old value."""
-
-    clip: float | None = Field(default=0.2, gt=0)
-    """null is off."""
-    coefficient: float = Field(default=0.1, gt=0)
-    """Factor of the loss; 0.1 as in the N+ details (it matters through gradient clipping)."""
-    mean: LossMean = "token"
-    """As in the policy loss."""
-    normalise: bool = False
-    """Regress to returns in units of the mean and standard deviation of all returns of the run so far (which are saved
-    with the checkpoint and the critic). For returns far from 0 or far from ±1, and critics with a new head."""

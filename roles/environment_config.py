@@ -1,4 +1,4 @@
-"""What a user may say about the environment that the policy converses with, and about its rewards.
+"""What a user may say about the environment that the policy converses with.
 
 Imports no engine; read by `orchestrator.config`.
 """
@@ -9,7 +9,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from roles.section import Section
+from roles.config import Section
 
 
 class FunctionEnvironment(Section):
@@ -40,10 +40,3 @@ class FunctionEnvironment(Section):
     retries: int = Field(default=2, ge=0)
     """Attempts after the first failed one, before the run fails by name. Each begins with a new instance and repeats
     the conversation so far, which must go as it did."""
-
-
-class EnvironmentReward(Section):
-    """What the section `environment` pays, and nothing else. Any other reward is added to it."""
-
-    type: Literal["environment"]
-    """The environment's own rewards."""

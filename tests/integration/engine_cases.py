@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 
 from roles.batch import Experience, Rollouts
-from roles.config import OptimizerConfig, PolicyLossConfig, ScheduleConfig, ValueLossConfig, ZeroConfig
+from roles.config import OptimizerConfig, ScheduleConfig, ZeroConfig
 from roles.engine import EngineSetup
+from roles.loss_config import PolicyLossConfig, ValueLossConfig
 from roles.losses import KL_ESTIMATORS, POLICY_LOSSES
 from tests.integration.tiny_model import EOS, VOCABULARY
 
@@ -108,6 +109,7 @@ def experience_of(rows: int, seed: int = 0) -> Experience:
         token_ids=rollouts.token_ids,
         lengths=rollouts.lengths,
         response_mask=mask,
+        rows=torch.arange(rows),
         old_logprobs=noise(0.3, -math.log(VOCABULARY)),
         rollout_logprobs=noise(0.3, -math.log(VOCABULARY)),
         reference_logprobs=noise(0.3, -math.log(VOCABULARY)),
@@ -240,7 +242,9 @@ def first_ratio(setup: EngineSetup, rollouts: Rollouts) -> tuple[Tensor, Any]:
     old = actor.logprobs(mine)
     blank = torch.zeros_like(old)
     advantages = torch.linspace(-1, 1, old.numel()).reshape(old.shape) * mine.response_mask
-    batch = Experience(mine.token_ids, mine.lengths, mine.response_mask, old, blank, blank, blank, advantages, blank)
+    rows = torch.arange(len(old))
+    numbers = (old, blank, blank, blank, advantages, blank)
+    batch = Experience(mine.token_ids, mine.lengths, mine.response_mask, rows, *numbers)
     return old, actor.update([batch])
 
 

@@ -12,7 +12,8 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
-from roles.config import PolicyLossConfig, ScheduleConfig, ValueLossConfig, ZeroConfig
+from roles.config import ScheduleConfig, ZeroConfig
+from roles.loss_config import PolicyLossConfig, ValueLossConfig
 from roles.optimizer import rate_factor
 from tests.integration import engine_cases as cases
 from tests.integration.ranks import Ranks
@@ -269,12 +270,16 @@ def test_the_bridge_reads_the_text(groups: dict[int, Ranks], folders: dict[str, 
 
 
 @pytest.mark.parametrize("stage", [3, 0])
-def test_a_gradient_that_is_not_finite_ends_the_run(
-    groups: dict[int, Ranks], folders: dict[str, Path], stage: Any
+@pytest.mark.parametrize(
+    ("advantage", "told"),
+    [(1e38, "a gradient is not finite"), (float("nan"), r"the loss of rows \[.*1.*\] of the batch")],
+)
+def test_a_loss_or_gradient_that_is_not_finite_ends_the_run(
+    groups: dict[int, Ranks], folders: dict[str, Path], stage: Any, advantage: float, told: str
 ) -> None:
     batch = cases.experience_of(4)
-    batch.advantages[0] = batch.advantages[0].masked_fill(batch.response_mask[0], float("inf"))
-    with pytest.raises(RuntimeError, match="a gradient is not finite"):
+    batch.advantages[1] = batch.advantages[1].masked_fill(batch.response_mask[1], advantage)
+    with pytest.raises(RuntimeError, match=told):
         setup = cases.setup_of(folders["policy"], zero=ZeroConfig(stage=stage))
         groups[1].call(cases.update_actor, setup, PolicyLossConfig(), [batch])
 

@@ -69,6 +69,7 @@ class Toy:
             reference_logprobs=pad(self.logprobs(self.reference, responses)),
             values=pad(self.values.expand(batch, -1)),
             scores=scores,
+            disagreement=torch.zeros_like(scores),
         )
 
     def losses(self, part: Experience, ppo: PpoConfig) -> tuple[Tensor, Tensor]:

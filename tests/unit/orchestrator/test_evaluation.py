@@ -13,8 +13,9 @@ import orchestrator.evaluation
 import tests.unit.orchestrator.fakes
 from cluster.config import Deadlines
 from orchestrator.evaluation import evaluate
-from orchestrator.groups import EvaluationRoles, Policy
+from orchestrator.groups import EvaluationRoles, Policy, Reward
 from roles.batch import Prompts, Rollouts
+from roles.config import MeanScore
 from tests.unit.orchestrator.fakes import FakeCall, FakeGroup, prompts_of, write_waits
 
 
@@ -52,7 +53,7 @@ def roles_of(log: list[str], *, judge: bool) -> EvaluationRoles:
     return EvaluationRoles(
         cluster=SimpleNamespace(),  # type: ignore[arg-type]
         policy=Policy(Engines("rollout", log), Deadlines()),  # type: ignore[arg-type]
-        reward=roles["reward"],
+        reward=Reward({"reward": roles["reward"]}, MeanScore()),
         reference=Reference("reference", log),  # type: ignore[arg-type]
         judge=roles["judge"] if judge else None,
         deadlines=Deadlines(),
@@ -70,7 +71,7 @@ def test_what_the_environment_paid_is_in_the_score(log: list[str], monkeypatch: 
     roles = roles_of(log, judge=True)
     both = evaluate(roles, prompts_of(3), 0, step=0, label="x", samples=0)
     assert both.proxy_values == [1.5, 2.5, 3.5] and both.gold_values == [0.0, 1.0, 2.0]
-    alone = evaluate(replace(roles, reward=None), prompts_of(3), 0, step=0, label="x", samples=0)
+    alone = evaluate(replace(roles, reward=Reward({}, MeanScore())), prompts_of(3), 0, step=0, label="x", samples=0)
     assert alone.proxy_values == [1.5, 1.5, 1.5]
 
 
