@@ -90,7 +90,8 @@ def to_experience(
     after the last token, so that of the state before it (`values` at its position) stands in.
 
     Args:
-        scores: what counts in place of the raw ones (`orchestrator.scores`), float `[batch]`.
+        scores: what counts in place of the raw ones (`orchestrator.scores`), float `[batch]`. A response's rewards sum
+            to it (less the KL penalty): what its turns were paid is part of it.
         baselines: likewise, of the greedy response to each row's prompt; of `remax`, float `[batch]`.
         value_scale: in whose units the critic's numbers are; takes in this batch's returns. None: plain ones. The
             experience has `values` as the critic gave them, and `returns` in the new units.
@@ -108,7 +109,8 @@ def to_experience(
     if ppo.kl.where == "reward":
         estimate = KL_ESTIMATORS[ppo.kl.estimator]
         penalty = kl_coefficient * estimate(scored.old_logprobs, scored.reference_logprobs)
-    rewards = shape_rewards(scores, penalty, generated)
+    # What an environment paid stays with its turn; the last token gets the rest of the score.
+    rewards = shape_rewards(scores - scored.turn_rewards.sum(1), penalty, generated) + scored.turn_rewards
     shaped = whiten(rewards, trained, shift_mean=False) if ppo.whiten_rewards else rewards
     estimator, options = ppo.advantage.type, ppo.advantage.model_dump(exclude={"type"})
     if ppo.uses_critic:

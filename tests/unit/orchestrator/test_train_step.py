@@ -102,6 +102,12 @@ def test_without_a_critic_nobody_asks_for_values(log: list[str]) -> None:
     assert not [key for key in metrics if key.startswith("value/") or key == "lr/critic"]
 
 
+def test_without_a_reward_nobody_scores(log: list[str]) -> None:
+    result, _, _ = step(log, members=())
+    assert not [line for line in log if "reward" in line]
+    assert (result.scored.scores == 0).all(), "the fake environment paid nothing"
+
+
 def test_engines_that_share_their_gpus_sleep_while_others_work(log: list[str]) -> None:
     """Nobody scores before they sleep; weights wake before the push, the KV cache after it."""
     step(log, sleeps=True)
