@@ -13,6 +13,7 @@ from torch import Tensor
 
 from cluster.calls import wait_all
 from orchestrator.config import RunConfig
+from orchestrator.errors import CheckpointError
 from orchestrator.experience import ExperienceStats, mini_batches, to_experience
 from orchestrator.groups import Roles, finish_scoring, start_scoring
 from orchestrator.kl import KlController
@@ -56,7 +57,13 @@ class TrainState:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """The inverse of `state_dict`."""
+        """The inverse of `state_dict`. CheckpointError if something is not there."""
+        missing = [name for name in (*self._COUNTERS, *self._PARTS) if name not in state]
+        if missing:
+            raise CheckpointError(
+                f"the checkpoint lacks {', '.join(missing)}: another version of Tetrarch has written it; resume with "
+                "that one, or start anew in another run_dir"
+            )
         for name in self._COUNTERS:
             setattr(self, name, state[name])
         for name in self._PARTS:

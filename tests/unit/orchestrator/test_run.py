@@ -16,7 +16,7 @@ import orchestrator.training
 from cluster.config import Deadlines
 from cluster.errors import RankFailure
 from orchestrator.checkpoint import Checkpoints
-from orchestrator.errors import KlBudgetSpent, NotFinite
+from orchestrator.errors import CheckpointError, KlBudgetSpent, NotFinite
 from orchestrator.groups import Policy
 from orchestrator.kl import FixedController
 from orchestrator.ppo import TrainState
@@ -88,6 +88,14 @@ def test_resuming_while_only_the_critic_was_trained_pushes_nothing(make_run: Mak
     again, log = resumed(make_run, step=3, version=0)
     assert again.state.step == 3
     assert not [line for line in log if "push" in line]
+
+
+def test_a_checkpoint_of_another_version_is_refused(make_run: MakeRun) -> None:
+    run, _ = make_run()
+    state = run.state.state_dict()
+    del state["value_scale"]
+    with pytest.raises(CheckpointError, match="lacks value_scale: another version"):
+        run.state.load_state_dict(state)
 
 
 def failing(phase: str, error: Exception) -> Callable[..., Any]:
