@@ -24,7 +24,7 @@ from tests.anchors.conftest import Row
 ROOT = Path(__file__).resolve().parents[2]
 SPECIAL = ["<pad>", "<bos>", "<eos>"]
 TOKENS = [*SPECIAL, *walk.LETTERS, *walk.PLACES]
-BETA, RESPONSE = 0.2, 2
+BETA, RESPONSE = 0.2, 1
 
 CONFIG = f"""
 steps: 150

@@ -11,7 +11,7 @@ from typing import Any
 
 PLACES = "xyz"
 LETTERS = "abcdefghi"
-TURNS = 3
+TURNS = 4
 PAY = {"x": {"a": 0.3}, "y": {"b": 0.5}, "z": {"c": 0.9, "a": 0.2}}
 LEADS = {"a": "z", "b": "x", "c": "y"}
 
