@@ -47,6 +47,8 @@ class ExperienceStats:
     """1 - Var(return - value) / Var(return) over the trained tokens, before the update; 0 where returns do not vary."""
     response_length_mean: float
     """Generated tokens a response, EOS included."""
+    turns_mean: float
+    """Of the policy in a response: runs of generated tokens."""
     truncated_fraction: float
     """Responses that the length limit cut."""
     logprob_gap_mean: float
@@ -66,6 +68,7 @@ class ExperienceStats:
             "advantage/std": self.advantage_std,
             "value/explained_variance": self.explained_variance,
             "response/length_mean": self.response_length_mean,
+            "response/turns_mean": self.turns_mean,
             "response/truncated_fraction": self.truncated_fraction,
             "engine/logprob_gap_mean": self.logprob_gap_mean,
             "engine/logprob_gap_max": self.logprob_gap_max,
@@ -251,6 +254,7 @@ def _stats(scored: Scored, trained: Tensor, rewards: Tensor, advantages: Tensor,
         advantage_std=_mean((advantage - advantage.mean()).square()) ** 0.5,
         explained_variance=explained_variance(scored.values[trained].double(), target),
         response_length_mean=float(generated.sum()) / len(scored),
+        turns_mean=float((generated[:, 1:] & ~generated[:, :-1]).sum()) / len(scored),
         truncated_fraction=float((~scored.finished).double().mean()),
         logprob_gap_mean=float(gap.mean()),
         logprob_gap_max=float(gap.max()),

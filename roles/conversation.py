@@ -179,7 +179,7 @@ class Conversations:
         number = len(sample.texts)
         return Turn(
             row,
-            sample.token_ids,
+            list(sample.token_ids),
             min(self._limits.response_tokens, self._limits.tokens - len(sample.token_ids)),
             stable_seed(seed, "turn", number) if number and seed is not None else seed,
         )

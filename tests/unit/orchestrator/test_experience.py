@@ -169,6 +169,7 @@ def test_what_a_turn_was_paid_stays_with_it() -> None:
     torch.testing.assert_close(experience.advantages, advantages)
     torch.testing.assert_close(experience.returns, returns)
     assert stats.score_mean == pytest.approx(float(scored.scores.mean()))
+    assert stats.turns_mean == 2.0
 
 
 def test_what_becomes_of_a_score_becomes_of_its_sum() -> None:
@@ -256,6 +257,7 @@ def test_stats_against_a_loop() -> None:
             "value/explained_variance": 1
             - (experience.advantages[mask].var(correction=0) / experience.returns[mask].var(correction=0)).item(),
             "response/length_mean": 17 / 4,
+            "response/turns_mean": 1.0,
             "response/truncated_fraction": 0.5,
             "engine/logprob_gap_mean": sum(gaps) / 17,
             "engine/logprob_gap_max": max(gaps),

@@ -91,6 +91,7 @@ def test_a_conversation_has_gaps_and_rewards_on_its_turns() -> None:
     (turn,) = talk.turns(patient=False)
     assert turn == Turn(0, opening, 6, 10)
     first = answer(talk, turn, "xy")
+    assert turn.token_ids == opening, "the engine may keep it"
     assert fake.asked[0][1:] == ({"id": 0}, 20, [(user("ab"), 0.0)], ["xy"])
     fake.say(0, "cd", 0.5)
     (turn,) = talk.turns(patient=False)
