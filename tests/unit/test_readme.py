@@ -108,3 +108,14 @@ def test_files_that_the_readme_names_exist() -> None:
     names = re.findall(r"`((?:orchestrator|roles|cluster|configs|tests)/[\w/.]+\.(?:py|yaml))`", README)
     assert len(names) > 10
     assert [name for name in names if not (ROOT / name).is_file()] == []
+
+
+def test_the_tests_that_the_readme_names_exist() -> None:
+    """The table of features says which test shows each."""
+    named = set(re.findall(r"`(test_\w+)`", (ROOT / "README.md").read_text(encoding="utf-8")))
+    defined = {
+        name
+        for file in (ROOT / "tests").rglob("test_*.py")
+        for name in re.findall(r"^def (test_\w+)", file.read_text(encoding="utf-8"), re.MULTILINE)
+    }
+    assert len(named) > 30 and not named - defined
