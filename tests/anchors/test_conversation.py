@@ -24,7 +24,9 @@ from tests.anchors.conftest import Row
 ROOT = Path(__file__).resolve().parents[2]
 SPECIAL = ["<pad>", "<bos>", "<eos>"]
 TOKENS = [*SPECIAL, *walk.LETTERS, *walk.PLACES]
-BETA, RESPONSE = 0.2, 1
+BETA = 0.2
+RESPONSE = 1
+"""Tokens of a turn. With more, a letter that the policy says is taken for a place by so small a model, for long."""
 
 CONFIG = f"""
 steps: 150
