@@ -182,7 +182,13 @@ def _check_models(config: RunConfig, with_critic: bool) -> ModelFacts:
                 mend = "critic.model is null, so it is the critic too; set critic.initialise_from: policy"
                 _check_same_tokens(reward, actor, mend)
     if config.critic.model is not None and with_critic:
-        others.append(model_facts(config.critic.model, "critic.model", cache))
+        critic = model_facts(config.critic.model, "critic.model", cache)
+        if config.ppo.value.normalise and is_classifier(critic):
+            raise ConfigError(
+                f"ppo.value.normalise=true is for critics with a new head, and {critic.where} has a trained one, which "
+                "speaks in plain units; use a language model's folder, or normalise: false"
+            )
+        others.append(critic)
     _check_tokenizer(actor)
     _check_context(actor, longest, sum_of)
     for other in others:
@@ -260,9 +266,14 @@ def _check_same_tokens(other: ModelFacts, actor: ModelFacts, mend: str) -> None:
     )
 
 
+def is_classifier(model: ModelFacts) -> bool:
+    """Whether the folder has a trained head with numbers."""
+    return any("ForSequenceClassification" in name for name in model.config.get("architectures") or [])
+
+
 def _check_one_label(reward: ModelFacts) -> None:
     names = ", ".join(reward.config.get("architectures") or ["an unknown architecture"])
-    if "ForSequenceClassification" not in names:
+    if not is_classifier(reward):
         raise ConfigError(
             f"{reward.where} is {names}, not a reward model (…ForSequenceClassification); train one: "
             "tetrarch reward CONFIG"

@@ -246,6 +246,11 @@ def _model_rules(config: RunConfig) -> Iterator[str]:
         )
     if critic.model is not None and critic.initialise_from == "policy":
         yield "critic.initialise_from=policy is for critic.model: null, but critic.model.path is set; remove one"
+    if config.ppo.value.normalise and critic.model is None and critic.initialise_from == "reward":
+        yield (
+            "ppo.value.normalise=true reads the critic in units of the returns' deviation, but one that starts from "
+            "the reward model speaks in scores; set critic.initialise_from: policy (a new head), or normalise: false"
+        )
     gate = critic.warmup.until_explained_variance
     if gate is not None and not critic.warmup.max_steps:
         yield (

@@ -15,6 +15,7 @@ from orchestrator.prompts import Questions, read_tasks
 from roles.conversation import check_opening
 from roles.environments import Environments
 from roles.errors import EnvironmentFailed
+from roles.seeds import short_seed
 from roles.turn_format import TurnFormat
 
 
@@ -28,10 +29,11 @@ def played_tasks(config: RunConfig, part: Literal["train", "heldout"], tokenizer
         try:
             player.begin()
             # Neither wait is for ever: an answer has its deadline, environment.timeout_s.
-            opening = player.ask(0, columns, config.seed, [], []).result()
+            seed = short_seed(config.seed, "door")  # as large as those of the run may be
+            opening = player.ask(0, columns, seed, [], []).result()
             form = TurnFormat(tokenizer)
             check_opening(len(form.opening(opening[0] or [])[1]), config.prompts.max_tokens)
-            answer = player.ask(0, columns, config.seed, [opening], [""]).result()
+            answer = player.ask(0, columns, seed, [opening], [""]).result()
             if answer[0] is not None:
                 form.following(answer[0], None)
         finally:

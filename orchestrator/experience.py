@@ -228,11 +228,15 @@ def _check_finite(scored: Scored) -> None:
         tensor = getattr(scored, name)
         if not bool(tensor.isfinite().all()):
             bad = (~tensor.isfinite()).nonzero()[:, 0].unique().tolist()
+            mend = (
+                "look at the responses: it was not trained"
+                if role in ("reward", "reference")
+                else "it has diverged; lower its learning rate, or resume from an earlier checkpoint"
+            )
             raise NotFinite(
                 role,
                 f"the {role}'s {name} are not finite in rows {bad[:8]} of the batch ({len(bad)} of {len(scored)}; the "
-                f"first has the prompt {scored.prompts[bad[0]][:60]!r}): the model that made them has diverged; lower "
-                "its learning rate, or resume from an earlier checkpoint",
+                f"first has the prompt {scored.prompts[bad[0]][:60]!r}): {mend}",
             )
 
 

@@ -20,7 +20,7 @@ from orchestrator.config import DatasetConfig, PromptsConfig
 from orchestrator.errors import CheckpointError, ConfigError
 from orchestrator.sources import load_rows
 from roles.batch import Prompts
-from roles.seeds import stable_seed
+from roles.seeds import short_seed, stable_seed
 
 COLUMNS = ("prompt", "messages", "prompt_token_ids")
 """What a row's prompt may stand in."""
@@ -83,7 +83,7 @@ class PromptSource:
         rows = [row for _ in range(prompts) for row in [self._advance()] * responses_per_prompt]
         seeds = [stable_seed(self._seed, self._draws, row) for row in range(len(rows))]
         first = [row - row % responses_per_prompt for row in range(len(rows))]
-        environments = [stable_seed(self._seed, "environment", self._draws, row) for row in first]
+        environments = [short_seed(self._seed, "environment", self._draws, row) for row in first]
         self._draws += 1
         return self._questions.pick(rows, seeds, environments)
 
@@ -120,7 +120,8 @@ class PromptSource:
 def heldout_prompts(questions: Questions, count: int, seed: int) -> Prompts:
     """The first `count` of the held-out prompts (all, where there are fewer), always with the same sampling seeds."""
     rows = list(range(min(count, len(questions))))
-    return questions.pick(rows, [stable_seed(seed, "heldout", row) for row in rows])
+    seeds = [stable_seed(seed, "heldout", row) for row in rows]
+    return questions.pick(rows, seeds, [short_seed(seed, "environment", "heldout", row) for row in rows])
 
 
 def read_tasks(config: PromptsConfig, part: Literal["train", "heldout"]) -> Questions:
@@ -129,7 +130,7 @@ def read_tasks(config: PromptsConfig, part: Literal["train", "heldout"]) -> Ques
     rows = load_rows(dataset, f"prompts.{part}")
     columns = {name: list(rows[name]) for name in rows.column_names}
     if "messages" in columns:
-        columns["messages"] = [_present(messages) for messages in columns["messages"]]
+        columns["messages"] = [_present(entry) if _are_messages(entry) else entry for entry in columns["messages"]]
     size = len(rows)
     return Questions([[]] * size, [""] * size, columns, f"prompts.{part}: {size} tasks for the environment")
 
@@ -240,8 +241,12 @@ def _present(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return [{key: value for key, value in message.items() if value is not None} for message in messages]
 
 
+def _are_messages(entry: Any) -> bool:
+    return isinstance(entry, list) and all(isinstance(message, dict) for message in entry)
+
+
 def _render(messages: Any, tokenizer: PreTrainedTokenizerBase, where: str) -> str:
-    if not isinstance(messages, list) or not messages or not all(isinstance(m, dict) for m in messages):
+    if not messages or not _are_messages(messages):
         raise ConfigError(f'{where} has no list of messages; write [{{"role": "user", "content": "…"}}]')
     present = _present(messages)
     for message in present:

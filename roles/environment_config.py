@@ -36,7 +36,7 @@ class FunctionEnvironment(Section):
     workers: int = Field(default=1, ge=1)
     """Child processes of each engine that share its conversations; one answers one conversation at a time."""
     timeout_s: float = Field(default=60.0, gt=0)
-    """Deadline of one answer, and of what must be repeated before it."""
+    """Deadline of one answer; in later turns as many times that, since after a failure all turns are repeated."""
     retries: int = Field(default=2, ge=0)
     """Attempts after the first failed one, before the run fails by name. Each begins with a new instance and repeats
     the conversation so far, which must go as it did."""

@@ -64,7 +64,8 @@ class Environments:
         calls = self._config.retries + 1
         for attempt in range(1, calls + 1):
             try:
-                said: Said = child.call(request, self._config.timeout_s)
+                # A new instance repeats what was said so far, and each answer may take its time.
+                said: Said = child.call(request, self._config.timeout_s * (1 + len(request["said"])))
                 return said
             except LoadFailed as error:
                 raise EnvironmentFailed(f"{self._name} cannot be loaded: {error}") from None

@@ -1,7 +1,7 @@
 """The environment of `test_conversation.py`, and all that its soft dynamic programming must know.
 
-A walk over three places, which begins anywhere. The policy is told where it is and says a few letters: each `a` to `c`
-that belongs to the place pays, and the first letter says where the walk leads.
+A walk over three places, which begins anywhere. The policy is told where it is and says a letter or more: each `a`
+to `c` that belongs to the place pays, and the first letter says where the walk leads.
 """
 
 from __future__ import annotations

@@ -51,7 +51,7 @@ class FakeGroup:
         self.seen.append(shards)
         answers = {
             "update": lambda shard: CRITIC if self.role == "critic" else ACTOR,
-            "score": scores_of,
+            "score": lambda shard: scores_of(shard),
             "generate": lambda shard: rollouts_of(shard, *common),
         }
         return FakeCall(self, method.__name__, [answers.get(method.__name__, per_token)(shard) for shard in shards])

@@ -279,6 +279,7 @@ def test_several_mistakes_are_one_line_each(file: Path) -> None:
             ],
             ["no weight for the member 'a'; give it one", "a weight for 'b', which is no member; use a"],
         ),
+        (["ppo.value.normalise=true"], ["ppo.value.normalise=true", "speaks in scores", "initialise_from: policy"]),
         (["critic={model: {path: r}, initialise_from: policy}"], ["initialise_from=policy", "critic.model.path"]),
         (
             ["critic.warmup.until_explained_variance=0.4"],
