@@ -18,6 +18,8 @@ SUB_GROUP = 1_000_000_000
 """DeepSpeed's `sub_group_size`: numbers whose gradients the optimizer's step widens to float32 at a time."""
 PREFETCHED_LAYERS = 2
 """Decoder layers that are whole at a time: the one that computes, and the next on its way."""
+LOGITS_BLOCK, LOGITS_NARROWEST = 1 << 22, 64
+"""Logits that are held at a time, and columns of them at the least: `roles.head`."""
 RUNTIME = 1.5 * GIB
 """Of each process on a GPU: CUDA context, library workspaces and NCCL's buffers. An assumption, not a formula."""
 
@@ -167,16 +169,30 @@ def working(role: RoleSize, *, training: bool) -> Account:
     if role.stage == 3 and role.ranks > 1:
         whole = min(PREFETCHED_LAYERS * model.layer + model.embedding, model.parameters)
         account["gathered layers"] = width * whole
-    logits = width * tokens * role.scored_share * model.vocabulary
     if training:
         account["activations"] = tokens * _activation_bytes(role)
-        account["logits and their gradient"] = 2 * logits
+        account["head and a block of logits"] = _head_bytes(role)
         if not role.offload_optimizer:
             account["optimizer's step"] = 4 * min(SUB_GROUP, model.parameters / max(role.ranks, 1))
     else:
         account["activations"] = tokens * (10 * model.hidden + 3 * width * model.intermediate)
-        account["logits"] = logits
+        account["block of logits"] = _block_bytes(role)
     return {item: size for item, size in account.items() if size}
+
+
+def _block_bytes(role: RoleSize) -> float:
+    """Logits as they come, and twice in float32: nothing grows with the vocabulary."""
+    scored = role.tokens * role.scored_share
+    columns = min(max(LOGITS_BLOCK / scored, LOGITS_NARROWEST), role.model.vocabulary)
+    return scored * columns * (role.number_bytes + 8)
+
+
+def _head_bytes(role: RoleSize) -> float:
+    """Of the backward pass: hidden states' gradients, in float32 first, and the head's own."""
+    if not role.model.vocabulary:
+        return 0.0
+    hidden = role.tokens * role.scored_share * role.model.hidden
+    return _block_bytes(role) + hidden * (4 + 2 * role.number_bytes) + role.number_bytes * role.model.embedding
 
 
 def _activation_bytes(role: RoleSize) -> float:

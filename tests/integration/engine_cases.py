@@ -151,8 +151,10 @@ def update_actor(
     setup: EngineSetup, loss: PolicyLossConfig, batches: list[Experience], extra: tuple[int, str, float] | None = None
 ) -> dict[str, Any]:
     """One update; gradients of each step, final weights, statistics. `extra`: longest response, KL estimator and β."""
+    from roles import head
     from roles.actor import Actor, LossExtra
 
+    head.BLOCK, head.NARROWEST = 1, 48  # several blocks of the small vocabulary
     actor = Actor(setup, loss, TEMPERATURE, LossExtra(*extra[:2]) if extra else None)
     gradients = captured(actor._engine)
     shards = [_mine(shares(batch, actor._engine.world_size)) for batch in batches]

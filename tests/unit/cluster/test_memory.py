@@ -8,7 +8,20 @@ import pytest
 from deepspeed.runtime.zero.stage3 import estimate_zero3_model_states_mem_needs
 from deepspeed.runtime.zero.stage_1_and_2 import estimate_zero2_model_states_mem_needs
 
-from cluster.memory import GIB, EngineSize, ModelSize, RoleSize, engine, engine_host, host_states, states, working
+from cluster.memory import (
+    GIB,
+    LOGITS_BLOCK,
+    LOGITS_NARROWEST,
+    EngineSize,
+    ModelSize,
+    RoleSize,
+    engine,
+    engine_host,
+    host_states,
+    states,
+    working,
+)
+from roles import head
 
 SEVENTY_B = ModelSize(70_553_706_496, 855_654_400, 1_050_673_152, 80, 8192, 28672, 64, 8, 128, 128256)
 SMALL = ModelSize(1_000_000, 100_000, 50_000, 4, 64, 256, 4, 2, 16, 500)
@@ -72,9 +85,18 @@ def test_activations_by_hand() -> None:
     assert working(role, training=True)["activations"] == 100 * 4 * layer
     checkpointed = working(replace(role, checkpointing=True), training=True)
     assert checkpointed["activations"] == 100 * (4 * 2 * 64 + layer)
-    assert checkpointed["logits and their gradient"] == 2 * 2 * 50 * 500
-    assert working(role, training=False)["logits"] == 2 * 50 * 500
-    assert "logits" not in working(replace(role, model=replace(SMALL, vocabulary=0)), training=False)
+
+
+def test_logits_are_counted_by_the_block() -> None:
+    assert (LOGITS_BLOCK, LOGITS_NARROWEST) == (head.BLOCK, head.NARROWEST)
+    few = RoleSize("actor", SMALL, ranks=1, number_bytes=2, stage=3, trained=True, tokens=100, scored_share=0.5)
+    assert working(few, training=False)["block of logits"] == 50 * 500 * (2 + 8), "fewer than a block"
+    assert working(few, training=True)["head and a block of logits"] == 50 * 500 * 10 + 50 * 64 * 8 + 2 * 50_000
+    large = replace(few, model=replace(SMALL, vocabulary=131_072), tokens=16_384)
+    assert working(large, training=False)["block of logits"] == LOGITS_BLOCK * 10
+    assert working(replace(large, tokens=1 << 20), training=False)["block of logits"] == (1 << 19) * 64 * 10
+    critic = working(replace(few, model=replace(SMALL, vocabulary=0)), training=True)
+    assert not [item for item in critic if "logits" in item]
 
 
 def test_only_a_sharded_group_gathers_and_reduces() -> None:
