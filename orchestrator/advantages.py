@@ -123,6 +123,21 @@ def grpo(rewards: Tensor, mask: Tensor, groups: Tensor) -> Tensor:
     return _spread((total - mean) / (deviation + GROUP_EPSILON), mask)
 
 
+def remax(rewards: Tensor, mask: Tensor, baselines: Tensor) -> Tensor:
+    """ReMax (Li et al., arXiv 2310.10505, equation 6): the rewards from each token on, less the score of the greedy
+    response to the same prompt.
+
+    Args:
+        rewards: float `[batch, time]`.
+        mask: bool `[batch, time]`, True on generated tokens.
+        baselines: float `[batch]`: that score, without a KL penalty (as in the authors' code).
+
+    Returns:
+        `[batch, time]`, 0 where the mask is False.
+    """
+    return torch.where(mask, gae(rewards, torch.zeros_like(rewards), mask, 1.0, 1.0)[0] - baselines.unsqueeze(1), 0.0)
+
+
 def dr_grpo(rewards: Tensor, mask: Tensor, groups: Tensor) -> Tensor:
     """Dr. GRPO (Liu et al., arXiv 2503.20783, section 3.2): GRPO without the division. Arguments as for `rloo`.
 
@@ -153,7 +168,8 @@ CRITIC_FREE: dict[str, Callable[..., Tensor]] = {
     "reinforce++": reinforce_plus_plus,
     "reinforce++-baseline": reinforce_plus_plus_baseline,
     "rloo": rloo,
+    "remax": remax,
     "grpo": grpo,
     "dr_grpo": dr_grpo,
 }
-"""By `ppo.advantage.type`: called with rewards, mask, groups, and by name the variant's fields."""
+"""By `ppo.advantage.type`: called with rewards, mask, groups (`remax`: baselines), and by name the variant's fields."""

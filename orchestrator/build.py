@@ -1,6 +1,6 @@
 """Configuration → plan → running role groups. The only module that knows every role, and how each is made.
 
-Called by the loops (`orchestrator.ppo`, `evaluation`, `reward_training`). To add a role: one line here.
+Called by the loops (`orchestrator.training`, `evaluation`, `reward_training`). To add a role: one line here.
 """
 
 from __future__ import annotations
@@ -18,7 +18,6 @@ from cluster.plan import engines_neighbours, plan, tensor_parallel_size
 from cluster.ray_cluster import RayCluster
 from cluster.role_group import RoleGroup
 from orchestrator.config import RewardTrainingConfig, RunConfig
-from orchestrator.errors import ConfigError
 from orchestrator.groups import EvaluationRoles, Policy, Roles
 from orchestrator.needs import RoleNames, needs, scorers, training
 from roles.actor import Actor, LossExtra
@@ -45,7 +44,7 @@ class Models:
     reward: Path | None
     """null: the reward is not a model."""
     critic: Path | None
-    """null: the reward is not a model and no other was named."""
+    """null: nothing was named that it could start from."""
     tokenizer: PreTrainedTokenizerBase
     """The actor's; every token id in a batch is one of its."""
 
@@ -57,14 +56,14 @@ def resolve_models(config: RunConfig, roles: Collection[str] = ("reference", "re
     wanted = {
         "reference": config.reference.model,
         "reward": config.reward.model if isinstance(config.reward, ModelReward) else None,
-        "critic": config.critic.model,
+        "critic": config.critic_model,
     }
     folders = {role: resolve_model(model, cache) for role, model in wanted.items() if model and role in roles}
     return Models(
         actor=actor,
         reference=folders.get("reference", actor),
         reward=folders.get("reward"),
-        critic=folders.get("critic", folders.get("reward")),
+        critic=folders.get("critic"),
         tokenizer=load_tokenizer(actor, trust_remote_code=config.actor.model.trust_remote_code),
     )
 
@@ -80,20 +79,19 @@ class Builder:
     def actor(self, models: Models) -> RoleGroup[Actor]:
         """The policy's training half."""
         config = self._config
-        trained_steps = config.steps - config.ppo.critic_warmup_steps
-        setup = self.engine_setup(models.actor, config.actor, steps=trained_steps * self._optimizer_steps)
+        trained_steps = config.steps - config.critic.warmup.max_steps  # more if the warm-up ends sooner
+        setup = self.engine_setup(models.actor, config.actor, steps=trained_steps * config.ppo.optimizer_steps)
+        setup = replace(setup, ema_decay=config.actor.ema_decay)
         kl = config.ppo.kl
         extra = LossExtra(config.rollout.max_response_tokens, kl.estimator if kl.where == "loss" else None)
         return self.start("actor", Actor, (setup, config.ppo.policy, config.rollout.temperature, extra))
 
     def critic(self, models: Models) -> RoleGroup[Critic]:
         """The value model."""
-        if models.critic is None:
-            raise ConfigError("critic.model is null and there is no reward model to start it from; set critic.model")
+        assert models.critic is not None  # `orchestrator.consistency` has seen to it
         config = self._config
-        source = config.reward.model if isinstance(config.reward, ModelReward) else None
-        role = config.critic.model_copy(update={"model": config.critic.model or source})
-        setup = self.engine_setup(models.critic, role, steps=config.steps * self._optimizer_steps)
+        role = config.critic.model_copy(update={"model": config.critic_model})
+        setup = self.engine_setup(models.critic, role, steps=config.steps * config.ppo.optimizer_steps)
         return self.start("critic", Critic, (setup, config.ppo.value))
 
     def reference(self, models: Models) -> RoleGroup[Reference]:
@@ -207,10 +205,6 @@ class Builder:
         )
         self._groups.append(group)
         return group
-
-    @property
-    def _optimizer_steps(self) -> int:
-        return self._config.ppo.epochs * self._config.ppo.mini_batches
 
 
 @contextmanager

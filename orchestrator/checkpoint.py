@@ -2,7 +2,7 @@
 
 The driver writes the roles' state and a manifest into `step-N.partial/`; the rename to `step-N/` is the commit. A
 folder without a readable manifest, or with a file that is missing or has another size than the manifest says, is not
-whole and is passed over. Called by `orchestrator.ppo`.
+whole and is passed over. Called by `orchestrator.training`.
 """
 
 from __future__ import annotations

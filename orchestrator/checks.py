@@ -178,7 +178,7 @@ def _check_models(config: RunConfig, with_critic: bool) -> ModelFacts:
             mend = "use a reward model with the actor's tokenizer, or set reward.text_bridge: true"
             _check_same_tokens(reward, actor, mend)
             _check_context(reward, longest, sum_of)
-        elif with_critic and config.critic.model is None:
+        elif with_critic and config.critic_model == config.reward.model:
             mend = "critic.model is null, so it is the critic too; set critic.model.path (the actor's folder will do)"
             _check_same_tokens(reward, actor, mend)
     if config.critic.model is not None and with_critic:

@@ -78,7 +78,7 @@ def train(
             check_plan(run, force)
         training, heldout = check_train(run, resume)
         report.read(training, heldout)
-        from orchestrator.ppo import train as train_policy
+        from orchestrator.training import train as train_policy
 
         train_policy(run, resume, training, heldout)
 

@@ -191,6 +191,15 @@ class RunConfig(Section):
         return ("rollout", "actor", *critic, "reference", *reward)
 
     @property
+    def critic_model(self) -> ModelConfig | None:
+        """What the critic starts from; None where nothing says it."""
+        if self.critic.model is not None:
+            return self.critic.model
+        if self.critic.initialise_from == "policy":
+            return self.actor.model
+        return self.reward.model if self.reward.type == "model" else None
+
+    @property
     def samples_per_step(self) -> int:
         """Rows of one PPO batch."""
         return self.rollout.prompts_per_step * self.rollout.responses_per_prompt

@@ -121,14 +121,14 @@ def _sampling_rules(config: RunConfig) -> Iterator[str]:
 
 
 def _step_rules(config: RunConfig) -> Iterator[str]:
-    warmup = config.ppo.critic_warmup_steps
+    warmup = config.critic.warmup.max_steps
     if warmup >= config.steps:
         yield (
-            f"ppo.critic_warmup_steps={warmup} leaves none of the run's steps={config.steps} to the actor; lower it, "
+            f"critic.warmup.max_steps={warmup} leaves none of the run's steps={config.steps} to the actor; lower it, "
             "or raise steps"
         )
         return
-    each = config.ppo.epochs * config.ppo.mini_batches
+    each = config.ppo.optimizer_steps
     for role, trained, steps in (
         ("actor", config.actor, config.steps - warmup),
         ("critic", config.critic, config.steps),
@@ -175,12 +175,13 @@ def _advantage_rules(config: RunConfig) -> Iterator[str]:
             f"ppo.advantage.type={kind} compares the responses to one prompt, but rollout.responses_per_prompt=1; use "
             "4 or more"
         )
+    if kind == "remax" and ppo.whiten_rewards:
+        yield "ppo.whiten_rewards=true does not scale the baseline of ppo.advantage.type=remax as well; set it to false"
     if ppo.uses_critic:
         return
     unused = {
         "critic": config.critic != type(config.critic)(),
         "ppo.value": ppo.value != type(ppo.value)(),
-        f"ppo.critic_warmup_steps={ppo.critic_warmup_steps}": ppo.critic_warmup_steps > 0,
         "ppo.truncated.type=bootstrap": ppo.truncated.type == "bootstrap",
     }
     for key in [key for key, given in unused.items() if given]:
@@ -190,10 +191,19 @@ def _advantage_rules(config: RunConfig) -> Iterator[str]:
 def _model_rules(config: RunConfig) -> Iterator[str]:
     if not config.ppo.uses_critic:
         return
-    if config.critic.model is None and config.reward.type != "model":
+    critic = config.critic
+    if config.critic_model is None:
         yield (
             f"critic.model is null, which means the reward model, but reward.type={config.reward.type} has none; "
-            "set critic.model.path (the actor's folder will do: its value head starts anew)"
+            "set critic.initialise_from: policy (its value head starts anew), or critic.model.path"
+        )
+    if critic.model is not None and critic.initialise_from == "policy":
+        yield "critic.initialise_from=policy is for critic.model: null, but critic.model.path is set; remove one"
+    gate = critic.warmup.until_explained_variance
+    if gate is not None and not critic.warmup.max_steps:
+        yield (
+            f"critic.warmup.until_explained_variance={gate:g} has no steps to be reached in; set "
+            "critic.warmup.max_steps (50, say)"
         )
 
 
@@ -217,10 +227,10 @@ def _device_rules(config: RunConfig) -> Iterator[str]:
         )
     if engine.sleep and config.device == "cpu":
         yield f"rollout.engine.sleep={engine.sleep} has no GPU to give away with device=cpu; set it to 0"
-    if engine.sleep == 2 and config.ppo.critic_warmup_steps:
+    if engine.sleep == 2 and config.critic.warmup.max_steps:
         yield (
-            f"rollout.engine.sleep=2 drops weights that no push renews while ppo.critic_warmup_steps="
-            f"{config.ppo.critic_warmup_steps}; use sleep: 1"
+            f"rollout.engine.sleep=2 drops weights that no push renews while critic.warmup.max_steps="
+            f"{config.critic.warmup.max_steps}; use sleep: 1"
         )
     for role in ("actor", "critic", "reference", "reward"):
         section = getattr(config, role)

@@ -6,14 +6,15 @@ apart from reading the configuration.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from orchestrator.advantages import CRITIC_FREE, WITH_CRITIC, whiten
 from orchestrator.errors import TetrarchError
-from orchestrator.ppo_config import BootstrapTruncated, MaskTruncated, PenaliseTruncated, PpoConfig
+from orchestrator.ppo_config import BootstrapTruncated, MaskTruncated, PpoConfig
+from orchestrator.scores import RunningScale
 from roles.batch import Experience, Scored
 from roles.losses import KL_ESTIMATORS, k1
 from roles.packing import balance
@@ -69,23 +70,37 @@ class ExperienceStats:
 
 
 def to_experience(
-    scored: Scored, kl_coefficient: float, ppo: PpoConfig, responses_per_prompt: int = 1, scores: Tensor | None = None
+    scored: Scored,
+    kl_coefficient: float,
+    ppo: PpoConfig,
+    *,
+    responses_per_prompt: int = 1,
+    scores: Tensor | None = None,
+    baselines: Tensor | None = None,
+    value_scale: RunningScale | None = None,
 ) -> tuple[Experience, ExperienceStats]:
     """The whole batch of a PPO step, ready to train on; the responses to a prompt are neighbours.
 
-    `scores`: what counts in place of the raw ones (`orchestrator.scores`), float `[batch]`.
+    Truncated responses (`finished` False), by `ppo.truncated.type`: `score` and `penalty` treat them like any other
+    (their score is `orchestrator.scores`' business); `mask` takes them out of training, whitening and the counts of
+    both; `bootstrap` lets the critic's value of the cut state follow the last token. There is no value of the state
+    after the last token, so that of the state before it (`values` at its position) stands in.
 
-    Truncated responses (`finished` False), by `ppo.truncated.type`: `score` treats them like any other; `penalty`
-    replaces their score by a fixed one (the EOS trick of arXiv 2403.17031); `mask` takes them out of training,
-    whitening and the counts of both; `bootstrap` lets the critic's value of the cut state follow the last token. There
-    is no value of the state after the last token, so that of the state before it (`values` at its position) stands in.
+    Args:
+        scores: what counts in place of the raw ones (`orchestrator.scores`), float `[batch]`.
+        baselines: likewise, of the greedy response to each row's prompt; of `remax`, float `[batch]`.
+        value_scale: in whose units the critic's numbers are; takes in this batch's returns. None: plain ones. The
+            experience has `values` as the critic gave them, and `returns` in the new units.
 
     Raises:
         TetrarchError: a score, value or log-probability is not finite.
     """
     _check_finite(scored)
-    generated = scored.response_mask
-    scores, trained, bootstrap = _truncation(scored, scored.scores if scores is None else scores, ppo)
+    generated, critics = scored.response_mask, scored.values
+    if value_scale is not None:
+        scored = replace(scored, values=value_scale.restored(critics))
+    trained, bootstrap = _truncation(scored, ppo)
+    scores = scored.scores if scores is None else scores
     penalty = torch.zeros_like(scored.old_logprobs)
     if ppo.kl.where == "reward":
         estimate = KL_ESTIMATORS[ppo.kl.estimator]
@@ -97,7 +112,12 @@ def to_experience(
         advantages, returns = WITH_CRITIC[estimator](shaped, scored.values, trained, bootstrap=bootstrap, **options)
     else:
         groups = torch.arange(len(scored)) // responses_per_prompt
-        advantages = returns = CRITIC_FREE[estimator](shaped, trained, groups, **options)
+        compared = groups if baselines is None else baselines
+        advantages = returns = CRITIC_FREE[estimator](shaped, trained, compared, **options)
+    stats = _stats(scored, trained, rewards, advantages, returns)
+    if value_scale is not None:
+        value_scale.update(returns[trained])
+        returns = value_scale.normalised(returns) * trained
     experience = Experience(
         token_ids=scored.token_ids,
         lengths=scored.lengths,
@@ -105,11 +125,11 @@ def to_experience(
         old_logprobs=scored.old_logprobs * trained,
         rollout_logprobs=scored.rollout_logprobs * trained,
         reference_logprobs=scored.reference_logprobs * trained,
-        values=scored.values * trained,
+        values=critics * trained,
         advantages=whiten(advantages, trained) if ppo.whitens else advantages,
         returns=returns,
     )
-    return experience, _stats(scored, experience, rewards, advantages)
+    return experience, stats
 
 
 def shape_rewards(scores: Tensor, penalty: Tensor, mask: Tensor) -> Tensor:
@@ -172,19 +192,16 @@ def mini_batches(
     return shards
 
 
-def _truncation(scored: Scored, scores: Tensor, ppo: PpoConfig) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Scores `[batch]`, trained tokens `[batch, time]`, value after the last token `[batch]` (None: 0)."""
-    cut = ~scored.finished
+def _truncation(scored: Scored, ppo: PpoConfig) -> tuple[Tensor, Tensor | None]:
+    """Trained tokens `[batch, time]`, value after the last token `[batch]` (None: 0)."""
     match ppo.truncated:
-        case PenaliseTruncated(score=penalty):
-            return torch.where(cut, penalty, scores), scored.response_mask, None
         case MaskTruncated():
-            return scores, scored.response_mask & scored.finished.unsqueeze(1), None
+            return scored.response_mask & scored.finished.unsqueeze(1), None
         case BootstrapTruncated():
             last = last_generated(scored.response_mask).unsqueeze(1)
-            return scores, scored.response_mask, torch.where(cut, scored.values.gather(1, last).squeeze(1), 0.0)
+            return scored.response_mask, torch.where(scored.finished, 0.0, scored.values.gather(1, last).squeeze(1))
         case _:
-            return scores, scored.response_mask, None
+            return scored.response_mask, None
 
 
 def _check_finite(scored: Scored) -> None:
@@ -198,12 +215,12 @@ def _check_finite(scored: Scored) -> None:
             )
 
 
-def _stats(scored: Scored, experience: Experience, rewards: Tensor, advantages: Tensor) -> ExperienceStats:
-    generated, trained = scored.response_mask, experience.response_mask
+def _stats(scored: Scored, trained: Tensor, rewards: Tensor, advantages: Tensor, returns: Tensor) -> ExperienceStats:
+    generated = scored.response_mask
     kl = k1(scored.old_logprobs, scored.reference_logprobs)[generated].double()
     gap = (scored.rollout_logprobs - scored.old_logprobs)[generated].abs().double()
     advantage = advantages[trained].double()
-    target = experience.returns[trained].double()
+    target = returns[trained].double()
     scores = scored.scores.double()
     return ExperienceStats(
         score_mean=float(scores.mean()),
@@ -213,7 +230,7 @@ def _stats(scored: Scored, experience: Experience, rewards: Tensor, advantages: 
         kl_per_token=float(kl.mean()),
         advantage_mean=_mean(advantage),
         advantage_std=_mean((advantage - advantage.mean()).square()) ** 0.5,
-        explained_variance=explained_variance(experience.values[trained].double(), target),
+        explained_variance=explained_variance(scored.values[trained].double(), target),
         response_length_mean=float(generated.sum()) / len(scored),
         truncated_fraction=float((~scored.finished).double().mean()),
         logprob_gap_mean=float(gap.mean()),

@@ -1,6 +1,6 @@
 """The driver's side of the role groups: spread rows over ranks, wait for answers, put them back in order.
 
-`orchestrator.build` makes `Roles`; `orchestrator.ppo` and `orchestrator.evaluation` use them. No row of a batch is sent
+`orchestrator.build` makes `Roles`; `orchestrator.ppo`, `training` and `evaluation` use them. No row of a batch is sent
 to a rank that does not need it.
 """
 

@@ -228,7 +228,7 @@ def _warm_up(data: dict[str, Any], options: dict[str, Any]) -> bool:
     """-1 is none there, 0 here."""
     steps = options["freezing_actor_steps"]
     if steps != -1:
-        _set(data, "ppo.critic_warmup_steps", _whole(options, "freezing_actor_steps"))
+        _set(data, "critic.warmup.max_steps", _whole(options, "freezing_actor_steps"))
     return True
 
 

@@ -192,10 +192,9 @@ def _model_sizes(config: RunConfig) -> tuple[dict[str, ModelSize], list[str]]:
 
     if isinstance(config.reward, ModelReward):
         sizes["reward"] = with_value_head(config.reward.model, "reward.model")
-    critic = config.critic.model
-    if not config.ppo.uses_critic:
-        return sizes, notes
-    sizes["critic"] = with_value_head(critic, "critic.model") if critic else sizes["reward"]
+    if config.ppo.uses_critic:
+        critic = config.critic.model or (config.actor.model if config.critic.initialise_from == "policy" else None)
+        sizes["critic"] = with_value_head(critic, "critic.model") if critic else sizes["reward"]
     return sizes, notes
 
 

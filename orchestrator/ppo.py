@@ -1,39 +1,28 @@
-"""The PPO driver loop. A RunConfig flows in; trained weights, metrics and checkpoints flow out into its `run_dir`.
+"""One PPO step. Prompts flow in, trained weights and a StepResult flow out; `TrainState` is what it moves.
 
-`train_step` is the algorithm (Schulman et al., arXiv 1707.06347; Ouyang et al., arXiv 2203.02155); the rest is
-preparation and bookkeeping. Called by `orchestrator.cli`.
+`train_step` is the algorithm (Schulman et al., arXiv 1707.06347; Ouyang et al., arXiv 2203.02155); the rest serves it.
+Called by `orchestrator.training`.
 """
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
-from cluster.calls import become_idle, wait_all, watching
-from cluster.errors import ClusterError
-from orchestrator.build import resolve_models, training_roles
-from orchestrator.checkpoint import TRAINED, Checkpoint, Checkpoints, whole_folder
+from torch import Tensor
+
+from cluster.calls import wait_all
 from orchestrator.config import RunConfig
-from orchestrator.errors import CheckpointError, KlBudgetSpent
-from orchestrator.evaluation import evaluate, training_samples
 from orchestrator.experience import ExperienceStats, mini_batches, to_experience
-from orchestrator.groups import Roles, finish_scoring, start_scoring
-from orchestrator.kl import KlController, make_controller
-from orchestrator.loading import dump_config
-from orchestrator.ppo_config import AdaptiveKl
-from orchestrator.prompts import PromptSource, Questions, heldout_prompts
-from orchestrator.report import Reporter
+from orchestrator.groups import Roles, finish_scoring, spread, start_scoring
+from orchestrator.kl import KlController
+from orchestrator.prompts import PromptSource
 from orchestrator.scores import RunningScale, shape_scores
 from orchestrator.timing import Clock
 from roles.actor import Actor, ActorStats
-from roles.batch import Prompts, Scored
+from roles.batch import Experience, Prompts, Rollouts, Scored
 from roles.critic import Critic, CriticStats
-from roles.reference import Reference
-
-RESCUE_S = 30.0
-"""For actor and critic to end what they were doing when another role failed."""
+from roles.reward import Scorer
 
 
 @dataclass(slots=True)
@@ -44,6 +33,10 @@ class TrainState:
     kl: KlController
     scale: RunningScale = field(default_factory=RunningScale)
     """Of the scores so far."""
+    value_scale: RunningScale = field(default_factory=RunningScale)
+    """Of the returns so far, where the critic's targets are normalised."""
+    warm_at: int | None = None
+    """The step from which on the actor is trained; None while the critic warms up."""
     step: int = 0
     """PPO steps done."""
     version: int = 0
@@ -51,19 +44,22 @@ class TrainState:
     samples: int = 0
     """Responses trained on so far."""
 
+    _COUNTERS: ClassVar = ("step", "version", "samples", "warm_at")
+    _PARTS: ClassVar = ("prompts", "kl", "scale", "value_scale")
+
     def state_dict(self) -> dict[str, Any]:
         """JSON-able."""
-        counters = {"step": self.step, "version": self.version, "samples": self.samples}
-        prompts, kl, scale = self.prompts.state_dict(), self.kl.state_dict(), self.scale.state_dict()
-        return {**counters, "prompts": prompts, "kl": kl, "scale": scale}
+        return {
+            **{name: getattr(self, name) for name in self._COUNTERS},
+            **{name: getattr(self, name).state_dict() for name in self._PARTS},
+        }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """The inverse of `state_dict`."""
-        self.step, self.version, self.samples = state["step"], state["version"], state["samples"]
-        self.prompts.load_state_dict(state["prompts"])
-        self.kl.load_state_dict(state["kl"])
-        if "scale" in state:  # not in checkpoints of the first versions
-            self.scale.load_state_dict(state["scale"])
+        for name in self._COUNTERS:
+            setattr(self, name, state[name])
+        for name in self._PARTS:
+            getattr(self, name).load_state_dict(state[name])
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,20 +78,21 @@ def train_step(roles: Roles, prompts: Prompts, state: TrainState, config: RunCon
     """One step of PPO: sample, score, estimate advantages, update critic and actor, push the new weights."""
     ppo, deadlines = config.ppo, config.deadlines
     with clock("generate"):
+        greedy = greedy_rollouts(roles, prompts, state, config)
         parts = roles.policy.stream(prompts, version=state.version)
         scorings = [start_scoring(roles, part, rollouts) for part, rollouts in parts]
+        greedy_scores = spread(roles.reward, Scorer.score, greedy) if greedy else None
     with clock("score"):
         scored = finish_scoring(scorings, deadlines.score_s)
+        baselines = greedy_scores.result(deadlines.score_s) if greedy_scores else None
     with clock("experience"):
-        scores = shape_scores(scored.scores, scored.response_mask.sum(1), ppo.score, state.scale)
-        each = config.rollout.responses_per_prompt
-        experience, stats = to_experience(scored, state.kl.coefficient, ppo, each, scores)
+        experience, stats = prepare(scored, greedy, baselines, state, config)
         schedule = {"epochs": ppo.epochs, "mini_batches": ppo.mini_batches, "seed": config.seed + state.step}
         critic_shards = mini_batches(experience, ranks=len(roles.critic), **schedule) if roles.critic else []
         actor_shards = mini_batches(experience, ranks=len(roles.actor), **schedule)
     with clock("update"):
         critic_update = roles.critic.map(Critic.update, critic_shards) if roles.critic else None
-        warm = state.step >= ppo.critic_warmup_steps
+        warm = is_warm(roles, state, stats, config)
         actor_update = roles.actor.map(Actor.update, actor_shards, state.kl.coefficient) if warm else None
         wait_all([update for update in (critic_update, actor_update) if update], deadlines.update_s)
     if actor_update:
@@ -110,185 +107,53 @@ def train_step(roles: Roles, prompts: Prompts, state: TrainState, config: RunCon
     return StepResult(scored, stats, critic_stats, actor_stats)
 
 
-def train(config: RunConfig, resume: bool, training: Questions, heldout: Questions | None) -> None:
-    """Run all PPO steps, with evaluations and checkpoints, and leave the trained actor in `run_dir/actor`.
+def greedy_rollouts(roles: Roles, prompts: Prompts, state: TrainState, config: RunConfig) -> Rollouts | None:
+    """The most likely response to each prompt, where the advantages are measured from it."""
+    if config.ppo.advantage.type != "remax":
+        return None
+    return roles.policy.generate(prompts.greedy(config.rollout.responses_per_prompt), version=state.version)
 
-    Args:
-        training: the prompts to train on.
-        heldout: those to evaluate on; None for no evaluations.
-    """
-    run_dir = Path(config.run_dir)
-    checkpoints = Checkpoints(run_dir / "checkpoints", config.checkpoint.keep)
-    checkpoint = checkpoints.require_newest() if resume else None
-    controller = config.ppo.kl.controller
-    report = Reporter(
-        run_dir,
-        name=run_dir.name,
-        steps=config.steps,
-        config_yaml=dump_config(config),
-        tensorboard=config.report.tensorboard,
-        html=config.report.html,
-        resume_step=checkpoint.step if checkpoint else 0,
-        kl_target=controller.target if isinstance(controller, AdaptiveKl) else None,
+
+def prepare(
+    scored: Scored, greedy: Rollouts | None, greedy_scores: Tensor | None, state: TrainState, config: RunConfig
+) -> tuple[Experience, ExperienceStats]:
+    """Scores in their final form, rewards, advantages. Moves the scales in `state`."""
+    ppo, each = config.ppo, config.rollout.responses_per_prompt
+    state.scale.update(scored.scores)
+    baselines = None
+    if greedy is not None and greedy_scores is not None:
+        baselines = shape_scores(greedy_scores, greedy, ppo, state.scale).repeat_interleave(each)
+    return to_experience(
+        scored,
+        state.kl.coefficient,
+        ppo,
+        responses_per_prompt=each,
+        scores=shape_scores(scored.scores, scored, ppo, state.scale),
+        baselines=baselines,
+        value_scale=state.value_scale if ppo.value.normalise else None,
     )
-    with report:
-        report.status("preparing the models")
-        models = resolve_models(config, config.model_roles)
-        state = TrainState(PromptSource(training, config.seed), make_controller(controller))
-        questions = heldout_prompts(heldout, config.evaluation.prompts, config.seed) if heldout else None
-        report.status("starting the roles")
-        with training_roles(config, models) as roles:
-            run = Run(config, roles, state, checkpoints, report, questions)
-            if checkpoint is not None:
-                run.restore(checkpoint)
-            run.all_steps()
 
 
-@dataclass(slots=True)
-class Run:
-    """One training run under way: the steps, and between them evaluations, checkpoints and reports."""
+def is_warm(roles: Roles, state: TrainState, stats: ExperienceStats, config: RunConfig) -> bool:
+    """Whether the actor is trained on this batch, which the critic has not seen; says so to the actor when it begins.
 
-    config: RunConfig
-    roles: Roles
-    state: TrainState
-    checkpoints: Checkpoints
-    report: Reporter
-    questions: Prompts | None
-    """The held-out prompts."""
-    reference: str = ""
-    """The frozen model's fingerprint at the start."""
+    Nothing is left over from the warm-up: its samples are gone, and the actor's schedule begins at its beginning.
+    """
+    warmup = config.critic.warmup
+    gate = warmup.until_explained_variance
+    ready = state.step >= warmup.max_steps or (gate is not None and stats.explained_variance >= gate)
+    if state.warm_at is None and ready:
+        state.warm_at = state.step
+        if state.step < warmup.max_steps:
+            expect_steps(roles, state, config)
+    return state.warm_at is not None
 
-    def all_steps(self) -> None:
-        """From the current step to the last; then save the actor."""
-        config, state = self.config, self.state
-        if state.step == 0:
-            self._evaluate("before")
-        self.reference = self._reference_fingerprint()
-        while state.step < config.steps:
-            self._heed(self._one_step())
-            last = state.step == config.steps
-            if last or (config.checkpoint.every and state.step % config.checkpoint.every == 0):
-                self.save()
-            if not last and config.evaluation.every and state.step % config.evaluation.every == 0:
-                self._evaluate(f"step {state.step}")
-        self._evaluate("after")
-        self._save_actor()
 
-    def _save_actor(self) -> None:
-        """The trained policy, whole or not at all, with the step that it is of."""
-        self.report.status("saving the actor")
-        with whole_folder(Path(self.config.run_dir) / "actor") as folder:
-            self.roles.actor.call(Actor.save_model, str(folder)).result(self.config.deadlines.save_s)
-            (folder / TRAINED).write_text(json.dumps({"step": self.state.step}) + "\n")
-        self.report.note(f"most host memory in use: {self.roles.cluster.usage().host_peak:.1f} GiB")
-
-    def save(self) -> None:
-        """One checkpoint of everything that changes."""
-        self.report.status(f"saving checkpoint {self.state.step}")
-        now = self._reference_fingerprint()
-        if now != self.reference:
-            raise CheckpointError(
-                f"the reference model has moved ({self.reference} became {now}); its scores mean nothing"
-            )
-        self._write_checkpoint(self.state.state_dict())
-
-    def _write_checkpoint(self, state: dict[str, Any]) -> Path:
-        """The driver's `state`, and that of actor and critic as they are."""
-
-        def write(folder: Path) -> None:
-            calls = [self.roles.actor.call(Actor.save_state, str(folder / "actor"))]
-            if self.roles.critic:
-                calls.append(self.roles.critic.call(Critic.save_state, str(folder / "critic")))
-            wait_all(calls, self.config.deadlines.save_s)
-
-        return self.checkpoints.save(state["step"], {**state, "reference": self.reference}, write)
-
-    def _rescue(self, state: dict[str, Any]) -> None:
-        """After a failure of other roles: save what was trained up to `state`, if actor and critic can still do it."""
-        newest = self.checkpoints.newest()
-        if state["step"] == (newest.step if newest else 0):
-            return
-        trained = [*self.roles.actor.ranks, *(self.roles.critic.ranks if self.roles.critic else ())]
-        self.report.status(f"saving checkpoint {state['step']} before the run ends")
-        with watching(trained):
-            try:
-                if become_idle(trained, RESCUE_S):
-                    self.report.note(f"saved {self._write_checkpoint(state)}; go on from there with --resume")
-                else:
-                    self.report.note(f"step {state['step']} could not be saved: a rank of actor or critic hangs")
-            except ClusterError as error:
-                self.report.note(f"step {state['step']} could not be saved: {error}")
-
-    def restore(self, checkpoint: Checkpoint) -> None:
-        """Continue from `checkpoint`: driver, actor, critic and engines."""
-        self.report.status(f"resuming from {checkpoint.path}")
-        fingerprint = self._reference_fingerprint()
-        if fingerprint != checkpoint.state["reference"]:
-            raise CheckpointError(
-                f"{checkpoint.path} was trained against the reference {checkpoint.state['reference']}, "
-                f"but {self.config.reference.model or self.config.actor.model} is {fingerprint}; use the same one"
-            )
-        calls = [self.roles.actor.call(Actor.load_state, str(checkpoint.path / "actor"))]
-        if self.roles.critic:
-            calls.append(self.roles.critic.call(Critic.load_state, str(checkpoint.path / "critic")))
-        wait_all(calls, self.config.deadlines.start_s)
-        self.state.load_state_dict(checkpoint.state)
-        if self.state.version:  # at 0 the engines have started with these weights
-            self.roles.policy.load(self.roles.actor, version=self.state.version)
-
-    def _heed(self, kl: float) -> None:
-        """What `ppo.kl.budget` says of a batch whose KL is so many nats a response."""
-        budget, far = self.config.ppo.kl.budget, f"KL {kl:.1f} nats a response in step {self.state.step}"
-        if budget.stop is not None and kl > budget.stop:
-            self.save()
-            raise KlBudgetSpent(
-                f"{far} is over ppo.kl.budget.stop={budget.stop:g}; a checkpoint is saved. Resume from an earlier one "
-                "with a lower learning rate or a larger KL coefficient"
-            )
-        if budget.slow_down is not None and kl > budget.slow_down:
-            self.roles.actor.call(Actor.slow_down, budget.factor).result(self.config.deadlines.update_s)
-            self.report.note(f"{far}: the actor's learning rate is multiplied by {budget.factor:g}")
-        elif budget.warn is not None and kl > budget.warn:
-            self.report.note(f"{far} is far from the reference")
-
-    def _one_step(self) -> float:
-        """Its KL, in nats a response."""
-        config, state = self.config, self.state
-        rollout = config.rollout
-        clock = Clock(self.report.phase)
-        before = state.state_dict()
-        prompts = state.prompts.next(rollout.prompts_per_step, rollout.responses_per_prompt)
-        coefficient = state.kl.coefficient
-        try:
-            result = train_step(self.roles, prompts, state, config, clock)
-        except ClusterError:
-            if "update" not in clock.seconds:  # actor and critic are as they were
-                self._rescue(before)
-            raise
-        usage = self.roles.cluster.usage()
-        seconds = clock.metrics(usage.busy)
-        metrics = {
-            **step_metrics(result),
-            **seconds,
-            "tokens/generated_per_s": float(result.scored.response_mask.sum()) / seconds["time/generate_s"],
-            "memory/host_peak_gib": usage.host_peak,
-            "kl/coefficient": coefficient,
-            "weights/version": state.version,
-        }
-        self.report.step(state.step, metrics, training_samples(result.scored, config.evaluation.samples))
-        return result.experience.kl
-
-    def _evaluate(self, label: str) -> None:
-        if self.questions is None:
-            return
-        self.report.status(f"evaluating on {len(self.questions)} held-out prompts ({label})")
-        samples, state = self.config.evaluation.samples, self.state
-        self.report.evaluation(
-            evaluate(self.roles, self.questions, state.version, step=state.step, label=label, samples=samples)
-        )
-
-    def _reference_fingerprint(self) -> str:
-        return self.roles.reference.call(Reference.fingerprint).result(self.config.deadlines.score_s)[0]
+def expect_steps(roles: Roles, state: TrainState, config: RunConfig) -> None:
+    """Fit the actor's schedule to the steps that the critic's warm-up has left it."""
+    assert state.warm_at is not None
+    steps = (config.steps - state.warm_at) * config.ppo.optimizer_steps
+    roles.actor.call(Actor.expect, steps).result(config.deadlines.update_s)
 
 
 def step_metrics(result: StepResult) -> dict[str, float]:

@@ -52,6 +52,13 @@ class Rloo(Section):
     """Leave-one-out."""
 
 
+class ReMax(Section):
+    """ReMax (arXiv 2310.10505): less the score of the greedy response, one more for each prompt; no critic."""
+
+    type: Literal["remax"]
+    """Less the greedy response's score."""
+
+
 class Grpo(Section):
     """Group-relative (arXiv 2402.03300): in standard deviations of the prompt's responses; no critic."""
 
@@ -67,7 +74,7 @@ class DrGrpo(Section):
 
 
 AdvantageConfig = Annotated[
-    Gae | ReinforcePlusPlus | ReinforcePlusPlusBaseline | Rloo | Grpo | DrGrpo, Field(discriminator="type")
+    Gae | ReinforcePlusPlus | ReinforcePlusPlusBaseline | Rloo | ReMax | Grpo | DrGrpo, Field(discriminator="type")
 ]
 
 
@@ -220,7 +227,7 @@ class PpoConfig(Section):
     """How advantages are estimated."""
     whiten_advantages: bool | None = None
     """Over the valid tokens of the global batch; biased variance. null: as the estimator's paper has it (gae and both
-    reinforce++ do, rloo and both grpo do not)."""
+    reinforce++ do, the others do not)."""
     score: ScoreConfig = ScoreConfig()
     """What becomes of a score before it is a reward."""
     whiten_rewards: bool = False
@@ -229,8 +236,11 @@ class PpoConfig(Section):
     """The penalty for leaving the reference."""
     truncated: TruncationConfig = ScoreTruncated()
     """What becomes of a response that the length limit cut."""
-    critic_warmup_steps: int = Field(default=0, ge=0)
-    """PPO steps at the start in which only the critic is trained."""
+
+    @property
+    def optimizer_steps(self) -> int:
+        """Of one PPO step."""
+        return self.epochs * self.mini_batches
 
     @property
     def uses_critic(self) -> bool:

@@ -1,7 +1,7 @@
 """Data set → prompts. A configuration and a tokenizer flow in; the Prompts of each step flow out, in an order that is a
 function of the run's seed alone.
 
-`orchestrator.checks` reads the data, `orchestrator.ppo` draws from it at every step, `orchestrator.evaluation` asks it.
+`orchestrator.checks` reads the data, `orchestrator.training` draws from it, `orchestrator.evaluation` asks it.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import random
 from array import array
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -40,13 +40,13 @@ class Questions:
     def __len__(self) -> int:
         return len(self.token_ids)
 
-    def pick(self, rows: list[int], seeds: list[int]) -> Prompts:
+    def pick(self, rows: list[int], seeds: Sequence[int]) -> Prompts:
         """The rows `rows`, in that order."""
         return Prompts(
             token_ids=[self.token_ids[row] for row in rows],
             texts=[self.texts[row] for row in rows],
             columns={name: [column[row] for row in rows] for name, column in self.columns.items()},
-            seeds=seeds,
+            seeds=list(seeds),
         )
 
     def fingerprint(self) -> str:

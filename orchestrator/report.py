@@ -1,6 +1,6 @@
 """The report of a run: metrics flow in step by step; the terminal, JSON lines, TensorBoard and one HTML page flow out.
 
-`orchestrator.ppo` calls it, on the driver. What is on disk after each step is enough to draw the page of a dead run.
+`orchestrator.training` calls it, on the driver. What is on disk after each step is enough for the page of a dead run.
 """
 
 from __future__ import annotations

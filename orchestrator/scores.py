@@ -1,39 +1,67 @@
 """What becomes of the reward model's scores before they are rewards: scale, clip, length. Pure but for `RunningScale`.
 
-Called by `orchestrator.ppo` once a step; the state of the scale is in every checkpoint.
+Called by `orchestrator.ppo` once a step; the state of the scale is in every checkpoint. `RunningScale` also serves the
+critic's targets (`orchestrator.experience`).
 """
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
-from orchestrator.ppo_config import LinearLength, ScoreConfig, SoftOverlong
+from orchestrator.ppo_config import LinearLength, PenaliseTruncated, PpoConfig, ScoreConfig, SoftOverlong
 
 EPSILON = 1e-8
 
 
+class Responses(Protocol):
+    """What rollouts and scored rollouts have in common."""
+
+    @property
+    def response_mask(self) -> Tensor:
+        """bool `[batch, time]`."""
+
+    @property
+    def finished(self) -> Tensor:
+        """bool `[batch]`."""
+
+
 class RunningScale:
-    """Mean and variance of all scores so far (Chan, Golub and LeVeque 1979, equation 2.1)."""
+    """Mean and variance of all numbers so far (Chan, Golub and LeVeque 1979, equation 2.1)."""
 
     def __init__(self) -> None:
         self._count, self._mean, self._squares = 0, 0.0, 0.0
 
-    def update(self, scores: Tensor) -> None:
-        """Take in a batch of scores, float `[batch]`."""
-        batch = scores.double()
+    def update(self, numbers: Tensor) -> None:
+        """Take in some numbers, float `[n]`."""
+        if not len(numbers):
+            return
+        batch = numbers.double()
         count, mean = len(batch), float(batch.mean())
         difference, total = mean - self._mean, self._count + count
         self._squares += float((batch - mean).square().sum()) + difference**2 * self._count * count / total
         self._mean += difference * count / total
         self._count = total
 
-    def normalised(self, scores: Tensor) -> Tensor:
-        """(score - mean) / standard deviation (biased); where nothing has varied yet, 0."""
-        deviation = (self._squares / max(self._count, 1)) ** 0.5
-        return ((scores.double() - self._mean) / (deviation + EPSILON)).to(scores.dtype)
+    @property
+    def mean(self) -> float:
+        """0 before the first number."""
+        return self._mean
+
+    @property
+    def deviation(self) -> float:
+        """Standard deviation (biased); 1 before the first number."""
+        return (self._squares / self._count) ** 0.5 + EPSILON if self._count else 1.0
+
+    def normalised(self, numbers: Tensor) -> Tensor:
+        """(number - mean) / deviation; where nothing has varied yet, 0."""
+        return ((numbers.double() - self.mean) / self.deviation).to(numbers.dtype)
+
+    def restored(self, normalised: Tensor) -> Tensor:
+        """The inverse of `normalised`."""
+        return (normalised.double() * self.deviation + self.mean).to(normalised.dtype)
 
     def state_dict(self) -> dict[str, Any]:
         """JSON-able."""
@@ -44,22 +72,25 @@ class RunningScale:
         self._count, self._mean, self._squares = int(state["count"]), float(state["mean"]), float(state["squares"])
 
 
-def shape_scores(scores: Tensor, response_lengths: Tensor, config: ScoreConfig, scale: RunningScale) -> Tensor:
-    """Normalised by all scores so far (this batch's included), then clipped, then less the length penalty.
+def shape_scores(scores: Tensor, rollouts: Responses, ppo: PpoConfig, scale: RunningScale) -> Tensor:
+    """Normalised by `scale`, then clipped, then less the length penalty; of a response without EOS, with
+    `truncated: {type: penalty}`, that fixed score instead (the EOS trick of arXiv 2403.17031).
 
     Args:
         scores: float `[batch]`.
-        response_lengths: int64 `[batch]`: generated tokens.
-        scale: takes in this batch.
+        scale: of all scores so far, these included.
 
     Returns:
         `[batch]`.
     """
-    scale.update(scores)
+    config = ppo.score
     shaped = scale.normalised(scores) if config.normalise else scores
     if config.clip is not None:
         shaped = shaped.clamp(-config.clip, config.clip)
-    return shaped - length_penalty(response_lengths, config).to(scores.dtype)
+    shaped = shaped - length_penalty(rollouts.response_mask.sum(1), config).to(scores.dtype)
+    if isinstance(ppo.truncated, PenaliseTruncated):
+        shaped = torch.where(rollouts.finished, shaped, ppo.truncated.score)
+    return shaped
 
 
 def length_penalty(response_lengths: Tensor, config: ScoreConfig) -> Tensor:

@@ -89,6 +89,10 @@ class Actor:
             learning_rate=done.learning_rate,
         )
 
+    def expect(self, optimizer_steps: int) -> None:
+        """Let the learning rate's schedule end after so many optimizer steps."""
+        self._engine.expect(optimizer_steps)
+
     def slow_down(self, factor: float) -> None:
         """Multiply the learning rate from here on."""
         self._engine.slow_down(factor)
@@ -108,6 +112,10 @@ class Actor:
     def save_model(self, folder: str | Path) -> None:
         """A Hugging Face folder that transformers and vLLM open."""
         self._engine.save_model(folder)
+
+    def save_average(self, folder: str | Path) -> None:
+        """The same, of the running mean of the weights (`ema_decay`)."""
+        self._engine.save_average(folder)
 
     def save_state(self, folder: str | Path) -> None:
         """Everything that `load_state` needs to continue exactly."""

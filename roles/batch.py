@@ -12,7 +12,7 @@ The driver makes and splits these; the roles read them. Nothing here knows Ray o
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any, Self
 
 import torch
@@ -59,8 +59,14 @@ class Prompts(Batch):
     """The prompt as text, after the chat template."""
     columns: dict[str, list[Any]]
     """The data set's other columns, one list of `batch` values each; they reach the reward function."""
-    seeds: list[int]
-    """Sampling seed of each row: a function of the run's seed, the step and the row: a resumed run repeats it."""
+    seeds: list[int | None]
+    """Sampling seed of each row: a function of the run's seed, the step and the row: a resumed run repeats it. None:
+    the most likely token is taken every time."""
+
+    def greedy(self, responses_per_prompt: int) -> Prompts:
+        """One row for each prompt, to be answered with the most likely tokens; its rows here are neighbours."""
+        once = self.select(range(0, len(self), responses_per_prompt))
+        return replace(once, seeds=[None] * len(once))
 
     def __post_init__(self) -> None:
         size = len(self.token_ids)

@@ -102,10 +102,28 @@ class ActorConfig(TrainedRole):
 
     model: ModelConfig
     """The one model that has no other to fall back to."""
+    ema_decay: float | None = Field(default=None, gt=0, lt=1)
+    """Keep a running mean of the weights, of which each optimizer step leaves so much as it was; the run leaves it in
+    `run_dir/actor_ema`. null: none is kept."""
+
+
+class WarmupConfig(Section):
+    """PPO steps at the start that train the critic alone, on responses of the policy as it was."""
+
+    max_steps: int = Field(default=0, ge=0)
+    """At most so many of the run's `steps`; 0 is no warm-up."""
+    until_explained_variance: float | None = Field(default=None, gt=0, lt=1)
+    """End it at the first batch of whose returns the critic explains so much before it is trained on them; that batch
+    is the actor's first. null: after `max_steps`."""
 
 
 class CriticConfig(TrainedRole):
-    """The value model. `model: null` starts from the reward model (needs `reward.type: model`)."""
+    """The value model: a Hugging Face folder, such as a run leaves in `run_dir/critic`; or `model: null`."""
+
+    initialise_from: Literal["reward", "policy"] = "reward"
+    """Of `model: null`: the reward model (needs `reward.type: model`), or the actor's with a new value head."""
+    warmup: WarmupConfig = WarmupConfig()
+    """Steps before the actor is trained."""
 
 
 class ReferenceConfig(FrozenRole):
@@ -295,3 +313,6 @@ class ValueLossConfig(Section):
     """Factor of the loss; 0.1 as in the N+ details (it matters through gradient clipping)."""
     mean: LossMean = "token"
     """As in the policy loss."""
+    normalise: bool = False
+    """Regress to returns in units of the mean and standard deviation of all returns of the run so far (which are saved
+    with the checkpoint and the critic). For returns far from 0 or far from ±1, and critics with a new head."""

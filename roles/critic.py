@@ -56,8 +56,10 @@ class Critic:
             learning_rate=done.learning_rate,
         )
 
-    def save_model(self, folder: str | Path) -> None:
-        """A Hugging Face folder of a sequence classifier."""
+    def save_model(self, folder: str | Path, mean: float = 0.0, deviation: float = 1.0) -> None:
+        """A Hugging Face folder of a sequence classifier, whose numbers are values: the critic's own times `deviation`
+        plus `mean` (of the returns, where targets were normalised)."""
+        self._engine.module.rescale(mean, deviation)
         self._engine.save_model(folder)
 
     def save_state(self, folder: str | Path) -> None:

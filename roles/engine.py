@@ -15,16 +15,18 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from roles.average import Average
 from roles.config import Dtype, OptimizerConfig, ZeroConfig
 from roles.deepspeed_settings import deepspeed_config
 from roles.errors import RoleError
-from roles.optimizer import make_optimizer, make_scheduler
+from roles.optimizer import make_optimizer, make_scheduler, rate_factor
 from roles.packing import micro_batches
 from roles.tokenizer import load_tokenizer
 from roles.weight_transfer import Digest, full_parameters, layers, parameter_shapes
@@ -56,6 +58,8 @@ class EngineSetup:
     """null: frozen."""
     optimizer_steps: int = 0
     """Optimizer steps in the whole run: where the schedule ends."""
+    ema_decay: float | None = None
+    """Of a running mean of the trained weights; null: none is kept."""
     freeze_backbone: bool = False
     """Train only what stands on top of the transformer (a value head)."""
     trust_remote_code: bool = False
@@ -100,8 +104,8 @@ class Engine:
         with _sharded_loading(setup, settings):
             module = load()
         self.module: Any = module.requires_grad_(config is not None)
+        transformer: Any = module.model
         if setup.freeze_backbone:
-            transformer: Any = module.model
             transformer.base_model.requires_grad_(False)
         if setup.zero.stage == 3:
             _gather_by_layer(module)
@@ -112,6 +116,7 @@ class Engine:
             config=settings,
         )
         self._deepspeed.eval()
+        self._average = Average(transformer, setup.ema_decay) if setup.ema_decay else None
         with self._awake():
             pass
 
@@ -147,8 +152,17 @@ class Engine:
                     self._deepspeed.set_gradient_accumulation_boundary(number == len(bins))
                     self._deepspeed.backward(loss(step, items) * scale)
                 facts.append(self._step())
+                if self._average:
+                    self._average.update()
         self.module.eval()
         return facts
+
+    def expect(self, optimizer_steps: int) -> None:
+        """Let the schedule end after so many optimizer steps, those done included."""
+        assert self.setup.optimizer is not None
+        scheduler = self._deepspeed.lr_scheduler
+        factor = partial(rate_factor, self.setup.optimizer.schedule, total=optimizer_steps)
+        scheduler.lr_lambdas = [factor for _ in scheduler.lr_lambdas]
 
     def slow_down(self, factor: float) -> None:
         """Multiply the learning rate, now and for the rest of the schedule; a checkpoint keeps it."""
@@ -165,6 +179,8 @@ class Engine:
         """Weights in full precision, optimizer and schedule, for `load_state` on as many ranks."""
         with self._awake():
             self._deepspeed.save_checkpoint(str(folder), tag=STATE)
+        if self._average:
+            self._average.save(Path(folder) / f"average-{self.rank}.safetensors")
 
     def load_state(self, folder: str | Path) -> None:
         """Continue exactly where `save_state` was called."""
@@ -172,11 +188,21 @@ class Engine:
             path, _ = self._deepspeed.load_checkpoint(str(folder), tag=STATE)
         if path is None:
             raise RoleError(f"{folder} holds no saved state of {self.world_size} ranks; resume from a whole checkpoint")
+        if self._average:
+            self._average.load(Path(folder) / f"average-{self.rank}.safetensors")
+
+    def save_average(self, folder: str | Path) -> None:
+        """As `save_model`, of the running mean of the weights."""
+        assert self._average is not None, "only where ema_decay is set"
+        self._save(folder, self._average.whole())
 
     def save_model(self, folder: str | Path) -> None:
         """A Hugging Face folder: whole weights (safetensors), configuration and tokenizer, written by rank 0."""
+        self._save(folder, self._full_parameters(self.module.model))
+
+    def _save(self, folder: str | Path, whole: Iterator[tuple[str, Tensor]]) -> None:
         model = self.module.model
-        weights = {name: tensor.to("cpu", copy=True) for name, tensor in self._full_parameters(model) if self.rank == 0}
+        weights = {name: tensor.to("cpu", copy=True) for name, tensor in whole if self.rank == 0}
         if self.rank == 0:
             parameters = {name for name, _ in model.named_parameters(remove_duplicate=False)}
             buffers = {name: tensor for name, tensor in model.state_dict().items() if name not in parameters}

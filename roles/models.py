@@ -87,6 +87,8 @@ class ValueModel(nn.Module):
         config = model.config
         self.score_shift = float(config.score_shift) if hasattr(config, "score_shift") else 0.0
         """What raw numbers are centred by; kept in the folder's config.json, 0 if it says nothing."""
+        self.score_scale = float(config.score_scale) if hasattr(config, "score_scale") else 1.0
+        """What they are multiplied by before that; likewise, and 1."""
         self.score_pooling: Pooling = config.score_pooling if hasattr(config, "score_pooling") else "last"
         """`mean`: a number is the mean over all tokens up to its position, not the one there."""
         head = getattr(model, "score", None)
@@ -125,6 +127,11 @@ class ValueModel(nn.Module):
             model.config.score_pooling = pooling
         return cls(model)
 
+    def rescale(self, mean: float, deviation: float) -> None:
+        """What is saved from here on gives today's number times `deviation` plus `mean`; this module does as before."""
+        config = self.model.config
+        config.score_scale, config.score_shift = self.score_scale * deviation, self.score_shift * deviation - mean
+
     def forward(self, *, packed: Packed, positions: Tensor) -> Tensor:
         """The centred number after reading each sequence up to `positions` (int64 `[n]`): float32 `[n]`."""
         output = self.model.base_model(**_inputs(packed))
@@ -133,7 +140,7 @@ class ValueModel(nn.Module):
             numbers = _running_mean(self.model.score(hidden).squeeze(-1), packed).index_select(0, positions)
         else:
             numbers = self.model.score(hidden.index_select(0, positions)).squeeze(-1)
-        centred: Tensor = numbers - self.score_shift
+        centred: Tensor = numbers * self.score_scale - self.score_shift
         return centred
 
 

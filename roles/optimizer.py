@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -47,7 +48,7 @@ def make_scheduler(schedule: ScheduleConfig, total: int) -> Callable[[Any], Lamb
     """Optimizer → its scheduler, for `total` optimizer steps."""
     if schedule.type != "constant" and total < 1:
         raise ValueError(f"optimizer_steps={total}: a {schedule.type} schedule needs an end")
-    return lambda optimizer: LambdaLR(optimizer, lambda step: rate_factor(schedule, step, total))
+    return lambda optimizer: LambdaLR(optimizer, partial(rate_factor, schedule, total=total))
 
 
 def rate_factor(schedule: ScheduleConfig, step: int, total: int) -> float:

@@ -92,7 +92,7 @@ class RolloutEngine:
     # Generating
 
     def generate(self, prompts: Prompts, version: int) -> Rollouts:
-        """One response for each row, sampled with the row's seed from the weights of `version`."""
+        """One response for each row, sampled with the row's seed (None: greedily) from the weights of `version`."""
         parts = [rollouts for _, rollouts in self._complete(prompts, max(len(prompts), 1), version)]
         return parts[0] if parts else self._rollouts(prompts, [])
 
@@ -238,13 +238,13 @@ class RolloutEngine:
         self._latest = self._version = version
 
 
-def _sampling(setup: RolloutSetup, seed: int) -> SamplingParams:
+def _sampling(setup: RolloutSetup, seed: int | None) -> SamplingParams:
     from vllm import SamplingParams
     from vllm.sampling_params import RequestOutputKind
 
     rollout = setup.rollout
     return SamplingParams(
-        temperature=rollout.temperature,
+        temperature=0.0 if seed is None else rollout.temperature,
         top_p=rollout.top_p,
         top_k=rollout.top_k,
         seed=seed,

@@ -178,6 +178,35 @@ def slowed_down(setup: EngineSetup, batch: Experience, folder: str) -> list[floa
     return [*rates, resumed.update(shard).learning_rate]
 
 
+def averaged(setup: EngineSetup, batches: list[Experience], folder: str) -> dict[str, Any]:
+    """Weights after every optimizer step; the mean is saved and loaded half-way, and saved as a model in the end."""
+    from roles.actor import Actor
+
+    mine = [_mine(shares(batch, torch.distributed.get_world_size())) for batch in batches]
+    actor = Actor(setup, PolicyLossConfig(), TEMPERATURE)
+    seen = [whole_weights(actor._engine)]
+    for number, batch in enumerate(mine):
+        if number == 1:
+            actor.save_state(folder)
+            actor = Actor(setup, PolicyLossConfig(), TEMPERATURE)
+            actor.load_state(folder)
+        actor.update([batch])
+        seen.append(whole_weights(actor._engine))
+    actor.save_average(f"{folder}/mean")
+    return {"weights": seen, "unmoved": whole_weights(actor._engine)}
+
+
+def expected_end(setup: EngineSetup, batch: Experience) -> list[float]:
+    """Learning rates of three optimizer steps; after the first, the schedule is told to end with the third."""
+    from roles.actor import Actor
+
+    actor = Actor(setup, PolicyLossConfig(), TEMPERATURE)
+    shard = [_mine(shares(batch, torch.distributed.get_world_size()))]
+    rates = [actor.update(shard).learning_rate]
+    actor.expect(3)
+    return [*rates, *(actor.update(shard).learning_rate for _ in range(2))]
+
+
 def update_actor_loaded_in_shards(
     setup: EngineSetup, loss: PolicyLossConfig, batches: list[Experience]
 ) -> dict[str, Any]:

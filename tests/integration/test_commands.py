@@ -111,7 +111,7 @@ def test_the_less_common_settings_run(home: Path, reward: Path) -> None:
                 "prompts.max_tokens=24",
             ),
             *(f"prompts.train.path={chats}", f"reward.model.path={reward}", f"critic.model.path={reward}"),
-            *("reward.text_bridge=true", "ppo.critic_warmup_steps=1", "ppo.truncated={type: bootstrap}"),
+            *("reward.text_bridge=true", "critic.warmup.max_steps=1", "ppo.truncated={type: bootstrap}"),
             *(
                 "ppo.kl.controller={type: adaptive, target: 0.5, initial: 0.2, horizon: 64}",
                 "rollout.prompts_per_step=4",

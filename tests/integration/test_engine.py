@@ -12,7 +12,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
-from roles.config import PolicyLossConfig, ValueLossConfig, ZeroConfig
+from roles.config import PolicyLossConfig, ScheduleConfig, ValueLossConfig, ZeroConfig
 from roles.optimizer import rate_factor
 from tests.integration import engine_cases as cases
 from tests.integration.ranks import Ranks
@@ -78,6 +78,29 @@ def test_a_slower_rate_holds_for_the_rest_of_the_schedule_and_after_a_resume(
     done = [rate_factor(setup.optimizer.schedule, step, setup.optimizer_steps) for step in range(3)]
     assert slow / first == pytest.approx(done[1] / done[0] / 4)
     assert resumed / first == pytest.approx(done[2] / done[0] / 4)
+
+
+def test_the_schedule_ends_where_it_is_told_to(groups: dict[int, Ranks], folders: dict[str, Path]) -> None:
+    optimizer = cases.OPTIMIZER.model_copy(update={"schedule": ScheduleConfig(type="linear")})
+    setup = cases.setup_of(folders["policy"], optimizer=optimizer, optimizer_steps=100)
+    rates = groups[1].call(cases.expected_end, setup, BATCHES[0])[0]
+    assert rates == pytest.approx([1e-3, 1e-3 * (1 - 1 / 100), 1e-3 * (1 - 2 / 3)])
+
+
+@pytest.mark.parametrize("stage", [3, 0])
+def test_the_mean_of_the_weights_follows_them_and_survives_a_resume(
+    groups: dict[int, Ranks], folders: dict[str, Path], tmp_path: Path, stage: Any
+) -> None:
+    setup = cases.setup_of(folders["tied"], zero=ZeroConfig(stage=stage), ema_decay=0.5)
+    answer = groups[2].call(cases.averaged, setup, BATCHES, str(tmp_path))[0]
+    first, *others = answer["weights"]
+    mean = first
+    for weights in others:
+        mean = {name: 0.5 * mean[name] + 0.5 * weights[name] for name in mean}
+    saved = AutoModelForCausalLM.from_pretrained(tmp_path / "mean")
+    assert largest_difference({"model." + name: p.detach() for name, p in saved.named_parameters()}, mean) < 1e-6
+    assert largest_difference(answer["unmoved"], others[-1]) == 0
+    assert largest_difference(mean, others[-1]) > 1e-4
 
 
 @pytest.mark.parametrize(("kind", "estimator"), [("gspo", "k2"), ("cispo", "k3")])

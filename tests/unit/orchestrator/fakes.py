@@ -49,7 +49,11 @@ class FakeGroup:
     def map(self, method: Any, shards: list[Any], *common: Any) -> FakeCall:
         self.log.append(f"start {self.role}.{method.__name__}")
         self.seen.append(shards)
-        answers = {"update": lambda shard: CRITIC if self.role == "critic" else ACTOR, "score": scores_of}
+        answers = {
+            "update": lambda shard: CRITIC if self.role == "critic" else ACTOR,
+            "score": scores_of,
+            "generate": lambda shard: rollouts_of(shard, *common),
+        }
         return FakeCall(self, method.__name__, [answers.get(method.__name__, per_token)(shard) for shard in shards])
 
     def call(self, method: Any, *arguments: Any) -> FakeCall:

@@ -6,7 +6,17 @@ import pytest
 import torch
 from torch import Tensor
 
-from orchestrator.advantages import CRITIC_FREE, WITH_CRITIC, dr_grpo, gae, grpo, reinforce_plus_plus, rloo, whiten
+from orchestrator.advantages import (
+    CRITIC_FREE,
+    WITH_CRITIC,
+    dr_grpo,
+    gae,
+    grpo,
+    reinforce_plus_plus,
+    remax,
+    rloo,
+    whiten,
+)
 from orchestrator.ppo_config import Gae, PpoConfig
 
 ROWS, TIME = 7, 12
@@ -152,10 +162,21 @@ def test_responses_that_are_all_alike_teach_nothing() -> None:
 def test_every_estimator_without_a_critic_has_a_variant(kind: str) -> None:
     ppo = PpoConfig.model_validate({"advantage": {"type": kind}})
     assert not ppo.uses_critic and ppo.whitens == kind.startswith("reinforce")
-    assert ppo.compares_responses == (kind != "reinforce++")
+    assert ppo.compares_responses == (kind not in ("reinforce++", "remax"))
     rewards, _, mask = case(0)
     options = ppo.advantage.model_dump(exclude={"type"})
     assert CRITIC_FREE[kind](rewards, mask, GROUPS, **options).shape == mask.shape
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_remax_is_what_follows_less_the_greedy_score(seed: int) -> None:
+    rewards, _, mask = case(seed)
+    baselines = torch.arange(len(mask), dtype=rewards.dtype)
+    got = remax(rewards, mask, baselines)
+    for row in range(len(mask)):
+        for t in range(mask.shape[1]):
+            follows = sum(float(rewards[row, u]) for u in range(t, mask.shape[1]) if mask[row, u])
+            assert float(got[row, t]) == pytest.approx(follows - row if mask[row, t] else 0.0, abs=1e-5)
 
 
 @pytest.mark.parametrize("seed", range(5))

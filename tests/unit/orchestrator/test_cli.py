@@ -58,7 +58,7 @@ def drive(monkeypatch: pytest.MonkeyPatch) -> Drive:
     """Put stand-ins for the door and the drivers in place; they note their arguments, and raise `error`."""
     places = {
         "orchestrator.checks": ["check_train", "check_reward", "check_evaluate"],
-        "orchestrator.ppo": ["train"],
+        "orchestrator.training": ["train"],
         "orchestrator.reward_training": ["train_reward"],
         "orchestrator.evaluation": ["evaluate_run"],
     }

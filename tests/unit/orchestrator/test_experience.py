@@ -11,6 +11,7 @@ from orchestrator.advantages import gae, whiten
 from orchestrator.errors import TetrarchError
 from orchestrator.experience import explained_variance, last_generated, mini_batches, shape_rewards, to_experience
 from orchestrator.ppo_config import PpoConfig
+from orchestrator.scores import RunningScale, shape_scores
 from roles.batch import Experience, Scored
 from roles.losses import k1
 
@@ -125,8 +126,9 @@ def test_whitened_rewards_keep_their_mean() -> None:
 
 
 def test_truncated_penalty_replaces_the_score() -> None:
-    scored = make_scored()
-    ours, stats = to_experience(scored, BETA, make_ppo(truncated={"type": "penalty", "score": -7.0}))
+    scored, ppo = make_scored(), make_ppo(truncated={"type": "penalty", "score": -7.0})
+    shaped = shape_scores(scored.scores, scored, ppo, RunningScale())
+    ours, stats = to_experience(scored, BETA, ppo, scores=shaped)
     wanted, _ = to_experience(replace(scored, scores=torch.tensor([1.0, -7.0, -7.0, 4.0])), BETA, make_ppo())
     torch.testing.assert_close(ours.advantages, wanted.advantages)
     torch.testing.assert_close(ours.returns, wanted.returns)
@@ -134,6 +136,21 @@ def test_truncated_penalty_replaces_the_score() -> None:
     assert stats.reward_mean == pytest.approx(
         sum(sum(row) for row in naive_rewards(scored, [1.0, -7.0, -7.0, 4.0])) / 4, abs=1e-6
     )
+
+
+def test_normalised_values_are_read_in_the_old_units_and_their_targets_are_in_the_new_ones() -> None:
+    """Equal to a critic that has spoken in plain units; what the loss sees is what the critic said and shall say."""
+    scored, ppo, scale = make_scored(), make_ppo(), RunningScale()
+    scale.update(torch.tensor([10.0, 14.0]))  # mean 12, deviation 2
+    plain, plain_stats = to_experience(replace(scored, values=scored.values * 2 + 12), BETA, ppo)
+    ours, stats = to_experience(scored, BETA, ppo, value_scale=scale)
+    torch.testing.assert_close(ours.advantages, plain.advantages)
+    assert stats.explained_variance == pytest.approx(plain_stats.explained_variance)
+    torch.testing.assert_close(ours.values, scored.values * ours.response_mask)
+    expected = RunningScale()
+    expected.update(torch.cat([torch.tensor([10.0, 14.0]), plain.returns[plain.response_mask]]))
+    torch.testing.assert_close(ours.returns, expected.normalised(plain.returns) * plain.response_mask)
+    torch.testing.assert_close(scale.restored(ours.returns)[ours.response_mask], plain.returns[plain.response_mask])
 
 
 @pytest.mark.parametrize("white", [False, True])

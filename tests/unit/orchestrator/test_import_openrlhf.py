@@ -135,7 +135,7 @@ def test_what_has_another_form_here(tmp_path: Path) -> None:
     assert imported.left_out == ()
     assert "reward.model.path" not in imported.to_fill and "critic.model.path" not in imported.to_fill
     data = yaml.safe_load(imported.text)
-    assert data["ppo"]["advantage"] == {"type": "grpo"} and "critic_warmup_steps" not in data["ppo"]
+    assert data["ppo"]["advantage"] == {"type": "grpo"} and "warmup" not in data.get("critic", {})
     assert data["reward"] == {"type": "remote", "urls": ["http://a:1/score", "http://b:2/score"]}
 
 

@@ -210,7 +210,7 @@ def test_several_mistakes_are_one_line_each(file: Path) -> None:
         (["placement.actor.ranks=9"], ["placement.actor.ranks=9", "8 samples"]),
         (["rollout.min_response_tokens=17"], ["rollout.min_response_tokens=17", "max_response_tokens=16"]),
         (["rollout.top_p=0.9"], ["rollout.top_p=0.9", "type: truncated"]),
-        (["ppo.critic_warmup_steps=10"], ["ppo.critic_warmup_steps=10", "steps=10"]),
+        (["critic.warmup.max_steps=10"], ["critic.warmup.max_steps=10", "steps=10"]),
         (["actor.optimizer.schedule.warmup_steps=40"], ["actor.optimizer.schedule.warmup_steps=40", "40 optimizer"]),
         (
             ["reward={type: function, path: f.py}"],
@@ -218,8 +218,8 @@ def test_several_mistakes_are_one_line_each(file: Path) -> None:
         ),
         (["ppo.advantage={type: grpo}"], ["ppo.advantage.type=grpo", "responses_per_prompt=1", "4 or more"]),
         (
-            ["ppo.advantage={type: reinforce++}", "ppo.critic_warmup_steps=1", "critic.gradient_checkpointing=true"],
-            ["critic needs a critic", "ppo.critic_warmup_steps=1 needs a critic", "use type: gae"],
+            ["ppo.advantage={type: reinforce++}", "critic.warmup.max_steps=1", "ppo.value.clip=null"],
+            ["critic needs a critic", "ppo.value needs a critic", "use type: gae"],
         ),
         (
             ["ppo.advantage={type: reinforce++}", "ppo.truncated={type: bootstrap}"],
@@ -236,7 +236,7 @@ def test_several_mistakes_are_one_line_each(file: Path) -> None:
         (["evaluation.every=5"], ["evaluation.every=5", "prompts.heldout.path"]),
         (["evaluation.judge={path: f.py}"], ["evaluation.judge", "prompts.heldout.path"]),
         (["rollout.engine.sleep=1"], ["rollout.engine.sleep=1", "device=cpu"]),
-        (["device=cuda", "rollout.engine.sleep=2", "ppo.critic_warmup_steps=1"], ["sleep=2", "use sleep: 1"]),
+        (["device=cuda", "rollout.engine.sleep=2", "critic.warmup.max_steps=1"], ["sleep=2", "use sleep: 1"]),
         (["rollout.engine.block_size=16"], ["rollout.engine.block_size=16", "multiple of 32", "use 32"]),
         (["actor.zero.offload_optimizer=true"], ["actor.zero.offload_optimizer=true", "device=cpu"]),
         (["critic.zero.sleep=true"], ["critic.zero.sleep=true", "device=cpu"]),

@@ -10,16 +10,17 @@ from typing import Any
 
 import pytest
 
-import orchestrator.ppo
+import orchestrator.training
 from cluster.config import Deadlines
 from cluster.errors import RankFailure
 from orchestrator.checkpoint import Checkpoints
 from orchestrator.errors import KlBudgetSpent
 from orchestrator.groups import Policy
 from orchestrator.kl import FixedController
-from orchestrator.ppo import Run, TrainState
+from orchestrator.ppo import TrainState
 from orchestrator.ppo_config import PpoConfig
 from orchestrator.timing import Clock
+from orchestrator.training import Run
 from tests.unit.orchestrator.fakes import FakeGroup, prompts_of, write_waits
 
 NOBODY: Any = None
@@ -47,9 +48,9 @@ class Source:
 @pytest.fixture
 def make_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> MakeRun:
     log: list[str] = []
-    monkeypatch.setattr(orchestrator.ppo, "wait_all", write_waits(log))
-    monkeypatch.setattr(orchestrator.ppo, "watching", lambda ranks: nullcontext())
-    monkeypatch.setattr(orchestrator.ppo, "become_idle", lambda ranks, within_s: log.append("idle?") is None)
+    monkeypatch.setattr(orchestrator.training, "wait_all", write_waits(log))
+    monkeypatch.setattr(orchestrator.training, "watching", lambda ranks: nullcontext())
+    monkeypatch.setattr(orchestrator.training, "become_idle", lambda ranks, within_s: log.append("idle?") is None)
 
     def make(**state: int) -> tuple[Run, list[str]]:
         groups: Any = {role: FakeGroup(role, log) for role in ("actor", "critic", "reward", "reference")}
@@ -103,7 +104,7 @@ DEATH = RankFailure("reward rank 0 (node a) died")
 
 def test_when_another_role_fails_what_was_trained_is_saved(make_run: MakeRun, monkeypatch: pytest.MonkeyPatch) -> None:
     run, log = make_run(step=3, version=3)
-    monkeypatch.setattr(orchestrator.ppo, "train_step", failing("score", DEATH))
+    monkeypatch.setattr(orchestrator.training, "train_step", failing("score", DEATH))
     with pytest.raises(RankFailure):
         run._one_step()
     saved = run.checkpoints.require_newest()
@@ -116,7 +117,7 @@ def test_nothing_is_saved_of_half_an_update_or_of_no_step(
     make_run: MakeRun, monkeypatch: pytest.MonkeyPatch, phase: str, step: int
 ) -> None:
     run, _ = make_run(step=step)
-    monkeypatch.setattr(orchestrator.ppo, "train_step", failing(phase, DEATH))
+    monkeypatch.setattr(orchestrator.training, "train_step", failing(phase, DEATH))
     with pytest.raises(RankFailure):
         run._one_step()
     assert run.checkpoints.newest() is None
@@ -125,7 +126,7 @@ def test_nothing_is_saved_of_half_an_update_or_of_no_step(
 def test_a_step_that_stands_is_not_saved_again(make_run: MakeRun, monkeypatch: pytest.MonkeyPatch) -> None:
     run, log = make_run(step=3)
     run.save()
-    monkeypatch.setattr(orchestrator.ppo, "train_step", failing("score", DEATH))
+    monkeypatch.setattr(orchestrator.training, "train_step", failing("score", DEATH))
     log.clear()
     with pytest.raises(RankFailure):
         run._one_step()
@@ -134,8 +135,8 @@ def test_a_step_that_stands_is_not_saved_again(make_run: MakeRun, monkeypatch: p
 
 def test_an_actor_that_hangs_is_told(make_run: MakeRun, monkeypatch: pytest.MonkeyPatch) -> None:
     run, log = make_run(step=3)
-    monkeypatch.setattr(orchestrator.ppo, "train_step", failing("score", DEATH))
-    monkeypatch.setattr(orchestrator.ppo, "become_idle", lambda ranks, within_s: False)
+    monkeypatch.setattr(orchestrator.training, "train_step", failing("score", DEATH))
+    monkeypatch.setattr(orchestrator.training, "become_idle", lambda ranks, within_s: False)
     with pytest.raises(RankFailure):
         run._one_step()
     assert log[-1] == "step 3 could not be saved: a rank of actor or critic hangs"

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 
-from orchestrator.ppo_config import ScoreConfig
+from orchestrator.ppo_config import PenaliseTruncated, PpoConfig, ScoreConfig
 from orchestrator.scores import RunningScale, length_penalty, shape_scores
 
 LENGTHS = torch.tensor([1, 40, 50, 60, 70])
@@ -32,18 +34,39 @@ def test_the_running_scale_survives_a_checkpoint() -> None:
     assert before.state_dict() == after.state_dict()
 
 
+def shape(scores: torch.Tensor, lengths: torch.Tensor, ppo: PpoConfig) -> list[float]:
+    """All responses have ended but the last."""
+    scale = RunningScale()
+    scale.update(scores)
+    mask = torch.arange(int(lengths.max())) < lengths.unsqueeze(1)
+    finished = torch.arange(len(scores)) < len(scores) - 1
+    return shape_scores(scores, SimpleNamespace(response_mask=mask, finished=finished), ppo, scale).tolist()
+
+
+def make_ppo(**score: Any) -> PpoConfig:
+    return PpoConfig.model_validate({"score": score})
+
+
 def test_scores_that_are_all_alike_are_zero() -> None:
-    config = ScoreConfig(normalise=True)
-    assert shape_scores(torch.full((3,), 7.0), LENGTHS[:3], config, RunningScale()).tolist() == [0, 0, 0]
+    assert shape(torch.full((3,), 7.0), LENGTHS[:3], make_ppo(normalise=True)) == [0, 0, 0]
 
 
-def test_the_order_is_scale_then_clip_then_length() -> None:
-    config = ScoreConfig.model_validate(
-        {"normalise": True, "clip": 1.0, "length": {"type": "linear", "per_token": 0.01}}
-    )
-    shaped = shape_scores(torch.tensor([0.0, 0.0, 0.0, 0.0, 10.0]), LENGTHS, config, RunningScale())
-    # mean 2, deviation 4
-    assert shaped.tolist() == pytest.approx([-0.5 - 0.01, -0.5 - 0.4, -0.5 - 0.5, -0.5 - 0.6, 1.0 - 0.7])
+def test_the_order_is_scale_then_clip_then_length_then_the_penalty_for_no_end() -> None:
+    ppo = make_ppo(normalise=True, clip=1.0, length={"type": "linear", "per_token": 0.01})
+    scores = torch.tensor([0.0, 0.0, 0.0, 0.0, 10.0])  # mean 2, deviation 4
+    shaped = [-0.5 - 0.01, -0.5 - 0.4, -0.5 - 0.5, -0.5 - 0.6, 1.0 - 0.7]
+    assert shape(scores, LENGTHS, ppo) == pytest.approx(shaped)
+    cut = ppo.model_copy(update={"truncated": PenaliseTruncated(type="penalty", score=-3.0)})
+    assert shape(scores, LENGTHS, cut) == pytest.approx([*shaped[:-1], -3.0])
+
+
+def test_restored_is_the_inverse_of_normalised() -> None:
+    scale, numbers = RunningScale(), torch.tensor([1.0, 2.0, 4.0])
+    assert scale.restored(numbers).tolist() == numbers.tolist(), "before the first number"
+    scale.update(numbers)
+    torch.testing.assert_close(scale.restored(scale.normalised(numbers)), numbers)
+    scale.update(torch.zeros(0))
+    torch.testing.assert_close(scale.restored(scale.normalised(numbers)), numbers)
 
 
 def test_soft_overlong_is_the_papers() -> None:
@@ -55,4 +78,4 @@ def test_soft_overlong_is_the_papers() -> None:
 
 def test_plain_scores_stay_as_they_are() -> None:
     scores = torch.tensor([1.0, -2.0])
-    assert shape_scores(scores, LENGTHS[:2], ScoreConfig(), RunningScale()).tolist() == scores.tolist()
+    assert shape(scores, LENGTHS[:2], PpoConfig()) == scores.tolist()

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+import orchestrator.experience
 import orchestrator.groups
 import orchestrator.ppo
 from cluster.config import Deadlines
@@ -19,14 +20,22 @@ from orchestrator.ppo import StepResult, TrainState, step_metrics, train_step
 from orchestrator.ppo_config import PpoConfig
 from orchestrator.timing import Clock
 from roles.batch import Experience, Scored
+from roles.config import WarmupConfig
 from tests.unit.orchestrator.fakes import ACTOR, CRITIC, FakeGroup, prompts_of, write_waits
 
 ROWS = 4
 
 
 def step(
-    log: list[str], *, stale: int = 0, sleeps: bool = False, **ppo: Any
+    log: list[str],
+    *,
+    stale: int = 0,
+    sleeps: bool = False,
+    warmup: WarmupConfig | None = None,
+    done: int = 0,
+    **ppo: Any,
 ) -> tuple[StepResult, TrainState, dict[str, FakeGroup]]:
+    """`done`: steps before this one."""
     groups = {role: FakeGroup(role, log) for role in ("actor", "critic", "reward", "reference")}
     engines = FakeGroup("rollout", log, stale=stale)
     deadlines = Deadlines()
@@ -37,12 +46,13 @@ def step(
         deadlines=deadlines,
         **groups,  # type: ignore[arg-type]
     )
+    groups["rollout"] = engines
     algorithm = PpoConfig.model_validate({"epochs": 2, "mini_batches": 2, **ppo})
     if not algorithm.uses_critic:
         roles = dataclasses.replace(roles, critic=None)
-    rollout = SimpleNamespace(responses_per_prompt=2)
-    config: Any = SimpleNamespace(ppo=algorithm, deadlines=deadlines, seed=0, rollout=rollout)
-    state = TrainState(SimpleNamespace(), FixedController(0.1), version=3)  # type: ignore[arg-type]
+    rollout, critic = SimpleNamespace(responses_per_prompt=2), SimpleNamespace(warmup=warmup or WarmupConfig())
+    config: Any = SimpleNamespace(ppo=algorithm, deadlines=deadlines, seed=0, rollout=rollout, critic=critic, steps=10)
+    state = TrainState(SimpleNamespace(), FixedController(0.1), version=3, step=done)  # type: ignore[arg-type]
     clock = Clock(lambda phase: log.append(f"[{phase}]"))
     return train_step(roles, prompts_of(ROWS), state, config, clock), state, groups
 
@@ -114,10 +124,48 @@ def test_actor_and_critic_get_every_row_in_every_epoch(log: list[str]) -> None:
 
 
 def test_while_the_critic_warms_up_the_actor_stays(log: list[str]) -> None:
-    result, state, _ = step(log, critic_warmup_steps=1)
+    result, state, _ = step(log, warmup=WarmupConfig(max_steps=1))
     assert log[-2:] == ["start critic.update", "wait for critic.update"]
-    assert (state.step, state.version) == (1, 3)
+    assert (state.step, state.version, state.warm_at) == (1, 3, None)
     assert result.actor is None
+
+
+def test_after_the_last_step_of_the_warm_up_the_actor_begins_with_new_samples(log: list[str]) -> None:
+    result, state, groups = step(log, warmup=WarmupConfig(max_steps=1), done=1)
+    assert result.actor is ACTOR and (state.warm_at, state.version) == (1, 4)
+    assert not [line for line in log if "expect" in line], "its schedule was made for these steps"
+    # One mini-batch an optimizer step: the samples of this step and no others.
+    assert [len(part) for part in groups["actor"].seen[-1]] == [4, 4]
+
+
+@pytest.mark.parametrize(("explained", "trained"), [(0.39, False), (0.4, True)])
+def test_the_warm_up_ends_when_the_critic_explains_enough(
+    log: list[str], monkeypatch: pytest.MonkeyPatch, explained: float, trained: bool
+) -> None:
+    """The batch that shows it is the actor's first; its schedule gets the steps that the warm-up has left over."""
+    monkeypatch.setattr(orchestrator.experience, "explained_variance", lambda values, returns: explained)
+    gate = WarmupConfig(max_steps=5, until_explained_variance=0.4)
+    result, state, _ = step(log, warmup=gate, done=2)
+    assert (result.actor is not None) == trained
+    assert state.warm_at == (2 if trained else None)
+    assert [line for line in log if "expect" in line] == [f"actor.expect({(10 - 2) * 2 * 2},)"] * trained
+
+
+def test_remax_asks_for_one_greedy_response_a_prompt_and_scores_it(log: list[str]) -> None:
+    """Before the others, so that engines that share their GPUs can sleep while it is scored."""
+    _, _, groups = step(log, advantage={"type": "remax"}, sleeps=True)
+    assert log[:4] == [
+        "[generate]",
+        "rollout.wake(('weights', 'kv_cache'),)",
+        "start rollout.generate",
+        "rollout.sleep(True,)",
+    ]
+    asked = [row for shard in groups["rollout"].seen[0] for row in zip(shard.token_ids, shard.seeds, strict=True)]
+    assert asked == [([0, 1], None), ([2, 1], None)]
+    assert log.count("start reward.score") == 3 and log.index("rollout.sleep(False,)") < log.index("start reward.score")
+    (first, *_), *_ = groups["actor"].seen[-1]
+    rows = first.token_ids[:, 0].tolist()  # scores are row numbers; the greedy ones are those of rows 0 and 2
+    assert first.advantages[:, -1].tolist() == [row - 2 * (row // 2) for row in rows]
 
 
 def test_samples_of_other_weights_are_refused(log: list[str]) -> None:

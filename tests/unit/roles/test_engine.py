@@ -67,7 +67,7 @@ MOVED = "offload_states optim_states hp_params lp_grads contiguous_grad_buffer"
 def engine_on(recorder: Recorder, zero: ZeroConfig) -> Engine:
     engine = object.__new__(Engine)
     engine.setup, engine.world_size, engine.module = replace(SETUP, zero=zero), 1, torch.nn.Identity()
-    engine._deepspeed = recorder
+    engine._deepspeed, engine._average = recorder, None
     return engine
 
 
