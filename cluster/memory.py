@@ -81,6 +81,8 @@ class RoleSize:
     """Of a weight: 2 in bfloat16, 4 in float32."""
     stage: int
     trained: bool
+    adapters: int | None = None
+    """Trained parameters of LoRA (and a value head), beside the frozen ones; None: there is no LoRA."""
     offload_optimizer: bool = False
     offload_parameters: bool = False
     sleep: bool = False
@@ -94,6 +96,11 @@ class RoleSize:
     """Over which the ranks are spread."""
     threads: int = 1
     """CPU threads of each rank."""
+
+    @property
+    def learning(self) -> int:
+        """Parameters with gradients and optimizer states."""
+        return self.model.parameters if self.adapters is None else self.adapters
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,15 +138,16 @@ class EngineSize:
 
 def states(role: RoleSize, *, training: bool = True) -> Account:
     """Of each rank, on its GPU: weights, gradients, optimizer; of one that sleeps while it does not train, weights."""
-    parameters, ranks = role.model.parameters, role.ranks
+    ranks = role.ranks
     shards = {1: (1, 1, ranks), 2: (1, ranks, ranks), 3: (ranks, ranks, ranks)}.get(role.stage, (1, 1, 1))
     if not role.trained and role.stage < 3:
         shards = (1, 1, 1)
+    parameters = role.model.parameters + (role.adapters or 0)
     account: Account = {"weights": 0.0 if role.offload_parameters else parameters * role.number_bytes / shards[0]}
     if role.sleep and not training:
         return account
     if role.trained and not role.offload_optimizer:
-        account["gradients (float32)"] = 4 * parameters / shards[1]
+        account["gradients (float32)"] = 4 * role.learning / shards[1]
         account["optimizer (float32 weights and moments)"] = _optimizer_bytes(role) / shards[2]
     if role.trained and role.stage == 3 and role.ranks > 1:
         account["reduction bucket"] = role.number_bytes * REDUCE_BUCKET
@@ -152,14 +160,14 @@ def host_states(role: RoleSize) -> Account:
     if role.offload_parameters:
         account["offloaded weights"] = role.model.parameters * role.number_bytes / role.ranks
     if role.trained and (role.offload_optimizer or role.sleep):
-        account["offloaded gradients (float32)"] = 4 * role.model.parameters / role.ranks
+        account["offloaded gradients (float32)"] = 4 * role.learning / role.ranks
         account["offloaded optimizer"] = _optimizer_bytes(role) / role.ranks
     return account
 
 
 def _optimizer_bytes(role: RoleSize) -> float:
     """AdamW: two moments, and the float32 weights where the model's own are narrower."""
-    return role.model.parameters * (8 + (4 if role.number_bytes < 4 else 0))
+    return role.learning * (8 + (4 if role.number_bytes < 4 else 0))
 
 
 def working(role: RoleSize, *, training: bool) -> Account:
@@ -173,7 +181,7 @@ def working(role: RoleSize, *, training: bool) -> Account:
         account["activations"] = tokens * _activation_bytes(role)
         account["head and a block of logits"] = _head_bytes(role)
         if not role.offload_optimizer:
-            account["optimizer's step"] = 4 * min(SUB_GROUP, model.parameters / max(role.ranks, 1))
+            account["optimizer's step"] = 4 * min(SUB_GROUP, role.learning / max(role.ranks, 1))
     else:
         account["activations"] = tokens * (10 * model.hidden + 3 * width * model.intermediate)
         account["block of logits"] = _block_bytes(role)
@@ -188,11 +196,12 @@ def _block_bytes(role: RoleSize) -> float:
 
 
 def _head_bytes(role: RoleSize) -> float:
-    """Of the backward pass: hidden states' gradients, in float32 first, and the head's own."""
+    """Of the backward pass: hidden states' gradients, in float32 first, and those of a head that is trained."""
     if not role.model.vocabulary:
         return 0.0
     hidden = role.tokens * role.scored_share * role.model.hidden
-    return _block_bytes(role) + hidden * (4 + 2 * role.number_bytes) + role.number_bytes * role.model.embedding
+    own = role.number_bytes * role.model.embedding if role.adapters is None else 0.0
+    return _block_bytes(role) + hidden * (4 + 2 * role.number_bytes) + own
 
 
 def _activation_bytes(role: RoleSize) -> float:

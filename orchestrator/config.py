@@ -188,7 +188,13 @@ class RunConfig(Section):
         """The roles of a training run that hold a model."""
         critic = ("critic",) if self.ppo.uses_critic else ()
         reward = ("reward",) if self.reward.type == "model" else ()
-        return ("rollout", "actor", *critic, "reference", *reward)
+        reference = () if self.reference.share_actor else ("reference",)
+        return ("rollout", "actor", *critic, *reference, *reward)
+
+    @property
+    def reference_role(self) -> str:
+        """On whose ranks the reference lives."""
+        return "actor" if self.reference.share_actor else "reference"
 
     @property
     def critic_model(self) -> ModelConfig | None:

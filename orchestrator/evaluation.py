@@ -24,7 +24,7 @@ from orchestrator.results import Estimate, EvaluationResult, SampleRow
 from orchestrator.run_files import finite
 from roles.batch import Prompts, Rollouts, Scored
 from roles.losses import k1
-from roles.reference import Reference
+from roles.reference import FrozenPolicy
 from roles.reward import Scorer
 
 
@@ -38,7 +38,7 @@ def evaluate(
     rollouts = roles.policy.generate(prompts, version=version)
     proxy, reference, *judge = passes = [
         spread(roles.reward, Scorer.score, rollouts),
-        spread(roles.reference, Reference.logprobs, rollouts),
+        spread(roles.reference, FrozenPolicy.reference_logprobs, rollouts),
         *([spread(roles.judge, Scorer.score, rollouts)] if roles.judge else []),
     ]
     deadline_s = roles.deadlines.score_s

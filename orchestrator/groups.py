@@ -24,7 +24,7 @@ from roles.actor import Actor
 from roles.batch import Preferences, Prompts, Rollouts, Scored
 from roles.critic import Critic
 from roles.packing import balance
-from roles.reference import Reference
+from roles.reference import FrozenPolicy
 from roles.reward import Scorer
 from roles.rollout import RolloutEngine
 
@@ -93,7 +93,7 @@ class EvaluationRoles:
     cluster: RayCluster
     policy: Policy
     reward: RoleGroup[Scorer]
-    reference: RoleGroup[Reference]
+    reference: RoleGroup[FrozenPolicy]
     judge: RoleGroup[Scorer] | None
     deadlines: Deadlines
 
@@ -156,7 +156,7 @@ def start_scoring(roles: Roles, part: Part, rollouts: Rollouts) -> Scoring:
         part,
         rollouts,
         old_logprobs=spread(roles.actor, Actor.logprobs, rollouts),
-        reference_logprobs=spread(roles.reference, Reference.logprobs, rollouts),
+        reference_logprobs=spread(roles.reference, FrozenPolicy.reference_logprobs, rollouts),
         values=spread(roles.critic, Critic.values, rollouts) if roles.critic else None,
         scores=spread(roles.reward, Scorer.score, rollouts),
     )

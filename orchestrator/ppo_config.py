@@ -9,7 +9,8 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from roles.config import PolicyLossConfig, Section, ValueLossConfig
+from roles.config import Section
+from roles.loss_config import PolicyLossConfig, ValueLossConfig
 
 
 class Gae(Section):

@@ -28,7 +28,7 @@ from orchestrator.timing import Clock
 from roles.actor import Actor
 from roles.batch import Prompts
 from roles.critic import Critic
-from roles.reference import Reference
+from roles.reference import FrozenPolicy
 
 RESCUE_S = 30.0
 """For actor and critic to end what they were doing when another role failed."""
@@ -224,4 +224,4 @@ class Run:
         )
 
     def _reference_fingerprint(self) -> str:
-        return self.roles.reference.call(Reference.fingerprint).result(self.config.deadlines.score_s)[0]
+        return self.roles.reference.call(FrozenPolicy.reference_fingerprint).result(self.config.deadlines.score_s)[0]

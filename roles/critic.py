@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from roles.batch import Experience, Rollouts
-from roles.config import ValueLossConfig
 from roles.engine import Engine, EngineSetup
+from roles.loss_config import ValueLossConfig
 from roles.losses import value_loss
 from roles.micro_batch import MicroBatch, per_token, picked, update
 from roles.models import ValueModel

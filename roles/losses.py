@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from roles.config import LossMean
+from roles.loss_config import LossMean
 
 CHUNK = 1 << 22
 """Logits that are widened to float32 at a time: 16 MiB, however long the batch and large the vocabulary."""

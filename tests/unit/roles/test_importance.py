@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from roles.config import PolicyLossConfig
 from roles.importance import IMPORTANCE, icepop, rejected_sequences, truncated_importance
+from roles.loss_config import PolicyLossConfig
 
 OLD = torch.tensor([0.0, 0.0, 0.0, 0.0, 0.0], requires_grad=True)
 ROLLOUT = torch.tensor([0.0, 1.0, -5.0, 0.05, -0.05])
