@@ -21,7 +21,7 @@ from orchestrator.errors import ConfigError
 from roles.config import LoraConfig, ModelConfig, TrainedRole
 from roles.conversion import resolve_model
 from roles.errors import ModelError
-from roles.lora import adapt, is_adapter
+from roles.lora import adapter_parameters
 
 KNOWN = Path(__file__).with_name("known_models.yaml")
 
@@ -61,10 +61,9 @@ def _adapters(model: ModelConfig, key: str, cache_folder: Path, lora: LoraConfig
     with torch.device("meta"):
         made: Any = AutoModelForCausalLM.from_config(config)
     try:
-        adapt(made, lora)
+        trained = adapter_parameters(made, lora)
     except ModelError as error:
         raise ConfigError(f"{key.removesuffix('.model')}.{error}") from error
-    trained = sum(p.numel() for name, p in made.named_parameters() if is_adapter(name))
     return trained + (config.get_text_config().hidden_size if value_head else 0)
 
 

@@ -3,7 +3,7 @@
 A model flows in and gets adapters beside some of its linear layers: `W·x` becomes `W·x + alpha/rank · B·A·x`, with W
 frozen. Everything outside (engines, saved folders, fingerprints) knows a model by the names and shapes that it has
 without adapters: those are what `plain_name` and `merged` are for. Called by `roles.engine`, `roles.weight_transfer`
-and `roles.actor`; `adapt` by `orchestrator.model_sizes` too, on the meta device.
+and `roles.actor`; `adapter_parameters` by `orchestrator.model_sizes`.
 """
 
 from __future__ import annotations
@@ -44,6 +44,13 @@ def adapt(model: PreTrainedModel, config: LoraConfig, seed: int = 0) -> None:
     model.enable_input_require_grads()
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(is_adapter(name) or name.startswith("score."))
+
+
+def adapter_parameters(model: PreTrainedModel, config: LoraConfig) -> int:
+    """How many numbers `adapt` would add; of the model only shapes are read. Raises as `adapt` does."""
+    modules = dict(model.named_modules())
+    layers: list[Any] = [modules[name] for name in _targets(model, config)]
+    return sum(config.rank * (layer.in_features + layer.out_features) for layer in layers)
 
 
 def _targets(model: PreTrainedModel, config: LoraConfig) -> list[str]:

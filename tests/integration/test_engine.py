@@ -324,11 +324,15 @@ def test_adapters_alone_are_trained(
     for step, expected in enumerate(plain["gradients"]):
         assert largest_difference(answer["gradients"][step], expected) < 1e-5
     assert answer["stats"].gradient_norm == pytest.approx(sum(plain["norms"]) / 3, rel=1e-4)
-    assert largest_difference(answer["weights"], whole) < 2e-5
     untouched = AutoModelForCausalLM.from_pretrained(folders["tied"]).state_dict()
-    for name, moved in answer["weights"].items():
+    off, moved = (
+        sum(float((a[name] - b[name.removeprefix(cut)]).square().sum()) for name in a) ** 0.5
+        for a, b, cut in ((answer["weights"], whole, ""), (whole, untouched, "model."))
+    )
+    assert off / moved < 1e-4, "the same update for any number of ranks and any stage"
+    for name, now in answer["weights"].items():
         adapted = name.endswith("proj.weight")
-        assert torch.equal(moved, untouched[name.removeprefix("model.")]) != adapted, name
+        assert torch.equal(now, untouched[name.removeprefix("model.")]) != adapted, name
     _merged_and_unmerged_agree(answer, folders["tied"], tmp_path / "model", groups[1])
     size = sum(file.stat().st_size for file in (tmp_path / "state").rglob("*") if file.is_file())
     adapters = sum(gradient.numel() for gradient in answer["gradients"][0].values())

@@ -79,6 +79,22 @@ def test_float32_keeps_no_second_copy_of_the_weights() -> None:
     assert sum(states(role).values()) == 16 * SMALL.parameters
 
 
+@pytest.mark.parametrize("stage", [0, 1, 2, 3])
+def test_adapters_alone_have_gradients_and_moments(stage: int) -> None:
+    whole = RoleSize("actor", SMALL, ranks=4, number_bytes=2, stage=stage, trained=True)
+    lora = replace(whole, adapters=10_000)
+    ours, full = states(lora), states(whole)
+    shards = {0: (1, 1, 1), 1: (1, 1, 4), 2: (1, 4, 4), 3: (4, 4, 4)}[stage]
+    assert ours["weights"] == 2 * 1_010_000 / shards[0]
+    assert ours["gradients (float32)"] == 4 * 10_000 / shards[1] == full["gradients (float32)"] / 100
+    assert ours["optimizer (float32 weights and moments)"] == 12 * 10_000 / shards[2]
+    assert working(lora, training=True)["optimizer's step"] == 4 * 10_000 / 4
+    asleep = host_states(replace(lora, sleep=True))
+    assert sum(asleep.values()) == 16 * 10_000 / 4
+    saved = working(whole, training=True)["head and a block of logits"]
+    assert saved - working(lora, training=True)["head and a block of logits"] == 2 * SMALL.embedding
+
+
 def test_activations_by_hand() -> None:
     role = RoleSize("actor", SMALL, ranks=1, number_bytes=2, stage=3, trained=True, tokens=100, scored_share=0.5)
     layer = 20 * 64 + 2 * 4 * (64 + 32) + 4 * 2 * 256

@@ -233,6 +233,12 @@ def test_several_mistakes_are_one_line_each(file: Path) -> None:
         (["ppo.kl.estimator=k3"], ["{where: reward, estimator: k3}", "use k1"]),
         (["ppo.policy={type: gspo, clip: 1e-3, dual_clip: 3}"], ["ppo.policy.dual_clip=3", "type: gspo"]),
         (["ppo.policy={type: gspo}"], ["ppo.policy.clip=0.2 clips nothing", "clip: 3.0e-4"]),
+        (["reference.share_actor=true"], ["reference.share_actor=true needs actor.lora", "{rank: 16}"]),
+        (
+            ["actor.lora.rank=4", "reference={share_actor: true, micro_batch_tokens: 8}"],
+            ["reference.share_actor=true takes the actor's", "remove the other keys"],
+        ),
+        (["actor={model: {path: p}, lora: {rank: 4}, ema_decay: 0.9}"], ["actor.ema_decay=0.9", "actor.lora"]),
         (["evaluation.every=5"], ["evaluation.every=5", "prompts.heldout.path"]),
         (["evaluation.judge={path: f.py}"], ["evaluation.judge", "prompts.heldout.path"]),
         (["rollout.engine.sleep=1"], ["rollout.engine.sleep=1", "device=cpu"]),
