@@ -7,7 +7,7 @@ FLOAT32 := dtype=float32 steps=6 rollout.prompts_per_step=32 actor.optimizer.lea
 SMOKE := $(shell grep -qE 'avx512_bf16|amx_bf16' /proc/cpuinfo 2>/dev/null || echo "$(FLOAT32)")
 
 .DEFAULT_GOAL := help
-.PHONY: help setup lock smoke test test-slow anchors lint check format bench clean
+.PHONY: help setup lock smoke test test-slow anchors mutants lint check format bench clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-9s %s\n", $$1, $$2}' Makefile
@@ -30,6 +30,9 @@ test-slow: setup ## the tests that `make test` leaves out because they take long
 
 anchors: setup ## tasks with known optima through the whole system, and the table of what is reached (half an hour)
 	$(BIN)/pytest -q -m "" tests/anchors
+
+mutants: setup ## plant faults in the maths and the wiring, one by one: do the tests notice? (a quarter of an hour)
+	$(BIN)/python -m tests.mutants.run
 
 lint: setup ## ruff and mypy
 	$(BIN)/ruff check

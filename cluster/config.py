@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+import re
+from typing import Annotated, Literal, get_args
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic_core import PydanticCustomError
 
 
 class Section(BaseModel):
@@ -17,6 +19,17 @@ class Section(BaseModel):
 
 GpuRole = Literal["actor", "critic", "reward", "reference"]
 """Roles that hold a model."""
+
+
+def _placeable(role: str) -> str:
+    if role not in get_args(GpuRole) and not re.fullmatch(r"reward\.[a-z0-9][a-z0-9_-]*", role):
+        known = ", ".join(get_args(GpuRole))
+        raise PydanticCustomError("role", "must be one of {known}, or reward.NAME of an ensemble", {"known": known})
+    return role
+
+
+PlacedRole = Annotated[str, AfterValidator(_placeable)]
+"""A GpuRole, or `reward.NAME`: one model of an ensemble."""
 
 
 class GroupConfig(Section):
@@ -91,8 +104,8 @@ class PlacedGroup(Section):
     """On so many nodes of the pool…"""
     gpus_per_node: int = Field(ge=1, le=64)
     """… so many GPUs each; every role has one rank on each of them."""
-    roles: tuple[GpuRole, ...] = ()
-    """Who has its ranks here."""
+    roles: tuple[PlacedRole, ...] = ()
+    """Who has its ranks here. `reward` is also every member of an ensemble that is not named (`reward.NAME`)."""
     engines: EnginesConfig | None = None
     """vLLM engines that live here; they must fill the group's GPUs."""
     cpus_per_rank: int = Field(default=1, ge=1, le=10_000)

@@ -25,6 +25,11 @@ THEIR_NAMES: dict[str, str] = dict(zip(GPU_ROLES, ("actor", "critic", "reward", 
 """Role → what OpenRLHF's keys begin with."""
 
 
+def base_role(role: str) -> str:
+    """`reward` of `reward.helpful`; any other role is its own."""
+    return role.partition(".")[0]
+
+
 def as_groups(placement: GroupsPlacement | OpenRlhfPlacement) -> GroupsPlacement:
     """OpenRLHF's words as ours. Raises PlacementError for sizes that cannot share GPUs."""
     if isinstance(placement, GroupsPlacement):
@@ -146,7 +151,7 @@ def _spread_engines(engines: EnginesConfig, per_node: int) -> tuple[int, int]:
 
 def group_of(placement: GroupsPlacement, role: str) -> str:
     """The group in which a role (or the engines) lives. Raises PlacementError if there is none, or more than one."""
-    homes = _homes_of(placement, role)
+    homes = _homes_of(placement, role) or _homes_of(placement, base_role(role))
     if not homes:
         what = "vLLM engines" if role == ENGINES else f"the role {role!r}"
         key = "engines: {number: …}" if role == ENGINES else f"roles: [{role}]"
@@ -185,7 +190,7 @@ def problems(placement: GroupsPlacement) -> list[str]:
             found.append(f"{key}.roles names {', '.join(double)} twice; once is enough")
         if group.engines is not None and not too_large:
             found += _engine_problems(key, group, group.engines)
-    for role in (*GPU_ROLES, ENGINES):
+    for role in dict.fromkeys([*(role for group in placement.groups.values() for role in group.roles), ENGINES]):
         homes = _homes_of(placement, role)
         if len(homes) > 1:
             found.append(_several(homes, role))

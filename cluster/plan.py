@@ -15,7 +15,7 @@ from typing import Any
 from cluster.accelerators import ACCELERATORS
 from cluster.config import GroupConfig, GroupsPlacement, LocalPlacement, OpenRlhfPlacement, PlacementConfig
 from cluster.errors import PlacementError
-from cluster.groups import ENGINES, as_groups, group_of, in_words_of
+from cluster.groups import ENGINES, as_groups, base_role, group_of, in_words_of
 from cluster.seats import seats
 
 
@@ -161,9 +161,9 @@ def _local(placement: LocalPlacement, needs: Sequence[RoleNeed]) -> Plan:
     slots: list[Slot] = []
     used = 0
     for need in needs:
-        if need.role not in groups:
+        if base_role(need.role) not in groups:
             raise PlacementError(f"placement has no group for the role {need.role!r}; it has {', '.join(groups)}")
-        group = groups[need.role]
+        group = groups[base_role(need.role)]
         processes = placement.rollout.tensor_parallel_size if need.role == ENGINES else 1
         for rank in range(group.ranks if need.workers is None else need.workers):
             gpus = tuple(range(used, used + processes)) if need.gpu else ()

@@ -18,10 +18,19 @@ from cluster.plan import engines_neighbours, plan, tensor_parallel_size
 from cluster.ray_cluster import RayCluster
 from cluster.role_group import RoleGroup
 from orchestrator.config import RewardTrainingConfig, RunConfig
-from orchestrator.groups import EvaluationRoles, Policy, Roles
+from orchestrator.groups import EvaluationRoles, Policy, Reward, Roles
 from orchestrator.needs import RoleNames, needs, scorers, training
 from roles.actor import Actor, LossExtra
-from roles.config import FrozenRole, FunctionReward, ModelReward, RemoteReward, TrainedRole
+from roles.config import (
+    EnsembleReward,
+    FrozenRole,
+    FunctionReward,
+    MeanScore,
+    ModelReward,
+    OneReward,
+    RemoteReward,
+    TrainedRole,
+)
 from roles.conversion import resolve_model
 from roles.critic import Critic
 from roles.engine import EngineSetup
@@ -41,28 +50,25 @@ class Models:
 
     actor: Path
     reference: Path
-    reward: Path | None
-    """null: the reward is not a model."""
+    rewards: dict[str, Path]
+    """By role, of the rewards that are models."""
     critic: Path | None
     """null: nothing was named that it could start from."""
     tokenizer: PreTrainedTokenizerBase
     """The actor's; every token id in a batch is one of its."""
 
 
-def resolve_models(config: RunConfig, roles: Collection[str] = ("reference", "reward", "critic")) -> Models:
+def resolve_models(config: RunConfig, roles: Collection[str]) -> Models:
     """Folders of the actor and of `roles`; converts a GGUF file or cuts layers where the configuration asks (once)."""
     cache = Path(config.model_cache)
     actor = resolve_model(config.actor.model, cache)
-    wanted = {
-        "reference": config.reference.model,
-        "reward": config.reward.model if isinstance(config.reward, ModelReward) else None,
-        "critic": config.critic_model,
-    }
+    rewards = {role: scorer.model for role, scorer in config.scorers.items() if isinstance(scorer, ModelReward)}
+    wanted = {"reference": config.reference.model, **rewards, "critic": config.critic_model}
     folders = {role: resolve_model(model, cache) for role, model in wanted.items() if model and role in roles}
     return Models(
         actor=actor,
         reference=folders.get("reference", actor),
-        reward=folders.get("reward"),
+        rewards={role: folders[role] for role in rewards if role in folders},
         critic=folders.get("critic"),
         tokenizer=load_tokenizer(actor, trust_remote_code=config.actor.model.trust_remote_code),
     )
@@ -100,14 +106,17 @@ class Builder:
         setup = self.engine_setup(models.reference, config.reference)
         return self.start(config.reference_role, Reference, (setup, config.rollout.temperature))
 
-    def reward(self, models: Models) -> RoleGroup[Scorer]:
-        """Whatever scores responses."""
+    def reward(self, models: Models) -> Reward:
+        """Whoever scores responses."""
         config = self._config.reward
+        members = {role: self._member(role, scorer, models) for role, scorer in self._config.scorers.items()}
+        return Reward(members, config.combine if isinstance(config, EnsembleReward) else MeanScore())
+
+    def _member(self, role: str, config: OneReward, models: Models) -> RoleGroup[Scorer]:
         if isinstance(config, ModelReward):
-            assert models.reward is not None
-            setup = self.engine_setup(models.reward, config)
-            return self.start("reward", RewardModel, (setup, self._bridge(models) if config.text_bridge else None))
-        return self.scorer("reward", config)
+            setup = self.engine_setup(models.rewards[role], config)
+            return self.start(role, RewardModel, (setup, self._bridge(models) if config.text_bridge else None))
+        return self.scorer(role, config)
 
     def _bridge(self, models: Models) -> PolicyText:
         return PolicyText(str(models.actor), self._config.actor.model.trust_remote_code)

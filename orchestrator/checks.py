@@ -22,6 +22,7 @@ from orchestrator.config import RewardTrainingConfig, RunConfig, SampledPairs
 from orchestrator.errors import ConfigError
 from orchestrator.function_checks import check_function
 from orchestrator.model_checks import ModelFacts, check_folder, model_facts
+from orchestrator.needs import section_key
 from orchestrator.sources import check_source
 from roles.config import FunctionReward, ModelConfig, ModelReward
 
@@ -161,8 +162,9 @@ def _check_writable(folder: Path, key: str) -> None:
 
 
 def _check_functions(config: RunConfig) -> None:
-    if isinstance(config.reward, FunctionReward):
-        check_function(config.reward, "reward")
+    for role, scorer in config.scorers.items():
+        if isinstance(scorer, FunctionReward):
+            check_function(scorer, section_key(role))
     if config.evaluation.judge is not None:
         check_function(config.evaluation.judge, "evaluation.judge")
 
@@ -174,16 +176,18 @@ def _check_models(config: RunConfig, with_critic: bool) -> ModelFacts:
     others = []
     if config.reference.model is not None:
         others.append(model_facts(config.reference.model, "reference.model", cache))
-    if isinstance(config.reward, ModelReward):
-        reward = model_facts(config.reward.model, "reward.model", cache)
-        _check_one_label(reward)
-        if not config.reward.text_bridge:
-            mend = "use a reward model with the actor's tokenizer, or set reward.text_bridge: true"
-            _check_same_tokens(reward, actor, mend)
-            _check_context(reward, longest, sum_of)
-        elif with_critic and config.critic_model == config.reward.model:
-            mend = "critic.model is null, so it is the critic too; set critic.model.path (the actor's folder will do)"
-            _check_same_tokens(reward, actor, mend)
+    for role, scorer in config.scorers.items():
+        if isinstance(scorer, ModelReward):
+            key = section_key(role)
+            reward = model_facts(scorer.model, f"{key}.model", cache)
+            _check_one_label(reward)
+            if not scorer.text_bridge:
+                mend = f"use a reward model with the actor's tokenizer, or set {key}.text_bridge: true"
+                _check_same_tokens(reward, actor, mend)
+                _check_context(reward, longest, sum_of)
+            elif with_critic and config.critic_model == scorer.model:
+                mend = "critic.model is null, so it is the critic too; set critic.initialise_from: policy"
+                _check_same_tokens(reward, actor, mend)
     if config.critic.model is not None and with_critic:
         others.append(model_facts(config.critic.model, "critic.model", cache))
     _check_tokenizer(actor)
@@ -199,9 +203,10 @@ def _models(config: RunConfig, with_critic: bool) -> dict[str, ModelConfig]:
     named = {
         "actor.model": config.actor.model,
         "reference.model": config.reference.model,
-        "reward.model": config.reward.model if isinstance(config.reward, ModelReward) else None,
         "critic.model": config.critic.model if with_critic else None,
     }
+    for role, scorer in config.scorers.items():
+        named[f"{section_key(role)}.model"] = scorer.model if isinstance(scorer, ModelReward) else None
     return {key: model for key, model in named.items() if model is not None}
 
 

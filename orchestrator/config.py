@@ -16,8 +16,11 @@ from roles.config import (
     ActorConfig,
     CriticConfig,
     Dtype,
+    EnsembleReward,
     FunctionReward,
     ModelConfig,
+    ModelReward,
+    OneReward,
     OptimizerConfig,
     Pooling,
     ReferenceConfig,
@@ -187,14 +190,25 @@ class RunConfig(Section):
     def model_roles(self) -> tuple[str, ...]:
         """The roles of a training run that hold a model."""
         critic = ("critic",) if self.ppo.uses_critic else ()
-        reward = ("reward",) if self.reward.type == "model" else ()
+        rewards = (role for role, scorer in self.scorers.items() if isinstance(scorer, ModelReward))
         reference = () if self.reference.share_actor else ("reference",)
-        return ("rollout", "actor", *critic, *reference, *reward)
+        return ("rollout", "actor", *critic, *reference, *rewards)
 
     @property
     def reference_role(self) -> str:
         """On whose ranks the reference lives."""
         return "actor" if self.reference.share_actor else "reference"
+
+    @property
+    def scorers(self) -> dict[str, OneReward]:
+        """By role: `reward`, or `reward.NAME` of each member of an ensemble."""
+        if isinstance(self.reward, EnsembleReward):
+            return {f"reward.{name}": member for name, member in self.reward.members.items()}
+        return {"reward": self.reward}
+
+    def section(self, role: str) -> Any:
+        """What is said about a role."""
+        return self.scorers[role] if role in self.scorers else getattr(self, role)
 
     @property
     def critic_model(self) -> ModelConfig | None:
@@ -203,7 +217,7 @@ class RunConfig(Section):
             return self.critic.model
         if self.critic.initialise_from == "policy":
             return self.actor.model
-        return self.reward.model if self.reward.type == "model" else None
+        return self.reward.model if isinstance(self.reward, ModelReward) else None
 
     @property
     def samples_per_step(self) -> int:

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 from cluster.config import LocalPlacement
 from cluster.errors import PlacementError
-from cluster.groups import GPU_ROLES, THEIR_NAMES, as_groups, group_of, in_words_of, problems
+from cluster.groups import ENGINES, GPU_ROLES, THEIR_NAMES, as_groups, base_role, group_of, in_words_of, problems
 from cluster.plan import RoleNeed, plan, ranks_of
 from orchestrator.ppo_config import NEEDS_CRITIC
-from roles.config import TrainedRole
+from roles.config import EnsembleReward, TrainedRole, WeightedScore
 
 if TYPE_CHECKING:
     from orchestrator.config import RunConfig
@@ -30,6 +30,7 @@ def inconsistencies(config: RunConfig) -> list[str]:
         *_step_rules(config),
         *_advantage_rules(config),
         *_adapter_rules(config),
+        *_ensemble_rules(config),
         *_model_rules(config),
         *_evaluation_rules(config),
         *_device_rules(config),
@@ -45,6 +46,8 @@ def without_idle_gpus(data: Any) -> Any:
             match data:
                 case {"reward": {"type": "function" | "remote"}}:
                     idle["reward_num_nodes"] = 0
+                case {"reward": {"type": "ensemble", "members": dict(members)}} if not _has_model(members):
+                    idle["reward_num_nodes"] = 0
             match data:
                 case {"reference": {"share_actor": True}}:
                     idle["ref_num_nodes"] = 0
@@ -53,6 +56,10 @@ def without_idle_gpus(data: Any) -> Any:
                     idle["critic_num_nodes"] = 0
             return {**data, "placement": {"type": "openrlhf", **idle, **said}}
     return data
+
+
+def _has_model(members: dict[str, Any]) -> bool:
+    return any(not isinstance(member, dict) or member.get("type", "model") == "model" for member in members.values())
 
 
 def _placement_rules(config: RunConfig) -> Iterator[str]:
@@ -67,21 +74,24 @@ def _placement_rules(config: RunConfig) -> Iterator[str]:
             return
         placed = {role for group in placement.groups.values() for role in group.roles}
         why = {
+            **dict.fromkeys(config.scorers, f"reward.type={config.reward.type}"),
             "reward": f"reward.type={config.reward.type}",
             "critic": f"ppo.advantage.type={config.ppo.advantage.type}",
             "reference": f"reference.share_actor={str(config.reference.share_actor).lower()}",
         }
-        for role in sorted(set(config.model_roles) & set(GPU_ROLES) - placed):
+        used = {role if role in placed else base_role(role) for role in config.model_roles}
+        for role in sorted(used & set(GPU_ROLES) - placed):
             if config.placement.type == "openrlhf":
                 key = f"placement.{THEIR_NAMES[role]}_num_nodes"
                 yield f"{key}=0, but {why[role]} needs GPUs; use 1 or more"
                 return
         for role in config.model_roles:
             group_of(placement, role)
-        for role in sorted(placed - set(config.model_roles)):
+        for role in sorted(placed - used):
             groups = f"take `{role}` out of placement.groups"
             theirs = f"use placement.{THEIR_NAMES[role]}_num_nodes: 0, or leave it out"
-            yield f"{why[role]} needs no GPUs; {groups if config.placement.type == 'groups' else theirs}"
+            reason = why.get(role, f"reward has no member {role.removeprefix('reward.')!r} that is a model, which")
+            yield f"{reason} needs no GPUs; {groups if config.placement.type == 'groups' else theirs}"
         plan(config.placement, [RoleNeed(role, gpu=True) for role in config.model_roles])
     except PlacementError as error:
         yield str(error)
@@ -212,13 +222,24 @@ def _adapter_rules(config: RunConfig) -> Iterator[str]:
         )
 
 
+def _ensemble_rules(config: RunConfig) -> Iterator[str]:
+    if not isinstance(config.reward, EnsembleReward) or not isinstance(config.reward.combine, WeightedScore):
+        return
+    given, members = set(config.reward.combine.weights), set(config.reward.members)
+    for name in sorted(given ^ members):
+        mend = "give it one" if name in members else f"use {', '.join(sorted(members))}"
+        missing = "has no weight for the member" if name in members else "has a weight for"
+        yield f"reward.combine.weights {missing} {name!r}{'' if name in members else ', which is no member'}; {mend}"
+
+
 def _model_rules(config: RunConfig) -> Iterator[str]:
     if not config.ppo.uses_critic:
         return
     critic = config.critic
     if config.critic_model is None:
         yield (
-            f"critic.model is null, which means the reward model, but reward.type={config.reward.type} has none; "
+            f"critic.model is null, which means the reward model, but reward.type={config.reward.type} has "
+            f"{'several' if config.reward.type == 'ensemble' else 'none'}; "
             "set critic.initialise_from: policy (its value head starts anew), or critic.model.path"
         )
     if critic.model is not None and critic.initialise_from == "policy":
@@ -256,10 +277,8 @@ def _device_rules(config: RunConfig) -> Iterator[str]:
             f"rollout.engine.sleep=2 drops weights that no push renews while critic.warmup.max_steps="
             f"{config.critic.warmup.max_steps}; use sleep: 1"
         )
-    for role in ("actor", "critic", "reference", "reward"):
-        section = getattr(config, role)
-        if role == "reward" and config.reward.type != "model":
-            continue
+    for role in (role for role in config.model_roles if role != ENGINES):
+        section = config.section(role)
         zero = section.zero
         for name in ("offload_optimizer", "offload_parameters", "sleep"):
             if getattr(zero, name) and config.device == "cpu":

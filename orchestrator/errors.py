@@ -3,6 +3,7 @@
 TetrarchError            the run failed (exit code 1)
 ├── ConfigError          the configuration or the data it names is wrong (exit code 2); nothing was started
 ├── CheckpointError      a checkpoint is missing, broken or belongs to another run
+├── NotFinite            a role answered with NaN or infinity; the batch is kept
 └── KlBudgetSpent        the policy is farther from the reference than ppo.kl.budget.stop allows; a checkpoint is saved
 """
 
@@ -17,6 +18,14 @@ class ConfigError(TetrarchError):
 
 class CheckpointError(TetrarchError):
     """A checkpoint is missing, broken or belongs to another run."""
+
+
+class NotFinite(TetrarchError):
+    """The role `role` answered with NaN or infinity."""
+
+    def __init__(self, role: str, message: str) -> None:
+        super().__init__(message)
+        self.role = role
 
 
 class KlBudgetSpent(TetrarchError):

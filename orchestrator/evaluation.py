@@ -36,15 +36,13 @@ def evaluate(
     The KL is k1 of the sampled tokens, summed over a response, from vLLM's log-probabilities and the reference's.
     """
     rollouts = roles.policy.generate(prompts, version=version)
-    proxy, reference, *judge = passes = [
-        spread(roles.reward, Scorer.score, rollouts),
-        spread(roles.reference, FrozenPolicy.reference_logprobs, rollouts),
-        *([spread(roles.judge, Scorer.score, rollouts)] if roles.judge else []),
-    ]
+    proxy = roles.reward.start(rollouts)
+    reference = spread(roles.reference, FrozenPolicy.reference_logprobs, rollouts)
+    judge = spread(roles.judge, Scorer.score, rollouts) if roles.judge else None
     deadline_s = roles.deadlines.score_s
-    wait_all([scoring.call for scoring in passes], deadline_s)
-    proxy_values = proxy.result(deadline_s).tolist()
-    gold_values = judge[0].result(deadline_s).tolist() if judge else None
+    wait_all([*proxy.calls, reference.call, *([judge.call] if judge else [])], deadline_s)
+    proxy_values = proxy.result(deadline_s)[0].tolist()
+    gold_values = judge.result(deadline_s).tolist() if judge else None
     kl = _response_kl(rollouts.rollout_logprobs, reference.result(deadline_s), rollouts.response_mask)
     return EvaluationResult(
         step=step,
@@ -77,7 +75,7 @@ def evaluate_run(config: RunConfig, questions: Questions) -> EvaluationResult:
     prompts = heldout_prompts(questions, config.evaluation.prompts, config.seed)
     with closing(make_progress("evaluate", 0, 0)) as progress:
         progress.status("preparing the models")
-        models = resolve_models(config, ("reference", "reward"))
+        models = resolve_models(config, ("reference", *config.scorers))
         if step is not None:
             models = replace(models, actor=trained)
         progress.status(f"starting the roles, to measure {models.actor}")

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from orchestrator.advantages import CRITIC_FREE, WITH_CRITIC, whiten
-from orchestrator.errors import TetrarchError
+from orchestrator.errors import NotFinite
 from orchestrator.ppo_config import BootstrapTruncated, MaskTruncated, PpoConfig
 from orchestrator.scores import RunningScale
 from roles.batch import Experience, Scored
@@ -31,6 +31,8 @@ class ExperienceStats:
     score_mean: float
     """Of the reward model's raw scores, all responses; a truncation penalty is not in it."""
     score_std: float
+    score_disagreement: float
+    """Of the members of an ensemble: their standard deviation, mean over the responses."""
     reward_mean: float
     """Rewards summed over a response (score or its replacement, minus the KL penalty; before whitening), mean over the
     trained responses."""
@@ -56,6 +58,7 @@ class ExperienceStats:
         return {
             "score/mean": self.score_mean,
             "score/std": self.score_std,
+            **({"score/disagreement": self.score_disagreement} if self.score_disagreement else {}),
             "reward/mean": self.reward_mean,
             "objective/kl": self.kl,
             "objective/kl_per_token": self.kl_per_token,
@@ -93,7 +96,7 @@ def to_experience(
             experience has `values` as the critic gave them, and `returns` in the new units.
 
     Raises:
-        TetrarchError: a score, value or log-probability is not finite.
+        NotFinite: a score, value or log-probability is not finite.
     """
     _check_finite(scored)
     generated, critics = scored.response_mask, scored.values
@@ -122,6 +125,7 @@ def to_experience(
         token_ids=scored.token_ids,
         lengths=scored.lengths,
         response_mask=trained,
+        rows=torch.arange(len(scored)),
         old_logprobs=scored.old_logprobs * trained,
         rollout_logprobs=scored.rollout_logprobs * trained,
         reference_logprobs=scored.reference_logprobs * trained,
@@ -204,14 +208,26 @@ def _truncation(scored: Scored, ppo: PpoConfig) -> tuple[Tensor, Tensor | None]:
             return scored.response_mask, None
 
 
+MADE_BY = {
+    "scores": "reward",
+    "values": "critic",
+    "old_logprobs": "actor",
+    "reference_logprobs": "reference",
+    "rollout_logprobs": "rollout",
+}
+"""What must be finite, and the role that it comes from."""
+
+
 def _check_finite(scored: Scored) -> None:
-    for name in ("scores", "values", "old_logprobs", "reference_logprobs", "rollout_logprobs"):
+    for name, role in MADE_BY.items():
         tensor = getattr(scored, name)
         if not bool(tensor.isfinite().all()):
             bad = (~tensor.isfinite()).nonzero()[:, 0].unique().tolist()
-            raise TetrarchError(
-                f"{name} is not finite in rows {bad[:8]} of the batch ({len(bad)} of {len(scored)}): the model that "
-                "made it has diverged; lower its learning rate, or resume from an earlier checkpoint"
+            raise NotFinite(
+                role,
+                f"the {role}'s {name} are not finite in rows {bad[:8]} of the batch ({len(bad)} of {len(scored)}; the "
+                f"first has the prompt {scored.prompts[bad[0]][:60]!r}): the model that made them has diverged; lower "
+                "its learning rate, or resume from an earlier checkpoint",
             )
 
 
@@ -225,6 +241,7 @@ def _stats(scored: Scored, trained: Tensor, rewards: Tensor, advantages: Tensor,
     return ExperienceStats(
         score_mean=float(scores.mean()),
         score_std=float(scores.std(correction=0)),
+        score_disagreement=float(scored.disagreement.mean()),
         reward_mean=_mean(rewards.double().sum(1)[trained.any(1)]),
         kl=float(kl.sum()) / len(scored),
         kl_per_token=float(kl.mean()),

@@ -20,6 +20,7 @@ from cluster.config import Deadlines
 from cluster.ray_cluster import RayCluster
 from cluster.role_group import RoleGroup
 from orchestrator.errors import TetrarchError
+from orchestrator.scores import CombineConfig, combine
 from roles.actor import Actor
 from roles.batch import Preferences, Prompts, Rollouts, Scored
 from roles.critic import Critic
@@ -87,12 +88,25 @@ class Policy:
 
 
 @dataclass(frozen=True, slots=True)
+class Reward:
+    """Whoever scores responses: one scorer, or the members of an ensemble, whose scores are combined."""
+
+    members: dict[str, RoleGroup[Scorer]]
+    """By role: `reward`, or `reward.NAME`."""
+    how: CombineConfig
+
+    def start(self, rollouts: Rollouts) -> Scores:
+        """Start them all; returns at once."""
+        return Scores({role: spread(group, Scorer.score, rollouts) for role, group in self.members.items()}, self.how)
+
+
+@dataclass(frozen=True, slots=True)
 class EvaluationRoles:
     """What it takes to measure a policy."""
 
     cluster: RayCluster
     policy: Policy
-    reward: RoleGroup[Scorer]
+    reward: Reward
     reference: RoleGroup[FrozenPolicy]
     judge: RoleGroup[Scorer] | None
     deadlines: Deadlines
@@ -125,6 +139,23 @@ class Spread:
         return torch.empty_like(joined).index_copy_(0, order, joined)
 
 
+@dataclass(frozen=True, slots=True)
+class Scores:
+    """Scores of some responses, under way."""
+
+    members: dict[str, Spread]
+    how: CombineConfig
+
+    @property
+    def calls(self) -> list[Call[Tensor]]:
+        """All that is waited for."""
+        return [own.call for own in self.members.values()]
+
+    def result(self, deadline_s: float) -> tuple[Tensor, Tensor]:
+        """Combined, and how far the members are apart (0 of one alone): float32 `[batch]` each."""
+        return combine({role: own.result(deadline_s) for role, own in self.members.items()}, self.how)
+
+
 def spread(group: RoleGroup[R], method: Callable[[R, Rows], Tensor], batch: Rows) -> Spread:
     """Start `method` on every rank of `group` with its share of the rows, shared out by tokens."""
     parts = balance(batch.lengths.tolist(), len(group))
@@ -139,15 +170,15 @@ class Scoring:
     rollouts: Rollouts
     old_logprobs: Spread
     reference_logprobs: Spread
-    scores: Spread
+    scores: Scores
     values: Spread | None
     """None without a critic."""
 
     @property
-    def passes(self) -> list[Spread]:
-        """Those that were started."""
-        answers = [self.old_logprobs, self.reference_logprobs, self.scores]
-        return [*answers, self.values] if self.values else answers
+    def calls(self) -> list[Call[Tensor]]:
+        """All that is waited for."""
+        passes = [self.old_logprobs, self.reference_logprobs, *([self.values] if self.values else [])]
+        return [*(answer.call for answer in passes), *self.scores.calls]
 
 
 def start_scoring(roles: Roles, part: Part, rollouts: Rollouts) -> Scoring:
@@ -158,21 +189,30 @@ def start_scoring(roles: Roles, part: Part, rollouts: Rollouts) -> Scoring:
         old_logprobs=spread(roles.actor, Actor.logprobs, rollouts),
         reference_logprobs=spread(roles.reference, FrozenPolicy.reference_logprobs, rollouts),
         values=spread(roles.critic, Critic.values, rollouts) if roles.critic else None,
-        scores=spread(roles.reward, Scorer.score, rollouts),
+        scores=roles.reward.start(rollouts),
     )
 
 
 def finish_scoring(scorings: Sequence[Scoring], deadline_s: float) -> Scored:
     """Wait for all passes; the rows of all parts, in order. Without a critic every value is 0."""
-    wait_all([answer.call for scoring in scorings for answer in scoring.passes], deadline_s)
+    wait_all([call for scoring in scorings for call in scoring.calls], deadline_s)
     parts = []
     for scoring in sorted(scorings, key=lambda scoring: scoring.part):
         rollouts = scoring.rollouts
         fields = {f.name: getattr(rollouts, f.name) for f in dataclasses.fields(Rollouts)}
         old, reference = scoring.old_logprobs.result(deadline_s), scoring.reference_logprobs.result(deadline_s)
         values = scoring.values.result(deadline_s) if scoring.values else torch.zeros_like(rollouts.rollout_logprobs)
-        scores = scoring.scores.result(deadline_s)
-        parts.append(Scored(**fields, old_logprobs=old, reference_logprobs=reference, values=values, scores=scores))
+        scores, apart = scoring.scores.result(deadline_s)
+        parts.append(
+            Scored(
+                **fields,
+                old_logprobs=old,
+                reference_logprobs=reference,
+                values=values,
+                scores=scores,
+                disagreement=apart,
+            )
+        )
     return Scored.concatenate(parts)
 
 

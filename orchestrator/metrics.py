@@ -22,6 +22,7 @@ _ALL = (
     Metric("step", "", "PPO steps done, this one included"),
     Metric("score/mean", "", "The reward model's (or function's) score of a whole response, mean over the batch"),
     Metric("score/std", "", "Standard deviation of the scores (biased)"),
+    Metric("score/disagreement", "", "Of an ensemble: standard deviation between its members, mean over the batch"),
     Metric("reward/mean", "", "Score minus the KL penalty, summed over a response, mean over the trained responses"),
     Metric("objective/kl", "nats", "KL to the reference (k1), summed over a response, mean over responses"),
     Metric("objective/kl_per_token", "nats/token", "The same, mean over all generated tokens"),

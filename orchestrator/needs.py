@@ -9,19 +9,19 @@ from collections.abc import Mapping
 
 from cluster.plan import RoleNeed
 from orchestrator.config import RunConfig
-from roles.config import FunctionReward, RemoteReward, RewardConfig
+from roles.config import FunctionReward, OneReward, RemoteReward
 
-RoleNames = Mapping[str, RewardConfig | None]
+RoleNames = Mapping[str, OneReward | None]
 """Role → its scorer, where it is one."""
 
 
-def scorers(config: RunConfig) -> dict[str, RewardConfig | None]:
-    """The reward, and the judge of the evaluations if there is one."""
+def scorers(config: RunConfig) -> dict[str, OneReward | None]:
+    """The rewards, and the judge of the evaluations if there is one."""
     judge = config.evaluation.judge
-    return {"reward": config.reward, "judge": judge} if judge else {"reward": config.reward}
+    return {**config.scorers, "judge": judge} if judge else {**config.scorers}
 
 
-def training(config: RunConfig) -> dict[str, RewardConfig | None]:
+def training(config: RunConfig) -> dict[str, OneReward | None]:
     """All roles of PPO."""
     return {**dict.fromkeys(config.model_roles), **scorers(config)}
 
@@ -35,3 +35,9 @@ def needs(config: RunConfig, roles: RoleNames) -> list[RoleNeed]:
     }
     on_gpu = config.device == "cuda"
     return [RoleNeed(role, workers=workers[role]) if role in workers else RoleNeed(role, gpu=on_gpu) for role in roles]
+
+
+def section_key(role: str) -> str:
+    """Where the configuration speaks of a role: `reward.members.helpful` of `reward.helpful`."""
+    base, _, member = role.partition(".")
+    return f"{base}.members.{member}" if member else base

@@ -16,11 +16,13 @@ from rich.table import Table
 from rich.text import Text
 
 from cluster.config import GroupsPlacement
+from cluster.groups import base_role
 from cluster.memory import GIB, PHASES
 from orchestrator.loads import TIGHT, GpuLoad, Layout
 from orchestrator.suggest import Suggestion
 
-SHORT = {name: name for name in ("actor", "critic", "reward", "judge")} | {"rollout": "vLLM", "reference": "ref"}
+NAMES = {"rollout": "vLLM", "reference": "ref"}
+"""Of the roles whose own are not what is shown."""
 COLOURS = {"rollout": "cyan", "actor": "green", "critic": "yellow", "reference": "blue", "reward": "magenta"}
 
 
@@ -30,7 +32,7 @@ def draw(layout: Layout, mend: list[str] | None = None) -> RenderableType:
     if not layout.gpus:
         return Group(_processes(layout), _hosts(layout), *_time(layout), *notes, *_verdict(layout, mend))
     counts = Counter(slot.role for slot in layout.plan.slots)
-    ranks = ", ".join(f"{count} {SHORT[role]}" for role, count in counts.items())
+    ranks = ", ".join(f"{count} {_short(role)}" for role, count in counts.items())
     nodes = "1 node" if layout.plan.nodes == 1 else f"{layout.plan.nodes} nodes"
     title = Text(f"{len(layout.gpus)} GPUs, {nodes}: {ranks}", style="bold")
     pictures = (title, _map(layout), Text(), _memory(layout), _hosts(layout), Text(), *_time(layout))
@@ -58,13 +60,17 @@ def draw_suggestions(found: Sequence[Suggestion], now: Layout) -> RenderableType
     return table
 
 
+def _short(role: str) -> str:
+    return NAMES.get(role, role)
+
+
 def _shape(suggestion: Suggestion) -> tuple[str, str]:
     """Groups, and settings, on a few short lines each."""
     config = suggestion.config
     assert isinstance(config.placement, GroupsPlacement)
     engine, actor = config.rollout.engine, config.actor
     groups = [
-        "+".join([*(["vLLM"] if group.engines else []), *(SHORT[role] for role in group.roles)])
+        "+".join([*(["vLLM"] if group.engines else []), *(_short(role) for role in group.roles)])
         + f" {group.nodes}x{group.gpus_per_node}"
         + (f" {group.pool}" if len(config.placement.pools) > 1 else "")
         for group in config.placement.groups.values()
@@ -145,7 +151,8 @@ def _who(layout: Layout, run: list[GpuLoad]) -> Text:
         ranks = sorted({slot.rank for load in run for slot in load.slots if slot.role == role})
         span = f"{ranks[0]}-{ranks[-1]}" if len(ranks) > 1 else str(ranks[0])
         parallel = f" (TP {layout.engines.parallel})" if role == "rollout" and layout.engines.parallel > 1 else ""
-        text.append("  " if text else "").append(f"{SHORT[role]} {span}{parallel}", style=COLOURS[role])
+        style = COLOURS[base_role(role)]
+        text.append("  " if text else "").append(f"{_short(role)} {span}{parallel}", style=style)
     return text
 
 
@@ -164,7 +171,7 @@ def _memory(layout: Layout) -> Table:
     table = Table(title="GiB on a card, by phase", title_justify="left", pad_edge=False)
     table.add_column("phase", no_wrap=True)
     for kind in kinds:
-        table.add_column("+".join(SHORT[role] for role in kind), justify="right")
+        table.add_column("+".join(_short(role) for role in kind), justify="right")
     for phase in PHASES:
         sums = [sum(load.phases[phase].values()) / GIB for load in kinds.values()]
         cells = [
@@ -191,7 +198,7 @@ def _time(layout: Layout) -> list[RenderableType]:
         Text(f"seconds a step (responses of {step.response_tokens:.0f} tokens): {_seconds(step.total)}, of it {phases}")
     ]
     if layout.gpus:
-        idle = ", ".join(f"{'+'.join(map(SHORT.__getitem__, kind))} {step.idle(kind):.0%}" for kind in step.busy)
+        idle = ", ".join(f"{'+'.join(map(_short, kind))} {step.idle(kind):.0%}" for kind in step.busy)
         lines.append(Text(f"cards idle: {idle}"))
     if layout.price_per_step is not None:
         run = layout.price_per_step * layout.steps
@@ -229,5 +236,5 @@ def _processes(layout: Layout) -> Table:
         size = layout.sizes.get("actor" if role == "rollout" else role)
         memory = sum(amount for (owner, _), amount in held.items() if owner == role) / GIB
         parameters = f"{size.parameters:,}" if size else ""
-        table.add_row(SHORT[role], str(len(slots)), str(slots[0].threads), parameters, f"{memory:.1f}")
+        table.add_row(_short(role), str(len(slots)), str(slots[0].threads), parameters, f"{memory:.1f}")
     return table

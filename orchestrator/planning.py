@@ -14,7 +14,7 @@ from typing import Any
 
 from cluster.accelerators import UNKNOWN
 from cluster.config import Efficiency, LocalPlacement, PoolConfig
-from cluster.groups import ENGINES, as_groups
+from cluster.groups import ENGINES, as_groups, base_role
 from cluster.memory import (
     GIB,
     PHASES,
@@ -40,7 +40,7 @@ from orchestrator.errors import ConfigError
 from orchestrator.loading import apply_override, validate
 from orchestrator.loads import GpuLoad, Held, HostLoad, Layout
 from orchestrator.model_sizes import UnknownModel, adapters, model_size
-from orchestrator.needs import needs, training
+from orchestrator.needs import needs, section_key, training
 from orchestrator.this_machine import as_pool
 from orchestrator.timeline import card_gib, step_time
 from roles.config import ModelConfig, ModelReward, TrainedRole
@@ -135,7 +135,7 @@ def _of_role(role: RoleSize, phase: str, side_by_side: bool) -> Account:
     """`side_by_side`: actor and critic share the card, and their updates run at the same time."""
     training = role.trained and (phase == f"train {role.role}" or (side_by_side and phase.startswith("train")))
     account = {**states(role, training=training), "runtime": RUNTIME}
-    if phase in WORKING_IN[role.role] or training:
+    if phase in WORKING_IN[base_role(role.role)] or training:
         account |= working(role, training=training)
     elif phase == "push" and role.role == "actor" and role.ranks > 1:
         account["gathered layers"] = role.number_bytes * (role.model.layer + role.model.embedding)
@@ -190,8 +190,9 @@ def _model_sizes(config: RunConfig) -> tuple[dict[str, ModelSize], list[str]]:
             notes.append(f"{key}.path={model.path} is not there yet: counted as large as the actor")
             return model_size(config.actor.model, "actor.model", cache, value_head=True)
 
-    if isinstance(config.reward, ModelReward):
-        sizes["reward"] = with_value_head(config.reward.model, "reward.model")
+    for role, scorer in config.scorers.items():
+        if isinstance(scorer, ModelReward):
+            sizes[role] = with_value_head(scorer.model, f"{section_key(role)}.model")
     if config.ppo.uses_critic:
         critic = config.critic.model or (config.actor.model if config.critic.initialise_from == "policy" else None)
         sizes["critic"] = with_value_head(critic, "critic.model") if critic else sizes["reward"]
@@ -200,7 +201,7 @@ def _model_sizes(config: RunConfig) -> tuple[dict[str, ModelSize], list[str]]:
 
 def _role_size(config: RunConfig, slots: list[Slot], model: ModelSize) -> RoleSize:
     role = slots[0].role
-    section: Any = getattr(config, role)
+    section: Any = config.section(role)
     longest = config.prompts.max_tokens + config.rollout.max_response_tokens
     trained = isinstance(section, TrainedRole)
     return RoleSize(

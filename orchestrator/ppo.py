@@ -14,7 +14,7 @@ from torch import Tensor
 from cluster.calls import wait_all
 from orchestrator.config import RunConfig
 from orchestrator.experience import ExperienceStats, mini_batches, to_experience
-from orchestrator.groups import Roles, finish_scoring, spread, start_scoring
+from orchestrator.groups import Roles, finish_scoring, start_scoring
 from orchestrator.kl import KlController
 from orchestrator.prompts import PromptSource
 from orchestrator.scores import RunningScale, shape_scores
@@ -22,7 +22,6 @@ from orchestrator.timing import Clock
 from roles.actor import Actor, ActorStats
 from roles.batch import Experience, Prompts, Rollouts, Scored
 from roles.critic import Critic, CriticStats
-from roles.reward import Scorer
 
 
 @dataclass(slots=True)
@@ -35,6 +34,8 @@ class TrainState:
     """Of the scores so far."""
     value_scale: RunningScale = field(default_factory=RunningScale)
     """Of the returns so far, where the critic's targets are normalised."""
+    batch: Scored | None = None
+    """Of the step under way, once it is scored; not saved."""
     warm_at: int | None = None
     """The step from which on the actor is trained; None while the critic warms up."""
     step: int = 0
@@ -81,10 +82,11 @@ def train_step(roles: Roles, prompts: Prompts, state: TrainState, config: RunCon
         greedy = greedy_rollouts(roles, prompts, state, config)
         parts = roles.policy.stream(prompts, version=state.version)
         scorings = [start_scoring(roles, part, rollouts) for part, rollouts in parts]
-        greedy_scores = spread(roles.reward, Scorer.score, greedy) if greedy else None
+        greedy_scores = roles.reward.start(greedy) if greedy else None
     with clock("score"):
         scored = finish_scoring(scorings, deadlines.score_s)
-        baselines = greedy_scores.result(deadlines.score_s) if greedy_scores else None
+        baselines = greedy_scores.result(deadlines.score_s)[0] if greedy_scores else None
+        state.batch = scored
     with clock("experience"):
         experience, stats = prepare(scored, greedy, baselines, state, config)
         schedule = {"epochs": ppo.epochs, "mini_batches": ppo.mini_batches, "seed": config.seed + state.step}
@@ -102,6 +104,7 @@ def train_step(roles: Roles, prompts: Prompts, state: TrainState, config: RunCon
         state.kl.update(stats.kl, len(scored))
     state.samples += len(scored)
     state.step += 1
+    state.batch = None
     actor_stats = actor_update.result(deadlines.update_s)[0] if actor_update else None
     critic_stats = critic_update.result(deadlines.update_s)[0] if critic_update else None
     return StepResult(scored, stats, critic_stats, actor_stats)

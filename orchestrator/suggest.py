@@ -19,7 +19,7 @@ from typing import Any
 
 from cluster.config import Efficiency, EnginesConfig, GroupsPlacement, LocalPlacement, PlacedGroup, PoolConfig
 from cluster.errors import PlacementError
-from cluster.groups import ENGINES, as_groups
+from cluster.groups import ENGINES, as_groups, base_role
 from orchestrator.config import RunConfig
 from orchestrator.consistency import inconsistencies
 from orchestrator.errors import ConfigError
@@ -59,9 +59,7 @@ class Suggestion:
         """What to write into the file."""
         config = self.config
         roles: dict[str, Any] = {
-            role: {"micro_batch_tokens": getattr(config, role).micro_batch_tokens}
-            for role in config.model_roles
-            if role != ENGINES
+            role: {"micro_batch_tokens": getattr(config, role).micro_batch_tokens} for role in _sections(config)
         }
         for role in [role for role in ("actor", "critic") if role in roles]:
             zero = getattr(config, role).zero
@@ -77,7 +75,7 @@ def suggest(config: RunConfig, efficiency: Efficiency | None = None, count: int 
     if config.device != "cuda" or isinstance(config.placement, LocalPlacement):
         raise ConfigError("--suggest needs pools of GPUs: `device: cuda` and a placement of type groups or openrlhf")
     bounded: list[tuple[float, int, GroupsPlacement]] = []
-    for placement in structures(as_groups(config.placement), config.model_roles):
+    for placement in structures(as_groups(config.placement), _together(config)):
         fastest = apply(config, placement, Setting(max(FACTORS), HOMES[0], HOMES[0], 0, max(UTILIZATIONS)))
         if not inconsistencies(fastest):
             with suppress(PlacementError):  # its CPUs do not do for the reward functions
@@ -90,6 +88,16 @@ def suggest(config: RunConfig, efficiency: Efficiency | None = None, count: int 
         if best is not None:
             found = sorted([*found, best], key=lambda one: one.layout.step.total)[:count]
     return found
+
+
+def _together(config: RunConfig) -> list[str]:
+    """The roles that get GPUs; the members of an ensemble stay together."""
+    return list(dict.fromkeys(base_role(role) for role in config.model_roles))
+
+
+def _sections(config: RunConfig) -> list[str]:
+    """The roles whose settings are tried; members of an ensemble keep theirs."""
+    return [role for role in config.model_roles if role != ENGINES and role == base_role(role)]
 
 
 def structures(placement: GroupsPlacement, roles: Sequence[str]) -> Iterator[GroupsPlacement]:
@@ -127,15 +135,14 @@ def settings(placement: GroupsPlacement) -> Iterator[Setting]:
 def apply(config: RunConfig, placement: GroupsPlacement, setting: Setting) -> RunConfig:
     """The run with another layout."""
     changed: dict[str, Any] = {"placement": placement}
-    for role in config.model_roles:
-        if role != ENGINES:
-            section = getattr(config, role)
-            update: dict[str, Any] = {"micro_batch_tokens": max(int(section.micro_batch_tokens * setting.factor), 1)}
-            if role in ("actor", "critic"):
-                home = setting.actor_states if role == "actor" else setting.critic_states
-                flags = {"sleep": home == "sleep", "offload_optimizer": home == "host"}
-                update["zero"] = section.zero.model_copy(update=flags)
-            changed[role] = section.model_copy(update=update)
+    for role in _sections(config):
+        section = getattr(config, role)
+        update: dict[str, Any] = {"micro_batch_tokens": max(int(section.micro_batch_tokens * setting.factor), 1)}
+        if role in ("actor", "critic"):
+            home = setting.actor_states if role == "actor" else setting.critic_states
+            flags = {"sleep": home == "sleep", "offload_optimizer": home == "host"}
+            update["zero"] = section.zero.model_copy(update=flags)
+        changed[role] = section.model_copy(update=update)
     shares = {"sleep": setting.sleep, "gpu_memory_utilization": setting.utilization}
     engine = config.rollout.engine.model_copy(update=shares)
     changed["rollout"] = config.rollout.model_copy(update={"engine": engine})

@@ -15,7 +15,7 @@ from cluster.errors import ClusterError
 from orchestrator.build import resolve_models, training_roles
 from orchestrator.checkpoint import TRAINED, Checkpoint, Checkpoints, whole_folder
 from orchestrator.config import RunConfig
-from orchestrator.errors import CheckpointError, KlBudgetSpent
+from orchestrator.errors import CheckpointError, KlBudgetSpent, NotFinite
 from orchestrator.evaluation import evaluate, training_samples
 from orchestrator.groups import Roles
 from orchestrator.kl import make_controller
@@ -26,10 +26,12 @@ from orchestrator.prompts import PromptSource, Questions, heldout_prompts
 from orchestrator.report import Reporter
 from orchestrator.timing import Clock
 from roles.actor import Actor
-from roles.batch import Prompts
+from roles.batch import Prompts, save_batch
 from roles.critic import Critic
 from roles.reference import FrozenPolicy
 
+FAILED = "failed"
+"""Where in `run_dir` the batches of failed steps go."""
 RESCUE_S = 30.0
 """For actor and critic to end what they were doing when another role failed."""
 
@@ -153,6 +155,14 @@ class Run:
             except ClusterError as error:
                 self.report.note(f"step {state['step']} could not be saved: {error}")
 
+    def _keep_batch(self) -> None:
+        """What the step that failed was about to be trained on, for whoever looks for the reason."""
+        if self.state.batch is None:
+            return
+        file = Path(self.config.run_dir) / FAILED / f"step-{self.state.step + 1:06d}.safetensors"
+        save_batch(self.state.batch, file)
+        self.report.note(f"the batch of the step that failed is in {file} (texts: {file.with_suffix('.json').name})")
+
     def restore(self, checkpoint: Checkpoint) -> None:
         """Continue from `checkpoint`: driver, actor, critic and engines."""
         self.report.status(f"resuming from {checkpoint.path}")
@@ -198,9 +208,15 @@ class Run:
         try:
             result = train_step(self.roles, prompts, state, config, clock)
         except ClusterError:
+            self._keep_batch()
             if "update" not in clock.seconds:  # actor and critic are as they were
                 self._rescue(before)
             raise
+        except NotFinite as error:
+            self._keep_batch()
+            if error.role in ("reward", "reference"):  # the others' state is not worth keeping
+                self._rescue(before)
+            raise NotFinite(error.role, f"in step {before['step'] + 1} {error}") from error
         usage = self.roles.cluster.usage()
         seconds = clock.metrics(usage.busy)
         metrics = {

@@ -11,11 +11,14 @@ The driver makes and splits these; the roles read them. Nothing here knows Ray o
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields, replace
+from pathlib import Path
 from typing import Any, Self
 
 import torch
+from safetensors.torch import save_file
 from torch import Tensor
 
 
@@ -122,7 +125,9 @@ class Scored(Batch):
     values: Tensor
     """float32 `[batch, time]`: the critic's V before each generated token; 0 in a run without a critic."""
     scores: Tensor
-    """float32 `[batch]`: the reward model's number for the whole response."""
+    """float32 `[batch]`: the reward model's number for the whole response; of an ensemble, the combined one."""
+    disagreement: Tensor
+    """float32 `[batch]`: standard deviation of the scores between the members of an ensemble; 0 without one."""
 
     def __post_init__(self) -> None:
         _check_tokens(self)
@@ -130,6 +135,7 @@ class Scored(Batch):
             _check_shape(self, name, self.token_ids.shape, torch.float32)
         _check_samples(self)
         _check_shape(self, "scores", self.lengths.shape, torch.float32)
+        _check_shape(self, "disagreement", self.lengths.shape, torch.float32)
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,6 +146,8 @@ class Experience(Batch):
     lengths: Tensor
     response_mask: Tensor
     """bool `[batch, time]`: the tokens that are trained on (a masked truncated sample has none)."""
+    rows: Tensor
+    """int64 `[batch]`: which row of the PPO step's batch each is."""
     old_logprobs: Tensor
     rollout_logprobs: Tensor
     reference_logprobs: Tensor
@@ -151,6 +159,7 @@ class Experience(Batch):
 
     def __post_init__(self) -> None:
         _check_tokens(self)
+        _check_shape(self, "rows", self.lengths.shape, torch.int64)
         for name in ("old_logprobs", "rollout_logprobs", "reference_logprobs", "values", "advantages", "returns"):
             _check_shape(self, name, self.token_ids.shape, torch.float32)
 
@@ -185,6 +194,15 @@ class Preferences(Batch):
         """int64 `[comparisons, 2]`: (row of the preferred, row of the other)."""
         same = self.groups.unsqueeze(1) == self.groups.unsqueeze(0)
         return (same & (self.ranks.unsqueeze(1) > self.ranks.unsqueeze(0))).nonzero()
+
+
+def save_batch(batch: Batch, file: Path) -> None:
+    """Tensors in `file` (safetensors), everything else beside it as JSON."""
+    values = {f.name: getattr(batch, f.name) for f in fields(batch)}
+    file.parent.mkdir(parents=True, exist_ok=True)
+    save_file({name: value.clone() for name, value in values.items() if isinstance(value, Tensor)}, file)
+    texts = {name: value for name, value in values.items() if not isinstance(value, Tensor)}
+    file.with_suffix(".json").write_text(json.dumps(texts, ensure_ascii=False, indent=1, default=str) + "\n")
 
 
 def _check_tokens(batch: Any) -> None:

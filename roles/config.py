@@ -203,7 +203,56 @@ class RemoteReward(Section):
         return stripped
 
 
-RewardConfig = Annotated[ModelReward | FunctionReward | RemoteReward, Field(discriminator="type")]
+OneReward = Annotated[ModelReward | FunctionReward | RemoteReward, Field(discriminator="type")]
+
+
+class MeanScore(Section):
+    """The mean of the members' scores."""
+
+    type: Literal["mean"] = "mean"
+    """The mean."""
+
+
+class WorstScore(Section):
+    """The lowest of the members' scores (Coste et al., arXiv 2310.02743)."""
+
+    type: Literal["worst"]
+    """The lowest."""
+
+
+class CautiousScore(Section):
+    """The mean less a multiple of the standard deviation: where the members disagree, less is believed."""
+
+    type: Literal["mean_minus_std"]
+    """The mean, less doubt."""
+    factor: float = Field(default=1.0, gt=0)
+    """How often the standard deviation between the members (biased) is taken off."""
+
+
+class WeightedScore(Section):
+    """A sum of the members' scores with weights."""
+
+    type: Literal["weighted"]
+    """A weighted sum."""
+    weights: dict[str, float]
+    """Of each member, by name; they need not add up to 1."""
+
+
+class EnsembleReward(Section):
+    """Several rewards at once. Each member is a role of its own, `reward.NAME`; in a placement of groups it lives where
+    `roles` names it, or with the others where `roles` says `reward`."""
+
+    type: Literal["ensemble"]
+    """Several at once."""
+    members: dict[Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]*$")], OneReward] = Field(min_length=1)
+    """By name."""
+    combine: Annotated[MeanScore | WorstScore | CautiousScore | WeightedScore, Field(discriminator="type")] = (
+        MeanScore()
+    )
+    """What the members' scores become."""
+
+
+RewardConfig = Annotated[ModelReward | FunctionReward | RemoteReward | EnsembleReward, Field(discriminator="type")]
 
 
 class EngineConfig(Section):

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from roles.batch import Experience
 from roles.engine import Engine, StepFacts, Work
+from roles.errors import RoleError
 from roles.loss_config import LossMean
 from roles.losses import denominator, masked_mean_weight
 from roles.packing import Packed, pack
@@ -130,7 +131,13 @@ def update(
 
     def step_loss(step: int, items: list[int]) -> Tensor:
         rows = [kept[step][item] for item in items]
-        summed, measured = loss(mini_batches[step], rows, weights[step])
+        batch = mini_batches[step]
+        summed, measured = loss(batch, rows, weights[step])
+        if not bool(summed.isfinite()):
+            raise RoleError(
+                f"the loss of rows {batch.rows[rows].tolist()} of the batch is not finite, in optimizer step "
+                f"{step + 1} of {len(work)}; lower optimizer.learning_rate, or look at these samples"
+            )
         # A stand-in for no row measures nothing.
         sums[step] = sums[step] + measured.double().cpu() * bool(rows)
         return summed

@@ -54,6 +54,16 @@ def test_the_tilted_reference_is_reached(tmp_path: Path, reached: Row, beta: flo
     reached(name, "V(prompt)", trained.value, objective(best, reference, beta), 0.03)
 
 
+def test_the_tilted_reference_is_reached_quickly(tmp_path: Path, reached: Row) -> None:
+    """Anchor A with a weak pull, in fewer steps: for every run of the tests."""
+    beta = 1.0
+    trained = task(tmp_path, steps=60).train(ppo=ppo(beta))
+    policy, reference = policies(trained)
+    best = tilted(reference, beta)
+    reached("A, 60 steps", "J", objective(policy, reference, beta), objective(best, reference, beta), 0.01)
+    reached("A, 60 steps", "KL", kl(policy, reference), kl(best, reference), 0.1 * kl(best, reference))
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("estimator", ["k2", "k3"])
 def test_kl_in_the_loss_has_the_optimum_of_its_estimator(tmp_path: Path, reached: Row, estimator: str) -> None:

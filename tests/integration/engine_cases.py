@@ -14,7 +14,7 @@ from roles.batch import Experience, Rollouts
 from roles.config import OptimizerConfig, ScheduleConfig, ZeroConfig
 from roles.engine import EngineSetup
 from roles.loss_config import PolicyLossConfig, ValueLossConfig
-from roles.losses import KL_ESTIMATORS, POLICY_LOSSES
+from roles.losses import KL_ESTIMATORS, POLICY_LOSSES, value_loss
 from tests.integration.tiny_model import EOS, VOCABULARY
 
 TEMPERATURE = 0.7
@@ -107,6 +107,7 @@ def experience_of(rows: int, seed: int = 0) -> Experience:
         token_ids=rollouts.token_ids,
         lengths=rollouts.lengths,
         response_mask=mask,
+        rows=torch.arange(rows),
         old_logprobs=noise(0.3, -math.log(VOCABULARY)),
         rollout_logprobs=noise(0.3, -math.log(VOCABULARY)),
         reference_logprobs=noise(0.3, -math.log(VOCABULARY)),
@@ -114,6 +115,55 @@ def experience_of(rows: int, seed: int = 0) -> Experience:
         advantages=noise(1.0),
         returns=noise(1.0),
     )
+
+
+EQUAL_LENGTH = 12
+
+
+def long_experience(rows: int) -> Experience:
+    """Rows of `EQUAL_LENGTH` tokens with responses of many lengths, so that means of means would differ."""
+    batch = experience_of(rows)
+    width, draw = EQUAL_LENGTH, torch.Generator().manual_seed(5)
+    begin = torch.arange(rows) % (width - 2) + 1
+    mask = torch.arange(width) >= begin[:, None]
+
+    def noise(scale: float, shift: float = 0.0) -> Tensor:
+        return (torch.randn(mask.shape, generator=draw) * scale + shift) * mask
+
+    tokens = torch.randint(3, VOCABULARY, mask.shape, generator=draw)
+    numbers = {name: noise(1.0) for name in ("values", "advantages", "returns", "reference_logprobs")}
+    return replace(
+        batch,
+        token_ids=tokens,
+        lengths=torch.full((rows,), width),
+        response_mask=mask,
+        old_logprobs=noise(0.3, -math.log(VOCABULARY)),
+        rollout_logprobs=noise(0.3, -math.log(VOCABULARY)),
+        **numbers,
+    )
+
+
+def padded_gradient(folder: Path, batch: Experience, kind: str) -> dict[str, Tensor]:
+    """Of the loss of the whole batch at once, with padding after each row, in plain transformers."""
+    from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
+
+    auto = AutoModelForCausalLM if kind == "actor" else AutoModelForSequenceClassification
+    model = auto.from_pretrained(folder)
+    padding = torch.zeros(len(batch), 3, dtype=torch.long)
+    ids = torch.cat([batch.token_ids, padding], 1)
+    attended = torch.cat([torch.ones_like(batch.token_ids), padding], 1)
+    mask = batch.response_mask[:, 1:]
+    if kind == "actor":
+        logits = model(ids, attention_mask=attended).logits[:, : mask.shape[1]] / TEMPERATURE
+        new = logits.log_softmax(-1).gather(2, batch.token_ids[:, 1:, None])[:, :, 0]
+        options = {"clip_low": 0.2, "clip_high": 0.2}
+        losses, _ = POLICY_LOSSES["clipped"](new, batch.old_logprobs[:, 1:], batch.advantages[:, 1:], **options)
+    else:
+        hidden = model.base_model(ids, attention_mask=attended).last_hidden_state[:, : mask.shape[1]]
+        values = model.score(hidden)[:, :, 0] - model.config.score_shift
+        losses, _ = value_loss(values, batch.values[:, 1:], batch.returns[:, 1:], 0.2)
+    losses[mask].mean().backward()
+    return {"model." + n: p.grad for n, p in model.named_parameters()}
 
 
 def shares(batch: Any, ranks: int) -> list[Any]:
@@ -264,7 +314,9 @@ def first_ratio(setup: EngineSetup, rollouts: Rollouts) -> tuple[Tensor, Any]:
     old = actor.logprobs(mine)
     blank = torch.zeros_like(old)
     advantages = torch.linspace(-1, 1, old.numel()).reshape(old.shape) * mine.response_mask
-    batch = Experience(mine.token_ids, mine.lengths, mine.response_mask, old, blank, blank, blank, advantages, blank)
+    rows = torch.arange(len(old))
+    numbers = (old, blank, blank, blank, advantages, blank)
+    batch = Experience(mine.token_ids, mine.lengths, mine.response_mask, rows, *numbers)
     return old, actor.update([batch])
 
 

@@ -97,10 +97,14 @@ def test_a_reward_model_learns_the_order(reward: Path) -> None:
 
 
 def test_the_less_common_settings_run(home: Path, reward: Path) -> None:
-    """Chats, skipped prompts, a reward model behind the text bridge, critic warm-up, bootstrap, adaptive KL."""
+    """Chats, skipped prompts, an ensemble of a reward model behind the text bridge and a function, critic warm-up,
+    normalised values, bootstrap, adaptive KL, a mean of the weights."""
     chats = home / "runs/chats.jsonl"
     turns = [[{"role": "user", "content": f"draw the {'very ' * row}red river"}] for row in range(12)]
     chats.write_text("".join(json.dumps({"messages": messages}) + "\n" for messages in turns))
+    model = {"type": "model", "model": {"path": str(reward)}, "text_bridge": True}
+    members = {"model": model, "letters": {"type": "function", "path": "configs/tiny/reward.py"}}
+    ensemble = {"type": "ensemble", "members": members, "combine": {"type": "mean_minus_std"}}
     shown = start(
         [
             *(
@@ -110,8 +114,9 @@ def test_the_less_common_settings_run(home: Path, reward: Path) -> None:
                 "prompts.too_long=skip",
                 "prompts.max_tokens=24",
             ),
-            *(f"prompts.train.path={chats}", f"reward.model.path={reward}", f"critic.model.path={reward}"),
-            *("reward.text_bridge=true", "critic.warmup.max_steps=1", "ppo.truncated={type: bootstrap}"),
+            *(f"prompts.train.path={chats}", f"reward={json.dumps(ensemble)}", f"critic.model.path={reward}"),
+            *("critic.warmup.max_steps=1", "ppo.value.normalise=true", "ppo.truncated={type: bootstrap}"),
+            "actor.ema_decay=0.5",
             *(
                 "ppo.kl.controller={type: adaptive, target: 0.5, initial: 0.2, horizon: 64}",
                 "rollout.prompts_per_step=4",
@@ -127,9 +132,14 @@ def test_the_less_common_settings_run(home: Path, reward: Path) -> None:
     assert trained[0]["policy/ratio_first_minibatch"] == pytest.approx(1.0, abs=1e-5)
     # While the actor stands still its KL says nothing; then it is below its target, so the coefficient falls.
     assert warm["kl/coefficient"] == trained[0]["kl/coefficient"] == 0.2 > trained[1]["kl/coefficient"]
-    assert all(line["engine/logprob_gap_mean"] < 1e-4 for line in [warm, *trained])
+    for line in [warm, *trained]:
+        assert line["engine/logprob_gap_mean"] < 1e-4 and line["score/disagreement"] > 0
+    critic = json.loads((home / "runs/tiny-settings/critic/config.json").read_text())
+    assert critic["score_scale"] != 1.0
+    assert (home / "runs/tiny-settings/actor_ema/model.safetensors").is_file()
 
 
+@pytest.mark.slow
 def test_a_reward_that_fails_loses_no_step(home: Path, tiny: Path) -> None:
     """No checkpoint was due yet: the run saves one before it ends, and goes on from there."""
     function = home / "runs/third_time_fails.py"

@@ -44,6 +44,20 @@ def groups(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[int, Ranks
     del os.environ["TORCH_EXTENSIONS_DIR"]
 
 
+@pytest.fixture(scope="module")
+def four() -> Iterator[Ranks]:
+    """Four ranks; for one test, since they take long to start."""
+    ranks = Ranks(4)
+    yield ranks
+    ranks.close()
+
+
+def relative_error(a: dict[str, Any], b: dict[str, Any]) -> float:
+    """Of all tensors together: ‖a - b‖ / ‖b‖."""
+    apart = sum(float((a[name] - b[name]).double().square().sum()) for name in b)
+    return float((apart / sum(float(tensor.double().square().sum()) for tensor in b.values())) ** 0.5)
+
+
 def largest_difference(a: dict[str, Any], b: dict[str, Any]) -> float:
     assert a.keys() == b.keys()
     return max(float((a[name] - b[name]).abs().max()) for name in a)
@@ -69,6 +83,38 @@ def test_gradient_is_plain_torch_s_for_any_micro_batch_and_ranks(
         assert largest_difference(answer["weights"], plain["weights"]) < 2e-5
         assert answer["stats"].gradient_norm == pytest.approx(sum(plain["norms"]) / 3, rel=1e-4)
     assert answers[0]["stats"] == answers[-1]["stats"]
+
+
+SIZES = {"1 row": 1, "2 rows": 2, "4 rows": 4, "8 rows": 8, "a budget of tokens": 2.5}
+"""Rows of one length, so that a budget of so many of them is a micro-batch of so many rows."""
+
+
+@pytest.mark.parametrize("kind", ["actor", "critic"])
+def test_an_update_depends_on_neither_micro_batches_nor_ranks(
+    groups: dict[int, Ranks], four: Ranks, folders: dict[str, Path], kind: str
+) -> None:
+    """Against the gradient of the whole batch at once, padded, in plain transformers; before clipping, so that a wrong
+    scale shows."""
+    batch, length = cases.long_experience(16), cases.EQUAL_LENGTH
+    name = "policy" if kind == "actor" else "reward"
+    update, loss = (
+        (cases.update_actor, PolicyLossConfig())
+        if kind == "actor"
+        else (cases.update_critic, ValueLossConfig(coefficient=1.0))
+    )
+
+    def gradient(group: Ranks, **changes: Any) -> dict[str, Any]:
+        setup = cases.setup_of(folders[name], **{"micro_batch_tokens": 3 * length, **changes})
+        found: dict[str, Any] = group.call(update, setup, loss, [batch])[0]["gradients"][0]
+        return found
+
+    found = {label: gradient(groups[2], micro_batch_tokens=int(rows * length)) for label, rows in SIZES.items()}
+    found |= {f"{group.size} ranks": gradient(group) for group in (groups[1], groups[2], four)}
+    found |= {f"stage {stage}": gradient(groups[2], zero=ZeroConfig(stage=stage)) for stage in (1, 2)}  # type: ignore[arg-type]
+    found["checkpointing"] = gradient(groups[2], gradient_checkpointing=True)
+    expected = cases.padded_gradient(folders[name], batch, kind)
+    errors = {label: relative_error(one, expected) for label, one in found.items()}
+    assert max(errors.values()) < 1e-4, errors
 
 
 @pytest.mark.parametrize("stage", [3, 0])
@@ -271,12 +317,16 @@ def test_the_bridge_reads_the_text(groups: dict[int, Ranks], folders: dict[str, 
 
 
 @pytest.mark.parametrize("stage", [3, 0])
-def test_a_gradient_that_is_not_finite_ends_the_run(
-    groups: dict[int, Ranks], folders: dict[str, Path], stage: Any
+@pytest.mark.parametrize(
+    ("advantage", "told"),
+    [(1e38, "a gradient is not finite"), (float("nan"), r"the loss of rows \[.*1.*\] of the batch")],
+)
+def test_a_loss_or_gradient_that_is_not_finite_ends_the_run(
+    groups: dict[int, Ranks], folders: dict[str, Path], stage: Any, advantage: float, told: str
 ) -> None:
     batch = cases.experience_of(4)
-    batch.advantages[0] = batch.advantages[0].masked_fill(batch.response_mask[0], float("inf"))
-    with pytest.raises(RuntimeError, match="a gradient is not finite"):
+    batch.advantages[1] = batch.advantages[1].masked_fill(batch.response_mask[1], advantage)
+    with pytest.raises(RuntimeError, match=told):
         setup = cases.setup_of(folders["policy"], zero=ZeroConfig(stage=stage))
         groups[1].call(cases.update_actor, setup, PolicyLossConfig(), [batch])
 

@@ -93,6 +93,21 @@ def test_logprobs_are_those_of_the_distribution_that_was_sampled(model: Path, en
     assert gap(plain, expected_logprobs(model, plain, 1.0, forbidden=EOS)).max() < 1e-5
 
 
+def test_without_a_seed_the_most_likely_token_is_taken(model: Path, engines: list[Host]) -> None:
+    """What ReMax compares with."""
+    from transformers import AutoModelForCausalLM
+
+    causal = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32).eval()
+    rollouts = generate(engines[0], make_prompts(4).greedy(2))
+    assert len(rollouts) == 2
+    for row, length in enumerate(rollouts.lengths.tolist()):
+        ids = rollouts.token_ids[row, :length]
+        with torch.no_grad():
+            best = causal(ids[None]).logits[0, :-1].argmax(-1)
+        mask = rollouts.response_mask[row, 1:length]
+        assert torch.equal(best[mask], ids[1:][mask])
+
+
 def test_a_minimum_forbids_the_end(engines: list[Host]) -> None:
     rollouts = generate(engines[1], make_prompts(10))
     assert rollouts.response_mask.sum(1).tolist() == [16] * 10

@@ -65,3 +65,8 @@ def cases(function: str) -> list[Case]:
     if not found:
         raise KeyError(f"golden.json has no case of {function!r}")
     return found
+
+
+def kinds() -> set[str]:
+    """The functions that there are cases of."""
+    return {fn for fn, _ in _all()}

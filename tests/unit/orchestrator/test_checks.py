@@ -220,8 +220,8 @@ def test_a_model_with_another_tokenizer(world: World, key: str) -> None:
 def test_a_text_bridge_lets_the_reward_model_read_otherwise(world: World) -> None:
     world.set("reward.model.path", str(model_folder(world.root / "other", reward=True, words=MOVED)))
     world.set("reward.text_bridge", True)
-    refused(world, "critic.model is null", "another tokenizer", "set critic.model.path")
-    world.set("critic.model.path", str(world.policy))
+    refused(world, "critic.model is null", "another tokenizer", "set critic.initialise_from: policy")
+    world.set("critic.initialise_from", "policy")
     check("train", world.config)
 
 

@@ -11,7 +11,8 @@ import torch
 import orchestrator.evaluation
 from cluster.config import Deadlines
 from orchestrator.evaluation import evaluate
-from orchestrator.groups import EvaluationRoles, Policy
+from orchestrator.groups import EvaluationRoles, Policy, Reward
+from roles.config import MeanScore
 from tests.unit.orchestrator.fakes import FakeCall, FakeGroup, prompts_of, write_waits
 
 
@@ -49,7 +50,7 @@ def roles_of(log: list[str], *, judge: bool) -> EvaluationRoles:
     return EvaluationRoles(
         cluster=SimpleNamespace(),  # type: ignore[arg-type]
         policy=Policy(Engines("rollout", log), Deadlines()),  # type: ignore[arg-type]
-        reward=roles["reward"],
+        reward=Reward({"reward": roles["reward"]}, MeanScore()),
         reference=Reference("reference", log),  # type: ignore[arg-type]
         judge=roles["judge"] if judge else None,
         deadlines=Deadlines(),

@@ -8,8 +8,15 @@ import torch
 from torch import Tensor
 
 from orchestrator.advantages import gae, whiten
-from orchestrator.errors import TetrarchError
-from orchestrator.experience import explained_variance, last_generated, mini_batches, shape_rewards, to_experience
+from orchestrator.errors import NotFinite
+from orchestrator.experience import (
+    MADE_BY,
+    explained_variance,
+    last_generated,
+    mini_batches,
+    shape_rewards,
+    to_experience,
+)
 from orchestrator.ppo_config import PpoConfig
 from orchestrator.scores import RunningScale, shape_scores
 from roles.batch import Experience, Scored
@@ -45,6 +52,7 @@ def make_scored(responses: list[tuple[int, int]] = RESPONSES, truncated: tuple[i
         reference_logprobs=numbers(-2),
         values=numbers(),
         scores=torch.arange(1.0, size + 1),
+        disagreement=torch.zeros(size),
     )
 
 
@@ -234,14 +242,16 @@ def test_one_response_of_one_token() -> None:
     assert stats.response_length_mean == 1.0
 
 
-@pytest.mark.parametrize("field", ["scores", "values", "old_logprobs", "reference_logprobs", "rollout_logprobs"])
+@pytest.mark.parametrize(("field", "role"), MADE_BY.items())
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
-def test_numbers_that_are_not_finite_end_the_run(field: str, bad: float) -> None:
+def test_numbers_that_are_not_finite_end_the_run(field: str, role: str, bad: float) -> None:
     scored = make_scored()
     tensor = getattr(scored, field).clone()
     tensor[1] = bad
-    with pytest.raises(TetrarchError, match=rf"{field} is not finite in rows \[1\] of the batch \(1 of 4\)"):
+    told = rf"the {role}'s {field} are not finite in rows \[1\] of the batch \(1 of 4; the first has the prompt 'p'\)"
+    with pytest.raises(NotFinite, match=told) as caught:
         to_experience(replace(scored, **{field: tensor}), BETA, make_ppo())
+    assert caught.value.role == role
 
 
 def make_experience(rows: int) -> Experience:

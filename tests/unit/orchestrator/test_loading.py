@@ -239,6 +239,28 @@ def test_several_mistakes_are_one_line_each(file: Path) -> None:
             ["reference.share_actor=true takes the actor's", "remove the other keys"],
         ),
         (["actor={model: {path: p}, lora: {rank: 4}, ema_decay: 0.9}"], ["actor.ema_decay=0.9", "actor.lora"]),
+        (["reward={type: ensemble, members: {}}"], ["reward.members", "must not be empty"]),
+        (
+            ["reward={type: ensemble, members: {a: {type: model, model: {path: r}}}}"],
+            ["critic.model is null", "has several"],
+        ),
+        (
+            [
+                "reward={type: ensemble, members: {a: {type: function, path: f.py}}, combine: {type: weighted, "
+                "weights: {b: 1}}}",
+                "critic.initialise_from=policy",
+            ],
+            ["no weight for the member 'a'; give it one", "a weight for 'b', which is no member; use a"],
+        ),
+        (["critic={model: {path: r}, initialise_from: policy}"], ["initialise_from=policy", "critic.model.path"]),
+        (
+            ["critic.warmup.until_explained_variance=0.4"],
+            ["explained_variance=0.4", "set critic.warmup.max_steps"],
+        ),
+        (["ppo.advantage={type: remax}", "ppo.whiten_rewards=true"], ["whiten_rewards=true", "remax"]),
+        (["ppo.advantage={type: gae, lambda: 1.5}"], ["ppo.advantage.lambda=1.5"]),
+        (["ppo.kl.controller={type: adaptive, target: 6, initial: 0}"], ["ppo.kl.controller.initial=0"]),
+        (["ppo.kl.budget.stop=-1"], ["ppo.kl.budget.stop=-1"]),
         (["evaluation.every=5"], ["evaluation.every=5", "prompts.heldout.path"]),
         (["evaluation.judge={path: f.py}"], ["evaluation.judge", "prompts.heldout.path"]),
         (["rollout.engine.sleep=1"], ["rollout.engine.sleep=1", "device=cpu"]),

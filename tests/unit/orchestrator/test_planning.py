@@ -48,6 +48,45 @@ def test_every_shipped_layout_fits_and_is_planned_quickly(path: Path) -> None:
     assert lines[-1].strip() == "It fits."
 
 
+MEMBER = "{type: model, model: {path: OpenRLHF/Llama-3-8b-rm-mixture}}"
+ENSEMBLE = f"reward={{type: ensemble, members: {{safe: {MEMBER}, kind: {MEMBER}}}}}"
+CRITIC = "critic.initialise_from=policy"
+TWO_NODES, THEIRS = ROOT / "configs/llama3-8b-2x8.yaml", ROOT / "configs/llama3-70b-32xa800.yaml"
+
+
+@pytest.mark.parametrize(
+    ("change", "homes"),
+    [
+        ([], {"reward.safe": "frozen", "reward.kind": "frozen"}),
+        (
+            [
+                "placement.groups.frozen.roles=[reference, reward.kind]",
+                "placement.groups.values.roles=[critic, reward]",
+            ],
+            {"reward.safe": "values", "reward.kind": "frozen"},
+        ),
+    ],
+)
+def test_the_members_of_an_ensemble_share_a_group_or_have_their_own(change: list[str], homes: dict[str, str]) -> None:
+    """`reward` in `roles` is every member that is not named."""
+    config = load_config(TWO_NODES, [ENSEMBLE, CRITIC, *change])
+    planned = layout(config)
+    places = {"values": {0, 1, 2, 3}, "frozen": {4, 5, 6, 7}}
+    for role, home in homes.items():
+        slots = planned.plan.of(role)
+        assert {gpu for slot in slots for gpu in slot.gpus} == places[home] and len(slots) == 4
+        held = planned.gpus[-1 if home == "frozen" else 8].phases["score"]
+        assert held[role, "weights"] == pytest.approx(2 * planned.sizes[role].parameters / 4)
+    assert "reward.kind" in text_of(planned) and "reward.safe" in text_of(planned)
+
+
+def test_the_members_of_an_ensemble_share_the_reward_nodes_of_openrlhf() -> None:
+    planned = layout(load_config(THEIRS, [ENSEMBLE, CRITIC]))
+    first, second = (planned.plan.of(role) for role in ("reward.safe", "reward.kind"))
+    assert [slot.gpus for slot in first] == [slot.gpus for slot in second] and len(first) == 8
+    assert {slot.share for slot in first} == {0.5}
+
+
 @pytest.mark.parametrize("name", ["smoke", "tiny"])
 def test_without_gpus_the_processes_are_listed(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
@@ -197,7 +236,9 @@ def test_a_reference_that_is_the_actor_has_no_place_of_its_own() -> None:
     without = [role for role in groups[home].roles if role != "reference"]
     planned = layout(load_config(ours, [*SHARED, f"placement.groups.{home}.roles={json.dumps(without)}"]))
     assert "reference" not in planned.plan.roles
-    shared, alone = (layout(load_config(theirs, said)) for said in (SHARED, SHARED[:1]))
+    shared, alone = (
+        layout(load_config(theirs, said)) for said in ([*SHARED, "placement.ref_num_nodes=0"], SHARED[:1])
+    )
     assert "reference" not in shared.plan.roles
     assert shared.step.busy["rollout", "actor"] > alone.step.busy["rollout", "actor"], "it scores twice"
     with pytest.raises(ConfigError, match=r"ref_num_nodes=0, but reference\.share_actor=false needs GPUs"):

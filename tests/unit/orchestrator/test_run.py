@@ -9,12 +9,14 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
+from safetensors.torch import load_file
 
 import orchestrator.training
 from cluster.config import Deadlines
 from cluster.errors import RankFailure
 from orchestrator.checkpoint import Checkpoints
-from orchestrator.errors import KlBudgetSpent
+from orchestrator.errors import KlBudgetSpent, NotFinite
 from orchestrator.groups import Policy
 from orchestrator.kl import FixedController
 from orchestrator.ppo import TrainState
@@ -22,6 +24,7 @@ from orchestrator.ppo_config import PpoConfig
 from orchestrator.timing import Clock
 from orchestrator.training import Run
 from tests.unit.orchestrator.fakes import FakeGroup, prompts_of, write_waits
+from tests.unit.orchestrator.test_experience import make_scored
 
 NOBODY: Any = None
 """What a fake reference answers for its fingerprint."""
@@ -131,6 +134,22 @@ def test_a_step_that_stands_is_not_saved_again(make_run: MakeRun, monkeypatch: p
     with pytest.raises(RankFailure):
         run._one_step()
     assert not [line for line in log if "save" in line]
+
+
+@pytest.mark.parametrize(("role", "saved"), [("reward", True), ("actor", False)])
+def test_a_number_that_is_not_finite_is_told_with_its_step_and_its_batch_is_kept(
+    make_run: MakeRun, monkeypatch: pytest.MonkeyPatch, role: str, saved: bool
+) -> None:
+    """A checkpoint of an actor that has diverged would push a good one out."""
+    run, log = make_run(step=3, version=3)
+    run.state.batch = make_scored()
+    monkeypatch.setattr(orchestrator.training, "train_step", failing("experience", NotFinite(role, "the numbers")))
+    with pytest.raises(NotFinite, match="in step 4 the numbers"):
+        run._one_step()
+    file = Path(run.config.run_dir) / "failed/step-000004.safetensors"
+    assert torch.equal(load_file(file)["scores"], run.state.batch.scores)
+    assert f"the batch of the step that failed is in {file} (texts: step-000004.json)" in log
+    assert (run.checkpoints.newest() is not None) == saved
 
 
 def test_an_actor_that_hangs_is_told(make_run: MakeRun, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from orchestrator.ppo_config import PenaliseTruncated, PpoConfig, ScoreConfig
-from orchestrator.scores import RunningScale, length_penalty, shape_scores
+from orchestrator.scores import RunningScale, combine, length_penalty, shape_scores
+from roles.config import EnsembleReward, MeanScore
 
 LENGTHS = torch.tensor([1, 40, 50, 60, 70])
 
@@ -23,6 +24,30 @@ def test_the_running_scale_is_that_of_all_scores_together(cuts: list[int]) -> No
         scale.update(part)
     expected = (scores - scores.mean()) / scores.std(correction=0)
     torch.testing.assert_close(scale.normalised(scores), expected)
+
+
+MEMBERS = {"reward.a": torch.tensor([1.0, 4.0]), "reward.b": torch.tensor([3.0, 0.0])}
+
+
+@pytest.mark.parametrize(
+    ("how", "expected"),
+    [
+        ({"type": "mean"}, [2.0, 2.0]),
+        ({"type": "worst"}, [1.0, 0.0]),
+        ({"type": "mean_minus_std", "factor": 0.5}, [2.0 - 0.5 * 1.0, 2.0 - 0.5 * 2.0]),
+        ({"type": "weighted", "weights": {"a": 2.0, "b": -1.0}}, [-1.0, 8.0]),
+    ],
+)
+def test_what_an_ensemble_says(how: dict[str, Any], expected: list[float]) -> None:
+    members = {name: {"type": "function", "path": "f.py"} for name in ("a", "b")}
+    reward = EnsembleReward.model_validate({"type": "ensemble", "members": members, "combine": how})
+    combined, apart = combine(MEMBERS, reward.combine)
+    assert combined.tolist() == pytest.approx(expected) and apart.tolist() == [1.0, 2.0]
+
+
+def test_one_scorer_alone_is_itself() -> None:
+    combined, apart = combine({"reward": MEMBERS["reward.a"]}, MeanScore())
+    assert combined.tolist() == [1.0, 4.0] and apart.tolist() == [0.0, 0.0]
 
 
 def test_the_running_scale_survives_a_checkpoint() -> None:

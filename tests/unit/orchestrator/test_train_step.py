@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from types import SimpleNamespace
 from typing import Any
 
@@ -14,13 +15,13 @@ import orchestrator.ppo
 from cluster.config import Deadlines
 from orchestrator.errors import TetrarchError
 from orchestrator.experience import ExperienceStats
-from orchestrator.groups import Policy, Roles
+from orchestrator.groups import Policy, Reward, Roles
 from orchestrator.kl import FixedController
 from orchestrator.ppo import StepResult, TrainState, step_metrics, train_step
 from orchestrator.ppo_config import PpoConfig
 from orchestrator.timing import Clock
 from roles.batch import Experience, Scored
-from roles.config import WarmupConfig
+from roles.config import MeanScore, WarmupConfig
 from tests.unit.orchestrator.fakes import ACTOR, CRITIC, FakeGroup, prompts_of, write_waits
 
 ROWS = 4
@@ -33,18 +34,20 @@ def step(
     sleeps: bool = False,
     warmup: WarmupConfig | None = None,
     done: int = 0,
+    members: Sequence[str] = ("reward",),
     **ppo: Any,
 ) -> tuple[StepResult, TrainState, dict[str, FakeGroup]]:
     """`done`: steps before this one."""
-    groups = {role: FakeGroup(role, log) for role in ("actor", "critic", "reward", "reference")}
+    groups = {role: FakeGroup(role, log) for role in ("actor", "critic", "reference")}
     engines = FakeGroup("rollout", log, stale=stale)
+    reward = Reward({role: FakeGroup(role, log) for role in members}, MeanScore())  # type: ignore[misc]
     deadlines = Deadlines()
     roles: Any = Roles(
         cluster=SimpleNamespace(),  # type: ignore[arg-type]
         policy=Policy(engines, deadlines, sleeps=sleeps),  # type: ignore[arg-type]
         judge=None,
         deadlines=deadlines,
-        **groups,  # type: ignore[arg-type]
+        **{**groups, "reward": reward},  # type: ignore[arg-type]
     )
     groups["rollout"] = engines
     algorithm = PpoConfig.model_validate({"epochs": 2, "mini_batches": 2, **ppo})
@@ -166,6 +169,15 @@ def test_remax_asks_for_one_greedy_response_a_prompt_and_scores_it(log: list[str
     (first, *_), *_ = groups["actor"].seen[-1]
     rows = first.token_ids[:, 0].tolist()  # scores are row numbers; the greedy ones are those of rows 0 and 2
     assert first.advantages[:, -1].tolist() == [row - 2 * (row // 2) for row in rows]
+
+
+def test_the_members_of_an_ensemble_score_side_by_side(log: list[str]) -> None:
+    result, _, _ = step(log, members=("reward.a", "reward.b"))
+    scoring = ["start reward.a.score", "start reward.b.score"]
+    assert [line for line in log if line.startswith("start reward")] == 2 * scoring
+    assert log.index("start reward.b.score") < log.index("[score]")
+    assert result.scored.scores.tolist() == list(range(ROWS))  # both say the same
+    assert result.scored.disagreement.tolist() == [0.0] * ROWS
 
 
 def test_samples_of_other_weights_are_refused(log: list[str]) -> None:

@@ -1,13 +1,16 @@
 from __future__ import annotations
 
+import json
 import pickle
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import fields, replace
+from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
-from roles.batch import Experience, Prompts, Rollouts, Scored
+from roles.batch import Experience, Prompts, Rollouts, Scored, save_batch
 
 PROMPT = 2
 """Prompt tokens of each row."""
@@ -42,6 +45,7 @@ def scored(*response_lengths: int) -> Scored:
         reference_logprobs=zeros,
         values=zeros,
         scores=torch.arange(len(made), dtype=torch.float32),
+        disagreement=torch.zeros(len(made)),
     )
 
 
@@ -168,6 +172,7 @@ def test_malformed_scores_and_experience_are_refused() -> None:
             token_ids=batch.token_ids,
             lengths=batch.lengths,
             response_mask=batch.response_mask,
+            rows=torch.arange(2),
             old_logprobs=batch.values,
             rollout_logprobs=batch.values,
             reference_logprobs=batch.values,
@@ -175,6 +180,17 @@ def test_malformed_scores_and_experience_are_refused() -> None:
             advantages=batch.values,
             returns=batch.scores,
         )
+
+
+def test_a_batch_is_saved_without_pickle(tmp_path: Path) -> None:
+    batch = replace(scored(1, 3), columns={"id": [7, {"deep": object}]})
+    save_batch(batch, tmp_path / "failed" / "step-000002.safetensors")
+    tensors = load_file(tmp_path / "failed" / "step-000002.safetensors")
+    assert tensors.keys() == {f.name for f in fields(batch)} - {"prompts", "responses", "columns"}
+    assert all(torch.equal(tensor, getattr(batch, name)) for name, tensor in tensors.items())
+    texts = json.loads((tmp_path / "failed" / "step-000002.json").read_text())
+    assert (texts["prompts"], texts["responses"]) == (batch.prompts, batch.responses)
+    assert texts["columns"]["id"][0] == 7
 
 
 def test_a_batch_cannot_be_changed() -> None:

@@ -1,0 +1,260 @@
+"""Faults that people have made, or could make, in this kind of code: each is one replacement in one file."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Fault:
+    """`old` stands once in `file`; with `new` in its place at least one of `tests` must fail."""
+
+    name: str
+    file: str
+    old: str
+    new: str
+    tests: str
+    """Where it should be noticed, for pytest; separated by spaces."""
+
+
+EXPERIENCE = "tests/unit/orchestrator/test_experience.py"
+ADVANTAGES = "tests/unit/orchestrator/test_advantages.py"
+ANCHORS = "tests/unit/orchestrator/test_anchors.py"
+LOSSES = "tests/unit/roles/test_losses.py"
+STEP = "tests/unit/orchestrator/test_train_step.py"
+ENGINE = "tests/integration/test_engine.py"
+ROLLOUT = "tests/integration/test_rollout.py"
+TRANSFER = "tests/integration/test_weight_transfer.py"
+
+FAULTS = (
+    Fault(
+        "KL sign turned",
+        "orchestrator/experience.py",
+        "torch.where(mask, -penalty, 0.0)",
+        "torch.where(mask, penalty, 0.0)",
+        EXPERIENCE,
+    ),
+    Fault(
+        "KL dropped",
+        "orchestrator/experience.py",
+        "torch.where(mask, -penalty, 0.0)",
+        "torch.zeros_like(penalty)",
+        EXPERIENCE,
+    ),
+    Fault(
+        "k3 in the reward",
+        "orchestrator/experience.py",
+        "estimate = KL_ESTIMATORS[ppo.kl.estimator]",
+        'estimate = KL_ESTIMATORS["k3"]',
+        EXPERIENCE,
+    ),
+    Fault(
+        "score one token early",
+        "orchestrator/experience.py",
+        "rewards[rows, last_generated(mask)] += scores",
+        "rewards[rows, last_generated(mask) - 1] += scores",
+        EXPERIENCE,
+    ),
+    Fault(
+        "score on the last column",
+        "orchestrator/experience.py",
+        "rewards[rows, last_generated(mask)] += scores",
+        "rewards[:, -1] += scores",
+        EXPERIENCE,
+    ),
+    Fault(
+        "mask ignored in GAE (gaps and padding)",
+        "orchestrator/advantages.py",
+        "future = torch.where(valid, current, future)",
+        "future = current",
+        ADVANTAGES,
+    ),
+    Fault(
+        "mask ignored in the loss",
+        "roles/losses.py",
+        "weight = mask.to(torch.float32)",
+        "weight = torch.ones_like(mask, dtype=torch.float32)",
+        LOSSES,
+    ),
+    Fault(
+        "no bootstrap of truncated responses",
+        "orchestrator/experience.py",
+        "torch.where(scored.finished, 0.0, scored.values.gather(1, last).squeeze(1))",
+        "torch.zeros(len(scored))",
+        EXPERIENCE,
+    ),
+    Fault(
+        "advantages shifted by a token",
+        "orchestrator/experience.py",
+        "advantages=whiten(advantages, trained) if ppo.whitens else advantages,",
+        "advantages=(whiten(advantages, trained) if ppo.whitens else advantages).roll(1, 1),",
+        EXPERIENCE,
+    ),
+    Fault(
+        "old log-probabilities shifted by a token",
+        "orchestrator/experience.py",
+        "old_logprobs=scored.old_logprobs * trained,",
+        "old_logprobs=scored.old_logprobs.roll(1, 1) * trained,",
+        EXPERIENCE,
+    ),
+    Fault(
+        "the reference at another temperature",
+        "roles/reference.py",
+        "temperature=self._temperature",
+        "temperature=1.0",
+        ENGINE,
+    ),
+    Fault(
+        "vLLM at another temperature",
+        "roles/rollout.py",
+        "else rollout.temperature",
+        "else 1.0",
+        ROLLOUT,
+    ),
+    Fault(
+        "whitened in each micro-batch",
+        "roles/actor.py",
+        "            picked(batch.advantages, batch, rows, device),",
+        "            torch.nn.functional.layer_norm(a := picked(batch.advantages, batch, rows, device), a.shape),",
+        ENGINE,
+    ),
+    Fault(
+        "mean of means",
+        "roles/losses.py",
+        'if mean == "sequence":',
+        'if mean in ("sequence", "token"):',
+        LOSSES,
+    ),
+    Fault(
+        "value clip inverted",
+        "roles/losses.py",
+        "0.5 * torch.maximum(plain, bounded), bounded > plain",
+        "0.5 * torch.minimum(plain, bounded), bounded > plain",
+        LOSSES,
+    ),
+    Fault(
+        "ratio inverted",
+        "roles/losses.py",
+        "(_wide(logprobs) - _wide(old_logprobs)).clamp",
+        "(_wide(old_logprobs) - _wide(logprobs)).clamp",
+        LOSSES,
+    ),
+    Fault(
+        "policy clip takes the smaller loss",
+        "roles/losses.py",
+        "loss = torch.maximum(plain, bounded)",
+        "loss = torch.minimum(plain, bounded)",
+        LOSSES,
+    ),
+    Fault("γ dropped", "orchestrator/advantages.py", "gamma * after - value", "after - value", ADVANTAGES),
+    Fault("λ dropped", "orchestrator/advantages.py", "gamma * lambda_ * future", "gamma * future", ADVANTAGES),
+    Fault(
+        "RLOO compares with itself",
+        "orchestrator/advantages.py",
+        "(total - mean) * count / (count - 1).clamp(min=1)",
+        "total - mean",
+        ADVANTAGES,
+    ),
+    Fault(
+        "ReMax without its baseline",
+        "orchestrator/ppo.py",
+        "baselines = shape_scores(greedy_scores, greedy, ppo, state.scale).repeat_interleave(each)",
+        "baselines = 0 * shape_scores(greedy_scores, greedy, ppo, state.scale).repeat_interleave(each)",
+        STEP,
+    ),
+    Fault(
+        "stale weights from the second push on",
+        "roles/rollout_worker.py",
+        "            return load(model, _counted(weights, digest), *args, **kwargs)",
+        "            counted = list(_counted(weights, digest))\n"
+        "            fresh = not hasattr(type(self), 'pushed')\n"
+        "            type(self).pushed = True\n"
+        "            return load(model, counted if fresh else [], *args, **kwargs)",
+        TRANSFER,
+    ),
+    Fault(
+        "the trained actor in place of the reference",
+        "orchestrator/groups.py",
+        "reference_logprobs=spread(roles.reference, Reference.logprobs, rollouts),",
+        "reference_logprobs=spread(roles.actor, Actor.logprobs, rollouts),",
+        STEP,
+    ),
+    Fault(
+        "loss scaled by the number of micro-batches",
+        "roles/engine.py",
+        "self._deepspeed.backward(loss(step, items) * scale)",
+        "self._deepspeed.backward(loss(step, items) * scale * len(bins))",
+        ENGINE,
+    ),
+    Fault(
+        "loss averaged over ranks",
+        "roles/engine.py",
+        "scale = self.world_size / max(",
+        "scale = 1 / max(",
+        ENGINE,
+    ),
+    Fault(
+        "seed ignored in the order of the prompts",
+        "orchestrator/prompts.py",
+        'stable_seed(self._seed, "order", self._pass)',
+        'stable_seed(0, "order", self._pass)',
+        "tests/unit/orchestrator/test_prompts.py",
+    ),
+    Fault("seed ignored in sampling", "roles/rollout.py", "        seed=seed,\n", "        seed=1,\n", ROLLOUT),
+    Fault(
+        "the same permutation in every epoch",
+        "orchestrator/experience.py",
+        "        order = torch.randperm(rows, generator=generator).tolist()",
+        "        order = torch.randperm(rows, generator=generator.manual_seed(seed)).tolist()",
+        EXPERIENCE,
+    ),
+    Fault(
+        "the controller steers the wrong way",
+        "orchestrator/kl.py",
+        "kl / self.target - 1",
+        "1 - kl / self.target",
+        "tests/unit/orchestrator/test_kl.py",
+    ),
+    Fault(
+        "the KL coefficient is lost on resume",
+        "orchestrator/ppo.py",
+        '_PARTS: ClassVar = ("prompts", "kl", "scale", "value_scale")',
+        '_PARTS: ClassVar = ("prompts", "scale", "value_scale")',
+        "tests/unit/orchestrator/test_run.py",
+    ),
+    Fault(
+        "the actor trains during the critic's warm-up",
+        "orchestrator/ppo.py",
+        "    return state.warm_at is not None\n",
+        "    return True\n",
+        STEP,
+    ),
+    Fault(
+        "normalised values read as plain ones",
+        "orchestrator/experience.py",
+        "scored = replace(scored, values=value_scale.restored(critics))",
+        "scored = replace(scored, values=critics)",
+        EXPERIENCE,
+    ),
+    Fault(
+        "importance weights inverted",
+        "roles/importance.py",
+        "return log_ratio(old_logprobs.detach(), rollout_logprobs.detach()).exp()",
+        "return log_ratio(rollout_logprobs.detach(), old_logprobs.detach()).exp()",
+        "tests/unit/roles/test_importance.py",
+    ),
+    Fault(
+        "entropy is punished",
+        "roles/actor.py",
+        "loss = loss - config.entropy_coefficient",
+        "loss = loss + config.entropy_coefficient",
+        ENGINE,
+    ),
+    Fault(
+        "values read one token late",
+        "roles/micro_batch.py",
+        "(starts[row] + column - 1).to(device)",
+        "(starts[row] + column).to(device)",
+        "tests/unit/roles/test_micro_batch.py",
+    ),
+)

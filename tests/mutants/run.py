@@ -1,0 +1,82 @@
+"""`make mutants`: plant each fault in a copy of the sources, and see whether the tests notice.
+
+Prints a table, as the README has it; exit code 1 if a fault survives. Names of faults as arguments: only these.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+from tests.mutants.faults import FAULTS, Fault
+
+ROOT = Path(__file__).resolve().parents[2]
+SOURCES = ("orchestrator", "roles", "cluster", "configs", "tests", "docker", "pyproject.toml", "README.md", "Makefile")
+TESTS_FAILED = 1
+DEADLINE_S = 900
+
+
+def noticed_by(fault: Fault, copy: Path) -> str | None:
+    """The first test that fails with the fault in `copy`; None if all pass. The file is as before afterwards."""
+    file = copy / fault.file
+    text = file.read_text()
+    if text.count(fault.old) != 1:
+        raise SystemExit(f"{fault.name}: {fault.file} has {fault.old!r} {text.count(fault.old)} times, not once")
+    file.write_text(text.replace(fault.old, fault.new))
+    try:
+        return first_failure(fault.tests.split(), copy)
+    finally:
+        file.write_text(text)
+
+
+def first_failure(tests: list[str], copy: Path) -> str | None:
+    """The first of `tests` that fails in `copy`, None if all pass; anything else than failed tests ends the program."""
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", *tests],
+        cwd=copy,
+        env={**os.environ, "PYTHONPATH": str(copy), "PYTHONDONTWRITEBYTECODE": "1"},
+        text=True,
+        capture_output=True,
+        timeout=DEADLINE_S,
+    )
+    if done.returncode == 0:
+        return None
+    failed = re.search(r"^FAILED \S*::(\w+)", done.stdout, re.MULTILINE)
+    if done.returncode != TESTS_FAILED or failed is None:
+        raise SystemExit(f"pytest did not run {' '.join(tests)}:\n{done.stdout[-3000:]}{done.stderr[-3000:]}")
+    return failed[1]
+
+
+def main(names: list[str]) -> int:
+    """Exit code."""
+    faults = [fault for fault in FAULTS if not names or fault.name in names]
+    survived = 0
+    with tempfile.TemporaryDirectory() as folder:
+        copy = Path(folder) / "copy"
+        copy.mkdir()
+        for name in SOURCES:
+            source = ROOT / name
+            if source.is_dir():
+                shutil.copytree(source, copy / name, ignore=shutil.ignore_patterns("__pycache__"))
+            else:
+                shutil.copy(source, copy / name)
+        tests = sorted({test for fault in faults for test in fault.tests.split()})
+        failure = first_failure(tests, copy)
+        if failure is not None:
+            raise SystemExit(f"{failure} fails without any fault; mend it first")
+        print("| Fault | in | noticed by |\n| --- | --- | --- |", flush=True)
+        for fault in faults:
+            test = noticed_by(fault, copy)
+            survived += test is None
+            print(f"| {fault.name} | `{fault.file}` | {f'`{test}`' if test else '**nobody**'} |", flush=True)
+    print(f"\n{len(faults) - survived} of {len(faults)} faults are noticed.")
+    return int(survived > 0)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
