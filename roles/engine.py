@@ -26,7 +26,7 @@ from roles.average import Average
 from roles.config import Dtype, LoraConfig, OptimizerConfig, ZeroConfig
 from roles.deepspeed_settings import deepspeed_config, gather_by_layer
 from roles.errors import RoleError
-from roles.lora import adapt
+from roles.lora import adapt, state_name
 from roles.optimizer import make_optimizer, make_scheduler, rate_factor
 from roles.packing import micro_batches
 from roles.tokenizer import load_tokenizer
@@ -38,8 +38,8 @@ COLLECTIVE_TIMEOUT = timedelta(hours=1)
 READABLE = 0o644
 """Mode of saved weights: safetensors makes them for their owner alone, and a server often runs as somebody else."""
 
-STATE, ADAPTERS = "state", "adapters"
-"""Name of the checkpoint inside the folder that `Engine.save_state` is given: of all weights, or of LoRA's alone."""
+STATE = "state"
+"""Name of the checkpoint inside the folder that `Engine.save_state` is given; of adapters alone, `lora.state_name`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,21 +183,20 @@ class Engine:
     def save_state(self, folder: str | Path) -> None:
         """What is trained in full precision, optimizer and schedule, for `load_state` on as many ranks."""
         with self._awake():
-            tag, trained_only = (ADAPTERS, True) if self.setup.lora else (STATE, False)
-            self._deepspeed.save_checkpoint(str(folder), tag=tag, exclude_frozen_parameters=trained_only)
+            trained_only = self.setup.lora is not None
+            self._deepspeed.save_checkpoint(str(folder), tag=self._state, exclude_frozen_parameters=trained_only)
         if self._average:
             self._average.save(Path(folder) / f"average-{self.rank}.safetensors")
 
     def load_state(self, folder: str | Path) -> None:
         """Continue exactly where `save_state` was called."""
-        with self._awake():
-            tag, whole = (ADAPTERS, False) if self.setup.lora else (STATE, True)
-            path, _ = self._deepspeed.load_checkpoint(str(folder), tag=tag, load_module_strict=whole)
-        if path is None:
+        if not (Path(folder) / self._state).is_dir():
             raise RoleError(
-                f"{folder} holds no saved {tag} of {self.world_size} ranks; resume from a whole checkpoint, with as "
-                "many ranks and with or without `lora` as it was written"
+                f"{folder} holds no {self._state}; resume from a whole checkpoint, with `lora` as it was written with"
             )
+        with self._awake():
+            whole = self.setup.lora is None
+            self._deepspeed.load_checkpoint(str(folder), tag=self._state, load_module_strict=whole)
         if self._average:
             self._average.load(Path(folder) / f"average-{self.rank}.safetensors")
 
@@ -246,6 +245,10 @@ class Engine:
         self._deepspeed.offload_states(
             include=[State.optim_states, State.hp_params, State.lp_grads, State.contiguous_grad_buffer]
         )
+
+    @property
+    def _state(self) -> str:
+        return state_name(self.setup.lora) if self.setup.lora else STATE
 
     def _full_parameters(self, module: nn.Module, adapted: bool = True) -> Any:
         groups = layers([name for name, _ in parameter_shapes(module)])

@@ -8,6 +8,7 @@ and `roles.actor`; `adapter_parameters` by `orchestrator.model_sizes`.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -68,6 +69,12 @@ def _targets(model: PreTrainedModel, config: LoraConfig) -> list[str]:
             f"lora.targets: {', '.join(unknown)} is no linear layer of this {type(model).__name__}; it has {known}"
         )
     return sorted({name for found in wanted.values() for name in found})
+
+
+def state_name(config: LoraConfig) -> str:
+    """Of a checkpoint of such adapters; another rank or other targets have another one."""
+    targets = hashlib.sha256(repr(config.targets).encode()).hexdigest()[:8]
+    return f"adapters-rank{config.rank}-{targets}"
 
 
 def is_adapter(name: str) -> bool:

@@ -1,8 +1,8 @@
 """Host memory, checkpoint and seconds of an actor that trains all weights, and of one that trains LoRA adapters.
 
-One rank of the actor (ZeRO-3, float32, gradient checkpointing) makes two optimizer steps on random experience of 8 rows
-of at most 256 tokens, and writes its state; each case has a process of its own. Peaks are of resident memory. With
-`shared` it answers for the reference too; otherwise that has a process of its own, which is measured as well.
+One rank of the actor (ZeRO-3, float32, gradient checkpointing) makes an optimizer step on random experience of 4 rows
+of 128 tokens, and writes its state; each case has a process of its own. Peaks are of resident memory. With adapters it
+answers for the reference too; otherwise that has a process of its own, which is measured as well.
 
     .venv/bin/python tests/benchmarks/lora.py MODEL_FOLDER [--rank 16]
 """
@@ -13,7 +13,7 @@ import argparse
 import resource
 import tempfile
 import time
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 
 import torch
@@ -22,10 +22,11 @@ from roles.batch import Experience, Rollouts
 from roles.config import LoraConfig
 from roles.engine import EngineSetup
 from roles.loss_config import PolicyLossConfig
+from tests.integration import ranks as processes
 from tests.integration.engine_cases import setup_of
 from tests.integration.ranks import Ranks
 
-ROWS, PROMPT, LENGTH = 8, 64, 256
+ROWS, PROMPT, LENGTH = 4, 32, 128
 
 
 def rollouts() -> Rollouts:
@@ -60,10 +61,12 @@ def trained(setup: EngineSetup, folder: str) -> tuple[float, float, int]:
         actor.reference_logprobs(batch)
     blank = torch.zeros_like(old)
     advantages = torch.randn(old.shape, generator=torch.Generator().manual_seed(1)) * batch.response_mask
-    given = (batch.token_ids, batch.lengths, batch.response_mask, old, blank, blank, blank, advantages, blank)
-    actor.update([Experience(*given)])
+    experience = Experience(
+        **{field.name: getattr(batch, field.name, blank) for field in fields(Experience)}
+        | {"rows": torch.arange(ROWS), "old_logprobs": old, "advantages": advantages}
+    )
     began = time.perf_counter()
-    actor.update([Experience(*given)])
+    actor.update([experience])
     seconds = time.perf_counter() - began
     actor.save_state(folder)
     return peak_gib(), seconds, sum(f.stat().st_size for f in Path(folder).rglob("*") if f.is_file())
@@ -83,6 +86,7 @@ def main() -> None:
     parser.add_argument("model", type=Path)
     parser.add_argument("--rank", type=int, default=16)
     arguments = parser.parse_args()
+    processes.DEADLINE_S = 1800.0
     setup = setup_of(arguments.model, micro_batch_tokens=1024, gradient_checkpointing=True)
     cases = {"all weights": setup, f"LoRA {arguments.rank}": replace(setup, lora=LoraConfig(rank=arguments.rank))}
     for name, case in cases.items():

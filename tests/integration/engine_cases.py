@@ -369,6 +369,13 @@ def interrupted(setup: EngineSetup, batches: list[Experience], folder: str) -> d
     }
 
 
+def resumed_as(setup: EngineSetup, folder: str) -> None:
+    """An actor that goes on from a checkpoint of others."""
+    from roles.actor import Actor
+
+    Actor(setup, PolicyLossConfig(), TEMPERATURE).load_state(folder)
+
+
 def saved(setup: EngineSetup, batch: Experience, folder: str, kind: str) -> tuple[dict[str, Tensor], str]:
     """Train a step, save a Hugging Face folder; the weights and the fingerprint."""
     from roles.actor import Actor

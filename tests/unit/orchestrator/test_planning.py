@@ -236,9 +236,7 @@ def test_a_reference_that_is_the_actor_has_no_place_of_its_own() -> None:
     without = [role for role in groups[home].roles if role != "reference"]
     planned = layout(load_config(ours, [*SHARED, f"placement.groups.{home}.roles={json.dumps(without)}"]))
     assert "reference" not in planned.plan.roles
-    shared, alone = (
-        layout(load_config(theirs, said)) for said in ([*SHARED, "placement.ref_num_nodes=0"], SHARED[:1])
-    )
+    shared, alone = (layout(load_config(theirs, said)) for said in ([*SHARED, "placement.ref_num_nodes=0"], SHARED[:1]))
     assert "reference" not in shared.plan.roles
     assert shared.step.busy["rollout", "actor"] > alone.step.busy["rollout", "actor"], "it scores twice"
     with pytest.raises(ConfigError, match=r"ref_num_nodes=0, but reference\.share_actor=false needs GPUs"):
