@@ -136,8 +136,8 @@ class OpenRlhfPlacement(Section):
     """Nodes of the critic; 0 where the advantages need none, which is filled in."""
     critic_num_gpus_per_node: int = Field(default=8, ge=1, le=64)
     """GPUs of the critic on each of them."""
-    ref_num_nodes: int = Field(default=1, ge=1, le=10_000)
-    """Nodes of the reference model."""
+    ref_num_nodes: int = Field(default=1, ge=0, le=10_000)
+    """Nodes of the reference model; 0 (and nothing else) where it is the actor (`share_actor`), which is filled in."""
     ref_num_gpus_per_node: int = Field(default=8, ge=1, le=64)
     """GPUs of the reference model on each of them."""
     reward_num_nodes: int = Field(default=1, ge=0, le=10_000)

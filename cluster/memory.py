@@ -18,6 +18,8 @@ SUB_GROUP = 1_000_000_000
 """DeepSpeed's `sub_group_size`: numbers whose gradients the optimizer's step widens to float32 at a time."""
 PREFETCHED_LAYERS = 2
 """Decoder layers that are whole at a time: the one that computes, and the next on its way."""
+LOGITS_BLOCK, LOGITS_NARROWEST = 1 << 22, 64
+"""Logits that are held at a time, and columns of them at the least: `roles.head`."""
 RUNTIME = 1.5 * GIB
 """Of each process on a GPU: CUDA context, library workspaces and NCCL's buffers. An assumption, not a formula."""
 
@@ -79,6 +81,8 @@ class RoleSize:
     """Of a weight: 2 in bfloat16, 4 in float32."""
     stage: int
     trained: bool
+    adapters: int | None = None
+    """Trained parameters of LoRA (and a value head), beside the frozen ones; None: there is no LoRA."""
     offload_optimizer: bool = False
     offload_parameters: bool = False
     sleep: bool = False
@@ -92,6 +96,11 @@ class RoleSize:
     """Over which the ranks are spread."""
     threads: int = 1
     """CPU threads of each rank."""
+
+    @property
+    def learning(self) -> int:
+        """Parameters with gradients and optimizer states."""
+        return self.model.parameters if self.adapters is None else self.adapters
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,15 +138,16 @@ class EngineSize:
 
 def states(role: RoleSize, *, training: bool = True) -> Account:
     """Of each rank, on its GPU: weights, gradients, optimizer; of one that sleeps while it does not train, weights."""
-    parameters, ranks = role.model.parameters, role.ranks
+    ranks = role.ranks
     shards = {1: (1, 1, ranks), 2: (1, ranks, ranks), 3: (ranks, ranks, ranks)}.get(role.stage, (1, 1, 1))
     if not role.trained and role.stage < 3:
         shards = (1, 1, 1)
+    parameters = role.model.parameters + (role.adapters or 0)
     account: Account = {"weights": 0.0 if role.offload_parameters else parameters * role.number_bytes / shards[0]}
     if role.sleep and not training:
         return account
     if role.trained and not role.offload_optimizer:
-        account["gradients (float32)"] = 4 * parameters / shards[1]
+        account["gradients (float32)"] = 4 * role.learning / shards[1]
         account["optimizer (float32 weights and moments)"] = _optimizer_bytes(role) / shards[2]
     if role.trained and role.stage == 3 and role.ranks > 1:
         account["reduction bucket"] = role.number_bytes * REDUCE_BUCKET
@@ -150,14 +160,14 @@ def host_states(role: RoleSize) -> Account:
     if role.offload_parameters:
         account["offloaded weights"] = role.model.parameters * role.number_bytes / role.ranks
     if role.trained and (role.offload_optimizer or role.sleep):
-        account["offloaded gradients (float32)"] = 4 * role.model.parameters / role.ranks
+        account["offloaded gradients (float32)"] = 4 * role.learning / role.ranks
         account["offloaded optimizer"] = _optimizer_bytes(role) / role.ranks
     return account
 
 
 def _optimizer_bytes(role: RoleSize) -> float:
     """AdamW: two moments, and the float32 weights where the model's own are narrower."""
-    return role.model.parameters * (8 + (4 if role.number_bytes < 4 else 0))
+    return role.learning * (8 + (4 if role.number_bytes < 4 else 0))
 
 
 def working(role: RoleSize, *, training: bool) -> Account:
@@ -167,16 +177,31 @@ def working(role: RoleSize, *, training: bool) -> Account:
     if role.stage == 3 and role.ranks > 1:
         whole = min(PREFETCHED_LAYERS * model.layer + model.embedding, model.parameters)
         account["gathered layers"] = width * whole
-    logits = width * tokens * role.scored_share * model.vocabulary
     if training:
         account["activations"] = tokens * _activation_bytes(role)
-        account["logits and their gradient"] = 2 * logits
+        account["head and a block of logits"] = _head_bytes(role)
         if not role.offload_optimizer:
-            account["optimizer's step"] = 4 * min(SUB_GROUP, model.parameters / max(role.ranks, 1))
+            account["optimizer's step"] = 4 * min(SUB_GROUP, role.learning / max(role.ranks, 1))
     else:
         account["activations"] = tokens * (10 * model.hidden + 3 * width * model.intermediate)
-        account["logits"] = logits
+        account["block of logits"] = _block_bytes(role)
     return {item: size for item, size in account.items() if size}
+
+
+def _block_bytes(role: RoleSize) -> float:
+    """Logits as they come, and twice in float32: nothing grows with the vocabulary."""
+    scored = role.tokens * role.scored_share
+    columns = min(max(LOGITS_BLOCK / scored, LOGITS_NARROWEST), role.model.vocabulary)
+    return scored * columns * (role.number_bytes + 8)
+
+
+def _head_bytes(role: RoleSize) -> float:
+    """Of the backward pass: hidden states' gradients, in float32 first, and those of a head that is trained."""
+    if not role.model.vocabulary:
+        return 0.0
+    hidden = role.tokens * role.scored_share * role.model.hidden
+    own = role.number_bytes * role.model.embedding if role.adapters is None else 0.0
+    return _block_bytes(role) + hidden * (4 + 2 * role.number_bytes) + own
 
 
 def _activation_bytes(role: RoleSize) -> float:

@@ -92,7 +92,11 @@ def cpu_rates(operations_per_s: float, ranks: int, efficiency: Efficiency) -> Ra
 def operations(model: ModelSize, tokens: float, scored: float) -> float:
     """Of a forward pass over one sample of `tokens` tokens, `scored` of which get logits."""
     attention = 2 * tokens * tokens * model.heads * model.head_width * model.layers
-    return 2 * tokens * model.layers * model.layer + attention + 2 * scored * model.hidden * model.vocabulary
+    return 2 * tokens * model.layers * model.layer + attention + _head_operations(model, scored)
+
+
+def _head_operations(model: ModelSize, scored: float) -> float:
+    return 2 * scored * model.hidden * model.vocabulary
 
 
 def score_s(role: RoleSize, work: Workload, rates: Rates) -> float:
@@ -105,10 +109,15 @@ def update_s(role: RoleSize, work: Workload, rates: Rates) -> float:
     """All optimizer steps of a trained role in a PPO step."""
     samples = work.samples / work.mini_batches
     micro_batches = _micro_batches(role, work, samples)
-    # The backward pass costs two forward ones, and recomputing the activations a third.
-    compute = (4 if role.checkpointing else 3) * _operations_of_a_rank(role, work, samples) / rates.compute
+    # The backward pass costs a forward one for the activations' gradients and one for the weights' (of those that are
+    # trained), and recomputing the activations another; logits are always recomputed.
+    learning = role.learning / role.model.parameters
+    again = 0.0 if role.checkpointing else samples / role.ranks * _head_operations(role.model, work.response_tokens)
+    forward = _operations_of_a_rank(role, work, samples)
+    compute = ((3 if role.checkpointing else 2) * forward + learning * forward + again) / rates.compute
     # Weights for the forward and the backward pass, and gradients: stage 3 for every micro-batch, others at the end.
-    wire = 3 * micro_batches * _gather_s(role, rates) if role.stage == 3 else 2 * _exchange_s(role, rates)
+    whole = _gather_s(role, rates) if role.stage == 3 else _exchange_s(role, rates)
+    wire = (2 + learning) * micro_batches * whole if role.stage == 3 else 2 * learning * whole
     once = max(compute, wire) + _optimizer_s(role, rates, micro_batches)
     return work.epochs * work.mini_batches * once + (2 * _asleep_bytes(role) / rates.host if role.sleep else 0.0)
 
@@ -167,7 +176,7 @@ def _exchange_s(role: RoleSize, rates: Rates) -> float:
 
 def _optimizer_s(role: RoleSize, rates: Rates, micro_batches: int) -> float:
     """One step of AdamW; offloaded, gradients wait on the host and are fetched for every micro-batch's sum."""
-    own = role.model.parameters / (role.ranks if role.stage else 1)
+    own = role.learning / (role.ranks if role.stage else 1)
     if not role.offload_optimizer:
         return own * ADAM_BYTES / rates.memory
     neighbours = role.ranks / role.nodes

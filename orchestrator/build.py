@@ -34,7 +34,7 @@ from roles.config import (
 from roles.conversion import resolve_model
 from roles.critic import Critic
 from roles.engine import EngineSetup
-from roles.reference import Reference
+from roles.reference import FrozenPolicy, Reference
 from roles.reward import PolicyText, RewardModel, Scorer
 from roles.reward_functions import FunctionScorer, RemoteScorer
 from roles.reward_trainer import RewardTrainer
@@ -100,10 +100,11 @@ class Builder:
         setup = self.engine_setup(models.critic, role, steps=config.steps * config.ppo.optimizer_steps)
         return self.start("critic", Critic, (setup, config.ppo.value))
 
-    def reference(self, models: Models) -> RoleGroup[Reference]:
-        """The frozen policy."""
-        setup = self.engine_setup(models.reference, self._config.reference)
-        return self.start("reference", Reference, (setup, self._config.rollout.temperature))
+    def reference(self, models: Models) -> RoleGroup[FrozenPolicy]:
+        """The frozen policy, where it has ranks of its own, or those of an actor that is not started."""
+        config = self._config
+        setup = self.engine_setup(models.reference, config.reference)
+        return self.start(config.reference_role, Reference, (setup, config.rollout.temperature))
 
     def reward(self, models: Models) -> Reward:
         """Whoever scores responses."""
@@ -192,8 +193,13 @@ class Builder:
         )
         if not isinstance(role, TrainedRole):
             return setup
-        checkpointing = role.gradient_checkpointing
-        return replace(setup, optimizer=role.optimizer, optimizer_steps=steps, gradient_checkpointing=checkpointing)
+        return replace(
+            setup,
+            optimizer=role.optimizer,
+            optimizer_steps=steps,
+            lora=role.lora,
+            gradient_checkpointing=role.gradient_checkpointing,
+        )
 
     def start(
         self,
@@ -232,11 +238,12 @@ def training_roles(config: RunConfig, models: Models) -> Iterator[Roles]:
         policy = build.policy(models)
         actor = build.actor(models)
         critic = build.critic(models) if config.ppo.uses_critic else None
+        reference: RoleGroup[Any] = actor if config.reference.share_actor else build.reference(models)
         roles = Roles(
             cluster=build.cluster,
             policy=policy,
             reward=build.reward(models),
-            reference=build.reference(models),
+            reference=reference,
             judge=build.judge(),
             deadlines=config.deadlines,
             actor=actor,
@@ -250,7 +257,7 @@ def training_roles(config: RunConfig, models: Models) -> Iterator[Roles]:
 @contextmanager
 def evaluation_roles(config: RunConfig, models: Models) -> Iterator[EvaluationRoles]:
     """The roles that measure the policy in `models.actor`."""
-    with builder(config, {"rollout": None, "reference": None, **scorers(config)}) as build:
+    with builder(config, {"rollout": None, config.reference_role: None, **scorers(config)}) as build:
         roles = EvaluationRoles(
             cluster=build.cluster,
             policy=build.policy(models),

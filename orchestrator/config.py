@@ -195,7 +195,13 @@ class RunConfig(Section):
         """The roles of a training run that hold a model."""
         critic = ("critic",) if self.ppo.uses_critic else ()
         rewards = (role for role, scorer in self.scorers.items() if isinstance(scorer, ModelReward))
-        return ("rollout", "actor", *critic, "reference", *rewards)
+        reference = () if self.reference.share_actor else ("reference",)
+        return ("rollout", "actor", *critic, *reference, *rewards)
+
+    @property
+    def reference_role(self) -> str:
+        """On whose ranks the reference lives."""
+        return "actor" if self.reference.share_actor else "reference"
 
     @property
     def scorers(self) -> dict[str, OneReward]:

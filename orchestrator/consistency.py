@@ -30,6 +30,7 @@ def inconsistencies(config: RunConfig) -> list[str]:
         *_environment_rules(config),
         *_step_rules(config),
         *_advantage_rules(config),
+        *_adapter_rules(config),
         *_ensemble_rules(config),
         *_model_rules(config),
         *_evaluation_rules(config),
@@ -38,8 +39,8 @@ def inconsistencies(config: RunConfig) -> list[str]:
 
 
 def without_idle_gpus(data: Any) -> Any:
-    """Plain values in which OpenRLHF's placement has no nodes for a reward that is no model, nor for a critic that the
-    advantages do not need, unless they name some."""
+    """Plain values in which OpenRLHF's placement has no nodes for a reward that is no model, for a reference that is
+    the actor, nor for a critic that the advantages do not need, unless they name some."""
     match data:
         case {"placement": {"type": "openrlhf", **said}}:
             idle = {}
@@ -48,6 +49,9 @@ def without_idle_gpus(data: Any) -> Any:
                     idle["reward_num_nodes"] = 0
                 case {"reward": {"type": "ensemble", "members": dict(members)}} if not _has_model(members):
                     idle["reward_num_nodes"] = 0
+            match data:
+                case {"reference": {"share_actor": True}}:
+                    idle["ref_num_nodes"] = 0
             match data:
                 case {"ppo": {"advantage": {"type": str(kind)}}} if kind not in NEEDS_CRITIC:
                     idle["critic_num_nodes"] = 0
@@ -74,6 +78,7 @@ def _placement_rules(config: RunConfig) -> Iterator[str]:
             **dict.fromkeys(config.scorers, f"reward.type={config.reward.type}"),
             "reward": f"reward.type={config.reward.type}",
             "critic": f"ppo.advantage.type={config.ppo.advantage.type}",
+            "reference": f"reference.share_actor={str(config.reference.share_actor).lower()}",
         }
         used = {role if role in placed else base_role(role) for role in config.model_roles}
         for role in sorted(used & set(GPU_ROLES) - placed):
@@ -222,6 +227,25 @@ def _advantage_rules(config: RunConfig) -> Iterator[str]:
     }
     for key in [key for key, given in unused.items() if given]:
         yield f"{key} needs a critic, and ppo.advantage.type={kind} has none; remove it, or use type: gae"
+
+
+def _adapter_rules(config: RunConfig) -> Iterator[str]:
+    reference = config.reference
+    if reference.share_actor and config.actor.lora is None:
+        yield (
+            "reference.share_actor=true needs actor.lora, without which the actor's own weights move; set actor.lora: "
+            "{rank: 16}, or share_actor: false"
+        )
+    if reference.share_actor and reference != type(reference)(share_actor=True):
+        yield (
+            "reference.share_actor=true takes the actor's model, ranks and micro-batches as they are; remove the other "
+            "keys of reference, or set share_actor: false"
+        )
+    if config.actor.lora is not None and config.actor.ema_decay is not None:
+        yield (
+            f"actor.ema_decay={config.actor.ema_decay:g} averages whole weights, and actor.lora trains adapters, whose "
+            "means do not multiply to the mean of what they add; remove one"
+        )
 
 
 def _ensemble_rules(config: RunConfig) -> Iterator[str]:

@@ -24,7 +24,7 @@ from orchestrator.results import Estimate, EvaluationResult, SampleRow
 from orchestrator.run_files import finite
 from roles.batch import Prompts, Rollouts, Scored
 from roles.losses import k1
-from roles.reference import Reference
+from roles.reference import FrozenPolicy
 from roles.reward import Scorer
 
 
@@ -36,7 +36,8 @@ def evaluate(
     The KL is k1 of the sampled tokens, summed over a response, from vLLM's log-probabilities and the reference's.
     """
     rollouts = roles.policy.generate(prompts, version=version)
-    proxy, reference = roles.reward.start(rollouts), spread(roles.reference, Reference.logprobs, rollouts)
+    proxy = roles.reward.start(rollouts)
+    reference = spread(roles.reference, FrozenPolicy.reference_logprobs, rollouts)
     judge = spread(roles.judge, Scorer.score, rollouts) if roles.judge else None
     deadline_s = roles.deadlines.score_s
     wait_all([*proxy.calls, reference.call, *([judge.call] if judge else [])], deadline_s)

@@ -25,7 +25,7 @@ from roles.actor import Actor
 from roles.batch import Preferences, Prompts, Rollouts, Scored
 from roles.critic import Critic
 from roles.packing import balance
-from roles.reference import Reference
+from roles.reference import FrozenPolicy
 from roles.reward import Scorer
 from roles.rollout import RolloutEngine
 
@@ -109,7 +109,7 @@ class EvaluationRoles:
     cluster: RayCluster
     policy: Policy
     reward: Reward
-    reference: RoleGroup[Reference]
+    reference: RoleGroup[FrozenPolicy]
     judge: RoleGroup[Scorer] | None
     deadlines: Deadlines
 
@@ -194,7 +194,7 @@ def start_scoring(roles: Roles, part: Part, rollouts: Rollouts) -> Scoring:
         part,
         rollouts,
         old_logprobs=spread(roles.actor, Actor.logprobs, rollouts),
-        reference_logprobs=spread(roles.reference, Reference.logprobs, rollouts),
+        reference_logprobs=spread(roles.reference, FrozenPolicy.reference_logprobs, rollouts),
         values=spread(roles.critic, Critic.values, rollouts) if roles.critic else None,
         scores=roles.reward.start(rollouts),
     )

@@ -1,6 +1,7 @@
 """How large a model is, without its weights: built on the meta device from a config.json.
 
-A ModelConfig flows in, a ModelSize flows out. Called by `orchestrator.planning`.
+A ModelConfig flows in, a ModelSize flows out; for LoRA, the number of trained parameters. Called by
+`orchestrator.planning` and `orchestrator.checks`.
 """
 
 from __future__ import annotations
@@ -15,16 +16,55 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig
 
 from cluster.memory import ModelSize
+from orchestrator.config import RunConfig
 from orchestrator.errors import ConfigError
-from roles.config import ModelConfig
+from roles.config import LoraConfig, ModelConfig, TrainedRole
 from roles.conversion import resolve_model
 from roles.errors import ModelError
+from roles.lora import adapter_parameters
 
 KNOWN = Path(__file__).with_name("known_models.yaml")
 
 
 class UnknownModel(ConfigError):
     """Neither a folder nor a model whose size is known."""
+
+
+def adapters(config: RunConfig, role: str) -> int | None:
+    """How many parameters LoRA trains in `actor` or `critic`, a value head included; None where it has no LoRA.
+
+    Raises as `model_size`, and a ConfigError where a target is no layer of the model. A critic that is not there yet
+    counts as the actor's model with a value head.
+    """
+    section: TrainedRole = config.actor if role == "actor" else config.critic
+    if section.lora is None:
+        return None
+    cache_folder, model = Path(config.model_cache), config.actor.model
+    if role == "critic":
+        try:
+            own = config.critic_model or model
+            return _adapters(own, "critic.model", cache_folder, section.lora, value_head=True)
+        except UnknownModel:
+            return _adapters(model, "critic.model", cache_folder, section.lora, value_head=True)
+    return _adapters(model, "actor.model", cache_folder, section.lora)
+
+
+def check_adapters(config: RunConfig) -> None:
+    """ConfigError where a target of LoRA is no layer of its model."""
+    for role in sorted({"actor", "critic"} & set(config.model_roles)):
+        adapters(config, role)
+
+
+@cache
+def _adapters(model: ModelConfig, key: str, cache_folder: Path, lora: LoraConfig, *, value_head: bool = False) -> int:
+    config = _architecture(model, key, cache_folder)
+    with torch.device("meta"):
+        made: Any = AutoModelForCausalLM.from_config(config)
+    try:
+        trained = adapter_parameters(made, lora)
+    except ModelError as error:
+        raise ConfigError(f"{key.removesuffix('.model')}.{error}") from error
+    return trained + (config.get_text_config().hidden_size if value_head else 0)
 
 
 @cache
@@ -35,16 +75,7 @@ def model_size(model: ModelConfig, key: str, cache_folder: Path, *, value_head: 
         UnknownModel: neither is there.
         ConfigError: the folder cannot be read.
     """
-    if Path(model.path).expanduser().is_dir():
-        try:
-            folder = str(resolve_model(model, cache_folder))
-            config = AutoConfig.from_pretrained(folder, trust_remote_code=model.trust_remote_code)
-        except (ModelError, OSError, ValueError) as error:
-            raise ConfigError(f"{key}: {error}") from error
-    else:
-        config = _known(model.path, key)
-        if model.layers is not None:
-            config.num_hidden_layers = min(model.layers, config.num_hidden_layers)
+    config = _architecture(model, key, cache_folder)
     try:
         return size_of(config, value_head=value_head)
     except (AttributeError, KeyError, ValueError) as error:
@@ -52,6 +83,19 @@ def model_size(model: ModelConfig, key: str, cache_folder: Path, *, value_head: 
             f"{key}.path={model.path} is of the kind {config.model_type}, whose sizes are not understood ({error}); "
             "plan with a model of a similar size"
         ) from error
+
+
+def _architecture(model: ModelConfig, key: str, cache_folder: Path) -> PretrainedConfig:
+    if not Path(model.path).expanduser().is_dir():
+        config = _known(model.path, key)
+        if model.layers is not None:
+            config.num_hidden_layers = min(model.layers, config.num_hidden_layers)
+        return config
+    try:
+        folder = str(resolve_model(model, cache_folder))
+        return AutoConfig.from_pretrained(folder, trust_remote_code=model.trust_remote_code)
+    except (ModelError, OSError, ValueError) as error:
+        raise ConfigError(f"{key}: {error}") from error
 
 
 def size_of(config: PretrainedConfig, *, value_head: bool = False) -> ModelSize:

@@ -39,7 +39,7 @@ from orchestrator.efficiency import load_efficiency
 from orchestrator.errors import ConfigError
 from orchestrator.loading import apply_override, validate
 from orchestrator.loads import GpuLoad, Held, HostLoad, Layout
-from orchestrator.model_sizes import UnknownModel, model_size
+from orchestrator.model_sizes import UnknownModel, adapters, model_size
 from orchestrator.needs import needs, section_key, training
 from orchestrator.this_machine import as_pool
 from orchestrator.timeline import card_gib, step_time
@@ -211,6 +211,7 @@ def _role_size(config: RunConfig, slots: list[Slot], model: ModelSize) -> RoleSi
         number_bytes=2 if config.dtype == "bfloat16" else 4,
         stage=section.zero.stage,
         trained=trained,
+        adapters=adapters(config, role) if trained else None,
         offload_optimizer=section.zero.offload_optimizer,
         offload_parameters=section.zero.offload_parameters,
         sleep=section.zero.sleep,

@@ -85,9 +85,10 @@ def step_time(
     }
     work = _workload(config, efficiency)
     shared = "actor" in engines_neighbours(config.placement)  # every rank hands over on its own card
+    passes = {"actor": 2} if config.reference.share_actor else {}
     seconds = RoleSeconds(
         generate=generate_s(engines, work, rates[ENGINES], _kv_room(config, engines, pools[first[ENGINES].node])),
-        score={role: score_s(size, work, rates[role]) for role, size in roles.items()},
+        score={role: passes.get(role, 1) * score_s(size, work, rates[role]) for role, size in roles.items()},
         update={role: update_s(size, work, rates[role]) for role, size in roles.items() if size.trained},
         push=push_s(
             roles["actor"],

@@ -28,7 +28,7 @@ from orchestrator.timing import Clock
 from roles.actor import Actor
 from roles.batch import Prompts, save_batch
 from roles.critic import Critic
-from roles.reference import Reference
+from roles.reference import FrozenPolicy
 
 FAILED = "failed"
 """Where in `run_dir` the batches of failed steps go."""
@@ -240,4 +240,4 @@ class Run:
         )
 
     def _reference_fingerprint(self) -> str:
-        return self.roles.reference.call(Reference.fingerprint).result(self.config.deadlines.score_s)[0]
+        return self.roles.reference.call(FrozenPolicy.reference_fingerprint).result(self.config.deadlines.score_s)[0]

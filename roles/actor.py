@@ -18,6 +18,7 @@ from torch import Tensor
 from roles.batch import Experience, Rollouts
 from roles.engine import Engine, EngineSetup
 from roles.importance import IMPORTANCE
+from roles.lora import adapters_off
 from roles.loss_config import PolicyLossConfig
 from roles.losses import KL_ESTIMATORS, POLICY_LOSSES, approx_kl, log_ratio
 from roles.micro_batch import MicroBatch, per_token, picked, update
@@ -71,6 +72,15 @@ class Actor:
     def logprobs(self, rollouts: Rollouts) -> Tensor:
         """float32 `[batch, time]`: log-probability of each generated token, at the rollouts' temperature."""
         return per_token(self._engine, rollouts, lambda micro: self._forward(micro)[0])
+
+    def reference_logprobs(self, rollouts: Rollouts) -> Tensor:
+        """The same of the policy as it was before it got adapters: what `Reference` answers."""
+        with adapters_off(self._engine.module):
+            return self.logprobs(rollouts)
+
+    def reference_fingerprint(self) -> str:
+        """A hash of all weights but the adapters: they must never change."""
+        return self._engine.fingerprint(adapted=False)
 
     def update(self, mini_batches: Sequence[Experience], kl_coefficient: float = 0.0) -> ActorStats:
         """One optimizer step for each of this rank's shares of a mini-batch; a KL in the loss has this weight."""

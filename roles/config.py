@@ -84,11 +84,24 @@ class FrozenRole(Section):
     """Tokens of one packed forward pass on one rank; a longer single sample is a micro-batch of its own."""
 
 
+class LoraConfig(Section):
+    """Low-rank adapters (Hu et al., arXiv 2106.09685): they alone are trained, and the value head of a critic."""
+
+    rank: int = Field(default=16, ge=1)
+    """Width of an adapter."""
+    alpha: float = Field(default=32.0, gt=0)
+    """An adapter's share is multiplied by alpha / rank."""
+    targets: Literal["all-linear"] | Annotated[tuple[str, ...], Field(min_length=1)] = "all-linear"
+    """Names of the linear layers that get one, such as `[q_proj, v_proj]`; or all of the decoder layers."""
+
+
 class TrainedRole(FrozenRole):
     """A model that is trained."""
 
     optimizer: OptimizerConfig = OptimizerConfig()
     """AdamW."""
+    lora: LoraConfig | None = None
+    """Train adapters alone; null: all weights."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, about a third more time."""
 
@@ -128,6 +141,9 @@ class CriticConfig(TrainedRole):
 
 class ReferenceConfig(FrozenRole):
     """The frozen policy that the KL penalty is measured against. `model: null` is the actor's."""
+
+    share_actor: bool = False
+    """With `actor.lora`: no model of its own, but the actor's without its adapters, on the actor's ranks."""
 
 
 class ModelReward(FrozenRole):

@@ -1,8 +1,13 @@
-"""DeepSpeed's settings: an EngineSetup flows in, the dictionary that it takes flows out. Called by `roles.engine`."""
+"""DeepSpeed's settings: an EngineSetup flows in, the dictionary that it takes flows out. Called by `roles.engine`.
+
+And which modules ZeRO-3 gathers whole.
+"""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
+
+from torch import nn
 
 if TYPE_CHECKING:
     from roles.engine import EngineSetup
@@ -44,3 +49,14 @@ def deepspeed_config(setup: EngineSetup, world_size: int) -> dict[str, Any]:
         if stage > 0:
             settings["data_types"] = {"grad_accum_dtype": "fp32"}
     return settings
+
+
+def gather_by_layer(module: nn.Module) -> None:
+    """Tell ZeRO-3 to gather whole decoder layers: a collective and a pair of hooks each, not one for every matrix."""
+    from deepspeed.utils import set_z3_leaf_modules
+
+    model: Any = module.model
+    names = set(model._no_split_modules or ())
+    kinds = {type(m) for m in module.modules() if type(m).__name__ in names}
+    if kinds:
+        set_z3_leaf_modules(module, sorted(kinds, key=lambda kind: kind.__name__))

@@ -23,9 +23,10 @@ import torch
 from torch import Tensor, nn
 
 from roles.average import Average
-from roles.config import Dtype, OptimizerConfig, ZeroConfig
-from roles.deepspeed_settings import deepspeed_config
+from roles.config import Dtype, LoraConfig, OptimizerConfig, ZeroConfig
+from roles.deepspeed_settings import deepspeed_config, gather_by_layer
 from roles.errors import RoleError
+from roles.lora import adapt, state_name
 from roles.optimizer import make_optimizer, make_scheduler, rate_factor
 from roles.packing import micro_batches
 from roles.tokenizer import load_tokenizer
@@ -38,7 +39,7 @@ READABLE = 0o644
 """Mode of saved weights: safetensors makes them for their owner alone, and a server often runs as somebody else."""
 
 STATE = "state"
-"""Name of the checkpoint inside the folder that `Engine.save_state` is given."""
+"""Name of the checkpoint inside the folder that `Engine.save_state` is given; of adapters alone, `lora.state_name`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +61,8 @@ class EngineSetup:
     """Optimizer steps in the whole run: where the schedule ends."""
     ema_decay: float | None = None
     """Of a running mean of the trained weights; null: none is kept."""
+    lora: LoraConfig | None = None
+    """Train adapters and a value head alone."""
     freeze_backbone: bool = False
     """Train only what stands on top of the transformer (a value head)."""
     trust_remote_code: bool = False
@@ -107,8 +110,10 @@ class Engine:
         transformer: Any = module.model
         if setup.freeze_backbone:
             transformer.base_model.requires_grad_(False)
+        if setup.lora:
+            adapt(transformer, setup.lora, setup.seed)
         if setup.zero.stage == 3:
-            _gather_by_layer(module)
+            gather_by_layer(module)
         self._deepspeed, *_ = deepspeed.initialize(
             model=module,
             optimizer=make_optimizer(config, module, setup.zero) if config else None,
@@ -176,18 +181,22 @@ class Engine:
         return self._every_rank(values).sum(0)
 
     def save_state(self, folder: str | Path) -> None:
-        """Weights in full precision, optimizer and schedule, for `load_state` on as many ranks."""
+        """What is trained in full precision, optimizer and schedule, for `load_state` on as many ranks."""
         with self._awake():
-            self._deepspeed.save_checkpoint(str(folder), tag=STATE)
+            trained_only = self.setup.lora is not None
+            self._deepspeed.save_checkpoint(str(folder), tag=self._state, exclude_frozen_parameters=trained_only)
         if self._average:
             self._average.save(Path(folder) / f"average-{self.rank}.safetensors")
 
     def load_state(self, folder: str | Path) -> None:
         """Continue exactly where `save_state` was called."""
+        if not (Path(folder) / self._state).is_dir():
+            raise RoleError(
+                f"{folder} holds no {self._state}; resume from a whole checkpoint, with `lora` as it was written with"
+            )
         with self._awake():
-            path, _ = self._deepspeed.load_checkpoint(str(folder), tag=STATE)
-        if path is None:
-            raise RoleError(f"{folder} holds no saved state of {self.world_size} ranks; resume from a whole checkpoint")
+            whole = self.setup.lora is None
+            self._deepspeed.load_checkpoint(str(folder), tag=self._state, load_module_strict=whole)
         if self._average:
             self._average.load(Path(folder) / f"average-{self.rank}.safetensors")
 
@@ -213,10 +222,10 @@ class Engine:
                 file.chmod(READABLE)
         torch.distributed.barrier()
 
-    def fingerprint(self) -> str:
-        """A hash of all weights, the same for any number of ranks."""
+    def fingerprint(self, *, adapted: bool = True) -> str:
+        """A hash of all weights, the same for any number of ranks; `adapted=False`: as they are without adapters."""
         digest = Digest()
-        for name, tensor in self._full_parameters(self.module):
+        for name, tensor in self._full_parameters(self.module, adapted):
             if self.rank == 0:
                 digest.add(name, tensor)
         answer = [digest.hexdigest()]
@@ -237,9 +246,13 @@ class Engine:
             include=[State.optim_states, State.hp_params, State.lp_grads, State.contiguous_grad_buffer]
         )
 
-    def _full_parameters(self, module: nn.Module) -> Any:
+    @property
+    def _state(self) -> str:
+        return state_name(self.setup.lora) if self.setup.lora else STATE
+
+    def _full_parameters(self, module: nn.Module, adapted: bool = True) -> Any:
         groups = layers([name for name, _ in parameter_shapes(module)])
-        return full_parameters(module, groups)
+        return full_parameters(module, groups, adapted=adapted)
 
     def _step(self) -> StepFacts:
         rate = float(self._deepspeed.get_lr()[0])
@@ -303,14 +316,3 @@ def _sharded_loading(setup: EngineSetup, settings: dict[str, Any]) -> AbstractCo
     from transformers.integrations import HfDeepSpeedConfig
 
     return nullcontext(HfDeepSpeedConfig(settings))  # transformers sees it for as long as it lives
-
-
-def _gather_by_layer(module: nn.Module) -> None:
-    """Tell ZeRO-3 to gather whole decoder layers: a collective and a pair of hooks each, not one for every matrix."""
-    from deepspeed.utils import set_z3_leaf_modules
-
-    model: Any = module.model
-    names = set(model._no_split_modules or ())
-    kinds = {type(m) for m in module.modules() if type(m).__name__ in names}
-    if kinds:
-        set_z3_leaf_modules(module, sorted(kinds, key=lambda kind: kind.__name__))

@@ -87,7 +87,7 @@ class _Entropy(torch.autograd.Function):
         for rows in _chunks(logits):
             scaled = _wide(logits[rows]) / temperature
             normaliser[rows] = scaled.logsumexp(-1)
-            logprobs = _finite(scaled.sub_(normaliser[rows].unsqueeze(-1)))
+            logprobs = finite_logprobs(scaled.sub_(normaliser[rows].unsqueeze(-1)))
             total[rows] = -torch.linalg.vecdot(logprobs.exp(), logprobs)
         ctx.save_for_backward(logits, normaliser, total)
         ctx.temperature = temperature
@@ -101,13 +101,13 @@ class _Entropy(torch.autograd.Function):
         out = torch.empty_like(logits)
         factor = grad / ctx.temperature
         for rows in _chunks(logits):
-            logprobs = _finite((_wide(logits[rows]) / ctx.temperature).sub_(normaliser[rows].unsqueeze(-1)))
+            logprobs = finite_logprobs((_wide(logits[rows]) / ctx.temperature).sub_(normaliser[rows].unsqueeze(-1)))
             slope = logprobs.exp().mul_(logprobs.add_(total[rows].unsqueeze(-1)))
             out[rows] = slope.mul_(-factor[rows].unsqueeze(-1)).to(out.dtype)
         return out, None
 
 
-def _finite(logprobs: Tensor) -> Tensor:
+def finite_logprobs(logprobs: Tensor) -> Tensor:
     """In place: -inf becomes the lowest number, so that p·log p is 0 where p is."""
     return logprobs.clamp_(min=torch.finfo(logprobs.dtype).min)
 

@@ -25,6 +25,7 @@ from transformers import (
 from roles.attention import IMPLEMENTATION, Layout
 from roles.config import Pooling
 from roles.errors import ModelError
+from roles.head import ScoringHead, has_plain_head
 from roles.losses import entropy, token_logprobs
 from roles.packing import Packed
 
@@ -35,6 +36,10 @@ class PolicyModel(nn.Module):
     def __init__(self, model: PreTrainedModel) -> None:
         super().__init__()
         self.model = model
+        self.scores_in_blocks = has_plain_head(model)
+        """Whether logits are never whole; not where an architecture scales or caps them after its head."""
+        if self.scores_in_blocks:
+            model.set_output_embeddings(ScoringHead(model.get_output_embeddings()))
 
     @classmethod
     def load(
@@ -59,6 +64,12 @@ class PolicyModel(nn.Module):
         `positions`: int64 `[n]`, distinct indices into the packed tokens; `labels`: int64 `[n]`. Both answers are
         float32 `[n]` of the distribution at `temperature`. Logits are computed at those positions only.
         """
+        if self.scores_in_blocks:
+            hidden = self.model.base_model(**_inputs(packed)).last_hidden_state[0].index_select(0, positions)
+            scores: tuple[Tensor, Tensor] = self.model.get_output_embeddings()(
+                hidden, labels, temperature, with_entropy
+            )
+            return scores[0], scores[1] if with_entropy else None
         output = self.model(**_inputs(packed), logits_to_keep=positions)
         logits = output.logits[0]
         if len(logits) != len(positions):

@@ -2,12 +2,24 @@
 
 from __future__ import annotations
 
+from typing import Protocol
+
 from torch import Tensor
 
 from roles.actor import load_policy
 from roles.batch import Rollouts
 from roles.engine import Engine, EngineSetup
 from roles.micro_batch import MicroBatch, per_token
+
+
+class FrozenPolicy(Protocol):
+    """Whatever the KL penalty is measured against: a reference of its own, or an actor without its adapters."""
+
+    def reference_logprobs(self, rollouts: Rollouts) -> Tensor:
+        """float32 `[batch, time]`: log-probability of each generated token, at the rollouts' temperature."""
+
+    def reference_fingerprint(self) -> str:
+        """A hash of all weights: it must never change, whatever the number of ranks."""
 
 
 class Reference:
@@ -17,7 +29,7 @@ class Reference:
         self._temperature = temperature
         self._engine = Engine(setup, lambda: load_policy(setup))
 
-    def logprobs(self, rollouts: Rollouts) -> Tensor:
+    def reference_logprobs(self, rollouts: Rollouts) -> Tensor:
         """float32 `[batch, time]`: log-probability of each generated token, at the rollouts' temperature."""
 
         def forward(micro: MicroBatch) -> Tensor:
@@ -28,6 +40,6 @@ class Reference:
 
         return per_token(self._engine, rollouts, forward)
 
-    def fingerprint(self) -> str:
+    def reference_fingerprint(self) -> str:
         """A hash of all weights: it must never change, whatever the number of ranks."""
         return self._engine.fingerprint()

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from roles.errors import WeightTransferError
+from roles.lora import adapted_layers, adapter_of, is_adapter, merged, plain_name
 
 if TYPE_CHECKING:
     from vllm.distributed.weight_transfer.base import TrainerWeightTransferEngine
@@ -96,28 +97,38 @@ def _column_sums(tensor: Tensor) -> Tensor:
 
 
 def parameter_shapes(module: nn.Module) -> list[tuple[str, tuple[int, ...]]]:
-    """Names and full shapes of `module`'s parameters, tied ones once, whether ZeRO-3 has sharded them or not."""
+    """Names and full shapes of `module`'s parameters, tied ones once, whether ZeRO-3 has sharded them or not; adapters
+    are not among them."""
     shapes = []
-    for name, parameter in module.named_parameters():
+    for name, parameter in _parameters(module).items():
         whole = parameter.ds_shape if hasattr(parameter, "ds_shape") else parameter.shape
         shapes.append((name, tuple(whole)))
     return shapes
 
 
-def full_parameters(module: nn.Module, groups: Sequence[Sequence[str]]) -> Iterator[tuple[str, Tensor]]:
+def full_parameters(
+    module: nn.Module, groups: Sequence[Sequence[str]], *, adapted: bool = True
+) -> Iterator[tuple[str, Tensor]]:
     """Each parameter of `module` as a whole tensor, gathered from its ZeRO-3 shards a group of names at a time.
 
-    A collective: every rank of the module's group must run through it, in the same order. A tensor must be read before
-    the next one is asked for.
+    Weights that have an adapter come merged with it, or (`adapted=False`) as they are without. A collective: every rank
+    of the module's group must run through it, in the same order. A tensor must be read before the next one is asked
+    for.
     """
     import deepspeed
 
-    parameters = dict(module.named_parameters())
+    parameters, adapters = _parameters(module), adapted_layers(module) if adapted else {}
     for group in groups:
         wanted = [parameters[name] for name in group]
-        with deepspeed.zero.GatheredParameters(wanted, modifier_rank=None):
+        beside = [parameter for name in group if name in adapters for parameter in adapter_of(adapters[name])]
+        with deepspeed.zero.GatheredParameters([*wanted, *beside], modifier_rank=None):
             for name, parameter in zip(group, wanted, strict=True):
-                yield name, parameter.data
+                yield name, merged(parameter.data, adapters[name]) if name in adapters else parameter.data
+
+
+def _parameters(module: nn.Module) -> dict[str, Any]:
+    """By the names that they have in a model without adapters."""
+    return {plain_name(name): value for name, value in module.named_parameters() if not is_adapter(name)}
 
 
 def layers(names: Sequence[str]) -> list[list[str]]:

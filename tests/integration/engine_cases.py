@@ -183,7 +183,7 @@ def captured(engine: Any) -> list[dict[str, Tensor]]:
 
     def recording() -> None:
         sharded = engine.setup.zero.stage > 0
-        named = engine.module.named_parameters()
+        named = [(n, p) for n, p in engine.module.named_parameters() if p.requires_grad]
         seen.append({n: (safe_get_full_grad(p) if sharded else p.grad).float().clone() for n, p in named})
         step()
 
@@ -204,13 +204,38 @@ def update_actor(
     setup: EngineSetup, loss: PolicyLossConfig, batches: list[Experience], extra: tuple[int, str, float] | None = None
 ) -> dict[str, Any]:
     """One update; gradients of each step, final weights, statistics. `extra`: longest response, KL estimator and β."""
+    from roles import head
     from roles.actor import Actor, LossExtra
 
+    head.BLOCK, head.NARROWEST = 1, 48  # several blocks of the small vocabulary
     actor = Actor(setup, loss, TEMPERATURE, LossExtra(*extra[:2]) if extra else None)
     gradients = captured(actor._engine)
     shards = [_mine(shares(batch, actor._engine.world_size)) for batch in batches]
     stats = actor.update(shards, extra[2] if extra else 0.0)
     return {"gradients": gradients, "weights": whole_weights(actor._engine), "stats": stats}
+
+
+def adapted(setup: EngineSetup, batches: list[Experience], rollouts: Rollouts, folder: str) -> dict[str, Any]:
+    """An actor with adapters: two log-probabilities of all rows before and after an update, and what is saved."""
+    from roles.actor import Actor
+
+    actor = Actor(setup, PolicyLossConfig(), TEMPERATURE)
+    gradients = captured(actor._engine)
+
+    def both() -> tuple[Tensor, Tensor]:
+        return actor.logprobs(rollouts), actor.reference_logprobs(rollouts)
+
+    before = both(), actor.reference_fingerprint()
+    stats = actor.update([_mine(shares(batch, actor._engine.world_size)) for batch in batches])
+    actor.save_model(f"{folder}/model")
+    actor.save_state(f"{folder}/state")
+    return {
+        "gradients": gradients,
+        "weights": whole_weights(actor._engine),
+        "stats": stats,
+        "before": before,
+        "after": (both(), actor.reference_fingerprint()),
+    }
 
 
 def slowed_down(setup: EngineSetup, batch: Experience, folder: str) -> list[float]:
@@ -302,15 +327,15 @@ def frozen(setup: EngineSetup, policy: Rollouts) -> dict[str, Any]:
     from roles.reference import Reference
 
     reference = Reference(setup, TEMPERATURE)
-    before = reference.fingerprint()
-    logprobs = reference.logprobs(_mine(shares(policy, reference._engine.world_size)))
-    nothing = reference.logprobs(policy.select([])) if reference._engine.world_size == 1 else None
+    before = reference.reference_fingerprint()
+    logprobs = reference.reference_logprobs(_mine(shares(policy, reference._engine.world_size)))
+    nothing = reference.reference_logprobs(policy.select([])) if reference._engine.world_size == 1 else None
     parameters = list(reference._engine.module.parameters())
     matrices = [p for p in parameters if len(p.ds_shape) > 1] if setup.zero.stage == 3 else []
     return {
         "logprobs": logprobs,
         "nothing": nothing,
-        "fingerprints": (before, reference.fingerprint()),
+        "fingerprints": (before, reference.reference_fingerprint()),
         "kept": sum(p.ds_tensor.numel() + p.numel() for p in matrices),
         "whole": sum(p.ds_numel for p in matrices),
     }
@@ -344,6 +369,13 @@ def interrupted(setup: EngineSetup, batches: list[Experience], folder: str) -> d
         "expected": (expected[2:], whole_weights(through._engine)),
         "resumed": (stats, whole_weights(second._engine)),
     }
+
+
+def resumed_as(setup: EngineSetup, folder: str) -> None:
+    """An actor that goes on from a checkpoint of others."""
+    from roles.actor import Actor
+
+    Actor(setup, PolicyLossConfig(), TEMPERATURE).load_state(folder)
 
 
 def saved(setup: EngineSetup, batch: Experience, folder: str, kind: str) -> tuple[dict[str, Tensor], str]:
@@ -438,12 +470,13 @@ def plain_value_loss(model: Any, batch: Experience, config: ValueLossConfig) -> 
 def plain_training(model: Any, losses: list[Any], prefix: str = "model.") -> dict[str, Any]:
     """AdamW with clipping: gradients of each step before clipping, norms, final weights."""
     options = {"lr": OPTIMIZER.learning_rate, "betas": OPTIMIZER.betas, "eps": OPTIMIZER.epsilon, "weight_decay": 0.0}
-    optimizer = torch.optim.AdamW(model.parameters(), **options)
+    trained = {prefix + n: p for n, p in model.named_parameters() if p.requires_grad}
+    optimizer = torch.optim.AdamW(trained.values(), **options)
     gradients, norms = [], []
     for loss in losses:
         loss(model).backward()
-        gradients.append({prefix + n: p.grad.clone() for n, p in model.named_parameters()})
-        norms.append(float(torch.nn.utils.clip_grad_norm_(model.parameters(), OPTIMIZER.max_gradient_norm)))
+        gradients.append({name: p.grad.clone() for name, p in trained.items()})
+        norms.append(float(torch.nn.utils.clip_grad_norm_(trained.values(), OPTIMIZER.max_gradient_norm)))
         optimizer.step()
         optimizer.zero_grad()
     weights = {prefix + n: p.detach().clone() for n, p in model.named_parameters()}

@@ -164,3 +164,23 @@ def test_a_reward_that_fails_loses_no_step(home: Path, tiny: Path) -> None:
     (home / "runs/mended").touch()
     start([*words, "--resume"], home)
     assert [line["step"] for line in metrics(home / "runs/tiny-failing")] == [1, 2, 3]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_adapters_with_the_actor_as_its_own_reference_resume_exactly(home: Path) -> None:
+    """The README's command; two steps, then two more after a resume, are four."""
+    start([".venv/bin/python", "configs/tiny/inputs.py", "runs/inputs/tiny"], home)
+    words = next(words for words in commands() if "reference.share_actor=true" in words)
+    lora = [word for word in words if not word.startswith("run_dir=")] + ONE_RANK
+    start([*lora, "run_dir=runs/whole", "steps=4"], home)
+    start([*lora, "run_dir=runs/halves", "steps=2"], home)
+    start([*lora, "run_dir=runs/halves", "steps=4", "--resume"], home)
+    whole, halves = (metrics(home / "runs" / name) for name in ("whole", "halves"))
+    for expected, got in zip(whole, halves, strict=True):
+        differing = {key for key in expected if expected[key] != got[key]}
+        assert not {key for key in differing if not key.startswith(("time/", "tokens/", "memory/"))}
+    assert whole[-1]["objective/kl"] != 0 and max(line["engine/logprob_gap_max"] for line in whole) < 1e-4
+    assert {log.name for log in (home / "runs/whole/logs").iterdir()} == {
+        f"{role}-0.log" for role in ("actor", "critic", "reward", "rollout")
+    }

@@ -12,7 +12,8 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
-from roles.config import ScheduleConfig, ZeroConfig
+from roles.config import LoraConfig, ScheduleConfig, ZeroConfig
+from roles.lora import adapt, adapted_layers, is_adapter, merged, plain_name
 from roles.loss_config import PolicyLossConfig, ValueLossConfig
 from roles.optimizer import rate_factor
 from tests.integration import engine_cases as cases
@@ -335,6 +336,111 @@ def test_a_response_too_long_for_the_reward_model_is_named(groups: dict[int, Ran
     setup = cases.setup_of(folders["reward"], optimizer=None)
     with pytest.raises(RuntimeError, match="makes 300 tokens with its prompt, but the reward model"):
         groups[1].call(cases.scored, setup, str(folders["policy"]), False, rollouts)
+
+
+LORA = LoraConfig(rank=4, alpha=8)
+
+
+def plain_with_adapters(folder: Path, auto: Any, loss: Any) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
+    """Training by plain torch and PEFT alone; the merged weights that it ends with."""
+    model = auto.from_pretrained(folder)
+    adapt(model, LORA, seed=1)
+    plain = cases.plain_training(model, [lambda m, b=b: loss(m, b) for b in BATCHES])
+    layers = adapted_layers(model)
+    names = {plain_name(n): p for n, p in model.named_parameters() if not is_adapter(n)}
+    return plain, {f"model.{n}": merged(p.data, layers[n]) if n in layers else p.data for n, p in names.items()}
+
+
+@pytest.mark.parametrize(
+    ("stage", "ranks", "checkpointing"), [(3, 1, False), (3, 2, True), (2, 2, False), (0, 2, True)]
+)
+def test_adapters_alone_are_trained(
+    groups: dict[int, Ranks], folders: dict[str, Path], tmp_path: Path, stage: Any, ranks: int, checkpointing: bool
+) -> None:
+    config = PolicyLossConfig()
+    plain, whole = plain_with_adapters(
+        folders["tied"], AutoModelForCausalLM, lambda m, b: cases.plain_policy_loss(m, b, config)
+    )
+    setup = cases.setup_of(
+        folders["tied"],
+        zero=ZeroConfig(stage=stage),
+        lora=LORA,
+        micro_batch_tokens=30,
+        gradient_checkpointing=checkpointing,
+    )
+    rollouts = cases.rollouts_of(5)
+    answer = groups[ranks].call(cases.adapted, setup, BATCHES, rollouts, str(tmp_path))[0]
+    assert all(is_adapter(name) for name in answer["gradients"][0]) and len(answer["gradients"][0]) == 28
+    for step, expected in enumerate(plain["gradients"]):
+        assert largest_difference(answer["gradients"][step], expected) < 1e-5
+    assert answer["stats"].gradient_norm == pytest.approx(sum(plain["norms"]) / 3, rel=1e-4)
+    untouched = AutoModelForCausalLM.from_pretrained(folders["tied"]).state_dict()
+    off, moved = (
+        sum(float((a[name] - b[name.removeprefix(cut)]).square().sum()) for name in a) ** 0.5
+        for a, b, cut in ((answer["weights"], whole, ""), (whole, untouched, "model."))
+    )
+    assert off / moved < 1e-4, "the same update for any number of ranks and any stage"
+    for name, now in answer["weights"].items():
+        adapted = name.endswith("proj.weight")
+        assert torch.equal(now, untouched[name.removeprefix("model.")]) != adapted, name
+    if stage == 3:
+        _merged_and_unmerged_agree(answer, folders["tied"], tmp_path / "model", groups[1])
+    size = sum(file.stat().st_size for file in (tmp_path / "state").rglob("*") if file.is_file())
+    adapters = sum(gradient.numel() for gradient in answer["gradients"][0].values())
+    frozen = sum(tensor.numel() for tensor in whole.values())
+    assert size < 4 * frozen, f"{adapters} trained numbers and {frozen} frozen ones make a checkpoint of {size} bytes"
+
+
+def _merged_and_unmerged_agree(answer: dict[str, Any], base: Path, saved: Path, ranks: Ranks) -> None:
+    """The folder that is saved answers as the actor with its adapters does; without them, the actor is the base."""
+    setup, rollouts = cases.setup_of(base, optimizer=None), cases.rollouts_of(5)
+    reference = ranks.call(cases.frozen, setup, rollouts)[0]
+    model, report = AutoModelForCausalLM.from_pretrained(saved, output_loading_info=True)
+    assert not report["missing_keys"] and not report["unexpected_keys"]
+    assert all(torch.equal(answer["weights"]["model." + n], p) for n, p in model.named_parameters())
+    merged_logprobs = ranks.call(cases.frozen, replace(setup, model_path=str(saved)), rollouts)[0]["logprobs"]
+    ((first, base_first), print_first), ((last, base_last), print_last) = answer["before"], answer["after"]
+    assert torch.equal(first, base_first) and torch.equal(base_first, base_last)
+    torch.testing.assert_close(base_last, reference["logprobs"], atol=1e-6, rtol=0)
+    torch.testing.assert_close(last, merged_logprobs, atol=1e-4, rtol=0)
+    assert (last - base_last).abs().max() > 1e-3
+    assert {print_first, print_last} == set(reference["fingerprints"])
+
+
+def test_a_critic_trains_its_adapters_and_its_head(groups: dict[int, Ranks], folders: dict[str, Path]) -> None:
+    config = ValueLossConfig()
+    plain, whole = plain_with_adapters(
+        folders["reward"], AutoModelForSequenceClassification, lambda m, b: cases.plain_value_loss(m, b, config)
+    )
+    setup = cases.setup_of(folders["reward"], lora=LORA, micro_batch_tokens=25)
+    answer = groups[2].call(cases.update_critic, setup, config, BATCHES)[1]
+    assert [name for name in answer["gradients"][0] if not is_adapter(name)] == ["model.score.weight"]
+    assert largest_difference(answer["gradients"][0], plain["gradients"][0]) < 1e-5
+    assert largest_difference(answer["weights"], whole) < 2e-5
+
+
+def test_adapters_on_a_model_loaded_in_shards(groups: dict[int, Ranks], folders: dict[str, Path]) -> None:
+    setup = cases.setup_of(folders["tied"], lora=LORA)
+    plain = groups[2].call(cases.update_actor, setup, PolicyLossConfig(), BATCHES)[0]
+    sharded = groups[2].call(cases.update_actor_loaded_in_shards, setup, PolicyLossConfig(), BATCHES)[0]
+    assert largest_difference(sharded["gradients"][0], plain["gradients"][0]) < 1e-7
+    assert largest_difference(sharded["weights"], plain["weights"]) < 1e-6
+
+
+@pytest.mark.parametrize(("stage", "dtype"), [(3, "bfloat16"), (3, "float32"), (2, "bfloat16"), (0, "float32")])
+def test_resuming_with_adapters_is_exact(
+    groups: dict[int, Ranks], folders: dict[str, Path], tmp_path: Path, stage: Any, dtype: Any
+) -> None:
+    setup = cases.setup_of(folders["tied"], dtype=dtype, zero=ZeroConfig(stage=stage), lora=LORA)
+    batches = [cases.experience_of(6, seed) for seed in range(4)]
+    for answer in groups[2].call(cases.interrupted, setup, batches, str(tmp_path / "state")):
+        expected, resumed = answer["expected"], answer["resumed"]
+        assert resumed[0] == expected[0]
+        assert all(torch.equal(resumed[1][name], expected[1][name]) for name in expected[1])
+    for lora in (None, LoraConfig(rank=8), LoraConfig(rank=4, targets=("q_proj",))):
+        if stage == 3 and dtype == "float32":
+            with pytest.raises(RuntimeError, match=r"holds no (state|adapters-.*); .* with `lora` as it was"):
+                groups[2].call(cases.resumed_as, replace(setup, lora=lora), str(tmp_path / "state"))
 
 
 def test_nothing_was_compiled(groups: dict[int, Ranks]) -> None:

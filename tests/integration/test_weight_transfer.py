@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 
+from roles.config import LoraConfig
 from roles.errors import RolloutError, WeightTransferError
 from roles.rollout import RolloutEngine, RolloutSetup
 from tests.integration.engines import ENVIRONMENT, engine_setup, gap, make_prompts
@@ -22,7 +23,7 @@ from tests.integration.trainer import Trainer
 
 @contextmanager
 def running(
-    folder: Path, model: Path, setups: list[RolloutSetup], ranks: int
+    folder: Path, model: Path, setups: list[RolloutSetup], ranks: int, lora: LoraConfig | None = None
 ) -> Iterator[tuple[list[Host], HostClient]]:
     """The engines and a client of all trainer ranks, connected."""
     with socket.create_server(("127.0.0.1", 0)) as free:
@@ -30,7 +31,7 @@ def running(
     rank_env = {"RANK": "{rank}", "LOCAL_RANK": "{rank}", "WORLD_SIZE": str(ranks), "MASTER_PORT": str(port)}
     trainer_env = ENVIRONMENT | rank_env | {"MASTER_ADDR": "127.0.0.1"}
     with hosts(folder, RolloutEngine, [[setup] for setup in setups], ENVIRONMENT) as engines:
-        trainer_arguments = [[str(model), [engine.address for engine in engines]]] * ranks
+        trainer_arguments = [[str(model), [engine.address for engine in engines], lora]] * ranks
         with hosts(folder, Trainer, trainer_arguments, trainer_env) as trainers:
             client = HostClient([trainer.address for trainer in trainers])
             client.call("connect")
@@ -43,10 +44,11 @@ def worst_gap(engine: Host, trainers: HostClient, version: int, temperature: flo
 
 
 def test_two_zero_ranks_push_to_two_engines(tmp_path: Path) -> None:
-    """The head is tied to the embedding, which vLLM's reload forgets on CPU."""
+    """The head is tied to the embedding, which vLLM's reload forgets on CPU. The trainer has adapters (with which the
+    plain model computes unmerged), the engines get merged weights."""
     model = save_tiny_llama(tmp_path / "model", tie=True)
     setups = [engine_setup(model, index=index) for index in range(2)]
-    with running(tmp_path, model, setups, ranks=2) as (engines, trainers):
+    with running(tmp_path, model, setups, ranks=2, lora=LoraConfig(rank=4, alpha=8)) as (engines, trainers):
         assert trainers.call("sharded") == [True, True]
         before = worst_gap(engines[0], trainers, 0)
         assert before < 1e-5

@@ -1,4 +1,5 @@
-"""A trainer of the engine tests: a Llama under DeepSpeed ZeRO-3 that is shaken instead of trained, and pushed."""
+"""A trainer of the engine tests: a Llama under DeepSpeed ZeRO-3, perhaps with adapters, that is shaken instead of
+trained, and pushed."""
 
 from __future__ import annotations
 
@@ -9,6 +10,8 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from roles.config import LoraConfig
+from roles.lora import adapt
 from roles.weight_transfer import WeightPusher
 from tests.integration.hosted import HostClient
 
@@ -16,7 +19,7 @@ from tests.integration.hosted import HostClient
 class Trainer:
     """One rank. `RANK`, `WORLD_SIZE`, `MASTER_ADDR` and `MASTER_PORT` come from the environment."""
 
-    def __init__(self, model_path: str, addresses: list[str]) -> None:
+    def __init__(self, model_path: str, addresses: list[str], lora: LoraConfig | None = None) -> None:
         from transformers import AutoModelForCausalLM
 
         from roles.engine import join
@@ -25,6 +28,9 @@ class Trainer:
         self.rank = int(os.environ["RANK"])
         self.plain = AutoModelForCausalLM.from_pretrained(model_path, dtype=torch.float32).eval()
         module = AutoModelForCausalLM.from_pretrained(model_path, dtype=torch.float32)
+        if lora:
+            adapt(self.plain, lora)
+            adapt(module, lora)
         zero = {"stage": 3, "stage3_param_persistence_threshold": 0}
         config = {"train_micro_batch_size_per_gpu": 1, "zero_optimization": zero}
         self.engine, *_ = deepspeed.initialize(model=module, config=config)

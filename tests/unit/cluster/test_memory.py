@@ -8,7 +8,20 @@ import pytest
 from deepspeed.runtime.zero.stage3 import estimate_zero3_model_states_mem_needs
 from deepspeed.runtime.zero.stage_1_and_2 import estimate_zero2_model_states_mem_needs
 
-from cluster.memory import GIB, EngineSize, ModelSize, RoleSize, engine, engine_host, host_states, states, working
+from cluster.memory import (
+    GIB,
+    LOGITS_BLOCK,
+    LOGITS_NARROWEST,
+    EngineSize,
+    ModelSize,
+    RoleSize,
+    engine,
+    engine_host,
+    host_states,
+    states,
+    working,
+)
+from roles import head
 
 SEVENTY_B = ModelSize(70_553_706_496, 855_654_400, 1_050_673_152, 80, 8192, 28672, 64, 8, 128, 128256)
 SMALL = ModelSize(1_000_000, 100_000, 50_000, 4, 64, 256, 4, 2, 16, 500)
@@ -66,15 +79,40 @@ def test_float32_keeps_no_second_copy_of_the_weights() -> None:
     assert sum(states(role).values()) == 16 * SMALL.parameters
 
 
+@pytest.mark.parametrize("stage", [0, 1, 2, 3])
+def test_adapters_alone_have_gradients_and_moments(stage: int) -> None:
+    whole = RoleSize("actor", SMALL, ranks=4, number_bytes=2, stage=stage, trained=True)
+    lora = replace(whole, adapters=10_000)
+    ours, full = states(lora), states(whole)
+    shards = {0: (1, 1, 1), 1: (1, 1, 4), 2: (1, 4, 4), 3: (4, 4, 4)}[stage]
+    assert ours["weights"] == 2 * 1_010_000 / shards[0]
+    assert ours["gradients (float32)"] == 4 * 10_000 / shards[1] == full["gradients (float32)"] / 100
+    assert ours["optimizer (float32 weights and moments)"] == 12 * 10_000 / shards[2]
+    assert working(lora, training=True)["optimizer's step"] == 4 * 10_000 / 4
+    asleep = host_states(replace(lora, sleep=True))
+    assert sum(asleep.values()) == 16 * 10_000 / 4
+    saved = working(whole, training=True)["head and a block of logits"]
+    assert saved - working(lora, training=True)["head and a block of logits"] == 2 * SMALL.embedding
+
+
 def test_activations_by_hand() -> None:
     role = RoleSize("actor", SMALL, ranks=1, number_bytes=2, stage=3, trained=True, tokens=100, scored_share=0.5)
     layer = 20 * 64 + 2 * 4 * (64 + 32) + 4 * 2 * 256
     assert working(role, training=True)["activations"] == 100 * 4 * layer
     checkpointed = working(replace(role, checkpointing=True), training=True)
     assert checkpointed["activations"] == 100 * (4 * 2 * 64 + layer)
-    assert checkpointed["logits and their gradient"] == 2 * 2 * 50 * 500
-    assert working(role, training=False)["logits"] == 2 * 50 * 500
-    assert "logits" not in working(replace(role, model=replace(SMALL, vocabulary=0)), training=False)
+
+
+def test_logits_are_counted_by_the_block() -> None:
+    assert (LOGITS_BLOCK, LOGITS_NARROWEST) == (head.BLOCK, head.NARROWEST)
+    few = RoleSize("actor", SMALL, ranks=1, number_bytes=2, stage=3, trained=True, tokens=100, scored_share=0.5)
+    assert working(few, training=False)["block of logits"] == 50 * 500 * (2 + 8), "fewer than a block"
+    assert working(few, training=True)["head and a block of logits"] == 50 * 500 * 10 + 50 * 64 * 8 + 2 * 50_000
+    large = replace(few, model=replace(SMALL, vocabulary=131_072), tokens=16_384)
+    assert working(large, training=False)["block of logits"] == LOGITS_BLOCK * 10
+    assert working(replace(large, tokens=1 << 20), training=False)["block of logits"] == (1 << 19) * 64 * 10
+    critic = working(replace(few, model=replace(SMALL, vocabulary=0)), training=True)
+    assert not [item for item in critic if "logits" in item]
 
 
 def test_only_a_sharded_group_gathers_and_reduces() -> None:

@@ -76,11 +76,22 @@ def test_parameters_on_the_host_come_over_pcie_for_every_micro_batch() -> None:
     assert score_s(offloaded, WORK, replace(FAST, host=10.0)) == pytest.approx(4 * 500 / 10)
 
 
-@pytest.mark.parametrize(("checkpointing", "passes"), [(False, 3), (True, 4)])
-def test_an_update_is_three_or_four_forward_passes_for_every_epoch(checkpointing: bool, passes: int) -> None:
-    role = replace(ROLE, checkpointing=checkpointing)
-    forward = 16 * operations(MODEL, 10, 6) / 10
-    assert update_s(role, WORK, replace(FAST, compute=10.0)) == pytest.approx(2 * passes * forward)
+def test_an_update_is_three_or_four_forward_passes_for_every_epoch() -> None:
+    """And the logits are made a second time in either case."""
+    rates = replace(FAST, compute=10.0)
+    forward, logits = (16 * n / 10 for n in (operations(MODEL, 10, 6), 2 * 6 * MODEL.hidden * MODEL.vocabulary))
+    assert update_s(ROLE, WORK, rates) == pytest.approx(2 * (3 * forward + logits))
+    assert update_s(replace(ROLE, checkpointing=True), WORK, rates) == pytest.approx(2 * 4 * forward)
+
+
+def test_frozen_weights_cost_no_gradients() -> None:
+    lora = replace(ROLE, adapters=100)
+    forward, logits = (16 * n / 10 for n in (operations(MODEL, 10, 6), 2 * 6 * MODEL.hidden * MODEL.vocabulary))
+    assert update_s(lora, WORK, replace(FAST, compute=10.0)) == pytest.approx(2 * (2.1 * forward + logits))
+    once = 1000 * 2 * 3 / 4 / 10
+    assert update_s(lora, WORK, replace(FAST, link=10.0)) == pytest.approx(2 * 2 * 2 * 2.1 * once)
+    ratio = update_s(lora, WORK, replace(FAST, memory=10.0)) / update_s(ROLE, WORK, replace(FAST, memory=10.0))
+    assert ratio == pytest.approx(0.1)
 
 
 def test_an_update_gathers_weights_twice_and_reduces_gradients_once() -> None:

@@ -94,6 +94,6 @@ def test_the_numbers(log: list[str], judge: bool) -> None:
 def test_all_passes_are_under_way_before_any_is_waited_for(log: list[str]) -> None:
     evaluate(roles_of(log, judge=True), prompts_of(5), 0, step=0, label="before", samples=1)
     assert [line for line in log if "part" not in line] == [
-        *("start reward.score", "start reference.logprobs", "start judge.score"),
-        "wait for judge.score reference.logprobs reward.score",
+        *("start reward.score", "start reference.reference_logprobs", "start judge.score"),
+        "wait for judge.score reference.reference_logprobs reward.score",
     ]

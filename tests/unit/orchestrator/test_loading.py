@@ -266,6 +266,12 @@ def test_several_mistakes_are_one_line_each(file: Path) -> None:
             ],
             ["longest=49", "longest response, 48 tokens"],
         ),
+        (["reference.share_actor=true"], ["reference.share_actor=true needs actor.lora", "{rank: 16}"]),
+        (
+            ["actor.lora.rank=4", "reference={share_actor: true, micro_batch_tokens: 8}"],
+            ["reference.share_actor=true takes the actor's", "remove the other keys"],
+        ),
+        (["actor={model: {path: p}, lora: {rank: 4}, ema_decay: 0.9}"], ["actor.ema_decay=0.9", "actor.lora"]),
         (["reward={type: ensemble, members: {}}"], ["reward.members", "must not be empty"]),
         (
             ["reward={type: ensemble, members: {a: {type: model, model: {path: r}}}}"],

@@ -232,6 +232,33 @@ def test_the_command(tmp_path: Path) -> None:
     assert "It does not fit" in short.output and "actor.zero.offload_optimizer=true" in short.output
 
 
+SHARED = ["actor.lora.rank=16", "reference={share_actor: true}"]
+
+
+def test_a_reference_that_is_the_actor_has_no_place_of_its_own() -> None:
+    """In groups it is refused one, in OpenRLHF's words it gets none."""
+    ours, theirs = (ROOT / f"configs/{name}.yaml" for name in ("llama3-8b-2x8", "llama3-70b-32xa800"))
+    groups = load_config(ours).placement.groups  # type: ignore[union-attr]
+    home = next(name for name, group in groups.items() if "reference" in group.roles)
+    with pytest.raises(ConfigError, match=r"share_actor=true needs no GPUs; take `reference` out of placement.groups"):
+        load_config(ours, SHARED)
+    without = [role for role in groups[home].roles if role != "reference"]
+    planned = layout(load_config(ours, [*SHARED, f"placement.groups.{home}.roles={json.dumps(without)}"]))
+    assert "reference" not in planned.plan.roles
+    shared, alone = (layout(load_config(theirs, said)) for said in ([*SHARED, "placement.ref_num_nodes=0"], SHARED[:1]))
+    assert "reference" not in shared.plan.roles
+    assert shared.step.busy["rollout", "actor"] > alone.step.busy["rollout", "actor"], "it scores twice"
+    with pytest.raises(ConfigError, match=r"ref_num_nodes=0, but reference\.share_actor=false needs GPUs"):
+        load_config(theirs, ["placement.ref_num_nodes=0"])
+
+
+def test_adapters_shrink_the_plan() -> None:
+    """Full Adam for 70B does not fit on these cards; adapters do, with nothing offloaded."""
+    adapters = ["actor.lora.rank=16", "critic.lora.rank=16"]
+    assert layout(load_config(SEVENTY_B, FULL_ADAM)).shortages
+    assert layout(load_config(SEVENTY_B, [*FULL_ADAM, *adapters])).shortages == []
+
+
 def test_training_refuses_what_cannot_fit(monkeypatch: pytest.MonkeyPatch) -> None:
     """Before it looks at models or prompts, none of which are here."""
     refused = CliRunner().invoke(cli.app, ["train", str(SEVENTY_B), *FULL_ADAM])

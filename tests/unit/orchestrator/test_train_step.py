@@ -70,12 +70,12 @@ def log(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return lines
 
 
-SCORING = ["start actor.logprobs", "start reference.logprobs", "start critic.values", "start reward.score"]
+SCORING = ["start actor.logprobs", "start reference.reference_logprobs", "start critic.values", "start reward.score"]
 
 
 def test_the_order_of_calls(log: list[str]) -> None:
     result, state, _ = step(log)
-    passes = "actor.logprobs critic.values reference.logprobs reward.score"
+    passes = "actor.logprobs critic.values reference.reference_logprobs reward.score"
     assert log == [
         "[generate]",
         *("part of engine 1", *SCORING),  # while engine 0 still generates

@@ -11,7 +11,7 @@ import torch
 
 from roles.config import OptimizerConfig, ZeroConfig
 from roles.deepspeed_settings import deepspeed_config
-from roles.engine import Engine, EngineSetup, Work
+from roles.engine import STATE, Engine, EngineSetup, Work
 
 SETUP = EngineSetup(
     model_path="none",
@@ -83,6 +83,7 @@ def test_states_that_sleep_wake_for_a_checkpoint(tmp_path: Path) -> None:
     recorder = Recorder()
     engine = engine_on(recorder, ZeroConfig(sleep=True))
     engine.save_state(tmp_path)
+    (tmp_path / STATE).mkdir()
     engine.load_state(tmp_path)
     assert recorder.log == ["reload_states", "save_checkpoint", MOVED, "reload_states", "load_checkpoint", MOVED]
 
