@@ -83,6 +83,8 @@ class RoleSize:
     trained: bool
     adapters: int | None = None
     """Trained parameters of LoRA (and a value head), beside the frozen ones; None: there is no LoRA."""
+    averaged: bool = False
+    """Whether a running mean of the weights is kept."""
     offload_optimizer: bool = False
     offload_parameters: bool = False
     sleep: bool = False
@@ -144,6 +146,8 @@ def states(role: RoleSize, *, training: bool = True) -> Account:
         shards = (1, 1, 1)
     parameters = role.model.parameters + (role.adapters or 0)
     account: Account = {"weights": 0.0 if role.offload_parameters else parameters * role.number_bytes / shards[0]}
+    if role.averaged and not role.offload_parameters:
+        account["mean of the weights (float32)"] = 4 * parameters / shards[0]
     if role.sleep and not training:
         return account
     if role.trained and not role.offload_optimizer:
@@ -159,6 +163,8 @@ def host_states(role: RoleSize) -> Account:
     account: Account = {}
     if role.offload_parameters:
         account["offloaded weights"] = role.model.parameters * role.number_bytes / role.ranks
+        if role.averaged:
+            account["mean of the weights (float32)"] = 4 * role.model.parameters / role.ranks
     if role.trained and (role.offload_optimizer or role.sleep):
         account["offloaded gradients (float32)"] = 4 * role.learning / role.ranks
         account["offloaded optimizer"] = _optimizer_bytes(role) / role.ranks

@@ -21,7 +21,16 @@ from orchestrator.checkpoint import Checkpoints, trained_step
 from orchestrator.config import RewardTrainingConfig, RunConfig, SampledPairs
 from orchestrator.errors import ConfigError
 from orchestrator.function_checks import check_function, check_functions
-from orchestrator.model_checks import ModelFacts, check_folder, model_facts
+from orchestrator.model_checks import (
+    ModelFacts,
+    check_context,
+    check_folder,
+    check_one_label,
+    check_same_tokens,
+    check_tokenizer,
+    is_classifier,
+    model_facts,
+)
 from orchestrator.needs import section_key
 from orchestrator.sources import check_source
 from roles.config import ModelConfig, ModelReward
@@ -78,13 +87,13 @@ def check_reward(config: RunConfig) -> Questions | Preferences:
     else:
         check_source(training.pairs.dataset, "reward_training.pairs.dataset")
     backbone = model_facts(training.model, "reward_training.model", config.model_cache)
-    _check_tokenizer(backbone)
-    _check_context(backbone, training.max_tokens, "reward_training.max_tokens")
+    check_tokenizer(backbone)
+    check_context(backbone, training.max_tokens, "reward_training.max_tokens")
     if isinstance(training.pairs, SampledPairs):
         actor = model_facts(config.actor.model, "actor.model", config.model_cache)
-        _check_tokenizer(actor)
-        _check_same_tokens(backbone, actor, "use the actor's model")
-        _check_context(actor, *_longest(config))
+        check_tokenizer(actor)
+        check_same_tokens(backbone, actor, "use the actor's model")
+        check_context(actor, *_longest(config))
         _check_engine(config, actor)
         return _questions(config, "train", actor)
     from orchestrator.pairs import read_pairs  # loads torch
@@ -176,14 +185,14 @@ def _check_models(config: RunConfig, with_critic: bool) -> ModelFacts:
         if isinstance(scorer, ModelReward):
             key = section_key(role)
             reward = model_facts(scorer.model, f"{key}.model", cache)
-            _check_one_label(reward)
+            check_one_label(reward)
             if not scorer.text_bridge:
                 mend = f"use a reward model with the actor's tokenizer, or set {key}.text_bridge: true"
-                _check_same_tokens(reward, actor, mend)
-                _check_context(reward, longest, sum_of)
+                check_same_tokens(reward, actor, mend)
+                check_context(reward, longest, sum_of)
             elif with_critic and config.critic_model == scorer.model:
                 mend = "critic.model is null, so it is the critic too; set critic.initialise_from: policy"
-                _check_same_tokens(reward, actor, mend)
+                check_same_tokens(reward, actor, mend)
     if config.critic.model is not None and with_critic:
         critic = model_facts(config.critic.model, "critic.model", cache)
         if config.ppo.value.normalise and is_classifier(critic):
@@ -192,11 +201,11 @@ def _check_models(config: RunConfig, with_critic: bool) -> ModelFacts:
                 "speaks in plain units; use a language model's folder, or normalise: false"
             )
         others.append(critic)
-    _check_tokenizer(actor)
-    _check_context(actor, longest, sum_of)
+    check_tokenizer(actor)
+    check_context(actor, longest, sum_of)
     for other in others:
-        _check_same_tokens(other, actor, "use a model with the actor's tokenizer")
-        _check_context(other, longest, sum_of)
+        check_same_tokens(other, actor, "use a model with the actor's tokenizer")
+        check_context(other, longest, sum_of)
     return actor
 
 
@@ -226,64 +235,6 @@ def _longest(config: RunConfig) -> tuple[int, str]:
         return config.longest_sample, "environment.max_tokens"
     prompt, response = config.prompts.max_tokens, config.rollout.max_response_tokens
     return prompt + response, f"prompts.max_tokens={prompt} + rollout.max_response_tokens={response}"
-
-
-def _check_context(model: ModelFacts, longest: int, said_by: str) -> None:
-    if model.context is not None and longest > model.context:
-        said = said_by if "=" in said_by else f"{said_by}={longest}"
-        raise ConfigError(
-            f"{said} is {longest} tokens, more than the {model.context} that {model.where} can read; lower them, or "
-            "use a model with a longer context"
-        )
-
-
-def _check_tokenizer(model: ModelFacts) -> None:
-    """A response must be able to end (`roles.tokenizer` sees to it that padding does not look like that end)."""
-    tokenizer = model.tokenizer
-    if tokenizer.eos_token_id is None:
-        raise ConfigError(f"{model.where}: the tokenizer has no EOS token; set eos_token in its tokenizer_config.json")
-    _check_vocabulary(model)
-
-
-def _check_vocabulary(model: ModelFacts) -> None:
-    tokens = len(model.tokenizer)
-    if model.vocabulary is not None and model.vocabulary < tokens:
-        raise ConfigError(
-            f"{model.where}: the tokenizer has {tokens} tokens, but the model only {model.vocabulary} embeddings; "
-            "resize them (model.resize_token_embeddings), or save the tokenizer that belongs to the model"
-        )
-
-
-def _check_same_tokens(other: ModelFacts, actor: ModelFacts, mend: str) -> None:
-    if other.folder == actor.folder:
-        return
-    _check_vocabulary(other)
-    mine, theirs = actor.tokenizer.get_vocab(), other.tokenizer.get_vocab()
-    if mine == theirs:
-        return
-    moved = min((t for t in mine if mine[t] != theirs.get(t)), key=mine.__getitem__, default=None)
-    example = f"e.g. {moved!r} is {mine[moved]} and {theirs.get(moved)}" if moved is not None else "it has more tokens"
-    raise ConfigError(
-        f"{other.where} has another tokenizer than {actor.where} ({len(theirs)} and {len(mine)} tokens; {example}); "
-        f"{mend}"
-    )
-
-
-def is_classifier(model: ModelFacts) -> bool:
-    """Whether the folder has a trained head with numbers."""
-    return any("ForSequenceClassification" in name for name in model.config.get("architectures") or [])
-
-
-def _check_one_label(reward: ModelFacts) -> None:
-    names = ", ".join(reward.config.get("architectures") or ["an unknown architecture"])
-    if not is_classifier(reward):
-        raise ConfigError(
-            f"{reward.where} is {names}, not a reward model (…ForSequenceClassification); train one: "
-            "tetrarch reward CONFIG"
-        )
-    labels = len(reward.config["id2label"]) if "id2label" in reward.config else 2  # transformers leaves its default out
-    if labels != 1:
-        raise ConfigError(f"{reward.where} has {labels} labels; a reward model has one (num_labels=1)")
 
 
 def _check_engine(config: RunConfig, actor: ModelFacts) -> None:

@@ -214,3 +214,65 @@ def _read_json(file: Path, key: str) -> dict[str, Any]:
     if not isinstance(data, dict):
         raise ConfigError(f"{key}: {file} is not a JSON object; fetch it anew")
     return data
+
+
+def check_context(model: ModelFacts, longest: int, said_by: str) -> None:
+    """`longest` tokens, as `said_by` says, are not more than the model reads."""
+    if model.context is not None and longest > model.context:
+        said = said_by if "=" in said_by else f"{said_by}={longest}"
+        raise ConfigError(
+            f"{said} is {longest} tokens, more than the {model.context} that {model.where} can read; lower them, or "
+            "use a model with a longer context"
+        )
+
+
+def check_tokenizer(model: ModelFacts) -> None:
+    """A response must be able to end (`roles.tokenizer` sees to it that padding does not look like that end)."""
+    tokenizer = model.tokenizer
+    if tokenizer.eos_token_id is None:
+        raise ConfigError(f"{model.where}: the tokenizer has no EOS token; set eos_token in its tokenizer_config.json")
+    check_vocabulary(model)
+
+
+def check_vocabulary(model: ModelFacts) -> None:
+    """Every token of the tokenizer has an embedding."""
+    tokens = len(model.tokenizer)
+    if model.vocabulary is not None and model.vocabulary < tokens:
+        raise ConfigError(
+            f"{model.where}: the tokenizer has {tokens} tokens, but the model only {model.vocabulary} embeddings; "
+            "resize them (model.resize_token_embeddings), or save the tokenizer that belongs to the model"
+        )
+
+
+def check_same_tokens(other: ModelFacts, actor: ModelFacts, mend: str) -> None:
+    """Both tokenizers give every word the same number."""
+    if other.folder == actor.folder:
+        return
+    check_vocabulary(other)
+    mine, theirs = actor.tokenizer.get_vocab(), other.tokenizer.get_vocab()
+    if mine == theirs:
+        return
+    moved = min((t for t in mine if mine[t] != theirs.get(t)), key=mine.__getitem__, default=None)
+    example = f"e.g. {moved!r} is {mine[moved]} and {theirs.get(moved)}" if moved is not None else "it has more tokens"
+    raise ConfigError(
+        f"{other.where} has another tokenizer than {actor.where} ({len(theirs)} and {len(mine)} tokens; {example}); "
+        f"{mend}"
+    )
+
+
+def is_classifier(model: ModelFacts) -> bool:
+    """Whether the folder has a trained head with numbers."""
+    return any("ForSequenceClassification" in name for name in model.config.get("architectures") or [])
+
+
+def check_one_label(reward: ModelFacts) -> None:
+    """The model answers with one number."""
+    names = ", ".join(reward.config.get("architectures") or ["an unknown architecture"])
+    if not is_classifier(reward):
+        raise ConfigError(
+            f"{reward.where} is {names}, not a reward model (…ForSequenceClassification); train one: "
+            "tetrarch reward CONFIG"
+        )
+    labels = len(reward.config["id2label"]) if "id2label" in reward.config else 2  # transformers leaves its default out
+    if labels != 1:
+        raise ConfigError(f"{reward.where} has {labels} labels; a reward model has one (num_labels=1)")

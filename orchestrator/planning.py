@@ -212,6 +212,7 @@ def _role_size(config: RunConfig, slots: list[Slot], model: ModelSize) -> RoleSi
         stage=section.zero.stage,
         trained=trained,
         adapters=adapters(config, role) if trained else None,
+        averaged=role == "actor" and config.actor.ema_decay is not None,
         offload_optimizer=section.zero.offload_optimizer,
         offload_parameters=section.zero.offload_parameters,
         sleep=section.zero.sleep,

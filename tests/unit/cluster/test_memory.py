@@ -132,3 +132,12 @@ def test_an_engine_takes_its_share_and_gives_it_back_asleep() -> None:
     assert engine_host(asleep) == {"sleeping weights": awake.weights}
     assert engine_host(replace(awake, sleep=2)) == engine_host(awake) == {}
     assert awake.kv_of_a_sample == 2 * 80 * 2 * 128 * 2 * 2048
+
+
+def test_a_mean_of_the_weights_is_kept_in_full_precision_also_while_the_rest_sleeps() -> None:
+    role = RoleSize("actor", SMALL, ranks=2, number_bytes=2, stage=3, trained=True, averaged=True, sleep=True)
+    item = "mean of the weights (float32)"
+    assert states(role, training=False)[item] == states(role)[item] == 4 * SMALL.parameters / 2
+    assert states(replace(role, stage=2, sleep=False))[item] == 4 * SMALL.parameters
+    away = replace(role, offload_parameters=True, sleep=False)
+    assert item not in states(away) and host_states(away)[item] == 4 * SMALL.parameters / 2
