@@ -175,7 +175,7 @@ FAULTS = (
     Fault(
         "the trained actor in place of the reference",
         "orchestrator/groups.py",
-        "reference_logprobs=spread(roles.reference, Reference.logprobs, rollouts),",
+        "reference_logprobs=spread(roles.reference, FrozenPolicy.reference_logprobs, rollouts),",
         "reference_logprobs=spread(roles.actor, Actor.logprobs, rollouts),",
         STEP,
     ),
