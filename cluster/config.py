@@ -195,7 +195,7 @@ class Efficiency(Section):
     host_memory_gb_s: float = Field(gt=0)
     """Memory traffic of a whole host, 10^9 bytes a second."""
     response_share: float = Field(default=1.0, gt=0, le=1)
-    """Mean length of a response, as a share of `rollout.max_response_tokens`."""
+    """Mean length of a response, as a share of the longest that the configuration allows."""
     correction: Correction = Correction()
     """What `tetrarch plan --calibrate` fits."""
 

@@ -149,12 +149,14 @@ class Builder:
             dtype=config.rollout.engine.dtype or config.dtype,
             seed=config.seed,
             rollout=config.rollout,
-            max_model_tokens=config.prompts.max_tokens + config.rollout.max_response_tokens,
+            max_model_tokens=config.longest_sample,
             pad_token_id=tokenizer.pad_token_id,
             stop_token_ids=stop_token_ids(models.actor, tokenizer.eos_token_id),
             backend="gloo" if config.device == "cpu" else "ipc" if "actor" in neighbours else "nccl",
             tensor_parallel_size=tensor_parallel_size(config.placement),
             trust_remote_code=config.actor.model.trust_remote_code,
+            environment=config.environment,
+            max_prompt_tokens=config.prompts.max_tokens,
         )
         setups = [(replace(setup, index=index),) for index in range(len(self.cluster.places("rollout")))]
         return self.start("rollout", RolloutEngine, setups, distributed=False)

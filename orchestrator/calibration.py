@@ -32,7 +32,7 @@ def calibrated(run_dir: Path) -> Efficiency:
     """
     steps = _measured(run_dir)
     config = load_config(run_dir / "config.yaml")
-    share = min(median(step["response/length_mean"] for step in steps) / config.rollout.max_response_tokens, 1.0)
+    share = min(median(step["response/length_mean"] for step in steps) / config.longest_response, 1.0)
     plain = load_efficiency().model_copy(update={"response_share": round(share, 4)})
     predicted = layout(config, plain).step.phases
     measured = {phase: median(step[f"time/{phase}_s"] for step in steps) for phase in predicted}

@@ -20,11 +20,11 @@ from cluster.plan import ranks_of, tensor_parallel_size
 from orchestrator.checkpoint import Checkpoints, trained_step
 from orchestrator.config import RewardTrainingConfig, RunConfig, SampledPairs
 from orchestrator.errors import ConfigError
-from orchestrator.function_checks import check_function
+from orchestrator.function_checks import check_function, check_functions
 from orchestrator.model_checks import ModelFacts, check_folder, model_facts
 from orchestrator.needs import section_key
 from orchestrator.sources import check_source
-from roles.config import FunctionReward, ModelConfig, ModelReward
+from roles.config import ModelConfig, ModelReward
 
 if TYPE_CHECKING:
     from orchestrator.prompts import Questions
@@ -68,6 +68,10 @@ def check_reward(config: RunConfig) -> Questions | Preferences:
         raise ConfigError("reward_training is missing; say at least its output, model and pairs")
     _check_output(training)
     if isinstance(training.pairs, SampledPairs):
+        if config.environment is not None:
+            raise ConfigError(
+                "reward_training.pairs.type=sampled compares responses, not conversations: environment=null"
+            )
         check_function(training.pairs.judge, "reward_training.pairs.judge")
         check_source(config.prompts.train, "prompts.train")
         check_folder(config.actor.model, "actor.model")
@@ -92,7 +96,7 @@ def _check_names(config: RunConfig, parts: list[str], *, with_critic: bool) -> N
     """Everything that the configuration names is there; what is not is told in one go."""
     sources = [(part, getattr(config.prompts, part)) for part in parts]
     checks: list[Callable[[], None]] = [
-        partial(_check_functions, config),
+        partial(check_functions, config),
         *(partial(check_source, dataset, f"prompts.{part}") for part, dataset in sources if dataset is not None),
         *(
             partial(check_folder, model, key, _missing_mend(config, model))
@@ -161,14 +165,6 @@ def _check_writable(folder: Path, key: str) -> None:
         raise ConfigError(f"{key}={folder}: {existing} cannot be written to; choose another folder")
 
 
-def _check_functions(config: RunConfig) -> None:
-    for role, scorer in config.scorers.items():
-        if isinstance(scorer, FunctionReward):
-            check_function(scorer, section_key(role))
-    if config.evaluation.judge is not None:
-        check_function(config.evaluation.judge, "evaluation.judge")
-
-
 def _check_models(config: RunConfig, with_critic: bool) -> ModelFacts:
     """Every model that the roles load; the actor's facts flow out."""
     cache, (longest, sum_of) = config.model_cache, _longest(config)
@@ -189,7 +185,13 @@ def _check_models(config: RunConfig, with_critic: bool) -> ModelFacts:
                 mend = "critic.model is null, so it is the critic too; set critic.initialise_from: policy"
                 _check_same_tokens(reward, actor, mend)
     if config.critic.model is not None and with_critic:
-        others.append(model_facts(config.critic.model, "critic.model", cache))
+        critic = model_facts(config.critic.model, "critic.model", cache)
+        if config.ppo.value.normalise and is_classifier(critic):
+            raise ConfigError(
+                f"ppo.value.normalise=true is for critics with a new head, and {critic.where} has a trained one, which "
+                "speaks in plain units; use a language model's folder, or normalise: false"
+            )
+        others.append(critic)
     _check_tokenizer(actor)
     _check_context(actor, longest, sum_of)
     for other in others:
@@ -220,6 +222,8 @@ def _missing_mend(config: RunConfig, model: ModelConfig) -> str:
 
 def _longest(config: RunConfig) -> tuple[int, str]:
     """Tokens of the longest possible sample, and which keys say so."""
+    if config.environment is not None:
+        return config.longest_sample, "environment.max_tokens"
     prompt, response = config.prompts.max_tokens, config.rollout.max_response_tokens
     return prompt + response, f"prompts.max_tokens={prompt} + rollout.max_response_tokens={response}"
 
@@ -265,9 +269,14 @@ def _check_same_tokens(other: ModelFacts, actor: ModelFacts, mend: str) -> None:
     )
 
 
+def is_classifier(model: ModelFacts) -> bool:
+    """Whether the folder has a trained head with numbers."""
+    return any("ForSequenceClassification" in name for name in model.config.get("architectures") or [])
+
+
 def _check_one_label(reward: ModelFacts) -> None:
     names = ", ".join(reward.config.get("architectures") or ["an unknown architecture"])
-    if "ForSequenceClassification" not in names:
+    if not is_classifier(reward):
         raise ConfigError(
             f"{reward.where} is {names}, not a reward model (…ForSequenceClassification); train one: "
             "tetrarch reward CONFIG"
@@ -312,6 +321,10 @@ def _check_kv_cache(config: RunConfig, actor: ModelFacts) -> None:
 
 def _questions(config: RunConfig, part: Literal["train", "heldout"], actor: ModelFacts) -> Questions:
     """Read and tokenise the prompts: every row must be usable, or `prompts.too_long` must say what becomes of it."""
-    from orchestrator.prompts import read_questions  # loads torch: not before the quick checks have passed
+    # These load torch: not before the quick checks have passed.
+    from orchestrator.environment_checks import played_tasks
+    from orchestrator.prompts import read_questions
 
+    if config.environment is not None:
+        return played_tasks(config, part, actor.tokenizer)
     return read_questions(config.prompts, part, actor.tokenizer)

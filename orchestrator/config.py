@@ -17,6 +17,7 @@ from roles.config import (
     CriticConfig,
     Dtype,
     EnsembleReward,
+    EnvironmentReward,
     FunctionReward,
     ModelConfig,
     ModelReward,
@@ -28,6 +29,7 @@ from roles.config import (
     RolloutConfig,
     Section,
 )
+from roles.environment_config import FunctionEnvironment
 
 
 class DatasetConfig(Section):
@@ -169,6 +171,8 @@ class RunConfig(Section):
     """The frozen policy."""
     reward: RewardConfig
     """What is maximised."""
+    environment: FunctionEnvironment | None = None
+    """What the policy converses with; null: a sample is one response to a prompt."""
     rollout: RolloutConfig
     """How the policy is sampled."""
     ppo: PpoConfig = PpoConfig()
@@ -201,7 +205,9 @@ class RunConfig(Section):
 
     @property
     def scorers(self) -> dict[str, OneReward]:
-        """By role: `reward`, or `reward.NAME` of each member of an ensemble."""
+        """By role: `reward`, or `reward.NAME` of each member of an ensemble; none where the environment says it all."""
+        if isinstance(self.reward, EnvironmentReward):
+            return {}
         if isinstance(self.reward, EnsembleReward):
             return {f"reward.{name}": member for name, member in self.reward.members.items()}
         return {"reward": self.reward}
@@ -209,6 +215,20 @@ class RunConfig(Section):
     def section(self, role: str) -> Any:
         """What is said about a role."""
         return self.scorers[role] if role in self.scorers else getattr(self, role)
+
+    @property
+    def longest_response(self) -> int:
+        """Most tokens that the policy generates for one sample."""
+        if self.environment is None:
+            return self.rollout.max_response_tokens
+        return min(self.environment.max_turns * self.rollout.max_response_tokens, self.environment.max_tokens - 1)
+
+    @property
+    def longest_sample(self) -> int:
+        """Most tokens of one sample, prompt included."""
+        if self.environment is None:
+            return self.prompts.max_tokens + self.rollout.max_response_tokens
+        return self.environment.max_tokens
 
     @property
     def critic_model(self) -> ModelConfig | None:

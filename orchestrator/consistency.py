@@ -13,7 +13,7 @@ from cluster.errors import PlacementError
 from cluster.groups import ENGINES, GPU_ROLES, THEIR_NAMES, as_groups, base_role, group_of, in_words_of, problems
 from cluster.plan import RoleNeed, plan, ranks_of
 from orchestrator.ppo_config import NEEDS_CRITIC
-from roles.config import EnsembleReward, TrainedRole, WeightedScore
+from roles.config import EnsembleReward, ModelReward, TrainedRole, WeightedScore
 
 if TYPE_CHECKING:
     from orchestrator.config import RunConfig
@@ -27,6 +27,7 @@ def inconsistencies(config: RunConfig) -> list[str]:
     return [
         *_batch_rules(config),
         *_sampling_rules(config),
+        *_environment_rules(config),
         *_step_rules(config),
         *_advantage_rules(config),
         *_adapter_rules(config),
@@ -44,7 +45,7 @@ def without_idle_gpus(data: Any) -> Any:
         case {"placement": {"type": "openrlhf", **said}}:
             idle = {}
             match data:
-                case {"reward": {"type": "function" | "remote"}}:
+                case {"reward": {"type": "function" | "remote" | "environment"}}:
                     idle["reward_num_nodes"] = 0
                 case {"reward": {"type": "ensemble", "members": dict(members)}} if not _has_model(members):
                     idle["reward_num_nodes"] = 0
@@ -157,6 +158,31 @@ def _step_rules(config: RunConfig) -> Iterator[str]:
             )
 
 
+def _environment_rules(config: RunConfig) -> Iterator[str]:
+    environment = config.environment
+    if environment is None:
+        if config.reward.type == "environment":
+            yield "reward.type=environment, but there is no section `environment` that pays; add one (path, max_tokens)"
+        return
+    first = config.prompts.max_tokens + config.rollout.max_response_tokens
+    if environment.max_tokens < first:
+        yield (
+            f"environment.max_tokens={environment.max_tokens} does not hold the first messages (prompts.max_tokens="
+            f"{config.prompts.max_tokens}) and one response (rollout.max_response_tokens="
+            f"{config.rollout.max_response_tokens}); use {first} or more"
+        )
+    for role, scorer in config.scorers.items():
+        if isinstance(scorer, ModelReward) and scorer.text_bridge:
+            key = role.replace("reward.", "reward.members.")
+            yield f"{key}.text_bridge writes one response, not a conversation; use a model with the actor's tokenizer"
+    unread = {
+        f"prompts.column={config.prompts.column}": config.prompts.column is not None,
+        f"prompts.too_long={config.prompts.too_long}": config.prompts.too_long != "error",
+    }
+    for key in [key for key, given in unread.items() if given]:
+        yield f"{key} is not read with an environment, which makes the prompts of the rows' columns; remove it"
+
+
 LARGEST_GSPO_CLIP = 0.05
 """Means over responses hardly ever move so far; the paper has some 1e-4."""
 BIASED_KL = {
@@ -177,11 +203,11 @@ def _advantage_rules(config: RunConfig) -> Iterator[str]:
             "response; use clip: 3.0e-4 and clip_high: 4.0e-4 (arXiv 2507.18071), and mean: sequence"
         )
     length = ppo.score.length
-    if length.type == "soft_overlong" and not length.buffer <= length.longest <= config.rollout.max_response_tokens:
+    if length.type == "soft_overlong" and not length.buffer <= length.longest <= config.longest_response:
         yield (
             f"ppo.score.length: buffer={length.buffer}, longest={length.longest} must rise up to "
-            f"rollout.max_response_tokens={config.rollout.max_response_tokens}; use longest: "
-            f"{config.rollout.max_response_tokens} and a smaller buffer"
+            f"the longest response, {config.longest_response} tokens (rollout.max_response_tokens="
+            f"{config.rollout.max_response_tokens}); use longest: {config.longest_response} and a smaller buffer"
         )
     if ppo.policy.dual_clip is not None and ppo.policy.type != "clipped":
         yield f"ppo.policy.dual_clip={ppo.policy.dual_clip:g} is not for type: {ppo.policy.type}; remove one of the two"
@@ -244,6 +270,11 @@ def _model_rules(config: RunConfig) -> Iterator[str]:
         )
     if critic.model is not None and critic.initialise_from == "policy":
         yield "critic.initialise_from=policy is for critic.model: null, but critic.model.path is set; remove one"
+    if config.ppo.value.normalise and critic.model is None and critic.initialise_from == "reward":
+        yield (
+            "ppo.value.normalise=true reads the critic in units of the returns' deviation, but one that starts from "
+            "the reward model speaks in scores; set critic.initialise_from: policy (a new head), or normalise: false"
+        )
     gate = critic.warmup.until_explained_variance
     if gate is not None and not critic.warmup.max_steps:
         yield (

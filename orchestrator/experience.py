@@ -47,6 +47,8 @@ class ExperienceStats:
     """1 - Var(return - value) / Var(return) over the trained tokens, before the update; 0 where returns do not vary."""
     response_length_mean: float
     """Generated tokens a response, EOS included."""
+    turns_mean: float
+    """Of the policy in a response: runs of generated tokens."""
     truncated_fraction: float
     """Responses that the length limit cut."""
     logprob_gap_mean: float
@@ -66,6 +68,7 @@ class ExperienceStats:
             "advantage/std": self.advantage_std,
             "value/explained_variance": self.explained_variance,
             "response/length_mean": self.response_length_mean,
+            "response/turns_mean": self.turns_mean,
             "response/truncated_fraction": self.truncated_fraction,
             "engine/logprob_gap_mean": self.logprob_gap_mean,
             "engine/logprob_gap_max": self.logprob_gap_max,
@@ -90,7 +93,8 @@ def to_experience(
     after the last token, so that of the state before it (`values` at its position) stands in.
 
     Args:
-        scores: what counts in place of the raw ones (`orchestrator.scores`), float `[batch]`.
+        scores: what counts in place of the raw ones (`orchestrator.scores`), float `[batch]`. A response's rewards sum
+            to it (less the KL penalty): what its turns were paid is part of it.
         baselines: likewise, of the greedy response to each row's prompt; of `remax`, float `[batch]`.
         value_scale: in whose units the critic's numbers are; takes in this batch's returns. None: plain ones. The
             experience has `values` as the critic gave them, and `returns` in the new units.
@@ -108,7 +112,8 @@ def to_experience(
     if ppo.kl.where == "reward":
         estimate = KL_ESTIMATORS[ppo.kl.estimator]
         penalty = kl_coefficient * estimate(scored.old_logprobs, scored.reference_logprobs)
-    rewards = shape_rewards(scores, penalty, generated)
+    # What an environment paid stays with its turn; the last token gets the rest of the score.
+    rewards = shape_rewards(scores - scored.turn_rewards.sum(1), penalty, generated) + scored.turn_rewards
     shaped = whiten(rewards, trained, shift_mean=False) if ppo.whiten_rewards else rewards
     estimator, options = ppo.advantage.type, ppo.advantage.model_dump(exclude={"type"})
     if ppo.uses_critic:
@@ -223,11 +228,15 @@ def _check_finite(scored: Scored) -> None:
         tensor = getattr(scored, name)
         if not bool(tensor.isfinite().all()):
             bad = (~tensor.isfinite()).nonzero()[:, 0].unique().tolist()
+            mend = (
+                "look at the responses: it was not trained"
+                if role in ("reward", "reference")
+                else "it has diverged; lower its learning rate, or resume from an earlier checkpoint"
+            )
             raise NotFinite(
                 role,
                 f"the {role}'s {name} are not finite in rows {bad[:8]} of the batch ({len(bad)} of {len(scored)}; the "
-                f"first has the prompt {scored.prompts[bad[0]][:60]!r}): the model that made them has diverged; lower "
-                "its learning rate, or resume from an earlier checkpoint",
+                f"first has the prompt {scored.prompts[bad[0]][:60]!r}): {mend}",
             )
 
 
@@ -249,6 +258,7 @@ def _stats(scored: Scored, trained: Tensor, rewards: Tensor, advantages: Tensor,
         advantage_std=_mean((advantage - advantage.mean()).square()) ** 0.5,
         explained_variance=explained_variance(scored.values[trained].double(), target),
         response_length_mean=float(generated.sum()) / len(scored),
+        turns_mean=float((generated[:, 1:] & ~generated[:, :-1]).sum()) / len(scored),
         truncated_fraction=float((~scored.finished).double().mean()),
         logprob_gap_mean=float(gap.mean()),
         logprob_gap_max=float(gap.max()),

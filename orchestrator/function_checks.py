@@ -1,6 +1,6 @@
-"""A reward function at the door: its file is parsed, never run. Called by `orchestrator.checks`.
+"""The user's functions and classes at the door: their files are parsed, never run. Called by `orchestrator.checks`.
 
-A FunctionReward flows in; nothing flows out, or a ConfigError that names key, value and mend.
+A section of the configuration flows in; nothing flows out, or a ConfigError that names key, value and mend.
 """
 
 from __future__ import annotations
@@ -9,36 +9,62 @@ import ast
 import difflib
 from pathlib import Path
 
+from orchestrator.config import RunConfig
 from orchestrator.errors import ConfigError
+from orchestrator.needs import section_key
 from roles.config import FunctionReward
+from roles.environment_config import FunctionEnvironment
 
 SIGNATURE = "score(prompts, responses, *, response_token_ids, finished, columns) -> list[float]"
+ENVIRONMENT = "a class with reset(columns) -> messages and step(response) -> (messages or None, reward)"
 KEYWORDS = ("response_token_ids", "finished", "columns")
 """What the function is given by name, after prompts and responses."""
 
 
+def check_functions(config: RunConfig) -> None:
+    """Every function or class that the configuration of a run names."""
+    for role, scorer in config.scorers.items():
+        if isinstance(scorer, FunctionReward):
+            check_function(scorer, section_key(role))
+    if config.evaluation.judge is not None:
+        check_function(config.evaluation.judge, "evaluation.judge")
+    if config.environment is not None:
+        check_environment(config.environment)
+
+
+def check_environment(config: FunctionEnvironment) -> None:
+    """The file must be there, be Python, and define the class; `orchestrator.environment_checks` tries it."""
+    node = _defined(config.path, config.name, "environment", f"define {config.name}, {ENVIRONMENT}")
+    if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+        raise ConfigError(f"environment.name={config.name} is a function in {config.path}; it must be {ENVIRONMENT}")
+
+
 def check_function(config: FunctionReward, key: str) -> None:
     """The file must be there, be Python, and define the function with arguments that it can be called with."""
-    where = f"{key}.path={config.path}"
-    path = Path(config.path)
+    signature = SIGNATURE.replace("score", config.name, 1)
+    wrong = _wrong(_defined(config.path, config.name, key, f"define {signature}"))
+    if wrong:
+        raise ConfigError(f"{key}.path={config.path}: {config.name} {wrong}; it must be callable as {signature}")
+
+
+def _defined(file: str, name: str, key: str, mend: str) -> ast.stmt:
+    """Where the Python file's top level binds `name`; the ConfigError ends with `mend` if it does not."""
+    path, where = Path(file), f"{key}.path={file}"
     if not path.is_file():
         kind = "is a directory" if path.is_dir() else "does not exist"
-        raise ConfigError(f"{where} {kind}; name a Python file that defines {config.name}")
+        raise ConfigError(f"{where} {kind}; name a Python file that defines {name}")
     try:
         module = ast.parse(path.read_bytes(), filename=str(path))
     except (SyntaxError, ValueError) as error:
         line = f", line {error.lineno}" if isinstance(error, SyntaxError) else ""
         raise ConfigError(f"{where} is not Python{line}: {error.args[0]}; mend it") from None
-    defined = _top_level(module)
-    if config.name not in defined:
-        known = sorted(name for name, node in defined.items() if isinstance(node, ast.FunctionDef))
-        near = difflib.get_close_matches(config.name, known, n=1)
-        mend = f"did you mean `{near[0]}`?" if near else f"define {SIGNATURE.replace('score', config.name, 1)}"
-        raise ConfigError(f"{key}.name={config.name} is not defined in {config.path}; {mend}")
-    wrong = _wrong(defined[config.name])
-    if wrong:
-        signature = SIGNATURE.replace("score", config.name, 1)
-        raise ConfigError(f"{where}: {config.name} {wrong}; it must be callable as {signature}")
+    found = _top_level(module)
+    if name not in found:
+        known = sorted(name for name, node in found.items() if isinstance(node, ast.FunctionDef | ast.ClassDef))
+        near = difflib.get_close_matches(name, known, n=1)
+        mend = f"did you mean `{near[0]}`?" if near else mend
+        raise ConfigError(f"{key}.name={name} is not defined in {file}; {mend}")
+    return found[name]
 
 
 def _top_level(module: ast.Module) -> dict[str, ast.stmt]:

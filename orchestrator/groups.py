@@ -89,7 +89,8 @@ class Policy:
 
 @dataclass(frozen=True, slots=True)
 class Reward:
-    """Whoever scores responses: one scorer, or the members of an ensemble, whose scores are combined."""
+    """Whoever scores responses: one scorer, or the members of an ensemble, whose scores are combined, or nobody; and
+    what an environment has paid."""
 
     members: dict[str, RoleGroup[Scorer]]
     """By role: `reward`, or `reward.NAME`."""
@@ -97,7 +98,8 @@ class Reward:
 
     def start(self, rollouts: Rollouts) -> Scores:
         """Start them all; returns at once."""
-        return Scores({role: spread(group, Scorer.score, rollouts) for role, group in self.members.items()}, self.how)
+        members = {role: spread(group, Scorer.score, rollouts) for role, group in self.members.items()}
+        return Scores(members, self.how, rollouts.turn_rewards.sum(1))
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,6 +147,8 @@ class Scores:
 
     members: dict[str, Spread]
     how: CombineConfig
+    paid: Tensor
+    """float32 `[batch]`: by the environment, in all turns."""
 
     @property
     def calls(self) -> list[Call[Tensor]]:
@@ -152,8 +156,11 @@ class Scores:
         return [own.call for own in self.members.values()]
 
     def result(self, deadline_s: float) -> tuple[Tensor, Tensor]:
-        """Combined, and how far the members are apart (0 of one alone): float32 `[batch]` each."""
-        return combine({role: own.result(deadline_s) for role, own in self.members.items()}, self.how)
+        """Combined, with what was paid, and how far the members are apart (0 of one alone): float32 `[batch]` each."""
+        if not self.members:
+            return self.paid, torch.zeros_like(self.paid)
+        combined, apart = combine({role: own.result(deadline_s) for role, own in self.members.items()}, self.how)
+        return combined + self.paid, apart
 
 
 def spread(group: RoleGroup[R], method: Callable[[R, Rows], Tensor], batch: Rows) -> Spread:

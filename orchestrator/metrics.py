@@ -20,7 +20,7 @@ class Metric:
 
 _ALL = (
     Metric("step", "", "PPO steps done, this one included"),
-    Metric("score/mean", "", "The reward model's (or function's) score of a whole response, mean over the batch"),
+    Metric("score/mean", "", "The reward's score of a whole response, all turns together, mean over the batch"),
     Metric("score/std", "", "Standard deviation of the scores (biased)"),
     Metric("score/disagreement", "", "Of an ensemble: standard deviation between its members, mean over the batch"),
     Metric("reward/mean", "", "Score minus the KL penalty, summed over a response, mean over the trained responses"),
@@ -52,6 +52,7 @@ _ALL = (
     Metric("advantage/mean", "", "Advantages before whitening, mean over the trained tokens"),
     Metric("advantage/std", "", "Their standard deviation (biased)"),
     Metric("response/length_mean", "tokens", "Generated tokens a response, EOS included"),
+    Metric("response/turns_mean", "", "Turns of the policy in a conversation; 1 without an environment"),
     Metric("response/truncated_fraction", "fraction", "Responses that the length limit cut"),
     Metric("kl/coefficient", "", "Weight of the KL penalty in this step"),
     Metric("lr/actor", "", "Learning rate of the actor at the last optimizer step"),

@@ -202,7 +202,7 @@ def _model_sizes(config: RunConfig) -> tuple[dict[str, ModelSize], list[str]]:
 def _role_size(config: RunConfig, slots: list[Slot], model: ModelSize) -> RoleSize:
     role = slots[0].role
     section: Any = config.section(role)
-    longest = config.prompts.max_tokens + config.rollout.max_response_tokens
+    longest = config.longest_sample
     trained = isinstance(section, TrainedRole)
     return RoleSize(
         role=role,
@@ -217,7 +217,7 @@ def _role_size(config: RunConfig, slots: list[Slot], model: ModelSize) -> RoleSi
         sleep=section.zero.sleep,
         checkpointing=trained and section.gradient_checkpointing,
         tokens=max(section.micro_batch_tokens, longest),
-        scored_share=config.rollout.max_response_tokens / longest,
+        scored_share=config.longest_response / longest,
         nodes=len({slot.node for slot in slots}),
         threads=slots[0].threads,
     )
@@ -231,7 +231,7 @@ def _engine_size(config: RunConfig, model: ModelSize) -> EngineSize:
         parallel=tensor_parallel_size(config.placement),
         utilization=engine_config.gpu_memory_utilization,
         sleep=engine_config.sleep,
-        longest=config.prompts.max_tokens + config.rollout.max_response_tokens,
+        longest=config.longest_sample,
         number=ranks_of(config.placement, ENGINES),
         max_sequences=engine_config.max_sequences,
         kv_cache=engine_config.kv_cache_gib * GIB,

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from cluster.calls import wait_all
 from orchestrator.config import RunConfig
+from orchestrator.errors import CheckpointError, NotFinite
 from orchestrator.experience import ExperienceStats, mini_batches, to_experience
 from orchestrator.groups import Roles, finish_scoring, start_scoring
 from orchestrator.kl import KlController
@@ -56,7 +57,13 @@ class TrainState:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """The inverse of `state_dict`."""
+        """The inverse of `state_dict`. CheckpointError if something is not there."""
+        missing = [name for name in (*self._COUNTERS, *self._PARTS) if name not in state]
+        if missing:
+            raise CheckpointError(
+                f"the checkpoint lacks {', '.join(missing)}: another version of Tetrarch has written it; resume with "
+                "that one, or start anew in another run_dir"
+            )
         for name in self._COUNTERS:
             setattr(self, name, state[name])
         for name in self._PARTS:
@@ -94,7 +101,7 @@ def train_step(roles: Roles, prompts: Prompts, state: TrainState, config: RunCon
         actor_shards = mini_batches(experience, ranks=len(roles.actor), **schedule)
     with clock("update"):
         critic_update = roles.critic.map(Critic.update, critic_shards) if roles.critic else None
-        warm = is_warm(roles, state, stats, config)
+        warm = begin_if_warm(roles, state, stats, config)
         actor_update = roles.actor.map(Actor.update, actor_shards, state.kl.coefficient) if warm else None
         wait_all([update for update in (critic_update, actor_update) if update], deadlines.update_s)
     if actor_update:
@@ -125,6 +132,8 @@ def prepare(
     state.scale.update(scored.scores)
     baselines = None
     if greedy is not None and greedy_scores is not None:
+        if not bool(greedy_scores.isfinite().all()):
+            raise NotFinite("reward", "the reward's score of a greedy response is not finite: look at the responses")
         baselines = shape_scores(greedy_scores, greedy, ppo, state.scale).repeat_interleave(each)
     return to_experience(
         scored,
@@ -137,8 +146,9 @@ def prepare(
     )
 
 
-def is_warm(roles: Roles, state: TrainState, stats: ExperienceStats, config: RunConfig) -> bool:
-    """Whether the actor is trained on this batch, which the critic has not seen; says so to the actor when it begins.
+def begin_if_warm(roles: Roles, state: TrainState, stats: ExperienceStats, config: RunConfig) -> bool:
+    """Begin with the actor when the critic is warm, and tell whether it is trained on this batch (which the critic has
+    not seen).
 
     Nothing is left over from the warm-up: its samples are gone, and the actor's schedule begins at its beginning.
     """
@@ -147,7 +157,7 @@ def is_warm(roles: Roles, state: TrainState, stats: ExperienceStats, config: Run
     ready = state.step >= warmup.max_steps or (gate is not None and stats.explained_variance >= gate)
     if state.warm_at is None and ready:
         state.warm_at = state.step
-        if state.step < warmup.max_steps:
+        if state.step != warmup.max_steps:
             expect_steps(roles, state, config)
     return state.warm_at is not None
 

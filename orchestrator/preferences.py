@@ -17,9 +17,10 @@ from orchestrator.config import RewardTrainingConfig, RunConfig, SampledPairs
 from orchestrator.errors import ConfigError
 from orchestrator.groups import Policy, spread
 from orchestrator.progress import Progress
-from orchestrator.prompts import PromptSource, Questions, stable_seed
+from orchestrator.prompts import PromptSource, Questions
 from roles.batch import Preferences
 from roles.reward import Scorer
+from roles.seeds import stable_seed
 
 
 @dataclass(frozen=True, slots=True)

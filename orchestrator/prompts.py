@@ -7,6 +7,7 @@ function of the run's seed alone.
 from __future__ import annotations
 
 import hashlib
+import json
 import random
 from array import array
 from collections.abc import Callable, Sequence
@@ -15,10 +16,11 @@ from typing import Any, Literal
 
 from transformers import PreTrainedTokenizerBase
 
-from orchestrator.config import PromptsConfig
+from orchestrator.config import DatasetConfig, PromptsConfig
 from orchestrator.errors import CheckpointError, ConfigError
 from orchestrator.sources import load_rows
 from roles.batch import Prompts
+from roles.seeds import short_seed, stable_seed
 
 COLUMNS = ("prompt", "messages", "prompt_token_ids")
 """What a row's prompt may stand in."""
@@ -29,31 +31,34 @@ class Questions:
     """All usable prompts of one data set, in the data set's order."""
 
     token_ids: list[list[int]]
-    """Without padding, none longer than `prompts.max_tokens`."""
+    """Without padding, none longer than `prompts.max_tokens`; empty ones where an environment says the first word."""
     texts: list[str]
     """After the chat template."""
     columns: dict[str, list[Any]]
-    """The other columns; and `messages`, where they are the prompts."""
+    """The other columns; and `messages`, where they are the prompts; for an environment all of them."""
     summary: str
     """For the user: how many there are, how long they are, and what became of those that were too long."""
 
     def __len__(self) -> int:
         return len(self.token_ids)
 
-    def pick(self, rows: list[int], seeds: Sequence[int]) -> Prompts:
-        """The rows `rows`, in that order."""
+    def pick(self, rows: list[int], seeds: Sequence[int], environment_seeds: Sequence[int] | None = None) -> Prompts:
+        """The rows `rows`, in that order; the environment's seeds are by default the sampling seeds."""
         return Prompts(
             token_ids=[self.token_ids[row] for row in rows],
             texts=[self.texts[row] for row in rows],
             columns={name: [column[row] for row in rows] for name, column in self.columns.items()},
             seeds=list(seeds),
+            environment_seeds=list(seeds if environment_seeds is None else environment_seeds),
         )
 
     def fingerprint(self) -> str:
-        """A hash of all tokens."""
+        """A hash of all tokens; of all columns, where an environment makes the prompts of them."""
         digest = hashlib.blake2b(digest_size=16)
         for ids in self.token_ids:
             digest.update(array("q", [len(ids), *ids]).tobytes())
+        if not any(self.token_ids):
+            digest.update(json.dumps(self.columns, sort_keys=True, default=str).encode())
         return digest.hexdigest()
 
 
@@ -77,8 +82,10 @@ class PromptSource:
         """The next so many prompts, each as `responses_per_prompt` consecutive rows with different sampling seeds."""
         rows = [row for _ in range(prompts) for row in [self._advance()] * responses_per_prompt]
         seeds = [stable_seed(self._seed, self._draws, row) for row in range(len(rows))]
+        first = [row - row % responses_per_prompt for row in range(len(rows))]
+        environments = [short_seed(self._seed, "environment", self._draws, row) for row in first]
         self._draws += 1
-        return self._questions.pick(rows, seeds)
+        return self._questions.pick(rows, seeds, environments)
 
     def state_dict(self) -> dict[str, Any]:
         """Where in the data the run is. JSON-able."""
@@ -113,22 +120,34 @@ class PromptSource:
 def heldout_prompts(questions: Questions, count: int, seed: int) -> Prompts:
     """The first `count` of the held-out prompts (all, where there are fewer), always with the same sampling seeds."""
     rows = list(range(min(count, len(questions))))
-    return questions.pick(rows, [stable_seed(seed, "heldout", row) for row in rows])
+    seeds = [stable_seed(seed, "heldout", row) for row in rows]
+    return questions.pick(rows, seeds, [short_seed(seed, "environment", "heldout", row) for row in rows])
 
 
-def stable_seed(*parts: int | str) -> int:
-    """A number in [0, 2**62) that depends on `parts` alone: not on the process, platform or Python version."""
-    text = "\x1f".join(f"{type(part).__name__}:{part}" for part in parts)
-    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big") >> 2
+def read_tasks(config: PromptsConfig, part: Literal["train", "heldout"]) -> Questions:
+    """All rows as they are, for an environment that makes the prompts of them."""
+    dataset = require_part(config, part)
+    rows = load_rows(dataset, f"prompts.{part}")
+    columns = {name: list(rows[name]) for name in rows.column_names}
+    if "messages" in columns:
+        columns["messages"] = [_present(entry) if _are_messages(entry) else entry for entry in columns["messages"]]
+    size = len(rows)
+    return Questions([[]] * size, [""] * size, columns, f"prompts.{part}: {size} tasks for the environment")
+
+
+def require_part(config: PromptsConfig, part: Literal["train", "heldout"]) -> DatasetConfig:
+    """Where the training or held-out prompts are."""
+    dataset = config.train if part == "train" else config.heldout
+    if dataset is None:
+        raise ConfigError("prompts.heldout is null; set prompts.heldout.path to prompts that are never trained on")
+    return dataset
 
 
 def read_questions(
     config: PromptsConfig, part: Literal["train", "heldout"], tokenizer: PreTrainedTokenizerBase
 ) -> Questions:
     """All training or held-out prompts, tokenised, `prompts.too_long` applied."""
-    dataset = config.train if part == "train" else config.heldout
-    if dataset is None:
-        raise ConfigError("prompts.heldout is null; set prompts.heldout.path to prompts that are never trained on")
+    dataset = require_part(config, part)
     rows = load_rows(dataset, f"prompts.{part}")
     where = f"prompts.{part}.path={dataset.path}"
     column = _prompt_column(config, rows.column_names, where)
@@ -222,8 +241,12 @@ def _present(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return [{key: value for key, value in message.items() if value is not None} for message in messages]
 
 
+def _are_messages(entry: Any) -> bool:
+    return isinstance(entry, list) and all(isinstance(message, dict) for message in entry)
+
+
 def _render(messages: Any, tokenizer: PreTrainedTokenizerBase, where: str) -> str:
-    if not isinstance(messages, list) or not messages or not all(isinstance(m, dict) for m in messages):
+    if not messages or not _are_messages(messages):
         raise ConfigError(f'{where} has no list of messages; write [{{"role": "user", "content": "…"}}]')
     present = _present(messages)
     for message in present:

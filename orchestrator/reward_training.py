@@ -23,11 +23,12 @@ from orchestrator.errors import ConfigError, TetrarchError
 from orchestrator.groups import spread
 from orchestrator.preferences import Comparisons, sampled, split
 from orchestrator.progress import Progress, make_progress
-from orchestrator.prompts import Questions, stable_seed
+from orchestrator.prompts import Questions
 from roles.batch import Preferences
 from roles.conversion import resolve_model
 from roles.packing import balance
 from roles.reward_trainer import RewardTrainer
+from roles.seeds import stable_seed
 
 
 @dataclass(frozen=True, slots=True)

@@ -119,8 +119,8 @@ def _workload(config: RunConfig, efficiency: Efficiency) -> Workload:
     return Workload(
         samples=config.samples_per_step,
         responses_per_prompt=config.rollout.responses_per_prompt if config.rollout.engine.prefix_caching else 1,
-        prompt_tokens=config.prompts.max_tokens,
-        response_tokens=config.rollout.max_response_tokens * efficiency.response_share,
+        prompt_tokens=config.longest_sample - config.longest_response,
+        response_tokens=config.longest_response * efficiency.response_share,
         epochs=config.ppo.epochs,
         mini_batches=config.ppo.mini_batches,
     )

@@ -101,21 +101,20 @@ class Run:
         self._save_models()
 
     def _save_models(self) -> None:
-        """The trained policy, and the critic if there is one: each whole or not at all, with the step that it is of."""
+        """Critic, mean of the weights, policy: each whole or not at all. The policy is last, with the step that it is
+        of: whoever finds it finds everything."""
         run_dir, deadline_s = Path(self.config.run_dir), self.config.deadlines.save_s
-        self.report.status("saving the actor")
-        with whole_folder(run_dir / "actor") as folder:
-            self.roles.actor.call(Actor.save_model, str(folder)).result(deadline_s)
-            (folder / TRAINED).write_text(json.dumps({"step": self.state.step}) + "\n")
+        self.report.status("saving the models")
         if self.roles.critic:
-            self.report.status("saving the critic")
             scale = self.state.value_scale  # says nothing where the targets are plain
             with whole_folder(run_dir / "critic") as folder:
                 self.roles.critic.call(Critic.save_model, str(folder), scale.mean, scale.deviation).result(deadline_s)
         if self.config.actor.ema_decay is not None:
-            self.report.status("saving the actor's mean")
             with whole_folder(run_dir / "actor_ema") as folder:
                 self.roles.actor.call(Actor.save_average, str(folder)).result(deadline_s)
+        with whole_folder(run_dir / "actor") as folder:
+            self.roles.actor.call(Actor.save_model, str(folder)).result(deadline_s)
+            (folder / TRAINED).write_text(json.dumps({"step": self.state.step}) + "\n")
         self.report.note(f"most host memory in use: {self.roles.cluster.usage().host_peak:.1f} GiB")
 
     def save(self) -> None:
@@ -208,6 +207,7 @@ class Run:
         try:
             result = train_step(self.roles, prompts, state, config, clock)
         except ClusterError:
+            self.report.note(f"step {before['step'] + 1} has failed")
             self._keep_batch()
             if "update" not in clock.seconds:  # actor and critic are as they were
                 self._rescue(before)

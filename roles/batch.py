@@ -57,14 +57,16 @@ class Prompts(Batch):
     """What the rollout engines are asked to answer. One row a sample (four responses to a prompt are four rows)."""
 
     token_ids: list[list[int]]
-    """Prompt tokens, without padding."""
+    """Prompt tokens, without padding; none where an environment says the first word."""
     texts: list[str]
-    """The prompt as text, after the chat template."""
+    """The prompt as text, after the chat template; empty where an environment says the first word."""
     columns: dict[str, list[Any]]
     """The data set's other columns, one list of `batch` values each; they reach the reward function."""
     seeds: list[int | None]
     """Sampling seed of each row: a function of the run's seed, the step and the row: a resumed run repeats it. None:
     the most likely token is taken every time."""
+    environment_seeds: list[int]
+    """Seed of each row's environment: the same for all responses to a prompt, so that they can be compared."""
 
     def greedy(self, responses_per_prompt: int) -> Prompts:
         """One row for each prompt, to be answered with the most likely tokens; its rows here are neighbours."""
@@ -73,7 +75,8 @@ class Prompts(Batch):
 
     def __post_init__(self) -> None:
         size = len(self.token_ids)
-        if not (len(self.texts) == len(self.seeds) == size) or any(len(c) != size for c in self.columns.values()):
+        lengths = {len(self.texts), len(self.seeds), len(self.environment_seeds), *map(len, self.columns.values())}
+        if lengths != {size}:
             raise ValueError(f"Prompts: token_ids has {size} rows, but another field has a different number")
 
 
@@ -82,26 +85,32 @@ class Rollouts(Batch):
     """Prompts with their generated responses. Made by `roles.rollout`."""
 
     token_ids: Tensor
-    """int64 `[batch, time]`, right-padded (with anything: `lengths` says what is read). Ends at the first EOS, which is
-    kept."""
+    """int64 `[batch, time]`, right-padded (with anything: `lengths` says what is read). A response ends at its first
+    EOS, which is kept; a row ends with a generated token."""
     lengths: Tensor
-    """int64 `[batch]`: prompt + response tokens."""
+    """int64 `[batch]`: prompt + response tokens, those of the environment between responses included."""
     response_mask: Tensor
-    """bool `[batch, time]`: True on generated tokens, the EOS included."""
+    """bool `[batch, time]`: True on generated tokens, the EOS included; False on what the environment said."""
     rollout_logprobs: Tensor
     """float32 `[batch, time]`: what vLLM reported for the token at that position (after temperature)."""
+    turn_rewards: Tensor
+    """float32 `[batch, time]`: what the environment paid for a turn, on the last token that was generated in it; 0
+    elsewhere, and without an environment."""
     finished: Tensor
-    """bool `[batch]`: True if the response ended itself (EOS, stop), False if the length limit cut it (*truncated*)."""
+    """bool `[batch]`: True if the response (with an environment: the conversation) ended itself, False if a limit cut
+    it (*truncated*)."""
     versions: Tensor
     """int64 `[batch]`: the version of the weights that made the sample."""
     prompts: list[str]
     responses: list[str]
-    """Text of the response, special tokens left out."""
+    """Text of the response, special tokens left out; of a conversation everything after its first messages."""
     columns: dict[str, list[Any]]
+    """The data set's; of a conversation `messages` holds all that was said."""
 
     def __post_init__(self) -> None:
         _check_tokens(self)
-        _check_shape(self, "rollout_logprobs", self.token_ids.shape, torch.float32)
+        for name in ("rollout_logprobs", "turn_rewards"):
+            _check_shape(self, name, self.token_ids.shape, torch.float32)
         _check_samples(self)
 
 
@@ -113,6 +122,7 @@ class Scored(Batch):
     lengths: Tensor
     response_mask: Tensor
     rollout_logprobs: Tensor
+    turn_rewards: Tensor
     finished: Tensor
     versions: Tensor
     prompts: list[str]
@@ -125,13 +135,14 @@ class Scored(Batch):
     values: Tensor
     """float32 `[batch, time]`: the critic's V before each generated token; 0 in a run without a critic."""
     scores: Tensor
-    """float32 `[batch]`: the reward model's number for the whole response; of an ensemble, the combined one."""
+    """float32 `[batch]`: the reward model's number for the whole response; of an ensemble, the combined one;
+    and the sum of its turns' rewards."""
     disagreement: Tensor
     """float32 `[batch]`: standard deviation of the scores between the members of an ensemble; 0 without one."""
 
     def __post_init__(self) -> None:
         _check_tokens(self)
-        for name in ("rollout_logprobs", "old_logprobs", "reference_logprobs", "values"):
+        for name in ("rollout_logprobs", "turn_rewards", "old_logprobs", "reference_logprobs", "values"):
             _check_shape(self, name, self.token_ids.shape, torch.float32)
         _check_samples(self)
         _check_shape(self, "scores", self.lengths.shape, torch.float32)

@@ -252,7 +252,16 @@ class EnsembleReward(Section):
     """What the members' scores become."""
 
 
-RewardConfig = Annotated[ModelReward | FunctionReward | RemoteReward | EnsembleReward, Field(discriminator="type")]
+class EnvironmentReward(Section):
+    """What the section `environment` pays, and nothing else. Any other reward is added to it."""
+
+    type: Literal["environment"]
+    """The environment's own rewards."""
+
+
+RewardConfig = Annotated[
+    ModelReward | FunctionReward | RemoteReward | EnsembleReward | EnvironmentReward, Field(discriminator="type")
+]
 
 
 class EngineConfig(Section):

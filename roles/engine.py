@@ -100,7 +100,7 @@ class Engine:
     def __init__(self, setup: EngineSetup, load: Callable[[], nn.Module]) -> None:
         """`load` makes the module, with the transformers model as its `.model`; called once the ranks have met."""
         self.setup, config = setup, setup.optimizer
-        deepspeed = _join(setup.device)
+        deepspeed = join(setup.device)
         self.rank, self.world_size = torch.distributed.get_rank(), torch.distributed.get_world_size()
         self.device = torch.device("cpu" if setup.device == "cpu" else f"cuda:{os.environ['LOCAL_RANK']}")
         settings = deepspeed_config(setup, self.world_size)
@@ -287,8 +287,8 @@ class Engine:
         return torch.stack(answers).cpu()
 
 
-def _join(device: str) -> Any:
-    """DeepSpeed, with this process in its group."""
+def join(device: str) -> Any:
+    """DeepSpeed, with this process in its group; on CPU without whatever it would compile."""
     if device == "cpu":
         # Read when DeepSpeed is imported; without them it looks for accelerators, and compiles what we never run.
         os.environ["DS_ACCELERATOR"] = "cpu"

@@ -1,6 +1,7 @@
 """What can go wrong inside a role.
 
 RoleError
+├── EnvironmentFailed      an environment raised, hung or answered with something else, past its retries
 ├── ModelError             a model folder, tokenizer or GGUF file that cannot be used
 ├── RewardError            a reward raised, timed out, or returned NaN or the wrong count, past its retries
 ├── RolloutError           an engine failed, or a sample carries a version that was not asked for
@@ -10,6 +11,10 @@ RoleError
 
 class RoleError(RuntimeError):
     """A role cannot go on; the message names the value and the mend."""
+
+
+class EnvironmentFailed(RoleError):
+    """An environment failed past its retries. Its conversation is never given a reward that it did not pay."""
 
 
 class ModelError(RoleError):

@@ -1,9 +1,9 @@
 """The child process in which a reward function runs, so that one that hangs or crashes can be ended.
 
-Started by `roles.reward_functions` as `python function_worker.py FILE NAME`. Pickled keyword arguments flow in on
+Started by `roles.function_child` as `python function_worker.py FILE NAME`. Pickled keyword arguments flow in on
 stdin. Pickled `("scores", list[float])` or `("error", text)` flow out on stdout, after a first `("ready", "")`. What
 the function prints goes to stderr. Imports the standard library only, so that the function's own imports are all that
-this process costs.
+this process costs. `roles.environment_worker` answers in the same way.
 """
 
 from __future__ import annotations
@@ -21,12 +21,14 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 Message = tuple[str, Any]
+Answer = Callable[[Callable[..., Any], dict[str, Any]], Message]
+"""(what the file defines, a request) → what is sent back."""
 
 
 def load(path: Path, name: str) -> Callable[..., Any]:
-    """The function `name` of the Python file `path`; modules beside the file can be imported by it."""
+    """What the Python file `path` calls `name`; modules beside the file can be imported by it."""
     sys.path.insert(0, str(path.parent))
-    spec = importlib.util.spec_from_file_location("reward_function", path)
+    spec = importlib.util.spec_from_file_location("user_function", path)
     if spec is None or spec.loader is None:
         raise ImportError(f"{path} is not a Python file")
     module = importlib.util.module_from_spec(spec)
@@ -45,7 +47,7 @@ def call(function: Callable[..., Any], arguments: dict[str, Any]) -> Message:
         return "error", traceback.format_exc()
 
 
-def serve(path: Path, name: str, requests: BinaryIO, answers: BinaryIO) -> None:
+def serve(path: Path, name: str, requests: BinaryIO, answers: BinaryIO, answer: Answer) -> None:
     """Answer requests until the other side hangs up."""
     try:
         function = load(path, name)
@@ -54,7 +56,7 @@ def serve(path: Path, name: str, requests: BinaryIO, answers: BinaryIO) -> None:
     send(answers, ("ready", ""))
     with contextlib.suppress(EOFError):
         while True:
-            send(answers, call(function, pickle.load(requests)))
+            send(answers, answer(function, pickle.load(requests)))
 
 
 def send(answers: BinaryIO, message: Message) -> None:
@@ -70,15 +72,15 @@ def die_with_parent() -> None:
         ctypes.CDLL(None).prctl(set_parent_death_signal, signal.SIGKILL)
 
 
-def main() -> None:
+def main(answer: Answer) -> None:
     """Keep stdin and stdout for the messages, and give the function harmless ones."""
     die_with_parent()
     requests, answers = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "wb")
     nothing = os.open(os.devnull, os.O_RDONLY)
     os.dup2(nothing, 0)
     os.dup2(2, 1)
-    serve(Path(sys.argv[1]).resolve(), sys.argv[2], requests, answers)
+    serve(Path(sys.argv[1]).resolve(), sys.argv[2], requests, answers, answer)
 
 
 if __name__ == "__main__":
-    main()
+    main(call)

@@ -92,4 +92,4 @@ class ValueLossConfig(Section):
     """As in the policy loss."""
     normalise: bool = False
     """Regress to returns in units of the mean and standard deviation of all returns of the run so far (which are saved
-    with the checkpoint and the critic). For returns far from 0 or far from ±1, and critics with a new head."""
+    with the checkpoint and the critic). For critics with a new head alone, where returns are far from 0 or from ±1."""

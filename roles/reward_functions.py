@@ -9,14 +9,8 @@ from __future__ import annotations
 import asyncio
 import json
 import math
-import os
-import pickle
-import subprocess
-import sys
-import threading
 from collections.abc import Sequence
 from itertools import pairwise
-from pathlib import Path
 from typing import Any
 
 import httpx
@@ -27,22 +21,16 @@ from roles import function_worker
 from roles.batch import Rollouts
 from roles.config import FunctionReward, RemoteReward
 from roles.errors import RewardError
+from roles.function_child import CallFailed, Child, LoadFailed, times
 from roles.redaction import without_credentials
 
 SECRET_CHARACTERS = 8
 """Words of a header's value that are as long are hidden by themselves too (`Bearer` is not)."""
 
-LOAD_DEADLINE_S = 300.0
-"""For the reward function's file to be imported, whatever it imports itself."""
-
 BACKOFF_S = 0.25
 """Pause before the first retry of an HTTP request; doubles each time, up to MAX_BACKOFF_S."""
 
 MAX_BACKOFF_S = 8.0
-
-
-class _CallFailed(Exception):
-    """One call failed; there may be another."""
 
 
 class FunctionScorer:
@@ -51,8 +39,10 @@ class FunctionScorer:
     def __init__(self, config: FunctionReward) -> None:
         self._config = config
         self._name = f"reward function {config.name} of {config.path}"
-        self._child: subprocess.Popen[bytes] | None = None
-        self._start()
+        try:
+            self._child = Child(function_worker, config.path, config.name)
+        except LoadFailed as error:
+            raise RewardError(f"{self._name} cannot be loaded: {error}") from None
 
     def score(self, rollouts: Rollouts) -> Tensor:
         """float32 `[batch]`: the function's number for each response."""
@@ -62,69 +52,17 @@ class FunctionScorer:
         calls = self._config.retries + 1
         for attempt in range(1, calls + 1):
             try:
-                return _checked(self._call(arguments), len(rollouts))
-            except _CallFailed as error:
+                return _checked(self._child.call(arguments, self._config.timeout_s), len(rollouts))
+            except LoadFailed as error:
+                raise RewardError(f"{self._name} cannot be loaded: {error}") from None
+            except CallFailed as error:
                 if attempt == calls:
-                    raise RewardError(f"{self._name} failed {_times(calls)}, the last time: {error}") from None
+                    raise RewardError(f"{self._name} failed {times(calls)}, the last time: {error}") from None
         raise AssertionError("unreachable: the last failure raises")
 
     def close(self) -> None:
         """End the child process."""
-        if self._child is not None:
-            self._child.kill()
-            self._child.communicate()
-            self._child = None
-
-    def _start(self) -> None:
-        """A child that has imported the file. RewardError if that fails: importing it again would fail again."""
-        worker = [sys.executable, "-P", str(Path(function_worker.__file__)), self._config.path, self._config.name]
-        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
-        self._child = subprocess.Popen(worker, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment)
-        try:
-            self._exchange(None, LOAD_DEADLINE_S)
-        except _CallFailed as error:
-            raise RewardError(f"{self._name} cannot be loaded: {error}") from None
-
-    def _call(self, arguments: dict[str, Any]) -> Any:
-        if self._child is None or self._child.poll() is not None:
-            self._start()
-        return self._exchange(arguments, self._config.timeout_s)
-
-    def _exchange(self, request: dict[str, Any] | None, deadline_s: float) -> Any:
-        """Send a request (None: only wait for the first word) and return the answer, or end the child and raise."""
-        child = self._child
-        assert child is not None and child.stdin is not None and child.stdout is not None
-        answers: list[function_worker.Message] = []
-        waiting = threading.Thread(target=_talk, args=(child, request, answers), daemon=True)
-        waiting.start()
-        waiting.join(deadline_s)
-        if not answers:
-            hung = waiting.is_alive()
-            child.kill()
-            status = child.wait()
-            waiting.join()
-            self.close()
-            raise _CallFailed(
-                f"no answer within {deadline_s:g} s" if hung else f"its process ended ({_status(status)})"
-            )
-        kind, content = answers[0]
-        if kind == "error":
-            raise _CallFailed(_last_lines(content))
-        return content
-
-
-def _talk(
-    child: subprocess.Popen[bytes], request: dict[str, Any] | None, answers: list[function_worker.Message]
-) -> None:
-    """Runs in a thread of its own, because pipes know no deadline. Leaves `answers` empty if the child is gone."""
-    assert child.stdin is not None and child.stdout is not None
-    try:
-        if request is not None:
-            pickle.dump(request, child.stdin)
-            child.stdin.flush()
-        answers.append(pickle.load(child.stdout))
-    except (OSError, EOFError, pickle.UnpicklingError, ValueError):
-        return
+        self._child.close()
 
 
 class RemoteScorer:
@@ -160,10 +98,10 @@ class RemoteScorer:
                 return _checked(self._scores(response), len(share))
             except TimeoutError:
                 failures.append(f"{url}: no answer within {self._config.timeout_s:g} s")
-            except (httpx.HTTPError, httpx.InvalidURL, _CallFailed) as error:
+            except (httpx.HTTPError, httpx.InvalidURL, CallFailed) as error:
                 failures.append(f"{url}: {error or type(error).__name__}")
         told = "\n".join(f"  {failure}" for failure in failures)
-        raise RewardError(self._redacted(f"remote reward failed {_times(len(failures))}:\n{told}"))
+        raise RewardError(self._redacted(f"remote reward failed {times(len(failures))}:\n{told}"))
 
     def _body(self, share: Rollouts) -> bytes:
         try:
@@ -177,11 +115,11 @@ class RemoteScorer:
 
     def _scores(self, response: httpx.Response) -> Any:
         if response.status_code != httpx.codes.OK:
-            raise _CallFailed(f"HTTP {response.status_code} {_short(self._redacted(response.text))}")
+            raise CallFailed(f"HTTP {response.status_code} {_short(self._redacted(response.text))}")
         try:
             return response.json()["scores"]
         except (ValueError, KeyError, TypeError):
-            raise _CallFailed(
+            raise CallFailed(
                 f'the answer is not {{"scores": [...]}} but {_short(self._redacted(response.text))}'
             ) from None
 
@@ -207,29 +145,15 @@ def _arguments(rollouts: Rollouts) -> dict[str, Any]:
 
 
 def _checked(scores: Any, count: int) -> Tensor:
-    """float32 `[count]`, or _CallFailed that says what is wrong with the answer."""
+    """float32 `[count]`, or CallFailed that says what is wrong with the answer."""
     if not isinstance(scores, list):
-        raise _CallFailed(f"the scores are {type(scores).__name__}, not a list of numbers")
+        raise CallFailed(f"the scores are {type(scores).__name__}, not a list of numbers")
     if len(scores) != count:
-        raise _CallFailed(f"{len(scores)} scores for {count} responses; return one for each, in their order")
+        raise CallFailed(f"{len(scores)} scores for {count} responses; return one for each, in their order")
     for row, score in enumerate(scores):
         if isinstance(score, bool) or not isinstance(score, (int, float)) or not math.isfinite(score):
-            raise _CallFailed(f"score {row} is {score!r}, not a finite number")
+            raise CallFailed(f"score {row} is {score!r}, not a finite number")
     return torch.tensor(scores, dtype=torch.float32)
-
-
-def _status(code: int) -> str:
-    return f"signal {-code}" if code < 0 else f"exit code {code}"
-
-
-def _times(count: int) -> str:
-    return "once" if count == 1 else f"{count} times"
-
-
-def _last_lines(text: str, count: int = 12) -> str:
-    """The exception's own line first, then the end of its traceback."""
-    lines = text.rstrip().splitlines()
-    return "\n".join([lines[-1], *(f"  {line}" for line in lines[-count:])])
 
 
 def _short(text: str, size: int = 200) -> str:

@@ -8,17 +8,20 @@ several), so that one call does one thing and nothing runs on when it returns.
 from __future__ import annotations
 
 import json
+import math
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-import torch
-
 from roles.batch import Prompts, Rollouts
 from roles.config import Dtype, RolloutConfig
+from roles.conversation import Conversations, Limits, Turn
+from roles.environment_config import FunctionEnvironment
+from roles.environments import Environments
 from roles.errors import RolloutError, WeightTransferError
+from roles.turn_format import TurnFormat
 from roles.weight_transfer import EngineFacts, TransferBackend
 
 if TYPE_CHECKING:
@@ -44,7 +47,7 @@ class RolloutSetup:
     seed: int
     rollout: RolloutConfig
     max_model_tokens: int
-    """Longest prompt + response."""
+    """Longest sample: prompt + response, or a conversation."""
     pad_token_id: int
     stop_token_ids: tuple[int, ...]
     """Tokens that end a response: see `stop_token_ids`."""
@@ -55,6 +58,16 @@ class RolloutSetup:
     tensor_parallel_size: int = 1
     """Processes that share the model's layers; must divide its attention heads."""
     trust_remote_code: bool = False
+    environment: FunctionEnvironment | None = None
+    """What the policy converses with; None: a sample is one response."""
+    max_prompt_tokens: int = 0
+    """Of an environment's first messages; not read without one."""
+
+    @property
+    def limits(self) -> Limits:
+        """What cuts a sample."""
+        response = self.rollout.max_response_tokens
+        return Limits(response, self.max_model_tokens, self.max_prompt_tokens, self.environment)
 
 
 def stop_token_ids(model_path: Path, tokenizer_eos: int | None) -> tuple[int, ...]:
@@ -86,15 +99,22 @@ class RolloutEngine:
         self._asleep: set[str] = set()
         """Parts whose memory has been given away."""
         self._requests = 0
+        self._read, self._cached = 0, 0
+        """Tokens before the responses so far, and those of them that came from the prefix cache."""
         self._engine = _start_engine(setup)
-        self._tokenizer = AutoTokenizer.from_pretrained(setup.model_path, trust_remote_code=setup.trust_remote_code)
+        tokenizer = AutoTokenizer.from_pretrained(setup.model_path, trust_remote_code=setup.trust_remote_code)
+        self._format = TurnFormat(tokenizer)
+        self._environments = Environments(setup.environment) if setup.environment else None
 
     # Generating
 
     def generate(self, prompts: Prompts, version: int) -> Rollouts:
         """One response for each row, sampled with the row's seed (None: greedily) from the weights of `version`."""
         parts = [rollouts for _, rollouts in self._complete(prompts, max(len(prompts), 1), version)]
-        return parts[0] if parts else self._rollouts(prompts, [])
+        if parts:
+            return parts[0]
+        nothing = Conversations(prompts, self._setup.limits, self._format, None)
+        return nothing.rollouts([], version, self._setup.pad_token_id)
 
     def stream(self, prompts: Prompts, version: int) -> Iterator[tuple[int, Rollouts]]:
         """As `generate`, in groups of `stream_samples` neighbouring rows, each as soon as its last row has finished.
@@ -104,78 +124,54 @@ class RolloutEngine:
         yield from self._complete(prompts, self._setup.rollout.stream_samples or max(len(prompts), 1), version)
 
     def _complete(self, prompts: Prompts, group_size: int, version: int) -> Iterator[tuple[int, Rollouts]]:
-        self._check_request(prompts, version)
-        ids = self._add_requests(prompts)
-        rows = {request: row for row, request in enumerate(ids)}
-        outputs: dict[int, RequestOutput] = {}
-        waiting = [range(start, min(start + group_size, len(ids))) for start in range(0, len(ids), group_size)]
+        self._check_version(version)
+        setup, rows = self._setup, len(prompts)
+        samples = Conversations(prompts, setup.limits, self._format, self._environments)
+        waiting = [range(start, min(start + group_size, rows)) for start in range(0, rows, group_size)]
+        running: dict[str, int] = {}
         try:
-            while self._engine.has_unfinished_requests():
-                for output in self._engine.step():
-                    outputs[rows[output.request_id]] = output
-                for group in [g for g in waiting if all(row in outputs for row in g)]:
+            while samples.open:
+                for turn in samples.turns(patient=not running):
+                    running[self._add_request(turn)] = turn.row
+                for output in self._engine.step() if running else ():
+                    self._hand_over(output, running.pop(output.request_id), samples)
+                if running and not self._engine.has_unfinished_requests():
+                    lost = sorted(running.values())
+                    raise RolloutError(f"engine {setup.index} lost the requests of rows {lost}")
+                for group in [g for g in waiting if samples.open.isdisjoint(g)]:
                     waiting.remove(group)
-                    yield group.start, self._rollouts(prompts.select(group), [outputs[row] for row in group])
+                    yield group.start, samples.rollouts(group, version, setup.pad_token_id)
+            if self._environments:
+                print(f"conversations: {self._cached} of {self._read} tokens read so far came from the prefix cache")
         finally:
-            unfinished = [request for request, row in rows.items() if row not in outputs]
-            if unfinished:  # the caller gave up, or the engine failed
-                self._engine.abort_request(unfinished)
-        if waiting:
-            raise RolloutError(f"engine {self._setup.index} lost the requests of rows {[list(g) for g in waiting]}")
+            if running:  # the caller gave up, or the engine failed
+                self._engine.abort_request(list(running))
 
-    def _check_request(self, prompts: Prompts, version: int) -> None:
-        setup = self._setup
+    def _check_version(self, version: int) -> None:
         if version != self._version:
             has = "no verified weights" if self._version is None else f"weights of version {self._version}"
-            raise RolloutError(f"engine {setup.index} has {has}, not of version {version}; push them first")
-        longest = max((len(ids) for ids in prompts.token_ids), default=0)
-        if longest + setup.rollout.max_response_tokens > setup.max_model_tokens:
-            raise RolloutError(
-                f"a prompt of {longest} tokens and rollout.max_response_tokens={setup.rollout.max_response_tokens} "
-                f"are more than the {setup.max_model_tokens} that engine {setup.index} takes; shorten the prompts"
-            )
-        if any(not ids for ids in prompts.token_ids):
-            raise RolloutError(f"the prompt of row {prompts.token_ids.index([])} has no tokens; give it at least a BOS")
+            raise RolloutError(f"engine {self._setup.index} has {has}, not of version {version}; push them first")
 
-    def _add_requests(self, prompts: Prompts) -> list[str]:
-        ids = []
-        for token_ids, seed in zip(prompts.token_ids, prompts.seeds, strict=True):
-            ids.append(str(self._requests))
-            self._requests += 1
-            self._engine.add_request(ids[-1], {"prompt_token_ids": token_ids}, _sampling(self._setup, seed))
-        return ids
+    def _add_request(self, turn: Turn) -> str:
+        """Its name."""
+        name = str(self._requests)
+        self._requests += 1
+        self._engine.add_request(name, {"prompt_token_ids": turn.token_ids}, _sampling(self._setup, turn))
+        return name
 
-    def _rollouts(self, prompts: Prompts, outputs: Sequence[RequestOutput]) -> Rollouts:
-        """Pad prompts and responses into one batch."""
-        answers = [output.outputs[0] for output in outputs]
-        responses = [list(answer.token_ids) for answer in answers]
-        lengths = [len(p) + len(r) for p, r in zip(prompts.token_ids, responses, strict=True)]
-        shape = (len(lengths), max(lengths, default=0))
-        token_ids = torch.full(shape, self._setup.pad_token_id, dtype=torch.int64)
-        response_mask = torch.zeros(shape, dtype=torch.bool)
-        logprobs = torch.zeros(shape, dtype=torch.float32)
-        for row, (prompt, response, answer) in enumerate(zip(prompts.token_ids, responses, answers, strict=True)):
-            if answer.finish_reason not in ("stop", "length") or not response:
-                raise RolloutError(f"engine {self._setup.index} ended row {row} with {answer.finish_reason!r}")
-            begin, end = len(prompt), lengths[row]
-            token_ids[row, :end] = torch.tensor(prompt + response)
-            response_mask[row, begin:end] = True
-            # FlatLogprobs: the sampled token's entry comes first at each position
-            flat: Any = answer.logprobs
-            logprobs[row, begin:end] = torch.tensor([flat.logprobs[start] for start in flat.start_indices])
-        if not torch.isfinite(logprobs).all():
+    def _hand_over(self, output: RequestOutput, row: int, samples: Conversations) -> None:
+        """A response that is whole."""
+        answer = output.outputs[0]
+        if answer.finish_reason not in ("stop", "length") or not answer.token_ids:
+            raise RolloutError(f"engine {self._setup.index} ended row {row} with {answer.finish_reason!r}")
+        # FlatLogprobs: the sampled token's entry comes first at each position
+        flat: Any = answer.logprobs
+        logprobs = [flat.logprobs[start] for start in flat.start_indices]
+        if not all(map(math.isfinite, logprobs)):
             raise RolloutError(f"engine {self._setup.index} sampled with log-probabilities that are not finite")
-        return Rollouts(
-            token_ids=token_ids,
-            lengths=torch.tensor(lengths, dtype=torch.int64),
-            response_mask=response_mask,
-            rollout_logprobs=logprobs,
-            finished=torch.tensor([answer.finish_reason == "stop" for answer in answers], dtype=torch.bool),
-            versions=torch.full((len(lengths),), self._version or 0, dtype=torch.int64),
-            prompts=prompts.texts,
-            responses=[self._tokenizer.decode(response, skip_special_tokens=True) for response in responses],
-            columns=prompts.columns,
-        )
+        self._read += len(output.prompt_token_ids or ())
+        self._cached += output.num_cached_tokens or 0
+        samples.take(row, list(answer.token_ids), logprobs, cut=answer.finish_reason == "length")
 
     # Making room for the roles that share the GPUs
 
@@ -238,18 +234,18 @@ class RolloutEngine:
         self._latest = self._version = version
 
 
-def _sampling(setup: RolloutSetup, seed: int | None) -> SamplingParams:
+def _sampling(setup: RolloutSetup, turn: Turn) -> SamplingParams:
     from vllm import SamplingParams
     from vllm.sampling_params import RequestOutputKind
 
     rollout = setup.rollout
     return SamplingParams(
-        temperature=0.0 if seed is None else rollout.temperature,
+        temperature=0.0 if turn.seed is None else rollout.temperature,
         top_p=rollout.top_p,
         top_k=rollout.top_k,
-        seed=seed,
-        max_tokens=rollout.max_response_tokens,
-        min_tokens=rollout.min_response_tokens,
+        seed=turn.seed,
+        max_tokens=turn.max_tokens,
+        min_tokens=min(rollout.min_response_tokens, turn.max_tokens),
         stop_token_ids=list(setup.stop_token_ids),
         logprobs=0,  # the sampled token's only
         flat_logprobs=True,

@@ -3,7 +3,8 @@
 Start it with `.venv/bin/python configs/tiny/inputs.py [FOLDER]` (default `runs/inputs/tiny`); the tests call `write`.
 The same files come out each time: `policy/` (causal LM), `reward/` (sequence classification with one label),
 `train.jsonl` and `heldout.jsonl` with the columns `prompt` and `subject`, and comparisons for `tetrarch reward` in
-`pairs.jsonl`: a response of lower-case letters is preferred to one of digits.
+`pairs.jsonl`: a response of lower-case letters is preferred to one of digits. `guess-train.jsonl` and
+`guess-heldout.jsonl` have the columns `low` and `high` of a game in `guess.py`.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import os
 import random
 import string
 import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -35,6 +37,7 @@ REQUESTS = ["tell me about", "what is", "draw", "where is", "do you like", "who 
 QUALITIES = ["red", "old", "small", "quiet", "warm", "round", "kind", "late"]
 SUBJECTS = ["river", "garden", "engine", "letter"]
 HELDOUT = 32
+HELDOUT_GAMES = 8
 
 
 def prompts() -> list[dict[str, str]]:
@@ -58,6 +61,13 @@ def pairs() -> list[dict[str, str]]:
         {"prompt": row["prompt"], "chosen": words(string.ascii_lowercase), "rejected": words(string.digits)}
         for row in prompts()[HELDOUT:]
     ]
+
+
+def games() -> list[dict[str, int]]:
+    """Every pair of two digits, the smaller one first; the last ones are held out."""
+    rows = [{"low": low, "high": high} for low, high in itertools.combinations(range(10), 2)]
+    random.Random(1).shuffle(rows)
+    return rows
 
 
 def tokenizer() -> PreTrainedTokenizerFast:
@@ -118,7 +128,14 @@ def write(folder: Path) -> None:
         model.save_pretrained(folder / name)
         words.save_pretrained(folder / name)
     rows = prompts()
-    for name, part in (("heldout", rows[:HELDOUT]), ("train", rows[HELDOUT:]), ("pairs", pairs())):
+    files: dict[str, Sequence[Mapping[str, object]]] = {
+        "heldout": rows[:HELDOUT],
+        "train": rows[HELDOUT:],
+        "pairs": pairs(),
+        "guess-train": games()[:-HELDOUT_GAMES],
+        "guess-heldout": games()[-HELDOUT_GAMES:] * 8,
+    }
+    for name, part in files.items():
         text = "".join(json.dumps(row) + "\n" for row in part)
         (folder / f"{name}.jsonl").write_text(text, encoding="utf-8")
     parameters = sum(parameter.numel() for parameter in policy.parameters())

@@ -47,6 +47,7 @@ def make_prompts(rows: int, *, seed: int = 0) -> Prompts:
         texts=[f"prompt {row}" for row in range(rows)],
         columns={"row": list(range(rows))},
         seeds=[1000 * seed + row for row in range(rows)],
+        environment_seeds=[2000 * seed + row for row in range(rows)],
     )
 
 

@@ -114,7 +114,8 @@ def test_the_less_common_settings_run(home: Path, reward: Path) -> None:
                 "prompts.too_long=skip",
                 "prompts.max_tokens=24",
             ),
-            *(f"prompts.train.path={chats}", f"reward={json.dumps(ensemble)}", f"critic.model.path={reward}"),
+            *(f"prompts.train.path={chats}", f"reward={json.dumps(ensemble)}", "critic.model=null"),
+            "critic.initialise_from=policy",
             *("critic.warmup.max_steps=1", "ppo.value.normalise=true", "ppo.truncated={type: bootstrap}"),
             "actor.ema_decay=0.5",
             *(

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import cast
 
@@ -11,7 +13,8 @@ import torch
 from torch import Tensor
 
 from roles.batch import Prompts, Rollouts
-from roles.errors import RolloutError
+from roles.environment_config import FunctionEnvironment
+from roles.errors import EnvironmentFailed, RolloutError
 from roles.rollout import RolloutEngine
 from tests.integration.engines import ENVIRONMENT, engine_setup, gap, make_prompts
 from tests.integration.hosted import Host, hosts
@@ -23,12 +26,39 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save_tiny_llama(tmp_path_factory.mktemp("model"))
 
 
+ENVIRONMENT_FILE = """
+import time
+
+class Env:
+    def reset(self, columns, seed):
+        self.row, self.turns = columns["row"], 0
+        return self.say(" ".join(f"w{3 + (seed + i) % 100}" for i in range(40)))
+
+    def step(self, response):
+        self.turns += 1
+        if self.row == "bad":
+            raise OSError("the game is broken")
+        if self.row == 0:
+            time.sleep(0.5)
+        words = len(response.split())
+        return None if self.turns == 3 else self.say(f"w{3 + words} w7 w{90 + self.turns}"), words / 4
+
+    def say(self, text):
+        return [{"role": "user", "content": text}]
+"""
+
+
 @pytest.fixture(scope="module")
 def engines(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[Host]]:
-    """Temperature 0.7 with groups of four; temperature 1 with all responses as long as they may be."""
+    """Temperature 0.7 with groups of four; temperature 1 with all responses as long as they may be; conversations of
+    three turns, in which row 0 has a slow environment."""
+    file = tmp_path_factory.mktemp("environment") / "env.py"
+    file.write_text(ENVIRONMENT_FILE)
+    walk = FunctionEnvironment(path=str(file), max_tokens=128, cut_turn="continue", retries=1, workers=2)
     setups = [
         engine_setup(model, temperature=0.7, stream_samples=4),
         engine_setup(model, min_response_tokens=16),
+        replace(engine_setup(model, stream_samples=1), environment=walk, max_prompt_tokens=40),
     ]
     with hosts(tmp_path_factory.mktemp("logs"), RolloutEngine, [[setup] for setup in setups], ENVIRONMENT) as started:
         yield started
@@ -82,7 +112,9 @@ def test_a_row_depends_on_its_seed_and_not_on_its_neighbours(engines: list[Host]
     for rows in ([7, 2], [5]):
         some = generate(engines[0], prompts.select(rows))
         assert torch.equal(some.token_ids, first.select(rows).token_ids)
-    reseeded = Prompts(prompts.token_ids, prompts.texts, prompts.columns, [seed + 77 for seed in prompts.seeds])
+    reseeded = Prompts(
+        prompts.token_ids, prompts.texts, prompts.columns, [seed + 77 for seed in prompts.seeds], prompts.seeds
+    )
     assert not torch.equal(generate(engines[0], reseeded).lengths, first.lengths)
 
 
@@ -123,6 +155,50 @@ def test_streamed_groups_are_the_rows_of_the_whole(engines: list[Host]) -> None:
         assert torch.equal(group.token_ids, whole.select(group.columns["row"]).token_ids)
 
 
+def tasks(*rows: int | str) -> Prompts:
+    seeds = [row if isinstance(row, int) else 50 for row in rows]
+    return Prompts([[]] * len(rows), [""] * len(rows), {"row": list(rows)}, [100 + seed for seed in seeds], seeds)
+
+
+def test_turns_are_conditioned_on_what_the_environment_said(model: Path, engines: list[Host]) -> None:
+    rollouts = generate(engines[2], tasks(0, 1, 2, 3, 4))
+    assert gap(rollouts, expected_logprobs(model, rollouts, 1.0)).max() < 1e-5
+    assert (rollouts.rollout_logprobs[~rollouts.response_mask] == 0).all() and rollouts.finished.all()
+    for row, length in enumerate(rollouts.lengths.tolist()):
+        mask, ids = rollouts.response_mask[row].int(), rollouts.token_ids[row]
+        begins = ((mask[1:] - mask[:-1]) == 1).nonzero().flatten() + 1
+        ends = [*((mask[1:] - mask[:-1]) == -1).nonzero().flatten().tolist(), length - 1][:3]
+        assert len(begins) == 3 and begins[0] == 40
+        words = [len([i for i in ids[a : b + 1].tolist() if i > 2]) for a, b in zip(begins, ends, strict=True)]
+        for turn in (0, 1):
+            said = ids[ends[turn] + 1 : begins[turn + 1]].tolist()
+            assert said == [3 + words[turn], 7, 91 + turn]
+        paid = rollouts.turn_rewards[row]
+        assert paid.nonzero().flatten().tolist() == [end for end, n in zip(ends, words, strict=True) if n]
+        assert float(paid.sum()) == sum(words) / 4
+
+
+def test_conversations_repeat_and_others_go_on_while_one_waits(engines: list[Host]) -> None:
+    whole = generate(engines[2], tasks(0, 1, 2, 3, 4))
+    groups = cast(list[tuple[int, Rollouts]], engines[2].call("stream", tasks(0, 1, 2, 3, 4), 0))
+    assert sorted(first for first, _ in groups) == [0, 1, 2, 3, 4]
+    assert groups[-1][0] == 0, "the slow one is the last"
+    for first, group in groups:
+        assert torch.equal(group.token_ids, whole.select([first]).token_ids)
+
+
+def test_earlier_turns_come_from_the_prefix_cache(engines: list[Host]) -> None:
+    generate(engines[2], tasks(7, 8))
+    cached, read = map(int, re.findall(r"conversations: (\d+) of (\d+) tokens", engines[2].log.read_text())[-1])
+    assert cached / read > 0.5, "of each later turn all whole blocks before it"
+
+
+def test_an_environment_that_fails_is_named_and_the_engine_goes_on(engines: list[Host]) -> None:
+    with pytest.raises(EnvironmentFailed, match=r"turn 1.*'row': 'bad'.*failed 2 times.*the game is broken"):
+        generate(engines[2], tasks(1, "bad", 2))
+    assert generate(engines[2], tasks(1, 2)).finished.all()
+
+
 def test_no_rows_give_no_rollouts(engines: list[Host]) -> None:
     none = make_prompts(2).select([])
     assert len(generate(engines[0], none)) == 0
@@ -133,11 +209,11 @@ def test_what_cannot_be_answered_is_refused(engines: list[Host]) -> None:
     prompts = make_prompts(2)
     with pytest.raises(RolloutError, match="weights of version 0, not of version 3"):
         generate(engines[0], prompts, version=3)
-    long = Prompts([[5] * 113], ["x"], {}, [0])
+    long = Prompts([[5] * 113], ["x"], {}, [0], [0])
     with pytest.raises(RolloutError, match=r"113 tokens and .* are more than the 128"):
         generate(engines[0], long)
     with pytest.raises(RolloutError, match="row 1 has no tokens"):
-        generate(engines[0], Prompts([[5], []], ["x", ""], {}, [0, 1]))
+        generate(engines[0], Prompts([[5], []], ["x", ""], {}, [0, 1], [0, 1]))
     assert len(generate(engines[0], prompts)) == 2, "and the engine goes on"
 
 

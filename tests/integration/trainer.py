@@ -20,10 +20,11 @@ class Trainer:
     """One rank. `RANK`, `WORLD_SIZE`, `MASTER_ADDR` and `MASTER_PORT` come from the environment."""
 
     def __init__(self, model_path: str, addresses: list[str], lora: LoraConfig | None = None) -> None:
-        import deepspeed
         from transformers import AutoModelForCausalLM
 
-        deepspeed.init_distributed("gloo")
+        from roles.engine import join
+
+        deepspeed = join("cpu")
         self.rank = int(os.environ["RANK"])
         self.plain = AutoModelForCausalLM.from_pretrained(model_path, dtype=torch.float32).eval()
         module = AutoModelForCausalLM.from_pretrained(model_path, dtype=torch.float32)

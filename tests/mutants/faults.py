@@ -20,6 +20,7 @@ class Fault:
 EXPERIENCE = "tests/unit/orchestrator/test_experience.py"
 ADVANTAGES = "tests/unit/orchestrator/test_advantages.py"
 ANCHORS = "tests/unit/orchestrator/test_anchors.py"
+CONVERSATION = "tests/unit/roles/test_conversation.py"
 LOSSES = "tests/unit/roles/test_losses.py"
 STEP = "tests/unit/orchestrator/test_train_step.py"
 ENGINE = "tests/integration/test_engine.py"
@@ -200,7 +201,7 @@ FAULTS = (
         'stable_seed(0, "order", self._pass)',
         "tests/unit/orchestrator/test_prompts.py",
     ),
-    Fault("seed ignored in sampling", "roles/rollout.py", "        seed=seed,\n", "        seed=1,\n", ROLLOUT),
+    Fault("seed ignored in sampling", "roles/rollout.py", "        seed=turn.seed,\n", "        seed=1,\n", ROLLOUT),
     Fault(
         "the same permutation in every epoch",
         "orchestrator/experience.py",
@@ -256,5 +257,47 @@ FAULTS = (
         "(starts[row] + column - 1).to(device)",
         "(starts[row] + column).to(device)",
         "tests/unit/roles/test_micro_batch.py",
+    ),
+    Fault(
+        "what the environment said is trained on",
+        "roles/conversation.py",
+        "[logprobs is not None] * len(token_ids)",
+        "[True] * len(token_ids)",
+        CONVERSATION,
+    ),
+    Fault(
+        "a cut conversation counts as finished",
+        "roles/conversation.py",
+        "finished=messages is None and not cut",
+        "finished=True",
+        CONVERSATION,
+    ),
+    Fault(
+        "every turn is sampled with the same seed",
+        "roles/conversation.py",
+        'stable_seed(seed, "turn", number) if number and seed is not None else seed',
+        "seed",
+        CONVERSATION,
+    ),
+    Fault(
+        "all that the environment pays is paid at the end",
+        "orchestrator/experience.py",
+        "shape_rewards(scores - scored.turn_rewards.sum(1), penalty, generated) + scored.turn_rewards",
+        "shape_rewards(scores, penalty, generated)",
+        EXPERIENCE,
+    ),
+    Fault(
+        "the end of a turn is written twice",
+        "roles/turn_format.py",
+        "tokens[1:] if tokens[:1] == [end] else tokens",
+        "tokens",
+        "tests/unit/roles/test_turn_format.py",
+    ),
+    Fault(
+        "responses to one task have different games",
+        "orchestrator/prompts.py",
+        "[row - row % responses_per_prompt for row in range(len(rows))]",
+        "list(range(len(rows)))",
+        "tests/unit/orchestrator/test_prompts.py",
     ),
 )

@@ -36,14 +36,17 @@ def noticed_by(fault: Fault, copy: Path) -> str | None:
 
 def first_failure(tests: list[str], copy: Path) -> str | None:
     """The first of `tests` that fails in `copy`, None if all pass; anything else than failed tests ends the program."""
-    done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", *tests],
-        cwd=copy,
-        env={**os.environ, "PYTHONPATH": str(copy), "PYTHONDONTWRITEBYTECODE": "1"},
-        text=True,
-        capture_output=True,
-        timeout=DEADLINE_S,
-    )
+    try:
+        done = subprocess.run(
+            [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", *tests],
+            cwd=copy,
+            env={**os.environ, "PYTHONPATH": str(copy), "PYTHONDONTWRITEBYTECODE": "1"},
+            text=True,
+            capture_output=True,
+            timeout=DEADLINE_S,
+        )
+    except subprocess.TimeoutExpired:
+        return f"no end within {DEADLINE_S} s"
     if done.returncode == 0:
         return None
     failed = re.search(r"^FAILED \S*::(\w+)", done.stdout, re.MULTILINE)
@@ -54,6 +57,9 @@ def first_failure(tests: list[str], copy: Path) -> str | None:
 
 def main(names: list[str]) -> int:
     """Exit code."""
+    unknown = set(names) - {fault.name for fault in FAULTS}
+    if unknown:
+        raise SystemExit(f"no fault is called {', '.join(sorted(unknown))}; see tests/mutants/faults.py")
     faults = [fault for fault in FAULTS if not names or fault.name in names]
     survived = 0
     with tempfile.TemporaryDirectory() as folder:

@@ -21,6 +21,7 @@ from orchestrator import cli
 from orchestrator.config import RunConfig
 from orchestrator.loading import load_config
 from roles.config import RewardConfig
+from roles.environment_config import FunctionEnvironment
 
 ROOT = Path(__file__).resolve().parents[2]
 README = (ROOT / "README.md").read_text()
@@ -77,6 +78,7 @@ def test_every_make_target_is_described() -> None:
 def test_pieces_of_configuration_are_valid(text: str, tmp_path: Path) -> None:
     piece = yaml.safe_load(text)
     adapters: dict[str, TypeAdapter[Any]] = {
+        "environment": TypeAdapter(FunctionEnvironment),
         "reward": TypeAdapter(RewardConfig),
         "placement": TypeAdapter(PlacementConfig),
     }
@@ -97,11 +99,23 @@ def test_inline_pieces_of_configuration_are_valid() -> None:
     for key, value in inline:
         if key == "pairs":
             key = "reward_training.pairs"
+        needed = ["environment={path: env.py, max_tokens: 64}"] if value == "{type: environment}" else []
         value = value.replace(": N", ": 1").replace(": K", ": 1")
-        assert load_config(ROOT / "configs/tiny.yaml", [reward, f"{key}={value}"])
+        assert load_config(ROOT / "configs/tiny.yaml", [reward, *needed, f"{key}={value}"])
 
 
 def test_files_that_the_readme_names_exist() -> None:
     names = re.findall(r"`((?:orchestrator|roles|cluster|configs|tests)/[\w/.]+\.(?:py|yaml))`", README)
     assert len(names) > 10
     assert [name for name in names if not (ROOT / name).is_file()] == []
+
+
+def test_the_tests_that_the_readme_names_exist() -> None:
+    """The table of features says which test shows each."""
+    named = set(re.findall(r"`(test_\w+)`", (ROOT / "README.md").read_text(encoding="utf-8")))
+    defined = {
+        name
+        for file in (ROOT / "tests").rglob("test_*.py")
+        for name in re.findall(r"^def (test_\w+)", file.read_text(encoding="utf-8"), re.MULTILINE)
+    }
+    assert len(named) > 30 and not named - defined

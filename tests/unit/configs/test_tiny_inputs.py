@@ -6,6 +6,7 @@ import importlib.util
 import json
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
 import torch
@@ -83,3 +84,39 @@ def test_reward_is_the_share_of_lower_case_letters() -> None:
     responses = ["abcd", "ab12", "ÄÖ", ""]
     scores = load("reward").score([""] * 4, responses, response_token_ids=[[0]] * 4, finished=[True] * 4, columns={})
     assert scores == [1.0, 0.5, 0.0, 0.0]
+
+
+def play(env: Any, low: int, high: int, responses: str) -> list[tuple[str | None, float]]:
+    """What the game of `guess.py` answers to each character."""
+    (first,) = env.reset({"low": low, "high": high}, 3)
+    assert first["content"] == f"{low}{high}"
+    answers = [env.step(response) for response in responses]
+    return [(None if messages is None else messages[0]["content"], reward) for messages, reward in answers]
+
+
+def test_the_guessing_game_narrows_and_pays() -> None:
+    game = load("guess")
+    number = next(n for n in range(10) if play(game.Env(), 0, 9, str(n))[0][0] is None)
+    below, above = (number - 1, 9) if number else (1, 9)
+    assert play(game.Env(), 0, 9, "=")[0] == ("4", game.CALCULATED)
+    (left, cost), *_ = play(game.Env(), 0, 9, str(below))
+    assert left == (f"{number}{above}" if number else "00") and cost == game.WRONG
+    assert [play(game.Env(), 0, 9, said)[0] for said in ("x", "\u0663")] == [("?", game.UNREADABLE)] * 2
+    assert play(game.Env(), 0, 9, f"{below}=")[1][1] == game.CALCULATED
+    assert play(game.Env(), 0, 9, str(number)) == [(None, 1.0)]
+
+
+def test_an_empty_answer_is_unreadable() -> None:
+    game = load("guess").Env()
+    game.reset({"low": 0, "high": 9}, 3)
+    assert game.step("")[1] < 0
+
+
+def test_games_have_two_digits_and_the_heldout_ones_are_others(written: Path) -> None:
+    train, heldout = (
+        [json.loads(line) for line in (written / f"guess-{name}.jsonl").read_text(encoding="utf-8").splitlines()]
+        for name in ("train", "heldout")
+    )
+    pairs = [{(row["low"], row["high"]) for row in rows} for rows in (train, heldout)]
+    assert (len(train), len(heldout), len(pairs[1])) == (37, 64, 8)
+    assert not pairs[0] & pairs[1] and all(0 <= low < high <= 9 for low, high in pairs[0] | pairs[1])

@@ -51,7 +51,7 @@ class FakeGroup:
         self.seen.append(shards)
         answers = {
             "update": lambda shard: CRITIC if self.role == "critic" else ACTOR,
-            "score": scores_of,
+            "score": lambda shard: scores_of(shard),
             "generate": lambda shard: rollouts_of(shard, *common),
         }
         return FakeCall(self, method.__name__, [answers.get(method.__name__, per_token)(shard) for shard in shards])
@@ -88,6 +88,7 @@ def rollouts_of(prompts: Prompts, version: int) -> Rollouts:
         lengths=torch.full((size,), TIME),
         response_mask=mask,
         rollout_logprobs=torch.zeros(size, TIME),
+        turn_rewards=torch.zeros_like(mask, dtype=torch.float32),
         finished=torch.ones(size, dtype=torch.bool),
         versions=torch.full((size,), version),
         prompts=list(prompts.texts),
@@ -98,7 +99,7 @@ def rollouts_of(prompts: Prompts, version: int) -> Rollouts:
 
 def prompts_of(rows: int) -> Prompts:
     """The first token of each prompt is its row number."""
-    return Prompts([[row, 1] for row in range(rows)], ["p"] * rows, {}, list(range(rows)))
+    return Prompts([[row, 1] for row in range(rows)], ["p"] * rows, {}, list(range(rows)), list(range(rows)))
 
 
 def write_waits(lines: list[str]) -> Any:

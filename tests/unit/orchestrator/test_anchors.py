@@ -59,6 +59,7 @@ class Toy:
             lengths=torch.full((batch,), time + 1),
             response_mask=pad(torch.ones(batch, time, dtype=torch.bool)),
             rollout_logprobs=old,
+            turn_rewards=torch.zeros_like(old),
             finished=torch.ones(batch, dtype=torch.bool),
             versions=torch.zeros(batch, dtype=torch.int64),
             prompts=[""] * batch,

@@ -225,6 +225,14 @@ def test_a_text_bridge_lets_the_reward_model_read_otherwise(world: World) -> Non
     check("train", world.config)
 
 
+def test_normalised_values_need_a_new_head(world: World) -> None:
+    world.set("critic.model.path", str(model_folder(world.root / "critic", reward=True)))
+    world.set("ppo.value.normalise", True)
+    refused(world, "ppo.value.normalise=true", "critic.model", "speaks in plain units")
+    world.set("critic.model.path", str(world.policy))
+    check("train", world.config)
+
+
 def test_a_tokenizer_without_eos(world: World) -> None:
     file = world.policy / "tokenizer_config.json"
     file.write_text(json.dumps({**json.loads(file.read_text()), "eos_token": None}))

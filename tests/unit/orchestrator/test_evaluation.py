@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -9,9 +10,11 @@ import pytest
 import torch
 
 import orchestrator.evaluation
+import tests.unit.orchestrator.fakes
 from cluster.config import Deadlines
 from orchestrator.evaluation import evaluate
 from orchestrator.groups import EvaluationRoles, Policy, Reward
+from roles.batch import Prompts, Rollouts
 from roles.config import MeanScore
 from tests.unit.orchestrator.fakes import FakeCall, FakeGroup, prompts_of, write_waits
 
@@ -55,6 +58,21 @@ def roles_of(log: list[str], *, judge: bool) -> EvaluationRoles:
         judge=roles["judge"] if judge else None,
         deadlines=Deadlines(),
     )
+
+
+def test_what_the_environment_paid_is_in_the_score(log: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    made = tests.unit.orchestrator.fakes.rollouts_of
+
+    def paying(prompts: Prompts, version: int) -> Rollouts:
+        rollouts = made(prompts, version)
+        return replace(rollouts, turn_rewards=0.5 * rollouts.response_mask)
+
+    monkeypatch.setattr(tests.unit.orchestrator.fakes, "rollouts_of", paying)
+    roles = roles_of(log, judge=True)
+    both = evaluate(roles, prompts_of(3), 0, step=0, label="x", samples=0)
+    assert both.proxy_values == [1.5, 2.5, 3.5] and both.gold_values == [0.0, 1.0, 2.0]
+    alone = evaluate(replace(roles, reward=Reward({}, MeanScore())), prompts_of(3), 0, step=0, label="x", samples=0)
+    assert alone.proxy_values == [1.5, 1.5, 1.5]
 
 
 @pytest.mark.parametrize("judge", [True, False])

@@ -43,6 +43,7 @@ def make_scored(responses: list[tuple[int, int]] = RESPONSES, truncated: tuple[i
         lengths=lengths,
         response_mask=mask,
         rollout_logprobs=numbers(-2),
+        turn_rewards=torch.zeros_like(mask, dtype=torch.float32),
         finished=torch.tensor([row not in truncated for row in range(size)]),
         versions=torch.zeros(size, dtype=torch.int64),
         prompts=["p"] * size,
@@ -146,6 +147,44 @@ def test_truncated_penalty_replaces_the_score() -> None:
     )
 
 
+def paid(scored: Scored) -> Scored:
+    """Two turns a row, the first one of a single token; the scores are what the environment paid."""
+    mask, rewards = scored.response_mask.clone(), torch.zeros_like(scored.turn_rewards)
+    for row in range(len(scored)):
+        first, *_, last = mask[row].nonzero().flatten().tolist()
+        mask[row, first + 1] = False  # the environment speaks
+        rewards[row, [first, last]] = torch.tensor([2.0 + row, -1.0])
+    numbers = {name: getattr(scored, name) * mask for name in ("old_logprobs", "reference_logprobs", "values")}
+    return replace(scored, response_mask=mask, turn_rewards=rewards, scores=rewards.sum(1), **numbers)
+
+
+LONG = [(2, 5), (1, 4), (3, 6), (2, 3)]
+
+
+def test_what_a_turn_was_paid_stays_with_it() -> None:
+    scored = paid(make_scored(LONG))
+    experience, stats = to_experience(scored, BETA, make_ppo())
+    rewards = scored.turn_rewards - BETA * k1(scored.old_logprobs, scored.reference_logprobs) * scored.response_mask
+    advantages, returns = gae(rewards, scored.values, scored.response_mask, 0.9, 0.8)
+    torch.testing.assert_close(experience.advantages, advantages)
+    torch.testing.assert_close(experience.returns, returns)
+    assert stats.score_mean == pytest.approx(float(scored.scores.mean()))
+    assert stats.turns_mean == 2.0
+
+
+def test_what_becomes_of_a_score_becomes_of_its_sum() -> None:
+    """A reward model's number, a normalisation, a penalty for being cut: the difference is on the last token."""
+    scored = paid(make_scored(LONG))
+    ppo = make_ppo(advantage={"type": "gae", "gamma": 1, "lambda": 1})
+    shaped = torch.where(scored.finished, scored.scores * 3 + 1, -7.0)
+    experience, _ = to_experience(scored, 0.0, ppo, scores=shaped)
+    for row in range(len(scored)):
+        first = int(scored.response_mask[row].nonzero()[0])
+        total = float(shaped[row])
+        assert float(experience.returns[row, first]) == pytest.approx(total, abs=1e-5)
+        assert float(experience.returns[row, first + 2]) == pytest.approx(total - (2.0 + row), abs=1e-5)
+
+
 def test_normalised_values_are_read_in_the_old_units_and_their_targets_are_in_the_new_ones() -> None:
     """Equal to a critic that has spoken in plain units; what the loss sees is what the critic said and shall say."""
     scored, ppo, scale = make_scored(), make_ppo(), RunningScale()
@@ -218,6 +257,7 @@ def test_stats_against_a_loop() -> None:
             "value/explained_variance": 1
             - (experience.advantages[mask].var(correction=0) / experience.returns[mask].var(correction=0)).item(),
             "response/length_mean": 17 / 4,
+            "response/turns_mean": 1.0,
             "response/truncated_fraction": 0.5,
             "engine/logprob_gap_mean": sum(gaps) / 17,
             "engine/logprob_gap_max": max(gaps),

@@ -15,6 +15,7 @@ from orchestrator.config import RunConfig
 from orchestrator.config_errors import all_keys, sections_in
 from orchestrator.errors import ConfigError
 from orchestrator.loading import dump_config, load_config, validate
+from orchestrator.needs import scorers
 from orchestrator.ppo_config import AdaptiveKl, FixedKl
 from orchestrator.yaml_text import parse_yaml, to_yaml
 
@@ -28,6 +29,7 @@ rollout: {prompts_per_step: 8, max_response_tokens: 16}
 """
 
 REMOTE = "reward={type: remote, urls: ['http://me:pass@host/x'], headers: {Authorization: Bearer tok-123}}"
+ENVIRONMENT = "{path: env.py, max_tokens: 96}"
 
 
 @pytest.fixture
@@ -49,6 +51,19 @@ def problem(file: Path, *overrides: str) -> str:
 def test_defaults_are_filled_in(file: Path) -> None:
     config = load_config(file)
     assert (config.steps, config.seed, config.ppo.epochs, config.samples_per_step) == (10, 1, 4, 8)
+
+
+@pytest.mark.parametrize(("turns", "response", "longest"), [(3, 48, 96), (8, 95, 96), (None, 16, 80)])
+def test_how_long_a_sample_can_be(file: Path, turns: int | None, response: int, longest: int) -> None:
+    config = load_config(file, [f"environment={ENVIRONMENT}", f"environment.max_turns={turns}"] if turns else [])
+    assert (config.longest_response, config.longest_sample) == (response, longest)
+
+
+def test_an_environments_own_reward_is_no_role(file: Path) -> None:
+    own = ["reward={type: environment}", f"environment={ENVIRONMENT}", "critic.model={path: x}"]
+    assert list(scorers(load_config(file, own))) == []
+    both = load_config(file, ["reward={type: function, path: f.py}", *own[1:]])
+    assert list(scorers(both)) == ["reward"]
 
 
 def test_overrides_are_yaml_and_the_last_one_wins(file: Path) -> None:
@@ -233,6 +248,24 @@ def test_several_mistakes_are_one_line_each(file: Path) -> None:
         (["ppo.kl.estimator=k3"], ["{where: reward, estimator: k3}", "use k1"]),
         (["ppo.policy={type: gspo, clip: 1e-3, dual_clip: 3}"], ["ppo.policy.dual_clip=3", "type: gspo"]),
         (["ppo.policy={type: gspo}"], ["ppo.policy.clip=0.2 clips nothing", "clip: 3.0e-4"]),
+        (
+            ["reward={type: environment}", "critic.model={path: x}"],
+            ["reward.type=environment", "section `environment`"],
+        ),
+        ([f"environment={ENVIRONMENT}", "environment.max_tokens=79"], ["environment.max_tokens=79", "use 80 or more"]),
+        ([f"environment={ENVIRONMENT}", "reward.text_bridge=true"], ["reward.text_bridge", "actor's tokenizer"]),
+        (
+            [f"environment={ENVIRONMENT}", "prompts.column=prompt", "prompts.too_long=skip"],
+            ["prompts.column=prompt is not read", "prompts.too_long=skip is not read"],
+        ),
+        (
+            [
+                f"environment={ENVIRONMENT}",
+                "environment.max_turns=3",
+                "ppo.score.length={type: soft_overlong, longest: 49, buffer: 8}",
+            ],
+            ["longest=49", "longest response, 48 tokens"],
+        ),
         (["reference.share_actor=true"], ["reference.share_actor=true needs actor.lora", "{rank: 16}"]),
         (
             ["actor.lora.rank=4", "reference={share_actor: true, micro_batch_tokens: 8}"],
@@ -252,6 +285,7 @@ def test_several_mistakes_are_one_line_each(file: Path) -> None:
             ],
             ["no weight for the member 'a'; give it one", "a weight for 'b', which is no member; use a"],
         ),
+        (["ppo.value.normalise=true"], ["ppo.value.normalise=true", "speaks in scores", "initialise_from: policy"]),
         (["critic={model: {path: r}, initialise_from: policy}"], ["initialise_from=policy", "critic.model.path"]),
         (
             ["critic.warmup.until_explained_variance=0.4"],

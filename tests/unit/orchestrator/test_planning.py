@@ -182,6 +182,15 @@ def test_an_engine_without_room_for_a_sample_is_a_shortage() -> None:
     assert smallest_change(config) == ["rollout.engine.gpu_memory_utilization=0.5"]
 
 
+def test_the_longest_conversation_is_what_an_engine_needs_room_for() -> None:
+    walk = ["environment={path: env.py, max_tokens: 6000}", "prompts.too_long=error"]
+    single, conversation = load_config(SEVENTY_B), load_config(SEVENTY_B, walk)
+    tokens = [config.longest_sample for config in (single, conversation)]
+    samples = [layout(config).engines.kv_of_a_sample for config in (single, conversation)]
+    assert samples[1] / samples[0] == pytest.approx(tokens[1] / tokens[0])
+    assert layout(conversation).step.phases["generate"] > layout(single).step.phases["generate"]
+
+
 def test_a_model_of_unknown_size_does_not_keep_a_run_from_starting() -> None:
     started = CliRunner().invoke(cli.app, ["train", str(SEVENTY_B), "actor.model.path=me/mine"])
     assert "no plan: actor.model.path=me/mine is not a folder" in started.output

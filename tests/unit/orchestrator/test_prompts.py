@@ -15,7 +15,7 @@ from transformers import PreTrainedTokenizerFast
 from orchestrator.config import DatasetConfig, RunConfig
 from orchestrator.errors import CheckpointError, ConfigError
 from orchestrator.loading import validate
-from orchestrator.prompts import PromptSource, heldout_prompts, read_questions, stable_seed
+from orchestrator.prompts import PromptSource, heldout_prompts, read_questions, read_tasks
 from orchestrator.sources import is_hub_name, load_rows
 from roles.batch import Prompts
 
@@ -179,9 +179,31 @@ def test_responses_of_a_prompt_are_neighbours_with_seeds_of_their_own(
     assert len(set(seeds)) == 60 and all(0 <= seed < 2**62 for seed in seeds)
 
 
-def test_stable_seeds_never_change() -> None:
-    assert stable_seed(1, 0, 0) == 817144282088761752
-    assert len({stable_seed(1, 2), stable_seed(12), stable_seed("1", "2"), stable_seed(1, "2"), stable_seed(2, 1)}) == 5
+# Tasks of an environment
+
+
+def test_tasks_are_the_columns_and_the_environment_makes_the_prompts(write: Write) -> None:
+    rows = [{"prompt": "a", "messages": [{"role": "user", "content": "b"}], "n": n} for n in range(3)]
+    tasks = read_tasks(configuration(write(rows)).prompts, "train")
+    assert tasks.token_ids == [[], [], []] and tasks.texts == ["", "", ""]
+    assert tasks.columns == {"prompt": ["a"] * 3, "messages": [rows[0]["messages"]] * 3, "n": [0, 1, 2]}
+
+
+def test_responses_to_a_task_share_the_environments_seed(write: Write) -> None:
+    source = PromptSource(read_tasks(configuration(write(LETTERS)).prompts, "train"), 1)
+    first, second = source.next(2, 3), source.next(2, 3)
+    seeds = [*first.environment_seeds, *second.environment_seeds]
+    assert seeds[0] == seeds[1] == seeds[2] != seeds[3] == seeds[4] == seeds[5]
+    assert len(set(seeds)) == 4 and len({*first.seeds, *seeds}) == 10
+    again = PromptSource(read_tasks(configuration(write(LETTERS)).prompts, "train"), 1)
+    assert again.next(2, 3) == first
+
+
+def test_a_cursor_of_other_tasks_is_refused(write: Write) -> None:
+    state = PromptSource(read_tasks(configuration(write(LETTERS)).prompts, "train"), 1).state_dict()
+    other = [{**row, "topic": 7} for row in LETTERS]
+    with pytest.raises(CheckpointError, match=r"prompts\.train are not those"):
+        PromptSource(read_tasks(configuration(write(other)).prompts, "train"), 1).load_state_dict(state)
 
 
 # Cursor

@@ -16,7 +16,7 @@ import orchestrator.training
 from cluster.config import Deadlines
 from cluster.errors import RankFailure
 from orchestrator.checkpoint import Checkpoints
-from orchestrator.errors import KlBudgetSpent, NotFinite
+from orchestrator.errors import CheckpointError, KlBudgetSpent, NotFinite
 from orchestrator.groups import Policy
 from orchestrator.kl import FixedController
 from orchestrator.ppo import TrainState
@@ -59,7 +59,8 @@ def make_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> MakeRun:
         groups: Any = {role: FakeGroup(role, log) for role in ("actor", "critic", "reward", "reference")}
         roles: Any = SimpleNamespace(policy=Policy(groups["reward"], Deadlines()), judge=None, **groups)
         rollout = SimpleNamespace(prompts_per_step=4, responses_per_prompt=1)
-        config: Any = SimpleNamespace(rollout=rollout, ppo=PpoConfig(), deadlines=Deadlines(), run_dir=str(tmp_path))
+        settings: Any = {"rollout": rollout, "ppo": PpoConfig(), "deadlines": Deadlines(), "steps": 10}
+        config: Any = SimpleNamespace(**settings, run_dir=str(tmp_path))
         report: Any = SimpleNamespace(status=log.append, note=log.append, phase=log.append)
         train_state = TrainState(Source(), FixedController(0.1), **state)  # type: ignore[arg-type]
         return Run(config, roles, train_state, Checkpoints(tmp_path, keep=2), report, None, NOBODY), log
@@ -88,6 +89,21 @@ def test_resuming_while_only_the_critic_was_trained_pushes_nothing(make_run: Mak
     again, log = resumed(make_run, step=3, version=0)
     assert again.state.step == 3
     assert not [line for line in log if "push" in line]
+
+
+def test_resuming_after_the_warm_up_fits_the_actors_schedule_again(make_run: MakeRun) -> None:
+    """Ten steps in all, of which the actor has had those from the second on."""
+    again, log = resumed(make_run, step=5, version=3, warm_at=2)
+    assert again.state.warm_at == 2
+    assert f"actor.expect({(10 - 2) * again.config.ppo.optimizer_steps},)" in log
+
+
+def test_a_checkpoint_of_another_version_is_refused(make_run: MakeRun) -> None:
+    run, _ = make_run()
+    state = run.state.state_dict()
+    del state["value_scale"]
+    with pytest.raises(CheckpointError, match="lacks value_scale: another version"):
+        run.state.load_state_dict(state)
 
 
 def failing(phase: str, error: Exception) -> Callable[..., Any]:

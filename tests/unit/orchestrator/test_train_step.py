@@ -13,7 +13,7 @@ import orchestrator.experience
 import orchestrator.groups
 import orchestrator.ppo
 from cluster.config import Deadlines
-from orchestrator.errors import TetrarchError
+from orchestrator.errors import NotFinite, TetrarchError
 from orchestrator.experience import ExperienceStats
 from orchestrator.groups import Policy, Reward, Roles
 from orchestrator.kl import FixedController
@@ -22,6 +22,7 @@ from orchestrator.ppo_config import PpoConfig
 from orchestrator.timing import Clock
 from roles.batch import Experience, Scored
 from roles.config import MeanScore, WarmupConfig
+from tests.unit.orchestrator import fakes
 from tests.unit.orchestrator.fakes import ACTOR, CRITIC, FakeGroup, prompts_of, write_waits
 
 ROWS = 4
@@ -102,6 +103,12 @@ def test_without_a_critic_nobody_asks_for_values(log: list[str]) -> None:
     assert not [key for key in metrics if key.startswith("value/") or key == "lr/critic"]
 
 
+def test_without_a_reward_nobody_scores(log: list[str]) -> None:
+    result, _, _ = step(log, members=())
+    assert not [line for line in log if "reward" in line]
+    assert (result.scored.scores == 0).all(), "the fake environment paid nothing"
+
+
 def test_engines_that_share_their_gpus_sleep_while_others_work(log: list[str]) -> None:
     """Nobody scores before they sleep; weights wake before the push, the KV cache after it."""
     step(log, sleeps=True)
@@ -178,6 +185,29 @@ def test_the_members_of_an_ensemble_score_side_by_side(log: list[str]) -> None:
     assert log.index("start reward.b.score") < log.index("[score]")
     assert result.scored.scores.tolist() == list(range(ROWS))  # both say the same
     assert result.scored.disagreement.tolist() == [0.0] * ROWS
+
+
+@pytest.mark.parametrize("greedy", [False, True])
+def test_a_step_that_fails_leaves_its_batch(log: list[str], monkeypatch: pytest.MonkeyPatch, greedy: bool) -> None:
+    """For whoever looks for the reason; a step that stands leaves none."""
+    _, state, _ = step(log)
+    assert state.batch is None
+    scores = fakes.scores_of
+    asked: list[int] = []
+
+    def bad(rollouts: Any) -> Any:
+        """NaN for the greedy responses, which are asked for last; or for all."""
+        asked.append(1)
+        return scores(rollouts) * (float("nan") if not greedy or len(asked) > 4 else 1.0)
+
+    monkeypatch.setattr(fakes, "scores_of", bad)
+    kept: list[Any] = []
+    whole = orchestrator.ppo.prepare
+    monkeypatch.setattr(orchestrator.ppo, "prepare", lambda *given: (kept.append(given[3].batch), whole(*given))[1])
+    with pytest.raises(NotFinite) as caught:
+        step(log, **({"advantage": {"type": "remax"}} if greedy else {}))
+    assert caught.value.role == "reward"
+    assert len(kept[0]) == ROWS
 
 
 def test_samples_of_other_weights_are_refused(log: list[str]) -> None:

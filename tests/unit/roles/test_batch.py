@@ -28,6 +28,7 @@ def rollouts(*response_lengths: int, first_token: int = 10) -> Rollouts:
         lengths=lengths,
         response_mask=mask,
         rollout_logprobs=torch.where(mask, -1.0 - columns, 0.0),
+        turn_rewards=torch.zeros_like(mask, dtype=torch.float32),
         finished=torch.arange(size) % 2 == 0,
         versions=torch.full((size,), 7),
         prompts=[f"prompt {n}" for n in response_lengths],
@@ -114,7 +115,7 @@ def test_concatenate_refuses_different_columns() -> None:
 
 
 def test_prompts_select_and_concatenate() -> None:
-    prompts = Prompts([[1, 2], [3]], ["a", "b"], {"label": ["x", "y"]}, [11, 12])
+    prompts = Prompts([[1, 2], [3]], ["a", "b"], {"label": ["x", "y"]}, [11, 12], [21, 22])
     picked = prompts.select([1])
     assert (picked.token_ids, picked.texts, picked.columns, picked.seeds) == ([[3]], ["b"], {"label": ["y"]}, [12])
     joined = Prompts.concatenate([picked, prompts])
@@ -128,11 +129,18 @@ def test_prompts_select_and_concatenate() -> None:
     [
         {"texts": ["a"]},
         {"seeds": [1, 2, 3]},
+        {"environment_seeds": [1]},
         {"columns": {"label": ["x"]}},
     ],
 )
 def test_prompts_with_ragged_fields_are_refused(bad: dict[str, object]) -> None:
-    good = {"token_ids": [[1], [2]], "texts": ["a", "b"], "columns": {"label": ["x", "y"]}, "seeds": [1, 2]}
+    good = {
+        "token_ids": [[1], [2]],
+        "texts": ["a", "b"],
+        "columns": {"label": ["x", "y"]},
+        "seeds": [1, 2],
+        "environment_seeds": [3, 4],
+    }
     with pytest.raises(ValueError, match="different number"):
         Prompts(**{**good, **bad})
 
@@ -148,6 +156,7 @@ def test_prompts_with_ragged_fields_are_refused(bad: dict[str, object]) -> None:
         (lambda b: {"response_mask": b.response_mask.float()}, "response_mask must be torch.bool"),
         (lambda b: {"rollout_logprobs": b.rollout_logprobs.double()}, "rollout_logprobs must be torch.float32"),
         (lambda b: {"rollout_logprobs": b.rollout_logprobs[:, 1:]}, "rollout_logprobs must be"),
+        (lambda b: {"turn_rewards": b.turn_rewards.double()}, "turn_rewards must be torch.float32"),
         (lambda b: {"finished": b.finished[:1]}, "finished must be"),
         (lambda b: {"versions": b.versions.int()}, "versions must be"),
         (lambda b: {"responses": ["one"]}, "responses has 1 entries for 2 rows"),

@@ -37,6 +37,7 @@ def rollouts(size: int, columns: dict[str, list[Any]] | None = None) -> Rollouts
         lengths=torch.full((size,), 4, dtype=torch.int64),
         response_mask=mask,
         rollout_logprobs=torch.zeros(size, 5),
+        turn_rewards=torch.zeros_like(mask, dtype=torch.float32),
         finished=torch.tensor([i % 2 == 0 for i in range(size)], dtype=torch.bool),
         versions=torch.zeros(size, dtype=torch.int64),
         prompts=[f"prompt {i}" for i in range(size)],

@@ -52,6 +52,7 @@ def answered(asked: Questions, response: str, finished: bool) -> Rollouts:
         lengths=torch.tensor([len(ids)]),
         response_mask=mask[None],
         rollout_logprobs=torch.zeros(1, len(ids)),
+        turn_rewards=torch.zeros(1, len(ids)),
         finished=torch.tensor([finished]),
         versions=torch.tensor([0]),
         prompts=prompts.texts,

@@ -1,0 +1,43 @@
+"""An environment at the door: the tasks are read, and one turn of the first is played. Called by `orchestrator.checks`.
+
+A RunConfig flows in; the tasks flow out, or a ConfigError that names key, value and mend.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from transformers import PreTrainedTokenizerBase
+
+from orchestrator.config import RunConfig
+from orchestrator.errors import ConfigError
+from orchestrator.prompts import Questions, read_tasks
+from roles.conversation import check_opening
+from roles.environments import Environments
+from roles.errors import EnvironmentFailed
+from roles.seeds import short_seed
+from roles.turn_format import TurnFormat
+
+
+def played_tasks(config: RunConfig, part: Literal["train", "heldout"], tokenizer: PreTrainedTokenizerBase) -> Questions:
+    """All tasks; the first one's conversation begins, an empty response is answered, the tokenizer can write both."""
+    environment, tasks = config.environment, read_tasks(config.prompts, part)
+    assert environment is not None
+    columns = {name: column[0] for name, column in tasks.columns.items()}
+    try:
+        player = Environments(environment.model_copy(update={"workers": 1, "retries": 0}))
+        try:
+            player.begin()
+            # Neither wait is for ever: an answer has its deadline, environment.timeout_s.
+            seed = short_seed(config.seed, "door")  # as large as those of the run may be
+            opening = player.ask(0, columns, seed, [], []).result()
+            form = TurnFormat(tokenizer)
+            check_opening(len(form.opening(opening[0] or [])[1]), config.prompts.max_tokens)
+            answer = player.ask(0, columns, seed, [opening], [""]).result()
+            if answer[0] is not None:
+                form.following(answer[0], None)
+        finally:
+            player.close()
+    except EnvironmentFailed as error:
+        raise ConfigError(f"environment.path={environment.path}: {error}") from None
+    return tasks
