@@ -258,8 +258,8 @@ def averaged(setup: EngineSetup, batches: list[Experience], folder: str) -> dict
     """Weights after every optimizer step; the mean is saved and loaded half-way, and saved as a model in the end."""
     from roles.actor import Actor
 
-    mine = [_mine(shares(batch, torch.distributed.get_world_size())) for batch in batches]
     actor = Actor(setup, PolicyLossConfig(), TEMPERATURE)
+    mine = [_mine(shares(batch, torch.distributed.get_world_size())) for batch in batches]
     seen = [whole_weights(actor._engine)]
     for number, batch in enumerate(mine):
         if number == 1:
@@ -357,8 +357,8 @@ def interrupted(setup: EngineSetup, batches: list[Experience], folder: str) -> d
     def actor() -> Actor:
         return Actor(setup, PolicyLossConfig(), TEMPERATURE)
 
-    mine = [_mine(shares(batch, torch.distributed.get_world_size())) for batch in batches]
     through, first, second = actor(), actor(), actor()
+    mine = [_mine(shares(batch, torch.distributed.get_world_size())) for batch in batches]
     expected = [through.update([batch]) for batch in mine]
     for batch in mine[:2]:
         first.update([batch])

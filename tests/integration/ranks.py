@@ -48,11 +48,11 @@ class Ranks:
         for rank, end in enumerate(self._ends):
             if not end.poll(DEADLINE_S):
                 raise TimeoutError(f"rank {rank} did not answer {function.__name__} within {DEADLINE_S} s")
-            failure, answer = end.recv()
+            answers.append(end.recv())
+        for rank, (failure, _) in enumerate(answers):  # all have been heard: the next call must not hear them
             if failure is not None:
                 raise RuntimeError(f"rank {rank} failed in {function.__name__}:\n{failure}")
-            answers.append(answer)
-        return answers
+        return [answer for _, answer in answers]
 
     def close(self) -> None:
         """End the processes."""
