@@ -6,6 +6,7 @@ A ModelConfig flows in, a ModelSize flows out; for LoRA, the number of trained p
 
 from __future__ import annotations
 
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -50,16 +51,17 @@ def adapters(config: RunConfig, role: str) -> int | None:
 
 
 def check_adapters(config: RunConfig) -> None:
-    """ConfigError where a target of LoRA is no layer of its model."""
+    """ConfigError where a target of LoRA is no layer of its model; of a hub's model the role says it when it starts."""
     for role in sorted({"actor", "critic"} & set(config.model_roles)):
-        adapters(config, role)
+        with suppress(UnknownModel):
+            adapters(config, role)
 
 
 @cache
 def _adapters(model: ModelConfig, key: str, cache_folder: Path, lora: LoraConfig, *, value_head: bool = False) -> int:
     config = _architecture(model, key, cache_folder)
     with torch.device("meta"):
-        made: Any = AutoModelForCausalLM.from_config(config)
+        made: Any = AutoModelForCausalLM.from_config(config, trust_remote_code=model.trust_remote_code)
     try:
         trained = adapter_parameters(made, lora)
     except ModelError as error:

@@ -139,6 +139,9 @@ def _of_role(role: RoleSize, phase: str, side_by_side: bool) -> Account:
         account |= working(role, training=training)
     elif phase == "push" and role.role == "actor" and role.ranks > 1:
         account["gathered layers"] = role.number_bytes * (role.model.layer + role.model.embedding)
+    if phase == "push" and role.role == "actor" and role.adapters is not None:
+        # A matrix and its adapter's product in float32, and their sum in the engines' type.
+        account["merged matrix"] = 10 * role.model.hidden * role.model.intermediate
     return account
 
 

@@ -125,6 +125,7 @@ class Run:
             raise CheckpointError(
                 f"the reference model has moved ({self.reference} became {now}); its scores mean nothing"
             )
+        self.roles.policy.rest()  # optimizer states that sleep need the room to wake up in
         self._write_checkpoint(self.state.state_dict())
 
     def _write_checkpoint(self, state: dict[str, Any]) -> Path:

@@ -92,7 +92,8 @@ class LoraConfig(Section):
     alpha: float = Field(default=32.0, gt=0)
     """An adapter's share is multiplied by alpha / rank."""
     targets: Literal["all-linear"] | Annotated[tuple[str, ...], Field(min_length=1)] = "all-linear"
-    """Names of the linear layers that get one, such as `[q_proj, v_proj]`; or all of the decoder layers."""
+    """Names of the linear layers that get one, such as `[q_proj, v_proj]`; or all of the decoder's (the experts of a
+    mixture are none)."""
 
 
 class TrainedRole(FrozenRole):

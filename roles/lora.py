@@ -72,9 +72,9 @@ def _targets(model: PreTrainedModel, config: LoraConfig) -> list[str]:
 
 
 def state_name(config: LoraConfig) -> str:
-    """Of a checkpoint of such adapters; another rank or other targets have another one."""
+    """Of a checkpoint of such adapters; another rank, alpha or other targets have another one."""
     targets = hashlib.sha256(repr(config.targets).encode()).hexdigest()[:8]
-    return f"adapters-rank{config.rank}-{targets}"
+    return f"adapters-rank{config.rank}-alpha{config.alpha:g}-{targets}"
 
 
 def is_adapter(name: str) -> bool:

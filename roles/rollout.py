@@ -178,6 +178,8 @@ class RolloutEngine:
     def sleep(self, keep_weights: bool) -> None:
         """Give the GPUs' memory away: the KV cache, and the weights, which go to the host if they are to be kept (or if
         `sleep` in the configuration is 1)."""
+        if len(self._asleep) == 2:  # both already
+            return
         self._engine.sleep(1 if keep_weights else self._setup.rollout.engine.sleep)
         self._asleep = {"weights", "kv_cache"}
 

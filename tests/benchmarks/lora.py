@@ -37,6 +37,7 @@ def rollouts() -> Rollouts:
         lengths=torch.full((ROWS,), LENGTH),
         response_mask=mask,
         rollout_logprobs=torch.zeros(mask.shape),
+        turn_rewards=torch.zeros(mask.shape),
         finished=torch.ones(ROWS, dtype=torch.bool),
         versions=torch.zeros(ROWS, dtype=torch.long),
         prompts=["p"] * ROWS,

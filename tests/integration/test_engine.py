@@ -437,7 +437,12 @@ def test_resuming_with_adapters_is_exact(
         expected, resumed = answer["expected"], answer["resumed"]
         assert resumed[0] == expected[0]
         assert all(torch.equal(resumed[1][name], expected[1][name]) for name in expected[1])
-    for lora in (None, LoraConfig(rank=8), LoraConfig(rank=4, targets=("q_proj",))):
+    for lora in (
+        None,
+        LoraConfig(rank=8),
+        LoraConfig(rank=4, targets=("q_proj",)),
+        LORA.model_copy(update={"alpha": 1.0}),
+    ):
         if stage == 3 and dtype == "float32":
             with pytest.raises(RuntimeError, match=r"holds no (state|adapters-.*); .* with `lora` as it was"):
                 groups[1].call(cases.resumed_as, replace(setup, lora=lora), str(tmp_path / "state"))

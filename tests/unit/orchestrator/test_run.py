@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -104,6 +105,13 @@ def test_a_checkpoint_of_another_version_is_refused(make_run: MakeRun) -> None:
     del state["value_scale"]
     with pytest.raises(CheckpointError, match="lacks value_scale: another version"):
         run.state.load_state_dict(state)
+
+
+def test_engines_that_share_their_gpus_rest_while_a_checkpoint_wakes_the_optimizers(make_run: MakeRun) -> None:
+    run, log = make_run(step=3)
+    run.roles = SimpleNamespace(**{**vars(run.roles), "policy": replace(run.roles.policy, sleeps=True)})
+    run.save()
+    assert log.index("reward.sleep(True,)") < next(n for n, line in enumerate(log) if "save_state" in line)
 
 
 def failing(phase: str, error: Exception) -> Callable[..., Any]:
