@@ -76,6 +76,6 @@ def test_the_end_is_chosen_where_it_pays(tmp_path: Path, reached: Row) -> None:
     reached(name, "J", float(scores.mean()) - BETA * kl, best, 0.03)
     reached(name, "score", float(scores.mean()), best_score, 0.03)
     reached(name, "KL", kl, best_kl, 0.05 * best_kl)
-    reached(name, "length", float(length.double().mean()), best_length, 0.1)
+    reached(name, "length", float(length.double().mean()), best_length, 0.05 * best_length)
     reached(name, "cut", float((~finished).double().mean()), best_cut, 0.02)
     reached(name, "V(prompt)", trained.value, best, 0.05)

@@ -212,8 +212,8 @@ FAULTS = (
     Fault(
         "the controller steers the wrong way",
         "orchestrator/kl.py",
-        "kl / self.target - 1",
-        "1 - kl / self.target",
+        "kl / self.target - 1.0",
+        "1.0 - kl / self.target",
         "tests/unit/orchestrator/test_kl.py",
     ),
     Fault(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import replace
@@ -19,7 +20,7 @@ from cluster.errors import RankFailure
 from orchestrator.checkpoint import Checkpoints
 from orchestrator.errors import CheckpointError, KlBudgetSpent, NotFinite
 from orchestrator.groups import Policy
-from orchestrator.kl import FixedController
+from orchestrator.kl import AdaptiveController, FixedController
 from orchestrator.ppo import TrainState
 from orchestrator.ppo_config import PpoConfig
 from orchestrator.timing import Clock
@@ -97,6 +98,22 @@ def test_resuming_after_the_warm_up_fits_the_actors_schedule_again(make_run: Mak
     again, log = resumed(make_run, step=5, version=3, warm_at=2)
     assert again.state.warm_at == 2
     assert f"actor.expect({(10 - 2) * again.config.ppo.optimizer_steps},)" in log
+
+
+def test_the_driver_remembers_all_that_has_moved(make_run: MakeRun) -> None:
+    """Coefficient, scales, prompts and counters: peers lose them one by one."""
+    run, again = make_run(step=5, version=3, samples=160, warm_at=2)[0].state, make_run()[0].state
+    for state in (run, again):
+        state.kl = AdaptiveController(0.2, target=6.0, horizon=1000)
+    run.kl.update(30.0, 500)
+    run.scale.update(torch.tensor([1.0, 3.0]))
+    run.value_scale.update(torch.tensor([5.0, 9.0]))
+    run.prompts.next(1, 1)
+    before = again.state_dict()
+    again.load_state_dict(json.loads(json.dumps(run.state_dict())))
+    assert again.state_dict() == run.state_dict()
+    assert all(before[name] != value for name, value in run.state_dict().items()), "everything had moved"
+    assert again.kl.coefficient == run.kl.coefficient != 0.2
 
 
 def test_a_checkpoint_of_another_version_is_refused(make_run: MakeRun) -> None:

@@ -8,6 +8,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 
 import orchestrator.experience
 import orchestrator.groups
@@ -173,9 +174,11 @@ def test_remax_asks_for_one_greedy_response_a_prompt_and_scores_it(log: list[str
     asked = [row for shard in groups["rollout"].seen[0] for row in zip(shard.token_ids, shard.seeds, strict=True)]
     assert asked == [([0, 1], None), ([2, 1], None)]
     assert log.count("start reward.score") == 3 and log.index("rollout.sleep(False,)") < log.index("start reward.score")
-    (first, *_), *_ = groups["actor"].seen[-1]
-    rows = first.token_ids[:, 0].tolist()  # scores are row numbers; the greedy ones are those of rows 0 and 2
-    assert first.advantages[:, -1].tolist() == [row - 2 * (row // 2) for row in rows]
+    parts = [part for rank in groups["actor"].seen[-1] for part in rank]
+    rows = torch.cat([part.token_ids[:, 0] for part in parts]).tolist()
+    # Scores are row numbers; the greedy responses are those of rows 0 and 2.
+    advantages = torch.cat([part.advantages[:, -1] for part in parts]).tolist()
+    assert advantages == [row - 2 * (row // 2) for row in rows] and set(rows) == set(range(ROWS))
 
 
 def test_the_members_of_an_ensemble_score_side_by_side(log: list[str]) -> None:
