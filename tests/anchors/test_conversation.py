@@ -144,4 +144,4 @@ def test_conversations_reach_the_soft_optimum(tmp_path: Path, reached: Row) -> N
         ("score", "score/mean", score, 0.03),
         ("KL", "objective/kl", kl, 0.05),
     ):
-        reached("D: conversation", name, statistics.mean(step[key] for step in last), exact, share * exact)
+        reached("own: conversation", name, statistics.mean(step[key] for step in last), exact, share * exact)
