@@ -79,7 +79,7 @@ def _refuses_what_is_wrong(engines: list[Host], trainers: HostClient) -> None:
         rank_0.call("push", 5)
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("dtype", ["float32", pytest.param("bfloat16", marks=pytest.mark.slow)])
 def test_one_zero_rank_pushes_to_a_tensor_parallel_engine(tmp_path: Path, dtype: str) -> None:
     """The wire has the engine's dtype, whatever the trainer's."""
     model = save_tiny_llama(tmp_path / "model", tie=False)
