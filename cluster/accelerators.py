@@ -6,6 +6,7 @@ Rates are what the makers publish: peaks of dense arithmetic (no sparsity), band
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 
 
@@ -45,6 +46,13 @@ ACCELERATORS = {
     "V100-32GB": Accelerator(31.7, 125, 900, 150, 16, "V100"),
 }
 """Name → card."""
+
+
+def card_called(device_name: str) -> Accelerator | None:
+    """The card that the driver calls `device_name` (`NVIDIA H100 80GB HBM3`); None if it is not in the table."""
+    name = device_name.replace(" ", "-")
+    return next((card for card in ACCELERATORS.values() if re.search(rf"\b{card.ray_name}\b", name)), None)
+
 
 UNKNOWN = "A100-80GB"
 """Whose rates stand for a card that the pool does not name."""

@@ -34,7 +34,7 @@ from cluster.matching import assign
 from cluster.memory import GIB
 from cluster.plan import Node, Plan
 from cluster.role_group import Place, RoleGroup
-from cluster.worker import gpu_ids
+from cluster.worker import RankUsage, gpu_ids
 
 START_ATTEMPTS = 2
 """Ray gives its own processes half a minute, which a busy machine may exceed once."""
@@ -59,6 +59,8 @@ class Usage:
     over Ray's own processes if this run started Ray. Proportional set sizes: a shared page counts once."""
     rank_peaks: dict[str, float]
     """`role rank n (node …)` → its own."""
+    ranks: list[tuple[str, RankUsage]]
+    """(role, what one of its ranks tells)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,7 +136,9 @@ class RayCluster:
                 series.setdefault(rank.identity.node, []).append(report.series)
         self._peak_bytes = max(self._peak_bytes, *map(peak_of_sum, series.values()))
         of_ranks = {str(rank.identity): report.peak_bytes / GIB for rank, report in zip(ranks, reports, strict=True)}
-        return Usage([interval for report in reports for interval in report.busy], self._peak_bytes / GIB, of_ranks)
+        busy = [(began, ended) for report in reports for began, ended, _ in report.busy]
+        by_role = [(rank.identity.role, report) for rank, report in zip(ranks, reports, strict=True)]
+        return Usage(busy, self._peak_bytes / GIB, of_ranks, by_role)
 
     def stop(self) -> None:
         """End every rank, give the resources back and leave Ray (a Ray that we started ends)."""

@@ -29,6 +29,7 @@ import psutil
 import ray
 
 from cluster import failures
+from cluster.card_use import CardSampler, CardUse
 from cluster.errors import ClusterError
 from cluster.host_memory import MemorySampler, Series, peak_rss_bytes, tree
 
@@ -79,12 +80,14 @@ class RankUsage:
     """What one rank has done and held since it was last asked."""
 
     pid: int
-    busy: list[tuple[float, float]]
-    """When it ran methods of its role: wall-clock seconds, from and to."""
+    busy: list[tuple[float, float, str]]
+    """When it ran methods of its role: wall-clock seconds, from and to, and which."""
     series: Series
     """Memory of its process and its descendants: wall-clock second → bytes (PSS)."""
     peak_bytes: int
     """Highest since the process started: the kernel's high-water mark of its RSS, or a sample with its children."""
+    cards: CardUse | None
+    """None without a GPU."""
 
 
 class Worker:
@@ -96,9 +99,10 @@ class Worker:
         os.environ.update(environment)
         self._identity = identity
         self._memory = MemorySampler()
+        self._cards = CardSampler() if environment.get("CUDA_VISIBLE_DEVICES") else None
         self._role: Any = None
         self._store: Any = None
-        self._busy: list[tuple[float, float]] = []
+        self._busy: list[tuple[float, float, str]] = []
         self._doing: tuple[str | None, float, int | None] = (None, time.monotonic(), None)
 
     def rendezvous(self) -> tuple[str, int]:
@@ -165,7 +169,8 @@ class Worker:
     def usage(self) -> RankUsage:
         """Since it was last asked; answers while a method runs."""
         busy, self._busy = self._busy, []
-        return RankUsage(os.getpid(), busy, self._memory.drain(), max(self._memory.peak, peak_rss_bytes()))
+        cards = self._cards.drain() if self._cards else None
+        return RankUsage(os.getpid(), busy, self._memory.drain(), max(self._memory.peak, peak_rss_bytes()), cards)
 
     @ray.method(concurrency_group="control")
     def end_children(self) -> None:
@@ -198,7 +203,7 @@ class Worker:
             raise failures.raised(self._identity, method, time.monotonic() - began, error) from error
         finally:
             self._doing = (None, time.monotonic(), None)
-            self._busy.append((at, time.time()))
+            self._busy.append((at, time.time(), method))
 
 
 def remote_worker() -> Any:

@@ -86,7 +86,7 @@ class Builder:
         """The policy's training half."""
         config = self._config
         trained_steps = config.steps - config.critic.warmup.max_steps  # more if the warm-up ends sooner
-        setup = self.engine_setup(models.actor, config.actor, steps=trained_steps * config.ppo.optimizer_steps)
+        setup = self.engine_setup("actor", models.actor, config.actor, steps=trained_steps * config.ppo.optimizer_steps)
         setup = replace(setup, ema_decay=config.actor.ema_decay)
         kl = config.ppo.kl
         extra = LossExtra(config.rollout.max_response_tokens, kl.estimator if kl.where == "loss" else None)
@@ -97,13 +97,13 @@ class Builder:
         assert models.critic is not None  # `orchestrator.consistency` has seen to it
         config = self._config
         role = config.critic.model_copy(update={"model": config.critic_model})
-        setup = self.engine_setup(models.critic, role, steps=config.steps * config.ppo.optimizer_steps)
+        setup = self.engine_setup("critic", models.critic, role, steps=config.steps * config.ppo.optimizer_steps)
         return self.start("critic", Critic, (setup, config.ppo.value))
 
     def reference(self, models: Models) -> RoleGroup[FrozenPolicy]:
         """The frozen policy, where it has ranks of its own, or those of an actor that is not started."""
         config = self._config
-        setup = self.engine_setup(models.reference, config.reference)
+        setup = self.engine_setup(config.reference_role, models.reference, config.reference)
         return self.start(config.reference_role, Reference, (setup, config.rollout.temperature))
 
     def reward(self, models: Models) -> Reward:
@@ -114,7 +114,7 @@ class Builder:
 
     def _member(self, role: str, config: OneReward, models: Models) -> RoleGroup[Scorer]:
         if isinstance(config, ModelReward):
-            setup = self.engine_setup(models.rewards[role], config)
+            setup = self.engine_setup(role, models.rewards[role], config)
             return self.start(role, RewardModel, (setup, self._bridge(models) if config.text_bridge else None))
         return self.scorer(role, config)
 
@@ -136,7 +136,9 @@ class Builder:
         role = TrainedRole(
             model=training.model, optimizer=training.optimizer, micro_batch_tokens=training.micro_batch_tokens
         )
-        setup = replace(self.engine_setup(backbone, role, steps=steps), freeze_backbone=training.freeze_backbone)
+        setup = replace(
+            self.engine_setup("reward", backbone, role, steps=steps), freeze_backbone=training.freeze_backbone
+        )
         return self.start("reward", RewardTrainer, (setup, training.pooling))
 
     def engines(self, models: Models) -> RoleGroup[RolloutEngine]:
@@ -179,8 +181,8 @@ class Builder:
         wait_all([group.started for group in self._groups], self._config.deadlines.start_s)
         self.cluster.check_places(self._groups)
 
-    def engine_setup(self, model: Path, role: FrozenRole, *, steps: int = 0) -> EngineSetup:
-        """What a DeepSpeed engine of `role` is built from; a trained one has `steps` optimizer steps ahead."""
+    def engine_setup(self, name: str, model: Path, role: FrozenRole, *, steps: int = 0) -> EngineSetup:
+        """What a DeepSpeed engine of the role `name` is built from; a trained one has `steps` optimizer steps ahead."""
         config = self._config
         setup = EngineSetup(
             model_path=str(model),
@@ -189,6 +191,7 @@ class Builder:
             seed=config.seed,
             zero=role.zero,
             micro_batch_tokens=role.micro_batch_tokens,
+            shares_card=any(place.slot.share < 1 for place in self.cluster.places(name)),
             trust_remote_code=(role.model or config.actor.model).trust_remote_code,
         )
         if not isinstance(role, TrainedRole):

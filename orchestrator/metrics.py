@@ -68,6 +68,26 @@ _ALL = (
     Metric("time/step_s", "s", "The whole step, without checkpoint and evaluation"),
     Metric("time/driver_s", "s", "The step's time in which no engine was at work"),
     Metric("tokens/generated_per_s", "tokens/s", "Generated tokens of the batch divided by the time of generation"),
+    Metric("memory/gpu_generate_gib", "GiB", "Most in use on the fullest GPU while generating, by all processes"),
+    Metric("memory/gpu_score_gib", "GiB", "The same during the scoring passes after the last response"),
+    Metric("memory/gpu_update_gib", "GiB", "The same during the update"),
+    Metric("memory/gpu_push_gib", "GiB", "The same during the weight transfer"),
+    Metric("memory/gpu_rank_allocated_gib", "GiB", "Most that tensors of one rank of a role held on its GPU"),
+    Metric("memory/gpu_rank_reserved_gib", "GiB", "Most that torch held for one rank of a role, tensors included"),
+    Metric("memory/gpu_engine_allocated_gib", "GiB", "Most that tensors of one vLLM engine held on a GPU"),
+    Metric("memory/gpu_engine_reserved_gib", "GiB", "Most that torch held for one vLLM engine"),
+    Metric("gpu/utilization", "fraction", "Share of the step in which a kernel was running, mean over GPUs"),
+    *(
+        Metric(f"mfu/{role}_{phase}", "fraction", f"Share of its GPUs' peak arithmetic that {text} reached")
+        for role, phase, text in (
+            ("actor", "score", "the actor's log-probabilities"),
+            ("critic", "score", "the critic's values"),
+            ("reference", "score", "the reference's log-probabilities"),
+            ("reward", "score", "the reward's scores"),
+            ("actor", "update", "the actor's update"),
+            ("critic", "update", "the critic's update"),
+        )
+    ),
     Metric("memory/host_peak_gib", "GiB", "Most host memory in use so far, all processes of the run together"),
 )
 

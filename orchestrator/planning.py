@@ -65,7 +65,7 @@ def layout(config: RunConfig, efficiency: Efficiency | None = None) -> Layout:
     """
     made = plan(config.placement, needs(config, training(config)))
     sizes, notes = _model_sizes(config)
-    roles = {role: _role_size(config, made.of(role), sizes[role]) for role in config.model_roles if role != ENGINES}
+    roles = _role_sizes(config, made, sizes)
     engines = _engine_size(config, sizes["actor"])
     pools = _pools(config, made)
     if any(pool.gpus_per_node and not pool.accelerator for pool in pools):
@@ -78,6 +78,15 @@ def layout(config: RunConfig, efficiency: Efficiency | None = None) -> Layout:
     prices = [pool.price_per_hour for pool in pools if pool.price_per_hour is not None]
     price = sum(prices) if len(prices) == len(pools) else None
     return Layout(made, gpus, hosts, sizes, engines, tuple(notes), step, config.steps, price)
+
+
+def role_sizes(config: RunConfig) -> dict[str, RoleSize]:
+    """Role that holds a model under ZeRO → its size. UnknownModel where a model's size is not known."""
+    return _role_sizes(config, plan(config.placement, needs(config, training(config))), _model_sizes(config)[0])
+
+
+def _role_sizes(config: RunConfig, made: Plan, sizes: dict[str, ModelSize]) -> dict[str, RoleSize]:
+    return {role: _role_size(config, made.of(role), sizes[role]) for role in config.model_roles if role != ENGINES}
 
 
 def smallest_change(config: RunConfig) -> list[str] | None:

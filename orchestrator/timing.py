@@ -21,16 +21,19 @@ class Clock:
     announce: Callable[[str], None]
     began: float = field(default_factory=time.time)
     seconds: dict[str, float] = field(default_factory=dict)
+    spans: list[tuple[str, Interval]] = field(default_factory=list)
+    """(phase, when it ran), in order."""
 
     @contextmanager
     def __call__(self, phase: str) -> Iterator[None]:
         """Count what runs inside as `phase`."""
         self.announce(phase)
-        began = time.perf_counter()
+        at, began = time.time(), time.perf_counter()
         try:
             yield
         finally:
             self.seconds[phase] = self.seconds.get(phase, 0.0) + time.perf_counter() - began
+            self.spans.append((phase, (at, time.time())))
 
     def metrics(self, busy: Iterable[Interval]) -> dict[str, float]:
         """`time/…_s`, now that the step ends; `busy`: when any rank was running a method."""

@@ -6,6 +6,7 @@ The steps themselves are `orchestrator.ppo`'s. Called by `orchestrator.cli`.
 from __future__ import annotations
 
 import json
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from typing import Any
 from cluster.calls import become_idle, wait_all, watching
 from cluster.errors import ClusterError
 from orchestrator.build import resolve_models, training_roles
+from orchestrator.card_metrics import StepWork, card_metrics
 from orchestrator.checkpoint import TRAINED, Checkpoint, Checkpoints, whole_folder
 from orchestrator.config import RunConfig
 from orchestrator.errors import CheckpointError, KlBudgetSpent, NotFinite
@@ -20,7 +22,9 @@ from orchestrator.evaluation import evaluate, training_samples
 from orchestrator.groups import Roles
 from orchestrator.kl import make_controller
 from orchestrator.loading import dump_config
-from orchestrator.ppo import TrainState, expect_steps, step_metrics, train_step
+from orchestrator.model_sizes import UnknownModel
+from orchestrator.planning import role_sizes
+from orchestrator.ppo import StepResult, TrainState, expect_steps, step_metrics, train_step
 from orchestrator.ppo_config import AdaptiveKl
 from orchestrator.prompts import PromptSource, Questions, heldout_prompts
 from orchestrator.report import Reporter
@@ -223,6 +227,7 @@ class Run:
         metrics = {
             **step_metrics(result),
             **seconds,
+            **card_metrics(usage.ranks, clock, self._work(result)),
             "tokens/generated_per_s": float(result.scored.response_mask.sum()) / seconds["time/generate_s"],
             "memory/host_peak_gib": usage.host_peak,
             "kl/coefficient": coefficient,
@@ -230,6 +235,21 @@ class Run:
         }
         self.report.step(state.step, metrics, training_samples(result.scored, config.evaluation.samples))
         return result.experience.kl
+
+    def _work(self, result: StepResult) -> StepWork | None:
+        """What the roles have computed; None without GPUs, or where a model's size is not known."""
+        if self.config.device == "cpu":
+            return None
+        scored = result.scored
+        with suppress(UnknownModel):
+            return StepWork(
+                role_sizes(self.config),
+                samples=len(scored),
+                tokens=float(scored.lengths.float().mean()),
+                scored=float(scored.response_mask.sum()) / len(scored),
+                epochs=self.config.ppo.epochs,
+            )
+        return None
 
     def _evaluate(self, label: str) -> None:
         if self.questions is None:

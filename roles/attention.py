@@ -12,6 +12,8 @@ the attention only: with padding on the right and a causal mask no real token se
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
+from inspect import signature
 from typing import Any
 
 import torch
@@ -24,39 +26,49 @@ from roles.errors import ModelError
 
 IMPLEMENTATION = "tetrarch_packed"
 
+SHARED_HEADS: dict[str, Any] = {"enable_gqa": True} if "enable_gqa" in signature(varlen_attn).parameters else {}
+"""How flash attention is told that key heads are fewer; older PyTorch (2.11) needs no telling."""
+
 LONGEST_BMM = 1024
 """Tokens up to which bfloat16 on CPU multiplies whole score matrices; their memory grows with the square."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Layout:
-    """Where the sequences of a packed row lie."""
+    """Where the sequences of a packed row lie.
+
+    What only padding needs is worked out when it is first asked for: on a GPU that waits for the card.
+    """
 
     starts: Tensor
     """int32 `[sequences + 1]`: first token of each sequence, then the number of tokens."""
     longest: int
     """Tokens of the longest sequence."""
-    slots: Tensor
-    """int64 `[tokens]`: the place of each token in the padded `[sequences * longest]`."""
-    sources: Tensor
-    """int64 `[sequences * longest]`: the token at each place; padding repeats token 0, which nothing reads."""
 
-    @classmethod
-    def of(cls, starts: Tensor, longest: int) -> Layout:
-        """The layout of sequences that start at `starts` (int32 `[sequences + 1]`), the longest of `longest` tokens."""
-        first = starts.long()
-        lengths = first.diff()
-        sequences = len(lengths)
-        column = torch.arange(longest, device=starts.device)
-        real = column < lengths[:, None]
-        slots = (column + torch.arange(sequences, device=starts.device)[:, None] * longest)[real]
-        sources = torch.where(real, column + first[:-1, None], 0).flatten()
-        return cls(starts, longest, slots, sources)
+    @cached_property
+    def slots(self) -> Tensor:
+        """int64 `[tokens]`: the place of each token in the padded `[sequences * longest]`."""
+        sequences = torch.arange(len(self.starts) - 1, device=self.starts.device)
+        return (self._columns + sequences[:, None] * self.longest)[self._real]
+
+    @cached_property
+    def sources(self) -> Tensor:
+        """int64 `[sequences * longest]`: the token at each place; padding repeats token 0, which nothing reads."""
+        return torch.where(self._real, self._columns + self.starts[:-1, None].long(), 0).flatten()
 
     @property
     def even(self) -> bool:
         """All sequences are equally long: padding is a change of shape."""
-        return len(self.slots) == len(self.sources)
+        return len(self.slots) == (len(self.starts) - 1) * self.longest
+
+    @property
+    def _columns(self) -> Tensor:
+        return torch.arange(self.longest, device=self.starts.device)
+
+    @property
+    def _real(self) -> Tensor:
+        """bool `[sequences, longest]`: where a token is."""
+        return self._columns < self.starts.long().diff()[:, None]
 
 
 class _Rows(torch.autograd.Function):
@@ -151,7 +163,7 @@ def _flash(
         layout.longest,
         scale=scaling,
         window_size=(-1 if window is None else window - 1, 0),
-        enable_gqa=query.shape[1] != key.shape[1],
+        **(SHARED_HEADS if query.shape[1] != key.shape[1] else {}),
     )
     assert isinstance(output, Tensor)  # a tuple only where the log-sum-exp is asked for
     return output[None]

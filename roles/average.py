@@ -19,8 +19,10 @@ class Average:
     mean ← decay·mean + (1 - decay)·weight, from the weights as they are at first (Polyak and Juditsky 1992, weighted).
     """
 
-    def __init__(self, model: nn.Module, decay: float) -> None:
+    def __init__(self, model: nn.Module, decay: float, device: torch.device) -> None:
+        """`device` is where the ranks' collectives run; shards that are offloaded are on the host."""
         self._decay = decay
+        self._device = device
         self._parameters: dict[str, Any] = dict(model.named_parameters())
         self._means = {name: _held(parameter).float().clone() for name, parameter in self._parameters.items()}
 
@@ -33,7 +35,7 @@ class Average:
         """Each mean in its whole shape and the weight's dtype. A collective in ZeRO-3: every rank runs through it."""
         for name, mean in self._means.items():
             parameter = self._parameters[name]
-            mine = mean.to(parameter.device, parameter.dtype)
+            mine = mean.to(self._device, parameter.dtype)
             if hasattr(parameter, "ds_shape"):
                 shards = mine.new_empty(len(mine) * torch.distributed.get_world_size())
                 torch.distributed.all_gather_into_tensor(shards, mine)

@@ -7,14 +7,11 @@ and steps. A rank's place in the group comes from RANK, WORLD_SIZE, LOCAL_RANK, 
 
 from __future__ import annotations
 
-import logging
 import math
 import os
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
-from datetime import timedelta
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -29,11 +26,10 @@ from roles.errors import RoleError
 from roles.lora import adapt, state_name
 from roles.optimizer import make_optimizer, make_scheduler, rate_factor
 from roles.packing import micro_batches
+from roles.process_group import join
+from roles.sleeping import forget_host_copies, sleep, wake
 from roles.tokenizer import load_tokenizer
 from roles.weight_transfer import Digest, full_parameters, layers, parameter_shapes
-
-COLLECTIVE_TIMEOUT = timedelta(hours=1)
-"""A rank that waits longer for its peers gives up; the driver's own deadlines are what a user sees."""
 
 READABLE = 0o644
 """Mode of saved weights: safetensors makes them for their owner alone, and a server often runs as somebody else."""
@@ -54,6 +50,8 @@ class EngineSetup:
     seed: int
     zero: ZeroConfig
     micro_batch_tokens: int
+    shares_card: bool = False
+    """Whether other processes use the same GPU: then what torch holds in reserve is given back between calls."""
     gradient_checkpointing: bool = False
     optimizer: OptimizerConfig | None = None
     """null: frozen."""
@@ -94,6 +92,15 @@ class StepFacts:
     """With which the step was taken."""
 
 
+class LossNotFinite(RoleError):
+    """A micro-batch's loss is NaN or infinite; the weights are as they were before its optimizer step."""
+
+    def __init__(self, step: int, items: list[int]) -> None:
+        self.step = step
+        self.items = items
+        super().__init__(f"the loss of items {items} in optimizer step {step + 1} is not finite")
+
+
 class Engine:
     """One rank's part of a module under ZeRO."""
 
@@ -121,22 +128,32 @@ class Engine:
             config=settings,
         )
         self._deepspeed.eval()
-        self._average = Average(transformer, setup.ema_decay) if setup.ema_decay else None
-        with self._awake():
-            pass
+        self._average = Average(transformer, setup.ema_decay, self.device) if setup.ema_decay else None
+        if setup.zero.sleep:
+            sleep(self._deepspeed)
+        self.give_back()
 
     def __call__(self, **inputs: Any) -> Any:
         """The module's forward pass. A collective: every rank must run as many."""
         return self._deepspeed(**inputs)
 
-    def plan(self, lengths: Sequence[int]) -> list[list[int]]:
-        """Micro-batches of items for passes without gradient: equally many on every rank, some perhaps empty."""
+    def passes(self, lengths: Sequence[int]) -> Iterator[list[int]]:
+        """Micro-batches of items for passes without gradient: equally many on every rank, some perhaps empty.
+
+        After the last one the memory that the passes took is given back.
+        """
         own = len(micro_batches(lengths, self.setup.micro_batch_tokens))
         needed = int(self._every_rank(torch.tensor([own])).max())
-        return micro_batches(lengths, self.setup.micro_batch_tokens, at_least=needed)
+        yield from micro_batches(lengths, self.setup.micro_batch_tokens, at_least=needed)
+        self.give_back()
+
+    def give_back(self) -> None:
+        """Return the memory that torch keeps in reserve to a card that others use, too."""
+        if self.setup.shares_card and self.device.type == "cuda":
+            torch.cuda.empty_cache()
 
     def train(self, work: Sequence[Work], loss: Callable[[int, list[int]], Tensor]) -> list[StepFacts]:
-        """One optimizer step for each of `work`; every rank must have equally many.
+        """One optimizer step for each of `work`; every rank must have equally many. LossNotFinite if a loss is not.
 
         `loss(step, items)` gives the sum of the weighted losses of `items`, a scalar with a gradient. It is divided by
         the denominator of the whole step over all ranks, so the gradient depends neither on micro-batches nor on the
@@ -153,13 +170,20 @@ class Engine:
                 # DeepSpeed averages over ranks; the sum is wanted.
                 scale = self.world_size / max(float(everyone[:, step, 1].sum()), 1.0)
                 bins = micro_batches(mine.lengths, tokens, at_least=max(int(everyone[:, step, 0].max()), 1))
+                losses = []
                 for number, items in enumerate(bins, start=1):
                     self._deepspeed.set_gradient_accumulation_boundary(number == len(bins))
-                    self._deepspeed.backward(loss(step, items) * scale)
+                    summed = loss(step, items)
+                    losses.append(summed.detach())
+                    self._deepspeed.backward(summed * scale)
+                finite = torch.stack(losses).isfinite().tolist()  # the one time that a GPU is waited for
+                if not all(finite):
+                    raise LossNotFinite(step, bins[finite.index(False)])
                 facts.append(self._step())
                 if self._average:
                     self._average.update()
         self.module.eval()
+        self.give_back()
         return facts
 
     def expect(self, optimizer_steps: int) -> None:
@@ -183,6 +207,7 @@ class Engine:
     def save_state(self, folder: str | Path) -> None:
         """What is trained in full precision, optimizer and schedule, for `load_state` on as many ranks."""
         with self._awake():
+            forget_host_copies(self._deepspeed.basic_optimizer)
             trained_only = self.setup.lora is not None
             self._deepspeed.save_checkpoint(str(folder), tag=self._state, exclude_frozen_parameters=trained_only)
         if self._average:
@@ -197,6 +222,7 @@ class Engine:
         with self._awake():
             whole = self.setup.lora is None
             self._deepspeed.load_checkpoint(str(folder), tag=self._state, load_module_strict=whole)
+            forget_host_copies(self._deepspeed.basic_optimizer)
         if self._average:
             self._average.load(Path(folder) / f"average-{self.rank}.safetensors")
 
@@ -238,13 +264,9 @@ class Engine:
         if not self.setup.zero.sleep:
             yield
             return
-        from deepspeed.runtime.zero.offload_config import OffloadStateTypeEnum as State
-
-        self._deepspeed.reload_states()
+        wake(self._deepspeed, self.device)
         yield
-        self._deepspeed.offload_states(
-            include=[State.optim_states, State.hp_params, State.lp_grads, State.contiguous_grad_buffer]
-        )
+        sleep(self._deepspeed)
 
     @property
     def _state(self) -> str:
@@ -285,28 +307,6 @@ class Engine:
         answers = [torch.empty_like(mine) for _ in range(self.world_size)]
         torch.distributed.all_gather(answers, mine)
         return torch.stack(answers).cpu()
-
-
-def join(device: str) -> Any:
-    """DeepSpeed, with this process in its group; on CPU without whatever it would compile."""
-    if device == "cpu":
-        # Read when DeepSpeed is imported; without them it looks for accelerators, and compiles what we never run.
-        os.environ["DS_ACCELERATOR"] = "cpu"
-        os.environ["TORCHDYNAMO_DISABLE"] = "1"
-        os.environ["LOCAL_SIZE"] = os.environ["WORLD_SIZE"]
-    warnings.filterwarnings("ignore", message=".*is deprecated. Please use", category=FutureWarning)
-    import deepspeed
-    import deepspeed.ops
-
-    logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
-    if device == "cpu":
-        # The table of operators that could be compiled. Empty: no compiler is started, gloo carries the collectives.
-        deepspeed.ops.__compatible_ops__ = {}
-    else:
-        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-    backend = "gloo" if device == "cpu" else "nccl"
-    deepspeed.init_distributed(backend, auto_mpi_discovery=False, verbose=False, timeout=COLLECTIVE_TIMEOUT)
-    return deepspeed
 
 
 def _sharded_loading(setup: EngineSetup, settings: dict[str, Any]) -> AbstractContextManager[Any]:

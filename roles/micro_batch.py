@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from roles.batch import Experience
-from roles.engine import Engine, StepFacts, Work
+from roles.engine import Engine, LossNotFinite, Work
 from roles.errors import RoleError
 from roles.loss_config import LossMean
 from roles.losses import denominator, masked_mean_weight
@@ -53,9 +53,9 @@ class MicroBatch:
     def of(cls, batch: TokenRows, rows: Sequence[int], device: torch.device) -> MicroBatch:
         """The rows `rows` of `batch`; the tokens in the response mask are scored."""
         if not rows:
-            two = torch.zeros(1, 2, dtype=torch.long, device=device)
-            first = torch.zeros(1, dtype=torch.long, device=device)
-            return cls(pack(two, first + 2), first, first, first)
+            first = torch.zeros(1, dtype=torch.long)
+            packed, first = pack(torch.zeros(1, 2, dtype=torch.long), first + 2).to(device), first.to(device)
+            return cls(packed, first, first, first)
         index = torch.as_tensor(rows)
         lengths = batch.lengths[index]
         row, column = batch.response_mask[index].nonzero(as_tuple=True)
@@ -64,7 +64,7 @@ class MicroBatch:
         token_ids = batch.token_ids[index]
         starts = lengths.cumsum(0) - lengths
         return cls(
-            pack(token_ids.to(device), lengths.to(device)),
+            pack(token_ids, lengths).to(device),
             (starts[row] + column - 1).to(device),
             token_ids[row, column].to(device),
             row.to(device),
@@ -85,7 +85,7 @@ def per_token(engine: Engine, batch: TokenRows, forward: Callable[[MicroBatch], 
     A collective: every rank of the engine's group comes here, also with no row.
     """
     answers = torch.zeros(batch.token_ids.shape)
-    for rows in engine.plan(batch.lengths.tolist()):
+    for rows in engine.passes(batch.lengths.tolist()):
         with torch.no_grad():
             numbers = forward(MicroBatch.of(batch, rows, engine.device)).float().cpu()
         if rows:
@@ -127,24 +127,26 @@ def update(
         Work(batch.lengths[rows].tolist(), share)
         for batch, rows, share in zip(mini_batches, kept, denominators, strict=True)
     ]
-    sums = [torch.zeros((), dtype=torch.float64)] * len(work)
+    sums = [torch.zeros((), dtype=torch.float64, device=engine.device)] * len(work)
 
     def step_loss(step: int, items: list[int]) -> Tensor:
         rows = [kept[step][item] for item in items]
         batch = mini_batches[step]
         summed, measured = loss(batch, rows, weights[step])
-        if not bool(summed.isfinite()):
-            raise RoleError(
-                f"the loss of rows {batch.rows[rows].tolist()} of the batch is not finite, in optimizer step "
-                f"{step + 1} of {len(work)}; lower optimizer.learning_rate, or look at these samples"
-            )
         # A stand-in for no row measures nothing.
-        sums[step] = sums[step] + measured.double().cpu() * bool(rows)
+        sums[step] = sums[step] + measured.double() * bool(rows)
         return summed
 
-    facts: list[StepFacts] = engine.train(work, step_loss)
+    try:
+        facts = engine.train(work, step_loss)
+    except LossNotFinite as error:
+        rows = [kept[error.step][item] for item in error.items]
+        raise RoleError(
+            f"the loss of rows {mini_batches[error.step].rows[rows].tolist()} of the batch is not finite, in optimizer "
+            f"step {error.step + 1} of {len(work)}; lower optimizer.learning_rate, or look at these samples"
+        ) from error
     shares = torch.tensor(denominators, dtype=torch.float64)
-    total = engine.total(torch.cat([torch.stack(sums), shares[:, None]], 1))
+    total = engine.total(torch.cat([torch.stack(sums).cpu(), shares[:, None]], 1))
     return Update(
         measured=total[:, :-1],
         denominators=total[:, -1].clamp(min=1),

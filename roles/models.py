@@ -168,7 +168,7 @@ def _inputs(packed: Packed) -> dict[str, Any]:
     return {
         "input_ids": packed.token_ids[None],
         "position_ids": packed.position_ids[None],
-        "layout": Layout.of(packed.starts, packed.longest),
+        "layout": Layout(packed.starts, packed.longest),
         "use_cache": False,
     }
 

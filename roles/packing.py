@@ -36,6 +36,11 @@ class Packed:
         if self.starts.dim() != 1 or not len(self.starts):
             raise ValueError(f"Packed.starts must be [sequences + 1], got shape {tuple(self.starts.shape)}")
 
+    def to(self, device: torch.device) -> Packed:
+        """The same on `device`."""
+        tensors = (self.token_ids.to(device), self.position_ids.to(device), self.starts.to(device))
+        return Packed(*tensors, self.longest)
+
 
 def balance(lengths: Sequence[int], parts: int) -> list[list[int]]:
     """Rows of each part: counts differ by at most one, token sums by at most the longest row.
@@ -106,7 +111,7 @@ def right_padded(rows: Sequence[Sequence[int]], fill: int = 0) -> tuple[Tensor, 
 
 
 def pack(token_ids: Tensor, lengths: Tensor) -> Packed:
-    """Right-padded rows → one stream.
+    """Right-padded rows → one stream. Of rows on the CPU: on a GPU it would wait for what runs there.
 
     Args:
         token_ids: int64 `[batch, time]`, right-padded; padding is dropped.

@@ -60,7 +60,7 @@ class RewardModel:
                 "rollout.max_response_tokens"
             )
         scores = torch.zeros(len(rows))
-        for part in self._engine.plan(lengths):
+        for part in self._engine.passes(lengths):
             numbers = self._read([rows[row] for row in part] or [[0, 0]])
             if part:
                 scores[part] = numbers
@@ -70,7 +70,7 @@ class RewardModel:
     def _read(self, rows: Sequence[Sequence[int]]) -> Tensor:
         """float32 `[rows]`: the head's number at the last token of each."""
         padded, lengths = right_padded(rows)
-        packed = pack(padded.to(self._engine.device), lengths.to(self._engine.device))
+        packed = pack(padded, lengths).to(self._engine.device)
         numbers: Tensor = self._engine(packed=packed, positions=packed.starts[1:].long() - 1)
         return numbers.float().cpu()
 

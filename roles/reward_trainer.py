@@ -43,7 +43,7 @@ class RewardTrainer:
         groups = [(preferences.groups == group).nonzero().flatten().tolist() for group in preferences.groups.unique()]
         tokens = [int(preferences.lengths[rows].sum()) for rows in groups]
         comparisons = float(len(preferences.comparisons()))
-        sums = torch.tensor([0.0, 0.0, comparisons], dtype=torch.float64)
+        sums = torch.tensor([0.0, 0.0, comparisons], dtype=torch.float64, device=self._engine.device)
 
         def loss(step: int, items: list[int]) -> Tensor:
             part = preferences.select([row for item in items for row in groups[item]])
@@ -53,7 +53,7 @@ class RewardTrainer:
             better, worse = part.comparisons().to(scores.device).unbind(1)
             losses = bradley_terry(scores[better], scores[worse])
             right = (scores[better] > scores[worse]).sum()
-            sums[:2] += torch.stack([losses.sum(), right]).detach().double().cpu()
+            sums[:2] += torch.stack([losses.sum(), right]).detach().double()
             return losses.sum()
 
         (facts,) = self._engine.train([Work(tokens, comparisons)], loss)
@@ -63,7 +63,7 @@ class RewardTrainer:
     def scores(self, preferences: Preferences) -> Tensor:
         """float32 `[batch]`: the number of each row."""
         answers = torch.zeros(len(preferences))
-        for rows in self._engine.plan(preferences.lengths.tolist()):
+        for rows in self._engine.passes(preferences.lengths.tolist()):
             with torch.no_grad():
                 numbers = self._forward(preferences.select(rows)).float().cpu()
             if rows:
@@ -80,8 +80,7 @@ class RewardTrainer:
         token_ids, lengths = preferences.token_ids, preferences.lengths
         if not len(preferences):
             token_ids, lengths = torch.zeros(1, 2, dtype=torch.long), torch.tensor([2])
-        device = self._engine.device
-        packed = pack(token_ids.to(device), lengths.to(device))
+        packed = pack(token_ids, lengths).to(self._engine.device)
         scores: Tensor = self._engine(packed=packed, positions=packed.starts[1:].long() - 1)
         return scores
 

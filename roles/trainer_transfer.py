@@ -132,6 +132,6 @@ def _init_info(
             from vllm.distributed.weight_transfer.ipc_engine import IPCTrainerInitInfo
             from vllm.distributed.weight_transfer.packed_tensor import DEFAULT_PACKED_BUFFER_SIZE_BYTES
 
-            largest = max(prod(p.shape) * p.dtype.itemsize for p in source.metadata())
-            size = max(largest, DEFAULT_PACKED_BUFFER_SIZE_BYTES)
+            sizes = [prod(p.shape) * p.dtype.itemsize for p in source.metadata()]
+            size = max(*sizes, min(sum(sizes), DEFAULT_PACKED_BUFFER_SIZE_BYTES))
             return IPCTrainerInitInfo(rank=rank, packed=True, packed_buffer_size_bytes=size)

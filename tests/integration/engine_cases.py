@@ -371,6 +371,50 @@ def interrupted(setup: EngineSetup, batches: list[Experience], folder: str) -> d
     }
 
 
+def asleep(setup: EngineSetup, batches: list[Experience], folder: str) -> dict[str, Any]:
+    """As `interrupted`, with states that sleep between the updates; and which states are saved, and loaded.
+
+    Moving is DeepSpeed's own code, of host memory here. It demands its fused optimizer, which is for GPUs alone:
+    torch's stands in.
+    """
+    import deepspeed.ops.adam
+    from deepspeed.runtime.zero.offload_config import OffloadStateTypeEnum as State
+    from deepspeed.runtime.zero.utils import ZERO_SUPPORTED_OPTIMIZERS
+
+    class FusedAdam(torch.optim.AdamW):
+        def __init__(self, groups: Any, adam_w_mode: bool, **options: Any) -> None:
+            super().__init__(groups, fused=True, **options)
+
+    from roles.actor import Actor
+
+    kept, deepspeed.ops.adam.FusedAdam = deepspeed.ops.adam.FusedAdam, FusedAdam
+    module, deepspeed.ops.adam.fused_adam.FusedAdam = deepspeed.ops.adam.fused_adam.FusedAdam, FusedAdam
+    ZERO_SUPPORTED_OPTIMIZERS.append(FusedAdam)
+    try:
+        sleeping = replace(setup, zero=ZeroConfig(sleep=True))
+        first, second = (Actor(sleeping, PolicyLossConfig(), TEMPERATURE) for _ in range(2))
+        mine = [_mine(shares(batch, torch.distributed.get_world_size())) for batch in batches]
+        for batch in mine[:2]:
+            first.update([batch])
+        first.save_state(folder)
+        (file,) = Path(folder).glob(f"*/*zero_pp_rank_{torch.distributed.get_rank()}_*optim_states.pt")
+        saved = torch.load(file, weights_only=False)["optimizer_state_dict"]["optimizer_state_dict"]["state"]
+        second.load_state(folder)
+        zero = second._engine._deepspeed.optimizer
+        asleep = {State.optim_states, State.hp_params, State.lp_grads} <= zero.offloaded_states
+        gradient_bytes = zero.grad_partitions_flat_buffer.untyped_storage().nbytes()
+        stats = [second.update([batch]) for batch in mine[2:]]
+        return {
+            "resumed": (stats, whole_weights(second._engine)),
+            "saved": {name for state in saved.values() for name in state},
+            "asleep": asleep,
+            "gradient_bytes": gradient_bytes,
+        }
+    finally:
+        ZERO_SUPPORTED_OPTIMIZERS.remove(FusedAdam)
+        deepspeed.ops.adam.FusedAdam, deepspeed.ops.adam.fused_adam.FusedAdam = kept, module
+
+
 def resumed_as(setup: EngineSetup, folder: str) -> None:
     """An actor that goes on from a checkpoint of others."""
     from roles.actor import Actor

@@ -256,6 +256,21 @@ def test_resuming_is_exact(
         assert all(torch.equal(resumed[1][name], expected[1][name]) for name in expected[1])
 
 
+def test_states_that_sleep_change_no_number_and_no_checkpoint(
+    groups: dict[int, Ranks], folders: dict[str, Path], tmp_path: Path
+) -> None:
+    """The host copies do not get into a checkpoint, and gradients take no host memory."""
+    setup = cases.setup_of(folders["tied"], dtype="bfloat16")
+    batches = [cases.experience_of(6, seed) for seed in range(4)]
+    plain = groups[2].call(cases.interrupted, setup, batches, str(tmp_path / "awake"))
+    for answer, other in zip(groups[2].call(cases.asleep, setup, batches, str(tmp_path / "state")), plain, strict=True):
+        expected = other["expected"]
+        assert answer["saved"] == {"step", "exp_avg", "exp_avg_sq"}
+        assert answer["asleep"] and answer["gradient_bytes"] == 4
+        assert answer["resumed"][0] == expected[0]
+        assert all(torch.equal(answer["resumed"][1][name], expected[1][name]) for name in expected[1])
+
+
 @pytest.mark.parametrize(("kind", "name"), [("policy", "policy"), ("policy", "tied"), ("value", "reward")])
 def test_saved_folder_opens(
     groups: dict[int, Ranks], folders: dict[str, Path], tmp_path: Path, kind: str, name: str

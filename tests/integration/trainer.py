@@ -22,7 +22,7 @@ class Trainer:
     def __init__(self, model_path: str, addresses: list[str], lora: LoraConfig | None = None) -> None:
         from transformers import AutoModelForCausalLM
 
-        from roles.engine import join
+        from roles.process_group import join
 
         deepspeed = join("cpu")
         self.rank = int(os.environ["RANK"])

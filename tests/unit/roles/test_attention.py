@@ -15,7 +15,7 @@ LENGTHS = {"ragged": [5, 1, 9, 3], "even": [6, 6, 6], "one": [7]}
 
 def layout_of(lengths: list[int]) -> Layout:
     starts = torch.tensor([0, *lengths]).cumsum(0).to(torch.int32)
-    return Layout.of(starts, max(lengths))
+    return Layout(starts, max(lengths))
 
 
 def tensors(lengths: list[int], heads: int, key_heads: int, dtype: torch.dtype = torch.float32) -> list[Tensor]:

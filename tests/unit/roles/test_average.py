@@ -15,11 +15,11 @@ from roles.errors import RoleError
 def test_it_follows_the_weights_slowly_and_survives_a_checkpoint(tmp_path: Path) -> None:
     model = nn.Linear(3, 2).to(torch.bfloat16)
     expected = {name: p.detach().float().clone() for name, p in model.named_parameters()}
-    average = Average(model, decay=0.9)
+    average = Average(model, 0.9, torch.device("cpu"))
     for number in range(5):
         if number == 3:
             average.save(tmp_path / "average.safetensors")
-            average = Average(model, decay=0.9)
+            average = Average(model, 0.9, torch.device("cpu"))
             average.load(tmp_path / "average.safetensors")
         with torch.no_grad():
             for parameter in model.parameters():
@@ -35,4 +35,4 @@ def test_it_follows_the_weights_slowly_and_survives_a_checkpoint(tmp_path: Path)
 
 def test_a_checkpoint_without_it_is_refused(tmp_path: Path) -> None:
     with pytest.raises(RoleError, match="written without ema_decay"):
-        Average(nn.Linear(1, 1), 0.9).load(tmp_path / "average.safetensors")
+        Average(nn.Linear(1, 1), 0.9, torch.device("cpu")).load(tmp_path / "average.safetensors")

@@ -29,9 +29,9 @@ class FakeEngine:
     device = CPU
 
     def __init__(self, tokens: int, at_least: int = 1) -> None:
-        self.tokens, self.at_least, self.passes = tokens, at_least, 0
+        self.tokens, self.at_least, self.calls = tokens, at_least, 0
 
-    def plan(self, lengths: list[int]) -> list[list[int]]:
+    def passes(self, lengths: list[int]) -> list[list[int]]:
         return micro_batches(lengths, self.tokens, at_least=self.at_least)
 
 
@@ -49,7 +49,7 @@ def test_answers_return_to_their_tokens(tokens: int, at_least: int) -> None:
     rows, engine = batch(), FakeEngine(tokens, at_least)
 
     def forward(micro: MicroBatch) -> Tensor:
-        engine.passes += 1
+        engine.calls += 1
         return micro.packed.token_ids[micro.positions].double()
 
     answers = per_token(engine, rows, forward)  # type: ignore[arg-type]
@@ -58,7 +58,7 @@ def test_answers_return_to_their_tokens(tokens: int, at_least: int) -> None:
     expected[0, 2:4] = torch.tensor([12.0, 13.0])
     expected[2, [1, 3, 4]] = torch.tensor([31.0, 33.0, 34.0])
     assert torch.equal(answers, expected)
-    assert engine.passes >= at_least
+    assert engine.calls >= at_least
 
 
 def test_without_rows_there_is_a_stand_in() -> None:

@@ -1,0 +1,43 @@
+"""Gradients and optimizer of a ZeRO-3 engine that leave the card between updates. A DeepSpeed engine flows in.
+
+DeepSpeed's `offload_states` and `reload_states` do the moving. Two of its habits are put right here: it copies
+gradients to the host and back although nothing reads them after a step, and it keeps its host copies inside the
+optimizer's state, from where they would get into checkpoints (8 bytes a parameter) and, once loaded, onto the card.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+HOST_COPIES = "_offload_buffer"
+"""How the names of DeepSpeed's host copies in the optimizer's state end."""
+
+
+def sleep(engine: Any) -> None:
+    """Move optimizer states and float32 weights to pinned host memory, and free the gradients."""
+    from deepspeed.runtime.zero.offload_config import OffloadStateTypeEnum as State
+
+    gradients = engine.optimizer.grad_partitions_flat_buffer
+    gradients.data = torch.zeros(1, dtype=gradients.dtype).expand(gradients.shape)  # one number stands for all
+    engine.offload_states(include=[State.lp_grads], pin_memory=False)
+    engine.offload_states(include=[State.optim_states, State.hp_params, State.contiguous_grad_buffer])
+
+
+def wake(engine: Any, device: torch.device) -> None:
+    """Bring back what `sleep` has moved, if it has; gradients are zeros."""
+    from deepspeed.runtime.zero.offload_config import OffloadStateTypeEnum as State
+
+    if State.lp_grads not in engine.optimizer.offloaded_states:
+        return
+    gradients = engine.optimizer.grad_partitions_flat_buffer
+    gradients.data = torch.zeros(gradients.shape, dtype=gradients.dtype, device=device)
+    engine.reload_states()
+
+
+def forget_host_copies(optimizer: Any) -> None:
+    """Take DeepSpeed's host copies out of the state of `optimizer` (torch's, or a wrapper that has its `state`)."""
+    for state in optimizer.state.values():
+        for name in [name for name in state if str(name).endswith(HOST_COPIES)]:
+            del state[name]
