@@ -118,6 +118,7 @@ class Actor:
         """Give every engine the weights as they are, under the number `version`."""
         assert self._pusher is not None, "connect comes first"
         self._pusher.push(version)
+        self._engine.give_back()
 
     def save_model(self, folder: str | Path) -> None:
         """A Hugging Face folder that transformers and vLLM open."""

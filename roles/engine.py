@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from roles.average import Average
 from roles.config import Dtype, LoraConfig, OptimizerConfig, ZeroConfig
 from roles.deepspeed_settings import deepspeed_config, gather_by_layer
-from roles.errors import RoleError
+from roles.errors import LossNotFinite, RoleError
 from roles.lora import adapt, state_name
 from roles.optimizer import make_optimizer, make_scheduler, rate_factor
 from roles.packing import micro_batches
@@ -90,15 +90,6 @@ class StepFacts:
     """Global L2 norm before clipping."""
     learning_rate: float
     """With which the step was taken."""
-
-
-class LossNotFinite(RoleError):
-    """A micro-batch's loss is NaN or infinite; the weights are as they were before its optimizer step."""
-
-    def __init__(self, step: int, items: list[int]) -> None:
-        self.step = step
-        self.items = items
-        super().__init__(f"the loss of items {items} in optimizer step {step + 1} is not finite")
 
 
 class Engine:
@@ -183,7 +174,6 @@ class Engine:
                 if self._average:
                     self._average.update()
         self.module.eval()
-        self.give_back()
         return facts
 
     def expect(self, optimizer_steps: int) -> None:
@@ -247,6 +237,7 @@ class Engine:
             for file in Path(folder).glob("*.safetensors"):
                 file.chmod(READABLE)
         torch.distributed.barrier()
+        self.give_back()
 
     def fingerprint(self, *, adapted: bool = True) -> str:
         """A hash of all weights, the same for any number of ranks; `adapted=False`: as they are without adapters."""
@@ -256,17 +247,21 @@ class Engine:
                 digest.add(name, tensor)
         answer = [digest.hexdigest()]
         torch.distributed.broadcast_object_list(answer, src=0, device=self.device)
+        self.give_back()
         return answer[0]
 
     @contextmanager
     def _awake(self) -> Iterator[None]:
-        """Gradients and optimizer state are on the card inside, and on the host afterwards, where they sleep at all."""
-        if not self.setup.zero.sleep:
-            yield
-            return
-        wake(self._deepspeed, self.device)
+        """Gradients and optimizer state are on the card inside, and on the host afterwards, where they sleep at all.
+
+        What the card's memory was needed for is over then: the rest is given back.
+        """
+        if self.setup.zero.sleep:
+            wake(self._deepspeed, self.device)
         yield
-        sleep(self._deepspeed)
+        if self.setup.zero.sleep:
+            sleep(self._deepspeed)
+        self.give_back()
 
     @property
     def _state(self) -> str:

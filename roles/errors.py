@@ -2,6 +2,7 @@
 
 RoleError
 ├── EnvironmentFailed      an environment raised, hung or answered with something else, past its retries
+├── LossNotFinite          a micro-batch's loss is NaN or infinite
 ├── ModelError             a model folder, tokenizer or GGUF file that cannot be used
 ├── RewardError            a reward raised, timed out, or returned NaN or the wrong count, past its retries
 ├── RolloutError           an engine failed, or a sample carries a version that was not asked for
@@ -15,6 +16,15 @@ class RoleError(RuntimeError):
 
 class EnvironmentFailed(RoleError):
     """An environment failed past its retries. Its conversation is never given a reward that it did not pay."""
+
+
+class LossNotFinite(RoleError):
+    """A micro-batch's loss is NaN or infinite; the weights are as they were before its optimizer step."""
+
+    def __init__(self, step: int, items: list[int]) -> None:
+        self.step = step
+        self.items = items
+        super().__init__(f"the loss of items {items} in optimizer step {step + 1} is not finite")
 
 
 class ModelError(RoleError):

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from roles.batch import Experience
-from roles.engine import Engine, LossNotFinite, Work
-from roles.errors import RoleError
+from roles.engine import Engine, Work
+from roles.errors import LossNotFinite, RoleError
 from roles.loss_config import LossMean
 from roles.losses import denominator, masked_mean_weight
 from roles.packing import Packed, pack

@@ -225,6 +225,7 @@ class RolloutEngine:
         """Go over to `version` if every worker was given exactly the bytes that the trainer's `digest` is of."""
         self._engine.collective_rpc("finish_weight_update")
         received: list[str] = self._engine.collective_rpc("weights_digest")
+        self._engine.collective_rpc("give_back")
         wrong = [rank for rank, theirs in enumerate(received) if theirs != digest]
         if wrong:
             raise WeightTransferError(

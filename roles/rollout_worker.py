@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from roles.gloo_transfer import register
@@ -32,6 +33,11 @@ class WeightReceiver:
 
         model.load_weights = load_weights
         self._weights_digest = digest
+
+    def give_back(self) -> None:
+        """Return what torch keeps in reserve after a push (staging, copies) to the card: the KV cache wants it next."""
+        if torch.cuda.is_initialized():
+            torch.cuda.empty_cache()
 
     def weights_digest(self) -> str:
         """The digest since `watch_weights`; the watching ends."""

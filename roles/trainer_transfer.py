@@ -5,9 +5,11 @@ Imports vLLM, which is why it is a module of its own.
 
 from __future__ import annotations
 
+import random
 import socket
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
+from contextlib import suppress
 from math import prod
 from typing import Any
 
@@ -113,6 +115,15 @@ def connect(
         background.shutdown(wait=False)
 
 
+def quiet_port() -> int:
+    """A free port that nobody is given by chance until vLLM opens it: from below those that the kernel hands out (32768
+    and up on Linux) and above Ray's own (10002 to 19999)."""
+    for port in random.SystemRandom().sample(range(20_000, 32_768), 100):
+        with suppress(OSError), socket.create_server(("", port)):
+            return port
+    raise WeightTransferError("none of 100 ports between 20000 and 32767 is free; the machine runs too many servers")
+
+
 def _init_info(
     facts: Sequence[EngineFacts], source: ZeroSource, rank: int, address: str, timeout_s: float
 ) -> TrainerInitInfo:
@@ -123,10 +134,8 @@ def _init_info(
         case "nccl":
             from vllm.distributed.weight_transfer.nccl_engine import NCCLTrainerInitInfo
 
-            with socket.create_server(("", 0)) as free:
-                port = free.getsockname()[1]
             return NCCLTrainerInitInfo(
-                master_address=address, master_port=port, world_size=world_size, rank=rank, packed=True
+                master_address=address, master_port=quiet_port(), world_size=world_size, rank=rank, packed=True
             )
         case "ipc":
             from vllm.distributed.weight_transfer.ipc_engine import IPCTrainerInitInfo

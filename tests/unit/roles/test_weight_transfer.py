@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import socket
 from collections.abc import Sequence
 
 import pytest
@@ -7,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from roles.buckets import ALIGNMENT, plan_buckets
+from roles.trainer_transfer import quiet_port
 from roles.weight_transfer import DIGEST_COLUMNS, Digest, full_parameters, layers, parameter_shapes
 
 
@@ -89,3 +91,10 @@ def test_full_parameters_of_an_unsharded_module_are_its_own_and_tied_ones_come_o
     ((name, tensor),) = full_parameters(module, [["0.weight"]])
     assert name == "0.weight" and torch.equal(tensor, module[0].weight)
     assert not tensor.requires_grad
+
+
+def test_the_port_of_a_meeting_is_none_that_the_kernel_gives_to_others() -> None:
+    port = quiet_port()
+    assert 20_000 <= port < 32_768
+    with socket.create_server(("", port)):  # free now
+        pass
