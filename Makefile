@@ -6,6 +6,9 @@ BIN := .venv/bin
 FLOAT32 := dtype=float32 steps=6 rollout.prompts_per_step=32 actor.optimizer.learning_rate=6.0e-5
 SMOKE := $(shell grep -qE 'avx512_bf16|amx_bf16' /proc/cpuinfo 2>/dev/null || echo "$(FLOAT32)")
 
+# With it every process compiles again whatever it imports, which takes longer than the rest of its start.
+unexport PYTHONDONTWRITEBYTECODE
+
 .DEFAULT_GOAL := help
 .PHONY: help setup lock smoke test test-slow anchors mutants lint check format bench clean
 
