@@ -10,10 +10,10 @@ SMOKE := $(shell grep -qE 'avx512_bf16|amx_bf16' /proc/cpuinfo 2>/dev/null || ec
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help setup lock smoke test test-slow anchors mutants lint check format bench clean
+.PHONY: help setup lock smoke test test-slow anchors mutants test-gpu bench-gpu lint check format bench clean
 
 help: ## this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-9s %s\n", $$1, $$2}' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' Makefile
 
 setup: ## make .venv from requirements.lock (EXTRA=gpu: the CUDA builds; PYTHON=...: which Python 3.11)
 	@.ci/setup $(EXTRA)
@@ -36,6 +36,13 @@ anchors: setup ## tasks with known optima through the whole system, and the tabl
 
 mutants: setup ## plant faults in the maths and the wiring, one by one: do the tests notice? (a quarter of an hour)
 	$(BIN)/python -m tests.mutants.run
+
+test-gpu: setup ## what needs a GPU (EXTRA=gpu): kernels, every ZeRO stage, sleeping, offloading, the PPO loop on one card
+	$(BIN)/pytest -q -rA -m gpu tests/gpu
+
+bench-gpu: setup ## what a GPU reaches (EXTRA=gpu): generation beside plain vLLM, the update beside plain PyTorch
+	$(BIN)/python -m tests.benchmarks.gpu generate
+	$(BIN)/python -m tests.benchmarks.gpu update
 
 lint: setup ## ruff and mypy
 	$(BIN)/ruff check

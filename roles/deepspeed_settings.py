@@ -15,6 +15,10 @@ if TYPE_CHECKING:
 CPU_BUCKET = 4_000_000
 """Gradient numbers reduced at a time on CPU: what gloo moves fastest (16 MB fits the caches)."""
 
+CARD_BUCKET = 200_000_000
+"""The same on a GPU, where ZeRO-3 keeps a buffer of so many numbers all the time; DeepSpeed's own default is 500 million,
+1 GB for each trained role on a card."""
+
 CPU_WHOLE = 1000
 """Parameters of no more numbers (biases, norms) stay whole on every rank."""
 
@@ -29,7 +33,9 @@ def deepspeed_config(setup: EngineSetup, world_size: int) -> dict[str, Any]:
         zero["offload_optimizer"] = {"device": "cpu", "pin_memory": True}
     if setup.zero.offload_parameters and stage == 3:
         zero["offload_param"] = {"device": "cpu", "pin_memory": True}
-    if on_cpu:
+    if not on_cpu:
+        zero["reduce_bucket_size"] = CARD_BUCKET
+    else:
         # gloo reduces faster than it scatters. A linear layer of our own making saves memory that a host has.
         zero |= {"reduce_scatter": False, "reduce_bucket_size": CPU_BUCKET, "allgather_bucket_size": CPU_BUCKET}
         if stage == 3:

@@ -136,6 +136,9 @@ class Engine:
         own = len(micro_batches(lengths, self.setup.micro_batch_tokens))
         needed = int(self._every_rank(torch.tensor([own])).max())
         yield from micro_batches(lengths, self.setup.micro_batch_tokens, at_least=needed)
+        if self.setup.zero.stage == 3:
+            # With a card, ZeRO-3 has begun to gather for the backward pass that is not coming.
+            self._deepspeed.optimizer.empty_partition_cache()
         self.give_back()
 
     def give_back(self) -> None:

@@ -225,7 +225,6 @@ class RolloutEngine:
         """Go over to `version` if every worker was given exactly the bytes that the trainer's `digest` is of."""
         self._engine.collective_rpc("finish_weight_update")
         received: list[str] = self._engine.collective_rpc("weights_digest")
-        self._engine.collective_rpc("give_back")
         wrong = [rank for rank, theirs in enumerate(received) if theirs != digest]
         if wrong:
             raise WeightTransferError(
@@ -272,6 +271,8 @@ def _prepare_process(setup: RolloutSetup) -> None:
         if _is_eager(setup):
             # vLLM compiles a helper of its sampler even so, which takes some 10 s at the first token.
             settings["TORCHDYNAMO_DISABLE"] = "1"
+    else:  # FlashInfer's sampler, which vLLM would compile, gives no log-probabilities after top-p and top-k
+        settings["VLLM_USE_FLASHINFER_SAMPLER"] = "0"
     for name, value in settings.items():
         os.environ.setdefault(name, value)
     os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"  # the engine's core in this process

@@ -34,14 +34,14 @@ class WeightReceiver:
         model.load_weights = load_weights
         self._weights_digest = digest
 
-    def give_back(self) -> None:
-        """Return what torch keeps in reserve after a push (staging, copies) to the card: the KV cache wants it next."""
+    def weights_digest(self) -> str:
+        """The digest since `watch_weights`; the watching ends.
+
+        What torch keeps in reserve after a push (staging, copies) is given back: the KV cache wants it next.
+        """
+        del self.weight_transfer_engine.model.load_weights
         if torch.cuda.is_initialized():
             torch.cuda.empty_cache()
-
-    def weights_digest(self) -> str:
-        """The digest since `watch_weights`; the watching ends."""
-        del self.weight_transfer_engine.model.load_weights
         return self._weights_digest.hexdigest()
 
 

@@ -322,6 +322,34 @@ def first_ratio(setup: EngineSetup, rollouts: Rollouts) -> tuple[Tensor, Any]:
     return old, actor.update([batch])
 
 
+def gathered_ahead(setup: EngineSetup, rollouts: Rollouts, batch: Experience) -> tuple[set[str], Tensor, Tensor]:
+    """Scoring between updates where ZeRO-3 gathers ahead, as on cards: what is left of its gathers, and the numbers."""
+    from roles import engine
+    from roles.actor import Actor
+
+    plain = engine.deepspeed_config
+
+    def with_prefetch(*arguments: Any) -> dict[str, Any]:
+        settings = plain(*arguments)
+        settings["zero_optimization"] |= {"stage3_prefetch_bucket_size": 10**7, "stage3_param_persistence_threshold": 0}
+        return settings
+
+    engine.deepspeed_config = with_prefetch
+    try:
+        actor = Actor(setup, PolicyLossConfig(), TEMPERATURE)
+    finally:
+        engine.deepspeed_config = plain
+    mine = _mine(shares(batch, actor._engine.world_size))
+    for _ in range(2):
+        actor.update([mine])
+    numbers = actor.logprobs(_mine(shares(rollouts, actor._engine.world_size)))
+    left = {str(parameter.ds_status) for parameter in actor._engine.module.parameters()}
+    actor._engine.fingerprint()
+    again = actor.logprobs(_mine(shares(rollouts, actor._engine.world_size)))
+    actor.update([mine])
+    return left, numbers, again
+
+
 def frozen(setup: EngineSetup, policy: Rollouts) -> dict[str, Any]:
     """A reference: its log-probabilities, fingerprints, and how much of the model rests on this rank."""
     from roles.reference import Reference

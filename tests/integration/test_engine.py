@@ -202,6 +202,15 @@ def test_critic_gradient_is_plain_torch_s(groups: dict[int, Ranks], folders: dic
     assert largest_difference(answer["weights"], plain["weights"]) < 2e-5
 
 
+def test_after_scoring_no_gather_is_under_way(groups: dict[int, Ranks], folders: dict[str, Path]) -> None:
+    """The trace of an update makes ZeRO-3 gather for a backward pass after each forward pass. Saving, pushing and
+    fingerprints gather the weights themselves then."""
+    setup, rollouts, batch = cases.setup_of(folders["policy"]), cases.rollouts_of(6), cases.experience_of(6)
+    for left, numbers, again in groups[1].call(cases.gathered_ahead, setup, rollouts, batch):
+        assert left == {"ZeroParamStatus.NOT_AVAILABLE"}
+        assert torch.equal(numbers, again)
+
+
 @pytest.mark.parametrize("ranks", [1, 2])
 def test_first_ratio_is_one(groups: dict[int, Ranks], folders: dict[str, Path], ranks: int) -> None:
     rollouts = cases.rollouts_of(9)
@@ -289,9 +298,12 @@ def test_saved_folder_opens(
         assert model.config.tie_word_embeddings == (name == "tied")
 
 
-def test_bfloat16_keeps_full_precision_between_steps(groups: dict[int, Ranks], folders: dict[str, Path]) -> None:
+@pytest.mark.parametrize("stage", [3, 0])
+def test_bfloat16_keeps_full_precision_between_steps(
+    groups: dict[int, Ranks], folders: dict[str, Path], stage: Any
+) -> None:
     small = cases.OPTIMIZER.model_copy(update={"learning_rate": 1e-5})
-    setup = cases.setup_of(folders["policy"], dtype="bfloat16", optimizer=small)
+    setup = cases.setup_of(folders["policy"], dtype="bfloat16", optimizer=small, zero=ZeroConfig(stage=stage))
     batches = [cases.experience_of(6)] * 40
     coarse = groups[2].call(cases.update_actor, setup, PolicyLossConfig(), batches)[0]
     fine = groups[2].call(cases.update_actor, replace(setup, dtype="float32"), PolicyLossConfig(), batches)[0]

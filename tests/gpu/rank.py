@@ -1,0 +1,175 @@
+"""One rank of a role on a card, without Ray and vLLM, in a process of its own: `rank.py FOLDER NAME JSON`.
+
+JSON: fields of EngineSetup to change (`zero` and `lora` as mappings), and `role` (actor, critic or reference), `rows`,
+`tokens` (of each row at most), `repeat`, `resume` (save, load, go on). Prints a line `RESULT {…}` with seconds, memory
+in GiB after and at most during each call, and what was computed. The folder is that of `models.write`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import shutil
+import socket
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+
+os.environ.update(RANK="0", WORLD_SIZE="1", LOCAL_RANK="0", MASTER_ADDR="127.0.0.1")
+with socket.create_server(("127.0.0.1", 0)) as server:
+    os.environ["MASTER_PORT"] = str(server.getsockname()[1])
+
+from roles.actor import Actor
+from roles.batch import Experience, Rollouts
+from roles.config import LoraConfig, OptimizerConfig, ScheduleConfig, ZeroConfig
+from roles.critic import Critic
+from roles.engine import EngineSetup
+from roles.loss_config import PolicyLossConfig, ValueLossConfig
+from roles.reference import Reference
+from tests.gpu.models import VOCABULARY
+
+T = TypeVar("T")
+GIB = 2**30
+CONSTANT = OptimizerConfig(learning_rate=1e-5, schedule=ScheduleConfig(type="constant"))
+
+
+def setup_of(folder: Path, role: str, spec: dict[str, Any]) -> EngineSetup:
+    """With the usual settings where `spec` has no others."""
+    spec = {**spec, "zero": ZeroConfig(**spec.get("zero", {}))}
+    if spec.get("lora"):
+        spec["lora"] = LoraConfig(**spec["lora"])
+    plain = EngineSetup(
+        model_path=str(folder / ("reward" if role == "critic" else "policy")),
+        device="cuda",
+        dtype="bfloat16",
+        seed=1,
+        zero=ZeroConfig(),
+        micro_batch_tokens=64,
+        shares_card=True,
+        optimizer=None if role == "reference" else CONSTANT,
+        optimizer_steps=100,
+    )
+    return dataclasses.replace(plain, **spec)
+
+
+def rollouts_of(rows: int, tokens: int) -> Rollouts:
+    """Ragged rows: a prompt of half of the shortest, then a response."""
+    draw = torch.Generator().manual_seed(0)
+    lengths = torch.randint(max(tokens * 3 // 4, 4), tokens + 1, (rows,), generator=draw)
+    column = torch.arange(int(lengths.max()))
+    valid = column < lengths[:, None]
+    return Rollouts(
+        token_ids=torch.randint(3, VOCABULARY, valid.shape, generator=draw) * valid,
+        lengths=lengths,
+        response_mask=valid & (column >= int(lengths.min()) // 2),
+        rollout_logprobs=torch.zeros(valid.shape),
+        turn_rewards=torch.zeros(valid.shape),
+        finished=torch.ones(rows, dtype=torch.bool),
+        versions=torch.zeros(rows, dtype=torch.long),
+        prompts=["p"] * rows,
+        responses=["r"] * rows,
+        columns={},
+    )
+
+
+class Measured:
+    """Calls, with their seconds and memory."""
+
+    def __init__(self) -> None:
+        self.out: dict[str, Any] = {}
+
+    def __call__(self, name: str, call: Callable[[], T]) -> T:
+        torch.cuda.synchronize()
+        torch.cuda.reset_peak_memory_stats()
+        began = time.perf_counter()
+        value = call()
+        torch.cuda.synchronize()
+        self.out[name] = {
+            "seconds": time.perf_counter() - began,
+            "allocated": torch.cuda.memory_allocated() / GIB,
+            "reserved": torch.cuda.memory_reserved() / GIB,
+            "most_allocated": torch.cuda.max_memory_allocated() / GIB,
+            "most_reserved": torch.cuda.max_memory_reserved() / GIB,
+        }
+        return value
+
+
+def run(folder: Path, spec: dict[str, Any]) -> dict[str, Any]:
+    """Build the role, score, update, score; and perhaps save, load and update once more."""
+    role, rows, tokens = spec.pop("role", "actor"), spec.pop("rows", 8), spec.pop("tokens", 24)
+    resume, repeat = spec.pop("resume", False), spec.pop("repeat", 2)
+    setup, rollouts, measured = setup_of(folder, role, spec), rollouts_of(rows, tokens), Measured()
+    it: Any = measured(
+        "start",
+        lambda: {
+            "actor": lambda: Actor(setup, PolicyLossConfig(), 1.0),
+            "critic": lambda: Critic(setup, ValueLossConfig()),
+            "reference": lambda: Reference(setup, 1.0),
+        }[role](),
+    )
+    read = {"actor": "logprobs", "critic": "values", "reference": "reference_logprobs"}[role]
+    for _ in range(repeat):
+        numbers = measured("score", lambda: getattr(it, read)(rollouts))
+    out = measured.out
+    out["numbers"] = numbers[rollouts.response_mask].tolist() if rows <= 16 else float(numbers.sum())
+    out["tokens"] = int(rollouts.lengths.sum())
+    if role != "reference":
+        batch = experience_of(rollouts, numbers, role)
+        out["stats"] = [dataclasses.asdict(measured("update", lambda: it.update([batch]))) for _ in range(repeat)]
+        after = measured("score_again", lambda: getattr(it, read)(rollouts))
+        out["moved"] = float((after - numbers).abs().max())
+        if resume:
+            out |= _continued(it, measured, batch, lambda: getattr(it, read)(rollouts), setup)
+    out["fingerprint"] = it._engine.fingerprint()
+    parameters = list(it._engine.module.parameters())
+    out["parameters"] = sum(getattr(p, "ds_numel", p.numel()) for p in parameters)
+    return out
+
+
+def experience_of(rollouts: Rollouts, numbers: torch.Tensor, role: str) -> Experience:
+    """Of the very policy (or critic) that is trained."""
+    draw = torch.Generator().manual_seed(1)
+
+    def noise(size: float) -> torch.Tensor:
+        return torch.randn(numbers.shape, generator=draw) * size * rollouts.response_mask
+
+    old = numbers.clone() if role == "actor" else noise(0.3)
+    return Experience(
+        token_ids=rollouts.token_ids,
+        lengths=rollouts.lengths,
+        response_mask=rollouts.response_mask,
+        rows=torch.arange(len(rollouts)),
+        old_logprobs=old,
+        rollout_logprobs=old.clone(),
+        reference_logprobs=old.clone(),
+        advantages=noise(1.0),
+        returns=noise(1.0),
+        values=noise(1.0) if role == "actor" else numbers.clone(),
+    )
+
+
+def _continued(
+    it: Any, measured: Measured, batch: Experience, read: Callable[[], torch.Tensor], setup: EngineSetup
+) -> dict[str, Any]:
+    folder = tempfile.mkdtemp()
+    before = read()
+    measured("save", lambda: it.save_state(folder))
+    size = sum(file.stat().st_size for file in Path(folder).rglob("*") if file.is_file())
+    measured("load", lambda: it.load_state(folder))
+    gap = float((read() - before).abs().max())
+    measured("update_after_load", lambda: it.update([batch]))
+    if setup.ema_decay:
+        measured("save_average", lambda: it.save_average(folder + "/average"))
+    shutil.rmtree(folder)
+    return {"checkpoint": size / GIB, "resume_gap": gap}
+
+
+if __name__ == "__main__":
+    print("RESULT", json.dumps(run(Path(sys.argv[1]), json.loads(sys.argv[2]))), flush=True)
+    torch.distributed.destroy_process_group()

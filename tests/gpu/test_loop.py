@@ -1,0 +1,119 @@
+"""The whole PPO loop on one card: four roles and a vLLM engine that take turns, weights over CUDA IPC.
+
+Memory is compared with `tetrarch plan` phase by phase. What a run writes stays in TETRARCH_GPU_RUNS, where it is set.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cluster.accelerators import ACCELERATORS, card_called
+from cluster.memory import GIB
+from orchestrator.loading import load_config
+from orchestrator.planning import layout
+from tests.gpu.conftest import OFFLINE, ROOT
+
+pytestmark = [pytest.mark.gpu, pytest.mark.timeout(240)]
+
+CONFIG = Path(__file__).with_name("one-gpu.yaml")
+RUN_S = 220.0
+PLANNED = {"generate": ["generate"], "score": ["score"], "update": ["train actor", "train critic"], "push": ["push"]}
+"""A step's phases → the plan's."""
+
+
+@pytest.fixture(scope="session")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return Path(os.environ.get("TETRARCH_GPU_RUNS") or tmp_path_factory.mktemp("runs"))
+
+
+def settings(folder: Path, run_dir: Path, card: str, large: Path | None = None) -> list[str]:
+    """Overrides: where everything is, and which card this is; `large`: the actor's model, if it is another."""
+    known = next(name for name, one in ACCELERATORS.items() if one is card_called(card))
+    return [
+        f"run_dir={run_dir}",
+        f"prompts.train.path={folder}/train.jsonl",
+        f"actor.model.path={large or folder}/policy",
+        f"critic.model.path={folder}/reward",
+        f"reward.model.path={folder}/reward",
+        f"placement.pools.card.accelerator={known}",
+    ]
+
+
+def train(*options: str) -> str:
+    """`tetrarch train`; its output, or a failure with the logs' ends."""
+    command = [sys.executable, "-m", "orchestrator", "train", str(CONFIG), *options]
+    done = subprocess.run(
+        command, cwd=ROOT, capture_output=True, text=True, timeout=RUN_S, env={**os.environ, **OFFLINE}, check=False
+    )
+    if done.returncode:
+        pytest.fail(f"{done.stdout[-3000:]}\n{done.stderr[-3000:]}")
+    return done.stdout
+
+
+def steps_of(run_dir: Path) -> list[dict[str, Any]]:
+    """metrics.jsonl."""
+    return [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+
+
+def check_learning(steps: list[dict[str, Any]], count: int) -> None:
+    """Right weights in the engine after every push, and a first ratio of one."""
+    assert [step["step"] for step in steps] == list(range(1, count + 1))
+    assert [step["weights/version"] for step in steps] == list(range(1, count + 1))
+    for step in steps:
+        assert step["engine/logprob_gap_mean"] < 0.05, step["step"]
+        assert step["policy/ratio_first_minibatch"] == pytest.approx(1, abs=0.01)
+    assert max(step["engine/logprob_gap_mean"] for step in steps[1:]) < 3 * steps[0]["engine/logprob_gap_mean"] + 1e-3
+
+
+def test_engines_that_sleep_with_their_weights(folder_of: Callable[[str], Path], runs: Path, card: str) -> None:
+    options = settings(folder_of("135m"), runs / "sleep-1", card)
+    train(*options)
+    steps = steps_of(runs / "sleep-1")
+    check_learning(steps, 3)
+    assert all(step[f"memory/gpu_{phase}_gib"] > 1 for step in steps for phase in ("generate", "update"))
+    assert all(0 < step["mfu/actor_update"] < 1 for step in steps)
+
+
+def test_everything_sleeps_and_is_resumed(folder_of: Callable[[str], Path], runs: Path, card: str) -> None:
+    asleep = ["actor.zero.sleep=true", "critic.zero.sleep=true", "rollout.engine.sleep=2"]
+    options = [*settings(folder_of("135m"), runs / "sleep-2", card), *asleep]
+    train(*options, "steps=2")
+    train(*options, "steps=4", "--resume")
+    steps = steps_of(runs / "sleep-2")
+    check_learning(steps, 4)
+    before, after = steps[1]["memory/gpu_generate_gib"], steps[3]["memory/gpu_generate_gib"]
+    assert after < before + 0.5  # nothing that slept before the resume is awake after it
+
+
+def test_memory_is_as_planned_in_every_phase(folder_of: Callable[[str], Path], runs: Path, card: str) -> None:
+    """An actor of 1.2B parameters, compiled engine."""
+    large = [
+        "actor.micro_batch_tokens=8192",
+        "critic.micro_batch_tokens=8192",
+        "deadlines.save_s=120",
+        "rollout.max_response_tokens=512",
+        "rollout.prompts_per_step=64",
+        "checkpoint.every=0",
+        "rollout.engine.enforce_eager=false",
+    ]
+    options = [*settings(folder_of("135m"), runs / "large", card, folder_of("1b")), *large]
+    train(*options)
+    steps = steps_of(runs / "large")
+    check_learning(steps, 3)
+    held = layout(load_config(CONFIG, options)).gpus[0].phases
+    told = {}
+    for phase, names in PLANNED.items():
+        measured = max(step[f"memory/gpu_{phase}_gib"] for step in steps)
+        told[phase] = (measured, max(sum(held[name].values()) for name in names) / GIB)
+    print("GiB measured, planned:", {phase: f"{a:.1f}, {b:.1f}" for phase, (a, b) in told.items()})
+    print({key: value for key, value in steps[-1].items() if key.startswith(("time/", "mfu/", "memory/", "gpu/"))})
+    for phase, (measured, planned) in told.items():
+        assert 0.9 * planned < measured < 1.1 * planned, f"{phase}: {measured:.1f} GiB, planned {planned:.1f}"
