@@ -7,7 +7,7 @@ list. The counts are exact: a test compares them with the models that transforme
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from math import prod
 from typing import Any
@@ -88,13 +88,21 @@ class Decoder:
             whole_logits=self.whole_logits and not value_head,
         )
 
-    def shapes(self, target: str) -> list[Linear]:
-        """Of all linear layers that LoRA's target names, by the end of their name; none if there is no such layer."""
-        if not self.adaptable:
-            return []
-        inside = [(name, shape) for layer, count in self.layers for name, shape in layer.linear * count]
-        everywhere = [*inside, *self.linear]
-        return [shape for name, shape in everywhere if target == "all-linear" or f".{name}".endswith(f".{target}")]
+    def adapters(self, rank: int, targets: Iterable[str]) -> int | None:
+        """Parameters of LoRA on the linear layers whose names end in one of `targets` (or on `all-linear` ones).
+
+        None where a target names none of them.
+        """
+        inside = [(name, shape, count) for layer, count in self.layers for name, shape in layer.linear]
+        everywhere = [*inside, *((name, shape, 1) for name, shape in self.linear)]
+        wanted = {name: [target for target in targets if _names(target, name)] for name, _, _ in everywhere}
+        if not self.adaptable or set(targets) - {target for found in wanted.values() for target in found}:
+            return None
+        return sum(rank * sum(shape) * count for name, shape, count in everywhere if wanted[name])
+
+
+def _names(target: str, name: str) -> bool:
+    return target == "all-linear" or f".{name}".endswith(f".{target}")
 
 
 def decoder_of(config: Mapping[str, Any]) -> Decoder | None:

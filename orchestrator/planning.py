@@ -39,7 +39,8 @@ from orchestrator.efficiency import load_efficiency
 from orchestrator.errors import ConfigError
 from orchestrator.loading import apply_override, validate
 from orchestrator.loads import GpuLoad, Held, HostLoad, Layout
-from orchestrator.model_sizes import UnknownModel, adapters, model_size
+from orchestrator.model_sizes import adapters, model_size
+from orchestrator.model_sources import UnknownModel
 from orchestrator.needs import needs, section_key, training
 from orchestrator.this_machine import as_pool
 from orchestrator.timeline import card_gib, step_time

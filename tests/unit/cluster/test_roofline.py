@@ -13,7 +13,7 @@ from cluster.accelerators import ACCELERATORS
 from cluster.config import Efficiency
 from cluster.memory import EngineSize, ModelSize, RoleSize
 from cluster.roofline import Rates, Workload, card_rates, cpu_rates, generate_s, operations, push_s, score_s, update_s
-from orchestrator.model_sizes import size_of
+from orchestrator.meta_models import size_of
 
 MODEL = ModelSize(
     parameters=1000,

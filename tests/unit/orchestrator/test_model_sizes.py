@@ -11,7 +11,8 @@ from transformers import LlamaConfig, LlamaForCausalLM, LlamaForSequenceClassifi
 from orchestrator.config import RunConfig
 from orchestrator.errors import ConfigError
 from orchestrator.loading import load_config
-from orchestrator.model_sizes import adapters, check_adapters, model_size, size_of
+from orchestrator.meta_models import size_of
+from orchestrator.model_sizes import adapters, check_adapters, model_size
 from roles.config import ModelConfig
 from roles.lora import adapt
 
