@@ -39,8 +39,8 @@ Account = dict[str, float]
 class ModelSize:
     """A decoder's numbers, such as those of Qwen3-30B-A3B:
 
-        parameters=30_532_122_624, layers=48, experts=128, experts_per_token=8, expert=4_718_592, sparse_layers=48
-        (active_parameters == 3_353_032_704)
+    parameters=30_532_122_624, layers=48, experts=128, experts_per_token=8, expert=4_718_592, sparse_layers=48
+    (active_parameters == 3_353_032_704)
     """
 
     parameters: int
@@ -74,6 +74,8 @@ class ModelSize:
     together; 0: keys and values are cached by head."""
     whole_logits: bool = False
     """Whether the logits of all scored tokens are held at once, because they are scaled or capped after the head."""
+    estimated: bool = False
+    """Whether only the number of parameters is sure, and the rest is guessed from it."""
 
     @property
     def kv_width(self) -> int:

@@ -1,7 +1,7 @@
-"""How many parameters a decoder has, and where, from its config.json alone: no torch, no transformers, no weights. Pure.
+"""How many parameters a decoder has, and where, from its config.json alone: no torch, no weights. Pure.
 
-A config.json (a mapping) flows in, a Decoder flows out, or None for an architecture that `orchestrator.families` does not
-list. The counts are exact: a test compares them with the models that transformers makes.
+A config.json (a mapping) flows in, a Decoder flows out, or None for an architecture that `orchestrator.families` does
+not list. The counts are exact: a test compares them with the models that transformers makes.
 """
 
 from __future__ import annotations
@@ -116,6 +116,35 @@ def decoder_of(config: Mapping[str, Any]) -> Decoder | None:
         return _Reader(config, family).decoder()
     except KeyError:
         return None
+
+
+def size_by_weights(config: Mapping[str, Any], parameters: int, *, value_head: bool = False) -> ModelSize | None:
+    """An estimate for an architecture of which only the number of parameters is known, and the usual keys.
+
+    All layers count as alike, and all experts as active. None where the keys are others.
+    """
+    text: Mapping[str, Any] = config.get("text_config", config)
+    try:
+        hidden, layers, heads = (int(text[key]) for key in ("hidden_size", "num_hidden_layers", "num_attention_heads"))
+        vocabulary, width = int(text["vocab_size"]), int(text["intermediate_size"])
+    except (KeyError, TypeError):
+        return None
+    embedding = vocabulary * hidden
+    head = 0 if text.get("tie_word_embeddings", config.get("tie_word_embeddings", False)) else embedding
+    return ModelSize(
+        parameters=parameters - head + hidden if value_head else parameters,
+        layer=max(parameters - head - embedding, 0) // layers,
+        embedding=embedding,
+        layers=layers,
+        hidden=hidden,
+        intermediate=width,
+        heads=heads,
+        kv_heads=text.get("num_key_value_heads") or heads,
+        head_width=text.get("head_dim") or hidden // heads,
+        vocabulary=0 if value_head else vocabulary,
+        whole_logits=not value_head,
+        estimated=True,
+    )
 
 
 class _Reader:

@@ -84,7 +84,10 @@ LLAMA = Family({**NO_BIAS, "mlp_bias": False, "num_key_value_heads": None}, mlp_
 QWEN3 = Family({**NO_BIAS, "head_dim": 128}, head_norms="one for all heads", **BIASES)
 GEMMA = Family({**NO_BIAS, "head_dim": 256}, tied=True, **BIASES)
 GEMMA2 = replace(
-    GEMMA, defaults=GEMMA.defaults | {"final_logit_softcapping": 30.0}, norms=4, plain_if=("final_logit_softcapping", None)
+    GEMMA,
+    defaults=GEMMA.defaults | {"final_logit_softcapping": 30.0},
+    norms=4,
+    plain_if=("final_logit_softcapping", None),
 )
 OLMO2 = Family({**NO_BIAS, "num_key_value_heads": None}, head_norms="one for each head", **BIASES)
 GRANITE = replace(LLAMA, defaults=LLAMA.defaults | {"logits_scaling": 1.0}, plain_if=("logits_scaling", 1.0))

@@ -41,7 +41,7 @@ def size_of(config: PretrainedConfig, *, value_head: bool = False, trust_remote_
     backbone = model.base_model
     kinds = [type(m).__name__ for m in backbone.modules()]
     layers = [m for m in backbone.modules() if type(m).__name__ in (model._no_split_modules or kinds)]
-    experts = [_experts(layer) for layer in layers if _experts(layer)]
+    experts = [found for layer in layers if (found := _experts(layer)) is not None]
     heads, latent = text.num_attention_heads, getattr(text, "kv_lora_rank", None)
     head_width = getattr(text, "head_dim", None) or text.hidden_size // heads
     if latent:

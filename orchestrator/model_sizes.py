@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from cluster.memory import ModelSize
-from orchestrator.architectures import decoder_of
+from orchestrator.architectures import decoder_of, size_by_weights
 from orchestrator.config import RunConfig
 from orchestrator.errors import ConfigError
-from orchestrator.model_sources import UnknownModel, read_config
+from orchestrator.model_sources import UnknownModel, read_config, weights_count
 from roles.config import LoraConfig, ModelConfig, TrainedRole
 from roles.errors import ModelError
 
@@ -61,9 +61,16 @@ def model_size(model: ModelConfig, key: str, cache_folder: Path, *, value_head: 
         return decoder.size(value_head=value_head)
     from orchestrator.meta_models import size_of, transformers_config
 
-    with _understood(model, key, config):
-        made = transformers_config(config, model.path, trust_remote_code=model.trust_remote_code)
-        return size_of(made, value_head=value_head, trust_remote_code=model.trust_remote_code)
+    try:
+        with _understood(model, key, config):
+            made = transformers_config(config, model.path, trust_remote_code=model.trust_remote_code)
+            return size_of(made, value_head=value_head, trust_remote_code=model.trust_remote_code)
+    except UnknownModel:
+        parameters = weights_count(model, config, cache_folder)
+        estimated = None if parameters is None else size_by_weights(config, parameters, value_head=value_head)
+        if estimated is None:
+            raise
+        return estimated
 
 
 @cache

@@ -209,6 +209,9 @@ def _model_sizes(config: RunConfig) -> tuple[dict[str, ModelSize], list[str]]:
     if config.ppo.uses_critic:
         critic = config.critic.model or (config.actor.model if config.critic.initialise_from == "policy" else None)
         sizes["critic"] = with_value_head(critic, "critic.model") if critic else sizes["reward"]
+    guessed = sorted(role for role, size in sizes.items() if size.estimated)
+    if guessed:
+        notes.append(f"{', '.join(guessed)}: an unknown architecture, estimated from the size of its weights")
     return sizes, notes
 
 

@@ -82,7 +82,7 @@ IDS = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
 
 
 def drawn(family: str, seed: int) -> dict[str, Any]:
-    """A small config.json with random shapes and options; only what differs from the class's defaults has to be there."""
+    """A small config.json with random shapes and options."""
     draw = random.Random(zlib.crc32(f"{family} {seed}".encode()))
     sizes = {
         "hidden_size": 48,
