@@ -20,6 +20,9 @@ PREFETCHED_LAYERS = 2
 """Decoder layers that are whole at a time: the one that computes, and the next on its way."""
 LOGITS_BLOCK, LOGITS_NARROWEST = 1 << 22, 64
 """Logits that are held at a time, and columns of them at the least: `roles.head`."""
+WHOLE_LOGITS = {"scored": 2, "trained": 4}
+"""Copies of them, in the model's own type, where an architecture changes them after its head: before and after that; and
+the gradients of both. Measured with Granite: 2.0 and 2.4 to 4.0."""
 RUNTIME = 1.5 * GIB
 """Of each process on a GPU: CUDA context, library workspaces and NCCL's buffers. An assumption, not a formula."""
 
@@ -233,13 +236,15 @@ def working(role: RoleSize, *, training: bool) -> Account:
             account["optimizer's step"] = 4 * min(SUB_GROUP, role.learning / max(role.ranks, 1))
     else:
         account["activations"] = tokens * (10 * model.hidden + 3 * width * model.intermediate)
-        account["block of logits"] = _block_bytes(role)
+        account["block of logits"] = _logits_bytes(role, "scored")
     return {item: size for item, size in account.items() if size}
 
 
-def _block_bytes(role: RoleSize) -> float:
-    """Logits as they come, and twice in float32: nothing grows with the vocabulary."""
+def _logits_bytes(role: RoleSize, how: str) -> float:
+    """Logits as they come, and twice in float32: nothing grows with the vocabulary, unless they are held whole."""
     scored = role.tokens * role.scored_share
+    if role.model.whole_logits:
+        return scored * role.model.vocabulary * role.number_bytes * WHOLE_LOGITS[how]
     columns = min(max(LOGITS_BLOCK / scored, LOGITS_NARROWEST), role.model.vocabulary)
     return scored * columns * (role.number_bytes + 8)
 
@@ -250,7 +255,7 @@ def _head_bytes(role: RoleSize) -> float:
         return 0.0
     hidden = role.tokens * role.scored_share * role.model.hidden
     own = role.number_bytes * role.model.embedding if role.adapters is None else 0.0
-    return _block_bytes(role) + hidden * (4 + 2 * role.number_bytes) + own
+    return _logits_bytes(role, "trained") + hidden * (4 + 2 * role.number_bytes) + own
 
 
 def _activation_bytes(role: RoleSize) -> float:
