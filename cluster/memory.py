@@ -21,8 +21,8 @@ PREFETCHED_LAYERS = 2
 LOGITS_BLOCK, LOGITS_NARROWEST = 1 << 22, 64
 """Logits that are held at a time, and columns of them at the least: `roles.head`."""
 WHOLE_LOGITS = {"scored": 2, "trained": 4}
-"""Copies of them, in the model's own type, where an architecture changes them after its head: before and after that; and
-the gradients of both. Measured with Granite: 2.0 and 2.4 to 4.0."""
+"""Copies of them, in the model's own type, where an architecture changes them after its head: before and after that,
+and the gradients of both. Measured with Granite: 2.0 and 2.4 to 4.0."""
 RUNTIME = 1.5 * GIB
 """Of each process on a GPU: CUDA context, library workspaces and NCCL's buffers. An assumption, not a formula."""
 
