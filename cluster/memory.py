@@ -20,6 +20,9 @@ PREFETCHED_LAYERS = 2
 """Decoder layers that are whole at a time: the one that computes, and the next on its way."""
 LOGITS_BLOCK, LOGITS_NARROWEST = 1 << 22, 64
 """Logits that are held at a time, and columns of them at the least: `roles.head`."""
+WHOLE_LOGITS = {"scored": 2, "trained": 4}
+"""Copies of them, in the model's own type, where an architecture changes them after its head: before and after that,
+and the gradients of both. Measured with Granite: 2.0 and 2.4 to 4.0."""
 RUNTIME = 1.5 * GIB
 """Of each process on a GPU: CUDA context, library workspaces and NCCL's buffers. An assumption, not a formula."""
 
@@ -37,28 +40,71 @@ Account = dict[str, float]
 
 @dataclass(frozen=True, slots=True)
 class ModelSize:
-    """A decoder's numbers."""
+    """A decoder's numbers, such as those of Qwen3-30B-A3B:
+
+    parameters=30_532_122_624, layers=48, experts=128, experts_per_token=8, expert=4_718_592, sparse_layers=48
+    (active_parameters == 3_353_032_704)
+    """
 
     parameters: int
     """All, tied ones once."""
     layer: int
-    """Parameters of one decoder layer."""
+    """Parameters of one decoder layer; of the largest, if they differ."""
     embedding: int
     """Parameters of the input embedding (and of the head, if it is not tied: as many again)."""
     layers: int
     hidden: int
     intermediate: int
-    """Width of the gated MLP."""
+    """Width of the gated MLP; of a mixture of experts, of all those together that one token goes through."""
     heads: int
     kv_heads: int
     head_width: int
+    """Numbers of a key in one head; where keys and values differ in width (latent attention), their mean."""
     vocabulary: int
     """Logits a token; 0 for a model with a value head."""
+    decoder: int = 0
+    """Parameters of all decoder layers; 0: each has `layer`."""
+    experts: int = 0
+    """Routed experts of one layer that is a mixture of experts."""
+    experts_per_token: int = 0
+    """How many of them one token is sent to."""
+    expert: int = 0
+    """Parameters of one routed expert in one layer."""
+    sparse_layers: int = 0
+    """Layers that are a mixture of experts."""
+    latent: int = 0
+    """Width of the compressed keys and values that latent attention caches for a token in one layer, for all heads
+    together; 0: keys and values are cached by head."""
+    whole_logits: bool = False
+    """Whether the logits of all scored tokens are held at once, because they are scaled or capped after the head."""
+    estimated: bool = False
+    """Whether only the number of parameters is sure, and the rest is guessed from it."""
 
     @property
     def kv_width(self) -> int:
         """Numbers of keys of a token in one layer."""
         return self.kv_heads * self.head_width
+
+    @property
+    def active_in_layers(self) -> int:
+        """Parameters of the decoder layers that one token is multiplied with: all, but for the experts it misses."""
+        idle = self.experts - self.experts_per_token
+        return (self.decoder or self.layers * self.layer) - self.sparse_layers * idle * self.expert
+
+    @property
+    def active_parameters(self) -> int:
+        """All parameters but those of the experts that one token misses."""
+        return self.parameters - self.sparse_layers * (self.experts - self.experts_per_token) * self.expert
+
+    def read_parameters(self, tokens: float) -> float:
+        """How many parameters one pass over so many tokens reads: all, but of the experts only those that are touched.
+
+        Of E experts, n tokens that are each sent to k of them, all equally likely, touch E (1 - (1 - k/E)^n).
+        """
+        if not self.sparse_layers:
+            return float(self.parameters)
+        missed = self.experts * (1 - self.experts_per_token / self.experts) ** tokens
+        return self.parameters - self.sparse_layers * missed * self.expert
 
     def splits(self, parallel: int) -> bool:
         """Whether vLLM can spread its heads over so many processes."""
@@ -190,13 +236,15 @@ def working(role: RoleSize, *, training: bool) -> Account:
             account["optimizer's step"] = 4 * min(SUB_GROUP, role.learning / max(role.ranks, 1))
     else:
         account["activations"] = tokens * (10 * model.hidden + 3 * width * model.intermediate)
-        account["block of logits"] = _block_bytes(role)
+        account["block of logits"] = _logits_bytes(role, "scored")
     return {item: size for item, size in account.items() if size}
 
 
-def _block_bytes(role: RoleSize) -> float:
-    """Logits as they come, and twice in float32: nothing grows with the vocabulary."""
+def _logits_bytes(role: RoleSize, how: str) -> float:
+    """Logits as they come, and twice in float32: nothing grows with the vocabulary, unless they are held whole."""
     scored = role.tokens * role.scored_share
+    if role.model.whole_logits:
+        return scored * role.model.vocabulary * role.number_bytes * WHOLE_LOGITS[how]
     columns = min(max(LOGITS_BLOCK / scored, LOGITS_NARROWEST), role.model.vocabulary)
     return scored * columns * (role.number_bytes + 8)
 
@@ -207,7 +255,7 @@ def _head_bytes(role: RoleSize) -> float:
         return 0.0
     hidden = role.tokens * role.scored_share * role.model.hidden
     own = role.number_bytes * role.model.embedding if role.adapters is None else 0.0
-    return _block_bytes(role) + hidden * (4 + 2 * role.number_bytes) + own
+    return _logits_bytes(role, "trained") + hidden * (4 + 2 * role.number_bytes) + own
 
 
 def _activation_bytes(role: RoleSize) -> float:

@@ -90,9 +90,10 @@ def cpu_rates(operations_per_s: float, ranks: int, efficiency: Efficiency) -> Ra
 
 
 def operations(model: ModelSize, tokens: float, scored: float) -> float:
-    """Of a forward pass over one sample of `tokens` tokens, `scored` of which get logits."""
+    """Of a forward pass over one sample of `tokens` tokens, `scored` of which get logits; experts that a token is not
+    sent to cost nothing."""
     attention = 2 * tokens * tokens * model.heads * model.head_width * model.layers
-    return 2 * tokens * model.layers * model.layer + attention + _head_operations(model, scored)
+    return 2 * tokens * model.active_in_layers + attention + _head_operations(model, scored)
 
 
 def _head_operations(model: ModelSize, scored: float) -> float:
@@ -130,7 +131,8 @@ def generate_s(engine: EngineSize, work: Workload, rates: Rates, room: float) ->
     at_once = min(samples, engine.max_sequences, max(int(room / (kv_of_a_token * work.tokens)), 1))
     prefilled = samples / work.responses_per_prompt
     prefill = prefilled * operations(model, work.prompt_tokens, 0) / parallel / rates.compute
-    read = engine.weights + at_once * kv_of_a_token * (work.prompt_tokens + work.response_tokens / 2)
+    weights = engine.weights * model.read_parameters(at_once) / model.parameters
+    read = weights + at_once * kv_of_a_token * (work.prompt_tokens + work.response_tokens / 2)
     arithmetic = at_once * operations(model, 1, 1) / parallel
     # Two sums over a tensor-parallel group in every layer; a ring passes almost everything twice.
     summed = 4 * model.layers * at_once * model.hidden * engine.number_bytes * (parallel - 1) / parallel

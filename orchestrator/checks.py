@@ -52,7 +52,7 @@ def check_train(config: RunConfig, resume: bool) -> tuple[Questions, Questions |
     _check_names(config, ["train", "heldout"], with_critic=config.ppo.uses_critic)
     actor = _check_models(config, with_critic=config.ppo.uses_critic)
     _check_engine(config, actor)
-    from orchestrator.model_sizes import check_adapters  # loads torch: not before the quick checks have passed
+    from orchestrator.model_sizes import check_adapters
 
     check_adapters(config)
     heldout = _questions(config, "heldout", actor) if config.prompts.heldout else None

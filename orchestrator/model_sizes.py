@@ -1,34 +1,24 @@
-"""How large a model is, without its weights: built on the meta device from a config.json.
+"""How large a model is, without its weights: counted from the shapes in its config.json.
 
-A ModelConfig flows in, a ModelSize flows out; for LoRA, the number of trained parameters. Called by
-`orchestrator.planning` and `orchestrator.checks`.
+A ModelConfig flows in, a ModelSize flows out; for LoRA, the number of trained parameters. An architecture that
+`orchestrator.architectures` does not know is built on the meta device, which loads torch and transformers.
 """
 
 from __future__ import annotations
 
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
 from typing import Any
 
-import torch
-import yaml
-from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig
-
 from cluster.memory import ModelSize
+from orchestrator.architectures import decoder_of, size_by_weights
 from orchestrator.config import RunConfig
 from orchestrator.errors import ConfigError
+from orchestrator.model_sources import UnknownModel, read_config, weights_count
 from roles.config import LoraConfig, ModelConfig, TrainedRole
-from roles.conversion import resolve_model
 from roles.errors import ModelError
-from roles.lora import adapter_parameters
-
-KNOWN = Path(__file__).with_name("known_models.yaml")
-
-
-class UnknownModel(ConfigError):
-    """Neither a folder nor a model whose size is known."""
 
 
 def adapters(config: RunConfig, role: str) -> int | None:
@@ -58,90 +48,62 @@ def check_adapters(config: RunConfig) -> None:
 
 
 @cache
-def _adapters(model: ModelConfig, key: str, cache_folder: Path, lora: LoraConfig, *, value_head: bool = False) -> int:
-    config = _architecture(model, key, cache_folder)
-    with torch.device("meta"):
-        made: Any = AutoModelForCausalLM.from_config(config, trust_remote_code=model.trust_remote_code)
+def model_size(model: ModelConfig, key: str, cache_folder: Path, *, value_head: bool = False) -> ModelSize:
+    """Of the folder, or of a hub's model. With `value_head` one output takes the language head's place.
+
+    Raises:
+        UnknownModel: its config.json is nowhere, or nobody understands it.
+        ConfigError: the folder cannot be read.
+    """
+    config = read_config(model, key, cache_folder)
+    decoder = None if _own_code(model, config) else decoder_of(config)
+    if decoder is not None:
+        return decoder.size(value_head=value_head)
+    from orchestrator.meta_models import size_of, transformers_config
+
     try:
-        trained = adapter_parameters(made, lora)
-    except ModelError as error:
-        raise ConfigError(f"{key.removesuffix('.model')}.{error}") from error
-    return trained + (config.get_text_config().hidden_size if value_head else 0)
+        with _understood(model, key, config):
+            made = transformers_config(config, model.path, trust_remote_code=model.trust_remote_code)
+            return size_of(made, value_head=value_head, trust_remote_code=model.trust_remote_code)
+    except UnknownModel:
+        parameters = weights_count(model, config, cache_folder)
+        estimated = None if parameters is None else size_by_weights(config, parameters, value_head=value_head)
+        if estimated is None:
+            raise
+        return estimated
 
 
 @cache
-def model_size(model: ModelConfig, key: str, cache_folder: Path, *, value_head: bool = False) -> ModelSize:
-    """Of the folder, or of a known model of that name. With `value_head` one output takes the language head's place.
+def _adapters(model: ModelConfig, key: str, cache_folder: Path, lora: LoraConfig, *, value_head: bool = False) -> int:
+    config = read_config(model, key, cache_folder)
+    decoder = None if _own_code(model, config) else decoder_of(config)
+    targets = ("all-linear",) if lora.targets == "all-linear" else lora.targets
+    trained = None if decoder is None else decoder.adapters(lora.rank, targets)
+    if trained is None:
+        from orchestrator.meta_models import adapters_of, transformers_config
 
-    Raises:
-        UnknownModel: neither is there.
-        ConfigError: the folder cannot be read.
-    """
-    config = _architecture(model, key, cache_folder)
+        try:
+            with _understood(model, key, config):
+                made = transformers_config(config, model.path, trust_remote_code=model.trust_remote_code)
+                trained = adapters_of(made, lora, trust_remote_code=model.trust_remote_code)
+        except ModelError as error:
+            raise ConfigError(f"{key.removesuffix('.model')}.{error}") from error
+    return trained + (model_size(model, key, cache_folder).hidden if value_head else 0)
+
+
+@contextmanager
+def _understood(model: ModelConfig, key: str, config: dict[str, Any]) -> Iterator[None]:
+    """UnknownModel where transformers, or this file, makes no decoder of config.json."""
     try:
-        return size_of(config, value_head=value_head)
-    except (AttributeError, KeyError, ValueError) as error:
+        yield
+    except (AttributeError, KeyError, TypeError, ValueError, OSError, ImportError) as error:
+        code = " (it has code of its own: set trust_remote_code=true if you trust it)" if "auto_map" in config else ""
         raise UnknownModel(
-            f"{key}.path={model.path} is of the kind {config.model_type}, whose sizes are not understood ({error}); "
-            "plan with a model of a similar size"
+            f"{key}.path={model.path} is of the kind {config.get('model_type')}, whose sizes are not understood "
+            f"({error}){code}; plan with a model of a similar size"
         ) from error
 
 
-def _architecture(model: ModelConfig, key: str, cache_folder: Path) -> PretrainedConfig:
-    if not Path(model.path).expanduser().is_dir():
-        config = _known(model.path, key)
-        if model.layers is not None:
-            config.num_hidden_layers = min(model.layers, config.num_hidden_layers)
-        return config
-    try:
-        folder = str(resolve_model(model, cache_folder))
-        return AutoConfig.from_pretrained(folder, trust_remote_code=model.trust_remote_code)
-    except (ModelError, OSError, ValueError) as error:
-        raise ConfigError(f"{key}: {error}") from error
-
-
-def size_of(config: PretrainedConfig, *, value_head: bool = False) -> ModelSize:
-    """Counted on the meta device: exact, and nothing is allocated."""
-    text: Any = config.get_text_config()
-    with torch.device("meta"):
-        model: Any = AutoModelForCausalLM.from_config(config)
-    backbone, embedding = model.base_model, model.get_input_embeddings().weight.numel()
-    kinds = [type(m).__name__ for m in backbone.modules()]
-    layer = max(_count(m) for m in backbone.modules() if type(m).__name__ in (model._no_split_modules or kinds))
-    heads = text.num_attention_heads
-    return ModelSize(
-        parameters=_count(backbone) + text.hidden_size if value_head else _count(model),
-        layer=layer,
-        embedding=embedding,
-        layers=text.num_hidden_layers,
-        hidden=text.hidden_size,
-        intermediate=text.intermediate_size,
-        heads=heads,
-        kv_heads=getattr(text, "num_key_value_heads", None) or heads,
-        head_width=getattr(text, "head_dim", None) or text.hidden_size // heads,
-        vocabulary=0 if value_head else text.vocab_size,
-    )
-
-
-def _count(module: nn.Module) -> int:
-    """Parameters; tied ones once."""
-    return sum(p.numel() for p in module.parameters())
-
-
-def _known(path: str, key: str) -> PretrainedConfig:
-    table = _table()
-    name = table["same_as"].get(path, path)
-    if name not in table or name == "same_as":
-        known = ", ".join(sorted(table["same_as"]))
-        raise UnknownModel(
-            f"{key}.path={path} is not a folder, and its size is not known without a download; put its config.json in "
-            f"a folder and name that, or use one of {known}"
-        )
-    sizes = dict(table[name])
-    return AutoConfig.for_model(sizes.pop("architecture"), tie_word_embeddings=False, **sizes)
-
-
-@cache
-def _table() -> dict[str, Any]:
-    table: dict[str, Any] = yaml.safe_load(KNOWN.read_text(encoding="utf-8"))
-    return table
+def _own_code(model: ModelConfig, config: dict[str, Any]) -> bool:
+    """Whether the model is what code in its folder makes of it."""
+    return model.trust_remote_code and "auto_map" in config

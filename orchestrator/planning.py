@@ -39,7 +39,8 @@ from orchestrator.efficiency import load_efficiency
 from orchestrator.errors import ConfigError
 from orchestrator.loading import apply_override, validate
 from orchestrator.loads import GpuLoad, Held, HostLoad, Layout
-from orchestrator.model_sizes import UnknownModel, adapters, model_size
+from orchestrator.model_sizes import adapters, model_size
+from orchestrator.model_sources import UnknownModel
 from orchestrator.needs import needs, section_key, training
 from orchestrator.this_machine import as_pool
 from orchestrator.timeline import card_gib, step_time
@@ -208,6 +209,9 @@ def _model_sizes(config: RunConfig) -> tuple[dict[str, ModelSize], list[str]]:
     if config.ppo.uses_critic:
         critic = config.critic.model or (config.actor.model if config.critic.initialise_from == "policy" else None)
         sizes["critic"] = with_value_head(critic, "critic.model") if critic else sizes["reward"]
+    guessed = sorted(role for role, size in sizes.items() if size.estimated)
+    if guessed:
+        notes.append(f"{', '.join(guessed)}: an unknown architecture, estimated from the size of its weights")
     return sizes, notes
 
 

@@ -60,7 +60,7 @@ def check_plan(run: RunConfig, force: bool) -> None:
     """Draw the layout; PlacementError if it does not fit, unless `force`."""
     from rich.console import Console
 
-    from orchestrator.model_sizes import UnknownModel
+    from orchestrator.model_sources import UnknownModel
 
     try:
         planned = draw_plan(run, Console(stderr=True))

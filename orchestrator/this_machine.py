@@ -6,7 +6,6 @@ import time
 from functools import cache
 
 import psutil
-import torch
 
 from cluster.config import PoolConfig
 from cluster.memory import GIB
@@ -22,12 +21,14 @@ def as_pool(gpus: int) -> PoolConfig:
 
 def operations_per_s(dtype: str) -> float:
     """Of all cores together, in matrix products: measured on one, in a moment."""
-    return _core(getattr(torch, dtype)) * (psutil.cpu_count(logical=False) or 1)
+    return _core(dtype) * (psutil.cpu_count(logical=False) or 1)
 
 
 @cache
-def _core(dtype: torch.dtype) -> float:
-    matrix, threads = torch.ones(WIDTH, WIDTH, dtype=dtype), torch.get_num_threads()
+def _core(dtype: str) -> float:
+    import torch  # takes seconds, and no plan for GPUs comes here
+
+    matrix, threads = torch.ones(WIDTH, WIDTH, dtype=getattr(torch, dtype)), torch.get_num_threads()
     torch.set_num_threads(1)
     try:
         torch.mm(matrix, matrix)

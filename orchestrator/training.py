@@ -22,7 +22,7 @@ from orchestrator.evaluation import evaluate, training_samples
 from orchestrator.groups import Roles
 from orchestrator.kl import make_controller
 from orchestrator.loading import dump_config
-from orchestrator.model_sizes import UnknownModel
+from orchestrator.model_sources import UnknownModel
 from orchestrator.planning import role_sizes
 from orchestrator.ppo import StepResult, TrainState, expect_steps, step_metrics, train_step
 from orchestrator.ppo_config import AdaptiveKl

@@ -103,6 +103,15 @@ def test_activations_by_hand() -> None:
     assert checkpointed["activations"] == 100 * (4 * 2 * 64 + layer)
 
 
+def test_logits_that_are_scaled_or_capped_are_counted_whole() -> None:
+    blocks = RoleSize("actor", SMALL, ranks=1, number_bytes=2, stage=3, trained=True, tokens=100_000, scored_share=0.5)
+    whole = replace(blocks, model=replace(SMALL, whole_logits=True))
+    assert working(whole, training=False)["block of logits"] == 50_000 * 500 * 2 * 2
+    item = "head and a block of logits"
+    more = working(whole, training=True)[item] - working(blocks, training=True)[item]
+    assert more == 50_000 * (500 * 2 * 4 - LOGITS_BLOCK / 50_000 * 10)
+
+
 def test_logits_are_counted_by_the_block() -> None:
     assert (LOGITS_BLOCK, LOGITS_NARROWEST) == (head.BLOCK, head.NARROWEST)
     few = RoleSize("actor", SMALL, ranks=1, number_bytes=2, stage=3, trained=True, tokens=100, scored_share=0.5)

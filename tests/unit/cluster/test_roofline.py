@@ -13,7 +13,7 @@ from cluster.accelerators import ACCELERATORS
 from cluster.config import Efficiency
 from cluster.memory import EngineSize, ModelSize, RoleSize
 from cluster.roofline import Rates, Workload, card_rates, cpu_rates, generate_s, operations, push_s, score_s, update_s
-from orchestrator.model_sizes import size_of
+from orchestrator.meta_models import size_of
 
 MODEL = ModelSize(
     parameters=1000,
@@ -52,6 +52,24 @@ def test_operations_are_those_that_torch_counts() -> None:
     masked_half = 2 * tokens * tokens * size.heads * size.head_width * size.layers
     norms = 2 * tokens * size.layers * 2 * 64
     assert counter.get_total_flops() == operations(size, tokens, tokens) + masked_half - norms
+
+
+MIXTURE = replace(MODEL, parameters=5000, decoder=4800, experts=8, experts_per_token=2, expert=60, sparse_layers=9)
+
+
+def test_operations_of_a_mixture_are_those_of_the_experts_that_work() -> None:
+    assert operations(MIXTURE, 10, 0) - operations(MODEL, 10, 0) == 2 * 10 * (4800 - 9 * 6 * 60 - 10 * 80)
+    forward, logits = (16 * n / 10 for n in (operations(MIXTURE, 10, 6), 2 * 6 * MODEL.hidden * MODEL.vocabulary))
+    trained = update_s(replace(ROLE, model=MIXTURE), WORK, replace(FAST, compute=10.0))
+    assert trained == pytest.approx(2 * (3 * forward + logits))
+
+
+def test_a_batch_reads_the_experts_that_it_touches() -> None:
+    rates = replace(FAST, memory=10.0)
+    cache = 6 * 16 * KV * 7 / 10
+    touched = 8 * (1 - 0.75**16)
+    expected = 6 * 2 * (5000 - 9 * 60 * (8 - touched)) / 10 + cache
+    assert generate_s(replace(ENGINE, model=MIXTURE), WORK, rates, room=1e9) == pytest.approx(expected)
 
 
 def test_scoring_is_bound_by_arithmetic() -> None:

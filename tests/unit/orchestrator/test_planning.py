@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -46,6 +48,26 @@ def test_every_shipped_layout_fits_and_is_planned_quickly(path: Path) -> None:
     lines = text_of(planned).splitlines()
     assert max(map(len, lines)) <= 80
     assert lines[-1].strip() == "It fits."
+
+
+def test_a_plan_for_gpus_loads_neither_torch_nor_transformers() -> None:
+    program = (
+        "import os, sys\n"
+        "os.environ['HF_HUB_OFFLINE'] = '1'\n"
+        "from orchestrator import cli\n"
+        "from typer.testing import CliRunner\n"
+        "for path in sys.argv[1:]:\n"
+        "    lora = ['actor.lora={rank: 8}', 'critic.lora={rank: 8, targets: [q_proj, v_proj]}']\n"
+        "    for command in (['plan', path], ['plan', path, *lora], ['config', path], ['plan', '--help']):\n"
+        "        done = CliRunner().invoke(cli.app, command)\n"
+        "        assert done.exit_code == 0, (command, done.output)\n"
+        "print(sorted({'torch', 'transformers', 'ray', 'vllm', 'deepspeed', 'datasets'} & set(sys.modules)))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program, *map(str, ON_GPUS)], cwd=ROOT, capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == "[]"
 
 
 MEMBER = "{type: model, model: {path: OpenRLHF/Llama-3-8b-rm-mixture}}"
