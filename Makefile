@@ -26,7 +26,7 @@ smoke: setup ## train a reward model and then SmolLM2-135M with PPO on this mach
 	$(BIN)/tetrarch train configs/smoke.yaml $(SMOKE) $(ARGS)
 
 test: setup ## the tests: unit (two at a time), then integration
-	OMP_NUM_THREADS=1 $(BIN)/pytest -q -n 2 tests/unit
+	$(BIN)/pytest -q -n 2 tests/unit
 	$(BIN)/pytest -q tests/integration tests/anchors
 
 test-slow: setup ## the tests that `make test` leaves out because they take long
