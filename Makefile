@@ -25,8 +25,9 @@ smoke: setup ## train a reward model and then SmolLM2-135M with PPO on this mach
 	$(BIN)/tetrarch reward configs/smoke.yaml $(SMOKE) $(ARGS)
 	$(BIN)/tetrarch train configs/smoke.yaml $(SMOKE) $(ARGS)
 
-test: setup ## the tests: unit, then integration
-	$(BIN)/pytest -q
+test: setup ## the tests: unit (two at a time), then integration
+	$(BIN)/pytest -q -n 2 tests/unit
+	$(BIN)/pytest -q tests/integration tests/anchors
 
 test-slow: setup ## the tests that `make test` leaves out because they take long
 	$(BIN)/pytest -q -m slow

@@ -192,12 +192,13 @@ def _groups(placement: GroupsPlacement, needs: Sequence[RoleNeed]) -> Plan:
     if len(set(cards)) == 1:
         cards = ("",) * len(cards)  # whatever the cluster has
     capacity = [float(placement.pools[pool].cpus_per_node) for pool in pools]
+    demands = Plan(tuple(slots), pools, cards).demands
+    left = [cpus - demand.cpus for demand, cpus in zip(demands, capacity, strict=True)]
     for need in needs:
-        if need.workers is not None:
-            for rank in range(need.workers):
-                demands = Plan(tuple(slots), pools, cards).demands
-                left = [cpus - demand.cpus for demand, cpus in zip(demands, capacity, strict=True)]
-                slots.append(Slot(need.role, rank, left.index(max(left)), 1, 1))
+        for rank in range(need.workers or 0):
+            node = left.index(max(left))
+            slots.append(Slot(need.role, rank, node, 1, 1))
+            left[node] -= 1
     made = Plan(_shared(slots), pools, cards)
     for node, (demand, cpus) in enumerate(zip(made.demands, capacity, strict=True)):
         if (asked := demand.cpus) > cpus:

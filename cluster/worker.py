@@ -94,8 +94,8 @@ class Worker:
     """One rank: a process with one role."""
 
     def __init__(self, identity: Identity, environment: Mapping[str, str]) -> None:
-        # Until the role is built. Its imports, which begin with the arguments of `construct`, make a million objects that
-        # stay; looking for garbage among them takes a seventh of the time.
+        # Until the role is built. Its imports, which begin with the arguments of `construct`, make a million objects
+        # that stay; looking for garbage among them takes a seventh of the time.
         gc.disable()
         _redirect_output(identity.log)
         print(f"--- {identity}, pid {os.getpid()}, {time.strftime('%F %T')}", flush=True)

@@ -8,6 +8,7 @@ to `<run_dir>/logs/driver.log`, and is shown with `--debug`. The engines are imp
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import sys
@@ -277,6 +278,8 @@ def json_schema() -> dict[str, object]:
 def main() -> None:
     """The entry point of `tetrarch` and of `python -m orchestrator`."""
     code: object = 0
+    # Imports make a million objects that stay; by default, looking for garbage among them takes a seventh of the time.
+    gc.set_threshold(50_000)
     try:
         app()
     except SystemExit as end:

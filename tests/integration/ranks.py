@@ -20,7 +20,8 @@ class Ranks:
 
         self.size = size
         self._store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
-        context = multiprocessing.get_context("spawn")
+        context = multiprocessing.get_context("forkserver")
+        context.set_forkserver_preload(["tests.integration.engine_cases"])  # imported once, for all ranks
         self._ends: list[Connection] = []
         self._processes = []
         for rank in range(size):

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import tomllib
 from collections.abc import Iterator
+from importlib.util import cache_from_source, find_spec
 from pathlib import Path
 
 import pytest
@@ -131,3 +132,13 @@ def test_lock_file_follows_pyproject() -> None:
             assert locked[name].removesuffix("+cpu") == version, f"{requirement}; run `make lock`"
     cpu, gpu = (sorted(re.sub("-cpu|,.*", "", requirement) for requirement in extras[name]) for name in ("cpu", "gpu"))
     assert cpu == gpu, "the extras `cpu` and `gpu` are two builds of the same versions"
+
+
+def test_the_packages_are_compiled() -> None:
+    """By the set-up: where nothing may write bytecode, every rank would compile what it imports at each start."""
+    spec = find_spec("torch")
+    assert spec is not None and spec.origin is not None
+    packages = Path(spec.origin).parents[1]
+    used = ("torch/nn/modules/linear.py", "vllm/v1/engine/llm_engine.py", "deepspeed/runtime/engine.py", "ray/actor.py")
+    missing = [name for name in used if not Path(cache_from_source(str(packages / name))).is_file()]
+    assert missing == [], "remove .venv/.tetrarch-packages and run `make setup`"
