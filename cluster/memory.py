@@ -9,17 +9,23 @@ section 4) for a layer with RMSNorm, rotary positions and a gated MLP, with atte
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 GIB = 2**30
-REDUCE_BUCKET = 500_000_000
-"""DeepSpeed's `reduce_bucket_size`: numbers of gradient collected before they are reduced; stage 3 always holds it."""
+REDUCE_BUCKET = 200_000_000
+"""Numbers of gradient collected before they are reduced (`roles.deepspeed_settings`): stage 3 holds one such buffer all
+the time, also on a single rank; stages 1 and 2 hold two while they train."""
 SUB_GROUP = 1_000_000_000
 """DeepSpeed's `sub_group_size`: numbers whose gradients the optimizer's step widens to float32 at a time."""
 PREFETCHED_LAYERS = 2
 """Decoder layers that are whole at a time: the one that computes, and the next on its way."""
-LOGITS_BLOCK, LOGITS_NARROWEST = 1 << 22, 64
-"""Logits that are held at a time, and columns of them at the least: `roles.head`."""
+LOGITS_BLOCK, LOGITS_NARROWEST = {"cpu": 1 << 22, "cuda": 1 << 25}, 64
+"""Logits that are held at a time, by device, and columns of them at the least: `roles.head`."""
+STAGING = 1 << 30
+"""Bytes of a push that vLLM's transfer holds packed at a time, unless one weight is larger or all are fewer."""
+STAGING_BUFFERS = {"ipc": 1, "nccl": 2}
+"""How many such buffers the sender has."""
 WHOLE_LOGITS = {"scored": 2, "trained": 4}
 """Copies of them, in the model's own type, where an architecture changes them after its head: before and after that,
 and the gradients of both. Measured with Granite: 2.0 and 2.4 to 4.0."""
@@ -144,6 +150,8 @@ class RoleSize:
     """Over which the ranks are spread."""
     threads: int = 1
     """CPU threads of each rank."""
+    device: str = "cuda"
+    """`cpu` or `cuda`."""
 
     @property
     def learning(self) -> int:
@@ -199,7 +207,7 @@ def states(role: RoleSize, *, training: bool = True) -> Account:
     if role.trained and not role.offload_optimizer:
         account["gradients (float32)"] = 4 * role.learning / shards[1]
         account["optimizer (float32 weights and moments)"] = _optimizer_bytes(role) / shards[2]
-    if role.trained and role.stage == 3 and role.ranks > 1:
+    if role.trained and role.stage == 3 and role.device == "cuda":
         account["reduction bucket"] = role.number_bytes * REDUCE_BUCKET
     return account
 
@@ -211,10 +219,21 @@ def host_states(role: RoleSize) -> Account:
         account["offloaded weights"] = role.model.parameters * role.number_bytes / role.ranks
         if role.averaged:
             account["mean of the weights (float32)"] = 4 * role.model.parameters / role.ranks
-    if role.trained and (role.offload_optimizer or role.sleep):
+    if role.trained and role.offload_optimizer:
         account["offloaded gradients (float32)"] = 4 * role.learning / role.ranks
         account["offloaded optimizer"] = _optimizer_bytes(role) / role.ranks
+    elif role.trained and role.sleep:
+        account["sleeping optimizer"] = _asleep_bytes(role)
     return account
+
+
+def _asleep_bytes(role: RoleSize) -> float:
+    """AdamW's numbers in pinned memory, which torch hands out in powers of two: a copy for each of them in each of the
+    optimizer's groups of parameters."""
+    own = role.learning / role.ranks
+    groups = math.ceil(own / SUB_GROUP)
+    copy = 4 * own / groups
+    return groups * (_optimizer_bytes(role) / role.learning / 4) * 2 ** math.ceil(math.log2(max(copy, 1)))
 
 
 def _optimizer_bytes(role: RoleSize) -> float:
@@ -232,6 +251,8 @@ def working(role: RoleSize, *, training: bool) -> Account:
     if training:
         account["activations"] = tokens * _activation_bytes(role)
         account["head and a block of logits"] = _head_bytes(role)
+        if role.stage in (1, 2) and role.device == "cuda":
+            account["reduction buckets"] = 2 * role.number_bytes * REDUCE_BUCKET
         if not role.offload_optimizer:
             account["optimizer's step"] = 4 * min(SUB_GROUP, role.learning / max(role.ranks, 1))
     else:
@@ -245,7 +266,7 @@ def _logits_bytes(role: RoleSize, how: str) -> float:
     scored = role.tokens * role.scored_share
     if role.model.whole_logits:
         return scored * role.model.vocabulary * role.number_bytes * WHOLE_LOGITS[how]
-    columns = min(max(LOGITS_BLOCK / scored, LOGITS_NARROWEST), role.model.vocabulary)
+    columns = min(max(LOGITS_BLOCK[role.device] / scored, LOGITS_NARROWEST), role.model.vocabulary)
     return scored * columns * (role.number_bytes + 8)
 
 
@@ -269,12 +290,18 @@ def _activation_bytes(role: RoleSize) -> float:
     return width * model.hidden * model.layers + layer if role.checkpointing else layer * model.layers
 
 
+def staging(model: ModelSize, number_bytes: int) -> float:
+    """Bytes of one buffer of a push. The largest weight is the embedding."""
+    return number_bytes * max(model.embedding, min(STAGING / number_bytes, model.parameters))
+
+
 def engine(size: EngineSize, capacity: float, phase: str) -> Account:
     """Of an engine on each of its GPUs (`capacity` bytes) in a phase."""
     if size.sleep and phase in ("score", "train actor", "train critic"):
         return {"engine, asleep": RUNTIME}
     if size.sleep and phase == "push":
-        return {"engine's weights": size.weights, "engine, half awake": RUNTIME}
+        copies = staging(size.model, size.number_bytes)
+        return {"engine's weights": size.weights, "copies of what arrives": copies, "engine, half awake": RUNTIME}
     taken = size.utilization * capacity
     return {"engine's weights": size.weights, "engine's KV cache and workspace": taken - size.weights}
 
@@ -287,7 +314,6 @@ def engine_host(size: EngineSize) -> Account:
 def rank_without_gpu(role: RoleSize) -> Account:
     """Of each rank, in its host's memory, at its worst. The weights' file stays mapped beside the weights."""
     account = {"libraries": PROCESS, "weights' file": float(role.model.parameters * role.number_bytes), **states(role)}
-    account.pop("reduction bucket", None)  # never touched as a whole
     return account | {item: SLACK * size for item, size in working(role, training=role.trained).items()}
 
 

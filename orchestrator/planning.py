@@ -21,6 +21,7 @@ from cluster.memory import (
     PROCESS,
     RUNTIME,
     SERVICES,
+    STAGING_BUFFERS,
     Account,
     EngineSize,
     ModelSize,
@@ -30,6 +31,7 @@ from cluster.memory import (
     engine_without_gpu,
     host_states,
     rank_without_gpu,
+    staging,
     states,
     working,
 )
@@ -128,6 +130,7 @@ def _gpu_load(
 ) -> GpuLoad:
     here = [slot for slot in made.slots if slot.node == node and gpu in slot.gpus]
     side_by_side = {"actor", "critic"} <= {slot.role for slot in here}
+    pushed_by = "ipc" if ENGINES in {slot.role for slot in here} else "nccl"
     capacity = card_gib(pool) * GIB
     phases: dict[str, Held] = {phase: {} for phase in PHASES}
     for slot in here:
@@ -135,20 +138,23 @@ def _gpu_load(
             account = (
                 engine(engines, capacity, phase)
                 if slot.role == ENGINES
-                else _of_role(roles[slot.role], phase, side_by_side)
+                else _of_role(roles[slot.role], phase, side_by_side, pushed_by)
             )
             held.update({(slot.role, item): size for item, size in account.items() if size})
     return GpuLoad(node, gpu, capacity, tuple(here), phases)
 
 
-def _of_role(role: RoleSize, phase: str, side_by_side: bool) -> Account:
-    """`side_by_side`: actor and critic share the card, and their updates run at the same time."""
+def _of_role(role: RoleSize, phase: str, side_by_side: bool, pushed_by: str) -> Account:
+    """`side_by_side`: actor and critic share the card, and their updates run at the same time; `pushed_by`: `ipc` where
+    the engines share it too, `nccl` otherwise."""
     training = role.trained and (phase == f"train {role.role}" or (side_by_side and phase.startswith("train")))
     account = {**states(role, training=training), "runtime": RUNTIME}
     if phase in WORKING_IN[base_role(role.role)] or training:
         account |= working(role, training=training)
     elif phase == "push" and role.role == "actor" and role.ranks > 1:
         account["gathered layers"] = role.number_bytes * (role.model.layer + role.model.embedding)
+    if phase == "push" and role.role == "actor":
+        account["packed for the engines"] = STAGING_BUFFERS[pushed_by] * staging(role.model, role.number_bytes)
     if phase == "push" and role.role == "actor" and role.adapters is not None:
         # A matrix and its adapter's product in float32, and their sum in the engines' type.
         account["merged matrix"] = 10 * role.model.hidden * role.model.intermediate
@@ -237,6 +243,7 @@ def _role_size(config: RunConfig, slots: list[Slot], model: ModelSize) -> RoleSi
         scored_share=config.longest_response / longest,
         nodes=len({slot.node for slot in slots}),
         threads=slots[0].threads,
+        device=config.device,
     )
 
 

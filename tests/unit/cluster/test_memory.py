@@ -12,16 +12,19 @@ from cluster.memory import (
     GIB,
     LOGITS_BLOCK,
     LOGITS_NARROWEST,
+    REDUCE_BUCKET,
     EngineSize,
     ModelSize,
     RoleSize,
     engine,
     engine_host,
     host_states,
+    staging,
     states,
     working,
 )
 from roles import head
+from roles.deepspeed_settings import CARD_BUCKET
 
 SEVENTY_B = ModelSize(70_553_706_496, 855_654_400, 1_050_673_152, 80, 8192, 28672, 64, 8, 128, 128256)
 SMALL = ModelSize(1_000_000, 100_000, 50_000, 4, 64, 256, 4, 2, 16, 500)
@@ -62,8 +65,17 @@ def test_what_sleeps_is_on_the_host_between_updates_and_on_the_card_in_them() ->
     asleep = replace(ACTOR, sleep=True)
     assert states(asleep) == states(ACTOR)
     assert states(asleep, training=False) == {"weights": states(ACTOR)["weights"]}
-    moved = sum(states(ACTOR).values()) - states(ACTOR)["weights"] - states(ACTOR)["reduction bucket"]
-    assert sum(host_states(asleep).values()) == pytest.approx(moved)
+    optimizer = states(ACTOR)["optimizer (float32 weights and moments)"]
+    assert optimizer < host_states(asleep)["sleeping optimizer"] < 2 * optimizer
+    assert set(host_states(asleep)) == {"sleeping optimizer"}  # gradients are dead by then
+
+
+def test_a_pinned_copy_takes_a_power_of_two() -> None:
+    """Three numbers for each parameter, in groups of a billion: 2.5 billion of a rank are three copies of 3.3 GB."""
+    large = replace(ACTOR, model=replace(SMALL, parameters=5_000_000_000), ranks=2, sleep=True)
+    assert host_states(large)["sleeping optimizer"] == 3 * 3 * 2**32
+    small = replace(ACTOR, model=SMALL, ranks=1, number_bytes=4, sleep=True)
+    assert host_states(small)["sleeping optimizer"] == 2 * 2**22  # 4 MB fit into 4 MiB
 
 
 def test_frozen_and_unsharded() -> None:
@@ -75,7 +87,7 @@ def test_frozen_and_unsharded() -> None:
 
 
 def test_float32_keeps_no_second_copy_of_the_weights() -> None:
-    role = RoleSize("actor", SMALL, ranks=1, number_bytes=4, stage=3, trained=True)
+    role = RoleSize("actor", SMALL, ranks=1, number_bytes=4, stage=3, trained=True, device="cpu")
     assert sum(states(role).values()) == 16 * SMALL.parameters
 
 
@@ -90,7 +102,7 @@ def test_adapters_alone_have_gradients_and_moments(stage: int) -> None:
     assert ours["optimizer (float32 weights and moments)"] == 12 * 10_000 / shards[2]
     assert working(lora, training=True)["optimizer's step"] == 4 * 10_000 / 4
     asleep = host_states(replace(lora, sleep=True))
-    assert sum(asleep.values()) == 16 * 10_000 / 4
+    assert sum(asleep.values()) == 3 * 2**14  # of 10,000 bytes each
     saved = working(whole, training=True)["head and a block of logits"]
     assert saved - working(lora, training=True)["head and a block of logits"] == 2 * SMALL.embedding
 
@@ -104,32 +116,44 @@ def test_activations_by_hand() -> None:
 
 
 def test_logits_that_are_scaled_or_capped_are_counted_whole() -> None:
-    blocks = RoleSize("actor", SMALL, ranks=1, number_bytes=2, stage=3, trained=True, tokens=100_000, scored_share=0.5)
+    blocks = RoleSize(
+        "actor", SMALL, ranks=1, number_bytes=2, stage=3, trained=True, tokens=100_000, scored_share=0.5, device="cpu"
+    )
     whole = replace(blocks, model=replace(SMALL, whole_logits=True))
     assert working(whole, training=False)["block of logits"] == 50_000 * 500 * 2 * 2
     item = "head and a block of logits"
     more = working(whole, training=True)[item] - working(blocks, training=True)[item]
-    assert more == 50_000 * (500 * 2 * 4 - LOGITS_BLOCK / 50_000 * 10)
+    assert more == 50_000 * (500 * 2 * 4 - LOGITS_BLOCK["cpu"] / 50_000 * 10)
 
 
 def test_logits_are_counted_by_the_block() -> None:
-    assert (LOGITS_BLOCK, LOGITS_NARROWEST) == (head.BLOCK, head.NARROWEST)
+    assert LOGITS_BLOCK == {"cpu": head.BLOCK, "cuda": head.CARD_BLOCK} and head.NARROWEST == LOGITS_NARROWEST
     few = RoleSize("actor", SMALL, ranks=1, number_bytes=2, stage=3, trained=True, tokens=100, scored_share=0.5)
     assert working(few, training=False)["block of logits"] == 50 * 500 * (2 + 8), "fewer than a block"
     assert working(few, training=True)["head and a block of logits"] == 50 * 500 * 10 + 50 * 64 * 8 + 2 * 50_000
     large = replace(few, model=replace(SMALL, vocabulary=131_072), tokens=16_384)
-    assert working(large, training=False)["block of logits"] == LOGITS_BLOCK * 10
-    assert working(replace(large, tokens=1 << 20), training=False)["block of logits"] == (1 << 19) * 64 * 10
+    for device, block in LOGITS_BLOCK.items():
+        assert working(replace(large, device=device), training=False)["block of logits"] == block * 10
+    assert working(replace(large, tokens=1 << 21), training=False)["block of logits"] == (1 << 20) * 64 * 10
     critic = working(replace(few, model=replace(SMALL, vocabulary=0)), training=True)
     assert not [item for item in critic if "logits" in item]
 
 
-def test_only_a_sharded_group_gathers_and_reduces() -> None:
+def test_only_a_sharded_group_gathers_but_a_single_rank_holds_a_bucket_too() -> None:
     role = RoleSize("actor", SMALL, ranks=1, number_bytes=2, stage=3, trained=True)
-    assert {"gathered layers", "reduction bucket"}.isdisjoint({*working(role, training=True), *states(role)})
-    two = replace(role, ranks=2)
-    assert working(two, training=True)["gathered layers"] == 2 * (2 * 100_000 + 50_000)
-    assert states(two)["reduction bucket"] == 2 * 500_000_000
+    assert REDUCE_BUCKET == CARD_BUCKET
+    assert "gathered layers" not in working(role, training=True)
+    assert states(role)["reduction bucket"] == states(replace(role, ranks=2))["reduction bucket"] == 2 * REDUCE_BUCKET
+    assert working(replace(role, ranks=2), training=True)["gathered layers"] == 2 * (2 * 100_000 + 50_000)
+    assert working(replace(role, stage=2), training=True)["reduction buckets"] == 4 * REDUCE_BUCKET
+    on_cpu = replace(role, device="cpu", stage=2)
+    assert not [item for item in {**working(on_cpu, training=True), **states(on_cpu)} if "bucket" in item]
+
+
+def test_a_push_stages_a_gibibyte_or_the_largest_weight_or_all_there_is() -> None:
+    assert staging(SMALL, 2) == 2 * SMALL.parameters
+    assert staging(replace(SMALL, parameters=10**10), 2) == GIB
+    assert staging(SEVENTY_B, 2) == 2 * SEVENTY_B.embedding > GIB
 
 
 def test_an_engine_takes_its_share_and_gives_it_back_asleep() -> None:
