@@ -15,7 +15,7 @@ unexport PYTHONDONTWRITEBYTECODE
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' Makefile
 
-setup: ## make .venv from requirements.lock (EXTRA=gpu: the CUDA builds; PYTHON=...: which Python 3.11)
+setup: ## make .venv from requirements.lock (EXTRA=gpu: the CUDA builds; PYTHON=...: which Python, 3.11 or 3.12)
 	@.ci/setup $(EXTRA)
 
 smoke: setup ## train a reward model and then SmolLM2-135M with PPO on this machine; results in runs/smoke (ARGS="steps=5": other settings)

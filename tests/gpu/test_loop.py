@@ -25,8 +25,13 @@ pytestmark = [pytest.mark.gpu, pytest.mark.timeout(240)]
 
 CONFIG = Path(__file__).with_name("one-gpu.yaml")
 RUN_S = 220.0
-PLANNED = {"generate": ["generate"], "score": ["score"], "update": ["train actor", "train critic"], "push": ["push"]}
-"""A step's phases → the plan's."""
+PLANNED = {
+    "generate": ["generate"],
+    "score": ["score"],
+    "update": ["train actor", "train critic"],
+    "push": ["push", "generate"],
+}
+"""A step's phases → the plan's. A push ends with the engine awake for the next step."""
 
 
 @pytest.fixture(scope="session")
@@ -94,7 +99,7 @@ def test_everything_sleeps_and_is_resumed(folder_of: Callable[[str], Path], runs
 
 
 def test_memory_is_as_planned_in_every_phase(folder_of: Callable[[str], Path], runs: Path, card: str) -> None:
-    """An actor of 1.2B parameters, compiled engine."""
+    """An actor of 1.2B parameters, compiled engine. Measured at first: 0.98 to 1.05 times the plan."""
     large = [
         "actor.micro_batch_tokens=8192",
         "critic.micro_batch_tokens=8192",
