@@ -13,7 +13,8 @@ from dataclasses import dataclass
 
 from cluster.accelerators import Accelerator
 from cluster.config import Efficiency
-from cluster.memory import EngineSize, ModelSize, RoleSize, host_states
+from cluster.memory import EngineSize, RoleSize, host_states
+from cluster.model_size import ModelSize
 
 ADAM_BYTES = 30
 """Memory traffic of one weight in AdamW: gradient, float32 weight and two moments read, the last three and the narrow

@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Literal
 
 import psutil
 
-from cluster.memory import GIB, splits
+from cluster.memory import GIB
+from cluster.model_size import splits
 from cluster.plan import ranks_of, tensor_parallel_size
 from orchestrator.checkpoint import Checkpoints, trained_step
 from orchestrator.config import RewardTrainingConfig, RunConfig, SampledPairs

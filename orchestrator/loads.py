@@ -10,7 +10,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from cluster.groups import ENGINES
-from cluster.memory import GIB, PHASES, EngineSize, ModelSize
+from cluster.memory import GIB, PHASES, EngineSize
+from cluster.model_size import ModelSize
 from cluster.plan import Plan, Slot
 from orchestrator.timeline import StepTime
 

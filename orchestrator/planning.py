@@ -24,7 +24,6 @@ from cluster.memory import (
     STAGING_BUFFERS,
     Account,
     EngineSize,
-    ModelSize,
     RoleSize,
     engine,
     engine_host,
@@ -35,6 +34,7 @@ from cluster.memory import (
     states,
     working,
 )
+from cluster.model_size import ModelSize
 from cluster.plan import Plan, Slot, plan, ranks_of, tensor_parallel_size
 from orchestrator.config import RunConfig
 from orchestrator.efficiency import load_efficiency

@@ -14,7 +14,6 @@ from cluster.memory import (
     LOGITS_NARROWEST,
     REDUCE_BUCKET,
     EngineSize,
-    ModelSize,
     RoleSize,
     engine,
     engine_host,
@@ -23,6 +22,7 @@ from cluster.memory import (
     states,
     working,
 )
+from cluster.model_size import ModelSize
 from roles import head
 from roles.deepspeed_settings import CARD_BUCKET
 

@@ -11,7 +11,8 @@ from transformers import AutoModelForCausalLM, LlamaConfig
 
 from cluster.accelerators import ACCELERATORS
 from cluster.config import Efficiency
-from cluster.memory import EngineSize, ModelSize, RoleSize
+from cluster.memory import EngineSize, RoleSize
+from cluster.model_size import ModelSize
 from cluster.roofline import Rates, Workload, card_rates, cpu_rates, generate_s, operations, push_s, score_s, update_s
 from orchestrator.meta_models import size_of
 

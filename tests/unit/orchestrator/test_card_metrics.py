@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 
 from cluster.card_use import CardSample, CardUse
-from cluster.memory import GIB, ModelSize, RoleSize
+from cluster.memory import GIB, RoleSize
+from cluster.model_size import ModelSize
 from cluster.worker import RankUsage
 from orchestrator.card_metrics import StepWork, card_metrics
 from orchestrator.metrics import METRICS
