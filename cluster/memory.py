@@ -130,7 +130,7 @@ def states(role: RoleSize, *, training: bool = True) -> Account:
         return account
     if role.trained and not role.offload_optimizer:
         account["gradients (float32)"] = 4 * role.learning / shards[1]
-        account["optimizer (float32 weights and moments)"] = _optimizer_bytes(role) / shards[2]
+        account["optimizer (float32 weights and moments)"] = optimizer_bytes(role) / shards[2]
     if role.trained and role.stage == 3 and role.device == "cuda":
         account["reduction bucket"] = role.number_bytes * REDUCE_BUCKET
     return account
@@ -145,7 +145,7 @@ def host_states(role: RoleSize) -> Account:
             account["mean of the weights (float32)"] = 4 * role.model.parameters / role.ranks
     if role.trained and role.offload_optimizer:
         account["offloaded gradients (float32)"] = 4 * role.learning / role.ranks
-        account["offloaded optimizer"] = _optimizer_bytes(role) / role.ranks
+        account["offloaded optimizer"] = optimizer_bytes(role) / role.ranks
     elif role.trained and role.sleep:
         account["sleeping optimizer"] = _asleep_bytes(role)
     return account
@@ -157,10 +157,10 @@ def _asleep_bytes(role: RoleSize) -> float:
     own = role.learning / role.ranks
     groups = math.ceil(own / SUB_GROUP)
     copy = 4 * own / groups
-    return groups * (_optimizer_bytes(role) / role.learning / 4) * 2 ** math.ceil(math.log2(max(copy, 1)))
+    return groups * (optimizer_bytes(role) / role.learning / 4) * 2 ** math.ceil(math.log2(max(copy, 1)))
 
 
-def _optimizer_bytes(role: RoleSize) -> float:
+def optimizer_bytes(role: RoleSize) -> float:
     """AdamW: two moments, and the float32 weights where the model's own are narrower."""
     return role.learning * (8 + (4 if role.number_bytes < 4 else 0))
 

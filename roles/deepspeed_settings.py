@@ -16,8 +16,8 @@ CPU_BUCKET = 4_000_000
 """Gradient numbers reduced at a time on CPU: what gloo moves fastest (16 MB fits the caches)."""
 
 CARD_BUCKET = 200_000_000
-"""The same on a GPU, where ZeRO-3 keeps a buffer of so many numbers all the time; DeepSpeed's own default is 500 million,
-1 GB for each trained role on a card."""
+"""The same on a GPU, where ZeRO-3 keeps a buffer of so many numbers all the time; DeepSpeed's own default is 500
+million, 1 GB for each trained role on a card."""
 
 CPU_WHOLE = 1000
 """Parameters of no more numbers (biases, norms) stay whole on every rank."""

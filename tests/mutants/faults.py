@@ -183,8 +183,8 @@ FAULTS = (
     Fault(
         "loss scaled by the number of micro-batches",
         "roles/engine.py",
-        "self._deepspeed.backward(loss(step, items) * scale)",
-        "self._deepspeed.backward(loss(step, items) * scale * len(bins))",
+        "self._deepspeed.backward(summed * scale)",
+        "self._deepspeed.backward(summed * scale * len(bins))",
         ENGINE,
     ),
     Fault(
