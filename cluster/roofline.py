@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from cluster.accelerators import Accelerator
 from cluster.config import Efficiency
-from cluster.memory import EngineSize, RoleSize, host_states
+from cluster.memory import EngineSize, RoleSize, optimizer_bytes
 from cluster.model_size import ModelSize
 
 ADAM_BYTES = 30
@@ -159,8 +159,8 @@ def _micro_batches(role: RoleSize, work: Workload, samples: float) -> int:
 
 
 def _asleep_bytes(role: RoleSize) -> float:
-    """Of each rank: gradients and optimizer, to the host and back once a step."""
-    return sum(host_states(role).values())
+    """Of each rank: the optimizer, to the host and back once a step."""
+    return optimizer_bytes(role) / role.ranks
 
 
 def _gather_s(role: RoleSize, rates: Rates) -> float:
