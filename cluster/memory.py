@@ -111,7 +111,10 @@ class EngineSize:
 
     @property
     def kv_of_a_sample(self) -> float:
-        """Bytes on each of its GPUs for the longest sample; heads are copied where there are fewer than GPUs."""
+        """Bytes on each of its GPUs for the longest sample; heads are copied where there are fewer than GPUs, and so is
+        the one vector that latent attention keeps of a token."""
+        if self.model.latent:
+            return self.model.layers * self.model.latent * self.number_bytes * self.longest
         heads = max(self.model.kv_heads / self.parallel, 1)
         return 2 * self.model.layers * heads * self.model.head_width * self.number_bytes * self.longest
 

@@ -165,6 +165,8 @@ def test_an_engine_takes_its_share_and_gives_it_back_asleep() -> None:
     assert engine_host(asleep) == {"sleeping weights": awake.weights}
     assert engine_host(replace(awake, sleep=2)) == engine_host(awake) == {}
     assert awake.kv_of_a_sample == 2 * 80 * 2 * 128 * 2 * 2048
+    latent = replace(awake, model=replace(SEVENTY_B, latent=576))
+    assert latent.kv_of_a_sample == 80 * 576 * 2 * 2048  # whole on each of the engine's GPUs
 
 
 def test_a_mean_of_the_weights_is_kept_in_full_precision_also_while_the_rest_sleeps() -> None:
