@@ -188,14 +188,28 @@ class Efficiency(Section):
     """Share of the links' bandwidth in gathers and copies."""
     token_overhead_s: float = Field(ge=0)
     """Seconds of every decoding iteration beside the arithmetic."""
+    layer_s: float = Field(default=0.0, ge=0)
+    """Seconds in which the host launches a decoder layer's forward pass; fewer tokens are no faster."""
+    collective_s: float = Field(default=0.0, ge=0)
+    """Latency of one collective, seconds."""
+    push_layer_s: float = Field(default=0.0, ge=0)
+    """Seconds of handing over one layer's tensors in a push, beside the bytes."""
     network_gb_s: float = Field(gt=0)
     """Of a node, 10^9 bytes a second, one direction."""
     thread_gb_s: float = Field(gt=0)
     """Memory traffic of one CPU thread, 10^9 bytes a second."""
     host_memory_gb_s: float = Field(gt=0)
     """Memory traffic of a whole host, 10^9 bytes a second."""
-    response_share: float = Field(default=1.0, gt=0, le=1)
-    """Mean length of a response, as a share of the longest that the configuration allows."""
+    prompt_share: float = Field(default=1.0, gt=0, le=1)
+    """Mean length of a prompt, as a share of the longest that the configuration allows."""
+    response_share: float | None = Field(default=None, gt=0, le=1)
+    """Mean length of a response, as a share of the longest that the configuration allows; null: that of
+    `response_quantiles`, or half."""
+    response_spread: float = Field(default=1.0, ge=0, le=10)
+    """Standard deviation of the logarithm of a response's length, before the longest are cut; 0: all are alike."""
+    response_quantiles: dict[Annotated[float, Field(ge=0, le=1)], Annotated[float, Field(ge=0, le=1)]] | None = None
+    """The measured shape: share of the responses → length that they do not exceed, as a share of the longest allowed.
+    null: logarithms of lengths are normal, with `response_spread`."""
     correction: Correction = Correction()
     """What `tetrarch plan --calibrate` fits."""
 

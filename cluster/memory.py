@@ -103,6 +103,8 @@ class EngineSize:
     """Bytes of the KV cache where there is no GPU."""
     max_sequences: int = 256
     """Responses that one generates at once."""
+    eager: bool = False
+    """Kernels are launched one by one, without graphs."""
 
     @property
     def weights(self) -> float:

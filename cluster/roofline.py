@@ -1,9 +1,10 @@
 """Seconds on paper: how long each role works in a PPO step. Pure.
 
 Sizes (`cluster.memory`), a Workload and Rates flow in, seconds flow out; `orchestrator.timeline` puts them side by
-side. Each is the longest of what bounds it (Williams et al., "Roofline", CACM 2009): arithmetic, the card's memory, or
-the wire. Operations of a decoder are counted as in Korthikanti et al. (arXiv 2205.05198, appendix A): two for each
-weight and token, and attention over the sample's own earlier tokens.
+side (how long engines generate is in `cluster.generation`). Each is the longest of what bounds it (Williams et al.,
+"Roofline", CACM 2009): arithmetic, the card's memory, the wire, or the host that launches kernels. Operations of a
+decoder are counted as in Korthikanti et al. (arXiv 2205.05198, appendix A): two for each weight and token, and
+attention over the sample's own earlier tokens.
 """
 
 from __future__ import annotations
@@ -13,13 +14,19 @@ from dataclasses import dataclass
 
 from cluster.accelerators import Accelerator
 from cluster.config import Efficiency
-from cluster.memory import EngineSize, RoleSize, optimizer_bytes
+from cluster.lengths import Lengths, fixed
+from cluster.memory import RoleSize, optimizer_bytes
 from cluster.model_size import ModelSize
 
 ADAM_BYTES = 30
 """Memory traffic of one weight in AdamW: gradient, float32 weight and two moments read, the last three and the narrow
 weight written."""
 GRADIENT_BYTES = 4
+PUSH_PASSES = 8
+"""How often the card's memory is read or written for a pushed weight: gathered, cast, summed up for the digest, packed,
+unpacked, loaded."""
+PARTS = 32
+"""Equal parts of the responses that stand for all of them where operations are counted."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,11 +48,18 @@ class Rates:
     host_memory: float
     """Memory traffic of all of a host's threads."""
     token_overhead_s: float
+    """Of every decoding iteration."""
+    layer_s: float = 0.0
+    """The host's, to launch the forward pass of one decoder layer."""
+    collective_s: float = 0.0
+    """Latency of one collective."""
+    push_layer_s: float = 0.0
+    """Of handing over one layer's tensors in a push, whatever their size."""
 
 
 @dataclass(frozen=True, slots=True)
 class Workload:
-    """One PPO step; lengths are means."""
+    """One PPO step; prompt and response tokens are means."""
 
     samples: int
     responses_per_prompt: int
@@ -53,11 +67,18 @@ class Workload:
     response_tokens: float
     epochs: int
     mini_batches: int
+    responses: Lengths | None = None
+    """How the lengths of responses are spread around their mean; None: they are all alike."""
 
     @property
     def tokens(self) -> float:
         """Of a sample."""
         return self.prompt_tokens + self.response_tokens
+
+    @property
+    def lengths(self) -> Lengths:
+        """Of the responses."""
+        return self.responses or fixed(self.response_tokens)
 
 
 def card_rates(card: Accelerator, efficiency: Efficiency) -> Rates:
@@ -72,6 +93,9 @@ def card_rates(card: Accelerator, efficiency: Efficiency) -> Rates:
         thread=1e9 * efficiency.thread_gb_s,
         host_memory=1e9 * efficiency.host_memory_gb_s,
         token_overhead_s=efficiency.token_overhead_s,
+        layer_s=efficiency.layer_s,
+        collective_s=efficiency.collective_s,
+        push_layer_s=efficiency.push_layer_s,
     )
 
 
@@ -87,6 +111,9 @@ def cpu_rates(operations_per_s: float, ranks: int, efficiency: Efficiency) -> Ra
         thread=1e9 * efficiency.thread_gb_s,
         host_memory=memory * ranks,
         token_overhead_s=efficiency.token_overhead_s,
+        layer_s=efficiency.layer_s,
+        collective_s=efficiency.collective_s,
+        push_layer_s=efficiency.push_layer_s,
     )
 
 
@@ -103,8 +130,13 @@ def _head_operations(model: ModelSize, scored: float) -> float:
 
 def score_s(role: RoleSize, work: Workload, rates: Rates) -> float:
     """One forward pass of a role over all samples of a step."""
-    compute = _operations_of_a_rank(role, work, work.samples) / rates.compute
-    return max(compute, _micro_batches(role, work, work.samples) * _gather_s(role, rates))
+    passes = _micro_batches(role, work, work.samples)
+    return _piped(
+        _operations_of_a_rank(role, work, work.samples) / rates.compute,
+        passes * _gather_s(role, rates),
+        passes * _least_s(role, rates),
+        role.model.layers,
+    )
 
 
 def update_s(role: RoleSize, work: Workload, rates: Rates) -> float:
@@ -116,41 +148,56 @@ def update_s(role: RoleSize, work: Workload, rates: Rates) -> float:
     learning = role.learning / role.model.parameters
     again = 0.0 if role.checkpointing else samples / role.ranks * _head_operations(role.model, work.response_tokens)
     forward = _operations_of_a_rank(role, work, samples)
-    compute = ((3 if role.checkpointing else 2) * forward + learning * forward + again) / rates.compute
-    # Weights for the forward and the backward pass, and gradients: stage 3 for every micro-batch, others at the end.
-    whole = _gather_s(role, rates) if role.stage == 3 else _exchange_s(role, rates)
-    wire = (2 + learning) * micro_batches * whole if role.stage == 3 else 2 * learning * whole
-    once = max(compute, wire) + _optimizer_s(role, rates, micro_batches)
+    passes = 3 if role.checkpointing else 2
+    compute = (passes * forward + learning * forward + again) / rates.compute
+    least = (passes + learning) * micro_batches * _least_s(role, rates)
+    if role.stage == 3:
+        # Weights for the forward and the backward pass, and gradients, for every micro-batch.
+        wire = (2 + learning) * micro_batches * _gather_s(role, rates)
+        once = _piped(compute, wire, least, role.model.layers)
+    else:
+        # Gradients once, behind the last micro-batch's backward pass, and the new weights.
+        busy = max(compute, least)
+        once = busy + max(2 * learning * _exchange_s(role, rates) - busy / micro_batches, 0.0)
+    once += _optimizer_s(role, rates, micro_batches)
     return work.epochs * work.mini_batches * once + (2 * _asleep_bytes(role) / rates.host if role.sleep else 0.0)
 
 
-def generate_s(engine: EngineSize, work: Workload, rates: Rates, room: float) -> float:
-    """Every engine answers its share; `room`: bytes for the KV cache on each of its GPUs."""
-    model, parallel = engine.model, engine.parallel
-    samples = math.ceil(work.samples / engine.number)
-    kv_of_a_token = engine.kv_of_a_sample / engine.longest
-    at_once = min(samples, engine.max_sequences, max(int(room / (kv_of_a_token * work.tokens)), 1))
-    prefilled = samples / work.responses_per_prompt
-    prefill = prefilled * operations(model, work.prompt_tokens, 0) / parallel / rates.compute
-    weights = engine.weights * model.read_parameters(at_once) / model.parameters
-    read = weights + at_once * kv_of_a_token * (work.prompt_tokens + work.response_tokens / 2)
-    arithmetic = at_once * operations(model, 1, 1) / parallel
-    # Two sums over a tensor-parallel group in every layer; a ring passes almost everything twice.
-    summed = 4 * model.layers * at_once * model.hidden * engine.number_bytes * (parallel - 1) / parallel
-    iteration = max(read / rates.memory, arithmetic / rates.compute) + summed / rates.link + rates.token_overhead_s
-    return prefill + iteration * work.response_tokens * max(samples / at_once, 1)
+def push_s(role: RoleSize, rates: Rates, *, other_nodes: bool, cards: int = 1) -> float:
+    """The actor's weights, layer by layer: gathered where they are sharded, cast and packed, sent, loaded.
 
-
-def push_s(role: RoleSize, rates: Rates, *, other_nodes: bool) -> float:
-    """The actor's weights: gathered layer by layer where they are sharded, then sent to the engines."""
+    Args:
+        other_nodes: whether the engines are on other nodes than the first rank, which sends to all.
+        cards: of the sender's node, each of which has its own share of the network.
+    """
     size = role.model.parameters * role.number_bytes
-    return (_exchange_s(role, rates) if role.stage == 3 else 0.0) + size / (
-        rates.network if other_nodes else rates.link
-    )
+    gathered = _exchange_s(role, rates) if role.stage == 3 else 0.0
+    sent = size / (rates.network / cards if other_nodes else rates.link)
+    copied = PUSH_PASSES * size / rates.memory
+    return gathered + copied + sent + (role.model.layers + 1) * rates.push_layer_s
+
+
+def _piped(compute: float, wire: float, least: float, layers: int) -> float:
+    """Arithmetic and gathers side by side, a layer ahead: what comes first of one, and last of the other, is bare.
+
+    Nothing is faster than `least`.
+    """
+    return max(compute + wire / layers, wire + compute / layers, least) if wire else max(compute, least)
+
+
+def _least_s(role: RoleSize, rates: Rates) -> float:
+    """Of one forward pass, however few tokens it has: every layer is launched, and gathered where it is sharded."""
+    gathered = rates.collective_s if role.stage == 3 and role.ranks > 1 else 0.0
+    return role.model.layers * (rates.layer_s + gathered)
 
 
 def _operations_of_a_rank(role: RoleSize, work: Workload, samples: float) -> float:
-    return samples / role.ranks * operations(role.model, work.tokens, work.response_tokens)
+    """Of the busiest: tokens are shared out evenly, but the longest sample is one rank's."""
+    lengths = work.lengths
+    each = [operations(role.model, work.prompt_tokens + tokens, tokens) for tokens in lengths.spread_out(PARTS)]
+    longest = lengths.at(1 - 0.5 / max(samples, 1))
+    alone = operations(role.model, work.prompt_tokens + longest, longest)
+    return max(samples / role.ranks * sum(each) / len(each), alone)
 
 
 def _micro_batches(role: RoleSize, work: Workload, samples: float) -> int:

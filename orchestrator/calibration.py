@@ -13,8 +13,10 @@ from typing import Any
 import yaml
 
 from cluster.config import Correction, Efficiency
+from orchestrator.config import RunConfig
 from orchestrator.efficiency import load_efficiency
 from orchestrator.errors import ConfigError
+from orchestrator.experience import LENGTH_QUANTILES
 from orchestrator.loading import load_config
 from orchestrator.planning import layout
 
@@ -28,12 +30,12 @@ WARM_UP = 1
 def calibrated(run_dir: Path) -> Efficiency:
     """The shipped factors, corrected so that the prediction for the run in `run_dir` is what was measured there.
 
-    Medians over its steps; written to `run_dir/efficiency.yaml`. ConfigError if the run has no steps.
+    Medians over its steps, of the lengths too; written to `run_dir/efficiency.yaml`. ConfigError if the run has no
+    steps.
     """
     steps = _measured(run_dir)
     config = load_config(run_dir / "config.yaml")
-    share = min(median(step["response/length_mean"] for step in steps) / config.longest_response, 1.0)
-    plain = load_efficiency().model_copy(update={"response_share": round(share, 4)})
+    plain = load_efficiency().model_copy(update=_lengths(steps, config))
     predicted = layout(config, plain).step.phases
     measured = {phase: median(step[f"time/{phase}_s"] for step in steps) for phase in predicted}
     ratios = {phase: float(f"{measured[phase] / of:.4g}") if of else 1.0 for phase, of in predicted.items()}
@@ -41,6 +43,22 @@ def calibrated(run_dir: Path) -> Efficiency:
     header = f"# Fitted to {len(steps)} steps of {run_dir.name} by `tetrarch plan --calibrate`.\n"
     (run_dir / FITTED).write_text(header + yaml.safe_dump(data, sort_keys=False), encoding="utf-8")
     return Efficiency.model_validate(data)
+
+
+def _lengths(steps: list[dict[str, Any]], config: RunConfig) -> dict[str, Any]:
+    """Means and quantiles as shares of the limits; those that an older run's metrics lack stay assumed."""
+
+    def share(key: str, limit: int) -> float:
+        return min(max(round(median(step[key] for step in steps) / limit, 4), 1e-4), 1.0)
+
+    found: dict[str, Any] = {"response_share": share("response/length_mean", config.longest_response)}
+    keys = ["prompt/length_mean", *LENGTH_QUANTILES]
+    if all(isinstance(step.get(key), int | float) for step in steps for key in keys):
+        found["prompt_share"] = share(keys[0], config.longest_sample - config.longest_response)
+        found["response_quantiles"] = {
+            part: share(key, config.longest_response) for key, part in LENGTH_QUANTILES.items()
+        }
+    return found
 
 
 def _measured(run_dir: Path) -> list[dict[str, Any]]:

@@ -19,6 +19,14 @@ from roles.batch import Experience, Scored
 from roles.losses import KL_ESTIMATORS, k1
 from roles.packing import balance
 
+LENGTH_QUANTILES = {
+    "response/length_p50": 0.5,
+    "response/length_p90": 0.9,
+    "response/length_p99": 0.99,
+    "response/length_max": 1.0,
+}
+"""Metric → share of the responses that are no longer."""
+
 
 @dataclass(frozen=True, slots=True)
 class ExperienceStats:
@@ -47,6 +55,10 @@ class ExperienceStats:
     """1 - Var(return - value) / Var(return) over the trained tokens, before the update; 0 where returns do not vary."""
     response_length_mean: float
     """Generated tokens a response, EOS included."""
+    response_length_quantiles: tuple[float, ...]
+    """The same: those that LENGTH_QUANTILES of the responses do not exceed."""
+    prompt_length_mean: float
+    """Tokens of a sample that were not generated."""
     turns_mean: float
     """Of the policy in a response: runs of generated tokens."""
     truncated_fraction: float
@@ -68,6 +80,8 @@ class ExperienceStats:
             "advantage/std": self.advantage_std,
             "value/explained_variance": self.explained_variance,
             "response/length_mean": self.response_length_mean,
+            **dict(zip(LENGTH_QUANTILES, self.response_length_quantiles, strict=True)),
+            "prompt/length_mean": self.prompt_length_mean,
             "response/turns_mean": self.turns_mean,
             "response/truncated_fraction": self.truncated_fraction,
             "engine/logprob_gap_mean": self.logprob_gap_mean,
@@ -247,6 +261,8 @@ def _stats(scored: Scored, trained: Tensor, rewards: Tensor, advantages: Tensor,
     advantage = advantages[trained].double()
     target = returns[trained].double()
     scores = scored.scores.double()
+    tokens = generated.sum(1).double()
+    quantiles = torch.quantile(tokens, torch.tensor(list(LENGTH_QUANTILES.values()), dtype=torch.double))
     return ExperienceStats(
         score_mean=float(scores.mean()),
         score_std=float(scores.std(correction=0)),
@@ -258,6 +274,8 @@ def _stats(scored: Scored, trained: Tensor, rewards: Tensor, advantages: Tensor,
         advantage_std=_mean((advantage - advantage.mean()).square()) ** 0.5,
         explained_variance=explained_variance(scored.values[trained].double(), target),
         response_length_mean=float(generated.sum()) / len(scored),
+        response_length_quantiles=tuple(quantiles.tolist()),
+        prompt_length_mean=float(scored.lengths.sum() - generated.sum()) / len(scored),
         turns_mean=float((generated[:, 1:] & ~generated[:, :-1]).sum()) / len(scored),
         truncated_fraction=float((~scored.finished).double().mean()),
         logprob_gap_mean=float(gap.mean()),

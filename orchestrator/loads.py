@@ -93,6 +93,11 @@ class Layout:
     """Of all its nodes; None where a pool has no price."""
 
     @property
+    def phases(self) -> tuple[str, ...]:
+        """Of its memory: without a critic, nobody trains one."""
+        return tuple(phase for phase in PHASES if phase != "train critic" or "critic" in self.plan.roles)
+
+    @property
     def price_per_step(self) -> float | None:
         """In the pools' currency."""
         return None if self.price_per_hour is None else self.price_per_hour * self.step.total / 3600

@@ -17,7 +17,7 @@ from rich.text import Text
 
 from cluster.config import GroupsPlacement
 from cluster.groups import base_role
-from cluster.memory import GIB, PHASES
+from cluster.memory import GIB
 from orchestrator.loads import TIGHT, GpuLoad, Layout
 from orchestrator.suggest import Suggestion
 
@@ -75,7 +75,7 @@ def _shape(suggestion: Suggestion) -> tuple[str, str]:
         + (f" {group.pool}" if len(config.placement.pools) > 1 else "")
         for group in config.placement.groups.values()
     ]
-    zeros = {role: getattr(config, role).zero for role in ("actor", "critic")}
+    zeros = {role: getattr(config, role).zero for role in ("actor", "critic") if role in config.model_roles}
     offloaded = [role for role, zero in zeros.items() if zero.offload_optimizer]
     asleep = [*(["engines"] if engine.sleep else []), *(role for role, zero in zeros.items() if zero.sleep)]
     settings = [
@@ -100,6 +100,11 @@ def to_json(layout: Layout) -> dict[str, Any]:
         ],
         "pools": list(layout.plan.pools),
         "seconds": layout.step.phases,
+        "tokens": {
+            "prompt_mean": layout.step.prompt_tokens,
+            "response_mean": layout.step.response_tokens,
+            "response_longest": layout.step.lengths.longest if layout.step.lengths else layout.step.response_tokens,
+        },
         "idle": {" + ".join(kind): layout.step.idle(kind) for kind in layout.step.busy},
         "price_per_step": layout.price_per_step,
         "gpus": [
@@ -111,8 +116,8 @@ def to_json(layout: Layout) -> dict[str, Any]:
                 "peak_gib": load.peak / GIB,
                 "peak_phase": load.peak_phase,
                 "phases": {
-                    phase: {f"{role}: {item}": size / GIB for (role, item), size in held.items()}
-                    for phase, held in load.phases.items()
+                    phase: {f"{role}: {item}": size / GIB for (role, item), size in load.phases[phase].items()}
+                    for phase in layout.phases
                 },
             }
             for load in layout.gpus
@@ -172,7 +177,7 @@ def _memory(layout: Layout) -> Table:
     table.add_column("phase", no_wrap=True)
     for kind in kinds:
         table.add_column("+".join(_short(role) for role in kind), justify="right")
-    for phase in PHASES:
+    for phase in layout.phases:
         sums = [sum(load.phases[phase].values()) / GIB for load in kinds.values()]
         cells = [
             Text(f"{size:.1f}", style="bold" if load.peak_phase == phase else "")
@@ -194,9 +199,12 @@ def _time(layout: Layout) -> list[RenderableType]:
     """Seconds by phase; how long each kind of card waits; what it costs."""
     step = layout.step
     phases = ", ".join(f"{phase} {_seconds(seconds)}" for phase, seconds in step.phases.items())
-    lines = [
-        Text(f"seconds a step (responses of {step.response_tokens:.0f} tokens): {_seconds(step.total)}, of it {phases}")
-    ]
+    which = f"prompts of {step.prompt_tokens:.0f}, responses of {step.response_tokens:.0f} tokens"
+    lines = [Text(f"seconds a step ({which}): {_seconds(step.total)}, of it {phases}")]
+    if step.lengths is not None:
+        half, longest = step.lengths.at(0.5), step.lengths.longest
+        told = f"half of the responses have up to {half:.0f} tokens, the longest {longest:.0f}"
+        lines.append(Text(f"lengths: {told}; {step.lengths_from}"))
     if layout.gpus:
         idle = ", ".join(f"{'+'.join(map(_short, kind))} {step.idle(kind):.0%}" for kind in step.busy)
         lines.append(Text(f"cards idle: {idle}"))

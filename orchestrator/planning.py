@@ -98,6 +98,7 @@ def smallest_change(config: RunConfig) -> list[str] | None:
     Of as many, the earlier ones of the list are taken.
     """
     plain = config.model_dump(by_alias=True)
+    trained = tuple(f"{role}." for role in ("actor", "critic") if role in config.model_roles)
     few = max(min(config.actor.micro_batch_tokens, config.critic.micro_batch_tokens) // 4, 1)
     changes = [
         "rollout.engine.sleep=1",
@@ -111,6 +112,7 @@ def smallest_change(config: RunConfig) -> list[str] | None:
         "critic.zero.offload_optimizer=true",
         *(f"rollout.engine.gpu_memory_utilization={share}" for share in (0.4, 0.5, 0.6, 0.8)),
     ]
+    changes = [change for change in changes if change.startswith((*trained, "rollout."))]
     for count in range(1, MOST_CHANGES + 1):
         for chosen in combinations(changes, count):
             data = deepcopy(plain)
@@ -259,4 +261,5 @@ def _engine_size(config: RunConfig, model: ModelSize) -> EngineSize:
         number=ranks_of(config.placement, ENGINES),
         max_sequences=engine_config.max_sequences,
         kv_cache=engine_config.kv_cache_gib * GIB,
+        eager=config.device == "cpu" if engine_config.enforce_eager is None else engine_config.enforce_eager,
     )

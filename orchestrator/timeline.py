@@ -7,11 +7,13 @@ A RunConfig and its plan flow in, a StepTime flows out. Called by `orchestrator.
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from cluster.accelerators import ACCELERATORS, UNKNOWN
 from cluster.config import Efficiency, PoolConfig
+from cluster.generation import generate_s
 from cluster.groups import ENGINES
+from cluster.lengths import Lengths, fixed, from_quantiles, lognormal, moved_to_mean
 from cluster.memory import GIB, EngineSize, RoleSize
 from cluster.plan import Plan, engines_neighbours
 from cluster.roofline import (
@@ -19,7 +21,6 @@ from cluster.roofline import (
     Workload,
     card_rates,
     cpu_rates,
-    generate_s,
     push_s,
     score_s,
     update_s,
@@ -29,6 +30,9 @@ from orchestrator.this_machine import operations_per_s
 
 Kind = tuple[str, ...]
 """The roles that live on one card."""
+
+HALF = 0.5
+"""Mean length of a response, as a share of its limit, where nothing is known. An assumption."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +57,12 @@ class StepTime:
     """Cards of these roles → seconds in which they work."""
     response_tokens: float
     """Mean length of a response."""
+    prompt_tokens: float = 0.0
+    """Mean length of a prompt."""
+    lengths: Lengths | None = None
+    """Of the responses."""
+    lengths_from: str = ""
+    """Who says so."""
 
     @property
     def total(self) -> float:
@@ -83,23 +93,29 @@ def step_time(
     rates = {
         role: _rates(pools[slot.node], len(made.of(role)), config.dtype, efficiency) for role, slot in first.items()
     }
-    work = _workload(config, efficiency)
+    work = workload(config, efficiency)
     shared = "actor" in engines_neighbours(config.placement)  # every rank hands over on its own card
     passes = {"actor": 2} if config.reference.share_actor else {}
+    room = _kv_room(config, engines, pools[first[ENGINES].node])
+    moved = engines.weights / rates[ENGINES].host if engines.sleep == 1 else 0.0  # to the host, and back for the push
     seconds = RoleSeconds(
-        generate=generate_s(engines, work, rates[ENGINES], _kv_room(config, engines, pools[first[ENGINES].node])),
+        generate=moved + sum(generate_s(engines, part, rates[ENGINES], room) for part in _rounds(config, work)),
         score={role: passes.get(role, 1) * score_s(size, work, rates[role]) for role, size in roles.items()},
         update={role: update_s(size, work, rates[role]) for role, size in roles.items() if size.trained},
-        push=push_s(
+        push=moved
+        + push_s(
             roles["actor"],
             rates["actor"],
             other_nodes=not shared and any(slot.node != first["actor"].node for slot in made.of(ENGINES)),
+            cards=max(pools[first["actor"].node].gpus_per_node, 1),
         ),
     )
     streamed = None
     if config.rollout.stream_samples and not config.rollout.engine.sleep and config.device == "cuda":
         streamed = min(config.rollout.stream_samples * engines.number / work.samples, 1.0)
-    return side_by_side(kinds or [tuple(made.roles)], seconds, efficiency, work.response_tokens, streamed)
+    step = side_by_side(kinds or [tuple(made.roles)], seconds, efficiency, work.response_tokens, streamed)
+    told = lengths_from(config, efficiency)
+    return replace(step, prompt_tokens=work.prompt_tokens, lengths=work.lengths, lengths_from=told)
 
 
 def card_gib(pool: PoolConfig) -> float:
@@ -115,15 +131,47 @@ def _rates(pool: PoolConfig, ranks: int, dtype: str, efficiency: Efficiency) -> 
     return card_rates(ACCELERATORS[pool.accelerator or UNKNOWN], efficiency)
 
 
-def _workload(config: RunConfig, efficiency: Efficiency) -> Workload:
+def workload(config: RunConfig, efficiency: Efficiency) -> Workload:
+    """What a step of the run has to do."""
+    lengths = response_lengths(config, efficiency)
     return Workload(
         samples=config.samples_per_step,
         responses_per_prompt=config.rollout.responses_per_prompt if config.rollout.engine.prefix_caching else 1,
-        prompt_tokens=config.longest_sample - config.longest_response,
-        response_tokens=config.longest_response * efficiency.response_share,
+        prompt_tokens=(config.longest_sample - config.longest_response) * efficiency.prompt_share,
+        response_tokens=lengths.mean,
         epochs=config.ppo.epochs,
         mini_batches=config.ppo.mini_batches,
+        responses=lengths,
     )
+
+
+def response_lengths(config: RunConfig, efficiency: Efficiency) -> Lengths:
+    """Measured ones where the factors have them, else what the limits leave open."""
+    limit, share = config.longest_response, efficiency.response_share
+    shortest = min(config.rollout.min_response_tokens, limit) if config.environment is None else 1
+    if shortest == limit:
+        return fixed(limit)
+    if efficiency.response_quantiles is None:
+        return lognormal((share or HALF) * limit, efficiency.response_spread, max(shortest, 1), limit)
+    measured = {part: tokens * limit for part, tokens in efficiency.response_quantiles.items()}
+    lengths = from_quantiles(measured, max(shortest, 1), limit)
+    return lengths if share is None else moved_to_mean(lengths, share * limit, limit)
+
+
+def lengths_from(config: RunConfig, efficiency: Efficiency) -> str:
+    """Where the response lengths come from, in words."""
+    if config.environment is None and config.rollout.min_response_tokens >= config.longest_response:
+        return "rollout.min_response_tokens and max_response_tokens say so"
+    if efficiency.response_quantiles is not None:
+        return "from the quantiles of the efficiency file"
+    share, spread = efficiency.response_share or HALF, efficiency.response_spread
+    return f"assumed: a mean of {share:.0%} of the limit (response_share) with a spread of {spread:g} (response_spread)"
+
+
+def _rounds(config: RunConfig, work: Workload) -> list[Workload]:
+    """What is generated one after the other: the greedy responses that ReMax compares with come first."""
+    greedy = replace(work, samples=config.rollout.prompts_per_step, responses_per_prompt=1)
+    return [*([greedy] if config.ppo.advantage.type == "remax" else []), work]
 
 
 def _kv_room(config: RunConfig, engines: EngineSize, pool: PoolConfig) -> float:

@@ -11,9 +11,10 @@ from transformers import AutoModelForCausalLM, LlamaConfig
 
 from cluster.accelerators import ACCELERATORS
 from cluster.config import Efficiency
-from cluster.memory import EngineSize, RoleSize
+from cluster.lengths import Lengths
+from cluster.memory import RoleSize
 from cluster.model_size import ModelSize
-from cluster.roofline import Rates, Workload, card_rates, cpu_rates, generate_s, operations, push_s, score_s, update_s
+from cluster.roofline import Rates, Workload, card_rates, cpu_rates, operations, push_s, score_s, update_s
 from orchestrator.meta_models import size_of
 
 MODEL = ModelSize(
@@ -63,14 +64,6 @@ def test_operations_of_a_mixture_are_those_of_the_experts_that_work() -> None:
     forward, logits = (16 * n / 10 for n in (operations(MIXTURE, 10, 6), 2 * 6 * MODEL.hidden * MODEL.vocabulary))
     trained = update_s(replace(ROLE, model=MIXTURE), WORK, replace(FAST, compute=10.0))
     assert trained == pytest.approx(2 * (3 * forward + logits))
-
-
-def test_a_batch_reads_the_experts_that_it_touches() -> None:
-    rates = replace(FAST, memory=10.0)
-    cache = 6 * 16 * KV * 7 / 10
-    touched = 8 * (1 - 0.75**16)
-    expected = 6 * 2 * (5000 - 9 * 60 * (8 - touched)) / 10 + cache
-    assert generate_s(replace(ENGINE, model=MIXTURE), WORK, rates, room=1e9) == pytest.approx(expected)
 
 
 def test_scoring_is_bound_by_arithmetic() -> None:
@@ -146,46 +139,57 @@ def test_what_sleeps_goes_to_the_host_and_back_once_a_step() -> None:
     assert extra == pytest.approx(2 * 250 * 12 / 10)  # gradients are dead by then
 
 
-ENGINE = EngineSize(
-    model=MODEL, number_bytes=2, parallel=1, utilization=0.9, sleep=0, longest=10, number=4, max_sequences=256
-)
-KV = 2 * 10 * 1 * 4 * 2
-"""Bytes of a token: keys and values, layers, heads, width, bytes."""
-
-
-def test_decoding_reads_weights_and_the_cache_so_far_for_every_token() -> None:
-    rates = replace(FAST, memory=10.0)
-    everyone = generate_s(ENGINE, WORK, rates, room=1e9)
-    assert everyone == pytest.approx(6 * (2000 + 16 * KV * (4 + 3)) / 10)
-
-
-def test_a_small_cache_makes_waves() -> None:
-    rates = replace(FAST, memory=10.0)
-    half = generate_s(ENGINE, WORK, rates, room=8 * KV * 10)
-    assert half == pytest.approx(2 * 6 * (2000 + 8 * KV * 7) / 10)
-    assert generate_s(replace(ENGINE, max_sequences=8), WORK, rates, room=1e9) == pytest.approx(half)
-
-
-def test_prompts_are_read_once_for_all_their_responses() -> None:
-    rates = replace(FAST, compute=10.0)
-    prefill = 8 * operations(MODEL, 4, 0) / 10
-    decode = 6 * 16 * operations(MODEL, 1, 1) / 10
-    assert generate_s(ENGINE, WORK, rates, room=1e9) == pytest.approx(prefill + decode)
-
-
-def test_tensor_parallel_engines_share_the_reading_and_pay_for_sums() -> None:
-    parallel = replace(ENGINE, parallel=2)
-    summed = 4 * 10 * 16 * 8 * 2 / 2
-    assert generate_s(parallel, WORK, replace(FAST, link=10.0), room=1e9) == pytest.approx(6 * summed / 10)
-
-
-def test_every_token_has_its_overhead() -> None:
-    assert generate_s(ENGINE, WORK, replace(FAST, token_overhead_s=0.5), room=1e9) == pytest.approx(3)
-
-
 def test_a_push_is_a_gather_and_a_copy() -> None:
     assert push_s(ROLE, replace(FAST, link=10.0), other_nodes=False) == pytest.approx((1500 + 2000) / 10)
     assert push_s(ROLE, replace(FAST, network=10.0), other_nodes=True) == pytest.approx(200)
+
+
+def test_a_sender_alone_in_its_node_has_one_card_s_share_of_the_network() -> None:
+    rates = replace(FAST, network=10.0)
+    assert push_s(ROLE, rates, other_nodes=True, cards=8) == pytest.approx(8 * 200)
+
+
+def test_a_push_hands_over_every_layer_and_copies_every_weight() -> None:
+    assert push_s(ROLE, replace(FAST, push_layer_s=0.5), other_nodes=True) == pytest.approx(
+        11 * 0.5
+    )  # and what is around
+    assert push_s(ROLE, replace(FAST, memory=10.0), other_nodes=False) == pytest.approx(8 * 2000 / 10)
+
+
+def test_a_forward_pass_is_no_faster_than_its_layers_are_launched() -> None:
+    launched = 10 * (0.5 + 0.1)  # layers; kernels, and the latency of a gather
+    rates = replace(FAST, layer_s=0.5, collective_s=0.1)
+    assert score_s(ROLE, WORK, rates) == pytest.approx(4 * launched)  # micro-batches
+    assert score_s(replace(ROLE, stage=0), WORK, rates) == pytest.approx(4 * 5)
+    assert update_s(ROLE, WORK, rates) == pytest.approx(2 * 2 * 2 * 3 * launched)
+
+
+def test_the_first_layers_gather_and_the_last_layers_arithmetic_are_not_hidden() -> None:
+    gathered, computed = 4 * 1500 / 10, 16 * operations(MODEL, 10, 6) / 10
+    both = score_s(ROLE, WORK, replace(FAST, link=10.0, compute=10.0))
+    assert both == pytest.approx(max(gathered + computed / 10, computed + gathered / 10))
+    assert max(gathered, computed) < both < gathered + computed
+
+
+def test_gradients_of_lower_stages_hide_behind_the_last_micro_batch_alone() -> None:
+    rates, role = replace(FAST, link=10.0, compute=1e5), replace(ROLE, stage=1)
+    computed = update_s(role, WORK, replace(FAST, compute=1e5)) / 4  # an optimizer step
+    assert update_s(role, WORK, rates) == pytest.approx(4 * (computed + 2 * 1500 / 10 - computed / 2))
+
+
+def test_the_rank_with_the_longest_sample_is_waited_for() -> None:
+    one_long = Lengths((0.0, 0.99, 1.0), (1.0, 1.0, 1000.0))
+    rates, role = replace(FAST, compute=10.0), replace(ROLE, stage=0)
+    uneven = replace(WORK, samples=4, prompt_tokens=4, response_tokens=one_long.mean, responses=one_long)
+    longest = one_long.at(1 - 0.5 / 4)
+    assert score_s(role, uneven, rates) >= operations(MODEL, 4 + longest, longest) / 10
+
+
+def test_equal_lengths_are_what_their_mean_says() -> None:
+    rates = replace(FAST, compute=10.0)
+    spread = replace(WORK, responses=Lengths((0.0, 1.0), (6.0, 6.0)))
+    assert score_s(ROLE, spread, rates) == score_s(ROLE, WORK, rates)
+    assert update_s(ROLE, spread, rates) == update_s(ROLE, WORK, rates)
 
 
 def test_rates_are_the_published_ones_times_the_efficiency() -> None:
@@ -200,5 +204,6 @@ def test_rates_are_the_published_ones_times_the_efficiency() -> None:
     )
     card = card_rates(ACCELERATORS["A800-80GB"], shares)
     assert card == Rates(156e12, 2039e9 / 4, 20e9, 3.2e9, 1e9, 2e9, 20e9, 0.001)
+    assert card_rates(ACCELERATORS["A800-80GB"], shares.model_copy(update={"layer_s": 0.5})).layer_s == 0.5
     machine = cpu_rates(32e9, 4, shares)
     assert machine.compute == 4e9 and machine.memory == 5e9 and machine.host_memory == 20e9

@@ -39,6 +39,19 @@ def test_the_prediction_is_the_median_of_the_measured_steps(tmp_path: Path) -> N
     assert load_efficiency(run / "efficiency.yaml") == fitted
 
 
+def test_lengths_are_measured_too_and_the_prediction_still_agrees(tmp_path: Path) -> None:
+    lengths = {"p50": 100.0, "p90": 600.0, "p99": 900.0, "max": 1000.0}
+    told = {f"response/length_{key}": tokens for key, tokens in lengths.items()}
+    run = finished_run(tmp_path / "run", [{**step(1), **told, "prompt/length_mean": 256.0}] * 3)
+    fitted = calibrated(run)
+    assert fitted.response_quantiles == {0.5: 0.0977, 0.9: 0.5859, 0.99: 0.8789, 1.0: 0.9766}
+    assert fitted.prompt_share == 0.25
+    planned = layout(load_config(run / "config.yaml"), fitted)
+    assert planned.step.lengths is not None and planned.step.lengths.mean == pytest.approx(512, rel=1e-3)
+    assert planned.step.phases == pytest.approx({"generate": 50, "score": 30, "update": 200, "push": 4}, rel=1e-3)
+    assert load_efficiency(run / "efficiency.yaml") == fitted
+
+
 def test_streamed_scores_are_fitted_as_well(tmp_path: Path) -> None:
     run = finished_run(tmp_path / "run", [step(1)] * 3)
     config = load_config(ROOT / "configs/llama3-8b-2x8.yaml", ["rollout.stream_samples=8", "rollout.engine.sleep=0"])

@@ -257,6 +257,11 @@ def test_stats_against_a_loop() -> None:
             "value/explained_variance": 1
             - (experience.advantages[mask].var(correction=0) / experience.returns[mask].var(correction=0)).item(),
             "response/length_mean": 17 / 4,
+            "response/length_p50": 4.0,  # of 1, 3, 5, 8
+            "response/length_p90": 5 + 0.7 * 3,
+            "response/length_p99": 5 + 0.97 * 3,
+            "response/length_max": 8.0,
+            "prompt/length_mean": 10 / 4,
             "response/turns_mean": 1.0,
             "response/truncated_fraction": 0.5,
             "engine/logprob_gap_mean": sum(gaps) / 17,

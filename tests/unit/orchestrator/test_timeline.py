@@ -1,19 +1,23 @@
-"""What overlaps in a step and what waits; and another system's published times, predicted with one fitted factor."""
+"""What overlaps in a step and what waits, how long its responses are, and what it costs."""
 
 from __future__ import annotations
 
-import re
+import json
+from io import StringIO
 from pathlib import Path
 
 import pytest
+import yaml
+from rich.console import Console
 
 from cluster.config import Correction
 from orchestrator.config import RunConfig
 from orchestrator.efficiency import load_efficiency
 from orchestrator.errors import ConfigError
 from orchestrator.loading import load_config, validate
-from orchestrator.planning import layout
-from orchestrator.timeline import RoleSeconds, side_by_side
+from orchestrator.plan_map import draw, to_json
+from orchestrator.planning import layout, smallest_change
+from orchestrator.timeline import RoleSeconds, response_lengths, side_by_side
 
 ROOT = Path(__file__).resolve().parents[3]
 SECONDS = RoleSeconds(
@@ -60,83 +64,72 @@ def test_corrections_stretch_their_phase() -> None:
     assert step.phases == {"generate": 20, "score": 12, "update": 10, "push": 8}
 
 
-# OpenRLHF (Hu et al., arXiv 2405.11143, tables 2 and 3): seconds for 1024 prompts and one epoch on A800-80GB; GPUs of
-# actor, critic, reference and reward; engines and their tensor-parallel size; samples of a micro-batch.
-PUBLISHED = {
-    "7B": (471.11, "meta-llama/Llama-2-7b-hf", (4, 4, 2, 2), (4, 1), 16),
-    "13B": (608.93, "meta-llama/Llama-2-13b-hf", (8, 8, 4, 4), (8, 1), 8),
-    "34B": (1526.4, "codellama/CodeLlama-34b-hf", (8, 8, 4, 4), (4, 2), 8),
-    "70B": (4488.53, "meta-llama/Llama-2-70b-hf", (4, 4, 4, 4), (4, 4), 4),
-}
-MEAN_RESPONSE = 0.5
-"""Of the longest: the paper does not say, so it is assumed. It counts for generation; what was trained was padded."""
-
-
-def published(row: str) -> RunConfig:
-    _, path, sizes, (engines, width), samples = PUBLISHED[row]
-    model, tokens = {"path": path}, samples * 2048
-    frozen = {"model": model, "micro_batch_tokens": tokens}
-    trained = {**frozen, "gradient_checkpointing": True, "zero": {"offload_optimizer": True}}
-
-    def group(gpus: int, **who: object) -> dict[str, object]:
-        return {"pool": "a800", "nodes": -(-gpus // 8), "gpus_per_node": min(gpus, 8), **who}
-
-    roles = ("actor", "critic", "reference", "reward")
-    groups = {role: group(size, roles=[role]) for role, size in zip(roles, sizes, strict=True)}
-    groups["engines"] = group(engines * width, engines={"number": engines, "tensor_parallel_size": width})
-    return validate(
-        {
-            "run_dir": "runs/published",
-            "steps": 1,
-            "device": "cuda",
-            "dtype": "bfloat16",
-            "prompts": {"train": {"path": "prompts.jsonl"}, "max_tokens": 1024},
-            "actor": trained,
-            "critic": trained,
-            "reference": frozen,
-            "reward": {"type": "model", **frozen},
-            "rollout": {
-                "prompts_per_step": 1024,
-                "max_response_tokens": 1024,
-                "engine": {"gpu_memory_utilization": 0.9},
-            },
-            "ppo": {"epochs": 1, "mini_batches": 8},
-            "placement": {
-                "type": "groups",
-                "pools": {"a800": {"nodes": 4, "gpus_per_node": 8, "accelerator": "A800-80GB"}},
-                "groups": groups,
-            },
-        }
-    )
-
-
-def predicted(row: str) -> float:
-    config, shipped = published(row), load_efficiency()
-    padded = layout(config, shipped).step.phases
-    sampled = layout(config, shipped.model_copy(update={"response_share": MEAN_RESPONSE})).step.phases
-    return sum({**padded, "generate": sampled["generate"]}.values())
-
-
-def test_the_fitted_factor_gives_the_first_published_row() -> None:
-    assert predicted("7B") == pytest.approx(PUBLISHED["7B"][0], rel=0.01)
-
-
-@pytest.mark.parametrize("row", PUBLISHED)
-def test_the_readme_says_how_far_each_published_row_is_off(row: str) -> None:
-    line = re.search(rf"^\| {row} \|.*$", (ROOT / "README.md").read_text(), re.MULTILINE)
-    assert line is not None
-    measured, told, off = (cell.strip() for cell in line[0].strip("|").split("|")[-3:])
-    assert float(measured) == round(PUBLISHED[row][0])
-    assert int(told) == pytest.approx(predicted(row), abs=1)
-    assert int(off.rstrip(" %").replace("−", "-")) == round(100 * (predicted(row) / PUBLISHED[row][0] - 1))
-    assert abs(predicted(row) / PUBLISHED[row][0] - 1) < 0.4
-
-
 def test_a_run_without_gpus_has_a_time_too() -> None:
     model = "meta-llama/Meta-Llama-3-8B"
     change = [f"{role}.model={{path: {model}}}" for role in ("actor", "reward", "critic")]
     planned = layout(load_config(ROOT / "configs/tiny.yaml", change))
     assert planned.step.total > 0 and list(planned.step.busy) == [tuple(planned.plan.roles)]
+
+
+def test_lengths_come_from_the_limits_or_from_what_the_factors_say() -> None:
+    run = load_config(ROOT / "configs/llama3-8b-2x8.yaml")  # responses of at most 1024
+    assumed = response_lengths(run, PLAIN)
+    assert assumed.mean == pytest.approx(512, rel=1e-3) and assumed.longest == 1024
+    alike = response_lengths(run, PLAIN.model_copy(update={"response_spread": 0.0}))
+    assert alike.tokens == (512, 512)
+    measured = PLAIN.model_copy(update={"response_quantiles": {0.5: 0.125, 1.0: 0.75}, "response_share": None})
+    assert response_lengths(run, measured).at(0.5) == 128 and response_lengths(run, measured).longest == 768
+    moved = response_lengths(run, measured.model_copy(update={"response_share": 0.4}))
+    assert moved.mean == pytest.approx(0.4 * 1024)
+    forced = load_config(ROOT / "configs/llama3-8b-2x8.yaml", ["rollout.min_response_tokens=1024"])
+    assert response_lengths(forced, PLAIN).tokens == (1024, 1024)
+    bounded = load_config(ROOT / "configs/llama3-8b-2x8.yaml", ["rollout.min_response_tokens=300"])
+    assert response_lengths(bounded, PLAIN).tokens[0] == 300
+
+
+def test_the_longest_response_is_waited_for_and_told() -> None:
+    run = load_config(ROOT / "configs/llama3-8b-2x8.yaml")
+    alike = PLAIN.model_copy(update={"response_spread": 0.0})
+    planned, even = layout(run, PLAIN), layout(run, alike)
+    assert planned.step.phases["generate"] > 1.3 * even.step.phases["generate"]
+    console = Console(width=200, record=True, file=StringIO())
+    console.print(draw(planned))
+    text = console.export_text()
+    assert "prompts of 512, responses of 512 tokens)" in text
+    assert "the longest 1024; assumed: a mean of 50% of the limit (response_share) with a spread of 1" in text
+
+
+def without_critic(estimator: str) -> RunConfig:
+    data = yaml.safe_load((ROOT / "configs/llama3-8b-1x8.yaml").read_text())
+    del data["critic"]
+    data["placement"]["groups"]["all"]["roles"] = ["actor", "reference", "reward"]
+    data["ppo"] = {"advantage": {"type": estimator}}
+    data["rollout"] |= {"responses_per_prompt": 4, "engine": {"gpu_memory_utilization": 0.9}}
+    return validate(data)
+
+
+@pytest.mark.parametrize("estimator", ["grpo", "rloo", "reinforce++", "remax"])
+def test_a_run_without_a_critic_shows_none(estimator: str) -> None:
+    run = without_critic(estimator)
+    planned = layout(run)
+    assert planned.shortages  # so that a change is proposed, too
+    console = Console(width=200, record=True, file=StringIO())
+    console.print(draw(planned, smallest_change(run)))
+    shown = console.export_text() + json.dumps(to_json(planned))
+    assert "train actor" in shown and "critic" not in shown
+
+
+def test_the_greedy_responses_of_remax_come_first() -> None:
+    remax, plain = (layout(without_critic(name)).step.phases["generate"] for name in ("remax", "reinforce++"))
+    assert 1.1 * plain < remax < 2 * plain
+
+
+def test_sleeping_engines_move_their_weights_out_and_back() -> None:
+    file = ROOT / "configs/llama3-8b-1x8.yaml"
+    asleep, dropped = (layout(load_config(file, [f"rollout.engine.sleep={n}"])).step.phases for n in (1, 2))
+    moved = 8_030_261_248 * 2 / (64e9 * PLAIN.wire)
+    assert asleep["generate"] - dropped["generate"] == pytest.approx(moved, rel=1e-3)
+    assert asleep["push"] - dropped["push"] == pytest.approx(moved, rel=1e-3)
 
 
 def test_prices_are_those_of_the_planned_nodes() -> None:
