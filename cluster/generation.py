@@ -77,6 +77,7 @@ def pace(engine: EngineSize, work: Workload, rates: Rates) -> Pace:
     )
 
 
+@lru_cache(maxsize=64)
 def shares(engine: EngineSize, work: Workload, seed: int = SEED) -> list[list[Request]]:
     """What each engine is given: neighbouring rows, as many as the others or one more."""
     drawn = work.lengths.draw(work.samples, seed)
@@ -129,6 +130,7 @@ def finish_times(
     return done
 
 
+@lru_cache(maxsize=512)
 def finished(engine: EngineSize, work: Workload, rates: Rates, room: float, seed: int = SEED) -> list[list[float]]:
     """Of each engine, when each of its responses is whole; `room`: bytes for the KV cache on each of its GPUs."""
     kv_of_a_token = engine.kv_of_a_sample / engine.longest
@@ -145,7 +147,6 @@ def finished(engine: EngineSize, work: Workload, rates: Rates, room: float, seed
     ]
 
 
-@lru_cache(maxsize=4096)
 def generate_s(engine: EngineSize, work: Workload, rates: Rates, room: float, seed: int = SEED) -> float:
     """Every engine answers its share; the slowest one decides."""
     return max(max(times, default=0.0) for times in finished(engine, work, rates, room, seed))

@@ -165,6 +165,9 @@ def show_plan(
     overrides: Overrides = None,
     svg: Annotated[Path | None, typer.Option("--svg", metavar="FILE", help="Draw into FILE, too.")] = None,
     as_json: Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write the numbers to FILE.")] = None,
+    trace: Annotated[
+        Path | None, typer.Option("--trace", metavar="FILE", help="Draw the step's seconds into FILE, for Perfetto.")
+    ] = None,
     suggest: Annotated[
         bool, typer.Option("--suggest", help="Search the fastest layouts of the same GPUs; the best one as YAML.")
     ] = False,
@@ -190,6 +193,7 @@ def show_plan(
         from orchestrator.calibration import calibrated
         from orchestrator.efficiency import load_efficiency
         from orchestrator.plan_map import to_json
+        from orchestrator.trace import write_trace
 
         if calibrate is not None and efficiency is not None:
             raise ConfigError("--calibrate and --efficiency both say how fast things are; give one")
@@ -202,6 +206,8 @@ def show_plan(
             console.save_svg(str(svg), title=f"tetrarch plan {config}")
         if as_json is not None:
             as_json.write_text(json.dumps(to_json(planned), indent=1) + "\n", encoding="utf-8")
+        if trace is not None:
+            write_trace(trace, planned.step.course, planned.plan)
     if planned.shortages:
         raise typer.Exit(RUN_FAILED)
 

@@ -56,13 +56,15 @@ class Policy:
     def stream(self, prompts: Prompts, *, version: int) -> Iterator[tuple[Part, Rollouts]]:
         """The same in parts, each as soon as it is done. What is in a part is always the same; when it comes is not.
 
-        Engines that sleep do so before the first part is handed on: whoever scores it needs their memory.
+        Engines that sleep do so before anything is handed on, because whoever scores it needs their memory; it is one
+        part then, so that sharded weights are gathered once for all engines' rows.
         """
         parts = self._parts(prompts, version)
-        if self.sleeps:
-            parts = iter(list(parts))
-            self.rest(keep_weights=False)
-        return parts
+        if not self.sleeps:
+            return parts
+        whole = [rollouts for _, rollouts in sorted(parts, key=lambda found: found[0])]
+        self.rest(keep_weights=False)
+        return iter([((0, 0), Rollouts.concatenate(whole))])
 
     def rest(self, *, keep_weights: bool = True) -> None:
         """Let the engines sleep; with their weights, unless a push renews them before they are asked again."""

@@ -73,9 +73,10 @@ def layout(config: RunConfig, efficiency: Efficiency | None = None) -> Layout:
     pools = _pools(config, made)
     if any(pool.gpus_per_node and not pool.accelerator for pool in pools):
         notes.append(f"the cards are not named (`accelerator` of the pool): they count as {UNKNOWN}")
+    nodes = _by_node(made)
     cards = sorted({(slot.node, gpu) for slot in made.slots for gpu in slot.gpus})
-    gpus = tuple(_gpu_load(made, node, gpu, pools[node], roles, engines) for node, gpu in cards)
-    hosts = tuple(_host_load(made, node, pools[node], roles, engines) for node in range(made.nodes))
+    gpus = tuple(_gpu_load(nodes[node], node, gpu, pools[node], roles, engines) for node, gpu in cards)
+    hosts = tuple(_host_load(nodes[node], node, pools[node], roles, engines) for node in range(made.nodes))
     kinds = list(dict.fromkeys(load.roles for load in gpus))
     step = step_time(config, made, pools, kinds, roles, engines, efficiency or load_efficiency())
     prices = [pool.price_per_hour for pool in pools if pool.price_per_hour is not None]
@@ -127,10 +128,17 @@ def smallest_change(config: RunConfig) -> list[str] | None:
     return None
 
 
+def _by_node(made: Plan) -> list[list[Slot]]:
+    found: list[list[Slot]] = [[] for _ in range(made.nodes)]
+    for slot in made.slots:
+        found[slot.node].append(slot)
+    return found
+
+
 def _gpu_load(
-    made: Plan, node: int, gpu: int, pool: PoolConfig, roles: dict[str, RoleSize], engines: EngineSize
+    neighbours: list[Slot], node: int, gpu: int, pool: PoolConfig, roles: dict[str, RoleSize], engines: EngineSize
 ) -> GpuLoad:
-    here = [slot for slot in made.slots if slot.node == node and gpu in slot.gpus]
+    here = [slot for slot in neighbours if gpu in slot.gpus]
     side_by_side = {"actor", "critic"} <= {slot.role for slot in here}
     pushed_by = "ipc" if ENGINES in {slot.role for slot in here} else "nccl"
     capacity = card_gib(pool) * GIB
@@ -163,15 +171,16 @@ def _of_role(role: RoleSize, phase: str, side_by_side: bool, pushed_by: str) -> 
     return account
 
 
-def _host_load(made: Plan, node: int, pool: PoolConfig, roles: dict[str, RoleSize], engines: EngineSize) -> HostLoad:
+def _host_load(
+    here: list[Slot], node: int, pool: PoolConfig, roles: dict[str, RoleSize], engines: EngineSize
+) -> HostLoad:
     held: Held = {}
-    for slot in made.slots:
-        if slot.node == node:
-            account = _on_host(slot, roles, engines)
-            for item, size in account.items():
-                key = (slot.role, item)
-                held[key] = held.get(key, 0.0) + size * _processes(slot)
-    if not made.demand(node).gpus:
+    for slot in here:
+        account = _on_host(slot, roles, engines)
+        for item, size in account.items():
+            key = (slot.role, item)
+            held[key] = held.get(key, 0.0) + size * _processes(slot)
+    if not any(slot.gpus for slot in here):
         held["this run", "Ray and the driver"] = SERVICES
     return HostLoad(node, pool.host_memory_gib * GIB, held)
 

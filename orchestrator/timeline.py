@@ -1,4 +1,4 @@
-"""How long a PPO step takes, on paper: each role's seconds, and which of them overlap.
+"""How long a PPO step takes, on paper: each role's seconds, and what happens when.
 
 A RunConfig and its plan flow in, a StepTime flows out. Called by `orchestrator.planning`; the order is that of
 `orchestrator.ppo.train_step`.
@@ -6,12 +6,12 @@ A RunConfig and its plan flow in, a StepTime flows out. Called by `orchestrator.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from cluster.accelerators import ACCELERATORS, UNKNOWN
 from cluster.config import Efficiency, PoolConfig
-from cluster.generation import generate_s
+from cluster.generation import Request, finished, generate_s, shares
 from cluster.groups import ENGINES
 from cluster.lengths import Lengths, fixed, from_quantiles, lognormal, moved_to_mean
 from cluster.memory import GIB, EngineSize, RoleSize
@@ -25,11 +25,9 @@ from cluster.roofline import (
     score_s,
     update_s,
 )
+from cluster.simulation import Course, Kind, Part, simulate, stretched
 from orchestrator.config import RunConfig
 from orchestrator.this_machine import operations_per_s
-
-Kind = tuple[str, ...]
-"""The roles that live on one card."""
 
 HALF = 0.5
 """Mean length of a response, as a share of its limit, where nothing is known. An assumption."""
@@ -45,6 +43,10 @@ class RoleSeconds:
     update: dict[str, float]
     """Role → seconds."""
     push: float
+    engines: tuple[float, ...] = ()
+    """Each engine's seconds, the longest of which is `generate`; empty: it has them all to itself."""
+    parts: tuple[Part, ...] = ()
+    """What is scored together; empty: parts that are alike and come evenly."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +59,8 @@ class StepTime:
     """Cards of these roles → seconds in which they work."""
     response_tokens: float
     """Mean length of a response."""
+    simulated: Course
+    """What happens when, before corrections stretch the phases."""
     prompt_tokens: float = 0.0
     """Mean length of a prompt."""
     lengths: Lengths | None = None
@@ -68,6 +72,11 @@ class StepTime:
     def total(self) -> float:
         """Seconds."""
         return sum(self.phases.values())
+
+    @property
+    def course(self) -> Course:
+        """What happens when."""
+        return stretched(self.simulated, self.phases)
 
     def idle(self, kind: Kind) -> float:
         """Share of a step in which the cards of these roles wait for others."""
@@ -95,12 +104,13 @@ def step_time(
     }
     work = workload(config, efficiency)
     shared = "actor" in engines_neighbours(config.placement)  # every rank hands over on its own card
-    passes = {"actor": 2} if config.reference.share_actor else {}
     room = _kv_room(config, engines, pools[first[ENGINES].node])
     moved = engines.weights / rates[ENGINES].host if engines.sleep == 1 else 0.0  # to the host, and back for the push
+    earlier = moved + _greedy_s(config, engines, work, rates[ENGINES], room)
+    times = finished(engines, work, rates[ENGINES], room, config.seed)
     seconds = RoleSeconds(
-        generate=moved + sum(generate_s(engines, part, rates[ENGINES], room) for part in _rounds(config, work)),
-        score={role: passes.get(role, 1) * score_s(size, work, rates[role]) for role, size in roles.items()},
+        generate=earlier + max(max(own, default=0.0) for own in times),
+        score={},
         update={role: update_s(size, work, rates[role]) for role, size in roles.items() if size.trained},
         push=moved
         + push_s(
@@ -109,13 +119,44 @@ def step_time(
             other_nodes=not shared and any(slot.node != first["actor"].node for slot in made.of(ENGINES)),
             cards=max(pools[first["actor"].node].gpus_per_node, 1),
         ),
+        engines=tuple(earlier + max(own, default=0.0) for own in times),
+        parts=tuple(_parts(config, roles, rates, work, shares(engines, work, config.seed), times, earlier)),
     )
-    streamed = None
-    if config.rollout.stream_samples and not config.rollout.engine.sleep and config.device == "cuda":
-        streamed = min(config.rollout.stream_samples * engines.number / work.samples, 1.0)
-    step = side_by_side(kinds or [tuple(made.roles)], seconds, efficiency, work.response_tokens, streamed)
+    step = side_by_side(kinds or [tuple(made.roles)], seconds, efficiency, work.response_tokens)
     told = lengths_from(config, efficiency)
     return replace(step, prompt_tokens=work.prompt_tokens, lengths=work.lengths, lengths_from=told)
+
+
+def _parts(
+    config: RunConfig,
+    roles: Mapping[str, RoleSize],
+    rates: Mapping[str, Rates],
+    work: Workload,
+    requests: Sequence[Sequence[Request]],
+    times: Sequence[Sequence[float]],
+    earlier: float,
+) -> Iterator[Part]:
+    """What is scored together: neighbours among an engine's responses, or all of all engines where these sleep first.
+    Without GPUs all share the machine's cores."""
+    passes = {"actor": 2} if config.reference.share_actor else {}
+    whole: dict[int, dict[str, float]] = {}
+    last = earlier + max(max(own, default=0.0) for own in times)
+
+    def part(rows: Sequence[Request], ready: float) -> Part:
+        if len(rows) not in whole:
+            some = replace(work, samples=len(rows))
+            whole[len(rows)] = {role: passes.get(role, 1) * score_s(m, some, rates[role]) for role, m in roles.items()}
+        tokens = work.prompt_tokens + sum(row.tokens for row in rows) / len(rows)
+        return Part(ready, {role: s * tokens / work.tokens for role, s in whole[len(rows)].items()})
+
+    if config.rollout.engine.sleep:
+        yield part([row for asked in requests for row in asked], last)
+        return
+    for asked, own in zip(requests, times, strict=True):
+        size = config.rollout.stream_samples or max(len(own), 1)
+        for start in range(0, len(own), size):
+            ready = earlier + max(own[start : start + size])
+            yield part(asked[start : start + size], last if config.device == "cpu" else ready)
 
 
 def card_gib(pool: PoolConfig) -> float:
@@ -168,10 +209,12 @@ def lengths_from(config: RunConfig, efficiency: Efficiency) -> str:
     return f"assumed: a mean of {share:.0%} of the limit (response_share) with a spread of {spread:g} (response_spread)"
 
 
-def _rounds(config: RunConfig, work: Workload) -> list[Workload]:
-    """What is generated one after the other: the greedy responses that ReMax compares with come first."""
+def _greedy_s(config: RunConfig, engines: EngineSize, work: Workload, rates: Rates, room: float) -> float:
+    """Of the greedy responses that ReMax compares with, which come first."""
+    if config.ppo.advantage.type != "remax":
+        return 0.0
     greedy = replace(work, samples=config.rollout.prompts_per_step, responses_per_prompt=1)
-    return [*([greedy] if config.ppo.advantage.type == "remax" else []), work]
+    return generate_s(engines, greedy, rates, room, config.seed)
 
 
 def _kv_room(config: RunConfig, engines: EngineSize, pool: PoolConfig) -> float:
@@ -192,22 +235,27 @@ def side_by_side(
     Args:
         kinds: which roles share cards.
         efficiency: its `correction` stretches the phases.
-        streamed: share of an engine's samples that is scored as soon as it is generated; None where scoring waits for
-            the last (the configuration says so, or the engines give their memory to those who score).
+        streamed: of parts that come evenly, the share of all that one is; None where scoring waits for the last.
     """
-    correction = efficiency.correction
-    generate, push = seconds.generate * correction.generate, seconds.push * correction.push
+    correction = efficiency.correction.model_dump()
+    engines, parts = seconds.engines or (seconds.generate,), seconds.parts or _even(seconds, streamed)
+    course = simulate(kinds, engines, parts, seconds.update, seconds.push)
+    score: dict[str, float] = {}
+    for part in parts:
+        for role, spent in part.seconds.items():
+            score[role] = score.get(role, 0.0) + spent
     busy: dict[Kind, float] = {}
-    waits = {"score": 0.0, "update": 0.0}
     for kind in kinds:
-        score = sum(seconds.score.get(role, 0.0) for role in kind)
-        update = correction.update * sum(seconds.update.get(role, 0.0) for role in kind)
-        hidden = 0.0
-        if streamed is not None and ENGINES not in kind:
-            hidden = (1 - streamed) * min(seconds.generate, score)
-        waits["score"] = max(waits["score"], correction.score * (score - hidden))
-        waits["update"] = max(waits["update"], update)
-        busy[kind] = correction.score * score + update
-        busy[kind] += generate if ENGINES in kind else 0.0
-        busy[kind] += push if {"actor", ENGINES} & set(kind) else 0.0
-    return StepTime({"generate": generate, **waits, "push": push}, busy, response_tokens)
+        busy[kind] = correction["score"] * sum(score.get(role, 0.0) for role in kind)
+        busy[kind] += correction["update"] * sum(seconds.update.get(role, 0.0) for role in kind)
+        busy[kind] += correction["generate"] * sum(engines) / len(engines) if ENGINES in kind else 0.0
+        busy[kind] += correction["push"] * seconds.push if {"actor", ENGINES} & set(kind) else 0.0
+    phases = {phase: correction[phase] * spent for phase, spent in course.phases.items()}
+    return StepTime(phases, busy, response_tokens, course)
+
+
+def _even(seconds: RoleSeconds, streamed: float | None) -> list[Part]:
+    """Parts that are alike and come evenly."""
+    number = round(1 / streamed) if streamed else 1
+    each = {role: spent / number for role, spent in seconds.score.items()}
+    return [Part(seconds.generate * (place + 1) / number, each) for place in range(number)]

@@ -106,7 +106,7 @@ def summary(efficiency: Efficiency, models: Path) -> str:
     worst = max(held, key=lambda name: held[name])
     return (
         f"{len(held)} steps held out: median error {median(held.values()):.0%}, worst {held[worst]:.0%} ({worst}); "
-        f"{sum(off <= 0.3 for off in held.values())} of them within 30 %"
+        f"{sum(off <= 0.3 for off in held.values())} of them within 30%"
     ).replace("%", " %")
 
 

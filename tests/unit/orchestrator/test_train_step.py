@@ -111,11 +111,12 @@ def test_without_a_reward_nobody_scores(log: list[str]) -> None:
 
 
 def test_engines_that_share_their_gpus_sleep_while_others_work(log: list[str]) -> None:
-    """Nobody scores before they sleep; weights wake before the push, the KV cache after it."""
-    step(log, sleeps=True)
+    """Nobody scores before they sleep, and then all rows at once; weights wake before the push, the KV cache after."""
+    result, _, _ = step(log, sleeps=True)
+    assert result.scored.token_ids[:, 0].tolist() == result.scored.scores.tolist() == list(range(ROWS))
     wake = "rollout.wake(('weights', 'kv_cache'),)"
     assert log[:5] == ["[generate]", wake, "part of engine 1", "part of engine 0", "rollout.sleep(False,)"]
-    assert log[5:13] == 2 * SCORING
+    assert log[5:10] == [*SCORING, "[score]"]
     assert log[-3:] == ["rollout.wake(('weights',),)", "actor.push(4,)", "rollout.wake(('kv_cache',),)"]
 
 
@@ -173,7 +174,7 @@ def test_remax_asks_for_one_greedy_response_a_prompt_and_scores_it(log: list[str
     ]
     asked = [row for shard in groups["rollout"].seen[0] for row in zip(shard.token_ids, shard.seeds, strict=True)]
     assert asked == [([0, 1], None), ([2, 1], None)]
-    assert log.count("start reward.score") == 3 and log.index("rollout.sleep(False,)") < log.index("start reward.score")
+    assert log.count("start reward.score") == 2 and log.index("rollout.sleep(False,)") < log.index("start reward.score")
     parts = [part for rank in groups["actor"].seen[-1] for part in rank]
     rows = torch.cat([part.token_ids[:, 0] for part in parts]).tolist()
     # Scores are row numbers; the greedy responses are those of rows 0 and 2.

@@ -1,0 +1,76 @@
+"""What happens in a step as a file that Perfetto (https://ui.perfetto.dev) and chrome://tracing open.
+
+Events and who lives where flow in; JSON of the Trace Event Format flows out: a process for each node, a thread for each
+card (without cards: for each rank), and one process for the step's phases.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from cluster.plan import Plan, Slot
+from cluster.simulation import Course, Event
+
+MICRO = 1e6
+MOST = 100_000
+"""Events on cards; if there are more, neighbours of one name are drawn as one."""
+DRIVER = -1
+"""Number of the phases' process."""
+
+
+def write_trace(path: Path, course: Course, made: Plan) -> None:
+    """Draw a step into a file."""
+    path.write_text(json.dumps({"traceEvents": list(trace_events(course, made))}) + "\n", encoding="utf-8")
+
+
+def trace_events(course: Course, made: Plan) -> Iterator[dict[str, Any]]:
+    """Of the whole step."""
+    lanes = {slot: slot.gpus or (place,) for place, slot in enumerate(made.slots)}
+    yield from _names(made, lanes)
+    begin = 0.0
+    for phase, end in course.ends.items():
+        if end > begin:
+            yield _drawn(phase, DRIVER, 0, begin, end, {})
+        begin = end
+    slots = {role: made.of(role) for role in made.roles}
+    many = sum(1 if event.rank is not None else len(slots[event.role]) for event in course.events) > MOST
+    for event in _joined(course.events) if many else course.events:
+        for slot in slots[event.role] if event.rank is None else [slots[event.role][event.rank]]:
+            for lane in lanes[slot]:
+                args = {"role": slot.role, "rank": slot.rank}
+                yield _drawn(f"{event.role} {event.name}", slot.node, lane, event.begin, event.end, args)
+
+
+def _joined(events: Sequence[Event]) -> Iterable[Event]:
+    """Neighbours of one role and name as one, from the first one's beginning to the last one's end."""
+    found: dict[tuple[str, int | None, str], Event] = {}
+    for event in events:
+        key = event.role, event.rank, event.name
+        first = found.get(key, event)
+        found[key] = Event(*key, min(first.begin, event.begin), max(first.end, event.end))
+    return found.values()
+
+
+def _names(made: Plan, lanes: dict[Slot, tuple[int, ...]]) -> Iterator[dict[str, Any]]:
+    yield _name("process_name", DRIVER, 0, "step")
+    yield _name("thread_name", DRIVER, 0, "phases")
+    for node, pool in enumerate(made.pools):
+        yield _name("process_name", node, 0, f"node {node} {pool}")
+    named = set()
+    for slot, own in lanes.items():
+        for lane in own:
+            if (slot.node, lane) not in named:
+                named.add((slot.node, lane))
+                yield _name("thread_name", slot.node, lane, f"GPU {lane}" if slot.gpus else f"{slot.role} {slot.rank}")
+
+
+def _name(what: str, process: int, thread: int, name: str) -> dict[str, Any]:
+    return {"ph": "M", "name": what, "pid": process, "tid": thread, "args": {"name": name}}
+
+
+def _drawn(name: str, process: int, thread: int, begin: float, end: float, args: dict[str, Any]) -> dict[str, Any]:
+    times = {"ts": round(begin * MICRO, 3), "dur": round((end - begin) * MICRO, 3)}
+    return {"ph": "X", "name": name, "cat": "plan", "pid": process, "tid": thread, **times, "args": args}
