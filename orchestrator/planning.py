@@ -7,6 +7,7 @@ flows out. No GPU, no Ray, no weights. Called by `orchestrator.cli` and `orchest
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from copy import deepcopy
 from itertools import combinations
 from pathlib import Path
@@ -75,7 +76,8 @@ def layout(config: RunConfig, efficiency: Efficiency | None = None) -> Layout:
         notes.append(f"the cards are not named (`accelerator` of the pool): they count as {UNKNOWN}")
     nodes = _by_node(made)
     cards = sorted({(slot.node, gpu) for slot in made.slots for gpu in slot.gpus})
-    gpus = tuple(_gpu_load(nodes[node], node, gpu, pools[node], roles, engines) for node, gpu in cards)
+    seen: dict[tuple[object, ...], dict[str, Held]] = {}
+    gpus = tuple(_gpu_load(nodes[node], node, gpu, pools[node], roles, engines, seen) for node, gpu in cards)
     hosts = tuple(_host_load(nodes[node], node, pools[node], roles, engines) for node in range(made.nodes))
     kinds = list(dict.fromkeys(load.roles for load in gpus))
     step = step_time(config, made, pools, kinds, roles, engines, efficiency or load_efficiency())
@@ -136,12 +138,26 @@ def _by_node(made: Plan) -> list[list[Slot]]:
 
 
 def _gpu_load(
-    neighbours: list[Slot], node: int, gpu: int, pool: PoolConfig, roles: dict[str, RoleSize], engines: EngineSize
+    neighbours: list[Slot],
+    node: int,
+    gpu: int,
+    pool: PoolConfig,
+    roles: dict[str, RoleSize],
+    engines: EngineSize,
+    seen: dict[tuple[object, ...], dict[str, Held]],
 ) -> GpuLoad:
-    here = [slot for slot in neighbours if gpu in slot.gpus]
+    """`seen`: what cards of such roles and such a size hold; filled here."""
+    here = tuple(slot for slot in neighbours if gpu in slot.gpus)
+    key = (card_gib(pool), *(slot.role for slot in here))
+    if key not in seen:
+        seen[key] = _held(here, card_gib(pool) * GIB, roles, engines)
+    return GpuLoad(node, gpu, card_gib(pool) * GIB, here, seen[key])
+
+
+def _held(here: Sequence[Slot], capacity: float, roles: dict[str, RoleSize], engines: EngineSize) -> dict[str, Held]:
+    """Of a card in each phase."""
     side_by_side = {"actor", "critic"} <= {slot.role for slot in here}
     pushed_by = "ipc" if ENGINES in {slot.role for slot in here} else "nccl"
-    capacity = card_gib(pool) * GIB
     phases: dict[str, Held] = {phase: {} for phase in PHASES}
     for slot in here:
         for phase, held in phases.items():
@@ -151,7 +167,7 @@ def _gpu_load(
                 else _of_role(roles[slot.role], phase, side_by_side, pushed_by)
             )
             held.update({(slot.role, item): size for item, size in account.items() if size})
-    return GpuLoad(node, gpu, capacity, tuple(here), phases)
+    return phases
 
 
 def _of_role(role: RoleSize, phase: str, side_by_side: bool, pushed_by: str) -> Account:

@@ -76,10 +76,13 @@ def suggest(config: RunConfig, efficiency: Efficiency | None = None, count: int 
         raise ConfigError("--suggest needs pools of GPUs: `device: cuda` and a placement of type groups or openrlhf")
     bounded: list[tuple[float, int, GroupsPlacement]] = []
     for placement in structures(as_groups(config.placement), _together(config)):
-        fastest = apply(config, placement, Setting(max(FACTORS), HOMES[0], HOMES[0], 0, max(UTILIZATIONS)))
-        if not inconsistencies(fastest):
-            with suppress(PlacementError):  # its CPUs do not do for the reward functions
-                bounded.append((layout(fastest, efficiency).step.total, len(bounded), placement))
+        # Sleeping costs the weights' way to the host, and lets all engines' rows be scored at once.
+        fastest = (Setting(max(FACTORS), HOMES[0], HOMES[0], sleep, max(UTILIZATIONS)) for sleep in _sleeps(placement))
+        tried = [one for one in (apply(config, placement, setting) for setting in fastest) if not inconsistencies(one)]
+        with suppress(PlacementError):  # its CPUs do not do for the reward functions
+            times = [layout(one, efficiency).step.total for one in tried]
+            if times:
+                bounded.append((min(times), len(bounded), placement))
     found: list[Suggestion] = []
     for bound, _, placement in sorted(bounded):
         if len(found) == count and bound >= found[-1].layout.step.total:
@@ -126,10 +129,13 @@ def structures(placement: GroupsPlacement, roles: Sequence[str]) -> Iterator[Gro
 def settings(placement: GroupsPlacement) -> Iterator[Setting]:
     """All that are tried with a placement; engines that share with nobody never sleep."""
     critic = HOMES if any("critic" in group.roles for group in placement.groups.values()) else HOMES[:1]
+    choices = product(FACTORS, HOMES, critic, _sleeps(placement), UTILIZATIONS)
+    yield from (Setting(*choice) for choice in choices)
+
+
+def _sleeps(placement: GroupsPlacement) -> tuple[int, ...]:
     shared = any(group.engines is not None and group.roles for group in placement.groups.values())
-    yield from (
-        Setting(*choice) for choice in product(FACTORS, HOMES, critic, (0, 1) if shared else (0,), UTILIZATIONS)
-    )
+    return (0, 1) if shared else (0,)
 
 
 def apply(config: RunConfig, placement: GroupsPlacement, setting: Setting) -> RunConfig:
