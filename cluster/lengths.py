@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 import random
+from bisect import bisect_left
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
@@ -45,10 +46,12 @@ class Lengths:
 
     def at(self, share: float) -> float:
         """Tokens that `share` of the responses do not exceed."""
-        for (before, low), (after, high) in pairwise(zip(self.shares, self.tokens, strict=True)):
-            if share <= after:
-                return low + (high - low) * (share - before) / (after - before)
-        return self.longest
+        place = max(min(bisect_left(self.shares, share), len(self.shares) - 1), 1)
+        before, low, after, high = *self._point(place - 1), *self._point(place)
+        return low + (high - low) * (min(share, after) - before) / (after - before)
+
+    def _point(self, place: int) -> tuple[float, float]:
+        return self.shares[place], self.tokens[place]
 
     def spread_out(self, count: int) -> tuple[float, ...]:
         """`count` responses that stand for the whole, the shortest first: the middle of each of so many equal parts."""

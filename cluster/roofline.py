@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import lru_cache
 
 from cluster.accelerators import Accelerator
 from cluster.config import Efficiency
@@ -193,11 +194,15 @@ def _least_s(role: RoleSize, rates: Rates) -> float:
 
 def _operations_of_a_rank(role: RoleSize, work: Workload, samples: float) -> float:
     """Of the busiest: tokens are shared out evenly, but the longest sample is one rank's."""
-    lengths = work.lengths
-    each = [operations(role.model, work.prompt_tokens + tokens, tokens) for tokens in lengths.spread_out(PARTS)]
-    longest = lengths.at(1 - 0.5 / max(samples, 1))
+    longest = work.lengths.at(1 - 0.5 / max(samples, 1))
     alone = operations(role.model, work.prompt_tokens + longest, longest)
-    return max(samples / role.ranks * sum(each) / len(each), alone)
+    return max(samples / role.ranks * _mean_operations(role.model, work.prompt_tokens, work.lengths), alone)
+
+
+@lru_cache(maxsize=256)
+def _mean_operations(model: ModelSize, prompt_tokens: float, lengths: Lengths) -> float:
+    """Of a sample."""
+    return sum(operations(model, prompt_tokens + tokens, tokens) for tokens in lengths.spread_out(PARTS)) / PARTS
 
 
 def _micro_batches(role: RoleSize, work: Workload, samples: float) -> int:

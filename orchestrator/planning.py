@@ -61,13 +61,14 @@ MOST_CHANGES = 3
 """As many overrides at once are tried to make a layout fit."""
 
 
-def layout(config: RunConfig, efficiency: Efficiency | None = None) -> Layout:
+def layout(config: RunConfig, efficiency: Efficiency | None = None, made: Plan | None = None) -> Layout:
     """The layout of `tetrarch train`. PlacementError or ConfigError where there is none.
 
     Args:
         efficiency: what hardware reaches; None is `efficiency.yaml` beside this file.
+        made: the plan of the same placement and roles, if it is at hand.
     """
-    made = plan(config.placement, needs(config, training(config)))
+    made = made or plan(config.placement, needs(config, training(config)))
     sizes, notes = _model_sizes(config)
     roles = _role_sizes(config, made, sizes)
     engines = _engine_size(config, sizes["actor"])

@@ -20,6 +20,7 @@ from typing import Any
 from cluster.config import Efficiency, EnginesConfig, GroupsPlacement, LocalPlacement, PlacedGroup, PoolConfig
 from cluster.errors import PlacementError
 from cluster.groups import ENGINES, as_groups, base_role
+from cluster.plan import Plan
 from orchestrator.config import RunConfig
 from orchestrator.consistency import inconsistencies
 from orchestrator.errors import ConfigError
@@ -80,7 +81,11 @@ def suggest(config: RunConfig, efficiency: Efficiency | None = None, count: int 
         fastest = (Setting(max(FACTORS), HOMES[0], HOMES[0], sleep, max(UTILIZATIONS)) for sleep in _sleeps(placement))
         tried = [one for one in (apply(config, placement, setting) for setting in fastest) if not inconsistencies(one)]
         with suppress(PlacementError):  # its CPUs do not do for the reward functions
-            times = [layout(one, efficiency).step.total for one in tried]
+            made, times = None, []
+            for one in tried:
+                planned = layout(one, efficiency, made)
+                made = planned.plan
+                times.append(planned.step.total)
             if times:
                 bounded.append((min(times), len(bounded), placement))
     found: list[Suggestion] = []
@@ -158,9 +163,11 @@ def apply(config: RunConfig, placement: GroupsPlacement, setting: Setting) -> Ru
 def _best(config: RunConfig, placement: GroupsPlacement, efficiency: Efficiency | None) -> Suggestion | None:
     """The fastest settings that fit; of equally fast ones the first."""
     best: Suggestion | None = None
+    made: Plan | None = None
     for setting in settings(placement):
         tried = apply(config, placement, setting)
-        planned = layout(tried, efficiency)
+        planned = layout(tried, efficiency, made)
+        made = planned.plan
         faster = best is None or planned.step.total < best.layout.step.total
         if faster and not planned.shortages and not inconsistencies(tried):
             best = Suggestion(tried, planned)
