@@ -16,8 +16,8 @@ from cluster.config import Correction, Efficiency
 from orchestrator.config import RunConfig
 from orchestrator.efficiency import load_efficiency
 from orchestrator.errors import ConfigError
-from orchestrator.experience import LENGTH_QUANTILES
 from orchestrator.loading import load_config
+from orchestrator.metrics import LENGTH_QUANTILES
 from orchestrator.planning import layout
 
 FITTED = "efficiency.yaml"

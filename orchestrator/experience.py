@@ -13,19 +13,12 @@ from torch import Tensor
 
 from orchestrator.advantages import CRITIC_FREE, WITH_CRITIC, whiten
 from orchestrator.errors import NotFinite
+from orchestrator.metrics import LENGTH_QUANTILES
 from orchestrator.ppo_config import BootstrapTruncated, MaskTruncated, PpoConfig
 from orchestrator.scores import RunningScale
 from roles.batch import Experience, Scored
 from roles.losses import KL_ESTIMATORS, k1
 from roles.packing import balance
-
-LENGTH_QUANTILES = {
-    "response/length_p50": 0.5,
-    "response/length_p90": 0.9,
-    "response/length_p99": 0.99,
-    "response/length_max": 1.0,
-}
-"""Metric → share of the responses that are no longer."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -99,6 +99,14 @@ _ALL = (
 METRICS: dict[str, Metric] = {metric.key: metric for metric in _ALL}
 """By key, in the README's order."""
 
+LENGTH_QUANTILES = {
+    "response/length_p50": 0.5,
+    "response/length_p90": 0.9,
+    "response/length_p99": 0.99,
+    "response/length_max": 1.0,
+}
+"""Metric → share of the responses that are no longer."""
+
 PHASES: tuple[str, ...] = tuple(
     key for key in METRICS if key.startswith("time/") and key not in ("time/step_s", "time/driver_s")
 )
