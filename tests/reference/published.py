@@ -90,8 +90,9 @@ def table(efficiency: Efficiency, models: Path) -> str:
         cells = [_cell(published.get(phase), found.get(phase)) for phase in ("step", *PHASES)]
         if row.data.get("push_only"):
             cells[1:4] = ["", "", ""]
-        whole = "step" if "step" in published else "push"
-        off = f"{100 * (found[whole] / published[whole] - 1):+.0f} %".replace("-", "−")
+        told = ["step"] if "step" in published else list(published)
+        error = sum(found[name] for name in told) / sum(published[name] for name in told) - 1
+        off = f"{100 * error:+.0f} %".replace("-", "−")
         gpus = sum(group[0] * group[1] for group in row.data["groups"].values())
         kind = "fitted" if row.fitted else "held out"
         first = f"| {row.name} | {row.data['actor']} | {gpus} {row.data['card'].split('-')[0]} | {cells[0]} | {off} |"
@@ -173,6 +174,7 @@ def _config(row: Row, prompts: int) -> RunConfig:
                     "gpu_memory_utilization": data.get("engine_share", 0.9),
                     "sleep": data.get("engine_sleep", 0),
                     "enforce_eager": data.get("eager", False),
+                    "max_sequences": data.get("at_once", 256),
                 },
             },
             "ppo": {
