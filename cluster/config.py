@@ -177,6 +177,17 @@ class Correction(Section):
     """Of the weights' way to the engines."""
 
 
+class BesideCounted(Section):
+    """GiB that the fullest card of a measured run held beside what the plan counts, by phase; negative: less."""
+
+    generate: float = 0.0
+    """CUDA graphs, for one."""
+    score: float = 0.0
+    """While roles score."""
+    update: float = 0.0
+    """While actor and critic are trained."""
+
+
 class Efficiency(Section):
     """How much of the published rates a step reaches: `orchestrator/efficiency.yaml`, where the sources are."""
 
@@ -212,6 +223,8 @@ class Efficiency(Section):
     null: logarithms of lengths are normal, with `response_spread`."""
     correction: Correction = Correction()
     """What `tetrarch plan --calibrate` fits."""
+    beside_gib: BesideCounted = BesideCounted()
+    """What it fits of a card's memory."""
 
 
 class Deadlines(Section):

@@ -12,13 +12,15 @@ from typing import Any
 
 import yaml
 
-from cluster.config import Correction, Efficiency
+from cluster.config import BesideCounted, Correction, Efficiency
+from cluster.memory import GIB
 from orchestrator.config import RunConfig
 from orchestrator.efficiency import load_efficiency
 from orchestrator.errors import ConfigError
 from orchestrator.loading import load_config
+from orchestrator.loads import Layout
 from orchestrator.metrics import LENGTH_QUANTILES
-from orchestrator.planning import layout
+from orchestrator.planning import PHASE_NAMES, layout
 
 FITTED = "efficiency.yaml"
 """In the `run_dir` of a measured run."""
@@ -30,19 +32,36 @@ WARM_UP = 1
 def calibrated(run_dir: Path) -> Efficiency:
     """The shipped factors, corrected so that the prediction for the run in `run_dir` is what was measured there.
 
-    Medians over its steps, of the lengths too; written to `run_dir/efficiency.yaml`. ConfigError if the run has no
-    steps.
+    Medians over its steps, of the lengths too, and the most memory that a card held in each phase; written to
+    `run_dir/efficiency.yaml`. ConfigError if the run has no steps.
     """
     steps = _measured(run_dir)
     config = load_config(run_dir / "config.yaml")
     plain = load_efficiency().model_copy(update=_lengths(steps, config))
-    predicted = layout(config, plain).step.phases
+    planned = layout(config, plain)
+    predicted = planned.step.phases
     measured = {phase: median(step[f"time/{phase}_s"] for step in steps) for phase in predicted}
     ratios = {phase: float(f"{measured[phase] / of:.4g}") if of else 1.0 for phase, of in predicted.items()}
-    data = {**plain.model_dump(), "correction": ratios}
+    data = {**plain.model_dump(), "correction": ratios, "beside_gib": _beside(steps, planned)}
     header = f"# Fitted to {len(steps)} steps of {run_dir.name} by `tetrarch plan --calibrate`.\n"
     (run_dir / FITTED).write_text(header + yaml.safe_dump(data, sort_keys=False), encoding="utf-8")
     return Efficiency.model_validate(data)
+
+
+def _beside(steps: list[dict[str, Any]], planned: Layout) -> dict[str, float]:
+    """GiB of the fullest card in each phase, measured less planned; empty without GPUs."""
+    found = {}
+    for name in BesideCounted.model_fields:
+        held = [step[key] for step in steps if (key := f"memory/gpu_{name}_gib") in step]
+        counted = [
+            sum(load.phases[phase].values()) / GIB
+            for load in planned.gpus
+            for phase, metric in PHASE_NAMES.items()
+            if metric == name
+        ]
+        if held and counted:
+            found[name] = round(max(held) - max(counted), 2)
+    return found
 
 
 def _lengths(steps: list[dict[str, Any]], config: RunConfig) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from cluster.accelerators import UNKNOWN
-from cluster.config import Efficiency, LocalPlacement, PoolConfig
+from cluster.config import BesideCounted, Efficiency, LocalPlacement, PoolConfig
 from cluster.groups import ENGINES, as_groups, base_role
 from cluster.memory import (
     GIB,
@@ -57,6 +57,10 @@ WORKING_IN = {
 }
 """Role → the phases in which it computes."""
 
+PHASE_NAMES = {"generate": "generate", "score": "score", "train actor": "update", "train critic": "update"}
+"""A phase of a card's memory → its name in a step's metrics. A measured push ends with the engines awake for the next
+step, so it is not the plan's."""
+
 MOST_CHANGES = 3
 """As many overrides at once are tried to make a layout fit."""
 
@@ -79,9 +83,12 @@ def layout(config: RunConfig, efficiency: Efficiency | None = None, made: Plan |
     cards = sorted({(slot.node, gpu) for slot in made.slots for gpu in slot.gpus})
     seen: dict[tuple[object, ...], dict[str, Held]] = {}
     gpus = tuple(_gpu_load(nodes[node], node, gpu, pools[node], roles, engines, seen) for node, gpu in cards)
+    efficiency = efficiency or load_efficiency()
+    for held in seen.values():
+        _add_measured(held, efficiency.beside_gib)
     hosts = tuple(_host_load(nodes[node], node, pools[node], roles, engines) for node in range(made.nodes))
     kinds = list(dict.fromkeys(load.roles for load in gpus))
-    step = step_time(config, made, pools, kinds, roles, engines, efficiency or load_efficiency())
+    step = step_time(config, made, pools, kinds, roles, engines, efficiency)
     prices = [pool.price_per_hour for pool in pools if pool.price_per_hour is not None]
     price = sum(prices) if len(prices) == len(pools) else None
     return Layout(made, gpus, hosts, sizes, engines, tuple(notes), step, config.steps, price)
@@ -153,6 +160,13 @@ def _gpu_load(
     if key not in seen:
         seen[key] = _held(here, card_gib(pool) * GIB, roles, engines)
     return GpuLoad(node, gpu, card_gib(pool) * GIB, here, seen[key])
+
+
+def _add_measured(held: dict[str, Held], beside: BesideCounted) -> None:
+    """Put what a measured run held beside what is counted into the phases."""
+    for phase, name in PHASE_NAMES.items():
+        if extra := getattr(beside, name):
+            held[phase]["all", "measured beside what is counted"] = extra * GIB
 
 
 def _held(here: Sequence[Slot], capacity: float, roles: dict[str, RoleSize], engines: EngineSize) -> dict[str, Held]:

@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
+from cluster.config import BesideCounted
+from cluster.memory import GIB
 from orchestrator import cli
 from orchestrator.calibration import calibrated
 from orchestrator.efficiency import load_efficiency
@@ -50,6 +52,20 @@ def test_lengths_are_measured_too_and_the_prediction_still_agrees(tmp_path: Path
     assert planned.step.lengths is not None and planned.step.lengths.mean == pytest.approx(512, rel=1e-3)
     assert planned.step.phases == pytest.approx({"generate": 50, "score": 30, "update": 200, "push": 4}, rel=1e-3)
     assert load_efficiency(run / "efficiency.yaml") == fitted
+
+
+def test_memory_is_fitted_by_phase_where_cards_told_theirs(tmp_path: Path) -> None:
+    told = {"memory/gpu_generate_gib": 60.0, "memory/gpu_score_gib": 50.0, "memory/gpu_update_gib": 75.5}
+    run = finished_run(tmp_path / "run", [{**step(1), **told}, {**step(1), **told, "memory/gpu_score_gib": 52.0}])
+    planned = layout(load_config(run / "config.yaml"), calibrated(run))
+
+    def fullest(*phases: str) -> float:
+        return max(sum(load.phases[phase].values()) for load in planned.gpus for phase in phases) / GIB
+
+    assert fullest("generate") == pytest.approx(60, abs=0.01)
+    assert fullest("score") == pytest.approx(52, abs=0.01)
+    assert fullest("train actor", "train critic") == pytest.approx(75.5, abs=0.01)
+    assert calibrated(finished_run(tmp_path / "cpu", [step(1)])).beside_gib == BesideCounted()
 
 
 def test_streamed_scores_are_fitted_as_well(tmp_path: Path) -> None:
