@@ -14,16 +14,17 @@ import threading
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from multiprocessing import get_context
 from multiprocessing.connection import Client, Connection, Listener
 from pathlib import Path
 from typing import Any
-from unittest.mock import patch
+
+from tests.integration.forks import forking
 
 DEADLINE_S = 240
 
 
-def _serve(address: str, log: Path, factory: Callable[..., Any], args: Sequence[Any]) -> None:
+def _serve(address: str, log: Path, env: Mapping[str, str], factory: Callable[..., Any], args: Sequence[Any]) -> None:
+    os.environ.update(env)
     os.setsid()  # a group of its own, with which vLLM's workers end too
     out = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(out, 1)
@@ -84,10 +85,8 @@ class Host:
     def __init__(self, log: Path, env: Mapping[str, str], factory: Callable[..., Any], *args: Any) -> None:
         self.log = log
         self.address = tempfile.mktemp(prefix="host-")
-        self.process = get_context("spawn").Process(target=_serve, args=(self.address, log, factory, args))
-        # Before it starts: unpickling the arguments imports torch, which reads OMP_NUM_THREADS only then.
-        with patch.dict(os.environ, env):
-            self.process.start()
+        self.process = forking().Process(target=_serve, args=(self.address, log, {**os.environ, **env}, factory, args))
+        self.process.start()
         while not os.path.exists(self.address):
             self.process.join(0.05)
             assert self.process.is_alive(), log.read_text()[-3000:]

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import traceback
 from collections.abc import Callable
 from multiprocessing.connection import Connection
 from typing import Any
+
+from tests.integration.forks import forking
 
 DEADLINE_S = 200.0
 
@@ -20,13 +21,13 @@ class Ranks:
 
         self.size = size
         self._store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
-        context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload(["tests.integration.engine_cases"])  # imported once, for all ranks
+        context = forking()
         self._ends: list[Connection] = []
         self._processes = []
         for rank in range(size):
             ours, theirs = context.Pipe()
             environment = {
+                **os.environ,
                 "RANK": str(rank),
                 "WORLD_SIZE": str(size),
                 "LOCAL_RANK": "0",
