@@ -143,7 +143,7 @@ class RewardTrainingConfig(Section):
     max_tokens: int = Field(default=1024, ge=2)
     """Prompt + response; longer pairs are left out (counted)."""
     minimum_accuracy: float = Field(default=0.0, ge=0, lt=1)
-    """Held-out pair accuracy below which the command fails."""
+    """The command fails unless the held-out pair accuracy is above this with its whole 95 % interval; 0.5 is chance."""
 
 
 class RunConfig(Section):

@@ -41,6 +41,11 @@ class RewardQuality:
     training_comparisons: int
     left_out_groups: int
 
+    @property
+    def surely_above(self) -> float:
+        """Lower end of the accuracy's 95 % interval (normal approximation)."""
+        return self.accuracy - 1.96 * self.standard_error
+
 
 def train_reward(config: RunConfig, source: Questions | Preferences) -> RewardQuality:
     """Get the comparisons, train, test on held-out groups, save to `reward_training.output`.
@@ -101,15 +106,21 @@ def _train(
         f"held-out pair accuracy {quality.accuracy:.1%} ± {quality.standard_error:.1%} "
         f"on {quality.comparisons} comparisons"
     )
-    if quality.accuracy < training.minimum_accuracy:
-        raise TetrarchError(
-            f"held-out pair accuracy {quality.accuracy:.1%} is below reward_training.minimum_accuracy="
-            f"{training.minimum_accuracy:.0%}; train on more pairs or for more epochs, or use a larger model"
-        )
+    check_quality(quality, training.minimum_accuracy)
     centre = float(spread(trainer, RewardTrainer.scores, comparisons.training).result(deadlines.score_s).mean())
     _save(trainer, Path(training.output), centre, quality, deadlines.save_s)
     progress.lines(f"saved to {training.output}")
     return quality
+
+
+def check_quality(quality: RewardQuality, minimum: float) -> None:
+    """TetrarchError unless the accuracy is above `minimum` for all that chance can do to it."""
+    if quality.surely_above <= minimum and minimum:
+        raise TetrarchError(
+            f"held-out pair accuracy {quality.accuracy:.1%} ± {quality.standard_error:.1%} is not surely above "
+            f"reward_training.minimum_accuracy={minimum:.0%} (95 % interval from {quality.surely_above:.1%}); train on "
+            "more pairs or for more epochs, or use a larger model"
+        )
 
 
 def _schedule(preferences: Preferences, training: RewardTrainingConfig, seed: int) -> list[list[int]]:

@@ -7,8 +7,9 @@ import itertools
 import pytest
 import torch
 
+from orchestrator.errors import TetrarchError
 from orchestrator.preferences import Comparisons
-from orchestrator.reward_training import _quality, _schedule, _share
+from orchestrator.reward_training import RewardQuality, _quality, _schedule, _share, check_quality
 from tests.unit.orchestrator.test_preferences import ranked, training
 
 
@@ -53,3 +54,24 @@ def test_the_error_counts_a_group_once() -> None:
     four = ranked([[1.0, 1.0, 0.0, 0.0]] * 8)
     right = torch.tensor([1.0, 1.0, 0.0, 0.0] * 4 + [0.0, 0.0, 1.0, 1.0] * 4)
     assert _quality(right, Comparisons(four, four, 0)).standard_error == pytest.approx(single)
+
+
+@pytest.mark.parametrize(
+    ("accuracy", "error", "minimum", "passes"),
+    [
+        (0.65, 0.03, 0.5, True),
+        (0.55, 0.03, 0.5, False),
+        (0.9, 0.03, 0.8, True),
+        (0.84, 0.03, 0.8, False),
+        (0.3, 0.1, 0.0, True),
+    ],
+)
+def test_an_accuracy_that_chance_explains_is_refused(
+    accuracy: float, error: float, minimum: float, passes: bool
+) -> None:
+    quality = RewardQuality(accuracy, error, comparisons=100, training_comparisons=400, left_out_groups=0)
+    if passes:
+        check_quality(quality, minimum)
+        return
+    with pytest.raises(TetrarchError, match=f"{accuracy:.1%}.*minimum_accuracy={minimum:.0%}"):
+        check_quality(quality, minimum)
