@@ -25,12 +25,13 @@ from torch import Tensor, nn
 from roles.average import Average
 from roles.config import Dtype, LoraConfig, OptimizerConfig, ZeroConfig
 from roles.deepspeed_settings import deepspeed_config, gather_by_layer
+from roles.digest import Digest
 from roles.errors import RoleError
 from roles.lora import adapt, state_name
 from roles.optimizer import make_optimizer, make_scheduler, rate_factor
 from roles.packing import micro_batches
 from roles.tokenizer import load_tokenizer
-from roles.weight_transfer import Digest, full_parameters, layers, parameter_shapes
+from roles.weight_transfer import full_parameters, layers, parameter_shapes
 
 COLLECTIVE_TIMEOUT = timedelta(hours=1)
 """A rank that waits longer for its peers gives up; the driver's own deadlines are what a user sees."""

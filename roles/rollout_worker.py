@@ -10,8 +10,8 @@ from typing import Any
 
 from torch import Tensor
 
+from roles.digest import Digest
 from roles.gloo_transfer import register
-from roles.weight_transfer import Digest
 
 register()
 
