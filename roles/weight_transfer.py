@@ -16,15 +16,19 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
+import torch
 from torch import Tensor, nn
 
 from roles.errors import WeightTransferError
 from roles.lora import adapted_layers, adapter_of, is_adapter, merged, plain_name
+from roles.weight_probe import Products, trainer_products
 
 if TYPE_CHECKING:
     from vllm.distributed.weight_transfer.base import TrainerWeightTransferEngine
 
 TransferBackend = Literal["gloo", "nccl", "ipc"]
+
+
 class EngineClient(Protocol):
     """Reaches every rollout engine at once."""
 
@@ -136,6 +140,7 @@ class WeightPusher:
         self._groups = layers([name for name, _ in parameter_shapes(module)])
         self._usable = True
         facts: list[EngineFacts] = client.call("describe")
+        self._dtype: torch.dtype = getattr(torch, facts[0].dtype)
         self._trainer: TrainerWeightTransferEngine[Any] | None = None
         if rank == 0 or facts[0].backend == "ipc":
             from roles.trainer_transfer import connect
@@ -156,6 +161,12 @@ class WeightPusher:
             self._control.version = version
             self._trainer.send_weights()
         self._usable = True
+
+    def products(self) -> Products:
+        """What tells these weights, in the engines' dtype, from an engine's (`roles.weight_probe`). A collective."""
+        from roles.checkpoint_format import CheckpointFormat
+
+        return trainer_products(CheckpointFormat(self._module, self._groups), self._dtype)
 
     def close(self) -> None:
         """Leave the transfer group."""

@@ -69,9 +69,7 @@ def test_the_digest_sees_any_two_numbers_that_changed_places(dtype: torch.dtype)
 def test_the_digest_is_the_arithmetic_that_it_says() -> None:
     """A checkpoint holds digests: another outcome needs another `VERSION`."""
     assert VERSION == "2"
-    assert digest(("w", torch.arange(1000))) == (
-        "2-348b65f48ca631ed9b82a8ef1b7b66e602e5dd33ddd7e0ffd17ce0c40a6e80b8"
-    )
+    assert digest(("w", torch.arange(1000))) == ("2-348b65f48ca631ed9b82a8ef1b7b66e602e5dd33ddd7e0ffd17ce0c40a6e80b8")
     small = torch.arange(ROW + 1)
     weights = _weights(small.device).tolist()
     assert all(weight % 2 for weight in weights) and len(set(weights)) == ROW
