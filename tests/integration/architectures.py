@@ -17,6 +17,7 @@ WIDE = {**SIZES, "hidden_size": 128, "intermediate_size": 128}
 GROUPED = {**WIDE, "num_key_value_heads": 2}
 NARROW = {**GROUPED, "hidden_size": 64, "head_dim": 32}
 FEW = {"num_experts_per_tok": 2, "moe_intermediate_size": 64}
+LATENT = {**GROUPED, "hidden_size": 64, "num_key_value_heads": 4}
 MLA = {"kv_lora_rank": 32, "q_lora_rank": None, "qk_rope_head_dim": 16, "qk_nope_head_dim": 16, "v_head_dim": 32}
 DELTA = {
     "linear_num_value_heads": 4,
@@ -36,7 +37,7 @@ LLAMA3 = {
 DENSE: dict[str, dict[str, Any]] = {
     "Cohere": GROUPED,
     "Cohere2": {**GROUPED, "sliding_window": 24},
-    "Exaone4": {**GROUPED, "sliding_window": None, "sliding_window_pattern": None},
+    "Exaone4": {**GROUPED, "sliding_window": None, "layer_types": ["full_attention"] * 2},
     "Falcon": {**SPECIAL, **{k: WIDE[k] for k in ("num_hidden_layers", "num_attention_heads", "hidden_size")}}
     | {"alibi": False, "new_decoder_architecture": True, "num_kv_heads": 2, "max_position_embeddings": 256},
     "GPT2": {**SPECIAL, "n_positions": 256, "n_embd": 128, "n_layer": 2, "n_head": 4},
@@ -50,7 +51,6 @@ DENSE: dict[str, dict[str, Any]] = {
     "Glm4": NARROW,
     "Granite": {**GROUPED, "logits_scaling": 4.0, "attention_multiplier": 0.2, "embedding_multiplier": 2.0}
     | {"residual_multiplier": 0.5},
-    "Helium": {**NARROW},
     "Llama": {**NARROW, "rope_parameters": LLAMA3},
     "Mistral": {**GROUPED, "sliding_window": 24},
     "Nemotron": GROUPED,
@@ -67,17 +67,16 @@ DENSE: dict[str, dict[str, Any]] = {
     "StableLm": GROUPED,
     "Starcoder2": GROUPED,
     "Bloom": {**SPECIAL, "hidden_size": 128, "n_layer": 2, "n_head": 4},
-    "Mpt": {**SPECIAL, "d_model": 128, "n_layers": 2, "n_heads": 4, "max_seq_len": 256},
     "Ernie4_5": {**NARROW},
     "Arcee": GROUPED,
     "Apertus": GROUPED,
 }
 
 MIXTURES: dict[str, dict[str, Any]] = {
-    "DeepseekV2": {**NARROW, **FEW, **MLA, "n_routed_experts": 4, "first_k_dense_replace": 1, "n_group": 1}
+    "DeepseekV2": {**LATENT, **FEW, **MLA, "n_routed_experts": 4, "first_k_dense_replace": 1, "n_group": 1}
     | {"topk_group": 1, "topk_method": "greedy"},
-    "DeepseekV3": {**NARROW, **FEW, **MLA, "n_routed_experts": 4, "first_k_dense_replace": 1, "n_group": 1}
-    | {"topk_group": 1},
+    "DeepseekV3": {**LATENT, **FEW, **MLA, "n_routed_experts": 4, "first_k_dense_replace": 1, "n_group": 1}
+    | {"topk_group": 1, "topk_method": "noaux_tc"},
     "Ernie4_5_Moe": {**GROUPED, "moe_num_experts": 4, "moe_k": 2, "moe_intermediate_size": 64}
     | {"moe_layer_start_index": 1, "moe_layer_end_index": 1},
     "FlexOlmo": {**GROUPED, "num_experts": 4, "num_experts_per_tok": 2},
@@ -91,7 +90,8 @@ MIXTURES: dict[str, dict[str, Any]] = {
     "Qwen2Moe": {**GROUPED, **FEW, "num_experts": 4, "shared_expert_intermediate_size": 64, "decoder_sparse_step": 1},
     "Qwen3Moe": {**NARROW, **FEW, "num_experts": 4, "decoder_sparse_step": 1, "norm_topk_prob": True},
     "Qwen3Next": {**NARROW, **FEW, **DELTA, "num_experts": 4, "shared_expert_intermediate_size": 64},
-    "Dots1": {**NARROW, **FEW, "n_routed_experts": 4, "n_group": 1, "topk_group": 1, "first_k_dense_replace": 1},
+    "Dots1": {**NARROW, **FEW, "n_routed_experts": 4, "n_group": 1, "topk_group": 1, "first_k_dense_replace": 1}
+    | {"n_shared_experts": 1},
     "HunYuanMoEV1": {**NARROW, "num_experts": 4, "moe_topk": 2},
     "MiniMaxM2": {**NARROW, "num_local_experts": 4, "num_experts_per_tok": 2},
     "Lfm2Moe": {**GROUPED, **FEW, "num_experts": 4, "num_dense_layers": 1, "layer_types": ["full_attention"] * 2},
