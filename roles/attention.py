@@ -219,7 +219,7 @@ def check_architecture(config: PretrainedConfig, *, trust_remote_code: bool = Fa
     try:
         with torch.device("meta"):
             model = AutoModelForCausalLM.from_config(
-                config, attn_implementation=CHECKED, trust_remote_code=trust_remote_code
+                config, attn_implementation=CHECKED, dtype=torch.bfloat16, trust_remote_code=trust_remote_code
             )
             ids = torch.zeros(1, 8, dtype=torch.long)
             model.eval()(input_ids=ids, position_ids=ids, layout=True, use_cache=False)

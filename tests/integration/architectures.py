@@ -97,15 +97,24 @@ MIXTURES: dict[str, dict[str, Any]] = {
     "Lfm2Moe": {**GROUPED, **FEW, "num_experts": 4, "num_dense_layers": 1, "layer_types": ["full_attention"] * 2},
 }
 
+NOT_IN_VLLM: dict[str, str] = {}
+"""What vLLM's CPU build cannot start, with its words."""
+
+
+def config(name: str) -> Any:
+    """Of the architecture `name`."""
+    import transformers
+
+    return getattr(transformers, f"{name}Config")(**{**DENSE, **MIXTURES}[name])
+
 
 def save(name: str, folder: Path) -> Path:
     """A model of the architecture `name` with the tiny tokenizer."""
     import torch
-    import transformers
+    from transformers import AutoModelForCausalLM
 
     torch.manual_seed(3)
-    config = getattr(transformers, f"{name}Config")(**{**DENSE, **MIXTURES}[name])
-    model = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    model = AutoModelForCausalLM.from_config(config(name), dtype=torch.float32)
     for parameter in model.parameters():
         if parameter.dim() >= 2:
             parameter.data.normal_(0, 0.12)
