@@ -18,6 +18,7 @@ import psutil
 from cluster.memory import GIB
 from cluster.model_size import splits
 from cluster.plan import ranks_of, tensor_parallel_size
+from orchestrator.architecture_checks import check_attention
 from orchestrator.checkpoint import Checkpoints, trained_step
 from orchestrator.config import RewardTrainingConfig, RunConfig, SampledPairs
 from orchestrator.errors import ConfigError
@@ -90,11 +91,13 @@ def check_reward(config: RunConfig) -> Questions | Preferences:
     backbone = model_facts(training.model, "reward_training.model", config.model_cache)
     check_tokenizer(backbone)
     check_context(backbone, training.max_tokens, "reward_training.max_tokens")
+    check_attention(backbone)
     if isinstance(training.pairs, SampledPairs):
         actor = model_facts(config.actor.model, "actor.model", config.model_cache)
         check_tokenizer(actor)
         check_same_tokens(backbone, actor, "use the actor's model")
         check_context(actor, *_longest(config))
+        check_attention(actor)
         _check_engine(config, actor)
         return _questions(config, "train", actor)
     from orchestrator.pairs import read_pairs  # loads torch
@@ -179,13 +182,14 @@ def _check_models(config: RunConfig, with_critic: bool) -> ModelFacts:
     """Every model that the roles load; the actor's facts flow out."""
     cache, (longest, sum_of) = config.model_cache, _longest(config)
     actor = model_facts(config.actor.model, "actor.model", cache)
-    others = []
+    others, rewards = [], []
     if config.reference.model is not None:
         others.append(model_facts(config.reference.model, "reference.model", cache))
     for role, scorer in config.scorers.items():
         if isinstance(scorer, ModelReward):
             key = section_key(role)
             reward = model_facts(scorer.model, f"{key}.model", cache)
+            rewards.append(reward)
             check_one_label(reward)
             if not scorer.text_bridge:
                 mend = f"use a reward model with the actor's tokenizer, or set {key}.text_bridge: true"
@@ -207,6 +211,8 @@ def _check_models(config: RunConfig, with_critic: bool) -> ModelFacts:
     for other in others:
         check_same_tokens(other, actor, "use a model with the actor's tokenizer")
         check_context(other, longest, sum_of)
+    for model in {facts.folder: facts for facts in (*rewards, *others, actor)}.values():
+        check_attention(model)
     return actor
 
 

@@ -146,6 +146,21 @@ class RewardTrainingConfig(Section):
     """The command fails unless the held-out pair accuracy is above this with its whole 95 % interval; 0.5 is chance."""
 
 
+class CanaryConfig(Section):
+    """Whether the engines sample from the trainer's weights: in every batch, before anything is trained on it, their
+    log-probabilities of the sampled tokens are compared with the actor's. Where they differ by too much, the run ends
+    with exit code 1 and a checkpoint."""
+
+    enabled: bool = True
+    """false: nothing is compared (`engine/logprob_gap_mean` is reported all the same)."""
+    limit: float | None = Field(default=None, gt=0)
+    """Largest mean difference, in nats per token. null, in float32: 1e-4. null, where actor or engines are in bfloat16:
+    0.2 for the weights that the engines load from the folder, then `growth` times what those had, at least 0.01. Both
+    are divided by a temperature below 1."""
+    growth: float = Field(default=5.0, gt=1)
+    """Of the difference between the weights from the folder and pushed ones."""
+
+
 class RunConfig(Section):
     """One run."""
 
@@ -177,6 +192,8 @@ class RunConfig(Section):
     """How the policy is sampled."""
     ppo: PpoConfig = PpoConfig()
     """How it learns."""
+    canary: CanaryConfig = CanaryConfig()
+    """Whether the engines sample from the trainer's weights."""
     evaluation: EvaluationConfig = EvaluationConfig()
     """What is measured on held-out prompts."""
     checkpoint: CheckpointConfig = CheckpointConfig()

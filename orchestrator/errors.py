@@ -4,6 +4,7 @@ TetrarchError            the run failed (exit code 1)
 ├── ConfigError          the configuration or the data it names is wrong (exit code 2); nothing was started
 ├── CheckpointError      a checkpoint is missing, broken or belongs to another run
 ├── NotFinite            a role answered with NaN or infinity; the batch is kept
+├── WeightsDiffer        the engines do not sample from the trainer's weights; the batch is kept
 └── KlBudgetSpent        the policy is farther from the reference than ppo.kl.budget.stop allows; a checkpoint is saved
 """
 
@@ -26,6 +27,10 @@ class NotFinite(TetrarchError):
     def __init__(self, role: str, message: str) -> None:
         super().__init__(message)
         self.role = role
+
+
+class WeightsDiffer(TetrarchError):
+    """The engines do not sample from the trainer's weights."""
 
 
 class KlBudgetSpent(TetrarchError):

@@ -7,6 +7,7 @@ by `tetrarch evaluate`.
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
@@ -29,13 +30,22 @@ from roles.reward import Scorer
 
 
 def evaluate(
-    roles: EvaluationRoles, prompts: Prompts, version: int, *, step: int, label: str, samples: int
+    roles: EvaluationRoles,
+    prompts: Prompts,
+    version: int,
+    *,
+    step: int,
+    label: str,
+    samples: int,
+    check: Callable[[Rollouts], None] | None = None,
 ) -> EvaluationResult:
-    """Answer every prompt once, at the rollout's own temperature, and score the answers.
+    """Answer every prompt once, at the rollout's own temperature, and score the answers, which have passed `check`.
 
     The KL is k1 of the sampled tokens, summed over a response, from vLLM's log-probabilities and the reference's.
     """
     rollouts = roles.policy.generate(prompts, version=version)
+    if check:
+        check(rollouts)
     proxy = roles.reward.start(rollouts)
     reference = spread(roles.reference, FrozenPolicy.reference_logprobs, rollouts)
     judge = spread(roles.judge, Scorer.score, rollouts) if roles.judge else None

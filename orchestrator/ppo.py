@@ -12,6 +12,7 @@ from typing import Any, ClassVar
 from torch import Tensor
 
 from cluster.calls import wait_all
+from orchestrator.canary import Canary
 from orchestrator.config import RunConfig
 from orchestrator.errors import CheckpointError, NotFinite
 from orchestrator.experience import ExperienceStats, mini_batches, to_experience
@@ -35,6 +36,8 @@ class TrainState:
     """Of the scores so far."""
     value_scale: RunningScale = field(default_factory=RunningScale)
     """Of the returns so far, where the critic's targets are normalised."""
+    canary: Canary = field(default_factory=Canary)
+    """Whether the engines have the actor's weights."""
     batch: Scored | None = None
     """Of the step under way, once it is scored; not saved."""
     warm_at: int | None = None
@@ -47,7 +50,7 @@ class TrainState:
     """Responses trained on so far."""
 
     _COUNTERS: ClassVar = ("step", "version", "samples", "warm_at")
-    _PARTS: ClassVar = ("prompts", "kl", "scale", "value_scale")
+    _PARTS: ClassVar = ("prompts", "kl", "scale", "value_scale", "canary")
 
     def state_dict(self) -> dict[str, Any]:
         """JSON-able."""
@@ -96,6 +99,7 @@ def train_step(roles: Roles, prompts: Prompts, state: TrainState, config: RunCon
         state.batch = scored
     with clock("experience"):
         experience, stats = prepare(scored, greedy, baselines, state, config)
+        state.canary.check(scored, scored.old_logprobs, state.version, config)
         schedule = {"epochs": ppo.epochs, "mini_batches": ppo.mini_batches, "seed": config.seed + state.step}
         critic_shards = mini_batches(experience, ranks=len(roles.critic), **schedule) if roles.critic else []
         actor_shards = mini_batches(experience, ranks=len(roles.actor), **schedule)

@@ -13,13 +13,14 @@ from typing import Any
 
 from cluster.calls import become_idle, wait_all, watching
 from cluster.errors import ClusterError
+from orchestrator import canary
 from orchestrator.build import resolve_models, training_roles
 from orchestrator.card_metrics import StepWork, card_metrics
 from orchestrator.checkpoint import TRAINED, Checkpoint, Checkpoints, whole_folder
 from orchestrator.config import RunConfig
-from orchestrator.errors import CheckpointError, KlBudgetSpent, NotFinite
+from orchestrator.errors import CheckpointError, KlBudgetSpent, NotFinite, WeightsDiffer
 from orchestrator.evaluation import evaluate, training_samples
-from orchestrator.groups import Roles
+from orchestrator.groups import Roles, spread
 from orchestrator.kl import make_controller
 from orchestrator.loading import dump_config
 from orchestrator.model_sources import UnknownModel
@@ -30,8 +31,9 @@ from orchestrator.prompts import PromptSource, Questions, heldout_prompts
 from orchestrator.report import Reporter
 from orchestrator.timing import Clock
 from roles.actor import Actor
-from roles.batch import Prompts, save_batch
+from roles.batch import Prompts, Rollouts, save_batch
 from roles.critic import Critic
+from roles.digest import VERSION
 from roles.reference import FrozenPolicy
 
 FAILED = "failed"
@@ -172,6 +174,11 @@ class Run:
         self.report.status(f"resuming from {checkpoint.path}")
         fingerprint = self._reference_fingerprint()
         if fingerprint != checkpoint.state["reference"]:
+            if not str(checkpoint.state["reference"]).startswith(f"{VERSION}-"):
+                raise CheckpointError(
+                    f"{checkpoint.path} holds a fingerprint of the reference that this version cannot read: another "
+                    "version of Tetrarch has written it; resume with that one, or start anew in another run_dir"
+                )
             raise CheckpointError(
                 f"{checkpoint.path} was trained against the reference {checkpoint.state['reference']}, "
                 f"but {self.config.reference.model or self.config.actor.model} is {fingerprint}; use the same one"
@@ -217,6 +224,9 @@ class Run:
             if "update" not in clock.seconds:  # actor and critic are as they were
                 self._rescue(before)
             raise
+        except WeightsDiffer as error:
+            self._keep_batch()
+            raise self._without_engines(error, before) from error
         except NotFinite as error:
             self._keep_batch()
             if error.role in ("reward", "reference"):  # the others' state is not worth keeping
@@ -256,9 +266,25 @@ class Run:
             return
         self.report.status(f"evaluating on {len(self.questions)} held-out prompts ({label})")
         samples, state = self.config.evaluation.samples, self.state
-        self.report.evaluation(
-            evaluate(self.roles, self.questions, state.version, step=state.step, label=label, samples=samples)
-        )
+        where: dict[str, Any] = {"step": state.step, "label": label, "samples": samples, "check": self._check_weights}
+        try:
+            self.report.evaluation(evaluate(self.roles, self.questions, state.version, **where))
+        except WeightsDiffer as error:
+            raise self._without_engines(error, state.state_dict()) from error
+
+    def _without_engines(self, error: WeightsDiffer, state: dict[str, Any]) -> WeightsDiffer:
+        """What to raise, now that the engines' weights are not the actor's: `error` and the tensors that differ. What
+        was trained up to `state` is saved."""
+        self._rescue(state)
+        self.report.status("looking for the tensors that differ")
+        return WeightsDiffer(f"{error}. {canary.culprits(self.roles, self.config)}")
+
+    def _check_weights(self, rollouts: Rollouts) -> None:
+        """Look at rows sampled for an evaluation, if no batch has shown yet that the engines' weights are right."""
+        state, few = self.state, rollouts.select(range(min(canary.ROWS, len(rollouts))))
+        if state.canary.verified != state.version and self.config.canary.enabled:
+            logprobs = spread(self.roles.actor, Actor.logprobs, few).result(self.config.deadlines.score_s)
+            state.canary.check(few, logprobs, state.version, self.config)
 
     def _reference_fingerprint(self) -> str:
         return self.roles.reference.call(FrozenPolicy.reference_fingerprint).result(self.config.deadlines.score_s)[0]

@@ -23,6 +23,7 @@ from roles.loss_config import PolicyLossConfig
 from roles.losses import KL_ESTIMATORS, POLICY_LOSSES, approx_kl, log_ratio
 from roles.micro_batch import MicroBatch, per_token, picked, update
 from roles.models import PolicyModel
+from roles.weight_probe import Products
 from roles.weight_transfer import EngineClient, WeightPusher
 
 
@@ -119,6 +120,11 @@ class Actor:
         assert self._pusher is not None, "connect comes first"
         self._pusher.push(version)
         self._engine.give_back()
+
+    def weight_products(self) -> Products:
+        """What tells these weights from those of an engine (`roles.weight_probe`)."""
+        assert self._pusher is not None, "connect comes first"
+        return self._pusher.products()
 
     def save_model(self, folder: str | Path) -> None:
         """A Hugging Face folder that transformers and vLLM open."""

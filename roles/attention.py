@@ -11,6 +11,7 @@ the attention only: with padding on the right and a causal mask no real token se
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from inspect import signature
@@ -20,11 +21,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.attention.varlen import varlen_attn
-from transformers import AttentionInterface
+from transformers import AttentionInterface, AutoModelForCausalLM, PretrainedConfig
 
 from roles.errors import ModelError
 
 IMPLEMENTATION = "tetrarch_packed"
+CHECKED = "tetrarch_checked"
+"""The same, of a model that is only looked at."""
 
 SHARED_HEADS: dict[str, Any] = {"enable_gqa": True} if "enable_gqa" in signature(varlen_attn).parameters else {}
 """How flash attention is told that key heads are fewer; older PyTorch (2.11) needs no telling."""
@@ -133,6 +136,17 @@ def packed_attention(
     transformers calls it from each layer. Dropout is off whatever the model's configuration says: the ratio of the
     first mini-batch is 1 only without it. What a plain causal softmax cannot express is refused.
     """
+    _refuse(module, attention_mask, layout, others)
+    assert layout is not None
+    window = sliding_window if sliding_window is not None and sliding_window < layout.longest else None
+    if query.is_cuda and query.dtype != torch.float32:
+        return _flash(query, key, value, scaling, window, layout), None
+    query, key, value = _pad(query, layout), _pad(key, layout), _pad(value, layout)
+    dense = _bmm if query.dtype == torch.bfloat16 and layout.longest <= LONGEST_BMM else _sdpa
+    return _unpad(dense(query, key, value, scaling, window), layout), None
+
+
+def _refuse(module: nn.Module, attention_mask: Tensor | None, layout: Any, others: Mapping[str, Any]) -> None:
     if layout is None or attention_mask is not None:
         raise ModelError(
             f"{type(module).__name__} does not pass packed sequences on to transformers' attention interface; "
@@ -141,12 +155,6 @@ def packed_attention(
     for name in ("softcap", "s_aux", "position_bias"):
         if others.get(name) is not None:
             raise ModelError(f"{type(module).__name__} uses {name} in its attention, which packed attention has not")
-    window = sliding_window if sliding_window is not None and sliding_window < layout.longest else None
-    if query.is_cuda and query.dtype != torch.float32:
-        return _flash(query, key, value, scaling, window, layout), None
-    query, key, value = _pad(query, layout), _pad(key, layout), _pad(value, layout)
-    dense = _bmm if query.dtype == torch.bfloat16 and layout.longest <= LONGEST_BMM else _sdpa
-    return _unpad(dense(query, key, value, scaling, window), layout), None
 
 
 def _flash(
@@ -200,3 +208,44 @@ def _seen(longest: int, window: int | None, device: torch.device) -> Tensor:
 
 
 AttentionInterface.register(IMPLEMENTATION, packed_attention)
+
+
+def check_architecture(config: PretrainedConfig, *, trust_remote_code: bool = False) -> None:
+    """Raise a ModelError if a causal language model of this `config` cannot read packed sequences.
+
+    It is built on the meta device and run once, so this takes seconds and no memory. Architectures that cannot be run
+    without numbers pass.
+    """
+    asked: list[nn.Module] = []
+
+    def attention(
+        module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **others: Any
+    ) -> tuple[Tensor, None]:
+        _refuse(module, attention_mask, others.pop("layout", None), others)
+        asked.append(module)
+        return query.new_empty(1, query.shape[2], query.shape[1], value.shape[3]), None
+
+    AttentionInterface.register(CHECKED, attention)
+    text = config.get_text_config()
+    name = (config.architectures or [type(config).__name__])[0]
+    try:
+        with torch.device("meta"):
+            model = AutoModelForCausalLM.from_config(
+                config, attn_implementation=CHECKED, dtype=torch.bfloat16, trust_remote_code=trust_remote_code
+            )
+            ids = torch.zeros(1, 8, dtype=torch.long)
+            model.eval()(input_ids=ids, position_ids=ids, layout=True, use_cache=False)
+    except ModelError:
+        raise
+    except KeyError as error:
+        if error.args != (CHECKED,):
+            return
+        asked.clear()
+    except Exception:  # not for want of attention: some models look at numbers
+        return
+    if len(asked) < text.num_hidden_layers:
+        raise ModelError(
+            f"{text.num_hidden_layers - len(asked)} of the {text.num_hidden_layers} layers of this {name} do not use "
+            "transformers' attention interface, so that packed sequences would run into each other; use an "
+            "architecture that does (Llama, Qwen, Mistral, GPT-NeoX, GPT-2, …)"
+        )

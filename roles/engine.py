@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from roles.average import Average
 from roles.config import Dtype, LoraConfig, OptimizerConfig, ZeroConfig
 from roles.deepspeed_settings import deepspeed_config, gather_by_layer
+from roles.digest import Digest
 from roles.errors import LossNotFinite, RoleError
 from roles.lora import adapt, state_name
 from roles.optimizer import make_optimizer, make_scheduler, rate_factor
@@ -29,7 +30,7 @@ from roles.packing import micro_batches
 from roles.process_group import join
 from roles.sleeping import forget_host_copies, sleep, wake
 from roles.tokenizer import load_tokenizer
-from roles.weight_transfer import Digest, full_parameters, layers, parameter_shapes
+from roles.weight_transfer import full_parameters, layers, parameter_shapes
 
 READABLE = 0o644
 """Mode of saved weights: safetensors makes them for their owner alone, and a server often runs as somebody else."""

@@ -104,6 +104,7 @@ class GlooReceiver(WeightTransferEngine[GlooInitInfo, GlooUpdateInfo]):
         """Put the model's layers back into the checkpoint's format (on the meta device) until they are loaded."""
         from vllm.model_executor.model_loader.reload import initialize_layerwise_reload
 
+        _forget_packed_experts(self.model)
         initialize_layerwise_reload(self.model)
 
     def receive_weights(self, update_info: GlooUpdateInfo) -> None:
@@ -134,6 +135,20 @@ class GlooReceiver(WeightTransferEngine[GlooInitInfo, GlooUpdateInfo]):
     def shutdown(self) -> None:
         """Leave the group."""
         self._group = None
+
+
+def _forget_packed_experts(model: nn.Module) -> None:
+    """Let experts be packed again when they have been loaded.
+
+    On CPU vLLM packs the experts of a layer for its grouped products, but only when it makes their kernel; new weights
+    would stay as they are in the checkpoint, and be read as if they were packed (vLLM 0.32).
+    """
+    from vllm.model_executor.layers.fused_moe.unquantized_fused_moe_method import UnquantizedFusedMoEMethod
+
+    for layer in model.modules():
+        method = getattr(layer, "quant_method", None)
+        if isinstance(method, UnquantizedFusedMoEMethod):
+            method.moe_kernel = None
 
 
 def _repack_tied_head(model: nn.Module) -> None:

@@ -21,11 +21,12 @@ from roles.conversation import Conversations, Limits, Turn
 from roles.environment_config import FunctionEnvironment
 from roles.environments import Environments
 from roles.errors import RolloutError, WeightTransferError
+from roles.sampling import sampling
 from roles.turn_format import TurnFormat
+from roles.weight_probe import EngineProducts
 from roles.weight_transfer import EngineFacts, TransferBackend
 
 if TYPE_CHECKING:
-    from vllm import SamplingParams
     from vllm.outputs import RequestOutput
     from vllm.v1.engine.llm_engine import LLMEngine
 
@@ -156,7 +157,8 @@ class RolloutEngine:
         """Its name."""
         name = str(self._requests)
         self._requests += 1
-        self._engine.add_request(name, {"prompt_token_ids": turn.token_ids}, _sampling(self._setup, turn))
+        how = sampling(self._setup.rollout, self._setup.stop_token_ids, turn)
+        self._engine.add_request(name, {"prompt_token_ids": turn.token_ids}, how)
         return name
 
     def _hand_over(self, output: RequestOutput, row: int, samples: Conversations) -> None:
@@ -222,38 +224,35 @@ class RolloutEngine:
         self._engine.collective_rpc("update_weights", args=(update_info,))
 
     def finish_weight_update(self, version: int, digest: str) -> None:
-        """Go over to `version` if every worker was given exactly the bytes that the trainer's `digest` is of."""
+        """Go over to `version` if every worker was given exactly the bytes that the trainer's `digest` is of, and every
+        parameter that it holds was loaded from them."""
+        received: list[tuple[str, list[str]]] = self._engine.collective_rpc("weights_received")
         self._engine.collective_rpc("finish_weight_update")
-        received: list[str] = self._engine.collective_rpc("weights_digest")
-        wrong = [rank for rank, theirs in enumerate(received) if theirs != digest]
+        self._engine.collective_rpc("give_back")
+        where = f"of engine {self._setup.index}"
+        wrong = [rank for rank, (theirs, _) in enumerate(received) if theirs != digest]
         if wrong:
             raise WeightTransferError(
-                f"version {version} arrived corrupted at tensor-parallel ranks {wrong} of engine {self._setup.index}: "
-                f"digest {received[wrong[0]][:16]}… instead of {digest[:16]}…; push again under a higher version"
+                f"version {version} arrived corrupted at tensor-parallel ranks {wrong} {where}: digest "
+                f"{received[wrong[0]][0][:16]}… instead of {digest[:16]}…; push again under a higher version"
+            )
+        missing = [name for _, names in received for name in names]
+        if missing:
+            raise WeightTransferError(
+                f"version {version} leaves {len(missing)} parameters {where} without new weights, {missing[0]} first: "
+                "vLLM's model knows them by other names than the trainer's; use a model of another architecture"
             )
         if not self._engine.reset_prefix_cache():
             raise WeightTransferError(f"engine {self._setup.index} could not drop the old weights' prefix cache")
         self._latest = self._version = version
 
-
-def _sampling(setup: RolloutSetup, turn: Turn) -> SamplingParams:
-    from vllm import SamplingParams
-    from vllm.sampling_params import RequestOutputKind
-
-    rollout = setup.rollout
-    return SamplingParams(
-        temperature=0.0 if turn.seed is None else rollout.temperature,
-        top_p=rollout.top_p,
-        top_k=rollout.top_k,
-        seed=turn.seed,
-        max_tokens=turn.max_tokens,
-        min_tokens=min(rollout.min_response_tokens, turn.max_tokens),
-        stop_token_ids=list(setup.stop_token_ids),
-        logprobs=0,  # the sampled token's only
-        flat_logprobs=True,
-        detokenize=False,
-        output_kind=RequestOutputKind.FINAL_ONLY,
-    )
+    def weight_products(self) -> EngineProducts | None:
+        """What tells this engine's weights from the trainer's (`roles.weight_probe`); None where that is not to be had:
+        the weights are split over several workers, or asleep."""
+        if self._setup.tensor_parallel_size > 1 or "weights" in self._asleep:
+            return None
+        answer: EngineProducts = self._engine.collective_rpc("weight_products")[0]
+        return answer
 
 
 def _is_eager(setup: RolloutSetup) -> bool:

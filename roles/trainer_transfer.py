@@ -24,33 +24,38 @@ from vllm.distributed.weight_transfer.base import (
 )
 from vllm.distributed.weight_transfer.factory import WeightTransferTrainerFactory
 
+from roles.checkpoint_format import CheckpointFormat
+from roles.digest import Digest
 from roles.errors import WeightTransferError
 from roles.gloo_transfer import GlooTrainerInitInfo, register
-from roles.weight_transfer import Digest, EngineClient, EngineFacts, full_parameters, parameter_shapes
+from roles.weight_transfer import EngineClient, EngineFacts
 
 POLL_S = 0.1
 
 
 class ZeroSource(WeightSource):
-    """The parameters of a module that ZeRO-3 may have sharded, gathered layer by layer, cast to the engines' dtype."""
+    """The weights of a module that ZeRO-3 may have sharded, gathered layer by layer, as its folder has them, cast to
+    the engines' dtype."""
 
     def __init__(self, module: nn.Module, groups: Sequence[Sequence[str]], dtype: torch.dtype) -> None:
-        self._module = module
-        self._groups = groups
+        self._weights = CheckpointFormat(module, groups)
         self._dtype = dtype
         self.digest = Digest()
         """Of the latest pass."""
 
     def metadata(self) -> list[ParamMeta]:
         """Names, wire dtype and full shapes, in the order of iteration; nothing is gathered."""
-        return [ParamMeta(name, self._dtype, shape) for name, shape in parameter_shapes(self._module)]
+        return [ParamMeta(name, self._dtype_of(name), shape) for name, shape in self._weights.shapes.items()]
 
     def __iter__(self) -> Iterator[tuple[str, Tensor]]:
         self.digest = Digest()
-        for name, tensor in full_parameters(self._module, self._groups):
-            cast = tensor.to(self._dtype)
+        for name, tensor in self._weights:
+            cast = tensor.to(self._dtype_of(name))
             self.digest.add(name, cast)
             yield name, cast
+
+    def _dtype_of(self, name: str) -> torch.dtype:
+        return self._weights.dtypes.get(name, self._dtype)
 
 
 class Control:

@@ -1,4 +1,4 @@
-"""ZeRO-3 parameters → vLLM: the trainer's half, and the checksum that both halves compute.
+"""ZeRO-3 parameters → vLLM: the trainer's half.
 
 The actor's module (sharded over its ranks) flows in, the weights of every engine change. `WeightPusher` is built by
 `roles.actor` once and called after every update. It drives vLLM's own weight-transfer interface
@@ -11,8 +11,8 @@ vLLM is imported only where a push is set up: it costs each process about 3 s.
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
@@ -21,14 +21,12 @@ from torch import Tensor, nn
 
 from roles.errors import WeightTransferError
 from roles.lora import adapted_layers, adapter_of, is_adapter, merged, plain_name
+from roles.weight_probe import Products, trainer_products
 
 if TYPE_CHECKING:
     from vllm.distributed.weight_transfer.base import TrainerWeightTransferEngine
 
 TransferBackend = Literal["gloo", "nccl", "ipc"]
-
-DIGEST_COLUMNS = 1021
-"""A prime, so that blocks of memory that change places (their sizes are powers of two) land in other columns."""
 
 
 class EngineClient(Protocol):
@@ -55,52 +53,11 @@ class EngineFacts:
     backend: TransferBackend
 
 
-class Digest:
-    """Checksum of named tensors: the same on both sides of a push if, and but for a rare chance only if, all bytes are.
-
-    A tensor's bytes are read as int64 words and folded into `DIGEST_COLUMNS` wrapping sums: memory speed on a CPU
-    (about 12 GB/s a core, where CRC32 has 3) and on a GPU alike. The sums, with names, dtypes and shapes, are hashed.
-    """
-
-    def __init__(self) -> None:
-        self._sums: dict[str, tuple[str, Tensor]] = {}
-
-    def add(self, name: str, tensor: Tensor) -> None:
-        """Count `tensor` (any shape and dtype) in under `name`; a second tensor of that name replaces the first."""
-        self._sums[name] = (f"{tensor.dtype}{list(tensor.shape)}", _column_sums(tensor.detach()))
-
-    def __len__(self) -> int:
-        return len(self._sums)
-
-    def hexdigest(self) -> str:
-        """SHA-256 over what was added, in the order of the names."""
-        sha = hashlib.sha256()
-        for name in sorted(self._sums):
-            kind, sums = self._sums[name]
-            sha.update(f"{name}:{kind}".encode())
-            sha.update(sums.cpu().numpy().tobytes())
-        return sha.hexdigest()
-
-
-def _column_sums(tensor: Tensor) -> Tensor:
-    """int64 `[DIGEST_COLUMNS]`: word i of `tensor`'s bytes is added to column i mod DIGEST_COLUMNS."""
-    octets = tensor.contiguous().view(-1).view(torch.uint8)
-    if octets.numel() % 8:
-        octets = nn.functional.pad(octets, (0, -octets.numel() % 8))
-    elif octets.storage_offset() % 8:
-        octets = octets.clone()
-    words = octets.view(torch.int64)
-    whole = words.numel() // DIGEST_COLUMNS * DIGEST_COLUMNS
-    sums = words[:whole].view(-1, DIGEST_COLUMNS).sum(0)
-    sums[: words.numel() - whole] += words[whole:]
-    return sums
-
-
 def parameter_shapes(module: nn.Module) -> list[tuple[str, tuple[int, ...]]]:
     """Names and full shapes of `module`'s parameters, tied ones once, whether ZeRO-3 has sharded them or not; adapters
     are not among them."""
     shapes = []
-    for name, parameter in _parameters(module).items():
+    for name, parameter in plain_parameters(module).items():
         whole = parameter.ds_shape if hasattr(parameter, "ds_shape") else parameter.shape
         shapes.append((name, tuple(whole)))
     return shapes
@@ -115,18 +72,33 @@ def full_parameters(
     of the module's group must run through it, in the same order. A tensor must be read before the next one is asked
     for.
     """
+    parameters = plain_parameters(module)
+    for group in groups:
+        with gathered(module, parameters, group, adapted=adapted) as tensors:
+            yield from tensors
+
+
+@contextmanager
+def gathered(
+    module: nn.Module, parameters: Mapping[str, Any], group: Sequence[str], *, adapted: bool = True
+) -> Iterator[Iterator[tuple[str, Tensor]]]:
+    """The names in `group` with their whole tensors; what the tensors hold is there inside only. A collective.
+
+    `parameters` are `plain_parameters(module)`.
+    """
     import deepspeed
 
-    parameters, adapters = _parameters(module), adapted_layers(module) if adapted else {}
-    for group in groups:
-        wanted = [parameters[name] for name in group]
-        beside = [parameter for name in group if name in adapters for parameter in adapter_of(adapters[name])]
-        with deepspeed.zero.GatheredParameters([*wanted, *beside], modifier_rank=None):
-            for name, parameter in zip(group, wanted, strict=True):
-                yield name, merged(parameter.data, adapters[name]) if name in adapters else parameter.data
+    adapters = adapted_layers(module) if adapted else {}
+    wanted = [parameters[name] for name in group]
+    beside = [parameter for name in group if name in adapters for parameter in adapter_of(adapters[name])]
+    with deepspeed.zero.GatheredParameters([*wanted, *beside], modifier_rank=None):
+        yield (
+            (name, merged(parameter.data, adapters[name]) if name in adapters else parameter.data)
+            for name, parameter in zip(group, wanted, strict=True)
+        )
 
 
-def _parameters(module: nn.Module) -> dict[str, Any]:
+def plain_parameters(module: nn.Module) -> dict[str, Any]:
     """By the names that they have in a model without adapters."""
     return {plain_name(name): value for name, value in module.named_parameters() if not is_adapter(name)}
 
@@ -168,6 +140,7 @@ class WeightPusher:
         self._groups = layers([name for name, _ in parameter_shapes(module)])
         self._usable = True
         facts: list[EngineFacts] = client.call("describe")
+        self._dtype: torch.dtype = getattr(torch, facts[0].dtype)
         self._trainer: TrainerWeightTransferEngine[Any] | None = None
         if rank == 0 or facts[0].backend == "ipc":
             from roles.trainer_transfer import connect
@@ -188,6 +161,12 @@ class WeightPusher:
             self._control.version = version
             self._trainer.send_weights()
         self._usable = True
+
+    def products(self) -> Products:
+        """What tells these weights, in the engines' dtype, from an engine's (`roles.weight_probe`). A collective."""
+        from roles.checkpoint_format import CheckpointFormat
+
+        return trainer_products(CheckpointFormat(self._module, self._groups), self._dtype)
 
     def close(self) -> None:
         """Leave the transfer group."""

@@ -17,15 +17,18 @@ from safetensors.torch import load_file
 import orchestrator.training
 from cluster.config import Deadlines
 from cluster.errors import RankFailure
+from orchestrator import canary
 from orchestrator.checkpoint import Checkpoints
-from orchestrator.errors import CheckpointError, KlBudgetSpent, NotFinite
+from orchestrator.config import CanaryConfig
+from orchestrator.errors import CheckpointError, KlBudgetSpent, NotFinite, WeightsDiffer
 from orchestrator.groups import Policy
 from orchestrator.kl import AdaptiveController, FixedController
 from orchestrator.ppo import TrainState
 from orchestrator.ppo_config import PpoConfig
 from orchestrator.timing import Clock
 from orchestrator.training import Run
-from tests.unit.orchestrator.fakes import FakeGroup, prompts_of, write_waits
+from roles.config import RolloutConfig
+from tests.unit.orchestrator.fakes import FakeGroup, prompts_of, rollouts_of, write_waits
 from tests.unit.orchestrator.test_experience import make_scored
 
 NOBODY: Any = None
@@ -109,6 +112,7 @@ def test_the_driver_remembers_all_that_has_moved(make_run: MakeRun) -> None:
     run.scale.update(torch.tensor([1.0, 3.0]))
     run.value_scale.update(torch.tensor([5.0, 9.0]))
     run.prompts.next(1, 1)
+    run.canary.baseline = 4e-6
     before = again.state_dict()
     again.load_state_dict(json.loads(json.dumps(run.state_dict())))
     assert again.state_dict() == run.state_dict()
@@ -191,6 +195,50 @@ def test_a_number_that_is_not_finite_is_told_with_its_step_and_its_batch_is_kept
     assert torch.equal(load_file(file)["scores"], run.state.batch.scores)
     assert f"the batch of the step that failed is in {file} (texts: step-000004.json)" in log
     assert (run.checkpoints.newest() is not None) == saved
+
+
+def test_wrong_weights_in_the_engines_end_the_run_with_batch_checkpoint_and_names(
+    make_run: MakeRun, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, _ = make_run(step=3, version=3)
+    run.state.batch = make_scored()
+    monkeypatch.setattr(orchestrator.training, "train_step", failing("experience", WeightsDiffer("version 3: 0.75")))
+    monkeypatch.setattr(canary, "culprits", lambda roles, config: "Engine 0: layers.0.mlp.")
+    with pytest.raises(WeightsDiffer, match=r"version 3: 0\.75\. Engine 0: layers\.0\.mlp"):
+        run._one_step()
+    assert run.checkpoints.require_newest().step == 3
+    assert (Path(run.config.run_dir) / "failed/step-000004.safetensors").exists()
+
+
+def test_an_evaluation_looks_at_weights_that_no_batch_has_shown_to_be_right(
+    make_run: MakeRun, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Such as the last ones; a fake actor says 0 for each token."""
+    run, log = make_run(step=3, version=3)
+    run.config.dtype, run.config.canary = "float32", CanaryConfig()
+    run.config.rollout = RolloutConfig(prompts_per_step=4, max_response_tokens=3)
+    run._check_weights(rollouts_of(prompts_of(20), 3))
+    assert run.state.canary.verified == 3 and log == ["start actor.logprobs"]
+    run._check_weights(rollouts_of(prompts_of(20), 3))
+    assert log == ["start actor.logprobs"], "once is enough"
+    run.state.version = 4
+    wrong = rollouts_of(prompts_of(20), 4)
+    wrong = replace(wrong, rollout_logprobs=wrong.rollout_logprobs - 0.5)
+    monkeypatch.setattr(orchestrator.training, "evaluate", lambda *args, check, **others: check(wrong))
+    monkeypatch.setattr(canary, "culprits", lambda roles, config: "no name")
+    run.questions, run.config.evaluation = prompts_of(20), SimpleNamespace(samples=0)
+    run.report.evaluation = log.append  # type: ignore[method-assign,assignment]
+    with pytest.raises(WeightsDiffer, match="mean over 48 tokens"):
+        run._evaluate("after")
+    assert run.checkpoints.require_newest().step == 3
+
+
+def test_a_checkpoint_with_the_fingerprint_of_another_version_is_refused_as_such(make_run: MakeRun) -> None:
+    run, _ = make_run(step=3)
+    run.reference = "0" * 64
+    run._write_checkpoint(run.state.state_dict())
+    with pytest.raises(CheckpointError, match="cannot read: another version of Tetrarch"):
+        run.restore(run.checkpoints.require_newest())
 
 
 def test_an_actor_that_hangs_is_told(make_run: MakeRun, monkeypatch: pytest.MonkeyPatch) -> None:

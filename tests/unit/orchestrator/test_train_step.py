@@ -14,7 +14,8 @@ import orchestrator.experience
 import orchestrator.groups
 import orchestrator.ppo
 from cluster.config import Deadlines
-from orchestrator.errors import NotFinite, TetrarchError
+from orchestrator.config import CanaryConfig
+from orchestrator.errors import NotFinite, TetrarchError, WeightsDiffer
 from orchestrator.experience import ExperienceStats
 from orchestrator.groups import Policy, Reward, Roles
 from orchestrator.kl import FixedController
@@ -22,7 +23,7 @@ from orchestrator.ppo import StepResult, TrainState, step_metrics, train_step
 from orchestrator.ppo_config import PpoConfig
 from orchestrator.timing import Clock
 from roles.batch import Experience, Scored
-from roles.config import MeanScore, WarmupConfig
+from roles.config import MeanScore, RolloutConfig, WarmupConfig
 from tests.unit.orchestrator import fakes
 from tests.unit.orchestrator.fakes import ACTOR, CRITIC, FakeGroup, prompts_of, write_waits
 
@@ -55,8 +56,17 @@ def step(
     algorithm = PpoConfig.model_validate({"epochs": 2, "mini_batches": 2, **ppo})
     if not algorithm.uses_critic:
         roles = dataclasses.replace(roles, critic=None)
-    rollout, critic = SimpleNamespace(responses_per_prompt=2), SimpleNamespace(warmup=warmup or WarmupConfig())
-    config: Any = SimpleNamespace(ppo=algorithm, deadlines=deadlines, seed=0, rollout=rollout, critic=critic, steps=10)
+    rollout = RolloutConfig(prompts_per_step=2, responses_per_prompt=2, max_response_tokens=3)
+    config: Any = SimpleNamespace(
+        ppo=algorithm,
+        deadlines=deadlines,
+        seed=0,
+        dtype="float32",
+        rollout=rollout,
+        critic=SimpleNamespace(warmup=warmup or WarmupConfig()),
+        canary=CanaryConfig(),
+        steps=10,
+    )
     state = TrainState(SimpleNamespace(), FixedController(0.1), version=3, step=done)  # type: ignore[arg-type]
     clock = Clock(lambda phase: log.append(f"[{phase}]"))
     return train_step(roles, prompts_of(ROWS), state, config, clock), state, groups
@@ -212,6 +222,21 @@ def test_a_step_that_fails_leaves_its_batch(log: list[str], monkeypatch: pytest.
         step(log, **({"advantage": {"type": "remax"}} if greedy else {}))
     assert caught.value.role == "reward"
     assert len(kept[0]) == ROWS
+
+
+def test_nothing_is_trained_on_samples_of_weights_that_are_not_the_actors(
+    log: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sampled = fakes.rollouts_of
+
+    def off(prompts: Any, version: int) -> Any:
+        rollouts = sampled(prompts, version)
+        return dataclasses.replace(rollouts, rollout_logprobs=rollouts.rollout_logprobs + 0.01)
+
+    monkeypatch.setattr(fakes, "rollouts_of", off)
+    with pytest.raises(WeightsDiffer, match=r"version 3.*differ from the actor's by 0\.01 nats.*limit is 0\.0001"):
+        step(log)
+    assert log[-1] == "[experience]"
 
 
 def test_samples_of_other_weights_are_refused(log: list[str]) -> None:

@@ -10,11 +10,12 @@ from torch import Tensor
 from transformers import AutoModelForSequenceClassification, PreTrainedModel
 
 from roles.config import LoraConfig
+from roles.digest import Digest
 from roles.errors import ModelError
 from roles.lora import adapt, adapted_layers, adapters_off, is_adapter, merged
 from roles.models import PolicyModel, ValueModel
 from roles.trainer_transfer import ZeroSource
-from roles.weight_transfer import Digest, full_parameters, layers, parameter_shapes
+from roles.weight_transfer import full_parameters, layers, parameter_shapes
 from tests.unit.roles.test_models import PACKED, targets, write
 
 LORA = LoraConfig(rank=4, alpha=8)

@@ -1,0 +1,123 @@
+"""Tiny random causal language models of many architectures, each as a Hugging Face folder.
+
+Their weights are large enough that their distributions are far from uniform: whatever is wrong in a weight shows.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from tests.integration.tiny_model import EOS, PAD, VOCABULARY, save_tokenizer
+
+SPECIAL = {"vocab_size": VOCABULARY, "pad_token_id": PAD, "bos_token_id": 1, "eos_token_id": EOS}
+SIZES = {"num_hidden_layers": 2, "num_attention_heads": 4, "max_position_embeddings": 256, **SPECIAL}
+WIDE = {**SIZES, "hidden_size": 128, "intermediate_size": 128}
+"""Heads of 32."""
+GROUPED = {**WIDE, "num_key_value_heads": 2}
+NARROW = {**GROUPED, "hidden_size": 64, "head_dim": 32}
+FEW = {"num_experts_per_tok": 2, "moe_intermediate_size": 64}
+LATENT = {**GROUPED, "hidden_size": 64, "num_key_value_heads": 4}
+MLA = {"kv_lora_rank": 32, "q_lora_rank": None, "qk_rope_head_dim": 16, "qk_nope_head_dim": 16, "v_head_dim": 32}
+DELTA = {
+    "linear_num_value_heads": 4,
+    "linear_num_key_heads": 2,
+    "linear_key_head_dim": 32,
+    "linear_value_head_dim": 32,
+}
+LLAMA3 = {
+    "rope_type": "llama3",
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 64,
+    "rope_theta": 10000.0,
+}
+
+DENSE: dict[str, dict[str, Any]] = {
+    "Cohere": GROUPED,
+    "Cohere2": {**GROUPED, "sliding_window": 24},
+    "Exaone4": {**GROUPED, "sliding_window": None, "layer_types": ["full_attention"] * 2},
+    "Falcon": {**SPECIAL, **{k: WIDE[k] for k in ("num_hidden_layers", "num_attention_heads", "hidden_size")}}
+    | {"alibi": False, "new_decoder_architecture": True, "num_kv_heads": 2, "max_position_embeddings": 256},
+    "GPT2": {**SPECIAL, "n_positions": 256, "n_embd": 128, "n_layer": 2, "n_head": 4},
+    "GPTBigCode": {**SPECIAL, "n_positions": 256, "n_embd": 128, "n_layer": 2, "n_head": 4},
+    "GPTJ": {**SPECIAL, "n_positions": 256, "n_embd": 128, "n_layer": 2, "n_head": 4, "rotary_dim": 16},
+    "GPTNeoX": WIDE,
+    "Gemma": {**NARROW, "hidden_activation": "gelu_pytorch_tanh"},
+    "Gemma2": {**NARROW, "query_pre_attn_scalar": 32, "sliding_window": 32},
+    "Gemma3Text": {**NARROW, "query_pre_attn_scalar": 32, "sliding_window": 32},
+    "Glm": {**NARROW, "attention_bias": True},
+    "Glm4": NARROW,
+    "Granite": {**GROUPED, "logits_scaling": 4.0, "attention_multiplier": 0.2, "embedding_multiplier": 2.0}
+    | {"residual_multiplier": 0.5},
+    "Llama": {**NARROW, "rope_parameters": LLAMA3},
+    "Mistral": {**GROUPED, "sliding_window": 24},
+    "Nemotron": GROUPED,
+    "OPT": {**SIZES, "hidden_size": 128, "ffn_dim": 128, "word_embed_proj_dim": 128},
+    "Olmo": GROUPED,
+    "Olmo2": GROUPED,
+    "Olmo3": {**GROUPED, "sliding_window": 24},
+    "Phi": WIDE,
+    "Phi3": GROUPED,
+    "Qwen2": {**GROUPED, "tie_word_embeddings": True},
+    "Qwen3": {**NARROW, "tie_word_embeddings": True},
+    "SeedOss": {**NARROW},
+    "SmolLM3": GROUPED,
+    "StableLm": GROUPED,
+    "Starcoder2": GROUPED,
+    "Bloom": {**SPECIAL, "hidden_size": 128, "n_layer": 2, "n_head": 4},
+    "Ernie4_5": {**NARROW},
+    "Arcee": GROUPED,
+    "Apertus": GROUPED,
+}
+
+MIXTURES: dict[str, dict[str, Any]] = {
+    "DeepseekV2": {**LATENT, **FEW, **MLA, "n_routed_experts": 4, "first_k_dense_replace": 1, "n_group": 1}
+    | {"topk_group": 1, "topk_method": "greedy"},
+    "DeepseekV3": {**LATENT, **FEW, **MLA, "n_routed_experts": 4, "first_k_dense_replace": 1, "n_group": 1}
+    | {"topk_group": 1, "topk_method": "noaux_tc"},
+    "Ernie4_5_Moe": {**GROUPED, "moe_num_experts": 4, "moe_k": 2, "moe_intermediate_size": 64}
+    | {"moe_layer_start_index": 1, "moe_layer_end_index": 1},
+    "FlexOlmo": {**GROUPED, "num_experts": 4, "num_experts_per_tok": 2},
+    "Glm4Moe": {**NARROW, **FEW, "n_routed_experts": 4, "n_group": 1, "topk_group": 1, "first_k_dense_replace": 1},
+    "GptOss": {**NARROW, "num_local_experts": 4, "num_experts_per_tok": 2, "sliding_window": 32},
+    "GraniteMoe": {**GROUPED, "num_local_experts": 4, "num_experts_per_tok": 2},
+    "GraniteMoeShared": {**GROUPED, "num_local_experts": 4, "num_experts_per_tok": 2, "shared_intermediate_size": 64},
+    "Mixtral": {**GROUPED, "num_local_experts": 4, "num_experts_per_tok": 2, "sliding_window": None},
+    "Olmoe": {**GROUPED, "num_experts": 4, "num_experts_per_tok": 2},
+    "Phimoe": {**GROUPED, "num_local_experts": 4, "num_experts_per_tok": 2, "sliding_window": None},
+    "Qwen2Moe": {**GROUPED, **FEW, "num_experts": 4, "shared_expert_intermediate_size": 64, "decoder_sparse_step": 1},
+    "Qwen3Moe": {**NARROW, **FEW, "num_experts": 4, "decoder_sparse_step": 1, "norm_topk_prob": True},
+    "Qwen3Next": {**NARROW, **FEW, **DELTA, "num_experts": 4, "shared_expert_intermediate_size": 64},
+    "Dots1": {**NARROW, **FEW, "n_routed_experts": 4, "n_group": 1, "topk_group": 1, "first_k_dense_replace": 1}
+    | {"n_shared_experts": 1},
+    "HunYuanMoEV1": {**NARROW, "num_experts": 4, "moe_topk": 2},
+    "MiniMaxM2": {**NARROW, "num_local_experts": 4, "num_experts_per_tok": 2},
+    "Lfm2Moe": {**GROUPED, **FEW, "num_experts": 4, "num_dense_layers": 1, "layer_types": ["full_attention"] * 2},
+}
+
+NOT_IN_VLLM: dict[str, str] = {}
+"""What vLLM's CPU build cannot start, with its words."""
+
+
+def config(name: str) -> Any:
+    """Of the architecture `name`."""
+    import transformers
+
+    return getattr(transformers, f"{name}Config")(**{**DENSE, **MIXTURES}[name])
+
+
+def save(name: str, folder: Path) -> Path:
+    """A model of the architecture `name` with the tiny tokenizer."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    torch.manual_seed(3)
+    model = AutoModelForCausalLM.from_config(config(name), dtype=torch.float32)
+    for parameter in model.parameters():
+        if parameter.dim() >= 2:
+            parameter.data.normal_(0, 0.12)
+    model.save_pretrained(folder)
+    save_tokenizer(folder)
+    return folder
