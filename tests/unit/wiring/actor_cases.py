@@ -41,7 +41,7 @@ def actor_cases(folder: Path) -> list[Case]:
         case("actor.lora.targets", "actor", with_lora(targets=["v_proj"]), with_lora()),
         case("actor.lora.targets=all-linear", "actor", with_lora(targets="all-linear"), with_lora()),
         case("reference.model.path", "actor", {"reference.model.path": str(folder / "policy")}),
-        case("reference.share_actor", "actor", {"reference": {"share_actor": True}}, with_lora()),
+        case("reference.share_actor", "actor", {"reference": {"share_actor": True, "model": None}}, with_lora()),
         case("rollout.temperature", "actor", 1.4),
         case("rollout.max_response_tokens", "actor", 9, {f"{policy}.mean": "constant"}),
         case("rollout.responses_per_prompt", "actor", 4),

@@ -142,7 +142,7 @@ def numbers(seen: Seen) -> Numbers:
     if average is not None:
         found |= {f"average {name}": tensor.clone() for name, tensor in average.whole()}
     for step, metrics in enumerate(seen.report.steps):
-        found |= {f"{step} {name}": torch.tensor(value) for name, value in metrics.items()}
+        found |= {f"{name}@{step}": torch.tensor(value) for name, value in metrics.items()}
     return {name: tensor.double() for name, tensor in found.items()}
 
 

@@ -17,7 +17,14 @@ def critic_cases(folder: Path) -> list[Case]:
     value, optimizer, schedule = "ppo.value", "critic.optimizer", "critic.optimizer.schedule"
     unnamed = {"critic.model": None, "critic.initialise_from": "reward"}
     fresh = {"critic.model": None, "critic.initialise_from": "policy"}
-    late = {"steps": 3, "critic.warmup.max_steps": 2}
+    # this critic explains .18 of the first batch
+    late = {
+        "critic.warmup.max_steps": 1,
+        "critic.model.path": str(folder / "other-critic"),
+        "ppo.advantage": {"type": "gae", "gamma": 0.5, "lambda": 1.0, "critic_lambda": None},
+        "ppo.kl.controller.coefficient": 0.0,
+        "ppo.score": {"normalise": False, "clip": 0.001, "length": {"type": "linear", "per_token": 3.0}},
+    }
     return [
         case("critic.model.path", "critic", {"critic.model.path": str(folder / "other-critic")}),
         case("critic.initialise_from=reward", "critic", unnamed),
@@ -38,8 +45,8 @@ def critic_cases(folder: Path) -> list[Case]:
         case("critic.warmup.max_steps", "actor", 1),
         case(
             "critic.warmup.until_explained_variance",
-            "actor",
-            {"critic.warmup.until_explained_variance": 1e-9},
+            "actor lr/actor@0",
+            {"critic.warmup.until_explained_variance": 0.1},
             late,
         ),
         case(f"{value}.clip", "critic", 0.01),

@@ -5,19 +5,19 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from tests.unit.wiring.base import Case, case
+from tests.unit.wiring.base import Case, base, case
 
 LINEAR = {"type": "linear", "per_token": 0.1}
 OVERLONG = {"type": "soft_overlong", "longest": 6, "buffer": 5, "penalty": 1.5}
-ADAPTIVE = {"type": "adaptive", "initial": 0.1, "target": 0.5, "horizon": 20}
+ADAPTIVE = {"type": "adaptive", "initial": 0.4, "target": 0.5, "horizon": 6}
 BOTH = "actor critic"
 
 
 def driver_cases(folder: Path) -> list[Case]:
-    return [*_advantages(), *_scores(), *_kl(), *_rewards(folder)]
+    return [*_advantages(folder), *_scores(), *_kl(), *_rewards(folder)]
 
 
-def _advantages() -> list[Case]:
+def _advantages(folder: Path) -> list[Case]:
     key = "ppo.advantage"
 
     def without_critic(kind: str, **said: Any) -> dict[str, Any]:
@@ -26,11 +26,12 @@ def _advantages() -> list[Case]:
         critic = {"model": None, "lora": None, "warmup": {"max_steps": 0, "until_explained_variance": None}}
         return {key: {"type": kind, **said}, "critic": critic, "ppo.value": plain}
 
-    with_critic = {key: {"type": "gae", "gamma": 0.9, "lambda": 0.8, "critic_lambda": None}}
+    usual = base(folder)
+    with_critic = {key: usual["ppo"]["advantage"], "critic": usual["critic"], "ppo.value": usual["ppo"]["value"]}
     kinds = ("reinforce++-baseline", "rloo", "remax", "grpo", "dr_grpo")
     decayed = without_critic("reinforce++", gamma=0.9)
     return [
-        case(f"{key}<gae>", "critic", with_critic),
+        case(f"{key}<gae>", "actor critic", with_critic, without_critic("rloo")),
         case(f"{key}<gae>.gamma", BOTH, {f"{key}.gamma": 0.6}),
         case(f"{key}<gae>.lambda", BOTH, {f"{key}.lambda": 0.3}),
         case(f"{key}<gae>.critic_lambda", "critic", {f"{key}.critic_lambda": 0.2}),
@@ -78,12 +79,12 @@ def _kl() -> list[Case]:
     adaptive = {f"{key}.controller": ADAPTIVE, "steps": 3}
     slow = {f"{key}.budget.slow_down": 0.5, f"{key}.budget.factor": 0.5}
     return [
-        case(f"{key}.controller<fixed>", BOTH, {f"{key}.controller": {"type": "fixed", "coefficient": 0.4}}, adaptive),
+        case(f"{key}.controller<fixed>", BOTH, {f"{key}.controller": {"type": "fixed", "coefficient": 0.2}}, adaptive),
         case(f"{key}.controller<fixed>.coefficient", BOTH, {f"{key}.controller.coefficient": 0.5}),
         case(f"{key}.controller<adaptive>", BOTH, adaptive),
-        case(f"{key}.controller<adaptive>.initial", BOTH, {f"{key}.controller.initial": 0.4}, adaptive),
-        case(f"{key}.controller<adaptive>.target", BOTH, {f"{key}.controller.target": 1.7}, adaptive),
-        case(f"{key}.controller<adaptive>.horizon", BOTH, {f"{key}.controller.horizon": 7}, adaptive),
+        case(f"{key}.controller<adaptive>.initial", BOTH, {f"{key}.controller.initial": 0.1}, adaptive),
+        case(f"{key}.controller<adaptive>.target", BOTH, {f"{key}.controller.target": 1.8}, adaptive),
+        case(f"{key}.controller<adaptive>.horizon", BOTH, {f"{key}.controller.horizon": 30}, adaptive),
         case(f"{key}.budget.slow_down", "actor", slow),
         case(f"{key}.budget.factor", "actor", {f"{key}.budget.factor": 0.1}, slow),
         case(f"{key}.budget.stop", "actor", {f"{key}.budget.stop": 1.0}),

@@ -213,7 +213,7 @@ def advantages(rewards: Tensor, values: Tensor, mask: Tensor, cut: Tensor, said:
     if kind == "gae":
         deltas = torch.zeros_like(rewards)
         for row, columns in enumerate(own.nonzero().flatten().tolist() for own in mask):
-            for t, after in zip(columns, [*columns[1:], None], strict=True):
+            for t, after in zip(columns, [*columns[1:], *[None] * bool(columns)], strict=True):
                 following = cut[row] if after is None else values[row, after]
                 deltas[row, t] = rewards[row, t] + ppo["gamma"] * following - values[row, t]
         lambdas = ppo["lambda"], ppo["lambda"] if ppo["critic_lambda"] is None else ppo["critic_lambda"]

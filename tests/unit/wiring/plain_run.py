@@ -64,7 +64,7 @@ class Run:
         """Names → what the run ends with, and what its steps tell."""
         for step in range(self.said["steps"]):
             told = self.one_step(step)
-            self.numbers |= {f"{step} {name}": torch.as_tensor(value).double() for name, value in told.items()}
+            self.numbers |= {f"{name}@{step}": torch.as_tensor(value).double() for name, value in told.items()}
             kl, budget = float(told["objective/kl"]), self.ppo["kl"]["budget"]
             if budget["stop"] is not None and kl > budget["stop"]:
                 self.stopped = True
