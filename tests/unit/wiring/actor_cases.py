@@ -62,7 +62,9 @@ def actor_cases(folder: Path) -> list[Case]:
         case(f"{policy}.mean=token", "actor", {f"{policy}.mean": "token"}, {f"{policy}.mean": "sequence"}),
         case(f"{policy}.importance<none>", "actor", importance(type="none"), importance(**TRUNCATED)),
         case(f"{policy}.importance<truncated>", "actor", importance(**TRUNCATED)),
-        case(f"{policy}.importance<truncated>.cap", "actor", {f"{policy}.importance.cap": 3.0}, importance(**TRUNCATED)),
+        case(
+            f"{policy}.importance<truncated>.cap", "actor", {f"{policy}.importance.cap": 3.0}, importance(**TRUNCATED)
+        ),
         case(f"{policy}.importance<icepop>", "actor", importance(**ICEPOP)),
         case(f"{policy}.importance<icepop>.low", "actor", {f"{policy}.importance.low": 0.95}, importance(**ICEPOP)),
         case(f"{policy}.importance<icepop>.high", "actor", {f"{policy}.importance.high": 4.0}, importance(**ICEPOP)),

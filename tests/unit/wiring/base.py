@@ -110,6 +110,20 @@ def case(key: str, moves: str, change: Any, given: Mapping[str, Any] | None = No
     return Case(key, tuple(moves.split()), changes, given or {})
 
 
+ONE_STEP = {
+    "steps": 1,
+    "ppo.mini_batches": 1,
+    "ppo.epochs": 1,
+    "actor.optimizer.schedule.warmup_steps": 0,
+    "critic.optimizer.schedule.warmup_steps": 0,
+}
+
+
+def short_run(folder: Path, changes: Mapping[str, Any]) -> Seen:
+    """One step of one optimizer step: where it matters what the roles are asked, not what they learn."""
+    return trained(with_changes(base(folder), {**ONE_STEP, **changes}), folder)
+
+
 TOLERANCE = 3e-5
 """Of float32 against float64, after eight optimizer steps."""
 NOTICEABLE = 20 * TOLERANCE

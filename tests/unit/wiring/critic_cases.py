@@ -49,6 +49,12 @@ def critic_cases(folder: Path) -> list[Case]:
             {"critic.warmup.until_explained_variance": 0.1},
             late,
         ),
+        case(
+            "critic.warmup.until_explained_variance",
+            "actor",
+            {"critic.warmup.until_explained_variance": 0.5},
+            {**late, "critic.warmup.until_explained_variance": 0.1},
+        ),
         case(f"{value}.clip", "critic", 0.01),
         case(f"{value}.coefficient", "critic", 0.05),
         case(f"{value}.mean=sequence", "critic", {f"{value}.mean": "sequence"}),

@@ -242,7 +242,11 @@ def whitened(x: Tensor, mask: Tensor, keep_mean: bool = False) -> Tensor:
 def weights(mask: Tensor, mean: str, constant: int) -> Tensor:
     """Of each token in the loss of an optimizer step."""
     used = mask.any(1).sum()
-    per_row = {"token": mask.sum(), "sequence": used * mask.sum(1, keepdim=True).clamp(min=1), "constant": used * constant}
+    per_row = {
+        "token": mask.sum(),
+        "sequence": used * mask.sum(1, keepdim=True).clamp(min=1),
+        "constant": used * constant,
+    }
     return mask / per_row[mean]
 
 

@@ -45,7 +45,10 @@ class Run:
         reward = said["reward"]
         members = reward["members"] if reward["type"] == "ensemble" else {"reward": reward}
         self.members = {
-            name: classifier(own["model"]["path"], {"score.weight": began[f"reward.{name}" if len(members) > 1 else name]["score.weight"]})
+            name: classifier(
+                own["model"]["path"],
+                {"score.weight": began[f"reward.{name}" if len(members) > 1 else name]["score.weight"]},
+            )
             for name, own in members.items()
         }
         self.critic: Network | None = None
@@ -78,11 +81,12 @@ class Run:
             self.numbers |= {f"{role} {name}": tensor.detach() for name, tensor in tensors.items()}
         return self.numbers
 
-    def asked(self) -> Rows:
+    def asked(self, temperature: float) -> Rows:
         """The next batch, sampled as the values say."""
         batch, said = next(self.batches), self.said["rollout"]
         for answer in batch:
             params = answer.params
+            assert params.temperature == temperature
             assert params.max_tokens == said["max_response_tokens"]
             assert params.min_tokens == said["min_response_tokens"]
             assert (params.top_p, params.top_k) == (said["top_p"], said["top_k"])
@@ -92,9 +96,9 @@ class Run:
         """A step's responses; the shaped scores of the greedy ones, where they are the baseline."""
         said, greedy = self.said["rollout"], None
         if self.ppo["advantage"]["type"] == "remax":
-            greedy = self.asked()
+            greedy = self.asked(0.0)
             assert len(greedy.tokens) == said["prompts_per_step"]
-        rows = self.asked()
+        rows = self.asked(said["temperature"])
         assert len(rows.tokens) == said["prompts_per_step"] * self.each
         scores = self.scores(rows)
         self.scale.update(scores)

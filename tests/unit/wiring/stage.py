@@ -38,6 +38,7 @@ from orchestrator.prompts import read_questions, read_tasks
 from roles.tokenizer import load_tokenizer
 from tests.unit.wiring.tiny import ENDS, VOCABULARY
 
+
 @dataclass
 class Answers:
     """What a call of a group gives back."""
@@ -75,9 +76,9 @@ class Group:
         """By the names of the folder; an adapter's end in `lora_A` and `lora_B`."""
         named = self.members[0]._engine.module.model.named_parameters()
         return {
-            name.replace(".base_layer.", ".").replace("lora_A.default.weight", "lora_A").replace(
-                "lora_B.default.weight", "lora_B"
-            ): tensor
+            name.replace(".base_layer.", ".")
+            .replace("lora_A.default.weight", "lora_A")
+            .replace("lora_B.default.weight", "lora_B"): tensor
             for name, tensor in named
         }
 
@@ -195,12 +196,17 @@ class FakeLLM:
         source = torch.Generator().manual_seed(1000 * len(self.batches) + len(batch))
         length = min(2 + (3 * len(batch) + len(self.batches)) % 4, params.max_tokens)
         tokens = torch.randint(ENDS + 1, VOCABULARY, (length,), generator=source).tolist()
-        ended = len(batch) % 3 != 2
+        ended = not self.cuts(prompt["prompt_token_ids"], len(batch))
         if ended:
             tokens[-1] = ENDS
         logprobs = (-3.5 + 0.6 * torch.randn(length, generator=source)).tolist()
         batch.append(Answer(prompt["prompt_token_ids"], params, tokens, logprobs, ended))
         self._open[name] = batch[-1]
+
+    @staticmethod
+    def cuts(prompt: list[int], place: int) -> bool:
+        """Whether the length limit cuts the answer to `prompt`, the request number `place` of its batch."""
+        return place % 3 == 2
 
     def step(self) -> list[Any]:
         done, self._open = self._open, {}
@@ -341,8 +347,10 @@ def trained(said: Mapping[str, Any], folder: Path) -> Seen:
         tokenizer = load_tokenizer(config.actor.model.path)
 
         def questions(part: Any) -> Any:
-            return read_tasks(config.prompts, part) if config.environment else read_questions(
-                config.prompts, part, tokenizer
+            return (
+                read_tasks(config.prompts, part)
+                if config.environment
+                else read_questions(config.prompts, part, tokenizer)
             )
 
         heldout = questions("heldout") if config.prompts.heldout else None

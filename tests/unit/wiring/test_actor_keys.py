@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests.unit.wiring.actor_cases import actor_cases
-from tests.unit.wiring.base import Case, check
+from tests.unit.wiring.base import check
 
 CASES = actor_cases(Path("FOLDER"))
 

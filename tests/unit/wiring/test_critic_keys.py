@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.unit.wiring.base import check
 from tests.unit.wiring.critic_cases import critic_cases
-from tests.unit.wiring.base import Case, check
 
 CASES = critic_cases(Path("FOLDER"))
 

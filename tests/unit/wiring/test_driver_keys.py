@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.unit.wiring.base import check
 from tests.unit.wiring.driver_cases import driver_cases
-from tests.unit.wiring.base import Case, check
 
 CASES = driver_cases(Path("FOLDER"))
 
