@@ -98,7 +98,7 @@ class Builder:
         config = self._config
         role = config.critic.model_copy(update={"model": config.critic_model})
         setup = self.engine_setup("critic", models.critic, role, steps=config.steps * config.ppo.optimizer_steps)
-        return self.start("critic", Critic, (setup, config.ppo.value))
+        return self.start("critic", Critic, (setup, config.ppo.value, config.rollout.max_response_tokens))
 
     def reference(self, models: Models) -> RoleGroup[FrozenPolicy]:
         """The frozen policy, where it has ranks of its own, or those of an actor that is not started."""

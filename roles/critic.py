@@ -37,8 +37,10 @@ class CriticStats:
 class Critic:
     """One rank of the value model."""
 
-    def __init__(self, setup: EngineSetup, loss: ValueLossConfig) -> None:
+    def __init__(self, setup: EngineSetup, loss: ValueLossConfig, max_response_tokens: int) -> None:
+        """`max_response_tokens`: what `mean: constant` divides by."""
         self._loss = loss
+        self._max_response_tokens = max_response_tokens
         self._engine = Engine(setup, lambda: _load(setup))
 
     def values(self, rollouts: Rollouts) -> Tensor:
@@ -47,7 +49,9 @@ class Critic:
 
     def update(self, mini_batches: Sequence[Experience]) -> CriticStats:
         """One optimizer step for each of this rank's shares of a mini-batch."""
-        done = update(self._engine, mini_batches, self._loss.mean, self._micro_batch_loss)
+        done = update(
+            self._engine, mini_batches, self._loss.mean, self._micro_batch_loss, self._max_response_tokens
+        )
         tokens, clipped, _ = done.measured.sum(0).tolist()
         return CriticStats(
             loss=float((done.measured[:, 2] / done.denominators).mean()),

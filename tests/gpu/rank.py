@@ -109,7 +109,7 @@ def run(folder: Path, spec: dict[str, Any]) -> dict[str, Any]:
         "start",
         lambda: {
             "actor": lambda: Actor(setup, PolicyLossConfig(), 1.0),
-            "critic": lambda: Critic(setup, ValueLossConfig()),
+            "critic": lambda: Critic(setup, ValueLossConfig(), 1),
             "reference": lambda: Reference(setup, 1.0),
         }[role](),
     )

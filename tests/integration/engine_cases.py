@@ -301,7 +301,7 @@ def update_critic(setup: EngineSetup, loss: ValueLossConfig, batches: list[Exper
     """The same for a critic."""
     from roles.critic import Critic
 
-    critic = Critic(setup, loss)
+    critic = Critic(setup, loss, 1)
     gradients = captured(critic._engine)
     stats = critic.update([_mine(shares(batch, critic._engine.world_size)) for batch in batches])
     return {"gradients": gradients, "weights": whole_weights(critic._engine), "stats": stats}
@@ -373,7 +373,7 @@ def empty_shard(setup: EngineSetup, rollouts: Rollouts) -> list[int]:
     """All rows on rank 0, none elsewhere: nobody hangs."""
     from roles.critic import Critic
 
-    critic = Critic(setup, ValueLossConfig())
+    critic = Critic(setup, ValueLossConfig(), 1)
     rows = list(range(len(rollouts))) if torch.distributed.get_rank() == 0 else []
     return list(critic.values(rollouts.select(rows)).shape)
 
@@ -455,7 +455,7 @@ def saved(setup: EngineSetup, batch: Experience, folder: str, kind: str) -> tupl
     from roles.actor import Actor
     from roles.critic import Critic
 
-    role = Actor(setup, PolicyLossConfig(), TEMPERATURE) if kind == "policy" else Critic(setup, ValueLossConfig())
+    role = Actor(setup, PolicyLossConfig(), TEMPERATURE) if kind == "policy" else Critic(setup, ValueLossConfig(), 1)
     role.update([_mine(shares(batch, torch.distributed.get_world_size()))])
     role.save_model(folder)
     return whole_weights(role._engine), role._engine.fingerprint()

@@ -1,0 +1,361 @@
+"""A whole run in this process: YAML in, what every role was built from and what its weights became out.
+
+Everything is the program's own, from the configuration file to the roles, but for what needs other processes or takes
+long: role groups are plain objects, DeepSpeed is a few lines of torch, and vLLM's engine answers what a random
+generator says. Model folders are real and tiny.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from copy import deepcopy
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, Self
+from unittest.mock import patch
+
+import pytest
+import torch
+import yaml
+from torch import Tensor, nn
+
+import orchestrator.build
+import orchestrator.evaluation
+import orchestrator.groups
+import orchestrator.ppo
+import orchestrator.preferences
+import orchestrator.training
+import roles.engine
+from cluster.plan import Plan
+from cluster.ray_cluster import Usage
+from cluster.role_group import RoleGroup
+from orchestrator.config import RunConfig
+from orchestrator.loading import load_config
+from orchestrator.prompts import read_questions, read_tasks
+from roles.tokenizer import load_tokenizer
+from tests.unit.wiring.tiny import ENDS, VOCABULARY
+
+
+@dataclass
+class Answers:
+    """What a call of a group gives back."""
+
+    values: list[Any]
+
+    def result(self, deadline_s: float) -> list[Any]:
+        return self.values
+
+
+@dataclass
+class Group:
+    """A role's ranks as objects of this process, made when they are first needed."""
+
+    role: str
+    factory: Callable[..., Any]
+    arguments: list[tuple[Any, ...]]
+    stage: dict[str, Group]
+    """All groups, by role."""
+    started: None = None
+    began: dict[str, Tensor] = field(default_factory=dict)
+    """Parameters as they were at first."""
+    _members: list[Any] = field(default_factory=list)
+
+    @property
+    def members(self) -> list[Any]:
+        if not self._members:
+            self._members = [self.factory(*own) for own in self.arguments]
+            if hasattr(self._members[0], "_engine") and isinstance(self._members[0]._engine, roles.engine.Engine):
+                self.began = {name: tensor.detach().clone() for name, tensor in self.parameters.items()}
+        return self._members
+
+    @property
+    def parameters(self) -> dict[str, Tensor]:
+        """By the names of the folder; an adapter's end in `lora_A` and `lora_B`."""
+        named = self.members[0]._engine.module.model.named_parameters()
+        return {
+            name.replace(".base_layer.", ".")
+            .replace("lora_A.default.weight", "lora_A")
+            .replace("lora_B.default.weight", "lora_B"): tensor
+            for name, tensor in named
+        }
+
+    @property
+    def ranks(self) -> list[int]:
+        return list(range(len(self.arguments)))
+
+    def __len__(self) -> int:
+        return len(self.arguments)
+
+    def ready(self, deadline_s: float) -> None:
+        assert self.members
+
+    def client(self, deadline_s: float) -> None:
+        return None
+
+    def map(self, method: Callable[..., Any], shards: list[Any], *common: Any) -> Answers:
+        pairs = zip(self.members, shards, strict=True)
+        return Answers([getattr(member, method.__name__)(shard, *common) for member, shard in pairs])
+
+    def call(self, method: Callable[..., Any], *arguments: Any) -> Answers:
+        if method.__name__ == "connect":
+            return Answers([None] * len(self))
+        if method.__name__ == "push":  # the engines of this stage have no weights
+            for engine in self.stage["rollout"].members:
+                (engine._version,) = arguments
+            return Answers([None] * len(self))
+        return Answers([getattr(member, method.__name__)(*arguments) for member in self.members])
+
+    def stream(self, method: Callable[..., Any], shards: list[Any], *common: Any, deadline_s: float) -> Iterator[Any]:
+        for rank, (member, shard) in enumerate(zip(self.members, shards, strict=True)):
+            for item in getattr(member, method.__name__)(shard, *common):
+                yield rank, item
+
+
+class Cluster:
+    """Has room for everybody."""
+
+    def __init__(self, plan: Plan, *, deadline_s: float) -> None:
+        self._plan = plan
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None: ...
+
+    def places(self, role: str) -> list[Any]:
+        return [SimpleNamespace(slot=slot) for slot in self._plan.of(role)]
+
+    def check_places(self, groups: list[Group]) -> None:
+        for group in groups:
+            assert group.members
+
+    def usage(self) -> Usage:
+        return Usage([], 0.0, {}, [])
+
+
+class PlainDeepSpeed:
+    """What `Engine` asks of DeepSpeed, for one rank."""
+
+    def __init__(self, *, model: nn.Module, optimizer: Any, lr_scheduler: Any, config: dict[str, Any]) -> None:
+        self.module, self.settings = model, config
+        self.optimizer = self.basic_optimizer = optimizer
+        self.lr_scheduler = lr_scheduler(optimizer) if optimizer else None
+
+    def __call__(self, **inputs: Any) -> Any:
+        return self.module(**inputs)
+
+    def eval(self) -> None:
+        self.module.eval()
+
+    def set_gradient_accumulation_boundary(self, is_boundary: bool) -> None: ...
+
+    def backward(self, loss: Tensor) -> None:
+        loss.backward()
+
+    def get_lr(self) -> list[float]:
+        return [group["lr"] for group in self.optimizer.param_groups]
+
+    def step(self) -> None:
+        assert self.lr_scheduler is not None
+        nn.utils.clip_grad_norm_(self.module.parameters(), self.settings["gradient_clipping"])
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        self.lr_scheduler.step()
+
+    @classmethod
+    def initialize(cls, **arguments: Any) -> tuple[Any, ...]:
+        return cls(**arguments), None, None, None
+
+
+@dataclass
+class Answer:
+    """One request to vLLM, and what came back."""
+
+    prompt: list[int]
+    params: Any
+    tokens: list[int]
+    logprobs: list[float]
+    ended: bool
+
+
+class FakeLLM:
+    """vLLM's engine: its answers are drawn from a generator of their own, whatever the seeds."""
+
+    def __init__(self, arguments: Any) -> None:
+        self.arguments = arguments
+        self.batches: list[list[Answer]] = []
+        self._open: dict[str, Answer] = {}
+
+    def add_request(self, name: str, prompt: dict[str, list[int]], params: Any) -> None:
+        if not self._open:
+            self.batches.append([])
+        batch = self.batches[-1]
+        source = torch.Generator().manual_seed(1000 * len(self.batches) + len(batch))
+        length = min(2 + (3 * len(batch) + len(self.batches)) % 4, params.max_tokens)
+        tokens = torch.randint(ENDS + 1, VOCABULARY, (length,), generator=source).tolist()
+        ended = not self.cuts(prompt["prompt_token_ids"], len(batch))
+        if ended:
+            tokens[-1] = ENDS
+        logprobs = (-3.5 + 0.6 * torch.randn(length, generator=source)).tolist()
+        batch.append(Answer(prompt["prompt_token_ids"], params, tokens, logprobs, ended))
+        self._open[name] = batch[-1]
+
+    @staticmethod
+    def cuts(prompt: list[int], place: int) -> bool:
+        """Whether the length limit cuts the answer to `prompt`, the request number `place` of its batch."""
+        return place % 3 == 2
+
+    def step(self) -> list[Any]:
+        done, self._open = self._open, {}
+        return [
+            SimpleNamespace(
+                request_id=name,
+                prompt_token_ids=answer.prompt,
+                num_cached_tokens=0,
+                outputs=[
+                    SimpleNamespace(
+                        finish_reason="stop" if answer.ended else "length",
+                        token_ids=answer.tokens,
+                        logprobs=SimpleNamespace(
+                            logprobs=answer.logprobs, start_indices=list(range(len(answer.logprobs)))
+                        ),
+                    )
+                ],
+            )
+            for name, answer in done.items()
+        ]
+
+    def has_unfinished_requests(self) -> bool:
+        return bool(self._open)
+
+
+class Recorder:
+    """Stands for the Reporter: keeps what it is told."""
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        self.steps: list[dict[str, float]] = []
+        self.samples: list[list[Any]] = []
+        self.evaluations: list[Any] = []
+        self.lines: list[str] = []
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None: ...
+
+    def status(self, text: str) -> None: ...
+
+    def phase(self, name: str) -> None: ...
+
+    def note(self, text: str) -> None:
+        self.lines.append(text)
+
+    def step(self, step: int, metrics: dict[str, float], samples: list[Any]) -> None:
+        self.steps.append(metrics)
+        self.samples.append(samples)
+
+    def evaluation(self, result: Any) -> None:
+        self.evaluations.append(result)
+
+
+@dataclass
+class Seen:
+    """All that a run did."""
+
+    config: RunConfig
+    groups: dict[str, Group]
+    llms: list[FakeLLM]
+    report: Recorder
+    error: Exception | None = None
+    saved: int = 0
+    """How often a checkpoint would have been written."""
+
+
+def with_changes(said: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """Plain values with `key.path` set to others."""
+    changed = deepcopy(dict(said))
+    for path, value in changes.items():
+        *outer, last = path.split(".")
+        section = changed
+        for key in outer:
+            section = section.setdefault(key, {})
+        section[last] = deepcopy(value)
+    return changed
+
+
+def written(said: Mapping[str, Any], folder: Path) -> RunConfig:
+    """The way of a user's file."""
+    file = folder / "run.yaml"
+    file.write_text(yaml.safe_dump(dict(said)))
+    return load_config(file)
+
+
+@contextmanager
+def stage() -> Iterator[Seen]:
+    """Inside, groups, engines and reports are those of this module."""
+    groups: dict[str, Group] = {}
+    llms: list[FakeLLM] = []
+    report = Recorder()
+
+    def start(role: str, factory: Any, arguments: list[Any], places: list[Any], **options: Any) -> Group:
+        assert len(arguments) == len(places)
+        groups[role] = Group(role, factory, list(arguments), groups)
+        return groups[role]
+
+    def llm(arguments: Any) -> FakeLLM:
+        llms.append(FakeLLM(arguments))
+        return llms[-1]
+
+    from vllm.v1.engine.llm_engine import LLMEngine
+
+    seen = Seen(None, groups, llms, report)  # type: ignore[arg-type]
+    with pytest.MonkeyPatch.context() as patched, patch.dict(os.environ):
+        patched.setattr(RoleGroup, "start", start)
+        patched.setattr(orchestrator.build, "RayCluster", Cluster)
+        for module in (
+            orchestrator.build,
+            orchestrator.groups,
+            orchestrator.ppo,
+            orchestrator.evaluation,
+            orchestrator.preferences,
+            orchestrator.training,
+        ):
+            patched.setattr(module, "wait_all", lambda calls, deadline_s: None)
+        patched.setattr(roles.engine, "join", lambda device: PlainDeepSpeed)
+        patched.setattr(torch.distributed, "get_rank", lambda: 0)
+        patched.setattr(torch.distributed, "get_world_size", lambda: 1)
+        patched.setattr(LLMEngine, "from_engine_args", llm)
+        patched.setattr(orchestrator.training, "Reporter", lambda *a, **k: report)
+        patched.setattr(orchestrator.training.Run, "save", lambda run: setattr(seen, "saved", seen.saved + 1))
+        patched.setattr(orchestrator.training.Run, "_save_models", lambda run: None)
+        patched.setattr(orchestrator.training.Run, "_reference_fingerprint", lambda run: "")
+        yield seen
+        for group in groups.values():
+            for member in group._members:
+                if hasattr(member, "close"):
+                    member.close()
+
+
+def trained(said: Mapping[str, Any], folder: Path) -> Seen:
+    """Run `tetrarch train` on plain values, from the prompts to the last step."""
+    config = written(said, folder)
+    with stage() as seen:
+        seen.config = config
+        tokenizer = load_tokenizer(config.actor.model.path)
+
+        def questions(part: Any) -> Any:
+            return (
+                read_tasks(config.prompts, part)
+                if config.environment
+                else read_questions(config.prompts, part, tokenizer)
+            )
+
+        heldout = questions("heldout") if config.prompts.heldout else None
+        try:
+            orchestrator.training.train(config, False, questions("train"), heldout)
+        except orchestrator.training.KlBudgetSpent as error:
+            seen.error = error
+    return seen

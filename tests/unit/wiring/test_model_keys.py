@@ -1,0 +1,94 @@
+"""Keys that say which models a run has: each role gets its own, cut and converted as its own section says."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+import orchestrator.build
+from orchestrator.build import resolve_models, training_roles
+from orchestrator.loading import load_config
+from roles.config import ModelConfig
+from tests.unit.wiring.base import base
+from tests.unit.wiring.stage import stage, with_changes
+
+
+def models_of(folder: Path, changes: Mapping[str, Any], monkeypatch: pytest.MonkeyPatch) -> dict[str, tuple[Any, ...]]:
+    """Role → the model that its rank 0 would load: what was resolved, and whether its code may run."""
+    asked: dict[str, tuple[Any, ...]] = {}
+
+    def resolve(model: ModelConfig, cache: Path) -> Path:
+        assert cache == folder / "models"
+        where = folder / f"resolved-{len(asked)}"
+        asked[str(where)] = (Path(model.path).name, model.gguf_file, model.layers)
+        return where
+
+    with stage() as seen:
+        monkeypatch.setattr(orchestrator.build, "resolve_model", resolve)
+        monkeypatch.setattr(orchestrator.build, "load_tokenizer", lambda path, trust_remote_code: Words)
+        monkeypatch.setattr(orchestrator.build, "wait_all", lambda calls, deadline_s: None)
+        monkeypatch.setattr("tests.unit.wiring.stage.Cluster.check_places", lambda cluster, groups: None)
+        file = folder / "models.yaml"
+        file.write_text(yaml.safe_dump(with_changes(base(folder), changes)))
+        config = load_config(file)
+        with training_roles(config, resolve_models(config, config.model_roles)):
+            setups = {role: group.arguments[0][0] for role, group in seen.groups.items()}
+        found = {role: (*asked[setup.model_path], setup.trust_remote_code) for role, setup in setups.items()}
+        for group in seen.groups.values():
+            group.arguments.clear()
+    return found
+
+
+class Words:
+    pad_token_id = 0
+    eos_token_id = 2
+
+
+def named(path: str, gguf: str | None, layers: int | None, trusted: bool) -> dict[str, Any]:
+    return {"path": path, "gguf_file": gguf, "layers": layers, "trust_remote_code": trusted}
+
+
+SAID = {
+    "actor": ("a", "a.gguf", None, False),
+    "critic": ("b", None, 2, True),
+    "reference": ("c", "c.gguf", 3, False),
+    "reward": ("d", None, 4, True),
+}
+TURNED = {
+    "actor": ("e", None, 5, True),
+    "critic": ("f", "f.gguf", None, False),
+    "reference": ("g", None, None, True),
+    "reward": ("h", "h.gguf", 6, False),
+}
+
+
+@pytest.mark.parametrize("said", [SAID, TURNED])
+def test_each_role_has_the_model_of_its_own_section(
+    said: dict[str, Any], folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    changes = {f"{role}.model": named(*model) for role, model in said.items()}
+    expected = {**said, "rollout": said["actor"]}
+    assert models_of(folder, changes, monkeypatch) == expected
+
+
+def test_a_role_without_a_model_has_anothers(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    changes = {f"{role}.model": named(*SAID[role]) for role in ("actor", "reward")}
+    changes |= {"critic.model": None, "reference.model": None, "critic.initialise_from": "reward"}
+    found = models_of(folder, changes, monkeypatch)
+    assert found["reference"] == SAID["actor"] and found["critic"] == SAID["reward"]
+    found = models_of(folder, {**changes, "critic.initialise_from": "policy"}, monkeypatch)
+    assert found["critic"] == SAID["actor"]
+
+
+def test_each_member_of_an_ensemble_has_its_own_model(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for first, second in ((SAID["reward"], TURNED["reward"]), (TURNED["critic"], SAID["critic"])):
+        members = {
+            name: {"type": "model", "model": named(*model), "zero": {"stage": 0}}
+            for name, model in (("one", first), ("two", second))
+        }
+        found = models_of(folder, {"reward": {"type": "ensemble", "members": members}}, monkeypatch)
+        assert (found["reward.one"], found["reward.two"]) == (first, second)

@@ -1,0 +1,105 @@
+"""Keys of the data: which prompts the engine is asked, and which held-out ones are measured, by whom."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from orchestrator.errors import ConfigError
+from tests.unit.wiring.base import short_run
+from tests.unit.wiring.stage import Seen
+
+WHOLE_PASS = {"rollout.prompts_per_step": 9, "rollout.responses_per_prompt": 1}
+
+
+def asked(folder: Path, changes: Mapping[str, Any]) -> list[list[int]]:
+    """The prompts of a step that is a whole pass, sorted."""
+    batch = short_run(folder, {**WHOLE_PASS, **changes}).llms[0].batches[0]
+    return sorted(answer.prompt for answer in batch)
+
+
+def words(first: int, rows: range = range(9)) -> list[list[int]]:
+    """As `tiny.write` has written them."""
+    return sorted([first + row] * (2 + row % 3) for row in rows)
+
+
+def test_the_path_names_the_prompts(folder: Path) -> None:
+    assert asked(folder, {}) == words(3)
+    assert asked(folder, {"prompts.train.path": str(folder / "other.jsonl")}) == words(12)
+
+
+@pytest.mark.parametrize("change", [{"prompts.train.limit": 3}, {"prompts.train.split": "train[:3]"}])
+def test_limit_and_split_leave_the_first_rows(folder: Path, change: dict[str, Any]) -> None:
+    assert asked(folder, {**change, "rollout.prompts_per_step": 3}) == words(3, range(3))
+
+
+def test_what_becomes_of_long_prompts(folder: Path) -> None:
+    """Rows 2, 5 and 8 have four tokens."""
+    with pytest.raises(ConfigError, match=r"prompts.max_tokens=3"):
+        asked(folder, {"prompts.max_tokens": 3, "prompts.too_long": "error"})
+    short = [prompt for prompt in words(3) if len(prompt) <= 3]
+    skipped = {"prompts.max_tokens": 3, "prompts.too_long": "skip", "rollout.prompts_per_step": 6}
+    assert asked(folder, skipped) == short
+    cut = {"prompts.max_tokens": 3, "prompts.too_long": "truncate"}
+    assert asked(folder, cut) == sorted(prompt[:3] for prompt in words(3))
+
+
+def test_the_column_is_the_prompt(folder: Path, tmp_path: Path) -> None:
+    chat = tmp_path / "chat"
+    shutil.copytree(folder / "policy", chat)
+    (chat / "chat_template.jinja").write_text("w39 {% for m in messages %}{{ m['content'] }}{% endfor %} w38")
+    row = {"prompt": "w5 w6", "messages": [{"role": "user", "content": "w7"}], "prompt_token_ids": [8, 9, 10]}
+    file = tmp_path / "three.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for _ in range(9)))
+    given = {"prompts.train.path": str(file), "actor.model.path": str(chat)}
+    for column, expected in (("prompt", [5, 6]), ("messages", [39, 7, 38]), ("prompt_token_ids", [8, 9, 10])):
+        assert asked(folder, {**given, "prompts.column": column}) == [expected] * 9
+
+
+HELDOUT = {"path": "heldout.jsonl"}
+JUDGE = "def {name}(prompts, responses, *, response_token_ids, finished, columns): return [{value}] * len(prompts)\n"
+
+
+def measured(folder: Path, changes: Mapping[str, Any]) -> Seen:
+    heldout = {"prompts.heldout": {"path": str(folder / "heldout.jsonl")}, "evaluation": {"prompts": 4, "samples": 2}}
+    return short_run(folder, {**heldout, **changes})
+
+
+def test_the_heldout_prompts_are_measured_as_often_and_as_many_as_said(folder: Path) -> None:
+    seen = measured(folder, {})
+    assert [result.label for result in seen.report.evaluations] == ["before", "after"]
+    assert {(result.prompts, len(result.samples)) for result in seen.report.evaluations} == {(4, 2)}
+    assert [answer.prompt for answer in seen.llms[0].batches[0]] == [[20 + row] * (2 + row % 3) for row in range(4)]
+    seen = measured(folder, {"evaluation": {"prompts": 3, "samples": 1, "every": 2}, "steps": 5})
+    assert [result.step for result in seen.report.evaluations] == [0, 2, 4, 5]
+    assert {(result.prompts, len(result.samples)) for result in seen.report.evaluations} == {(3, 1)}
+    assert {len(samples) for samples in seen.report.samples} == {1}
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        ({"prompts.heldout.path": "other.jsonl"}, [[12] * 2, [13] * 3, [14] * 4, [15] * 2]),
+        ({"prompts.heldout.limit": 2}, [[20] * 2, [21] * 3]),
+        ({"prompts.heldout.split": "train[1:3]"}, [[21] * 3, [22] * 4]),
+    ],
+)
+def test_which_prompts_are_held_out(folder: Path, change: dict[str, Any], expected: list[list[int]]) -> None:
+    changes = {key: str(folder / value) if key.endswith("path") else value for key, value in change.items()}
+    seen = measured(folder, changes)
+    assert [answer.prompt for answer in seen.llms[0].batches[0]] == expected
+
+
+def test_the_judge_is_the_one_that_is_named(folder: Path, tmp_path: Path) -> None:
+    for file, name, value in (("a.py", "score", 1.5), ("a.py", "stern", -2.0), ("b.py", "score", 4.0)):
+        (tmp_path / "a.py").write_text(JUDGE.format(name="score", value=1.5) + JUDGE.format(name="stern", value=-2.0))
+        (tmp_path / "b.py").write_text(JUDGE.format(name="score", value=4.0))
+        judge = {"type": "function", "path": str(tmp_path / file), "name": name}
+        seen = measured(folder, {"evaluation.judge": judge})
+        assert [result.gold.mean for result in seen.report.evaluations] == [value, value]
+        assert seen.report.steps[0]["score/mean"] not in (1.5, -2.0, 4.0)

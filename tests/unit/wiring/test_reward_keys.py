@@ -1,0 +1,113 @@
+"""Keys of rewards that are no model, and of reading a reward model's text through its own tokenizer."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
+
+from tests.unit.wiring.base import short_run
+from tests.unit.wiring.plain import Rows, classifier
+from tests.unit.wiring.stage import Seen
+from tests.unit.wiring.tiny import BEGINS, ENDS, PAD, VOCABULARY
+
+FUNCTION = "def {name}(prompts, responses, *, response_token_ids, finished, columns): return [{value}] * len(prompts)\n"
+
+
+def score(seen: Seen) -> float:
+    return seen.report.steps[0]["score/mean"]
+
+
+@pytest.fixture
+def service() -> Iterator[str]:
+    """Scores by path, and 10 more with the right header."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            rows = len(json.loads(self.rfile.read(int(self.headers["content-length"])))["prompts"])
+            value = {"/one": 1.0, "/two": 2.0}[self.path] + 10 * (self.headers["x-key"] == "secret")
+            body = json.dumps({"scores": [value] * rows}).encode()
+            self.send_response(200)
+            self.send_header("content-length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *arguments: Any) -> None: ...
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    yield f"http://127.0.0.1:{server.server_port}"
+    server.shutdown()
+    server.server_close()
+
+
+def function(file: Path, name: str, value: float) -> dict[str, Any]:
+    """The section, of a file that has another function as well."""
+    file.write_text(FUNCTION.format(name=name, value=value) + FUNCTION.format(name="another", value=99.0))
+    return {"type": "function", "path": str(file), "name": name}
+
+
+def test_the_function_and_the_service_are_the_ones_that_are_named(folder: Path, tmp_path: Path, service: str) -> None:
+    for name, value in (("score", 0.5), ("stern", -1.5)):
+        for file in ("a.py", "b.py"):
+            own = value + (file == "b.py")
+            assert score(short_run(folder, {"reward": function(tmp_path / file, name, own)})) == pytest.approx(own)
+    one, two = {"type": "remote", "urls": [f"{service}/one"]}, {"type": "remote", "urls": [f"{service}/two"]}
+    assert score(short_run(folder, {"reward": one})) == pytest.approx(1.0)
+    assert score(short_run(folder, {"reward": two})) == pytest.approx(2.0)
+    assert score(short_run(folder, {"reward": {**one, "headers": {"x-key": "secret"}}})) == pytest.approx(11.0)
+
+
+def test_the_members_of_an_ensemble_are_the_ones_that_are_named(folder: Path, tmp_path: Path, service: str) -> None:
+    for name, value, path, headers, remote in (
+        ("score", 0.5, "one", {}, 1.0),
+        ("stern", -1.5, "two", {"x-key": "secret"}, 12.0),
+    ):
+        members = {
+            "own": function(tmp_path / f"{name}.py", name, value),
+            "far": {"type": "remote", "urls": [f"{service}/{path}"], "headers": headers},
+        }
+        seen = short_run(folder, {"reward": {"type": "ensemble", "members": members}})
+        assert score(seen) == pytest.approx((value + remote) / 2)
+
+
+def foreign(folder: Path, made: Path) -> Path:
+    """A reward model whose tokenizer has the same words in the opposite order."""
+    shutil.copytree(folder / "reward", made)
+    ids = {"<pad>": PAD, "<s>": BEGINS, "</s>": ENDS} | {f"w{VOCABULARY + 2 - n}": n for n in range(3, VOCABULARY)}
+    words = Tokenizer(models.WordLevel(ids, unk_token="<pad>"))
+    words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    special = {"pad_token": "<pad>", "bos_token": "<s>", "eos_token": "</s>"}
+    PreTrainedTokenizerFast(tokenizer_object=words, **special).save_pretrained(made)
+    return made
+
+
+@pytest.mark.parametrize("member", [False, True])
+def test_the_text_bridge_is_where_it_is_said(folder: Path, tmp_path: Path, member: bool) -> None:
+    """The last token is the EOS that ended a response, in both vocabularies the same."""
+    path = str(foreign(folder, tmp_path / "foreign"))
+    found = []
+    for bridged in (False, True):
+        own = {"type": "model", "model": {"path": path}, "zero": {"stage": 0}, "text_bridge": bridged}
+        reward = {"type": "ensemble", "members": {"one": own}} if member else own
+        seen = short_run(folder, {"reward": reward})
+        rows = Rows.of(seen.llms[0].batches[0])
+        if bridged:
+            rows.tokens = torch.where(rows.tokens >= 3, VOCABULARY + 2 - rows.tokens, rows.tokens)
+        network = classifier(
+            path, {"score.weight": seen.groups["reward.one" if member else "reward"].began["score.weight"]}
+        )
+        expected = network.numbers(rows).gather(1, rows.lengths[:, None] - 1).mean()
+        found.append(score(seen))
+        assert found[-1] == pytest.approx(float(expected), abs=1e-5)
+    assert abs(found[0] - found[1]) > 1e-2
