@@ -41,7 +41,8 @@ def test_the_schema_is_walked() -> None:
 
 
 def test_every_key_that_changes_numbers_is_proved() -> None:
-    missing = [key for key in LEAVES if key not in proved() and reason(key) is None]
+    known = proved()
+    missing = [key for key in LEAVES if key not in known and reason(key) is None]
     assert missing == [], "add a case, or a reason to NO_NUMBERS"
 
 
