@@ -12,6 +12,7 @@ MODEL_KEYS = "tests/unit/wiring/test_model_keys.py"
 PROMPT_KEYS = "tests/unit/wiring/test_prompt_keys.py"
 REWARD_KEYS = "tests/unit/wiring/test_reward_keys.py"
 REWARD_TRAINING_KEYS = "tests/unit/wiring/test_reward_training_keys.py"
+OTHER_WIRING = "tests/unit/wiring/test_other_wiring.py"
 
 WIRING = (
     Fault(
@@ -454,5 +455,19 @@ WIRING = (
         "round(len(usable) * config.heldout_fraction)",
         "round(len(usable) * 0.2)",
         REWARD_TRAINING_KEYS,
+    ),
+    Fault(
+        "adapters of every seed alike",
+        "roles/engine.py",
+        "adapt(transformer, setup.lora, setup.seed)",
+        "adapt(transformer, setup.lora)",
+        OTHER_WIRING,
+    ),
+    Fault(
+        "evaluations of every seed alike",
+        "orchestrator/prompts.py",
+        'stable_seed(seed, "heldout", row)',
+        'stable_seed(0, "heldout", row)',
+        OTHER_WIRING,
     ),
 )
