@@ -2,20 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
-
-@dataclass(frozen=True)
-class Fault:
-    """`old` stands once in `file`; with `new` in its place at least one of `tests` must fail."""
-
-    name: str
-    file: str
-    old: str
-    new: str
-    tests: str
-    """Where it should be noticed, for pytest; separated by spaces."""
-
+from tests.mutants.fault import Fault
+from tests.mutants.wiring import WIRING
 
 EXPERIENCE = "tests/unit/orchestrator/test_experience.py"
 ADVANTAGES = "tests/unit/orchestrator/test_advantages.py"
@@ -300,4 +288,5 @@ FAULTS = (
         "list(range(len(rows)))",
         "tests/unit/orchestrator/test_prompts.py",
     ),
+    *WIRING,
 )

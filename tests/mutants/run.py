@@ -13,7 +13,8 @@ import sys
 import tempfile
 from pathlib import Path
 
-from tests.mutants.faults import FAULTS, Fault
+from tests.mutants.fault import Fault
+from tests.mutants.faults import FAULTS
 
 ROOT = Path(__file__).resolve().parents[2]
 SOURCES = ("orchestrator", "roles", "cluster", "configs", "tests", "docker", "pyproject.toml", "README.md", "Makefile")

@@ -43,13 +43,9 @@ class Run:
         late = critic["warmup"]["max_steps"]
         self.adam = Adam(self.actor, actor["optimizer"], (said["steps"] - late) * self.per_step, actor["ema_decay"])
         reward = said["reward"]
-        members = reward["members"] if reward["type"] == "ensemble" else {"reward": reward}
+        scorers = {f"reward.{name}": own for name, own in reward.get("members", {}).items()} or {"reward": reward}
         self.members = {
-            name: classifier(
-                own["model"]["path"],
-                {"score.weight": began[f"reward.{name}" if len(members) > 1 else name]["score.weight"]},
-            )
-            for name, own in members.items()
+            role.removeprefix("reward."): classifier(own["model"]["path"], began[role]) for role, own in scorers.items()
         }
         self.critic: Network | None = None
         if self.ppo["advantage"]["type"] == "gae":

@@ -7,14 +7,22 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
 
 import orchestrator.build
+import orchestrator.reward_training
+from cluster.role_group import RoleGroup
 from orchestrator.build import resolve_models, training_roles
 from orchestrator.loading import load_config
+from orchestrator.reward_training import train_reward
+from roles.batch import Preferences
 from roles.config import ModelConfig
 from tests.unit.wiring.base import base
 from tests.unit.wiring.stage import stage, with_changes
+from tests.unit.wiring.test_reward_training_keys import reward_base
+
+PROVES = ("*.model.path", "*.model.gguf_file", "*.model.layers", "*.model.trust_remote_code")
 
 
 def models_of(folder: Path, changes: Mapping[str, Any], monkeypatch: pytest.MonkeyPatch) -> dict[str, tuple[Any, ...]]:
@@ -92,3 +100,32 @@ def test_each_member_of_an_ensemble_has_its_own_model(folder: Path, monkeypatch:
         }
         found = models_of(folder, {"reward": {"type": "ensemble", "members": members}}, monkeypatch)
         assert (found["reward.one"], found["reward.two"]) == (first, second)
+
+
+@pytest.mark.parametrize("model", [SAID["reward"], TURNED["reward"]])
+def test_the_reward_model_in_the_making_has_its_own_backbone(
+    model: tuple[Any, ...], folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[ModelConfig] = []
+
+    class Stop(Exception): ...
+
+    def start(role: str, factory: Any, arguments: list[Any], places: Any, **options: Any) -> None:
+        assert (role, arguments[0][0].model_path, arguments[0][0].trust_remote_code) == ("reward", "made", model[3])
+        raise Stop
+
+    with stage():
+        monkeypatch.setattr(
+            orchestrator.reward_training, "resolve_model", lambda own, cache: asked.append(own) or Path("made")
+        )
+        monkeypatch.setattr(RoleGroup, "start", start)
+        said = with_changes(reward_base(folder), {"reward_training.model": named(*model)})
+        file = folder / "models.yaml"
+        file.write_text(yaml.safe_dump(said))
+        config = load_config(file)
+        pairs = Preferences(
+            torch.full((8, 3), 5), torch.full((8,), 3), torch.arange(8) // 2, torch.tensor([1.0, 0.0]).repeat(4)
+        )
+        with pytest.raises(Stop):
+            train_reward(config, pairs)
+    assert [(own.path, own.gguf_file, own.layers) for own in asked] == [model[:3]]

@@ -14,6 +14,20 @@ from orchestrator.errors import ConfigError
 from tests.unit.wiring.base import short_run
 from tests.unit.wiring.stage import Seen
 
+PROVES = (
+    "prompts.*.path",
+    "prompts.*.split",
+    "prompts.*.limit",
+    "prompts.max_tokens",
+    "prompts.column=*",
+    "prompts.too_long=*",
+    "evaluation.every",
+    "evaluation.prompts",
+    "evaluation.samples",
+    "evaluation.judge.path",
+    "evaluation.judge.name",
+)
+
 WHOLE_PASS = {"rollout.prompts_per_step": 9, "rollout.responses_per_prompt": 1}
 
 

@@ -20,6 +20,23 @@ from tests.unit.wiring.plain import Rows, classifier
 from tests.unit.wiring.stage import Seen
 from tests.unit.wiring.tiny import BEGINS, ENDS, PAD, VOCABULARY
 
+PROVES = (
+    "reward<function>",
+    "reward<function>.path",
+    "reward<function>.name",
+    "reward<remote>",
+    "reward<remote>.urls",
+    "reward<remote>.headers",
+    "reward<model>.text_bridge",
+    "reward<ensemble>.members<function>",
+    "reward<ensemble>.members<function>.path",
+    "reward<ensemble>.members<function>.name",
+    "reward<ensemble>.members<remote>",
+    "reward<ensemble>.members<remote>.urls",
+    "reward<ensemble>.members<remote>.headers",
+    "reward<ensemble>.members<model>.text_bridge",
+)
+
 FUNCTION = "def {name}(prompts, responses, *, response_token_ids, finished, columns): return [{value}] * len(prompts)\n"
 
 
@@ -104,10 +121,8 @@ def test_the_text_bridge_is_where_it_is_said(folder: Path, tmp_path: Path, membe
         rows = Rows.of(seen.llms[0].batches[0])
         if bridged:
             rows.tokens = torch.where(rows.tokens >= 3, VOCABULARY + 2 - rows.tokens, rows.tokens)
-        network = classifier(
-            path, {"score.weight": seen.groups["reward.one" if member else "reward"].began["score.weight"]}
-        )
-        expected = network.numbers(rows).gather(1, rows.lengths[:, None] - 1).mean()
+        network = classifier(path, seen.groups["reward.one" if member else "reward"].began)
+        expected = network.numbers(rows).detach().gather(1, rows.lengths[:, None] - 1).mean()
         found.append(score(seen))
         assert found[-1] == pytest.approx(float(expected), abs=1e-5)
     assert abs(found[0] - found[1]) > 1e-2

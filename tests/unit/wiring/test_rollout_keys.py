@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,26 @@ import torch
 
 from tests.unit.wiring.base import short_run
 from tests.unit.wiring.stage import FakeLLM, Seen
+
+PROVES = (
+    "seed",
+    "dtype=*",
+    "rollout.temperature",
+    "rollout.top_[pk]",
+    "rollout.m??_response_tokens",
+    "rollout.engine.dtype=*",
+    "rollout.engine.max_sequences",
+    "rollout.engine.block_size",
+    "rollout.engine.enforce_eager",
+    "rollout.engine.prefix_caching",
+    "rollout.engine.kv_cache_gib",
+    "prompts.max_tokens",
+    "environment.path",
+    "environment.name",
+    "environment.max_*",
+    "environment.cut_turn=*",
+    "reward<environment>",
+)
 
 CORRECTED = {"ppo.policy.importance": {"type": "truncated", "cap": 2.0}}
 

@@ -1,0 +1,84 @@
+"""Every leaf of the configuration, and which of them change no number that a run computes."""
+
+from __future__ import annotations
+
+import types
+from collections.abc import Iterator
+from fnmatch import fnmatchcase
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
+
+from pydantic import BaseModel
+
+NO_NUMBERS = {
+    "run_dir": "where a run writes",
+    "model_cache": "where converted models are kept",
+    "device=*": "the same arithmetic elsewhere: `make test-gpu`",
+    "*.zero.*": "how ranks share a model: test_gradient_is_plain_torch_s_for_any_micro_batch_and_ranks",
+    "*.micro_batch_tokens": "what is computed at a time: the same test, and every run here has several micro-batches",
+    "*.gradient_checkpointing": "activations are computed again: test_gradient_checkpointing_changes_no_gradient",
+    "*.workers": "who answers, not what: test_reward_functions.py, test_environments.py",
+    "*.timeout_s": "how long an answer is waited for; what fails ends the run",
+    "*.retries": "how often; what fails ends the run",
+    "rollout.stream_samples": "how many rows are scored at a time",
+    "rollout.engine.gpu_memory_utilization": "memory",
+    "rollout.engine.sleep=*": "memory",
+    "ppo.kl.budget.warn": "a line in the log",
+    "ppo.kl.allow_biased": "lets a configuration through: test_loading.py",
+    "checkpoint.*": "what is saved: test_run.py, test_checkpoint.py",
+    "report.*": "what is written: test_report.py",
+    "reward_training.output": "where the model goes",
+    "placement*": "who sits where: test_plan.py; numbers do not depend on the number of ranks",
+    "deadlines.*": "how long is waited",
+    "prompts.*.name": "a hub data set's configuration: there is no hub in a test",
+    "reward_training.pairs<dataset>.dataset.name": "a hub data set's configuration: there is no hub in a test",
+}
+"""Pattern of keys → why no number depends on them."""
+
+
+def leaves(section: type[BaseModel], before: str = "") -> Iterator[str]:
+    """`a.b.key`; `a.b<type>` for each variant of a union and `a.b<type>.key` in it; `a.key=value` where the choice is
+    between names."""
+    for name, field in section.model_fields.items():
+        key, variants = before + (field.alias or name), list(sections_in(field.annotation))
+        for variant in variants:
+            tag = choices(variant.model_fields["type"].annotation)[0] if len(variants) > 1 else ""
+            if tag:
+                yield f"{key}<{tag}>"
+            yield from leaves(variant, f"{key}<{tag}>." if tag else f"{key}.")
+        if variants or (name == "type" and len(choices(field.annotation)) == 1):
+            continue
+        named = choices(field.annotation)
+        yield from (f"{key}={choice}" for choice in named) if named else (key,)
+        if named and any(get_origin(part) is tuple for part in parts(field.annotation)):
+            yield key
+
+
+def parts(annotation: Any) -> Iterator[Any]:
+    """What a union is made of, or the one thing that is there."""
+    origin = get_origin(annotation)
+    if origin is Annotated:
+        yield from parts(get_args(annotation)[0])
+    elif origin in (Union, types.UnionType):
+        for part in get_args(annotation):
+            yield from parts(part)
+    else:
+        yield annotation
+
+
+def sections_in(annotation: Any) -> Iterator[type[BaseModel]]:
+    """The sections that a field may hold, a mapping's values included."""
+    for part in parts(annotation):
+        if get_origin(part) is dict:
+            yield from sections_in(get_args(part)[1])
+        elif isinstance(part, type) and issubclass(part, BaseModel):
+            yield part
+
+
+def choices(annotation: Any) -> list[Any]:
+    """The names that a field may have."""
+    return [choice for part in parts(annotation) if get_origin(part) is Literal for choice in get_args(part)]
+
+
+def reason(key: str) -> str | None:
+    """Why no number depends on `key`."""
+    return next((why for pattern, why in NO_NUMBERS.items() if fnmatchcase(key, pattern)), None)

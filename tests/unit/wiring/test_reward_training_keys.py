@@ -1,0 +1,187 @@
+"""Keys of `tetrarch reward`, from the YAML file to the weights of the reward model and what it was trained on."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+
+import orchestrator.reward_training
+from orchestrator.errors import TetrarchError
+from orchestrator.loading import load_config
+from orchestrator.pairs import read_pairs
+from orchestrator.prompts import read_questions
+from orchestrator.reward_training import RewardQuality, train_reward
+from roles.reward_trainer import RewardTrainer
+from roles.tokenizer import load_tokenizer
+from tests.unit.wiring.base import Case, base, case, check_moved, check_same
+from tests.unit.wiring.plain_preferences import Trainer
+from tests.unit.wiring.plain_run import Numbers
+from tests.unit.wiring.stage import stage, with_changes
+
+PROVES = ("reward_training.minimum_accuracy",)
+PAIRS = 8
+JUDGE = """
+def score(prompts, responses, *, response_token_ids, finished, columns):
+    return [float(sum(ids) % 7) for ids in response_token_ids]
+def other(prompts, responses, *, response_token_ids, finished, columns):
+    return [float(ids[0]) for ids in response_token_ids]
+"""
+
+
+def reward_base(folder: Path) -> dict[str, Any]:
+    chosen = [" ".join(f"w{10 + n + k}" for k in range(1 + n % 3)) for n in range(PAIRS)]
+    pairs = [{"prompt": f"w{3 + n}", "chosen": chosen[n], "rejected": f"w{25 + n}"} for n in range(PAIRS)]
+    (folder / "pairs.jsonl").write_text("".join(json.dumps(pair) + "\n" for pair in pairs))
+    (folder / "more.jsonl").write_text("".join(json.dumps(pair) + "\n" for pair in reversed(pairs)))
+    (folder / "judge.py").write_text(JUDGE)
+    (folder / "lengths.py").write_text(JUDGE.replace("sum(ids) % 7", "len(ids)"))
+    dataset = {"path": str(folder / "pairs.jsonl"), "split": "train", "limit": None}
+    training = {
+        "output": str(folder / "made" / "model"),
+        "model": {"path": str(folder / "critic")},
+        "pairs": {"type": "dataset", "dataset": dataset},
+        "heldout_fraction": 0.25,
+        "epochs": 1,
+        "groups_per_step": 3,
+        "optimizer": base(folder)["actor"]["optimizer"],
+        "freeze_backbone": False,
+        "pooling": "last",
+        "max_tokens": 64,
+        "minimum_accuracy": 0.0,
+    }
+    return {**base(folder), "reward_training": training}
+
+
+def ran(folder: Path, changes: Mapping[str, Any], monkeypatch: pytest.MonkeyPatch) -> tuple[Numbers, Numbers]:
+    """The program's numbers, and those of plain torch on the batches that it took."""
+    said = with_changes(reward_base(folder), changes)
+    file = folder / "reward.yaml"
+    file.write_text(yaml.safe_dump(said))
+    config, training = load_config(file), said["reward_training"]
+    batches: list[Any] = []
+    told: list[Any] = []
+    found: Numbers = {}
+
+    class Noted(RewardTrainer):
+        def update(self, preferences: Any) -> Any:
+            batches.append(preferences)
+            told.append(super().update(preferences))
+            return told[-1]
+
+    with stage() as seen, monkeypatch.context() as patched:
+        patched.setattr("orchestrator.build.RewardTrainer", Noted)
+        patched.setattr(orchestrator.reward_training, "_save", lambda *arguments: None)
+        tokenizer = load_tokenizer(config.actor.model.path)
+        sampled = training["pairs"]["type"] == "sampled"
+        assert config.reward_training
+        source = (
+            read_questions(config.prompts, "train", tokenizer)
+            if sampled
+            else read_pairs(config.reward_training.pairs.dataset, tokenizer)  # type: ignore[union-attr]
+        )
+        # stage 3 is the only one that the section can have; a rank alone has nothing to shard
+        patched.setattr("roles.engine.gather_by_layer", lambda module: None)
+        patched.setattr("tests.unit.wiring.stage.PlainDeepSpeed.initialize", whole)
+        quality: RewardQuality = train_reward(config, source)
+        trainer = seen.groups["reward"]
+        found |= {f"weights {name}": tensor.detach().double() for name, tensor in trainer.parameters.items()}
+        for number, stats in enumerate(told):
+            for name in ("loss", "gradient_norm", "learning_rate"):
+                found[f"{name}@{number}"] = torch.tensor(getattr(stats, name)).double()
+        asked = {len(batch) for llm in seen.llms for batch in llm.batches}
+        found["pairs"] = torch.tensor([quality.training_comparisons, quality.comparisons, *asked]).double()
+        plain = Trainer(training, len(batches), trainer.began)
+    expected: Numbers = {}
+    for number, batch in enumerate(batches):
+        assert len(batch.groups.unique()) <= training["groups_per_step"]
+        assert int(batch.lengths.max()) <= training["max_tokens"]
+        expected |= {f"{name}@{number}": torch.tensor(value).double() for name, value in plain.step(batch).items()}
+    groups = len({row for batch in batches for row in batch.groups.tolist()})
+    assert len(batches) == training["epochs"] * math.ceil(groups / training["groups_per_step"])
+    expected |= {f"weights {name}": tensor.detach() for name, tensor in plain.network.values.items()}
+    return found, expected
+
+
+def whole(**arguments: Any) -> tuple[Any, ...]:
+    """As without sharding: `Engine` asks an optimizer under stage 3 for more."""
+    from tests.unit.wiring.stage import PlainDeepSpeed
+
+    arguments["optimizer"].empty_partition_cache = lambda: None
+    return PlainDeepSpeed(**arguments), None, None, None
+
+
+def reward_training_cases(folder: Path) -> list[Case]:
+    key, optimizer = "reward_training", "reward_training.optimizer"
+    schedule = f"{optimizer}.schedule"
+    judge = {"type": "function", "path": str(folder / "judge.py"), "name": "score"}
+    sampled = {f"{key}.pairs": {"type": "sampled", "judge": judge, "responses_per_prompt": 3, "prompts": 6}}
+    dataset = f"{key}.pairs.dataset"
+    longer, constant = {f"{key}.epochs": 3}, {f"{schedule}.type": "constant"}
+    written = f"{key}.pairs<sampled>"
+    return [
+        case(f"{key}.model.path", "weights", {f"{key}.model.path": str(folder / "other-critic")}),
+        case(f"{key}.pairs<dataset>", "weights", {f"{key}.pairs": reward_pairs(folder)}, sampled),
+        case(f"{key}.pairs<dataset>.dataset.path", "weights", {f"{dataset}.path": str(folder / "more.jsonl")}),
+        case(f"{key}.pairs<dataset>.dataset.limit", "weights pairs", {f"{dataset}.limit": 5}),
+        case(f"{key}.pairs<dataset>.dataset.split", "weights pairs", {f"{dataset}.split": "train[3:]"}),
+        case(written, "weights", sampled),
+        case(f"{written}.judge.path", "weights", {f"{key}.pairs.judge.path": str(folder / "lengths.py")}, sampled),
+        case(f"{written}.judge.name", "weights", {f"{key}.pairs.judge.name": "other"}, sampled),
+        case(f"{written}.responses_per_prompt", "pairs", {f"{key}.pairs.responses_per_prompt": 4}, sampled),
+        case(f"{written}.prompts", "pairs", {f"{key}.pairs.prompts": 8}, sampled),
+        case(f"{key}.heldout_fraction", "pairs", 0.5),
+        case(f"{key}.epochs", "weights", 3),
+        case(f"{key}.groups_per_step", "weights", 2),
+        case(f"{key}.freeze_backbone", "weights", True),
+        case(f"{key}.pooling=mean", "weights", {f"{key}.pooling": "mean"}),
+        case(f"{key}.pooling=last", "weights", {f"{key}.pooling": "last"}, {f"{key}.pooling": "mean"}),
+        case(f"{key}.max_tokens", "pairs", 4),
+        case(f"{optimizer}.learning_rate", "weights", 0.004),
+        case(f"{optimizer}.betas", "weights", [0.5, 0.99]),
+        case(f"{optimizer}.epsilon", "weights", 1e-1),
+        case(f"{optimizer}.weight_decay", "weights", 0.7),
+        case(f"{optimizer}.max_gradient_norm", "weights", 0.01),
+        case(f"{schedule}.type=constant", "weights", constant, longer),
+        case(
+            f"{schedule}.type=linear",
+            "weights",
+            {f"{schedule}.type": "linear"},
+            {**longer, f"{schedule}.type": "constant"},
+        ),
+        case(f"{schedule}.type=cosine", "weights", {f"{schedule}.type": "cosine"}, longer),
+        case(f"{schedule}.warmup_steps", "weights", 0),
+        case("seed", "weights", 9),
+    ]
+
+
+def reward_pairs(folder: Path) -> dict[str, Any]:
+    pairs: dict[str, Any] = reward_base(folder)["reward_training"]["pairs"] if folder.is_dir() else {}
+    return pairs
+
+
+CASES = reward_training_cases(Path("FOLDER"))
+
+
+@pytest.mark.parametrize("number", range(len(CASES)), ids=[str(case) for case in CASES])
+def test_a_key_of_the_reward_training_does_what_it_says(
+    number: int, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    case = reward_training_cases(folder)[number]
+    first, plain_first = ran(folder, case.given, monkeypatch)
+    second, plain_second = ran(folder, {**case.given, **case.change}, monkeypatch)
+    check_same(first, plain_first)
+    check_same(second, plain_second)
+    check_moved({**first, **plain_first}, {**second, **plain_second}, case.moves)
+
+
+def test_too_low_an_accuracy_fails(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ran(folder, {"reward_training.minimum_accuracy": 0.0}, monkeypatch)
+    with pytest.raises(TetrarchError, match="minimum_accuracy=99%"):
+        ran(folder, {"reward_training.minimum_accuracy": 0.99, "reward_training.max_tokens": 5}, monkeypatch)
