@@ -49,9 +49,7 @@ class Critic:
 
     def update(self, mini_batches: Sequence[Experience]) -> CriticStats:
         """One optimizer step for each of this rank's shares of a mini-batch."""
-        done = update(
-            self._engine, mini_batches, self._loss.mean, self._micro_batch_loss, self._max_response_tokens
-        )
+        done = update(self._engine, mini_batches, self._loss.mean, self._micro_batch_loss, self._max_response_tokens)
         tokens, clipped, _ = done.measured.sum(0).tolist()
         return CriticStats(
             loss=float((done.measured[:, 2] / done.denominators).mean()),

@@ -95,7 +95,7 @@ FAULTS = (
     ),
     Fault(
         "vLLM at another temperature",
-        "roles/rollout.py",
+        "roles/sampling.py",
         "else rollout.temperature",
         "else 1.0",
         ROLLOUT,
@@ -189,7 +189,7 @@ FAULTS = (
         'stable_seed(0, "order", self._pass)',
         "tests/unit/orchestrator/test_prompts.py",
     ),
-    Fault("seed ignored in sampling", "roles/rollout.py", "        seed=turn.seed,\n", "        seed=1,\n", ROLLOUT),
+    Fault("seed ignored in sampling", "roles/sampling.py", "        seed=turn.seed,\n", "        seed=1,\n", ROLLOUT),
     Fault(
         "the same permutation in every epoch",
         "orchestrator/experience.py",
@@ -207,8 +207,8 @@ FAULTS = (
     Fault(
         "the KL coefficient is lost on resume",
         "orchestrator/ppo.py",
-        '_PARTS: ClassVar = ("prompts", "kl", "scale", "value_scale")',
-        '_PARTS: ClassVar = ("prompts", "scale", "value_scale")',
+        '_PARTS: ClassVar = ("prompts", "kl", "scale", "value_scale", "canary")',
+        '_PARTS: ClassVar = ("prompts", "scale", "value_scale", "canary")',
         "tests/unit/orchestrator/test_run.py",
     ),
     Fault(

@@ -38,8 +38,8 @@ def _advantages(folder: Path) -> list[Case]:
         case(f"{key}<reinforce++>", "actor", decayed),
         case(f"{key}<reinforce++>.gamma", "actor", {f"{key}.gamma": 0.5}, decayed),
         *(case(f"{key}<{kind}>", "actor", without_critic(kind)) for kind in kinds),
-        case("rollout.responses_per_prompt", "actor", 3, without_critic("grpo")),
-        case("rollout.responses_per_prompt", "actor", 3, without_critic("remax")),
+        case("rollout.responses_per_prompt", "actor", 4, without_critic("grpo")),
+        case("rollout.responses_per_prompt", "actor", 4, without_critic("remax")),
         case("ppo.whiten_advantages", "actor", False),
         case("ppo.whiten_rewards", BOTH, True),
         *(

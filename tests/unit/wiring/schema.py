@@ -26,6 +26,7 @@ NO_NUMBERS = {
     "ppo.kl.allow_biased": "lets a configuration through: test_loading.py",
     "checkpoint.*": "what is saved: test_run.py, test_checkpoint.py",
     "report.*": "what is written: test_report.py",
+    "canary.*": "ends a run, and changes none: test_canary.py",
     "reward_training.output": "where the model goes",
     "placement*": "who sits where: test_plan.py; numbers do not depend on the number of ranks",
     "deadlines.*": "how long is waited",
