@@ -71,11 +71,12 @@ def whiten(x: Tensor, mask: Tensor, shift_mean: bool = True) -> Tensor:
     Returns:
         `[batch, time]`, 0 where the mask is False.
     """
+    wide = x.double()  # in float32 the rounding of the mean would become an advantage where all numbers are equal
     count = mask.sum().clamp(min=1)
-    mean = torch.where(mask, x, 0.0).sum() / count
-    centred = torch.where(mask, x - mean, 0.0)
+    mean = torch.where(mask, wide, 0.0).sum() / count
+    centred = torch.where(mask, wide - mean, 0.0)
     scaled = centred * (centred.square().sum() / count + EPSILON).rsqrt()
-    return scaled if shift_mean else torch.where(mask, scaled + mean, 0.0)
+    return (scaled if shift_mean else torch.where(mask, scaled + mean, 0.0)).to(x.dtype)
 
 
 def reinforce_plus_plus(rewards: Tensor, mask: Tensor, groups: Tensor, gamma: float) -> Tensor:
@@ -113,14 +114,14 @@ def rloo(rewards: Tensor, mask: Tensor, groups: Tensor) -> Tensor:
         `[batch, time]`, 0 where the mask is False.
     """
     total, mean, _, count = _compared(rewards, mask, groups)
-    return _spread((total - mean) * count / (count - 1).clamp(min=1), mask)
+    return _spread((total - mean) * count / (count - 1).clamp(min=1), mask, rewards.dtype)
 
 
 def grpo(rewards: Tensor, mask: Tensor, groups: Tensor) -> Tensor:
     """GRPO (Shao et al., arXiv 2402.03300, section 4.1.2): less the mean, divided by the standard deviation (unbiased)
     of the prompt's responses. Arguments as for `rloo`; responses that are all alike get 0."""
     total, mean, deviation, _ = _compared(rewards, mask, groups)
-    return _spread((total - mean) / (deviation + GROUP_EPSILON), mask)
+    return _spread((total - mean) / (deviation + GROUP_EPSILON), mask, rewards.dtype)
 
 
 def remax(rewards: Tensor, mask: Tensor, baselines: Tensor) -> Tensor:
@@ -144,21 +145,34 @@ def dr_grpo(rewards: Tensor, mask: Tensor, groups: Tensor) -> Tensor:
     Its other half is the loss: `ppo.policy.mean: constant`.
     """
     total, mean, _, _ = _compared(rewards, mask, groups)
-    return _spread(total - mean, mask)
+    return _spread(total - mean, mask, rewards.dtype)
 
 
 def _compared(rewards: Tensor, mask: Tensor, groups: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Of each row `[batch]`: its summed reward; and mean, unbiased deviation and number of its group's rows."""
-    total, present = torch.where(mask, rewards, 0.0).sum(1), mask.any(1)
-    same = ((groups.unsqueeze(1) == groups.unsqueeze(0)) & present).to(total.dtype)
-    count = same.sum(1)
-    mean = (same @ total) / count.clamp(min=1)
-    squares = (same * (total.unsqueeze(0) - mean.unsqueeze(1)).square()).sum(1)
-    return total, mean, (squares / (count - 1).clamp(min=1)).sqrt(), count
+    """Of each row, float64 `[batch]`: its summed reward above its group's least one; and the mean, the unbiased
+    deviation and the number of its group's rows.
+
+    Memory is linear in the batch. Differences to the least reward are exact where all are equal: such a group has mean
+    and deviation 0, in which the rounding of a mean would otherwise look like a preference.
+    """
+    total, present = torch.where(mask, rewards, 0.0).sum(1, dtype=torch.float64), mask.any(1).to(torch.float64)
+    numbers, row_group = groups.unique(return_inverse=True)
+
+    def by_group(values: Tensor) -> Tensor:
+        return values.new_zeros(len(numbers)).index_add_(0, row_group, values)
+
+    compared = torch.where(present > 0, total, torch.inf)
+    least = total.new_zeros(len(numbers)).scatter_reduce_(0, row_group, compared, "amin", include_self=False)
+    above = torch.where(present > 0, total - least[row_group], 0.0)
+    count = by_group(present)
+    mean = by_group(above) / count.clamp(min=1)
+    squares = by_group((above - mean[row_group]).square() * present)
+    deviation = (squares / (count - 1).clamp(min=1)).sqrt()
+    return above, mean[row_group], deviation[row_group], count[row_group]
 
 
-def _spread(advantages: Tensor, mask: Tensor) -> Tensor:
-    return torch.where(mask, advantages.unsqueeze(1), 0.0)
+def _spread(advantages: Tensor, mask: Tensor, dtype: torch.dtype) -> Tensor:
+    return torch.where(mask, advantages.to(dtype).unsqueeze(1), 0.0)
 
 
 WITH_CRITIC: dict[str, Callable[..., tuple[Tensor, Tensor]]] = {"gae": gae}

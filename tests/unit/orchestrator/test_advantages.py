@@ -1,5 +1,10 @@
 from __future__ import annotations
 
+import os
+import resource
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -152,10 +157,49 @@ def test_without_a_critic_nothing_leaks_from_padding_and_rows_that_are_left_out(
     assert poisoned.dtype == rewards.dtype and (poisoned[~mask] == 0).all()
 
 
-def test_responses_that_are_all_alike_teach_nothing() -> None:
-    rewards, mask = torch.ones(4, 3), torch.ones(4, 3, dtype=torch.bool)
-    for estimate in (rloo, grpo, dr_grpo):
-        assert (estimate(rewards, mask, torch.tensor([0, 0, 1, 1])) == 0).all()
+@pytest.mark.parametrize("score", [1.0, 3.3, 1000.7, 1e-7, -1e30])
+@pytest.mark.parametrize("responses", [2, 3, 7, 16])
+@pytest.mark.parametrize("estimate", [rloo, grpo, dr_grpo])
+def test_responses_that_are_all_alike_teach_nothing(estimate: Any, responses: int, score: float) -> None:
+    rewards, mask = torch.zeros(2 * responses, 3), torch.ones(2 * responses, 3, dtype=torch.bool)
+    rewards[:, 2] = torch.tensor([score, 1.7]).repeat_interleave(responses)
+    assert (estimate(rewards, mask, torch.arange(2).repeat_interleave(responses)) == 0).all()
+
+
+def test_the_order_of_equal_rewards_in_a_response_is_no_preference() -> None:
+    parts = torch.tensor([1000.7, 0.1, 0.2, 0.3])
+    rewards = torch.stack([parts, parts.flip(0), parts.roll(1), parts.roll(2)])
+    assert grpo(rewards, torch.ones_like(rewards, dtype=torch.bool), torch.zeros(4)).abs().max() < 1e-5
+
+
+@contextmanager
+def address_space(bytes_more: int) -> Iterator[None]:
+    """Let this process map only so many bytes more: what asks for too much raises instead of filling the machine."""
+    pages = int(Path("/proc/self/statm").read_text().split()[0])
+    before = resource.getrlimit(resource.RLIMIT_AS)
+    resource.setrlimit(resource.RLIMIT_AS, (pages * os.sysconf("SC_PAGE_SIZE") + bytes_more, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, before)
+
+
+def test_a_hundred_thousand_responses_are_compared_in_little_memory() -> None:
+    size, each = 100_000, 8
+    generator = torch.Generator().manual_seed(0)
+    rewards = torch.randn(size, 1, generator=generator)
+    groups = torch.arange(size // each).repeat_interleave(each)[torch.randperm(size, generator=generator)]
+    members: dict[int, list[float]] = {}
+    for reward, group in zip(rewards.flatten().tolist(), groups.tolist(), strict=True):
+        members.setdefault(group, []).append(reward)
+    wanted = []
+    for reward, group in zip(rewards.flatten().tolist(), groups.tolist(), strict=True):
+        mean = sum(members[group]) / each
+        deviation = (sum((other - mean) ** 2 for other in members[group]) / (each - 1)) ** 0.5
+        wanted.append((reward - mean) / (deviation + 1e-6))
+    with address_space(200 << 20):
+        ours = grpo(rewards, torch.ones(size, 1, dtype=torch.bool), groups)
+    torch.testing.assert_close(ours.flatten(), torch.tensor(wanted))
 
 
 @pytest.mark.parametrize("kind", CRITIC_FREE)
@@ -199,6 +243,12 @@ def test_one_valid_token_gives_zero_and_none_gives_zeros() -> None:
     assert whiten(x, one).tolist() == [[0, 0, 0], [0, 0, 0]]
     assert whiten(x, one, shift_mean=False)[0, 1] == 5.0
     assert whiten(x, torch.zeros_like(one)).tolist() == [[0, 0, 0], [0, 0, 0]]
+
+
+@pytest.mark.parametrize("number", [3.3, 1000.7, -98765.4])
+def test_equal_numbers_are_whitened_to_zero(number: float) -> None:
+    x = torch.full((7, 13), number)
+    assert whiten(x, torch.ones_like(x, dtype=torch.bool)).abs().max() < 1e-6
 
 
 def test_whitening_does_not_read_masked_positions() -> None:
