@@ -18,7 +18,7 @@ GROUPED = {**WIDE, "num_key_value_heads": 2}
 NARROW = {**GROUPED, "hidden_size": 64, "head_dim": 32}
 FEW = {"num_experts_per_tok": 2, "moe_intermediate_size": 64}
 LATENT = {**GROUPED, "hidden_size": 64, "num_key_value_heads": 4}
-MLA = {"kv_lora_rank": 32, "q_lora_rank": None, "qk_rope_head_dim": 16, "qk_nope_head_dim": 16, "v_head_dim": 32}
+MLA = {"kv_lora_rank": 32, "q_lora_rank": None, "qk_rope_head_dim": 32, "qk_nope_head_dim": 32, "v_head_dim": 32}
 DELTA = {
     "linear_num_value_heads": 4,
     "linear_num_key_heads": 2,
@@ -93,8 +93,7 @@ MIXTURES: dict[str, dict[str, Any]] = {
     "Dots1": {**NARROW, **FEW, "n_routed_experts": 4, "n_group": 1, "topk_group": 1, "first_k_dense_replace": 1}
     | {"n_shared_experts": 1},
     "HunYuanMoEV1": {**NARROW, "num_experts": 4, "moe_topk": 2},
-    "MiniMaxM2": {**NARROW, "num_local_experts": 4, "num_experts_per_tok": 2},
-    "Lfm2Moe": {**GROUPED, **FEW, "num_experts": 4, "num_dense_layers": 1, "layer_types": ["full_attention"] * 2},
+    "MiniMaxM2": {**NARROW, "num_local_experts": 4, "num_experts_per_tok": 2, "rotary_dim": 32},
 }
 
 NOT_IN_VLLM: dict[str, str] = {}
@@ -108,16 +107,19 @@ def config(name: str) -> Any:
     return getattr(transformers, f"{name}Config")(**{**DENSE, **MIXTURES}[name])
 
 
-def save(name: str, folder: Path) -> Path:
-    """A model of the architecture `name` with the tiny tokenizer."""
+def save(architecture: str, folder: Path) -> Path:
+    """A model of `architecture` with the tiny tokenizer."""
     import torch
     from transformers import AutoModelForCausalLM
 
     torch.manual_seed(3)
-    model = AutoModelForCausalLM.from_config(config(name), dtype=torch.float32)
+    model = AutoModelForCausalLM.from_config(config(architecture), dtype=torch.float32)
     for parameter in model.parameters():
         if parameter.dim() >= 2:
             parameter.data.normal_(0, 0.12)
+    for name, buffer in model.named_buffers():
+        if name.endswith("correction_bias"):  # of a router: chooses experts, and is not trained
+            buffer.normal_(0, 0.1)
     model.save_pretrained(folder)
     save_tokenizer(folder)
     return folder
