@@ -7,7 +7,17 @@ from __future__ import annotations
 
 from orchestrator.errors import ConfigError
 from orchestrator.model_checks import ModelFacts
+from roles.config import Dtype
 from roles.errors import ModelError
+
+OTHERWISE_ON_CPU = {
+    "Ernie4_5_MoeForCausalLM": "vLLM's CPU build chooses other experts than transformers does (it reads the router's "
+    "correction bias otherwise)",
+}
+"""Architectures whose engines do not compute what the trainer computes, even with the weights of the folder."""
+
+LATENT_SIZE = 576
+"""Numbers of a cached token that vLLM's latent attention on CPU is compiled for: DeepSeek's 512 + 64."""
 
 
 def check_attention(model: ModelFacts) -> None:
@@ -23,3 +33,22 @@ def check_attention(model: ModelFacts) -> None:
         check_architecture(config, trust_remote_code=trust)
     except (ModelError, ValueError, OSError) as error:
         raise ConfigError(f"{model.where}: {error}") from None
+
+
+def check_cpu_engine(model: ModelFacts, dtype: Dtype) -> None:
+    """What vLLM's CPU build (0.32) cannot run right, and would say, or not say, a minute after the start."""
+    for architecture in model.config.get("architectures") or []:
+        if architecture in OTHERWISE_ON_CPU:
+            raise ConfigError(
+                f"{model.where} is a {architecture}: {OTHERWISE_ON_CPU[architecture]}; use device: cuda or another model"
+            )
+    latent = model.config.get("kv_lora_rank")
+    if not isinstance(latent, int):
+        return
+    size = latent + int(model.config.get("qk_rope_head_dim") or 0)
+    if dtype != "bfloat16" or size != LATENT_SIZE:
+        raise ConfigError(
+            f"{model.where} has latent attention (kv_lora_rank + qk_rope_head_dim = {size}), which vLLM's CPU build has "
+            f"for {LATENT_SIZE} in bfloat16 alone, and the engines' dtype is {dtype}; "
+            + ("set rollout.engine.dtype: bfloat16" if size == LATENT_SIZE else "use device: cuda or another model")
+        )

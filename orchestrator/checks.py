@@ -18,7 +18,7 @@ import psutil
 from cluster.memory import GIB
 from cluster.model_size import splits
 from cluster.plan import ranks_of, tensor_parallel_size
-from orchestrator.architecture_checks import check_attention
+from orchestrator.architecture_checks import check_attention, check_cpu_engine
 from orchestrator.checkpoint import Checkpoints, trained_step
 from orchestrator.config import RewardTrainingConfig, RunConfig, SampledPairs
 from orchestrator.errors import ConfigError
@@ -253,6 +253,7 @@ def _check_engine(config: RunConfig, actor: ModelFacts) -> None:
             f"({actor.kv_heads} of keys and values) of {actor.where}; use {', '.join(map(str, fitting[:5]))}"
         )
     if config.device == "cpu":
+        check_cpu_engine(actor, config.rollout.engine.dtype or config.dtype)
         _check_kv_cache(config, actor)
 
 

@@ -93,11 +93,10 @@ MIXTURES: dict[str, dict[str, Any]] = {
     "Dots1": {**NARROW, **FEW, "n_routed_experts": 4, "n_group": 1, "topk_group": 1, "first_k_dense_replace": 1}
     | {"n_shared_experts": 1},
     "HunYuanMoEV1": {**NARROW, "num_experts": 4, "moe_topk": 2},
-    "MiniMaxM2": {**NARROW, "num_local_experts": 4, "num_experts_per_tok": 2, "rotary_dim": 32},
 }
 
-NOT_IN_VLLM: dict[str, str] = {}
-"""What vLLM's CPU build cannot start, with its words."""
+REFUSED_ON_CPU = ("DeepseekV2", "DeepseekV3", "Ernie4_5_Moe")
+"""What vLLM's CPU build cannot run, or runs otherwise than transformers (`orchestrator.architecture_checks`)."""
 
 
 def config(name: str) -> Any:
