@@ -135,7 +135,8 @@ class CriticConfig(TrainedRole):
     """The value model: a Hugging Face folder, such as a run leaves in `run_dir/critic`; or `model: null`."""
 
     initialise_from: Literal["reward", "policy"] = "reward"
-    """Of `model: null`: the reward model (needs `reward.type: model`), or the actor's with a new value head."""
+    """Of `model: null`: the reward model (needs `reward.type: model`), or the actor's with a new value head,
+    which says 0 everywhere at first."""
     warmup: WarmupConfig = WarmupConfig()
     """Steps before the actor is trained."""
 

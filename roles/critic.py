@@ -90,11 +90,11 @@ class Critic:
 
 
 def _load(setup: EngineSetup) -> ValueModel:
-    """A folder without a head (a language model) gets a new one."""
+    """A folder without a head (a language model) gets one that values every state at 0."""
     return ValueModel.load(
         setup.model_path,
         dtype=setup.torch_dtype,
-        new_head_seed=setup.seed,
+        zero_head=True,
         gradient_checkpointing=setup.gradient_checkpointing,
         trust_remote_code=setup.trust_remote_code,
     )

@@ -105,19 +105,23 @@ class ValueModel(nn.Module):
         *,
         dtype: torch.dtype = torch.float32,
         new_head_seed: int | None = None,
+        zero_head: bool = False,
         pooling: Pooling | None = None,
         gradient_checkpointing: bool = False,
         trust_remote_code: bool = False,
     ) -> Self:
         """The one-label classifier in the folder `path`; `pooling` in place of the folder's.
 
-        A folder without a head (a causal language model) is refused, unless `new_head_seed` is given: then the head is
-        drawn from N(0, 1/√(d+1)) with zero bias (the N+ details, arXiv 2403.17031).
+        A folder without a head (a causal language model) is refused, unless it may get a new one: with `new_head_seed`
+        a reward model's, drawn from N(0, 1/√(d+1)) with zero bias (the N+ details, arXiv 2403.17031); with `zero_head`
+        a critic's, all zeros, since drawn numbers would be errors that the value clip lets go only slowly.
         """
         model, missing = _load(
             AutoModelForSequenceClassification, path, dtype, gradient_checkpointing, trust_remote_code, new_head_seed
         )
-        lost = [name for name in missing if new_head_seed is None or not name.startswith("score.")]
+        is_new = any(name.startswith("score.") for name in missing)
+        may_be_new = zero_head or new_head_seed is not None
+        lost = [name for name in missing if not may_be_new or not name.startswith("score.")]
         if lost:
             raise ModelError(
                 f"{path} lacks weights of a sequence classifier: {_few(lost)}; "
@@ -125,7 +129,10 @@ class ValueModel(nn.Module):
             )
         if pooling is not None:
             model.config.score_pooling = pooling
-        return cls(model)
+        values = cls(model)
+        if zero_head and is_new:
+            _zero(model.score)
+        return values
 
     def rescale(self, mean: float, deviation: float) -> None:
         """What is saved from here on gives today's number times `deviation` plus `mean`; this module does as before."""
@@ -142,6 +149,13 @@ class ValueModel(nn.Module):
             numbers = self.model.score(hidden.index_select(0, positions)).squeeze(-1)
         centred: Tensor = numbers * self.score_scale - self.score_shift
         return centred
+
+
+def _zero(layer: nn.Module) -> None:
+    """Set the weights of `layer` to 0; loading under ZeRO-3 has left this rank its share of them."""
+    for parameter in layer.parameters():
+        held: Tensor = parameter.ds_tensor if hasattr(parameter, "ds_tensor") else parameter
+        held.data.zero_()
 
 
 def _running_mean(numbers: Tensor, packed: Packed) -> Tensor:

@@ -15,7 +15,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, PreTrainedModel
 
 from roles.errors import ModelError
-from roles.models import PolicyModel, ValueModel, _exact_rotary, _running_mean
+from roles.losses import value_loss
+from roles.models import PolicyModel, ValueModel, _exact_rotary, _running_mean, _zero
 from roles.packing import Packed, pack
 
 VOCAB = 50
@@ -203,6 +204,61 @@ def test_a_new_head_is_drawn_as_asked_and_the_body_kept(tmp_path: Path) -> None:
     state = torch.random.get_rng_state()
     ValueModel.load(tmp_path, new_head_seed=7)
     assert torch.equal(torch.random.get_rng_state(), state)
+
+
+@pytest.mark.parametrize("architecture", sorted(ARCHITECTURES.keys() - {"granite-scaled"}))
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_critics_new_head_says_zero_everywhere(tmp_path: Path, architecture: str, dtype: torch.dtype) -> None:
+    write(tmp_path, architecture)
+    critic = ValueModel.load(tmp_path, dtype=dtype, zero_head=True)
+    values = critic(packed=PACKED, positions=torch.arange(len(PACKED.token_ids)))
+    assert (values == 0).all()
+    values.sum().backward()
+    assert critic.model.score.weight.grad is not None and critic.model.score.weight.grad.abs().max() > 0
+
+
+def test_a_trained_head_stays_as_it_is_in_a_critic(tmp_path: Path) -> None:
+    trained = write(tmp_path, "llama-grouped", AutoModelForSequenceClassification, num_labels=1)
+    assert torch.equal(ValueModel.load(tmp_path, zero_head=True).model.score.weight, trained.score.weight)
+
+
+def test_of_a_sharded_head_the_ranks_own_share_is_zeroed() -> None:
+    layer = nn.Linear(4, 1, bias=False)
+    share = torch.ones(2)
+    layer.weight.data, layer.weight.ds_tensor = torch.empty(0), share  # type: ignore[assignment]
+    _zero(layer)
+    assert (share == 0).all()
+
+
+def squared_errors(critic: ValueModel, steps: int = 8) -> list[float]:
+    """Mean squared error of the critic on fresh sequences at each PPO step, before it is trained on them.
+
+    A return is 1 at odd tokens and 0 at even ones: as those of a function that counts what is right, in 0 to 1.
+    """
+    generator = torch.Generator().manual_seed(3)
+    optimizer = torch.optim.AdamW(critic.parameters(), lr=3e-4)
+    errors = []
+    for _ in range(steps):
+        tokens = torch.randint(3, VOCAB, (16, 12), generator=generator)
+        given = {"packed": pack(tokens, torch.full((16,), 12)), "positions": torch.arange(tokens.numel())}
+        returns = (tokens % 2).float().flatten()
+        with torch.no_grad():
+            old = critic(**given)
+        errors.append(float((old - returns).square().mean()))
+        for _ in range(4):
+            losses, _ = value_loss(critic(**given), old, returns, 0.2)
+            optimizer.zero_grad()
+            losses.mean().backward()
+            optimizer.step()
+    return errors
+
+
+def test_a_critic_that_starts_at_zero_is_ahead_of_one_whose_head_is_drawn(tmp_path: Path) -> None:
+    write(tmp_path, "llama-grouped", hidden_size=64)
+    zero = squared_errors(ValueModel.load(tmp_path, zero_head=True))
+    drawn = squared_errors(ValueModel.load(tmp_path, new_head_seed=0))
+    assert all(now < 0.7 * then for now, then in zip(zero, drawn, strict=True)), (zero, drawn)
+    assert zero[0] < 0.6 and zero[-1] < 0.8 * zero[0]
 
 
 def test_saved_models_open_as_ordinary_folders(tmp_path: Path) -> None:
