@@ -40,7 +40,8 @@ def check_cpu_engine(model: ModelFacts, dtype: Dtype) -> None:
     for architecture in model.config.get("architectures") or []:
         if architecture in OTHERWISE_ON_CPU:
             raise ConfigError(
-                f"{model.where} is a {architecture}: {OTHERWISE_ON_CPU[architecture]}; use device: cuda or another model"
+                f"{model.where} is a {architecture}: {OTHERWISE_ON_CPU[architecture]}; use device: cuda or another "
+                "model"
             )
     latent = model.config.get("kv_lora_rank")
     if not isinstance(latent, int):
@@ -48,7 +49,7 @@ def check_cpu_engine(model: ModelFacts, dtype: Dtype) -> None:
     size = latent + int(model.config.get("qk_rope_head_dim") or 0)
     if dtype != "bfloat16" or size != LATENT_SIZE:
         raise ConfigError(
-            f"{model.where} has latent attention (kv_lora_rank + qk_rope_head_dim = {size}), which vLLM's CPU build has "
-            f"for {LATENT_SIZE} in bfloat16 alone, and the engines' dtype is {dtype}; "
+            f"{model.where} has latent attention (kv_lora_rank + qk_rope_head_dim = {size}), which vLLM's CPU build "
+            f"has for {LATENT_SIZE} in bfloat16 alone, and the engines' dtype is {dtype}; "
             + ("set rollout.engine.dtype: bfloat16" if size == LATENT_SIZE else "use device: cuda or another model")
         )
