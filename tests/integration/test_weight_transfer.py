@@ -15,6 +15,7 @@ import torch
 from roles.config import LoraConfig
 from roles.errors import RolloutError, WeightTransferError
 from roles.rollout import RolloutEngine, RolloutSetup
+from roles.weight_probe import differences
 from tests.integration import architectures
 from tests.integration.engines import ENVIRONMENT, engine_setup, gap, make_prompts
 from tests.integration.hosted import Host, HostClient, hosts
@@ -47,6 +48,13 @@ def worst_gap(engine: Host, trainers: HostClient, version: int, temperature: flo
     return gap(rollouts, trainers.call("logprobs", rollouts.token_ids, rollouts.lengths, temperature)[0]).max()
 
 
+def differing(engine: Host, trainers: HostClient) -> list[str]:
+    """The tensors that an engine, asked with its own kernels, holds otherwise than the trainer."""
+    found = differences(trainers.call("products")[0], engine.call("weight_products"))
+    assert len(found) == 14, "all but the tied head: per layer four matrices and two norms, embedding, last norm"
+    return [name for name, value in found.items() if value > 1e-5]
+
+
 def test_two_zero_ranks_push_to_two_engines(tmp_path: Path) -> None:
     """The head is tied to the embedding, which vLLM's reload forgets on CPU. The trainer has adapters (with which the
     plain model computes unmerged), the engines get merged weights."""
@@ -62,6 +70,7 @@ def test_two_zero_ranks_push_to_two_engines(tmp_path: Path) -> None:
             with ThreadPoolExecutor() as pool:
                 gaps = list(pool.map(lambda engine: worst_gap(engine, trainers, version), engines))  # noqa: B023
             assert max(gaps) < 1e-5, f"token soup at version {version}"
+        assert differing(engines[0], trainers) == []
         _refuses_what_is_wrong(engines, trainers)
 
 
@@ -79,6 +88,7 @@ def _refuses_what_is_wrong(engines: list[Host], trainers: HostClient) -> None:
         helping.result()
     with pytest.raises(RolloutError, match="no verified weights"):
         engines[0].call("generate", make_prompts(2), 4)
+    assert differing(engines[0], trainers) == ["model.layers.1.mlp.gate_up_proj.weight"], "where the number was spoiled"
     with pytest.raises(WeightTransferError, match="broke off"):
         rank_0.call("push", 5)
 

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from roles.config import LoraConfig
 from roles.lora import adapt
+from roles.weight_probe import Products
 from roles.weight_transfer import WeightPusher
 from tests.integration.hosted import HostClient
 
@@ -81,6 +82,10 @@ class Trainer:
             self.pusher.push(version)
         finally:
             trainer._weights = source
+
+    def products(self) -> Products:
+        """What tells these weights from an engine's."""
+        return self.pusher.products()
 
     def logprobs(self, token_ids: Tensor, lengths: Tensor, temperature: float) -> Tensor:
         """float32 `[batch, time]` by the plain model, row by row without padding; position 0 is 0."""
