@@ -244,3 +244,6 @@ class Deadlines(Section):
     """For the weights to reach every engine."""
     save_s: float = Field(default=1800.0, gt=0)
     """For a checkpoint, or the final model, to be written."""
+    grace_s: float = Field(default=25.0, ge=0)
+    """After SIGTERM or Ctrl-C, for the update under way to end and a checkpoint to be written; whoever stops the run
+    should wait longer than that before SIGKILL (schedulers give 30 s and more). 0: nothing is saved then."""

@@ -12,6 +12,7 @@ import resource
 import threading
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 
 import psutil
 
@@ -69,6 +70,14 @@ def tree(pid: int) -> list[psutil.Process]:
     """`pid` and its living descendants."""
     process = psutil.Process(pid)
     return [process, *process.children(recursive=True)]
+
+
+def kill_tree(pid: int) -> None:
+    """Kill a process and its descendants; those that have ended already are passed over."""
+    with suppress(psutil.NoSuchProcess):
+        for process in tree(pid):
+            with suppress(psutil.NoSuchProcess):
+                process.kill()
 
 
 def held_bytes(process: psutil.Process) -> int:

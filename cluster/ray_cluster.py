@@ -1,25 +1,25 @@
 """Plan → Ray placement groups, with a deadline. Starts Ray on this machine, or attaches to a running cluster.
 
-Entering `RayCluster` begins, leaving it ends everything: on success, on an error, on Ctrl-C and on SIGTERM (which
-becomes an exception, `cluster.errors.Terminated`).
+Entering `RayCluster` begins, leaving it ends everything: on success, on an error, on Ctrl-C and on SIGTERM (see
+`cluster.orders`).
 """
 
 from __future__ import annotations
 
 import math
 import os
-import signal
 import socket
-import threading
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from types import TracebackType
 from typing import Any, Self
 
 import psutil
 import ray
+from ray._private import worker as ray_worker
 from ray._private.state import available_resources_per_node
 from ray.exceptions import GetTimeoutError
 from ray.util import placement_group, remove_placement_group
@@ -28,10 +28,11 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from cluster import calls, role_group
 from cluster.capacity import check_capacity, describe_shortage
-from cluster.errors import ClusterError, PlacementError, Terminated
-from cluster.host_memory import MemorySampler, peak_of_sum
+from cluster.errors import ClusterError, PlacementError
+from cluster.host_memory import MemorySampler, kill_tree, peak_of_sum
 from cluster.matching import assign
 from cluster.memory import GIB
+from cluster.orders import ORDERS, not_for_children, unheard
 from cluster.plan import Node, Plan
 from cluster.role_group import Place, RoleGroup
 from cluster.worker import RankUsage, gpu_ids
@@ -87,7 +88,6 @@ class RayCluster:
         self._nodes: list[_Granted] = []
         self._memory = MemorySampler()
         self._peak_bytes = 0
-        self._terminated = False
 
     def __enter__(self) -> Self:
         try:
@@ -100,8 +100,9 @@ class RayCluster:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         self.stop()
-        if self._terminated and type(error) is KeyboardInterrupt:
-            raise Terminated from error  # what Ray's own waits make of it
+        told = ORDERS.told
+        if told is not None and kind is not told and isinstance(error, KeyboardInterrupt | ClusterError):
+            raise told from error  # Ray's own waits raise KeyboardInterrupt for any; ranks may have been told, too
 
     def places(self, role: str) -> list[Place]:
         """Where the role's ranks go, by rank."""
@@ -145,11 +146,13 @@ class RayCluster:
         self._memory.stop()
         if not ray.is_initialized():
             return
-        role_group.stop_all()
-        if self._group is not None:
-            remove_placement_group(self._group)
-            self._group = None
-        ray.shutdown()
+        with unheard():
+            role_group.stop_all()
+            if self._group is not None:
+                remove_placement_group(self._group)
+                self._group = None
+            _kill_at_once()
+            ray.shutdown()
 
     def _connect(self) -> None:
         os.environ["RAY_USAGE_STATS_ENABLED"] = "0"  # never phone home
@@ -157,14 +160,10 @@ class RayCluster:
         if self._address is not None:
             self._attach(self._address)
         else:
-            self._start_with_retries()
-        if threading.current_thread() is threading.main_thread():
-            # Ray's own handler ends the process with a C++ stack on the terminal.
-            signal.signal(signal.SIGTERM, self._terminate)
-
-    def _terminate(self, number: int, frame: object) -> None:
-        self._terminated = True
-        raise Terminated
+            with not_for_children():
+                self._start_with_retries()
+                ORDERS.listen()
+        ORDERS.listen()  # Ray's own handler ends the process with a C++ stack on the terminal
 
     def _start_with_retries(self) -> None:
         for attempt in range(1, START_ATTEMPTS + 1):
@@ -265,6 +264,14 @@ class RayCluster:
 
     def _strategy(self, node: int) -> PlacementGroupSchedulingStrategy:
         return PlacementGroupSchedulingStrategy(self._group, node)
+
+
+def _kill_at_once() -> None:
+    """Let Ray end the processes that it has started here, and theirs, by SIGKILL: they do not hear SIGTERM, and it
+    would wait for each of them."""
+    started = ray_worker._global_node.all_processes.values() if ray_worker._global_node else []
+    for info in [info for infos in started for info in infos]:
+        info.process.terminate = partial(kill_tree, info.process.pid)
 
 
 @contextmanager

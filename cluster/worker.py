@@ -14,6 +14,7 @@ import faulthandler
 import gc
 import importlib
 import os
+import signal
 import sys
 import threading
 import time
@@ -131,6 +132,7 @@ class Worker:
 
         def build() -> None:
             module, name = factory
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})  # for what the role starts: see cluster.orders
             try:
                 self._role = attrgetter(name)(importlib.import_module(module))(*arguments)
             finally:

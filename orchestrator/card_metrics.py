@@ -6,14 +6,22 @@ The ranks' reports and the step's clock flow in, metrics flow out; nothing witho
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from cluster.accelerators import card_called
 from cluster.groups import ENGINES, base_role
 from cluster.memory import GIB, RoleSize
 from cluster.roofline import operations
 from cluster.worker import RankUsage
+from orchestrator.config import RunConfig
+from orchestrator.model_sources import UnknownModel
+from orchestrator.planning import role_sizes
 from orchestrator.timing import Clock
+
+if TYPE_CHECKING:
+    from roles.batch import Scored
 
 PHASES = ("generate", "score", "update", "push")
 SCORING = {"logprobs", "reference_logprobs", "score", "values"}
@@ -44,6 +52,21 @@ class StepWork:
         size = self.sizes[role]
         once = self.samples * operations(size.model, self.tokens, self.scored if size.model.vocabulary else 0.0)
         return once * self.epochs * (2 + size.learning / size.model.parameters) if method == "update" else once
+
+
+def step_work(config: RunConfig, scored: Scored) -> StepWork | None:
+    """What the roles have computed for a batch; None without GPUs, or where a model's size is not known."""
+    if config.device == "cpu":
+        return None
+    with suppress(UnknownModel):
+        return StepWork(
+            role_sizes(config),
+            samples=len(scored),
+            tokens=float(scored.lengths.float().mean()),
+            scored=float(scored.response_mask.sum()) / len(scored),
+            epochs=config.ppo.epochs,
+        )
+    return None
 
 
 def card_metrics(ranks: Sequence[tuple[str, RankUsage]], clock: Clock, work: StepWork | None) -> dict[str, float]:

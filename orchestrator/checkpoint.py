@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from cluster.memory import GIB
 from orchestrator.errors import CheckpointError
 
 MANIFEST = "manifest.json"
@@ -47,7 +48,7 @@ class Checkpoints:
 
         One that is not whole does not count, and is left as it is until its step is saved again.
         """
-        final = self.folder / f"step-{step:06d}"
+        final = self._folder(step)
         with whole_folder(final) as partial:
             partial.mkdir(parents=True)
             write(partial)
@@ -67,6 +68,16 @@ class Checkpoints:
                 return Checkpoint(folder, manifest["step"], manifest["state"])
         return None
 
+    def of_step(self, step: int) -> Checkpoint | None:
+        """The whole checkpoint of that step, or None."""
+        folder = self._folder(step)
+        manifest = _read_manifest(folder)
+        return Checkpoint(folder, manifest["step"], manifest["state"]) if manifest is not None else None
+
+    def steps(self) -> list[int]:
+        """The steps of all whole checkpoints."""
+        return sorted(step_of(folder) for folder in self._folders() if _read_manifest(folder) is not None)
+
     def require_newest(self) -> Checkpoint:
         """The newest whole checkpoint, or CheckpointError."""
         found = self.newest()
@@ -74,10 +85,23 @@ class Checkpoints:
             raise CheckpointError(f"{self.folder} holds no whole checkpoint to resume from; start without --resume")
         return found
 
+    def _folder(self, step: int) -> Path:
+        return self.folder / f"step-{step:06d}"
+
     def _folders(self) -> list[Path]:
         """Committed folders, newest first."""
         folders = (p for p in self.folder.glob("step-*") if p.is_dir() and p.suffix != PARTIAL)
         return sorted(folders, reverse=True)
+
+
+def step_of(folder: Path) -> int:
+    """Of which step a checkpoint's folder is, also one that is not whole."""
+    return int(folder.name.removesuffix(PARTIAL).removeprefix("step-"))
+
+
+def size_gib(folder: Path) -> float:
+    """Of all files in it."""
+    return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file()) / GIB
 
 
 def trained_step(run_dir: Path) -> int | None:

@@ -19,7 +19,6 @@ from cluster.memory import GIB
 from cluster.model_size import splits
 from cluster.plan import ranks_of, tensor_parallel_size
 from orchestrator.architecture_checks import check_attention, check_cpu_engine
-from orchestrator.checkpoint import Checkpoints, trained_step
 from orchestrator.config import RewardTrainingConfig, RunConfig, SampledPairs
 from orchestrator.errors import ConfigError
 from orchestrator.function_checks import check_function, check_functions
@@ -34,6 +33,7 @@ from orchestrator.model_checks import (
     model_facts,
 )
 from orchestrator.needs import section_key
+from orchestrator.resuming import Resume, checkpoint_to_resume
 from orchestrator.sources import check_source
 from roles.config import ModelConfig, ModelReward
 
@@ -48,7 +48,7 @@ LOGS = "logs"
 """Folder in `run_dir` that a failed start may leave; it does not make the directory count as used."""
 
 
-def check_train(config: RunConfig, resume: bool) -> tuple[Questions, Questions | None]:
+def check_train(config: RunConfig, resume: Resume) -> tuple[Questions, Questions | None]:
     """What `tetrarch train` needs; the training and the held-out prompts that were read on the way."""
     _check_run_dir(config, resume)
     _check_names(config, ["train", "heldout"], with_critic=config.ppo.uses_critic)
@@ -126,17 +126,10 @@ def _check_names(config: RunConfig, parts: list[str], *, with_critic: bool) -> N
         raise ConfigError("\n".join(found))
 
 
-def _check_run_dir(config: RunConfig, resume: bool) -> None:
+def _check_run_dir(config: RunConfig, resume: Resume) -> None:
     folder = Path(config.run_dir)
     _check_writable(folder, "run_dir")
-    if resume:
-        checkpoint = Checkpoints(folder / "checkpoints", config.checkpoint.keep).newest()
-        if checkpoint is None:
-            raise ConfigError(f"run_dir={folder} holds no whole checkpoint to resume from; start without --resume")
-        if checkpoint.step > config.steps:
-            raise ConfigError(f"steps={config.steps}, but {checkpoint.path} is at step {checkpoint.step}; raise steps")
-        if trained_step(folder) == config.steps:
-            raise ConfigError(f"run_dir={folder} has done all its steps={config.steps}; raise steps to go on")
+    if checkpoint_to_resume(config, resume) is not None:
         return
     ours = {LOGS}
     if config.reward_training is not None:

@@ -15,7 +15,7 @@ import sys
 from contextlib import chdir
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -53,6 +53,16 @@ FromCluster = Annotated[
     typer.Option("--cluster", help="auto: the pools of the placement are what the running Ray cluster has."),
 ]
 Resume = Annotated[bool, typer.Option("--resume", help="Go on from the newest whole checkpoint in run_dir.")]
+ResumeFrom = Annotated[
+    int | None,
+    typer.Option(
+        "--resume-from",
+        metavar="STEP",
+        min=1,
+        help="Go on from the checkpoint of that step; what came after it is set aside in run_dir.",
+        show_default=False,
+    ),
+]
 Force = Annotated[bool, typer.Option("--force", help="Start although the plan says that it cannot fit.")]
 Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
 
@@ -62,6 +72,7 @@ def train(
     config: ConfigFile,
     overrides: Overrides = None,
     resume: Resume = False,
+    resume_from: ResumeFrom = None,
     cluster: FromCluster = None,
     force: Force = False,
     debug: Debug = False,
@@ -77,11 +88,12 @@ def train(
 
         if run.device == "cuda":
             check_plan(run, force)
-        training, heldout = check_train(run, resume)
+        source = _which_checkpoint(resume, resume_from)
+        training, heldout = check_train(run, source)
         report.read(training, heldout)
         from orchestrator.training import train as train_policy
 
-        train_policy(run, resume, training, heldout)
+        train_policy(run, source, training, heldout)
 
 
 @app.command()
@@ -97,6 +109,7 @@ def submit(
     ] = None,
     working_dir: Annotated[Path, typer.Option(help="Uploaded, without what .gitignore names: the code.")] = Path(),
     resume: Resume = False,
+    resume_from: ResumeFrom = None,
     cluster: FromCluster = None,
     force: Force = False,
     debug: Debug = False,
@@ -120,6 +133,7 @@ def submit(
                 check_plan(run, force)
             check_room(run, jobs)
             flags = [flag for flag, said in (("--resume", resume), ("--force", force)) if said]
+            flags += [f"--resume-from={resume_from}"] if resume_from else []
             flags += [f"--cluster={cluster}"] if cluster else []
             code = run_job(jobs, run, Submission(file, overrides or (), flags, Path.cwd()))
     raise typer.Exit(code)
@@ -273,6 +287,12 @@ def show_config(
         else:
             text = dump_config(load_config(config, overrides or ())).rstrip("\n")
     print(text)
+
+
+def _which_checkpoint(resume: bool, step: int | None) -> Literal["newest"] | int | None:
+    if resume and step is not None:
+        raise ConfigError(f"--resume takes the newest checkpoint, --resume-from {step} that of a step; say one of them")
+    return "newest" if resume else step
 
 
 def json_schema() -> dict[str, object]:

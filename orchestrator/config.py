@@ -5,6 +5,7 @@ Imports neither torch, ray, vllm nor deepspeed, so that a file can be checked on
 
 from __future__ import annotations
 
+import math
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
@@ -77,9 +78,18 @@ class CheckpointConfig(Section):
     """State that a run resumes from."""
 
     every: int = Field(default=0, ge=0)
-    """PPO steps between checkpoints; 0: only after the last step."""
+    """PPO steps between checkpoints; 0: `minutes` alone says when. There is one after the last step always."""
+    minutes: float | None = Field(default=None, ge=0)
+    """After a step that ends so many minutes or more after the last checkpoint there is one; 0: never. null: 15 where
+    `every` is 0, else 0."""
     keep: int = Field(default=2, ge=1)
     """Newest whole ones that stay."""
+
+    @property
+    def interval_s(self) -> float:
+        """Seconds between checkpoints; infinite where none is due by time."""
+        minutes = (0.0 if self.every else 15.0) if self.minutes is None else self.minutes
+        return 60.0 * minutes or math.inf
 
 
 class ReportConfig(Section):

@@ -135,6 +135,11 @@ def _sampling_rules(config: RunConfig) -> Iterator[str]:
             f"rollout.top_p={rollout.top_p}, top_k={rollout.top_k} sample another distribution than the actor's; set "
             "ppo.policy.importance: {type: truncated}, or top_p: 1 and top_k: 0"
         )
+    if rollout.min_response_tokens and config.ppo.policy.importance.type == "none":
+        yield (
+            f"rollout.min_response_tokens={rollout.min_response_tokens} forbids EOS for so long, which is another "
+            "distribution than the actor's; set ppo.policy.importance: {type: truncated}, or min_response_tokens: 0"
+        )
 
 
 def _step_rules(config: RunConfig) -> Iterator[str]:

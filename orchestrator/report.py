@@ -12,6 +12,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
+from cluster.errors import Terminated
 from orchestrator import run_files
 from orchestrator.metrics import check_known
 from orchestrator.progress import Progress, evaluation_lines, make_progress, sample_lines
@@ -156,5 +157,6 @@ def _ended(state: RunState, step: int, error: BaseException | None) -> RunState:
     if error is None:
         return replace(state, status="done" if step >= state.steps else "stopped")
     if isinstance(error, KeyboardInterrupt):
-        return replace(state, status="stopped", error="interrupted by the user")
+        why = "ended by SIGTERM" if isinstance(error, Terminated) else "interrupted by the user"
+        return replace(state, status="stopped", error=why)
     return replace(state, status="failed", error=f"{type(error).__name__}: {error}")

@@ -21,6 +21,7 @@ EVALUATION = "evaluation.jsonl"
 CONFIG = "config.yaml"
 STATE = "run.json"
 HTML = "report.html"
+ALL = (METRICS, SAMPLES, EVALUATION, CONFIG, STATE, HTML)
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,34 +6,33 @@ The steps themselves are `orchestrator.ppo`'s. Called by `orchestrator.cli`.
 from __future__ import annotations
 
 import json
-from contextlib import suppress
-from dataclasses import dataclass
+import time
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from cluster.calls import become_idle, wait_all, watching
 from cluster.errors import ClusterError
+from cluster.orders import ORDERS, Orders
 from orchestrator import canary
 from orchestrator.build import resolve_models, training_roles
-from orchestrator.card_metrics import StepWork, card_metrics
-from orchestrator.checkpoint import TRAINED, Checkpoint, Checkpoints, whole_folder
+from orchestrator.card_metrics import card_metrics, step_work
+from orchestrator.checkpoint import TRAINED, Checkpoint, Checkpoints, size_gib, whole_folder
 from orchestrator.config import RunConfig
 from orchestrator.errors import CheckpointError, KlBudgetSpent, NotFinite, WeightsDiffer
 from orchestrator.evaluation import evaluate, training_samples
 from orchestrator.groups import Roles, spread
 from orchestrator.kl import make_controller
 from orchestrator.loading import dump_config
-from orchestrator.model_sources import UnknownModel
-from orchestrator.planning import role_sizes
 from orchestrator.ppo import StepResult, TrainState, expect_steps, step_metrics, train_step
 from orchestrator.ppo_config import AdaptiveKl
 from orchestrator.prompts import PromptSource, Questions, heldout_prompts
 from orchestrator.report import Reporter
+from orchestrator.resuming import Resume, changes, check_reference, checkpoint_to_resume, set_aside
 from orchestrator.timing import Clock
 from roles.actor import Actor
 from roles.batch import Prompts, Rollouts, save_batch
 from roles.critic import Critic
-from roles.digest import VERSION
 from roles.reference import FrozenPolicy
 
 FAILED = "failed"
@@ -42,7 +41,7 @@ RESCUE_S = 30.0
 """For actor and critic to end what they were doing when another role failed."""
 
 
-def train(config: RunConfig, resume: bool, training: Questions, heldout: Questions | None) -> None:
+def train(config: RunConfig, resume: Resume, training: Questions, heldout: Questions | None) -> None:
     """Run all PPO steps, with evaluations and checkpoints, and leave the trained actor in `run_dir/actor`.
 
     Args:
@@ -51,26 +50,33 @@ def train(config: RunConfig, resume: bool, training: Questions, heldout: Questio
     """
     run_dir = Path(config.run_dir)
     checkpoints = Checkpoints(run_dir / "checkpoints", config.checkpoint.keep)
-    checkpoint = checkpoints.require_newest() if resume else None
-    controller = config.ppo.kl.controller
+    checkpoint = checkpoint_to_resume(config, resume)
+    ORDERS.listen()
+    ORDERS.grace_s = config.deadlines.grace_s
+    later = set_aside(run_dir, checkpoint.step) if checkpoint and resume != "newest" else None
+    controller, settings = config.ppo.kl.controller, dump_config(config)
     report = Reporter(
         run_dir,
         name=run_dir.name,
         steps=config.steps,
-        config_yaml=dump_config(config),
+        config_yaml=settings,
         tensorboard=config.report.tensorboard,
         html=config.report.html,
         resume_step=checkpoint.step if checkpoint else 0,
         kl_target=controller.target if isinstance(controller, AdaptiveKl) else None,
     )
     with report:
+        if checkpoint and later:
+            report.note(f"what came after step {checkpoint.step} is in {later}")
+        for change in changes(checkpoint, config) if checkpoint else ():
+            report.note(str(change))
         report.status("preparing the models")
         models = resolve_models(config, config.model_roles)
         state = TrainState(PromptSource(training, config.seed), make_controller(controller))
         questions = heldout_prompts(heldout, config.evaluation.prompts, config.seed) if heldout else None
         report.status("starting the roles")
         with training_roles(config, models) as roles:
-            run = Run(config, roles, state, checkpoints, report, questions)
+            run = Run(config, roles, state, checkpoints, report, questions, settings=settings)
             if checkpoint is not None:
                 run.restore(checkpoint)
             run.all_steps()
@@ -89,9 +95,23 @@ class Run:
     """The held-out prompts."""
     reference: str = ""
     """The frozen model's fingerprint at the start."""
+    settings: str = ""
+    """The configuration as YAML, without secrets: what each checkpoint is written with."""
+    orders: Orders = ORDERS
+    finished: dict[str, Any] | None = None
+    """The driver's state that actor and critic are in; None while they are updated."""
+    saved_at: float = field(default_factory=time.monotonic)
+    cost_told: bool = False
 
     def all_steps(self) -> None:
-        """From the current step to the last; then save the actor."""
+        """From the current step to the last; then save the actor. Ctrl-C and SIGTERM save what is trained, and end."""
+        try:
+            self._all_steps()
+        except KeyboardInterrupt:
+            self._rescue()
+            raise
+
+    def _all_steps(self) -> None:
         config, state = self.config, self.state
         if state.step == 0:
             self._evaluate("before")
@@ -99,12 +119,19 @@ class Run:
         while state.step < config.steps:
             self._heed(self._one_step())
             last = state.step == config.steps
-            if last or (config.checkpoint.every and state.step % config.checkpoint.every == 0):
+            if last or self._due():
                 self.save()
+            self.orders.release()
             if not last and config.evaluation.every and state.step % config.evaluation.every == 0:
                 self._evaluate(f"step {state.step}")
         self._evaluate("after")
         self._save_models()
+
+    def _due(self) -> bool:
+        """Whether a checkpoint is due after the step that has ended."""
+        config = self.config.checkpoint
+        by_step = config.every > 0 and self.state.step % config.every == 0
+        return by_step or time.monotonic() - self.saved_at >= config.interval_s
 
     def _save_models(self) -> None:
         """Critic, mean of the weights, policy: each whole or not at all. The policy is last, with the step that it is
@@ -135,26 +162,35 @@ class Run:
         self._write_checkpoint(self.state.state_dict())
 
     def _write_checkpoint(self, state: dict[str, Any]) -> Path:
-        """The driver's `state`, and that of actor and critic as they are."""
+        """The driver's `state`, and that of actor and critic as they are. What the first one costs is told."""
+        began, deadline_s = time.monotonic(), min(self.config.deadlines.save_s, self.orders.left_s)
 
         def write(folder: Path) -> None:
             calls = [self.roles.actor.call(Actor.save_state, str(folder / "actor"))]
             if self.roles.critic:
                 calls.append(self.roles.critic.call(Critic.save_state, str(folder / "critic")))
-            wait_all(calls, self.config.deadlines.save_s)
+            wait_all(calls, deadline_s)
 
-        return self.checkpoints.save(state["step"], {**state, "reference": self.reference}, write)
+        whole = {**state, "reference": self.reference, "config": self.settings}
+        path = self.checkpoints.save(state["step"], whole, write)
+        self.saved_at = time.monotonic()
+        if not self.cost_told:
+            seconds, kept = self.saved_at - began, self.checkpoints.keep
+            self.report.note(f"a checkpoint: {seconds:.1f} s, {size_gib(path):.2f} GiB; the newest {kept} are kept")
+            self.cost_told = True
+        return path
 
-    def _rescue(self, state: dict[str, Any]) -> None:
-        """After a failure of other roles: save what was trained up to `state`, if actor and critic can still do it."""
-        newest = self.checkpoints.newest()
-        if state["step"] == (newest.step if newest else 0):
+    def _rescue(self) -> None:
+        """Before the run ends early: save what was trained up to the last finished step, if actor and critic are still
+        in that state and can do it."""
+        state, newest = self.finished, self.checkpoints.newest()
+        if state is None or not self.orders.left_s or state["step"] == (newest.step if newest else 0):
             return
         trained = [*self.roles.actor.ranks, *(self.roles.critic.ranks if self.roles.critic else ())]
         self.report.status(f"saving checkpoint {state['step']} before the run ends")
         with watching(trained):
             try:
-                if become_idle(trained, RESCUE_S):
+                if become_idle(trained, min(RESCUE_S, self.orders.left_s)):
                     self.report.note(f"saved {self._write_checkpoint(state)}; go on from there with --resume")
                 else:
                     self.report.note(f"step {state['step']} could not be saved: a rank of actor or critic hangs")
@@ -172,17 +208,7 @@ class Run:
     def restore(self, checkpoint: Checkpoint) -> None:
         """Continue from `checkpoint`: driver, actor, critic and engines."""
         self.report.status(f"resuming from {checkpoint.path}")
-        fingerprint = self._reference_fingerprint()
-        if fingerprint != checkpoint.state["reference"]:
-            if not str(checkpoint.state["reference"]).startswith(f"{VERSION}-"):
-                raise CheckpointError(
-                    f"{checkpoint.path} holds a fingerprint of the reference that this version cannot read: another "
-                    "version of Tetrarch has written it; resume with that one, or start anew in another run_dir"
-                )
-            raise CheckpointError(
-                f"{checkpoint.path} was trained against the reference {checkpoint.state['reference']}, "
-                f"but {self.config.reference.model or self.config.actor.model} is {fingerprint}; use the same one"
-            )
+        check_reference(checkpoint, self._reference_fingerprint(), self.config)
         calls = [self.roles.actor.call(Actor.load_state, str(checkpoint.path / "actor"))]
         if self.roles.critic:
             calls.append(self.roles.critic.call(Critic.load_state, str(checkpoint.path / "critic")))
@@ -212,54 +238,49 @@ class Run:
         """Its KL, in nats a response."""
         config, state = self.config, self.state
         rollout = config.rollout
-        clock = Clock(self.report.phase)
-        before = state.state_dict()
+        clock = Clock(self._begin)
+        step, self.finished = state.step + 1, state.state_dict()
         prompts = state.prompts.next(rollout.prompts_per_step, rollout.responses_per_prompt)
         coefficient = state.kl.coefficient
         try:
             result = train_step(self.roles, prompts, state, config, clock)
         except ClusterError:
-            self.report.note(f"step {before['step'] + 1} has failed")
+            self.report.note(f"step {step} has failed")
             self._keep_batch()
-            if "update" not in clock.seconds:  # actor and critic are as they were
-                self._rescue(before)
+            self._rescue()
             raise
         except WeightsDiffer as error:
             self._keep_batch()
-            raise self._without_engines(error, before) from error
+            raise self._without_engines(error) from error
         except NotFinite as error:
             self._keep_batch()
             if error.role in ("reward", "reference"):  # the others' state is not worth keeping
-                self._rescue(before)
-            raise NotFinite(error.role, f"in step {before['step'] + 1} {error}") from error
-        usage = self.roles.cluster.usage()
+                self._rescue()
+            raise NotFinite(error.role, f"in step {step} {error}") from error
+        self.finished = state.state_dict()
+        return self._report_step(result, clock, coefficient)
+
+    def _report_step(self, result: StepResult, clock: Clock, coefficient: float) -> float:
+        state, usage = self.state, self.roles.cluster.usage()
         seconds = clock.metrics(usage.busy)
         metrics = {
             **step_metrics(result),
             **seconds,
-            **card_metrics(usage.ranks, clock, self._work(result)),
+            **card_metrics(usage.ranks, clock, step_work(self.config, result.scored)),
             "tokens/generated_per_s": float(result.scored.response_mask.sum()) / seconds["time/generate_s"],
             "memory/host_peak_gib": usage.host_peak,
             "kl/coefficient": coefficient,
             "weights/version": state.version,
         }
-        self.report.step(state.step, metrics, training_samples(result.scored, config.evaluation.samples))
+        self.report.step(state.step, metrics, training_samples(result.scored, self.config.evaluation.samples))
         return result.experience.kl
 
-    def _work(self, result: StepResult) -> StepWork | None:
-        """What the roles have computed; None without GPUs, or where a model's size is not known."""
-        if self.config.device == "cpu":
-            return None
-        scored = result.scored
-        with suppress(UnknownModel):
-            return StepWork(
-                role_sizes(self.config),
-                samples=len(scored),
-                tokens=float(scored.lengths.float().mean()),
-                scored=float(scored.response_mask.sum()) / len(scored),
-                epochs=self.config.ppo.epochs,
-            )
-        return None
+    def _begin(self, phase: str) -> None:
+        """A part of the step begins. From the update on only the whole step can be saved, and orders to end wait."""
+        if phase == "update":
+            self.orders.hold()
+            self.finished = None
+        self.report.phase(phase)
 
     def _evaluate(self, label: str) -> None:
         if self.questions is None:
@@ -270,12 +291,13 @@ class Run:
         try:
             self.report.evaluation(evaluate(self.roles, self.questions, state.version, **where))
         except WeightsDiffer as error:
-            raise self._without_engines(error, state.state_dict()) from error
+            self.finished = state.state_dict()
+            raise self._without_engines(error) from error
 
-    def _without_engines(self, error: WeightsDiffer, state: dict[str, Any]) -> WeightsDiffer:
+    def _without_engines(self, error: WeightsDiffer) -> WeightsDiffer:
         """What to raise, now that the engines' weights are not the actor's: `error` and the tensors that differ. What
-        was trained up to `state` is saved."""
-        self._rescue(state)
+        was trained is saved."""
+        self._rescue()
         self.report.status("looking for the tensors that differ")
         return WeightsDiffer(f"{error}. {canary.culprits(self.roles, self.config)}")
 

@@ -25,7 +25,7 @@ from roles.deepspeed_settings import deepspeed_config, gather_by_layer
 from roles.digest import Digest
 from roles.errors import LossNotFinite, RoleError
 from roles.lora import adapt, state_name
-from roles.optimizer import make_optimizer, make_scheduler, rate_factor
+from roles.optimizer import make_optimizer, make_scheduler, rate_factor, renew_rates, scale_rates, show_rates
 from roles.packing import micro_batches
 from roles.process_group import join
 from roles.sleeping import forget_host_copies, sleep, wake
@@ -186,13 +186,11 @@ class Engine:
         scheduler = self._deepspeed.lr_scheduler
         factor = partial(rate_factor, self.setup.optimizer.schedule, total=optimizer_steps)
         scheduler.lr_lambdas = [factor for _ in scheduler.lr_lambdas]
+        show_rates(scheduler)
 
     def slow_down(self, factor: float) -> None:
         """Multiply the learning rate, now and for the rest of the schedule; a checkpoint keeps it."""
-        scheduler = self._deepspeed.lr_scheduler
-        scheduler.base_lrs = [rate * factor for rate in scheduler.base_lrs]
-        for group in scheduler.optimizer.param_groups:
-            group["lr"] *= factor
+        scale_rates(self._deepspeed.lr_scheduler, factor)
 
     def total(self, values: Tensor) -> Tensor:
         """The sum of `values` (any shape) over the ranks, on the CPU."""
@@ -208,7 +206,8 @@ class Engine:
             self._average.save(Path(folder) / f"average-{self.rank}.safetensors")
 
     def load_state(self, folder: str | Path) -> None:
-        """Continue exactly where `save_state` was called."""
+        """Continue exactly where `save_state` was called, with the learning rate and schedule of this setup."""
+        assert self.setup.optimizer is not None
         if not (Path(folder) / self._state).is_dir():
             raise RoleError(
                 f"{folder} holds no {self._state}; resume from a whole checkpoint, with `lora` as it was written with"
@@ -217,6 +216,7 @@ class Engine:
             whole = self.setup.lora is None
             self._deepspeed.load_checkpoint(str(folder), tag=self._state, load_module_strict=whole)
             forget_host_copies(self._deepspeed.basic_optimizer)
+            renew_rates(self._deepspeed.lr_scheduler, self.setup.optimizer.learning_rate)
         if self._average:
             self._average.load(Path(folder) / f"average-{self.rank}.safetensors")
 

@@ -51,6 +51,29 @@ def make_scheduler(schedule: ScheduleConfig, total: int) -> Callable[[Any], Lamb
     return lambda optimizer: LambdaLR(optimizer, partial(rate_factor, schedule, total=total))
 
 
+def scale_rates(scheduler: Any, factor: float) -> None:
+    """Multiply the learning rate of every group, now and for the rest of the schedule."""
+    scheduler.base_lrs = [rate * factor for rate in scheduler.base_lrs]
+    show_rates(scheduler)
+
+
+def show_rates(scheduler: Any) -> None:
+    """Give the optimizer the rates that the schedule has for its next step."""
+    groups = zip(scheduler.optimizer.param_groups, scheduler.base_lrs, scheduler.lr_lambdas, strict=True)
+    for group, rate, factor in groups:
+        group["lr"] = rate * factor(scheduler.last_epoch)
+
+
+def renew_rates(scheduler: Any, rate: float) -> None:
+    """After a checkpoint was loaded: the configured `rate` in place of the one that it was written with, times all that
+    `scale_rates` has multiplied so far."""
+    written = [group["initial_lr"] for group in scheduler.optimizer.param_groups]
+    scheduler.base_lrs = [base * (rate / old) for base, old in zip(scheduler.base_lrs, written, strict=True)]
+    for group in scheduler.optimizer.param_groups:
+        group["initial_lr"] = rate
+    show_rates(scheduler)
+
+
 def rate_factor(schedule: ScheduleConfig, step: int, total: int) -> float:
     """The learning rate of optimizer step `step` (from 0) of `total`, as a share of the configured one.
 

@@ -254,6 +254,20 @@ def slowed_down(setup: EngineSetup, batch: Experience, folder: str) -> list[floa
     return [*rates, resumed.update(shard).learning_rate]
 
 
+def resumed_with(setup: EngineSetup, changed: EngineSetup, batch: Experience, folder: str) -> list[float]:
+    """Learning rates of one update before a checkpoint, which has been slowed down to a quarter since, and of the two
+    that follow with another setup."""
+    from roles.actor import Actor
+
+    first, second = (Actor(one, PolicyLossConfig(), TEMPERATURE) for one in (setup, changed))
+    shard = [_mine(shares(batch, torch.distributed.get_world_size()))]
+    rates = [first.update(shard).learning_rate]
+    first.slow_down(0.25)
+    first.save_state(folder)
+    second.load_state(folder)
+    return [*rates, *(second.update(shard).learning_rate for _ in range(2))]
+
+
 def averaged(setup: EngineSetup, batches: list[Experience], folder: str) -> dict[str, Any]:
     """Weights after every optimizer step; the mean is saved and loaded half-way, and saved as a model in the end."""
     from roles.actor import Actor

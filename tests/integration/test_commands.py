@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import statistics
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -138,6 +140,33 @@ def test_the_less_common_settings_run(home: Path, reward: Path) -> None:
     critic = json.loads((home / "runs/tiny-settings/critic/config.json").read_text())
     assert critic["score_scale"] != 1.0
     assert (home / "runs/tiny-settings/actor_ema/model.safetensors").is_file()
+
+
+def test_sigterm_to_the_whole_process_group_saves_the_last_step(home: Path, tiny: Path) -> None:
+    """As `timeout` sends it: the driver alone hears it, ends its step, saves it, ends the ranks and writes the report."""
+    words = [
+        *(*TRAIN.split(), "run_dir=runs/tiny-ended", "steps=1000", "prompts.heldout=null", "evaluation.every=0"),
+        *("checkpoint.every=0", "reward={type: function, path: configs/tiny/reward.py}", *ONE_RANK),
+        *("critic={}", "ppo.advantage={type: rloo}"),  # a role less to start
+    ]
+    pipes: Any = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    with subprocess.Popen(words, cwd=home, start_new_session=True, **pipes) as process:
+        assert process.stdout is not None
+        shown = ""
+        while "step 1/1000" not in shown:
+            line = process.stdout.readline()
+            assert line, shown
+            shown += line
+        began = time.monotonic()
+        os.killpg(process.pid, signal.SIGTERM)
+        shown += process.communicate(timeout=100)[0]
+    assert process.returncode == 143, shown
+    assert time.monotonic() - began < 30
+    run = home / "runs/tiny-ended"
+    step = metrics(run)[-1]["step"]
+    assert f"step-{step:06d} stands; go on from there with --resume" in shown and "ended by SIGTERM" in shown
+    assert json.loads((run / "run.json").read_text())["status"] == "stopped" and (run / "report.html").is_file()
+    assert [folder.name for folder in run.glob("checkpoints/*")] == [f"step-{step:06d}"]
 
 
 @pytest.mark.slow

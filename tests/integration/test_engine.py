@@ -128,6 +128,20 @@ def test_a_slower_rate_holds_for_the_rest_of_the_schedule_and_after_a_resume(
     assert resumed / first == pytest.approx(done[2] / done[0] / 4)
 
 
+@pytest.mark.parametrize("stage", [3, 1, 0])
+def test_a_resumed_actor_has_the_new_learning_rate_and_schedule(
+    groups: dict[int, Ranks], folders: dict[str, Path], tmp_path: Path, stage: Any
+) -> None:
+    """Times the quarter that it has been slowed down to; with weight decay there are two groups of parameters."""
+    linear = {"schedule": ScheduleConfig(type="linear"), "weight_decay": 0.1}
+    setup = cases.setup_of(folders["policy"], zero=ZeroConfig(stage=stage))
+    setup = replace(setup, optimizer=cases.OPTIMIZER.model_copy(update={"weight_decay": 0.1}))
+    faster = cases.OPTIMIZER.model_copy(update={**linear, "learning_rate": 3e-3})
+    changed = replace(setup, optimizer=faster, optimizer_steps=10)
+    rates = groups[1].call(cases.resumed_with, setup, changed, BATCHES[0], str(tmp_path))[0]
+    assert rates == pytest.approx([1e-3, 3e-3 / 4 * (1 - 1 / 10), 3e-3 / 4 * (1 - 2 / 10)])
+
+
 def test_the_schedule_ends_where_it_is_told_to(groups: dict[int, Ranks], folders: dict[str, Path]) -> None:
     optimizer = cases.OPTIMIZER.model_copy(update={"schedule": ScheduleConfig(type="linear")})
     setup = cases.setup_of(folders["policy"], optimizer=optimizer, optimizer_steps=100)

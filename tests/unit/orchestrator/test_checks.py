@@ -18,7 +18,7 @@ from orchestrator.checks import check_evaluate, check_reward, check_train
 from orchestrator.config import RunConfig
 from orchestrator.errors import ConfigError
 from orchestrator.function_checks import check_function
-from orchestrator.loading import validate
+from orchestrator.loading import dump_config, validate
 from roles.config import FunctionReward
 
 WORDS = ["<pad>", "<eos>", "<unk>", *"abcdefgh"]
@@ -86,7 +86,7 @@ def world(tmp_path: Path) -> World:
 
 def check(command: str, config: RunConfig) -> None:
     if command == "train":
-        check_train(config, resume=False)
+        check_train(config, resume=None)
     elif command == "evaluate":
         check_evaluate(config)
     else:
@@ -345,19 +345,20 @@ def test_resuming_needs_a_whole_checkpoint(world: World) -> None:
     world.run_dir.mkdir()
     (world.run_dir / "checkpoints" / "step-000001.partial").mkdir(parents=True)
     with pytest.raises(ConfigError, match="no whole checkpoint to resume from; start without --resume"):
-        check_train(world.config, resume=True)
-    Checkpoints(world.run_dir / "checkpoints", keep=2).save(2, {}, lambda folder: None)
-    check_train(world.config, resume=True)
+        check_train(world.config, resume="newest")
+    state = {"config": dump_config(world.config)}
+    Checkpoints(world.run_dir / "checkpoints", keep=2).save(2, state, lambda folder: None)
+    check_train(world.config, resume="newest")
     trained = world.run_dir / "actor" / "tetrarch.json"
     trained.parent.mkdir()
     trained.write_text('{"step": 2}')
     with pytest.raises(ConfigError, match="has done all its steps=2; raise steps"):
-        check_train(world.config, resume=True)
+        check_train(world.config, resume="newest")
     world.set("steps", 3)
-    check_train(world.config, resume=True)
+    check_train(world.config, resume="newest")
     world.set("steps", 1)
     with pytest.raises(ConfigError, match=r"steps=1.*at step 2; raise steps"):
-        check_train(world.config, resume=True)
+        check_train(world.config, resume="newest")
 
 
 def test_a_run_directory_that_is_a_file(world: World) -> None:

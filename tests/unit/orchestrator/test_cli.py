@@ -108,6 +108,8 @@ def test_the_first_help_names_the_commands() -> None:
 def test_unknown_options_are_refused(file: Path) -> None:
     assert tetrarch("train", file, "--fast").exit_code == 2
     assert tetrarch("trian", file).exit_code == 2
+    both = tetrarch("train", file, "--resume", "--resume-from", "4")
+    assert both.exit_code == 2 and "say one of them" in both.stderr
 
 
 # What is called
@@ -116,8 +118,9 @@ def test_unknown_options_are_refused(file: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
-        (["train"], [("check_train", False), ("train", False, READ, None)]),
-        (["train", "--resume"], [("check_train", True), ("train", True, READ, None)]),
+        (["train"], [("check_train", None), ("train", None, READ, None)]),
+        (["train", "--resume"], [("check_train", "newest"), ("train", "newest", READ, None)]),
+        (["train", "--resume-from", "4"], [("check_train", 4), ("train", 4, READ, None)]),
         (["reward"], [("check_reward",), ("train_reward", READ)]),
         (["evaluate"], [("check_evaluate",), ("evaluate_run", READ)]),
     ],

@@ -16,10 +16,11 @@ from safetensors.torch import load_file
 
 import orchestrator.training
 from cluster.config import Deadlines
-from cluster.errors import RankFailure
+from cluster.errors import RankFailure, Terminated
+from cluster.orders import Orders
 from orchestrator import canary
 from orchestrator.checkpoint import Checkpoints
-from orchestrator.config import CanaryConfig
+from orchestrator.config import CanaryConfig, CheckpointConfig, EvaluationConfig
 from orchestrator.errors import CheckpointError, KlBudgetSpent, NotFinite, WeightsDiffer
 from orchestrator.groups import Policy
 from orchestrator.kl import AdaptiveController, FixedController
@@ -65,10 +66,13 @@ def make_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> MakeRun:
         roles: Any = SimpleNamespace(policy=Policy(groups["reward"], Deadlines()), judge=None, **groups)
         rollout = SimpleNamespace(prompts_per_step=4, responses_per_prompt=1)
         settings: Any = {"rollout": rollout, "ppo": PpoConfig(), "deadlines": Deadlines(), "steps": 10}
+        settings |= {"checkpoint": CheckpointConfig(), "evaluation": EvaluationConfig()}
         config: Any = SimpleNamespace(**settings, run_dir=str(tmp_path))
         report: Any = SimpleNamespace(status=log.append, note=log.append, phase=log.append)
         train_state = TrainState(Source(), FixedController(0.1), **state)  # type: ignore[arg-type]
-        return Run(config, roles, train_state, Checkpoints(tmp_path, keep=2), report, None, NOBODY), log
+        run = Run(config, roles, train_state, Checkpoints(tmp_path, keep=2), report, None, NOBODY, orders=Orders())
+        run.orders.grace_s = 30.0
+        return run, log
 
     return make
 
@@ -272,3 +276,126 @@ def test_far_over_the_budget_the_run_ends_with_a_checkpoint(make_run: MakeRun) -
     with pytest.raises(KlBudgetSpent, match=r"KL 21\.0 .*stop=20; a checkpoint is saved"):
         run._heed(21.0)
     assert run.checkpoints.require_newest().step == 3
+
+
+# When checkpoints are written
+
+
+def finished(result_kl: float = 0.0) -> Callable[..., float]:
+    """A `Run._one_step` that only counts."""
+
+    def one_step(run: Run) -> float:
+        run.state.step += 1
+        run.finished = run.state.state_dict()
+        return result_kl
+
+    return one_step
+
+
+@pytest.fixture
+def counting(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """Steps that only count, and take a minute each; the clock is in the list."""
+    now = [0.0]
+
+    def one_step(run: Run) -> float:
+        now[0] += 60.0
+        return finished()(run)
+
+    monkeypatch.setattr(orchestrator.training.Run, "_one_step", one_step)
+    monkeypatch.setattr(orchestrator.training.Run, "_save_models", lambda run: None)
+    monkeypatch.setattr(orchestrator.training.time, "monotonic", lambda: now[0])
+    return now
+
+
+@pytest.mark.parametrize(
+    ("settings", "saved"),
+    [
+        ({"minutes": 3}, [3, 6, 9, 10]),
+        ({}, [10]),
+        ({"every": 4}, [4, 8, 10]),
+        ({"every": 4, "minutes": 3}, [3, 4, 7, 8, 10]),
+        ({"minutes": 0}, [10]),
+    ],
+)
+def test_checkpoints_are_due_by_steps_and_by_minutes(
+    make_run: MakeRun, counting: list[float], settings: dict[str, Any], saved: list[int]
+) -> None:
+    run, log = make_run()
+    run.config.checkpoint = CheckpointConfig.model_validate(settings)
+    run.saved_at = 0.0
+    run.all_steps()
+    assert [int(line.split()[-1]) for line in log if line.startswith("saving checkpoint")] == saved
+    assert len([line for line in log if line.startswith("a checkpoint: 0.0 s, 0.00 GiB; the newest 2")]) == 1
+
+
+def test_without_a_word_there_is_a_checkpoint_every_quarter_of_an_hour() -> None:
+    assert CheckpointConfig().interval_s == 900
+    assert CheckpointConfig(every=5).interval_s == CheckpointConfig(minutes=0).interval_s == float("inf")
+    assert CheckpointConfig(every=5, minutes=1).interval_s == 60
+
+
+# Ctrl-C and SIGTERM
+
+
+def interrupted(phase: str, orders: Orders, error: type[BaseException]) -> Callable[..., Any]:
+    """A `train_step` in whose `phase` an order arrives, as a handler would raise it or hold it back."""
+
+    def step(roles: Any, prompts: Any, state: Any, config: Any, clock: Clock) -> Any:
+        for name in ("generate", "score", "experience", "update", "push"):
+            with clock(name):
+                if name == phase:
+                    orders.told, orders._at = Terminated, orchestrator.training.time.monotonic()
+                    if not orders._held:
+                        raise error
+        state.step += 1
+        return SimpleNamespace()
+
+    return step
+
+
+@pytest.mark.parametrize(
+    ("phase", "step", "drawn"), [("generate", 3, 0), ("score", 3, 0), ("update", 4, 1), ("push", 4, 1)]
+)
+def test_an_order_to_end_saves_the_last_finished_step(
+    make_run: MakeRun, monkeypatch: pytest.MonkeyPatch, phase: str, step: int, drawn: int
+) -> None:
+    """From the update on, that is the step under way: actor and critic are neither here nor there before its end."""
+    run, log = make_run(step=3, version=3)
+    monkeypatch.setattr(orchestrator.training, "train_step", interrupted(phase, run.orders, Terminated))
+    monkeypatch.setattr(orchestrator.training.Run, "_report_step", lambda *told: 0.0)
+    with pytest.raises(Terminated):
+        run.all_steps()
+    saved = run.checkpoints.require_newest()
+    assert (saved.step, saved.state["prompts"]) == (step, {"drawn": drawn})
+    assert log[-1].endswith(f"step-{step:06d}; go on from there with --resume")
+
+
+def test_an_update_that_does_not_end_within_the_grace_is_not_saved(
+    make_run: MakeRun, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, log = make_run(step=3, version=3)
+
+    def step(roles: Any, prompts: Any, state: Any, config: Any, clock: Clock) -> Any:
+        with clock("update"):
+            raise Terminated
+
+    monkeypatch.setattr(orchestrator.training, "train_step", step)
+    with pytest.raises(Terminated):
+        run.all_steps()
+    assert run.checkpoints.newest() is None and not [line for line in log if "save" in line]
+
+
+def test_without_a_grace_nothing_is_saved(make_run: MakeRun, monkeypatch: pytest.MonkeyPatch) -> None:
+    run, _ = make_run(step=3, version=3)
+    run.orders.grace_s = 0.0
+    monkeypatch.setattr(orchestrator.training, "train_step", interrupted("score", run.orders, Terminated))
+    with pytest.raises(Terminated):
+        run.all_steps()
+    assert run.checkpoints.newest() is None
+
+
+def test_a_checkpoint_says_with_which_configuration_it_was_written(make_run: MakeRun) -> None:
+    run, _ = make_run(step=3)
+    run.settings = "seed: 1\n"
+    run.save()
+    assert run.checkpoints.require_newest().state["config"] == "seed: 1\n"

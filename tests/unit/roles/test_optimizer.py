@@ -7,9 +7,10 @@ from typing import Any
 
 import pytest
 import torch
+from torch import nn
 
 from roles.config import OptimizerConfig, ScheduleConfig
-from roles.optimizer import make_optimizer, make_scheduler, rate_factor
+from roles.optimizer import make_optimizer, make_scheduler, rate_factor, renew_rates, scale_rates
 
 
 def factors(kind: Any, warmup: int, total: int) -> list[float]:
@@ -56,3 +57,28 @@ def test_weight_decay_leaves_vectors_alone() -> None:
     decays = {id(p): group["weight_decay"] for group in optimizer.param_groups for p in group["params"]}
     assert decays == {id(module.weight): 0.1, id(module.bias): 0.0}
     assert all(group["eps"] == 1e-7 and group["betas"] == (0.9, 0.95) for group in optimizer.param_groups)
+
+
+def test_a_checkpoint_is_gone_on_from_with_the_configured_rate() -> None:
+    """What has been multiplied since stays; an unchanged rate changes no bit."""
+
+    def make(rate: float) -> tuple[torch.optim.Optimizer, Any]:
+        weight = nn.Parameter(torch.zeros(2, 2))
+        optimizer = torch.optim.AdamW([{"params": [weight]}, {"params": [nn.Parameter(torch.zeros(2))]}], lr=rate)
+        return optimizer, make_scheduler(ScheduleConfig(type="linear"), 10)(optimizer)
+
+    written, schedule = make(0.3)
+    for _ in range(3):
+        written.step()
+        schedule.step()
+    scale_rates(schedule, 0.1)
+    for rate in (0.3, 0.7):
+        optimizer, renewed = make(rate)
+        optimizer.load_state_dict(written.state_dict())
+        renewed.load_state_dict(schedule.state_dict())
+        renew_rates(renewed, rate)
+        expected = written.param_groups[0]["lr"] if rate == 0.3 else pytest.approx(0.7 * 0.1 * 0.7)
+        assert [group["lr"] for group in optimizer.param_groups] == [expected] * 2
+        optimizer.step()
+        renewed.step()
+        assert optimizer.param_groups[1]["lr"] == pytest.approx(rate * 0.1 * 0.6)
