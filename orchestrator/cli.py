@@ -119,6 +119,7 @@ def submit(
     Example: tetrarch submit configs/smoke.yaml run_dir=/shared/runs/smoke --address http://head:8265
     """
     with reported(debug):
+        _which_checkpoint(resume, resume_from)
         from orchestrator.submit import Submission, check_room, check_travels, in_working_dir, run_job
 
         file = in_working_dir(config, working_dir)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import statistics
 import subprocess
@@ -143,7 +144,7 @@ def test_the_less_common_settings_run(home: Path, reward: Path) -> None:
 
 
 def test_sigterm_to_the_whole_process_group_saves_the_last_step(home: Path, tiny: Path) -> None:
-    """As `timeout` sends it: the driver alone hears it, ends its step, saves it, ends the ranks and writes the report."""
+    """As `timeout` sends it: the driver alone hears it, ends and saves its step, ends the ranks, writes the report."""
     words = [
         *(*TRAIN.split(), "run_dir=runs/tiny-ended", "steps=1000", "prompts.heldout=null", "evaluation.every=0"),
         *("checkpoint.every=0", "reward={type: function, path: configs/tiny/reward.py}", *ONE_RANK),
@@ -193,6 +194,23 @@ def test_a_reward_that_fails_loses_no_step(home: Path, tiny: Path) -> None:
     (home / "runs/mended").touch()
     start([*words, "--resume"], home)
     assert [line["step"] for line in metrics(home / "runs/tiny-failing")] == [1, 2, 3]
+
+
+@pytest.mark.slow
+def test_an_earlier_checkpoint_is_gone_on_from_with_another_learning_rate(home: Path, tiny: Path) -> None:
+    """The README's command, on a copy of the run."""
+    again = home / "runs/tiny-again"
+    shutil.copytree(tiny, again)
+    (words,) = (words for words in commands() if "--resume-from" in words)
+    shown = start([*words, "run_dir=runs/tiny-again"], home)
+    assert "actor.optimizer.learning_rate: 0.003 in the checkpoint, now 0.001" in shown
+    assert f"what came after step 4 is in {Path('runs/tiny-again/set-aside/1')}" in shown
+    assert metrics(again)[:4] == metrics(tiny)[:4]
+    assert [line["step"] for line in metrics(again)] == [1, 2, 3, 4, 5, 6]
+    assert [line["lr/actor"] for line in metrics(again)] == [3e-3] * 4 + [1e-3] * 2
+    aside = again / "set-aside/1"
+    assert metrics(aside) == metrics(tiny) and (aside / "actor/config.json").is_file()
+    assert [folder.name for folder in aside.glob("checkpoints/*")] == ["step-000006"]
 
 
 @pytest.mark.slow
