@@ -209,13 +209,13 @@ class Run:
         """Continue from `checkpoint`: driver, actor, critic and engines."""
         self.report.status(f"resuming from {checkpoint.path}")
         check_reference(checkpoint, self._reference_fingerprint(), self.config)
+        self.state.load_state_dict(checkpoint.state)
+        if self.state.warm_at is not None:  # before the state, whose next learning rate follows from it
+            expect_steps(self.roles, self.state, self.config)
         calls = [self.roles.actor.call(Actor.load_state, str(checkpoint.path / "actor"))]
         if self.roles.critic:
             calls.append(self.roles.critic.call(Critic.load_state, str(checkpoint.path / "critic")))
         wait_all(calls, self.config.deadlines.start_s)
-        self.state.load_state_dict(checkpoint.state)
-        if self.state.warm_at is not None:
-            expect_steps(self.roles, self.state, self.config)
         if self.state.version:  # at 0 the engines have started with these weights
             self.roles.policy.load(self.roles.actor, version=self.state.version)
 
@@ -225,8 +225,8 @@ class Run:
         if budget.stop is not None and kl > budget.stop:
             self.save()
             raise KlBudgetSpent(
-                f"{far} is over ppo.kl.budget.stop={budget.stop:g}; a checkpoint is saved. Resume from an earlier one "
-                "with a lower learning rate or a larger KL coefficient"
+                f"{far} is over ppo.kl.budget.stop={budget.stop:g}; a checkpoint is saved. Go on from an earlier one "
+                "(--resume-from STEP) with a lower learning rate or a larger KL coefficient"
             )
         if budget.slow_down is not None and kl > budget.slow_down:
             self.roles.actor.call(Actor.slow_down, budget.factor).result(self.config.deadlines.update_s)

@@ -25,7 +25,7 @@ from roles.deepspeed_settings import deepspeed_config, gather_by_layer
 from roles.digest import Digest
 from roles.errors import LossNotFinite, RoleError
 from roles.lora import adapt, state_name
-from roles.optimizer import make_optimizer, make_scheduler, rate_factor, renew_rates, scale_rates, show_rates
+from roles.optimizer import make_optimizer, make_scheduler, rate_factor, renew_rates, scale_rates
 from roles.packing import micro_batches
 from roles.process_group import join
 from roles.sleeping import forget_host_copies, sleep, wake
@@ -186,7 +186,6 @@ class Engine:
         scheduler = self._deepspeed.lr_scheduler
         factor = partial(rate_factor, self.setup.optimizer.schedule, total=optimizer_steps)
         scheduler.lr_lambdas = [factor for _ in scheduler.lr_lambdas]
-        show_rates(scheduler)
 
     def slow_down(self, factor: float) -> None:
         """Multiply the learning rate, now and for the rest of the schedule; a checkpoint keeps it."""

@@ -54,10 +54,10 @@ def make_scheduler(schedule: ScheduleConfig, total: int) -> Callable[[Any], Lamb
 def scale_rates(scheduler: Any, factor: float) -> None:
     """Multiply the learning rate of every group, now and for the rest of the schedule."""
     scheduler.base_lrs = [rate * factor for rate in scheduler.base_lrs]
-    show_rates(scheduler)
+    _show(scheduler)
 
 
-def show_rates(scheduler: Any) -> None:
+def _show(scheduler: Any) -> None:
     """Give the optimizer the rates that the schedule has for its next step."""
     groups = zip(scheduler.optimizer.param_groups, scheduler.base_lrs, scheduler.lr_lambdas, strict=True)
     for group, rate, factor in groups:
@@ -71,7 +71,7 @@ def renew_rates(scheduler: Any, rate: float) -> None:
     scheduler.base_lrs = [base * (rate / old) for base, old in zip(scheduler.base_lrs, written, strict=True)]
     for group in scheduler.optimizer.param_groups:
         group["initial_lr"] = rate
-    show_rates(scheduler)
+    _show(scheduler)
 
 
 def rate_factor(schedule: ScheduleConfig, step: int, total: int) -> float:
