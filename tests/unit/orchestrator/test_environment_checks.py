@@ -38,12 +38,12 @@ def write(world: World, text: str) -> None:
 
 def refused(world: World, *parts: str) -> None:
     with pytest.raises(ConfigError) as caught:
-        check_train(world.config, resume=False)
+        check_train(world.config, resume=None)
     assert [part for part in parts if part not in str(caught.value)] == [], caught.value
 
 
 def test_a_sound_environment_passes_and_the_tasks_come_out(world: World) -> None:
-    training, heldout = check_train(world.config, resume=False)
+    training, heldout = check_train(world.config, resume=None)
     assert training.columns == {"prompt": ["a b", "c"]} and training.token_ids == [[], []]
     assert heldout is not None and training.summary == "prompts.train: 2 tasks for the environment"
     assert len(check_evaluate(world.config)) == 2

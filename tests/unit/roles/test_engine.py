@@ -52,6 +52,8 @@ class Recorder:
     def __init__(self) -> None:
         self.log: list[str] = []
         self.basic_optimizer = SimpleNamespace(state={})
+        optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1e-3)
+        self.lr_scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1.0)
         self.optimizer = SimpleNamespace(
             grad_partitions_flat_buffer=torch.ones(4), offloaded_states={OffloadStateTypeEnum.lp_grads}
         )

@@ -355,7 +355,7 @@ def trained(said: Mapping[str, Any], folder: Path) -> Seen:
 
         heldout = questions("heldout") if config.prompts.heldout else None
         try:
-            orchestrator.training.train(config, False, questions("train"), heldout)
+            orchestrator.training.train(config, None, questions("train"), heldout)
         except orchestrator.training.KlBudgetSpent as error:
             seen.error = error
     return seen
