@@ -307,6 +307,7 @@ class RolloutConfig(Section):
     top_k: int = Field(default=0, ge=0)
     """0 is off."""
     stream_samples: int = Field(default=0, ge=0)
-    """Score each so many samples as soon as they are generated; 0 scores them all at once at the end."""
+    """Score each so many samples of an engine as soon as they are generated; 0: all that it made, when its last one is
+    done. If the engines sleep, the samples of all of them are scored at once."""
     engine: EngineConfig = EngineConfig()
     """Each vLLM engine."""
