@@ -10,7 +10,7 @@ import json
 import os
 import subprocess
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -90,6 +90,8 @@ class Task:
     responses: int = 256
     learning_rate: float = 1e-3
     epochs: int = 4
+    sampling: dict[str, float] = field(default_factory=dict)
+    """Further keys of the section `rollout`."""
 
     def train(self, **sections: Any) -> Trained:
         """Run it, with some keys of the configuration as given."""
@@ -127,6 +129,7 @@ class Task:
                 "responses_per_prompt": self.responses,
                 "max_response_tokens": self.tokens,
                 "engine": {"kv_cache_gib": 0.1},
+                **self.sampling,
             },
             "ppo": {"epochs": self.epochs},
             "report": {"tensorboard": False, "html": False},

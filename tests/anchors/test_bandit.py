@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -18,7 +19,7 @@ TABLE = torch.linspace(-1, 1, VOCABULARY)[torch.randperm(VOCABULARY, generator=t
 SCORE = f"return {TABLE.tolist()}[ids[0]]"
 
 
-def task(folder: Path, **changes: int) -> Task:
+def task(folder: Path, **changes: Any) -> Task:
     return Task(folder, SCORE, tokens=1, spread=0.5, **changes)
 
 
@@ -27,10 +28,10 @@ def tilted(reference: Tensor, beta: float) -> Tensor:
     return (reference + TABLE.double() / beta).log_softmax(-1)
 
 
-def policies(trained: Trained) -> tuple[Tensor, Tensor]:
-    """Of the trained policy and of the reference, `[vocab]`."""
+def policies(trained: Trained, temperature: float = 1.0) -> tuple[Tensor, Tensor]:
+    """Log-probabilities `[vocab]` of the trained policy and of the reference at `temperature`."""
     mine, reference = trained.policy(torch.zeros(1, 1, dtype=torch.long))
-    return mine[0, 0], reference[0, 0]
+    return (mine[0, 0] / temperature).log_softmax(-1), (reference[0, 0] / temperature).log_softmax(-1)
 
 
 def kl(policy: Tensor, reference: Tensor) -> float:
@@ -62,6 +63,42 @@ def test_the_tilted_reference_is_reached_quickly(tmp_path: Path, reached: Row) -
     best = tilted(reference, beta)
     reached("A, 60 steps", "J", objective(policy, reference, beta), objective(best, reference, beta), 0.01)
     reached("A, 60 steps", "KL", kl(policy, reference), kl(best, reference), 0.1 * kl(best, reference))
+
+
+@pytest.mark.slow
+def test_the_tilted_reference_is_that_at_the_temperature_of_the_rollouts(tmp_path: Path, reached: Row) -> None:
+    """Anchor A with other logits than those at 1: old, new and reference log-probabilities are all divided by it."""
+    beta, temperature = 0.3, 0.7
+    trained = task(tmp_path, sampling={"temperature": temperature}).train(ppo=ppo(beta))
+    policy, reference = policies(trained, temperature)
+    best = tilted(reference, beta)
+    name = f"A: bandit, temperature {temperature:g}"
+    reached(name, "J", objective(policy, reference, beta), objective(best, reference, beta), 0.01)
+    reached(name, "KL", kl(policy, reference), kl(best, reference), 0.05 * kl(best, reference))
+    reached(name, "V(prompt)", trained.value, objective(best, reference, beta), 0.03)
+
+
+@pytest.mark.slow
+def test_among_what_top_p_leaves_the_tilted_reference_is_reached(tmp_path: Path, reached: Row) -> None:
+    """Anchor A where the least probable tokens are never drawn: nothing is learnt of them, and of the others what is
+    right for the others: the tilted reference, renormalised over what top-p leaves of the trained policy."""
+    beta, top_p = 0.3, 0.9
+    importance = {"policy": {"importance": {"type": "truncated"}}}
+    trained = task(tmp_path, sampling={"top_p": top_p}).train(ppo=ppo(beta, **importance))
+    policy, reference = policies(trained)
+    kept = nucleus(policy, top_p)
+    assert 4 <= kept.sum() < VOCABULARY - 4
+    policy, best = policy[kept].log_softmax(-1), tilted(reference, beta)[kept].log_softmax(-1)
+    name = f"A: bandit, top-p {top_p:g}"
+    reached(name, "KL from the optimum", kl(policy, best), 0.0, 0.01)
+    reached(name, "E[r]", float(policy.exp() @ TABLE[kept].double()), float(best.exp() @ TABLE[kept].double()), 0.01)
+
+
+def nucleus(logprobs: Tensor, top_p: float) -> Tensor:
+    """bool `[vocab]`: the most probable tokens, as many as it takes to reach `top_p`."""
+    order = logprobs.argsort(descending=True)
+    before = logprobs[order].exp().cumsum(-1) - logprobs[order].exp()
+    return torch.zeros_like(logprobs, dtype=torch.bool).scatter(0, order, before < top_p)
 
 
 @pytest.mark.slow
