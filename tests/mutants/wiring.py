@@ -179,8 +179,8 @@ WIRING = (
     Fault(
         "warm-up of the learning rate one step longer",
         "roles/optimizer.py",
-        "if step < schedule.warmup_steps:",
-        "if step <= schedule.warmup_steps:",
+        "return (step + 1) / (schedule.warmup_steps + 1)",
+        "return (step + 1) / (schedule.warmup_steps + 2)",
         ACTOR_KEYS,
     ),
     Fault(
@@ -251,7 +251,7 @@ WIRING = (
         "orchestrator/training.py",
         "state.prompts.next(rollout.prompts_per_step, rollout.responses_per_prompt)",
         "state.prompts.next(rollout.responses_per_prompt, rollout.prompts_per_step)",
-        ACTOR_KEYS,
+        PROMPT_KEYS,
     ),
     Fault(
         "the value clip constant",
