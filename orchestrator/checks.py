@@ -18,7 +18,7 @@ import psutil
 from cluster.memory import GIB
 from cluster.model_size import splits
 from cluster.plan import ranks_of, tensor_parallel_size
-from orchestrator.architecture_checks import check_attention, check_cpu_engine
+from orchestrator.architecture_checks import check_attention, check_cpu_engine, check_weights
 from orchestrator.config import RewardTrainingConfig, RunConfig, SampledPairs
 from orchestrator.errors import ConfigError
 from orchestrator.function_checks import check_function, check_functions
@@ -26,10 +26,9 @@ from orchestrator.model_checks import (
     ModelFacts,
     check_context,
     check_folder,
-    check_one_label,
+    check_reward_head,
     check_same_tokens,
     check_tokenizer,
-    is_classifier,
     model_facts,
 )
 from orchestrator.needs import section_key
@@ -40,6 +39,7 @@ from roles.config import ModelConfig, ModelReward
 if TYPE_CHECKING:
     from orchestrator.prompts import Questions
     from roles.batch import Preferences
+    from roles.weight_check import Use
 
 UNPACKED = ("runtime_resources", "working_dir_files")
 """Where Ray unpacks the working directory of a job, on each node, for as long as the job lives."""
@@ -92,12 +92,14 @@ def check_reward(config: RunConfig) -> Questions | Preferences:
     check_tokenizer(backbone)
     check_context(backbone, training.max_tokens, "reward_training.max_tokens")
     check_attention(backbone)
+    check_weights(backbone, "value")
     if isinstance(training.pairs, SampledPairs):
         actor = model_facts(config.actor.model, "actor.model", config.model_cache)
         check_tokenizer(actor)
         check_same_tokens(backbone, actor, "use the actor's model")
         check_context(actor, *_longest(config))
         check_attention(actor)
+        check_weights(actor, "policy")
         _check_engine(config, actor)
         return _questions(config, "train", actor)
     from orchestrator.pairs import read_pairs  # loads torch
@@ -175,15 +177,16 @@ def _check_models(config: RunConfig, with_critic: bool) -> ModelFacts:
     """Every model that the roles load; the actor's facts flow out."""
     cache, (longest, sum_of) = config.model_cache, _longest(config)
     actor = model_facts(config.actor.model, "actor.model", cache)
-    others, rewards = [], []
+    others: list[tuple[ModelFacts, Use]] = []
+    rewards = []
     if config.reference.model is not None:
-        others.append(model_facts(config.reference.model, "reference.model", cache))
+        others.append((model_facts(config.reference.model, "reference.model", cache), "policy"))
     for role, scorer in config.scorers.items():
         if isinstance(scorer, ModelReward):
             key = section_key(role)
             reward = model_facts(scorer.model, f"{key}.model", cache)
             rewards.append(reward)
-            check_one_label(reward)
+            check_reward_head(reward)
             if not scorer.text_bridge:
                 mend = f"use a reward model with the actor's tokenizer, or set {key}.text_bridge: true"
                 check_same_tokens(reward, actor, mend)
@@ -193,19 +196,24 @@ def _check_models(config: RunConfig, with_critic: bool) -> ModelFacts:
                 check_same_tokens(reward, actor, mend)
     if config.critic.model is not None and with_critic:
         critic = model_facts(config.critic.model, "critic.model", cache)
-        if config.ppo.value.normalise and is_classifier(critic):
+        if config.ppo.value.normalise and critic.head is not None:
             raise ConfigError(
                 f"ppo.value.normalise=true is for critics with a new head, and {critic.where} has a trained one, which "
                 "speaks in plain units; use a language model's folder, or normalise: false"
             )
-        others.append(critic)
+        others.append((critic, "value"))
     check_tokenizer(actor)
     check_context(actor, longest, sum_of)
-    for other in others:
+    for other, _ in others:
         check_same_tokens(other, actor, "use a model with the actor's tokenizer")
         check_context(other, longest, sum_of)
-    for model in {facts.folder: facts for facts in (*rewards, *others, actor)}.values():
+    loaded: list[tuple[ModelFacts, Use]] = [*((reward, "reward") for reward in rewards), *others, (actor, "policy")]
+    if with_critic and config.critic_model == config.actor.model:
+        loaded.append((actor, "value"))
+    for model in {facts.folder: facts for facts, _ in loaded}.values():
         check_attention(model)
+    for model, use in {(facts.folder, use): (facts, use) for facts, use in loaded}.values():
+        check_weights(model, use)
     return actor
 
 

@@ -14,19 +14,19 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from orchestrator.architectures import decoder_of
 from orchestrator.errors import ConfigError
 from orchestrator.sources import is_hub_name
 from roles.config import Dtype, ModelConfig
 from roles.errors import ModelError
+from roles.value_heads import Head, find_head, normalisation
+from roles.weight_files import stored_weights
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "spiece.model", "vocab.txt")
 """Any of them makes a tokenizer."""
-
-INDEXES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
-WEIGHTS = ("model.safetensors", "pytorch_model.bin")
 
 CONTEXT_KEYS = ("max_position_embeddings", "n_positions", "max_sequence_length", "seq_length", "n_ctx")
 """How configurations of different architectures call the longest sequence they know."""
@@ -61,6 +61,15 @@ class ModelFacts:
         except ModelError as error:
             raise ConfigError(f"{self.where}: {error}") from None
 
+    @cached_property
+    def head(self) -> Head | None:
+        """The head with numbers of a reward model or critic; None: there is none, as in a language model."""
+        try:
+            normalisation(self.config)
+            return find_head(stored_weights(self.folder), self.config)
+        except ModelError as error:
+            raise ConfigError(f"{self.where}: {error}") from None
+
     @property
     def context(self) -> int | None:
         """Longest sequence; None for an architecture without a limit."""
@@ -87,13 +96,20 @@ class ModelFacts:
         """Heads of keys and values."""
         return self._number("num_key_value_heads", "num_attention_heads", "n_head")
 
+    @property
+    def head_size(self) -> int | None:
+        """Numbers of one attention head."""
+        decoder = decoder_of(self.config)
+        if decoder is not None:
+            return decoder.head_width
+        hidden = self._number("hidden_size", "n_embd")
+        return self._number("head_dim") or (hidden // self.heads if hidden and self.heads else None)
+
     def kv_bytes_per_token(self, dtype: Dtype) -> int | None:
         """KV cache of one token over all layers; None where the configuration does not say, or windows slide."""
-        hidden = self._number("hidden_size", "n_embd")
-        if not self.layers or not hidden or not self.heads or not self.kv_heads or self._text.get("sliding_window"):
+        if not self.layers or not self.head_size or not self.kv_heads or self._text.get("sliding_window"):
             return None
-        head = self._number("head_dim") or hidden // self.heads
-        return 2 * self.layers * self.kv_heads * head * BYTES[dtype]
+        return 2 * self.layers * self.kv_heads * self.head_size * BYTES[dtype]
 
     def _number(self, *keys: str) -> int | None:
         return next((self._text[key] for key in keys if isinstance(self._text.get(key), int)), None)
@@ -154,49 +170,18 @@ def _check_files(folder: Path, model: ModelConfig, key: str) -> None:
         raise ConfigError(f"{where} has no config.json; {mend}")
     if not any((folder / name).is_file() for name in TOKENIZER_FILES):
         raise ConfigError(f"{where} has no tokenizer (tokenizer.json); save it there with tokenizer.save_pretrained")
-    for file in _weight_files(folder, where):
-        _check_weights(file, where)
-
-
-def _weight_files(folder: Path, where: str) -> list[Path]:
-    for name in INDEXES:
-        if (folder / name).is_file():
-            shards = sorted(set(_read_json(folder / name, where)["weight_map"].values()))
-            lost = [shard for shard in shards if not (folder / shard).is_file()]
-            if lost:
-                raise ConfigError(
-                    f"{where} lacks {len(lost)} of {len(shards)} weight files, {lost[0]} first; fetch it anew"
-                )
-            return [folder / shard for shard in shards]
-    found = [folder / name for name in WEIGHTS if (folder / name).is_file()]
-    if not found:
-        raise ConfigError(f"{where} has no weights ({' or '.join(WEIGHTS)}); name a folder with weights, or fetch them")
-    return found[:1]
-
-
-def _check_weights(file: Path, where: str) -> None:
-    """A safetensors file must be as long as its header says: a download may have been cut, or be a Git LFS pointer."""
-    if file.suffix != ".safetensors":
-        return
-    size = file.stat().st_size
-    with file.open("rb") as opened:
-        header_size = int.from_bytes(opened.read(8), "little")
-        header = opened.read(header_size) if header_size < size else b""
     try:
-        tensors = {name: entry for name, entry in json.loads(header).items() if name != "__metadata__"}
-        expected = 8 + header_size + max((entry["data_offsets"][1] for entry in tensors.values()), default=0)
-    except (ValueError, KeyError, TypeError, AttributeError):
-        raise ConfigError(
-            f"{where}: {file.name} is not a safetensors file (a Git LFS pointer?); fetch it anew"
-        ) from None
-    if size != expected:
-        raise ConfigError(f"{where}: {file.name} has {size} bytes, but its header says {expected}; fetch it anew")
+        stored_weights(folder)
+    except ModelError as error:
+        raise ConfigError(f"{where}: {error}") from None
 
 
 def _check_architecture(facts: ModelFacts) -> None:
     config = facts.config
     if "model_type" not in config and "auto_map" not in config:
         raise ConfigError(f"{facts.where}: config.json names no model_type; name a transformers model's folder")
+    if config.get("quantization_config"):
+        raise ConfigError(f"{facts.where} is quantised, and training needs whole weights; name the folder they come from")
     if config.get("is_encoder_decoder"):
         raise ConfigError(f"{facts.where} is an encoder-decoder ({config['model_type']}); use a decoder-only model")
     layers, kept = facts.layers, facts.source.layers
@@ -260,19 +245,11 @@ def check_same_tokens(other: ModelFacts, actor: ModelFacts, mend: str) -> None:
     )
 
 
-def is_classifier(model: ModelFacts) -> bool:
-    """Whether the folder has a trained head with numbers."""
-    return any("ForSequenceClassification" in name for name in model.config.get("architectures") or [])
-
-
-def check_one_label(reward: ModelFacts) -> None:
-    """The model answers with one number."""
-    names = ", ".join(reward.config.get("architectures") or ["an unknown architecture"])
-    if not is_classifier(reward):
+def check_reward_head(reward: ModelFacts) -> None:
+    """The model has a head, which answers with one number."""
+    if reward.head is None:
+        names = ", ".join(reward.config.get("architectures") or ["an unknown architecture"])
         raise ConfigError(
-            f"{reward.where} is {names}, not a reward model (…ForSequenceClassification); train one: "
-            "tetrarch reward CONFIG"
+            f"{reward.where} is {names}, not a reward model (…ForSequenceClassification, or a value head): its weights "
+            "have no head; train one: tetrarch reward CONFIG"
         )
-    labels = len(reward.config["id2label"]) if "id2label" in reward.config else 2  # transformers leaves its default out
-    if labels != 1:
-        raise ConfigError(f"{reward.where} has {labels} labels; a reward model has one (num_labels=1)")

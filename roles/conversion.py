@@ -11,9 +11,7 @@ import hashlib
 import json
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, redirect_stderr, redirect_stdout
-from io import StringIO
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -26,10 +24,10 @@ from transformers import (
     AutoTokenizer,
     GenerationConfig,
 )
-from transformers.utils import logging
 
 from roles.config import ModelConfig
 from roles.errors import ModelError
+from roles.quiet import quiet
 from roles.tokenizer import load_tokenizer, own_pad
 
 FORMAT = 1
@@ -84,7 +82,7 @@ def _made_once(cache: Path, sources: list[Path], options: dict[str, int], make: 
     cache.mkdir(parents=True, exist_ok=True)
     made = Path(tempfile.mkdtemp(prefix="unfinished-", dir=cache))
     try:
-        with _quiet():
+        with quiet():
             make(made)
         made.chmod(0o755)
         try:
@@ -142,21 +140,6 @@ def _cut(folder: Path, layers: int, trust_remote_code: bool, made: Path) -> None
     model = auto.from_pretrained(folder, config=config, dtype="auto", trust_remote_code=trust_remote_code)
     model.save_pretrained(made)
     tokenizer.save_pretrained(made)
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep off the terminal what transformers draws and says of every conversion: bars, weights of layers cut away.
-
-    What goes wrong is raised, and is not touched.
-    """
-    level = logging.get_verbosity()
-    logging.set_verbosity_error()
-    try:
-        with redirect_stdout(StringIO()), redirect_stderr(StringIO()):
-            yield
-    finally:
-        logging.set_verbosity(level)
 
 
 def _names(folder: Path, pattern: str) -> list[str]:

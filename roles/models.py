@@ -9,6 +9,7 @@ roles.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Self
 
@@ -19,6 +20,7 @@ from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
+    PretrainedConfig,
     PreTrainedModel,
 )
 
@@ -28,6 +30,9 @@ from roles.errors import ModelError
 from roles.head import ScoringHead, has_plain_head
 from roles.losses import entropy, token_logprobs
 from roles.packing import Packed
+from roles.value_heads import Head, find_head, give_head, linear_head, normalisation, read_head
+from roles.weight_check import few
+from roles.weight_files import Stored, stored_weights
 
 
 class PolicyModel(nn.Module):
@@ -51,9 +56,16 @@ class PolicyModel(nn.Module):
         trust_remote_code: bool = False,
     ) -> Self:
         """The causal language model in the folder `path`. Every weight must be there."""
-        model, missing = _load(AutoModelForCausalLM, path, dtype, gradient_checkpointing, trust_remote_code)
-        if missing:
-            raise ModelError(f"{path} lacks weights of a causal language model: {_few(missing)}; use a whole folder")
+        model, report = _load(AutoModelForCausalLM, path, dtype, gradient_checkpointing, trust_remote_code)
+        if report["missing_keys"]:
+            raise ModelError(
+                f"{path} lacks weights of a causal language model: {few(report['missing_keys'])}; use a whole folder"
+            )
+        if report["unexpected_keys"]:
+            raise ModelError(
+                f"{path} has weights that a causal language model has not: {few(report['unexpected_keys'])}; use the "
+                "folder of a language model"
+            )
         return cls(model)
 
     def forward(
@@ -85,18 +97,15 @@ class ValueModel(nn.Module):
         super().__init__()
         self.model = model
         config = model.config
-        self.score_shift = float(config.score_shift) if hasattr(config, "score_shift") else 0.0
-        """What raw numbers are centred by; kept in the folder's config.json, 0 if it says nothing."""
-        self.score_scale = float(config.score_scale) if hasattr(config, "score_scale") else 1.0
-        """What they are multiplied by before that; likewise, and 1."""
+        self.score_scale, self.score_shift = normalisation(config.to_dict())
+        """What raw numbers are multiplied by, and what is then taken off them; kept in the folder's config.json."""
+        config.score_scale, config.score_shift = self.score_scale, self.score_shift
+        for key in ("mean", "std"):
+            if hasattr(config, key):  # said by scale and shift from here on
+                delattr(config, key)
         self.score_pooling: Pooling = config.score_pooling if hasattr(config, "score_pooling") else "last"
         """`mean`: a number is the mean over all tokens up to its position, not the one there."""
-        head = getattr(model, "score", None)
-        if not isinstance(head, nn.Linear) or head.out_features != 1:
-            raise ModelError(
-                f"{type(model).__name__} has no linear head `score` with one output; use another architecture"
-            )
-        model.score = _Float32Linear(head)
+        model.score = _Float32Linear(linear_head(model))
 
     @classmethod
     def load(
@@ -110,27 +119,30 @@ class ValueModel(nn.Module):
         gradient_checkpointing: bool = False,
         trust_remote_code: bool = False,
     ) -> Self:
-        """The one-label classifier in the folder `path`; `pooling` in place of the folder's.
+        """The one-label classifier in the folder `path`, its head under any of the names of `roles.value_heads`;
+        `pooling` in place of the folder's.
 
         A folder without a head (a causal language model) is refused, unless it may get a new one: with `new_head_seed`
         a reward model's, drawn from N(0, 1/√(d+1)) with zero bias (the N+ details, arXiv 2403.17031); with `zero_head`
         a critic's, all zeros, since drawn numbers would be errors that the value clip lets go only slowly.
         """
-        model, missing = _load(
+        stored, head = _head_of(path)
+        model, report = _load(
             AutoModelForSequenceClassification, path, dtype, gradient_checkpointing, trust_remote_code, new_head_seed
         )
-        is_new = any(name.startswith("score.") for name in missing)
-        may_be_new = zero_head or new_head_seed is not None
-        lost = [name for name in missing if not may_be_new or not name.startswith("score.")]
+        may_be_new = zero_head or new_head_seed is not None or head is not None
+        lost = [name for name in report["missing_keys"] if not may_be_new or not name.startswith("score.")]
         if lost:
             raise ModelError(
-                f"{path} lacks weights of a sequence classifier: {_few(lost)}; "
+                f"{path} lacks weights of a sequence classifier: {few(lost)}; "
                 "use the folder of a trained reward model (`tetrarch reward CONFIG` makes one)"
             )
+        if head is not None and not head.usual:
+            give_head(model, read_head(head, stored))
         if pooling is not None:
             model.config.score_pooling = pooling
         values = cls(model)
-        if zero_head and is_new:
+        if zero_head and head is None:
             _zero(model.score)
         return values
 
@@ -149,6 +161,15 @@ class ValueModel(nn.Module):
             numbers = self.model.score(hidden.index_select(0, positions)).squeeze(-1)
         centred: Tensor = numbers * self.score_scale - self.score_shift
         return centred
+
+
+def _head_of(path: str | Path) -> tuple[Mapping[str, Stored], Head | None]:
+    """The weights in the folder `path` by name, and which of them are a head."""
+    try:
+        stored, config = stored_weights(Path(path)), PretrainedConfig.get_config_dict(path)[0]
+        return stored, find_head(stored, config)
+    except (OSError, ModelError) as error:
+        raise ModelError(f"the model in {path} cannot be loaded: {error}") from None
 
 
 def _zero(layer: nn.Module) -> None:
@@ -194,8 +215,8 @@ def _load(
     gradient_checkpointing: bool,
     trust_remote_code: bool,
     head_seed: int | None = None,
-) -> tuple[PreTrainedModel, list[str]]:
-    """The model and the names of the weights that its folder lacks."""
+) -> tuple[PreTrainedModel, dict[str, Any]]:
+    """The model, and what transformers reports of the names in its folder."""
     try:
         config = AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code)
         usual_range = getattr(config, "initializer_range", None)
@@ -228,7 +249,7 @@ def _load(
     _exact_rotary(model)
     if gradient_checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-    return model, sorted(report["missing_keys"])
+    return model, report
 
 
 def _exact_rotary(model: PreTrainedModel) -> None:
@@ -246,6 +267,3 @@ def _own_attention(model_type: str, path: str | Path) -> ModelError:
         "GPT-NeoX, GPT-2, …)"
     )
 
-
-def _few(names: list[str]) -> str:
-    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")

@@ -71,8 +71,8 @@ class RewardTrainer:
         return answers
 
     def save_model(self, folder: str | Path, score_shift: float) -> None:
-        """A sequence-classification folder; `score_shift` is what `RewardModel` will take off every number."""
-        self._engine.module.model.config.score_shift = score_shift
+        """A sequence-classification folder; `score_shift` is what `RewardModel` will take off every number of today."""
+        self._engine.module.rescale(-score_shift, 1.0)
         self._engine.save_model(folder)
 
     def _forward(self, preferences: Preferences) -> Tensor:

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import LlamaConfig, PreTrainedTokenizerFast
+from transformers import LlamaConfig, LlamaForCausalLM, LlamaForSequenceClassification, PreTrainedTokenizerFast
 
 from orchestrator.checkpoint import Checkpoints
 from orchestrator.checks import check_evaluate, check_reward, check_train
@@ -26,16 +26,15 @@ REWARD = "def score(prompts, responses, *, response_token_ids, finished, columns
 
 
 def model_folder(path: Path, *, reward: bool = False, words: list[str] = WORDS, **sizes: Any) -> Path:
-    """What the door looks at: a configuration, a tokenizer, and weights of one small tensor."""
-    sizes = {"vocab_size": len(words), "max_position_embeddings": 64, "num_attention_heads": 4, **sizes}
-    config = LlamaConfig(hidden_size=32, num_key_value_heads=2, num_hidden_layers=2, num_labels=1, **sizes)
-    config.architectures = ["LlamaForSequenceClassification" if reward else "LlamaForCausalLM"]
-    config.save_pretrained(path)
+    """What the door looks at: a configuration, a tokenizer, and the headers of small weights."""
+    sizes = {"vocab_size": len(words), "max_position_embeddings": 64, "num_attention_heads": 4, "head_dim": 32, **sizes}
+    sizes = {"hidden_size": 32, "intermediate_size": 32, "num_key_value_heads": 2, "num_hidden_layers": 2, **sizes}
+    kind: Any = LlamaForSequenceClassification if reward else LlamaForCausalLM
+    kind(LlamaConfig(num_labels=1, **sizes)).save_pretrained(path)
     backend = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="<unk>"))
     backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     special = {"pad_token": "<pad>", "eos_token": "<eos>", "unk_token": "<unk>"}
     PreTrainedTokenizerFast(tokenizer_object=backend, **special).save_pretrained(path)
-    save_file({"weight": np.zeros(4, dtype=np.float32)}, path / "model.safetensors")
     return path
 
 

@@ -1,0 +1,21 @@
+"""What transformers draws and says of a model that it loads, kept off the terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from io import StringIO
+
+from transformers.utils import logging
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """No bars, no warnings inside. What goes wrong is raised, and is not touched."""
+    level = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        with redirect_stdout(StringIO()), redirect_stderr(StringIO()):
+            yield
+    finally:
+        logging.set_verbosity(level)
