@@ -31,14 +31,12 @@ HEAD_SIZES = (32, 64, 80, 96, 112, 128, 160, 192, 224, 256, 512)
 def check_attention(model: ModelFacts) -> None:
     """The trainer's roles read packed sequences: every layer must attend through transformers' interface."""
     # These load torch: not before the quick checks have passed.
-    from transformers import AutoConfig
-
     from roles.attention import check_architecture
+    from roles.weight_check import read_config
 
     trust = model.source.trust_remote_code
     try:
-        config = AutoConfig.from_pretrained(model.folder, trust_remote_code=trust)
-        check_architecture(config, trust_remote_code=trust)
+        check_architecture(read_config(model.folder, trust_remote_code=trust), trust_remote_code=trust)
     except (ModelError, ValueError, OSError) as error:
         raise ConfigError(f"{model.where}: {error}") from None
 
@@ -49,7 +47,7 @@ def check_weights(model: ModelFacts, use: Use) -> None:
 
     try:
         weight_check.check_weights(model.folder, use, trust_remote_code=model.source.trust_remote_code)
-    except (ModelError, ValueError, OSError) as error:
+    except ModelError as error:
         raise ConfigError(f"{model.where}: {error}") from None
 
 

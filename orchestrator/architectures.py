@@ -106,7 +106,7 @@ def _names(target: str, name: str) -> bool:
 
 
 def decoder_of(config: Mapping[str, Any]) -> Decoder | None:
-    """What a config.json describes; None where only transformers can tell."""
+    """What a config.json describes; None where only transformers can tell, or a value is of no use."""
     family = FAMILIES.get(config.get("model_type", ""))
     if family is None or "text_config" in config:
         return None
@@ -114,7 +114,7 @@ def decoder_of(config: Mapping[str, Any]) -> Decoder | None:
         return None
     try:
         return _Reader(config, family).decoder()
-    except KeyError:
+    except (KeyError, TypeError, ZeroDivisionError):
         return None
 
 

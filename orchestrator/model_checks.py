@@ -181,7 +181,9 @@ def _check_architecture(facts: ModelFacts) -> None:
     if "model_type" not in config and "auto_map" not in config:
         raise ConfigError(f"{facts.where}: config.json names no model_type; name a transformers model's folder")
     if config.get("quantization_config"):
-        raise ConfigError(f"{facts.where} is quantised, and training needs whole weights; name the folder they come from")
+        raise ConfigError(
+            f"{facts.where} is quantised, and training needs whole weights; name the folder they come from"
+        )
     if config.get("is_encoder_decoder"):
         raise ConfigError(f"{facts.where} is an encoder-decoder ({config['model_type']}); use a decoder-only model")
     layers, kept = facts.layers, facts.source.layers

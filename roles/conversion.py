@@ -29,8 +29,10 @@ from roles.config import ModelConfig
 from roles.errors import ModelError
 from roles.quiet import quiet
 from roles.tokenizer import load_tokenizer, own_pad
+from roles.value_heads import find_head, give_head, read_head
+from roles.weight_files import stored_weights
 
-FORMAT = 1
+FORMAT = 2
 """Part of the name of what is cached; to be raised when the conversion changes."""
 
 
@@ -135,9 +137,14 @@ def _cut(folder: Path, layers: int, trust_remote_code: bool, made: Path) -> None
     config.num_hidden_layers = layers
     if getattr(config, "layer_types", None) is not None:
         config.layer_types = config.layer_types[:layers]
-    classifier = any(name.endswith("ForSequenceClassification") for name in config.architectures or ())
-    auto = AutoModelForSequenceClassification if classifier else AutoModelForCausalLM
+    stored = stored_weights(folder)
+    head = find_head(stored, config.to_dict())
+    auto = AutoModelForCausalLM if head is None else AutoModelForSequenceClassification
+    if head is not None:
+        config.num_labels = 1
     model = auto.from_pretrained(folder, config=config, dtype="auto", trust_remote_code=trust_remote_code)
+    if head is not None and not head.usual:
+        give_head(model, read_head(head, stored))
     model.save_pretrained(made)
     tokenizer.save_pretrained(made)
 

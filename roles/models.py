@@ -266,4 +266,3 @@ def _own_attention(model_type: str, path: str | Path) -> ModelError:
         "sequences apart; use an architecture on transformers' attention interface (Llama, Qwen, Mistral, Gemma, Phi, "
         "GPT-NeoX, GPT-2, …)"
     )
-

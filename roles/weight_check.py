@@ -1,7 +1,7 @@
 """Do a folder's weights belong to the model of its config.json? Found out on the meta device, from names and shapes.
 
-A folder and what a role makes of it flow in; nothing flows out, or a ModelError that names the weights that are missing,
-unexpected, or of another shape. The common case is a comparison with the names that `save_pretrained` writes. Where a
+A folder and what a role makes of it flow in; nothing flows out, or a ModelError that names the weights that are
+missing, unexpected, or of another shape. The common case is a comparison with the names that `save_pretrained` writes. Where a
 folder has other names (older ones, without the prefix of the base model), transformers' own loader decides, with
 tensors without numbers, so that its rules for tied, renamed, fused and ignored weights hold.
 """
@@ -16,7 +16,13 @@ from typing import Any, Literal
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification, PretrainedConfig
 from transformers.conversion_mapping import get_model_conversion_mapping
-from transformers.core_model_loading import convert_and_load_state_dict_in_model, revert_weight_conversion
+from transformers.core_model_loading import (
+    WeightConverter,
+    WeightRenaming,
+    convert_and_load_state_dict_in_model,
+    rename_source_key,
+    revert_weight_conversion,
+)
 from transformers.modeling_utils import LoadStateDictConfig
 
 from roles.errors import ModelError
@@ -53,8 +59,8 @@ def check_weights(folder: Path, use: Use, *, trust_remote_code: bool = False) ->
     A model of values has no use for a language model's head, so that may be there.
     """
     stored = stored_weights(folder)
-    config = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
-    shapes: dict[str, tuple[int, ...]] = {name: tensor.shape for name, tensor in stored.items()}
+    config = read_config(folder, trust_remote_code=trust_remote_code)
+    shapes = {name: tensor.shape for name, tensor in stored.items() if not _is_mask(name, tensor.shape)}
     if use == "policy":
         _refuse(_Reader(AutoModelForCausalLM, config, trust_remote_code).compare(shapes), use)
         return
@@ -72,6 +78,25 @@ def check_weights(folder: Path, use: Use, *, trust_remote_code: bool = False) ->
     _refuse(difference, use)
 
 
+def read_config(folder: Path, *, trust_remote_code: bool = False) -> PretrainedConfig:
+    """The config.json of `folder`; ModelError where transformers does not understand it."""
+    try:
+        config: PretrainedConfig = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
+    except Exception as error:  # of its own kinds; and whatever comes of a value of the wrong type
+        raise ModelError(f"transformers cannot read the config.json ({_first_line(error)}); correct it") from None
+    return config
+
+
+def _is_mask(name: str, shape: tuple[int, ...]) -> bool:
+    """A constant that older versions of GPT-2, GPT-J and others saved with their weights."""
+    kind = name.rpartition(".")[2]
+    return kind in ("masked_bias", "causal_mask") or (kind == "bias" and len(shape) == 4)
+
+
+def _first_line(error: Exception) -> str:
+    return " ".join(str(error).split())[:200] or type(error).__name__
+
+
 class _Reader:
     """What a class of transformers reads."""
 
@@ -83,7 +108,7 @@ class _Reader:
             what = auto.__name__.removeprefix("AutoModelFor")
             raise ModelError(
                 f"transformers cannot make a model For{what} of this config.json ({config.model_type}): "
-                f"{str(error).splitlines()[0][:200]}; correct it, or use another architecture"
+                f"{_first_line(error)}; correct it, or use another architecture"
             ) from None
         self.written: Shapes = _written(self.model, self.model.state_dict())
         """Name → shape of what `save_pretrained` writes, and of tied weights."""
@@ -103,7 +128,8 @@ class _Reader:
         mine = self._loaded(stored)
         if other is None or not mine.unexpected:
             return mine
-        return Difference(mine.missing, mine.unexpected & other._loaded(stored).unexpected, mine.other_shape)
+        unexpected = mine.unexpected & other._loaded(stored).unexpected
+        return Difference(mine.missing, unexpected, mine.other_shape)
 
     def _loaded(self, stored: Shapes) -> Difference:
         """What transformers' loader says of tensors without numbers."""
@@ -119,6 +145,7 @@ class _Reader:
             report, _ = convert_and_load_state_dict_in_model(model, tensors, settings)
             model.tie_weights(missing_keys=report.missing_keys, recompute_mapping=False)
             model._adjust_missing_and_unexpected_keys(report)
+        unexpected = frozenset(self._stored_names(report.unexpected_keys, stored))
         sizes = {name: f"{name} {tuple(has)}, not {tuple(wants)}" for name, has, wants in report.mismatched_keys}
         missing: set[str] = set()
         for name in {*report.missing_keys, *report.conversion_errors, *sizes}:
@@ -126,7 +153,15 @@ class _Reader:
             if parts or name not in sizes:
                 missing |= parts or {name}
                 sizes.pop(name, None)
-        return Difference(frozenset(missing), frozenset(report.unexpected_keys), frozenset(sizes.values()))
+        return Difference(frozenset(missing), unexpected, frozenset(sizes.values()))
+
+    def _stored_names(self, found: set[str], stored: Shapes) -> set[str]:
+        """Names that transformers has changed while loading, as they are in the folder."""
+        conversions = get_model_conversion_mapping(self.model)
+        renamings = [entry for entry in conversions if isinstance(entry, WeightRenaming)]
+        converters = [entry for entry in conversions if isinstance(entry, WeightConverter)]
+        theirs = {rename_source_key(name, renamings, converters)[0]: name for name in stored if found - stored.keys()}
+        return {theirs.get(name, name) for name in found}
 
     def _parts(self, name: str) -> set[str]:
         """The names in a folder of what makes up one parameter, such as the experts of a layer."""
