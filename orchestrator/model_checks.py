@@ -14,8 +14,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from orchestrator.architectures import decoder_of
 from orchestrator.errors import ConfigError
+from orchestrator.families import FAMILIES
 from orchestrator.sources import is_hub_name
 from roles.config import Dtype, ModelConfig
 from roles.errors import ModelError
@@ -30,6 +30,12 @@ TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "spiece.mo
 
 CONTEXT_KEYS = ("max_position_embeddings", "n_positions", "max_sequence_length", "seq_length", "n_ctx")
 """How configurations of different architectures call the longest sequence they know."""
+
+SIZES = (
+    *("hidden_size", "n_embd", "intermediate_size", "vocab_size", "num_hidden_layers", "n_layer", "head_dim"),
+    *("num_attention_heads", "n_head", "num_key_value_heads", *CONTEXT_KEYS),
+)
+"""Keys whose values are whole numbers above 0, or lists of them."""
 
 BYTES: dict[Dtype, int] = {"float32": 4, "bfloat16": 2}
 
@@ -73,7 +79,7 @@ class ModelFacts:
     @property
     def context(self) -> int | None:
         """Longest sequence; None for an architecture without a limit."""
-        found = [self._text[key] for key in CONTEXT_KEYS if isinstance(self._text.get(key), int)]
+        found = [self.text[key] for key in CONTEXT_KEYS if isinstance(self.text.get(key), int)]
         return min(found) if found else None
 
     @property
@@ -99,23 +105,21 @@ class ModelFacts:
     @property
     def head_size(self) -> int | None:
         """Numbers of one attention head."""
-        decoder = decoder_of(self.config)
-        if decoder is not None:
-            return decoder.head_width
-        hidden = self._number("hidden_size", "n_embd")
-        return self._number("head_dim") or (hidden // self.heads if hidden and self.heads else None)
+        hidden, family = self._number("hidden_size", "n_embd"), FAMILIES.get(self.text.get("model_type", ""))
+        said = self._number("head_dim") or (family and family.defaults.get("head_dim"))
+        return said or (hidden // self.heads if hidden and self.heads else None)
 
     def kv_bytes_per_token(self, dtype: Dtype) -> int | None:
         """KV cache of one token over all layers; None where the configuration does not say, or windows slide."""
-        if not self.layers or not self.head_size or not self.kv_heads or self._text.get("sliding_window"):
+        if not self.layers or not self.head_size or not self.kv_heads or self.text.get("sliding_window"):
             return None
         return 2 * self.layers * self.kv_heads * self.head_size * BYTES[dtype]
 
     def _number(self, *keys: str) -> int | None:
-        return next((self._text[key] for key in keys if isinstance(self._text.get(key), int)), None)
+        return next((self.text[key] for key in keys if isinstance(self.text.get(key), int)), None)
 
     @property
-    def _text(self) -> dict[str, Any]:
+    def text(self) -> dict[str, Any]:
         """The part of the configuration that the language model has, in a model of several parts."""
         part: dict[str, Any] = self.config.get("text_config", self.config)
         return part
@@ -186,6 +190,10 @@ def _check_architecture(facts: ModelFacts) -> None:
         )
     if config.get("is_encoder_decoder"):
         raise ConfigError(f"{facts.where} is an encoder-decoder ({config['model_type']}); use a decoder-only model")
+    for key in SIZES:
+        value = facts.text.get(key)
+        if value is not None and not isinstance(value, list) and (type(value) is not int or value < 1):
+            raise ConfigError(f"{facts.where}: config.json says {key}={value!r}, which is no size; fetch it anew")
     layers, kept = facts.layers, facts.source.layers
     if kept is not None and layers is not None and kept > layers:
         raise ConfigError(

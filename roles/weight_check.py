@@ -1,9 +1,9 @@
 """Do a folder's weights belong to the model of its config.json? Found out on the meta device, from names and shapes.
 
 A folder and what a role makes of it flow in; nothing flows out, or a ModelError that names the weights that are
-missing, unexpected, or of another shape. The common case is a comparison with the names that `save_pretrained` writes. Where a
-folder has other names (older ones, without the prefix of the base model), transformers' own loader decides, with
-tensors without numbers, so that its rules for tied, renamed, fused and ignored weights hold.
+missing, unexpected, or of another shape. The common case is a comparison with the names that `save_pretrained` writes.
+Where a folder has other names (older ones, without the prefix of the base model), transformers' own loader decides,
+with tensors without numbers, so that its rules for tied, renamed, fused and ignored weights hold.
 """
 
 from __future__ import annotations

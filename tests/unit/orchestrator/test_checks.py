@@ -4,12 +4,22 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from safetensors.numpy import load_file, save_file
 from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import LlamaConfig, LlamaForCausalLM, LlamaForSequenceClassification, PreTrainedTokenizerFast
+from transformers import (
+    GraniteConfig,
+    GraniteForCausalLM,
+    LlamaConfig,
+    LlamaForCausalLM,
+    LlamaForSequenceClassification,
+    PreTrainedTokenizerFast,
+)
 
 from orchestrator.checkpoint import Checkpoints
 from orchestrator.checks import check_evaluate, check_reward, check_train
@@ -191,14 +201,102 @@ def test_a_reward_model_that_is_none(world: World) -> None:
     refused(world, "reward.model.path=", "LlamaForCausalLM, not a reward model", "tetrarch reward CONFIG")
 
 
+def rewrite(folder: Path, change: Callable[[dict[str, Any]], None]) -> None:
+    """The folder's tensors after `change`, in place."""
+    tensors = load_file(folder / "model.safetensors")
+    change(tensors)
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+def say(folder: Path, **keys: Any) -> None:
+    """Change the folder's config.json."""
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | keys))
+
+
 @pytest.mark.parametrize("labels", [2, 3])
 def test_a_classifier_with_several_labels_is_no_reward_model(world: World, labels: int) -> None:
-    config = json.loads((world.reward / "config.json").read_text())
-    config.pop("id2label")
-    if labels != 2:
-        config["id2label"] = {str(i): str(i) for i in range(labels)}
-    (world.reward / "config.json").write_text(json.dumps(config))
-    refused(world, f"reward.model.path={world.reward} has {labels} labels", "num_labels=1")
+    """The head's rows count, whatever config.json says: transformers leaves out that there are two."""
+    rewrite(world.reward, lambda tensors: tensors.update({"score.weight": np.zeros((labels, 32), np.float32)}))
+    refused(world, f"reward.model.path={world.reward}", f"has {labels} labels", "num_labels=1")
+
+
+@pytest.mark.parametrize("labels", [None, {"0": "LABEL_0", "1": "LABEL_1"}])
+@pytest.mark.parametrize("head", ["score", "value_head", "v_head.summary"])
+def test_reward_models_of_other_programs_pass(world: World, head: str, labels: dict[str, str] | None) -> None:
+    """One row is one label; OpenRLHF's architecture has a name that transformers does not know."""
+    say(world.reward, architectures=["RewardModel"], id2label=labels, mean=0.1, std=2.0)
+
+    def change(tensors: dict[str, Any]) -> None:
+        tensors[f"{head}.weight"] = tensors.pop("score.weight")
+        tensors[f"{head}.bias"] = np.zeros(1, np.float32)
+
+    rewrite(world.reward, change)
+    check("train", world.config)
+
+
+def test_a_normalisation_that_is_none(world: World) -> None:
+    say(world.reward, mean=0.5, std=0)
+    refused(world, f"reward.model.path={world.reward}", "mean=0.5, std=0", "std above 0")
+
+
+ROLES = [
+    ("actor.model", "train"),
+    ("reference.model", "train"),
+    ("critic.model", "train"),
+    ("reward.model", "train"),
+    ("actor.model", "evaluate"),
+    ("actor.model", "reward"),
+    ("reward_training.model", "reward"),
+]
+
+
+@pytest.mark.parametrize(("key", "command"), ROLES)
+def test_weights_that_are_missing_or_too_many_are_named(world: World, key: str, command: str) -> None:
+    folder = model_folder(world.root / "other", reward=key == "reward.model")
+    world.set(key, {"path": str(folder)})
+    check(command, world.config)
+    rewrite(folder, lambda tensors: tensors.update({"model.layers.0.extra.bias": np.zeros(3, np.float32)}))
+    refused(world, f"{key}.path={folder}", "has not: model.layers.0.extra.bias", command=command)
+    rewrite(folder, lambda tensors: tensors.pop("model.layers.0.extra.bias"))
+    rewrite(folder, lambda tensors: tensors.pop("model.layers.1.mlp.up_proj.weight"))
+    refused(world, f"{key}.path={folder}", "lacks weights", "model.layers.1.mlp.up_proj.weight", command=command)
+
+
+def test_a_head_is_weights_too_many_of_a_policy_alone(world: World) -> None:
+    rewrite(world.policy, lambda tensors: tensors.update({"score.bias": np.zeros(1, np.float32)}))
+    refused(world, "actor.model.path=", "has not: score.bias")
+    rewrite(world.policy, lambda tensors: tensors.pop("score.bias"))
+    world.set("critic.initialise_from", "policy")
+    check("train", world.config)
+
+
+def test_a_critic_from_a_policy_needs_an_architecture_with_a_classifier(world: World) -> None:
+    sizes = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 1}
+    GraniteForCausalLM(GraniteConfig(vocab_size=len(WORDS), **sizes)).save_pretrained(world.policy)
+    world.set("critic.initialise_from", "policy")
+    refused(world, "actor.model.path=", "cannot make a model ForSequenceClassification", "granite")
+
+
+def test_quantised_weights(world: World) -> None:
+    say(world.policy, quantization_config={"quant_method": "fp8"})
+    refused(world, "actor.model.path=", "is quantised")
+
+
+@pytest.mark.parametrize(
+    "change", [{"num_attention_heads": 0}, {"hidden_size": "big"}, {"num_attention_heads": "four"}]
+)
+def test_a_config_of_nonsense(world: World, change: dict[str, Any]) -> None:
+    say(world.policy, **change)
+    (key, value), *_ = change.items()
+    refused(world, f"actor.model.path={world.policy}: config.json says {key}={value!r}, which is no size")
+
+
+@pytest.mark.parametrize(("head", "command"), [(16, "train"), (16, "evaluate"), (16, "reward"), (48, "train")])
+def test_heads_that_vllm_on_cpu_has_not(world: World, head: int, command: str) -> None:
+    model_folder(world.policy, head_dim=head)
+    world.set("reward_training.model.path", str(model_folder(world.root / "backbone")))
+    refused(world, "actor.model.path=", f"attention heads of {head} numbers", "32, 64, 80", command=command)
 
 
 # Tokenizers
