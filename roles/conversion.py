@@ -21,15 +21,18 @@ from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
-    AutoTokenizer,
     GenerationConfig,
+    PretrainedConfig,
 )
 
 from roles.config import ModelConfig
 from roles.errors import ModelError
+from roles.gguf_file import GgufFile, check_tensors, complete
+from roles.gguf_tokenizer import gguf_tokenizer
 from roles.quiet import quiet
-from roles.tokenizer import load_tokenizer, own_pad
+from roles.tokenizer import load_tokenizer
 from roles.value_heads import find_head, give_head, read_head
+from roles.weight_check import few
 from roles.weight_files import stored_weights
 
 FORMAT = 2
@@ -99,30 +102,50 @@ def _made_once(cache: Path, sources: list[Path], options: dict[str, int], make: 
 
 def _convert_gguf(file: Path, made: Path) -> None:
     """Dequantise `file` to float32 and write it to `made` with its tokenizer and a pad token of its own."""
+    gguf = GgufFile.read(file)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
-        config = AutoConfig.from_pretrained(file.parent, gguf_file=file.name)
-        model = AutoModelForCausalLM.from_pretrained(
-            file.parent, gguf_file=file.name, config=config, dtype=torch.float32
+        tokenizer = gguf_tokenizer(gguf)
+        config = complete(AutoConfig.from_pretrained(file.parent, gguf_file=file.name), gguf)
+        check_tensors(config, gguf)
+        model, report = AutoModelForCausalLM.from_pretrained(
+            file.parent, gguf_file=file.name, config=config, dtype=torch.float32, output_loading_info=True
         )
-    except (OSError, ValueError, KeyError, NotImplementedError) as error:
+    except (OSError, ValueError, KeyError, NotImplementedError, RuntimeError) as error:
+        if isinstance(error, ModelError):
+            raise
         raise ModelError(
             f"transformers cannot read {file} ({error}); use a GGUF file of a supported architecture"
         ) from error
-    own_pad(tokenizer, str(file))
+    wrong = [*report["missing_keys"], *report["unexpected_keys"]]
+    if wrong:
+        raise ModelError(f"{file} lacks weights, or has others than its model: {few(wrong)}; fetch it anew")
     foreign = ("quantization_config", "_model_name_or_path")
     plain = type(config).from_dict({k: v for k, v in model.config.to_dict().items() if k not in foreign})
     plain.pad_token_id = tokenizer.pad_token_id
     plain.architectures = [type(model).__name__]
     with torch.device("meta"):  # a model loaded from GGUF refuses to be saved; its weights move to one that does not
         whole = AutoModelForCausalLM.from_config(plain, dtype=torch.float32)
-    whole.load_state_dict(model.state_dict(), assign=True)
+    loaded, wanted = model.state_dict(), whole.state_dict()
+    sizes = [
+        f"{name} {tuple(tensor.shape)}, not {tuple(wanted[name].shape)}"
+        for name, tensor in loaded.items()
+        if tensor.shape != wanted[name].shape
+    ]
+    if sizes:
+        raise ModelError(f"{file} has weights of other shapes than it says: {few(sizes)}; fetch it anew")
+    whole.load_state_dict(loaded, assign=True)
     whole.tie_weights()
     whole.generation_config = GenerationConfig(
-        bos_token_id=plain.bos_token_id, eos_token_id=plain.eos_token_id, pad_token_id=plain.pad_token_id
+        bos_token_id=plain.bos_token_id, eos_token_id=_ends(plain, gguf), pad_token_id=plain.pad_token_id
     )
     whole.save_pretrained(made)
     tokenizer.save_pretrained(made)
+
+
+def _ends(config: PretrainedConfig, gguf: GgufFile) -> int | list[int]:
+    """EOS, and the end of a turn where the file has another token for it."""
+    turn = gguf.metadata.get("tokenizer.ggml.eot_token_id", config.eos_token_id)
+    return config.eos_token_id if turn == config.eos_token_id else [config.eos_token_id, turn]
 
 
 def _cut(folder: Path, layers: int, trust_remote_code: bool, made: Path) -> None:

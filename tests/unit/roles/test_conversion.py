@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import gguf
@@ -44,8 +45,18 @@ def interleaved(weight: NDArray[np.float32], heads: int) -> NDArray[np.float32]:
     return weight.reshape(heads, 2, weight.shape[0] // heads // 2, -1).swapaxes(1, 2).reshape(weight.shape)
 
 
-def write_gguf(file: Path) -> dict[str, torch.Tensor]:
-    """A tiny Llama as llama.cpp writes it, its pad equal to its EOS; returns its weights by transformers' names."""
+def write_gguf(
+    file: Path,
+    say: Callable[[gguf.GGUFWriter], None] = lambda writer: None,
+    tokens: Sequence[str] = TOKENS,
+    change: Callable[[dict[str, NDArray[np.float32]]], None] = lambda tensors: None,
+    pad: bool = True,
+) -> dict[str, torch.Tensor]:
+    """A tiny Llama as llama.cpp writes it, its pad equal to its EOS; returns its weights by transformers' names.
+
+    `say` adds keys, `change` changes the tensors (by llama.cpp's names) before they are written. Without `pad` the file
+    names no special token but EOS.
+    """
     torch.manual_seed(0)
     state = AutoModelForCausalLM.from_config(llama()).state_dict()
     writer = gguf.GGUFWriter(file, "llama")
@@ -59,13 +70,17 @@ def write_gguf(file: Path) -> dict[str, torch.Tensor]:
     writer.add_rope_freq_base(10000.0)
     writer.add_vocab_size(len(TOKENS))
     writer.add_tokenizer_model("gpt2")
-    writer.add_token_list(TOKENS)
-    writer.add_token_types([gguf.TokenType.CONTROL] * 3 + [gguf.TokenType.NORMAL] * (len(TOKENS) - 3))
+    writer.add_token_list(list(tokens))
+    special = [token.startswith("<|") for token in tokens]
+    writer.add_token_types([gguf.TokenType.CONTROL if control else gguf.TokenType.NORMAL for control in special])
     writer.add_token_merges(["a b"])
-    writer.add_bos_token_id(1)
     writer.add_eos_token_id(2)
-    writer.add_unk_token_id(0)
-    writer.add_pad_token_id(2)
+    if pad:
+        writer.add_bos_token_id(1)
+        writer.add_unk_token_id(0)
+        writer.add_pad_token_id(2)
+    say(writer)
+    tensors = {}
     names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, LAYERS)
     for name, tensor in state.items():
         if name == "lm_head.weight":
@@ -73,7 +88,10 @@ def write_gguf(file: Path) -> dict[str, torch.Tensor]:
         weight = tensor.numpy()
         if "q_proj" in name or "k_proj" in name:
             weight = interleaved(weight, HEADS if "q_proj" in name else KEY_HEADS)
-        writer.add_tensor(names.get_name(name, (".weight",)), weight)
+        tensors[names.get_name(name, (".weight",))] = weight
+    change(tensors)
+    for name, weight in tensors.items():
+        writer.add_tensor(name, weight)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
