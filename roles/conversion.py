@@ -106,11 +106,12 @@ def _convert_gguf(file: Path, made: Path) -> None:
     try:
         tokenizer = gguf_tokenizer(gguf)
         config = complete(AutoConfig.from_pretrained(file.parent, gguf_file=file.name), gguf)
+        config.pad_token_id = tokenizer.pad_token_id  # the architecture's own may lie beyond this vocabulary
         check_tensors(config, gguf)
         model, report = AutoModelForCausalLM.from_pretrained(
             file.parent, gguf_file=file.name, config=config, dtype=torch.float32, output_loading_info=True
         )
-    except (OSError, ValueError, KeyError, NotImplementedError, RuntimeError) as error:
+    except (OSError, ValueError, KeyError, NotImplementedError, RuntimeError, AssertionError) as error:
         if isinstance(error, ModelError):
             raise
         raise ModelError(
@@ -121,7 +122,6 @@ def _convert_gguf(file: Path, made: Path) -> None:
         raise ModelError(f"{file} lacks weights, or has others than its model: {few(wrong)}; fetch it anew")
     foreign = ("quantization_config", "_model_name_or_path")
     plain = type(config).from_dict({k: v for k, v in model.config.to_dict().items() if k not in foreign})
-    plain.pad_token_id = tokenizer.pad_token_id
     plain.architectures = [type(model).__name__]
     with torch.device("meta"):  # a model loaded from GGUF refuses to be saved; its weights move to one that does not
         whole = AutoModelForCausalLM.from_config(plain, dtype=torch.float32)
