@@ -5,6 +5,7 @@ from __future__ import annotations
 from tests.mutants.fault import Fault
 from tests.mutants.wiring import WIRING
 
+HEADS = "tests/unit/roles/test_value_heads.py"
 EXPERIENCE = "tests/unit/orchestrator/test_experience.py"
 ADVANTAGES = "tests/unit/orchestrator/test_advantages.py"
 ANCHORS = "tests/unit/orchestrator/test_anchors.py"
@@ -287,6 +288,55 @@ FAULTS = (
         "[row - row % responses_per_prompt for row in range(len(rows))]",
         "list(range(len(rows)))",
         "tests/unit/orchestrator/test_prompts.py",
+    ),
+    Fault(
+        "a head's bias is dropped",
+        "roles/value_heads.py",
+        'return Head(name, f"{name}.bias" in stored)',
+        "return Head(name, False)",
+        HEADS,
+    ),
+    Fault(
+        "a head under another name is drawn anew",
+        "roles/models.py",
+        "if head is not None and not head.usual:",
+        "if False:",
+        HEADS,
+    ),
+    Fault(
+        "mean and std of a reward model are ignored",
+        "roles/value_heads.py",
+        'if ours or not theirs or config.get("normalize_reward") is False:',
+        "if True:",
+        HEADS,
+    ),
+    Fault(
+        "weights too many pass the door",
+        "roles/weight_check.py",
+        "unexpected = frozenset(self._stored_names(report.unexpected_keys, stored))",
+        "unexpected: frozenset[str] = frozenset()",
+        "tests/unit/roles/test_weight_check.py",
+    ),
+    Fault(
+        "a reward model is trained on from numbers that are centred twice",
+        "roles/reward_trainer.py",
+        "self._engine.module.rescale(-score_shift, 1.0)",
+        "self._engine.module.model.config.score_shift = score_shift",
+        HEADS,
+    ),
+    Fault(
+        "a GGUF file's rope scaling is lost",
+        "roles/gguf_file.py",
+        "scaled = _changed(made, rope_parameters(made, file, rope))",
+        "scaled = made",
+        "tests/unit/roles/test_gguf.py",
+    ),
+    Fault(
+        "one part of a split GGUF file is taken for the whole",
+        "roles/gguf_file.py",
+        "if parts > 1:",
+        "if False:",
+        "tests/unit/roles/test_gguf.py",
     ),
     *WIRING,
 )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -17,6 +18,7 @@ from roles.config import ModelConfig
 from roles.conversion import resolve_model
 from roles.errors import ModelError
 from roles.models import ValueModel
+from roles.reward_trainer import RewardTrainer
 from roles.value_heads import find_head, normalisation
 from roles.weight_check import check_weights
 from roles.weight_files import Stored, stored_weights
@@ -184,6 +186,17 @@ def test_openrlhfs_normalisation(tmp_path: Path) -> None:
     loaded.rescale(mean=3.0, deviation=2.0)
     loaded.model.save_pretrained(tmp_path / "c")
     torch.testing.assert_close(scored(tmp_path / "c"), expected * 2 + 3, atol=1e-5, rtol=1e-5)
+
+
+def test_a_reward_model_that_is_trained_on_is_centred_once(tmp_path: Path) -> None:
+    """What is saved takes the mean of today's numbers off them, whatever was taken off already."""
+    reward_model(tmp_path / "a")
+    edit(tmp_path / "a", lambda tensors: tensors, score_shift=0.4, score_scale=2.0)
+    trainer, today = object.__new__(RewardTrainer), scored(tmp_path / "a")
+    module = ValueModel.load(tmp_path / "a")
+    trainer._engine = SimpleNamespace(module=module, save_model=module.model.save_pretrained)  # type: ignore[assignment]
+    trainer.save_model(tmp_path / "b", float(today.mean()))
+    torch.testing.assert_close(scored(tmp_path / "b"), today - today.mean(), atol=1e-5, rtol=1e-5)
 
 
 def test_what_a_config_says_of_its_numbers() -> None:
