@@ -37,8 +37,8 @@ from orchestrator.sources import check_source
 from roles.config import ModelConfig, ModelReward
 
 if TYPE_CHECKING:
+    from orchestrator.pairs import Pairs
     from orchestrator.prompts import Questions
-    from roles.batch import Preferences
     from roles.weight_check import Use
 
 UNPACKED = ("runtime_resources", "working_dir_files")
@@ -72,7 +72,7 @@ def check_evaluate(config: RunConfig) -> Questions:
     return _questions(config, "heldout", actor)
 
 
-def check_reward(config: RunConfig) -> Questions | Preferences:
+def check_reward(config: RunConfig) -> Questions | Pairs:
     """What `tetrarch reward` needs; the prompts that pairs are sampled for, or the pairs of a data set."""
     training = config.reward_training
     if training is None:

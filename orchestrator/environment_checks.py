@@ -5,13 +5,14 @@ A RunConfig flows in; the tasks flow out, or a ConfigError that names key, value
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Literal
 
 from transformers import PreTrainedTokenizerBase
 
 from orchestrator.config import RunConfig
 from orchestrator.errors import ConfigError
-from orchestrator.prompts import Questions, read_tasks
+from orchestrator.prompts import Questions, example_of, read_tasks
 from roles.conversation import check_opening
 from roles.environments import Environments
 from roles.errors import EnvironmentFailed
@@ -32,7 +33,8 @@ def played_tasks(config: RunConfig, part: Literal["train", "heldout"], tokenizer
             seed = short_seed(config.seed, "door")  # as large as those of the run may be
             opening = player.ask(0, columns, seed, [], []).result()
             form = TurnFormat(tokenizer)
-            check_opening(len(form.opening(opening[0] or [])[1]), config.prompts.max_tokens)
+            ids = form.opening(opening[0] or [])[1]
+            check_opening(len(ids), config.prompts.max_tokens)
             answer = player.ask(0, columns, seed, [opening], [""]).result()
             if answer[0] is not None:
                 form.following(answer[0], None)
@@ -40,4 +42,5 @@ def played_tasks(config: RunConfig, part: Literal["train", "heldout"], tokenizer
             player.close()
     except EnvironmentFailed as error:
         raise ConfigError(f"environment.path={environment.path}: {error}") from None
-    return tasks
+    kind = "messages" if form.chat else "prompt"
+    return replace(tasks, example=example_of(f"prompts.{part}", 0, opening[0], ids, tokenizer, kind))

@@ -21,8 +21,8 @@ from orchestrator.errors import ConfigError, TetrarchError
 from roles.errors import RoleError
 
 if TYPE_CHECKING:
+    from orchestrator.pairs import Pairs
     from orchestrator.prompts import Questions
-    from roles.batch import Preferences
 
 RUN_FAILED = 1
 CONFIG_WRONG = 2
@@ -45,11 +45,13 @@ class Report:
         typer.echo("checking the configuration and what it names (the first time, models are converted)", err=True)
         return config
 
-    def read(self, *data: Questions | Preferences | None) -> None:
-        """Say what the door has read."""
-        for source in data:
-            if source is not None:
-                typer.echo(source.summary, err=True)
+    def read(self, *data: Questions | Pairs | None) -> None:
+        """Say what the door has read, and show a row of the first."""
+        found = [source for source in data if source is not None]
+        for source in found:
+            typer.echo(source.summary, err=True)
+        if found and found[0].example:
+            typer.echo(found[0].example, err=True)
 
     def fail(self, headline: str, error: BaseException, code: int, debug: bool) -> NoReturn:
         if debug:

@@ -10,7 +10,7 @@ import hashlib
 import json
 import random
 from array import array
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -18,8 +18,11 @@ from transformers import PreTrainedTokenizerBase
 
 from orchestrator.config import DatasetConfig, PromptsConfig
 from orchestrator.errors import CheckpointError, ConfigError
+from orchestrator.formats import printable
 from orchestrator.sources import load_rows
 from roles.batch import Prompts
+from roles.messages import plain_messages
+from roles.prompt_tokens import chat_text, prompt_tokens, shown_prompt
 from roles.seeds import short_seed, stable_seed
 
 COLUMNS = ("prompt", "messages", "prompt_token_ids")
@@ -35,9 +38,12 @@ class Questions:
     texts: list[str]
     """After the chat template."""
     columns: dict[str, list[Any]]
-    """The other columns; and `messages`, where they are the prompts; for an environment all of them."""
+    """The other columns, each value as the file has it; and `messages`, where they are the prompts; for an environment
+    all of them."""
     summary: str
     """For the user: how many there are, how long they are, and what became of those that were too long."""
+    example: str = ""
+    """For the user: one row as it was given and as the model reads it; empty if nothing has been read."""
 
     def __len__(self) -> int:
         return len(self.token_ids)
@@ -128,11 +134,8 @@ def read_tasks(config: PromptsConfig, part: Literal["train", "heldout"]) -> Ques
     """All rows as they are, for an environment that makes the prompts of them."""
     dataset = require_part(config, part)
     rows = load_rows(dataset, f"prompts.{part}")
-    columns = {name: list(rows[name]) for name in rows.column_names}
-    if "messages" in columns:
-        columns["messages"] = [_present(entry) if _are_messages(entry) else entry for entry in columns["messages"]]
     size = len(rows)
-    return Questions([[]] * size, [""] * size, columns, f"prompts.{part}: {size} tasks for the environment")
+    return Questions([[]] * size, [""] * size, rows.columns, f"prompts.{part}: {size} tasks for the environment")
 
 
 def require_part(config: PromptsConfig, part: Literal["train", "heldout"]) -> DatasetConfig:
@@ -143,6 +146,14 @@ def require_part(config: PromptsConfig, part: Literal["train", "heldout"]) -> Da
     return dataset
 
 
+def _read(
+    column: str, values: list[Any], tokenizer: PreTrainedTokenizerBase, where: str
+) -> tuple[list[str], list[list[int]]]:
+    if column == "prompt_token_ids":
+        return _read_token_ids(values, tokenizer, where)
+    return read_prompts("messages" if column == "messages" else "prompt", values, tokenizer, where)
+
+
 def read_questions(
     config: PromptsConfig, part: Literal["train", "heldout"], tokenizer: PreTrainedTokenizerBase
 ) -> Questions:
@@ -151,18 +162,28 @@ def read_questions(
     rows = load_rows(dataset, f"prompts.{part}")
     where = f"prompts.{part}.path={dataset.path}"
     column = _prompt_column(config, rows.column_names, where)
-    texts, token_ids = _READERS[column](list(rows[column]), tokenizer, where)
+    texts, token_ids = _read(column, rows[column], tokenizer, where)
     empty = next((row for row, ids in enumerate(token_ids) if not ids), None)
     if empty is not None:
         raise ConfigError(f"{where}: row {empty} has an empty prompt; fill it or leave the row out")
-    columns = {name: list(rows[name]) for name in rows.column_names if name not in (column, "messages")}
+    columns = {name: values for name, values in rows.columns.items() if name not in (column, "messages")}
     if column == "messages":  # a reward model may read them through a chat template of its own
-        columns[column] = [_present(messages) for messages in rows[column]]
+        columns[column] = rows[column]
+    shown = next((row for row, ids in enumerate(token_ids) if len(ids) <= config.max_tokens), 0)
+    example = example_of(f"prompts.{part}", shown, rows[column][shown], token_ids[shown], tokenizer, column)
     questions, became = _fit(Questions(token_ids, texts, columns, summary=""), config, where, tokenizer)
     shortest, longest = (pick(len(ids) for ids in questions.token_ids) for pick in (min, max))
-    return replace(
-        questions, summary=f"prompts.{part}: {len(questions)} prompts of {shortest} to {longest} tokens{became}"
-    )
+    summary = f"prompts.{part}: {len(questions)} prompts of {shortest} to {longest} tokens{became}"
+    return replace(questions, summary=summary, example=example)
+
+
+def example_of(
+    source: str, row: int, given: Any, ids: Sequence[int], tokenizer: PreTrainedTokenizerBase, column: str
+) -> str:
+    """One row, in lines that a terminal can show; `column`: what kind of prompt it is."""
+    shown = shown_prompt(tokenizer, given, ids, chat=column != "prompt")
+    lines = [f"{source}, row {row}, as the model reads it:", *(f"  {line}" for line in shown.splitlines())]
+    return printable("\n".join(lines), keep="\n")
 
 
 def _prompt_column(config: PromptsConfig, names: list[str], where: str) -> str:
@@ -211,53 +232,57 @@ def _fit(
         return replace(questions, token_ids=kept.token_ids, texts=kept.texts, columns=kept.columns), became
     token_ids, texts = list(questions.token_ids), list(questions.texts)
     for row in long:
-        token_ids[row] = token_ids[row][-limit:]
+        begins = int(limit > 1 and token_ids[row][0] == tokenizer.bos_token_id)  # a model expects it there
+        token_ids[row] = token_ids[row][:begins] + token_ids[row][begins - limit :]
         texts[row] = tokenizer.decode(token_ids[row], skip_special_tokens=False)
     became = f"; {len(long)} were longer and lost their first tokens"
     return replace(questions, token_ids=token_ids, texts=texts), became
 
 
-def read_texts(values: list[Any], tokenizer: PreTrainedTokenizerBase, where: str) -> tuple[list[str], list[list[int]]]:
+def read_prompts(
+    column: Literal["prompt", "messages"], values: list[Any], tokenizer: PreTrainedTokenizerBase, where: str
+) -> tuple[list[str], list[list[int]]]:
+    """Texts or chats → texts `[rows]` and token ids `[rows][tokens]`, as `roles.prompt_tokens` makes them."""
+    chat = column == "messages"
+    texts = _read_chats(values, tokenizer, where) if chat else _read_texts(values, where)
+    for row, text in enumerate(texts):
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            raise ConfigError(
+                f"{where}: row {row} has half of a surrogate pair ({text[error.start]!r}) in `{column}`, which is no "
+                "character; correct the row"
+            ) from None
+    return texts, prompt_tokens(tokenizer, texts, chat=chat)
+
+
+def _read_texts(values: list[Any], where: str) -> list[str]:
     for row, value in enumerate(values):
         if not isinstance(value, str):
             raise ConfigError(
                 f"{where}: row {row} has {type(value).__name__} in `prompt`, not text; a chat belongs in `messages`"
             )
-    return values, tokenizer(values)["input_ids"]
+    return values
 
 
-def read_chats(values: list[Any], tokenizer: PreTrainedTokenizerBase, where: str) -> tuple[list[str], list[list[int]]]:
+def _read_chats(values: list[Any], tokenizer: PreTrainedTokenizerBase, where: str) -> list[str]:
     if tokenizer.chat_template is None:
         raise ConfigError(
             f"{where} has `messages`, but the tokenizer of actor.model has no chat template; add chat_template.jinja "
             "to the model folder, or give the prompts as text in `prompt`"
         )
-    texts = [_render(value, tokenizer, f"{where}: row {row}") for row, value in enumerate(values)]
-    return texts, tokenizer(texts, add_special_tokens=False)["input_ids"]
-
-
-def _present(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Without the keys that `datasets` has filled with None because another message has them."""
-    return [{key: value for key, value in message.items() if value is not None} for message in messages]
-
-
-def _are_messages(entry: Any) -> bool:
-    return isinstance(entry, list) and all(isinstance(message, dict) for message in entry)
+    return [_render(value, tokenizer, f"{where}: row {row}") for row, value in enumerate(values)]
 
 
 def _render(messages: Any, tokenizer: PreTrainedTokenizerBase, where: str) -> str:
-    if not messages or not _are_messages(messages):
-        raise ConfigError(f'{where} has no list of messages; write [{{"role": "user", "content": "…"}}]')
-    present = _present(messages)
-    for message in present:
-        if "role" not in message or "content" not in message:
-            raise ConfigError(
-                f'{where} has a message without role or content; write {{"role": "user", "content": "…"}}'
-            )
-    if present[-1]["role"] == "assistant":
+    try:
+        plain = plain_messages(messages)
+    except ValueError as error:
+        raise ConfigError(f"{where} has {error}") from None
+    if plain[-1]["role"] == "assistant":
         raise ConfigError(f"{where} ends with an assistant's message, so nothing is left to answer; cut it off")
     try:
-        return str(tokenizer.apply_chat_template(present, tokenize=False, add_generation_prompt=True))
+        return chat_text(tokenizer, plain)
     except Exception as error:  # a template is a program: it raises what it likes
         raise ConfigError(f"{where} does not go through the tokenizer's chat template: {error}") from error
 
@@ -267,7 +292,7 @@ def _read_token_ids(
 ) -> tuple[list[str], list[list[int]]]:
     size = len(tokenizer)
     for row, ids in enumerate(values):
-        if not isinstance(ids, list) or not all(isinstance(i, int) for i in ids):
+        if not isinstance(ids, list) or not all(type(i) is int for i in ids):
             raise ConfigError(f"{where}: row {row} has no list of whole numbers in `prompt_token_ids`; mend the row")
         outside = [i for i in ids if not 0 <= i < size]
         if outside:
@@ -276,11 +301,3 @@ def _read_token_ids(
                 "tokenise with the actor's tokenizer"
             )
     return [tokenizer.decode(ids, skip_special_tokens=False) for ids in values], values
-
-
-_READERS: dict[str, Callable[[list[Any], PreTrainedTokenizerBase, str], tuple[list[str], list[list[int]]]]] = {
-    "prompt": read_texts,
-    "messages": read_chats,
-    "prompt_token_ids": _read_token_ids,
-}
-"""Column → how its values become texts `[rows]` and token ids `[rows][tokens]`."""

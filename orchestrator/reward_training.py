@@ -21,6 +21,7 @@ from orchestrator.checkpoint import whole_folder
 from orchestrator.config import RewardTrainingConfig, RunConfig, SampledPairs
 from orchestrator.errors import ConfigError, TetrarchError
 from orchestrator.groups import spread
+from orchestrator.pairs import Pairs
 from orchestrator.preferences import Comparisons, sampled, split
 from orchestrator.progress import Progress, make_progress
 from orchestrator.prompts import Questions
@@ -47,7 +48,7 @@ class RewardQuality:
         return self.accuracy - 1.96 * self.standard_error
 
 
-def train_reward(config: RunConfig, source: Questions | Preferences) -> RewardQuality:
+def train_reward(config: RunConfig, source: Questions | Pairs) -> RewardQuality:
     """Get the comparisons, train, test on held-out groups, save to `reward_training.output`.
 
     Args:
@@ -75,10 +76,10 @@ def train_reward(config: RunConfig, source: Questions | Preferences) -> RewardQu
 
 
 def _preferences(
-    config: RunConfig, training: RewardTrainingConfig, source: Questions | Preferences, progress: Progress
+    config: RunConfig, training: RewardTrainingConfig, source: Questions | Pairs, progress: Progress
 ) -> Preferences:
-    if isinstance(source, Preferences):
-        return source
+    if isinstance(source, Pairs):
+        return source.preferences
     assert isinstance(training.pairs, SampledPairs)
     return sampled(config, training.pairs, source, resolve_models(config, ()), progress)
 

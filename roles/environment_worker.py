@@ -15,8 +15,9 @@ from typing import Any
 
 from roles import function_worker
 from roles.function_worker import Message
+from roles.messages import FORM, Messages, plain_messages
 
-Said = tuple[list[dict[str, Any]] | None, float]
+Said = tuple[Messages | None, float]
 """What an environment answers: the next messages, or None where the conversation is over; and the reward."""
 
 
@@ -72,14 +73,14 @@ def _ask(environment: Any, request: dict[str, Any], turn: int) -> Said:
     return None if messages is None else _messages("step", messages), float(reward)
 
 
-def _messages(method: str, messages: Any) -> list[dict[str, Any]]:
-    """As plain values."""
-    good = isinstance(messages, list) and messages and all(isinstance(message, dict) for message in messages)
-    if not good or not all(isinstance(message.get(key), str) for message in messages for key in ("role", "content")):
-        form = '[{"role": "user", "content": "…"}]'
-        raise TypeError(f"{method} gave the messages {messages!r}, not a list such as {form}")
-    plain: list[dict[str, Any]] = json.loads(json.dumps(messages))
-    return plain
+def _messages(method: str, messages: Any) -> Messages:
+    """As plain values, with text as their contents."""
+    try:
+        plain = plain_messages(messages)
+    except ValueError as error:
+        raise TypeError(f"{method} gave the messages {messages!r}, not a list such as {FORM}: it has {error}") from None
+    copied: Messages = json.loads(json.dumps(plain))
+    return copied
 
 
 if __name__ == "__main__":

@@ -17,8 +17,10 @@ from torch import Tensor
 from roles.batch import Rollouts
 from roles.engine import Engine, EngineSetup
 from roles.errors import RewardError
+from roles.messages import plain_messages
 from roles.models import ValueModel
 from roles.packing import pack, right_padded
+from roles.prompt_tokens import prompt_tokens
 from roles.tokenizer import load_tokenizer
 
 
@@ -95,12 +97,12 @@ class TextBridge:
     def _encode(self, rollouts: Rollouts, row: int, chat: Any) -> list[int]:
         finished = bool(rollouts.finished[row])
         if chat is not None:
-            turns = [*chat, {"role": "assistant", "content": rollouts.responses[row]}]
+            turns = [*plain_messages(chat), {"role": "assistant", "content": rollouts.responses[row]}]
             ids = self._tokenizer.apply_chat_template(turns, continue_final_message=not finished, return_dict=False)
             return list(ids)
         tokens = rollouts.token_ids[row, : int(rollouts.lengths[row])]
         text = self._policy.decode(tokens, skip_special_tokens=True)
-        ids = list(self._tokenizer(text).input_ids)
+        (ids,) = prompt_tokens(self._tokenizer, [text], chat=False)
         eos = self._tokenizer.eos_token_id
         return [*ids, eos] if finished and ids[-1:] != [eos] else ids or [eos]
 

@@ -7,13 +7,12 @@ as they are. Called by `roles.conversation` and at the door.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
 from roles.errors import EnvironmentFailed
-
-Messages = list[dict[str, Any]]
+from roles.messages import Messages
+from roles.prompt_tokens import chat_text, prompt_tokens
 
 MARK = "\ue000answer\ue001"
 """Stands for a response: no template has it, none changes it."""
@@ -24,15 +23,13 @@ class TurnFormat:
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
         self._tokenizer = tokenizer
-        self._chat = tokenizer.chat_template is not None
+        self.chat = tokenizer.chat_template is not None
+        """Whether the chat template writes messages."""
 
     def opening(self, messages: Messages) -> tuple[str, list[int]]:
-        """The first messages, up to where the policy begins: text and tokens."""
-        if not self._chat:
-            text = "".join(message["content"] for message in messages)
-            return text, list(self._tokenizer(text)["input_ids"])
-        text = self._template(messages)
-        return text, self._tokens(text)
+        """The first messages, up to where the policy begins: text and tokens, as `roles.prompt_tokens` makes them."""
+        text = self._template(messages) if self.chat else "".join(message["content"] for message in messages)
+        return text, prompt_tokens(self._tokenizer, [text], chat=self.chat)[0]
 
     def following(self, messages: Messages, end: int | None) -> list[int]:
         """What comes between a response and the policy's next one.
@@ -40,7 +37,7 @@ class TurnFormat:
         The template's own end of a response is left out if the policy has generated it. `end`: the token with which the
         response ended itself; None if a limit cut it.
         """
-        if not self._chat:
+        if not self.chat:
             return self._tokens("".join(message["content"] for message in messages))
         before = [{"role": "user", "content": "?"}, {"role": "assistant", "content": MARK}]
         parts = self._template([*before, *messages]).split(MARK)
@@ -58,11 +55,12 @@ class TurnFormat:
 
     def _template(self, messages: Messages) -> str:
         try:
-            return str(self._tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
+            return chat_text(self._tokenizer, messages)
         except Exception as error:  # a template is a program: it raises what it likes
             raise EnvironmentFailed(
                 f"the environment's messages {messages!r} do not go through the chat template: {error}"
             ) from error
 
     def _tokens(self, text: str) -> list[int]:
-        return list(self._tokenizer(text, add_special_tokens=False)["input_ids"])
+        """Of a text inside a conversation, where nothing is added."""
+        return prompt_tokens(self._tokenizer, [text], chat=True)[0]

@@ -1,0 +1,152 @@
+"""A JSON or CSV file → its rows, every value as it stands in the file. Pure but for reading the file.
+
+    {"prompt": "a", "answer": "2020-01-01", "n": 1}      {"prompt": "a", "answer": "2020-01-01", "n": 1}
+    {"prompt": "b", "answer": 5, "big": 2 ** 64}         {"prompt": "b", "answer": 5, "big": 18446744073709551616}
+
+No column has a type that its values are cast to: what one row holds says nothing about the next one. CSV has no types
+at all, so all its values are text. `BadRows` says what is wrong with a file, and in which line.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+Row = dict[str, Any]
+
+
+class BadRows(ValueError):
+    """A file that holds no rows."""
+
+
+@dataclass(frozen=True, slots=True)
+class Rows:
+    """Values by column, each column as long as the others: `{"prompt": ["a", "b"], "answer": ["007", 5]}`."""
+
+    columns: dict[str, list[Any]]
+    """In the order of their first appearance; None where a row has no such value."""
+
+    @classmethod
+    def of(cls, rows: list[Row]) -> Rows:
+        """The columns of all rows together."""
+        names = dict.fromkeys(name for row in rows for name in row)
+        return cls({name: [row.get(name) for row in rows] for name in names})
+
+    @property
+    def column_names(self) -> list[str]:
+        """In their order."""
+        return list(self.columns)
+
+    def __len__(self) -> int:
+        return len(next(iter(self.columns.values()), []))
+
+    def __getitem__(self, name: str) -> list[Any]:
+        return self.columns[name]
+
+    def first(self, count: int) -> Rows:
+        """The first `count` rows, or all."""
+        return Rows({name: column[:count] for name, column in self.columns.items()})
+
+
+def read_json(file: Path, encoding: str = "utf-8", field: str | None = None) -> list[Row]:
+    """The rows of an object per line, of a list of objects, or of an object with a list per column.
+
+    `field`: the key of the file's one object under which the rows are.
+    """
+    text = _text(file, encoding)
+    if field is not None:
+        return _whole(_parsed(text, 1)[field])
+    if text.lstrip().startswith("["):
+        return _whole(_parsed(text, 1))
+    try:
+        return list(_lines(text))
+    except BadRows:
+        try:
+            whole = json.loads(text)  # one object over several lines?
+        except (ValueError, RecursionError):
+            whole = None
+        if whole is None:
+            raise
+        return _whole(whole)
+
+
+def read_csv(file: Path, encoding: str = "utf-8", separator: str = ",") -> list[Row]:
+    """The rows below a line with the columns' names; all values are text, also empty ones."""
+    csv.field_size_limit(sys.maxsize)
+    reader = csv.reader(io.StringIO(_text(file, encoding), newline=""), delimiter=separator, strict=True)
+    rows: list[Row] = []
+    try:
+        names = next(reader, [])
+        if len(set(names)) < len(names):
+            raise BadRows(f"line 1 names a column twice ({', '.join(names)}); rename one")
+        for values in filter(None, reader):
+            if len(values) != len(names):
+                raise BadRows(
+                    f"line {reader.line_num} has {len(values)} values, but the first line names {len(names)} columns "
+                    f"({', '.join(names)}); quote values that hold a separator"
+                )
+            rows.append(dict(zip(names, values, strict=True)))
+    except csv.Error as error:
+        raise BadRows(f"line {reader.line_num} is not CSV: {error}; correct it") from None
+    return rows
+
+
+def _text(file: Path, encoding: str) -> str:
+    data = file.read_bytes()
+    try:
+        return data.decode(encoding).removeprefix("\ufeff")
+    except UnicodeDecodeError as error:
+        line = data.count(b"\n", 0, error.start) + 1
+        raise BadRows(
+            f"line {line} is not {encoding.upper()} (byte 0x{data[error.start]:02x}); save the file as UTF-8, for "
+            "example with: iconv -f LATIN1 -t UTF-8"
+        ) from None
+
+
+def _lines(text: str) -> Iterator[Row]:
+    # Not splitlines: JSON may hold U+2028 and its like as they are.
+    for number, line in enumerate(text.split("\n"), start=1):
+        if line.strip():
+            row = _parsed(line, number)
+            if not isinstance(row, dict):
+                raise BadRows(f"line {number} is {_kind(row)}, not an object with the columns' values; correct it")
+            yield row
+
+
+def _parsed(text: str, line: int) -> Any:
+    """The JSON in `text`, which begins in that line of its file."""
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as error:
+        where = f"line {line + error.lineno - 1}, column {error.colno}"
+        raise BadRows(f"{where} is not JSON: {error.msg}; correct it") from None
+    except RecursionError:
+        raise BadRows(f"line {line} holds lists or objects that are nested too deeply; flatten them") from None
+    except ValueError as error:  # an integer of thousands of digits
+        raise BadRows(f"line {line} cannot be read: {error}; write such a number as text") from None
+
+
+def _whole(value: Any) -> list[Row]:
+    """The rows of a file that is one JSON value."""
+    if isinstance(value, dict):
+        columns = list(value.values())
+        if not columns or not all(isinstance(column, list) for column in columns) or len(set(map(len, columns))) > 1:
+            raise BadRows("the file is one object without a list per column; write one object per line, or a list")
+        return [dict(zip(value, values, strict=True)) for values in zip(*columns, strict=True)]
+    if not isinstance(value, list):
+        raise BadRows(f"the file is {_kind(value)}, not rows; write one object per line, or a list of objects")
+    for row, entry in enumerate(value):
+        if not isinstance(entry, dict):
+            raise BadRows(f"row {row} is {_kind(entry)}, not an object with the columns' values; correct it")
+    return value
+
+
+def _kind(value: Any) -> str:
+    kinds = {dict: "an object", list: "a list", str: "text", bool: "true or false", type(None): "null"}
+    return kinds.get(type(value), "a number")

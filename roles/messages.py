@@ -1,0 +1,61 @@
+"""The messages of a chat as a data set or an environment has them → messages whose contents are text.
+
+A content may be text, or a list of parts of type `text`, which follow one another as they are:
+
+    {"role": "user", "content": [{"type": "text", "text": "a "}, {"type": "text", "text": "b"}]}
+    {"role": "user", "content": "a b"}
+
+Standard library only: an environment's child process imports it too.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+Messages = list[dict[str, Any]]
+
+FORM = '[{"role": "user", "content": "…"}]'
+"""What a chat looks like."""
+
+
+def plain_messages(messages: Any) -> Messages:
+    """Every message with text as its content; ValueError says which one cannot be read as text, and why.
+
+    Keys that are None are left out: a table has them where another message has a value.
+    """
+    if not isinstance(messages, list) or not messages or not all(isinstance(message, dict) for message in messages):
+        raise ValueError(f"no list of messages; write {FORM}")
+    return [_plain(number, message) for number, message in enumerate(messages)]
+
+
+def _plain(number: int, message: dict[str, Any]) -> dict[str, Any]:
+    present = {key: value for key, value in message.items() if value is not None}
+    if "role" not in present or "content" not in present:
+        raise ValueError(f"a message without role or content (number {number}); write {FORM}")
+    if not isinstance(present["role"], str):
+        raise ValueError(f"a message (number {number}) with the role {present['role']!r}, which is not text")
+    content = present["content"]
+    if isinstance(content, list):
+        content = "".join(_text_of(number, part) for part in content)
+    if not isinstance(content, str):
+        kind = type(content).__name__
+        raise ValueError(
+            f"a message (number {number}) whose content is {kind}, not text or a list of parts; write {FORM}"
+        )
+    return {**present, "content": content}
+
+
+def _text_of(number: int, part: Any) -> str:
+    kind = part.get("type") if isinstance(part, dict) else None
+    if kind == "text" and isinstance(part.get("text"), str):
+        return str(part["text"])
+    told = f"of type {kind}" if kind not in (None, "text") else f"{_short(part)}"
+    raise ValueError(
+        f"a message (number {number}) with a part {told}; only text is read, as "
+        '{"type": "text", "text": "…"}: leave other parts out'
+    )
+
+
+def _short(part: Any, size: int = 80) -> str:
+    text = repr(part)
+    return text if len(text) <= size else f"{text[:size]}…"
