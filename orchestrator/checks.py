@@ -21,7 +21,7 @@ from cluster.plan import ranks_of, tensor_parallel_size
 from orchestrator.architecture_checks import check_attention, check_cpu_engine, check_weights
 from orchestrator.config import RewardTrainingConfig, RunConfig, SampledPairs
 from orchestrator.errors import ConfigError
-from orchestrator.function_checks import check_function, check_functions
+from orchestrator.function_checks import check_function, check_functions, check_sendable
 from orchestrator.model_checks import (
     ModelFacts,
     check_context,
@@ -286,5 +286,8 @@ def _questions(config: RunConfig, part: Literal["train", "heldout"], actor: Mode
     from orchestrator.prompts import read_questions
 
     if config.environment is not None:
-        return played_tasks(config, part, actor.tokenizer)
-    return read_questions(config.prompts, part, actor.tokenizer)
+        questions = played_tasks(config, part, actor.tokenizer)
+    else:
+        questions = read_questions(config.prompts, part, actor.tokenizer)
+    check_sendable(config, part, questions.columns)
+    return questions

@@ -7,12 +7,15 @@ from __future__ import annotations
 
 import ast
 import difflib
+import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from orchestrator.config import RunConfig
 from orchestrator.errors import ConfigError
 from orchestrator.needs import section_key
-from roles.config import FunctionReward
+from roles.config import FunctionReward, RemoteReward
 from roles.environment_config import FunctionEnvironment
 
 SIGNATURE = "score(prompts, responses, *, response_token_ids, finished, columns) -> list[float]"
@@ -30,6 +33,20 @@ def check_functions(config: RunConfig) -> None:
         check_function(config.evaluation.judge, "evaluation.judge")
     if config.environment is not None:
         check_environment(config.environment)
+
+
+def check_sendable(config: RunConfig, part: str, columns: Mapping[str, Sequence[Any]]) -> None:
+    """A reward over HTTP is sent all columns as JSON, which has no dates, bytes or NaN."""
+    remote = [section_key(role) for role, scorer in config.scorers.items() if isinstance(scorer, RemoteReward)]
+    for name, values in columns.items() if remote else ():
+        for row, value in enumerate(values):
+            try:
+                json.dumps(value, allow_nan=False)
+            except (TypeError, ValueError) as error:
+                raise ConfigError(
+                    f"prompts.{part}: row {row} has {type(value).__name__} in the column `{name}`, which {remote[0]} "
+                    f"(type: remote) cannot be sent as JSON: {error}; write such values as text, or remove the column"
+                ) from None
 
 
 def check_environment(config: FunctionEnvironment) -> None:

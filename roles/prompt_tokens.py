@@ -19,7 +19,7 @@ from transformers import PreTrainedTokenizerBase
 
 from roles.messages import plain_messages
 
-PROBE = "a"
+PROBE = "a b c"
 """A text that shows what a tokenizer puts around one."""
 
 SHOWN = 120

@@ -47,7 +47,7 @@ def tetrarch(*arguments: str | Path) -> Result:
     return CliRunner().invoke(cli.app, [str(argument) for argument in arguments])
 
 
-READ = SimpleNamespace(summary="prompts.train: 7 prompts")
+READ = SimpleNamespace(summary="prompts.train: 7 prompts", example="row 0 as the model reads it")
 """What the door has read."""
 
 Drive = Callable[..., list[tuple[str, tuple[Any, ...]]]]
@@ -134,7 +134,7 @@ def test_the_door_comes_before_the_driver(
     assert result.exit_code == 0, result.output
     config = load_config(file, ["ppo.epochs=2", "seed=7"])
     assert calls == [(name, (config, *rest)) for name, *rest in expected]
-    assert READ.summary in result.output
+    assert READ.summary in result.output and result.output.count(READ.example) == 1
 
 
 # Exit codes and errors

@@ -47,6 +47,7 @@ def test_a_sound_environment_passes_and_the_tasks_come_out(world: World) -> None
     assert training.columns == {"prompt": ["a b", "c"]} and training.token_ids == [[], []]
     assert heldout is not None and training.summary == "prompts.train: 2 tasks for the environment"
     assert len(check_evaluate(world.config)) == 2
+    assert training.example.startswith("prompts.train, row 0, as the model reads it:")
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from tokenizers.processors import TemplateProcessing
 
 from configs.tiny.inputs import tokenizer
 from orchestrator.config import DatasetConfig
@@ -34,7 +35,7 @@ def test_pairs_of_texts(tmp_path: Path) -> None:
         {"prompt": "what is", "chosen": " red", "rejected": " a 7"},
         {"prompt": "draw", "chosen": "x", "rejected": "y"},
     ]
-    preferences = read_pairs(dataset(tmp_path, rows), WORDS)
+    preferences = read_pairs(dataset(tmp_path, rows), WORDS).preferences
     assert texts(preferences) == ["what is red<eos>", "what is a 7<eos>", "drawx<eos>", "drawy<eos>"]
     assert preferences.groups.tolist() == [0, 0, 1, 1]
     assert preferences.comparisons().tolist() == [[0, 1], [2, 3]]
@@ -44,7 +45,28 @@ def test_pairs_of_texts(tmp_path: Path) -> None:
 
 def test_pairs_of_chats_get_the_template(tmp_path: Path) -> None:
     rows = [{"messages": [{"role": "user", "content": "hi"}], "chosen": "yes", "rejected": "no"}]
-    assert texts(read_pairs(dataset(tmp_path, rows), WORDS))[0] == "<bos><user>hi<assistant>yes<eos>"
+    pairs = read_pairs(dataset(tmp_path, rows), WORDS)
+    assert texts(pairs.preferences)[0] == "<bos><user>hi<assistant>yes<eos>"
+    assert "<bos><user>hi<assistant>yes<eos>" in pairs.example and '"chosen": "yes"' in pairs.example
+
+
+def test_a_prompt_has_one_beginning_and_a_response_one_end(tmp_path: Path) -> None:
+    """Whatever the tokenizer puts around a text, and whatever the texts hold already."""
+    adding = tokenizer()
+    special = [(token, adding.convert_tokens_to_ids(token)) for token in ("<bos>", "<eos>")]
+    adding.backend_tokenizer.post_processor = TemplateProcessing(single="<bos> $A <eos>", special_tokens=special)
+    rows = [
+        {"prompt": "what is", "chosen": " red", "rejected": " a 7<eos>"},
+        {"prompt": "<bos>draw", "chosen": "", "rejected": "<eos>"},
+    ]
+    pairs = read_pairs(dataset(tmp_path, rows), adding)
+    assert texts(pairs.preferences) == [
+        "<bos>what is red<eos>",
+        "<bos>what is a 7<eos>",
+        "<bos>draw<eos>",
+        "<bos>draw<eos>",
+    ]
+    assert "<bos>what is red<eos>" in pairs.example and "<bos> begins a text, once" in pairs.example
 
 
 @pytest.mark.parametrize(
@@ -57,6 +79,10 @@ def test_pairs_of_chats_get_the_template(tmp_path: Path) -> None:
         (
             {"messages": [{"role": "user"}], "chosen": "b", "rejected": "c"},
             r"row 1 has a message without role or content",
+        ),
+        (
+            {"messages": [{"role": "user", "content": [{"type": "image"}]}], "chosen": "b", "rejected": "c"},
+            r"row 1 has a message .number 0. with a part of type image",
         ),
     ],
 )

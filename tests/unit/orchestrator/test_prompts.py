@@ -9,7 +9,7 @@ from typing import Any
 
 import datasets
 import pytest
-from tokenizers import Tokenizer, models, pre_tokenizers
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
 from orchestrator.config import DatasetConfig, RunConfig
@@ -264,6 +264,43 @@ def test_long_prompts_lose_their_first_tokens_and_are_counted(write: Write, toke
     assert summary == "prompts.heldout: 3 prompts of 2 to 8 tokens; 2 were longer and lost their first tokens"
 
 
+# What stands at the edges (`tests/unit/roles/test_prompt_tokens.py` has the tokenizers)
+
+
+@pytest.fixture
+def adding(tokenizer: PreTrainedTokenizerFast) -> PreTrainedTokenizerFast:
+    """Puts `a` before a text and `<eos>` after it."""
+    words = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
+    special = [("a", words.token_to_id("a")), ("<eos>", words.token_to_id("<eos>"))]
+    words.post_processor = processors.TemplateProcessing(single="a $A <eos>", special_tokens=special)
+    return PreTrainedTokenizerFast(tokenizer_object=words, pad_token="<pad>", eos_token="<eos>", bos_token="a")
+
+
+def test_a_prompt_begins_once_and_never_ends(write: Write, adding: PreTrainedTokenizerFast) -> None:
+    prompts = heldout(configuration(write([{"prompt": "b"}, {"prompt": "a b"}])), adding)
+    assert prompts.token_ids == [[3, 4], [3, 4]]
+    assert prompts.texts == ["b", "a b"]
+    given = heldout(configuration(write([{"prompt_token_ids": [4, 1]}])), adding)
+    assert given.token_ids == [[4, 1]]
+
+
+def test_a_shortened_prompt_keeps_its_beginning_token(write: Write, adding: PreTrainedTokenizerFast) -> None:
+    config = configuration(write([{"prompt": "b c d e"}]), prompts={"too_long": "truncate", "max_tokens": 3})
+    assert heldout(config, adding).texts == ["a d e"]
+    config = configuration(write([{"prompt": "b c d e"}]), prompts={"too_long": "truncate", "max_tokens": 1})
+    assert heldout(config, adding).texts == ["e"]
+
+
+def test_one_row_is_shown(write: Write, adding: PreTrainedTokenizerFast) -> None:
+    rows = [{"prompt": "b " * 9}, {"prompt": "b \u202e"}]
+    config = configuration(write(rows), prompts={"too_long": "skip"})
+    lines = read_questions(config.prompts, "train", adding).example.splitlines()
+    assert lines[0] == "prompts.train, row 1, as the model reads it:", "row 0 is left out"
+    assert lines[1] == '  given: "b \ufffd"', "what could turn the terminal's lines is replaced"
+    assert lines[2:4] == ['  read:  "a b <unk>"', "         3 tokens: 3 4 2"]
+    assert lines[4] == "  rule:  a begins a text, once; <eos>, which the tokenizer puts after a text, is left out"
+
+
 # Held-out prompts
 
 
@@ -291,6 +328,10 @@ def test_heldout_prompts_are_the_first_ones_always_alike(write: Write, tokenizer
         ([{"prompt_token_ids": [3, 99]}], ["row 0 has token id 99", "0 to 31"]),
         ([{"prompt_token_ids": [-1]}], ["row 0 has token id -1"]),
         ([{"prompt_token_ids": ["a"]}], ["row 0 has no list of whole numbers"]),
+        ([{"prompt_token_ids": [True]}], ["row 0 has no list of whole numbers"]),
+        ([{"prompt": "a"}, {"prompt": "b \ud83d"}], ["row 1 has half of a surrogate pair", "in `prompt`"]),
+        ([{"messages": [{"role": "user", "content": [{"type": "image"}]}]}], ["row 0", "part of type image"]),
+        ([{"messages": [{"role": "user", "content": {"a": 1}}]}], ["row 0", "content is dict"]),
         ([], ["is empty"]),
     ],
 )

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from tokenizers.processors import TemplateProcessing
 
 from configs.tiny.inputs import tokenizer
 from orchestrator.config import PromptsConfig
@@ -69,6 +70,24 @@ def test_a_chat_goes_through_the_reward_models_template(
     assert set(rollouts.columns) == {"messages", "topic"}
     (ids,) = bridge.encode(rollouts)
     assert tokenizer().decode(ids) == f"[system] be kind|[user] hello|[assistant] hi there{end}"
+
+
+@pytest.mark.parametrize(("finished", "end"), [(True, "<eos>"), (False, "")])
+def test_a_text_has_one_beginning_and_ends_only_where_the_response_did(
+    bridge: TextBridge, tmp_path: Path, finished: bool, end: str
+) -> None:
+    """Though the reward model's tokenizer ends every text."""
+    words = bridge._tokenizer
+    special = [(token, words.convert_tokens_to_ids(token)) for token in ("<bos>", "<eos>")]
+    words.backend_tokenizer.post_processor = TemplateProcessing(single="<bos> $A <eos>", special_tokens=special)
+    (ids,) = bridge.encode(answered(questions(tmp_path, {"prompt": "draw"}), " a river", finished))
+    assert words.decode(ids) == f"<bos>draw a river{end}"
+
+
+def test_a_chat_in_parts_is_read_as_text(bridge: TextBridge, tmp_path: Path) -> None:
+    parts = [{"type": "text", "text": "hel"}, {"type": "text", "text": "lo"}]
+    rollouts = answered(questions(tmp_path, {"messages": [{"role": "user", "content": parts}]}), "hi", True)
+    assert tokenizer().decode(bridge.encode(rollouts)[0]) == "[user] hello|[assistant] hi<eos>"
 
 
 @pytest.mark.parametrize("column", [None, "prompt"])
