@@ -2,8 +2,7 @@
 
 Hidden 256, 4 layers, vocabulary 512; 32 prompts of 16 tokens; responses of exactly 64 and of exactly 256 tokens; 1 and
 4 epochs; a neural reward and a critic of the same size; float32 and bfloat16. Beside each figure: the floor (the
-arithmetic of the passes alone, at the speed that a matrix product of this model's shape reaches on this machine), and
-the nearest alternative (TRL 1.12's PPOTrainer, one process, two threads, float32, on two cores).
+arithmetic of the passes alone, at the speed that a matrix product of this model's shape reaches on this machine).
 
     .venv/bin/python tests/benchmarks/ppo_step.py [--steps 4] [--only float32/64/1]
 """
@@ -32,7 +31,8 @@ from orchestrator.prompts import PromptSource, read_questions
 from orchestrator.timing import Clock
 
 PROMPTS, PROMPT_TOKENS, VOCABULARY, HIDDEN, LAYERS = 32, 16, 512, 256, 4
-TRL_S = {(64, 1): 2.3, (64, 4): 4.8, (256, 1): 10.0, (256, 4): 21.0}
+CASES = list(itertools.product(("float32", "bfloat16"), (64, 256), (1, 4)))
+"""dtype, tokens of a response, epochs."""
 
 
 def write_models(folder: Path) -> int:
@@ -88,7 +88,7 @@ def configuration(folder: Path, dtype: str, response: int, epochs: int, steps: i
 def measure(config_data: dict[str, Any], warm_up: int = 1) -> dict[str, float]:
     """Medians over the steps after the warm-up."""
     config = validate(config_data)
-    models = resolve_models(config)
+    models = resolve_models(config, config.model_roles)
     questions = read_questions(config.prompts, "train", models.tokenizer)
     state = TrainState(PromptSource(questions, config.seed), make_controller(config.ppo.kl.controller))
     rows = []
@@ -120,26 +120,30 @@ def floor(parameters: int, rate: float, response: int, epochs: int) -> float:
     return 2 * parameters * tokens * passes / rate
 
 
+def _case(text: str) -> tuple[str, int, int]:
+    dtype, response, epochs = text.split("/")
+    return dtype, int(response), int(epochs)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--steps", type=int, default=4, help="PPO steps of each case; the first is not counted")
-    parser.add_argument("--only", default="", help="one case, as dtype/response/epochs")
+    parser.add_argument(
+        "--steps", type=int, default=4, help="PPO steps of each case, 2 or more; the first is not counted"
+    )
+    parser.add_argument("--only", type=_case, help="one case, as dtype/response/epochs")
     arguments = parser.parse_args()
     logging.disable_progress_bar()
-    print(f"{'case':>20} {'s/step':>7} {'floor':>6} {'TRL':>6} {'samples/s':>9}  phases (s)")
+    print(f"{'case':>20} {'s/step':>7} {'floor':>6} {'samples/s':>9}  phases (s)")
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         parameters = write_models(folder)
-        for dtype, response, epochs in itertools.product(("float32", "bfloat16"), (64, 256), (1, 4)):
+        for dtype, response, epochs in [arguments.only] if arguments.only else CASES:
             case = f"{dtype}/{response}/{epochs}"
-            if arguments.only not in ("", case):
-                continue
             least = floor(parameters, product_rate(getattr(torch, dtype)), response, epochs)
             figures = measure(configuration(folder, dtype, response, epochs, arguments.steps))
             whole = figures.pop("time/step_s")
             phases = " ".join(f"{key[5:-2]} {seconds:.2f}" for key, seconds in figures.items())
-            peer = TRL_S[response, epochs] if dtype == "float32" else float("nan")
-            print(f"{case:>20} {whole:7.2f} {least:6.2f} {peer:6.1f} {PROMPTS / whole:9.1f}  {phases}", flush=True)
+            print(f"{case:>20} {whole:7.2f} {least:6.2f} {PROMPTS / whole:9.1f}  {phases}", flush=True)
 
 
 if __name__ == "__main__":

@@ -226,6 +226,7 @@ def test_several_mistakes_are_one_line_each(file: Path) -> None:
         (["rollout.min_response_tokens=17"], ["rollout.min_response_tokens=17", "max_response_tokens=16"]),
         (["rollout.min_response_tokens=4"], ["rollout.min_response_tokens=4 forbids EOS", "type: truncated"]),
         (["rollout.top_p=0.9"], ["rollout.top_p=0.9", "type: truncated"]),
+        (["rollout.top_k=5", "ppo.policy.importance={type: reject}"], ["top_k=5", "type: truncated"]),
         (["critic.warmup.max_steps=10"], ["critic.warmup.max_steps=10", "steps=10"]),
         (["actor.optimizer.schedule.warmup_steps=40"], ["actor.optimizer.schedule.warmup_steps=40", "40 optimizer"]),
         (

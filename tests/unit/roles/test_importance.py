@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
+from torch import Tensor
 
 from roles.importance import IMPORTANCE, icepop, rejected_sequences, truncated_importance
 from roles.loss_config import PolicyLossConfig
@@ -36,3 +39,24 @@ def test_every_correction_has_a_variant_and_no_gradient(kind: str) -> None:
     assert weight.shape == OLD.shape and not weight.requires_grad
     same = IMPORTANCE[kind](OLD, OLD, ROWS, **config.model_dump(exclude={"type"}))
     assert same.tolist() == [1.0] * 5
+
+
+@pytest.mark.parametrize(
+    "truncate",
+    [
+        pytest.param(lambda logits: logits.index_fill(-1, torch.tensor([0]), -torch.inf), id="EOS forbidden"),
+        pytest.param(
+            lambda logits: logits.masked_fill(logits < logits.topk(3).values[..., -1:], -torch.inf), id="top-k"
+        ),
+    ],
+)
+def test_weights_turn_a_truncated_distribution_into_the_actors(truncate: Callable[[Tensor], Tensor]) -> None:
+    """Of the tokens that can be sampled: each weighs what of the actor's probability the truncation has left."""
+    logits = torch.randn(6, 7, generator=torch.Generator().manual_seed(1), dtype=torch.double)
+    old, sampled = logits.log_softmax(-1), truncate(logits).log_softmax(-1)
+    kept = sampled > -torch.inf
+    rows = torch.arange(6)[:, None].expand(6, 7)[kept]
+    weight = truncated_importance(old[kept], sampled[kept], rows, cap=2.0)
+    left = (old.exp() * kept).sum(-1, keepdim=True).expand(6, 7)[kept]
+    assert torch.allclose(weight, left)
+    assert torch.allclose(weight * sampled.exp()[kept], old.exp()[kept]), "the mean over samples is the actor's"
