@@ -134,7 +134,7 @@ def _sampling_rules(config: RunConfig) -> Iterator[str]:
     if rollout.min_response_tokens and unweighted:
         yield (
             f"rollout.min_response_tokens={rollout.min_response_tokens} forbids EOS before so many tokens, which "
-            "samples another distribution than the actor's; set ppo.policy.importance: {type: truncated}, which weights "
+            "samples another distribution than the actor's; set ppo.policy.importance: {type: truncated} to weight "
             "each token by the ratio of the two, or min_response_tokens: 0"
         )
     if (rollout.top_p < 1 or rollout.top_k > 0) and unweighted:

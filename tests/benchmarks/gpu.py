@@ -1,6 +1,6 @@
 """What a card reaches, beside what it could: generation against plain vLLM, the update against plain PyTorch.
 
-    .venv/bin/python -m tests.benchmarks.gpu generate|update [FOLDER] [--shape 1b]
+    .venv/bin/python -m tests.benchmarks.gpu generate|update [FOLDER] [--shape 1b] [--rows N] [--tokens N]
 
 Random models of tests/gpu/models.py (made in FOLDER, a temporary one otherwise), bfloat16, one card.
 
@@ -8,6 +8,8 @@ generate: 256 prompts of 16 tokens, 512 response tokens each, through `RolloutEn
 inside it, asked for no log-probabilities: tokens a second.
 update: 64 samples of 768 to 1024 tokens, one optimizer step with checkpointing, by the actor under ZeRO-3 and by a
 plain loop over the same module (flash attention, the head in blocks, fused AdamW on bfloat16 weights): seconds, MFU.
+
+`--device cpu` is for the tests: the same steps in small, whose figures say nothing.
 
 The push and the phases of a whole step are in the metrics of tests/gpu/test_loop.py's runs.
 """
@@ -19,18 +21,22 @@ import json
 import tempfile
 import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
 from cluster.accelerators import card_called
 from tests.gpu import models
 
-PROMPTS, PROMPT_TOKENS, RESPONSE_TOKENS = 256, 16, 512
-MICRO_BATCH_TOKENS = 16384
+if TYPE_CHECKING:
+    from roles.batch import Rollouts
+
+PROMPT_TOKENS, MICRO_BATCH_TOKENS = 16, 16384
+USUAL = {"generate": (256, 512), "update": (64, 1024)}
+"""Rows, and tokens of a response (generate) or of a row at most (update)."""
 
 
-def generate(folder: Path) -> dict[str, Any]:
+def generate(folder: Path, rows: int, tokens: int, device: Literal["cpu", "cuda"]) -> dict[str, Any]:
     """Tokens a second of both."""
     from vllm import SamplingParams
     from vllm.sampling_params import RequestOutputKind
@@ -40,28 +46,28 @@ def generate(folder: Path) -> dict[str, Any]:
     from roles.rollout import RolloutEngine, RolloutSetup
 
     config = RolloutConfig(
-        prompts_per_step=PROMPTS,
-        max_response_tokens=RESPONSE_TOKENS,
-        engine=EngineConfig(gpu_memory_utilization=0.5, max_sequences=PROMPTS),
+        prompts_per_step=rows,
+        max_response_tokens=tokens,
+        engine=EngineConfig(gpu_memory_utilization=0.5, max_sequences=rows),
     )
     setup = RolloutSetup(
         model_path=str(folder / "policy"),
-        device="cuda",
+        device=device,
         dtype="bfloat16",
         seed=0,
         rollout=config,
-        max_model_tokens=PROMPT_TOKENS + RESPONSE_TOKENS,
+        max_model_tokens=PROMPT_TOKENS + tokens,
         pad_token_id=models.PAD,
         stop_token_ids=(),
-        backend="ipc",
+        backend="ipc" if device == "cuda" else "gloo",
     )
     engine = RolloutEngine(setup)
     draw = torch.Generator().manual_seed(0)
-    tokens = torch.randint(3, models.VOCABULARY, (PROMPTS, PROMPT_TOKENS), generator=draw).tolist()
-    seeds = list(range(PROMPTS))
-    prompts = Prompts(tokens, ["p"] * PROMPTS, {}, seeds, seeds)
+    asked = torch.randint(3, models.VOCABULARY, (rows, PROMPT_TOKENS), generator=draw).tolist()
+    seeds = list(range(rows))
+    prompts = Prompts(asked, ["p"] * rows, {}, seeds, seeds)
     plain = SamplingParams(
-        max_tokens=RESPONSE_TOKENS, ignore_eos=True, detokenize=False, output_kind=RequestOutputKind.FINAL_ONLY
+        max_tokens=tokens, ignore_eos=True, detokenize=False, output_kind=RequestOutputKind.FINAL_ONLY
     )
     ours, theirs = [], []
     for number in range(3):
@@ -70,41 +76,45 @@ def generate(folder: Path) -> dict[str, Any]:
         ours.append(int(rollouts.response_mask.sum()) / (time.perf_counter() - began))
         engine._engine.reset_prefix_cache()
         began = time.perf_counter()
-        for row, prompt in enumerate(tokens):
+        for row, prompt in enumerate(asked):
             engine._engine.add_request(f"plain-{number}-{row}", {"prompt_token_ids": prompt}, plain)
         while engine._engine.has_unfinished_requests():
             engine._engine.step()
-        theirs.append(PROMPTS * RESPONSE_TOKENS / (time.perf_counter() - began))
+        theirs.append(rows * tokens / (time.perf_counter() - began))
         engine._engine.reset_prefix_cache()
     return {"tokens_per_s": max(ours), "plain_vllm_tokens_per_s": max(theirs), "share": max(ours) / max(theirs)}
 
 
-def update(folder: Path) -> dict[str, Any]:
+def update(folder: Path, rows: int, tokens: int, device: Literal["cpu", "cuda"]) -> dict[str, Any]:
     """Seconds and MFU of both."""
     from tests.gpu import rank
 
-    spec = {"gradient_checkpointing": True, "micro_batch_tokens": MICRO_BATCH_TOKENS}
-    done = rank.run(folder, {**spec, "rows": 64, "tokens": 1024, "repeat": 3})
-    seconds = {"actor": done["update"]["seconds"], "plain": _plain_update(folder)}
-    known = card_called(torch.cuda.get_device_name())
+    spec = {"gradient_checkpointing": True, "micro_batch_tokens": MICRO_BATCH_TOKENS, "device": device}
+    done = rank.run(folder, {**spec, "rows": rows, "tokens": tokens, "repeat": 3})
+    plain = _plain_update(folder, rank.rollouts_of(rows, tokens), torch.device(device))
+    seconds = {"actor": done["update"]["seconds"], "plain": plain}
+    known = card_called(_name(device))
     peak = 1e12 * known.tflops if known else float("nan")
     work = 6 * done["parameters"] * done["tokens"] / peak
     return {"seconds": seconds, "mfu": {name: work / value for name, value in seconds.items()}, "ours": done["update"]}
 
 
-def _plain_update(folder: Path) -> float:
+def _name(device: str) -> str:
+    return torch.cuda.get_device_name() if device == "cuda" else "no card"
+
+
+def _plain_update(folder: Path, batch: Rollouts, device: torch.device) -> float:
     from roles.micro_batch import MicroBatch
     from roles.models import PolicyModel
     from roles.packing import micro_batches
-    from tests.gpu.rank import rollouts_of
+    from tests.gpu.rank import wait_for_the_card
 
-    device, batch = torch.device("cuda"), rollouts_of(64, 1024)
     model = PolicyModel.load(folder / "policy", dtype=torch.bfloat16, gradient_checkpointing=True).to(device).train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5, fused=True)
     bins = micro_batches(batch.lengths.tolist(), MICRO_BATCH_TOKENS)
     best = float("inf")
     for _ in range(3):
-        torch.cuda.synchronize()
+        wait_for_the_card()
         began = time.perf_counter()
         for rows in bins:
             micro = MicroBatch.of(batch, rows, device)
@@ -114,7 +124,7 @@ def _plain_update(folder: Path) -> float:
             logprobs.mean().backward()
         optimizer.step()
         optimizer.zero_grad()
-        torch.cuda.synchronize()
+        wait_for_the_card()
         best = min(best, time.perf_counter() - began)
     return best
 
@@ -124,11 +134,16 @@ def main() -> None:
     parser.add_argument("what", choices=["generate", "update"])
     parser.add_argument("folder", nargs="?", type=Path)
     parser.add_argument("--shape", choices=sorted(models.SHAPES), default="1b")
+    parser.add_argument("--rows", type=int, help="256 prompts, or 64 samples")
+    parser.add_argument("--tokens", type=int, help="512 of a response, or 1024 of a sample at most")
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cuda")
     arguments = parser.parse_args()
     root = arguments.folder or Path(tempfile.mkdtemp())
-    folder = models.write(root / arguments.shape, arguments.shape)
-    result = {"generate": generate, "update": update}[arguments.what](folder)
-    print("RESULT", json.dumps({"card": torch.cuda.get_device_name(), **result}), flush=True)
+    folder = models.write(root / arguments.shape, arguments.shape, arguments.device)
+    rows, tokens = USUAL[arguments.what]
+    measure = {"generate": generate, "update": update}[arguments.what]
+    result = measure(folder, arguments.rows or rows, arguments.tokens or tokens, arguments.device)
+    print("RESULT", json.dumps({"card": _name(arguments.device), **result}), flush=True)
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ answers for the reference too; otherwise that has a process of its own, which is
 from __future__ import annotations
 
 import argparse
+import json
 import resource
 import tempfile
 import time
@@ -29,11 +30,11 @@ from tests.integration.ranks import Ranks
 ROWS, PROMPT, LENGTH = 4, 32, 128
 
 
-def rollouts() -> Rollouts:
-    """Random tokens."""
+def rollouts(vocabulary: int = 1000) -> Rollouts:
+    """Random tokens below `vocabulary`."""
     mask = (torch.arange(LENGTH) >= PROMPT).expand(ROWS, LENGTH).contiguous()
     return Rollouts(
-        token_ids=torch.randint(10, 1000, mask.shape, generator=torch.Generator().manual_seed(0)),
+        token_ids=torch.randint(10, vocabulary, mask.shape, generator=torch.Generator().manual_seed(0)),
         lengths=torch.full((ROWS,), LENGTH),
         response_mask=mask,
         rollout_logprobs=torch.zeros(mask.shape),
@@ -51,12 +52,17 @@ def peak_gib() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 2**30
 
 
+def tokens_of(setup: EngineSetup) -> int:
+    """How many of its tokens are drawn from."""
+    return min(1000, int(json.loads((Path(setup.model_path) / "config.json").read_text())["vocab_size"]))
+
+
 def trained(setup: EngineSetup, folder: str) -> tuple[float, float, int]:
     """Peak GiB, seconds of an update, bytes of the checkpoint."""
     from roles.actor import Actor
 
     torch.set_num_threads(2)
-    actor, batch = Actor(setup, PolicyLossConfig(), 1.0), rollouts()
+    actor, batch = Actor(setup, PolicyLossConfig(), 1.0), rollouts(tokens_of(setup))
     old = actor.logprobs(batch)
     if setup.lora:
         actor.reference_logprobs(batch)
@@ -78,7 +84,7 @@ def frozen(setup: EngineSetup) -> float:
     from roles.reference import Reference
 
     torch.set_num_threads(2)
-    Reference(setup, 1.0).reference_logprobs(rollouts())
+    Reference(setup, 1.0).reference_logprobs(rollouts(tokens_of(setup)))
     return peak_gib()
 
 

@@ -26,6 +26,7 @@ class Shape:
 
 
 SHAPES = {
+    "tiny": Shape(64, 128, 2, 2, 1),  # for a look at what runs, not at figures
     "135m": Shape(576, 1536, 30, 9, 3),  # SmolLM2-135M
     "1b": Shape(2048, 8192, 16, 32, 8),  # Llama-3.2-1B, with fewer words
     "7b": Shape(4096, 11008, 32, 32, 32),  # Llama-2-7B

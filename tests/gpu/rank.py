@@ -78,18 +78,25 @@ def rollouts_of(rows: int, tokens: int) -> Rollouts:
     )
 
 
+def wait_for_the_card() -> None:
+    """Until it has done all that it was asked."""
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+
+
 class Measured:
-    """Calls, with their seconds and memory."""
+    """Calls, with their seconds and the card's memory (0 without a card)."""
 
     def __init__(self) -> None:
         self.out: dict[str, Any] = {}
 
     def __call__(self, name: str, call: Callable[[], T]) -> T:
-        torch.cuda.synchronize()
-        torch.cuda.reset_peak_memory_stats()
+        wait_for_the_card()
+        if torch.cuda.is_available():
+            torch.cuda.reset_peak_memory_stats()
         began = time.perf_counter()
         value = call()
-        torch.cuda.synchronize()
+        wait_for_the_card()
         self.out[name] = {
             "seconds": time.perf_counter() - began,
             "allocated": torch.cuda.memory_allocated() / GIB,

@@ -1,9 +1,157 @@
-"""The benchmarks' inputs are still what the roles take; their figures are nobody's test."""
+"""Every benchmark runs, in small and on the wiring tests' stage (plain objects for groups, engines and DeepSpeed): that
+its inputs are still what the program takes. Its figures are nobody's test."""
 
 from __future__ import annotations
 
-from tests.benchmarks.lora import ROWS, rollouts
+import json
+import queue
+import re
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from configs.tiny.inputs import model_config, tokenizer
+from tests.benchmarks import gpu, long_context, lora, ppo_step
+from tests.unit.wiring.stage import FakeLLM, PlainDeepSpeed, Seen, stage
+
+FOLDER = Path(ppo_step.__file__).parent
 
 
-def test_the_rollouts_of_the_lora_benchmark_are_whole() -> None:
-    assert len(rollouts()) == ROWS
+@pytest.fixture
+def shown(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Callable[..., list[list[str]]]:
+    """Runs a benchmark's command line; the words of each line that it prints."""
+
+    def run(module: Any, *arguments: object) -> list[list[str]]:
+        threads = torch.get_num_threads()
+        monkeypatch.setattr(sys, "argv", [module.__file__, *map(str, arguments)])
+        try:
+            module.main()
+        finally:
+            torch.set_num_threads(threads)
+        return [line.split() for line in capfd.readouterr().out.splitlines()]
+
+    return run
+
+
+def numbers(words: list[str]) -> list[float]:
+    return [float(word) for word in words if re.fullmatch(r"-?\d+(\.\d+)?", word)]
+
+
+def test_the_benchmark_of_a_ppo_step(shown: Callable[..., list[list[str]]]) -> None:
+    with alone() as seen:
+        heading, *_, row = shown(ppo_step, "--only", "float32/3/2", "--steps", 2)
+    assert heading == ["case", "s/step", "floor", "samples/s", "phases", "(s)"]
+    assert row[0] == "float32/3/2" and {"generate", "score", "update", "push"} <= set(row)
+    assert all(number >= 0 for number in numbers(row)) and len(numbers(row)) >= 7
+    batches = seen.llms[0].batches
+    assert [len(batch) for batch in batches] == [ppo_step.PROMPTS] * 2
+    assert {(answer.params.min_tokens, answer.params.max_tokens) for batch in batches for answer in batch} == {(3, 3)}
+
+
+def test_every_case_of_the_ppo_step_is_a_sound_configuration(tmp_path: Path) -> None:
+    for case in ppo_step.CASES:
+        config = ppo_step.validate(ppo_step.configuration(tmp_path, *case, steps=4))
+        assert (config.dtype, config.rollout.max_response_tokens, config.ppo.epochs) == case
+
+
+def test_the_benchmark_of_long_contexts(shown: Callable[..., list[list[str]]], monkeypatch: pytest.MonkeyPatch) -> None:
+    class Inline:
+        exitcode = 0
+
+        def __init__(self, target: Callable[..., None], args: tuple[Any, ...]) -> None:
+            self.start = lambda: target(*args)
+
+        def join(self) -> None: ...
+
+    context = SimpleNamespace(Queue=queue.Queue, Process=Inline)
+    monkeypatch.setattr(long_context.multiprocessing, "get_context", lambda method: context)
+    _, *rows = shown(long_context, "--tokens", 32, "--vocabulary", 128)
+    assert [row[:2] for row in rows] == [
+        [dtype, way] for dtype in ("float32", "bfloat16") for way in ("whole", "blocks")
+    ]
+    assert all(len(numbers(row)) == 4 for row in rows)
+
+
+@pytest.fixture
+def tiny(tmp_path: Path) -> Path:
+    """A policy of 0.1 million parameters."""
+    from transformers import LlamaForCausalLM
+
+    words = tokenizer()
+    for part in (LlamaForCausalLM(model_config(words)), words):
+        part.save_pretrained(tmp_path / "policy")
+    return tmp_path / "policy"
+
+
+def test_the_benchmark_of_lora(
+    shown: Callable[..., list[list[str]]], monkeypatch: pytest.MonkeyPatch, tiny: Path
+) -> None:
+    class Here:
+        def __init__(self, size: int) -> None:
+            assert size == 1
+
+        def call(self, function: Callable[..., Any], *arguments: Any) -> list[Any]:
+            return [function(*arguments)]
+
+        def close(self) -> None: ...
+
+    monkeypatch.setattr(lora, "Ranks", Here)
+    monkeypatch.setattr(lora.processes, "DEADLINE_S", lora.processes.DEADLINE_S)
+    saved = lambda self, folder: (Path(folder) / "state").write_bytes(b"1")  # noqa: E731
+    monkeypatch.setattr("roles.engine.Engine.save_state", saved)
+    with alone():
+        rows = shown(lora, tiny, "--rank", 2)
+    assert [" ".join(row).split(":")[0] for row in rows] == ["all weights", "LoRA 2", "reference"]
+    assert all(numbers(row[row.index("peak") :])[0] > 0 for row in rows)
+
+
+def whole(**arguments: Any) -> tuple[Any, ...]:
+    """A rank alone under stage 3, which has nothing to shard: `Engine` asks DeepSpeed's optimizer for a little more."""
+    alone = PlainDeepSpeed(**arguments)
+    alone.optimizer = alone.optimizer or SimpleNamespace()
+    alone.optimizer.empty_partition_cache = lambda: None
+    return alone, None, None, None
+
+
+@contextmanager
+def alone() -> Iterator[Seen]:
+    """The stage for a rank without Ray."""
+    with stage() as seen, pytest.MonkeyPatch.context() as patched:
+        patched.setattr(PlainDeepSpeed, "initialize", whole)
+        patched.setattr("roles.engine.gather_by_layer", lambda module: None)
+        patched.setattr(torch.distributed, "broadcast_object_list", lambda *arguments, **options: None)
+        patched.setattr(FakeLLM, "reset_prefix_cache", lambda llm: True, raising=False)
+        yield seen
+
+
+@pytest.mark.parametrize(("what", "tokens"), [("generate", 3), ("update", 8)])
+def test_the_benchmark_of_a_card(
+    what: str,
+    tokens: int,
+    shown: Callable[..., list[list[str]]],
+    tmp_path: Path,
+) -> None:
+    """On the processor; what only a card can show is measured by `make bench-gpu`."""
+    size = ["--rows", 4, "--tokens", tokens, "--shape", "tiny", "--device", "cpu"]
+    with alone():
+        *_, last = shown(gpu, what, tmp_path, *size)
+    assert last[0] == "RESULT"
+    result = json.loads(" ".join(last[1:]))
+    assert result["card"] == "no card"
+    found = (
+        [result["tokens_per_s"], result["plain_vllm_tokens_per_s"]]
+        if what == "generate"
+        else result["seconds"].values()
+    )
+    assert all(value > 0 for value in found)
+
+
+def test_no_benchmark_is_left_out() -> None:
+    run = {Path(module.__file__).name for module in (gpu, long_context, lora, ppo_step)}
+    assert {file.name for file in FOLDER.glob("*.py")} == run
