@@ -234,6 +234,36 @@ FAULTS = (
         "tests/unit/roles/test_importance.py",
     ),
     Fault(
+        "prompts end with what the tokenizer puts there",
+        "roles/prompt_tokens.py",
+        "tokenizer(list(texts), add_special_tokens=False)",
+        "tokenizer(list(texts))",
+        "tests/unit/roles/test_prompt_tokens.py",
+    ),
+    Fault(
+        "BOS twice",
+        "roles/prompt_tokens.py",
+        "[ids if _begins(ids, before, tokenizer) else before + ids for ids in found]",
+        "[before + ids for ids in found]",
+        "tests/unit/roles/test_prompt_tokens.py",
+    ),
+    Fault(
+        "a pair's response ends twice",
+        "orchestrator/pairs.py",
+        "[list(ids) if list(ids[-1:]) == [eos] else [*ids, eos] for ids in found]",
+        "[[*ids, eos] for ids in found]",
+        "tests/unit/orchestrator/test_pairs.py",
+    ),
+    Fault(
+        "columns have types",
+        "orchestrator/sources.py",
+        '    rows = read_csv(path) if path.suffix == ".csv" else read_json(path)\n',
+        '    if path.suffix == ".jsonl":\n'
+        '        return _typed(datasets.load_dataset("json", data_files={"train": str(path)}, split=split))\n'
+        '    rows = read_csv(path) if path.suffix == ".csv" else read_json(path)\n',
+        "tests/unit/orchestrator/test_scored_columns.py",
+    ),
+    Fault(
         "entropy is punished",
         "roles/actor.py",
         "loss = loss - config.entropy_coefficient",
