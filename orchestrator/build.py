@@ -33,6 +33,7 @@ from roles.config import (
 )
 from roles.conversion import resolve_model
 from roles.critic import Critic
+from roles.early_end import EarlyEnd
 from roles.engine import EngineSetup
 from roles.reference import FrozenPolicy, Reference
 from roles.reward import PolicyText, RewardModel, Scorer
@@ -90,7 +91,8 @@ class Builder:
         setup = replace(setup, ema_decay=config.actor.ema_decay)
         kl = config.ppo.kl
         extra = LossExtra(config.rollout.max_response_tokens, kl.estimator if kl.where == "loss" else None)
-        return self.start("actor", Actor, (setup, config.ppo.policy, config.rollout.temperature, extra))
+        early = self._early_end(models)
+        return self.start("actor", Actor, (setup, config.ppo.policy, config.rollout.temperature, extra, early))
 
     def critic(self, models: Models) -> RoleGroup[Critic]:
         """The value model."""
@@ -104,7 +106,13 @@ class Builder:
         """The frozen policy, where it has ranks of its own, or those of an actor that is not started."""
         config = self._config
         setup = self.engine_setup(config.reference_role, models.reference, config.reference)
-        return self.start(config.reference_role, Reference, (setup, config.rollout.temperature))
+        early = self._early_end(models)
+        return self.start(config.reference_role, Reference, (setup, config.rollout.temperature, early))
+
+    def _early_end(self, models: Models) -> EarlyEnd:
+        """Where the engines cannot end a response."""
+        tokens = stop_token_ids(models.actor, models.tokenizer.eos_token_id)
+        return EarlyEnd(tokens, self._config.rollout.min_response_tokens)
 
     def reward(self, models: Models) -> Reward:
         """Whoever scores responses."""

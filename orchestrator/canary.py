@@ -88,10 +88,10 @@ def unexplained_gap(rollouts: Rollouts | Scored, logprobs: Tensor, how: RolloutC
     """|engine's - actor's| log-probability of every generated token, flat float32, less what truncated sampling adds.
 
     The engine's are those of the distribution that was sampled. Leaving tokens out raises the others by log(1/kept),
-    which is at most log(1/top_p); what top_k and forbidden EOS tokens leave is not known, only that it raises.
+    which is at most log(1/top_p); what top_k leaves is not known, only that it raises.
     """
     difference = (rollouts.rollout_logprobs - logprobs)[rollouts.response_mask]
-    most = math.inf if how.top_k or how.min_response_tokens else -math.log(how.top_p)
+    most = math.inf if how.top_k else -math.log(how.top_p)
     return (difference - torch.clamp(difference, 0.0, most)).abs()
 
 

@@ -131,21 +131,10 @@ def _sampling_rules(config: RunConfig) -> Iterator[str]:
             f"{rollout.max_response_tokens}; lower it"
         )
     unweighted = config.ppo.policy.importance.type in ("none", "reject")  # neither weights single tokens
-    if rollout.min_response_tokens and unweighted:
-        yield (
-            f"rollout.min_response_tokens={rollout.min_response_tokens} forbids EOS before so many tokens, which "
-            "samples another distribution than the actor's; set ppo.policy.importance: {type: truncated} to weight "
-            "each token by the ratio of the two, or min_response_tokens: 0"
-        )
     if (rollout.top_p < 1 or rollout.top_k > 0) and unweighted:
         yield (
             f"rollout.top_p={rollout.top_p}, top_k={rollout.top_k} sample another distribution than the actor's; set "
             "ppo.policy.importance: {type: truncated}, or top_p: 1 and top_k: 0"
-        )
-    if rollout.min_response_tokens and config.ppo.policy.importance.type == "none":
-        yield (
-            f"rollout.min_response_tokens={rollout.min_response_tokens} forbids EOS for so long, which is another "
-            "distribution than the actor's; set ppo.policy.importance: {type: truncated}, or min_response_tokens: 0"
         )
 
 

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from roles.batch import Experience, Rollouts
+from roles.early_end import ANY_TIME, EarlyEnd
 from roles.engine import Engine, EngineSetup
 from roles.importance import IMPORTANCE
 from roles.lora import adapters_off
@@ -62,16 +63,23 @@ class Actor:
     """One rank of the policy."""
 
     def __init__(
-        self, setup: EngineSetup, loss: PolicyLossConfig, temperature: float, extra: LossExtra | None = None
+        self,
+        setup: EngineSetup,
+        loss: PolicyLossConfig,
+        temperature: float,
+        extra: LossExtra | None = None,
+        early_end: EarlyEnd = ANY_TIME,
     ) -> None:
         self._loss = loss
+        self._early_end = early_end
         self._extra = extra or LossExtra()
         self._temperature = temperature
         self._engine = Engine(setup, lambda: load_policy(setup))
         self._pusher: WeightPusher | None = None
 
     def logprobs(self, rollouts: Rollouts) -> Tensor:
-        """float32 `[batch, time]`: log-probability of each generated token, at the rollouts' temperature."""
+        """float32 `[batch, time]`: log-probability of each generated token in the distribution that was sampled: at its
+        temperature, without the tokens that it forbids."""
         return per_token(self._engine, rollouts, lambda micro: self._forward(micro)[0])
 
     def reference_logprobs(self, rollouts: Rollouts) -> Tensor:
@@ -149,6 +157,7 @@ class Actor:
             labels=micro.labels,
             temperature=self._temperature,
             with_entropy=with_entropy,
+            forbidden=self._early_end.forbidden(micro.places),
         )
         return answer
 

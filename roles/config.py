@@ -298,8 +298,8 @@ class RolloutConfig(Section):
     max_response_tokens: int = Field(ge=1)
     """A response that has not ended after so many tokens is cut (*truncated*)."""
     min_response_tokens: int = Field(default=0, ge=0)
-    """EOS is forbidden before so many tokens. That is another distribution than the actor's: as with `top_p`,
-    there must be a `ppo.policy.importance`. Benchmarks set it to the maximum."""
+    """EOS is forbidden before so many tokens (benchmarks set it to the maximum), also in old, new and reference
+    log-probabilities and the entropy: all are of the distribution without it."""
     temperature: float = Field(default=1.0, ge=0.01, le=100)
     """Also divides the logits of old, new and reference log-probabilities alike. vLLM raises what is below 0.01."""
     top_p: float = Field(default=1.0, gt=0, le=1)

@@ -17,6 +17,7 @@ from torch.nn import functional as F
 from transformers import PreTrainedModel
 from transformers.modeling_outputs import MoeModelOutputWithPast
 
+from roles.early_end import Forbidden
 from roles.losses import finite_logprobs
 
 BLOCK, CARD_BLOCK = 1 << 22, 1 << 25
@@ -34,13 +35,23 @@ class ScoringHead(nn.Module):
         self.weight = linear.weight
         self.bias = linear.bias
 
-    def forward(self, hidden: Tensor, labels: Tensor, temperature: float, with_entropy: bool) -> tuple[Tensor, Tensor]:
+    def forward(
+        self,
+        hidden: Tensor,
+        labels: Tensor,
+        temperature: float,
+        with_entropy: bool,
+        forbidden: Forbidden | None = None,
+    ) -> tuple[Tensor, Tensor]:
         """Log-probability of `labels` (int64 `[n]`) after `hidden` `[n, width]`, and the entropy there.
 
-        Both are float32 `[n]` of softmax(logits / temperature); without `with_entropy` the second is all 0. Logits have
-        the weight's dtype, as the linear layer would give them, and are widened block by block.
+        Both are float32 `[n]` of softmax(logits / temperature) without the tokens that are `forbidden`; without
+        `with_entropy` the second is all 0. Logits have the weight's dtype, as the linear layer would give them, and are
+        widened block by block.
         """
-        out: tuple[Tensor, Tensor] = _Scores.apply(hidden, self.weight, self.bias, labels, temperature, with_entropy)
+        out: tuple[Tensor, Tensor] = _Scores.apply(
+            hidden, self.weight, self.bias, labels, temperature, with_entropy, forbidden
+        )
         return out
 
 
@@ -54,15 +65,16 @@ class _Scores(torch.autograd.Function):
         labels: Tensor,
         temperature: float,
         with_entropy: bool,
+        forbidden: Forbidden | None = None,
     ) -> tuple[Tensor, Tensor]:
         ctx.set_materialize_grads(False)
-        ctx.temperature = temperature
+        ctx.temperature, ctx.forbidden = temperature, forbidden
         wide = torch.promote_types(hidden.dtype, torch.float32)
         picked = torch.zeros(len(hidden), dtype=wide, device=hidden.device)
         largest = torch.full_like(picked, torch.finfo(wide).min)
         total, weighted = torch.zeros_like(picked), torch.zeros_like(picked)  # Σ eᶻ and Σ eᶻ·z of z = logit - largest
         for columns in _blocks(hidden, weight):
-            scaled = _logits(hidden, weight, bias, columns, temperature)
+            scaled = _logits(hidden, weight, bias, columns, temperature, forbidden)
             inside, here = _labels_in(columns, labels)
             picked += torch.where(inside, scaled.gather(-1, here[:, None])[:, 0], 0)
             risen = torch.maximum(largest, scaled.amax(-1))
@@ -92,12 +104,15 @@ class _Scores(torch.autograd.Function):
         to_bias = torch.empty_like(bias) if wanted_bias else None
         gain = torch.zeros_like(normaliser) if for_logprobs is None else for_logprobs / ctx.temperature
         for columns in _blocks(hidden, weight):
-            logprobs = _logits(hidden, weight, bias, columns, ctx.temperature).sub_(normaliser[:, None])
-            factor = -gain[:, None]
-            if for_entropy is not None:
-                finite_logprobs(logprobs)
-                factor = factor - (logprobs + entropy[:, None]) * (for_entropy / ctx.temperature)[:, None]
-            slope = logprobs.exp_().mul_(factor)
+            logits = _logits(hidden, weight, bias, columns, ctx.temperature, ctx.forbidden)
+            logprobs = logits.sub_(normaliser[:, None])
+            if for_entropy is None:
+                slope = logprobs.exp_().mul_(-gain[:, None])
+            else:
+                powers = finite_logprobs(logprobs).exp()
+                # First p_j · (…), which is 0 where p_j is: the least finite number times anything may be infinite.
+                slope = logprobs.add_(entropy[:, None]).mul_(powers).mul_(-(for_entropy / ctx.temperature)[:, None])
+                slope -= powers.mul_(gain[:, None])
             inside, here = _labels_in(columns, labels)
             slope.scatter_add_(-1, here[:, None], torch.where(inside, gain, 0)[:, None])
             narrow = slope.to(weight.dtype)
@@ -107,7 +122,7 @@ class _Scores(torch.autograd.Function):
                 torch.mm(narrow.T, hidden, out=to_weight[columns])
             if to_bias is not None:
                 to_bias[columns] = slope.sum(0).to(bias.dtype)
-        return None if to_hidden is None else to_hidden.to(hidden.dtype), to_weight, to_bias, None, None, None
+        return None if to_hidden is None else to_hidden.to(hidden.dtype), to_weight, to_bias, *[None] * 4
 
 
 def _blocks(hidden: Tensor, weight: Tensor) -> list[slice]:
@@ -117,10 +132,18 @@ def _blocks(hidden: Tensor, weight: Tensor) -> list[slice]:
     return [slice(first, min(first + width, len(weight))) for first in range(0, len(weight), width)]
 
 
-def _logits(hidden: Tensor, weight: Tensor, bias: Tensor | None, columns: slice, temperature: float) -> Tensor:
-    """`[n, columns]` at the temperature, at least float32, in memory of their own."""
+def _logits(
+    hidden: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    columns: slice,
+    temperature: float,
+    forbidden: Forbidden | None,
+) -> Tensor:
+    """`[n, columns]` at the temperature, at least float32, in memory of their own; -inf where a token is forbidden."""
     logits = F.linear(hidden, weight[columns], None if bias is None else bias[columns])
-    return logits.to(torch.promote_types(logits.dtype, torch.float32)).div_(temperature)
+    scaled = logits.to(torch.promote_types(logits.dtype, torch.float32)).div_(temperature)
+    return forbidden.drop(scaled, columns.start) if forbidden else scaled
 
 
 def _labels_in(columns: slice, labels: Tensor) -> tuple[Tensor, Tensor]:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from roles.batch import Experience
+from roles.early_end import places_in_responses
 from roles.engine import Engine, Work
 from roles.errors import LossNotFinite, RoleError
 from roles.loss_config import LossMean
@@ -48,6 +49,8 @@ class MicroBatch:
     """int64 `[n]`: the scored tokens."""
     sequences: Tensor
     """int64 `[n]`: which of the rows each of them is in."""
+    places: Tensor
+    """int64 `[n]`: how many tokens of its response come before each of them."""
 
     @classmethod
     def of(cls, batch: TokenRows, rows: Sequence[int], device: torch.device) -> MicroBatch:
@@ -55,10 +58,12 @@ class MicroBatch:
         if not rows:
             first = torch.zeros(1, dtype=torch.long)
             packed, first = pack(torch.zeros(1, 2, dtype=torch.long), first + 2).to(device), first.to(device)
-            return cls(packed, first, first, first)
+            late = torch.full_like(first, torch.iinfo(torch.long).max)  # whatever it is, it may stand there
+            return cls(packed, first, first, first, late)
         index = torch.as_tensor(rows)
         lengths = batch.lengths[index]
-        row, column = batch.response_mask[index].nonzero(as_tuple=True)
+        mask = batch.response_mask[index]
+        row, column = mask.nonzero(as_tuple=True)
         if len(column) and int(column.min()) == 0:
             raise ValueError("response_mask is True on a row's first token, which nothing comes before")
         token_ids = batch.token_ids[index]
@@ -68,6 +73,7 @@ class MicroBatch:
             (starts[row] + column - 1).to(device),
             token_ids[row, column].to(device),
             row.to(device),
+            places_in_responses(mask)[row, column].to(device),
         )
 
 

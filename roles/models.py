@@ -26,6 +26,7 @@ from transformers import (
 
 from roles.attention import IMPLEMENTATION, Layout
 from roles.config import Pooling
+from roles.early_end import Forbidden
 from roles.errors import ModelError
 from roles.head import ScoringHead, has_plain_head
 from roles.losses import entropy, token_logprobs
@@ -69,23 +70,33 @@ class PolicyModel(nn.Module):
         return cls(model)
 
     def forward(
-        self, *, packed: Packed, positions: Tensor, labels: Tensor, temperature: float, with_entropy: bool = False
+        self,
+        *,
+        packed: Packed,
+        positions: Tensor,
+        labels: Tensor,
+        temperature: float,
+        with_entropy: bool = False,
+        forbidden: Forbidden | None = None,
     ) -> tuple[Tensor, Tensor | None]:
         """Log-probability of `labels[i]` as the token after position `positions[i]`, and the entropy there.
 
         `positions`: int64 `[n]`, distinct indices into the packed tokens; `labels`: int64 `[n]`. Both answers are
-        float32 `[n]` of the distribution at `temperature`. Logits are computed at those positions only.
+        float32 `[n]` of the distribution at `temperature` without the tokens that are `forbidden` there. Logits are
+        computed at those positions only.
         """
         if self.scores_in_blocks:
             hidden = self.model.base_model(**_inputs(packed)).last_hidden_state[0].index_select(0, positions)
             scores: tuple[Tensor, Tensor] = self.model.get_output_embeddings()(
-                hidden, labels, temperature, with_entropy
+                hidden, labels, temperature, with_entropy, forbidden
             )
             return scores[0], scores[1] if with_entropy else None
         output = self.model(**_inputs(packed), logits_to_keep=positions)
         logits = output.logits[0]
         if len(logits) != len(positions):
             logits = logits.index_select(0, positions)
+        if forbidden:
+            logits = forbidden.drop(logits.clone())
         logprobs = token_logprobs(logits, labels, temperature)
         return logprobs, entropy(logits, temperature) if with_entropy else None
 

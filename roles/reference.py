@@ -8,6 +8,7 @@ from torch import Tensor
 
 from roles.actor import load_policy
 from roles.batch import Rollouts
+from roles.early_end import ANY_TIME, EarlyEnd
 from roles.engine import Engine, EngineSetup
 from roles.micro_batch import MicroBatch, per_token
 
@@ -16,7 +17,8 @@ class FrozenPolicy(Protocol):
     """Whatever the KL penalty is measured against: a reference of its own, or an actor without its adapters."""
 
     def reference_logprobs(self, rollouts: Rollouts) -> Tensor:
-        """float32 `[batch, time]`: log-probability of each generated token, at the rollouts' temperature."""
+        """float32 `[batch, time]`: log-probability of each generated token, at the rollouts' temperature and
+        without the tokens that they forbid."""
 
     def reference_fingerprint(self) -> str:
         """A hash of all weights: it must never change, whatever the number of ranks."""
@@ -25,16 +27,22 @@ class FrozenPolicy(Protocol):
 class Reference:
     """One rank of the frozen policy."""
 
-    def __init__(self, setup: EngineSetup, temperature: float) -> None:
+    def __init__(self, setup: EngineSetup, temperature: float, early_end: EarlyEnd = ANY_TIME) -> None:
         self._temperature = temperature
+        self._early_end = early_end
         self._engine = Engine(setup, lambda: load_policy(setup))
 
     def reference_logprobs(self, rollouts: Rollouts) -> Tensor:
-        """float32 `[batch, time]`: log-probability of each generated token, at the rollouts' temperature."""
+        """float32 `[batch, time]`: log-probability of each generated token, at the rollouts' temperature and
+        without the tokens that they forbid."""
 
         def forward(micro: MicroBatch) -> Tensor:
             logprobs: Tensor = self._engine(
-                packed=micro.packed, positions=micro.positions, labels=micro.labels, temperature=self._temperature
+                packed=micro.packed,
+                positions=micro.positions,
+                labels=micro.labels,
+                temperature=self._temperature,
+                forbidden=self._early_end.forbidden(micro.places),
             )[0]
             return logprobs
 

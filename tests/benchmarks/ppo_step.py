@@ -80,7 +80,7 @@ def configuration(folder: Path, dtype: str, response: int, epochs: int, steps: i
             "min_response_tokens": response,
             "engine": {"kv_cache_gib": 0.5, "max_sequences": PROMPTS},
         },
-        "ppo": {"epochs": epochs, "mini_batches": 1, "policy": {"importance": {"type": "truncated"}}},
+        "ppo": {"epochs": epochs, "mini_batches": 1},
         "placement": {"type": "local", "rollout": {"threads": 2}, "actor": {"threads": 2}},
     }
 

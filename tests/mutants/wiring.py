@@ -18,8 +18,29 @@ WIRING = (
     Fault(
         "the reference is built with temperature 1",
         "orchestrator/build.py",
+        "Reference, (setup, config.rollout.temperature, early))",
+        "Reference, (setup, 1.0, early))",
+        ACTOR_KEYS,
+    ),
+    Fault(
+        "the reference may end a response at once",
+        "orchestrator/build.py",
+        "Reference, (setup, config.rollout.temperature, early))",
         "Reference, (setup, config.rollout.temperature))",
-        "Reference, (setup, 1.0))",
+        ACTOR_KEYS,
+    ),
+    Fault(
+        "the actor may end a response at once",
+        "orchestrator/build.py",
+        "config.rollout.temperature, extra, early))",
+        "config.rollout.temperature, extra))",
+        ACTOR_KEYS,
+    ),
+    Fault(
+        "EOS is forbidden for a token too many",
+        "roles/early_end.py",
+        "places < self.before",
+        "places <= self.before",
         ACTOR_KEYS,
     ),
     Fault(

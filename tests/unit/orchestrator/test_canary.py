@@ -87,7 +87,7 @@ def test_log_probabilities_that_are_not_numbers_do_not_pass() -> None:
     assert not passes(Canary(), float("nan"), 0, config())
 
 
-@pytest.mark.parametrize("how", [{"top_p": 0.9}, {"top_k": 5}, {"min_response_tokens": 2}])
+@pytest.mark.parametrize("how", [{"top_p": 0.9}, {"top_k": 5}])
 def test_what_truncated_sampling_adds_is_no_difference(how: dict[str, Any]) -> None:
     """The engine's are of the distribution that is left: here of a real one, with right and with wrong weights."""
     generator = torch.Generator().manual_seed(0)
@@ -96,11 +96,9 @@ def test_what_truncated_sampling_adds_is_no_difference(how: dict[str, Any]) -> N
     ordered = logits.argsort(1, descending=True)
     if "top_k" in how:
         kept = torch.zeros_like(kept).scatter_(1, ordered[:, :5], True)
-    elif "top_p" in how:
+    else:
         before = logits.softmax(1).gather(1, ordered).cumsum(1) - logits.softmax(1).gather(1, ordered)
         kept = torch.zeros_like(kept).scatter_(1, ordered, before < 0.9)
-    else:
-        kept[:, 3] = False
     tokens = logits.masked_fill(~kept, -torch.inf).softmax(1).multinomial(1, generator=generator)
     sampled = logits.masked_fill(~kept, -torch.inf).log_softmax(1).gather(1, tokens)[:, 0]
     own = logits.log_softmax(1).gather(1, tokens)[:, 0]
@@ -112,6 +110,15 @@ def test_what_truncated_sampling_adds_is_no_difference(how: dict[str, Any]) -> N
     assert (sampled - own).mean() > 0.01
     assert unexplained_gap(rows, own[None], settings).mean() < 1e-6
     assert unexplained_gap(rows, wrong[None], settings).mean() > 1e-3
+
+
+def test_a_forbidden_end_explains_no_difference() -> None:
+    """The actor's log-probabilities are of the same distribution, without EOS."""
+    rows: Any = SimpleNamespace(
+        rollout_logprobs=torch.tensor([[-1.0, -1.0]]), response_mask=torch.tensor([[True, True]])
+    )
+    settings = config(min_response_tokens=2).rollout
+    assert unexplained_gap(rows, torch.tensor([[-1.2, -1.0]]), settings).tolist() == pytest.approx([0.2, 0.0])
 
 
 FAULTS = {

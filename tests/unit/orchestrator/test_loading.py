@@ -224,7 +224,6 @@ def test_several_mistakes_are_one_line_each(file: Path) -> None:
         (["ppo.mini_batches=4", "placement.critic.ranks=3"], ["placement.critic.ranks=3", "2 samples of a mini-batch"]),
         (["placement.actor.ranks=9"], ["placement.actor.ranks=9", "8 samples"]),
         (["rollout.min_response_tokens=17"], ["rollout.min_response_tokens=17", "max_response_tokens=16"]),
-        (["rollout.min_response_tokens=4"], ["rollout.min_response_tokens=4 forbids EOS", "type: truncated"]),
         (["rollout.top_p=0.9"], ["rollout.top_p=0.9", "type: truncated"]),
         (["rollout.top_k=5", "ppo.policy.importance={type: reject}"], ["top_k=5", "type: truncated"]),
         (["critic.warmup.max_steps=10"], ["critic.warmup.max_steps=10", "steps=10"]),

@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from transformers import AutoModelForCausalLM
 
 from roles import head
+from roles.early_end import Forbidden
 from roles.head import ScoringHead, has_plain_head
 from tests.unit.roles.test_models import GROUPED, Shapes
 
@@ -103,6 +104,29 @@ def test_a_forbidden_token_does_not_make_nan() -> None:
     (logprobs.sum() + entropy.sum()).backward()
     assert logprobs.isfinite().all() and entropy.isfinite().all()
     assert hidden.grad is not None and hidden.grad.isfinite().all()
+
+
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("tokens", [(3,), (0, 17, 49)])
+def test_without_forbidden_tokens_the_others_add_up_to_one(tokens: tuple[int, ...], bias: bool) -> None:
+    """Numbers and gradients of log_softmax over logits with -inf, in some rows; also where a block has nothing else."""
+    linear, (hidden, labels) = layer(bias=bias), inputs()
+    at = torch.arange(TOKENS) % 3 != 1
+    labels[at & torch.isin(labels, torch.tensor(tokens))] = 5
+    weights = torch.randn(2, TOKENS, generator=torch.Generator().manual_seed(2))
+    barred = at[:, None] & torch.isin(torch.arange(VOCABULARY), torch.tensor(tokens))
+    every = (linear(hidden) / 0.7).masked_fill(barred, -math.inf).log_softmax(-1)
+    finite = every.masked_fill(barred, 0.0)
+    wanted = every.gather(-1, labels[:, None])[:, 0], -(finite.exp() * finite).masked_fill(barred, 0.0).sum(-1)
+    ours = ScoringHead(linear)(hidden, labels, 0.7, True, Forbidden(at, tokens))
+    for got, expected in zip(ours, wanted, strict=True):
+        torch.testing.assert_close(got, expected, atol=1e-5, rtol=1e-5)
+    slopes = [
+        torch.autograd.grad((a * weights[0]).sum() + (b * weights[1]).sum(), [hidden, *linear.parameters()])
+        for a, b in (ours, wanted)
+    ]
+    for got, expected in zip(*slopes, strict=True):
+        torch.testing.assert_close(got, expected, atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize("trained", [True, False])

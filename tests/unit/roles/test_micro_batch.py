@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from roles.early_end import EarlyEnd
 from roles.micro_batch import MicroBatch, per_token, picked
 from roles.packing import micro_batches
 
@@ -42,6 +43,7 @@ def test_positions_stand_before_their_labels() -> None:
     assert micro.labels.tolist() == [13, 14, 32, 34, 35]
     assert micro.packed.token_ids[micro.positions].tolist() == [12, 13, 31, 33, 34]
     assert picked(rows.token_ids, rows, [0, 2], CPU).tolist() == micro.labels.tolist()
+    assert micro.places.tolist() == [0, 1, 0, 0, 1], "a gap separates two responses"
 
 
 @pytest.mark.parametrize(("tokens", "at_least"), [(1, 1), (7, 1), (100, 1), (100, 5)])
@@ -66,6 +68,15 @@ def test_without_rows_there_is_a_stand_in() -> None:
     micro = MicroBatch.of(rows, [], CPU)
     assert len(micro.positions) == len(micro.labels) == len(picked(rows.token_ids.float(), rows, [], CPU)) == 1
     assert len(micro.packed.token_ids) == 2
+    assert EarlyEnd((0,), 99).forbidden(micro.places).at.tolist() == [False]  # type: ignore[union-attr]
+
+
+def test_where_a_response_may_not_end() -> None:
+    micro = MicroBatch.of(batch(), [0, 2], CPU)
+    found = EarlyEnd((2, 7), 1).forbidden(micro.places)
+    assert found is not None and found.tokens == (2, 7)
+    assert found.at.tolist() == [True, False, True, True, False]
+    assert EarlyEnd((2, 7), 0).forbidden(micro.places) is None and EarlyEnd((), 3).forbidden(micro.places) is None
 
 
 def test_a_first_token_cannot_be_scored() -> None:

@@ -14,6 +14,8 @@ from torch import Tensor
 from torch.func import functional_call
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification
 
+from tests.unit.wiring.tiny import ENDS
+
 Said = Mapping[str, Any]
 
 
@@ -77,9 +79,14 @@ class Network:
         output = functional_call(self.model, weights, (), options)
         return output.hidden_states[-1], output.logits
 
-    def scores(self, rows: Rows, temperature: float) -> tuple[Tensor, Tensor]:
-        """Log-probability of each generated token, and the entropy where it was drawn; 0 elsewhere."""
-        logprobs = (self.hidden_and_logits(rows)[1] / temperature).log_softmax(-1)
+    def scores(self, rows: Rows, temperature: float, least: int = 0) -> tuple[Tensor, Tensor]:
+        """Log-probability of each generated token, and the entropy where it was drawn; 0 elsewhere. A response has at
+        least `least` tokens before its end."""
+        logits = self.hidden_and_logits(rows)[1] / temperature
+        starts = rows.mask.double().argmax(1)[:, None]
+        early = rows.mask & (torch.arange(rows.mask.shape[1]) - starts < least)
+        logits[:, :-1, ENDS] = logits[:, :-1, ENDS].masked_fill(early[:, 1:], -1e30)
+        logprobs = logits.log_softmax(-1)
         entropy = -(logprobs.exp() * logprobs).sum(-1)
         own = logprobs[:, :-1].gather(2, rows.tokens[:, 1:, None])[..., 0]
         return before(own) * rows.mask, before(entropy[:, :-1]) * rows.mask

@@ -108,11 +108,11 @@ class Run:
         return combined(members, reward["combine"] if reward["type"] == "ensemble" else {"type": "mean"})
 
     def one_step(self, step: int) -> dict[str, Any]:
-        ppo, temperature = self.ppo, self.said["rollout"]["temperature"]
+        ppo, how = self.ppo, (self.said["rollout"]["temperature"], self.said["rollout"]["min_response_tokens"])
         rows, greedy = self.sampled()
         raw = self.scores(rows)
         with torch.no_grad():
-            old, reference = (net.scores(rows, temperature)[0] for net in (self.actor, self.reference))
+            old, reference = (net.scores(rows, *how)[0] for net in (self.actor, self.reference))
             critics = self.critic.state_values(rows) if self.critic else torch.zeros_like(old)
         values = critics
         if ppo["value"]["normalise"]:
@@ -195,7 +195,8 @@ class Run:
         losses, clips, norms, entropies, factors, rate = [], [], [], [], [], 0.0
         for part in self.parts(len(mask), step):
             here, own = rows.pick(part), mask[part]
-            logprobs, entropy = self.actor.scores(here, self.said["rollout"]["temperature"])
+            how = self.said["rollout"]
+            logprobs, entropy = self.actor.scores(here, how["temperature"], how["min_response_tokens"])
             loss, clipped, factor = policy_losses(logprobs, old[part], here.sampled, gain[part], own, said)
             weight = weights(own, said["mean"], longest)
             losses.append((loss * factor * weight).sum().detach())

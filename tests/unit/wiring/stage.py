@@ -194,9 +194,9 @@ class FakeLLM:
             self.batches.append([])
         batch = self.batches[-1]
         source = torch.Generator().manual_seed(1000 * len(self.batches) + len(batch))
-        length = min(2 + (3 * len(batch) + len(self.batches)) % 4, params.max_tokens)
+        length = min(max(2 + (3 * len(batch) + len(self.batches)) % 4, params.min_tokens), params.max_tokens)
         tokens = torch.randint(ENDS + 1, VOCABULARY, (length,), generator=source).tolist()
-        ended = not self.cuts(prompt["prompt_token_ids"], len(batch))
+        ended = length > params.min_tokens and not self.cuts(prompt["prompt_token_ids"], len(batch))
         if ended:
             tokens[-1] = ENDS
         logprobs = (-3.5 + 0.6 * torch.randn(length, generator=source)).tolist()

@@ -15,6 +15,7 @@ import orchestrator.reward_training
 from cluster.role_group import RoleGroup
 from orchestrator.build import resolve_models, training_roles
 from orchestrator.loading import load_config
+from orchestrator.pairs import Pairs
 from orchestrator.reward_training import train_reward
 from roles.batch import Preferences
 from roles.config import ModelConfig
@@ -127,5 +128,5 @@ def test_the_reward_model_in_the_making_has_its_own_backbone(
             torch.full((8, 3), 5), torch.full((8,), 3), torch.arange(8) // 2, torch.tensor([1.0, 0.0]).repeat(4)
         )
         with pytest.raises(Stop):
-            train_reward(config, pairs)
+            train_reward(config, Pairs(pairs, "a row"))
     assert [(own.path, own.gguf_file, own.layers) for own in asked] == [model[:3]]
