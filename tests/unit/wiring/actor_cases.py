@@ -43,7 +43,7 @@ def actor_cases(folder: Path) -> list[Case]:
         case("reference.model.path", "actor", {"reference.model.path": str(folder / "policy")}),
         case("reference.share_actor", "actor", {"reference": {"share_actor": True, "model": None}}, with_lora()),
         case("rollout.temperature", "actor", 1.4),
-        case("rollout.min_response_tokens", "actor critic", 1, {f"{policy}.entropy_coefficient": 0.1}),
+        case("rollout.min_response_tokens", "actor", 1, {f"{policy}.entropy_coefficient": 0.1}),
         case("rollout.min_response_tokens", "actor", 1, in_loss),
         case("rollout.max_response_tokens", "actor", 9, {f"{policy}.mean": "constant"}),
         case("rollout.responses_per_prompt", "actor", 4),
