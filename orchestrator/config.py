@@ -37,7 +37,7 @@ class DatasetConfig(Section):
     """Rows that the `datasets` library can load."""
 
     path: str = Field(min_length=1)
-    """A hub name, a `.jsonl`, `.json` or `.parquet` file, or a directory."""
+    """A hub name, a `.jsonl`, `.json`, `.csv` or `.parquet` file, or a directory."""
     name: str | None = None
     """A hub data set's configuration."""
     split: str = "train"

@@ -101,7 +101,7 @@ def measure(config_data: dict[str, Any], warm_up: int = 1) -> dict[str, float]:
 
 
 def product_rate(dtype: torch.dtype) -> float:
-    """FLOP/s of this model's widest matrix product, all cores: the best of about a second, for others may be at work."""
+    """FLOP/s of this model's widest matrix product, all cores: the best within a second, for others may be at work."""
     left, right = torch.randn(2048, HIDDEN).to(dtype), torch.randn(HIDDEN, 4 * HIDDEN).to(dtype)
     ends, best = time.perf_counter() + 1.0, float("inf")
     while time.perf_counter() < ends:

@@ -9,6 +9,7 @@ import pytest
 from tests.mutants.fault import Fault
 from tests.mutants.faults import FAULTS
 from tests.mutants.run import noticed_by
+from tests.mutants.wiring import WIRING
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -32,3 +33,7 @@ def test_a_planted_fault_is_noticed_and_taken_back(tmp_path: Path) -> None:
     assert (tmp_path / "sums.py").read_text() == "def add(a, b):\n    return a + b + 0\n"
     with pytest.raises(SystemExit, match="0 times, not once"):
         noticed_by(Fault("gone", "sums.py", "a * b", "", "test_sums.py"), tmp_path)
+
+
+def test_the_readme_counts_the_wiring_faults() -> None:
+    assert f"{len(WIRING)} wiring faults" in (ROOT / "README.md").read_text(encoding="utf-8")

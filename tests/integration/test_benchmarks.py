@@ -1,0 +1,26 @@
+"""`make bench` in small on the real engines; every benchmark on stand-ins: tests/unit/test_benchmarks.py."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_the_benchmark_of_a_ppo_step_runs() -> None:
+    """A minute, of which the start takes most."""
+    command = [sys.executable, "tests/benchmarks/ppo_step.py", "--only", "float32/4/1", "--steps", "2"]
+    environment = {**os.environ, "RAY_USAGE_STATS_ENABLED": "0"}
+    done = subprocess.run(command, cwd=ROOT, env=environment, text=True, capture_output=True, timeout=280)
+    assert done.returncode == 0, done.stdout + done.stderr
+    *_, row = done.stdout.splitlines()
+    case, step_s, floor_s, samples_per_s, *phases = row.split()
+    assert case == "float32/4/1" and float(step_s) > float(floor_s) > 0 and float(samples_per_s) > 0
+    assert {"generate", "score", "update", "push"} <= set(phases)
