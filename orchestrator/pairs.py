@@ -14,7 +14,7 @@ from transformers import PreTrainedTokenizerBase
 
 from orchestrator.config import DatasetConfig
 from orchestrator.errors import ConfigError
-from orchestrator.prompts import example_of, read_prompts
+from orchestrator.prompts import check_characters, example_of, read_prompts
 from orchestrator.row_files import Rows
 from orchestrator.sources import load_rows
 from roles.batch import Preferences
@@ -76,5 +76,6 @@ def _answers(rows: Rows, name: str, tokenizer: PreTrainedTokenizerBase, where: s
             raise ConfigError(
                 f"{where}: row {row} has {type(value).__name__} in `{name}`, not text; write the response"
             )
+    check_characters(values, name, where)
     found = tokenizer(values, add_special_tokens=False)["input_ids"]
     return [list(ids) if list(ids[-1:]) == [eos] else [*ids, eos] for ids in found]

@@ -245,6 +245,12 @@ def read_prompts(
     """Texts or chats → texts `[rows]` and token ids `[rows][tokens]`, as `roles.prompt_tokens` makes them."""
     chat = column == "messages"
     texts = _read_chats(values, tokenizer, where) if chat else _read_texts(values, where)
+    check_characters(texts, column, where)
+    return texts, prompt_tokens(tokenizer, texts, chat=chat)
+
+
+def check_characters(texts: list[str], column: str, where: str) -> None:
+    """JSON can write half of a surrogate pair, which no tokenizer takes."""
     for row, text in enumerate(texts):
         try:
             text.encode()
@@ -253,7 +259,6 @@ def read_prompts(
                 f"{where}: row {row} has half of a surrogate pair ({text[error.start]!r}) in `{column}`, which is no "
                 "character; correct the row"
             ) from None
-    return texts, prompt_tokens(tokenizer, texts, chat=chat)
 
 
 def _read_texts(values: list[Any], where: str) -> list[str]:

@@ -75,6 +75,7 @@ def test_a_prompt_has_one_beginning_and_a_response_one_end(tmp_path: Path) -> No
         ({"prompt": "a", "chosen": "b"}, r"lacks rejected; it has prompt, chosen; rename"),
         ({"chosen": "b", "rejected": "c"}, r"lacks prompt \(or messages\)"),
         ({"prompt": "a", "chosen": None, "rejected": "c"}, r"row 1 has NoneType in `chosen`, not text"),
+        ({"prompt": "a", "chosen": "b", "rejected": "\ud83d"}, r"row 1 has half of a surrogate pair .* in `rejected`"),
         ({"prompt": None, "chosen": "b", "rejected": "c"}, r"row 1 has NoneType in `prompt`, not text"),
         (
             {"messages": [{"role": "user"}], "chosen": "b", "rejected": "c"},
