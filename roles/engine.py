@@ -24,6 +24,7 @@ from roles.config import Dtype, LoraConfig, OptimizerConfig, ZeroConfig
 from roles.deepspeed_settings import deepspeed_config, gather_by_layer
 from roles.digest import Digest
 from roles.errors import LossNotFinite, RoleError
+from roles.host_heap import HEAP
 from roles.lora import adapt, state_name
 from roles.optimizer import make_optimizer, make_scheduler, rate_factor, renew_rates, scale_rates
 from roles.packing import micro_batches
@@ -143,8 +144,10 @@ class Engine:
         self.give_back()
 
     def give_back(self) -> None:
-        """Return the memory that torch keeps in reserve to a card that others use, too."""
-        if self.setup.shares_card and self.device.type == "cuda":
+        """Return what is free of the host's memory to it, and what torch keeps of a card to those who share it."""
+        if self.device.type == "cpu":
+            HEAP.give_back()
+        elif self.setup.shares_card:
             torch.cuda.empty_cache()
 
     def train(self, work: Sequence[Work], loss: Callable[[int, list[int]], Tensor]) -> list[StepFacts]:

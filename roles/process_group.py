@@ -13,6 +13,8 @@ from typing import Any
 
 import torch
 
+from roles.host_heap import bound_kernel_caches
+
 COLLECTIVE_TIMEOUT = timedelta(hours=1)
 """A rank that waits longer for its peers gives up; the driver's own deadlines are what a user sees."""
 
@@ -24,6 +26,7 @@ def join(device: str) -> Any:
         os.environ["DS_ACCELERATOR"] = "cpu"
         os.environ["TORCHDYNAMO_DISABLE"] = "1"
         os.environ["LOCAL_SIZE"] = os.environ["WORLD_SIZE"]
+        bound_kernel_caches()
     warnings.filterwarnings("ignore", message=".*is deprecated. Please use", category=FutureWarning)
     import deepspeed
     import deepspeed.ops

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from roles.digest import Digest
 from roles.gloo_transfer import register
+from roles.host_heap import HEAP
 from roles.weight_probe import EngineProducts, engine_products
 
 register()
@@ -47,9 +48,12 @@ class WeightReceiver:
         return engine_products(self.weight_transfer_engine.model)
 
     def give_back(self) -> None:
-        """Return what torch keeps in reserve after a push (staging, copies) to the card: the KV cache wants it next."""
+        """Return what is kept in reserve after a push (staging, copies), on a card for the KV cache, which wants it
+        next."""
         if torch.cuda.is_initialized():
             torch.cuda.empty_cache()
+        else:
+            HEAP.give_back()
 
 
 def _counted(weights: Iterable[tuple[str, Tensor]], digest: Digest) -> Iterable[tuple[str, Tensor]]:
