@@ -215,6 +215,29 @@ def update_actor(
     return {"gradients": gradients, "weights": whole_weights(actor._engine), "stats": stats}
 
 
+def grown_over_many_lengths(setup: EngineSetup, first: int, last: int) -> float:
+    """MiB that the process has gained by updates on one row each, of `first`, `first` + 1, … `last` tokens."""
+    import psutil
+
+    from roles.actor import Actor
+
+    process, actor, like = psutil.Process(), Actor(setup, PolicyLossConfig(), TEMPERATURE), experience_of(2)
+
+    def row(tokens: int) -> Experience:
+        numbers = torch.zeros(1, tokens)
+        mask = torch.arange(tokens)[None] > 0
+        ids = torch.full((1, tokens), 5)
+        same = dict.fromkeys(("old_logprobs", "rollout_logprobs", "reference_logprobs", "values", "returns"), numbers)
+        changes = {"token_ids": ids, "lengths": torch.tensor([tokens]), "response_mask": mask, "advantages": numbers}
+        return replace(like, rows=torch.tensor([0]), **changes, **same)
+
+    actor.update([row(first)])
+    before = process.memory_info().rss
+    for tokens in range(first, last + 1):
+        actor.update([row(tokens)])
+    return (process.memory_info().rss - before) / 2**20
+
+
 def adapted(setup: EngineSetup, batches: list[Experience], rollouts: Rollouts, folder: str) -> dict[str, Any]:
     """An actor with adapters: two log-probabilities of all rows before and after an update, and what is saved."""
     from roles.actor import Actor
