@@ -24,8 +24,8 @@ INPUTS = Path(__file__).resolve().parents[2] / "runs" / "inputs"
 HELDOUT = 128
 LEFT_OUT = {"coding", "psychology"}
 RUDE = re.compile(
-    r"\b(bend|crazy|dead|die|died|dirty|disgusting|drunk|guns?|hate|idiot|intoxicated|kill\w*|mate|murder\w*|sex\w*|shot|"
-    r"stupid|worst)\b",
+    r"\b(assassin\w*|bend|crazy|dead|died?|dies|dirty|disgusting|drunk|fatal|guns?|hate|hitler|idiot|intoxicated|kill\w*|mate|"
+    r"murder\w*|offend|sex\w*|shot|stupid|suicide|testicles|worst|xfind)\b",
     re.IGNORECASE,
 )
 SYSTEM = {"role": "system", "content": "Answer in one short sentence."}

@@ -52,6 +52,9 @@ def test_no_prompt_is_an_insult_or_violent(written: Path) -> None:
         text for text in texts if any(word in text.lower().split() for word in ("stupid", "bend", "die", "kill"))
     ]
     assert not [text for text in texts if text.startswith(("You are disgusting", "Bend over"))]
+    assert not [
+        text for text in texts if any(word in text.lower() for word in ("suicide", "assassinated", "testicles"))
+    ]
 
 
 def test_both_parts_are_of_many_topics(written: Path) -> None:
