@@ -11,6 +11,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
+
 from cluster.calls import become_idle, wait_all, watching
 from cluster.errors import ClusterError
 from cluster.orders import ORDERS, Orders
@@ -194,7 +196,7 @@ class Run:
                     self.report.note(f"saved {self._write_checkpoint(state)}; go on from there with --resume")
                 else:
                     self.report.note(f"step {state['step']} could not be saved: a rank of actor or critic hangs")
-            except ClusterError as error:
+            except (ClusterError, OSError) as error:
                 self.report.note(f"step {state['step']} could not be saved: {error}")
 
     def _keep_batch(self) -> None:
@@ -202,7 +204,10 @@ class Run:
         if self.state.batch is None:
             return
         file = Path(self.config.run_dir) / FAILED / f"step-{self.state.step + 1:06d}.safetensors"
-        save_batch(self.state.batch, file)
+        try:
+            save_batch(self.state.batch, file)
+        except (OSError, SafetensorError) as error:  # what the step failed of is the one to raise
+            return self.report.note(f"the batch of the step that failed could not be written to {file}: {error}")
         self.report.note(f"the batch of the step that failed is in {file} (texts: {file.with_suffix('.json').name})")
 
     def restore(self, checkpoint: Checkpoint) -> None:
@@ -290,6 +295,9 @@ class Run:
         where: dict[str, Any] = {"step": state.step, "label": label, "samples": samples, "check": self._check_weights}
         try:
             self.report.evaluation(evaluate(self.roles, self.questions, state.version, **where))
+        except ClusterError:
+            self._rescue()
+            raise
         except WeightsDiffer as error:
             self.finished = state.state_dict()
             raise self._without_engines(error) from error

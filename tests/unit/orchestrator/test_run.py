@@ -202,6 +202,40 @@ def test_a_number_that_is_not_finite_is_told_with_its_step_and_its_batch_is_kept
     assert (run.checkpoints.newest() is not None) == saved
 
 
+def test_a_full_disk_hides_neither_the_error_nor_that_nothing_could_be_saved(
+    make_run: MakeRun, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, log = make_run(step=3, version=3)
+    run.state.batch = make_scored()
+    (Path(run.config.run_dir) / "failed").write_text("a file where the folder would be")
+    monkeypatch.setattr(orchestrator.training, "train_step", failing("score", DEATH))
+
+    def full(*told: Any) -> Any:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Checkpoints, "save", full)
+    with pytest.raises(RankFailure, match="reward rank 0"):
+        run._one_step()
+    assert "the batch of the step that failed could not be written to" in "\n".join(log)
+    assert log[-1] == "step 3 could not be saved: [Errno 28] No space left on device"
+
+
+def test_when_a_role_fails_in_an_evaluation_what_was_trained_is_saved(
+    make_run: MakeRun, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, log = make_run(step=3, version=3)
+    run.questions, run.finished = prompts_of(4), run.state.state_dict()
+    run.report.evaluation = log.append  # type: ignore[method-assign,assignment]
+
+    def fail(*told: Any, **more: Any) -> Any:
+        raise DEATH
+
+    monkeypatch.setattr(orchestrator.training, "evaluate", fail)
+    with pytest.raises(RankFailure):
+        run._evaluate("step 3")
+    assert run.checkpoints.require_newest().step == 3
+
+
 def test_wrong_weights_in_the_engines_end_the_run_with_batch_checkpoint_and_names(
     make_run: MakeRun, monkeypatch: pytest.MonkeyPatch
 ) -> None:
