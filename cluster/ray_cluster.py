@@ -93,8 +93,8 @@ class RayCluster:
         try:
             self._connect()
             self._reserve()
-        except BaseException:
-            self.stop()
+        except BaseException as error:
+            self.__exit__(type(error), error, error.__traceback__)
             raise
         return self
 

@@ -59,3 +59,17 @@ def test_a_process_that_uses_no_card_has_nothing_to_tell(torch: Any, monkeypatch
 def test_without_the_drivers_library_memory_is_told_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     assert card_use.sample(torch_with([(7, 9)], busy=None)).used_bytes == 7
     assert card_use.sample(torch_with([(7, 9)], busy=None)).busy is None
+
+
+def test_a_driver_that_cannot_say_how_busy_a_card_is_does_not_end_the_sampling() -> None:
+    """NVML's own errors are no RuntimeErrors: so of a part of a card (MIG)."""
+
+    class NotSupported(Exception):
+        pass
+
+    def utilization() -> int:
+        raise NotSupported
+
+    torch = torch_with([(7, 9)])
+    torch.cuda.utilization = utilization
+    assert (card_use.sample(torch).used_bytes, card_use.sample(torch).busy) == (7, None)

@@ -14,6 +14,8 @@ import pytest
 from cluster import orders
 from cluster.errors import Terminated
 from cluster.orders import Orders, not_for_children, unheard
+from cluster.plan import Plan
+from cluster.ray_cluster import RayCluster
 
 
 @pytest.fixture
@@ -83,3 +85,18 @@ def test_children_do_not_hear_sigterm(listening: Orders) -> None:
     with not_for_children():
         assert subprocess.check_output([sys.executable, "-c", program], text=True) == "True\n"
     assert subprocess.check_output([sys.executable, "-c", program], text=True) == "False\n"
+
+
+def test_an_order_that_arrives_while_ray_waits_for_room_is_that_order(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ray's waits turn each of them into KeyboardInterrupt."""
+    cluster = RayCluster(Plan(()), deadline_s=1.0)
+
+    def connect() -> None:
+        orders.ORDERS.told = Terminated
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(orders.ORDERS, "told", None)
+    monkeypatch.setattr(cluster, "_connect", connect)
+    with pytest.raises(KeyboardInterrupt) as raised:
+        cluster.__enter__()
+    assert raised.type is Terminated
