@@ -30,10 +30,10 @@ class CheckpointFormat:
         self._module, self._groups = module, groups
         whole, buffers = dict(parameter_shapes(module)), saved_buffers(module)
         self._written = [_written(module, {name: whole[name] for name in group}) for group in groups]
-        of_buffers = _written(module, {name: tuple(tensor.shape) for name, tensor in buffers.items()})
+        of_buffers, _ = _written(module, {name: tuple(tensor.shape) for name, tensor in buffers.items()})
         self.dtypes = {name: tensor.dtype for name, tensor in _converted(module, buffers).items()}
         """Of what is not trained (buffers); all else is cast to the engines' dtype."""
-        parts = [*self._written, of_buffers]
+        parts = [*(shapes for shapes, _ in self._written), of_buffers]
         self.shapes: Shapes = {name: shape for part in parts for name, shape in part.items()}
         """In the order of iteration."""
         counts = Counter(name for part in parts for name in part)
@@ -48,9 +48,9 @@ class CheckpointFormat:
         """A collective: every rank of the module's group must gather as many groups (`full_parameters` does too). A
         tensor must be read before the next one is asked for."""
         parameters = plain_parameters(self._module)
-        for group, written in zip(self._groups, self._written, strict=True):
+        for group, (_, as_it_is) in zip(self._groups, self._written, strict=True):
             with gathered(self._module, parameters, group) as tensors:
-                if list(written) == list(group):
+                if as_it_is:
                     yield from tensors
                 else:
                     yield from _converted(self._module, dict(tensors)).items()
@@ -67,11 +67,14 @@ def saved_buffers(module: nn.Module) -> dict[str, Tensor]:
     return found
 
 
-def _written(module: nn.Module, shapes: Mapping[str, tuple[int, ...]]) -> Shapes:
-    """What tensors of `shapes` become; in the order given where they stay what they are."""
+def _written(module: nn.Module, shapes: Mapping[str, tuple[int, ...]]) -> tuple[Shapes, bool]:
+    """What tensors of `shapes` become, and whether they all stay what they are (then in the order given)."""
     empty = {name: torch.empty(shape, device="meta") for name, shape in shapes.items()}
-    written = {name: tuple(tensor.shape) for name, tensor in _converted(module, empty).items()}
-    return dict(shapes) if written == dict(shapes) else written
+    written = _converted(module, dict(empty))
+    # The tensor itself, not its name and shape: a square one may have been transposed.
+    if written.keys() == empty.keys() and all(written[name] is tensor for name, tensor in empty.items()):
+        return dict(shapes), True
+    return {name: tuple(tensor.shape) for name, tensor in written.items()}, False
 
 
 def _converted(module: nn.Module, tensors: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -9,6 +9,7 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 from transformers import AutoModelForCausalLM
+from transformers.core_model_loading import Transpose, WeightConverter
 
 from roles.attention import check_architecture
 from roles.checkpoint_format import CheckpointFormat
@@ -72,6 +73,19 @@ def test_experts_beside_adapters_are_written_as_in_the_folder(tmp_path: Path) ->
     sent = dict(CheckpointFormat(model, groups(model)))
     assert sent.keys() == written.keys()
     assert all(torch.equal(sent[key], tensor) for key, tensor in written.items()), "B is 0"
+
+
+def test_a_tensor_that_is_turned_under_its_own_name_is_sent_as_the_folder_has_it(tmp_path: Path) -> None:
+    """As the experts of Qwen3-VL are. A square one keeps its shape, too."""
+    model = AutoModelForCausalLM.from_pretrained(architectures.save("Llama", tmp_path / "model"))
+    assert all(as_it_is for _, as_it_is in CheckpointFormat(model, groups(model))._written), "nothing to convert"
+    turned = WeightConverter("self_attn.q_proj.weight", "self_attn.q_proj.weight", operations=[Transpose(0, 1)])
+    turned._was_used = True
+    model._weight_conversions = [turned]
+    name = "model.layers.0.self_attn.q_proj.weight"
+    held = dict(model.named_parameters())[name].detach().clone()
+    sent = {key: tensor.clone() for key, tensor in CheckpointFormat(model, groups(model))}
+    assert torch.equal(sent[name], held.t()) and not torch.equal(held, held.t())
 
 
 def test_a_tensor_that_several_layers_make_up_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
