@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -76,7 +77,8 @@ class Checkpoints:
 
     def steps(self) -> list[int]:
         """The steps of all whole checkpoints."""
-        return sorted(step_of(folder) for folder in self._folders() if _read_manifest(folder) is not None)
+        manifests = map(_read_manifest, self._folders())
+        return sorted(manifest["step"] for manifest in manifests if manifest is not None)
 
     def require_newest(self) -> Checkpoint:
         """The newest whole checkpoint, or CheckpointError."""
@@ -91,12 +93,14 @@ class Checkpoints:
     def _folders(self) -> list[Path]:
         """Committed folders, newest first."""
         folders = (p for p in self.folder.glob("step-*") if p.is_dir() and p.suffix != PARTIAL)
-        return sorted(folders, reverse=True)
+        return sorted((p for p in folders if step_of(p) is not None), key=lambda p: step_of(p) or 0, reverse=True)
 
 
-def step_of(folder: Path) -> int:
-    """Of which step a checkpoint's folder is, also one that is not whole."""
-    return int(folder.name.removesuffix(PARTIAL).removeprefix("step-"))
+def step_of(folder: Path) -> int | None:
+    """Of which step a checkpoint's folder is, also one that is not whole; None for a folder of another name, such as a
+    copy that the user has made."""
+    found = re.fullmatch(r"step-(\d+)", folder.name.removesuffix(PARTIAL))
+    return int(found[1]) if found else None
 
 
 def size_gib(folder: Path) -> float:

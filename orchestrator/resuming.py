@@ -163,7 +163,7 @@ def why_not(key: str) -> str | None:
 def set_aside(run_dir: Path, step: int) -> Path | None:
     """Put what came after `step` out of the way: later checkpoints and trained models are moved, the reports' files
     copied. Where to; None if nothing came after it."""
-    later = [folder for folder in (run_dir / "checkpoints").glob("step-*") if step_of(folder) > step]
+    later = [folder for folder in (run_dir / "checkpoints").glob("step-*") if (step_of(folder) or 0) > step]
     trained = [run_dir / name for name in ("actor", "critic", "actor_ema")] if trained_step(run_dir) != step else []
     moved = [*later, *(folder for folder in trained if folder.is_dir())]
     lines = run_files.read_lines(run_dir / run_files.METRICS)

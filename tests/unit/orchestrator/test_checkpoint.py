@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -79,3 +80,19 @@ def test_a_save_that_fails_leaves_the_last_one(tmp_path: Path) -> None:
 def test_nothing_to_resume_from_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="no whole checkpoint"):
         Checkpoints(tmp_path / "none", keep=1).require_newest()
+
+
+def test_a_copy_that_the_user_has_made_is_left_alone(tmp_path: Path) -> None:
+    checkpoints = Checkpoints(tmp_path, keep=1)
+    shutil.copytree(checkpoints.save(1, {}, write("x")), tmp_path / "step-000001-good")
+    newest = checkpoints.save(2, {}, write("x"))
+    assert (checkpoints.steps(), checkpoints.require_newest().path) == ([2], newest)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["step-000001-good", "step-000002"]
+
+
+def test_the_newest_is_that_of_the_largest_step(tmp_path: Path) -> None:
+    """Names of six digits are only in order up to a million."""
+    checkpoints = Checkpoints(tmp_path, keep=2)
+    for step in (999_999, 1_000_000):
+        checkpoints.save(step, {}, write("x"))
+    assert checkpoints.require_newest().step == 1_000_000 and checkpoints.steps() == [999_999, 1_000_000]

@@ -195,6 +195,7 @@ def test_what_came_later_is_set_aside_and_not_deleted(saved: Saved) -> None:
     (run_dir / "metrics.jsonl").write_text("".join(f'{{"step": {step}}}\n' for step in (1, 2, 3, 4, 5)))
     (run_dir / "actor").mkdir()
     (run_dir / "actor/tetrarch.json").write_text('{"step": 6}')
+    (run_dir / "checkpoints/step-000004-copy").mkdir()
     first = set_aside(run_dir, 2)
     assert first == run_dir / "set-aside/1"
     assert saved.checkpoints.steps() == [2] and not (run_dir / "actor").exists()
