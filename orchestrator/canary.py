@@ -43,21 +43,27 @@ class Canary:
 
     baseline: float | None = None
     """Largest mean gap with the weights that the engines loaded from the folder; None until they have sampled."""
+    dtypes: str | None = None
+    """Of actor and engines, with which the baseline was measured: with others it says nothing."""
     verified: int | None = None
     """Version that has passed; not saved: engines that start again must pass again."""
 
     def state_dict(self) -> dict[str, Any]:
         """JSON-able."""
-        return {"baseline": self.baseline}
+        return {"baseline": self.baseline, "dtypes": self.dtypes}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """The inverse of `state_dict`."""
-        self.baseline = state["baseline"]
+        self.baseline, self.dtypes = state["baseline"], state["dtypes"]
 
     def check(self, rollouts: Rollouts | Scored, logprobs: Tensor, version: int, config: RunConfig) -> None:
         """Raise `WeightsDiffer` if `logprobs` (the actor's, float32 `[batch, time]`) are too far from the engines'."""
         if not config.canary.enabled:
             return
+        dtypes = f"{config.dtype} {config.rollout.engine.dtype or config.dtype}"
+        if self.dtypes not in (None, dtypes):  # rollout.engine.dtype has changed since the checkpoint
+            self.baseline = None
+        self.dtypes = dtypes
         gap = float(unexplained_gap(rollouts, logprobs, config.rollout).double().mean())
         limit = self.limit(version, config)
         if not gap <= limit:

@@ -40,6 +40,8 @@ def engine_products(model: nn.Module) -> EngineProducts:
 
     products: Products = {}
     for name, layer in model.named_modules():
+        own = layer.named_parameters(prefix=name, recurse=False)
+        products |= {key: _product(parameter) for key, parameter in own if parameter.dim() == 1}
         if isinstance(layer, LinearBase | ParallelLMHead):
             inputs: int = layer.input_size if isinstance(layer, LinearBase) else layer.embedding_dim
             dtype = layer.params_dtype if isinstance(layer, LinearBase) else layer.weight.dtype
@@ -48,9 +50,6 @@ def engine_products(model: nn.Module) -> EngineProducts:
             products[f"{name}.weight"] = answer.float().cpu()
         elif isinstance(layer, VocabParallelEmbedding):
             products[f"{name}.weight"] = _product(layer.weight)
-        else:
-            own = layer.named_parameters(prefix=name, recurse=False)
-            products |= {key: _product(parameter) for key, parameter in own if parameter.dim() == 1}
     return EngineProducts(products, dict(getattr(model, "packed_modules_mapping", {})))
 
 

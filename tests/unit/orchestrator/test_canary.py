@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from vllm.model_executor.layers.linear import LinearBase
 
 from cluster.errors import RankFailure
 from orchestrator.canary import Canary, culprits, unexplained_gap
@@ -17,7 +18,7 @@ from orchestrator.errors import WeightsDiffer
 from roles.batch import Scored
 from roles.config import RolloutConfig
 from roles.models import PolicyModel
-from roles.weight_probe import EngineProducts, trainer_products
+from roles.weight_probe import EngineProducts, engine_products, trainer_products
 from tests.integration.tiny_model import save_tiny_llama
 from tests.unit.orchestrator.test_experience import make_scored
 
@@ -119,6 +120,42 @@ def test_a_forbidden_end_explains_no_difference() -> None:
     )
     settings = config(min_response_tokens=2).rollout
     assert unexplained_gap(rows, torch.tensor([[-1.2, -1.0]]), settings).tolist() == pytest.approx([0.2, 0.0])
+
+
+def test_a_gap_that_was_measured_with_other_dtypes_says_nothing() -> None:
+    """A resumed run may change `rollout.engine.dtype`."""
+    coarse, fine = Canary(), Canary()
+    assert passes(coarse, 0.02, 0, config(engine="bfloat16")) and passes(fine, 4e-6, 0, config())
+    exact, rounded = Canary(), Canary()
+    exact.load_state_dict(coarse.state_dict())
+    rounded.load_state_dict(fine.state_dict())
+    assert not passes(exact, 0.05, 3, config()), "five times the gap of bfloat16"
+    assert passes(rounded, 0.05, 3, config(engine="bfloat16")), "it was 4e-6 in float32"
+    assert not passes(rounded, 0.25, 4, config(engine="bfloat16"))
+
+
+class _Linear(LinearBase):
+    """As far as the probe looks at it."""
+
+    def __init__(self, linear: torch.nn.Linear) -> None:
+        torch.nn.Module.__init__(self)
+        self.weight, self.bias = linear.weight, linear.bias
+        self.input_size, self.params_dtype = linear.in_features, linear.weight.dtype
+        self.quant_method: Any = SimpleNamespace(apply=lambda layer, x, bias: x @ layer.weight.t())
+
+    def forward(self, x: Tensor) -> Tensor:
+        raise NotImplementedError
+
+
+def test_a_wrong_bias_is_named() -> None:
+    trainer, engine = torch.nn.ModuleDict({"q": torch.nn.Linear(4, 3)}), torch.nn.Linear(4, 3)
+    engine.load_state_dict(trainer["q"].state_dict())
+    held = torch.nn.ModuleDict({"q": _Linear(engine)})
+    actor = trainer_products(trainer.named_parameters(), torch.float32)
+    assert "None of the 2 tensors" in culprits(roles_with(actor, engine_products(held)), config())
+    engine.bias.data += 1
+    told = culprits(roles_with(actor, engine_products(held)), config())
+    assert "1 differ; most, relative to their size: q.bias" in told
 
 
 FAULTS = {
