@@ -36,6 +36,9 @@ LEAST: dict[Dtype, float] = {"float32": 1e-4, "bfloat16": 0.01}
 TOLERANCES: dict[Dtype, float] = {"float32": 1e-4, "bfloat16": 0.02}
 """How far a product with a tensor may be off, relative to its length."""
 
+VOCABULARY = 2**19
+"""More tokens than any model has."""
+
 
 @dataclass(slots=True)
 class Canary:
@@ -94,11 +97,14 @@ def unexplained_gap(rollouts: Rollouts | Scored, logprobs: Tensor, how: RolloutC
     """|engine's - actor's| log-probability of every generated token, flat float32, less what truncated sampling adds.
 
     The engine's are those of the distribution that was sampled. Leaving tokens out raises the others by log(1/kept),
-    which is at most log(1/top_p); what top_k leaves is not known, only that it raises.
+    which is at most log(1/top_p). Of V tokens top_k keeps k/V or more, and leaves out none that is likelier than the
+    sampled one.
     """
-    difference = (rollouts.rollout_logprobs - logprobs)[rollouts.response_mask]
-    most = math.inf if how.top_k else -math.log(how.top_p)
-    return (difference - torch.clamp(difference, 0.0, most)).abs()
+    most = torch.full_like(logprobs, -math.log(how.top_p))
+    if how.top_k:
+        most -= (1 - VOCABULARY * logprobs.exp()).clamp(how.top_k / VOCABULARY, 1.0).log()
+    difference, most = (rollouts.rollout_logprobs - logprobs)[rollouts.response_mask], most[rollouts.response_mask]
+    return (difference - difference.clamp(min=0.0).minimum(most)).abs()
 
 
 def culprits(roles: Roles, config: RunConfig) -> str:

@@ -159,7 +159,7 @@ class RewardTrainingConfig(Section):
 class CanaryConfig(Section):
     """Whether the engines sample from the trainer's weights: in every batch, before anything is trained on it, their
     log-probabilities of the sampled tokens are compared with the actor's. Where they differ by too much, the run ends
-    with exit code 1 and a checkpoint. With `rollout.top_k` only log-probabilities that are too low count."""
+    with exit code 1 and a checkpoint. With `rollout.top_k` only large differences show."""
 
     enabled: bool = True
     """false: nothing is compared (`engine/logprob_gap_mean` is reported all the same)."""

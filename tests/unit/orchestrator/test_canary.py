@@ -122,6 +122,13 @@ def test_a_forbidden_end_explains_no_difference() -> None:
     assert unexplained_gap(rows, torch.tensor([[-1.2, -1.0]]), settings).tolist() == pytest.approx([0.2, 0.0])
 
 
+def test_top_k_excuses_no_token_that_the_actor_would_hardly_say() -> None:
+    """It was among the likeliest k, so that all that is left out together is less likely still."""
+    rows: Any = SimpleNamespace(rollout_logprobs=torch.zeros(1, 2), response_mask=torch.ones(1, 2, dtype=torch.bool))
+    gap = unexplained_gap(rows, torch.tensor([[-20.0, -3.0]]), config(top_k=50).rollout)
+    assert gap.tolist() == [pytest.approx(20, abs=0.01), 0]
+
+
 def test_a_gap_that_was_measured_with_other_dtypes_says_nothing() -> None:
     """A resumed run may change `rollout.engine.dtype`."""
     coarse, fine = Canary(), Canary()
