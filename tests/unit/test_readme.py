@@ -100,7 +100,7 @@ def test_inline_pieces_of_configuration_are_valid() -> None:
         if key == "pairs":
             key = "reward_training.pairs"
         needed = ["environment={path: env.py, max_tokens: 64}"] if value == "{type: environment}" else []
-        value = value.replace(": N", ": 1").replace(": K", ": 1")
+        value = re.sub(r": [KMN]\b", ": 1", value)
         assert load_config(ROOT / "configs/tiny.yaml", [reward, *needed, f"{key}={value}"])
 
 
