@@ -60,6 +60,7 @@ FIGURES = {
 
 SAID = {
     "Training a reward model",  # the width of an interval
+    "Checkpoints and resuming",  # how often one is saved
     "When something breaks",  # limits of the canary
     "From a plan to a job on a cluster",  # Ray's grace period
     "Make targets",
