@@ -110,3 +110,15 @@ def test_a_failed_update_is_not_followed_by_a_move() -> None:
     with pytest.raises(RuntimeError, match="the loss"):
         engine_on(recorder, ZeroConfig(sleep=True)).train([Work(lengths=[3], denominator=1.0)], fails)
     assert MOVED not in recorder.log
+
+
+def test_free_pages_go_back_to_the_host_after_passes_and_after_an_update(monkeypatch: pytest.MonkeyPatch) -> None:
+    recorder = Recorder()
+    recorder.optimizer.empty_partition_cache = lambda: None
+    engine = engine_on(recorder, ZeroConfig())
+    monkeypatch.setattr("roles.engine.HEAP", SimpleNamespace(give_back=lambda: recorder.log.append("heap")))
+    assert list(engine.passes([3])) == [[0]]
+    assert recorder.log.pop() == "heap"
+    engine.train([Work(lengths=[3], denominator=1.0)], lambda step, items: torch.tensor(0.0))
+    assert recorder.log[-1] == "heap"
+    assert recorder.log.count("heap") == 1
