@@ -1,9 +1,9 @@
-"""What a process of a role keeps of the host's memory without using it: bounded, and given back to the system.
+"""The host memory that a process keeps without using it: bounded, and given back to the system.
 
-On CPU the roles compute micro-batches of ever new lengths. oneDNN compiles kernels for each of them (some 0.6 MB for a
-matrix product) and keeps a thousand; and since these lie among the activations, the C library's heap has holes of all
-sizes, which the next activations do not fit. Each role called here grows by GiB without it. Called by `roles.engine`
-and `roles.process_group`, and in vLLM's workers by `roles.rollout_worker`.
+On CPU every micro-batch has another length. oneDNN compiles kernels for each length (0.3 to 0.6 MiB for one matrix
+product), and it and PyTorch keep a thousand each. They lie among the activations in the C library's heap, which
+therefore has holes that the next activations do not fit: a trainer of 135 million parameters in bfloat16 grew by 0.2 to
+0.4 GiB in a PPO step of 48 samples.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ from functools import cache
 from typing import Any
 
 COMPILED_KERNELS = "128"
-"""Of each kind. A micro-batch needs some thirty, and the next one has another length."""
+"""How many each of the two libraries keeps. A micro-batch needs some thirty."""
 
 COST_SHARE = 0.02
-"""Of a process's time: the heap is looked through for free pages no more often than this allows."""
+"""Largest share of a process's time in which it looks for free pages; it takes 0.1 to 0.2 s in a heap of 5 GiB."""
 
 
 def bound_kernel_caches() -> None:
-    """Keep few compiled kernels; to be called before the first product. A value already set is kept."""
+    """Let the libraries keep few compiled kernels. Call it before the first product; a value already set is kept."""
     os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", COMPILED_KERNELS)
     os.environ.setdefault("LRU_CACHE_CAPACITY", COMPILED_KERNELS)  # PyTorch's own, of what it asks oneDNN for
 
@@ -34,7 +34,7 @@ class HostHeap:
         self._rests_until = 0.0
 
     def give_back(self) -> None:
-        """Return free pages to the system, those between pages in use too. Does nothing where only glibc could."""
+        """Return free pages to the system, those between pages in use too. Does nothing without glibc."""
         began = time.monotonic()
         if began < self._rests_until or _libc() is None:
             return
