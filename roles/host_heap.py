@@ -35,12 +35,11 @@ class HostHeap:
 
     def give_back(self) -> None:
         """Return free pages to the system, those between pages in use too. Does nothing without glibc."""
-        began = time.monotonic()
-        if began < self._rests_until or _libc() is None:
+        if time.monotonic() < self._rests_until or _libc() is None:
             return
+        began = time.thread_time()
         _libc().malloc_trim(0)
-        ended = time.monotonic()
-        self._rests_until = ended + (ended - began) / COST_SHARE
+        self._rests_until = time.monotonic() + (time.thread_time() - began) / COST_SHARE
 
 
 HEAP = HostHeap()

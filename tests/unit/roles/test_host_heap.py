@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import subprocess
 import sys
-import time
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -38,18 +37,23 @@ def test_pages_between_blocks_in_use_go_back() -> None:
 
 
 def test_looking_for_free_pages_takes_a_small_share_of_the_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    looks, took = [], 0.002
+    looks: list[int] = []
+    clock = {"wall": 100.0, "processor": 5.0}
 
     def malloc_trim(kept: int) -> None:
         looks.append(kept)
-        time.sleep(took)
+        clock["wall"] += 1.0  # on a busy machine
+        clock["processor"] += 0.1
 
+    clocks = {"monotonic": lambda: clock["wall"], "thread_time": lambda: clock["processor"]}
+    monkeypatch.setattr(host_heap, "time", SimpleNamespace(**clocks))
     monkeypatch.setattr(host_heap, "_libc", lambda: SimpleNamespace(malloc_trim=malloc_trim))
     heap = HostHeap()
     heap.give_back()
+    clock["wall"] += 0.99 * 0.1 / COST_SHARE
     heap.give_back()
     assert looks == [0]
-    time.sleep(1.5 * took / COST_SHARE)
+    clock["wall"] += 0.02 * 0.1 / COST_SHARE
     heap.give_back()
     assert looks == [0, 0]
 
