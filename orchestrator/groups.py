@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
@@ -31,6 +32,9 @@ from roles.rollout import RolloutEngine
 
 R = TypeVar("R")
 Rows = TypeVar("Rows", Rollouts, Preferences)
+
+FREED_S = 2.0
+"""For the memory of a process that is ended to be free again."""
 
 Part = tuple[int, int]
 """(engine, its first row) of some rollouts; parts sorted by it have the rows of the prompts, in their order."""
@@ -70,6 +74,12 @@ class Policy:
         """Let the engines sleep; with their weights, unless a push renews them before they are asked again."""
         if self.sleeps:
             self.engines.call(RolloutEngine.sleep, keep_weights).result(self.deadlines.push_s)
+
+    def end(self) -> None:
+        """Before a run ends early: end engines that hold memory which others need to save what they have."""
+        if self.sleeps:
+            self.engines.stop()
+            time.sleep(FREED_S)
 
     def _parts(self, prompts: Prompts, version: int) -> Iterator[tuple[Part, Rollouts]]:
         self._wake("weights", "kv_cache")

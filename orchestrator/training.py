@@ -1,6 +1,5 @@
 """A whole PPO run. A RunConfig flows in; trained weights, metrics and checkpoints flow out into its `run_dir`.
-
-The steps themselves are `orchestrator.ppo`'s. Called by `orchestrator.cli`.
+The steps themselves are `orchestrator.ppo`'s.
 """
 
 from __future__ import annotations
@@ -182,14 +181,16 @@ class Run:
             self.cost_told = True
         return path
 
-    def _rescue(self) -> None:
-        """Before the run ends early: save what was trained up to the last finished step, if actor and critic are still
-        in that state and can do it."""
+    def _rescue(self, *, engines_rest: bool = False) -> None:
+        """Before the run ends early: save the last finished step, if actor and critic are still in that state and can
+        do it. Engines that share their cards are ended, if they do not rest already."""
         state, newest = self.finished, self.checkpoints.newest()
         if state is None or not self.orders.left_s or state["step"] == (newest.step if newest else 0):
             return
         trained = [*self.roles.actor.ranks, *(self.roles.critic.ranks if self.roles.critic else ())]
         self.report.status(f"saving checkpoint {state['step']} before the run ends")
+        if not engines_rest:  # else as in `save`
+            self.roles.policy.end()
         with watching(trained):
             try:
                 if become_idle(trained, min(RESCUE_S, self.orders.left_s)):
@@ -303,9 +304,8 @@ class Run:
             raise self._without_engines(error) from error
 
     def _without_engines(self, error: WeightsDiffer) -> WeightsDiffer:
-        """What to raise, now that the engines' weights are not the actor's: `error` and the tensors that differ. What
-        was trained is saved."""
-        self._rescue()
+        """What to raise: `error` and the tensors that differ. What was trained is saved."""
+        self._rescue(engines_rest=True)
         self.report.status("looking for the tensors that differ")
         return WeightsDiffer(f"{error}. {canary.culprits(self.roles, self.config)}")
 

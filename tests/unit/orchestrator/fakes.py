@@ -60,6 +60,9 @@ class FakeGroup:
         self.log.append(f"{self.role}.{method.__name__}{arguments}")
         return FakeCall(self, method.__name__, [None] * self.size)
 
+    def stop(self) -> None:
+        self.log.append(f"{self.role} ends")
+
     def stream(
         self, method: Any, shards: list[Any], version: int, *, deadline_s: float
     ) -> Iterator[tuple[int, tuple[int, Any]]]:

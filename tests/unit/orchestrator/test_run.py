@@ -14,6 +14,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+import orchestrator.groups
 import orchestrator.training
 from cluster.config import Deadlines
 from cluster.errors import RankFailure, Terminated
@@ -138,6 +139,21 @@ def test_engines_that_share_their_gpus_rest_while_a_checkpoint_wakes_the_optimiz
     run.roles = SimpleNamespace(**{**vars(run.roles), "policy": replace(run.roles.policy, sleeps=True)})
     run.save()
     assert log.index("reward.sleep(True,)") < next(n for n, line in enumerate(log) if "save_state" in line)
+
+
+@pytest.mark.parametrize("sleeps", [True, False])
+def test_engines_that_share_their_gpus_end_before_the_last_step_is_saved(
+    make_run: MakeRun, monkeypatch: pytest.MonkeyPatch, sleeps: bool
+) -> None:
+    """They hold the cards while they generate, and cannot be asked to sleep before they have done so."""
+    monkeypatch.setattr(orchestrator.groups, "FREED_S", 0.0)
+    run, log = make_run(step=3, version=3)
+    run.roles = SimpleNamespace(**{**vars(run.roles), "policy": replace(run.roles.policy, sleeps=sleeps)})
+    monkeypatch.setattr(orchestrator.training, "train_step", failing("generate", DEATH))
+    with pytest.raises(RankFailure):
+        run._one_step()
+    saved = next(n for n, line in enumerate(log) if "save_state" in line)
+    assert ("reward ends" in log[:saved]) is sleeps
 
 
 def failing(phase: str, error: Exception) -> Callable[..., Any]:
