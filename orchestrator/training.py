@@ -20,7 +20,7 @@ from orchestrator.build import resolve_models, training_roles
 from orchestrator.card_metrics import card_metrics, step_work
 from orchestrator.checkpoint import TRAINED, Checkpoint, Checkpoints, size_gib, whole_folder
 from orchestrator.config import RunConfig
-from orchestrator.errors import CheckpointError, KlBudgetSpent, NotFinite, WeightsDiffer
+from orchestrator.errors import CheckpointError, KlBudgetSpent, NotFinite, TetrarchError, WeightsDiffer
 from orchestrator.evaluation import evaluate, training_samples
 from orchestrator.groups import Roles, spread
 from orchestrator.kl import make_controller
@@ -250,11 +250,6 @@ class Run:
         coefficient = state.kl.coefficient
         try:
             result = train_step(self.roles, prompts, state, config, clock)
-        except ClusterError:
-            self.report.note(f"step {step} has failed")
-            self._keep_batch()
-            self._rescue()
-            raise
         except WeightsDiffer as error:
             self._keep_batch()
             raise self._without_engines(error) from error
@@ -263,6 +258,11 @@ class Run:
             if error.role in ("reward", "reference"):  # the others' state is not worth keeping
                 self._rescue()
             raise NotFinite(error.role, f"in step {step} {error}") from error
+        except (ClusterError, TetrarchError):
+            self.report.note(f"step {step} has failed")
+            self._keep_batch()
+            self._rescue()
+            raise
         self.finished = state.state_dict()
         return self._report_step(result, clock, coefficient)
 

@@ -22,7 +22,7 @@ from cluster.orders import Orders
 from orchestrator import canary
 from orchestrator.checkpoint import Checkpoints
 from orchestrator.config import CanaryConfig, CheckpointConfig, EvaluationConfig
-from orchestrator.errors import CheckpointError, KlBudgetSpent, NotFinite, WeightsDiffer
+from orchestrator.errors import CheckpointError, KlBudgetSpent, NotFinite, TetrarchError, WeightsDiffer
 from orchestrator.groups import Policy
 from orchestrator.kl import AdaptiveController, FixedController
 from orchestrator.ppo import TrainState
@@ -171,10 +171,13 @@ def failing(phase: str, error: Exception) -> Callable[..., Any]:
 DEATH = RankFailure("reward rank 0 (node a) died")
 
 
-def test_when_another_role_fails_what_was_trained_is_saved(make_run: MakeRun, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("error", [DEATH, TetrarchError("an engine answered with version 2")])
+def test_when_another_role_fails_what_was_trained_is_saved(
+    make_run: MakeRun, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
     run, log = make_run(step=3, version=3)
-    monkeypatch.setattr(orchestrator.training, "train_step", failing("score", DEATH))
-    with pytest.raises(RankFailure):
+    monkeypatch.setattr(orchestrator.training, "train_step", failing("score", error))
+    with pytest.raises(type(error)):
         run._one_step()
     saved = run.checkpoints.require_newest()
     assert (saved.step, saved.state["prompts"]) == (3, {"drawn": 0})  # the prompts of the lost step come again
