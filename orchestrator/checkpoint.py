@@ -80,6 +80,11 @@ class Checkpoints:
         manifests = map(_read_manifest, self._folders())
         return sorted(manifest["step"] for manifest in manifests if manifest is not None)
 
+    def damaged(self) -> dict[Path, str]:
+        """Folder → what is wrong with it (see `damage`), of all that are not whole, the newest first."""
+        found = {folder: damage(folder) for folder in self._folders()}
+        return {folder: what for folder, what in found.items() if what is not None}
+
     def require_newest(self) -> Checkpoint:
         """The newest whole checkpoint, or CheckpointError."""
         found = self.newest()
@@ -130,13 +135,27 @@ def whole_folder(final: Path) -> Iterator[Path]:
     partial.rename(final)
 
 
-def _read_manifest(folder: Path) -> dict[str, Any] | None:
+def damage(folder: Path) -> str | None:
+    """Why the checkpoint in `folder` is not whole, such as `actor/state.pt has 1000 bytes, not 20480`; None: it is."""
     try:
-        manifest: dict[str, Any] = json.loads((folder / MANIFEST).read_text())
-        sizes = {name: (folder / name).stat().st_size for name in manifest["files"]}
-    except (OSError, ValueError, KeyError):
+        files: dict[str, int] = json.loads((folder / MANIFEST).read_text())["files"]
+    except (OSError, ValueError, KeyError) as error:
+        return f"{MANIFEST} cannot be read ({type(error).__name__})"
+    for name, size in files.items():
+        try:
+            found = (folder / name).stat().st_size
+        except OSError:
+            return f"{name} is missing"
+        if found != size:
+            return f"{name} has {found} bytes, not {size}"
+    return None
+
+
+def _read_manifest(folder: Path) -> dict[str, Any] | None:
+    if damage(folder) is not None:
         return None
-    return manifest if sizes == manifest["files"] else None
+    manifest: dict[str, Any] = json.loads((folder / MANIFEST).read_text())
+    return manifest
 
 
 def _write_durably(path: Path, text: str) -> None:

@@ -19,6 +19,7 @@ from cluster.memory import GIB
 from cluster.model_size import splits
 from cluster.plan import ranks_of, tensor_parallel_size
 from orchestrator.architecture_checks import check_attention, check_cpu_engine, check_weights
+from orchestrator.checkpoint import Checkpoints
 from orchestrator.config import RewardTrainingConfig, RunConfig, SampledPairs
 from orchestrator.errors import ConfigError
 from orchestrator.function_checks import check_function, check_functions, check_sendable
@@ -140,9 +141,11 @@ def _check_run_dir(config: RunConfig, resume: Resume) -> None:
             ours.add(output.relative_to(folder.absolute()).parts[0])
     found = sorted(entry.name for entry in folder.iterdir() if entry.name not in ours) if folder.is_dir() else []
     if found:
+        stands = Checkpoints(folder / "checkpoints", config.checkpoint.keep).newest() is not None
         raise ConfigError(
             f"run_dir={folder} is not empty (it holds {', '.join(found[:3])}{', …' if len(found) > 3 else ''}); "
-            "say --resume to go on with that run, choose another run_dir, or remove it"
+            + ("say --resume to go on with that run, " if stands else "no checkpoint is in it: ")
+            + "choose another run_dir, or remove it"
         )
 
 

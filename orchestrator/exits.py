@@ -62,7 +62,7 @@ class Report:
         typer.secho(f"error: {headline}", fg=typer.colors.RED, bold=True, err=True)
         typer.echo("\n".join(f"  {line}" for line in message.splitlines()), err=True)
         if code == RUN_FAILED and self.config is not None:
-            typer.echo(f"  (traceback: {_log_traceback(Path(self.config.run_dir), error)})", err=True)
+            typer.echo(f"  ({_log_traceback(Path(self.config.run_dir), error)})", err=True)
         sys.stderr.flush()
         raise typer.Exit(code)
 
@@ -89,9 +89,13 @@ def reported(debug: bool) -> Iterator[Report]:
         report.fail("the run failed", error, RUN_FAILED, debug)
 
 
-def _log_traceback(run_dir: Path, error: BaseException) -> Path:
+def _log_traceback(run_dir: Path, error: BaseException) -> str:
+    """Where the traceback is; where no log can be written, that alone is told, so that it does not hide the error."""
     log = run_dir / DRIVER_LOG
-    log.parent.mkdir(parents=True, exist_ok=True)
-    with log.open("a", encoding="utf-8") as file:
-        traceback.print_exception(error, file=file)
-    return log
+    try:
+        log.parent.mkdir(parents=True, exist_ok=True)
+        with log.open("a", encoding="utf-8") as file:
+            traceback.print_exception(error, file=file)
+    except OSError as failed:
+        return f"no traceback, since {log.parent} cannot be written to: {failed.strerror}; --debug shows it"
+    return f"traceback: {log}"

@@ -170,8 +170,9 @@ def read_questions(
     if column == "messages":  # a reward model may read them through a chat template of its own
         columns[column] = rows[column]
     shown = next((row for row, ids in enumerate(token_ids) if len(ids) <= config.max_tokens), 0)
-    example = example_of(f"prompts.{part}", shown, rows[column][shown], token_ids[shown], tokenizer, column)
     questions, became = _fit(Questions(token_ids, texts, columns, summary=""), config, where, tokenizer)
+    read = token_ids if len(token_ids[shown]) <= config.max_tokens else questions.token_ids  # all cut, none left out
+    example = example_of(f"prompts.{part}", shown, rows[column][shown], read[shown], tokenizer, column)
     shortest, longest = (pick(len(ids) for ids in questions.token_ids) for pick in (min, max))
     summary = f"prompts.{part}: {len(questions)} prompts of {shortest} to {longest} tokens{became}"
     return replace(questions, summary=summary, example=example)

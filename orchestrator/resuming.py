@@ -99,11 +99,8 @@ def checkpoint_to_resume(config: RunConfig, resume: Resume) -> Checkpoint | None
     folder = Path(config.run_dir)
     checkpoints = Checkpoints(folder / "checkpoints", config.checkpoint.keep)
     found = checkpoints.newest() if resume == "newest" else checkpoints.of_step(resume)
-    if found is None and resume != "newest" and checkpoints.steps():
-        steps = ", ".join(map(str, checkpoints.steps()))
-        raise ConfigError(f"run_dir={folder} holds no whole checkpoint of step {resume}; it has those of {steps}")
     if found is None:
-        raise ConfigError(f"run_dir={folder} holds no whole checkpoint to resume from; start without --resume")
+        raise ConfigError(_nothing_to_resume(folder, checkpoints, resume))
     if found.step > config.steps:
         raise ConfigError(f"steps={config.steps}, but {found.path} is at step {found.step}; raise steps")
     if resume == "newest" and trained_step(folder) == config.steps:
@@ -113,6 +110,30 @@ def checkpoint_to_resume(config: RunConfig, resume: Resume) -> Checkpoint | None
         lines = [f"{change}; this cannot change: {change.why_not}" for change in refused]
         raise ConfigError("\n".join([*lines, f"go back to what {found.path} has, or start anew in another run_dir"]))
     return found
+
+
+def _nothing_to_resume(folder: Path, checkpoints: Checkpoints, resume: Resume) -> str:
+    damaged = [f"{path} is damaged: {what}" for path, what in checkpoints.damaged().items()]
+    if resume != "newest" and checkpoints.steps():
+        steps = ", ".join(map(str, checkpoints.steps()))
+        return "\n".join(
+            [f"run_dir={folder} holds no whole checkpoint of step {resume}; it has those of {steps}", *damaged]
+        )
+    if damaged:
+        mend = "put the files back, or start anew in another run_dir"
+        return "\n".join([f"run_dir={folder} holds no whole checkpoint; {mend}", *damaged])
+    return f"run_dir={folder} holds no checkpoint to resume from; start anew in another run_dir, or remove this one"
+
+
+def take_up(run_dir: Path, checkpoint: Checkpoint, config: RunConfig, resume: Resume) -> list[str]:
+    """Make the run's files those of `checkpoint`, if it is not what they end with; what to tell the user."""
+    damaged = Checkpoints(run_dir / "checkpoints", config.checkpoint.keep).damaged()
+    newer = {folder: what for folder, what in damaged.items() if (step_of(folder) or 0) > checkpoint.step}
+    told = [f"{folder} is damaged: {what}; going on from step {checkpoint.step}" for folder, what in newer.items()]
+    later = set_aside(run_dir, checkpoint.step) if newer or resume != "newest" else None
+    if later is not None:
+        told.append(f"what came after step {checkpoint.step} is in {later}")
+    return [*told, *map(str, changes(checkpoint, config))]
 
 
 def check_reference(checkpoint: Checkpoint, fingerprint: str, config: RunConfig) -> None:

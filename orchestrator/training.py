@@ -29,7 +29,7 @@ from orchestrator.ppo import StepResult, TrainState, expect_steps, step_metrics,
 from orchestrator.ppo_config import AdaptiveKl
 from orchestrator.prompts import PromptSource, Questions, heldout_prompts
 from orchestrator.report import Reporter
-from orchestrator.resuming import Resume, changes, check_reference, checkpoint_to_resume, set_aside
+from orchestrator.resuming import Resume, check_reference, checkpoint_to_resume, take_up
 from orchestrator.timing import Clock
 from roles.actor import Actor
 from roles.batch import Prompts, Rollouts, save_batch
@@ -54,7 +54,7 @@ def train(config: RunConfig, resume: Resume, training: Questions, heldout: Quest
     checkpoint = checkpoint_to_resume(config, resume)
     ORDERS.listen()
     ORDERS.grace_s = config.deadlines.grace_s
-    later = set_aside(run_dir, checkpoint.step) if checkpoint and resume != "newest" else None
+    told = take_up(run_dir, checkpoint, config, resume) if checkpoint else []
     controller, settings = config.ppo.kl.controller, dump_config(config)
     report = Reporter(
         run_dir,
@@ -67,10 +67,8 @@ def train(config: RunConfig, resume: Resume, training: Questions, heldout: Quest
         kl_target=controller.target if isinstance(controller, AdaptiveKl) else None,
     )
     with report:
-        if checkpoint and later:
-            report.note(f"what came after step {checkpoint.step} is in {later}")
-        for change in changes(checkpoint, config) if checkpoint else ():
-            report.note(str(change))
+        for line in told:
+            report.note(line)
         report.status("preparing the models")
         models = resolve_models(config, config.model_roles)
         state = TrainState(PromptSource(training, config.seed), make_controller(controller))

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import re
 import shlex
+import subprocess
+import sys
 import textwrap
 from pathlib import Path
 from typing import Any
@@ -119,3 +121,11 @@ def test_the_tests_that_the_readme_names_exist() -> None:
         for name in re.findall(r"^def (test_\w+)", file.read_text(encoding="utf-8"), re.MULTILINE)
     }
     assert len(named) > 30 and not named - defined
+
+
+def test_the_plan_is_what_the_command_prints() -> None:
+    """Figures of memory and time change with the planner; those in the README must follow."""
+    (shown,) = re.findall(r"^```text\n(32 GPUs.*?)^```", README, re.MULTILINE | re.DOTALL)
+    words = [sys.executable, "-m", "orchestrator", "plan", "configs/llama3-70b-32xa800.yaml"]
+    done = subprocess.run(words, cwd=ROOT, text=True, capture_output=True, timeout=120, check=True)
+    assert [line.rstrip() for line in done.stdout.splitlines()] == shown.splitlines()

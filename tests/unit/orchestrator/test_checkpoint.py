@@ -44,8 +44,16 @@ def test_a_damaged_newer_one_does_not_push_out_what_was_just_saved(tmp_path: Pat
     assert sorted(p.name for p in tmp_path.iterdir()) == ["step-000006", "step-000010"]
 
 
-@pytest.mark.parametrize("damage", ["truncate", "remove", "manifest", "no manifest"])
-def test_a_broken_checkpoint_is_passed_over(tmp_path: Path, damage: str) -> None:
+@pytest.mark.parametrize(
+    ("damage", "said"),
+    [
+        ("truncate", "rank-0.pt has 3 bytes, not 5"),
+        ("remove", "rank-0.pt is missing"),
+        ("manifest", "manifest.json cannot be read (JSONDecodeError)"),
+        ("no manifest", "manifest.json cannot be read (FileNotFoundError)"),
+    ],
+)
+def test_a_broken_checkpoint_is_passed_over(tmp_path: Path, damage: str, said: str) -> None:
     checkpoints = Checkpoints(tmp_path, keep=3)
     checkpoints.save(1, {}, write("whole"))
     broken = checkpoints.save(2, {}, write("whole"))
@@ -60,6 +68,8 @@ def test_a_broken_checkpoint_is_passed_over(tmp_path: Path, damage: str) -> None
         case "no manifest":
             manifest.unlink()
     assert checkpoints.require_newest().step == 1
+    ((folder, what),) = checkpoints.damaged().items()
+    assert folder.name == "step-000002" and what.endswith(said)
 
 
 def test_a_save_that_fails_leaves_the_last_one(tmp_path: Path) -> None:

@@ -426,8 +426,10 @@ def test_a_run_directory_in_use(world: World) -> None:
     (world.run_dir / "logs").mkdir()
     check("train", world.config)
     (world.run_dir / "metrics.jsonl").touch()
-    refused(world, f"run_dir={world.run_dir} is not empty", "metrics.jsonl", "--resume")
+    refused(world, f"run_dir={world.run_dir} is not empty", "metrics.jsonl", "no checkpoint is in it", "remove it")
     check("evaluate", world.config)
+    Checkpoints(world.run_dir / "checkpoints", keep=2).save(2, {}, lambda folder: None)
+    refused(world, f"run_dir={world.run_dir} is not empty", "say --resume to go on with that run")
 
 
 def test_a_reward_model_inside_the_run_directory_does_not_make_it_used(world: World) -> None:
@@ -439,7 +441,7 @@ def test_a_reward_model_inside_the_run_directory_does_not_make_it_used(world: Wo
 def test_resuming_needs_a_whole_checkpoint(world: World) -> None:
     world.run_dir.mkdir()
     (world.run_dir / "checkpoints" / "step-000001.partial").mkdir(parents=True)
-    with pytest.raises(ConfigError, match="no whole checkpoint to resume from; start without --resume"):
+    with pytest.raises(ConfigError, match="no checkpoint to resume from; start anew in another run_dir"):
         check_train(world.config, resume="newest")
     state = {"config": dump_config(world.config)}
     Checkpoints(world.run_dir / "checkpoints", keep=2).save(2, state, lambda folder: None)

@@ -167,6 +167,14 @@ def test_exit_codes(
         assert ("KeyError: " in result.stderr) == isinstance(error, KeyError)
 
 
+def test_a_log_that_cannot_be_written_does_not_hide_the_error(file: Path, tmp_path: Path, drive: Drive) -> None:
+    drive(RewardError("no answer"), "train")
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run/logs").write_text("in the way")
+    result = tetrarch("train", file)
+    assert result.exit_code == 1 and "no answer" in result.stderr and "cannot be written to" in result.stderr
+
+
 def test_debug_shows_the_traceback(file: Path, drive: Drive) -> None:
     drive(RewardError("no"), "train")
     assert "Traceback" in tetrarch("train", file, "--debug").stderr

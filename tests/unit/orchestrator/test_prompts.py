@@ -287,6 +287,7 @@ def test_a_prompt_begins_once_and_never_ends(write: Write, adding: PreTrainedTok
 def test_a_shortened_prompt_keeps_its_beginning_token(write: Write, adding: PreTrainedTokenizerFast) -> None:
     config = configuration(write([{"prompt": "b c d e"}]), prompts={"too_long": "truncate", "max_tokens": 3})
     assert heldout(config, adding).texts == ["a d e"]
+    assert 'read:  "a d e"' in read_questions(config.prompts, "heldout", adding).example, "what is read, not the row"
     config = configuration(write([{"prompt": "b c d e"}]), prompts={"too_long": "truncate", "max_tokens": 1})
     assert heldout(config, adding).texts == ["e"]
 

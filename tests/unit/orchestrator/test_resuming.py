@@ -23,6 +23,7 @@ from orchestrator.resuming import (
     changes,
     checkpoint_to_resume,
     set_aside,
+    take_up,
     why_not,
 )
 
@@ -206,3 +207,24 @@ def test_what_came_later_is_set_aside_and_not_deleted(saved: Saved) -> None:
     assert set_aside(run_dir, 2) is None
     saved.checkpoints.save(3, {}, lambda folder: None)
     assert set_aside(run_dir, 2) == run_dir / "set-aside/2"
+
+
+def test_a_damaged_checkpoint_is_told_and_what_came_after_the_one_before_it_is_set_aside(saved: Saved) -> None:
+    run_dir, config = saved.run_dir, saved.config()
+    (run_dir / "metrics.jsonl").write_text("".join(f'{{"step": {step}}}\n' for step in (1, 2, 3, 4)))
+    (run_dir / "checkpoints/step-000004/manifest.json").write_text("{")
+    found = checkpoint_to_resume(config, "newest")
+    assert found is not None and found.step == 2
+    damaged, later = take_up(run_dir, found, config, "newest")
+    assert "step-000004 is damaged: manifest.json cannot be read" in damaged and "going on from step 2" in damaged
+    assert later == f"what came after step 2 is in {run_dir / 'set-aside/1'}"
+    assert len((run_dir / "set-aside/1/metrics.jsonl").read_text().splitlines()) == 4
+
+
+def test_where_every_checkpoint_is_damaged_each_is_named(saved: Saved) -> None:
+    for step in (2, 4):
+        (saved.run_dir / f"checkpoints/step-{step:06d}/manifest.json").unlink()
+    with pytest.raises(
+        ConfigError, match=r"no whole checkpoint; put the files back(.|\n)*step-000004 is damaged(.|\n)*2"
+    ):
+        checkpoint_to_resume(saved.config(), "newest")
