@@ -20,7 +20,7 @@ MODEL = "SmolLM2-135M-Instruct.Q4_1.gguf"
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
 def test_sixty_steps_of_a_real_model_hold_no_more_memory_than_fifteen(tmp_path: Path) -> None:
-    """`configs/smoke.yaml` with the judge itself as the reward, and fewer responses a step."""
+    """`configs/smoke.yaml` with the judge itself as the reward, and fewer responses and optimizer steps a step."""
     write(tmp_path)
     model = {"path": str(tmp_path / "smollm2"), "gguf_file": MODEL}
     judge = {"type": "function", "path": "configs/smoke/vader.py"}
@@ -35,6 +35,8 @@ def test_sixty_steps_of_a_real_model_hold_no_more_memory_than_fifteen(tmp_path: 
         "evaluation.prompts": 16,
         "rollout.prompts_per_step": 16,
         "rollout.stream_samples": 8,
+        "ppo.epochs": 1,
+        "ppo.mini_batches": 1,
         "steps": STEPS,
     }
     words = [sys.executable, "-m", "orchestrator", "train", "configs/smoke.yaml"]
