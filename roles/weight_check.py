@@ -157,10 +157,12 @@ class _Reader:
 
     def _stored_names(self, found: set[str], stored: Shapes) -> set[str]:
         """Names that transformers has changed while loading, as they are in the folder."""
+        if found <= stored.keys():
+            return found
         conversions = get_model_conversion_mapping(self.model)
         renamings = [entry for entry in conversions if isinstance(entry, WeightRenaming)]
         converters = [entry for entry in conversions if isinstance(entry, WeightConverter)]
-        theirs = {rename_source_key(name, renamings, converters)[0]: name for name in stored if found - stored.keys()}
+        theirs = {rename_source_key(name, renamings, converters)[0]: name for name in stored}
         return {theirs.get(name, name) for name in found}
 
     def _parts(self, name: str) -> set[str]:
