@@ -9,10 +9,11 @@ from typing import Any
 
 import pytest
 
+import orchestrator.training
 from orchestrator.checkpoint import Checkpoints
 from orchestrator.config import RunConfig
 from orchestrator.config_errors import key_of, sections_in
-from orchestrator.errors import ConfigError
+from orchestrator.errors import ConfigError, TetrarchError
 from orchestrator.loading import dump_config, load_config, validate
 from orchestrator.resuming import (
     MAY_CHANGE,
@@ -228,3 +229,21 @@ def test_where_every_checkpoint_is_damaged_each_is_named(saved: Saved) -> None:
         ConfigError, match=r"no whole checkpoint; put the files back(.|\n)*step-000004 is damaged(.|\n)*2"
     ):
         checkpoint_to_resume(saved.config(), "newest")
+
+
+def test_a_run_that_goes_on_sets_aside_and_tells_before_it_loads_anything(
+    saved: Saved, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def resolve_models(*arguments: Any) -> Any:
+        raise TetrarchError("far enough")
+
+    monkeypatch.setattr(orchestrator.training, "resolve_models", resolve_models)
+    (saved.run_dir / "metrics.jsonl").write_text("".join(f'{{"step": {step}}}\n' for step in (1, 2, 3, 4)))
+    questions: Any = None
+    with pytest.raises(TetrarchError, match="far enough"):
+        orchestrator.training.train(saved.config("steps=20"), 2, questions, None)
+    shown = capsys.readouterr()
+    told = shown.out + shown.err
+    assert "steps: 6 in the checkpoint, now 20" in told
+    assert "what came after step 2 is in" in told and (saved.run_dir / "set-aside/1/checkpoints/step-000004").is_dir()
+    assert len((saved.run_dir / "metrics.jsonl").read_text().splitlines()) == 2
