@@ -75,7 +75,7 @@ class PoolConfig(Section):
     gpus_per_node: int = Field(ge=0, le=64)
     """Cards in each."""
     accelerator: str | None = None
-    """A name in `cluster.accelerators`, such as `A800-80GB`; null: any card, of `gpu_memory_gib`."""
+    """A name in `cluster.placement.accelerators`, such as `A800-80GB`; null: any card, of `gpu_memory_gib`."""
     gpu_memory_gib: float | None = Field(default=None, gt=0, le=10_000)
     """Memory of a card, GiB; null: the accelerator's, or 80."""
     host_memory_gib: float = Field(default=1000.0, gt=0, le=1_000_000)

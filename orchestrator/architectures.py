@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from math import prod
 from typing import Any
 
-from cluster.model_size import ModelSize
+from cluster.estimate.model_size import ModelSize
 from orchestrator.families import FAMILIES, Family, Flag, Mixture
 
 Linear = tuple[int, int]

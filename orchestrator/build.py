@@ -13,10 +13,10 @@ from typing import Any, TypeVar
 
 from transformers import PreTrainedTokenizerBase
 
-from cluster.calls import wait_all
-from cluster.plan import engines_neighbours, plan, tensor_parallel_size
-from cluster.ray_cluster import RayCluster
-from cluster.role_group import RoleGroup
+from cluster.placement.plan import engines_neighbours, plan, tensor_parallel_size
+from cluster.ranks.calls import wait_all
+from cluster.ranks.role_group import RoleGroup
+from cluster.runtime.ray_cluster import RayCluster
 from orchestrator.config import RewardTrainingConfig, RunConfig
 from orchestrator.groups import EvaluationRoles, Policy, Reward, Roles
 from orchestrator.needs import RoleNames, needs, scorers, training

@@ -13,7 +13,7 @@ from typing import Any
 import yaml
 
 from cluster.config import BesideCounted, Correction, Efficiency
-from cluster.memory import GIB
+from cluster.estimate.memory import GIB
 from orchestrator.config import RunConfig
 from orchestrator.efficiency import load_efficiency
 from orchestrator.errors import ConfigError

@@ -10,11 +10,11 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from cluster.accelerators import card_called
-from cluster.groups import ENGINES, base_role
-from cluster.memory import GIB, RoleSize
-from cluster.roofline import operations
-from cluster.worker import RankUsage
+from cluster.estimate.memory import GIB, RoleSize
+from cluster.estimate.roofline import operations
+from cluster.placement.accelerators import card_called
+from cluster.placement.gpu_groups import ENGINES, base_role
+from cluster.ranks.worker import RankUsage
 from orchestrator.config import RunConfig
 from orchestrator.model_sources import UnknownModel
 from orchestrator.planning import role_sizes

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cluster.memory import GIB
+from cluster.estimate.memory import GIB
 from orchestrator.errors import CheckpointError
 
 MANIFEST = "manifest.json"

@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING, Literal
 
 import psutil
 
-from cluster.memory import GIB
-from cluster.model_size import splits
-from cluster.plan import ranks_of, tensor_parallel_size
+from cluster.estimate.memory import GIB
+from cluster.estimate.model_size import splits
+from cluster.placement.plan import ranks_of, tensor_parallel_size
 from orchestrator.architecture_checks import check_attention, check_cpu_engine, check_weights
 from orchestrator.checkpoint import Checkpoints
 from orchestrator.config import RewardTrainingConfig, RunConfig, SampledPairs

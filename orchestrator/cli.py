@@ -126,7 +126,7 @@ def submit(
         with chdir(working_dir):  # relative paths mean here what they will mean in the job
             run = load_config(file, overrides or ())
             check_travels(run, overrides or ())
-            from cluster.jobs import RayJobs, dashboard_address
+            from cluster.runtime.jobs import RayJobs, dashboard_address
 
             jobs = RayJobs(dashboard_address(address))
             run = on_cluster(run, jobs) if cluster else run

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from cluster.config import LocalPlacement
 from cluster.errors import PlacementError
-from cluster.groups import GPU_ROLES, THEIR_NAMES, as_groups, base_role, group_of, in_words_of, problems
-from cluster.plan import RoleNeed, plan, ranks_of
+from cluster.placement.gpu_groups import GPU_ROLES, THEIR_NAMES, as_groups, base_role, group_of, in_words_of, problems
+from cluster.placement.plan import RoleNeed, plan, ranks_of
 from orchestrator.device_rules import device_rules
 from orchestrator.ppo_config import NEEDS_CRITIC
 from roles.config import EnsembleReward, ModelReward, WeightedScore

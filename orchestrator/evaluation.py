@@ -14,7 +14,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from cluster.calls import wait_all
+from cluster.ranks.calls import wait_all
 from orchestrator.build import evaluation_roles, resolve_models
 from orchestrator.checkpoint import trained_step
 from orchestrator.config import RunConfig

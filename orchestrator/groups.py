@@ -16,10 +16,10 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-from cluster.calls import Call, wait_all
 from cluster.config import Deadlines
-from cluster.ray_cluster import RayCluster
-from cluster.role_group import RoleGroup
+from cluster.ranks.calls import Call, wait_all
+from cluster.ranks.role_group import RoleGroup
+from cluster.runtime.ray_cluster import RayCluster
 from orchestrator.errors import TetrarchError
 from orchestrator.scores import CombineConfig, combine
 from roles.actor import Actor

@@ -9,10 +9,10 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from cluster.groups import ENGINES
-from cluster.memory import GIB, PHASES, EngineSize
-from cluster.model_size import ModelSize
-from cluster.plan import Plan, Slot
+from cluster.estimate.memory import GIB, PHASES, EngineSize
+from cluster.estimate.model_size import ModelSize
+from cluster.placement.gpu_groups import ENGINES
+from cluster.placement.plan import Plan, Slot
 from orchestrator.timeline import StepTime
 
 USABLE = 0.95

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig
 
-from cluster.model_size import ModelSize
+from cluster.estimate.model_size import ModelSize
 from roles.config import LoraConfig
 from roles.head import has_plain_head
 from roles.lora import adapter_parameters

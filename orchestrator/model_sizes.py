@@ -12,7 +12,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from cluster.model_size import ModelSize
+from cluster.estimate.model_size import ModelSize
 from orchestrator.architectures import decoder_of, size_by_weights
 from orchestrator.config import RunConfig
 from orchestrator.errors import ConfigError

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from cluster.plan import RoleNeed
+from cluster.placement.plan import RoleNeed
 from orchestrator.config import RunConfig
 from roles.config import FunctionReward, OneReward, RemoteReward
 

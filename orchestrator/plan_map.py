@@ -16,8 +16,8 @@ from rich.table import Table
 from rich.text import Text
 
 from cluster.config import GroupsPlacement
-from cluster.groups import base_role
-from cluster.memory import GIB
+from cluster.estimate.memory import GIB
+from cluster.placement.gpu_groups import base_role
 from orchestrator.loads import TIGHT, GpuLoad, Layout
 from orchestrator.suggest import Suggestion
 

@@ -13,10 +13,8 @@ from itertools import combinations
 from pathlib import Path
 from typing import Any
 
-from cluster.accelerators import UNKNOWN
 from cluster.config import BesideCounted, Efficiency, LocalPlacement, PoolConfig
-from cluster.groups import ENGINES, as_groups, base_role
-from cluster.memory import (
+from cluster.estimate.memory import (
     GIB,
     PHASES,
     PROCESS,
@@ -35,8 +33,10 @@ from cluster.memory import (
     states,
     working,
 )
-from cluster.model_size import ModelSize
-from cluster.plan import Plan, Slot, plan, ranks_of, tensor_parallel_size
+from cluster.estimate.model_size import ModelSize
+from cluster.placement.accelerators import UNKNOWN
+from cluster.placement.gpu_groups import ENGINES, as_groups, base_role
+from cluster.placement.plan import Plan, Slot, plan, ranks_of, tensor_parallel_size
 from orchestrator.config import RunConfig
 from orchestrator.efficiency import load_efficiency
 from orchestrator.errors import ConfigError

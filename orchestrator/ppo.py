@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
-from cluster.calls import wait_all
+from cluster.ranks.calls import wait_all
 from orchestrator.canary import Canary
 from orchestrator.config import RunConfig
 from orchestrator.errors import CheckpointError, NotFinite

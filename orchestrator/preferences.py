@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import torch
 
-from cluster.calls import wait_all
+from cluster.ranks.calls import wait_all
 from orchestrator.build import Models, builder
 from orchestrator.config import RewardTrainingConfig, RunConfig, SampledPairs
 from orchestrator.errors import ConfigError

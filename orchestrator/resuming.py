@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from cluster.plan import ranks_of
+from cluster.placement.plan import ranks_of
 from orchestrator import run_files
 from orchestrator.checkpoint import Checkpoint, Checkpoints, step_of, trained_step
 from orchestrator.config import RunConfig

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import torch
 
-from cluster.role_group import RoleGroup
+from cluster.ranks.role_group import RoleGroup
 from orchestrator.build import builder, resolve_models
 from orchestrator.checkpoint import whole_folder
 from orchestrator.config import RewardTrainingConfig, RunConfig, SampledPairs

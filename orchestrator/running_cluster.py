@@ -9,10 +9,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from cluster.config import PoolConfig
-from cluster.groups import as_groups
-from cluster.nodes import nodes_of
-from cluster.plan import Node
-from cluster.pools import check_has_pools, with_pools_of
+from cluster.placement.gpu_groups import as_groups
+from cluster.placement.plan import Node
+from cluster.placement.pools import check_has_pools, with_pools_of
+from cluster.runtime.nodes import nodes_of
 from orchestrator.config import RunConfig
 from orchestrator.loading import validate
 

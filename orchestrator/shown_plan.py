@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from cluster.config import Efficiency
-    from cluster.jobs import RayJobs
+    from cluster.runtime.jobs import RayJobs
     from orchestrator.loads import Layout
 
 

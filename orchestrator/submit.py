@@ -1,7 +1,7 @@
 """`tetrarch submit`: the run as a job on a Ray cluster, started from here.
 
 A RunConfig that has been checked, and the words of the command, flow in; the job's log flows to stdout, all else to
-stderr, and the job's exit code flows out. Called by `orchestrator.cli`; `cluster.jobs` talks to the cluster.
+stderr, and the job's exit code flows out. Called by `orchestrator.cli`; `cluster.runtime.jobs` talks to the cluster.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from typing import Any
 import typer
 from pydantic import SecretStr
 
-from cluster.capacity import check_capacity
+from cluster.capacity.shortage import check_capacity
 from cluster.errors import ClusterError
-from cluster.job_follower import FAILED, STOPPED, Follower, JobState
-from cluster.jobs import STOP_S, RayJobs
-from cluster.plan import plan
+from cluster.placement.plan import plan
+from cluster.runtime.job_follower import FAILED, STOPPED, Follower, JobState
+from cluster.runtime.jobs import STOP_S, RayJobs
 from orchestrator.checks import check_lasting
 from orchestrator.config import RunConfig
 from orchestrator.errors import ConfigError

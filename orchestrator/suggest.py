@@ -19,8 +19,8 @@ from typing import Any
 
 from cluster.config import Efficiency, EnginesConfig, GroupsPlacement, LocalPlacement, PlacedGroup, PoolConfig
 from cluster.errors import PlacementError
-from cluster.groups import ENGINES, as_groups, base_role
-from cluster.plan import Plan
+from cluster.placement.gpu_groups import ENGINES, as_groups, base_role
+from cluster.placement.plan import Plan
 from orchestrator.config import RunConfig
 from orchestrator.consistency import inconsistencies
 from orchestrator.errors import ConfigError

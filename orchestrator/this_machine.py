@@ -8,7 +8,7 @@ from functools import cache
 import psutil
 
 from cluster.config import PoolConfig
-from cluster.memory import GIB
+from cluster.estimate.memory import GIB
 
 WIDTH = 768
 ROUNDS = 5

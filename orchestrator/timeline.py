@@ -9,14 +9,11 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from cluster.accelerators import ACCELERATORS, UNKNOWN
 from cluster.config import Efficiency, PoolConfig
-from cluster.generation import Request, finished, generate_s, shares
-from cluster.groups import ENGINES
-from cluster.lengths import Lengths, fixed, from_quantiles, lognormal, moved_to_mean
-from cluster.memory import GIB, EngineSize, RoleSize
-from cluster.plan import Plan, engines_neighbours
-from cluster.roofline import (
+from cluster.estimate.generation import Request, finished, generate_s, shares
+from cluster.estimate.lengths import Lengths, fixed, from_quantiles, lognormal, moved_to_mean
+from cluster.estimate.memory import GIB, EngineSize, RoleSize
+from cluster.estimate.roofline import (
     Rates,
     Workload,
     card_rates,
@@ -25,7 +22,10 @@ from cluster.roofline import (
     score_s,
     update_s,
 )
-from cluster.simulation import Course, Kind, Part, simulate, stretched
+from cluster.estimate.simulation import Course, Kind, Part, simulate, stretched
+from cluster.placement.accelerators import ACCELERATORS, UNKNOWN
+from cluster.placement.gpu_groups import ENGINES
+from cluster.placement.plan import Plan, engines_neighbours
 from orchestrator.config import RunConfig
 from orchestrator.this_machine import operations_per_s
 

@@ -11,8 +11,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from cluster.plan import Plan, Slot
-from cluster.simulation import Course, Event
+from cluster.estimate.simulation import Course, Event
+from cluster.placement.plan import Plan, Slot
 
 MICRO = 1e6
 MOST = 100_000

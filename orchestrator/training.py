@@ -12,9 +12,9 @@ from typing import Any
 
 from safetensors import SafetensorError
 
-from cluster.calls import become_idle, wait_all, watching
 from cluster.errors import ClusterError
-from cluster.orders import ORDERS, Orders
+from cluster.ranks.calls import become_idle, wait_all, watching
+from cluster.runtime.orders import ORDERS, Orders
 from orchestrator import canary
 from orchestrator.build import resolve_models, training_roles
 from orchestrator.card_metrics import card_metrics, step_work

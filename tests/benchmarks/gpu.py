@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
-from cluster.accelerators import card_called
+from cluster.placement.accelerators import card_called
 from tests.gpu import models
 
 if TYPE_CHECKING:

@@ -15,8 +15,8 @@ from typing import Any
 
 import pytest
 
-from cluster.accelerators import ACCELERATORS, card_called
-from cluster.memory import GIB
+from cluster.estimate.memory import GIB
+from cluster.placement.accelerators import ACCELERATORS, card_called
 from orchestrator.loading import load_config
 from orchestrator.planning import layout
 from tests.gpu.conftest import OFFLINE, ROOT

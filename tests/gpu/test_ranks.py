@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 
-from cluster.accelerators import card_called
-from cluster.memory import GIB
+from cluster.estimate.memory import GIB
+from cluster.placement.accelerators import card_called
 from tests.gpu.conftest import Rank
 
 pytestmark = [pytest.mark.gpu, pytest.mark.timeout(150)]
@@ -84,7 +84,7 @@ def test_a_billion_parameters_use_the_card(folder_of: Callable[[str], Path], car
     spec = {"gradient_checkpointing": True, "micro_batch_tokens": 16384, "rows": 64, "tokens": 1024, "repeat": 3}
     result = Rank(folder_of("1b"), spec).result()
     known = card_called(card)
-    assert known is not None, f"{card} is not in cluster/accelerators.py"
+    assert known is not None, f"{card} is not in cluster/placement/accelerators.py"
     reached = 6 * result["parameters"] * result["tokens"] / result["update"]["seconds"] / (1e12 * known.tflops)
     scored = 2 * result["parameters"] * result["tokens"] / result["score"]["seconds"] / (1e12 * known.tflops)
     print(f"1.2B: MFU of the update {reached:.1%}, of scoring {scored:.1%}; {result['update']}")

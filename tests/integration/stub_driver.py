@@ -6,9 +6,9 @@ import sys
 from pathlib import Path
 
 from cluster.config import LocalPlacement
-from cluster.plan import RoleNeed, plan
-from cluster.ray_cluster import RayCluster
-from cluster.role_group import RoleGroup
+from cluster.placement.plan import RoleNeed, plan
+from cluster.ranks.role_group import RoleGroup
+from cluster.runtime.ray_cluster import RayCluster
 from tests.integration.stub_role import Stub
 
 

@@ -11,7 +11,7 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
-from cluster.role_group import Client
+from cluster.ranks.role_group import Client
 
 local = threading.local()
 

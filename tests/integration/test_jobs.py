@@ -139,7 +139,7 @@ def copy_code(copy: Path) -> None:
 LOOK = """
 import sys, time
 from cluster.errors import ClusterUnreachable
-from cluster.jobs import RayJobs
+from cluster.runtime.jobs import RayJobs
 
 for _ in range(60):
     try:

@@ -18,20 +18,20 @@ from pydantic import TypeAdapter
 from ray.cluster_utils import Cluster
 from ray.util.placement_group import placement_group, placement_group_table
 
-from cluster import ray_cluster
-from cluster.calls import wait_all
 from cluster.config import PlacementConfig
 from cluster.errors import PlacementError
-from cluster.nodes import look, nodes_of
-from cluster.plan import Plan, RoleNeed, Slot, plan
-from cluster.ray_cluster import RayCluster
-from cluster.role_group import RoleGroup
-from cluster.worker import version_reader
+from cluster.placement.plan import Plan, RoleNeed, Slot, plan
+from cluster.ranks.calls import wait_all
+from cluster.ranks.role_group import RoleGroup
+from cluster.ranks.worker import version_reader
+from cluster.runtime import ray_cluster
+from cluster.runtime.nodes import look, nodes_of
+from cluster.runtime.ray_cluster import RayCluster
 from configs.tiny.inputs import write
 from orchestrator.loading import load_config
 from orchestrator.needs import needs, training
 from tests.integration.stub_role import Stub
-from tests.unit.cluster.test_groups import SEVENTY_B, check_sound
+from tests.unit.cluster.placement.test_gpu_groups import SEVENTY_B, check_sound
 
 ROLES = ("rollout", "actor", "critic", "reference", "reward")
 NODES, CPUS, GPUS = 9, 40, 8
@@ -220,7 +220,7 @@ def test_the_doctor_looks_at_every_node(simulated: Cluster) -> None:
 
 
 def test_a_node_that_does_not_answer_is_named(simulated: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("cluster.nodes.LOOK_S", 0.0)
+    monkeypatch.setattr("cluster.runtime.nodes.LOOK_S", 0.0)
     assert all("no process answered within 0 s" in report.problem for report in look(simulated.address))
 
 

@@ -16,9 +16,9 @@ from ray.cluster_utils import Cluster
 
 from cluster.config import GroupConfig, LocalPlacement
 from cluster.errors import PlacementError
-from cluster.plan import RoleNeed, plan
-from cluster.ray_cluster import RayCluster
-from cluster.role_group import RoleGroup
+from cluster.placement.plan import RoleNeed, plan
+from cluster.ranks.role_group import RoleGroup
+from cluster.runtime.ray_cluster import RayCluster
 from tests.integration.stub_role import Stub
 
 ROOT = Path(__file__).parents[2]

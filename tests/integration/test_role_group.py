@@ -10,13 +10,13 @@ from pathlib import Path
 import psutil
 import pytest
 
-from cluster import calls
-from cluster.calls import wait_all
 from cluster.config import LocalPlacement
 from cluster.errors import DeadlineExceeded, RankFailure
-from cluster.plan import RoleNeed, plan
-from cluster.ray_cluster import RayCluster
-from cluster.role_group import RoleGroup
+from cluster.placement.plan import RoleNeed, plan
+from cluster.ranks import calls
+from cluster.ranks.calls import wait_all
+from cluster.ranks.role_group import RoleGroup
+from cluster.runtime.ray_cluster import RayCluster
 from tests.integration.stub_role import Collective, Stub
 
 START_S = 120.0

@@ -17,7 +17,7 @@ from typing import Any
 import yaml
 
 from cluster.config import Efficiency
-from cluster.lengths import fixed, lognormal
+from cluster.estimate.lengths import fixed, lognormal
 from orchestrator.config import RunConfig
 from orchestrator.efficiency import load_efficiency
 from orchestrator.loading import validate

@@ -65,13 +65,15 @@ def test_layers(package: str) -> None:
 
 def test_the_layer_test_sees_imports_in_functions(tmp_path: Path) -> None:
     source = tmp_path / "role.py"
-    source.write_text("def late():\n    from cluster.plan import plan\n    import ray.util\n", encoding="utf-8")
+    source.write_text(
+        "def late():\n    from cluster.placement.plan import plan\n    import ray.util\n", encoding="utf-8"
+    )
     assert list(imported(source)) == [(2, "cluster"), (3, "ray")]
 
 
 def test_a_configuration_is_checked_without_the_engines() -> None:
     program = (
-        "import sys, cluster.config, cluster.plan, roles.config, orchestrator.config, orchestrator.loading\n"
+        "import sys, cluster.config, cluster.placement.plan, roles.config, orchestrator.config, orchestrator.loading\n"
         f"orchestrator.loading.load_config({str(CONFIGS[0])!r})\n"
         "print(sorted({'torch', 'ray', 'vllm', 'deepspeed', 'transformers'} & set(sys.modules)))"
     )

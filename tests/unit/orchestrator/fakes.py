@@ -106,7 +106,7 @@ def prompts_of(rows: int) -> Prompts:
 
 
 def write_waits(lines: list[str]) -> Any:
-    """What stands in for `cluster.calls.wait_all`."""
+    """What stands in for `cluster.ranks.calls.wait_all`."""
 
     def wait_all(calls: list[FakeCall], deadline_s: float) -> None:
         lines.append("wait for " + " ".join(sorted(f"{call.group.role}.{call.method}" for call in calls)))

@@ -9,7 +9,7 @@ import pytest
 from typer.testing import CliRunner
 
 from cluster.config import BesideCounted
-from cluster.memory import GIB
+from cluster.estimate.memory import GIB
 from orchestrator import cli
 from orchestrator.calibration import calibrated
 from orchestrator.efficiency import load_efficiency

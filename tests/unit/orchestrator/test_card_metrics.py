@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 
-from cluster.card_use import CardSample, CardUse
-from cluster.memory import GIB, RoleSize
-from cluster.model_size import ModelSize
-from cluster.worker import RankUsage
+from cluster.estimate.memory import GIB, RoleSize
+from cluster.estimate.model_size import ModelSize
+from cluster.ranks.card_use import CardSample, CardUse
+from cluster.ranks.worker import RankUsage
 from orchestrator.card_metrics import StepWork, card_metrics
 from orchestrator.metrics import METRICS
 from orchestrator.timing import Clock

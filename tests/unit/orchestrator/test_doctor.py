@@ -12,9 +12,9 @@ import pytest
 from typer.testing import CliRunner
 
 import orchestrator.doctor
-from cluster.nodes import NodeReport
-from cluster.plan import Node
-from cluster.worker import version_reader
+from cluster.placement.plan import Node
+from cluster.ranks.worker import version_reader
+from cluster.runtime.nodes import NodeReport
 from orchestrator import cli
 from orchestrator.doctor import ENGINES, examine, pinned
 

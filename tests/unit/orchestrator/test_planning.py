@@ -13,14 +13,14 @@ from rich.console import Console
 from transformers import LlamaConfig
 from typer.testing import CliRunner
 
-from cluster.memory import GIB, PHASES, REDUCE_BUCKET
+from cluster.estimate.memory import GIB, PHASES, REDUCE_BUCKET
 from orchestrator import cli
 from orchestrator.errors import ConfigError
 from orchestrator.loading import load_config
 from orchestrator.loads import Layout
 from orchestrator.plan_map import draw, to_json
 from orchestrator.planning import layout, smallest_change
-from tests.unit.cluster.test_groups import check_sound
+from tests.unit.cluster.placement.test_gpu_groups import check_sound
 
 ROOT = Path(__file__).resolve().parents[3]
 SEVENTY_B = ROOT / "configs/llama3-70b-32xa800.yaml"

@@ -18,7 +18,7 @@ import orchestrator.groups
 import orchestrator.training
 from cluster.config import Deadlines
 from cluster.errors import RankFailure, Terminated
-from cluster.orders import Orders
+from cluster.runtime.orders import Orders
 from orchestrator import canary
 from orchestrator.checkpoint import Checkpoints
 from orchestrator.config import CanaryConfig, CheckpointConfig, EvaluationConfig

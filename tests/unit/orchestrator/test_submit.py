@@ -12,12 +12,12 @@ import pytest
 from click.testing import Result
 from typer.testing import CliRunner
 
-import cluster.jobs
+import cluster.runtime.jobs
 import orchestrator.submit
-from cluster import job_follower
 from cluster.errors import ClusterUnreachable
-from cluster.job_follower import JobState
-from cluster.plan import Node
+from cluster.placement.plan import Node
+from cluster.runtime import job_follower
+from cluster.runtime.job_follower import JobState
 from orchestrator import cli
 from orchestrator.checks import check_lasting
 from orchestrator.errors import ConfigError
@@ -75,7 +75,7 @@ class PaperCluster:
 @pytest.fixture
 def paper(monkeypatch: pytest.MonkeyPatch) -> PaperCluster:
     paper = PaperCluster(["step 1\n"])
-    monkeypatch.setattr(cluster.jobs, "RayJobs", lambda address: paper)
+    monkeypatch.setattr(cluster.runtime.jobs, "RayJobs", lambda address: paper)
     monkeypatch.setattr(job_follower, "RETRY_S", 0.0)
     return paper
 
@@ -163,7 +163,7 @@ def test_nobody_answers(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(address: str) -> Any:
         raise ClusterUnreachable(f"no Ray cluster answers at {address}")
 
-    monkeypatch.setattr(cluster.jobs, "RayJobs", refuse)
+    monkeypatch.setattr(cluster.runtime.jobs, "RayJobs", refuse)
     result = submit(home, "--address", "http://nowhere:8265")
     assert result.exit_code == 2
     assert "error: no access to the cluster\n  no Ray cluster answers at http://nowhere:8265" in result.stderr

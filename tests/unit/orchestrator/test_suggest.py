@@ -11,7 +11,7 @@ from transformers import LlamaConfig
 from typer.testing import CliRunner
 
 from cluster.config import EnginesConfig, GroupsPlacement, PlacedGroup
-from cluster.groups import ENGINES
+from cluster.placement.gpu_groups import ENGINES
 from orchestrator import cli
 from orchestrator import suggest as module
 from orchestrator.config import RunConfig

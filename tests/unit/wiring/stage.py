@@ -29,9 +29,9 @@ import orchestrator.ppo
 import orchestrator.preferences
 import orchestrator.training
 import roles.engine
-from cluster.plan import Plan
-from cluster.ray_cluster import Usage
-from cluster.role_group import RoleGroup
+from cluster.placement.plan import Plan
+from cluster.ranks.role_group import RoleGroup
+from cluster.runtime.ray_cluster import Usage
 from orchestrator.config import RunConfig
 from orchestrator.loading import load_config
 from orchestrator.prompts import read_questions, read_tasks

@@ -12,7 +12,7 @@ import yaml
 
 import orchestrator.build
 import orchestrator.reward_training
-from cluster.role_group import RoleGroup
+from cluster.ranks.role_group import RoleGroup
 from orchestrator.build import resolve_models, training_roles
 from orchestrator.loading import load_config
 from orchestrator.pairs import Pairs

@@ -1,0 +1,79 @@
+"""Whether a cluster can hold a plan; if not, what is short and the smallest change that would fit, in words. Pure.
+
+A plan and the nodes that there are flow in, nothing or a PlacementError flows out. Called by
+`cluster.runtime.ray_cluster`.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+
+from cluster.capacity.changes import cluster_change, placement_change, value_of
+from cluster.capacity.matching import fits
+from cluster.errors import PlacementError
+from cluster.placement.plan import Node, Plan, Slot
+
+
+def check_capacity(wanted: Plan, nodes: Sequence[Node]) -> None:
+    """Raise PlacementError, naming the shortage and the mend, if no assignment of real nodes can ever hold the plan."""
+    if not fits(wanted, nodes):
+        raise PlacementError(f"the cluster is too small: {describe_shortage(wanted, nodes)}")
+
+
+def describe_shortage(wanted: Plan, nodes: Sequence[Node], *, busy: bool = False) -> str:
+    """What is asked, by role, what each node has (`busy`: has free), and the smallest changes that would fit."""
+    asked = "; ".join(_describe_role(wanted.of(role)) for role in wanted.roles)
+    return (
+        f"asked for {_listed(wanted.demands)} ({asked}), each planned node on one real node; "
+        f"{'free are' if busy else 'having'} {_listed(nodes) or 'no node at all'}. {_mend(wanted, nodes, busy)}"
+    )
+
+
+def _mend(wanted: Plan, nodes: Sequence[Node], busy: bool) -> str:
+    if busy and fits(wanted, nodes):
+        return "By now there is room: start again"
+    mends = []
+    change = placement_change(wanted, nodes)
+    if change is not None and wanted.placement is not None:
+        old = {path: value_of(wanted.placement, path) for path in change}
+        mends.append(
+            "set " + " and ".join(f"placement.{path}: {value} (now {old[path]})" for path, value in change.items())
+        )
+    cluster = cluster_change(wanted, nodes, raising=not busy)
+    grown = [
+        f"give {_many(count, f'node of ({what})', f'nodes of ({what})')} more CPUs (`ray start --num-cpus={cpus}`)"
+        for (what, cpus), count in Counter((_what(node), cpus) for node, cpus in cluster.raised).items()
+    ]
+    grown += [
+        f"add {_many(count, 'node', 'nodes')} of ({what})"
+        for what, count in Counter(_what(node) for node in cluster.added).items()
+    ]
+    mends.append(" and ".join(grown))
+    text = ", or ".join(mends)
+    if busy:
+        return f"Wait for other jobs to end, or end them (deadlines.resources_s says how long to wait); or {text}"
+    return text[0].upper() + text[1:]
+
+
+def _listed(nodes: Iterable[Node]) -> str:
+    """Those that are alike as one."""
+    alike: dict[str, list[Node]] = {}
+    for node in nodes:
+        alike.setdefault(_what(node), []).append(node)
+    return "; ".join(str(own[0]) if len(own) == 1 else f"{len(own)} x ({what})" for what, own in alike.items())
+
+
+def _what(node: Node) -> str:
+    """A node without its name."""
+    return str(node).removeprefix(f"{node.name}: ")
+
+
+def _many(count: int, one: str, several: str) -> str:
+    return f"{count} {one if count == 1 else several}"
+
+
+def _describe_role(slots: Sequence[Slot]) -> str:
+    first = slots[0]
+    gpus = f" and {round(len(first.gpus) * first.share, 3):g} GPUs" if first.gpus else ""
+    return f"{first.role}: {len(slots)} x {first.cpus} CPUs{gpus}"

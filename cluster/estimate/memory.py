@@ -1,0 +1,251 @@
+"""Bytes on paper: what each role holds on a GPU and on its host, in each phase of a PPO step. Pure.
+
+Model sizes and settings flow in, `Account`s (item → bytes) flow out. `orchestrator.planning` adds them up by GPU.
+
+Sources: ZeRO's model states (Rajbhandari et al., arXiv 1910.02054, section 3), as DeepSpeed keeps them with float32
+gradients (its `estimate_zero3_model_states_mem_needs`); activations counted as in Korthikanti et al. (arXiv 2205.05198,
+section 4) for a layer with RMSNorm, rotary positions and a gated MLP, with attention that keeps no score matrix.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from cluster.estimate.model_size import ModelSize
+
+GIB = 2**30
+REDUCE_BUCKET = 200_000_000
+"""Numbers of gradient collected before they are reduced (`roles.deepspeed_settings`): stage 3 holds one such buffer all
+the time, also on a single rank; stages 1 and 2 hold two while they train."""
+SUB_GROUP = 1_000_000_000
+"""DeepSpeed's `sub_group_size`: numbers whose gradients the optimizer's step widens to float32 at a time."""
+PREFETCHED_LAYERS = 2
+"""Decoder layers that are whole at a time: the one that computes, and the next on its way."""
+LOGITS_BLOCK, LOGITS_NARROWEST = {"cpu": 1 << 22, "cuda": 1 << 25}, 64
+"""Logits that are held at a time, by device, and columns of them at the least: `roles.head`."""
+STAGING = 1 << 30
+"""Bytes of a push that vLLM's transfer holds packed at a time, unless one weight is larger or all are fewer."""
+STAGING_BUFFERS = {"ipc": 1, "nccl": 2}
+"""How many such buffers the sender has."""
+WHOLE_LOGITS = {"scored": 2, "trained": 4}
+"""Copies of them, in the model's own type, where an architecture changes them after its head: before and after that,
+and the gradients of both. Measured with Granite: 2.0 and 2.4 to 4.0."""
+RUNTIME = 1.5 * GIB
+"""Of each process on a GPU: CUDA context, library workspaces and NCCL's buffers. An assumption, not a formula."""
+
+PROCESS, ENGINE_PROCESS, SERVICES = 0.33 * GIB, 0.55 * GIB, 0.8 * GIB
+"""Without a GPU: libraries of a rank, of an engine; Ray and the driver. Measured with `configs/tiny.yaml` (proportional
+set sizes: what processes share is counted once)."""
+SLACK = 1.1
+"""Freed memory that the C library keeps, as a factor of what comes and goes. An assumption."""
+
+PHASES = ("generate", "score", "train actor", "train critic", "push")
+
+Account = dict[str, float]
+"""What is held → bytes."""
+
+
+@dataclass(frozen=True, slots=True)
+class RoleSize:
+    """A role that holds a model under ZeRO."""
+
+    role: str
+    model: ModelSize
+    ranks: int
+    number_bytes: int
+    """Of a weight: 2 in bfloat16, 4 in float32."""
+    stage: int
+    trained: bool
+    adapters: int | None = None
+    """Trained parameters of LoRA (and a value head), beside the frozen ones; None: there is no LoRA."""
+    averaged: bool = False
+    """Whether a running mean of the weights is kept."""
+    offload_optimizer: bool = False
+    offload_parameters: bool = False
+    sleep: bool = False
+    """Gradients and optimizer are on the card only while it trains."""
+    checkpointing: bool = False
+    tokens: int = 4096
+    """Of one micro-batch: `micro_batch_tokens`, or the longest sample if that is longer."""
+    scored_share: float = 0.5
+    """Of the tokens: those of responses, for which there are logits."""
+    nodes: int = 1
+    """Over which the ranks are spread."""
+    threads: int = 1
+    """CPU threads of each rank."""
+    device: str = "cuda"
+    """`cpu` or `cuda`."""
+
+    @property
+    def learning(self) -> int:
+        """Parameters with gradients and optimizer states."""
+        return self.model.parameters if self.adapters is None else self.adapters
+
+
+@dataclass(frozen=True, slots=True)
+class EngineSize:
+    """One vLLM engine."""
+
+    model: ModelSize
+    number_bytes: int
+    parallel: int
+    """GPUs it is spread over."""
+    utilization: float
+    """Share of a GPU that it takes."""
+    sleep: int
+    """0: always awake; 1: weights go to the host while others train; 2: they are dropped."""
+    longest: int
+    """Tokens of a sample."""
+    number: int = 1
+    """How many engines there are."""
+    kv_cache: float = 0.0
+    """Bytes of the KV cache where there is no GPU."""
+    max_sequences: int = 256
+    """Responses that one generates at once."""
+    eager: bool = False
+    """Kernels are launched one by one, without graphs."""
+
+    @property
+    def weights(self) -> float:
+        """Bytes on each of its GPUs."""
+        return self.model.parameters * self.number_bytes / self.parallel
+
+    @property
+    def kv_of_a_sample(self) -> float:
+        """Bytes on each of its GPUs for the longest sample; heads are copied where there are fewer than GPUs, and so is
+        the one vector that latent attention keeps of a token."""
+        if self.model.latent:
+            return self.model.layers * self.model.latent * self.number_bytes * self.longest
+        heads = max(self.model.kv_heads / self.parallel, 1)
+        return 2 * self.model.layers * heads * self.model.head_width * self.number_bytes * self.longest
+
+
+def states(role: RoleSize, *, training: bool = True) -> Account:
+    """Of each rank, on its GPU: weights, gradients, optimizer; of one that sleeps while it does not train, weights."""
+    ranks = role.ranks
+    shards = {1: (1, 1, ranks), 2: (1, ranks, ranks), 3: (ranks, ranks, ranks)}.get(role.stage, (1, 1, 1))
+    if not role.trained and role.stage < 3:
+        shards = (1, 1, 1)
+    parameters = role.model.parameters + (role.adapters or 0)
+    account: Account = {"weights": 0.0 if role.offload_parameters else parameters * role.number_bytes / shards[0]}
+    if role.averaged and not role.offload_parameters:
+        account["mean of the weights (float32)"] = 4 * parameters / shards[0]
+    if role.sleep and not training:
+        return account
+    if role.trained and not role.offload_optimizer:
+        account["gradients (float32)"] = 4 * role.learning / shards[1]
+        account["optimizer (float32 weights and moments)"] = optimizer_bytes(role) / shards[2]
+    if role.trained and role.stage == 3 and role.device == "cuda":
+        account["reduction bucket"] = role.number_bytes * REDUCE_BUCKET
+    return account
+
+
+def host_states(role: RoleSize) -> Account:
+    """Of each rank, in its host's memory, all the time: what is offloaded."""
+    account: Account = {}
+    if role.offload_parameters:
+        account["offloaded weights"] = role.model.parameters * role.number_bytes / role.ranks
+        if role.averaged:
+            account["mean of the weights (float32)"] = 4 * role.model.parameters / role.ranks
+    if role.trained and role.offload_optimizer:
+        account["offloaded gradients (float32)"] = 4 * role.learning / role.ranks
+        account["offloaded optimizer"] = optimizer_bytes(role) / role.ranks
+    elif role.trained and role.sleep:
+        account["sleeping optimizer"] = _asleep_bytes(role)
+    return account
+
+
+def _asleep_bytes(role: RoleSize) -> float:
+    """AdamW's numbers in pinned memory, which torch hands out in powers of two: a copy for each of them in each of the
+    optimizer's groups of parameters."""
+    own = role.learning / role.ranks
+    groups = math.ceil(own / SUB_GROUP)
+    copy = 4 * own / groups
+    return groups * (optimizer_bytes(role) / role.learning / 4) * 2 ** math.ceil(math.log2(max(copy, 1)))
+
+
+def optimizer_bytes(role: RoleSize) -> float:
+    """AdamW: two moments, and the float32 weights where the model's own are narrower."""
+    return role.learning * (8 + (4 if role.number_bytes < 4 else 0))
+
+
+def working(role: RoleSize, *, training: bool) -> Account:
+    """Of each rank, on its GPU, while it computes: on top of `states`."""
+    model, width, tokens = role.model, role.number_bytes, role.tokens
+    account: Account = {}
+    if role.stage == 3 and role.ranks > 1:
+        whole = min(PREFETCHED_LAYERS * model.layer + model.embedding, model.parameters)
+        account["gathered layers"] = width * whole
+    if training:
+        account["activations"] = tokens * _activation_bytes(role)
+        account["head and a block of logits"] = _head_bytes(role)
+        if role.stage in (1, 2) and role.device == "cuda":
+            account["reduction buckets"] = 2 * role.number_bytes * REDUCE_BUCKET
+        if not role.offload_optimizer:
+            account["optimizer's step"] = 4 * min(SUB_GROUP, role.learning / max(role.ranks, 1))
+    else:
+        account["activations"] = tokens * (10 * model.hidden + 3 * width * model.intermediate)
+        account["block of logits"] = _logits_bytes(role, "scored")
+    return {item: size for item, size in account.items() if size}
+
+
+def _logits_bytes(role: RoleSize, how: str) -> float:
+    """Logits as they come, and twice in float32: nothing grows with the vocabulary, unless they are held whole."""
+    scored = role.tokens * role.scored_share
+    if role.model.whole_logits:
+        return scored * role.model.vocabulary * role.number_bytes * WHOLE_LOGITS[how]
+    columns = min(max(LOGITS_BLOCK[role.device] / scored, LOGITS_NARROWEST), role.model.vocabulary)
+    return scored * columns * (role.number_bytes + 8)
+
+
+def _head_bytes(role: RoleSize) -> float:
+    """Of the backward pass: hidden states' gradients, in float32 first, and those of a head that is trained."""
+    if not role.model.vocabulary:
+        return 0.0
+    hidden = role.tokens * role.scored_share * role.model.hidden
+    own = role.number_bytes * role.model.embedding if role.adapters is None else 0.0
+    return _logits_bytes(role, "trained") + hidden * (4 + 2 * role.number_bytes) + own
+
+
+def _activation_bytes(role: RoleSize) -> float:
+    """Kept for the backward pass, of each token."""
+    model, width = role.model, role.number_bytes
+    # Two norms keep float32 inputs and outputs and one narrow output each; attention its query, key, value and output
+    # before and after the rotation; the MLP gate, up, their product and the activation.
+    norms = 20 * model.hidden
+    attention = width * 4 * (model.heads * model.head_width + model.kv_width)
+    layer = norms + attention + 4 * width * model.intermediate
+    return width * model.hidden * model.layers + layer if role.checkpointing else layer * model.layers
+
+
+def staging(model: ModelSize, number_bytes: int) -> float:
+    """Bytes of one buffer of a push. The largest weight is the embedding."""
+    return number_bytes * max(model.embedding, min(STAGING / number_bytes, model.parameters))
+
+
+def engine(size: EngineSize, capacity: float, phase: str) -> Account:
+    """Of an engine on each of its GPUs (`capacity` bytes) in a phase."""
+    if size.sleep and phase in ("score", "train actor", "train critic"):
+        return {"engine, asleep": RUNTIME}
+    if size.sleep and phase == "push":
+        copies = staging(size.model, size.number_bytes)
+        return {"engine's weights": size.weights, "copies of what arrives": copies, "engine, half awake": RUNTIME}
+    taken = size.utilization * capacity
+    return {"engine's weights": size.weights, "engine's KV cache and workspace": taken - size.weights}
+
+
+def engine_host(size: EngineSize) -> Account:
+    """Of each of an engine's processes, on its host, while it sleeps."""
+    return {"sleeping weights": size.weights} if size.sleep == 1 else {}
+
+
+def rank_without_gpu(role: RoleSize) -> Account:
+    """Of each rank, in its host's memory, at its worst. The weights' file stays mapped beside the weights."""
+    account = {"libraries": PROCESS, "weights' file": float(role.model.parameters * role.number_bytes), **states(role)}
+    return account | {item: SLACK * size for item, size in working(role, training=role.trained).items()}
+
+
+def engine_without_gpu(size: EngineSize) -> Account:
+    """Of each of an engine's processes, in its host's memory; new weights arrive beside the old ones."""
+    return {"libraries": ENGINE_PROCESS, "weights, old and new": 2 * size.weights, "KV cache": size.kv_cache}

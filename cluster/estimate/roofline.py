@@ -1,0 +1,240 @@
+"""Seconds on paper: how long each role works in a PPO step. Pure.
+
+Sizes (`cluster.estimate.memory`), a Workload and Rates flow in, seconds flow out; `orchestrator.timeline` puts them
+side by side (how long engines generate is in `cluster.estimate.generation`). Each is the longest of what bounds it
+(Williams et al., "Roofline", CACM 2009): arithmetic, the card's memory, the wire, or the host that launches kernels.
+Operations of a decoder are counted as in Korthikanti et al. (arXiv 2205.05198, appendix A): two for each weight and
+token, and attention over the sample's own earlier tokens.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from functools import lru_cache
+
+from cluster.config import Efficiency
+from cluster.estimate.lengths import Lengths, fixed
+from cluster.estimate.memory import RoleSize, optimizer_bytes
+from cluster.estimate.model_size import ModelSize
+from cluster.placement.accelerators import Accelerator
+
+ADAM_BYTES = 30
+"""Memory traffic of one weight in AdamW: gradient, float32 weight and two moments read, the last three and the narrow
+weight written."""
+GRADIENT_BYTES = 4
+PUSH_PASSES = 8
+"""How often the card's memory is read or written for a pushed weight: gathered, cast, summed up for the digest, packed,
+unpacked, loaded."""
+PARTS = 32
+"""Equal parts of the responses that stand for all of them where operations are counted."""
+
+
+@dataclass(frozen=True, slots=True)
+class Rates:
+    """What hardware does in a second, efficiency included: operations, or bytes."""
+
+    compute: float
+    """Of a card."""
+    memory: float
+    """Of a card."""
+    link: float
+    """Card to card in a node."""
+    host: float
+    """Card to host."""
+    network: float
+    """Of a node."""
+    thread: float
+    """Memory traffic of a CPU thread."""
+    host_memory: float
+    """Memory traffic of all of a host's threads."""
+    token_overhead_s: float
+    """Of every decoding iteration."""
+    layer_s: float = 0.0
+    """The host's, to launch the forward pass of one decoder layer."""
+    collective_s: float = 0.0
+    """Latency of one collective."""
+    push_layer_s: float = 0.0
+    """Of handing over one layer's tensors in a push, whatever their size."""
+
+
+@dataclass(frozen=True, slots=True)
+class Workload:
+    """One PPO step; prompt and response tokens are means."""
+
+    samples: int
+    responses_per_prompt: int
+    prompt_tokens: float
+    response_tokens: float
+    epochs: int
+    mini_batches: int
+    responses: Lengths | None = None
+    """How the lengths of responses are spread around their mean; None: they are all alike."""
+
+    @property
+    def tokens(self) -> float:
+        """Of a sample."""
+        return self.prompt_tokens + self.response_tokens
+
+    @property
+    def lengths(self) -> Lengths:
+        """Of the responses."""
+        return self.responses or fixed(self.response_tokens)
+
+
+def card_rates(card: Accelerator, efficiency: Efficiency) -> Rates:
+    """Of a GPU."""
+    giga = 1e9 * efficiency.wire
+    return Rates(
+        compute=1e12 * card.tflops * efficiency.compute,
+        memory=1e9 * card.memory_gb_s * efficiency.memory,
+        link=giga * card.link_gb_s,
+        host=giga * card.host_gb_s,
+        network=giga * efficiency.network_gb_s,
+        thread=1e9 * efficiency.thread_gb_s,
+        host_memory=1e9 * efficiency.host_memory_gb_s,
+        token_overhead_s=efficiency.token_overhead_s,
+        layer_s=efficiency.layer_s,
+        collective_s=efficiency.collective_s,
+        push_layer_s=efficiency.push_layer_s,
+    )
+
+
+def cpu_rates(operations_per_s: float, ranks: int, efficiency: Efficiency) -> Rates:
+    """Of one of `ranks` processes that share a machine without GPUs."""
+    memory = 1e9 * efficiency.host_memory_gb_s / ranks
+    return Rates(
+        compute=operations_per_s * efficiency.compute / ranks,
+        memory=memory,
+        link=memory,
+        host=memory,
+        network=1e9 * efficiency.network_gb_s * efficiency.wire,
+        thread=1e9 * efficiency.thread_gb_s,
+        host_memory=memory * ranks,
+        token_overhead_s=efficiency.token_overhead_s,
+        layer_s=efficiency.layer_s,
+        collective_s=efficiency.collective_s,
+        push_layer_s=efficiency.push_layer_s,
+    )
+
+
+def operations(model: ModelSize, tokens: float, scored: float) -> float:
+    """Of a forward pass over one sample of `tokens` tokens, `scored` of which get logits; experts that a token is not
+    sent to cost nothing."""
+    attention = 2 * tokens * tokens * model.heads * model.head_width * model.layers
+    return 2 * tokens * model.active_in_layers + attention + _head_operations(model, scored)
+
+
+def _head_operations(model: ModelSize, scored: float) -> float:
+    return 2 * scored * model.hidden * model.vocabulary
+
+
+def score_s(role: RoleSize, work: Workload, rates: Rates) -> float:
+    """One forward pass of a role over all samples of a step."""
+    passes = _micro_batches(role, work, work.samples)
+    return _piped(
+        _operations_of_a_rank(role, work, work.samples) / rates.compute,
+        passes * _gather_s(role, rates),
+        passes * _least_s(role, rates),
+        role.model.layers,
+    )
+
+
+def update_s(role: RoleSize, work: Workload, rates: Rates) -> float:
+    """All optimizer steps of a trained role in a PPO step."""
+    samples = work.samples / work.mini_batches
+    micro_batches = _micro_batches(role, work, samples)
+    # The backward pass costs a forward one for the activations' gradients and one for the weights' (of those that are
+    # trained), and recomputing the activations another; logits are always recomputed.
+    learning = role.learning / role.model.parameters
+    again = 0.0 if role.checkpointing else samples / role.ranks * _head_operations(role.model, work.response_tokens)
+    forward = _operations_of_a_rank(role, work, samples)
+    passes = 3 if role.checkpointing else 2
+    compute = (passes * forward + learning * forward + again) / rates.compute
+    least = (passes + learning) * micro_batches * _least_s(role, rates)
+    if role.stage == 3:
+        # Weights for the forward and the backward pass, and gradients, for every micro-batch.
+        wire = (2 + learning) * micro_batches * _gather_s(role, rates)
+        once = _piped(compute, wire, least, role.model.layers)
+    else:
+        # Gradients once, behind the last micro-batch's backward pass, and the new weights.
+        busy = max(compute, least)
+        once = busy + max(2 * learning * _exchange_s(role, rates) - busy / micro_batches, 0.0)
+    once += _optimizer_s(role, rates, micro_batches)
+    return work.epochs * work.mini_batches * once + (2 * _asleep_bytes(role) / rates.host if role.sleep else 0.0)
+
+
+def push_s(role: RoleSize, rates: Rates, *, other_nodes: bool, cards: int = 1) -> float:
+    """The actor's weights, layer by layer: gathered where they are sharded, cast and packed, sent, loaded.
+
+    Args:
+        other_nodes: whether the engines are on other nodes than the first rank, which sends to all.
+        cards: of the sender's node, each of which has its own share of the network.
+    """
+    size = role.model.parameters * role.number_bytes
+    gathered = _exchange_s(role, rates) if role.stage == 3 else 0.0
+    sent = size / (rates.network / cards if other_nodes else rates.link)
+    copied = PUSH_PASSES * size / rates.memory
+    return gathered + copied + sent + (role.model.layers + 1) * rates.push_layer_s
+
+
+def _piped(compute: float, wire: float, least: float, layers: int) -> float:
+    """Arithmetic and gathers side by side, a layer ahead: what comes first of one, and last of the other, is bare.
+
+    Nothing is faster than `least`.
+    """
+    return max(compute + wire / layers, wire + compute / layers, least) if wire else max(compute, least)
+
+
+def _least_s(role: RoleSize, rates: Rates) -> float:
+    """Of one forward pass, however few tokens it has: every layer is launched, and gathered where it is sharded."""
+    gathered = rates.collective_s if role.stage == 3 and role.ranks > 1 else 0.0
+    return role.model.layers * (rates.layer_s + gathered)
+
+
+def _operations_of_a_rank(role: RoleSize, work: Workload, samples: float) -> float:
+    """Of the busiest: tokens are shared out evenly, but the longest sample is one rank's."""
+    longest = work.lengths.at(1 - 0.5 / max(samples, 1))
+    alone = operations(role.model, work.prompt_tokens + longest, longest)
+    return max(samples / role.ranks * _mean_operations(role.model, work.prompt_tokens, work.lengths), alone)
+
+
+@lru_cache(maxsize=256)
+def _mean_operations(model: ModelSize, prompt_tokens: float, lengths: Lengths) -> float:
+    """Of a sample."""
+    return sum(operations(model, prompt_tokens + tokens, tokens) for tokens in lengths.spread_out(PARTS)) / PARTS
+
+
+def _micro_batches(role: RoleSize, work: Workload, samples: float) -> int:
+    """Of each rank."""
+    return math.ceil(math.ceil(samples / role.ranks) / max(int(role.tokens / work.tokens), 1))
+
+
+def _asleep_bytes(role: RoleSize) -> float:
+    """Of each rank: the optimizer, to the host and back once a step."""
+    return optimizer_bytes(role) / role.ranks
+
+
+def _gather_s(role: RoleSize, rates: Rates) -> float:
+    """Stage 3: every rank gets the whole model once, layer by layer."""
+    from_host = role.model.parameters * role.number_bytes / role.ranks / rates.host if role.offload_parameters else 0.0
+    return from_host + (_exchange_s(role, rates) if role.stage == 3 else 0.0)
+
+
+def _exchange_s(role: RoleSize, rates: Rates) -> float:
+    """All weights (or gradients) once through a ring of the ranks: within nodes, and between them."""
+    size = role.model.parameters * role.number_bytes
+    within = size * (role.ranks - 1) / role.ranks / rates.link
+    between = size * (role.nodes - 1) / role.nodes / rates.network
+    return max(within, between)
+
+
+def _optimizer_s(role: RoleSize, rates: Rates, micro_batches: int) -> float:
+    """One step of AdamW; offloaded, gradients wait on the host and are fetched for every micro-batch's sum."""
+    own = role.learning / (role.ranks if role.stage else 1)
+    if not role.offload_optimizer:
+        return own * ADAM_BYTES / rates.memory
+    neighbours = role.ranks / role.nodes
+    traffic = min(role.threads * rates.thread, rates.host_memory / neighbours)
+    crossings = (2 * micro_batches - 1) * GRADIENT_BYTES + role.number_bytes
+    return own * (crossings / rates.host + ADAM_BYTES / traffic)

@@ -1,0 +1,1 @@
+"""Which GPU belongs to which role: plans as pure functions of the configuration. No Ray."""

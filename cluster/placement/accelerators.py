@@ -1,0 +1,58 @@
+"""Cards that a pool may have, and what they can do. Pure data; read by `cluster.placement.gpu_groups`,
+`cluster.placement.plan` and `orchestrator.planning`.
+
+Rates are what the makers publish: peaks of dense arithmetic (no sparsity), bandwidths in one direction.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Accelerator:
+    """One card."""
+
+    memory_gib: float
+    """As the driver shows it, GiB; makers say GB."""
+    tflops: float
+    """Dense bfloat16 matrix products, 10^12 operations a second."""
+    memory_gb_s: float
+    """Bandwidth of its memory, 10^9 bytes a second."""
+    link_gb_s: float
+    """To the other cards of the node (NVLink, else PCIe), 10^9 bytes a second."""
+    host_gb_s: float
+    """To the host over PCIe, 10^9 bytes a second."""
+    ray_name: str
+    """Ray's `accelerator_type`, which leaves the memory out."""
+
+
+# Makers' data sheets: NVIDIA A100, A800, H100, H200, H20, B200, L40S, L4, A10G, RTX 4090 and V100.
+# NVLink figures there count both directions; half of each stands here. V100 has no bfloat16; its rate is float16's.
+ACCELERATORS = {
+    "A100-40GB": Accelerator(39.4, 312, 1555, 300, 32, "A100"),
+    "A100-80GB": Accelerator(79.2, 312, 2039, 300, 32, "A100"),
+    "A800-80GB": Accelerator(79.2, 312, 2039, 200, 32, "A800"),
+    "H100-80GB": Accelerator(79.6, 989, 3350, 450, 64, "H100"),
+    "H800-80GB": Accelerator(79.6, 989, 3350, 200, 64, "H800"),
+    "H200-141GB": Accelerator(139.8, 989, 4800, 450, 64, "H200"),
+    "H20-96GB": Accelerator(95.6, 148, 4000, 450, 64, "H20"),
+    "B200-180GB": Accelerator(178.4, 2250, 8000, 900, 64, "B200"),
+    "L40S-48GB": Accelerator(44.5, 362, 864, 32, 32, "L40S"),
+    "L4-24GB": Accelerator(22.5, 121, 300, 32, 32, "L4"),
+    "A10G-24GB": Accelerator(22.1, 70, 600, 32, 32, "A10G"),
+    "RTX4090-24GB": Accelerator(23.6, 165, 1008, 32, 32, "GeForce-RTX-4090"),
+    "V100-32GB": Accelerator(31.7, 125, 900, 150, 16, "V100"),
+}
+"""Name → card."""
+
+
+def card_called(device_name: str) -> Accelerator | None:
+    """The card that the driver calls `device_name` (`NVIDIA H100 80GB HBM3`); None if it is not in the table."""
+    name = device_name.replace(" ", "-")
+    return next((card for card in ACCELERATORS.values() if re.search(rf"\b{card.ray_name}\b", name)), None)
+
+
+UNKNOWN = "A100-80GB"
+"""Whose rates stand for a card that the pool does not name."""

@@ -1,0 +1,1 @@
+"""The processes of a role: starting them, calling them, their deadlines and failures."""

@@ -1,0 +1,216 @@
+"""Calls to ranks and the waiting for them. Every wait has a deadline and ends at the first failure of any rank.
+
+Used by the driver (through `RoleGroup`) and, through `Client`, by one role inside its own process to reach another.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
+
+import ray
+from ray.exceptions import GetTimeoutError, RayError
+
+from cluster.errors import ClusterError, DeadlineExceeded
+from cluster.ranks import failures
+from cluster.ranks.worker import Identity
+
+T = TypeVar("T")
+Waiting = dict[Any, tuple["Rank", str]]
+"""Reference → the rank and the method that it waits for."""
+
+GRACE_S = 3.0
+"""After a failure that may be a consequence, wait so long for the culprit's."""
+STATUS_S = 3.0
+"""A rank that cannot say within so many seconds what it is doing is reported as silent."""
+
+IDLE_POLL_S = 0.2
+CONTROL_S = 20.0
+"""For a rank to answer a question that needs no work, on a busy machine."""
+SILENT = (
+    f"does not say within {STATUS_S:g} s what it is doing: its process is stopped or holds Python's lock, "
+    "or it waits for arguments that another rank has not made"
+)
+
+alive: list[Rank] = []
+"""The ranks that this process has started and not stopped. Every wait watches them all for deaths."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Rank:
+    """A handle on one worker; may be sent to other processes."""
+
+    identity: Identity
+    worker: Any
+    """Ray's actor handle."""
+    sentinel: Any
+    """Reference of `Worker.watch`: fails when the process dies."""
+
+
+@dataclass(frozen=True, slots=True)
+class Call(Generic[T]):
+    """A method under way on the ranks of one group."""
+
+    method: str
+    ranks: Sequence[Rank]
+    receipts: list[Any]
+    """Of each rank, None or its failure."""
+    refs: list[Any]
+    """Of each rank, the value, in the object store. May be shards of another group's `map` before it has arrived."""
+
+    def result(self, deadline_s: float) -> list[T]:
+        """The values, by rank."""
+        wait_all([self], deadline_s)
+        return [_fetch(rank, self.method, ref, deadline_s) for rank, ref in zip(self.ranks, self.refs, strict=True)]
+
+
+def submit(ranks: Sequence[Rank], method: str, arguments: Sequence[tuple[Any, ...]]) -> Call[Any]:
+    """Call `method` on every rank with its own arguments; returns at once."""
+    answers = [rank.worker.run.remote(method, *own) for rank, own in zip(ranks, arguments, strict=True)]
+    return Call(method, ranks, [receipt for receipt, _ in answers], [ref for _, ref in answers])
+
+
+def wait_all(calls: Sequence[Call[Any]], deadline_s: float) -> None:
+    """Wait for calls of any groups. Raises RankFailure at the first failure, DeadlineExceeded after `deadline_s`."""
+    until = time.monotonic() + deadline_s
+    waiting: Waiting = {
+        receipt: (rank, call.method) for call in calls for rank, receipt in zip(call.ranks, call.receipts, strict=True)
+    }
+    while waiting:
+        receipt = _next(waiting, until, deadline_s)
+        rank, method = waiting.pop(receipt)
+        _raise_failure(rank, method, receipt, waiting)
+
+
+def stream(
+    ranks: Sequence[Rank], method: str, arguments: Sequence[tuple[Any, ...]], deadline_s: float
+) -> Iterator[tuple[int, Any]]:
+    """Call a generator method on every rank; yields (rank, value) as values come, from whichever rank."""
+    until = time.monotonic() + deadline_s
+    waiting: Waiting = {
+        rank.worker.stream.options(num_returns="streaming").remote(method, *own): (rank, method)
+        for rank, own in zip(ranks, arguments, strict=True)
+    }
+    return _stream(waiting, until, deadline_s)
+
+
+def _stream(waiting: Waiting, until: float, deadline_s: float) -> Iterator[tuple[int, Any]]:
+    while waiting:
+        items = _next(waiting, until, deadline_s)
+        rank, method = waiting[items]
+        try:
+            receipt = next(items)
+        except StopIteration:
+            del waiting[items]
+            continue
+        _raise_failure(rank, method, receipt, waiting)
+        yield rank.identity.rank, _fetch(rank, method, next(items), deadline_s)
+
+
+def ask(ranks: Sequence[Rank], question: str) -> list[Any]:
+    """Have every worker answer a control question (`status`, `usage`), also while a method runs."""
+    answers = [getattr(rank.worker, question).remote() for rank in ranks]
+    _, silent = ray.wait(answers, num_returns=len(answers), timeout=CONTROL_S)
+    if silent:
+        names = ", ".join(str(ranks[answers.index(answer)].identity) for answer in silent)
+        raise DeadlineExceeded(
+            f"no answer within {CONTROL_S:g} s to a question that needs no work ({question}): {names}"
+        )
+    for rank, answer in zip(ranks, answers, strict=True):
+        _raise_failure(rank, question, answer, {})
+    return ray.get(answers)
+
+
+@contextmanager
+def watching(ranks: Sequence[Rank]) -> Iterator[None]:
+    """For the waits inside only the deaths of `ranks` count: others may have died already."""
+    everyone = list(alive)
+    alive[:] = ranks
+    try:
+        yield
+    finally:
+        alive[:] = everyone
+
+
+def become_idle(ranks: Sequence[Rank], within_s: float) -> bool:
+    """Whether none of `ranks` runs a method any more, after at most `within_s`."""
+    until = time.monotonic() + within_s
+    while any(status.busy for status in ask(ranks, "status")):
+        if time.monotonic() > until:
+            return False
+        time.sleep(IDLE_POLL_S)
+    return True
+
+
+def _fetch(rank: Rank, method: str, ref: Any, deadline_s: float) -> Any:
+    """The value of a call that has answered, brought into this process."""
+    try:
+        return ray.get(ref, timeout=deadline_s)
+    except GetTimeoutError:
+        raise DeadlineExceeded(
+            f"{rank.identity} answered {method}, but its value did not arrive within {deadline_s:g} s"
+        ) from None
+    except RayError as error:
+        raise failures.from_ray(rank.identity, method, error) from None
+
+
+def _next(waiting: Waiting, until: float, deadline_s: float) -> Any:
+    """A reference that is ready; raises if a rank of any group dies or the time is over."""
+    sentinels = {rank.sentinel: rank for rank in alive}
+    left = max(0.0, until - time.monotonic())
+    ready, _ = ray.wait([*waiting, *sentinels], num_returns=1, timeout=left, fetch_local=False)
+    if not ready:
+        names = ", ".join(dict.fromkeys(f"{rank.identity.role}.{method}" for rank, method in waiting.values()))
+        raise DeadlineExceeded(f"{names} did not end within {deadline_s:g} s:\n{_report(waiting)}")
+    if ready[0] in sentinels:
+        rank = sentinels[ready[0]]
+        _raise_failure(rank, _method_of(rank, waiting), rank.sentinel, waiting)
+    return ready[0]
+
+
+def _raise_failure(rank: Rank, method: str, reference: Any, waiting: Waiting) -> None:
+    """If `reference` holds a failure, raise the culprit of it and of those that follow within the grace."""
+    error = _failure(rank, method, reference)
+    if error is None:
+        return
+    found = [error]
+    others = {r: w for r, w in waiting.items() if not isinstance(r, ray.ObjectRefGenerator)}
+    others |= {r.sentinel: (r, _method_of(r, waiting)) for r in alive if r is not rank}
+    until = time.monotonic() + GRACE_S
+    while others and not isinstance(found[-1], failures.Death):
+        ready, _ = ray.wait(list(others), num_returns=1, timeout=max(0.0, until - time.monotonic()), fetch_local=False)
+        if not ready:
+            break
+        error = _failure(*others.pop(ready[0]), ready[0])
+        if error is not None:
+            found.append(error)
+    raise failures.culprit(found)
+
+
+def _failure(rank: Rank, method: str, reference: Any) -> ClusterError | None:
+    try:
+        ray.get(reference)
+    except RayError as error:
+        return failures.from_ray(rank.identity, method, error)
+    return None
+
+
+def _method_of(rank: Rank, waiting: Waiting) -> str:
+    return next(
+        (method for other, method in waiting.values() if other is rank), "a call that nobody waits for, or none"
+    )
+
+
+def _report(waiting: Waiting) -> str:
+    """What every rank that is waited for is doing, and what other ranks are busy with."""
+    asked = list(dict.fromkeys(rank for rank, _ in waiting.values()))
+    others = [rank for rank in alive if rank not in asked]
+    answers = {rank.worker.status.remote(): rank for rank in [*asked, *others]}
+    ready, _ = ray.wait(list(answers), num_returns=len(answers), timeout=STATUS_S)
+    states = {answers[reference]: ray.get(reference) for reference in ready}
+    lines = [f"{rank.identity} {states.get(rank, SILENT)}; its log is {rank.identity.log}" for rank in asked]
+    lines += [f"meanwhile {rank.identity} {states[rank]}" for rank in others if rank in states and states[rank].busy]
+    return "\n".join(lines)

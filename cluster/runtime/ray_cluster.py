@@ -1,0 +1,304 @@
+"""Plan → Ray placement groups, with a deadline. Starts Ray on this machine, or attaches to a running cluster.
+
+Entering `RayCluster` begins, leaving it ends everything: on success, on an error, on Ctrl-C and on SIGTERM (see
+`cluster.runtime.orders`).
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import socket
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from types import TracebackType
+from typing import Any, Self
+
+import psutil
+import ray
+from ray._private import worker as ray_worker
+from ray._private.state import available_resources_per_node
+from ray.exceptions import GetTimeoutError
+from ray.util import placement_group, remove_placement_group
+from ray.util.placement_group import PlacementGroup, placement_group_table
+from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+
+from cluster.capacity.matching import assign
+from cluster.capacity.shortage import check_capacity, describe_shortage
+from cluster.errors import ClusterError, PlacementError
+from cluster.estimate.memory import GIB
+from cluster.placement.plan import Node, Plan
+from cluster.ranks import calls, role_group
+from cluster.ranks.host_memory import MemorySampler, kill_tree, peak_of_sum
+from cluster.ranks.role_group import Place, RoleGroup
+from cluster.ranks.worker import RankUsage, gpu_ids
+from cluster.runtime.orders import ORDERS, not_for_children, unheard
+
+START_ATTEMPTS = 2
+"""Ray gives its own processes half a minute, which a busy machine may exceed once."""
+CARD, ANY_AMOUNT = "accelerator_type:", 0.001
+"""Ray's resource that says which kind of GPU a node has: 1 of it, and to ask for a little leads there."""
+NODE_ID = "ray.io/node-id"
+"""Ray's label of every node."""
+RAYS_CHOICE_S = 5.0
+"""For Ray to find nodes by itself."""
+CONNECT_S = 10.0
+"""For a cluster to accept a connection."""
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """What the ranks did since the last time, and the highest memory so far in GiB."""
+
+    busy: list[tuple[float, float]]
+    """When any rank was running a method of its role: wall-clock seconds, from and to; not in order."""
+    host_peak: float
+    """Of the fullest node: the sum over our ranks and their children; on the driver's node over the driver too, and
+    over Ray's own processes if this run started Ray. Proportional set sizes: a shared page counts once."""
+    rank_peaks: dict[str, float]
+    """`role rank n (node …)` → its own."""
+    ranks: list[tuple[str, RankUsage]]
+    """(role, what one of its ranks tells)."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Granted:
+    """A real node, for a planned one."""
+
+    name: str
+    id: str
+    gpus: list[str]
+    """What the GPUs of our bundle are called there, in order."""
+
+
+class RayCluster:
+    """Ray, with the plan's resources reserved."""
+
+    def __init__(
+        self, plan: Plan, *, deadline_s: float, address: str | None = None, object_store_gib: float | None = None
+    ) -> None:
+        self._plan = plan
+        self._deadline_s = deadline_s
+        self._address = address or os.environ.get("RAY_ADDRESS")
+        self._object_store_gib = object_store_gib or max(1.0, psutil.virtual_memory().total / 10 / GIB)
+        self._group: PlacementGroup | None = None
+        self._nodes: list[_Granted] = []
+        self._memory = MemorySampler()
+        self._peak_bytes = 0
+
+    def __enter__(self) -> Self:
+        try:
+            self._connect()
+            self._reserve()
+        except BaseException as error:
+            self.__exit__(type(error), error, error.__traceback__)
+            raise
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self.stop()
+        told = ORDERS.told
+        if told is not None and kind is not told and isinstance(error, KeyboardInterrupt | ClusterError):
+            raise told from error  # Ray's own waits raise KeyboardInterrupt for any; ranks may have been told, too
+
+    def places(self, role: str) -> list[Place]:
+        """Where the role's ranks go, by rank."""
+        return [
+            Place(
+                slot,
+                self._nodes[slot.node].name,
+                self._nodes[slot.node].id,
+                self._strategy(slot.node),
+                tuple(self._nodes[slot.node].gpus[gpu] for gpu in slot.gpus),
+            )
+            for slot in self._plan.of(role)
+        ]
+
+    def check_places(self, groups: Iterable[RoleGroup[Any]]) -> None:
+        """Raise PlacementError if a rank runs on another node than it was given. For groups that are ready."""
+        ranks = [
+            (rank, slot) for group in groups for rank, slot in zip(group.ranks, self._plan.of(group.role), strict=True)
+        ]
+        found = calls.ask([rank for rank, _ in ranks], "node_id")
+        for (rank, slot), node_id in zip(ranks, found, strict=True):
+            if node_id != self._nodes[slot.node].id:
+                raise PlacementError(f"{rank.identity} runs on node {node_id}, not on planned node {slot.node}")
+
+    def usage(self) -> Usage:
+        """Of everything that this run started; memory is sampled about once a second."""
+        ranks = list(calls.alive)
+        reports = calls.ask(ranks, "usage")
+        series = {socket.gethostname(): [self._memory.drain()]}
+        if self._address is not None:  # otherwise Ray is our child, and its workers are counted with us
+            for rank, report in zip(ranks, reports, strict=True):
+                series.setdefault(rank.identity.node, []).append(report.series)
+        self._peak_bytes = max(self._peak_bytes, *map(peak_of_sum, series.values()))
+        of_ranks = {str(rank.identity): report.peak_bytes / GIB for rank, report in zip(ranks, reports, strict=True)}
+        busy = [(began, ended) for report in reports for began, ended, _ in report.busy]
+        by_role = [(rank.identity.role, report) for rank, report in zip(ranks, reports, strict=True)]
+        return Usage(busy, self._peak_bytes / GIB, of_ranks, by_role)
+
+    def stop(self) -> None:
+        """End every rank, give the resources back and leave Ray (a Ray that we started ends)."""
+        self._memory.stop()
+        if not ray.is_initialized():
+            return
+        with unheard():
+            role_group.stop_all()
+            if self._group is not None:
+                remove_placement_group(self._group)
+                self._group = None
+            _kill_at_once()
+            ray.shutdown()
+
+    def _connect(self) -> None:
+        os.environ["RAY_USAGE_STATS_ENABLED"] = "0"  # never phone home
+        os.environ["RAY_IGNORE_UNHANDLED_ERRORS"] = "1"  # of a failed call we read the receipt, not the value
+        if self._address is not None:
+            self._attach(self._address)
+        else:
+            with not_for_children():
+                self._start_with_retries()
+                ORDERS.listen()
+        ORDERS.listen()  # Ray's own handler ends the process with a C++ stack on the terminal
+
+    def _start_with_retries(self) -> None:
+        for attempt in range(1, START_ATTEMPTS + 1):
+            try:
+                self._start_local()
+                return
+            except Exception as error:  # Ray raises plain ones
+                ray.shutdown()
+                if attempt == START_ATTEMPTS:
+                    raise ClusterError(
+                        f"Ray did not start on this machine: {error} Its logs are in /tmp/ray/session_latest/logs. If "
+                        "the machine is very busy, try again; look for a full /tmp or /dev/shm"
+                    ) from error
+
+    def _start_local(self) -> None:
+        demand = self._plan.demand(0)
+        ray.init(
+            address="local",
+            num_cpus=math.ceil(demand.cpus),  # logical ones: roles take turns on the real ones
+            num_gpus=None if demand.gpus else 0,
+            object_store_memory=int(self._object_store_gib * GIB),
+            include_dashboard=False,
+            log_to_driver=False,
+            logging_level="error",
+        )
+
+    def _attach(self, address: str) -> None:
+        if address.startswith(("http://", "https://")):
+            raise PlacementError(
+                f"RAY_ADDRESS={address} is the dashboard's, where jobs go (tetrarch submit); a run attaches to Ray "
+                "itself, such as head:6379"
+            )
+        host, _, port = address.rpartition(":")
+        try:
+            if port.isdigit() and "/" not in host:  # Ray itself would try for minutes
+                socket.create_connection((host, int(port)), timeout=CONNECT_S).close()
+            ray.init(address=address, log_to_driver=False, logging_level="error")
+        except (OSError, ValueError) as error:
+            if address == "auto":
+                raise PlacementError("no Ray cluster runs on this machine; set RAY_ADDRESS to the one meant") from error
+            raise PlacementError(
+                f"no Ray cluster answers at {address!r}: {error}. Start one (`ray start --head`), or unset RAY_ADDRESS "
+                "to let Ray run on this machine for the length of the command"
+            ) from error
+
+    def _reserve(self) -> None:
+        """One bundle for each planned node, on a real node of its own."""
+        check_capacity(self._plan, living_nodes(free=False))
+        demands = [self._plan.demand(node) for node in range(self._plan.nodes)]
+        bundles = [
+            {"CPU": demand.cpus, "GPU": demand.gpus, **({CARD + demand.card: ANY_AMOUNT} if demand.card else {})}
+            for demand in demands
+        ]
+        self._grant(bundles)
+        names = {node["NodeID"]: node["NodeManagerHostname"] for node in ray.nodes()}
+        granted = placement_group_table(self._group)["bundles_to_node_id"]
+        gpus = self._gpu_ids([int(demand.gpus) for demand in demands])
+        self._nodes = [_Granted(names[granted[n]], granted[n], gpus[n]) for n in range(len(bundles))]
+
+    def _grant(self, bundles: list[dict[str, float]]) -> None:
+        """Wait for all bundles. Ray chooses node after node, and waits for ever where that leads nowhere although there
+        is room: then our own assignment names the nodes."""
+        ends = time.monotonic() + self._deadline_s
+        homes: list[str] = []
+        self._group = placement_group(bundles, strategy="STRICT_SPREAD")
+        while not self._group.wait(min(RAYS_CHOICE_S, max(ends - time.monotonic(), 0.0))):
+            free, found = self._room()
+            if time.monotonic() >= ends:
+                shortage = describe_shortage(self._plan, free, busy=True)
+                raise PlacementError(f"no room within {self._deadline_s:g} s: {shortage}")
+            if found != homes:
+                homes = found
+                remove_placement_group(self._group)
+                chosen = [{NODE_ID: home} for home in homes] or None
+                self._group = placement_group(bundles, strategy="STRICT_SPREAD", bundle_label_selector=chosen)
+
+    def _room(self) -> tuple[list[Node], list[str]]:
+        """What is free, and the real node's id for each planned one; no ids if not all of them find room now."""
+        free, ids = living_nodes(free=True), [node["NodeID"] for node in ray.nodes() if node["Alive"]]
+        found = assign(self._plan.demands, free)
+        return free, [ids[found[n]] for n in range(self._plan.nodes)] if len(found) == self._plan.nodes else []
+
+    def _gpu_ids(self, counts: list[int]) -> list[list[str]]:
+        """What the GPUs of each bundle are called on its node."""
+        asked = {
+            node: gpu_ids().options(num_gpus=count, scheduling_strategy=self._strategy(node)).remote()
+            for node, count in enumerate(counts)
+            if count
+        }
+        try:
+            answers = dict(zip(asked, ray.get(list(asked.values()), timeout=self._deadline_s), strict=True))
+        except GetTimeoutError:
+            raise PlacementError(
+                f"the nodes were granted, but no process started on them within {self._deadline_s:g} s; look at Ray's "
+                "logs there (/tmp/ray/session_latest/logs)"
+            ) from None
+        return [answers.get(node, []) for node in range(len(counts))]
+
+    def _strategy(self, node: int) -> PlacementGroupSchedulingStrategy:
+        return PlacementGroupSchedulingStrategy(self._group, node)
+
+
+def _kill_at_once() -> None:
+    """Let Ray end the processes that it has started here, and theirs, by SIGKILL: they do not hear SIGTERM, and it
+    would wait for each of them."""
+    started = ray_worker._global_node.all_processes.values() if ray_worker._global_node else []
+    for info in [info for infos in started for info in infos]:
+        info.process.terminate = partial(kill_tree, info.process.pid)
+
+
+@contextmanager
+def attached(address: str) -> Iterator[None]:
+    """A running cluster, without a plan."""
+    cluster = RayCluster(Plan(()), deadline_s=CONNECT_S, address=address)
+    try:
+        cluster._connect()
+        yield
+    finally:
+        cluster.stop()
+
+
+def living_nodes(*, free: bool) -> list[Node]:
+    """The living nodes: what each has, or what each has left."""
+    left = available_resources_per_node() if free else {}
+    living = [node for node in ray.nodes() if node["Alive"]]
+    resources = [(node["NodeManagerHostname"], left[node["NodeID"]] if free else node["Resources"]) for node in living]
+    return [as_node(name, has) for name, has in resources]
+
+
+def as_node(name: str, resources: Mapping[str, float]) -> Node:
+    """A node from Ray's resources. Its memory is what was free when Ray started there, the object store included."""
+
+    def amount(kind: str) -> float:
+        return resources.get(kind, 0.0)
+
+    cards = sorted((kind.removeprefix(CARD) for kind in resources if kind.startswith(CARD)), key=len)
+    memory = (amount("memory") + amount("object_store_memory")) / GIB
+    return Node(name, amount("CPU"), amount("GPU"), cards[0] if cards else "", memory)

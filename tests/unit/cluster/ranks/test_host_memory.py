@@ -1,0 +1,47 @@
+"""Memory of processes, measured on real ones."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+
+from cluster.ranks.host_memory import MemorySampler, peak_of_sum, peak_rss_bytes, tree
+
+MIB = 2**20
+
+
+def test_peak_of_sum_adds_what_was_held_at_the_same_time() -> None:
+    assert peak_of_sum([{1: 5, 3: 1}, {2: 2, 3: 4, 4: 3}]) == 7
+    assert peak_of_sum([{1: 5}, {9: 5}]) == 10  # the first has not said otherwise since
+    assert peak_of_sum([]) == 0
+
+
+def test_sampler_sees_the_process_and_its_children() -> None:
+    sampler = MemorySampler()
+    before = max(sampler.drain().values())
+    child = subprocess.Popen(
+        [sys.executable, "-c", "x = b'x' * (100 * 2**20); print('ready', flush=True); input()"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    )
+    assert child.stdout is not None and child.stdout.readline() == b"ready\n"
+    assert [process.pid for process in tree(os.getpid())] == [os.getpid(), child.pid]
+    sampler.sample()
+    with_child = max(sampler.drain().values())
+    assert 90 * MIB < with_child - before < 200 * MIB
+    child.communicate(b"\n")
+    time.sleep(1)  # the next sample is of another second
+    sampler.sample()
+    sampler.drain()  # with those of the child
+    assert max(sampler.drain().values()) < before + 50 * MIB
+    assert sampler.peak >= with_child
+    sampler.stop()
+
+
+def test_the_kernel_remembers_the_peak() -> None:
+    before = peak_rss_bytes()
+    ballast = b"x" * (before + 100 * MIB)
+    assert peak_rss_bytes() >= before + 100 * MIB
+    assert len(ballast) > before
