@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING
 
 from orchestrator.errors import ConfigError
 from orchestrator.model_checks import ModelFacts
-from roles.config import Dtype
+from roles.config.roles import Dtype
 from roles.errors import ModelError
 
 if TYPE_CHECKING:
-    from roles.weight_check import Use
+    from roles.model_files.weight_check import Use
 
 OTHERWISE_ON_CPU = {
     "Ernie4_5_MoeForCausalLM": "vLLM's CPU build chooses other experts than transformers does (it reads the router's "
@@ -31,8 +31,8 @@ HEAD_SIZES = (32, 64, 80, 96, 112, 128, 160, 192, 224, 256, 512)
 def check_attention(model: ModelFacts) -> None:
     """The trainer's roles read packed sequences: every layer must attend through transformers' interface."""
     # These load torch: not before the quick checks have passed.
-    from roles.attention import check_architecture
-    from roles.weight_check import read_config
+    from roles.model_files.weight_check import read_config
+    from roles.models.attention import check_architecture
 
     trust = model.source.trust_remote_code
     try:
@@ -43,7 +43,7 @@ def check_attention(model: ModelFacts) -> None:
 
 def check_weights(model: ModelFacts, use: Use) -> None:
     """The folder has the weights that the role reads, all of them and no others."""
-    from roles import weight_check  # loads torch
+    from roles.model_files import weight_check  # loads torch
 
     try:
         weight_check.check_weights(model.folder, use, trust_remote_code=model.source.trust_remote_code)

@@ -21,7 +21,7 @@ from orchestrator.config import RewardTrainingConfig, RunConfig
 from orchestrator.groups import EvaluationRoles, Policy, Reward, Roles
 from orchestrator.needs import RoleNames, needs, scorers, training
 from roles.actor import Actor, LossExtra
-from roles.config import (
+from roles.config.roles import (
     EnsembleReward,
     FrozenRole,
     FunctionReward,
@@ -31,16 +31,16 @@ from roles.config import (
     RemoteReward,
     TrainedRole,
 )
-from roles.conversion import resolve_model
 from roles.critic import Critic
-from roles.early_end import EarlyEnd
-from roles.engine import EngineSetup
+from roles.model_files.conversion import resolve_model
+from roles.models.early_end import EarlyEnd
 from roles.reference import FrozenPolicy, Reference
-from roles.reward import PolicyText, RewardModel, Scorer
 from roles.reward_functions import FunctionScorer, RemoteScorer
+from roles.reward_model import PolicyText, RewardModel, Scorer
 from roles.reward_trainer import RewardTrainer
 from roles.rollout import RolloutEngine, RolloutSetup, stop_token_ids
-from roles.tokenizer import load_tokenizer
+from roles.text.tokenizer import load_tokenizer
+from roles.zero.sharded import EngineSetup
 
 R = TypeVar("R")
 

@@ -19,10 +19,10 @@ from orchestrator.errors import WeightsDiffer
 from orchestrator.groups import Roles
 from roles.actor import Actor
 from roles.batch import Rollouts, Scored
-from roles.config import Dtype, RolloutConfig
+from roles.config.roles import Dtype, RolloutConfig
 from roles.errors import RoleError
 from roles.rollout import RolloutEngine
-from roles.weight_probe import worst
+from roles.transfer.probe import worst
 
 ROWS = 16
 """Samples that are enough where no whole batch is at hand."""

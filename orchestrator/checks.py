@@ -35,12 +35,12 @@ from orchestrator.model_checks import (
 from orchestrator.needs import section_key
 from orchestrator.resuming import Resume, checkpoint_to_resume
 from orchestrator.sources import check_source
-from roles.config import ModelConfig, ModelReward
+from roles.config.roles import ModelConfig, ModelReward
 
 if TYPE_CHECKING:
     from orchestrator.pairs import Pairs
     from orchestrator.prompts import Questions
-    from roles.weight_check import Use
+    from roles.model_files.weight_check import Use
 
 UNPACKED = ("runtime_resources", "working_dir_files")
 """Where Ray unpacks the working directory of a job, on each node, for as long as the job lives."""

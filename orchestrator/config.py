@@ -13,7 +13,8 @@ from pydantic import Field, model_validator
 from cluster.config import Deadlines, LocalPlacement, PlacementConfig
 from orchestrator.consistency import inconsistencies, without_idle_gpus
 from orchestrator.ppo_config import PpoConfig
-from roles.config import (
+from roles.config.environment import FunctionEnvironment
+from roles.config.roles import (
     ActorConfig,
     CriticConfig,
     Dtype,
@@ -30,7 +31,6 @@ from roles.config import (
     RolloutConfig,
     Section,
 )
-from roles.environment_config import FunctionEnvironment
 
 
 class DatasetConfig(Section):

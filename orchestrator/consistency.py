@@ -14,7 +14,7 @@ from cluster.placement.gpu_groups import GPU_ROLES, THEIR_NAMES, as_groups, base
 from cluster.placement.plan import RoleNeed, plan, ranks_of
 from orchestrator.device_rules import device_rules
 from orchestrator.ppo_config import NEEDS_CRITIC
-from roles.config import EnsembleReward, ModelReward, WeightedScore
+from roles.config.roles import EnsembleReward, ModelReward, WeightedScore
 
 if TYPE_CHECKING:
     from orchestrator.config import RunConfig

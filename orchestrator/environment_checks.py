@@ -13,11 +13,11 @@ from transformers import PreTrainedTokenizerBase
 from orchestrator.config import RunConfig
 from orchestrator.errors import ConfigError
 from orchestrator.prompts import Questions, example_of, read_tasks
-from roles.conversation import check_opening
-from roles.environments import Environments
 from roles.errors import EnvironmentFailed
+from roles.generation.conversation import check_opening
+from roles.generation.environments import Environments
+from roles.generation.turn_format import TurnFormat
 from roles.seeds import short_seed
-from roles.turn_format import TurnFormat
 
 
 def played_tasks(config: RunConfig, part: Literal["train", "heldout"], tokenizer: PreTrainedTokenizerBase) -> Questions:

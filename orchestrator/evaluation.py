@@ -24,9 +24,9 @@ from orchestrator.prompts import Questions, heldout_prompts
 from orchestrator.results import Estimate, EvaluationResult, SampleRow
 from orchestrator.run_files import finite
 from roles.batch import Prompts, Rollouts, Scored
-from roles.losses import k1
+from roles.losses.policy import k1
 from roles.reference import FrozenPolicy
-from roles.reward import Scorer
+from roles.reward_model import Scorer
 
 
 def evaluate(

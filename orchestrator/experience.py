@@ -17,7 +17,7 @@ from orchestrator.metrics import LENGTH_QUANTILES
 from orchestrator.ppo_config import BootstrapTruncated, MaskTruncated, PpoConfig
 from orchestrator.scores import RunningScale
 from roles.batch import Experience, Scored
-from roles.losses import KL_ESTIMATORS, k1
+from roles.losses.policy import KL_ESTIMATORS, k1
 from roles.packing import balance
 
 

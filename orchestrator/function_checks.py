@@ -15,8 +15,8 @@ from typing import Any
 from orchestrator.config import RunConfig
 from orchestrator.errors import ConfigError
 from orchestrator.needs import section_key
-from roles.config import FunctionReward, RemoteReward
-from roles.environment_config import FunctionEnvironment
+from roles.config.environment import FunctionEnvironment
+from roles.config.roles import FunctionReward, RemoteReward
 
 SIGNATURE = "score(prompts, responses, *, response_token_ids, finished, columns) -> list[float]"
 ENVIRONMENT = "a class with reset(columns) -> messages and step(response) -> (messages or None, reward)"

@@ -27,7 +27,7 @@ from roles.batch import Preferences, Prompts, Rollouts, Scored
 from roles.critic import Critic
 from roles.packing import balance
 from roles.reference import FrozenPolicy
-from roles.reward import Scorer
+from roles.reward_model import Scorer
 from roles.rollout import RolloutEngine
 
 R = TypeVar("R")

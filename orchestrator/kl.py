@@ -1,6 +1,6 @@
 """How far the policy has gone from the reference: coefficient controllers and health bands. Pure maths.
 
-All numbers are nats; the estimators are in `roles.losses`. `orchestrator.ppo` feeds the KL of each batch,
+All numbers are nats; the estimators are in `roles.losses.policy`. `orchestrator.ppo` feeds the KL of each batch,
 summed over a response and averaged over responses, to the controller; the reports draw the bands.
 """
 

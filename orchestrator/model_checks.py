@@ -17,10 +17,10 @@ from typing import TYPE_CHECKING, Any
 from orchestrator.errors import ConfigError
 from orchestrator.families import FAMILIES
 from orchestrator.sources import is_hub_name
-from roles.config import Dtype, ModelConfig
+from roles.config.roles import Dtype, ModelConfig
 from roles.errors import ModelError
-from roles.value_heads import Head, find_head, normalisation
-from roles.weight_files import stored_weights
+from roles.model_files.value_heads import Head, find_head, normalisation
+from roles.model_files.weight_files import stored_weights
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -60,7 +60,7 @@ class ModelFacts:
     @cached_property
     def tokenizer(self) -> PreTrainedTokenizerBase:
         """With a pad token that is not EOS."""
-        from roles.tokenizer import load_tokenizer
+        from roles.text.tokenizer import load_tokenizer
 
         try:
             return load_tokenizer(self.folder, trust_remote_code=self.source.trust_remote_code)
@@ -148,7 +148,7 @@ def model_facts(model: ModelConfig, key: str, cache: str) -> ModelFacts:
 
 
 def _resolved(model: ModelConfig, key: str, cache: str) -> Path:
-    from roles.conversion import resolve_model
+    from roles.model_files.conversion import resolve_model
 
     try:
         return resolve_model(model.model_copy(update={"layers": None}), Path(cache))
@@ -222,7 +222,7 @@ def check_context(model: ModelFacts, longest: int, said_by: str) -> None:
 
 
 def check_tokenizer(model: ModelFacts) -> None:
-    """A response must be able to end (`roles.tokenizer` sees to it that padding does not look like that end)."""
+    """A response must be able to end (`roles.text.tokenizer` sees to it that padding does not look like that end)."""
     tokenizer = model.tokenizer
     if tokenizer.eos_token_id is None:
         raise ConfigError(f"{model.where}: the tokenizer has no EOS token; set eos_token in its tokenizer_config.json")

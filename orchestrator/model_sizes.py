@@ -17,7 +17,7 @@ from orchestrator.architectures import decoder_of, size_by_weights
 from orchestrator.config import RunConfig
 from orchestrator.errors import ConfigError
 from orchestrator.model_sources import UnknownModel, read_config, weights_count
-from roles.config import LoraConfig, ModelConfig, TrainedRole
+from roles.config.roles import LoraConfig, ModelConfig, TrainedRole
 from roles.errors import ModelError
 
 

@@ -20,7 +20,7 @@ import yaml
 
 from orchestrator.errors import ConfigError
 from orchestrator.sources import is_hub_name
-from roles.config import ModelConfig
+from roles.config.roles import ModelConfig
 from roles.errors import ModelError
 
 KNOWN = Path(__file__).with_name("known_models.yaml")
@@ -87,7 +87,7 @@ def _width_of(config: Config) -> int:
 
 def _in_folder(model: ModelConfig, folder: Path, key: str, cache_folder: Path) -> Config:
     if model.gguf_file is not None:
-        from roles.conversion import resolve_model  # loads torch and transformers, which read the file
+        from roles.model_files.conversion import resolve_model  # loads torch and transformers, which read the file
 
         try:
             folder = resolve_model(model.model_copy(update={"layers": None}), cache_folder)

@@ -40,7 +40,7 @@ class Pairs:
 def read_pairs(dataset: DatasetConfig, tokenizer: PreTrainedTokenizerBase) -> Pairs:
     """Rows with `prompt` or `messages`, `chosen` and `rejected` (texts), tokenised.
 
-    Prompts are those of `roles.prompt_tokens`; every response ends with EOS, once.
+    Prompts are those of `roles.text.prompt_tokens`; every response ends with EOS, once.
     """
     rows, where = load_rows(dataset, KEY), f"{KEY}.path={dataset.path}"
     column = _prompt_column(rows, where)

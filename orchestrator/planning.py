@@ -47,7 +47,7 @@ from orchestrator.model_sources import UnknownModel
 from orchestrator.needs import needs, section_key, training
 from orchestrator.this_machine import as_pool
 from orchestrator.timeline import card_gib, step_time
-from roles.config import ModelConfig, ModelReward, TrainedRole
+from roles.config.roles import ModelConfig, ModelReward, TrainedRole
 
 WORKING_IN = {
     "actor": ("score", "train actor"),

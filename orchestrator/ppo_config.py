@@ -9,8 +9,8 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from roles.config import Section
-from roles.loss_config import PolicyLossConfig, ValueLossConfig
+from roles.config.losses import PolicyLossConfig, ValueLossConfig
+from roles.config.roles import Section
 
 
 class Gae(Section):

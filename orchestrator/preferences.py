@@ -19,7 +19,7 @@ from orchestrator.groups import Policy, spread
 from orchestrator.progress import Progress
 from orchestrator.prompts import PromptSource, Questions
 from roles.batch import Preferences
-from roles.reward import Scorer
+from roles.reward_model import Scorer
 from roles.seeds import stable_seed
 
 

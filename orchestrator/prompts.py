@@ -21,9 +21,9 @@ from orchestrator.errors import CheckpointError, ConfigError
 from orchestrator.formats import printable
 from orchestrator.sources import load_rows
 from roles.batch import Prompts
-from roles.messages import plain_messages
-from roles.prompt_tokens import chat_text, prompt_tokens, shown_prompt
 from roles.seeds import short_seed, stable_seed
+from roles.text.messages import plain_messages
+from roles.text.prompt_tokens import chat_text, prompt_tokens, shown_prompt
 
 COLUMNS = ("prompt", "messages", "prompt_token_ids")
 """What a row's prompt may stand in."""
@@ -243,7 +243,7 @@ def _fit(
 def read_prompts(
     column: Literal["prompt", "messages"], values: list[Any], tokenizer: PreTrainedTokenizerBase, where: str
 ) -> tuple[list[str], list[list[int]]]:
-    """Texts or chats → texts `[rows]` and token ids `[rows][tokens]`, as `roles.prompt_tokens` makes them."""
+    """Texts or chats → texts `[rows]` and token ids `[rows][tokens]`, as `roles.text.prompt_tokens` makes them."""
     chat = column == "messages"
     texts = _read_chats(values, tokenizer, where) if chat else _read_texts(values, where)
     check_characters(texts, column, where)

@@ -138,7 +138,7 @@ def take_up(run_dir: Path, checkpoint: Checkpoint, config: RunConfig, resume: Re
 
 def check_reference(checkpoint: Checkpoint, fingerprint: str, config: RunConfig) -> None:
     """CheckpointError if the reference, which has this fingerprint, is not that of the checkpoint."""
-    from roles.digest import VERSION  # loads torch
+    from roles.zero.digest import VERSION  # loads torch
 
     written = str(checkpoint.state["reference"])
     if fingerprint == checkpoint.state["reference"]:

@@ -26,7 +26,7 @@ from orchestrator.preferences import Comparisons, sampled, split
 from orchestrator.progress import Progress, make_progress
 from orchestrator.prompts import Questions
 from roles.batch import Preferences
-from roles.conversion import resolve_model
+from roles.model_files.conversion import resolve_model
 from roles.packing import balance
 from roles.reward_trainer import RewardTrainer
 from roles.seeds import stable_seed

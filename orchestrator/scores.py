@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from orchestrator.ppo_config import LinearLength, PenaliseTruncated, PpoConfig, ScoreConfig, SoftOverlong
-from roles.config import CautiousScore, MeanScore, WeightedScore, WorstScore
+from roles.config.roles import CautiousScore, MeanScore, WeightedScore, WorstScore
 
 EPSILON = 1e-8
 

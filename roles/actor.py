@@ -16,16 +16,16 @@ import torch
 from torch import Tensor
 
 from roles.batch import Experience, Rollouts
-from roles.early_end import ANY_TIME, EarlyEnd
-from roles.engine import Engine, EngineSetup
-from roles.importance import IMPORTANCE
-from roles.lora import adapters_off
-from roles.loss_config import PolicyLossConfig
-from roles.losses import KL_ESTIMATORS, POLICY_LOSSES, approx_kl, log_ratio
-from roles.micro_batch import MicroBatch, per_token, picked, update
-from roles.models import PolicyModel
-from roles.weight_probe import Products
-from roles.weight_transfer import EngineClient, WeightPusher
+from roles.config.losses import PolicyLossConfig
+from roles.losses.importance import IMPORTANCE
+from roles.losses.policy import KL_ESTIMATORS, POLICY_LOSSES, approx_kl, log_ratio
+from roles.models.early_end import ANY_TIME, EarlyEnd
+from roles.models.heads import PolicyModel
+from roles.models.lora import adapters_off
+from roles.transfer.probe import Products
+from roles.transfer.push import EngineClient, WeightPusher
+from roles.zero.micro_batch import MicroBatch, per_token, picked, update
+from roles.zero.sharded import Engine, EngineSetup
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,7 +130,7 @@ class Actor:
         self._engine.give_back()
 
     def weight_products(self) -> Products:
-        """What tells these weights from those of an engine (`roles.weight_probe`)."""
+        """What tells these weights from those of an engine (`roles.transfer.probe`)."""
         assert self._pusher is not None, "connect comes first"
         return self._pusher.products()
 

@@ -13,11 +13,11 @@ import torch
 from torch import Tensor
 
 from roles.batch import Experience, Rollouts
-from roles.engine import Engine, EngineSetup
-from roles.loss_config import ValueLossConfig
-from roles.losses import value_loss
-from roles.micro_batch import MicroBatch, per_token, picked, update
-from roles.models import ValueModel
+from roles.config.losses import ValueLossConfig
+from roles.losses.policy import value_loss
+from roles.models.heads import ValueModel
+from roles.zero.micro_batch import MicroBatch, per_token, picked, update
+from roles.zero.sharded import Engine, EngineSetup
 
 
 @dataclass(frozen=True, slots=True)

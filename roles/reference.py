@@ -8,9 +8,9 @@ from torch import Tensor
 
 from roles.actor import load_policy
 from roles.batch import Rollouts
-from roles.early_end import ANY_TIME, EarlyEnd
-from roles.engine import Engine, EngineSetup
-from roles.micro_batch import MicroBatch, per_token
+from roles.models.early_end import ANY_TIME, EarlyEnd
+from roles.zero.micro_batch import MicroBatch, per_token
+from roles.zero.sharded import Engine, EngineSetup
 
 
 class FrozenPolicy(Protocol):

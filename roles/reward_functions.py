@@ -17,11 +17,11 @@ import httpx
 import torch
 from torch import Tensor
 
-from roles import function_worker
 from roles.batch import Rollouts
-from roles.config import FunctionReward, RemoteReward
+from roles.config.roles import FunctionReward, RemoteReward
 from roles.errors import RewardError
-from roles.function_child import CallFailed, Child, LoadFailed, times
+from roles.functions import worker as function_worker
+from roles.functions.child import CallFailed, Child, LoadFailed, times
 from roles.redaction import without_credentials
 
 SECRET_CHARACTERS = 8

@@ -1,6 +1,6 @@
 """A reward model in the making: compared responses flow in, the weights follow the Bradley–Terry loss.
 
-Called by `orchestrator.reward_training`. What it saves is the folder that `roles.reward.RewardModel` opens.
+Called by `orchestrator.reward_training`. What it saves is the folder that `roles.reward_model.RewardModel` opens.
 """
 
 from __future__ import annotations
@@ -12,11 +12,11 @@ import torch
 from torch import Tensor
 
 from roles.batch import Preferences
-from roles.config import Pooling
-from roles.engine import Engine, EngineSetup, Work
-from roles.losses import bradley_terry
-from roles.models import ValueModel
+from roles.config.roles import Pooling
+from roles.losses.policy import bradley_terry
+from roles.models.heads import ValueModel
 from roles.packing import pack
+from roles.zero.sharded import Engine, EngineSetup, Work
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,7 +1,7 @@
 """The actor's generating half: one vLLM engine. Prompts flow in, Rollouts flow out. The one place that drives vLLM.
 
 The driver calls `generate` or `stream`; the trainer's rank 0 drives the methods of a weight push (see
-`roles.weight_transfer`). The engine's core runs inside this process (`mp` workers only where the model is split over
+`roles.transfer.push`). The engine's core runs inside this process (`mp` workers only where the model is split over
 several), so that one call does one thing and nothing runs on when it returns.
 """
 
@@ -16,15 +16,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from roles.batch import Prompts, Rollouts
-from roles.config import Dtype, RolloutConfig
-from roles.conversation import Conversations, Limits, Turn
-from roles.environment_config import FunctionEnvironment
-from roles.environments import Environments
+from roles.config.environment import FunctionEnvironment
+from roles.config.roles import Dtype, RolloutConfig
 from roles.errors import RolloutError, WeightTransferError
-from roles.sampling import sampling
-from roles.turn_format import TurnFormat
-from roles.weight_probe import EngineProducts
-from roles.weight_transfer import EngineFacts, TransferBackend
+from roles.generation.conversation import Conversations, Limits, Turn
+from roles.generation.environments import Environments
+from roles.generation.sampling import sampling
+from roles.generation.turn_format import TurnFormat
+from roles.transfer.probe import EngineProducts
+from roles.transfer.push import EngineFacts, TransferBackend
 
 if TYPE_CHECKING:
     from vllm.outputs import RequestOutput
@@ -247,8 +247,8 @@ class RolloutEngine:
         self._latest = self._version = version
 
     def weight_products(self) -> EngineProducts | None:
-        """What tells this engine's weights from the trainer's (`roles.weight_probe`); None where that is not to be had:
-        the weights are split over several workers, or asleep."""
+        """What tells this engine's weights from the trainer's (`roles.transfer.probe`); None where that is not to be
+        had: the weights are split over several workers, or asleep."""
         if self._setup.tensor_parallel_size > 1 or "weights" in self._asleep:
             return None
         answer: EngineProducts = self._engine.collective_rpc("weight_products")[0]
@@ -282,7 +282,7 @@ def _start_engine(setup: RolloutSetup) -> LLMEngine:
     from vllm.engine.arg_utils import EngineArgs
     from vllm.v1.engine.llm_engine import LLMEngine
 
-    import roles.rollout_worker  # noqa: F401  # registers the gloo backend
+    import roles.transfer.vllm_worker  # noqa: F401  # registers the gloo backend
 
     engine, on_cpu = setup.rollout.engine, setup.device == "cpu"
     special: dict[str, Any] = {"gpu_memory_utilization": engine.gpu_memory_utilization}
@@ -306,7 +306,7 @@ def _start_engine(setup: RolloutSetup) -> LLMEngine:
             max_num_seqs=engine.max_sequences,
             tensor_parallel_size=setup.tensor_parallel_size,
             distributed_executor_backend="mp" if setup.tensor_parallel_size > 1 else "uni",
-            worker_extension_cls="roles.rollout_worker.WeightReceiver",
+            worker_extension_cls="roles.transfer.vllm_worker.WeightReceiver",
             weight_transfer_config=WeightTransferConfig(backend=setup.backend),
             enforce_eager=_is_eager(setup),
             enable_prefix_caching=engine.prefix_caching,

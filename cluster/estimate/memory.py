@@ -16,14 +16,14 @@ from cluster.estimate.model_size import ModelSize
 
 GIB = 2**30
 REDUCE_BUCKET = 200_000_000
-"""Numbers of gradient collected before they are reduced (`roles.deepspeed_settings`): stage 3 holds one such buffer all
+"""Numbers of gradient collected before they are reduced (`roles.zero.settings`): stage 3 holds one such buffer all
 the time, also on a single rank; stages 1 and 2 hold two while they train."""
 SUB_GROUP = 1_000_000_000
 """DeepSpeed's `sub_group_size`: numbers whose gradients the optimizer's step widens to float32 at a time."""
 PREFETCHED_LAYERS = 2
 """Decoder layers that are whole at a time: the one that computes, and the next on its way."""
 LOGITS_BLOCK, LOGITS_NARROWEST = {"cpu": 1 << 22, "cuda": 1 << 25}, 64
-"""Logits that are held at a time, by device, and columns of them at the least: `roles.head`."""
+"""Logits that are held at a time, by device, and columns of them at the least: `roles.models.head`."""
 STAGING = 1 << 30
 """Bytes of a push that vLLM's transfer holds packed at a time, unless one weight is larger or all are fewer."""
 STAGING_BUFFERS = {"ipc": 1, "nccl": 2}

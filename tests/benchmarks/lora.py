@@ -20,9 +20,9 @@ from pathlib import Path
 import torch
 
 from roles.batch import Experience, Rollouts
-from roles.config import LoraConfig
-from roles.engine import EngineSetup
-from roles.loss_config import PolicyLossConfig
+from roles.config.losses import PolicyLossConfig
+from roles.config.roles import LoraConfig
+from roles.zero.sharded import EngineSetup
 from tests.integration import ranks as processes
 from tests.integration.engine_cases import setup_of
 from tests.integration.ranks import Ranks

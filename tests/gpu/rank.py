@@ -27,11 +27,11 @@ with socket.create_server(("127.0.0.1", 0)) as server:
 
 from roles.actor import Actor
 from roles.batch import Experience, Rollouts
-from roles.config import LoraConfig, OptimizerConfig, ScheduleConfig, ZeroConfig
+from roles.config.losses import PolicyLossConfig, ValueLossConfig
+from roles.config.roles import LoraConfig, OptimizerConfig, ScheduleConfig, ZeroConfig
 from roles.critic import Critic
-from roles.engine import EngineSetup
-from roles.loss_config import PolicyLossConfig, ValueLossConfig
 from roles.reference import Reference
+from roles.zero.sharded import EngineSetup
 from tests.gpu.models import VOCABULARY
 
 T = TypeVar("T")

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from roles import head
-from roles.attention import Layout, _pad, _sdpa, _unpad, packed_attention
+from roles.models import head
+from roles.models.attention import Layout, _pad, _sdpa, _unpad, packed_attention
 
 pytestmark = [pytest.mark.gpu, pytest.mark.timeout(60)]
 

@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 
 from roles.batch import Experience, Rollouts
-from roles.config import OptimizerConfig, ScheduleConfig, ZeroConfig
-from roles.engine import EngineSetup
-from roles.loss_config import PolicyLossConfig, ValueLossConfig
-from roles.losses import KL_ESTIMATORS, POLICY_LOSSES, value_loss
+from roles.config.losses import PolicyLossConfig, ValueLossConfig
+from roles.config.roles import OptimizerConfig, ScheduleConfig, ZeroConfig
+from roles.losses.policy import KL_ESTIMATORS, POLICY_LOSSES, value_loss
+from roles.zero.sharded import EngineSetup
 from tests.integration.tiny_model import EOS, VOCABULARY
 
 TEMPERATURE = 0.7
@@ -204,8 +204,8 @@ def update_actor(
     setup: EngineSetup, loss: PolicyLossConfig, batches: list[Experience], extra: tuple[int, str, float] | None = None
 ) -> dict[str, Any]:
     """One update; gradients of each step, final weights, statistics. `extra`: longest response, KL estimator and β."""
-    from roles import head
     from roles.actor import Actor, LossExtra
+    from roles.models import head
 
     head.BLOCK, head.NARROWEST = 1, 48  # several blocks of the small vocabulary
     actor = Actor(setup, loss, TEMPERATURE, LossExtra(*extra[:2]) if extra else None)
@@ -324,7 +324,7 @@ def update_actor_loaded_in_shards(
     setup: EngineSetup, loss: PolicyLossConfig, batches: list[Experience]
 ) -> dict[str, Any]:
     """`update_actor` with the model loaded as it is on GPUs."""
-    from roles import engine
+    from roles.zero import sharded as engine
 
     usual = engine._sharded_loading
     engine._sharded_loading = lambda setup, settings: usual(replace(setup, device="cuda"), settings)
@@ -361,8 +361,8 @@ def first_ratio(setup: EngineSetup, rollouts: Rollouts) -> tuple[Tensor, Any]:
 
 def gathered_ahead(setup: EngineSetup, rollouts: Rollouts, batch: Experience) -> tuple[set[str], Tensor, Tensor]:
     """Scoring between updates where ZeRO-3 gathers ahead, as on cards: what is left of its gathers, and the numbers."""
-    from roles import engine
     from roles.actor import Actor
+    from roles.zero import sharded as engine
 
     plain = engine.deepspeed_config
 
@@ -500,7 +500,7 @@ def saved(setup: EngineSetup, batch: Experience, folder: str, kind: str) -> tupl
 
 def scored(setup: EngineSetup, policy: str, bridge: bool, rollouts: Rollouts) -> Tensor:
     """The reward model's numbers for this rank's share."""
-    from roles.reward import PolicyText, RewardModel
+    from roles.reward_model import PolicyText, RewardModel
 
     model = RewardModel(setup, PolicyText(policy) if bridge else None)
     return model.score(_mine(shares(rollouts, model._engine.world_size)))

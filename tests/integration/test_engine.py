@@ -12,10 +12,10 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
-from roles.config import LoraConfig, ScheduleConfig, ZeroConfig
-from roles.lora import adapt, adapted_layers, is_adapter, merged, plain_name
-from roles.loss_config import PolicyLossConfig, ValueLossConfig
-from roles.optimizer import rate_factor
+from roles.config.losses import PolicyLossConfig, ValueLossConfig
+from roles.config.roles import LoraConfig, ScheduleConfig, ZeroConfig
+from roles.models.lora import adapt, adapted_layers, is_adapter, merged, plain_name
+from roles.zero.optimizer import rate_factor
 from tests.integration import engine_cases as cases
 from tests.integration.ranks import Ranks
 from tests.integration.tiny_model import save_tiny_llama

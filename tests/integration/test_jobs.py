@@ -130,7 +130,7 @@ def copy_code(copy: Path) -> None:
     """What git would give, marked."""
     for package in ("orchestrator", "roles", "cluster", "configs"):
         shutil.copytree(ROOT / package, copy / package, ignore=shutil.ignore_patterns("__pycache__"))
-    for module in ("orchestrator/cli.py", "roles/rollout_worker.py"):
+    for module in ("orchestrator/cli.py", "roles/transfer/vllm_worker.py"):
         first, rest = (copy / module).read_text().split("from __future__ import annotations\n")
         mark = 'import os\nprint(f"marked: {__file__} in process {os.getpid()}", flush=True)\n'
         (copy / module).write_text(f"{first}from __future__ import annotations\n{mark}{rest}")
@@ -179,7 +179,7 @@ def test_ray_job_submit_trains_with_the_uploaded_code(head: Head) -> None:
     assert len((run_dir / "metrics.jsonl").read_text().splitlines()) == 1
     log = (run_dir / "logs/rollout-0.log").read_text()
     marks = re.findall(r"marked: (\S+) in process (\d+)", log)
-    assert all(UNPACKED in path and path.endswith("roles/rollout_worker.py") for path, _ in marks), marks
+    assert all(UNPACKED in path and path.endswith("roles/transfer/vllm_worker.py") for path, _ in marks), marks
     own = re.findall(r"^--- rollout rank 0 .*, pid (\d+),", log, re.MULTILINE)
     assert len({process for _, process in marks} - set(own)) == 2, log
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from roles.batch import Prompts, Rollouts
-from roles.environment_config import FunctionEnvironment
+from roles.config.environment import FunctionEnvironment
 from roles.errors import EnvironmentFailed, RolloutError
 from roles.rollout import RolloutEngine
 from tests.integration.engines import ENVIRONMENT, engine_setup, gap, make_prompts

@@ -12,10 +12,10 @@ from typing import Any
 import pytest
 import torch
 
-from roles.config import LoraConfig
+from roles.config.roles import LoraConfig
 from roles.errors import RolloutError, WeightTransferError
 from roles.rollout import RolloutEngine, RolloutSetup
-from roles.weight_probe import differences
+from roles.transfer.probe import differences
 from tests.integration import architectures
 from tests.integration.engines import ENVIRONMENT, engine_setup, gap, make_prompts
 from tests.integration.hosted import Host, HostClient, hosts

@@ -10,10 +10,10 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from roles.config import LoraConfig
-from roles.lora import adapt
-from roles.weight_probe import Products
-from roles.weight_transfer import WeightPusher
+from roles.config.roles import LoraConfig
+from roles.models.lora import adapt
+from roles.transfer.probe import Products
+from roles.transfer.push import WeightPusher
 from tests.integration.hosted import HostClient
 
 
@@ -23,7 +23,7 @@ class Trainer:
     def __init__(self, model_path: str, addresses: list[str], lora: LoraConfig | None = None) -> None:
         from transformers import AutoModelForCausalLM
 
-        from roles.process_group import join
+        from roles.zero.process_group import join
 
         deepspeed = join("cpu")
         self.rank = int(os.environ["RANK"])

@@ -5,12 +5,12 @@ from __future__ import annotations
 from tests.mutants.fault import Fault
 from tests.mutants.wiring import WIRING
 
-HEADS = "tests/unit/roles/test_value_heads.py"
+HEADS = "tests/unit/roles/model_files/test_value_heads.py"
 EXPERIENCE = "tests/unit/orchestrator/test_experience.py"
 ADVANTAGES = "tests/unit/orchestrator/test_advantages.py"
 ANCHORS = "tests/unit/orchestrator/test_anchors.py"
-CONVERSATION = "tests/unit/roles/test_conversation.py"
-LOSSES = "tests/unit/roles/test_losses.py"
+CONVERSATION = "tests/unit/roles/generation/test_conversation.py"
+LOSSES = "tests/unit/roles/losses/test_policy.py"
 STEP = "tests/unit/orchestrator/test_train_step.py"
 ENGINE = "tests/integration/test_engine.py"
 ROLLOUT = "tests/integration/test_rollout.py"
@@ -61,7 +61,7 @@ FAULTS = (
     ),
     Fault(
         "mask ignored in the loss",
-        "roles/losses.py",
+        "roles/losses/policy.py",
         "weight = mask.to(torch.float32)",
         "weight = torch.ones_like(mask, dtype=torch.float32)",
         LOSSES,
@@ -96,7 +96,7 @@ FAULTS = (
     ),
     Fault(
         "vLLM at another temperature",
-        "roles/sampling.py",
+        "roles/generation/sampling.py",
         "else rollout.temperature",
         "else 1.0",
         ROLLOUT,
@@ -110,28 +110,28 @@ FAULTS = (
     ),
     Fault(
         "mean of means",
-        "roles/losses.py",
+        "roles/losses/policy.py",
         'if mean == "sequence":',
         'if mean in ("sequence", "token"):',
         LOSSES,
     ),
     Fault(
         "value clip inverted",
-        "roles/losses.py",
+        "roles/losses/policy.py",
         "0.5 * torch.maximum(plain, bounded), bounded > plain",
         "0.5 * torch.minimum(plain, bounded), bounded > plain",
         LOSSES,
     ),
     Fault(
         "ratio inverted",
-        "roles/losses.py",
+        "roles/losses/policy.py",
         "(_wide(logprobs) - _wide(old_logprobs)).clamp",
         "(_wide(old_logprobs) - _wide(logprobs)).clamp",
         LOSSES,
     ),
     Fault(
         "policy clip takes the smaller loss",
-        "roles/losses.py",
+        "roles/losses/policy.py",
         "loss = torch.maximum(plain, bounded)",
         "loss = torch.minimum(plain, bounded)",
         LOSSES,
@@ -154,7 +154,7 @@ FAULTS = (
     ),
     Fault(
         "stale weights from the second push on",
-        "roles/rollout_worker.py",
+        "roles/transfer/vllm_worker.py",
         "            return load(model, _counted(weights, digest), *args, **kwargs)",
         "            counted = list(_counted(weights, digest))\n"
         "            fresh = not hasattr(type(self), 'pushed')\n"
@@ -171,14 +171,14 @@ FAULTS = (
     ),
     Fault(
         "loss scaled by the number of micro-batches",
-        "roles/engine.py",
+        "roles/zero/sharded.py",
         "self._deepspeed.backward(summed * scale)",
         "self._deepspeed.backward(summed * scale * len(bins))",
         ENGINE,
     ),
     Fault(
         "loss averaged over ranks",
-        "roles/engine.py",
+        "roles/zero/sharded.py",
         "scale = self.world_size / max(",
         "scale = 1 / max(",
         ENGINE,
@@ -190,7 +190,13 @@ FAULTS = (
         'stable_seed(0, "order", self._pass)',
         "tests/unit/orchestrator/test_prompts.py",
     ),
-    Fault("seed ignored in sampling", "roles/sampling.py", "        seed=turn.seed,\n", "        seed=1,\n", ROLLOUT),
+    Fault(
+        "seed ignored in sampling",
+        "roles/generation/sampling.py",
+        "        seed=turn.seed,\n",
+        "        seed=1,\n",
+        ROLLOUT,
+    ),
     Fault(
         "the same permutation in every epoch",
         "orchestrator/experience.py",
@@ -228,24 +234,24 @@ FAULTS = (
     ),
     Fault(
         "importance weights inverted",
-        "roles/importance.py",
+        "roles/losses/importance.py",
         "return log_ratio(old_logprobs.detach(), rollout_logprobs.detach()).exp()",
         "return log_ratio(rollout_logprobs.detach(), old_logprobs.detach()).exp()",
-        "tests/unit/roles/test_importance.py",
+        "tests/unit/roles/losses/test_importance.py",
     ),
     Fault(
         "prompts end with what the tokenizer puts there",
-        "roles/prompt_tokens.py",
+        "roles/text/prompt_tokens.py",
         "tokenizer(list(texts), add_special_tokens=False)",
         "tokenizer(list(texts))",
-        "tests/unit/roles/test_prompt_tokens.py",
+        "tests/unit/roles/text/test_prompt_tokens.py",
     ),
     Fault(
         "BOS twice",
-        "roles/prompt_tokens.py",
+        "roles/text/prompt_tokens.py",
         "[ids if _begins(ids, before, tokenizer) else before + ids for ids in found]",
         "[before + ids for ids in found]",
-        "tests/unit/roles/test_prompt_tokens.py",
+        "tests/unit/roles/text/test_prompt_tokens.py",
     ),
     Fault(
         "a pair's response ends twice",
@@ -272,28 +278,28 @@ FAULTS = (
     ),
     Fault(
         "values read one token late",
-        "roles/micro_batch.py",
+        "roles/zero/micro_batch.py",
         "(starts[row] + column - 1).to(device)",
         "(starts[row] + column).to(device)",
-        "tests/unit/roles/test_micro_batch.py",
+        "tests/unit/roles/zero/test_micro_batch.py",
     ),
     Fault(
         "what the environment said is trained on",
-        "roles/conversation.py",
+        "roles/generation/conversation.py",
         "[logprobs is not None] * len(token_ids)",
         "[True] * len(token_ids)",
         CONVERSATION,
     ),
     Fault(
         "a cut conversation counts as finished",
-        "roles/conversation.py",
+        "roles/generation/conversation.py",
         "finished=messages is None and not cut",
         "finished=True",
         CONVERSATION,
     ),
     Fault(
         "every turn is sampled with the same seed",
-        "roles/conversation.py",
+        "roles/generation/conversation.py",
         'stable_seed(seed, "turn", number) if number and seed is not None else seed',
         "seed",
         CONVERSATION,
@@ -307,10 +313,10 @@ FAULTS = (
     ),
     Fault(
         "the end of a turn is written twice",
-        "roles/turn_format.py",
+        "roles/generation/turn_format.py",
         "tokens[1:] if tokens[:1] == [end] else tokens",
         "tokens",
-        "tests/unit/roles/test_turn_format.py",
+        "tests/unit/roles/generation/test_turn_format.py",
     ),
     Fault(
         "responses to one task have different games",
@@ -321,31 +327,31 @@ FAULTS = (
     ),
     Fault(
         "a head's bias is dropped",
-        "roles/value_heads.py",
+        "roles/model_files/value_heads.py",
         'return Head(name, f"{name}.bias" in stored)',
         "return Head(name, False)",
         HEADS,
     ),
     Fault(
         "a head under another name is drawn anew",
-        "roles/models.py",
+        "roles/models/heads.py",
         "if head is not None and not head.usual:",
         "if False:",
         HEADS,
     ),
     Fault(
         "mean and std of a reward model are ignored",
-        "roles/value_heads.py",
+        "roles/model_files/value_heads.py",
         'if ours or not theirs or config.get("normalize_reward") is False:',
         "if True:",
         HEADS,
     ),
     Fault(
         "weights too many pass the door",
-        "roles/weight_check.py",
+        "roles/model_files/weight_check.py",
         "unexpected = frozenset(self._stored_names(report.unexpected_keys, stored))",
         "unexpected: frozenset[str] = frozenset()",
-        "tests/unit/roles/test_weight_check.py",
+        "tests/unit/roles/model_files/test_weight_check.py",
     ),
     Fault(
         "a reward model is trained on from numbers that are centred twice",
@@ -356,14 +362,14 @@ FAULTS = (
     ),
     Fault(
         "a GGUF file's rope scaling is lost",
-        "roles/gguf_file.py",
+        "roles/model_files/gguf_file.py",
         "scaled = _changed(made, rope_parameters(made, file, rope))",
         "scaled = made",
         "tests/unit/roles/test_gguf.py",
     ),
     Fault(
         "one part of a split GGUF file is taken for the whole",
-        "roles/gguf_file.py",
+        "roles/model_files/gguf_file.py",
         "if parts > 1:",
         "if False:",
         "tests/unit/roles/test_gguf.py",

@@ -106,7 +106,7 @@ def test_the_benchmark_of_lora(
     monkeypatch.setattr(lora, "Ranks", Here)
     monkeypatch.setattr(lora.processes, "DEADLINE_S", lora.processes.DEADLINE_S)
     saved = lambda self, folder: (Path(folder) / "state").write_bytes(b"1")  # noqa: E731
-    monkeypatch.setattr("roles.engine.Engine.save_state", saved)
+    monkeypatch.setattr("roles.zero.sharded.Engine.save_state", saved)
     with alone():
         rows = shown(lora, tiny, "--rank", 2)
     assert [" ".join(row).split(":")[0] for row in rows] == ["all weights", "LoRA 2", "reference"]
@@ -126,7 +126,7 @@ def alone() -> Iterator[Seen]:
     """The stage for a rank without Ray."""
     with stage() as seen, pytest.MonkeyPatch.context() as patched:
         patched.setattr(PlainDeepSpeed, "initialize", whole)
-        patched.setattr("roles.engine.gather_by_layer", lambda module: None)
+        patched.setattr("roles.zero.sharded.gather_by_layer", lambda module: None)
         patched.setattr(torch.distributed, "broadcast_object_list", lambda *arguments, **options: None)
         patched.setattr(FakeLLM, "reset_prefix_cache", lambda llm: True, raising=False)
         yield seen

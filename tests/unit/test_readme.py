@@ -22,8 +22,8 @@ from cluster.config import PlacementConfig
 from orchestrator import cli
 from orchestrator.config import RunConfig
 from orchestrator.loading import load_config
-from roles.config import RewardConfig
-from roles.environment_config import FunctionEnvironment
+from roles.config.environment import FunctionEnvironment
+from roles.config.roles import RewardConfig
 
 ROOT = Path(__file__).resolve().parents[2]
 README = (ROOT / "README.md").read_text()

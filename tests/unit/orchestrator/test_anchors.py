@@ -21,7 +21,7 @@ from orchestrator.experience import mini_batches, to_experience
 from orchestrator.kl import KlController, make_controller
 from orchestrator.ppo_config import AdaptiveKl, FixedKl, PpoConfig
 from roles.batch import Experience, Scored
-from roles.losses import denominator, k1, k2, k3, masked_mean_weight, policy_loss, token_logprobs, value_loss
+from roles.losses.policy import denominator, k1, k2, k3, masked_mean_weight, policy_loss, token_logprobs, value_loss
 
 VOCABULARY = 32
 

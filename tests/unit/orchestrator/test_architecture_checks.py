@@ -12,7 +12,7 @@ import pytest
 from orchestrator.architecture_checks import HEAD_SIZES, check_attention, check_cpu_engine
 from orchestrator.errors import ConfigError
 from orchestrator.model_checks import ModelFacts
-from roles.config import ModelConfig
+from roles.config.roles import ModelConfig
 from tests.integration import architectures
 
 

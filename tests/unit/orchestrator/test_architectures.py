@@ -14,7 +14,7 @@ from orchestrator.architectures import decoder_of
 from orchestrator.families import FAMILIES
 from orchestrator.meta_models import adapters_of, size_of
 from orchestrator.model_sources import known_shapes
-from roles.config import LoraConfig
+from roles.config.roles import LoraConfig
 
 BOTH = [True, False]
 BIAS = {"attention_bias": BOTH}

@@ -16,9 +16,9 @@ from orchestrator.canary import Canary, culprits, unexplained_gap
 from orchestrator.config import CanaryConfig
 from orchestrator.errors import WeightsDiffer
 from roles.batch import Scored
-from roles.config import RolloutConfig
-from roles.models import PolicyModel
-from roles.weight_probe import EngineProducts, engine_products, trainer_products
+from roles.config.roles import RolloutConfig
+from roles.models.heads import PolicyModel
+from roles.transfer.probe import EngineProducts, engine_products, trainer_products
 from tests.integration.tiny_model import save_tiny_llama
 from tests.unit.orchestrator.test_experience import make_scored
 
@@ -213,7 +213,7 @@ def test_each_fault_of_one_tensor_is_caught_and_named(
 
 def logprobs(model: PolicyModel, tokens: Tensor) -> Tensor:
     """float32 `[batch, time]`."""
-    from roles.micro_batch import MicroBatch
+    from roles.zero.micro_batch import MicroBatch
 
     mask = torch.ones_like(tokens, dtype=torch.bool)
     mask[:, 0] = False

@@ -27,7 +27,7 @@ from orchestrator.config import RunConfig
 from orchestrator.errors import ConfigError
 from orchestrator.function_checks import check_function
 from orchestrator.loading import dump_config, validate
-from roles.config import FunctionReward
+from roles.config.roles import FunctionReward
 
 WORDS = ["<pad>", "<eos>", "<unk>", *"abcdefgh"]
 REWARD = "def score(prompts, responses, *, response_token_ids, finished, columns):\n    return [0.0] * len(prompts)\n"

@@ -15,7 +15,7 @@ from cluster.config import Deadlines
 from orchestrator.evaluation import evaluate
 from orchestrator.groups import EvaluationRoles, Policy, Reward
 from roles.batch import Prompts, Rollouts
-from roles.config import MeanScore
+from roles.config.roles import MeanScore
 from tests.unit.orchestrator.fakes import FakeCall, FakeGroup, prompts_of, write_waits
 
 

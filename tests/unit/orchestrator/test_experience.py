@@ -20,7 +20,7 @@ from orchestrator.experience import (
 from orchestrator.ppo_config import PpoConfig
 from orchestrator.scores import RunningScale, shape_scores
 from roles.batch import Experience, Scored
-from roles.losses import k1
+from roles.losses.policy import k1
 
 BETA = 0.1
 RESPONSES = [(2, 5), (3, 1), (1, 8), (4, 3)]

@@ -20,7 +20,7 @@ from orchestrator.advantages import (
 )
 from orchestrator.experience import shape_rewards
 from orchestrator.kl import AdaptiveController
-from roles.losses import k1, k2, k3
+from roles.losses.policy import k1, k2, k3
 from tests.reference.golden import Case, cases
 
 

@@ -9,7 +9,7 @@ import torch
 from orchestrator.errors import CheckpointError
 from orchestrator.kl import AdaptiveController, FixedController, health, make_controller
 from orchestrator.ppo_config import AdaptiveKl, FixedKl
-from roles.losses import k1, k2, k3
+from roles.losses.policy import k1, k2, k3
 
 ESTIMATORS = {"k1": k1, "k2": k2, "k3": k3}
 

@@ -14,8 +14,8 @@ from orchestrator.errors import ConfigError
 from orchestrator.loading import load_config
 from orchestrator.meta_models import size_of
 from orchestrator.model_sizes import adapters, check_adapters, model_size
-from roles.config import ModelConfig
-from roles.lora import adapt
+from roles.config.roles import ModelConfig
+from roles.models.lora import adapt
 
 ROOT = Path(__file__).resolve().parents[3]
 PUBLISHED = {

@@ -19,7 +19,7 @@ from orchestrator.architectures import decoder_of
 from orchestrator.errors import ConfigError
 from orchestrator.model_sizes import model_size
 from orchestrator.model_sources import UnknownModel, from_hub, known_shapes, read_config
-from roles.config import ModelConfig
+from roles.config.roles import ModelConfig
 
 SMALL = {
     "model_type": "llama",

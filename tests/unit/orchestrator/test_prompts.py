@@ -264,7 +264,7 @@ def test_long_prompts_lose_their_first_tokens_and_are_counted(write: Write, toke
     assert summary == "prompts.heldout: 3 prompts of 2 to 8 tokens; 2 were longer and lost their first tokens"
 
 
-# What stands at the edges (`tests/unit/roles/test_prompt_tokens.py` has the tokenizers)
+# What stands at the edges (`tests/unit/roles/text/test_prompt_tokens.py` has the tokenizers)
 
 
 @pytest.fixture

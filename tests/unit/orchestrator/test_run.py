@@ -29,7 +29,7 @@ from orchestrator.ppo import TrainState
 from orchestrator.ppo_config import PpoConfig
 from orchestrator.timing import Clock
 from orchestrator.training import Run
-from roles.config import RolloutConfig
+from roles.config.roles import RolloutConfig
 from tests.unit.orchestrator.fakes import FakeGroup, prompts_of, rollouts_of, write_waits
 from tests.unit.orchestrator.test_experience import make_scored
 

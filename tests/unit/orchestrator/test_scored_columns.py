@@ -16,9 +16,9 @@ from orchestrator.function_checks import check_sendable
 from orchestrator.loading import validate
 from orchestrator.prompts import PromptSource, Questions, read_questions, read_tasks
 from roles.batch import Rollouts
-from roles.config import FunctionReward, RemoteReward
-from roles.environment_config import FunctionEnvironment
-from roles.environments import Environments
+from roles.config.environment import FunctionEnvironment
+from roles.config.roles import FunctionReward, RemoteReward
+from roles.generation.environments import Environments
 from roles.reward_functions import FunctionScorer, RemoteScorer
 from tests.unit.orchestrator.test_row_files import COLUMNS, ROWS, same
 from tests.unit.roles.test_reward_functions import serving

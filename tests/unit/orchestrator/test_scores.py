@@ -11,7 +11,7 @@ import torch
 
 from orchestrator.ppo_config import PenaliseTruncated, PpoConfig, ScoreConfig
 from orchestrator.scores import RunningScale, combine, length_penalty, shape_scores
-from roles.config import EnsembleReward, MeanScore
+from roles.config.roles import EnsembleReward, MeanScore
 
 LENGTHS = torch.tensor([1, 40, 50, 60, 70])
 

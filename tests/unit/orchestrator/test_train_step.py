@@ -23,7 +23,7 @@ from orchestrator.ppo import StepResult, TrainState, step_metrics, train_step
 from orchestrator.ppo_config import PpoConfig
 from orchestrator.timing import Clock
 from roles.batch import Experience, Scored
-from roles.config import MeanScore, RolloutConfig, WarmupConfig
+from roles.config.roles import MeanScore, RolloutConfig, WarmupConfig
 from tests.unit.orchestrator import fakes
 from tests.unit.orchestrator.fakes import ACTOR, CRITIC, FakeGroup, prompts_of, write_waits
 

@@ -12,12 +12,12 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, LlamaConfig
 
-from roles.config import ModelConfig
-from roles.conversion import resolve_model
+from roles.config.roles import ModelConfig
 from roles.errors import ModelError
-from roles.gguf_file import GgufFile, complete
-from roles.tokenizer import load_tokenizer
-from tests.unit.roles.test_conversion import LETTERS, TOKENS, llama, write_gguf
+from roles.model_files.conversion import resolve_model
+from roles.model_files.gguf_file import GgufFile, complete
+from roles.text.tokenizer import load_tokenizer
+from tests.unit.roles.model_files.test_conversion import LETTERS, TOKENS, llama, write_gguf
 
 Say = Callable[[gguf.GGUFWriter], None]
 
@@ -162,7 +162,9 @@ def test_llama_3s_frequency_factors_become_parameters(
     config.head_dim = width
     divided = llama_3(config)
     file = GgufFile(tmp_path, "llama", {"llama.rope.freq_base": theta}, ("rope_freqs.weight",))
-    monkeypatch.setattr("roles.gguf_rope._read", lambda file, name: torch.tensor(divided, dtype=torch.float64))
+    monkeypatch.setattr(
+        "roles.model_files.gguf_rope._read", lambda file, name: torch.tensor(divided, dtype=torch.float64)
+    )
     plain = with_rope(rope_type="default")
     plain.head_dim = width
     made = complete(plain, file)

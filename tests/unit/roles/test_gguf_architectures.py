@@ -13,9 +13,9 @@ import torch
 import transformers
 from transformers import AutoModelForCausalLM
 
-from roles.config import ModelConfig
-from roles.conversion import resolve_model
-from tests.unit.roles.test_conversion import TOKENS
+from roles.config.roles import ModelConfig
+from roles.model_files.conversion import resolve_model
+from tests.unit.roles.model_files.test_conversion import TOKENS
 
 BASE = {"vocab_size": len(TOKENS), "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2}
 BASE |= {"num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 64}

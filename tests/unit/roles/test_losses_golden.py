@@ -1,4 +1,4 @@
-"""`roles.losses` against the golden values of other people's code."""
+"""`roles.losses.policy` against the golden values of other people's code."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from roles.losses import (
+from roles.losses.policy import (
     bradley_terry,
     denominator,
     entropy,
@@ -18,7 +18,7 @@ from roles.losses import (
     token_logprobs,
     value_loss,
 )
-from roles.preference_losses import dpo, ipo
+from roles.losses.preference import dpo, ipo
 from tests.reference.golden import Case, cases, kinds
 
 MEANS = {"token": "token_mean", "sequence": "seq_mean_token_mean"}

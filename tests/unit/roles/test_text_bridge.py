@@ -15,7 +15,7 @@ from configs.tiny.inputs import tokenizer
 from orchestrator.config import PromptsConfig
 from orchestrator.prompts import Questions, read_questions
 from roles.batch import Rollouts
-from roles.reward import PolicyText, TextBridge
+from roles.reward_model import PolicyText, TextBridge
 
 TEMPLATE = (
     "{% for m in messages %}[{{ m['role'] }}] {{ m['content'] }}"

@@ -28,14 +28,14 @@ import orchestrator.groups
 import orchestrator.ppo
 import orchestrator.preferences
 import orchestrator.training
-import roles.engine
+import roles.zero.sharded
 from cluster.placement.plan import Plan
 from cluster.ranks.role_group import RoleGroup
 from cluster.runtime.ray_cluster import Usage
 from orchestrator.config import RunConfig
 from orchestrator.loading import load_config
 from orchestrator.prompts import read_questions, read_tasks
-from roles.tokenizer import load_tokenizer
+from roles.text.tokenizer import load_tokenizer
 from tests.unit.wiring.tiny import ENDS, VOCABULARY
 
 
@@ -67,7 +67,7 @@ class Group:
     def members(self) -> list[Any]:
         if not self._members:
             self._members = [self.factory(*own) for own in self.arguments]
-            if hasattr(self._members[0], "_engine") and isinstance(self._members[0]._engine, roles.engine.Engine):
+            if hasattr(self._members[0], "_engine") and isinstance(self._members[0]._engine, roles.zero.sharded.Engine):
                 self.began = {name: tensor.detach().clone() for name, tensor in self.parameters.items()}
         return self._members
 
@@ -324,7 +324,7 @@ def stage() -> Iterator[Seen]:
             orchestrator.training,
         ):
             patched.setattr(module, "wait_all", lambda calls, deadline_s: None)
-        patched.setattr(roles.engine, "join", lambda device: PlainDeepSpeed)
+        patched.setattr(roles.zero.sharded, "join", lambda device: PlainDeepSpeed)
         patched.setattr(torch.distributed, "get_rank", lambda: 0)
         patched.setattr(torch.distributed, "get_world_size", lambda: 1)
         patched.setattr(LLMEngine, "from_engine_args", llm)

@@ -18,7 +18,7 @@ from orchestrator.loading import load_config
 from orchestrator.pairs import Pairs
 from orchestrator.reward_training import train_reward
 from roles.batch import Preferences
-from roles.config import ModelConfig
+from roles.config.roles import ModelConfig
 from tests.unit.wiring.base import base
 from tests.unit.wiring.stage import stage, with_changes
 from tests.unit.wiring.test_reward_training_keys import reward_base

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from orchestrator.evaluation import evaluate_run
 from orchestrator.prompts import read_questions
-from roles.tokenizer import load_tokenizer
+from roles.text.tokenizer import load_tokenizer
 from tests.unit.wiring.base import base, short_run
 from tests.unit.wiring.plain import Rows, policy
 from tests.unit.wiring.stage import FakeLLM, stage, with_changes, written

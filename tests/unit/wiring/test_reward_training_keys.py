@@ -19,7 +19,7 @@ from orchestrator.pairs import read_pairs
 from orchestrator.prompts import read_questions
 from orchestrator.reward_training import RewardQuality, train_reward
 from roles.reward_trainer import RewardTrainer
-from roles.tokenizer import load_tokenizer
+from roles.text.tokenizer import load_tokenizer
 from tests.unit.wiring.base import Case, base, case, check_moved, check_same
 from tests.unit.wiring.plain_preferences import Trainer
 from tests.unit.wiring.plain_run import Numbers
@@ -87,7 +87,7 @@ def ran(folder: Path, changes: Mapping[str, Any], monkeypatch: pytest.MonkeyPatc
             else read_pairs(config.reward_training.pairs.dataset, tokenizer)  # type: ignore[union-attr]
         )
         # stage 3 is the only one that the section can have; a rank alone has nothing to shard
-        patched.setattr("roles.engine.gather_by_layer", lambda module: None)
+        patched.setattr("roles.zero.sharded.gather_by_layer", lambda module: None)
         patched.setattr("tests.unit.wiring.stage.PlainDeepSpeed.initialize", whole)
         quality: RewardQuality = train_reward(config, source)
         trainer = seen.groups["reward"]

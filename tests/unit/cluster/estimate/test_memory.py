@@ -23,8 +23,8 @@ from cluster.estimate.memory import (
     working,
 )
 from cluster.estimate.model_size import ModelSize
-from roles import head
-from roles.deepspeed_settings import CARD_BUCKET
+from roles.models import head
+from roles.zero.settings import CARD_BUCKET
 
 SEVENTY_B = ModelSize(70_553_706_496, 855_654_400, 1_050_673_152, 80, 8192, 28672, 64, 8, 128, 128256)
 SMALL = ModelSize(1_000_000, 100_000, 50_000, 4, 64, 256, 4, 2, 16, 500)

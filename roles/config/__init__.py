@@ -1,0 +1,1 @@
+"""The configuration sections of the roles. No torch, no engines."""

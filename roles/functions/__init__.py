@@ -1,0 +1,1 @@
+"""A user's own Python function in a process of its own."""

@@ -1,0 +1,109 @@
+"""A child process with a function or a class of the user's, that is ended and started anew when it does not answer.
+
+A request flows in, what the child answers flows out; or CallFailed, and then there may be another call. Used by
+`roles.reward_functions` and `roles.generation.environments`.
+"""
+
+from __future__ import annotations
+
+import os
+import pickle
+import subprocess
+import sys
+import threading
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from roles.functions.worker import Message
+
+LOAD_DEADLINE_S = 300.0
+"""For the user's file to be imported, whatever it imports itself."""
+
+
+class CallFailed(Exception):
+    """One call failed; there may be another."""
+
+
+class LoadFailed(Exception):
+    """The file cannot be imported: trying it again would fail again."""
+
+
+class Child:
+    """One process that has imported the file."""
+
+    def __init__(self, worker: ModuleType, path: str, name: str) -> None:
+        """`worker`: the module that the process runs. LoadFailed if the file cannot be imported."""
+        assert worker.__file__ is not None
+        self._command = [sys.executable, "-P", str(Path(worker.__file__)), path, name]
+        self._process: subprocess.Popen[bytes] | None = None
+        self._start()
+
+    def call(self, request: Any, deadline_s: float) -> Any:
+        """The answer; CallFailed if there is none in time, or if the user's code has raised."""
+        if self._process is None or self._process.poll() is not None:
+            self._start()
+        return self._exchange(request, deadline_s)
+
+    def close(self) -> None:
+        """End the process."""
+        if self._process is not None:
+            self._process.kill()
+            self._process.communicate()
+            self._process = None
+
+    def _start(self) -> None:
+        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
+        self._process = subprocess.Popen(self._command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment)
+        try:
+            self._exchange(None, LOAD_DEADLINE_S)
+        except CallFailed as error:
+            self.close()
+            raise LoadFailed(str(error)) from None
+
+    def _exchange(self, request: Any, deadline_s: float) -> Any:
+        """Send a request (None: only wait for the first word) and return the answer, or end the child and raise."""
+        process = self._process
+        assert process is not None
+        answers: list[Message] = []
+        waiting = threading.Thread(target=_talk, args=(process, request, answers), daemon=True)
+        waiting.start()
+        waiting.join(deadline_s)
+        if not answers:
+            hung = waiting.is_alive()
+            process.kill()
+            status = process.wait()
+            waiting.join()
+            self.close()
+            raise CallFailed(f"no answer within {deadline_s:g} s" if hung else f"its process ended ({_status(status)})")
+        kind, content = answers[0]
+        if kind == "error":
+            raise CallFailed(_last_lines(content))
+        return content
+
+
+def _talk(process: subprocess.Popen[bytes], request: Any, answers: list[Message]) -> None:
+    """Runs in a thread of its own, because pipes know no deadline. Leaves `answers` empty if the child is gone."""
+    assert process.stdin is not None and process.stdout is not None
+    try:
+        if request is not None:
+            pickle.dump(request, process.stdin)
+            process.stdin.flush()
+        answers.append(pickle.load(process.stdout))
+    except (OSError, EOFError, pickle.UnpicklingError, ValueError):
+        return
+
+
+def times(count: int) -> str:
+    """For messages."""
+    return "once" if count == 1 else f"{count} times"
+
+
+def _status(code: int) -> str:
+    return f"signal {-code}" if code < 0 else f"exit code {code}"
+
+
+def _last_lines(text: str, count: int = 12) -> str:
+    """The exception's own line first, then the end of its traceback."""
+    lines = text.rstrip().splitlines()
+    return "\n".join([lines[-1], *(f"  {line}" for line in lines[-count:])])

@@ -1,0 +1,86 @@
+"""The child process in which a reward function runs, so that one that hangs or crashes can be ended.
+
+Started by `roles.functions.child` as `python function_worker.py FILE NAME`. Pickled keyword arguments flow in on
+stdin. Pickled `("scores", list[float])` or `("error", text)` flow out on stdout, after a first `("ready", "")`. What
+the function prints goes to stderr. Imports the standard library only, so that the function's own imports are all that
+this process costs. `roles.generation.environment_worker` answers in the same way.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import importlib.util
+import os
+import pickle
+import signal
+import sys
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, BinaryIO
+
+Message = tuple[str, Any]
+Answer = Callable[[Callable[..., Any], dict[str, Any]], Message]
+"""(what the file defines, a request) → what is sent back."""
+
+
+def load(path: Path, name: str) -> Callable[..., Any]:
+    """What the Python file `path` calls `name`; modules beside the file can be imported by it."""
+    sys.path.insert(0, str(path.parent))
+    spec = importlib.util.spec_from_file_location("user_function", path)
+    if spec is None or spec.loader is None:
+        raise ImportError(f"{path} is not a Python file")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    function: Callable[..., Any] = getattr(module, name)
+    return function
+
+
+def call(function: Callable[..., Any], arguments: dict[str, Any]) -> Message:
+    """The function's scores as floats, or its traceback."""
+    try:
+        prompts, responses = arguments.pop("prompts"), arguments.pop("responses")
+        return "scores", [float(score) for score in function(prompts, responses, **arguments)]
+    except Exception:
+        return "error", traceback.format_exc()
+
+
+def serve(path: Path, name: str, requests: BinaryIO, answers: BinaryIO, answer: Answer) -> None:
+    """Answer requests until the other side hangs up."""
+    try:
+        function = load(path, name)
+    except BaseException:  # a module may raise SystemExit too: the other side must hear of it
+        return send(answers, ("error", traceback.format_exc()))
+    send(answers, ("ready", ""))
+    with contextlib.suppress(EOFError):
+        while True:
+            send(answers, answer(function, pickle.load(requests)))
+
+
+def send(answers: BinaryIO, message: Message) -> None:
+    """One message, at once."""
+    pickle.dump(message, answers)
+    answers.flush()
+
+
+def die_with_parent() -> None:
+    """Let the kernel end this process with its parent, even if the function never returns (Linux only)."""
+    if sys.platform == "linux":
+        set_parent_death_signal = 1
+        ctypes.CDLL(None).prctl(set_parent_death_signal, signal.SIGKILL)
+
+
+def main(answer: Answer) -> None:
+    """Keep stdin and stdout for the messages, and give the function harmless ones."""
+    die_with_parent()
+    requests, answers = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "wb")
+    nothing = os.open(os.devnull, os.O_RDONLY)
+    os.dup2(nothing, 0)
+    os.dup2(2, 1)
+    serve(Path(sys.argv[1]).resolve(), sys.argv[2], requests, answers, answer)
+
+
+if __name__ == "__main__":
+    main(call)

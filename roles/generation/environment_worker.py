@@ -1,0 +1,88 @@
+"""The child process in which environments run: one instance of the user's class for each open conversation.
+
+Started by `roles.generation.environments` as `python environment_worker.py FILE NAME`; talks as
+`roles.functions.worker` does. A request holds a conversation's whole past, so that a process that was started anew can
+catch up.
+"""
+
+from __future__ import annotations
+
+import inspect
+import json
+import math
+import traceback
+from collections.abc import Callable
+from typing import Any
+
+from roles.functions import worker as function_worker
+from roles.functions.worker import Message
+from roles.text.messages import FORM, Messages, plain_messages
+
+Said = tuple[Messages | None, float]
+"""What an environment answers: the next messages, or None where the conversation is over; and the reward."""
+
+
+class Conversations:
+    """The open conversations of one batch, each with its environment and how often that has spoken."""
+
+    def __init__(self) -> None:
+        self._batch = -1
+        self._open: dict[int, tuple[Any, int]] = {}
+
+    def answer(self, make: Callable[..., Any], request: dict[str, Any]) -> Message:
+        """What the environment says next, or the traceback of what it raised; then its instance is dropped."""
+        if request["batch"] != self._batch:  # whatever the last one left open was cut
+            self._batch = request["batch"]
+            self._open.clear()
+        environment, spoken = self._open.pop(request["row"], (None, 0))
+        try:
+            if environment is None or spoken != len(request["said"]):
+                environment = _caught_up(make, request)
+            said = _ask(environment, request, len(request["said"]))
+        except Exception:
+            return "error", traceback.format_exc()
+        if said[0] is not None:
+            self._open[request["row"]] = environment, len(request["said"]) + 1
+        return "said", said
+
+
+def _caught_up(make: Callable[..., Any], request: dict[str, Any]) -> Any:
+    """A new environment, brought to where the conversation is."""
+    environment = make()
+    for turn, known in enumerate(request["said"]):
+        again = _ask(environment, request, turn)
+        if again != known:
+            where = f"turn {turn}" if turn else "reset"
+            raise RuntimeError(
+                f"{where} said {again!r} when the conversation was repeated after a failure, but {known!r} before; "
+                "make the environment a function of columns, seed and responses, or set environment.retries: 0"
+            )
+    return environment
+
+
+def _ask(environment: Any, request: dict[str, Any], turn: int) -> Said:
+    """`reset` in turn 0, afterwards `step` with the policy's response number `turn`."""
+    if turn == 0:
+        seed = {"seed": request["seed"]} if "seed" in inspect.signature(environment.reset).parameters else {}
+        return _messages("reset", environment.reset(request["columns"], **seed)), 0.0
+    answer = environment.step(request["responses"][turn - 1])
+    if not isinstance(answer, tuple) or len(answer) != 2:
+        raise TypeError(f"step returned {answer!r}, not (messages or None, reward)")
+    messages, reward = answer
+    if not math.isfinite(reward):
+        raise ValueError(f"step gave the reward {reward!r}, not a finite number")
+    return None if messages is None else _messages("step", messages), float(reward)
+
+
+def _messages(method: str, messages: Any) -> Messages:
+    """As plain values, with text as their contents."""
+    try:
+        plain = plain_messages(messages)
+    except ValueError as error:
+        raise TypeError(f"{method} gave the messages {messages!r}, not a list such as {FORM}: it has {error}") from None
+    copied: Messages = json.loads(json.dumps(plain))
+    return copied
+
+
+if __name__ == "__main__":
+    function_worker.main(Conversations().answer)

@@ -1,0 +1,85 @@
+"""What the policy converses with: the user's environments, in child processes of the rollout engine.
+
+What was said so far flows in, a Future of the environment's next word flows out: the engine goes on generating
+meanwhile. An environment that raises, hangs or answers with something else is tried again within the budget, from a
+new instance that repeats the conversation; then EnvironmentFailed names the sample and the turn.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
+
+from roles.config.environment import FunctionEnvironment
+from roles.errors import EnvironmentFailed
+from roles.functions.child import CallFailed, Child, LoadFailed, times
+from roles.generation import environment_worker
+from roles.generation.environment_worker import Said
+
+SHOWN = 300
+"""Characters of a sample's columns that an error shows."""
+
+
+class Environments:
+    """One instance of the user's class for each conversation, in `workers` processes."""
+
+    def __init__(self, config: FunctionEnvironment) -> None:
+        self._config = config
+        self._name = f"environment {config.name} of {config.path}"
+        self._batch = 0
+        # A thread for each process, which it is bound to: all that is said to one process is said in one order.
+        self._threads = [ThreadPoolExecutor(1) for _ in range(config.workers)]
+        starting = [thread.submit(self._start) for thread in self._threads]
+        self._children = [future.result() for future in starting]
+
+    def begin(self) -> None:
+        """A new batch of conversations; those that are still open are forgotten."""
+        self._batch += 1
+
+    def ask(
+        self, row: int, columns: dict[str, Any], seed: int, said: Sequence[Said], responses: Sequence[str]
+    ) -> Future[Said]:
+        """The environment's next word in the conversation `row`, in which it has said `said`, and the policy
+        `responses`."""
+        request = {"batch": self._batch, "row": row, "columns": columns, "seed": seed}
+        request |= {"said": list(said), "responses": list(responses)}
+        worker = row % len(self._children)
+        return self._threads[worker].submit(self._answer, self._children[worker], request)
+
+    def close(self) -> None:
+        """End the processes."""
+        for thread in self._threads:
+            thread.shutdown(cancel_futures=True)
+        for child in self._children:
+            child.close()
+
+    def _start(self) -> Child:
+        try:
+            return Child(environment_worker, self._config.path, self._config.name)
+        except LoadFailed as error:
+            raise EnvironmentFailed(f"{self._name} cannot be loaded: {error}") from None
+
+    def _answer(self, child: Child, request: dict[str, Any]) -> Said:
+        calls = self._config.retries + 1
+        for attempt in range(1, calls + 1):
+            try:
+                # A new instance repeats what was said so far, and each answer may take its time.
+                said: Said = child.call(request, self._config.timeout_s * (1 + len(request["said"])))
+                return said
+            except LoadFailed as error:
+                raise EnvironmentFailed(f"{self._name} cannot be loaded: {error}") from None
+            except CallFailed as error:
+                if attempt == calls:
+                    turn = len(request["said"])
+                    where = f"turn {turn}, after the response {request['responses'][-1]!r}," if turn else "reset"
+                    raise EnvironmentFailed(
+                        f"{self._name}: {where} of the sample with the columns {_short(request['columns'])} failed "
+                        f"{times(calls)}, the last time: {error}"
+                    ) from None
+        raise AssertionError("unreachable: the last failure raises")
+
+
+def _short(columns: dict[str, Any]) -> str:
+    text = repr(columns)
+    return text if len(text) <= SHOWN else f"{text[:SHOWN]}…"

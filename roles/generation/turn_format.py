@@ -1,0 +1,67 @@
+"""An environment's messages → tokens of the policy's tokenizer. Never touches what the policy has generated.
+
+With a chat template, messages are written as the template writes them; without one, their contents follow one another
+as they are. Called by `roles.generation.conversation` and at the door.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from transformers import PreTrainedTokenizerBase
+
+from roles.errors import EnvironmentFailed
+from roles.text.messages import Messages
+from roles.text.prompt_tokens import chat_text, prompt_tokens
+
+MARK = "\ue000answer\ue001"
+"""Stands for a response: no template has it, none changes it."""
+
+
+class TurnFormat:
+    """How a conversation is written."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
+        self._tokenizer = tokenizer
+        self.chat = tokenizer.chat_template is not None
+        """Whether the chat template writes messages."""
+
+    def opening(self, messages: Messages) -> tuple[str, list[int]]:
+        """The first messages, up to where the policy begins: text and tokens, as `roles.text.prompt_tokens` makes
+        them."""
+        text = self._template(messages) if self.chat else "".join(message["content"] for message in messages)
+        return text, prompt_tokens(self._tokenizer, [text], chat=self.chat)[0]
+
+    def following(self, messages: Messages, end: int | None) -> list[int]:
+        """What comes between a response and the policy's next one.
+
+        The template's own end of a response is left out if the policy has generated it. `end`: the token with which the
+        response ended itself; None if a limit cut it.
+        """
+        if not self.chat:
+            return self._tokens("".join(message["content"] for message in messages))
+        before = [{"role": "user", "content": "?"}, {"role": "assistant", "content": MARK}]
+        parts = self._template([*before, *messages]).split(MARK)
+        if len(parts) != 2:
+            raise EnvironmentFailed(
+                "the chat template does not write an assistant's message once and as it is, so no further turn can be "
+                "added to one; use a template that does"
+            )
+        tokens = self._tokens(parts[1])
+        return tokens[1:] if tokens[:1] == [end] else tokens
+
+    def text(self, response: Sequence[int]) -> str:
+        """A response's text, special tokens left out."""
+        return str(self._tokenizer.decode(response, skip_special_tokens=True))
+
+    def _template(self, messages: Messages) -> str:
+        try:
+            return chat_text(self._tokenizer, messages)
+        except Exception as error:  # a template is a program: it raises what it likes
+            raise EnvironmentFailed(
+                f"the environment's messages {messages!r} do not go through the chat template: {error}"
+            ) from error
+
+    def _tokens(self, text: str) -> list[int]:
+        """Of a text inside a conversation, where nothing is added."""
+        return prompt_tokens(self._tokenizer, [text], chat=True)[0]

@@ -1,0 +1,1 @@
+"""The losses and what they are made of: tensors in, tensors out."""

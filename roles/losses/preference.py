@@ -1,0 +1,46 @@
+"""Losses over pairs of responses. Pure: tensors in, tensors out; as in `roles.losses.policy`, one number a pair."""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def dpo(
+    chosen: Tensor,
+    rejected: Tensor,
+    reference_chosen: Tensor,
+    reference_rejected: Tensor,
+    *,
+    beta: float,
+    label_smoothing: float = 0.0,
+) -> Tensor:
+    """Direct preference optimisation (Rafailov et al., arXiv 2305.18290, equation 7) per pair.
+
+    -log sigmoid(β·h), h = log π/π_ref of the chosen less that of the rejected response. With `label_smoothing = ε` the
+    labels are taken to be turned with probability ε: (1 - ε) of the loss and ε of that of -h (Mitchell,
+    ericmitchell.ai/cdpo.pdf).
+
+    Args:
+        chosen, rejected: float `[pairs]`: the policy's log-probabilities, summed over each response.
+        reference_chosen, reference_rejected: the reference's.
+
+    Returns:
+        `[pairs]`.
+    """
+    margin = beta * _margin(chosen, rejected, reference_chosen, reference_rejected)
+    return -(1 - label_smoothing) * F.logsigmoid(margin) - label_smoothing * F.logsigmoid(-margin)
+
+
+def ipo(
+    chosen: Tensor, rejected: Tensor, reference_chosen: Tensor, reference_rejected: Tensor, *, beta: float
+) -> Tensor:
+    """Identity preference optimisation (Azar et al., arXiv 2310.12036, equation 17): (h - 1/(2β))² per pair.
+
+    Arguments as for `dpo`; sums over a response, not means over its tokens.
+    """
+    return (_margin(chosen, rejected, reference_chosen, reference_rejected) - 1 / (2 * beta)).square()
+
+
+def _margin(chosen: Tensor, rejected: Tensor, reference_chosen: Tensor, reference_rejected: Tensor) -> Tensor:
+    return (chosen - reference_chosen) - (rejected - reference_rejected)

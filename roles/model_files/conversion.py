@@ -1,0 +1,176 @@
+"""A model in the configuration → a Hugging Face folder that every engine opens as it is.
+
+In: a `ModelConfig` (a folder, a hub name, or a folder with a GGUF file; perhaps cut to its first layers). Out: the path
+of an ordinary folder. What has to be made is made once, under a cache folder, and appears there whole or not at all, so
+that several processes may ask for the same model. Called by the driver before any role starts.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+import transformers
+from huggingface_hub import snapshot_download
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    GenerationConfig,
+    PretrainedConfig,
+)
+
+from roles.config.roles import ModelConfig
+from roles.errors import ModelError
+from roles.model_files.gguf_file import GgufFile, check_tensors, complete
+from roles.model_files.gguf_tokenizer import gguf_tokenizer
+from roles.model_files.quiet import quiet
+from roles.model_files.value_heads import find_head, give_head, read_head
+from roles.model_files.weight_check import few
+from roles.model_files.weight_files import stored_weights
+from roles.text.tokenizer import load_tokenizer
+
+FORMAT = 2
+"""Part of the name of what is cached; to be raised when the conversion changes."""
+
+
+def resolve_model(config: ModelConfig, cache: Path) -> Path:
+    """The Hugging Face folder of `config`: found, downloaded, converted or cut; the last two are kept under `cache`.
+
+    Raises:
+        ModelError: the model is not there or cannot be read.
+    """
+    folder = _folder(config.path)
+    if config.gguf_file is not None:
+        file = folder / config.gguf_file
+        if not file.is_file():
+            raise ModelError(
+                f"gguf_file={config.gguf_file!r} is not in {folder}; name one of {_names(folder, '*.gguf')}"
+            )
+        folder = _made_once(cache, [file], {}, lambda made: _convert_gguf(file, made))
+    if config.layers is not None:
+        layers, trust = config.layers, config.trust_remote_code
+        sources = sorted(path for path in folder.iterdir() if path.suffix in (".json", ".safetensors", ".bin"))
+        folder = _made_once(cache, sources, {"layers": layers}, lambda made: _cut(folder, layers, trust, made))
+    return folder
+
+
+def _folder(path: str) -> Path:
+    """The folder `path`, downloaded if it is a hub name."""
+    folder = Path(path).expanduser()
+    if folder.is_dir():
+        return folder.resolve()
+    if path.startswith((".", "/", "~")) or path.count("/") > 1:
+        raise ModelError(
+            f"there is no model folder {path}; correct `path` (a folder, or a hub name like `owner/model`)"
+        )
+    try:
+        return Path(snapshot_download(path, ignore_patterns=["*.gguf", "*.onnx", "*.msgpack", "*.h5", "original/*"]))
+    except Exception as error:  # the hub client has a dozen kinds; to the user all say that the model is not there
+        raise ModelError(
+            f"{path} is neither a folder nor a model that the hub gives ({error}); correct `path`"
+        ) from error
+
+
+def _made_once(cache: Path, sources: list[Path], options: dict[str, int], make: Callable[[Path], None]) -> Path:
+    """The folder under `cache` that `make` fills from the files `sources`; made again if one of them has changed."""
+    stamps = [(str(file.resolve()), file.stat().st_size, file.stat().st_mtime_ns) for file in sources]
+    key = json.dumps([FORMAT, transformers.__version__, stamps, options], sort_keys=True)
+    target = cache / f"{sources[0].parent.name}-{hashlib.sha256(key.encode()).hexdigest()[:16]}"
+    if target.is_dir():
+        return target
+    cache.mkdir(parents=True, exist_ok=True)
+    made = Path(tempfile.mkdtemp(prefix="unfinished-", dir=cache))
+    try:
+        with quiet():
+            make(made)
+        made.chmod(0o755)
+        try:
+            made.rename(target)
+        except OSError:
+            if not target.is_dir():  # else another process was first; its folder holds the same
+                raise
+    finally:
+        shutil.rmtree(made, ignore_errors=True)
+    return target
+
+
+def _convert_gguf(file: Path, made: Path) -> None:
+    """Dequantise `file` to float32 and write it to `made` with its tokenizer and a pad token of its own."""
+    gguf = GgufFile.read(file)
+    try:
+        tokenizer = gguf_tokenizer(gguf)
+        config = complete(AutoConfig.from_pretrained(file.parent, gguf_file=file.name), gguf)
+        config.pad_token_id = tokenizer.pad_token_id  # the architecture's own may lie beyond this vocabulary
+        check_tensors(config, gguf)
+        model, report = AutoModelForCausalLM.from_pretrained(
+            file.parent, gguf_file=file.name, config=config, dtype=torch.float32, output_loading_info=True
+        )
+    except (OSError, ValueError, KeyError, NotImplementedError, RuntimeError, AssertionError) as error:
+        if isinstance(error, ModelError):
+            raise
+        raise ModelError(
+            f"transformers cannot read {file} ({error}); use a GGUF file of a supported architecture"
+        ) from error
+    wrong = [*report["missing_keys"], *report["unexpected_keys"]]
+    if wrong:
+        raise ModelError(f"{file} lacks weights, or has others than its model: {few(wrong)}; fetch it anew")
+    foreign = ("quantization_config", "_model_name_or_path")
+    plain = type(config).from_dict({k: v for k, v in model.config.to_dict().items() if k not in foreign})
+    plain.architectures = [type(model).__name__]
+    with torch.device("meta"):  # a model loaded from GGUF refuses to be saved; its weights move to one that does not
+        whole = AutoModelForCausalLM.from_config(plain, dtype=torch.float32)
+    loaded, wanted = model.state_dict(), whole.state_dict()
+    sizes = [
+        f"{name} {tuple(tensor.shape)}, not {tuple(wanted[name].shape)}"
+        for name, tensor in loaded.items()
+        if tensor.shape != wanted[name].shape
+    ]
+    if sizes:
+        raise ModelError(f"{file} has weights of other shapes than it says: {few(sizes)}; fetch it anew")
+    whole.load_state_dict(loaded, assign=True)
+    whole.tie_weights()
+    whole.generation_config = GenerationConfig(
+        bos_token_id=plain.bos_token_id, eos_token_id=_ends(plain, gguf), pad_token_id=plain.pad_token_id
+    )
+    whole.save_pretrained(made)
+    tokenizer.save_pretrained(made)
+
+
+def _ends(config: PretrainedConfig, gguf: GgufFile) -> int | list[int]:
+    """EOS, and the end of a turn where the file has another token for it."""
+    turn = gguf.metadata.get("tokenizer.ggml.eot_token_id", config.eos_token_id)
+    return config.eos_token_id if turn == config.eos_token_id else [config.eos_token_id, turn]
+
+
+def _cut(folder: Path, layers: int, trust_remote_code: bool, made: Path) -> None:
+    """Write the model in `folder` with only its first `layers` decoder layers to `made`, in the folder's dtype."""
+    tokenizer = load_tokenizer(folder, trust_remote_code=trust_remote_code)
+    try:
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
+    except (OSError, ValueError) as error:
+        raise ModelError(f"the model in {folder} cannot be read: {error}") from error
+    if layers > config.num_hidden_layers:
+        raise ModelError(f"layers={layers}, but the model in {folder} has {config.num_hidden_layers}; use fewer")
+    config.num_hidden_layers = layers
+    if getattr(config, "layer_types", None) is not None:
+        config.layer_types = config.layer_types[:layers]
+    stored = stored_weights(folder)
+    head = find_head(stored, config.to_dict())
+    auto = AutoModelForCausalLM if head is None else AutoModelForSequenceClassification
+    if head is not None:
+        config.num_labels = 1
+    model = auto.from_pretrained(folder, config=config, dtype="auto", trust_remote_code=trust_remote_code)
+    if head is not None and not head.usual:
+        give_head(model, read_head(head, stored))
+    model.save_pretrained(made)
+    tokenizer.save_pretrained(made)
+
+
+def _names(folder: Path, pattern: str) -> list[str]:
+    return sorted(path.name for path in folder.glob(pattern))

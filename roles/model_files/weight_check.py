@@ -1,0 +1,200 @@
+"""Do a folder's weights belong to the model of its config.json? Found out on the meta device, from names and shapes.
+
+A folder and what a role makes of it flow in; nothing flows out, or a ModelError that names the weights that are
+missing, unexpected, or of another shape. The common case is a comparison with the names that `save_pretrained` writes.
+Where a folder has other names (older ones, without the prefix of the base model), transformers' own loader decides,
+with tensors without numbers, so that its rules for tied, renamed, fused and ignored weights hold.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification, PretrainedConfig
+from transformers.conversion_mapping import get_model_conversion_mapping
+from transformers.core_model_loading import (
+    WeightConverter,
+    WeightRenaming,
+    convert_and_load_state_dict_in_model,
+    rename_source_key,
+    revert_weight_conversion,
+)
+from transformers.modeling_utils import LoadStateDictConfig
+
+from roles.errors import ModelError
+from roles.model_files.quiet import quiet
+from roles.model_files.value_heads import USUAL, find_head, linear_head
+from roles.model_files.weight_files import stored_weights
+
+Use = Literal["policy", "reward", "value"]
+"""What a role makes of a folder: a language model, a reward model with its head, or a model of values or rewards that
+may get a new head (a critic; a reward model in training)."""
+
+Shapes = Mapping[str, tuple[int, ...]]
+
+KIND: dict[Use, str] = {
+    "policy": "causal language model",
+    "reward": "reward model",
+    "value": "language model or reward model",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """Names of weights."""
+
+    missing: frozenset[str] = frozenset()
+    unexpected: frozenset[str] = frozenset()
+    other_shape: frozenset[str] = frozenset()
+    """With both shapes, ready to be shown."""
+
+
+def check_weights(folder: Path, use: Use, *, trust_remote_code: bool = False) -> None:
+    """ModelError unless the folder has exactly the weights that the role `use` reads.
+
+    A model of values has no use for a language model's head, so that may be there.
+    """
+    stored = stored_weights(folder)
+    config = read_config(folder, trust_remote_code=trust_remote_code)
+    shapes = {name: tensor.shape for name, tensor in stored.items() if not _is_mask(name, tensor.shape)}
+    if use == "policy":
+        _refuse(_Reader(AutoModelForCausalLM, config, trust_remote_code).compare(shapes), use)
+        return
+    head = find_head(stored, config.to_dict())
+    config.num_labels = 1
+    reader = _Reader(AutoModelForSequenceClassification, config, trust_remote_code)
+    linear_head(reader.model)
+    own = (f"{USUAL}.weight",)
+    if head is not None:
+        width = shapes[head.weights[0]]
+        shapes = {name: shape for name, shape in shapes.items() if name not in head.weights} | {own[0]: width}
+    elif use == "value":
+        shapes[own[0]] = reader.written[own[0]]
+    difference = reader.compare(shapes, _Reader(AutoModelForCausalLM, config, trust_remote_code))
+    _refuse(difference, use)
+
+
+def read_config(folder: Path, *, trust_remote_code: bool = False) -> PretrainedConfig:
+    """The config.json of `folder`; ModelError where transformers does not understand it."""
+    try:
+        config: PretrainedConfig = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
+    except Exception as error:  # of its own kinds; and whatever comes of a value of the wrong type
+        raise ModelError(f"transformers cannot read the config.json ({_first_line(error)}); correct it") from None
+    return config
+
+
+def _is_mask(name: str, shape: tuple[int, ...]) -> bool:
+    """A constant that older versions of GPT-2, GPT-J and others saved with their weights."""
+    kind = name.rpartition(".")[2]
+    return kind in ("masked_bias", "causal_mask") or (kind == "bias" and len(shape) == 4)
+
+
+def _first_line(error: Exception) -> str:
+    return " ".join(str(error).split())[:200] or type(error).__name__
+
+
+class _Reader:
+    """What a class of transformers reads."""
+
+    def __init__(self, auto: Any, config: PretrainedConfig, trust_remote_code: bool) -> None:
+        try:
+            with torch.device("meta"), quiet():
+                self.model = auto.from_config(config, dtype=torch.float32, trust_remote_code=trust_remote_code)
+        except Exception as error:  # a configuration can be wrong in as many ways as there are architectures
+            what = auto.__name__.removeprefix("AutoModelFor")
+            raise ModelError(
+                f"transformers cannot make a model For{what} of this config.json ({config.model_type}): "
+                f"{_first_line(error)}; correct it, or use another architecture"
+            ) from None
+        self.written: Shapes = _written(self.model, self.model.state_dict())
+        """Name → shape of what `save_pretrained` writes, and of tied weights."""
+        tied = {name: tensor for name, tensor in self.model.state_dict().items() if name in self._tied}
+        self.tied = frozenset(_written(self.model, tied))
+
+    @property
+    def _tied(self) -> dict[str, str]:
+        tied: dict[str, str] = self.model.all_tied_weights_keys
+        return tied
+
+    def compare(self, stored: Shapes, other: _Reader | None = None) -> Difference:
+        """With `stored`, of which all that `other` reads may be there, too."""
+        allowed = dict(other.written) | dict(self.written) if other is not None else self.written
+        if self.written.keys() - self.tied <= stored.keys() and stored.items() <= allowed.items():
+            return Difference()
+        mine = self._loaded(stored)
+        if other is None or not mine.unexpected:
+            return mine
+        unexpected = mine.unexpected & other._loaded(stored).unexpected
+        return Difference(mine.missing, unexpected, mine.other_shape)
+
+    def _loaded(self, stored: Shapes) -> Difference:
+        """What transformers' loader says of tensors without numbers."""
+        model = self.model
+        tensors = {name: torch.empty(shape, device="meta") for name, shape in stored.items()}
+        settings = LoadStateDictConfig(
+            device_map={"": "meta"},
+            dtype=torch.float32,
+            ignore_mismatched_sizes=True,
+            weight_mapping=get_model_conversion_mapping(model),
+        )
+        with quiet():
+            report, _ = convert_and_load_state_dict_in_model(model, tensors, settings)
+            model.tie_weights(missing_keys=report.missing_keys, recompute_mapping=False)
+            model._adjust_missing_and_unexpected_keys(report)
+        unexpected = frozenset(self._stored_names(report.unexpected_keys, stored))
+        sizes = {name: f"{name} {tuple(has)}, not {tuple(wants)}" for name, has, wants in report.mismatched_keys}
+        missing: set[str] = set()
+        for name in {*report.missing_keys, *report.conversion_errors, *sizes}:
+            parts = self._parts(name) - stored.keys()
+            if parts or name not in sizes:
+                missing |= parts or {name}
+                sizes.pop(name, None)
+        return Difference(frozenset(missing), unexpected, frozenset(sizes.values()))
+
+    def _stored_names(self, found: set[str], stored: Shapes) -> set[str]:
+        """Names that transformers has changed while loading, as they are in the folder."""
+        if found <= stored.keys():
+            return found
+        conversions = get_model_conversion_mapping(self.model)
+        renamings = [entry for entry in conversions if isinstance(entry, WeightRenaming)]
+        converters = [entry for entry in conversions if isinstance(entry, WeightConverter)]
+        theirs = {rename_source_key(name, renamings, converters)[0]: name for name in stored}
+        return {theirs.get(name, name) for name in found}
+
+    def _parts(self, name: str) -> set[str]:
+        """The names in a folder of what makes up one parameter, such as the experts of a layer."""
+        tensor = dict(self.model.state_dict())[name]
+        return set(_written(self.model, {name: tensor}))
+
+
+def _written(model: Any, tensors: Mapping[str, Any]) -> Shapes:
+    converted: Mapping[str, Any] = revert_weight_conversion(model, dict(tensors))
+    return {name: tuple(tensor.shape) for name, tensor in converted.items()}
+
+
+def _refuse(difference: Difference, use: Use) -> None:
+    kind, found = KIND[use], []
+    if difference.missing:
+        found.append(f"the folder lacks weights of a {kind}: {few(difference.missing)}")
+    if difference.unexpected:
+        found.append(f"the folder has weights that a {kind} of its config.json has not: {few(difference.unexpected)}")
+    if difference.other_shape:
+        found.append(f"the folder has weights of other shapes than its config.json says: {few(difference.other_shape)}")
+    if found:
+        raise ModelError(f"{'; '.join(found)}; {_fix(difference, use)}")
+
+
+def _fix(difference: Difference, use: Use) -> str:
+    if use == "reward" and difference.missing == {f"{USUAL}.weight"}:
+        return "use the folder of a trained reward model (`tetrarch reward CONFIG` makes one)"
+    return "use the whole folder of one model, with the config.json that belongs to it"
+
+
+def few(names: Iterable[str]) -> str:
+    """The first three of `names`, and how many more there are."""
+    shown = sorted(names)
+    return ", ".join(shown[:3]) + (f" and {len(shown) - 3} more" if len(shown) > 3 else "")

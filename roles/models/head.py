@@ -1,0 +1,196 @@
+"""A language model's head that scores tokens without ever holding `[tokens, vocabulary]`: log-probability and entropy.
+
+Hidden states flow in, float32 numbers flow out, with gradients for hidden states and weights. The vocabulary is walked
+in blocks, forward and once more backward (as in Milakov and Gimelshein's online softmax, arXiv 1805.02867; the backward
+pass recomputes each block as Wijmans et al. do, arXiv 2411.09009). Called by `roles.models.heads`, which puts it into
+the place of a model's own head, so that ZeRO-3 gathers its weight around one call.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+from torch.nn import functional as F
+from transformers import PreTrainedModel
+from transformers.modeling_outputs import MoeModelOutputWithPast
+
+from roles.losses.policy import finite_logprobs
+from roles.models.early_end import Forbidden
+
+BLOCK, CARD_BLOCK = 1 << 22, 1 << 25
+"""Logits that are held at a time, 16 MiB in float32 for a processor's cache; on a GPU 128 MiB, since more takes memory
+and is hardly faster (H100, 4096 tokens, 2048 x 128256, milliseconds: 2^22 122, 2^24 39, 2^26 33, 2^28 32)…"""
+NARROWEST = 64
+"""… but for so many tokens that this would be fewer columns: narrower products are slow."""
+
+
+class ScoringHead(nn.Module):
+    """The linear layer from hidden states to logits, of which only what is asked for is kept."""
+
+    def __init__(self, linear: nn.Linear) -> None:
+        super().__init__()
+        self.weight = linear.weight
+        self.bias = linear.bias
+
+    def forward(
+        self,
+        hidden: Tensor,
+        labels: Tensor,
+        temperature: float,
+        with_entropy: bool,
+        forbidden: Forbidden | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """Log-probability of `labels` (int64 `[n]`) after `hidden` `[n, width]`, and the entropy there.
+
+        Both are float32 `[n]` of softmax(logits / temperature) without the tokens that are `forbidden`; without
+        `with_entropy` the second is all 0. Logits have the weight's dtype, as the linear layer would give them, and are
+        widened block by block.
+        """
+        out: tuple[Tensor, Tensor] = _Scores.apply(
+            hidden, self.weight, self.bias, labels, temperature, with_entropy, forbidden
+        )
+        return out
+
+
+class _Scores(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        hidden: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        labels: Tensor,
+        temperature: float,
+        with_entropy: bool,
+        forbidden: Forbidden | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        ctx.set_materialize_grads(False)
+        ctx.temperature, ctx.forbidden = temperature, forbidden
+        wide = torch.promote_types(hidden.dtype, torch.float32)
+        picked = torch.zeros(len(hidden), dtype=wide, device=hidden.device)
+        largest = torch.full_like(picked, torch.finfo(wide).min)
+        total, weighted = torch.zeros_like(picked), torch.zeros_like(picked)  # Σ eᶻ and Σ eᶻ·z of z = logit - largest
+        for columns in _blocks(hidden, weight):
+            scaled = _logits(hidden, weight, bias, columns, temperature, forbidden)
+            inside, here = _labels_in(columns, labels)
+            picked += torch.where(inside, scaled.gather(-1, here[:, None])[:, 0], 0)
+            risen = torch.maximum(largest, scaled.amax(-1))
+            shift = largest - risen
+            scaled.sub_(risen[:, None])
+            if with_entropy:
+                powers = finite_logprobs(scaled).exp()
+                weighted = shift.exp() * (weighted + shift * total) + torch.linalg.vecdot(powers, scaled)
+            else:
+                powers = scaled.exp_()
+            total = shift.exp() * total + powers.sum(-1)
+            largest = risen
+        normaliser = largest + total.log()
+        entropy = total.log() - weighted / total if with_entropy else weighted
+        ctx.save_for_backward(hidden, weight, bias, labels, normaliser, entropy)
+        return picked - normaliser, entropy
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, for_logprobs: Tensor | None, for_entropy: Tensor | None) -> tuple[Tensor | None, ...]:
+        """d log p(label) / d logit_j = (1[j = label] - p_j) / temperature; d H / d logit_j = -p_j (log p_j + H) /
+        temperature."""
+        hidden, weight, bias, labels, normaliser, entropy = ctx.saved_tensors
+        wanted_hidden, wanted_weight, wanted_bias = ctx.needs_input_grad[:3]
+        to_hidden = torch.zeros(hidden.shape, dtype=normaliser.dtype, device=hidden.device) if wanted_hidden else None
+        to_weight = torch.empty_like(weight) if wanted_weight else None
+        to_bias = torch.empty_like(bias) if wanted_bias else None
+        gain = torch.zeros_like(normaliser) if for_logprobs is None else for_logprobs / ctx.temperature
+        for columns in _blocks(hidden, weight):
+            logits = _logits(hidden, weight, bias, columns, ctx.temperature, ctx.forbidden)
+            logprobs = logits.sub_(normaliser[:, None])
+            if for_entropy is None:
+                slope = logprobs.exp_().mul_(-gain[:, None])
+            else:
+                powers = finite_logprobs(logprobs).exp()
+                # First p_j · (…), which is 0 where p_j is: the least finite number times anything may be infinite.
+                slope = logprobs.add_(entropy[:, None]).mul_(powers).mul_(-(for_entropy / ctx.temperature)[:, None])
+                slope -= powers.mul_(gain[:, None])
+            inside, here = _labels_in(columns, labels)
+            slope.scatter_add_(-1, here[:, None], torch.where(inside, gain, 0)[:, None])
+            narrow = slope.to(weight.dtype)
+            if to_hidden is not None:
+                to_hidden += narrow @ weight[columns]
+            if to_weight is not None:
+                torch.mm(narrow.T, hidden, out=to_weight[columns])
+            if to_bias is not None:
+                to_bias[columns] = slope.sum(0).to(bias.dtype)
+        return None if to_hidden is None else to_hidden.to(hidden.dtype), to_weight, to_bias, *[None] * 4
+
+
+def _blocks(hidden: Tensor, weight: Tensor) -> list[slice]:
+    """Runs of rows of the weight, which are columns of the logits."""
+    block = CARD_BLOCK if hidden.is_cuda else BLOCK
+    width = max(block // max(len(hidden), 1), NARROWEST)
+    return [slice(first, min(first + width, len(weight))) for first in range(0, len(weight), width)]
+
+
+def _logits(
+    hidden: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    columns: slice,
+    temperature: float,
+    forbidden: Forbidden | None,
+) -> Tensor:
+    """`[n, columns]` at the temperature, at least float32, in memory of their own; -inf where a token is forbidden."""
+    logits = F.linear(hidden, weight[columns], None if bias is None else bias[columns])
+    scaled = logits.to(torch.promote_types(logits.dtype, torch.float32)).div_(temperature)
+    return forbidden.drop(scaled, columns.start) if forbidden else scaled
+
+
+def _labels_in(columns: slice, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """bool `[n]`: whose label is in the block; int64 `[n]`: its column there (0 for the others)."""
+    inside = (labels >= columns.start) & (labels < columns.stop)
+    return inside, torch.where(inside, labels - columns.start, 0)
+
+
+def has_plain_head(model: PreTrainedModel) -> bool:
+    """Whether `model`'s logits are what its head makes of the last hidden states, and nothing else.
+
+    Some architectures scale or cap them afterwards. Asked of the model's own forward pass, with stand-ins for the
+    layers and the head, so that no weight is touched.
+    """
+    head = model.get_output_embeddings()
+    if not isinstance(head, nn.Linear):
+        return False
+    backbone, given = model.base_model, _Noted(torch.full((1, 1, 2), 50.0))
+    try:
+        setattr(model, model.base_model_prefix, _Layers())
+        model.set_output_embeddings(given)
+        logits = model(input_ids=torch.zeros(1, 1, dtype=torch.long), use_cache=False).logits
+    except Exception:  # of any kind: its forward pass asks its layers for something else
+        return False
+    finally:
+        setattr(model, model.base_model_prefix, backbone)
+        model.set_output_embeddings(head)
+    return torch.equal(logits, given.answer) and given.asked is not None and torch.equal(given.asked, _Layers.STATES)
+
+
+class _Layers(nn.Module):
+    """Stands for a model's layers."""
+
+    STATES = torch.full((1, 1, 2), 7.0)
+
+    def forward(self, *args: Any, **kwargs: Any) -> MoeModelOutputWithPast:
+        return MoeModelOutputWithPast(last_hidden_state=self.STATES)
+
+
+class _Noted(nn.Module):
+    """Stands for a head: notes what it is asked."""
+
+    def __init__(self, answer: Tensor) -> None:
+        super().__init__()
+        self.answer = answer
+        self.asked: Tensor | None = None
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        self.asked = hidden
+        return self.answer

@@ -1,0 +1,117 @@
+"""LoRA adapters (Hu et al., arXiv 2106.09685) on a transformers model, made by PEFT.
+
+A model flows in and gets adapters beside some of its linear layers: `W·x` becomes `W·x + alpha/rank · B·A·x`, with W
+frozen. Everything outside (engines, saved folders, fingerprints) knows a model by the names and shapes that it has
+without adapters: those are what `plain_name` and `merged` are for. Called by `roles.zero.sharded`,
+`roles.transfer.push` and `roles.actor`; `adapter_parameters` by `orchestrator.model_sizes`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from roles.config.roles import LoraConfig
+from roles.errors import ModelError
+
+ADAPTER = "default"
+"""What PEFT calls an adapter without a name."""
+
+
+def adapt(model: PreTrainedModel, config: LoraConfig, seed: int = 0) -> None:
+    """Put adapters into `model`, and let nothing else be trained but a value head.
+
+    B is 0 and A is drawn from `seed`: at first the model is what it was.
+
+    Raises:
+        ModelError: a target is no linear layer of the model.
+    """
+    from peft import LoraConfig as PeftConfig
+    from peft import inject_adapter_in_model
+
+    targets = _targets(model, config)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        inject_adapter_in_model(
+            PeftConfig(r=config.rank, lora_alpha=config.alpha, target_modules=targets, lora_dropout=0.0), model
+        )
+    # Of a layer whose inputs need no gradient ZeRO-3 lets the weights go before the backward pass has used them.
+    model.enable_input_require_grads()
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(is_adapter(name) or name.startswith("score."))
+
+
+def adapter_parameters(model: PreTrainedModel, config: LoraConfig) -> int:
+    """How many numbers `adapt` would add; of the model only shapes are read. Raises as `adapt` does."""
+    modules = dict(model.named_modules())
+    layers: list[Any] = [modules[name] for name in _targets(model, config)]
+    return sum(config.rank * (layer.in_features + layer.out_features) for layer in layers)
+
+
+def _targets(model: PreTrainedModel, config: LoraConfig) -> list[str]:
+    """Full names of the linear layers that get an adapter; the heads never do."""
+    inside = f"{model.base_model_prefix}."
+    linear = [n for n, m in model.named_modules() if isinstance(m, nn.Linear) and n.startswith(inside)]
+    if config.targets == "all-linear":
+        wanted = {name: [name] for name in linear} or {"all-linear": []}
+    else:
+        wanted = {target: [n for n in linear if f".{n}".endswith(f".{target}")] for target in config.targets}
+    unknown = [target for target, found in wanted.items() if not found]
+    if unknown:
+        known = ", ".join(sorted({name.rpartition(".")[2] for name in linear})) or "none at all"
+        raise ModelError(
+            f"lora.targets: {', '.join(unknown)} is no linear layer of this {type(model).__name__}; it has {known}"
+        )
+    return sorted({name for found in wanted.values() for name in found})
+
+
+def state_name(config: LoraConfig) -> str:
+    """Of a checkpoint of such adapters; another rank, alpha or other targets have another one."""
+    targets = hashlib.sha256(repr(config.targets).encode()).hexdigest()[:8]
+    return f"adapters-rank{config.rank}-alpha{config.alpha:g}-{targets}"
+
+
+def is_adapter(name: str) -> bool:
+    """Whether a parameter of this name belongs to an adapter."""
+    return ".lora_A." in name or ".lora_B." in name
+
+
+def plain_name(name: str) -> str:
+    """The name of a parameter in the model without adapters."""
+    return name.replace(".base_layer.", ".")
+
+
+def adapted_layers(module: nn.Module) -> dict[str, Any]:
+    """Plain name of a weight → its layer, for those that have an adapter."""
+    return {f"{name}.weight": layer for name, layer in module.named_modules() if hasattr(layer, "lora_A")}
+
+
+def adapter_of(layer: Any) -> list[nn.Parameter]:
+    """A and B of an adapted layer."""
+    return [layer.lora_A[ADAPTER].weight, layer.lora_B[ADAPTER].weight]
+
+
+def merged(weight: Tensor, layer: Any) -> Tensor:
+    """`W + alpha/rank · B·A` in W's dtype, of weights that are whole; W stays as it is."""
+    a, b = (parameter.data.float() for parameter in adapter_of(layer))
+    whole: Tensor = torch.addmm(weight.float(), b, a, alpha=layer.scaling[ADAPTER])
+    return whole.to(weight.dtype)
+
+
+@contextmanager
+def adapters_off(module: nn.Module) -> Iterator[None]:
+    """Inside, forward passes (without gradient) are those of the model as it was."""
+    layers = adapted_layers(module).values()
+    for layer in layers:
+        layer.enable_adapters(False)
+    try:
+        yield
+    finally:
+        for layer in layers:
+            layer.enable_adapters(True)

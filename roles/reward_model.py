@@ -1,0 +1,116 @@
+"""The frozen reward model: one number for a whole response. Rollouts flow in, scores out.
+
+The number is read at the last token of the row: the EOS that ended the response (rollouts are cut at the first one), or
+the last token of a truncated one. Through the *text bridge* the reward model reads the text through its own tokenizer
+and chat template instead of the policy's token ids.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from roles.batch import Rollouts
+from roles.errors import RewardError
+from roles.models.heads import ValueModel
+from roles.packing import pack, right_padded
+from roles.text.messages import plain_messages
+from roles.text.prompt_tokens import prompt_tokens
+from roles.text.tokenizer import load_tokenizer
+from roles.zero.sharded import Engine, EngineSetup
+
+
+class Scorer(Protocol):
+    """Whatever gives a number to a response: a model, a function, a service."""
+
+    def score(self, rollouts: Rollouts) -> Tensor:
+        """float32 `[batch]`."""
+
+
+@dataclass(frozen=True, slots=True)
+class PolicyText:
+    """Whose tokenizer made the token ids; only the text bridge reads it."""
+
+    path: str
+    """The policy's folder."""
+    trust_remote_code: bool = False
+    """Whether code in that folder may run."""
+
+
+class RewardModel:
+    """One rank of the reward model."""
+
+    def __init__(self, setup: EngineSetup, policy: PolicyText | None = None) -> None:
+        """With `policy` the text bridge is open; without it, the token ids are the reward model's own."""
+        self._engine = Engine(setup, lambda: _load(setup))
+        self._bridge = TextBridge(setup, policy) if policy else None
+        folder = self._engine.module.model.config
+        self._longest = folder.max_position_embeddings if hasattr(folder, "max_position_embeddings") else None
+
+    def score(self, rollouts: Rollouts) -> Tensor:
+        """float32 `[batch]`: the centred number at the last token of each row."""
+        rows = self._bridge.encode(rollouts) if self._bridge else _token_rows(rollouts)
+        lengths = [len(row) for row in rows]
+        if self._longest is not None and rows and max(lengths) > self._longest:
+            raise RewardError(
+                f"a response makes {max(lengths)} tokens with its prompt, but the reward model in "
+                f"{self._engine.setup.model_path} reads {self._longest}; shorten prompts.max_tokens or "
+                "rollout.max_response_tokens"
+            )
+        scores = torch.zeros(len(rows))
+        for part in self._engine.passes(lengths):
+            numbers = self._read([rows[row] for row in part] or [[0, 0]])
+            if part:
+                scores[part] = numbers
+        return scores
+
+    @torch.no_grad()
+    def _read(self, rows: Sequence[Sequence[int]]) -> Tensor:
+        """float32 `[rows]`: the head's number at the last token of each."""
+        padded, lengths = right_padded(rows)
+        packed = pack(padded, lengths).to(self._engine.device)
+        numbers: Tensor = self._engine(packed=packed, positions=packed.starts[1:].long() - 1)
+        return numbers.float().cpu()
+
+
+class TextBridge:
+    """The policy's tokens → text → the reward model's tokens."""
+
+    def __init__(self, setup: EngineSetup, policy: PolicyText) -> None:
+        self._tokenizer: Any = load_tokenizer(setup.model_path, trust_remote_code=setup.trust_remote_code)
+        self._policy: Any = load_tokenizer(policy.path, trust_remote_code=policy.trust_remote_code)
+
+    def encode(self, rollouts: Rollouts) -> list[list[int]]:
+        """Token ids of each row, for the reward model.
+
+        A row with a `messages` column goes through the reward model's chat template. Otherwise prompt and response are
+        decoded (without special tokens) and tokenized as one text. EOS, or the template's end of a turn, follows if
+        the response ended itself.
+        """
+        chats = rollouts.columns["messages"] if "messages" in rollouts.columns else [None] * len(rollouts)
+        return [self._encode(rollouts, row, chat) for row, chat in enumerate(chats)]
+
+    def _encode(self, rollouts: Rollouts, row: int, chat: Any) -> list[int]:
+        finished = bool(rollouts.finished[row])
+        if chat is not None:
+            turns = [*plain_messages(chat), {"role": "assistant", "content": rollouts.responses[row]}]
+            ids = self._tokenizer.apply_chat_template(turns, continue_final_message=not finished, return_dict=False)
+            return list(ids)
+        tokens = rollouts.token_ids[row, : int(rollouts.lengths[row])]
+        text = self._policy.decode(tokens, skip_special_tokens=True)
+        (ids,) = prompt_tokens(self._tokenizer, [text], chat=False)
+        eos = self._tokenizer.eos_token_id
+        return [*ids, eos] if finished and ids[-1:] != [eos] else ids or [eos]
+
+
+def _token_rows(rollouts: Rollouts) -> list[list[int]]:
+    rows = zip(rollouts.token_ids.tolist(), rollouts.lengths.tolist(), strict=True)
+    return [row[:length] for row, length in rows]
+
+
+def _load(setup: EngineSetup) -> ValueModel:
+    return ValueModel.load(setup.model_path, dtype=setup.torch_dtype, trust_remote_code=setup.trust_remote_code)

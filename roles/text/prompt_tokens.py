@@ -1,0 +1,83 @@
+"""What stands at the edges of a prompt: the one place where texts and chats become a prompt's tokens.
+
+- A **text** begins with what the tokenizer puts before a text (BOS, if it does so), once: a text that begins with it
+  gets no second one. What the tokenizer would put after a text (EOS) is left out, since the response comes there.
+- A **chat** is written by the chat template, which writes BOS itself where the model wants one; nothing is added.
+- **Token ids** of a data set stay as they are.
+
+    <bos> is put before a text, <eos> after it     "hi", "<bos>hi"  →  <bos>hi, <bos>hi
+    chat template                                  {"role": "user", "content": "hi"}  →  <bos><user>hi<assistant>
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+from transformers import PreTrainedTokenizerBase
+
+from roles.text.messages import plain_messages
+
+PROBE = "a b c"
+"""A text that shows what a tokenizer puts around one."""
+
+SHOWN = 120
+"""Characters of a text that `shown_prompt` prints, from its beginning and its end."""
+
+FEW = 8
+"""Token ids that it prints."""
+
+
+def prompt_tokens(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], *, chat: bool) -> list[list[int]]:
+    """Token ids of each text; `chat`: the chat template has written it."""
+    if not texts:
+        return []
+    found: list[list[int]] = [list(ids) for ids in tokenizer(list(texts), add_special_tokens=False)["input_ids"]]
+    before = [] if chat else _around(tokenizer)[0]
+    return [ids if _begins(ids, before, tokenizer) else before + ids for ids in found]
+
+
+def chat_text(tokenizer: PreTrainedTokenizerBase, messages: Any) -> str:
+    """A chat up to where the response begins, as the template writes it. ValueError if the messages are no text."""
+    plain = plain_messages(messages)
+    return str(tokenizer.apply_chat_template(plain, tokenize=False, add_generation_prompt=True))
+
+
+def shown_prompt(tokenizer: PreTrainedTokenizerBase, given: Any, ids: Sequence[int], *, chat: bool) -> str:
+    """For the user: a prompt as it was given, and what the model reads, special tokens visible."""
+    read = tokenizer.decode(list(ids), skip_special_tokens=False)
+    few = " ".join(map(str, ids if len(ids) <= FEW else [*ids[: FEW - 3], "…", *ids[-3:]]))
+    lines = [f"given: {_quoted(given)}", f"read:  {_quoted(read)}", f"       {len(ids)} tokens: {few}"]
+    before, after = ([], []) if chat else _around(tokenizer)
+    rule = [f"{tokenizer.decode(before)} begins a text, once"] if before else []
+    rule += [f"{tokenizer.decode(after)}, which the tokenizer puts after a text, is left out"] if after else []
+    return "\n".join([*lines, *([f"rule:  {'; '.join(rule)}"] if rule else [])])
+
+
+def _around(tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], list[int]]:
+    """The tokens that the tokenizer puts before a text, and those after it."""
+    plain: list[int] = list(tokenizer(PROBE, add_special_tokens=False)["input_ids"])
+    whole: list[int] = list(tokenizer(PROBE)["input_ids"])
+    for start in range(len(whole) - len(plain) + 1):
+        end = start + len(plain)
+        if whole[start:end] == plain:
+            return whole[:start], whole[end:]
+    return [], []
+
+
+def _begins(ids: list[int], before: list[int], tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Whether `ids` begin with `before`, or with its last token; white space in front does not count."""
+    if not before:
+        return True
+    if before[-1] not in ids:
+        return False
+    front = [token for token in ids[: ids.index(before[-1])] if token not in before]
+    return not tokenizer.decode(front, skip_special_tokens=False).strip()
+
+
+def _quoted(value: Any) -> str:
+    """In one line, the middle of a long text left out."""
+    text = json.dumps(value, ensure_ascii=False, default=str)
+    half = SHOWN // 2
+    return text if len(text) <= SHOWN else f"{text[:half]} … {text[-half:]}"

@@ -1,0 +1,50 @@
+"""Where each parameter lies in the buckets of a push. Pure; sender and receiver plan alike (`roles.transfer.gloo`)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from math import prod
+
+import torch
+from torch import Tensor
+
+BUCKET_BYTES = 64 * 2**20
+ALIGNMENT = 64
+"""Bytes; a tensor's place in a bucket starts at a multiple, so that it can be read as any dtype."""
+
+
+@dataclass(frozen=True, slots=True)
+class Slot:
+    """One parameter's place in a bucket."""
+
+    name: str
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+    start: int
+    """Bytes from the bucket's beginning."""
+
+    @property
+    def size(self) -> int:
+        """Bytes."""
+        return prod(self.shape) * self.dtype.itemsize
+
+    def view(self, bucket: Tensor) -> Tensor:
+        """The parameter inside `bucket` (uint8, flat)."""
+        return bucket[self.start : self.start + self.size].view(self.dtype).view(self.shape)
+
+
+def plan_buckets(
+    parameters: Iterable[tuple[str, torch.dtype, Sequence[int]]], bucket_bytes: int = BUCKET_BYTES
+) -> list[list[Slot]]:
+    """Parameters in order, as many to a bucket as fit; a larger one has a bucket of its own. Both sides plan alike."""
+    buckets: list[list[Slot]] = []
+    end = 0
+    for name, dtype, shape in parameters:
+        slot = Slot(name, dtype, tuple(shape), end)
+        if not buckets or end + slot.size > bucket_bytes:
+            slot = Slot(name, dtype, tuple(shape), 0)
+            buckets.append([])
+        buckets[-1].append(slot)
+        end = -(-(slot.start + slot.size) // ALIGNMENT) * ALIGNMENT
+    return buckets

@@ -1,0 +1,92 @@
+"""A transformers model's parameters → the names and shapes of the folder that it came from.
+
+transformers holds some weights otherwise than their folders do: the experts of a layer in one tensor, other names. An
+engine is given what `save_pretrained` would write, layer by layer: whatever reads the folder can read a push.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+from transformers.core_model_loading import revert_weight_conversion
+
+from roles.errors import WeightTransferError
+from roles.transfer.push import gathered, parameter_shapes, plain_parameters
+
+Shapes = dict[str, tuple[int, ...]]
+
+
+class CheckpointFormat:
+    """The parameters and saved buffers of a module, by the names and in the shapes of its folder."""
+
+    def __init__(self, module: nn.Module, groups: Sequence[Sequence[str]]) -> None:
+        """`module` may be sharded and have adapters; `groups` are its parameters' names, those of a layer together."""
+        _keep_used_conversions(module)
+        self._module, self._groups = module, groups
+        whole, buffers = dict(parameter_shapes(module)), saved_buffers(module)
+        self._written = [_written(module, {name: whole[name] for name in group}) for group in groups]
+        of_buffers, _ = _written(module, {name: tuple(tensor.shape) for name, tensor in buffers.items()})
+        self.dtypes = {name: tensor.dtype for name, tensor in _converted(module, buffers).items()}
+        """Of what is not trained (buffers); all else is cast to the engines' dtype."""
+        parts = [*(shapes for shapes, _ in self._written), of_buffers]
+        self.shapes: Shapes = {name: shape for part in parts for name, shape in part.items()}
+        """In the order of iteration."""
+        counts = Counter(name for part in parts for name in part)
+        twice = [name for name, parts_with_it in counts.items() if parts_with_it > 1]
+        if twice:
+            raise WeightTransferError(
+                f"{type(module).__name__} writes {twice[0]} from several layers, and a push goes layer by layer; use "
+                "another architecture"
+            )
+
+    def __iter__(self) -> Iterator[tuple[str, Tensor]]:
+        """A collective: every rank of the module's group must gather as many groups (`full_parameters` does too). A
+        tensor must be read before the next one is asked for."""
+        parameters = plain_parameters(self._module)
+        for group, (_, as_it_is) in zip(self._groups, self._written, strict=True):
+            with gathered(self._module, parameters, group) as tensors:
+                if as_it_is:
+                    yield from tensors
+                else:
+                    yield from _converted(self._module, dict(tensors)).items()
+        yield from _converted(self._module, saved_buffers(self._module)).items()
+
+
+def saved_buffers(module: nn.Module) -> dict[str, Tensor]:
+    """Buffers that belong into a folder, such as a router's correction bias."""
+    found = {}
+    for prefix, part in module.named_modules():
+        for name, buffer in part.named_buffers(recurse=False):
+            if name not in part._non_persistent_buffers_set:
+                found[f"{prefix}.{name}" if prefix else name] = buffer
+    return found
+
+
+def _written(module: nn.Module, shapes: Mapping[str, tuple[int, ...]]) -> tuple[Shapes, bool]:
+    """What tensors of `shapes` become, and whether they all stay what they are (then in the order given)."""
+    empty = {name: torch.empty(shape, device="meta") for name, shape in shapes.items()}
+    written = _converted(module, dict(empty))
+    # The tensor itself, not its name and shape: a square one may have been transposed.
+    if written.keys() == empty.keys() and all(written[name] is tensor for name, tensor in empty.items()):
+        return dict(shapes), True
+    return {name: tuple(tensor.shape) for name, tensor in written.items()}, False
+
+
+def _converted(module: nn.Module, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    if not isinstance(module, PreTrainedModel):
+        return tensors
+    converted: dict[str, Tensor] = revert_weight_conversion(module, tensors)
+    return converted
+
+
+def _keep_used_conversions(module: Any) -> None:
+    """transformers 5.19 keeps, of a model that it has sharded while loading, also conversions that it had no use for;
+    reversing those would give weights names that they never had."""
+    conversions = getattr(module, "_weight_conversions", None)
+    if conversions is not None:
+        module._weight_conversions = [conversion for conversion in conversions if conversion.was_used()]

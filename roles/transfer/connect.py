@@ -1,0 +1,151 @@
+"""Connects a trainer's rank to the engines through vLLM's weight-transfer interface. Called by `weight_transfer` only.
+
+Imports vLLM, which is why it is a module of its own.
+"""
+
+from __future__ import annotations
+
+import random
+import socket
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor, wait
+from contextlib import suppress
+from math import prod
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from vllm.distributed.weight_transfer.base import (
+    ParamMeta,
+    TrainerInitInfo,
+    TrainerWeightTransferEngine,
+    WeightSource,
+    WeightTransferUpdatePayload,
+)
+from vllm.distributed.weight_transfer.factory import WeightTransferTrainerFactory
+
+from roles.errors import WeightTransferError
+from roles.transfer.checkpoint_format import CheckpointFormat
+from roles.transfer.gloo import GlooTrainerInitInfo, register
+from roles.transfer.push import EngineClient, EngineFacts
+from roles.zero.digest import Digest
+
+POLL_S = 0.1
+
+
+class ZeroSource(WeightSource):
+    """The weights of a module that ZeRO-3 may have sharded, gathered layer by layer, as its folder has them, cast to
+    the engines' dtype."""
+
+    def __init__(self, module: nn.Module, groups: Sequence[Sequence[str]], dtype: torch.dtype) -> None:
+        self._weights = CheckpointFormat(module, groups)
+        self._dtype = dtype
+        self.digest = Digest()
+        """Of the latest pass."""
+
+    def metadata(self) -> list[ParamMeta]:
+        """Names, wire dtype and full shapes, in the order of iteration; nothing is gathered."""
+        return [ParamMeta(name, self._dtype_of(name), shape) for name, shape in self._weights.shapes.items()]
+
+    def __iter__(self) -> Iterator[tuple[str, Tensor]]:
+        self.digest = Digest()
+        for name, tensor in self._weights:
+            cast = tensor.to(self._dtype_of(name))
+            self.digest.add(name, cast)
+            yield name, cast
+
+    def _dtype_of(self, name: str) -> torch.dtype:
+        return self._weights.dtypes.get(name, self._dtype)
+
+
+class Control:
+    """vLLM's `VLLMWeightSyncClient` over our `EngineClient`; adds version and digest to the end of a push."""
+
+    def __init__(self, client: EngineClient, source: ZeroSource) -> None:
+        self._client = client
+        self._source = source
+        self.version = 0
+        """Of the push that is going on."""
+        self.refused: Exception | None = None
+        """Why the engines did not join."""
+
+    def init_weight_transfer_engine(self, init_info: dict[str, Any]) -> None:
+        """Every engine joins; each moves `rank_offset` by its own place."""
+        try:
+            self._client.call("init_weight_transfer", init_info)
+        except Exception as error:
+            self.refused = error
+            raise
+
+    def start_weight_update(self) -> None:
+        """Every engine prepares for `version`."""
+        self._client.call("start_weight_update", self.version)
+
+    def update_weights(self, update_info: WeightTransferUpdatePayload) -> None:
+        """Every engine receives and loads."""
+        self._client.call("update_weights", update_info)
+
+    def finish_weight_update(self, weight_version: str | None = None) -> None:
+        """Every engine verifies what it was given, then goes over to `version`."""
+        self._client.call("finish_weight_update", self.version, self._source.digest.hexdigest())
+
+
+def connect(
+    module: nn.Module,
+    groups: Sequence[Sequence[str]],
+    client: EngineClient,
+    facts: Sequence[EngineFacts],
+    *,
+    rank: int,
+    address: str,
+    timeout_s: float,
+) -> tuple[TrainerWeightTransferEngine[Any], Control]:
+    """The trainer's half of the engines' backend, ready to send, and its control plane."""
+    register()
+    if len({(fact.backend, fact.dtype, fact.workers) for fact in facts}) != 1:
+        raise WeightTransferError(f"the engines differ in backend, dtype or size: {facts}; give all the same settings")
+    source = ZeroSource(module, groups, getattr(torch, facts[0].dtype))
+    control = Control(client, source)
+    info = _init_info(facts, source, rank, address, timeout_s)
+    background = ThreadPoolExecutor(max_workers=1)
+    try:
+        meeting = background.submit(WeightTransferTrainerFactory.trainer_init, info, client=control, source=source)
+        while not meeting.done():
+            # The trainer's side of the meeting would wait for an engine that has failed until its own deadline.
+            if control.refused is not None:
+                raise control.refused
+            wait([meeting], timeout=POLL_S)
+        return meeting.result(), control
+    finally:
+        background.shutdown(wait=False)
+
+
+def quiet_port() -> int:
+    """A free port that nobody is given by chance until vLLM opens it: from below those that the kernel hands out (32768
+    and up on Linux) and above Ray's own (10002 to 19999)."""
+    for port in random.SystemRandom().sample(range(20_000, 32_768), 100):
+        with suppress(OSError), socket.create_server(("", port)):
+            return port
+    raise WeightTransferError("none of 100 ports between 20000 and 32767 is free; the machine runs too many servers")
+
+
+def _init_info(
+    facts: Sequence[EngineFacts], source: ZeroSource, rank: int, address: str, timeout_s: float
+) -> TrainerInitInfo:
+    world_size = 1 + sum(fact.workers for fact in facts)
+    match facts[0].backend:
+        case "gloo":
+            return GlooTrainerInitInfo(address=address, world_size=world_size, timeout_s=timeout_s, rank=rank)
+        case "nccl":
+            from vllm.distributed.weight_transfer.nccl_engine import NCCLTrainerInitInfo
+
+            return NCCLTrainerInitInfo(
+                master_address=address, master_port=quiet_port(), world_size=world_size, rank=rank, packed=True
+            )
+        case "ipc":
+            from vllm.distributed.weight_transfer.ipc_engine import IPCTrainerInitInfo
+            from vllm.distributed.weight_transfer.packed_tensor import DEFAULT_PACKED_BUFFER_SIZE_BYTES
+
+            sizes = [prod(p.shape) * p.dtype.itemsize for p in source.metadata()]
+            size = max(*sizes, min(sum(sizes), DEFAULT_PACKED_BUFFER_SIZE_BYTES))
+            return IPCTrainerInitInfo(rank=rank, packed=True, packed_buffer_size_bytes=size)

@@ -1,0 +1,1 @@
+"""Training and scoring on sharded models: the only place that imports DeepSpeed."""

@@ -1,0 +1,59 @@
+"""An exponential moving average of a model's weights, sharded as ZeRO shards them. Called by `roles.zero.sharded`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from roles.errors import RoleError
+
+
+class Average:
+    """Float32 means of what this rank holds: its shards (ZeRO-3) or the whole weights.
+
+    mean ← decay·mean + (1 - decay)·weight, from the weights as they are at first (Polyak and Juditsky 1992, weighted).
+    """
+
+    def __init__(self, model: nn.Module, decay: float, device: torch.device) -> None:
+        """`device` is where the ranks' collectives run; shards that are offloaded are on the host."""
+        self._decay = decay
+        self._device = device
+        self._parameters: dict[str, Any] = dict(model.named_parameters())
+        self._means = {name: _held(parameter).float().clone() for name, parameter in self._parameters.items()}
+
+    def update(self) -> None:
+        """Count the weights in, as they are after an optimizer step."""
+        for name, mean in self._means.items():
+            mean.lerp_(_held(self._parameters[name]).float(), 1 - self._decay)
+
+    def whole(self) -> Iterator[tuple[str, Tensor]]:
+        """Each mean in its whole shape and the weight's dtype. A collective in ZeRO-3: every rank runs through it."""
+        for name, mean in self._means.items():
+            parameter = self._parameters[name]
+            mine = mean.to(self._device, parameter.dtype)
+            if hasattr(parameter, "ds_shape"):
+                shards = mine.new_empty(len(mine) * torch.distributed.get_world_size())
+                torch.distributed.all_gather_into_tensor(shards, mine)
+                mine = shards[: parameter.ds_numel].view(parameter.ds_shape)
+            yield name, mine
+
+    def save(self, file: Path) -> None:
+        """For `load`, on the same rank of as many."""
+        save_file(self._means, file)
+
+    def load(self, file: Path) -> None:
+        """Go on where `save` was called."""
+        if not file.is_file():
+            raise RoleError(f"{file} is missing: the checkpoint was written without ema_decay; resume without it")
+        self._means = load_file(file, device=str(next(iter(self._means.values())).device))
+
+
+def _held(parameter: Any) -> Tensor:
+    """This rank's part of a weight: flat in ZeRO-3, whole otherwise."""
+    held: Tensor = (parameter.ds_tensor if hasattr(parameter, "ds_tensor") else parameter).detach()
+    return held

@@ -1,0 +1,99 @@
+"""A checksum of named tensors that depends on every byte and its place. Tensors on any device in, text out.
+
+Both halves of a push compute it (`roles.transfer.push`, `roles.transfer.vllm_worker`), and whoever must know that a
+model has not moved (`roles.zero.sharded`).
+"""
+
+from __future__ import annotations
+
+import hashlib
+from functools import cache
+
+import torch
+from torch import Tensor, nn
+
+VERSION = "2"
+"""Stands before every digest; to be raised when the arithmetic changes."""
+
+ROW = 256
+"""Words of a row."""
+
+PIECE_ROWS = 2**15
+"""Rows (64 MiB) that a GPU weighs at a time: so much memory it takes."""
+
+
+class Digest:
+    """Checksum of named tensors: the same on both sides of a push if, and but for a rare chance only if, all bytes are.
+
+    A tensor's bytes are read as int64 words, in rows of `ROW`. A row is summed (mod 2^64) with an odd weight for each
+    place, which is one pass at memory speed on a CPU and on a GPU; the sums are mixed, and are the words of the next
+    round, until one is left. So numbers, rows and blocks that change places are seen. Not seen is an exchange inside a
+    row of two numbers that differ in nothing but the highest bits of their words. Nothing waits for a GPU before
+    `hexdigest`.
+    """
+
+    def __init__(self) -> None:
+        self._words: dict[str, tuple[str, Tensor]] = {}
+
+    def add(self, name: str, tensor: Tensor) -> None:
+        """Count `tensor` (any shape and dtype) in under `name`; a second tensor of that name replaces the first."""
+        self._words[name] = (f"{tensor.dtype}{list(tensor.shape)}", _word(tensor.detach()))
+
+    def __len__(self) -> int:
+        return len(self._words)
+
+    def by_name(self) -> dict[str, str]:
+        """What was added: dtype, shape and checksum of each tensor."""
+        if not self._words:
+            return {}
+        words = torch.stack([word for _, word in self._words.values()]).tolist()
+        named = zip(self._words.items(), words, strict=True)
+        return {name: f"{kind}{word % 2**64:016x}" for (name, (kind, _)), word in named}
+
+    def hexdigest(self) -> str:
+        """The version, and SHA-256 over what was added in the order of the names."""
+        sha = hashlib.sha256()
+        for name, word in sorted(self.by_name().items()):
+            sha.update(f"{name}:{word}\n".encode())
+        return f"{VERSION}-{sha.hexdigest()}"
+
+
+@cache
+def _weights(device: torch.device) -> Tensor:
+    """`ROW` odd int64 numbers: high bits at random, low bits counting, so that no two differ by a high power of 2."""
+    weights = []
+    for place in range(ROW):
+        mixed = (place + 1) * 0x9E3779B97F4A7C15 % 2**64
+        mixed = (mixed ^ mixed >> 30) * 0xBF58476D1CE4E5B9 % 2**64
+        weight = mixed // (2 * ROW) * (2 * ROW) + 2 * place + 1
+        weights.append(weight - 2**64 if weight >= 2**63 else weight)
+    return torch.tensor(weights, device=device)
+
+
+def _word(tensor: Tensor) -> Tensor:
+    """One int64 number of `tensor`'s bytes, on its device."""
+    octets = tensor.contiguous().view(-1).view(torch.uint8)
+    if missing := max(8 - octets.numel(), -octets.numel() % 8):
+        octets = nn.functional.pad(octets, (0, missing))
+    elif octets.storage_offset() % 8:
+        octets = octets.clone()
+    words = octets.view(torch.int64)
+    weights = _weights(words.device)
+    while True:
+        words = _summed_rows(words, weights)
+        if len(words) == 1:
+            return words[0]
+        words = words ^ words >> 32
+
+
+def _summed_rows(words: Tensor, weights: Tensor) -> Tensor:
+    """`[n]` → `[n / ROW, rounded up]`; the last row may be short."""
+    whole = len(words) // ROW * ROW
+    rows, rest = words[:whole].view(-1, ROW), words[whole:]
+    if words.is_cuda:  # which has no product of integer matrices
+        sums = [(piece * weights).sum(1) for piece in rows.split(PIECE_ROWS)]
+    else:
+        sums = [torch.mv(rows, weights)]
+    if len(rest):
+        sums.append((rest * weights[: len(rest)]).sum(0, keepdim=True))
+    return torch.cat(sums)

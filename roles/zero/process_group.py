@@ -1,0 +1,42 @@
+"""A rank meets its peers: a device flows in, DeepSpeed with the process group of the role flows out.
+
+The rank's place in the group comes from RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import warnings
+from datetime import timedelta
+from typing import Any
+
+import torch
+
+from roles.zero.host_heap import bound_kernel_caches
+
+COLLECTIVE_TIMEOUT = timedelta(hours=1)
+"""A rank that waits longer for its peers gives up; the driver's own deadlines are what a user sees."""
+
+
+def join(device: str) -> Any:
+    """DeepSpeed, with this process in its group; on CPU without whatever it would compile."""
+    if device == "cpu":
+        # Read when DeepSpeed is imported; without them it looks for accelerators, and compiles what we never run.
+        os.environ["DS_ACCELERATOR"] = "cpu"
+        os.environ["TORCHDYNAMO_DISABLE"] = "1"
+        os.environ["LOCAL_SIZE"] = os.environ["WORLD_SIZE"]
+        bound_kernel_caches()
+    warnings.filterwarnings("ignore", message=".*is deprecated. Please use", category=FutureWarning)
+    import deepspeed
+    import deepspeed.ops
+
+    logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
+    if device == "cpu":
+        # The table of operators that could be compiled. Empty: no compiler is started, gloo carries the collectives.
+        deepspeed.ops.__compatible_ops__ = {}
+    else:
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+    backend = "gloo" if device == "cpu" else "nccl"
+    deepspeed.init_distributed(backend, auto_mpi_discovery=False, verbose=False, timeout=COLLECTIVE_TIMEOUT)
+    return deepspeed

@@ -1,0 +1,319 @@
+"""DeepSpeed: build, forward, backward, step, gather, save. The one place that knows it (with `roles.transfer.push`).
+
+A module flows in; each rank of the group holds its share of it. The roles give lists of sequence lengths and a
+function that computes one micro-batch; the engine decides how many micro-batches every rank runs, accumulates, reduces
+and steps. A rank's place in the group comes from RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from roles.config.roles import Dtype, LoraConfig, OptimizerConfig, ZeroConfig
+from roles.errors import LossNotFinite, RoleError
+from roles.models.lora import adapt, state_name
+from roles.packing import micro_batches
+from roles.text.tokenizer import load_tokenizer
+from roles.transfer.push import full_parameters, layers, parameter_shapes
+from roles.zero.average import Average
+from roles.zero.digest import Digest
+from roles.zero.host_heap import HEAP
+from roles.zero.optimizer import make_optimizer, make_scheduler, rate_factor, renew_rates, scale_rates
+from roles.zero.process_group import join
+from roles.zero.settings import deepspeed_config, gather_by_layer
+from roles.zero.sleeping import forget_host_copies, sleep, wake
+
+READABLE = 0o644
+"""Mode of saved weights: safetensors makes them for their owner alone, and a server often runs as somebody else."""
+
+STATE = "state"
+"""Name of the checkpoint inside the folder that `Engine.save_state` is given; of adapters alone, `lora.state_name`."""
+
+
+@dataclass(frozen=True, slots=True)
+class EngineSetup:
+    """What an engine is built from, the same on every rank."""
+
+    model_path: str
+    """A Hugging Face folder."""
+    device: str
+    """`cpu` or `cuda`."""
+    dtype: Dtype
+    seed: int
+    zero: ZeroConfig
+    micro_batch_tokens: int
+    shares_card: bool = False
+    """Whether other processes use the same GPU: then what torch holds in reserve is given back between calls."""
+    gradient_checkpointing: bool = False
+    optimizer: OptimizerConfig | None = None
+    """null: frozen."""
+    optimizer_steps: int = 0
+    """Optimizer steps in the whole run: where the schedule ends."""
+    ema_decay: float | None = None
+    """Of a running mean of the trained weights; null: none is kept."""
+    lora: LoraConfig | None = None
+    """Train adapters and a value head alone."""
+    freeze_backbone: bool = False
+    """Train only what stands on top of the transformer (a value head)."""
+    trust_remote_code: bool = False
+
+    @property
+    def torch_dtype(self) -> torch.dtype:
+        """Of weights and activations."""
+        dtype: torch.dtype = getattr(torch, self.dtype)
+        return dtype
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """One optimizer step, as one rank sees it."""
+
+    lengths: Sequence[int]
+    """Tokens of each of its items (a sequence, or a pair of them); an item is never cut."""
+    denominator: float
+    """Its share of what the step's summed loss is divided by."""
+
+
+@dataclass(frozen=True, slots=True)
+class StepFacts:
+    """What an optimizer step tells."""
+
+    gradient_norm: float
+    """Global L2 norm before clipping."""
+    learning_rate: float
+    """With which the step was taken."""
+
+
+class Engine:
+    """One rank's part of a module under ZeRO."""
+
+    def __init__(self, setup: EngineSetup, load: Callable[[], nn.Module]) -> None:
+        """`load` makes the module, with the transformers model as its `.model`; called once the ranks have met."""
+        self.setup, config = setup, setup.optimizer
+        deepspeed = join(setup.device)
+        self.rank, self.world_size = torch.distributed.get_rank(), torch.distributed.get_world_size()
+        self.device = torch.device("cpu" if setup.device == "cpu" else f"cuda:{os.environ['LOCAL_RANK']}")
+        settings = deepspeed_config(setup, self.world_size)
+        with _sharded_loading(setup, settings):
+            module = load()
+        self.module: Any = module.requires_grad_(config is not None)
+        transformer: Any = module.model
+        if setup.freeze_backbone:
+            transformer.base_model.requires_grad_(False)
+        if setup.lora:
+            adapt(transformer, setup.lora, setup.seed)
+        if setup.zero.stage == 3:
+            gather_by_layer(module)
+        self._deepspeed, *_ = deepspeed.initialize(
+            model=module,
+            optimizer=make_optimizer(config, module, setup.zero) if config else None,
+            lr_scheduler=make_scheduler(config.schedule, setup.optimizer_steps) if config else None,
+            config=settings,
+        )
+        self._deepspeed.eval()
+        self._average = Average(transformer, setup.ema_decay, self.device) if setup.ema_decay else None
+        if setup.zero.sleep:
+            sleep(self._deepspeed)
+        self.give_back()
+
+    def __call__(self, **inputs: Any) -> Any:
+        """The module's forward pass. A collective: every rank must run as many."""
+        return self._deepspeed(**inputs)
+
+    def passes(self, lengths: Sequence[int]) -> Iterator[list[int]]:
+        """Micro-batches of items for passes without gradient: equally many on every rank, some perhaps empty.
+
+        After the last one the memory that the passes took is given back.
+        """
+        own = len(micro_batches(lengths, self.setup.micro_batch_tokens))
+        needed = int(self._every_rank(torch.tensor([own])).max())
+        yield from micro_batches(lengths, self.setup.micro_batch_tokens, at_least=needed)
+        if self.setup.zero.stage == 3:
+            # With a card, ZeRO-3 has begun to gather for the backward pass that is not coming.
+            self._deepspeed.optimizer.empty_partition_cache()
+        self.give_back()
+
+    def give_back(self) -> None:
+        """Return what is free of the host's memory to it, and what torch keeps of a card to those who share it."""
+        if self.device.type == "cpu":
+            HEAP.give_back()
+        elif self.setup.shares_card:
+            torch.cuda.empty_cache()
+
+    def train(self, work: Sequence[Work], loss: Callable[[int, list[int]], Tensor]) -> list[StepFacts]:
+        """One optimizer step for each of `work`; every rank must have equally many. LossNotFinite if a loss is not.
+
+        `loss(step, items)` gives the sum of the weighted losses of `items`, a scalar with a gradient. It is divided by
+        the denominator of the whole step over all ranks, so the gradient depends neither on micro-batches nor on the
+        number of ranks. Of an empty list it gives a 0 that was computed in the same way, since with other modules in
+        the backward pass a rank would gather and reduce in another order than its peers, and hang.
+        """
+        tokens = self.setup.micro_batch_tokens
+        own = [[len(micro_batches(w.lengths, tokens)), w.denominator] for w in work]
+        everyone = self._every_rank(torch.tensor(own, dtype=torch.float64).reshape(-1, 2))
+        self.module.train(self.setup.gradient_checkpointing)
+        facts = []
+        with self._awake():
+            for step, mine in enumerate(work):
+                # DeepSpeed averages over ranks; the sum is wanted.
+                scale = self.world_size / max(float(everyone[:, step, 1].sum()), 1.0)
+                bins = micro_batches(mine.lengths, tokens, at_least=max(int(everyone[:, step, 0].max()), 1))
+                losses = []
+                for number, items in enumerate(bins, start=1):
+                    self._deepspeed.set_gradient_accumulation_boundary(number == len(bins))
+                    summed = loss(step, items)
+                    losses.append(summed.detach())
+                    self._deepspeed.backward(summed * scale)
+                finite = torch.stack(losses).isfinite().tolist()  # the one time that a GPU is waited for
+                if not all(finite):
+                    raise LossNotFinite(step, bins[finite.index(False)])
+                facts.append(self._step())
+                if self._average:
+                    self._average.update()
+        self.module.eval()
+        return facts
+
+    def expect(self, optimizer_steps: int) -> None:
+        """Let the schedule end after so many optimizer steps, those done included."""
+        assert self.setup.optimizer is not None
+        scheduler = self._deepspeed.lr_scheduler
+        factor = partial(rate_factor, self.setup.optimizer.schedule, total=optimizer_steps)
+        scheduler.lr_lambdas = [factor for _ in scheduler.lr_lambdas]
+
+    def slow_down(self, factor: float) -> None:
+        """Multiply the learning rate, now and for the rest of the schedule; a checkpoint keeps it."""
+        scale_rates(self._deepspeed.lr_scheduler, factor)
+
+    def total(self, values: Tensor) -> Tensor:
+        """The sum of `values` (any shape) over the ranks, on the CPU."""
+        return self._every_rank(values).sum(0)
+
+    def save_state(self, folder: str | Path) -> None:
+        """What is trained in full precision, optimizer and schedule, for `load_state` on as many ranks."""
+        with self._awake():
+            forget_host_copies(self._deepspeed.basic_optimizer)
+            trained_only = self.setup.lora is not None
+            self._deepspeed.save_checkpoint(str(folder), tag=self._state, exclude_frozen_parameters=trained_only)
+        if self._average:
+            self._average.save(Path(folder) / f"average-{self.rank}.safetensors")
+
+    def load_state(self, folder: str | Path) -> None:
+        """Continue exactly where `save_state` was called, with the learning rate and schedule of this setup."""
+        assert self.setup.optimizer is not None
+        if not (Path(folder) / self._state).is_dir():
+            raise RoleError(
+                f"{folder} holds no {self._state}; resume from a whole checkpoint, with `lora` as it was written with"
+            )
+        with self._awake():
+            whole = self.setup.lora is None
+            self._deepspeed.load_checkpoint(str(folder), tag=self._state, load_module_strict=whole)
+            forget_host_copies(self._deepspeed.basic_optimizer)
+            renew_rates(self._deepspeed.lr_scheduler, self.setup.optimizer.learning_rate)
+        if self._average:
+            self._average.load(Path(folder) / f"average-{self.rank}.safetensors")
+
+    def save_average(self, folder: str | Path) -> None:
+        """As `save_model`, of the running mean of the weights."""
+        assert self._average is not None, "only where ema_decay is set"
+        self._save(folder, self._average.whole())
+
+    def save_model(self, folder: str | Path) -> None:
+        """A Hugging Face folder: whole weights (safetensors), configuration and tokenizer, written by rank 0."""
+        self._save(folder, self._full_parameters(self.module.model))
+
+    def _save(self, folder: str | Path, whole: Iterator[tuple[str, Tensor]]) -> None:
+        model = self.module.model
+        weights = {name: tensor.to("cpu", copy=True) for name, tensor in whole if self.rank == 0}
+        if self.rank == 0:
+            parameters = {name for name, _ in model.named_parameters(remove_duplicate=False)}
+            buffers = {name: tensor for name, tensor in model.state_dict().items() if name not in parameters}
+            model.save_pretrained(folder, state_dict={**weights, **buffers})
+            trust = self.setup.trust_remote_code
+            load_tokenizer(self.setup.model_path, trust_remote_code=trust).save_pretrained(folder)
+            for file in Path(folder).glob("*.safetensors"):
+                file.chmod(READABLE)
+        torch.distributed.barrier()
+        self.give_back()
+
+    def fingerprint(self, *, adapted: bool = True) -> str:
+        """A hash of all weights, the same for any number of ranks; `adapted=False`: as they are without adapters."""
+        digest = Digest()
+        for name, tensor in self._full_parameters(self.module, adapted):
+            if self.rank == 0:
+                digest.add(name, tensor)
+        answer = [digest.hexdigest()]
+        torch.distributed.broadcast_object_list(answer, src=0, device=self.device)
+        self.give_back()
+        return answer[0]
+
+    @contextmanager
+    def _awake(self) -> Iterator[None]:
+        """Gradients and optimizer state are on the card inside, and on the host afterwards, where they sleep at all.
+
+        What the card's memory was needed for is over then: the rest is given back.
+        """
+        if self.setup.zero.sleep:
+            wake(self._deepspeed, self.device)
+        yield
+        if self.setup.zero.sleep:
+            sleep(self._deepspeed)
+        self.give_back()
+
+    @property
+    def _state(self) -> str:
+        return state_name(self.setup.lora) if self.setup.lora else STATE
+
+    def _full_parameters(self, module: nn.Module, adapted: bool = True) -> Any:
+        groups = layers([name for name, _ in parameter_shapes(module)])
+        return full_parameters(module, groups, adapted=adapted)
+
+    def _step(self) -> StepFacts:
+        rate = float(self._deepspeed.get_lr()[0])
+        if self._deepspeed.optimizer is self._deepspeed.basic_optimizer:
+            norm = self._checked(self._plain_norm(), rate)
+            self._deepspeed.step()
+        else:
+            self._deepspeed.step()  # does not move the weights if the norm is not finite
+            norm = self._checked(float(self._deepspeed.get_global_grad_norm()), rate)
+        return StepFacts(gradient_norm=norm, learning_rate=rate)
+
+    def _checked(self, norm: float, rate: float) -> float:
+        if not math.isfinite(norm) or norm < 0:
+            raise RoleError(
+                f"a gradient is not finite, and the weights stay as they were; lower optimizer.learning_rate (now "
+                f"{rate:g}), or look for scores and advantages in this step that are not finite"
+            )
+        return norm
+
+    def _plain_norm(self) -> float:
+        """Of stage 0 in float32, where DeepSpeed clips with torch's function and keeps no norm."""
+        gradients = [p.grad for p in self.module.parameters() if p.grad is not None]
+        return float(nn.utils.get_total_norm(gradients))
+
+    def _every_rank(self, values: Tensor) -> Tensor:
+        """`values` of each rank, stacked: `[ranks, …]`. One small collective."""
+        if self.world_size == 1:
+            return values.detach().cpu()[None]
+        mine = values.detach().to(self.device)
+        answers = [torch.empty_like(mine) for _ in range(self.world_size)]
+        torch.distributed.all_gather(answers, mine)
+        return torch.stack(answers).cpu()
+
+
+def _sharded_loading(setup: EngineSetup, settings: dict[str, Any]) -> AbstractContextManager[Any]:
+    """With ZeRO-3 on GPUs transformers shards each weight as it loads it: no rank ever holds the whole model."""
+    if setup.zero.stage != 3 or setup.device == "cpu":
+        return nullcontext()
+    from transformers.integrations import HfDeepSpeedConfig
+
+    return nullcontext(HfDeepSpeedConfig(settings))  # transformers sees it for as long as it lives

@@ -1,0 +1,67 @@
+"""Messages → tokens: nothing that the policy generated is written again."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from transformers import PreTrainedTokenizerFast
+
+from configs.tiny.inputs import tokenizer
+from roles.errors import EnvironmentFailed
+from roles.generation.turn_format import TurnFormat
+
+CHAT = [{"role": "user", "content": "what is the river"}]
+NEXT = [{"role": "user", "content": "draw"}]
+
+
+@pytest.fixture(scope="module")
+def words() -> PreTrainedTokenizerFast:
+    return tokenizer()
+
+
+def plain(words: PreTrainedTokenizerFast) -> PreTrainedTokenizerFast:
+    made = tokenizer()
+    made.chat_template = None
+    return made
+
+
+def test_the_opening_is_the_templates(words: PreTrainedTokenizerFast) -> None:
+    text, ids = TurnFormat(words).opening(CHAT)
+    assert text == "<bos><user>what is the river<assistant>"
+    assert ids == words(text, add_special_tokens=False)["input_ids"]
+
+
+def test_an_end_that_the_policy_generated_is_not_written_again(words: PreTrainedTokenizerFast) -> None:
+    form = TurnFormat(words)
+    ended, cut = form.following(NEXT, words.eos_token_id), form.following(NEXT, None)
+    assert words.decode(ended) == "<user>draw<assistant>"
+    assert words.decode(cut) == "<eos><user>draw<assistant>"
+    assert form.following(NEXT, words.pad_token_id) == cut, "another end than the template's stays beside it"
+
+
+def test_two_turns_are_the_tokens_of_the_whole_chat(words: PreTrainedTokenizerFast) -> None:
+    form = TurnFormat(words)
+    response = words("the old garden", add_special_tokens=False)["input_ids"] + [words.eos_token_id]
+    whole = [*CHAT, {"role": "assistant", "content": "the old garden"}, *NEXT]
+    expected: Any = words.apply_chat_template(whole, add_generation_prompt=True, tokenize=False)
+    ids = form.opening(CHAT)[1] + response + form.following(NEXT, words.eos_token_id)
+    assert words.decode(ids) == expected
+    assert form.text(response) == "the old garden"
+
+
+def test_without_a_template_contents_follow_one_another(words: PreTrainedTokenizerFast) -> None:
+    form = TurnFormat(plain(words))
+    assert form.opening([*CHAT, *NEXT])[0] == "what is the riverdraw"
+    assert words.decode(form.following(NEXT, words.eos_token_id)) == "draw"
+    assert words.decode(form.following([*NEXT, *NEXT], None)) == "drawdraw"
+
+
+def test_a_template_that_does_not_take_turns_is_refused() -> None:
+    odd = tokenizer()
+    odd.chat_template = "{{ messages[-1]['content'] }}"
+    with pytest.raises(EnvironmentFailed, match="does not write an assistant's message once"):
+        TurnFormat(odd).following(NEXT, None)
+    odd.chat_template = "{{ raise_exception('only users') }}"
+    with pytest.raises(EnvironmentFailed, match="only users"):
+        TurnFormat(odd).opening(CHAT)

@@ -1,0 +1,124 @@
+"""DeepSpeed's settings, and the order in which it is asked to move its states."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from deepspeed.runtime.zero.offload_config import OffloadStateTypeEnum
+
+from roles.config.roles import OptimizerConfig, ZeroConfig
+from roles.zero.settings import deepspeed_config
+from roles.zero.sharded import STATE, Engine, EngineSetup, Work
+
+SETUP = EngineSetup(
+    model_path="none",
+    device="cpu",
+    dtype="float32",
+    seed=1,
+    zero=ZeroConfig(),
+    micro_batch_tokens=64,
+    optimizer=OptimizerConfig(),
+    optimizer_steps=10,
+)
+
+
+def test_frozen_models_are_sharded_by_stage_3_only() -> None:
+    for stage, expected in ((0, 0), (1, 0), (2, 0), (3, 3)):
+        frozen = replace(SETUP, optimizer=None, zero=ZeroConfig(stage=stage))
+        assert deepspeed_config(frozen, 2)["zero_optimization"]["stage"] == expected
+        trained = replace(SETUP, zero=ZeroConfig(stage=stage))
+        assert deepspeed_config(trained, 2)["zero_optimization"]["stage"] == stage
+
+
+def test_settings_follow_the_configuration() -> None:
+    optimizer = OptimizerConfig(max_gradient_norm=0.3)
+    zero = ZeroConfig(offload_optimizer=True, offload_parameters=True)
+    settings = deepspeed_config(replace(SETUP, device="cuda", dtype="bfloat16", optimizer=optimizer, zero=zero), 4)
+    assert settings["gradient_clipping"] == 0.3
+    assert settings["bf16"]["enabled"] and settings["data_types"]["grad_accum_dtype"] == "fp32"
+    assert settings["zero_optimization"]["offload_optimizer"]["device"] == "cpu"
+    assert settings["zero_optimization"]["offload_param"]["device"] == "cpu"
+    assert settings["train_batch_size"] == 4
+
+
+class Recorder:
+    """Stands for DeepSpeed's engine (moving states needs a GPU) and writes down what is asked of it."""
+
+    def __init__(self) -> None:
+        self.log: list[str] = []
+        self.basic_optimizer = SimpleNamespace(state={})
+        optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1e-3)
+        self.lr_scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1.0)
+        self.optimizer = SimpleNamespace(
+            grad_partitions_flat_buffer=torch.ones(4), offloaded_states={OffloadStateTypeEnum.lp_grads}
+        )
+
+    def __getattr__(self, name: str) -> Any:
+        def record(*arguments: Any, **options: Any) -> Any:
+            include = [state.value for state in options.get("include", [])]
+            if include != ["lp_grads"]:  # they are not copied: see `roles.zero.sleeping`
+                self.log.append(" ".join([name, *include]))
+            return {"get_lr": [1e-3], "get_global_grad_norm": 1.0, "load_checkpoint": ("here", None)}.get(name)
+
+        return record
+
+
+MOVED = "offload_states optim_states hp_params contiguous_grad_buffer"
+
+
+def engine_on(recorder: Recorder, zero: ZeroConfig) -> Engine:
+    engine = object.__new__(Engine)
+    engine.setup, engine.world_size, engine.module = replace(SETUP, zero=zero), 1, torch.nn.Identity()
+    engine._deepspeed, engine._average, engine.device = recorder, None, torch.device("cpu")
+    return engine
+
+
+def test_states_that_sleep_are_on_the_card_for_the_whole_update_and_no_longer() -> None:
+    recorder = Recorder()
+    work = [Work(lengths=[3, 2], denominator=2.0)] * 2
+    engine_on(recorder, ZeroConfig(sleep=True)).train(work, lambda step, items: torch.tensor(0.0))
+    moves = [line for line in recorder.log if "states" in line or line in ("backward", "step")]
+    assert moves == ["reload_states", "backward", "step", "backward", "step", MOVED]
+
+
+def test_states_that_sleep_wake_for_a_checkpoint(tmp_path: Path) -> None:
+    recorder = Recorder()
+    engine = engine_on(recorder, ZeroConfig(sleep=True))
+    engine.save_state(tmp_path)
+    (tmp_path / STATE).mkdir()
+    engine.load_state(tmp_path)
+    assert recorder.log == ["reload_states", "save_checkpoint", MOVED, "reload_states", "load_checkpoint", MOVED]
+
+
+def test_states_that_do_not_sleep_stay_where_they_are(tmp_path: Path) -> None:
+    recorder = Recorder()
+    engine_on(recorder, ZeroConfig()).save_state(tmp_path)
+    assert recorder.log == ["save_checkpoint"]
+
+
+def test_a_failed_update_is_not_followed_by_a_move() -> None:
+    recorder = Recorder()
+
+    def fails(step: int, items: list[int]) -> torch.Tensor:
+        raise RuntimeError("the loss")
+
+    with pytest.raises(RuntimeError, match="the loss"):
+        engine_on(recorder, ZeroConfig(sleep=True)).train([Work(lengths=[3], denominator=1.0)], fails)
+    assert MOVED not in recorder.log
+
+
+def test_free_pages_go_back_to_the_host_after_passes_and_after_an_update(monkeypatch: pytest.MonkeyPatch) -> None:
+    recorder = Recorder()
+    recorder.optimizer.empty_partition_cache = lambda: None
+    engine = engine_on(recorder, ZeroConfig())
+    monkeypatch.setattr("roles.zero.sharded.HEAP", SimpleNamespace(give_back=lambda: recorder.log.append("heap")))
+    assert list(engine.passes([3])) == [[0]]
+    assert recorder.log.pop() == "heap"
+    engine.train([Work(lengths=[3], denominator=1.0)], lambda step, items: torch.tensor(0.0))
+    assert recorder.log[-1] == "heap"
+    assert recorder.log.count("heap") == 1
