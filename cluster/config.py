@@ -1,4 +1,4 @@
-"""What a user may say about where things run. Imports no engine; read by `orchestrator.config`."""
+"""What a user may say about where things run. Imports no engine; read by `orchestrator.config.run`."""
 
 from __future__ import annotations
 
@@ -189,7 +189,8 @@ class BesideCounted(Section):
 
 
 class Efficiency(Section):
-    """How much of the published rates a step reaches: `orchestrator/efficiency.yaml`, where the sources are."""
+    """How much of the published rates a step reaches: `orchestrator/planning/efficiency.yaml`, where the sources
+    are."""
 
     compute: float = Field(gt=0, le=1)
     """Share of the dense peak in scoring and training."""

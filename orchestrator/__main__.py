@@ -1,5 +1,5 @@
 """`python -m orchestrator` is `tetrarch`."""
 
-from orchestrator.cli import main
+from orchestrator.commands.app import main
 
 main()

@@ -151,7 +151,7 @@ class Scored(Batch):
 
 @dataclass(frozen=True, slots=True)
 class Experience(Batch):
-    """What actor and critic are trained on. Made by `orchestrator.experience` on the driver."""
+    """What actor and critic are trained on. Made by `orchestrator.ppo.experience` on the driver."""
 
     token_ids: Tensor
     lengths: Tensor
@@ -177,7 +177,7 @@ class Experience(Batch):
 
 @dataclass(frozen=True, slots=True)
 class Preferences(Batch):
-    """Responses that were compared: what a reward model is trained on. Made by `orchestrator.preferences`.
+    """Responses that were compared: what a reward model is trained on. Made by `orchestrator.stages.sampled_pairs`.
 
     Within a group (the responses to one prompt), every pair with different ranks is one comparison.
     """

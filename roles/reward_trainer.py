@@ -1,6 +1,6 @@
 """A reward model in the making: compared responses flow in, the weights follow the Bradley–Terry loss.
 
-Called by `orchestrator.reward_training`. What it saves is the folder that `roles.reward_model.RewardModel` opens.
+Called by `orchestrator.stages.reward`. What it saves is the folder that `roles.reward_model.RewardModel` opens.
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
 """Bytes on paper: what each role holds on a GPU and on its host, in each phase of a PPO step. Pure.
 
-Model sizes and settings flow in, `Account`s (item → bytes) flow out. `orchestrator.planning` adds them up by GPU.
+Model sizes and settings flow in, `Account`s (item → bytes) flow out. `orchestrator.planning.layout` adds them up by
+GPU.
 
 Sources: ZeRO's model states (Rajbhandari et al., arXiv 1910.02054, section 3), as DeepSpeed keeps them with float32
 gradients (its `estimate_zero3_model_states_mem_needs`); activations counted as in Korthikanti et al. (arXiv 2205.05198,

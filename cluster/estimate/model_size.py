@@ -1,6 +1,6 @@
 """The numbers of a decoder that memory and time depend on. Pure.
 
-`orchestrator.model_sizes` counts them; `cluster.estimate.memory` and `cluster.estimate.roofline` read them.
+`orchestrator.sizes.model_sizes` counts them; `cluster.estimate.memory` and `cluster.estimate.roofline` read them.
 """
 
 from __future__ import annotations

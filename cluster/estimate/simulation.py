@@ -1,8 +1,8 @@
 """A PPO step as events: engines generate, parts are scored as they come, then updates, then the push. Pure.
 
 Seconds of each engine, part and role flow in (`cluster.estimate.generation`, `cluster.estimate.roofline`), what happens
-when flows out; `orchestrator.timeline` makes phases of it, `orchestrator.trace` a picture. Roles on the same cards take
-turns, and wait while engines generate there; roles on other cards work at the same time.
+when flows out; `orchestrator.planning.timeline` makes phases of it, `orchestrator.planning.trace` a picture. Roles on
+the same cards take turns, and wait while engines generate there; roles on other cards work at the same time.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Placement on paper: what each role needs flows in, a `Plan` (role → rank → node → CPUs and GPUs) flows out.
 
-Pure: no Ray, no engine. `cluster.runtime.ray_cluster` carries a plan out; `orchestrator.build` asks for one; whether a
-cluster can hold it is `cluster.capacity.shortage`'s matter. A placement is one variant in `cluster.config` and one
-function in `_PLANNERS`.
+Pure: no Ray, no engine. `cluster.runtime.ray_cluster` carries a plan out; `orchestrator.groups.build` asks for one;
+whether a cluster can hold it is `cluster.capacity.shortage`'s matter. A placement is one variant in `cluster.config`
+and one function in `_PLANNERS`.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """A job's log, line by line until the job has ended, across broken connections.
 
 What a cluster tells of a job (`Jobs`) flows in; its log and then how it ended flow out. Needs no Ray.
-`cluster.runtime.jobs` is the real `Jobs`; called by `orchestrator.submit`.
+`cluster.runtime.jobs` is the real `Jobs`; called by `orchestrator.commands.submit`.
 """
 
 from __future__ import annotations

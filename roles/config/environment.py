@@ -1,6 +1,6 @@
 """What a user may say about the environment that the policy converses with.
 
-Imports no engine; read by `orchestrator.config`.
+Imports no engine; read by `orchestrator.config.run`.
 """
 
 from __future__ import annotations

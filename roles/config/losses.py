@@ -1,6 +1,6 @@
 """What a user may say about the losses of actor and critic.
 
-Imports no engine; read by `orchestrator.ppo_config`.
+Imports no engine; read by `orchestrator.config.ppo`.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """What a user may say about the roles: models, optimizers, rollouts, rewards.
 
-Imports no engine; read by `orchestrator.config`.
+Imports no engine; read by `orchestrator.config.run`.
 """
 
 from __future__ import annotations

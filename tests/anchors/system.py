@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from orchestrator.yaml_text import to_yaml
+from orchestrator.config.yaml_text import to_yaml
 from roles.models.heads import ValueModel
 from roles.packing import pack
 

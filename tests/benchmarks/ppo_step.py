@@ -23,12 +23,12 @@ from transformers import LlamaConfig, LlamaForCausalLM, LlamaForSequenceClassifi
 from transformers.utils import logging
 
 from configs.tiny.inputs import tokenizer
-from orchestrator.build import resolve_models, training_roles
-from orchestrator.kl import make_controller
-from orchestrator.loading import validate
-from orchestrator.ppo import TrainState, train_step
-from orchestrator.prompts import PromptSource, read_questions
-from orchestrator.timing import Clock
+from orchestrator.config.loading import validate
+from orchestrator.data.prompts import PromptSource, read_questions
+from orchestrator.groups.build import resolve_models, training_roles
+from orchestrator.ppo.kl import make_controller
+from orchestrator.ppo.step import TrainState, train_step
+from orchestrator.run.clock import Clock
 
 PROMPTS, PROMPT_TOKENS, VOCABULARY, HIDDEN, LAYERS = 32, 16, 512, 256, 4
 CASES = list(itertools.product(("float32", "bfloat16"), (64, 256), (1, 4)))

@@ -17,8 +17,8 @@ import pytest
 
 from cluster.estimate.memory import GIB
 from cluster.placement.accelerators import ACCELERATORS, card_called
-from orchestrator.loading import load_config
-from orchestrator.planning import layout
+from orchestrator.config.loading import load_config
+from orchestrator.planning.layout import layout
 from tests.gpu.conftest import OFFLINE, ROOT
 
 pytestmark = [pytest.mark.gpu, pytest.mark.timeout(240)]

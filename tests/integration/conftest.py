@@ -16,7 +16,8 @@ def pytest_sessionfinish(exitstatus: int) -> None:
 
 @atexit.register  # before Ray's own, so that it comes after them
 def _end() -> None:
-    """Leave without the C++ destructors: Ray's threads may crash while these run, as in `orchestrator.cli.main`."""
+    """Leave without the C++ destructors: Ray's threads may crash while these run, as in
+    `orchestrator.commands.app.main`."""
     if _STATUS:
         sys.stdout.flush()
         sys.stderr.flush()

@@ -130,7 +130,7 @@ def copy_code(copy: Path) -> None:
     """What git would give, marked."""
     for package in ("orchestrator", "roles", "cluster", "configs"):
         shutil.copytree(ROOT / package, copy / package, ignore=shutil.ignore_patterns("__pycache__"))
-    for module in ("orchestrator/cli.py", "roles/transfer/vllm_worker.py"):
+    for module in ("orchestrator/commands/app.py", "roles/transfer/vllm_worker.py"):
         first, rest = (copy / module).read_text().split("from __future__ import annotations\n")
         mark = 'import os\nprint(f"marked: {__file__} in process {os.getpid()}", flush=True)\n'
         (copy / module).write_text(f"{first}from __future__ import annotations\n{mark}{rest}")

@@ -28,8 +28,8 @@ from cluster.runtime import ray_cluster
 from cluster.runtime.nodes import look, nodes_of
 from cluster.runtime.ray_cluster import RayCluster
 from configs.tiny.inputs import write
-from orchestrator.loading import load_config
-from orchestrator.needs import needs, training
+from orchestrator.config.loading import load_config
+from orchestrator.config.needs import needs, training
 from tests.integration.stub_role import Stub
 from tests.unit.cluster.placement.test_gpu_groups import SEVENTY_B, check_sound
 

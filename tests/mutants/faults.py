@@ -6,12 +6,12 @@ from tests.mutants.fault import Fault
 from tests.mutants.wiring import WIRING
 
 HEADS = "tests/unit/roles/model_files/test_value_heads.py"
-EXPERIENCE = "tests/unit/orchestrator/test_experience.py"
-ADVANTAGES = "tests/unit/orchestrator/test_advantages.py"
+EXPERIENCE = "tests/unit/orchestrator/ppo/test_experience.py"
+ADVANTAGES = "tests/unit/orchestrator/ppo/test_advantages.py"
 ANCHORS = "tests/unit/orchestrator/test_anchors.py"
 CONVERSATION = "tests/unit/roles/generation/test_conversation.py"
 LOSSES = "tests/unit/roles/losses/test_policy.py"
-STEP = "tests/unit/orchestrator/test_train_step.py"
+STEP = "tests/unit/orchestrator/ppo/test_train_step.py"
 ENGINE = "tests/integration/test_engine.py"
 ROLLOUT = "tests/integration/test_rollout.py"
 TRANSFER = "tests/integration/test_weight_transfer.py"
@@ -19,42 +19,42 @@ TRANSFER = "tests/integration/test_weight_transfer.py"
 FAULTS = (
     Fault(
         "KL sign turned",
-        "orchestrator/experience.py",
+        "orchestrator/ppo/experience.py",
         "torch.where(mask, -penalty, 0.0)",
         "torch.where(mask, penalty, 0.0)",
         EXPERIENCE,
     ),
     Fault(
         "KL dropped",
-        "orchestrator/experience.py",
+        "orchestrator/ppo/experience.py",
         "torch.where(mask, -penalty, 0.0)",
         "torch.zeros_like(penalty)",
         EXPERIENCE,
     ),
     Fault(
         "k3 in the reward",
-        "orchestrator/experience.py",
+        "orchestrator/ppo/experience.py",
         "estimate = KL_ESTIMATORS[ppo.kl.estimator]",
         'estimate = KL_ESTIMATORS["k3"]',
         EXPERIENCE,
     ),
     Fault(
         "score one token early",
-        "orchestrator/experience.py",
+        "orchestrator/ppo/experience.py",
         "rewards[rows, last_generated(mask)] += scores",
         "rewards[rows, last_generated(mask) - 1] += scores",
         EXPERIENCE,
     ),
     Fault(
         "score on the last column",
-        "orchestrator/experience.py",
+        "orchestrator/ppo/experience.py",
         "rewards[rows, last_generated(mask)] += scores",
         "rewards[:, -1] += scores",
         EXPERIENCE,
     ),
     Fault(
         "mask ignored in GAE (gaps and padding)",
-        "orchestrator/advantages.py",
+        "orchestrator/ppo/advantages.py",
         "future = torch.where(valid, current, future)",
         "future = current",
         ADVANTAGES,
@@ -68,21 +68,21 @@ FAULTS = (
     ),
     Fault(
         "no bootstrap of truncated responses",
-        "orchestrator/experience.py",
+        "orchestrator/ppo/experience.py",
         "torch.where(scored.finished, 0.0, scored.values.gather(1, last).squeeze(1))",
         "torch.zeros(len(scored))",
         EXPERIENCE,
     ),
     Fault(
         "advantages shifted by a token",
-        "orchestrator/experience.py",
+        "orchestrator/ppo/experience.py",
         "advantages=whiten(advantages, trained) if ppo.whitens else advantages,",
         "advantages=(whiten(advantages, trained) if ppo.whitens else advantages).roll(1, 1),",
         EXPERIENCE,
     ),
     Fault(
         "old log-probabilities shifted by a token",
-        "orchestrator/experience.py",
+        "orchestrator/ppo/experience.py",
         "old_logprobs=scored.old_logprobs * trained,",
         "old_logprobs=scored.old_logprobs.roll(1, 1) * trained,",
         EXPERIENCE,
@@ -136,18 +136,18 @@ FAULTS = (
         "loss = torch.minimum(plain, bounded)",
         LOSSES,
     ),
-    Fault("γ dropped", "orchestrator/advantages.py", "gamma * after - value", "after - value", ADVANTAGES),
-    Fault("λ dropped", "orchestrator/advantages.py", "gamma * lambda_ * future", "gamma * future", ADVANTAGES),
+    Fault("γ dropped", "orchestrator/ppo/advantages.py", "gamma * after - value", "after - value", ADVANTAGES),
+    Fault("λ dropped", "orchestrator/ppo/advantages.py", "gamma * lambda_ * future", "gamma * future", ADVANTAGES),
     Fault(
         "RLOO compares with itself",
-        "orchestrator/advantages.py",
+        "orchestrator/ppo/advantages.py",
         "(total - mean) * count / (count - 1).clamp(min=1)",
         "total - mean",
         ADVANTAGES,
     ),
     Fault(
         "ReMax without its baseline",
-        "orchestrator/ppo.py",
+        "orchestrator/ppo/step.py",
         "baselines = shape_scores(greedy_scores, greedy, ppo, state.scale).repeat_interleave(each)",
         "baselines = 0 * shape_scores(greedy_scores, greedy, ppo, state.scale).repeat_interleave(each)",
         STEP,
@@ -164,7 +164,7 @@ FAULTS = (
     ),
     Fault(
         "the trained actor in place of the reference",
-        "orchestrator/groups.py",
+        "orchestrator/groups/roles.py",
         "reference_logprobs=spread(roles.reference, FrozenPolicy.reference_logprobs, rollouts),",
         "reference_logprobs=spread(roles.actor, Actor.logprobs, rollouts),",
         STEP,
@@ -185,10 +185,10 @@ FAULTS = (
     ),
     Fault(
         "seed ignored in the order of the prompts",
-        "orchestrator/prompts.py",
+        "orchestrator/data/prompts.py",
         'stable_seed(self._seed, "order", self._pass)',
         'stable_seed(0, "order", self._pass)',
-        "tests/unit/orchestrator/test_prompts.py",
+        "tests/unit/orchestrator/data/test_prompts.py",
     ),
     Fault(
         "seed ignored in sampling",
@@ -199,35 +199,35 @@ FAULTS = (
     ),
     Fault(
         "the same permutation in every epoch",
-        "orchestrator/experience.py",
+        "orchestrator/ppo/experience.py",
         "        order = torch.randperm(rows, generator=generator).tolist()",
         "        order = torch.randperm(rows, generator=generator.manual_seed(seed)).tolist()",
         EXPERIENCE,
     ),
     Fault(
         "the controller steers the wrong way",
-        "orchestrator/kl.py",
+        "orchestrator/ppo/kl.py",
         "kl / self.target - 1.0",
         "1.0 - kl / self.target",
-        "tests/unit/orchestrator/test_kl.py",
+        "tests/unit/orchestrator/ppo/test_kl.py",
     ),
     Fault(
         "the KL coefficient is lost on resume",
-        "orchestrator/ppo.py",
+        "orchestrator/ppo/step.py",
         '_PARTS: ClassVar = ("prompts", "kl", "scale", "value_scale", "canary")',
         '_PARTS: ClassVar = ("prompts", "scale", "value_scale", "canary")',
-        "tests/unit/orchestrator/test_run.py",
+        "tests/unit/orchestrator/stages/test_run.py",
     ),
     Fault(
         "the actor trains during the critic's warm-up",
-        "orchestrator/ppo.py",
+        "orchestrator/ppo/step.py",
         "    return state.warm_at is not None\n",
         "    return True\n",
         STEP,
     ),
     Fault(
         "normalised values read as plain ones",
-        "orchestrator/experience.py",
+        "orchestrator/ppo/experience.py",
         "scored = replace(scored, values=value_scale.restored(critics))",
         "scored = replace(scored, values=critics)",
         EXPERIENCE,
@@ -255,19 +255,19 @@ FAULTS = (
     ),
     Fault(
         "a pair's response ends twice",
-        "orchestrator/pairs.py",
+        "orchestrator/data/pairs.py",
         "[list(ids) if list(ids[-1:]) == [eos] else [*ids, eos] for ids in found]",
         "[[*ids, eos] for ids in found]",
-        "tests/unit/orchestrator/test_pairs.py",
+        "tests/unit/orchestrator/data/test_pairs.py",
     ),
     Fault(
         "columns have types",
-        "orchestrator/sources.py",
+        "orchestrator/data/datasets.py",
         '    rows = read_csv(path) if path.suffix == ".csv" else read_json(path)\n',
         '    if path.suffix == ".jsonl":\n'
         '        return _typed(datasets.load_dataset("json", data_files={"train": str(path)}, split=split))\n'
         '    rows = read_csv(path) if path.suffix == ".csv" else read_json(path)\n',
-        "tests/unit/orchestrator/test_scored_columns.py",
+        "tests/unit/orchestrator/ppo/test_scored_columns.py",
     ),
     Fault(
         "entropy is punished",
@@ -306,7 +306,7 @@ FAULTS = (
     ),
     Fault(
         "all that the environment pays is paid at the end",
-        "orchestrator/experience.py",
+        "orchestrator/ppo/experience.py",
         "shape_rewards(scores - scored.turn_rewards.sum(1), penalty, generated) + scored.turn_rewards",
         "shape_rewards(scores, penalty, generated)",
         EXPERIENCE,
@@ -320,10 +320,10 @@ FAULTS = (
     ),
     Fault(
         "responses to one task have different games",
-        "orchestrator/prompts.py",
+        "orchestrator/data/prompts.py",
         "[row - row % responses_per_prompt for row in range(len(rows))]",
         "list(range(len(rows)))",
-        "tests/unit/orchestrator/test_prompts.py",
+        "tests/unit/orchestrator/data/test_prompts.py",
     ),
     Fault(
         "a head's bias is dropped",
@@ -365,14 +365,14 @@ FAULTS = (
         "roles/model_files/gguf_file.py",
         "scaled = _changed(made, rope_parameters(made, file, rope))",
         "scaled = made",
-        "tests/unit/roles/test_gguf.py",
+        "tests/unit/roles/model_files/test_gguf.py",
     ),
     Fault(
         "one part of a split GGUF file is taken for the whole",
         "roles/model_files/gguf_file.py",
         "if parts > 1:",
         "if False:",
-        "tests/unit/roles/test_gguf.py",
+        "tests/unit/roles/model_files/test_gguf.py",
     ),
     *WIRING,
 )

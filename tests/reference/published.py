@@ -18,10 +18,10 @@ import yaml
 
 from cluster.config import Efficiency
 from cluster.estimate.lengths import fixed, lognormal
-from orchestrator.config import RunConfig
-from orchestrator.efficiency import load_efficiency
-from orchestrator.loading import validate
-from orchestrator.planning import layout
+from orchestrator.config.loading import validate
+from orchestrator.config.run import RunConfig
+from orchestrator.planning.efficiency import load_efficiency
+from orchestrator.planning.layout import layout
 
 FILE = Path(__file__).with_name("published_steps.yaml")
 PHASES = ("generate", "score", "update", "push")

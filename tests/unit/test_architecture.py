@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.loading import load_config
+from orchestrator.config.loading import load_config
 
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGES = ["orchestrator", "roles", "cluster"]
@@ -73,8 +73,9 @@ def test_the_layer_test_sees_imports_in_functions(tmp_path: Path) -> None:
 
 def test_a_configuration_is_checked_without_the_engines() -> None:
     program = (
-        "import sys, cluster.config, cluster.placement.plan, roles.config, orchestrator.config, orchestrator.loading\n"
-        f"orchestrator.loading.load_config({str(CONFIGS[0])!r})\n"
+        "import sys, cluster.config, cluster.placement.plan, roles.config.roles\n"
+        "import orchestrator.config.run, orchestrator.config.loading\n"
+        f"orchestrator.config.loading.load_config({str(CONFIGS[0])!r})\n"
         "print(sorted({'torch', 'ray', 'vllm', 'deepspeed', 'transformers'} & set(sys.modules)))"
     )
     done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=120)

@@ -14,8 +14,8 @@ from pathlib import Path
 import pytest
 from typer.main import get_command
 
-from orchestrator import cli
-from orchestrator.loading import load_config
+from orchestrator.commands import app as cli
+from orchestrator.config.loading import load_config
 
 ROOT = Path(__file__).resolve().parents[2]
 MAKEFILE = (ROOT / "Makefile").read_text(encoding="utf-8")

@@ -19,9 +19,9 @@ from pydantic import TypeAdapter
 from typer.main import get_command
 
 from cluster.config import PlacementConfig
-from orchestrator import cli
-from orchestrator.config import RunConfig
-from orchestrator.loading import load_config
+from orchestrator.commands import app as cli
+from orchestrator.config.loading import load_config
+from orchestrator.config.run import RunConfig
 from roles.config.environment import FunctionEnvironment
 from roles.config.roles import RewardConfig
 

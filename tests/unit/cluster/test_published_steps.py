@@ -8,7 +8,7 @@ from statistics import median
 
 import pytest
 
-from orchestrator.efficiency import load_efficiency
+from orchestrator.planning.efficiency import load_efficiency
 from tests.reference.published import FILE, PHASES, Row, predicted, rows, summary, table
 
 README = (Path(__file__).resolve().parents[3] / "cluster/README.md").read_text(encoding="utf-8")

@@ -24,9 +24,9 @@ import yaml
 from dockerfile_parse import DockerfileParser
 from ray.autoscaler._private.util import prepare_config, validate_config
 
-from orchestrator.config import RunConfig
-from orchestrator.loading import load_config
-from orchestrator.planning import layout
+from orchestrator.config.loading import load_config
+from orchestrator.config.run import RunConfig
+from orchestrator.planning.layout import layout
 
 ROOT = Path(__file__).resolve().parents[3]
 DOCKER = ROOT / "docker"

@@ -17,9 +17,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from orchestrator.experience import mini_batches, to_experience
-from orchestrator.kl import KlController, make_controller
-from orchestrator.ppo_config import AdaptiveKl, FixedKl, PpoConfig
+from orchestrator.config.ppo import AdaptiveKl, FixedKl, PpoConfig
+from orchestrator.ppo.experience import mini_batches, to_experience
+from orchestrator.ppo.kl import KlController, make_controller
 from roles.batch import Experience, Scored
 from roles.losses.policy import denominator, k1, k2, k3, masked_mean_weight, policy_loss, token_logprobs, value_loss
 
@@ -103,7 +103,7 @@ class Schedule:
 def train(
     toy: Toy, score: Callable[[Tensor], Tensor], kl: KlController, ppo: PpoConfig, schedule: Schedule, seed: int = 0
 ) -> None:
-    """PPO, as `orchestrator.ppo.train_step` does it."""
+    """PPO, as `orchestrator.ppo.step.train_step` does it."""
     torch.manual_seed(seed)
     optimizer = torch.optim.Adam([toy.logits, toy.values], lr=schedule.learning_rate, betas=(0.9, 0.95), eps=1e-5)
     steps = schedule.steps * ppo.epochs * ppo.mini_batches

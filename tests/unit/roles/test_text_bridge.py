@@ -12,8 +12,8 @@ import torch
 from tokenizers.processors import TemplateProcessing
 
 from configs.tiny.inputs import tokenizer
-from orchestrator.config import PromptsConfig
-from orchestrator.prompts import Questions, read_questions
+from orchestrator.config.run import PromptsConfig
+from orchestrator.data.prompts import Questions, read_questions
 from roles.batch import Rollouts
 from roles.reward_model import PolicyText, TextBridge
 

@@ -22,19 +22,19 @@ import torch
 import yaml
 from torch import Tensor, nn
 
-import orchestrator.build
-import orchestrator.evaluation
-import orchestrator.groups
-import orchestrator.ppo
-import orchestrator.preferences
-import orchestrator.training
+import orchestrator.groups.build
+import orchestrator.groups.roles
+import orchestrator.ppo.step
+import orchestrator.stages.evaluation
+import orchestrator.stages.ppo
+import orchestrator.stages.sampled_pairs
 import roles.zero.sharded
 from cluster.placement.plan import Plan
 from cluster.ranks.role_group import RoleGroup
 from cluster.runtime.ray_cluster import Usage
-from orchestrator.config import RunConfig
-from orchestrator.loading import load_config
-from orchestrator.prompts import read_questions, read_tasks
+from orchestrator.config.loading import load_config
+from orchestrator.config.run import RunConfig
+from orchestrator.data.prompts import read_questions, read_tasks
 from roles.text.tokenizer import load_tokenizer
 from tests.unit.wiring.tiny import ENDS, VOCABULARY
 
@@ -314,24 +314,24 @@ def stage() -> Iterator[Seen]:
     seen = Seen(None, groups, llms, report)  # type: ignore[arg-type]
     with pytest.MonkeyPatch.context() as patched, patch.dict(os.environ):
         patched.setattr(RoleGroup, "start", start)
-        patched.setattr(orchestrator.build, "RayCluster", Cluster)
+        patched.setattr(orchestrator.groups.build, "RayCluster", Cluster)
         for module in (
-            orchestrator.build,
-            orchestrator.groups,
-            orchestrator.ppo,
-            orchestrator.evaluation,
-            orchestrator.preferences,
-            orchestrator.training,
+            orchestrator.groups.build,
+            orchestrator.groups.roles,
+            orchestrator.ppo.step,
+            orchestrator.stages.evaluation,
+            orchestrator.stages.sampled_pairs,
+            orchestrator.stages.ppo,
         ):
             patched.setattr(module, "wait_all", lambda calls, deadline_s: None)
         patched.setattr(roles.zero.sharded, "join", lambda device: PlainDeepSpeed)
         patched.setattr(torch.distributed, "get_rank", lambda: 0)
         patched.setattr(torch.distributed, "get_world_size", lambda: 1)
         patched.setattr(LLMEngine, "from_engine_args", llm)
-        patched.setattr(orchestrator.training, "Reporter", lambda *a, **k: report)
-        patched.setattr(orchestrator.training.Run, "save", lambda run: setattr(seen, "saved", seen.saved + 1))
-        patched.setattr(orchestrator.training.Run, "_save_models", lambda run: None)
-        patched.setattr(orchestrator.training.Run, "_reference_fingerprint", lambda run: "")
+        patched.setattr(orchestrator.stages.ppo, "Reporter", lambda *a, **k: report)
+        patched.setattr(orchestrator.stages.ppo.Run, "save", lambda run: setattr(seen, "saved", seen.saved + 1))
+        patched.setattr(orchestrator.stages.ppo.Run, "_save_models", lambda run: None)
+        patched.setattr(orchestrator.stages.ppo.Run, "_reference_fingerprint", lambda run: "")
         yield seen
         for group in groups.values():
             for member in group._members:
@@ -355,7 +355,7 @@ def trained(said: Mapping[str, Any], folder: Path) -> Seen:
 
         heldout = questions("heldout") if config.prompts.heldout else None
         try:
-            orchestrator.training.train(config, None, questions("train"), heldout)
-        except orchestrator.training.KlBudgetSpent as error:
+            orchestrator.stages.ppo.train(config, None, questions("train"), heldout)
+        except orchestrator.stages.ppo.KlBudgetSpent as error:
             seen.error = error
     return seen

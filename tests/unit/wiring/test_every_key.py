@@ -5,7 +5,7 @@ from __future__ import annotations
 from fnmatch import fnmatchcase
 from pathlib import Path
 
-from orchestrator.config import RunConfig
+from orchestrator.config.run import RunConfig
 from tests.unit.wiring import (
     test_model_keys,
     test_prompt_keys,

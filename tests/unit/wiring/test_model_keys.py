@@ -10,13 +10,13 @@ import pytest
 import torch
 import yaml
 
-import orchestrator.build
-import orchestrator.reward_training
+import orchestrator.groups.build
+import orchestrator.stages.reward
 from cluster.ranks.role_group import RoleGroup
-from orchestrator.build import resolve_models, training_roles
-from orchestrator.loading import load_config
-from orchestrator.pairs import Pairs
-from orchestrator.reward_training import train_reward
+from orchestrator.config.loading import load_config
+from orchestrator.data.pairs import Pairs
+from orchestrator.groups.build import resolve_models, training_roles
+from orchestrator.stages.reward import train_reward
 from roles.batch import Preferences
 from roles.config.roles import ModelConfig
 from tests.unit.wiring.base import base
@@ -37,9 +37,9 @@ def models_of(folder: Path, changes: Mapping[str, Any], monkeypatch: pytest.Monk
         return where
 
     with stage() as seen:
-        monkeypatch.setattr(orchestrator.build, "resolve_model", resolve)
-        monkeypatch.setattr(orchestrator.build, "load_tokenizer", lambda path, trust_remote_code: Words)
-        monkeypatch.setattr(orchestrator.build, "wait_all", lambda calls, deadline_s: None)
+        monkeypatch.setattr(orchestrator.groups.build, "resolve_model", resolve)
+        monkeypatch.setattr(orchestrator.groups.build, "load_tokenizer", lambda path, trust_remote_code: Words)
+        monkeypatch.setattr(orchestrator.groups.build, "wait_all", lambda calls, deadline_s: None)
         monkeypatch.setattr("tests.unit.wiring.stage.Cluster.check_places", lambda cluster, groups: None)
         file = folder / "models.yaml"
         file.write_text(yaml.safe_dump(with_changes(base(folder), changes)))
@@ -117,7 +117,7 @@ def test_the_reward_model_in_the_making_has_its_own_backbone(
 
     with stage():
         monkeypatch.setattr(
-            orchestrator.reward_training, "resolve_model", lambda own, cache: asked.append(own) or Path("made")
+            orchestrator.stages.reward, "resolve_model", lambda own, cache: asked.append(own) or Path("made")
         )
         monkeypatch.setattr(RoleGroup, "start", start)
         said = with_changes(reward_base(folder), {"reward_training.model": named(*model)})

@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from orchestrator.evaluation import evaluate_run
-from orchestrator.prompts import read_questions
+from orchestrator.data.prompts import read_questions
+from orchestrator.stages.evaluation import evaluate_run
 from roles.text.tokenizer import load_tokenizer
 from tests.unit.wiring.base import base, short_run
 from tests.unit.wiring.plain import Rows, policy

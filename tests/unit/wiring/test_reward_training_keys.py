@@ -12,12 +12,12 @@ import pytest
 import torch
 import yaml
 
-import orchestrator.reward_training
+import orchestrator.stages.reward
+from orchestrator.config.loading import load_config
+from orchestrator.data.pairs import read_pairs
+from orchestrator.data.prompts import read_questions
 from orchestrator.errors import TetrarchError
-from orchestrator.loading import load_config
-from orchestrator.pairs import read_pairs
-from orchestrator.prompts import read_questions
-from orchestrator.reward_training import RewardQuality, train_reward
+from orchestrator.stages.reward import RewardQuality, train_reward
 from roles.reward_trainer import RewardTrainer
 from roles.text.tokenizer import load_tokenizer
 from tests.unit.wiring.base import Case, base, case, check_moved, check_same
@@ -76,8 +76,8 @@ def ran(folder: Path, changes: Mapping[str, Any], monkeypatch: pytest.MonkeyPatc
             return told[-1]
 
     with stage() as seen, monkeypatch.context() as patched:
-        patched.setattr("orchestrator.build.RewardTrainer", Noted)
-        patched.setattr(orchestrator.reward_training, "_save", lambda *arguments: None)
+        patched.setattr("orchestrator.groups.build.RewardTrainer", Noted)
+        patched.setattr(orchestrator.stages.reward, "_save", lambda *arguments: None)
         tokenizer = load_tokenizer(config.actor.model.path)
         sampled = training["pairs"]["type"] == "sampled"
         assert config.reward_training

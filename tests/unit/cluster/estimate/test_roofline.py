@@ -15,7 +15,7 @@ from cluster.estimate.memory import RoleSize
 from cluster.estimate.model_size import ModelSize
 from cluster.estimate.roofline import Rates, Workload, card_rates, cpu_rates, operations, push_s, score_s, update_s
 from cluster.placement.accelerators import ACCELERATORS
-from orchestrator.meta_models import size_of
+from orchestrator.sizes.meta_models import size_of
 
 MODEL = ModelSize(
     parameters=1000,

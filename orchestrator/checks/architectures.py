@@ -1,0 +1,80 @@
+"""Architectures and weights at the door: whether roles and engines can run a model, before any of them starts.
+
+A ModelFacts flows in, nothing or a ConfigError flows out. No weight is read, only their names and shapes.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from orchestrator.checks.models import ModelFacts
+from orchestrator.errors import ConfigError
+from roles.config.roles import Dtype
+from roles.errors import ModelError
+
+if TYPE_CHECKING:
+    from roles.model_files.weight_check import Use
+
+OTHERWISE_ON_CPU = {
+    "Ernie4_5_MoeForCausalLM": "vLLM's CPU build chooses other experts than transformers does (it reads the router's "
+    "correction bias otherwise)",
+}
+"""Architectures whose engines do not compute what the trainer computes, even with the weights of the folder."""
+
+LATENT_SIZE = 576
+"""Numbers of a cached token that vLLM's latent attention on CPU is compiled for: DeepSeek's 512 + 64."""
+
+HEAD_SIZES = (32, 64, 80, 96, 112, 128, 160, 192, 224, 256, 512)
+"""Numbers of an attention head that vLLM's attention on CPU (0.32) is compiled for."""
+
+
+def check_attention(model: ModelFacts) -> None:
+    """The trainer's roles read packed sequences: every layer must attend through transformers' interface."""
+    # These load torch: not before the quick checks have passed.
+    from roles.model_files.weight_check import read_config
+    from roles.models.attention import check_architecture
+
+    trust = model.source.trust_remote_code
+    try:
+        check_architecture(read_config(model.folder, trust_remote_code=trust), trust_remote_code=trust)
+    except (ModelError, ValueError, OSError) as error:
+        raise ConfigError(f"{model.where}: {error}") from None
+
+
+def check_weights(model: ModelFacts, use: Use) -> None:
+    """The folder has the weights that the role reads, all of them and no others."""
+    from roles.model_files import weight_check  # loads torch
+
+    try:
+        weight_check.check_weights(model.folder, use, trust_remote_code=model.source.trust_remote_code)
+    except ModelError as error:
+        raise ConfigError(f"{model.where}: {error}") from None
+
+
+def check_cpu_engine(model: ModelFacts, dtype: Dtype) -> None:
+    """What vLLM's CPU build (0.32) cannot run right, and would say, or not say, a minute after the start."""
+    for architecture in model.config.get("architectures") or []:
+        if architecture in OTHERWISE_ON_CPU:
+            raise ConfigError(
+                f"{model.where} is a {architecture}: {OTHERWISE_ON_CPU[architecture]}; use device: cuda or another "
+                "model"
+            )
+    latent = model.config.get("kv_lora_rank")
+    if not isinstance(latent, int):
+        _check_head_size(model)
+        return
+    size = latent + int(model.config.get("qk_rope_head_dim") or 0)
+    if dtype != "bfloat16" or size != LATENT_SIZE:
+        raise ConfigError(
+            f"{model.where} has latent attention (kv_lora_rank + qk_rope_head_dim = {size}), which vLLM's CPU build "
+            f"has for {LATENT_SIZE} in bfloat16 alone, and the engines' dtype is {dtype}; "
+            + ("set rollout.engine.dtype: bfloat16" if size == LATENT_SIZE else "use device: cuda or another model")
+        )
+
+
+def _check_head_size(model: ModelFacts) -> None:
+    if model.head_size is not None and model.head_size not in HEAD_SIZES:
+        raise ConfigError(
+            f"{model.where} has attention heads of {model.head_size} numbers (head_dim), and vLLM's CPU build has them "
+            f"of {', '.join(map(str, HEAD_SIZES))}; use device: cuda or another model"
+        )

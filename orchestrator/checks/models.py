@@ -1,0 +1,266 @@
+"""Models at the door: folders, weights, tokenizers and sizes, before any actor starts. Called by
+`orchestrator.checks.commands`.
+
+A ModelConfig flows in, a ModelFacts flows out; or a ConfigError that names key, value and mend. Only small files are
+read (configuration, tokenizer, the headers of the weights); a GGUF file is converted, or a hub's model fetched, if that
+has not been done before, because both are needed next.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from orchestrator.data.datasets import is_hub_name
+from orchestrator.errors import ConfigError
+from orchestrator.sizes.families import FAMILIES
+from roles.config.roles import Dtype, ModelConfig
+from roles.errors import ModelError
+from roles.model_files.value_heads import Head, find_head, normalisation
+from roles.model_files.weight_files import stored_weights
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "spiece.model", "vocab.txt")
+"""Any of them makes a tokenizer."""
+
+CONTEXT_KEYS = ("max_position_embeddings", "n_positions", "max_sequence_length", "seq_length", "n_ctx")
+"""How configurations of different architectures call the longest sequence they know."""
+
+SIZES = (
+    *("hidden_size", "n_embd", "intermediate_size", "vocab_size", "num_hidden_layers", "n_layer", "head_dim"),
+    *("num_attention_heads", "n_head", "num_key_value_heads", *CONTEXT_KEYS),
+)
+"""Keys whose values are whole numbers above 0, or lists of them."""
+
+BYTES: dict[Dtype, int] = {"float32": 4, "bfloat16": 2}
+
+
+@dataclass(frozen=True)
+class ModelFacts:
+    """What the small files of a usable model folder say."""
+
+    key: str
+    """Key path of the model's section."""
+    source: ModelConfig
+    folder: Path
+    """The Hugging Face folder."""
+    config: dict[str, Any]
+    """`config.json`."""
+
+    @property
+    def where(self) -> str:
+        """How errors name the model."""
+        return f"{self.key}.path={self.source.path}"
+
+    @cached_property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """With a pad token that is not EOS."""
+        from roles.text.tokenizer import load_tokenizer
+
+        try:
+            return load_tokenizer(self.folder, trust_remote_code=self.source.trust_remote_code)
+        except ModelError as error:
+            raise ConfigError(f"{self.where}: {error}") from None
+
+    @cached_property
+    def head(self) -> Head | None:
+        """The head with numbers of a reward model or critic; None: there is none, as in a language model."""
+        try:
+            normalisation(self.config)
+            return find_head(stored_weights(self.folder), self.config)
+        except ModelError as error:
+            raise ConfigError(f"{self.where}: {error}") from None
+
+    @property
+    def context(self) -> int | None:
+        """Longest sequence; None for an architecture without a limit."""
+        found = [self.text[key] for key in CONTEXT_KEYS if isinstance(self.text.get(key), int)]
+        return min(found) if found else None
+
+    @property
+    def vocabulary(self) -> int | None:
+        """Rows of the embedding."""
+        return self._number("vocab_size")
+
+    @property
+    def layers(self) -> int | None:
+        """Decoder layers of the folder, before any are cut."""
+        return self._number("num_hidden_layers", "n_layer")
+
+    @property
+    def heads(self) -> int | None:
+        """Attention heads."""
+        return self._number("num_attention_heads", "n_head")
+
+    @property
+    def kv_heads(self) -> int | None:
+        """Heads of keys and values."""
+        return self._number("num_key_value_heads", "num_attention_heads", "n_head")
+
+    @property
+    def head_size(self) -> int | None:
+        """Numbers of one attention head."""
+        hidden, family = self._number("hidden_size", "n_embd"), FAMILIES.get(self.text.get("model_type", ""))
+        said = self._number("head_dim") or (family and family.defaults.get("head_dim"))
+        return said or (hidden // self.heads if hidden and self.heads else None)
+
+    def kv_bytes_per_token(self, dtype: Dtype) -> int | None:
+        """KV cache of one token over all layers; None where the configuration does not say, or windows slide."""
+        if not self.layers or not self.head_size or not self.kv_heads or self.text.get("sliding_window"):
+            return None
+        return 2 * self.layers * self.kv_heads * self.head_size * BYTES[dtype]
+
+    def _number(self, *keys: str) -> int | None:
+        return next((self.text[key] for key in keys if isinstance(self.text.get(key), int)), None)
+
+    @property
+    def text(self) -> dict[str, Any]:
+        """The part of the configuration that the language model has, in a model of several parts."""
+        part: dict[str, Any] = self.config.get("text_config", self.config)
+        return part
+
+
+def check_folder(model: ModelConfig, key: str, mend: str = "correct the path") -> None:
+    """The quick look: is everything there? `mend` is what to do if the folder is not."""
+    folder = Path(model.path).expanduser()
+    if folder.is_dir():
+        _check_files(folder, model, key)
+    elif not is_hub_name(model.path):
+        kind = "is a file, not a folder" if folder.exists() else "does not exist"
+        raise ConfigError(f"{key}.path={model.path} {kind}; {mend}")
+
+
+def model_facts(model: ModelConfig, key: str, cache: str) -> ModelFacts:
+    """The full look, after a conversion or download if that is needed."""
+    check_folder(model, key)
+    folder = Path(model.path).expanduser()
+    if model.gguf_file is not None or not folder.is_dir():
+        folder = _resolved(model, key, cache)
+        _check_files(folder, model.model_copy(update={"gguf_file": None}), key)
+    facts = ModelFacts(key, model, folder, _read_json(folder / "config.json", key))
+    _check_architecture(facts)
+    return facts
+
+
+def _resolved(model: ModelConfig, key: str, cache: str) -> Path:
+    from roles.model_files.conversion import resolve_model
+
+    try:
+        return resolve_model(model.model_copy(update={"layers": None}), Path(cache))
+    except ModelError as error:
+        raise ConfigError(f"{key}.path={model.path}: {error}") from None
+
+
+def _check_files(folder: Path, model: ModelConfig, key: str) -> None:
+    where = f"{key}.path={model.path}"
+    ggufs = sorted(file.name for file in folder.glob("*.gguf"))
+    if model.gguf_file is not None:
+        file = folder / model.gguf_file
+        if not file.is_file():
+            near = difflib.get_close_matches(model.gguf_file, ggufs, n=1, cutoff=0.0)
+            mend = f"did you mean {near[0]}?" if near else "the folder has no GGUF file at all"
+            raise ConfigError(f"{key}.gguf_file={model.gguf_file} is not in {folder}; {mend}")
+        with file.open("rb") as opened:
+            if opened.read(4) != b"GGUF":
+                raise ConfigError(f"{key}.gguf_file={model.gguf_file} is not a GGUF file; fetch it anew")
+        return
+    if not (folder / "config.json").is_file():
+        mend = f"set {key}.gguf_file={ggufs[0]}" if ggufs else "name the folder that `save_pretrained` wrote"
+        raise ConfigError(f"{where} has no config.json; {mend}")
+    if not any((folder / name).is_file() for name in TOKENIZER_FILES):
+        raise ConfigError(f"{where} has no tokenizer (tokenizer.json); save it there with tokenizer.save_pretrained")
+    try:
+        stored_weights(folder)
+    except ModelError as error:
+        raise ConfigError(f"{where}: {error}") from None
+
+
+def _check_architecture(facts: ModelFacts) -> None:
+    config = facts.config
+    if "model_type" not in config and "auto_map" not in config:
+        raise ConfigError(f"{facts.where}: config.json names no model_type; name a transformers model's folder")
+    if config.get("quantization_config"):
+        raise ConfigError(
+            f"{facts.where} is quantised, and training needs whole weights; name the folder they come from"
+        )
+    if config.get("is_encoder_decoder"):
+        raise ConfigError(f"{facts.where} is an encoder-decoder ({config['model_type']}); use a decoder-only model")
+    for key in SIZES:
+        value = facts.text.get(key)
+        if value is not None and not isinstance(value, list) and (type(value) is not int or value < 1):
+            raise ConfigError(f"{facts.where}: config.json says {key}={value!r}, which is no size; fetch it anew")
+    layers, kept = facts.layers, facts.source.layers
+    if kept is not None and layers is not None and kept > layers:
+        raise ConfigError(
+            f"{facts.key}.layers={kept}, but {facts.source.path} has {layers}; lower it, or set it to null"
+        )
+
+
+def _read_json(file: Path, key: str) -> dict[str, Any]:
+    try:
+        data = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{key}: {file} cannot be read: {error}; fetch it anew") from None
+    if not isinstance(data, dict):
+        raise ConfigError(f"{key}: {file} is not a JSON object; fetch it anew")
+    return data
+
+
+def check_context(model: ModelFacts, longest: int, said_by: str) -> None:
+    """`longest` tokens, as `said_by` says, are not more than the model reads."""
+    if model.context is not None and longest > model.context:
+        said = said_by if "=" in said_by else f"{said_by}={longest}"
+        raise ConfigError(
+            f"{said} is {longest} tokens, more than the {model.context} that {model.where} can read; lower them, or "
+            "use a model with a longer context"
+        )
+
+
+def check_tokenizer(model: ModelFacts) -> None:
+    """A response must be able to end (`roles.text.tokenizer` sees to it that padding does not look like that end)."""
+    tokenizer = model.tokenizer
+    if tokenizer.eos_token_id is None:
+        raise ConfigError(f"{model.where}: the tokenizer has no EOS token; set eos_token in its tokenizer_config.json")
+    check_vocabulary(model)
+
+
+def check_vocabulary(model: ModelFacts) -> None:
+    """Every token of the tokenizer has an embedding."""
+    tokens = len(model.tokenizer)
+    if model.vocabulary is not None and model.vocabulary < tokens:
+        raise ConfigError(
+            f"{model.where}: the tokenizer has {tokens} tokens, but the model only {model.vocabulary} embeddings; "
+            "resize them (model.resize_token_embeddings), or save the tokenizer that belongs to the model"
+        )
+
+
+def check_same_tokens(other: ModelFacts, actor: ModelFacts, mend: str) -> None:
+    """Both tokenizers give every word the same number."""
+    if other.folder == actor.folder:
+        return
+    check_vocabulary(other)
+    mine, theirs = actor.tokenizer.get_vocab(), other.tokenizer.get_vocab()
+    if mine == theirs:
+        return
+    moved = min((t for t in mine if mine[t] != theirs.get(t)), key=mine.__getitem__, default=None)
+    example = f"e.g. {moved!r} is {mine[moved]} and {theirs.get(moved)}" if moved is not None else "it has more tokens"
+    raise ConfigError(
+        f"{other.where} has another tokenizer than {actor.where} ({len(theirs)} and {len(mine)} tokens; {example}); "
+        f"{mend}"
+    )
+
+
+def check_reward_head(reward: ModelFacts) -> None:
+    """The model has a head, which answers with one number."""
+    if reward.head is None:
+        names = ", ".join(reward.config.get("architectures") or ["an unknown architecture"])
+        raise ConfigError(
+            f"{reward.where} is {names}, not a reward model (…ForSequenceClassification, or a value head): its weights "
+            "have no head; train one: tetrarch reward CONFIG"
+        )

@@ -1,0 +1,102 @@
+"""How a command ends: what goes wrong becomes one block on stderr and an exit code. Called by
+`orchestrator.commands.app`.
+
+The traceback of a failed run goes to `<run_dir>/logs/driver.log`, and is shown with `--debug`.
+"""
+
+from __future__ import annotations
+
+import sys
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, NoReturn
+
+import typer
+
+from cluster.errors import ClusterError, ClusterUnreachable, PlacementError, Terminated
+from orchestrator.config.run import RunConfig
+from orchestrator.errors import ConfigError, TetrarchError
+from orchestrator.run.checkpoint import progress_of
+from roles.errors import RoleError
+
+if TYPE_CHECKING:
+    from orchestrator.data.pairs import Pairs
+    from orchestrator.data.prompts import Questions
+
+RUN_FAILED = 1
+CONFIG_WRONG = 2
+INTERRUPTED = 130
+TERMINATED = 143
+
+DRIVER_LOG = "logs/driver.log"
+"""Where in `run_dir` the traceback of a failed run goes."""
+
+
+class Report:
+    """What a command tells on stderr; it knows, once the configuration has loaded, where a traceback belongs."""
+
+    def __init__(self) -> None:
+        self.config: RunConfig | None = None
+
+    def loaded(self, config: RunConfig) -> RunConfig:
+        """Remember where errors belong, and say what comes next."""
+        self.config = config
+        typer.echo("checking the configuration and what it names (the first time, models are converted)", err=True)
+        return config
+
+    def read(self, *data: Questions | Pairs | None) -> None:
+        """Say what the door has read, and show a row of the first."""
+        found = [source for source in data if source is not None]
+        for source in found:
+            typer.echo(source.summary, err=True)
+        if found and found[0].example:
+            typer.echo(found[0].example, err=True)
+
+    def fail(self, headline: str, error: BaseException, code: int, debug: bool) -> NoReturn:
+        if debug:
+            traceback.print_exception(error)
+        message = str(error) or type(error).__name__
+        if not isinstance(error, (TetrarchError, RoleError, ClusterError)):
+            message = f"{type(error).__name__}: {message}"
+        typer.secho(f"error: {headline}", fg=typer.colors.RED, bold=True, err=True)
+        typer.echo("\n".join(f"  {line}" for line in message.splitlines()), err=True)
+        if code == RUN_FAILED and self.config is not None:
+            typer.echo(f"  ({_log_traceback(Path(self.config.run_dir), error)})", err=True)
+        sys.stderr.flush()
+        raise typer.Exit(code)
+
+
+@contextmanager
+def reported(debug: bool) -> Iterator[Report]:
+    """Turn what goes wrong inside into one block on stderr and the exit code."""
+    report = Report()
+    try:
+        yield report
+    except ConfigError as error:
+        report.fail("the configuration is wrong", error, CONFIG_WRONG, debug)
+    except PlacementError as error:
+        report.fail("the placement does not fit", error, CONFIG_WRONG, debug)
+    except ClusterUnreachable as error:
+        report.fail("no access to the cluster", error, CONFIG_WRONG, debug)
+    except KeyboardInterrupt as error:
+        ended = isinstance(error, Terminated)
+        typer.secho("ended by SIGTERM" if ended else "stopped", fg=typer.colors.YELLOW, bold=True, err=True)
+        if report.config is not None:
+            typer.echo(f"  {progress_of(Path(report.config.run_dir))}", err=True)
+        raise typer.Exit(TERMINATED if ended else INTERRUPTED) from None
+    except Exception as error:
+        report.fail("the run failed", error, RUN_FAILED, debug)
+
+
+def _log_traceback(run_dir: Path, error: BaseException) -> str:
+    """Where the traceback is; where no log can be written, that alone is told, so that it does not hide the error."""
+    log = run_dir / DRIVER_LOG
+    try:
+        log.parent.mkdir(parents=True, exist_ok=True)
+        with log.open("a", encoding="utf-8") as file:
+            traceback.print_exception(error, file=file)
+    except OSError as failed:
+        return f"no traceback, since {log.parent} cannot be written to: {failed.strerror}; --debug shows it"
+    return f"traceback: {log}"

@@ -1,0 +1,177 @@
+"""`tetrarch submit`: the run as a job on a Ray cluster, started from here.
+
+A RunConfig that has been checked, and the words of the command, flow in; the job's log flows to stdout, all else to
+stderr, and the job's exit code flows out. Called by `orchestrator.commands.app`; `cluster.runtime.jobs` talks to the
+cluster.
+"""
+
+from __future__ import annotations
+
+import re
+import secrets
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import typer
+from pydantic import SecretStr
+
+from cluster.capacity.shortage import check_capacity
+from cluster.errors import ClusterError
+from cluster.placement.plan import plan
+from cluster.runtime.job_follower import FAILED, STOPPED, Follower, JobState
+from cluster.runtime.jobs import STOP_S, RayJobs
+from orchestrator.checks.commands import check_lasting
+from orchestrator.commands.exits import INTERRUPTED
+from orchestrator.config.loading import apply_override
+from orchestrator.config.needs import needs, training
+from orchestrator.config.run import RunConfig
+from orchestrator.errors import ConfigError
+from roles.redaction import without_credentials
+
+STOP_DEADLINE_S = 2.0 * STOP_S
+
+
+@dataclass(frozen=True, slots=True)
+class Submission:
+    """What the job runs, and where it comes from."""
+
+    config_file: Path
+    """Relative to `working_dir`."""
+    overrides: Sequence[str]
+    flags: Sequence[str]
+    working_dir: Path
+
+    @property
+    def command(self) -> list[str]:
+        """Works where no `tetrarch` is installed: the code comes with the working directory."""
+        return ["python", "-m", "orchestrator", "train", str(self.config_file), *self.overrides, *self.flags]
+
+
+def in_working_dir(config_file: Path, working_dir: Path) -> Path:
+    """The configuration's path in the job. ConfigError if it does not travel."""
+    if not working_dir.is_dir():
+        raise ConfigError(f"--working-dir={working_dir} is not a folder; name the one that holds the code")
+    whole, root = config_file.resolve(), working_dir.resolve()
+    if not whole.is_relative_to(root):
+        raise ConfigError(
+            f"{config_file} is not in the working directory {root}, which is what the job sees; move it there, or "
+            "say --working-dir"
+        )
+    return whole.relative_to(root)
+
+
+def check_travels(config: RunConfig, overrides: Sequence[str]) -> None:
+    """ConfigError for what a job would lose, or show to everybody."""
+    run_dir = Path(config.run_dir)
+    if not run_dir.is_absolute():
+        raise ConfigError(
+            f"run_dir={run_dir} is relative: it would lie in the job's own copy of the working directory, and be lost "
+            f"with it; use an absolute path on storage that all nodes share, such as run_dir=/shared/{run_dir}"
+        )
+    check_lasting(run_dir, "run_dir")
+    sections = config.model_dump(by_alias=True)
+    for override in overrides:
+        data: dict[str, Any] = {}
+        apply_override(data, override)
+        hidden = {text for section in data for text in _secrets(sections[section])}
+        if any(text in hidden or text != without_credentials(text) for text in _texts(data)):
+            raise ConfigError(
+                f"the override of {override.partition('=')[0]} holds a secret, and Ray's dashboard shows the command "
+                "of a job; write it into the configuration file"
+            )
+
+
+def check_room(config: RunConfig, jobs: RayJobs) -> None:
+    """PlacementError, naming the shortage, if the cluster's nodes can never hold the run."""
+    check_capacity(plan(config.placement, needs(config, training(config))), jobs.nodes())
+
+
+def run_job(jobs: RayJobs, config: RunConfig, submission: Submission) -> int:
+    """Upload, start, follow to the end: the job's exit code."""
+    if not (submission.working_dir / "orchestrator" / "__main__.py").is_file():
+        _tell(f"{submission.working_dir.resolve()} has no orchestrator/: the nodes must have tetrarch installed")
+    _tell(f"uploading {submission.working_dir.resolve()} to {jobs.address} (what .gitignore names stays here)")
+    job = jobs.submit(_name(config), submission.command, submission.working_dir)
+    _tell(f"job {job} is submitted; its log follows. Ctrl-C asks whether to stop it", color=typer.colors.GREEN)
+    return follow(jobs, job, ask=_ask if sys.stdin.isatty() else None)
+
+
+def follow(jobs: RayJobs, job: str, ask: Callable[[str], bool] | None) -> int:
+    """The job's exit code; 130 after Ctrl-C. `ask`: null where nobody can answer."""
+    follower = Follower(jobs, job, _show, _tell)
+    try:
+        return _ended(job, follower.until_end())
+    except ClusterError as error:
+        raise ClusterError(f"{error}\n{_left(jobs, job)}") from error
+    except KeyboardInterrupt:
+        print(file=sys.stderr)
+    if ask is None or not ask(f"stop the job {job}?"):
+        _tell(_left(jobs, job))
+        return INTERRUPTED
+    _tell(f"stopping; it has {STOP_S} s to end its ranks (Ctrl-C: do not wait)")
+    try:
+        jobs.stop(job)
+        _ended(job, follower.until_end(STOP_DEADLINE_S))
+    except ClusterError as error:
+        raise ClusterError(f"{error}\n{_left(jobs, job)}") from error
+    except KeyboardInterrupt:
+        _tell(f"Ray goes on stopping it; look with: ray job status --address {jobs.address} {job}")
+    return INTERRUPTED
+
+
+def _ended(job: str, state: JobState) -> int:
+    said = {STOPPED: "was stopped", FAILED: f"failed with exit code {state.exit_code}"}
+    why = f": {state.message}" if state.status == FAILED and state.driver_code is None else ""
+    color = typer.colors.GREEN if state.exit_code == 0 else typer.colors.RED
+    _tell(f"job {job} {said.get(state.status, 'succeeded')}{why}", color=color)
+    return state.exit_code
+
+
+def _left(jobs: RayJobs, job: str) -> str:
+    return (
+        f"the job {job} goes on without us\n"
+        f"  follow it:  ray job logs --follow --address {jobs.address} {job}\n"
+        f"  stop it:    ray job stop --address {jobs.address} {job}"
+    )
+
+
+def _ask(question: str) -> bool:
+    try:
+        return typer.confirm(question, default=False, err=True)
+    except typer.Abort:  # Ctrl-C again, or the end of the input
+        return False
+
+
+def _name(config: RunConfig) -> str:
+    """Of the job: the run's, and something that no other job has."""
+    return f"{re.sub(r'[^A-Za-z0-9_-]', '-', Path(config.run_dir).name) or 'run'}-{secrets.token_hex(4)}"
+
+
+def _show(piece: str) -> None:
+    sys.stdout.write(piece)
+    sys.stdout.flush()
+
+
+def _tell(text: str, color: str | None = None) -> None:
+    typer.secho(text, fg=color, err=True)
+
+
+def _secrets(value: Any) -> Iterator[str]:
+    """Every secret in a section of the configuration, as text."""
+    if isinstance(value, SecretStr):
+        yield value.get_secret_value()
+    elif isinstance(value, dict | list | tuple):
+        for inner in value.values() if isinstance(value, dict) else value:
+            yield from _secrets(inner)
+
+
+def _texts(value: Any) -> Iterator[str]:
+    """Every plain value of parsed YAML, as text; without the spaces around it, which the configuration drops too."""
+    if isinstance(value, dict | list):
+        for inner in value.values() if isinstance(value, dict) else value:
+            yield from _texts(inner)
+    else:
+        yield str(value).strip()

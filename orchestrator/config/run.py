@@ -1,0 +1,284 @@
+"""The whole configuration of a run. A YAML file and `key.path=value` overrides flow in, a frozen RunConfig flows out.
+
+Imports neither torch, ray, vllm nor deepspeed, so that a file can be checked on a laptop.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import Field, model_validator
+
+from cluster.config import Deadlines, LocalPlacement, PlacementConfig
+from orchestrator.config.ppo import PpoConfig
+from orchestrator.config.rules import inconsistencies, without_idle_gpus
+from roles.config.environment import FunctionEnvironment
+from roles.config.roles import (
+    ActorConfig,
+    CriticConfig,
+    Dtype,
+    EnsembleReward,
+    EnvironmentReward,
+    FunctionReward,
+    ModelConfig,
+    ModelReward,
+    OneReward,
+    OptimizerConfig,
+    Pooling,
+    ReferenceConfig,
+    RewardConfig,
+    RolloutConfig,
+    Section,
+)
+
+
+class DatasetConfig(Section):
+    """Rows that the `datasets` library can load."""
+
+    path: str = Field(min_length=1)
+    """A hub name, a `.jsonl`, `.json`, `.csv` or `.parquet` file, or a directory."""
+    name: str | None = None
+    """A hub data set's configuration."""
+    split: str = "train"
+    """As `datasets` writes it; `train[:1000]` works."""
+    limit: int | None = Field(default=None, ge=1)
+    """Use only the first so many rows."""
+
+
+class PromptsConfig(Section):
+    """What the policy is asked."""
+
+    train: DatasetConfig
+    """Prompts that are trained on."""
+    heldout: DatasetConfig | None = None
+    """Prompts that are never trained on, for `evaluation`."""
+    max_tokens: int = Field(ge=1)
+    """Longest prompt, in tokens, after the chat template."""
+    column: Literal["prompt", "messages", "prompt_token_ids"] | None = None
+    """The column that holds the prompt; null: the one of the three that the rows have."""
+    too_long: Literal["error", "skip", "truncate"] = "error"
+    """A longer prompt ends the run, is left out (counted), or loses its first tokens (counted)."""
+
+
+class EvaluationConfig(Section):
+    """What is measured on the held-out prompts before, after and every so many steps."""
+
+    every: int = Field(default=0, ge=0)
+    """PPO steps between evaluations; 0: only before the first and after the last."""
+    prompts: int = Field(default=128, ge=1)
+    """Of the held-out ones, from the first."""
+    judge: FunctionReward | None = None
+    """A gold scorer with the reward function's signature; null: the proxy score alone."""
+    samples: int = Field(default=3, ge=0)
+    """Responses shown side by side."""
+
+
+class CheckpointConfig(Section):
+    """State that a run resumes from."""
+
+    every: int = Field(default=0, ge=0)
+    """PPO steps between checkpoints; 0: `minutes` alone says when. There is one after the last step always."""
+    minutes: float | None = Field(default=None, ge=0)
+    """After a step that ends so many minutes or more after the last checkpoint there is one; 0: never. null: 15 where
+    `every` is 0, else 0."""
+    keep: int = Field(default=2, ge=1)
+    """Newest whole ones that stay."""
+
+    @property
+    def interval_s(self) -> float:
+        """Seconds between checkpoints; infinite where none is due by time."""
+        minutes = (0.0 if self.every else 15.0) if self.minutes is None else self.minutes
+        return 60.0 * minutes or math.inf
+
+
+class ReportConfig(Section):
+    """What a run writes beside `metrics.jsonl`."""
+
+    tensorboard: bool = True
+    """TensorBoard files in `run_dir`."""
+    html: bool = True
+    """One self-contained `report.html`."""
+
+
+class PairDataset(Section):
+    """Preference pairs from a data set with columns `prompt` (or `messages`), `chosen`, `rejected`."""
+
+    type: Literal["dataset"]
+    """Pairs that exist."""
+    dataset: DatasetConfig
+    """Where they are."""
+
+
+class SampledPairs(Section):
+    """The policy's own responses to the training prompts, ranked by a judge (synthetic gold, arXiv 2210.10760)."""
+
+    type: Literal["sampled"]
+    """Pairs that are made."""
+    judge: FunctionReward
+    """Ranks the responses."""
+    responses_per_prompt: int = Field(default=4, ge=2)
+    """Every two of them that the judge does not call equal are compared."""
+    prompts: int | None = Field(default=None, ge=1)
+    """Training prompts to use; null is all."""
+
+
+PairsConfig = Annotated[PairDataset | SampledPairs, Field(discriminator="type")]
+
+
+class RewardTrainingConfig(Section):
+    """`tetrarch reward`: a reward model from preference pairs with the Bradley–Terry loss."""
+
+    output: str = Field(min_length=1)
+    """Folder of the trained model; point `reward.model.path` at it."""
+    model: ModelConfig
+    """Backbone."""
+    pairs: PairsConfig
+    """What it learns from."""
+    heldout_fraction: float = Field(default=0.2, gt=0, lt=1)
+    """Share of the groups (a prompt's compared responses) that is not trained on, for the accuracy."""
+    epochs: int = Field(default=1, ge=1)
+    """Passes over the pairs."""
+    groups_per_step: int = Field(default=16, ge=1)
+    """Groups (a prompt's compared responses) of one optimizer step."""
+    optimizer: OptimizerConfig = OptimizerConfig(learning_rate=5e-5)
+    """AdamW."""
+    freeze_backbone: bool = False
+    """Train the head alone: fast, and all that a few hundred comparisons can teach a small backbone."""
+    pooling: Pooling = "last"
+    """What a response's number is: the head's at the last token, or its mean over all tokens (`score_pooling` in the
+    folder's config.json). A critic that starts from a `mean` model values a state by the mean so far."""
+    micro_batch_tokens: int = Field(default=4096, ge=1)
+    """Tokens of one packed forward pass on one rank."""
+    max_tokens: int = Field(default=1024, ge=2)
+    """Prompt + response; longer pairs are left out (counted)."""
+    minimum_accuracy: float = Field(default=0.0, ge=0, lt=1)
+    """The command fails unless the held-out pair accuracy is above this with its whole 95 % interval; 0.5 is chance."""
+
+
+class CanaryConfig(Section):
+    """Whether the engines sample from the trainer's weights: in every batch, before anything is trained on it, their
+    log-probabilities of the sampled tokens are compared with the actor's. Where they differ by too much, the run ends
+    with exit code 1 and a checkpoint. With `rollout.top_k` only large differences show."""
+
+    enabled: bool = True
+    """false: nothing is compared (`engine/logprob_gap_mean` is reported all the same)."""
+    limit: float | None = Field(default=None, gt=0)
+    """Largest mean difference, in nats per token. null, in float32: 1e-4. null, where actor or engines are in bfloat16:
+    0.2 for the weights that the engines load from the folder, then `growth` times what those had, at least 0.01. Both
+    are divided by a temperature below 1."""
+    growth: float = Field(default=5.0, gt=1)
+    """Of the difference between the weights from the folder and pushed ones."""
+
+
+class RunConfig(Section):
+    """One run."""
+
+    run_dir: str = Field(min_length=1)
+    """Everything the run leaves behind goes here."""
+    seed: int = Field(default=1, ge=0, lt=2**32)
+    """Of prompt order, sampling, mini-batches and new heads."""
+    steps: int = Field(ge=1)
+    """PPO steps."""
+    device: Literal["cpu", "cuda"] = "cpu"
+    """Where all models run."""
+    dtype: Dtype = "float32"
+    """Of the models' weights and activations; losses, values and log-probabilities are float32 always."""
+    model_cache: str = Field(default="runs/models", min_length=1)
+    """Where converted models (GGUF, cut layers) are kept."""
+    prompts: PromptsConfig
+    """What the policy is asked."""
+    actor: ActorConfig
+    """The policy."""
+    critic: CriticConfig = CriticConfig()
+    """The value model."""
+    reference: ReferenceConfig = ReferenceConfig()
+    """The frozen policy."""
+    reward: RewardConfig
+    """What is maximised."""
+    environment: FunctionEnvironment | None = None
+    """What the policy converses with; null: a sample is one response to a prompt."""
+    rollout: RolloutConfig
+    """How the policy is sampled."""
+    ppo: PpoConfig = PpoConfig()
+    """How it learns."""
+    canary: CanaryConfig = CanaryConfig()
+    """Whether the engines sample from the trainer's weights."""
+    evaluation: EvaluationConfig = EvaluationConfig()
+    """What is measured on held-out prompts."""
+    checkpoint: CheckpointConfig = CheckpointConfig()
+    """State that a run resumes from."""
+    report: ReportConfig = ReportConfig()
+    """What a run writes beside its metrics."""
+    reward_training: RewardTrainingConfig | None = None
+    """For `tetrarch reward`; the other commands do not read it."""
+    placement: PlacementConfig = LocalPlacement()
+    """Which group sits where."""
+    deadlines: Deadlines = Deadlines()
+    """How long is waited for whom."""
+
+    @property
+    def model_roles(self) -> tuple[str, ...]:
+        """The roles of a training run that hold a model."""
+        critic = ("critic",) if self.ppo.uses_critic else ()
+        rewards = (role for role, scorer in self.scorers.items() if isinstance(scorer, ModelReward))
+        reference = () if self.reference.share_actor else ("reference",)
+        return ("rollout", "actor", *critic, *reference, *rewards)
+
+    @property
+    def reference_role(self) -> str:
+        """On whose ranks the reference lives."""
+        return "actor" if self.reference.share_actor else "reference"
+
+    @property
+    def scorers(self) -> dict[str, OneReward]:
+        """By role: `reward`, or `reward.NAME` of each member of an ensemble; none where the environment says it all."""
+        if isinstance(self.reward, EnvironmentReward):
+            return {}
+        if isinstance(self.reward, EnsembleReward):
+            return {f"reward.{name}": member for name, member in self.reward.members.items()}
+        return {"reward": self.reward}
+
+    def section(self, role: str) -> Any:
+        """What is said about a role."""
+        return self.scorers[role] if role in self.scorers else getattr(self, role)
+
+    @property
+    def longest_response(self) -> int:
+        """Most tokens that the policy generates for one sample."""
+        if self.environment is None:
+            return self.rollout.max_response_tokens
+        return min(self.environment.max_turns * self.rollout.max_response_tokens, self.environment.max_tokens - 1)
+
+    @property
+    def longest_sample(self) -> int:
+        """Most tokens of one sample, prompt included."""
+        if self.environment is None:
+            return self.prompts.max_tokens + self.rollout.max_response_tokens
+        return self.environment.max_tokens
+
+    @property
+    def critic_model(self) -> ModelConfig | None:
+        """What the critic starts from; None where nothing says it."""
+        if self.critic.model is not None:
+            return self.critic.model
+        if self.critic.initialise_from == "policy":
+            return self.actor.model
+        return self.reward.model if isinstance(self.reward, ModelReward) else None
+
+    @property
+    def samples_per_step(self) -> int:
+        """Rows of one PPO batch."""
+        return self.rollout.prompts_per_step * self.rollout.responses_per_prompt
+
+    @model_validator(mode="before")
+    @classmethod
+    def _filled_in(cls, data: Any) -> Any:
+        return without_idle_gpus(data)
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        problems = inconsistencies(self)
+        if problems:
+            raise ValueError("\n".join(problems))
+        return self

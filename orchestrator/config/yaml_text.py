@@ -1,0 +1,96 @@
+"""YAML as users mean it. Text flows in, plain Python values flow out (and back). Called by
+`orchestrator.config.loading`.
+
+PyYAML follows YAML 1.1, where `1e-5` is text, `on` and `no` are booleans, `1:30` is 90 and `010` is 8. This loader
+reads scalars as YAML 1.2 (core schema) does, refuses a key that stands twice in one mapping, and never quotes the text
+in its errors, because the text may hold a secret.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import yaml
+
+_SCALARS: list[tuple[str, str, str]] = [
+    ("tag:yaml.org,2002:null", r"~|null|Null|NULL|", "~nN\0"),
+    ("tag:yaml.org,2002:bool", r"true|True|TRUE|false|False|FALSE", "tTfF"),
+    ("tag:yaml.org,2002:int", r"[-+]?[0-9][0-9_]*|0o[0-7]+|0x[0-9a-fA-F]+", "-+0123456789"),
+    (
+        "tag:yaml.org,2002:float",
+        r"[-+]?(?:\.[0-9]+|[0-9][0-9_]*(?:\.[0-9]*)?)(?:[eE][-+]?[0-9]+)?|[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN)",
+        "-+0123456789.",
+    ),
+    ("tag:yaml.org,2002:merge", r"<<", "<"),
+]
+"""Tag, full pattern and first characters of each kind of plain scalar; the rest is text. Earlier lines win."""
+
+
+class YamlError(ValueError):
+    """The text is not YAML, or says a key twice; the message names line and column."""
+
+
+class _Loader(yaml.SafeLoader):
+    """SafeLoader with the scalars of YAML 1.2 and without duplicate keys."""
+
+    def compose_mapping_node(self, anchor: dict[Any, yaml.Node]) -> yaml.MappingNode:
+        node = super().compose_mapping_node(anchor)
+        seen: dict[str, int] = {}
+        for key, _ in node.value:
+            if not isinstance(key, yaml.ScalarNode):
+                continue
+            line = key.start_mark.line + 1
+            if key.value in seen:
+                first = seen[key.value]
+                raise YamlError(f"line {line}: `{key.value}` already stands at line {first}; keep one of the two")
+            seen[key.value] = line
+        return node
+
+
+def _construct_int(loader: _Loader, node: yaml.ScalarNode) -> int:
+    text = node.value.replace("_", "")
+    return int(text, 0) if text.startswith(("0o", "0x")) else int(text)
+
+
+def _construct_float(loader: _Loader, node: yaml.ScalarNode) -> float:
+    text = node.value.replace("_", "").lower()
+    return float(text.replace(".inf", "inf").replace(".nan", "nan"))
+
+
+_Loader.yaml_implicit_resolvers = {}
+for _tag, _pattern, _first in _SCALARS:
+    _compiled = re.compile(rf"^(?:{_pattern})$")
+    _Loader.add_implicit_resolver(_tag, _compiled, ["" if c == "\0" else c for c in _first])
+_Loader.add_constructor("tag:yaml.org,2002:int", _construct_int)
+_Loader.add_constructor("tag:yaml.org,2002:float", _construct_float)
+
+
+def parse_yaml(text: str) -> Any:
+    """The value that `text` stands for; YamlError if it is not YAML."""
+    try:
+        return yaml.load(text, Loader=_Loader)
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        where = f"line {mark.line + 1}, column {mark.column + 1}: " if mark else ""
+        raise YamlError(f"{where}{error.problem or error.context}") from None
+    except yaml.YAMLError as error:
+        raise YamlError(f"not YAML: {type(error).__name__}") from None
+
+
+def to_yaml(value: Any) -> str:
+    """YAML text of plain values, in the order they have, that `parse_yaml` reads back as they were."""
+    return yaml.dump(value, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=120)
+
+
+class _Dumper(yaml.SafeDumper):
+    """SafeDumper that quotes text which this loader would read as something else."""
+
+
+_Dumper.yaml_implicit_resolvers = {
+    first: [
+        *yaml.SafeDumper.yaml_implicit_resolvers.get(first, []),
+        *_Loader.yaml_implicit_resolvers.get(first, []),
+    ]
+    for first in {*yaml.SafeDumper.yaml_implicit_resolvers, *_Loader.yaml_implicit_resolvers}
+}

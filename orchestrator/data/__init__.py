@@ -1,0 +1,1 @@
+"""Prompts, pairs and their columns, from files and data sets."""

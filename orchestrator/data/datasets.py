@@ -1,0 +1,123 @@
+"""Data sets by name or path. A DatasetConfig flows in, rows flow out; or a ConfigError that names key, value and mend.
+
+JSON and CSV are read by `orchestrator.data.row_files`, since the readers of `datasets` give each column a type and cast
+its values to it: "2020-01-01" becomes a date, 5 the text "5" beside other texts. Parquet and saved data sets have types
+of their own, and `datasets` keeps them.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from orchestrator.config.run import DatasetConfig
+from orchestrator.data.row_files import BadRows, Row, Rows, read_csv, read_json
+from orchestrator.errors import ConfigError
+
+READ = (".jsonl", ".json", ".parquet", ".csv")
+"""Endings of files that are read."""
+
+
+def load_rows(config: DatasetConfig, key: str) -> Rows:
+    """At least one row. `key` is the section's key path, for errors."""
+    rows = _load(config, key)
+    if config.limit is not None:
+        rows = rows.first(config.limit)
+    if not len(rows):
+        raise ConfigError(f"{key}.path={config.path} is empty; it needs at least one row")
+    return rows
+
+
+def is_hub_name(path: str) -> bool:
+    """True if `path` could be a hub's `owner/name`: nothing here has that name, nor could it be a mistyped file."""
+    shaped = re.fullmatch(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?", path) is not None
+    first = Path(path).parts[0] if shaped else ""
+    mistyped = Path(path).suffix in {*READ, ".gguf", ".txt"} or ("/" in path and Path(first).exists())
+    return shaped and not mistyped and not Path(path).exists()
+
+
+def check_source(config: DatasetConfig, key: str) -> None:
+    """The file or directory must be there, and be of a kind that can be read."""
+    path, where = Path(config.path), f"{key}.path={config.path}"
+    if path.is_file() and path.suffix not in READ:
+        raise ConfigError(f"{where}: files end in {', '.join(READ)}; convert it, or name a directory")
+    if path.is_file() and not path.stat().st_size:
+        raise ConfigError(f"{where} is empty; it needs at least one row")
+    if not path.exists() and not is_hub_name(config.path):
+        raise ConfigError(f"{where} does not exist (relative paths start at the current directory, {Path.cwd()})")
+
+
+def _load(config: DatasetConfig, key: str) -> Rows:
+    check_source(config, key)
+    import datasets
+
+    datasets.disable_progress_bars()
+    path, where = Path(config.path), f"{key}.path={config.path}"
+    try:
+        if path.is_dir() and ((path / "state.json").exists() or (path / "dataset_dict.json").exists()):
+            saved = datasets.load_from_disk(str(path))
+            return _typed(saved[config.split] if isinstance(saved, datasets.DatasetDict) else saved)
+        if path.is_file():
+            return _load_file(path, config.split)
+        return _load_folder(config)
+    except Exception as error:  # datasets raises whatever its readers raise
+        raise ConfigError(f"{where} (split {config.split}) cannot be loaded: {_reason(error)}") from error
+
+
+def _load_file(path: Path, split: str) -> Rows:
+    """A file alone is the split `train`."""
+    import datasets
+
+    if path.suffix == ".parquet":
+        return _typed(datasets.load_dataset("parquet", data_files={"train": str(path)}, split=split))
+    rows = read_csv(path) if path.suffix == ".csv" else read_json(path)
+    return Rows.of(_pick({"train": rows}, split))
+
+
+def _load_folder(config: DatasetConfig) -> Rows:
+    """A directory, or a data set of the hub: `datasets` finds the files of each split."""
+    import datasets
+    from datasets.packaged_modules.csv.csv import Csv
+    from datasets.packaged_modules.json.json import Json
+
+    builder = datasets.load_dataset_builder(config.path, config.name)
+    if not isinstance(builder, Json | Csv):
+        return _typed(datasets.load_dataset(config.path, config.name, split=config.split))
+    said, manager = builder.config, datasets.DownloadManager()
+    files = {str(name): paths for name, paths in said.data_files.items()}
+    needed = [name for name in files if name in config.split]
+    if not needed:
+        raise BadRows(f"it has the splits {', '.join(files)}; name one of them")
+    rows: dict[str, list[Row]] = {}
+    for name in needed:
+        here = [Path(file) for file in manager.iter_files(manager.download_and_extract(files[name]))]
+        if isinstance(builder, Csv):
+            rows[name] = [row for file in here for row in read_csv(file, said.encoding or "utf-8", said.sep)]
+        else:
+            rows[name] = [row for file in here for row in read_json(file, said.encoding, said.field)]
+    return Rows.of(_pick(rows, config.split))
+
+
+def _pick(rows: Mapping[str, Sequence[Row]], split: str) -> list[Row]:
+    """The rows of a split as `datasets` writes it: `train`, `train[:100]`, `train[50%:]+test`."""
+    import datasets
+
+    parts = datasets.ReadInstruction.from_spec(split).to_absolute({name: len(part) for name, part in rows.items()})
+    return [row for part in parts for row in rows[part.splitname][part.from_ : part.to]]
+
+
+def _typed(dataset: Any) -> Rows:
+    """All columns of a `datasets.Dataset`, as Python values."""
+    return Rows({name: list(dataset[name]) for name in dataset.column_names})
+
+
+def _reason(error: BaseException) -> str:
+    """The first line of the innermost cause: `datasets` wraps what its readers say."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    lines = str(error).strip().splitlines()
+    if isinstance(error, BadRows):
+        return str(error)
+    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__

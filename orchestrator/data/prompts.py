@@ -1,0 +1,310 @@
+"""Data set → prompts. A configuration and a tokenizer flow in; the Prompts of each step flow out, in an order that is a
+function of the run's seed alone.
+
+`orchestrator.checks.commands` reads the data, `orchestrator.stages.ppo` draws from it, `orchestrator.stages.evaluation`
+asks it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import random
+from array import array
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+from transformers import PreTrainedTokenizerBase
+
+from orchestrator.config.run import DatasetConfig, PromptsConfig
+from orchestrator.data.datasets import load_rows
+from orchestrator.errors import CheckpointError, ConfigError
+from orchestrator.report.formats import printable
+from roles.batch import Prompts
+from roles.seeds import short_seed, stable_seed
+from roles.text.messages import plain_messages
+from roles.text.prompt_tokens import chat_text, prompt_tokens, shown_prompt
+
+COLUMNS = ("prompt", "messages", "prompt_token_ids")
+"""What a row's prompt may stand in."""
+
+
+@dataclass(frozen=True, slots=True)
+class Questions:
+    """All usable prompts of one data set, in the data set's order."""
+
+    token_ids: list[list[int]]
+    """Without padding, none longer than `prompts.max_tokens`; empty ones where an environment says the first word."""
+    texts: list[str]
+    """After the chat template."""
+    columns: dict[str, list[Any]]
+    """The other columns, each value as the file has it; and `messages`, where they are the prompts; for an environment
+    all of them."""
+    summary: str
+    """For the user: how many there are, how long they are, and what became of those that were too long."""
+    example: str = ""
+    """For the user: one row as it was given and as the model reads it; empty if nothing has been read."""
+
+    def __len__(self) -> int:
+        return len(self.token_ids)
+
+    def pick(self, rows: list[int], seeds: Sequence[int], environment_seeds: Sequence[int] | None = None) -> Prompts:
+        """The rows `rows`, in that order; the environment's seeds are by default the sampling seeds."""
+        return Prompts(
+            token_ids=[self.token_ids[row] for row in rows],
+            texts=[self.texts[row] for row in rows],
+            columns={name: [column[row] for row in rows] for name, column in self.columns.items()},
+            seeds=list(seeds),
+            environment_seeds=list(seeds if environment_seeds is None else environment_seeds),
+        )
+
+    def fingerprint(self) -> str:
+        """A hash of all tokens; of all columns, where an environment makes the prompts of them."""
+        digest = hashlib.blake2b(digest_size=16)
+        for ids in self.token_ids:
+            digest.update(array("q", [len(ids), *ids]).tobytes())
+        if not any(self.token_ids):
+            digest.update(json.dumps(self.columns, sort_keys=True, default=str).encode())
+        return digest.hexdigest()
+
+
+class PromptSource:
+    """The training prompts without end: each pass has a fresh permutation; the cursor can be saved."""
+
+    def __init__(self, questions: Questions, seed: int) -> None:
+        self._questions = questions
+        self._seed = seed
+        self._fingerprint = questions.fingerprint()
+        self._pass = 0
+        self._position = 0
+        self._draws = 0
+        self._order = self._permutation()
+
+    def __len__(self) -> int:
+        """Usable prompts of the data set."""
+        return len(self._questions)
+
+    def next(self, prompts: int, responses_per_prompt: int) -> Prompts:
+        """The next so many prompts, each as `responses_per_prompt` consecutive rows with different sampling seeds."""
+        rows = [row for _ in range(prompts) for row in [self._advance()] * responses_per_prompt]
+        seeds = [stable_seed(self._seed, self._draws, row) for row in range(len(rows))]
+        first = [row - row % responses_per_prompt for row in range(len(rows))]
+        environments = [short_seed(self._seed, "environment", self._draws, row) for row in first]
+        self._draws += 1
+        return self._questions.pick(rows, seeds, environments)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Where in the data the run is. JSON-able."""
+        cursor = {"pass": self._pass, "position": self._position, "draws": self._draws}
+        return {**cursor, "seed": self._seed, "fingerprint": self._fingerprint}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue where `state` was taken. CheckpointError if data or seed are others than then."""
+        if state["fingerprint"] != self._fingerprint:
+            raise CheckpointError(
+                "the prompts in prompts.train are not those of the checkpoint (other rows, tokenizer, max_tokens or "
+                "too_long); restore them, or start anew in another run_dir"
+            )
+        if state["seed"] != self._seed:
+            raise CheckpointError(f"seed={self._seed}, but the checkpoint has {state['seed']}; resume with that one")
+        self._pass, self._position, self._draws = state["pass"], state["position"], state["draws"]
+        self._order = self._permutation()
+
+    def _advance(self) -> int:
+        if self._position == len(self._order):
+            self._pass, self._position = self._pass + 1, 0
+            self._order = self._permutation()
+        self._position += 1
+        return self._order[self._position - 1]
+
+    def _permutation(self) -> list[int]:
+        order = list(range(len(self._questions)))
+        random.Random(stable_seed(self._seed, "order", self._pass)).shuffle(order)
+        return order
+
+
+def heldout_prompts(questions: Questions, count: int, seed: int) -> Prompts:
+    """The first `count` of the held-out prompts (all, where there are fewer), always with the same sampling seeds."""
+    rows = list(range(min(count, len(questions))))
+    seeds = [stable_seed(seed, "heldout", row) for row in rows]
+    return questions.pick(rows, seeds, [short_seed(seed, "environment", "heldout", row) for row in rows])
+
+
+def read_tasks(config: PromptsConfig, part: Literal["train", "heldout"]) -> Questions:
+    """All rows as they are, for an environment that makes the prompts of them."""
+    dataset = require_part(config, part)
+    rows = load_rows(dataset, f"prompts.{part}")
+    size = len(rows)
+    return Questions([[]] * size, [""] * size, rows.columns, f"prompts.{part}: {size} tasks for the environment")
+
+
+def require_part(config: PromptsConfig, part: Literal["train", "heldout"]) -> DatasetConfig:
+    """Where the training or held-out prompts are."""
+    dataset = config.train if part == "train" else config.heldout
+    if dataset is None:
+        raise ConfigError("prompts.heldout is null; set prompts.heldout.path to prompts that are never trained on")
+    return dataset
+
+
+def _read(
+    column: str, values: list[Any], tokenizer: PreTrainedTokenizerBase, where: str
+) -> tuple[list[str], list[list[int]]]:
+    if column == "prompt_token_ids":
+        return _read_token_ids(values, tokenizer, where)
+    return read_prompts("messages" if column == "messages" else "prompt", values, tokenizer, where)
+
+
+def read_questions(
+    config: PromptsConfig, part: Literal["train", "heldout"], tokenizer: PreTrainedTokenizerBase
+) -> Questions:
+    """All training or held-out prompts, tokenised, `prompts.too_long` applied."""
+    dataset = require_part(config, part)
+    rows = load_rows(dataset, f"prompts.{part}")
+    where = f"prompts.{part}.path={dataset.path}"
+    column = _prompt_column(config, rows.column_names, where)
+    texts, token_ids = _read(column, rows[column], tokenizer, where)
+    empty = next((row for row, ids in enumerate(token_ids) if not ids), None)
+    if empty is not None:
+        raise ConfigError(f"{where}: row {empty} has an empty prompt; fill it or leave the row out")
+    columns = {name: values for name, values in rows.columns.items() if name not in (column, "messages")}
+    if column == "messages":  # a reward model may read them through a chat template of its own
+        columns[column] = rows[column]
+    shown = next((row for row, ids in enumerate(token_ids) if len(ids) <= config.max_tokens), 0)
+    questions, became = _fit(Questions(token_ids, texts, columns, summary=""), config, where, tokenizer)
+    read = token_ids if len(token_ids[shown]) <= config.max_tokens else questions.token_ids  # all cut, none left out
+    example = example_of(f"prompts.{part}", shown, rows[column][shown], read[shown], tokenizer, column)
+    shortest, longest = (pick(len(ids) for ids in questions.token_ids) for pick in (min, max))
+    summary = f"prompts.{part}: {len(questions)} prompts of {shortest} to {longest} tokens{became}"
+    return replace(questions, summary=summary, example=example)
+
+
+def example_of(
+    source: str, row: int, given: Any, ids: Sequence[int], tokenizer: PreTrainedTokenizerBase, column: str
+) -> str:
+    """One row, in lines that a terminal can show; `column`: what kind of prompt it is."""
+    shown = shown_prompt(tokenizer, given, ids, chat=column != "prompt")
+    lines = [f"{source}, row {row}, as the model reads it:", *(f"  {line}" for line in shown.splitlines())]
+    return printable("\n".join(lines), keep="\n")
+
+
+def _prompt_column(config: PromptsConfig, names: list[str], where: str) -> str:
+    present = [name for name in COLUMNS if name in names]
+    if config.column is not None:
+        if config.column not in names:
+            raise ConfigError(
+                f"{where} has no column `{config.column}` (prompts.column); it has {', '.join(names)}; rename one, or "
+                "change prompts.column"
+            )
+        return config.column
+    if not present:
+        raise ConfigError(
+            f"{where} has none of the columns {', '.join(COLUMNS)}; it has {', '.join(names)}; rename one"
+        )
+    if len(present) > 1:
+        raise ConfigError(f"{where} has the columns {' and '.join(present)}; say which one with prompts.column")
+    return present[0]
+
+
+def _fit(
+    questions: Questions, config: PromptsConfig, where: str, tokenizer: PreTrainedTokenizerBase
+) -> tuple[Questions, str]:
+    """Apply `prompts.too_long`; the second answer says to how many, for the summary."""
+    limit = config.max_tokens
+    long = [row for row, ids in enumerate(questions.token_ids) if len(ids) > limit]
+    if not long:
+        return questions, ""
+    if config.too_long == "error":
+        first, longest = len(questions.token_ids[long[0]]), max(len(questions.token_ids[row]) for row in long)
+        raise ConfigError(
+            f"{where}: row {long[0]} has {first} tokens, more than prompts.max_tokens={limit} ({len(long)} of "
+            f"{len(questions)} prompts are longer, the longest has {longest}); raise prompts.max_tokens, or set "
+            "prompts.too_long to skip or truncate"
+        )
+    if config.too_long == "skip":
+        dropped = set(long)
+        keep = [row for row in range(len(questions)) if row not in dropped]
+        if not keep:
+            raise ConfigError(
+                f"{where}: all {len(questions)} prompts are longer than prompts.max_tokens={limit}, and "
+                "prompts.too_long=skip leaves none; raise prompts.max_tokens"
+            )
+        kept = questions.pick(keep, seeds=[0] * len(keep))
+        became = f"; {len(long)} longer than prompts.max_tokens={limit} were left out"
+        return replace(questions, token_ids=kept.token_ids, texts=kept.texts, columns=kept.columns), became
+    token_ids, texts = list(questions.token_ids), list(questions.texts)
+    for row in long:
+        begins = int(limit > 1 and token_ids[row][0] == tokenizer.bos_token_id)  # a model expects it there
+        token_ids[row] = token_ids[row][:begins] + token_ids[row][begins - limit :]
+        texts[row] = tokenizer.decode(token_ids[row], skip_special_tokens=False)
+    became = f"; {len(long)} were longer and lost their first tokens"
+    return replace(questions, token_ids=token_ids, texts=texts), became
+
+
+def read_prompts(
+    column: Literal["prompt", "messages"], values: list[Any], tokenizer: PreTrainedTokenizerBase, where: str
+) -> tuple[list[str], list[list[int]]]:
+    """Texts or chats → texts `[rows]` and token ids `[rows][tokens]`, as `roles.text.prompt_tokens` makes them."""
+    chat = column == "messages"
+    texts = _read_chats(values, tokenizer, where) if chat else _read_texts(values, where)
+    check_characters(texts, column, where)
+    return texts, prompt_tokens(tokenizer, texts, chat=chat)
+
+
+def check_characters(texts: list[str], column: str, where: str) -> None:
+    """JSON can write half of a surrogate pair, which no tokenizer takes."""
+    for row, text in enumerate(texts):
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            raise ConfigError(
+                f"{where}: row {row} has half of a surrogate pair ({text[error.start]!r}) in `{column}`, which is no "
+                "character; correct the row"
+            ) from None
+
+
+def _read_texts(values: list[Any], where: str) -> list[str]:
+    for row, value in enumerate(values):
+        if not isinstance(value, str):
+            raise ConfigError(
+                f"{where}: row {row} has {type(value).__name__} in `prompt`, not text; a chat belongs in `messages`"
+            )
+    return values
+
+
+def _read_chats(values: list[Any], tokenizer: PreTrainedTokenizerBase, where: str) -> list[str]:
+    if tokenizer.chat_template is None:
+        raise ConfigError(
+            f"{where} has `messages`, but the tokenizer of actor.model has no chat template; add chat_template.jinja "
+            "to the model folder, or give the prompts as text in `prompt`"
+        )
+    return [_render(value, tokenizer, f"{where}: row {row}") for row, value in enumerate(values)]
+
+
+def _render(messages: Any, tokenizer: PreTrainedTokenizerBase, where: str) -> str:
+    try:
+        plain = plain_messages(messages)
+    except ValueError as error:
+        raise ConfigError(f"{where} has {error}") from None
+    if plain[-1]["role"] == "assistant":
+        raise ConfigError(f"{where} ends with an assistant's message, so nothing is left to answer; cut it off")
+    try:
+        return chat_text(tokenizer, plain)
+    except Exception as error:  # a template is a program: it raises what it likes
+        raise ConfigError(f"{where} does not go through the tokenizer's chat template: {error}") from error
+
+
+def _read_token_ids(
+    values: list[Any], tokenizer: PreTrainedTokenizerBase, where: str
+) -> tuple[list[str], list[list[int]]]:
+    size = len(tokenizer)
+    for row, ids in enumerate(values):
+        if not isinstance(ids, list) or not all(type(i) is int for i in ids):
+            raise ConfigError(f"{where}: row {row} has no list of whole numbers in `prompt_token_ids`; mend the row")
+        outside = [i for i in ids if not 0 <= i < size]
+        if outside:
+            raise ConfigError(
+                f"{where}: row {row} has token id {outside[0]}, outside the tokenizer's {size} (0 to {size - 1}); "
+                "tokenise with the actor's tokenizer"
+            )
+    return [tokenizer.decode(ids, skip_special_tokens=False) for ids in values], values

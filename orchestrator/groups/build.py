@@ -1,0 +1,290 @@
+"""Configuration → plan → running role groups. The only module that knows every role, and how each is made.
+
+Called by the loops (`orchestrator.stages.ppo`, `evaluation`, `reward_training`). To add a role: one line here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, TypeVar
+
+from transformers import PreTrainedTokenizerBase
+
+from cluster.placement.plan import engines_neighbours, plan, tensor_parallel_size
+from cluster.ranks.calls import wait_all
+from cluster.ranks.role_group import RoleGroup
+from cluster.runtime.ray_cluster import RayCluster
+from orchestrator.config.needs import RoleNames, needs, scorers, training
+from orchestrator.config.run import RewardTrainingConfig, RunConfig
+from orchestrator.groups.roles import EvaluationRoles, Policy, Reward, Roles
+from roles.actor import Actor, LossExtra
+from roles.config.roles import (
+    EnsembleReward,
+    FrozenRole,
+    FunctionReward,
+    MeanScore,
+    ModelReward,
+    OneReward,
+    RemoteReward,
+    TrainedRole,
+)
+from roles.critic import Critic
+from roles.model_files.conversion import resolve_model
+from roles.models.early_end import EarlyEnd
+from roles.reference import FrozenPolicy, Reference
+from roles.reward_functions import FunctionScorer, RemoteScorer
+from roles.reward_model import PolicyText, RewardModel, Scorer
+from roles.reward_trainer import RewardTrainer
+from roles.rollout import RolloutEngine, RolloutSetup, stop_token_ids
+from roles.text.tokenizer import load_tokenizer
+from roles.zero.sharded import EngineSetup
+
+R = TypeVar("R")
+
+
+@dataclass(frozen=True, slots=True)
+class Models:
+    """The Hugging Face folders that the roles load."""
+
+    actor: Path
+    reference: Path
+    rewards: dict[str, Path]
+    """By role, of the rewards that are models."""
+    critic: Path | None
+    """null: nothing was named that it could start from."""
+    tokenizer: PreTrainedTokenizerBase
+    """The actor's; every token id in a batch is one of its."""
+
+
+def resolve_models(config: RunConfig, roles: Collection[str]) -> Models:
+    """Folders of the actor and of `roles`; converts a GGUF file or cuts layers where the configuration asks (once)."""
+    cache = Path(config.model_cache)
+    actor = resolve_model(config.actor.model, cache)
+    rewards = {role: scorer.model for role, scorer in config.scorers.items() if isinstance(scorer, ModelReward)}
+    wanted = {"reference": config.reference.model, **rewards, "critic": config.critic_model}
+    folders = {role: resolve_model(model, cache) for role, model in wanted.items() if model and role in roles}
+    return Models(
+        actor=actor,
+        reference=folders.get("reference", actor),
+        rewards={role: folders[role] for role in rewards if role in folders},
+        critic=folders.get("critic"),
+        tokenizer=load_tokenizer(actor, trust_remote_code=config.actor.model.trust_remote_code),
+    )
+
+
+class Builder:
+    """Starts role groups on a cluster; each starts at once, `ready` waits for all of them."""
+
+    def __init__(self, config: RunConfig, cluster: RayCluster) -> None:
+        self._config = config
+        self.cluster = cluster
+        self._groups: list[RoleGroup[Any]] = []
+
+    def actor(self, models: Models) -> RoleGroup[Actor]:
+        """The policy's training half."""
+        config = self._config
+        trained_steps = config.steps - config.critic.warmup.max_steps  # more if the warm-up ends sooner
+        setup = self.engine_setup("actor", models.actor, config.actor, steps=trained_steps * config.ppo.optimizer_steps)
+        setup = replace(setup, ema_decay=config.actor.ema_decay)
+        kl = config.ppo.kl
+        extra = LossExtra(config.rollout.max_response_tokens, kl.estimator if kl.where == "loss" else None)
+        early = self._early_end(models)
+        return self.start("actor", Actor, (setup, config.ppo.policy, config.rollout.temperature, extra, early))
+
+    def critic(self, models: Models) -> RoleGroup[Critic]:
+        """The value model."""
+        assert models.critic is not None  # `orchestrator.config.rules` has seen to it
+        config = self._config
+        role = config.critic.model_copy(update={"model": config.critic_model})
+        setup = self.engine_setup("critic", models.critic, role, steps=config.steps * config.ppo.optimizer_steps)
+        return self.start("critic", Critic, (setup, config.ppo.value, config.rollout.max_response_tokens))
+
+    def reference(self, models: Models) -> RoleGroup[FrozenPolicy]:
+        """The frozen policy, where it has ranks of its own, or those of an actor that is not started."""
+        config = self._config
+        setup = self.engine_setup(config.reference_role, models.reference, config.reference)
+        early = self._early_end(models)
+        return self.start(config.reference_role, Reference, (setup, config.rollout.temperature, early))
+
+    def _early_end(self, models: Models) -> EarlyEnd:
+        """Where the engines cannot end a response."""
+        tokens = stop_token_ids(models.actor, models.tokenizer.eos_token_id)
+        return EarlyEnd(tokens, self._config.rollout.min_response_tokens)
+
+    def reward(self, models: Models) -> Reward:
+        """Whoever scores responses."""
+        config = self._config.reward
+        members = {role: self._member(role, scorer, models) for role, scorer in self._config.scorers.items()}
+        return Reward(members, config.combine if isinstance(config, EnsembleReward) else MeanScore())
+
+    def _member(self, role: str, config: OneReward, models: Models) -> RoleGroup[Scorer]:
+        if isinstance(config, ModelReward):
+            setup = self.engine_setup(role, models.rewards[role], config)
+            return self.start(role, RewardModel, (setup, self._bridge(models) if config.text_bridge else None))
+        return self.scorer(role, config)
+
+    def _bridge(self, models: Models) -> PolicyText:
+        return PolicyText(str(models.actor), self._config.actor.model.trust_remote_code)
+
+    def judge(self) -> RoleGroup[Scorer] | None:
+        """The gold scorer of the evaluations, if there is one."""
+        config = self._config.evaluation.judge
+        return self.scorer("judge", config) if config else None
+
+    def scorer(self, role: str, config: FunctionReward | RemoteReward) -> RoleGroup[Scorer]:
+        """A reward that is no model."""
+        factory = FunctionScorer if isinstance(config, FunctionReward) else RemoteScorer
+        return self.start(role, factory, (config,), distributed=False)
+
+    def reward_trainer(self, backbone: Path, training: RewardTrainingConfig, steps: int) -> RoleGroup[RewardTrainer]:
+        """A reward model in the making."""
+        role = TrainedRole(
+            model=training.model, optimizer=training.optimizer, micro_batch_tokens=training.micro_batch_tokens
+        )
+        setup = replace(
+            self.engine_setup("reward", backbone, role, steps=steps), freeze_backbone=training.freeze_backbone
+        )
+        return self.start("reward", RewardTrainer, (setup, training.pooling))
+
+    def engines(self, models: Models) -> RoleGroup[RolloutEngine]:
+        """The vLLM engines, with the weights in `models.actor`."""
+        config, tokenizer = self._config, models.tokenizer
+        neighbours = engines_neighbours(config.placement)
+        setup = RolloutSetup(
+            model_path=str(models.actor),
+            device=config.device,
+            dtype=config.rollout.engine.dtype or config.dtype,
+            seed=config.seed,
+            rollout=config.rollout,
+            max_model_tokens=config.longest_sample,
+            pad_token_id=tokenizer.pad_token_id,
+            stop_token_ids=stop_token_ids(models.actor, tokenizer.eos_token_id),
+            backend="gloo" if config.device == "cpu" else "ipc" if "actor" in neighbours else "nccl",
+            tensor_parallel_size=tensor_parallel_size(config.placement),
+            trust_remote_code=config.actor.model.trust_remote_code,
+            environment=config.environment,
+            max_prompt_tokens=config.prompts.max_tokens,
+        )
+        setups = [(replace(setup, index=index),) for index in range(len(self.cluster.places("rollout")))]
+        return self.start("rollout", RolloutEngine, setups, distributed=False)
+
+    def policy(self, models: Models) -> Policy:
+        """The engines; where they share GPUs, up and asleep before anyone else loads a model there.
+
+        vLLM measures how much of a card is free while it starts, and takes its share of that.
+        """
+        config = self._config
+        sleeps = config.rollout.engine.sleep > 0
+        policy = Policy(self.engines(models), config.deadlines, sleeps=sleeps)
+        if sleeps or engines_neighbours(config.placement):
+            policy.engines.ready(config.deadlines.start_s)
+            policy.rest()
+        return policy
+
+    def ready(self) -> None:
+        """Wait until every group that was started has built its role."""
+        wait_all([group.started for group in self._groups], self._config.deadlines.start_s)
+        self.cluster.check_places(self._groups)
+
+    def engine_setup(self, name: str, model: Path, role: FrozenRole, *, steps: int = 0) -> EngineSetup:
+        """What a DeepSpeed engine of the role `name` is built from; a trained one has `steps` optimizer steps ahead."""
+        config = self._config
+        setup = EngineSetup(
+            model_path=str(model),
+            device=config.device,
+            dtype=config.dtype,
+            seed=config.seed,
+            zero=role.zero,
+            micro_batch_tokens=role.micro_batch_tokens,
+            shares_card=any(place.slot.share < 1 for place in self.cluster.places(name)),
+            trust_remote_code=(role.model or config.actor.model).trust_remote_code,
+        )
+        if not isinstance(role, TrainedRole):
+            return setup
+        return replace(
+            setup,
+            optimizer=role.optimizer,
+            optimizer_steps=steps,
+            lora=role.lora,
+            gradient_checkpointing=role.gradient_checkpointing,
+        )
+
+    def start(
+        self,
+        role: str,
+        factory: Callable[..., R],
+        arguments: tuple[Any, ...] | list[tuple[Any, ...]],
+        *,
+        distributed: bool = True,
+    ) -> RoleGroup[R]:
+        """Start one group; a tuple of arguments is for every rank, a list has one for each."""
+        places = self.cluster.places(role)
+        group = RoleGroup.start(
+            role,
+            factory,
+            arguments if isinstance(arguments, list) else [arguments] * len(places),
+            places,
+            log_dir=Path(self._config.run_dir) / "logs",
+            environment=_environment(self._config.device),
+            distributed=distributed,
+        )
+        self._groups.append(group)
+        return group
+
+
+@contextmanager
+def builder(config: RunConfig, roles: RoleNames) -> Iterator[Builder]:
+    """A cluster with room for `roles`; leaving it ends every process."""
+    with RayCluster(plan(config.placement, needs(config, roles)), deadline_s=config.deadlines.resources_s) as cluster:
+        yield Builder(config, cluster)
+
+
+@contextmanager
+def training_roles(config: RunConfig, models: Models) -> Iterator[Roles]:
+    """All roles of PPO, started side by side, weights connected."""
+    with builder(config, training(config)) as build:
+        policy = build.policy(models)
+        actor = build.actor(models)
+        critic = build.critic(models) if config.ppo.uses_critic else None
+        reference: RoleGroup[Any] = actor if config.reference.share_actor else build.reference(models)
+        roles = Roles(
+            cluster=build.cluster,
+            policy=policy,
+            reward=build.reward(models),
+            reference=reference,
+            judge=build.judge(),
+            deadlines=config.deadlines,
+            actor=actor,
+            critic=critic,
+        )
+        build.ready()
+        actor.call(Actor.connect, policy.engines.client(config.deadlines.push_s)).result(config.deadlines.push_s)
+        yield roles
+
+
+@contextmanager
+def evaluation_roles(config: RunConfig, models: Models) -> Iterator[EvaluationRoles]:
+    """The roles that measure the policy in `models.actor`."""
+    with builder(config, {"rollout": None, config.reference_role: None, **scorers(config)}) as build:
+        roles = EvaluationRoles(
+            cluster=build.cluster,
+            policy=build.policy(models),
+            reward=build.reward(models),
+            reference=build.reference(models),
+            judge=build.judge(),
+            deadlines=config.deadlines,
+        )
+        build.ready()
+        yield roles
+
+
+def _environment(device: str) -> dict[str, str]:
+    """What every rank's process is given."""
+    shared = {"TOKENIZERS_PARALLELISM": "false", "VLLM_NO_USAGE_STATS": "1", "HF_HUB_DISABLE_TELEMETRY": "1"}
+    if device == "cuda":
+        return shared
+    # The roles take turns on a machine's cores: a thread that waits by spinning takes them from the others.
+    return {**shared, "CUDA_VISIBLE_DEVICES": "", "OMP_WAIT_POLICY": "PASSIVE"}

@@ -1,0 +1,1 @@
+"""What `tetrarch plan` predicts and draws. No Ray, no engines."""

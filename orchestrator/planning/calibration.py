@@ -1,0 +1,95 @@
+"""`tetrarch plan --calibrate`: how much of the published rates a run of the user's reached.
+
+A run's metrics flow in, an Efficiency (and a file of it) flows out. Called by `orchestrator.commands.app`.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import yaml
+
+from cluster.config import BesideCounted, Correction, Efficiency
+from cluster.estimate.memory import GIB
+from orchestrator.config.loading import load_config
+from orchestrator.config.run import RunConfig
+from orchestrator.errors import ConfigError
+from orchestrator.planning.efficiency import load_efficiency
+from orchestrator.planning.layout import PHASE_NAMES, layout
+from orchestrator.planning.loads import Layout
+from orchestrator.report.metrics import LENGTH_QUANTILES
+
+FITTED = "efficiency.yaml"
+"""In the `run_dir` of a measured run."""
+PHASES = tuple(Correction.model_fields)
+WARM_UP = 1
+"""Steps at the start of a run that are not measured, if there are more."""
+
+
+def calibrated(run_dir: Path) -> Efficiency:
+    """The shipped factors, corrected so that the prediction for the run in `run_dir` is what was measured there.
+
+    Medians over its steps, of the lengths too, and the most memory that a card held in each phase; written to
+    `run_dir/efficiency.yaml`. ConfigError if the run has no steps.
+    """
+    steps = _measured(run_dir)
+    config = load_config(run_dir / "config.yaml")
+    plain = load_efficiency().model_copy(update=_lengths(steps, config))
+    planned = layout(config, plain)
+    predicted = planned.step.phases
+    measured = {phase: median(step[f"time/{phase}_s"] for step in steps) for phase in predicted}
+    ratios = {phase: float(f"{measured[phase] / of:.4g}") if of else 1.0 for phase, of in predicted.items()}
+    data = {**plain.model_dump(), "correction": ratios, "beside_gib": _beside(steps, planned)}
+    header = f"# Fitted to {len(steps)} steps of {run_dir.name} by `tetrarch plan --calibrate`.\n"
+    (run_dir / FITTED).write_text(header + yaml.safe_dump(data, sort_keys=False), encoding="utf-8")
+    return Efficiency.model_validate(data)
+
+
+def _beside(steps: list[dict[str, Any]], planned: Layout) -> dict[str, float]:
+    """GiB of the fullest card in each phase, measured less planned; empty without GPUs."""
+    found = {}
+    for name in BesideCounted.model_fields:
+        held = [step[key] for step in steps if (key := f"memory/gpu_{name}_gib") in step]
+        counted = [
+            sum(load.phases[phase].values()) / GIB
+            for load in planned.gpus
+            for phase, metric in PHASE_NAMES.items()
+            if metric == name
+        ]
+        if held and counted:
+            found[name] = round(max(held) - max(counted), 2)
+    return found
+
+
+def _lengths(steps: list[dict[str, Any]], config: RunConfig) -> dict[str, Any]:
+    """Means and quantiles as shares of the limits; those that an older run's metrics lack stay assumed."""
+
+    def share(key: str, limit: int) -> float:
+        return min(max(round(median(step[key] for step in steps) / limit, 4), 1e-4), 1.0)
+
+    found: dict[str, Any] = {"response_share": share("response/length_mean", config.longest_response)}
+    keys = ["prompt/length_mean", *LENGTH_QUANTILES]
+    if all(isinstance(step.get(key), int | float) for step in steps for key in keys):
+        found["prompt_share"] = share(keys[0], config.longest_sample - config.longest_response)
+        found["response_quantiles"] = {
+            part: share(key, config.longest_response) for key, part in LENGTH_QUANTILES.items()
+        }
+    return found
+
+
+def _measured(run_dir: Path) -> list[dict[str, Any]]:
+    path = run_dir / "metrics.jsonl"
+    try:
+        steps = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    except (OSError, ValueError) as error:
+        raise ConfigError(
+            f"--calibrate {run_dir}: {path} cannot be read: {error}; name the run_dir of a run"
+        ) from error
+    needed = ["lr/actor", "response/length_mean", *(f"time/{phase}_s" for phase in PHASES)]
+    whole = [step for step in steps if all(isinstance(step.get(key), int | float) for key in needed)]
+    if not whole:
+        raise ConfigError(f"--calibrate {run_dir}: it has no step in which the actor was trained; name another run")
+    return whole[WARM_UP:] or whole

@@ -1,0 +1,248 @@
+"""A Layout as pictures: nodes × GPUs with who lives there, the memory of each kind of GPU, the seconds of a step.
+
+A Layout flows in, rich renderables (for the terminal and SVG) or plain values (for JSON) flow out. Called by
+`orchestrator.commands.app`.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from itertools import groupby
+from typing import Any
+
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from cluster.config import GroupsPlacement
+from cluster.estimate.memory import GIB
+from cluster.placement.gpu_groups import base_role
+from orchestrator.planning.loads import TIGHT, GpuLoad, Layout
+from orchestrator.planning.suggest import Suggestion
+
+NAMES = {"rollout": "vLLM", "reference": "ref"}
+"""Of the roles whose own are not what is shown."""
+COLOURS = {"rollout": "cyan", "actor": "green", "critic": "yellow", "reference": "blue", "reward": "magenta"}
+
+
+def draw(layout: Layout, mend: list[str] | None = None) -> RenderableType:
+    """The map, then memory by kind of GPU, then what does not fit, and the overrides `mend` with which it would."""
+    notes = [Text(f"note: {note}") for note in layout.notes]
+    if not layout.gpus:
+        return Group(_processes(layout), _hosts(layout), *_time(layout), *notes, *_verdict(layout, mend))
+    counts = Counter(slot.role for slot in layout.plan.slots)
+    ranks = ", ".join(f"{count} {_short(role)}" for role, count in counts.items())
+    nodes = "1 node" if layout.plan.nodes == 1 else f"{layout.plan.nodes} nodes"
+    title = Text(f"{len(layout.gpus)} GPUs, {nodes}: {ranks}", style="bold")
+    pictures = (title, _map(layout), Text(), _memory(layout), _hosts(layout), Text(), *_time(layout))
+    return Group(*pictures, *notes, *_verdict(layout, mend))
+
+
+def draw_suggestions(found: Sequence[Suggestion], now: Layout) -> RenderableType:
+    """The best layouts side by side with the one in the file."""
+    if not found:
+        return Text("No layout of these GPUs fits: more or larger cards are needed.", style="red bold")
+    table = Table(title="The fastest layouts that fit", title_justify="left", pad_edge=False)
+    table.add_column("s a step", justify="right")
+    if now.price_per_step is not None:
+        table.add_column("price", justify="right")
+    table.add_column("who shares which GPUs")
+    table.add_column("settings")
+
+    def numbers(layout: Layout) -> list[str]:
+        price = layout.price_per_step
+        return [_seconds(layout.step.total), *([] if price is None else [_money(price)])]
+
+    for one in found:
+        table.add_row(*numbers(one.layout), *_shape(one))
+    table.add_row(*numbers(now), "as in the file", "", style="dim")
+    return table
+
+
+def _short(role: str) -> str:
+    return NAMES.get(role, role)
+
+
+def _shape(suggestion: Suggestion) -> tuple[str, str]:
+    """Groups, and settings, on a few short lines each."""
+    config = suggestion.config
+    assert isinstance(config.placement, GroupsPlacement)
+    engine, actor = config.rollout.engine, config.actor
+    groups = [
+        "+".join([*(["vLLM"] if group.engines else []), *(_short(role) for role in group.roles)])
+        + f" {group.nodes}x{group.gpus_per_node}"
+        + (f" {group.pool}" if len(config.placement.pools) > 1 else "")
+        for group in config.placement.groups.values()
+    ]
+    zeros = {role: getattr(config, role).zero for role in ("actor", "critic") if role in config.model_roles}
+    offloaded = [role for role, zero in zeros.items() if zero.offload_optimizer]
+    asleep = [*(["engines"] if engine.sleep else []), *(role for role, zero in zeros.items() if zero.sleep)]
+    settings = [
+        f"TP {suggestion.layout.engines.parallel}, {engine.gpu_memory_utilization:.0%} for vLLM",
+        f"{actor.micro_batch_tokens} tokens (actor)",
+        *([f"sleep: {', '.join(asleep)}"] if asleep else []),
+        *([f"offload: {', '.join(offloaded)}"] if offloaded else []),
+    ]
+    return "\n".join(groups), "\n".join(settings)
+
+
+def to_json(layout: Layout) -> dict[str, Any]:
+    """The same as plain values; sizes in GiB."""
+    return {
+        "fits": not layout.shortages,
+        "shortages": layout.shortages,
+        "warnings": layout.warnings,
+        "notes": list(layout.notes),
+        "ranks": [
+            {"role": s.role, "rank": s.rank, "node": s.node, "gpus": list(s.gpus), "share": s.share, "cpus": s.cpus}
+            for s in layout.plan.slots
+        ],
+        "pools": list(layout.plan.pools),
+        "seconds": layout.step.phases,
+        "tokens": {
+            "prompt_mean": layout.step.prompt_tokens,
+            "response_mean": layout.step.response_tokens,
+            "response_longest": layout.step.lengths.longest if layout.step.lengths else layout.step.response_tokens,
+        },
+        "idle": {" + ".join(kind): layout.step.idle(kind) for kind in layout.step.busy},
+        "price_per_step": layout.price_per_step,
+        "gpus": [
+            {
+                "node": load.node,
+                "gpu": load.gpu,
+                "roles": [f"{slot.role} {slot.rank}" for slot in load.slots],
+                "capacity_gib": load.capacity / GIB,
+                "peak_gib": load.peak / GIB,
+                "peak_phase": load.peak_phase,
+                "phases": {
+                    phase: {f"{role}: {item}": size / GIB for (role, item), size in load.phases[phase].items()}
+                    for phase in layout.phases
+                },
+            }
+            for load in layout.gpus
+        ],
+        "hosts": [
+            {
+                "node": host.node,
+                "capacity_gib": host.capacity / GIB,
+                "held": {f"{role}: {item}": size / GIB for (role, item), size in host.held.items()},
+            }
+            for host in layout.hosts
+        ],
+    }
+
+
+def _map(layout: Layout) -> Table:
+    """A row for each node, a cell for each run of GPUs with the same roles."""
+    table = Table(pad_edge=False)
+    table.add_column("node", justify="right", no_wrap=True)
+    table.add_column("GPUs", no_wrap=True)
+    table.add_column("who lives there (ranks)")
+    table.add_column("peak of a card", justify="right", no_wrap=True)
+    for node, loads in groupby(layout.gpus, key=lambda load: load.node):
+        runs = [list(run) for _, run in groupby(loads, key=lambda load: load.roles)]
+        for number, run in enumerate(runs):
+            gpus = f"{run[0].gpu}-{run[-1].gpu}" if len(run) > 1 else str(run[0].gpu)
+            where = f"{node} {layout.plan.pools[node]}" if number == 0 else ""
+            table.add_row(where, gpus, _who(layout, run), _fill(max(run, key=lambda load: load.peak)))
+    return table
+
+
+def _who(layout: Layout, run: list[GpuLoad]) -> Text:
+    """The roles of some neighbouring GPUs with their ranks; an engine with its tensor-parallel size."""
+    text = Text()
+    for role in run[0].roles:
+        ranks = sorted({slot.rank for load in run for slot in load.slots if slot.role == role})
+        span = f"{ranks[0]}-{ranks[-1]}" if len(ranks) > 1 else str(ranks[0])
+        parallel = f" (TP {layout.engines.parallel})" if role == "rollout" and layout.engines.parallel > 1 else ""
+        style = COLOURS[base_role(role)]
+        text.append("  " if text else "").append(f"{_short(role)} {span}{parallel}", style=style)
+    return text
+
+
+def _fill(load: GpuLoad) -> Text:
+    share = load.peak / load.capacity
+    style = "red bold" if not load.fits else "yellow" if share > TIGHT else "green"
+    return Text(f"{load.peak / GIB:.0f} of {load.capacity / GIB:.0f} GiB", style=style)
+
+
+def _memory(layout: Layout) -> Table:
+    """One column for each kind of GPU, one row for each phase."""
+    kinds: dict[tuple[str, ...], GpuLoad] = {}
+    for load in layout.gpus:
+        if load.roles not in kinds or load.peak > kinds[load.roles].peak:
+            kinds[load.roles] = load
+    table = Table(title="GiB on a card, by phase", title_justify="left", pad_edge=False)
+    table.add_column("phase", no_wrap=True)
+    for kind in kinds:
+        table.add_column("+".join(_short(role) for role in kind), justify="right")
+    for phase in layout.phases:
+        sums = [sum(load.phases[phase].values()) / GIB for load in kinds.values()]
+        cells = [
+            Text(f"{size:.1f}", style="bold" if load.peak_phase == phase else "")
+            for size, load in zip(sums, kinds.values(), strict=True)
+        ]
+        table.add_row(phase, *cells)
+    return table
+
+
+def _hosts(layout: Layout) -> Text:
+    fullest = max(layout.hosts, key=lambda host: sum(host.held.values()))
+    held = sum(fullest.held.values()) / GIB
+    which = "fullest host" if len(layout.hosts) > 1 else "host memory"
+    what = " (offloaded and asleep)" if layout.gpus else ""
+    return Text(f"{which}: {held:.0f} of {fullest.capacity / GIB:.0f} GiB{what}")
+
+
+def _time(layout: Layout) -> list[RenderableType]:
+    """Seconds by phase; how long each kind of card waits; what it costs."""
+    step = layout.step
+    phases = ", ".join(f"{phase} {_seconds(seconds)}" for phase, seconds in step.phases.items())
+    which = f"prompts of {step.prompt_tokens:.0f}, responses of {step.response_tokens:.0f} tokens"
+    lines = [Text(f"seconds a step ({which}): {_seconds(step.total)}, of it {phases}")]
+    if step.lengths is not None:
+        half, longest = step.lengths.at(0.5), step.lengths.longest
+        told = f"half of the responses have up to {half:.0f} tokens, the longest {longest:.0f}"
+        lines.append(Text(f"lengths: {told}; {step.lengths_from}"))
+    if layout.gpus:
+        idle = ", ".join(f"{'+'.join(map(_short, kind))} {step.idle(kind):.0%}" for kind in step.busy)
+        lines.append(Text(f"cards idle: {idle}"))
+    if layout.price_per_step is not None:
+        run = layout.price_per_step * layout.steps
+        lines.append(Text(f"price: {_money(layout.price_per_step)} a step, {_money(run)} for {layout.steps} steps"))
+    return list(lines)
+
+
+def _seconds(seconds: float) -> str:
+    return f"{seconds:.0f}" if seconds >= 10 else f"{seconds:.1f}"
+
+
+def _money(amount: float) -> str:
+    return f"{amount:,.2f}"
+
+
+def _verdict(layout: Layout, mend: list[str] | None) -> list[Text]:
+    warnings = [Text(f"warning: {line}", style="yellow") for line in layout.warnings]
+    if not layout.shortages:
+        return [*warnings, Text("It fits.", style="green bold")]
+    lines = [Text("It does not fit:", style="red bold"), *(Text(f"  {line}") for line in layout.shortages)]
+    if mend is None:
+        where = "more GPUs, or look for another layout with --suggest" if layout.gpus else "a larger machine"
+        return [*lines, Text(f"No change of settings makes it fit: give the roles that are short {where}.")]
+    return [*lines, Text("The smallest change that makes it fit: " + " ".join(mend), style="bold")]
+
+
+def _processes(layout: Layout) -> Table:
+    """Without GPUs: a row for each role."""
+    table = Table(title="No GPUs: processes on this machine", title_justify="left", pad_edge=False)
+    for column in ("role", "ranks", "CPU threads of each", "parameters", "GiB of all"):
+        table.add_column(column, justify="left" if column == "role" else "right")
+    held = layout.hosts[0].held
+    for role in layout.plan.roles:
+        slots = layout.plan.of(role)
+        size = layout.sizes.get("actor" if role == "rollout" else role)
+        memory = sum(amount for (owner, _), amount in held.items() if owner == role) / GIB
+        parameters = f"{size.parameters:,}" if size else ""
+        table.add_row(_short(role), str(len(slots)), str(slots[0].threads), parameters, f"{memory:.1f}")
+    return table

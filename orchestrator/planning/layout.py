@@ -1,0 +1,305 @@
+"""`tetrarch plan`: who sits on which GPU, whether it fits, how long a step takes, before anything is started.
+
+A RunConfig flows in; a Layout (the plan, what every GPU and host holds in each phase, seconds and price of a step)
+flows out. No GPU, no Ray, no weights. Called by `orchestrator.commands.app` and `orchestrator.planning.suggest`; drawn
+by `orchestrator.planning.draw`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from copy import deepcopy
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+from cluster.config import BesideCounted, Efficiency, LocalPlacement, PoolConfig
+from cluster.estimate.memory import (
+    GIB,
+    PHASES,
+    PROCESS,
+    RUNTIME,
+    SERVICES,
+    STAGING_BUFFERS,
+    Account,
+    EngineSize,
+    RoleSize,
+    engine,
+    engine_host,
+    engine_without_gpu,
+    host_states,
+    rank_without_gpu,
+    staging,
+    states,
+    working,
+)
+from cluster.estimate.model_size import ModelSize
+from cluster.placement.accelerators import UNKNOWN
+from cluster.placement.gpu_groups import ENGINES, as_groups, base_role
+from cluster.placement.plan import Plan, Slot, plan, ranks_of, tensor_parallel_size
+from orchestrator.config.loading import apply_override, validate
+from orchestrator.config.needs import needs, section_key, training
+from orchestrator.config.run import RunConfig
+from orchestrator.errors import ConfigError
+from orchestrator.planning.efficiency import load_efficiency
+from orchestrator.planning.loads import GpuLoad, Held, HostLoad, Layout
+from orchestrator.planning.this_machine import as_pool
+from orchestrator.planning.timeline import card_gib, step_time
+from orchestrator.sizes.model_sizes import adapters, model_size
+from orchestrator.sizes.model_sources import UnknownModel
+from roles.config.roles import ModelConfig, ModelReward, TrainedRole
+
+WORKING_IN = {
+    "actor": ("score", "train actor"),
+    "critic": ("score", "train critic"),
+    "reference": ("score",),
+    "reward": ("score",),
+}
+"""Role → the phases in which it computes."""
+
+PHASE_NAMES = {"generate": "generate", "score": "score", "train actor": "update", "train critic": "update"}
+"""A phase of a card's memory → its name in a step's metrics. A measured push ends with the engines awake for the next
+step, so it is not the plan's."""
+
+MOST_CHANGES = 3
+"""As many overrides at once are tried to make a layout fit."""
+
+
+def layout(config: RunConfig, efficiency: Efficiency | None = None, made: Plan | None = None) -> Layout:
+    """The layout of `tetrarch train`. PlacementError or ConfigError where there is none.
+
+    Args:
+        efficiency: what hardware reaches; None is `efficiency.yaml` beside this file.
+        made: the plan of the same placement and roles, if it is at hand.
+    """
+    made = made or plan(config.placement, needs(config, training(config)))
+    sizes, notes = _model_sizes(config)
+    roles = _role_sizes(config, made, sizes)
+    engines = _engine_size(config, sizes["actor"])
+    pools = _pools(config, made)
+    if any(pool.gpus_per_node and not pool.accelerator for pool in pools):
+        notes.append(f"the cards are not named (`accelerator` of the pool): they count as {UNKNOWN}")
+    nodes = _by_node(made)
+    cards = sorted({(slot.node, gpu) for slot in made.slots for gpu in slot.gpus})
+    seen: dict[tuple[object, ...], dict[str, Held]] = {}
+    gpus = tuple(_gpu_load(nodes[node], node, gpu, pools[node], roles, engines, seen) for node, gpu in cards)
+    efficiency = efficiency or load_efficiency()
+    for held in seen.values():
+        _add_measured(held, efficiency.beside_gib)
+    hosts = tuple(_host_load(nodes[node], node, pools[node], roles, engines) for node in range(made.nodes))
+    kinds = list(dict.fromkeys(load.roles for load in gpus))
+    step = step_time(config, made, pools, kinds, roles, engines, efficiency)
+    prices = [pool.price_per_hour for pool in pools if pool.price_per_hour is not None]
+    price = sum(prices) if len(prices) == len(pools) else None
+    return Layout(made, gpus, hosts, sizes, engines, tuple(notes), step, config.steps, price)
+
+
+def role_sizes(config: RunConfig) -> dict[str, RoleSize]:
+    """Role that holds a model under ZeRO → its size. UnknownModel where a model's size is not known."""
+    return _role_sizes(config, plan(config.placement, needs(config, training(config))), _model_sizes(config)[0])
+
+
+def _role_sizes(config: RunConfig, made: Plan, sizes: dict[str, ModelSize]) -> dict[str, RoleSize]:
+    return {role: _role_size(config, made.of(role), sizes[role]) for role in config.model_roles if role != ENGINES}
+
+
+def smallest_change(config: RunConfig) -> list[str] | None:
+    """The fewest overrides (of settings, not of the placement) with which the layout fits; None if none of ours does.
+
+    Of as many, the earlier ones of the list are taken.
+    """
+    plain = config.model_dump(by_alias=True)
+    trained = tuple(f"{role}." for role in ("actor", "critic") if role in config.model_roles)
+    few = max(min(config.actor.micro_batch_tokens, config.critic.micro_batch_tokens) // 4, 1)
+    changes = [
+        "rollout.engine.sleep=1",
+        "actor.gradient_checkpointing=true",
+        "critic.gradient_checkpointing=true",
+        f"actor.micro_batch_tokens={few}",
+        f"critic.micro_batch_tokens={few}",
+        "actor.zero.sleep=true",
+        "critic.zero.sleep=true",
+        "actor.zero.offload_optimizer=true",
+        "critic.zero.offload_optimizer=true",
+        *(f"rollout.engine.gpu_memory_utilization={share}" for share in (0.4, 0.5, 0.6, 0.8)),
+    ]
+    changes = [change for change in changes if change.startswith((*trained, "rollout."))]
+    for count in range(1, MOST_CHANGES + 1):
+        for chosen in combinations(changes, count):
+            data = deepcopy(plain)
+            for change in chosen:
+                apply_override(data, change)
+            try:
+                fits = not layout(validate(data)).shortages
+            except ConfigError:
+                continue
+            if fits:
+                return list(chosen)
+    return None
+
+
+def _by_node(made: Plan) -> list[list[Slot]]:
+    found: list[list[Slot]] = [[] for _ in range(made.nodes)]
+    for slot in made.slots:
+        found[slot.node].append(slot)
+    return found
+
+
+def _gpu_load(
+    neighbours: list[Slot],
+    node: int,
+    gpu: int,
+    pool: PoolConfig,
+    roles: dict[str, RoleSize],
+    engines: EngineSize,
+    seen: dict[tuple[object, ...], dict[str, Held]],
+) -> GpuLoad:
+    """`seen`: what cards of such roles and such a size hold; filled here."""
+    here = tuple(slot for slot in neighbours if gpu in slot.gpus)
+    key = (card_gib(pool), *(slot.role for slot in here))
+    if key not in seen:
+        seen[key] = _held(here, card_gib(pool) * GIB, roles, engines)
+    return GpuLoad(node, gpu, card_gib(pool) * GIB, here, seen[key])
+
+
+def _add_measured(held: dict[str, Held], beside: BesideCounted) -> None:
+    """Put what a measured run held beside what is counted into the phases."""
+    for phase, name in PHASE_NAMES.items():
+        if extra := getattr(beside, name):
+            held[phase]["all", "measured beside what is counted"] = extra * GIB
+
+
+def _held(here: Sequence[Slot], capacity: float, roles: dict[str, RoleSize], engines: EngineSize) -> dict[str, Held]:
+    """Of a card in each phase."""
+    side_by_side = {"actor", "critic"} <= {slot.role for slot in here}
+    pushed_by = "ipc" if ENGINES in {slot.role for slot in here} else "nccl"
+    phases: dict[str, Held] = {phase: {} for phase in PHASES}
+    for slot in here:
+        for phase, held in phases.items():
+            account = (
+                engine(engines, capacity, phase)
+                if slot.role == ENGINES
+                else _of_role(roles[slot.role], phase, side_by_side, pushed_by)
+            )
+            held.update({(slot.role, item): size for item, size in account.items() if size})
+    return phases
+
+
+def _of_role(role: RoleSize, phase: str, side_by_side: bool, pushed_by: str) -> Account:
+    """`side_by_side`: actor and critic share the card, and their updates run at the same time; `pushed_by`: `ipc` where
+    the engines share it too, `nccl` otherwise."""
+    training = role.trained and (phase == f"train {role.role}" or (side_by_side and phase.startswith("train")))
+    account = {**states(role, training=training), "runtime": RUNTIME}
+    if phase in WORKING_IN[base_role(role.role)] or training:
+        account |= working(role, training=training)
+    elif phase == "push" and role.role == "actor" and role.ranks > 1:
+        account["gathered layers"] = role.number_bytes * (role.model.layer + role.model.embedding)
+    if phase == "push" and role.role == "actor":
+        account["packed for the engines"] = STAGING_BUFFERS[pushed_by] * staging(role.model, role.number_bytes)
+    if phase == "push" and role.role == "actor" and role.adapters is not None:
+        # A matrix and its adapter's product in float32, and their sum in the engines' type.
+        account["merged matrix"] = 10 * role.model.hidden * role.model.intermediate
+    return account
+
+
+def _host_load(
+    here: list[Slot], node: int, pool: PoolConfig, roles: dict[str, RoleSize], engines: EngineSize
+) -> HostLoad:
+    held: Held = {}
+    for slot in here:
+        account = _on_host(slot, roles, engines)
+        for item, size in account.items():
+            key = (slot.role, item)
+            held[key] = held.get(key, 0.0) + size * _processes(slot)
+    if not any(slot.gpus for slot in here):
+        held["this run", "Ray and the driver"] = SERVICES
+    return HostLoad(node, pool.host_memory_gib * GIB, held)
+
+
+def _on_host(slot: Slot, roles: dict[str, RoleSize], engines: EngineSize) -> Account:
+    if slot.role == ENGINES:
+        return engine_host(engines) if slot.gpus else engine_without_gpu(engines)
+    if slot.role not in roles:
+        return {"libraries": PROCESS}
+    return host_states(roles[slot.role]) if slot.gpus else rank_without_gpu(roles[slot.role])
+
+
+def _processes(slot: Slot) -> int:
+    return slot.cpus // slot.threads if slot.role == ENGINES else 1
+
+
+def _pools(config: RunConfig, made: Plan) -> list[PoolConfig]:
+    """Of each planned node."""
+    if isinstance(config.placement, LocalPlacement):
+        return [as_pool(int(made.demand(0).gpus))]
+    placement = as_groups(config.placement)
+    return [placement.pools[name] for name in made.pools]
+
+
+def _model_sizes(config: RunConfig) -> tuple[dict[str, ModelSize], list[str]]:
+    """Role → its model, and what was assumed of a model that is not there yet."""
+    cache, notes = Path(config.model_cache), []
+    actor = model_size(config.actor.model, "actor.model", cache)
+    sizes = {"actor": actor, "reference": actor}
+    if config.reference.model is not None:
+        sizes["reference"] = model_size(config.reference.model, "reference.model", cache)
+
+    def with_value_head(model: ModelConfig, key: str) -> ModelSize:
+        try:
+            return model_size(model, key, cache, value_head=True)
+        except UnknownModel:
+            notes.append(f"{key}.path={model.path} is not there yet: counted as large as the actor")
+            return model_size(config.actor.model, "actor.model", cache, value_head=True)
+
+    for role, scorer in config.scorers.items():
+        if isinstance(scorer, ModelReward):
+            sizes[role] = with_value_head(scorer.model, f"{section_key(role)}.model")
+    if config.ppo.uses_critic:
+        critic = config.critic.model or (config.actor.model if config.critic.initialise_from == "policy" else None)
+        sizes["critic"] = with_value_head(critic, "critic.model") if critic else sizes["reward"]
+    guessed = sorted(role for role, size in sizes.items() if size.estimated)
+    if guessed:
+        notes.append(f"{', '.join(guessed)}: an unknown architecture, estimated from the size of its weights")
+    return sizes, notes
+
+
+def _role_size(config: RunConfig, slots: list[Slot], model: ModelSize) -> RoleSize:
+    role = slots[0].role
+    section: Any = config.section(role)
+    longest = config.longest_sample
+    trained = isinstance(section, TrainedRole)
+    return RoleSize(
+        role=role,
+        model=model,
+        ranks=len(slots),
+        number_bytes=2 if config.dtype == "bfloat16" else 4,
+        stage=section.zero.stage,
+        trained=trained,
+        adapters=adapters(config, role) if trained else None,
+        averaged=role == "actor" and config.actor.ema_decay is not None,
+        offload_optimizer=section.zero.offload_optimizer,
+        offload_parameters=section.zero.offload_parameters,
+        sleep=section.zero.sleep,
+        checkpointing=trained and section.gradient_checkpointing,
+        tokens=max(section.micro_batch_tokens, longest),
+        scored_share=config.longest_response / longest,
+        nodes=len({slot.node for slot in slots}),
+        threads=slots[0].threads,
+        device=config.device,
+    )
+
+
+def _engine_size(config: RunConfig, model: ModelSize) -> EngineSize:
+    engine_config = config.rollout.engine
+    return EngineSize(
+        model=model,
+        number_bytes=2 if (engine_config.dtype or config.dtype) == "bfloat16" else 4,
+        parallel=tensor_parallel_size(config.placement),
+        utilization=engine_config.gpu_memory_utilization,
+        sleep=engine_config.sleep,
+        longest=config.longest_sample,
+        number=ranks_of(config.placement, ENGINES),
+        max_sequences=engine_config.max_sequences,
+        kv_cache=engine_config.kv_cache_gib * GIB,
+        eager=config.device == "cpu" if engine_config.enforce_eager is None else engine_config.enforce_eager,
+    )

@@ -1,0 +1,46 @@
+"""`--cluster auto`: a configuration on the cluster that runs.
+
+A RunConfig and the cluster's nodes flow in; the RunConfig with the pools as they are flows out. Called by
+`orchestrator.commands.plan`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from cluster.config import PoolConfig
+from cluster.placement.gpu_groups import as_groups
+from cluster.placement.plan import Node
+from cluster.placement.pools import check_has_pools, with_pools_of
+from cluster.runtime.nodes import nodes_of
+from orchestrator.config.loading import validate
+from orchestrator.config.run import RunConfig
+
+
+def on_running_cluster(config: RunConfig) -> RunConfig:
+    """With the pools of the cluster that RAY_ADDRESS names, or that runs on this machine."""
+    check_has_pools(config.placement)
+    return on_nodes(config, nodes_of(None))
+
+
+def on_nodes(config: RunConfig, nodes: Sequence[Node]) -> RunConfig:
+    """With the pools as these nodes are. PlacementError or ConfigError where its groups do not find room."""
+    placement = with_pools_of(config.placement, nodes)
+    data = config.model_dump(by_alias=True)
+    data["placement"] = placement.model_dump(by_alias=True)
+    return validate(data, source="the configuration on the running cluster")
+
+
+def describe_pools(config: RunConfig) -> list[str]:
+    """One line for each pool."""
+    placement = config.placement
+    assert placement.type != "local"
+    return [f"pool {name}: {_describe(pool)}" for name, pool in as_groups(placement).pools.items()]
+
+
+def _describe(pool: PoolConfig) -> str:
+    card = pool.accelerator or (f"{pool.gpu_memory_gib:g} GiB" if pool.gpu_memory_gib else "unknown")
+    return (
+        f"{pool.nodes} nodes with {pool.gpus_per_node} {card} GPUs, {pool.cpus_per_node} CPUs and "
+        f"{pool.host_memory_gib:g} GiB"
+    )

@@ -1,0 +1,220 @@
+"""`tetrarch plan --suggest`: the fastest layouts of a run on the GPUs that it already has.
+
+A RunConfig flows in, the best few of all layouts that fit flow out. Called by `orchestrator.commands.app`.
+
+Searched is every way to put the roles into groups and to share the GPUs out among these (whole nodes, in lots where
+there are many, or a half, a quarter … of one node), with every tensor-parallel size, micro-batches of half to four
+times the file's, optimizers on the card, asleep or offloaded, sleeping engines and shares of memory for vLLM. A
+structure is first timed with its fastest settings, whether or not they fit: if even so it is slower than what was
+found, it needs no closer look.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from itertools import product
+from typing import Any
+
+from cluster.config import Efficiency, EnginesConfig, GroupsPlacement, LocalPlacement, PlacedGroup, PoolConfig
+from cluster.errors import PlacementError
+from cluster.placement.gpu_groups import ENGINES, as_groups, base_role
+from cluster.placement.plan import Plan
+from orchestrator.config.rules import inconsistencies
+from orchestrator.config.run import RunConfig
+from orchestrator.errors import ConfigError
+from orchestrator.planning.layout import layout
+from orchestrator.planning.loads import Layout
+
+COUNT = 5
+FACTORS = (1, 0.5, 2, 4)
+"""Of every role's `micro_batch_tokens`."""
+HOMES = ("card", "sleep", "host")
+"""Of gradients and optimizer: always on the card, there for the updates (`zero.sleep`), or offloaded."""
+UTILIZATIONS = (0.3, 0.45, 0.6, 0.75, 0.9)
+PARTS = 8
+"""More nodes than this are shared out in lots."""
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """What is searched beside the placement."""
+
+    factor: float
+    actor_states: str
+    """Which of HOMES holds for the actor's gradients and optimizer."""
+    critic_states: str
+    sleep: int
+    utilization: float
+
+
+@dataclass(frozen=True, slots=True)
+class Suggestion:
+    """One layout that fits."""
+
+    config: RunConfig
+    layout: Layout
+
+    def changes(self) -> dict[str, Any]:
+        """What to write into the file."""
+        config = self.config
+        roles: dict[str, Any] = {
+            role: {"micro_batch_tokens": getattr(config, role).micro_batch_tokens} for role in _sections(config)
+        }
+        for role in [role for role in ("actor", "critic") if role in roles]:
+            zero = getattr(config, role).zero
+            roles[role]["zero"] = {"sleep": zero.sleep, "offload_optimizer": zero.offload_optimizer}
+        engine = config.rollout.engine
+        shares = {"gpu_memory_utilization": engine.gpu_memory_utilization, "sleep": engine.sleep}
+        placement = config.placement.model_dump(mode="json", exclude_defaults=True)
+        return {**roles, "rollout": {"engine": shares}, "placement": placement}
+
+
+def suggest(config: RunConfig, efficiency: Efficiency | None = None, count: int = COUNT) -> list[Suggestion]:
+    """The `count` fastest structures that fit, each with its fastest settings; the fastest first."""
+    if config.device != "cuda" or isinstance(config.placement, LocalPlacement):
+        raise ConfigError("--suggest needs pools of GPUs: `device: cuda` and a placement of type groups or openrlhf")
+    bounded: list[tuple[float, int, GroupsPlacement]] = []
+    for placement in structures(as_groups(config.placement), _together(config)):
+        # Sleeping costs the weights' way to the host, and lets all engines' rows be scored at once.
+        fastest = (Setting(max(FACTORS), HOMES[0], HOMES[0], sleep, max(UTILIZATIONS)) for sleep in _sleeps(placement))
+        tried = [one for one in (apply(config, placement, setting) for setting in fastest) if not inconsistencies(one)]
+        with suppress(PlacementError):  # its CPUs do not do for the reward functions
+            made, times = None, []
+            for one in tried:
+                planned = layout(one, efficiency, made)
+                made = planned.plan
+                times.append(planned.step.total)
+            if times:
+                bounded.append((min(times), len(bounded), placement))
+    found: list[Suggestion] = []
+    for bound, _, placement in sorted(bounded):
+        if len(found) == count and bound >= found[-1].layout.step.total:
+            break
+        best = _best(config, placement, efficiency)
+        if best is not None:
+            found = sorted([*found, best], key=lambda one: one.layout.step.total)[:count]
+    return found
+
+
+def _together(config: RunConfig) -> list[str]:
+    """The roles that get GPUs; the members of an ensemble stay together."""
+    return list(dict.fromkeys(base_role(role) for role in config.model_roles))
+
+
+def _sections(config: RunConfig) -> list[str]:
+    """The roles whose settings are tried; members of an ensemble keep theirs."""
+    return [role for role in config.model_roles if role != ENGINES and role == base_role(role)]
+
+
+def structures(placement: GroupsPlacement, roles: Sequence[str]) -> Iterator[GroupsPlacement]:
+    """Every placement of `roles` into such shares that uses all GPUs of the pools."""
+    cpus = max(group.cpus_per_rank for group in placement.groups.values())
+    for groups in _partitions(list(roles)):
+        for shares in _shared_out(len(groups), placement.pools):
+            widths = next(per for own, (_, _, per) in zip(groups, shares, strict=True) if ENGINES in own)
+            for width in (n for n in range(1, widths + 1) if widths % n == 0):
+                placed = {
+                    "-".join(own): PlacedGroup(
+                        pool=pool,
+                        nodes=nodes,
+                        gpus_per_node=per,
+                        roles=tuple(role for role in own if role != ENGINES),
+                        engines=EnginesConfig(number=nodes * per // width, tensor_parallel_size=width)
+                        if ENGINES in own
+                        else None,
+                        cpus_per_rank=cpus,
+                    )
+                    for own, (pool, nodes, per) in zip(groups, shares, strict=True)
+                }
+                yield placement.model_copy(update={"groups": placed})
+
+
+def settings(placement: GroupsPlacement) -> Iterator[Setting]:
+    """All that are tried with a placement; engines that share with nobody never sleep."""
+    critic = HOMES if any("critic" in group.roles for group in placement.groups.values()) else HOMES[:1]
+    choices = product(FACTORS, HOMES, critic, _sleeps(placement), UTILIZATIONS)
+    yield from (Setting(*choice) for choice in choices)
+
+
+def _sleeps(placement: GroupsPlacement) -> tuple[int, ...]:
+    shared = any(group.engines is not None and group.roles for group in placement.groups.values())
+    return (0, 1) if shared else (0,)
+
+
+def apply(config: RunConfig, placement: GroupsPlacement, setting: Setting) -> RunConfig:
+    """The run with another layout."""
+    changed: dict[str, Any] = {"placement": placement}
+    for role in _sections(config):
+        section = getattr(config, role)
+        update: dict[str, Any] = {"micro_batch_tokens": max(int(section.micro_batch_tokens * setting.factor), 1)}
+        if role in ("actor", "critic"):
+            home = setting.actor_states if role == "actor" else setting.critic_states
+            flags = {"sleep": home == "sleep", "offload_optimizer": home == "host"}
+            update["zero"] = section.zero.model_copy(update=flags)
+        changed[role] = section.model_copy(update=update)
+    shares = {"sleep": setting.sleep, "gpu_memory_utilization": setting.utilization}
+    engine = config.rollout.engine.model_copy(update=shares)
+    changed["rollout"] = config.rollout.model_copy(update={"engine": engine})
+    return config.model_copy(update=changed)
+
+
+def _best(config: RunConfig, placement: GroupsPlacement, efficiency: Efficiency | None) -> Suggestion | None:
+    """The fastest settings that fit; of equally fast ones the first."""
+    best: Suggestion | None = None
+    made: Plan | None = None
+    for setting in settings(placement):
+        tried = apply(config, placement, setting)
+        planned = layout(tried, efficiency, made)
+        made = planned.plan
+        faster = best is None or planned.step.total < best.layout.step.total
+        if faster and not planned.shortages and not inconsistencies(tried):
+            best = Suggestion(tried, planned)
+    return best
+
+
+def _partitions(roles: list[str]) -> Iterator[list[list[str]]]:
+    """All ways to put roles into groups."""
+    if not roles:
+        yield []
+        return
+    first, *others = roles
+    for groups in _partitions(others):
+        yield [[first], *groups]
+        for number, group in enumerate(groups):
+            yield [*groups[:number], [first, *group], *groups[number + 1 :]]
+
+
+Share = tuple[str, int, int]
+"""(pool, nodes, GPUs a node)."""
+
+
+def _shared_out(groups: int, pools: dict[str, PoolConfig]) -> Iterator[list[Share]]:
+    """All ways to give each of so many groups a share, with no GPU left over."""
+    left = {name: pool.nodes * pool.gpus_per_node for name, pool in pools.items() if pool.gpus_per_node}
+    options = [(name, *share) for name in left for share in _shares(pools[name])]
+
+    def fill(number: int, left: dict[str, int]) -> Iterator[list[Share]]:
+        if number == 0:
+            if not any(left.values()):
+                yield []
+            return
+        for name, nodes, per in options:
+            if nodes * per <= left[name]:
+                for others in fill(number - 1, {**left, name: left[name] - nodes * per}):
+                    yield [(name, nodes, per), *others]
+
+    yield from fill(groups, left)
+
+
+def _shares(pool: PoolConfig) -> list[tuple[int, int]]:
+    """(nodes, GPUs a node): whole nodes, in lots where there are many; a half, a quarter … of a node."""
+    lot = -(-pool.nodes // PARTS)
+    # One group gets what the lots leave over.
+    whole = sorted({*range(lot, pool.nodes + 1, lot), *range(pool.nodes, 0, -lot)})
+    parts, part = [], pool.gpus_per_node
+    while part % 2 == 0:
+        part //= 2
+        parts.append((1, part))
+    return [*((nodes, pool.gpus_per_node) for nodes in whole), *parts]

@@ -1,0 +1,261 @@
+"""How long a PPO step takes, on paper: each role's seconds, and what happens when.
+
+A RunConfig and its plan flow in, a StepTime flows out. Called by `orchestrator.planning.layout`; the order is that of
+`orchestrator.ppo.step.train_step`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from cluster.config import Efficiency, PoolConfig
+from cluster.estimate.generation import Request, finished, generate_s, shares
+from cluster.estimate.lengths import Lengths, fixed, from_quantiles, lognormal, moved_to_mean
+from cluster.estimate.memory import GIB, EngineSize, RoleSize
+from cluster.estimate.roofline import (
+    Rates,
+    Workload,
+    card_rates,
+    cpu_rates,
+    push_s,
+    score_s,
+    update_s,
+)
+from cluster.estimate.simulation import Course, Kind, Part, simulate, stretched
+from cluster.placement.accelerators import ACCELERATORS, UNKNOWN
+from cluster.placement.gpu_groups import ENGINES
+from cluster.placement.plan import Plan, engines_neighbours
+from orchestrator.config.run import RunConfig
+from orchestrator.planning.this_machine import operations_per_s
+
+HALF = 0.5
+"""Mean length of a response, as a share of its limit, where nothing is known. An assumption."""
+
+
+@dataclass(frozen=True, slots=True)
+class RoleSeconds:
+    """How long each role works in a step, if nobody is in its way."""
+
+    generate: float
+    score: dict[str, float]
+    """Role → seconds."""
+    update: dict[str, float]
+    """Role → seconds."""
+    push: float
+    engines: tuple[float, ...] = ()
+    """Each engine's seconds, the longest of which is `generate`; empty: it has them all to itself."""
+    parts: tuple[Part, ...] = ()
+    """What is scored together; empty: parts that are alike and come evenly."""
+
+
+@dataclass(frozen=True, slots=True)
+class StepTime:
+    """One PPO step."""
+
+    phases: dict[str, float]
+    """generate, score (what generation does not hide), update, push → seconds."""
+    busy: dict[Kind, float]
+    """Cards of these roles → seconds in which they work."""
+    response_tokens: float
+    """Mean length of a response."""
+    simulated: Course
+    """What happens when, before corrections stretch the phases."""
+    prompt_tokens: float = 0.0
+    """Mean length of a prompt."""
+    lengths: Lengths | None = None
+    """Of the responses."""
+    lengths_from: str = ""
+    """Who says so."""
+
+    @property
+    def total(self) -> float:
+        """Seconds."""
+        return sum(self.phases.values())
+
+    @property
+    def course(self) -> Course:
+        """What happens when."""
+        return stretched(self.simulated, self.phases)
+
+    def idle(self, kind: Kind) -> float:
+        """Share of a step in which the cards of these roles wait for others."""
+        return 1 - min(self.busy[kind] / self.total, 1)
+
+
+def step_time(
+    config: RunConfig,
+    made: Plan,
+    pools: Sequence[PoolConfig],
+    kinds: Collection[Kind],
+    roles: Mapping[str, RoleSize],
+    engines: EngineSize,
+    efficiency: Efficiency,
+) -> StepTime:
+    """Of a run's layout.
+
+    Args:
+        pools: of each planned node.
+        kinds: which roles share cards; without cards, all share the machine.
+    """
+    first = {role: made.of(role)[0] for role in made.roles}
+    rates = {
+        role: _rates(pools[slot.node], len(made.of(role)), config.dtype, efficiency) for role, slot in first.items()
+    }
+    work = workload(config, efficiency)
+    shared = "actor" in engines_neighbours(config.placement)  # every rank hands over on its own card
+    room = _kv_room(config, engines, pools[first[ENGINES].node])
+    moved = engines.weights / rates[ENGINES].host if engines.sleep == 1 else 0.0  # to the host, and back for the push
+    earlier = moved + _greedy_s(config, engines, work, rates[ENGINES], room)
+    times = finished(engines, work, rates[ENGINES], room, config.seed)
+    seconds = RoleSeconds(
+        generate=earlier + max(max(own, default=0.0) for own in times),
+        score={},
+        update={role: update_s(size, work, rates[role]) for role, size in roles.items() if size.trained},
+        push=moved
+        + push_s(
+            roles["actor"],
+            rates["actor"],
+            other_nodes=not shared and any(slot.node != first["actor"].node for slot in made.of(ENGINES)),
+            cards=max(pools[first["actor"].node].gpus_per_node, 1),
+        ),
+        engines=tuple(earlier + max(own, default=0.0) for own in times),
+        parts=tuple(_parts(config, roles, rates, work, shares(engines, work, config.seed), times, earlier)),
+    )
+    step = side_by_side(kinds or [tuple(made.roles)], seconds, efficiency, work.response_tokens)
+    told = lengths_from(config, efficiency)
+    return replace(step, prompt_tokens=work.prompt_tokens, lengths=work.lengths, lengths_from=told)
+
+
+def _parts(
+    config: RunConfig,
+    roles: Mapping[str, RoleSize],
+    rates: Mapping[str, Rates],
+    work: Workload,
+    requests: Sequence[Sequence[Request]],
+    times: Sequence[Sequence[float]],
+    earlier: float,
+) -> Iterator[Part]:
+    """What is scored together: neighbours among an engine's responses, or all of all engines where these sleep first.
+    Without GPUs all share the machine's cores."""
+    passes = {"actor": 2} if config.reference.share_actor else {}
+    whole: dict[int, dict[str, float]] = {}
+    last = earlier + max(max(own, default=0.0) for own in times)
+
+    def part(rows: Sequence[Request], ready: float) -> Part:
+        if len(rows) not in whole:
+            some = replace(work, samples=len(rows))
+            whole[len(rows)] = {role: passes.get(role, 1) * score_s(m, some, rates[role]) for role, m in roles.items()}
+        tokens = work.prompt_tokens + sum(row.tokens for row in rows) / len(rows)
+        return Part(ready, {role: s * tokens / work.tokens for role, s in whole[len(rows)].items()})
+
+    if config.rollout.engine.sleep:
+        yield part([row for asked in requests for row in asked], last)
+        return
+    for asked, own in zip(requests, times, strict=True):
+        size = config.rollout.stream_samples or max(len(own), 1)
+        for start in range(0, len(own), size):
+            ready = earlier + max(own[start : start + size])
+            yield part(asked[start : start + size], last if config.device == "cpu" else ready)
+
+
+def card_gib(pool: PoolConfig) -> float:
+    """Memory of a pool's cards."""
+    if pool.gpu_memory_gib is not None:
+        return pool.gpu_memory_gib
+    return ACCELERATORS[pool.accelerator or UNKNOWN].memory_gib
+
+
+def _rates(pool: PoolConfig, ranks: int, dtype: str, efficiency: Efficiency) -> Rates:
+    if pool.gpus_per_node == 0:
+        return cpu_rates(operations_per_s(dtype), ranks, efficiency)
+    return card_rates(ACCELERATORS[pool.accelerator or UNKNOWN], efficiency)
+
+
+def workload(config: RunConfig, efficiency: Efficiency) -> Workload:
+    """What a step of the run has to do."""
+    lengths = response_lengths(config, efficiency)
+    return Workload(
+        samples=config.samples_per_step,
+        responses_per_prompt=config.rollout.responses_per_prompt if config.rollout.engine.prefix_caching else 1,
+        prompt_tokens=(config.longest_sample - config.longest_response) * efficiency.prompt_share,
+        response_tokens=lengths.mean,
+        epochs=config.ppo.epochs,
+        mini_batches=config.ppo.mini_batches,
+        responses=lengths,
+    )
+
+
+def response_lengths(config: RunConfig, efficiency: Efficiency) -> Lengths:
+    """Measured ones where the factors have them, else what the limits leave open."""
+    limit, share = config.longest_response, efficiency.response_share
+    shortest = min(config.rollout.min_response_tokens, limit) if config.environment is None else 1
+    if shortest == limit:
+        return fixed(limit)
+    if efficiency.response_quantiles is None:
+        return lognormal((share or HALF) * limit, efficiency.response_spread, max(shortest, 1), limit)
+    measured = {part: tokens * limit for part, tokens in efficiency.response_quantiles.items()}
+    lengths = from_quantiles(measured, max(shortest, 1), limit)
+    return lengths if share is None else moved_to_mean(lengths, share * limit, limit)
+
+
+def lengths_from(config: RunConfig, efficiency: Efficiency) -> str:
+    """Where the response lengths come from, in words."""
+    if config.environment is None and config.rollout.min_response_tokens >= config.longest_response:
+        return "rollout.min_response_tokens and max_response_tokens say so"
+    if efficiency.response_quantiles is not None:
+        return "from the quantiles of the efficiency file"
+    share, spread = efficiency.response_share or HALF, efficiency.response_spread
+    return f"assumed: a mean of {share:.0%} of the limit (response_share) with a spread of {spread:g} (response_spread)"
+
+
+def _greedy_s(config: RunConfig, engines: EngineSize, work: Workload, rates: Rates, room: float) -> float:
+    """Of the greedy responses that ReMax compares with, which come first."""
+    if config.ppo.advantage.type != "remax":
+        return 0.0
+    greedy = replace(work, samples=config.rollout.prompts_per_step, responses_per_prompt=1)
+    return generate_s(engines, greedy, rates, room, config.seed)
+
+
+def _kv_room(config: RunConfig, engines: EngineSize, pool: PoolConfig) -> float:
+    if config.device == "cpu":
+        return engines.kv_cache
+    return engines.utilization * card_gib(pool) * GIB - engines.weights
+
+
+def side_by_side(
+    kinds: Collection[Kind],
+    seconds: RoleSeconds,
+    efficiency: Efficiency,
+    response_tokens: float,
+    streamed: float | None = None,
+) -> StepTime:
+    """The step's phases. Roles on one card take turns, roles on different cards work at the same time.
+
+    Args:
+        kinds: which roles share cards.
+        efficiency: its `correction` stretches the phases.
+        streamed: of parts that come evenly, the share of all that one is; None where scoring waits for the last.
+    """
+    correction = efficiency.correction.model_dump()
+    engines, parts = seconds.engines or (seconds.generate,), seconds.parts or _even(seconds, streamed)
+    course = simulate(kinds, engines, parts, seconds.update, seconds.push)
+    score: dict[str, float] = {}
+    for part in parts:
+        for role, spent in part.seconds.items():
+            score[role] = score.get(role, 0.0) + spent
+    busy: dict[Kind, float] = {}
+    for kind in kinds:
+        busy[kind] = correction["score"] * sum(score.get(role, 0.0) for role in kind)
+        busy[kind] += correction["update"] * sum(seconds.update.get(role, 0.0) for role in kind)
+        busy[kind] += correction["generate"] * sum(engines) / len(engines) if ENGINES in kind else 0.0
+        busy[kind] += correction["push"] * seconds.push if {"actor", ENGINES} & set(kind) else 0.0
+    phases = {phase: correction[phase] * spent for phase, spent in course.phases.items()}
+    return StepTime(phases, busy, response_tokens, course)
+
+
+def _even(seconds: RoleSeconds, streamed: float | None) -> list[Part]:
+    """Parts that are alike and come evenly."""
+    number = round(1 / streamed) if streamed else 1
+    each = {role: spent / number for role, spent in seconds.score.items()}
+    return [Part(seconds.generate * (place + 1) / number, each) for place in range(number)]

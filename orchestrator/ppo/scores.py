@@ -1,0 +1,138 @@
+"""What becomes of the reward model's scores before they are rewards: scale, clip, length. Pure but for `RunningScale`.
+
+Called by `orchestrator.ppo.step` once a step; the state of the scale is in every checkpoint. `RunningScale` also serves
+the critic's targets (`orchestrator.ppo.experience`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from orchestrator.config.ppo import LinearLength, PenaliseTruncated, PpoConfig, ScoreConfig, SoftOverlong
+from roles.config.roles import CautiousScore, MeanScore, WeightedScore, WorstScore
+
+EPSILON = 1e-8
+
+CombineConfig = MeanScore | WorstScore | CautiousScore | WeightedScore
+
+
+class Responses(Protocol):
+    """What rollouts and scored rollouts have in common."""
+
+    @property
+    def response_mask(self) -> Tensor:
+        """bool `[batch, time]`."""
+
+    @property
+    def finished(self) -> Tensor:
+        """bool `[batch]`."""
+
+
+class RunningScale:
+    """Mean and variance of all numbers so far (Chan, Golub and LeVeque 1979, equation 2.1)."""
+
+    def __init__(self) -> None:
+        self._count, self._mean, self._squares = 0, 0.0, 0.0
+
+    def update(self, numbers: Tensor) -> None:
+        """Take in some numbers, float `[n]`."""
+        if not len(numbers):
+            return
+        batch = numbers.double()
+        count, mean = len(batch), float(batch.mean())
+        difference, total = mean - self._mean, self._count + count
+        self._squares += float((batch - mean).square().sum()) + difference**2 * self._count * count / total
+        self._mean += difference * count / total
+        self._count = total
+
+    @property
+    def mean(self) -> float:
+        """0 before the first number."""
+        return self._mean
+
+    @property
+    def deviation(self) -> float:
+        """Standard deviation (biased); 1 before the first number."""
+        return (self._squares / self._count) ** 0.5 + EPSILON if self._count else 1.0
+
+    def normalised(self, numbers: Tensor) -> Tensor:
+        """(number - mean) / deviation; where nothing has varied yet, 0."""
+        return ((numbers.double() - self.mean) / self.deviation).to(numbers.dtype)
+
+    def restored(self, normalised: Tensor) -> Tensor:
+        """The inverse of `normalised`."""
+        return (normalised.double() * self.deviation + self.mean).to(normalised.dtype)
+
+    def state_dict(self) -> dict[str, Any]:
+        """JSON-able."""
+        return {"count": self._count, "mean": self._mean, "squares": self._squares}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """The inverse of `state_dict`."""
+        self._count, self._mean, self._squares = int(state["count"]), float(state["mean"]), float(state["squares"])
+
+
+def combine(scores: Mapping[str, Tensor], how: CombineConfig) -> tuple[Tensor, Tensor]:
+    """What the members of an ensemble say together.
+
+    Mean, worst and mean minus a multiple of the standard deviation: Coste et al., arXiv 2310.02743, section 3.
+
+    Args:
+        scores: of each member by its role, float `[batch]`.
+
+    Returns:
+        the combined scores, and how far the members are apart (their biased standard deviation), `[batch]` each.
+    """
+    stacked = torch.stack(list(scores.values()))
+    spread = stacked.std(0, correction=0)
+    match how:
+        case WorstScore():
+            return stacked.amin(0), spread
+        case CautiousScore(factor=factor):
+            return stacked.mean(0) - factor * spread, spread
+        case WeightedScore(weights=weights):
+            weighted = [weights[role.removeprefix("reward.")] * own for role, own in scores.items()]
+            return torch.stack(weighted).sum(0), spread
+        case _:
+            return stacked.mean(0), spread
+
+
+def shape_scores(scores: Tensor, rollouts: Responses, ppo: PpoConfig, scale: RunningScale) -> Tensor:
+    """Normalised by `scale`, then clipped, then less the length penalty; of a response without EOS, with
+    `truncated: {type: penalty}`, that fixed score instead (the EOS trick of arXiv 2403.17031).
+
+    Args:
+        scores: float `[batch]`.
+        scale: of all scores so far, these included.
+
+    Returns:
+        `[batch]`.
+    """
+    config = ppo.score
+    shaped = scale.normalised(scores) if config.normalise else scores
+    if config.clip is not None:
+        shaped = shaped.clamp(-config.clip, config.clip)
+    shaped = shaped - length_penalty(rollouts.response_mask.sum(1), config).to(scores.dtype)
+    if isinstance(ppo.truncated, PenaliseTruncated):
+        shaped = torch.where(rollouts.finished, shaped, ppo.truncated.score)
+    return shaped
+
+
+def length_penalty(response_lengths: Tensor, config: ScoreConfig) -> Tensor:
+    """float32 `[batch]`, 0 or more.
+
+    `linear`: so much a token. `soft_overlong` (Yu et al., DAPO, arXiv 2503.14476, equation 13): 0 up to
+    longest - buffer tokens, from there rising to `penalty` at `longest`.
+    """
+    lengths = response_lengths.float()
+    match config.length:
+        case LinearLength(per_token=per_token):
+            return per_token * lengths
+        case SoftOverlong(longest=longest, buffer=buffer, penalty=penalty):
+            return penalty * ((lengths - (longest - buffer)) / buffer).clamp(0, 1)
+        case _:
+            return torch.zeros_like(lengths)

@@ -1,0 +1,200 @@
+"""One PPO step. Prompts flow in, trained weights and a StepResult flow out; `TrainState` is what it moves.
+
+`train_step` is the algorithm (Schulman et al., arXiv 1707.06347; Ouyang et al., arXiv 2203.02155); the rest serves it.
+Called by `orchestrator.stages.ppo`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+from torch import Tensor
+
+from cluster.ranks.calls import wait_all
+from orchestrator.config.run import RunConfig
+from orchestrator.data.prompts import PromptSource
+from orchestrator.errors import CheckpointError, NotFinite
+from orchestrator.groups.canary import Canary
+from orchestrator.groups.roles import Roles, finish_scoring, start_scoring
+from orchestrator.ppo.experience import ExperienceStats, mini_batches, to_experience
+from orchestrator.ppo.kl import KlController
+from orchestrator.ppo.scores import RunningScale, shape_scores
+from orchestrator.run.clock import Clock
+from roles.actor import Actor, ActorStats
+from roles.batch import Experience, Prompts, Rollouts, Scored
+from roles.critic import Critic, CriticStats
+
+
+@dataclass(slots=True)
+class TrainState:
+    """What changes from step to step on the driver; all of it is in every checkpoint."""
+
+    prompts: PromptSource
+    kl: KlController
+    scale: RunningScale = field(default_factory=RunningScale)
+    """Of the scores so far."""
+    value_scale: RunningScale = field(default_factory=RunningScale)
+    """Of the returns so far, where the critic's targets are normalised."""
+    canary: Canary = field(default_factory=Canary)
+    """Whether the engines have the actor's weights."""
+    batch: Scored | None = None
+    """Of the step under way, once it is scored; not saved."""
+    warm_at: int | None = None
+    """The step from which on the actor is trained; None while the critic warms up."""
+    step: int = 0
+    """PPO steps done."""
+    version: int = 0
+    """Of the actor's weights; the engines must have the same."""
+    samples: int = 0
+    """Responses trained on so far."""
+
+    _COUNTERS: ClassVar = ("step", "version", "samples", "warm_at")
+    _PARTS: ClassVar = ("prompts", "kl", "scale", "value_scale", "canary")
+
+    def state_dict(self) -> dict[str, Any]:
+        """JSON-able."""
+        return {
+            **{name: getattr(self, name) for name in self._COUNTERS},
+            **{name: getattr(self, name).state_dict() for name in self._PARTS},
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """The inverse of `state_dict`. CheckpointError if something is not there."""
+        missing = [name for name in (*self._COUNTERS, *self._PARTS) if name not in state]
+        if missing:
+            raise CheckpointError(
+                f"the checkpoint lacks {', '.join(missing)}: another version of Tetrarch has written it; resume with "
+                "that one, or start anew in another run_dir"
+            )
+        for name in self._COUNTERS:
+            setattr(self, name, state[name])
+        for name in self._PARTS:
+            getattr(self, name).load_state_dict(state[name])
+
+
+@dataclass(frozen=True, slots=True)
+class StepResult:
+    """What one PPO step has to tell."""
+
+    scored: Scored
+    experience: ExperienceStats
+    critic: CriticStats | None
+    """None without a critic."""
+    actor: ActorStats | None
+    """None while only the critic is trained."""
+
+
+def train_step(roles: Roles, prompts: Prompts, state: TrainState, config: RunConfig, clock: Clock) -> StepResult:
+    """One step of PPO: sample, score, estimate advantages, update critic and actor, push the new weights."""
+    ppo, deadlines = config.ppo, config.deadlines
+    with clock("generate"):
+        greedy = greedy_rollouts(roles, prompts, state, config)
+        parts = roles.policy.stream(prompts, version=state.version)
+        scorings = [start_scoring(roles, part, rollouts) for part, rollouts in parts]
+        greedy_scores = roles.reward.start(greedy) if greedy else None
+    with clock("score"):
+        scored = finish_scoring(scorings, deadlines.score_s)
+        baselines = greedy_scores.result(deadlines.score_s)[0] if greedy_scores else None
+        state.batch = scored
+    with clock("experience"):
+        experience, stats = prepare(scored, greedy, baselines, state, config)
+        state.canary.check(scored, scored.old_logprobs, state.version, config)
+        schedule = {"epochs": ppo.epochs, "mini_batches": ppo.mini_batches, "seed": config.seed + state.step}
+        critic_shards = mini_batches(experience, ranks=len(roles.critic), **schedule) if roles.critic else []
+        actor_shards = mini_batches(experience, ranks=len(roles.actor), **schedule)
+    with clock("update"):
+        critic_update = roles.critic.map(Critic.update, critic_shards) if roles.critic else None
+        warm = begin_if_warm(roles, state, stats, config)
+        actor_update = roles.actor.map(Actor.update, actor_shards, state.kl.coefficient) if warm else None
+        wait_all([update for update in (critic_update, actor_update) if update], deadlines.update_s)
+    if actor_update:
+        with clock("push"):
+            roles.policy.load(roles.actor, version=state.version + 1)
+            state.version += 1
+        state.kl.update(stats.kl, len(scored))
+    state.samples += len(scored)
+    state.step += 1
+    state.batch = None
+    actor_stats = actor_update.result(deadlines.update_s)[0] if actor_update else None
+    critic_stats = critic_update.result(deadlines.update_s)[0] if critic_update else None
+    return StepResult(scored, stats, critic_stats, actor_stats)
+
+
+def greedy_rollouts(roles: Roles, prompts: Prompts, state: TrainState, config: RunConfig) -> Rollouts | None:
+    """The most likely response to each prompt, where the advantages are measured from it."""
+    if config.ppo.advantage.type != "remax":
+        return None
+    return roles.policy.generate(prompts.greedy(config.rollout.responses_per_prompt), version=state.version)
+
+
+def prepare(
+    scored: Scored, greedy: Rollouts | None, greedy_scores: Tensor | None, state: TrainState, config: RunConfig
+) -> tuple[Experience, ExperienceStats]:
+    """Scores in their final form, rewards, advantages. Moves the scales in `state`."""
+    ppo, each = config.ppo, config.rollout.responses_per_prompt
+    state.scale.update(scored.scores)
+    baselines = None
+    if greedy is not None and greedy_scores is not None:
+        if not bool(greedy_scores.isfinite().all()):
+            raise NotFinite("reward", "the reward's score of a greedy response is not finite: look at the responses")
+        baselines = shape_scores(greedy_scores, greedy, ppo, state.scale).repeat_interleave(each)
+    return to_experience(
+        scored,
+        state.kl.coefficient,
+        ppo,
+        responses_per_prompt=each,
+        scores=shape_scores(scored.scores, scored, ppo, state.scale),
+        baselines=baselines,
+        value_scale=state.value_scale if ppo.value.normalise else None,
+    )
+
+
+def begin_if_warm(roles: Roles, state: TrainState, stats: ExperienceStats, config: RunConfig) -> bool:
+    """Begin with the actor when the critic is warm, and tell whether it is trained on this batch (which the critic has
+    not seen).
+
+    Nothing is left over from the warm-up: its samples are gone, and the actor's schedule begins at its beginning.
+    """
+    warmup = config.critic.warmup
+    gate = warmup.until_explained_variance
+    ready = state.step >= warmup.max_steps or (gate is not None and stats.explained_variance >= gate)
+    if state.warm_at is None and ready:
+        state.warm_at = state.step
+        if state.step != warmup.max_steps:
+            expect_steps(roles, state, config)
+    return state.warm_at is not None
+
+
+def expect_steps(roles: Roles, state: TrainState, config: RunConfig) -> None:
+    """Fit the actor's schedule to the steps that the critic's warm-up has left it."""
+    assert state.warm_at is not None
+    steps = (config.steps - state.warm_at) * config.ppo.optimizer_steps
+    roles.actor.call(Actor.expect, steps).result(config.deadlines.update_s)
+
+
+def step_metrics(result: StepResult) -> dict[str, float]:
+    """What a step tells of learning, by the names of `orchestrator.report.metrics`."""
+    critic, actor = result.critic, result.actor
+    metrics = result.experience.metrics()
+    if critic is None:
+        del metrics["value/explained_variance"]
+    else:
+        metrics |= {
+            "value/loss": critic.loss,
+            "value/clip_fraction": critic.clip_fraction,
+            "value/gradient_norm": critic.gradient_norm,
+            "lr/critic": critic.learning_rate,
+        }
+    if actor is not None:
+        metrics |= {
+            "objective/entropy": actor.entropy,
+            "policy/loss": actor.loss,
+            "policy/approx_kl": actor.approx_kl,
+            "policy/clip_fraction": actor.clip_fraction,
+            "policy/ratio_first_minibatch": actor.ratio_first_minibatch,
+            "policy/importance_mean": actor.importance,
+            "policy/gradient_norm": actor.gradient_norm,
+            "lr/actor": actor.learning_rate,
+        }
+    return metrics

@@ -1,0 +1,1 @@
+"""Metrics, progress on the terminal, report.html and the files of a run."""

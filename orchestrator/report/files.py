@@ -1,0 +1,120 @@
+"""What a run's reports are made of, on disk: JSON lines, the configuration and the state of the run.
+
+`orchestrator.report.reporter` writes them while the run goes; `orchestrator.report.page` reads them when it has ended
+or died. JSON has no NaN or infinity: they are written as null and read back as NaN.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from orchestrator.report.results import EvaluationResult, SampleRow, sample_from_json
+
+METRICS = "metrics.jsonl"
+SAMPLES = "samples.jsonl"
+EVALUATION = "evaluation.jsonl"
+CONFIG = "config.yaml"
+STATE = "run.json"
+HTML = "report.html"
+ALL = (METRICS, SAMPLES, EVALUATION, CONFIG, STATE, HTML)
+
+
+@dataclass(frozen=True, slots=True)
+class RunState:
+    """How a run stands. `status` is `running`, `done`, `stopped` (by the user, or before its last step) or `failed`."""
+
+    name: str
+    steps: int
+    """PPO steps that were asked for."""
+    status: str = "running"
+    error: str = ""
+    kl_target: float | None = None
+    started: str = ""
+    """Time of the (last) start, ISO 8601."""
+
+
+@dataclass(frozen=True, slots=True)
+class RunRecord:
+    """Everything that a report shows."""
+
+    state: RunState
+    metrics: list[dict[str, float]]
+    """One a step, ascending; NaN for what was not a finite number."""
+    evaluations: list[EvaluationResult]
+    samples: list[SampleRow]
+    """Of the last step."""
+    config_yaml: str
+
+
+def append_line(path: Path, data: Mapping[str, Any]) -> None:
+    """One JSON object on a line of its own, handed to the system at once."""
+    line = json.dumps(finite(data), allow_nan=False) + "\n"
+    with path.open("a", encoding="utf-8") as file:
+        file.write(line)
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """All objects of a JSON-lines file; none if it is missing. A last line that a crash cut short is left out."""
+    if not path.exists():
+        return []
+    lines = path.read_bytes().split(b"\n")
+    whole = [line for line in lines[:-1] if line.strip()]
+    try:
+        return [json.loads(line) for line in whole]
+    except ValueError as error:
+        raise ValueError(f"{path} holds a line that is not JSON ({error}); mend or remove that line") from error
+
+
+def drop_after(path: Path, step: int) -> None:
+    """Keep only the lines up to `step`, so that a resumed run says no step twice; replaces the file in one move."""
+    if not path.exists():
+        return
+    kept = [line for line in read_lines(path) if line["step"] <= step]
+    partial = path.with_suffix(".partial")
+    partial.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
+    partial.replace(path)
+
+
+def write_state(run_dir: Path, state: RunState) -> None:
+    """Replace `run.json`."""
+    partial = run_dir / f"{STATE}.partial"
+    partial.write_text(json.dumps(finite(asdict(state)), indent=1) + "\n", encoding="utf-8")
+    partial.replace(run_dir / STATE)
+
+
+def read_record(run_dir: Path) -> RunRecord:
+    """What the files of a run say; a run of which only some files exist is shown as far as they go."""
+    metrics = [
+        {key: math.nan if value is None else value for key, value in line.items()}
+        for line in read_lines(run_dir / METRICS)
+    ]
+    evaluations = [EvaluationResult.from_json(line) for line in read_lines(run_dir / EVALUATION)]
+    samples = read_lines(run_dir / SAMPLES)
+    last = max((line["step"] for line in samples), default=0)
+    config = run_dir / CONFIG
+    state = run_dir / STATE
+    return RunRecord(
+        state=RunState(**json.loads(state.read_text(encoding="utf-8")))
+        if state.exists()
+        else RunState(run_dir.name, int(metrics[-1]["step"]) if metrics else 0),
+        metrics=metrics,
+        evaluations=evaluations,
+        samples=[sample_from_json(line, judged=False) for line in samples if line["step"] == last],
+        config_yaml=config.read_text(encoding="utf-8") if config.exists() else "",
+    )
+
+
+def finite(value: Any) -> Any:
+    """`value` with null in place of every float that is not a finite number, at any depth."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {key: finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [finite(item) for item in value]
+    return value

@@ -1,0 +1,300 @@
+"""What a run shows while it goes: a live display on a terminal, plain lines elsewhere. Used by
+`orchestrator.report.reporter`.
+
+Text from models is printed with its control characters replaced, so that a response cannot drive the terminal.
+"""
+
+from __future__ import annotations
+
+import math
+import sys
+import threading
+import time
+from collections import deque
+from collections.abc import Mapping
+from typing import Protocol, TextIO
+
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.spinner import Spinner
+from rich.table import Table
+from rich.text import Text
+
+from orchestrator.ppo.kl import health
+from orchestrator.report.formats import clock, printable, sparkline
+from orchestrator.report.results import Change, EvaluationResult, SampleRow, changes
+
+_HISTORY = 20
+"""Steps that the live display's trends and the estimate of the time left look back on."""
+
+
+class Progress(Protocol):
+    """Someone who tells the user."""
+
+    def status(self, text: str) -> None:
+        """What is happening from now on."""
+
+    def phase(self, text: str) -> None:
+        """The same for something short, as inside a step: no line of its own in plain output."""
+
+    def step(self, step: int, metrics: Mapping[str, float]) -> None:
+        """A PPO step has ended."""
+
+    def lines(self, text: str) -> None:
+        """Something to keep: printed and left standing."""
+
+    def close(self) -> None:
+        """Nothing more comes."""
+
+
+def make_progress(name: str, steps: int, first_step: int) -> Progress:
+    """The live display where standard output is a terminal that can move its cursor, plain lines elsewhere."""
+    console = Console()
+    if sys.stdout.isatty() and not console.is_dumb_terminal:
+        return LiveProgress(name, steps, first_step, console)
+    return PlainProgress(name, steps, first_step)
+
+
+class Pace:
+    """Guesses the time that is left from the last steps, evaluations and checkpoints between them included."""
+
+    def __init__(self, steps: int, first_step: int) -> None:
+        self._steps = steps
+        self._ends: deque[tuple[int, float]] = deque(maxlen=_HISTORY)
+        self._first_step = first_step
+
+    def left(self, step: int, metrics: Mapping[str, float]) -> float:
+        """Seconds from the end of `step` to the end of the run; NaN if nothing is known yet."""
+        now = time.monotonic()
+        if not self._ends and "time/step_s" in metrics and math.isfinite(metrics["time/step_s"]):
+            self._ends.append((step - 1, now - metrics["time/step_s"]))
+        self._ends.append((step, now))
+        (first, began), (last, ended) = self._ends[0], self._ends[-1]
+        return (ended - began) / (last - first) * (self._steps - step) if last > first else math.nan
+
+
+class PlainProgress:
+    """One line at a time, flushed at once; a heartbeat where nothing was printed for a while."""
+
+    def __init__(
+        self, name: str, steps: int, first_step: int, *, stream: TextIO | None = None, heartbeat_s: float = 30.0
+    ) -> None:
+        self._stream = sys.stdout if stream is None else stream
+        self._steps = steps
+        self._pace = Pace(steps, first_step)
+        self._began = time.monotonic()
+        self._lock = threading.Lock()
+        self._doing, self._doing_since, self._printed = "", self._began, self._began
+        self._heartbeat_s = heartbeat_s
+        self._closed = threading.Event()
+        resumed = f", from step {first_step + 1}" if first_step else ""
+        self.lines(f"{name}: {steps} steps{resumed}" if steps else name)
+        threading.Thread(target=self._beat, name="heartbeat", daemon=True).start()
+
+    def status(self, text: str) -> None:
+        """Printed with the time since the start."""
+        self.phase(text)
+        self.lines(text)
+
+    def phase(self, text: str) -> None:
+        """Only the heartbeat names it."""
+        with self._lock:
+            self._doing, self._doing_since = text, time.monotonic()
+
+    def step(self, step: int, metrics: Mapping[str, float]) -> None:
+        """The compact line of a step."""
+        self.lines(step_line(step, self._steps, metrics, self._pace.left(step, metrics)))
+
+    def lines(self, text: str) -> None:
+        """Each line is headed by the time since the start."""
+        with self._lock:
+            self._print(text)
+
+    def close(self) -> None:
+        """Ends the heartbeat."""
+        self._closed.set()
+
+    def _print(self, text: str) -> None:
+        self._printed = time.monotonic()
+        stamp = f"[{clock(self._printed - self._began):>7}] "
+        body = "\n".join(stamp + line for line in text.split("\n")) + "\n"
+        encoding = self._stream.encoding or "utf-8"
+        self._stream.write(body.encode(encoding, "replace").decode(encoding))
+        self._stream.flush()
+
+    def _beat(self) -> None:
+        while not self._closed.wait(self._heartbeat_s / 10):
+            with self._lock:
+                now = time.monotonic()
+                if self._doing and now - self._printed >= self._heartbeat_s and not self._closed.is_set():
+                    self._print(f"… still {self._doing}, {now - self._doing_since:.0f} s")
+
+
+class LiveProgress:
+    """A display that redraws itself: a bar, what is happening and for how long, the latest metrics and their trends."""
+
+    def __init__(self, name: str, steps: int, first_step: int, console: Console) -> None:
+        self._name, self._steps, self._step = name, steps, first_step
+        self._pace = Pace(steps, first_step)
+        self._left = math.nan
+        self._began = time.monotonic()
+        self._doing, self._doing_since = "starting", self._began
+        self._history: deque[Mapping[str, float]] = deque(maxlen=_HISTORY)
+        self._console = console
+        self._spinner = Spinner("dots" if console.encoding.startswith("utf") else "line")
+        self._live = Live(get_renderable=self._render, console=console, refresh_per_second=5)
+        self._live.start(refresh=True)
+
+    def status(self, text: str) -> None:
+        """Shown beside the spinner."""
+        self._doing, self._doing_since = text, time.monotonic()
+
+    phase = status
+
+    def step(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Moves the bar and the table."""
+        self._history.append(dict(metrics))
+        self._step, self._left = step, self._pace.left(step, metrics)
+
+    def lines(self, text: str) -> None:
+        """Printed above the display."""
+        self._console.print(Text(text))
+
+    def close(self) -> None:
+        """Leaves the last picture standing."""
+        self._doing = ""
+        self._live.stop()
+
+    def _render(self) -> RenderableType:
+        now = time.monotonic()
+        head = Table.grid(padding=(0, 1), expand=True)
+        for options in ({"no_wrap": True, "max_width": 24}, {"ratio": 1}, {"no_wrap": True}, {"no_wrap": True}):
+            head.add_column(**options)
+        left = "" if not self._left > 0 or not self._doing else f"ETA {clock(self._left)}"
+        bar: RenderableType = ProgressBar(total=self._steps, completed=self._step) if self._steps else ""
+        spent = (f"{self._step}/{self._steps}  " if self._steps else "") + clock(now - self._began)
+        head.add_row(
+            Text(printable(self._name), style="bold", overflow="ellipsis"), bar, spent, Text(left, style="dim")
+        )
+        parts: list[RenderableType] = [head]
+        if self._doing:
+            spent = clock(now - self._doing_since)
+            doing = Text(printable(self._doing))
+            doing.truncate(max(self._console.width - len(spent) - 5, 8), overflow="ellipsis")
+            self._spinner.update(text=doing.append(f"  {spent}", style="dim"))
+            parts.append(self._spinner)
+        if self._history:
+            parts.append(self._table())
+        return Group(*parts)
+
+    def _table(self) -> Table:
+        table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim", show_edge=False)
+        wide = self._console.width >= 72
+        table.add_column("metric", no_wrap=True)
+        table.add_column("latest", justify="right", no_wrap=True)
+        table.add_column("", no_wrap=True)
+        if wide:
+            table.add_column(f"last {len(self._history)}", no_wrap=True, style="cyan")
+        latest = self._history[-1]
+        for key, name, show in _SHOWN:
+            if key in latest:
+                trend = [sparkline([m[key] for m in self._history if key in m])] if wide else []
+                table.add_row(name, show(latest[key]), _remark(key, latest), *trend)
+        return table
+
+
+def step_line(step: int, steps: int, metrics: Mapping[str, float], left: float) -> str:
+    """One step on one line; what was not measured is left out."""
+    parts = [f"step {step:>{len(str(steps))}}/{steps}"]
+    for key, name, show in _SHOWN:
+        if key in metrics and key not in ("policy/clip_fraction", "value/explained_variance"):
+            remark = _remark(key, metrics)
+            value = show(metrics[key])
+            parts.append(value if key == "time/step_s" else f"{name} {value}" + (f" {remark}" if remark else ""))
+    if math.isfinite(left) and step < steps:
+        parts.append(f"ETA {clock(left)}")
+    bad = [key for key, value in metrics.items() if not math.isfinite(value)]
+    if bad:
+        parts.append(f"NOT FINITE: {', '.join(bad)}")
+    return "  ".join(parts)
+
+
+def _signed(value: float) -> str:
+    return f"{value:+.3f}"
+
+
+def _percent(value: float) -> str:
+    return f"{value:.0%}"
+
+
+_SHOWN = (
+    ("score/mean", "score", _signed),
+    ("objective/kl", "KL", "{:.2f}".format),
+    ("objective/entropy", "entropy", "{:.2f}".format),
+    ("response/length_mean", "length", "{:.1f}".format),
+    ("response/truncated_fraction", "truncated", _percent),
+    ("policy/clip_fraction", "clipped", "{:.1%}".format),
+    ("value/explained_variance", "explained variance", "{:.2f}".format),
+    ("time/step_s", "time a step", "{:.1f} s".format),
+)
+"""Key, short name and format of what is shown of a step, in order."""
+
+
+def _remark(key: str, metrics: Mapping[str, float]) -> str:
+    if key == "score/mean" and "score/std" in metrics:
+        return f"(sd {metrics['score/std']:.3f})"
+    if key == "objective/kl" and not math.isnan(metrics[key]):
+        return health(metrics[key])
+    return ""
+
+
+def evaluation_lines(result: EvaluationResult, before: EvaluationResult | None) -> str:
+    """An evaluation, and what has changed since the one before training."""
+    judged = [] if result.gold is None else [f"gold {_with_error(result.gold.mean, result.gold.standard_error)}"]
+    parts = [
+        f"evaluation {result.label}: {result.prompts} prompts",
+        *judged,
+        f"proxy {_with_error(result.proxy.mean, result.proxy.standard_error)}",
+        f"KL {result.kl.mean:.2f} nats",
+        f"length {result.length.mean:.1f}",
+        f"truncated {result.truncated_fraction:.0%}",
+    ]
+    if before is None:
+        return "  ".join(parts)
+    return "\n".join(["  ".join(parts), *(f"  {_change_line(change)}" for change in changes(before, result))])
+
+
+def sample_lines(before: EvaluationResult, after: EvaluationResult, width: int = 160) -> str:
+    """The same prompts answered before and after, each on one line."""
+    parts = ["the first held-out prompts, before and after:"]
+    for old, new in zip(before.samples, after.samples, strict=False):
+        parts.append(f"prompt: {_short(old.prompt, width)}")
+        parts += [
+            f"  {name} ({_scores(row)}): {_short(row.response, width)}"
+            for name, row in (("before", old), ("after", new))
+        ]
+    return "\n".join(parts)
+
+
+def _change_line(change: Change) -> str:
+    difference = change.difference
+    size = "" if math.isnan(difference.z) else f", {abs(difference.z):.1f} standard errors"
+    return (
+        f"{change.name}: {change.before.mean:.3f} -> {change.after.mean:.3f}  "
+        f"({_with_error(difference.mean, difference.standard_error)}{size})"
+    )
+
+
+def _with_error(mean: float, error: float) -> str:
+    return f"{mean:+.3f}" if math.isnan(error) else f"{mean:+.3f} ±{error:.3f}"
+
+
+def _scores(row: SampleRow) -> str:
+    gold = "" if row.gold is None else f"gold {row.gold:+.2f}, "
+    return f"{gold}proxy {row.proxy:+.2f}, KL {row.kl:.1f}" + ("" if row.finished else ", truncated")
+
+
+def _short(text: str, width: int) -> str:
+    line = printable(" ".join(text.split()))
+    return line if len(line) <= width else line[: width - 1] + "…"

@@ -1,0 +1,162 @@
+"""The report of a run: metrics flow in step by step; the terminal, JSON lines, TensorBoard and one HTML page flow out.
+
+`orchestrator.stages.ppo` calls it, on the driver. What is on disk after each step is enough for the page of a dead run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Self
+
+from cluster.errors import Terminated
+from orchestrator.report import files as run_files
+from orchestrator.report.files import RunState, append_line, drop_after, read_record, write_state
+from orchestrator.report.metrics import check_known
+from orchestrator.report.page import render_report
+from orchestrator.report.progress import Progress, evaluation_lines, make_progress, sample_lines
+from orchestrator.report.results import EvaluationResult, SampleRow
+
+if TYPE_CHECKING:
+    from torch.utils.tensorboard import SummaryWriter
+
+__all__ = ["Reporter", "render_report"]
+
+_DOING = {
+    "generate": "generating responses",
+    "score": "scoring",
+    "experience": "estimating advantages",
+    "update": "updating actor and critic",
+    "push": "pushing the weights",
+}
+"""Phase of a step → what the user reads."""
+
+
+class Reporter:
+    """A context manager; leaving it, by an error too, flushes everything and writes `report.html`.
+
+    Args:
+        run_dir: made if it is missing.
+        steps: PPO steps of the whole run.
+        config_yaml: the resolved configuration, secrets redacted.
+        resume_step: what the files say after this step is dropped; 0 starts them afresh.
+        kl_target: of the adaptive controller, drawn in the KL curve.
+        progress: what to show instead of the terminal's display or plain lines.
+    """
+
+    def __init__(
+        self,
+        run_dir: str | Path,
+        *,
+        name: str,
+        steps: int,
+        config_yaml: str,
+        tensorboard: bool = True,
+        html: bool = True,
+        resume_step: int = 0,
+        kl_target: float | None = None,
+        progress: Progress | None = None,
+    ) -> None:
+        self._run_dir = Path(run_dir)
+        self._html = html
+        self._step = resume_step
+        started = datetime.now(UTC).isoformat(timespec="seconds")
+        self._state = RunState(name, steps, kl_target=kl_target, started=started)
+        _prepare(self._run_dir, self._state, config_yaml, resume_step)
+        self._before = next((e for e in read_record(self._run_dir).evaluations if e.label == "before"), None)
+        self._tensorboard = _writer(self._run_dir / "tensorboard", resume_step) if tensorboard else None
+        self._progress = make_progress(name, steps, resume_step) if progress is None else progress
+
+    def __enter__(self) -> Self:
+        return self
+
+    def status(self, text: str) -> None:
+        """What is happening from now on, shown at once and until something else happens."""
+        self._progress.status(text)
+
+    def phase(self, name: str) -> None:
+        """The same for a part of the next step: shown on a terminal, in plain output only if it takes long."""
+        self._progress.phase(f"step {self._step + 1}: {_DOING.get(name, name)}")
+
+    def note(self, text: str) -> None:
+        """A line that stays."""
+        self._progress.lines(text)
+
+    def step(self, step: int, metrics: Mapping[str, float], table: Sequence[SampleRow] = ()) -> None:
+        """A PPO step: one line of `metrics.jsonl`, and its samples. ValueError for a metric without a description."""
+        numbers = {key: value for key, value in metrics.items() if key != "step"}
+        check_known(list(numbers))
+        append_line(self._run_dir / run_files.METRICS, {"step": step, **numbers})
+        for row in table:
+            append_line(self._run_dir / run_files.SAMPLES, {"step": step, **asdict(row)})
+        if self._tensorboard is not None:
+            for key, value in numbers.items():
+                self._tensorboard.add_scalar(key, value, step)
+            self._tensorboard.flush()
+        self._step = step
+        self._progress.step(step, numbers)
+
+    def evaluation(self, result: EvaluationResult) -> None:
+        """An evaluation: one line of `evaluation.jsonl`; shown, with the change since the one before training."""
+        append_line(self._run_dir / run_files.EVALUATION, result.to_json())
+        if self._tensorboard is not None:
+            estimates = {"proxy": result.proxy, "gold": result.gold, "kl": result.kl, "length": result.length}
+            for key, estimate in estimates.items():
+                if estimate is not None:
+                    self._tensorboard.add_scalar(f"evaluation/{key}", estimate.mean, result.step)
+        before = self._before
+        if result.label == "before":
+            self._before, before = result, None
+        self._progress.lines(evaluation_lines(result, before))
+        if before is not None and result.label == "after":
+            self._progress.lines(sample_lines(before, result))
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        try:
+            self._finish(error)
+        except Exception as failure:
+            if error is None:
+                raise
+            # The run's own error is the one to raise; this one is told beside it.
+            self._progress.lines(f"the report could not be written: {type(failure).__name__}: {failure}")
+        finally:
+            self._progress.close()
+
+    def _finish(self, error: BaseException | None) -> None:
+        if self._tensorboard is not None:
+            self._tensorboard.close()
+        write_state(self._run_dir, _ended(self._state, self._step, error))
+        if self._html:
+            self._progress.lines(f"report: {render_report(self._run_dir)}")
+
+
+def _prepare(run_dir: Path, state: RunState, config_yaml: str, resume_step: int) -> None:
+    """The run's folder, ready for the step after `resume_step`."""
+    run_dir.mkdir(parents=True, exist_ok=True)
+    for name in (run_files.METRICS, run_files.SAMPLES, run_files.EVALUATION):
+        if resume_step:
+            drop_after(run_dir / name, resume_step)
+        else:
+            (run_dir / name).unlink(missing_ok=True)
+    (run_dir / run_files.CONFIG).write_text(config_yaml, encoding="utf-8")
+    write_state(run_dir, state)
+
+
+def _writer(folder: Path, resume_step: int) -> SummaryWriter:
+    from torch.utils.tensorboard import SummaryWriter
+
+    return SummaryWriter(str(folder), purge_step=resume_step + 1 if resume_step else None)
+
+
+def _ended(state: RunState, step: int, error: BaseException | None) -> RunState:
+    if error is None:
+        return replace(state, status="done" if step >= state.steps else "stopped")
+    if isinstance(error, KeyboardInterrupt):
+        why = "ended by SIGTERM" if isinstance(error, Terminated) else "interrupted by the user"
+        return replace(state, status="stopped", error=why)
+    return replace(state, status="failed", error=f"{type(error).__name__}: {error}")

@@ -1,0 +1,150 @@
+"""What an evaluation says. Made by `orchestrator.stages.evaluation`, written and drawn by
+`orchestrator.report.reporter`. No torch."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Self
+
+
+@dataclass(frozen=True, slots=True)
+class Estimate:
+    """A mean and how well it is known."""
+
+    mean: float
+    standard_error: float
+    """s/√n with n-1 in the variance's denominator; NaN for a single value."""
+
+    @classmethod
+    def of(cls, values: Sequence[float]) -> Self:
+        """Mean and standard error of independent values; both NaN for none, the error NaN for one."""
+        n = len(values)
+        if n == 0:
+            return cls(math.nan, math.nan)
+        mean = math.fsum(values) / n
+        if n == 1:
+            return cls(mean, math.nan)
+        variance = math.fsum((value - mean) ** 2 for value in values) / (n - 1)
+        return cls(mean, math.sqrt(variance / n))
+
+    @property
+    def z(self) -> float:
+        """The mean in units of its standard error; NaN where that is 0 or unknown."""
+        return self.mean / self.standard_error if self.standard_error > 0 else math.nan
+
+
+@dataclass(frozen=True, slots=True)
+class SampleRow:
+    """One response, as the reports show it."""
+
+    prompt: str
+    response: str
+    proxy: float
+    """The reward model's (or the reward function's) score."""
+    gold: float | None
+    """The judge's score; None without a judge."""
+    kl: float
+    """Nats, summed over the response."""
+    finished: bool
+    """False if the length limit cut it."""
+
+
+@dataclass(frozen=True, slots=True)
+class EvaluationResult:
+    """One pass over the held-out prompts."""
+
+    step: int
+    """PPO steps done."""
+    label: str
+    """`before`, `after` or `step N`."""
+    prompts: int
+    proxy: Estimate
+    gold: Estimate | None
+    kl: Estimate
+    """Nats a response."""
+    length: Estimate
+    """Generated tokens."""
+    truncated_fraction: float
+    samples: list[SampleRow]
+    proxy_values: list[float]
+    """One a prompt, in the prompts' order, so that two evaluations can be paired."""
+    gold_values: list[float] | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain dictionaries and lists; the inverse of `from_json`."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> Self:
+        """Reads what `to_json` wrote; null numbers (JSON has no NaN) become NaN."""
+        gold, gold_values = data["gold"], data["gold_values"]
+        return cls(
+            step=data["step"],
+            label=data["label"],
+            prompts=data["prompts"],
+            proxy=_estimate(data["proxy"]),
+            gold=None if gold is None else _estimate(gold),
+            kl=_estimate(data["kl"]),
+            length=_estimate(data["length"]),
+            truncated_fraction=_number(data["truncated_fraction"]),
+            samples=[sample_from_json(row, judged=gold is not None) for row in data["samples"]],
+            proxy_values=[_number(value) for value in data["proxy_values"]],
+            gold_values=None if gold_values is None else [_number(value) for value in gold_values],
+        )
+
+
+def sample_from_json(row: dict[str, Any], judged: bool) -> SampleRow:
+    """A row of `samples.jsonl` or of an evaluation. `judged`: a null gold score was a NaN, not a missing judge."""
+    gold = _number(row["gold"]) if judged or row["gold"] is not None else None
+    return SampleRow(
+        row["prompt"], row["response"], _number(row["proxy"]), gold, _number(row["kl"]), bool(row["finished"])
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """One measure in two evaluations."""
+
+    name: str
+    unit: str
+    before: Estimate
+    after: Estimate
+    difference: Estimate
+    paired: bool
+    """The difference was taken prompt by prompt, which is sharper than comparing two means."""
+
+
+def changes(before: EvaluationResult, after: EvaluationResult) -> list[Change]:
+    """Gold score (if both have one), proxy score, KL and length, in the order in which they matter."""
+    found = []
+    if before.gold is not None and after.gold is not None:
+        found.append(_change("gold score", "", before.gold, after.gold, before.gold_values, after.gold_values))
+    found.append(_change("proxy score", "", before.proxy, after.proxy, before.proxy_values, after.proxy_values))
+    found.append(_change("KL to the reference", "nats", before.kl, after.kl, None, None))
+    found.append(_change("response length", "tokens", before.length, after.length, None, None))
+    return found
+
+
+def _change(
+    name: str,
+    unit: str,
+    before: Estimate,
+    after: Estimate,
+    before_values: list[float] | None,
+    after_values: list[float] | None,
+) -> Change:
+    if before_values and after_values and len(before_values) == len(after_values):
+        pairs = zip(before_values, after_values, strict=True)
+        return Change(name, unit, before, after, Estimate.of([b - a for a, b in pairs]), paired=True)
+    error = math.hypot(before.standard_error, after.standard_error)
+    return Change(name, unit, before, after, Estimate(after.mean - before.mean, error), paired=False)
+
+
+def _estimate(data: dict[str, Any]) -> Estimate:
+    return Estimate(_number(data["mean"]), _number(data["standard_error"]))
+
+
+def _number(value: float | None) -> float:
+    return math.nan if value is None else float(value)

@@ -1,0 +1,54 @@
+"""Where a step's time goes: wall-clock seconds by phase, and the share in which no role was at work.
+
+Used by `orchestrator.stages.ppo`; the keys are those of `orchestrator.report.metrics`.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+Interval = tuple[float, float]
+"""Wall-clock seconds: from, to."""
+
+
+@dataclass(slots=True)
+class Clock:
+    """Of one step. `announce` is told each phase as it begins."""
+
+    announce: Callable[[str], None]
+    began: float = field(default_factory=time.time)
+    seconds: dict[str, float] = field(default_factory=dict)
+    spans: list[tuple[str, Interval]] = field(default_factory=list)
+    """(phase, when it ran), in order."""
+
+    @contextmanager
+    def __call__(self, phase: str) -> Iterator[None]:
+        """Count what runs inside as `phase`."""
+        self.announce(phase)
+        at, began = time.time(), time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds[phase] = self.seconds.get(phase, 0.0) + time.perf_counter() - began
+            self.spans.append((phase, (at, time.time())))
+
+    def metrics(self, busy: Iterable[Interval]) -> dict[str, float]:
+        """`time/…_s`, now that the step ends; `busy`: when any rank was running a method."""
+        ended = time.time()
+        step = ended - self.began
+        phases = {f"time/{phase}_s": seconds for phase, seconds in self.seconds.items()}
+        return {**phases, "time/step_s": step, "time/driver_s": step - covered(busy, self.began, ended)}
+
+
+def covered(intervals: Iterable[Interval], began: float, ended: float) -> float:
+    """Seconds of `began … ended` that lie in at least one of the intervals."""
+    total, reached = 0.0, began
+    for first, last in sorted(intervals):
+        first, last = max(first, reached), min(last, ended)
+        if last > first:
+            total += last - first
+            reached = last
+    return total

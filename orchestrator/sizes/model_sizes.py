@@ -1,0 +1,109 @@
+"""How large a model is, without its weights: counted from the shapes in its config.json.
+
+A ModelConfig flows in, a ModelSize flows out; for LoRA, the number of trained parameters. An architecture that
+`orchestrator.sizes.architectures` does not know is built on the meta device, which loads torch and transformers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from cluster.estimate.model_size import ModelSize
+from orchestrator.config.run import RunConfig
+from orchestrator.errors import ConfigError
+from orchestrator.sizes.architectures import decoder_of, size_by_weights
+from orchestrator.sizes.model_sources import UnknownModel, read_config, weights_count
+from roles.config.roles import LoraConfig, ModelConfig, TrainedRole
+from roles.errors import ModelError
+
+
+def adapters(config: RunConfig, role: str) -> int | None:
+    """How many parameters LoRA trains in `actor` or `critic`, a value head included; None where it has no LoRA.
+
+    Raises as `model_size`, and a ConfigError where a target is no layer of the model. A critic that is not there yet
+    counts as the actor's model with a value head.
+    """
+    section: TrainedRole = config.actor if role == "actor" else config.critic
+    if section.lora is None:
+        return None
+    cache_folder, model = Path(config.model_cache), config.actor.model
+    if role == "critic":
+        try:
+            own = config.critic_model or model
+            return _adapters(own, "critic.model", cache_folder, section.lora, value_head=True)
+        except UnknownModel:
+            return _adapters(model, "critic.model", cache_folder, section.lora, value_head=True)
+    return _adapters(model, "actor.model", cache_folder, section.lora)
+
+
+def check_adapters(config: RunConfig) -> None:
+    """ConfigError where a target of LoRA is no layer of its model; of a hub's model the role says it when it starts."""
+    for role in sorted({"actor", "critic"} & set(config.model_roles)):
+        with suppress(UnknownModel):
+            adapters(config, role)
+
+
+@cache
+def model_size(model: ModelConfig, key: str, cache_folder: Path, *, value_head: bool = False) -> ModelSize:
+    """Of the folder, or of a hub's model. With `value_head` one output takes the language head's place.
+
+    Raises:
+        UnknownModel: its config.json is nowhere, or nobody understands it.
+        ConfigError: the folder cannot be read.
+    """
+    config = read_config(model, key, cache_folder)
+    decoder = None if _own_code(model, config) else decoder_of(config)
+    if decoder is not None:
+        return decoder.size(value_head=value_head)
+    from orchestrator.sizes.meta_models import size_of, transformers_config
+
+    try:
+        with _understood(model, key, config):
+            made = transformers_config(config, model.path, trust_remote_code=model.trust_remote_code)
+            return size_of(made, value_head=value_head, trust_remote_code=model.trust_remote_code)
+    except UnknownModel:
+        parameters = weights_count(model, config, cache_folder)
+        estimated = None if parameters is None else size_by_weights(config, parameters, value_head=value_head)
+        if estimated is None:
+            raise
+        return estimated
+
+
+@cache
+def _adapters(model: ModelConfig, key: str, cache_folder: Path, lora: LoraConfig, *, value_head: bool = False) -> int:
+    config = read_config(model, key, cache_folder)
+    decoder = None if _own_code(model, config) else decoder_of(config)
+    targets = ("all-linear",) if lora.targets == "all-linear" else lora.targets
+    trained = None if decoder is None else decoder.adapters(lora.rank, targets)
+    if trained is None:
+        from orchestrator.sizes.meta_models import adapters_of, transformers_config
+
+        try:
+            with _understood(model, key, config):
+                made = transformers_config(config, model.path, trust_remote_code=model.trust_remote_code)
+                trained = adapters_of(made, lora, trust_remote_code=model.trust_remote_code)
+        except ModelError as error:
+            raise ConfigError(f"{key.removesuffix('.model')}.{error}") from error
+    return trained + (model_size(model, key, cache_folder).hidden if value_head else 0)
+
+
+@contextmanager
+def _understood(model: ModelConfig, key: str, config: dict[str, Any]) -> Iterator[None]:
+    """UnknownModel where transformers, or this file, makes no decoder of config.json."""
+    try:
+        yield
+    except (AttributeError, KeyError, TypeError, ValueError, OSError, ImportError) as error:
+        code = " (it has code of its own: set trust_remote_code=true if you trust it)" if "auto_map" in config else ""
+        raise UnknownModel(
+            f"{key}.path={model.path} is of the kind {config.get('model_type')}, whose sizes are not understood "
+            f"({error}){code}; plan with a model of a similar size"
+        ) from error
+
+
+def _own_code(model: ModelConfig, config: dict[str, Any]) -> bool:
+    """Whether the model is what code in its folder makes of it."""
+    return model.trust_remote_code and "auto_map" in config

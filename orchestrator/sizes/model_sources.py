@@ -1,0 +1,188 @@
+"""A model's config.json, wherever it is: a folder, the hub's cache on this machine, our table, or the hub itself.
+
+A ModelConfig flows in, what its config.json says flows out, cut to `layers`; no weights are fetched, and neither torch
+nor transformers is loaded (but for a GGUF file, which is converted).
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from functools import cache
+from math import prod
+from pathlib import Path
+from threading import Thread
+from typing import Any
+
+import yaml
+
+from orchestrator.data.datasets import is_hub_name
+from orchestrator.errors import ConfigError
+from roles.config.roles import ModelConfig
+from roles.errors import ModelError
+
+KNOWN = Path(__file__).with_name("known_models.yaml")
+HUB_S = 3.0
+"""Seconds that the hub has to answer. A plan does not wait longer: without a network it goes on without."""
+LAYER_KEYS = ("num_hidden_layers", "n_layer", "num_layers", "n_layers")
+"""What architectures call their number of decoder layers."""
+
+INDEX = "model.safetensors.index.json"
+
+Config = dict[str, Any]
+
+
+class UnknownModel(ConfigError):
+    """Neither a folder nor a model whose size is known."""
+
+
+def read_config(model: ModelConfig, key: str, cache_folder: Path) -> Config:
+    """What the model's config.json says.
+
+    Raises:
+        UnknownModel: it is nowhere.
+        ConfigError: the folder cannot be read, or has fewer layers than `layers`.
+    """
+    folder = Path(model.path).expanduser()
+    config = _in_folder(model, folder, key, cache_folder) if folder.is_dir() else _named(model.path, cache_folder)
+    if isinstance(config, str):
+        raise UnknownModel(f"{key}.path={model.path} {config}")
+    return config if model.layers is None else _cut(config, model, key)
+
+
+@cache
+def known_shapes() -> Mapping[str, Config]:
+    """Name on the hub → what its config.json says of its shape."""
+    shapes: dict[str, Any] = yaml.load(KNOWN.read_text(encoding="utf-8"), Loader=yaml.CSafeLoader)  # ten times as fast
+    same_as: dict[str, list[str]] = shapes.pop("same_as")
+    return {name: shapes[shape] for shape, names in same_as.items() for name in names}
+
+
+def weights_count(model: ModelConfig, config: Config, cache_folder: Path) -> int | None:
+    """How many numbers the model's safetensors files hold, by their headers or their index; None without these."""
+    folder = Path(model.path).expanduser()
+    try:
+        if folder.is_dir():
+            return sum(_numbers_in(file) for file in folder.glob("model*.safetensors")) or None
+        index = _in_cache(model.path, INDEX, cache_folder) or from_hub(model.path, INDEX)
+        said: Config = {} if isinstance(index, str) else index["metadata"]
+        return int(said["total_parameters"] if "total_parameters" in said else said["total_size"] // _width_of(config))
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _numbers_in(file: Path) -> int:
+    """Of the header of a safetensors file (its length in 8 bytes, then JSON)."""
+    with file.open("rb") as opened:
+        header = _parsed(opened.read(int.from_bytes(opened.read(8), "little")).decode())
+    return sum(prod(entry["shape"]) for name, entry in header.items() if name != "__metadata__")
+
+
+def _width_of(config: Config) -> int:
+    """Bytes of a weight."""
+    return {"float32": 4, "bfloat16": 2, "float16": 2}[config["dtype"] if "dtype" in config else config["torch_dtype"]]
+
+
+def _in_folder(model: ModelConfig, folder: Path, key: str, cache_folder: Path) -> Config:
+    if model.gguf_file is not None:
+        from roles.model_files.conversion import resolve_model  # loads torch and transformers, which read the file
+
+        try:
+            folder = resolve_model(model.model_copy(update={"layers": None}), cache_folder)
+        except ModelError as error:
+            raise ConfigError(f"{key}: {error}") from error
+    try:
+        return _parsed((folder / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ConfigError(
+            f"{key}.path={model.path}: its config.json cannot be read ({error}); name the folder that "
+            "`save_pretrained` wrote"
+        ) from error
+
+
+@cache
+def _named(name: str, cache_folder: Path) -> Config | str:
+    """Of a name on the hub; or why not. Our table comes before the network: published shapes do not change."""
+    config = _in_cache(name, "config.json", cache_folder) or known_shapes().get(name)
+    if config is not None:
+        return config
+    answer = from_hub(name, "config.json") if is_hub_name(name) else "no such folder"
+    if not isinstance(answer, str):
+        return answer
+    return (
+        f"is not a folder, its config.json is not in the hub's cache on this machine (HF_HOME), and the hub did not "
+        f"give it ({answer}); put its config.json in a folder and name that, set HF_HOME to a cache that has it, or "
+        f"use one of the {len(known_shapes())} known models, such as {', '.join(_nearest(name))}"
+    )
+
+
+def _nearest(name: str) -> list[str]:
+    """Known models whose names, without the owner's, are most alike."""
+    plain = {known.rpartition("/")[2].lower(): known for known in known_shapes()}
+    near = difflib.get_close_matches(name.rpartition("/")[2].lower(), plain, n=4, cutoff=0.0)
+    return [plain[other] for other in near]
+
+
+def _in_cache(name: str, file: str, cache_folder: Path) -> Config | None:
+    """What a download has left on this machine, in the hub's own cache (HF_HOME, HF_HUB_CACHE) or the run's."""
+    from huggingface_hub import try_to_load_from_cache
+
+    for place in (None, str(cache_folder)):
+        with suppress(ValueError, OSError):  # no name of the hub; a broken file
+            found = try_to_load_from_cache(name, file, cache_dir=place)
+            if isinstance(found, str):
+                return _parsed(Path(found).read_text(encoding="utf-8"))
+    return None
+
+
+@cache
+def from_hub(name: str, file: str) -> Config | str:
+    """One small file from the hub; or why it does not come. Asked once, and never where HF_HUB_OFFLINE is set."""
+    from huggingface_hub import constants, get_session, get_token, hf_hub_url
+
+    if constants.HF_HUB_OFFLINE:
+        return "HF_HUB_OFFLINE is set"
+
+    def ask() -> Config | str:
+        token = get_token()
+        said = {"authorization": f"Bearer {token}"} if token else {}
+        answer = get_session().get(hf_hub_url(name, file), headers=said, timeout=HUB_S, follow_redirects=True)
+        return _parsed(answer.text) if answer.status_code == 200 else f"HTTP {answer.status_code}"
+
+    return _in_time(ask)
+
+
+def _in_time(ask: Callable[[], Config | str]) -> Config | str:
+    """What `ask` answers in `HUB_S` seconds: looking up a name may take longer than any timeout of a request."""
+    answers: list[Config | str] = []
+
+    def run() -> None:
+        try:
+            answers.append(ask())
+        except Exception as error:  # whatever it is, the plan goes on without the hub
+            answers.append(str(error) or type(error).__name__)
+
+    thread = Thread(target=run, daemon=True)
+    thread.start()
+    thread.join(HUB_S)
+    return answers[0] if answers else f"no answer in {HUB_S:g} s"
+
+
+def _cut(config: Config, model: ModelConfig, key: str) -> Config:
+    """With its first `model.layers` layers."""
+    name = next((name for name in LAYER_KEYS if name in config), None)
+    if name is None:
+        raise ConfigError(f"{key}.layers={model.layers}, but the config.json of {model.path} names no number of layers")
+    if model.layers is not None and model.layers > config[name]:
+        raise ConfigError(f"{key}.layers={model.layers}, but the model {model.path} has {config[name]}; use fewer")
+    kinds = config.get("layer_types")
+    return {**config, name: model.layers, **({"layer_types": kinds[: model.layers]} if kinds else {})}
+
+
+def _parsed(text: str) -> Config:
+    config = json.loads(text)
+    if not isinstance(config, dict):
+        raise ValueError("it is no JSON object")
+    return config

@@ -1,0 +1,115 @@
+"""What GPUs did in a step, by phase and role: how full they were, and what share of their arithmetic was used. Pure.
+
+The ranks' reports and the step's clock flow in, metrics flow out; nothing without a GPU.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from cluster.estimate.memory import GIB, RoleSize
+from cluster.estimate.roofline import operations
+from cluster.placement.accelerators import card_called
+from cluster.placement.gpu_groups import ENGINES, base_role
+from cluster.ranks.worker import RankUsage
+from orchestrator.config.run import RunConfig
+from orchestrator.planning.layout import role_sizes
+from orchestrator.run.clock import Clock
+from orchestrator.sizes.model_sources import UnknownModel
+
+if TYPE_CHECKING:
+    from roles.batch import Scored
+
+PHASES = ("generate", "score", "update", "push")
+SCORING = {"logprobs", "reference_logprobs", "score", "values"}
+"""Methods of roles that are one forward pass over the samples."""
+
+
+@dataclass(frozen=True, slots=True)
+class StepWork:
+    """What the roles have computed in a step, for the share of a card's arithmetic that was used.
+
+    MFU as in Chowdhery et al. (arXiv 2204.02311, appendix B): what checkpointing computes again does not count.
+    """
+
+    sizes: Mapping[str, RoleSize]
+    """Role → its model and how it is trained."""
+    samples: int
+    tokens: float
+    """Of a sample, prompt included; mean."""
+    scored: float
+    """Of them, those with logits; mean."""
+    epochs: int
+
+    def operations(self, role: str, method: str) -> float:
+        """Of `method` over all samples, on all ranks of `role` together.
+
+        An update is worth a forward pass, one for the activations' gradients, and one for those of trained weights.
+        """
+        size = self.sizes[role]
+        once = self.samples * operations(size.model, self.tokens, self.scored if size.model.vocabulary else 0.0)
+        return once * self.epochs * (2 + size.learning / size.model.parameters) if method == "update" else once
+
+
+def step_work(config: RunConfig, scored: Scored) -> StepWork | None:
+    """What the roles have computed for a batch; None without GPUs, or where a model's size is not known."""
+    if config.device == "cpu":
+        return None
+    with suppress(UnknownModel):
+        return StepWork(
+            role_sizes(config),
+            samples=len(scored),
+            tokens=float(scored.lengths.float().mean()),
+            scored=float(scored.response_mask.sum()) / len(scored),
+            epochs=config.ppo.epochs,
+        )
+    return None
+
+
+def card_metrics(ranks: Sequence[tuple[str, RankUsage]], clock: Clock, work: StepWork | None) -> dict[str, float]:
+    """`memory/gpu_…`, `gpu/utilization` and `mfu/…` of a step.
+
+    Args:
+        ranks: (role, what one of its ranks tells of the step).
+        work: None where the models' sizes are not known: then there is no `mfu/…`.
+    """
+    cards = [(role, usage.cards) for role, usage in ranks if usage.cards is not None]
+    if not cards:
+        return {}
+    metrics: dict[str, float] = {}
+    samples = [sample for _, use in cards for sample in use.samples]
+    for phase in PHASES:
+        spans = [span for name, span in clock.spans if name == phase]
+        held = [s.used_bytes for s in samples if any(first <= s.at <= last for first, last in spans)]
+        if held:
+            metrics[f"memory/gpu_{phase}_gib"] = max(held) / GIB
+    for kind in ("rank", "engine"):
+        uses = [use for role, use in cards if (role == ENGINES) == (kind == "engine")]
+        if uses:
+            metrics[f"memory/gpu_{kind}_allocated_gib"] = max(use.allocated_bytes for use in uses) / GIB
+            metrics[f"memory/gpu_{kind}_reserved_gib"] = max(use.reserved_bytes for use in uses) / GIB
+    busy = [sample.busy for sample in samples if sample.busy is not None]
+    if busy:
+        metrics["gpu/utilization"] = sum(busy) / len(busy)
+    return metrics | (_model_flops_utilization(ranks, work) if work else {})
+
+
+def _model_flops_utilization(ranks: Sequence[tuple[str, RankUsage]], work: StepWork) -> dict[str, float]:
+    done: dict[str, float] = {}
+    could: dict[str, float] = {}
+    for role in dict.fromkeys(role for role, _ in ranks if role in work.sizes):
+        own = [(usage, usage.cards) for name, usage in ranks if name == role and usage.cards is not None]
+        card = card_called(own[0][1].name) if own else None
+        if card is None:
+            continue
+        for phase, methods in (("score", SCORING), ("update", {"update"})):
+            calls = [call for usage, _ in own for call in usage.busy if call[2] in methods]
+            key = f"mfu/{base_role(role)}_{phase}"
+            for method in {method for _, _, method in calls}:
+                done[key] = done.get(key, 0.0) + work.operations(role, method)
+            seconds = sum(last - first for first, last, _ in calls)
+            could[key] = could.get(key, 0.0) + seconds * 1e12 * card.tflops
+    return {key: done[key] / could[key] for key in done if could[key]}

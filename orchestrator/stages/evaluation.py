@@ -1,0 +1,124 @@
+"""Measure a policy on the held-out prompts: proxy score, gold score, KL to the reference, response length.
+
+Roles and prompts flow in, an EvaluationResult flows out. Called by the PPO loop before, during and after training, and
+by `tetrarch evaluate`.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from contextlib import closing
+from dataclasses import replace
+from pathlib import Path
+
+from torch import Tensor
+
+from cluster.ranks.calls import wait_all
+from orchestrator.config.run import RunConfig
+from orchestrator.data.prompts import Questions, heldout_prompts
+from orchestrator.groups.build import evaluation_roles, resolve_models
+from orchestrator.groups.roles import EvaluationRoles, spread
+from orchestrator.report.files import finite
+from orchestrator.report.progress import evaluation_lines, make_progress
+from orchestrator.report.results import Estimate, EvaluationResult, SampleRow
+from orchestrator.run.checkpoint import trained_step
+from roles.batch import Prompts, Rollouts, Scored
+from roles.losses.policy import k1
+from roles.reference import FrozenPolicy
+from roles.reward_model import Scorer
+
+
+def evaluate(
+    roles: EvaluationRoles,
+    prompts: Prompts,
+    version: int,
+    *,
+    step: int,
+    label: str,
+    samples: int,
+    check: Callable[[Rollouts], None] | None = None,
+) -> EvaluationResult:
+    """Answer every prompt once, at the rollout's own temperature, and score the answers, which have passed `check`.
+
+    The KL is k1 of the sampled tokens, summed over a response, from vLLM's log-probabilities and the reference's.
+    """
+    rollouts = roles.policy.generate(prompts, version=version)
+    if check:
+        check(rollouts)
+    proxy = roles.reward.start(rollouts)
+    reference = spread(roles.reference, FrozenPolicy.reference_logprobs, rollouts)
+    judge = spread(roles.judge, Scorer.score, rollouts) if roles.judge else None
+    deadline_s = roles.deadlines.score_s
+    wait_all([*proxy.calls, reference.call, *([judge.call] if judge else [])], deadline_s)
+    proxy_values = proxy.result(deadline_s)[0].tolist()
+    gold_values = judge.result(deadline_s).tolist() if judge else None
+    kl = _response_kl(rollouts.rollout_logprobs, reference.result(deadline_s), rollouts.response_mask)
+    return EvaluationResult(
+        step=step,
+        label=label,
+        prompts=len(rollouts),
+        proxy=Estimate.of(proxy_values),
+        gold=None if gold_values is None else Estimate.of(gold_values),
+        kl=Estimate.of(kl),
+        length=Estimate.of(rollouts.response_mask.sum(1).tolist()),
+        truncated_fraction=float((~rollouts.finished).double().mean()),
+        samples=_sample_rows(rollouts, proxy_values, gold_values, kl, samples),
+        proxy_values=proxy_values,
+        gold_values=gold_values,
+    )
+
+
+def training_samples(scored: Scored, count: int) -> list[SampleRow]:
+    """The first `count` responses of a training batch."""
+    kl = _response_kl(scored.old_logprobs, scored.reference_logprobs, scored.response_mask)
+    return _sample_rows(scored, scored.scores.tolist(), None, kl, count)
+
+
+def evaluate_run(config: RunConfig, questions: Questions) -> EvaluationResult:
+    """`tetrarch evaluate`: on `questions` measure the actor in `run_dir/actor`, or before a run the one it starts from.
+
+    Prints the result and writes it to `run_dir/evaluate.json`.
+    """
+    run_dir = Path(config.run_dir)
+    trained, step = run_dir / "actor", trained_step(run_dir)
+    prompts = heldout_prompts(questions, config.evaluation.prompts, config.seed)
+    with closing(make_progress("evaluate", 0, 0)) as progress:
+        progress.status("preparing the models")
+        models = resolve_models(config, ("reference", *config.scorers))
+        if step is not None:
+            models = replace(models, actor=trained)
+        progress.status(f"starting the roles, to measure {models.actor}")
+        with evaluation_roles(config, models) as roles:
+            progress.status(f"answering {len(prompts)} held-out prompts")
+            samples = config.evaluation.samples
+            label = "untrained" if step is None else "trained"
+            result = evaluate(roles, prompts, 0, step=step or 0, label=label, samples=samples)
+        file = run_dir / "evaluate.json"
+        file.write_text(json.dumps(finite(result.to_json()), indent=1) + "\n")
+        progress.lines(evaluation_lines(result, None))
+        progress.lines(f"written to {file}")
+    return result
+
+
+def _response_kl(logprobs: Tensor, reference_logprobs: Tensor, mask: Tensor) -> list[float]:
+    """k1 summed over each response, nats: `[batch]`."""
+    values: list[float] = (k1(logprobs, reference_logprobs) * mask).sum(1).tolist()
+    return values
+
+
+def _sample_rows(
+    rollouts: Rollouts | Scored, proxy: list[float], gold: list[float] | None, kl: list[float], count: int
+) -> list[SampleRow]:
+    finished = rollouts.finished.tolist()
+    return [
+        SampleRow(
+            prompt=rollouts.prompts[row],
+            response=rollouts.responses[row],
+            proxy=proxy[row],
+            gold=None if gold is None else gold[row],
+            kl=kl[row],
+            finished=finished[row],
+        )
+        for row in range(min(count, len(rollouts)))
+    ]

@@ -1,0 +1,81 @@
+"""Architectures that roles or engines cannot run are refused before anything starts, by name and with a fix."""
+
+from __future__ import annotations
+
+import ast
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from orchestrator.checks.architectures import HEAD_SIZES, check_attention, check_cpu_engine
+from orchestrator.checks.models import ModelFacts
+from orchestrator.errors import ConfigError
+from roles.config.roles import ModelConfig
+from tests.integration import architectures
+
+
+def facts(folder: Path, config: dict[str, Any] | None = None) -> ModelFacts:
+    return ModelFacts("actor.model", ModelConfig(path=str(folder)), folder, config or {})
+
+
+@pytest.mark.parametrize(("name", "why"), [("Gemma2", "softcap"), ("GptOss", "s_aux"), ("Bloom", "2 of the 2 layers")])
+def test_attention_that_packed_sequences_cannot_have(tmp_path: Path, name: str, why: str) -> None:
+    architectures.config(name).save_pretrained(tmp_path)
+    with pytest.raises(ConfigError, match=rf"actor\.model\.path={tmp_path}: .*{why}"):
+        check_attention(facts(tmp_path))
+
+
+@pytest.mark.parametrize("name", ["Llama", "Qwen3Moe", "GPT2", "DeepseekV3"])
+def test_attention_that_they_can_have(tmp_path: Path, name: str) -> None:
+    architectures.config(name).save_pretrained(tmp_path)
+    check_attention(facts(tmp_path))
+
+
+def test_latent_attention_on_cpu_has_one_size_and_one_dtype(tmp_path: Path) -> None:
+    deepseek = facts(tmp_path, {"kv_lora_rank": 512, "qk_rope_head_dim": 64})
+    check_cpu_engine(deepseek, "bfloat16")
+    with pytest.raises(ConfigError, match=r"= 576\).*dtype is float32; set rollout\.engine\.dtype: bfloat16"):
+        check_cpu_engine(deepseek, "float32")
+    with pytest.raises(ConfigError, match=r"= 48\).*use device: cuda or another model"):
+        check_cpu_engine(facts(tmp_path, {"kv_lora_rank": 32, "qk_rope_head_dim": 16}), "bfloat16")
+
+
+def test_an_architecture_that_vllm_computes_otherwise_on_cpu_is_refused_by_name(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="Ernie4_5_MoeForCausalLM: vLLM's CPU build chooses other experts"):
+        check_cpu_engine(facts(tmp_path, {"architectures": ["Ernie4_5_MoeForCausalLM"]}), "float32")
+    check_cpu_engine(facts(tmp_path, {"architectures": ["LlamaForCausalLM"]}), "float32")
+
+
+def test_head_sizes_are_those_of_vllms_attention_on_cpu() -> None:
+    """As they stand in its source: to import it takes seconds."""
+    (package,) = find_spec("vllm").submodule_search_locations  # type: ignore[union-attr, misc]
+    source = ast.parse(Path(package, "v1/attention/backends/cpu_attn.py").read_text())
+    found = [
+        ast.literal_eval(node.body[0].value)  # type: ignore[attr-defined]
+        for node in ast.walk(source)
+        if isinstance(node, ast.FunctionDef) and node.name == "get_supported_head_sizes"
+    ]
+    assert found == [list(HEAD_SIZES)]
+
+
+@pytest.mark.parametrize(
+    ("config", "size"),
+    [
+        ({"model_type": "llama", "hidden_size": 64, "num_attention_heads": 4}, 16),
+        ({"model_type": "qwen3", "hidden_size": 64, "num_attention_heads": 4, "head_dim": 8}, 8),
+        ({"model_type": "gpt2", "n_embd": 48, "n_head": 3}, 16),
+        ({"model_type": "unknown", "hidden_size": 64, "num_attention_heads": 4}, 16),
+    ],
+)
+def test_heads_of_another_size_are_refused_by_number(tmp_path: Path, config: dict[str, Any], size: int) -> None:
+    sizes = {"num_hidden_layers": 2, "n_layer": 2, "intermediate_size": 64, "vocab_size": 50, "n_positions": 64}
+    with pytest.raises(ConfigError, match=rf"attention heads of {size} numbers \(head_dim\).*32, 64, 80"):
+        check_cpu_engine(facts(tmp_path, sizes | config), "float32")
+
+
+def test_a_head_that_config_json_leaves_out_is_what_transformers_takes(tmp_path: Path) -> None:
+    """128 for Qwen3, whatever its width."""
+    sizes = {"hidden_size": 64, "num_attention_heads": 4, "num_hidden_layers": 2, "vocab_size": 50}
+    check_cpu_engine(facts(tmp_path, {"model_type": "qwen3", "intermediate_size": 64, **sizes}), "float32")

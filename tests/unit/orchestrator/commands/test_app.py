@@ -1,0 +1,265 @@
+"""The command line: help, exit codes, and errors as one block on stderr."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+from typing import Any
+
+import pytest
+from click.testing import Result
+from typer.testing import CliRunner
+
+from cluster.errors import PlacementError, RankFailure, Terminated
+from orchestrator.commands import app as cli
+from orchestrator.config.loading import load_config
+from orchestrator.config.run import RunConfig
+from orchestrator.errors import CheckpointError, ConfigError
+from orchestrator.run.checkpoint import Checkpoints
+from roles.errors import RewardError
+
+ROOT = Path(__file__).resolve().parents[4]
+COMMANDS = ["train", "submit", "reward", "evaluate", "config"]
+
+MINIMAL = """
+run_dir: {run_dir}
+steps: 10
+prompts: {{train: {{path: prompts.jsonl}}, max_tokens: 64}}
+actor: {{model: {{path: no/such/policy}}}}
+reward: {{type: model, model: {{path: reward}}}}
+rollout: {{prompts_per_step: 8, max_response_tokens: 16}}
+"""
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    path = tmp_path / "run.yaml"
+    path.write_text(MINIMAL.format(run_dir=tmp_path / "run"))
+    return path
+
+
+def tetrarch(*arguments: str | Path) -> Result:
+    return CliRunner().invoke(cli.app, [str(argument) for argument in arguments])
+
+
+READ = SimpleNamespace(summary="prompts.train: 7 prompts", example="row 0 as the model reads it")
+"""What the door has read."""
+
+Drive = Callable[..., list[tuple[str, tuple[Any, ...]]]]
+
+
+@pytest.fixture
+def drive(monkeypatch: pytest.MonkeyPatch) -> Drive:
+    """Put stand-ins for the door and the drivers in place; they note their arguments, and raise `error`."""
+    places = {
+        "orchestrator.checks": ["check_train", "check_reward", "check_evaluate"],
+        "orchestrator.training": ["train"],
+        "orchestrator.reward_training": ["train_reward"],
+        "orchestrator.evaluation": ["evaluate_run"],
+    }
+
+    def install(error: BaseException | None = None, at: str = "") -> list[tuple[str, tuple[Any, ...]]]:
+        calls: list[tuple[str, tuple[Any, ...]]] = []
+
+        def stand_in(name: str) -> Callable[..., Any]:
+            def called(*arguments: Any) -> Any:
+                calls.append((name, arguments))
+                if error is not None and name == at:
+                    raise error
+                return (READ, None) if name == "check_train" else READ
+
+            return called
+
+        for place, names in places.items():
+            module = ModuleType(place)
+            for name in names:
+                setattr(module, name, stand_in(name))
+            monkeypatch.setitem(sys.modules, place, module)
+        return calls
+
+    return install
+
+
+# Help
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_has_help_with_an_example_that_parses(command: str) -> None:
+    result = tetrarch(command, "--help")
+    assert result.exit_code == 0
+    example = re.search(rf"Example: tetrarch {command} (.*?)\n\n", result.stdout, re.DOTALL)
+    assert example is not None, result.stdout
+    config, *overrides = example.group(1).partition(" --")[0].split()
+    assert (ROOT / config).is_file()
+    assert isinstance(load_config(ROOT / config, overrides), RunConfig)
+
+
+def test_the_first_help_names_the_commands() -> None:
+    result = tetrarch("--help")
+    assert result.exit_code == 0
+    assert [command for command in COMMANDS if command not in result.stdout] == []
+
+
+def test_unknown_options_are_refused(file: Path) -> None:
+    assert tetrarch("train", file, "--fast").exit_code == 2
+    assert tetrarch("trian", file).exit_code == 2
+    both = tetrarch("train", file, "--resume", "--resume-from", "4")
+    assert both.exit_code == 2 and "say one of them" in both.stderr
+
+
+# What is called
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["train"], [("check_train", None), ("train", None, READ, None)]),
+        (["train", "--resume"], [("check_train", "newest"), ("train", "newest", READ, None)]),
+        (["train", "--resume-from", "4"], [("check_train", 4), ("train", 4, READ, None)]),
+        (["reward"], [("check_reward",), ("train_reward", READ)]),
+        (["evaluate"], [("check_evaluate",), ("evaluate_run", READ)]),
+    ],
+)
+def test_the_door_comes_before_the_driver(
+    file: Path, drive: Drive, arguments: list[str], expected: list[tuple[Any, ...]]
+) -> None:
+    calls = drive()
+    command, *options = arguments
+    result = tetrarch(command, file, "ppo.epochs=2", "seed=7", *options)
+    assert result.exit_code == 0, result.output
+    config = load_config(file, ["ppo.epochs=2", "seed=7"])
+    assert calls == [(name, (config, *rest)) for name, *rest in expected]
+    assert READ.summary in result.output and result.output.count(READ.example) == 1
+
+
+# Exit codes and errors
+
+
+@pytest.mark.parametrize(
+    ("error", "at", "code", "headline"),
+    [
+        (ConfigError("key=1: mend it"), "check_train", 2, "the configuration is wrong"),
+        (ConfigError("key=1: mend it"), "train", 2, "the configuration is wrong"),
+        (PlacementError("3 GPUs are missing"), "train", 2, "the placement does not fit"),
+        (RankFailure("actor rank 1 on node a died"), "train", 1, "the run failed"),
+        (RewardError("reward function failed"), "train", 1, "the run failed"),
+        (CheckpointError("broken"), "train", 1, "the run failed"),
+        (KeyError("surprise"), "train", 1, "the run failed"),
+    ],
+)
+def test_exit_codes(
+    file: Path, tmp_path: Path, drive: Drive, error: Exception, at: str, code: int, headline: str
+) -> None:
+    drive(error, at)
+    result = tetrarch("train", file)
+    assert result.exit_code == code
+    assert f"error: {headline}" in result.stderr and str(error) in result.stderr
+    assert "Traceback" not in result.stderr and result.stdout == ""
+    log = tmp_path / "run" / "logs" / "driver.log"
+    assert log.exists() == (code == 1)
+    if code == 1:
+        assert str(log) in result.stderr and "Traceback" in log.read_text() and str(error) in log.read_text()
+        assert ("KeyError: " in result.stderr) == isinstance(error, KeyError)
+
+
+def test_a_log_that_cannot_be_written_does_not_hide_the_error(file: Path, tmp_path: Path, drive: Drive) -> None:
+    drive(RewardError("no answer"), "train")
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run/logs").write_text("in the way")
+    result = tetrarch("train", file)
+    assert result.exit_code == 1 and "no answer" in result.stderr and "cannot be written to" in result.stderr
+
+
+def test_debug_shows_the_traceback(file: Path, drive: Drive) -> None:
+    drive(RewardError("no"), "train")
+    assert "Traceback" in tetrarch("train", file, "--debug").stderr
+
+
+def test_interrupting_is_not_an_error_of_the_run(file: Path, tmp_path: Path, drive: Drive) -> None:
+    drive(KeyboardInterrupt(), "train")
+    result = tetrarch("train", file)
+    assert result.exit_code not in (0, 2) and "the run failed" not in result.stderr
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("command", [name for name in COMMANDS if name != "submit"])  # its file must travel
+def test_a_wrong_configuration(file: Path, command: str) -> None:
+    result = tetrarch(command, file, "ppo.epoch=2", "ppo.epochs=0")
+    assert result.exit_code == 2
+    heading, *lines = [line for line in result.stderr.splitlines() if line.strip()]
+    assert heading == "error: the configuration is wrong"
+    assert any("ppo.epoch: unknown key; did you mean `epochs`?" in line for line in lines)
+    assert any("ppo.epochs=0: must be at least 1" in line for line in lines)
+
+
+def test_the_real_door_refuses_before_anything_starts(file: Path, tmp_path: Path) -> None:
+    (tmp_path / "prompts.jsonl").write_text('{"prompt": "a"}\n')
+    result = tetrarch("train", file, f"prompts.train.path={tmp_path / 'prompts.jsonl'}")
+    assert result.exit_code == 2
+    assert "actor.model.path=no/such/policy does not exist" in result.stderr
+    assert not (tmp_path / "run").exists()
+
+
+# tetrarch config
+
+
+def test_config_prints_what_load_config_reads(file: Path, tmp_path: Path) -> None:
+    result = tetrarch("config", file, "ppo.epochs=2")
+    assert result.exit_code == 0 and result.stderr == ""
+    printed = tmp_path / "printed.yaml"
+    printed.write_text(result.stdout)
+    assert load_config(printed) == load_config(file, ["ppo.epochs=2"])
+
+
+def test_config_hides_secrets(file: Path) -> None:
+    remote = "reward={type: remote, urls: ['http://h'], headers: {Authorization: tok-123}}"
+    result = tetrarch("config", file, remote, "critic.model.path=policy")
+    assert result.exit_code == 0 and "tok-123" not in result.output
+
+
+def test_config_prints_the_schema() -> None:
+    result = tetrarch("config", "--schema")
+    assert result.exit_code == 0
+    schema = json.loads(result.stdout)
+    assert schema["$schema"].startswith("https://json-schema.org/") and "rollout" in schema["properties"]
+
+
+def test_config_needs_a_file() -> None:
+    result = tetrarch("config")
+    assert result.exit_code == 2 and "--schema" in result.stderr
+
+
+def test_python_m_orchestrator_is_the_same_and_light(file: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-X", "importtime", "-m", "orchestrator", "config", str(file), "ppo.epoch=1"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 2
+    assert "did you mean `epochs`?" in done.stderr
+    imported = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines() if line.startswith("import time:")}
+    assert imported & {"torch", "ray", "vllm", "deepspeed", "transformers", "datasets"} == set()
+
+
+# Interrupts
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "said"), [(KeyboardInterrupt(), 130, "stopped"), (Terminated(), 143, "ended by SIGTERM")]
+)
+def test_an_interrupted_run_says_from_where_it_goes_on(
+    file: Path, drive: Drive, tmp_path: Path, error: BaseException, code: int, said: str
+) -> None:
+    drive(error, "train")
+    result = tetrarch("train", file)
+    assert result.exit_code == code
+    assert said in result.output and f"{tmp_path / 'run'} has no checkpoint yet" in result.output
+    Checkpoints(tmp_path / "run" / "checkpoints", keep=1).save(4, {}, lambda folder: None)
+    assert "step-000004 stands; go on from there with --resume" in tetrarch("train", file).output

@@ -1,0 +1,236 @@
+"""`tetrarch submit` on a cluster of paper: what is refused before the upload, the command, Ctrl-C, exit codes."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import Result
+from typer.testing import CliRunner
+
+import cluster.runtime.jobs
+import orchestrator.commands.submit
+from cluster.errors import ClusterUnreachable
+from cluster.placement.plan import Node
+from cluster.runtime import job_follower
+from cluster.runtime.job_follower import JobState
+from orchestrator.checks.commands import check_lasting
+from orchestrator.commands import app as cli
+from orchestrator.commands.submit import check_travels, follow, in_working_dir
+from orchestrator.config.loading import load_config
+from orchestrator.errors import ConfigError
+
+CONFIG = """
+run_dir: /shared/runs/mine
+steps: 10
+device: cpu
+prompts: {train: {path: prompts.jsonl}, max_tokens: 64}
+actor: {model: {path: policy}}
+reward: {type: remote, urls: ["http://scorer/score"], headers: {authorization: Bearer hush}}
+critic: {model: {path: policy}}
+rollout: {prompts_per_step: 8, max_response_tokens: 16}
+"""
+ON_POOLS = [
+    "placement={type: groups, pools: {any: {nodes: 1, gpus_per_node: 1}}, groups: {"
+    "all: {pool: any, gpus_per_node: 2, roles: [actor, critic, reference], engines: {number: 2}}}}"
+]
+
+
+class PaperCluster:
+    """Notes what is asked of it. `log`: what its jobs write, an exception interrupts; `states`: how they stand."""
+
+    address = "http://head:8265"
+
+    def __init__(self, log: Sequence[str | BaseException] = (), states: Sequence[JobState] = ()) -> None:
+        self.pieces, self.states = list(log), list(states) or [JobState("SUCCEEDED", 0)]
+        self.submitted: list[tuple[str, list[str], Path]] = []
+        self.stopped: list[str] = []
+        self.having = [Node("big", 64, 0)]
+
+    def nodes(self) -> list[Node]:
+        return self.having
+
+    def submit(self, name: str, command: Sequence[str], working_dir: Path) -> str:
+        self.submitted.append((name, list(command), working_dir))
+        return name
+
+    def log(self, job: str) -> Iterator[str]:
+        while self.pieces:
+            piece = self.pieces.pop(0)
+            if isinstance(piece, BaseException):
+                raise piece
+            yield piece
+
+    def state(self, job: str) -> JobState:
+        return self.states.pop(0) if len(self.states) > 1 else self.states[0]
+
+    def stop(self, job: str) -> None:
+        self.stopped.append(job)
+
+
+@pytest.fixture
+def paper(monkeypatch: pytest.MonkeyPatch) -> PaperCluster:
+    paper = PaperCluster(["step 1\n"])
+    monkeypatch.setattr(cluster.runtime.jobs, "RayJobs", lambda address: paper)
+    monkeypatch.setattr(job_follower, "RETRY_S", 0.0)
+    return paper
+
+
+@pytest.fixture
+def home(tmp_path: Path) -> Path:
+    """A working directory."""
+    (tmp_path / "configs").mkdir()
+    (tmp_path / "configs/run.yaml").write_text(CONFIG)
+    return tmp_path
+
+
+def submit(home: Path, *words: str) -> Result:
+    return CliRunner().invoke(cli.app, ["submit", str(home / "configs/run.yaml"), "--working-dir", str(home), *words])
+
+
+def test_the_job_runs_the_uploaded_code_with_the_same_words(home: Path, paper: PaperCluster) -> None:
+    result = submit(home, "rollout={prompts_per_step: 4, max_response_tokens: 16}", "--resume", "--force")
+    assert result.exit_code == 0, result.output
+    (name, command, folder), override = paper.submitted[0], "rollout={prompts_per_step: 4, max_response_tokens: 16}"
+    assert command == [*("python", "-m", "orchestrator", "train", "configs/run.yaml", override, "--resume", "--force")]
+    assert shlex.split(shlex.join(command)) == command
+    assert name.startswith("mine-") and folder == home.resolve()
+    assert result.stdout == "step 1\n"
+    assert "has no orchestrator/" in result.stderr and f"{name} succeeded" in result.stderr
+
+
+@pytest.mark.parametrize(
+    "state", [JobState("FAILED", 2), JobState("FAILED", None, "no node left"), JobState("STOPPED")]
+)
+def test_the_exit_code_is_the_jobs(home: Path, paper: PaperCluster, state: JobState) -> None:
+    paper.states = [state]
+    result = submit(home)
+    assert result.exit_code == state.exit_code
+    assert state.message in result.stderr
+    assert ("was stopped" if state.status == "STOPPED" else f"failed with exit code {state.exit_code}") in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("words", "part"),
+    [
+        (["run_dir=runs/mine"], "run_dir=runs/mine is relative.*such as run_dir=/shared/runs/mine"),
+        (["placement.actor.threads=99"], r"the cluster is too small: asked for .*having big: 64 CPUs, 0 GPUs"),
+        (["reward.headers.authorization=Bearer hush"], "override of reward.headers.authorization holds a secret"),
+        (["reward.headers={authorization: 'Bearer other'}"], "override of reward.headers holds a secret"),
+        (["reward.urls=['http://me:hush@scorer/score']"], "override of reward.urls holds a secret"),
+        (["--cluster", "auto"], "type: local has none"),
+        (["steps=0"], "steps=0"),
+    ],
+)
+def test_what_is_wrong_is_refused_before_the_upload(
+    home: Path, paper: PaperCluster, words: list[str], part: str
+) -> None:
+    result = submit(home, *words)
+    assert result.exit_code == 2, result.output
+    assert re.search(part, result.stderr.replace("\n", " "))
+    assert "hush" not in result.output and "other" not in result.output
+    assert paper.submitted == []
+
+
+def test_a_secret_in_the_file_travels_with_it(home: Path) -> None:
+    check_travels(load_config(home / "configs/run.yaml"), ["steps=3"])
+
+
+def test_the_configuration_must_travel(home: Path, tmp_path: Path) -> None:
+    assert in_working_dir(home / "configs/run.yaml", home) == Path("configs/run.yaml")
+    with pytest.raises(ConfigError, match="is not in the working directory"):
+        in_working_dir(home / "configs/run.yaml", Path(__file__).parent)
+    with pytest.raises(ConfigError, match="is not a folder"):
+        in_working_dir(home / "configs/run.yaml", home / "none")
+
+
+def test_the_pools_are_those_of_the_cluster_at_the_address(home: Path, paper: PaperCluster) -> None:
+    paper.having = [Node(f"n{n}", 32, 4, "H100", 200.0) for n in range(2)]
+    refused = submit(home, *ON_POOLS)
+    assert refused.exit_code == 2 and "gpus_per_node=2 is more than the 1" in refused.stderr
+    too_small = ["device=cpu", ON_POOLS[0].replace("gpus_per_node: 1}", "gpus_per_node: 2}")]
+    result = submit(home, *too_small, "--cluster", "auto")
+    assert result.exit_code == 0, result.output
+    assert "pool any: 2 nodes with 4 H100-80GB GPUs, 32 CPUs and 200 GiB" in result.stderr
+    assert paper.submitted[0][1][-1] == "--cluster=auto"
+
+
+def test_nobody_answers(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(address: str) -> Any:
+        raise ClusterUnreachable(f"no Ray cluster answers at {address}")
+
+    monkeypatch.setattr(cluster.runtime.jobs, "RayJobs", refuse)
+    result = submit(home, "--address", "http://nowhere:8265")
+    assert result.exit_code == 2
+    assert "error: no access to the cluster\n  no Ray cluster answers at http://nowhere:8265" in result.stderr
+
+
+# Ctrl-C
+
+
+def interrupted(log: Sequence[str | BaseException], states: Sequence[JobState]) -> PaperCluster:
+    return PaperCluster(["step 1\n", KeyboardInterrupt(), *log], states)
+
+
+RUNNING, STOPPED = JobState("RUNNING"), JobState("STOPPED")
+
+
+@pytest.mark.parametrize("ask", [lambda question: False, None], ids=["no", "nobody"])
+def test_ctrl_c_leaves_the_job_running(ask: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    paper = interrupted([], [RUNNING])
+    assert follow(paper, "mine-1", ask) == 130  # type: ignore[arg-type]
+    assert paper.stopped == []
+    told = capsys.readouterr().err
+    assert "ray job logs --follow --address http://head:8265 mine-1" in told
+    assert "ray job stop --address http://head:8265 mine-1" in told
+
+
+def test_ctrl_c_and_yes_stops_the_job_and_shows_its_last_words(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(job_follower, "RETRY_S", 0.0)
+    asked: list[str] = []
+    paper = interrupted(["step 1\n", "ended by SIGTERM\n"], [RUNNING, RUNNING, STOPPED])
+    assert follow(paper, "mine-1", lambda question: not asked.append(question)) == 130  # type: ignore[arg-type]
+    assert (asked, paper.stopped) == (["stop the job mine-1?"], ["mine-1"])
+    shown = capsys.readouterr()
+    assert shown.out == "step 1\nended by SIGTERM\n"
+    assert "job mine-1 was stopped" in shown.err
+
+
+def test_ctrl_c_while_it_stops_does_not_wait(capsys: pytest.CaptureFixture[str]) -> None:
+    paper = interrupted([KeyboardInterrupt()], [RUNNING])
+    assert follow(paper, "mine-1", lambda question: True) == 130  # type: ignore[arg-type]
+    assert paper.stopped == ["mine-1"]
+    assert "ray job status" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("typed", "stops"), [("y\n", True), ("\n", False), ("n\n", False), ("", False)])
+def test_the_answer(typed: str, stops: bool) -> None:
+    import typer
+
+    app = typer.Typer()
+
+    @app.command()
+    def main() -> None:
+        raise typer.Exit(int(orchestrator.commands.submit._ask("stop the job?")))
+
+    result = CliRunner().invoke(app, [], input=typed)
+    assert result.exit_code == int(stops)
+    assert "stop the job? [y/N]" in result.stderr
+
+
+# In the job
+
+
+def test_a_run_dir_in_what_ray_unpacked_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    copy = tmp_path / "ray/session_1/runtime_resources/working_dir_files/_ray_pkg_1"
+    copy.mkdir(parents=True)
+    monkeypatch.chdir(copy)
+    with pytest.raises(ConfigError, match=r"run_dir=runs/mine lies in the job's own copy .*an absolute path"):
+        check_lasting(Path("runs/mine"), "run_dir")
+    check_lasting(tmp_path / "runs", "run_dir")

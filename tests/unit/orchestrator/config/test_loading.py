@@ -1,0 +1,379 @@
+"""Configuration files: what loads, what comes back, and what each mistake is told."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pydantic import BaseModel
+
+from orchestrator.config.loading import dump_config, load_config, validate
+from orchestrator.config.needs import scorers
+from orchestrator.config.ppo import AdaptiveKl, FixedKl
+from orchestrator.config.problems import all_keys, sections_in
+from orchestrator.config.run import RunConfig
+from orchestrator.config.yaml_text import parse_yaml, to_yaml
+from orchestrator.errors import ConfigError
+
+MINIMAL = """
+run_dir: runs/x
+steps: 10
+prompts: {train: {path: prompts.jsonl}, max_tokens: 64}
+actor: {model: {path: policy}}
+reward: {type: model, model: {path: reward}}
+rollout: {prompts_per_step: 8, max_response_tokens: 16}
+"""
+
+REMOTE = "reward={type: remote, urls: ['http://me:pass@host/x'], headers: {Authorization: Bearer tok-123}}"
+ENVIRONMENT = "{path: env.py, max_tokens: 96}"
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    path = tmp_path / "run.yaml"
+    path.write_text(MINIMAL)
+    return path
+
+
+def problem(file: Path, *overrides: str) -> str:
+    with pytest.raises(ConfigError) as caught:
+        load_config(file, overrides)
+    return str(caught.value)
+
+
+# What loads
+
+
+def test_defaults_are_filled_in(file: Path) -> None:
+    config = load_config(file)
+    assert (config.steps, config.seed, config.ppo.epochs, config.samples_per_step) == (10, 1, 4, 8)
+
+
+@pytest.mark.parametrize(("turns", "response", "longest"), [(3, 48, 96), (8, 95, 96), (None, 16, 80)])
+def test_how_long_a_sample_can_be(file: Path, turns: int | None, response: int, longest: int) -> None:
+    config = load_config(file, [f"environment={ENVIRONMENT}", f"environment.max_turns={turns}"] if turns else [])
+    assert (config.longest_response, config.longest_sample) == (response, longest)
+
+
+def test_an_environments_own_reward_is_no_role(file: Path) -> None:
+    own = ["reward={type: environment}", f"environment={ENVIRONMENT}", "critic.model={path: x}"]
+    assert list(scorers(load_config(file, own))) == []
+    both = load_config(file, ["reward={type: function, path: f.py}", *own[1:]])
+    assert list(scorers(both)) == ["reward"]
+
+
+def test_overrides_are_yaml_and_the_last_one_wins(file: Path) -> None:
+    overrides = ["ppo.epochs=2", "ppo.epochs=3", "actor.optimizer.betas=[0.8, 0.9]", "prompts.heldout={path: h.jsonl}"]
+    config = load_config(file, [*overrides, "critic.model.path=value=model", "device=cuda"])
+    assert config.ppo.epochs == 3
+    assert config.actor.optimizer.betas == (0.8, 0.9)
+    assert config.prompts.heldout is not None and config.prompts.heldout.path == "h.jsonl"
+    assert config.critic.model is not None and config.critic.model.path == "value=model"
+    assert config.device == "cuda"
+
+
+def test_relative_paths_stay_relative_to_the_current_directory(file: Path) -> None:
+    assert load_config(file).prompts.train.path == "prompts.jsonl"
+
+
+def test_an_override_in_a_default_variant_keeps_its_type(file: Path) -> None:
+    assert load_config(file, ["ppo.kl.controller.coefficient=0.1"]).ppo.kl.controller == FixedKl(coefficient=0.1)
+    adaptive = load_config(file, ["ppo.kl.controller={type: adaptive, target: 6}"]).ppo.kl.controller
+    assert adaptive == AdaptiveKl(type="adaptive", target=6.0)
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("1e-5", 1e-5),
+        ("1E5", 1e5),
+        ("-1.5e+3", -1500.0),
+        (".5", 0.5),
+        ("3", 3),
+        ("10_000", 10_000),
+        ("010", 10),
+        ("0x10", 16),
+        ("-.inf", float("-inf")),
+        ("on", "on"),
+        ("no", "no"),
+        ("yes", "yes"),
+        ("true", True),
+        ("~", None),
+        ("", None),
+        ("1:30", "1:30"),
+        ("2024-01-01", "2024-01-01"),
+        ("'1e-5'", "1e-5"),
+        ("1e", "1e"),
+        ("=", "="),
+        ("v1.2.3", "v1.2.3"),
+    ],
+)
+def test_scalars_are_read_as_yaml_1_2(text: str, value: Any) -> None:
+    read = parse_yaml(f"key: {text}")["key"]
+    assert read == value and type(read) is type(value)
+    assert parse_yaml(to_yaml({"key": value})) == {"key": value}
+
+
+def test_merge_keys_may_override_what_they_merge() -> None:
+    text = "outer: {base: &b {<<: &a {x: 1, y: 1}, x: 2}}\nother: {<<: *b, y: 3}"
+    assert parse_yaml(text) == {"outer": {"base": {"x": 2, "y": 1}}, "other": {"x": 2, "y": 3}}
+
+
+# What comes back
+
+
+def test_the_dump_loads_back_to_the_same_configuration(file: Path, tmp_path: Path) -> None:
+    overrides = ["actor.optimizer.learning_rate=3e-7", "ppo.kl.controller={type: adaptive, target: 6}", "run_dir='1e3'"]
+    config = load_config(file, overrides)
+    again = tmp_path / "dumped.yaml"
+    again.write_text(dump_config(config))
+    assert load_config(again) == config
+
+
+def test_the_dump_has_every_default_and_no_secret(file: Path) -> None:
+    text = dump_config(load_config(file, [REMOTE, "critic.model.path=policy"]))
+    assert "lambda: 0.95" in text and "micro_batch_tokens: 4096" in text
+    assert "tok-123" not in text and "Authorization: '**********'" in text
+    assert "pass" not in text and "http://***@host/x" in text
+
+
+def test_every_field_says_what_it_is() -> None:
+    seen: set[type[BaseModel]] = set()
+
+    def undescribed(section: type[BaseModel]) -> list[str]:
+        if section in seen:
+            return []
+        seen.add(section)
+        found = [f"{section.__name__}.{name}" for name, field in section.model_fields.items() if not field.description]
+        inner = [s for field in section.model_fields.values() for s in sections_in(field.annotation)]
+        return found + [line for s in inner for line in undescribed(s)]
+
+    assert undescribed(RunConfig) == []
+
+
+def test_the_configuration_loads_without_the_engines(file: Path) -> None:
+    code = (
+        "import sys; from orchestrator.config.loading import load_config, dump_config\n"
+        "import orchestrator.commands.app\n"
+        f"dump_config(load_config({str(file)!r}))\n"
+        "print([m for m in ('torch', 'ray', 'vllm', 'deepspeed', 'transformers', 'datasets') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+# What mistakes are told
+
+
+@pytest.mark.parametrize(
+    ("overrides", "parts"),
+    [
+        (["ppo.epoch=2"], ["ppo.epoch: unknown key", "did you mean `epochs`?"]),
+        (["reward.model.paht=x"], ["reward.model.paht: unknown key", "`path`"]),
+        (["rewad.type=model"], ["rewad: unknown key", "`reward`"]),
+        (["learning_rate=1e-5"], ["learning_rate: unknown key", "`actor.optimizer.learning_rate`"]),
+        (["report.zzzz=1"], ["report.zzzz: unknown key", "known here: tensorboard, html"]),
+        (["reward.urls=[a]"], ["reward.urls: a key of type remote, but reward.type is model"]),
+        (["reward.type=modle"], ['reward.type="modle"', "model, function, remote", "did you mean `model`?"]),
+        (["reward={path: f.py}"], ["reward.type: missing", "model, function, remote"]),
+        (["ppo.epochs=0"], ["ppo.epochs=0", "at least 1"]),
+        (["ppo.epochs=1.5"], ["ppo.epochs=1.5", "whole number"]),
+        (["ppo.epochs=four"], ['ppo.epochs="four"', "whole number"]),
+        (["steps=true"], ["steps=true", "must be a number"]),
+        (["actor.optimizer.betas=[false, 0.5]"], ["actor.optimizer.betas[0]=false", "must be a number"]),
+        (["actor.optimizer.betas=[0.5]"], ["actor.optimizer.betas[1]: missing"]),
+        (["actor.optimizer.learning_rate=2"], ["actor.optimizer.learning_rate=2", "less than 1"]),
+        (["actor.optimizer.weight_decay=.inf"], ["actor.optimizer.weight_decay", "finite"]),
+        (["ppo.advantage.lambda=1.5"], ["ppo.advantage.lambda=1.5", "at most 1"]),
+        (["rollout.temperature=0"], ["rollout.temperature=0", "at least 0.01"]),
+        (["device=gpu"], ['device="gpu"', "one of cpu, cuda"]),
+        (["dtype=bflot16"], ['dtype="bflot16"', "did you mean `bfloat16`?"]),
+        (["run_dir=2024"], ["run_dir=2024", "must be text", "quotes"]),
+        (["run_dir=''"], ['run_dir=""', "must not be empty"]),
+        (["run_dir="], ["run_dir=null", "must be text"]),
+        (["ppo=3"], ["ppo=3", "mapping"]),
+        (["reward={type: remote, urls: []}"], ["reward.urls=[]", "must not be empty"]),
+        (["reward={type: remote, urls: [ftp://h]}"], ['reward.urls[0]="ftp://h"', "https?://"]),
+        (["steps"], ["override `steps`", "key.path=value"]),
+        (["ppo..epochs=1"], ["override `ppo..epochs`", "key.path=value"]),
+        (["steps.x=1"], ["steps is not a mapping"]),
+        (["steps=[1"], ["override of steps", "not YAML"]),
+        (["rollout={max_response_tokens: 4}"], ["rollout.prompts_per_step: missing", "Prompts of one PPO step"]),
+    ],
+)
+def test_a_mistake_names_key_value_and_mend(file: Path, overrides: list[str], parts: list[str]) -> None:
+    message = problem(file, *overrides)
+    assert [part for part in parts if part not in message] == [], message
+    assert "pydantic" not in message and "Input should" not in message
+    assert len(message.splitlines()) == 1
+
+
+def test_several_mistakes_are_one_line_each(file: Path) -> None:
+    heading, *lines = problem(file, "ppo.epoch=2", "ppo.epochs=0", "device=gpu").splitlines()
+    assert "3 problems" in heading and str(file) in heading
+    assert len(lines) == 3
+
+
+@pytest.mark.parametrize(
+    ("overrides", "parts"),
+    [
+        (["ppo.mini_batches=3"], ["ppo.mini_batches=3", "8 samples", "use 2 or 4"]),
+        (["ppo.mini_batches=4", "placement.critic.ranks=3"], ["placement.critic.ranks=3", "2 samples of a mini-batch"]),
+        (["placement.actor.ranks=9"], ["placement.actor.ranks=9", "8 samples"]),
+        (["rollout.min_response_tokens=17"], ["rollout.min_response_tokens=17", "max_response_tokens=16"]),
+        (["rollout.top_p=0.9"], ["rollout.top_p=0.9", "type: truncated"]),
+        (["rollout.top_k=5", "ppo.policy.importance={type: reject}"], ["top_k=5", "type: truncated"]),
+        (["critic.warmup.max_steps=10"], ["critic.warmup.max_steps=10", "steps=10"]),
+        (["actor.optimizer.schedule.warmup_steps=40"], ["actor.optimizer.schedule.warmup_steps=40", "40 optimizer"]),
+        (
+            ["reward={type: function, path: f.py}"],
+            ["critic.model is null", "reward.type=function", "critic.model.path"],
+        ),
+        (["ppo.advantage={type: grpo}"], ["ppo.advantage.type=grpo", "responses_per_prompt=1", "4 or more"]),
+        (
+            ["ppo.advantage={type: reinforce++}", "critic.warmup.max_steps=1", "ppo.value.clip=null"],
+            ["critic needs a critic", "ppo.value needs a critic", "use type: gae"],
+        ),
+        (
+            ["ppo.advantage={type: reinforce++}", "ppo.truncated={type: bootstrap}"],
+            ["ppo.truncated.type=bootstrap needs a critic"],
+        ),
+        (
+            ["ppo.score.length={type: soft_overlong, longest: 64, buffer: 8}"],
+            ["longest=64", "max_response_tokens=16", "longest: 16"],
+        ),
+        (["ppo.kl.where=loss"], ["{where: loss, estimator: k1}", "nothing holds the policy", "allow_biased: true"]),
+        (["ppo.kl.estimator=k3"], ["{where: reward, estimator: k3}", "use k1"]),
+        (["ppo.policy={type: gspo, clip: 1e-3, dual_clip: 3}"], ["ppo.policy.dual_clip=3", "type: gspo"]),
+        (["ppo.policy={type: gspo}"], ["ppo.policy.clip=0.2 clips nothing", "clip: 3.0e-4"]),
+        (
+            ["reward={type: environment}", "critic.model={path: x}"],
+            ["reward.type=environment", "section `environment`"],
+        ),
+        ([f"environment={ENVIRONMENT}", "environment.max_tokens=79"], ["environment.max_tokens=79", "use 80 or more"]),
+        ([f"environment={ENVIRONMENT}", "reward.text_bridge=true"], ["reward.text_bridge", "actor's tokenizer"]),
+        (
+            [f"environment={ENVIRONMENT}", "prompts.column=prompt", "prompts.too_long=skip"],
+            ["prompts.column=prompt is not read", "prompts.too_long=skip is not read"],
+        ),
+        (
+            [
+                f"environment={ENVIRONMENT}",
+                "environment.max_turns=3",
+                "ppo.score.length={type: soft_overlong, longest: 49, buffer: 8}",
+            ],
+            ["longest=49", "longest response, 48 tokens"],
+        ),
+        (["reference.share_actor=true"], ["reference.share_actor=true needs actor.lora", "{rank: 16}"]),
+        (
+            ["actor.lora.rank=4", "reference={share_actor: true, micro_batch_tokens: 8}"],
+            ["reference.share_actor=true takes the actor's", "remove the other keys"],
+        ),
+        (["actor={model: {path: p}, lora: {rank: 4}, ema_decay: 0.9}"], ["actor.ema_decay=0.9", "actor.lora"]),
+        (["reward={type: ensemble, members: {}}"], ["reward.members", "must not be empty"]),
+        (
+            ["reward={type: ensemble, members: {a: {type: model, model: {path: r}}}}"],
+            ["critic.model is null", "has several"],
+        ),
+        (
+            [
+                "reward={type: ensemble, members: {a: {type: function, path: f.py}}, combine: {type: weighted, "
+                "weights: {b: 1}}}",
+                "critic.initialise_from=policy",
+            ],
+            ["no weight for the member 'a'; give it one", "a weight for 'b', which is no member; use a"],
+        ),
+        (["ppo.value.normalise=true"], ["ppo.value.normalise=true", "speaks in scores", "initialise_from: policy"]),
+        (["critic={model: {path: r}, initialise_from: policy}"], ["initialise_from=policy", "critic.model.path"]),
+        (
+            ["critic.warmup.until_explained_variance=0.4"],
+            ["explained_variance=0.4", "set critic.warmup.max_steps"],
+        ),
+        (["ppo.advantage={type: remax}", "ppo.whiten_rewards=true"], ["whiten_rewards=true", "remax"]),
+        (["ppo.advantage={type: gae, lambda: 1.5}"], ["ppo.advantage.lambda=1.5"]),
+        (["ppo.kl.controller={type: adaptive, target: 6, initial: 0}"], ["ppo.kl.controller.initial=0"]),
+        (["ppo.kl.budget.stop=-1"], ["ppo.kl.budget.stop=-1"]),
+        (["evaluation.every=5"], ["evaluation.every=5", "prompts.heldout.path"]),
+        (["evaluation.judge={path: f.py}"], ["evaluation.judge", "prompts.heldout.path"]),
+        (["rollout.engine.sleep=1"], ["rollout.engine.sleep=1", "device=cpu"]),
+        (["device=cuda", "rollout.engine.sleep=2", "critic.warmup.max_steps=1"], ["sleep=2", "use sleep: 1"]),
+        (["rollout.engine.block_size=16"], ["rollout.engine.block_size=16", "multiple of 32", "use 32"]),
+        (["actor.zero.offload_optimizer=true"], ["actor.zero.offload_optimizer=true", "device=cpu"]),
+        (["critic.zero.sleep=true"], ["critic.zero.sleep=true", "device=cpu"]),
+        (["device=cuda", "reference.zero.sleep=true"], ["reference.zero.sleep=true", "no optimizer"]),
+        (["device=cuda", "actor.zero={stage: 2, sleep: true}"], ["actor.zero.sleep=true", "stage=3"]),
+        (["device=cuda", "actor.zero={sleep: true, offload_optimizer: true}"], ["actor.zero.sleep=true", "set one"]),
+        (
+            ["device=cuda", "reward.zero={stage: 2, offload_parameters: true}"],
+            ["reward.zero.offload_parameters=true", "stage=3, not 2"],
+        ),
+    ],
+)
+def test_rules_between_keys(file: Path, overrides: list[str], parts: list[str]) -> None:
+    message = problem(file, *overrides)
+    assert [part for part in parts if part not in message] == [], message
+
+
+def test_all_broken_rules_are_told_at_once(file: Path) -> None:
+    lines = problem(file, "rollout.top_k=5", "evaluation.every=5", "ppo.mini_batches=5").splitlines()
+    assert "3 problems" in lines[0] and len(lines) == 4
+
+
+def test_no_message_shows_a_secret(file: Path) -> None:
+    messages = [
+        problem(file, REMOTE, "ppo.epochs=0"),
+        problem(file, "reward={type: remote, urls: [ftp://me:tok-123@h], headers: {Authorization: tok-123}}"),
+        problem(file, "reward={type: remote, urls: ['http://h'], headers: {Authorization: [tok-123]}}"),
+        problem(file, "reward={type: remote, urls: ['http://h'], headers: tok-123}"),
+        problem(file, "reward={type: remote, urls: ['http://h'], header: {Authorization: tok-123}}"),
+        problem(file, "reward={type: remote, headers: {Authorization: tok-123}"),
+    ]
+    assert [message for message in messages if "tok-123" in message] == []
+
+
+@pytest.mark.parametrize(
+    ("content", "parts"),
+    [
+        ("", ["is empty"]),
+        ("- a\n- b", ["holds a list", "mapping"]),
+        ("steps: 1\nsteps: 2", ["line 2", "`steps` already stands at line 1"]),
+        ("ppo: {epochs: 1, epochs: 2}", ["`epochs` already stands"]),
+        ("ppo: {epochs: [1}", ["line 1"]),
+        ("a: *nowhere", ["line 1", "nowhere"]),
+        ("1: x", ["1"]),
+        ("x: !!python/object:os.system {}", ["line 1"]),
+    ],
+)
+def test_files_that_are_no_configuration(tmp_path: Path, content: str, parts: list[str]) -> None:
+    path = tmp_path / "bad.yaml"
+    path.write_text(content)
+    message = problem(path)
+    assert [part for part in [*parts, str(path)] if part not in message] == [], message
+
+
+def test_files_that_cannot_be_read(tmp_path: Path) -> None:
+    assert "does not exist" in problem(tmp_path / "none.yaml")
+    assert "is a directory" in problem(tmp_path)
+    binary = tmp_path / "binary.yaml"
+    binary.write_bytes(b"\xff\xfe\x00")
+    assert "cannot be read" in problem(binary)
+
+
+def test_a_configuration_never_changes(file: Path) -> None:
+    config = load_config(file)
+    with pytest.raises(ValueError, match="frozen"):
+        config.steps = 3  # type: ignore[misc]
+
+
+def test_the_schema_is_json_and_names_every_top_level_key() -> None:
+    schema = json.loads(json.dumps(RunConfig.model_json_schema()))
+    assert set(schema["properties"]) == {path for path in all_keys(RunConfig) if "." not in path}
+    assert schema["additionalProperties"] is False
+
+
+def test_validate_takes_plain_values() -> None:
+    assert validate(parse_yaml(MINIMAL)).steps == 10

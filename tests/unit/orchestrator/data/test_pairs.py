@@ -1,0 +1,93 @@
+"""A data set of pairs → Preferences."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tokenizers.processors import TemplateProcessing
+
+from configs.tiny.inputs import tokenizer
+from orchestrator.config.run import DatasetConfig
+from orchestrator.data.pairs import read_pairs
+from orchestrator.errors import ConfigError
+from roles.batch import Preferences
+
+WORDS = tokenizer()
+
+
+def dataset(tmp_path: Path, rows: list[dict[str, Any]]) -> DatasetConfig:
+    path = tmp_path / "pairs.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return DatasetConfig(path=str(path))
+
+
+def texts(preferences: Preferences) -> list[str]:
+    rows = zip(preferences.token_ids.tolist(), preferences.lengths.tolist(), strict=True)
+    return [WORDS.decode(ids[:length]) for ids, length in rows]
+
+
+def test_pairs_of_texts(tmp_path: Path) -> None:
+    rows = [
+        {"prompt": "what is", "chosen": " red", "rejected": " a 7"},
+        {"prompt": "draw", "chosen": "x", "rejected": "y"},
+    ]
+    preferences = read_pairs(dataset(tmp_path, rows), WORDS).preferences
+    assert texts(preferences) == ["what is red<eos>", "what is a 7<eos>", "drawx<eos>", "drawy<eos>"]
+    assert preferences.groups.tolist() == [0, 0, 1, 1]
+    assert preferences.comparisons().tolist() == [[0, 1], [2, 3]]
+    padding = torch.arange(preferences.token_ids.shape[1]) >= preferences.lengths[:, None]
+    assert set(preferences.token_ids[padding].tolist()) <= {WORDS.pad_token_id}
+
+
+def test_pairs_of_chats_get_the_template(tmp_path: Path) -> None:
+    rows = [{"messages": [{"role": "user", "content": "hi"}], "chosen": "yes", "rejected": "no"}]
+    pairs = read_pairs(dataset(tmp_path, rows), WORDS)
+    assert texts(pairs.preferences)[0] == "<bos><user>hi<assistant>yes<eos>"
+    assert "<bos><user>hi<assistant>yes<eos>" in pairs.example and '"chosen": "yes"' in pairs.example
+
+
+def test_a_prompt_has_one_beginning_and_a_response_one_end(tmp_path: Path) -> None:
+    """Whatever the tokenizer puts around a text, and whatever the texts hold already."""
+    adding = tokenizer()
+    special = [(token, adding.convert_tokens_to_ids(token)) for token in ("<bos>", "<eos>")]
+    adding.backend_tokenizer.post_processor = TemplateProcessing(single="<bos> $A <eos>", special_tokens=special)
+    rows = [
+        {"prompt": "what is", "chosen": " red", "rejected": " a 7<eos>"},
+        {"prompt": "<bos>draw", "chosen": "", "rejected": "<eos>"},
+    ]
+    pairs = read_pairs(dataset(tmp_path, rows), adding)
+    assert texts(pairs.preferences) == [
+        "<bos>what is red<eos>",
+        "<bos>what is a 7<eos>",
+        "<bos>draw<eos>",
+        "<bos>draw<eos>",
+    ]
+    assert "<bos>what is red<eos>" in pairs.example and "<bos> begins a text, once" in pairs.example
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ({"prompt": "a", "chosen": "b"}, r"lacks rejected; it has prompt, chosen; rename"),
+        ({"chosen": "b", "rejected": "c"}, r"lacks prompt \(or messages\)"),
+        ({"prompt": "a", "chosen": None, "rejected": "c"}, r"row 1 has NoneType in `chosen`, not text"),
+        ({"prompt": "a", "chosen": "b", "rejected": "\ud83d"}, r"row 1 has half of a surrogate pair .* in `rejected`"),
+        ({"prompt": None, "chosen": "b", "rejected": "c"}, r"row 1 has NoneType in `prompt`, not text"),
+        (
+            {"messages": [{"role": "user"}], "chosen": "b", "rejected": "c"},
+            r"row 1 has a message without role or content",
+        ),
+        (
+            {"messages": [{"role": "user", "content": [{"type": "image"}]}], "chosen": "b", "rejected": "c"},
+            r"row 1 has a message .number 0. with a part of type image",
+        ),
+    ],
+)
+def test_bad_rows_are_named(tmp_path: Path, row: dict[str, Any], message: str) -> None:
+    sound = {key: [{"role": "user", "content": "x"}] if key == "messages" else "x" for key in row}
+    with pytest.raises(ConfigError, match=message):
+        read_pairs(dataset(tmp_path, [sound, row]), WORDS)

@@ -1,0 +1,395 @@
+"""Prompts: what the rows may look like, the order, the cursor, and what bad data is told."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import datasets
+import pytest
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
+from transformers import PreTrainedTokenizerFast
+
+from orchestrator.config.loading import validate
+from orchestrator.config.run import DatasetConfig, RunConfig
+from orchestrator.data.datasets import is_hub_name, load_rows
+from orchestrator.data.prompts import PromptSource, heldout_prompts, read_questions, read_tasks
+from orchestrator.errors import CheckpointError, ConfigError
+from roles.batch import Prompts
+
+WORDS = ["<pad>", "<eos>", "<unk>", *"abcdefghijklmnopqrstuvwxyz", "user", ":", "bot"]
+TEMPLATE = (
+    "{% for m in messages %}{{ m['role'] }} : {{ m['content'] }} {% endfor %}"
+    "{% if add_generation_prompt %}bot :{% endif %}"
+)
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> PreTrainedTokenizerFast:
+    words = Tokenizer(models.WordLevel({word: i for i, word in enumerate(WORDS)}, unk_token="<unk>"))
+    words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    made = PreTrainedTokenizerFast(tokenizer_object=words, pad_token="<pad>", eos_token="<eos>", unk_token="<unk>")
+    made.chat_template = TEMPLATE
+    return made
+
+
+Write = Callable[[list[dict[str, Any]]], Path]
+
+
+@pytest.fixture
+def write(tmp_path: Path) -> Write:
+    def write_rows(rows: list[dict[str, Any]]) -> Path:
+        path = tmp_path / "prompts.jsonl"
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        return path
+
+    return write_rows
+
+
+def configuration(path: Path | str, **changes: Any) -> RunConfig:
+    prompts = {
+        "train": {"path": str(path)},
+        "heldout": {"path": str(path)},
+        "max_tokens": 8,
+        **changes.pop("prompts", {}),
+    }
+    data = {
+        "run_dir": "runs/x",
+        "steps": 1,
+        "prompts": prompts,
+        "actor": {"model": {"path": "policy"}},
+        "reward": {"type": "model", "model": {"path": "reward"}},
+        "rollout": {"prompts_per_step": 4, "max_response_tokens": 4},
+    }
+    return validate({**data, **changes})
+
+
+def source_of(config: RunConfig, tokenizer: PreTrainedTokenizerFast) -> PromptSource:
+    return PromptSource(read_questions(config.prompts, "train", tokenizer), config.seed)
+
+
+def heldout(config: RunConfig, tokenizer: PreTrainedTokenizerFast) -> Prompts:
+    questions = read_questions(config.prompts, "heldout", tokenizer)
+    return heldout_prompts(questions, config.evaluation.prompts, config.seed)
+
+
+LETTERS = [{"prompt": letter, "topic": i} for i, letter in enumerate("abcdefg")]
+
+
+def drawn(source: PromptSource, steps: int, prompts: int = 3) -> list[str]:
+    return [text for _ in range(steps) for text in source.next(prompts, 1).texts]
+
+
+# Rows
+
+
+def test_text_prompts_and_the_other_columns(write: Write, tokenizer: PreTrainedTokenizerFast) -> None:
+    prompts = heldout(configuration(write(LETTERS)), tokenizer)
+    assert prompts.texts == list("abcdefg")
+    assert prompts.token_ids == [[3], [4], [5], [6], [7], [8], [9]]
+    assert prompts.columns == {"topic": list(range(7))}
+
+
+def test_chats_go_through_the_template(write: Write, tokenizer: PreTrainedTokenizerFast) -> None:
+    turns = [{"role": "user", "content": "a"}, {"role": "bot", "content": "b"}, {"role": "user", "content": "c"}]
+    prompts = heldout(configuration(write([{"messages": turns}]), prompts={"max_tokens": 20}), tokenizer)
+    assert prompts.texts == ["user : a bot : b user : c bot :"]
+    assert tokenizer.decode(prompts.token_ids[0]) == prompts.texts[0]
+
+
+def test_token_ids_are_taken_as_they_are(write: Write, tokenizer: PreTrainedTokenizerFast) -> None:
+    prompts = heldout(configuration(write([{"prompt_token_ids": [3, 1, 5]}])), tokenizer)
+    assert prompts.token_ids == [[3, 1, 5]]
+    assert prompts.texts == ["a <eos> c"]
+
+
+def test_a_named_column_wins_where_rows_have_two(write: Write, tokenizer: PreTrainedTokenizerFast) -> None:
+    rows = [{"prompt": "a", "prompt_token_ids": [4]}]
+    with pytest.raises(ConfigError, match=r"prompt and prompt_token_ids.*prompts\.column"):
+        heldout(configuration(write(rows)), tokenizer)
+    prompts = heldout(configuration(write(rows), prompts={"column": "prompt_token_ids"}), tokenizer)
+    assert prompts.token_ids == [[4]] and prompts.columns == {"prompt": ["a"]}
+
+
+@pytest.mark.parametrize("form", ["json", "parquet", "folder", "saved", "splits"])
+def test_every_form_that_datasets_loads(tmp_path: Path, tokenizer: PreTrainedTokenizerFast, form: str) -> None:
+    rows = datasets.Dataset.from_list(LETTERS)
+    path = tmp_path / "data"
+    if form == "json":
+        path = tmp_path / "data.json"
+        path.write_text(json.dumps(LETTERS))
+    elif form == "parquet":
+        path = tmp_path / "data.parquet"
+        rows.to_parquet(str(path))
+    elif form == "folder":
+        path.mkdir()
+        rows.to_json(str(path / "train.jsonl"))
+    elif form == "saved":
+        rows.save_to_disk(str(path))
+    else:
+        datasets.DatasetDict({"train": rows, "test": rows.select([0])}).save_to_disk(str(path))
+    assert heldout(configuration(path), tokenizer).texts == list("abcdefg")
+
+
+def test_limit_and_split(write: Write) -> None:
+    path = str(write(LETTERS))
+    assert load_rows(DatasetConfig(path=path, limit=2), "prompts.train")["prompt"][:] == ["a", "b"]
+    assert len(load_rows(DatasetConfig(path=path, split="train[:3]", limit=99), "prompts.train")) == 3
+
+
+def test_a_changed_file_is_read_anew(write: Write, tokenizer: PreTrainedTokenizerFast) -> None:
+    assert len(heldout(configuration(write(LETTERS)), tokenizer)) == 7
+    assert heldout(configuration(write([{"prompt": "x"}])), tokenizer).texts == ["x"]
+
+
+# Order
+
+
+def test_each_pass_is_a_fresh_permutation(write: Write, tokenizer: PreTrainedTokenizerFast) -> None:
+    texts = drawn(source_of(configuration(write(LETTERS)), tokenizer), steps=7)
+    passes = [texts[start : start + 7] for start in (0, 7, 14)]
+    assert [sorted(one) for one in passes] == [list("abcdefg")] * 3
+    assert len({tuple(one) for one in passes}) == 3
+
+
+def test_the_order_is_a_function_of_the_seed(write: Write, tokenizer: PreTrainedTokenizerFast) -> None:
+    path = write(LETTERS)
+    first, again, other = (source_of(configuration(path, seed=seed), tokenizer) for seed in (5, 5, 6))
+    once = [first.next(3, 2) for _ in range(4)]
+    assert once == [again.next(3, 2) for _ in range(4)]
+    assert [p.texts for p in once] != [other.next(3, 2).texts for _ in range(4)]
+
+
+def test_the_order_does_not_depend_on_how_many_are_drawn_at_once(
+    write: Write, tokenizer: PreTrainedTokenizerFast
+) -> None:
+    config = configuration(write(LETTERS))
+    assert drawn(source_of(config, tokenizer), steps=6, prompts=2) == drawn(source_of(config, tokenizer), steps=4)
+
+
+def test_responses_of_a_prompt_are_neighbours_with_seeds_of_their_own(
+    write: Write, tokenizer: PreTrainedTokenizerFast
+) -> None:
+    source = source_of(configuration(write(LETTERS)), tokenizer)
+    batches = [source.next(3, 2) for _ in range(10)]
+    assert all(batch.texts[0::2] == batch.texts[1::2] for batch in batches)
+    seeds = [seed for batch in batches for seed in batch.seeds]
+    assert len(set(seeds)) == 60 and all(0 <= seed < 2**62 for seed in seeds)
+
+
+# Tasks of an environment
+
+
+def test_tasks_are_the_columns_and_the_environment_makes_the_prompts(write: Write) -> None:
+    rows = [{"prompt": "a", "messages": [{"role": "user", "content": "b"}], "n": n} for n in range(3)]
+    tasks = read_tasks(configuration(write(rows)).prompts, "train")
+    assert tasks.token_ids == [[], [], []] and tasks.texts == ["", "", ""]
+    assert tasks.columns == {"prompt": ["a"] * 3, "messages": [rows[0]["messages"]] * 3, "n": [0, 1, 2]}
+
+
+def test_responses_to_a_task_share_the_environments_seed(write: Write) -> None:
+    source = PromptSource(read_tasks(configuration(write(LETTERS)).prompts, "train"), 1)
+    first, second = source.next(2, 3), source.next(2, 3)
+    seeds = [*first.environment_seeds, *second.environment_seeds]
+    assert seeds[0] == seeds[1] == seeds[2] != seeds[3] == seeds[4] == seeds[5]
+    assert len(set(seeds)) == 4 and len({*first.seeds, *seeds}) == 10
+    again = PromptSource(read_tasks(configuration(write(LETTERS)).prompts, "train"), 1)
+    assert again.next(2, 3) == first
+
+
+def test_a_cursor_of_other_tasks_is_refused(write: Write) -> None:
+    state = PromptSource(read_tasks(configuration(write(LETTERS)).prompts, "train"), 1).state_dict()
+    other = [{**row, "topic": 7} for row in LETTERS]
+    with pytest.raises(CheckpointError, match=r"prompts\.train are not those"):
+        PromptSource(read_tasks(configuration(write(other)).prompts, "train"), 1).load_state_dict(state)
+
+
+# Cursor
+
+
+@pytest.mark.parametrize("steps", [0, 1, 2, 3, 7])
+def test_a_resumed_source_goes_on_where_it_was(write: Write, tokenizer: PreTrainedTokenizerFast, steps: int) -> None:
+    config = configuration(write(LETTERS))
+    straight = source_of(config, tokenizer)
+    for _ in range(steps):
+        straight.next(3, 2)
+    state = json.loads(json.dumps(straight.state_dict()))
+    resumed = source_of(config, tokenizer)
+    resumed.load_state_dict(state)
+    assert [resumed.next(3, 2) for _ in range(5)] == [straight.next(3, 2) for _ in range(5)]
+
+
+def test_a_cursor_of_other_data_or_another_seed_is_refused(write: Write, tokenizer: PreTrainedTokenizerFast) -> None:
+    state = source_of(configuration(write(LETTERS)), tokenizer).state_dict()
+    with pytest.raises(CheckpointError, match=r"seed=9.*has 1"):
+        source_of(configuration(write(LETTERS), seed=9), tokenizer).load_state_dict(state)
+    with pytest.raises(CheckpointError, match=r"prompts\.train are not those"):
+        source_of(configuration(write(LETTERS[1:])), tokenizer).load_state_dict(state)
+
+
+# Long prompts
+
+LONG = [{"prompt": "a b c d e f g h i j", "topic": 1}, {"prompt": "a b", "topic": 2}, {"prompt": "b " * 9, "topic": 3}]
+
+
+def test_long_prompts_are_an_error(write: Write, tokenizer: PreTrainedTokenizerFast) -> None:
+    with pytest.raises(ConfigError) as caught:
+        source_of(configuration(write(LONG)), tokenizer)
+    for part in ("row 0 has 10 tokens", "prompts.max_tokens=8", "2 of 3", "longest has 10", "skip or truncate"):
+        assert part in str(caught.value)
+
+
+def test_long_prompts_are_skipped_and_counted(write: Write, tokenizer: PreTrainedTokenizerFast) -> None:
+    config = configuration(write(LONG), prompts={"too_long": "skip"})
+    questions = read_questions(config.prompts, "train", tokenizer)
+    assert questions.summary == (
+        "prompts.train: 1 prompts of 2 to 2 tokens; 2 longer than prompts.max_tokens=8 were left out"
+    )
+    assert PromptSource(questions, seed=0).next(2, 1).columns == {"topic": [2, 2]}
+
+
+def test_skipping_all_prompts_is_an_error(write: Write, tokenizer: PreTrainedTokenizerFast) -> None:
+    with pytest.raises(ConfigError, match=r"all 3 prompts are longer than prompts\.max_tokens=1"):
+        source_of(configuration(write(LONG), prompts={"too_long": "skip", "max_tokens": 1}), tokenizer)
+
+
+def test_long_prompts_lose_their_first_tokens_and_are_counted(write: Write, tokenizer: PreTrainedTokenizerFast) -> None:
+    config = configuration(write(LONG), prompts={"too_long": "truncate"})
+    prompts = heldout(config, tokenizer)
+    assert prompts.texts == ["c d e f g h i j", "a b", "b b b b b b b b"]
+    assert [len(ids) for ids in prompts.token_ids] == [8, 2, 8]
+    summary = read_questions(config.prompts, "heldout", tokenizer).summary
+    assert summary == "prompts.heldout: 3 prompts of 2 to 8 tokens; 2 were longer and lost their first tokens"
+
+
+# What stands at the edges (`tests/unit/roles/text/test_prompt_tokens.py` has the tokenizers)
+
+
+@pytest.fixture
+def adding(tokenizer: PreTrainedTokenizerFast) -> PreTrainedTokenizerFast:
+    """Puts `a` before a text and `<eos>` after it."""
+    words = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
+    special = [("a", words.token_to_id("a")), ("<eos>", words.token_to_id("<eos>"))]
+    words.post_processor = processors.TemplateProcessing(single="a $A <eos>", special_tokens=special)
+    return PreTrainedTokenizerFast(tokenizer_object=words, pad_token="<pad>", eos_token="<eos>", bos_token="a")
+
+
+def test_a_prompt_begins_once_and_never_ends(write: Write, adding: PreTrainedTokenizerFast) -> None:
+    prompts = heldout(configuration(write([{"prompt": "b"}, {"prompt": "a b"}])), adding)
+    assert prompts.token_ids == [[3, 4], [3, 4]]
+    assert prompts.texts == ["b", "a b"]
+    given = heldout(configuration(write([{"prompt_token_ids": [4, 1]}])), adding)
+    assert given.token_ids == [[4, 1]]
+
+
+def test_a_shortened_prompt_keeps_its_beginning_token(write: Write, adding: PreTrainedTokenizerFast) -> None:
+    config = configuration(write([{"prompt": "b c d e"}]), prompts={"too_long": "truncate", "max_tokens": 3})
+    assert heldout(config, adding).texts == ["a d e"]
+    assert 'read:  "a d e"' in read_questions(config.prompts, "heldout", adding).example, "what is read, not the row"
+    config = configuration(write([{"prompt": "b c d e"}]), prompts={"too_long": "truncate", "max_tokens": 1})
+    assert heldout(config, adding).texts == ["e"]
+
+
+def test_one_row_is_shown(write: Write, adding: PreTrainedTokenizerFast) -> None:
+    rows = [{"prompt": "b " * 9}, {"prompt": "b \u202e"}]
+    config = configuration(write(rows), prompts={"too_long": "skip"})
+    lines = read_questions(config.prompts, "train", adding).example.splitlines()
+    assert lines[0] == "prompts.train, row 1, as the model reads it:", "row 0 is left out"
+    assert lines[1] == '  given: "b \ufffd"', "what could turn the terminal's lines is replaced"
+    assert lines[2:4] == ['  read:  "a b <unk>"', "         3 tokens: 3 4 2"]
+    assert lines[4] == "  rule:  a begins a text, once; <eos>, which the tokenizer puts after a text, is left out"
+
+
+# Held-out prompts
+
+
+def test_heldout_prompts_are_the_first_ones_always_alike(write: Write, tokenizer: PreTrainedTokenizerFast) -> None:
+    config = configuration(write(LETTERS), evaluation={"prompts": 3})
+    assert heldout(config, tokenizer).texts == ["a", "b", "c"]
+    assert heldout(config, tokenizer) == heldout(config, tokenizer)
+    with pytest.raises(ConfigError, match=r"prompts\.heldout is null"):
+        heldout(configuration("x", prompts={"heldout": None}), tokenizer)
+
+
+# Bad data
+
+
+@pytest.mark.parametrize(
+    ("rows", "parts"),
+    [
+        ([{"question": "a"}], ["prompt, messages, prompt_token_ids", "it has question", "rename"]),
+        ([{"prompt": "a"}, {"prompt": None}], ["row 1 has NoneType in `prompt`"]),
+        ([{"prompt": "a"}, {"prompt": ""}], ["row 1 has an empty prompt"]),
+        ([{"prompt": [{"role": "user", "content": "a"}]}], ["row 0 has list in `prompt`", "`messages`"]),
+        ([{"messages": []}], ["row 0 has no list of messages"]),
+        ([{"messages": [{"role": "user"}]}], ["row 0", "without role or content"]),
+        ([{"messages": [{"role": "assistant", "content": "a"}]}], ["row 0 ends with an assistant's message"]),
+        ([{"prompt_token_ids": [3, 99]}], ["row 0 has token id 99", "0 to 31"]),
+        ([{"prompt_token_ids": [-1]}], ["row 0 has token id -1"]),
+        ([{"prompt_token_ids": ["a"]}], ["row 0 has no list of whole numbers"]),
+        ([{"prompt_token_ids": [True]}], ["row 0 has no list of whole numbers"]),
+        ([{"prompt": "a"}, {"prompt": "b \ud83d"}], ["row 1 has half of a surrogate pair", "in `prompt`"]),
+        ([{"messages": [{"role": "user", "content": [{"type": "image"}]}]}], ["row 0", "part of type image"]),
+        ([{"messages": [{"role": "user", "content": {"a": 1}}]}], ["row 0", "content is dict"]),
+        ([], ["is empty"]),
+    ],
+)
+def test_bad_rows(
+    write: Write, tokenizer: PreTrainedTokenizerFast, rows: list[dict[str, Any]], parts: list[str]
+) -> None:
+    path = write(rows)
+    with pytest.raises(ConfigError) as caught:
+        source_of(configuration(path), tokenizer)
+    assert [p for p in [f"prompts.train.path={path}", *parts] if p not in str(caught.value)] == [], caught.value
+
+
+def test_messages_need_a_chat_template(write: Write, tokenizer: PreTrainedTokenizerFast) -> None:
+    plain = PreTrainedTokenizerFast(tokenizer_object=tokenizer.backend_tokenizer, pad_token="<pad>", eos_token="<eos>")
+    with pytest.raises(ConfigError, match="no chat template"):
+        source_of(configuration(write([{"messages": [{"role": "user", "content": "a"}]}])), plain)
+
+
+def test_a_failing_chat_template_names_the_row(write: Write, tokenizer: PreTrainedTokenizerFast) -> None:
+    strict = PreTrainedTokenizerFast(tokenizer_object=tokenizer.backend_tokenizer, pad_token="<pad>", eos_token="<eos>")
+    strict.chat_template = "{{ raise_exception('no system turn, please') }}"
+    with pytest.raises(ConfigError, match=r"row 0 does not go through.*no system turn, please"):
+        source_of(configuration(write([{"messages": [{"role": "user", "content": "a"}]}])), strict)
+
+
+def test_files_that_are_no_data(tmp_path: Path) -> None:
+    def message(path: Path | str, **more: Any) -> str:
+        with pytest.raises(ConfigError) as caught:
+            load_rows(DatasetConfig(path=str(path), **more), "prompts.train")
+        assert f"prompts.train.path={path}" in str(caught.value)
+        return str(caught.value)
+
+    broken, text, good = tmp_path / "broken.jsonl", tmp_path / "rows.txt", tmp_path / "good.jsonl"
+    broken.write_text('{"prompt": "a"}\n{"prompt": \n')
+    text.write_text("a")
+    good.write_text('{"prompt": "a"}\n')
+    (tmp_path / "nothing").mkdir()
+    assert "does not exist" in message(tmp_path / "none.jsonl")
+    assert "does not exist" in message("missing.jsonl")
+    assert "cannot be loaded" in message(broken)
+    assert ".jsonl, .json, .parquet" in message(text)
+    assert "test" in message(good, split="test")
+    assert "cannot be loaded" in message(tmp_path / "nothing")
+
+
+def test_what_could_be_a_hub_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "data").mkdir()
+    assert is_hub_name("owner/name") and is_hub_name("gpt2") and is_hub_name("Qwen/Qwen2.5-0.5B")
+    for path in (
+        "data",
+        "data/prompts",
+        "a/b/c",
+        "./owner/name",
+        "/abs/name",
+        "rows.jsonl",
+        "owner/rows.parquet",
+        "../x",
+    ):
+        assert not is_hub_name(path), path

@@ -1,0 +1,104 @@
+"""`tetrarch plan --calibrate`: what was measured is what is predicted, and a run without steps is refused."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from cluster.config import BesideCounted
+from cluster.estimate.memory import GIB
+from orchestrator.commands import app as cli
+from orchestrator.config.loading import dump_config, load_config
+from orchestrator.errors import ConfigError
+from orchestrator.planning.calibration import calibrated
+from orchestrator.planning.efficiency import load_efficiency
+from orchestrator.planning.layout import layout
+
+ROOT = Path(__file__).resolve().parents[4]
+
+
+def finished_run(folder: Path, steps: list[dict[str, float]]) -> Path:
+    folder.mkdir()
+    (folder / "config.yaml").write_text(dump_config(load_config(ROOT / "configs/llama3-8b-2x8.yaml")))
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(step) + "\n" for step in steps))
+    return folder
+
+
+def step(factor: float) -> dict[str, float]:
+    times = {"time/generate_s": 50.0, "time/score_s": 30.0, "time/update_s": 200.0, "time/push_s": 4.0}
+    return {"response/length_mean": 512.0, "lr/actor": 1e-6, **{key: factor * s for key, s in times.items()}}
+
+
+def test_the_prediction_is_the_median_of_the_measured_steps(tmp_path: Path) -> None:
+    run = finished_run(tmp_path / "run", [step(9), step(1), step(0.5), step(1.5)])  # the first one warms up
+    fitted = calibrated(run)
+    assert fitted.response_share == 0.5
+    planned = layout(load_config(run / "config.yaml"), fitted)
+    assert planned.step.phases == pytest.approx({"generate": 50, "score": 30, "update": 200, "push": 4}, rel=1e-3)
+    assert load_efficiency(run / "efficiency.yaml") == fitted
+
+
+def test_lengths_are_measured_too_and_the_prediction_still_agrees(tmp_path: Path) -> None:
+    lengths = {"p50": 100.0, "p90": 600.0, "p99": 900.0, "max": 1000.0}
+    told = {f"response/length_{key}": tokens for key, tokens in lengths.items()}
+    run = finished_run(tmp_path / "run", [{**step(1), **told, "prompt/length_mean": 256.0}] * 3)
+    fitted = calibrated(run)
+    assert fitted.response_quantiles == {0.5: 0.0977, 0.9: 0.5859, 0.99: 0.8789, 1.0: 0.9766}
+    assert fitted.prompt_share == 0.25
+    planned = layout(load_config(run / "config.yaml"), fitted)
+    assert planned.step.lengths is not None and planned.step.lengths.mean == pytest.approx(512, rel=1e-3)
+    assert planned.step.phases == pytest.approx({"generate": 50, "score": 30, "update": 200, "push": 4}, rel=1e-3)
+    assert load_efficiency(run / "efficiency.yaml") == fitted
+
+
+def test_memory_is_fitted_by_phase_where_cards_told_theirs(tmp_path: Path) -> None:
+    told = {"memory/gpu_generate_gib": 60.0, "memory/gpu_score_gib": 50.0, "memory/gpu_update_gib": 75.5}
+    run = finished_run(tmp_path / "run", [{**step(1), **told}, {**step(1), **told, "memory/gpu_score_gib": 52.0}])
+    planned = layout(load_config(run / "config.yaml"), calibrated(run))
+
+    def fullest(*phases: str) -> float:
+        return max(sum(load.phases[phase].values()) for load in planned.gpus for phase in phases) / GIB
+
+    assert fullest("generate") == pytest.approx(60, abs=0.01)
+    assert fullest("score") == pytest.approx(52, abs=0.01)
+    assert fullest("train actor", "train critic") == pytest.approx(75.5, abs=0.01)
+    assert calibrated(finished_run(tmp_path / "cpu", [step(1)])).beside_gib == BesideCounted()
+
+
+def test_streamed_scores_are_fitted_as_well(tmp_path: Path) -> None:
+    run = finished_run(tmp_path / "run", [step(1)] * 3)
+    config = load_config(ROOT / "configs/llama3-8b-2x8.yaml", ["rollout.stream_samples=8", "rollout.engine.sleep=0"])
+    (run / "config.yaml").write_text(dump_config(config))
+    planned = layout(config, calibrated(run))
+    assert planned.step.phases["score"] == pytest.approx(30, rel=1e-3)
+
+
+def test_a_fitted_file_predicts_other_settings(tmp_path: Path) -> None:
+    fitted = calibrated(finished_run(tmp_path / "run", [step(1)] * 3))
+    twice = layout(load_config(ROOT / "configs/llama3-8b-2x8.yaml", ["ppo.epochs=2"]), fitted)
+    assert twice.step.phases["update"] == pytest.approx(400, rel=1e-3)
+    assert twice.step.phases["generate"] == pytest.approx(50, rel=1e-3)
+
+
+@pytest.mark.parametrize("steps", [[], [{"response/length_mean": 3.0}], [{**step(1), "time/push_s": None}]])
+def test_a_run_without_trained_steps_is_refused(steps: list[dict[str, float]], tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="no step in which the actor was trained"):
+        calibrated(finished_run(tmp_path / "run", steps))
+
+
+def test_a_folder_that_is_no_run_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"metrics\.jsonl cannot be read.*name the run_dir of a run"):
+        calibrated(tmp_path)
+
+
+def test_the_command_takes_one_source_of_factors(tmp_path: Path) -> None:
+    run, file = finished_run(tmp_path / "run", [step(1)] * 2), str(ROOT / "configs/llama3-8b-2x8.yaml")
+    fitted = CliRunner().invoke(cli.app, ["plan", file, "--calibrate", str(run)])
+    assert fitted.exit_code == 0 and "responses of 512 tokens): 284" in fitted.output
+    again = CliRunner().invoke(cli.app, ["plan", file, "--efficiency", str(run / "efficiency.yaml")])
+    assert again.output == fitted.output
+    both = ["plan", file, "--calibrate", str(run), "--efficiency", str(run / "efficiency.yaml")]
+    assert CliRunner().invoke(cli.app, both).exit_code == 2

@@ -1,0 +1,181 @@
+"""`tetrarch plan --suggest`: the search agrees with brute force, and what it suggests can be written into the file."""
+
+from __future__ import annotations
+
+import itertools
+from pathlib import Path
+
+import pytest
+import yaml
+from transformers import LlamaConfig
+from typer.testing import CliRunner
+
+from cluster.config import EnginesConfig, GroupsPlacement, PlacedGroup
+from cluster.placement.gpu_groups import ENGINES
+from orchestrator.commands import app as cli
+from orchestrator.config.loading import dump_config, load_config, validate
+from orchestrator.config.rules import inconsistencies
+from orchestrator.config.run import RunConfig
+from orchestrator.errors import ConfigError
+from orchestrator.planning import suggest as module
+from orchestrator.planning.layout import layout
+from orchestrator.planning.suggest import apply, settings, suggest
+
+ROOT = Path(__file__).resolve().parents[4]
+
+
+def small(
+    nodes: int, gpus: int, accelerator: str = "H100-80GB", model: str = "meta-llama/Llama-2-7b-hf", stage: int = 3
+) -> RunConfig:
+    role = {"model": {"path": model}, "zero": {"stage": stage}}
+    return validate(
+        {
+            "run_dir": "runs/small",
+            "steps": 1,
+            "device": "cuda",
+            "dtype": "bfloat16",
+            "prompts": {"train": {"path": "prompts.jsonl"}, "max_tokens": 512},
+            "actor": role,
+            "critic": role,
+            "reference": role,
+            "reward": {"type": "model", **role},
+            "rollout": {"prompts_per_step": 64, "max_response_tokens": 256, "stream_samples": 8},
+            "placement": {
+                "type": "groups",
+                "pools": {"gpus": {"nodes": nodes, "gpus_per_node": gpus, "accelerator": accelerator}},
+                "groups": {
+                    "all": {
+                        "pool": "gpus",
+                        "nodes": nodes,
+                        "gpus_per_node": gpus,
+                        "roles": ["actor", "critic", "reference", "reward"],
+                        "engines": {"number": nodes * gpus},
+                    }
+                },
+            },
+        }
+    )
+
+
+def brute_force(config: RunConfig, count: int) -> list[float]:
+    """Seconds of the best structures, each with its best settings: every label for every role, every size for every
+    label, every tensor-parallel size, every setting."""
+    assert isinstance(config.placement, GroupsPlacement)
+    pool = config.placement.pools["gpus"]
+    sizes = [(nodes, pool.gpus_per_node) for nodes in range(1, pool.nodes + 1)]
+    sizes += [(1, part) for part in (4, 2, 1) if part < pool.gpus_per_node]
+    roles, best = config.model_roles, {}
+    for labels in itertools.product(range(len(roles)), repeat=len(roles)):
+        used = sorted(set(labels))
+        if labels[0] != 0 or used != list(range(len(used))) or list(dict.fromkeys(labels)) != used:
+            continue  # the same groups under other labels
+        for chosen in itertools.product(sizes, repeat=len(used)):
+            if sum(nodes * per for nodes, per in chosen) != pool.nodes * pool.gpus_per_node:
+                continue
+            for width in (1, 2, 4):
+                if chosen[0][1] % width:
+                    continue
+                groups = {
+                    str(label): PlacedGroup(
+                        pool="gpus",
+                        nodes=nodes,
+                        gpus_per_node=per,
+                        roles=[
+                            role for role, own in zip(roles, labels, strict=True) if own == label and role != ENGINES
+                        ],
+                        engines=EnginesConfig(number=nodes * per // width, tensor_parallel_size=width)
+                        if label == 0
+                        else None,
+                    )
+                    for label, (nodes, per) in zip(used, chosen, strict=True)
+                }
+                placement = config.placement.model_copy(update={"groups": groups})
+                for setting in settings(placement):
+                    tried = apply(config, placement, setting)
+                    if inconsistencies(tried):
+                        continue
+                    planned = layout(tried)
+                    if not planned.shortages:
+                        key = (labels, chosen, width)
+                        best[key] = min(best.get(key, float("inf")), planned.step.total)
+    return sorted(best.values())[:count]
+
+
+@pytest.mark.parametrize(
+    ("nodes", "gpus", "accelerator", "stage"),
+    [(1, 4, "H100-80GB", 3), (2, 2, "A100-80GB", 3), (1, 2, "H200-141GB", 3), (1, 4, "H100-80GB", 2)],
+)
+def test_the_search_agrees_with_brute_force(
+    nodes: int, gpus: int, accelerator: str, stage: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "FACTORS", (1, 2))
+    monkeypatch.setattr(module, "UTILIZATIONS", (0.4, 0.8))
+    config = small(nodes, gpus, accelerator, stage=stage)
+    found = suggest(config)
+    assert [one.layout.step.total for one in found] == pytest.approx(brute_force(config, len(found)))
+    assert found and all(not one.layout.shortages and not inconsistencies(one.config) for one in found)
+
+
+def test_what_is_suggested_can_be_written_into_the_file(tmp_path: Path) -> None:
+    path = ROOT / "configs/llama3-8b-two-pools.yaml"
+    best = suggest(load_config(path))[0]
+    file = tmp_path / "best.yaml"
+    data = yaml.safe_load(path.read_text())
+    data.pop("placement")
+    file.write_text(yaml.safe_dump(_merged(data, yaml.safe_load(yaml.safe_dump(best.changes())))))
+    again = load_config(file)
+    assert dump_config(again) == dump_config(validate(best.config.model_dump(by_alias=True)))
+    assert layout(again).step.total == pytest.approx(best.layout.step.total)
+    assert best.layout.step.total < layout(load_config(path)).step.total
+
+
+def _merged(data: dict, changes: dict) -> dict:  # type: ignore[type-arg]
+    for key, value in changes.items():
+        data[key] = _merged(data.get(key) or {}, value) if isinstance(value, dict) else value
+    return data
+
+
+def test_nothing_is_suggested_where_nothing_fits() -> None:
+    assert suggest(small(1, 2, "L4-24GB", "meta-llama/Meta-Llama-3-70B")) == []
+
+
+def test_a_machine_without_gpus_has_nothing_to_search() -> None:
+    with pytest.raises(ConfigError, match="--suggest needs pools"):
+        suggest(load_config(ROOT / "configs/smoke.yaml"))
+
+
+@pytest.mark.parametrize("nodes", range(2, 65))
+def test_many_nodes_are_shared_out_in_lots_and_none_is_left_over(nodes: int) -> None:
+    pools = {"gpus": small(1, 8).placement.pools["gpus"].model_copy(update={"nodes": nodes})}  # type: ignore[union-attr]
+    for groups in (1, 2, 3):
+        found = list(module._shared_out(groups, pools))
+        assert 0 < len(found) < 200 or nodes < groups
+        assert {sum(many * per for _, many, per in shares) for shares in found} <= {8 * nodes}
+
+
+def test_heads_that_do_not_spread_are_not_suggested(tmp_path: Path) -> None:
+    LlamaConfig(num_attention_heads=28, num_key_value_heads=4, hidden_size=3584, num_hidden_layers=2).save_pretrained(
+        tmp_path
+    )
+    config = small(1, 8, model=str(tmp_path))
+    widths = {one.layout.engines.parallel for one in suggest(config)}
+    assert widths and widths <= {1, 2, 4}
+
+
+def test_a_structure_whose_cpus_do_not_do_is_left_out() -> None:
+    function = {"type": "function", "path": "reward.py", "workers": 70}
+    data = yaml.safe_load(dump_config(small(2, 2)))
+    data["placement"]["groups"]["all"]["roles"].remove("reward")
+    data["placement"]["pools"]["gpus"]["cpus_per_node"] = 40
+    assert suggest(validate({**data, "reward": function}))
+
+
+def test_the_command_prints_five_layouts_and_the_yaml_of_the_best() -> None:
+    file = str(ROOT / "configs/llama3-8b-1x8.yaml")
+    done = CliRunner().invoke(cli.app, ["plan", file, "--suggest", "placement.pools.h100.price_per_hour=20"])
+    assert done.exit_code == 0, done.output
+    plan, _, written = done.output.partition("The first of them, to write into the file:")
+    assert plan.count("vLLM+") >= 5 and "as in the file" in plan and "price:" in plan
+    assert set(yaml.safe_load(written)) == {"actor", "critic", "reference", "reward", "rollout", "placement"}
+    nothing = CliRunner().invoke(cli.app, ["plan", str(ROOT / "configs/smoke.yaml"), "--suggest"])
+    assert nothing.exit_code == 2

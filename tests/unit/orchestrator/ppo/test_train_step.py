@@ -1,0 +1,252 @@
+"""One PPO step on fakes that write down what is asked of them, and when."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+import orchestrator.groups.roles
+import orchestrator.ppo.step
+import orchestrator.ppo.step.experience
+from cluster.config import Deadlines
+from orchestrator.config.ppo import PpoConfig
+from orchestrator.config.run import CanaryConfig
+from orchestrator.errors import NotFinite, TetrarchError, WeightsDiffer
+from orchestrator.groups.roles.roles import Policy, Reward, Roles
+from orchestrator.ppo.step.experience import ExperienceStats
+from orchestrator.ppo.step.kl import FixedController
+from orchestrator.ppo.step.step import StepResult, TrainState, step_metrics, train_step
+from orchestrator.run.clock import Clock
+from roles.batch import Experience, Scored
+from roles.config.roles import MeanScore, RolloutConfig, WarmupConfig
+from tests.unit.orchestrator import fakes
+from tests.unit.orchestrator.fakes import ACTOR, CRITIC, FakeGroup, prompts_of, write_waits
+
+ROWS = 4
+
+
+def step(
+    log: list[str],
+    *,
+    stale: int = 0,
+    sleeps: bool = False,
+    warmup: WarmupConfig | None = None,
+    done: int = 0,
+    members: Sequence[str] = ("reward",),
+    **ppo: Any,
+) -> tuple[StepResult, TrainState, dict[str, FakeGroup]]:
+    """`done`: steps before this one."""
+    groups = {role: FakeGroup(role, log) for role in ("actor", "critic", "reference")}
+    engines = FakeGroup("rollout", log, stale=stale)
+    reward = Reward({role: FakeGroup(role, log) for role in members}, MeanScore())  # type: ignore[misc]
+    deadlines = Deadlines()
+    roles: Any = Roles(
+        cluster=SimpleNamespace(),  # type: ignore[arg-type]
+        policy=Policy(engines, deadlines, sleeps=sleeps),  # type: ignore[arg-type]
+        judge=None,
+        deadlines=deadlines,
+        **{**groups, "reward": reward},  # type: ignore[arg-type]
+    )
+    groups["rollout"] = engines
+    algorithm = PpoConfig.model_validate({"epochs": 2, "mini_batches": 2, **ppo})
+    if not algorithm.uses_critic:
+        roles = dataclasses.replace(roles, critic=None)
+    rollout = RolloutConfig(prompts_per_step=2, responses_per_prompt=2, max_response_tokens=3)
+    config: Any = SimpleNamespace(
+        ppo=algorithm,
+        deadlines=deadlines,
+        seed=0,
+        dtype="float32",
+        rollout=rollout,
+        critic=SimpleNamespace(warmup=warmup or WarmupConfig()),
+        canary=CanaryConfig(),
+        steps=10,
+    )
+    state = TrainState(SimpleNamespace(), FixedController(0.1), version=3, step=done)  # type: ignore[arg-type]
+    clock = Clock(lambda phase: log.append(f"[{phase}]"))
+    return train_step(roles, prompts_of(ROWS), state, config, clock), state, groups
+
+
+@pytest.fixture
+def log(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """What happened, in order; waits for several calls are in it."""
+    lines: list[str] = []
+    for module in (orchestrator.ppo.step, orchestrator.groups.roles):
+        monkeypatch.setattr(module, "wait_all", write_waits(lines))
+    return lines
+
+
+SCORING = ["start actor.logprobs", "start reference.reference_logprobs", "start critic.values", "start reward.score"]
+
+
+def test_the_order_of_calls(log: list[str]) -> None:
+    result, state, _ = step(log)
+    passes = "actor.logprobs critic.values reference.reference_logprobs reward.score"
+    assert log == [
+        "[generate]",
+        *("part of engine 1", *SCORING),  # while engine 0 still generates
+        *("part of engine 0", *SCORING),
+        "[score]",
+        "wait for " + " ".join(sorted(2 * passes.split())),
+        "[experience]",
+        "[update]",
+        *("start critic.update", "start actor.update", "wait for actor.update critic.update"),  # side by side
+        "[push]",
+        "actor.push(4,)",
+    ]
+    assert (state.step, state.version, state.samples) == (1, 4, ROWS)
+    assert result.actor is ACTOR and result.critic is CRITIC
+
+
+def test_without_a_critic_nobody_asks_for_values(log: list[str]) -> None:
+    result, _, groups = step(log, advantage={"type": "rloo"})
+    assert not [line for line in log if "critic" in line]
+    assert log[-4:] == ["start actor.update", "wait for actor.update", "[push]", "actor.push(4,)"]
+    assert result.critic is None and (result.scored.values == 0).all()
+    (first, *_), *_ = groups["actor"].seen[-1]
+    assert first.advantages.abs().max() == pytest.approx(1.0)  # scores 0, 1 and 2, 3: each one off its neighbour
+    metrics = step_metrics(result)
+    assert not [key for key in metrics if key.startswith("value/") or key == "lr/critic"]
+
+
+def test_without_a_reward_nobody_scores(log: list[str]) -> None:
+    result, _, _ = step(log, members=())
+    assert not [line for line in log if "reward" in line]
+    assert (result.scored.scores == 0).all(), "the fake environment paid nothing"
+
+
+def test_engines_that_share_their_gpus_sleep_while_others_work(log: list[str]) -> None:
+    """Nobody scores before they sleep, and then all rows at once; weights wake before the push, the KV cache after."""
+    result, _, _ = step(log, sleeps=True)
+    assert result.scored.token_ids[:, 0].tolist() == result.scored.scores.tolist() == list(range(ROWS))
+    wake = "rollout.wake(('weights', 'kv_cache'),)"
+    assert log[:5] == ["[generate]", wake, "part of engine 1", "part of engine 0", "rollout.sleep(False,)"]
+    assert log[5:10] == [*SCORING, "[score]"]
+    assert log[-3:] == ["rollout.wake(('weights',),)", "actor.push(4,)", "rollout.wake(('kv_cache',),)"]
+
+
+def test_rows_keep_their_order_whatever_order_the_parts_come_in(log: list[str]) -> None:
+    result, _, _ = step(log)
+    assert result.scored.token_ids[:, 0].tolist() == result.scored.scores.tolist() == list(range(ROWS))
+
+
+def test_actor_and_critic_get_every_row_in_every_epoch(log: list[str]) -> None:
+    _, _, groups = step(log)
+    for role in ("actor", "critic"):
+        ranks: list[list[Experience]] = groups[role].seen[-1]
+        assert [len(mini) for mini in ranks] == [4, 4]  # epochs * mini_batches each
+        for epoch in range(2):
+            parts = [batch for mini in ranks for batch in mini[2 * epoch : 2 * epoch + 2]]
+            assert sorted(row for part in parts for row in part.token_ids[:, 0].tolist()) == list(range(ROWS))
+
+
+def test_while_the_critic_warms_up_the_actor_stays(log: list[str]) -> None:
+    result, state, _ = step(log, warmup=WarmupConfig(max_steps=1))
+    assert log[-2:] == ["start critic.update", "wait for critic.update"]
+    assert (state.step, state.version, state.warm_at) == (1, 3, None)
+    assert result.actor is None
+
+
+def test_after_the_last_step_of_the_warm_up_the_actor_begins_with_new_samples(log: list[str]) -> None:
+    result, state, groups = step(log, warmup=WarmupConfig(max_steps=1), done=1)
+    assert result.actor is ACTOR and (state.warm_at, state.version) == (1, 4)
+    assert not [line for line in log if "expect" in line], "its schedule was made for these steps"
+    # One mini-batch an optimizer step: the samples of this step and no others.
+    assert [len(part) for part in groups["actor"].seen[-1]] == [4, 4]
+
+
+@pytest.mark.parametrize(("explained", "trained"), [(0.39, False), (0.4, True)])
+def test_the_warm_up_ends_when_the_critic_explains_enough(
+    log: list[str], monkeypatch: pytest.MonkeyPatch, explained: float, trained: bool
+) -> None:
+    """The batch that shows it is the actor's first; its schedule gets the steps that the warm-up has left over."""
+    monkeypatch.setattr(orchestrator.ppo.step.experience, "explained_variance", lambda values, returns: explained)
+    gate = WarmupConfig(max_steps=5, until_explained_variance=0.4)
+    result, state, _ = step(log, warmup=gate, done=2)
+    assert (result.actor is not None) == trained
+    assert state.warm_at == (2 if trained else None)
+    assert [line for line in log if "expect" in line] == [f"actor.expect({(10 - 2) * 2 * 2},)"] * trained
+
+
+def test_remax_asks_for_one_greedy_response_a_prompt_and_scores_it(log: list[str]) -> None:
+    """Before the others, so that engines that share their GPUs can sleep while it is scored."""
+    _, _, groups = step(log, advantage={"type": "remax"}, sleeps=True)
+    assert log[:4] == [
+        "[generate]",
+        "rollout.wake(('weights', 'kv_cache'),)",
+        "start rollout.generate",
+        "rollout.sleep(True,)",
+    ]
+    asked = [row for shard in groups["rollout"].seen[0] for row in zip(shard.token_ids, shard.seeds, strict=True)]
+    assert asked == [([0, 1], None), ([2, 1], None)]
+    assert log.count("start reward.score") == 2 and log.index("rollout.sleep(False,)") < log.index("start reward.score")
+    parts = [part for rank in groups["actor"].seen[-1] for part in rank]
+    rows = torch.cat([part.token_ids[:, 0] for part in parts]).tolist()
+    # Scores are row numbers; the greedy responses are those of rows 0 and 2.
+    advantages = torch.cat([part.advantages[:, -1] for part in parts]).tolist()
+    assert advantages == [row - 2 * (row // 2) for row in rows] and set(rows) == set(range(ROWS))
+
+
+def test_the_members_of_an_ensemble_score_side_by_side(log: list[str]) -> None:
+    result, _, _ = step(log, members=("reward.a", "reward.b"))
+    scoring = ["start reward.a.score", "start reward.b.score"]
+    assert [line for line in log if line.startswith("start reward")] == 2 * scoring
+    assert log.index("start reward.b.score") < log.index("[score]")
+    assert result.scored.scores.tolist() == list(range(ROWS))  # both say the same
+    assert result.scored.disagreement.tolist() == [0.0] * ROWS
+
+
+@pytest.mark.parametrize("greedy", [False, True])
+def test_a_step_that_fails_leaves_its_batch(log: list[str], monkeypatch: pytest.MonkeyPatch, greedy: bool) -> None:
+    """For whoever looks for the reason; a step that stands leaves none."""
+    _, state, _ = step(log)
+    assert state.batch is None
+    scores = fakes.scores_of
+    asked: list[int] = []
+
+    def bad(rollouts: Any) -> Any:
+        """NaN for the greedy responses, which are asked for last; or for all."""
+        asked.append(1)
+        return scores(rollouts) * (float("nan") if not greedy or len(asked) > 4 else 1.0)
+
+    monkeypatch.setattr(fakes, "scores_of", bad)
+    kept: list[Any] = []
+    whole = orchestrator.ppo.step.prepare
+    monkeypatch.setattr(
+        orchestrator.ppo.step, "prepare", lambda *given: (kept.append(given[3].batch), whole(*given))[1]
+    )
+    with pytest.raises(NotFinite) as caught:
+        step(log, **({"advantage": {"type": "remax"}} if greedy else {}))
+    assert caught.value.role == "reward"
+    assert len(kept[0]) == ROWS
+
+
+def test_nothing_is_trained_on_samples_of_weights_that_are_not_the_actors(
+    log: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sampled = fakes.rollouts_of
+
+    def off(prompts: Any, version: int) -> Any:
+        rollouts = sampled(prompts, version)
+        return dataclasses.replace(rollouts, rollout_logprobs=rollouts.rollout_logprobs + 0.01)
+
+    monkeypatch.setattr(fakes, "rollouts_of", off)
+    with pytest.raises(WeightsDiffer, match=r"version 3.*differ from the actor's by 0\.01 nats.*limit is 0\.0001"):
+        step(log)
+    assert log[-1] == "[experience]"
+
+
+def test_samples_of_other_weights_are_refused(log: list[str]) -> None:
+    with pytest.raises(TetrarchError, match=r"asked for samples of weights version 3, got some of \[2\]"):
+        step(log, stale=-1)
+
+
+def test_the_result_tells_the_experience(log: list[str]) -> None:
+    result, _, _ = step(log)
+    assert isinstance(result.scored, Scored) and isinstance(result.experience, ExperienceStats)
+    assert result.experience.score_mean == pytest.approx(sum(range(ROWS)) / ROWS)

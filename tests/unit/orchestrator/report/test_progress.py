@@ -1,0 +1,172 @@
+from __future__ import annotations
+
+import io
+import math
+import time
+
+import pytest
+from rich.console import Console
+
+from orchestrator.report.formats import clock, decimals_of, fixed, number, percent, printable, sparkline
+from orchestrator.report.progress import (
+    LiveProgress,
+    PlainProgress,
+    evaluation_lines,
+    make_progress,
+    sample_lines,
+    step_line,
+)
+from orchestrator.report.results import Estimate, EvaluationResult, SampleRow
+
+STEP = {
+    "score/mean": 0.4123,
+    "score/std": 0.98,
+    "objective/kl": 2.31,
+    "objective/entropy": 1.934,
+    "response/length_mean": 61.24,
+    "response/truncated_fraction": 0.125,
+    "policy/clip_fraction": 0.081,
+    "value/explained_variance": 0.44,
+    "time/step_s": 8.44,
+}
+
+
+def result(label: str, score: float, response: str = "fine") -> EvaluationResult:
+    return EvaluationResult(
+        step=0,
+        label=label,
+        prompts=3,
+        proxy=Estimate(score, 0.1),
+        gold=Estimate(score, 0.1),
+        kl=Estimate(1.0, 0.1),
+        length=Estimate(20.0, 1.0),
+        truncated_fraction=0.5,
+        samples=[SampleRow("ask", response, score, score, 1.0, False)],
+        proxy_values=[score - 0.1, score, score + 0.1],
+        gold_values=[score - 0.1, score, score + 0.1001],
+    )
+
+
+def plain(stream: io.StringIO, heartbeat_s: float = 30.0) -> PlainProgress:
+    return PlainProgress("smoke", 40, 0, stream=stream, heartbeat_s=heartbeat_s)
+
+
+def test_a_step_is_one_line() -> None:
+    line = step_line(3, 40, STEP, 312.0)
+    assert line == (
+        "step  3/40  score +0.412 (sd 0.980)  KL 2.31 healthy  entropy 1.93  "
+        "length 61.2  truncated 12%  8.4 s  ETA 5:12"
+    )
+
+
+def test_what_was_not_measured_is_left_out() -> None:
+    assert step_line(40, 40, {"score/mean": -1.0}, 0.0) == "step 40/40  score -1.000"
+
+
+def test_a_number_that_is_none_is_shown() -> None:
+    line = step_line(1, 2, {"objective/kl": math.nan, "value/loss": math.inf}, math.nan)
+    assert "KL nan " in line
+    assert line.endswith("NOT FINITE: objective/kl, value/loss")
+
+
+def test_plain_status_is_printed_at_once_and_phases_are_not() -> None:
+    stream = io.StringIO()
+    progress = plain(stream)
+    progress.status("starting actors")
+    progress.phase("step 1: scoring")
+    progress.close()
+    assert stream.getvalue() == "[    0 s] smoke: 40 steps\n[    0 s] starting actors\n"
+
+
+def test_a_long_wait_has_a_heartbeat_that_names_the_phase() -> None:
+    stream = io.StringIO()
+    progress = plain(stream, heartbeat_s=0.02)
+    progress.status("starting actors")
+    progress.phase("step 1: scoring")
+    deadline = time.monotonic() + 20
+    while "still step 1: scoring" not in stream.getvalue() and time.monotonic() < deadline:
+        time.sleep(0.01)
+    progress.close()
+    assert "… still step 1: scoring, 0 s" in stream.getvalue()
+
+
+def test_a_stream_without_unicode_does_not_end_the_run() -> None:
+    raw = io.BytesIO()
+    progress = PlainProgress("smoke", 1, 0, stream=io.TextIOWrapper(raw, encoding="ascii"))
+    progress.lines("… ±1 grüße")
+    progress.close()
+    assert b"? ?1 gr??e" in raw.getvalue()
+
+
+def test_time_left_is_measured_between_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 1000.0
+    monkeypatch.setattr(time, "monotonic", lambda: now)
+    stream = io.StringIO()
+    progress = plain(stream)
+    now = 1050.0
+    progress.step(1, {"time/step_s": 10.0})
+    now = 1070.0  # an evaluation came between
+    progress.step(2, {"time/step_s": 10.0})
+    progress.close()
+    assert "10.0 s  ETA 6:30" in stream.getvalue()
+    assert "10.0 s  ETA 9:30" in stream.getvalue()
+
+
+@pytest.mark.parametrize("width", [20, 50, 80, 200])
+def test_the_live_display_fits_its_terminal(width: int) -> None:
+    screen = io.StringIO()
+    console = Console(file=screen, width=width, height=30, force_terminal=True)
+    progress = LiveProgress("a-run-with-quite-a-long-name-of-its-own", 40, 0, console)
+    progress.status("starting actors: rollout, two ranks of the actor, critic, reward and reference " * 3)
+    for step in range(1, 31):
+        progress.step(step, {**STEP, "score/mean": math.nan if step == 3 else step / 10})
+    progress.lines("a line that stays")
+    picture = Console(file=io.StringIO(), width=width, height=30)
+    lines = ["".join(segment.text for segment in line) for line in picture.render_lines(progress._render(), pad=False)]
+    progress.close()
+    assert all(len(line) <= width for line in lines)
+    if width >= 50:
+        assert len(lines) == 11, "nothing wraps"
+        assert any("KL" in line and "2.31" in line and "healthy" in line for line in lines)
+    assert "a line that stays" in screen.getvalue()
+
+
+def test_no_terminal_means_plain_lines(capsys: pytest.CaptureFixture[str]) -> None:
+    progress = make_progress("smoke", 4, 2)
+    progress.close()
+    assert isinstance(progress, PlainProgress)
+    assert capsys.readouterr().out == "[    0 s] smoke: 4 steps, from step 3\n"
+
+
+def test_an_evaluation_is_compared_with_the_one_before() -> None:
+    text = evaluation_lines(result("after", 1.0), result("before", 0.0))
+    assert "evaluation after: 3 prompts  gold +1.000 ±0.100" in text
+    assert "gold score: 0.000 -> 1.000" in text
+    assert "standard errors" in text
+
+
+def test_model_output_cannot_drive_the_terminal() -> None:
+    text = sample_lines(result("before", 0.0), result("after", 1.0, "red \x1b[31m\u202e\x07" + "x" * 500))
+    assert "\x1b" not in text and "\u202e" not in text and "\x07" not in text
+    assert all(len(line) < 230 for line in text.splitlines())
+
+
+def test_formats() -> None:
+    assert [number(v) for v in (0.0, 1234.5, 61.24, -0.4181, 4.1e-6, math.nan, math.inf, 128.0)] == [
+        "0", "1,234", "61.2", "−0.418", "4.1e-6", "NaN", "NaN", "128",
+    ]  # fmt: skip
+    assert [decimals_of(e) for e in (0.0331, 1.4, 25.0, 0.0, math.nan)] == [3, 1, 0, 3, 3]
+    assert (fixed(1.5, 1, plus=True), fixed(-1.55, 1), percent(0.125)) == ("+1.5", "−1.6", "12.5 %")
+    assert [clock(s) for s in (42.9, 185, 3723)] == ["42 s", "3:05", "1:02:03"]
+    assert printable("a\tb\x00\ud800 👩\u200d🚀") == "a b\ufffd\ufffd 👩\u200d🚀"
+    assert sparkline([0.0, 1.0, math.nan, 0.5]) == "▁█x▄"
+    assert sparkline([2.0, 2.0]) == "▄▄"
+    assert sparkline([math.nan]) == "x"
+
+
+def test_without_steps_only_what_is_told_is_shown() -> None:
+    stream = io.StringIO()
+    progress = PlainProgress("reward", 0, 0, stream=stream)
+    progress.lines("accuracy 80 %\nsaved")
+    progress.close()
+    assert stream.getvalue() == "[    0 s] reward\n[    0 s] accuracy 80 %\n[    0 s] saved\n"

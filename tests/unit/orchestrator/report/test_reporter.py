@@ -1,0 +1,179 @@
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from orchestrator.report.files import read_record
+from orchestrator.report.progress import PlainProgress
+from orchestrator.report.reporter import Reporter, render_report
+from orchestrator.report.results import Estimate, EvaluationResult, SampleRow
+
+
+def report(run_dir: Path, **options: Any) -> Reporter:
+    return Reporter(
+        run_dir, **{"name": "tiny", "steps": 3, "config_yaml": "seed: 1\n", "tensorboard": False, **options}
+    )
+
+
+def row(text: str = "hello") -> SampleRow:
+    return SampleRow("ask", text, 0.5, None, 1.0, True)
+
+
+def evaluation(label: str, step: int, score: float) -> EvaluationResult:
+    values = [score, score + 1, score + 2.5]
+    return EvaluationResult(
+        step=step,
+        label=label,
+        prompts=3,
+        proxy=Estimate.of(values),
+        gold=None,
+        kl=Estimate(float(step), 0.1),
+        length=Estimate(9.0, 0.5),
+        truncated_fraction=0.0,
+        samples=[row(f"answer {label}")],
+        proxy_values=values,
+    )
+
+
+def lines(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def test_a_whole_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with report(tmp_path / "run") as reporter:
+        reporter.status("starting actors")
+        reporter.evaluation(evaluation("before", 0, 0.0))
+        for step in (1, 2, 3):
+            reporter.phase("generate")
+            reporter.step(step, {"score/mean": step / 2, "objective/kl": 1.0, "weights/version": step}, [row()])
+        reporter.evaluation(evaluation("after", 3, 1.0))
+    run = tmp_path / "run"
+    metrics = lines(run / "metrics.jsonl")
+    assert [next(iter(line)) for line in metrics] == ["step"] * 3
+    assert metrics[1] == {"step": 2, "score/mean": 1.0, "objective/kl": 1.0, "weights/version": 2}
+    assert [line["label"] for line in lines(run / "evaluation.jsonl")] == ["before", "after"]
+    assert lines(run / "samples.jsonl")[2] == {
+        "step": 3, "prompt": "ask", "response": "hello", "proxy": 0.5, "gold": None, "kl": 1.0, "finished": True,
+    }  # fmt: skip
+    assert (run / "config.yaml").read_text() == "seed: 1\n"
+    assert read_record(run).state.status == "done"
+    assert "answer before" in (run / "report.html").read_text(encoding="utf-8")
+    shown = capsys.readouterr().out
+    assert "step 2/3  score +1.000" in shown
+    assert "proxy score: 1.167 -> 2.167" in shown
+    assert "after (proxy +0.50, KL 1.0): answer after" in shown
+
+
+def test_tensorboard_has_the_scalars_once_after_a_resume(tmp_path: Path) -> None:
+    with report(tmp_path, tensorboard=True) as reporter:
+        for step in (1, 2):
+            reporter.step(step, {"score/mean": float(step)})
+    with report(tmp_path, tensorboard=True, resume_step=1) as reporter:
+        for step in (2, 3):
+            reporter.step(step, {"score/mean": 10.0 * step})
+        reporter.evaluation(evaluation("after", 3, 1.0))
+    events = EventAccumulator(str(tmp_path / "tensorboard"))
+    events.Reload()
+    assert [(e.step, e.value) for e in events.Scalars("score/mean")] == [(1, 1.0), (2, 20.0), (3, 30.0)]
+    assert events.Scalars("evaluation/proxy")[0].step == 3
+
+
+def test_resuming_says_no_step_twice(tmp_path: Path) -> None:
+    with report(tmp_path) as reporter:
+        reporter.evaluation(evaluation("before", 0, 0.0))
+        for step in (1, 2, 3):
+            reporter.step(step, {"score/mean": float(step)}, [row(f"first {step}")])
+        reporter.evaluation(evaluation("after", 3, 1.0))
+    with (tmp_path / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 4, "score/me')  # the process died while it wrote
+    with report(tmp_path, steps=4, resume_step=2) as reporter:
+        for step in (3, 4):
+            reporter.step(step, {"score/mean": -float(step)}, [row(f"second {step}")])
+        reporter.evaluation(evaluation("after", 4, 2.0))
+    assert [(line["step"], line["score/mean"]) for line in lines(tmp_path / "metrics.jsonl")] == [
+        (1, 1.0), (2, 2.0), (3, -3.0), (4, -4.0),
+    ]  # fmt: skip
+    assert [(line["label"], line["step"]) for line in lines(tmp_path / "evaluation.jsonl")] == [
+        ("before", 0), ("after", 4),
+    ]  # fmt: skip
+    assert [line["response"] for line in lines(tmp_path / "samples.jsonl")] == [
+        "first 1", "first 2", "second 3", "second 4",
+    ]  # fmt: skip
+
+
+def test_a_fresh_run_starts_the_files_afresh(tmp_path: Path) -> None:
+    for _ in range(2):
+        with report(tmp_path) as reporter:
+            reporter.step(1, {"score/mean": 1.0})
+    assert len(lines(tmp_path / "metrics.jsonl")) == 1
+
+
+def test_what_is_not_finite_is_null_in_json_and_shown(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with report(tmp_path) as reporter:
+        reporter.step(1, {"value/loss": math.nan, "objective/kl": math.inf, "score/mean": 1.0})
+    text = (tmp_path / "metrics.jsonl").read_text()
+    assert text == '{"step": 1, "value/loss": null, "objective/kl": null, "score/mean": 1.0}\n'
+    assert math.isnan(read_record(tmp_path).metrics[0]["value/loss"])
+    assert "NOT FINITE: value/loss, objective/kl" in capsys.readouterr().out
+    assert "Not a number at step 1." in (tmp_path / "report.html").read_text(encoding="utf-8")
+
+
+def test_an_undescribed_metric_is_refused(tmp_path: Path) -> None:
+    wanted = r"score/maen is not described; add it to orchestrator/metrics\.py"
+    with report(tmp_path) as reporter, pytest.raises(ValueError, match=wanted):
+        reporter.step(1, {"score/maen": 1.0})
+    assert not (tmp_path / "metrics.jsonl").exists()
+
+
+def test_a_failed_run_leaves_its_report_and_its_own_error(tmp_path: Path) -> None:
+    with pytest.raises(RuntimeError, match="rank 1 died"), report(tmp_path) as reporter:
+        reporter.step(1, {"score/mean": 1.0})
+        raise RuntimeError("rank 1 died")
+    page = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert "failed after step 1" in page
+    assert "RuntimeError: rank 1 died" in page
+
+
+def test_a_report_that_fails_does_not_hide_the_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def broken(run_dir: Path) -> Path:
+        raise OSError("disk full")
+
+    monkeypatch.setattr("orchestrator.report.reporter.render_report", broken)
+    with pytest.raises(RuntimeError, match="rank 1 died"), report(tmp_path):
+        raise RuntimeError("rank 1 died")
+    assert "the report could not be written: OSError: disk full" in capsys.readouterr().out
+    with pytest.raises(OSError, match="disk full"), report(tmp_path):
+        pass
+
+
+def test_an_interrupted_run_is_stopped_not_failed(tmp_path: Path) -> None:
+    with pytest.raises(KeyboardInterrupt), report(tmp_path):
+        raise KeyboardInterrupt
+    assert read_record(tmp_path).state.status == "stopped"
+    assert "interrupted by the user" in (tmp_path / "report.html").read_text(encoding="utf-8")
+
+
+def test_a_killed_run_can_be_drawn_from_what_it_left(tmp_path: Path) -> None:
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1, "score/mean": 1.0}\n{"step": 2, "sco')
+    page = render_report(tmp_path).read_text(encoding="utf-8")
+    assert "unfinished, 1 of 1 steps" in page
+
+
+def test_a_broken_line_in_the_middle_is_an_error(tmp_path: Path) -> None:
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1\n{"step": 2}\n')
+    with pytest.raises(ValueError, match=r"metrics\.jsonl holds a line that is not JSON"):
+        render_report(tmp_path)
+
+
+def test_the_progress_can_be_replaced(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with report(tmp_path, html=False, progress=PlainProgress("mine", 1, 0)):
+        pass
+    assert "mine: 1 steps" in capsys.readouterr().out
+    assert not (tmp_path / "report.html").exists()

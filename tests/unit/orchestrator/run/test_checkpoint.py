@@ -1,0 +1,108 @@
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from orchestrator.errors import CheckpointError
+from orchestrator.run.checkpoint import Checkpoints
+
+
+def write(text: str):
+    def inner(folder: Path) -> None:
+        (folder / "actor").mkdir()
+        (folder / "actor" / "rank-0.pt").write_text(text)
+
+    return inner
+
+
+def test_newest_is_what_was_saved_last(tmp_path: Path) -> None:
+    checkpoints = Checkpoints(tmp_path, keep=2)
+    checkpoints.save(2, {"kl": 0.1}, write("a"))
+    checkpoints.save(10, {"kl": 0.2}, write("b"))
+    newest = checkpoints.require_newest()
+    assert (newest.step, newest.state) == (10, {"kl": 0.2})
+    assert (newest.path / "actor" / "rank-0.pt").read_text() == "b"
+
+
+def test_only_the_newest_are_kept(tmp_path: Path) -> None:
+    checkpoints = Checkpoints(tmp_path, keep=2)
+    for step in (1, 2, 3):
+        checkpoints.save(step, {}, write("x"))
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["step-000002", "step-000003"]
+
+
+def test_a_damaged_newer_one_does_not_push_out_what_was_just_saved(tmp_path: Path) -> None:
+    """The run was resumed from before the damaged one, and has not come as far again."""
+    checkpoints = Checkpoints(tmp_path, keep=1)
+    checkpoints.save(10, {}, write("x"))
+    (tmp_path / "step-000010" / "actor" / "rank-0.pt").unlink()
+    (tmp_path / "step-000009.partial").mkdir()
+    saved = checkpoints.save(6, {}, write("y"))
+    assert checkpoints.require_newest().path == saved
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["step-000006", "step-000010"]
+
+
+@pytest.mark.parametrize(
+    ("damage", "said"),
+    [
+        ("truncate", "rank-0.pt has 3 bytes, not 5"),
+        ("remove", "rank-0.pt is missing"),
+        ("manifest", "manifest.json cannot be read (JSONDecodeError)"),
+        ("no manifest", "manifest.json cannot be read (FileNotFoundError)"),
+    ],
+)
+def test_a_broken_checkpoint_is_passed_over(tmp_path: Path, damage: str, said: str) -> None:
+    checkpoints = Checkpoints(tmp_path, keep=3)
+    checkpoints.save(1, {}, write("whole"))
+    broken = checkpoints.save(2, {}, write("whole"))
+    file, manifest = broken / "actor" / "rank-0.pt", broken / "manifest.json"
+    match damage:
+        case "truncate":
+            file.write_text("who")
+        case "remove":
+            file.unlink()
+        case "manifest":
+            manifest.write_text(manifest.read_text()[:20])
+        case "no manifest":
+            manifest.unlink()
+    assert checkpoints.require_newest().step == 1
+    ((folder, what),) = checkpoints.damaged().items()
+    assert folder.name == "step-000002" and what.endswith(said)
+
+
+def test_a_save_that_fails_leaves_the_last_one(tmp_path: Path) -> None:
+    checkpoints = Checkpoints(tmp_path, keep=1)
+    checkpoints.save(1, {}, write("whole"))
+
+    def fail(folder: Path) -> None:
+        (folder / "half").write_text("half")
+        raise OSError("disk full")
+
+    with pytest.raises(OSError, match="disk full"):
+        checkpoints.save(2, {}, fail)
+    assert checkpoints.require_newest().step == 1
+    checkpoints.save(2, {}, write("again"))
+    assert checkpoints.require_newest().step == 2
+
+
+def test_nothing_to_resume_from_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="no whole checkpoint"):
+        Checkpoints(tmp_path / "none", keep=1).require_newest()
+
+
+def test_a_copy_that_the_user_has_made_is_left_alone(tmp_path: Path) -> None:
+    checkpoints = Checkpoints(tmp_path, keep=1)
+    shutil.copytree(checkpoints.save(1, {}, write("x")), tmp_path / "step-000001-good")
+    newest = checkpoints.save(2, {}, write("x"))
+    assert (checkpoints.steps(), checkpoints.require_newest().path) == ([2], newest)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["step-000001-good", "step-000002"]
+
+
+def test_the_newest_is_that_of_the_largest_step(tmp_path: Path) -> None:
+    """Names of six digits are only in order up to a million."""
+    checkpoints = Checkpoints(tmp_path, keep=2)
+    for step in (999_999, 1_000_000):
+        checkpoints.save(step, {}, write("x"))
+    assert checkpoints.require_newest().step == 1_000_000 and checkpoints.steps() == [999_999, 1_000_000]

@@ -1,0 +1,249 @@
+"""Going on from a checkpoint with another configuration: every key has a rule, and what may not change is refused."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import orchestrator.stages.ppo
+from orchestrator.config.loading import dump_config, load_config, validate
+from orchestrator.config.problems import key_of, sections_in
+from orchestrator.config.run import RunConfig
+from orchestrator.errors import ConfigError, TetrarchError
+from orchestrator.run.checkpoint import Checkpoints
+from orchestrator.run.resuming import (
+    MAY_CHANGE,
+    NOT_READ,
+    STAYS,
+    Resume,
+    _names,
+    changes,
+    checkpoint_to_resume,
+    set_aside,
+    take_up,
+    why_not,
+)
+
+ROOT = Path(__file__).resolve().parents[4]
+TINY = ROOT / "configs/tiny.yaml"
+WHOLE = {
+    *("deadlines", "report", "checkpoint", "placement", "canary", "reference.zero", "reward.zero", "rollout.engine"),
+    *("trained.optimizer.schedule", "trained.zero", "trained.lora", "trained.model", "critic.warmup"),
+    *("reference.model", "reward.model", "reward.combine", "prompts.train", "prompts.heldout", "evaluation.judge"),
+    *("ppo.advantage", "ppo.score", "ppo.truncated", "ppo.policy.importance", "ppo.kl.budget"),
+}
+"""Sections all of whose keys, the future ones too, have the same rule (or one of their own)."""
+
+
+def schema(section: Any = RunConfig, path: str = "") -> Iterator[tuple[str, bool]]:
+    """(key, whether it is a section that is always there) of the whole schema; a member of an ensemble is `m`."""
+    for name, field in section.model_fields.items():
+        key = f"{path}.{key_of(name, field)}".lstrip(".")
+        inner = sections_in(field.annotation)
+        members = key == "reward.members"
+        yield key, bool(inner) and not members and type(None) not in getattr(field.annotation, "__args__", ())
+        for one in inner if key.count("members") < 2 else ():
+            yield from schema(one, f"{key}.m" if members else key)
+
+
+def test_every_key_has_one_rule_of_its_own() -> None:
+    keys = {key for key, section in schema() if not section and key.split(".")[0] not in NOT_READ}
+    assert len(keys) > 200 and {"reward.members.m.urls", "actor.lora", "ppo.kl.budget.factor"} <= keys
+    used = set()
+    for key in sorted(keys):
+        why_not(key)  # a KeyError names a key that has no rule
+        rule = next(name for name in _names(key) if name in MAY_CHANGE or name in STAYS)
+        assert rule in list(_names(key))[:2] or rule in WHOLE, f"{key} has no rule of its own: add one to resuming.py"
+        used.add(rule)
+    assert used == MAY_CHANGE | set(STAYS), "rules that no key has"
+    assert not MAY_CHANGE & set(STAYS)
+
+
+class Saved:
+    """A run directory with checkpoints of `configs/tiny.yaml`."""
+
+    def __init__(self, run_dir: Path, steps: tuple[int, ...] = (2, 4)) -> None:
+        self.run_dir = run_dir
+        self.checkpoints = Checkpoints(run_dir / "checkpoints", keep=5)
+        for step in steps:
+            self.checkpoints.save(step, {"config": dump_config(self.config())}, lambda folder: None)
+
+    def config(self, *overrides: str) -> RunConfig:
+        return load_config(TINY, [f"run_dir={self.run_dir}", *overrides])
+
+    def told(self, *overrides: str) -> list[str]:
+        found = checkpoint_to_resume(self.config(*overrides), "newest")
+        assert found is not None
+        return [str(change) for change in changes(found, self.config(*overrides))]
+
+
+@pytest.fixture
+def saved(tmp_path: Path) -> Saved:
+    return Saved(tmp_path / "run")
+
+
+def test_what_may_change_is_told_with_both_values(saved: Saved) -> None:
+    assert saved.told() == []
+    assert saved.told("ppo.kl.controller.coefficient=0.1", "steps=20") == [
+        "steps: 6 in the checkpoint, now 20",
+        "ppo.kl.controller.coefficient: 0.01 in the checkpoint, now 0.1",
+    ]
+    assert saved.told(
+        "placement.rollout.ranks=1", "reward_training.epochs=9", "actor.optimizer.learning_rate=1e-4"
+    ) == [
+        "actor.optimizer.learning_rate: 0.003 in the checkpoint, now 0.0001",
+        "placement.rollout.ranks: 2 in the checkpoint, now 1",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("override", "line"),
+    [
+        ("seed=2", "seed: 1 in the checkpoint, now 2; this cannot change: the prompts' order"),
+        ("dtype=bfloat16", "dtype: float32 in the checkpoint, now bfloat16"),
+        ("actor.zero.stage=2", "actor.zero.stage: 3 in the checkpoint, now 2"),
+        ("placement.actor.ranks=1", "ranks of actor: 2 in the checkpoint, now 1"),
+        ("ppo.advantage.lambda=0.9", "ppo.advantage.lambda: 0.95 in the checkpoint, now 0.9"),
+        ("actor.lora={rank: 4}", "actor.lora: null in the checkpoint, now {"),
+        (
+            "actor.optimizer.betas=[0.9, 0.999]",
+            "actor.optimizer.betas: [0.9, 0.95] in the checkpoint, now [0.9, 0.999]",
+        ),
+        (
+            "ppo.kl.controller={type: adaptive, target: 6}",
+            "ppo.kl.controller.type: fixed in the checkpoint, now adaptive",
+        ),
+    ],
+)
+def test_what_stays_is_refused_with_both_values_and_the_run_is_as_it_was(
+    saved: Saved, override: str, line: str
+) -> None:
+    (saved.run_dir / "metrics.jsonl").write_text('{"step": 5}\n')
+    before = {file: file.stat().st_mtime_ns for file in saved.run_dir.rglob("*")}
+    with pytest.raises(ConfigError) as refused:
+        saved.told(override)
+    assert line in str(refused.value) and "step-000004 has, or start anew" in str(refused.value)
+    assert {file: file.stat().st_mtime_ns for file in saved.run_dir.rglob("*")} == before
+
+
+def test_secrets_are_neither_told_nor_compared(tmp_path: Path) -> None:
+    saved = Saved(tmp_path / "run", ())
+
+    def remote(token: str, url: str) -> RunConfig:
+        reward = {"type": "remote", "urls": [url], "headers": {"authorization": token}}
+        return saved.config(f"reward={json.dumps(reward)}")
+
+    state = {"config": dump_config(remote("first", "http://user:pass@a/score"))}
+    saved.checkpoints.save(2, state, lambda folder: None)
+    now = remote("second", "http://b/score")
+    found = checkpoint_to_resume(now, "newest")
+    assert found is not None
+    (only,) = map(str, changes(found, now))
+    assert only.startswith("reward.urls: [") and not [word for word in ("first", "second", "pass") if word in only]
+
+
+def test_a_member_of_an_ensemble_has_the_rules_of_a_reward(tmp_path: Path) -> None:
+    saved = Saved(tmp_path / "run", ())
+    data = saved.config().model_dump(mode="json", by_alias=True)
+
+    def ensemble(**members: Any) -> RunConfig:
+        reward = {"type": "ensemble", "members": members, "combine": {"type": "mean"}}
+        return validate({**data, "reward": reward})
+
+    function = {"type": "function", "path": "f.py"}
+    saved.checkpoints.save(2, {"config": dump_config(ensemble(a=function))}, lambda folder: None)
+    checkpoint = saved.checkpoints.newest()
+    assert checkpoint is not None
+    may = changes(checkpoint, ensemble(a={**function, "workers": 4}))
+    assert [str(change) for change in may] == ["reward.members.a.workers: 1 in the checkpoint, now 4"]
+    assert [change.why_not for change in may] == [None]
+    for other in (ensemble(a={**function, "path": "g.py"}), ensemble(a=function, b=function)):
+        assert [change.why_not for change in changes(checkpoint, other)] != [None]
+
+
+def test_a_checkpoint_that_does_not_say_its_configuration_is_refused(saved: Saved) -> None:
+    saved.checkpoints.save(6, {}, lambda folder: None)
+    with pytest.raises(ConfigError, match=r"step-000006 does not say .* another version of Tetrarch"):
+        saved.told()
+
+
+# --resume-from
+
+
+def test_an_earlier_checkpoint_is_picked(saved: Saved) -> None:
+    def step_of(resume: Resume, *overrides: str) -> int | None:
+        found = checkpoint_to_resume(saved.config(*overrides), resume)
+        return found.step if found else None
+
+    assert [step_of(resume) for resume in (None, "newest", 4, 2)] == [None, 4, 4, 2]
+    with pytest.raises(ConfigError, match="no whole checkpoint of step 3; it has those of 2, 4"):
+        step_of(3)
+    (saved.run_dir / "actor").mkdir()
+    (saved.run_dir / "actor/tetrarch.json").write_text('{"step": 6}')
+    with pytest.raises(ConfigError, match="has done all its steps"):
+        step_of("newest")
+    assert step_of(2) == 2
+    assert step_of(2, "steps=2") == 2  # to get the models of that step
+    with pytest.raises(ConfigError, match=r"steps=1, but .*step-000002 is at step 2"):
+        step_of(2, "steps=1")
+
+
+def test_what_came_later_is_set_aside_and_not_deleted(saved: Saved) -> None:
+    run_dir = saved.run_dir
+    (run_dir / "metrics.jsonl").write_text("".join(f'{{"step": {step}}}\n' for step in (1, 2, 3, 4, 5)))
+    (run_dir / "actor").mkdir()
+    (run_dir / "actor/tetrarch.json").write_text('{"step": 6}')
+    (run_dir / "checkpoints/step-000004-copy").mkdir()
+    first = set_aside(run_dir, 2)
+    assert first == run_dir / "set-aside/1"
+    assert saved.checkpoints.steps() == [2] and not (run_dir / "actor").exists()
+    assert Checkpoints(first / "checkpoints", keep=2).steps() == [4]
+    assert (first / "actor/tetrarch.json").is_file()
+    assert (first / "metrics.jsonl").read_text() == (run_dir / "metrics.jsonl").read_text()
+    (run_dir / "metrics.jsonl").write_text('{"step": 1}\n{"step": 2}\n')
+    assert set_aside(run_dir, 2) is None
+    saved.checkpoints.save(3, {}, lambda folder: None)
+    assert set_aside(run_dir, 2) == run_dir / "set-aside/2"
+
+
+def test_a_damaged_checkpoint_is_told_and_what_came_after_the_one_before_it_is_set_aside(saved: Saved) -> None:
+    run_dir, config = saved.run_dir, saved.config()
+    (run_dir / "metrics.jsonl").write_text("".join(f'{{"step": {step}}}\n' for step in (1, 2, 3, 4)))
+    (run_dir / "checkpoints/step-000004/manifest.json").write_text("{")
+    found = checkpoint_to_resume(config, "newest")
+    assert found is not None and found.step == 2
+    damaged, later = take_up(run_dir, found, config, "newest")
+    assert "step-000004 is damaged: manifest.json cannot be read" in damaged and "going on from step 2" in damaged
+    assert later == f"what came after step 2 is in {run_dir / 'set-aside/1'}"
+    assert len((run_dir / "set-aside/1/metrics.jsonl").read_text().splitlines()) == 4
+
+
+def test_where_every_checkpoint_is_damaged_each_is_named(saved: Saved) -> None:
+    for step in (2, 4):
+        (saved.run_dir / f"checkpoints/step-{step:06d}/manifest.json").unlink()
+    with pytest.raises(
+        ConfigError, match=r"no whole checkpoint; put the files back(.|\n)*step-000004 is damaged(.|\n)*2"
+    ):
+        checkpoint_to_resume(saved.config(), "newest")
+
+
+def test_a_run_that_goes_on_sets_aside_and_tells_before_it_loads_anything(
+    saved: Saved, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def resolve_models(*arguments: Any) -> Any:
+        raise TetrarchError("far enough")
+
+    monkeypatch.setattr(orchestrator.stages.ppo, "resolve_models", resolve_models)
+    (saved.run_dir / "metrics.jsonl").write_text("".join(f'{{"step": {step}}}\n' for step in (1, 2, 3, 4)))
+    questions: Any = None
+    with pytest.raises(TetrarchError, match="far enough"):
+        orchestrator.stages.ppo.train(saved.config("steps=20"), 2, questions, None)
+    shown = capsys.readouterr()
+    told = shown.out + shown.err
+    assert "steps: 6 in the checkpoint, now 20" in told
+    assert "what came after step 2 is in" in told and (saved.run_dir / "set-aside/1/checkpoints/step-000004").is_dir()
+    assert len((saved.run_dir / "metrics.jsonl").read_text().splitlines()) == 2

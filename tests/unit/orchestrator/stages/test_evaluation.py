@@ -1,0 +1,99 @@
+"""Measuring a policy: which roles are asked, and what the numbers are."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+import orchestrator.stages.evaluation
+import tests.unit.orchestrator.fakes
+from cluster.config import Deadlines
+from orchestrator.groups.roles import EvaluationRoles, Policy, Reward
+from orchestrator.stages.evaluation import evaluate
+from roles.batch import Prompts, Rollouts
+from roles.config.roles import MeanScore
+from tests.unit.orchestrator.fakes import FakeCall, FakeGroup, prompts_of, write_waits
+
+
+class Engines(FakeGroup):
+    """Every engine answers its whole share; sampled tokens had a log-probability of -1."""
+
+    def map(self, method: Any, shards: list[Any], version: int) -> FakeCall:
+        answers = [
+            items
+            for shard in shards
+            for _, (_, items) in FakeGroup("rollout", self.log, 1).stream(None, [shard], version, deadline_s=1)
+        ]
+        for rollouts in answers:
+            rollouts.rollout_logprobs[rollouts.response_mask] = -1.0
+        return FakeCall(self, method.__name__, answers)
+
+
+class Reference(FakeGroup):
+    """-3 for every generated token."""
+
+    def map(self, method: Any, shards: list[Any], *common: Any) -> FakeCall:
+        self.log.append(f"start {self.role}.{method.__name__}")
+        return FakeCall(self, method.__name__, [-3.0 * shard.response_mask.float() for shard in shards])
+
+
+@pytest.fixture
+def log(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    lines: list[str] = []
+    monkeypatch.setattr(orchestrator.stages.evaluation, "wait_all", write_waits(lines))
+    return lines
+
+
+def roles_of(log: list[str], *, judge: bool) -> EvaluationRoles:
+    roles: Any = {role: FakeGroup(role, log) for role in ("reward", "judge")}
+    return EvaluationRoles(
+        cluster=SimpleNamespace(),  # type: ignore[arg-type]
+        policy=Policy(Engines("rollout", log), Deadlines()),  # type: ignore[arg-type]
+        reward=Reward({"reward": roles["reward"]}, MeanScore()),
+        reference=Reference("reference", log),  # type: ignore[arg-type]
+        judge=roles["judge"] if judge else None,
+        deadlines=Deadlines(),
+    )
+
+
+def test_what_the_environment_paid_is_in_the_score(log: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    made = tests.unit.orchestrator.fakes.rollouts_of
+
+    def paying(prompts: Prompts, version: int) -> Rollouts:
+        rollouts = made(prompts, version)
+        return replace(rollouts, turn_rewards=0.5 * rollouts.response_mask)
+
+    monkeypatch.setattr(tests.unit.orchestrator.fakes, "rollouts_of", paying)
+    roles = roles_of(log, judge=True)
+    both = evaluate(roles, prompts_of(3), 0, step=0, label="x", samples=0)
+    assert both.proxy_values == [1.5, 2.5, 3.5] and both.gold_values == [0.0, 1.0, 2.0]
+    alone = evaluate(replace(roles, reward=Reward({}, MeanScore())), prompts_of(3), 0, step=0, label="x", samples=0)
+    assert alone.proxy_values == [1.5, 1.5, 1.5]
+
+
+@pytest.mark.parametrize("judge", [True, False])
+def test_the_numbers(log: list[str], judge: bool) -> None:
+    result = evaluate(roles_of(log, judge=judge), prompts_of(5), 0, step=7, label="after", samples=2)
+    assert (result.step, result.label, result.prompts) == (7, "after", 5)
+    # The fake scorers answer with the row's number: each score belongs to its own prompt.
+    assert result.proxy_values == [0.0, 1.0, 2.0, 3.0, 4.0]
+    assert result.gold_values == (result.proxy_values if judge else None)
+    assert (result.gold is None) != judge
+    spread = torch.arange(5.0).std(correction=1).item()
+    assert (result.proxy.mean, result.proxy.standard_error) == (2.0, pytest.approx(spread / 5**0.5))
+    # Three tokens a response, each with log-probability -1 against -3: k1 sums to 6 nats.
+    assert (result.kl.mean, result.kl.standard_error) == (pytest.approx(6.0), pytest.approx(0.0))
+    assert (result.length.mean, result.truncated_fraction) == (3.0, 0.0)
+    assert [(row.proxy, row.kl) for row in result.samples] == [(0.0, pytest.approx(6.0)), (1.0, pytest.approx(6.0))]
+
+
+def test_all_passes_are_under_way_before_any_is_waited_for(log: list[str]) -> None:
+    evaluate(roles_of(log, judge=True), prompts_of(5), 0, step=0, label="before", samples=1)
+    assert [line for line in log if "part" not in line] == [
+        *("start reward.score", "start reference.reference_logprobs", "start judge.score"),
+        "wait for judge.score reference.reference_logprobs reward.score",
+    ]

@@ -1,0 +1,77 @@
+"""The schedule of reward training, how groups are shared out, and the accuracy with its error."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+import torch
+
+from orchestrator.errors import TetrarchError
+from orchestrator.stages.reward import RewardQuality, _quality, _schedule, _share, check_quality
+from orchestrator.stages.sampled_pairs import Comparisons
+from tests.unit.orchestrator.stages.test_sampled_pairs import ranked, training
+
+
+def test_every_epoch_is_a_fresh_permutation_of_all_groups() -> None:
+    preferences = ranked([[1.0, 0.0]] * 10)
+    steps = _schedule(preferences, training(epochs=2, groups_per_step=4), seed=0)
+    assert [len(step) for step in steps] == [4, 4, 2] * 2
+    first, second = (list(itertools.chain(*steps[epoch * 3 : epoch * 3 + 3])) for epoch in range(2))
+    assert sorted(first) == sorted(second) == list(range(10))
+    assert first != second
+    assert steps == _schedule(preferences, training(epochs=2, groups_per_step=4), seed=0)
+
+
+@pytest.mark.parametrize("ranks", [1, 2, 3, 5])
+def test_a_group_stays_on_one_rank(ranks: int) -> None:
+    preferences = ranked([[1.0, 0.0, 0.5]] * 4)
+    parts = _share([3, 0, 2], preferences, ranks)
+    assert len(parts) == ranks
+    assert sorted(row for part in parts for row in part) == [0, 1, 2, 6, 7, 8, 9, 10, 11]
+    for part in parts:
+        assert all(part.count(row) == 1 for row in part)
+        assert len(part) % 3 == 0 and {row // 3 * 3 for row in part} == set(part[::3])
+
+
+def test_accuracy_counts_pairs_in_the_judges_order() -> None:
+    heldout = ranked([[1.0, 0.0], [0.0, 1.0], [2.0, 1.0, 0.0]])
+    scores = torch.tensor([5.0, 1.0, 5.0, 1.0, 3.0, 2.0, 4.0])
+    quality = _quality(scores, Comparisons(ranked([[1.0, 0.0]]), heldout, left_out=7))
+    # right; wrong; (4,5) right, (4,6) and (5,6) wrong
+    assert quality.comparisons == 5
+    assert quality.accuracy == pytest.approx(2 / 5)
+    assert (quality.training_comparisons, quality.left_out_groups) == (1, 7)
+
+
+def test_the_error_counts_a_group_once() -> None:
+    """A group whose comparisons always agree is one observation, not many (a clustered standard error)."""
+    one = ranked([[1.0, 0.0]] * 8)
+    right = torch.tensor([1.0, 0.0] * 4 + [0.0, 1.0] * 4)
+    single = _quality(right, Comparisons(one, one, 0)).standard_error
+    assert single == pytest.approx((0.25 / 8) ** 0.5)
+    # Each comparison four times over (two better and two worse rows): no more is known than before.
+    four = ranked([[1.0, 1.0, 0.0, 0.0]] * 8)
+    right = torch.tensor([1.0, 1.0, 0.0, 0.0] * 4 + [0.0, 0.0, 1.0, 1.0] * 4)
+    assert _quality(right, Comparisons(four, four, 0)).standard_error == pytest.approx(single)
+
+
+@pytest.mark.parametrize(
+    ("accuracy", "error", "minimum", "passes"),
+    [
+        (0.65, 0.03, 0.5, True),
+        (0.55, 0.03, 0.5, False),
+        (0.9, 0.03, 0.8, True),
+        (0.84, 0.03, 0.8, False),
+        (0.3, 0.1, 0.0, True),
+    ],
+)
+def test_an_accuracy_that_chance_explains_is_refused(
+    accuracy: float, error: float, minimum: float, passes: bool
+) -> None:
+    quality = RewardQuality(accuracy, error, comparisons=100, training_comparisons=400, left_out_groups=0)
+    if passes:
+        check_quality(quality, minimum)
+        return
+    with pytest.raises(TetrarchError, match=f"{accuracy:.1%}.*minimum_accuracy={minimum:.0%}"):
+        check_quality(quality, minimum)
