@@ -18,14 +18,17 @@ from torch import Tensor
 from roles.batch import Experience, Rollouts
 from roles.config.losses import PolicyLossConfig
 from roles.losses.importance import IMPORTANCE
-from roles.losses.policy import KL_ESTIMATORS, POLICY_LOSSES, approx_kl, log_ratio
+from roles.losses.kl import KL_ESTIMATORS
+from roles.losses.policy import POLICY_LOSSES, approx_kl, log_ratio
 from roles.models.early_end import ANY_TIME, EarlyEnd
-from roles.models.heads import PolicyModel
 from roles.models.lora import adapters_off
+from roles.transfer.facts import EngineClient
 from roles.transfer.probe import Products
-from roles.transfer.push import EngineClient, WeightPusher
+from roles.transfer.push import WeightPusher
+from roles.zero.loading import load_policy
 from roles.zero.micro_batch import MicroBatch, per_token, picked, update
-from roles.zero.sharded import Engine, EngineSetup
+from roles.zero.setup import ModelSetup
+from roles.zero.sharded import ShardedModel
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +67,7 @@ class Actor:
 
     def __init__(
         self,
-        setup: EngineSetup,
+        setup: ModelSetup,
         loss: PolicyLossConfig,
         temperature: float,
         extra: LossExtra | None = None,
@@ -74,27 +77,27 @@ class Actor:
         self._early_end = early_end
         self._extra = extra or LossExtra()
         self._temperature = temperature
-        self._engine = Engine(setup, lambda: load_policy(setup))
+        self._model = ShardedModel(setup, lambda: load_policy(setup))
         self._pusher: WeightPusher | None = None
 
     def logprobs(self, rollouts: Rollouts) -> Tensor:
         """float32 `[batch, time]`: log-probability of each generated token in the distribution that was sampled: at its
         temperature, without the tokens that it forbids."""
-        return per_token(self._engine, rollouts, lambda micro: self._forward(micro)[0])
+        return per_token(self._model, rollouts, lambda micro: self._forward(micro)[0])
 
     def reference_logprobs(self, rollouts: Rollouts) -> Tensor:
         """The same of the policy as it was before it got adapters: what `Reference` answers."""
-        with adapters_off(self._engine.module):
+        with adapters_off(self._model.module):
             return self.logprobs(rollouts)
 
     def reference_fingerprint(self) -> str:
         """A hash of all weights but the adapters: they must never change."""
-        return self._engine.fingerprint(adapted=False)
+        return self._model.fingerprint(adapted=False)
 
     def update(self, mini_batches: Sequence[Experience], kl_coefficient: float = 0.0) -> ActorStats:
         """One optimizer step for each of this rank's shares of a mini-batch; a KL in the loss has this weight."""
         loss = partial(self._micro_batch_loss, kl_coefficient)
-        done = update(self._engine, mini_batches, self._loss.mean, loss, self._extra.max_response_tokens)
+        done = update(self._model, mini_batches, self._loss.mean, loss, self._extra.max_response_tokens)
         tokens, kl, clipped, entropy = done.measured[:, :4].sum(0).tolist()
         tokens = max(tokens, 1)
         return ActorStats(
@@ -110,24 +113,24 @@ class Actor:
 
     def expect(self, optimizer_steps: int) -> None:
         """Let the learning rate's schedule end after so many optimizer steps."""
-        self._engine.expect(optimizer_steps)
+        self._model.expect(optimizer_steps)
 
     def slow_down(self, factor: float) -> None:
         """Multiply the learning rate from here on."""
-        self._engine.slow_down(factor)
+        self._model.slow_down(factor)
 
     def connect(self, client: EngineClient) -> None:
         """Meet the vLLM engines behind `client`; once, before the first push."""
         address = os.environ["MASTER_ADDR"]  # rank 0 is there, and it alone sends
         self._pusher = WeightPusher(
-            self._engine.module.model, client, rank=self._engine.rank, address=address, timeout_s=client.deadline_s
+            self._model.module.model, client, rank=self._model.rank, address=address, timeout_s=client.deadline_s
         )
 
     def push(self, version: int) -> None:
         """Give every engine the weights as they are, under the number `version`."""
         assert self._pusher is not None, "connect comes first"
         self._pusher.push(version)
-        self._engine.give_back()
+        self._model.give_back()
 
     def weight_products(self) -> Products:
         """What tells these weights from those of an engine (`roles.transfer.probe`)."""
@@ -136,22 +139,22 @@ class Actor:
 
     def save_model(self, folder: str | Path) -> None:
         """A Hugging Face folder that transformers and vLLM open."""
-        self._engine.save_model(folder)
+        self._model.save_model(folder)
 
     def save_average(self, folder: str | Path) -> None:
         """The same, of the running mean of the weights (`ema_decay`)."""
-        self._engine.save_average(folder)
+        self._model.save_average(folder)
 
     def save_state(self, folder: str | Path) -> None:
         """Everything that `load_state` needs to continue exactly."""
-        self._engine.save_state(folder)
+        self._model.save_state(folder)
 
     def load_state(self, folder: str | Path) -> None:
         """Continue where `save_state` was called."""
-        self._engine.load_state(folder)
+        self._model.load_state(folder)
 
     def _forward(self, micro: MicroBatch, with_entropy: bool = False) -> tuple[Tensor, Tensor | None]:
-        answer: tuple[Tensor, Tensor | None] = self._engine(
+        answer: tuple[Tensor, Tensor | None] = self._model(
             packed=micro.packed,
             positions=micro.positions,
             labels=micro.labels,
@@ -166,7 +169,7 @@ class Actor:
     ) -> tuple[Tensor, Tensor]:
         """The weighted sum of the losses of `rows`; sums of tokens, KL, clipped tokens, entropy, ratio, loss
         and importance weights."""
-        config, device = self._loss, self._engine.device
+        config, device = self._loss, self._model.device
         micro = MicroBatch.of(batch, rows, device)
         logprobs, entropy = self._forward(micro, with_entropy=True)
         assert entropy is not None
@@ -196,13 +199,3 @@ class Actor:
         if config.entropy_coefficient:
             loss = loss - config.entropy_coefficient * (entropy * weight).sum()
         return loss, measured
-
-
-def load_policy(setup: EngineSetup) -> PolicyModel:
-    """The causal language model of `setup`."""
-    return PolicyModel.load(
-        setup.model_path,
-        dtype=setup.torch_dtype,
-        gradient_checkpointing=setup.gradient_checkpointing,
-        trust_remote_code=setup.trust_remote_code,
-    )

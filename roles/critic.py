@@ -14,10 +14,11 @@ from torch import Tensor
 
 from roles.batch import Experience, Rollouts
 from roles.config.losses import ValueLossConfig
-from roles.losses.policy import value_loss
-from roles.models.heads import ValueModel
+from roles.losses.value import value_loss
+from roles.models.networks import ValueModel
 from roles.zero.micro_batch import MicroBatch, per_token, picked, update
-from roles.zero.sharded import Engine, EngineSetup
+from roles.zero.setup import ModelSetup
+from roles.zero.sharded import ShardedModel
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,19 +38,19 @@ class CriticStats:
 class Critic:
     """One rank of the value model."""
 
-    def __init__(self, setup: EngineSetup, loss: ValueLossConfig, max_response_tokens: int) -> None:
+    def __init__(self, setup: ModelSetup, loss: ValueLossConfig, max_response_tokens: int) -> None:
         """`max_response_tokens`: what `mean: constant` divides by."""
         self._loss = loss
         self._max_response_tokens = max_response_tokens
-        self._engine = Engine(setup, lambda: _load(setup))
+        self._model = ShardedModel(setup, lambda: _load(setup))
 
     def values(self, rollouts: Rollouts) -> Tensor:
         """float32 `[batch, time]`: the value of the state before each generated token."""
-        return per_token(self._engine, rollouts, self._forward)
+        return per_token(self._model, rollouts, self._forward)
 
     def update(self, mini_batches: Sequence[Experience]) -> CriticStats:
         """One optimizer step for each of this rank's shares of a mini-batch."""
-        done = update(self._engine, mini_batches, self._loss.mean, self._micro_batch_loss, self._max_response_tokens)
+        done = update(self._model, mini_batches, self._loss.mean, self._micro_batch_loss, self._max_response_tokens)
         tokens, clipped, _ = done.measured.sum(0).tolist()
         return CriticStats(
             loss=float((done.measured[:, 2] / done.denominators).mean()),
@@ -61,24 +62,24 @@ class Critic:
     def save_model(self, folder: str | Path, mean: float = 0.0, deviation: float = 1.0) -> None:
         """A Hugging Face folder of a sequence classifier, whose numbers are values: the critic's own times `deviation`
         plus `mean` (of the returns, where targets were normalised)."""
-        self._engine.module.rescale(mean, deviation)
-        self._engine.save_model(folder)
+        self._model.module.rescale(mean, deviation)
+        self._model.save_model(folder)
 
     def save_state(self, folder: str | Path) -> None:
         """Everything that `load_state` needs to continue exactly."""
-        self._engine.save_state(folder)
+        self._model.save_state(folder)
 
     def load_state(self, folder: str | Path) -> None:
         """Continue where `save_state` was called."""
-        self._engine.load_state(folder)
+        self._model.load_state(folder)
 
     def _forward(self, micro: MicroBatch) -> Tensor:
-        values: Tensor = self._engine(packed=micro.packed, positions=micro.positions)
+        values: Tensor = self._model(packed=micro.packed, positions=micro.positions)
         return values
 
     def _micro_batch_loss(self, batch: Experience, rows: list[int], weights: Tensor) -> tuple[Tensor, Tensor]:
         """The weighted sum of the losses of `rows`; sums of tokens, clipped tokens and loss."""
-        device = self._engine.device
+        device = self._model.device
         values = self._forward(MicroBatch.of(batch, rows, device))
         old, returns = picked(batch.values, batch, rows, device), picked(batch.returns, batch, rows, device)
         losses, clipped = value_loss(values, old, returns, self._loss.clip)
@@ -89,7 +90,7 @@ class Critic:
         return self._loss.coefficient * loss, measured
 
 
-def _load(setup: EngineSetup) -> ValueModel:
+def _load(setup: ModelSetup) -> ValueModel:
     """A folder without a head (a language model) gets one that values every state at 0."""
     return ValueModel.load(
         setup.model_path,

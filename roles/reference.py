@@ -6,11 +6,12 @@ from typing import Protocol
 
 from torch import Tensor
 
-from roles.actor import load_policy
 from roles.batch import Rollouts
 from roles.models.early_end import ANY_TIME, EarlyEnd
+from roles.zero.loading import load_policy
 from roles.zero.micro_batch import MicroBatch, per_token
-from roles.zero.sharded import Engine, EngineSetup
+from roles.zero.setup import ModelSetup
+from roles.zero.sharded import ShardedModel
 
 
 class FrozenPolicy(Protocol):
@@ -27,17 +28,17 @@ class FrozenPolicy(Protocol):
 class Reference:
     """One rank of the frozen policy."""
 
-    def __init__(self, setup: EngineSetup, temperature: float, early_end: EarlyEnd = ANY_TIME) -> None:
+    def __init__(self, setup: ModelSetup, temperature: float, early_end: EarlyEnd = ANY_TIME) -> None:
         self._temperature = temperature
         self._early_end = early_end
-        self._engine = Engine(setup, lambda: load_policy(setup))
+        self._model = ShardedModel(setup, lambda: load_policy(setup))
 
     def reference_logprobs(self, rollouts: Rollouts) -> Tensor:
         """float32 `[batch, time]`: log-probability of each generated token, at the rollouts' temperature and
         without the tokens that they forbid."""
 
         def forward(micro: MicroBatch) -> Tensor:
-            logprobs: Tensor = self._engine(
+            logprobs: Tensor = self._model(
                 packed=micro.packed,
                 positions=micro.positions,
                 labels=micro.labels,
@@ -46,8 +47,8 @@ class Reference:
             )[0]
             return logprobs
 
-        return per_token(self._engine, rollouts, forward)
+        return per_token(self._model, rollouts, forward)
 
     def reference_fingerprint(self) -> str:
         """A hash of all weights: it must never change, whatever the number of ranks."""
-        return self._engine.fingerprint()
+        return self._model.fingerprint()

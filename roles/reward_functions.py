@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from roles.batch import Rollouts
-from roles.config.roles import FunctionReward, RemoteReward
+from roles.config.rewards import FunctionReward, RemoteReward
 from roles.errors import RewardError
 from roles.functions import worker as function_worker
 from roles.functions.child import CallFailed, Child, LoadFailed, times

@@ -16,12 +16,13 @@ from torch import Tensor
 
 from roles.batch import Rollouts
 from roles.errors import RewardError
-from roles.models.heads import ValueModel
+from roles.models.networks import ValueModel
 from roles.packing import pack, right_padded
 from roles.text.messages import plain_messages
 from roles.text.prompt_tokens import prompt_tokens
 from roles.text.tokenizer import load_tokenizer
-from roles.zero.sharded import Engine, EngineSetup
+from roles.zero.setup import ModelSetup
+from roles.zero.sharded import ShardedModel
 
 
 class Scorer(Protocol):
@@ -44,11 +45,11 @@ class PolicyText:
 class RewardModel:
     """One rank of the reward model."""
 
-    def __init__(self, setup: EngineSetup, policy: PolicyText | None = None) -> None:
+    def __init__(self, setup: ModelSetup, policy: PolicyText | None = None) -> None:
         """With `policy` the text bridge is open; without it, the token ids are the reward model's own."""
-        self._engine = Engine(setup, lambda: _load(setup))
+        self._model = ShardedModel(setup, lambda: _load(setup))
         self._bridge = TextBridge(setup, policy) if policy else None
-        folder = self._engine.module.model.config
+        folder = self._model.module.model.config
         self._longest = folder.max_position_embeddings if hasattr(folder, "max_position_embeddings") else None
 
     def score(self, rollouts: Rollouts) -> Tensor:
@@ -58,11 +59,11 @@ class RewardModel:
         if self._longest is not None and rows and max(lengths) > self._longest:
             raise RewardError(
                 f"a response makes {max(lengths)} tokens with its prompt, but the reward model in "
-                f"{self._engine.setup.model_path} reads {self._longest}; shorten prompts.max_tokens or "
+                f"{self._model.setup.model_path} reads {self._longest}; shorten prompts.max_tokens or "
                 "rollout.max_response_tokens"
             )
         scores = torch.zeros(len(rows))
-        for part in self._engine.passes(lengths):
+        for part in self._model.passes(lengths):
             numbers = self._read([rows[row] for row in part] or [[0, 0]])
             if part:
                 scores[part] = numbers
@@ -72,15 +73,15 @@ class RewardModel:
     def _read(self, rows: Sequence[Sequence[int]]) -> Tensor:
         """float32 `[rows]`: the head's number at the last token of each."""
         padded, lengths = right_padded(rows)
-        packed = pack(padded, lengths).to(self._engine.device)
-        numbers: Tensor = self._engine(packed=packed, positions=packed.starts[1:].long() - 1)
+        packed = pack(padded, lengths).to(self._model.device)
+        numbers: Tensor = self._model(packed=packed, positions=packed.starts[1:].long() - 1)
         return numbers.float().cpu()
 
 
 class TextBridge:
     """The policy's tokens → text → the reward model's tokens."""
 
-    def __init__(self, setup: EngineSetup, policy: PolicyText) -> None:
+    def __init__(self, setup: ModelSetup, policy: PolicyText) -> None:
         self._tokenizer: Any = load_tokenizer(setup.model_path, trust_remote_code=setup.trust_remote_code)
         self._policy: Any = load_tokenizer(policy.path, trust_remote_code=policy.trust_remote_code)
 
@@ -112,5 +113,5 @@ def _token_rows(rollouts: Rollouts) -> list[list[int]]:
     return [row[:length] for row, length in rows]
 
 
-def _load(setup: EngineSetup) -> ValueModel:
+def _load(setup: ModelSetup) -> ValueModel:
     return ValueModel.load(setup.model_path, dtype=setup.torch_dtype, trust_remote_code=setup.trust_remote_code)

@@ -12,11 +12,12 @@ import torch
 from torch import Tensor
 
 from roles.batch import Preferences
-from roles.config.roles import Pooling
-from roles.losses.policy import bradley_terry
-from roles.models.heads import ValueModel
+from roles.config.models import Pooling
+from roles.losses.preference import bradley_terry
+from roles.models.networks import ValueModel
 from roles.packing import pack
-from roles.zero.sharded import Engine, EngineSetup, Work
+from roles.zero.setup import ModelSetup
+from roles.zero.sharded import ShardedModel, Work
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,15 +36,15 @@ class RewardStats:
 class RewardTrainer:
     """One rank of the reward model."""
 
-    def __init__(self, setup: EngineSetup, pooling: Pooling) -> None:
-        self._engine = Engine(setup, lambda: _load(setup, pooling))
+    def __init__(self, setup: ModelSetup, pooling: Pooling) -> None:
+        self._model = ShardedModel(setup, lambda: _load(setup, pooling))
 
     def update(self, preferences: Preferences) -> RewardStats:
         """One optimizer step on this rank's groups (all rows of a group are on one rank)."""
         groups = [(preferences.groups == group).nonzero().flatten().tolist() for group in preferences.groups.unique()]
         tokens = [int(preferences.lengths[rows].sum()) for rows in groups]
         comparisons = float(len(preferences.comparisons()))
-        sums = torch.tensor([0.0, 0.0, comparisons], dtype=torch.float64, device=self._engine.device)
+        sums = torch.tensor([0.0, 0.0, comparisons], dtype=torch.float64, device=self._model.device)
 
         def loss(step: int, items: list[int]) -> Tensor:
             part = preferences.select([row for item in items for row in groups[item]])
@@ -56,14 +57,14 @@ class RewardTrainer:
             sums[:2] += torch.stack([losses.sum(), right]).detach().double()
             return losses.sum()
 
-        (facts,) = self._engine.train([Work(tokens, comparisons)], loss)
-        total_loss, right, count = self._engine.total(sums).tolist()
+        (facts,) = self._model.train([Work(tokens, comparisons)], loss)
+        total_loss, right, count = self._model.total(sums).tolist()
         return RewardStats(total_loss / count, right / count, facts.gradient_norm, facts.learning_rate)
 
     def scores(self, preferences: Preferences) -> Tensor:
         """float32 `[batch]`: the number of each row."""
         answers = torch.zeros(len(preferences))
-        for rows in self._engine.passes(preferences.lengths.tolist()):
+        for rows in self._model.passes(preferences.lengths.tolist()):
             with torch.no_grad():
                 numbers = self._forward(preferences.select(rows)).float().cpu()
             if rows:
@@ -72,20 +73,20 @@ class RewardTrainer:
 
     def save_model(self, folder: str | Path, score_shift: float) -> None:
         """A sequence-classification folder; `score_shift` is what `RewardModel` will take off every number of today."""
-        self._engine.module.rescale(-score_shift, 1.0)
-        self._engine.save_model(folder)
+        self._model.module.rescale(-score_shift, 1.0)
+        self._model.save_model(folder)
 
     def _forward(self, preferences: Preferences) -> Tensor:
         """`[batch]` with a gradient; a stand-in without a row, which keeps this rank in step with its peers."""
         token_ids, lengths = preferences.token_ids, preferences.lengths
         if not len(preferences):
             token_ids, lengths = torch.zeros(1, 2, dtype=torch.long), torch.tensor([2])
-        packed = pack(token_ids, lengths).to(self._engine.device)
-        scores: Tensor = self._engine(packed=packed, positions=packed.starts[1:].long() - 1)
+        packed = pack(token_ids, lengths).to(self._model.device)
+        scores: Tensor = self._model(packed=packed, positions=packed.starts[1:].long() - 1)
         return scores
 
 
-def _load(setup: EngineSetup, pooling: Pooling) -> ValueModel:
+def _load(setup: ModelSetup, pooling: Pooling) -> ValueModel:
     """A language model as the backbone gets a new head (the N+ details, arXiv 2403.17031)."""
     return ValueModel.load(
         setup.model_path,

@@ -17,14 +17,15 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from roles.batch import Prompts, Rollouts
 from roles.config.environment import FunctionEnvironment
-from roles.config.roles import Dtype, RolloutConfig
+from roles.config.rollout import RolloutConfig
+from roles.config.section import Dtype
 from roles.errors import RolloutError, WeightTransferError
 from roles.generation.conversation import Conversations, Limits, Turn
 from roles.generation.environments import Environments
 from roles.generation.sampling import sampling
 from roles.generation.turn_format import TurnFormat
+from roles.transfer.facts import EngineFacts, TransferBackend
 from roles.transfer.probe import EngineProducts
-from roles.transfer.push import EngineFacts, TransferBackend
 
 if TYPE_CHECKING:
     from vllm.outputs import RequestOutput

@@ -21,8 +21,10 @@ from pydantic import TypeAdapter, ValidationError
 from cluster.capacity.matching import fits
 from cluster.config import GroupConfig, GroupsPlacement, LocalPlacement, OpenRlhfPlacement, PlacementConfig
 from cluster.errors import PlacementError
-from cluster.placement.gpu_groups import ENGINES, THEIR_NAMES, as_groups, problems
-from cluster.placement.plan import Node, Plan, RoleNeed, plan
+from cluster.placement.gpu_groups import ENGINES, THEIR_NAMES, problems
+from cluster.placement.node import Node
+from cluster.placement.openrlhf import as_groups
+from cluster.placement.plan import Plan, RoleNeed, plan
 
 Change = dict[str, int]
 """Key path in `placement` → its new value."""

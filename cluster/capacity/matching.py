@@ -9,7 +9,8 @@ from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
-from cluster.placement.plan import Node, Plan
+from cluster.placement.node import Node
+from cluster.placement.plan import Plan
 
 
 def fits(wanted: Plan, nodes: Sequence[Node]) -> bool:

@@ -12,7 +12,8 @@ from collections.abc import Iterable, Sequence
 from cluster.capacity.changes import cluster_change, placement_change, value_of
 from cluster.capacity.matching import fits
 from cluster.errors import PlacementError
-from cluster.placement.plan import Node, Plan, Slot
+from cluster.placement.node import Node
+from cluster.placement.plan import Plan, Slot
 
 
 def check_capacity(wanted: Plan, nodes: Sequence[Node]) -> None:

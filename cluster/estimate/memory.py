@@ -24,7 +24,7 @@ SUB_GROUP = 1_000_000_000
 PREFETCHED_LAYERS = 2
 """Decoder layers that are whole at a time: the one that computes, and the next on its way."""
 LOGITS_BLOCK, LOGITS_NARROWEST = {"cpu": 1 << 22, "cuda": 1 << 25}, 64
-"""Logits that are held at a time, by device, and columns of them at the least: `roles.models.head`."""
+"""Logits that are held at a time, by device, and columns of them at the least: `roles.models.scoring_head`."""
 STAGING = 1 << 30
 """Bytes of a push that vLLM's transfer holds packed at a time, unless one weight is larger or all are fewer."""
 STAGING_BUFFERS = {"ipc": 1, "nccl": 2}

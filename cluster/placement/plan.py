@@ -15,7 +15,9 @@ from typing import Any
 from cluster.config import GroupConfig, GroupsPlacement, LocalPlacement, OpenRlhfPlacement, PlacementConfig
 from cluster.errors import PlacementError
 from cluster.placement.accelerators import ACCELERATORS
-from cluster.placement.gpu_groups import ENGINES, as_groups, base_role, group_of, in_words_of
+from cluster.placement.gpu_groups import ENGINES, base_role, group_of
+from cluster.placement.node import Node
+from cluster.placement.openrlhf import as_groups, in_words_of
 from cluster.placement.seats import seats
 
 
@@ -46,26 +48,6 @@ class Slot:
     """Numbers of its GPUs among those that the plan uses on the node; an engine has one for each of its processes."""
     share: float = 1.0
     """Of each of its GPUs: one part for each process that lives there."""
-
-
-@dataclass(frozen=True, slots=True)
-class Node:
-    """What one node has, or has left."""
-
-    name: str
-    cpus: float
-    gpus: float
-    card: str = ""
-    """Ray's name of its kind of GPU, such as `H100`; empty: none, or (in a demand) any."""
-    memory_gib: float = 0.0
-    """Of the host; not asked for."""
-
-    def __str__(self) -> str:
-        return f"{self.name}: {self.cpus:g} CPUs, {self.gpus:g} {self.card + ' ' if self.card else ''}GPUs"
-
-    def holds(self, demand: Node) -> bool:
-        """Whether all of `demand` finds room here."""
-        return self.cpus >= demand.cpus and self.gpus >= demand.gpus and demand.card in ("", self.card)
 
 
 @dataclass(frozen=True, slots=True)

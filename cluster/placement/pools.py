@@ -13,8 +13,8 @@ from math import floor
 from cluster.config import GroupsPlacement, LocalPlacement, OpenRlhfPlacement, PlacementConfig, PoolConfig
 from cluster.errors import PlacementError
 from cluster.placement.accelerators import ACCELERATORS
-from cluster.placement.gpu_groups import as_groups
-from cluster.placement.plan import Node
+from cluster.placement.node import Node
+from cluster.placement.openrlhf import as_groups
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,7 +16,7 @@ from ray.exceptions import GetTimeoutError, RayError
 
 from cluster.errors import ClusterError, DeadlineExceeded
 from cluster.ranks import failures
-from cluster.ranks.worker import Identity
+from cluster.ranks.identity import Identity
 
 T = TypeVar("T")
 Waiting = dict[Any, tuple["Rank", str]]

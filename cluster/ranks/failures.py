@@ -15,7 +15,7 @@ from ray.exceptions import RayActorError, RayError, RayTaskError
 from cluster.errors import ClusterError, RankFailure
 
 if TYPE_CHECKING:
-    from cluster.ranks.worker import Identity
+    from cluster.ranks.identity import Identity
 
 LOG_LINES = 20
 LOG_TAIL_BYTES = 64 * 1024

@@ -21,7 +21,8 @@ import ray
 from cluster.placement.plan import Slot
 from cluster.ranks import calls
 from cluster.ranks.calls import Call, Rank
-from cluster.ranks.worker import Identity, remote_worker
+from cluster.ranks.identity import Identity
+from cluster.ranks.worker import remote_worker
 
 R = TypeVar("R")
 S = TypeVar("S")

@@ -33,24 +33,11 @@ from cluster.errors import ClusterError
 from cluster.ranks import failures
 from cluster.ranks.card_use import CardSampler, CardUse
 from cluster.ranks.host_memory import MemorySampler, Series, peak_rss_bytes, tree
+from cluster.ranks.identity import Identity
 
 STACK_FRAMES = 4
 
 T = TypeVar("T")
-
-
-@dataclass(frozen=True, slots=True)
-class Identity:
-    """Who a rank is, for messages."""
-
-    role: str
-    rank: int
-    node: str
-    log: str
-    """Absolute path of its log file, on its node."""
-
-    def __str__(self) -> str:
-        return f"{self.role} rank {self.rank} (node {self.node})"
 
 
 @dataclass(frozen=True, slots=True)

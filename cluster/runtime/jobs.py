@@ -23,7 +23,7 @@ from ray.util.state import list_nodes
 from ray.util.state.exception import RayStateApiException
 
 from cluster.errors import ClusterError, ClusterUnreachable
-from cluster.placement.plan import Node
+from cluster.placement.node import Node
 from cluster.runtime.job_follower import JobState
 from cluster.runtime.ray_cluster import CONNECT_S, as_node
 

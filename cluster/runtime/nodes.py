@@ -15,7 +15,7 @@ import ray
 from ray.exceptions import GetTimeoutError, RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from cluster.placement.plan import Node
+from cluster.placement.node import Node
 from cluster.ranks.worker import clock, versions
 from cluster.runtime.jobs import RayJobs
 from cluster.runtime.ray_cluster import attached, living_nodes

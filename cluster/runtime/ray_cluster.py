@@ -30,7 +30,8 @@ from cluster.capacity.matching import assign
 from cluster.capacity.shortage import check_capacity, describe_shortage
 from cluster.errors import ClusterError, PlacementError
 from cluster.estimate.memory import GIB
-from cluster.placement.plan import Node, Plan
+from cluster.placement.node import Node
+from cluster.placement.plan import Plan
 from cluster.ranks import calls, role_group
 from cluster.ranks.host_memory import MemorySampler, kill_tree, peak_of_sum
 from cluster.ranks.role_group import Place, RoleGroup

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from orchestrator.checks.models import ModelFacts
 from orchestrator.errors import ConfigError
-from roles.config.roles import Dtype
+from roles.config.section import Dtype
 from roles.errors import ModelError
 
 if TYPE_CHECKING:

@@ -30,12 +30,14 @@ from orchestrator.checks.models import (
     model_facts,
 )
 from orchestrator.config.needs import section_key
-from orchestrator.config.run import RewardTrainingConfig, RunConfig, SampledPairs
+from orchestrator.config.reward_training import RewardTrainingConfig, SampledPairs
+from orchestrator.config.run import RunConfig
 from orchestrator.data.datasets import check_source
 from orchestrator.errors import ConfigError
 from orchestrator.run.checkpoint import Checkpoints
 from orchestrator.run.resuming import Resume, checkpoint_to_resume
-from roles.config.roles import ModelConfig, ModelReward
+from roles.config.models import ModelConfig
+from roles.config.rewards import ModelReward
 
 if TYPE_CHECKING:
     from orchestrator.data.pairs import Pairs

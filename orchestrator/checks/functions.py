@@ -17,7 +17,7 @@ from orchestrator.config.needs import section_key
 from orchestrator.config.run import RunConfig
 from orchestrator.errors import ConfigError
 from roles.config.environment import FunctionEnvironment
-from roles.config.roles import FunctionReward, RemoteReward
+from roles.config.rewards import FunctionReward, RemoteReward
 
 SIGNATURE = "score(prompts, responses, *, response_token_ids, finished, columns) -> list[float]"
 ENVIRONMENT = "a class with reset(columns) -> messages and step(response) -> (messages or None, reward)"

@@ -18,7 +18,8 @@ from typing import TYPE_CHECKING, Any
 from orchestrator.data.datasets import is_hub_name
 from orchestrator.errors import ConfigError
 from orchestrator.sizes.families import FAMILIES
-from roles.config.roles import Dtype, ModelConfig
+from roles.config.models import ModelConfig
+from roles.config.section import Dtype
 from roles.errors import ModelError
 from roles.model_files.value_heads import Head, find_head, normalisation
 from roles.model_files.weight_files import stored_weights

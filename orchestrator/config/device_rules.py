@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from cluster.placement.gpu_groups import ENGINES
-from roles.config.roles import TrainedRole
+from roles.config.models import TrainedRole
 
 if TYPE_CHECKING:
     from orchestrator.config.run import RunConfig

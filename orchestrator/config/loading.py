@@ -12,8 +12,9 @@ from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
-from orchestrator.config.problems import key_of, problem_lines, sections_in, show, tag_of
+from orchestrator.config.problems import problem_lines, show
 from orchestrator.config.run import RunConfig
+from orchestrator.config.schema import key_of, sections_in, tag_of
 from orchestrator.config.yaml_text import YamlError, parse_yaml, to_yaml
 from orchestrator.errors import ConfigError
 from roles.redaction import without_credentials

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 
 from cluster.placement.plan import RoleNeed
 from orchestrator.config.run import RunConfig
-from roles.config.roles import FunctionReward, OneReward, RemoteReward
+from roles.config.rewards import FunctionReward, OneReward, RemoteReward
 
 RoleNames = Mapping[str, OneReward | None]
 """Role → its scorer, where it is one."""

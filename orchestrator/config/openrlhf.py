@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from cluster.config import OpenRlhfPlacement
-from orchestrator.config.ppo import NEEDS_CRITIC, Gae
+from orchestrator.config.advantages import NEEDS_CRITIC, Gae
 from orchestrator.config.yaml_text import YamlError, parse_yaml, to_yaml
 from orchestrator.errors import ConfigError
 

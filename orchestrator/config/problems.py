@@ -8,86 +8,22 @@ from __future__ import annotations
 
 import difflib
 import json
-from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Any, get_args, get_origin
+from typing import Any
 
-from pydantic import BaseModel, SecretStr, ValidationError
+from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 
+from orchestrator.config.schema import Place, all_keys, is_secret, key_of, locate, sections_in, tag_of
 from roles.redaction import without_credentials
-
-Location = tuple[int | str, ...]
 
 HIDDEN = "**********"
 MOST_KEYS = 8
 """Keys that a message lists."""
 
 
-@dataclass(frozen=True, slots=True)
-class Place:
-    """Where in the schema a problem is."""
-
-    path: str
-    """As a user writes it: `reward.urls[0]`; no union tags."""
-    parents: tuple[type[BaseModel], ...]
-    """The sections that may stand around the last key (several while a union's `type` is unknown)."""
-    field: FieldInfo | None
-    """The last key's field; None if nobody knows the key."""
-
-
 def problem_lines(error: ValidationError, root: type[BaseModel]) -> list[str]:
     """One line for each problem, in the order of the schema."""
     return [_line(details, root) for details in error.errors()]
-
-
-def key_of(name: str, field: FieldInfo) -> str:
-    """The key that stands in the YAML for a field."""
-    return field.alias or name
-
-
-def sections_in(annotation: Any) -> tuple[type[BaseModel], ...]:
-    """The sections that an annotation allows: one, several in a union, none for a plain value."""
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return (annotation,)
-    return tuple(section for argument in get_args(annotation) for section in sections_in(argument))
-
-
-def tag_of(section: type[BaseModel]) -> str:
-    """What `type` says for a variant of a union."""
-    (tag,) = get_args(section.model_fields["type"].annotation)
-    return str(tag)
-
-
-def is_secret(annotation: Any) -> bool:
-    """True if the annotation holds a SecretStr."""
-    return annotation is SecretStr or any(is_secret(argument) for argument in get_args(annotation))
-
-
-def locate(location: Location, root: type[BaseModel]) -> Place:
-    """The place of one of pydantic's locations, which name the union's tag as if it were a key."""
-    path, union = "", False
-    field: FieldInfo | None = None
-    parents: tuple[type[BaseModel], ...] = (root,)
-    sections = parents
-    for part in location:
-        if union:
-            union = False
-            tagged = tuple(section for section in sections if tag_of(section) == part)
-            if tagged:
-                sections = tagged
-                continue
-        if isinstance(part, int):
-            path += f"[{part}]"
-            continue
-        path += f".{part}" if path else part
-        if not sections:  # a key of a plain mapping, such as a header: the field stays
-            continue
-        parents = sections
-        field = _field(sections, part)
-        sections = sections_in(field.annotation) if field else ()
-        union = field is not None and field.discriminator is not None
-    return Place(path, parents, field)
 
 
 def nearest_key(key: str, sections: tuple[type[BaseModel], ...], root: type[BaseModel], but: str = "") -> str:
@@ -103,26 +39,6 @@ def nearest_key(key: str, sections: tuple[type[BaseModel], ...], root: type[Base
     if similar:
         return f"did you mean `{everywhere[names.index(similar[0])]}`?"
     return f"known here: {', '.join(dict.fromkeys(here))}"
-
-
-def all_keys(root: type[BaseModel], prefix: str = "") -> Iterator[str]:
-    """Every key path of the schema, the outer ones first, all variants of a union included."""
-    deeper: list[tuple[type[BaseModel], str]] = []
-    for name, field in root.model_fields.items():
-        path = prefix + key_of(name, field)
-        yield path
-        if get_origin(field.annotation) is not dict:  # there, a name of the user's stands between
-            deeper.extend((section, path) for section in sections_in(field.annotation))
-    for section, path in deeper:
-        yield from all_keys(section, f"{path}.")
-
-
-def _field(sections: tuple[type[BaseModel], ...], key: str) -> FieldInfo | None:
-    for section in sections:
-        for name, field in section.model_fields.items():
-            if key_of(name, field) == key:
-                return field
-    return None
 
 
 def _line(details: Any, root: type[BaseModel]) -> str:

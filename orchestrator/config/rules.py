@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING, Any
 
 from cluster.config import LocalPlacement
 from cluster.errors import PlacementError
-from cluster.placement.gpu_groups import GPU_ROLES, THEIR_NAMES, as_groups, base_role, group_of, in_words_of, problems
+from cluster.placement.gpu_groups import GPU_ROLES, THEIR_NAMES, base_role, group_of, problems
+from cluster.placement.openrlhf import as_groups, in_words_of
 from cluster.placement.plan import RoleNeed, plan, ranks_of
+from orchestrator.config.advantages import NEEDS_CRITIC
 from orchestrator.config.device_rules import device_rules
-from orchestrator.config.ppo import NEEDS_CRITIC
-from roles.config.roles import EnsembleReward, ModelReward, WeightedScore
+from roles.config.rewards import EnsembleReward, ModelReward, WeightedScore
 
 if TYPE_CHECKING:
     from orchestrator.config.run import RunConfig

@@ -6,72 +6,21 @@ Imports neither torch, ray, vllm nor deepspeed, so that a file can be checked on
 from __future__ import annotations
 
 import math
-from typing import Annotated, Any, Literal, Self
+from typing import Any, Literal, Self
 
 from pydantic import Field, model_validator
 
 from cluster.config import Deadlines, LocalPlacement, PlacementConfig
+from orchestrator.config.data import PromptsConfig
+from orchestrator.config.evaluation import EvaluationConfig
 from orchestrator.config.ppo import PpoConfig
+from orchestrator.config.reward_training import RewardTrainingConfig
 from orchestrator.config.rules import inconsistencies, without_idle_gpus
 from roles.config.environment import FunctionEnvironment
-from roles.config.roles import (
-    ActorConfig,
-    CriticConfig,
-    Dtype,
-    EnsembleReward,
-    EnvironmentReward,
-    FunctionReward,
-    ModelConfig,
-    ModelReward,
-    OneReward,
-    OptimizerConfig,
-    Pooling,
-    ReferenceConfig,
-    RewardConfig,
-    RolloutConfig,
-    Section,
-)
-
-
-class DatasetConfig(Section):
-    """Rows that the `datasets` library can load."""
-
-    path: str = Field(min_length=1)
-    """A hub name, a `.jsonl`, `.json`, `.csv` or `.parquet` file, or a directory."""
-    name: str | None = None
-    """A hub data set's configuration."""
-    split: str = "train"
-    """As `datasets` writes it; `train[:1000]` works."""
-    limit: int | None = Field(default=None, ge=1)
-    """Use only the first so many rows."""
-
-
-class PromptsConfig(Section):
-    """What the policy is asked."""
-
-    train: DatasetConfig
-    """Prompts that are trained on."""
-    heldout: DatasetConfig | None = None
-    """Prompts that are never trained on, for `evaluation`."""
-    max_tokens: int = Field(ge=1)
-    """Longest prompt, in tokens, after the chat template."""
-    column: Literal["prompt", "messages", "prompt_token_ids"] | None = None
-    """The column that holds the prompt; null: the one of the three that the rows have."""
-    too_long: Literal["error", "skip", "truncate"] = "error"
-    """A longer prompt ends the run, is left out (counted), or loses its first tokens (counted)."""
-
-
-class EvaluationConfig(Section):
-    """What is measured on the held-out prompts before, after and every so many steps."""
-
-    every: int = Field(default=0, ge=0)
-    """PPO steps between evaluations; 0: only before the first and after the last."""
-    prompts: int = Field(default=128, ge=1)
-    """Of the held-out ones, from the first."""
-    judge: FunctionReward | None = None
-    """A gold scorer with the reward function's signature; null: the proxy score alone."""
-    samples: int = Field(default=3, ge=0)
-    """Responses shown side by side."""
+from roles.config.models import ActorConfig, CriticConfig, ModelConfig, ReferenceConfig
+from roles.config.rewards import EnsembleReward, EnvironmentReward, ModelReward, OneReward, RewardConfig
+from roles.config.rollout import RolloutConfig
+from roles.config.section import Dtype, Section
 
 
 class CheckpointConfig(Section):
@@ -99,61 +48,6 @@ class ReportConfig(Section):
     """TensorBoard files in `run_dir`."""
     html: bool = True
     """One self-contained `report.html`."""
-
-
-class PairDataset(Section):
-    """Preference pairs from a data set with columns `prompt` (or `messages`), `chosen`, `rejected`."""
-
-    type: Literal["dataset"]
-    """Pairs that exist."""
-    dataset: DatasetConfig
-    """Where they are."""
-
-
-class SampledPairs(Section):
-    """The policy's own responses to the training prompts, ranked by a judge (synthetic gold, arXiv 2210.10760)."""
-
-    type: Literal["sampled"]
-    """Pairs that are made."""
-    judge: FunctionReward
-    """Ranks the responses."""
-    responses_per_prompt: int = Field(default=4, ge=2)
-    """Every two of them that the judge does not call equal are compared."""
-    prompts: int | None = Field(default=None, ge=1)
-    """Training prompts to use; null is all."""
-
-
-PairsConfig = Annotated[PairDataset | SampledPairs, Field(discriminator="type")]
-
-
-class RewardTrainingConfig(Section):
-    """`tetrarch reward`: a reward model from preference pairs with the Bradley–Terry loss."""
-
-    output: str = Field(min_length=1)
-    """Folder of the trained model; point `reward.model.path` at it."""
-    model: ModelConfig
-    """Backbone."""
-    pairs: PairsConfig
-    """What it learns from."""
-    heldout_fraction: float = Field(default=0.2, gt=0, lt=1)
-    """Share of the groups (a prompt's compared responses) that is not trained on, for the accuracy."""
-    epochs: int = Field(default=1, ge=1)
-    """Passes over the pairs."""
-    groups_per_step: int = Field(default=16, ge=1)
-    """Groups (a prompt's compared responses) of one optimizer step."""
-    optimizer: OptimizerConfig = OptimizerConfig(learning_rate=5e-5)
-    """AdamW."""
-    freeze_backbone: bool = False
-    """Train the head alone: fast, and all that a few hundred comparisons can teach a small backbone."""
-    pooling: Pooling = "last"
-    """What a response's number is: the head's at the last token, or its mean over all tokens (`score_pooling` in the
-    folder's config.json). A critic that starts from a `mean` model values a state by the mean so far."""
-    micro_batch_tokens: int = Field(default=4096, ge=1)
-    """Tokens of one packed forward pass on one rank."""
-    max_tokens: int = Field(default=1024, ge=2)
-    """Prompt + response; longer pairs are left out (counted)."""
-    minimum_accuracy: float = Field(default=0.0, ge=0, lt=1)
-    """The command fails unless the held-out pair accuracy is above this with its whole 95 % interval; 0.5 is chance."""
 
 
 class CanaryConfig(Section):

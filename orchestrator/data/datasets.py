@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from orchestrator.config.run import DatasetConfig
+from orchestrator.config.data import DatasetConfig
 from orchestrator.data.row_files import BadRows, Row, Rows, read_csv, read_json
 from orchestrator.errors import ConfigError
 

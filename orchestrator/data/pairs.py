@@ -12,9 +12,10 @@ from typing import Literal
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from orchestrator.config.run import DatasetConfig
+from orchestrator.config.data import DatasetConfig
+from orchestrator.data.columns import check_characters, read_prompts
 from orchestrator.data.datasets import load_rows
-from orchestrator.data.prompts import check_characters, example_of, read_prompts
+from orchestrator.data.prompts import example_of
 from orchestrator.data.row_files import Rows
 from orchestrator.errors import ConfigError
 from roles.batch import Preferences

@@ -17,17 +17,14 @@ from typing import Any, Literal
 
 from transformers import PreTrainedTokenizerBase
 
-from orchestrator.config.run import DatasetConfig, PromptsConfig
+from orchestrator.config.data import DatasetConfig, PromptsConfig
+from orchestrator.data.columns import prompt_column, read_prompts, read_token_ids
 from orchestrator.data.datasets import load_rows
 from orchestrator.errors import CheckpointError, ConfigError
 from orchestrator.report.formats import printable
 from roles.batch import Prompts
 from roles.seeds import short_seed, stable_seed
-from roles.text.messages import plain_messages
-from roles.text.prompt_tokens import chat_text, prompt_tokens, shown_prompt
-
-COLUMNS = ("prompt", "messages", "prompt_token_ids")
-"""What a row's prompt may stand in."""
+from roles.text.prompt_tokens import shown_prompt
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,7 +148,7 @@ def _read(
     column: str, values: list[Any], tokenizer: PreTrainedTokenizerBase, where: str
 ) -> tuple[list[str], list[list[int]]]:
     if column == "prompt_token_ids":
-        return _read_token_ids(values, tokenizer, where)
+        return read_token_ids(values, tokenizer, where)
     return read_prompts("messages" if column == "messages" else "prompt", values, tokenizer, where)
 
 
@@ -162,7 +159,7 @@ def read_questions(
     dataset = require_part(config, part)
     rows = load_rows(dataset, f"prompts.{part}")
     where = f"prompts.{part}.path={dataset.path}"
-    column = _prompt_column(config, rows.column_names, where)
+    column = prompt_column(config, rows.column_names, where)
     texts, token_ids = _read(column, rows[column], tokenizer, where)
     empty = next((row for row, ids in enumerate(token_ids) if not ids), None)
     if empty is not None:
@@ -186,24 +183,6 @@ def example_of(
     shown = shown_prompt(tokenizer, given, ids, chat=column != "prompt")
     lines = [f"{source}, row {row}, as the model reads it:", *(f"  {line}" for line in shown.splitlines())]
     return printable("\n".join(lines), keep="\n")
-
-
-def _prompt_column(config: PromptsConfig, names: list[str], where: str) -> str:
-    present = [name for name in COLUMNS if name in names]
-    if config.column is not None:
-        if config.column not in names:
-            raise ConfigError(
-                f"{where} has no column `{config.column}` (prompts.column); it has {', '.join(names)}; rename one, or "
-                "change prompts.column"
-            )
-        return config.column
-    if not present:
-        raise ConfigError(
-            f"{where} has none of the columns {', '.join(COLUMNS)}; it has {', '.join(names)}; rename one"
-        )
-    if len(present) > 1:
-        raise ConfigError(f"{where} has the columns {' and '.join(present)}; say which one with prompts.column")
-    return present[0]
 
 
 def _fit(
@@ -239,72 +218,3 @@ def _fit(
         texts[row] = tokenizer.decode(token_ids[row], skip_special_tokens=False)
     became = f"; {len(long)} were longer and lost their first tokens"
     return replace(questions, token_ids=token_ids, texts=texts), became
-
-
-def read_prompts(
-    column: Literal["prompt", "messages"], values: list[Any], tokenizer: PreTrainedTokenizerBase, where: str
-) -> tuple[list[str], list[list[int]]]:
-    """Texts or chats → texts `[rows]` and token ids `[rows][tokens]`, as `roles.text.prompt_tokens` makes them."""
-    chat = column == "messages"
-    texts = _read_chats(values, tokenizer, where) if chat else _read_texts(values, where)
-    check_characters(texts, column, where)
-    return texts, prompt_tokens(tokenizer, texts, chat=chat)
-
-
-def check_characters(texts: list[str], column: str, where: str) -> None:
-    """JSON can write half of a surrogate pair, which no tokenizer takes."""
-    for row, text in enumerate(texts):
-        try:
-            text.encode()
-        except UnicodeEncodeError as error:
-            raise ConfigError(
-                f"{where}: row {row} has half of a surrogate pair ({text[error.start]!r}) in `{column}`, which is no "
-                "character; correct the row"
-            ) from None
-
-
-def _read_texts(values: list[Any], where: str) -> list[str]:
-    for row, value in enumerate(values):
-        if not isinstance(value, str):
-            raise ConfigError(
-                f"{where}: row {row} has {type(value).__name__} in `prompt`, not text; a chat belongs in `messages`"
-            )
-    return values
-
-
-def _read_chats(values: list[Any], tokenizer: PreTrainedTokenizerBase, where: str) -> list[str]:
-    if tokenizer.chat_template is None:
-        raise ConfigError(
-            f"{where} has `messages`, but the tokenizer of actor.model has no chat template; add chat_template.jinja "
-            "to the model folder, or give the prompts as text in `prompt`"
-        )
-    return [_render(value, tokenizer, f"{where}: row {row}") for row, value in enumerate(values)]
-
-
-def _render(messages: Any, tokenizer: PreTrainedTokenizerBase, where: str) -> str:
-    try:
-        plain = plain_messages(messages)
-    except ValueError as error:
-        raise ConfigError(f"{where} has {error}") from None
-    if plain[-1]["role"] == "assistant":
-        raise ConfigError(f"{where} ends with an assistant's message, so nothing is left to answer; cut it off")
-    try:
-        return chat_text(tokenizer, plain)
-    except Exception as error:  # a template is a program: it raises what it likes
-        raise ConfigError(f"{where} does not go through the tokenizer's chat template: {error}") from error
-
-
-def _read_token_ids(
-    values: list[Any], tokenizer: PreTrainedTokenizerBase, where: str
-) -> tuple[list[str], list[list[int]]]:
-    size = len(tokenizer)
-    for row, ids in enumerate(values):
-        if not isinstance(ids, list) or not all(type(i) is int for i in ids):
-            raise ConfigError(f"{where}: row {row} has no list of whole numbers in `prompt_token_ids`; mend the row")
-        outside = [i for i in ids if not 0 <= i < size]
-        if outside:
-            raise ConfigError(
-                f"{where}: row {row} has token id {outside[0]}, outside the tokenizer's {size} (0 to {size - 1}); "
-                "tokenise with the actor's tokenizer"
-            )
-    return [tokenizer.decode(ids, skip_special_tokens=False) for ids in values], values

@@ -18,19 +18,14 @@ from cluster.ranks.calls import wait_all
 from cluster.ranks.role_group import RoleGroup
 from cluster.runtime.ray_cluster import RayCluster
 from orchestrator.config.needs import RoleNames, needs, scorers, training
-from orchestrator.config.run import RewardTrainingConfig, RunConfig
-from orchestrator.groups.roles import EvaluationRoles, Policy, Reward, Roles
+from orchestrator.config.reward_training import RewardTrainingConfig
+from orchestrator.config.run import RunConfig
+from orchestrator.groups.policy import Policy
+from orchestrator.groups.reward import Reward
+from orchestrator.groups.scoring import EvaluationRoles, Roles
 from roles.actor import Actor, LossExtra
-from roles.config.roles import (
-    EnsembleReward,
-    FrozenRole,
-    FunctionReward,
-    MeanScore,
-    ModelReward,
-    OneReward,
-    RemoteReward,
-    TrainedRole,
-)
+from roles.config.models import FrozenRole, TrainedRole
+from roles.config.rewards import EnsembleReward, FunctionReward, MeanScore, ModelReward, OneReward, RemoteReward
 from roles.critic import Critic
 from roles.model_files.conversion import resolve_model
 from roles.models.early_end import EarlyEnd
@@ -40,7 +35,7 @@ from roles.reward_model import PolicyText, RewardModel, Scorer
 from roles.reward_trainer import RewardTrainer
 from roles.rollout import RolloutEngine, RolloutSetup, stop_token_ids
 from roles.text.tokenizer import load_tokenizer
-from roles.zero.sharded import EngineSetup
+from roles.zero.setup import ModelSetup
 
 R = TypeVar("R")
 
@@ -189,10 +184,10 @@ class Builder:
         wait_all([group.started for group in self._groups], self._config.deadlines.start_s)
         self.cluster.check_places(self._groups)
 
-    def engine_setup(self, name: str, model: Path, role: FrozenRole, *, steps: int = 0) -> EngineSetup:
+    def engine_setup(self, name: str, model: Path, role: FrozenRole, *, steps: int = 0) -> ModelSetup:
         """What a DeepSpeed engine of the role `name` is built from; a trained one has `steps` optimizer steps ahead."""
         config = self._config
-        setup = EngineSetup(
+        setup = ModelSetup(
             model_path=str(model),
             device=config.device,
             dtype=config.dtype,

@@ -16,10 +16,11 @@ from torch import Tensor
 from cluster.errors import ClusterError
 from orchestrator.config.run import RunConfig
 from orchestrator.errors import WeightsDiffer
-from orchestrator.groups.roles import Roles
+from orchestrator.groups.scoring import Roles
 from roles.actor import Actor
 from roles.batch import Rollouts, Scored
-from roles.config.roles import Dtype, RolloutConfig
+from roles.config.rollout import RolloutConfig
+from roles.config.section import Dtype
 from roles.errors import RoleError
 from roles.rollout import RolloutEngine
 from roles.transfer.probe import worst

@@ -35,7 +35,8 @@ from cluster.estimate.memory import (
 )
 from cluster.estimate.model_size import ModelSize
 from cluster.placement.accelerators import UNKNOWN
-from cluster.placement.gpu_groups import ENGINES, as_groups, base_role
+from cluster.placement.gpu_groups import ENGINES, base_role
+from cluster.placement.openrlhf import as_groups
 from cluster.placement.plan import Plan, Slot, plan, ranks_of, tensor_parallel_size
 from orchestrator.config.loading import apply_override, validate
 from orchestrator.config.needs import needs, section_key, training
@@ -47,7 +48,8 @@ from orchestrator.planning.this_machine import as_pool
 from orchestrator.planning.timeline import card_gib, step_time
 from orchestrator.sizes.model_sizes import adapters, model_size
 from orchestrator.sizes.model_sources import UnknownModel
-from roles.config.roles import ModelConfig, ModelReward, TrainedRole
+from roles.config.models import ModelConfig, TrainedRole
+from roles.config.rewards import ModelReward
 
 WORKING_IN = {
     "actor": ("score", "train actor"),

@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from cluster.config import PoolConfig
-from cluster.placement.gpu_groups import as_groups
-from cluster.placement.plan import Node
+from cluster.placement.node import Node
+from cluster.placement.openrlhf import as_groups
 from cluster.placement.pools import check_has_pools, with_pools_of
 from cluster.runtime.nodes import nodes_of
 from orchestrator.config.loading import validate

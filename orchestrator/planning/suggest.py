@@ -19,7 +19,8 @@ from typing import Any
 
 from cluster.config import Efficiency, EnginesConfig, GroupsPlacement, LocalPlacement, PlacedGroup, PoolConfig
 from cluster.errors import PlacementError
-from cluster.placement.gpu_groups import ENGINES, as_groups, base_role
+from cluster.placement.gpu_groups import ENGINES, base_role
+from cluster.placement.openrlhf import as_groups
 from cluster.placement.plan import Plan
 from orchestrator.config.rules import inconsistencies
 from orchestrator.config.run import RunConfig

@@ -6,80 +6,19 @@ Pure apart from reading the configuration.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
-from orchestrator.config.ppo import BootstrapTruncated, MaskTruncated, PpoConfig
+from orchestrator.config.ppo import PpoConfig
+from orchestrator.config.scores import BootstrapTruncated, MaskTruncated
 from orchestrator.errors import NotFinite
 from orchestrator.ppo.advantages import CRITIC_FREE, WITH_CRITIC, whiten
 from orchestrator.ppo.scores import RunningScale
-from orchestrator.report.metrics import LENGTH_QUANTILES
+from orchestrator.ppo.stats import ExperienceStats, experience_stats
 from roles.batch import Experience, Scored
-from roles.losses.policy import KL_ESTIMATORS, k1
-from roles.packing import balance
-
-
-@dataclass(frozen=True, slots=True)
-class ExperienceStats:
-    """What a batch looked like before the update. Every standard deviation is the biased one (divided by n).
-
-    *Trained* responses are all but those that `truncated: {type: mask}` leaves out; where none is left, their numbers
-    are 0.
-    """
-
-    score_mean: float
-    """Of the reward model's raw scores, all responses; a truncation penalty is not in it."""
-    score_std: float
-    score_disagreement: float
-    """Of the members of an ensemble: their standard deviation, mean over the responses."""
-    reward_mean: float
-    """Rewards summed over a response (score or its replacement, minus the KL penalty; before whitening), mean over the
-    trained responses."""
-    kl: float
-    """k1 in nats, summed over a response, mean over all responses."""
-    kl_per_token: float
-    """k1 in nats, mean over all generated tokens."""
-    advantage_mean: float
-    """Before whitening, over the trained tokens."""
-    advantage_std: float
-    explained_variance: float
-    """1 - Var(return - value) / Var(return) over the trained tokens, before the update; 0 where returns do not vary."""
-    response_length_mean: float
-    """Generated tokens a response, EOS included."""
-    response_length_quantiles: tuple[float, ...]
-    """The same: those that LENGTH_QUANTILES of the responses do not exceed."""
-    prompt_length_mean: float
-    """Tokens of a sample that were not generated."""
-    turns_mean: float
-    """Of the policy in a response: runs of generated tokens."""
-    truncated_fraction: float
-    """Responses that the length limit cut."""
-    logprob_gap_mean: float
-    """|rollout_logprobs - old_logprobs|, mean over the generated tokens: how far vLLM and the trainer disagree."""
-    logprob_gap_max: float
-
-    def metrics(self) -> dict[str, float]:
-        """By their names in `metrics.jsonl`."""
-        return {
-            "score/mean": self.score_mean,
-            "score/std": self.score_std,
-            **({"score/disagreement": self.score_disagreement} if self.score_disagreement else {}),
-            "reward/mean": self.reward_mean,
-            "objective/kl": self.kl,
-            "objective/kl_per_token": self.kl_per_token,
-            "advantage/mean": self.advantage_mean,
-            "advantage/std": self.advantage_std,
-            "value/explained_variance": self.explained_variance,
-            "response/length_mean": self.response_length_mean,
-            **dict(zip(LENGTH_QUANTILES, self.response_length_quantiles, strict=True)),
-            "prompt/length_mean": self.prompt_length_mean,
-            "response/turns_mean": self.turns_mean,
-            "response/truncated_fraction": self.truncated_fraction,
-            "engine/logprob_gap_mean": self.logprob_gap_mean,
-            "engine/logprob_gap_max": self.logprob_gap_max,
-        }
+from roles.losses.kl import KL_ESTIMATORS
 
 
 def to_experience(
@@ -129,7 +68,7 @@ def to_experience(
         groups = torch.arange(len(scored)) // responses_per_prompt
         compared = groups if baselines is None else baselines
         advantages = returns = CRITIC_FREE[estimator](shaped, trained, compared, **options)
-    stats = _stats(scored, trained, rewards, advantages, returns)
+    stats = experience_stats(scored, trained, rewards, advantages, returns)
     if value_scale is not None:
         value_scale.update(returns[trained])
         returns = value_scale.normalised(returns) * trained
@@ -176,38 +115,6 @@ def last_generated(mask: Tensor) -> Tensor:
     return torch.where(mask, columns, -1).amax(1)
 
 
-def mini_batches(
-    experience: Experience, *, epochs: int, mini_batches: int, seed: int, ranks: int
-) -> list[list[Experience]]:
-    """What each rank trains on: `[rank][optimizer step]`, `epochs * mini_batches` steps.
-
-    Every epoch is a fresh permutation of the whole batch, cut into equal mini-batches; each of those is shared out over
-    the ranks by token counts. Which rows make an optimizer step depends on the seed, never on the number of ranks.
-
-    Raises:
-        ValueError: the rows do not divide into mini-batches, or a mini-batch has fewer rows than there are ranks.
-    """
-    rows = len(experience)
-    if rows % mini_batches:
-        raise ValueError(f"mini_batches={mini_batches} does not divide the {rows} samples of the batch; use a divisor")
-    size = rows // mini_batches
-    if size < ranks:
-        raise ValueError(
-            f"a mini-batch of {size} samples cannot be shared out over {ranks} ranks; "
-            f"use at most {rows // ranks} mini-batches, or more samples a step"
-        )
-    generator = torch.Generator().manual_seed(seed)
-    lengths = experience.lengths.tolist()
-    shards: list[list[Experience]] = [[] for _ in range(ranks)]
-    for _ in range(epochs):
-        order = torch.randperm(rows, generator=generator).tolist()
-        for first in range(0, rows, size):
-            step = sorted(order[first : first + size])
-            for rank, part in enumerate(balance([lengths[row] for row in step], ranks)):
-                shards[rank].append(experience.select([step[place] for place in part]))
-    return shards
-
-
 def _truncation(scored: Scored, ppo: PpoConfig) -> tuple[Tensor, Tensor | None]:
     """Trained tokens `[batch, time]`, value after the last token `[batch]` (None: 0)."""
     match ppo.truncated:
@@ -245,44 +152,3 @@ def _check_finite(scored: Scored) -> None:
                 f"the {role}'s {name} are not finite in rows {bad[:8]} of the batch ({len(bad)} of {len(scored)}; the "
                 f"first has the prompt {scored.prompts[bad[0]][:60]!r}): {mend}",
             )
-
-
-def _stats(scored: Scored, trained: Tensor, rewards: Tensor, advantages: Tensor, returns: Tensor) -> ExperienceStats:
-    generated = scored.response_mask
-    kl = k1(scored.old_logprobs, scored.reference_logprobs)[generated].double()
-    gap = (scored.rollout_logprobs - scored.old_logprobs)[generated].abs().double()
-    advantage = advantages[trained].double()
-    target = returns[trained].double()
-    scores = scored.scores.double()
-    tokens = generated.sum(1).double()
-    quantiles = torch.quantile(tokens, torch.tensor(list(LENGTH_QUANTILES.values()), dtype=torch.double))
-    return ExperienceStats(
-        score_mean=float(scores.mean()),
-        score_std=float(scores.std(correction=0)),
-        score_disagreement=float(scored.disagreement.mean()),
-        reward_mean=_mean(rewards.double().sum(1)[trained.any(1)]),
-        kl=float(kl.sum()) / len(scored),
-        kl_per_token=float(kl.mean()),
-        advantage_mean=_mean(advantage),
-        advantage_std=_mean((advantage - advantage.mean()).square()) ** 0.5,
-        explained_variance=explained_variance(scored.values[trained].double(), target),
-        response_length_mean=float(generated.sum()) / len(scored),
-        response_length_quantiles=tuple(quantiles.tolist()),
-        prompt_length_mean=float(scored.lengths.sum() - generated.sum()) / len(scored),
-        turns_mean=float((generated[:, 1:] & ~generated[:, :-1]).sum()) / len(scored),
-        truncated_fraction=float((~scored.finished).double().mean()),
-        logprob_gap_mean=float(gap.mean()),
-        logprob_gap_max=float(gap.max()),
-    )
-
-
-def explained_variance(values: Tensor, returns: Tensor) -> float:
-    """1 - Var(returns - values) / Var(returns) of two flat tensors; 0 where the returns do not vary."""
-    if not len(returns):
-        return 0.0
-    total = float(returns.var(correction=0))
-    return 1.0 - float((returns - values).var(correction=0)) / total if total > 0 else 0.0
-
-
-def _mean(x: Tensor) -> float:
-    return float(x.mean()) if x.numel() else 0.0

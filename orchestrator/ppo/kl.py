@@ -6,26 +6,10 @@ summed over a response and averaged over responses, to the controller; the repor
 
 from __future__ import annotations
 
-import math
 from typing import Any, Protocol
 
-from orchestrator.config.ppo import AdaptiveKl, FixedKl
+from orchestrator.config.kl import AdaptiveKl, FixedKl
 from orchestrator.errors import CheckpointError
-
-BANDS: tuple[tuple[float, str], ...] = (
-    (1.0, "close"),
-    (2.0, "moving"),
-    (6.0, "healthy"),
-    (10.0, "stretched"),
-    (20.0, "far"),
-    (math.inf, "collapse"),
-)
-"""(upper bound in nats a response, name), ascending."""
-
-
-def health(kl: float) -> str:
-    """The band of a KL in nats a response: below 1 it has hardly moved, 2 to 6 is healthy, from 20 it collapses."""
-    return next((name for bound, name in BANDS if kl < bound), BANDS[-1][1])
 
 
 class KlController(Protocol):

@@ -6,18 +6,15 @@ the critic's targets (`orchestrator.ppo.experience`).
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
-from orchestrator.config.ppo import LinearLength, PenaliseTruncated, PpoConfig, ScoreConfig, SoftOverlong
-from roles.config.roles import CautiousScore, MeanScore, WeightedScore, WorstScore
+from orchestrator.config.ppo import PpoConfig
+from orchestrator.config.scores import LinearLength, PenaliseTruncated, ScoreConfig, SoftOverlong
 
 EPSILON = 1e-8
-
-CombineConfig = MeanScore | WorstScore | CautiousScore | WeightedScore
 
 
 class Responses(Protocol):
@@ -74,31 +71,6 @@ class RunningScale:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """The inverse of `state_dict`."""
         self._count, self._mean, self._squares = int(state["count"]), float(state["mean"]), float(state["squares"])
-
-
-def combine(scores: Mapping[str, Tensor], how: CombineConfig) -> tuple[Tensor, Tensor]:
-    """What the members of an ensemble say together.
-
-    Mean, worst and mean minus a multiple of the standard deviation: Coste et al., arXiv 2310.02743, section 3.
-
-    Args:
-        scores: of each member by its role, float `[batch]`.
-
-    Returns:
-        the combined scores, and how far the members are apart (their biased standard deviation), `[batch]` each.
-    """
-    stacked = torch.stack(list(scores.values()))
-    spread = stacked.std(0, correction=0)
-    match how:
-        case WorstScore():
-            return stacked.amin(0), spread
-        case CautiousScore(factor=factor):
-            return stacked.mean(0) - factor * spread, spread
-        case WeightedScore(weights=weights):
-            weighted = [weights[role.removeprefix("reward.")] * own for role, own in scores.items()]
-            return torch.stack(weighted).sum(0), spread
-        case _:
-            return stacked.mean(0), spread
 
 
 def shape_scores(scores: Tensor, rollouts: Responses, ppo: PpoConfig, scale: RunningScale) -> Tensor:

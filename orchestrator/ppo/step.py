@@ -16,10 +16,12 @@ from orchestrator.config.run import RunConfig
 from orchestrator.data.prompts import PromptSource
 from orchestrator.errors import CheckpointError, NotFinite
 from orchestrator.groups.canary import Canary
-from orchestrator.groups.roles import Roles, finish_scoring, start_scoring
-from orchestrator.ppo.experience import ExperienceStats, mini_batches, to_experience
+from orchestrator.groups.scoring import Roles, finish_scoring, start_scoring
+from orchestrator.ppo.experience import to_experience
 from orchestrator.ppo.kl import KlController
+from orchestrator.ppo.mini_batches import mini_batches
 from orchestrator.ppo.scores import RunningScale, shape_scores
+from orchestrator.ppo.stats import ExperienceStats
 from orchestrator.run.clock import Clock
 from roles.actor import Actor, ActorStats
 from roles.batch import Experience, Prompts, Rollouts, Scored

@@ -75,7 +75,7 @@ class Family:
     plain_if: tuple[str, Any] | None = None
     """Key and value with which logits are what the head gives, neither scaled nor capped; None: they always are."""
     whole_logits: bool = False
-    """Whether `roles.models.head` cannot take the place of its head whatever config.json says."""
+    """Whether `roles.models.scoring_head` cannot take the place of its head whatever config.json says."""
 
 
 BIASES: dict[str, Any] = {"qkv_bias": "attention_bias", "out_bias": "attention_bias"}

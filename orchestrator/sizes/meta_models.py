@@ -14,9 +14,9 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig
 
 from cluster.estimate.model_size import ModelSize
-from roles.config.roles import LoraConfig
-from roles.models.head import has_plain_head
+from roles.config.models import LoraConfig
 from roles.models.lora import adapter_parameters
+from roles.models.scoring_head import has_plain_head
 
 WIDTHS = ("intermediate_size", "ffn_dim", "n_inner", "ffn_hidden_size", "ffn_hidden_dim")
 """What architectures call the width of their MLP."""

@@ -17,7 +17,7 @@ from orchestrator.config.run import RunConfig
 from orchestrator.errors import ConfigError
 from orchestrator.sizes.architectures import decoder_of, size_by_weights
 from orchestrator.sizes.model_sources import UnknownModel, read_config, weights_count
-from roles.config.roles import LoraConfig, ModelConfig, TrainedRole
+from roles.config.models import LoraConfig, ModelConfig, TrainedRole
 from roles.errors import ModelError
 
 

@@ -20,7 +20,7 @@ import yaml
 
 from orchestrator.data.datasets import is_hub_name
 from orchestrator.errors import ConfigError
-from roles.config.roles import ModelConfig
+from roles.config.models import ModelConfig
 from roles.errors import ModelError
 
 KNOWN = Path(__file__).with_name("known_models.yaml")

@@ -18,13 +18,15 @@ from cluster.ranks.calls import wait_all
 from orchestrator.config.run import RunConfig
 from orchestrator.data.prompts import Questions, heldout_prompts
 from orchestrator.groups.build import evaluation_roles, resolve_models
-from orchestrator.groups.roles import EvaluationRoles, spread
+from orchestrator.groups.scoring import EvaluationRoles
+from orchestrator.groups.spread import spread
 from orchestrator.report.files import finite
-from orchestrator.report.progress import evaluation_lines, make_progress
+from orchestrator.report.lines import evaluation_lines
+from orchestrator.report.progress import make_progress
 from orchestrator.report.results import Estimate, EvaluationResult, SampleRow
 from orchestrator.run.checkpoint import trained_step
 from roles.batch import Prompts, Rollouts, Scored
-from roles.losses.policy import k1
+from roles.losses.kl import k1
 from roles.reference import FrozenPolicy
 from roles.reward_model import Scorer
 
@@ -67,12 +69,6 @@ def evaluate(
         proxy_values=proxy_values,
         gold_values=gold_values,
     )
-
-
-def training_samples(scored: Scored, count: int) -> list[SampleRow]:
-    """The first `count` responses of a training batch."""
-    kl = _response_kl(scored.old_logprobs, scored.reference_logprobs, scored.response_mask)
-    return _sample_rows(scored, scored.scores.tolist(), None, kl, count)
 
 
 def evaluate_run(config: RunConfig, questions: Questions) -> EvaluationResult:
@@ -122,3 +118,9 @@ def _sample_rows(
         )
         for row in range(min(count, len(rollouts)))
     ]
+
+
+def training_samples(scored: Scored, count: int) -> list[SampleRow]:
+    """The first `count` responses of a training batch."""
+    kl = _response_kl(scored.old_logprobs, scored.reference_logprobs, scored.response_mask)
+    return _sample_rows(scored, scored.scores.tolist(), None, kl, count)

@@ -15,14 +15,15 @@ from safetensors import SafetensorError
 from cluster.errors import ClusterError
 from cluster.ranks.calls import become_idle, wait_all, watching
 from cluster.runtime.orders import ORDERS, Orders
+from orchestrator.config.kl import AdaptiveKl
 from orchestrator.config.loading import dump_config
-from orchestrator.config.ppo import AdaptiveKl
 from orchestrator.config.run import RunConfig
 from orchestrator.data.prompts import PromptSource, Questions, heldout_prompts
 from orchestrator.errors import CheckpointError, KlBudgetSpent, NotFinite, TetrarchError, WeightsDiffer
 from orchestrator.groups import canary
 from orchestrator.groups.build import resolve_models, training_roles
-from orchestrator.groups.roles import Roles, spread
+from orchestrator.groups.scoring import Roles
+from orchestrator.groups.spread import spread
 from orchestrator.ppo.kl import make_controller
 from orchestrator.ppo.step import StepResult, TrainState, expect_steps, step_metrics, train_step
 from orchestrator.report.reporter import Reporter

@@ -16,15 +16,17 @@ from pathlib import Path
 import torch
 
 from cluster.ranks.role_group import RoleGroup
-from orchestrator.config.run import RewardTrainingConfig, RunConfig, SampledPairs
+from orchestrator.config.reward_training import RewardTrainingConfig, SampledPairs
+from orchestrator.config.run import RunConfig
 from orchestrator.data.pairs import Pairs
+from orchestrator.data.preferences import Comparisons, split
 from orchestrator.data.prompts import Questions
 from orchestrator.errors import ConfigError, TetrarchError
 from orchestrator.groups.build import builder, resolve_models
-from orchestrator.groups.roles import spread
+from orchestrator.groups.spread import spread
 from orchestrator.report.progress import Progress, make_progress
 from orchestrator.run.checkpoint import whole_folder
-from orchestrator.stages.sampled_pairs import Comparisons, sampled, split
+from orchestrator.stages.sampled_pairs import sampled
 from roles.batch import Preferences
 from roles.model_files.conversion import resolve_model
 from roles.packing import balance

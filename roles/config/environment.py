@@ -9,7 +9,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from roles.config.roles import Section
+from roles.config.section import Section
 
 
 class FunctionEnvironment(Section):

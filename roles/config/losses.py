@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from roles.config.roles import Section
+from roles.config.section import Section
 
 
 class NoCorrection(Section):

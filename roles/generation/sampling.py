@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from roles.config.roles import RolloutConfig
+from roles.config.rollout import RolloutConfig
 from roles.generation.conversation import Turn
 
 if TYPE_CHECKING:

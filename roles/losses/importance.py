@@ -1,7 +1,7 @@
 """What is done about vLLM's distribution differing from the trainer's: weights for the policy loss. Pure.
 
 Log-probabilities of the same tokens from both flow in, a weight a token flows out. Called by `roles.actor`. To add a
-correction: one function, one line in `IMPORTANCE`, one variant in `roles.config.roles`.
+correction: one function, one line in `IMPORTANCE`, one variant in `roles.config.models`.
 """
 
 from __future__ import annotations
@@ -11,7 +11,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from roles.losses.policy import log_ratio, sequence_mean
+from roles.losses.means import sequence_mean
+from roles.losses.policy import log_ratio
 
 
 def no_correction(old_logprobs: Tensor, rollout_logprobs: Tensor, sequences: Tensor) -> Tensor:

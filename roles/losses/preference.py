@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor
 
+from roles.losses.logprobs import wide
+
 
 def dpo(
     chosen: Tensor,
@@ -44,3 +46,11 @@ def ipo(
 
 def _margin(chosen: Tensor, rejected: Tensor, reference_chosen: Tensor, reference_rejected: Tensor) -> Tensor:
     return (chosen - reference_chosen) - (rejected - reference_rejected)
+
+
+def bradley_terry(chosen: Tensor, rejected: Tensor, margin: Tensor | float = 0.0) -> Tensor:
+    """-log sigmoid(chosen - rejected - margin) per pair `[pairs]` (Ouyang et al., arXiv 2203.02155, equation 1).
+
+    The margin is Llama 2's (arXiv 2307.09288, equation 2).
+    """
+    return -F.logsigmoid(wide(chosen) - wide(rejected) - margin)

@@ -25,7 +25,7 @@ from transformers import (
     PretrainedConfig,
 )
 
-from roles.config.roles import ModelConfig
+from roles.config.models import ModelConfig
 from roles.errors import ModelError
 from roles.model_files.gguf_file import GgufFile, check_tensors, complete
 from roles.model_files.gguf_tokenizer import gguf_tokenizer

@@ -3,7 +3,7 @@
 In: queries, keys and values of one row `[1, heads, tokens, dim]` that holds several sequences one after the other, and
 a `Layout` that says where each starts. Out: each token's attention over its own sequence up to itself. The models see
 no padding and transformers builds no mask (it makes masks only for implementations that register one). Loaded models
-ask for it by name (`IMPLEMENTATION`); `roles.models.heads` passes the layout as the keyword `layout`.
+ask for it by name (`IMPLEMENTATION`); `roles.models.networks` passes the layout as the keyword `layout`.
 
 GPUs run PyTorch's variable-length flash attention in half precision. Elsewhere the sequences are padded inside
 the attention only: with padding on the right and a causal mask no real token sees a pad.

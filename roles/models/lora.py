@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from roles.config.roles import LoraConfig
+from roles.config.models import LoraConfig
 from roles.errors import ModelError
 
 ADAPTER = "default"

@@ -16,7 +16,7 @@ from transformers import PreTrainedModel
 from transformers.core_model_loading import revert_weight_conversion
 
 from roles.errors import WeightTransferError
-from roles.transfer.push import gathered, parameter_shapes, plain_parameters
+from roles.zero.gather import gathered, parameter_shapes, plain_parameters
 
 Shapes = dict[str, tuple[int, ...]]
 

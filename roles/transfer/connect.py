@@ -26,8 +26,8 @@ from vllm.distributed.weight_transfer.factory import WeightTransferTrainerFactor
 
 from roles.errors import WeightTransferError
 from roles.transfer.checkpoint_format import CheckpointFormat
+from roles.transfer.facts import EngineClient, EngineFacts
 from roles.transfer.gloo import GlooTrainerInitInfo, register
-from roles.transfer.push import EngineClient, EngineFacts
 from roles.zero.digest import Digest
 
 POLL_S = 0.1

@@ -11,112 +11,18 @@ vLLM is imported only where a push is set up: it costs each process about 3 s.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from roles.errors import WeightTransferError
-from roles.models.lora import adapted_layers, adapter_of, is_adapter, merged, plain_name
+from roles.transfer.facts import EngineClient, EngineFacts
 from roles.transfer.probe import Products, trainer_products
+from roles.zero.gather import full_parameters, layers, parameter_shapes
 
 if TYPE_CHECKING:
     from vllm.distributed.weight_transfer.base import TrainerWeightTransferEngine
-
-TransferBackend = Literal["gloo", "nccl", "ipc"]
-
-
-class EngineClient(Protocol):
-    """Reaches every rollout engine at once."""
-
-    @property
-    def deadline_s(self) -> float:
-        """How long it waits for an answer."""
-
-    def call(self, method_name: str, *args: Any) -> list[Any]:
-        """Call a method of `RolloutEngine` on each engine, wait, and return the answers by engine."""
-
-
-@dataclass(frozen=True, slots=True)
-class EngineFacts:
-    """What the trainer must know of one engine."""
-
-    index: int
-    """Which engine."""
-    workers: int
-    """Its processes: each joins the transfer group."""
-    dtype: str
-    """Name of the dtype of its weights; the wire has the same."""
-    backend: TransferBackend
-
-
-def parameter_shapes(module: nn.Module) -> list[tuple[str, tuple[int, ...]]]:
-    """Names and full shapes of `module`'s parameters, tied ones once, whether ZeRO-3 has sharded them or not; adapters
-    are not among them."""
-    shapes = []
-    for name, parameter in plain_parameters(module).items():
-        whole = parameter.ds_shape if hasattr(parameter, "ds_shape") else parameter.shape
-        shapes.append((name, tuple(whole)))
-    return shapes
-
-
-def full_parameters(
-    module: nn.Module, groups: Sequence[Sequence[str]], *, adapted: bool = True
-) -> Iterator[tuple[str, Tensor]]:
-    """Each parameter of `module` as a whole tensor, gathered from its ZeRO-3 shards a group of names at a time.
-
-    Weights that have an adapter come merged with it, or (`adapted=False`) as they are without. A collective: every rank
-    of the module's group must run through it, in the same order. A tensor must be read before the next one is asked
-    for.
-    """
-    parameters = plain_parameters(module)
-    for group in groups:
-        with gathered(module, parameters, group, adapted=adapted) as tensors:
-            yield from tensors
-
-
-@contextmanager
-def gathered(
-    module: nn.Module, parameters: Mapping[str, Any], group: Sequence[str], *, adapted: bool = True
-) -> Iterator[Iterator[tuple[str, Tensor]]]:
-    """The names in `group` with their whole tensors; what the tensors hold is there inside only. A collective.
-
-    `parameters` are `plain_parameters(module)`.
-    """
-    import deepspeed
-
-    adapters = adapted_layers(module) if adapted else {}
-    wanted = [parameters[name] for name in group]
-    beside = [parameter for name in group if name in adapters for parameter in adapter_of(adapters[name])]
-    with deepspeed.zero.GatheredParameters([*wanted, *beside], modifier_rank=None):
-        yield (
-            (name, merged(parameter.data, adapters[name]) if name in adapters else parameter.data)
-            for name, parameter in zip(group, wanted, strict=True)
-        )
-
-
-def plain_parameters(module: nn.Module) -> dict[str, Any]:
-    """By the names that they have in a model without adapters."""
-    return {plain_name(name): value for name, value in module.named_parameters() if not is_adapter(name)}
-
-
-def layers(names: Sequence[str]) -> list[list[str]]:
-    """The names split into one group a decoder layer (`model.layers.7.…`), what is outside layers around them.
-
-    Only neighbours share a group: the order stays that of `names`, so flattening the groups gives `names` again.
-    """
-    groups: list[list[str]] = []
-    last: str | None = None
-    for name in names:
-        number = next((part for part in name.split(".") if part.isdigit()), "")
-        if number != last:
-            groups.append([])
-        groups[-1].append(name)
-        last = number
-    return groups
 
 
 class WeightPusher:

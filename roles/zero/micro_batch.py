@@ -16,10 +16,10 @@ from torch import Tensor
 from roles.batch import Experience
 from roles.config.losses import LossMean
 from roles.errors import LossNotFinite, RoleError
-from roles.losses.policy import denominator, masked_mean_weight
+from roles.losses.means import denominator, masked_mean_weight
 from roles.models.early_end import places_in_responses
 from roles.packing import Packed, pack
-from roles.zero.sharded import Engine, Work
+from roles.zero.sharded import ShardedModel, Work
 
 
 class TokenRows(Protocol):
@@ -85,15 +85,15 @@ def picked(values: Tensor, batch: TokenRows, rows: Sequence[int], device: torch.
     return values[index][batch.response_mask[index]].to(device)
 
 
-def per_token(engine: Engine, batch: TokenRows, forward: Callable[[MicroBatch], Tensor]) -> Tensor:
+def per_token(model: ShardedModel, batch: TokenRows, forward: Callable[[MicroBatch], Tensor]) -> Tensor:
     """float32 `[batch, time]`: what `forward` answers for the tokens in the response mask, 0 elsewhere.
 
-    A collective: every rank of the engine's group comes here, also with no row.
+    A collective: every rank of the model's group comes here, also with no row.
     """
     answers = torch.zeros(batch.token_ids.shape)
-    for rows in engine.passes(batch.lengths.tolist()):
+    for rows in model.passes(batch.lengths.tolist()):
         with torch.no_grad():
-            numbers = forward(MicroBatch.of(batch, rows, engine.device)).float().cpu()
+            numbers = forward(MicroBatch.of(batch, rows, model.device)).float().cpu()
         if rows:
             index = torch.as_tensor(rows)
             row, column = batch.response_mask[index].nonzero(as_tuple=True)
@@ -120,7 +120,7 @@ MicroBatchLoss = Callable[[Experience, list[int], Tensor], tuple[Tensor, Tensor]
 
 
 def update(
-    engine: Engine, mini_batches: Sequence[Experience], mean: LossMean, loss: MicroBatchLoss, constant: int = 1
+    model: ShardedModel, mini_batches: Sequence[Experience], mean: LossMean, loss: MicroBatchLoss, constant: int = 1
 ) -> Update:
     """One optimizer step for each of this rank's shares of a mini-batch. A collective.
 
@@ -133,7 +133,7 @@ def update(
         Work(batch.lengths[rows].tolist(), share)
         for batch, rows, share in zip(mini_batches, kept, denominators, strict=True)
     ]
-    sums = [torch.zeros((), dtype=torch.float64, device=engine.device)] * len(work)
+    sums = [torch.zeros((), dtype=torch.float64, device=model.device)] * len(work)
 
     def step_loss(step: int, items: list[int]) -> Tensor:
         rows = [kept[step][item] for item in items]
@@ -144,7 +144,7 @@ def update(
         return summed
 
     try:
-        facts = engine.train(work, step_loss)
+        facts = model.train(work, step_loss)
     except LossNotFinite as error:
         rows = [kept[error.step][item] for item in error.items]
         raise RoleError(
@@ -152,7 +152,7 @@ def update(
             f"step {error.step + 1} of {len(work)}; lower optimizer.learning_rate, or look at these samples"
         ) from error
     shares = torch.tensor(denominators, dtype=torch.float64)
-    total = engine.total(torch.cat([torch.stack(sums).cpu(), shares[:, None]], 1))
+    total = model.total(torch.cat([torch.stack(sums).cpu(), shares[:, None]], 1))
     return Update(
         measured=total[:, :-1],
         denominators=total[:, -1].clamp(min=1),

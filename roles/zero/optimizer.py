@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
 
-from roles.config.roles import OptimizerConfig, ScheduleConfig, ZeroConfig
+from roles.config.models import OptimizerConfig, ScheduleConfig, ZeroConfig
 
 
 def make_optimizer(config: OptimizerConfig, module: nn.Module, zero: ZeroConfig | None = None) -> Any:

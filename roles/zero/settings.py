@@ -1,4 +1,4 @@
-"""DeepSpeed's settings: an EngineSetup flows in, the dictionary that it takes flows out. Called by
+"""DeepSpeed's settings: an ModelSetup flows in, the dictionary that it takes flows out. Called by
 `roles.zero.sharded`.
 
 And which modules ZeRO-3 gathers whole.
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 
 if TYPE_CHECKING:
-    from roles.zero.sharded import EngineSetup
+    from roles.zero.setup import ModelSetup
 
 CPU_BUCKET = 4_000_000
 """Gradient numbers reduced at a time on CPU: what gloo moves fastest (16 MB fits the caches)."""
@@ -24,7 +24,7 @@ CPU_WHOLE = 1000
 """Parameters of no more numbers (biases, norms) stay whole on every rank."""
 
 
-def deepspeed_config(setup: EngineSetup, world_size: int) -> dict[str, Any]:
+def deepspeed_config(setup: ModelSetup, world_size: int) -> dict[str, Any]:
     """DeepSpeed's settings for `setup`."""
     on_cpu = setup.device == "cpu"
     # Stages 1 and 2 shard only what training needs.

@@ -1,7 +1,7 @@
 """DeepSpeed: build, forward, backward, step, gather, save. The one place that knows it (with `roles.transfer.push`).
 
 A module flows in; each rank of the group holds its share of it. The roles give lists of sequence lengths and a
-function that computes one micro-batch; the engine decides how many micro-batches every rank runs, accumulates, reduces
+function that computes one micro-batch; it decides how many micro-batches every rank runs, accumulates, reduces
 and steps. A rank's place in the group comes from RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT.
 """
 
@@ -19,59 +19,26 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from roles.config.roles import Dtype, LoraConfig, OptimizerConfig, ZeroConfig
 from roles.errors import LossNotFinite, RoleError
 from roles.models.lora import adapt, state_name
 from roles.packing import micro_batches
 from roles.text.tokenizer import load_tokenizer
-from roles.transfer.push import full_parameters, layers, parameter_shapes
 from roles.zero.average import Average
 from roles.zero.digest import Digest
+from roles.zero.gather import full_parameters, layers, parameter_shapes
 from roles.zero.host_heap import HEAP
 from roles.zero.optimizer import make_optimizer, make_scheduler, rate_factor, renew_rates, scale_rates
 from roles.zero.process_group import join
 from roles.zero.settings import deepspeed_config, gather_by_layer
+from roles.zero.setup import ModelSetup
 from roles.zero.sleeping import forget_host_copies, sleep, wake
 
 READABLE = 0o644
 """Mode of saved weights: safetensors makes them for their owner alone, and a server often runs as somebody else."""
 
 STATE = "state"
-"""Name of the checkpoint inside the folder that `Engine.save_state` is given; of adapters alone, `lora.state_name`."""
-
-
-@dataclass(frozen=True, slots=True)
-class EngineSetup:
-    """What an engine is built from, the same on every rank."""
-
-    model_path: str
-    """A Hugging Face folder."""
-    device: str
-    """`cpu` or `cuda`."""
-    dtype: Dtype
-    seed: int
-    zero: ZeroConfig
-    micro_batch_tokens: int
-    shares_card: bool = False
-    """Whether other processes use the same GPU: then what torch holds in reserve is given back between calls."""
-    gradient_checkpointing: bool = False
-    optimizer: OptimizerConfig | None = None
-    """null: frozen."""
-    optimizer_steps: int = 0
-    """Optimizer steps in the whole run: where the schedule ends."""
-    ema_decay: float | None = None
-    """Of a running mean of the trained weights; null: none is kept."""
-    lora: LoraConfig | None = None
-    """Train adapters and a value head alone."""
-    freeze_backbone: bool = False
-    """Train only what stands on top of the transformer (a value head)."""
-    trust_remote_code: bool = False
-
-    @property
-    def torch_dtype(self) -> torch.dtype:
-        """Of weights and activations."""
-        dtype: torch.dtype = getattr(torch, self.dtype)
-        return dtype
+"""Name of the checkpoint inside the folder that `ShardedModel.save_state` is given; of adapters alone,
+`lora.state_name`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,10 +61,10 @@ class StepFacts:
     """With which the step was taken."""
 
 
-class Engine:
+class ShardedModel:
     """One rank's part of a module under ZeRO."""
 
-    def __init__(self, setup: EngineSetup, load: Callable[[], nn.Module]) -> None:
+    def __init__(self, setup: ModelSetup, load: Callable[[], nn.Module]) -> None:
         """`load` makes the module, with the transformers model as its `.model`; called once the ranks have met."""
         self.setup, config = setup, setup.optimizer
         deepspeed = join(setup.device)
@@ -310,7 +277,7 @@ class Engine:
         return torch.stack(answers).cpu()
 
 
-def _sharded_loading(setup: EngineSetup, settings: dict[str, Any]) -> AbstractContextManager[Any]:
+def _sharded_loading(setup: ModelSetup, settings: dict[str, Any]) -> AbstractContextManager[Any]:
     """With ZeRO-3 on GPUs transformers shards each weight as it loads it: no rank ever holds the whole model."""
     if setup.zero.stage != 3 or setup.device == "cpu":
         return nullcontext()

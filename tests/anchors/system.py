@@ -19,7 +19,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from orchestrator.config.yaml_text import to_yaml
-from roles.models.heads import ValueModel
+from roles.models.networks import ValueModel
 from roles.packing import pack
 
 ROOT = Path(__file__).resolve().parents[2]

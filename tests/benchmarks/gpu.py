@@ -42,7 +42,7 @@ def generate(folder: Path, rows: int, tokens: int, device: Literal["cpu", "cuda"
     from vllm.sampling_params import RequestOutputKind
 
     from roles.batch import Prompts
-    from roles.config.roles import EngineConfig, RolloutConfig
+    from roles.config.rollout import EngineConfig, RolloutConfig
     from roles.rollout import RolloutEngine, RolloutSetup
 
     config = RolloutConfig(
@@ -104,7 +104,7 @@ def _name(device: str) -> str:
 
 
 def _plain_update(folder: Path, batch: Rollouts, device: torch.device) -> float:
-    from roles.models.heads import PolicyModel
+    from roles.models.networks import PolicyModel
     from roles.packing import micro_batches
     from roles.zero.micro_batch import MicroBatch
     from tests.gpu.rank import wait_for_the_card

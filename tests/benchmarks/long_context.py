@@ -2,8 +2,8 @@
 
 A randomly initialised Llama of one layer and hidden size 256 gives log-probabilities and entropy of one long sequence,
 with gradients of both: once with whole logits (as architectures that change them after the head still have them), once
-in blocks of the vocabulary (`roles.models.head`). Each case has a process of its own; the peak is that of its resident
-memory, less what it had before the forward pass.
+in blocks of the vocabulary (`roles.models.scoring_head`). Each case has a process of its own; the peak is that of its
+resident memory, less what it had before the forward pass.
 
     .venv/bin/python tests/benchmarks/long_context.py [--tokens 8192] [--vocabulary 131072]
 """
@@ -22,7 +22,7 @@ from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from roles.models.attention import IMPLEMENTATION
-from roles.models.heads import PolicyModel
+from roles.models.networks import PolicyModel
 from roles.packing import pack
 
 HIDDEN = 256

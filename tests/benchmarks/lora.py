@@ -21,11 +21,11 @@ import torch
 
 from roles.batch import Experience, Rollouts
 from roles.config.losses import PolicyLossConfig
-from roles.config.roles import LoraConfig
-from roles.zero.sharded import EngineSetup
+from roles.config.models import LoraConfig
+from roles.zero.setup import ModelSetup
 from tests.integration import ranks as processes
-from tests.integration.engine_cases import setup_of
 from tests.integration.ranks import Ranks
+from tests.integration.sharded_cases import setup_of
 
 ROWS, PROMPT, LENGTH = 4, 32, 128
 
@@ -52,12 +52,12 @@ def peak_gib() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 2**30
 
 
-def tokens_of(setup: EngineSetup) -> int:
+def tokens_of(setup: ModelSetup) -> int:
     """How many of its tokens are drawn from."""
     return min(1000, int(json.loads((Path(setup.model_path) / "config.json").read_text())["vocab_size"]))
 
 
-def trained(setup: EngineSetup, folder: str) -> tuple[float, float, int]:
+def trained(setup: ModelSetup, folder: str) -> tuple[float, float, int]:
     """Peak GiB, seconds of an update, bytes of the checkpoint."""
     from roles.actor import Actor
 
@@ -79,7 +79,7 @@ def trained(setup: EngineSetup, folder: str) -> tuple[float, float, int]:
     return peak_gib(), seconds, sum(f.stat().st_size for f in Path(folder).rglob("*") if f.is_file())
 
 
-def frozen(setup: EngineSetup) -> float:
+def frozen(setup: ModelSetup) -> float:
     """Peak GiB of a reference of its own."""
     from roles.reference import Reference
 

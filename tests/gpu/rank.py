@@ -1,6 +1,6 @@
 """One rank of a role on a card, without Ray and vLLM, in a process of its own: `rank.py FOLDER NAME JSON`.
 
-JSON: fields of EngineSetup to change (`zero` and `lora` as mappings), and `role` (actor, critic or reference), `rows`,
+JSON: fields of ModelSetup to change (`zero` and `lora` as mappings), and `role` (actor, critic or reference), `rows`,
 `tokens` (of each row at most), `repeat`, `resume` (save, load, go on). Prints a line `RESULT {…}` with seconds, memory
 in GiB after and at most during each call, and what was computed. The folder is that of `models.write`.
 """
@@ -28,10 +28,10 @@ with socket.create_server(("127.0.0.1", 0)) as server:
 from roles.actor import Actor
 from roles.batch import Experience, Rollouts
 from roles.config.losses import PolicyLossConfig, ValueLossConfig
-from roles.config.roles import LoraConfig, OptimizerConfig, ScheduleConfig, ZeroConfig
+from roles.config.models import LoraConfig, OptimizerConfig, ScheduleConfig, ZeroConfig
 from roles.critic import Critic
 from roles.reference import Reference
-from roles.zero.sharded import EngineSetup
+from roles.zero.setup import ModelSetup
 from tests.gpu.models import VOCABULARY
 
 T = TypeVar("T")
@@ -39,12 +39,12 @@ GIB = 2**30
 CONSTANT = OptimizerConfig(learning_rate=1e-5, schedule=ScheduleConfig(type="constant"))
 
 
-def setup_of(folder: Path, role: str, spec: dict[str, Any]) -> EngineSetup:
+def setup_of(folder: Path, role: str, spec: dict[str, Any]) -> ModelSetup:
     """With the usual settings where `spec` has no others."""
     spec = {**spec, "zero": ZeroConfig(**spec.get("zero", {}))}
     if spec.get("lora"):
         spec["lora"] = LoraConfig(**spec["lora"])
-    plain = EngineSetup(
+    plain = ModelSetup(
         model_path=str(folder / ("reward" if role == "critic" else "policy")),
         device="cuda",
         dtype="bfloat16",
@@ -133,8 +133,8 @@ def run(folder: Path, spec: dict[str, Any]) -> dict[str, Any]:
         out["moved"] = float((after - numbers).abs().max())
         if resume:
             out |= _continued(it, measured, batch, lambda: getattr(it, read)(rollouts), setup)
-    out["fingerprint"] = it._engine.fingerprint()
-    parameters = list(it._engine.module.parameters())
+    out["fingerprint"] = it._model.fingerprint()
+    parameters = list(it._model.module.parameters())
     out["parameters"] = sum(getattr(p, "ds_numel", p.numel()) for p in parameters)
     return out
 
@@ -162,7 +162,7 @@ def experience_of(rollouts: Rollouts, numbers: torch.Tensor, role: str) -> Exper
 
 
 def _continued(
-    it: Any, measured: Measured, batch: Experience, read: Callable[[], torch.Tensor], setup: EngineSetup
+    it: Any, measured: Measured, batch: Experience, read: Callable[[], torch.Tensor], setup: ModelSetup
 ) -> dict[str, Any]:
     folder = tempfile.mkdtemp()
     before = read()

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from roles.models import head
+from roles.models import scoring_head as head
 from roles.models.attention import Layout, _pad, _sdpa, _unpad, packed_attention
 
 pytestmark = [pytest.mark.gpu, pytest.mark.timeout(60)]

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from roles.batch import Prompts, Rollouts
-from roles.config.roles import EngineConfig, RolloutConfig
+from roles.config.rollout import EngineConfig, RolloutConfig
 from roles.rollout import RolloutSetup
 from tests.integration.tiny_model import EOS, PAD, VOCABULARY
 

@@ -16,7 +16,7 @@ def forking() -> ForkServerContext:
     begins as it was when the first one was started.
     """
     context = get_context("forkserver")
-    context.set_forkserver_preload(["tests.integration.engine_cases", "roles.rollout"])
+    context.set_forkserver_preload(["tests.integration.sharded_cases", "roles.rollout"])
     with patch.dict(os.environ, OMP_NUM_THREADS="1"):  # read when torch is imported
         forkserver.ensure_running()
     return context

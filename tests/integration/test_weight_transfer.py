@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 
-from roles.config.roles import LoraConfig
+from roles.config.models import LoraConfig
 from roles.errors import RolloutError, WeightTransferError
 from roles.rollout import RolloutEngine, RolloutSetup
 from roles.transfer.probe import differences

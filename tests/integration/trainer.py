@@ -10,7 +10,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from roles.config.roles import LoraConfig
+from roles.config.models import LoraConfig
 from roles.models.lora import adapt
 from roles.transfer.probe import Products
 from roles.transfer.push import WeightPusher

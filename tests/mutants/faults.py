@@ -12,7 +12,7 @@ ANCHORS = "tests/unit/orchestrator/test_anchors.py"
 CONVERSATION = "tests/unit/roles/generation/test_conversation.py"
 LOSSES = "tests/unit/roles/losses/test_policy.py"
 STEP = "tests/unit/orchestrator/ppo/test_train_step.py"
-ENGINE = "tests/integration/test_engine.py"
+ENGINE = "tests/integration/test_sharded.py"
 ROLLOUT = "tests/integration/test_rollout.py"
 TRANSFER = "tests/integration/test_weight_transfer.py"
 
@@ -61,7 +61,7 @@ FAULTS = (
     ),
     Fault(
         "mask ignored in the loss",
-        "roles/losses/policy.py",
+        "roles/losses/means.py",
         "weight = mask.to(torch.float32)",
         "weight = torch.ones_like(mask, dtype=torch.float32)",
         LOSSES,
@@ -110,14 +110,14 @@ FAULTS = (
     ),
     Fault(
         "mean of means",
-        "roles/losses/policy.py",
+        "roles/losses/means.py",
         'if mean == "sequence":',
         'if mean in ("sequence", "token"):',
         LOSSES,
     ),
     Fault(
         "value clip inverted",
-        "roles/losses/policy.py",
+        "roles/losses/value.py",
         "0.5 * torch.maximum(plain, bounded), bounded > plain",
         "0.5 * torch.minimum(plain, bounded), bounded > plain",
         LOSSES,
@@ -125,8 +125,8 @@ FAULTS = (
     Fault(
         "ratio inverted",
         "roles/losses/policy.py",
-        "(_wide(logprobs) - _wide(old_logprobs)).clamp",
-        "(_wide(old_logprobs) - _wide(logprobs)).clamp",
+        "(wide(logprobs) - wide(old_logprobs)).clamp",
+        "(wide(old_logprobs) - wide(logprobs)).clamp",
         LOSSES,
     ),
     Fault(
@@ -164,7 +164,7 @@ FAULTS = (
     ),
     Fault(
         "the trained actor in place of the reference",
-        "orchestrator/groups/roles.py",
+        "orchestrator/groups/scoring.py",
         "reference_logprobs=spread(roles.reference, FrozenPolicy.reference_logprobs, rollouts),",
         "reference_logprobs=spread(roles.actor, Actor.logprobs, rollouts),",
         STEP,
@@ -199,7 +199,7 @@ FAULTS = (
     ),
     Fault(
         "the same permutation in every epoch",
-        "orchestrator/ppo/experience.py",
+        "orchestrator/ppo/mini_batches.py",
         "        order = torch.randperm(rows, generator=generator).tolist()",
         "        order = torch.randperm(rows, generator=generator.manual_seed(seed)).tolist()",
         EXPERIENCE,
@@ -334,7 +334,7 @@ FAULTS = (
     ),
     Fault(
         "a head under another name is drawn anew",
-        "roles/models/heads.py",
+        "roles/models/networks.py",
         "if head is not None and not head.usual:",
         "if False:",
         HEADS,
@@ -356,8 +356,8 @@ FAULTS = (
     Fault(
         "a reward model is trained on from numbers that are centred twice",
         "roles/reward_trainer.py",
-        "self._engine.module.rescale(-score_shift, 1.0)",
-        "self._engine.module.model.config.score_shift = score_shift",
+        "self._model.module.rescale(-score_shift, 1.0)",
+        "self._model.module.model.config.score_shift = score_shift",
         HEADS,
     ),
     Fault(

@@ -137,7 +137,7 @@ WIRING = (
     Fault(
         "the shared actor answers with its adapters",
         "roles/actor.py",
-        "        with adapters_off(self._engine.module):",
+        "        with adapters_off(self._model.module):",
         "        with torch.no_grad():",
         ACTOR_KEYS,
     ),
@@ -346,7 +346,7 @@ WIRING = (
     ),
     Fault(
         "doubt counts once",
-        "orchestrator/ppo/scores.py",
+        "orchestrator/groups/reward.py",
         "stacked.mean(0) - factor * spread",
         "stacked.mean(0) - spread",
         DRIVER_KEYS,
@@ -360,7 +360,7 @@ WIRING = (
     ),
     Fault(
         "members change their weights",
-        "orchestrator/ppo/scores.py",
+        "orchestrator/groups/reward.py",
         'weights[role.removeprefix("reward.")]',
         'dict(zip(weights, reversed(weights.values()), strict=True))[role.removeprefix("reward.")]',
         DRIVER_KEYS,
@@ -472,7 +472,7 @@ WIRING = (
     ),
     Fault(
         "a share of its own is held out",
-        "orchestrator/stages/sampled_pairs.py",
+        "orchestrator/data/preferences.py",
         "round(len(usable) * config.heldout_fraction)",
         "round(len(usable) * 0.2)",
         REWARD_TRAINING_KEYS,

@@ -73,7 +73,7 @@ def test_the_layer_test_sees_imports_in_functions(tmp_path: Path) -> None:
 
 def test_a_configuration_is_checked_without_the_engines() -> None:
     program = (
-        "import sys, cluster.config, cluster.placement.plan, roles.config.roles\n"
+        "import sys, cluster.config, cluster.placement.plan, roles.config.models\n"
         "import orchestrator.config.run, orchestrator.config.loading\n"
         f"orchestrator.config.loading.load_config({str(CONFIGS[0])!r})\n"
         "print(sorted({'torch', 'ray', 'vllm', 'deepspeed', 'transformers'} & set(sys.modules)))"

@@ -106,7 +106,7 @@ def test_the_benchmark_of_lora(
     monkeypatch.setattr(lora, "Ranks", Here)
     monkeypatch.setattr(lora.processes, "DEADLINE_S", lora.processes.DEADLINE_S)
     saved = lambda self, folder: (Path(folder) / "state").write_bytes(b"1")  # noqa: E731
-    monkeypatch.setattr("roles.zero.sharded.Engine.save_state", saved)
+    monkeypatch.setattr("roles.zero.sharded.ShardedModel.save_state", saved)
     with alone():
         rows = shown(lora, tiny, "--rank", 2)
     assert [" ".join(row).split(":")[0] for row in rows] == ["all weights", "LoRA 2", "reference"]
@@ -114,7 +114,8 @@ def test_the_benchmark_of_lora(
 
 
 def whole(**arguments: Any) -> tuple[Any, ...]:
-    """A rank alone under stage 3, which has nothing to shard: `Engine` asks DeepSpeed's optimizer for a little more."""
+    """A rank alone under stage 3, which has nothing to shard: `ShardedModel` asks DeepSpeed's optimizer for a little
+    more."""
     alone = PlainDeepSpeed(**arguments)
     alone.optimizer = alone.optimizer or SimpleNamespace()
     alone.optimizer.empty_partition_cache = lambda: None

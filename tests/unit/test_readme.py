@@ -23,7 +23,7 @@ from orchestrator.commands import app as cli
 from orchestrator.config.loading import load_config
 from orchestrator.config.run import RunConfig
 from roles.config.environment import FunctionEnvironment
-from roles.config.roles import RewardConfig
+from roles.config.rewards import RewardConfig
 
 ROOT = Path(__file__).resolve().parents[2]
 README = (ROOT / "README.md").read_text()

@@ -17,11 +17,17 @@ import pytest
 import torch
 from torch import Tensor
 
-from orchestrator.config.ppo import AdaptiveKl, FixedKl, PpoConfig
-from orchestrator.ppo.experience import mini_batches, to_experience
+from orchestrator.config.kl import AdaptiveKl, FixedKl
+from orchestrator.config.ppo import PpoConfig
+from orchestrator.ppo.experience import to_experience
 from orchestrator.ppo.kl import KlController, make_controller
+from orchestrator.ppo.mini_batches import mini_batches
 from roles.batch import Experience, Scored
-from roles.losses.policy import denominator, k1, k2, k3, masked_mean_weight, policy_loss, token_logprobs, value_loss
+from roles.losses.kl import k1, k2, k3
+from roles.losses.logprobs import token_logprobs
+from roles.losses.means import denominator, masked_mean_weight
+from roles.losses.policy import policy_loss
+from roles.losses.value import value_loss
 
 VOCABULARY = 32
 

@@ -21,7 +21,7 @@ from pydantic import SecretStr, ValidationError
 
 from roles import reward_functions
 from roles.batch import Rollouts
-from roles.config.roles import FunctionReward, RemoteReward
+from roles.config.rewards import FunctionReward, RemoteReward
 from roles.errors import RewardError
 from roles.reward_functions import FunctionScorer, RemoteScorer
 
@@ -195,7 +195,7 @@ def test_the_child_dies_with_its_parent(tmp_path: Path) -> None:
     program = f"""
 import os, signal, threading, time
 from pathlib import Path
-from roles.config.roles import FunctionReward
+from roles.config.rewards import FunctionReward
 from roles.reward_functions import FunctionScorer
 from tests_rollouts import rollouts
 scorer = FunctionScorer(FunctionReward(path={str(path)!r}))

@@ -12,7 +12,7 @@ import torch
 from tokenizers.processors import TemplateProcessing
 
 from configs.tiny.inputs import tokenizer
-from orchestrator.config.run import PromptsConfig
+from orchestrator.config.data import PromptsConfig
 from orchestrator.data.prompts import Questions, read_questions
 from roles.batch import Rollouts
 from roles.reward_model import PolicyText, TextBridge

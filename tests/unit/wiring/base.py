@@ -153,7 +153,7 @@ def numbers(seen: Seen) -> Numbers:
         if role in seen.groups:
             tensors = seen.groups[role].parameters
             found |= {f"{role} {name}": tensor.detach() for name, tensor in tensors.items() if tensor.requires_grad}
-    average = seen.groups["actor"].members[0]._engine._average
+    average = seen.groups["actor"].members[0]._model._average
     if average is not None:
         found |= {f"average {name}": tensor.clone() for name, tensor in average.whole()}
     for step, metrics in enumerate(seen.report.steps):

@@ -23,7 +23,7 @@ import yaml
 from torch import Tensor, nn
 
 import orchestrator.groups.build
-import orchestrator.groups.roles
+import orchestrator.groups.scoring
 import orchestrator.ppo.step
 import orchestrator.stages.evaluation
 import orchestrator.stages.ppo
@@ -67,14 +67,16 @@ class Group:
     def members(self) -> list[Any]:
         if not self._members:
             self._members = [self.factory(*own) for own in self.arguments]
-            if hasattr(self._members[0], "_engine") and isinstance(self._members[0]._engine, roles.zero.sharded.Engine):
+            if hasattr(self._members[0], "_model") and isinstance(
+                self._members[0]._model, roles.zero.sharded.ShardedModel
+            ):
                 self.began = {name: tensor.detach().clone() for name, tensor in self.parameters.items()}
         return self._members
 
     @property
     def parameters(self) -> dict[str, Tensor]:
         """By the names of the folder; an adapter's end in `lora_A` and `lora_B`."""
-        named = self.members[0]._engine.module.model.named_parameters()
+        named = self.members[0]._model.module.model.named_parameters()
         return {
             name.replace(".base_layer.", ".")
             .replace("lora_A.default.weight", "lora_A")
@@ -137,7 +139,7 @@ class Cluster:
 
 
 class PlainDeepSpeed:
-    """What `Engine` asks of DeepSpeed, for one rank."""
+    """What `ShardedModel` asks of DeepSpeed, for one rank."""
 
     def __init__(self, *, model: nn.Module, optimizer: Any, lr_scheduler: Any, config: dict[str, Any]) -> None:
         self.module, self.settings = model, config
@@ -317,7 +319,7 @@ def stage() -> Iterator[Seen]:
         patched.setattr(orchestrator.groups.build, "RayCluster", Cluster)
         for module in (
             orchestrator.groups.build,
-            orchestrator.groups.roles,
+            orchestrator.groups.scoring,
             orchestrator.ppo.step,
             orchestrator.stages.evaluation,
             orchestrator.stages.sampled_pairs,

@@ -18,7 +18,7 @@ from orchestrator.data.pairs import Pairs
 from orchestrator.groups.build import resolve_models, training_roles
 from orchestrator.stages.reward import train_reward
 from roles.batch import Preferences
-from roles.config.roles import ModelConfig
+from roles.config.models import ModelConfig
 from tests.unit.wiring.base import base
 from tests.unit.wiring.stage import stage, with_changes
 from tests.unit.wiring.test_reward_training_keys import reward_base

@@ -110,7 +110,7 @@ def ran(folder: Path, changes: Mapping[str, Any], monkeypatch: pytest.MonkeyPatc
 
 
 def whole(**arguments: Any) -> tuple[Any, ...]:
-    """As without sharding: `Engine` asks an optimizer under stage 3 for more."""
+    """As without sharding: `ShardedModel` asks an optimizer under stage 3 for more."""
     from tests.unit.wiring.stage import PlainDeepSpeed
 
     arguments["optimizer"].empty_partition_cache = lambda: None

@@ -86,7 +86,7 @@ def test_the_dtype_is_that_of_every_model(folder: Path) -> None:
         seen = short_run(folder, {"dtype": dtype})
         for role in ("actor", "critic", "reference", "reward"):
             assert {tensor.dtype for tensor in seen.groups[role].parameters.values()} == {getattr(torch, dtype)}
-            settings = seen.groups[role].members[0]._engine._deepspeed.settings
+            settings = seen.groups[role].members[0]._model._deepspeed.settings
             assert ("bf16" in settings) == (dtype == "bfloat16")
         assert seen.llms[0].arguments.dtype == dtype
 

@@ -18,7 +18,8 @@ from cluster.capacity.matching import assign, fits
 from cluster.capacity.shortage import check_capacity, describe_shortage
 from cluster.config import PlacementConfig
 from cluster.errors import PlacementError
-from cluster.placement.plan import Node, Plan, RoleNeed, Slot, plan
+from cluster.placement.node import Node
+from cluster.placement.plan import Plan, RoleNeed, Slot, plan
 
 ALL = [RoleNeed(role, gpu=True) for role in ("rollout", "actor", "critic", "reference", "reward")]
 KINDS = st.tuples(st.integers(1, 4), st.integers(0, 3), st.sampled_from(["", "A", "B"]))

@@ -23,7 +23,7 @@ from cluster.estimate.memory import (
     working,
 )
 from cluster.estimate.model_size import ModelSize
-from roles.models import head
+from roles.models import scoring_head as head
 from roles.zero.settings import CARD_BUCKET
 
 SEVENTY_B = ModelSize(70_553_706_496, 855_654_400, 1_050_673_152, 80, 8192, 28672, 64, 8, 128, 128256)

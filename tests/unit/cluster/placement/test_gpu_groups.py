@@ -11,16 +11,10 @@ from pydantic import TypeAdapter, ValidationError
 from cluster.capacity.shortage import check_capacity
 from cluster.config import GroupsPlacement, OpenRlhfPlacement, PlacementConfig
 from cluster.errors import PlacementError
-from cluster.placement.gpu_groups import as_groups, problems
-from cluster.placement.plan import (
-    Node,
-    Plan,
-    RoleNeed,
-    engines_neighbours,
-    plan,
-    ranks_of,
-    tensor_parallel_size,
-)
+from cluster.placement.gpu_groups import problems
+from cluster.placement.node import Node
+from cluster.placement.openrlhf import as_groups
+from cluster.placement.plan import Plan, RoleNeed, engines_neighbours, plan, ranks_of, tensor_parallel_size
 from cluster.placement.seats import seats
 
 ALL = [RoleNeed(role, gpu=True) for role in ("rollout", "actor", "critic", "reference", "reward")]

@@ -10,7 +10,7 @@ from pydantic import TypeAdapter
 from cluster.config import GroupsPlacement, OpenRlhfPlacement, PlacementConfig
 from cluster.errors import PlacementError
 from cluster.placement.gpu_groups import problems
-from cluster.placement.plan import Node
+from cluster.placement.node import Node
 from cluster.placement.pools import node_kinds, with_pools_of
 
 HEAD = Node("head", 16, 0, "", 60)

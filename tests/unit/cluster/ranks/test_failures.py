@@ -10,7 +10,7 @@ from ray.exceptions import ActorDiedError, RayTaskError
 
 from cluster.errors import DeadlineExceeded, RankFailure
 from cluster.ranks import failures
-from cluster.ranks.worker import Identity
+from cluster.ranks.identity import Identity
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ import pytest
 from orchestrator.checks.architectures import HEAD_SIZES, check_attention, check_cpu_engine
 from orchestrator.checks.models import ModelFacts
 from orchestrator.errors import ConfigError
-from roles.config.roles import ModelConfig
+from roles.config.models import ModelConfig
 from tests.integration import architectures
 
 

@@ -27,7 +27,7 @@ from orchestrator.config.loading import dump_config, validate
 from orchestrator.config.run import RunConfig
 from orchestrator.errors import ConfigError
 from orchestrator.run.checkpoint import Checkpoints
-from roles.config.roles import FunctionReward
+from roles.config.rewards import FunctionReward
 
 WORDS = ["<pad>", "<eos>", "<unk>", *"abcdefgh"]
 REWARD = "def score(prompts, responses, *, response_token_ids, finished, columns):\n    return [0.0] * len(prompts)\n"

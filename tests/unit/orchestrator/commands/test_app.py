@@ -57,10 +57,10 @@ Drive = Callable[..., list[tuple[str, tuple[Any, ...]]]]
 def drive(monkeypatch: pytest.MonkeyPatch) -> Drive:
     """Put stand-ins for the door and the drivers in place; they note their arguments, and raise `error`."""
     places = {
-        "orchestrator.checks": ["check_train", "check_reward", "check_evaluate"],
-        "orchestrator.training": ["train"],
-        "orchestrator.reward_training": ["train_reward"],
-        "orchestrator.evaluation": ["evaluate_run"],
+        "orchestrator.checks.commands": ["check_train", "check_reward", "check_evaluate"],
+        "orchestrator.stages.ppo": ["train"],
+        "orchestrator.stages.reward": ["train_reward"],
+        "orchestrator.stages.evaluation": ["evaluate_run"],
     }
 
     def install(error: BaseException | None = None, at: str = "") -> list[tuple[str, tuple[Any, ...]]]:

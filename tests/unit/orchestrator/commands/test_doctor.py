@@ -12,7 +12,7 @@ import pytest
 from typer.testing import CliRunner
 
 import orchestrator.commands.doctor
-from cluster.placement.plan import Node
+from cluster.placement.node import Node
 from cluster.ranks.worker import version_reader
 from cluster.runtime.nodes import NodeReport
 from orchestrator.commands import app as cli

@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 import cluster.runtime.jobs
 import orchestrator.commands.submit
 from cluster.errors import ClusterUnreachable
-from cluster.placement.plan import Node
+from cluster.placement.node import Node
 from cluster.runtime import job_follower
 from cluster.runtime.job_follower import JobState
 from orchestrator.checks.commands import check_lasting

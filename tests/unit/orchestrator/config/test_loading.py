@@ -11,11 +11,11 @@ from typing import Any
 import pytest
 from pydantic import BaseModel
 
+from orchestrator.config.kl import AdaptiveKl, FixedKl
 from orchestrator.config.loading import dump_config, load_config, validate
 from orchestrator.config.needs import scorers
-from orchestrator.config.ppo import AdaptiveKl, FixedKl
-from orchestrator.config.problems import all_keys, sections_in
 from orchestrator.config.run import RunConfig
+from orchestrator.config.schema import all_keys, sections_in
 from orchestrator.config.yaml_text import parse_yaml, to_yaml
 from orchestrator.errors import ConfigError
 

@@ -9,9 +9,9 @@ import yaml
 from typer.testing import CliRunner
 
 from orchestrator.commands import app as cli
+from orchestrator.config.kl import AdaptiveKl, FixedKl
 from orchestrator.config.loading import load_config
 from orchestrator.config.openrlhf import import_file
-from orchestrator.config.ppo import AdaptiveKl, FixedKl
 from orchestrator.errors import ConfigError
 from orchestrator.planning.layout import layout
 

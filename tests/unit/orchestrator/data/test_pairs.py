@@ -11,7 +11,7 @@ import torch
 from tokenizers.processors import TemplateProcessing
 
 from configs.tiny.inputs import tokenizer
-from orchestrator.config.run import DatasetConfig
+from orchestrator.config.data import DatasetConfig
 from orchestrator.data.pairs import read_pairs
 from orchestrator.errors import ConfigError
 from roles.batch import Preferences

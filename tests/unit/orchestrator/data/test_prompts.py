@@ -12,8 +12,9 @@ import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
+from orchestrator.config.data import DatasetConfig
 from orchestrator.config.loading import validate
-from orchestrator.config.run import DatasetConfig, RunConfig
+from orchestrator.config.run import RunConfig
 from orchestrator.data.datasets import is_hub_name, load_rows
 from orchestrator.data.prompts import PromptSource, heldout_prompts, read_questions, read_tasks
 from orchestrator.errors import CheckpointError, ConfigError

@@ -14,7 +14,7 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
-from orchestrator.config.run import DatasetConfig
+from orchestrator.config.data import DatasetConfig
 from orchestrator.data.datasets import load_rows
 from orchestrator.data.row_files import BadRows, read_csv, read_json
 from orchestrator.errors import ConfigError

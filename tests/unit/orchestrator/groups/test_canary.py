@@ -16,8 +16,8 @@ from orchestrator.config.run import CanaryConfig
 from orchestrator.errors import WeightsDiffer
 from orchestrator.groups.canary import Canary, culprits, unexplained_gap
 from roles.batch import Scored
-from roles.config.roles import RolloutConfig
-from roles.models.heads import PolicyModel
+from roles.config.rollout import RolloutConfig
+from roles.models.networks import PolicyModel
 from roles.transfer.probe import EngineProducts, engine_products, trainer_products
 from tests.integration.tiny_model import save_tiny_llama
 from tests.unit.orchestrator.ppo.test_experience import make_scored

@@ -11,7 +11,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from orchestrator.config.ppo import Gae, PpoConfig
+from orchestrator.config.advantages import Gae
+from orchestrator.config.ppo import PpoConfig
 from orchestrator.ppo.advantages import (
     CRITIC_FREE,
     WITH_CRITIC,

@@ -10,17 +10,12 @@ from torch import Tensor
 from orchestrator.config.ppo import PpoConfig
 from orchestrator.errors import NotFinite
 from orchestrator.ppo.advantages import gae, whiten
-from orchestrator.ppo.experience import (
-    MADE_BY,
-    explained_variance,
-    last_generated,
-    mini_batches,
-    shape_rewards,
-    to_experience,
-)
+from orchestrator.ppo.experience import MADE_BY, last_generated, shape_rewards, to_experience
+from orchestrator.ppo.mini_batches import mini_batches
 from orchestrator.ppo.scores import RunningScale, shape_scores
+from orchestrator.ppo.stats import explained_variance
 from roles.batch import Experience, Scored
-from roles.losses.policy import k1
+from roles.losses.kl import k1
 
 BETA = 0.1
 RESPONSES = [(2, 5), (3, 1), (1, 8), (4, 3)]

@@ -6,10 +6,11 @@ import math
 import pytest
 import torch
 
-from orchestrator.config.ppo import AdaptiveKl, FixedKl
+from orchestrator.config.kl import AdaptiveKl, FixedKl
 from orchestrator.errors import CheckpointError
-from orchestrator.ppo.kl import AdaptiveController, FixedController, health, make_controller
-from roles.losses.policy import k1, k2, k3
+from orchestrator.ppo.kl import AdaptiveController, FixedController, make_controller
+from orchestrator.report.kl_bands import health
+from roles.losses.kl import k1, k2, k3
 
 ESTIMATORS = {"k1": k1, "k2": k2, "k3": k3}
 

@@ -11,13 +11,13 @@ import torch
 
 from configs.tiny.inputs import tokenizer
 from orchestrator.checks.functions import check_sendable
+from orchestrator.config.data import PromptsConfig
 from orchestrator.config.loading import validate
-from orchestrator.config.run import PromptsConfig
 from orchestrator.data.prompts import PromptSource, Questions, read_questions, read_tasks
 from orchestrator.errors import ConfigError
 from roles.batch import Rollouts
 from roles.config.environment import FunctionEnvironment
-from roles.config.roles import FunctionReward, RemoteReward
+from roles.config.rewards import FunctionReward, RemoteReward
 from roles.generation.environments import Environments
 from roles.reward_functions import FunctionScorer, RemoteScorer
 from tests.unit.orchestrator.data.test_row_files import COLUMNS, ROWS, same

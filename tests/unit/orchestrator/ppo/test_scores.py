@@ -9,9 +9,11 @@ from typing import Any
 import pytest
 import torch
 
-from orchestrator.config.ppo import PenaliseTruncated, PpoConfig, ScoreConfig
-from orchestrator.ppo.scores import RunningScale, combine, length_penalty, shape_scores
-from roles.config.roles import EnsembleReward, MeanScore
+from orchestrator.config.ppo import PpoConfig
+from orchestrator.config.scores import PenaliseTruncated, ScoreConfig
+from orchestrator.groups.reward import combine
+from orchestrator.ppo.scores import RunningScale, length_penalty, shape_scores
+from roles.config.rewards import EnsembleReward, MeanScore
 
 LENGTHS = torch.tensor([1, 40, 50, 60, 70])
 

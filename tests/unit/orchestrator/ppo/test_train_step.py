@@ -10,20 +10,22 @@ from typing import Any
 import pytest
 import torch
 
-import orchestrator.groups.roles
+import orchestrator.groups.scoring
+import orchestrator.ppo.stats
 import orchestrator.ppo.step
-import orchestrator.ppo.step.experience
 from cluster.config import Deadlines
 from orchestrator.config.ppo import PpoConfig
 from orchestrator.config.run import CanaryConfig
 from orchestrator.errors import NotFinite, TetrarchError, WeightsDiffer
-from orchestrator.groups.roles.roles import Policy, Reward, Roles
-from orchestrator.ppo.step.experience import ExperienceStats
-from orchestrator.ppo.step.kl import FixedController
-from orchestrator.ppo.step.step import StepResult, TrainState, step_metrics, train_step
+from orchestrator.groups.scoring import Policy, Reward, Roles
+from orchestrator.ppo.experience import ExperienceStats
+from orchestrator.ppo.kl import FixedController
+from orchestrator.ppo.step import StepResult, TrainState, step_metrics, train_step
 from orchestrator.run.clock import Clock
 from roles.batch import Experience, Scored
-from roles.config.roles import MeanScore, RolloutConfig, WarmupConfig
+from roles.config.models import WarmupConfig
+from roles.config.rewards import MeanScore
+from roles.config.rollout import RolloutConfig
 from tests.unit.orchestrator import fakes
 from tests.unit.orchestrator.fakes import ACTOR, CRITIC, FakeGroup, prompts_of, write_waits
 
@@ -76,7 +78,7 @@ def step(
 def log(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """What happened, in order; waits for several calls are in it."""
     lines: list[str] = []
-    for module in (orchestrator.ppo.step, orchestrator.groups.roles):
+    for module in (orchestrator.ppo.step, orchestrator.groups.scoring):
         monkeypatch.setattr(module, "wait_all", write_waits(lines))
     return lines
 
@@ -165,7 +167,7 @@ def test_the_warm_up_ends_when_the_critic_explains_enough(
     log: list[str], monkeypatch: pytest.MonkeyPatch, explained: float, trained: bool
 ) -> None:
     """The batch that shows it is the actor's first; its schedule gets the steps that the warm-up has left over."""
-    monkeypatch.setattr(orchestrator.ppo.step.experience, "explained_variance", lambda values, returns: explained)
+    monkeypatch.setattr(orchestrator.ppo.stats, "explained_variance", lambda values, returns: explained)
     gate = WarmupConfig(max_steps=5, until_explained_variance=0.4)
     result, state, _ = step(log, warmup=gate, done=2)
     assert (result.actor is not None) == trained

@@ -7,9 +7,9 @@ from itertools import pairwise
 
 import pytest
 
-from orchestrator.ppo.kl import BANDS
 from orchestrator.report.charts import training_curves
 from orchestrator.report.files import RunRecord, RunState
+from orchestrator.report.kl_bands import BANDS
 from orchestrator.report.page import page
 from orchestrator.report.results import Estimate, EvaluationResult, SampleRow
 from orchestrator.report.svg import Chart, Series, escape, line_chart, nice_ticks, stacked_bars

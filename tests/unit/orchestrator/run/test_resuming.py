@@ -11,8 +11,8 @@ import pytest
 
 import orchestrator.stages.ppo
 from orchestrator.config.loading import dump_config, load_config, validate
-from orchestrator.config.problems import key_of, sections_in
 from orchestrator.config.run import RunConfig
+from orchestrator.config.schema import key_of, sections_in
 from orchestrator.errors import ConfigError, TetrarchError
 from orchestrator.run.checkpoint import Checkpoints
 from orchestrator.run.resuming import (

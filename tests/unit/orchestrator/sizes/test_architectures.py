@@ -14,7 +14,7 @@ from orchestrator.sizes.architectures import decoder_of
 from orchestrator.sizes.families import FAMILIES
 from orchestrator.sizes.meta_models import adapters_of, size_of
 from orchestrator.sizes.model_sources import known_shapes
-from roles.config.roles import LoraConfig
+from roles.config.models import LoraConfig
 
 BOTH = [True, False]
 BIAS = {"attention_bias": BOTH}

@@ -14,7 +14,7 @@ from orchestrator.config.run import RunConfig
 from orchestrator.errors import ConfigError
 from orchestrator.sizes.meta_models import size_of
 from orchestrator.sizes.model_sizes import adapters, check_adapters, model_size
-from roles.config.roles import ModelConfig
+from roles.config.models import ModelConfig
 from roles.models.lora import adapt
 
 ROOT = Path(__file__).resolve().parents[4]

@@ -19,7 +19,7 @@ from orchestrator.sizes import model_sources
 from orchestrator.sizes.architectures import decoder_of
 from orchestrator.sizes.model_sizes import model_size
 from orchestrator.sizes.model_sources import UnknownModel, from_hub, known_shapes, read_config
-from roles.config.roles import ModelConfig
+from roles.config.models import ModelConfig
 
 SMALL = {
     "model_type": "llama",

@@ -12,10 +12,12 @@ import torch
 import orchestrator.stages.evaluation
 import tests.unit.orchestrator.fakes
 from cluster.config import Deadlines
-from orchestrator.groups.roles import EvaluationRoles, Policy, Reward
+from orchestrator.groups.policy import Policy
+from orchestrator.groups.reward import Reward
+from orchestrator.groups.scoring import EvaluationRoles
 from orchestrator.stages.evaluation import evaluate
 from roles.batch import Prompts, Rollouts
-from roles.config.roles import MeanScore
+from roles.config.rewards import MeanScore
 from tests.unit.orchestrator.fakes import FakeCall, FakeGroup, prompts_of, write_waits
 
 

@@ -7,9 +7,9 @@ import itertools
 import pytest
 import torch
 
+from orchestrator.data.preferences import Comparisons
 from orchestrator.errors import TetrarchError
 from orchestrator.stages.reward import RewardQuality, _quality, _schedule, _share, check_quality
-from orchestrator.stages.sampled_pairs import Comparisons
 from tests.unit.orchestrator.stages.test_sampled_pairs import ranked, training
 
 

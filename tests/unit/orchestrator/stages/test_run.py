@@ -14,22 +14,23 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-import orchestrator.groups.roles
+import orchestrator.groups.policy
 import orchestrator.stages.ppo
 from cluster.config import Deadlines
 from cluster.errors import RankFailure, Terminated
 from cluster.runtime.orders import Orders
+from orchestrator.config.evaluation import EvaluationConfig
 from orchestrator.config.ppo import PpoConfig
-from orchestrator.config.run import CanaryConfig, CheckpointConfig, EvaluationConfig
+from orchestrator.config.run import CanaryConfig, CheckpointConfig
 from orchestrator.errors import CheckpointError, KlBudgetSpent, NotFinite, TetrarchError, WeightsDiffer
 from orchestrator.groups import canary
-from orchestrator.groups.roles.roles import Policy
+from orchestrator.groups.scoring import Policy
 from orchestrator.ppo.kl import AdaptiveController, FixedController
 from orchestrator.ppo.step import TrainState
 from orchestrator.run.checkpoint import Checkpoints
 from orchestrator.run.clock import Clock
 from orchestrator.stages.ppo import Run
-from roles.config.roles import RolloutConfig
+from roles.config.rollout import RolloutConfig
 from tests.unit.orchestrator.fakes import FakeGroup, prompts_of, rollouts_of, write_waits
 from tests.unit.orchestrator.ppo.test_experience import make_scored
 
@@ -146,7 +147,7 @@ def test_engines_that_share_their_gpus_end_before_the_last_step_is_saved(
     make_run: MakeRun, monkeypatch: pytest.MonkeyPatch, sleeps: bool
 ) -> None:
     """They hold the cards while they generate, and cannot be asked to sleep before they have done so."""
-    monkeypatch.setattr(orchestrator.groups.roles, "FREED_S", 0.0)
+    monkeypatch.setattr(orchestrator.groups.policy, "FREED_S", 0.0)
     run, log = make_run(step=3, version=3)
     run.roles = SimpleNamespace(**{**vars(run.roles), "policy": replace(run.roles.policy, sleeps=sleeps)})
     monkeypatch.setattr(orchestrator.stages.ppo, "train_step", failing("generate", DEATH))

@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 import torch
 
-from orchestrator.config.run import RewardTrainingConfig
+from orchestrator.config.reward_training import RewardTrainingConfig
+from orchestrator.data.preferences import split
 from orchestrator.errors import ConfigError
-from orchestrator.stages.sampled_pairs import split
 from roles.batch import Preferences
 
 

@@ -9,16 +9,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from roles.losses.policy import (
-    bradley_terry,
-    denominator,
-    entropy,
-    masked_mean_weight,
-    policy_loss,
-    token_logprobs,
-    value_loss,
-)
-from roles.losses.preference import dpo, ipo
+from roles.losses.logprobs import entropy, token_logprobs
+from roles.losses.means import denominator, masked_mean_weight
+from roles.losses.policy import policy_loss
+from roles.losses.preference import bradley_terry, dpo, ipo
+from roles.losses.value import value_loss
 from tests.reference.golden import Case, cases, kinds
 
 MEANS = {"token": "token_mean", "sequence": "seq_mean_token_mean"}

@@ -1,4 +1,4 @@
-"""`roles.losses.policy.policy` against naive loops, and the properties the engines rely on."""
+"""`roles.losses.policy` against naive loops, and the properties the engines rely on."""
 
 from __future__ import annotations
 
@@ -8,26 +8,18 @@ import pytest
 import torch
 from torch import Tensor
 
-import roles.losses.policy
-from roles.losses.policy.policy import (
-    POLICY_LOSSES,
-    approx_kl,
-    bradley_terry,
-    cispo_loss,
-    denominator,
-    entropy,
-    gspo_loss,
-    masked_mean_weight,
-    policy_loss,
-    token_logprobs,
-    value_loss,
-)
+import roles.losses.logprobs
+from roles.losses.logprobs import entropy, token_logprobs
+from roles.losses.means import denominator, masked_mean_weight
+from roles.losses.policy import POLICY_LOSSES, approx_kl, cispo_loss, gspo_loss, policy_loss
+from roles.losses.preference import bradley_terry
+from roles.losses.value import value_loss
 from roles.packing import balance, micro_batches
 
 
 @pytest.fixture(params=[1 << 22, 64], ids=["one chunk", "many chunks"])
 def chunk(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(roles.losses.policy, "CHUNK", request.param)
+    monkeypatch.setattr(roles.losses.logprobs, "CHUNK", request.param)
 
 
 def tokens(seed: int, rows: int = 6, time: int = 9) -> dict[str, Tensor]:

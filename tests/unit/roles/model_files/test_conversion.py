@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from tokenizers import Tokenizer, models
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, LlamaConfig, PreTrainedTokenizerFast
 
-from roles.config.roles import ModelConfig
+from roles.config.models import ModelConfig
 from roles.errors import ModelError
 from roles.model_files import conversion
 from roles.model_files.conversion import resolve_model

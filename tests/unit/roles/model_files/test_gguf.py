@@ -12,7 +12,7 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, LlamaConfig
 
-from roles.config.roles import ModelConfig
+from roles.config.models import ModelConfig
 from roles.errors import ModelError
 from roles.model_files.conversion import resolve_model
 from roles.model_files.gguf_file import GgufFile, complete

@@ -13,7 +13,7 @@ import torch
 import transformers
 from transformers import AutoModelForCausalLM
 
-from roles.config.roles import ModelConfig
+from roles.config.models import ModelConfig
 from roles.model_files.conversion import resolve_model
 from tests.unit.roles.model_files.test_conversion import TOKENS
 

@@ -14,16 +14,16 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import AutoModelForSequenceClassification, AutoModelForTokenClassification, PreTrainedModel
 
-from roles.config.roles import ModelConfig
+from roles.config.models import ModelConfig
 from roles.errors import ModelError
 from roles.model_files.conversion import resolve_model
 from roles.model_files.value_heads import find_head, normalisation
 from roles.model_files.weight_check import check_weights
 from roles.model_files.weight_files import Stored, stored_weights
-from roles.models.heads import ValueModel
+from roles.models.networks import ValueModel
 from roles.reward_trainer import RewardTrainer
 from tests.integration.tiny_model import save_tokenizer
-from tests.unit.roles.models.test_heads import ARCHITECTURES, LENGTHS, PACKED, TOKENS, compare_gradients, write
+from tests.unit.roles.models.test_networks import ARCHITECTURES, LENGTHS, PACKED, TOKENS, compare_gradients, write
 
 BIAS = 0.7
 CLASSIFIERS = sorted(ARCHITECTURES.keys() - {"granite-scaled"})
@@ -194,7 +194,7 @@ def test_a_reward_model_that_is_trained_on_is_centred_once(tmp_path: Path) -> No
     edit(tmp_path / "a", lambda tensors: tensors, score_shift=0.4, score_scale=2.0)
     trainer, today = object.__new__(RewardTrainer), scored(tmp_path / "a")
     module = ValueModel.load(tmp_path / "a")
-    trainer._engine = SimpleNamespace(module=module, save_model=module.model.save_pretrained)  # type: ignore[assignment]
+    trainer._model = SimpleNamespace(module=module, save_model=module.model.save_pretrained)  # type: ignore[assignment]
     trainer.save_model(tmp_path / "b", float(today.mean()))
     torch.testing.assert_close(scored(tmp_path / "b"), today - today.mean(), atol=1e-5, rtol=1e-5)
 

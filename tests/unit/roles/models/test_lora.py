@@ -9,14 +9,14 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForSequenceClassification, PreTrainedModel
 
-from roles.config.roles import LoraConfig
+from roles.config.models import LoraConfig
 from roles.errors import ModelError
-from roles.models.heads import PolicyModel, ValueModel
 from roles.models.lora import adapt, adapted_layers, adapters_off, is_adapter, merged
+from roles.models.networks import PolicyModel, ValueModel
 from roles.transfer.connect import ZeroSource
-from roles.transfer.push import full_parameters, layers, parameter_shapes
 from roles.zero.digest import Digest
-from tests.unit.roles.models.test_heads import PACKED, targets, write
+from roles.zero.gather import full_parameters, layers, parameter_shapes
+from tests.unit.roles.models.test_networks import PACKED, targets, write
 
 LORA = LoraConfig(rank=4, alpha=8)
 

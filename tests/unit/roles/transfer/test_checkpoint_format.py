@@ -11,13 +11,13 @@ from torch import nn
 from transformers import AutoModelForCausalLM
 from transformers.core_model_loading import Transpose, WeightConverter
 
-from roles.config.roles import LoraConfig
+from roles.config.models import LoraConfig
 from roles.errors import ModelError, WeightTransferError
 from roles.models.attention import check_architecture
 from roles.models.lora import adapt
 from roles.transfer.checkpoint_format import CheckpointFormat
 from roles.transfer.connect import ZeroSource
-from roles.transfer.push import layers, parameter_shapes
+from roles.zero.gather import layers, parameter_shapes
 from tests.integration import architectures
 
 

@@ -8,7 +8,7 @@ from torch import nn
 
 from roles.transfer.buckets import ALIGNMENT, plan_buckets
 from roles.transfer.connect import quiet_port
-from roles.transfer.push import full_parameters, layers, parameter_shapes
+from roles.zero.gather import full_parameters, layers, parameter_shapes
 
 
 def test_layers_keep_the_order_and_split_at_layer_numbers() -> None:

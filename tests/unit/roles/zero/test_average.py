@@ -1,4 +1,4 @@
-"""The running mean of weights that ZeRO has not sharded; `tests/integration/test_engine.py` has the sharded ones."""
+"""The running mean of weights that ZeRO has not sharded; `tests/integration/test_sharded.py` has the sharded ones."""
 
 from __future__ import annotations
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from roles.config.roles import OptimizerConfig, ScheduleConfig
+from roles.config.models import OptimizerConfig, ScheduleConfig
 from roles.zero.optimizer import make_optimizer, make_scheduler, rate_factor, renew_rates, scale_rates
 
 

@@ -11,11 +11,12 @@ import pytest
 import torch
 from deepspeed.runtime.zero.offload_config import OffloadStateTypeEnum
 
-from roles.config.roles import OptimizerConfig, ZeroConfig
+from roles.config.models import OptimizerConfig, ZeroConfig
 from roles.zero.settings import deepspeed_config
-from roles.zero.sharded import STATE, Engine, EngineSetup, Work
+from roles.zero.setup import ModelSetup
+from roles.zero.sharded import STATE, ShardedModel, Work
 
-SETUP = EngineSetup(
+SETUP = ModelSetup(
     model_path="none",
     device="cpu",
     dtype="float32",
@@ -71,8 +72,8 @@ class Recorder:
 MOVED = "offload_states optim_states hp_params contiguous_grad_buffer"
 
 
-def engine_on(recorder: Recorder, zero: ZeroConfig) -> Engine:
-    engine = object.__new__(Engine)
+def engine_on(recorder: Recorder, zero: ZeroConfig) -> ShardedModel:
+    engine = object.__new__(ShardedModel)
     engine.setup, engine.world_size, engine.module = replace(SETUP, zero=zero), 1, torch.nn.Identity()
     engine._deepspeed, engine._average, engine.device = recorder, None, torch.device("cpu")
     return engine

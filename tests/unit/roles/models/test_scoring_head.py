@@ -12,10 +12,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import AutoModelForCausalLM
 
-from roles.models import head
+from roles.models import scoring_head as head
 from roles.models.early_end import Forbidden
-from roles.models.head import ScoringHead, has_plain_head
-from tests.unit.roles.models.test_heads import GROUPED, Shapes
+from roles.models.scoring_head import ScoringHead, has_plain_head
+from tests.unit.roles.models.test_networks import GROUPED, Shapes
 
 TOKENS, WIDTH, VOCABULARY = 13, 8, 50
 

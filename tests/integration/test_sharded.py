@@ -13,10 +13,10 @@ import torch
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
 from roles.config.losses import PolicyLossConfig, ValueLossConfig
-from roles.config.roles import LoraConfig, ScheduleConfig, ZeroConfig
+from roles.config.models import LoraConfig, ScheduleConfig, ZeroConfig
 from roles.models.lora import adapt, adapted_layers, is_adapter, merged, plain_name
 from roles.zero.optimizer import rate_factor
-from tests.integration import engine_cases as cases
+from tests.integration import sharded_cases as cases
 from tests.integration.ranks import Ranks
 from tests.integration.tiny_model import save_tiny_llama
 

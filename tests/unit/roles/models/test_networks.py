@@ -15,8 +15,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, PreTrainedModel
 
 from roles.errors import ModelError
-from roles.losses.policy import value_loss
-from roles.models.heads import PolicyModel, ValueModel, _exact_rotary, _running_mean, _zero
+from roles.losses.value import value_loss
+from roles.models.networks import PolicyModel, ValueModel, _exact_rotary, _running_mean, _zero
 from roles.packing import Packed, pack
 
 VOCAB = 50

@@ -1,4 +1,4 @@
-"""What the ranks of `test_engine` do, and the plain single-process torch that they are compared with."""
+"""What the ranks of `test_sharded` do, and the plain single-process torch that they are compared with."""
 
 from __future__ import annotations
 
@@ -12,18 +12,20 @@ from torch import Tensor
 
 from roles.batch import Experience, Rollouts
 from roles.config.losses import PolicyLossConfig, ValueLossConfig
-from roles.config.roles import OptimizerConfig, ScheduleConfig, ZeroConfig
-from roles.losses.policy import KL_ESTIMATORS, POLICY_LOSSES, value_loss
-from roles.zero.sharded import EngineSetup
+from roles.config.models import OptimizerConfig, ScheduleConfig, ZeroConfig
+from roles.losses.kl import KL_ESTIMATORS
+from roles.losses.policy import POLICY_LOSSES
+from roles.losses.value import value_loss
+from roles.zero.setup import ModelSetup
 from tests.integration.tiny_model import EOS, VOCABULARY
 
 TEMPERATURE = 0.7
 OPTIMIZER = OptimizerConfig(learning_rate=1e-3, max_gradient_norm=0.5, schedule=ScheduleConfig(type="constant"))
 
 
-def setup_of(folder: Path, **changes: Any) -> EngineSetup:
-    """A trained engine on the CPU in float32."""
-    setup = EngineSetup(
+def setup_of(folder: Path, **changes: Any) -> ModelSetup:
+    """A trained model on the CPU in float32."""
+    setup = ModelSetup(
         model_path=str(folder),
         device="cpu",
         dtype="float32",
@@ -174,26 +176,26 @@ def shares(batch: Any, ranks: int) -> list[Any]:
     return batch.split([rows[ranks - 1 :], *([row] for row in rows[: ranks - 1])])
 
 
-def captured(engine: Any) -> list[dict[str, Tensor]]:
-    """Grows by the whole, averaged gradients of each optimizer step of `engine`, before they are clipped."""
+def captured(model: Any) -> list[dict[str, Tensor]]:
+    """Grows by the whole, averaged gradients of each optimizer step of `model`, before they are clipped."""
     from deepspeed.utils import safe_get_full_grad
 
     seen: list[dict[str, Tensor]] = []
-    step = engine._deepspeed.step
+    step = model._deepspeed.step
 
     def recording() -> None:
-        sharded = engine.setup.zero.stage > 0
-        named = [(n, p) for n, p in engine.module.named_parameters() if p.requires_grad]
+        sharded = model.setup.zero.stage > 0
+        named = [(n, p) for n, p in model.module.named_parameters() if p.requires_grad]
         seen.append({n: (safe_get_full_grad(p) if sharded else p.grad).float().clone() for n, p in named})
         step()
 
-    engine._deepspeed.step = recording
+    model._deepspeed.step = recording
     return seen
 
 
-def whole_weights(engine: Any) -> dict[str, Tensor]:
+def whole_weights(model: Any) -> dict[str, Tensor]:
     """All parameters, by name."""
-    return {name: tensor.clone() for name, tensor in engine._full_parameters(engine.module)}
+    return {name: tensor.clone() for name, tensor in model._full_parameters(model.module)}
 
 
 def _mine(parts: list[Any]) -> Any:
@@ -201,21 +203,21 @@ def _mine(parts: list[Any]) -> Any:
 
 
 def update_actor(
-    setup: EngineSetup, loss: PolicyLossConfig, batches: list[Experience], extra: tuple[int, str, float] | None = None
+    setup: ModelSetup, loss: PolicyLossConfig, batches: list[Experience], extra: tuple[int, str, float] | None = None
 ) -> dict[str, Any]:
     """One update; gradients of each step, final weights, statistics. `extra`: longest response, KL estimator and β."""
     from roles.actor import Actor, LossExtra
-    from roles.models import head
+    from roles.models import scoring_head as head
 
     head.BLOCK, head.NARROWEST = 1, 48  # several blocks of the small vocabulary
     actor = Actor(setup, loss, TEMPERATURE, LossExtra(*extra[:2]) if extra else None)
-    gradients = captured(actor._engine)
-    shards = [_mine(shares(batch, actor._engine.world_size)) for batch in batches]
+    gradients = captured(actor._model)
+    shards = [_mine(shares(batch, actor._model.world_size)) for batch in batches]
     stats = actor.update(shards, extra[2] if extra else 0.0)
-    return {"gradients": gradients, "weights": whole_weights(actor._engine), "stats": stats}
+    return {"gradients": gradients, "weights": whole_weights(actor._model), "stats": stats}
 
 
-def grown_over_many_lengths(setup: EngineSetup, first: int, last: int) -> float:
+def grown_over_many_lengths(setup: ModelSetup, first: int, last: int) -> float:
     """MiB that the process has gained by updates on one row each, of `first`, `first` + 1, … `last` tokens."""
     import psutil
 
@@ -238,36 +240,36 @@ def grown_over_many_lengths(setup: EngineSetup, first: int, last: int) -> float:
     return (process.memory_info().rss - before) / 2**20
 
 
-def adapted(setup: EngineSetup, batches: list[Experience], rollouts: Rollouts, folder: str) -> dict[str, Any]:
+def adapted(setup: ModelSetup, batches: list[Experience], rollouts: Rollouts, folder: str) -> dict[str, Any]:
     """An actor with adapters: two log-probabilities of all rows before and after an update, and what is saved."""
     from roles.actor import Actor
 
     actor = Actor(setup, PolicyLossConfig(), TEMPERATURE)
-    gradients = captured(actor._engine)
+    gradients = captured(actor._model)
 
     def both() -> tuple[Tensor, Tensor]:
         return actor.logprobs(rollouts), actor.reference_logprobs(rollouts)
 
     before = both(), actor.reference_fingerprint()
-    stats = actor.update([_mine(shares(batch, actor._engine.world_size)) for batch in batches])
+    stats = actor.update([_mine(shares(batch, actor._model.world_size)) for batch in batches])
     actor.save_model(f"{folder}/model")
     actor.save_state(f"{folder}/state")
     return {
         "gradients": gradients,
-        "weights": whole_weights(actor._engine),
+        "weights": whole_weights(actor._model),
         "stats": stats,
         "before": before,
         "after": (both(), actor.reference_fingerprint()),
     }
 
 
-def slowed_down(setup: EngineSetup, batch: Experience, folder: str) -> list[float]:
+def slowed_down(setup: ModelSetup, batch: Experience, folder: str) -> list[float]:
     """Learning rates of an update, of one after slowing down to a quarter, and of one after a resume."""
     from roles.actor import Actor
 
     rates = []
     actor = Actor(setup, PolicyLossConfig(), TEMPERATURE)
-    shard = [_mine(shares(batch, actor._engine.world_size))]
+    shard = [_mine(shares(batch, actor._model.world_size))]
     rates.append(actor.update(shard).learning_rate)
     actor.slow_down(0.25)
     rates.append(actor.update(shard).learning_rate)
@@ -277,7 +279,7 @@ def slowed_down(setup: EngineSetup, batch: Experience, folder: str) -> list[floa
     return [*rates, resumed.update(shard).learning_rate]
 
 
-def resumed_with(setup: EngineSetup, changed: EngineSetup, batch: Experience, folder: str) -> list[float]:
+def resumed_with(setup: ModelSetup, changed: ModelSetup, batch: Experience, folder: str) -> list[float]:
     """Learning rates of one update before a checkpoint, which has been slowed down to a quarter since, and of the two
     that follow with another setup."""
     from roles.actor import Actor
@@ -291,25 +293,25 @@ def resumed_with(setup: EngineSetup, changed: EngineSetup, batch: Experience, fo
     return [*rates, *(second.update(shard).learning_rate for _ in range(2))]
 
 
-def averaged(setup: EngineSetup, batches: list[Experience], folder: str) -> dict[str, Any]:
+def averaged(setup: ModelSetup, batches: list[Experience], folder: str) -> dict[str, Any]:
     """Weights after every optimizer step; the mean is saved and loaded half-way, and saved as a model in the end."""
     from roles.actor import Actor
 
     actor = Actor(setup, PolicyLossConfig(), TEMPERATURE)
     mine = [_mine(shares(batch, torch.distributed.get_world_size())) for batch in batches]
-    seen = [whole_weights(actor._engine)]
+    seen = [whole_weights(actor._model)]
     for number, batch in enumerate(mine):
         if number == 1:
             actor.save_state(folder)
             actor = Actor(setup, PolicyLossConfig(), TEMPERATURE)
             actor.load_state(folder)
         actor.update([batch])
-        seen.append(whole_weights(actor._engine))
+        seen.append(whole_weights(actor._model))
     actor.save_average(f"{folder}/mean")
-    return {"weights": seen, "unmoved": whole_weights(actor._engine)}
+    return {"weights": seen, "unmoved": whole_weights(actor._model)}
 
 
-def expected_end(setup: EngineSetup, batch: Experience) -> list[float]:
+def expected_end(setup: ModelSetup, batch: Experience) -> list[float]:
     """Learning rates of three optimizer steps; after the first, the schedule is told to end with the third."""
     from roles.actor import Actor
 
@@ -321,35 +323,35 @@ def expected_end(setup: EngineSetup, batch: Experience) -> list[float]:
 
 
 def update_actor_loaded_in_shards(
-    setup: EngineSetup, loss: PolicyLossConfig, batches: list[Experience]
+    setup: ModelSetup, loss: PolicyLossConfig, batches: list[Experience]
 ) -> dict[str, Any]:
     """`update_actor` with the model loaded as it is on GPUs."""
-    from roles.zero import sharded as engine
+    from roles.zero import sharded as sharded
 
-    usual = engine._sharded_loading
-    engine._sharded_loading = lambda setup, settings: usual(replace(setup, device="cuda"), settings)
+    usual = sharded._sharded_loading
+    sharded._sharded_loading = lambda setup, settings: usual(replace(setup, device="cuda"), settings)
     try:
         return update_actor(setup, loss, batches)
     finally:
-        engine._sharded_loading = usual
+        sharded._sharded_loading = usual
 
 
-def update_critic(setup: EngineSetup, loss: ValueLossConfig, batches: list[Experience]) -> dict[str, Any]:
+def update_critic(setup: ModelSetup, loss: ValueLossConfig, batches: list[Experience]) -> dict[str, Any]:
     """The same for a critic."""
     from roles.critic import Critic
 
     critic = Critic(setup, loss, 1)
-    gradients = captured(critic._engine)
-    stats = critic.update([_mine(shares(batch, critic._engine.world_size)) for batch in batches])
-    return {"gradients": gradients, "weights": whole_weights(critic._engine), "stats": stats}
+    gradients = captured(critic._model)
+    stats = critic.update([_mine(shares(batch, critic._model.world_size)) for batch in batches])
+    return {"gradients": gradients, "weights": whole_weights(critic._model), "stats": stats}
 
 
-def first_ratio(setup: EngineSetup, rollouts: Rollouts) -> tuple[Tensor, Any]:
+def first_ratio(setup: ModelSetup, rollouts: Rollouts) -> tuple[Tensor, Any]:
     """Old log-probabilities from the actor itself, then an update with them."""
     from roles.actor import Actor
 
     actor = Actor(setup, PolicyLossConfig(), TEMPERATURE)
-    mine = _mine(shares(rollouts, actor._engine.world_size))
+    mine = _mine(shares(rollouts, actor._model.world_size))
     old = actor.logprobs(mine)
     blank = torch.zeros_like(old)
     advantages = torch.linspace(-1, 1, old.numel()).reshape(old.shape) * mine.response_mask
@@ -359,43 +361,43 @@ def first_ratio(setup: EngineSetup, rollouts: Rollouts) -> tuple[Tensor, Any]:
     return old, actor.update([batch])
 
 
-def gathered_ahead(setup: EngineSetup, rollouts: Rollouts, batch: Experience) -> tuple[set[str], Tensor, Tensor]:
+def gathered_ahead(setup: ModelSetup, rollouts: Rollouts, batch: Experience) -> tuple[set[str], Tensor, Tensor]:
     """Scoring between updates where ZeRO-3 gathers ahead, as on cards: what is left of its gathers, and the numbers."""
     from roles.actor import Actor
-    from roles.zero import sharded as engine
+    from roles.zero import sharded as sharded
 
-    plain = engine.deepspeed_config
+    plain = sharded.deepspeed_config
 
     def with_prefetch(*arguments: Any) -> dict[str, Any]:
         settings = plain(*arguments)
         settings["zero_optimization"] |= {"stage3_prefetch_bucket_size": 10**7, "stage3_param_persistence_threshold": 0}
         return settings
 
-    engine.deepspeed_config = with_prefetch
+    sharded.deepspeed_config = with_prefetch
     try:
         actor = Actor(setup, PolicyLossConfig(), TEMPERATURE)
     finally:
-        engine.deepspeed_config = plain
-    mine = _mine(shares(batch, actor._engine.world_size))
+        sharded.deepspeed_config = plain
+    mine = _mine(shares(batch, actor._model.world_size))
     for _ in range(2):
         actor.update([mine])
-    numbers = actor.logprobs(_mine(shares(rollouts, actor._engine.world_size)))
-    left = {str(parameter.ds_status) for parameter in actor._engine.module.parameters()}
-    actor._engine.fingerprint()
-    again = actor.logprobs(_mine(shares(rollouts, actor._engine.world_size)))
+    numbers = actor.logprobs(_mine(shares(rollouts, actor._model.world_size)))
+    left = {str(parameter.ds_status) for parameter in actor._model.module.parameters()}
+    actor._model.fingerprint()
+    again = actor.logprobs(_mine(shares(rollouts, actor._model.world_size)))
     actor.update([mine])
     return left, numbers, again
 
 
-def frozen(setup: EngineSetup, policy: Rollouts) -> dict[str, Any]:
+def frozen(setup: ModelSetup, policy: Rollouts) -> dict[str, Any]:
     """A reference: its log-probabilities, fingerprints, and how much of the model rests on this rank."""
     from roles.reference import Reference
 
     reference = Reference(setup, TEMPERATURE)
     before = reference.reference_fingerprint()
-    logprobs = reference.reference_logprobs(_mine(shares(policy, reference._engine.world_size)))
-    nothing = reference.reference_logprobs(policy.select([])) if reference._engine.world_size == 1 else None
-    parameters = list(reference._engine.module.parameters())
+    logprobs = reference.reference_logprobs(_mine(shares(policy, reference._model.world_size)))
+    nothing = reference.reference_logprobs(policy.select([])) if reference._model.world_size == 1 else None
+    parameters = list(reference._model.module.parameters())
     matrices = [p for p in parameters if len(p.ds_shape) > 1] if setup.zero.stage == 3 else []
     return {
         "logprobs": logprobs,
@@ -406,7 +408,7 @@ def frozen(setup: EngineSetup, policy: Rollouts) -> dict[str, Any]:
     }
 
 
-def empty_shard(setup: EngineSetup, rollouts: Rollouts) -> list[int]:
+def empty_shard(setup: ModelSetup, rollouts: Rollouts) -> list[int]:
     """All rows on rank 0, none elsewhere: nobody hangs."""
     from roles.critic import Critic
 
@@ -415,8 +417,8 @@ def empty_shard(setup: EngineSetup, rollouts: Rollouts) -> list[int]:
     return list(critic.values(rollouts.select(rows)).shape)
 
 
-def interrupted(setup: EngineSetup, batches: list[Experience], folder: str) -> dict[str, Any]:
-    """n steps at once, and k steps + saving + loading into a new engine + (n - k) steps."""
+def interrupted(setup: ModelSetup, batches: list[Experience], folder: str) -> dict[str, Any]:
+    """n steps at once, and k steps + saving + loading into a new model + (n - k) steps."""
     from roles.actor import Actor
 
     def actor() -> Actor:
@@ -431,12 +433,12 @@ def interrupted(setup: EngineSetup, batches: list[Experience], folder: str) -> d
     second.load_state(folder)
     stats = [second.update([batch]) for batch in mine[2:]]
     return {
-        "expected": (expected[2:], whole_weights(through._engine)),
-        "resumed": (stats, whole_weights(second._engine)),
+        "expected": (expected[2:], whole_weights(through._model)),
+        "resumed": (stats, whole_weights(second._model)),
     }
 
 
-def asleep(setup: EngineSetup, batches: list[Experience], folder: str) -> dict[str, Any]:
+def asleep(setup: ModelSetup, batches: list[Experience], folder: str) -> dict[str, Any]:
     """As `interrupted`, with states that sleep between the updates; and which states are saved, and loaded.
 
     Moving is DeepSpeed's own code, of host memory here. It demands its fused optimizer, which is for GPUs alone:
@@ -465,12 +467,12 @@ def asleep(setup: EngineSetup, batches: list[Experience], folder: str) -> dict[s
         (file,) = Path(folder).glob(f"*/*zero_pp_rank_{torch.distributed.get_rank()}_*optim_states.pt")
         saved = torch.load(file, weights_only=False)["optimizer_state_dict"]["optimizer_state_dict"]["state"]
         second.load_state(folder)
-        zero = second._engine._deepspeed.optimizer
+        zero = second._model._deepspeed.optimizer
         asleep = {State.optim_states, State.hp_params, State.lp_grads} <= zero.offloaded_states
         gradient_bytes = zero.grad_partitions_flat_buffer.untyped_storage().nbytes()
         stats = [second.update([batch]) for batch in mine[2:]]
         return {
-            "resumed": (stats, whole_weights(second._engine)),
+            "resumed": (stats, whole_weights(second._model)),
             "saved": {name for state in saved.values() for name in state},
             "asleep": asleep,
             "gradient_bytes": gradient_bytes,
@@ -480,14 +482,14 @@ def asleep(setup: EngineSetup, batches: list[Experience], folder: str) -> dict[s
         deepspeed.ops.adam.FusedAdam, deepspeed.ops.adam.fused_adam.FusedAdam = kept, module
 
 
-def resumed_as(setup: EngineSetup, folder: str) -> None:
+def resumed_as(setup: ModelSetup, folder: str) -> None:
     """An actor that goes on from a checkpoint of others."""
     from roles.actor import Actor
 
     Actor(setup, PolicyLossConfig(), TEMPERATURE).load_state(folder)
 
 
-def saved(setup: EngineSetup, batch: Experience, folder: str, kind: str) -> tuple[dict[str, Tensor], str]:
+def saved(setup: ModelSetup, batch: Experience, folder: str, kind: str) -> tuple[dict[str, Tensor], str]:
     """Train a step, save a Hugging Face folder; the weights and the fingerprint."""
     from roles.actor import Actor
     from roles.critic import Critic
@@ -495,15 +497,15 @@ def saved(setup: EngineSetup, batch: Experience, folder: str, kind: str) -> tupl
     role = Actor(setup, PolicyLossConfig(), TEMPERATURE) if kind == "policy" else Critic(setup, ValueLossConfig(), 1)
     role.update([_mine(shares(batch, torch.distributed.get_world_size()))])
     role.save_model(folder)
-    return whole_weights(role._engine), role._engine.fingerprint()
+    return whole_weights(role._model), role._model.fingerprint()
 
 
-def scored(setup: EngineSetup, policy: str, bridge: bool, rollouts: Rollouts) -> Tensor:
+def scored(setup: ModelSetup, policy: str, bridge: bool, rollouts: Rollouts) -> Tensor:
     """The reward model's numbers for this rank's share."""
     from roles.reward_model import PolicyText, RewardModel
 
     model = RewardModel(setup, PolicyText(policy) if bridge else None)
-    return model.score(_mine(shares(rollouts, model._engine.world_size)))
+    return model.score(_mine(shares(rollouts, model._model.world_size)))
 
 
 def compiled() -> dict[str, Any]:

@@ -24,15 +24,15 @@ from transformers import (
     PreTrainedModel,
 )
 
-from roles.config.roles import Pooling
+from roles.config.models import Pooling
 from roles.errors import ModelError
-from roles.losses.policy import entropy, token_logprobs
+from roles.losses.logprobs import entropy, token_logprobs
 from roles.model_files.value_heads import Head, find_head, give_head, linear_head, normalisation, read_head
 from roles.model_files.weight_check import few
 from roles.model_files.weight_files import Stored, stored_weights
 from roles.models.attention import IMPLEMENTATION, Layout
 from roles.models.early_end import Forbidden
-from roles.models.head import ScoringHead, has_plain_head
+from roles.models.scoring_head import ScoringHead, has_plain_head
 from roles.packing import Packed
 
 

@@ -2,8 +2,8 @@
 
 Hidden states flow in, float32 numbers flow out, with gradients for hidden states and weights. The vocabulary is walked
 in blocks, forward and once more backward (as in Milakov and Gimelshein's online softmax, arXiv 1805.02867; the backward
-pass recomputes each block as Wijmans et al. do, arXiv 2411.09009). Called by `roles.models.heads`, which puts it into
-the place of a model's own head, so that ZeRO-3 gathers its weight around one call.
+pass recomputes each block as Wijmans et al. do, arXiv 2411.09009). Called by `roles.models.networks`, which puts it
+into the place of a model's own head, so that ZeRO-3 gathers its weight around one call.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from transformers import PreTrainedModel
 from transformers.modeling_outputs import MoeModelOutputWithPast
 
-from roles.losses.policy import finite_logprobs
+from roles.losses.logprobs import finite_logprobs
 from roles.models.early_end import Forbidden
 
 BLOCK, CARD_BLOCK = 1 << 22, 1 << 25

@@ -1,0 +1,19 @@
+"""Who a rank is: its role, number, node and device."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """Who a rank is, for messages."""
+
+    role: str
+    rank: int
+    node: str
+    log: str
+    """Absolute path of its log file, on its node."""
+
+    def __str__(self) -> str:
+        return f"{self.role} rank {self.rank} (node {self.node})"

@@ -1,0 +1,37 @@
+"""Where prompts come from: the section `prompts`."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from roles.config.section import Section
+
+
+class DatasetConfig(Section):
+    """Rows that the `datasets` library can load."""
+
+    path: str = Field(min_length=1)
+    """A hub name, a `.jsonl`, `.json`, `.csv` or `.parquet` file, or a directory."""
+    name: str | None = None
+    """A hub data set's configuration."""
+    split: str = "train"
+    """As `datasets` writes it; `train[:1000]` works."""
+    limit: int | None = Field(default=None, ge=1)
+    """Use only the first so many rows."""
+
+
+class PromptsConfig(Section):
+    """What the policy is asked."""
+
+    train: DatasetConfig
+    """Prompts that are trained on."""
+    heldout: DatasetConfig | None = None
+    """Prompts that are never trained on, for `evaluation`."""
+    max_tokens: int = Field(ge=1)
+    """Longest prompt, in tokens, after the chat template."""
+    column: Literal["prompt", "messages", "prompt_token_ids"] | None = None
+    """The column that holds the prompt; null: the one of the three that the rows have."""
+    too_long: Literal["error", "skip", "truncate"] = "error"
+    """A longer prompt ends the run, is left out (counted), or loses its first tokens (counted)."""

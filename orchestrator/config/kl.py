@@ -1,0 +1,65 @@
+"""How far the policy may go from the reference: the section `ppo.kl`."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from roles.config.section import Section
+
+
+class FixedKl(Section):
+    """A constant KL coefficient."""
+
+    type: Literal["fixed"] = "fixed"
+    """A constant."""
+    coefficient: float = Field(default=0.05, ge=0)
+    """β: reward a nat; 0.05 as in the N+ details."""
+
+
+class AdaptiveKl(Section):
+    """Ziegler et al. (arXiv 1909.08593, section 2.2): times
+    1 + clip(KL/target - 1, ±0.2)·samples/horizon each step."""
+
+    type: Literal["adaptive"]
+    """A controller that steers towards a target."""
+    initial: float = Field(default=0.05, gt=0)
+    """β at the first step."""
+    target: float = Field(gt=0)
+    """Nats a response, summed over its tokens."""
+    horizon: int = Field(default=10_000, ge=1)
+    """Samples over which the coefficient may grow or shrink by about 20 %."""
+
+
+KlController = Annotated[FixedKl | AdaptiveKl, Field(discriminator="type")]
+
+
+class KlBudget(Section):
+    """What happens when the KL of a batch, in nats a response, is over a bound; null: nothing."""
+
+    warn: float | None = Field(default=10.0, gt=0)
+    """Say so; 10 is where the policy drifts."""
+    slow_down: float | None = Field(default=None, gt=0)
+    """Multiply the actor's learning rate by `factor`, at every step that is over."""
+    factor: float = Field(default=0.5, gt=0, lt=1)
+    """Of `slow_down`."""
+    stop: float | None = Field(default=None, gt=0)
+    """Save a checkpoint and end the run; 20 is where the policy collapses."""
+
+
+class KlConfig(Section):
+    """The penalty for leaving the reference: by default k1 in the per-token reward, which has the intended optimum."""
+
+    controller: KlController = FixedKl()
+    """Where the coefficient comes from."""
+    where: Literal["reward", "loss"] = "reward"
+    """`reward`: each token's reward loses it; `loss`: the actor's loss gains it, and no reward knows of it."""
+    estimator: Literal["k1", "k2", "k3"] = "k1"
+    """Of KL(π‖π_ref) at a sampled token. k1 in the reward has the optimum π_ref·exp(r/β)/Z of whole responses. In the
+    loss k2 has it for every token given those before, and k3 (as in GRPO) that of the KL the other way round; neither
+    sees what a token does to later ones. The others optimise something else."""
+    budget: KlBudget = KlBudget()
+    """What happens when the policy goes too far."""
+    allow_biased: bool = False
+    """Take k1 in the loss (no penalty at all), or k2 or k3 in the reward, all the same."""

@@ -1,0 +1,93 @@
+"""The rollout engines as one policy: prompts in, rollouts of one weight version out."""
+
+from __future__ import annotations
+
+import itertools
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from cluster.config import Deadlines
+from cluster.ranks.role_group import RoleGroup
+from orchestrator.errors import TetrarchError
+from orchestrator.groups.spread import Part
+from roles.actor import Actor
+from roles.batch import Prompts, Rollouts
+from roles.rollout import RolloutEngine
+
+FREED_S = 2.0
+"""For the memory of a process that is ended to be free again."""
+
+
+@dataclass(frozen=True, slots=True)
+class Policy:
+    """The actor's vLLM half: one or more engines with the same weights."""
+
+    engines: RoleGroup[RolloutEngine]
+    deadlines: Deadlines
+    sleeps: bool = False
+    """Whether the engines give their memory away between generating and the next push."""
+
+    def generate(self, prompts: Prompts, *, version: int) -> Rollouts:
+        """Answer all `prompts`, in their order, with the weights of `version`."""
+        self._wake("weights", "kv_cache")
+        shares = prompts.split(_contiguous(len(prompts), len(self.engines)))
+        answers = self.engines.map(RolloutEngine.generate, shares, version).result(self.deadlines.generate_s)
+        self.rest()
+        return Rollouts.concatenate([_of_version(rollouts, version) for rollouts in answers if len(rollouts)])
+
+    def stream(self, prompts: Prompts, *, version: int) -> Iterator[tuple[Part, Rollouts]]:
+        """The same in parts, each as soon as it is done. What is in a part is always the same; when it comes is not.
+
+        Engines that sleep do so before anything is handed on, because whoever scores it needs their memory; it is one
+        part then, so that sharded weights are gathered once for all engines' rows.
+        """
+        parts = self._parts(prompts, version)
+        if not self.sleeps:
+            return parts
+        whole = [rollouts for _, rollouts in sorted(parts, key=lambda found: found[0])]
+        self.rest(keep_weights=False)
+        return iter([((0, 0), Rollouts.concatenate(whole))])
+
+    def rest(self, *, keep_weights: bool = True) -> None:
+        """Let the engines sleep; with their weights, unless a push renews them before they are asked again."""
+        if self.sleeps:
+            self.engines.call(RolloutEngine.sleep, keep_weights).result(self.deadlines.push_s)
+
+    def end(self) -> None:
+        """Before a run ends early: end engines that hold memory which others need to save what they have."""
+        if self.sleeps:
+            self.engines.stop()
+            time.sleep(FREED_S)
+
+    def _parts(self, prompts: Prompts, version: int) -> Iterator[tuple[Part, Rollouts]]:
+        self._wake("weights", "kv_cache")
+        shares = prompts.split(_contiguous(len(prompts), len(self.engines)))
+        deadline_s = self.deadlines.generate_s
+        for engine, (first, part) in self.engines.stream(RolloutEngine.stream, shares, version, deadline_s=deadline_s):
+            yield (engine, first), _of_version(part, version)
+
+    def load(self, actor: RoleGroup[Actor], *, version: int) -> None:
+        """Bring the actor's weights into every engine and number them `version`."""
+        self._wake("weights")
+        actor.call(Actor.push, version).result(self.deadlines.push_s)
+        self._wake("kv_cache")
+
+    def _wake(self, *parts: str) -> None:
+        if self.sleeps:
+            self.engines.call(RolloutEngine.wake, parts).result(self.deadlines.push_s)
+
+
+def _contiguous(rows: int, parts: int) -> list[range]:
+    """`rows` row numbers cut into `parts` runs whose lengths differ by at most one."""
+    cuts = [rows * part // parts for part in range(parts + 1)]
+    return [range(first, last) for first, last in itertools.pairwise(cuts)]
+
+
+def _of_version(rollouts: Rollouts, version: int) -> Rollouts:
+    others = sorted(set(rollouts.versions.tolist()) - {version})
+    if others:
+        raise TetrarchError(
+            f"asked for samples of weights version {version}, got some of {others}; the engines are stale"
+        )
+    return rollouts

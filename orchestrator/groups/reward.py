@@ -1,0 +1,80 @@
+"""The group of reward models as one: several scorers, one score per response."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from cluster.ranks.calls import Call
+from cluster.ranks.role_group import RoleGroup
+from orchestrator.groups.spread import Spread, spread
+from roles.batch import Rollouts
+from roles.config.rewards import CautiousScore, MeanScore, WeightedScore, WorstScore
+from roles.reward_model import Scorer
+
+CombineConfig = MeanScore | WorstScore | CautiousScore | WeightedScore
+
+
+def combine(scores: Mapping[str, Tensor], how: CombineConfig) -> tuple[Tensor, Tensor]:
+    """What the members of an ensemble say together.
+
+    Mean, worst and mean minus a multiple of the standard deviation: Coste et al., arXiv 2310.02743, section 3.
+
+    Args:
+        scores: of each member by its role, float `[batch]`.
+
+    Returns:
+        the combined scores, and how far the members are apart (their biased standard deviation), `[batch]` each.
+    """
+    stacked = torch.stack(list(scores.values()))
+    spread = stacked.std(0, correction=0)
+    match how:
+        case WorstScore():
+            return stacked.amin(0), spread
+        case CautiousScore(factor=factor):
+            return stacked.mean(0) - factor * spread, spread
+        case WeightedScore(weights=weights):
+            weighted = [weights[role.removeprefix("reward.")] * own for role, own in scores.items()]
+            return torch.stack(weighted).sum(0), spread
+        case _:
+            return stacked.mean(0), spread
+
+
+@dataclass(frozen=True, slots=True)
+class Reward:
+    """Whoever scores responses: one scorer, or the members of an ensemble, whose scores are combined, or nobody; and
+    what an environment has paid."""
+
+    members: dict[str, RoleGroup[Scorer]]
+    """By role: `reward`, or `reward.NAME`."""
+    how: CombineConfig
+
+    def start(self, rollouts: Rollouts) -> Scores:
+        """Start them all; returns at once."""
+        members = {role: spread(group, Scorer.score, rollouts) for role, group in self.members.items()}
+        return Scores(members, self.how, rollouts.turn_rewards.sum(1))
+
+
+@dataclass(frozen=True, slots=True)
+class Scores:
+    """Scores of some responses, under way."""
+
+    members: dict[str, Spread]
+    how: CombineConfig
+    paid: Tensor
+    """float32 `[batch]`: by the environment, in all turns."""
+
+    @property
+    def calls(self) -> list[Call[Tensor]]:
+        """All that is waited for."""
+        return [own.call for own in self.members.values()]
+
+    def result(self, deadline_s: float) -> tuple[Tensor, Tensor]:
+        """Combined, with what was paid, and how far the members are apart (0 of one alone): float32 `[batch]` each."""
+        if not self.members:
+            return self.paid, torch.zeros_like(self.paid)
+        combined, apart = combine({role: own.result(deadline_s) for role, own in self.members.items()}, self.how)
+        return combined + self.paid, apart

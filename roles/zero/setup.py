@@ -1,0 +1,44 @@
+"""What a sharded model is built from."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from roles.config.models import LoraConfig, OptimizerConfig, ZeroConfig
+from roles.config.section import Dtype
+
+
+@dataclass(frozen=True, slots=True)
+class ModelSetup:
+    """What a sharded model is built from, the same on every rank."""
+
+    model_path: str
+    """A Hugging Face folder."""
+    device: str
+    """`cpu` or `cuda`."""
+    dtype: Dtype
+    seed: int
+    zero: ZeroConfig
+    micro_batch_tokens: int
+    shares_card: bool = False
+    """Whether other processes use the same GPU: then what torch holds in reserve is given back between calls."""
+    gradient_checkpointing: bool = False
+    optimizer: OptimizerConfig | None = None
+    """null: frozen."""
+    optimizer_steps: int = 0
+    """Optimizer steps in the whole run: where the schedule ends."""
+    ema_decay: float | None = None
+    """Of a running mean of the trained weights; null: none is kept."""
+    lora: LoraConfig | None = None
+    """Train adapters and a value head alone."""
+    freeze_backbone: bool = False
+    """Train only what stands on top of the transformer (a value head)."""
+    trust_remote_code: bool = False
+
+    @property
+    def torch_dtype(self) -> torch.dtype:
+        """Of weights and activations."""
+        dtype: torch.dtype = getattr(torch, self.dtype)
+        return dtype
