@@ -1,7 +1,7 @@
 """What the nodes of a running cluster are like: resources, clocks, versions.
 
 An address (of Ray, or of the dashboard) flows in, nodes flow out. Called by `orchestrator.commands.doctor` and
-`orchestrator.planning.running_cluster`; looks, and changes nothing.
+`orchestrator.commands.running_cluster`; looks, and changes nothing.
 """
 
 from __future__ import annotations

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 def on_cluster(run: RunConfig, jobs: RayJobs | None = None) -> RunConfig:
     """`--cluster auto`: the run on the pools as they are; `jobs`: of that cluster, not of the one at RAY_ADDRESS."""
-    from orchestrator.planning.running_cluster import describe_pools, on_nodes, on_running_cluster
+    from orchestrator.commands.running_cluster import describe_pools, on_nodes, on_running_cluster
 
     run = on_running_cluster(run) if jobs is None else on_nodes(run, jobs.nodes())
     for line in describe_pools(run):

@@ -6,13 +6,10 @@ A RunConfig flows in, one line for each broken rule flows out.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
 
 from cluster.placement.gpu_groups import ENGINES
+from orchestrator.config.run import RunConfig
 from roles.config.models import TrainedRole
-
-if TYPE_CHECKING:
-    from orchestrator.config.run import RunConfig
 
 
 def device_rules(config: RunConfig) -> Iterator[str]:

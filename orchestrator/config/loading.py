@@ -13,6 +13,7 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 
 from orchestrator.config.problems import problem_lines, show
+from orchestrator.config.rules import inconsistencies, without_idle_gpus
 from orchestrator.config.run import RunConfig
 from orchestrator.config.schema import key_of, sections_in, tag_of
 from orchestrator.config.yaml_text import YamlError, parse_yaml, to_yaml
@@ -30,7 +31,7 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
 
 def validate(data: dict[str, Any], source: str = "the configuration") -> RunConfig:
     """The configuration that plain values stand for. Raises ConfigError with one line for each problem."""
-    data = _with_default_types(data, RunConfig)
+    data = without_idle_gpus(_with_default_types(data, RunConfig))
     try:
         config = RunConfig.model_validate(data)
     except ValidationError as error:
@@ -39,6 +40,9 @@ def validate(data: dict[str, Any], source: str = "the configuration") -> RunConf
     booleans = _booleans_for_numbers(data, config.model_dump(by_alias=True))
     if booleans:
         raise _wrong(source, booleans)
+    broken = inconsistencies(config)
+    if broken:
+        raise _wrong(source, [line for text in broken for line in text.splitlines()])
     return config
 
 

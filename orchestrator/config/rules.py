@@ -1,4 +1,5 @@
-"""Rules between the keys of a configuration that no single field can state. Pure; called when a RunConfig is made.
+"""Rules between the keys of a configuration that no single field can state. Pure; called by
+`orchestrator.config.loading`.
 
 A RunConfig flows in, one line for each broken rule flows out: key, value, mend.
 """
@@ -6,7 +7,7 @@ A RunConfig flows in, one line for each broken rule flows out: key, value, mend.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from cluster.config import LocalPlacement
 from cluster.errors import PlacementError
@@ -15,10 +16,8 @@ from cluster.placement.openrlhf import as_groups, in_words_of
 from cluster.placement.plan import RoleNeed, plan, ranks_of
 from orchestrator.config.advantages import NEEDS_CRITIC
 from orchestrator.config.device_rules import device_rules
+from orchestrator.config.run import RunConfig
 from roles.config.rewards import EnsembleReward, ModelReward, WeightedScore
-
-if TYPE_CHECKING:
-    from orchestrator.config.run import RunConfig
 
 
 def inconsistencies(config: RunConfig) -> list[str]:

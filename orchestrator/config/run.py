@@ -6,16 +6,15 @@ Imports neither torch, ray, vllm nor deepspeed, so that a file can be checked on
 from __future__ import annotations
 
 import math
-from typing import Any, Literal, Self
+from typing import Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
 from cluster.config import Deadlines, LocalPlacement, PlacementConfig
 from orchestrator.config.data import PromptsConfig
 from orchestrator.config.evaluation import EvaluationConfig
 from orchestrator.config.ppo import PpoConfig
 from orchestrator.config.reward_training import RewardTrainingConfig
-from orchestrator.config.rules import inconsistencies, without_idle_gpus
 from roles.config.environment import FunctionEnvironment
 from roles.config.models import ActorConfig, CriticConfig, ModelConfig, ReferenceConfig
 from roles.config.rewards import EnsembleReward, EnvironmentReward, ModelReward, OneReward, RewardConfig
@@ -164,15 +163,3 @@ class RunConfig(Section):
     def samples_per_step(self) -> int:
         """Rows of one PPO batch."""
         return self.rollout.prompts_per_step * self.rollout.responses_per_prompt
-
-    @model_validator(mode="before")
-    @classmethod
-    def _filled_in(cls, data: Any) -> Any:
-        return without_idle_gpus(data)
-
-    @model_validator(mode="after")
-    def _consistent(self) -> Self:
-        problems = inconsistencies(self)
-        if problems:
-            raise ValueError("\n".join(problems))
-        return self

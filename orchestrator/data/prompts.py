@@ -21,7 +21,7 @@ from orchestrator.config.data import DatasetConfig, PromptsConfig
 from orchestrator.data.columns import prompt_column, read_prompts, read_token_ids
 from orchestrator.data.datasets import load_rows
 from orchestrator.errors import CheckpointError, ConfigError
-from orchestrator.report.formats import printable
+from orchestrator.formats import printable
 from roles.batch import Prompts
 from roles.seeds import short_seed, stable_seed
 from roles.text.prompt_tokens import shown_prompt

@@ -17,10 +17,10 @@ from cluster.estimate.memory import GIB
 from orchestrator.config.loading import load_config
 from orchestrator.config.run import RunConfig
 from orchestrator.errors import ConfigError
+from orchestrator.metrics import LENGTH_QUANTILES
 from orchestrator.planning.efficiency import load_efficiency
 from orchestrator.planning.layout import PHASE_NAMES, layout
 from orchestrator.planning.loads import Layout
-from orchestrator.report.metrics import LENGTH_QUANTILES
 
 FITTED = "efficiency.yaml"
 """In the `run_dir` of a measured run."""

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from orchestrator.report.metrics import LENGTH_QUANTILES
+from orchestrator.metrics import LENGTH_QUANTILES
 from roles.batch import Scored
 from roles.losses.kl import k1
 

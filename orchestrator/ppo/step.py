@@ -176,7 +176,7 @@ def expect_steps(roles: Roles, state: TrainState, config: RunConfig) -> None:
 
 
 def step_metrics(result: StepResult) -> dict[str, float]:
-    """What a step tells of learning, by the names of `orchestrator.report.metrics`."""
+    """What a step tells of learning, by the names of `orchestrator.metrics`."""
     critic, actor = result.critic, result.actor
     metrics = result.experience.metrics()
     if critic is None:

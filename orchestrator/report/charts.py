@@ -9,10 +9,10 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from orchestrator.formats import number, percent
+from orchestrator.metrics import METRICS, PHASES, phase_name
 from orchestrator.report.files import RunRecord
-from orchestrator.report.formats import number, percent
 from orchestrator.report.kl_bands import BANDS
-from orchestrator.report.metrics import METRICS, PHASES, phase_name
 from orchestrator.report.results import Estimate, EvaluationResult
 from orchestrator.report.svg import Band, Chart, Series, escape, line_chart, stacked_bars
 

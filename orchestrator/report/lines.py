@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 
-from orchestrator.report.formats import clock, printable
+from orchestrator.formats import clock, printable
 from orchestrator.report.kl_bands import health
 from orchestrator.report.results import Change, EvaluationResult, SampleRow, changes
 

@@ -10,10 +10,10 @@ import math
 from pathlib import Path
 from statistics import median
 
+from orchestrator.formats import clock, decimals_of, fixed, number, percent
+from orchestrator.metrics import METRICS
 from orchestrator.report.charts import evaluation_curves, training_curves
 from orchestrator.report.files import HTML, RunRecord, read_record
-from orchestrator.report.formats import clock, decimals_of, fixed, number, percent
-from orchestrator.report.metrics import METRICS
 from orchestrator.report.results import Estimate, EvaluationResult, SampleRow, changes
 from orchestrator.report.style import STYLE
 from orchestrator.report.svg import escape

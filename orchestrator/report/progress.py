@@ -21,7 +21,7 @@ from rich.spinner import Spinner
 from rich.table import Table
 from rich.text import Text
 
-from orchestrator.report.formats import clock, printable, sparkline
+from orchestrator.formats import clock, printable, sparkline
 from orchestrator.report.lines import SHOWN, remark_on, step_line
 
 _HISTORY = 20

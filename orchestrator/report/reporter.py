@@ -13,10 +13,10 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
 from cluster.errors import Terminated
+from orchestrator.metrics import check_known
 from orchestrator.report import files as run_files
 from orchestrator.report.files import RunState, append_line, drop_after, read_record, write_state
 from orchestrator.report.lines import evaluation_lines, sample_lines
-from orchestrator.report.metrics import check_known
 from orchestrator.report.page import render_report
 from orchestrator.report.progress import Progress, make_progress
 from orchestrator.report.results import EvaluationResult, SampleRow

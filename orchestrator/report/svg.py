@@ -10,7 +10,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from orchestrator.report.formats import printable
+from orchestrator.formats import printable
 
 WIDTH, HEIGHT = 400, 204
 LEFT, RIGHT, TOP, BOTTOM = 52, 10, 14, 22

@@ -27,7 +27,8 @@ from transformers import (
 
 from roles.config.models import ModelConfig
 from roles.errors import ModelError
-from roles.model_files.gguf_file import GgufFile, check_tensors, complete
+from roles.model_files.gguf_file import check_tensors, complete
+from roles.model_files.gguf_header import GgufFile
 from roles.model_files.gguf_tokenizer import gguf_tokenizer
 from roles.model_files.quiet import quiet
 from roles.model_files.value_heads import find_head, give_head, read_head

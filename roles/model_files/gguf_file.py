@@ -9,17 +9,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import torch
 from transformers import AutoModelForCausalLM, PretrainedConfig
-from transformers.integrations.gguf import read_gguf_metadata
 from transformers.integrations.gguf.gguf_conversion_mapping import GGUF_ARCHS
 from transformers.modeling_gguf_pytorch_utils import TENSOR_PROCESSORS, TensorProcessor, get_gguf_hf_weights_map
 
 from roles.errors import ModelError
+from roles.model_files.gguf_header import GgufFile
 from roles.model_files.gguf_rope import FREQUENCY_FACTORS, rope_parameters
 from roles.model_files.weight_check import few
 
@@ -51,47 +49,6 @@ WITHOUT_EFFECT: dict[str, Any] = {"attention.causal": True, "expert_count": 0, "
 
 NEUTRAL = frozenset({"tensor_data_layout"})
 """Keys that change no number."""
-
-
-@dataclass(frozen=True, slots=True)
-class GgufFile:
-    """The header of a file; `tokenizer.ggml.tokens` is a count there."""
-
-    path: Path
-    architecture: str
-    metadata: Mapping[str, Any]
-    tensors: tuple[str, ...]
-
-    @classmethod
-    def read(cls, path: Path) -> Self:
-        """ModelError for a file that is none, or only a part of one."""
-        try:
-            metadata, tensors = read_gguf_metadata(str(path))
-        except Exception as error:  # cut off, or no header: the reader fails wherever it happens to be
-            raise ModelError(f"{path} is not a whole GGUF file ({error}); fetch it anew") from None
-        parts = metadata.get("split.count", 1)
-        if parts > 1:
-            raise ModelError(
-                f"{path} is part {metadata.get('split.no', 0) + 1} of {parts} of a split file (split.count={parts}); "
-                "make one file of them: llama-gguf-split --merge FIRST_PART WHOLE.gguf"
-            )
-        kind = metadata.get("general.type", "model")
-        if kind != "model":
-            raise ModelError(f"{path} holds a {kind}, not a model (general.type); name a model's file")
-        return cls(path, metadata["general.architecture"], metadata, tensors)
-
-    @property
-    def said(self) -> dict[str, Any]:
-        """What the file says of the model: its own keys, without the architecture in front."""
-        prefix = f"{self.architecture}."
-        return {key.removeprefix(prefix): v for key, v in self.metadata.items() if key.startswith(prefix)}
-
-    def lost(self, what: str) -> ModelError:
-        """The file says something that would be lost on the way."""
-        return ModelError(
-            f"{self.path} says {what}, which cannot be carried over to a Hugging Face folder; use the model's own "
-            "Hugging Face folder"
-        )
 
 
 def complete(config: PretrainedConfig, file: GgufFile) -> PretrainedConfig:

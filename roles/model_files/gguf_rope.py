@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,9 +13,7 @@ from transformers import PretrainedConfig
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from roles.errors import ModelError
-
-if TYPE_CHECKING:
-    from roles.model_files.gguf_file import GgufFile
+from roles.model_files.gguf_header import GgufFile
 
 FREQUENCY_FACTORS = "rope_freqs.weight"
 """What each rotary frequency is divided by; Llama 3.1 and later."""

@@ -14,7 +14,7 @@ from transformers import AutoTokenizer
 from transformers.integrations.gguf.gguf_tokenizer_mapping import GGUF_PRE_TOKENIZER_SPLITS
 
 from roles.errors import ModelError
-from roles.model_files.gguf_file import GgufFile
+from roles.model_files.gguf_header import GgufFile
 from roles.text.tokenizer import own_pad
 
 GPT2_SPLITS = frozenset(

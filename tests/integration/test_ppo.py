@@ -19,7 +19,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from configs.tiny.inputs import write
-from orchestrator.report.metrics import METRICS
+from orchestrator.metrics import METRICS
 
 ROOT = Path(__file__).resolve().parents[2]
 STEPS = 16

@@ -369,7 +369,7 @@ FAULTS = (
     ),
     Fault(
         "one part of a split GGUF file is taken for the whole",
-        "roles/model_files/gguf_file.py",
+        "roles/model_files/gguf_header.py",
         "if parts > 1:",
         "if False:",
         "tests/unit/roles/model_files/test_gguf.py",

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import tomllib
 from collections.abc import Iterator
+from graphlib import TopologicalSorter
 from importlib.util import cache_from_source, find_spec
 from pathlib import Path
 
@@ -27,6 +28,59 @@ FORBIDDEN = {
     "cluster": {"roles", "orchestrator", "vllm", "deepspeed", "transformers"},
     "orchestrator": {"ray", "vllm", "deepspeed"},
 }
+ROOMS = {
+    "orchestrator": {
+        "commands": "stages checks planning sizes data run config",
+        "stages": "ppo groups planning sizes data run report config",
+        "ppo": "groups data run report config",
+        "checks": "sizes data run config",
+        "groups": "config",
+        "planning": "sizes config",
+        "sizes": "data config",
+        "data": "config",
+        "run": "report config",
+        "report": "",
+        "config": "",
+    },
+    "roles": {
+        "actor": "transfer zero models losses config",
+        "critic": "zero models losses config",
+        "reference": "zero models config",
+        "reward_model": "zero models text config",
+        "reward_trainer": "zero models losses config",
+        "reward_functions": "functions redaction config",
+        "rollout": "generation transfer config",
+        "transfer": "zero",
+        "zero": "models losses text config",
+        "models": "model_files losses config",
+        "model_files": "text config",
+        "generation": "functions text config",
+        "losses": "config",
+        "functions": "",
+        "text": "",
+        "config": "",
+        "redaction": "",
+    },
+    "cluster": {
+        "runtime": "ranks capacity placement estimate",
+        "ranks": "placement",
+        "capacity": "placement",
+        "estimate": "placement",
+        "placement": "",
+    },
+}
+"""Room → rooms of the same package that it may import; the files in `GROUND` are open to all."""
+GROUND = {
+    "orchestrator": {"errors", "formats", "metrics"},
+    "roles": {"errors", "batch", "packing", "seeds"},
+    "cluster": {"errors", "config"},
+}
+ENGINES = {
+    "deepspeed": ("roles/zero/",),
+    "vllm": ("roles/rollout.py", "roles/transfer/", "roles/generation/sampling.py"),
+    "ray": ("cluster/ranks/", "cluster/runtime/"),
+}
+"""Library → the only places that import it."""
 TOP_LEVEL = {
     *PACKAGES,
     "configs",
@@ -61,6 +115,69 @@ def test_layers(package: str) -> None:
         if name in FORBIDDEN[package]
     ]
     assert wrong == []
+
+
+def module_of(source: Path) -> str:
+    return ".".join(source.relative_to(ROOT).with_suffix("").parts)
+
+
+def modules_in(source: Path) -> Iterator[tuple[int, str]]:
+    """Line and module of each import of ours in a file, whether a module or a name in it is imported."""
+    for node in ast.walk(ast.parse(source.read_text(encoding="utf-8"), filename=str(source))):
+        names = [alias.name for alias in getattr(node, "names", [])]
+        if isinstance(node, ast.ImportFrom) and node.module is not None:
+            folder = ROOT.joinpath(*node.module.split("."))
+            names = [f"{node.module}.{name}" if (folder / f"{name}.py").is_file() else node.module for name in names]
+        elif not isinstance(node, ast.Import):
+            continue
+        yield from ((node.lineno, name) for name in names if name.split(".")[0] in PACKAGES)
+
+
+def room_of(module: str) -> tuple[str, str]:
+    package, room = [*module.split("."), ""][:2]
+    return package, room
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_rooms_import_only_along_the_arrows(package: str) -> None:
+    """An arrow that is not in `ROOMS` is a decision about the architecture: add it there, or move what is needed."""
+    rooms, wrong = ROOMS[package], []
+    for source in SOURCES:
+        here = room_of(module_of(source))
+        if here[0] != package or here[1] in {*GROUND[package], "__main__", "__init__"}:
+            continue
+        assert here[1] in rooms, f"{source.relative_to(ROOT)} is in no room of the architecture test"
+        allowed = {here[1], *rooms[here[1]].split(), *GROUND[package]}
+        wrong += [
+            f"{source.relative_to(ROOT)}:{line} imports {module}"
+            for line, module in modules_in(source)
+            if room_of(module)[0] == package and room_of(module)[1] not in allowed
+        ]
+    assert wrong == []
+
+
+def test_the_arrows_lead_in_no_circle() -> None:
+    for rooms in ROOMS.values():
+        TopologicalSorter({room: arrows.split() for room, arrows in rooms.items()}).prepare()
+
+
+def test_no_file_imports_itself_over_others() -> None:
+    graph = {module_of(source): {module for _, module in modules_in(source)} for source in SOURCES}
+    TopologicalSorter(graph).prepare()
+
+
+@pytest.mark.parametrize("library", ENGINES)
+def test_an_engine_is_imported_only_where_it_is_at_home(library: str) -> None:
+    found = {str(source.relative_to(ROOT)) for source in SOURCES for _, name in imported(source) if name == library}
+    assert found
+    assert sorted(file for file in found if not file.startswith(ENGINES[library])) == []
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_packages_hold_nothing_but_what_they_say(package: str) -> None:
+    """No re-exports, which would pull engines in."""
+    for source in (ROOT / package).rglob("__init__.py"):
+        assert len(ast.parse(source.read_text(encoding="utf-8")).body) == 1, source
 
 
 def test_the_layer_test_sees_imports_in_functions(tmp_path: Path) -> None:

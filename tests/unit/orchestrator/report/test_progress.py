@@ -7,7 +7,7 @@ import time
 import pytest
 from rich.console import Console
 
-from orchestrator.report.formats import clock, decimals_of, fixed, number, percent, printable, sparkline
+from orchestrator.formats import clock, decimals_of, fixed, number, percent, printable, sparkline
 from orchestrator.report.lines import evaluation_lines, sample_lines, step_line
 from orchestrator.report.progress import LiveProgress, PlainProgress, make_progress
 from orchestrator.report.results import Estimate, EvaluationResult, SampleRow

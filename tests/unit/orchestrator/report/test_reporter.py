@@ -124,7 +124,7 @@ def test_what_is_not_finite_is_null_in_json_and_shown(tmp_path: Path, capsys: py
 
 
 def test_an_undescribed_metric_is_refused(tmp_path: Path) -> None:
-    wanted = r"score/maen is not described; add it to orchestrator/report/metrics\.py"
+    wanted = r"score/maen is not described; add it to orchestrator/metrics\.py"
     with report(tmp_path) as reporter, pytest.raises(ValueError, match=wanted):
         reporter.step(1, {"score/maen": 1.0})
     assert not (tmp_path / "metrics.jsonl").exists()

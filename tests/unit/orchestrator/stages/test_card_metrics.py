@@ -10,7 +10,7 @@ from cluster.estimate.memory import GIB, RoleSize
 from cluster.estimate.model_size import ModelSize
 from cluster.ranks.card_use import CardSample, CardUse
 from cluster.ranks.worker import RankUsage
-from orchestrator.report.metrics import METRICS
+from orchestrator.metrics import METRICS
 from orchestrator.run.clock import Clock
 from orchestrator.stages.card_metrics import StepWork, card_metrics
 

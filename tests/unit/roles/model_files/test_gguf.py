@@ -15,7 +15,8 @@ from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, Lla
 from roles.config.models import ModelConfig
 from roles.errors import ModelError
 from roles.model_files.conversion import resolve_model
-from roles.model_files.gguf_file import GgufFile, complete
+from roles.model_files.gguf_file import complete
+from roles.model_files.gguf_header import GgufFile
 from roles.text.tokenizer import load_tokenizer
 from tests.unit.roles.model_files.test_conversion import LETTERS, TOKENS, llama, write_gguf
 

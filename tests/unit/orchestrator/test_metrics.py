@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.report.metrics import METRICS, PHASES, check_known, metrics_table_markdown, phase_name
+from orchestrator.metrics import METRICS, PHASES, check_known, metrics_table_markdown, phase_name
 
-README = Path(__file__).parents[4] / "README.md"
+README = Path(__file__).parents[3] / "README.md"
 
 
 def test_readme_has_the_metric_table() -> None:

@@ -117,7 +117,7 @@ def check_known(keys: list[str]) -> None:
     """ValueError if a key is not in the table."""
     unknown = [key for key in keys if key not in METRICS]
     if unknown:
-        raise ValueError(f"metric {', '.join(unknown)} is not described; add it to orchestrator/report/metrics.py")
+        raise ValueError(f"metric {', '.join(unknown)} is not described; add it to orchestrator/metrics.py")
 
 
 def phase_name(key: str) -> str:
