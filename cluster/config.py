@@ -9,7 +9,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 from pydantic_core import PydanticCustomError
 
 
-class Section(BaseModel):
+class ClusterSection(BaseModel):
     """A part of the configuration: unknown keys are refused, nothing changes after loading."""
 
     model_config = ConfigDict(
@@ -32,7 +32,7 @@ PlacedRole = Annotated[str, AfterValidator(_placeable)]
 """A GpuRole, or `reward.NAME`: one model of an ensemble."""
 
 
-class GroupConfig(Section):
+class GroupConfig(ClusterSection):
     """The ranks of one role."""
 
     ranks: int = Field(default=1, ge=1, le=10_000)
@@ -48,7 +48,7 @@ class LocalEngines(GroupConfig):
     """Processes (on GPUs: cards) of one engine, which share the model's layers."""
 
 
-class LocalPlacement(Section):
+class LocalPlacement(ClusterSection):
     """Everything on this machine."""
 
     type: Literal["local"] = "local"
@@ -67,7 +67,7 @@ class LocalPlacement(Section):
     """The engines that generate."""
 
 
-class PoolConfig(Section):
+class PoolConfig(ClusterSection):
     """Nodes that are alike."""
 
     nodes: int = Field(ge=1, le=10_000)
@@ -86,7 +86,7 @@ class PoolConfig(Section):
     """Of one node, in any currency; null: `tetrarch plan` names no price."""
 
 
-class EnginesConfig(Section):
+class EnginesConfig(ClusterSection):
     """vLLM engines on a group's GPUs."""
 
     number: int = Field(ge=1, le=10_000)
@@ -95,7 +95,7 @@ class EnginesConfig(Section):
     """GPUs of one engine, all in one node."""
 
 
-class PlacedGroup(Section):
+class PlacedGroup(ClusterSection):
     """Some GPUs and who lives there. Several roles in one group share its GPUs and take turns."""
 
     pool: str
@@ -112,7 +112,7 @@ class PlacedGroup(Section):
     """CPUs (and threads) of each rank and of each process of an engine."""
 
 
-class GroupsPlacement(Section):
+class GroupsPlacement(ClusterSection):
     """Groups of GPUs on one or several pools of nodes."""
 
     type: Literal["groups"]
@@ -123,7 +123,7 @@ class GroupsPlacement(Section):
     """Name → GPUs and the roles on them."""
 
 
-class OpenRlhfPlacement(Section):
+class OpenRlhfPlacement(ClusterSection):
     """The placement keys of OpenRLHF, in its words."""
 
     type: Literal["openrlhf"]
@@ -164,7 +164,7 @@ class OpenRlhfPlacement(Section):
 PlacementConfig = Annotated[LocalPlacement | GroupsPlacement | OpenRlhfPlacement, Field(discriminator="type")]
 
 
-class Correction(Section):
+class Correction(ClusterSection):
     """Measured seconds over predicted ones, by phase."""
 
     generate: float = Field(default=1.0, ge=0)
@@ -177,7 +177,7 @@ class Correction(Section):
     """Of the weights' way to the engines."""
 
 
-class BesideCounted(Section):
+class BesideCounted(ClusterSection):
     """GiB that the fullest card of a measured run held beside what the plan counts, by phase; negative: less."""
 
     generate: float = 0.0
@@ -188,7 +188,7 @@ class BesideCounted(Section):
     """While actor and critic are trained."""
 
 
-class Efficiency(Section):
+class Efficiency(ClusterSection):
     """How much of the published rates a step reaches: `orchestrator/planning/efficiency.yaml`, where the sources
     are."""
 
@@ -228,7 +228,7 @@ class Efficiency(Section):
     """What it fits of a card's memory."""
 
 
-class Deadlines(Section):
+class Deadlines(ClusterSection):
     """Seconds after which a wait is given up with a report of who was doing what."""
 
     resources_s: float = Field(default=300.0, gt=0)

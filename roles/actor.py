@@ -18,15 +18,15 @@ from torch import Tensor
 from roles.batch import Experience, Rollouts
 from roles.config.losses import PolicyLossConfig
 from roles.losses.importance import IMPORTANCE
-from roles.losses.kl import KL_ESTIMATORS
-from roles.losses.policy import POLICY_LOSSES, approx_kl, log_ratio
+from roles.losses.kl_estimators import KL_ESTIMATORS
+from roles.losses.policy_loss import POLICY_LOSSES, approx_kl, log_ratio
 from roles.models.early_end import ANY_TIME, EarlyEnd
 from roles.models.lora import adapters_off
 from roles.transfer.facts import EngineClient
 from roles.transfer.probe import Products
 from roles.transfer.push import WeightPusher
-from roles.zero.loading import load_policy
 from roles.zero.micro_batch import MicroBatch, per_token, picked, update
+from roles.zero.policy_loading import load_policy
 from roles.zero.setup import ModelSetup
 from roles.zero.sharded import ShardedModel
 

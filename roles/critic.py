@@ -14,7 +14,7 @@ from torch import Tensor
 
 from roles.batch import Experience, Rollouts
 from roles.config.losses import ValueLossConfig
-from roles.losses.value import value_loss
+from roles.losses.value_loss import value_loss
 from roles.models.networks import ValueModel
 from roles.zero.micro_batch import MicroBatch, per_token, picked, update
 from roles.zero.setup import ModelSetup

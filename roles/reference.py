@@ -8,8 +8,8 @@ from torch import Tensor
 
 from roles.batch import Rollouts
 from roles.models.early_end import ANY_TIME, EarlyEnd
-from roles.zero.loading import load_policy
 from roles.zero.micro_batch import MicroBatch, per_token
+from roles.zero.policy_loading import load_policy
 from roles.zero.setup import ModelSetup
 from roles.zero.sharded import ShardedModel
 

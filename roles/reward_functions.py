@@ -20,7 +20,7 @@ from torch import Tensor
 from roles.batch import Rollouts
 from roles.config.rewards import FunctionReward, RemoteReward
 from roles.errors import RewardError
-from roles.functions import worker as function_worker
+from roles.functions import child_program
 from roles.functions.child import CallFailed, Child, LoadFailed, times
 from roles.redaction import without_credentials
 
@@ -40,7 +40,7 @@ class FunctionScorer:
         self._config = config
         self._name = f"reward function {config.name} of {config.path}"
         try:
-            self._child = Child(function_worker, config.path, config.name)
+            self._child = Child(child_program, config.path, config.name)
         except LoadFailed as error:
             raise RewardError(f"{self._name} cannot be loaded: {error}") from None
 

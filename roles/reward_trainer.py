@@ -13,7 +13,7 @@ from torch import Tensor
 
 from roles.batch import Preferences
 from roles.config.models import Pooling
-from roles.losses.preference import bradley_terry
+from roles.losses.preference_loss import bradley_terry
 from roles.models.networks import ValueModel
 from roles.packing import pack
 from roles.zero.setup import ModelSetup

@@ -23,10 +23,10 @@ from cluster.config import GroupConfig, GroupsPlacement, LocalPlacement, OpenRlh
 from cluster.errors import PlacementError
 from cluster.placement.gpu_groups import ENGINES, THEIR_NAMES, problems
 from cluster.placement.node import Node
-from cluster.placement.openrlhf import as_groups
+from cluster.placement.openrlhf_groups import as_groups
 from cluster.placement.plan import Plan, RoleNeed, plan
 
-Change = dict[str, int]
+PlacementChange = dict[str, int]
 """Key path in `placement` → its new value."""
 
 MOST_TRIED, MOST_PAIRED = 2000, 100
@@ -48,7 +48,7 @@ class ClusterChange:
     """Nodes that are missing, as large as they have to be."""
 
 
-def placement_change(wanted: Plan, nodes: Sequence[Node]) -> Change | None:
+def placement_change(wanted: Plan, nodes: Sequence[Node]) -> PlacementChange | None:
     """The smallest change of one or two settings with which the plan fits; None if none of ours does."""
     if wanted.placement is None:
         return None
@@ -61,7 +61,7 @@ def placement_change(wanted: Plan, nodes: Sequence[Node]) -> Change | None:
     return next((change for change in tried if _helps(wanted, change, nodes)), None)
 
 
-def changed(placement: PlacementConfig, change: Change) -> PlacementConfig:
+def changed(placement: PlacementConfig, change: PlacementChange) -> PlacementConfig:
     """The placement with other numbers."""
     values = placement.model_dump(exclude_unset=True) | {"type": placement.type}
     for path, value in change.items():
@@ -101,7 +101,7 @@ def cluster_change(wanted: Plan, nodes: Sequence[Node], *, raising: bool) -> Clu
     )
 
 
-def _helps(wanted: Plan, change: Change, nodes: Sequence[Node]) -> bool:
+def _helps(wanted: Plan, change: PlacementChange, nodes: Sequence[Node]) -> bool:
     assert wanted.placement is not None
     try:
         placement = changed(wanted.placement, change)
@@ -111,7 +111,7 @@ def _helps(wanted: Plan, change: Change, nodes: Sequence[Node]) -> bool:
         return False
 
 
-def _size(change: Change, values: dict[str, Any]) -> tuple[int, bool, float, float]:
+def _size(change: PlacementChange, values: dict[str, Any]) -> tuple[int, bool, float, float]:
     harmless = all(path.endswith(("cpus_per_rank", "threads")) or path.startswith("pool") for path in change)
     steps = [abs(value / _at(values, path) - 1) for path, value in change.items()]
     return len(change), not harmless, max(steps), sum(steps)
@@ -124,7 +124,7 @@ def _at(values: dict[str, Any], path: str) -> int:
     return int(at)
 
 
-def _moves(placement: PlacementConfig, needs: Sequence[RoleNeed], nodes: Sequence[Node]) -> Iterator[Change]:
+def _moves(placement: PlacementConfig, needs: Sequence[RoleNeed], nodes: Sequence[Node]) -> Iterator[PlacementChange]:
     """Each setting made smaller, each group's GPUs spread over more nodes, and pools as large as the real nodes."""
     with_model = {need.role for need in needs if need.workers is None}
     if isinstance(placement, LocalPlacement):
@@ -162,7 +162,7 @@ def _shapes(nodes: int, per: int, most: int) -> Iterator[tuple[int, int]]:
 
 def _reshaped(
     placement: GroupsPlacement | OpenRlhfPlacement, groups: GroupsPlacement, name: str, nodes: int, per: int
-) -> Iterator[Change]:
+) -> Iterator[PlacementChange]:
     """A group with other numbers; its engines fill it as before."""
     group = groups.groups[name]
     if isinstance(placement, OpenRlhfPlacement):

@@ -32,7 +32,7 @@ class Request:
 
 
 @dataclass(frozen=True, slots=True)
-class Pace:
+class GenerationPace:
     """What an engine needs for an iteration."""
 
     weights_s: float
@@ -59,13 +59,13 @@ class Pace:
         return max(products, self.launch_s) + self.overhead_s
 
 
-def pace(engine: EngineSize, work: Workload, rates: Rates) -> Pace:
+def pace(engine: EngineSize, work: Workload, rates: Rates) -> GenerationPace:
     """Of one engine."""
     model, parallel = engine.model, engine.parallel
     # Two sums over a tensor-parallel group in every layer; a ring passes almost everything twice.
     summed = 4 * model.layers * model.hidden * engine.number_bytes * (parallel - 1) / parallel
     latency = 2 * model.layers * rates.collective_s if parallel > 1 else 0.0
-    return Pace(
+    return GenerationPace(
         weights_s=engine.weights / rates.memory,
         sequence_s=operations(model, 1, 1) / parallel / rates.compute,
         summed_s=summed / rates.link,
@@ -87,7 +87,7 @@ def shares(engine: EngineSize, work: Workload, seed: int = SEED) -> list[list[Re
 
 
 def finish_times(
-    pace: Pace, requests: Sequence[Request], prompt_tokens: float, *, room: float, max_sequences: int
+    pace: GenerationPace, requests: Sequence[Request], prompt_tokens: float, *, room: float, max_sequences: int
 ) -> list[float]:
     """Seconds after which each response is whole, in the order of the requests, which is that in which they are taken.
 

@@ -1,7 +1,6 @@
 """Bytes on paper: what each role holds on a GPU and on its host, in each phase of a PPO step. Pure.
 
-Model sizes and settings flow in, `Account`s (item → bytes) flow out. `orchestrator.planning.layout` adds them up by
-GPU.
+Model sizes and settings flow in, `Account`s (item → bytes) flow out.
 
 Sources: ZeRO's model states (Rajbhandari et al., arXiv 1910.02054, section 3), as DeepSpeed keeps them with float32
 gradients (its `estimate_zero3_model_states_mem_needs`); activations counted as in Korthikanti et al. (arXiv 2205.05198,
@@ -41,7 +40,7 @@ set sizes: what processes share is counted once)."""
 SLACK = 1.1
 """Freed memory that the C library keeps, as a factor of what comes and goes. An assumption."""
 
-PHASES = ("generate", "score", "train actor", "train critic", "push")
+MEMORY_PHASES = ("generate", "score", "train actor", "train critic", "push")
 
 Account = dict[str, float]
 """What is held → bytes."""

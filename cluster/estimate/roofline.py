@@ -1,7 +1,7 @@
 """Seconds on paper: how long each role works in a PPO step. Pure.
 
-Sizes (`cluster.estimate.memory`), a Workload and Rates flow in, seconds flow out; `orchestrator.planning.timeline` puts
-them side by side (how long engines generate is in `cluster.estimate.generation`). Each is the longest of what bounds it
+Sizes (`cluster.estimate.memory`), a Workload and Rates flow in, seconds flow out. How long engines generate is in
+`cluster.estimate.generation`. Each is the longest of what bounds it
 (Williams et al., "Roofline", CACM 2009): arithmetic, the card's memory, the wire, or the host that launches kernels.
 Operations of a decoder are counted as in Korthikanti et al. (arXiv 2205.05198, appendix A): two for each weight and
 token, and attention over the sample's own earlier tokens.
@@ -26,7 +26,7 @@ GRADIENT_BYTES = 4
 PUSH_PASSES = 8
 """How often the card's memory is read or written for a pushed weight: gathered, cast, summed up for the digest, packed,
 unpacked, loaded."""
-PARTS = 32
+LENGTH_PARTS = 32
 """Equal parts of the responses that stand for all of them where operations are counted."""
 
 
@@ -202,7 +202,10 @@ def _operations_of_a_rank(role: RoleSize, work: Workload, samples: float) -> flo
 @lru_cache(maxsize=256)
 def _mean_operations(model: ModelSize, prompt_tokens: float, lengths: Lengths) -> float:
     """Of a sample."""
-    return sum(operations(model, prompt_tokens + tokens, tokens) for tokens in lengths.spread_out(PARTS)) / PARTS
+    return (
+        sum(operations(model, prompt_tokens + tokens, tokens) for tokens in lengths.spread_out(LENGTH_PARTS))
+        / LENGTH_PARTS
+    )
 
 
 def _micro_batches(role: RoleSize, work: Workload, samples: float) -> int:

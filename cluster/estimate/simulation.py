@@ -1,8 +1,8 @@
 """A PPO step as events: engines generate, parts are scored as they come, then updates, then the push. Pure.
 
 Seconds of each engine, part and role flow in (`cluster.estimate.generation`, `cluster.estimate.roofline`), what happens
-when flows out; `orchestrator.planning.timeline` makes phases of it, `orchestrator.planning.trace` a picture. Roles on
-the same cards take turns, and wait while engines generate there; roles on other cards work at the same time.
+when flows out. Roles on the same cards take turns, and wait while engines generate there; roles on other cards work at
+the same time.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ Kind = tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True)
-class Part:
+class ScoredPart:
     """Some responses of one engine, which are scored together."""
 
     ready: float
@@ -81,7 +81,7 @@ def stretched(course: Course, phases: Mapping[str, float]) -> Course:
 def simulate(
     kinds: Collection[Kind],
     engines: Sequence[float],
-    parts: Iterable[Part],
+    parts: Iterable[ScoredPart],
     updates: Mapping[str, float],
     push: float,
 ) -> Course:

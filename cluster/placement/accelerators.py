@@ -1,5 +1,5 @@
 """Cards that a pool may have, and what they can do. Pure data; read by `cluster.placement.gpu_groups`,
-`cluster.placement.plan` and `orchestrator.planning.layout`.
+`cluster.placement.plan` and `orchestrator.planning.layout_planner`.
 
 Rates are what the makers publish: peaks of dense arithmetic (no sparsity), bandwidths in one direction.
 """

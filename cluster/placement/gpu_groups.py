@@ -1,7 +1,7 @@
 """Groups of GPUs on pools of nodes: the rules of `type: groups`, and `type: openrlhf` in its words.
 
 A placement flows in; groups, or what is wrong with them, flow out. Pure; called by `cluster.placement.plan`, which asks
-`cluster.placement.seats` who gets which GPU.
+`cluster.placement.gpu_assignment` who gets which GPU.
 """
 
 from __future__ import annotations

@@ -15,10 +15,10 @@ from typing import Any
 from cluster.config import GroupConfig, GroupsPlacement, LocalPlacement, OpenRlhfPlacement, PlacementConfig
 from cluster.errors import PlacementError
 from cluster.placement.accelerators import ACCELERATORS
+from cluster.placement.gpu_assignment import seats
 from cluster.placement.gpu_groups import ENGINES, base_role, group_of
 from cluster.placement.node import Node
-from cluster.placement.openrlhf import as_groups, in_words_of
-from cluster.placement.seats import seats
+from cluster.placement.openrlhf_groups import as_groups, in_words_of
 
 
 @dataclass(frozen=True, slots=True)

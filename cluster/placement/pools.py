@@ -14,7 +14,7 @@ from cluster.config import GroupsPlacement, LocalPlacement, OpenRlhfPlacement, P
 from cluster.errors import PlacementError
 from cluster.placement.accelerators import ACCELERATORS
 from cluster.placement.node import Node
-from cluster.placement.openrlhf import as_groups
+from cluster.placement.openrlhf_groups import as_groups
 
 
 @dataclass(frozen=True, slots=True)

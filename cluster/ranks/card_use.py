@@ -13,7 +13,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
-INTERVAL_S = 0.1
+CARD_INTERVAL_S = 0.1
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +63,7 @@ class CardSampler:
 
     def _run(self) -> None:
         while True:
-            time.sleep(INTERVAL_S)
+            time.sleep(CARD_INTERVAL_S)
             torch = _torch_on_cards()
             if torch is not None:
                 self._samples.append(sample(torch))

@@ -16,11 +16,11 @@ from contextlib import suppress
 
 import psutil
 
-INTERVAL_S = 1.0
-COST_SHARE = 0.02
+SAMPLING_INTERVAL_S = 1.0
+SAMPLING_COST_SHARE = 0.02
 """The kernel walks a process's pages for its PSS: with many GiB that takes tens of ms, so we sample less often then."""
 
-Series = dict[int, int]
+MemorySeries = dict[int, int]
 """Wall-clock second → bytes."""
 
 
@@ -29,14 +29,14 @@ class MemorySampler:
 
     def __init__(self, pid: int | None = None) -> None:
         self._pid = pid or os.getpid()
-        self._series: Series = {}
+        self._series: MemorySeries = {}
         self.peak = 0
         """Bytes: the highest sample so far."""
         self._stopped = threading.Event()
         self.sample()
         threading.Thread(target=self._run, name="memory-sampler", daemon=True).start()
 
-    def drain(self) -> Series:
+    def drain(self) -> MemorySeries:
         """The samples since the last drain, and the one before them. Costs nothing: none is taken now."""
         drained = self._series
         self._series = dict([max(drained.items())])
@@ -47,11 +47,11 @@ class MemorySampler:
         self._stopped.set()
 
     def _run(self) -> None:
-        pause = INTERVAL_S
+        pause = SAMPLING_INTERVAL_S
         while not self._stopped.wait(pause):
             began = time.thread_time()
             self.sample()
-            pause = max(INTERVAL_S, (time.thread_time() - began) / COST_SHARE)
+            pause = max(SAMPLING_INTERVAL_S, (time.thread_time() - began) / SAMPLING_COST_SHARE)
 
     def sample(self) -> None:
         """Take one now: tens of ms where much memory is held."""

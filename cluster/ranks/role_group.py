@@ -33,7 +33,7 @@ P = ParamSpec("P")
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
+class GrantedSlot:
     """A slot of the plan, granted by Ray."""
 
     slot: Slot
@@ -62,7 +62,7 @@ class RoleGroup(Generic[R]):
         role: str,
         factory: Callable[..., R],
         arguments: Sequence[tuple[Any, ...]],
-        places: Sequence[Place],
+        places: Sequence[GrantedSlot],
         *,
         log_dir: Path,
         environment: Mapping[str, str] | None = None,
@@ -162,7 +162,7 @@ def _stop(ranks: Sequence[Rank]) -> None:
         ray.kill(rank.worker)
 
 
-def _start_worker(role: str, place: Place, size: int, log_dir: Path, environment: Mapping[str, str]) -> Rank:
+def _start_worker(role: str, place: GrantedSlot, size: int, log_dir: Path, environment: Mapping[str, str]) -> Rank:
     slot = place.slot
     log = log_dir.absolute() / f"{role}-{slot.rank}.log"
     identity = Identity(role, slot.rank, place.node, str(log))

@@ -32,7 +32,7 @@ import ray
 from cluster.errors import ClusterError
 from cluster.ranks import failures
 from cluster.ranks.card_use import CardSampler, CardUse
-from cluster.ranks.host_memory import MemorySampler, Series, peak_rss_bytes, tree
+from cluster.ranks.host_memory import MemorySampler, MemorySeries, peak_rss_bytes, tree
 from cluster.ranks.identity import Identity
 
 STACK_FRAMES = 4
@@ -70,7 +70,7 @@ class RankUsage:
     pid: int
     busy: list[tuple[float, float, str]]
     """When it ran methods of its role: wall-clock seconds, from and to, and which."""
-    series: Series
+    series: MemorySeries
     """Memory of its process and its descendants: wall-clock second → bytes (PSS)."""
     peak_bytes: int
     """Highest since the process started: the kernel's high-water mark of its RSS, or a sample with its children."""

@@ -34,7 +34,7 @@ from cluster.placement.node import Node
 from cluster.placement.plan import Plan
 from cluster.ranks import calls, role_group
 from cluster.ranks.host_memory import MemorySampler, kill_tree, peak_of_sum
-from cluster.ranks.role_group import Place, RoleGroup
+from cluster.ranks.role_group import GrantedSlot, RoleGroup
 from cluster.ranks.worker import RankUsage, gpu_ids
 from cluster.runtime.orders import ORDERS, not_for_children, unheard
 
@@ -105,10 +105,10 @@ class RayCluster:
         if told is not None and kind is not told and isinstance(error, KeyboardInterrupt | ClusterError):
             raise told from error  # Ray's own waits raise KeyboardInterrupt for any; ranks may have been told, too
 
-    def places(self, role: str) -> list[Place]:
+    def places(self, role: str) -> list[GrantedSlot]:
         """Where the role's ranks go, by rank."""
         return [
-            Place(
+            GrantedSlot(
                 slot,
                 self._nodes[slot.node].name,
                 self._nodes[slot.node].id,

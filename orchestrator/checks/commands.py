@@ -18,8 +18,8 @@ import psutil
 from cluster.estimate.memory import GIB
 from cluster.estimate.model_size import splits
 from cluster.placement.plan import ranks_of, tensor_parallel_size
-from orchestrator.checks.architectures import check_attention, check_cpu_engine, check_weights
 from orchestrator.checks.functions import check_function, check_functions, check_sendable
+from orchestrator.checks.model_support import check_attention, check_cpu_engine, check_weights
 from orchestrator.checks.models import (
     ModelFacts,
     check_context,
@@ -29,10 +29,10 @@ from orchestrator.checks.models import (
     check_tokenizer,
     model_facts,
 )
-from orchestrator.config.needs import section_key
 from orchestrator.config.reward_training import RewardTrainingConfig, SampledPairs
+from orchestrator.config.role_needs import section_key
 from orchestrator.config.run import RunConfig
-from orchestrator.data.datasets import check_source
+from orchestrator.data.dataset_rows import check_source
 from orchestrator.errors import ConfigError
 from orchestrator.run.checkpoint import Checkpoints
 from orchestrator.run.resuming import Resume, checkpoint_to_resume
@@ -40,7 +40,7 @@ from roles.config.models import ModelConfig
 from roles.config.rewards import ModelReward
 
 if TYPE_CHECKING:
-    from orchestrator.data.pairs import Pairs
+    from orchestrator.data.preference_pairs import Pairs
     from orchestrator.data.prompts import Questions
     from roles.model_files.weight_check import Use
 
@@ -105,7 +105,7 @@ def check_reward(config: RunConfig) -> Questions | Pairs:
         check_weights(actor, "policy")
         _check_engine(config, actor)
         return _questions(config, "train", actor)
-    from orchestrator.data.pairs import read_pairs  # loads torch
+    from orchestrator.data.preference_pairs import read_pairs  # loads torch
 
     return read_pairs(training.pairs.dataset, backbone.tokenizer)
 
@@ -287,7 +287,7 @@ def _check_kv_cache(config: RunConfig, actor: ModelFacts) -> None:
 def _questions(config: RunConfig, part: Literal["train", "heldout"], actor: ModelFacts) -> Questions:
     """Read and tokenise the prompts: every row must be usable, or `prompts.too_long` must say what becomes of it."""
     # These load torch: not before the quick checks have passed.
-    from orchestrator.checks.environments import played_tasks
+    from orchestrator.checks.environment_tasks import played_tasks
     from orchestrator.data.prompts import read_questions
 
     if config.environment is not None:

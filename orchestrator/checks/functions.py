@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from orchestrator.config.needs import section_key
+from orchestrator.config.role_needs import section_key
 from orchestrator.config.run import RunConfig
 from orchestrator.errors import ConfigError
 from roles.config.environment import FunctionEnvironment
@@ -51,7 +51,7 @@ def check_sendable(config: RunConfig, part: str, columns: Mapping[str, Sequence[
 
 
 def check_environment(config: FunctionEnvironment) -> None:
-    """The file must be there, be Python, and define the class; `orchestrator.checks.environments` tries it."""
+    """The file must be there, be Python, and define the class; `orchestrator.checks.environment_tasks` tries it."""
     node = _defined(config.path, config.name, "environment", f"define {config.name}, {ENVIRONMENT}")
     if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
         raise ConfigError(f"environment.name={config.name} is a function in {config.path}; it must be {ENVIRONMENT}")

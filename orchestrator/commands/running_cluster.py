@@ -1,7 +1,7 @@
 """`--cluster auto`: a configuration on the cluster that runs.
 
 A RunConfig and the cluster's nodes flow in; the RunConfig with the pools as they are flows out. Called by
-`orchestrator.commands.plan`.
+`orchestrator.commands.plan_output`.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 from cluster.config import PoolConfig
 from cluster.placement.node import Node
-from cluster.placement.openrlhf import as_groups
+from cluster.placement.openrlhf_groups import as_groups
 from cluster.placement.pools import check_has_pools, with_pools_of
 from cluster.runtime.nodes import nodes_of
 from orchestrator.config.loading import validate

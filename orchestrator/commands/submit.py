@@ -24,9 +24,9 @@ from cluster.placement.plan import plan
 from cluster.runtime.job_follower import FAILED, STOPPED, Follower, JobState
 from cluster.runtime.jobs import STOP_S, RayJobs
 from orchestrator.checks.commands import check_lasting
-from orchestrator.commands.exits import INTERRUPTED
+from orchestrator.commands.exit_codes import INTERRUPTED
 from orchestrator.config.loading import apply_override
-from orchestrator.config.needs import needs, training
+from orchestrator.config.role_needs import ppo_roles, role_needs
 from orchestrator.config.run import RunConfig
 from orchestrator.errors import ConfigError
 from roles.redaction import without_credentials
@@ -86,7 +86,7 @@ def check_travels(config: RunConfig, overrides: Sequence[str]) -> None:
 
 def check_room(config: RunConfig, jobs: RayJobs) -> None:
     """PlacementError, naming the shortage, if the cluster's nodes can never hold the run."""
-    check_capacity(plan(config.placement, needs(config, training(config))), jobs.nodes())
+    check_capacity(plan(config.placement, role_needs(config, ppo_roles(config))), jobs.nodes())
 
 
 def run_job(jobs: RayJobs, config: RunConfig, submission: Submission) -> int:

@@ -32,7 +32,7 @@ class AdaptiveKl(Section):
     """Samples over which the coefficient may grow or shrink by about 20 %."""
 
 
-KlController = Annotated[FixedKl | AdaptiveKl, Field(discriminator="type")]
+KlControllerConfig = Annotated[FixedKl | AdaptiveKl, Field(discriminator="type")]
 
 
 class KlBudget(Section):
@@ -51,7 +51,7 @@ class KlBudget(Section):
 class KlConfig(Section):
     """The penalty for leaving the reference: by default k1 in the per-token reward, which has the intended optimum."""
 
-    controller: KlController = FixedKl()
+    controller: KlControllerConfig = FixedKl()
     """Where the coefficient comes from."""
     where: Literal["reward", "loss"] = "reward"
     """`reward`: each token's reward loses it; `loss`: the actor's loss gains it, and no reward knows of it."""

@@ -98,7 +98,7 @@ def import_file(path: Path) -> Imported:
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path} cannot be read: {error}") from None
     options = _options(text)
-    if not KNOWN & options.keys():
+    if not KNOWN_OPTIONS & options.keys():
         raise ConfigError(
             f"{path} holds no option of OpenRLHF (such as actor_num_nodes or --actor_num_nodes); name a YAML file of "
             "them, or a script that starts openrlhf.cli.train_ppo_ray"
@@ -116,7 +116,7 @@ def convert(options: dict[str, Any]) -> Imported:
         elif name in BOTH:
             _set(data, f"actor.{BOTH[name]}", value)
             _set(data, f"critic.{BOTH[name]}", value)
-    carried = set(KNOWN)
+    carried = set(KNOWN_OPTIONS)
     for name, compute in _COMPUTED.items():
         if name in options and not compute(data, options):
             carried.discard(name)
@@ -296,4 +296,4 @@ _COMPUTED: dict[str, Callable[[dict[str, Any], dict[str, Any]], bool]] = {
 }
 """Keys whose value takes another form; each function says whether it could be carried over."""
 
-KNOWN = PLACEMENT | RENAMED.keys() | BOTH.keys() | _COMPUTED.keys() | DONE_ANYWAY
+KNOWN_OPTIONS = PLACEMENT | RENAMED.keys() | BOTH.keys() | _COMPUTED.keys() | DONE_ANYWAY

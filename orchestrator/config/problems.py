@@ -13,10 +13,10 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 
-from orchestrator.config.schema import Place, all_keys, is_secret, key_of, locate, sections_in, tag_of
+from orchestrator.config.schema import KeyPlace, all_keys, is_secret, key_of, locate, sections_in, tag_of
 from roles.redaction import without_credentials
 
-HIDDEN = "**********"
+SECRET_SHOWN = "**********"
 MOST_KEYS = 8
 """Keys that a message lists."""
 
@@ -53,19 +53,19 @@ def _line(details: Any, root: type[BaseModel]) -> str:
         return str(details["ctx"]["error"])
     if kind in ("union_tag_not_found", "union_tag_invalid"):
         return _tag_line(details, place)
-    shown = HIDDEN if place.field and is_secret(place.field.annotation) else show(details["input"])
+    shown = SECRET_SHOWN if place.field and is_secret(place.field.annotation) else show(details["input"])
     separator = ": " if shown in ("a mapping", "a list") else "="
     given = f"{place.path}{separator}{shown}" if place.path else f"the file holds {shown}"
     return f"{given}: {_mend(kind, details)}"
 
 
-def _unknown(place: Place, key: str, root: type[BaseModel]) -> str:
+def _unknown(place: KeyPlace, key: str, root: type[BaseModel]) -> str:
     if place.path in all_keys(root):  # of another variant of the union
         return _of_another_type(place, key, root)
     return f"unknown key; {nearest_key(key, place.parents, root, but=place.path.partition('.')[0])}"
 
 
-def _of_another_type(place: Place, key: str, root: type[BaseModel]) -> str:
+def _of_another_type(place: KeyPlace, key: str, root: type[BaseModel]) -> str:
     """The mend for a key that only other variants of the union have."""
     section, here = place.path.rpartition(".")[0], place.parents[0]
     around = locate(tuple(section.split(".")), root).field
@@ -83,7 +83,7 @@ def _of_another_type(place: Place, key: str, root: type[BaseModel]) -> str:
     )
 
 
-def _tag_line(details: Any, place: Place) -> str:
+def _tag_line(details: Any, place: KeyPlace) -> str:
     variants = sections_in(place.field.annotation) if place.field else ()
     known = ", ".join(tag_of(variant) for variant in variants)
     if details["type"] == "union_tag_not_found":

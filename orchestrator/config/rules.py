@@ -12,7 +12,7 @@ from typing import Any
 from cluster.config import LocalPlacement
 from cluster.errors import PlacementError
 from cluster.placement.gpu_groups import GPU_ROLES, THEIR_NAMES, base_role, group_of, problems
-from cluster.placement.openrlhf import as_groups, in_words_of
+from cluster.placement.openrlhf_groups import as_groups, in_words_of
 from cluster.placement.plan import RoleNeed, plan, ranks_of
 from orchestrator.config.advantages import NEEDS_CRITIC
 from orchestrator.config.device_rules import device_rules

@@ -13,7 +13,7 @@ Location = tuple[int | str, ...]
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
+class KeyPlace:
     """Where in the schema a problem is."""
 
     path: str
@@ -47,7 +47,7 @@ def is_secret(annotation: Any) -> bool:
     return annotation is SecretStr or any(is_secret(argument) for argument in get_args(annotation))
 
 
-def locate(location: Location, root: type[BaseModel]) -> Place:
+def locate(location: Location, root: type[BaseModel]) -> KeyPlace:
     """The place of one of pydantic's locations, which name the union's tag as if it were a key."""
     path, union = "", False
     field: FieldInfo | None = None
@@ -70,7 +70,7 @@ def locate(location: Location, root: type[BaseModel]) -> Place:
         field = _field(sections, part)
         sections = sections_in(field.annotation) if field else ()
         union = field is not None and field.discriminator is not None
-    return Place(path, parents, field)
+    return KeyPlace(path, parents, field)
 
 
 def all_keys(root: type[BaseModel], prefix: str = "") -> Iterator[str]:

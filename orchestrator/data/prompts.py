@@ -18,8 +18,8 @@ from typing import Any, Literal
 from transformers import PreTrainedTokenizerBase
 
 from orchestrator.config.data import DatasetConfig, PromptsConfig
-from orchestrator.data.columns import prompt_column, read_prompts, read_token_ids
-from orchestrator.data.datasets import load_rows
+from orchestrator.data.dataset_rows import load_rows
+from orchestrator.data.prompt_columns import prompt_column, read_prompts, read_token_ids
 from orchestrator.errors import CheckpointError, ConfigError
 from orchestrator.formats import printable
 from roles.batch import Prompts

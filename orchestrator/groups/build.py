@@ -17,8 +17,8 @@ from cluster.placement.plan import engines_neighbours, plan, tensor_parallel_siz
 from cluster.ranks.calls import wait_all
 from cluster.ranks.role_group import RoleGroup
 from cluster.runtime.ray_cluster import RayCluster
-from orchestrator.config.needs import RoleNames, needs, scorers, training
 from orchestrator.config.reward_training import RewardTrainingConfig
+from orchestrator.config.role_needs import RoleNames, ppo_roles, role_needs, scoring_roles
 from orchestrator.config.run import RunConfig
 from orchestrator.groups.policy import Policy
 from orchestrator.groups.reward import Reward
@@ -233,14 +233,16 @@ class Builder:
 @contextmanager
 def builder(config: RunConfig, roles: RoleNames) -> Iterator[Builder]:
     """A cluster with room for `roles`; leaving it ends every process."""
-    with RayCluster(plan(config.placement, needs(config, roles)), deadline_s=config.deadlines.resources_s) as cluster:
+    with RayCluster(
+        plan(config.placement, role_needs(config, roles)), deadline_s=config.deadlines.resources_s
+    ) as cluster:
         yield Builder(config, cluster)
 
 
 @contextmanager
 def training_roles(config: RunConfig, models: Models) -> Iterator[Roles]:
     """All roles of PPO, started side by side, weights connected."""
-    with builder(config, training(config)) as build:
+    with builder(config, ppo_roles(config)) as build:
         policy = build.policy(models)
         actor = build.actor(models)
         critic = build.critic(models) if config.ppo.uses_critic else None
@@ -263,7 +265,7 @@ def training_roles(config: RunConfig, models: Models) -> Iterator[Roles]:
 @contextmanager
 def evaluation_roles(config: RunConfig, models: Models) -> Iterator[EvaluationRoles]:
     """The roles that measure the policy in `models.actor`."""
-    with builder(config, {"rollout": None, config.reference_role: None, **scorers(config)}) as build:
+    with builder(config, {"rollout": None, config.reference_role: None, **scoring_roles(config)}) as build:
         roles = EvaluationRoles(
             cluster=build.cluster,
             policy=build.policy(models),

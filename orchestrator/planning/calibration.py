@@ -19,12 +19,12 @@ from orchestrator.config.run import RunConfig
 from orchestrator.errors import ConfigError
 from orchestrator.metrics import LENGTH_QUANTILES
 from orchestrator.planning.efficiency import load_efficiency
-from orchestrator.planning.layout import PHASE_NAMES, layout
-from orchestrator.planning.loads import Layout
+from orchestrator.planning.layout_planner import PHASE_NAMES, layout
+from orchestrator.planning.planned_layout import PlannedLayout
 
 FITTED = "efficiency.yaml"
 """In the `run_dir` of a measured run."""
-PHASES = tuple(Correction.model_fields)
+CORRECTED_PHASES = tuple(Correction.model_fields)
 WARM_UP = 1
 """Steps at the start of a run that are not measured, if there are more."""
 
@@ -48,7 +48,7 @@ def calibrated(run_dir: Path) -> Efficiency:
     return Efficiency.model_validate(data)
 
 
-def _beside(steps: list[dict[str, Any]], planned: Layout) -> dict[str, float]:
+def _beside(steps: list[dict[str, Any]], planned: PlannedLayout) -> dict[str, float]:
     """GiB of the fullest card in each phase, measured less planned; empty without GPUs."""
     found = {}
     for name in BesideCounted.model_fields:
@@ -88,7 +88,7 @@ def _measured(run_dir: Path) -> list[dict[str, Any]]:
         raise ConfigError(
             f"--calibrate {run_dir}: {path} cannot be read: {error}; name the run_dir of a run"
         ) from error
-    needed = ["lr/actor", "response/length_mean", *(f"time/{phase}_s" for phase in PHASES)]
+    needed = ["lr/actor", "response/length_mean", *(f"time/{phase}_s" for phase in CORRECTED_PHASES)]
     whole = [step for step in steps if all(isinstance(step.get(key), int | float) for key in needed)]
     if not whole:
         raise ConfigError(f"--calibrate {run_dir}: it has no step in which the actor was trained; name another run")

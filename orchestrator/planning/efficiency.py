@@ -1,6 +1,6 @@
 """How much of the published rates a step reaches: a YAML file flows in, an Efficiency flows out.
 
-Called by `orchestrator.planning.layout`, `orchestrator.planning.calibration` and `orchestrator.commands.app`.
+Called by `orchestrator.planning.layout_planner`, `orchestrator.planning.calibration` and `orchestrator.commands.app`.
 """
 
 from __future__ import annotations

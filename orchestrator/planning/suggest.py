@@ -20,13 +20,13 @@ from typing import Any
 from cluster.config import Efficiency, EnginesConfig, GroupsPlacement, LocalPlacement, PlacedGroup, PoolConfig
 from cluster.errors import PlacementError
 from cluster.placement.gpu_groups import ENGINES, base_role
-from cluster.placement.openrlhf import as_groups
+from cluster.placement.openrlhf_groups import as_groups
 from cluster.placement.plan import Plan
 from orchestrator.config.rules import inconsistencies
 from orchestrator.config.run import RunConfig
 from orchestrator.errors import ConfigError
-from orchestrator.planning.layout import layout
-from orchestrator.planning.loads import Layout
+from orchestrator.planning.layout_planner import layout
+from orchestrator.planning.planned_layout import PlannedLayout
 
 COUNT = 5
 FACTORS = (1, 0.5, 2, 4)
@@ -34,7 +34,7 @@ FACTORS = (1, 0.5, 2, 4)
 HOMES = ("card", "sleep", "host")
 """Of gradients and optimizer: always on the card, there for the updates (`zero.sleep`), or offloaded."""
 UTILIZATIONS = (0.3, 0.45, 0.6, 0.75, 0.9)
-PARTS = 8
+MOST_LOTS = 8
 """More nodes than this are shared out in lots."""
 
 
@@ -55,7 +55,7 @@ class Suggestion:
     """One layout that fits."""
 
     config: RunConfig
-    layout: Layout
+    layout: PlannedLayout
 
     def changes(self) -> dict[str, Any]:
         """What to write into the file."""
@@ -211,7 +211,7 @@ def _shared_out(groups: int, pools: dict[str, PoolConfig]) -> Iterator[list[Shar
 
 def _shares(pool: PoolConfig) -> list[tuple[int, int]]:
     """(nodes, GPUs a node): whole nodes, in lots where there are many; a half, a quarter … of a node."""
-    lot = -(-pool.nodes // PARTS)
+    lot = -(-pool.nodes // MOST_LOTS)
     # One group gets what the lots leave over.
     whole = sorted({*range(lot, pool.nodes + 1, lot), *range(pool.nodes, 0, -lot)})
     parts, part = [], pool.gpus_per_node

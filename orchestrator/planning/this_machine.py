@@ -1,4 +1,4 @@
-"""What the machine that plans can do itself: for runs without a GPU. Called by `orchestrator.planning.layout`."""
+"""What the machine that plans can do itself: for runs without a GPU."""
 
 from __future__ import annotations
 

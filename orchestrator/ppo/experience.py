@@ -18,7 +18,7 @@ from orchestrator.ppo.advantages import CRITIC_FREE, WITH_CRITIC, whiten
 from orchestrator.ppo.scores import RunningScale
 from orchestrator.ppo.stats import ExperienceStats, experience_stats
 from roles.batch import Experience, Scored
-from roles.losses.kl import KL_ESTIMATORS
+from roles.losses.kl_estimators import KL_ESTIMATORS
 
 
 def to_experience(

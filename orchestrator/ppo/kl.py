@@ -1,7 +1,7 @@
 """How far the policy has gone from the reference: coefficient controllers and health bands. Pure maths.
 
-All numbers are nats; the estimators are in `roles.losses.policy`. `orchestrator.ppo.step` feeds the KL of each batch,
-summed over a response and averaged over responses, to the controller; the reports draw the bands.
+All numbers are nats; the estimators are in `roles.losses.kl_estimators`. `orchestrator.ppo.step` feeds the KL of each
+batch, summed over a response and averaged over responses, to the controller; the reports draw the bands.
 """
 
 from __future__ import annotations

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from orchestrator.metrics import LENGTH_QUANTILES
 from roles.batch import Scored
-from roles.losses.kl import k1
+from roles.losses.kl_estimators import k1
 
 
 @dataclass(frozen=True, slots=True)

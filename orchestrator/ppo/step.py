@@ -22,7 +22,7 @@ from orchestrator.ppo.kl import KlController
 from orchestrator.ppo.mini_batches import mini_batches
 from orchestrator.ppo.scores import RunningScale, shape_scores
 from orchestrator.ppo.stats import ExperienceStats
-from orchestrator.run.clock import Clock
+from orchestrator.run.phase_clock import Clock
 from roles.actor import Actor, ActorStats
 from roles.batch import Experience, Prompts, Rollouts, Scored
 from roles.critic import Critic, CriticStats

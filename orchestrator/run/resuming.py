@@ -79,7 +79,7 @@ NOT_READ = frozenset({"reward_training"})
 
 
 @dataclass(frozen=True, slots=True)
-class Change:
+class ChangedKey:
     """A key that has another value than in the checkpoint."""
 
     key: str
@@ -154,7 +154,7 @@ def check_reference(checkpoint: Checkpoint, fingerprint: str, config: RunConfig)
     )
 
 
-def changes(checkpoint: Checkpoint, config: RunConfig) -> list[Change]:
+def changes(checkpoint: Checkpoint, config: RunConfig) -> list[ChangedKey]:
     """What differs from the configuration that the checkpoint was written with, in the order of the schema."""
     if "config" not in checkpoint.state:
         raise ConfigError(
@@ -163,11 +163,11 @@ def changes(checkpoint: Checkpoint, config: RunConfig) -> list[Change]:
         )
     written = validate(parse_yaml(checkpoint.state["config"]), f"the configuration in {checkpoint.path}")
     plain = [parse_yaml(dump_config(one)) for one in (written, config)]  # both without secrets
-    found = [Change(key, _show(before), _show(now), why_not(key)) for key, before, now in _differing(*plain)]
+    found = [ChangedKey(key, _show(before), _show(now), why_not(key)) for key, before, now in _differing(*plain)]
     for role in ("actor", *(["critic"] if written.ppo.uses_critic and config.ppo.uses_critic else [])):
         before, now = (ranks_of(one.placement, role) for one in (written, config))
         if before != now:
-            found.append(Change(f"ranks of {role}", str(before), str(now), "its checkpoint is sharded over them"))
+            found.append(ChangedKey(f"ranks of {role}", str(before), str(now), "its checkpoint is sharded over them"))
     return found
 
 

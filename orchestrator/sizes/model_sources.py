@@ -18,12 +18,12 @@ from typing import Any
 
 import yaml
 
-from orchestrator.data.datasets import is_hub_name
+from orchestrator.data.dataset_rows import is_hub_name
 from orchestrator.errors import ConfigError
 from roles.config.models import ModelConfig
 from roles.errors import ModelError
 
-KNOWN = Path(__file__).with_name("known_models.yaml")
+KNOWN_MODELS = Path(__file__).with_name("known_models.yaml")
 HUB_S = 3.0
 """Seconds that the hub has to answer. A plan does not wait longer: without a network it goes on without."""
 LAYER_KEYS = ("num_hidden_layers", "n_layer", "num_layers", "n_layers")
@@ -55,7 +55,9 @@ def read_config(model: ModelConfig, key: str, cache_folder: Path) -> Config:
 @cache
 def known_shapes() -> Mapping[str, Config]:
     """Name on the hub → what its config.json says of its shape."""
-    shapes: dict[str, Any] = yaml.load(KNOWN.read_text(encoding="utf-8"), Loader=yaml.CSafeLoader)  # ten times as fast
+    shapes: dict[str, Any] = yaml.load(
+        KNOWN_MODELS.read_text(encoding="utf-8"), Loader=yaml.CSafeLoader
+    )  # ten times as fast
     same_as: dict[str, list[str]] = shapes.pop("same_as")
     return {name: shapes[shape] for shape, names in same_as.items() for name in names}
 

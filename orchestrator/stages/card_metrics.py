@@ -16,14 +16,14 @@ from cluster.placement.accelerators import card_called
 from cluster.placement.gpu_groups import ENGINES, base_role
 from cluster.ranks.worker import RankUsage
 from orchestrator.config.run import RunConfig
-from orchestrator.planning.layout import role_sizes
-from orchestrator.run.clock import Clock
+from orchestrator.planning.layout_planner import role_sizes
+from orchestrator.run.phase_clock import Clock
 from orchestrator.sizes.model_sources import UnknownModel
 
 if TYPE_CHECKING:
     from roles.batch import Scored
 
-PHASES = ("generate", "score", "update", "push")
+CARD_PHASES = ("generate", "score", "update", "push")
 SCORING = {"logprobs", "reference_logprobs", "score", "values"}
 """Methods of roles that are one forward pass over the samples."""
 
@@ -81,7 +81,7 @@ def card_metrics(ranks: Sequence[tuple[str, RankUsage]], clock: Clock, work: Ste
         return {}
     metrics: dict[str, float] = {}
     samples = [sample for _, use in cards for sample in use.samples]
-    for phase in PHASES:
+    for phase in CARD_PHASES:
         spans = [span for name, span in clock.spans if name == phase]
         held = [s.used_bytes for s in samples if any(first <= s.at <= last for first, last in spans)]
         if held:

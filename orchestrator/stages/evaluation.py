@@ -26,7 +26,7 @@ from orchestrator.report.progress import make_progress
 from orchestrator.report.results import Estimate, EvaluationResult, SampleRow
 from orchestrator.run.checkpoint import trained_step
 from roles.batch import Prompts, Rollouts, Scored
-from roles.losses.kl import k1
+from roles.losses.kl_estimators import k1
 from roles.reference import FrozenPolicy
 from roles.reward_model import Scorer
 

@@ -28,7 +28,7 @@ from orchestrator.ppo.kl import make_controller
 from orchestrator.ppo.step import StepResult, TrainState, expect_steps, step_metrics, train_step
 from orchestrator.report.reporter import Reporter
 from orchestrator.run.checkpoint import TRAINED, Checkpoint, Checkpoints, size_gib, whole_folder
-from orchestrator.run.clock import Clock
+from orchestrator.run.phase_clock import Clock
 from orchestrator.run.resuming import Resume, check_reference, checkpoint_to_resume, take_up
 from orchestrator.stages.card_metrics import card_metrics, step_work
 from orchestrator.stages.evaluation import evaluate, training_samples

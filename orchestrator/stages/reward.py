@@ -18,8 +18,8 @@ import torch
 from cluster.ranks.role_group import RoleGroup
 from orchestrator.config.reward_training import RewardTrainingConfig, SampledPairs
 from orchestrator.config.run import RunConfig
-from orchestrator.data.pairs import Pairs
-from orchestrator.data.preferences import Comparisons, split
+from orchestrator.data.comparisons import Comparisons, split
+from orchestrator.data.preference_pairs import Pairs
 from orchestrator.data.prompts import Questions
 from orchestrator.errors import ConfigError, TetrarchError
 from orchestrator.groups.build import builder, resolve_models

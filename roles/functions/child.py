@@ -15,7 +15,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from roles.functions.worker import Message
+from roles.functions.child_program import Message
 
 LOAD_DEADLINE_S = 300.0
 """For the user's file to be imported, whatever it imports itself."""

@@ -1,8 +1,8 @@
 """The child process in which environments run: one instance of the user's class for each open conversation.
 
 Started by `roles.generation.environments` as `python environment_worker.py FILE NAME`; talks as
-`roles.functions.worker` does. A request holds a conversation's whole past, so that a process that was started anew can
-catch up.
+`roles.functions.child_program` does. A request holds a conversation's whole past, so that a process that was started
+anew can catch up.
 """
 
 from __future__ import annotations
@@ -14,15 +14,15 @@ import traceback
 from collections.abc import Callable
 from typing import Any
 
-from roles.functions import worker as function_worker
-from roles.functions.worker import Message
+from roles.functions import child_program
+from roles.functions.child_program import Message
 from roles.text.messages import FORM, Messages, plain_messages
 
 Said = tuple[Messages | None, float]
 """What an environment answers: the next messages, or None where the conversation is over; and the reward."""
 
 
-class Conversations:
+class OpenEnvironments:
     """The open conversations of one batch, each with its environment and how often that has spoken."""
 
     def __init__(self) -> None:
@@ -85,4 +85,4 @@ def _messages(method: str, messages: Any) -> Messages:
 
 
 if __name__ == "__main__":
-    function_worker.main(Conversations().answer)
+    child_program.main(OpenEnvironments().answer)

@@ -17,7 +17,7 @@ from roles.functions.child import CallFailed, Child, LoadFailed, times
 from roles.generation import environment_worker
 from roles.generation.environment_worker import Said
 
-SHOWN = 300
+SHOWN_CHARACTERS = 300
 """Characters of a sample's columns that an error shows."""
 
 
@@ -82,4 +82,4 @@ class Environments:
 
 def _short(columns: dict[str, Any]) -> str:
     text = repr(columns)
-    return text if len(text) <= SHOWN else f"{text[:SHOWN]}…"
+    return text if len(text) <= SHOWN_CHARACTERS else f"{text[:SHOWN_CHARACTERS]}…"

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from roles.losses.means import sequence_mean
-from roles.losses.policy import log_ratio
+from roles.losses.policy_loss import log_ratio
 
 
 def no_correction(old_logprobs: Tensor, rollout_logprobs: Tensor, sequences: Tensor) -> Tensor:

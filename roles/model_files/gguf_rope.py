@@ -22,7 +22,7 @@ SCALING = "rope.scaling."
 YARN = {"yarn_beta_fast": "beta_fast", "yarn_beta_slow": "beta_slow"}
 """Keys of a file → of `rope_parameters`."""
 
-USUAL: dict[str, tuple[Any, ...]] = {
+USUAL_VALUES: dict[str, tuple[Any, ...]] = {
     "finetuned": (True, False),
     "attn_factor": (1.0,),
     "yarn_attn_factor": (1.0,),
@@ -73,7 +73,7 @@ def _scaling(file: GgufFile, said: Mapping[str, Any]) -> dict[str, Any]:
     known = {"type", "factor", "original_context_length", *(YARN if kind == "yarn" else ())}
     where = f"{file.architecture}.{SCALING}"
     for key, value in said.items():
-        if key not in known and value not in USUAL.get(key, ()):
+        if key not in known and value not in USUAL_VALUES.get(key, ()):
             raise file.lost(f"{where}{key}={value!r}")
     if kind == "none" or (kind == "linear" and factor in (0.0, 1.0)):
         return {}

@@ -22,10 +22,19 @@ from roles.model_files.weight_files import Stored
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-USUAL = "score"
+USUAL_HEAD = "score"
 """The name that transformers' sequence classifiers know, and under which heads are saved here."""
 
-NAMES = (USUAL, "classifier", "value_head", "v_head", "v_head.summary", "reward_head", "regression_head", "scalar_head")
+HEAD_NAMES = (
+    USUAL_HEAD,
+    "classifier",
+    "value_head",
+    "v_head",
+    "v_head.summary",
+    "reward_head",
+    "regression_head",
+    "scalar_head",
+)
 """Modules that are a head where a folder has them."""
 
 
@@ -44,13 +53,13 @@ class Head:
     @property
     def usual(self) -> bool:
         """Whether transformers reads all of it."""
-        return self.name == USUAL and not self.has_bias
+        return self.name == USUAL_HEAD and not self.has_bias
 
 
 def find_head(stored: Mapping[str, Stored], config: Mapping[str, Any]) -> Head | None:
     """The head among the weights `stored`; ModelError where there are two, or one that is not a number's."""
     said = config.get("value_head_prefix")
-    names = dict.fromkeys((*NAMES, *((said,) if isinstance(said, str) else ())))
+    names = dict.fromkeys((*HEAD_NAMES, *((said,) if isinstance(said, str) else ())))
     found = [name for name in names if f"{name}.weight" in stored]
     if not found:
         return None
@@ -111,7 +120,7 @@ def linear_head(model: Any) -> nn.Linear:
     """The layer `score` of a transformers sequence classifier; ModelError for an architecture with another head."""
     from torch import nn
 
-    head = getattr(model, USUAL, None)
+    head = getattr(model, USUAL_HEAD, None)
     if not isinstance(head, nn.Linear) or head.out_features != 1:
         raise ModelError(f"{type(model).__name__} has no linear head `score` with one output; use another architecture")
     return head

@@ -27,7 +27,7 @@ from transformers.modeling_utils import LoadStateDictConfig
 
 from roles.errors import ModelError
 from roles.model_files.quiet import quiet
-from roles.model_files.value_heads import USUAL, find_head, linear_head
+from roles.model_files.value_heads import USUAL_HEAD, find_head, linear_head
 from roles.model_files.weight_files import stored_weights
 
 Use = Literal["policy", "reward", "value"]
@@ -62,19 +62,19 @@ def check_weights(folder: Path, use: Use, *, trust_remote_code: bool = False) ->
     config = read_config(folder, trust_remote_code=trust_remote_code)
     shapes = {name: tensor.shape for name, tensor in stored.items() if not _is_mask(name, tensor.shape)}
     if use == "policy":
-        _refuse(_Reader(AutoModelForCausalLM, config, trust_remote_code).compare(shapes), use)
+        _refuse(_ModelReader(AutoModelForCausalLM, config, trust_remote_code).compare(shapes), use)
         return
     head = find_head(stored, config.to_dict())
     config.num_labels = 1
-    reader = _Reader(AutoModelForSequenceClassification, config, trust_remote_code)
+    reader = _ModelReader(AutoModelForSequenceClassification, config, trust_remote_code)
     linear_head(reader.model)
-    own = (f"{USUAL}.weight",)
+    own = (f"{USUAL_HEAD}.weight",)
     if head is not None:
         width = shapes[head.weights[0]]
         shapes = {name: shape for name, shape in shapes.items() if name not in head.weights} | {own[0]: width}
     elif use == "value":
         shapes[own[0]] = reader.written[own[0]]
-    difference = reader.compare(shapes, _Reader(AutoModelForCausalLM, config, trust_remote_code))
+    difference = reader.compare(shapes, _ModelReader(AutoModelForCausalLM, config, trust_remote_code))
     _refuse(difference, use)
 
 
@@ -97,7 +97,7 @@ def _first_line(error: Exception) -> str:
     return " ".join(str(error).split())[:200] or type(error).__name__
 
 
-class _Reader:
+class _ModelReader:
     """What a class of transformers reads."""
 
     def __init__(self, auto: Any, config: PretrainedConfig, trust_remote_code: bool) -> None:
@@ -120,7 +120,7 @@ class _Reader:
         tied: dict[str, str] = self.model.all_tied_weights_keys
         return tied
 
-    def compare(self, stored: Shapes, other: _Reader | None = None) -> Difference:
+    def compare(self, stored: Shapes, other: _ModelReader | None = None) -> Difference:
         """With `stored`, of which all that `other` reads may be there, too."""
         allowed = dict(other.written) | dict(self.written) if other is not None else self.written
         if self.written.keys() - self.tied <= stored.keys() and stored.items() <= allowed.items():
@@ -189,7 +189,7 @@ def _refuse(difference: Difference, use: Use) -> None:
 
 
 def _fix(difference: Difference, use: Use) -> str:
-    if use == "reward" and difference.missing == {f"{USUAL}.weight"}:
+    if use == "reward" and difference.missing == {f"{USUAL_HEAD}.weight"}:
         return "use the folder of a trained reward model (`tetrarch reward CONFIG` makes one)"
     return "use the whole folder of one model, with the config.json that belongs to it"
 

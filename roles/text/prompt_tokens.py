@@ -22,7 +22,7 @@ from roles.text.messages import plain_messages
 PROBE = "a b c"
 """A text that shows what a tokenizer puts around one."""
 
-SHOWN = 120
+PROMPT_CHARACTERS = 120
 """Characters of a text that `shown_prompt` prints, from its beginning and its end."""
 
 FEW = 8
@@ -79,5 +79,5 @@ def _begins(ids: list[int], before: list[int], tokenizer: PreTrainedTokenizerBas
 def _quoted(value: Any) -> str:
     """In one line, the middle of a long text left out."""
     text = json.dumps(value, ensure_ascii=False, default=str)
-    half = SHOWN // 2
-    return text if len(text) <= SHOWN else f"{text[:half]} … {text[-half:]}"
+    half = PROMPT_CHARACTERS // 2
+    return text if len(text) <= PROMPT_CHARACTERS else f"{text[:half]} … {text[-half:]}"

@@ -15,7 +15,7 @@ ALIGNMENT = 64
 
 
 @dataclass(frozen=True, slots=True)
-class Slot:
+class BucketEntry:
     """One parameter's place in a bucket."""
 
     name: str
@@ -36,14 +36,14 @@ class Slot:
 
 def plan_buckets(
     parameters: Iterable[tuple[str, torch.dtype, Sequence[int]]], bucket_bytes: int = BUCKET_BYTES
-) -> list[list[Slot]]:
+) -> list[list[BucketEntry]]:
     """Parameters in order, as many to a bucket as fit; a larger one has a bucket of its own. Both sides plan alike."""
-    buckets: list[list[Slot]] = []
+    buckets: list[list[BucketEntry]] = []
     end = 0
     for name, dtype, shape in parameters:
-        slot = Slot(name, dtype, tuple(shape), end)
+        slot = BucketEntry(name, dtype, tuple(shape), end)
         if not buckets or end + slot.size > bucket_bytes:
-            slot = Slot(name, dtype, tuple(shape), 0)
+            slot = BucketEntry(name, dtype, tuple(shape), 0)
             buckets.append([])
         buckets[-1].append(slot)
         end = -(-(slot.start + slot.size) // ALIGNMENT) * ALIGNMENT

@@ -18,7 +18,7 @@ from transformers.core_model_loading import revert_weight_conversion
 from roles.errors import WeightTransferError
 from roles.zero.gather import gathered, parameter_shapes, plain_parameters
 
-Shapes = dict[str, tuple[int, ...]]
+CheckpointShapes = dict[str, tuple[int, ...]]
 
 
 class CheckpointFormat:
@@ -34,7 +34,7 @@ class CheckpointFormat:
         self.dtypes = {name: tensor.dtype for name, tensor in _converted(module, buffers).items()}
         """Of what is not trained (buffers); all else is cast to the engines' dtype."""
         parts = [*(shapes for shapes, _ in self._written), of_buffers]
-        self.shapes: Shapes = {name: shape for part in parts for name, shape in part.items()}
+        self.shapes: CheckpointShapes = {name: shape for part in parts for name, shape in part.items()}
         """In the order of iteration."""
         counts = Counter(name for part in parts for name in part)
         twice = [name for name, parts_with_it in counts.items() if parts_with_it > 1]
@@ -67,7 +67,7 @@ def saved_buffers(module: nn.Module) -> dict[str, Tensor]:
     return found
 
 
-def _written(module: nn.Module, shapes: Mapping[str, tuple[int, ...]]) -> tuple[Shapes, bool]:
+def _written(module: nn.Module, shapes: Mapping[str, tuple[int, ...]]) -> tuple[CheckpointShapes, bool]:
     """What tensors of `shapes` become, and whether they all stay what they are (then in the order given)."""
     empty = {name: torch.empty(shape, device="meta") for name, shape in shapes.items()}
     written = _converted(module, dict(empty))

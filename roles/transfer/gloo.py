@@ -32,7 +32,7 @@ from vllm.distributed.weight_transfer.base import (
 )
 from vllm.distributed.weight_transfer.factory import WeightTransferEngineFactory, WeightTransferTrainerFactory
 
-from roles.transfer.buckets import Slot, plan_buckets
+from roles.transfer.buckets import BucketEntry, plan_buckets
 
 
 @dataclass
@@ -67,7 +67,7 @@ class GlooTrainerInitInfo(TrainerInitInfo):
     timeout_s: float
 
 
-def _empty(bucket: Sequence[Slot]) -> Tensor:
+def _empty(bucket: Sequence[BucketEntry]) -> Tensor:
     """uint8, flat. Never reused: vLLM's layerwise reload keeps views until a layer is complete."""
     return torch.empty(bucket[-1].start + bucket[-1].size, dtype=torch.uint8)
 
@@ -112,7 +112,7 @@ class GlooReceiver(WeightTransferEngine[GlooInitInfo, GlooUpdateInfo]):
         assert self._group is not None, "init_transfer_engine comes first"
         dtypes = [getattr(torch, name) for name in update_info.dtype_names]
         buckets = plan_buckets(zip(update_info.names, dtypes, update_info.shapes, strict=True))
-        arriving: list[tuple[list[Slot], Tensor, Work]] = []
+        arriving: list[tuple[list[BucketEntry], Tensor, Work]] = []
         for bucket in buckets:
             buffer = _empty(bucket)
             arriving.append((bucket, buffer, _broadcast(self._group, buffer)))
@@ -121,7 +121,7 @@ class GlooReceiver(WeightTransferEngine[GlooInitInfo, GlooUpdateInfo]):
         for rest in arriving:
             self._load(*rest)
 
-    def _load(self, bucket: list[Slot], buffer: Tensor, work: Work) -> None:
+    def _load(self, bucket: list[BucketEntry], buffer: Tensor, work: Work) -> None:
         work.wait()
         self.model.load_weights([(slot.name, slot.view(buffer)) for slot in bucket])
 
@@ -209,7 +209,7 @@ class GlooTrainer(TrainerWeightTransferEngine[GlooTrainerInitInfo]):
             background.shutdown(wait=False)  # an engine that hangs must not hang us
         self.client.finish_weight_update()
 
-    def _send(self, buckets: list[list[Slot]], receiving: Future[None]) -> None:
+    def _send(self, buckets: list[list[BucketEntry]], receiving: Future[None]) -> None:
         """Fill and send bucket after bucket; the next is gathered while the last one is on its way."""
         tensors: Iterator[tuple[str, Tensor]] = iter(self._weights)
         sent: tuple[Tensor, Work] | None = None

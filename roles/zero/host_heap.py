@@ -17,7 +17,7 @@ from typing import Any
 COMPILED_KERNELS = "128"
 """How many each of the two libraries keeps. A micro-batch needs some thirty."""
 
-COST_SHARE = 0.02
+TRIM_COST_SHARE = 0.02
 """Largest share of a process's time in which it looks for free pages; it takes 0.1 to 0.2 s in a heap of 5 GiB."""
 
 
@@ -39,7 +39,7 @@ class HostHeap:
             return
         began = time.thread_time()
         _libc().malloc_trim(0)
-        self._rests_until = time.monotonic() + (time.thread_time() - began) / COST_SHARE
+        self._rests_until = time.monotonic() + (time.thread_time() - began) / TRIM_COST_SHARE
 
 
 HEAP = HostHeap()

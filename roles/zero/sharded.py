@@ -36,7 +36,7 @@ from roles.zero.sleeping import forget_host_copies, sleep, wake
 READABLE = 0o644
 """Mode of saved weights: safetensors makes them for their owner alone, and a server often runs as somebody else."""
 
-STATE = "state"
+STATE_FOLDER = "state"
 """Name of the checkpoint inside the folder that `ShardedModel.save_state` is given; of adapters alone,
 `lora.state_name`."""
 
@@ -238,7 +238,7 @@ class ShardedModel:
 
     @property
     def _state(self) -> str:
-        return state_name(self.setup.lora) if self.setup.lora else STATE
+        return state_name(self.setup.lora) if self.setup.lora else STATE_FOLDER
 
     def _full_parameters(self, module: nn.Module, adapted: bool = True) -> Any:
         groups = layers([name for name, _ in parameter_shapes(module)])

@@ -28,7 +28,7 @@ from orchestrator.data.prompts import PromptSource, read_questions
 from orchestrator.groups.build import resolve_models, training_roles
 from orchestrator.ppo.kl import make_controller
 from orchestrator.ppo.step import TrainState, train_step
-from orchestrator.run.clock import Clock
+from orchestrator.run.phase_clock import Clock
 
 PROMPTS, PROMPT_TOKENS, VOCABULARY, HIDDEN, LAYERS = 32, 16, 512, 256, 4
 CASES = list(itertools.product(("float32", "bfloat16"), (64, 256), (1, 4)))

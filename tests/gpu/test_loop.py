@@ -18,7 +18,7 @@ import pytest
 from cluster.estimate.memory import GIB
 from cluster.placement.accelerators import ACCELERATORS, card_called
 from orchestrator.config.loading import load_config
-from orchestrator.planning.layout import layout
+from orchestrator.planning.layout_planner import layout
 from tests.gpu.conftest import OFFLINE, ROOT
 
 pytestmark = [pytest.mark.gpu, pytest.mark.timeout(240)]

@@ -96,7 +96,7 @@ MIXTURES: dict[str, dict[str, Any]] = {
 }
 
 REFUSED_ON_CPU = ("DeepseekV2", "DeepseekV3", "Ernie4_5_Moe")
-"""What vLLM's CPU build cannot run, or runs otherwise than transformers (`orchestrator.checks.architectures`)."""
+"""What vLLM's CPU build cannot run, or runs otherwise than transformers (`orchestrator.checks.model_support`)."""
 
 
 def config(name: str) -> Any:

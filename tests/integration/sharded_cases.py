@@ -13,9 +13,9 @@ from torch import Tensor
 from roles.batch import Experience, Rollouts
 from roles.config.losses import PolicyLossConfig, ValueLossConfig
 from roles.config.models import OptimizerConfig, ScheduleConfig, ZeroConfig
-from roles.losses.kl import KL_ESTIMATORS
-from roles.losses.policy import POLICY_LOSSES
-from roles.losses.value import value_loss
+from roles.losses.kl_estimators import KL_ESTIMATORS
+from roles.losses.policy_loss import POLICY_LOSSES
+from roles.losses.value_loss import value_loss
 from roles.zero.setup import ModelSetup
 from tests.integration.tiny_model import EOS, VOCABULARY
 

@@ -29,7 +29,7 @@ from cluster.runtime.nodes import look, nodes_of
 from cluster.runtime.ray_cluster import RayCluster
 from configs.tiny.inputs import write
 from orchestrator.config.loading import load_config
-from orchestrator.config.needs import needs, training
+from orchestrator.config.role_needs import ppo_roles, role_needs
 from tests.integration.stub_role import Stub
 from tests.unit.cluster.placement.test_gpu_groups import SEVENTY_B, check_sound
 
@@ -56,7 +56,7 @@ def simulated() -> Iterator[Cluster]:
 
 def planned(name: str) -> Plan:
     config = load_config(ROOT / f"configs/{name}.yaml")
-    return plan(config.placement, needs(config, training(config)))
+    return plan(config.placement, role_needs(config, ppo_roles(config)))
 
 
 def check_granted(made: Plan, cluster: RayCluster) -> None:

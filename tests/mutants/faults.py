@@ -10,7 +10,7 @@ EXPERIENCE = "tests/unit/orchestrator/ppo/test_experience.py"
 ADVANTAGES = "tests/unit/orchestrator/ppo/test_advantages.py"
 ANCHORS = "tests/unit/orchestrator/test_anchors.py"
 CONVERSATION = "tests/unit/roles/generation/test_conversation.py"
-LOSSES = "tests/unit/roles/losses/test_policy.py"
+LOSSES = "tests/unit/roles/losses/test_policy_loss.py"
 STEP = "tests/unit/orchestrator/ppo/test_train_step.py"
 ENGINE = "tests/integration/test_sharded.py"
 ROLLOUT = "tests/integration/test_rollout.py"
@@ -117,21 +117,21 @@ FAULTS = (
     ),
     Fault(
         "value clip inverted",
-        "roles/losses/value.py",
+        "roles/losses/value_loss.py",
         "0.5 * torch.maximum(plain, bounded), bounded > plain",
         "0.5 * torch.minimum(plain, bounded), bounded > plain",
         LOSSES,
     ),
     Fault(
         "ratio inverted",
-        "roles/losses/policy.py",
+        "roles/losses/policy_loss.py",
         "(wide(logprobs) - wide(old_logprobs)).clamp",
         "(wide(old_logprobs) - wide(logprobs)).clamp",
         LOSSES,
     ),
     Fault(
         "policy clip takes the smaller loss",
-        "roles/losses/policy.py",
+        "roles/losses/policy_loss.py",
         "loss = torch.maximum(plain, bounded)",
         "loss = torch.minimum(plain, bounded)",
         LOSSES,
@@ -255,14 +255,14 @@ FAULTS = (
     ),
     Fault(
         "a pair's response ends twice",
-        "orchestrator/data/pairs.py",
+        "orchestrator/data/preference_pairs.py",
         "[list(ids) if list(ids[-1:]) == [eos] else [*ids, eos] for ids in found]",
         "[[*ids, eos] for ids in found]",
-        "tests/unit/orchestrator/data/test_pairs.py",
+        "tests/unit/orchestrator/data/test_preference_pairs.py",
     ),
     Fault(
         "columns have types",
-        "orchestrator/data/datasets.py",
+        "orchestrator/data/dataset_rows.py",
         '    rows = read_csv(path) if path.suffix == ".csv" else read_json(path)\n',
         '    if path.suffix == ".jsonl":\n'
         '        return _typed(datasets.load_dataset("json", data_files={"train": str(path)}, split=split))\n'

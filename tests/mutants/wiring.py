@@ -472,7 +472,7 @@ WIRING = (
     ),
     Fault(
         "a share of its own is held out",
-        "orchestrator/data/preferences.py",
+        "orchestrator/data/comparisons.py",
         "round(len(usable) * config.heldout_fraction)",
         "round(len(usable) * 0.2)",
         REWARD_TRAINING_KEYS,

@@ -21,7 +21,7 @@ from cluster.estimate.lengths import fixed, lognormal
 from orchestrator.config.loading import validate
 from orchestrator.config.run import RunConfig
 from orchestrator.planning.efficiency import load_efficiency
-from orchestrator.planning.layout import layout
+from orchestrator.planning.layout_planner import layout
 
 FILE = Path(__file__).with_name("published_steps.yaml")
 PHASES = ("generate", "score", "update", "push")

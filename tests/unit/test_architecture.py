@@ -81,6 +81,8 @@ ENGINES = {
     "ray": ("cluster/ranks/", "cluster/runtime/"),
 }
 """Library → the only places that import it."""
+TWO_MEANINGS = {"EPSILON", "METRICS", "reward"}
+"""Names of modules, classes and constants that still stand in two places. To become none."""
 TOP_LEVEL = {
     *PACKAGES,
     "configs",
@@ -210,6 +212,37 @@ def test_nothing_else_at_top_level() -> None:
 def test_sizes(source: Path) -> None:
     text = source.read_text(encoding="utf-8")
     assert len(text.splitlines()) <= 320, "STYLE: a file about 300 lines at most; split it"
+
+
+def public_names(source: Path) -> Iterator[str]:
+    """Classes, type aliases and constants that a file defines; type variables have one meaning everywhere."""
+    for node in ast.parse(source.read_text(encoding="utf-8")).body:
+        targets = node.targets if isinstance(node, ast.Assign) else [getattr(node, "target", None)]
+        value = getattr(node, "value", None)
+        if isinstance(value, ast.Call) and isinstance(value.func, ast.Name) and value.func.id == "TypeVar":
+            continue
+        names = [node.name] if isinstance(node, ast.ClassDef) else [t.id for t in targets if isinstance(t, ast.Name)]
+        yield from (name for name in names if not name.startswith("_") and name != "__all__")
+
+
+def test_a_name_has_one_meaning() -> None:
+    """STYLE: one word, one meaning. A reader who meets a class or constant finds one definition of it."""
+    homes: dict[str, list[str]] = {}
+    for source in SOURCES:
+        for name in public_names(source):
+            homes.setdefault(name, []).append(module_of(source))
+    twice = {name: where for name, where in homes.items() if len(where) > 1 and name not in TWO_MEANINGS}
+    assert twice == {}
+
+
+def test_a_module_name_is_taken_once() -> None:
+    """But for errors, and for rooms of configuration, whose files are called as what they configure."""
+    homes: dict[str, list[str]] = {}
+    for source in SOURCES:
+        if source.stem not in ("__init__", "errors") and source.parent.name != "config":
+            homes.setdefault(source.stem, []).append(module_of(source))
+    twice = {name: where for name, where in homes.items() if len(where) > 1 and name not in TWO_MEANINGS}
+    assert twice == {}
 
 
 @pytest.mark.parametrize("source", SOURCES, ids=lambda source: str(source.relative_to(ROOT)))

@@ -26,7 +26,7 @@ from ray.autoscaler._private.util import prepare_config, validate_config
 
 from orchestrator.config.loading import load_config
 from orchestrator.config.run import RunConfig
-from orchestrator.planning.layout import layout
+from orchestrator.planning.layout_planner import layout
 
 ROOT = Path(__file__).resolve().parents[3]
 DOCKER = ROOT / "docker"

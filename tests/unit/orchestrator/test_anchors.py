@@ -23,11 +23,11 @@ from orchestrator.ppo.experience import to_experience
 from orchestrator.ppo.kl import KlController, make_controller
 from orchestrator.ppo.mini_batches import mini_batches
 from roles.batch import Experience, Scored
-from roles.losses.kl import k1, k2, k3
+from roles.losses.kl_estimators import k1, k2, k3
 from roles.losses.logprobs import token_logprobs
 from roles.losses.means import denominator, masked_mean_weight
-from roles.losses.policy import policy_loss
-from roles.losses.value import value_loss
+from roles.losses.policy_loss import policy_loss
+from roles.losses.value_loss import value_loss
 
 VOCABULARY = 32
 

@@ -14,7 +14,7 @@ import orchestrator.groups.build
 import orchestrator.stages.reward
 from cluster.ranks.role_group import RoleGroup
 from orchestrator.config.loading import load_config
-from orchestrator.data.pairs import Pairs
+from orchestrator.data.preference_pairs import Pairs
 from orchestrator.groups.build import resolve_models, training_roles
 from orchestrator.stages.reward import train_reward
 from roles.batch import Preferences

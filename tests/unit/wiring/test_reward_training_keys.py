@@ -14,7 +14,7 @@ import yaml
 
 import orchestrator.stages.reward
 from orchestrator.config.loading import load_config
-from orchestrator.data.pairs import read_pairs
+from orchestrator.data.preference_pairs import read_pairs
 from orchestrator.data.prompts import read_questions
 from orchestrator.errors import TetrarchError
 from orchestrator.stages.reward import RewardQuality, train_reward

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 
-from cluster.estimate.generation import Pace, Request, finish_times, generate_s, shares
+from cluster.estimate.generation import GenerationPace, Request, finish_times, generate_s, shares
 from cluster.estimate.lengths import fixed, lognormal
 from cluster.estimate.memory import EngineSize
 from cluster.estimate.model_size import ModelSize
@@ -94,11 +94,13 @@ def test_without_graphs_every_layer_is_launched_and_tensor_parallel_sums_have_a_
     assert late == pytest.approx(6 * 2 * 10 * 0.5)
 
 
-PACE = Pace(weights_s=1.0, sequence_s=0.3, summed_s=0.01, overhead_s=0.2, launch_s=1.1, cached_s=0.002, prefill_s=0.7)
+PACE = GenerationPace(
+    weights_s=1.0, sequence_s=0.3, summed_s=0.01, overhead_s=0.2, launch_s=1.1, cached_s=0.002, prefill_s=0.7
+)
 
 
 def token_by_token(
-    pace: Pace, requests: list[Request], prompt_tokens: int, room: int, max_sequences: int
+    pace: GenerationPace, requests: list[Request], prompt_tokens: int, room: int, max_sequences: int
 ) -> list[float]:
     """The same, one iteration at a time."""
     done, running, seconds, read = [0.0] * len(requests), {}, 0.0, set()

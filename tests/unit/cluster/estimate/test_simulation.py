@@ -7,7 +7,7 @@ import random
 
 import pytest
 
-from cluster.estimate.simulation import Course, Event, Kind, Part, simulate, stretched
+from cluster.estimate.simulation import Course, Event, Kind, ScoredPart, simulate, stretched
 from cluster.placement.gpu_groups import ENGINES
 
 SPLIT: list[Kind] = [(ENGINES, "actor"), ("critic",), ("reference", "reward")]
@@ -16,13 +16,13 @@ TOGETHER: list[Kind] = [(ENGINES, "actor", "critic", "reference", "reward")]
 ROLES = ("actor", "critic", "reference", "reward")
 
 
-def chances(seed: int) -> tuple[list[Kind], list[float], list[Part], dict[str, float], float]:
+def chances(seed: int) -> tuple[list[Kind], list[float], list[ScoredPart], dict[str, float], float]:
     """A step of small whole numbers."""
     chance = random.Random(seed)
     kinds = chance.choice([SPLIT, APART, TOGETHER, [(ENGINES, "reward"), ("actor", "critic"), ("actor", "reference")]])
     engines = [float(chance.randrange(1, 20)) for _ in range(chance.randrange(1, 5))]
     parts = [
-        Part(float(chance.randrange(1, int(engine) + 1)), {role: float(chance.randrange(1, 6)) for role in ROLES})
+        ScoredPart(float(chance.randrange(1, int(engine) + 1)), {role: float(chance.randrange(1, 6)) for role in ROLES})
         for engine in engines
         for _ in range(chance.randrange(1, 4))
     ]
@@ -30,7 +30,9 @@ def chances(seed: int) -> tuple[list[Kind], list[float], list[Part], dict[str, f
     return kinds, engines, parts, updates, float(chance.randrange(1, 5))
 
 
-def moment_by_moment(kinds: list[Kind], engines: list[float], parts: list[Part], updates: dict[str, float]) -> float:
+def moment_by_moment(
+    kinds: list[Kind], engines: list[float], parts: list[ScoredPart], updates: dict[str, float]
+) -> float:
     """When scoring ends: at every moment, whoever waits and finds all cards of its role free begins."""
     homes = {role: [kind for kind in kinds if role in kind] for role in ROLES}
     free = {kind: max(engines) if ENGINES in kind else 0.0 for kind in kinds}
@@ -75,10 +77,10 @@ def test_cards_do_one_thing_at_a_time_and_nothing_begins_too_early(seed: int) ->
 
 
 def test_a_straggler_hides_the_scoring_of_the_others() -> None:
-    parts = [Part(ready, {"reward": 4.0}) for ready in (2.0, 3.0, 30.0)]
+    parts = [ScoredPart(ready, {"reward": 4.0}) for ready in (2.0, 3.0, 30.0)]
     assert simulate(APART, [2.0, 3.0, 30.0], parts, {}, 0.0).phases["score"] == 4
     assert simulate(TOGETHER, [2.0, 3.0, 30.0], parts, {}, 0.0).phases["score"] == 12
-    even = [Part(30.0, {"reward": 4.0}) for _ in range(3)]
+    even = [ScoredPart(30.0, {"reward": 4.0}) for _ in range(3)]
     assert simulate(APART, [30.0] * 3, even, {}, 0.0).phases["score"] == 12
 
 

@@ -11,11 +11,11 @@ from pydantic import TypeAdapter, ValidationError
 from cluster.capacity.shortage import check_capacity
 from cluster.config import GroupsPlacement, OpenRlhfPlacement, PlacementConfig
 from cluster.errors import PlacementError
+from cluster.placement.gpu_assignment import seats
 from cluster.placement.gpu_groups import problems
 from cluster.placement.node import Node
-from cluster.placement.openrlhf import as_groups
+from cluster.placement.openrlhf_groups import as_groups
 from cluster.placement.plan import Plan, RoleNeed, engines_neighbours, plan, ranks_of, tensor_parallel_size
-from cluster.placement.seats import seats
 
 ALL = [RoleNeed(role, gpu=True) for role in ("rollout", "actor", "critic", "reference", "reward")]
 SEVENTY_B = {

@@ -37,7 +37,7 @@ def torch_with(cards: list[tuple[int, int]], initialized: bool = True, busy: int
 def test_the_fullest_card_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     torch = torch_with([(100, 1000), (400, 1000)])
     monkeypatch.setitem(sys.modules, "torch", torch)
-    monkeypatch.setattr(card_use, "INTERVAL_S", 0.01)
+    monkeypatch.setattr(card_use, "CARD_INTERVAL_S", 0.01)
     sampler = card_use.CardSampler()
     until = time.monotonic() + 10
     while not sampler._samples and time.monotonic() < until:

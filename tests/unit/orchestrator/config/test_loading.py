@@ -13,7 +13,7 @@ from pydantic import BaseModel
 
 from orchestrator.config.kl import AdaptiveKl, FixedKl
 from orchestrator.config.loading import dump_config, load_config, validate
-from orchestrator.config.needs import scorers
+from orchestrator.config.role_needs import scoring_roles
 from orchestrator.config.run import RunConfig
 from orchestrator.config.schema import all_keys, sections_in
 from orchestrator.config.yaml_text import parse_yaml, to_yaml
@@ -61,9 +61,9 @@ def test_how_long_a_sample_can_be(file: Path, turns: int | None, response: int, 
 
 def test_an_environments_own_reward_is_no_role(file: Path) -> None:
     own = ["reward={type: environment}", f"environment={ENVIRONMENT}", "critic.model={path: x}"]
-    assert list(scorers(load_config(file, own))) == []
+    assert list(scoring_roles(load_config(file, own))) == []
     both = load_config(file, ["reward={type: function, path: f.py}", *own[1:]])
-    assert list(scorers(both)) == ["reward"]
+    assert list(scoring_roles(both)) == ["reward"]
 
 
 def test_overrides_are_yaml_and_the_last_one_wins(file: Path) -> None:

@@ -13,7 +13,7 @@ from orchestrator.config.kl import AdaptiveKl, FixedKl
 from orchestrator.config.loading import load_config
 from orchestrator.config.openrlhf import import_file
 from orchestrator.errors import ConfigError
-from orchestrator.planning.layout import layout
+from orchestrator.planning.layout_planner import layout
 
 KEYS = """\
 actor_num_nodes: 2

@@ -15,7 +15,7 @@ from transformers import PreTrainedTokenizerFast
 from orchestrator.config.data import DatasetConfig
 from orchestrator.config.loading import validate
 from orchestrator.config.run import RunConfig
-from orchestrator.data.datasets import is_hub_name, load_rows
+from orchestrator.data.dataset_rows import is_hub_name, load_rows
 from orchestrator.data.prompts import PromptSource, heldout_prompts, read_questions, read_tasks
 from orchestrator.errors import CheckpointError, ConfigError
 from roles.batch import Prompts

@@ -15,7 +15,7 @@ import pyarrow.parquet
 import pytest
 
 from orchestrator.config.data import DatasetConfig
-from orchestrator.data.datasets import load_rows
+from orchestrator.data.dataset_rows import load_rows
 from orchestrator.data.row_files import BadRows, read_csv, read_json
 from orchestrator.errors import ConfigError
 

@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 
 from orchestrator.commands import app as cli
 from orchestrator.config.loading import load_config
-from orchestrator.planning.layout import layout
+from orchestrator.planning.layout_planner import layout
 
 ROOT = Path(__file__).resolve().parents[4]
 GROUPS, THEIRS, LOCAL = (str(ROOT / f"configs/{name}.yaml") for name in ("llama3-8b-2x8", "llama3-70b-32xa800", "tiny"))

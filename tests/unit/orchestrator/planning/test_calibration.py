@@ -15,7 +15,7 @@ from orchestrator.config.loading import dump_config, load_config
 from orchestrator.errors import ConfigError
 from orchestrator.planning.calibration import calibrated
 from orchestrator.planning.efficiency import load_efficiency
-from orchestrator.planning.layout import layout
+from orchestrator.planning.layout_planner import layout
 
 ROOT = Path(__file__).resolve().parents[4]
 

@@ -18,7 +18,7 @@ from orchestrator.config.rules import inconsistencies
 from orchestrator.config.run import RunConfig
 from orchestrator.errors import ConfigError
 from orchestrator.planning import suggest as module
-from orchestrator.planning.layout import layout
+from orchestrator.planning.layout_planner import layout
 from orchestrator.planning.suggest import apply, settings, suggest
 
 ROOT = Path(__file__).resolve().parents[4]

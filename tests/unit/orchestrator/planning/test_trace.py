@@ -17,15 +17,15 @@ from orchestrator.commands import app as cli
 from orchestrator.config.loading import load_config, validate
 from orchestrator.config.run import RunConfig
 from orchestrator.planning.efficiency import load_efficiency
-from orchestrator.planning.layout import layout
-from orchestrator.planning.loads import Layout
+from orchestrator.planning.layout_planner import layout
+from orchestrator.planning.planned_layout import PlannedLayout
 from orchestrator.planning.trace import trace_events
 
 ROOT = Path(__file__).resolve().parents[4]
 TWO_NODES = ROOT / "configs/llama3-8b-2x8.yaml"
 
 
-def drawn(planned: Layout) -> list[dict[str, object]]:
+def drawn(planned: PlannedLayout) -> list[dict[str, object]]:
     return [event for event in trace_events(planned.step.course, planned.plan) if event["ph"] == "X"]
 
 

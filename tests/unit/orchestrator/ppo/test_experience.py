@@ -15,7 +15,7 @@ from orchestrator.ppo.mini_batches import mini_batches
 from orchestrator.ppo.scores import RunningScale, shape_scores
 from orchestrator.ppo.stats import explained_variance
 from roles.batch import Experience, Scored
-from roles.losses.kl import k1
+from roles.losses.kl_estimators import k1
 
 BETA = 0.1
 RESPONSES = [(2, 5), (3, 1), (1, 8), (4, 3)]

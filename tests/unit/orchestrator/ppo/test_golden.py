@@ -20,7 +20,7 @@ from orchestrator.ppo.advantages import (
 )
 from orchestrator.ppo.experience import shape_rewards
 from orchestrator.ppo.kl import AdaptiveController
-from roles.losses.kl import k1, k2, k3
+from roles.losses.kl_estimators import k1, k2, k3
 from tests.reference.golden import Case, cases
 
 

@@ -10,7 +10,7 @@ from orchestrator.config.kl import AdaptiveKl, FixedKl
 from orchestrator.errors import CheckpointError
 from orchestrator.ppo.kl import AdaptiveController, FixedController, make_controller
 from orchestrator.report.kl_bands import health
-from roles.losses.kl import k1, k2, k3
+from roles.losses.kl_estimators import k1, k2, k3
 
 ESTIMATORS = {"k1": k1, "k2": k2, "k3": k3}
 

@@ -21,7 +21,7 @@ from orchestrator.groups.scoring import Policy, Reward, Roles
 from orchestrator.ppo.experience import ExperienceStats
 from orchestrator.ppo.kl import FixedController
 from orchestrator.ppo.step import StepResult, TrainState, step_metrics, train_step
-from orchestrator.run.clock import Clock
+from orchestrator.run.phase_clock import Clock
 from roles.batch import Experience, Scored
 from roles.config.models import WarmupConfig
 from roles.config.rewards import MeanScore

@@ -11,7 +11,7 @@ from cluster.estimate.model_size import ModelSize
 from cluster.ranks.card_use import CardSample, CardUse
 from cluster.ranks.worker import RankUsage
 from orchestrator.metrics import METRICS
-from orchestrator.run.clock import Clock
+from orchestrator.run.phase_clock import Clock
 from orchestrator.stages.card_metrics import StepWork, card_metrics
 
 MODEL = ModelSize(

@@ -28,7 +28,7 @@ from orchestrator.groups.scoring import Policy
 from orchestrator.ppo.kl import AdaptiveController, FixedController
 from orchestrator.ppo.step import TrainState
 from orchestrator.run.checkpoint import Checkpoints
-from orchestrator.run.clock import Clock
+from orchestrator.run.phase_clock import Clock
 from orchestrator.stages.ppo import Run
 from roles.config.rollout import RolloutConfig
 from tests.unit.orchestrator.fakes import FakeGroup, prompts_of, rollouts_of, write_waits

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from orchestrator.config.reward_training import RewardTrainingConfig
-from orchestrator.data.preferences import split
+from orchestrator.data.comparisons import split
 from orchestrator.errors import ConfigError
 from roles.batch import Preferences
 

@@ -1,4 +1,4 @@
-"""`roles.losses.policy` against the golden values of other people's code."""
+"""`roles.losses.policy_loss` against the golden values of other people's code."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from torch import Tensor
 
 from roles.losses.logprobs import entropy, token_logprobs
 from roles.losses.means import denominator, masked_mean_weight
-from roles.losses.policy import policy_loss
-from roles.losses.preference import bradley_terry, dpo, ipo
-from roles.losses.value import value_loss
+from roles.losses.policy_loss import policy_loss
+from roles.losses.preference_loss import bradley_terry, dpo, ipo
+from roles.losses.value_loss import value_loss
 from tests.reference.golden import Case, cases, kinds
 
 MEANS = {"token": "token_mean", "sequence": "seq_mean_token_mean"}

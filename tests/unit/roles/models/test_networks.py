@@ -15,7 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, PreTrainedModel
 
 from roles.errors import ModelError
-from roles.losses.value import value_loss
+from roles.losses.value_loss import value_loss
 from roles.models.networks import PolicyModel, ValueModel, _exact_rotary, _running_mean, _zero
 from roles.packing import Packed, pack
 

@@ -10,7 +10,7 @@ from types import SimpleNamespace
 import pytest
 
 from roles.zero import host_heap
-from roles.zero.host_heap import COST_SHARE, HostHeap
+from roles.zero.host_heap import TRIM_COST_SHARE, HostHeap
 
 ROOT = Path(__file__).resolve().parents[4]
 
@@ -50,10 +50,10 @@ def test_looking_for_free_pages_takes_a_small_share_of_the_time(monkeypatch: pyt
     monkeypatch.setattr(host_heap, "_libc", lambda: SimpleNamespace(malloc_trim=malloc_trim))
     heap = HostHeap()
     heap.give_back()
-    clock["wall"] += 0.99 * 0.1 / COST_SHARE
+    clock["wall"] += 0.99 * 0.1 / TRIM_COST_SHARE
     heap.give_back()
     assert looks == [0]
-    clock["wall"] += 0.02 * 0.1 / COST_SHARE
+    clock["wall"] += 0.02 * 0.1 / TRIM_COST_SHARE
     heap.give_back()
     assert looks == [0, 0]
 

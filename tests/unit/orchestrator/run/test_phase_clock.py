@@ -4,7 +4,7 @@ import random
 
 import pytest
 
-from orchestrator.run.clock import Clock, covered
+from orchestrator.run.phase_clock import Clock, covered
 
 
 @pytest.mark.parametrize(

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from cluster.config import EnginesConfig, GroupsPlacement, OpenRlhfPlacement, PlacedGroup, PoolConfig
 from cluster.errors import PlacementError
+from cluster.placement.gpu_assignment import nodes_needed, size_text
 from cluster.placement.gpu_groups import GPU_ROLES, THEIR_NAMES, divisors
-from cluster.placement.seats import nodes_needed, size_text
 
 
 def as_groups(placement: GroupsPlacement | OpenRlhfPlacement) -> GroupsPlacement:

@@ -1,7 +1,4 @@
-"""What GPUs and hosts of a plan hold, and what of it is too much. Pure.
-
-`orchestrator.planning.layout` makes a Layout; `orchestrator.planning.draw` draws it.
-"""
+"""What GPUs and hosts of a plan hold, and what of it is too much. Pure."""
 
 from __future__ import annotations
 
@@ -9,11 +6,11 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from cluster.estimate.memory import GIB, PHASES, EngineSize
+from cluster.estimate.memory import GIB, MEMORY_PHASES, EngineSize
 from cluster.estimate.model_size import ModelSize
 from cluster.placement.gpu_groups import ENGINES
 from cluster.placement.plan import Plan, Slot
-from orchestrator.planning.timeline import StepTime
+from orchestrator.planning.predicted_step import StepTime
 
 USABLE = 0.95
 """Of a card: the rest is lost between blocks. An assumption."""
@@ -50,7 +47,7 @@ class GpuLoad:
     @property
     def peak_phase(self) -> str:
         """Where it holds most."""
-        return max(PHASES, key=lambda phase: sum(self.phases[phase].values()))
+        return max(MEMORY_PHASES, key=lambda phase: sum(self.phases[phase].values()))
 
     @property
     def peak(self) -> float:
@@ -74,7 +71,7 @@ class HostLoad:
 
 
 @dataclass(frozen=True, slots=True)
-class Layout:
+class PlannedLayout:
     """A plan with its bytes."""
 
     plan: Plan
@@ -95,7 +92,7 @@ class Layout:
     @property
     def phases(self) -> tuple[str, ...]:
         """Of its memory: without a critic, nobody trains one."""
-        return tuple(phase for phase in PHASES if phase != "train critic" or "critic" in self.plan.roles)
+        return tuple(phase for phase in MEMORY_PHASES if phase != "train critic" or "critic" in self.plan.roles)
 
     @property
     def price_per_step(self) -> float | None:

@@ -1,7 +1,4 @@
-"""What the roles of a command ask of the placement. A RunConfig flows in, RoleNeeds flow out.
-
-Called by `orchestrator.groups.build`, which starts them, and by `orchestrator.planning.layout`, which only counts.
-"""
+"""What the roles of a command ask of the placement. A RunConfig flows in, RoleNeeds flow out."""
 
 from __future__ import annotations
 
@@ -15,18 +12,18 @@ RoleNames = Mapping[str, OneReward | None]
 """Role → its scorer, where it is one."""
 
 
-def scorers(config: RunConfig) -> dict[str, OneReward | None]:
+def scoring_roles(config: RunConfig) -> dict[str, OneReward | None]:
     """The rewards, and the judge of the evaluations if there is one."""
     judge = config.evaluation.judge
     return {**config.scorers, "judge": judge} if judge else {**config.scorers}
 
 
-def training(config: RunConfig) -> dict[str, OneReward | None]:
+def ppo_roles(config: RunConfig) -> dict[str, OneReward | None]:
     """All roles of PPO."""
-    return {**dict.fromkeys(config.model_roles), **scorers(config)}
+    return {**dict.fromkeys(config.model_roles), **scoring_roles(config)}
 
 
-def needs(config: RunConfig, roles: RoleNames) -> list[RoleNeed]:
+def role_needs(config: RunConfig, roles: RoleNames) -> list[RoleNeed]:
     """A model computes on the run's device, everything else on CPUs."""
     workers = {
         role: scorer.workers if isinstance(scorer, FunctionReward) else 1

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from orchestrator.checks.architectures import HEAD_SIZES, check_attention, check_cpu_engine
+from orchestrator.checks.model_support import HEAD_SIZES, check_attention, check_cpu_engine
 from orchestrator.checks.models import ModelFacts
 from orchestrator.errors import ConfigError
 from roles.config.models import ModelConfig

@@ -13,13 +13,13 @@ from rich.console import Console
 from transformers import LlamaConfig
 from typer.testing import CliRunner
 
-from cluster.estimate.memory import GIB, PHASES, REDUCE_BUCKET
+from cluster.estimate.memory import GIB, MEMORY_PHASES, REDUCE_BUCKET
 from orchestrator.commands import app as cli
 from orchestrator.config.loading import load_config
 from orchestrator.errors import ConfigError
-from orchestrator.planning.draw import draw, to_json
-from orchestrator.planning.layout import layout, smallest_change
-from orchestrator.planning.loads import Layout
+from orchestrator.planning.layout_drawing import draw, to_json
+from orchestrator.planning.layout_planner import layout, smallest_change
+from orchestrator.planning.planned_layout import PlannedLayout
 from tests.unit.cluster.placement.test_gpu_groups import check_sound
 
 ROOT = Path(__file__).resolve().parents[4]
@@ -28,7 +28,7 @@ ON_GPUS = sorted(path for path in (ROOT / "configs").glob("*.yaml") if "device: 
 FULL_ADAM = ["actor.zero.offload_optimizer=false", "critic.zero.offload_optimizer=false"]
 
 
-def text_of(planned: Layout, mend: list[str] | None = None) -> str:
+def text_of(planned: PlannedLayout, mend: list[str] | None = None) -> str:
     console = Console(width=80, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
     console.print(draw(planned, mend))
     return console.export_text()
@@ -240,7 +240,7 @@ def test_the_numbers_as_json() -> None:
     data = json.loads(json.dumps(to_json(layout(load_config(SEVENTY_B)))))
     assert data["fits"] is True and len(data["gpus"]) == 32 and len(data["ranks"]) == 34
     for gpu in data["gpus"]:
-        assert set(gpu["phases"]) == set(PHASES)
+        assert set(gpu["phases"]) == set(MEMORY_PHASES)
         assert gpu["peak_gib"] == pytest.approx(sum(gpu["phases"][gpu["peak_phase"]].values()))
 
 

@@ -13,8 +13,8 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from orchestrator.config.data import DatasetConfig
-from orchestrator.data.columns import check_characters, read_prompts
-from orchestrator.data.datasets import load_rows
+from orchestrator.data.dataset_rows import load_rows
+from orchestrator.data.prompt_columns import check_characters, read_prompts
 from orchestrator.data.prompts import example_of
 from orchestrator.data.row_files import Rows
 from orchestrator.errors import ConfigError

@@ -14,10 +14,10 @@ from cluster.config import Correction
 from orchestrator.config.loading import load_config, validate
 from orchestrator.config.run import RunConfig
 from orchestrator.errors import ConfigError
-from orchestrator.planning.draw import draw, to_json
 from orchestrator.planning.efficiency import load_efficiency
-from orchestrator.planning.layout import layout, smallest_change
-from orchestrator.planning.timeline import RoleSeconds, response_lengths, side_by_side
+from orchestrator.planning.layout_drawing import draw, to_json
+from orchestrator.planning.layout_planner import layout, smallest_change
+from orchestrator.planning.predicted_step import RoleSeconds, response_lengths, side_by_side
 
 ROOT = Path(__file__).resolve().parents[4]
 SECONDS = RoleSeconds(

@@ -12,7 +12,7 @@ from tokenizers.processors import TemplateProcessing
 
 from configs.tiny.inputs import tokenizer
 from orchestrator.config.data import DatasetConfig
-from orchestrator.data.pairs import read_pairs
+from orchestrator.data.preference_pairs import read_pairs
 from orchestrator.errors import ConfigError
 from roles.batch import Preferences
 

@@ -1,4 +1,4 @@
-"""`roles.losses.policy` against naive loops, and the properties the engines rely on."""
+"""`roles.losses.policy_loss` against naive loops, and the properties the engines rely on."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from torch import Tensor
 import roles.losses.logprobs
 from roles.losses.logprobs import entropy, token_logprobs
 from roles.losses.means import denominator, masked_mean_weight
-from roles.losses.policy import POLICY_LOSSES, approx_kl, cispo_loss, gspo_loss, policy_loss
-from roles.losses.preference import bradley_terry
-from roles.losses.value import value_loss
+from roles.losses.policy_loss import POLICY_LOSSES, approx_kl, cispo_loss, gspo_loss, policy_loss
+from roles.losses.preference_loss import bradley_terry
+from roles.losses.value_loss import value_loss
 from roles.packing import balance, micro_batches
 
 

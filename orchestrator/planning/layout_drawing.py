@@ -1,7 +1,6 @@
-"""A Layout as pictures: nodes × GPUs with who lives there, the memory of each kind of GPU, the seconds of a step.
+"""A planned layout as pictures: nodes × GPUs and their roles, the memory of each kind of GPU, the seconds of a step.
 
-A Layout flows in, rich renderables (for the terminal and SVG) or plain values (for JSON) flow out. Called by
-`orchestrator.commands.app`.
+A PlannedLayout flows in, rich renderables (for the terminal and SVG) or plain values (for JSON) flow out.
 """
 
 from __future__ import annotations
@@ -18,7 +17,7 @@ from rich.text import Text
 from cluster.config import GroupsPlacement
 from cluster.estimate.memory import GIB
 from cluster.placement.gpu_groups import base_role
-from orchestrator.planning.loads import TIGHT, GpuLoad, Layout
+from orchestrator.planning.planned_layout import TIGHT, GpuLoad, PlannedLayout
 from orchestrator.planning.suggest import Suggestion
 
 NAMES = {"rollout": "vLLM", "reference": "ref"}
@@ -26,7 +25,7 @@ NAMES = {"rollout": "vLLM", "reference": "ref"}
 COLOURS = {"rollout": "cyan", "actor": "green", "critic": "yellow", "reference": "blue", "reward": "magenta"}
 
 
-def draw(layout: Layout, mend: list[str] | None = None) -> RenderableType:
+def draw(layout: PlannedLayout, mend: list[str] | None = None) -> RenderableType:
     """The map, then memory by kind of GPU, then what does not fit, and the overrides `mend` with which it would."""
     notes = [Text(f"note: {note}") for note in layout.notes]
     if not layout.gpus:
@@ -39,7 +38,7 @@ def draw(layout: Layout, mend: list[str] | None = None) -> RenderableType:
     return Group(*pictures, *notes, *_verdict(layout, mend))
 
 
-def draw_suggestions(found: Sequence[Suggestion], now: Layout) -> RenderableType:
+def draw_suggestions(found: Sequence[Suggestion], now: PlannedLayout) -> RenderableType:
     """The best layouts side by side with the one in the file."""
     if not found:
         return Text("No layout of these GPUs fits: more or larger cards are needed.", style="red bold")
@@ -50,7 +49,7 @@ def draw_suggestions(found: Sequence[Suggestion], now: Layout) -> RenderableType
     table.add_column("who shares which GPUs")
     table.add_column("settings")
 
-    def numbers(layout: Layout) -> list[str]:
+    def numbers(layout: PlannedLayout) -> list[str]:
         price = layout.price_per_step
         return [_seconds(layout.step.total), *([] if price is None else [_money(price)])]
 
@@ -87,7 +86,7 @@ def _shape(suggestion: Suggestion) -> tuple[str, str]:
     return "\n".join(groups), "\n".join(settings)
 
 
-def to_json(layout: Layout) -> dict[str, Any]:
+def to_json(layout: PlannedLayout) -> dict[str, Any]:
     """The same as plain values; sizes in GiB."""
     return {
         "fits": not layout.shortages,
@@ -133,7 +132,7 @@ def to_json(layout: Layout) -> dict[str, Any]:
     }
 
 
-def _map(layout: Layout) -> Table:
+def _map(layout: PlannedLayout) -> Table:
     """A row for each node, a cell for each run of GPUs with the same roles."""
     table = Table(pad_edge=False)
     table.add_column("node", justify="right", no_wrap=True)
@@ -149,7 +148,7 @@ def _map(layout: Layout) -> Table:
     return table
 
 
-def _who(layout: Layout, run: list[GpuLoad]) -> Text:
+def _who(layout: PlannedLayout, run: list[GpuLoad]) -> Text:
     """The roles of some neighbouring GPUs with their ranks; an engine with its tensor-parallel size."""
     text = Text()
     for role in run[0].roles:
@@ -167,7 +166,7 @@ def _fill(load: GpuLoad) -> Text:
     return Text(f"{load.peak / GIB:.0f} of {load.capacity / GIB:.0f} GiB", style=style)
 
 
-def _memory(layout: Layout) -> Table:
+def _memory(layout: PlannedLayout) -> Table:
     """One column for each kind of GPU, one row for each phase."""
     kinds: dict[tuple[str, ...], GpuLoad] = {}
     for load in layout.gpus:
@@ -187,7 +186,7 @@ def _memory(layout: Layout) -> Table:
     return table
 
 
-def _hosts(layout: Layout) -> Text:
+def _hosts(layout: PlannedLayout) -> Text:
     fullest = max(layout.hosts, key=lambda host: sum(host.held.values()))
     held = sum(fullest.held.values()) / GIB
     which = "fullest host" if len(layout.hosts) > 1 else "host memory"
@@ -195,7 +194,7 @@ def _hosts(layout: Layout) -> Text:
     return Text(f"{which}: {held:.0f} of {fullest.capacity / GIB:.0f} GiB{what}")
 
 
-def _time(layout: Layout) -> list[RenderableType]:
+def _time(layout: PlannedLayout) -> list[RenderableType]:
     """Seconds by phase; how long each kind of card waits; what it costs."""
     step = layout.step
     phases = ", ".join(f"{phase} {_seconds(seconds)}" for phase, seconds in step.phases.items())
@@ -222,7 +221,7 @@ def _money(amount: float) -> str:
     return f"{amount:,.2f}"
 
 
-def _verdict(layout: Layout, mend: list[str] | None) -> list[Text]:
+def _verdict(layout: PlannedLayout, mend: list[str] | None) -> list[Text]:
     warnings = [Text(f"warning: {line}", style="yellow") for line in layout.warnings]
     if not layout.shortages:
         return [*warnings, Text("It fits.", style="green bold")]
@@ -233,7 +232,7 @@ def _verdict(layout: Layout, mend: list[str] | None) -> list[Text]:
     return [*lines, Text("The smallest change that makes it fit: " + " ".join(mend), style="bold")]
 
 
-def _processes(layout: Layout) -> Table:
+def _processes(layout: PlannedLayout) -> Table:
     """Without GPUs: a row for each role."""
     table = Table(title="No GPUs: processes on this machine", title_justify="left", pad_edge=False)
     for column in ("role", "ranks", "CPU threads of each", "parameters", "GiB of all"):

@@ -1,4 +1,4 @@
-"""Losses over pairs of responses. Pure: tensors in, tensors out; as in `roles.losses.policy`, one number a pair."""
+"""Losses over pairs of responses. Pure: tensors in, tensors out; one number per pair."""
 
 from __future__ import annotations
 

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from cluster.config import Efficiency
     from cluster.runtime.jobs import RayJobs
-    from orchestrator.planning.loads import Layout
+    from orchestrator.planning.planned_layout import PlannedLayout
 
 
 def on_cluster(run: RunConfig, jobs: RayJobs | None = None) -> RunConfig:
@@ -31,11 +31,11 @@ def on_cluster(run: RunConfig, jobs: RayJobs | None = None) -> RunConfig:
     return run
 
 
-def show_suggestions(run: RunConfig, planned: Layout, console: Console, factors: Efficiency | None) -> None:
+def show_suggestions(run: RunConfig, planned: PlannedLayout, console: Console, factors: Efficiency | None) -> None:
     """The best layouts, and the YAML of the first."""
     import yaml
 
-    from orchestrator.planning.draw import draw_suggestions
+    from orchestrator.planning.layout_drawing import draw_suggestions
     from orchestrator.planning.suggest import suggest
 
     with console.status("searching"):
@@ -46,10 +46,10 @@ def show_suggestions(run: RunConfig, planned: Layout, console: Console, factors:
         print(yaml.safe_dump(found[0].changes(), sort_keys=False), end="")
 
 
-def draw_plan(run: RunConfig, console: Console, factors: Efficiency | None = None) -> Layout:
+def draw_plan(run: RunConfig, console: Console, factors: Efficiency | None = None) -> PlannedLayout:
     """The layout of a run, drawn; with the smallest change that would make it fit, if it does not."""
-    from orchestrator.planning.draw import draw
-    from orchestrator.planning.layout import layout, smallest_change
+    from orchestrator.planning.layout_drawing import draw
+    from orchestrator.planning.layout_planner import layout, smallest_change
 
     planned = layout(run, factors)
     console.print(draw(planned, smallest_change(run) if planned.shortages else None))

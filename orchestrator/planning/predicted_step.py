@@ -1,7 +1,6 @@
 """How long a PPO step takes, on paper: each role's seconds, and what happens when.
 
-A RunConfig and its plan flow in, a StepTime flows out. Called by `orchestrator.planning.layout`; the order is that of
-`orchestrator.ppo.step.train_step`.
+A RunConfig and its plan flow in, a StepTime flows out; the order is that of `orchestrator.ppo.step.train_step`.
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ from cluster.estimate.roofline import (
     score_s,
     update_s,
 )
-from cluster.estimate.simulation import Course, Kind, Part, simulate, stretched
+from cluster.estimate.simulation import Course, Kind, ScoredPart, simulate, stretched
 from cluster.placement.accelerators import ACCELERATORS, UNKNOWN
 from cluster.placement.gpu_groups import ENGINES
 from cluster.placement.plan import Plan, engines_neighbours
@@ -45,7 +44,7 @@ class RoleSeconds:
     push: float
     engines: tuple[float, ...] = ()
     """Each engine's seconds, the longest of which is `generate`; empty: it has them all to itself."""
-    parts: tuple[Part, ...] = ()
+    parts: tuple[ScoredPart, ...] = ()
     """What is scored together; empty: parts that are alike and come evenly."""
 
 
@@ -135,19 +134,19 @@ def _parts(
     requests: Sequence[Sequence[Request]],
     times: Sequence[Sequence[float]],
     earlier: float,
-) -> Iterator[Part]:
+) -> Iterator[ScoredPart]:
     """What is scored together: neighbours among an engine's responses, or all of all engines where these sleep first.
     Without GPUs all share the machine's cores."""
     passes = {"actor": 2} if config.reference.share_actor else {}
     whole: dict[int, dict[str, float]] = {}
     last = earlier + max(max(own, default=0.0) for own in times)
 
-    def part(rows: Sequence[Request], ready: float) -> Part:
+    def part(rows: Sequence[Request], ready: float) -> ScoredPart:
         if len(rows) not in whole:
             some = replace(work, samples=len(rows))
             whole[len(rows)] = {role: passes.get(role, 1) * score_s(m, some, rates[role]) for role, m in roles.items()}
         tokens = work.prompt_tokens + sum(row.tokens for row in rows) / len(rows)
-        return Part(ready, {role: s * tokens / work.tokens for role, s in whole[len(rows)].items()})
+        return ScoredPart(ready, {role: s * tokens / work.tokens for role, s in whole[len(rows)].items()})
 
     if config.rollout.engine.sleep:
         yield part([row for asked in requests for row in asked], last)
@@ -254,8 +253,8 @@ def side_by_side(
     return StepTime(phases, busy, response_tokens, course)
 
 
-def _even(seconds: RoleSeconds, streamed: float | None) -> list[Part]:
+def _even(seconds: RoleSeconds, streamed: float | None) -> list[ScoredPart]:
     """Parts that are alike and come evenly."""
     number = round(1 / streamed) if streamed else 1
     each = {role: spent / number for role, spent in seconds.score.items()}
-    return [Part(seconds.generate * (place + 1) / number, each) for place in range(number)]
+    return [ScoredPart(seconds.generate * (place + 1) / number, each) for place in range(number)]

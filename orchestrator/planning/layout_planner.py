@@ -1,8 +1,7 @@
 """`tetrarch plan`: who sits on which GPU, whether it fits, how long a step takes, before anything is started.
 
-A RunConfig flows in; a Layout (the plan, what every GPU and host holds in each phase, seconds and price of a step)
-flows out. No GPU, no Ray, no weights. Called by `orchestrator.commands.app` and `orchestrator.planning.suggest`; drawn
-by `orchestrator.planning.draw`.
+A RunConfig flows in; a PlannedLayout (the plan, what every GPU and host holds in each phase, seconds and price of a
+step) flows out. No GPU, no Ray, no weights.
 """
 
 from __future__ import annotations
@@ -16,7 +15,7 @@ from typing import Any
 from cluster.config import BesideCounted, Efficiency, LocalPlacement, PoolConfig
 from cluster.estimate.memory import (
     GIB,
-    PHASES,
+    MEMORY_PHASES,
     PROCESS,
     RUNTIME,
     SERVICES,
@@ -36,16 +35,16 @@ from cluster.estimate.memory import (
 from cluster.estimate.model_size import ModelSize
 from cluster.placement.accelerators import UNKNOWN
 from cluster.placement.gpu_groups import ENGINES, base_role
-from cluster.placement.openrlhf import as_groups
+from cluster.placement.openrlhf_groups import as_groups
 from cluster.placement.plan import Plan, Slot, plan, ranks_of, tensor_parallel_size
 from orchestrator.config.loading import apply_override, validate
-from orchestrator.config.needs import needs, section_key, training
+from orchestrator.config.role_needs import ppo_roles, role_needs, section_key
 from orchestrator.config.run import RunConfig
 from orchestrator.errors import ConfigError
 from orchestrator.planning.efficiency import load_efficiency
-from orchestrator.planning.loads import GpuLoad, Held, HostLoad, Layout
+from orchestrator.planning.planned_layout import GpuLoad, Held, HostLoad, PlannedLayout
+from orchestrator.planning.predicted_step import card_gib, step_time
 from orchestrator.planning.this_machine import as_pool
-from orchestrator.planning.timeline import card_gib, step_time
 from orchestrator.sizes.model_sizes import adapters, model_size
 from orchestrator.sizes.model_sources import UnknownModel
 from roles.config.models import ModelConfig, TrainedRole
@@ -67,14 +66,14 @@ MOST_CHANGES = 3
 """As many overrides at once are tried to make a layout fit."""
 
 
-def layout(config: RunConfig, efficiency: Efficiency | None = None, made: Plan | None = None) -> Layout:
+def layout(config: RunConfig, efficiency: Efficiency | None = None, made: Plan | None = None) -> PlannedLayout:
     """The layout of `tetrarch train`. PlacementError or ConfigError where there is none.
 
     Args:
         efficiency: what hardware reaches; None is `efficiency.yaml` beside this file.
         made: the plan of the same placement and roles, if it is at hand.
     """
-    made = made or plan(config.placement, needs(config, training(config)))
+    made = made or plan(config.placement, role_needs(config, ppo_roles(config)))
     sizes, notes = _model_sizes(config)
     roles = _role_sizes(config, made, sizes)
     engines = _engine_size(config, sizes["actor"])
@@ -93,12 +92,12 @@ def layout(config: RunConfig, efficiency: Efficiency | None = None, made: Plan |
     step = step_time(config, made, pools, kinds, roles, engines, efficiency)
     prices = [pool.price_per_hour for pool in pools if pool.price_per_hour is not None]
     price = sum(prices) if len(prices) == len(pools) else None
-    return Layout(made, gpus, hosts, sizes, engines, tuple(notes), step, config.steps, price)
+    return PlannedLayout(made, gpus, hosts, sizes, engines, tuple(notes), step, config.steps, price)
 
 
 def role_sizes(config: RunConfig) -> dict[str, RoleSize]:
     """Role that holds a model under ZeRO → its size. UnknownModel where a model's size is not known."""
-    return _role_sizes(config, plan(config.placement, needs(config, training(config))), _model_sizes(config)[0])
+    return _role_sizes(config, plan(config.placement, role_needs(config, ppo_roles(config))), _model_sizes(config)[0])
 
 
 def _role_sizes(config: RunConfig, made: Plan, sizes: dict[str, ModelSize]) -> dict[str, RoleSize]:
@@ -175,7 +174,7 @@ def _held(here: Sequence[Slot], capacity: float, roles: dict[str, RoleSize], eng
     """Of a card in each phase."""
     side_by_side = {"actor", "critic"} <= {slot.role for slot in here}
     pushed_by = "ipc" if ENGINES in {slot.role for slot in here} else "nccl"
-    phases: dict[str, Held] = {phase: {} for phase in PHASES}
+    phases: dict[str, Held] = {phase: {} for phase in MEMORY_PHASES}
     for slot in here:
         for phase, held in phases.items():
             account = (

@@ -22,7 +22,7 @@ from orchestrator.run.checkpoint import progress_of
 from roles.errors import RoleError
 
 if TYPE_CHECKING:
-    from orchestrator.data.pairs import Pairs
+    from orchestrator.data.preference_pairs import Pairs
     from orchestrator.data.prompts import Questions
 
 RUN_FAILED = 1
@@ -34,7 +34,7 @@ DRIVER_LOG = "logs/driver.log"
 """Where in `run_dir` the traceback of a failed run goes."""
 
 
-class Report:
+class Outcome:
     """What a command tells on stderr; it knows, once the configuration has loaded, where a traceback belongs."""
 
     def __init__(self) -> None:
@@ -69,9 +69,9 @@ class Report:
 
 
 @contextmanager
-def reported(debug: bool) -> Iterator[Report]:
+def reported(debug: bool) -> Iterator[Outcome]:
     """Turn what goes wrong inside into one block on stderr and the exit code."""
-    report = Report()
+    report = Outcome()
     try:
         yield report
     except ConfigError as error:
