@@ -20,6 +20,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from configs.tiny.inputs import write
 from orchestrator.metrics import METRICS
+from tests.reference import tiny_metrics
 
 ROOT = Path(__file__).resolve().parents[2]
 STEPS = 16
@@ -80,6 +81,14 @@ def test_the_score_rises(run_dir: Path) -> None:
     scores = [line["score/mean"] for line in metrics(run_dir)]
     error = metrics(run_dir)[0]["score/std"] / 32**0.5
     assert statistics.mean(scores[-4:]) > statistics.mean(scores[:2]) + 3 * error, scores
+
+
+def test_the_numbers_are_those_of_before(run_dir: Path) -> None:
+    """Bit for bit on the machine where they were taken; elsewhere rounding differs, and later steps amplify it."""
+    kept, steps = json.loads(tiny_metrics.FILE.read_text()), tiny_metrics.learned(run_dir)
+    if tiny_metrics.machine() == kept["machine"]:
+        assert steps == kept["steps"]
+    assert steps[0] == pytest.approx(kept["steps"][0], rel=1e-3, abs=1e-4)
 
 
 def test_the_first_ratio_is_one_and_the_first_kl_is_nothing(run_dir: Path) -> None:
