@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from tests.unit.test_readme import commands
+from tests.readmes import commands
 
 ROOT = Path(__file__).resolve().parents[2]
 TRAIN = ".venv/bin/tetrarch train configs/tiny.yaml"

@@ -1,4 +1,4 @@
-"""Every target of the Makefile is run by something, and every measured figure of the README can be measured again.
+"""Every target of the Makefile is run by something, and every measured figure of a README can be measured again.
 
 What a target's recipe starts is read from `make --dry-run` and must exist: files, modules, configurations, overrides.
 """
@@ -16,10 +16,9 @@ from typer.main import get_command
 
 from orchestrator.commands import app as cli
 from orchestrator.config.loading import load_config
+from tests.readmes import ROOT, sections
 
-ROOT = Path(__file__).resolve().parents[2]
 MAKEFILE = (ROOT / "Makefile").read_text(encoding="utf-8")
-README = (ROOT / "README.md").read_text(encoding="utf-8")
 TARGETS = sorted(set(re.findall(r"^([a-z-]+):", MAKEFILE, re.MULTILINE)))
 CI = ".ci/run"
 
@@ -45,25 +44,32 @@ RUN_BY = {
 """Target → the test that runs it, the same in small, or what it leaves; or CI."""
 
 FIGURES = {
-    "top": "make test-gpu",
-    "What you need": "make setup",
-    "What `make smoke` does": "make smoke",
-    "Commands": ".venv/bin/tetrarch train configs/tiny.yaml",
-    "Conversations": ".venv/bin/tetrarch train configs/tiny-guess.yaml",
-    "Proof": "make anchors",
-    "Speed": "make bench",
-    "LoRA": ".venv/bin/python tests/benchmarks/lora.py",
-    "Long contexts": ".venv/bin/python tests/benchmarks/long_context.py",
-    "Placement, and a plan before the money is spent": ".venv/bin/tetrarch plan configs/llama3-70b-32xa800.yaml",
+    "README.md: top": "make test-gpu",
+    "README.md: What you need": "make setup",
+    "README.md: What `make smoke` does": "make smoke",
+    "README.md: Commands": ".venv/bin/tetrarch train configs/tiny.yaml",
+    "roles/README.md: Conversations": ".venv/bin/tetrarch train configs/tiny-guess.yaml",
+    "roles/README.md: LoRA": ".venv/bin/python tests/benchmarks/lora.py",
+    "roles/README.md: Long contexts": ".venv/bin/python tests/benchmarks/long_context.py",
+    "cluster/README.md: Placement, and a plan before the money is spent": (
+        ".venv/bin/tetrarch plan configs/llama3-70b-32xa800.yaml"
+    ),
+    "cluster/README.md: How seconds are counted": "tests/unit/orchestrator/planning/test_trace.py",
+    "cluster/README.md: Against published steps": ".venv/bin/python -m tests.reference.published",
+    "tests/README.md: Proof": "make anchors",
+    "tests/README.md: Speed": "make bench",
+    "tests/README.md: The reward stage of `make smoke` over seeds": "make smoke",
+    "tests/gpu/README.md: What a card said": "make test-gpu",
 }
-"""Section of the README with measured figures → the command that measures them again, which it names."""
+"""Section of a README with measured figures → the command that measures them again, which it names."""
 
 SAID = {
-    "Training a reward model",  # the width of an interval
-    "Checkpoints and resuming",  # how often one is saved
-    "When something breaks",  # limits of the canary
-    "From a plan to a job on a cluster",  # Ray's grace period
-    "Make targets",
+    "roles/README.md: Training a reward model",  # the width of an interval
+    "orchestrator/README.md: Checkpoints and resuming",  # how often one is saved
+    "orchestrator/README.md: When something breaks",  # limits of the canary
+    "docker/README.md: From a plan to a job on a cluster",  # Ray's grace period
+    "cluster/README.md: What is not modelled",  # of a published row
+    "tests/README.md: Make targets",
 }
 """Sections whose figures are settings, not measurements."""
 
@@ -144,11 +150,6 @@ def test_clean_leaves_the_runs(tmp_path: Path) -> None:
 def test_there_are_tests_of_every_mark(mark: str) -> None:
     marked = [file for file in (ROOT / "tests").rglob("test_*.py") if f"pytest.mark.{mark}" in file.read_text()]
     assert len([file for file in marked if file != Path(__file__)]) > 1
-
-
-def sections() -> dict[str, str]:
-    first, *rest = re.split(r"^## (.+)$", README, flags=re.MULTILINE)
-    return {"top": first, **dict(zip(rest[::2], rest[1::2], strict=True))}
 
 
 def test_every_measured_figure_names_what_measures_it() -> None:

@@ -10,6 +10,7 @@ from tests.mutants.fault import Fault
 from tests.mutants.faults import FAULTS
 from tests.mutants.run import noticed_by
 from tests.mutants.wiring import WIRING
+from tests.readmes import EVERYTHING
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -35,5 +36,5 @@ def test_a_planted_fault_is_noticed_and_taken_back(tmp_path: Path) -> None:
         noticed_by(Fault("gone", "sums.py", "a * b", "", "test_sums.py"), tmp_path)
 
 
-def test_the_readme_counts_the_wiring_faults() -> None:
-    assert f"{len(WIRING)} wiring faults" in (ROOT / "README.md").read_text(encoding="utf-8")
+def test_a_readme_counts_the_wiring_faults() -> None:
+    assert f"{len(WIRING)} wiring faults" in EVERYTHING

@@ -1,15 +1,13 @@
-"""Every command and every piece of configuration in the README is one that the program takes.
+"""Every command, piece of configuration, path, link and test that a README names is there.
 
-Those that run in seconds to minutes on the tiny model are really run, in tests/integration/test_commands.py.
+The commands that take seconds to minutes on the tiny model are really run, in tests/integration/test_commands.py.
 """
 
 from __future__ import annotations
 
 import re
-import shlex
 import subprocess
 import sys
-import textwrap
 from pathlib import Path
 from typing import Any
 
@@ -24,23 +22,7 @@ from orchestrator.config.loading import load_config
 from orchestrator.config.run import RunConfig
 from roles.config.environment import FunctionEnvironment
 from roles.config.rewards import RewardConfig
-
-ROOT = Path(__file__).resolve().parents[2]
-README = (ROOT / "README.md").read_text()
-BLOCKS = [
-    (language, textwrap.dedent(text))
-    for language, text in re.findall(r"^ *```(\w*)\n(.*?)^ *```", README, re.MULTILINE | re.DOTALL)
-]
-
-
-def commands() -> list[list[str]]:
-    """Lines of the code blocks that start a program, as words, without comments; of a Ray job, what it runs."""
-    lines = [
-        line for language, text in BLOCKS if language in ("", "bash") for line in text.replace("\\\n", " ").splitlines()
-    ]
-    lines = [re.sub(r"^(\w+=\S+ )+|^ray job submit .* -- ", "", line) for line in lines]
-    started = [line for line in lines if re.match(r"(\.venv/bin/|tetrarch |make )", line)]
-    return [shlex.split(line, comments=True) for line in started]
+from tests.readmes import BLOCKS, EVERYTHING, READMES, ROOT, anchors, commands
 
 
 def targets() -> set[str]:
@@ -72,7 +54,7 @@ def test_commands_are_known(words: list[str]) -> None:
 
 
 def test_every_make_target_is_described() -> None:
-    described = set(re.findall(r"`make ([a-z-]+)", README))
+    described = set(re.findall(r"`make ([a-z-]+)", EVERYTHING))
     assert described - {"help"} == targets() - {"help"}
 
 
@@ -96,7 +78,7 @@ def test_pieces_of_configuration_are_valid(text: str, tmp_path: Path) -> None:
 def test_inline_pieces_of_configuration_are_valid() -> None:
     """`key: {…}` in the text names keys that exist, with values that they take."""
     reward = "reward={type: function, path: configs/tiny/reward.py}"
-    inline = re.findall(r"`((?:[a-z_]+\.)*[a-z_]+): (\{[^`]*\})`", README)
+    inline = re.findall(r"`((?:[a-z_]+\.)*[a-z_]+): (\{[^`]*\})`", EVERYTHING)
     assert inline
     for key, value in inline:
         if key == "pairs":
@@ -106,15 +88,36 @@ def test_inline_pieces_of_configuration_are_valid() -> None:
         assert load_config(ROOT / "configs/tiny.yaml", [reward, *needed, f"{key}={value}"])
 
 
-def test_files_that_the_readme_names_exist() -> None:
-    names = re.findall(r"`((?:orchestrator|roles|cluster|configs|tests)/[\w/.]+\.(?:py|yaml))`", README)
-    assert len(names) > 10
-    assert [name for name in names if not (ROOT / name).is_file()] == []
+@pytest.mark.parametrize("readme", READMES)
+def test_paths_that_a_readme_names_exist(readme: str) -> None:
+    """From the repository's root, or from the README's own folder: all in our folders, and every Python file."""
+    ours = "|".join(Path(name).parts[0] for name in READMES if "/" in name)
+    named = re.findall(r"`([\w.-]+(?:/[\w.-]*)*)`", READMES[readme])
+    paths = [name for name in named if re.match(rf"({ours})/", name) or name.endswith(".py")]
+    homes = (ROOT, (ROOT / readme).parent)
+    assert [path for path in paths if not any((home / path).exists() for home in homes)] == []
 
 
-def test_the_tests_that_the_readme_names_exist() -> None:
+def test_there_are_paths() -> None:
+    assert len(re.findall(r"`(?:orchestrator|roles|cluster|configs|tests)/[\w/.]+\.(?:py|yaml)`", EVERYTHING)) > 10
+
+
+@pytest.mark.parametrize("readme", READMES)
+def test_links_lead_somewhere(readme: str) -> None:
+    for link in re.findall(r"\]\((?!https:)([^)]*)\)", READMES[readme]):
+        path, _, heading = link.partition("#")
+        target = (ROOT / readme).parent / path if path else ROOT / readme
+        assert target.exists(), link
+        assert not heading or heading in anchors(target.read_text(encoding="utf-8")), link
+
+
+def test_the_first_readme_leads_to_all() -> None:
+    assert [name for name in READMES if name != "README.md" and f"]({name}" not in READMES["README.md"]] == []
+
+
+def test_the_tests_that_the_readmes_name_exist() -> None:
     """The table of features says which test shows each."""
-    named = set(re.findall(r"`(test_\w+)`", (ROOT / "README.md").read_text(encoding="utf-8")))
+    named = set(re.findall(r"`(test_\w+)`", EVERYTHING))
     defined = {
         name
         for file in (ROOT / "tests").rglob("test_*.py")
@@ -124,8 +127,8 @@ def test_the_tests_that_the_readme_names_exist() -> None:
 
 
 def test_the_plan_is_what_the_command_prints() -> None:
-    """Figures of memory and time change with the planner; those in the README must follow."""
-    (shown,) = re.findall(r"^```text\n(32 GPUs.*?)^```", README, re.MULTILINE | re.DOTALL)
+    """Figures of memory and time change with the planner; those in a README must follow."""
+    (shown,) = re.findall(r"^```text\n(32 GPUs.*?)^```", EVERYTHING, re.MULTILINE | re.DOTALL)
     words = [sys.executable, "-m", "orchestrator", "plan", "configs/llama3-70b-32xa800.yaml"]
     done = subprocess.run(words, cwd=ROOT, text=True, capture_output=True, timeout=120, check=True)
     assert [line.rstrip() for line in done.stdout.splitlines()] == shown.splitlines()

@@ -9,9 +9,10 @@ from statistics import median
 import pytest
 
 from orchestrator.planning.efficiency import load_efficiency
+from tests.readmes import READMES
 from tests.reference.published import FILE, PHASES, Row, predicted, rows, summary, table
 
-README = (Path(__file__).resolve().parents[3] / "cluster/README.md").read_text(encoding="utf-8")
+README = READMES["cluster/README.md"]
 SHIPPED = load_efficiency()
 
 
