@@ -1,35 +1,78 @@
-"""The one table of all metric names. Read by the reports (captions, units) and by the test of the README's table.
+"""The declarations of all metrics: what each number in `metrics.jsonl` means, and where the reports show it.
 
-A key of `metrics.jsonl` that is not here is refused by `orchestrator.report`: whoever adds a metric describes it here.
+A metric is declared once, here. The reports' charts, captions and lines and the table of the documentation follow from
+the declarations of the metrics that a run has. A key that is not declared here is refused when it is reported.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from collections.abc import Sequence
 
+from orchestrator.metric_types import Bands, Chart, Fact, Metric, Shown
 
-@dataclass(frozen=True, slots=True)
-class Metric:
-    """What a number in `metrics.jsonl` means."""
+KL_BANDS: Bands = (
+    (1.0, "close"),
+    (2.0, "moving"),
+    (6.0, "healthy"),
+    (10.0, "stretched"),
+    (20.0, "far"),
+    (math.inf, "collapse"),
+)
+"""Of the KL from the reference, in nats per response: below 1 it has hardly moved, 2 to 6 is healthy, from 20 on it
+collapses."""
 
-    key: str
-    unit: str
-    """Empty: a plain number. `fraction` is between 0 and 1 and shown as a percentage."""
-    description: str
-
+_SCORE = Chart("Score")
+_CLIPPED = Chart("Clip fraction", low=0.0)
+_GRADIENTS = Chart("Gradient norm", low=0.0)
+_LOGPROB_GAP = Chart("Log-probability gap", logarithmic=True)
+_LEARNING_RATES = Chart("Learning rates", low=0.0)
+_PHASES = Chart("Seconds by phase", stacked=True)
 
 _ALL = (
     Metric("step", "", "PPO steps done, this one included"),
-    Metric("score/mean", "", "The reward's score of a whole response, all turns together, mean over the batch"),
+    Metric(
+        "score/mean",
+        "",
+        "The reward's score of a whole response, all turns together, mean over the batch",
+        _SCORE,
+        shown=Shown("score", "{:+.3f}", deviation="score/std"),
+    ),
     Metric("score/std", "", "Standard deviation of the scores (biased)"),
     Metric("score/disagreement", "", "Of an ensemble: standard deviation between its members, mean over the batch"),
-    Metric("reward/mean", "", "Score minus the KL penalty, summed over a response, mean over the trained responses"),
-    Metric("objective/kl", "nats", "KL to the reference (k1), summed over a response, mean over responses"),
+    Metric(
+        "reward/mean", "", "Score minus the KL penalty, summed over a response, mean over the trained responses", _SCORE
+    ),
+    Metric(
+        "objective/kl",
+        "nats",
+        "KL to the reference (k1), summed over a response, mean over responses",
+        Chart("KL to the reference", reach=(0.0, 6.3)),
+        shown=Shown("KL", "{:.2f}"),
+        bands=KL_BANDS,
+    ),
     Metric("objective/kl_per_token", "nats/token", "The same, mean over all generated tokens"),
-    Metric("objective/entropy", "nats/token", "Entropy of the policy at the generated tokens, during the update"),
+    Metric(
+        "objective/entropy",
+        "nats/token",
+        "Entropy of the policy at the generated tokens, during the update",
+        Chart("Entropy"),
+        shown=Shown("entropy", "{:.2f}"),
+    ),
     Metric("policy/loss", "", "Policy loss (`ppo.policy.type`) without KL and entropy, mean over the update"),
-    Metric("policy/approx_kl", "nats/token", "KL from the policy that sampled to the updated one (k3)"),
-    Metric("policy/clip_fraction", "fraction", "Tokens whose loss the clipped ratio decided"),
+    Metric(
+        "policy/approx_kl",
+        "nats/token",
+        "KL from the policy that sampled to the updated one (k3)",
+        Chart("Policy update", low=0.0),
+    ),
+    Metric(
+        "policy/clip_fraction",
+        "fraction",
+        "Tokens whose loss the clipped ratio decided",
+        _CLIPPED,
+        shown=Shown("clipped", "{:.1%}", line="nothing"),
+    ),
     Metric(
         "policy/ratio_first_minibatch",
         "",
@@ -40,39 +83,117 @@ _ALL = (
         "",
         "Mean weight of a token for vLLM's distribution differing from the trainer's; 1 without a correction",
     ),
-    Metric("policy/gradient_norm", "", "Global L2 norm of the actor's gradient before clipping, mean over the update"),
-    Metric("value/loss", "", "Half the squared error of the critic (clipped), mean over the update"),
-    Metric("value/clip_fraction", "fraction", "Tokens whose loss the clipped value decided"),
+    Metric(
+        "policy/gradient_norm",
+        "",
+        "Global L2 norm of the actor's gradient before clipping, mean over the update",
+        _GRADIENTS,
+    ),
+    Metric(
+        "value/loss",
+        "",
+        "Half the squared error of the critic (clipped), mean over the update",
+        Chart("Value loss", low=0.0),
+    ),
+    Metric("value/clip_fraction", "fraction", "Tokens whose loss the clipped value decided", _CLIPPED),
     Metric(
         "value/explained_variance",
         "",
         "Share of the returns' variance that the critic foresaw before the update: 1 is perfect, 0 is no help",
+        Chart("Explained variance", low=-1.0, reach=(1.0,)),
+        shown=Shown("explained variance", "{:.2f}", line="nothing"),
     ),
-    Metric("value/gradient_norm", "", "Global L2 norm of the critic's gradient before clipping, mean over the update"),
+    Metric(
+        "value/gradient_norm",
+        "",
+        "Global L2 norm of the critic's gradient before clipping, mean over the update",
+        _GRADIENTS,
+    ),
     Metric("advantage/mean", "", "Advantages before whitening, mean over the trained tokens"),
     Metric("advantage/std", "", "Their standard deviation (biased)"),
-    Metric("response/length_mean", "tokens", "Generated tokens a response, EOS included"),
-    Metric("response/length_p50", "tokens", "Half of the responses have at most so many generated tokens"),
-    Metric("response/length_p90", "tokens", "Nine of ten have at most so many"),
-    Metric("response/length_p99", "tokens", "99 of 100 have at most so many"),
-    Metric("response/length_max", "tokens", "The longest response of the batch, for which generation waits"),
+    Metric(
+        "response/length_mean",
+        "tokens",
+        "Generated tokens a response, EOS included",
+        Chart("Response length"),
+        shown=Shown("length", "{:.1f}"),
+    ),
+    Metric(
+        "response/length_p50", "tokens", "Half of the responses have at most so many generated tokens", quantile=0.5
+    ),
+    Metric("response/length_p90", "tokens", "Nine of ten have at most so many", quantile=0.9),
+    Metric("response/length_p99", "tokens", "99 of 100 have at most so many", quantile=0.99),
+    Metric(
+        "response/length_max", "tokens", "The longest response of the batch, for which generation waits", quantile=1.0
+    ),
     Metric("prompt/length_mean", "tokens", "Tokens of a sample that the policy did not generate, mean over the batch"),
     Metric("response/turns_mean", "", "Turns of the policy in a conversation; 1 without an environment"),
-    Metric("response/truncated_fraction", "fraction", "Responses that the length limit cut"),
-    Metric("kl/coefficient", "", "Weight of the KL penalty in this step"),
-    Metric("lr/actor", "", "Learning rate of the actor at the last optimizer step"),
-    Metric("lr/critic", "", "Learning rate of the critic at the last optimizer step"),
-    Metric("engine/logprob_gap_mean", "nats/token", "|vLLM's - the trainer's| log-probability of a token, mean"),
-    Metric("engine/logprob_gap_max", "nats/token", "The largest such gap of the batch"),
+    Metric(
+        "response/truncated_fraction",
+        "fraction",
+        "Responses that the length limit cut",
+        Chart("Truncated responses", low=0.0),
+        shown=Shown("truncated", "{:.0%}"),
+    ),
+    Metric("kl/coefficient", "", "Weight of the KL penalty in this step", Chart("KL coefficient", low=0.0)),
+    Metric("lr/actor", "", "Learning rate of the actor at the last optimizer step", _LEARNING_RATES),
+    Metric("lr/critic", "", "Learning rate of the critic at the last optimizer step", _LEARNING_RATES),
+    Metric(
+        "engine/logprob_gap_mean",
+        "nats/token",
+        "|vLLM's - the trainer's| log-probability of a token, mean",
+        _LOGPROB_GAP,
+    ),
+    Metric("engine/logprob_gap_max", "nats/token", "The largest such gap of the batch", _LOGPROB_GAP),
     Metric("weights/version", "", "Version of the weights that the engines hold after this step"),
-    Metric("time/generate_s", "s", "Generation, with the scoring that already runs beside it"),
-    Metric("time/score_s", "s", "Scoring passes that were still running after the last response"),
-    Metric("time/experience_s", "s", "Rewards, advantages and mini-batches, on the driver"),
-    Metric("time/update_s", "s", "Optimizer steps of critic and actor, side by side"),
-    Metric("time/push_s", "s", "Weight transfer to the engines"),
-    Metric("time/step_s", "s", "The whole step, without checkpoint and evaluation"),
+    Metric(
+        "time/generate_s",
+        "s",
+        "Generation, with the scoring that already runs beside it",
+        _PHASES,
+        "generate",
+        doing="generating responses",
+    ),
+    Metric(
+        "time/score_s",
+        "s",
+        "Scoring passes that were still running after the last response",
+        _PHASES,
+        "score",
+        doing="scoring",
+    ),
+    Metric(
+        "time/experience_s",
+        "s",
+        "Rewards, advantages and mini-batches, on the driver",
+        _PHASES,
+        "experience",
+        doing="estimating advantages",
+    ),
+    Metric(
+        "time/update_s",
+        "s",
+        "Optimizer steps of critic and actor, side by side",
+        _PHASES,
+        "update",
+        doing="updating actor and critic",
+    ),
+    Metric("time/push_s", "s", "Weight transfer to the engines", _PHASES, "push", doing="pushing the weights"),
+    Metric(
+        "time/step_s",
+        "s",
+        "The whole step, without checkpoint and evaluation",
+        shown=Shown("time a step", "{:.1f} s", line="value"),
+        facts=(Fact("Time in steps", "sum"), Fact("Median step", "median")),
+    ),
     Metric("time/driver_s", "s", "The step's time in which no engine was at work"),
-    Metric("tokens/generated_per_s", "tokens/s", "Generated tokens of the batch divided by the time of generation"),
+    Metric(
+        "tokens/generated_per_s",
+        "tokens/s",
+        "Generated tokens of the batch divided by the time of generation",
+        Chart("Throughput", low=0.0),
+        facts=(Fact("Generated", "median"),),
+    ),
     Metric("memory/gpu_generate_gib", "GiB", "Most in use on the fullest GPU while generating, by all processes"),
     Metric("memory/gpu_score_gib", "GiB", "The same during the scoring passes after the last response"),
     Metric("memory/gpu_update_gib", "GiB", "The same during the update"),
@@ -93,36 +214,26 @@ _ALL = (
             ("critic", "update", "the critic's update"),
         )
     ),
-    Metric("memory/host_peak_gib", "GiB", "Most host memory in use so far, all processes of the run together"),
+    Metric(
+        "memory/host_peak_gib",
+        "GiB",
+        "Most host memory in use so far, all processes of the run together",
+        facts=(Fact("Peak host memory", "max"),),
+    ),
 )
 
 METRICS: dict[str, Metric] = {metric.key: metric for metric in _ALL}
 """By key, in the README's order."""
 
-LENGTH_QUANTILES = {
-    "response/length_p50": 0.5,
-    "response/length_p90": 0.9,
-    "response/length_p99": 0.99,
-    "response/length_max": 1.0,
-}
+LENGTH_QUANTILES = {metric.key: metric.quantile for metric in _ALL if metric.quantile is not None}
 """Metric → share of the responses that are no longer."""
 
-PHASES: tuple[str, ...] = tuple(
-    key for key in METRICS if key.startswith("time/") and key not in ("time/step_s", "time/driver_s")
-)
-"""The keys that a step's time is split into; the step's whole and the driver's share overlap them."""
 
-
-def check_known(keys: list[str]) -> None:
-    """ValueError if a key is not in the table."""
+def check_known(keys: Sequence[str]) -> None:
+    """ValueError if a key is not declared."""
     unknown = [key for key in keys if key not in METRICS]
     if unknown:
-        raise ValueError(f"metric {', '.join(unknown)} is not described; add it to orchestrator/metrics.py")
-
-
-def phase_name(key: str) -> str:
-    """`time/generate_s` → `generate`."""
-    return key.removeprefix("time/").removesuffix("_s")
+        raise ValueError(f"metric {', '.join(unknown)} is not declared; add it to orchestrator/metrics.py")
 
 
 def metrics_table_markdown() -> str:

@@ -20,6 +20,7 @@ from roles.config.losses import PolicyLossConfig
 from roles.losses.importance import IMPORTANCE
 from roles.losses.kl_estimators import KL_ESTIMATORS
 from roles.losses.policy_loss import POLICY_LOSSES, approx_kl, log_ratio
+from roles.measured import metric
 from roles.models.early_end import ANY_TIME, EarlyEnd
 from roles.models.lora import adapters_off
 from roles.transfer.facts import EngineClient
@@ -35,20 +36,20 @@ from roles.zero.sharded import ShardedModel
 class ActorStats:
     """An update over all ranks. Means are over the trained tokens of all its optimizer steps, unless said otherwise."""
 
-    loss: float
+    loss: float = metric("policy/loss")
     """Mean over the optimizer steps; without the entropy bonus."""
-    approx_kl: float
+    approx_kl: float = metric("policy/approx_kl")
     """Nats a token between the policy that sampled and the one that is trained."""
-    clip_fraction: float
-    ratio_first_minibatch: float
+    clip_fraction: float = metric("policy/clip_fraction")
+    ratio_first_minibatch: float = metric("policy/ratio_first_minibatch")
     """Mean probability ratio of the first optimizer step: 1, since nothing has changed yet; NaN without a token."""
-    entropy: float
+    entropy: float = metric("objective/entropy")
     """Nats a token."""
-    importance: float
+    importance: float = metric("policy/importance_mean")
     """Mean weight for vLLM's distribution differing from the trainer's; 1 without a correction."""
-    gradient_norm: float
+    gradient_norm: float = metric("policy/gradient_norm")
     """Before clipping; mean over the optimizer steps."""
-    learning_rate: float
+    learning_rate: float = metric("lr/actor")
     """Of the last optimizer step."""
 
 

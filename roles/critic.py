@@ -15,6 +15,7 @@ from torch import Tensor
 from roles.batch import Experience, Rollouts
 from roles.config.losses import ValueLossConfig
 from roles.losses.value_loss import value_loss
+from roles.measured import metric
 from roles.models.networks import ValueModel
 from roles.zero.micro_batch import MicroBatch, per_token, picked, update
 from roles.zero.setup import ModelSetup
@@ -25,13 +26,13 @@ from roles.zero.sharded import ShardedModel
 class CriticStats:
     """An update over all ranks."""
 
-    loss: float
+    loss: float = metric("value/loss")
     """Mean over the optimizer steps; before `coefficient`."""
-    clip_fraction: float
+    clip_fraction: float = metric("value/clip_fraction")
     """Of the trained tokens of all optimizer steps."""
-    gradient_norm: float
+    gradient_norm: float = metric("value/gradient_norm")
     """Before clipping; mean over the optimizer steps."""
-    learning_rate: float
+    learning_rate: float = metric("lr/critic")
     """Of the last optimizer step."""
 
 

@@ -10,67 +10,47 @@ from torch import Tensor
 from orchestrator.metrics import LENGTH_QUANTILES
 from roles.batch import Scored
 from roles.losses.kl_estimators import k1
+from roles.measured import measured, metric
 
 
 @dataclass(frozen=True, slots=True)
 class ExperienceStats:
-    """What a batch looked like before the update. Every standard deviation is the biased one (divided by n).
+    """What a batch looked like before the update; `orchestrator.metrics` says what each metric means. Every standard
+    deviation is the biased one (divided by n).
 
     *Trained* responses are all but those that `truncated: {type: mask}` leaves out; where none is left, their numbers
     are 0.
     """
 
-    score_mean: float
-    """Of the reward model's raw scores, all responses; a truncation penalty is not in it."""
-    score_std: float
-    score_disagreement: float
-    """Of the members of an ensemble: their standard deviation, mean over the responses."""
-    reward_mean: float
-    """Rewards summed over a response (score or its replacement, minus the KL penalty; before whitening), mean over the
-    trained responses."""
-    kl: float
-    """k1 in nats, summed over a response, mean over all responses."""
-    kl_per_token: float
-    """k1 in nats, mean over all generated tokens."""
-    advantage_mean: float
-    """Before whitening, over the trained tokens."""
-    advantage_std: float
-    explained_variance: float
-    """1 - Var(return - value) / Var(return) over the trained tokens, before the update; 0 where returns do not vary."""
-    response_length_mean: float
-    """Generated tokens a response, EOS included."""
     response_length_quantiles: tuple[float, ...]
-    """The same: those that LENGTH_QUANTILES of the responses do not exceed."""
-    prompt_length_mean: float
-    """Tokens of a sample that were not generated."""
-    turns_mean: float
-    """Of the policy in a response: runs of generated tokens."""
-    truncated_fraction: float
-    """Responses that the length limit cut."""
-    logprob_gap_mean: float
-    """|rollout_logprobs - old_logprobs|, mean over the generated tokens: how far vLLM and the trainer disagree."""
-    logprob_gap_max: float
+    """Generated tokens that the shares LENGTH_QUANTILES of the responses do not exceed."""
+    score_mean: float = metric("score/mean")
+    """Of the raw scores, all responses; a truncation penalty is not in it."""
+    score_std: float = metric("score/std")
+    score_disagreement: float | None = metric("score/disagreement")
+    """None without an ensemble."""
+    reward_mean: float = metric("reward/mean")
+    """Before whitening."""
+    kl: float = metric("objective/kl")
+    """Nats."""
+    kl_per_token: float = metric("objective/kl_per_token")
+    advantage_mean: float = metric("advantage/mean")
+    """Before whitening, over the trained tokens."""
+    advantage_std: float = metric("advantage/std")
+    explained_variance: float = metric("value/explained_variance")
+    """Over the trained tokens, before the update; 0 where returns do not vary."""
+    response_length_mean: float = metric("response/length_mean")
+    prompt_length_mean: float = metric("prompt/length_mean")
+    turns_mean: float = metric("response/turns_mean")
+    """Runs of generated tokens in a response."""
+    truncated_fraction: float = metric("response/truncated_fraction")
+    logprob_gap_mean: float = metric("engine/logprob_gap_mean")
+    """Over the generated tokens."""
+    logprob_gap_max: float = metric("engine/logprob_gap_max")
 
     def metrics(self) -> dict[str, float]:
         """By their names in `metrics.jsonl`."""
-        return {
-            "score/mean": self.score_mean,
-            "score/std": self.score_std,
-            **({"score/disagreement": self.score_disagreement} if self.score_disagreement else {}),
-            "reward/mean": self.reward_mean,
-            "objective/kl": self.kl,
-            "objective/kl_per_token": self.kl_per_token,
-            "advantage/mean": self.advantage_mean,
-            "advantage/std": self.advantage_std,
-            "value/explained_variance": self.explained_variance,
-            "response/length_mean": self.response_length_mean,
-            **dict(zip(LENGTH_QUANTILES, self.response_length_quantiles, strict=True)),
-            "prompt/length_mean": self.prompt_length_mean,
-            "response/turns_mean": self.turns_mean,
-            "response/truncated_fraction": self.truncated_fraction,
-            "engine/logprob_gap_mean": self.logprob_gap_mean,
-            "engine/logprob_gap_max": self.logprob_gap_max,
-        }
+        return measured(self) | dict(zip(LENGTH_QUANTILES, self.response_length_quantiles, strict=True))
 
 
 def experience_stats(
@@ -87,7 +67,7 @@ def experience_stats(
     return ExperienceStats(
         score_mean=float(scores.mean()),
         score_std=float(scores.std(correction=0)),
-        score_disagreement=float(scored.disagreement.mean()),
+        score_disagreement=float(scored.disagreement.mean()) or None,
         reward_mean=mean(rewards.double().sum(1)[trained.any(1)]),
         kl=float(kl.sum()) / len(scored),
         kl_per_token=float(kl.mean()),

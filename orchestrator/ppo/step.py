@@ -26,6 +26,7 @@ from orchestrator.run.phase_clock import Clock
 from roles.actor import Actor, ActorStats
 from roles.batch import Experience, Prompts, Rollouts, Scored
 from roles.critic import Critic, CriticStats
+from roles.measured import measured
 
 
 @dataclass(slots=True)
@@ -177,26 +178,7 @@ def expect_steps(roles: Roles, state: TrainState, config: RunConfig) -> None:
 
 def step_metrics(result: StepResult) -> dict[str, float]:
     """What a step tells of learning, by the names of `orchestrator.metrics`."""
-    critic, actor = result.critic, result.actor
-    metrics = result.experience.metrics()
-    if critic is None:
+    metrics = result.experience.metrics() | measured(result.critic) | measured(result.actor)
+    if result.critic is None:
         del metrics["value/explained_variance"]
-    else:
-        metrics |= {
-            "value/loss": critic.loss,
-            "value/clip_fraction": critic.clip_fraction,
-            "value/gradient_norm": critic.gradient_norm,
-            "lr/critic": critic.learning_rate,
-        }
-    if actor is not None:
-        metrics |= {
-            "objective/entropy": actor.entropy,
-            "policy/loss": actor.loss,
-            "policy/approx_kl": actor.approx_kl,
-            "policy/clip_fraction": actor.clip_fraction,
-            "policy/ratio_first_minibatch": actor.ratio_first_minibatch,
-            "policy/importance_mean": actor.importance,
-            "policy/gradient_norm": actor.gradient_norm,
-            "lr/actor": actor.learning_rate,
-        }
     return metrics

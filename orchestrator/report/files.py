@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +33,8 @@ class RunState:
     """PPO steps that were asked for."""
     status: str = "running"
     error: str = ""
-    kl_target: float | None = None
+    targets: dict[str, float] = field(default_factory=dict)
+    """Metric → the value that a controller steers it to."""
     started: str = ""
     """Time of the (last) start, ISO 8601."""
 

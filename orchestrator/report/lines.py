@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 
 from orchestrator.formats import clock, printable
-from orchestrator.report.kl_bands import health
+from orchestrator.metric_types import Metric
+from orchestrator.metrics import METRICS
 from orchestrator.report.results import Change, EvaluationResult, SampleRow, changes
 
 
 def step_line(step: int, steps: int, metrics: Mapping[str, float], left: float) -> str:
     """One step on one line; what was not measured is left out."""
     parts = [f"step {step:>{len(str(steps))}}/{steps}"]
-    for key, name, show in SHOWN:
-        if key in metrics and key not in ("policy/clip_fraction", "value/explained_variance"):
-            remark = remark_on(key, metrics)
-            value = show(metrics[key])
-            parts.append(value if key == "time/step_s" else f"{name} {value}" + (f" {remark}" if remark else ""))
+    for row in shown(metrics):
+        if row.line == "value":
+            parts.append(row.value)
+        elif row.line == "name and value":
+            parts.append(" ".join(text for text in (row.name, row.value, row.remark) if text))
     if math.isfinite(left) and step < steps:
         parts.append(f"ETA {clock(left)}")
     bad = [key for key, value in metrics.items() if not math.isfinite(value)]
@@ -26,33 +28,30 @@ def step_line(step: int, steps: int, metrics: Mapping[str, float], left: float) 
     return "  ".join(parts)
 
 
-def _signed(value: float) -> str:
-    return f"{value:+.3f}"
+@dataclass(frozen=True, slots=True)
+class ShownMetric:
+    """A metric of a step as text. Example: `ShownMetric("objective/kl", "KL", "2.31", "healthy", "name and value")`."""
+
+    key: str
+    name: str
+    value: str
+    remark: str
+    """The standard deviation, or the name of the band that holds the value; may be empty."""
+    line: str
+    """What of it stands in the line of a step, as `orchestrator.metric_types.Shown` says."""
 
 
-def _percent(value: float) -> str:
-    return f"{value:.0%}"
+def shown(metrics: Mapping[str, float]) -> Iterator[ShownMetric]:
+    """Those metrics of a step that are declared to be shown on the terminal, in the order of their declarations."""
+    for key, metric in METRICS.items():
+        if metric.shown is not None and key in metrics:
+            value = metric.shown.format.format(metrics[key])
+            yield ShownMetric(key, metric.shown.name, value, _remark(metric, metrics), metric.shown.line)
 
 
-SHOWN = (
-    ("score/mean", "score", _signed),
-    ("objective/kl", "KL", "{:.2f}".format),
-    ("objective/entropy", "entropy", "{:.2f}".format),
-    ("response/length_mean", "length", "{:.1f}".format),
-    ("response/truncated_fraction", "truncated", _percent),
-    ("policy/clip_fraction", "clipped", "{:.1%}".format),
-    ("value/explained_variance", "explained variance", "{:.2f}".format),
-    ("time/step_s", "time a step", "{:.1f} s".format),
-)
-"""Key, short name and format of what is shown of a step, in order."""
-
-
-def remark_on(key: str, metrics: Mapping[str, float]) -> str:
-    if key == "score/mean" and "score/std" in metrics:
-        return f"(sd {metrics['score/std']:.3f})"
-    if key == "objective/kl" and not math.isnan(metrics[key]):
-        return health(metrics[key])
-    return ""
+def _remark(metric: Metric, metrics: Mapping[str, float]) -> str:
+    deviation = metric.shown.deviation if metric.shown else ""
+    return f"(sd {metrics[deviation]:.3f})" if deviation in metrics else metric.band_of(metrics[metric.key])
 
 
 def evaluation_lines(result: EvaluationResult, before: EvaluationResult | None) -> str:

@@ -7,10 +7,12 @@ run too.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from pathlib import Path
 from statistics import median
 
 from orchestrator.formats import clock, decimals_of, fixed, number, percent
+from orchestrator.metric_types import Fact
 from orchestrator.metrics import METRICS
 from orchestrator.report.charts import evaluation_curves, training_curves
 from orchestrator.report.files import HTML, RunRecord, read_record
@@ -54,14 +56,9 @@ def _header(record: RunRecord) -> str:
         "failed": ("failed", f"failed after step {last}" if last else "failed before the first step ended"),
     }.get(state.status, ("unfinished", f"unfinished, {last} of {state.steps} steps"))
     facts = [("Steps", f"{last} of {state.steps}")]
-    seconds = _finite(metrics, "time/step_s")
-    if seconds:
-        facts += [("Time in steps", clock(sum(seconds))), ("Median step", f"{median(seconds):.1f} s")]
-    speed, memory = _finite(metrics, "tokens/generated_per_s"), _finite(metrics, "memory/host_peak_gib")
-    if speed:
-        facts.append(("Generated", f"{number(median(speed))} tokens/s"))
-    if memory:
-        facts.append(("Peak host memory", f"{max(memory):.1f} GiB"))
+    for metric in METRICS.values():
+        values = _finite(metrics, metric.key) if metric.facts else []
+        facts += [(fact.name, _fact(fact, metric.unit, values)) for fact in metric.facts if values]
     if state.started:
         facts.append(("Started", state.started.replace("T", " ").replace("+00:00", " UTC")))
     rows = "".join(f"<div><dt>{escape(key)}</dt><dd>{escape(value)}</dd></div>" for key, value in facts)
@@ -72,6 +69,12 @@ def _header(record: RunRecord) -> str:
         f'<header>\n<p class="brand">Tetrarch · PPO</p>\n<div class="title"><h1>{escape(state.name)}</h1>'
         f'<span class="pill {style}">{escape(word)}</span></div>\n<dl class="facts">{rows}</dl>{trouble}\n</header>'
     )
+
+
+def _fact(fact: Fact, unit: str, values: list[float]) -> str:
+    whole: dict[str, Callable[[list[float]], float]] = {"sum": math.fsum, "median": median, "max": max}
+    value = whole[fact.of](values)
+    return clock(value) if unit == "s" and fact.of == "sum" else f"{number(value)} {unit}".strip()
 
 
 def _evaluations(evaluations: list[EvaluationResult]) -> str:

@@ -1,5 +1,4 @@
-"""What a run shows while it goes: a live display on a terminal, plain lines elsewhere. Used by
-`orchestrator.report.reporter`.
+"""What a run shows while it goes: a live display on a terminal, plain lines elsewhere.
 
 Text from models is printed with its control characters replaced, so that a response cannot drive the terminal.
 """
@@ -22,14 +21,14 @@ from rich.table import Table
 from rich.text import Text
 
 from orchestrator.formats import clock, printable, sparkline
-from orchestrator.report.lines import SHOWN, remark_on, step_line
+from orchestrator.report.lines import shown, step_line
 
 _HISTORY = 20
 """Steps that the live display's trends and the estimate of the time left look back on."""
 
 
 class Progress(Protocol):
-    """Someone who tells the user."""
+    """Shows the user how a run goes on."""
 
     def status(self, text: str) -> None:
         """What is happening from now on."""
@@ -58,10 +57,9 @@ def make_progress(name: str, steps: int, first_step: int) -> Progress:
 class Pace:
     """Guesses the time that is left from the last steps, evaluations and checkpoints between them included."""
 
-    def __init__(self, steps: int, first_step: int) -> None:
+    def __init__(self, steps: int) -> None:
         self._steps = steps
         self._ends: deque[tuple[int, float]] = deque(maxlen=_HISTORY)
-        self._first_step = first_step
 
     def left(self, step: int, metrics: Mapping[str, float]) -> float:
         """Seconds from the end of `step` to the end of the run; NaN if nothing is known yet."""
@@ -81,7 +79,7 @@ class PlainProgress:
     ) -> None:
         self._stream = sys.stdout if stream is None else stream
         self._steps = steps
-        self._pace = Pace(steps, first_step)
+        self._pace = Pace(steps)
         self._began = time.monotonic()
         self._lock = threading.Lock()
         self._doing, self._doing_since, self._printed = "", self._began, self._began
@@ -135,7 +133,7 @@ class LiveProgress:
 
     def __init__(self, name: str, steps: int, first_step: int, console: Console) -> None:
         self._name, self._steps, self._step = name, steps, first_step
-        self._pace = Pace(steps, first_step)
+        self._pace = Pace(steps)
         self._left = math.nan
         self._began = time.monotonic()
         self._doing, self._doing_since = "starting", self._began
@@ -195,9 +193,7 @@ class LiveProgress:
         table.add_column("", no_wrap=True)
         if wide:
             table.add_column(f"last {len(self._history)}", no_wrap=True, style="cyan")
-        latest = self._history[-1]
-        for key, name, show in SHOWN:
-            if key in latest:
-                trend = [sparkline([m[key] for m in self._history if key in m])] if wide else []
-                table.add_row(name, show(latest[key]), remark_on(key, latest), *trend)
+        for row in shown(self._history[-1]):
+            trend = [sparkline([m[row.key] for m in self._history if row.key in m])] if wide else []
+            table.add_row(row.name, row.value, row.remark, *trend)
         return table

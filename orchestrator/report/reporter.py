@@ -1,6 +1,6 @@
 """The report of a run: metrics flow in step by step; the terminal, JSON lines, TensorBoard and one HTML page flow out.
 
-`orchestrator.stages.ppo` calls it, on the driver. What is on disk after each step is enough for the page of a dead run.
+What is on disk after each step is enough for the page of a dead run.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
 from cluster.errors import Terminated
-from orchestrator.metrics import check_known
+from orchestrator.metrics import METRICS, check_known
 from orchestrator.report import files as run_files
 from orchestrator.report.files import RunState, append_line, drop_after, read_record, write_state
 from orchestrator.report.lines import evaluation_lines, sample_lines
@@ -26,15 +26,6 @@ if TYPE_CHECKING:
 
 __all__ = ["Reporter", "render_report"]
 
-_DOING = {
-    "generate": "generating responses",
-    "score": "scoring",
-    "experience": "estimating advantages",
-    "update": "updating actor and critic",
-    "push": "pushing the weights",
-}
-"""Phase of a step → what the user reads."""
-
 
 class Reporter:
     """A context manager; leaving it, by an error too, flushes everything and writes `report.html`.
@@ -44,7 +35,7 @@ class Reporter:
         steps: PPO steps of the whole run.
         config_yaml: the resolved configuration, secrets redacted.
         resume_step: what the files say after this step is dropped; 0 starts them afresh.
-        kl_target: of the adaptive controller, drawn in the KL curve.
+        targets: metric → the value that a controller steers it to, drawn in its chart.
         progress: what to show instead of the terminal's display or plain lines.
     """
 
@@ -58,14 +49,14 @@ class Reporter:
         tensorboard: bool = True,
         html: bool = True,
         resume_step: int = 0,
-        kl_target: float | None = None,
+        targets: Mapping[str, float] | None = None,
         progress: Progress | None = None,
     ) -> None:
         self._run_dir = Path(run_dir)
         self._html = html
         self._step = resume_step
         started = datetime.now(UTC).isoformat(timespec="seconds")
-        self._state = RunState(name, steps, kl_target=kl_target, started=started)
+        self._state = RunState(name, steps, targets=dict(targets or {}), started=started)
         _prepare(self._run_dir, self._state, config_yaml, resume_step)
         self._before = next((e for e in read_record(self._run_dir).evaluations if e.label == "before"), None)
         self._tensorboard = _writer(self._run_dir / "tensorboard", resume_step) if tensorboard else None
@@ -79,8 +70,11 @@ class Reporter:
         self._progress.status(text)
 
     def phase(self, name: str) -> None:
-        """The same for a part of the next step: shown on a terminal, in plain output only if it takes long."""
-        self._progress.phase(f"step {self._step + 1}: {_DOING.get(name, name)}")
+        """The same for a part of the next step: shown on a terminal, in plain output only if it takes long. ValueError
+        if its time is no declared metric."""
+        key = f"time/{name}_s"
+        check_known([key])
+        self._progress.phase(f"step {self._step + 1}: {METRICS[key].doing or name}")
 
     def note(self, text: str) -> None:
         """A line that stays."""

@@ -46,7 +46,7 @@ class Band:
 
 
 @dataclass(frozen=True, slots=True)
-class Chart:
+class Drawing:
     """What is drawn and how."""
 
     title: str
@@ -67,7 +67,7 @@ def escape(text: str) -> str:
     return html.escape(printable(text, keep="\n\t"))
 
 
-def line_chart(chart: Chart) -> str:
+def line_chart(chart: Drawing) -> str:
     """The SVG of one or more curves over the steps; empty if none of them has a finite value."""
     finite = [v for s in chart.series for v in s.values if math.isfinite(v) and (v > 0 or not chart.logarithmic)]
     steps = sorted({step for s in chart.series for step in s.steps})
@@ -122,7 +122,7 @@ class _Axis:
     logarithmic: bool
 
     @classmethod
-    def over(cls, chart: Chart, finite: list[float]) -> _Axis:
+    def over(cls, chart: Drawing, finite: list[float]) -> _Axis:
         low, high = min(finite), max(finite)
         for series in chart.series:
             for value, error in zip(series.values, series.errors or [], strict=False):
@@ -204,7 +204,7 @@ def _step_axis(place: _Steps) -> str:
     return "".join([_text(LEFT - 6, HEIGHT - BOTTOM + 17, "step", "tick", "end"), *parts])
 
 
-def _bands(chart: Chart, axis: _Axis, place: _Steps) -> str:
+def _bands(chart: Drawing, axis: _Axis, place: _Steps) -> str:
     points = [(place.x(x), axis.y(y)) for s in chart.series for x, y in zip(s.steps, s.values, strict=True) if y == y]
     parts = []
     for band in chart.bands:
@@ -257,7 +257,7 @@ def _missing(series: Series, place: _Steps) -> str:
     return "".join(marks)
 
 
-def _hovers(chart: Chart, steps: list[int], axis: _Axis, place: _Steps) -> str:
+def _hovers(chart: Drawing, steps: list[int], axis: _Axis, place: _Steps) -> str:
     """Invisible columns: under the pointer each shows a line, the points and their values."""
     lookup = [dict(zip(s.steps, s.values, strict=True)) for s in chart.series]
     shown = steps[:: math.ceil(len(steps) / _HOVERS)]
@@ -287,7 +287,7 @@ def _hovers(chart: Chart, steps: list[int], axis: _Axis, place: _Steps) -> str:
     return "".join(parts)
 
 
-def _summary(chart: Chart) -> str:
+def _summary(chart: Drawing) -> str:
     """What a screen reader says instead of the curve."""
     parts = []
     for series in chart.series:

@@ -65,7 +65,7 @@ def train(config: RunConfig, resume: Resume, training: Questions, heldout: Quest
         tensorboard=config.report.tensorboard,
         html=config.report.html,
         resume_step=checkpoint.step if checkpoint else 0,
-        kl_target=controller.target if isinstance(controller, AdaptiveKl) else None,
+        targets={"objective/kl": controller.target} if isinstance(controller, AdaptiveKl) else {},
     )
     with report:
         for line in told:

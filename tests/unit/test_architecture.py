@@ -71,8 +71,8 @@ ROOMS = {
 }
 """Room → rooms of the same package that it may import; the files in `GROUND` are open to all."""
 GROUND = {
-    "orchestrator": {"errors", "formats", "metrics"},
-    "roles": {"errors", "batch", "packing", "seeds"},
+    "orchestrator": {"errors", "formats", "metrics", "metric_types"},
+    "roles": {"errors", "batch", "measured", "packing", "seeds"},
     "cluster": {"errors", "config"},
 }
 ENGINES = {

@@ -8,8 +8,8 @@ import torch
 
 from orchestrator.config.kl import AdaptiveKl, FixedKl
 from orchestrator.errors import CheckpointError
+from orchestrator.metrics import METRICS
 from orchestrator.ppo.kl import AdaptiveController, FixedController, make_controller
-from orchestrator.report.kl_bands import health
 from roles.losses.kl_estimators import k1, k2, k3
 
 ESTIMATORS = {"k1": k1, "k2": k2, "k3": k3}
@@ -66,7 +66,7 @@ def test_k3_is_exact_for_small_differences() -> None:
     ],
 )
 def test_health_bands(kl: float, band: str) -> None:
-    assert health(kl) == band
+    assert METRICS["objective/kl"].band_of(kl) == band
 
 
 def test_fixed_controller_does_not_move() -> None:

@@ -7,12 +7,12 @@ from itertools import pairwise
 
 import pytest
 
+from orchestrator.metrics import METRICS
 from orchestrator.report.charts import training_curves
 from orchestrator.report.files import RunRecord, RunState
-from orchestrator.report.kl_bands import BANDS
 from orchestrator.report.page import page
 from orchestrator.report.results import Estimate, EvaluationResult, SampleRow
-from orchestrator.report.svg import Chart, Series, escape, line_chart, nice_ticks, stacked_bars
+from orchestrator.report.svg import Drawing, Series, escape, line_chart, nice_ticks, stacked_bars
 
 EVIL = "<script>alert('x')</script><img src=x onerror=alert(1)>\"'&\u202e\x1b\ud800"
 VOID = {"meta", "rect", "line", "circle", "path", "br"}
@@ -90,7 +90,7 @@ def metrics(steps: int) -> list[dict[str, float]]:
 
 def record(steps: int = 10, **changed: object) -> RunRecord:
     values: dict[str, object] = {
-        "state": RunState("smoke", 10, "done", kl_target=4.0, started="2030-01-01T00:00:00+00:00"),
+        "state": RunState("smoke", 10, "done", targets={"objective/kl": 4.0}, started="2030-01-01T00:00:00+00:00"),
         "metrics": metrics(steps),
         "evaluations": [evaluation("before", 0, 0.0), evaluation("step 5", 5, 0.5), evaluation("after", 10, 1.0)],
         "samples": [SampleRow("ask", "trained on", 0.5, None, 1.0, True)],
@@ -124,7 +124,7 @@ def test_every_coloured_kl_band_is_labelled() -> None:
     high = [{"step": step, "objective/kl": step * 4.0} for step in range(1, 11)]
     text = training_curves(record(metrics=high))
     for name in ("close", "healthy", "far", "collapse"):
-        assert name in {band for _, band in BANDS}
+        assert name in {band for _, band in METRICS["objective/kl"].bands}
         assert f'class="{name}"' in text
     assert "Bands: close &lt;1, healthy 2-6, far 10-20, collapse &gt;20." in text
 
@@ -180,22 +180,22 @@ def test_an_empty_run_is_drawn() -> None:
 
 
 def test_a_curve_has_gaps_and_marks_where_there_is_no_number() -> None:
-    svg = line_chart(Chart("t", [Series("s", [1, 2, 3, 4], [1.0, math.nan, 2.0, 3.0])], str))
+    svg = line_chart(Drawing("t", [Series("s", [1, 2, 3, 4], [1.0, math.nan, 2.0, 3.0])], str))
     path = re.search(r'class="curve s0" d="([^"]*)"', svg)
     assert path is not None and path.group(1).count("M") == 2
     assert "step 2: s is not a number" in svg
-    assert line_chart(Chart("t", [Series("s", [1], [math.nan])], str)) == ""
+    assert line_chart(Drawing("t", [Series("s", [1], [math.nan])], str)) == ""
 
 
 def test_a_value_below_the_axis_stays_inside_the_plot() -> None:
-    svg = line_chart(Chart("t", [Series("s", [1, 2], [-50.0, 0.5])], str, low=-1.0, reach=(1.0,)))
+    svg = line_chart(Drawing("t", [Series("s", [1, 2], [-50.0, 0.5])], str, low=-1.0, reach=(1.0,)))
     heights = [float(y) for y in re.findall(r'cy="([^"]*)"', svg)]
     assert heights and max(heights) <= 182.0
     assert "s -50.0" in svg, "the tooltip tells the true value"
 
 
 def test_a_logarithmic_axis_leaves_out_zero() -> None:
-    svg = line_chart(Chart("t", [Series("s", [1, 2, 3], [1e-6, 0.0, 1e-4])], str, logarithmic=True))
+    svg = line_chart(Drawing("t", [Series("s", [1, 2, 3], [1e-6, 0.0, 1e-4])], str, logarithmic=True))
     assert "inf" not in svg and "nan" not in svg
 
 

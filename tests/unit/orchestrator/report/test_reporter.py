@@ -123,8 +123,8 @@ def test_what_is_not_finite_is_null_in_json_and_shown(tmp_path: Path, capsys: py
     assert "Not a number at step 1." in (tmp_path / "report.html").read_text(encoding="utf-8")
 
 
-def test_an_undescribed_metric_is_refused(tmp_path: Path) -> None:
-    wanted = r"score/maen is not described; add it to orchestrator/metrics\.py"
+def test_an_undeclared_metric_is_refused(tmp_path: Path) -> None:
+    wanted = r"score/maen is not declared; add it to orchestrator/metrics\.py"
     with report(tmp_path) as reporter, pytest.raises(ValueError, match=wanted):
         reporter.step(1, {"score/maen": 1.0})
     assert not (tmp_path / "metrics.jsonl").exists()
