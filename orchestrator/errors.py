@@ -5,7 +5,8 @@ TetrarchError            the run failed (exit code 1)
 ├── CheckpointError      a checkpoint is missing, broken or belongs to another run
 ├── NotFinite            a role answered with NaN or infinity; the batch is kept
 ├── WeightsDiffer        the engines do not sample from the trainer's weights; the batch is kept
-└── KlBudgetSpent        the policy is farther from the reference than ppo.kl.budget.stop allows; a checkpoint is saved
+└── StopTraining         a rule of the configuration ends the run after a step; a checkpoint is saved
+    └── KlBudgetSpent    the policy is farther from the reference than ppo.kl.budget.stop allows
 """
 
 
@@ -33,5 +34,9 @@ class WeightsDiffer(TetrarchError):
     """The engines do not sample from the trainer's weights."""
 
 
-class KlBudgetSpent(TetrarchError):
-    """The policy is farther from the reference than the configuration allows; a checkpoint is saved."""
+class StopTraining(TetrarchError):
+    """A rule of the configuration ends the run after a step; a checkpoint is saved."""
+
+
+class KlBudgetSpent(StopTraining):
+    """The policy is farther from the reference than the configuration allows."""

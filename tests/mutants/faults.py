@@ -216,7 +216,7 @@ FAULTS = (
         "orchestrator/ppo/step.py",
         '_PARTS: ClassVar = ("prompts", "kl", "scale", "value_scale", "canary")',
         '_PARTS: ClassVar = ("prompts", "scale", "value_scale", "canary")',
-        "tests/unit/orchestrator/stages/test_run.py",
+        "tests/unit/orchestrator/stages/test_ppo.py",
     ),
     Fault(
         "the actor trains during the critic's warm-up",

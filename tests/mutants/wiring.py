@@ -388,9 +388,9 @@ WIRING = (
     ),
     Fault(
         "the KL budget always halves the learning rate",
-        "orchestrator/stages/ppo.py",
-        "Actor.slow_down, budget.factor)",
-        "Actor.slow_down, 0.5)",
+        "orchestrator/ppo/budget.py",
+        'multiplied by {budget.factor:g}", budget.factor)',
+        'multiplied by {budget.factor:g}", 0.5)',
         DRIVER_KEYS,
     ),
     Fault(

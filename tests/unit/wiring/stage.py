@@ -22,11 +22,13 @@ import torch
 import yaml
 from torch import Tensor, nn
 
+import orchestrator.errors
 import orchestrator.groups.build
 import orchestrator.groups.scoring
 import orchestrator.ppo.step
 import orchestrator.stages.evaluation
 import orchestrator.stages.ppo
+import orchestrator.stages.run
 import orchestrator.stages.sampled_pairs
 import roles.zero.sharded
 from cluster.placement.plan import Plan
@@ -323,17 +325,17 @@ def stage() -> Iterator[Seen]:
             orchestrator.ppo.step,
             orchestrator.stages.evaluation,
             orchestrator.stages.sampled_pairs,
-            orchestrator.stages.ppo,
+            orchestrator.stages.run,
         ):
             patched.setattr(module, "wait_all", lambda calls, deadline_s: None)
         patched.setattr(roles.zero.sharded, "join", lambda device: PlainDeepSpeed)
         patched.setattr(torch.distributed, "get_rank", lambda: 0)
         patched.setattr(torch.distributed, "get_world_size", lambda: 1)
         patched.setattr(LLMEngine, "from_engine_args", llm)
-        patched.setattr(orchestrator.stages.ppo, "Reporter", lambda *a, **k: report)
-        patched.setattr(orchestrator.stages.ppo.Run, "save", lambda run: setattr(seen, "saved", seen.saved + 1))
-        patched.setattr(orchestrator.stages.ppo.Run, "_save_models", lambda run: None)
-        patched.setattr(orchestrator.stages.ppo.Run, "_reference_fingerprint", lambda run: "")
+        patched.setattr(orchestrator.stages.run, "Reporter", lambda *a, **k: report)
+        patched.setattr(orchestrator.stages.run.Run, "save", lambda run: setattr(seen, "saved", seen.saved + 1))
+        patched.setattr(orchestrator.stages.ppo.Ppo, "save_models", lambda ppo: None)
+        patched.setattr(orchestrator.stages.ppo, "reference_fingerprint", lambda roles: "")
         yield seen
         for group in groups.values():
             for member in group._members:
@@ -358,6 +360,6 @@ def trained(said: Mapping[str, Any], folder: Path) -> Seen:
         heldout = questions("heldout") if config.prompts.heldout else None
         try:
             orchestrator.stages.ppo.train(config, None, questions("train"), heldout)
-        except orchestrator.stages.ppo.KlBudgetSpent as error:
+        except orchestrator.errors.KlBudgetSpent as error:
             seen.error = error
     return seen

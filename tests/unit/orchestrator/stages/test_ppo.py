@@ -1,4 +1,4 @@
-"""A run between its steps: resuming, and what is saved when a role fails. Groups are fakes, checkpoints are real."""
+"""PPO between its steps: resuming, and what is saved when a role fails. Groups are fakes, checkpoints are real."""
 
 from __future__ import annotations
 
@@ -16,9 +16,11 @@ from safetensors.torch import load_file
 
 import orchestrator.groups.policy
 import orchestrator.stages.ppo
+import orchestrator.stages.run
 from cluster.config import Deadlines
 from cluster.errors import RankFailure, Terminated
 from cluster.runtime.orders import Orders
+from cluster.runtime.ray_cluster import Usage
 from orchestrator.config.evaluation import EvaluationConfig
 from orchestrator.config.ppo import PpoConfig
 from orchestrator.config.run import CanaryConfig, CheckpointConfig
@@ -29,7 +31,9 @@ from orchestrator.ppo.kl import AdaptiveController, FixedController
 from orchestrator.ppo.step import TrainState
 from orchestrator.run.checkpoint import Checkpoints
 from orchestrator.run.phase_clock import Clock
-from orchestrator.stages.ppo import Run
+from orchestrator.stages.ppo import Ppo
+from orchestrator.stages.run import Run
+from orchestrator.stages.stage import StepReport
 from roles.config.rollout import RolloutConfig
 from tests.unit.orchestrator.fakes import FakeGroup, prompts_of, rollouts_of, write_waits
 from tests.unit.orchestrator.ppo.test_experience import make_scored
@@ -38,6 +42,11 @@ NOBODY: Any = None
 """What a fake reference answers for its fingerprint."""
 
 MakeRun = Callable[..., tuple[Run, list[str]]]
+
+
+def ppo_of(run: Run) -> Ppo:
+    assert isinstance(run.stage, Ppo)
+    return run.stage
 
 
 class Source:
@@ -59,24 +68,39 @@ class Source:
 @pytest.fixture
 def make_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> MakeRun:
     log: list[str] = []
-    monkeypatch.setattr(orchestrator.stages.ppo, "wait_all", write_waits(log))
-    monkeypatch.setattr(orchestrator.stages.ppo, "watching", lambda ranks: nullcontext())
-    monkeypatch.setattr(orchestrator.stages.ppo, "become_idle", lambda ranks, within_s: log.append("idle?") is None)
+    monkeypatch.setattr(orchestrator.stages.run, "wait_all", write_waits(log))
+    monkeypatch.setattr(orchestrator.stages.run, "watching", lambda ranks: nullcontext())
+    monkeypatch.setattr(orchestrator.stages.run, "become_idle", lambda ranks, within_s: log.append("idle?") is None)
 
     def make(**state: int) -> tuple[Run, list[str]]:
         groups: Any = {role: FakeGroup(role, log) for role in ("actor", "critic", "reward", "reference")}
-        roles: Any = SimpleNamespace(policy=Policy(groups["reward"], Deadlines()), judge=None, **groups)
+        cluster = SimpleNamespace(usage=lambda: Usage([], 1.0, {}, []))
+        policy = Policy(groups["reward"], Deadlines())
+        roles: Any = SimpleNamespace(policy=policy, judge=None, cluster=cluster, deadlines=Deadlines(), **groups)
         rollout = SimpleNamespace(prompts_per_step=4, responses_per_prompt=1)
         settings: Any = {"rollout": rollout, "ppo": PpoConfig(), "deadlines": Deadlines(), "steps": 10}
         settings |= {"checkpoint": CheckpointConfig(), "evaluation": EvaluationConfig()}
         config: Any = SimpleNamespace(**settings, run_dir=str(tmp_path))
-        report: Any = SimpleNamespace(status=log.append, note=log.append, phase=log.append)
+        report: Any = SimpleNamespace(status=log.append, note=log.append, phase=log.append, step=lambda *told: None)
         train_state = TrainState(Source(), FixedController(0.1), **state)  # type: ignore[arg-type]
-        run = Run(config, roles, train_state, Checkpoints(tmp_path, keep=2), report, None, NOBODY, orders=Orders())
+        ppo = Ppo(config, roles, train_state, report, None, NOBODY)
+        run = Run(config, ppo, Checkpoints(tmp_path, keep=2), report, orders=Orders())
         run.orders.grace_s = 30.0
         return run, log
 
     return make
+
+
+def sleep(run: Run, sleeps: bool) -> None:
+    """Whether the engines share their GPUs."""
+    ppo = ppo_of(run)
+    changed: Any = {**vars(ppo.roles), "policy": replace(ppo.roles.policy, sleeps=sleeps)}
+    ppo.roles = SimpleNamespace(**changed)  # type: ignore[assignment]
+
+
+def kl_of(kl: float) -> StepReport:
+    """A step with that KL, in nats a response."""
+    return StepReport({"objective/kl": kl})
 
 
 def resumed(make_run: MakeRun, **state: int) -> tuple[Run, list[str]]:
@@ -91,28 +115,28 @@ def resumed(make_run: MakeRun, **state: int) -> tuple[Run, list[str]]:
 
 def test_resuming_pushes_the_weights_that_the_checkpoint_has(make_run: MakeRun) -> None:
     again, log = resumed(make_run, step=3, version=2)
-    assert (again.state.step, again.state.version) == (3, 2)
+    assert (ppo_of(again).state.step, ppo_of(again).state.version) == (3, 2)
     assert log[-1] == "actor.push(2,)"
 
 
 def test_resuming_while_only_the_critic_was_trained_pushes_nothing(make_run: MakeRun) -> None:
     """The engines have started with version 0, and would refuse it."""
     again, log = resumed(make_run, step=3, version=0)
-    assert again.state.step == 3
+    assert ppo_of(again).state.step == 3
     assert not [line for line in log if "push" in line]
 
 
 def test_resuming_after_the_warm_up_fits_the_actors_schedule_again(make_run: MakeRun) -> None:
     """Ten steps in all, of which the actor has had those from the second on."""
     again, log = resumed(make_run, step=5, version=3, warm_at=2)
-    assert again.state.warm_at == 2
+    assert ppo_of(again).state.warm_at == 2
     expected = f"actor.expect({(10 - 2) * again.config.ppo.optimizer_steps},)"
     assert log.index(expected) < next(n for n, line in enumerate(log) if line.startswith("actor.load_state"))
 
 
 def test_the_driver_remembers_all_that_has_moved(make_run: MakeRun) -> None:
     """Coefficient, scales, prompts and counters: peers lose them one by one."""
-    run, again = make_run(step=5, version=3, samples=160, warm_at=2)[0].state, make_run()[0].state
+    run, again = (ppo_of(made[0]).state for made in (make_run(step=5, version=3, samples=160, warm_at=2), make_run()))
     for state in (run, again):
         state.kl = AdaptiveController(0.2, target=6.0, horizon=1000)
     run.kl.update(30.0, 500)
@@ -128,7 +152,7 @@ def test_the_driver_remembers_all_that_has_moved(make_run: MakeRun) -> None:
 
 
 def test_a_checkpoint_of_another_version_is_refused(make_run: MakeRun) -> None:
-    run, _ = make_run()
+    run = ppo_of(make_run()[0])
     state = run.state.state_dict()
     del state["value_scale"]
     with pytest.raises(CheckpointError, match="lacks value_scale: another version"):
@@ -137,7 +161,7 @@ def test_a_checkpoint_of_another_version_is_refused(make_run: MakeRun) -> None:
 
 def test_engines_that_share_their_gpus_rest_while_a_checkpoint_wakes_the_optimizers(make_run: MakeRun) -> None:
     run, log = make_run(step=3)
-    run.roles = SimpleNamespace(**{**vars(run.roles), "policy": replace(run.roles.policy, sleeps=True)})
+    sleep(run, True)
     run.save()
     assert log.index("reward.sleep(True,)") < next(n for n, line in enumerate(log) if "save_state" in line)
 
@@ -149,7 +173,7 @@ def test_engines_that_share_their_gpus_end_before_the_last_step_is_saved(
     """They hold the cards while they generate, and cannot be asked to sleep before they have done so."""
     monkeypatch.setattr(orchestrator.groups.policy, "FREED_S", 0.0)
     run, log = make_run(step=3, version=3)
-    run.roles = SimpleNamespace(**{**vars(run.roles), "policy": replace(run.roles.policy, sleeps=sleeps)})
+    sleep(run, sleeps)
     monkeypatch.setattr(orchestrator.stages.ppo, "train_step", failing("generate", DEATH))
     with pytest.raises(RankFailure):
         run._one_step()
@@ -212,12 +236,12 @@ def test_a_number_that_is_not_finite_is_told_with_its_step_and_its_batch_is_kept
 ) -> None:
     """A checkpoint of an actor that has diverged would push a good one out."""
     run, log = make_run(step=3, version=3)
-    run.state.batch = make_scored()
+    ppo_of(run).state.batch = make_scored()
     monkeypatch.setattr(orchestrator.stages.ppo, "train_step", failing("experience", NotFinite(role, "the numbers")))
     with pytest.raises(NotFinite, match="in step 4 the numbers"):
         run._one_step()
     file = Path(run.config.run_dir) / "failed/step-000004.safetensors"
-    assert torch.equal(load_file(file)["scores"], run.state.batch.scores)
+    assert torch.equal(load_file(file)["scores"], make_scored().scores)
     assert f"the batch of the step that failed is in {file} (texts: step-000004.json)" in log
     assert (run.checkpoints.newest() is not None) == saved
 
@@ -226,7 +250,7 @@ def test_a_full_disk_hides_neither_the_error_nor_that_nothing_could_be_saved(
     make_run: MakeRun, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run, log = make_run(step=3, version=3)
-    run.state.batch = make_scored()
+    ppo_of(run).state.batch = make_scored()
     (Path(run.config.run_dir) / "failed").write_text("a file where the folder would be")
     monkeypatch.setattr(orchestrator.stages.ppo, "train_step", failing("score", DEATH))
 
@@ -244,7 +268,7 @@ def test_when_a_role_fails_in_an_evaluation_what_was_trained_is_saved(
     make_run: MakeRun, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run, log = make_run(step=3, version=3)
-    run.questions, run.finished = prompts_of(4), run.state.state_dict()
+    ppo_of(run).questions = prompts_of(4)
     run.report.evaluation = log.append  # type: ignore[method-assign,assignment]
 
     def fail(*told: Any, **more: Any) -> Any:
@@ -260,7 +284,7 @@ def test_wrong_weights_in_the_engines_end_the_run_with_batch_checkpoint_and_name
     make_run: MakeRun, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run, _ = make_run(step=3, version=3)
-    run.state.batch = make_scored()
+    ppo_of(run).state.batch = make_scored()
     monkeypatch.setattr(orchestrator.stages.ppo, "train_step", failing("experience", WeightsDiffer("version 3: 0.75")))
     monkeypatch.setattr(canary, "culprits", lambda roles, config: "Engine 0: layers.0.mlp.")
     with pytest.raises(WeightsDiffer, match=r"version 3: 0\.75\. Engine 0: layers\.0\.mlp"):
@@ -276,16 +300,17 @@ def test_an_evaluation_looks_at_weights_that_no_batch_has_shown_to_be_right(
     run, log = make_run(step=3, version=3)
     run.config.dtype, run.config.canary = "float32", CanaryConfig()
     run.config.rollout = RolloutConfig(prompts_per_step=4, max_response_tokens=3)
-    run._check_weights(rollouts_of(prompts_of(20), 3))
-    assert run.state.canary.verified == 3 and log == ["start actor.logprobs"]
-    run._check_weights(rollouts_of(prompts_of(20), 3))
+    ppo = ppo_of(run)
+    ppo._check_weights(rollouts_of(prompts_of(20), 3))
+    assert ppo.state.canary.verified == 3 and log == ["start actor.logprobs"]
+    ppo._check_weights(rollouts_of(prompts_of(20), 3))
     assert log == ["start actor.logprobs"], "once is enough"
-    run.state.version = 4
+    ppo.state.version = 4
     wrong = rollouts_of(prompts_of(20), 4)
     wrong = replace(wrong, rollout_logprobs=wrong.rollout_logprobs - 0.5)
     monkeypatch.setattr(orchestrator.stages.ppo, "evaluate", lambda *args, check, **others: check(wrong))
     monkeypatch.setattr(canary, "culprits", lambda roles, config: "no name")
-    run.questions, run.config.evaluation = prompts_of(20), SimpleNamespace(samples=0)
+    ppo.questions, run.config.evaluation = prompts_of(20), SimpleNamespace(samples=0)
     run.report.evaluation = log.append  # type: ignore[method-assign,assignment]
     with pytest.raises(WeightsDiffer, match="mean over 48 tokens"):
         run._evaluate("after")
@@ -294,16 +319,17 @@ def test_an_evaluation_looks_at_weights_that_no_batch_has_shown_to_be_right(
 
 def test_a_checkpoint_with_the_fingerprint_of_another_version_is_refused_as_such(make_run: MakeRun) -> None:
     run, _ = make_run(step=3)
-    run.reference = "0" * 64
-    run._write_checkpoint(run.state.state_dict())
+    ppo_of(run).reference = "0" * 64
+    run._write_checkpoint(run.stage.state_dict())
+    again, _ = make_run()
     with pytest.raises(CheckpointError, match="cannot read: another version of Tetrarch"):
-        run.restore(run.checkpoints.require_newest())
+        again.restore(run.checkpoints.require_newest())
 
 
 def test_an_actor_that_hangs_is_told(make_run: MakeRun, monkeypatch: pytest.MonkeyPatch) -> None:
     run, log = make_run(step=3)
     monkeypatch.setattr(orchestrator.stages.ppo, "train_step", failing("score", DEATH))
-    monkeypatch.setattr(orchestrator.stages.ppo, "become_idle", lambda ranks, within_s: False)
+    monkeypatch.setattr(orchestrator.stages.run, "become_idle", lambda ranks, within_s: False)
     with pytest.raises(RankFailure):
         run._one_step()
     assert log[-1] == "step 3 could not be saved: a rank of actor or critic hangs"
@@ -314,14 +340,14 @@ def test_an_actor_that_hangs_is_told(make_run: MakeRun, monkeypatch: pytest.Monk
 )
 def test_a_policy_that_drifts_is_told(kl: float, told: list[str], make_run: MakeRun) -> None:
     run, log = make_run(step=3)
-    run._heed(kl)
+    run._heed(kl_of(kl))
     assert log == told
 
 
 def test_over_the_budget_the_actor_slows_down(make_run: MakeRun) -> None:
     run, log = make_run(step=3)
     run.config.ppo = PpoConfig.model_validate({"kl": {"budget": {"slow_down": 12, "factor": 0.25}}})
-    run._heed(13.0)
+    run._heed(kl_of(13.0))
     assert log[0] == "actor.slow_down(0.25,)" and "multiplied by 0.25" in log[1]
 
 
@@ -329,22 +355,11 @@ def test_far_over_the_budget_the_run_ends_with_a_checkpoint(make_run: MakeRun) -
     run, _ = make_run(step=3)
     run.config.ppo = PpoConfig.model_validate({"kl": {"budget": {"slow_down": 12, "stop": 20}}})
     with pytest.raises(KlBudgetSpent, match=r"KL 21\.0 .*stop=20; a checkpoint is saved"):
-        run._heed(21.0)
+        run._heed(kl_of(21.0))
     assert run.checkpoints.require_newest().step == 3
 
 
 # When checkpoints are written
-
-
-def finished(result_kl: float = 0.0) -> Callable[..., float]:
-    """A `Run._one_step` that only counts."""
-
-    def one_step(run: Run) -> float:
-        run.state.step += 1
-        run.finished = run.state.state_dict()
-        return result_kl
-
-    return one_step
 
 
 @pytest.fixture
@@ -352,13 +367,14 @@ def counting(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     """Steps that only count, and take a minute each; the clock is in the list."""
     now = [0.0]
 
-    def one_step(run: Run) -> float:
+    def one_step(ppo: Ppo, clock: Clock) -> StepReport:
         now[0] += 60.0
-        return finished()(run)
+        ppo.state.step += 1
+        return kl_of(0.0)
 
-    monkeypatch.setattr(orchestrator.stages.ppo.Run, "_one_step", one_step)
-    monkeypatch.setattr(orchestrator.stages.ppo.Run, "_save_models", lambda run: None)
-    monkeypatch.setattr(orchestrator.stages.ppo.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(orchestrator.stages.ppo.Ppo, "one_step", one_step)
+    monkeypatch.setattr(orchestrator.stages.ppo.Ppo, "save_models", lambda ppo: None)
+    monkeypatch.setattr(orchestrator.stages.run.time, "monotonic", lambda: now[0])
     return now
 
 
@@ -399,7 +415,7 @@ def interrupted(phase: str, orders: Orders, error: type[BaseException]) -> Calla
         for name in ("generate", "score", "experience", "update", "push"):
             with clock(name):
                 if name == phase:
-                    orders.told, orders._at = Terminated, orchestrator.stages.ppo.time.monotonic()
+                    orders.told, orders._at = Terminated, orchestrator.stages.run.time.monotonic()
                     if not orders._held:
                         raise error
         state.step += 1
@@ -417,7 +433,7 @@ def test_an_order_to_end_saves_the_last_finished_step(
     """From the update on, that is the step under way: actor and critic are neither here nor there before its end."""
     run, log = make_run(step=3, version=3)
     monkeypatch.setattr(orchestrator.stages.ppo, "train_step", interrupted(phase, run.orders, Terminated))
-    monkeypatch.setattr(orchestrator.stages.ppo.Run, "_report_step", lambda *told: 0.0)
+    monkeypatch.setattr(orchestrator.stages.ppo.Ppo, "_told", lambda *told: kl_of(0.0))
     with pytest.raises(Terminated):
         run.all_steps()
     saved = run.checkpoints.require_newest()

@@ -1,0 +1,223 @@
+"""A run of any stage: its steps, and between them checkpoints, evaluations and reports; rescue when something fails.
+
+A configuration and a `Stage` flow in; checkpoints, metrics and reports flow out into `run_dir`.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+
+from cluster.errors import ClusterError
+from cluster.ranks.calls import become_idle, wait_all, watching
+from cluster.runtime.orders import ORDERS, Orders
+from orchestrator.config.loading import dump_config
+from orchestrator.config.run import RunConfig
+from orchestrator.errors import NotFinite, StopTraining, TetrarchError
+from orchestrator.report.reporter import Reporter
+from orchestrator.run.checkpoint import Checkpoint, Checkpoints, size_gib
+from orchestrator.run.phase_clock import Clock
+from orchestrator.run.resuming import Resume, checkpoint_to_resume, take_up
+from orchestrator.stages.card_metrics import card_metrics
+from orchestrator.stages.stage import Stage, StepReport, Trainable
+from roles.batch import save_batch
+
+FAILED = "failed"
+"""Where in `run_dir` the batches of failed steps go."""
+RESCUE_S = 30.0
+"""For the groups in training to end what they were doing when another role failed."""
+
+
+def carry_out(
+    config: RunConfig, resume: Resume, start: Callable[[Reporter], AbstractContextManager[Stage]], **report: Any
+) -> None:
+    """Run a stage in `config.run_dir`, from its first step or from a checkpoint to its end.
+
+    Args:
+        start: starts the roles; the stage lives as long as the context.
+        report: more arguments of `Reporter`.
+    """
+    run_dir = Path(config.run_dir)
+    checkpoints = Checkpoints(run_dir / "checkpoints", config.checkpoint.keep)
+    checkpoint = checkpoint_to_resume(config, resume)
+    ORDERS.listen()
+    ORDERS.grace_s = config.deadlines.grace_s
+    told = take_up(run_dir, checkpoint, config, resume) if checkpoint else []
+    settings, done = dump_config(config), checkpoint.step if checkpoint else 0
+    report = {"tensorboard": config.report.tensorboard, "html": config.report.html, **report}
+    with Reporter(run_dir, name=run_dir.name, config_yaml=settings, resume_step=done, **report) as reporter:
+        for line in told:
+            reporter.note(line)
+        with start(reporter) as stage:
+            run = Run(config, stage, checkpoints, reporter, settings=settings)
+            if checkpoint is not None:
+                run.restore(checkpoint)
+            run.all_steps()
+
+
+@dataclass(slots=True)
+class Run:
+    """One training run under way: the steps of a stage, and between them evaluations, checkpoints and reports."""
+
+    config: RunConfig
+    stage: Stage
+    checkpoints: Checkpoints
+    report: Reporter
+    settings: str = ""
+    """The configuration as YAML, without secrets: what each checkpoint is written with."""
+    orders: Orders = ORDERS
+    finished: dict[str, Any] | None = None
+    """The driver's state that the trained groups are in; None while they are updated."""
+    saved_at: float = field(default_factory=time.monotonic)
+    cost_told: bool = False
+
+    def all_steps(self) -> None:
+        """From the current step to the last; then save the models. Ctrl-C and SIGTERM save what is trained, and end."""
+        try:
+            self._all_steps()
+        except KeyboardInterrupt as error:
+            self._rescue(error)
+            raise
+
+    def _all_steps(self) -> None:
+        stage = self.stage
+        if stage.step == 0:
+            self._evaluate("before")
+        while stage.step < stage.steps:
+            self._heed(self._one_step())
+            last = stage.step == stage.steps
+            if last or self._due():
+                self.save()
+            self.orders.release()
+            if not last and stage.evaluate_every and stage.step % stage.evaluate_every == 0:
+                self._evaluate(f"step {stage.step}")
+        self._evaluate("after")
+        self.report.status("saving the models")
+        stage.save_models()
+        self.report.note(f"most host memory in use: {stage.cluster.usage().host_peak:.1f} GiB")
+
+    def _one_step(self) -> StepReport:
+        clock = Clock(self._begin)
+        with self._rescued(f"step {self.stage.step + 1}"):
+            told = self.stage.one_step(clock)
+        self.finished = self.stage.state_dict()
+        usage = self.stage.cluster.usage()
+        metrics = {
+            **told.metrics,
+            **clock.metrics(usage.busy),
+            **card_metrics(usage.ranks, clock, told.work),
+            "memory/host_peak_gib": usage.host_peak,
+        }
+        self.report.step(self.stage.step, metrics, told.samples)
+        return told
+
+    def _begin(self, phase: str) -> None:
+        """A part of the step begins. From the update on only the whole step can be saved, and orders to end wait."""
+        if phase == "update":
+            self.orders.hold()
+            self.finished = None
+        self.report.phase(phase)
+
+    def _heed(self, told: StepReport) -> None:
+        try:
+            self.stage.after_step(told)
+        except StopTraining:
+            self.save()
+            raise
+
+    def _evaluate(self, label: str) -> None:
+        with self._rescued(f"evaluation {label}"):
+            self.stage.evaluate(label)
+
+    def _due(self) -> bool:
+        """Whether a checkpoint is due after the step that has ended."""
+        config = self.config.checkpoint
+        by_step = config.every > 0 and self.stage.step % config.every == 0
+        return by_step or time.monotonic() - self.saved_at >= config.interval_s
+
+    def save(self) -> None:
+        """One checkpoint of everything that changes."""
+        self.report.status(f"saving checkpoint {self.stage.step}")
+        self.stage.before_save()
+        self._write_checkpoint(self.stage.state_dict())
+
+    def _write_checkpoint(self, state: dict[str, Any]) -> Path:
+        """The driver's `state`, and that of the trained groups as they are. What the first one costs is told."""
+        began, deadline_s = time.monotonic(), min(self.config.deadlines.save_s, self.orders.left_s)
+
+        def write(folder: Path) -> None:
+            trained = self.stage.trained.items()
+            wait_all([group.call(Trainable.save_state, str(folder / role)) for role, group in trained], deadline_s)
+
+        path = self.checkpoints.save(state["step"], {**state, "config": self.settings}, write)
+        self.saved_at = time.monotonic()
+        if not self.cost_told:
+            seconds, kept = self.saved_at - began, self.checkpoints.keep
+            self.report.note(f"a checkpoint: {seconds:.1f} s, {size_gib(path):.2f} GiB; the newest {kept} are kept")
+            self.cost_told = True
+        return path
+
+    def restore(self, checkpoint: Checkpoint) -> None:
+        """Continue from `checkpoint`: driver, trained groups, and what depends on them."""
+        self.report.status(f"resuming from {checkpoint.path}")
+        self.stage.load_state(checkpoint)
+        trained = self.stage.trained.items()
+        calls = [group.call(Trainable.load_state, str(checkpoint.path / role)) for role, group in trained]
+        wait_all(calls, self.config.deadlines.start_s)
+        self.stage.loaded()
+
+    @contextmanager
+    def _rescued(self, doing: str) -> Iterator[None]:
+        """What fails inside ends the run; its batch and the last finished step are saved first, if they can be."""
+        self.finished = self.stage.state_dict()
+        try:
+            yield
+        except NotFinite as error:
+            self._keep_batch()
+            if error.role not in self.stage.trained:  # else its state is not worth keeping
+                self._rescue(error)
+            raise NotFinite(error.role, f"in {doing} {error}") from error
+        except (ClusterError, TetrarchError) as error:
+            self.report.note(f"{doing} has failed")
+            self._keep_batch()
+            self._rescue(error)
+            explained = self.stage.explain(error)
+            if explained is error:
+                raise
+            raise explained from error
+
+    def _rescue(self, error: BaseException) -> None:
+        """Before the run ends early: save the last finished step, if the trained groups are still in that state and
+        can do it."""
+        state, newest = self.finished, self.checkpoints.newest()
+        if state is None or not self.orders.left_s or state["step"] == (newest.step if newest else 0):
+            return
+        trained = [rank for group in self.stage.trained.values() for rank in group.ranks]
+        self.report.status(f"saving checkpoint {state['step']} before the run ends")
+        self.stage.before_rescue(error)
+        with watching(trained):
+            try:
+                if become_idle(trained, min(RESCUE_S, self.orders.left_s)):
+                    self.report.note(f"saved {self._write_checkpoint(state)}; go on from there with --resume")
+                else:
+                    hangs = f"a rank of {' or '.join(self.stage.trained)} hangs"
+                    self.report.note(f"step {state['step']} could not be saved: {hangs}")
+            except (ClusterError, OSError) as failed:
+                self.report.note(f"step {state['step']} could not be saved: {failed}")
+
+    def _keep_batch(self) -> None:
+        """What the step that failed was about to be trained on, for whoever looks for the reason."""
+        if self.stage.batch is None:
+            return
+        file = Path(self.config.run_dir) / FAILED / f"step-{self.stage.step + 1:06d}.safetensors"
+        try:
+            save_batch(self.stage.batch, file)
+        except (OSError, SafetensorError) as error:  # what the step failed of is the one to raise
+            return self.report.note(f"the batch of the step that failed could not be written to {file}: {error}")
+        self.report.note(f"the batch of the step that failed is in {file} (texts: {file.with_suffix('.json').name})")
