@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import re
-from typing import Annotated, Literal, get_args
+from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 from pydantic_core import PydanticCustomError
+
+from cluster.role_table import REWARD, gpu_roles
 
 
 class ClusterSection(BaseModel):
@@ -17,19 +19,15 @@ class ClusterSection(BaseModel):
     )
 
 
-GpuRole = Literal["actor", "critic", "reward", "reference"]
-"""Roles that hold a model."""
-
-
 def _placeable(role: str) -> str:
-    if role not in get_args(GpuRole) and not re.fullmatch(r"reward\.[a-z0-9][a-z0-9_-]*", role):
-        known = ", ".join(get_args(GpuRole))
+    if role not in gpu_roles() and not re.fullmatch(rf"{REWARD}\.[a-z0-9][a-z0-9_-]*", role):
+        known = ", ".join(gpu_roles())
         raise PydanticCustomError("role", "must be one of {known}, or reward.NAME of an ensemble", {"known": known})
     return role
 
 
 PlacedRole = Annotated[str, AfterValidator(_placeable)]
-"""A GpuRole, or `reward.NAME`: one model of an ensemble."""
+"""A role with a model, or `reward.NAME`: one model of an ensemble."""
 
 
 class GroupConfig(ClusterSection):

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+from cluster.role_table import ROLES, trained_roles, working_in
 from orchestrator.metric_types import Bands, Chart, Fact, Metric, Shown
 
 KL_BANDS: Bands = (
@@ -206,12 +207,8 @@ _ALL = (
     *(
         Metric(f"mfu/{role}_{phase}", "fraction", f"Share of its GPUs' peak arithmetic that {text} reached")
         for role, phase, text in (
-            ("actor", "score", "the actor's log-probabilities"),
-            ("critic", "score", "the critic's values"),
-            ("reference", "score", "the reference's log-probabilities"),
-            ("reward", "score", "the reward's scores"),
-            ("actor", "update", "the actor's update"),
-            ("critic", "update", "the critic's update"),
+            *((role, "score", f"the {role}'s {ROLES[role].answers}") for role in sorted(working_in("score"))),
+            *((role, "update", f"the {role}'s update") for role in trained_roles()),
         )
     ),
     Metric(

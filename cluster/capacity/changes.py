@@ -21,10 +21,11 @@ from pydantic import TypeAdapter, ValidationError
 from cluster.capacity.matching import fits
 from cluster.config import GroupConfig, GroupsPlacement, LocalPlacement, OpenRlhfPlacement, PlacementConfig
 from cluster.errors import PlacementError
-from cluster.placement.gpu_groups import ENGINES, THEIR_NAMES, problems
+from cluster.placement.gpu_groups import problems
 from cluster.placement.node import Node
 from cluster.placement.openrlhf_groups import as_groups
 from cluster.placement.plan import Plan, RoleNeed, plan
+from cluster.role_table import ENGINES, openrlhf_names
 
 PlacementChange = dict[str, int]
 """Key path in `placement` → its new value."""
@@ -166,7 +167,7 @@ def _reshaped(
     """A group with other numbers; its engines fill it as before."""
     group = groups.groups[name]
     if isinstance(placement, OpenRlhfPlacement):
-        theirs = [THEIR_NAMES[role] for role in group.roles]
+        theirs = [openrlhf_names()[role] for role in group.roles]
         change = {f"{role}_num_nodes": nodes for role in theirs} | {f"{role}_num_gpus_per_node": per for role in theirs}
         key = "vllm_num_engines"
     else:

@@ -13,6 +13,7 @@ import math
 from dataclasses import dataclass
 
 from cluster.estimate.model_size import ModelSize
+from cluster.role_table import trained_roles
 
 GIB = 2**30
 REDUCE_BUCKET = 200_000_000
@@ -40,7 +41,7 @@ set sizes: what processes share is counted once)."""
 SLACK = 1.1
 """Freed memory that the C library keeps, as a factor of what comes and goes. An assumption."""
 
-MEMORY_PHASES = ("generate", "score", "train actor", "train critic", "push")
+MEMORY_PHASES = ("generate", "score", *(f"train {role}" for role in trained_roles()), "push")
 
 Account = dict[str, float]
 """What is held → bytes."""
@@ -226,7 +227,7 @@ def staging(model: ModelSize, number_bytes: int) -> float:
 
 def engine(size: EngineSize, capacity: float, phase: str) -> Account:
     """Of an engine on each of its GPUs (`capacity` bytes) in a phase."""
-    if size.sleep and phase in ("score", "train actor", "train critic"):
+    if size.sleep and phase not in ("generate", "push"):
         return {"engine, asleep": RUNTIME}
     if size.sleep and phase == "push":
         copies = staging(size.model, size.number_bytes)

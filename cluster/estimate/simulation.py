@@ -13,7 +13,7 @@ from collections import deque
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from cluster.placement.gpu_groups import ENGINES
+from cluster.role_table import ENGINES, working_in
 
 Kind = tuple[str, ...]
 """The roles that live on one card."""
@@ -106,7 +106,7 @@ def simulate(
     events += cards.work("update", {role: deque([(scored, seconds)]) for role, seconds in updates.items()})
     updated = max(event.end for event in events)
     pushed = updated + push
-    events += [Event(role, None, "push", updated, pushed) for role in ("actor", ENGINES) if push]
+    events += [Event(role, None, "push", updated, pushed) for role in working_in("push") if push]
     return Course({"generate": generated, "score": scored, "update": updated, "push": pushed}, tuple(events))
 
 

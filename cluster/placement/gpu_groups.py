@@ -9,24 +9,11 @@ from __future__ import annotations
 import difflib
 from collections import Counter
 from collections.abc import Collection
-from typing import get_args
 
-from cluster.config import EnginesConfig, GpuRole, GroupsPlacement, PlacedGroup, PoolConfig
+from cluster.config import EnginesConfig, GroupsPlacement, PlacedGroup, PoolConfig
 from cluster.errors import PlacementError
 from cluster.placement.accelerators import ACCELERATORS
-
-ENGINES = "rollout"
-"""The role of the vLLM engines."""
-
-GPU_ROLES: tuple[GpuRole, ...] = get_args(GpuRole)
-
-THEIR_NAMES: dict[str, str] = dict(zip(GPU_ROLES, ("actor", "critic", "reward", "ref"), strict=True))
-"""Role → what OpenRLHF's keys begin with."""
-
-
-def base_role(role: str) -> str:
-    """`reward` of `reward.helpful`; any other role is its own."""
-    return role.partition(".")[0]
+from cluster.role_table import ENGINES, base_role
 
 
 def group_of(placement: GroupsPlacement, role: str) -> str:

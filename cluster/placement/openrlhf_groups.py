@@ -5,7 +5,8 @@ from __future__ import annotations
 from cluster.config import EnginesConfig, GroupsPlacement, OpenRlhfPlacement, PlacedGroup, PoolConfig
 from cluster.errors import PlacementError
 from cluster.placement.gpu_assignment import nodes_needed, size_text
-from cluster.placement.gpu_groups import GPU_ROLES, THEIR_NAMES, divisors
+from cluster.placement.gpu_groups import divisors
+from cluster.role_table import ACTOR, CRITIC, REFERENCE, REWARD, openrlhf_names
 
 
 def as_groups(placement: GroupsPlacement | OpenRlhfPlacement) -> GroupsPlacement:
@@ -14,12 +15,12 @@ def as_groups(placement: GroupsPlacement | OpenRlhfPlacement) -> GroupsPlacement
         return placement
     sizes = {
         role: (getattr(placement, f"{name}_num_nodes"), getattr(placement, f"{name}_num_gpus_per_node"))
-        for role, name in THEIR_NAMES.items()
+        for role, name in openrlhf_names().items()
         if getattr(placement, f"{name}_num_nodes")
     }
     homes = _homes(placement, sizes)
     engines = EnginesConfig(number=placement.vllm_num_engines, tensor_parallel_size=placement.vllm_tensor_parallel_size)
-    nodes, per_node = sizes["actor"]
+    nodes, per_node = sizes[ACTOR]
     sharing = engines.number * engines.tensor_parallel_size == nodes * per_node
     if sharing or placement.colocate_all_models:
         _check_shared_engines(placement, nodes, per_node)
@@ -28,8 +29,8 @@ def as_groups(placement: GroupsPlacement | OpenRlhfPlacement) -> GroupsPlacement
             pool="gpus",
             nodes=sizes[home][0],
             gpus_per_node=sizes[home][1],
-            roles=tuple(role for role in GPU_ROLES if homes.get(role) == home),
-            engines=engines if home == "actor" and sharing else None,
+            roles=tuple(role for role in homes if homes.get(role) == home),
+            engines=engines if home == ACTOR and sharing else None,
             cpus_per_rank=placement.cpus_per_rank,
         )
         for home in dict.fromkeys(homes.values())
@@ -37,7 +38,7 @@ def as_groups(placement: GroupsPlacement | OpenRlhfPlacement) -> GroupsPlacement
     largest = max(size for _, size in sizes.values())
     whole = placement.pool.gpus_per_node if placement.pool else largest
     if largest > whole:
-        name = next(THEIR_NAMES[role] for role, (_, size) in sizes.items() if size > whole)
+        name = next(openrlhf_names()[role] for role, (_, size) in sizes.items() if size > whole)
         raise PlacementError(
             f"placement.{name}_num_gpus_per_node={getattr(placement, f'{name}_num_gpus_per_node')} is more than "
             f"placement.pool.gpus_per_node={whole}; use {whole} and more nodes"
@@ -58,13 +59,13 @@ def _homes(placement: OpenRlhfPlacement, sizes: Sizes) -> dict[str, str]:
     """Role → the role in whose group it lives."""
     homes = {role: role for role in sizes}
     for flag, home, guests in (
-        ("colocate_all_models", "actor", ("critic", "reward", "reference")),
-        ("colocate_actor_ref", "actor", ("reference",)),
-        ("colocate_critic_reward", "critic", ("reward",)),
+        ("colocate_all_models", ACTOR, tuple(role for role in sizes if role != ACTOR)),
+        ("colocate_actor_ref", ACTOR, (REFERENCE,)),
+        ("colocate_critic_reward", CRITIC, (REWARD,)),
     ):
         for guest in (guest for guest in guests if getattr(placement, flag) and guest in sizes):
             if sizes[guest] != sizes[home]:
-                mine, (nodes, per) = THEIR_NAMES[guest], sizes[home]
+                mine, (nodes, per) = openrlhf_names()[guest], sizes[home]
                 raise PlacementError(
                     f"placement.{flag}=true puts the {guest} on the {home}'s GPUs, but {size_text(sizes[guest])} "
                     f"is not {size_text(sizes[home])}; use {mine}_num_nodes: {nodes} and {mine}_num_gpus_per_node: "

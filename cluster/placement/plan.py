@@ -16,9 +16,10 @@ from cluster.config import GroupConfig, GroupsPlacement, LocalPlacement, OpenRlh
 from cluster.errors import PlacementError
 from cluster.placement.accelerators import ACCELERATORS
 from cluster.placement.gpu_assignment import seats
-from cluster.placement.gpu_groups import ENGINES, base_role, group_of
+from cluster.placement.gpu_groups import group_of
 from cluster.placement.node import Node
 from cluster.placement.openrlhf_groups import as_groups, in_words_of
+from cluster.role_table import ENGINES, ROLES, base_role
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,7 +27,7 @@ class RoleNeed:
     """What one role asks of a placement."""
 
     role: str
-    """actor, critic, reward, reference, rollout or judge."""
+    """A name in `cluster.role_table`, or a member of an ensemble of rewards."""
     gpu: bool = False
     """Whether its ranks compute on GPUs."""
     workers: int | None = None
@@ -143,9 +144,9 @@ def _local(placement: LocalPlacement, needs: Sequence[RoleNeed]) -> Plan:
     slots: list[Slot] = []
     used = 0
     for need in needs:
-        if base_role(need.role) not in groups:
+        if base_role(need.role) not in ROLES:
             raise PlacementError(f"placement has no group for the role {need.role!r}; it has {', '.join(groups)}")
-        group = groups[base_role(need.role)]
+        group = groups.get(base_role(need.role), GroupConfig())  # a role without a key there has one rank
         processes = placement.rollout.tensor_parallel_size if need.role == ENGINES else 1
         for rank in range(group.ranks if need.workers is None else need.workers):
             gpus = tuple(range(used, used + processes)) if need.gpu else ()

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from cluster.placement.gpu_groups import ENGINES
+from cluster.role_table import ENGINES
 from orchestrator.config.run import RunConfig
 from roles.config.models import TrainedRole
 

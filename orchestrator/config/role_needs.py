@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from cluster.placement.plan import RoleNeed
+from cluster.role_table import JUDGE
 from orchestrator.config.run import RunConfig
 from roles.config.rewards import FunctionReward, OneReward, RemoteReward
 
@@ -14,8 +15,8 @@ RoleNames = Mapping[str, OneReward | None]
 
 def scoring_roles(config: RunConfig) -> dict[str, OneReward | None]:
     """The rewards, and the judge of the evaluations if there is one."""
-    judge = config.evaluation.judge
-    return {**config.scorers, "judge": judge} if judge else {**config.scorers}
+    judge = config.section(JUDGE)
+    return {**config.scorers, JUDGE: judge} if judge else {**config.scorers}
 
 
 def ppo_roles(config: RunConfig) -> dict[str, OneReward | None]:

@@ -11,9 +11,10 @@ from typing import Any
 
 from cluster.config import LocalPlacement
 from cluster.errors import PlacementError
-from cluster.placement.gpu_groups import GPU_ROLES, THEIR_NAMES, base_role, group_of, problems
+from cluster.placement.gpu_groups import group_of, problems
 from cluster.placement.openrlhf_groups import as_groups, in_words_of
 from cluster.placement.plan import RoleNeed, plan, ranks_of
+from cluster.role_table import ACTOR, CRITIC, REFERENCE, REWARD, base_role, gpu_roles, openrlhf_names, trained_roles
 from orchestrator.config.advantages import NEEDS_CRITIC
 from orchestrator.config.device_rules import device_rules
 from orchestrator.config.run import RunConfig
@@ -75,28 +76,39 @@ def _placement_rules(config: RunConfig) -> Iterator[str]:
         if found:
             return
         placed = {role for group in placement.groups.values() for role in group.roles}
-        why = {
-            **dict.fromkeys(config.scorers, f"reward.type={config.reward.type}"),
-            "reward": f"reward.type={config.reward.type}",
-            "critic": f"ppo.advantage.type={config.ppo.advantage.type}",
-            "reference": f"reference.share_actor={str(config.reference.share_actor).lower()}",
-        }
         used = {role if role in placed else base_role(role) for role in config.model_roles}
-        for role in sorted(used & set(GPU_ROLES) - placed):
-            if config.placement.type == "openrlhf":
-                key = f"placement.{THEIR_NAMES[role]}_num_nodes"
-                yield f"{key}=0, but {why[role]} needs GPUs; use 1 or more"
-                return
+        theirs = openrlhf_names() if config.placement.type == "openrlhf" else {}
+        if theirs and (missing := sorted(used & set(gpu_roles()) - placed)):
+            name = theirs.get(missing[0])
+            key, fix = (f"{name}_num_nodes=0", "use 1 or more") if name else ("type=openrlhf", "use type: groups")
+            yield f"placement.{key}, but {_says_so(config, missing[0])} needs GPUs; {fix}"
+            return
         for role in config.model_roles:
             group_of(placement, role)
         for role in sorted(placed - used):
-            groups = f"take `{role}` out of placement.groups"
-            theirs = f"use placement.{THEIR_NAMES[role]}_num_nodes: 0, or leave it out"
-            reason = why.get(role, f"reward has no member {role.removeprefix('reward.')!r} that is a model, which")
-            yield f"{reason} needs no GPUs; {groups if config.placement.type == 'groups' else theirs}"
+            name = theirs.get(role)
+            fix = (
+                f"use placement.{name}_num_nodes: 0, or leave it out"
+                if name
+                else f"take `{role}` out of placement.groups"
+            )
+            yield f"{_says_so(config, role)} needs no GPUs; {fix}"
         plan(config.placement, [RoleNeed(role, gpu=True) for role in config.model_roles])
     except PlacementError as error:
         yield str(error)
+
+
+def _says_so(config: RunConfig, role: str) -> str:
+    """The key that decides whether a role needs GPUs, with its value."""
+    if role == REWARD or role in config.scorers:
+        return f"reward.type={config.reward.type}"
+    if base_role(role) == REWARD:
+        return f"reward has no member {role.removeprefix('reward.')!r} that is a model, which"
+    if role == CRITIC:
+        return f"ppo.advantage.type={config.ppo.advantage.type}"
+    if role == REFERENCE:
+        return f"reference.share_actor={str(config.reference.share_actor).lower()}"
+    return f"the section {role}" if config.section(role) else f"{role}=null"
 
 
 def _batch_rules(config: RunConfig) -> Iterator[str]:
@@ -112,7 +124,7 @@ def _batch_rules(config: RunConfig) -> Iterator[str]:
         )
         return
     rows = samples // mini_batches
-    for role in [role for role in ("actor", "critic") if role in config.model_roles]:
+    for role in [role for role in trained_roles() if role in config.model_roles]:
         ranks = ranks_of(config.placement, role)
         if rows < ranks:
             local = isinstance(config.placement, LocalPlacement)
@@ -147,11 +159,9 @@ def _step_rules(config: RunConfig) -> Iterator[str]:
         )
         return
     each = config.ppo.optimizer_steps
-    for role, trained, steps in (
-        ("actor", config.actor, config.steps - warmup),
-        ("critic", config.critic, config.steps),
-    ):
-        rising = trained.optimizer.schedule.warmup_steps
+    for role in trained_roles():
+        steps = config.steps - warmup if role == ACTOR else config.steps
+        rising = config.section(role).optimizer.schedule.warmup_steps
         if rising >= steps * each:
             yield (
                 f"{role}.optimizer.schedule.warmup_steps={rising} is not below the {steps * each} optimizer steps of "

@@ -6,17 +6,19 @@ Imports neither torch, ray, vllm nor deepspeed, so that a file can be checked on
 from __future__ import annotations
 
 import math
+from operator import attrgetter
 from typing import Any, Literal
 
 from pydantic import Field
 
 from cluster.config import Deadlines, LocalPlacement, PlacementConfig
+from cluster.role_table import ACTOR, CRITIC, ENGINES, REFERENCE, REWARD, ROLES, gpu_roles
 from orchestrator.config.data import PromptsConfig
 from orchestrator.config.evaluation import EvaluationConfig
 from orchestrator.config.ppo import PpoConfig
 from orchestrator.config.reward_training import RewardTrainingConfig
 from roles.config.environment import FunctionEnvironment
-from roles.config.models import ActorConfig, CriticConfig, ModelConfig, ReferenceConfig
+from roles.config.models import ActorConfig, CriticConfig, FrozenRole, ModelConfig, ReferenceConfig
 from roles.config.rewards import EnsembleReward, EnvironmentReward, ModelReward, OneReward, RewardConfig
 from roles.config.rollout import RolloutConfig
 from roles.config.section import Dtype, Section
@@ -112,16 +114,16 @@ class RunConfig(Section):
 
     @property
     def model_roles(self) -> tuple[str, ...]:
-        """The roles of a training run that hold a model."""
-        critic = ("critic",) if self.ppo.uses_critic else ()
+        """The roles of a training run that hold a model: the engines, then all but the rewards, then these."""
+        idle = {CRITIC: not self.ppo.uses_critic, REFERENCE: self.reference.share_actor, REWARD: True}
         rewards = (role for role, scorer in self.scorers.items() if isinstance(scorer, ModelReward))
-        reference = () if self.reference.share_actor else ("reference",)
-        return ("rollout", "actor", *critic, *reference, *rewards)
+        others = (role for role in gpu_roles() if not idle.get(role, self.section(role) is None))
+        return (ENGINES, *others, *rewards)
 
     @property
     def reference_role(self) -> str:
         """On whose ranks the reference lives."""
-        return "actor" if self.reference.share_actor else "reference"
+        return ACTOR if self.reference.share_actor else REFERENCE
 
     @property
     def scorers(self) -> dict[str, OneReward]:
@@ -130,11 +132,18 @@ class RunConfig(Section):
             return {}
         if isinstance(self.reward, EnsembleReward):
             return {f"reward.{name}": member for name, member in self.reward.members.items()}
-        return {"reward": self.reward}
+        return {REWARD: self.reward}
 
     def section(self, role: str) -> Any:
-        """What is said about a role."""
-        return self.scorers[role] if role in self.scorers else getattr(self, role)
+        """What is said about a role; None where that means that there is no such role."""
+        return self.scorers[role] if role in self.scorers else attrgetter(ROLES[role].section)(self)
+
+    def model_of(self, role: str) -> ModelConfig | None:
+        """The model that a role starts from; None where nothing says it. A frozen role without one has the actor's."""
+        if role == CRITIC:
+            return self.critic_model
+        section = self.section(role)
+        return section.model or self.actor.model if isinstance(section, FrozenRole) else None
 
     @property
     def longest_response(self) -> int:

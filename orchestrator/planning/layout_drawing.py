@@ -16,13 +16,9 @@ from rich.text import Text
 
 from cluster.config import GroupsPlacement
 from cluster.estimate.memory import GIB
-from cluster.placement.gpu_groups import base_role
+from cluster.role_table import ACTOR, ENGINES, row_of, trained_roles
 from orchestrator.planning.planned_layout import TIGHT, GpuLoad, PlannedLayout
 from orchestrator.planning.suggest import Suggestion
-
-NAMES = {"rollout": "vLLM", "reference": "ref"}
-"""Of the roles whose own are not what is shown."""
-COLOURS = {"rollout": "cyan", "actor": "green", "critic": "yellow", "reference": "blue", "reward": "magenta"}
 
 
 def draw(layout: PlannedLayout, mend: list[str] | None = None) -> RenderableType:
@@ -60,7 +56,7 @@ def draw_suggestions(found: Sequence[Suggestion], now: PlannedLayout) -> Rendera
 
 
 def _short(role: str) -> str:
-    return NAMES.get(role, role)
+    return row_of(role).short or role
 
 
 def _shape(suggestion: Suggestion) -> tuple[str, str]:
@@ -69,12 +65,12 @@ def _shape(suggestion: Suggestion) -> tuple[str, str]:
     assert isinstance(config.placement, GroupsPlacement)
     engine, actor = config.rollout.engine, config.actor
     groups = [
-        "+".join([*(["vLLM"] if group.engines else []), *(_short(role) for role in group.roles)])
+        "+".join([*([_short(ENGINES)] if group.engines else []), *(_short(role) for role in group.roles)])
         + f" {group.nodes}x{group.gpus_per_node}"
         + (f" {group.pool}" if len(config.placement.pools) > 1 else "")
         for group in config.placement.groups.values()
     ]
-    zeros = {role: getattr(config, role).zero for role in ("actor", "critic") if role in config.model_roles}
+    zeros = {role: config.section(role).zero for role in trained_roles() if role in config.model_roles}
     offloaded = [role for role, zero in zeros.items() if zero.offload_optimizer]
     asleep = [*(["engines"] if engine.sleep else []), *(role for role, zero in zeros.items() if zero.sleep)]
     settings = [
@@ -154,8 +150,8 @@ def _who(layout: PlannedLayout, run: list[GpuLoad]) -> Text:
     for role in run[0].roles:
         ranks = sorted({slot.rank for load in run for slot in load.slots if slot.role == role})
         span = f"{ranks[0]}-{ranks[-1]}" if len(ranks) > 1 else str(ranks[0])
-        parallel = f" (TP {layout.engines.parallel})" if role == "rollout" and layout.engines.parallel > 1 else ""
-        style = COLOURS[base_role(role)]
+        parallel = f" (TP {layout.engines.parallel})" if role == ENGINES and layout.engines.parallel > 1 else ""
+        style = row_of(role).colour
         text.append("  " if text else "").append(f"{_short(role)} {span}{parallel}", style=style)
     return text
 
@@ -240,7 +236,7 @@ def _processes(layout: PlannedLayout) -> Table:
     held = layout.hosts[0].held
     for role in layout.plan.roles:
         slots = layout.plan.of(role)
-        size = layout.sizes.get("actor" if role == "rollout" else role)
+        size = layout.sizes.get(ACTOR if role == ENGINES else role)
         memory = sum(amount for (owner, _), amount in held.items() if owner == role) / GIB
         parameters = f"{size.parameters:,}" if size else ""
         table.add_row(_short(role), str(len(slots)), str(slots[0].threads), parameters, f"{memory:.1f}")

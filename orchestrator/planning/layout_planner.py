@@ -34,9 +34,9 @@ from cluster.estimate.memory import (
 )
 from cluster.estimate.model_size import ModelSize
 from cluster.placement.accelerators import UNKNOWN
-from cluster.placement.gpu_groups import ENGINES, base_role
 from cluster.placement.openrlhf_groups import as_groups
 from cluster.placement.plan import Plan, Slot, plan, ranks_of, tensor_parallel_size
+from cluster.role_table import ACTOR, ENGINES, REWARD, row_of, trained_roles
 from orchestrator.config.loading import apply_override, validate
 from orchestrator.config.role_needs import ppo_roles, role_needs, section_key
 from orchestrator.config.run import RunConfig
@@ -47,18 +47,9 @@ from orchestrator.planning.predicted_step import card_gib, step_time
 from orchestrator.planning.this_machine import as_pool
 from orchestrator.sizes.model_sizes import adapters, model_size
 from orchestrator.sizes.model_sources import UnknownModel
-from roles.config.models import ModelConfig, TrainedRole
-from roles.config.rewards import ModelReward
+from roles.config.models import TrainedRole
 
-WORKING_IN = {
-    "actor": ("score", "train actor"),
-    "critic": ("score", "train critic"),
-    "reference": ("score",),
-    "reward": ("score",),
-}
-"""Role → the phases in which it computes."""
-
-PHASE_NAMES = {"generate": "generate", "score": "score", "train actor": "update", "train critic": "update"}
+PHASE_NAMES = {phase: "update" if phase.startswith("train") else phase for phase in MEMORY_PHASES if phase != "push"}
 """A phase of a card's memory → its name in a step's metrics. A measured push ends with the engines awake for the next
 step, so it is not the plan's."""
 
@@ -76,7 +67,7 @@ def layout(config: RunConfig, efficiency: Efficiency | None = None, made: Plan |
     made = made or plan(config.placement, role_needs(config, ppo_roles(config)))
     sizes, notes = _model_sizes(config)
     roles = _role_sizes(config, made, sizes)
-    engines = _engine_size(config, sizes["actor"])
+    engines = _engine_size(config, sizes[ACTOR])
     pools = _pools(config, made)
     if any(pool.gpus_per_node and not pool.accelerator for pool in pools):
         notes.append(f"the cards are not named (`accelerator` of the pool): they count as {UNKNOWN}")
@@ -110,21 +101,18 @@ def smallest_change(config: RunConfig) -> list[str] | None:
     Of as many, the earlier ones of the list are taken.
     """
     plain = config.model_dump(by_alias=True)
-    trained = tuple(f"{role}." for role in ("actor", "critic") if role in config.model_roles)
-    few = max(min(config.actor.micro_batch_tokens, config.critic.micro_batch_tokens) // 4, 1)
+    few = max(min(config.section(role).micro_batch_tokens for role in trained_roles()) // 4, 1)
+    settings = (
+        "gradient_checkpointing=true",
+        f"micro_batch_tokens={few}",
+        "zero.sleep=true",
+        "zero.offload_optimizer=true",
+    )
     changes = [
         "rollout.engine.sleep=1",
-        "actor.gradient_checkpointing=true",
-        "critic.gradient_checkpointing=true",
-        f"actor.micro_batch_tokens={few}",
-        f"critic.micro_batch_tokens={few}",
-        "actor.zero.sleep=true",
-        "critic.zero.sleep=true",
-        "actor.zero.offload_optimizer=true",
-        "critic.zero.offload_optimizer=true",
+        *(f"{role}.{setting}" for setting in settings for role in trained_roles() if role in config.model_roles),
         *(f"rollout.engine.gpu_memory_utilization={share}" for share in (0.4, 0.5, 0.6, 0.8)),
     ]
-    changes = [change for change in changes if change.startswith((*trained, "rollout."))]
     for count in range(1, MOST_CHANGES + 1):
         for chosen in combinations(changes, count):
             data = deepcopy(plain)
@@ -172,7 +160,7 @@ def _add_measured(held: dict[str, Held], beside: BesideCounted) -> None:
 
 def _held(here: Sequence[Slot], capacity: float, roles: dict[str, RoleSize], engines: EngineSize) -> dict[str, Held]:
     """Of a card in each phase."""
-    side_by_side = {"actor", "critic"} <= {slot.role for slot in here}
+    side_by_side = {*trained_roles()} <= {slot.role for slot in here}
     pushed_by = "ipc" if ENGINES in {slot.role for slot in here} else "nccl"
     phases: dict[str, Held] = {phase: {} for phase in MEMORY_PHASES}
     for slot in here:
@@ -187,17 +175,17 @@ def _held(here: Sequence[Slot], capacity: float, roles: dict[str, RoleSize], eng
 
 
 def _of_role(role: RoleSize, phase: str, side_by_side: bool, pushed_by: str) -> Account:
-    """`side_by_side`: actor and critic share the card, and their updates run at the same time; `pushed_by`: `ipc` where
-    the engines share it too, `nccl` otherwise."""
+    """`side_by_side`: all trained roles share the card, and their updates run at the same time; `pushed_by`: `ipc`
+    where the engines share it too, `nccl` otherwise."""
     training = role.trained and (phase == f"train {role.role}" or (side_by_side and phase.startswith("train")))
     account = {**states(role, training=training), "runtime": RUNTIME}
-    if phase in WORKING_IN[base_role(role.role)] or training:
+    if training or (phase == "score" and phase in row_of(role.role).phases):
         account |= working(role, training=training)
-    elif phase == "push" and role.role == "actor" and role.ranks > 1:
+    elif phase == "push" and role.role == ACTOR and role.ranks > 1:
         account["gathered layers"] = role.number_bytes * (role.model.layer + role.model.embedding)
-    if phase == "push" and role.role == "actor":
+    if phase == "push" and role.role == ACTOR:
         account["packed for the engines"] = STAGING_BUFFERS[pushed_by] * staging(role.model, role.number_bytes)
-    if phase == "push" and role.role == "actor" and role.adapters is not None:
+    if phase == "push" and role.role == ACTOR and role.adapters is not None:
         # A matrix and its adapter's product in float32, and their sum in the engines' type.
         account["merged matrix"] = 10 * role.model.hidden * role.model.intermediate
     return account
@@ -239,29 +227,30 @@ def _pools(config: RunConfig, made: Plan) -> list[PoolConfig]:
 
 def _model_sizes(config: RunConfig) -> tuple[dict[str, ModelSize], list[str]]:
     """Role → its model, and what was assumed of a model that is not there yet."""
-    cache, notes = Path(config.model_cache), []
-    actor = model_size(config.actor.model, "actor.model", cache)
-    sizes = {"actor": actor, "reference": actor}
-    if config.reference.model is not None:
-        sizes["reference"] = model_size(config.reference.model, "reference.model", cache)
-
-    def with_value_head(model: ModelConfig, key: str) -> ModelSize:
+    cache, missing = Path(config.model_cache), {}
+    sizes: dict[str, ModelSize] = {}
+    for role in [role for role in config.model_roles if role != ENGINES]:
+        model, head = config.model_of(role), row_of(role).value_head
+        assert model is not None  # a rule of the configuration
+        key = f"{section_key(_whose_model(config, role))}.model"
         try:
-            return model_size(model, key, cache, value_head=True)
+            sizes[role] = model_size(model, key, cache, value_head=head)
         except UnknownModel:
-            notes.append(f"{key}.path={model.path} is not there yet: counted as large as the actor")
-            return model_size(config.actor.model, "actor.model", cache, value_head=True)
-
-    for role, scorer in config.scorers.items():
-        if isinstance(scorer, ModelReward):
-            sizes[role] = with_value_head(scorer.model, f"{section_key(role)}.model")
-    if config.ppo.uses_critic:
-        critic = config.critic.model or (config.actor.model if config.critic.initialise_from == "policy" else None)
-        sizes["critic"] = with_value_head(critic, "critic.model") if critic else sizes["reward"]
-    guessed = sorted(role for role, size in sizes.items() if size.estimated)
+            if not head:
+                raise
+            missing[key] = f"{key}.path={model.path} is not there yet: counted as large as the actor"
+            sizes[role] = model_size(config.actor.model, "actor.model", cache, value_head=True)
+    notes, guessed = list(missing.values()), sorted(role for role, size in sizes.items() if size.estimated)
     if guessed:
         notes.append(f"{', '.join(guessed)}: an unknown architecture, estimated from the size of its weights")
     return sizes, notes
+
+
+def _whose_model(config: RunConfig, role: str) -> str:
+    """The role whose section names the model that `role` starts from."""
+    if config.section(role).model is not None:
+        return role
+    return ACTOR if config.model_of(role) == config.actor.model else REWARD
 
 
 def _role_size(config: RunConfig, slots: list[Slot], model: ModelSize) -> RoleSize:
@@ -277,7 +266,7 @@ def _role_size(config: RunConfig, slots: list[Slot], model: ModelSize) -> RoleSi
         stage=section.zero.stage,
         trained=trained,
         adapters=adapters(config, role) if trained else None,
-        averaged=role == "actor" and config.actor.ema_decay is not None,
+        averaged=role == ACTOR and config.actor.ema_decay is not None,
         offload_optimizer=section.zero.offload_optimizer,
         offload_parameters=section.zero.offload_parameters,
         sleep=section.zero.sleep,

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 
 from cluster.estimate.memory import GIB, MEMORY_PHASES, EngineSize
 from cluster.estimate.model_size import ModelSize
-from cluster.placement.gpu_groups import ENGINES
 from cluster.placement.plan import Plan, Slot
+from cluster.role_table import ENGINES, trained_roles
 from orchestrator.planning.predicted_step import StepTime
 
 USABLE = 0.95
@@ -92,7 +92,8 @@ class PlannedLayout:
     @property
     def phases(self) -> tuple[str, ...]:
         """Of its memory: without a critic, nobody trains one."""
-        return tuple(phase for phase in MEMORY_PHASES if phase != "train critic" or "critic" in self.plan.roles)
+        idle = {f"train {role}" for role in trained_roles() if role not in self.plan.roles}
+        return tuple(phase for phase in MEMORY_PHASES if phase not in idle)
 
     @property
     def price_per_step(self) -> float | None:

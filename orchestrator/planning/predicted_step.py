@@ -23,8 +23,8 @@ from cluster.estimate.roofline import (
 )
 from cluster.estimate.simulation import Course, Kind, ScoredPart, simulate, stretched
 from cluster.placement.accelerators import ACCELERATORS, UNKNOWN
-from cluster.placement.gpu_groups import ENGINES
 from cluster.placement.plan import Plan, engines_neighbours
+from cluster.role_table import ACTOR, ENGINES, working_in
 from orchestrator.config.run import RunConfig
 from orchestrator.planning.this_machine import operations_per_s
 
@@ -102,7 +102,7 @@ def step_time(
         role: _rates(pools[slot.node], len(made.of(role)), config.dtype, efficiency) for role, slot in first.items()
     }
     work = workload(config, efficiency)
-    shared = "actor" in engines_neighbours(config.placement)  # every rank hands over on its own card
+    shared = ACTOR in engines_neighbours(config.placement)  # every rank hands over on its own card
     room = _kv_room(config, engines, pools[first[ENGINES].node])
     moved = engines.weights / rates[ENGINES].host if engines.sleep == 1 else 0.0  # to the host, and back for the push
     earlier = moved + _greedy_s(config, engines, work, rates[ENGINES], room)
@@ -113,10 +113,10 @@ def step_time(
         update={role: update_s(size, work, rates[role]) for role, size in roles.items() if size.trained},
         push=moved
         + push_s(
-            roles["actor"],
-            rates["actor"],
-            other_nodes=not shared and any(slot.node != first["actor"].node for slot in made.of(ENGINES)),
-            cards=max(pools[first["actor"].node].gpus_per_node, 1),
+            roles[ACTOR],
+            rates[ACTOR],
+            other_nodes=not shared and any(slot.node != first[ACTOR].node for slot in made.of(ENGINES)),
+            cards=max(pools[first[ACTOR].node].gpus_per_node, 1),
         ),
         engines=tuple(earlier + max(own, default=0.0) for own in times),
         parts=tuple(_parts(config, roles, rates, work, shares(engines, work, config.seed), times, earlier)),
@@ -137,7 +137,7 @@ def _parts(
 ) -> Iterator[ScoredPart]:
     """What is scored together: neighbours among an engine's responses, or all of all engines where these sleep first.
     Without GPUs all share the machine's cores."""
-    passes = {"actor": 2} if config.reference.share_actor else {}
+    passes = {ACTOR: 2} if config.reference.share_actor else {}
     whole: dict[int, dict[str, float]] = {}
     last = earlier + max(max(own, default=0.0) for own in times)
 
@@ -248,7 +248,7 @@ def side_by_side(
         busy[kind] = correction["score"] * sum(score.get(role, 0.0) for role in kind)
         busy[kind] += correction["update"] * sum(seconds.update.get(role, 0.0) for role in kind)
         busy[kind] += correction["generate"] * sum(engines) / len(engines) if ENGINES in kind else 0.0
-        busy[kind] += correction["push"] * seconds.push if {"actor", ENGINES} & set(kind) else 0.0
+        busy[kind] += correction["push"] * seconds.push if {*working_in("push")} & set(kind) else 0.0
     phases = {phase: correction[phase] * spent for phase, spent in course.phases.items()}
     return StepTime(phases, busy, response_tokens, course)
 

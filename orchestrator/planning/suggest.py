@@ -11,7 +11,7 @@ found, it needs no closer look.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from itertools import product
@@ -19,9 +19,9 @@ from typing import Any
 
 from cluster.config import Efficiency, EnginesConfig, GroupsPlacement, LocalPlacement, PlacedGroup, PoolConfig
 from cluster.errors import PlacementError
-from cluster.placement.gpu_groups import ENGINES, base_role
 from cluster.placement.openrlhf_groups import as_groups
 from cluster.placement.plan import Plan
+from cluster.role_table import ENGINES, base_role, trained_roles
 from orchestrator.config.rules import inconsistencies
 from orchestrator.config.run import RunConfig
 from orchestrator.errors import ConfigError
@@ -43,9 +43,8 @@ class Setting:
     """What is searched beside the placement."""
 
     factor: float
-    actor_states: str
-    """Which of HOMES holds for the actor's gradients and optimizer."""
-    critic_states: str
+    states: Mapping[str, str]
+    """Trained role → which of HOMES holds for its gradients and optimizer."""
     sleep: int
     utilization: float
 
@@ -63,13 +62,13 @@ class Suggestion:
         roles: dict[str, Any] = {
             role: {"micro_batch_tokens": getattr(config, role).micro_batch_tokens} for role in _sections(config)
         }
-        for role in [role for role in ("actor", "critic") if role in roles]:
+        for role in [role for role in trained_roles() if role in roles]:
             zero = getattr(config, role).zero
             roles[role]["zero"] = {"sleep": zero.sleep, "offload_optimizer": zero.offload_optimizer}
         engine = config.rollout.engine
         shares = {"gpu_memory_utilization": engine.gpu_memory_utilization, "sleep": engine.sleep}
         placement = config.placement.model_dump(mode="json", exclude_defaults=True)
-        return {**roles, "rollout": {"engine": shares}, "placement": placement}
+        return {**roles, ENGINES: {"engine": shares}, "placement": placement}
 
 
 def suggest(config: RunConfig, efficiency: Efficiency | None = None, count: int = COUNT) -> list[Suggestion]:
@@ -79,7 +78,8 @@ def suggest(config: RunConfig, efficiency: Efficiency | None = None, count: int 
     bounded: list[tuple[float, int, GroupsPlacement]] = []
     for placement in structures(as_groups(config.placement), _together(config)):
         # Sleeping costs the weights' way to the host, and lets all engines' rows be scored at once.
-        fastest = (Setting(max(FACTORS), HOMES[0], HOMES[0], sleep, max(UTILIZATIONS)) for sleep in _sleeps(placement))
+        awake = dict.fromkeys(trained_roles(), HOMES[0])
+        fastest = (Setting(max(FACTORS), awake, sleep, max(UTILIZATIONS)) for sleep in _sleeps(placement))
         tried = [one for one in (apply(config, placement, setting) for setting in fastest) if not inconsistencies(one)]
         with suppress(PlacementError):  # its CPUs do not do for the reward functions
             made, times = None, []
@@ -134,9 +134,11 @@ def structures(placement: GroupsPlacement, roles: Sequence[str]) -> Iterator[Gro
 
 def settings(placement: GroupsPlacement) -> Iterator[Setting]:
     """All that are tried with a placement; engines that share with nobody never sleep."""
-    critic = HOMES if any("critic" in group.roles for group in placement.groups.values()) else HOMES[:1]
-    choices = product(FACTORS, HOMES, critic, _sleeps(placement), UTILIZATIONS)
-    yield from (Setting(*choice) for choice in choices)
+    placed = {role for group in placement.groups.values() for role in group.roles}
+    trained = [role for role in trained_roles() if role in placed]
+    choices = product(FACTORS, product(HOMES, repeat=len(trained)), _sleeps(placement), UTILIZATIONS)
+    for factor, homes, sleep, utilization in choices:
+        yield Setting(factor, dict(zip(trained, homes, strict=True)), sleep, utilization)
 
 
 def _sleeps(placement: GroupsPlacement) -> tuple[int, ...]:
@@ -150,14 +152,13 @@ def apply(config: RunConfig, placement: GroupsPlacement, setting: Setting) -> Ru
     for role in _sections(config):
         section = getattr(config, role)
         update: dict[str, Any] = {"micro_batch_tokens": max(int(section.micro_batch_tokens * setting.factor), 1)}
-        if role in ("actor", "critic"):
-            home = setting.actor_states if role == "actor" else setting.critic_states
+        if home := setting.states.get(role):
             flags = {"sleep": home == "sleep", "offload_optimizer": home == "host"}
             update["zero"] = section.zero.model_copy(update=flags)
         changed[role] = section.model_copy(update=update)
     shares = {"sleep": setting.sleep, "gpu_memory_utilization": setting.utilization}
     engine = config.rollout.engine.model_copy(update=shares)
-    changed["rollout"] = config.rollout.model_copy(update={"engine": engine})
+    changed[ENGINES] = config.rollout.model_copy(update={"engine": engine})
     return config.model_copy(update=changed)
 
 

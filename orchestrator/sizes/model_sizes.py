@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from cluster.estimate.model_size import ModelSize
+from cluster.role_table import ROLES, trained_roles
 from orchestrator.config.run import RunConfig
 from orchestrator.errors import ConfigError
 from orchestrator.sizes.architectures import decoder_of, size_by_weights
@@ -22,27 +23,27 @@ from roles.errors import ModelError
 
 
 def adapters(config: RunConfig, role: str) -> int | None:
-    """How many parameters LoRA trains in `actor` or `critic`, a value head included; None where it has no LoRA.
+    """How many parameters LoRA trains in a trained role, a value head included; None where it has no LoRA.
 
-    Raises as `model_size`, and a ConfigError where a target is no layer of the model. A critic that is not there yet
-    counts as the actor's model with a value head.
+    Raises as `model_size`, and a ConfigError where a target is no layer of the model. A model with a value head that is
+    not there yet counts as the actor's with one.
     """
-    section: TrainedRole = config.actor if role == "actor" else config.critic
+    section: TrainedRole = config.section(role)
     if section.lora is None:
         return None
-    cache_folder, model = Path(config.model_cache), config.actor.model
-    if role == "critic":
-        try:
-            own = config.critic_model or model
-            return _adapters(own, "critic.model", cache_folder, section.lora, value_head=True)
-        except UnknownModel:
-            return _adapters(model, "critic.model", cache_folder, section.lora, value_head=True)
-    return _adapters(model, "actor.model", cache_folder, section.lora)
+    actors, head = config.actor.model, ROLES[role].value_head
+    where = (f"{role}.model", Path(config.model_cache), section.lora)
+    try:
+        return _adapters(config.model_of(role) or actors, *where, value_head=head)
+    except UnknownModel:
+        if not head:
+            raise
+        return _adapters(actors, *where, value_head=head)
 
 
 def check_adapters(config: RunConfig) -> None:
     """ConfigError where a target of LoRA is no layer of its model; of a hub's model the role says it when it starts."""
-    for role in sorted({"actor", "critic"} & set(config.model_roles)):
+    for role in [role for role in trained_roles() if role in config.model_roles]:
         with suppress(UnknownModel):
             adapters(config, role)
 

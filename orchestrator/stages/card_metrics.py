@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING
 from cluster.estimate.memory import GIB, RoleSize
 from cluster.estimate.roofline import operations
 from cluster.placement.accelerators import card_called
-from cluster.placement.gpu_groups import ENGINES, base_role
 from cluster.ranks.worker import RankUsage
+from cluster.role_table import ENGINES, base_role, row_of, working_in
 from orchestrator.config.run import RunConfig
 from orchestrator.planning.layout_planner import role_sizes
 from orchestrator.run.phase_clock import Clock
@@ -24,8 +24,6 @@ if TYPE_CHECKING:
     from roles.batch import Scored
 
 CARD_PHASES = ("generate", "score", "update", "push")
-SCORING = {"logprobs", "reference_logprobs", "score", "values"}
-"""Methods of roles that are one forward pass over the samples."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,12 +98,13 @@ def card_metrics(ranks: Sequence[tuple[str, RankUsage]], clock: Clock, work: Ste
 def _model_flops_utilization(ranks: Sequence[tuple[str, RankUsage]], work: StepWork) -> dict[str, float]:
     done: dict[str, float] = {}
     could: dict[str, float] = {}
+    scoring = {row_of(role).scored_by for role in working_in("score")}  # one forward pass over the samples each
     for role in dict.fromkeys(role for role, _ in ranks if role in work.sizes):
         own = [(usage, usage.cards) for name, usage in ranks if name == role and usage.cards is not None]
         card = card_called(own[0][1].name) if own else None
         if card is None:
             continue
-        for phase, methods in (("score", SCORING), ("update", {"update"})):
+        for phase, methods in (("score", scoring), ("update", {"update"})):
             calls = [call for usage, _ in own for call in usage.busy if call[2] in methods]
             key = f"mfu/{base_role(role)}_{phase}"
             for method in {method for _, _, method in calls}:

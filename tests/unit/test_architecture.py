@@ -73,7 +73,7 @@ ROOMS = {
 GROUND = {
     "orchestrator": {"errors", "formats", "metrics", "metric_types"},
     "roles": {"errors", "batch", "measured", "packing", "seeds"},
-    "cluster": {"errors", "config"},
+    "cluster": {"errors", "config", "role_table"},
 }
 ENGINES = {
     "deepspeed": ("roles/zero/",),

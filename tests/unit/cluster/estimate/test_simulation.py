@@ -8,7 +8,7 @@ import random
 import pytest
 
 from cluster.estimate.simulation import Course, Event, Kind, ScoredPart, simulate, stretched
-from cluster.placement.gpu_groups import ENGINES
+from cluster.role_table import ENGINES
 
 SPLIT: list[Kind] = [(ENGINES, "actor"), ("critic",), ("reference", "reward")]
 APART: list[Kind] = [(ENGINES,), ("actor",), ("critic",), ("reference",), ("reward",)]

@@ -11,7 +11,7 @@ from transformers import LlamaConfig
 from typer.testing import CliRunner
 
 from cluster.config import EnginesConfig, GroupsPlacement, PlacedGroup
-from cluster.placement.gpu_groups import ENGINES
+from cluster.role_table import ENGINES
 from orchestrator.commands import app as cli
 from orchestrator.config.loading import dump_config, load_config, validate
 from orchestrator.config.rules import inconsistencies
