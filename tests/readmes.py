@@ -19,11 +19,14 @@ READMES: dict[str, str] = {
 
 EVERYTHING = "\n".join(READMES.values())
 
-BLOCKS = [
-    (language, textwrap.dedent(text))
-    for language, text in re.findall(r"^ *```(\w*)\n(.*?)^ *```", EVERYTHING, re.MULTILINE | re.DOTALL)
-]
-"""Code blocks of all READMEs: language, text."""
+
+def blocks(text: str) -> list[tuple[str, str]]:
+    """Code blocks: language, text."""
+    found = re.findall(r"^ *```(\w*)\n(.*?)^ *```", text, re.MULTILINE | re.DOTALL)
+    return [(language, textwrap.dedent(block)) for language, block in found]
+
+
+BLOCKS = blocks(EVERYTHING)
 
 
 def commands() -> list[list[str]]:

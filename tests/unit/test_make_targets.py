@@ -48,26 +48,25 @@ FIGURES = {
     "README.md: What you need": "make setup",
     "README.md: What `make smoke` does": "make smoke",
     "README.md: Commands": ".venv/bin/tetrarch train configs/tiny.yaml",
-    "roles/README.md: Conversations": ".venv/bin/tetrarch train configs/tiny-guess.yaml",
+    "roles/README.md: Conversations with an environment": ".venv/bin/tetrarch train configs/tiny-guess.yaml",
     "roles/README.md: LoRA": ".venv/bin/python tests/benchmarks/lora.py",
     "roles/README.md: Long contexts": ".venv/bin/python tests/benchmarks/long_context.py",
-    "cluster/README.md: Placement, and a plan before the money is spent": (
-        ".venv/bin/tetrarch plan configs/llama3-70b-32xa800.yaml"
-    ),
+    "cluster/README.md: The plan": ".venv/bin/tetrarch plan configs/llama3-70b-32xa800.yaml",
     "cluster/README.md: How seconds are counted": "tests/unit/orchestrator/planning/test_trace.py",
     "cluster/README.md: Against published steps": ".venv/bin/python -m tests.reference.published",
-    "tests/README.md: Proof": "make anchors",
+    "tests/README.md: Known optima": "make anchors",
     "tests/README.md: Speed": "make bench",
-    "tests/README.md: The reward stage of `make smoke` over seeds": "make smoke",
+    "tests/README.md: What `make smoke` reached": "make smoke",
     "tests/gpu/README.md: What a card said": "make test-gpu",
 }
 """Section of a README with measured figures → the command that measures them again, which it names."""
 
 SAID = {
+    "cluster/README.md: Placement",  # a deadline
     "roles/README.md: Training a reward model",  # the width of an interval
     "orchestrator/README.md: Checkpoints and resuming",  # how often one is saved
     "orchestrator/README.md: When something breaks",  # limits of the canary
-    "docker/README.md: From a plan to a job on a cluster",  # Ray's grace period
+    "docker/README.md: With Ray's own command",  # Ray's grace period
     "cluster/README.md: What is not modelled",  # of a published row
     "tests/README.md: Make targets",
 }

@@ -5,6 +5,7 @@ The commands that take seconds to minutes on the tiny model are really run, in t
 
 from __future__ import annotations
 
+import json
 import re
 import subprocess
 import sys
@@ -22,7 +23,7 @@ from orchestrator.config.loading import load_config
 from orchestrator.config.run import RunConfig
 from roles.config.environment import FunctionEnvironment
 from roles.config.rewards import RewardConfig
-from tests.readmes import BLOCKS, EVERYTHING, READMES, ROOT, anchors, commands
+from tests.readmes import BLOCKS, EVERYTHING, READMES, ROOT, anchors, blocks, commands
 
 
 def targets() -> set[str]:
@@ -90,10 +91,11 @@ def test_inline_pieces_of_configuration_are_valid() -> None:
 
 @pytest.mark.parametrize("readme", READMES)
 def test_paths_that_a_readme_names_exist(readme: str) -> None:
-    """From the repository's root, or from the README's own folder: all in our folders, and every Python file."""
+    """From the repository's root, or from the README's own folder: all in our folders, and every Python file but
+    a reader's own, which is called `my_…`."""
     ours = "|".join(Path(name).parts[0] for name in READMES if "/" in name)
     named = re.findall(r"`([\w.-]+(?:/[\w.-]*)*)`", READMES[readme])
-    paths = [name for name in named if re.match(rf"({ours})/", name) or name.endswith(".py")]
+    paths = [name for name in named if re.match(rf"({ours})/", name) or (name.endswith(".py") and name[:3] != "my_")]
     homes = (ROOT, (ROOT / readme).parent)
     assert [path for path in paths if not any((home / path).exists() for home in homes)] == []
 
@@ -113,6 +115,35 @@ def test_links_lead_somewhere(readme: str) -> None:
 
 def test_the_first_readme_leads_to_all() -> None:
     assert [name for name in READMES if name != "README.md" and f"]({name}" not in READMES["README.md"]] == []
+
+
+def test_the_first_readme_is_short_and_says_its_limits_first() -> None:
+    lines = READMES["README.md"].splitlines()
+    assert len(lines) <= 150
+    limits = next(number for number, line in enumerate(lines) if "What has run, and what has not" in line)
+    assert limits < 30
+
+
+def test_your_own_data_and_your_own_reward_fit_together() -> None:
+    """The row, the function and the configuration at the top of configs/README.md."""
+    (_, row), (_, function), (language, _) = blocks(READMES["configs/README.md"])[:3]
+    assert language == "yaml"  # what is in it: test_pieces_of_configuration_are_valid
+    columns = {name: [value] * 2 for name, value in json.loads(row).items()}
+    prompts = columns.pop("prompt")
+    names: dict[str, Any] = {}
+    exec(function, names)
+    tokens = {"response_token_ids": [[1], [2]], "finished": [True, False]}
+    assert names["score"](prompts, ["5", "6"], **tokens, columns=columns) == [1.0, 0.0]
+
+
+def test_the_environment_of_the_readme_plays() -> None:
+    (text,) = (text for _, text in BLOCKS if "class Env" in text)
+    names: dict[str, Any] = {}
+    exec(text, names)
+    environment = names["Env"]()
+    assert environment.reset({"question": "2 + 3?", "answer": "5"}, seed=1)[0]["content"] == "2 + 3?"
+    assert environment.step("6")[1] == 0.0
+    assert environment.step(" 5\n") == (None, 1.0)
 
 
 def test_the_tests_that_the_readmes_name_exist() -> None:

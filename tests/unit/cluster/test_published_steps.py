@@ -31,6 +31,14 @@ def test_the_readme_shows_what_the_plan_says(models: Path) -> None:
     assert summary(SHIPPED, models) in README
 
 
+def test_the_first_readme_says_how_far_off_seconds_are(models: Path, known: dict[str, Row]) -> None:
+    top = " ".join(READMES["README.md"].split())
+    ours = known["T1"]
+    took, told = (sum(ours.published[phase] for phase in PHASES), predicted(ours, SHIPPED)["step"])
+    assert summary(SHIPPED, models).split(" (")[0] in top
+    assert f"took {took:.1f} s where {told:.1f} are predicted" in top
+
+
 def test_rows_that_are_held_out_are_met(known: dict[str, Row]) -> None:
     steps = [row for row in known.values() if "step" in row.published and not row.fitted]
     off = {row.name: abs(predicted(row, SHIPPED)["step"] / row.published["step"] - 1) for row in steps}
