@@ -1,7 +1,6 @@
 """Whether a cluster can hold a plan; if not, what is short and the smallest change that would fit, in words. Pure.
 
-A plan and the nodes that there are flow in, nothing or a PlacementError flows out. Called by
-`cluster.runtime.ray_cluster`.
+A plan and the nodes that there are flow in, nothing or a PlacementError flows out.
 """
 
 from __future__ import annotations
@@ -9,7 +8,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Sequence
 
-from cluster.capacity.changes import cluster_change, placement_change, value_of
+from cluster.capacity.changes import cluster_change, numbers_in, placement_change
 from cluster.capacity.matching import fits
 from cluster.errors import PlacementError
 from cluster.placement.node import Node
@@ -37,7 +36,7 @@ def _mend(wanted: Plan, nodes: Sequence[Node], busy: bool) -> str:
     mends = []
     change = placement_change(wanted, nodes)
     if change is not None and wanted.placement is not None:
-        old = {path: value_of(wanted.placement, path) for path in change}
+        old = numbers_in(wanted.placement.model_dump())
         mends.append(
             "set " + " and ".join(f"placement.{path}: {value} (now {old[path]})" for path, value in change.items())
         )

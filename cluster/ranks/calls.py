@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
@@ -16,10 +15,10 @@ from ray.exceptions import GetTimeoutError, RayError
 
 from cluster.errors import ClusterError, DeadlineExceeded
 from cluster.ranks import failures
-from cluster.ranks.identity import Identity
+from cluster.ranks.watch import STARTED, Rank
 
 T = TypeVar("T")
-Waiting = dict[Any, tuple["Rank", str]]
+Waiting = dict[Any, tuple[Rank, str]]
 """Reference → the rank and the method that it waits for."""
 
 GRACE_S = 3.0
@@ -34,20 +33,6 @@ SILENT = (
     f"does not say within {STATUS_S:g} s what it is doing: its process is stopped or holds Python's lock, "
     "or it waits for arguments that another rank has not made"
 )
-
-alive: list[Rank] = []
-"""The ranks that this process has started and not stopped. Every wait watches them all for deaths."""
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Rank:
-    """A handle on one worker; may be sent to other processes."""
-
-    identity: Identity
-    worker: Any
-    """Ray's actor handle."""
-    sentinel: Any
-    """Reference of `Worker.watch`: fails when the process dies."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,17 +109,6 @@ def ask(ranks: Sequence[Rank], question: str) -> list[Any]:
     return ray.get(answers)
 
 
-@contextmanager
-def watching(ranks: Sequence[Rank]) -> Iterator[None]:
-    """For the waits inside only the deaths of `ranks` count: others may have died already."""
-    everyone = list(alive)
-    alive[:] = ranks
-    try:
-        yield
-    finally:
-        alive[:] = everyone
-
-
 def become_idle(ranks: Sequence[Rank], within_s: float) -> bool:
     """Whether none of `ranks` runs a method any more, after at most `within_s`."""
     until = time.monotonic() + within_s
@@ -159,7 +133,7 @@ def _fetch(rank: Rank, method: str, ref: Any, deadline_s: float) -> Any:
 
 def _next(waiting: Waiting, until: float, deadline_s: float) -> Any:
     """A reference that is ready; raises if a rank of any group dies or the time is over."""
-    sentinels = {rank.sentinel: rank for rank in alive}
+    sentinels = {rank.sentinel: rank for rank in STARTED.watched}
     left = max(0.0, until - time.monotonic())
     ready, _ = ray.wait([*waiting, *sentinels], num_returns=1, timeout=left, fetch_local=False)
     if not ready:
@@ -178,7 +152,7 @@ def _raise_failure(rank: Rank, method: str, reference: Any, waiting: Waiting) ->
         return
     found = [error]
     others = {r: w for r, w in waiting.items() if not isinstance(r, ray.ObjectRefGenerator)}
-    others |= {r.sentinel: (r, _method_of(r, waiting)) for r in alive if r is not rank}
+    others |= {r.sentinel: (r, _method_of(r, waiting)) for r in STARTED.watched if r is not rank}
     until = time.monotonic() + GRACE_S
     while others and not isinstance(found[-1], failures.Death):
         ready, _ = ray.wait(list(others), num_returns=1, timeout=max(0.0, until - time.monotonic()), fetch_local=False)
@@ -207,7 +181,7 @@ def _method_of(rank: Rank, waiting: Waiting) -> str:
 def _report(waiting: Waiting) -> str:
     """What every rank that is waited for is doing, and what other ranks are busy with."""
     asked = list(dict.fromkeys(rank for rank, _ in waiting.values()))
-    others = [rank for rank in alive if rank not in asked]
+    others = [rank for rank in STARTED.watched if rank not in asked]
     answers = {rank.worker.status.remote(): rank for rank in [*asked, *others]}
     ready, _ = ray.wait(list(answers), num_returns=len(answers), timeout=STATUS_S)
     states = {answers[reference]: ray.get(reference) for reference in ready}

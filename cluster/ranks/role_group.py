@@ -20,8 +20,9 @@ import ray
 
 from cluster.placement.plan import Slot
 from cluster.ranks import calls
-from cluster.ranks.calls import Call, Rank
+from cluster.ranks.calls import Call
 from cluster.ranks.identity import Identity
+from cluster.ranks.watch import STARTED, Rank
 from cluster.ranks.worker import remote_worker
 
 R = TypeVar("R")
@@ -79,7 +80,7 @@ class RoleGroup(Generic[R]):
         source = _importable(factory)
         shared = dict(environment or {})
         ranks = [_start_worker(role, place, len(places), log_dir, shared) for place in places]
-        calls.alive.extend(ranks)
+        STARTED.add(ranks)
         meeting = ranks[0].worker.rendezvous.remote() if distributed else None
         answers = [
             rank.worker.construct.remote(source, own, meeting) for rank, own in zip(ranks, arguments, strict=True)
@@ -148,13 +149,11 @@ class Client:
 
 def stop_all() -> None:
     """End every rank that this process has started."""
-    _stop(list(calls.alive))
+    _stop(STARTED.ranks)
 
 
 def _stop(ranks: Sequence[Rank]) -> None:
-    for rank in ranks:
-        if rank in calls.alive:
-            calls.alive.remove(rank)
+    STARTED.remove(ranks)
     ending = [rank.worker.end_children.remote() for rank in ranks]
     if ending:
         ray.wait(ending, num_returns=len(ending), timeout=CHILDREN_S)

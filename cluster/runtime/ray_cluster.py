@@ -35,6 +35,7 @@ from cluster.placement.plan import Plan
 from cluster.ranks import calls, role_group
 from cluster.ranks.host_memory import MemorySampler, kill_tree, peak_of_sum
 from cluster.ranks.role_group import GrantedSlot, RoleGroup
+from cluster.ranks.watch import STARTED
 from cluster.ranks.worker import RankUsage, gpu_ids
 from cluster.runtime.orders import ORDERS, not_for_children, unheard
 
@@ -130,7 +131,7 @@ class RayCluster:
 
     def usage(self) -> Usage:
         """Of everything that this run started; memory is sampled about once a second."""
-        ranks = list(calls.alive)
+        ranks = STARTED.ranks
         reports = calls.ask(ranks, "usage")
         series = {socket.gethostname(): [self._memory.drain()]}
         if self._address is not None:  # otherwise Ray is our child, and its workers are counted with us

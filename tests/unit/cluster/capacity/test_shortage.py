@@ -122,6 +122,7 @@ SPLIT = {
     "vllm_tensor_parallel_size": 4,
 }
 ONE_POOL = {"a": {"nodes": 1, "gpus_per_node": 8, "cpus_per_node": 64}}
+NO_GPUS = {"nodes": 1, "gpus_per_node": 0}
 TWO = {
     "p": {"pool": "a", "gpus_per_node": 4, "roles": ["actor", "reference"], "engines": {"number": 4}},
     "v": {"pool": "a", "gpus_per_node": 4, "roles": ["critic", "reward"], "cpus_per_rank": 3},
@@ -142,6 +143,7 @@ LOCAL = {"type": "local", "actor": {"ranks": 2, "threads": 3}}
         (GROUPS, [(64, 4, "")] * 2, {"pools.a.gpus_per_node": 4, "pools.a.nodes": 2}),
         (GROUPS, [(30, 8, "")], {"groups.v.cpus_per_rank": 2}),
         (GROUPS, [(64, 6, "")], {"groups.v.gpus_per_node": 2}),
+        ({**GROUPS, "pools": {**ONE_POOL, "b": NO_GPUS}}, [(64, 6, "")], {"groups.v.gpus_per_node": 2}),
         (GROUPS, [(64, 1, "")], None),
         (LOCAL, [(64, 5, "")], {"actor.ranks": 1}),
         (LOCAL, [(64, 4, "")], None),
