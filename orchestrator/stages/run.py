@@ -15,7 +15,8 @@ from typing import Any
 from safetensors import SafetensorError
 
 from cluster.errors import ClusterError
-from cluster.ranks.calls import become_idle, wait_all, watching
+from cluster.ranks.calls import become_idle, wait_all
+from cluster.ranks.watch import STARTED
 from cluster.runtime.orders import ORDERS, Orders
 from orchestrator.config.loading import dump_config
 from orchestrator.config.run import RunConfig
@@ -201,7 +202,7 @@ class Run:
         trained = [rank for group in self.stage.trained.values() for rank in group.ranks]
         self.report.status(f"saving checkpoint {state['step']} before the run ends")
         self.stage.before_rescue(error)
-        with watching(trained):
+        with STARTED.only(trained):
             try:
                 if become_idle(trained, min(RESCUE_S, self.orders.left_s)):
                     self.report.note(f"saved {self._write_checkpoint(state)}; go on from there with --resume")

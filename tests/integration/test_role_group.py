@@ -13,9 +13,9 @@ import pytest
 from cluster.config import LocalPlacement
 from cluster.errors import DeadlineExceeded, RankFailure
 from cluster.placement.plan import RoleNeed, plan
-from cluster.ranks import calls
 from cluster.ranks.calls import wait_all
 from cluster.ranks.role_group import RoleGroup
+from cluster.ranks.watch import STARTED
 from cluster.runtime.ray_cluster import RayCluster
 from tests.integration.stub_role import Collective, Stub
 
@@ -53,7 +53,7 @@ class Starter:
     def stop(self) -> None:
         for group in self._groups:
             group.stop()
-            assert not set(group.ranks) & set(calls.alive)
+            assert not set(group.ranks) & set(STARTED.ranks)
 
 
 @pytest.fixture
@@ -243,7 +243,7 @@ def test_a_role_that_a_worker_cannot_import_is_refused(cluster: RayCluster, tmp_
     class Inner(Stub):
         pass
 
-    before = list(calls.alive)
+    before = list(STARTED.ranks)
     with pytest.raises(ValueError, match="cannot be imported by a worker"):
         RoleGroup.start("rollout", Inner, [("a",)], cluster.places("rollout"), log_dir=tmp_path)
-    assert calls.alive == before
+    assert STARTED.ranks == before

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -69,7 +68,6 @@ class Source:
 def make_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> MakeRun:
     log: list[str] = []
     monkeypatch.setattr(orchestrator.stages.run, "wait_all", write_waits(log))
-    monkeypatch.setattr(orchestrator.stages.run, "watching", lambda ranks: nullcontext())
     monkeypatch.setattr(orchestrator.stages.run, "become_idle", lambda ranks, within_s: log.append("idle?") is None)
 
     def make(**state: int) -> tuple[Run, list[str]]:
