@@ -29,15 +29,16 @@ from orchestrator.checks.models import (
     check_tokenizer,
     model_facts,
 )
-from orchestrator.config.reward_training import RewardTrainingConfig, SampledPairs
-from orchestrator.config.role_needs import section_key
+from orchestrator.config.evaluation import EvaluationRun
+from orchestrator.config.reward_training import RewardTrainingConfig, RewardTrainingRun, SampledPairs
 from orchestrator.config.run import RunConfig
+from orchestrator.config.sampling import SamplingConfig
+from orchestrator.config.schema import section_key
 from orchestrator.data.dataset_rows import check_source
 from orchestrator.errors import ConfigError
 from orchestrator.run.checkpoint import Checkpoints
 from orchestrator.run.resuming import Resume, checkpoint_to_resume
 from roles.config.models import ModelConfig
-from roles.config.rewards import ModelReward
 
 if TYPE_CHECKING:
     from orchestrator.data.preference_pairs import Pairs
@@ -47,48 +48,48 @@ if TYPE_CHECKING:
 UNPACKED = ("runtime_resources", "working_dir_files")
 """Where Ray unpacks the working directory of a job, on each node, for as long as the job lives."""
 
+TRAIN_IT = "correct the path, or train it first: tetrarch reward CONFIG"
+
+QUALITY = "reward_quality.json"
+"""File in every folder that `tetrarch reward` writes."""
+
 LOGS = "logs"
-"""Folder in `run_dir` that a failed start may leave; it does not make the directory count as used."""
+"""Folder in `run_dir` that a failed start may leave."""
 
 
 def check_train(config: RunConfig, resume: Resume) -> tuple[Questions, Questions | None]:
     """What `tetrarch train` needs; the training and the held-out prompts that were read on the way."""
     _check_run_dir(config, resume)
-    _check_names(config, ["train", "heldout"], with_critic=config.ppo.uses_critic)
-    actor = _check_models(config, with_critic=config.ppo.uses_critic)
+    _check_names(config, ["train", "heldout"])
+    actor = _check_models(config)
     _check_engine(config, actor)
     from orchestrator.sizes.model_sizes import check_adapters
 
     check_adapters(config)
-    heldout = _questions(config, "heldout", actor) if config.prompts.heldout else None
-    return _questions(config, "train", actor), heldout
+    heldout = _scored_questions(config, "heldout", actor) if config.prompts.heldout else None
+    return _scored_questions(config, "train", actor), heldout
 
 
-def check_evaluate(config: RunConfig) -> Questions:
+def check_evaluate(config: EvaluationRun) -> Questions:
     """What `tetrarch evaluate` needs; the held-out prompts that were read on the way."""
     if config.prompts.heldout is None:
         raise ConfigError("prompts.heldout is null; set prompts.heldout.path to the prompts to evaluate on")
     _check_writable(Path(config.run_dir), "run_dir")
-    _check_names(config, ["heldout"], with_critic=False)
-    actor = _check_models(config, with_critic=False)
+    _check_names(config, ["heldout"])
+    actor = _check_models(config)
     _check_engine(config, actor)
-    return _questions(config, "heldout", actor)
+    return _scored_questions(config, "heldout", actor)
 
 
-def check_reward(config: RunConfig) -> Questions | Pairs:
+def check_reward(config: RewardTrainingRun) -> Questions | Pairs:
     """What `tetrarch reward` needs; the prompts that pairs are sampled for, or the pairs of a data set."""
-    training = config.reward_training
-    if training is None:
-        raise ConfigError("reward_training is missing; say at least its output, model and pairs")
+    training, policy = config.reward_training, config.policy
     _check_output(training)
     if isinstance(training.pairs, SampledPairs):
-        if config.environment is not None:
-            raise ConfigError(
-                "reward_training.pairs.type=sampled compares responses, not conversations: environment=null"
-            )
+        assert policy is not None
         check_function(training.pairs.judge, "reward_training.pairs.judge")
-        check_source(config.prompts.train, "prompts.train")
-        check_folder(config.actor.model, "actor.model")
+        check_source(policy.prompts.train, "prompts.train")
+        check_folder(policy.actor.model, "actor.model")
     else:
         check_source(training.pairs.dataset, "reward_training.pairs.dataset")
     backbone = model_facts(training.model, "reward_training.model", config.model_cache)
@@ -97,28 +98,30 @@ def check_reward(config: RunConfig) -> Questions | Pairs:
     check_attention(backbone)
     check_weights(backbone, "value")
     if isinstance(training.pairs, SampledPairs):
-        actor = model_facts(config.actor.model, "actor.model", config.model_cache)
+        assert policy is not None
+        actor = model_facts(policy.actor.model, "actor.model", config.model_cache)
         check_tokenizer(actor)
         check_same_tokens(backbone, actor, "use the actor's model")
-        check_context(actor, *_longest(config))
+        check_context(actor, *_longest(policy))
         check_attention(actor)
         check_weights(actor, "policy")
-        _check_engine(config, actor)
-        return _questions(config, "train", actor)
+        _check_engine(policy, actor)
+        return _questions(policy, "train", actor)
     from orchestrator.data.preference_pairs import read_pairs  # loads torch
 
     return read_pairs(training.pairs.dataset, backbone.tokenizer)
 
 
-def _check_names(config: RunConfig, parts: list[str], *, with_critic: bool) -> None:
+def _check_names(config: EvaluationRun, parts: list[str]) -> None:
     """Everything that the configuration names is there; what is not is told in one go."""
+    rewards = {f"{section_key(role)}.model" for role in config.reward_models}
     sources = [(part, getattr(config.prompts, part)) for part in parts]
     checks: list[Callable[[], None]] = [
         partial(check_functions, config),
         *(partial(check_source, dataset, f"prompts.{part}") for part, dataset in sources if dataset is not None),
         *(
-            partial(check_folder, model, key, _missing_mend(config, model))
-            for key, model in _models(config, with_critic).items()
+            partial(check_folder, model, key, TRAIN_IT if key in rewards else "correct the path")
+            for key, model in _models(config).items()
         ),
     ]
     found = []
@@ -136,12 +139,7 @@ def _check_run_dir(config: RunConfig, resume: Resume) -> None:
     _check_writable(folder, "run_dir")
     if checkpoint_to_resume(config, resume) is not None:
         return
-    ours = {LOGS}
-    if config.reward_training is not None:
-        output = Path(config.reward_training.output).absolute()
-        if output.is_relative_to(folder.absolute()) and output != folder.absolute():
-            ours.add(output.relative_to(folder.absolute()).parts[0])
-    found = sorted(entry.name for entry in folder.iterdir() if entry.name not in ours) if folder.is_dir() else []
+    found = sorted(entry.name for entry in folder.iterdir() if _is_of_a_run(entry)) if folder.is_dir() else []
     if found:
         stands = Checkpoints(folder / "checkpoints", config.checkpoint.keep).newest() is not None
         raise ConfigError(
@@ -149,6 +147,14 @@ def _check_run_dir(config: RunConfig, resume: Resume) -> None:
             + ("say --resume to go on with that run, " if stands else "no checkpoint is in it: ")
             + "choose another run_dir, or remove it"
         )
+
+
+def _is_of_a_run(entry: Path) -> bool:
+    """Whether something in `run_dir` is more than logs of a failed start, or a reward model that was trained there."""
+    if not entry.is_dir():
+        return True
+    files = [file.relative_to(entry.parent) for file in entry.rglob("*") if file.is_file()]
+    return all(file.name != QUALITY for file in files) and any(LOGS not in file.parts for file in files)
 
 
 def _check_output(training: RewardTrainingConfig) -> None:
@@ -178,30 +184,30 @@ def _check_writable(folder: Path, key: str) -> None:
         raise ConfigError(f"{key}={folder}: {existing} cannot be written to; choose another folder")
 
 
-def _check_models(config: RunConfig, with_critic: bool) -> ModelFacts:
+def _check_models(config: EvaluationRun) -> ModelFacts:
     """Every model that the roles load; the actor's facts flow out."""
     cache, (longest, sum_of) = config.model_cache, _longest(config)
+    run = config if isinstance(config, RunConfig) and config.ppo.uses_critic else None
     actor = model_facts(config.actor.model, "actor.model", cache)
     others: list[tuple[ModelFacts, Use]] = []
     rewards = []
     if config.reference.model is not None:
         others.append((model_facts(config.reference.model, "reference.model", cache), "policy"))
-    for role, scorer in config.scorers.items():
-        if isinstance(scorer, ModelReward):
-            key = section_key(role)
-            reward = model_facts(scorer.model, f"{key}.model", cache)
-            rewards.append(reward)
-            check_reward_head(reward)
-            if not scorer.text_bridge:
-                mend = f"use a reward model with the actor's tokenizer, or set {key}.text_bridge: true"
-                check_same_tokens(reward, actor, mend)
-                check_context(reward, longest, sum_of)
-            elif with_critic and config.critic_model == scorer.model:
-                mend = "critic.model is null, so it is the critic too; set critic.initialise_from: policy"
-                check_same_tokens(reward, actor, mend)
-    if config.critic.model is not None and with_critic:
-        critic = model_facts(config.critic.model, "critic.model", cache)
-        if config.ppo.value.normalise and critic.head is not None:
+    for role, scorer in config.reward_models.items():
+        key = section_key(role)
+        reward = model_facts(scorer.model, f"{key}.model", cache)
+        rewards.append(reward)
+        check_reward_head(reward)
+        if not scorer.text_bridge:
+            mend = f"use a reward model with the actor's tokenizer, or set {key}.text_bridge: true"
+            check_same_tokens(reward, actor, mend)
+            check_context(reward, longest, sum_of)
+        elif run and run.critic_model == scorer.model:
+            mend = "critic.model is null, so it is the critic too; set critic.initialise_from: policy"
+            check_same_tokens(reward, actor, mend)
+    if run and run.critic.model is not None:
+        critic = model_facts(run.critic.model, "critic.model", cache)
+        if run.ppo.value.normalise and critic.head is not None:
             raise ConfigError(
                 f"ppo.value.normalise=true is for critics with a new head, and {critic.where} has a trained one, which "
                 "speaks in plain units; use a language model's folder, or normalise: false"
@@ -213,7 +219,7 @@ def _check_models(config: RunConfig, with_critic: bool) -> ModelFacts:
         check_same_tokens(other, actor, "use a model with the actor's tokenizer")
         check_context(other, longest, sum_of)
     loaded: list[tuple[ModelFacts, Use]] = [*((reward, "reward") for reward in rewards), *others, (actor, "policy")]
-    if with_critic and config.critic_model == config.actor.model:
+    if run and run.critic_model == config.actor.model:
         loaded.append((actor, "value"))
     for model in {facts.folder: facts for facts, _ in loaded}.values():
         check_attention(model)
@@ -222,27 +228,19 @@ def _check_models(config: RunConfig, with_critic: bool) -> ModelFacts:
     return actor
 
 
-def _models(config: RunConfig, with_critic: bool) -> dict[str, ModelConfig]:
+def _models(config: EvaluationRun) -> dict[str, ModelConfig]:
     """Key path → every model that the configuration names for a role."""
+    with_critic = isinstance(config, RunConfig) and config.ppo.uses_critic
     named = {
         "actor.model": config.actor.model,
         "reference.model": config.reference.model,
-        "critic.model": config.critic.model if with_critic else None,
+        "critic.model": config.critic.model if isinstance(config, RunConfig) and with_critic else None,
+        **{f"{section_key(role)}.model": scorer.model for role, scorer in config.reward_models.items()},
     }
-    for role, scorer in config.scorers.items():
-        named[f"{section_key(role)}.model"] = scorer.model if isinstance(scorer, ModelReward) else None
     return {key: model for key, model in named.items() if model is not None}
 
 
-def _missing_mend(config: RunConfig, model: ModelConfig) -> str:
-    """What to do where a model's folder is missing."""
-    training = config.reward_training
-    if training is not None and Path(model.path).absolute() == Path(training.output).absolute():
-        return "train it first: tetrarch reward CONFIG"
-    return "correct the path"
-
-
-def _longest(config: RunConfig) -> tuple[int, str]:
+def _longest(config: SamplingConfig) -> tuple[int, str]:
     """Tokens of the longest possible sample, and which keys say so."""
     if config.environment is not None:
         return config.longest_sample, "environment.max_tokens"
@@ -250,7 +248,7 @@ def _longest(config: RunConfig) -> tuple[int, str]:
     return prompt + response, f"prompts.max_tokens={prompt} + rollout.max_response_tokens={response}"
 
 
-def _check_engine(config: RunConfig, actor: ModelFacts) -> None:
+def _check_engine(config: SamplingConfig, actor: ModelFacts) -> None:
     parallel = tensor_parallel_size(config.placement)
     if actor.heads and actor.kv_heads and not splits(actor.heads, actor.kv_heads, parallel):
         fitting = [n for n in range(1, actor.heads + 1) if splits(actor.heads, actor.kv_heads, n)]
@@ -263,7 +261,7 @@ def _check_engine(config: RunConfig, actor: ModelFacts) -> None:
         _check_kv_cache(config, actor)
 
 
-def _check_kv_cache(config: RunConfig, actor: ModelFacts) -> None:
+def _check_kv_cache(config: SamplingConfig, actor: ModelFacts) -> None:
     engine, (longest, _) = config.rollout.engine, _longest(config)
     parallel = tensor_parallel_size(config.placement)
     ranks = ranks_of(config.placement, "rollout") * parallel
@@ -284,15 +282,18 @@ def _check_kv_cache(config: RunConfig, actor: ModelFacts) -> None:
         )
 
 
-def _questions(config: RunConfig, part: Literal["train", "heldout"], actor: ModelFacts) -> Questions:
+def _questions(config: SamplingConfig, part: Literal["train", "heldout"], actor: ModelFacts) -> Questions:
     """Read and tokenise the prompts: every row must be usable, or `prompts.too_long` must say what becomes of it."""
     # These load torch: not before the quick checks have passed.
     from orchestrator.checks.environment_tasks import played_tasks
     from orchestrator.data.prompts import read_questions
 
     if config.environment is not None:
-        questions = played_tasks(config, part, actor.tokenizer)
-    else:
-        questions = read_questions(config.prompts, part, actor.tokenizer)
+        return played_tasks(config, part, actor.tokenizer)
+    return read_questions(config.prompts, part, actor.tokenizer)
+
+
+def _scored_questions(config: EvaluationRun, part: Literal["train", "heldout"], actor: ModelFacts) -> Questions:
+    questions = _questions(config, part, actor)
     check_sendable(config, part, questions.columns)
     return questions

@@ -1,7 +1,7 @@
 """An environment at the door: the tasks are read, and one turn of the first is played. Called by
 `orchestrator.checks.commands`.
 
-A RunConfig flows in; the tasks flow out, or a ConfigError that names key, value and mend.
+A configuration flows in; the tasks flow out, or a ConfigError that names key, value and mend.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import Literal
 
 from transformers import PreTrainedTokenizerBase
 
-from orchestrator.config.run import RunConfig
+from orchestrator.config.sampling import SamplingConfig
 from orchestrator.data.prompts import Questions, example_of, read_tasks
 from orchestrator.errors import ConfigError
 from roles.errors import EnvironmentFailed
@@ -21,7 +21,9 @@ from roles.generation.turn_format import TurnFormat
 from roles.seeds import short_seed
 
 
-def played_tasks(config: RunConfig, part: Literal["train", "heldout"], tokenizer: PreTrainedTokenizerBase) -> Questions:
+def played_tasks(
+    config: SamplingConfig, part: Literal["train", "heldout"], tokenizer: PreTrainedTokenizerBase
+) -> Questions:
     """All tasks; the first one's conversation begins, an empty response is answered, the tokenizer can write both."""
     environment, tasks = config.environment, read_tasks(config.prompts, part)
     assert environment is not None

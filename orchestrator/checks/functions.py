@@ -13,8 +13,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from orchestrator.config.role_needs import section_key
-from orchestrator.config.run import RunConfig
+from orchestrator.config.evaluation import EvaluationRun
+from orchestrator.config.schema import section_key
 from orchestrator.errors import ConfigError
 from roles.config.environment import FunctionEnvironment
 from roles.config.rewards import FunctionReward, RemoteReward
@@ -25,7 +25,7 @@ KEYWORDS = ("response_token_ids", "finished", "columns")
 """What the function is given by name, after prompts and responses."""
 
 
-def check_functions(config: RunConfig) -> None:
+def check_functions(config: EvaluationRun) -> None:
     """Every function or class that the configuration of a run names."""
     for role, scorer in config.scorers.items():
         if isinstance(scorer, FunctionReward):
@@ -36,7 +36,7 @@ def check_functions(config: RunConfig) -> None:
         check_environment(config.environment)
 
 
-def check_sendable(config: RunConfig, part: str, columns: Mapping[str, Sequence[Any]]) -> None:
+def check_sendable(config: EvaluationRun, part: str, columns: Mapping[str, Sequence[Any]]) -> None:
     """A reward over HTTP is sent all columns as JSON, which has no dates, bytes or NaN."""
     remote = [section_key(role) for role, scorer in config.scorers.items() if isinstance(scorer, RemoteReward)]
     for name, values in columns.items() if remote else ():

@@ -21,8 +21,10 @@ import typer
 
 from orchestrator.commands.exit_codes import RUN_FAILED, reported
 from orchestrator.commands.plan_output import check_plan, draw_plan, on_cluster, show_suggestions
-from orchestrator.config.loading import dump_config, load_config
-from orchestrator.config.run import RunConfig
+from orchestrator.config.evaluation import EvaluationRun
+from orchestrator.config.loading import dump_config, load_all, load_config, load_root
+from orchestrator.config.reward_training import RewardTrainingRun
+from orchestrator.config.roots import json_schema
 from orchestrator.errors import ConfigError
 
 app = typer.Typer(
@@ -147,7 +149,7 @@ def reward(config: ConfigFile, overrides: Overrides = None, debug: Debug = False
     Example: tetrarch reward configs/smoke.yaml reward_training.epochs=2
     """
     with reported(debug) as report:
-        run = report.loaded(load_config(config, overrides or ()))
+        run = report.loaded(load_root(RewardTrainingRun, config, overrides or ()))
         from orchestrator.checks.commands import check_reward
 
         source = check_reward(run)
@@ -164,7 +166,7 @@ def evaluate(config: ConfigFile, overrides: Overrides = None, debug: Debug = Fal
     Example: tetrarch evaluate configs/smoke.yaml evaluation.prompts=32
     """
     with reported(debug) as report:
-        run = report.loaded(load_config(config, overrides or ()))
+        run = report.loaded(load_root(EvaluationRun, config, overrides or ()))
         from orchestrator.checks.commands import check_evaluate
 
         questions = check_evaluate(run)
@@ -286,7 +288,8 @@ def show_config(
         elif config is None:
             raise ConfigError("no configuration given; name a file, such as configs/smoke.yaml, or say --schema")
         else:
-            text = dump_config(load_config(config, overrides or ())).rstrip("\n")
+            runs = load_all(config, overrides or ())
+            text = f"# what tetrarch {', '.join(runs)} read\n" + dump_config(*runs.values()).rstrip("\n")
     print(text)
 
 
@@ -294,12 +297,6 @@ def _which_checkpoint(resume: bool, step: int | None) -> Literal["newest"] | int
     if resume and step is not None:
         raise ConfigError(f"--resume takes the newest checkpoint, --resume-from {step} that of a step; say one of them")
     return "newest" if resume else step
-
-
-def json_schema() -> dict[str, object]:
-    """JSON Schema of a configuration file."""
-    schema = RunConfig.model_json_schema()
-    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema, "title": "Tetrarch run"}
 
 
 def main() -> None:

@@ -11,12 +11,12 @@ import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, NoReturn, TypeVar
 
 import typer
 
 from cluster.errors import ClusterError, ClusterUnreachable, PlacementError, Terminated
-from orchestrator.config.run import RunConfig
+from orchestrator.config.base import BaseConfig
 from orchestrator.errors import ConfigError, TetrarchError
 from orchestrator.run.checkpoint import progress_of
 from roles.errors import RoleError
@@ -30,6 +30,8 @@ CONFIG_WRONG = 2
 INTERRUPTED = 130
 TERMINATED = 143
 
+C = TypeVar("C", bound=BaseConfig)
+
 DRIVER_LOG = "logs/driver.log"
 """Where in `run_dir` the traceback of a failed run goes."""
 
@@ -38,9 +40,9 @@ class Outcome:
     """What a command tells on stderr; it knows, once the configuration has loaded, where a traceback belongs."""
 
     def __init__(self) -> None:
-        self.config: RunConfig | None = None
+        self.config: BaseConfig | None = None
 
-    def loaded(self, config: RunConfig) -> RunConfig:
+    def loaded(self, config: C) -> C:
         """Remember where errors belong, and say what comes next."""
         self.config = config
         typer.echo("checking the configuration and what it names (the first time, models are converted)", err=True)

@@ -1,21 +1,72 @@
-"""Measuring the policy on held-out prompts: the section `evaluation`."""
+"""Measuring the policy on held-out prompts: the section `evaluation`, and what `tetrarch evaluate` reads."""
 
 from __future__ import annotations
 
+from operator import attrgetter
+from typing import Any
+
 from pydantic import Field
 
-from roles.config.rewards import FunctionReward
+from cluster.role_table import ACTOR, ENGINES, REFERENCE, REWARD, ROLES
+from orchestrator.config.sampling import SamplingConfig
+from roles.config.models import ReferenceConfig
+from roles.config.rewards import (
+    EnsembleReward,
+    EnvironmentReward,
+    FunctionReward,
+    ModelReward,
+    OneReward,
+    RewardConfig,
+)
 from roles.config.section import Section
 
 
 class EvaluationConfig(Section):
-    """What is measured on the held-out prompts before, after and every so many steps."""
+    """What is measured on the held-out prompts, and when."""
 
     every: int = Field(default=0, ge=0)
-    """PPO steps between evaluations; 0: only before the first and after the last."""
+    """PPO steps between evaluations; 0: only before the first step and after the last."""
     prompts: int = Field(default=128, ge=1)
-    """Of the held-out ones, from the first."""
+    """Number of held-out prompts that are answered, from the first row on."""
     judge: FunctionReward | None = None
-    """A gold scorer with the reward function's signature; null: the proxy score alone."""
+    """A gold scorer with the reward function's signature; null: only the reward's own score is reported."""
     samples: int = Field(default=3, ge=0)
-    """Responses shown side by side."""
+    """Number of responses that are shown side by side."""
+
+
+class EvaluationRun(SamplingConfig):
+    """What `tetrarch evaluate` reads: the policy, the reference it is compared with, and what scores it."""
+
+    reference: ReferenceConfig = ReferenceConfig()
+    """The frozen policy."""
+    reward: RewardConfig
+    """What is maximised."""
+    evaluation: EvaluationConfig = EvaluationConfig()
+    """What is measured on held-out prompts."""
+
+    @property
+    def model_roles(self) -> tuple[str, ...]:
+        return (ENGINES, self.reference_role, *self.reward_models)
+
+    @property
+    def reference_role(self) -> str:
+        """The role on whose ranks the reference lives."""
+        return ACTOR if self.reference.share_actor else REFERENCE
+
+    @property
+    def scorers(self) -> dict[str, OneReward]:
+        """By role: `reward`, or `reward.NAME` of each member of an ensemble; none if the environment pays all."""
+        if isinstance(self.reward, EnvironmentReward):
+            return {}
+        if isinstance(self.reward, EnsembleReward):
+            return {f"reward.{name}": member for name, member in self.reward.members.items()}
+        return {REWARD: self.reward}
+
+    @property
+    def reward_models(self) -> dict[str, ModelReward]:
+        """The scorers that are models, by role."""
+        return {role: scorer for role, scorer in self.scorers.items() if isinstance(scorer, ModelReward)}
+
+    def section(self, role: str) -> Any:
+        """The section of a role; None if there is no such role in this run."""
+        return self.scorers[role] if role in self.scorers else attrgetter(ROLES[role].section)(self)

@@ -1,57 +1,112 @@
-"""A YAML file and `key.path=value` overrides flow in, a RunConfig flows out; or a ConfigError that lists every problem.
+"""Files and overrides become a configuration, or one error that lists every problem.
 
-Called by `orchestrator.commands.app` and by tests. Relative paths inside the file stay relative to the current
-directory.
+A YAML file and `key.path=value` overrides flow in, the configuration of one command flows out; or a ConfigError.
+Relative paths inside the file stay relative to the current directory.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
+from orchestrator.config.base import BaseConfig
 from orchestrator.config.problems import problem_lines, show
-from orchestrator.config.rules import inconsistencies, without_idle_gpus
+from orchestrator.config.roots import ROOTS, AnyConfig, served
+from orchestrator.config.rules.placement_rules import without_idle_gpus
+from orchestrator.config.rules.rule_table import broken_rules
 from orchestrator.config.run import RunConfig
 from orchestrator.config.schema import key_of, sections_in, tag_of
 from orchestrator.config.yaml_text import YamlError, parse_yaml, to_yaml
 from orchestrator.errors import ConfigError
 from roles.redaction import without_credentials
 
+C = TypeVar("C", bound=BaseConfig)
+
 
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
-    """The configuration in `path`, changed by overrides such as `ppo.epochs=2` (their values are YAML)."""
-    data = _read(Path(path))
-    for override in overrides:
-        apply_override(data, override)
-    return validate(data, source=f"{path} and the command line" if overrides else str(path))
+    """The configuration of a PPO run in `path`, changed by overrides such as `ppo.epochs=2` (their values are YAML)."""
+    return load_root(RunConfig, path, overrides)
+
+
+def load_root(root: type[C], path: str | Path, overrides: Sequence[str] = ()) -> C:
+    """What one command reads of the file `path`, changed by overrides. Sections of other commands may stand there."""
+    return validate_root(root, _with_overrides(path, overrides), _source(path, overrides))
+
+
+def load_all(path: str | Path, overrides: Sequence[str] = ()) -> dict[str, BaseConfig]:
+    """The configuration of each command that the file serves, by command; of `train` if there is none."""
+    data = _with_overrides(path, overrides)
+    return {
+        command: validate_root(ROOTS[command], data, _source(path, overrides)) for command in served(data) or ["train"]
+    }
 
 
 def validate(data: dict[str, Any], source: str = "the configuration") -> RunConfig:
-    """The configuration that plain values stand for. Raises ConfigError with one line for each problem."""
-    data = without_idle_gpus(_with_default_types(data, RunConfig))
+    """The configuration of a PPO run that plain values stand for. ConfigError with one line for each problem."""
+    return validate_root(RunConfig, data, source)
+
+
+def validate_root(root: type[C], data: dict[str, Any], source: str = "the configuration") -> C:
+    """What one command reads of plain values. ConfigError with one line for each problem.
+
+    Keys that only other commands read may be there, and need not be whole; but no command reads `ppo.epoch`.
+    """
+    data = without_idle_gpus(_with_default_types(_without_empty_sections(data, root), AnyConfig))
+    own = root.own(data)
+    problems = _foreign_problems({key: value for key, value in data.items() if key not in own})
     try:
-        config = RunConfig.model_validate(data)
+        config = root.model_validate(own)
     except ValidationError as error:
-        problems = [line for text in problem_lines(error, RunConfig) for line in text.splitlines()]
-        raise _wrong(source, problems) from None
-    booleans = _booleans_for_numbers(data, config.model_dump(by_alias=True))
-    if booleans:
-        raise _wrong(source, booleans)
-    broken = inconsistencies(config)
-    if broken:
-        raise _wrong(source, [line for text in broken for line in text.splitlines()])
+        raise _wrong(source, problem_lines(error.errors(), AnyConfig) + problems) from None
+    problems = problems or _booleans_for_numbers(own, config.model_dump(by_alias=True)) or broken_rules(config)
+    if problems:
+        raise _wrong(source, problems)
     return config
 
 
-def dump_config(config: RunConfig) -> str:
-    """The resolved configuration as YAML, every default written out, secrets redacted.
+def dump_config(*configs: BaseConfig) -> str:
+    """The resolved configuration as YAML, every default written out, secrets redacted; of several commands in one file.
 
-    `load_config` reads it back to an equal RunConfig, but for the secrets.
+    `load_config` reads it back to an equal configuration, but for the secrets.
     """
-    return to_yaml(_without_credentials(config.model_dump(mode="json", by_alias=True)))
+    whole: dict[str, Any] = {}
+    for config in configs:
+        whole = {**whole, **{k: v for k, v in config.model_dump(mode="json", by_alias=True).items() if k not in whole}}
+    return to_yaml(_without_credentials(whole))
+
+
+def _with_overrides(path: str | Path, overrides: Sequence[str]) -> dict[str, Any]:
+    data = _read(Path(path))
+    for override in overrides:
+        apply_override(data, override)
+    return data
+
+
+def _source(path: str | Path, overrides: Sequence[str]) -> str:
+    return f"{path} and the command line" if overrides else str(path)
+
+
+def _foreign_problems(data: dict[str, Any]) -> list[str]:
+    """What is wrong with keys that the command does not read: nobody knows them, or the command that reads them would
+    refuse their values. What is missing there may be added later."""
+    given = {key: value for key, value in data.items() if value is not None or key not in AnyConfig.model_fields}
+    try:
+        AnyConfig.model_validate(given)
+    except ValidationError as error:
+        found = [details for details in error.errors() if details["type"] not in ("missing", "union_tag_not_found")]
+        return problem_lines(found, AnyConfig)
+    return []
+
+
+def _without_empty_sections(data: dict[str, Any], root: type[BaseModel]) -> dict[str, Any]:
+    """A section that must be there and is null is a missing one."""
+    needed = {
+        name for name, field in root.model_fields.items() if field.is_required() and sections_in(field.annotation)
+    }
+    return {key: value for key, value in data.items() if value is not None or key not in needed}
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -137,7 +192,8 @@ def _without_credentials(value: Any) -> Any:
     return without_credentials(value) if isinstance(value, str) else value
 
 
-def _wrong(source: str, problems: list[str]) -> ConfigError:
+def _wrong(source: str, found: list[str]) -> ConfigError:
+    problems = [line for text in found for line in text.splitlines()]
     if len(problems) == 1:
         return ConfigError(f"{source}: {problems[0]}")
     return ConfigError("\n".join([f"{source}: {len(problems)} problems", *(f"  {problem}" for problem in problems)]))

@@ -1,16 +1,16 @@
-"""What pydantic found wrong with a configuration, as one line a problem: key path, value, mend.
+"""What pydantic found wrong with a configuration, as one line per problem: key path, value, fix.
 
-A ValidationError flows in, lines flow out. Called by `orchestrator.config.loading`. Values of secret fields, and of
-keys that nobody knows, are never shown.
+The details of a ValidationError flow in, lines flow out. Values of secret fields and of unknown keys are never shown.
 """
 
 from __future__ import annotations
 
 import difflib
 import json
+from collections.abc import Sequence
 from typing import Any
 
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from orchestrator.config.schema import KeyPlace, all_keys, is_secret, key_of, locate, sections_in, tag_of
@@ -21,9 +21,9 @@ MOST_KEYS = 8
 """Keys that a message lists."""
 
 
-def problem_lines(error: ValidationError, root: type[BaseModel]) -> list[str]:
-    """One line for each problem, in the order of the schema."""
-    return [_line(details, root) for details in error.errors()]
+def problem_lines(errors: Sequence[Any], root: type[BaseModel]) -> list[str]:
+    """One line for each of pydantic's error details, in the order of the schema; `root` has every key there is."""
+    return [_line(details, root) for details in errors]
 
 
 def nearest_key(key: str, sections: tuple[type[BaseModel], ...], root: type[BaseModel], but: str = "") -> str:

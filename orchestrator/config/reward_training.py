@@ -1,67 +1,123 @@
-"""Training a reward model: the section `reward_training`."""
+"""Training a reward model: the section `reward_training`, and what `tetrarch reward` reads."""
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from orchestrator.config.data import DatasetConfig
-from roles.config.models import ModelConfig, OptimizerConfig, Pooling
+from cluster.role_table import ENGINES, REWARD
+from orchestrator.config.base import BaseConfig
+from orchestrator.config.data import DatasetConfig, PromptsConfig
+from orchestrator.config.sampling import SamplingConfig
+from roles.config.environment import FunctionEnvironment
+from roles.config.models import ActorConfig, ModelConfig, OptimizerConfig, Pooling
 from roles.config.rewards import FunctionReward
+from roles.config.rollout import RolloutConfig
 from roles.config.section import Section
 
 
 class PairDataset(Section):
-    """Preference pairs from a data set with columns `prompt` (or `messages`), `chosen`, `rejected`."""
+    """Preference pairs from a data set with the columns `prompt` (or `messages`), `chosen` and `rejected`."""
 
     type: Literal["dataset"]
-    """Pairs that exist."""
+    """The pairs exist."""
     dataset: DatasetConfig
-    """Where they are."""
+    """The data set of the pairs."""
 
 
 class SampledPairs(Section):
     """The policy's own responses to the training prompts, ranked by a judge (synthetic gold, arXiv 2210.10760)."""
 
     type: Literal["sampled"]
-    """Pairs that are made."""
+    """The pairs are made; the sections `actor`, `prompts` and `rollout` say how responses are sampled."""
     judge: FunctionReward
-    """Ranks the responses."""
+    """The function that ranks the responses."""
     responses_per_prompt: int = Field(default=4, ge=2)
-    """Every two of them that the judge does not call equal are compared."""
+    """Responses to each prompt; every two of them that the judge scores differently are compared."""
     prompts: int | None = Field(default=None, ge=1)
-    """Training prompts to use; null is all."""
+    """Number of training prompts to use; null: all."""
 
 
 PairsConfig = Annotated[PairDataset | SampledPairs, Field(discriminator="type")]
 
 
 class RewardTrainingConfig(Section):
-    """`tetrarch reward`: a reward model from preference pairs with the Bradley–Terry loss."""
+    """A reward model from preference pairs, trained with the Bradley–Terry loss (arXiv 2203.02155, equation 1)."""
 
     output: str = Field(min_length=1)
-    """Folder of the trained model; point `reward.model.path` at it."""
+    """Folder of the trained model; set `reward.model.path` to it."""
     model: ModelConfig
-    """Backbone."""
+    """The language model that the reward model starts from."""
     pairs: PairsConfig
-    """What it learns from."""
+    """The comparisons that it learns from."""
     heldout_fraction: float = Field(default=0.2, gt=0, lt=1)
-    """Share of the groups (a prompt's compared responses) that is not trained on, for the accuracy."""
+    """Share of the groups (all compared responses to one prompt) that is not trained on, to measure the accuracy."""
     epochs: int = Field(default=1, ge=1)
     """Passes over the pairs."""
     groups_per_step: int = Field(default=16, ge=1)
-    """Groups (a prompt's compared responses) of one optimizer step."""
+    """Groups (all compared responses to one prompt) per optimizer step."""
     optimizer: OptimizerConfig = OptimizerConfig(learning_rate=5e-5)
     """AdamW."""
     freeze_backbone: bool = False
-    """Train the head alone: fast, and all that a few hundred comparisons can teach a small backbone."""
+    """Train only the head: fast, and all that a few hundred comparisons can teach a small model."""
     pooling: Pooling = "last"
-    """What a response's number is: the head's at the last token, or its mean over all tokens (`score_pooling` in the
-    folder's config.json). A critic that starts from a `mean` model values a state by the mean so far."""
+    """Where the score of a response is read: the head's output at the last token, or its mean over all tokens (kept as
+    `score_pooling` in the folder's config.json). A critic that starts from a `mean` model values a state by the mean so
+    far."""
     micro_batch_tokens: int = Field(default=4096, ge=1)
     """Tokens of one packed forward pass on one rank."""
     max_tokens: int = Field(default=1024, ge=2)
-    """Prompt + response; longer pairs are left out (counted)."""
+    """Longest prompt with response, tokens; longer pairs are left out (and counted)."""
     minimum_accuracy: float = Field(default=0.0, ge=0, lt=1)
-    """The command fails unless the held-out pair accuracy is above this with its whole 95 % interval; 0.5 is chance."""
+    """The command fails unless the whole 95 % interval of the held-out pair accuracy is above this; 0.5 is chance."""
+
+
+class RewardTrainingRun(BaseConfig):
+    """What `tetrarch reward` reads: with pairs of a data set, no section of a policy."""
+
+    reward_training: RewardTrainingConfig
+    """A reward model to train: at least its output, model and pairs."""
+    prompts: PromptsConfig | None = None
+    """What the policy is asked; only with sampled pairs."""
+    actor: ActorConfig | None = None
+    """The policy; only with sampled pairs."""
+    rollout: RolloutConfig | None = None
+    """How the policy is sampled; only with sampled pairs."""
+    environment: FunctionEnvironment | None = None
+    """Must be null with sampled pairs: responses are compared, not conversations."""
+
+    @classmethod
+    def own(cls, data: Mapping[Any, Any]) -> dict[Any, Any]:
+        """Without the policy's sections if the pairs exist; `run_dir` is the folder that holds the output."""
+        own = super().own(data)
+        match own:
+            case {"reward_training": {"pairs": {"type": "sampled"}}}:
+                pass
+            case _:
+                own = {
+                    key: value
+                    for key, value in own.items()
+                    if key in BaseConfig.model_fields or key == "reward_training"
+                }
+        match own:
+            case {"reward_training": {"output": str(output)}}:
+                own["run_dir"] = str(Path(output).parent)
+        return own
+
+    @classmethod
+    def derived(cls) -> set[str]:
+        return {"run_dir"}
+
+    @property
+    def model_roles(self) -> tuple[str, ...]:
+        return (REWARD, ENGINES) if self.policy else (REWARD,)
+
+    @property
+    def policy(self) -> SamplingConfig | None:
+        """What the responses are sampled with; None if the pairs exist."""
+        if not isinstance(self.reward_training.pairs, SampledPairs):
+            return None
+        return SamplingConfig.model_validate({name: getattr(self, name) for name in SamplingConfig.model_fields})

@@ -29,6 +29,12 @@ def key_of(name: str, field: FieldInfo) -> str:
     return field.alias or name
 
 
+def section_key(role: str) -> str:
+    """Where the configuration speaks of a role: `reward.members.helpful` of `reward.helpful`."""
+    base, _, member = role.partition(".")
+    return f"{base}.members.{member}" if member else base
+
+
 def sections_in(annotation: Any) -> tuple[type[BaseModel], ...]:
     """The sections that an annotation allows: one, several in a union, none for a plain value."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):

@@ -9,7 +9,7 @@ from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Generic, TypeVar
 
 from transformers import PreTrainedTokenizerBase
 
@@ -17,14 +17,17 @@ from cluster.placement.plan import engines_neighbours, plan, tensor_parallel_siz
 from cluster.ranks.calls import wait_all
 from cluster.ranks.role_group import RoleGroup
 from cluster.runtime.ray_cluster import RayCluster
+from orchestrator.config.base import BaseConfig
+from orchestrator.config.evaluation import EvaluationRun
 from orchestrator.config.reward_training import RewardTrainingConfig
 from orchestrator.config.role_needs import RoleNames, ppo_roles, role_needs, scoring_roles
 from orchestrator.config.run import RunConfig
+from orchestrator.config.sampling import SamplingConfig
 from orchestrator.groups.policy import Policy
 from orchestrator.groups.reward import Reward
 from orchestrator.groups.scoring import EvaluationRoles, Roles
 from roles.actor import Actor, LossExtra
-from roles.config.models import FrozenRole, TrainedRole
+from roles.config.models import FrozenRole, ModelConfig, TrainedRole
 from roles.config.rewards import EnsembleReward, FunctionReward, MeanScore, ModelReward, OneReward, RemoteReward
 from roles.critic import Critic
 from roles.model_files.conversion import resolve_model
@@ -38,6 +41,7 @@ from roles.text.tokenizer import load_tokenizer
 from roles.zero.setup import ModelSetup
 
 R = TypeVar("R")
+C = TypeVar("C", bound=BaseConfig, covariant=True)
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,12 +58,16 @@ class Models:
     """The actor's; every token id in a batch is one of its."""
 
 
-def resolve_models(config: RunConfig, roles: Collection[str]) -> Models:
+def resolve_models(config: SamplingConfig, roles: Collection[str]) -> Models:
     """Folders of the actor and of `roles`; converts a GGUF file or cuts layers where the configuration asks (once)."""
     cache = Path(config.model_cache)
     actor = resolve_model(config.actor.model, cache)
-    rewards = {role: scorer.model for role, scorer in config.scorers.items() if isinstance(scorer, ModelReward)}
-    wanted = {"reference": config.reference.model, **rewards, "critic": config.critic_model}
+    wanted: dict[str, ModelConfig | None] = {}
+    rewards = config.reward_models if isinstance(config, EvaluationRun) else {}
+    if isinstance(config, EvaluationRun):
+        wanted |= {"reference": config.reference.model, **{role: scorer.model for role, scorer in rewards.items()}}
+    if isinstance(config, RunConfig):
+        wanted["critic"] = config.critic_model
     folders = {role: resolve_model(model, cache) for role, model in wanted.items() if model and role in roles}
     return Models(
         actor=actor,
@@ -70,15 +78,15 @@ def resolve_models(config: RunConfig, roles: Collection[str]) -> Models:
     )
 
 
-class Builder:
+class Builder(Generic[C]):
     """Starts role groups on a cluster; each starts at once, `ready` waits for all of them."""
 
-    def __init__(self, config: RunConfig, cluster: RayCluster) -> None:
+    def __init__(self, config: C, cluster: RayCluster) -> None:
         self._config = config
         self.cluster = cluster
         self._groups: list[RoleGroup[Any]] = []
 
-    def actor(self, models: Models) -> RoleGroup[Actor]:
+    def actor(self: Builder[RunConfig], models: Models) -> RoleGroup[Actor]:
         """The policy's training half."""
         config = self._config
         trained_steps = config.steps - config.critic.warmup.max_steps  # more if the warm-up ends sooner
@@ -89,7 +97,7 @@ class Builder:
         early = self._early_end(models)
         return self.start("actor", Actor, (setup, config.ppo.policy, config.rollout.temperature, extra, early))
 
-    def critic(self, models: Models) -> RoleGroup[Critic]:
+    def critic(self: Builder[RunConfig], models: Models) -> RoleGroup[Critic]:
         """The value model."""
         assert models.critic is not None  # `orchestrator.config.rules` has seen to it
         config = self._config
@@ -97,34 +105,35 @@ class Builder:
         setup = self.engine_setup("critic", models.critic, role, steps=config.steps * config.ppo.optimizer_steps)
         return self.start("critic", Critic, (setup, config.ppo.value, config.rollout.max_response_tokens))
 
-    def reference(self, models: Models) -> RoleGroup[FrozenPolicy]:
+    def reference(self: Builder[EvaluationRun], models: Models) -> RoleGroup[FrozenPolicy]:
         """The frozen policy, where it has ranks of its own, or those of an actor that is not started."""
         config = self._config
-        setup = self.engine_setup(config.reference_role, models.reference, config.reference)
+        role = config.reference.model_copy(update={"model": config.reference.model or config.actor.model})
+        setup = self.engine_setup(config.reference_role, models.reference, role)
         early = self._early_end(models)
         return self.start(config.reference_role, Reference, (setup, config.rollout.temperature, early))
 
-    def _early_end(self, models: Models) -> EarlyEnd:
+    def _early_end(self: Builder[SamplingConfig], models: Models) -> EarlyEnd:
         """Where the engines cannot end a response."""
         tokens = stop_token_ids(models.actor, models.tokenizer.eos_token_id)
         return EarlyEnd(tokens, self._config.rollout.min_response_tokens)
 
-    def reward(self, models: Models) -> Reward:
+    def reward(self: Builder[EvaluationRun], models: Models) -> Reward:
         """Whoever scores responses."""
         config = self._config.reward
         members = {role: self._member(role, scorer, models) for role, scorer in self._config.scorers.items()}
         return Reward(members, config.combine if isinstance(config, EnsembleReward) else MeanScore())
 
-    def _member(self, role: str, config: OneReward, models: Models) -> RoleGroup[Scorer]:
+    def _member(self: Builder[EvaluationRun], role: str, config: OneReward, models: Models) -> RoleGroup[Scorer]:
         if isinstance(config, ModelReward):
             setup = self.engine_setup(role, models.rewards[role], config)
             return self.start(role, RewardModel, (setup, self._bridge(models) if config.text_bridge else None))
         return self.scorer(role, config)
 
-    def _bridge(self, models: Models) -> PolicyText:
+    def _bridge(self: Builder[SamplingConfig], models: Models) -> PolicyText:
         return PolicyText(str(models.actor), self._config.actor.model.trust_remote_code)
 
-    def judge(self) -> RoleGroup[Scorer] | None:
+    def judge(self: Builder[EvaluationRun]) -> RoleGroup[Scorer] | None:
         """The gold scorer of the evaluations, if there is one."""
         config = self._config.evaluation.judge
         return self.scorer("judge", config) if config else None
@@ -144,7 +153,7 @@ class Builder:
         )
         return self.start("reward", RewardTrainer, (setup, training.pooling))
 
-    def engines(self, models: Models) -> RoleGroup[RolloutEngine]:
+    def engines(self: Builder[SamplingConfig], models: Models) -> RoleGroup[RolloutEngine]:
         """The vLLM engines, with the weights in `models.actor`."""
         config, tokenizer = self._config, models.tokenizer
         neighbours = engines_neighbours(config.placement)
@@ -166,7 +175,7 @@ class Builder:
         setups = [(replace(setup, index=index),) for index in range(len(self.cluster.places("rollout")))]
         return self.start("rollout", RolloutEngine, setups, distributed=False)
 
-    def policy(self, models: Models) -> Policy:
+    def policy(self: Builder[SamplingConfig], models: Models) -> Policy:
         """The engines; where they share GPUs, up and asleep before anyone else loads a model there.
 
         vLLM measures how much of a card is free while it starts, and takes its share of that.
@@ -187,6 +196,7 @@ class Builder:
     def engine_setup(self, name: str, model: Path, role: FrozenRole, *, steps: int = 0) -> ModelSetup:
         """What a DeepSpeed engine of the role `name` is built from; a trained one has `steps` optimizer steps ahead."""
         config = self._config
+        assert role.model is not None
         setup = ModelSetup(
             model_path=str(model),
             device=config.device,
@@ -195,7 +205,7 @@ class Builder:
             zero=role.zero,
             micro_batch_tokens=role.micro_batch_tokens,
             shares_card=any(place.slot.share < 1 for place in self.cluster.places(name)),
-            trust_remote_code=(role.model or config.actor.model).trust_remote_code,
+            trust_remote_code=role.model.trust_remote_code,
         )
         if not isinstance(role, TrainedRole):
             return setup
@@ -231,7 +241,7 @@ class Builder:
 
 
 @contextmanager
-def builder(config: RunConfig, roles: RoleNames) -> Iterator[Builder]:
+def builder(config: C, roles: RoleNames) -> Iterator[Builder[C]]:  # type: ignore[misc]
     """A cluster with room for `roles`; leaving it ends every process."""
     with RayCluster(
         plan(config.placement, role_needs(config, roles)), deadline_s=config.deadlines.resources_s
@@ -263,7 +273,7 @@ def training_roles(config: RunConfig, models: Models) -> Iterator[Roles]:
 
 
 @contextmanager
-def evaluation_roles(config: RunConfig, models: Models) -> Iterator[EvaluationRoles]:
+def evaluation_roles(config: EvaluationRun, models: Models) -> Iterator[EvaluationRoles]:
     """The roles that measure the policy in `models.actor`."""
     with builder(config, {"rollout": None, config.reference_role: None, **scoring_roles(config)}) as build:
         roles = EvaluationRoles(

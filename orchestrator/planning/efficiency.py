@@ -29,6 +29,6 @@ def load_efficiency(path: Path = SHIPPED) -> Efficiency:
     except YamlError as error:
         raise ConfigError(f"the efficiency file {path} is not YAML: {error}; {mend}") from None
     except ValidationError as error:
-        first, *others = problem_lines(error, Efficiency)
+        first, *others = problem_lines(error.errors(), Efficiency)
         more = f" (and {len(others)} more)" if others else ""
         raise ConfigError(f"the efficiency file {path}: {first}{more}; {mend}") from None

@@ -38,8 +38,9 @@ from cluster.placement.openrlhf_groups import as_groups
 from cluster.placement.plan import Plan, Slot, plan, ranks_of, tensor_parallel_size
 from cluster.role_table import ACTOR, ENGINES, REWARD, row_of, trained_roles
 from orchestrator.config.loading import apply_override, validate
-from orchestrator.config.role_needs import ppo_roles, role_needs, section_key
+from orchestrator.config.role_needs import ppo_roles, role_needs
 from orchestrator.config.run import RunConfig
+from orchestrator.config.schema import section_key
 from orchestrator.errors import ConfigError
 from orchestrator.planning.efficiency import load_efficiency
 from orchestrator.planning.planned_layout import GpuLoad, Held, HostLoad, PlannedLayout

@@ -22,7 +22,7 @@ from cluster.errors import PlacementError
 from cluster.placement.openrlhf_groups import as_groups
 from cluster.placement.plan import Plan
 from cluster.role_table import ENGINES, base_role, trained_roles
-from orchestrator.config.rules import inconsistencies
+from orchestrator.config.rules.rule_table import broken_rules
 from orchestrator.config.run import RunConfig
 from orchestrator.errors import ConfigError
 from orchestrator.planning.layout_planner import layout
@@ -80,7 +80,7 @@ def suggest(config: RunConfig, efficiency: Efficiency | None = None, count: int 
         # Sleeping costs the weights' way to the host, and lets all engines' rows be scored at once.
         awake = dict.fromkeys(trained_roles(), HOMES[0])
         fastest = (Setting(max(FACTORS), awake, sleep, max(UTILIZATIONS)) for sleep in _sleeps(placement))
-        tried = [one for one in (apply(config, placement, setting) for setting in fastest) if not inconsistencies(one)]
+        tried = [one for one in (apply(config, placement, setting) for setting in fastest) if not broken_rules(one)]
         with suppress(PlacementError):  # its CPUs do not do for the reward functions
             made, times = None, []
             for one in tried:
@@ -171,7 +171,7 @@ def _best(config: RunConfig, placement: GroupsPlacement, efficiency: Efficiency 
         planned = layout(tried, efficiency, made)
         made = planned.plan
         faster = best is None or planned.step.total < best.layout.step.total
-        if faster and not planned.shortages and not inconsistencies(tried):
+        if faster and not planned.shortages and not broken_rules(tried):
             best = Suggestion(tried, planned)
     return best
 

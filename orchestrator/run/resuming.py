@@ -74,9 +74,6 @@ STAYS = {
 }
 """Key, or whole section → why it cannot change."""
 
-NOT_READ = frozenset({"reward_training"})
-"""Sections that `tetrarch train` does not read."""
-
 
 @dataclass(frozen=True, slots=True)
 class ChangedKey:
@@ -213,7 +210,7 @@ def _names(key: str) -> Iterator[str]:
 
 def _differing(before: Any, now: Any, path: str = "") -> Iterator[tuple[str, Any, Any]]:
     """(key, value before, value now) of plain values; of a section that is of another type now, its type alone."""
-    if before == now or path in NOT_READ:
+    if before == now:
         return
     if not isinstance(before, dict) or not isinstance(now, dict):
         yield path, before, now

@@ -15,7 +15,7 @@ from pathlib import Path
 from torch import Tensor
 
 from cluster.ranks.calls import wait_all
-from orchestrator.config.run import RunConfig
+from orchestrator.config.evaluation import EvaluationRun
 from orchestrator.data.prompts import Questions, heldout_prompts
 from orchestrator.groups.build import evaluation_roles, resolve_models
 from orchestrator.groups.scoring import EvaluationRoles
@@ -71,7 +71,7 @@ def evaluate(
     )
 
 
-def evaluate_run(config: RunConfig, questions: Questions) -> EvaluationResult:
+def evaluate_run(config: EvaluationRun, questions: Questions) -> EvaluationResult:
     """`tetrarch evaluate`: on `questions` measure the actor in `run_dir/actor`, or before a run the one it starts from.
 
     Prints the result and writes it to `run_dir/evaluate.json`.

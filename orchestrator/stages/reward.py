@@ -1,7 +1,7 @@
 """`tetrarch reward`: a reward model from comparisons, with the Bradley–Terry loss (arXiv 2203.02155, equation 1).
 
-A RunConfig with `reward_training` flows in; a sequence-classification folder flows out, its scores centred on the
-training responses (the N+ details, arXiv 2403.17031). Called by `orchestrator.commands.app`.
+A RewardTrainingRun flows in; a sequence-classification folder flows out, its scores centred on the training responses
+(the N+ details, arXiv 2403.17031).
 """
 
 from __future__ import annotations
@@ -16,12 +16,11 @@ from pathlib import Path
 import torch
 
 from cluster.ranks.role_group import RoleGroup
-from orchestrator.config.reward_training import RewardTrainingConfig, SampledPairs
-from orchestrator.config.run import RunConfig
+from orchestrator.config.reward_training import RewardTrainingConfig, RewardTrainingRun, SampledPairs
 from orchestrator.data.comparisons import Comparisons, split
 from orchestrator.data.preference_pairs import Pairs
 from orchestrator.data.prompts import Questions
-from orchestrator.errors import ConfigError, TetrarchError
+from orchestrator.errors import TetrarchError
 from orchestrator.groups.build import builder, resolve_models
 from orchestrator.groups.spread import spread
 from orchestrator.report.progress import Progress, make_progress
@@ -50,17 +49,13 @@ class RewardQuality:
         return self.accuracy - 1.96 * self.standard_error
 
 
-def train_reward(config: RunConfig, source: Questions | Pairs) -> RewardQuality:
+def train_reward(config: RewardTrainingRun, source: Questions | Pairs) -> RewardQuality:
     """Get the comparisons, train, test on held-out groups, save to `reward_training.output`.
 
     Args:
         source: the prompts whose responses are compared, or the pairs of a data set.
     """
     training = config.reward_training
-    if training is None:
-        raise ConfigError("reward_training is missing; say at least output, model and pairs")
-    home = Path(training.output).parent
-    config = config.model_copy(update={"run_dir": str(home)})
     with closing(make_progress("reward", 0, 0)) as progress:
         progress.status("preparing the models")
         backbone = resolve_model(training.model, Path(config.model_cache))
@@ -78,16 +73,17 @@ def train_reward(config: RunConfig, source: Questions | Pairs) -> RewardQuality:
 
 
 def _preferences(
-    config: RunConfig, training: RewardTrainingConfig, source: Questions | Pairs, progress: Progress
+    config: RewardTrainingRun, training: RewardTrainingConfig, source: Questions | Pairs, progress: Progress
 ) -> Preferences:
     if isinstance(source, Pairs):
         return source.preferences
-    assert isinstance(training.pairs, SampledPairs)
-    return sampled(config, training.pairs, source, resolve_models(config, ()), progress)
+    policy = config.policy
+    assert policy is not None and isinstance(training.pairs, SampledPairs)
+    return sampled(policy, training.pairs, source, resolve_models(policy, ()), progress)
 
 
 def _train(
-    config: RunConfig,
+    config: RewardTrainingRun,
     training: RewardTrainingConfig,
     trainer: RoleGroup[RewardTrainer],
     comparisons: Comparisons,

@@ -10,7 +10,7 @@ import torch
 
 from cluster.ranks.calls import wait_all
 from orchestrator.config.reward_training import SampledPairs
-from orchestrator.config.run import RunConfig
+from orchestrator.config.sampling import SamplingConfig
 from orchestrator.data.prompts import PromptSource, Questions
 from orchestrator.groups.build import Models, builder
 from orchestrator.groups.policy import Policy
@@ -21,7 +21,7 @@ from roles.reward_model import Scorer
 
 
 def sampled(
-    config: RunConfig, pairs: SampledPairs, questions: Questions, models: Models, progress: Progress
+    config: SamplingConfig, pairs: SampledPairs, questions: Questions, models: Models, progress: Progress
 ) -> Preferences:
     """`responses_per_prompt` responses of the policy to each training prompt, ranked by the judge's score."""
     source = PromptSource(questions, config.seed)

@@ -445,8 +445,8 @@ WIRING = (
     Fault(
         "the critic trusts the code that the actor may run",
         "orchestrator/groups/build.py",
-        "(role.model or config.actor.model).trust_remote_code",
-        "config.actor.model.trust_remote_code",
+        "trust_remote_code=role.model.trust_remote_code",
+        "trust_remote_code=config.actor.model.trust_remote_code",
         MODEL_KEYS,
     ),
     Fault(

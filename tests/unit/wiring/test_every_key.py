@@ -5,7 +5,7 @@ from __future__ import annotations
 from fnmatch import fnmatchcase
 from pathlib import Path
 
-from orchestrator.config.run import RunConfig
+from orchestrator.config.roots import AnyConfig
 from tests.unit.wiring import (
     test_model_keys,
     test_prompt_keys,
@@ -20,7 +20,7 @@ from tests.unit.wiring.schema import NO_NUMBERS, leaves, reason
 from tests.unit.wiring.test_reward_training_keys import reward_training_cases
 
 FOLDER = Path("FOLDER")
-LEAVES = list(leaves(RunConfig))
+LEAVES = list(leaves(AnyConfig))
 TABLES = (actor_cases, critic_cases, driver_cases, reward_training_cases)
 TESTS = (test_model_keys, test_prompt_keys, test_reward_keys, test_reward_training_keys, test_rollout_keys)
 

@@ -13,7 +13,8 @@ import yaml
 import orchestrator.groups.build
 import orchestrator.stages.reward
 from cluster.ranks.role_group import RoleGroup
-from orchestrator.config.loading import load_config
+from orchestrator.config.loading import load_config, load_root
+from orchestrator.config.reward_training import RewardTrainingRun
 from orchestrator.data.preference_pairs import Pairs
 from orchestrator.groups.build import resolve_models, training_roles
 from orchestrator.stages.reward import train_reward
@@ -123,7 +124,7 @@ def test_the_reward_model_in_the_making_has_its_own_backbone(
         said = with_changes(reward_base(folder), {"reward_training.model": named(*model)})
         file = folder / "models.yaml"
         file.write_text(yaml.safe_dump(said))
-        config = load_config(file)
+        config = load_root(RewardTrainingRun, file)
         pairs = Preferences(
             torch.full((8, 3), 5), torch.full((8,), 3), torch.arange(8) // 2, torch.tensor([1.0, 0.0]).repeat(4)
         )

@@ -9,6 +9,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from orchestrator.config.evaluation import EvaluationRun
+from orchestrator.config.loading import load_root
 from orchestrator.data.prompts import read_questions
 from orchestrator.stages.evaluation import evaluate_run
 from roles.text.tokenizer import load_tokenizer
@@ -56,7 +58,8 @@ def test_tetrarch_evaluate_measures_it_in_the_same_way(folder: Path, tmp_path: P
     for changes, model in (({}, "other-policy"), ({"reference.model": None}, "policy")):
         more: dict[str, Any] = {**HELDOUT, **changes, "run_dir": str(tmp_path)}
         more["prompts.heldout"] = {"path": str(folder / "heldout.jsonl")}
-        config = written(with_changes(base(folder), more), tmp_path)
+        written(with_changes(base(folder), more), tmp_path)
+        config = load_root(EvaluationRun, tmp_path / "run.yaml")
         with stage() as seen:
             tokenizer = load_tokenizer(config.actor.model.path)
             result = evaluate_run(config, read_questions(config.prompts, "heldout", tokenizer))

@@ -13,7 +13,8 @@ import torch
 import yaml
 
 import orchestrator.stages.reward
-from orchestrator.config.loading import load_config
+from orchestrator.config.loading import load_root
+from orchestrator.config.reward_training import RewardTrainingRun
 from orchestrator.data.preference_pairs import read_pairs
 from orchestrator.data.prompts import read_questions
 from orchestrator.errors import TetrarchError
@@ -64,7 +65,7 @@ def ran(folder: Path, changes: Mapping[str, Any], monkeypatch: pytest.MonkeyPatc
     said = with_changes(reward_base(folder), changes)
     file = folder / "reward.yaml"
     file.write_text(yaml.safe_dump(said))
-    config, training = load_config(file), said["reward_training"]
+    config, training = load_root(RewardTrainingRun, file), said["reward_training"]
     batches: list[Any] = []
     told: list[Any] = []
     found: Numbers = {}
@@ -78,12 +79,10 @@ def ran(folder: Path, changes: Mapping[str, Any], monkeypatch: pytest.MonkeyPatc
     with stage() as seen, monkeypatch.context() as patched:
         patched.setattr("orchestrator.groups.build.RewardTrainer", Noted)
         patched.setattr(orchestrator.stages.reward, "_save", lambda *arguments: None)
-        tokenizer = load_tokenizer(config.actor.model.path)
-        sampled = training["pairs"]["type"] == "sampled"
-        assert config.reward_training
+        tokenizer = load_tokenizer(said["actor"]["model"]["path"])
         source = (
-            read_questions(config.prompts, "train", tokenizer)
-            if sampled
+            read_questions(config.policy.prompts, "train", tokenizer)
+            if config.policy
             else read_pairs(config.reward_training.pairs.dataset, tokenizer)  # type: ignore[union-attr]
         )
         # stage 3 is the only one that the section can have; a rank alone has nothing to shard

@@ -23,7 +23,9 @@ from transformers import (
 
 from orchestrator.checks.commands import check_evaluate, check_reward, check_train
 from orchestrator.checks.functions import check_function
-from orchestrator.config.loading import dump_config, validate
+from orchestrator.config.evaluation import EvaluationRun
+from orchestrator.config.loading import dump_config, validate, validate_root
+from orchestrator.config.reward_training import RewardTrainingRun
 from orchestrator.config.run import RunConfig
 from orchestrator.errors import ConfigError
 from orchestrator.run.checkpoint import Checkpoints
@@ -91,18 +93,18 @@ def world(tmp_path: Path) -> World:
     return World(tmp_path)
 
 
-def check(command: str, config: RunConfig) -> None:
+def check(command: str, world: World) -> None:
     if command == "train":
-        check_train(config, resume=None)
+        check_train(world.config, resume=None)
     elif command == "evaluate":
-        check_evaluate(config)
+        check_evaluate(validate_root(EvaluationRun, world.data))
     else:
-        check_reward(config)
+        check_reward(validate_root(RewardTrainingRun, world.data))
 
 
 def refused(world: World, *parts: str, command: str = "train") -> str:
     with pytest.raises(ConfigError) as caught:
-        check(command, world.config)
+        check(command, world)
     message = str(caught.value)
     assert [part for part in parts if part not in message] == [], message
     return message
@@ -110,14 +112,14 @@ def refused(world: World, *parts: str, command: str = "train") -> str:
 
 @pytest.mark.parametrize("command", ["train", "evaluate", "reward"])
 def test_a_sound_configuration_passes(world: World, command: str) -> None:
-    check(command, world.config)
+    check(command, world)
     assert not world.run_dir.exists() and not (world.root / "cache").exists()
 
 
 def test_a_reward_that_is_no_model_passes(world: World) -> None:
     world.set("reward", {"type": "function", "path": str(world.function)})
     world.set("critic.model", {"path": str(world.policy)})
-    check("train", world.config)
+    check("train", world)
 
 
 # Model folders
@@ -132,7 +134,7 @@ def test_a_missing_model_folder(world: World, key: str) -> None:
 def test_a_reward_model_that_is_still_to_be_trained(world: World) -> None:
     world.set("reward.model.path", str(world.root / "trained"))
     refused(world, "reward.model.path=", "does not exist", "train it first: tetrarch reward CONFIG")
-    check("reward", world.config)
+    check("reward", world)
 
 
 @pytest.mark.parametrize(
@@ -165,7 +167,7 @@ def test_a_missing_shard(world: World) -> None:
     (world.policy / "model.safetensors.index.json").write_text(json.dumps(index))
     refused(world, "lacks 1 of 2 weight files, part-2.safetensors first")
     shutil.copy(world.policy / "part-1.safetensors", world.policy / "part-2.safetensors")
-    check("train", world.config)
+    check("train", world)
 
 
 def test_broken_small_files(world: World) -> None:
@@ -232,7 +234,7 @@ def test_reward_models_of_other_programs_pass(world: World, head: str, labels: d
         tensors[f"{head}.bias"] = np.zeros(1, np.float32)
 
     rewrite(world.reward, change)
-    check("train", world.config)
+    check("train", world)
 
 
 def test_a_normalisation_that_is_none(world: World) -> None:
@@ -255,7 +257,7 @@ ROLES = [
 def test_weights_that_are_missing_or_too_many_are_named(world: World, key: str, command: str) -> None:
     folder = model_folder(world.root / "other", reward=key == "reward.model")
     world.set(key, {"path": str(folder)})
-    check(command, world.config)
+    check(command, world)
     rewrite(folder, lambda tensors: tensors.update({"model.layers.0.extra.bias": np.zeros(3, np.float32)}))
     refused(world, f"{key}.path={folder}", "has not: model.layers.0.extra.bias", command=command)
     rewrite(folder, lambda tensors: tensors.pop("model.layers.0.extra.bias"))
@@ -268,7 +270,7 @@ def test_a_head_is_weights_too_many_of_a_policy_alone(world: World) -> None:
     refused(world, "actor.model.path=", "has not: score.bias")
     rewrite(world.policy, lambda tensors: tensors.pop("score.bias"))
     world.set("critic.initialise_from", "policy")
-    check("train", world.config)
+    check("train", world)
 
 
 def test_a_critic_from_a_policy_needs_an_architecture_with_a_classifier(world: World) -> None:
@@ -317,7 +319,7 @@ def test_a_text_bridge_lets_the_reward_model_read_otherwise(world: World) -> Non
     world.set("reward.text_bridge", True)
     refused(world, "critic.model is null", "another tokenizer", "set critic.initialise_from: policy")
     world.set("critic.initialise_from", "policy")
-    check("train", world.config)
+    check("train", world)
 
 
 def test_normalised_values_need_a_new_head(world: World) -> None:
@@ -325,7 +327,7 @@ def test_normalised_values_need_a_new_head(world: World) -> None:
     world.set("ppo.value.normalise", True)
     refused(world, "ppo.value.normalise=true", "critic.model", "speaks in plain units")
     world.set("critic.model.path", str(world.policy))
-    check("train", world.config)
+    check("train", world)
 
 
 def test_a_tokenizer_without_eos(world: World) -> None:
@@ -370,7 +372,7 @@ def test_pairs_over_the_backbones_context(world: World) -> None:
 def test_tensor_parallelism_must_divide_the_heads(world: World, parallel: int, fits: bool) -> None:
     world.set("placement", {"type": "local", "rollout": {"tensor_parallel_size": parallel}})
     if fits:
-        check("train", world.config)
+        check("train", world)
     else:
         refused(world, f"tensor_parallel_size={parallel}", "4 attention heads", "use 1, 2, 4")
 
@@ -399,12 +401,12 @@ def test_missing_and_bad_prompts(world: World, part: str) -> None:
         file.write_text(text)
         refused(world, where, expected)
     world.set("prompts.too_long", "truncate")
-    check("train", world.config)
+    check("train", world)
 
 
 def test_evaluation_needs_heldout_prompts(world: World) -> None:
     world.set("prompts.heldout", None)
-    check("train", world.config)
+    check("train", world)
     refused(world, "prompts.heldout is null", "prompts.heldout.path", command="evaluate")
 
 
@@ -415,7 +417,7 @@ def test_pairs_need_their_columns(world: World) -> None:
     pairs.write_text('{"question": "a", "chosen": "b"}\n')
     refused(world, "lacks rejected, prompt (or messages); it has question, chosen", command="reward")
     pairs.write_text('{"prompt": "a", "chosen": "b", "rejected": "c"}\n')
-    check("reward", world.config)
+    check("reward", world)
 
 
 # Folders that are written to
@@ -424,10 +426,10 @@ def test_pairs_need_their_columns(world: World) -> None:
 def test_a_run_directory_in_use(world: World) -> None:
     world.run_dir.mkdir()
     (world.run_dir / "logs").mkdir()
-    check("train", world.config)
+    check("train", world)
     (world.run_dir / "metrics.jsonl").touch()
     refused(world, f"run_dir={world.run_dir} is not empty", "metrics.jsonl", "no checkpoint is in it", "remove it")
-    check("evaluate", world.config)
+    check("evaluate", world)
     Checkpoints(world.run_dir / "checkpoints", keep=2).save(2, {}, lambda folder: None)
     refused(world, f"run_dir={world.run_dir} is not empty", "say --resume to go on with that run")
 
@@ -435,7 +437,11 @@ def test_a_run_directory_in_use(world: World) -> None:
 def test_a_reward_model_inside_the_run_directory_does_not_make_it_used(world: World) -> None:
     world.set("reward_training.output", str(world.run_dir / "reward" / "model"))
     (world.run_dir / "reward" / "model").mkdir(parents=True)
-    check("train", world.config)
+    check("train", world)
+    (world.run_dir / "reward" / "model" / "model.safetensors").touch()
+    refused(world, f"run_dir={world.run_dir} is not empty", "reward")
+    (world.run_dir / "reward" / "model" / "reward_quality.json").touch()
+    check("train", world)
 
 
 def test_resuming_needs_a_whole_checkpoint(world: World) -> None:
@@ -466,7 +472,7 @@ def test_a_run_directory_that_is_a_file(world: World) -> None:
 def test_what_is_in_the_output_folder_is_left_alone(world: World) -> None:
     output = world.root / "trained"
     output.mkdir()
-    check("reward", world.config)
+    check("reward", world)
     (output / "thesis.txt").touch()
     refused(world, f"reward_training.output={output} is not empty", "another folder", command="reward")
 
@@ -480,7 +486,7 @@ def test_all_that_is_missing_is_told_at_once(world: World) -> None:
 
 def test_reward_training_must_be_there(world: World) -> None:
     world.set("reward_training", None)
-    refused(world, "reward_training is missing", command="reward")
+    refused(world, "reward_training: missing", "output, model and pairs", command="reward")
 
 
 # Reward functions

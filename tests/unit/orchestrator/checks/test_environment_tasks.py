@@ -7,7 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.checks.commands import check_evaluate, check_reward, check_train
+from orchestrator.checks.commands import check_evaluate, check_train
+from orchestrator.config.loading import validate_root
+from orchestrator.config.reward_training import RewardTrainingRun
 from orchestrator.errors import ConfigError
 from tests.unit.orchestrator.checks.test_commands import World
 
@@ -86,4 +88,4 @@ def test_the_context_holds_the_longest_conversation(world: World) -> None:
 
 def test_rewards_are_not_learned_from_conversations(world: World) -> None:
     with pytest.raises(ConfigError, match=r"reward_training\.pairs\.type=sampled .* environment=null"):
-        check_reward(world.config)
+        validate_root(RewardTrainingRun, world.data)

@@ -17,7 +17,8 @@ from typer.testing import CliRunner
 
 from cluster.errors import PlacementError, RankFailure, Terminated
 from orchestrator.commands import app as cli
-from orchestrator.config.loading import load_config
+from orchestrator.config.loading import load_config, load_root
+from orchestrator.config.roots import ROOTS
 from orchestrator.config.run import RunConfig
 from orchestrator.errors import CheckpointError, ConfigError
 from orchestrator.run.checkpoint import Checkpoints
@@ -46,6 +47,11 @@ def file(tmp_path: Path) -> Path:
 def tetrarch(*arguments: str | Path) -> Result:
     return CliRunner().invoke(cli.app, [str(argument) for argument in arguments])
 
+
+REWARD_TRAINING = (
+    "reward_training={output: made/model, model: {path: no/such/model}, "
+    "pairs: {type: dataset, dataset: {path: pairs.jsonl}}}"
+)
 
 READ = SimpleNamespace(summary="prompts.train: 7 prompts", example="row 0 as the model reads it")
 """What the door has read."""
@@ -130,9 +136,9 @@ def test_the_door_comes_before_the_driver(
 ) -> None:
     calls = drive()
     command, *options = arguments
-    result = tetrarch(command, file, "ppo.epochs=2", "seed=7", *options)
+    result = tetrarch(command, file, "ppo.epochs=2", "seed=7", REWARD_TRAINING, *options)
     assert result.exit_code == 0, result.output
-    config = load_config(file, ["ppo.epochs=2", "seed=7"])
+    config = load_root(ROOTS[command], file, ["ppo.epochs=2", "seed=7", REWARD_TRAINING])
     assert calls == [(name, (config, *rest)) for name, *rest in expected]
     assert READ.summary in result.output and result.output.count(READ.example) == 1
 
@@ -214,6 +220,16 @@ def test_config_prints_what_load_config_reads(file: Path, tmp_path: Path) -> Non
     printed = tmp_path / "printed.yaml"
     printed.write_text(result.stdout)
     assert load_config(printed) == load_config(file, ["ppo.epochs=2"])
+    assert result.stdout.startswith("# what tetrarch train, evaluate read\n")
+
+
+def test_config_prints_a_file_for_any_command(tmp_path: Path) -> None:
+    file, printed = tmp_path / "pairs.yaml", tmp_path / "printed.yaml"
+    file.write_text(REWARD_TRAINING.replace("=", ": ", 1))
+    result = tetrarch("config", file)
+    assert result.exit_code == 0 and result.stdout.startswith("# what tetrarch reward read\n")
+    printed.write_text(result.stdout)
+    assert load_root(ROOTS["reward"], printed) == load_root(ROOTS["reward"], file)
 
 
 def test_config_hides_secrets(file: Path) -> None:

@@ -11,9 +11,12 @@ from typing import Any
 import pytest
 from pydantic import BaseModel
 
+from orchestrator.config.evaluation import EvaluationRun
 from orchestrator.config.kl import AdaptiveKl, FixedKl
-from orchestrator.config.loading import dump_config, load_config, validate
+from orchestrator.config.loading import dump_config, load_all, load_config, load_root, validate
+from orchestrator.config.reward_training import RewardTrainingRun
 from orchestrator.config.role_needs import scoring_roles
+from orchestrator.config.roots import ROOTS, AnyConfig, json_schema
 from orchestrator.config.run import RunConfig
 from orchestrator.config.schema import all_keys, sections_in
 from orchestrator.config.yaml_text import parse_yaml, to_yaml
@@ -152,7 +155,7 @@ def test_every_field_says_what_it_is() -> None:
         inner = [s for field in section.model_fields.values() for s in sections_in(field.annotation)]
         return found + [line for s in inner for line in undescribed(s)]
 
-    assert undescribed(RunConfig) == []
+    assert undescribed(AnyConfig) == []
 
 
 def test_the_configuration_loads_without_the_engines(file: Path) -> None:
@@ -164,6 +167,78 @@ def test_the_configuration_loads_without_the_engines(file: Path) -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+# Which command reads what
+
+PAIRS = """
+reward_training:
+  output: runs/made/model
+  model: {path: backbone}
+  pairs: {type: dataset, dataset: {path: pairs.jsonl}}
+"""
+SAMPLED = "reward_training.pairs={type: sampled, judge: {path: judge.py}}"
+
+
+@pytest.fixture
+def pairs(tmp_path: Path) -> Path:
+    path = tmp_path / "pairs.yaml"
+    path.write_text(PAIRS)
+    return path
+
+
+def test_a_reward_model_needs_its_section_alone(pairs: Path) -> None:
+    config = load_root(RewardTrainingRun, pairs)
+    assert config.run_dir == "runs/made" and config.policy is None
+    assert config.checkpoint.keep == 2 and config.report.html
+
+
+def test_one_file_serves_several_commands(file: Path) -> None:
+    both = tuple(line for line in PAIRS.strip().splitlines())
+    file.write_text(MINIMAL + "\n".join(both))
+    training, rewarding, evaluating = (load_root(root, file) for root in (RunConfig, RewardTrainingRun, EvaluationRun))
+    assert (training.run_dir, evaluating.run_dir, rewarding.run_dir) == ("runs/x", "runs/x", "runs/made")
+    assert list(load_all(file)) == list(ROOTS)
+    assert not hasattr(training, "reward_training") and not hasattr(evaluating, "steps")
+
+
+def test_sampled_pairs_need_a_policy(file: Path, pairs: Path) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load_root(RewardTrainingRun, pairs, [SAMPLED, "rollout={prompts_per_step: 1, max_response_tokens: 4}"])
+    (line,) = str(caught.value).splitlines()
+    assert "actor and prompts are missing" in line and "pairs.type: dataset" in line
+    file.write_text(MINIMAL + PAIRS)
+    policy = load_root(RewardTrainingRun, file, [SAMPLED]).policy
+    assert policy is not None and policy.longest_sample == 80
+    with pytest.raises(ConfigError, match="environment=null"):
+        load_root(RewardTrainingRun, file, [SAMPLED, f"environment={ENVIRONMENT}"])
+
+
+@pytest.mark.parametrize(
+    ("override", "part"),
+    [
+        ("reward_training.epoch=2", "reward_training.epoch: unknown key; did you mean `epochs`?"),
+        ("reward_training.epochs=0", "reward_training.epochs=0: must be at least 1"),
+        ("reward_trainin={}", "reward_trainin: unknown key; did you mean `reward_training`?"),
+        ("reward_trainin=null", "reward_trainin: unknown key"),
+        ("reward_training.pairs={type: datasets}", "must be one of dataset, sampled; did you mean `dataset`?"),
+    ],
+)
+def test_a_key_of_another_command_is_checked_though_it_is_not_read(file: Path, override: str, part: str) -> None:
+    assert part in problem(file, override)
+
+
+def test_a_section_of_another_command_need_not_be_whole(file: Path, pairs: Path) -> None:
+    assert load_config(file, ["reward_training.epochs=2"]) == load_config(file)
+    assert load_config(file, ["reward_training=null"]) == load_config(file)
+    halves = ["actor.lora.rank=4", "critic.warmup.max_steps=3", "rollout={}", "reward={}", "steps=null"]
+    assert load_root(RewardTrainingRun, pairs, halves) == load_root(RewardTrainingRun, pairs)
+    with pytest.raises(ConfigError, match="must be at least 1"):
+        load_root(RewardTrainingRun, pairs, ["steps=0"])
+
+
+def test_a_section_that_must_be_there_is_missing_if_it_is_null(file: Path) -> None:
+    assert "rollout: missing; add it" in problem(file, "rollout=null")
 
 
 # What mistakes are told
@@ -370,8 +445,10 @@ def test_a_configuration_never_changes(file: Path) -> None:
 
 
 def test_the_schema_is_json_and_names_every_top_level_key() -> None:
-    schema = json.loads(json.dumps(RunConfig.model_json_schema()))
-    assert set(schema["properties"]) == {path for path in all_keys(RunConfig) if "." not in path}
+    schema = json.loads(json.dumps(json_schema()))
+    assert set(schema["properties"]) == {path for path in all_keys(AnyConfig) if "." not in path}
+    assert {"reward_training", "steps", "evaluation"} <= set(schema["properties"])
+    assert {"required": ["reward_training"]} in schema["anyOf"] and schema["required"] == []
     assert schema["additionalProperties"] is False
 
 

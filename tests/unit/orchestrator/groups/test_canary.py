@@ -12,7 +12,7 @@ from torch import Tensor
 from vllm.model_executor.layers.linear import LinearBase
 
 from cluster.errors import RankFailure
-from orchestrator.config.run import CanaryConfig
+from orchestrator.config.canary import CanaryConfig
 from orchestrator.errors import WeightsDiffer
 from orchestrator.groups.canary import Canary, culprits, unexplained_gap
 from roles.batch import Scored

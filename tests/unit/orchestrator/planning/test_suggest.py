@@ -14,7 +14,7 @@ from cluster.config import EnginesConfig, GroupsPlacement, PlacedGroup
 from cluster.role_table import ENGINES
 from orchestrator.commands import app as cli
 from orchestrator.config.loading import dump_config, load_config, validate
-from orchestrator.config.rules import inconsistencies
+from orchestrator.config.rules.rule_table import broken_rules
 from orchestrator.config.run import RunConfig
 from orchestrator.errors import ConfigError
 from orchestrator.planning import suggest as module
@@ -92,7 +92,7 @@ def brute_force(config: RunConfig, count: int) -> list[float]:
                 placement = config.placement.model_copy(update={"groups": groups})
                 for setting in settings(placement):
                     tried = apply(config, placement, setting)
-                    if inconsistencies(tried):
+                    if broken_rules(tried):
                         continue
                     planned = layout(tried)
                     if not planned.shortages:
@@ -113,7 +113,7 @@ def test_the_search_agrees_with_brute_force(
     config = small(nodes, gpus, accelerator, stage=stage)
     found = suggest(config)
     assert [one.layout.step.total for one in found] == pytest.approx(brute_force(config, len(found)))
-    assert found and all(not one.layout.shortages and not inconsistencies(one.config) for one in found)
+    assert found and all(not one.layout.shortages and not broken_rules(one.config) for one in found)
 
 
 def test_what_is_suggested_can_be_written_into_the_file(tmp_path: Path) -> None:

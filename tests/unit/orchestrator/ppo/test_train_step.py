@@ -14,8 +14,8 @@ import orchestrator.groups.scoring
 import orchestrator.ppo.stats
 import orchestrator.ppo.step
 from cluster.config import Deadlines
+from orchestrator.config.canary import CanaryConfig
 from orchestrator.config.ppo import PpoConfig
-from orchestrator.config.run import CanaryConfig
 from orchestrator.errors import NotFinite, TetrarchError, WeightsDiffer
 from orchestrator.groups.scoring import Policy, Reward, Roles
 from orchestrator.ppo.experience import ExperienceStats

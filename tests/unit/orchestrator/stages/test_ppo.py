@@ -20,9 +20,10 @@ from cluster.config import Deadlines
 from cluster.errors import RankFailure, Terminated
 from cluster.runtime.orders import Orders
 from cluster.runtime.ray_cluster import Usage
+from orchestrator.config.canary import CanaryConfig
+from orchestrator.config.checkpoint import CheckpointConfig
 from orchestrator.config.evaluation import EvaluationConfig
 from orchestrator.config.ppo import PpoConfig
-from orchestrator.config.run import CanaryConfig, CheckpointConfig
 from orchestrator.errors import CheckpointError, KlBudgetSpent, NotFinite, TetrarchError, WeightsDiffer
 from orchestrator.groups import canary
 from orchestrator.groups.scoring import Policy

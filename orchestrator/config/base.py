@@ -1,0 +1,55 @@
+"""What every command reads: the keys that all roots of the configuration share.
+
+Imports neither torch, ray, vllm nor deepspeed, so that a file can be checked on a laptop.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Literal
+
+from pydantic import Field
+
+from cluster.config import Deadlines, LocalPlacement, PlacementConfig
+from orchestrator.config.checkpoint import CheckpointConfig
+from orchestrator.config.report import ReportConfig
+from roles.config.section import Dtype, Section
+
+
+class BaseConfig(Section):
+    """Where and how a command runs."""
+
+    run_dir: str = Field(min_length=1)
+    """Folder of everything that the run leaves behind. Of `tetrarch reward` it is the folder that holds
+    `reward_training.output`."""
+    seed: int = Field(default=1, ge=0, lt=2**32)
+    """Seed of the prompts' order, of sampling, of the mini-batches and of new heads."""
+    device: Literal["cpu", "cuda"] = "cpu"
+    """Device of all models."""
+    dtype: Dtype = "float32"
+    """Type of the models' weights and activations; losses, values and log-probabilities are always float32."""
+    model_cache: str = Field(default="runs/models", min_length=1)
+    """Folder of converted models (from GGUF files, or with fewer layers)."""
+    checkpoint: CheckpointConfig = CheckpointConfig()
+    """State that a run resumes from."""
+    report: ReportConfig = ReportConfig()
+    """What a run writes beside its metrics."""
+    placement: PlacementConfig = LocalPlacement()
+    """Which role sits on which machines and GPUs."""
+    deadlines: Deadlines = Deadlines()
+    """How long the driver waits before it gives up."""
+
+    @classmethod
+    def own(cls, data: Mapping[Any, Any]) -> dict[Any, Any]:
+        """The keys of a file that this command reads; other commands read the others."""
+        return {key: value for key, value in data.items() if key in cls.model_fields}
+
+    @classmethod
+    def derived(cls) -> set[str]:
+        """The keys that a file need not have, because they follow from others."""
+        return set()
+
+    @property
+    def model_roles(self) -> tuple[str, ...]:
+        """The roles of the command that hold a model."""
+        return ()

@@ -1,0 +1,129 @@
+"""Rules of PPO: batches, steps, advantages, the KL penalty, evaluations."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from cluster.config import LocalPlacement
+from cluster.placement.plan import ranks_of
+from cluster.role_table import ACTOR, trained_roles
+from orchestrator.config.run import RunConfig
+
+LARGEST_GSPO_CLIP = 0.05
+"""Means over responses hardly ever move so far; the paper uses about 1e-4."""
+BIASED_KL = {
+    ("loss", "k1"): "its gradient is zero on average, so nothing holds the policy; use k2 (or k3, as GRPO does)",
+    ("reward", "k2"): "it punishes tokens that became less likely as much as those that became more likely; use k1",
+    ("reward", "k3"): "it punishes tokens that became less likely without bound; use k1",
+}
+
+
+def batch_rules(config: RunConfig) -> Iterator[str]:
+    """Mini-batches are equal parts of a step, with a sample for every rank."""
+    samples, mini_batches = config.samples_per_step, config.ppo.mini_batches
+    if samples % mini_batches:
+        near = [n for n in range(1, samples + 1) if samples % n == 0]
+        near = sorted(sorted(near, key=lambda n: abs(n - mini_batches))[:2])
+        rollout = config.rollout
+        yield (
+            f"ppo.mini_batches={mini_batches} does not divide the {samples} samples of a step (rollout.prompts_per_step"
+            f"={rollout.prompts_per_step} x rollout.responses_per_prompt={rollout.responses_per_prompt}); "
+            f"use {' or '.join(map(str, near))}"
+        )
+        return
+    rows = samples // mini_batches
+    for role in [role for role in trained_roles() if role in config.model_roles]:
+        ranks = ranks_of(config.placement, role)
+        if rows < ranks:
+            local = isinstance(config.placement, LocalPlacement)
+            said = f"placement.{role}.ranks={ranks} is" if local else f"the {ranks} ranks (GPUs) of the {role} are"
+            yield (
+                f"{said} more than the {rows} samples of a mini-batch ({samples} "
+                f"samples of a step, ppo.mini_batches={mini_batches}); use fewer ranks or fewer mini-batches"
+            )
+
+
+def distribution_rules(config: RunConfig) -> Iterator[str]:
+    """Samples of another distribution than the actor's need weights."""
+    rollout = config.rollout
+    unweighted = config.ppo.policy.importance.type in ("none", "reject")  # neither weights single tokens
+    if (rollout.top_p < 1 or rollout.top_k > 0) and unweighted:
+        yield (
+            f"rollout.top_p={rollout.top_p}, top_k={rollout.top_k} sample another distribution than the actor's; set "
+            "ppo.policy.importance: {type: truncated}, or top_p: 1 and top_k: 0"
+        )
+
+
+def step_rules(config: RunConfig) -> Iterator[str]:
+    """Warm-ups end before the run does, and leave the engines with weights."""
+    warmup = config.critic.warmup.max_steps
+    if warmup >= config.steps:
+        yield (
+            f"critic.warmup.max_steps={warmup} leaves none of the run's steps={config.steps} to the actor; lower it, "
+            "or raise steps"
+        )
+        return
+    if config.rollout.engine.sleep == 2 and warmup:
+        yield (
+            f"rollout.engine.sleep=2 drops weights that no push renews while critic.warmup.max_steps={warmup}; use "
+            "sleep: 1"
+        )
+    each = config.ppo.optimizer_steps
+    for role in trained_roles():
+        steps = config.steps - warmup if role == ACTOR else config.steps
+        rising = config.section(role).optimizer.schedule.warmup_steps
+        if rising >= steps * each:
+            yield (
+                f"{role}.optimizer.schedule.warmup_steps={rising} is not below the {steps * each} optimizer steps of "
+                f"the run ({steps} steps x ppo.epochs={config.ppo.epochs} x "
+                f"ppo.mini_batches={config.ppo.mini_batches}); lower it"
+            )
+
+
+def advantage_rules(config: RunConfig) -> Iterator[str]:
+    """Losses, penalties and advantages that do not go together."""
+    ppo, kind = config.ppo, config.ppo.advantage.type
+    why = BIASED_KL.get((ppo.kl.where, ppo.kl.estimator))
+    if why and not ppo.kl.allow_biased:
+        yield f"ppo.kl: {{where: {ppo.kl.where}, estimator: {ppo.kl.estimator}}}: {why}, or say allow_biased: true"
+    if ppo.policy.type == "gspo" and ppo.policy.clip > LARGEST_GSPO_CLIP:
+        yield (
+            f"ppo.policy.clip={ppo.policy.clip:g} clips nothing with type: gspo, whose ratio is a mean over a "
+            "response; use clip: 3.0e-4 and clip_high: 4.0e-4 (arXiv 2507.18071), and mean: sequence"
+        )
+    length = ppo.score.length
+    if length.type == "soft_overlong" and not length.buffer <= length.longest <= config.longest_response:
+        yield (
+            f"ppo.score.length: buffer={length.buffer}, longest={length.longest} must rise up to "
+            f"the longest response, {config.longest_response} tokens (rollout.max_response_tokens="
+            f"{config.rollout.max_response_tokens}); use longest: {config.longest_response} and a smaller buffer"
+        )
+    if ppo.policy.dual_clip is not None and ppo.policy.type != "clipped":
+        yield f"ppo.policy.dual_clip={ppo.policy.dual_clip:g} is not for type: {ppo.policy.type}; remove one of the two"
+    if ppo.compares_responses and config.rollout.responses_per_prompt == 1:
+        yield (
+            f"ppo.advantage.type={kind} compares the responses to one prompt, but rollout.responses_per_prompt=1; use "
+            "4 or more"
+        )
+    if kind == "remax" and ppo.whiten_rewards:
+        yield "ppo.whiten_rewards=true does not scale the baseline of ppo.advantage.type=remax as well; set it to false"
+    if ppo.uses_critic:
+        return
+    unused = {
+        "critic": config.critic != type(config.critic)(),
+        "ppo.value": ppo.value != type(ppo.value)(),
+        "ppo.truncated.type=bootstrap": ppo.truncated.type == "bootstrap",
+    }
+    for key in [key for key, given in unused.items() if given]:
+        yield f"{key} needs a critic, and ppo.advantage.type={kind} has none; remove it, or use type: gae"
+
+
+def evaluation_rules(config: RunConfig) -> Iterator[str]:
+    """Evaluations need prompts."""
+    if config.prompts.heldout is not None:
+        return
+    if config.evaluation.every:
+        every = config.evaluation.every
+        yield f"evaluation.every={every} needs held-out prompts; set prompts.heldout.path, or every: 0"
+    if config.evaluation.judge is not None:
+        yield "evaluation.judge needs held-out prompts; set prompts.heldout.path, or remove the judge"

@@ -1,0 +1,47 @@
+"""Which rules hold for which command: a rule holds for every root that has the keys which it reads."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from orchestrator.config.base import BaseConfig
+from orchestrator.config.evaluation import EvaluationRun
+from orchestrator.config.reward_training import RewardTrainingRun
+from orchestrator.config.rules import (
+    memory_rules,
+    model_rules,
+    pair_rules,
+    placement_rules,
+    ppo_rules,
+    reward_rules,
+    sampling_rules,
+)
+from orchestrator.config.run import RunConfig
+from orchestrator.config.sampling import SamplingConfig
+
+RULES: tuple[tuple[type[BaseConfig], Callable[[Any], Iterator[str]]], ...] = (
+    (RunConfig, ppo_rules.batch_rules),
+    (SamplingConfig, sampling_rules.response_rules),
+    (RunConfig, ppo_rules.distribution_rules),
+    (EvaluationRun, reward_rules.conversation_rules),
+    (SamplingConfig, sampling_rules.environment_rules),
+    (RunConfig, ppo_rules.step_rules),
+    (RunConfig, ppo_rules.advantage_rules),
+    (RunConfig, model_rules.adapter_rules),
+    (EvaluationRun, reward_rules.ensemble_rules),
+    (RunConfig, model_rules.critic_rules),
+    (RunConfig, ppo_rules.evaluation_rules),
+    (SamplingConfig, sampling_rules.engine_rules),
+    (EvaluationRun, memory_rules.memory_rules),
+    (RewardTrainingRun, pair_rules.pair_rules),
+)
+"""The keys that a rule reads are those of the class at its left, and of every root made from it."""
+
+
+def broken_rules(config: BaseConfig) -> list[str]:
+    """One line for every broken rule: key, value, fix. Empty if the configuration is sound."""
+    misplaced = list(placement_rules.placement_rules(config))
+    if misplaced:
+        return misplaced  # the other rules ask how many ranks there are
+    return [line for root, rule in RULES if isinstance(config, root) for line in rule(config)]
