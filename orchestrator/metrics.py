@@ -25,13 +25,14 @@ collapses."""
 
 _SCORE = Chart("Score")
 _CLIPPED = Chart("Clip fraction", low=0.0)
+_ACCURACY = Chart("Accuracy", reach=(0.5, 1.0))
 _GRADIENTS = Chart("Gradient norm", low=0.0)
 _LOGPROB_GAP = Chart("Log-probability gap", logarithmic=True)
 _LEARNING_RATES = Chart("Learning rates", low=0.0)
 _PHASES = Chart("Seconds by phase", stacked=True)
 
 _ALL = (
-    Metric("step", "", "PPO steps done, this one included"),
+    Metric("step", "", "Steps done, this one included"),
     Metric(
         "score/mean",
         "",
@@ -110,6 +111,35 @@ _ALL = (
         "Global L2 norm of the critic's gradient before clipping, mean over the update",
         _GRADIENTS,
     ),
+    Metric(
+        "preference/loss",
+        "",
+        "Loss of a preference pair (Bradley-Terry), mean over the comparisons of the step",
+        Chart("Preference loss", low=0.0),
+        shown=Shown("loss", "{:.3f}"),
+    ),
+    Metric(
+        "preference/accuracy",
+        "fraction",
+        "Comparisons of the step that the model ordered rightly before it was trained on them",
+        _ACCURACY,
+        shown=Shown("accuracy", "{:.0%}"),
+    ),
+    Metric(
+        "preference/heldout_accuracy",
+        "fraction",
+        "Held-out comparisons that the model orders rightly, at the end of an epoch",
+        _ACCURACY,
+        shown=Shown("held out", "{:.1%}"),
+    ),
+    Metric("preference/heldout_accuracy_low", "fraction", "Lower end of its 95 % interval", _ACCURACY),
+    Metric("preference/heldout_accuracy_high", "fraction", "Upper end of its 95 % interval", _ACCURACY),
+    Metric(
+        "preference/gradient_norm",
+        "",
+        "Global L2 norm of the gradient before clipping",
+        _GRADIENTS,
+    ),
     Metric("advantage/mean", "", "Advantages before whitening, mean over the trained tokens"),
     Metric("advantage/std", "", "Their standard deviation (biased)"),
     Metric(
@@ -139,6 +169,7 @@ _ALL = (
     Metric("kl/coefficient", "", "Weight of the KL penalty in this step", Chart("KL coefficient", low=0.0)),
     Metric("lr/actor", "", "Learning rate of the actor at the last optimizer step", _LEARNING_RATES),
     Metric("lr/critic", "", "Learning rate of the critic at the last optimizer step", _LEARNING_RATES),
+    Metric("lr/reward", "", "Learning rate of the reward model in training", _LEARNING_RATES),
     Metric(
         "engine/logprob_gap_mean",
         "nats/token",
@@ -174,12 +205,20 @@ _ALL = (
     Metric(
         "time/update_s",
         "s",
-        "Optimizer steps of critic and actor, side by side",
+        "Optimizer steps; of critic and actor side by side",
         _PHASES,
         "update",
-        doing="updating actor and critic",
+        doing="training",
     ),
     Metric("time/push_s", "s", "Weight transfer to the engines", _PHASES, "push", doing="pushing the weights"),
+    Metric(
+        "time/evaluate_s",
+        "s",
+        "Passes over held-out data inside a step",
+        _PHASES,
+        "evaluate",
+        doing="testing on held-out data",
+    ),
     Metric(
         "time/step_s",
         "s",

@@ -71,6 +71,14 @@ class RewardTrainer:
                 answers[rows] = numbers
         return answers
 
+    def save_state(self, folder: str | Path) -> None:
+        """Everything that `load_state` needs to continue exactly."""
+        self._model.save_state(folder)
+
+    def load_state(self, folder: str | Path) -> None:
+        """Continue where `save_state` was called."""
+        self._model.load_state(folder)
+
     def save_model(self, folder: str | Path, score_shift: float) -> None:
         """A sequence-classification folder; `score_shift` is what `RewardModel` will take off every number of today."""
         self._model.module.rescale(-score_shift, 1.0)

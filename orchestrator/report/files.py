@@ -30,13 +30,15 @@ class RunState:
 
     name: str
     steps: int
-    """PPO steps that were asked for."""
+    """Steps that were asked for; 0: not known yet."""
     status: str = "running"
     error: str = ""
     targets: dict[str, float] = field(default_factory=dict)
     """Metric → the value that a controller steers it to."""
     started: str = ""
     """Time of the (last) start, ISO 8601."""
+    title: str = ""
+    """The kind of training, such as `PPO`."""
 
 
 @dataclass(frozen=True, slots=True)

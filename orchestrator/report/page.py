@@ -66,7 +66,7 @@ def _header(record: RunRecord) -> str:
     if state.error:
         trouble = f'<div class="trouble"><strong>What ended it</strong><pre>{escape(state.error)}</pre></div>'
     return (
-        f'<header>\n<p class="brand">Tetrarch · PPO</p>\n<div class="title"><h1>{escape(state.name)}</h1>'
+        f'<header>\n<p class="brand">{_brand(state.title)}</p>\n<div class="title"><h1>{escape(state.name)}</h1>'
         f'<span class="pill {style}">{escape(word)}</span></div>\n<dl class="facts">{rows}</dl>{trouble}\n</header>'
     )
 
@@ -75,6 +75,10 @@ def _fact(fact: Fact, unit: str, values: list[float]) -> str:
     whole: dict[str, Callable[[list[float]], float]] = {"sum": math.fsum, "median": median, "max": max}
     value = whole[fact.of](values)
     return clock(value) if unit == "s" and fact.of == "sum" else f"{number(value)} {unit}".strip()
+
+
+def _brand(title: str) -> str:
+    return f"Tetrarch · {escape(title)}" if title else "Tetrarch"
 
 
 def _evaluations(evaluations: list[EvaluationResult]) -> str:

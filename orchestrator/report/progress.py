@@ -37,7 +37,10 @@ class Progress(Protocol):
         """The same for something short, as inside a step: no line of its own in plain output."""
 
     def step(self, step: int, metrics: Mapping[str, float]) -> None:
-        """A PPO step has ended."""
+        """A step has ended."""
+
+    def expect(self, steps: int) -> None:
+        """The run has so many steps, which was not known when it began."""
 
     def lines(self, text: str) -> None:
         """Something to keep: printed and left standing."""
@@ -99,6 +102,10 @@ class PlainProgress:
         with self._lock:
             self._doing, self._doing_since = text, time.monotonic()
 
+    def expect(self, steps: int) -> None:
+        """For the lines of the steps that follow."""
+        self._steps, self._pace = steps, Pace(steps)
+
     def step(self, step: int, metrics: Mapping[str, float]) -> None:
         """The compact line of a step."""
         self.lines(step_line(step, self._steps, metrics, self._pace.left(step, metrics)))
@@ -148,6 +155,10 @@ class LiveProgress:
         self._doing, self._doing_since = text, time.monotonic()
 
     phase = status
+
+    def expect(self, steps: int) -> None:
+        """Gives the bar its length."""
+        self._steps, self._pace = steps, Pace(steps)
 
     def step(self, step: int, metrics: Mapping[str, float]) -> None:
         """Moves the bar and the table."""

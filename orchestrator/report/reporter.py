@@ -32,7 +32,8 @@ class Reporter:
 
     Args:
         run_dir: made if it is missing.
-        steps: PPO steps of the whole run.
+        title: the kind of training, such as `PPO`.
+        steps: of the whole run; 0 if that is not known yet.
         config_yaml: the resolved configuration, secrets redacted.
         resume_step: what the files say after this step is dropped; 0 starts them afresh.
         targets: metric → the value that a controller steers it to, drawn in its chart.
@@ -44,7 +45,8 @@ class Reporter:
         run_dir: str | Path,
         *,
         name: str,
-        steps: int,
+        title: str = "",
+        steps: int = 0,
         config_yaml: str,
         tensorboard: bool = True,
         html: bool = True,
@@ -56,7 +58,7 @@ class Reporter:
         self._html = html
         self._step = resume_step
         started = datetime.now(UTC).isoformat(timespec="seconds")
-        self._state = RunState(name, steps, targets=dict(targets or {}), started=started)
+        self._state = RunState(name, steps, targets=dict(targets or {}), started=started, title=title)
         _prepare(self._run_dir, self._state, config_yaml, resume_step)
         self._before = next((e for e in read_record(self._run_dir).evaluations if e.label == "before"), None)
         self._tensorboard = _writer(self._run_dir / "tensorboard", resume_step) if tensorboard else None
@@ -76,12 +78,18 @@ class Reporter:
         check_known([key])
         self._progress.phase(f"step {self._step + 1}: {METRICS[key].doing or name}")
 
+    def expect(self, steps: int) -> None:
+        """The run has so many steps, which was not known when it began."""
+        self._state = replace(self._state, steps=steps)
+        write_state(self._run_dir, self._state)
+        self._progress.expect(steps)
+
     def note(self, text: str) -> None:
         """A line that stays."""
         self._progress.lines(text)
 
     def step(self, step: int, metrics: Mapping[str, float], table: Sequence[SampleRow] = ()) -> None:
-        """A PPO step: one line of `metrics.jsonl`, and its samples. ValueError for a metric without a description."""
+        """A step: one line of `metrics.jsonl`, and its samples. ValueError for a metric without a description."""
         numbers = {key: value for key, value in metrics.items() if key != "step"}
         check_known(list(numbers))
         append_line(self._run_dir / run_files.METRICS, {"step": step, **numbers})

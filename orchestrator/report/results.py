@@ -56,7 +56,7 @@ class EvaluationResult:
     """One pass over the held-out prompts."""
 
     step: int
-    """PPO steps done."""
+    """Steps done."""
     label: str
     """`before`, `after` or `step N`."""
     prompts: int

@@ -32,9 +32,9 @@ class Checkpoint:
 
     path: Path
     step: int
-    """PPO steps done."""
+    """Steps done."""
     state: dict[str, Any]
-    """The driver's state: see `orchestrator.ppo.step.TrainState.state_dict`."""
+    """The driver's state, as `orchestrator.stages.stage.Stage.state_dict` gives it, and the configuration."""
 
 
 class Checkpoints:

@@ -59,7 +59,7 @@ def train(config: RunConfig, resume: Resume, training: Questions, heldout: Quest
             yield Ppo(config, roles, state, report, questions, reference_fingerprint(roles))
 
     targets = {"objective/kl": controller.target} if isinstance(controller, AdaptiveKl) else {}
-    carry_out(config, resume, start, steps=config.steps, targets=targets)
+    carry_out(config, resume, start, title="PPO", steps=config.steps, targets=targets)
 
 
 @dataclass(slots=True)

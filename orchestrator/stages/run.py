@@ -56,7 +56,7 @@ def carry_out(
         for line in told:
             reporter.note(line)
         with start(reporter) as stage:
-            run = Run(config, stage, checkpoints, reporter, settings=settings)
+            run = Run(config, stage, checkpoints, reporter, settings=settings, orders=ORDERS)
             if checkpoint is not None:
                 run.restore(checkpoint)
             run.all_steps()

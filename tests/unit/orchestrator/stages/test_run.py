@@ -1,0 +1,179 @@
+"""A run of a stage that only counts: what a new stage gains from `orchestrator.stages.run` by a dozen lines of its own.
+
+Reports, checkpoints and signals are real; a trained group is a number in a file.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+import orchestrator.stages.run
+from cluster.errors import RankFailure, Terminated
+from cluster.ranks.calls import Call
+from cluster.runtime.orders import Orders
+from cluster.runtime.ray_cluster import Usage
+from orchestrator.config.loading import load_config
+from orchestrator.config.run import RunConfig
+from orchestrator.errors import StopTraining
+from orchestrator.run.checkpoint import Checkpoint, Checkpoints
+from orchestrator.run.phase_clock import Clock
+from orchestrator.run.resuming import Resume
+from orchestrator.stages.run import carry_out
+from orchestrator.stages.stage import Stage, StepReport
+
+TINY = Path(__file__).resolve().parents[4] / "configs/tiny.yaml"
+
+
+class Counter:
+    """A group without ranks whose weights are the number of updates."""
+
+    ranks = ()
+    updates = 0
+
+    def call(self, method: Any, folder: str) -> Call[None]:
+        if method.__name__ == "save_state":
+            Path(folder).write_text(str(self.updates))
+        else:
+            self.updates = int(Path(folder).read_text())
+        return Call(method.__name__, [], [], [])
+
+
+class Counting(Stage):
+    """Twelve lines of a stage, and what a test does to it."""
+
+    cluster: Any = SimpleNamespace(usage=lambda: Usage([], 1.5, {}, []))
+    steps, step = 6, 0
+
+    def __init__(self, run_dir: Path, trouble: BaseException | int | None, at: tuple[int, str]) -> None:
+        self.counter, self.run_dir, self.trouble, self.at = Counter(), run_dir, trouble, at
+
+    @property
+    def trained(self) -> Any:
+        return {"counter": self.counter}
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"step": self.step}
+
+    def load_state(self, checkpoint: Checkpoint) -> None:
+        self.step = checkpoint.state["step"]
+
+    def one_step(self, clock: Clock) -> StepReport:
+        for phase in ("experience", "update"):
+            with clock(phase):
+                if self.trouble is not None and self.at == (self.step + 1, phase):
+                    self.meet()
+        self.counter.updates += 1
+        self.step += 1
+        return StepReport({"preference/loss": 1 / self.step})
+
+    def save_models(self) -> None:
+        (self.run_dir / "model").write_text(str(self.counter.updates))
+
+    def after_step(self, told: StepReport) -> None:
+        if self.at == (self.step, "after"):
+            self.meet()
+
+    def meet(self) -> None:
+        if isinstance(self.trouble, BaseException):
+            raise self.trouble
+        os.kill(os.getpid(), self.trouble or 0)
+
+
+@pytest.fixture(autouse=True)
+def orders(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGALRM)}
+    monkeypatch.setattr(orchestrator.stages.run, "become_idle", lambda ranks, within_s: True)
+    yield
+    signal.setitimer(signal.ITIMER_REAL, 0)
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+def config_of(run_dir: Path) -> RunConfig:
+    return load_config(TINY, [f"run_dir={run_dir}", "steps=6", "checkpoint={every: 4, keep: 9}"])
+
+
+def count(
+    run_dir: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    resume: Resume = None,
+    trouble: BaseException | int | None = None,
+    at: tuple[int, str] = (0, ""),
+) -> None:
+    """A run of the stage; in the phase (or `after`) of the step in `at` comes the error or signal `trouble`."""
+    monkeypatch.setattr(orchestrator.stages.run, "ORDERS", Orders())
+
+    @contextmanager
+    def start(report: Any) -> Iterator[Stage]:
+        yield Counting(run_dir, trouble, at)
+
+    carry_out(config_of(run_dir), resume, start, title="Counting", steps=Counting.steps)
+
+
+def steps_of(run_dir: Path) -> list[int]:
+    return Checkpoints(run_dir / "checkpoints", keep=9).steps()
+
+
+def metrics(run_dir: Path) -> list[dict[str, float]]:
+    return [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_a_whole_run_leaves_metrics_checkpoints_models_and_a_report(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    count(tmp_path, monkeypatch)
+    assert steps_of(tmp_path) == [4, 6]
+    assert (tmp_path / "model").read_text() == "6"
+    assert [(line["step"], line["preference/loss"]) for line in metrics(tmp_path)] == [(n, 1 / n) for n in range(1, 7)]
+    assert metrics(tmp_path)[0].keys() >= {"time/update_s", "time/step_s", "time/driver_s", "memory/host_peak_gib"}
+    page = (tmp_path / "report.html").read_text()
+    assert "Tetrarch · Counting" in page and "Preference loss" in page and "PPO" not in page.split("<details")[0]
+    assert json.loads((tmp_path / "run.json").read_text())["status"] == "done"
+
+
+@pytest.mark.parametrize(
+    ("trouble", "at", "raised", "saved"),
+    [
+        (RankFailure("counter rank 0 died"), (3, "experience"), RankFailure, 2),
+        (signal.SIGTERM, (3, "experience"), Terminated, 2),
+        (signal.SIGTERM, (3, "update"), Terminated, 3),
+        (signal.SIGINT, (3, "update"), KeyboardInterrupt, 3),
+        (StopTraining("far enough"), (3, "after"), StopTraining, 3),
+    ],
+)
+def test_what_ends_a_run_early_leaves_the_last_whole_step_and_it_goes_on_from_there(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    trouble: BaseException | int,
+    at: tuple[int, str],
+    raised: type[BaseException],
+    saved: int,
+) -> None:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    with pytest.raises(raised):
+        count(tmp_path, monkeypatch, None, trouble, at)
+    assert steps_of(tmp_path) == [saved]
+    count(tmp_path, monkeypatch, "newest")
+    assert (tmp_path / "model").read_text() == "6"
+    assert [line["step"] for line in metrics(tmp_path)] == [1, 2, 3, 4, 5, 6]
+
+
+def test_half_an_update_is_not_saved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(RankFailure):
+        count(tmp_path, monkeypatch, None, RankFailure("counter rank 0 died"), (3, "update"))
+    assert steps_of(tmp_path) == []
+
+
+def test_a_run_can_go_on_from_an_earlier_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    count(tmp_path, monkeypatch)
+    count(tmp_path, monkeypatch, 4)
+    assert (tmp_path / "model").read_text() == "6" and (tmp_path / "set-aside/1/checkpoints/step-000006").is_dir()
