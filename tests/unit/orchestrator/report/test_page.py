@@ -1,21 +1,27 @@
 from __future__ import annotations
 
+import base64
+import hashlib
+import json
 import math
 import re
 from html.parser import HTMLParser
-from itertools import pairwise
+from typing import Any
 
 import pytest
+from plotly.offline import get_plotlyjs
 
+from orchestrator.metric_types import Chart
 from orchestrator.metrics import METRICS
-from orchestrator.report.charts import training_curves
+from orchestrator.report.charts import training_cards
+from orchestrator.report.figure import Line, curves, stacked
 from orchestrator.report.files import RunRecord, RunState
 from orchestrator.report.page import page
 from orchestrator.report.results import Estimate, EvaluationResult, SampleRow
-from orchestrator.report.svg import Drawing, Series, escape, line_chart, nice_ticks, stacked_bars
 
 EVIL = "<script>alert('x')</script><img src=x onerror=alert(1)>\"'&\u202e\x1b\ud800"
-VOID = {"meta", "rect", "line", "circle", "path", "br"}
+VOID = {"meta", "br"}
+PLOTLY = get_plotlyjs()
 
 
 class Wellformed(HTMLParser):
@@ -31,7 +37,7 @@ class Wellformed(HTMLParser):
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self.tags.append((tag, dict(attrs)))
-        if tag not in VOID or tag == "path":
+        if tag not in VOID:
             self.open.append(tag)
 
     def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
@@ -99,18 +105,57 @@ def record(steps: int = 10, **changed: object) -> RunRecord:
     return RunRecord(**{**values, **changed})  # type: ignore[arg-type]
 
 
+def ours(text: str) -> str:
+    """The page without Plotly."""
+    assert text.count(PLOTLY) <= 1
+    return text.replace(PLOTLY, "")
+
+
+def figures(text: str) -> list[dict[str, Any]]:
+    """What the page gives Plotly to draw."""
+    found = re.findall(r'<script type="application/json">(.*?)</script>', text, re.DOTALL)
+    return [json.loads(figure, parse_constant=pytest.fail) for figure in found]
+
+
 def test_the_page_is_well_formed_and_needs_nothing_else() -> None:
     text = page(record())
     parsed = Wellformed(text)
     tags = {tag for tag, _ in parsed.tags}
-    assert not tags & {"script", "link", "img", "iframe", "object", "base", "form"}
-    assert not re.search(r"https?://|url\(|@import|javascript:", text)
+    assert not tags & {"link", "img", "iframe", "object", "base", "form"}
+    assert not re.search(r"https?://|url\(|@import|javascript:", ours(text))
     assert all(not name.startswith("on") for _, attributes in parsed.tags for name in attributes)
-    assert "default-src 'none'" in text
+    assert all("src" not in attributes for _, attributes in parsed.tags)
+    assert len(text) < 6_000_000
+
+
+def test_only_the_scripts_that_draw_may_run_and_nothing_is_sent() -> None:
+    text = page(record())
+    scripts = re.findall(r"<script>(.*?)</script>", text, re.DOTALL)
+    assert len(scripts) == 2 and scripts[0] == PLOTLY
+    policy = re.search(r'Content-Security-Policy" content="([^"]*)"', text)
+    assert policy is not None
+    rules = dict(rule.split(" ", 1) for rule in policy.group(1).replace("&#39;", "'").split("; "))
+    digests = [base64.b64encode(hashlib.sha256(script.encode()).digest()).decode() for script in scripts]
+    assert rules.pop("script-src").split() == [f"'sha256-{digest}'" for digest in digests]
+    assert rules == {
+        "default-src": "'none'", "style-src": "'unsafe-inline'", "img-src": "data: blob:", "form-action": "'none'",
+        "base-uri": "'none'",
+    }  # fmt: skip
+    assert "showSendToCloud: false" in scripts[1] and 'plotlyServerURL: ""' in scripts[1]
+    assert "modeBarButtons: [[" in scripts[1], "the buttons are ours to choose: Plotly's own send the data to a server"
+
+
+def test_what_the_script_of_the_page_reads_is_in_the_style_sheet() -> None:
+    text = ours(page(record(metrics=[{**line, "objective/kl": line["step"] * 4.0} for line in metrics(10)])))
+    style = text[text.index("<style>") : text.index("</style>")]
+    used = set(re.findall(r'"(--[a-z0-9-]+)"', text[text.index("</style>") :]))
+    assert {"--c0", "--c1", "--collapse-band", "--collapse-name", "--bad", "--soft"} <= used
+    assert {name for name in used if f"{name}:" not in style} == set()
 
 
 def test_every_curve_of_the_issue_is_there() -> None:
     text = page(record())
+    assert len(figures(text)) == text.count('class="plot') == 14
     for title in (
         "Score", "KL to the reference", "Entropy", "Clip fraction", "Value loss", "Explained variance",
         "Response length", "Seconds by phase", "Log-probability gap", "KL coefficient", "Learning rates",
@@ -122,11 +167,16 @@ def test_every_curve_of_the_issue_is_there() -> None:
 
 def test_every_coloured_kl_band_is_labelled() -> None:
     high = [{"step": step, "objective/kl": step * 4.0} for step in range(1, 11)]
-    text = training_curves(record(metrics=high))
+    (card,) = training_cards(record(metrics=high))
+    assert card.figure is not None
+    drawn = {shape["fillcolor"]: shape for shape in card.figure["layout"]["shapes"] if shape["type"] == "rect"}
     for name in ("close", "healthy", "far", "collapse"):
         assert name in {band for _, band in METRICS["objective/kl"].bands}
-        assert f'class="{name}"' in text
-    assert "Bands: close &lt;1, healthy 2-6, far 10-20, collapse &gt;20." in text
+        assert f"--{name}-band" in drawn
+    assert drawn["--far-band"]["label"]["text"] == "far 10-20"
+    assert [shape["y1"] for shape in drawn.values()] == [1.0, 6.0, 20.0, 40.0], "no band is drawn beyond the curve"
+    assert "Bands: close <1, healthy 2-6, far 10-20, collapse >20." in card.about
+    assert "Bands: close &lt;1, healthy 2-6, far 10-20, collapse &gt;20." in page(record(metrics=high))
 
 
 @pytest.mark.parametrize("place", ["name", "error", "config", "prompt", "label"])
@@ -139,8 +189,9 @@ def test_foreign_text_is_only_text(place: str) -> None:
     config = EVIL if place == "config" else ""
     text = page(record(state=state, evaluations=evaluations, samples=samples, config_yaml=config))
     parsed = Wellformed(text)
-    assert not {tag for tag, _ in parsed.tags} & {"script", "img"}
-    assert "\u202e" not in text and "\x1b" not in text
+    assert [tag for tag, _ in parsed.tags].count("script") == len(figures(text)) + 2, "the charts' own and no other"
+    assert "img" not in {tag for tag, _ in parsed.tags}
+    assert "\u202e" not in ours(text) and "\x1b" not in ours(text)
     text.encode("utf-8")
     words = "".join(parsed.words).lower()
     assert "<script>alert('x')</script>" in words, "it is shown as it was written"
@@ -149,7 +200,7 @@ def test_foreign_text_is_only_text(place: str) -> None:
 def test_headline_has_differences_in_their_standard_errors() -> None:
     text = page(record())
     assert '<td class="number change">+1.000' in text, "equal differences for every prompt: error 0"
-    kl_row = re.search(r"KL to the reference<span.*?</tr>", text)
+    kl_row = re.search(r"KL to the reference<span.*?</tr>", text, re.DOTALL)
     assert kl_row is not None
     assert "+35.4" in kl_row.group(), "10 nats over hypot(.2, .2)"
 
@@ -167,9 +218,10 @@ def test_before_and_after_stand_side_by_side_for_the_same_prompt_only() -> None:
 def test_any_number_of_steps_is_drawn(steps: int) -> None:
     text = page(record(steps))
     Wellformed(text)
-    body = text[text.index("<body>") :]
-    assert "nan" not in body.replace('class="nan"', "")
-    assert len(text) < 1_500_000
+    body = ours(text[text.index("<body>") :])
+    assert "nan" not in body
+    assert len(figures(text)) == (14 if steps else 3)
+    assert len(body) < 1_500_000
 
 
 def test_an_empty_run_is_drawn() -> None:
@@ -179,46 +231,76 @@ def test_an_empty_run_is_drawn() -> None:
     assert "unfinished, 0 of 10 steps" in page(RunRecord(RunState("smoke", 10), [], [], [], ""))
 
 
+def test_a_run_without_a_number_needs_no_script() -> None:
+    text = page(RunRecord(RunState("smoke", 10), [], [evaluation("before", 0, 0.0)], [], ""))
+    assert "<script" not in text and "script-src &#39;none&#39;" in text
+
+
+def test_without_scripts_the_curves_are_told_in_words() -> None:
+    """The numbers of a chart stand in the text around it, and every metric has a row in the table."""
+    text = page(record())
+    words = re.findall(r"<noscript><p class=\"about\">(.*?)</p></noscript>", text, re.DOTALL)
+    assert len(words) == len(figures(text))
+    assert "score/mean from 0.1 at step 1 to 1 at step 10, between 0.1 and 1; reward/mean from" in words[3]
+    assert "generate 3.0 s, update 4.0 s" in "".join(words)
+    assert '<span class="latest">7.0 s per step</span>' in text
+    assert text.count('<tr><th scope="row"><code>') == len(metrics(1)[0]) - 1
+
+
 def test_a_curve_has_gaps_and_marks_where_there_is_no_number() -> None:
-    svg = line_chart(Drawing("t", [Series("s", [1, 2, 3, 4], [1.0, math.nan, 2.0, 3.0])], str))
-    path = re.search(r'class="curve s0" d="([^"]*)"', svg)
-    assert path is not None and path.group(1).count("M") == 2
-    assert "step 2: s is not a number" in svg
-    assert line_chart(Drawing("t", [Series("s", [1], [math.nan])], str)) == ""
+    figure = curves(Chart("t"), [Line("s", [(1, 1.0), (2, math.nan), (3, 2.0), (4, 3.0)])], str, [], [])
+    assert figure is not None
+    assert figure["data"][0]["y"] == [1.0, None, 2.0, 3.0] and figure["data"][0]["x"] == [1, 2, 3, 4]
+    (mark,) = figure["layout"]["annotations"]
+    assert mark["x"] == 2 and mark["hovertext"] == "step 2: s is not a number"
+    assert curves(Chart("t"), [Line("s", [(1, math.nan)])], str, [], []) is None
+
+
+def test_a_value_without_neighbours_has_a_dot() -> None:
+    points = [(step, math.nan if step in (49, 51) else 1.0) for step in range(1, 100)]
+    figure = curves(Chart("t"), [Line("s", points)], str, [], [])
+    assert figure is not None and figure["data"][0]["mode"] == "lines+markers"
+    assert [at for at, size in enumerate(figure["data"][0]["marker"]["size"]) if size] == [49]
 
 
 def test_a_value_below_the_axis_stays_inside_the_plot() -> None:
-    svg = line_chart(Drawing("t", [Series("s", [1, 2], [-50.0, 0.5])], str, low=-1.0, reach=(1.0,)))
-    heights = [float(y) for y in re.findall(r'cy="([^"]*)"', svg)]
-    assert heights and max(heights) <= 182.0
-    assert "s -50.0" in svg, "the tooltip tells the true value"
+    figure = curves(Chart("t", low=-1.0, reach=(1.0,)), [Line("s", [(1, -50.0), (2, 0.5)])], str, [], [])
+    assert figure is not None
+    assert figure["layout"]["yaxis"]["autorangeoptions"] == {"include": [1.0], "clipmin": -1.0}
+    assert figure["data"][0]["y"] == [-50.0, 0.5], "the pointer shows the true value"
+
+
+def test_an_axis_starts_at_zero_and_reaches_the_target() -> None:
+    figure = curves(Chart("t", low=0.0), [Line("s", [(1, 2.0), (2, 3.0)])], str, [], [7.0])
+    assert figure is not None
+    assert figure["layout"]["yaxis"]["rangemode"] == "tozero"
+    assert figure["layout"]["yaxis"]["autorangeoptions"]["include"] == [7.0]
+    (target,) = figure["layout"]["shapes"]
+    assert (target["y0"], target["y1"], target["label"]["text"]) == (7.0, 7.0, "target 7.0")
 
 
 def test_a_logarithmic_axis_leaves_out_zero() -> None:
-    svg = line_chart(Drawing("t", [Series("s", [1, 2, 3], [1e-6, 0.0, 1e-4])], str, logarithmic=True))
-    assert "inf" not in svg and "nan" not in svg
+    points = [(1, 1e-6), (2, 0.0), (3, 1e-4)]
+    figure = curves(Chart("t", logarithmic=True), [Line("s", points)], str, [], [])
+    assert figure is not None
+    assert figure["layout"]["yaxis"] == {"type": "log", "dtick": 1}
+    assert curves(Chart("t", logarithmic=True), [Line("s", [(1, 0.0)])], str, [], []) is None
 
 
-def test_bars_are_stacked_to_the_step_time() -> None:
-    svg = stacked_bars("t", [1], [Series("a", [1], [1.0]), Series("b", [1], [3.0])], "{:g}".format)
-    first, second = (float(h) for h in re.findall(r'class="p\d"[^>]*height="([^"]*)"', svg))
-    assert second == pytest.approx(3 * first, abs=0.2)
-    assert "step 1: 4" in svg
-    many = list(range(1, 1001))
-    assert stacked_bars("t", many, [Series("a", many, [1.0] * 1000)], str).count('<g class="bar">') <= 80
+def test_the_parts_of_a_step_are_stacked() -> None:
+    figure = stacked([Line("a", [(1, 1.0)]), Line("b", [(1, 3.0)])], ["a 1 s", "b 3 s"])
+    assert figure["layout"]["barmode"] == "stack"
+    assert [(t["type"], t["name"], t["y"]) for t in figure["data"]] == [
+        ("bar", "a 1 s", [1.0]),
+        ("bar", "b 3 s", [3.0]),
+    ]
+    many = stacked([Line(name, [(step, 1.0) for step in range(1000)]) for name in "ab"], "ab")
+    assert {trace["stackgroup"] for trace in many["data"]} == {"all"}, "a thousand bars would be a fog"
 
 
-@pytest.mark.parametrize(("low", "high"), [(0.0, 1.0), (-3.1, 7.7), (0.0, 3e-6), (1e6, 1.1e6), (4.999, 5.001)])
-def test_ticks_are_few_even_and_inside(low: float, high: float) -> None:
-    ticks = nice_ticks(low, high, 5)
-    assert 2 <= len(ticks) <= 6
-    assert all(low - 1e-9 <= tick <= high + (high - low) * 1e-6 for tick in ticks)
-    gaps = {round((b - a) / (high - low), 6) for a, b in pairwise(ticks)}
-    assert len(gaps) == 1
-
-
-def test_escape() -> None:
-    assert escape('<a href="x">\'&\n\x00') == "&lt;a href=&quot;x&quot;&gt;&#x27;&amp;\n\ufffd"
+def test_what_could_drive_the_page_is_replaced() -> None:
+    text = page(record(state=RunState('<a href="x">\'&\n\x00', 10)))
+    assert "<h1>&lt;a href=&#34;x&#34;&gt;&#39;&amp;\n\ufffd</h1>" in text
 
 
 def _fields(result: EvaluationResult) -> dict[str, object]:

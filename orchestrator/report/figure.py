@@ -1,0 +1,184 @@
+"""Curves and stacked bars as figures for Plotly: numbers flow in, its `data` and `layout` flow out. Pure.
+
+A colour is the name of a variable of `report.css`, such as `--c0`; the page's script puts the theme's colour there.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from orchestrator.metric_types import Chart
+from orchestrator.report.files import finite
+
+_DOTTED = 30
+"""Up to so many steps each value has a dot."""
+_DASHED = 120
+"""Up to so many steps the second curve is dashed."""
+_BARS = 80
+"""Up to so many steps each has a bar; more are drawn as areas."""
+_LABELLED = 0.1
+"""Share of the chart's height that a band needs for its name."""
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """A curve. Example: `Line("value/loss", [(1, 0.4), (2, nan), (3, 0.3)])`."""
+
+    name: str
+    points: list[tuple[int, float]]
+    """(step, value), ascending; NaN for what is not a number."""
+    errors: list[float] | None = None
+    """Half the height of an error bar at each point."""
+
+    @property
+    def steps(self) -> list[int]:
+        """Of the points."""
+        return [step for step, _ in self.points]
+
+    @property
+    def values(self) -> list[float]:
+        """Of the points."""
+        return [value for _, value in self.points]
+
+
+@dataclass(frozen=True, slots=True)
+class Band:
+    """A named range of values, drawn as a coloured background. Example: `Band("healthy 2-6", 2.0, 6.0, "healthy")`."""
+
+    name: str
+    low: float
+    high: float
+    colour: str
+    """`--COLOUR-band` and `--COLOUR-name` are its variables in `report.css`."""
+
+
+def curves(
+    chart: Chart, lines: Sequence[Line], show: Callable[[float], str], bands: Sequence[Band], targets: Sequence[float]
+) -> dict[str, Any] | None:
+    """Curves over the steps; None if no value can be drawn.
+
+    Args:
+        show: a value as text.
+        targets: values that are marked by a dashed line.
+    """
+    drawn = [v for line in lines for v in line.values if math.isfinite(v) and (v > 0 or not chart.logarithmic)]
+    if not drawn:
+        return None
+    several = len(lines) > 1
+    data = [
+        _curve(line, n, f"{line.name} <b>{show(line.values[-1])}</b>" if several else line.name)
+        for n, line in enumerate(lines)
+    ]
+    reach = [*chart.reach, *targets]
+    axis: dict[str, Any] = {"type": "log" if chart.logarithmic else "linear"}
+    if chart.logarithmic:
+        axis |= {"dtick": max(1, math.ceil(math.log10(max(drawn) / min(drawn)) / 5))}
+    else:
+        axis |= {"rangemode": "tozero" if chart.low == 0 else "normal", "autorangeoptions": {"include": reach}}
+        if chart.low is not None and chart.low < 0:
+            axis["autorangeoptions"]["clipmin"] = chart.low
+    if show(0.5).endswith("%"):
+        axis |= {"tickformat": "~%", "hoverformat": ".3~p"}
+    shapes = _bands(bands, lines, min([*drawn, *reach]), max([*drawn, *reach])) if bands else []
+    shapes += [_target(value, show) for value in targets]
+    layout = {"yaxis": axis, "shapes": shapes, "annotations": _missing(lines), "showlegend": several}
+    return finite({"data": data, "layout": layout})
+
+
+def stacked(lines: Sequence[Line], legend: Sequence[str]) -> dict[str, Any]:
+    """The values of each step on top of each other; what is not a number is left out."""
+    bars = max(len(line.points) for line in lines) <= _BARS
+    data = []
+    for n, (line, name) in enumerate(zip(lines, legend, strict=True)):
+        colour = f"--c{n}"
+        how = {"type": "bar", "marker": {"color": colour}}
+        if not bars:
+            how = {"type": "scatter", "mode": "none", "stackgroup": "all", "fillcolor": colour}
+        data.append({**how, "name": name, "hovertemplate": _hover(line), "x": line.steps, "y": _rounded(line.values)})
+    return finite({"data": data, "layout": {"barmode": "stack", "bargap": 0.15, "showlegend": True}})
+
+
+def _curve(line: Line, n: int, name: str) -> dict[str, Any]:
+    colour, values = f"--c{n}", line.values
+    known = [math.isfinite(value) for value in values]
+    alone = [
+        here and not before and not after
+        for before, here, after in zip([False, *known], known, [*known[1:], False], strict=False)
+    ]
+    trace: dict[str, Any] = {
+        "type": "scatter",
+        "name": name,
+        "x": line.steps,
+        "y": _rounded(values),
+        "mode": "lines",
+        "hovertemplate": _hover(line),
+        "line": {"color": colour, "width": 2 if len(values) <= _DASHED else 1.2},
+    }
+    if n % 2 and len(values) <= _DASHED:
+        trace["line"]["dash"] = "6px 3px"
+    if len(values) <= _DOTTED or any(alone):
+        sizes = 5 if len(values) <= _DOTTED else [5 if single else 0 for single in alone]
+        trace |= {"mode": "lines+markers", "marker": {"color": colour, "size": sizes}}
+    if line.errors:
+        trace["error_y"] = {"array": _rounded(line.errors), "color": colour, "thickness": 1.5, "width": 0}
+    return trace
+
+
+def _hover(line: Line) -> str:
+    return f"{line.name} %{{y}}<extra></extra>"
+
+
+def _rounded(values: Sequence[float]) -> list[float]:
+    """To six figures: more cannot be seen, and would double the page."""
+    return [float(f"{value:.6g}") for value in values]
+
+
+def _bands(bands: Sequence[Band], lines: Sequence[Line], low: float, high: float) -> list[dict[str, Any]]:
+    """Those parts of the bands that lie between the lowest and the highest value."""
+    shapes = []
+    for band in bands:
+        bottom, top = max(band.low, low), min(band.high, high)
+        if bottom >= top:
+            continue
+        shape = {
+            "type": "rect", "layer": "below", "xref": "paper", "x0": 0, "x1": 1, "y0": bottom, "y1": top,
+            "fillcolor": f"--{band.colour}-band", "line": {"width": 0},
+        }  # fmt: skip
+        if top - bottom >= _LABELLED * (high - low):
+            side = "right" if _crossed_early(lines, bottom, top) else "left"
+            font = {"color": f"--{band.colour}-name", "size": 11}
+            shape["label"] = {"text": band.name.replace("<", "&lt;"), "textposition": f"top {side}", "font": font}
+        shapes.append(shape)
+    return shapes
+
+
+def _crossed_early(lines: Sequence[Line], low: float, high: float) -> bool:
+    """Whether the curves are between `low` and `high` rather in the first half of the steps than in the second."""
+    inside = [at < len(line.points) / 2 for line in lines for at, v in enumerate(line.values) if low <= v <= high]
+    return 2 * sum(inside) > len(inside)
+
+
+def _target(value: float, show: Callable[[float], str]) -> dict[str, Any]:
+    label = {
+        "text": f"target {show(value)}",
+        "textposition": "start",
+        "xanchor": "left",
+        "yanchor": "bottom",
+        "font": {"size": 11},
+    }
+    line = {"color": "--text", "dash": "5px 4px", "width": 1}
+    return {"type": "line", "xref": "paper", "x0": 0, "x1": 1, "y0": value, "y1": value, "line": line, "label": label}
+
+
+def _missing(lines: Sequence[Line]) -> list[dict[str, Any]]:
+    """A mark on the step axis for every value that is not a number."""
+    return [
+        {
+            "text": "▲", "hovertext": f"step {step}: {line.name} is not a number", "showarrow": False,
+            "x": step, "y": 0, "yref": "paper", "yanchor": "bottom", "font": {"color": "--bad", "size": 10},
+        }
+        for line in lines for step, value in line.points if not math.isfinite(value)
+    ]  # fmt: skip
