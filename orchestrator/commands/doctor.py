@@ -1,6 +1,6 @@
-"""`tetrarch doctor`: is this machine (and the Ray cluster that RAY_ADDRESS names) fit for a run? Green, or the mend.
+"""`tetrarch doctor`: is this machine (and the Ray cluster that RAY_ADDRESS names) fit for a run? Green, or the fix.
 
-Nothing flows in, Findings flow out. Called by `orchestrator.commands.app`; looks, and changes nothing.
+Nothing flows in, Findings flow out. It looks, and changes nothing.
 """
 
 from __future__ import annotations

@@ -1,5 +1,4 @@
-"""How a command ends: what goes wrong becomes one block on stderr and an exit code. Called by
-`orchestrator.commands.app`.
+"""How a command ends: what goes wrong becomes one block on stderr and an exit code.
 
 The traceback of a failed run goes to `<run_dir>/logs/driver.log`, and is shown with `--debug`.
 """

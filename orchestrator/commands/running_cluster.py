@@ -1,7 +1,6 @@
 """`--cluster auto`: a configuration on the cluster that runs.
 
-A RunConfig and the cluster's nodes flow in; the RunConfig with the pools as they are flows out. Called by
-`orchestrator.commands.plan_output`.
+A RunConfig and the cluster's nodes flow in; the RunConfig with the pools as they are flows out.
 """
 
 from __future__ import annotations

@@ -1,8 +1,7 @@
 """`tetrarch submit`: the run as a job on a Ray cluster, started from here.
 
 A RunConfig that has been checked, and the words of the command, flow in; the job's log flows to stdout, all else to
-stderr, and the job's exit code flows out. Called by `orchestrator.commands.app`; `cluster.runtime.jobs` talks to the
-cluster.
+stderr, and the job's exit code flows out.
 """
 
 from __future__ import annotations

@@ -1,0 +1,76 @@
+"""The commands that look and start nothing: `config`, `import-openrlhf`, `doctor`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from orchestrator.commands.exit_codes import RUN_FAILED, reported
+from orchestrator.commands.options import Debug, Overrides
+from orchestrator.config.loading import dump_config, load_all
+from orchestrator.config.roots import json_schema
+from orchestrator.errors import ConfigError
+
+
+def import_openrlhf(
+    file: Annotated[
+        Path, typer.Argument(metavar="FILE", help="YAML of OpenRLHF's keys, or a script with its command.")
+    ],
+    debug: Debug = False,
+) -> None:
+    """Turn OpenRLHF's options into a configuration (on stdout), and name what could not be carried over (on stderr).
+
+    Example: tetrarch import-openrlhf train_ppo_llama_ray_70b.sh > mine.yaml
+    """
+    with reported(debug):
+        from orchestrator.config.openrlhf import import_file
+
+        imported = import_file(file)
+        print(imported.text, end="")
+        for key in imported.left_out:
+            typer.echo(f"not carried over: {key}", err=True)
+        for key in imported.to_fill:
+            typer.echo(f"still to be said: {key}", err=True)
+
+
+def doctor(debug: Debug = False) -> None:
+    """Look at versions, GPUs, memory, disk and Ray: green, or what to do. Exit code 1 if something is to be done.
+
+    Example: RAY_ADDRESS=head:6379 tetrarch doctor
+    """
+    with reported(debug):
+        from orchestrator.commands.doctor import examine
+
+        findings = examine(Path())
+    width = max(len(finding.what) for finding in findings)
+    for finding in findings:
+        mark = (
+            typer.style("to do", fg=typer.colors.RED) if finding.mend else typer.style("   ok", fg=typer.colors.GREEN)
+        )
+        typer.echo(f"{mark}  {finding.what:{width}}  {finding.found}{'; ' + finding.mend if finding.mend else ''}")
+    if any(finding.mend for finding in findings):
+        raise typer.Exit(RUN_FAILED)
+
+
+def show_config(
+    config: Annotated[Path | None, typer.Argument(metavar="CONFIG", help="A YAML file.")] = None,
+    overrides: Overrides = None,
+    schema: Annotated[bool, typer.Option("--schema", help="Print the JSON Schema, for editors.")] = False,
+    debug: Debug = False,
+) -> None:
+    """Print the resolved configuration as YAML, secrets redacted; or the JSON Schema of all configurations.
+
+    Example: tetrarch config configs/smoke.yaml ppo.epochs=2
+    """
+    with reported(debug):
+        if schema:
+            text = json.dumps(json_schema(), indent=2, ensure_ascii=False)
+        elif config is None:
+            raise ConfigError("no configuration given; name a file, such as configs/smoke.yaml, or say --schema")
+        else:
+            runs = load_all(config, overrides or ())
+            text = f"# what tetrarch {', '.join(runs)} read\n" + dump_config(*runs.values()).rstrip("\n")
+    print(text)

@@ -1,0 +1,49 @@
+"""Arguments and options that several commands share."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from orchestrator.errors import ConfigError
+
+ConfigFile = Annotated[Path, typer.Argument(metavar="CONFIG", help="A YAML file, such as configs/smoke.yaml.")]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="[KEY.PATH=VALUE]...", help="Change single keys; values are YAML.", show_default=False),
+]
+
+
+class ClusterSource(StrEnum):
+    """Where the pools of a placement come from, if not from the file."""
+
+    AUTO = "auto"
+
+
+FromCluster = Annotated[
+    ClusterSource | None,
+    typer.Option("--cluster", help="auto: the pools of the placement are what the running Ray cluster has."),
+]
+ResumeFlag = Annotated[bool, typer.Option("--resume", help="Go on from the newest whole checkpoint in run_dir.")]
+ResumeFrom = Annotated[
+    int | None,
+    typer.Option(
+        "--resume-from",
+        metavar="STEP",
+        min=1,
+        help="Go on from the checkpoint of that step; what came after it is set aside in run_dir.",
+        show_default=False,
+    ),
+]
+Force = Annotated[bool, typer.Option("--force", help="Start although the plan says that it cannot fit.")]
+Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
+
+
+def which_checkpoint(resume: bool, step: int | None) -> Literal["newest"] | int | None:
+    """The checkpoint that `--resume` and `--resume-from` ask for; None: a new run."""
+    if resume and step is not None:
+        raise ConfigError(f"--resume takes the newest checkpoint, --resume-from {step} that of a step; say one of them")
+    return "newest" if resume else step

@@ -1,0 +1,128 @@
+"""The command `plan`, and what other commands show of a plan before they go on.
+
+A configuration flows in; drawings flow to a console, a PlacementError flows out if the run would not fit.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from cluster.errors import PlacementError
+from orchestrator.commands.exit_codes import RUN_FAILED, reported
+from orchestrator.commands.options import ConfigFile, Debug, FromCluster, Overrides
+from orchestrator.config.loading import load_config
+from orchestrator.config.run import RunConfig
+from orchestrator.errors import ConfigError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from cluster.config import Efficiency
+    from cluster.runtime.jobs import RayJobs
+    from orchestrator.planning.planned_layout import PlannedLayout
+
+
+def show_plan(
+    config: ConfigFile,
+    overrides: Overrides = None,
+    svg: Annotated[Path | None, typer.Option("--svg", metavar="FILE", help="Draw into FILE, too.")] = None,
+    as_json: Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write the numbers to FILE.")] = None,
+    trace: Annotated[
+        Path | None, typer.Option("--trace", metavar="FILE", help="Draw the step's seconds into FILE, for Perfetto.")
+    ] = None,
+    suggest: Annotated[
+        bool, typer.Option("--suggest", help="Search the fastest layouts of the same GPUs; the best one as YAML.")
+    ] = False,
+    calibrate: Annotated[
+        Path | None,
+        typer.Option("--calibrate", metavar="RUN", help="Fit the times to a run; writes RUN/efficiency.yaml."),
+    ] = None,
+    efficiency: Annotated[
+        Path | None, typer.Option("--efficiency", metavar="FILE", help="Times from such a file.")
+    ] = None,
+    cluster: FromCluster = None,
+    debug: Debug = False,
+) -> None:
+    """Say which role sits on which GPU, whether it fits, and what a step costs. Exit code 1 if it does not fit.
+
+    Example: tetrarch plan configs/llama3-70b-32xa800.yaml --suggest
+    """
+    with reported(debug):
+        run = load_config(config, overrides or ())
+        run = on_cluster(run) if cluster else run
+        from rich.console import Console
+
+        from orchestrator.planning.calibration import calibrated
+        from orchestrator.planning.efficiency import load_efficiency
+        from orchestrator.planning.layout_drawing import to_json
+        from orchestrator.planning.trace import write_trace
+
+        if calibrate is not None and efficiency is not None:
+            raise ConfigError("--calibrate and --efficiency both say how fast things are; give one")
+        factors = calibrated(calibrate) if calibrate else load_efficiency(efficiency) if efficiency else None
+        console = Console(record=svg is not None)
+        planned = draw_plan(run, console, factors)
+        if suggest:
+            show_suggestions(run, planned, console, factors)
+        if svg is not None:
+            console.save_svg(str(svg), title=f"tetrarch plan {config}")
+        if as_json is not None:
+            as_json.write_text(json.dumps(to_json(planned), indent=1) + "\n", encoding="utf-8")
+        if trace is not None:
+            write_trace(trace, planned.step.course, planned.plan)
+    if planned.shortages:
+        raise typer.Exit(RUN_FAILED)
+
+
+def on_cluster(run: RunConfig, jobs: RayJobs | None = None) -> RunConfig:
+    """`--cluster auto`: the run on the pools as they are; `jobs`: of that cluster, not of the one at RAY_ADDRESS."""
+    from orchestrator.commands.running_cluster import describe_pools, on_nodes, on_running_cluster
+
+    run = on_running_cluster(run) if jobs is None else on_nodes(run, jobs.nodes())
+    for line in describe_pools(run):
+        typer.echo(line, err=True)
+    return run
+
+
+def show_suggestions(run: RunConfig, planned: PlannedLayout, console: Console, factors: Efficiency | None) -> None:
+    """The best layouts, and the YAML of the first."""
+    import yaml
+
+    from orchestrator.planning.layout_drawing import draw_suggestions
+    from orchestrator.planning.suggest import suggest
+
+    with console.status("searching"):
+        found = suggest(run, factors)
+    console.print(draw_suggestions(found, planned))
+    if found:
+        console.print("The first of them, to write into the file:")
+        print(yaml.safe_dump(found[0].changes(), sort_keys=False), end="")
+
+
+def draw_plan(run: RunConfig, console: Console, factors: Efficiency | None = None) -> PlannedLayout:
+    """The layout of a run, drawn; with the smallest change that would make it fit, if it does not."""
+    from orchestrator.planning.layout_drawing import draw
+    from orchestrator.planning.layout_planner import layout, smallest_change
+
+    planned = layout(run, factors)
+    console.print(draw(planned, smallest_change(run) if planned.shortages else None))
+    return planned
+
+
+def check_plan(run: RunConfig, force: bool) -> None:
+    """Draw the layout; PlacementError if it does not fit, unless `force`."""
+    from rich.console import Console
+
+    from orchestrator.sizes.model_sources import UnknownModel
+
+    try:
+        planned = draw_plan(run, Console(stderr=True))
+    except UnknownModel as unknown:
+        typer.echo(f"no plan: {unknown}", err=True)
+        return
+    if planned.shortages and not force:
+        raise PlacementError("see the plan above; change the settings, or say --force")
