@@ -1,16 +1,36 @@
-"""Advantage estimators: the section `ppo.advantage`, one class per type."""
+"""Advantage estimators: the section `ppo.advantage`, one class per type, with what a run must know of it.
+
+The formulas are in `orchestrator.ppo.advantages`.
+"""
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal, get_args
 
 from pydantic import Field
 
 from roles.config.section import Section
 
 
-class Gae(Section):
+class Estimator(Section):
+    """What a run must know of an estimator beside its formula: the facts that are true of it are set in its class."""
+
+    needs_critic: ClassVar[bool] = False
+    """It is computed with values: a critic is trained, and its function also gets `values` and `bootstrap`."""
+    compares_responses: ClassVar[bool] = False
+    """It compares the responses to one prompt, of which there must be several: its function also gets `groups`."""
+    needs_greedy: ClassVar[bool] = False
+    """It is measured from the score of the greedy response to the same prompt, which is generated for it: its function
+    also gets `baselines`."""
+    whitens: ClassVar[bool] = False
+    """The advantages are whitened afterwards, unless `ppo.whiten_advantages` says otherwise."""
+
+
+class Gae(Estimator):
     """Generalised advantage estimation (Schulman et al., arXiv 1506.02438)."""
+
+    needs_critic: ClassVar = True
+    whitens: ClassVar = True
 
     type: Literal["gae"] = "gae"
     """Generalised advantage estimation."""
@@ -22,12 +42,10 @@ class Gae(Section):
     """Of the critic's targets, where it differs (VAPO, arXiv 2504.05118, has 1); null is `lambda`."""
 
 
-NEEDS_CRITIC = ("gae",)
-"""Types of advantages that are estimated with values; all others start no critic."""
-
-
-class ReinforcePlusPlus(Section):
+class ReinforcePlusPlus(Estimator):
     """REINFORCE++ (arXiv 2501.03262): the rewards from a token on; no critic."""
+
+    whitens: ClassVar = True
 
     type: Literal["reinforce++"]
     """REINFORCE++."""
@@ -35,36 +53,47 @@ class ReinforcePlusPlus(Section):
     """Discount a token."""
 
 
-class ReinforcePlusPlusBaseline(Section):
+class ReinforcePlusPlusBaseline(Estimator):
     """REINFORCE++-baseline (arXiv 2501.03262): less the mean of the prompt's responses; no critic."""
+
+    compares_responses: ClassVar = True
+    whitens: ClassVar = True
 
     type: Literal["reinforce++-baseline"]
     """REINFORCE++ with the group's mean as its baseline."""
 
 
-class Rloo(Section):
+class Rloo(Estimator):
     """REINFORCE leave-one-out (arXiv 2402.14740): less the mean of the prompt's other responses; no critic."""
+
+    compares_responses: ClassVar = True
 
     type: Literal["rloo"]
     """Leave-one-out."""
 
 
-class ReMax(Section):
+class ReMax(Estimator):
     """ReMax (arXiv 2310.10505): less the score of the greedy response, one more for each prompt; no critic."""
+
+    needs_greedy: ClassVar = True
 
     type: Literal["remax"]
     """Less the greedy response's score."""
 
 
-class Grpo(Section):
+class Grpo(Estimator):
     """Group-relative (arXiv 2402.03300): in standard deviations of the prompt's responses; no critic."""
+
+    compares_responses: ClassVar = True
 
     type: Literal["grpo"]
     """Group-relative."""
 
 
-class DrGrpo(Section):
+class DrGrpo(Estimator):
     """GRPO done right (arXiv 2503.20783): without the division; with `ppo.policy.mean: constant`. No critic."""
+
+    compares_responses: ClassVar = True
 
     type: Literal["dr_grpo"]
     """Group-relative, undivided."""
@@ -73,3 +102,11 @@ class DrGrpo(Section):
 AdvantageConfig = Annotated[
     Gae | ReinforcePlusPlus | ReinforcePlusPlusBaseline | Rloo | ReMax | Grpo | DrGrpo, Field(discriminator="type")
 ]
+
+VARIANTS: dict[str, type[Estimator]] = {
+    get_args(variant.model_fields["type"].annotation)[0]: variant for variant in get_args(get_args(AdvantageConfig)[0])
+}
+"""By `type`."""
+
+CRITIC_FREE = frozenset(kind for kind, variant in VARIANTS.items() if not variant.needs_critic)
+"""Types that start no critic."""

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from cluster.config import OpenRlhfPlacement
-from orchestrator.config.advantages import NEEDS_CRITIC, Gae
+from orchestrator.config.advantages import CRITIC_FREE, Gae
 from orchestrator.config.yaml_text import YamlError, parse_yaml, to_yaml
 from orchestrator.errors import ConfigError
 
@@ -136,7 +136,7 @@ def _needed(data: dict[str, Any]) -> tuple[str, ...]:
         return NEEDED
     rest = tuple(key for key in NEEDED if key != "reward.model.path")
     advantage = data.get("ppo", {}).get("advantage", {}).get("type", Gae().type)
-    return (*rest, "critic.model.path") if advantage in NEEDS_CRITIC else rest
+    return rest if advantage in CRITIC_FREE else (*rest, "critic.model.path")
 
 
 def _options(text: str) -> dict[str, Any]:

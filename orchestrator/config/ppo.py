@@ -7,16 +7,7 @@ from __future__ import annotations
 
 from pydantic import Field
 
-from orchestrator.config.advantages import (
-    NEEDS_CRITIC,
-    AdvantageConfig,
-    DrGrpo,
-    Gae,
-    Grpo,
-    ReinforcePlusPlus,
-    ReinforcePlusPlusBaseline,
-    Rloo,
-)
+from orchestrator.config.advantages import AdvantageConfig, Gae
 from orchestrator.config.kl import KlConfig
 from orchestrator.config.scores import ScoreConfig, ScoreTruncated, TruncationConfig
 from roles.config.losses import PolicyLossConfig, ValueLossConfig
@@ -56,16 +47,11 @@ class PpoConfig(Section):
     @property
     def uses_critic(self) -> bool:
         """Whether the advantages need values."""
-        return self.advantage.type in NEEDS_CRITIC
-
-    @property
-    def compares_responses(self) -> bool:
-        """Whether the advantages need several responses to a prompt."""
-        return isinstance(self.advantage, ReinforcePlusPlusBaseline | Rloo | Grpo | DrGrpo)
+        return self.advantage.needs_critic
 
     @property
     def whitens(self) -> bool:
         """Whether advantages are whitened."""
         if self.whiten_advantages is not None:
             return self.whiten_advantages
-        return isinstance(self.advantage, Gae | ReinforcePlusPlus | ReinforcePlusPlusBaseline)
+        return self.advantage.whitens

@@ -209,8 +209,8 @@ def lengths_from(config: RunConfig, efficiency: Efficiency) -> str:
 
 
 def _greedy_s(config: RunConfig, engines: EngineSize, work: Workload, rates: Rates, room: float) -> float:
-    """Of the greedy responses that ReMax compares with, which come first."""
-    if config.ppo.advantage.type != "remax":
+    """Of the greedy responses that the advantages are measured from, which come first."""
+    if not config.ppo.advantage.needs_greedy:
         return 0.0
     greedy = replace(work, samples=config.rollout.prompts_per_step, responses_per_prompt=1)
     return generate_s(engines, greedy, rates, room, config.seed)

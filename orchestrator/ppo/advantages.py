@@ -1,6 +1,6 @@
-"""Per-token rewards (and values) → advantages. Pure maths; `orchestrator.ppo.experience` calls it on the driver.
+"""Per-token rewards (and values) → advantages. Pure maths.
 
-To add an estimator: one function, one line in `WITH_CRITIC` or `CRITIC_FREE`, one variant in `orchestrator.config.ppo`.
+To add an estimator: one function and its line in `ESTIMATORS`, and one variant in `orchestrator.config.advantages`.
 Float types are kept: float32 in a run, float64 in some tests. The estimators without a critic compare the responses to
 one prompt by their summed rewards, KL penalty included (as verl does; OpenRLHF compares bare scores, which is the same
 where β is 0), and give every token of a response the same advantage.
@@ -12,6 +12,17 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor
+
+from orchestrator.config.advantages import (
+    DrGrpo,
+    Estimator,
+    Gae,
+    Grpo,
+    ReinforcePlusPlus,
+    ReinforcePlusPlusBaseline,
+    ReMax,
+    Rloo,
+)
 
 EPSILON = 1e-8
 """Added to the variance in `whiten`, as in OpenAI's and OpenRLHF's code."""
@@ -79,13 +90,13 @@ def whiten(x: Tensor, mask: Tensor, shift_mean: bool = True) -> Tensor:
     return (scaled if shift_mean else torch.where(mask, scaled + mean, 0.0)).to(x.dtype)
 
 
-def reinforce_plus_plus(rewards: Tensor, mask: Tensor, groups: Tensor, gamma: float) -> Tensor:
+def reinforce_plus_plus(rewards: Tensor, mask: Tensor, gamma: float) -> Tensor:
     """REINFORCE++ (Hu et al., arXiv 2501.03262, equation 4): discounted rewards from here on; whitened afterwards.
 
     Args:
         rewards: float `[batch, time]`.
         mask: bool `[batch, time]`, True on generated tokens; gaps cost no γ.
-        groups: int64 `[batch]`, not read.
+        gamma: γ.
 
     Returns:
         `[batch, time]`, 0 where the mask is False.
@@ -175,15 +186,14 @@ def _spread(advantages: Tensor, mask: Tensor, dtype: torch.dtype) -> Tensor:
     return torch.where(mask, advantages.to(dtype).unsqueeze(1), 0.0)
 
 
-WITH_CRITIC: dict[str, Callable[..., tuple[Tensor, Tensor]]] = {"gae": gae}
-"""By `ppo.advantage.type`: called with rewards, values, mask, and by name `bootstrap` and the variant's fields."""
-
-CRITIC_FREE: dict[str, Callable[..., Tensor]] = {
-    "reinforce++": reinforce_plus_plus,
-    "reinforce++-baseline": reinforce_plus_plus_baseline,
-    "rloo": rloo,
-    "remax": remax,
-    "grpo": grpo,
-    "dr_grpo": dr_grpo,
+ESTIMATORS: dict[type[Estimator], Callable[..., Tensor | tuple[Tensor, Tensor]]] = {
+    Gae: gae,
+    ReinforcePlusPlus: reinforce_plus_plus,
+    ReinforcePlusPlusBaseline: reinforce_plus_plus_baseline,
+    Rloo: rloo,
+    ReMax: remax,
+    Grpo: grpo,
+    DrGrpo: dr_grpo,
 }
-"""By `ppo.advantage.type`: called with rewards, mask, groups (`remax`: baselines), and by name the variant's fields."""
+"""By variant: called by name with `rewards`, `mask`, the variant's fields, and what it says that it needs. Advantages
+`[batch, time]` flow out; of one with a critic, advantages and returns (of the others, they are the same)."""

@@ -7,14 +7,16 @@ Pure apart from reading the configuration.
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from orchestrator.config.advantages import Estimator
 from orchestrator.config.ppo import PpoConfig
 from orchestrator.config.scores import BootstrapTruncated, MaskTruncated
 from orchestrator.errors import NotFinite
-from orchestrator.ppo.advantages import CRITIC_FREE, WITH_CRITIC, whiten
+from orchestrator.ppo.advantages import ESTIMATORS, whiten
 from orchestrator.ppo.scores import RunningScale
 from orchestrator.ppo.stats import ExperienceStats, experience_stats
 from roles.batch import Experience, Scored
@@ -40,10 +42,11 @@ def to_experience(
 
     Args:
         scores: what counts in place of the raw ones (`orchestrator.ppo.scores`), float `[batch]`. A response's rewards
-        sum to it (less the KL penalty): what its turns were paid is part of it. baselines: likewise, of the greedy
-        response to each row's prompt; of `remax`, float `[batch]`. value_scale: in whose units the critic's numbers
-        are; takes in this batch's returns. None: plain ones. The experience has `values` as the critic gave them, and
-        `returns` in the new units.
+        sum to it (less the KL penalty): what its turns were paid is part of it.
+        baselines: likewise, of the greedy response to each row's prompt, where the estimator is measured from it, float
+        `[batch]`.
+        value_scale: in whose units the critic's numbers are; takes in this batch's returns. None: plain ones. The
+        experience has `values` as the critic gave them, and `returns` in the new units.
 
     Raises:
         NotFinite: a score, value or log-probability is not finite.
@@ -61,13 +64,15 @@ def to_experience(
     # What an environment paid stays with its turn; the last token gets the rest of the score.
     rewards = shape_rewards(scores - scored.turn_rewards.sum(1), penalty, generated) + scored.turn_rewards
     shaped = whiten(rewards, trained, shift_mean=False) if ppo.whiten_rewards else rewards
-    estimator, options = ppo.advantage.type, ppo.advantage.model_dump(exclude={"type"})
-    if ppo.uses_critic:
-        advantages, returns = WITH_CRITIC[estimator](shaped, scored.values, trained, bootstrap=bootstrap, **options)
-    else:
-        groups = torch.arange(len(scored)) // responses_per_prompt
-        compared = groups if baselines is None else baselines
-        advantages = returns = CRITIC_FREE[estimator](shaped, trained, compared, **options)
+    advantages, returns = _estimated(
+        ppo.advantage,
+        rewards=shaped,
+        mask=trained,
+        values=scored.values,
+        bootstrap=bootstrap,
+        groups=torch.arange(len(scored)) // responses_per_prompt,
+        baselines=baselines,
+    )
     stats = experience_stats(scored, trained, rewards, advantages, returns)
     if value_scale is not None:
         value_scale.update(returns[trained])
@@ -85,6 +90,28 @@ def to_experience(
         returns=returns,
     )
     return experience, stats
+
+
+def _estimated(
+    variant: Estimator,
+    *,
+    rewards: Tensor,
+    mask: Tensor,
+    values: Tensor,
+    bootstrap: Tensor | None,
+    groups: Tensor,
+    baselines: Tensor | None,
+) -> tuple[Tensor, Tensor]:
+    """Advantages and returns, float `[batch, time]` each: the estimator's function gets what its variant needs."""
+    given: dict[str, Any] = {"rewards": rewards, "mask": mask, **variant.model_dump(exclude={"type"})}
+    if variant.needs_critic:
+        given |= {"values": values, "bootstrap": bootstrap}
+    if variant.compares_responses:
+        given["groups"] = groups
+    if variant.needs_greedy:
+        given["baselines"] = baselines
+    found = ESTIMATORS[type(variant)](**given)
+    return found if isinstance(found, tuple) else (found, found)
 
 
 def shape_rewards(scores: Tensor, penalty: Tensor, mask: Tensor) -> Tensor:

@@ -126,7 +126,7 @@ def train_step(roles: Roles, prompts: Prompts, state: TrainState, config: RunCon
 
 def greedy_rollouts(roles: Roles, prompts: Prompts, state: TrainState, config: RunConfig) -> Rollouts | None:
     """The most likely response to each prompt, where the advantages are measured from it."""
-    if config.ppo.advantage.type != "remax":
+    if not config.ppo.advantage.needs_greedy:
         return None
     return roles.policy.generate(prompts.greedy(config.rollout.responses_per_prompt), version=state.version)
 

@@ -11,7 +11,7 @@ from cluster.placement.gpu_groups import group_of, problems
 from cluster.placement.openrlhf_groups import as_groups, in_words_of
 from cluster.placement.plan import RoleNeed, plan
 from cluster.role_table import CRITIC, REFERENCE, REWARD, base_role, gpu_roles, openrlhf_names
-from orchestrator.config.advantages import NEEDS_CRITIC
+from orchestrator.config.advantages import CRITIC_FREE
 from orchestrator.config.base import BaseConfig
 from orchestrator.config.run import RunConfig
 
@@ -92,7 +92,7 @@ def without_idle_gpus(data: Any) -> Any:
                 case {"reference": {"share_actor": True}}:
                     idle["ref_num_nodes"] = 0
             match data:
-                case {"ppo": {"advantage": {"type": str(kind)}}} if kind not in NEEDS_CRITIC:
+                case {"ppo": {"advantage": {"type": str(kind)}}} if kind in CRITIC_FREE:
                     idle["critic_num_nodes"] = 0
             return {**data, "placement": {"type": "openrlhf", **idle, **said}}
     return data

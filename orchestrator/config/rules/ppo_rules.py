@@ -100,13 +100,13 @@ def advantage_rules(config: RunConfig) -> Iterator[str]:
         )
     if ppo.policy.dual_clip is not None and ppo.policy.type != "clipped":
         yield f"ppo.policy.dual_clip={ppo.policy.dual_clip:g} is not for type: {ppo.policy.type}; remove one of the two"
-    if ppo.compares_responses and config.rollout.responses_per_prompt == 1:
+    if ppo.advantage.compares_responses and config.rollout.responses_per_prompt == 1:
         yield (
             f"ppo.advantage.type={kind} compares the responses to one prompt, but rollout.responses_per_prompt=1; use "
             "4 or more"
         )
-    if kind == "remax" and ppo.whiten_rewards:
-        yield "ppo.whiten_rewards=true does not scale the baseline of ppo.advantage.type=remax as well; set it to false"
+    if ppo.advantage.needs_greedy and ppo.whiten_rewards:
+        yield f"ppo.whiten_rewards=true does not scale the baseline of ppo.advantage.type={kind}; set it to false"
     if ppo.uses_critic:
         return
     unused = {

@@ -11,15 +11,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from orchestrator.config.advantages import Gae
+from orchestrator.config.advantages import CRITIC_FREE, VARIANTS, Estimator, Gae
 from orchestrator.config.ppo import PpoConfig
 from orchestrator.ppo.advantages import (
-    CRITIC_FREE,
-    WITH_CRITIC,
+    ESTIMATORS,
     dr_grpo,
     gae,
     grpo,
-    reinforce_plus_plus,
     remax,
     rloo,
     whiten,
@@ -111,8 +109,8 @@ def test_gae_keeps_float32() -> None:
 def test_the_table_is_called_with_the_variants_own_fields() -> None:
     rewards, values, mask = case(0)
     config = Gae.model_validate({"type": "gae", "gamma": 0.9, "lambda": 0.8})
-    estimate = WITH_CRITIC[config.type]
-    ours = estimate(rewards, values, mask, bootstrap=None, **config.model_dump(exclude={"type"}))
+    given = {"rewards": rewards, "values": values, "mask": mask, "bootstrap": None}
+    ours = ESTIMATORS[Gae](**given, **config.model_dump(exclude={"type"}))
     torch.testing.assert_close(ours, gae(rewards, values, mask, 0.9, 0.8))
 
 
@@ -149,12 +147,21 @@ def test_group_estimators_against_loops(seed: int) -> None:
             assert (ours[~mask[row]] == 0).all()
 
 
-@pytest.mark.parametrize("estimate", CRITIC_FREE.values(), ids=CRITIC_FREE)
-def test_without_a_critic_nothing_leaks_from_padding_and_rows_that_are_left_out(estimate: Any) -> None:
+def without_critic(variant: type[Estimator], rewards: Tensor, mask: Tensor, **options: Any) -> Tensor:
+    """With what the variant says that it needs."""
+    given: dict[str, Any] = {"groups": GROUPS} if variant.compares_responses else {}
+    given |= {"baselines": GROUPS} if variant.needs_greedy else {}
+    found = ESTIMATORS[variant](rewards=rewards, mask=mask, **given, **options)
+    assert isinstance(found, Tensor)
+    return found
+
+
+@pytest.mark.parametrize("kind", sorted(CRITIC_FREE))
+def test_without_a_critic_nothing_leaks_from_padding_and_rows_that_are_left_out(kind: str) -> None:
     rewards, _, mask = case(3)
-    options = {"gamma": 0.9} if estimate is reinforce_plus_plus else {}
-    poisoned = estimate(torch.where(mask, rewards, torch.nan), mask, GROUPS, **options)
-    torch.testing.assert_close(poisoned, estimate(rewards, mask, GROUPS, **options))
+    variant, options = VARIANTS[kind], {"gamma": 0.9} if kind == "reinforce++" else {}
+    poisoned = without_critic(variant, torch.where(mask, rewards, torch.nan), mask, **options)
+    torch.testing.assert_close(poisoned, without_critic(variant, rewards, mask, **options))
     assert poisoned.dtype == rewards.dtype and (poisoned[~mask] == 0).all()
 
 
@@ -203,14 +210,19 @@ def test_a_hundred_thousand_responses_are_compared_in_little_memory() -> None:
     torch.testing.assert_close(ours.flatten(), torch.tensor(wanted))
 
 
-@pytest.mark.parametrize("kind", CRITIC_FREE)
+@pytest.mark.parametrize("kind", sorted(CRITIC_FREE))
 def test_every_estimator_without_a_critic_has_a_variant(kind: str) -> None:
     ppo = PpoConfig.model_validate({"advantage": {"type": kind}})
     assert not ppo.uses_critic and ppo.whitens == kind.startswith("reinforce")
-    assert ppo.compares_responses == (kind not in ("reinforce++", "remax"))
+    assert ppo.advantage.compares_responses == (kind not in ("reinforce++", "remax"))
+    assert ppo.advantage.needs_greedy == (kind == "remax")
     rewards, _, mask = case(0)
     options = ppo.advantage.model_dump(exclude={"type"})
-    assert CRITIC_FREE[kind](rewards, mask, GROUPS, **options).shape == mask.shape
+    assert without_critic(VARIANTS[kind], rewards, mask, **options).shape == mask.shape
+
+
+def test_every_variant_has_its_function() -> None:
+    assert set(ESTIMATORS) == set(VARIANTS.values())
 
 
 @pytest.mark.parametrize("seed", range(3))

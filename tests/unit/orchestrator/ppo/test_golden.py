@@ -103,7 +103,7 @@ def test_advantages_without_a_critic(case: Case) -> None:
     ):
         case.check(f"verl_{name}", ours)
         case.check(f"openrlhf_{name}", ours, tolerance=2e-3)
-    plus = whiten(reinforce_plus_plus(rewards, mask, groups, case.params["gamma"]), mask)
+    plus = whiten(reinforce_plus_plus(rewards, mask, case.params["gamma"]), mask)
     baseline = whiten(reinforce_plus_plus_baseline(rewards, mask, groups), mask)
     for name, ours in (("rfpp", plus), ("rfpp_baseline", baseline)):
         case.check(f"openrlhf_{name}", ours, tolerance=2e-3)
@@ -114,6 +114,6 @@ def test_advantages_without_a_critic(case: Case) -> None:
 @pytest.mark.parametrize("case", cases("rfpp_returns"), ids=str)
 def test_discounted_rewards_to_go(case: Case) -> None:
     rewards, mask = case.inputs["token_level_rewards"], case.mask
-    ours = reinforce_plus_plus(rewards, mask, torch.zeros(len(mask)), case.params["gamma"])
+    ours = reinforce_plus_plus(rewards, mask, case.params["gamma"])
     case.check("openrlhf_returns", ours)
     case.check("verl_returns", ours)

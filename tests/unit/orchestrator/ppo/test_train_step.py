@@ -74,13 +74,17 @@ def step(
     return train_step(roles, prompts_of(ROWS), state, config, clock), state, groups
 
 
-@pytest.fixture
-def log(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+def no_waiting(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """What happened, in order; waits for several calls are in it."""
     lines: list[str] = []
     for module in (orchestrator.ppo.step, orchestrator.groups.scoring):
         monkeypatch.setattr(module, "wait_all", write_waits(lines))
     return lines
+
+
+@pytest.fixture
+def log(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    return no_waiting(monkeypatch)
 
 
 SCORING = ["start actor.logprobs", "start reference.reference_logprobs", "start critic.values", "start reward.score"]
