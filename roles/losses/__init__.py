@@ -1,1 +1,1 @@
-"""The losses and what they are made of: tensors in, tensors out."""
+"""Losses and their parts, as pure functions: tensors flow in, tensors flow out."""

@@ -1,4 +1,4 @@
-"""Log-probabilities and entropies of tokens from logits, in chunks of the vocabulary's width. Pure."""
+"""Log-probabilities and entropies of tokens from logits, computed in chunks of rows to save memory. Pure."""
 
 from __future__ import annotations
 
@@ -9,17 +9,18 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 CHUNK = 1 << 22
-"""Logits that are widened to float32 at a time: 16 MiB, however long the batch and large the vocabulary."""
+"""Number of logits that are widened to float32 at a time: 16 MiB for every batch length and vocabulary."""
 
 
 def token_logprobs(logits: Tensor, labels: Tensor, temperature: float) -> Tensor:
-    """log softmax(logits / temperature) at the labels.
+    """log softmax(logits / temperature) at the labels, in nats. Differentiable in `logits`.
 
-    Keeps no float32 copy of the logits: they are widened in chunks of rows, and once more in the backward pass.
+    Keeps no float32 copy of the logits: they are widened in chunks of rows, and again in the backward pass.
 
     Args:
-        logits: `[n, vocab]`, any float type.
-        labels: int64 `[n]`.
+        logits: `[n, vocab]`, any float dtype.
+        labels: int64 `[n]`, token ids.
+        temperature: divides the logits, above 0.
 
     Returns:
         `[n]`, at least float32.
@@ -29,9 +30,15 @@ def token_logprobs(logits: Tensor, labels: Tensor, temperature: float) -> Tensor
 
 
 def entropy(logits: Tensor, temperature: float) -> Tensor:
-    """Entropy in nats of softmax(logits / temperature), `[n, vocab]` → `[n]`, at least float32.
+    """Entropy of softmax(logits / temperature), in nats. Differentiable in `logits`; needs as little memory as
+    `token_logprobs`.
 
-    As lean as `token_logprobs`; differentiable.
+    Args:
+        logits: `[n, vocab]`, any float dtype.
+        temperature: divides the logits, above 0.
+
+    Returns:
+        `[n]`, at least float32.
     """
     out: Tensor = _Entropy.apply(logits, temperature)
     return out
@@ -94,15 +101,17 @@ class _Entropy(torch.autograd.Function):
 
 
 def finite_logprobs(logprobs: Tensor) -> Tensor:
-    """In place: -inf becomes the lowest number, so that p·log p is 0 where p is."""
+    """Replace -inf by the lowest finite number, in place, so that p·log p is 0 where p is 0. Any shape, float dtype."""
     return logprobs.clamp_(min=torch.finfo(logprobs.dtype).min)
 
 
 def wide_type(x: Tensor) -> torch.dtype:
+    """float64 for float64, float32 for every narrower dtype."""
     return torch.promote_types(x.dtype, torch.float32)
 
 
 def wide(x: Tensor) -> Tensor:
+    """The same numbers in `wide_type(x)`. Any shape; no copy if the dtype is wide already."""
     return x.to(wide_type(x))
 
 

@@ -1,4 +1,4 @@
-"""Means over tokens or sequences of a whole optimizer step, as weights of tokens. Pure."""
+"""Means over the tokens or sequences of a whole optimizer step, as weights per token and a divisor. Pure."""
 
 from __future__ import annotations
 
@@ -9,15 +9,16 @@ from roles.config.losses import LossMean
 
 
 def masked_mean_weight(mask: Tensor, mean: LossMean, constant: int = 1) -> Tensor:
-    """Weights with which `sum(loss * weight) / denominator(whole step's mask, mean)` is the wanted mean.
+    """Weights such that `sum(loss * weight) / denominator(mask of the whole step, mean)` is the mean of the loss.
 
     Args:
         mask: bool `[batch, time]`, True on the tokens that are trained on.
-        mean: `token`: over all tokens of the optimizer step; `sequence`: over its sequences of their token means;
-            `constant`: over its sequences of their token sums, divided by `constant` (Liu et al., arXiv 2503.20783).
+        mean: `token`: the mean over all tokens of the optimizer step. `sequence`: the mean over its sequences of each
+            sequence's token mean. `constant`: the mean over its sequences of each sequence's token sum, divided by
+            `constant` (Dr. GRPO; Liu et al., arXiv 2503.20783).
 
     Returns:
-        float32 `[batch, time]`; 0 where the mask is False; a row without a token has no weight.
+        float32 `[batch, time]`; 0 where the mask is False, so a row without a True has no weight.
     """
     weight = mask.to(torch.float32)
     if mean == "sequence":
@@ -26,11 +27,20 @@ def masked_mean_weight(mask: Tensor, mean: LossMean, constant: int = 1) -> Tenso
 
 
 def denominator(mask: Tensor, mean: LossMean) -> float:
-    """What one mask `[batch, time]` adds to the step's divisor: its True positions, or its rows that have one."""
+    """The share of a bool mask `[batch, time]` in the divisor of the optimizer step: the number of its True positions
+    for the mean `token`, else the number of its rows that have one."""
     return float(mask.sum() if mean == "token" else mask.any(-1).sum())
 
 
 def sequence_mean(values: Tensor, sequences: Tensor) -> Tensor:
-    """Of each token's value `[n]`, the mean over its sequence (int64 `[n]`: which row it is in), `[n]`."""
+    """For each token, the mean of the values of its sequence.
+
+    Args:
+        values: float `[n]`, one value per token.
+        sequences: int64 `[n]`: the row of each token.
+
+    Returns:
+        `[n]`, in the dtype of `values`.
+    """
     sums = torch.zeros(int(sequences.max()) + 1, dtype=values.dtype, device=values.device)
     return (sums.index_add(0, sequences, values) / sequences.bincount().clamp(min=1))[sequences]
