@@ -30,7 +30,7 @@ from orchestrator.planning.layout_planner import layout
 
 ROOT = Path(__file__).resolve().parents[3]
 DOCKER = ROOT / "docker"
-FILES = sorted(path for path in DOCKER.iterdir() if path.is_file())
+FILES = sorted(path for path in DOCKER.iterdir() if path.is_file() and path.suffix != ".md")
 YAMLS = sorted(DOCKER.glob("*.yaml"))
 IMAGES = {"tetrarch-gpu": DOCKER / "Dockerfile", "tetrarch-cpu": DOCKER / "Dockerfile.cpu"}
 TOOLS = Path(sys.executable).parent
