@@ -20,8 +20,8 @@ from transformers import PreTrainedTokenizerBase
 from orchestrator.config.data import DatasetConfig, PromptsConfig
 from orchestrator.data.dataset_rows import load_rows
 from orchestrator.data.prompt_columns import prompt_column, read_prompts, read_token_ids
+from orchestrator.display_text import printable
 from orchestrator.errors import CheckpointError, ConfigError
-from orchestrator.formats import printable
 from roles.batch import Prompts
 from roles.seeds import short_seed, stable_seed
 from roles.text.prompt_tokens import shown_prompt

@@ -10,12 +10,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from orchestrator.formats import number, percent
+from orchestrator.display_text import number, percent
 from orchestrator.metric_types import Chart, Metric
 from orchestrator.metrics import METRICS
+from orchestrator.report.evaluation_results import Estimate, EvaluationResult
 from orchestrator.report.figure import Band, Line, curves, stacked
-from orchestrator.report.files import RunRecord
-from orchestrator.report.results import Estimate, EvaluationResult
+from orchestrator.report.run_files import RunRecord
 
 _COLOURED = {"close", "healthy", "far", "collapse"}
 """Bands that have a colour (in `report.css`); those between them have none."""

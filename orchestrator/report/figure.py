@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from orchestrator.metric_types import Chart
-from orchestrator.report.files import finite
+from orchestrator.report.run_files import finite
 
 _DOTTED = 30
 """Up to so many steps each value has a dot."""

@@ -18,12 +18,12 @@ from typing import Any, NamedTuple
 
 from jinja2 import Environment, StrictUndefined
 
-from orchestrator.formats import clock, decimals_of, fixed, number, percent, printable
+from orchestrator.display_text import decimal_text, decimals_of, duration, number, percent, printable
 from orchestrator.metric_types import Fact, Metric
 from orchestrator.metrics import METRICS
 from orchestrator.report.charts import evaluation_cards, training_cards
-from orchestrator.report.files import HTML, RunRecord, read_record
-from orchestrator.report.results import EvaluationResult, SampleRow, changes
+from orchestrator.report.evaluation_results import EvaluationResult, SampleRow, evaluation_changes
+from orchestrator.report.run_files import HTML_FILE, RunRecord, read_record
 
 
 class SampleTable(NamedTuple):
@@ -37,7 +37,7 @@ class SampleTable(NamedTuple):
 
 def render_report(run_dir: str | Path) -> Path:
     """Write `report.html` into `run_dir` from the files that are there; returns its path."""
-    path = Path(run_dir) / HTML
+    path = Path(run_dir) / HTML_FILE
     partial = path.with_suffix(".partial")
     partial.write_text(page(read_record(Path(run_dir))), encoding="utf-8")
     partial.replace(path)
@@ -63,7 +63,7 @@ def page(record: RunRecord) -> str:
         facts=_facts(record),
         before=before,
         after=after,
-        changes=changes(before, after) if before and after else [],
+        changes=evaluation_changes(before, after) if before and after else [],
         heldout=_samples([result for result in (before, after) if result]),
         trained=SampleTable([f"step {last}"], [(row.prompt, [row]) for row in record.samples]),
         metrics=_all_metrics(metrics),
@@ -81,7 +81,7 @@ def _template() -> Any:
     )
     environment.globals |= {
         "decimals_of": decimals_of,
-        "fixed": fixed,
+        "decimal_text": decimal_text,
         "number": number,
         "percent": percent,
         "nothing": "\N{EN DASH}",
@@ -140,7 +140,7 @@ def _facts(record: RunRecord) -> list[tuple[str, str]]:
 def _fact(fact: Fact, unit: str, values: list[float]) -> str:
     whole: dict[str, Callable[[list[float]], float]] = {"sum": math.fsum, "median": median, "max": max}
     value = whole[fact.of](values)
-    return clock(value) if unit == "s" and fact.of == "sum" else f"{number(value)} {unit}".strip()
+    return duration(value) if unit == "s" and fact.of == "sum" else f"{number(value)} {unit}".strip()
 
 
 def _ends(evaluations: list[EvaluationResult]) -> tuple[EvaluationResult | None, EvaluationResult | None]:

@@ -20,8 +20,8 @@ from rich.spinner import Spinner
 from rich.table import Table
 from rich.text import Text
 
-from orchestrator.formats import clock, printable, sparkline
-from orchestrator.report.lines import shown, step_line
+from orchestrator.display_text import duration, printable, sparkline
+from orchestrator.report.terminal_lines import shown, step_line
 
 _HISTORY = 20
 """Steps that the live display's trends and the estimate of the time left look back on."""
@@ -34,7 +34,7 @@ class Progress(Protocol):
         """What is happening from now on."""
 
     def phase(self, text: str) -> None:
-        """The same for something short, as inside a step: no line of its own in plain output."""
+        """What is happening inside a step: it gets no line of its own in plain output."""
 
     def step(self, step: int, metrics: Mapping[str, float]) -> None:
         """A step has ended."""
@@ -43,10 +43,10 @@ class Progress(Protocol):
         """The run has so many steps, which was not known when it began."""
 
     def lines(self, text: str) -> None:
-        """Something to keep: printed and left standing."""
+        """Text that is printed and stays on the screen."""
 
     def close(self) -> None:
-        """Nothing more comes."""
+        """The run has ended: nothing more is shown."""
 
 
 def make_progress(name: str, steps: int, first_step: int) -> Progress:
@@ -58,7 +58,7 @@ def make_progress(name: str, steps: int, first_step: int) -> Progress:
 
 
 class Pace:
-    """Guesses the time that is left from the last steps, evaluations and checkpoints between them included."""
+    """Estimates the time that is left from the last steps, with the evaluations and checkpoints between them."""
 
     def __init__(self, steps: int) -> None:
         self._steps = steps
@@ -98,7 +98,7 @@ class PlainProgress:
         self.lines(text)
 
     def phase(self, text: str) -> None:
-        """Only the heartbeat names it."""
+        """Remembered for the heartbeat, not printed."""
         with self._lock:
             self._doing, self._doing_since = text, time.monotonic()
 
@@ -121,7 +121,7 @@ class PlainProgress:
 
     def _print(self, text: str) -> None:
         self._printed = time.monotonic()
-        stamp = f"[{clock(self._printed - self._began):>7}] "
+        stamp = f"[{duration(self._printed - self._began):>7}] "
         body = "\n".join(stamp + line for line in text.split("\n")) + "\n"
         encoding = self._stream.encoding or "utf-8"
         self._stream.write(body.encode(encoding, "replace").decode(encoding))
@@ -161,7 +161,7 @@ class LiveProgress:
         self._steps, self._pace = steps, Pace(steps)
 
     def step(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Moves the bar and the table."""
+        """Updates the bar and the table."""
         self._history.append(dict(metrics))
         self._step, self._left = step, self._pace.left(step, metrics)
 
@@ -170,7 +170,7 @@ class LiveProgress:
         self._console.print(Text(text))
 
     def close(self) -> None:
-        """Leaves the last picture standing."""
+        """Stops redrawing; the last state stays on the screen."""
         self._doing = ""
         self._live.stop()
 
@@ -179,15 +179,15 @@ class LiveProgress:
         head = Table.grid(padding=(0, 1), expand=True)
         for options in ({"no_wrap": True, "max_width": 24}, {"ratio": 1}, {"no_wrap": True}, {"no_wrap": True}):
             head.add_column(**options)
-        left = "" if not self._left > 0 or not self._doing else f"ETA {clock(self._left)}"
+        left = "" if not self._left > 0 or not self._doing else f"ETA {duration(self._left)}"
         bar: RenderableType = ProgressBar(total=self._steps, completed=self._step) if self._steps else ""
-        spent = (f"{self._step}/{self._steps}  " if self._steps else "") + clock(now - self._began)
+        spent = (f"{self._step}/{self._steps}  " if self._steps else "") + duration(now - self._began)
         head.add_row(
             Text(printable(self._name), style="bold", overflow="ellipsis"), bar, spent, Text(left, style="dim")
         )
         parts: list[RenderableType] = [head]
         if self._doing:
-            spent = clock(now - self._doing_since)
+            spent = duration(now - self._doing_since)
             doing = Text(printable(self._doing))
             doing.truncate(max(self._console.width - len(spent) - 5, 8), overflow="ellipsis")
             self._spinner.update(text=doing.append(f"  {spent}", style="dim"))

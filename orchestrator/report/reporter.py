@@ -14,12 +14,12 @@ from typing import TYPE_CHECKING, Self
 
 from cluster.errors import Terminated
 from orchestrator.metrics import METRICS, check_known
-from orchestrator.report import files as run_files
-from orchestrator.report.files import RunState, append_line, drop_after, read_record, write_state
-from orchestrator.report.lines import evaluation_lines, sample_lines
+from orchestrator.report import run_files
+from orchestrator.report.evaluation_results import EvaluationResult, SampleRow
 from orchestrator.report.page import render_report
 from orchestrator.report.progress import Progress, make_progress
-from orchestrator.report.results import EvaluationResult, SampleRow
+from orchestrator.report.run_files import RunState, append_line, drop_after, read_record, write_state
+from orchestrator.report.terminal_lines import evaluation_lines, sample_lines
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
@@ -72,8 +72,8 @@ class Reporter:
         self._progress.status(text)
 
     def phase(self, name: str) -> None:
-        """The same for a part of the next step: shown on a terminal, in plain output only if it takes long. ValueError
-        if its time is no declared metric."""
+        """A part of the next step begins: shown on a terminal, in plain output only if it takes long. ValueError if its
+        time (`time/NAME_s`) is not declared as a metric."""
         key = f"time/{name}_s"
         check_known([key])
         self._progress.phase(f"step {self._step + 1}: {METRICS[key].doing or name}")
@@ -85,16 +85,16 @@ class Reporter:
         self._progress.expect(steps)
 
     def note(self, text: str) -> None:
-        """A line that stays."""
+        """Text that is printed and stays on the screen."""
         self._progress.lines(text)
 
     def step(self, step: int, metrics: Mapping[str, float], table: Sequence[SampleRow] = ()) -> None:
-        """A step: one line of `metrics.jsonl`, and its samples. ValueError for a metric without a description."""
+        """A step: one line of `metrics.jsonl`, and its samples. ValueError for a metric that is not declared."""
         numbers = {key: value for key, value in metrics.items() if key != "step"}
         check_known(list(numbers))
-        append_line(self._run_dir / run_files.METRICS, {"step": step, **numbers})
+        append_line(self._run_dir / run_files.METRICS_FILE, {"step": step, **numbers})
         for row in table:
-            append_line(self._run_dir / run_files.SAMPLES, {"step": step, **asdict(row)})
+            append_line(self._run_dir / run_files.SAMPLES_FILE, {"step": step, **asdict(row)})
         if self._tensorboard is not None:
             for key, value in numbers.items():
                 self._tensorboard.add_scalar(key, value, step)
@@ -104,7 +104,7 @@ class Reporter:
 
     def evaluation(self, result: EvaluationResult) -> None:
         """An evaluation: one line of `evaluation.jsonl`; shown, with the change since the one before training."""
-        append_line(self._run_dir / run_files.EVALUATION, result.to_json())
+        append_line(self._run_dir / run_files.EVALUATION_FILE, result.to_json())
         if self._tensorboard is not None:
             estimates = {"proxy": result.proxy, "gold": result.gold, "kl": result.kl, "length": result.length}
             for key, estimate in estimates.items():
@@ -141,12 +141,12 @@ class Reporter:
 def _prepare(run_dir: Path, state: RunState, config_yaml: str, resume_step: int) -> None:
     """The run's folder, ready for the step after `resume_step`."""
     run_dir.mkdir(parents=True, exist_ok=True)
-    for name in (run_files.METRICS, run_files.SAMPLES, run_files.EVALUATION):
+    for name in (run_files.METRICS_FILE, run_files.SAMPLES_FILE, run_files.EVALUATION_FILE):
         if resume_step:
             drop_after(run_dir / name, resume_step)
         else:
             (run_dir / name).unlink(missing_ok=True)
-    (run_dir / run_files.CONFIG).write_text(config_yaml, encoding="utf-8")
+    (run_dir / run_files.CONFIG_FILE).write_text(config_yaml, encoding="utf-8")
     write_state(run_dir, state)
 
 

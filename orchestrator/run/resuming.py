@@ -21,7 +21,7 @@ from orchestrator.config.loading import dump_config, validate
 from orchestrator.config.run import RunConfig
 from orchestrator.config.yaml_text import parse_yaml
 from orchestrator.errors import CheckpointError, ConfigError
-from orchestrator.report import files as run_files
+from orchestrator.report import run_files
 from orchestrator.run.checkpoint import Checkpoint, Checkpoints, step_of, trained_step
 
 Resume = Literal["newest"] | int | None
@@ -184,14 +184,14 @@ def set_aside(run_dir: Path, step: int) -> Path | None:
     later = [folder for folder in (run_dir / "checkpoints").glob("step-*") if (step_of(folder) or 0) > step]
     trained = [run_dir / name for name in ("actor", "critic", "actor_ema")] if trained_step(run_dir) != step else []
     moved = [*later, *(folder for folder in trained if folder.is_dir())]
-    lines = run_files.read_lines(run_dir / run_files.METRICS)
+    lines = run_files.read_lines(run_dir / run_files.METRICS_FILE)
     if not moved and all(line["step"] <= step for line in lines):
         return None
     number = 1
     while (place := run_dir / SET_ASIDE / str(number)).exists():
         number += 1
     (place / "checkpoints").mkdir(parents=True)
-    for name in run_files.ALL:
+    for name in run_files.ALL_FILES:
         if (run_dir / name).exists():
             shutil.copy2(run_dir / name, place)
     for folder in moved:

@@ -20,10 +20,10 @@ from orchestrator.data.prompts import Questions, heldout_prompts
 from orchestrator.groups.build import evaluation_roles, resolve_models
 from orchestrator.groups.scoring import EvaluationRoles
 from orchestrator.groups.spread import spread
-from orchestrator.report.files import finite
-from orchestrator.report.lines import evaluation_lines
+from orchestrator.report.evaluation_results import Estimate, EvaluationResult, SampleRow
 from orchestrator.report.progress import make_progress
-from orchestrator.report.results import Estimate, EvaluationResult, SampleRow
+from orchestrator.report.run_files import finite
+from orchestrator.report.terminal_lines import evaluation_lines
 from orchestrator.run.checkpoint import trained_step
 from roles.batch import Prompts, Rollouts, Scored
 from roles.losses.kl_estimators import k1

@@ -14,7 +14,7 @@ from typing import Any, Protocol
 
 from cluster.ranks.role_group import RoleGroup
 from cluster.runtime.ray_cluster import RayCluster
-from orchestrator.report.results import SampleRow
+from orchestrator.report.evaluation_results import SampleRow
 from orchestrator.run.checkpoint import Checkpoint
 from orchestrator.run.phase_clock import Clock
 from orchestrator.stages.card_metrics import StepWork

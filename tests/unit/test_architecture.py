@@ -71,7 +71,7 @@ ROOMS = {
 }
 """Room → rooms of the same package that it may import; the files in `GROUND` are open to all."""
 GROUND = {
-    "orchestrator": {"errors", "formats", "metrics", "metric_types"},
+    "orchestrator": {"display_text", "errors", "metrics", "metric_types"},
     "roles": {"errors", "batch", "measured", "packing", "seeds"},
     "cluster": {"errors", "config", "role_table"},
 }

@@ -10,8 +10,8 @@ import pytest
 
 from orchestrator.metric_types import Chart, Fact, Metric, Shown
 from orchestrator.metrics import METRICS, check_known, metrics_table_markdown
-from orchestrator.report.files import read_record
 from orchestrator.report.reporter import Reporter
+from orchestrator.report.run_files import read_record
 from roles.measured import measured, metric
 from tests.readmes import EVERYTHING
 

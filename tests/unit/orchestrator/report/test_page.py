@@ -14,10 +14,10 @@ from plotly.offline import get_plotlyjs
 from orchestrator.metric_types import Chart
 from orchestrator.metrics import METRICS
 from orchestrator.report.charts import training_cards
+from orchestrator.report.evaluation_results import Estimate, EvaluationResult, SampleRow
 from orchestrator.report.figure import Line, curves, stacked
-from orchestrator.report.files import RunRecord, RunState
 from orchestrator.report.page import page
-from orchestrator.report.results import Estimate, EvaluationResult, SampleRow
+from orchestrator.report.run_files import RunRecord, RunState
 
 EVIL = "<script>alert('x')</script><img src=x onerror=alert(1)>\"'&\u202e\x1b\ud800"
 VOID = {"meta", "br"}

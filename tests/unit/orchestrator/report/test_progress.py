@@ -7,10 +7,10 @@ import time
 import pytest
 from rich.console import Console
 
-from orchestrator.formats import clock, decimals_of, fixed, number, percent, printable, sparkline
-from orchestrator.report.lines import evaluation_lines, sample_lines, step_line
+from orchestrator.display_text import decimal_text, decimals_of, duration, number, percent, printable, sparkline
+from orchestrator.report.evaluation_results import Estimate, EvaluationResult, SampleRow
 from orchestrator.report.progress import LiveProgress, PlainProgress, make_progress
-from orchestrator.report.results import Estimate, EvaluationResult, SampleRow
+from orchestrator.report.terminal_lines import evaluation_lines, sample_lines, step_line
 
 STEP = {
     "score/mean": 0.4123,
@@ -150,8 +150,8 @@ def test_formats() -> None:
         "0", "1,234", "61.2", "−0.418", "4.1e-6", "NaN", "NaN", "128",
     ]  # fmt: skip
     assert [decimals_of(e) for e in (0.0331, 1.4, 25.0, 0.0, math.nan)] == [3, 1, 0, 3, 3]
-    assert (fixed(1.5, 1, plus=True), fixed(-1.55, 1), percent(0.125)) == ("+1.5", "−1.6", "12.5 %")
-    assert [clock(s) for s in (42.9, 185, 3723)] == ["42 s", "3:05", "1:02:03"]
+    assert (decimal_text(1.5, 1, plus=True), decimal_text(-1.55, 1), percent(0.125)) == ("+1.5", "−1.6", "12.5 %")
+    assert [duration(s) for s in (42.9, 185, 3723)] == ["42 s", "3:05", "1:02:03"]
     assert printable("a\tb\x00\ud800 👩\u200d🚀") == "a b\ufffd\ufffd 👩\u200d🚀"
     assert sparkline([0.0, 1.0, math.nan, 0.5]) == "▁█x▄"
     assert sparkline([2.0, 2.0]) == "▄▄"

@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from orchestrator.report.files import read_record
+from orchestrator.report.evaluation_results import Estimate, EvaluationResult, SampleRow
 from orchestrator.report.progress import PlainProgress
 from orchestrator.report.reporter import Reporter, render_report
-from orchestrator.report.results import Estimate, EvaluationResult, SampleRow
+from orchestrator.report.run_files import read_record
 
 
 def report(run_dir: Path, **options: Any) -> Reporter:

@@ -1,5 +1,4 @@
-"""What an evaluation says. Made by `orchestrator.stages.evaluation`, written and drawn by
-`orchestrator.report.reporter`. No torch."""
+"""What an evaluation measured, and how two evaluations compare. No torch."""
 
 from __future__ import annotations
 
@@ -63,13 +62,13 @@ class EvaluationResult:
     proxy: Estimate
     gold: Estimate | None
     kl: Estimate
-    """Nats a response."""
+    """Nats per response."""
     length: Estimate
     """Generated tokens."""
     truncated_fraction: float
     samples: list[SampleRow]
     proxy_values: list[float]
-    """One a prompt, in the prompts' order, so that two evaluations can be paired."""
+    """One for each prompt, in the prompts' order, so that two evaluations can be paired."""
     gold_values: list[float] | None = None
 
     def to_json(self) -> dict[str, Any]:
@@ -78,7 +77,7 @@ class EvaluationResult:
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> Self:
-        """Reads what `to_json` wrote; null numbers (JSON has no NaN) become NaN."""
+        """Reads what `to_json` wrote; `null` numbers (JSON has no NaN) become NaN."""
         gold, gold_values = data["gold"], data["gold_values"]
         return cls(
             step=data["step"],
@@ -104,7 +103,7 @@ def sample_from_json(row: dict[str, Any], judged: bool) -> SampleRow:
 
 
 @dataclass(frozen=True, slots=True)
-class Change:
+class EvaluationChange:
     """One measure in two evaluations."""
 
     name: str
@@ -116,7 +115,7 @@ class Change:
     """The difference was taken prompt by prompt, which is sharper than comparing two means."""
 
 
-def changes(before: EvaluationResult, after: EvaluationResult) -> list[Change]:
+def evaluation_changes(before: EvaluationResult, after: EvaluationResult) -> list[EvaluationChange]:
     """Gold score (if both have one), proxy score, KL and length, in the order in which they matter."""
     found = []
     if before.gold is not None and after.gold is not None:
@@ -134,12 +133,12 @@ def _change(
     after: Estimate,
     before_values: list[float] | None,
     after_values: list[float] | None,
-) -> Change:
+) -> EvaluationChange:
     if before_values and after_values and len(before_values) == len(after_values):
         pairs = zip(before_values, after_values, strict=True)
-        return Change(name, unit, before, after, Estimate.of([b - a for a, b in pairs]), paired=True)
+        return EvaluationChange(name, unit, before, after, Estimate.of([b - a for a, b in pairs]), paired=True)
     error = math.hypot(before.standard_error, after.standard_error)
-    return Change(name, unit, before, after, Estimate(after.mean - before.mean, error), paired=False)
+    return EvaluationChange(name, unit, before, after, Estimate(after.mean - before.mean, error), paired=False)
 
 
 def _estimate(data: dict[str, Any]) -> Estimate:

@@ -6,10 +6,10 @@ import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
-from orchestrator.formats import clock, printable
+from orchestrator.display_text import duration, printable
 from orchestrator.metric_types import Metric
 from orchestrator.metrics import METRICS
-from orchestrator.report.results import Change, EvaluationResult, SampleRow, changes
+from orchestrator.report.evaluation_results import EvaluationChange, EvaluationResult, SampleRow, evaluation_changes
 
 
 def step_line(step: int, steps: int, metrics: Mapping[str, float], left: float) -> str:
@@ -21,7 +21,7 @@ def step_line(step: int, steps: int, metrics: Mapping[str, float], left: float) 
         elif row.line == "name and value":
             parts.append(" ".join(text for text in (row.name, row.value, row.remark) if text))
     if math.isfinite(left) and step < steps:
-        parts.append(f"ETA {clock(left)}")
+        parts.append(f"ETA {duration(left)}")
     bad = [key for key, value in metrics.items() if not math.isfinite(value)]
     if bad:
         parts.append(f"NOT FINITE: {', '.join(bad)}")
@@ -67,7 +67,9 @@ def evaluation_lines(result: EvaluationResult, before: EvaluationResult | None) 
     ]
     if before is None:
         return "  ".join(parts)
-    return "\n".join(["  ".join(parts), *(f"  {_change_line(change)}" for change in changes(before, result))])
+    return "\n".join(
+        ["  ".join(parts), *(f"  {_change_line(change)}" for change in evaluation_changes(before, result))]
+    )
 
 
 def sample_lines(before: EvaluationResult, after: EvaluationResult, width: int = 160) -> str:
@@ -82,7 +84,7 @@ def sample_lines(before: EvaluationResult, after: EvaluationResult, width: int =
     return "\n".join(parts)
 
 
-def _change_line(change: Change) -> str:
+def _change_line(change: EvaluationChange) -> str:
     difference = change.difference
     size = "" if math.isnan(difference.z) else f", {abs(difference.z):.1f} standard errors"
     return (

@@ -22,8 +22,8 @@ def number(value: float) -> str:
     return MINUS + text if value < 0 else text
 
 
-def fixed(value: float, decimals: int, plus: bool = False) -> str:
-    """So many decimals, a real minus sign, a plus sign if wanted."""
+def decimal_text(value: float, decimals: int, plus: bool = False) -> str:
+    """`value` with a number of decimals and a real minus sign; `plus`: with a plus sign if it is positive."""
     if not math.isfinite(value):
         return "NaN"
     return f"{value:{'+' if plus else ''},.{decimals}f}".replace("-", MINUS)
@@ -35,12 +35,12 @@ def decimals_of(error: float) -> int:
 
 
 def percent(value: float) -> str:
-    """`12.5 %`."""
+    """A fraction as a percentage with three figures: 0.125 is `12.5 %`."""
     return "NaN" if not math.isfinite(value) else f"{value * 100:.3g} %".replace("-", MINUS)
 
 
-def clock(seconds: float) -> str:
-    """`42 s`, `3:05`, `1:02:03`."""
+def duration(seconds: float) -> str:
+    """A duration in seconds as `42 s`, `3:05` (minutes) or `1:02:03` (hours)."""
     total = int(seconds)
     minutes, rest = divmod(total, 60)
     hours, minutes = divmod(minutes, 60)
@@ -57,7 +57,7 @@ def printable(text: str, keep: str = "") -> str:
 
 
 def sparkline(values: list[float]) -> str:
-    """A bar of one character a value, between the smallest and the largest; `x` for what is not finite."""
+    """A bar of one character for each value, between the smallest and the largest; `x` for what is not finite."""
     whole = [value for value in values if math.isfinite(value)]
     low, span = (min(whole), max(whole) - min(whole)) if whole else (0.0, 0.0)
     marks = "▁▂▃▄▅▆▇█"

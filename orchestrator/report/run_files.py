@@ -1,7 +1,6 @@
 """What a run's reports are made of, on disk: JSON lines, the configuration and the state of the run.
 
-`orchestrator.report.reporter` writes them while the run goes; `orchestrator.report.page` reads them when it has ended
-or died. JSON has no NaN or infinity: they are written as null and read back as NaN.
+JSON has no NaN or infinity: they are written as `null` and read back as NaN.
 """
 
 from __future__ import annotations
@@ -13,15 +12,15 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from orchestrator.report.results import EvaluationResult, SampleRow, sample_from_json
+from orchestrator.report.evaluation_results import EvaluationResult, SampleRow, sample_from_json
 
-METRICS = "metrics.jsonl"
-SAMPLES = "samples.jsonl"
-EVALUATION = "evaluation.jsonl"
-CONFIG = "config.yaml"
-STATE = "run.json"
-HTML = "report.html"
-ALL = (METRICS, SAMPLES, EVALUATION, CONFIG, STATE, HTML)
+METRICS_FILE = "metrics.jsonl"
+SAMPLES_FILE = "samples.jsonl"
+EVALUATION_FILE = "evaluation.jsonl"
+CONFIG_FILE = "config.yaml"
+STATE_FILE = "run.json"
+HTML_FILE = "report.html"
+ALL_FILES = (METRICS_FILE, SAMPLES_FILE, EVALUATION_FILE, CONFIG_FILE, STATE_FILE, HTML_FILE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +46,7 @@ class RunRecord:
 
     state: RunState
     metrics: list[dict[str, float]]
-    """One a step, ascending; NaN for what was not a finite number."""
+    """One for each step, ascending; NaN for what was not a finite number."""
     evaluations: list[EvaluationResult]
     samples: list[SampleRow]
     """Of the last step."""
@@ -70,7 +69,7 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
     try:
         return [json.loads(line) for line in whole]
     except ValueError as error:
-        raise ValueError(f"{path} holds a line that is not JSON ({error}); mend or remove that line") from error
+        raise ValueError(f"{path} holds a line that is not JSON ({error}); fix or remove that line") from error
 
 
 def drop_after(path: Path, step: int) -> None:
@@ -85,22 +84,22 @@ def drop_after(path: Path, step: int) -> None:
 
 def write_state(run_dir: Path, state: RunState) -> None:
     """Replace `run.json`."""
-    partial = run_dir / f"{STATE}.partial"
+    partial = run_dir / f"{STATE_FILE}.partial"
     partial.write_text(json.dumps(finite(asdict(state)), indent=1) + "\n", encoding="utf-8")
-    partial.replace(run_dir / STATE)
+    partial.replace(run_dir / STATE_FILE)
 
 
 def read_record(run_dir: Path) -> RunRecord:
     """What the files of a run say; a run of which only some files exist is shown as far as they go."""
     metrics = [
         {key: math.nan if value is None else value for key, value in line.items()}
-        for line in read_lines(run_dir / METRICS)
+        for line in read_lines(run_dir / METRICS_FILE)
     ]
-    evaluations = [EvaluationResult.from_json(line) for line in read_lines(run_dir / EVALUATION)]
-    samples = read_lines(run_dir / SAMPLES)
+    evaluations = [EvaluationResult.from_json(line) for line in read_lines(run_dir / EVALUATION_FILE)]
+    samples = read_lines(run_dir / SAMPLES_FILE)
     last = max((line["step"] for line in samples), default=0)
-    config = run_dir / CONFIG
-    state = run_dir / STATE
+    config = run_dir / CONFIG_FILE
+    state = run_dir / STATE_FILE
     return RunRecord(
         state=RunState(**json.loads(state.read_text(encoding="utf-8")))
         if state.exists()
@@ -113,7 +112,7 @@ def read_record(run_dir: Path) -> RunRecord:
 
 
 def finite(value: Any) -> Any:
-    """`value` with null in place of every float that is not a finite number, at any depth."""
+    """`value` with None (`null` in JSON) in place of every float that is not a finite number, at any depth."""
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if isinstance(value, Mapping):

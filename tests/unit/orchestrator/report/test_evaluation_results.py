@@ -5,8 +5,8 @@ import math
 
 import pytest
 
-from orchestrator.report.files import finite
-from orchestrator.report.results import Estimate, EvaluationResult, SampleRow, changes
+from orchestrator.report.evaluation_results import Estimate, EvaluationResult, SampleRow, evaluation_changes
+from orchestrator.report.run_files import finite
 
 
 def evaluation(label: str, proxy: list[float], gold: list[float] | None = None, step: int = 0) -> EvaluationResult:
@@ -43,7 +43,7 @@ def test_one_value_has_no_error_and_none_no_mean() -> None:
 def test_scores_are_compared_prompt_by_prompt() -> None:
     before = evaluation("before", [0.0, 10.0, 20.0], [1.0, 2.0, 3.0])
     after = evaluation("after", [1.0, 11.0, 21.1], [1.0, 2.0, 3.0])
-    gold, proxy, kl, length = changes(before, after)
+    gold, proxy, kl, length = evaluation_changes(before, after)
     assert proxy.paired
     assert proxy.difference.mean == pytest.approx(3.1 / 3)
     assert proxy.difference.standard_error < 0.05 < proxy.before.standard_error
@@ -54,7 +54,7 @@ def test_scores_are_compared_prompt_by_prompt() -> None:
 
 
 def test_other_prompts_are_not_paired() -> None:
-    (proxy, *_) = changes(evaluation("before", [0.0, 1.0]), evaluation("after", [1.0, 2.0, 3.0]))
+    (proxy, *_) = evaluation_changes(evaluation("before", [0.0, 1.0]), evaluation("after", [1.0, 2.0, 3.0]))
     assert (proxy.name, proxy.paired) == ("proxy score", False)
     assert proxy.difference.mean == 1.5
 
