@@ -117,6 +117,8 @@ _MENDS = {
     "too_long": "must have at most {max_length} entries, has {actual_length}",
     "string_pattern_mismatch": "must match {pattern}",
     "string_too_short": "must not be empty",
+    "invalid_key": "keys must be text; put it in quotes",
+    "string_unicode": "must be text of whole characters",
 }
 """pydantic's kind of error → what to do; the braces are filled from its context."""
 
@@ -141,6 +143,7 @@ def show(value: Any) -> str:
     if isinstance(value, (list, tuple)) and not all(isinstance(entry, (int, float)) for entry in value):
         return "a list"
     text = without_credentials(json.dumps(value, ensure_ascii=False, default=str))
+    text = text.encode("utf-8", "backslashreplace").decode("utf-8")  # half a character, as in "\\ud800"
     return text if len(text) <= 80 else f"{text[:77]}..."
 
 

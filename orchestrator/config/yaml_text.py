@@ -1,5 +1,4 @@
-"""YAML as users mean it. Text flows in, plain Python values flow out (and back). Called by
-`orchestrator.config.loading`.
+"""YAML as users mean it. Text flows in, plain Python values flow out (and back).
 
 PyYAML follows YAML 1.1, where `1e-5` is text, `on` and `no` are booleans, `1:30` is 90 and `010` is 8. This loader
 reads scalars as YAML 1.2 (core schema) does, refuses a key that stands twice in one mapping, and never quotes the text
@@ -27,8 +26,12 @@ _SCALARS: list[tuple[str, str, str]] = [
 """Tag, full pattern and first characters of each kind of plain scalar; the rest is text. Earlier lines win."""
 
 
+MOST_DIGITS = 100
+"""A longer integer is a mistake, and Python refuses to write one of more than 4300 digits into a message."""
+
+
 class YamlError(ValueError):
-    """The text is not YAML, or says a key twice; the message names line and column."""
+    """The text is not YAML, or says a key twice; the message names the line."""
 
 
 class _Loader(yaml.SafeLoader):
@@ -47,9 +50,21 @@ class _Loader(yaml.SafeLoader):
             seen[key.value] = line
         return node
 
+    def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
+        try:
+            return super().construct_object(node, deep=deep)
+        except (YamlError, yaml.YAMLError):
+            raise
+        except (ValueError, KeyError, AttributeError, TypeError):  # `!!int abc`, `!!bool maybe`, `!!timestamp x`
+            kind = node.tag.rpartition(":")[2]
+            raise YamlError(f"line {node.start_mark.line + 1}: the value cannot be read as {kind}") from None
+
 
 def _construct_int(loader: _Loader, node: yaml.ScalarNode) -> int:
     text = node.value.replace("_", "")
+    if len(text) > MOST_DIGITS:
+        line = node.start_mark.line + 1
+        raise YamlError(f"line {line}: an integer of {len(text)} characters is too long")
     return int(text, 0) if text.startswith(("0o", "0x")) else int(text)
 
 
@@ -70,10 +85,14 @@ def parse_yaml(text: str) -> Any:
     """The value that `text` stands for; YamlError if it is not YAML."""
     try:
         return yaml.load(text, Loader=_Loader)
+    except RecursionError:
+        raise YamlError("mappings or lists are nested too deeply; no key needs more than ten levels") from None
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         where = f"line {mark.line + 1}, column {mark.column + 1}: " if mark else ""
         raise YamlError(f"{where}{error.problem or error.context}") from None
+    except yaml.reader.ReaderError as error:
+        raise YamlError(f"character {error.position + 1} of the text: {error.reason}") from None
     except yaml.YAMLError as error:
         raise YamlError(f"not YAML: {type(error).__name__}") from None
 

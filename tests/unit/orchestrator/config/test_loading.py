@@ -277,6 +277,18 @@ def test_a_section_that_must_be_there_is_missing_if_it_is_null(file: Path) -> No
         (["ppo..epochs=1"], ["override `ppo..epochs`", "key.path=value"]),
         (["steps.x=1"], ["steps is not a mapping"]),
         (["steps=[1"], ["override of steps", "not YAML"]),
+        (["steps=" + "1" * 5000], ["override of steps", "line 1: an integer of 5000 characters is too long"]),
+        (["steps=0x" + "f" * 5000], ["override of steps", "an integer of 5002 characters is too long"]),
+        (["steps=!!int abc"], ["override of steps", "line 1: the value cannot be read as int"]),
+        (["steps=!!float abc"], ["the value cannot be read as float"]),
+        (["steps=!!bool maybe"], ["the value cannot be read as bool"]),
+        (["steps=!!timestamp x"], ["the value cannot be read as timestamp"]),
+        (["steps=" + "[" * 1000 + "]" * 1000], ["override of steps", "nested too deeply"]),
+        (["steps=" + "{a: " * 1000 + "}" * 1000], ["override of steps", "nested too deeply"]),
+        (["steps=\0"], ["override of steps", "character 1", "special characters are not allowed"]),
+        (['run_dir="\\ud800"'], ['run_dir="\\ud800"', "whole characters"]),
+        (["ppo={1: 2}"], ["ppo[1]", "keys must be text"]),
+        (["steps=&a [*a]"], ["steps: a list", "whole number"]),
         (["rollout={max_response_tokens: 4}"], ["rollout.prompts_per_step: missing", "Prompts of one PPO step"]),
     ],
 )
@@ -421,6 +433,8 @@ def test_no_message_shows_a_secret(file: Path) -> None:
         ("a: *nowhere", ["line 1", "nowhere"]),
         ("1: x", ["1"]),
         ("x: !!python/object:os.system {}", ["line 1"]),
+        ("steps: 1\nx: !!int abc", ["line 2", "cannot be read as int"]),
+        ("x: " + "[" * 1000 + "]" * 1000, ["nested too deeply"]),
     ],
 )
 def test_files_that_are_no_configuration(tmp_path: Path, content: str, parts: list[str]) -> None:
