@@ -59,15 +59,20 @@ def show_config(
     config: Annotated[Path | None, typer.Argument(metavar="CONFIG", help="A YAML file.")] = None,
     overrides: Overrides = None,
     schema: Annotated[bool, typer.Option("--schema", help="Print the JSON Schema, for editors.")] = False,
+    reference: Annotated[bool, typer.Option("--reference", help="Print all keys as Markdown tables.")] = False,
     debug: Debug = False,
 ) -> None:
-    """Print the resolved configuration as YAML, secrets redacted; or the JSON Schema of all configurations.
+    """Print the resolved configuration as YAML, secrets redacted; or which keys there are.
 
     Example: tetrarch config configs/smoke.yaml ppo.epochs=2
     """
     with reported(debug):
         if schema:
             text = json.dumps(json_schema(), indent=2, ensure_ascii=False)
+        elif reference:
+            from orchestrator.config.key_reference import reference as all_keys
+
+            text = all_keys().rstrip("\n")
         elif config is None:
             raise ConfigError("no configuration given; name a file, such as configs/smoke.yaml, or say --schema")
         else:
