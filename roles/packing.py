@@ -1,4 +1,4 @@
-"""Rows of a batch → ranks, micro-batches and packed token streams, and back. Pure.
+"""Rows of a batch → ranks, micro-batches and packed token streams. Pure.
 
 The driver and the engines call `balance` and `micro_batches` with token counts; the models run on `Packed` streams, in
 which the sequences of one micro-batch stand one after the other without padding.
@@ -127,14 +127,6 @@ def pack(token_ids: Tensor, lengths: Tensor) -> Packed:
         starts=starts,
         longest=int(lengths.max()) if len(lengths) else 0,
     )
-
-
-def unpack(flat: Tensor, lengths: Tensor, width: int) -> Tensor:
-    """One stream `[tokens]` → rows `[batch, width]`, 0 in the padding. Differentiable in `flat`."""
-    valid = _valid(lengths, width)
-    if int(lengths.sum()) != flat.shape[0] or (len(lengths) and int(lengths.max()) > width):
-        raise ValueError(f"cannot unpack {flat.shape[0]} tokens into lengths {lengths.tolist()} of width {width}")
-    return torch.zeros(valid.shape, dtype=flat.dtype, device=flat.device).masked_scatter(valid, flat)
 
 
 def _valid(lengths: Tensor, width: int) -> Tensor:

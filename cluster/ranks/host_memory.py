@@ -8,7 +8,6 @@ may not. Where the system offers no PSS, RSS stands in.
 from __future__ import annotations
 
 import os
-import resource
 import threading
 import time
 from collections.abc import Mapping, Sequence
@@ -30,8 +29,6 @@ class MemorySampler:
     def __init__(self, pid: int | None = None) -> None:
         self._pid = pid or os.getpid()
         self._series: MemorySeries = {}
-        self.peak = 0
-        """Bytes: the highest sample so far."""
         self._stopped = threading.Event()
         self.sample()
         threading.Thread(target=self._run, name="memory-sampler", daemon=True).start()
@@ -56,14 +53,8 @@ class MemorySampler:
     def sample(self) -> None:
         """Take one now: tens of ms where much memory is held."""
         second, held = int(time.time()), sum(map(held_bytes, tree(self._pid)))
-        self.peak = max(self.peak, held)
         series = self._series
         series[second] = max(held, series.get(second, 0))
-
-
-def peak_rss_bytes() -> int:
-    """This process's own high-water mark, from the kernel (shared pages counted in full)."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 def tree(pid: int) -> list[psutil.Process]:

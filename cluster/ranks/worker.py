@@ -32,7 +32,7 @@ import ray
 from cluster.errors import ClusterError
 from cluster.ranks import failures
 from cluster.ranks.card_use import CardSampler, CardUse
-from cluster.ranks.host_memory import MemorySampler, MemorySeries, peak_rss_bytes, tree
+from cluster.ranks.host_memory import MemorySampler, MemorySeries, tree
 from cluster.ranks.identity import Identity
 
 STACK_FRAMES = 4
@@ -72,8 +72,6 @@ class RankUsage:
     """When it ran methods of its role: wall-clock seconds, from and to, and which."""
     series: MemorySeries
     """Memory of its process and its descendants: wall-clock second → bytes (PSS)."""
-    peak_bytes: int
-    """Highest since the process started: the kernel's high-water mark of its RSS, or a sample with its children."""
     cards: CardUse | None
     """None without a GPU."""
 
@@ -160,7 +158,7 @@ class Worker:
         """Since it was last asked; answers while a method runs."""
         busy, self._busy = self._busy, []
         cards = self._cards.drain() if self._cards else None
-        return RankUsage(os.getpid(), busy, self._memory.drain(), max(self._memory.peak, peak_rss_bytes()), cards)
+        return RankUsage(os.getpid(), busy, self._memory.drain(), cards)
 
     @ray.method(concurrency_group="control")
     def end_children(self) -> None:

@@ -60,8 +60,6 @@ class Usage:
     host_peak: float
     """Of the fullest node: the sum over our ranks and their children; on the driver's node over the driver too, and
     over Ray's own processes if this run started Ray. Proportional set sizes: a shared page counts once."""
-    rank_peaks: dict[str, float]
-    """`role rank n (node …)` → its own."""
     ranks: list[tuple[str, RankUsage]]
     """(role, what one of its ranks tells)."""
 
@@ -138,10 +136,9 @@ class RayCluster:
             for rank, report in zip(ranks, reports, strict=True):
                 series.setdefault(rank.identity.node, []).append(report.series)
         self._peak_bytes = max(self._peak_bytes, *map(peak_of_sum, series.values()))
-        of_ranks = {str(rank.identity): report.peak_bytes / GIB for rank, report in zip(ranks, reports, strict=True)}
         busy = [(began, ended) for report in reports for began, ended, _ in report.busy]
         by_role = [(rank.identity.role, report) for rank, report in zip(ranks, reports, strict=True)]
-        return Usage(busy, self._peak_bytes / GIB, of_ranks, by_role)
+        return Usage(busy, self._peak_bytes / GIB, by_role)
 
     def stop(self) -> None:
         """End every rank, give the resources back and leave Ray (a Ray that we started ends)."""

@@ -106,7 +106,8 @@ def show_suggestions(run: RunConfig, planned: PlannedLayout, console: Console, f
 def draw_plan(run: RunConfig, console: Console, factors: Efficiency | None = None) -> PlannedLayout:
     """The layout of a run, drawn; with the smallest change that would make it fit, if it does not."""
     from orchestrator.planning.layout_drawing import draw
-    from orchestrator.planning.layout_planner import layout, smallest_change
+    from orchestrator.planning.layout_planner import layout
+    from orchestrator.planning.smallest_change import smallest_change
 
     planned = layout(run, factors)
     console.print(draw(planned, smallest_change(run) if planned.shortages else None))

@@ -36,7 +36,8 @@ from roles.reference import FrozenPolicy, Reference
 from roles.reward_functions import FunctionScorer, RemoteScorer
 from roles.reward_model import PolicyText, RewardModel, Scorer
 from roles.reward_trainer import RewardTrainer
-from roles.rollout import RolloutEngine, RolloutSetup, stop_token_ids
+from roles.rollout import RolloutEngine
+from roles.rollout_setup import RolloutSetup, stop_token_ids
 from roles.text.tokenizer import load_tokenizer
 from roles.zero.setup import ModelSetup
 

@@ -7,8 +7,6 @@ step) flows out. No GPU, no Ray, no weights.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from copy import deepcopy
-from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -37,11 +35,9 @@ from cluster.placement.accelerators import UNKNOWN
 from cluster.placement.openrlhf_groups import as_groups
 from cluster.placement.plan import Plan, Slot, plan, ranks_of, tensor_parallel_size
 from cluster.role_table import ACTOR, ENGINES, REWARD, row_of, trained_roles
-from orchestrator.config.loading import apply_override, validate
 from orchestrator.config.role_needs import ppo_roles, role_needs
 from orchestrator.config.run import RunConfig
 from orchestrator.config.schema import section_key
-from orchestrator.errors import ConfigError
 from orchestrator.planning.efficiency import load_efficiency
 from orchestrator.planning.planned_layout import GpuLoad, Held, HostLoad, PlannedLayout
 from orchestrator.planning.predicted_step import card_gib, step_time
@@ -53,9 +49,6 @@ from roles.config.models import TrainedRole
 PHASE_NAMES = {phase: "update" if phase.startswith("train") else phase for phase in MEMORY_PHASES if phase != "push"}
 """A phase of a card's memory → its name in a step's metrics. A measured push ends with the engines awake for the next
 step, so it is not the plan's."""
-
-MOST_CHANGES = 3
-"""As many overrides at once are tried to make a layout fit."""
 
 
 def layout(config: RunConfig, efficiency: Efficiency | None = None, made: Plan | None = None) -> PlannedLayout:
@@ -94,38 +87,6 @@ def role_sizes(config: RunConfig) -> dict[str, RoleSize]:
 
 def _role_sizes(config: RunConfig, made: Plan, sizes: dict[str, ModelSize]) -> dict[str, RoleSize]:
     return {role: _role_size(config, made.of(role), sizes[role]) for role in config.model_roles if role != ENGINES}
-
-
-def smallest_change(config: RunConfig) -> list[str] | None:
-    """The fewest overrides (of settings, not of the placement) with which the layout fits; None if none of ours does.
-
-    Of as many, the earlier ones of the list are taken.
-    """
-    plain = config.model_dump(by_alias=True)
-    few = max(min(config.section(role).micro_batch_tokens for role in trained_roles()) // 4, 1)
-    settings = (
-        "gradient_checkpointing=true",
-        f"micro_batch_tokens={few}",
-        "zero.sleep=true",
-        "zero.offload_optimizer=true",
-    )
-    changes = [
-        "rollout.engine.sleep=1",
-        *(f"{role}.{setting}" for setting in settings for role in trained_roles() if role in config.model_roles),
-        *(f"rollout.engine.gpu_memory_utilization={share}" for share in (0.4, 0.5, 0.6, 0.8)),
-    ]
-    for count in range(1, MOST_CHANGES + 1):
-        for chosen in combinations(changes, count):
-            data = deepcopy(plain)
-            for change in chosen:
-                apply_override(data, change)
-            try:
-                fits = not layout(validate(data)).shortages
-            except ConfigError:
-                continue
-            if fits:
-                return list(chosen)
-    return None
 
 
 def _by_node(made: Plan) -> list[list[Slot]]:

@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import Any
 
 from cluster.estimate.memory import GIB
-from orchestrator.errors import CheckpointError
 
 MANIFEST = "manifest.json"
 PARTIAL = ".partial"
@@ -84,13 +83,6 @@ class Checkpoints:
         """Folder → what is wrong with it (see `damage`), of all that are not whole, the newest first."""
         found = {folder: damage(folder) for folder in self._folders()}
         return {folder: what for folder, what in found.items() if what is not None}
-
-    def require_newest(self) -> Checkpoint:
-        """The newest whole checkpoint, or CheckpointError."""
-        found = self.newest()
-        if found is None:
-            raise CheckpointError(f"{self.folder} holds no whole checkpoint to resume from; start without --resume")
-        return found
 
     def _folder(self, step: int) -> Path:
         return self.folder / f"step-{step:06d}"

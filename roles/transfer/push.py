@@ -73,9 +73,3 @@ class WeightPusher:
         from roles.transfer.checkpoint_format import CheckpointFormat
 
         return trainer_products(CheckpointFormat(self._module, self._groups), self._dtype)
-
-    def close(self) -> None:
-        """Leave the transfer group."""
-        self._usable = False
-        if self._trainer is not None:
-            self._trainer.shutdown()

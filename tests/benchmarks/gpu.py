@@ -43,7 +43,8 @@ def generate(folder: Path, rows: int, tokens: int, device: Literal["cpu", "cuda"
 
     from roles.batch import Prompts
     from roles.config.rollout import EngineConfig, RolloutConfig
-    from roles.rollout import RolloutEngine, RolloutSetup
+    from roles.rollout import RolloutEngine
+    from roles.rollout_setup import RolloutSetup
 
     config = RolloutConfig(
         prompts_per_step=rows,

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from roles.batch import Prompts, Rollouts
 from roles.config.rollout import EngineConfig, RolloutConfig
-from roles.rollout import RolloutSetup
+from roles.rollout_setup import RolloutSetup
 from tests.integration.tiny_model import EOS, PAD, VOCABULARY
 
 ENVIRONMENT = {"OMP_NUM_THREADS": "1"}

@@ -14,7 +14,8 @@ import torch
 
 from roles.config.models import LoraConfig
 from roles.errors import RolloutError, WeightTransferError
-from roles.rollout import RolloutEngine, RolloutSetup
+from roles.rollout import RolloutEngine
+from roles.rollout_setup import RolloutSetup
 from roles.transfer.probe import differences
 from tests.integration import architectures
 from tests.integration.engines import ENVIRONMENT, engine_setup, gap, make_prompts

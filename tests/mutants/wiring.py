@@ -416,7 +416,7 @@ WIRING = (
     ),
     Fault(
         "the sampled responses are one token shorter",
-        "roles/rollout.py",
+        "roles/rollout_setup.py",
         "response = self.rollout.max_response_tokens\n",
         "response = self.rollout.max_response_tokens - 1\n",
         ROLLOUT_KEYS,

@@ -5,7 +5,7 @@ import random
 import pytest
 import torch
 
-from roles.packing import Packed, balance, micro_batches, pack, right_padded, unpack
+from roles.packing import Packed, balance, micro_batches, pack, right_padded
 
 
 def ragged(seed: int, rows: int, longest: int = 200) -> list[int]:
@@ -99,28 +99,11 @@ def test_pack_against_a_loop() -> None:
 
 
 @pytest.mark.parametrize("seed", range(10))
-def test_unpack_undoes_pack(seed: int) -> None:
+def test_packing_leaves_out_the_padding_alone(seed: int) -> None:
     lengths = torch.tensor(ragged(seed, rows=5, longest=9))
     tokens = torch.randint(1, 100, (5, 12))
-    valid = torch.arange(12) < lengths[:, None]
-    again = unpack(pack(tokens, lengths).token_ids, lengths, 12)
-    torch.testing.assert_close(again, torch.where(valid, tokens, 0))
-
-
-def test_unpack_has_a_gradient() -> None:
-    flat = torch.randn(4, requires_grad=True)
-    rows = unpack(flat, torch.tensor([1, 3]), 5)
-    assert rows.shape == (2, 5)
-    (rows * torch.arange(10.0).view(2, 5)).sum().backward()
-    assert flat.grad is not None
-    assert flat.grad.tolist() == [0, 5, 6, 7]
-
-
-def test_unpack_refuses_other_lengths() -> None:
-    with pytest.raises(ValueError, match="cannot unpack 3 tokens"):
-        unpack(torch.zeros(3), torch.tensor([1, 1]), 4)
-    with pytest.raises(ValueError, match="width 2"):
-        unpack(torch.zeros(3), torch.tensor([3]), 2)
+    rows = pack(tokens, lengths).token_ids.split(lengths.tolist())
+    assert [row.tolist() for row in rows] == [tokens[n, :length].tolist() for n, length in enumerate(lengths)]
 
 
 def test_rows_are_padded_on_the_right() -> None:
@@ -134,7 +117,6 @@ def test_packing_nothing() -> None:
     assert packed.token_ids.shape == (0,)
     assert packed.starts.tolist() == [0]
     assert packed.longest == 0
-    assert unpack(torch.zeros(0), torch.zeros(0, dtype=torch.int64), 7).shape == (0, 7)
 
 
 def test_packed_checks_its_shapes() -> None:

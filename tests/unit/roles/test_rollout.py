@@ -3,7 +3,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from roles.rollout import stop_token_ids
+from roles.rollout_setup import stop_token_ids
 
 
 def test_stop_tokens_come_from_the_generation_config_and_the_tokenizer(tmp_path: Path) -> None:

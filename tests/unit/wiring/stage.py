@@ -137,7 +137,7 @@ class Cluster:
             assert group.members
 
     def usage(self) -> Usage:
-        return Usage([], 0.0, {}, [])
+        return Usage([], 0.0, [])
 
 
 class PlainDeepSpeed:

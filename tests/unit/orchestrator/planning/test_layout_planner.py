@@ -18,8 +18,9 @@ from orchestrator.commands import app as cli
 from orchestrator.config.loading import load_config
 from orchestrator.errors import ConfigError
 from orchestrator.planning.layout_drawing import draw, to_json
-from orchestrator.planning.layout_planner import layout, smallest_change
+from orchestrator.planning.layout_planner import layout
 from orchestrator.planning.planned_layout import PlannedLayout
+from orchestrator.planning.smallest_change import smallest_change
 from tests.unit.cluster.placement.test_gpu_groups import check_sound
 
 ROOT = Path(__file__).resolve().parents[4]

@@ -16,8 +16,9 @@ from orchestrator.config.run import RunConfig
 from orchestrator.errors import ConfigError
 from orchestrator.planning.efficiency import load_efficiency
 from orchestrator.planning.layout_drawing import draw, to_json
-from orchestrator.planning.layout_planner import layout, smallest_change
+from orchestrator.planning.layout_planner import layout
 from orchestrator.planning.predicted_step import RoleSeconds, response_lengths, side_by_side
+from orchestrator.planning.smallest_change import smallest_change
 
 ROOT = Path(__file__).resolve().parents[4]
 SECONDS = RoleSeconds(

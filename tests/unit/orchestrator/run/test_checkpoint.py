@@ -5,7 +5,6 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.errors import CheckpointError
 from orchestrator.run.checkpoint import Checkpoints
 
 
@@ -21,7 +20,7 @@ def test_newest_is_what_was_saved_last(tmp_path: Path) -> None:
     checkpoints = Checkpoints(tmp_path, keep=2)
     checkpoints.save(2, {"kl": 0.1}, write("a"))
     checkpoints.save(10, {"kl": 0.2}, write("b"))
-    newest = checkpoints.require_newest()
+    newest = checkpoints.newest()
     assert (newest.step, newest.state) == (10, {"kl": 0.2})
     assert (newest.path / "actor" / "rank-0.pt").read_text() == "b"
 
@@ -40,7 +39,7 @@ def test_a_damaged_newer_one_does_not_push_out_what_was_just_saved(tmp_path: Pat
     (tmp_path / "step-000010" / "actor" / "rank-0.pt").unlink()
     (tmp_path / "step-000009.partial").mkdir()
     saved = checkpoints.save(6, {}, write("y"))
-    assert checkpoints.require_newest().path == saved
+    assert checkpoints.newest().path == saved
     assert sorted(p.name for p in tmp_path.iterdir()) == ["step-000006", "step-000010"]
 
 
@@ -67,7 +66,7 @@ def test_a_broken_checkpoint_is_passed_over(tmp_path: Path, damage: str, said: s
             manifest.write_text(manifest.read_text()[:20])
         case "no manifest":
             manifest.unlink()
-    assert checkpoints.require_newest().step == 1
+    assert checkpoints.newest().step == 1
     ((folder, what),) = checkpoints.damaged().items()
     assert folder.name == "step-000002" and what.endswith(said)
 
@@ -82,21 +81,20 @@ def test_a_save_that_fails_leaves_the_last_one(tmp_path: Path) -> None:
 
     with pytest.raises(OSError, match="disk full"):
         checkpoints.save(2, {}, fail)
-    assert checkpoints.require_newest().step == 1
+    assert checkpoints.newest().step == 1
     checkpoints.save(2, {}, write("again"))
-    assert checkpoints.require_newest().step == 2
+    assert checkpoints.newest().step == 2
 
 
-def test_nothing_to_resume_from_is_an_error(tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match="no whole checkpoint"):
-        Checkpoints(tmp_path / "none", keep=1).require_newest()
+def test_a_folder_without_checkpoints_has_no_newest_one(tmp_path: Path) -> None:
+    assert Checkpoints(tmp_path / "none", keep=1).newest() is None
 
 
 def test_a_copy_that_the_user_has_made_is_left_alone(tmp_path: Path) -> None:
     checkpoints = Checkpoints(tmp_path, keep=1)
     shutil.copytree(checkpoints.save(1, {}, write("x")), tmp_path / "step-000001-good")
     newest = checkpoints.save(2, {}, write("x"))
-    assert (checkpoints.steps(), checkpoints.require_newest().path) == ([2], newest)
+    assert (checkpoints.steps(), checkpoints.newest().path) == ([2], newest)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["step-000001-good", "step-000002"]
 
 
@@ -105,4 +103,4 @@ def test_the_newest_is_that_of_the_largest_step(tmp_path: Path) -> None:
     checkpoints = Checkpoints(tmp_path, keep=2)
     for step in (999_999, 1_000_000):
         checkpoints.save(step, {}, write("x"))
-    assert checkpoints.require_newest().step == 1_000_000 and checkpoints.steps() == [999_999, 1_000_000]
+    assert checkpoints.newest().step == 1_000_000 and checkpoints.steps() == [999_999, 1_000_000]

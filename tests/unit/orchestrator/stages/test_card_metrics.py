@@ -26,7 +26,7 @@ def size(role: str, **changes: Any) -> RoleSize:
 
 
 def usage(busy: list[tuple[float, float, str]], cards: CardUse | None) -> RankUsage:
-    return RankUsage(pid=1, busy=busy, series={}, peak_bytes=0, cards=cards)
+    return RankUsage(pid=1, busy=busy, series={}, cards=cards)
 
 
 def step() -> Clock:

@@ -73,7 +73,7 @@ def make_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> MakeRun:
 
     def make(**state: int) -> tuple[Run, list[str]]:
         groups: Any = {role: FakeGroup(role, log) for role in ("actor", "critic", "reward", "reference")}
-        cluster = SimpleNamespace(usage=lambda: Usage([], 1.0, {}, []))
+        cluster = SimpleNamespace(usage=lambda: Usage([], 1.0, []))
         policy = Policy(groups["reward"], Deadlines())
         roles: Any = SimpleNamespace(policy=policy, judge=None, cluster=cluster, deadlines=Deadlines(), **groups)
         rollout = SimpleNamespace(prompts_per_step=4, responses_per_prompt=1)
@@ -108,7 +108,7 @@ def resumed(make_run: MakeRun, **state: int) -> tuple[Run, list[str]]:
     run.save()
     log.clear()
     again, _ = make_run()
-    again.restore(again.checkpoints.require_newest())
+    again.restore(again.checkpoints.newest())
     return again, log
 
 
@@ -203,7 +203,7 @@ def test_when_another_role_fails_what_was_trained_is_saved(
     monkeypatch.setattr(orchestrator.stages.ppo, "train_step", failing("score", error))
     with pytest.raises(type(error)):
         run._one_step()
-    saved = run.checkpoints.require_newest()
+    saved = run.checkpoints.newest()
     assert (saved.step, saved.state["prompts"]) == (3, {"drawn": 0})  # the prompts of the lost step come again
     assert "idle?" in log and log[-1].endswith("go on from there with --resume")
 
@@ -276,7 +276,7 @@ def test_when_a_role_fails_in_an_evaluation_what_was_trained_is_saved(
     monkeypatch.setattr(orchestrator.stages.ppo, "evaluate", fail)
     with pytest.raises(RankFailure):
         run._evaluate("step 3")
-    assert run.checkpoints.require_newest().step == 3
+    assert run.checkpoints.newest().step == 3
 
 
 def test_wrong_weights_in_the_engines_end_the_run_with_batch_checkpoint_and_names(
@@ -288,7 +288,7 @@ def test_wrong_weights_in_the_engines_end_the_run_with_batch_checkpoint_and_name
     monkeypatch.setattr(canary, "culprits", lambda roles, config: "Engine 0: layers.0.mlp.")
     with pytest.raises(WeightsDiffer, match=r"version 3: 0\.75\. Engine 0: layers\.0\.mlp"):
         run._one_step()
-    assert run.checkpoints.require_newest().step == 3
+    assert run.checkpoints.newest().step == 3
     assert (Path(run.config.run_dir) / "failed/step-000004.safetensors").exists()
 
 
@@ -313,7 +313,7 @@ def test_an_evaluation_looks_at_weights_that_no_batch_has_shown_to_be_right(
     run.report.evaluation = log.append  # type: ignore[method-assign,assignment]
     with pytest.raises(WeightsDiffer, match="mean over 48 tokens"):
         run._evaluate("after")
-    assert run.checkpoints.require_newest().step == 3
+    assert run.checkpoints.newest().step == 3
 
 
 def test_a_checkpoint_with_the_fingerprint_of_another_version_is_refused_as_such(make_run: MakeRun) -> None:
@@ -322,7 +322,7 @@ def test_a_checkpoint_with_the_fingerprint_of_another_version_is_refused_as_such
     run._write_checkpoint(run.stage.state_dict())
     again, _ = make_run()
     with pytest.raises(CheckpointError, match="cannot read: another version of Tetrarch"):
-        again.restore(run.checkpoints.require_newest())
+        again.restore(run.checkpoints.newest())
 
 
 def test_an_actor_that_hangs_is_told(make_run: MakeRun, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -355,7 +355,7 @@ def test_far_over_the_budget_the_run_ends_with_a_checkpoint(make_run: MakeRun) -
     run.config.ppo = PpoConfig.model_validate({"kl": {"budget": {"slow_down": 12, "stop": 20}}})
     with pytest.raises(KlBudgetSpent, match=r"KL 21\.0 .*stop=20; a checkpoint is saved"):
         run._heed(kl_of(21.0))
-    assert run.checkpoints.require_newest().step == 3
+    assert run.checkpoints.newest().step == 3
 
 
 # When checkpoints are written
@@ -435,7 +435,7 @@ def test_an_order_to_end_saves_the_last_finished_step(
     monkeypatch.setattr(orchestrator.stages.ppo.Ppo, "_told", lambda *told: kl_of(0.0))
     with pytest.raises(Terminated):
         run.all_steps()
-    saved = run.checkpoints.require_newest()
+    saved = run.checkpoints.newest()
     assert (saved.step, saved.state["prompts"]) == (step, {"drawn": drawn})
     assert log[-1].endswith(f"step-{step:06d}; go on from there with --resume")
 
@@ -468,4 +468,4 @@ def test_a_checkpoint_says_with_which_configuration_it_was_written(make_run: Mak
     run, _ = make_run(step=3)
     run.settings = "seed: 1\n"
     run.save()
-    assert run.checkpoints.require_newest().state["config"] == "seed: 1\n"
+    assert run.checkpoints.newest().state["config"] == "seed: 1\n"
