@@ -88,7 +88,6 @@ LINES, LINES_OF_A_FUNCTION = 300, 50
 LARGER = {
     "cluster/runtime/ray_cluster.py": 310,
     "orchestrator/commands/app.py": 320,
-    "orchestrator/config/rules.py": 310,
     "orchestrator/ppo/experience.py:to_experience": 65,
     "orchestrator/report/svg.py": 315,
 }
