@@ -87,7 +87,6 @@ TWO_MEANINGS = {"EPSILON", "METRICS", "reward"}
 LINES, LINES_OF_A_FUNCTION = 300, 50
 LARGER = {
     "cluster/runtime/ray_cluster.py": 310,
-    "orchestrator/commands/app.py": 320,
     "orchestrator/ppo/experience.py:to_experience": 65,
     "orchestrator/report/svg.py": 315,
 }

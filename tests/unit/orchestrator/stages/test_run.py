@@ -50,7 +50,7 @@ class Counter:
 class Counting(Stage):
     """Twelve lines of a stage, and what a test does to it."""
 
-    cluster: Any = SimpleNamespace(usage=lambda: Usage([], 1.5, {}, []))
+    cluster: Any = SimpleNamespace(usage=lambda: Usage([], 1.5, []))
     steps, step = 6, 0
 
     def __init__(self, run_dir: Path, trouble: BaseException | int | None, at: tuple[int, str]) -> None:
