@@ -1,7 +1,4 @@
-"""What a user may say about the environment that the policy converses with.
-
-Imports no engine; read by `orchestrator.config.run`.
-"""
+"""The environment that the policy converses with: the section `environment`. Imports no engine."""
 
 from __future__ import annotations
 
@@ -13,10 +10,10 @@ from roles.config.section import Section
 
 
 class FunctionEnvironment(Section):
-    """A Python class, one instance a conversation, in child processes of each rollout engine.
+    """A Python class with one instance per conversation, in child processes of each rollout engine.
 
-    `reset(columns) -> messages` begins, `step(response) -> (messages | None, reward)` answers each response; None ends
-    the conversation. A `reset` with an argument `seed` is given one.
+    `reset(columns) -> messages` begins a conversation. `step(response) -> (messages | None, reward)` answers each
+    response; None ends the conversation. If `reset` has an argument `seed`, it gets one.
     """
 
     type: Literal["function"] = "function"
@@ -26,17 +23,18 @@ class FunctionEnvironment(Section):
     name: str = Field(default="Env", pattern=r"^[A-Za-z_]\w*$")
     """The class in it."""
     max_turns: int = Field(default=8, ge=1)
-    """A conversation that goes on after so many responses of the policy is cut (*truncated*)."""
+    """Most responses of the policy in one conversation; a conversation that would go on is cut (*truncated*)."""
     max_tokens: int = Field(ge=2)
-    """Longest conversation, the first messages included; what would make it longer cuts it. One response is bounded by
-    `rollout.max_response_tokens`."""
+    """Most tokens of a conversation, the first messages included; one that would be longer is cut. One response is
+    bounded by `rollout.max_response_tokens`."""
     cut_turn: Literal["end", "continue"] = "end"
     """After a response that `rollout.max_response_tokens` cut: `end` takes its reward and ends the conversation as
-    truncated, `continue` goes on as if it had ended itself."""
+    truncated; `continue` goes on as if the response had ended by itself."""
     workers: int = Field(default=1, ge=1)
     """Child processes of each engine that share its conversations; one answers one conversation at a time."""
     timeout_s: float = Field(default=60.0, gt=0)
-    """Deadline of one answer; in later turns as many times that, since after a failure all turns are repeated."""
+    """Seconds for one answer. In turn n the deadline is n times as long, because after a failure all turns are
+    repeated."""
     retries: int = Field(default=2, ge=0)
-    """Attempts after the first failed one, before the run fails by name. Each begins with a new instance and repeats
-    the conversation so far, which must go as it did."""
+    """Attempts after the first failed one, before the run fails with an error that names the row. Each begins with a
+    new instance and repeats the conversation so far, which must go as it went before."""

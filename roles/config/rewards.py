@@ -18,11 +18,11 @@ class ModelReward(FrozenRole):
     model: ModelConfig
     """The reward model, such as `tetrarch reward` leaves in `reward_training.output`."""
     text_bridge: bool = False
-    """Decode to text and encode again with the reward model's own tokenizer; needed where the tokenizers differ."""
+    """Decode responses to text and encode them with the reward model's tokenizer; needed if the tokenizers differ."""
 
 
 class FunctionReward(Section):
-    """A Python function, in Ray actors of its own.
+    """A Python function, in processes of its own.
 
     `score(prompts, responses, *, response_token_ids, finished, columns) -> list[float]`.
     """
@@ -34,11 +34,11 @@ class FunctionReward(Section):
     name: str = Field(default="score", pattern=r"^[A-Za-z_]\w*$")
     """The function in it."""
     workers: int = Field(default=1, ge=1)
-    """Ray actors that share the batch."""
+    """Processes that share the batch."""
     timeout_s: float = Field(default=60.0, gt=0)
-    """Deadline of one call."""
+    """Seconds for one call."""
     retries: int = Field(default=2, ge=0)
-    """Calls after the first failed one, before the run fails by name."""
+    """Calls after the first failed one, before the run fails with an error that names the reward."""
 
 
 class RemoteReward(Section):
@@ -51,9 +51,10 @@ class RemoteReward(Section):
     headers: dict[str, SecretStr] = Field(default_factory=dict)
     """Sent with each request (an authorization token, say); never logged. Space around a value is cut off."""
     timeout_s: float = Field(default=60.0, gt=0)
-    """Deadline of one request, from connecting to the last byte of the answer."""
+    """Seconds for one request, from connecting to the last byte of the answer."""
     retries: int = Field(default=2, ge=0)
-    """Requests after the first failed one, each to the next URL, before the run fails by name."""
+    """Requests after the first failed one, each to the next URL, before the run fails with an error that names the
+    reward."""
 
     @field_validator("headers")
     @classmethod
@@ -85,12 +86,12 @@ class WorstScore(Section):
 
 
 class CautiousScore(Section):
-    """The mean less a multiple of the standard deviation: where the members disagree, less is believed."""
+    """The mean minus a multiple of the standard deviation: a response on which the members disagree scores lower."""
 
     type: Literal["mean_minus_std"]
-    """The mean, less doubt."""
+    """The mean minus a multiple of the standard deviation."""
     factor: float = Field(default=1.0, gt=0)
-    """How often the standard deviation between the members (biased) is taken off."""
+    """Factor of the standard deviation between the members (biased)."""
 
 
 class WeightedScore(Section):
@@ -99,7 +100,7 @@ class WeightedScore(Section):
     type: Literal["weighted"]
     """A weighted sum."""
     weights: dict[str, float]
-    """Of each member, by name; they need not add up to 1."""
+    """Name of a member → its weight. The weights need not add up to 1."""
 
 
 class EnsembleReward(Section):
@@ -107,17 +108,17 @@ class EnsembleReward(Section):
     `roles` names it, or with the others where `roles` says `reward`."""
 
     type: Literal["ensemble"]
-    """Several at once."""
+    """Several rewards at once."""
     members: dict[Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]*$")], OneReward] = Field(min_length=1)
-    """By name."""
+    """Name of a member → its reward."""
     combine: Annotated[MeanScore | WorstScore | CautiousScore | WeightedScore, Field(discriminator="type")] = (
         MeanScore()
     )
-    """What the members' scores become."""
+    """How the members' scores become one score."""
 
 
 class EnvironmentReward(Section):
-    """What the section `environment` pays, and nothing else. Any other reward is added to it."""
+    """Only the rewards of the section `environment`. Any other `reward.type` adds to them."""
 
     type: Literal["environment"]
     """The environment's own rewards."""

@@ -13,22 +13,23 @@ class EngineConfig(Section):
     """One vLLM engine."""
 
     dtype: Dtype | None = None
-    """null: the run's `dtype`. float32 on both sides makes vLLM's log-probabilities agree to about 4e-6."""
+    """Of weights and activations; null: the run's `dtype`. With float32 in both, vLLM's log-probabilities agree with
+    the actor's to about 4e-6 nats."""
     kv_cache_gib: float = Field(default=1.0, gt=0)
-    """Memory of the KV cache on CPU, GiB."""
+    """Memory of the KV cache on CPU, in GiB."""
     gpu_memory_utilization: float = Field(default=0.85, gt=0, le=1)
     """Share of a GPU's memory that vLLM takes (weights and KV cache)."""
     block_size: int | None = Field(default=None, ge=1)
-    """Tokens a KV block; on CPU a multiple of 32; null lets us choose (32 on CPU, vLLM's own on GPUs)."""
+    """Tokens per block of the KV cache; on CPU a multiple of 32. null: 32 on CPU, vLLM's default on GPUs."""
     max_sequences: int = Field(default=256, ge=1)
-    """Responses generated at once."""
+    """Most responses that are generated at the same time."""
     enforce_eager: bool | None = None
-    """Without graph compilation; null: true on CPU (it starts faster), false on GPUs."""
+    """Generate without compiled graphs; null: true on CPU (it starts faster), false on GPUs."""
     sleep: Literal[0, 1, 2] = 0
-    """Between generating and the next push, on GPUs that others share: 0 stays awake, 1 moves the weights to the host,
-    2 drops them (the push brings new ones)."""
+    """What an engine does between generating and the next push, on GPUs that other roles share: 0 stays awake, 1 moves
+    its weights to the host, 2 drops them (the push brings new ones)."""
     prefix_caching: bool = True
-    """Share the KV cache of equal prompt beginnings; dropped with the old weights at every push."""
+    """Reuse the KV cache of equal prompt beginnings; the cache is emptied at every push."""
 
 
 class RolloutConfig(Section):
@@ -37,20 +38,21 @@ class RolloutConfig(Section):
     prompts_per_step: int = Field(ge=1)
     """Prompts of one PPO step."""
     responses_per_prompt: int = Field(default=1, ge=1)
-    """Samples of each prompt; a step has prompts_per_step x responses_per_prompt samples."""
+    """Responses to each prompt; a step has prompts_per_step x responses_per_prompt samples."""
     max_response_tokens: int = Field(ge=1)
-    """A response that has not ended after so many tokens is cut (*truncated*)."""
+    """Most tokens of one response; a longer one is cut (*truncated*)."""
     min_response_tokens: int = Field(default=0, ge=0)
-    """EOS is forbidden before so many tokens (benchmarks set it to the maximum), also in old, new and reference
-    log-probabilities and the entropy: all are of the distribution without it."""
+    """Fewest tokens of one response: before them EOS is forbidden. Old, new and reference log-probabilities and the
+    entropy are of the same distribution, without EOS. Benchmarks set it to the maximum."""
     temperature: float = Field(default=1.0, ge=0.01, le=100)
-    """Also divides the logits of old, new and reference log-probabilities alike. vLLM raises what is below 0.01."""
+    """Divides the logits before sampling, and those of old, new and reference log-probabilities alike. At least 0.01,
+    vLLM's own limit."""
     top_p: float = Field(default=1.0, gt=0, le=1)
-    """Sample from the most likely tokens that hold this much probability; 1 is off."""
+    """Sample only from the most likely tokens that together have this probability; 1: from all."""
     top_k: int = Field(default=0, ge=0)
-    """0 is off."""
+    """Sample only from this number of most likely tokens; 0: from all."""
     stream_samples: int = Field(default=0, ge=0)
-    """Score each so many samples of an engine as soon as they are generated; 0: all that it made, when its last one is
-    done. If the engines sleep, the samples of all of them are scored at once."""
+    """Number of finished samples of an engine that are scored while it generates others; 0: score all its samples when
+    its last one is finished. If the engines sleep, the samples of all engines are scored at once."""
     engine: EngineConfig = EngineConfig()
-    """Each vLLM engine."""
+    """Settings of each vLLM engine."""

@@ -1,4 +1,4 @@
-"""What every configuration section has in common: frozen, and unknown keys are errors."""
+"""The base of every configuration section: frozen, and unknown keys are errors."""
 
 from __future__ import annotations
 
