@@ -1,4 +1,4 @@
-"""What a user may say about where things run. Imports no engine; read by `orchestrator.config.run`."""
+"""Where roles run and how long they are waited for: the sections `placement` and `deadlines`. Imports no engine."""
 
 from __future__ import annotations
 
@@ -34,16 +34,16 @@ class GroupConfig(ClusterSection):
     """The ranks of one role."""
 
     ranks: int = Field(default=1, ge=1, le=10_000)
-    """Processes; with ZeRO-3 the model is sharded over them."""
+    """Number of processes; with ZeRO-3 the model is sharded over them."""
     threads: int = Field(default=1, ge=1, le=10_000)
-    """CPU threads of each (OMP_NUM_THREADS)."""
+    """CPU threads of each process (OMP_NUM_THREADS)."""
 
 
 class LocalEngines(GroupConfig):
     """The vLLM engines: `ranks` is their number."""
 
     tensor_parallel_size: int = Field(default=1, ge=1, le=64)
-    """Processes (on GPUs: cards) of one engine, which share the model's layers."""
+    """Number of processes (on GPUs: cards) of one engine, over which each layer of the model is split."""
 
 
 class LocalPlacement(ClusterSection):
@@ -66,46 +66,46 @@ class LocalPlacement(ClusterSection):
 
 
 class PoolConfig(ClusterSection):
-    """Nodes that are alike."""
+    """Nodes of one kind."""
 
     nodes: int = Field(ge=1, le=10_000)
-    """How many there are."""
+    """Number of nodes."""
     gpus_per_node: int = Field(ge=0, le=64)
-    """Cards in each."""
+    """GPUs of each node."""
     accelerator: str | None = None
-    """A name in `cluster.placement.accelerators`, such as `A800-80GB`; null: any card, of `gpu_memory_gib`."""
+    """Name of the card, such as `A800-80GB` (a wrong name lists all); null: any card with `gpu_memory_gib`."""
     gpu_memory_gib: float | None = Field(default=None, gt=0, le=10_000)
-    """Memory of a card, GiB; null: the accelerator's, or 80."""
+    """Memory of a card, in GiB; null: that of `accelerator`, or 80."""
     host_memory_gib: float = Field(default=1000.0, gt=0, le=1_000_000)
-    """Memory of a node, GiB."""
+    """Memory of a node, in GiB."""
     cpus_per_node: int = Field(default=64, ge=1, le=10_000)
     """Logical CPUs of a node."""
     price_per_hour: float | None = Field(default=None, ge=0, le=1_000_000)
-    """Of one node, in any currency; null: `tetrarch plan` names no price."""
+    """Price of one node per hour, in any currency; null: `tetrarch plan` names no price."""
 
 
 class EnginesConfig(ClusterSection):
     """vLLM engines on a group's GPUs."""
 
     number: int = Field(ge=1, le=10_000)
-    """How many; each has its own copy of the weights."""
+    """Number of engines; each has its own copy of the weights."""
     tensor_parallel_size: int = Field(default=1, ge=1, le=64)
     """GPUs of one engine, all in one node."""
 
 
 class PlacedGroup(ClusterSection):
-    """Some GPUs and who lives there. Several roles in one group share its GPUs and take turns."""
+    """Some GPUs, and the roles on them. Several roles in one group share its GPUs and take turns."""
 
     pool: str
-    """A name in `pools`."""
+    """Name of the pool, a key of `pools`."""
     nodes: int = Field(default=1, ge=1, le=10_000)
-    """On so many nodes of the pool…"""
+    """Number of nodes of the pool that the group uses."""
     gpus_per_node: int = Field(ge=1, le=64)
-    """… so many GPUs each; every role has one rank on each of them."""
+    """GPUs that the group uses on each of its nodes; every role has one rank on each GPU."""
     roles: tuple[PlacedRole, ...] = ()
-    """Who has its ranks here. `reward` is also every member of an ensemble that is not named (`reward.NAME`)."""
+    """Roles whose ranks are here. `reward` includes every member of an ensemble that no group names (`reward.NAME`)."""
     engines: EnginesConfig | None = None
-    """vLLM engines that live here; they must fill the group's GPUs."""
+    """vLLM engines on these GPUs; they must fill the group. null: none."""
     cpus_per_rank: int = Field(default=1, ge=1, le=10_000)
     """CPUs (and threads) of each rank and of each process of an engine."""
 
@@ -114,36 +114,36 @@ class GroupsPlacement(ClusterSection):
     """Groups of GPUs on one or several pools of nodes."""
 
     type: Literal["groups"]
-    """Our own form."""
+    """Pools of nodes, and groups of GPUs on them."""
     pools: dict[str, PoolConfig] = Field(min_length=1)
-    """Name → nodes that are alike."""
+    """Name of a pool → its nodes."""
     groups: dict[str, PlacedGroup] = Field(min_length=1)
-    """Name → GPUs and the roles on them."""
+    """Name of a group → its GPUs and the roles on them."""
 
 
 class OpenRlhfPlacement(ClusterSection):
-    """The placement keys of OpenRLHF, in its words."""
+    """The placement keys of OpenRLHF, under OpenRLHF's names."""
 
     type: Literal["openrlhf"]
-    """As in `openrlhf.cli.train_ppo_ray`."""
+    """Keys as in `openrlhf.cli.train_ppo_ray`."""
     actor_num_nodes: int = Field(default=1, ge=1, le=10_000)
     """Nodes of the actor."""
     actor_num_gpus_per_node: int = Field(default=8, ge=1, le=64)
     """GPUs of the actor on each of them."""
     critic_num_nodes: int = Field(default=1, ge=0, le=10_000)
-    """Nodes of the critic; 0 where the advantages need none, which is filled in."""
+    """Nodes of the critic. If the advantages need no critic, it is 0, also if the key is left out."""
     critic_num_gpus_per_node: int = Field(default=8, ge=1, le=64)
     """GPUs of the critic on each of them."""
     ref_num_nodes: int = Field(default=1, ge=0, le=10_000)
-    """Nodes of the reference model; 0 (and nothing else) where it is the actor (`share_actor`), which is filled in."""
+    """Nodes of the reference model. With `reference.share_actor` it must be 0, and is 0 if the key is left out."""
     ref_num_gpus_per_node: int = Field(default=8, ge=1, le=64)
     """GPUs of the reference model on each of them."""
     reward_num_nodes: int = Field(default=1, ge=0, le=10_000)
-    """Nodes of the reward model; 0 (and nothing else) where the reward is a function or remote, which is filled in."""
+    """Nodes of the reward model. If the reward is no model it must be 0, and is 0 if the key is left out."""
     reward_num_gpus_per_node: int = Field(default=8, ge=1, le=64)
     """GPUs of the reward model on each of them."""
     vllm_num_engines: int = Field(default=1, ge=1, le=10_000)
-    """vLLM engines; where their GPUs add up to the actor's, they share the actor's."""
+    """Number of vLLM engines. If together they need as many GPUs as the actor, they share the actor's."""
     vllm_tensor_parallel_size: int = Field(default=1, ge=1, le=64)
     """GPUs of one engine."""
     colocate_all_models: bool = False
@@ -153,33 +153,33 @@ class OpenRlhfPlacement(ClusterSection):
     colocate_critic_reward: bool = False
     """The reward model shares the critic's GPUs."""
     pool: PoolConfig | None = None
-    """The nodes; null: as many as the groups need, each as large as the largest group's share of a node (ours, not
-    OpenRLHF's)."""
+    """The nodes; null: as many as the groups need, each as large as the largest group's share of a node. OpenRLHF has
+    no such key."""
     cpus_per_rank: int = Field(default=1, ge=1, le=10_000)
-    """CPUs of each rank (ours, not OpenRLHF's)."""
+    """CPUs of each rank. OpenRLHF has no such key."""
 
 
 PlacementConfig = Annotated[LocalPlacement | GroupsPlacement | OpenRlhfPlacement, Field(discriminator="type")]
 
 
 class Correction(ClusterSection):
-    """Measured seconds over predicted ones, by phase."""
+    """Measured seconds divided by predicted seconds, by phase."""
 
     generate: float = Field(default=1.0, ge=0)
-    """Of generation."""
+    """Factor of generation."""
     score: float = Field(default=1.0, ge=0)
-    """Of the scoring passes that generation does not hide."""
+    """Factor of the scoring passes that still run when generation has ended."""
     update: float = Field(default=1.0, ge=0)
-    """Of both updates."""
+    """Factor of the updates of actor and critic."""
     push: float = Field(default=1.0, ge=0)
-    """Of the weights' way to the engines."""
+    """Factor of the weight transfer to the engines."""
 
 
 class BesideCounted(ClusterSection):
-    """GiB that the fullest card of a measured run held beside what the plan counts, by phase; negative: less."""
+    """Memory of the fullest card of a measured run less what the plan counts, in GiB, by phase."""
 
     generate: float = 0.0
-    """CUDA graphs, for one."""
+    """While engines generate (CUDA graphs, for example)."""
     score: float = 0.0
     """While roles score."""
     update: float = 0.0
@@ -191,58 +191,58 @@ class Efficiency(ClusterSection):
     are."""
 
     compute: float = Field(gt=0, le=1)
-    """Share of the dense peak in scoring and training."""
+    """Share of a card's dense peak that scoring and training reach."""
     memory: float = Field(gt=0, le=1)
-    """Share of the memory's bandwidth in decoding."""
+    """Share of a card's memory bandwidth that decoding reaches."""
     wire: float = Field(gt=0, le=1)
-    """Share of the links' bandwidth in gathers and copies."""
+    """Share of the bandwidth of links that gathers and copies reach."""
     token_overhead_s: float = Field(ge=0)
-    """Seconds of every decoding iteration beside the arithmetic."""
+    """Seconds that every decoding iteration takes in addition to its arithmetic."""
     layer_s: float = Field(default=0.0, ge=0)
-    """Seconds in which the host launches a decoder layer's forward pass; fewer tokens are no faster."""
+    """Seconds that the host needs to launch the forward pass of one decoder layer: the least time of a layer."""
     collective_s: float = Field(default=0.0, ge=0)
     """Latency of one collective, seconds."""
     push_layer_s: float = Field(default=0.0, ge=0)
-    """Seconds of handing over one layer's tensors in a push, beside the bytes."""
+    """Seconds to hand over the tensors of one layer in a push, in addition to the time of their bytes."""
     network_gb_s: float = Field(gt=0)
-    """Of a node, 10^9 bytes a second, one direction."""
+    """Bandwidth of a node's network in one direction, in 10^9 bytes per second."""
     thread_gb_s: float = Field(gt=0)
-    """Memory traffic of one CPU thread, 10^9 bytes a second."""
+    """Memory traffic of one CPU thread, in 10^9 bytes per second."""
     host_memory_gb_s: float = Field(gt=0)
-    """Memory traffic of a whole host, 10^9 bytes a second."""
+    """Memory traffic of a whole host, in 10^9 bytes per second."""
     prompt_share: float = Field(default=1.0, gt=0, le=1)
     """Mean length of a prompt, as a share of the longest that the configuration allows."""
     response_share: float | None = Field(default=None, gt=0, le=1)
     """Mean length of a response, as a share of the longest that the configuration allows; null: that of
     `response_quantiles`, or half."""
     response_spread: float = Field(default=1.0, ge=0, le=10)
-    """Standard deviation of the logarithm of a response's length, before the longest are cut; 0: all are alike."""
+    """Standard deviation of the logarithm of a response's length, before the limit cuts; 0: all lengths are equal."""
     response_quantiles: dict[Annotated[float, Field(ge=0, le=1)], Annotated[float, Field(ge=0, le=1)]] | None = None
-    """The measured shape: share of the responses → length that they do not exceed, as a share of the longest allowed.
-    null: logarithms of lengths are normal, with `response_spread`."""
+    """Measured lengths: share of the responses → length that they do not exceed, as a share of the longest allowed.
+    null: lengths are lognormal, with `response_spread`."""
     correction: Correction = Correction()
-    """What `tetrarch plan --calibrate` fits."""
+    """Factors of the predicted seconds, fitted by `tetrarch plan --calibrate`."""
     beside_gib: BesideCounted = BesideCounted()
-    """What it fits of a card's memory."""
+    """Memory of a card that the plan does not count, fitted by `tetrarch plan --calibrate`."""
 
 
 class Deadlines(ClusterSection):
-    """Seconds after which a wait is given up with a report of who was doing what."""
+    """Longest waits, in seconds. When one has passed, the run ends and reports what each rank was doing."""
 
     resources_s: float = Field(default=300.0, gt=0)
-    """For Ray to grant the placement."""
+    """Until Ray has granted the placement."""
     start_s: float = Field(default=900.0, gt=0)
-    """For every rank to load its model."""
+    """Until every rank has loaded its model."""
     generate_s: float = Field(default=1800.0, gt=0)
-    """For the engines to answer the prompts of a step."""
+    """Until the engines have answered the prompts of a step."""
     score_s: float = Field(default=1800.0, gt=0)
-    """For the scoring passes of a step."""
+    """Until the scoring passes of a step are done."""
     update_s: float = Field(default=3600.0, gt=0)
-    """For all epochs of a step on actor and critic."""
+    """Until actor and critic have done all epochs of a step."""
     push_s: float = Field(default=600.0, gt=0)
-    """For the weights to reach every engine."""
+    """Until every engine has the new weights."""
     save_s: float = Field(default=1800.0, gt=0)
-    """For a checkpoint, or the final model, to be written."""
+    """Until a checkpoint, or the final model, is written."""
     grace_s: float = Field(default=25.0, ge=0)
-    """After SIGTERM or Ctrl-C, for the update under way to end and a checkpoint to be written; whoever stops the run
-    should wait longer than that before SIGKILL (schedulers give 30 s and more). 0: nothing is saved then."""
+    """After SIGTERM or Ctrl-C: until the update under way has ended and a checkpoint is written. SIGKILL must not come
+    earlier (schedulers wait 30 s and more). 0: nothing is saved."""
