@@ -62,6 +62,8 @@ FIGURES = {
 """Section of a README with measured figures → the command that measures them again, which it names."""
 
 SAID = {
+    "configs/README.md: All keys",  # defaults and bounds
+    "orchestrator/README.md: Metrics",  # descriptions
     "cluster/README.md: Placement",  # a deadline
     "roles/README.md: Training a reward model",  # the width of an interval
     "orchestrator/README.md: Checkpoints and resuming",  # how often one is saved
