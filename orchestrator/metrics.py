@@ -123,6 +123,7 @@ _ALL = (
         "fraction",
         "Comparisons of the step that the model ordered rightly before it was trained on them",
         _ACCURACY,
+        "training",
         shown=Shown("accuracy", "{:.0%}"),
     ),
     Metric(
@@ -130,10 +131,13 @@ _ALL = (
         "fraction",
         "Held-out comparisons that the model orders rightly, at the end of an epoch",
         _ACCURACY,
+        "held out",
         shown=Shown("held out", "{:.1%}"),
     ),
-    Metric("preference/heldout_accuracy_low", "fraction", "Lower end of its 95 % interval", _ACCURACY),
-    Metric("preference/heldout_accuracy_high", "fraction", "Upper end of its 95 % interval", _ACCURACY),
+    Metric("preference/heldout_accuracy_low", "fraction", "Lower end of its 95 % interval", _ACCURACY, "held out, low"),
+    Metric(
+        "preference/heldout_accuracy_high", "fraction", "Upper end of its 95 % interval", _ACCURACY, "held out, high"
+    ),
     Metric(
         "preference/gradient_norm",
         "",

@@ -19,6 +19,8 @@ _DASHED = 120
 """Up to so many steps the second curve is dashed."""
 _BARS = 80
 """Up to so many steps each has a bar; more are drawn as areas."""
+_HEIGHT, _LEGEND_ROW = 212, 19
+"""Pixels of a chart without a legend, and of each row of one."""
 _LABELLED = 0.1
 """Share of the chart's height that a band needs for its name."""
 
@@ -84,7 +86,7 @@ def curves(
         axis |= {"tickformat": "~%", "hoverformat": ".3~p"}
     shapes = _bands(bands, lines, min([*drawn, *reach]), max([*drawn, *reach])) if bands else []
     shapes += [_target(value, show) for value in targets]
-    layout = {"yaxis": axis, "shapes": shapes, "annotations": _missing(lines), "showlegend": several}
+    layout = {"yaxis": axis, "shapes": shapes, "annotations": _missing(lines), **_legend(lines if several else [])}
     return finite({"data": data, "layout": layout})
 
 
@@ -98,7 +100,7 @@ def stacked(lines: Sequence[Line], legend: Sequence[str]) -> dict[str, Any]:
         if not bars:
             how = {"type": "scatter", "mode": "none", "stackgroup": "all", "fillcolor": colour}
         data.append({**how, "name": name, "hovertemplate": _hover(line), "x": line.steps, "y": _rounded(line.values)})
-    return finite({"data": data, "layout": {"barmode": "stack", "bargap": 0.15, "showlegend": True}})
+    return finite({"data": data, "layout": {"barmode": "stack", "bargap": 0.15, **_legend(lines)}})
 
 
 def _curve(line: Line, n: int, name: str) -> dict[str, Any]:
@@ -125,6 +127,12 @@ def _curve(line: Line, n: int, name: str) -> dict[str, Any]:
     if line.errors:
         trace["error_y"] = {"array": _rounded(line.errors), "color": colour, "thickness": 1.5, "width": 0}
     return trace
+
+
+def _legend(lines: Sequence[Line]) -> dict[str, Any]:
+    """Room for the curves' names, of which short ones stand beside each other."""
+    columns = 2 if all(len(line.name) <= 14 for line in lines) else 1
+    return {"showlegend": bool(lines), "height": _HEIGHT + _LEGEND_ROW * math.ceil(len(lines) / columns)}
 
 
 def _hover(line: Line) -> str:

@@ -15,6 +15,7 @@ STEP = "tests/unit/orchestrator/ppo/test_train_step.py"
 ENGINE = "tests/integration/test_sharded.py"
 ROLLOUT = "tests/integration/test_rollout.py"
 TRANSFER = "tests/integration/test_weight_transfer.py"
+REPORT = "tests/unit/orchestrator/report/test_page.py"
 
 FAULTS = (
     Fault(
@@ -373,6 +374,41 @@ FAULTS = (
         "if parts > 1:",
         "if False:",
         "tests/unit/roles/model_files/test_gguf.py",
+    ),
+    Fault(
+        "texts of a run are markup in its report",
+        "orchestrator/report/page.py",
+        "autoescape=True",
+        "autoescape=False",
+        REPORT,
+    ),
+    Fault(
+        "a control character of a response stands in the report",
+        "orchestrator/report/page.py",
+        'printable(value, keep="\\n\\t") if isinstance',
+        "value if isinstance",
+        REPORT,
+    ),
+    Fault(
+        "any script may run in the report",
+        "orchestrator/report/page.py",
+        "script-src {allowed}",
+        "script-src 'unsafe-inline'",
+        REPORT,
+    ),
+    Fault(
+        "a chart of the report can be sent to a server",
+        "orchestrator/report/report.js",
+        "showSendToCloud: false",
+        "showSendToCloud: true",
+        REPORT,
+    ),
+    Fault(
+        "a metric that nobody declared is written",
+        "orchestrator/report/reporter.py",
+        "check_known(list(numbers))",
+        "check_known([])",
+        "tests/unit/orchestrator/report/test_reporter.py",
     ),
     *WIRING,
 )

@@ -298,6 +298,15 @@ def test_the_parts_of_a_step_are_stacked() -> None:
     assert {trace["stackgroup"] for trace in many["data"]} == {"all"}, "a thousand bars would be a fog"
 
 
+def test_a_legend_has_room() -> None:
+    points = [(1, 1.0)]
+    short, long = [[Line(name * length, points) for name in "abc"] for length in (5, 30)]
+    heights = [stacked(lines, "abc")["layout"]["height"] for lines in (short, long)]
+    assert heights[1] - heights[0] == 19, "two rows of short names, three of long ones"
+    alone = curves(Chart("t"), short[:1], str, [], [])
+    assert alone is not None and alone["layout"]["height"] == heights[0] - 2 * 19
+
+
 def test_what_could_drive_the_page_is_replaced() -> None:
     text = page(record(state=RunState('<a href="x">\'&\n\x00', 10)))
     assert "<h1>&lt;a href=&#34;x&#34;&gt;&#39;&amp;\n\ufffd</h1>" in text
