@@ -25,7 +25,8 @@ from ray.util.state.exception import RayStateApiException
 from cluster.errors import ClusterError, ClusterUnreachable
 from cluster.placement.node import Node
 from cluster.runtime.job_follower import JobState
-from cluster.runtime.ray_cluster import CONNECT_S, as_node
+from cluster.runtime.living_nodes import as_node
+from cluster.runtime.ray_cluster import CONNECT_S
 
 ADDRESSES = ("RAY_API_SERVER_ADDRESS", "RAY_ADDRESS")
 """Where users of `ray job submit` say the address; the first that is set counts."""

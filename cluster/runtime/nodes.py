@@ -18,7 +18,8 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from cluster.placement.node import Node
 from cluster.ranks.worker import clock, versions
 from cluster.runtime.jobs import RayJobs
-from cluster.runtime.ray_cluster import attached, living_nodes
+from cluster.runtime.living_nodes import living_nodes
+from cluster.runtime.ray_cluster import attached
 
 LOOK_S = 60.0
 """For a process to start on a node and say what time it is."""

@@ -10,7 +10,7 @@ import math
 import os
 import socket
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -20,7 +20,6 @@ from typing import Any, Self
 import psutil
 import ray
 from ray._private import worker as ray_worker
-from ray._private.state import available_resources_per_node
 from ray.exceptions import GetTimeoutError
 from ray.util import placement_group, remove_placement_group
 from ray.util.placement_group import PlacementGroup, placement_group_table
@@ -37,12 +36,13 @@ from cluster.ranks.host_memory import MemorySampler, kill_tree, peak_of_sum
 from cluster.ranks.role_group import GrantedSlot, RoleGroup
 from cluster.ranks.watch import STARTED
 from cluster.ranks.worker import RankUsage, gpu_ids
+from cluster.runtime.living_nodes import CARD, living_nodes
 from cluster.runtime.orders import ORDERS, not_for_children, unheard
 
 START_ATTEMPTS = 2
 """Ray gives its own processes half a minute, which a busy machine may exceed once."""
-CARD, ANY_AMOUNT = "accelerator_type:", 0.001
-"""Ray's resource that says which kind of GPU a node has: 1 of it, and to ask for a little leads there."""
+ANY_AMOUNT = 0.001
+"""Of Ray's resource that says which kind of GPU a node has: to ask for a little leads there."""
 NODE_ID = "ray.io/node-id"
 """Ray's label of every node."""
 RAYS_CHOICE_S = 5.0
@@ -282,22 +282,3 @@ def attached(address: str) -> Iterator[None]:
         yield
     finally:
         cluster.stop()
-
-
-def living_nodes(*, free: bool) -> list[Node]:
-    """The living nodes: what each has, or what each has left."""
-    left = available_resources_per_node() if free else {}
-    living = [node for node in ray.nodes() if node["Alive"]]
-    resources = [(node["NodeManagerHostname"], left[node["NodeID"]] if free else node["Resources"]) for node in living]
-    return [as_node(name, has) for name, has in resources]
-
-
-def as_node(name: str, resources: Mapping[str, float]) -> Node:
-    """A node from Ray's resources. Its memory is what was free when Ray started there, the object store included."""
-
-    def amount(kind: str) -> float:
-        return resources.get(kind, 0.0)
-
-    cards = sorted((kind.removeprefix(CARD) for kind in resources if kind.startswith(CARD)), key=len)
-    memory = (amount("memory") + amount("object_store_memory")) / GIB
-    return Node(name, amount("CPU"), amount("GPU"), cards[0] if cards else "", memory)

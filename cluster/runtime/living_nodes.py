@@ -1,0 +1,33 @@
+"""The nodes of the Ray cluster that this process is attached to: Ray's resources flow in, Nodes flow out."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import ray
+from ray._private.state import available_resources_per_node
+
+from cluster.estimate.memory import GIB
+from cluster.placement.node import Node
+
+CARD = "accelerator_type:"
+"""What Ray's resource that says which kind of GPU a node has begins with; such a node has 1 of it."""
+
+
+def living_nodes(*, free: bool) -> list[Node]:
+    """The living nodes: what each has, or what each has left."""
+    left = available_resources_per_node() if free else {}
+    living = [node for node in ray.nodes() if node["Alive"]]
+    resources = [(node["NodeManagerHostname"], left[node["NodeID"]] if free else node["Resources"]) for node in living]
+    return [as_node(name, has) for name, has in resources]
+
+
+def as_node(name: str, resources: Mapping[str, float]) -> Node:
+    """A node from Ray's resources. Its memory is what was free when Ray started there, the object store included."""
+
+    def amount(kind: str) -> float:
+        return resources.get(kind, 0.0)
+
+    cards = sorted((kind.removeprefix(CARD) for kind in resources if kind.startswith(CARD)), key=len)
+    memory = (amount("memory") + amount("object_store_memory")) / GIB
+    return Node(name, amount("CPU"), amount("GPU"), cards[0] if cards else "", memory)

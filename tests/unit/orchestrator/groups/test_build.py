@@ -1,0 +1,29 @@
+"""What a run asks of its cluster before any role starts."""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cluster.placement.plan import Plan
+from orchestrator.config.loading import load_config
+from orchestrator.config.role_needs import ppo_roles
+from orchestrator.groups import build
+
+TINY = Path(__file__).resolve().parents[4] / "configs" / "tiny.yaml"
+
+
+def test_room_is_waited_for_as_long_as_the_run_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[float] = []
+
+    def cluster(plan: Plan, *, deadline_s: float, **others: Any) -> nullcontext[None]:
+        asked.append(deadline_s)
+        return nullcontext()
+
+    monkeypatch.setattr(build, "RayCluster", cluster)
+    config = load_config(TINY, ["deadlines.resources_s=7"])
+    with build.builder(config, ppo_roles(config)):
+        assert asked == [7]
