@@ -15,7 +15,7 @@ JUDGE, ENGINES = "judge", "rollout"
 @dataclass(frozen=True, slots=True)
 class Role:
     """A row of the table. Example: the reference is `Role("reference", phases=("score",), fills="reference_logprobs",
-    answers="log-probabilities", colour="blue", short="ref", openrlhf="ref")`."""
+    made_by="roles.reference.Reference", answers="log-probabilities", colour="blue", short="ref", openrlhf="ref")`."""
 
     name: str
     phases: tuple[str, ...] = ()
@@ -30,6 +30,8 @@ class Role:
     """The method of its class that computes it in the phase `score`; empty: of the same name as the field."""
     answers: str = ""
     """What these numbers are called in the descriptions of metrics."""
+    made_by: str = ""
+    """Its class, as `module.Class`: only where it is looked up does its module load."""
     own_section: str = ""
     """Its section of the configuration; empty: the one of its name."""
     colour: str = "white"
@@ -43,6 +45,11 @@ class Role:
     def trained(self) -> bool:
         """Whether it has an optimizer."""
         return "update" in self.phases
+
+    @property
+    def frozen(self) -> bool:
+        """Whether it answers about samples and is never trained."""
+        return "score" in self.phases and not self.trained
 
     @property
     def section(self) -> str:
@@ -61,6 +68,7 @@ TABLE = (
         phases=("score", "update", "push"),
         fills="old_logprobs",
         method="logprobs",
+        made_by="roles.actor.Actor",
         answers="log-probabilities",
         colour="green",
         openrlhf="actor",
@@ -70,6 +78,7 @@ TABLE = (
         phases=("score", "update"),
         value_head=True,
         fills="values",
+        made_by="roles.critic.Critic",
         answers="values",
         colour="yellow",
         openrlhf="critic",
@@ -88,6 +97,7 @@ TABLE = (
         REFERENCE,
         phases=("score",),
         fills="reference_logprobs",
+        made_by="roles.reference.Reference",
         answers="log-probabilities",
         colour="blue",
         short="ref",

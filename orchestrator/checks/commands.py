@@ -1,4 +1,4 @@
-"""The door: everything that can be known to be wrong before any actor starts. Called by `orchestrator.commands.app`.
+"""The door: everything that can be known to be wrong before any actor starts.
 
 A RunConfig flows in; the prompts that were read on the way flow out, or a ConfigError that names key, value and mend.
 The cheap checks come first.
@@ -18,6 +18,7 @@ import psutil
 from cluster.estimate.memory import GIB
 from cluster.estimate.model_size import splits
 from cluster.placement.plan import ranks_of, tensor_parallel_size
+from cluster.role_table import ENGINES
 from orchestrator.checks.functions import check_function, check_functions, check_sendable
 from orchestrator.checks.model_support import check_attention, check_cpu_engine, check_weights
 from orchestrator.checks.models import (
@@ -191,8 +192,8 @@ def _check_models(config: EvaluationRun) -> ModelFacts:
     actor = model_facts(config.actor.model, "actor.model", cache)
     others: list[tuple[ModelFacts, Use]] = []
     rewards = []
-    if config.reference.model is not None:
-        others.append((model_facts(config.reference.model, "reference.model", cache), "policy"))
+    for role, model in config.frozen_models.items():
+        others.append((model_facts(model, f"{role}.model", cache), "policy"))
     for role, scorer in config.reward_models.items():
         key = section_key(role)
         reward = model_facts(scorer.model, f"{key}.model", cache)
@@ -221,10 +222,10 @@ def _check_models(config: EvaluationRun) -> ModelFacts:
     loaded: list[tuple[ModelFacts, Use]] = [*((reward, "reward") for reward in rewards), *others, (actor, "policy")]
     if run and run.critic_model == config.actor.model:
         loaded.append((actor, "value"))
-    for model in {facts.folder: facts for facts, _ in loaded}.values():
-        check_attention(model)
-    for model, use in {(facts.folder, use): (facts, use) for facts, use in loaded}.values():
-        check_weights(model, use)
+    for facts in {facts.folder: facts for facts, _ in loaded}.values():
+        check_attention(facts)
+    for facts, use in {(facts.folder, use): (facts, use) for facts, use in loaded}.values():
+        check_weights(facts, use)
     return actor
 
 
@@ -233,7 +234,7 @@ def _models(config: EvaluationRun) -> dict[str, ModelConfig]:
     with_critic = isinstance(config, RunConfig) and config.ppo.uses_critic
     named = {
         "actor.model": config.actor.model,
-        "reference.model": config.reference.model,
+        **{f"{role}.model": model for role, model in config.frozen_models.items()},
         "critic.model": config.critic.model if isinstance(config, RunConfig) and with_critic else None,
         **{f"{section_key(role)}.model": scorer.model for role, scorer in config.reward_models.items()},
     }
@@ -264,7 +265,7 @@ def _check_engine(config: SamplingConfig, actor: ModelFacts) -> None:
 def _check_kv_cache(config: SamplingConfig, actor: ModelFacts) -> None:
     engine, (longest, _) = config.rollout.engine, _longest(config)
     parallel = tensor_parallel_size(config.placement)
-    ranks = ranks_of(config.placement, "rollout") * parallel
+    ranks = ranks_of(config.placement, ENGINES) * parallel
     total, memory = ranks * engine.kv_cache_gib, psutil.virtual_memory().total / GIB
     if total > memory:
         raise ConfigError(

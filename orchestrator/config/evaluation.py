@@ -9,7 +9,7 @@ from pydantic import Field
 
 from cluster.role_table import ACTOR, ENGINES, REFERENCE, REWARD, ROLES
 from orchestrator.config.sampling import SamplingConfig
-from roles.config.models import ReferenceConfig
+from roles.config.models import FrozenRole, ModelConfig, ReferenceConfig
 from roles.config.rewards import (
     EnsembleReward,
     EnvironmentReward,
@@ -67,6 +67,19 @@ class EvaluationRun(SamplingConfig):
         """The scorers that are models, by role."""
         return {role: scorer for role, scorer in self.scorers.items() if isinstance(scorer, ModelReward)}
 
+    @property
+    def frozen_models(self) -> dict[str, ModelConfig]:
+        """Role → its model, of the frozen roles that have one of their own and read what the policy reads."""
+        rows = [ROLES[role] for role in dict.fromkeys((REFERENCE, *self.model_roles)) if role in ROLES]
+        sections = {row.name: self.section(row.name) for row in rows if row.frozen and not row.value_head}
+        return {role: section.model for role, section in sections.items() if section.model is not None}
+
     def section(self, role: str) -> Any:
         """The section of a role; None if there is no such role in this run."""
         return self.scorers[role] if role in self.scorers else attrgetter(ROLES[role].section)(self)
+
+    def model_of(self, role: str) -> ModelConfig | None:
+        """The model that a role starts from; None if it has none. A frozen role of which no key says it has the
+        actor's."""
+        section = self.section(role)
+        return section.model or self.actor.model if isinstance(section, FrozenRole) else None

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from pydantic import Field
 
-from cluster.role_table import CRITIC, ENGINES, REFERENCE, REWARD, gpu_roles
+from cluster.role_table import CRITIC, ENGINES, REFERENCE, REWARD, ROLES, gpu_roles
 from orchestrator.config.canary import CanaryConfig
 from orchestrator.config.evaluation import EvaluationRun
 from orchestrator.config.ppo import PpoConfig
-from roles.config.models import CriticConfig, FrozenRole, ModelConfig
+from roles.config.models import CriticConfig, ModelConfig
 from roles.config.rewards import ModelReward
 
 
@@ -31,12 +31,15 @@ class RunConfig(EvaluationRun):
         others = (role for role in gpu_roles() if not idle.get(role, self.section(role) is None))
         return (ENGINES, *others, *self.reward_models)
 
+    @property
+    def other_frozen_roles(self) -> tuple[str, ...]:
+        """The frozen roles of this run beside the reference and the rewards."""
+        others = [role for role in ROLES.values() if role.frozen and role.name not in (REFERENCE, REWARD)]
+        return tuple(role.name for role in others if role.name in self.model_roles)
+
     def model_of(self, role: str) -> ModelConfig | None:
-        """The model that a role starts from; None if no key says it. A frozen role without one has the actor's."""
-        if role == CRITIC:
-            return self.critic_model
-        section = self.section(role)
-        return section.model or self.actor.model if isinstance(section, FrozenRole) else None
+        """As for an evaluation; of the critic None if no key says it."""
+        return self.critic_model if role == CRITIC else super().model_of(role)
 
     @property
     def critic_model(self) -> ModelConfig | None:

@@ -1,7 +1,4 @@
-"""Configuration → plan → running role groups. The only module that knows every role, and how each is made.
-
-Called by the loops (`orchestrator.stages.ppo`, `evaluation`, `reward_training`). To add a role: one line here.
-"""
+"""Configuration → plan → running role groups. The only module that knows how each role is made."""
 
 from __future__ import annotations
 
@@ -16,6 +13,7 @@ from transformers import PreTrainedTokenizerBase
 from cluster.placement.plan import engines_neighbours, plan, tensor_parallel_size
 from cluster.ranks.calls import wait_all
 from cluster.ranks.role_group import RoleGroup
+from cluster.role_table import ACTOR, CRITIC, ENGINES, JUDGE, REFERENCE, REWARD
 from cluster.runtime.ray_cluster import RayCluster
 from orchestrator.config.base import BaseConfig
 from orchestrator.config.evaluation import EvaluationRun
@@ -25,14 +23,14 @@ from orchestrator.config.run import RunConfig
 from orchestrator.config.sampling import SamplingConfig
 from orchestrator.groups.policy import Policy
 from orchestrator.groups.reward import Reward
-from orchestrator.groups.scoring import EvaluationRoles, Roles
+from orchestrator.groups.scoring import EvaluationRoles, Roles, class_of
 from roles.actor import Actor, LossExtra
-from roles.config.models import FrozenRole, ModelConfig, TrainedRole
+from roles.config.models import FrozenRole, TrainedRole
 from roles.config.rewards import EnsembleReward, FunctionReward, MeanScore, ModelReward, OneReward, RemoteReward
 from roles.critic import Critic
 from roles.model_files.conversion import resolve_model
 from roles.models.early_end import EarlyEnd
-from roles.reference import FrozenPolicy, Reference
+from roles.reference import FrozenPolicy
 from roles.reward_functions import FunctionScorer, RemoteScorer
 from roles.reward_model import PolicyText, RewardModel, Scorer
 from roles.reward_trainer import RewardTrainer
@@ -50,11 +48,8 @@ class Models:
     """The Hugging Face folders that the roles load."""
 
     actor: Path
-    reference: Path
-    rewards: dict[str, Path]
-    """By role, of the rewards that are models."""
-    critic: Path | None
-    """null: nothing was named that it could start from."""
+    of: dict[str, Path]
+    """Role → its folder."""
     tokenizer: PreTrainedTokenizerBase
     """The actor's; every token id in a batch is one of its."""
 
@@ -62,21 +57,13 @@ class Models:
 def resolve_models(config: SamplingConfig, roles: Collection[str]) -> Models:
     """Folders of the actor and of `roles`; converts a GGUF file or cuts layers where the configuration asks (once)."""
     cache = Path(config.model_cache)
-    actor = resolve_model(config.actor.model, cache)
-    wanted: dict[str, ModelConfig | None] = {}
-    rewards = config.reward_models if isinstance(config, EvaluationRun) else {}
+    models = {ACTOR: config.actor.model}
     if isinstance(config, EvaluationRun):
-        wanted |= {"reference": config.reference.model, **{role: scorer.model for role, scorer in rewards.items()}}
-    if isinstance(config, RunConfig):
-        wanted["critic"] = config.critic_model
-    folders = {role: resolve_model(model, cache) for role, model in wanted.items() if model and role in roles}
-    return Models(
-        actor=actor,
-        reference=folders.get("reference", actor),
-        rewards={role: folders[role] for role in rewards if role in folders},
-        critic=folders.get("critic"),
-        tokenizer=load_tokenizer(actor, trust_remote_code=config.actor.model.trust_remote_code),
-    )
+        models |= {role: model for role in roles if (model := config.model_of(role)) is not None}
+    folders = {model: resolve_model(model, cache) for model in dict.fromkeys(models.values())}
+    of = {role: folders[model] for role, model in models.items()}
+    trusted = config.actor.model.trust_remote_code
+    return Models(of[ACTOR], of, load_tokenizer(of[ACTOR], trust_remote_code=trusted))
 
 
 class Builder(Generic[C]):
@@ -91,28 +78,30 @@ class Builder(Generic[C]):
         """The policy's training half."""
         config = self._config
         trained_steps = config.steps - config.critic.warmup.max_steps  # more if the warm-up ends sooner
-        setup = self.engine_setup("actor", models.actor, config.actor, steps=trained_steps * config.ppo.optimizer_steps)
+        setup = self.engine_setup(ACTOR, models.actor, config.actor, steps=trained_steps * config.ppo.optimizer_steps)
         setup = replace(setup, ema_decay=config.actor.ema_decay)
         kl = config.ppo.kl
         extra = LossExtra(config.rollout.max_response_tokens, kl.estimator if kl.where == "loss" else None)
         early = self._early_end(models)
-        return self.start("actor", Actor, (setup, config.ppo.policy, config.rollout.temperature, extra, early))
+        return self.start(ACTOR, Actor, (setup, config.ppo.policy, config.rollout.temperature, extra, early))
 
     def critic(self: Builder[RunConfig], models: Models) -> RoleGroup[Critic]:
         """The value model."""
-        assert models.critic is not None  # `orchestrator.config.rules` has seen to it
         config = self._config
         role = config.critic.model_copy(update={"model": config.critic_model})
-        setup = self.engine_setup("critic", models.critic, role, steps=config.steps * config.ppo.optimizer_steps)
-        return self.start("critic", Critic, (setup, config.ppo.value, config.rollout.max_response_tokens))
+        setup = self.engine_setup(CRITIC, models.of[CRITIC], role, steps=config.steps * config.ppo.optimizer_steps)
+        return self.start(CRITIC, Critic, (setup, config.ppo.value, config.rollout.max_response_tokens))
 
     def reference(self: Builder[EvaluationRun], models: Models) -> RoleGroup[FrozenPolicy]:
         """The frozen policy, where it has ranks of its own, or those of an actor that is not started."""
+        return self.frozen(REFERENCE, models, ranks_of=self._config.reference_role)
+
+    def frozen(self: Builder[EvaluationRun], role: str, models: Models, *, ranks_of: str) -> RoleGroup[Any]:
+        """A frozen role of the table, whose class is made as `Reference` is."""
         config = self._config
-        role = config.reference.model_copy(update={"model": config.reference.model or config.actor.model})
-        setup = self.engine_setup(config.reference_role, models.reference, role)
-        early = self._early_end(models)
-        return self.start(config.reference_role, Reference, (setup, config.rollout.temperature, early))
+        section = config.section(role).model_copy(update={"model": config.model_of(role)})
+        setup, early = self.engine_setup(ranks_of, models.of[role], section), self._early_end(models)
+        return self.start(ranks_of, class_of(role), (setup, config.rollout.temperature, early))
 
     def _early_end(self: Builder[SamplingConfig], models: Models) -> EarlyEnd:
         """Where the engines cannot end a response."""
@@ -127,7 +116,7 @@ class Builder(Generic[C]):
 
     def _member(self: Builder[EvaluationRun], role: str, config: OneReward, models: Models) -> RoleGroup[Scorer]:
         if isinstance(config, ModelReward):
-            setup = self.engine_setup(role, models.rewards[role], config)
+            setup = self.engine_setup(role, models.of[role], config)
             return self.start(role, RewardModel, (setup, self._bridge(models) if config.text_bridge else None))
         return self.scorer(role, config)
 
@@ -137,7 +126,7 @@ class Builder(Generic[C]):
     def judge(self: Builder[EvaluationRun]) -> RoleGroup[Scorer] | None:
         """The gold scorer of the evaluations, if there is one."""
         config = self._config.evaluation.judge
-        return self.scorer("judge", config) if config else None
+        return self.scorer(JUDGE, config) if config else None
 
     def scorer(self, role: str, config: FunctionReward | RemoteReward) -> RoleGroup[Scorer]:
         """A reward that is no model."""
@@ -150,9 +139,9 @@ class Builder(Generic[C]):
             model=training.model, optimizer=training.optimizer, micro_batch_tokens=training.micro_batch_tokens
         )
         setup = replace(
-            self.engine_setup("reward", backbone, role, steps=steps), freeze_backbone=training.freeze_backbone
+            self.engine_setup(REWARD, backbone, role, steps=steps), freeze_backbone=training.freeze_backbone
         )
-        return self.start("reward", RewardTrainer, (setup, training.pooling))
+        return self.start(REWARD, RewardTrainer, (setup, training.pooling))
 
     def engines(self: Builder[SamplingConfig], models: Models) -> RoleGroup[RolloutEngine]:
         """The vLLM engines, with the weights in `models.actor`."""
@@ -167,14 +156,14 @@ class Builder(Generic[C]):
             max_model_tokens=config.longest_sample,
             pad_token_id=tokenizer.pad_token_id,
             stop_token_ids=stop_token_ids(models.actor, tokenizer.eos_token_id),
-            backend="gloo" if config.device == "cpu" else "ipc" if "actor" in neighbours else "nccl",
+            backend="gloo" if config.device == "cpu" else "ipc" if ACTOR in neighbours else "nccl",
             tensor_parallel_size=tensor_parallel_size(config.placement),
             trust_remote_code=config.actor.model.trust_remote_code,
             environment=config.environment,
             max_prompt_tokens=config.prompts.max_tokens,
         )
-        setups = [(replace(setup, index=index),) for index in range(len(self.cluster.places("rollout")))]
-        return self.start("rollout", RolloutEngine, setups, distributed=False)
+        setups = [(replace(setup, index=index),) for index in range(len(self.cluster.places(ENGINES)))]
+        return self.start(ENGINES, RolloutEngine, setups, distributed=False)
 
     def policy(self: Builder[SamplingConfig], models: Models) -> Policy:
         """The engines; where they share GPUs, up and asleep before anyone else loads a model there.
@@ -267,6 +256,7 @@ def training_roles(config: RunConfig, models: Models) -> Iterator[Roles]:
             deadlines=config.deadlines,
             actor=actor,
             critic=critic,
+            frozen={role: build.frozen(role, models, ranks_of=role) for role in config.other_frozen_roles},
         )
         build.ready()
         actor.call(Actor.connect, policy.engines.client(config.deadlines.push_s)).result(config.deadlines.push_s)
@@ -276,7 +266,7 @@ def training_roles(config: RunConfig, models: Models) -> Iterator[Roles]:
 @contextmanager
 def evaluation_roles(config: EvaluationRun, models: Models) -> Iterator[EvaluationRoles]:
     """The roles that measure the policy in `models.actor`."""
-    with builder(config, {"rollout": None, config.reference_role: None, **scoring_roles(config)}) as build:
+    with builder(config, {ENGINES: None, config.reference_role: None, **scoring_roles(config)}) as build:
         roles = EvaluationRoles(
             cluster=build.cluster,
             policy=build.policy(models),

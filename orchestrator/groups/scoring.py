@@ -1,14 +1,15 @@
 """The driver's side of the role groups: spread rows over ranks, wait for answers, put them back in order.
 
-`orchestrator.groups.build` makes `Roles`; `orchestrator.ppo.step`, `training` and `evaluation` use them. No row of a
-batch is sent to a rank that does not need it.
+No row of a batch is sent to a rank that does not need it.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from importlib import import_module
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -16,6 +17,7 @@ from torch import Tensor
 from cluster.config import Deadlines
 from cluster.ranks.calls import Call, wait_all
 from cluster.ranks.role_group import RoleGroup
+from cluster.role_table import ACTOR, CRITIC, REFERENCE, ROLES
 from cluster.runtime.ray_cluster import RayCluster
 from orchestrator.groups.policy import Policy
 from orchestrator.groups.reward import Reward, Scores
@@ -25,6 +27,12 @@ from roles.batch import Rollouts, Scored
 from roles.critic import Critic
 from roles.reference import FrozenPolicy
 from roles.reward_model import Scorer
+
+
+def class_of(role: str) -> type[Any]:
+    """The class of a role of the table."""
+    module, _, name = ROLES[role].made_by.rpartition(".")
+    return cast(type[Any], getattr(import_module(module), name))
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +54,14 @@ class Roles(EvaluationRoles):
     actor: RoleGroup[Actor]
     critic: RoleGroup[Critic] | None
     """None where the advantages need no values."""
+    frozen: Mapping[str, RoleGroup[Any]] = field(default_factory=dict)
+    """By role: those of the table beside the reference."""
+
+    @property
+    def models(self) -> dict[str, RoleGroup[Any]]:
+        """Role → its group: the roles that work in the phase `score`, beside the reward, which may be several."""
+        groups = {ACTOR: self.actor, REFERENCE: self.reference, CRITIC: self.critic, **self.frozen}
+        return {role: group for role, group in groups.items() if group is not None}
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,49 +70,38 @@ class Scoring:
 
     part: Part
     rollouts: Rollouts
-    old_logprobs: Spread
-    reference_logprobs: Spread
+    answers: Mapping[str, Spread]
+    """Field of Scored → the pass that fills it."""
     scores: Scores
-    values: Spread | None
-    """None without a critic."""
 
     @property
     def calls(self) -> list[Call[Tensor]]:
         """All that is waited for."""
-        passes = [self.old_logprobs, self.reference_logprobs, *([self.values] if self.values else [])]
-        return [*(answer.call for answer in passes), *self.scores.calls]
+        return [*(answer.call for answer in self.answers.values()), *self.scores.calls]
+
+    def result(self, deadline_s: float) -> Scored:
+        """The rows of this part. What is filled by a role that this run does not have is 0 everywhere."""
+        rollouts = self.rollouts
+        fields: dict[str, Any] = {f.name: getattr(rollouts, f.name) for f in dataclasses.fields(Rollouts)}
+        zeros = torch.zeros_like(rollouts.rollout_logprobs)
+        for name in (role.fills for role in ROLES.values() if role.made_by):
+            answer = self.answers.get(name)
+            fields[name] = answer.result(deadline_s) if answer else zeros
+        scores, disagreement = self.scores.result(deadline_s)
+        return Scored(**fields, scores=scores, disagreement=disagreement)
 
 
 def start_scoring(roles: Roles, part: Part, rollouts: Rollouts) -> Scoring:
     """Start the passes; returns at once."""
-    return Scoring(
-        part,
-        rollouts,
-        old_logprobs=spread(roles.actor, Actor.logprobs, rollouts),
-        reference_logprobs=spread(roles.reference, FrozenPolicy.reference_logprobs, rollouts),
-        values=spread(roles.critic, Critic.values, rollouts) if roles.critic else None,
-        scores=roles.reward.start(rollouts),
-    )
+    answers = {
+        ROLES[role].fills: spread(group, getattr(class_of(role), ROLES[role].scored_by), rollouts)
+        for role, group in roles.models.items()
+    }
+    return Scoring(part, rollouts, answers, roles.reward.start(rollouts))
 
 
 def finish_scoring(scorings: Sequence[Scoring], deadline_s: float) -> Scored:
-    """Wait for all passes; the rows of all parts, in order. Without a critic every value is 0."""
+    """Wait for all passes; the rows of all parts, in order."""
     wait_all([call for scoring in scorings for call in scoring.calls], deadline_s)
-    parts = []
-    for scoring in sorted(scorings, key=lambda scoring: scoring.part):
-        rollouts = scoring.rollouts
-        fields = {f.name: getattr(rollouts, f.name) for f in dataclasses.fields(Rollouts)}
-        old, reference = scoring.old_logprobs.result(deadline_s), scoring.reference_logprobs.result(deadline_s)
-        values = scoring.values.result(deadline_s) if scoring.values else torch.zeros_like(rollouts.rollout_logprobs)
-        scores, apart = scoring.scores.result(deadline_s)
-        parts.append(
-            Scored(
-                **fields,
-                old_logprobs=old,
-                reference_logprobs=reference,
-                values=values,
-                scores=scores,
-                disagreement=apart,
-            )
-        )
-    return Scored.concatenate(parts)
+    ordered = sorted(scorings, key=lambda scoring: scoring.part)
+    return Scored.concatenate([scoring.result(deadline_s) for scoring in ordered])

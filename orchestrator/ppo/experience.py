@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from cluster.role_table import ROLES
 from orchestrator.config.advantages import Estimator
 from orchestrator.config.ppo import PpoConfig
 from orchestrator.config.scores import BootstrapTruncated, MaskTruncated
@@ -154,24 +155,19 @@ def _truncation(scored: Scored, ppo: PpoConfig) -> tuple[Tensor, Tensor | None]:
             return scored.response_mask, None
 
 
-MADE_BY = {
-    "scores": "reward",
-    "values": "critic",
-    "old_logprobs": "actor",
-    "reference_logprobs": "reference",
-    "rollout_logprobs": "rollout",
-}
-"""What must be finite, and the role that it comes from."""
+def made_by() -> dict[str, str]:
+    """What must be finite, and the role that it comes from."""
+    return {role.fills: role.name for role in ROLES.values() if role.fills}
 
 
 def _check_finite(scored: Scored) -> None:
-    for name, role in MADE_BY.items():
+    for name, role in made_by().items():
         tensor = getattr(scored, name)
         if not bool(tensor.isfinite().all()):
             bad = (~tensor.isfinite()).nonzero()[:, 0].unique().tolist()
             mend = (
                 "look at the responses: it was not trained"
-                if role in ("reward", "reference")
+                if ROLES[role].frozen
                 else "it has diverged; lower its learning rate, or resume from an earlier checkpoint"
             )
             raise NotFinite(

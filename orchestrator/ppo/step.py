@@ -12,6 +12,7 @@ from typing import Any, ClassVar
 from torch import Tensor
 
 from cluster.ranks.calls import wait_all
+from cluster.role_table import REWARD
 from orchestrator.config.run import RunConfig
 from orchestrator.data.prompts import PromptSource
 from orchestrator.errors import CheckpointError, NotFinite
@@ -140,7 +141,7 @@ def prepare(
     baselines = None
     if greedy is not None and greedy_scores is not None:
         if not bool(greedy_scores.isfinite().all()):
-            raise NotFinite("reward", "the reward's score of a greedy response is not finite: look at the responses")
+            raise NotFinite(REWARD, "the reward's score of a greedy response is not finite: look at the responses")
         baselines = shape_scores(greedy_scores, greedy, ppo, state.scale).repeat_interleave(each)
     return to_experience(
         scored,

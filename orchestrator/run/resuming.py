@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from cluster.placement.plan import ranks_of
+from cluster.role_table import ROLES, trained_roles
 from orchestrator.config.loading import dump_config, validate
 from orchestrator.config.run import RunConfig
 from orchestrator.config.yaml_text import parse_yaml
@@ -36,8 +37,7 @@ evaluation.every evaluation.prompts evaluation.samples
 evaluation.judge.workers evaluation.judge.timeout_s evaluation.judge.retries
 trained.micro_batch_tokens trained.gradient_checkpointing trained.model.trust_remote_code canary
 trained.optimizer.learning_rate trained.optimizer.schedule
-reference.micro_batch_tokens reference.zero reference.model.trust_remote_code
-reward.micro_batch_tokens reward.zero reward.model.trust_remote_code reward.urls reward.headers
+frozen.micro_batch_tokens frozen.zero frozen.model.trust_remote_code reward.urls reward.headers
 reward.workers reward.timeout_s reward.retries environment.workers environment.timeout_s environment.retries
 rollout.prompts_per_step rollout.responses_per_prompt rollout.stream_samples rollout.engine
 ppo.policy.clip ppo.policy.clip_high ppo.policy.dual_clip ppo.policy.entropy_coefficient ppo.policy.importance
@@ -45,7 +45,8 @@ ppo.value.clip ppo.value.coefficient ppo.kl.budget ppo.kl.allow_biased
 ppo.kl.controller.coefficient ppo.kl.controller.target ppo.kl.controller.horizon
 """
 MAY_CHANGE = frozenset(_CHANGING.split())
-"""Keys, or whole sections. `trained` stands for actor and critic, `reward` for each member of an ensemble as well."""
+"""Keys, or whole sections. `trained` and `frozen` stand for the roles of that kind, `reward` also for each member of an
+ensemble."""
 
 STAYS = {
     key: why
@@ -53,7 +54,7 @@ STAYS = {
         "the prompts' order and all sampling follow from it": "seed",
         "the tensors in the checkpoint are laid out for it": "device dtype trained.zero trained.lora",
         "the trained model started from it": "trained.model critic.initialise_from",
-        "the KL is measured against it": "reference.model reference.share_actor",
+        "the KL is measured against it": "frozen.model reference.share_actor",
         "the position in the prompts would mean another one": "prompts.train prompts.max_tokens prompts.column "
         "prompts.too_long",
         "evaluations before and after would not be comparable": "prompts.heldout evaluation.judge",
@@ -161,7 +162,7 @@ def changes(checkpoint: Checkpoint, config: RunConfig) -> list[ChangedKey]:
     written = validate(parse_yaml(checkpoint.state["config"]), f"the configuration in {checkpoint.path}")
     plain = [parse_yaml(dump_config(one)) for one in (written, config)]  # both without secrets
     found = [ChangedKey(key, _show(before), _show(now), why_not(key)) for key, before, now in _differing(*plain)]
-    for role in ("actor", *(["critic"] if written.ppo.uses_critic and config.ppo.uses_critic else [])):
+    for role in [role for role in trained_roles() if all(role in one.model_roles for one in (written, config))]:
         before, now = (ranks_of(one.placement, role) for one in (written, config))
         if before != now:
             found.append(ChangedKey(f"ranks of {role}", str(before), str(now), "its checkpoint is sharded over them"))
@@ -175,6 +176,8 @@ def why_not(key: str) -> str | None:
             return None
         if name in STAYS:
             return STAYS[name]
+    if key in ROLES:
+        return STAYS["frozen.model"]  # a section that was not there
     raise KeyError(key)
 
 
@@ -182,7 +185,7 @@ def set_aside(run_dir: Path, step: int) -> Path | None:
     """Put what came after `step` out of the way: later checkpoints and trained models are moved, the reports' files
     copied. Where to; None if nothing came after it."""
     later = [folder for folder in (run_dir / "checkpoints").glob("step-*") if (step_of(folder) or 0) > step]
-    trained = [run_dir / name for name in ("actor", "critic", "actor_ema")] if trained_step(run_dir) != step else []
+    trained = [run_dir / name for name in (*trained_roles(), "actor_ema")] if trained_step(run_dir) != step else []
     moved = [*later, *(folder for folder in trained if folder.is_dir())]
     lines = run_files.read_lines(run_dir / run_files.METRICS_FILE)
     if not moved and all(line["step"] <= step for line in lines):
@@ -204,7 +207,9 @@ def _names(key: str) -> Iterator[str]:
     key = re.sub(r"^reward\.members\.[^.]+\.", "reward.", key)
     while key:
         yield key
-        yield re.sub(r"^(actor|critic)\b", "trained", key)
+        role, _, rest = key.partition(".")
+        if rest and role in ROLES:
+            yield f"{'trained' if ROLES[role].trained else 'frozen'}.{rest}"
         key = key.rpartition(".")[0]
 
 

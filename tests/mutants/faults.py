@@ -166,8 +166,8 @@ FAULTS = (
     Fault(
         "the trained actor in place of the reference",
         "orchestrator/groups/scoring.py",
-        "reference_logprobs=spread(roles.reference, FrozenPolicy.reference_logprobs, rollouts),",
-        "reference_logprobs=spread(roles.actor, Actor.logprobs, rollouts),",
+        "REFERENCE: self.reference",
+        "REFERENCE: self.actor",
         STEP,
     ),
     Fault(

@@ -18,15 +18,15 @@ WIRING = (
     Fault(
         "the reference is built with temperature 1",
         "orchestrator/groups/build.py",
-        "Reference, (setup, config.rollout.temperature, early))",
-        "Reference, (setup, 1.0, early))",
+        "class_of(role), (setup, config.rollout.temperature, early))",
+        "class_of(role), (setup, 1.0, early))",
         ACTOR_KEYS,
     ),
     Fault(
         "the reference may end a response at once",
         "orchestrator/groups/build.py",
-        "Reference, (setup, config.rollout.temperature, early))",
-        "Reference, (setup, config.rollout.temperature))",
+        "class_of(role), (setup, config.rollout.temperature, early))",
+        "class_of(role), (setup, config.rollout.temperature))",
         ACTOR_KEYS,
     ),
     Fault(
@@ -144,8 +144,8 @@ WIRING = (
     Fault(
         "the reference's own model ignored",
         "orchestrator/groups/build.py",
-        'reference=folders.get("reference", actor),',
-        "reference=actor,",
+        "folders[model] for role, model in models.items()}",
+        "folders[config.actor.model if role == REFERENCE else model] for role, model in models.items()}",
         ACTOR_KEYS,
     ),
     Fault(
@@ -368,8 +368,8 @@ WIRING = (
     Fault(
         "every member has the first one's model",
         "orchestrator/groups/build.py",
-        "models.rewards[role], config)",
-        "next(iter(models.rewards.values())), config)",
+        "models.of[role], config)",
+        "models.of[next(iter(self._config.reward_models))], config)",
         DRIVER_KEYS,
     ),
     Fault(

@@ -10,7 +10,7 @@ from torch import Tensor
 from orchestrator.config.ppo import PpoConfig
 from orchestrator.errors import NotFinite
 from orchestrator.ppo.advantages import gae, whiten
-from orchestrator.ppo.experience import MADE_BY, last_generated, shape_rewards, to_experience
+from orchestrator.ppo.experience import last_generated, made_by, shape_rewards, to_experience
 from orchestrator.ppo.mini_batches import mini_batches
 from orchestrator.ppo.scores import RunningScale, shape_scores
 from orchestrator.ppo.stats import explained_variance
@@ -282,7 +282,7 @@ def test_one_response_of_one_token() -> None:
     assert stats.response_length_mean == 1.0
 
 
-@pytest.mark.parametrize(("field", "role"), MADE_BY.items())
+@pytest.mark.parametrize(("field", "role"), made_by().items())
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
 def test_numbers_that_are_not_finite_end_the_run(field: str, role: str, bad: float) -> None:
     scored = make_scored()

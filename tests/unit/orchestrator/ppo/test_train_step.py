@@ -40,9 +40,10 @@ def step(
     warmup: WarmupConfig | None = None,
     done: int = 0,
     members: Sequence[str] = ("reward",),
+    frozen: Sequence[str] = (),
     **ppo: Any,
 ) -> tuple[StepResult, TrainState, dict[str, FakeGroup]]:
-    """`done`: steps before this one."""
+    """`done`: steps before this one; `frozen`: roles beside the usual ones."""
     groups = {role: FakeGroup(role, log) for role in ("actor", "critic", "reference")}
     engines = FakeGroup("rollout", log, stale=stale)
     reward = Reward({role: FakeGroup(role, log) for role in members}, MeanScore())  # type: ignore[misc]
@@ -52,6 +53,7 @@ def step(
         policy=Policy(engines, deadlines, sleeps=sleeps),  # type: ignore[arg-type]
         judge=None,
         deadlines=deadlines,
+        frozen={role: FakeGroup(role, log) for role in frozen},  # type: ignore[misc]
         **{**groups, "reward": reward},  # type: ignore[arg-type]
     )
     groups["rollout"] = engines

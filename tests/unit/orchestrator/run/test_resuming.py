@@ -30,9 +30,9 @@ from orchestrator.run.resuming import (
 ROOT = Path(__file__).resolve().parents[4]
 TINY = ROOT / "configs/tiny.yaml"
 WHOLE = {
-    *("deadlines", "report", "checkpoint", "placement", "canary", "reference.zero", "reward.zero", "rollout.engine"),
+    *("deadlines", "report", "checkpoint", "placement", "canary", "frozen.zero", "rollout.engine"),
     *("trained.optimizer.schedule", "trained.zero", "trained.lora", "trained.model", "critic.warmup"),
-    *("reference.model", "reward.model", "reward.combine", "prompts.train", "prompts.heldout", "evaluation.judge"),
+    *("frozen.model", "reward.model", "reward.combine", "prompts.train", "prompts.heldout", "evaluation.judge"),
     *("ppo.advantage", "ppo.score", "ppo.truncated", "ppo.policy.importance", "ppo.kl.budget"),
 }
 """Sections all of whose keys, the future ones too, have the same rule (or one of their own)."""
