@@ -164,9 +164,10 @@ def _bands(bands: Sequence[Band], lines: Sequence[Line], low: float, high: float
 
 
 def _crossed_early(lines: Sequence[Line], low: float, high: float) -> bool:
-    """Whether the curves are between `low` and `high` rather in the first half of the steps than in the second."""
-    inside = [at < len(line.points) / 2 for line in lines for at, v in enumerate(line.values) if low <= v <= high]
-    return 2 * sum(inside) > len(inside)
+    """Whether the curves cross the range, at its top if they are ever there, rather in the first half of the steps."""
+    early = [(at < len(line.points) / 2, v) for line in lines for at, v in enumerate(line.values) if low <= v <= high]
+    near = [first for first, v in early if v >= high - (high - low) / 3] or [first for first, _ in early]
+    return 2 * sum(near) > len(near)
 
 
 def _target(value: float, show: Callable[[float], str]) -> dict[str, Any]:
