@@ -1,4 +1,4 @@
-"""What can go wrong between the driver and the ranks.
+"""The errors between the driver and the ranks.
 
 ClusterError
 ├── PlacementError       the layout asks for what the cluster does not have (the command's exit code is 2)
@@ -13,7 +13,7 @@ class Terminated(KeyboardInterrupt):
 
 
 class ClusterError(RuntimeError):
-    """The ranks cannot go on; the message names the culprit and the mend."""
+    """The ranks cannot go on; the message names the culprit and the fix."""
 
 
 class PlacementError(ClusterError):

@@ -1,4 +1,4 @@
-"""What can go wrong inside a role.
+"""The errors of the roles.
 
 RoleError
 ├── EnvironmentFailed      an environment raised, hung or answered with something else, past its retries
@@ -11,7 +11,7 @@ RoleError
 
 
 class RoleError(RuntimeError):
-    """A role cannot go on; the message names the value and the mend."""
+    """A role cannot go on; the message names the value and the fix."""
 
 
 class EnvironmentFailed(RoleError):

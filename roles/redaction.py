@@ -1,4 +1,4 @@
-"""Secrets out of texts that are shown or written. Pure; used by whoever shows a value or writes a configuration."""
+"""Removes secrets from texts that are shown or written. Pure."""
 
 from __future__ import annotations
 

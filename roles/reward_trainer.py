@@ -1,6 +1,6 @@
-"""A reward model in the making: compared responses flow in, the weights follow the Bradley–Terry loss.
+"""Trains a reward model: compared responses flow in, the weights follow the Bradley–Terry loss.
 
-Called by `orchestrator.stages.reward`. What it saves is the folder that `roles.reward_model.RewardModel` opens.
+It saves a folder that `roles.reward_model.RewardModel` opens.
 """
 
 from __future__ import annotations

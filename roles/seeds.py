@@ -1,4 +1,4 @@
-"""Numbers for random generators that depend on what they are for, and on nothing else. Pure."""
+"""Seeds for random generators that depend only on what they are used for. Pure."""
 
 from __future__ import annotations
 

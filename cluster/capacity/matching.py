@@ -1,4 +1,4 @@
-"""Planned nodes on real ones, one each: exact, so that a mix that fits is never refused. Pure."""
+"""Assigns each planned node to a real one. Exact: a mix of nodes that fits is never refused. Pure."""
 
 from __future__ import annotations
 

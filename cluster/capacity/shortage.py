@@ -16,7 +16,7 @@ from cluster.placement.plan import Plan, Slot
 
 
 def check_capacity(wanted: Plan, nodes: Sequence[Node]) -> None:
-    """Raise PlacementError, naming the shortage and the mend, if no assignment of real nodes can ever hold the plan."""
+    """Raise PlacementError, naming the shortage and the fix, if no assignment of real nodes can ever hold the plan."""
     if not fits(wanted, nodes):
         raise PlacementError(f"the cluster is too small: {describe_shortage(wanted, nodes)}")
 

@@ -1,8 +1,9 @@
-"""How long an engine generates: continuous batching over responses of different lengths. Pure.
+"""Seconds that an engine generates: continuous batching over responses of different lengths. Pure.
 
-An engine takes requests while the KV cache has room for them; every iteration gives each of them one token; a response
-that ends makes room for the next. So the batch shrinks towards the end, and the longest response is waited for by all.
-Between two such events an iteration grows only with the tokens in the cache: whole stretches are summed at once.
+An engine takes requests while the KV cache has room for them. Every iteration gives each of them one token. A response
+that ends makes room for the next. The batch therefore shrinks towards the end, and all wait for the longest response.
+Between two such events an iteration grows only with the tokens in the cache, so all iterations between them are summed
+at once.
 """
 
 from __future__ import annotations

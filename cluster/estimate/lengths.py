@@ -1,6 +1,6 @@
-"""How long responses are: their distribution as a quantile function. Pure.
+"""The lengths of responses: their distribution as a quantile function. Pure.
 
-A mean, quantiles or nothing but a limit flow in; `cluster.estimate.generation` draws the responses of a step from it.
+A mean, quantiles, or only a limit flow in; a distribution flows out, from which lengths are drawn.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Bytes on paper: what each role holds on a GPU and on its host, in each phase of a PPO step. Pure.
+"""Predicted bytes: what each role holds on a GPU and on its host, in each phase of a PPO step. Pure.
 
 Model sizes and settings flow in, `Account`s (item → bytes) flow out.
 

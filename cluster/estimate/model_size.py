@@ -1,7 +1,4 @@
-"""The numbers of a decoder that memory and time depend on. Pure.
-
-`orchestrator.sizes.model_sizes` counts them; `cluster.estimate.memory` and `cluster.estimate.roofline` read them.
-"""
+"""The sizes of a decoder that memory and time depend on. Pure."""
 
 from __future__ import annotations
 

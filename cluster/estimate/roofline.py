@@ -1,8 +1,8 @@
-"""Seconds on paper: how long each role works in a PPO step. Pure.
+"""Predicted seconds: how long each role works in a PPO step. Pure.
 
-Sizes (`cluster.estimate.memory`), a Workload and Rates flow in, seconds flow out. How long engines generate is in
-`cluster.estimate.generation`. Each is the longest of what bounds it
-(Williams et al., "Roofline", CACM 2009): arithmetic, the card's memory, the wire, or the host that launches kernels.
+Sizes (`cluster.estimate.memory`), a Workload and Rates flow in, seconds flow out; seconds of generation are in
+`cluster.estimate.generation`. Each time is the longest of its bounds (Williams et al., "Roofline", CACM 2009):
+arithmetic, the card's memory, the wire, or the host that launches kernels.
 Operations of a decoder are counted as in Korthikanti et al. (arXiv 2205.05198, appendix A): two for each weight and
 token, and attention over the sample's own earlier tokens.
 """

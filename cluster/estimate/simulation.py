@@ -1,8 +1,8 @@
-"""A PPO step as events: engines generate, parts are scored as they come, then updates, then the push. Pure.
+"""A PPO step as events: engines generate, finished parts are scored, then updates, then the push. Pure.
 
-Seconds of each engine, part and role flow in (`cluster.estimate.generation`, `cluster.estimate.roofline`), what happens
-when flows out. Roles on the same cards take turns, and wait while engines generate there; roles on other cards work at
-the same time.
+Seconds of each engine, part and role flow in (`cluster.estimate.generation`, `cluster.estimate.roofline`), events with
+their times flow out. Roles on the same cards take turns, and wait while engines generate there; roles on other cards
+work at the same time.
 """
 
 from __future__ import annotations

@@ -1,7 +1,6 @@
-"""Cards that a pool may have, and what they can do. Pure data; read by `cluster.placement.gpu_groups`,
-`cluster.placement.plan` and `orchestrator.planning.layout_planner`.
+"""The cards that a pool may have, with their memory and rates. Pure data.
 
-Rates are what the makers publish: peaks of dense arithmetic (no sparsity), bandwidths in one direction.
+Rates are those that the makers publish: peaks of dense arithmetic (no sparsity), bandwidths in one direction.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""Who gets which GPU: the seats of groups on the nodes of their pools. Pure.
+"""Which GPUs of which nodes each group gets. Pure.
 
-A placement of groups flows in, seats (group → node and GPU of each rank) flow out. Called by `cluster.placement.plan`.
+A placement of groups flows in, seats (group → node and GPU of each rank) flow out.
 """
 
 from __future__ import annotations

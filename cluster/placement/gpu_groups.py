@@ -1,7 +1,6 @@
-"""Groups of GPUs on pools of nodes: the rules of `type: groups`, and `type: openrlhf` in its words.
+"""Groups of GPUs on pools of nodes: the rules of `type: groups`, and `type: openrlhf` under OpenRLHF's names.
 
-A placement flows in; groups, or what is wrong with them, flow out. Pure; called by `cluster.placement.plan`, which asks
-`cluster.placement.gpu_assignment` who gets which GPU.
+A placement flows in; groups, or what is wrong with them, flow out. Pure.
 """
 
 from __future__ import annotations

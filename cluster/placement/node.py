@@ -1,4 +1,4 @@
-"""What a node offers. Pure."""
+"""What a node offers: CPUs, GPUs, memory. Pure."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""OpenRLHF's flags as groups of GPUs, and messages in its words. Pure."""
+"""OpenRLHF's placement keys as groups of GPUs, and messages that name OpenRLHF's keys. Pure."""
 
 from __future__ import annotations
 

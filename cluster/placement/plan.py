@@ -1,8 +1,7 @@
 """Placement on paper: what each role needs flows in, a `Plan` (role → rank → node → CPUs and GPUs) flows out.
 
-Pure: no Ray, no engine. `cluster.runtime.ray_cluster` carries a plan out; `orchestrator.groups.build` asks for one;
-whether a cluster can hold it is `cluster.capacity.shortage`'s matter. A placement is one variant in `cluster.config`
-and one function in `_PLANNERS`.
+Pure: no Ray, no engine. A form of placement is one variant in `cluster.config` and one function in `_PLANNERS`. Whether
+a cluster can hold a plan is checked in `cluster.capacity`.
 """
 
 from __future__ import annotations
@@ -31,7 +30,7 @@ class RoleNeed:
     gpu: bool = False
     """Whether its ranks compute on GPUs."""
     workers: int | None = None
-    """Of a role without a model (a reward function): so many processes, on CPUs; null: the placement says."""
+    """Number of processes on CPUs of a role without a model (a reward function); None: the placement says it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +60,7 @@ class Plan:
     cards: tuple[str, ...] = ("",)
     """Of each node in the plan, the kind of GPU that it must have; empty: any."""
     placement: PlacementConfig | None = None
-    """What it was made of, so that a mend can be tried; None: by hand."""
+    """The placement that it was made from, so that changes can be tried; None for a plan made by hand."""
     needs: tuple[RoleNeed, ...] = ()
     """What it was made for."""
 

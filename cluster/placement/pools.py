@@ -1,7 +1,7 @@
 """`--cluster auto`: the pools of a placement, as the running cluster has them.
 
 A placement and the cluster's nodes flow in; the placement flows out with its pools' nodes, GPUs, CPUs, memory and card
-replaced. Pure; called by `orchestrator.commands.running_cluster`.
+replaced. Pure.
 """
 
 from __future__ import annotations

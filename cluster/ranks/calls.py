@@ -1,6 +1,6 @@
-"""Calls to ranks and the waiting for them. Every wait has a deadline and ends at the first failure of any rank.
+"""Calls to ranks, and waiting for their results. Every wait has a deadline and ends at the first failure of any rank.
 
-Used by the driver (through `RoleGroup`) and, through `Client`, by one role inside its own process to reach another.
+`RoleGroup` calls ranks from the driver; `Client` calls them from inside another role's process.
 """
 
 from __future__ import annotations

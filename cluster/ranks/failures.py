@@ -1,4 +1,4 @@
-"""Who is to blame: errors of ranks flow in, one message that names role, rank, node and log lines flows out.
+"""Finds the rank that failed first: errors of ranks flow in, one message with role, rank, node and log lines flows out.
 
 A rank that dies breaks the collectives of its peers, so several failures arrive at once. The culprit is a death before
 an ordinary exception, and that before an error that looks like a peer's fault.

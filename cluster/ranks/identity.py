@@ -1,4 +1,4 @@
-"""Who a rank is: its role, number, node and device."""
+"""The identity of a rank: its role, number, node and device."""
 
 from __future__ import annotations
 

@@ -2,7 +2,7 @@
 
 It gives its role the environment of a rank, its own log file and a rendezvous with its peers, then constructs it and
 calls its methods by name, all on one thread. A second concurrency group answers while a method runs: what the rank is
-doing, how much memory it holds. Made by `cluster.ranks.role_group`; knows nothing of what a role does.
+doing, how much memory it holds. It knows nothing of what a role does.
 
 An answer is two objects: a *receipt* (None, or the failure), so that the driver can wait for it without fetching
 anything large; and the value, which may be large and stays in the object store until someone wants it.
@@ -46,7 +46,7 @@ class Status:
 
     pid: int
     method: str | None
-    """null: idle."""
+    """None if the rank is idle."""
     seconds: float
     """For how long."""
     stack: list[str]

@@ -1,7 +1,6 @@
-"""A child process with a function or a class of the user's, that is ended and started anew when it does not answer.
+"""A child process with a function or a class of the user. If it does not answer, it is ended and started again.
 
-A request flows in, what the child answers flows out; or CallFailed, and then there may be another call. Used by
-`roles.reward_functions` and `roles.generation.environments`.
+A request flows in, the child's answer flows out, or CallFailed; after that, another call is possible.
 """
 
 from __future__ import annotations

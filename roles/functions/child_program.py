@@ -1,9 +1,9 @@
-"""The child process in which a reward function runs, so that one that hangs or crashes can be ended.
+"""The child process in which a reward function runs, so that a function that hangs or crashes can be ended.
 
-Started by `roles.functions.child` as `python child_program.py FILE NAME`. Pickled keyword arguments flow in on
-stdin. Pickled `("scores", list[float])` or `("error", text)` flow out on stdout, after a first `("ready", "")`. What
-the function prints goes to stderr. Imports the standard library only, so that the function's own imports are all that
-this process costs. `roles.generation.environment_worker` answers in the same way.
+Runs as `python child_program.py FILE NAME`. Pickled keyword arguments flow in on stdin. Pickled
+`("scores", list[float])` or `("error", text)` flow out on stdout, after a first `("ready", "")`. What the function
+prints goes to stderr. Imports only the standard library, so that the process costs no more than the function's own
+imports.
 """
 
 from __future__ import annotations

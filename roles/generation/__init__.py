@@ -1,1 +1,1 @@
-"""What an engine is asked to generate: sampling parameters, turns of a conversation, environments."""
+"""What an engine is to generate: sampling parameters, the turns of a conversation, environments."""

@@ -1,7 +1,7 @@
-"""The samples of one call in the making: which responses the engine is to generate next, and what becomes of them.
+"""The samples of one call while they are generated: which responses the engine must generate next.
 
-Prompts flow in; Turns flow out to `roles.rollout`, what was generated comes back, and Rollouts flow out in the end. A
-sample without an environment has one turn. Knows neither vLLM nor Ray.
+Prompts flow in. Turns flow out to the engine, its responses flow in, and at the end Rollouts flow out. A sample without
+an environment has one turn. Imports neither vLLM nor Ray.
 """
 
 from __future__ import annotations

@@ -1,8 +1,7 @@
 """The child process in which environments run: one instance of the user's class for each open conversation.
 
-Started by `roles.generation.environments` as `python environment_worker.py FILE NAME`; talks as
-`roles.functions.child_program` does. A request holds a conversation's whole past, so that a process that was started
-anew can catch up.
+Runs as `python environment_worker.py FILE NAME`, with the messages of `roles.functions.child_program`. A request holds
+the whole past of a conversation, so that a restarted process can repeat it.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""What the policy converses with: the user's environments, in child processes of the rollout engine.
+"""The user's environments, with which the policy converses, in child processes of the rollout engine.
 
-What was said so far flows in, a Future of the environment's next word flows out: the engine goes on generating
-meanwhile. An environment that raises, hangs or answers with something else is tried again within the budget, from a
-new instance that repeats the conversation; then EnvironmentFailed names the sample and the turn.
+The conversation so far flows in, a Future of the environment's next messages flows out; the engine generates meanwhile.
+If an environment raises, hangs or returns anything else, a new instance repeats the conversation, `retries` times. Then
+EnvironmentFailed names the sample and the turn.
 """
 
 from __future__ import annotations

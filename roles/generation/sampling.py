@@ -1,4 +1,4 @@
-"""What a configuration says of sampling → vLLM's parameters of one request. Called by `roles.rollout`."""
+"""The sampling keys of `rollout` → vLLM's parameters of one request."""
 
 from __future__ import annotations
 

@@ -1,7 +1,6 @@
 """An environment's messages → tokens of the policy's tokenizer. Never touches what the policy has generated.
 
-With a chat template, messages are written as the template writes them; without one, their contents follow one another
-as they are. Called by `roles.generation.conversation` and at the door.
+With a chat template, messages are written as the template writes them; without one, their contents are joined.
 """
 
 from __future__ import annotations

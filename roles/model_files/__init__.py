@@ -1,1 +1,1 @@
-"""Model folders on disk: conversion, GGUF files, headers of weights, and whether they belong to their config.json."""
+"""Model folders on disk: conversion, GGUF files, headers of weights, and whether weights fit their config.json."""

@@ -1,8 +1,8 @@
-"""A model in the configuration → a Hugging Face folder that every engine opens as it is.
+"""A model in the configuration → a Hugging Face folder that every engine opens unchanged.
 
-In: a `ModelConfig` (a folder, a hub name, or a folder with a GGUF file; perhaps cut to its first layers). Out: the path
-of an ordinary folder. What has to be made is made once, under a cache folder, and appears there whole or not at all, so
-that several processes may ask for the same model. Called by the driver before any role starts.
+In: a `ModelConfig` (a folder, a hub name, or a folder with a GGUF file; with all layers or the first ones). Out: the
+path of an ordinary folder. A converted model is made once, in a cache folder, and appears there complete or not at all,
+so that several processes may ask for the same model.
 """
 
 from __future__ import annotations

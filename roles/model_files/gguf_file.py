@@ -1,4 +1,4 @@
-"""What a GGUF file says of its model, beyond what transformers takes from it: carried over, or the file is refused.
+"""The keys of a GGUF file that transformers does not read: they are carried over, or the file is refused.
 
 A file flows in; its configuration, complete, flows out, or a ModelError that names the key or tensor that would be
 lost. Keys are those of llama.cpp's specification, without the architecture in front (`rope.scaling.type`). No weight is

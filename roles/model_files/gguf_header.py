@@ -1,4 +1,4 @@
-"""The header of a GGUF file: what it says, without the weights."""
+"""The header of a GGUF file: its keys and the names and shapes of its tensors, without the weights."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The tokenizer of a GGUF file: what transformers makes of it, corrected by what else the file says.
+"""The tokenizer of a GGUF file: transformers' own conversion, corrected by the keys of the file that it does not read.
 
 A file flows in, a tokenizer with as many tokens as the file and a pad token of its own flows out; or a ModelError that
 names the key that would be lost.

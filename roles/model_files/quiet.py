@@ -1,4 +1,4 @@
-"""What transformers draws and says of a model that it loads, kept off the terminal."""
+"""Keeps what transformers prints while it loads a model off the terminal."""
 
 from __future__ import annotations
 

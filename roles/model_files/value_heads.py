@@ -1,4 +1,4 @@
-"""The head of a reward model or critic, under the names that programs give it. Pure but for `read_head`.
+"""The head of a reward model or critic, under the names that libraries give it. Pure, except `read_head`.
 
 The names and shapes of a folder's weights and its config.json flow in; the one linear layer from a hidden state to a
 number flows out, or None for a folder without, such as a language model's.

@@ -1,4 +1,4 @@
-"""Do a folder's weights belong to the model of its config.json? Found out on the meta device, from names and shapes.
+"""Checks that a folder's weights belong to the model of its config.json, on the meta device, by names and shapes.
 
 A folder and what a role makes of it flow in; nothing flows out, or a ModelError that names the weights that are
 missing, unexpected, or of another shape. The common case is a comparison with the names that `save_pretrained` writes.

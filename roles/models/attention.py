@@ -6,7 +6,7 @@ no padding and transformers builds no mask (it makes masks only for implementati
 ask for it by name (`IMPLEMENTATION`); `roles.models.networks` passes the layout as the keyword `layout`.
 
 GPUs run PyTorch's variable-length flash attention in half precision. Elsewhere the sequences are padded inside
-the attention only: with padding on the right and a causal mask no real token sees a pad.
+the attention only: with padding on the right and a causal mask, no real token attends to a padding token.
 """
 
 from __future__ import annotations

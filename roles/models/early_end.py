@@ -1,7 +1,7 @@
-"""A response that may not end at once: which tokens cannot be sampled where, for vLLM and for the trainers alike.
+"""Responses with a least length: which tokens cannot be sampled at which positions, for vLLM and for the trainers.
 
 `rollout.min_response_tokens` lets vLLM sample from a distribution without the tokens that end a response. The trainers
-compute log-probabilities and entropy of the same distribution, so that ratio and KL are of what was sampled.
+compute log-probabilities and entropy of the same distribution, so that ratio and KL belong to the sampled distribution.
 """
 
 from __future__ import annotations

@@ -1,9 +1,8 @@
 """LoRA adapters (Hu et al., arXiv 2106.09685) on a transformers model, made by PEFT.
 
 A model flows in and gets adapters beside some of its linear layers: `W·x` becomes `W·x + alpha/rank · B·A·x`, with W
-frozen. Everything outside (engines, saved folders, fingerprints) knows a model by the names and shapes that it has
-without adapters: those are what `plain_name` and `merged` are for. Called by `roles.zero.sharded`,
-`roles.transfer.push` and `roles.actor`; `adapter_parameters` by `orchestrator.sizes.model_sizes`.
+frozen. Everything outside (engines, saved folders, fingerprints) uses the names and shapes that a model has without
+adapters; `plain_name` and `merged` give them.
 """
 
 from __future__ import annotations

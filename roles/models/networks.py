@@ -3,7 +3,6 @@
 In: a Hugging Face folder and packed token ids (`roles.packing.Packed`). Out: float32 numbers for the tokens that were
 asked for. Both wrap a transformers model as `.model`, run without padding (`roles.models.attention`) and without
 dropout, and reach weights only through the forward of the submodule that owns them, so that ZeRO-3 can gather them.
-Called by the roles.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """A language model's head that scores tokens without ever holding `[tokens, vocabulary]`: log-probability and entropy.
 
-Hidden states flow in, float32 numbers flow out, with gradients for hidden states and weights. The vocabulary is walked
-in blocks, forward and once more backward (as in Milakov and Gimelshein's online softmax, arXiv 1805.02867; the backward
-pass recomputes each block as Wijmans et al. do, arXiv 2411.09009). Called by `roles.models.networks`, which puts it
-into the place of a model's own head, so that ZeRO-3 gathers its weight around one call.
+Hidden states flow in, float32 numbers flow out, with gradients for hidden states and weights. The vocabulary is
+processed in blocks, forward and again backward (Milakov and Gimelshein's online softmax, arXiv 1805.02867; the backward
+pass recomputes each block as in Wijmans et al., arXiv 2411.09009). The module replaces a model's own head, so that
+ZeRO-3 gathers its weight around one call.
 """
 
 from __future__ import annotations

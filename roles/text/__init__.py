@@ -1,1 +1,1 @@
-"""Text and chats as tokens: tokenizers, messages, and what stands at the edges of a prompt."""
+"""Text and chats as tokens: tokenizers, messages, and the tokens at the beginning and end of a prompt."""

@@ -1,11 +1,11 @@
-"""The messages of a chat as a data set or an environment has them → messages whose contents are text.
+"""The messages of a chat, as a data set or an environment has them → messages whose contents are text.
 
-A content may be text, or a list of parts of type `text`, which follow one another as they are:
+A content is text, or a list of parts of type `text`, which are joined:
 
     {"role": "user", "content": [{"type": "text", "text": "a "}, {"type": "text", "text": "b"}]}
     {"role": "user", "content": "a b"}
 
-Standard library only: an environment's child process imports it too.
+Imports only the standard library, because an environment's child process imports it too.
 """
 
 from __future__ import annotations

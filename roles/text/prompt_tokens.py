@@ -1,7 +1,7 @@
-"""What stands at the edges of a prompt: the one place where texts and chats become a prompt's tokens.
+"""Texts and chats → the tokens of a prompt, including those at its beginning and end. The only place that does this.
 
-- A **text** begins with what the tokenizer puts before a text (BOS, if it does so), once: a text that begins with it
-  gets no second one. What the tokenizer would put after a text (EOS) is left out, since the response comes there.
+- A **text** begins once with what the tokenizer puts before a text (BOS, if any): a text that already begins with it
+  gets no second one. What the tokenizer would put after a text (EOS) is left out, because the response follows.
 - A **chat** is written by the chat template, which writes BOS itself where the model wants one; nothing is added.
 - **Token ids** of a data set stay as they are.
 

@@ -1,7 +1,4 @@
-"""The tokenizer of a model folder, with a pad token that can be told from EOS. Imports transformers, but not torch.
-
-Called by the driver (prompts, rewards, checks), by the roles that save a folder, and by `roles.model_files.conversion`.
-"""
+"""The tokenizer of a model folder, with a pad token that differs from EOS. Imports transformers, but not torch."""
 
 from __future__ import annotations
 

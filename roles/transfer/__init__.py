@@ -1,1 +1,1 @@
-"""The actor's weights on their way to the engines, and the proof that they arrived."""
+"""The transfer of the actor's weights to the engines, and the proof that they arrived."""

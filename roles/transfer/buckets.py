@@ -1,4 +1,4 @@
-"""Where each parameter lies in the buckets of a push. Pure; sender and receiver plan alike (`roles.transfer.gloo`)."""
+"""The position of each parameter in the buckets of a push. Pure: sender and receiver compute the same positions."""
 
 from __future__ import annotations
 

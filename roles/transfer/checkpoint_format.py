@@ -1,7 +1,8 @@
 """A transformers model's parameters → the names and shapes of the folder that it came from.
 
-transformers holds some weights otherwise than their folders do: the experts of a layer in one tensor, other names. An
-engine is given what `save_pretrained` would write, layer by layer: whatever reads the folder can read a push.
+transformers holds some weights in another form than their folders do: all experts of a layer in one tensor, or under
+other names. An engine gets what `save_pretrained` would write, layer by layer, so code that reads the folder can read a
+push.
 """
 
 from __future__ import annotations

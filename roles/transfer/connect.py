@@ -1,6 +1,6 @@
-"""Connects a trainer's rank to the engines through vLLM's weight-transfer interface. Called by `weight_transfer` only.
+"""Connects a trainer's rank to the engines through vLLM's weight-transfer interface.
 
-Imports vLLM, which is why it is a module of its own.
+Imports vLLM, therefore it is a module of its own: other modules import it only when a push is set up.
 """
 
 from __future__ import annotations

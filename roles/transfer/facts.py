@@ -1,4 +1,4 @@
-"""What the trainer's half of a push knows of the engines, and how it reaches them."""
+"""What the trainer's side of a push needs to know of the engines, and how it calls them."""
 
 from __future__ import annotations
 

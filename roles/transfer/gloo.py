@@ -2,9 +2,8 @@
 
 Modelled on vLLM's own `nccl_engine`, both sides of it: rank 0 of the group is the trainer's rank 0, every vLLM worker
 (each rank of each engine) is one more. Parameters travel whole, in the checkpoint's format and the engine's dtype,
-packed into buckets; the workers load them inside vLLM's layerwise reload. `register` makes vLLM's factories know the
-backend; it is called in the trainer by `roles.transfer.connect` and in each worker by importing
-`roles.transfer.vllm_worker`.
+packed into buckets; the workers load them inside vLLM's layerwise reload. `register` adds the backend to vLLM's
+factories, in the trainer and in each worker.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""Which weights of the engines are not the trainer's: every matrix is asked for its product with the same vector.
+"""Finds the weights of an engine that differ from the trainer's: each matrix is multiplied with the same vector.
 
-An engine answers with its own kernels, so it does not matter how they hold a weight (packed, fused, transposed), and a
-product depends on the place of every number. Trainer's products and an engine's flow in, the names that differ most
-flow out. Used only when log-probabilities have shown that something is wrong.
+An engine multiplies with its own kernels, so the layout of its weight (packed, fused, transposed) does not matter, and
+a product depends on the place of every number. The trainer's and an engine's products flow in, the names that differ
+most flow out. It runs only after log-probabilities have shown that something is wrong.
 """
 
 from __future__ import annotations

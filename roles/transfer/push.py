@@ -1,10 +1,9 @@
 """ZeRO-3 parameters → vLLM: the trainer's half.
 
-The actor's module (sharded over its ranks) flows in, the weights of every engine change. `WeightPusher` is built by
-`roles.actor` once and called after every update. It drives vLLM's own weight-transfer interface
-(`vllm.distributed.weight_transfer`): `nccl` and `ipc` are vLLM's backends, `gloo` is ours (`roles.transfer.gloo`).
-Every push carries a version and a digest of what was sent; each engine compares it with what it was given to load
-before the version counts.
+The actor's module (sharded over its ranks) flows in, the weights of every engine change. `WeightPusher` uses vLLM's own
+weight-transfer interface (`vllm.distributed.weight_transfer`): `nccl` and `ipc` are vLLM's backends, `gloo` is ours
+(`roles.transfer.gloo`). Every push carries a version and a digest of what was sent. Each engine compares the digest
+with that of the weights that it loaded, and takes the version only if they agree.
 
 vLLM is imported only where a push is set up: it costs each process about 3 s.
 """

@@ -1,4 +1,4 @@
-"""What our code adds to vLLM's workers: vLLM mixes `WeightReceiver` into its worker class (`worker_extension_cls`).
+"""Our extension of vLLM's workers: vLLM mixes `WeightReceiver` into its worker class (`worker_extension_cls`).
 
 Importing this module registers the `gloo` weight-transfer backend, so that child processes of vLLM find it too.
 """

@@ -1,4 +1,4 @@
-"""An exponential moving average of a model's weights, sharded as ZeRO shards them. Called by `roles.zero.sharded`."""
+"""An exponential moving average of a model's weights, sharded as ZeRO shards them."""
 
 from __future__ import annotations
 

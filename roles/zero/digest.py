@@ -1,7 +1,6 @@
 """A checksum of named tensors that depends on every byte and its place. Tensors on any device in, text out.
 
-Both halves of a push compute it (`roles.transfer.push`, `roles.transfer.vllm_worker`), and whoever must know that a
-model has not moved (`roles.zero.sharded`).
+Sender and receiver of a push compare it, and it shows whether a frozen model has changed.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""AdamW and the learning rate over a run's optimizer steps. Called by `roles.zero.sharded`."""
+"""AdamW, and the learning rate over the optimizer steps of a run."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A role's model from its setup: what a sharded model is built from."""
+"""The setup of a role → the model that DeepSpeed shards."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A rank meets its peers: a device flows in, DeepSpeed with the process group of the role flows out.
+"""Joins a rank to the process group of its role: a device flows in, DeepSpeed with that group flows out.
 
 The rank's place in the group comes from RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT.
 """

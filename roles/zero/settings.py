@@ -1,7 +1,6 @@
-"""DeepSpeed's settings: an ModelSetup flows in, the dictionary that it takes flows out. Called by
-`roles.zero.sharded`.
+"""DeepSpeed's settings: a ModelSetup flows in, the dictionary for DeepSpeed flows out.
 
-And which modules ZeRO-3 gathers whole.
+Also says which modules ZeRO-3 gathers whole.
 """
 
 from __future__ import annotations

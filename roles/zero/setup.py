@@ -1,4 +1,4 @@
-"""What a sharded model is built from."""
+"""Everything that a sharded model is built from, as one value."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ class ModelSetup:
     """Whether other processes use the same GPU: then what torch holds in reserve is given back between calls."""
     gradient_checkpointing: bool = False
     optimizer: OptimizerConfig | None = None
-    """null: frozen."""
+    """None for a frozen model."""
     optimizer_steps: int = 0
     """Optimizer steps in the whole run: where the schedule ends."""
     ema_decay: float | None = None
-    """Of a running mean of the trained weights; null: none is kept."""
+    """Decay of a running mean of the trained weights; None if none is kept."""
     lora: LoraConfig | None = None
     """Train adapters and a value head alone."""
     freeze_backbone: bool = False

@@ -1,7 +1,7 @@
-"""DeepSpeed: build, forward, backward, step, gather, save. The one place that knows it (with `roles.transfer.push`).
+"""A model that DeepSpeed shards over the ranks of a group: build, forward, backward, step, gather, save.
 
 A module flows in; each rank of the group holds its share of it. The roles give lists of sequence lengths and a
-function that computes one micro-batch; it decides how many micro-batches every rank runs, accumulates, reduces
+function that computes one micro-batch. The model decides how many micro-batches every rank runs, accumulates, reduces
 and steps. A rank's place in the group comes from RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT.
 """
 

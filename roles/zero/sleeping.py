@@ -1,8 +1,8 @@
-"""Gradients and optimizer of a ZeRO-3 engine that leave the card between updates. A DeepSpeed engine flows in.
+"""Moves the gradients and the optimizer of a ZeRO-3 model off the card between updates.
 
-DeepSpeed's `offload_states` and `reload_states` do the moving. Two of its habits are put right here: it copies
-gradients to the host and back although nothing reads them after a step, and it keeps its host copies inside the
-optimizer's state, from where they would get into checkpoints (8 bytes a parameter) and, once loaded, onto the card.
+DeepSpeed's `offload_states` and `reload_states` move them. Two effects are corrected here: it copies gradients to the
+host and back although nothing reads them after a step, and it keeps its host copies in the optimizer's state, which
+would put them into checkpoints (8 bytes per parameter) and, after loading, onto the card.
 """
 
 from __future__ import annotations
