@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from cluster.estimate.memory import GIB
+from cluster.role_table import ACTOR
 
 MANIFEST = "manifest.json"
 PARTIAL = ".partial"
@@ -107,7 +108,7 @@ def size_gib(folder: Path) -> float:
 
 def trained_step(run_dir: Path) -> int | None:
     """Of which step the policy in `run_dir/actor` is; None before there is one."""
-    file = run_dir / "actor" / TRAINED
+    file = run_dir / ACTOR / TRAINED
     return int(json.loads(file.read_text())["step"]) if file.is_file() else None
 
 

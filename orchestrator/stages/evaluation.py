@@ -15,6 +15,7 @@ from pathlib import Path
 from torch import Tensor
 
 from cluster.ranks.calls import wait_all
+from cluster.role_table import ACTOR, REFERENCE
 from orchestrator.config.evaluation import EvaluationRun
 from orchestrator.data.prompts import Questions, heldout_prompts
 from orchestrator.groups.build import evaluation_roles, resolve_models
@@ -77,11 +78,11 @@ def evaluate_run(config: EvaluationRun, questions: Questions) -> EvaluationResul
     Prints the result and writes it to `run_dir/evaluate.json`.
     """
     run_dir = Path(config.run_dir)
-    trained, step = run_dir / "actor", trained_step(run_dir)
+    trained, step = run_dir / ACTOR, trained_step(run_dir)
     prompts = heldout_prompts(questions, config.evaluation.prompts, config.seed)
     with closing(make_progress("evaluate", 0, 0)) as progress:
         progress.status("preparing the models")
-        models = resolve_models(config, ("reference", *config.scorers))
+        models = resolve_models(config, (REFERENCE, *config.scorers))
         if step is not None:
             models = replace(models, actor=trained)
         progress.status(f"starting the roles, to measure {models.actor}")

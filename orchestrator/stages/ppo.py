@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from cluster.ranks.role_group import RoleGroup
+from cluster.role_table import ACTOR, CRITIC
 from cluster.runtime.ray_cluster import RayCluster
 from orchestrator.config.kl import AdaptiveKl
 from orchestrator.config.run import RunConfig
@@ -93,7 +94,7 @@ class Ppo(Stage):
     @property
     def trained(self) -> Mapping[str, RoleGroup[Any]]:
         """The actor, and the critic where there is one."""
-        return {"actor": self.roles.actor} | ({"critic": self.roles.critic} if self.roles.critic else {})
+        return {ACTOR: self.roles.actor} | ({CRITIC: self.roles.critic} if self.roles.critic else {})
 
     @property
     def batch(self) -> Scored | None:
@@ -191,12 +192,12 @@ class Ppo(Stage):
         run_dir, deadline_s = Path(self.config.run_dir), self.config.deadlines.save_s
         if self.roles.critic:
             scale = self.state.value_scale  # says nothing where the targets are plain
-            with whole_folder(run_dir / "critic") as folder:
+            with whole_folder(run_dir / CRITIC) as folder:
                 self.roles.critic.call(Critic.save_model, str(folder), scale.mean, scale.deviation).result(deadline_s)
         if self.config.actor.ema_decay is not None:
             with whole_folder(run_dir / "actor_ema") as folder:
                 self.roles.actor.call(Actor.save_average, str(folder)).result(deadline_s)
-        with whole_folder(run_dir / "actor") as folder:
+        with whole_folder(run_dir / ACTOR) as folder:
             self.roles.actor.call(Actor.save_model, str(folder)).result(deadline_s)
             (folder / TRAINED).write_text(json.dumps({"step": self.state.step}) + "\n")
 

@@ -16,6 +16,7 @@ from pathlib import Path
 import torch
 
 from cluster.ranks.role_group import RoleGroup
+from cluster.role_table import REWARD
 from orchestrator.config.reward_training import RewardTrainingConfig, RewardTrainingRun, SampledPairs
 from orchestrator.data.comparisons import Comparisons, split
 from orchestrator.data.preference_pairs import Pairs
@@ -66,7 +67,7 @@ def train_reward(config: RewardTrainingRun, source: Questions | Pairs) -> Reward
         )
         progress.status("starting the reward model")
         schedule = _schedule(comparisons.training, training, config.seed)
-        with builder(config, {"reward": None}) as build:
+        with builder(config, {REWARD: None}) as build:
             trainer = build.reward_trainer(backbone, training, len(schedule))
             build.ready()
             return _train(config, training, trainer, comparisons, schedule, progress)

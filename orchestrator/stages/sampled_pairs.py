@@ -9,6 +9,7 @@ from __future__ import annotations
 import torch
 
 from cluster.ranks.calls import wait_all
+from cluster.role_table import ENGINES, JUDGE
 from orchestrator.config.reward_training import SampledPairs
 from orchestrator.config.sampling import SamplingConfig
 from orchestrator.data.prompts import PromptSource, Questions
@@ -27,7 +28,7 @@ def sampled(
     source = PromptSource(questions, config.seed)
     prompts = source.next(min(pairs.prompts or len(source), len(source)), pairs.responses_per_prompt)
     progress.status("starting an engine and the judge")
-    with builder(config, {"rollout": None, "judge": pairs.judge}) as build:
+    with builder(config, {ENGINES: None, JUDGE: pairs.judge}) as build:
         policy, judge = Policy(build.engines(models), config.deadlines), build.scorer("judge", pairs.judge)
         build.ready()
         progress.status(f"sampling {len(prompts)} responses to {len(prompts) // pairs.responses_per_prompt} prompts")
