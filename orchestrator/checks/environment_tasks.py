@@ -1,7 +1,6 @@
-"""An environment at the door: the tasks are read, and one turn of the first is played. Called by
-`orchestrator.checks.commands`.
+"""An environment before the start: the tasks are read, and one turn of the first is played.
 
-A configuration flows in; the tasks flow out, or a ConfigError that names key, value and mend.
+A configuration flows in; the tasks flow out, or a ConfigError that names key, value and fix.
 """
 
 from __future__ import annotations

@@ -1,7 +1,6 @@
-"""The user's functions and classes at the door: their files are parsed, never run. Called by
-`orchestrator.checks.commands`.
+"""The user's functions and classes before the start: their files are parsed, never run.
 
-A section of the configuration flows in; nothing flows out, or a ConfigError that names key, value and mend.
+A section of the configuration flows in; nothing flows out, or a ConfigError that names key, value and fix.
 """
 
 from __future__ import annotations
@@ -65,8 +64,8 @@ def check_function(config: FunctionReward, key: str) -> None:
         raise ConfigError(f"{key}.path={config.path}: {config.name} {wrong}; it must be callable as {signature}")
 
 
-def _defined(file: str, name: str, key: str, mend: str) -> ast.stmt:
-    """Where the Python file's top level binds `name`; the ConfigError ends with `mend` if it does not."""
+def _defined(file: str, name: str, key: str, fix: str) -> ast.stmt:
+    """Where the Python file's top level binds `name`; the ConfigError ends with `fix` if it does not."""
     path, where = Path(file), f"{key}.path={file}"
     if not path.is_file():
         kind = "is a directory" if path.is_dir() else "does not exist"
@@ -75,13 +74,13 @@ def _defined(file: str, name: str, key: str, mend: str) -> ast.stmt:
         module = ast.parse(path.read_bytes(), filename=str(path))
     except (SyntaxError, ValueError) as error:
         line = f", line {error.lineno}" if isinstance(error, SyntaxError) else ""
-        raise ConfigError(f"{where} is not Python{line}: {error.args[0]}; mend it") from None
+        raise ConfigError(f"{where} is not Python{line}: {error.args[0]}; correct it") from None
     found = _top_level(module)
     if name not in found:
         known = sorted(name for name, node in found.items() if isinstance(node, ast.FunctionDef | ast.ClassDef))
         near = difflib.get_close_matches(name, known, n=1)
-        mend = f"did you mean `{near[0]}`?" if near else mend
-        raise ConfigError(f"{key}.name={name} is not defined in {file}; {mend}")
+        fix = f"did you mean `{near[0]}`?" if near else fix
+        raise ConfigError(f"{key}.name={name} is not defined in {file}; {fix}")
     return found[name]
 
 

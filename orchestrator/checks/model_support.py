@@ -1,4 +1,4 @@
-"""Architectures and weights at the door: whether roles and engines can run a model, before any of them starts.
+"""Architectures and weights before the start: whether roles and engines can run a model, before any of them starts.
 
 A ModelFacts flows in, nothing or a ConfigError flows out. No weight is read, only their names and shapes.
 """

@@ -1,7 +1,6 @@
-"""Models at the door: folders, weights, tokenizers and sizes, before any actor starts. Called by
-`orchestrator.checks.commands`.
+"""Models before the start: folders, weights, tokenizers and sizes.
 
-A ModelConfig flows in, a ModelFacts flows out; or a ConfigError that names key, value and mend. Only small files are
+A ModelConfig flows in, a ModelFacts flows out; or a ConfigError that names key, value and fix. Only small files are
 read (configuration, tokenizer, the headers of the weights); a GGUF file is converted, or a hub's model fetched, if that
 has not been done before, because both are needed next.
 """
@@ -127,14 +126,14 @@ class ModelFacts:
         return part
 
 
-def check_folder(model: ModelConfig, key: str, mend: str = "correct the path") -> None:
-    """The quick look: is everything there? `mend` is what to do if the folder is not."""
+def check_folder(model: ModelConfig, key: str, fix: str = "correct the path") -> None:
+    """The quick look: is everything there? `fix` is what to do if the folder is not."""
     folder = Path(model.path).expanduser()
     if folder.is_dir():
         _check_files(folder, model, key)
     elif not is_hub_name(model.path):
         kind = "is a file, not a folder" if folder.exists() else "does not exist"
-        raise ConfigError(f"{key}.path={model.path} {kind}; {mend}")
+        raise ConfigError(f"{key}.path={model.path} {kind}; {fix}")
 
 
 def model_facts(model: ModelConfig, key: str, cache: str) -> ModelFacts:
@@ -165,15 +164,15 @@ def _check_files(folder: Path, model: ModelConfig, key: str) -> None:
         file = folder / model.gguf_file
         if not file.is_file():
             near = difflib.get_close_matches(model.gguf_file, ggufs, n=1, cutoff=0.0)
-            mend = f"did you mean {near[0]}?" if near else "the folder has no GGUF file at all"
-            raise ConfigError(f"{key}.gguf_file={model.gguf_file} is not in {folder}; {mend}")
+            fix = f"did you mean {near[0]}?" if near else "the folder has no GGUF file at all"
+            raise ConfigError(f"{key}.gguf_file={model.gguf_file} is not in {folder}; {fix}")
         with file.open("rb") as opened:
             if opened.read(4) != b"GGUF":
                 raise ConfigError(f"{key}.gguf_file={model.gguf_file} is not a GGUF file; fetch it anew")
         return
     if not (folder / "config.json").is_file():
-        mend = f"set {key}.gguf_file={ggufs[0]}" if ggufs else "name the folder that `save_pretrained` wrote"
-        raise ConfigError(f"{where} has no config.json; {mend}")
+        fix = f"set {key}.gguf_file={ggufs[0]}" if ggufs else "name the folder that `save_pretrained` wrote"
+        raise ConfigError(f"{where} has no config.json; {fix}")
     if not any((folder / name).is_file() for name in TOKENIZER_FILES):
         raise ConfigError(f"{where} has no tokenizer (tokenizer.json); save it there with tokenizer.save_pretrained")
     try:
@@ -241,7 +240,7 @@ def check_vocabulary(model: ModelFacts) -> None:
         )
 
 
-def check_same_tokens(other: ModelFacts, actor: ModelFacts, mend: str) -> None:
+def check_same_tokens(other: ModelFacts, actor: ModelFacts, fix: str) -> None:
     """Both tokenizers give every word the same number."""
     if other.folder == actor.folder:
         return
@@ -253,7 +252,7 @@ def check_same_tokens(other: ModelFacts, actor: ModelFacts, mend: str) -> None:
     example = f"e.g. {moved!r} is {mine[moved]} and {theirs.get(moved)}" if moved is not None else "it has more tokens"
     raise ConfigError(
         f"{other.where} has another tokenizer than {actor.where} ({len(theirs)} and {len(mine)} tokens; {example}); "
-        f"{mend}"
+        f"{fix}"
     )
 
 

@@ -22,7 +22,7 @@ from cluster.errors import ClusterError
 from cluster.placement.plan import plan
 from cluster.runtime.job_follower import FAILED, STOPPED, Follower, JobState
 from cluster.runtime.jobs import STOP_S, RayJobs
-from orchestrator.checks.commands import check_lasting
+from orchestrator.checks.run_folders import check_lasting
 from orchestrator.commands.exit_codes import INTERRUPTED
 from orchestrator.config.loading import apply_override
 from orchestrator.config.role_needs import ppo_roles, role_needs

@@ -45,12 +45,12 @@ def train(
     with reported(debug) as report:
         run = load_config(config, overrides or ())
         run = report.loaded(on_cluster(run) if cluster else run)
-        from orchestrator.checks.commands import check_train
+        from orchestrator.checks.preparation import prepare_train
 
         if run.device == "cuda":
             check_plan(run, force)
         source = which_checkpoint(resume, resume_from)
-        training, heldout = check_train(run, source)
+        training, heldout = prepare_train(run, source)
         report.read(training, heldout)
         from orchestrator.stages.ppo import train as train_policy
 
@@ -107,9 +107,9 @@ def reward(config: ConfigFile, overrides: Overrides = None, debug: Debug = False
     """
     with reported(debug) as report:
         run = report.loaded(load_root(RewardTrainingRun, config, overrides or ()))
-        from orchestrator.checks.commands import check_reward
+        from orchestrator.checks.preparation import prepare_reward
 
-        source = check_reward(run)
+        source = prepare_reward(run)
         report.read(source)
         from orchestrator.stages.reward import train_reward
 
@@ -123,9 +123,9 @@ def evaluate(config: ConfigFile, overrides: Overrides = None, debug: Debug = Fal
     """
     with reported(debug) as report:
         run = report.loaded(load_root(EvaluationRun, config, overrides or ()))
-        from orchestrator.checks.commands import check_evaluate
+        from orchestrator.checks.preparation import prepare_evaluate
 
-        questions = check_evaluate(run)
+        questions = prepare_evaluate(run)
         report.read(questions)
         from orchestrator.stages.evaluation import evaluate_run
 

@@ -35,11 +35,11 @@ class Gae(Estimator):
     type: Literal["gae"] = "gae"
     """Generalised advantage estimation."""
     gamma: float = Field(default=1.0, ge=0, le=1)
-    """Discount a token; 1 as in the N+ details."""
+    """Discount per token; 1 as in the N+ details."""
     lambda_: float = Field(default=0.95, ge=0, le=1, alias="lambda")
     """Weight of longer returns: 0 trusts the critic, 1 the sampled return."""
     critic_lambda: float | None = Field(default=None, ge=0, le=1)
-    """Of the critic's targets, where it differs (VAPO, arXiv 2504.05118, has 1); null is `lambda`."""
+    """λ of the critic's targets (VAPO, arXiv 2504.05118, uses 1); null: the same as `lambda`."""
 
 
 class ReinforcePlusPlus(Estimator):
@@ -50,7 +50,7 @@ class ReinforcePlusPlus(Estimator):
     type: Literal["reinforce++"]
     """REINFORCE++."""
     gamma: float = Field(default=1.0, ge=0, le=1)
-    """Discount a token."""
+    """Discount per token."""
 
 
 class ReinforcePlusPlusBaseline(Estimator):

@@ -19,11 +19,11 @@ class DatasetConfig(Section):
     split: str = "train"
     """As `datasets` writes it; `train[:1000]` works."""
     limit: int | None = Field(default=None, ge=1)
-    """Use only the first so many rows."""
+    """Number of rows to use, from the first on; null: all."""
 
 
 class PromptsConfig(Section):
-    """What the policy is asked."""
+    """The prompts of training and evaluation."""
 
     train: DatasetConfig
     """Prompts that are trained on."""

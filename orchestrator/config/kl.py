@@ -15,7 +15,7 @@ class FixedKl(Section):
     type: Literal["fixed"] = "fixed"
     """A constant."""
     coefficient: float = Field(default=0.05, ge=0)
-    """β: reward a nat; 0.05 as in the N+ details."""
+    """β, the reward that one nat of KL costs; 0.05 as in the N+ details."""
 
 
 class AdaptiveKl(Section):
@@ -27,7 +27,7 @@ class AdaptiveKl(Section):
     initial: float = Field(default=0.05, gt=0)
     """β at the first step."""
     target: float = Field(gt=0)
-    """Nats a response, summed over its tokens."""
+    """KL that the controller steers towards, in nats per response (summed over its tokens)."""
     horizon: int = Field(default=10_000, ge=1)
     """Samples over which the coefficient may grow or shrink by about 20 %."""
 
@@ -36,16 +36,16 @@ KlControllerConfig = Annotated[FixedKl | AdaptiveKl, Field(discriminator="type")
 
 
 class KlBudget(Section):
-    """What happens when the KL of a batch, in nats a response, is over a bound; null: nothing."""
+    """What happens when the mean KL of a batch, in nats per response, is above a bound; null: nothing."""
 
     warn: float | None = Field(default=10.0, gt=0)
-    """Say so; 10 is where the policy drifts."""
+    """Above this KL a warning is printed; at about 10 the policy drifts."""
     slow_down: float | None = Field(default=None, gt=0)
-    """Multiply the actor's learning rate by `factor`, at every step that is over."""
+    """At every step above this KL, the actor's learning rate is multiplied by `factor`."""
     factor: float = Field(default=0.5, gt=0, lt=1)
-    """Of `slow_down`."""
+    """What the learning rate is multiplied by at each step above `slow_down`."""
     stop: float | None = Field(default=None, gt=0)
-    """Save a checkpoint and end the run; 20 is where the policy collapses."""
+    """Above this KL the run saves a checkpoint and ends; at about 20 the policy collapses."""
 
 
 class KlConfig(Section):
@@ -62,4 +62,4 @@ class KlConfig(Section):
     budget: KlBudget = KlBudget()
     """What happens when the policy goes too far."""
     allow_biased: bool = False
-    """Take k1 in the loss (no penalty at all), or k2 or k3 in the reward, all the same."""
+    """Allow k1 in the loss (no penalty at all), and k2 or k3 in the reward."""

@@ -1,5 +1,5 @@
 """OpenRLHF's options → our configuration. A file flows in (YAML of its keys, or a script with its command line); YAML
-and the names of all that could not be carried over flow out. Called by `orchestrator.commands.app`.
+and the names of all that could not be carried over flow out.
 
 The keys are those of `openrlhf.cli.train_ppo_ray`.
 """

@@ -1,6 +1,6 @@
 """What a user may say about the algorithm: advantages, KL penalty, truncated responses, losses.
 
-Imports no engine; read by `orchestrator.config.run`.
+Imports no engine.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ class PpoConfig(Section):
     epochs: int = Field(default=4, ge=1)
     """Passes over a batch."""
     mini_batches: int = Field(default=1, ge=1)
-    """Optimizer steps a pass; must divide the samples of a step."""
+    """Optimizer steps per pass; must divide the number of samples of a PPO step."""
     policy: PolicyLossConfig = PolicyLossConfig()
     """The actor's loss."""
     value: ValueLossConfig = ValueLossConfig()
@@ -33,7 +33,7 @@ class PpoConfig(Section):
     score: ScoreConfig = ScoreConfig()
     """What becomes of a score before it is a reward."""
     whiten_rewards: bool = False
-    """Scale only: rewards keep their mean."""
+    """Divide the rewards of a batch by their standard deviation; their mean stays."""
     kl: KlConfig = KlConfig()
     """The penalty for leaving the reference."""
     truncated: TruncationConfig = ScoreTruncated()

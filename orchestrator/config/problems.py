@@ -27,7 +27,7 @@ def problem_lines(errors: Sequence[Any], root: type[BaseModel]) -> list[str]:
 
 
 def nearest_key(key: str, sections: tuple[type[BaseModel], ...], root: type[BaseModel], but: str = "") -> str:
-    """The mend for an unknown key: the nearest one here, else the same name outside the section `but`, else all that
+    """The fix for an unknown key: the nearest one here, else the same name outside the section `but`, else all that
     are known here."""
     here = [key_of(name, field) for section in sections for name, field in section.model_fields.items()]
     close = difflib.get_close_matches(key, here, n=1)
@@ -49,14 +49,14 @@ def _line(details: Any, root: type[BaseModel]) -> str:
     if kind == "missing":
         about = f" ({_first_sentence(place.field)})" if place.field and place.field.description else ""
         return f"{place.path}: missing; add it{about}"
-    if kind == "value_error":  # raised by our own validators, whose messages name key, value and mend themselves
+    if kind == "value_error":  # raised by our own validators, whose messages name key, value and fix themselves
         return str(details["ctx"]["error"])
     if kind in ("union_tag_not_found", "union_tag_invalid"):
         return _tag_line(details, place)
     shown = SECRET_SHOWN if place.field and is_secret(place.field.annotation) else show(details["input"])
     separator = ": " if shown in ("a mapping", "a list") else "="
     given = f"{place.path}{separator}{shown}" if place.path else f"the file holds {shown}"
-    return f"{given}: {_mend(kind, details)}"
+    return f"{given}: {_fix(kind, details)}"
 
 
 def _unknown(place: KeyPlace, key: str, root: type[BaseModel]) -> str:
@@ -66,7 +66,7 @@ def _unknown(place: KeyPlace, key: str, root: type[BaseModel]) -> str:
 
 
 def _of_another_type(place: KeyPlace, key: str, root: type[BaseModel]) -> str:
-    """The mend for a key that only other variants of the union have."""
+    """The fix for a key that only other variants of the union have."""
     section, here = place.path.rpartition(".")[0], place.parents[0]
     around = locate(tuple(section.split(".")), root).field
     variants = sections_in(around.annotation) if around else ()
@@ -75,10 +75,10 @@ def _of_another_type(place: KeyPlace, key: str, root: type[BaseModel]) -> str:
     ]
     known = [key_of(name, field) for name, field in here.model_fields.items()]
     close = difflib.get_close_matches(key, known, n=1)
-    mend = f"did you mean `{close[0]}`? or" if close else "delete it, or"
+    fix = f"did you mean `{close[0]}`? or" if close else "delete it, or"
     has = f" (which has {', '.join(known)})" if len(known) <= MOST_KEYS else ""
     return (
-        f"a key of type {' or '.join(owners)}, but {section}.type is {tag_of(here)}{has}; {mend} use {section}.type: "
+        f"a key of type {' or '.join(owners)}, but {section}.type is {tag_of(here)}{has}; {fix} use {section}.type: "
         f"{owners[0]} and its keys"
     )
 
@@ -94,7 +94,7 @@ def _tag_line(details: Any, place: KeyPlace) -> str:
     return f"{place.path}.type={show(tag)}: must be one of {known}{hint}"
 
 
-_MENDS = {
+_FIXES = {
     "greater_than": "must be greater than {gt}",
     "greater_than_equal": "must be at least {ge}",
     "less_than": "must be less than {lt}",
@@ -123,7 +123,7 @@ _MENDS = {
 """pydantic's kind of error → what to do; the braces are filled from its context."""
 
 
-def _mend(kind: str, details: Any) -> str:
+def _fix(kind: str, details: Any) -> str:
     context = details.get("ctx", {})
     if kind == "literal_error":
         known = str(context["expected"]).replace("'", "").replace(" or ", ", ")
@@ -131,8 +131,8 @@ def _mend(kind: str, details: Any) -> str:
         return f"must be one of {known}" + (f"; did you mean `{close[0]}`?" if close else "")
     if kind == "too_short" and context["actual_length"] == 0:
         return "must not be empty; add an entry"
-    if kind in _MENDS:
-        return _MENDS[kind].format(**context)
+    if kind in _FIXES:
+        return _FIXES[kind].format(**context)
     return str(details["msg"])
 
 

@@ -22,7 +22,7 @@ class PenaliseTruncated(Section):
     type: Literal["penalty"]
     """A fixed score."""
     score: float = -1.0
-    """In place of the reward's own."""
+    """The score that replaces the reward's own."""
 
 
 class MaskTruncated(Section):
@@ -52,12 +52,12 @@ class NoLengthPenalty(Section):
 
 
 class LinearLength(Section):
-    """Every generated token costs the same."""
+    """Every generated token costs the same price."""
 
     type: Literal["linear"]
-    """A price a token."""
+    """A price per token."""
     per_token: float = Field(gt=0)
-    """In units of the score."""
+    """Price of one generated token, in units of the score."""
 
 
 class SoftOverlong(Section):
@@ -66,11 +66,11 @@ class SoftOverlong(Section):
     type: Literal["soft_overlong"]
     """Rising towards the longest."""
     longest: int = Field(ge=1)
-    """Tokens at which the penalty is whole."""
+    """Length in tokens at which the penalty has its full size."""
     buffer: int = Field(ge=1)
-    """Tokens before that over which it rises."""
+    """Number of tokens before `longest` over which the penalty rises."""
     penalty: float = Field(default=1.0, gt=0)
-    """In units of the score."""
+    """Full size of the penalty, in units of the score."""
 
 
 LengthPenalty = Annotated[NoLengthPenalty | LinearLength | SoftOverlong, Field(discriminator="type")]
@@ -82,6 +82,6 @@ class ScoreConfig(Section):
     normalise: bool = False
     """By mean and standard deviation of all scores of the run so far (saved with the checkpoint)."""
     clip: float | None = Field(default=None, gt=0)
-    """Scores are held within ± this; null is off."""
+    """Scores are clipped to ± this; null: they are not clipped."""
     length: LengthPenalty = NoLengthPenalty()
-    """Off by default."""
+    """What long responses cost; by default nothing."""

@@ -1,7 +1,4 @@
-"""A data set of comparisons → Preferences. Rows of texts flow in, token ids flow out; a ConfigError names a bad row.
-
-Called by `orchestrator.checks.commands`, at the door.
-"""
+"""A data set of comparisons → Preferences. Rows of texts flow in, token ids flow out; a ConfigError names a bad row."""
 
 from __future__ import annotations
 

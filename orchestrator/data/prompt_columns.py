@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
@@ -16,6 +16,7 @@ COLUMNS = ("prompt", "messages", "prompt_token_ids")
 
 
 def prompt_column(config: PromptsConfig, names: list[str], where: str) -> str:
+    """The one of `COLUMNS` that holds the prompts of a data set with the columns `names`."""
     present = [name for name in COLUMNS if name in names]
     if config.column is not None:
         if config.column not in names:
@@ -34,9 +35,14 @@ def prompt_column(config: PromptsConfig, names: list[str], where: str) -> str:
 
 
 def read_prompts(
-    column: Literal["prompt", "messages"], values: list[Any], tokenizer: PreTrainedTokenizerBase, where: str
+    column: str, values: list[Any], tokenizer: PreTrainedTokenizerBase, where: str
 ) -> tuple[list[str], list[list[int]]]:
-    """Texts or chats → texts `[rows]` and token ids `[rows][tokens]`, as `roles.text.prompt_tokens` makes them."""
+    """Texts, chats or token ids → texts `[rows]` and token ids `[rows][tokens]`, as `prompt_tokens` makes them.
+
+    `column` is one of `COLUMNS`.
+    """
+    if column == "prompt_token_ids":
+        return _read_token_ids(values, tokenizer, where)
     chat = column == "messages"
     texts = _read_chats(values, tokenizer, where) if chat else _read_texts(values, where)
     check_characters(texts, column, where)
@@ -86,13 +92,13 @@ def _render(messages: Any, tokenizer: PreTrainedTokenizerBase, where: str) -> st
         raise ConfigError(f"{where} does not go through the tokenizer's chat template: {error}") from error
 
 
-def read_token_ids(
+def _read_token_ids(
     values: list[Any], tokenizer: PreTrainedTokenizerBase, where: str
 ) -> tuple[list[str], list[list[int]]]:
     size = len(tokenizer)
     for row, ids in enumerate(values):
         if not isinstance(ids, list) or not all(type(i) is int for i in ids):
-            raise ConfigError(f"{where}: row {row} has no list of whole numbers in `prompt_token_ids`; mend the row")
+            raise ConfigError(f"{where}: row {row} has no list of whole numbers in `prompt_token_ids`; correct the row")
         outside = [i for i in ids if not 0 <= i < size]
         if outside:
             raise ConfigError(

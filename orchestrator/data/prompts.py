@@ -1,8 +1,5 @@
 """Data set → prompts. A configuration and a tokenizer flow in; the Prompts of each step flow out, in an order that is a
 function of the run's seed alone.
-
-`orchestrator.checks.commands` reads the data, `orchestrator.stages.ppo` draws from it, `orchestrator.stages.evaluation`
-asks it.
 """
 
 from __future__ import annotations
@@ -19,7 +16,7 @@ from transformers import PreTrainedTokenizerBase
 
 from orchestrator.config.data import DatasetConfig, PromptsConfig
 from orchestrator.data.dataset_rows import load_rows
-from orchestrator.data.prompt_columns import prompt_column, read_prompts, read_token_ids
+from orchestrator.data.prompt_columns import prompt_column, read_prompts
 from orchestrator.display_text import printable
 from orchestrator.errors import CheckpointError, ConfigError
 from roles.batch import Prompts
@@ -144,14 +141,6 @@ def require_part(config: PromptsConfig, part: Literal["train", "heldout"]) -> Da
     return dataset
 
 
-def _read(
-    column: str, values: list[Any], tokenizer: PreTrainedTokenizerBase, where: str
-) -> tuple[list[str], list[list[int]]]:
-    if column == "prompt_token_ids":
-        return read_token_ids(values, tokenizer, where)
-    return read_prompts("messages" if column == "messages" else "prompt", values, tokenizer, where)
-
-
 def read_questions(
     config: PromptsConfig, part: Literal["train", "heldout"], tokenizer: PreTrainedTokenizerBase
 ) -> Questions:
@@ -160,7 +149,7 @@ def read_questions(
     rows = load_rows(dataset, f"prompts.{part}")
     where = f"prompts.{part}.path={dataset.path}"
     column = prompt_column(config, rows.column_names, where)
-    texts, token_ids = _read(column, rows[column], tokenizer, where)
+    texts, token_ids = read_prompts(column, rows[column], tokenizer, where)
     empty = next((row for row, ids in enumerate(token_ids) if not ids), None)
     if empty is not None:
         raise ConfigError(f"{where}: row {empty} has an empty prompt; fill it or leave the row out")

@@ -22,7 +22,7 @@ import orchestrator.groups.scoring
 from cluster.config import LocalPlacement
 from cluster.placement.plan import plan
 from cluster.role_table import Role
-from orchestrator.checks.commands import _models
+from orchestrator.checks.role_models import role_models
 from orchestrator.config.loading import load_config
 from orchestrator.config.role_needs import ppo_roles, role_needs
 from orchestrator.config.rules.rule_table import broken_rules
@@ -172,7 +172,7 @@ def test_on_one_machine_it_has_a_rank() -> None:
 
 def test_its_model_is_checked_before_anything_starts(tmp_path: Path) -> None:
     config = configured(anchor={"model": {"path": str(tmp_path / "none")}})
-    assert _models(config)["anchor.model"] == config.model_of("anchor")
+    assert role_models(config)["anchor.model"] == config.model_of("anchor")
 
 
 def test_its_class_is_started_with_its_section(monkeypatch: pytest.MonkeyPatch) -> None:

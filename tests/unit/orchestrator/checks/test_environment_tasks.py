@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.checks.commands import check_evaluate, check_train
+from orchestrator.checks.preparation import prepare_evaluate, prepare_train
 from orchestrator.config.loading import validate_root
 from orchestrator.config.reward_training import RewardTrainingRun
 from orchestrator.errors import ConfigError
-from tests.unit.orchestrator.checks.test_commands import World
+from tests.unit.orchestrator.checks.test_preparation import World
 
 SOUND = """
 class Env:
@@ -40,15 +40,15 @@ def write(world: World, text: str) -> None:
 
 def refused(world: World, *parts: str) -> None:
     with pytest.raises(ConfigError) as caught:
-        check_train(world.config, resume=None)
+        prepare_train(world.config, resume=None)
     assert [part for part in parts if part not in str(caught.value)] == [], caught.value
 
 
 def test_a_sound_environment_passes_and_the_tasks_come_out(world: World) -> None:
-    training, heldout = check_train(world.config, resume=None)
+    training, heldout = prepare_train(world.config, resume=None)
     assert training.columns == {"prompt": ["a b", "c"]} and training.token_ids == [[], []]
     assert heldout is not None and training.summary == "prompts.train: 2 tasks for the environment"
-    assert len(check_evaluate(world.config)) == 2
+    assert len(prepare_evaluate(world.config)) == 2
     assert training.example.startswith("prompts.train, row 0, as the model reads it:")
 
 

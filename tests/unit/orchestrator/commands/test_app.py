@@ -63,7 +63,7 @@ Drive = Callable[..., list[tuple[str, tuple[Any, ...]]]]
 def drive(monkeypatch: pytest.MonkeyPatch) -> Drive:
     """Put stand-ins for the door and the drivers in place; they note their arguments, and raise `error`."""
     places = {
-        "orchestrator.checks.commands": ["check_train", "check_reward", "check_evaluate"],
+        "orchestrator.checks.preparation": ["prepare_train", "prepare_reward", "prepare_evaluate"],
         "orchestrator.stages.ppo": ["train"],
         "orchestrator.stages.reward": ["train_reward"],
         "orchestrator.stages.evaluation": ["evaluate_run"],
@@ -77,7 +77,7 @@ def drive(monkeypatch: pytest.MonkeyPatch) -> Drive:
                 calls.append((name, arguments))
                 if error is not None and name == at:
                     raise error
-                return (READ, None) if name == "check_train" else READ
+                return (READ, None) if name == "prepare_train" else READ
 
             return called
 
@@ -124,11 +124,11 @@ def test_unknown_options_are_refused(file: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
-        (["train"], [("check_train", None), ("train", None, READ, None)]),
-        (["train", "--resume"], [("check_train", "newest"), ("train", "newest", READ, None)]),
-        (["train", "--resume-from", "4"], [("check_train", 4), ("train", 4, READ, None)]),
-        (["reward"], [("check_reward",), ("train_reward", READ)]),
-        (["evaluate"], [("check_evaluate",), ("evaluate_run", READ)]),
+        (["train"], [("prepare_train", None), ("train", None, READ, None)]),
+        (["train", "--resume"], [("prepare_train", "newest"), ("train", "newest", READ, None)]),
+        (["train", "--resume-from", "4"], [("prepare_train", 4), ("train", 4, READ, None)]),
+        (["reward"], [("prepare_reward",), ("train_reward", READ)]),
+        (["evaluate"], [("prepare_evaluate",), ("evaluate_run", READ)]),
     ],
 )
 def test_the_door_comes_before_the_driver(
@@ -149,7 +149,7 @@ def test_the_door_comes_before_the_driver(
 @pytest.mark.parametrize(
     ("error", "at", "code", "headline"),
     [
-        (ConfigError("key=1: mend it"), "check_train", 2, "the configuration is wrong"),
+        (ConfigError("key=1: mend it"), "prepare_train", 2, "the configuration is wrong"),
         (ConfigError("key=1: mend it"), "train", 2, "the configuration is wrong"),
         (PlacementError("3 GPUs are missing"), "train", 2, "the placement does not fit"),
         (RankFailure("actor rank 1 on node a died"), "train", 1, "the run failed"),

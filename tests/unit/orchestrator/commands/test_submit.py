@@ -18,7 +18,7 @@ from cluster.errors import ClusterUnreachable
 from cluster.placement.node import Node
 from cluster.runtime import job_follower
 from cluster.runtime.job_follower import JobState
-from orchestrator.checks.commands import check_lasting
+from orchestrator.checks.run_folders import check_lasting
 from orchestrator.commands import app as cli
 from orchestrator.commands.submit import check_travels, follow, in_working_dir
 from orchestrator.config.loading import load_config

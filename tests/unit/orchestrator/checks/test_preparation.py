@@ -21,8 +21,8 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from orchestrator.checks.commands import check_evaluate, check_reward, check_train
 from orchestrator.checks.functions import check_function
+from orchestrator.checks.preparation import prepare_evaluate, prepare_reward, prepare_train
 from orchestrator.config.evaluation import EvaluationRun
 from orchestrator.config.loading import dump_config, validate, validate_root
 from orchestrator.config.reward_training import RewardTrainingRun
@@ -95,11 +95,11 @@ def world(tmp_path: Path) -> World:
 
 def check(command: str, world: World) -> None:
     if command == "train":
-        check_train(world.config, resume=None)
+        prepare_train(world.config, resume=None)
     elif command == "evaluate":
-        check_evaluate(validate_root(EvaluationRun, world.data))
+        prepare_evaluate(validate_root(EvaluationRun, world.data))
     else:
-        check_reward(validate_root(RewardTrainingRun, world.data))
+        prepare_reward(validate_root(RewardTrainingRun, world.data))
 
 
 def refused(world: World, *parts: str, command: str = "train") -> str:
@@ -448,20 +448,20 @@ def test_resuming_needs_a_whole_checkpoint(world: World) -> None:
     world.run_dir.mkdir()
     (world.run_dir / "checkpoints" / "step-000001.partial").mkdir(parents=True)
     with pytest.raises(ConfigError, match="no checkpoint to resume from; start anew in another run_dir"):
-        check_train(world.config, resume="newest")
+        prepare_train(world.config, resume="newest")
     state = {"config": dump_config(world.config)}
     Checkpoints(world.run_dir / "checkpoints", keep=2).save(2, state, lambda folder: None)
-    check_train(world.config, resume="newest")
+    prepare_train(world.config, resume="newest")
     trained = world.run_dir / "actor" / "tetrarch.json"
     trained.parent.mkdir()
     trained.write_text('{"step": 2}')
     with pytest.raises(ConfigError, match="has done all its steps=2; raise steps"):
-        check_train(world.config, resume="newest")
+        prepare_train(world.config, resume="newest")
     world.set("steps", 3)
-    check_train(world.config, resume="newest")
+    prepare_train(world.config, resume="newest")
     world.set("steps", 1)
     with pytest.raises(ConfigError, match=r"steps=1.*at step 2; raise steps"):
-        check_train(world.config, resume="newest")
+        prepare_train(world.config, resume="newest")
 
 
 def test_a_run_directory_that_is_a_file(world: World) -> None:

@@ -1,0 +1,60 @@
+"""Whether the engines can run the policy: heads per process, and room for one sample in the KV cache.
+
+A configuration and the facts of the actor's model flow in; nothing flows out, or a ConfigError.
+"""
+
+from __future__ import annotations
+
+import psutil
+
+from cluster.estimate.memory import GIB
+from cluster.estimate.model_size import splits
+from cluster.placement.plan import ranks_of, tensor_parallel_size
+from cluster.role_table import ENGINES
+from orchestrator.checks.model_support import check_cpu_engine
+from orchestrator.checks.models import ModelFacts
+from orchestrator.config.sampling import SamplingConfig
+from orchestrator.errors import ConfigError
+
+
+def longest_sample(config: SamplingConfig) -> tuple[int, str]:
+    """Tokens of the longest possible sample, and which keys say so."""
+    if config.environment is not None:
+        return config.longest_sample, "environment.max_tokens"
+    prompt, response = config.prompts.max_tokens, config.rollout.max_response_tokens
+    return prompt + response, f"prompts.max_tokens={prompt} + rollout.max_response_tokens={response}"
+
+
+def check_engine(config: SamplingConfig, actor: ModelFacts) -> None:
+    """vLLM can split the model over its processes, and run it on this device."""
+    parallel = tensor_parallel_size(config.placement)
+    if actor.heads and actor.kv_heads and not splits(actor.heads, actor.kv_heads, parallel):
+        fitting = [n for n in range(1, actor.heads + 1) if splits(actor.heads, actor.kv_heads, n)]
+        raise ConfigError(
+            f"the engines' tensor_parallel_size={parallel} does not divide the {actor.heads} attention heads "
+            f"({actor.kv_heads} of keys and values) of {actor.where}; use {', '.join(map(str, fitting[:5]))}"
+        )
+    if config.device == "cpu":
+        check_cpu_engine(actor, config.rollout.engine.dtype or config.dtype)
+        _check_kv_cache(config, actor)
+
+
+def _check_kv_cache(config: SamplingConfig, actor: ModelFacts) -> None:
+    engine, (longest, _) = config.rollout.engine, longest_sample(config)
+    parallel = tensor_parallel_size(config.placement)
+    ranks = ranks_of(config.placement, ENGINES) * parallel
+    total, memory = ranks * engine.kv_cache_gib, psutil.virtual_memory().total / GIB
+    if total > memory:
+        raise ConfigError(
+            f"rollout.engine.kv_cache_gib={engine.kv_cache_gib:g} for each of {ranks} engine processes is {total:g} "
+            f"GiB, but this machine has {memory:.0f} GiB; lower it"
+        )
+    per_token = actor.kv_bytes_per_token(engine.dtype or config.dtype)
+    if per_token is None:
+        return
+    needed = longest * per_token / parallel / GIB
+    if needed > engine.kv_cache_gib:
+        raise ConfigError(
+            f"rollout.engine.kv_cache_gib={engine.kv_cache_gib:g} does not hold one sample of {longest} tokens, which "
+            f"needs {needed:.2g} GiB; raise it"
+        )

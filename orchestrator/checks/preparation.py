@@ -1,0 +1,132 @@
+"""Everything that can be known to be wrong before any actor starts is checked, and the data is read.
+
+One function per command: its configuration flows in, the prompts or pairs that it works on flow out; or a ConfigError
+that names key, value and fix. The cheap checks come first.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from orchestrator.checks.engine_fit import check_engine, longest_sample
+from orchestrator.checks.functions import check_function, check_functions, check_sendable
+from orchestrator.checks.model_support import check_attention, check_weights
+from orchestrator.checks.models import (
+    ModelFacts,
+    check_context,
+    check_folder,
+    check_same_tokens,
+    check_tokenizer,
+    model_facts,
+)
+from orchestrator.checks.role_models import check_role_models, role_models
+from orchestrator.checks.run_folders import check_output, check_run_dir, check_writable
+from orchestrator.config.evaluation import EvaluationRun
+from orchestrator.config.reward_training import RewardTrainingRun, SampledPairs
+from orchestrator.config.run import RunConfig
+from orchestrator.config.sampling import SamplingConfig
+from orchestrator.config.schema import section_key
+from orchestrator.data.dataset_rows import check_source
+from orchestrator.errors import ConfigError
+from orchestrator.run.resuming import Resume
+
+if TYPE_CHECKING:
+    from orchestrator.data.preference_pairs import Pairs
+    from orchestrator.data.prompts import Questions
+
+TRAIN_IT = "correct the path, or train it first: tetrarch reward CONFIG"
+
+
+def prepare_train(config: RunConfig, resume: Resume) -> tuple[Questions, Questions | None]:
+    """What `tetrarch train` needs; the training and the held-out prompts that were read on the way."""
+    check_run_dir(config, resume)
+    _check_names(config, ["train", "heldout"])
+    actor = check_role_models(config)
+    check_engine(config, actor)
+    from orchestrator.sizes.model_sizes import check_adapters
+
+    check_adapters(config)
+    heldout = _read_prompts(config, "heldout", actor) if config.prompts.heldout else None
+    return _read_prompts(config, "train", actor), heldout
+
+
+def prepare_evaluate(config: EvaluationRun) -> Questions:
+    """What `tetrarch evaluate` needs; the held-out prompts that were read on the way."""
+    if config.prompts.heldout is None:
+        raise ConfigError("prompts.heldout is null; set prompts.heldout.path to the prompts to evaluate on")
+    check_writable(Path(config.run_dir), "run_dir")
+    _check_names(config, ["heldout"])
+    actor = check_role_models(config)
+    check_engine(config, actor)
+    return _read_prompts(config, "heldout", actor)
+
+
+def prepare_reward(config: RewardTrainingRun) -> Questions | Pairs:
+    """What `tetrarch reward` needs; the prompts that pairs are sampled for, or the pairs of a data set."""
+    training, policy = config.reward_training, config.policy
+    check_output(training)
+    if isinstance(training.pairs, SampledPairs):
+        assert policy is not None
+        check_function(training.pairs.judge, "reward_training.pairs.judge")
+        check_source(policy.prompts.train, "prompts.train")
+        check_folder(policy.actor.model, "actor.model")
+    else:
+        check_source(training.pairs.dataset, "reward_training.pairs.dataset")
+    backbone = model_facts(training.model, "reward_training.model", config.model_cache)
+    check_tokenizer(backbone)
+    check_context(backbone, training.max_tokens, "reward_training.max_tokens")
+    check_attention(backbone)
+    check_weights(backbone, "value")
+    if isinstance(training.pairs, SampledPairs):
+        assert policy is not None
+        actor = model_facts(policy.actor.model, "actor.model", config.model_cache)
+        check_tokenizer(actor)
+        check_same_tokens(backbone, actor, "use the actor's model")
+        check_context(actor, *longest_sample(policy))
+        check_attention(actor)
+        check_weights(actor, "policy")
+        check_engine(policy, actor)
+        return _read_prompts(policy, "train", actor)
+    from orchestrator.data.preference_pairs import read_pairs  # loads torch
+
+    return read_pairs(training.pairs.dataset, backbone.tokenizer)
+
+
+def _check_names(config: EvaluationRun, parts: list[str]) -> None:
+    """Everything that the configuration names is there; what is not is told in one go."""
+    rewards = {f"{section_key(role)}.model" for role in config.reward_models}
+    sources = [(part, getattr(config.prompts, part)) for part in parts]
+    checks: list[Callable[[], None]] = [
+        partial(check_functions, config),
+        *(partial(check_source, dataset, f"prompts.{part}") for part, dataset in sources if dataset is not None),
+        *(
+            partial(check_folder, model, key, TRAIN_IT if key in rewards else "correct the path")
+            for key, model in role_models(config).items()
+        ),
+    ]
+    found = []
+    for check in checks:
+        try:
+            check()
+        except ConfigError as error:
+            found.append(str(error))
+    if found:
+        raise ConfigError("\n".join(found))
+
+
+def _read_prompts(config: SamplingConfig, part: Literal["train", "heldout"], actor: ModelFacts) -> Questions:
+    """Every row must be usable, or `prompts.too_long` must say what becomes of it."""
+    # These load torch: not before the quick checks have passed.
+    from orchestrator.checks.environment_tasks import played_tasks
+    from orchestrator.data.prompts import read_questions
+
+    if config.environment is not None:
+        questions = played_tasks(config, part, actor.tokenizer)
+    else:
+        questions = read_questions(config.prompts, part, actor.tokenizer)
+    if isinstance(config, EvaluationRun):
+        check_sendable(config, part, questions.columns)
+    return questions

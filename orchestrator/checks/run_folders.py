@@ -1,0 +1,78 @@
+"""The folders that a command writes to: whether they can be written, lie on lasting storage, and are free.
+
+A configuration flows in; nothing flows out, or a ConfigError that names key, value and fix.
+"""
+
+from __future__ import annotations
+
+import os
+from itertools import pairwise
+from pathlib import Path
+
+from orchestrator.config.reward_training import RewardTrainingConfig
+from orchestrator.config.run import RunConfig
+from orchestrator.errors import ConfigError
+from orchestrator.run.checkpoint import Checkpoints
+from orchestrator.run.resuming import Resume, checkpoint_to_resume
+
+UNPACKED = ("runtime_resources", "working_dir_files")
+"""Where Ray unpacks the working directory of a job, on each node, for as long as the job lives."""
+
+QUALITY = "reward_quality.json"
+"""File in every folder that `tetrarch reward` writes."""
+
+LOGS = "logs"
+"""Folder in `run_dir` that a failed start may leave."""
+
+
+def check_run_dir(config: RunConfig, resume: Resume) -> None:
+    """`run_dir` can be written, and holds no other run."""
+    folder = Path(config.run_dir)
+    check_writable(folder, "run_dir")
+    if checkpoint_to_resume(config, resume) is not None:
+        return
+    found = sorted(entry.name for entry in folder.iterdir() if _is_of_a_run(entry)) if folder.is_dir() else []
+    if found:
+        stands = Checkpoints(folder / "checkpoints", config.checkpoint.keep).newest() is not None
+        raise ConfigError(
+            f"run_dir={folder} is not empty (it holds {', '.join(found[:3])}{', …' if len(found) > 3 else ''}); "
+            + ("say --resume to go on with that run, " if stands else "no checkpoint is in it: ")
+            + "choose another run_dir, or remove it"
+        )
+
+
+def _is_of_a_run(entry: Path) -> bool:
+    """Whether something in `run_dir` is more than logs of a failed start, or a reward model that was trained there."""
+    if not entry.is_dir():
+        return True
+    files = [file.relative_to(entry.parent) for file in entry.rglob("*") if file.is_file()]
+    return all(file.name != QUALITY for file in files) and any(LOGS not in file.parts for file in files)
+
+
+def check_output(training: RewardTrainingConfig) -> None:
+    """The folder of the reward model can be written, and is empty."""
+    output = Path(training.output)
+    check_writable(output, "reward_training.output")
+    if output.is_dir() and any(output.iterdir()):
+        raise ConfigError(f"reward_training.output={output} is not empty; remove it, or choose another folder")
+
+
+def check_lasting(folder: Path, key: str) -> None:
+    """ConfigError for a folder that Ray removes after the job."""
+    if UNPACKED in pairwise(folder.resolve().parts):
+        raise ConfigError(
+            f"{key}={folder} lies in the job's own copy of the working directory, and would be lost with it; use an "
+            "absolute path on storage that all nodes share"
+        )
+
+
+def check_writable(folder: Path, key: str) -> None:
+    """The folder is there, or can be made, on storage that lasts."""
+    check_lasting(folder, key)
+    existing = folder.absolute()
+    while not existing.exists():
+        existing = existing.parent
+    if not existing.is_dir():
+        raise ConfigError(f"{key}={folder}: {existing} is a file; choose a folder")
+    if not os.access(existing, os.W_OK | os.X_OK):
+        raise ConfigError(f"{key}={folder}: {existing} cannot be written to; choose another folder")
