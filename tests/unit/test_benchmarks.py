@@ -17,7 +17,7 @@ import pytest
 import torch
 
 from configs.tiny.inputs import model_config, tokenizer
-from tests.benchmarks import gpu, long_context, lora, ppo_step
+from tests.benchmarks import driver_bytes, gpu, long_context, lora, ppo_step
 from tests.unit.wiring.stage import FakeLLM, PlainDeepSpeed, Seen, stage
 
 FOLDER = Path(ppo_step.__file__).parent
@@ -54,6 +54,18 @@ def test_the_benchmark_of_a_ppo_step(shown: Callable[..., list[list[str]]], monk
     batches = seen.llms[0].batches
     assert [len(batch) for batch in batches] == [ppo_step.PROMPTS] * 2
     assert {(answer.params.min_tokens, answer.params.max_tokens) for batch in batches for answer in batch} == {(3, 3)}
+
+
+def test_the_benchmark_of_the_bytes_through_the_driver(shown: Callable[..., list[list[str]]]) -> None:
+    """Two tiny steps."""
+    heading, *calls, together, both = shown(driver_bytes, "--rows", 4, "--tokens", 8, "--ranks", 2, "--steps", 2)
+    assert heading[:3] == ["call", "sent", "MB"]
+    assert [call for call, *_ in calls] == [
+        "rollout.stream",
+        *("actor.logprobs", "reference.reference_logprobs", "critic.values", "reward.score"),
+        *("critic.update", "actor.update", "actor.push"),
+    ]
+    assert sum(numbers(together)) == pytest.approx(numbers(both)[0], abs=0.002)
 
 
 def test_every_case_of_the_ppo_step_is_a_sound_configuration(tmp_path: Path) -> None:
@@ -156,5 +168,5 @@ def test_the_benchmark_of_a_card(
 
 
 def test_no_benchmark_is_left_out() -> None:
-    run = {Path(module.__file__).name for module in (gpu, long_context, lora, ppo_step)}
+    run = {Path(module.__file__).name for module in (driver_bytes, gpu, long_context, lora, ppo_step)}
     assert {file.name for file in FOLDER.glob("*.py")} == run

@@ -1,0 +1,188 @@
+"""Bytes that a PPO step moves through the driver: arguments to the ranks and their answers, pickled, by call.
+
+The driver's own code runs on role groups that compute nothing and answer at once with tensors of the real shapes; every
+row has `--tokens` tokens, a quarter of them the prompt. Text is 4 characters a token; the data set has a column of 400
+characters. What Ray shares or compresses is not looked at.
+
+    .venv/bin/python -m tests.benchmarks.driver_bytes [--rows 1024] [--tokens 2048] [--ranks 1] [--epochs 4] [--steps 1]
+"""
+
+from __future__ import annotations
+
+import argparse
+import pickle
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from types import SimpleNamespace
+from typing import Any
+from unittest.mock import patch
+
+import torch
+
+import orchestrator.groups.scoring
+import orchestrator.ppo.step
+from cluster.config import Deadlines
+from orchestrator.config.ppo import PpoConfig
+from orchestrator.config.run import CanaryConfig
+from orchestrator.groups.scoring import Policy, Reward, Roles
+from orchestrator.ppo.kl import FixedController
+from orchestrator.ppo.step import TrainState, train_step
+from orchestrator.run.clock import Clock
+from roles.batch import Prompts, Rollouts
+from roles.config.models import WarmupConfig
+from roles.config.rewards import MeanScore
+from roles.config.rollout import RolloutConfig
+from tests.unit.orchestrator.fakes import ACTOR, CRITIC
+
+MB = 1e6
+ANSWERS = {"actor": ACTOR, "critic": CRITIC}
+
+
+class Size:
+    """A file that only counts."""
+
+    def __init__(self) -> None:
+        self.bytes = 0
+
+    def write(self, data: Any) -> None:
+        self.bytes += len(data) if isinstance(data, bytes) else memoryview(data).nbytes
+
+
+def size_of(value: Any) -> int:
+    """Bytes of `value` when it is pickled, as each rank's arguments are: apart from all others."""
+    size = Size()
+    pickle.Pickler(size, protocol=5).dump(value)  # type: ignore[arg-type]
+    return size.bytes
+
+
+@dataclass
+class Ledger:
+    """What went through the driver."""
+
+    sent: Counter[str] = field(default_factory=Counter)
+    """By `role.method`, bytes to all ranks."""
+    received: Counter[str] = field(default_factory=Counter)
+
+    @property
+    def total(self) -> int:
+        """Both ways."""
+        return self.sent.total() + self.received.total()
+
+
+@dataclass
+class Answers:
+    """A call that has ended."""
+
+    values: list[Any]
+
+    def result(self, deadline_s: float) -> list[Any]:
+        return self.values
+
+
+@dataclass
+class Group:
+    """Ranks that answer with zeros of the right shape."""
+
+    role: str
+    size: int
+    ledger: Ledger
+
+    def __len__(self) -> int:
+        return self.size
+
+    def map(self, method: Any, shards: Sequence[Any], *common: Any) -> Answers:
+        name = method.__name__
+        return Answers([self._note(name, self._answer(name, shard), shard, *common) for shard in shards])
+
+    def call(self, method: Any, *arguments: Any) -> Answers:
+        return Answers([self._note(method.__name__, None, *arguments) for _ in range(self.size)])
+
+    def stream(self, method: Any, shards: Sequence[Prompts], version: int, *, deadline_s: float) -> Iterator[Any]:
+        for rank, shard in enumerate(shards):
+            yield rank, self._note(method.__name__, (0, answered(shard, version)), shard, version)
+
+    def _note(self, method: str, answer: Any, *arguments: Any) -> Any:
+        call = f"{self.role}.{method}"
+        self.ledger.sent[call] += size_of(arguments)
+        self.ledger.received[call] += size_of(answer)
+        return answer
+
+    def _answer(self, method: str, shard: Any) -> Any:
+        if method == "update":
+            return ANSWERS[self.role]
+        return torch.zeros(len(shard)) if method == "score" else torch.zeros(shard.token_ids.shape)
+
+
+def answered(prompts: Prompts, version: int) -> Rollouts:
+    """Responses three times as long as their prompts."""
+    rows, prompt = len(prompts), len(prompts.token_ids[0])
+    tokens = torch.full((rows, 4 * prompt), 7)
+    mask = (torch.arange(4 * prompt) >= prompt).expand(tokens.shape).contiguous()
+    return Rollouts(
+        token_ids=tokens,
+        lengths=torch.full((rows,), 4 * prompt),
+        response_mask=mask,
+        rollout_logprobs=torch.zeros(tokens.shape),
+        turn_rewards=torch.zeros(tokens.shape),
+        finished=torch.ones(rows, dtype=torch.bool),
+        versions=torch.full((rows,), version),
+        prompts=list(prompts.texts),
+        responses=[f"{row:04d}" * 3 * prompt for row in range(rows)],
+        columns=prompts.columns,
+    )
+
+
+def asked(rows: int, tokens: int) -> Prompts:
+    """Each with a text and a column of its own."""
+    columns = {"answer": [f"{row:04d}" * 100 for row in range(rows)]}
+    texts = [f"{row:04d}" * tokens for row in range(rows)]
+    return Prompts([[row] * tokens for row in range(rows)], texts, columns, list(range(rows)), list(range(rows)))
+
+
+def measure(rows: int, tokens: int, ranks: int, epochs: int, steps: int) -> Ledger:
+    """What `steps` steps moved: one optimizer step an epoch, all roles with as many ranks, a neural reward."""
+    ledger, deadlines = Ledger(), Deadlines()
+    group = {role: Group(role, ranks, ledger) for role in ("actor", "critic", "reference", "reward", "rollout")}
+    roles: Any = Roles(
+        cluster=SimpleNamespace(),  # type: ignore[arg-type]
+        policy=Policy(group["rollout"], deadlines),  # type: ignore[arg-type]
+        reward=Reward({"reward": group["reward"]}, MeanScore()),  # type: ignore[dict-item]
+        judge=None,
+        deadlines=deadlines,
+        **{role: group[role] for role in ("actor", "critic", "reference")},  # type: ignore[arg-type]
+    )
+    config: Any = SimpleNamespace(
+        ppo=PpoConfig(epochs=epochs),
+        deadlines=deadlines,
+        seed=0,
+        dtype="float32",
+        rollout=RolloutConfig(prompts_per_step=rows, responses_per_prompt=1, max_response_tokens=tokens),
+        critic=SimpleNamespace(warmup=WarmupConfig()),
+        canary=CanaryConfig(),
+        steps=steps,
+    )
+    state = TrainState(SimpleNamespace(), FixedController(0.1))  # type: ignore[arg-type]
+    waits = [patch.object(module, "wait_all") for module in (orchestrator.ppo.step, orchestrator.groups.scoring)]
+    with waits[0], waits[1]:
+        for _ in range(steps):
+            train_step(roles, asked(rows, tokens // 4), state, config, Clock(lambda phase: None))
+    return ledger
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    for name, default in {"rows": 1024, "tokens": 2048, "ranks": 1, "epochs": 4, "steps": 1}.items():
+        parser.add_argument(f"--{name}", type=int, default=default)
+    arguments = parser.parse_args()
+    ledger = measure(**vars(arguments))
+    print(f"{'call':>28} {'sent MB':>10} {'received MB':>12}  (a step)")
+    for call, sent in ledger.sent.items():
+        print(f"{call:>28} {sent / MB / arguments.steps:10.3f} {ledger.received[call] / MB / arguments.steps:12.3f}")
+    each = (ledger.sent.total(), ledger.received.total())
+    print(f"{'together':>28} {each[0] / MB / arguments.steps:10.3f} {each[1] / MB / arguments.steps:12.3f}")
+    print(f"{'both ways':>28} {ledger.total / MB / arguments.steps:10.3f}")
+
+
+if __name__ == "__main__":
+    main()
