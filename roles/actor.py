@@ -1,21 +1,21 @@
 """The policy's training half: log-probabilities and the clipped policy-gradient update under ZeRO.
 
-Rollouts flow in and log-probabilities out; then mini-batches of experience flow in and the weights change; then they
+Sequences flow in and log-probabilities out; then a share of the experience flows in and the weights change; then they
 are pushed to the vLLM engines. One instance a rank; the driver calls the same method on all of them.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from roles.batch import Experience, Rollouts
+from roles.batch import Sequences
 from roles.config.losses import PolicyLossConfig
 from roles.losses.importance import IMPORTANCE
 from roles.losses.kl_estimators import KL_ESTIMATORS
@@ -23,10 +23,11 @@ from roles.losses.policy_loss import POLICY_LOSSES, approx_kl, log_ratio
 from roles.measured import metric
 from roles.models.early_end import ANY_TIME, EarlyEnd
 from roles.models.lora import adapters_off
+from roles.shares import ActorExperience, RankShare
 from roles.transfer.facts import EngineClient
 from roles.transfer.probe import Products
 from roles.transfer.push import WeightPusher
-from roles.zero.micro_batch import MicroBatch, per_token, picked, update
+from roles.zero.micro_batch import MicroBatch, Objective, per_token, picked, update
 from roles.zero.policy_loading import load_policy
 from roles.zero.setup import ModelSetup
 from roles.zero.sharded import ShardedModel
@@ -63,6 +64,23 @@ class LossExtra:
     """Of a KL penalty that stands in the loss."""
 
 
+class PolicySums(NamedTuple):
+    """What a loss measures, summed over the trained tokens."""
+
+    tokens: Tensor
+    kl: Tensor
+    """Nats between the policy that sampled and the one that is trained."""
+    clipped: Tensor
+    entropy: Tensor
+    """Nats."""
+    ratio: Tensor
+    """Of probabilities, new over old."""
+    loss: Tensor
+    """Weighted; without the KL penalty and the entropy bonus."""
+    importance: Tensor
+    """Weights for vLLM's distribution differing from the trainer's."""
+
+
 class Actor:
     """One rank of the policy."""
 
@@ -81,33 +99,33 @@ class Actor:
         self._model = ShardedModel(setup, lambda: load_policy(setup))
         self._pusher: WeightPusher | None = None
 
-    def logprobs(self, rollouts: Rollouts) -> Tensor:
+    def logprobs(self, sequences: Sequences) -> Tensor:
         """float32 `[batch, time]`: log-probability of each generated token in the distribution that was sampled: at its
         temperature, without the tokens that it forbids."""
-        return per_token(self._model, rollouts, lambda micro: self._forward(micro)[0])
+        return per_token(self._model, sequences, lambda micro: self._forward(micro)[0])
 
-    def reference_logprobs(self, rollouts: Rollouts) -> Tensor:
+    def reference_logprobs(self, sequences: Sequences) -> Tensor:
         """The same of the policy as it was before it got adapters: what `Reference` answers."""
         with adapters_off(self._model.module):
-            return self.logprobs(rollouts)
+            return self.logprobs(sequences)
 
     def reference_fingerprint(self) -> str:
         """A hash of all weights but the adapters: they must never change."""
         return self._model.fingerprint(adapted=False)
 
-    def update(self, mini_batches: Sequence[Experience], kl_coefficient: float = 0.0) -> ActorStats:
-        """One optimizer step for each of this rank's shares of a mini-batch; a KL in the loss has this weight."""
+    def update(self, share: RankShare[ActorExperience], kl_coefficient: float = 0.0) -> ActorStats:
+        """The optimizer steps of this rank's share; a KL in the loss has this weight."""
         loss = partial(self._micro_batch_loss, kl_coefficient)
-        done = update(self._model, mini_batches, self._loss.mean, loss, self._extra.max_response_tokens)
-        tokens, kl, clipped, entropy = done.measured[:, :4].sum(0).tolist()
-        tokens = max(tokens, 1)
+        done = update(self._model, share, Objective(loss, PolicySums, self._loss.mean, self._extra.max_response_tokens))
+        steps, total = done.steps, done.total
+        tokens = max(float(total.tokens), 1)
         return ActorStats(
-            loss=float((done.measured[:, 5] / done.denominators).mean()),
-            approx_kl=kl / tokens,
-            clip_fraction=clipped / tokens,
-            ratio_first_minibatch=float(done.measured[0, 4] / done.measured[0, 0]),
-            entropy=entropy / tokens,
-            importance=float(done.measured[:, 6].sum()) / tokens,
+            loss=float((steps.loss / done.denominators).mean()),
+            approx_kl=float(total.kl) / tokens,
+            clip_fraction=float(total.clipped) / tokens,
+            ratio_first_minibatch=float(steps.ratio[0] / steps.tokens[0]),
+            entropy=float(total.entropy) / tokens,
+            importance=float(total.importance) / tokens,
             gradient_norm=done.gradient_norm,
             learning_rate=done.learning_rate,
         )
@@ -166,10 +184,9 @@ class Actor:
         return answer
 
     def _micro_batch_loss(
-        self, kl_coefficient: float, batch: Experience, rows: list[int], weights: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        """The weighted sum of the losses of `rows`; sums of tokens, KL, clipped tokens, entropy, ratio, loss
-        and importance weights."""
+        self, kl_coefficient: float, batch: ActorExperience, rows: list[int], weights: Tensor
+    ) -> tuple[Tensor, PolicySums]:
+        """The weighted sum of the losses of `rows`, and what it measured."""
         config, device = self._loss, self._model.device
         micro = MicroBatch.of(batch, rows, device)
         logprobs, entropy = self._forward(micro, with_entropy=True)
@@ -190,9 +207,15 @@ class Actor:
         )
         loss = (losses * importance * weight).sum()
         with torch.no_grad():
-            kl, ratio = approx_kl(logprobs, old).sum(), log_ratio(logprobs, old).exp().sum()
-            tokens = torch.tensor(float(len(old)), device=device)
-            measured = torch.stack([tokens, kl, clipped.sum(), entropy.sum(), ratio, loss, importance.sum()])
+            measured = PolicySums(
+                tokens=torch.tensor(float(len(old)), device=device),
+                kl=approx_kl(logprobs, old).sum(),
+                clipped=clipped.sum(),
+                entropy=entropy.sum(),
+                ratio=log_ratio(logprobs, old).exp().sum(),
+                loss=loss,
+                importance=importance.sum(),
+            )
         if self._extra.kl_estimator:
             reference = picked(batch.reference_logprobs, batch, rows, device)
             kl_to_reference = KL_ESTIMATORS[self._extra.kl_estimator](logprobs, reference)

@@ -1,23 +1,24 @@
 """The value model: V of the state before each generated token, and its clipped regression to the returns.
 
-Rollouts flow in and values out; then mini-batches of experience flow in and the weights change.
+Sequences flow in and values out; then a share of the experience flows in and the weights change.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from roles.batch import Experience, Rollouts
+from roles.batch import Sequences
 from roles.config.losses import ValueLossConfig
 from roles.losses.value_loss import value_loss
 from roles.measured import metric
 from roles.models.networks import ValueModel
-from roles.zero.micro_batch import MicroBatch, per_token, picked, update
+from roles.shares import CriticExperience, RankShare
+from roles.zero.micro_batch import MicroBatch, Objective, per_token, picked, update
 from roles.zero.setup import ModelSetup
 from roles.zero.sharded import ShardedModel
 
@@ -36,6 +37,15 @@ class CriticStats:
     """Of the last optimizer step."""
 
 
+class ValueSums(NamedTuple):
+    """What a loss measures, summed over the trained tokens."""
+
+    tokens: Tensor
+    clipped: Tensor
+    loss: Tensor
+    """Weighted, before `coefficient`."""
+
+
 class Critic:
     """One rank of the value model."""
 
@@ -45,17 +55,17 @@ class Critic:
         self._max_response_tokens = max_response_tokens
         self._model = ShardedModel(setup, lambda: _load(setup))
 
-    def values(self, rollouts: Rollouts) -> Tensor:
+    def values(self, sequences: Sequences) -> Tensor:
         """float32 `[batch, time]`: the value of the state before each generated token."""
-        return per_token(self._model, rollouts, self._forward)
+        return per_token(self._model, sequences, self._forward)
 
-    def update(self, mini_batches: Sequence[Experience]) -> CriticStats:
-        """One optimizer step for each of this rank's shares of a mini-batch."""
-        done = update(self._model, mini_batches, self._loss.mean, self._micro_batch_loss, self._max_response_tokens)
-        tokens, clipped, _ = done.measured.sum(0).tolist()
+    def update(self, share: RankShare[CriticExperience]) -> CriticStats:
+        """The optimizer steps of this rank's share."""
+        objective = Objective(self._micro_batch_loss, ValueSums, self._loss.mean, self._max_response_tokens)
+        done = update(self._model, share, objective)
         return CriticStats(
-            loss=float((done.measured[:, 2] / done.denominators).mean()),
-            clip_fraction=clipped / max(tokens, 1),
+            loss=float((done.steps.loss / done.denominators).mean()),
+            clip_fraction=float(done.total.clipped) / max(float(done.total.tokens), 1),
             gradient_norm=done.gradient_norm,
             learning_rate=done.learning_rate,
         )
@@ -78,8 +88,8 @@ class Critic:
         values: Tensor = self._model(packed=micro.packed, positions=micro.positions)
         return values
 
-    def _micro_batch_loss(self, batch: Experience, rows: list[int], weights: Tensor) -> tuple[Tensor, Tensor]:
-        """The weighted sum of the losses of `rows`; sums of tokens, clipped tokens and loss."""
+    def _micro_batch_loss(self, batch: CriticExperience, rows: list[int], weights: Tensor) -> tuple[Tensor, ValueSums]:
+        """The weighted sum of the losses of `rows`, and what it measured."""
         device = self._model.device
         values = self._forward(MicroBatch.of(batch, rows, device))
         old, returns = picked(batch.values, batch, rows, device), picked(batch.returns, batch, rows, device)
@@ -87,7 +97,7 @@ class Critic:
         loss = (losses * picked(weights, batch, rows, device)).sum()
         with torch.no_grad():
             tokens = torch.tensor(float(len(old)), device=device)
-            measured = torch.stack([tokens, clipped.sum(), loss])
+            measured = ValueSums(tokens=tokens, clipped=clipped.sum(), loss=loss)
         return self._loss.coefficient * loss, measured
 
 

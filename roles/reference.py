@@ -1,4 +1,4 @@
-"""The frozen policy that the KL penalty is measured against. Rollouts flow in, log-probabilities out."""
+"""The frozen policy that the KL penalty is measured against. Sequences flow in, log-probabilities out."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import Protocol
 
 from torch import Tensor
 
-from roles.batch import Rollouts
+from roles.batch import Sequences
 from roles.models.early_end import ANY_TIME, EarlyEnd
 from roles.zero.micro_batch import MicroBatch, per_token
 from roles.zero.policy_loading import load_policy
@@ -17,7 +17,7 @@ from roles.zero.sharded import ShardedModel
 class FrozenPolicy(Protocol):
     """Whatever the KL penalty is measured against: a reference of its own, or an actor without its adapters."""
 
-    def reference_logprobs(self, rollouts: Rollouts) -> Tensor:
+    def reference_logprobs(self, sequences: Sequences) -> Tensor:
         """float32 `[batch, time]`: log-probability of each generated token, at the rollouts' temperature and
         without the tokens that they forbid."""
 
@@ -33,7 +33,7 @@ class Reference:
         self._early_end = early_end
         self._model = ShardedModel(setup, lambda: load_policy(setup))
 
-    def reference_logprobs(self, rollouts: Rollouts) -> Tensor:
+    def reference_logprobs(self, sequences: Sequences) -> Tensor:
         """float32 `[batch, time]`: log-probability of each generated token, at the rollouts' temperature and
         without the tokens that they forbid."""
 
@@ -47,7 +47,7 @@ class Reference:
             )[0]
             return logprobs
 
-        return per_token(self._model, rollouts, forward)
+        return per_token(self._model, sequences, forward)
 
     def reference_fingerprint(self) -> str:
         """A hash of all weights: it must never change, whatever the number of ranks."""

@@ -1,7 +1,8 @@
 """Rewards that are no model: a Python function in a child process, or a service over HTTP.
 
-Rollouts flow in, float32 scores `[batch]` flow out. A call that raises, times out, or answers with the wrong count or a
-number that is not finite is tried again within the budget; then RewardError names the reward. It never becomes a zero.
+Responses flow in, float32 scores `[batch]` flow out. A call that raises, times out, or answers with the wrong count or
+a number that is not finite is tried again within the budget; then RewardError names the reward. It never becomes a
+zero.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import httpx
 import torch
 from torch import Tensor
 
-from roles.batch import Rollouts
+from roles.batch import Responses
 from roles.config.rewards import FunctionReward, RemoteReward
 from roles.errors import RewardError
 from roles.functions import child_program
@@ -44,15 +45,15 @@ class FunctionScorer:
         except LoadFailed as error:
             raise RewardError(f"{self._name} cannot be loaded: {error}") from None
 
-    def score(self, rollouts: Rollouts) -> Tensor:
+    def score(self, answered: Responses) -> Tensor:
         """float32 `[batch]`: the function's number for each response."""
-        if not len(rollouts):
+        if not len(answered):
             return torch.zeros(0)
-        arguments = _arguments(rollouts)
+        arguments = _arguments(answered)
         calls = self._config.retries + 1
         for attempt in range(1, calls + 1):
             try:
-                return _checked(self._child.call(arguments, self._config.timeout_s), len(rollouts))
+                return _checked(self._child.call(arguments, self._config.timeout_s), len(answered))
             except LoadFailed as error:
                 raise RewardError(f"{self._name} cannot be loaded: {error}") from None
             except CallFailed as error:
@@ -72,20 +73,20 @@ class RemoteScorer:
         self._config = config
         self._headers = {name: value.get_secret_value() for name, value in config.headers.items()}
 
-    def score(self, rollouts: Rollouts) -> Tensor:
+    def score(self, answered: Responses) -> Tensor:
         """float32 `[batch]`: the services' number for each response."""
-        size, urls = len(rollouts), len(self._config.urls)
+        size, urls = len(answered), len(self._config.urls)
         bounds = [size * part // urls for part in range(urls + 1)]
         shares = [list(range(a, b)) for a, b in pairwise(bounds) if a < b]
-        scores = asyncio.run(self._score_all([rollouts.select(rows) for rows in shares]))
+        scores = asyncio.run(self._score_all([answered.select(rows) for rows in shares]))
         return torch.cat(scores) if scores else torch.zeros(0)
 
-    async def _score_all(self, shares: Sequence[Rollouts]) -> list[Tensor]:
+    async def _score_all(self, shares: Sequence[Responses]) -> list[Tensor]:
         headers = {"content-type": "application/json", **self._headers}
         async with httpx.AsyncClient(headers=headers, timeout=None) as client:
             return await asyncio.gather(*(self._share(client, i, share) for i, share in enumerate(shares)))
 
-    async def _share(self, client: httpx.AsyncClient, first: int, share: Rollouts) -> Tensor:
+    async def _share(self, client: httpx.AsyncClient, first: int, share: Responses) -> Tensor:
         """The scores of one share, from the URL number `first` or, after a failure, the ones that follow it."""
         body, failures = self._body(share), []
         for attempt in range(self._config.retries + 1):
@@ -103,7 +104,7 @@ class RemoteScorer:
         told = "\n".join(f"  {failure}" for failure in failures)
         raise RewardError(self._redacted(f"remote reward failed {times(len(failures))}:\n{told}"))
 
-    def _body(self, share: Rollouts) -> bytes:
+    def _body(self, share: Responses) -> bytes:
         try:
             return json.dumps(_arguments(share), allow_nan=False).encode()
         except (TypeError, ValueError) as error:
@@ -132,15 +133,15 @@ class RemoteScorer:
         return without_credentials(text)
 
 
-def _arguments(rollouts: Rollouts) -> dict[str, Any]:
+def _arguments(answered: Responses) -> dict[str, Any]:
     """What a reward is given, as plain Python values."""
-    rows = zip(rollouts.token_ids, rollouts.response_mask, strict=True)
+    rows = zip(answered.token_ids, answered.response_mask, strict=True)
     return {
-        "prompts": rollouts.prompts,
-        "responses": rollouts.responses,
+        "prompts": answered.prompts,
+        "responses": answered.responses,
         "response_token_ids": [tokens[mask].tolist() for tokens, mask in rows],
-        "finished": rollouts.finished.tolist(),
-        "columns": rollouts.columns,
+        "finished": answered.finished.tolist(),
+        "columns": answered.columns,
     }
 
 

@@ -1,4 +1,4 @@
-"""The frozen reward model: one number for a whole response. Rollouts flow in, scores out.
+"""The frozen reward model: one number for a whole response. Sequences or responses flow in, scores out.
 
 The number is read at the last token of the row: the EOS that ended the response (rollouts are cut at the first one), or
 the last token of a truncated one. Through the *text bridge* the reward model reads the text through its own tokenizer
@@ -9,12 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import torch
 from torch import Tensor
 
-from roles.batch import Rollouts
+from roles.batch import Responses, Sequences, TokenRows
 from roles.errors import RewardError
 from roles.models.networks import ValueModel
 from roles.packing import pack, right_padded
@@ -24,12 +24,15 @@ from roles.text.tokenizer import load_tokenizer
 from roles.zero.setup import ModelSetup
 from roles.zero.sharded import ShardedModel
 
+MESSAGES = "messages"
+"""The one column that the text bridge reads: prompts that are chats."""
+
 
 class Scorer(Protocol):
     """Whatever gives a number to a response: a model, a function, a service."""
 
-    def score(self, rollouts: Rollouts) -> Tensor:
-        """float32 `[batch]`."""
+    def score(self, rows: Any) -> Tensor:
+        """float32 `[batch]`. `rows`: `Sequences` or `Responses`, whichever it reads."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,9 +55,9 @@ class RewardModel:
         folder = self._model.module.model.config
         self._longest = folder.max_position_embeddings if hasattr(folder, "max_position_embeddings") else None
 
-    def score(self, rollouts: Rollouts) -> Tensor:
-        """float32 `[batch]`: the centred number at the last token of each row."""
-        rows = self._bridge.encode(rollouts) if self._bridge else _token_rows(rollouts)
+    def score(self, sequences: Sequences | Responses) -> Tensor:
+        """float32 `[batch]`: the centred number at the last token of each row. The text bridge reads `Responses`."""
+        rows = self._bridge.encode(cast(Responses, sequences)) if self._bridge else _token_rows(sequences)
         lengths = [len(row) for row in rows]
         if self._longest is not None and rows and max(lengths) > self._longest:
             raise RewardError(
@@ -85,31 +88,31 @@ class TextBridge:
         self._tokenizer: Any = load_tokenizer(setup.model_path, trust_remote_code=setup.trust_remote_code)
         self._policy: Any = load_tokenizer(policy.path, trust_remote_code=policy.trust_remote_code)
 
-    def encode(self, rollouts: Rollouts) -> list[list[int]]:
+    def encode(self, answered: Responses) -> list[list[int]]:
         """Token ids of each row, for the reward model.
 
         A row with a `messages` column goes through the reward model's chat template. Otherwise prompt and response are
         decoded (without special tokens) and tokenized as one text. EOS, or the template's end of a turn, follows if
         the response ended itself.
         """
-        chats = rollouts.columns["messages"] if "messages" in rollouts.columns else [None] * len(rollouts)
-        return [self._encode(rollouts, row, chat) for row, chat in enumerate(chats)]
+        chats = answered.columns[MESSAGES] if MESSAGES in answered.columns else [None] * len(answered)
+        return [self._encode(answered, row, chat) for row, chat in enumerate(chats)]
 
-    def _encode(self, rollouts: Rollouts, row: int, chat: Any) -> list[int]:
-        finished = bool(rollouts.finished[row])
+    def _encode(self, answered: Responses, row: int, chat: Any) -> list[int]:
+        finished = bool(answered.finished[row])
         if chat is not None:
-            turns = [*plain_messages(chat), {"role": "assistant", "content": rollouts.responses[row]}]
+            turns = [*plain_messages(chat), {"role": "assistant", "content": answered.responses[row]}]
             ids = self._tokenizer.apply_chat_template(turns, continue_final_message=not finished, return_dict=False)
             return list(ids)
-        tokens = rollouts.token_ids[row, : int(rollouts.lengths[row])]
+        tokens = answered.token_ids[row, : int(answered.lengths[row])]
         text = self._policy.decode(tokens, skip_special_tokens=True)
         (ids,) = prompt_tokens(self._tokenizer, [text], chat=False)
         eos = self._tokenizer.eos_token_id
         return [*ids, eos] if finished and ids[-1:] != [eos] else ids or [eos]
 
 
-def _token_rows(rollouts: Rollouts) -> list[list[int]]:
-    rows = zip(rollouts.token_ids.tolist(), rollouts.lengths.tolist(), strict=True)
+def _token_rows(sequences: TokenRows) -> list[list[int]]:
+    rows = zip(sequences.token_ids.tolist(), sequences.lengths.tolist(), strict=True)
     return [row[:length] for row, length in rows]
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
@@ -22,9 +23,10 @@ from orchestrator.config.role_needs import RoleNames, ppo_roles, role_needs, sco
 from orchestrator.config.run import RunConfig
 from orchestrator.config.sampling import SamplingConfig
 from orchestrator.groups.policy import Policy
-from orchestrator.groups.reward import Reward
+from orchestrator.groups.reward import Member, Reward
 from orchestrator.groups.scoring import EvaluationRoles, Roles, class_of
 from roles.actor import Actor, LossExtra
+from roles.batch import Responses, Sequences
 from roles.config.models import FrozenRole, TrainedRole
 from roles.config.rewards import EnsembleReward, FunctionReward, MeanScore, ModelReward, OneReward, RemoteReward
 from roles.critic import Critic
@@ -32,7 +34,7 @@ from roles.model_files.conversion import resolve_model
 from roles.models.early_end import EarlyEnd
 from roles.reference import FrozenPolicy
 from roles.reward_functions import FunctionScorer, RemoteScorer
-from roles.reward_model import PolicyText, RewardModel, Scorer
+from roles.reward_model import MESSAGES, PolicyText, RewardModel
 from roles.reward_trainer import RewardTrainer
 from roles.rollout import RolloutEngine
 from roles.rollout_setup import RolloutSetup, stop_token_ids
@@ -114,24 +116,25 @@ class Builder(Generic[C]):
         members = {role: self._member(role, scorer, models) for role, scorer in self._config.scorers.items()}
         return Reward(members, config.combine if isinstance(config, EnsembleReward) else MeanScore())
 
-    def _member(self: Builder[EvaluationRun], role: str, config: OneReward, models: Models) -> RoleGroup[Scorer]:
+    def _member(self: Builder[EvaluationRun], role: str, config: OneReward, models: Models) -> Member:
         if isinstance(config, ModelReward):
             setup = self.engine_setup(role, models.of[role], config)
-            return self.start(role, RewardModel, (setup, self._bridge(models) if config.text_bridge else None))
+            group = self.start(role, RewardModel, (setup, self._bridge(models) if config.text_bridge else None))
+            return Member(group, partial(Responses.of, columns=(MESSAGES,)) if config.text_bridge else Sequences.of)
         return self.scorer(role, config)
 
     def _bridge(self: Builder[SamplingConfig], models: Models) -> PolicyText:
         return PolicyText(str(models.actor), self._config.actor.model.trust_remote_code)
 
-    def judge(self: Builder[EvaluationRun]) -> RoleGroup[Scorer] | None:
+    def judge(self: Builder[EvaluationRun]) -> Member | None:
         """The gold scorer of the evaluations, if there is one."""
         config = self._config.evaluation.judge
         return self.scorer(JUDGE, config) if config else None
 
-    def scorer(self, role: str, config: FunctionReward | RemoteReward) -> RoleGroup[Scorer]:
+    def scorer(self, role: str, config: FunctionReward | RemoteReward) -> Member:
         """A reward that is no model."""
         factory = FunctionScorer if isinstance(config, FunctionReward) else RemoteScorer
-        return self.start(role, factory, (config,), distributed=False)
+        return Member(self.start(role, factory, (config,), distributed=False))
 
     def reward_trainer(self, backbone: Path, training: RewardTrainingConfig, steps: int) -> RoleGroup[RewardTrainer]:
         """A reward model in the making."""
@@ -172,7 +175,7 @@ class Builder(Generic[C]):
         """
         config = self._config
         sleeps = config.rollout.engine.sleep > 0
-        policy = Policy(self.engines(models), config.deadlines, sleeps=sleeps)
+        policy = Policy(self.engines(models), config.deadlines, sleeps, config.environment is not None)
         if sleeps or engines_neighbours(config.placement):
             policy.engines.ready(config.deadlines.start_s)
             policy.rest()

@@ -18,7 +18,7 @@ from orchestrator.config.run import RunConfig
 from orchestrator.errors import WeightsDiffer
 from orchestrator.groups.scoring import Roles
 from roles.actor import Actor
-from roles.batch import Rollouts, Scored
+from roles.batch import Rollouts
 from roles.config.rollout import RolloutConfig
 from roles.config.section import Dtype
 from roles.errors import RoleError
@@ -60,7 +60,7 @@ class Canary:
         """The inverse of `state_dict`."""
         self.baseline, self.dtypes = state["baseline"], state["dtypes"]
 
-    def check(self, rollouts: Rollouts | Scored, logprobs: Tensor, version: int, config: RunConfig) -> None:
+    def check(self, rollouts: Rollouts, logprobs: Tensor, version: int, config: RunConfig) -> None:
         """Raise `WeightsDiffer` if `logprobs` (the actor's, float32 `[batch, time]`) are too far from the engines'."""
         if not config.canary.enabled:
             return
@@ -94,7 +94,7 @@ class Canary:
         return max(LEAST[dtype] * scale, config.canary.growth * self.baseline)
 
 
-def unexplained_gap(rollouts: Rollouts | Scored, logprobs: Tensor, how: RolloutConfig) -> Tensor:
+def unexplained_gap(rollouts: Rollouts, logprobs: Tensor, how: RolloutConfig) -> Tensor:
     """|engine's - actor's| log-probability of every generated token, flat float32, less what truncated sampling adds.
 
     The engine's are those of the distribution that was sampled. Leaving tokens out raises the others by log(1/kept),

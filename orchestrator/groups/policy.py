@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from cluster.config import Deadlines
 from cluster.ranks.role_group import RoleGroup
@@ -27,14 +27,18 @@ class Policy:
     deadlines: Deadlines
     sleeps: bool = False
     """Whether the engines give their memory away between generating and the next push."""
+    environment: bool = True
+    """Whether the engines are sent the prompts' texts and columns: only an environment reads them."""
 
     def generate(self, prompts: Prompts, *, version: int) -> Rollouts:
         """Answer all `prompts`, in their order, with the weights of `version`."""
         self._wake("weights", "kv_cache")
-        shares = prompts.split(_contiguous(len(prompts), len(self.engines)))
-        answers = self.engines.map(RolloutEngine.generate, shares, version).result(self.deadlines.generate_s)
+        shares = self._shares(prompts)
+        asked = [self._asked(share) for share in shares]
+        answers = self.engines.map(RolloutEngine.generate, asked, version).result(self.deadlines.generate_s)
         self.rest()
-        return Rollouts.concatenate([_of_version(rollouts, version) for rollouts in answers if len(rollouts)])
+        answered = zip(answers, shares, strict=True)
+        return Rollouts.concatenate([self._whole(part, share, version) for part, share in answered if len(part)])
 
     def stream(self, prompts: Prompts, *, version: int) -> Iterator[tuple[Part, Rollouts]]:
         """The same in parts, each as soon as it is done. What is in a part is always the same; when it comes is not.
@@ -62,10 +66,25 @@ class Policy:
 
     def _parts(self, prompts: Prompts, version: int) -> Iterator[tuple[Part, Rollouts]]:
         self._wake("weights", "kv_cache")
-        shares = prompts.split(_contiguous(len(prompts), len(self.engines)))
-        deadline_s = self.deadlines.generate_s
-        for engine, (first, part) in self.engines.stream(RolloutEngine.stream, shares, version, deadline_s=deadline_s):
-            yield (engine, first), _of_version(part, version)
+        shares, deadline_s = self._shares(prompts), self.deadlines.generate_s
+        asked = [self._asked(share) for share in shares]
+        for engine, (first, part) in self.engines.stream(RolloutEngine.stream, asked, version, deadline_s=deadline_s):
+            share = shares[engine].select(range(first, first + len(part)))
+            yield (engine, first), self._whole(part, share, version)
+
+    def _shares(self, prompts: Prompts) -> list[Prompts]:
+        return prompts.split(_contiguous(len(prompts), len(self.engines)))
+
+    def _asked(self, prompts: Prompts) -> Prompts:
+        """What the engines read of `prompts`."""
+        return prompts if self.environment else replace(prompts, texts=[""] * len(prompts), columns={})
+
+    def _whole(self, rollouts: Rollouts, prompts: Prompts, version: int) -> Rollouts:
+        """The answers to `prompts`, with what the engines were not sent."""
+        _check_version(rollouts, version)
+        if self.environment:
+            return rollouts
+        return replace(rollouts, prompts=prompts.texts, columns=prompts.columns)
 
     def load(self, actor: RoleGroup[Actor], *, version: int) -> None:
         """Bring the actor's weights into every engine and number them `version`."""
@@ -84,10 +103,9 @@ def _contiguous(rows: int, parts: int) -> list[range]:
     return [range(first, last) for first, last in itertools.pairwise(cuts)]
 
 
-def _of_version(rollouts: Rollouts, version: int) -> Rollouts:
+def _check_version(rollouts: Rollouts, version: int) -> None:
     others = sorted(set(rollouts.versions.tolist()) - {version})
     if others:
         raise TetrarchError(
             f"asked for samples of weights version {version}, got some of {others}; the engines are stale"
         )
-    return rollouts

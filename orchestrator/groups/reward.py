@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -11,7 +12,7 @@ from torch import Tensor
 from cluster.ranks.calls import Call
 from cluster.ranks.role_group import RoleGroup
 from orchestrator.groups.spread import Spread, spread
-from roles.batch import Rollouts
+from roles.batch import Responses, Rollouts, Sequences
 from roles.config.rewards import CautiousScore, MeanScore, WeightedScore, WorstScore
 from roles.reward_model import Scorer
 
@@ -44,17 +45,31 @@ def combine(scores: Mapping[str, Tensor], how: CombineConfig) -> tuple[Tensor, T
 
 
 @dataclass(frozen=True, slots=True)
+class Member:
+    """One scorer of a reward."""
+
+    group: RoleGroup[Any]
+    """Of a `Scorer` of what `reads` gives."""
+    reads: Callable[[Rollouts], Sequences | Responses] = Responses.of
+    """The fields of rollouts that it is sent."""
+
+    def start(self, rollouts: Rollouts) -> Spread:
+        """Start scoring on every rank; returns at once."""
+        return spread(self.group, Scorer.score, self.reads(rollouts))
+
+
+@dataclass(frozen=True, slots=True)
 class Reward:
     """Whoever scores responses: one scorer, or the members of an ensemble, whose scores are combined, or nobody; and
     what an environment has paid."""
 
-    members: dict[str, RoleGroup[Scorer]]
+    members: dict[str, Member]
     """By role: `reward`, or `reward.NAME`."""
     how: CombineConfig
 
     def start(self, rollouts: Rollouts) -> Scores:
         """Start them all; returns at once."""
-        members = {role: spread(group, Scorer.score, rollouts) for role, group in self.members.items()}
+        members = {role: member.start(rollouts) for role, member in self.members.items()}
         return Scores(members, self.how, rollouts.turn_rewards.sum(1))
 
 

@@ -1,11 +1,10 @@
 """The driver's side of the role groups: spread rows over ranks, wait for answers, put them back in order.
 
-No row of a batch is sent to a rank that does not need it.
+No row of a batch is sent to a rank that does not need it, and no field to a role that does not read it.
 """
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import import_module
@@ -20,13 +19,12 @@ from cluster.ranks.role_group import RoleGroup
 from cluster.role_table import ACTOR, CRITIC, REFERENCE, ROLES
 from cluster.runtime.ray_cluster import RayCluster
 from orchestrator.groups.policy import Policy
-from orchestrator.groups.reward import Reward, Scores
+from orchestrator.groups.reward import Member, Reward, Scores
 from orchestrator.groups.spread import Part, Spread, spread
 from roles.actor import Actor
-from roles.batch import Rollouts, Scored
+from roles.batch import Rollouts, Scored, Sequences
 from roles.critic import Critic
 from roles.reference import FrozenPolicy
-from roles.reward_model import Scorer
 
 
 def class_of(role: str) -> type[Any]:
@@ -43,7 +41,7 @@ class EvaluationRoles:
     policy: Policy
     reward: Reward
     reference: RoleGroup[FrozenPolicy]
-    judge: RoleGroup[Scorer] | None
+    judge: Member | None
     deadlines: Deadlines
 
 
@@ -81,20 +79,19 @@ class Scoring:
 
     def result(self, deadline_s: float) -> Scored:
         """The rows of this part. What is filled by a role that this run does not have is 0 everywhere."""
-        rollouts = self.rollouts
-        fields: dict[str, Any] = {f.name: getattr(rollouts, f.name) for f in dataclasses.fields(Rollouts)}
-        zeros = torch.zeros_like(rollouts.rollout_logprobs)
+        fields, zeros = dict[str, Tensor](), torch.zeros_like(self.rollouts.rollout_logprobs)
         for name in (role.fills for role in ROLES.values() if role.made_by):
             answer = self.answers.get(name)
             fields[name] = answer.result(deadline_s) if answer else zeros
         scores, disagreement = self.scores.result(deadline_s)
-        return Scored(**fields, scores=scores, disagreement=disagreement)
+        return Scored(self.rollouts, **fields, scores=scores, disagreement=disagreement)
 
 
 def start_scoring(roles: Roles, part: Part, rollouts: Rollouts) -> Scoring:
     """Start the passes; returns at once."""
+    sequences = Sequences.of(rollouts)
     answers = {
-        ROLES[role].fills: spread(group, getattr(class_of(role), ROLES[role].scored_by), rollouts)
+        ROLES[role].fills: spread(group, getattr(class_of(role), ROLES[role].scored_by), sequences)
         for role, group in roles.models.items()
     }
     return Scoring(part, rollouts, answers, roles.reward.start(rollouts))

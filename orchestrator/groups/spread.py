@@ -11,14 +11,12 @@ from torch import Tensor
 
 from cluster.ranks.calls import Call
 from cluster.ranks.role_group import RoleGroup
-from roles.batch import Preferences, Rollouts
+from roles.batch import Preferences, Responses, Sequences
 from roles.packing import balance
 
 R = TypeVar("R")
-
-
-Rows = TypeVar("Rows", Rollouts, Preferences)
-
+Rows = TypeVar("Rows", bound=Sequences | Responses | Preferences)
+"""The fields that the method reads, and no others."""
 
 Part = tuple[int, int]
 """(engine, its first row) of some rollouts; parts sorted by it have the rows of the prompts, in their order."""

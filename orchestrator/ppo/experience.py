@@ -1,18 +1,14 @@
-"""Scored rollouts → rewards → advantages → Experience, and its mini-batches. Runs on the driver, on the whole batch.
-
-`orchestrator.ppo.step.train_step` calls `to_experience` once a step and `mini_batches` once for each trained group.
-Pure apart from reading the configuration.
-"""
+"""Scored rollouts → rewards → advantages → what actor and critic learn from. Pure; on the whole batch."""
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from cluster.role_table import ROLES
+from cluster.role_table import ENGINES, ROLES
 from orchestrator.config.advantages import Estimator
 from orchestrator.config.ppo import PpoConfig
 from orchestrator.config.scores import BootstrapTruncated, MaskTruncated
@@ -20,8 +16,18 @@ from orchestrator.errors import NotFinite
 from orchestrator.ppo.advantages import ESTIMATORS, whiten
 from orchestrator.ppo.scores import RunningScale
 from orchestrator.ppo.stats import ExperienceStats, experience_stats
-from roles.batch import Experience, Scored
+from roles.batch import Scored
 from roles.losses.kl_estimators import KL_ESTIMATORS
+from roles.shares import ActorExperience, CriticExperience
+
+
+@dataclass(frozen=True, slots=True)
+class Experience:
+    """A batch of a PPO step as its two learners need it; row r is row r of the batch in both."""
+
+    actor: ActorExperience
+    critic: CriticExperience
+    """Of no use without a critic."""
 
 
 def to_experience(
@@ -46,14 +52,14 @@ def to_experience(
         sum to it (less the KL penalty): what its turns were paid is part of it.
         baselines: likewise, of the greedy response to each row's prompt, where the estimator is measured from it, float
         `[batch]`.
-        value_scale: in whose units the critic's numbers are; takes in this batch's returns. None: plain ones. The
-        experience has `values` as the critic gave them, and `returns` in the new units.
+        value_scale: in whose units the critic's numbers are; None: in those of the rewards. The experience has `values`
+        as the critic gave them, and `returns` in units of the rewards.
 
     Raises:
         NotFinite: a score, value or log-probability is not finite.
     """
     _check_finite(scored)
-    generated, critics = scored.response_mask, scored.values
+    rollouts, generated, critics = scored.rollouts, scored.rollouts.response_mask, scored.values
     if value_scale is not None:
         scored = replace(scored, values=value_scale.restored(critics))
     trained, bootstrap = _truncation(scored, ppo)
@@ -63,7 +69,7 @@ def to_experience(
         estimate = KL_ESTIMATORS[ppo.kl.estimator]
         penalty = kl_coefficient * estimate(scored.old_logprobs, scored.reference_logprobs)
     # What an environment paid stays with its turn; the last token gets the rest of the score.
-    rewards = shape_rewards(scores - scored.turn_rewards.sum(1), penalty, generated) + scored.turn_rewards
+    rewards = shape_rewards(scores - rollouts.turn_rewards.sum(1), penalty, generated) + rollouts.turn_rewards
     shaped = whiten(rewards, trained, shift_mean=False) if ppo.whiten_rewards else rewards
     advantages, returns = _estimated(
         ppo.advantage,
@@ -75,22 +81,20 @@ def to_experience(
         baselines=baselines,
     )
     stats = experience_stats(scored, trained, rewards, advantages, returns)
-    if value_scale is not None:
-        value_scale.update(returns[trained])
-        returns = value_scale.normalised(returns) * trained
-    experience = Experience(
-        token_ids=scored.token_ids,
-        lengths=scored.lengths,
-        response_mask=trained,
-        rows=torch.arange(len(scored)),
+    tokens = (rollouts.token_ids, rollouts.lengths, trained, torch.arange(len(scored)))
+    actor = ActorExperience(
+        *tokens,
         old_logprobs=scored.old_logprobs * trained,
-        rollout_logprobs=scored.rollout_logprobs * trained,
+        rollout_logprobs=rollouts.rollout_logprobs * trained,
         reference_logprobs=scored.reference_logprobs * trained,
-        values=critics * trained,
         advantages=whiten(advantages, trained) if ppo.whitens else advantages,
-        returns=returns,
     )
-    return experience, stats
+    return Experience(actor, CriticExperience(*tokens, values=critics * trained, returns=returns)), stats
+
+
+def in_units_of(scale: RunningScale, critic: CriticExperience) -> CriticExperience:
+    """`critic` with its returns, which are in units of the rewards, in those of `scale`."""
+    return replace(critic, returns=scale.normalised(critic.returns) * critic.response_mask)
 
 
 def _estimated(
@@ -145,14 +149,15 @@ def last_generated(mask: Tensor) -> Tensor:
 
 def _truncation(scored: Scored, ppo: PpoConfig) -> tuple[Tensor, Tensor | None]:
     """Trained tokens `[batch, time]`, value after the last token `[batch]` (None: 0)."""
+    generated, finished = scored.rollouts.response_mask, scored.rollouts.finished
     match ppo.truncated:
         case MaskTruncated():
-            return scored.response_mask & scored.finished.unsqueeze(1), None
+            return generated & finished.unsqueeze(1), None
         case BootstrapTruncated():
-            last = last_generated(scored.response_mask).unsqueeze(1)
-            return scored.response_mask, torch.where(scored.finished, 0.0, scored.values.gather(1, last).squeeze(1))
+            last = last_generated(generated).unsqueeze(1)
+            return generated, torch.where(finished, 0.0, scored.values.gather(1, last).squeeze(1))
         case _:
-            return scored.response_mask, None
+            return generated, None
 
 
 def made_by() -> dict[str, str]:
@@ -162,7 +167,7 @@ def made_by() -> dict[str, str]:
 
 def _check_finite(scored: Scored) -> None:
     for name, role in made_by().items():
-        tensor = getattr(scored, name)
+        tensor = getattr(scored.rollouts if role == ENGINES else scored, name)
         if not bool(tensor.isfinite().all()):
             bad = (~tensor.isfinite()).nonzero()[:, 0].unique().tolist()
             mend = (
@@ -173,5 +178,5 @@ def _check_finite(scored: Scored) -> None:
             raise NotFinite(
                 role,
                 f"the {role}'s {name} are not finite in rows {bad[:8]} of the batch ({len(bad)} of {len(scored)}; the "
-                f"first has the prompt {scored.prompts[bad[0]][:60]!r}): {mend}",
+                f"first has the prompt {scored.rollouts.prompts[bad[0]][:60]!r}): {mend}",
             )

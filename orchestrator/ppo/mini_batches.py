@@ -1,25 +1,36 @@
-"""Which rows make up each optimizer step. Pure."""
+"""Which rows make up each optimizer step, and what each rank needs for its part of them. Pure."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 
-from roles.batch import Experience
 from roles.packing import balance
+from roles.shares import E, RankShare
 
 
-def mini_batches(
-    experience: Experience, *, epochs: int, mini_batches: int, seed: int, ranks: int
-) -> list[list[Experience]]:
-    """What each rank trains on: `[rank][optimizer step]`, `epochs * mini_batches` steps.
+def share_out(experience: E, *, epochs: int, mini_batches: int, seed: int, ranks: int) -> list[RankShare[E]]:
+    """What each rank trains on. A row that is on a rank in several epochs is in its share once."""
+    schedule = {"epochs": epochs, "mini_batches": mini_batches, "seed": seed, "ranks": ranks}
+    return [_share(experience, steps) for steps in optimizer_steps(experience.lengths.tolist(), **schedule)]
+
+
+def optimizer_steps(
+    lengths: Sequence[int], *, epochs: int, mini_batches: int, seed: int, ranks: int
+) -> list[list[list[int]]]:
+    """Rows of the batch that each rank trains on: `[rank][optimizer step]`, `epochs * mini_batches` steps.
 
     Every epoch is a fresh permutation of the whole batch, cut into equal mini-batches; each of those is shared out over
     the ranks by token counts. Which rows make an optimizer step depends on the seed, never on the number of ranks.
 
+    Args:
+        lengths: tokens of each row.
+
     Raises:
         ValueError: the rows do not divide into mini-batches, or a mini-batch has fewer rows than there are ranks.
     """
-    rows = len(experience)
+    rows = len(lengths)
     if rows % mini_batches:
         raise ValueError(f"mini_batches={mini_batches} does not divide the {rows} samples of the batch; use a divisor")
     size = rows // mini_batches
@@ -29,12 +40,17 @@ def mini_batches(
             f"use at most {rows // ranks} mini-batches, or more samples a step"
         )
     generator = torch.Generator().manual_seed(seed)
-    lengths = experience.lengths.tolist()
-    shards: list[list[Experience]] = [[] for _ in range(ranks)]
+    shares: list[list[list[int]]] = [[] for _ in range(ranks)]
     for _ in range(epochs):
         order = torch.randperm(rows, generator=generator).tolist()
         for first in range(0, rows, size):
             step = sorted(order[first : first + size])
             for rank, part in enumerate(balance([lengths[row] for row in step], ranks)):
-                shards[rank].append(experience.select([step[place] for place in part]))
-    return shards
+                shares[rank].append([step[place] for place in part])
+    return shares
+
+
+def _share(experience: E, steps: Sequence[Sequence[int]]) -> RankShare[E]:
+    rows = sorted({row for step in steps for row in step})
+    place = {row: position for position, row in enumerate(rows)}
+    return RankShare(experience.select(rows), [[place[row] for row in step] for step in steps])

@@ -1,32 +1,20 @@
-"""What becomes of the reward model's scores before they are rewards: scale, clip, length. Pure but for `RunningScale`.
+"""What becomes of the reward model's scores before they are rewards: scale, clip, length.
 
-Called by `orchestrator.ppo.step` once a step; the state of the scale is in every checkpoint. `RunningScale` also serves
-the critic's targets (`orchestrator.ppo.experience`).
+All is pure but `RunningScale`, whose state is in every checkpoint; it also serves the critic's targets.
 """
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from orchestrator.config.ppo import PpoConfig
 from orchestrator.config.scores import LinearLength, PenaliseTruncated, ScoreConfig, SoftOverlong
+from roles.batch import Rollouts
 
 EPSILON = 1e-8
-
-
-class Responses(Protocol):
-    """What rollouts and scored rollouts have in common."""
-
-    @property
-    def response_mask(self) -> Tensor:
-        """bool `[batch, time]`."""
-
-    @property
-    def finished(self) -> Tensor:
-        """bool `[batch]`."""
 
 
 class RunningScale:
@@ -73,7 +61,7 @@ class RunningScale:
         self._count, self._mean, self._squares = int(state["count"]), float(state["mean"]), float(state["squares"])
 
 
-def shape_scores(scores: Tensor, rollouts: Responses, ppo: PpoConfig, scale: RunningScale) -> Tensor:
+def shape_scores(scores: Tensor, rollouts: Rollouts, ppo: PpoConfig, scale: RunningScale) -> Tensor:
     """Normalised by `scale`, then clipped, then less the length penalty; of a response without EOS, with
     `truncated: {type: penalty}`, that fixed score instead (the EOS trick of arXiv 2403.17031).
 

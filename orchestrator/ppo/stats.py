@@ -56,9 +56,10 @@ class ExperienceStats:
 def experience_stats(
     scored: Scored, trained: Tensor, rewards: Tensor, advantages: Tensor, returns: Tensor
 ) -> ExperienceStats:
-    generated = scored.response_mask
+    """Of a batch: `trained`, `rewards`, `advantages` and `returns` are `[batch, time]`, as `to_experience` has them."""
+    rollouts, generated = scored.rollouts, scored.rollouts.response_mask
     kl = k1(scored.old_logprobs, scored.reference_logprobs)[generated].double()
-    gap = (scored.rollout_logprobs - scored.old_logprobs)[generated].abs().double()
+    gap = (rollouts.rollout_logprobs - scored.old_logprobs)[generated].abs().double()
     advantage = advantages[trained].double()
     target = returns[trained].double()
     scores = scored.scores.double()
@@ -76,9 +77,9 @@ def experience_stats(
         explained_variance=explained_variance(scored.values[trained].double(), target),
         response_length_mean=float(generated.sum()) / len(scored),
         response_length_quantiles=tuple(quantiles.tolist()),
-        prompt_length_mean=float(scored.lengths.sum() - generated.sum()) / len(scored),
+        prompt_length_mean=float(rollouts.lengths.sum() - generated.sum()) / len(scored),
         turns_mean=float((generated[:, 1:] & ~generated[:, :-1]).sum()) / len(scored),
-        truncated_fraction=float((~scored.finished).double().mean()),
+        truncated_fraction=float((~rollouts.finished).double().mean()),
         logprob_gap_mean=float(gap.mean()),
         logprob_gap_max=float(gap.max()),
     )

@@ -1,12 +1,11 @@
 """One PPO step. Prompts flow in, trained weights and a StepResult flow out; `TrainState` is what it moves.
 
 `train_step` is the algorithm (Schulman et al., arXiv 1707.06347; Ouyang et al., arXiv 2203.02155); the rest serves it.
-Called by `orchestrator.stages.ppo`.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
 from torch import Tensor
@@ -18,14 +17,14 @@ from orchestrator.data.prompts import PromptSource
 from orchestrator.errors import CheckpointError, NotFinite
 from orchestrator.groups.canary import Canary
 from orchestrator.groups.scoring import Roles, finish_scoring, start_scoring
-from orchestrator.ppo.experience import to_experience
+from orchestrator.ppo.experience import Experience, in_units_of, to_experience
 from orchestrator.ppo.kl import KlController
-from orchestrator.ppo.mini_batches import mini_batches
+from orchestrator.ppo.mini_batches import share_out
 from orchestrator.ppo.scores import RunningScale, shape_scores
 from orchestrator.ppo.stats import ExperienceStats
 from orchestrator.run.phase_clock import Clock
 from roles.actor import Actor, ActorStats
-from roles.batch import Experience, Prompts, Rollouts, Scored
+from roles.batch import Prompts, Rollouts, Scored
 from roles.critic import Critic, CriticStats
 from roles.measured import measured
 
@@ -103,14 +102,14 @@ def train_step(roles: Roles, prompts: Prompts, state: TrainState, config: RunCon
         state.batch = scored
     with clock("experience"):
         experience, stats = prepare(scored, greedy, baselines, state, config)
-        state.canary.check(scored, scored.old_logprobs, state.version, config)
+        state.canary.check(scored.rollouts, scored.old_logprobs, state.version, config)
         schedule = {"epochs": ppo.epochs, "mini_batches": ppo.mini_batches, "seed": config.seed + state.step}
-        critic_shards = mini_batches(experience, ranks=len(roles.critic), **schedule) if roles.critic else []
-        actor_shards = mini_batches(experience, ranks=len(roles.actor), **schedule)
+        critic_shares = share_out(experience.critic, ranks=len(roles.critic), **schedule) if roles.critic else []
+        actor_shares = share_out(experience.actor, ranks=len(roles.actor), **schedule)
     with clock("update"):
-        critic_update = roles.critic.map(Critic.update, critic_shards) if roles.critic else None
+        critic_update = roles.critic.map(Critic.update, critic_shares) if roles.critic else None
         warm = begin_if_warm(roles, state, stats, config)
-        actor_update = roles.actor.map(Actor.update, actor_shards, state.kl.coefficient) if warm else None
+        actor_update = roles.actor.map(Actor.update, actor_shares, state.kl.coefficient) if warm else None
         wait_all([update for update in (critic_update, actor_update) if update], deadlines.update_s)
     if actor_update:
         with clock("push"):
@@ -143,15 +142,19 @@ def prepare(
         if not bool(greedy_scores.isfinite().all()):
             raise NotFinite(REWARD, "the reward's score of a greedy response is not finite: look at the responses")
         baselines = shape_scores(greedy_scores, greedy, ppo, state.scale).repeat_interleave(each)
-    return to_experience(
+    experience, stats = to_experience(
         scored,
         state.kl.coefficient,
         ppo,
         responses_per_prompt=each,
-        scores=shape_scores(scored.scores, scored, ppo, state.scale),
+        scores=shape_scores(scored.scores, scored.rollouts, ppo, state.scale),
         baselines=baselines,
         value_scale=state.value_scale if ppo.value.normalise else None,
     )
+    if ppo.value.normalise:
+        state.value_scale.update(experience.critic.returns[experience.critic.response_mask])
+        experience = replace(experience, critic=in_units_of(state.value_scale, experience.critic))
+    return experience, stats
 
 
 def begin_if_warm(roles: Roles, state: TrainState, stats: ExperienceStats, config: RunConfig) -> bool:

@@ -60,8 +60,8 @@ def step_work(config: RunConfig, scored: Scored) -> StepWork | None:
         return StepWork(
             role_sizes(config),
             samples=len(scored),
-            tokens=float(scored.lengths.float().mean()),
-            scored=float(scored.response_mask.sum()) / len(scored),
+            tokens=float(scored.rollouts.lengths.float().mean()),
+            scored=float(scored.rollouts.response_mask.sum()) / len(scored),
             epochs=config.ppo.epochs,
         )
     return None

@@ -26,10 +26,9 @@ from orchestrator.report.progress import make_progress
 from orchestrator.report.run_files import finite
 from orchestrator.report.terminal_lines import evaluation_lines
 from orchestrator.run.checkpoint import trained_step
-from roles.batch import Prompts, Rollouts, Scored
+from roles.batch import Prompts, Rollouts, Scored, Sequences
 from roles.losses.kl_estimators import k1
 from roles.reference import FrozenPolicy
-from roles.reward_model import Scorer
 
 
 def evaluate(
@@ -50,8 +49,8 @@ def evaluate(
     if check:
         check(rollouts)
     proxy = roles.reward.start(rollouts)
-    reference = spread(roles.reference, FrozenPolicy.reference_logprobs, rollouts)
-    judge = spread(roles.judge, Scorer.score, rollouts) if roles.judge else None
+    reference = spread(roles.reference, FrozenPolicy.reference_logprobs, Sequences.of(rollouts))
+    judge = roles.judge.start(rollouts) if roles.judge else None
     deadline_s = roles.deadlines.score_s
     wait_all([*proxy.calls, reference.call, *([judge.call] if judge else [])], deadline_s)
     proxy_values = proxy.result(deadline_s)[0].tolist()
@@ -105,7 +104,7 @@ def _response_kl(logprobs: Tensor, reference_logprobs: Tensor, mask: Tensor) -> 
 
 
 def _sample_rows(
-    rollouts: Rollouts | Scored, proxy: list[float], gold: list[float] | None, kl: list[float], count: int
+    rollouts: Rollouts, proxy: list[float], gold: list[float] | None, kl: list[float], count: int
 ) -> list[SampleRow]:
     finished = rollouts.finished.tolist()
     return [
@@ -123,5 +122,5 @@ def _sample_rows(
 
 def training_samples(scored: Scored, count: int) -> list[SampleRow]:
     """The first `count` responses of a training batch."""
-    kl = _response_kl(scored.old_logprobs, scored.reference_logprobs, scored.response_mask)
-    return _sample_rows(scored, scored.scores.tolist(), None, kl, count)
+    kl = _response_kl(scored.old_logprobs, scored.reference_logprobs, scored.rollouts.response_mask)
+    return _sample_rows(scored.rollouts, scored.scores.tolist(), None, kl, count)

@@ -35,7 +35,7 @@ from orchestrator.stages.evaluation import evaluate, training_samples
 from orchestrator.stages.run import carry_out
 from orchestrator.stages.stage import Stage, StepReport
 from roles.actor import Actor
-from roles.batch import Prompts, Rollouts, Scored
+from roles.batch import Prompts, Rollouts, Scored, Sequences
 from roles.critic import Critic
 from roles.reference import FrozenPolicy
 
@@ -128,7 +128,7 @@ class Ppo(Stage):
         scored = result.scored
         metrics = {
             **step_metrics(result),
-            "tokens/generated_per_s": float(scored.response_mask.sum()) / clock.seconds["generate"],
+            "tokens/generated_per_s": float(scored.rollouts.response_mask.sum()) / clock.seconds["generate"],
             "kl/coefficient": coefficient,
             "weights/version": self.state.version,
         }
@@ -161,7 +161,7 @@ class Ppo(Stage):
         """Look at rows sampled for an evaluation, if no batch has shown yet that the engines' weights are right."""
         state, few = self.state, rollouts.select(range(min(canary.ROWS, len(rollouts))))
         if state.canary.verified != state.version and self.config.canary.enabled:
-            logprobs = spread(self.roles.actor, Actor.logprobs, few).result(self.config.deadlines.score_s)
+            logprobs = spread(self.roles.actor, Actor.logprobs, Sequences.of(few)).result(self.config.deadlines.score_s)
             state.canary.check(few, logprobs, state.version, self.config)
 
     def before_save(self) -> None:

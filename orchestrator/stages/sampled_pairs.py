@@ -15,10 +15,8 @@ from orchestrator.config.sampling import SamplingConfig
 from orchestrator.data.prompts import PromptSource, Questions
 from orchestrator.groups.build import Models, builder
 from orchestrator.groups.policy import Policy
-from orchestrator.groups.spread import spread
 from orchestrator.report.progress import Progress
 from roles.batch import Preferences
-from roles.reward_model import Scorer
 
 
 def sampled(
@@ -33,7 +31,7 @@ def sampled(
         build.ready()
         progress.status(f"sampling {len(prompts)} responses to {len(prompts) // pairs.responses_per_prompt} prompts")
         rollouts = policy.generate(prompts, version=0)
-        judged = spread(judge, Scorer.score, rollouts)
+        judged = judge.start(rollouts)
         wait_all([judged.call], config.deadlines.score_s)
         scores = judged.result(config.deadlines.score_s)
     groups = torch.arange(len(prompts)) // pairs.responses_per_prompt

@@ -1,4 +1,4 @@
-"""Some rows of a batch as one packed forward pass, and its answers back in their rows. Called by the roles.
+"""Some rows of a batch as one packed forward pass, and its answers back in their rows; updates made of such passes.
 
 The number that belongs to the token at column t (its log-probability, the value before it) is read where the model has
 seen the columns up to t - 1.
@@ -8,34 +8,22 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Generic, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
 
-from roles.batch import Experience
+from roles.batch import TokenRows
 from roles.config.losses import LossMean
 from roles.errors import LossNotFinite, RoleError
 from roles.losses.means import denominator, masked_mean_weight
 from roles.models.early_end import places_in_responses
 from roles.packing import Packed, pack
+from roles.shares import E, RankShare
 from roles.zero.sharded import ShardedModel, Work
 
-
-class TokenRows(Protocol):
-    """What rollouts and experience have in common."""
-
-    @property
-    def token_ids(self) -> Tensor:
-        """int64 `[batch, time]`, right-padded."""
-
-    @property
-    def lengths(self) -> Tensor:
-        """int64 `[batch]`."""
-
-    @property
-    def response_mask(self) -> Tensor:
-        """bool `[batch, time]`."""
+M = TypeVar("M", bound=NamedTuple)
+"""Names of what a loss measures."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,11 +90,26 @@ def per_token(model: ShardedModel, batch: TokenRows, forward: Callable[[MicroBat
 
 
 @dataclass(frozen=True, slots=True)
-class Update:
+class Objective(Generic[E, M]):
+    """What each optimizer step of an update minimises: a mean over its tokens or responses."""
+
+    loss: Callable[[E, list[int], Tensor], tuple[Tensor, M]]
+    """(experience, rows, weights `[batch, time]`) → (the rows' summed weighted loss, with a gradient; what it measured,
+    summed over them, scalars)."""
+    measures: type[M]
+    mean: LossMean
+    constant: int = 1
+    """What `mean: constant` divides by."""
+
+
+@dataclass(frozen=True, slots=True)
+class Update(Generic[M]):
     """What an update over several optimizer steps and all ranks tells."""
 
-    measured: Tensor
-    """float64 `[steps, columns]`: sums of what the loss measured."""
+    steps: M
+    """What the loss measured, summed over each optimizer step, float64 `[steps]`."""
+    total: M
+    """The same, summed over the whole update, float64 scalars."""
     denominators: Tensor
     """float64 `[steps]`: what each step's summed loss was divided by; at least 1."""
     gradient_norm: float
@@ -115,32 +118,24 @@ class Update:
     """Of the last step."""
 
 
-MicroBatchLoss = Callable[[Experience, list[int], Tensor], tuple[Tensor, Tensor]]
-"""(mini-batch, rows, weights `[batch, time]`) → (their summed weighted loss, with a gradient; measured `[columns]`)."""
-
-
-def update(
-    model: ShardedModel, mini_batches: Sequence[Experience], mean: LossMean, loss: MicroBatchLoss, constant: int = 1
-) -> Update:
-    """One optimizer step for each of this rank's shares of a mini-batch. A collective.
+def update(model: ShardedModel, share: RankShare[E], objective: Objective[E, M]) -> Update[M]:
+    """The optimizer steps of this rank's share. A collective.
 
     Rows without a token in the response mask have no gradient and are left out.
     """
-    kept = [batch.response_mask.any(1).nonzero().flatten().tolist() for batch in mini_batches]
-    weights = [masked_mean_weight(batch.response_mask, mean, constant) for batch in mini_batches]
-    denominators = [denominator(batch.response_mask, mean) for batch in mini_batches]
-    work = [
-        Work(batch.lengths[rows].tolist(), share)
-        for batch, rows, share in zip(mini_batches, kept, denominators, strict=True)
-    ]
+    batch = share.experience
+    trained, lengths = batch.response_mask.any(1).tolist(), batch.lengths.tolist()
+    kept = [[row for row in rows if trained[row]] for rows in share.steps]
+    denominators = [denominator(batch.response_mask[rows], objective.mean) for rows in kept]
+    work = [Work([lengths[row] for row in rows], divisor) for rows, divisor in zip(kept, denominators, strict=True)]
+    weights = masked_mean_weight(batch.response_mask, objective.mean, objective.constant)
     sums = [torch.zeros((), dtype=torch.float64, device=model.device)] * len(work)
 
     def step_loss(step: int, items: list[int]) -> Tensor:
         rows = [kept[step][item] for item in items]
-        batch = mini_batches[step]
-        summed, measured = loss(batch, rows, weights[step])
+        summed, measured = objective.loss(batch, rows, weights)
         # A stand-in for no row measures nothing.
-        sums[step] = sums[step] + measured.double() * bool(rows)
+        sums[step] = sums[step] + torch.stack(measured).detach().double() * bool(rows)
         return summed
 
     try:
@@ -148,14 +143,16 @@ def update(
     except LossNotFinite as error:
         rows = [kept[error.step][item] for item in error.items]
         raise RoleError(
-            f"the loss of rows {mini_batches[error.step].rows[rows].tolist()} of the batch is not finite, in optimizer "
-            f"step {error.step + 1} of {len(work)}; lower optimizer.learning_rate, or look at these samples"
+            f"the loss of rows {batch.rows[rows].tolist()} of the batch is not finite, in optimizer step "
+            f"{error.step + 1} of {len(work)}; lower optimizer.learning_rate, or look at these samples"
         ) from error
-    shares = torch.tensor(denominators, dtype=torch.float64)
-    total = model.total(torch.cat([torch.stack(sums).cpu(), shares[:, None]], 1))
+    own = torch.cat([torch.stack(sums).cpu(), torch.tensor(denominators, dtype=torch.float64)[:, None]], 1)
+    everyone = model.total(own)
+    measured = everyone[:, :-1]
     return Update(
-        measured=total[:, :-1],
-        denominators=total[:, -1].clamp(min=1),
+        steps=objective.measures._make(measured.unbind(1)),
+        total=objective.measures._make(measured.sum(0)),
+        denominators=everyone[:, -1].clamp(min=1),
         gradient_norm=sum(fact.gradient_norm for fact in facts) / len(facts),
         learning_rate=facts[-1].learning_rate,
     )

@@ -4,7 +4,9 @@ The driver's own code runs on role groups that compute nothing and answer at onc
 row has `--tokens` tokens, a quarter of them the prompt. Text is 4 characters a token; the data set has a column of 400
 characters. What Ray shares or compresses is not looked at.
 
-    .venv/bin/python -m tests.benchmarks.driver_bytes [--rows 1024] [--tokens 2048] [--ranks 1] [--epochs 4] [--steps 1]
+    .venv/bin/python -m tests.benchmarks.driver_bytes [--rows 1024] [--tokens 2048] [--ranks 1] [--epochs 4]
+
+More ranks, with several mini-batches (`--mini-batches`), have the same row in different epochs, and it goes to each.
 """
 
 from __future__ import annotations
@@ -23,13 +25,14 @@ import torch
 import orchestrator.groups.scoring
 import orchestrator.ppo.step
 from cluster.config import Deadlines
+from orchestrator.config.canary import CanaryConfig
 from orchestrator.config.ppo import PpoConfig
-from orchestrator.config.run import CanaryConfig
+from orchestrator.groups.reward import Member
 from orchestrator.groups.scoring import Policy, Reward, Roles
 from orchestrator.ppo.kl import FixedController
 from orchestrator.ppo.step import TrainState, train_step
-from orchestrator.run.clock import Clock
-from roles.batch import Prompts, Rollouts
+from orchestrator.run.phase_clock import Clock
+from roles.batch import Prompts, Rollouts, Sequences
 from roles.config.models import WarmupConfig
 from roles.config.rewards import MeanScore
 from roles.config.rollout import RolloutConfig
@@ -140,20 +143,20 @@ def asked(rows: int, tokens: int) -> Prompts:
     return Prompts([[row] * tokens for row in range(rows)], texts, columns, list(range(rows)), list(range(rows)))
 
 
-def measure(rows: int, tokens: int, ranks: int, epochs: int, steps: int) -> Ledger:
-    """What `steps` steps moved: one optimizer step an epoch, all roles with as many ranks, a neural reward."""
+def measure(*, rows: int, tokens: int, ranks: int, epochs: int, mini_batches: int, steps: int) -> Ledger:
+    """What `steps` steps moved: all roles with as many ranks, a neural reward."""
     ledger, deadlines = Ledger(), Deadlines()
     group = {role: Group(role, ranks, ledger) for role in ("actor", "critic", "reference", "reward", "rollout")}
     roles: Any = Roles(
         cluster=SimpleNamespace(),  # type: ignore[arg-type]
-        policy=Policy(group["rollout"], deadlines),  # type: ignore[arg-type]
-        reward=Reward({"reward": group["reward"]}, MeanScore()),  # type: ignore[dict-item]
+        policy=Policy(group["rollout"], deadlines, environment=False),  # type: ignore[arg-type]
+        reward=Reward({"reward": Member(group["reward"], Sequences.of)}, MeanScore()),  # type: ignore[arg-type]
         judge=None,
         deadlines=deadlines,
         **{role: group[role] for role in ("actor", "critic", "reference")},  # type: ignore[arg-type]
     )
     config: Any = SimpleNamespace(
-        ppo=PpoConfig(epochs=epochs),
+        ppo=PpoConfig(epochs=epochs, mini_batches=mini_batches),
         deadlines=deadlines,
         seed=0,
         dtype="float32",
@@ -172,7 +175,8 @@ def measure(rows: int, tokens: int, ranks: int, epochs: int, steps: int) -> Ledg
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    for name, default in {"rows": 1024, "tokens": 2048, "ranks": 1, "epochs": 4, "steps": 1}.items():
+    usual = {"rows": 1024, "tokens": 2048, "ranks": 1, "epochs": 4, "mini-batches": 1, "steps": 1}
+    for name, default in usual.items():
         parser.add_argument(f"--{name}", type=int, default=default)
     arguments = parser.parse_args()
     ledger = measure(**vars(arguments))

@@ -14,14 +14,15 @@ import json
 import resource
 import tempfile
 import time
-from dataclasses import fields, replace
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 
-from roles.batch import Experience, Rollouts
+from roles.batch import Rollouts
 from roles.config.losses import PolicyLossConfig
 from roles.config.models import LoraConfig
+from roles.shares import ActorExperience, RankShare
 from roles.zero.setup import ModelSetup
 from tests.integration import ranks as processes
 from tests.integration.ranks import Ranks
@@ -68,12 +69,11 @@ def trained(setup: ModelSetup, folder: str) -> tuple[float, float, int]:
         actor.reference_logprobs(batch)
     blank = torch.zeros_like(old)
     advantages = torch.randn(old.shape, generator=torch.Generator().manual_seed(1)) * batch.response_mask
-    experience = Experience(
-        **{field.name: getattr(batch, field.name, blank) for field in fields(Experience)}
-        | {"rows": torch.arange(ROWS), "old_logprobs": old, "advantages": advantages}
-    )
+    rows = torch.arange(ROWS)
+    tokens = (batch.token_ids, batch.lengths, batch.response_mask, rows)
+    experience = ActorExperience(*tokens, old, blank, blank, advantages)
     began = time.perf_counter()
-    actor.update([experience])
+    actor.update(RankShare(experience, [rows.tolist()]))
     seconds = time.perf_counter() - began
     actor.save_state(folder)
     return peak_gib(), seconds, sum(f.stat().st_size for f in Path(folder).rglob("*") if f.is_file())

@@ -26,11 +26,12 @@ with socket.create_server(("127.0.0.1", 0)) as server:
     os.environ["MASTER_PORT"] = str(server.getsockname()[1])
 
 from roles.actor import Actor
-from roles.batch import Experience, Rollouts
+from roles.batch import Rollouts
 from roles.config.losses import PolicyLossConfig, ValueLossConfig
 from roles.config.models import LoraConfig, OptimizerConfig, ScheduleConfig, ZeroConfig
 from roles.critic import Critic
 from roles.reference import Reference
+from roles.shares import ActorExperience, CriticExperience, RankShare
 from roles.zero.setup import ModelSetup
 from tests.gpu.models import VOCABULARY
 
@@ -127,42 +128,35 @@ def run(folder: Path, spec: dict[str, Any]) -> dict[str, Any]:
     out["numbers"] = numbers[rollouts.response_mask].tolist() if rows <= 16 else float(numbers.sum())
     out["tokens"] = int(rollouts.lengths.sum())
     if role != "reference":
-        batch = experience_of(rollouts, numbers, role)
-        out["stats"] = [dataclasses.asdict(measured("update", lambda: it.update([batch]))) for _ in range(repeat)]
+        share = share_of(rollouts, numbers, role)
+        out["stats"] = [dataclasses.asdict(measured("update", lambda: it.update(share))) for _ in range(repeat)]
         after = measured("score_again", lambda: getattr(it, read)(rollouts))
         out["moved"] = float((after - numbers).abs().max())
         if resume:
-            out |= _continued(it, measured, batch, lambda: getattr(it, read)(rollouts), setup)
+            out |= _continued(it, measured, share, lambda: getattr(it, read)(rollouts), setup)
     out["fingerprint"] = it._model.fingerprint()
     parameters = list(it._model.module.parameters())
     out["parameters"] = sum(getattr(p, "ds_numel", p.numel()) for p in parameters)
     return out
 
 
-def experience_of(rollouts: Rollouts, numbers: torch.Tensor, role: str) -> Experience:
-    """Of the very policy (or critic) that is trained."""
+def share_of(rollouts: Rollouts, numbers: torch.Tensor, role: str) -> RankShare[Any]:
+    """One optimizer step on all rows, with numbers of the very policy (or critic) that is trained."""
     draw = torch.Generator().manual_seed(1)
 
-    def noise(size: float) -> torch.Tensor:
-        return torch.randn(numbers.shape, generator=draw) * size * rollouts.response_mask
+    def noise() -> torch.Tensor:
+        return torch.randn(numbers.shape, generator=draw) * rollouts.response_mask
 
-    old = numbers.clone() if role == "actor" else noise(0.3)
-    return Experience(
-        token_ids=rollouts.token_ids,
-        lengths=rollouts.lengths,
-        response_mask=rollouts.response_mask,
-        rows=torch.arange(len(rollouts)),
-        old_logprobs=old,
-        rollout_logprobs=old.clone(),
-        reference_logprobs=old.clone(),
-        advantages=noise(1.0),
-        returns=noise(1.0),
-        values=noise(1.0) if role == "actor" else numbers.clone(),
-    )
+    rows = torch.arange(len(rollouts))
+    tokens = (rollouts.token_ids, rollouts.lengths, rollouts.response_mask, rows)
+    if role == "critic":
+        return RankShare(CriticExperience(*tokens, values=numbers.clone(), returns=noise()), [rows.tolist()])
+    logprobs = (numbers.clone() for _ in range(3))
+    return RankShare(ActorExperience(*tokens, *logprobs, advantages=noise()), [rows.tolist()])
 
 
 def _continued(
-    it: Any, measured: Measured, batch: Experience, read: Callable[[], torch.Tensor], setup: ModelSetup
+    it: Any, measured: Measured, share: RankShare[Any], read: Callable[[], torch.Tensor], setup: ModelSetup
 ) -> dict[str, Any]:
     folder = tempfile.mkdtemp()
     before = read()
@@ -170,7 +164,7 @@ def _continued(
     size = sum(file.stat().st_size for file in Path(folder).rglob("*") if file.is_file())
     measured("load", lambda: it.load_state(folder))
     gap = float((read() - before).abs().max())
-    measured("update_after_load", lambda: it.update([batch]))
+    measured("update_after_load", lambda: it.update(share))
     if setup.ema_decay:
         measured("save_average", lambda: it.save_average(folder + "/average"))
     shutil.rmtree(folder)

@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import itertools
 import math
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from roles.batch import Experience, Rollouts
+from roles.batch import Rollouts
 from roles.config.losses import PolicyLossConfig, ValueLossConfig
 from roles.config.models import OptimizerConfig, ScheduleConfig, ZeroConfig
 from roles.losses.kl_estimators import KL_ESTIMATORS
 from roles.losses.policy_loss import POLICY_LOSSES
 from roles.losses.value_loss import value_loss
+from roles.rows import Batch
+from roles.shares import ActorExperience, RankShare
 from roles.zero.setup import ModelSetup
 from tests.integration.tiny_model import EOS, VOCABULARY
 
@@ -95,6 +98,29 @@ def long_rollouts(tokens: int) -> Rollouts:
         responses=["r"],
         columns={},
     )
+
+
+@dataclass(frozen=True, slots=True)
+class Experience(Batch):
+    """What either role learns from, so that one batch serves the tests of both."""
+
+    token_ids: Tensor
+    lengths: Tensor
+    response_mask: Tensor
+    rows: Tensor
+    old_logprobs: Tensor
+    rollout_logprobs: Tensor
+    reference_logprobs: Tensor
+    values: Tensor
+    advantages: Tensor
+    returns: Tensor
+
+
+def steps_of(*batches: Experience) -> RankShare[Any]:
+    """One optimizer step on each batch."""
+    ends = list(itertools.accumulate(len(batch) for batch in batches))
+    steps = [list(range(end - len(batch), end)) for batch, end in zip(batches, ends, strict=True)]
+    return RankShare(Experience.concatenate(batches), steps)
 
 
 def experience_of(rows: int, seed: int = 0) -> Experience:
@@ -213,7 +239,7 @@ def update_actor(
     actor = Actor(setup, loss, TEMPERATURE, LossExtra(*extra[:2]) if extra else None)
     gradients = captured(actor._model)
     shards = [_mine(shares(batch, actor._model.world_size)) for batch in batches]
-    stats = actor.update(shards, extra[2] if extra else 0.0)
+    stats = actor.update(steps_of(*shards), extra[2] if extra else 0.0)
     return {"gradients": gradients, "weights": whole_weights(actor._model), "stats": stats}
 
 
@@ -233,10 +259,10 @@ def grown_over_many_lengths(setup: ModelSetup, first: int, last: int) -> float:
         changes = {"token_ids": ids, "lengths": torch.tensor([tokens]), "response_mask": mask, "advantages": numbers}
         return replace(like, rows=torch.tensor([0]), **changes, **same)
 
-    actor.update([row(first)])
+    actor.update(steps_of(row(first)))
     before = process.memory_info().rss
     for tokens in range(first, last + 1):
-        actor.update([row(tokens)])
+        actor.update(steps_of(row(tokens)))
     return (process.memory_info().rss - before) / 2**20
 
 
@@ -251,7 +277,7 @@ def adapted(setup: ModelSetup, batches: list[Experience], rollouts: Rollouts, fo
         return actor.logprobs(rollouts), actor.reference_logprobs(rollouts)
 
     before = both(), actor.reference_fingerprint()
-    stats = actor.update([_mine(shares(batch, actor._model.world_size)) for batch in batches])
+    stats = actor.update(steps_of(*(_mine(shares(batch, actor._model.world_size)) for batch in batches)))
     actor.save_model(f"{folder}/model")
     actor.save_state(f"{folder}/state")
     return {
@@ -269,7 +295,7 @@ def slowed_down(setup: ModelSetup, batch: Experience, folder: str) -> list[float
 
     rates = []
     actor = Actor(setup, PolicyLossConfig(), TEMPERATURE)
-    shard = [_mine(shares(batch, actor._model.world_size))]
+    shard = steps_of(_mine(shares(batch, actor._model.world_size)))
     rates.append(actor.update(shard).learning_rate)
     actor.slow_down(0.25)
     rates.append(actor.update(shard).learning_rate)
@@ -285,7 +311,7 @@ def resumed_with(setup: ModelSetup, changed: ModelSetup, batch: Experience, fold
     from roles.actor import Actor
 
     first, second = (Actor(one, PolicyLossConfig(), TEMPERATURE) for one in (setup, changed))
-    shard = [_mine(shares(batch, torch.distributed.get_world_size()))]
+    shard = steps_of(_mine(shares(batch, torch.distributed.get_world_size())))
     rates = [first.update(shard).learning_rate]
     first.slow_down(0.25)
     first.save_state(folder)
@@ -305,7 +331,7 @@ def averaged(setup: ModelSetup, batches: list[Experience], folder: str) -> dict[
             actor.save_state(folder)
             actor = Actor(setup, PolicyLossConfig(), TEMPERATURE)
             actor.load_state(folder)
-        actor.update([batch])
+        actor.update(steps_of(batch))
         seen.append(whole_weights(actor._model))
     actor.save_average(f"{folder}/mean")
     return {"weights": seen, "unmoved": whole_weights(actor._model)}
@@ -316,7 +342,7 @@ def expected_end(setup: ModelSetup, batch: Experience) -> list[float]:
     from roles.actor import Actor
 
     actor = Actor(setup, PolicyLossConfig(), TEMPERATURE)
-    shard = [_mine(shares(batch, torch.distributed.get_world_size()))]
+    shard = steps_of(_mine(shares(batch, torch.distributed.get_world_size())))
     rates = [actor.update(shard).learning_rate]
     actor.expect(3)
     return [*rates, *(actor.update(shard).learning_rate for _ in range(2))]
@@ -342,7 +368,7 @@ def update_critic(setup: ModelSetup, loss: ValueLossConfig, batches: list[Experi
 
     critic = Critic(setup, loss, 1)
     gradients = captured(critic._model)
-    stats = critic.update([_mine(shares(batch, critic._model.world_size)) for batch in batches])
+    stats = critic.update(steps_of(*(_mine(shares(batch, critic._model.world_size)) for batch in batches)))
     return {"gradients": gradients, "weights": whole_weights(critic._model), "stats": stats}
 
 
@@ -356,9 +382,8 @@ def first_ratio(setup: ModelSetup, rollouts: Rollouts) -> tuple[Tensor, Any]:
     blank = torch.zeros_like(old)
     advantages = torch.linspace(-1, 1, old.numel()).reshape(old.shape) * mine.response_mask
     rows = torch.arange(len(old))
-    numbers = (old, blank, blank, blank, advantages, blank)
-    batch = Experience(mine.token_ids, mine.lengths, mine.response_mask, rows, *numbers)
-    return old, actor.update([batch])
+    batch = ActorExperience(mine.token_ids, mine.lengths, mine.response_mask, rows, old, blank, blank, advantages)
+    return old, actor.update(RankShare(batch, [rows.tolist()]))
 
 
 def gathered_ahead(setup: ModelSetup, rollouts: Rollouts, batch: Experience) -> tuple[set[str], Tensor, Tensor]:
@@ -380,12 +405,12 @@ def gathered_ahead(setup: ModelSetup, rollouts: Rollouts, batch: Experience) -> 
         sharded.deepspeed_config = plain
     mine = _mine(shares(batch, actor._model.world_size))
     for _ in range(2):
-        actor.update([mine])
+        actor.update(steps_of(mine))
     numbers = actor.logprobs(_mine(shares(rollouts, actor._model.world_size)))
     left = {str(parameter.ds_status) for parameter in actor._model.module.parameters()}
     actor._model.fingerprint()
     again = actor.logprobs(_mine(shares(rollouts, actor._model.world_size)))
-    actor.update([mine])
+    actor.update(steps_of(mine))
     return left, numbers, again
 
 
@@ -426,12 +451,12 @@ def interrupted(setup: ModelSetup, batches: list[Experience], folder: str) -> di
 
     through, first, second = actor(), actor(), actor()
     mine = [_mine(shares(batch, torch.distributed.get_world_size())) for batch in batches]
-    expected = [through.update([batch]) for batch in mine]
+    expected = [through.update(steps_of(batch)) for batch in mine]
     for batch in mine[:2]:
-        first.update([batch])
+        first.update(steps_of(batch))
     first.save_state(folder)
     second.load_state(folder)
-    stats = [second.update([batch]) for batch in mine[2:]]
+    stats = [second.update(steps_of(batch)) for batch in mine[2:]]
     return {
         "expected": (expected[2:], whole_weights(through._model)),
         "resumed": (stats, whole_weights(second._model)),
@@ -462,7 +487,7 @@ def asleep(setup: ModelSetup, batches: list[Experience], folder: str) -> dict[st
         first, second = (Actor(sleeping, PolicyLossConfig(), TEMPERATURE) for _ in range(2))
         mine = [_mine(shares(batch, torch.distributed.get_world_size())) for batch in batches]
         for batch in mine[:2]:
-            first.update([batch])
+            first.update(steps_of(batch))
         first.save_state(folder)
         (file,) = Path(folder).glob(f"*/*zero_pp_rank_{torch.distributed.get_rank()}_*optim_states.pt")
         saved = torch.load(file, weights_only=False)["optimizer_state_dict"]["optimizer_state_dict"]["state"]
@@ -470,7 +495,7 @@ def asleep(setup: ModelSetup, batches: list[Experience], folder: str) -> dict[st
         zero = second._model._deepspeed.optimizer
         asleep = {State.optim_states, State.hp_params, State.lp_grads} <= zero.offloaded_states
         gradient_bytes = zero.grad_partitions_flat_buffer.untyped_storage().nbytes()
-        stats = [second.update([batch]) for batch in mine[2:]]
+        stats = [second.update(steps_of(batch)) for batch in mine[2:]]
         return {
             "resumed": (stats, whole_weights(second._model)),
             "saved": {name for state in saved.values() for name in state},
@@ -495,7 +520,7 @@ def saved(setup: ModelSetup, batch: Experience, folder: str, kind: str) -> tuple
     from roles.critic import Critic
 
     role = Actor(setup, PolicyLossConfig(), TEMPERATURE) if kind == "policy" else Critic(setup, ValueLossConfig(), 1)
-    role.update([_mine(shares(batch, torch.distributed.get_world_size()))])
+    role.update(steps_of(_mine(shares(batch, torch.distributed.get_world_size()))))
     role.save_model(folder)
     return whole_weights(role._model), role._model.fingerprint()
 

@@ -70,7 +70,7 @@ FAULTS = (
     Fault(
         "no bootstrap of truncated responses",
         "orchestrator/ppo/experience.py",
-        "torch.where(scored.finished, 0.0, scored.values.gather(1, last).squeeze(1))",
+        "torch.where(finished, 0.0, scored.values.gather(1, last).squeeze(1))",
         "torch.zeros(len(scored))",
         EXPERIENCE,
     ),
@@ -199,6 +199,13 @@ FAULTS = (
         ROLLOUT,
     ),
     Fault(
+        "a rank takes the batch's row numbers for those of its share",
+        "orchestrator/ppo/mini_batches.py",
+        "[[place[row] for row in step] for step in steps]",
+        "[[row % len(rows) for row in step] for step in steps]",
+        EXPERIENCE,
+    ),
+    Fault(
         "the same permutation in every epoch",
         "orchestrator/ppo/mini_batches.py",
         "        order = torch.randperm(rows, generator=generator).tolist()",
@@ -308,7 +315,7 @@ FAULTS = (
     Fault(
         "all that the environment pays is paid at the end",
         "orchestrator/ppo/experience.py",
-        "shape_rewards(scores - scored.turn_rewards.sum(1), penalty, generated) + scored.turn_rewards",
+        "shape_rewards(scores - rollouts.turn_rewards.sum(1), penalty, generated) + rollouts.turn_rewards",
         "shape_rewards(scores, penalty, generated)",
         EXPERIENCE,
     ),

@@ -102,8 +102,8 @@ WIRING = (
     Fault(
         "the mean of the policy loss ignored",
         "roles/actor.py",
-        "self._loss.mean, loss, self",
-        '"token", loss, self',
+        "PolicySums, self._loss.mean,",
+        'PolicySums, "token",',
         ACTOR_KEYS,
     ),
     Fault(
@@ -291,8 +291,8 @@ WIRING = (
     Fault(
         "the mean of the value loss ignored",
         "roles/critic.py",
-        "mini_batches, self._loss.mean, self._micro",
-        'mini_batches, "token", self._micro',
+        "ValueSums, self._loss.mean,",
+        'ValueSums, "token",',
         CRITIC_KEYS,
     ),
     Fault(

@@ -1,9 +1,9 @@
 """Does it learn the right thing? Tasks whose optimum is known in closed form, trained with our own mathematics.
 
 The policy is a table of logits by position, the critic a table of values by position; everything between sampling and
-the optimizer is the real code: `to_experience`, `mini_batches`, `policy_loss`, `value_loss`, the KL controllers. With
-γ = 1, k1 in the reward and a fixed score, the optimum is π* ∝ π_ref·exp(r/β). There the objective E[r] - β·KL and the
-value of the prompt are β·log Z.
+the optimizer is the real code: `to_experience`, `optimizer_steps`, `policy_loss`, `value_loss`, the KL controllers.
+With γ = 1, k1 in the reward and a fixed score, the optimum is π* ∝ π_ref·exp(r/β). There the objective E[r] - β·KL and
+the value of the prompt are β·log Z.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ from torch import Tensor
 
 from orchestrator.config.kl import AdaptiveKl, FixedKl
 from orchestrator.config.ppo import PpoConfig
-from orchestrator.ppo.experience import to_experience
+from orchestrator.ppo.experience import Experience, to_experience
 from orchestrator.ppo.kl import KlController, make_controller
-from orchestrator.ppo.mini_batches import mini_batches
-from roles.batch import Experience, Scored
+from orchestrator.ppo.mini_batches import optimizer_steps
+from roles.batch import Rollouts, Scored
 from roles.losses.kl_estimators import k1, k2, k3
 from roles.losses.logprobs import token_logprobs
 from roles.losses.means import denominator, masked_mean_weight
@@ -60,7 +60,7 @@ class Toy:
 
         batch, time = responses.shape
         old = pad(self.logprobs(self.logits, responses))
-        return Scored(
+        rollouts = Rollouts(
             token_ids=pad(responses),
             lengths=torch.full((batch,), time + 1),
             response_mask=pad(torch.ones(batch, time, dtype=torch.bool)),
@@ -71,6 +71,9 @@ class Toy:
             prompts=[""] * batch,
             responses=[""] * batch,
             columns={},
+        )
+        return Scored(
+            rollouts,
             old_logprobs=old,
             reference_logprobs=pad(self.logprobs(self.reference, responses)),
             values=pad(self.values.expand(batch, -1)),
@@ -78,15 +81,15 @@ class Toy:
             disagreement=torch.zeros_like(scores),
         )
 
-    def losses(self, part: Experience, ppo: PpoConfig) -> tuple[Tensor, Tensor]:
+    def losses(self, experience: Experience, rows: list[int], ppo: PpoConfig) -> tuple[Tensor, Tensor]:
         """Policy and value loss of one optimizer step."""
-        mask = part.response_mask[:, 1:]
-        new = self.logprobs(self.logits, part.token_ids[:, 1:])
-        surrogate, _ = policy_loss(
-            new, part.old_logprobs[:, 1:], part.advantages[:, 1:], clip_low=ppo.policy.clip, clip_high=ppo.policy.clip
-        )
+        actor, critic, clip = experience.actor.select(rows), experience.critic.select(rows), ppo.policy.clip
+        mask = actor.response_mask[:, 1:]
+        new = self.logprobs(self.logits, actor.token_ids[:, 1:])
+        old, advantages = actor.old_logprobs[:, 1:], actor.advantages[:, 1:]
+        surrogate, _ = policy_loss(new, old, advantages, clip_low=clip, clip_high=clip)
         values = self.values.expand_as(new)
-        error, _ = value_loss(values, part.values[:, 1:], part.returns[:, 1:], ppo.value.clip)
+        error, _ = value_loss(values, critic.values[:, 1:], critic.returns[:, 1:], ppo.value.clip)
         weight, total = masked_mean_weight(mask, ppo.policy.mean), denominator(mask, ppo.policy.mean)
         return (surrogate * weight).sum() / total, (error * weight).sum() / total
 
@@ -117,10 +120,11 @@ def train(
     for step in range(schedule.steps):
         responses = toy.sample(schedule.batch)
         experience, stats = to_experience(toy.score(responses, score(responses)), kl.coefficient, ppo)
-        shards = mini_batches(experience, epochs=ppo.epochs, mini_batches=ppo.mini_batches, seed=step, ranks=1)
-        for part in shards[0]:
+        parts = {"epochs": ppo.epochs, "mini_batches": ppo.mini_batches, "seed": step, "ranks": 1}
+        (mine,) = optimizer_steps(experience.actor.lengths.tolist(), **parts)
+        for rows in mine:
             optimizer.zero_grad()
-            surrogate, error = toy.losses(part, ppo)
+            surrogate, error = toy.losses(experience, rows, ppo)
             (surrogate + error).backward()
             optimizer.step()
             scheduler.step()

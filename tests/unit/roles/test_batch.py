@@ -1,16 +1,23 @@
 from __future__ import annotations
 
+import ast
 import json
 import pickle
+import re
 from collections.abc import Callable
 from dataclasses import fields, replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
-from roles.batch import Experience, Prompts, Rollouts, Scored, save_batch
+from orchestrator.config.ppo import PpoConfig
+from orchestrator.ppo.experience import to_experience
+from roles.batch import Preferences, Prompts, Responses, Rollouts, Scored, Sequences, save_batch
+from roles.rows import Batch
+from roles.shares import ActorExperience, CriticExperience
 
 PROMPT = 2
 """Prompt tokens of each row."""
@@ -40,14 +47,8 @@ def rollouts(*response_lengths: int, first_token: int = 10) -> Rollouts:
 def scored(*response_lengths: int) -> Scored:
     made = rollouts(*response_lengths)
     zeros = torch.zeros_like(made.rollout_logprobs)
-    return Scored(
-        **{name: getattr(made, name) for name in made.__dataclass_fields__},
-        old_logprobs=zeros,
-        reference_logprobs=zeros,
-        values=zeros,
-        scores=torch.arange(len(made), dtype=torch.float32),
-        disagreement=torch.zeros(len(made)),
-    )
+    numbers = torch.arange(len(made), dtype=torch.float32)
+    return Scored(made, zeros, zeros, zeros, numbers, torch.zeros(len(made)))
 
 
 def test_select_takes_rows_in_order_and_cuts_the_padding() -> None:
@@ -80,7 +81,7 @@ def test_pickling_keeps_everything() -> None:
     again = pickle.loads(pickle.dumps(batch))
     assert type(again) is Scored
     torch.testing.assert_close(again.scores, batch.scores)
-    assert again.columns == batch.columns
+    assert again.rollouts.columns == batch.rollouts.columns
 
 
 @pytest.mark.parametrize("parts", [[[0, 1], [2, 3]], [[3], [1, 0], [2]], [[0, 1, 2, 3], []]])
@@ -89,12 +90,20 @@ def test_concatenate_undoes_split(parts: list[list[int]]) -> None:
     joined = Scored.concatenate(batch.split(parts))
     order = [row for part in parts for row in part]
     expected = batch.select(order)
-    for name in Scored.__dataclass_fields__:
-        ours, wanted = getattr(joined, name), getattr(expected, name)
-        if isinstance(wanted, torch.Tensor):
-            torch.testing.assert_close(ours, wanted, rtol=0, atol=0)
+    same(joined, expected)
+
+
+def same(ours: Batch, wanted: Batch) -> None:
+    """Field by field, to the bit."""
+    assert type(ours) is type(wanted)
+    for f in fields(ours):
+        own, other = getattr(ours, f.name), getattr(wanted, f.name)
+        if isinstance(own, Batch):
+            same(own, other)
+        elif isinstance(own, torch.Tensor):
+            torch.testing.assert_close(own, other, rtol=0, atol=0)
         else:
-            assert ours == wanted
+            assert own == other
 
 
 def test_concatenate_pads_tokens_with_the_pad_token_and_numbers_with_zero() -> None:
@@ -176,32 +185,64 @@ def test_malformed_scores_and_experience_are_refused() -> None:
         replace(batch, scores=batch.scores[:1])
     with pytest.raises(ValueError, match=r"Scored\.values"):
         replace(batch, values=batch.values.to(torch.bfloat16))
-    with pytest.raises(ValueError, match=r"Experience\.returns"):
-        Experience(
-            token_ids=batch.token_ids,
-            lengths=batch.lengths,
-            response_mask=batch.response_mask,
-            rows=torch.arange(2),
-            old_logprobs=batch.values,
-            rollout_logprobs=batch.values,
-            reference_logprobs=batch.values,
-            values=batch.values,
-            advantages=batch.values,
-            returns=batch.scores,
-        )
+    tokens = (batch.rollouts.token_ids, batch.rollouts.lengths, batch.rollouts.response_mask, torch.arange(2))
+    with pytest.raises(ValueError, match=r"CriticExperience\.returns"):
+        CriticExperience(*tokens, values=batch.values, returns=batch.scores)
+    with pytest.raises(ValueError, match=r"ActorExperience\.advantages"):
+        ActorExperience(*tokens, *[batch.values] * 3, advantages=batch.scores)
 
 
 def test_a_batch_is_saved_without_pickle(tmp_path: Path) -> None:
-    batch = replace(scored(1, 3), columns={"id": [7, {"deep": object}]})
-    save_batch(batch, tmp_path / "failed" / "step-000002.safetensors")
+    batch = scored(1, 3)
+    rollouts = replace(batch.rollouts, columns={"id": [7, {"deep": object}]})
+    save_batch(replace(batch, rollouts=rollouts), tmp_path / "failed" / "step-000002.safetensors")
     tensors = load_file(tmp_path / "failed" / "step-000002.safetensors")
-    assert tensors.keys() == {f.name for f in fields(batch)} - {"prompts", "responses", "columns"}
-    assert all(torch.equal(tensor, getattr(batch, name)) for name, tensor in tensors.items())
+    whole = {f.name: part for part in (batch, rollouts) for f in fields(part)}
+    assert tensors.keys() == whole.keys() - {"rollouts", "prompts", "responses", "columns"}
+    assert all(torch.equal(tensor, getattr(whole[name], name)) for name, tensor in tensors.items())
     texts = json.loads((tmp_path / "failed" / "step-000002.json").read_text())
-    assert (texts["prompts"], texts["responses"]) == (batch.prompts, batch.responses)
+    assert (texts["prompts"], texts["responses"]) == (rollouts.prompts, rollouts.responses)
     assert texts["columns"]["id"][0] == 7
 
 
 def test_a_batch_cannot_be_changed() -> None:
     with pytest.raises(AttributeError):
         rollouts(1).lengths = torch.zeros(1)  # type: ignore[misc]
+
+
+def test_a_part_of_rollouts_has_the_fields_that_are_read() -> None:
+    batch = replace(rollouts(1, 3), columns={"id": [1, 3], "messages": ["a", "b"]})
+    assert {f.name for f in fields(Sequences.of(batch))} == {"token_ids", "lengths", "response_mask"}
+    everything, one = Responses.of(batch), Responses.of(batch, ["messages", "none of ours"])
+    assert everything.columns == batch.columns and one.columns == {"messages": ["a", "b"]}
+    assert (one.prompts, one.finished.tolist()) == (batch.prompts, batch.finished.tolist())
+
+
+FLAGS, COUNTS = {"response_mask", "finished"}, {"token_ids", "lengths", "versions", "rows", "groups"}
+
+
+def example_of(kind: type) -> dict[str, Any]:
+    """The rows in the type's docstring, as its fields."""
+    shown = dict(re.findall(r"^ {8}(\w+) += (.+)$", kind.__doc__ or "", re.MULTILINE))
+    found = {name: ast.literal_eval(text) for name, text in shown.items()}
+    if kind is Prompts:
+        return found
+    types = {name: torch.bool if name in FLAGS else torch.int64 if name in COUNTS else torch.float32 for name in found}
+    texts = ("prompts", "responses", "columns")
+    return {n: value if n in texts else torch.tensor(value, dtype=types[n]) for n, value in found.items()}
+
+
+def test_the_examples_are_what_the_code_makes_of_them() -> None:
+    """Each type takes the three rows of its docstring; parts and experience are those of the rollouts and scores."""
+    made = {kind: kind(**example_of(kind)) for kind in (Prompts, Rollouts, Sequences, Responses, Preferences)}
+    made |= {kind: kind(**example_of(kind)) for kind in (ActorExperience, CriticExperience)}
+    assert {len(batch) for batch in made.values()} == {3}
+    same(Sequences.of(made[Rollouts]), made[Sequences])
+    same(Responses.of(made[Rollouts]), made[Responses])
+    scored = Scored(made[Rollouts], **example_of(Scored))
+    ppo = PpoConfig.model_validate({"advantage": {"type": "gae", "lambda": 1.0}, "whiten_advantages": False})
+    experience, _ = to_experience(scored, 0.1, ppo)
+    for ours in (experience.actor, experience.critic):
+        for f in fields(ours):
+            torch.testing.assert_close(getattr(ours, f.name), getattr(made[type(ours)], f.name))
+    assert made[Preferences].comparisons().tolist() == [[1, 0]]

@@ -36,13 +36,14 @@ def batch(gap: float) -> Scored:
     """Half of the engine's log-probabilities are too high by `gap`, half too low."""
     scored = make_scored()
     signs = torch.where(torch.arange(scored.old_logprobs.shape[1]) % 2 == 0, 1.0, -1.0)
-    return replace(scored, rollout_logprobs=scored.old_logprobs + gap * signs)
+    rollouts = replace(scored.rollouts, rollout_logprobs=scored.old_logprobs + gap * signs)
+    return replace(scored, rollouts=rollouts)
 
 
 def passes(canary: Canary, gap: float, version: int, settings: Any) -> bool:
     scored = batch(gap)
     try:
-        canary.check(scored, scored.old_logprobs, version, settings)
+        canary.check(scored.rollouts, scored.old_logprobs, version, settings)
     except WeightsDiffer:
         return False
     return True
@@ -194,9 +195,8 @@ def test_each_fault_of_one_tensor_is_caught_and_named(
     """The engine is the same model with one wrong tensor; tokens are scored by both."""
     model, before = models
     tokens = torch.randint(3, 128, (4, 24), generator=torch.Generator().manual_seed(2))
-    scored = replace(
-        make_scored([(4, 20)] * 4), token_ids=tokens, response_mask=(torch.arange(24) >= 4).expand(4, 24).contiguous()
-    )
+    mask = (torch.arange(24) >= 4).expand(4, 24).contiguous()
+    rollouts = replace(make_scored([(4, 20)] * 4).rollouts, token_ids=tokens, response_mask=mask)
     right, actor = logprobs(model, tokens), trainer_products(model.model.named_parameters(), torch.float32)
     held = dict(model.model.named_parameters())[name].data
     kept = held.clone()
@@ -204,9 +204,9 @@ def test_each_fault_of_one_tensor_is_caught_and_named(
     wrong, engine = logprobs(model, tokens), trainer_products(model.model.named_parameters(), torch.float32)
     held.copy_(kept)
     canary = Canary()
-    canary.check(replace(scored, rollout_logprobs=right), right, 0, config())
+    canary.check(replace(rollouts, rollout_logprobs=right), right, 0, config())
     with pytest.raises(WeightsDiffer):
-        canary.check(replace(scored, rollout_logprobs=wrong), right, 1, config())
+        canary.check(replace(rollouts, rollout_logprobs=wrong), right, 1, config())
     told = culprits(roles_with(actor, EngineProducts(engine)), config())
     assert f"1 differ; most, relative to their size: {name} (" in told
 

@@ -10,12 +10,13 @@ from torch import Tensor
 from orchestrator.config.ppo import PpoConfig
 from orchestrator.errors import NotFinite
 from orchestrator.ppo.advantages import gae, whiten
-from orchestrator.ppo.experience import last_generated, made_by, shape_rewards, to_experience
-from orchestrator.ppo.mini_batches import mini_batches
+from orchestrator.ppo.experience import in_units_of, last_generated, made_by, shape_rewards, to_experience
+from orchestrator.ppo.mini_batches import optimizer_steps, share_out
 from orchestrator.ppo.scores import RunningScale, shape_scores
 from orchestrator.ppo.stats import explained_variance
-from roles.batch import Experience, Scored
+from roles.batch import Rollouts, Scored
 from roles.losses.kl_estimators import k1
+from roles.shares import ActorExperience
 
 BETA = 0.1
 RESPONSES = [(2, 5), (3, 1), (1, 8), (4, 3)]
@@ -33,7 +34,7 @@ def make_scored(responses: list[tuple[int, int]] = RESPONSES, truncated: tuple[i
         return (torch.randn(mask.shape, generator=generator) + shift) * mask
 
     size = len(responses)
-    return Scored(
+    rollouts = Rollouts(
         token_ids=torch.randint(0, 50, mask.shape, generator=generator),
         lengths=lengths,
         response_mask=mask,
@@ -44,6 +45,9 @@ def make_scored(responses: list[tuple[int, int]] = RESPONSES, truncated: tuple[i
         prompts=["p"] * size,
         responses=["r"] * size,
         columns={},
+    )
+    return Scored(
+        rollouts,
         old_logprobs=numbers(-2),
         reference_logprobs=numbers(-2),
         values=numbers(),
@@ -61,7 +65,7 @@ def naive_rewards(scored: Scored, scores: list[float]) -> list[list[float]]:
     """Rewards of the generated tokens of each row."""
     rows = []
     for row, score in enumerate(scores):
-        columns = scored.response_mask[row].nonzero().flatten().tolist()
+        columns = scored.rollouts.response_mask[row].nonzero().flatten().tolist()
         kl = [float(scored.old_logprobs[row, t] - scored.reference_logprobs[row, t]) for t in columns]
         rewards = [-BETA * k for k in kl]
         rewards[-1] += score
@@ -71,7 +75,7 @@ def naive_rewards(scored: Scored, scores: list[float]) -> list[list[float]]:
 
 def test_rewards_against_a_loop() -> None:
     scored = make_scored()
-    mask = scored.response_mask
+    mask = scored.rollouts.response_mask
     rewards = shape_rewards(scored.scores, BETA * k1(scored.old_logprobs, scored.reference_logprobs), mask)
     for row, expected in enumerate(naive_rewards(scored, scored.scores.tolist())):
         assert rewards[row, mask[row]].tolist() == pytest.approx(expected, abs=1e-6)
@@ -80,9 +84,9 @@ def test_rewards_against_a_loop() -> None:
 
 def test_the_score_sits_on_eos_and_not_on_the_first_pad() -> None:
     scored = make_scored()
-    mask = scored.response_mask
+    mask = scored.rollouts.response_mask
     rewards = shape_rewards(scored.scores, torch.zeros_like(scored.old_logprobs), mask)
-    for row, length in enumerate(scored.lengths.tolist()):
+    for row, length in enumerate(scored.rollouts.lengths.tolist()):
         assert rewards[row].nonzero().flatten().tolist() == [length - 1]
 
 
@@ -95,47 +99,47 @@ def test_last_generated_with_gaps() -> None:
 
 def test_experience_against_its_parts() -> None:
     scored = make_scored()
-    mask = scored.response_mask
+    mask = scored.rollouts.response_mask
     experience, _ = to_experience(scored, BETA, make_ppo())
     rewards = shape_rewards(scored.scores, BETA * k1(scored.old_logprobs, scored.reference_logprobs), mask)
     advantages, returns = gae(rewards, scored.values, mask, 0.9, 0.8)
-    torch.testing.assert_close(experience.advantages, advantages)
-    torch.testing.assert_close(experience.returns, returns)
-    torch.testing.assert_close(experience.response_mask, mask)
-    torch.testing.assert_close(experience.old_logprobs, scored.old_logprobs)
-    torch.testing.assert_close(experience.rollout_logprobs, scored.rollout_logprobs)
-    torch.testing.assert_close(experience.values, scored.values)
+    torch.testing.assert_close(experience.actor.advantages, advantages)
+    torch.testing.assert_close(experience.critic.returns, returns)
+    torch.testing.assert_close(experience.actor.response_mask, mask)
+    torch.testing.assert_close(experience.actor.old_logprobs, scored.old_logprobs)
+    torch.testing.assert_close(experience.actor.rollout_logprobs, scored.rollouts.rollout_logprobs)
+    torch.testing.assert_close(experience.critic.values, scored.values)
 
 
 def test_whitening_moves_advantages_and_leaves_returns() -> None:
     scored = make_scored()
     plain, stats = to_experience(scored, BETA, make_ppo())
     white, white_stats = to_experience(scored, BETA, make_ppo(whiten_advantages=True))
-    mask = scored.response_mask
-    assert white.advantages[mask].mean().item() == pytest.approx(0, abs=1e-6)
-    assert white.advantages[mask].std(correction=0).item() == pytest.approx(1, abs=1e-5)
-    torch.testing.assert_close(white.returns, plain.returns)
+    mask = scored.rollouts.response_mask
+    assert white.actor.advantages[mask].mean().item() == pytest.approx(0, abs=1e-6)
+    assert white.actor.advantages[mask].std(correction=0).item() == pytest.approx(1, abs=1e-5)
+    torch.testing.assert_close(white.critic.returns, plain.critic.returns)
     assert stats == white_stats, "advantage/mean and std are those before whitening"
 
 
 def test_whitened_rewards_keep_their_mean() -> None:
     scored = make_scored()
-    mask = scored.response_mask
+    mask = scored.rollouts.response_mask
     experience, stats = to_experience(scored, BETA, make_ppo(whiten_rewards=True))
     rewards = shape_rewards(scored.scores, BETA * k1(scored.old_logprobs, scored.reference_logprobs), mask)
     shaped = whiten(rewards, mask, shift_mean=False)
     assert shaped[mask].mean().item() == pytest.approx(rewards[mask].mean().item(), abs=1e-6)
-    torch.testing.assert_close(experience.advantages, gae(shaped, scored.values, mask, 0.9, 0.8)[0])
+    torch.testing.assert_close(experience.actor.advantages, gae(shaped, scored.values, mask, 0.9, 0.8)[0])
     assert stats.reward_mean == to_experience(scored, BETA, make_ppo())[1].reward_mean
 
 
 def test_truncated_penalty_replaces_the_score() -> None:
     scored, ppo = make_scored(), make_ppo(truncated={"type": "penalty", "score": -7.0})
-    shaped = shape_scores(scored.scores, scored, ppo, RunningScale())
+    shaped = shape_scores(scored.scores, scored.rollouts, ppo, RunningScale())
     ours, stats = to_experience(scored, BETA, ppo, scores=shaped)
     wanted, _ = to_experience(replace(scored, scores=torch.tensor([1.0, -7.0, -7.0, 4.0])), BETA, make_ppo())
-    torch.testing.assert_close(ours.advantages, wanted.advantages)
-    torch.testing.assert_close(ours.returns, wanted.returns)
+    torch.testing.assert_close(ours.actor.advantages, wanted.actor.advantages)
+    torch.testing.assert_close(ours.critic.returns, wanted.critic.returns)
     assert stats.score_mean == 2.5, "the raw scores are reported"
     assert stats.reward_mean == pytest.approx(
         sum(sum(row) for row in naive_rewards(scored, [1.0, -7.0, -7.0, 4.0])) / 4, abs=1e-6
@@ -144,13 +148,14 @@ def test_truncated_penalty_replaces_the_score() -> None:
 
 def paid(scored: Scored) -> Scored:
     """Two turns a row, the first one of a single token; the scores are what the environment paid."""
-    mask, rewards = scored.response_mask.clone(), torch.zeros_like(scored.turn_rewards)
+    mask, rewards = scored.rollouts.response_mask.clone(), torch.zeros_like(scored.rollouts.turn_rewards)
     for row in range(len(scored)):
         first, *_, last = mask[row].nonzero().flatten().tolist()
         mask[row, first + 1] = False  # the environment speaks
         rewards[row, [first, last]] = torch.tensor([2.0 + row, -1.0])
     numbers = {name: getattr(scored, name) * mask for name in ("old_logprobs", "reference_logprobs", "values")}
-    return replace(scored, response_mask=mask, turn_rewards=rewards, scores=rewards.sum(1), **numbers)
+    rollouts = replace(scored.rollouts, response_mask=mask, turn_rewards=rewards)
+    return replace(scored, rollouts=rollouts, scores=rewards.sum(1), **numbers)
 
 
 LONG = [(2, 5), (1, 4), (3, 6), (2, 3)]
@@ -159,10 +164,13 @@ LONG = [(2, 5), (1, 4), (3, 6), (2, 3)]
 def test_what_a_turn_was_paid_stays_with_it() -> None:
     scored = paid(make_scored(LONG))
     experience, stats = to_experience(scored, BETA, make_ppo())
-    rewards = scored.turn_rewards - BETA * k1(scored.old_logprobs, scored.reference_logprobs) * scored.response_mask
-    advantages, returns = gae(rewards, scored.values, scored.response_mask, 0.9, 0.8)
-    torch.testing.assert_close(experience.advantages, advantages)
-    torch.testing.assert_close(experience.returns, returns)
+    rewards = (
+        scored.rollouts.turn_rewards
+        - BETA * k1(scored.old_logprobs, scored.reference_logprobs) * scored.rollouts.response_mask
+    )
+    advantages, returns = gae(rewards, scored.values, scored.rollouts.response_mask, 0.9, 0.8)
+    torch.testing.assert_close(experience.actor.advantages, advantages)
+    torch.testing.assert_close(experience.critic.returns, returns)
     assert stats.score_mean == pytest.approx(float(scored.scores.mean()))
     assert stats.turns_mean == 2.0
 
@@ -171,13 +179,13 @@ def test_what_becomes_of_a_score_becomes_of_its_sum() -> None:
     """A reward model's number, a normalisation, a penalty for being cut: the difference is on the last token."""
     scored = paid(make_scored(LONG))
     ppo = make_ppo(advantage={"type": "gae", "gamma": 1, "lambda": 1})
-    shaped = torch.where(scored.finished, scored.scores * 3 + 1, -7.0)
+    shaped = torch.where(scored.rollouts.finished, scored.scores * 3 + 1, -7.0)
     experience, _ = to_experience(scored, 0.0, ppo, scores=shaped)
     for row in range(len(scored)):
-        first = int(scored.response_mask[row].nonzero()[0])
+        first = int(scored.rollouts.response_mask[row].nonzero()[0])
         total = float(shaped[row])
-        assert float(experience.returns[row, first]) == pytest.approx(total, abs=1e-5)
-        assert float(experience.returns[row, first + 2]) == pytest.approx(total - (2.0 + row), abs=1e-5)
+        assert float(experience.critic.returns[row, first]) == pytest.approx(total, abs=1e-5)
+        assert float(experience.critic.returns[row, first + 2]) == pytest.approx(total - (2.0 + row), abs=1e-5)
 
 
 def test_normalised_values_are_read_in_the_old_units_and_their_targets_are_in_the_new_ones() -> None:
@@ -185,14 +193,19 @@ def test_normalised_values_are_read_in_the_old_units_and_their_targets_are_in_th
     scored, ppo, scale = make_scored(), make_ppo(), RunningScale()
     scale.update(torch.tensor([10.0, 14.0]))  # mean 12, deviation 2
     plain, plain_stats = to_experience(replace(scored, values=scored.values * 2 + 12), BETA, ppo)
+    before = scale.state_dict()
     ours, stats = to_experience(scored, BETA, ppo, value_scale=scale)
-    torch.testing.assert_close(ours.advantages, plain.advantages)
+    assert scale.state_dict() == before, "it is pure"
+    torch.testing.assert_close(ours.actor.advantages, plain.actor.advantages)
     assert stats.explained_variance == pytest.approx(plain_stats.explained_variance)
-    torch.testing.assert_close(ours.values, scored.values * ours.response_mask)
+    torch.testing.assert_close(ours.critic.values, scored.values * ours.actor.response_mask)
     expected = RunningScale()
-    expected.update(torch.cat([torch.tensor([10.0, 14.0]), plain.returns[plain.response_mask]]))
-    torch.testing.assert_close(ours.returns, expected.normalised(plain.returns) * plain.response_mask)
-    torch.testing.assert_close(scale.restored(ours.returns)[ours.response_mask], plain.returns[plain.response_mask])
+    expected.update(torch.cat([torch.tensor([10.0, 14.0]), plain.critic.returns[plain.actor.response_mask]]))
+    torch.testing.assert_close(ours.critic.returns, plain.critic.returns)
+    mask, units = plain.critic.response_mask, in_units_of(expected, ours.critic)
+    torch.testing.assert_close(units.returns, expected.normalised(plain.critic.returns) * mask)
+    torch.testing.assert_close(expected.restored(units.returns)[mask], plain.critic.returns[mask])
+    assert units.values is ours.critic.values
 
 
 @pytest.mark.parametrize("white", [False, True])
@@ -201,10 +214,11 @@ def test_truncated_mask_leaves_the_others_as_if_the_row_were_not_there(white: bo
     ppo = make_ppo(truncated={"type": "mask"}, whiten_advantages=white, whiten_rewards=white)
     ours, stats = to_experience(scored, BETA, ppo)
     kept, kept_stats = to_experience(scored.select([0, 3]), BETA, ppo)
-    width = kept.token_ids.shape[1]
-    for name in ("response_mask", "advantages", "returns", "values", "old_logprobs", "rollout_logprobs"):
-        tensor = getattr(ours, name)
-        torch.testing.assert_close(tensor[[0, 3], :width], getattr(kept, name))
+    width = kept.actor.token_ids.shape[1]
+    numbers = {"actor": ("advantages", "old_logprobs", "rollout_logprobs"), "critic": ("returns", "values")}
+    for role, name in [(role, name) for role, names in numbers.items() for name in ("response_mask", *names)]:
+        tensor = getattr(getattr(ours, role), name)
+        torch.testing.assert_close(tensor[[0, 3], :width], getattr(getattr(kept, role), name))
         assert not tensor[[1, 2]].any()
     assert stats.truncated_fraction == 0.5
     assert stats.reward_mean == pytest.approx(kept_stats.reward_mean)
@@ -216,8 +230,8 @@ def test_all_masked_gives_zeros_and_no_nan() -> None:
     scored = make_scored(truncated=(0, 1, 2, 3))
     ppo = make_ppo(truncated={"type": "mask"}, whiten_advantages=True, whiten_rewards=True)
     experience, stats = to_experience(scored, BETA, ppo)
-    assert not experience.response_mask.any()
-    assert not experience.advantages.any()
+    assert not experience.actor.response_mask.any()
+    assert not experience.actor.advantages.any()
     assert stats.truncated_fraction == 1.0
     assert (stats.reward_mean, stats.advantage_mean, stats.advantage_std, stats.explained_variance) == (0, 0, 0, 0)
 
@@ -227,19 +241,19 @@ def test_truncated_bootstrap_adds_the_discounted_value_of_the_cut_state() -> Non
     plain, _ = to_experience(scored, BETA, make_ppo())
     ours, _ = to_experience(scored, BETA, make_ppo(truncated={"type": "bootstrap"}))
     for row in range(4):
-        columns = scored.response_mask[row].nonzero().flatten()
+        columns = scored.rollouts.response_mask[row].nonzero().flatten()
         cut = float(scored.values[row, columns[-1]]) if row in (1, 2) else 0.0
         distance = torch.arange(len(columns) - 1, -1, -1)
         extra = 0.9 * cut * (0.9 * 0.8) ** distance
-        torch.testing.assert_close(ours.advantages[row, columns], plain.advantages[row, columns] + extra)
+        torch.testing.assert_close(ours.actor.advantages[row, columns], plain.actor.advantages[row, columns] + extra)
 
 
 def test_stats_against_a_loop() -> None:
     scored = make_scored()
     experience, stats = to_experience(scored, BETA, make_ppo())
-    mask = scored.response_mask
+    mask = scored.rollouts.response_mask
     kl = [(scored.old_logprobs - scored.reference_logprobs)[row][mask[row]].tolist() for row in range(4)]
-    gaps = [abs(float(x)) for x in (scored.rollout_logprobs - scored.old_logprobs)[mask]]
+    gaps = [abs(float(x)) for x in (scored.rollouts.rollout_logprobs - scored.old_logprobs)[mask]]
     assert stats.metrics() == pytest.approx(
         {
             "score/mean": 2.5,
@@ -247,10 +261,12 @@ def test_stats_against_a_loop() -> None:
             "reward/mean": sum(sum(row) for row in naive_rewards(scored, [1.0, 2.0, 3.0, 4.0])) / 4,
             "objective/kl": sum(sum(row) for row in kl) / 4,
             "objective/kl_per_token": sum(sum(row) for row in kl) / 17,
-            "advantage/mean": experience.advantages[mask].mean().item(),
-            "advantage/std": experience.advantages[mask].std(correction=0).item(),
+            "advantage/mean": experience.actor.advantages[mask].mean().item(),
+            "advantage/std": experience.actor.advantages[mask].std(correction=0).item(),
             "value/explained_variance": 1
-            - (experience.advantages[mask].var(correction=0) / experience.returns[mask].var(correction=0)).item(),
+            - (
+                experience.actor.advantages[mask].var(correction=0) / experience.critic.returns[mask].var(correction=0)
+            ).item(),
             "response/length_mean": 17 / 4,
             "response/length_p50": 4.0,  # of 1, 3, 5, 8
             "response/length_p90": 5 + 0.7 * 3,
@@ -277,7 +293,7 @@ def test_explained_variance() -> None:
 
 def test_one_response_of_one_token() -> None:
     experience, stats = to_experience(make_scored([(2, 1)], truncated=()), BETA, make_ppo(whiten_advantages=True))
-    assert experience.advantages.tolist() == [[0, 0, 0]]
+    assert experience.actor.advantages.tolist() == [[0, 0, 0]]
     assert stats.score_std == 0.0
     assert stats.response_length_mean == 1.0
 
@@ -286,34 +302,34 @@ def test_one_response_of_one_token() -> None:
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
 def test_numbers_that_are_not_finite_end_the_run(field: str, role: str, bad: float) -> None:
     scored = make_scored()
-    tensor = getattr(scored, field).clone()
+    tensor = getattr(scored.rollouts if role == "rollout" else scored, field).clone()
     tensor[1] = bad
+    wrong: Any = {field: tensor}
+    if role == "rollout":
+        wrong = {"rollouts": replace(scored.rollouts, **wrong)}
     told = rf"the {role}'s {field} are not finite in rows \[1\] of the batch \(1 of 4; the first has the prompt 'p'\)"
     with pytest.raises(NotFinite, match=told) as caught:
-        to_experience(replace(scored, **{field: tensor}), BETA, make_ppo())
+        to_experience(replace(scored, **wrong), BETA, make_ppo())
     assert caught.value.role == role
 
 
-def make_experience(rows: int) -> Experience:
-    """Row r holds the token r + 1, once for each token of its ragged length."""
-    experience, _ = to_experience(make_scored([(1, 1 + (7 * row) % 13) for row in range(rows)]), BETA, make_ppo())
-    tokens = torch.arange(1, rows + 1)[:, None].expand_as(experience.token_ids)
-    return replace(experience, token_ids=tokens.contiguous())
+LENGTHS = [2 + (7 * row) % 13 for row in range(24)]
 
 
-def rows_of(part: Experience) -> list[int]:
-    return (part.token_ids[:, 0] - 1).tolist()
+def make_experience(rows: int) -> ActorExperience:
+    """Of ragged lengths."""
+    scored = make_scored([(1, length - 1) for length in LENGTHS[:rows]])
+    return to_experience(scored, BETA, make_ppo())[0].actor
 
 
 @pytest.mark.parametrize("ranks", [1, 2, 3])
 def test_mini_batches_are_fresh_permutations_that_do_not_depend_on_the_ranks(ranks: int) -> None:
-    experience = make_experience(24)
-    shards = mini_batches(experience, epochs=3, mini_batches=4, seed=5, ranks=ranks)
-    alone = mini_batches(experience, epochs=3, mini_batches=4, seed=5, ranks=1)
-    assert len(shards) == ranks
-    assert all(len(steps) == 12 for steps in shards)
-    steps = [sorted(row for rank in range(ranks) for row in rows_of(shards[rank][step])) for step in range(12)]
-    assert steps == [sorted(rows_of(part)) for part in alone[0]]
+    shares = optimizer_steps(LENGTHS, epochs=3, mini_batches=4, seed=5, ranks=ranks)
+    (alone,) = optimizer_steps(LENGTHS, epochs=3, mini_batches=4, seed=5, ranks=1)
+    assert len(shares) == ranks
+    assert all(len(steps) == 12 for steps in shares)
+    steps = [sorted(row for rank in range(ranks) for row in shares[rank][step]) for step in range(12)]
+    assert steps == [sorted(part) for part in alone]
     epochs = [steps[first : first + 4] for first in (0, 4, 8)]
     for epoch in epochs:
         assert sorted(row for step in epoch for row in step) == list(range(24))
@@ -321,37 +337,42 @@ def test_mini_batches_are_fresh_permutations_that_do_not_depend_on_the_ranks(ran
 
 
 def test_mini_batches_are_a_function_of_the_seed() -> None:
-    experience = make_experience(16)
-
-    def order(seed: int) -> list[list[int]]:
-        shards = mini_batches(experience, epochs=1, mini_batches=4, seed=seed, ranks=2)
-        return [rows_of(part) for rank in shards for part in rank]
+    def order(seed: int) -> list[list[list[int]]]:
+        return optimizer_steps(LENGTHS[:16], epochs=1, mini_batches=4, seed=seed, ranks=2)
 
     assert order(1) == order(1)
     assert order(1) != order(2)
 
 
-def test_mini_batches_are_balanced_and_keep_each_row_whole() -> None:
-    experience = make_experience(24)
-    shards = mini_batches(experience, epochs=1, mini_batches=2, seed=0, ranks=3)
+def test_mini_batches_are_balanced() -> None:
+    shares = optimizer_steps(LENGTHS, epochs=1, mini_batches=2, seed=0, ranks=3)
     for step in range(2):
-        counts = [len(shards[rank][step]) for rank in range(3)]
-        sums = [int(shards[rank][step].lengths.sum()) for rank in range(3)]
-        assert counts == [4, 4, 4]
+        sums = [sum(LENGTHS[row] for row in shares[rank][step]) for rank in range(3)]
+        assert [len(shares[rank][step]) for rank in range(3)] == [4, 4, 4]
         assert max(sums) - min(sums) <= 14
-    part = shards[1][0]
-    for place, row in enumerate(rows_of(part)):
-        length = int(experience.lengths[row])
-        torch.testing.assert_close(part.advantages[place, :length], experience.advantages[row, :length])
-        torch.testing.assert_close(part.returns[place, :length], experience.returns[row, :length])
+
+
+@pytest.mark.parametrize("ranks", [1, 3])
+def test_a_rank_gets_each_of_its_rows_once_and_whole(ranks: int) -> None:
+    """Whatever the number of epochs; the steps are those of the schedule."""
+    experience, schedule = make_experience(24), {"epochs": 4, "mini_batches": 2, "seed": 5, "ranks": ranks}
+    shares, steps = share_out(experience, **schedule), optimizer_steps(LENGTHS, **schedule)
+    for share, own in zip(shares, steps, strict=True):
+        rows = share.experience.rows.tolist()
+        assert rows == sorted({row for step in own for row in step})
+        assert [[rows[place] for place in step] for step in share.steps] == own
+        for place, row in enumerate(rows):
+            length = LENGTHS[row]
+            for name in ("token_ids", "response_mask", "old_logprobs", "advantages"):
+                sent, whole = getattr(share.experience, name), getattr(experience, name)
+                torch.testing.assert_close(sent[place, :length], whole[row, :length], rtol=0, atol=0)
 
 
 def test_mini_batches_that_cannot_be_shared_out_are_refused() -> None:
-    experience = make_experience(8)
     with pytest.raises(ValueError, match="mini_batches=3 does not divide the 8 samples"):
-        mini_batches(experience, epochs=1, mini_batches=3, seed=0, ranks=1)
+        optimizer_steps(LENGTHS[:8], epochs=1, mini_batches=3, seed=0, ranks=1)
     with pytest.raises(ValueError, match="2 samples cannot be shared out over 3 ranks; use at most 2"):
-        mini_batches(experience, epochs=1, mini_batches=4, seed=0, ranks=3)
+        optimizer_steps(LENGTHS[:8], epochs=1, mini_batches=4, seed=0, ranks=3)
 
 
 def test_a_kl_in_the_loss_stays_out_of_the_reward() -> None:
@@ -359,8 +380,10 @@ def test_a_kl_in_the_loss_stays_out_of_the_reward() -> None:
     ppo = make_ppo(kl={"where": "loss", "estimator": "k2"})
     experience, stats = to_experience(scored, BETA, ppo)
     free, _ = to_experience(scored, 0.0, make_ppo())
-    torch.testing.assert_close(experience.returns, free.returns)
-    torch.testing.assert_close(experience.reference_logprobs, scored.reference_logprobs * scored.response_mask)
+    torch.testing.assert_close(experience.critic.returns, free.critic.returns)
+    torch.testing.assert_close(
+        experience.actor.reference_logprobs, scored.reference_logprobs * scored.rollouts.response_mask
+    )
     assert stats.kl != 0
 
 
@@ -368,5 +391,8 @@ def test_responses_to_one_prompt_are_compared_with_each_other() -> None:
     scored = make_scored([(2, 3)] * 4)
     ppo = PpoConfig.model_validate({"advantage": {"type": "dr_grpo"}})
     experience, _ = to_experience(scored, 0.0, ppo, responses_per_prompt=2)
-    advantages = [float(row[mask][0]) for row, mask in zip(experience.advantages, scored.response_mask, strict=True)]
+    advantages = [
+        float(row[mask][0])
+        for row, mask in zip(experience.actor.advantages, scored.rollouts.response_mask, strict=True)
+    ]
     assert advantages == pytest.approx([-0.5, 0.5, -0.5, 0.5])  # scores 1, 2 and 3, 4

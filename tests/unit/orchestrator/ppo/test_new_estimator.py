@@ -46,7 +46,7 @@ def log(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 def trained_on(groups: dict[str, Any]) -> dict[int, float]:
     """Row → the advantage of its last token."""
-    parts = [part for rank in groups["actor"].seen[-1] for part in rank]
+    parts = [share.experience for share in groups["actor"].seen[-1]]
     return {int(part.token_ids[row, 0]): float(part.advantages[row, -1]) for part in parts for row in range(len(part))}
 
 

@@ -17,15 +17,17 @@ from cluster.config import Deadlines
 from orchestrator.config.canary import CanaryConfig
 from orchestrator.config.ppo import PpoConfig
 from orchestrator.errors import NotFinite, TetrarchError, WeightsDiffer
+from orchestrator.groups.reward import Member
 from orchestrator.groups.scoring import Policy, Reward, Roles
 from orchestrator.ppo.experience import ExperienceStats
 from orchestrator.ppo.kl import FixedController
 from orchestrator.ppo.step import StepResult, TrainState, step_metrics, train_step
 from orchestrator.run.phase_clock import Clock
-from roles.batch import Experience, Scored
+from roles.batch import Scored, Sequences
 from roles.config.models import WarmupConfig
 from roles.config.rewards import MeanScore
 from roles.config.rollout import RolloutConfig
+from roles.shares import ActorExperience, CriticExperience, RankShare
 from tests.unit.orchestrator import fakes
 from tests.unit.orchestrator.fakes import ACTOR, CRITIC, FakeGroup, prompts_of, write_waits
 
@@ -46,7 +48,7 @@ def step(
     """`done`: steps before this one; `frozen`: roles beside the usual ones."""
     groups = {role: FakeGroup(role, log) for role in ("actor", "critic", "reference")}
     engines = FakeGroup("rollout", log, stale=stale)
-    reward = Reward({role: FakeGroup(role, log) for role in members}, MeanScore())  # type: ignore[misc]
+    reward = Reward({role: Member(FakeGroup(role, log)) for role in members}, MeanScore())  # type: ignore[arg-type]
     deadlines = Deadlines()
     roles: Any = Roles(
         cluster=SimpleNamespace(),  # type: ignore[arg-type]
@@ -116,8 +118,10 @@ def test_without_a_critic_nobody_asks_for_values(log: list[str]) -> None:
     assert not [line for line in log if "critic" in line]
     assert log[-4:] == ["start actor.update", "wait for actor.update", "[push]", "actor.push(4,)"]
     assert result.critic is None and (result.scored.values == 0).all()
-    (first, *_), *_ = groups["actor"].seen[-1]
-    assert first.advantages.abs().max() == pytest.approx(1.0)  # scores 0, 1 and 2, 3: each one off its neighbour
+    first, *_ = groups["actor"].seen[-1]
+    assert first.experience.advantages.abs().max() == pytest.approx(
+        1.0
+    )  # scores 0, 1 and 2, 3: each one off its neighbour
     metrics = step_metrics(result)
     assert not [key for key in metrics if key.startswith("value/") or key == "lr/critic"]
 
@@ -131,7 +135,7 @@ def test_without_a_reward_nobody_scores(log: list[str]) -> None:
 def test_engines_that_share_their_gpus_sleep_while_others_work(log: list[str]) -> None:
     """Nobody scores before they sleep, and then all rows at once; weights wake before the push, the KV cache after."""
     result, _, _ = step(log, sleeps=True)
-    assert result.scored.token_ids[:, 0].tolist() == result.scored.scores.tolist() == list(range(ROWS))
+    assert result.scored.rollouts.token_ids[:, 0].tolist() == result.scored.scores.tolist() == list(range(ROWS))
     wake = "rollout.wake(('weights', 'kv_cache'),)"
     assert log[:5] == ["[generate]", wake, "part of engine 1", "part of engine 0", "rollout.sleep(False,)"]
     assert log[5:10] == [*SCORING, "[score]"]
@@ -140,17 +144,28 @@ def test_engines_that_share_their_gpus_sleep_while_others_work(log: list[str]) -
 
 def test_rows_keep_their_order_whatever_order_the_parts_come_in(log: list[str]) -> None:
     result, _, _ = step(log)
-    assert result.scored.token_ids[:, 0].tolist() == result.scored.scores.tolist() == list(range(ROWS))
+    assert result.scored.rollouts.token_ids[:, 0].tolist() == result.scored.scores.tolist() == list(range(ROWS))
 
 
 def test_actor_and_critic_get_every_row_in_every_epoch(log: list[str]) -> None:
     _, _, groups = step(log)
-    for role in ("actor", "critic"):
-        ranks: list[list[Experience]] = groups[role].seen[-1]
-        assert [len(mini) for mini in ranks] == [4, 4]  # epochs * mini_batches each
+    for role, kind in (("actor", ActorExperience), ("critic", CriticExperience)):
+        ranks: list[RankShare[Any]] = groups[role].seen[-1]
+        assert [len(share.steps) for share in ranks] == [4, 4]  # epochs * mini_batches each
         for epoch in range(2):
-            parts = [batch for mini in ranks for batch in mini[2 * epoch : 2 * epoch + 2]]
-            assert sorted(row for part in parts for row in part.token_ids[:, 0].tolist()) == list(range(ROWS))
+            rows = []
+            for share in ranks:
+                assert isinstance(share.experience, kind)
+                places = [place for step in share.steps[2 * epoch : 2 * epoch + 2] for place in step]
+                rows += share.experience.token_ids[places, 0].tolist()
+            assert sorted(rows) == list(range(ROWS))
+
+
+def test_nobody_is_sent_what_it_does_not_read(log: list[str]) -> None:
+    """Models get tokens; who scores texts gets those and the columns."""
+    _, _, groups = step(log)
+    for role in ("actor", "critic", "reference"):
+        assert all(isinstance(shard, Sequences) for shard in groups[role].seen[0])
 
 
 def test_while_the_critic_warms_up_the_actor_stays(log: list[str]) -> None:
@@ -165,7 +180,7 @@ def test_after_the_last_step_of_the_warm_up_the_actor_begins_with_new_samples(lo
     assert result.actor is ACTOR and (state.warm_at, state.version) == (1, 4)
     assert not [line for line in log if "expect" in line], "its schedule was made for these steps"
     # One mini-batch an optimizer step: the samples of this step and no others.
-    assert [len(part) for part in groups["actor"].seen[-1]] == [4, 4]
+    assert [len(share.steps) for share in groups["actor"].seen[-1]] == [4, 4]
 
 
 @pytest.mark.parametrize(("explained", "trained"), [(0.39, False), (0.4, True)])
@@ -193,7 +208,7 @@ def test_remax_asks_for_one_greedy_response_a_prompt_and_scores_it(log: list[str
     asked = [row for shard in groups["rollout"].seen[0] for row in zip(shard.token_ids, shard.seeds, strict=True)]
     assert asked == [([0, 1], None), ([2, 1], None)]
     assert log.count("start reward.score") == 2 and log.index("rollout.sleep(False,)") < log.index("start reward.score")
-    parts = [part for rank in groups["actor"].seen[-1] for part in rank]
+    parts = [share.experience for share in groups["actor"].seen[-1]]
     rows = torch.cat([part.token_ids[:, 0] for part in parts]).tolist()
     # Scores are row numbers; the greedy responses are those of rows 0 and 2.
     advantages = torch.cat([part.advantages[:, -1] for part in parts]).tolist()

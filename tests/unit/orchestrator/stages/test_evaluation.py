@@ -13,7 +13,7 @@ import orchestrator.stages.evaluation
 import tests.unit.orchestrator.fakes
 from cluster.config import Deadlines
 from orchestrator.groups.policy import Policy
-from orchestrator.groups.reward import Reward
+from orchestrator.groups.reward import Member, Reward
 from orchestrator.groups.scoring import EvaluationRoles
 from orchestrator.stages.evaluation import evaluate
 from roles.batch import Prompts, Rollouts
@@ -55,9 +55,9 @@ def roles_of(log: list[str], *, judge: bool) -> EvaluationRoles:
     return EvaluationRoles(
         cluster=SimpleNamespace(),  # type: ignore[arg-type]
         policy=Policy(Engines("rollout", log), Deadlines()),  # type: ignore[arg-type]
-        reward=Reward({"reward": roles["reward"]}, MeanScore()),
+        reward=Reward({"reward": Member(roles["reward"])}, MeanScore()),
         reference=Reference("reference", log),  # type: ignore[arg-type]
-        judge=roles["judge"] if judge else None,
+        judge=Member(roles["judge"]) if judge else None,
         deadlines=Deadlines(),
     )
 

@@ -1,0 +1,114 @@
+"""Rows that can be selected, split and concatenated: what all batches have in common, and checks of their tensors.
+
+A batch is a frozen dataclass whose fields have one entry per row: tensors `[batch]` or `[batch, time]`, lists, mappings
+of lists, or another batch. Tensors `[batch, time]` are right-padded; `lengths` says how much of each row is read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, fields
+from typing import Any, Self
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Rows that can be selected, split and concatenated."""
+
+    def __len__(self) -> int:
+        return len(getattr(self, fields(self)[0].name))
+
+    def select(self, rows: Sequence[int]) -> Self:
+        """The rows `rows`, in that order; token tensors are cut to the longest row that is left."""
+        index, lengths = torch.as_tensor(rows, dtype=torch.long), _lengths(self)
+        width = int(lengths[index].max()) if lengths is not None and len(index) else None
+        return type(self)(**{f.name: _select(getattr(self, f.name), rows, index, width) for f in fields(self)})
+
+    def split(self, parts: Iterable[Sequence[int]]) -> list[Self]:
+        """One batch for each list of row numbers."""
+        return [self.select(rows) for rows in parts]
+
+    @classmethod
+    def concatenate(cls, batches: Sequence[Self], pad_token_id: int = 0) -> Self:
+        """The rows of all batches in order; shorter rows are padded on the right (`token_ids` with `pad_token_id`)."""
+        if not batches:
+            raise ValueError(f"cannot concatenate zero batches of {cls.__name__}")
+        joined = {}
+        for f in fields(cls):
+            parts = [getattr(b, f.name) for b in batches]
+            if isinstance(parts[0], Batch):
+                joined[f.name] = type(parts[0]).concatenate(parts, pad_token_id)
+            else:
+                joined[f.name] = _join(parts, pad_token_id if f.name == "token_ids" else 0)
+        return cls(**joined)
+
+
+def check_tokens(batch: Any) -> None:
+    """ValueError unless `token_ids`, `lengths` and `response_mask` fit together."""
+    shape = batch.token_ids.shape
+    if len(shape) != 2:
+        raise ValueError(f"{type(batch).__name__}.token_ids must be [batch, time], got shape {tuple(shape)}")
+    check_shape(batch, "token_ids", shape, torch.int64)
+    check_shape(batch, "lengths", shape[:1], torch.int64)
+    check_shape(batch, "response_mask", shape, torch.bool)
+    if shape[0] and int(batch.lengths.max()) > shape[1]:
+        raise ValueError(
+            f"{type(batch).__name__}.lengths has {int(batch.lengths.max())}, more than the {shape[1]} columns"
+        )
+    padding = torch.arange(shape[1], device=batch.lengths.device) >= batch.lengths.unsqueeze(1)
+    if bool((batch.response_mask & padding).any()):
+        raise ValueError(f"{type(batch).__name__}.response_mask is True on padding: it reaches beyond `lengths`")
+
+
+def check_texts(batch: Any) -> None:
+    """ValueError unless `prompts`, `responses` and each of `columns` have one entry per row."""
+    columns = {f"columns[{name!r}]": column for name, column in batch.columns.items()}
+    for name, rows in {"prompts": batch.prompts, "responses": batch.responses, **columns}.items():
+        if len(rows) != len(batch.lengths):
+            raise ValueError(f"{type(batch).__name__}.{name} has {len(rows)} entries for {len(batch.lengths)} rows")
+
+
+def check_shape(batch: Any, name: str, shape: Sequence[int], dtype: torch.dtype) -> None:
+    """ValueError unless the tensor `name` has this shape and type."""
+    tensor = getattr(batch, name)
+    if tuple(tensor.shape) != tuple(shape) or tensor.dtype != dtype:
+        raise ValueError(
+            f"{type(batch).__name__}.{name} must be {dtype} {tuple(shape)}, got {tensor.dtype} {tuple(tensor.shape)}"
+        )
+
+
+def _lengths(batch: Batch) -> Tensor | None:
+    """How much of each row is read, in `batch` or in a batch inside it; None where nothing is padded."""
+    for f in fields(batch):
+        value = getattr(batch, f.name)
+        if f.name == "lengths" or isinstance(value, Batch):
+            return value if isinstance(value, Tensor) else _lengths(value)
+    return None
+
+
+def _select(value: Any, rows: Sequence[int], index: Tensor, width: int | None) -> Any:
+    """Cut before the copy: a cut view would carry its whole storage along when it is pickled."""
+    if isinstance(value, Batch):
+        return value.select(rows)
+    if isinstance(value, Tensor):
+        return value[:, :width][index] if value.dim() == 2 else value[index]
+    if isinstance(value, dict):
+        return {key: [column[row] for row in rows] for key, column in value.items()}
+    return [value[row] for row in rows]
+
+
+def _join(parts: list[Any], fill: int) -> Any:
+    first = parts[0]
+    if isinstance(first, Tensor):
+        if first.dim() == 1:
+            return torch.cat(parts)
+        width = max(p.shape[1] for p in parts)
+        return torch.cat([torch.nn.functional.pad(p, (0, width - p.shape[1]), value=fill) for p in parts])
+    if isinstance(first, dict):
+        if any(part.keys() != first.keys() for part in parts):
+            raise ValueError(f"batches with different columns cannot be joined: {[sorted(part) for part in parts]}")
+        return {key: [value for part in parts for value in part[key]] for key in first}
+    return [value for part in parts for value in part]

@@ -1,0 +1,98 @@
+"""What actor and critic learn from in a PPO step, and each rank's share of it.
+
+Layout and masks are those of `roles.batch`, whose example goes on here. A type has the fields that its role reads and
+no others: they are sent to every rank of it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Generic, TypeVar
+
+import torch
+from torch import Tensor
+
+from roles.rows import Batch, check_shape, check_tokens
+
+
+@dataclass(frozen=True, slots=True)
+class ActorExperience(Batch):
+    """What the actor is trained on. Made by `orchestrator.ppo.experience` on the driver.
+
+    Example (of `Scored`, with γ = λ = 1, a KL coefficient of 0.1 and no whitening: the first row's reward is
+    -0.1 · (-0.5 + 0.7) for its first token and 1 for its EOS):
+        token_ids          = [[5, 6, 7, 2, 0], [5, 8, 9, 8, 2], [5, 6, 4, 9, 0]]
+        lengths            = [4, 5, 4]
+        response_mask      = [[0, 0, 1, 1, 0], [0, 1, 1, 1, 1], [0, 0, 0, 1, 0]]
+        rows               = [0, 1, 2]
+        old_logprobs       = [[0, 0, -0.5, -0.1, 0], [0, -1.0, -0.2, -0.9, -0.1], [0, 0, 0, -2.0, 0]]
+        rollout_logprobs   = [[0, 0, -0.5, -0.1, 0], [0, -1.0, -0.2, -0.9, -0.1], [0, 0, 0, -2.0, 0]]
+        reference_logprobs = [[0, 0, -0.7, -0.1, 0], [0, -1.0, -0.2, -0.9, -0.1], [0, 0, 0, -2.0, 0]]
+        advantages         = [[0, 0, 0.48, 0.5, 0], [0, -0.1, -0.2, -0.3, -0.4], [0, 0, 0, -0.5, 0]]
+    """
+
+    token_ids: Tensor
+    lengths: Tensor
+    response_mask: Tensor
+    """bool `[batch, time]`: the tokens that are trained on (a masked truncated sample has none)."""
+    rows: Tensor
+    """int64 `[batch]`: which row of the PPO step's batch each is."""
+    old_logprobs: Tensor
+    rollout_logprobs: Tensor
+    reference_logprobs: Tensor
+    advantages: Tensor
+    """float32 `[batch, time]`, whitened over the batch if the configuration says so."""
+
+    def __post_init__(self) -> None:
+        check_tokens(self)
+        check_shape(self, "rows", self.lengths.shape, torch.int64)
+        for name in ("old_logprobs", "rollout_logprobs", "reference_logprobs", "advantages"):
+            check_shape(self, name, self.token_ids.shape, torch.float32)
+
+
+@dataclass(frozen=True, slots=True)
+class CriticExperience(Batch):
+    """What the critic is trained on. Made by `orchestrator.ppo.experience` on the driver.
+
+    Example (of the same batch as that of `ActorExperience`):
+        token_ids     = [[5, 6, 7, 2, 0], [5, 8, 9, 8, 2], [5, 6, 4, 9, 0]]
+        lengths       = [4, 5, 4]
+        response_mask = [[0, 0, 1, 1, 0], [0, 1, 1, 1, 1], [0, 0, 0, 1, 0]]
+        rows          = [0, 1, 2]
+        values        = [[0, 0, 0.5, 0.5, 0], [0, 0.1, 0.2, 0.3, 0.4], [0, 0, 0, -0.5, 0]]
+        returns       = [[0, 0, 0.98, 1.0, 0], [0, 0, 0, 0, 0], [0, 0, 0, -1.0, 0]]
+    """
+
+    token_ids: Tensor
+    lengths: Tensor
+    response_mask: Tensor
+    """bool `[batch, time]`: the tokens that are trained on (a masked truncated sample has none)."""
+    rows: Tensor
+    """int64 `[batch]`: which row of the PPO step's batch each is."""
+    values: Tensor
+    """float32 `[batch, time]`: as the critic gave them."""
+    returns: Tensor
+    """float32 `[batch, time]`: advantage before whitening + value; the critic's target."""
+
+    def __post_init__(self) -> None:
+        check_tokens(self)
+        check_shape(self, "rows", self.lengths.shape, torch.int64)
+        for name in ("values", "returns"):
+            check_shape(self, name, self.token_ids.shape, torch.float32)
+
+
+E = TypeVar("E", ActorExperience, CriticExperience)
+
+
+@dataclass(frozen=True, slots=True)
+class RankShare(Generic[E]):
+    """What one rank trains on in a PPO step: each of its rows once, and which of them make each optimizer step.
+
+    Example (two epochs of two optimizer steps; another rank has the rest of each): `experience` has the rows 0, 2 and 5
+    of the batch, and
+        steps = [[0, 1], [2], [1], [0, 2]]
+    """
+
+    experience: E
+    steps: list[list[int]]
+    """For each optimizer step, positions in `experience`."""
