@@ -26,18 +26,18 @@ def describe_shortage(wanted: Plan, nodes: Sequence[Node], *, busy: bool = False
     asked = "; ".join(_describe_role(wanted.of(role)) for role in wanted.roles)
     return (
         f"asked for {_listed(wanted.demands)} ({asked}), each planned node on one real node; "
-        f"{'free are' if busy else 'having'} {_listed(nodes) or 'no node at all'}. {_mend(wanted, nodes, busy)}"
+        f"{'free are' if busy else 'having'} {_listed(nodes) or 'no node at all'}. {_fixes(wanted, nodes, busy)}"
     )
 
 
-def _mend(wanted: Plan, nodes: Sequence[Node], busy: bool) -> str:
+def _fixes(wanted: Plan, nodes: Sequence[Node], busy: bool) -> str:
     if busy and fits(wanted, nodes):
         return "By now there is room: start again"
-    mends = []
+    fixes = []
     change = placement_change(wanted, nodes)
     if change is not None and wanted.placement is not None:
         old = numbers_in(wanted.placement.model_dump())
-        mends.append(
+        fixes.append(
             "set " + " and ".join(f"placement.{path}: {value} (now {old[path]})" for path, value in change.items())
         )
     cluster = cluster_change(wanted, nodes, raising=not busy)
@@ -49,8 +49,8 @@ def _mend(wanted: Plan, nodes: Sequence[Node], busy: bool) -> str:
         f"add {_many(count, 'node', 'nodes')} of ({what})"
         for what, count in Counter(_what(node) for node in cluster.added).items()
     ]
-    mends.append(" and ".join(grown))
-    text = ", or ".join(mends)
+    fixes.append(" and ".join(grown))
+    text = ", or ".join(fixes)
     if busy:
         return f"Wait for other jobs to end, or end them (deadlines.resources_s says how long to wait); or {text}"
     return text[0].upper() + text[1:]

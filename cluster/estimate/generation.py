@@ -19,7 +19,7 @@ from cluster.estimate.model_size import ModelSize
 from cluster.estimate.roofline import Rates, Workload, operations
 
 SEED = 1
-"""Of the order in which lengths are drawn."""
+"""Seed of the order in which lengths are drawn."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +39,7 @@ class GenerationPace:
     weights_s: float
     """To read all weights once."""
     sequence_s: float
-    """Of arithmetic for one sequence."""
+    """Seconds of arithmetic for one sequence."""
     summed_s: float
     """For sums over the tensor-parallel group, for one sequence."""
     overhead_s: float
@@ -49,7 +49,7 @@ class GenerationPace:
     cached_s: float
     """To read the keys and values of one token."""
     prefill_s: float
-    """Of a prompt."""
+    """Seconds to read a prompt."""
     mixture: ModelSize | None = None
     """A mixture of experts, of which a batch reads those that it touches."""
 
@@ -61,7 +61,7 @@ class GenerationPace:
 
 
 def pace(engine: EngineSize, work: Workload, rates: Rates) -> GenerationPace:
-    """Of one engine."""
+    """The seconds of one engine's iterations."""
     model, parallel = engine.model, engine.parallel
     # Two sums over a tensor-parallel group in every layer; a ring passes almost everything twice.
     summed = 4 * model.layers * model.hidden * engine.number_bytes * (parallel - 1) / parallel

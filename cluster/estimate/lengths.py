@@ -17,7 +17,7 @@ from statistics import NormalDist
 SHARES = (*(number / 200 for number in range(200)), 0.9975, 0.999, 0.9995, 0.9999, 0.99999)
 """Where a curve is cut into lines: finer towards the longest, for which a step waits."""
 HALVINGS = 60
-"""Of the interval in which a median is searched."""
+"""How often the interval is halved in which a median is searched."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +31,7 @@ class Lengths:
     shares: tuple[float, ...]
     """Rising from 0 to 1."""
     tokens: tuple[float, ...]
-    """Of as many: not exceeded by that share of the responses; never falling."""
+    """Tokens that this share of the responses does not exceed; never falling."""
 
     @property
     def mean(self) -> float:

@@ -55,7 +55,7 @@ class RoleSize:
     model: ModelSize
     ranks: int
     number_bytes: int
-    """Of a weight: 2 in bfloat16, 4 in float32."""
+    """Bytes of a weight: 2 in bfloat16, 4 in float32."""
     stage: int
     trained: bool
     adapters: int | None = None
@@ -68,9 +68,9 @@ class RoleSize:
     """Gradients and optimizer are on the card only while it trains."""
     checkpointing: bool = False
     tokens: int = 4096
-    """Of one micro-batch: `micro_batch_tokens`, or the longest sample if that is longer."""
+    """Tokens of one micro-batch: `micro_batch_tokens`, or the longest sample if that is longer."""
     scored_share: float = 0.5
-    """Of the tokens: those of responses, for which there are logits."""
+    """Share of the tokens that belong to responses, for which there are logits."""
     nodes: int = 1
     """Over which the ranks are spread."""
     threads: int = 1
@@ -143,7 +143,7 @@ def states(role: RoleSize, *, training: bool = True) -> Account:
 
 
 def host_states(role: RoleSize) -> Account:
-    """Of each rank, in its host's memory, all the time: what is offloaded."""
+    """Bytes that each rank holds in its host's memory all the time: what is offloaded."""
     account: Account = {}
     if role.offload_parameters:
         account["offloaded weights"] = role.model.parameters * role.number_bytes / role.ranks
@@ -172,7 +172,7 @@ def optimizer_bytes(role: RoleSize) -> float:
 
 
 def working(role: RoleSize, *, training: bool) -> Account:
-    """Of each rank, on its GPU, while it computes: on top of `states`."""
+    """Bytes that each rank holds on its GPU while it computes, on top of `states`."""
     model, width, tokens = role.model, role.number_bytes, role.tokens
     account: Account = {}
     if role.stage == 3 and role.ranks > 1:
@@ -226,7 +226,7 @@ def staging(model: ModelSize, number_bytes: int) -> float:
 
 
 def engine(size: EngineSize, capacity: float, phase: str) -> Account:
-    """Of an engine on each of its GPUs (`capacity` bytes) in a phase."""
+    """Bytes that an engine holds on each of its GPUs (of `capacity` bytes) in a phase."""
     if size.sleep and phase not in ("generate", "push"):
         return {"engine, asleep": RUNTIME}
     if size.sleep and phase == "push":
@@ -237,7 +237,7 @@ def engine(size: EngineSize, capacity: float, phase: str) -> Account:
 
 
 def engine_host(size: EngineSize) -> Account:
-    """Of each of an engine's processes, on its host, while it sleeps."""
+    """Bytes that each process of an engine holds on its host while the engine sleeps."""
     return {"sleeping weights": size.weights} if size.sleep == 1 else {}
 
 

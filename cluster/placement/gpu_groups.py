@@ -35,9 +35,9 @@ def problems(placement: GroupsPlacement) -> list[str]:
     for name, pool_of in placement.pools.items():
         if pool_of.accelerator is not None and pool_of.accelerator not in ACCELERATORS:
             near = difflib.get_close_matches(pool_of.accelerator, ACCELERATORS, n=1, cutoff=0.3)
-            mend = f"did you mean {near[0]}? " if near else ""
+            fix = f"did you mean {near[0]}? " if near else ""
             found.append(
-                f"placement.pools.{name}.accelerator={pool_of.accelerator!r} is not known; {mend}use one of "
+                f"placement.pools.{name}.accelerator={pool_of.accelerator!r} is not known; {fix}use one of "
                 f"{_names(ACCELERATORS)}; or leave it out and say gpu_memory_gib"
             )
     found += _pools_that_ray_confuses(placement)
@@ -80,10 +80,10 @@ def _several(homes: Collection[str], role: str) -> str:
 def _too_large(key: str, group: PlacedGroup, pool: PoolConfig) -> list[str]:
     found = []
     if group.gpus_per_node > pool.gpus_per_node:
-        mend = f"use {pool.gpus_per_node} and more nodes" if pool.gpus_per_node else "choose another pool"
+        fix = f"use {pool.gpus_per_node} and more nodes" if pool.gpus_per_node else "choose another pool"
         found.append(
             f"{key}.gpus_per_node={group.gpus_per_node} is more than the {pool.gpus_per_node} of a node of pool "
-            f"{group.pool!r}; {mend}"
+            f"{group.pool!r}; {fix}"
         )
     if group.nodes > pool.nodes:
         found.append(

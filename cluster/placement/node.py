@@ -15,7 +15,7 @@ class Node:
     card: str = ""
     """Ray's name of its kind of GPU, such as `H100`; empty: none, or (in a demand) any."""
     memory_gib: float = 0.0
-    """Of the host; not asked for."""
+    """Memory of the host; a demand does not ask for it."""
 
     def __str__(self) -> str:
         return f"{self.name}: {self.cpus:g} CPUs, {self.gpus:g} {self.card + ' ' if self.card else ''}GPUs"

@@ -125,5 +125,5 @@ def _card(key: str, pool: PoolConfig, kind: NodeKind) -> tuple[str | None, float
         return same[0], None
     if pool.accelerator is None and pool.gpu_memory_gib is not None:
         return None, pool.gpu_memory_gib
-    mend = f"{key}.accelerator to {' or '.join(same)}" if same else f"{key}.gpu_memory_gib, and its accelerator to null"
-    raise PlacementError(f"Ray calls the cluster's cards {kind.card}, which leaves their memory open; set {mend}")
+    fix = f"{key}.accelerator to {' or '.join(same)}" if same else f"{key}.gpu_memory_gib, and its accelerator to null"
+    raise PlacementError(f"Ray calls the cluster's cards {kind.card}, which leaves their memory open; set {fix}")

@@ -57,4 +57,4 @@ class Watch:
 
 
 STARTED = Watch()
-"""Of this process."""
+"""The watch over all ranks that this process has started."""

@@ -1,7 +1,7 @@
 """A job's log, line by line until the job has ended, across broken connections.
 
 What a cluster tells of a job (`Jobs`) flows in; its log and then how it ended flow out. Needs no Ray.
-`cluster.runtime.jobs` is the real `Jobs`; called by `orchestrator.commands.submit`.
+`cluster.runtime.jobs` is the real `Jobs`.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class JobState:
 
     @property
     def exit_code(self) -> int:
-        """Of a job that has ended, as a shell would tell it."""
+        """The exit code of a job that has ended, as a shell would tell it."""
         if self.status == STOPPED:
             return STOPPED_CODE
         if self.driver_code is None:

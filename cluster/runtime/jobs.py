@@ -2,7 +2,7 @@
 
 An address, a command and a working directory flow in; nodes, a job's log and how it ended flow out. The token that a
 cluster may ask for is read by Ray itself, from where RAY_AUTH_TOKEN and RAY_AUTH_TOKEN_PATH say; it is shown nowhere.
-Called by `orchestrator.commands.submit`; `cluster.runtime.job_follower` follows a log.
+`cluster.runtime.job_follower` follows a log.
 """
 
 from __future__ import annotations

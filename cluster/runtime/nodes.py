@@ -1,7 +1,6 @@
 """What the nodes of a running cluster are like: resources, clocks, versions.
 
-An address (of Ray, or of the dashboard) flows in, nodes flow out. Called by `orchestrator.commands.doctor` and
-`orchestrator.commands.running_cluster`; looks, and changes nothing.
+An address (of Ray, or of the dashboard) flows in, nodes flow out. Nothing on the cluster is changed.
 """
 
 from __future__ import annotations
@@ -70,7 +69,7 @@ def _report(node: Node, node_id: str, answer: Any) -> NodeReport:
 
 
 def _skew(node_id: str) -> float:
-    """Of a node's clock against ours, as exact as the way there and back is short."""
+    """Seconds that a node's clock is ahead of ours, as exact as the way there and back is short."""
     asked = _on(node_id, clock())
     ray.get(asked.remote(), timeout=LOOK_S)  # its process learns the function
     began = time.time()

@@ -1,6 +1,6 @@
 """`tetrarch plan --calibrate`: how much of the published rates a run of the user's reached.
 
-A run's metrics flow in, an Efficiency (and a file of it) flows out. Called by `orchestrator.commands.app`.
+A run's metrics flow in, an Efficiency (and a file of it) flows out.
 """
 
 from __future__ import annotations

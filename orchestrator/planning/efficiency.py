@@ -1,7 +1,4 @@
-"""How much of the published rates a step reaches: a YAML file flows in, an Efficiency flows out.
-
-Called by `orchestrator.planning.layout_planner`, `orchestrator.planning.calibration` and `orchestrator.commands.app`.
-"""
+"""How much of the published rates a step reaches: a YAML file flows in, an Efficiency flows out."""
 
 from __future__ import annotations
 
@@ -21,14 +18,14 @@ SHIPPED = Path(__file__).with_name("efficiency.yaml")
 @cache
 def load_efficiency(path: Path = SHIPPED) -> Efficiency:
     """ConfigError if the file is not there or wrong."""
-    mend = f"start from a copy of {SHIPPED}, or say --calibrate RUN"
+    fix = f"start from a copy of {SHIPPED}, or say --calibrate RUN"
     try:
         return Efficiency.model_validate(parse_yaml(path.read_text(encoding="utf-8")))
     except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"the efficiency file {path} cannot be read ({error}); {mend}") from None
+        raise ConfigError(f"the efficiency file {path} cannot be read ({error}); {fix}") from None
     except YamlError as error:
-        raise ConfigError(f"the efficiency file {path} is not YAML: {error}; {mend}") from None
+        raise ConfigError(f"the efficiency file {path} is not YAML: {error}; {fix}") from None
     except ValidationError as error:
         first, *others = problem_lines(error.errors(), Efficiency)
         more = f" (and {len(others)} more)" if others else ""
-        raise ConfigError(f"the efficiency file {path}: {first}{more}; {mend}") from None
+        raise ConfigError(f"the efficiency file {path}: {first}{more}; {fix}") from None

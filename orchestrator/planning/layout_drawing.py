@@ -21,17 +21,17 @@ from orchestrator.planning.planned_layout import TIGHT, GpuLoad, PlannedLayout
 from orchestrator.planning.suggest import Suggestion
 
 
-def draw(layout: PlannedLayout, mend: list[str] | None = None) -> RenderableType:
-    """The map, then memory by kind of GPU, then what does not fit, and the overrides `mend` with which it would."""
+def draw(layout: PlannedLayout, fix: list[str] | None = None) -> RenderableType:
+    """The map, then memory by kind of GPU, then what does not fit, and the overrides `fix` with which it would."""
     notes = [Text(f"note: {note}") for note in layout.notes]
     if not layout.gpus:
-        return Group(_processes(layout), _hosts(layout), *_time(layout), *notes, *_verdict(layout, mend))
+        return Group(_processes(layout), _hosts(layout), *_time(layout), *notes, *_verdict(layout, fix))
     counts = Counter(slot.role for slot in layout.plan.slots)
     ranks = ", ".join(f"{count} {_short(role)}" for role, count in counts.items())
     nodes = "1 node" if layout.plan.nodes == 1 else f"{layout.plan.nodes} nodes"
     title = Text(f"{len(layout.gpus)} GPUs, {nodes}: {ranks}", style="bold")
     pictures = (title, _map(layout), Text(), _memory(layout), _hosts(layout), Text(), *_time(layout))
-    return Group(*pictures, *notes, *_verdict(layout, mend))
+    return Group(*pictures, *notes, *_verdict(layout, fix))
 
 
 def draw_suggestions(found: Sequence[Suggestion], now: PlannedLayout) -> RenderableType:
@@ -217,15 +217,15 @@ def _money(amount: float) -> str:
     return f"{amount:,.2f}"
 
 
-def _verdict(layout: PlannedLayout, mend: list[str] | None) -> list[Text]:
+def _verdict(layout: PlannedLayout, fix: list[str] | None) -> list[Text]:
     warnings = [Text(f"warning: {line}", style="yellow") for line in layout.warnings]
     if not layout.shortages:
         return [*warnings, Text("It fits.", style="green bold")]
     lines = [Text("It does not fit:", style="red bold"), *(Text(f"  {line}") for line in layout.shortages)]
-    if mend is None:
+    if fix is None:
         where = "more GPUs, or look for another layout with --suggest" if layout.gpus else "a larger machine"
         return [*lines, Text(f"No change of settings makes it fit: give the roles that are short {where}.")]
-    return [*lines, Text("The smallest change that makes it fit: " + " ".join(mend), style="bold")]
+    return [*lines, Text("The smallest change that makes it fit: " + " ".join(fix), style="bold")]
 
 
 def _processes(layout: PlannedLayout) -> Table:

@@ -134,11 +134,11 @@ class PlannedLayout:
         weights, sample = self.engines.weights, self.engines.kv_of_a_sample
         if weights + sample > self.engines.utilization * card:
             enough = (weights + sample) / card + 0.05
-            mend = f"use {enough:.2f} or more" if enough <= 1 else "use a larger tensor-parallel size"
+            fix = f"use {enough:.2f} or more" if enough <= 1 else "use a larger tensor-parallel size"
             yield (
                 math.inf,
                 f"the engines: rollout.engine.gpu_memory_utilization={self.engines.utilization:g} has no room for "
-                f"one sample beside the weights ({_gib(weights)} and {_gib(sample)} on each card); {mend}",
+                f"one sample beside the weights ({_gib(weights)} and {_gib(sample)} on each card); {fix}",
             )
 
     def _full_hosts(self) -> Iterator[Shortage]:

@@ -1,6 +1,6 @@
 """`tetrarch plan --suggest`: the fastest layouts of a run on the GPUs that it already has.
 
-A RunConfig flows in, the best few of all layouts that fit flow out. Called by `orchestrator.commands.app`.
+A RunConfig flows in, the best few of all layouts that fit flow out.
 
 Searched is every way to put the roles into groups and to share the GPUs out among these (whole nodes, in lots where
 there are many, or a half, a quarter … of one node), with every tensor-parallel size, micro-batches of half to four
