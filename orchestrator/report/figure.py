@@ -77,7 +77,8 @@ def curves(
     reach = [*chart.reach, *targets]
     axis: dict[str, Any] = {"type": "log" if chart.logarithmic else "linear"}
     if chart.logarithmic:
-        axis |= {"dtick": max(1, math.ceil(math.log10(max(drawn) / min(drawn)) / 5))}
+        decades = math.log10(max(drawn) / min(drawn))
+        axis |= {"dtick": math.ceil(decades / 5) if decades >= 1 else "D2"}
     else:
         axis |= {"rangemode": "tozero" if chart.low == 0 else "normal", "autorangeoptions": {"include": reach}}
         if chart.low is not None and chart.low < 0:
@@ -86,7 +87,13 @@ def curves(
         axis |= {"tickformat": "~%", "hoverformat": ".3~p"}
     shapes = _bands(bands, lines, min([*drawn, *reach]), max([*drawn, *reach])) if bands else []
     shapes += [_target(value, show) for value in targets]
-    layout = {"yaxis": axis, "shapes": shapes, "annotations": _missing(lines), **_legend(lines if several else [])}
+    layout = {
+        "xaxis": _steps(lines),
+        "yaxis": axis,
+        "shapes": shapes,
+        "annotations": _missing(lines),
+        **_legend(lines if several else []),
+    }
     return finite({"data": data, "layout": layout})
 
 
@@ -100,7 +107,9 @@ def stacked(lines: Sequence[Line], legend: Sequence[str]) -> dict[str, Any]:
         if not bars:
             how = {"type": "scatter", "mode": "none", "stackgroup": "all", "fillcolor": colour}
         data.append({**how, "name": name, "hovertemplate": _hover(line), "x": line.steps, "y": _rounded(line.values)})
-    return finite({"data": data, "layout": {"barmode": "stack", "bargap": 0.15, **_legend(lines)}})
+    return finite(
+        {"data": data, "layout": {"xaxis": _steps(lines), "barmode": "stack", "bargap": 0.15, **_legend(lines)}}
+    )
 
 
 def _curve(line: Line, n: int, name: str) -> dict[str, Any]:
@@ -127,6 +136,12 @@ def _curve(line: Line, n: int, name: str) -> dict[str, Any]:
     if line.errors:
         trace["error_y"] = {"array": _rounded(line.errors), "color": colour, "thickness": 1.5, "width": 0}
     return trace
+
+
+def _steps(lines: Sequence[Line]) -> dict[str, Any]:
+    """Where there are few steps, a tick for each and none between them."""
+    steps = {step for line in lines for step in line.steps}
+    return {"dtick": 1} if max(steps) - min(steps) <= 8 else {}
 
 
 def _legend(lines: Sequence[Line]) -> dict[str, Any]:

@@ -48,6 +48,7 @@ function layout(figure, font) {
       nticks: 8,
       title: { text: "step", standoff: 2, font: { size: 11 } },
       unifiedhovertitle: { text: "step %{x}" },
+      ...figure.layout.xaxis,
     }),
     yaxis: axis({ nticks: 6, ...figure.layout.yaxis }),
   };

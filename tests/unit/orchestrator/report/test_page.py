@@ -285,6 +285,7 @@ def test_a_logarithmic_axis_leaves_out_zero() -> None:
     figure = curves(Chart("t", logarithmic=True), [Line("s", points)], str, [], [])
     assert figure is not None
     assert figure["layout"]["yaxis"] == {"type": "log", "dtick": 1}
+    assert figure["layout"]["xaxis"] == {"dtick": 1}, "no tick between two steps"
     assert curves(Chart("t", logarithmic=True), [Line("s", [(1, 0.0)])], str, [], []) is None
 
 
