@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 from dataclasses import dataclass
@@ -97,6 +98,8 @@ def start_engine(setup: RolloutSetup) -> LLMEngine:
 
     import roles.transfer.vllm_worker  # noqa: F401  # registers the gloo backend
 
+    # While it starts, vLLM collects garbage several times: with what was imported left out, 1.3 s of CPU instead of 3.
+    gc.freeze()
     engine, on_cpu = setup.rollout.engine, setup.device == "cpu"
     special: dict[str, Any] = {"gpu_memory_utilization": engine.gpu_memory_utilization}
     if on_cpu:

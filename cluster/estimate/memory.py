@@ -35,9 +35,10 @@ and the gradients of both. Measured with Granite: 2.0 and 2.4 to 4.0."""
 RUNTIME = 1.5 * GIB
 """Of each process on a GPU: CUDA context, library workspaces and NCCL's buffers. An assumption, not a formula."""
 
-PROCESS, ENGINE_PROCESS, SERVICES = 0.33 * GIB, 0.55 * GIB, 0.8 * GIB
-"""Without a GPU: libraries of a rank, of an engine; Ray and the driver. Measured with `configs/tiny.yaml` (proportional
-set sizes: what processes share is counted once)."""
+PROCESS, ENGINE_PROCESS, SERVICES = 0.1 * GIB, 0.3 * GIB, 1.2 * GIB
+"""Without a GPU: what a rank and an engine do not share; Ray, the driver, and the libraries that ranks share because
+they are forked (`cluster.runtime.fork_server`). Measured with `configs/tiny.yaml`, as proportional set sizes. On a Ray
+that runs already each rank has 0.25 GiB more: nothing is forked there."""
 SLACK = 1.1
 """Freed memory that the C library keeps, as a factor of what comes and goes. An assumption."""
 

@@ -86,6 +86,7 @@ class Worker:
         _redirect_output(identity.log)
         print(f"--- {identity}, pid {os.getpid()}, {time.strftime('%F %T')}", flush=True)
         os.environ.update(environment)
+        as_many_threads_as_told()
         self._identity = identity
         self._memory = MemorySampler()
         self._cards = CardSampler() if environment.get("CUDA_VISIBLE_DEVICES") else None
@@ -238,6 +239,13 @@ def gpu_ids() -> Any:
 
 def _gpu_ids() -> list[str]:
     return sorted(map(str, ray.get_gpu_ids()), key=lambda name: (len(name), name))
+
+
+def as_many_threads_as_told() -> None:
+    """Torch reads OMP_NUM_THREADS when it is imported: before this process was forked, if it was."""
+    torch = sys.modules.get("torch")
+    if torch is not None and "OMP_NUM_THREADS" in os.environ:
+        torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
 
 
 def _print_traceback(error: Exception) -> None:

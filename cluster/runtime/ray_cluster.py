@@ -11,7 +11,7 @@ import os
 import socket
 import time
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from types import TracebackType
@@ -36,6 +36,7 @@ from cluster.ranks.host_memory import MemorySampler, kill_tree, peak_of_sum
 from cluster.ranks.role_group import GrantedSlot, RoleGroup
 from cluster.ranks.watch import STARTED
 from cluster.ranks.worker import RankUsage, gpu_ids
+from cluster.runtime.fork_server import ForkServer, Imports
 from cluster.runtime.living_nodes import CARD, living_nodes
 from cluster.runtime.orders import ORDERS, not_for_children, unheard
 
@@ -78,9 +79,17 @@ class RayCluster:
     """Ray, with the plan's resources reserved."""
 
     def __init__(
-        self, plan: Plan, *, deadline_s: float, address: str | None = None, object_store_gib: float | None = None
+        self,
+        plan: Plan,
+        *,
+        deadline_s: float,
+        address: str | None = None,
+        object_store_gib: float | None = None,
+        imports: Imports | None = None,
     ) -> None:
         self._plan = plan
+        self._imports = imports
+        self._forks: ForkServer | None = None
         self._deadline_s = deadline_s
         self._address = address or os.environ.get("RAY_ADDRESS")
         self._object_store_gib = object_store_gib or max(1.0, psutil.virtual_memory().total / 10 / GIB)
@@ -143,15 +152,17 @@ class RayCluster:
     def stop(self) -> None:
         """End every rank, give the resources back and leave Ray (a Ray that we started ends)."""
         self._memory.stop()
-        if not ray.is_initialized():
-            return
         with unheard():
-            role_group.stop_all()
-            if self._group is not None:
-                remove_placement_group(self._group)
-                self._group = None
-            _kill_at_once()
-            ray.shutdown()
+            if ray.is_initialized():
+                role_group.stop_all()
+                if self._group is not None:
+                    remove_placement_group(self._group)
+                    self._group = None
+                _kill_at_once()
+                ray.shutdown()
+            if self._forks is not None:
+                self._forks.stop()
+                self._forks = None
 
     def _connect(self) -> None:
         os.environ["RAY_USAGE_STATS_ENABLED"] = "0"  # never phone home
@@ -160,6 +171,8 @@ class RayCluster:
             self._attach(self._address)
         else:
             with not_for_children():
+                if self._imports:
+                    self._forks = ForkServer(self._imports)
                 self._start_with_retries()
                 ORDERS.listen()
         ORDERS.listen()  # Ray's own handler ends the process with a C++ stack on the terminal
@@ -179,15 +192,16 @@ class RayCluster:
 
     def _start_local(self) -> None:
         demand = self._plan.demand(0)
-        ray.init(
-            address="local",
-            num_cpus=math.ceil(demand.cpus),  # logical ones: roles take turns on the real ones
-            num_gpus=None if demand.gpus else 0,
-            object_store_memory=int(self._object_store_gib * GIB),
-            include_dashboard=False,
-            log_to_driver=False,
-            logging_level="error",
-        )
+        with self._forks.used_by_ray() if self._forks else nullcontext():
+            ray.init(
+                address="local",
+                num_cpus=math.ceil(demand.cpus),  # logical ones: roles take turns on the real ones
+                num_gpus=None if demand.gpus else 0,
+                object_store_memory=int(self._object_store_gib * GIB),
+                include_dashboard=False,
+                log_to_driver=False,
+                logging_level="error",
+            )
 
     def _attach(self, address: str) -> None:
         if address.startswith(("http://", "https://")):

@@ -22,6 +22,7 @@ from orchestrator.config.reward_training import RewardTrainingConfig
 from orchestrator.config.role_needs import RoleNames, ppo_roles, role_needs, scoring_roles
 from orchestrator.config.run import RunConfig
 from orchestrator.config.sampling import SamplingConfig
+from orchestrator.groups.imports import imports_for
 from orchestrator.groups.policy import Policy
 from orchestrator.groups.reward import Member, Reward
 from orchestrator.groups.scoring import EvaluationRoles, Roles, class_of
@@ -236,9 +237,9 @@ class Builder(Generic[C]):
 @contextmanager
 def builder(config: C, roles: RoleNames) -> Iterator[Builder[C]]:  # type: ignore[misc]
     """A cluster with room for `roles`; leaving it ends every process."""
-    with RayCluster(
-        plan(config.placement, role_needs(config, roles)), deadline_s=config.deadlines.resources_s
-    ) as cluster:
+    made = plan(config.placement, role_needs(config, roles))
+    imports = imports_for(config.device, _environment(config.device))
+    with RayCluster(made, deadline_s=config.deadlines.resources_s, imports=imports) as cluster:
         yield Builder(config, cluster)
 
 

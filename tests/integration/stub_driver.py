@@ -8,13 +8,15 @@ from pathlib import Path
 from cluster.config import LocalPlacement
 from cluster.placement.plan import RoleNeed, plan
 from cluster.ranks.role_group import RoleGroup
+from cluster.runtime.fork_server import Imports
 from cluster.runtime.ray_cluster import RayCluster
 from tests.integration.stub_role import Stub
 
 
 def main() -> None:
     wanted = plan(LocalPlacement(), [RoleNeed("actor", workers=1)])
-    with RayCluster(wanted, deadline_s=60, object_store_gib=0.1) as cluster:
+    imports = Imports(("torch",), {})
+    with RayCluster(wanted, deadline_s=60, object_store_gib=0.1, imports=imports) as cluster:
         group = RoleGroup.start("actor", Stub, [("a",)], cluster.places("actor"), log_dir=Path(sys.argv[1]))
         group.ready(60)
         group.call(Stub.start_child).result(20)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import signal
 import statistics
 import subprocess
 import sys
@@ -14,6 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -144,7 +144,9 @@ def killed(folder: Path, run_dir: Path) -> Iterator[tuple[str, float]]:
         assert process.poll() is None and time.monotonic() < deadline, process.communicate()[0]
         time.sleep(0.1)
     log = (folder / "killed/logs/critic-1.log").read_text()
-    os.kill(int(re.search(r"pid (\d+)", log)[1]), signal.SIGKILL)  # type: ignore[index]
+    rank = psutil.Process(int(re.search(r"pid (\d+)", log)[1]))  # type: ignore[index]
+    assert "fork_server" in " ".join(psutil.Process(rank.ppid()).cmdline()), "ranks import one by one"
+    rank.kill()
     began = time.monotonic()
     output, _ = process.communicate(timeout=120)
     assert process.returncode == 1, output

@@ -17,6 +17,7 @@ from cluster.placement.plan import RoleNeed, plan
 from cluster.ranks.calls import wait_all
 from cluster.ranks.role_group import RoleGroup
 from cluster.ranks.watch import STARTED
+from cluster.runtime.fork_server import Imports
 from cluster.runtime.ray_cluster import RayCluster
 from tests.integration.stub_role import Collective, Stub
 
@@ -27,7 +28,8 @@ ROLES = {"actor": 2, "critic": 2, "rollout": 1, "reference": 2, "reward": 2}
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[RayCluster]:
     wanted = plan(LocalPlacement(), [RoleNeed(role, workers=ranks) for role, ranks in ROLES.items()])
-    with RayCluster(wanted, deadline_s=60, object_store_gib=0.25) as running:
+    imports = Imports(("torch",), {})
+    with RayCluster(wanted, deadline_s=60, object_store_gib=0.25, imports=imports) as running:
         yield running
 
 
@@ -202,7 +204,8 @@ def test_memory_is_measured_while_a_method_runs(cluster: RayCluster, start: Star
     busy = group.call(Stub.hang, True)
     time.sleep(3)  # about one sample a second
     after = cluster.usage()
-    before_rank, after_rank = (max(usage.ranks[0][1].series.values()) / GIB for usage in (before, after))
+    reports = [dict(usage.ranks)["rollout"] for usage in (before, after)]
+    before_rank, after_rank = (max(report.series.values()) / GIB for report in reports)
     assert 0.75 < after_rank - before_rank < 1.1
     assert after.host_peak > before.host_peak + 0.2  # the peak before was that of more ranks
     assert after.host_peak > after_rank

@@ -417,5 +417,19 @@ FAULTS = (
         "check_known([])",
         "tests/unit/orchestrator/report/test_reporter.py",
     ),
+    Fault(
+        "a process that has threads is forked",
+        "cluster/runtime/fork_server.py",
+        'len(os.listdir("/proc/self/task")) == 1',
+        'len(os.listdir("/proc/self/task")) > 0',
+        "tests/unit/cluster/runtime/test_fork_server.py",
+    ),
+    Fault(
+        "forked ranks keep the one thread that the imports had",
+        "cluster/ranks/worker.py",
+        'torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))',
+        "torch.set_num_threads(1)",
+        "tests/unit/cluster/ranks/test_threads.py",
+    ),
     *WIRING,
 )

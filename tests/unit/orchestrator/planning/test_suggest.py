@@ -90,11 +90,13 @@ def brute_force(config: RunConfig, count: int) -> list[float]:
                     for label, (nodes, per) in zip(used, chosen, strict=True)
                 }
                 placement = config.placement.model_copy(update={"groups": groups})
+                made = None  # no setting changes who sits where
                 for setting in settings(placement):
                     tried = apply(config, placement, setting)
                     if broken_rules(tried):
                         continue
-                    planned = layout(tried)
+                    planned = layout(tried, made=made)
+                    made = planned.plan
                     if not planned.shortages:
                         key = (labels, chosen, width)
                         best[key] = min(best.get(key, float("inf")), planned.step.total)
