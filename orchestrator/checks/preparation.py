@@ -64,10 +64,11 @@ def prepare_evaluate(config: EvaluationRun) -> Questions:
     return _read_prompts(config, "heldout", actor)
 
 
-def prepare_reward(config: RewardTrainingRun) -> Questions | Pairs:
+def prepare_reward(config: RewardTrainingRun, resume: Resume) -> Questions | Pairs:
     """What `tetrarch reward` needs; the prompts that pairs are sampled for, or the pairs of a data set."""
     training, policy = config.reward_training, config.policy
     check_output(training)
+    check_run_dir(config, resume, "reward_training.output")
     if isinstance(training.pairs, SampledPairs):
         assert policy is not None
         check_function(training.pairs.judge, "reward_training.pairs.judge")

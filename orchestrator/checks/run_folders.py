@@ -9,8 +9,8 @@ import os
 from itertools import pairwise
 from pathlib import Path
 
+from orchestrator.config.base import BaseConfig
 from orchestrator.config.reward_training import RewardTrainingConfig
-from orchestrator.config.run import RunConfig
 from orchestrator.errors import ConfigError
 from orchestrator.run.checkpoint import Checkpoints
 from orchestrator.run.resuming import Resume, checkpoint_to_resume
@@ -25,7 +25,7 @@ LOGS = "logs"
 """Folder in `run_dir` that a failed start may leave."""
 
 
-def check_run_dir(config: RunConfig, resume: Resume) -> None:
+def check_run_dir(config: BaseConfig, resume: Resume, key: str = "run_dir") -> None:
     """`run_dir` can be written, and holds no other run."""
     folder = Path(config.run_dir)
     check_writable(folder, "run_dir")
@@ -37,7 +37,7 @@ def check_run_dir(config: RunConfig, resume: Resume) -> None:
         raise ConfigError(
             f"run_dir={folder} is not empty (it holds {', '.join(found[:3])}{', …' if len(found) > 3 else ''}); "
             + ("say --resume to go on with that run, " if stands else "no checkpoint is in it: ")
-            + "choose another run_dir, or remove it"
+            + f"choose another {key}, or remove it"
         )
 
 

@@ -100,7 +100,13 @@ def submit(
     raise typer.Exit(code)
 
 
-def reward(config: ConfigFile, overrides: Overrides = None, debug: Debug = False) -> None:
+def reward(
+    config: ConfigFile,
+    overrides: Overrides = None,
+    resume: ResumeFlag = False,
+    resume_from: ResumeFrom = None,
+    debug: Debug = False,
+) -> None:
     """Train a reward model from preference pairs (the section reward_training).
 
     Example: tetrarch reward configs/smoke.yaml reward_training.epochs=2
@@ -109,11 +115,12 @@ def reward(config: ConfigFile, overrides: Overrides = None, debug: Debug = False
         run = report.loaded(load_root(RewardTrainingRun, config, overrides or ()))
         from orchestrator.checks.preparation import prepare_reward
 
-        source = prepare_reward(run)
+        checkpoint = which_checkpoint(resume, resume_from)
+        source = prepare_reward(run, checkpoint)
         report.read(source)
         from orchestrator.stages.reward import train_reward
 
-        train_reward(run, source)
+        train_reward(run, checkpoint, source)
 
 
 def evaluate(config: ConfigFile, overrides: Overrides = None, debug: Debug = False) -> None:

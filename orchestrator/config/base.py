@@ -20,8 +20,8 @@ class BaseConfig(Section):
     """Where and how a command runs."""
 
     run_dir: str = Field(min_length=1)
-    """Folder of everything that the run leaves behind. Of `tetrarch reward` it is the folder that holds
-    `reward_training.output`."""
+    """Folder of everything that the run leaves behind. Of `tetrarch reward` it follows from
+    `reward_training.output`: `OUTPUT-run`."""
     seed: int = Field(default=1, ge=0, lt=2**32)
     """Seed of the prompts' order, of sampling, of the mini-batches and of new heads."""
     device: Literal["cpu", "cuda"] = "cpu"

@@ -75,6 +75,10 @@ class RewardTrainingConfig(Section):
     """The command fails unless the whole 95 % interval of the held-out pair accuracy is above this; 0.5 is chance."""
 
 
+RUN = "-run"
+"""What the folder of a run is called after its output: `runs/reward/model-run` beside `runs/reward/model`."""
+
+
 class RewardTrainingRun(BaseConfig):
     """What `tetrarch reward` reads: with pairs of a data set, no section of a policy."""
 
@@ -91,7 +95,7 @@ class RewardTrainingRun(BaseConfig):
 
     @classmethod
     def own(cls, data: Mapping[Any, Any]) -> dict[Any, Any]:
-        """Without the policy's sections if the pairs exist; `run_dir` is the folder that holds the output."""
+        """Without the policy's sections if the pairs exist; `run_dir` stands beside the output."""
         own = super().own(data)
         match own:
             case {"reward_training": {"pairs": {"type": "sampled"}}}:
@@ -104,7 +108,7 @@ class RewardTrainingRun(BaseConfig):
                 }
         match own:
             case {"reward_training": {"output": str(output)}}:
-                own["run_dir"] = str(Path(output).parent)
+                own["run_dir"] = f"{Path(output)}{RUN}"
         return own
 
     @classmethod

@@ -1,9 +1,14 @@
-"""Scored responses → pairs to train a reward model on, and pairs held out. Pure."""
+"""Scored responses → pairs to train a reward model on, and pairs held out. Pure, but for the file that keeps them."""
 
 from __future__ import annotations
 
+import hashlib
 import random
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+from safetensors.torch import load_file, save, save_file
+from torch import Tensor
 
 from orchestrator.config.reward_training import RewardTrainingConfig
 from orchestrator.errors import ConfigError
@@ -42,3 +47,25 @@ def split(preferences: Preferences, config: RewardTrainingConfig, seed: int) -> 
     parts = [[row for rows in part for row in rows] for part in (usable[heldout:], usable[:heldout])]
     training, aside = preferences.split(parts)
     return Comparisons(training, aside, left_out=len(groups) - len(usable))
+
+
+def digest(preferences: Preferences) -> str:
+    """A hash of all their tensors."""
+    return hashlib.sha256(save(_tensors(preferences))).hexdigest()
+
+
+def keep(preferences: Preferences, file: Path) -> None:
+    """Write them to `file`, whole or not at all."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    partial = file.with_suffix(".partial")
+    save_file(_tensors(preferences), partial)
+    partial.replace(file)
+
+
+def kept(file: Path) -> Preferences:
+    """What `keep` wrote."""
+    return Preferences(**load_file(file))
+
+
+def _tensors(preferences: Preferences) -> dict[str, Tensor]:
+    return {field.name: getattr(preferences, field.name).contiguous() for field in fields(preferences)}

@@ -9,29 +9,41 @@ from __future__ import annotations
 import json
 import math
 import random
-from contextlib import closing
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from cluster.ranks.role_group import RoleGroup
 from cluster.role_table import REWARD
+from cluster.runtime.ray_cluster import RayCluster
 from orchestrator.config.reward_training import RewardTrainingConfig, RewardTrainingRun, SampledPairs
-from orchestrator.data.comparisons import Comparisons, split
+from orchestrator.data.comparisons import Comparisons, digest, keep, kept, split
 from orchestrator.data.preference_pairs import Pairs
 from orchestrator.data.prompts import Questions
-from orchestrator.errors import TetrarchError
+from orchestrator.errors import CheckpointError, TetrarchError
 from orchestrator.groups.build import builder, resolve_models
 from orchestrator.groups.spread import spread
-from orchestrator.report.progress import Progress, make_progress
-from orchestrator.run.checkpoint import whole_folder
+from orchestrator.report.reporter import Reporter
+from orchestrator.run.checkpoint import Checkpoint, whole_folder
+from orchestrator.run.phase_clock import Clock
+from orchestrator.run.resuming import Resume
+from orchestrator.stages.run import carry_out
 from orchestrator.stages.sampled_pairs import sampled
+from orchestrator.stages.stage import Stage, StepReport
 from roles.batch import Preferences
 from roles.model_files.conversion import resolve_model
 from roles.packing import balance
 from roles.reward_trainer import RewardTrainer
 from roles.seeds import stable_seed
+
+QUALITY = "reward_quality.json"
+"""What a model's folder holds beside the model."""
+COMPARISONS = "comparisons.safetensors"
+"""Where in `run_dir` sampled comparisons are kept."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,68 +61,148 @@ class RewardQuality:
         """Lower end of the accuracy's 95 % interval (normal approximation)."""
         return self.accuracy - 1.96 * self.standard_error
 
+    def metrics(self) -> dict[str, float]:
+        """By the names of `orchestrator.metrics`."""
+        return {
+            "preference/heldout_accuracy": self.accuracy,
+            "preference/heldout_accuracy_low": max(self.surely_above, 0.0),
+            "preference/heldout_accuracy_high": min(self.accuracy + 1.96 * self.standard_error, 1.0),
+        }
 
-def train_reward(config: RewardTrainingRun, source: Questions | Pairs) -> RewardQuality:
+
+def train_reward(config: RewardTrainingRun, resume: Resume, source: Questions | Pairs) -> RewardQuality:
     """Get the comparisons, train, test on held-out groups, save to `reward_training.output`.
 
     Args:
         source: the prompts whose responses are compared, or the pairs of a data set.
     """
-    training = config.reward_training
-    with closing(make_progress("reward", 0, 0)) as progress:
-        progress.status("preparing the models")
+    training, found = config.reward_training, []
+
+    @contextmanager
+    def start(report: Reporter) -> Iterator[Stage]:
+        report.status("preparing the models")
         backbone = resolve_model(training.model, Path(config.model_cache))
-        comparisons = split(_preferences(config, training, source, progress), training, config.seed)
-        progress.lines(
+        preferences = _preferences(config, resume, source, report)
+        comparisons = split(preferences, training, config.seed)
+        report.note(
             f"{len(comparisons.training.comparisons())} comparisons to train on, "
             f"{len(comparisons.heldout.comparisons())} held out, {comparisons.left_out} groups left out"
         )
-        progress.status("starting the reward model")
         schedule = _schedule(comparisons.training, training, config.seed)
+        report.expect(len(schedule))
+        report.status("starting the reward model")
         with builder(config, {REWARD: None}) as build:
             trainer = build.reward_trainer(backbone, training, len(schedule))
             build.ready()
-            return _train(config, training, trainer, comparisons, schedule, progress)
+            stage = RewardTraining(config, build.cluster, trainer, comparisons, schedule, report, digest(preferences))
+            yield stage
+            found.append(stage.tested())
+
+    carry_out(config, resume, start, title="reward model")
+    return found[0]
 
 
-def _preferences(
-    config: RewardTrainingRun, training: RewardTrainingConfig, source: Questions | Pairs, progress: Progress
-) -> Preferences:
+def _preferences(config: RewardTrainingRun, resume: Resume, source: Questions | Pairs, report: Reporter) -> Preferences:
+    """The pairs of a data set; or those that the policy's responses make, which are kept for a run that goes on."""
     if isinstance(source, Pairs):
         return source.preferences
-    policy = config.policy
-    assert policy is not None and isinstance(training.pairs, SampledPairs)
-    return sampled(policy, training.pairs, source, resolve_models(policy, ()), progress)
+    policy, pairs, file = config.policy, config.reward_training.pairs, Path(config.run_dir) / COMPARISONS
+    assert policy is not None and isinstance(pairs, SampledPairs)
+    if resume is None or not file.exists():
+        keep(sampled(policy, pairs, source, resolve_models(policy, ()), report), file)
+    return kept(file)
 
 
-def _train(
-    config: RewardTrainingRun,
-    training: RewardTrainingConfig,
-    trainer: RoleGroup[RewardTrainer],
-    comparisons: Comparisons,
-    schedule: list[list[int]],
-    progress: Progress,
-) -> RewardQuality:
-    deadlines = config.deadlines
-    progress.status(f"training on {len(schedule)} batches of {training.groups_per_step} groups")
-    for number, step in enumerate(schedule, start=1):
-        shards = comparisons.training.split(_share(step, comparisons.training, len(trainer)))
-        stats = trainer.map(RewardTrainer.update, shards).result(deadlines.update_s)[0]
-        if number % max(1, len(schedule) // 10) == 0 or number == len(schedule):
-            progress.lines(f"batch {number}/{len(schedule)}  loss {stats.loss:.3f}  accuracy {stats.accuracy:.0%}")
-    progress.status("testing on the held-out comparisons")
-    quality = _quality(
-        spread(trainer, RewardTrainer.scores, comparisons.heldout).result(deadlines.score_s), comparisons
-    )
-    progress.lines(
-        f"held-out pair accuracy {quality.accuracy:.1%} ± {quality.standard_error:.1%} "
-        f"on {quality.comparisons} comparisons"
-    )
-    check_quality(quality, training.minimum_accuracy)
-    centre = float(spread(trainer, RewardTrainer.scores, comparisons.training).result(deadlines.score_s).mean())
-    _save(trainer, Path(training.output), centre, quality, deadlines.save_s)
-    progress.lines(f"saved to {training.output}")
-    return quality
+@dataclass(slots=True)
+class RewardTraining(Stage):
+    """A reward model in training; a step is one optimizer step."""
+
+    config: RewardTrainingRun
+    ray: RayCluster
+    trainer: RoleGroup[RewardTrainer]
+    comparisons: Comparisons
+    schedule: list[list[int]]
+    """Group numbers of each step."""
+    report: Reporter
+    digest: str
+    """Of all comparisons, those that are left out too."""
+    step: int = 0
+    quality: RewardQuality | None = None
+    """After the last step that ended an epoch, while it is the last."""
+
+    @property
+    def cluster(self) -> RayCluster:
+        """Where the reward model is trained."""
+        return self.ray
+
+    @property
+    def steps(self) -> int:
+        """Optimizer steps of the whole run."""
+        return len(self.schedule)
+
+    @property
+    def trained(self) -> Mapping[str, RoleGroup[Any]]:
+        """The reward model."""
+        return {REWARD: self.trainer}
+
+    def state_dict(self) -> dict[str, Any]:
+        """The steps that are done, and of which comparisons."""
+        return {"step": self.step, "comparisons": self.digest}
+
+    def load_state(self, checkpoint: Checkpoint) -> None:
+        """CheckpointError if it was trained on other comparisons, or on more steps than there are."""
+        if checkpoint.state["comparisons"] != self.digest:
+            raise CheckpointError(
+                f"{checkpoint.path} was trained on other comparisons than there are now; give reward_training.pairs "
+                "the data that it was started with, or start anew with another reward_training.output"
+            )
+        if checkpoint.step > self.steps:
+            raise CheckpointError(
+                f"{checkpoint.path} is at step {checkpoint.step} of now {self.steps}; raise reward_training.epochs"
+            )
+        self.step = checkpoint.step
+
+    def one_step(self, clock: Clock) -> StepReport:
+        """One optimizer step; after the last one of an epoch, a test on the held-out comparisons."""
+        pairs, deadline_s = self.comparisons.training, self.config.deadlines.update_s
+        self.quality = None
+        with clock("update"):
+            shards = pairs.split(_share(self.schedule[self.step], pairs, len(self.trainer)))
+            stats = self.trainer.map(RewardTrainer.update, shards).result(deadline_s)[0]
+        self.step += 1
+        metrics = {
+            "preference/loss": stats.loss,
+            "preference/accuracy": stats.accuracy,
+            "preference/gradient_norm": stats.gradient_norm,
+            "lr/reward": stats.learning_rate,
+        }
+        if self.step % (self.steps // self.config.reward_training.epochs) == 0:
+            with clock("evaluate"):
+                metrics |= self.tested().metrics()
+        return StepReport(metrics)
+
+    def tested(self) -> RewardQuality:
+        """How often the model, as it is now, orders a held-out pair rightly."""
+        if self.quality is None:
+            scores = self._scores(self.comparisons.heldout)
+            self.quality = _quality(scores, self.comparisons)
+        return self.quality
+
+    def save_models(self) -> None:
+        """Write the model to `reward_training.output` if it is good enough, whole or not at all, and its quality."""
+        training, quality = self.config.reward_training, self.tested()
+        self.report.note(
+            f"held-out pair accuracy {quality.accuracy:.1%} ± {quality.standard_error:.1%} "
+            f"on {quality.comparisons} comparisons"
+        )
+        check_quality(quality, training.minimum_accuracy)
+        centre = float(self._scores(self.comparisons.training).mean())
+        _save(self.trainer, self.config, centre, quality)
+        self.report.note(f"saved to {training.output}")
+
+    def _scores(self, preferences: Preferences) -> torch.Tensor:
+        """float32 `[batch]`: the model's numbers."""
+        return spread(self.trainer, RewardTrainer.scores, preferences).result(self.config.deadlines.score_s)
 
 
 def check_quality(quality: RewardQuality, minimum: float) -> None:
@@ -158,10 +250,10 @@ def _quality(scores: torch.Tensor, comparisons: Comparisons) -> RewardQuality:
     )
 
 
-def _save(
-    trainer: RoleGroup[RewardTrainer], output: Path, centre: float, quality: RewardQuality, deadline_s: float
-) -> None:
-    """The folder appears whole or not at all."""
-    with whole_folder(output) as partial:
-        trainer.call(RewardTrainer.save_model, str(partial), centre).result(deadline_s)
-        (partial / "reward_quality.json").write_text(json.dumps(asdict(quality), indent=1) + "\n")
+def _save(trainer: RoleGroup[RewardTrainer], config: RewardTrainingRun, centre: float, quality: RewardQuality) -> None:
+    """The folder appears whole or not at all. What is known of its quality stands in it, and in `run_dir`."""
+    text = json.dumps(asdict(quality), indent=1) + "\n"
+    with whole_folder(Path(config.reward_training.output)) as partial:
+        trainer.call(RewardTrainer.save_model, str(partial), centre).result(config.deadlines.save_s)
+        (partial / QUALITY).write_text(text)
+    (Path(config.run_dir) / QUALITY).write_text(text)

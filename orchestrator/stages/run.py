@@ -18,8 +18,8 @@ from cluster.errors import ClusterError
 from cluster.ranks.calls import become_idle, wait_all
 from cluster.ranks.watch import STARTED
 from cluster.runtime.orders import ORDERS, Orders
+from orchestrator.config.base import BaseConfig
 from orchestrator.config.loading import dump_config
-from orchestrator.config.run import RunConfig
 from orchestrator.errors import NotFinite, StopTraining, TetrarchError
 from orchestrator.report.reporter import Reporter
 from orchestrator.run.checkpoint import Checkpoint, Checkpoints, size_gib
@@ -36,7 +36,7 @@ RESCUE_S = 30.0
 
 
 def carry_out(
-    config: RunConfig, resume: Resume, start: Callable[[Reporter], AbstractContextManager[Stage]], **report: Any
+    config: BaseConfig, resume: Resume, start: Callable[[Reporter], AbstractContextManager[Stage]], **report: Any
 ) -> None:
     """Run a stage in `config.run_dir`, from its first step or from a checkpoint to its end.
 
@@ -66,7 +66,7 @@ def carry_out(
 class Run:
     """One training run under way: the steps of a stage, and between them evaluations, checkpoints and reports."""
 
-    config: RunConfig
+    config: BaseConfig
     stage: Stage
     checkpoints: Checkpoints
     report: Reporter

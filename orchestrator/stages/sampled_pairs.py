@@ -15,21 +15,21 @@ from orchestrator.config.sampling import SamplingConfig
 from orchestrator.data.prompts import PromptSource, Questions
 from orchestrator.groups.build import Models, builder
 from orchestrator.groups.policy import Policy
-from orchestrator.report.progress import Progress
+from orchestrator.report.reporter import Reporter
 from roles.batch import Preferences
 
 
 def sampled(
-    config: SamplingConfig, pairs: SampledPairs, questions: Questions, models: Models, progress: Progress
+    config: SamplingConfig, pairs: SampledPairs, questions: Questions, models: Models, report: Reporter
 ) -> Preferences:
     """`responses_per_prompt` responses of the policy to each training prompt, ranked by the judge's score."""
     source = PromptSource(questions, config.seed)
     prompts = source.next(min(pairs.prompts or len(source), len(source)), pairs.responses_per_prompt)
-    progress.status("starting an engine and the judge")
+    report.status("starting an engine and the judge")
     with builder(config, {ENGINES: None, JUDGE: pairs.judge}) as build:
         policy, judge = Policy(build.engines(models), config.deadlines), build.scorer("judge", pairs.judge)
         build.ready()
-        progress.status(f"sampling {len(prompts)} responses to {len(prompts) // pairs.responses_per_prompt} prompts")
+        report.status(f"sampling {len(prompts)} responses to {len(prompts) // pairs.responses_per_prompt} prompts")
         rollouts = policy.generate(prompts, version=0)
         judged = judge.start(rollouts)
         wait_all([judged.call], config.deadlines.score_s)

@@ -99,6 +99,21 @@ def test_a_reward_model_learns_the_order(reward: Path) -> None:
     assert json.loads((reward / "config.json").read_text())["score_shift"] != 0
 
 
+def test_a_reward_training_that_goes_on_from_a_checkpoint_gives_the_same_weights(home: Path, reward: Path) -> None:
+    """Six of eight steps, then two after a resume."""
+    whole, run = reward.rename(reward.with_name("whole")), reward.with_name("model-run")
+    shown = start([".venv/bin/tetrarch", "reward", "configs/tiny.yaml", "--resume-from", "6"], home)
+    assert "what came after step 6 is in" in shown
+    assert (reward / "model.safetensors").read_bytes() == (whole / "model.safetensors").read_bytes()
+    before, after = metrics(run / "set-aside/1"), metrics(run)
+    assert [line["step"] for line in after] == list(range(1, 9)) and after[:6] == before[:6]
+    for expected, got in zip(before, after, strict=True):
+        differing = {key for key in expected if expected[key] != got[key]}
+        assert not {key for key in differing if not key.startswith(("time/", "memory/"))}
+    assert after[-1]["preference/heldout_accuracy_low"] > 0.9
+    assert "Tetrarch · reward model" in (run / "report.html").read_text()
+
+
 def test_the_less_common_settings_run(home: Path, reward: Path) -> None:
     """Chats, skipped prompts, an ensemble of a reward model behind the text bridge and a function, critic warm-up,
     normalised values, bootstrap, adaptive KL, a mean of the weights."""

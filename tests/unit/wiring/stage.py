@@ -254,6 +254,8 @@ class Recorder:
 
     def phase(self, name: str) -> None: ...
 
+    def expect(self, steps: int) -> None: ...
+
     def note(self, text: str) -> None:
         self.lines.append(text)
 

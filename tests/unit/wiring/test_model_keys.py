@@ -129,5 +129,5 @@ def test_the_reward_model_in_the_making_has_its_own_backbone(
             torch.full((8, 3), 5), torch.full((8,), 3), torch.arange(8) // 2, torch.tensor([1.0, 0.0]).repeat(4)
         )
         with pytest.raises(Stop):
-            train_reward(config, Pairs(pairs, "a row"))
+            train_reward(config, None, Pairs(pairs, "a row"))
     assert [(own.path, own.gguf_file, own.layers) for own in asked] == [model[:3]]

@@ -88,7 +88,7 @@ def ran(folder: Path, changes: Mapping[str, Any], monkeypatch: pytest.MonkeyPatc
         # stage 3 is the only one that the section can have; a rank alone has nothing to shard
         patched.setattr("roles.zero.sharded.gather_by_layer", lambda module: None)
         patched.setattr("tests.unit.wiring.stage.PlainDeepSpeed.initialize", whole)
-        quality: RewardQuality = train_reward(config, source)
+        quality: RewardQuality = train_reward(config, None, source)
         trainer = seen.groups["reward"]
         found |= {f"weights {name}": tensor.detach().double() for name, tensor in trainer.parameters.items()}
         for number, stats in enumerate(told):

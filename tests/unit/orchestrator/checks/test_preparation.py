@@ -99,7 +99,7 @@ def check(command: str, world: World) -> None:
     elif command == "evaluate":
         prepare_evaluate(validate_root(EvaluationRun, world.data))
     else:
-        prepare_reward(validate_root(RewardTrainingRun, world.data))
+        prepare_reward(validate_root(RewardTrainingRun, world.data), None)
 
 
 def refused(world: World, *parts: str, command: str = "train") -> str:

@@ -127,7 +127,8 @@ def test_unknown_options_are_refused(file: Path) -> None:
         (["train"], [("prepare_train", None), ("train", None, READ, None)]),
         (["train", "--resume"], [("prepare_train", "newest"), ("train", "newest", READ, None)]),
         (["train", "--resume-from", "4"], [("prepare_train", 4), ("train", 4, READ, None)]),
-        (["reward"], [("prepare_reward",), ("train_reward", READ)]),
+        (["reward"], [("prepare_reward", None), ("train_reward", None, READ)]),
+        (["reward", "--resume-from", "4"], [("prepare_reward", 4), ("train_reward", 4, READ)]),
         (["evaluate"], [("prepare_evaluate",), ("evaluate_run", READ)]),
     ],
 )

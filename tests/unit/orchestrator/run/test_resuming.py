@@ -10,14 +10,17 @@ from typing import Any
 import pytest
 
 import orchestrator.stages.ppo
+from orchestrator.config.base import BaseConfig
+from orchestrator.config.evaluation import EvaluationRun
 from orchestrator.config.loading import dump_config, load_config, validate
+from orchestrator.config.reward_training import RewardTrainingRun
+from orchestrator.config.roots import ROOTS
 from orchestrator.config.run import RunConfig
 from orchestrator.config.schema import key_of, sections_in
 from orchestrator.errors import ConfigError, TetrarchError
 from orchestrator.run.checkpoint import Checkpoints
+from orchestrator.run.resume_rules import RULES
 from orchestrator.run.resuming import (
-    MAY_CHANGE,
-    STAYS,
     Resume,
     _names,
     changes,
@@ -36,6 +39,11 @@ WHOLE = {
     *("ppo.advantage", "ppo.score", "ppo.truncated", "ppo.policy.importance", "ppo.kl.budget"),
 }
 """Sections all of whose keys, the future ones too, have the same rule (or one of their own)."""
+OF_PAIRS = {
+    *("prompts", "actor", "rollout", "environment", "reward_training.pairs"),
+    *("reward_training.optimizer.schedule", "reward_training.model"),
+}
+"""The same, where a reward model is trained."""
 
 
 def schema(section: Any = RunConfig, path: str = "") -> Iterator[tuple[str, bool]]:
@@ -49,17 +57,34 @@ def schema(section: Any = RunConfig, path: str = "") -> Iterator[tuple[str, bool
             yield from schema(one, f"{key}.m" if members else key)
 
 
-def test_every_key_has_one_rule_of_its_own() -> None:
-    keys = {key for key, section in schema() if not section}
-    assert len(keys) > 200 and {"reward.members.m.urls", "actor.lora", "ppo.kl.budget.factor"} <= keys
+@pytest.mark.parametrize(
+    ("root", "whole", "least", "some"),
+    [
+        (RunConfig, WHOLE, 200, {"reward.members.m.urls", "actor.lora", "ppo.kl.budget.factor"}),
+        (
+            RewardTrainingRun,
+            WHOLE | OF_PAIRS,
+            150,
+            {"reward_training.pairs.dataset.path", "reward_training.optimizer.betas"},
+        ),
+    ],
+)
+def test_every_key_has_one_rule_of_its_own(root: type[BaseConfig], whole: set[str], least: int, some: set[str]) -> None:
+    rules = RULES[root]
+    keys = {key for key, section in schema(root) if not section}
+    assert len(keys) > least and some <= keys
     used = set()
     for key in sorted(keys):
-        why_not(key)  # a KeyError names a key that has no rule
-        rule = next(name for name in _names(key) if name in MAY_CHANGE or name in STAYS)
-        assert rule in list(_names(key))[:2] or rule in WHOLE, f"{key} has no rule of its own: add one to resuming.py"
+        why_not(key, rules)  # a KeyError names a key that has no rule
+        rule = next(name for name in _names(key) if name in rules.may_change or name in rules.stays)
+        assert rule in list(_names(key))[:2] or rule in whole, f"{key} has no rule of its own in resume_rules.py"
         used.add(rule)
-    assert used == MAY_CHANGE | set(STAYS), "rules that no key has"
-    assert not MAY_CHANGE & set(STAYS)
+    assert used == rules.may_change | set(rules.stays), "rules that no key has"
+    assert not rules.may_change & set(rules.stays)
+
+
+def test_the_runs_of_every_stage_have_rules() -> None:
+    assert set(RULES) == set(ROOTS.values()) - {EvaluationRun}, "tetrarch evaluate has nothing to resume"
 
 
 class Saved:
@@ -197,16 +222,16 @@ def test_what_came_later_is_set_aside_and_not_deleted(saved: Saved) -> None:
     (run_dir / "actor").mkdir()
     (run_dir / "actor/tetrarch.json").write_text('{"step": 6}')
     (run_dir / "checkpoints/step-000004-copy").mkdir()
-    first = set_aside(run_dir, 2)
+    first = set_aside(run_dir, 2, ("actor", "critic", "actor_ema"))
     assert first == run_dir / "set-aside/1"
     assert saved.checkpoints.steps() == [2] and not (run_dir / "actor").exists()
     assert Checkpoints(first / "checkpoints", keep=2).steps() == [4]
     assert (first / "actor/tetrarch.json").is_file()
     assert (first / "metrics.jsonl").read_text() == (run_dir / "metrics.jsonl").read_text()
     (run_dir / "metrics.jsonl").write_text('{"step": 1}\n{"step": 2}\n')
-    assert set_aside(run_dir, 2) is None
+    assert set_aside(run_dir, 2, ("actor", "critic", "actor_ema")) is None
     saved.checkpoints.save(3, {}, lambda folder: None)
-    assert set_aside(run_dir, 2) == run_dir / "set-aside/2"
+    assert set_aside(run_dir, 2, ("actor", "critic", "actor_ema")) == run_dir / "set-aside/2"
 
 
 def test_a_damaged_checkpoint_is_told_and_what_came_after_the_one_before_it_is_set_aside(saved: Saved) -> None:

@@ -1,0 +1,119 @@
+"""Which keys may have another value when a run goes on from a checkpoint: one set of rules for each kind of training.
+
+Each key of a root of the configuration stands in one of its two lists: it may change, and then counts from the next
+step on, or it stays.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from cluster.role_table import REWARD, trained_roles
+from orchestrator.config.base import BaseConfig
+from orchestrator.config.reward_training import RewardTrainingRun
+from orchestrator.config.run import RunConfig
+
+
+@dataclass(frozen=True, slots=True)
+class ResumeRules:
+    """The rules of one root of the configuration. Keys may name whole sections; `trained` and `frozen` stand for the
+    roles of that kind, `reward` also for each member of an ensemble."""
+
+    may_change: frozenset[str]
+    stays: Mapping[str, str]
+    """Key → why it cannot change."""
+    sharded: Callable[[Any], Sequence[str]]
+    """The roles whose checkpoint is sharded over their ranks."""
+    steps: Callable[[Any], int | None] = lambda config: None
+    """Steps of the whole run; None where the configuration alone does not say it."""
+    models: tuple[str, ...] = ()
+    """Folders of trained models in `run_dir`."""
+
+
+def rules_of(config: BaseConfig) -> ResumeRules:
+    """What holds for the runs of `config`."""
+    return RULES[type(config)]
+
+
+def _keys(*lists: str) -> frozenset[str]:
+    return frozenset(key for keys in lists for key in keys.split())
+
+
+def _why(reasons: Mapping[str, str]) -> dict[str, str]:
+    return {key: why for why, keys in reasons.items() for key in keys.split()}
+
+
+_WHERE_IT_RUNS = "run_dir model_cache deadlines report checkpoint placement"
+
+_PPO = ResumeRules(
+    may_change=_keys(
+        _WHERE_IT_RUNS,
+        """steps
+evaluation.every evaluation.prompts evaluation.samples
+evaluation.judge.workers evaluation.judge.timeout_s evaluation.judge.retries
+trained.micro_batch_tokens trained.gradient_checkpointing trained.model.trust_remote_code canary
+trained.optimizer.learning_rate trained.optimizer.schedule
+frozen.micro_batch_tokens frozen.zero frozen.model.trust_remote_code reward.urls reward.headers
+reward.workers reward.timeout_s reward.retries environment.workers environment.timeout_s environment.retries
+rollout.prompts_per_step rollout.responses_per_prompt rollout.stream_samples rollout.engine
+ppo.policy.clip ppo.policy.clip_high ppo.policy.dual_clip ppo.policy.entropy_coefficient ppo.policy.importance
+ppo.value.clip ppo.value.coefficient ppo.kl.budget ppo.kl.allow_biased
+ppo.kl.controller.coefficient ppo.kl.controller.target ppo.kl.controller.horizon
+""",
+    ),
+    stays=_why(
+        {
+            "the prompts' order and all sampling follow from it": "seed",
+            "the tensors in the checkpoint are laid out for it": "device dtype trained.zero trained.lora",
+            "the trained model started from it": "trained.model critic.initialise_from",
+            "the KL is measured against it": "frozen.model reference.share_actor",
+            "the position in the prompts would mean another one": "prompts.train prompts.max_tokens prompts.column "
+            "prompts.too_long",
+            "evaluations before and after would not be comparable": "prompts.heldout evaluation.judge",
+            "the state of the optimizer and its count of steps depend on it": "trained.optimizer.betas "
+            "trained.optimizer.epsilon trained.optimizer.weight_decay trained.optimizer.max_gradient_norm ppo.epochs "
+            "ppo.mini_batches",
+            "the mean in the checkpoint was taken with it": "actor.ema_decay",
+            "it is spent, or half spent": "critic.warmup ppo.kl.controller.initial",
+            "the checkpoint has the state of that controller": "ppo.kl.controller.type",
+            "policy and critic have been trained for it": "reward.type reward.text_bridge reward.model reward.path "
+            "reward.name reward.members reward.combine environment environment.type environment.path environment.name "
+            "environment.max_turns environment.max_tokens environment.cut_turn rollout.max_response_tokens "
+            "rollout.min_response_tokens rollout.temperature rollout.top_p rollout.top_k ppo.advantage "
+            "ppo.whiten_advantages ppo.whiten_rewards ppo.score ppo.truncated ppo.kl.where ppo.kl.estimator "
+            "ppo.policy.type ppo.policy.mean ppo.value.mean ppo.value.normalise",
+        }
+    ),
+    sharded=lambda config: [role for role in trained_roles() if role in config.model_roles],
+    steps=lambda config: config.steps,
+    models=(*trained_roles(), "actor_ema"),
+)
+
+_REWARD_TRAINING = ResumeRules(
+    may_change=_keys(
+        _WHERE_IT_RUNS,
+        """reward_training.output reward_training.model.trust_remote_code reward_training.epochs
+reward_training.optimizer.learning_rate reward_training.optimizer.schedule reward_training.micro_batch_tokens
+reward_training.minimum_accuracy
+""",
+    ),
+    stays=_why(
+        {
+            "the order of the comparisons follows from it": "seed reward_training.groups_per_step",
+            "the tensors in the checkpoint are laid out for it": "device dtype",
+            "the trained model started from it": "reward_training.model reward_training.freeze_backbone "
+            "reward_training.pooling",
+            "the comparisons were made with it": "reward_training.pairs prompts actor rollout environment",
+            "the comparisons were set aside with it": "reward_training.heldout_fraction reward_training.max_tokens",
+            "the state of the optimizer depends on it": "reward_training.optimizer.betas "
+            "reward_training.optimizer.epsilon reward_training.optimizer.weight_decay "
+            "reward_training.optimizer.max_gradient_norm",
+        }
+    ),
+    sharded=lambda config: (REWARD,),
+)
+
+RULES: dict[type[BaseConfig], ResumeRules] = {RunConfig: _PPO, RewardTrainingRun: _REWARD_TRAINING}
+"""Root → its rules."""
