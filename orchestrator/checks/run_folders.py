@@ -10,16 +10,13 @@ from itertools import pairwise
 from pathlib import Path
 
 from orchestrator.config.base import BaseConfig
-from orchestrator.config.reward_training import RewardTrainingConfig
+from orchestrator.config.reward_training import QUALITY, RewardTrainingConfig
 from orchestrator.errors import ConfigError
 from orchestrator.run.checkpoint import Checkpoints
 from orchestrator.run.resuming import Resume, checkpoint_to_resume
 
 UNPACKED = ("runtime_resources", "working_dir_files")
 """Where Ray unpacks the working directory of a job, on each node, for as long as the job lives."""
-
-QUALITY = "reward_quality.json"
-"""File in every folder that `tetrarch reward` writes."""
 
 LOGS = "logs"
 """Folder in `run_dir` that a failed start may leave."""

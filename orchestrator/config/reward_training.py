@@ -75,6 +75,8 @@ class RewardTrainingConfig(Section):
     """The command fails unless the whole 95 % interval of the held-out pair accuracy is above this; 0.5 is chance."""
 
 
+QUALITY = "reward_quality.json"
+"""File in every folder that `tetrarch reward` writes."""
 RUN = "-run"
 """What the folder of a run is called after its output: `runs/reward/model-run` beside `runs/reward/model`."""
 

@@ -34,7 +34,7 @@ class ResumeRules:
 
 def rules_of(config: BaseConfig) -> ResumeRules:
     """What holds for the runs of `config`."""
-    return RULES[type(config)]
+    return RESUME_RULES[type(config)]
 
 
 def _keys(*lists: str) -> frozenset[str]:
@@ -115,5 +115,5 @@ reward_training.minimum_accuracy
     sharded=lambda config: (REWARD,),
 )
 
-RULES: dict[type[BaseConfig], ResumeRules] = {RunConfig: _PPO, RewardTrainingRun: _REWARD_TRAINING}
+RESUME_RULES: dict[type[BaseConfig], ResumeRules] = {RunConfig: _PPO, RewardTrainingRun: _REWARD_TRAINING}
 """Root → its rules."""

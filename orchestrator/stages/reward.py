@@ -20,7 +20,7 @@ import torch
 from cluster.ranks.role_group import RoleGroup
 from cluster.role_table import REWARD
 from cluster.runtime.ray_cluster import RayCluster
-from orchestrator.config.reward_training import RewardTrainingConfig, RewardTrainingRun, SampledPairs
+from orchestrator.config.reward_training import QUALITY, RewardTrainingConfig, RewardTrainingRun, SampledPairs
 from orchestrator.data.comparisons import Comparisons, digest, keep, kept, split
 from orchestrator.data.preference_pairs import Pairs
 from orchestrator.data.prompts import Questions
@@ -40,8 +40,6 @@ from roles.packing import balance
 from roles.reward_trainer import RewardTrainer
 from roles.seeds import stable_seed
 
-QUALITY = "reward_quality.json"
-"""What a model's folder holds beside the model."""
 COMPARISONS = "comparisons.safetensors"
 """Where in `run_dir` sampled comparisons are kept."""
 

@@ -19,7 +19,7 @@ from orchestrator.config.run import RunConfig
 from orchestrator.config.schema import key_of, sections_in
 from orchestrator.errors import ConfigError, TetrarchError
 from orchestrator.run.checkpoint import Checkpoints
-from orchestrator.run.resume_rules import RULES
+from orchestrator.run.resume_rules import RESUME_RULES
 from orchestrator.run.resuming import (
     Resume,
     _names,
@@ -70,7 +70,7 @@ def schema(section: Any = RunConfig, path: str = "") -> Iterator[tuple[str, bool
     ],
 )
 def test_every_key_has_one_rule_of_its_own(root: type[BaseConfig], whole: set[str], least: int, some: set[str]) -> None:
-    rules = RULES[root]
+    rules = RESUME_RULES[root]
     keys = {key for key, section in schema(root) if not section}
     assert len(keys) > least and some <= keys
     used = set()
@@ -84,7 +84,7 @@ def test_every_key_has_one_rule_of_its_own(root: type[BaseConfig], whole: set[st
 
 
 def test_the_runs_of_every_stage_have_rules() -> None:
-    assert set(RULES) == set(ROOTS.values()) - {EvaluationRun}, "tetrarch evaluate has nothing to resume"
+    assert set(RESUME_RULES) == set(ROOTS.values()) - {EvaluationRun}, "tetrarch evaluate has nothing to resume"
 
 
 class Saved:
