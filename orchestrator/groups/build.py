@@ -34,8 +34,9 @@ from roles.critic import Critic
 from roles.model_files.conversion import resolve_model
 from roles.models.early_end import EarlyEnd
 from roles.reference import FrozenPolicy
-from roles.reward_functions import FunctionScorer, RemoteScorer
+from roles.reward_function import FunctionScorer
 from roles.reward_model import MESSAGES, PolicyText, RewardModel
+from roles.reward_service import RemoteScorer
 from roles.reward_trainer import RewardTrainer
 from roles.rollout import RolloutEngine
 from roles.rollout_setup import RolloutSetup, stop_token_ids

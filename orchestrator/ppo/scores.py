@@ -14,7 +14,7 @@ from orchestrator.config.ppo import PpoConfig
 from orchestrator.config.scores import LinearLength, PenaliseTruncated, ScoreConfig, SoftOverlong
 from roles.batch import Rollouts
 
-EPSILON = 1e-8
+SCORE_EPSILON = 1e-8
 
 
 class RunningScale:
@@ -42,7 +42,7 @@ class RunningScale:
     @property
     def deviation(self) -> float:
         """Standard deviation (biased); 1 before the first number."""
-        return (self._squares / self._count) ** 0.5 + EPSILON if self._count else 1.0
+        return (self._squares / self._count) ** 0.5 + SCORE_EPSILON if self._count else 1.0
 
     def normalised(self, numbers: Tensor) -> Tensor:
         """(number - mean) / deviation; where nothing has varied yet, 0."""

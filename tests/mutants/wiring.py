@@ -437,7 +437,7 @@ WIRING = (
     ),
     Fault(
         "headers are not sent",
-        "roles/reward_functions.py",
+        "roles/reward_service.py",
         '"application/json", **self._headers}',
         '"application/json"}',
         REWARD_KEYS,

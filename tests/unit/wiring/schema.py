@@ -16,7 +16,7 @@ NO_NUMBERS = {
     "*.zero.*": "how ranks share a model: test_gradient_is_plain_torch_s_for_any_micro_batch_and_ranks",
     "*.micro_batch_tokens": "what is computed at a time: the same test, and every run here has several micro-batches",
     "*.gradient_checkpointing": "activations are computed again: test_gradient_checkpointing_changes_no_gradient",
-    "*.workers": "who answers, not what: test_reward_functions.py, test_environments.py",
+    "*.workers": "who answers, not what: test_reward_function.py, test_environments.py",
     "*.timeout_s": "how long an answer is waited for; what fails ends the run",
     "*.retries": "how often; what fails ends the run",
     "rollout.stream_samples": "how many rows are scored at a time",

@@ -19,9 +19,10 @@ from roles.batch import Rollouts
 from roles.config.environment import FunctionEnvironment
 from roles.config.rewards import FunctionReward, RemoteReward
 from roles.generation.environments import Environments
-from roles.reward_functions import FunctionScorer, RemoteScorer
+from roles.reward_function import FunctionScorer
+from roles.reward_service import RemoteScorer
 from tests.unit.orchestrator.data.test_row_files import COLUMNS, ROWS, same
-from tests.unit.roles.test_reward_functions import serving
+from tests.unit.roles.test_reward_service import serving
 
 PARTS = [{"type": "text", "text": "what is "}, {"type": "text", "text": "a river"}]
 CHATS = [[{"role": "user", "content": PARTS, "name": None}], [{"role": "user", "content": "draw"}]]

@@ -1,29 +1,24 @@
-"""Rewards that are no model, with real child processes and a real HTTP server on loopback."""
+"""A reward that is a Python function, with real child processes."""
 
 from __future__ import annotations
 
-import json
 import os
 import subprocess
 import sys
 import textwrap
-import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from pydantic import SecretStr, ValidationError
 
-from roles import reward_functions
 from roles.batch import Rollouts
-from roles.config.rewards import FunctionReward, RemoteReward
+from roles.config.rewards import FunctionReward
 from roles.errors import RewardError
-from roles.reward_functions import FunctionScorer, RemoteScorer
+from roles.reward_function import FunctionScorer
+from roles.reward_service import RemoteScorer
 
 SIGNATURE = "def score(prompts, responses, *, response_token_ids, finished, columns):\n"
 
@@ -44,9 +39,6 @@ def rollouts(size: int, columns: dict[str, list[Any]] | None = None) -> Rollouts
         responses=[f"response {i}" for i in range(size)],
         columns=columns if columns is not None else {"answer": [str(i) for i in range(size)]},
     )
-
-
-# A Python function
 
 
 @pytest.fixture
@@ -196,7 +188,7 @@ def test_the_child_dies_with_its_parent(tmp_path: Path) -> None:
 import os, signal, threading, time
 from pathlib import Path
 from roles.config.rewards import FunctionReward
-from roles.reward_functions import FunctionScorer
+from roles.reward_function import FunctionScorer
 from tests_rollouts import rollouts
 scorer = FunctionScorer(FunctionReward(path={str(path)!r}))
 threading.Thread(target=scorer.score, args=(rollouts(1),), daemon=True).start()
@@ -213,177 +205,3 @@ os.kill(os.getpid(), signal.SIGKILL)
     while child.exists() and child.read_text().split(") ")[1][0] != "Z" and time.monotonic() < deadline:
         time.sleep(0.05)
     assert not child.exists() or child.read_text().split(") ")[1][0] == "Z"
-
-
-# A service over HTTP
-
-Answer = Callable[[dict[str, Any]], tuple[int, Any]]
-
-
-class Service:
-    """An HTTP server that answers with what `answer` makes of a request, and remembers the requests."""
-
-    def __init__(self, answer: Answer) -> None:
-        self.requests: list[dict[str, Any]] = []
-        self.headers: list[dict[str, str]] = []
-        service = self
-
-        class Handler(BaseHTTPRequestHandler):
-            def do_POST(self) -> None:
-                request = json.loads(self.rfile.read(int(self.headers["content-length"])))
-                service.requests.append(request)
-                service.headers.append({k.lower(): v for k, v in self.headers.items()})
-                status, content = answer(request)
-                body = content if isinstance(content, bytes) else json.dumps(content).encode()
-                self.send_response(status)
-                self.send_header("content-length", str(len(body)))
-                self.end_headers()
-                with suppress(BrokenPipeError):  # the client gave up
-                    self.wfile.write(body)
-
-            def log_message(self, *_: Any) -> None:
-                pass
-
-        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.url = f"http://127.0.0.1:{self.server.server_port}/score"
-
-
-@contextmanager
-def serving(*answers: Answer) -> Iterator[list[Service]]:
-    services = [Service(answer) for answer in answers]
-    for service in services:
-        threading.Thread(target=service.server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True).start()
-    yield services
-    for service in services:
-        service.server.shutdown()
-        service.server.server_close()
-
-
-@pytest.fixture(autouse=True)
-def no_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(reward_functions, "BACKOFF_S", 0.01)
-
-
-def remote(*services: Service, **options: Any) -> RemoteScorer:
-    return RemoteScorer(RemoteReward(type="remote", urls=[service.url for service in services], **options))
-
-
-def good(request: dict[str, Any]) -> tuple[int, Any]:
-    return 200, {"scores": [int(answer) + 0.5 for answer in request["columns"]["answer"]]}
-
-
-def broken(request: dict[str, Any]) -> tuple[int, Any]:
-    return 503, b"overloaded"
-
-
-def test_a_service_gets_everything_and_its_numbers_come_back() -> None:
-    with serving(good) as (service,):
-        scores = remote(service, headers={"Authorization": SecretStr("Bearer tok-123")}).score(rollouts(3))
-    assert scores.dtype == torch.float32 and scores.tolist() == [0.5, 1.5, 2.5]
-    assert service.requests == [
-        {
-            "prompts": ["prompt 0", "prompt 1", "prompt 2"],
-            "responses": ["response 0", "response 1", "response 2"],
-            "response_token_ids": [[10, 3], [11, 3], [12, 3]],
-            "finished": [True, False, True],
-            "columns": {"answer": ["0", "1", "2"]},
-        }
-    ]
-    assert service.headers[0]["authorization"] == "Bearer tok-123"
-    assert service.headers[0]["content-type"] == "application/json"
-
-
-@pytest.mark.parametrize("size", [0, 1, 2, 5])
-def test_the_batch_is_spread_over_the_services(size: int) -> None:
-    with serving(good, good) as services:
-        scores = remote(*services).score(rollouts(size))
-    assert scores.tolist() == [i + 0.5 for i in range(size)]
-    asked = [len(request["prompts"]) for service in services for request in service.requests]
-    assert sum(asked) == size and all(share <= size - size // 2 for share in asked)
-
-
-def test_a_failed_share_goes_to_the_next_service() -> None:
-    with serving(broken, good) as services:
-        assert remote(*services, retries=1).score(rollouts(4)).tolist() == [0.5, 1.5, 2.5, 3.5]
-    assert [len(service.requests) for service in services] == [1, 2]
-
-
-def test_a_service_that_recovers_is_asked_again() -> None:
-    calls: list[int] = []
-
-    def recovers(request: dict[str, Any]) -> tuple[int, Any]:
-        calls.append(1)
-        return good(request) if len(calls) == 3 else broken(request)
-
-    with serving(recovers) as services:
-        assert remote(*services, retries=2).score(rollouts(2)).tolist() == [0.5, 1.5]
-
-
-@pytest.mark.parametrize(
-    ("answer", "part"),
-    [
-        (broken, "HTTP 503 overloaded"),
-        (lambda _: (302, b""), "HTTP 302"),
-        (lambda _: (200, b"no json"), 'not {"scores": [...]} but no json'),
-        (lambda _: (200, {"score": []}), 'not {"scores": [...]}'),
-        (lambda _: (200, [1, 2, 3]), 'not {"scores": [...]}'),
-        (lambda _: (200, {"scores": [0.0]}), "1 scores for 3 responses"),
-        (lambda _: (200, {"scores": [0.0, None, 1.0]}), "score 1 is None"),
-        (lambda _: (200, {"scores": [0.0, "1", 1.0]}), "score 1 is '1'"),
-        (lambda _: (200, b'{"scores": [0, NaN, 1]}'), "score 1 is nan"),
-        (lambda _: (200, {"scores": 3}), "not a list of numbers"),
-    ],
-)
-def test_a_failing_service_is_named(answer: Answer, part: str) -> None:
-    with serving(answer) as (service,):
-        message = failure(remote(service, retries=1))
-    assert part in message and service.url in message and "failed 2 times" in message
-    assert len(service.requests) == 2
-
-
-def test_a_slow_service_misses_the_deadline() -> None:
-    def slow(request: dict[str, Any]) -> tuple[int, Any]:
-        time.sleep(5)
-        return 200, {"scores": [0.0] * 3}
-
-    with serving(slow) as (service,):
-        began = time.monotonic()
-        message = failure(remote(service, retries=1, timeout_s=0.3))
-    assert message.count("no answer within 0.3 s") == 2
-    assert time.monotonic() - began < 4
-
-
-def test_nobody_listening() -> None:
-    with serving(good) as (service,):
-        pass
-    assert service.url in failure(remote(service, retries=0))
-
-
-def test_secrets_stay_out_of_errors() -> None:
-    with serving(lambda _: (401, b"bad token tok-123")) as (service,):
-        scorer = remote(service, retries=0, headers={"Authorization": SecretStr("tok-123")})
-        message = failure(scorer)
-        url = service.url.replace("http://", "http://me:word@")
-        other = failure(RemoteScorer(RemoteReward(type="remote", urls=[url], retries=0)))
-    assert "HTTP 401" in message and "tok-123" not in message
-    assert "HTTP 401" in other and "me:word" not in other
-
-
-def test_a_part_of_a_header_stays_out_of_errors_too() -> None:
-    """The service echoes the key without `Bearer`, and far enough into its answer for the message to be cut there."""
-    key = "sk-0123456789abcdef"
-    with serving(lambda _: (500, b"." * 190 + key.encode())) as (service,):
-        message = failure(remote(service, retries=0, headers={"Authorization": SecretStr(f"Bearer {key}\n")}))
-    assert "HTTP 500" in message and key[:9] not in message
-
-
-def test_headers_of_several_lines_are_refused_without_showing_them() -> None:
-    with pytest.raises(ValidationError, match="X-Key has a line break") as caught:
-        RemoteReward(type="remote", urls=["http://h"], headers={"X-Key": SecretStr("top\nsecret")})
-    assert "secret" not in str(caught.value)
-
-
-def test_columns_that_are_no_json_are_an_error_at_once() -> None:
-    with serving(good) as (service,):
-        message = failure(remote(service), rollouts(1, {"picture": [b"\x00"]}))
-    assert "picture" in message and "bytes" in message and service.requests == []

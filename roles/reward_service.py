@@ -1,15 +1,14 @@
-"""Rewards that are no model: a Python function in a child process, or a service over HTTP.
+"""A reward that services give over HTTP.
 
-Responses flow in, float32 scores `[batch]` flow out. A call that raises, times out, or answers with the wrong count or
-a number that is not finite is tried again within the budget; then RewardError names the reward. It never becomes a
-zero.
+Responses flow in, float32 scores `[batch]` flow out. A request that fails, times out, or is answered with the wrong
+count or a number that is not finite is tried again within the budget, at the next URL; then RewardError names the URLs.
+It never becomes a zero.
 """
 
 from __future__ import annotations
 
 import asyncio
 import json
-import math
 from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any
@@ -19,11 +18,11 @@ import torch
 from torch import Tensor
 
 from roles.batch import Responses
-from roles.config.rewards import FunctionReward, RemoteReward
+from roles.config.rewards import RemoteReward
 from roles.errors import RewardError
-from roles.functions import child_program
-from roles.functions.child import CallFailed, Child, LoadFailed, times
+from roles.functions.child import CallFailed, times
 from roles.redaction import without_credentials
+from roles.reward_call import arguments_of, checked_scores
 
 SECRET_CHARACTERS = 8
 """Words of a header's value that are as long are hidden by themselves too (`Bearer` is not)."""
@@ -32,38 +31,6 @@ BACKOFF_S = 0.25
 """Pause before the first retry of an HTTP request; doubles each time, up to MAX_BACKOFF_S."""
 
 MAX_BACKOFF_S = 8.0
-
-
-class FunctionScorer:
-    """Calls the user's function in a child process, which is ended and started anew when it does not answer in time."""
-
-    def __init__(self, config: FunctionReward) -> None:
-        self._config = config
-        self._name = f"reward function {config.name} of {config.path}"
-        try:
-            self._child = Child(child_program, config.path, config.name)
-        except LoadFailed as error:
-            raise RewardError(f"{self._name} cannot be loaded: {error}") from None
-
-    def score(self, answered: Responses) -> Tensor:
-        """float32 `[batch]`: the function's number for each response."""
-        if not len(answered):
-            return torch.zeros(0)
-        arguments = _arguments(answered)
-        calls = self._config.retries + 1
-        for attempt in range(1, calls + 1):
-            try:
-                return _checked(self._child.call(arguments, self._config.timeout_s), len(answered))
-            except LoadFailed as error:
-                raise RewardError(f"{self._name} cannot be loaded: {error}") from None
-            except CallFailed as error:
-                if attempt == calls:
-                    raise RewardError(f"{self._name} failed {times(calls)}, the last time: {error}") from None
-        raise AssertionError("unreachable: the last failure raises")
-
-    def close(self) -> None:
-        """End the child process."""
-        self._child.close()
 
 
 class RemoteScorer:
@@ -96,7 +63,7 @@ class RemoteScorer:
             try:
                 async with asyncio.timeout(self._config.timeout_s):
                     response = await client.post(url, content=body)
-                return _checked(self._scores(response), len(share))
+                return checked_scores(self._scores(response), len(share))
             except TimeoutError:
                 failures.append(f"{url}: no answer within {self._config.timeout_s:g} s")
             except (httpx.HTTPError, httpx.InvalidURL, CallFailed) as error:
@@ -106,7 +73,7 @@ class RemoteScorer:
 
     def _body(self, share: Responses) -> bytes:
         try:
-            return json.dumps(_arguments(share), allow_nan=False).encode()
+            return json.dumps(arguments_of(share), allow_nan=False).encode()
         except (TypeError, ValueError) as error:
             columns = ", ".join(share.columns)
             raise RewardError(
@@ -131,30 +98,6 @@ class RemoteScorer:
             for secret in filter(None, [value, *words]):
                 text = text.replace(secret, "**********")
         return without_credentials(text)
-
-
-def _arguments(answered: Responses) -> dict[str, Any]:
-    """What a reward is given, as plain Python values."""
-    rows = zip(answered.token_ids, answered.response_mask, strict=True)
-    return {
-        "prompts": answered.prompts,
-        "responses": answered.responses,
-        "response_token_ids": [tokens[mask].tolist() for tokens, mask in rows],
-        "finished": answered.finished.tolist(),
-        "columns": answered.columns,
-    }
-
-
-def _checked(scores: Any, count: int) -> Tensor:
-    """float32 `[count]`, or CallFailed that says what is wrong with the answer."""
-    if not isinstance(scores, list):
-        raise CallFailed(f"the scores are {type(scores).__name__}, not a list of numbers")
-    if len(scores) != count:
-        raise CallFailed(f"{len(scores)} scores for {count} responses; return one for each, in their order")
-    for row, score in enumerate(scores):
-        if isinstance(score, bool) or not isinstance(score, (int, float)) or not math.isfinite(score):
-            raise CallFailed(f"score {row} is {score!r}, not a finite number")
-    return torch.tensor(scores, dtype=torch.float32)
 
 
 def _short(text: str, size: int = 200) -> str:

@@ -1,0 +1,36 @@
+"""What a reward that is no model is asked with, and the check of its answer."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from roles.batch import Responses
+from roles.functions.child import CallFailed
+
+
+def arguments_of(answered: Responses) -> dict[str, Any]:
+    """What a reward is given, as plain Python values."""
+    rows = zip(answered.token_ids, answered.response_mask, strict=True)
+    return {
+        "prompts": answered.prompts,
+        "responses": answered.responses,
+        "response_token_ids": [tokens[mask].tolist() for tokens, mask in rows],
+        "finished": answered.finished.tolist(),
+        "columns": answered.columns,
+    }
+
+
+def checked_scores(scores: Any, count: int) -> Tensor:
+    """float32 `[count]`, or CallFailed that says what is wrong with the answer."""
+    if not isinstance(scores, list):
+        raise CallFailed(f"the scores are {type(scores).__name__}, not a list of numbers")
+    if len(scores) != count:
+        raise CallFailed(f"{len(scores)} scores for {count} responses; return one for each, in their order")
+    for row, score in enumerate(scores):
+        if isinstance(score, bool) or not isinstance(score, (int, float)) or not math.isfinite(score):
+            raise CallFailed(f"score {row} is {score!r}, not a finite number")
+    return torch.tensor(scores, dtype=torch.float32)

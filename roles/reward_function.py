@@ -1,0 +1,50 @@
+"""A reward that is the user's own Python function, called in a child process.
+
+Responses flow in, float32 scores `[batch]` flow out. A call that raises, times out, or answers with the wrong count or
+a number that is not finite is tried again within the budget; then RewardError names the reward. It never becomes a
+zero.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from roles.batch import Responses
+from roles.config.rewards import FunctionReward
+from roles.errors import RewardError
+from roles.functions import child_program
+from roles.functions.child import CallFailed, Child, LoadFailed, times
+from roles.reward_call import arguments_of, checked_scores
+
+
+class FunctionScorer:
+    """Calls the user's function in a child process, which is ended and started anew when it does not answer in time."""
+
+    def __init__(self, config: FunctionReward) -> None:
+        self._config = config
+        self._name = f"reward function {config.name} of {config.path}"
+        try:
+            self._child = Child(child_program, config.path, config.name)
+        except LoadFailed as error:
+            raise RewardError(f"{self._name} cannot be loaded: {error}") from None
+
+    def score(self, answered: Responses) -> Tensor:
+        """float32 `[batch]`: the function's number for each response."""
+        if not len(answered):
+            return torch.zeros(0)
+        arguments = arguments_of(answered)
+        calls = self._config.retries + 1
+        for attempt in range(1, calls + 1):
+            try:
+                return checked_scores(self._child.call(arguments, self._config.timeout_s), len(answered))
+            except LoadFailed as error:
+                raise RewardError(f"{self._name} cannot be loaded: {error}") from None
+            except CallFailed as error:
+                if attempt == calls:
+                    raise RewardError(f"{self._name} failed {times(calls)}, the last time: {error}") from None
+        raise AssertionError("unreachable: the last failure raises")
+
+    def close(self) -> None:
+        """End the child process."""
+        self._child.close()
