@@ -37,17 +37,17 @@ class GenerationPace:
     """What an engine needs for an iteration."""
 
     weights_s: float
-    """To read all weights once."""
+    """Seconds to read all weights once."""
     sequence_s: float
     """Seconds of arithmetic for one sequence."""
     summed_s: float
-    """For sums over the tensor-parallel group, for one sequence."""
+    """Seconds of sums over the tensor-parallel group for one sequence."""
     overhead_s: float
     """Whatever the batch: scheduler, sampler, latency of the collectives."""
     launch_s: float
-    """In which the kernels can be launched at best: without graphs, the host may be slower than the card."""
+    """Least seconds to launch the kernels: without graphs, the host may be slower than the card."""
     cached_s: float
-    """To read the keys and values of one token."""
+    """Seconds to read the keys and values of one token."""
     prefill_s: float
     """Seconds to read a prompt."""
     mixture: ModelSize | None = None
@@ -133,7 +133,8 @@ def finish_times(
 
 @lru_cache(maxsize=512)
 def finished(engine: EngineSize, work: Workload, rates: Rates, room: float, seed: int = SEED) -> list[list[float]]:
-    """Of each engine, when each of its responses is whole; `room`: bytes for the KV cache on each of its GPUs."""
+    """Per engine, the second at which each of its responses is complete. `room`: bytes of KV cache on each of its
+    GPUs."""
     kv_of_a_token = engine.kv_of_a_sample / engine.longest
     speed = pace(engine, work, rates)
     return [

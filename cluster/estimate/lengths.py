@@ -58,7 +58,7 @@ class Lengths:
         return _spread_out(self, count)
 
     def draw(self, count: int, seed: int) -> tuple[float, ...]:
-        """The same in an order that the seed decides."""
+        """`count` lengths of the distribution, in an order that depends on the seed."""
         return _draw(self, count, seed)
 
 
@@ -110,7 +110,7 @@ def from_quantiles(tokens: Mapping[float, float], shortest: float, limit: float)
 
 
 def moved_to_mean(lengths: Lengths, mean: float, limit: float) -> Lengths:
-    """The same shape, stretched until the mean comes out, and cut at the limit again."""
+    """Lengths multiplied by one factor and cut at `limit`, so that their mean is `mean`."""
     if not lengths.tokens[0] < mean < limit:
         return fixed(min(max(mean, lengths.tokens[0]), limit))
 

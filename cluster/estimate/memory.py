@@ -33,7 +33,7 @@ WHOLE_LOGITS = {"scored": 2, "trained": 4}
 """Copies of them, in the model's own type, where an architecture changes them after its head: before and after that,
 and the gradients of both. Measured with Granite: 2.0 and 2.4 to 4.0."""
 RUNTIME = 1.5 * GIB
-"""Of each process on a GPU: CUDA context, library workspaces and NCCL's buffers. An assumption, not a formula."""
+"""Bytes of each process on a GPU: CUDA context, library workspaces and NCCL's buffers. An assumption, not a formula."""
 
 PROCESS, ENGINE_PROCESS, SERVICES = 0.1 * GIB, 0.3 * GIB, 1.2 * GIB
 """Without a GPU: what a rank and an engine do not share; Ray, the driver, and the libraries that ranks share because
@@ -124,7 +124,7 @@ class EngineSize:
 
 
 def states(role: RoleSize, *, training: bool = True) -> Account:
-    """Of each rank, on its GPU: weights, gradients, optimizer; of one that sleeps while it does not train, weights."""
+    """What each rank keeps on its GPU: weights, gradients, optimizer; a sleeping rank keeps only weights."""
     ranks = role.ranks
     shards = {1: (1, 1, ranks), 2: (1, ranks, ranks), 3: (ranks, ranks, ranks)}.get(role.stage, (1, 1, 1))
     if not role.trained and role.stage < 3:
@@ -202,7 +202,7 @@ def _logits_bytes(role: RoleSize, how: str) -> float:
 
 
 def _head_bytes(role: RoleSize) -> float:
-    """Of the backward pass: hidden states' gradients, in float32 first, and those of a head that is trained."""
+    """Bytes of the backward pass at the head: gradients of hidden states, in float32, and of a head that is trained."""
     if not role.model.vocabulary:
         return 0.0
     hidden = role.tokens * role.scored_share * role.model.hidden
@@ -243,11 +243,11 @@ def engine_host(size: EngineSize) -> Account:
 
 
 def rank_without_gpu(role: RoleSize) -> Account:
-    """Of each rank, in its host's memory, at its worst. The weights' file stays mapped beside the weights."""
+    """The most that each rank holds in its host's memory. The weights' file stays mapped beside the weights."""
     account = {"libraries": PROCESS, "weights' file": float(role.model.parameters * role.number_bytes), **states(role)}
     return account | {item: SLACK * size for item, size in working(role, training=role.trained).items()}
 
 
 def engine_without_gpu(size: EngineSize) -> Account:
-    """Of each of an engine's processes, in its host's memory; new weights arrive beside the old ones."""
+    """What each process of an engine holds in its host's memory; new weights arrive beside the old ones."""
     return {"libraries": ENGINE_PROCESS, "weights, old and new": 2 * size.weights, "KV cache": size.kv_cache}

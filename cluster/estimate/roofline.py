@@ -32,30 +32,30 @@ LENGTH_PARTS = 32
 
 @dataclass(frozen=True, slots=True)
 class Rates:
-    """What hardware does in a second, efficiency included: operations, or bytes."""
+    """What the hardware reaches per second, efficiency included: operations, or bytes."""
 
     compute: float
-    """Of a card."""
+    """Operations per second of a card."""
     memory: float
-    """Of a card."""
+    """Bytes per second of a card's memory."""
     link: float
-    """Card to card in a node."""
+    """Bytes per second from card to card in a node."""
     host: float
-    """Card to host."""
+    """Bytes per second between card and host."""
     network: float
-    """Of a node."""
+    """Bytes per second of a node's network, in one direction."""
     thread: float
-    """Memory traffic of a CPU thread."""
+    """Bytes per second of memory traffic of one CPU thread."""
     host_memory: float
-    """Memory traffic of all of a host's threads."""
+    """Bytes per second of memory traffic of all threads of a host."""
     token_overhead_s: float
-    """Of every decoding iteration."""
+    """Seconds that every decoding iteration takes in addition to its arithmetic."""
     layer_s: float = 0.0
-    """The host's, to launch the forward pass of one decoder layer."""
+    """Seconds that the host needs to launch the forward pass of one decoder layer."""
     collective_s: float = 0.0
-    """Latency of one collective."""
+    """Latency of one collective, in seconds."""
     push_layer_s: float = 0.0
-    """Of handing over one layer's tensors in a push, whatever their size."""
+    """Seconds to hand over the tensors of one layer in a push, whatever their size."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,17 +73,17 @@ class Workload:
 
     @property
     def tokens(self) -> float:
-        """Of a sample."""
+        """Mean number of tokens of a sample."""
         return self.prompt_tokens + self.response_tokens
 
     @property
     def lengths(self) -> Lengths:
-        """Of the responses."""
+        """The distribution of the lengths of responses."""
         return self.responses or fixed(self.response_tokens)
 
 
 def card_rates(card: Accelerator, efficiency: Efficiency) -> Rates:
-    """Of a GPU."""
+    """The rates of a GPU."""
     giga = 1e9 * efficiency.wire
     return Rates(
         compute=1e12 * card.tflops * efficiency.compute,
@@ -101,7 +101,7 @@ def card_rates(card: Accelerator, efficiency: Efficiency) -> Rates:
 
 
 def cpu_rates(operations_per_s: float, ranks: int, efficiency: Efficiency) -> Rates:
-    """Of one of `ranks` processes that share a machine without GPUs."""
+    """The rates of one of `ranks` processes that share a machine without GPUs."""
     memory = 1e9 * efficiency.host_memory_gb_s / ranks
     return Rates(
         compute=operations_per_s * efficiency.compute / ranks,
@@ -119,8 +119,8 @@ def cpu_rates(operations_per_s: float, ranks: int, efficiency: Efficiency) -> Ra
 
 
 def operations(model: ModelSize, tokens: float, scored: float) -> float:
-    """Of a forward pass over one sample of `tokens` tokens, `scored` of which get logits; experts that a token is not
-    sent to cost nothing."""
+    """Operations of a forward pass over one sample of `tokens` tokens, `scored` of which get logits; experts that a
+    token is not sent to cost nothing."""
     attention = 2 * tokens * tokens * model.heads * model.head_width * model.layers
     return 2 * tokens * model.active_in_layers + attention + _head_operations(model, scored)
 
@@ -187,13 +187,13 @@ def _piped(compute: float, wire: float, least: float, layers: int) -> float:
 
 
 def _least_s(role: RoleSize, rates: Rates) -> float:
-    """Of one forward pass, however few tokens it has: every layer is launched, and gathered where it is sharded."""
+    """Least seconds of one forward pass with few tokens: every layer is launched, and gathered if it is sharded."""
     gathered = rates.collective_s if role.stage == 3 and role.ranks > 1 else 0.0
     return role.model.layers * (rates.layer_s + gathered)
 
 
 def _operations_of_a_rank(role: RoleSize, work: Workload, samples: float) -> float:
-    """Of the busiest: tokens are shared out evenly, but the longest sample is one rank's."""
+    """Operations of the busiest rank: tokens are distributed evenly, but one rank has the longest sample."""
     longest = work.lengths.at(1 - 0.5 / max(samples, 1))
     alone = operations(role.model, work.prompt_tokens + longest, longest)
     return max(samples / role.ranks * _mean_operations(role.model, work.prompt_tokens, work.lengths), alone)
@@ -201,7 +201,7 @@ def _operations_of_a_rank(role: RoleSize, work: Workload, samples: float) -> flo
 
 @lru_cache(maxsize=256)
 def _mean_operations(model: ModelSize, prompt_tokens: float, lengths: Lengths) -> float:
-    """Of a sample."""
+    """Mean operations of a sample."""
     return (
         sum(operations(model, prompt_tokens + tokens, tokens) for tokens in lengths.spread_out(LENGTH_PARTS))
         / LENGTH_PARTS
@@ -209,12 +209,12 @@ def _mean_operations(model: ModelSize, prompt_tokens: float, lengths: Lengths) -
 
 
 def _micro_batches(role: RoleSize, work: Workload, samples: float) -> int:
-    """Of each rank."""
+    """Number of micro-batches of each rank."""
     return math.ceil(math.ceil(samples / role.ranks) / max(int(role.tokens / work.tokens), 1))
 
 
 def _asleep_bytes(role: RoleSize) -> float:
-    """Of each rank: the optimizer, to the host and back once a step."""
+    """Bytes that each rank moves for a sleeping optimizer: to the host and back once per step."""
     return optimizer_bytes(role) / role.ranks
 
 

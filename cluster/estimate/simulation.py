@@ -31,7 +31,7 @@ class ScoredPart:
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """One thing that somebody does.
+    """One event: work of a role or an engine on its cards.
 
     Example: `Event("critic", None, "score", 10.0, 12.5)`: all ranks of the critic score a part, from second 10.
     """
@@ -54,13 +54,13 @@ class Course:
 
     @property
     def phases(self) -> dict[str, float]:
-        """The same, each from the end of the one before."""
+        """Seconds of each phase, from the end of the phase before it."""
         begins = (0.0, *self.ends.values())
         return {phase: end - begin for (phase, end), begin in zip(self.ends.items(), begins, strict=False)}
 
 
 def stretched(course: Course, phases: Mapping[str, float]) -> Course:
-    """The same with other lengths of its phases: what happens in one is stretched like it."""
+    """The course with other seconds per phase; the events of a phase are stretched with it."""
     ends, reached = dict[str, float](), 0.0
     for phase in course.ends:
         reached += phases[phase]

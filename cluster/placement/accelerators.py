@@ -14,15 +14,15 @@ class Accelerator:
     """One card."""
 
     memory_gib: float
-    """As the driver shows it, GiB; makers say GB."""
+    """Memory as the driver shows it, in GiB (makers publish GB)."""
     tflops: float
-    """Dense bfloat16 matrix products, 10^12 operations a second."""
+    """Dense bfloat16 matrix products, in 10^12 operations per second."""
     memory_gb_s: float
-    """Bandwidth of its memory, 10^9 bytes a second."""
+    """Bandwidth of the card's memory, in 10^9 bytes per second."""
     link_gb_s: float
-    """To the other cards of the node (NVLink, else PCIe), 10^9 bytes a second."""
+    """Bandwidth to the other cards of the node (NVLink, else PCIe), in 10^9 bytes per second."""
     host_gb_s: float
-    """To the host over PCIe, 10^9 bytes a second."""
+    """Bandwidth to the host over PCIe, in 10^9 bytes per second."""
     ray_name: str
     """Ray's `accelerator_type`, which leaves the memory out."""
 

@@ -47,7 +47,7 @@ class Slot:
     gpus: tuple[int, ...] = ()
     """Numbers of its GPUs among those that the plan uses on the node; an engine has one for each of its processes."""
     share: float = 1.0
-    """Of each of its GPUs: one part for each process that lives there."""
+    """Share of each of its GPUs: one divided by the number of processes on that GPU."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,9 +56,9 @@ class Plan:
 
     slots: tuple[Slot, ...]
     pools: tuple[str, ...] = ("this machine",)
-    """Of each node in the plan, the pool that it belongs to."""
+    """Pool of each node in the plan."""
     cards: tuple[str, ...] = ("",)
-    """Of each node in the plan, the kind of GPU that it must have; empty: any."""
+    """Kind of GPU that each node in the plan must have; empty: any."""
     placement: PlacementConfig | None = None
     """The placement that it was made from, so that changes can be tried; None for a plan made by hand."""
     needs: tuple[RoleNeed, ...] = ()
@@ -193,7 +193,7 @@ def _groups(placement: GroupsPlacement, needs: Sequence[RoleNeed]) -> Plan:
 
 
 def _card(accelerator: str | None) -> str:
-    """As Ray calls it, which leaves the memory out."""
+    """Ray's name of the card, without its memory."""
     return ACCELERATORS[accelerator].ray_name if accelerator else ""
 
 

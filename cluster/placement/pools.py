@@ -26,9 +26,10 @@ class NodeKind:
     card: str
     """Ray's name of it; empty: Ray does not know."""
     cpus: int
-    """Of the node that has least."""
+    """CPUs of the node that has fewest."""
     memory_gib: int
-    """Of the node that has least: what was free when Ray started differs a little between nodes that are alike."""
+    """Memory of the node that has least, in GiB. What was free when Ray started differs a little between equal
+    nodes."""
 
     def __str__(self) -> str:
         card = f"{self.card} " if self.card else ""

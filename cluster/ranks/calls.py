@@ -28,7 +28,7 @@ STATUS_S = 3.0
 
 IDLE_POLL_S = 0.2
 CONTROL_S = 20.0
-"""For a rank to answer a question that needs no work, on a busy machine."""
+"""Deadline, in seconds, of a question to a rank that needs no work, on a busy machine."""
 SILENT = (
     f"does not say within {STATUS_S:g} s what it is doing: its process is stopped or holds Python's lock, "
     "or it waits for arguments that another rank has not made"
@@ -42,9 +42,10 @@ class Call(Generic[T]):
     method: str
     ranks: Sequence[Rank]
     receipts: list[Any]
-    """Of each rank, None or its failure."""
+    """Receipt of each rank: None, or its failure."""
     refs: list[Any]
-    """Of each rank, the value, in the object store. May be shards of another group's `map` before it has arrived."""
+    """Value of each rank, in the object store. The values may be shards of another group's `map` before it has
+    arrived."""
 
     def result(self, deadline_s: float) -> list[T]:
         """The values, by rank."""

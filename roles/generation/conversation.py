@@ -24,16 +24,16 @@ from roles.seeds import stable_seed
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What cuts a sample."""
+    """The limits that cut a sample."""
 
     response_tokens: int
-    """Of one response."""
+    """Most tokens of one response."""
     tokens: int
-    """Of the whole sample, prompt included."""
+    """Most tokens of the whole sample, prompt included."""
     prompt_tokens: int
-    """Of an environment's first messages; longer ones are an error."""
+    """Most tokens of an environment's first messages; longer ones are an error."""
     environment: FunctionEnvironment | None
-    """Its own limits; None: a sample is one response."""
+    """The environment's own limits; None if a sample is one response."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +58,7 @@ class _Sample:
     logprobs: list[float] = field(default_factory=list)
     rewards: list[float] = field(default_factory=list)
     texts: list[str] = field(default_factory=list)
-    """Of the responses, one a turn."""
+    """Texts of the responses, one per turn."""
     said: list[Said] = field(default_factory=list)
     """The environment's answers, the first one to nothing."""
     cut: bool = False

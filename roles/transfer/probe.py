@@ -22,19 +22,20 @@ class EngineProducts:
     """What one worker of an engine answers."""
 
     products: Products
-    """By the names of vLLM's modules and parameters."""
+    """Products by the names of vLLM's modules and parameters."""
     fused: dict[str, list[str]] = field(default_factory=dict)
     """Last part of a module's name → those of the layers that it stands for, in their order (`qkv_proj`)."""
 
 
 def trainer_products(weights: Iterable[tuple[str, Tensor]], dtype: torch.dtype) -> Products:
-    """Of tensors with the names and shapes of a checkpoint, rounded to `dtype`."""
+    """Products of tensors with the names and shapes of a checkpoint, rounded to `dtype`."""
     return {name: _product(tensor.to(dtype)) for name, tensor in weights if tensor.dim() in (1, 2)}
 
 
 @torch.no_grad()
 def engine_products(model: nn.Module) -> EngineProducts:
-    """Of vLLM's `model`, which is whole in this process. Experts and whatever else is no linear layer are left out."""
+    """Products of vLLM's `model`, which is whole in this process. Experts and all else but linear layers are left
+    out."""
     from vllm.model_executor.layers.linear import LinearBase
     from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead, VocabParallelEmbedding
 

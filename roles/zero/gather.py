@@ -60,7 +60,7 @@ def gathered(
 
 
 def plain_parameters(module: nn.Module) -> dict[str, Any]:
-    """By the names that they have in a model without adapters."""
+    """Parameters by the names that they have in a model without adapters."""
     return {plain_name(name): value for name, value in module.named_parameters() if not is_adapter(name)}
 
 
