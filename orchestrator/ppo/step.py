@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
@@ -41,8 +42,6 @@ class TrainState:
     """Of the returns so far, where the critic's targets are normalised."""
     canary: Canary = field(default_factory=Canary)
     """Whether the engines have the actor's weights."""
-    batch: Scored | None = None
-    """Of the step under way, once it is scored; not saved."""
     warm_at: int | None = None
     """The step from which on the actor is trained; None while the critic warms up."""
     step: int = 0
@@ -88,8 +87,13 @@ class StepResult:
     """None while only the critic is trained."""
 
 
-def train_step(roles: Roles, prompts: Prompts, state: TrainState, config: RunConfig, clock: Clock) -> StepResult:
-    """One step of PPO: sample, score, estimate advantages, update critic and actor, push the new weights."""
+def train_step(
+    roles: Roles, prompts: Prompts, state: TrainState, config: RunConfig, clock: Clock, keep: Callable[[Scored], None]
+) -> StepResult:
+    """One step of PPO: sample, score, estimate advantages, update critic and actor, push the new weights.
+
+    `keep` is given the batch as soon as it is scored: whatever fails afterwards, it can be looked at.
+    """
     ppo, deadlines = config.ppo, config.deadlines
     with clock("generate"):
         greedy = greedy_rollouts(roles, prompts, state, config)
@@ -99,7 +103,7 @@ def train_step(roles: Roles, prompts: Prompts, state: TrainState, config: RunCon
     with clock("score"):
         scored = finish_scoring(scorings, deadlines.score_s)
         baselines = greedy_scores.result(deadlines.score_s)[0] if greedy_scores else None
-        state.batch = scored
+        keep(scored)
     with clock("experience"):
         experience, stats = prepare(scored, greedy, baselines, state, config)
         state.canary.check(scored.rollouts, scored.old_logprobs, state.version, config)
@@ -118,7 +122,6 @@ def train_step(roles: Roles, prompts: Prompts, state: TrainState, config: RunCon
         state.kl.update(stats.kl, len(scored))
     state.samples += len(scored)
     state.step += 1
-    state.batch = None
     actor_stats = actor_update.result(deadlines.update_s)[0] if actor_update else None
     critic_stats = critic_update.result(deadlines.update_s)[0] if critic_update else None
     return StepResult(scored, stats, critic_stats, actor_stats)

@@ -75,6 +75,8 @@ class Ppo(Stage):
     """The held-out prompts."""
     reference: str
     """The frozen model's fingerprint at the start."""
+    batch: Scored | None = None
+    """The scored samples of the step under way."""
 
     @property
     def cluster(self) -> RayCluster:
@@ -95,11 +97,6 @@ class Ppo(Stage):
     def trained(self) -> Mapping[str, RoleGroup[Any]]:
         """The actor, and the critic where there is one."""
         return {ACTOR: self.roles.actor} | ({CRITIC: self.roles.critic} if self.roles.critic else {})
-
-    @property
-    def batch(self) -> Scored | None:
-        """The scored samples of the step under way."""
-        return self.state.batch
 
     def state_dict(self) -> dict[str, Any]:
         """That of `TrainState`, and which reference it was trained against."""
@@ -122,7 +119,12 @@ class Ppo(Stage):
         rollout, state = self.config.rollout, self.state
         prompts = state.prompts.next(rollout.prompts_per_step, rollout.responses_per_prompt)
         coefficient = state.kl.coefficient
-        return self._told(train_step(self.roles, prompts, state, self.config, clock), clock, coefficient)
+        result = train_step(self.roles, prompts, state, self.config, clock, self._keep)
+        self.batch = None
+        return self._told(result, clock, coefficient)
+
+    def _keep(self, scored: Scored) -> None:
+        self.batch = scored
 
     def _told(self, result: StepResult, clock: Clock, coefficient: float) -> StepReport:
         scored = result.scored

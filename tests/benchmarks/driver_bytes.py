@@ -169,7 +169,7 @@ def measure(*, rows: int, tokens: int, ranks: int, epochs: int, mini_batches: in
     waits = [patch.object(module, "wait_all") for module in (orchestrator.ppo.step, orchestrator.groups.scoring)]
     with waits[0], waits[1]:
         for _ in range(steps):
-            train_step(roles, asked(rows, tokens // 4), state, config, Clock(lambda phase: None))
+            train_step(roles, asked(rows, tokens // 4), state, config, Clock(lambda phase: None), lambda scored: None)
     return ledger
 
 

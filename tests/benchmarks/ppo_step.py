@@ -95,7 +95,7 @@ def measure(config_data: dict[str, Any], warm_up: int = 1) -> dict[str, float]:
     with training_roles(config, models) as roles:
         for _ in range(config.steps):
             clock = Clock(lambda phase: None)
-            train_step(roles, state.prompts.next(PROMPTS, 1), state, config, clock)
+            train_step(roles, state.prompts.next(PROMPTS, 1), state, config, clock, lambda scored: None)
             rows.append(clock.metrics(roles.cluster.usage().busy))
     return {key: statistics.median(row[key] for row in rows[warm_up:]) for key in rows[0]}
 

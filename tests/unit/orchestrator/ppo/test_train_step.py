@@ -41,11 +41,12 @@ def step(
     sleeps: bool = False,
     warmup: WarmupConfig | None = None,
     done: int = 0,
+    kept: list[Scored] | None = None,
     members: Sequence[str] = ("reward",),
     frozen: Sequence[str] = (),
     **ppo: Any,
 ) -> tuple[StepResult, TrainState, dict[str, FakeGroup]]:
-    """`done`: steps before this one; `frozen`: roles beside the usual ones."""
+    """`kept`: where the scored batch goes. `done`: steps before this one; `frozen`: roles beside the usual ones."""
     groups = {role: FakeGroup(role, log) for role in ("actor", "critic", "reference")}
     engines = FakeGroup("rollout", log, stale=stale)
     reward = Reward({role: Member(FakeGroup(role, log)) for role in members}, MeanScore())  # type: ignore[arg-type]
@@ -75,7 +76,8 @@ def step(
     )
     state = TrainState(SimpleNamespace(), FixedController(0.1), version=3, step=done)  # type: ignore[arg-type]
     clock = Clock(lambda phase: log.append(f"[{phase}]"))
-    return train_step(roles, prompts_of(ROWS), state, config, clock), state, groups
+    keep = (kept if kept is not None else []).append
+    return train_step(roles, prompts_of(ROWS), state, config, clock, keep), state, groups
 
 
 def no_waiting(monkeypatch: pytest.MonkeyPatch) -> list[str]:
@@ -226,9 +228,7 @@ def test_the_members_of_an_ensemble_score_side_by_side(log: list[str]) -> None:
 
 @pytest.mark.parametrize("greedy", [False, True])
 def test_a_step_that_fails_leaves_its_batch(log: list[str], monkeypatch: pytest.MonkeyPatch, greedy: bool) -> None:
-    """For whoever looks for the reason; a step that stands leaves none."""
-    _, state, _ = step(log)
-    assert state.batch is None
+    """For whoever looks for the reason."""
     scores = fakes.scores_of
     asked: list[int] = []
 
@@ -238,13 +238,9 @@ def test_a_step_that_fails_leaves_its_batch(log: list[str], monkeypatch: pytest.
         return scores(rollouts) * (float("nan") if not greedy or len(asked) > 4 else 1.0)
 
     monkeypatch.setattr(fakes, "scores_of", bad)
-    kept: list[Any] = []
-    whole = orchestrator.ppo.step.prepare
-    monkeypatch.setattr(
-        orchestrator.ppo.step, "prepare", lambda *given: (kept.append(given[3].batch), whole(*given))[1]
-    )
+    kept: list[Scored] = []
     with pytest.raises(NotFinite) as caught:
-        step(log, **({"advantage": {"type": "remax"}} if greedy else {}))
+        step(log, kept=kept, **({"advantage": {"type": "remax"}} if greedy else {}))
     assert caught.value.role == "reward"
     assert len(kept[0]) == ROWS
 

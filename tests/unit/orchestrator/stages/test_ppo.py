@@ -183,7 +183,7 @@ def test_engines_that_share_their_gpus_end_before_the_last_step_is_saved(
 def failing(phase: str, error: Exception) -> Callable[..., Any]:
     """A `train_step` that fails in `phase`."""
 
-    def step(roles: Any, prompts: Any, state: Any, config: Any, clock: Clock) -> Any:
+    def step(roles: Any, prompts: Any, state: Any, config: Any, clock: Clock, keep: Any) -> Any:
         for name in ("generate", "score", "experience", "update"):
             with clock(name):
                 if name == phase:
@@ -235,7 +235,7 @@ def test_a_number_that_is_not_finite_is_told_with_its_step_and_its_batch_is_kept
 ) -> None:
     """A checkpoint of an actor that has diverged would push a good one out."""
     run, log = make_run(step=3, version=3)
-    ppo_of(run).state.batch = make_scored()
+    ppo_of(run).batch = make_scored()
     monkeypatch.setattr(orchestrator.stages.ppo, "train_step", failing("experience", NotFinite(role, "the numbers")))
     with pytest.raises(NotFinite, match="in step 4 the numbers"):
         run._one_step()
@@ -245,11 +245,25 @@ def test_a_number_that_is_not_finite_is_told_with_its_step_and_its_batch_is_kept
     assert (run.checkpoints.newest() is not None) == saved
 
 
+def test_a_step_that_stands_leaves_no_batch(make_run: MakeRun, monkeypatch: pytest.MonkeyPatch) -> None:
+    run, _ = make_run(step=3, version=3)
+    ppo, seen = ppo_of(run), []
+
+    def stands(*given: Any) -> None:
+        given[-1](make_scored())
+        seen.append(ppo.batch)
+
+    monkeypatch.setattr(orchestrator.stages.ppo, "train_step", stands)
+    monkeypatch.setattr(type(ppo), "_told", lambda *told: None)
+    ppo.one_step(Clock(lambda phase: None))
+    assert len(seen[0]) == 4 and ppo.batch is None
+
+
 def test_a_full_disk_hides_neither_the_error_nor_that_nothing_could_be_saved(
     make_run: MakeRun, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run, log = make_run(step=3, version=3)
-    ppo_of(run).state.batch = make_scored()
+    ppo_of(run).batch = make_scored()
     (Path(run.config.run_dir) / "failed").write_text("a file where the folder would be")
     monkeypatch.setattr(orchestrator.stages.ppo, "train_step", failing("score", DEATH))
 
@@ -283,7 +297,7 @@ def test_wrong_weights_in_the_engines_end_the_run_with_batch_checkpoint_and_name
     make_run: MakeRun, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run, _ = make_run(step=3, version=3)
-    ppo_of(run).state.batch = make_scored()
+    ppo_of(run).batch = make_scored()
     monkeypatch.setattr(orchestrator.stages.ppo, "train_step", failing("experience", WeightsDiffer("version 3: 0.75")))
     monkeypatch.setattr(canary, "culprits", lambda roles, config: "Engine 0: layers.0.mlp.")
     with pytest.raises(WeightsDiffer, match=r"version 3: 0\.75\. Engine 0: layers\.0\.mlp"):
@@ -410,7 +424,7 @@ def test_without_a_word_there_is_a_checkpoint_every_quarter_of_an_hour() -> None
 def interrupted(phase: str, orders: Orders, error: type[BaseException]) -> Callable[..., Any]:
     """A `train_step` in whose `phase` an order arrives, as a handler would raise it or hold it back."""
 
-    def step(roles: Any, prompts: Any, state: Any, config: Any, clock: Clock) -> Any:
+    def step(roles: Any, prompts: Any, state: Any, config: Any, clock: Clock, keep: Any) -> Any:
         for name in ("generate", "score", "experience", "update", "push"):
             with clock(name):
                 if name == phase:
@@ -445,7 +459,7 @@ def test_an_update_that_does_not_end_within_the_grace_is_not_saved(
 ) -> None:
     run, log = make_run(step=3, version=3)
 
-    def step(roles: Any, prompts: Any, state: Any, config: Any, clock: Clock) -> Any:
+    def step(roles: Any, prompts: Any, state: Any, config: Any, clock: Clock, keep: Any) -> Any:
         with clock("update"):
             raise Terminated
 
