@@ -52,7 +52,7 @@ lint: setup ## ruff and mypy
 
 check: lint test ## ruff, mypy and the tests: what .ci/run runs
 
-format: setup ## let ruff mend and format the sources
+format: setup ## let ruff fix and format the sources
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format
 

@@ -118,7 +118,7 @@ def reward(
         checkpoint = which_checkpoint(resume, resume_from)
         source = prepare_reward(run, checkpoint)
         report.read(source)
-        from orchestrator.stages.reward import train_reward
+        from orchestrator.stages.reward_training import train_reward
 
         train_reward(run, checkpoint, source)
 

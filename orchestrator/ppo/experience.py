@@ -64,10 +64,7 @@ def to_experience(
         scored = replace(scored, values=value_scale.restored(critics))
     trained, bootstrap = _truncation(scored, ppo)
     scores = scored.scores if scores is None else scores
-    penalty = torch.zeros_like(scored.old_logprobs)
-    if ppo.kl.where == "reward":
-        estimate = KL_ESTIMATORS[ppo.kl.estimator]
-        penalty = kl_coefficient * estimate(scored.old_logprobs, scored.reference_logprobs)
+    penalty = _kl_penalty(scored, kl_coefficient, ppo)
     # What an environment paid stays with its turn; the last token gets the rest of the score.
     rewards = shape_rewards(scores - rollouts.turn_rewards.sum(1), penalty, generated) + rollouts.turn_rewards
     shaped = whiten(rewards, trained, shift_mean=False) if ppo.whiten_rewards else rewards
@@ -81,15 +78,31 @@ def to_experience(
         baselines=baselines,
     )
     stats = experience_stats(scored, trained, rewards, advantages, returns)
+    advantages = whiten(advantages, trained) if ppo.whitens else advantages
+    return _by_role(scored, trained, advantages, critics, returns), stats
+
+
+def _kl_penalty(scored: Scored, kl_coefficient: float, ppo: PpoConfig) -> Tensor:
+    """What the reward of each token loses, float `[batch, time]`; 0 where the KL stands in the loss."""
+    penalty = torch.zeros_like(scored.old_logprobs)
+    if ppo.kl.where == "reward":
+        estimate = KL_ESTIMATORS[ppo.kl.estimator]
+        penalty = kl_coefficient * estimate(scored.old_logprobs, scored.reference_logprobs)
+    return penalty
+
+
+def _by_role(scored: Scored, trained: Tensor, advantages: Tensor, values: Tensor, returns: Tensor) -> Experience:
+    """What the actor and what the critic is trained on; 0 on tokens that are not `trained`."""
+    rollouts = scored.rollouts
     tokens = (rollouts.token_ids, rollouts.lengths, trained, torch.arange(len(scored)))
     actor = ActorExperience(
         *tokens,
         old_logprobs=scored.old_logprobs * trained,
         rollout_logprobs=rollouts.rollout_logprobs * trained,
         reference_logprobs=scored.reference_logprobs * trained,
-        advantages=whiten(advantages, trained) if ppo.whitens else advantages,
+        advantages=advantages,
     )
-    return Experience(actor, CriticExperience(*tokens, values=critics * trained, returns=returns)), stats
+    return Experience(actor, CriticExperience(*tokens, values=values * trained, returns=returns))
 
 
 def in_units_of(scale: RunningScale, critic: CriticExperience) -> CriticExperience:

@@ -1,7 +1,7 @@
 """Comparisons to learn from: the policy's own responses ranked by a judge, and what of them is set aside.
 
 A configuration flows in; Preferences, split into training and held-out groups, flow out. Called by
-`orchestrator.stages.reward` (pairs of a data set are read by `orchestrator.data.preference_pairs`).
+`orchestrator.stages.reward_training` (pairs of a data set are read by `orchestrator.data.preference_pairs`).
 """
 
 from __future__ import annotations

@@ -77,8 +77,8 @@ FAULTS = (
     Fault(
         "advantages shifted by a token",
         "orchestrator/ppo/experience.py",
-        "advantages=whiten(advantages, trained) if ppo.whitens else advantages,",
-        "advantages=(whiten(advantages, trained) if ppo.whitens else advantages).roll(1, 1),",
+        "        advantages=advantages,\n",
+        "        advantages=advantages.roll(1, 1),\n",
         EXPERIENCE,
     ),
     Fault(

@@ -465,7 +465,7 @@ WIRING = (
     ),
     Fault(
         "one epoch of reward training",
-        "orchestrator/stages/reward.py",
+        "orchestrator/stages/reward_training.py",
         "for epoch in range(training.epochs):",
         "for epoch in range(1):",
         REWARD_TRAINING_KEYS,

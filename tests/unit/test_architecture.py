@@ -84,13 +84,7 @@ ENGINES = {
     "ray": ("cluster/ranks/", "cluster/runtime/"),
 }
 """Library → the only places that import it."""
-TWO_MEANINGS = {"reward"}
-"""Names of modules, classes and constants that still stand in two places. To become none."""
 LINES, LINES_OF_A_FUNCTION = 300, 50
-LARGER = {
-    "orchestrator/ppo/experience.py:to_experience": 60,
-}
-"""File, or file and function → how large it may be until it is split. To become empty."""
 TOP_LEVEL = {
     *PACKAGES,
     "configs",
@@ -218,26 +212,15 @@ def test_nothing_else_at_top_level() -> None:
 
 @pytest.mark.parametrize("source", SOURCES, ids=lambda source: str(source.relative_to(ROOT)))
 def test_sizes(source: Path) -> None:
-    name, text = str(source.relative_to(ROOT)), source.read_text(encoding="utf-8")
-    assert len(text.splitlines()) <= LARGER.get(name, LINES), "STYLE: a file about 300 lines at most; split it"
+    text = source.read_text(encoding="utf-8")
+    assert len(text.splitlines()) <= LINES, "STYLE: a file about 300 lines at most; split it"
     functions = [
         (node.name, node.end_lineno - node.lineno + 1)
         for node in ast.walk(ast.parse(text))
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and node.end_lineno is not None
     ]
-    too_long = [
-        function for function, lines in functions if lines > LARGER.get(f"{name}:{function}", LINES_OF_A_FUNCTION)
-    ]
+    too_long = [function for function, lines in functions if lines > LINES_OF_A_FUNCTION]
     assert too_long == [], "STYLE: a function about 40 lines; split it"
-
-
-def test_an_exception_from_the_sizes_is_still_needed() -> None:
-    for name in LARGER:
-        file, _, function = name.partition(":")
-        source = ROOT / file
-        assert source.is_file(), name
-        if not function:
-            assert len(source.read_text(encoding="utf-8").splitlines()) > LINES, f"{name} fits by now: delete its entry"
 
 
 def public_names(source: Path) -> Iterator[str]:
@@ -257,7 +240,7 @@ def test_a_name_has_one_meaning() -> None:
     for source in SOURCES:
         for name in public_names(source):
             homes.setdefault(name, []).append(module_of(source))
-    twice = {name: where for name, where in homes.items() if len(where) > 1 and name not in TWO_MEANINGS}
+    twice = {name: where for name, where in homes.items() if len(where) > 1}
     assert twice == {}
 
 
@@ -267,7 +250,7 @@ def test_a_module_name_is_taken_once() -> None:
     for source in SOURCES:
         if source.stem not in ("__init__", "errors") and source.parent.name != "config":
             homes.setdefault(source.stem, []).append(module_of(source))
-    twice = {name: where for name, where in homes.items() if len(where) > 1 and name not in TWO_MEANINGS}
+    twice = {name: where for name, where in homes.items() if len(where) > 1}
     assert twice == {}
 
 

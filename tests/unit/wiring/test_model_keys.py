@@ -11,13 +11,13 @@ import torch
 import yaml
 
 import orchestrator.groups.build
-import orchestrator.stages.reward
+import orchestrator.stages.reward_training
 from cluster.ranks.role_group import RoleGroup
 from orchestrator.config.loading import load_config, load_root
 from orchestrator.config.reward_training import RewardTrainingRun
 from orchestrator.data.preference_pairs import Pairs
 from orchestrator.groups.build import resolve_models, training_roles
-from orchestrator.stages.reward import train_reward
+from orchestrator.stages.reward_training import train_reward
 from roles.batch import Preferences
 from roles.config.models import ModelConfig
 from tests.unit.wiring.base import base
@@ -118,7 +118,7 @@ def test_the_reward_model_in_the_making_has_its_own_backbone(
 
     with stage():
         monkeypatch.setattr(
-            orchestrator.stages.reward, "resolve_model", lambda own, cache: asked.append(own) or Path("made")
+            orchestrator.stages.reward_training, "resolve_model", lambda own, cache: asked.append(own) or Path("made")
         )
         monkeypatch.setattr(RoleGroup, "start", start)
         said = with_changes(reward_base(folder), {"reward_training.model": named(*model)})

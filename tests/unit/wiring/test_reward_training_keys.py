@@ -12,13 +12,13 @@ import pytest
 import torch
 import yaml
 
-import orchestrator.stages.reward
+import orchestrator.stages.reward_training
 from orchestrator.config.loading import load_root
 from orchestrator.config.reward_training import RewardTrainingRun
 from orchestrator.data.preference_pairs import read_pairs
 from orchestrator.data.prompts import read_questions
 from orchestrator.errors import TetrarchError
-from orchestrator.stages.reward import RewardQuality, train_reward
+from orchestrator.stages.reward_training import RewardQuality, train_reward
 from roles.reward_trainer import RewardTrainer
 from roles.text.tokenizer import load_tokenizer
 from tests.unit.wiring.base import Case, base, case, check_moved, check_same
@@ -78,7 +78,7 @@ def ran(folder: Path, changes: Mapping[str, Any], monkeypatch: pytest.MonkeyPatc
 
     with stage() as seen, monkeypatch.context() as patched:
         patched.setattr("orchestrator.groups.build.RewardTrainer", Noted)
-        patched.setattr(orchestrator.stages.reward, "_save", lambda *arguments: None)
+        patched.setattr(orchestrator.stages.reward_training, "_save", lambda *arguments: None)
         tokenizer = load_tokenizer(said["actor"]["model"]["path"])
         source = (
             read_questions(config.policy.prompts, "train", tokenizer)

@@ -65,7 +65,7 @@ def drive(monkeypatch: pytest.MonkeyPatch) -> Drive:
     places = {
         "orchestrator.checks.preparation": ["prepare_train", "prepare_reward", "prepare_evaluate"],
         "orchestrator.stages.ppo": ["train"],
-        "orchestrator.stages.reward": ["train_reward"],
+        "orchestrator.stages.reward_training": ["train_reward"],
         "orchestrator.stages.evaluation": ["evaluate_run"],
     }
 

@@ -9,7 +9,7 @@ import torch
 
 from orchestrator.data.comparisons import Comparisons
 from orchestrator.errors import TetrarchError
-from orchestrator.stages.reward import RewardQuality, _quality, _schedule, _share, check_quality
+from orchestrator.stages.reward_training import RewardQuality, _quality, _schedule, _share, check_quality
 from tests.unit.orchestrator.stages.test_sampled_pairs import ranked, training
 
 
