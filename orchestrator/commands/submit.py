@@ -75,7 +75,7 @@ def check_travels(config: RunConfig, overrides: Sequence[str]) -> None:
     for override in overrides:
         data: dict[str, Any] = {}
         apply_override(data, override)
-        hidden = {text for section in data for text in _secrets(sections[section])}
+        hidden = {text for section in data for text in _secrets(sections.get(section))}
         if any(text in hidden or text != without_credentials(text) for text in _texts(data)):
             raise ConfigError(
                 f"the override of {override.partition('=')[0]} holds a secret, and Ray's dashboard shows the command "

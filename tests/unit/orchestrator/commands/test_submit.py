@@ -140,6 +140,11 @@ def test_a_secret_in_the_file_travels_with_it(home: Path) -> None:
     check_travels(load_config(home / "configs/run.yaml"), ["steps=3"])
 
 
+def test_an_override_may_be_for_another_command_of_the_file(home: Path) -> None:
+    words = ["reward_training.max_tokens=8"]
+    check_travels(load_config(home / "configs/run.yaml", words), words)
+
+
 def test_the_configuration_must_travel(home: Path, tmp_path: Path) -> None:
     assert in_working_dir(home / "configs/run.yaml", home) == Path("configs/run.yaml")
     with pytest.raises(ConfigError, match="is not in the working directory"):
