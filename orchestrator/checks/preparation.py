@@ -68,7 +68,7 @@ def prepare_reward(config: RewardTrainingRun, resume: Resume) -> Questions | Pai
     """What `tetrarch reward` needs; the prompts that pairs are sampled for, or the pairs of a data set."""
     training, policy = config.reward_training, config.policy
     check_output(training)
-    check_run_dir(config, resume, "reward_training.output")
+    check_run_dir(config, resume)
     if isinstance(training.pairs, SampledPairs):
         assert policy is not None
         check_function(training.pairs.judge, "reward_training.pairs.judge")

@@ -22,7 +22,7 @@ LOGS = "logs"
 """Folder in `run_dir` that a failed start may leave."""
 
 
-def check_run_dir(config: BaseConfig, resume: Resume, key: str = "run_dir") -> None:
+def check_run_dir(config: BaseConfig, resume: Resume) -> None:
     """`run_dir` can be written, and holds no other run."""
     folder = Path(config.run_dir)
     check_writable(folder, "run_dir")
@@ -34,7 +34,7 @@ def check_run_dir(config: BaseConfig, resume: Resume, key: str = "run_dir") -> N
         raise ConfigError(
             f"run_dir={folder} is not empty (it holds {', '.join(found[:3])}{', …' if len(found) > 3 else ''}); "
             + ("say --resume to go on with that run, " if stands else "no checkpoint is in it: ")
-            + f"choose another {key}, or remove it"
+            + f"choose another {config.folder_key}, or remove it"
         )
 
 

@@ -6,7 +6,7 @@ Imports neither torch, ray, vllm nor deepspeed, so that a file can be checked on
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 
@@ -18,6 +18,9 @@ from roles.config.section import Dtype, Section
 
 class BaseConfig(Section):
     """Where and how a command runs."""
+
+    folder_key: ClassVar[str] = "run_dir"
+    """The key that a user changes to have a run in another folder."""
 
     run_dir: str = Field(min_length=1)
     """Folder of everything that the run leaves behind. Of `tetrarch reward` it follows from

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
@@ -83,6 +83,8 @@ RUN = "-run"
 
 class RewardTrainingRun(BaseConfig):
     """What `tetrarch reward` reads: with pairs of a data set, no section of a policy."""
+
+    folder_key: ClassVar[str] = "reward_training.output"
 
     reward_training: RewardTrainingConfig
     """A reward model to train: at least its output, model and pairs."""

@@ -98,7 +98,7 @@ class PromptSource:
         if state["fingerprint"] != self._fingerprint:
             raise CheckpointError(
                 "the prompts in prompts.train are not those of the checkpoint (other rows, tokenizer, max_tokens or "
-                "too_long); restore them, or start anew in another run_dir"
+                "too_long); restore them, or start anew with another run_dir"
             )
         if state["seed"] != self._seed:
             raise CheckpointError(f"seed={self._seed}, but the checkpoint has {state['seed']}; resume with that one")

@@ -67,7 +67,7 @@ class TrainState:
         if missing:
             raise CheckpointError(
                 f"the checkpoint lacks {', '.join(missing)}: another version of Tetrarch has written it; resume with "
-                "that one, or start anew in another run_dir"
+                "that one, or start anew with another run_dir"
             )
         for name in self._COUNTERS:
             setattr(self, name, state[name])

@@ -55,7 +55,7 @@ def checkpoint_to_resume(config: BaseConfig, resume: Resume) -> Checkpoint | Non
     checkpoints = Checkpoints(folder / "checkpoints", config.checkpoint.keep)
     found = checkpoints.newest() if resume == "newest" else checkpoints.of_step(resume)
     if found is None:
-        raise ConfigError(_nothing_to_resume(folder, checkpoints, resume))
+        raise ConfigError(_nothing_to_resume(config, checkpoints, resume))
     steps = rules_of(config).steps(config)
     if steps is not None and found.step > steps:
         raise ConfigError(f"steps={steps}, but {found.path} is at step {found.step}; raise steps")
@@ -64,11 +64,13 @@ def checkpoint_to_resume(config: BaseConfig, resume: Resume) -> Checkpoint | Non
     refused = [change for change in changes(found, config) if change.why_not]
     if refused:
         lines = [f"{change}; this cannot change: {change.why_not}" for change in refused]
-        raise ConfigError("\n".join([*lines, f"go back to what {found.path} has, or start anew in another run_dir"]))
+        advice = f"go back to what {found.path} has, or start anew with another {config.folder_key}"
+        raise ConfigError("\n".join([*lines, advice]))
     return found
 
 
-def _nothing_to_resume(folder: Path, checkpoints: Checkpoints, resume: Resume) -> str:
+def _nothing_to_resume(config: BaseConfig, checkpoints: Checkpoints, resume: Resume) -> str:
+    folder, elsewhere = config.run_dir, f"start anew with another {config.folder_key}"
     damaged = [f"{path} is damaged: {what}" for path, what in checkpoints.damaged().items()]
     if resume != "newest" and checkpoints.steps():
         steps = ", ".join(map(str, checkpoints.steps()))
@@ -76,9 +78,9 @@ def _nothing_to_resume(folder: Path, checkpoints: Checkpoints, resume: Resume) -
             [f"run_dir={folder} holds no whole checkpoint of step {resume}; it has those of {steps}", *damaged]
         )
     if damaged:
-        mend = "put the files back, or start anew in another run_dir"
-        return "\n".join([f"run_dir={folder} holds no whole checkpoint; {mend}", *damaged])
-    return f"run_dir={folder} holds no checkpoint to resume from; start anew in another run_dir, or remove this one"
+        lead = f"run_dir={folder} holds no whole checkpoint; put the files back, or {elsewhere}"
+        return "\n".join([lead, *damaged])
+    return f"run_dir={folder} holds no checkpoint to resume from; {elsewhere}, or remove this one"
 
 
 def take_up(run_dir: Path, checkpoint: Checkpoint, config: BaseConfig, resume: Resume) -> list[str]:
@@ -102,7 +104,7 @@ def check_reference(checkpoint: Checkpoint, fingerprint: str, config: RunConfig)
     if not written.startswith(f"{VERSION}-"):
         raise CheckpointError(
             f"{checkpoint.path} holds a fingerprint of the reference that this version cannot read: another version of "
-            "Tetrarch has written it; resume with that one, or start anew in another run_dir"
+            f"Tetrarch has written it; resume with that one, or start anew with another {config.folder_key}"
         )
     raise CheckpointError(
         f"{checkpoint.path} was trained against the reference {written}, but "
@@ -115,7 +117,7 @@ def changes(checkpoint: Checkpoint, config: BaseConfig) -> list[ChangedKey]:
     if "config" not in checkpoint.state:
         raise ConfigError(
             f"{checkpoint.path} does not say with which configuration it was written: another version of Tetrarch has "
-            "written it; resume with that one, or start anew in another run_dir"
+            f"written it; resume with that one, or start anew with another {config.folder_key}"
         )
     data, rules = parse_yaml(checkpoint.state["config"]), rules_of(config)
     written = validate_root(type(config), data, f"the configuration in {checkpoint.path}")

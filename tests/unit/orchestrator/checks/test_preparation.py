@@ -447,7 +447,7 @@ def test_a_reward_model_inside_the_run_directory_does_not_make_it_used(world: Wo
 def test_resuming_needs_a_whole_checkpoint(world: World) -> None:
     world.run_dir.mkdir()
     (world.run_dir / "checkpoints" / "step-000001.partial").mkdir(parents=True)
-    with pytest.raises(ConfigError, match="no checkpoint to resume from; start anew in another run_dir"):
+    with pytest.raises(ConfigError, match="no checkpoint to resume from; start anew with another run_dir"):
         prepare_train(world.config, resume="newest")
     state = {"config": dump_config(world.config)}
     Checkpoints(world.run_dir / "checkpoints", keep=2).save(2, state, lambda folder: None)

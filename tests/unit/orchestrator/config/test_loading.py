@@ -189,7 +189,7 @@ def pairs(tmp_path: Path) -> Path:
 
 def test_a_reward_model_needs_its_section_alone(pairs: Path) -> None:
     config = load_root(RewardTrainingRun, pairs)
-    assert config.run_dir == "runs/made" and config.policy is None
+    assert config.run_dir == "runs/made/model-run" and config.policy is None
     assert config.checkpoint.keep == 2 and config.report.html
 
 
@@ -197,7 +197,7 @@ def test_one_file_serves_several_commands(file: Path) -> None:
     both = tuple(line for line in PAIRS.strip().splitlines())
     file.write_text(MINIMAL + "\n".join(both))
     training, rewarding, evaluating = (load_root(root, file) for root in (RunConfig, RewardTrainingRun, EvaluationRun))
-    assert (training.run_dir, evaluating.run_dir, rewarding.run_dir) == ("runs/x", "runs/x", "runs/made")
+    assert (training.run_dir, evaluating.run_dir, rewarding.run_dir) == ("runs/x", "runs/x", "runs/made/model-run")
     assert list(load_all(file)) == list(ROOTS)
     assert not hasattr(training, "reward_training") and not hasattr(evaluating, "steps")
 
