@@ -31,6 +31,7 @@ from orchestrator.errors import NotFinite
 from orchestrator.groups.build import Builder, Models
 from orchestrator.planning.layout_drawing import draw
 from orchestrator.planning.layout_planner import layout
+from orchestrator.run.resume_rules import RESUME_RULES
 from orchestrator.run.resuming import why_not
 from roles.batch import Rollouts, Scored
 from roles.config.models import FrozenRole
@@ -189,8 +190,9 @@ def test_its_class_is_started_with_its_section(monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_a_resumed_run_knows_which_of_its_keys_may_change() -> None:
-    assert why_not("anchor.micro_batch_tokens") is None and why_not("anchor.zero.stage") is None
-    assert why_not("anchor.model.path") == why_not("anchor") == "the KL is measured against it"
+    rules = RESUME_RULES[RunConfig]
+    assert why_not("anchor.micro_batch_tokens", rules) is None and why_not("anchor.zero.stage", rules) is None
+    assert why_not("anchor.model.path", rules) == why_not("anchor", rules) == "the KL is measured against it"
 
 
 def test_a_role_without_a_row_is_refused() -> None:

@@ -121,7 +121,7 @@ class Group:
 class Cluster:
     """Has room for everybody."""
 
-    def __init__(self, plan: Plan, *, deadline_s: float) -> None:
+    def __init__(self, plan: Plan, *, deadline_s: float, imports: object = None) -> None:
         self._plan = plan
 
     def __enter__(self) -> Self:
