@@ -6,16 +6,15 @@ from collections.abc import Mapping
 
 from cluster.runtime.fork_server import Imports
 
-ALWAYS = ("roles.actor", "roles.rollout")
+MODULES = ("roles.actor", "roles.rollout", "deepspeed")
 """Not vLLM, which imports Ray, and that reads from the environment what only a worker's has."""
-WITHOUT_GPU = ("deepspeed",)
-"""With GPUs it looks for them while it is imported, which must wait until a rank has its own."""
-READ_WITHOUT_GPU = {"DS_ACCELERATOR": "cpu", "TORCHDYNAMO_DISABLE": "1"}
-"""As a rank sets them before it imports DeepSpeed."""
+AS_RANKS = {"DS_ACCELERATOR": "cpu", "TORCHDYNAMO_DISABLE": "1"}
+"""Set before DeepSpeed is imported, as a rank sets them."""
 
 
-def imports_for(device: str, environment: Mapping[str, str]) -> Imports:
-    """What every rank imports first; `environment` is what each of them is given."""
-    if device == "cuda":
-        return Imports(ALWAYS, environment)
-    return Imports((*ALWAYS, *WITHOUT_GPU), {**environment, **READ_WITHOUT_GPU})
+def imports_for(device: str, environment: Mapping[str, str]) -> Imports | None:
+    """What every rank imports first, in the `environment` that each of them is given; None: nothing is forked.
+
+    With GPUs each rank imports for itself: whether a process that has imported a CUDA build may be forked is untested.
+    """
+    return Imports(MODULES, {**environment, **AS_RANKS}) if device == "cpu" else None
