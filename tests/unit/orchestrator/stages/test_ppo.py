@@ -79,7 +79,7 @@ def make_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> MakeRun:
         rollout = SimpleNamespace(prompts_per_step=4, responses_per_prompt=1)
         settings: Any = {"rollout": rollout, "ppo": PpoConfig(), "deadlines": Deadlines(), "steps": 10}
         settings |= {"checkpoint": CheckpointConfig(), "evaluation": EvaluationConfig()}
-        config: Any = SimpleNamespace(**settings, run_dir=str(tmp_path))
+        config: Any = SimpleNamespace(**settings, run_dir=str(tmp_path), folder_key="run_dir")
         report: Any = SimpleNamespace(status=log.append, note=log.append, phase=log.append, step=lambda *told: None)
         train_state = TrainState(Source(), FixedController(0.1), **state)  # type: ignore[arg-type]
         ppo = Ppo(config, roles, train_state, report, None, NOBODY)
