@@ -119,6 +119,7 @@ def figures(text: str) -> list[dict[str, Any]]:
 
 def test_the_page_is_well_formed_and_needs_nothing_else() -> None:
     text = page(record())
+    assert text.startswith("<!doctype html>")
     parsed = Wellformed(text)
     tags = {tag for tag, _ in parsed.tags}
     assert not tags & {"link", "img", "iframe", "object", "base", "form"}
