@@ -25,7 +25,7 @@ class Role:
     value_head: bool = False
     """Whether its model ends in one number for a token, not in one for each word of the vocabulary."""
     fills: str = ""
-    """The field of `roles.batch.Scored` that it computes."""
+    """The field of `roles.batch.Scored` that it computes; of the engines, of `roles.batch.Rollouts`."""
     method: str = ""
     """The method of its class that computes it in the phase `score`; empty: of the same name as the field."""
     answers: str = ""
@@ -48,7 +48,7 @@ class Role:
 
     @property
     def frozen(self) -> bool:
-        """Whether it answers about samples and is never trained."""
+        """Whether it works in the phase `score` and is never trained."""
         return "score" in self.phases and not self.trained
 
     @property

@@ -11,7 +11,7 @@ TetrarchError            the run failed (exit code 1)
 
 
 class TetrarchError(RuntimeError):
-    """The run failed; the message names the value and the mend."""
+    """The run failed; the message names the value and the fix."""
 
 
 class ConfigError(TetrarchError):

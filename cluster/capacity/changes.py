@@ -12,18 +12,19 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations, takewhile
+from operator import itemgetter
 from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
 from cluster.capacity.matching import assign, fits
-from cluster.config import LocalPlacement, OpenRlhfPlacement, PlacedGroup, PlacementConfig
+from cluster.config import GroupsPlacement, LocalPlacement, OpenRlhfPlacement, PlacedGroup, PlacementConfig
 from cluster.errors import PlacementError
 from cluster.placement.gpu_groups import problems
 from cluster.placement.node import Node
 from cluster.placement.openrlhf_groups import as_groups
 from cluster.placement.plan import Plan, plan
-from cluster.role_table import openrlhf_names
+from cluster.role_table import base_role, openrlhf_names
 
 PlacementChange = dict[str, int]
 """Key path in `placement` → its new value."""
@@ -52,16 +53,17 @@ def cluster_change(wanted: Plan, nodes: Sequence[Node], *, raising: bool) -> Clu
     """For each planned node that goes without: more CPUs for an idle machine (if `raising`), or a new machine."""
     homes = assign(wanted.demands, nodes)
     idle = [node for number, node in enumerate(nodes) if number not in homes.values()]
+    homeless = [(number, demand) for number, demand in enumerate(wanted.demands) if number not in homes]
     raised, added = [], []
-    for demand in (demand for number, demand in enumerate(wanted.demands) if number not in homes):
+    for number, demand in sorted(homeless, key=lambda without: (without[1].gpus, without[1].cpus), reverse=True):
         enough = [node for node in idle if raising and replace(node, cpus=demand.cpus).holds(demand)]
         if enough:
-            nearest = max(enough, key=lambda node: node.cpus)
+            nearest = min(enough, key=lambda node: (node.gpus, -node.cpus))
             idle.remove(nearest)
             raised.append((nearest, math.ceil(demand.cpus)))
         else:
-            added.append(demand)
-    return ClusterChange(tuple(raised), tuple(added))
+            added.append((number, demand))
+    return ClusterChange(tuple(raised), tuple(demand for _, demand in sorted(added, key=itemgetter(0))))
 
 
 def placement_change(wanted: Plan, nodes: Sequence[Node]) -> PlacementChange | None:
@@ -75,7 +77,8 @@ def placement_change(wanted: Plan, nodes: Sequence[Node]) -> PlacementChange | N
         steps = [abs(value / max(numbers[path], 1) - 1) for path, value in change.items()]
         return len(change), not harmless, max(steps), sum(steps)
 
-    single = sorted(_moves(wanted.placement, numbers, nodes), key=size)
+    moves = (move for move in _moves(wanted.placement, numbers, nodes) if _concerns(move, wanted))
+    single = sorted(moves, key=size)
     double = ({**one, **two} for one, two in combinations(single[:MOST_PAIRED], 2) if one.keys().isdisjoint(two))
     until = time.monotonic() + SEARCH_S
     tried = takewhile(lambda _: time.monotonic() < until, sorted((*single, *double), key=size)[:MOST_TRIED])
@@ -114,6 +117,16 @@ def _helps(wanted: Plan, change: PlacementChange, nodes: Sequence[Node]) -> bool
         return sound and fits(plan(placement, wanted.needs), nodes)
     except (PlacementError, ValidationError):
         return False
+
+
+def _concerns(move: PlacementChange, wanted: Plan) -> bool:
+    """Whether a change is of something that this command uses: it does not start every role of a placement."""
+    used = {base_role(need.role) for need in wanted.needs}
+    if isinstance(wanted.placement, GroupsPlacement):
+        groups = wanted.placement.groups
+        used = {name for name, group in groups.items() if used & {base_role(role) for role in group.roles}}
+        return all(path.split(".")[1] in used for path in move if path.startswith("groups."))
+    return not isinstance(wanted.placement, LocalPlacement) or all(path.split(".")[0] in used for path in move)
 
 
 def _moves(placement: PlacementConfig, numbers: PlacementChange, nodes: Sequence[Node]) -> Iterator[PlacementChange]:

@@ -67,7 +67,7 @@ def prepare_evaluate(config: EvaluationRun) -> Questions:
 def prepare_reward(config: RewardTrainingRun, resume: Resume) -> Questions | Pairs:
     """What `tetrarch reward` needs; the prompts that pairs are sampled for, or the pairs of a data set."""
     training, policy = config.reward_training, config.policy
-    check_output(training)
+    check_output(training, resume)
     check_run_dir(config, resume)
     if isinstance(training.pairs, SampledPairs):
         assert policy is not None
@@ -91,9 +91,12 @@ def prepare_reward(config: RewardTrainingRun, resume: Resume) -> Questions | Pai
         check_weights(actor, "policy")
         check_engine(policy, actor)
         return _read_prompts(policy, "train", actor)
-    from orchestrator.data.preference_pairs import read_pairs  # loads torch
+    from orchestrator.data.comparisons import split  # loads torch
+    from orchestrator.data.preference_pairs import read_pairs
 
-    return read_pairs(training.pairs.dataset, backbone.tokenizer)
+    pairs = read_pairs(training.pairs.dataset, backbone.tokenizer)
+    split(pairs.preferences, training, config.seed)  # whether there are enough to hold some out
+    return pairs
 
 
 def _check_names(config: EvaluationRun, parts: list[str]) -> None:

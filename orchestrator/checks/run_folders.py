@@ -5,19 +5,23 @@ A configuration flows in; nothing flows out, or a ConfigError that names key, va
 
 from __future__ import annotations
 
+import json
 import os
 from itertools import pairwise
 from pathlib import Path
 
 from orchestrator.config.base import BaseConfig
-from orchestrator.config.reward_training import QUALITY, RewardTrainingConfig
+from orchestrator.config.reward_training import COMPARISONS, QUALITY, RewardTrainingConfig
 from orchestrator.errors import ConfigError
+from orchestrator.report.run_files import CONFIG_FILE, HTML_FILE, STATE_FILE
 from orchestrator.run.checkpoint import Checkpoints
 from orchestrator.run.resuming import Resume, checkpoint_to_resume
 
 UNPACKED = ("runtime_resources", "working_dir_files")
 """Where Ray unpacks the working directory of a job, on each node, for as long as the job lives."""
 
+BEFORE_THE_FIRST_STEP = {CONFIG_FILE, STATE_FILE, HTML_FILE, COMPARISONS, "tensorboard"}
+"""What a run writes before it has done a step."""
 LOGS = "logs"
 """Folder in `run_dir` that a failed start may leave."""
 
@@ -25,11 +29,11 @@ LOGS = "logs"
 def check_run_dir(config: BaseConfig, resume: Resume) -> None:
     """`run_dir` can be written, and holds no other run."""
     folder = Path(config.run_dir)
-    check_writable(folder, "run_dir")
+    check_writable(folder, config.folder_key)
     if checkpoint_to_resume(config, resume) is not None:
         return
     found = sorted(entry.name for entry in folder.iterdir() if _is_of_a_run(entry)) if folder.is_dir() else []
-    if found:
+    if found and not _ended_before_its_first_step(folder, set(found)):
         stands = Checkpoints(folder / "checkpoints", config.checkpoint.keep).newest() is not None
         raise ConfigError(
             f"run_dir={folder} is not empty (it holds {', '.join(found[:3])}{', …' if len(found) > 3 else ''}); "
@@ -39,17 +43,29 @@ def check_run_dir(config: BaseConfig, resume: Resume) -> None:
 
 
 def _is_of_a_run(entry: Path) -> bool:
-    """Whether something in `run_dir` is more than logs of a failed start, or a reward model that was trained there."""
+    """Whether something in `run_dir` is more than logs of a failed start, a reward model that was trained there, or
+    another run with a folder of its own."""
     if not entry.is_dir():
         return True
+    if (entry / STATE_FILE).is_file():
+        return False
     files = [file.relative_to(entry.parent) for file in entry.rglob("*") if file.is_file()]
     return all(file.name != QUALITY for file in files) and any(LOGS not in file.parts for file in files)
 
 
-def check_output(training: RewardTrainingConfig) -> None:
-    """The folder of the reward model can be written, and is empty."""
+def _ended_before_its_first_step(folder: Path, found: set[str]) -> bool:
+    """Whether `run_dir` holds no more than what a run leaves that failed or was stopped before it had done a step."""
+    if not (found <= BEFORE_THE_FIRST_STEP and (folder / STATE_FILE).is_file()):
+        return False
+    return json.loads((folder / STATE_FILE).read_text(encoding="utf-8"))["status"] in ("failed", "stopped")
+
+
+def check_output(training: RewardTrainingConfig, resume: Resume) -> None:
+    """The folder of the reward model can be written, and is empty; or it holds the model of the run that goes on."""
     output = Path(training.output)
     check_writable(output, "reward_training.output")
+    if resume is not None and (output / QUALITY).is_file():
+        return
     if output.is_dir() and any(output.iterdir()):
         raise ConfigError(f"reward_training.output={output} is not empty; remove it, or choose another folder")
 

@@ -77,6 +77,8 @@ class RewardTrainingConfig(Section):
 
 QUALITY = "reward_quality.json"
 """File in every folder that `tetrarch reward` writes."""
+COMPARISONS = "comparisons.safetensors"
+"""File in `run_dir` in which sampled comparisons are kept."""
 RUN = "-run"
 """What the folder of a run is called after its output: `runs/reward/model-run` beside `runs/reward/model`."""
 
@@ -121,7 +123,7 @@ class RewardTrainingRun(BaseConfig):
 
     @property
     def model_roles(self) -> tuple[str, ...]:
-        return (REWARD, ENGINES) if self.policy else (REWARD,)
+        return (REWARD, ENGINES) if isinstance(self.reward_training.pairs, SampledPairs) else (REWARD,)
 
     @property
     def policy(self) -> SamplingConfig | None:

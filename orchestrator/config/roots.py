@@ -29,7 +29,8 @@ AnyConfig = create_model("AnyConfig", __base__=Section, __doc__="Every key of ev
 
 def served(data: Mapping[str, Any]) -> list[str]:
     """The commands for which a file has all top-level keys that they cannot do without."""
-    return [command for command, root in ROOTS.items() if set(required(root)) <= data.keys()]
+    said = {key for key, value in data.items() if value is not None}
+    return [command for command, root in ROOTS.items() if set(required(root)) <= said]
 
 
 def required(root: type[BaseConfig]) -> list[str]:

@@ -1,4 +1,4 @@
-"""Data sets by name or path. A DatasetConfig flows in, rows flow out; or a ConfigError that names key, value and mend.
+"""Data sets by name or path. A DatasetConfig flows in, rows flow out; or a ConfigError that names key, value and fix.
 
 JSON and CSV are read by `orchestrator.data.row_files`, since the readers of `datasets` give each column a type and cast
 its values to it: "2020-01-01" becomes a date, 5 the text "5" beside other texts. Parquet and saved data sets have types
@@ -15,6 +15,7 @@ from typing import Any
 from orchestrator.config.data import DatasetConfig
 from orchestrator.data.row_files import BadRows, Row, Rows, read_csv, read_json
 from orchestrator.errors import ConfigError
+from roles.redaction import without_credentials
 
 READ = (".jsonl", ".json", ".parquet", ".csv")
 """Endings of files that are read."""
@@ -26,8 +27,13 @@ def load_rows(config: DatasetConfig, key: str) -> Rows:
     if config.limit is not None:
         rows = rows.first(config.limit)
     if not len(rows):
-        raise ConfigError(f"{key}.path={config.path} is empty; it needs at least one row")
+        raise ConfigError(f"{_where(config, key)} is empty; it needs at least one row")
     return rows
+
+
+def _where(config: DatasetConfig, key: str) -> str:
+    """Key and value, for an error."""
+    return f"{key}.path={without_credentials(config.path)}"
 
 
 def is_hub_name(path: str) -> bool:
@@ -40,7 +46,7 @@ def is_hub_name(path: str) -> bool:
 
 def check_source(config: DatasetConfig, key: str) -> None:
     """The file or directory must be there, and be of a kind that can be read."""
-    path, where = Path(config.path), f"{key}.path={config.path}"
+    path, where = Path(config.path), _where(config, key)
     if path.is_file() and path.suffix not in READ:
         raise ConfigError(f"{where}: files end in {', '.join(READ)}; convert it, or name a directory")
     if path.is_file() and not path.stat().st_size:
@@ -54,7 +60,7 @@ def _load(config: DatasetConfig, key: str) -> Rows:
     import datasets
 
     datasets.disable_progress_bars()
-    path, where = Path(config.path), f"{key}.path={config.path}"
+    path, where = Path(config.path), _where(config, key)
     try:
         if path.is_dir() and ((path / "state.json").exists() or (path / "dataset_dict.json").exists()):
             saved = datasets.load_from_disk(str(path))

@@ -20,7 +20,13 @@ import torch
 from cluster.ranks.role_group import RoleGroup
 from cluster.role_table import REWARD
 from cluster.runtime.ray_cluster import RayCluster
-from orchestrator.config.reward_training import QUALITY, RewardTrainingConfig, RewardTrainingRun, SampledPairs
+from orchestrator.config.reward_training import (
+    COMPARISONS,
+    QUALITY,
+    RewardTrainingConfig,
+    RewardTrainingRun,
+    SampledPairs,
+)
 from orchestrator.data.comparisons import Comparisons, digest, keep, kept, split
 from orchestrator.data.preference_pairs import Pairs
 from orchestrator.data.prompts import Questions
@@ -39,9 +45,6 @@ from roles.model_files.conversion import resolve_model
 from roles.packing import balance
 from roles.reward_trainer import RewardTrainer
 from roles.seeds import stable_seed
-
-COMPARISONS = "comparisons.safetensors"
-"""Where in `run_dir` sampled comparisons are kept."""
 
 
 @dataclass(frozen=True, slots=True)

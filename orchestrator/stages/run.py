@@ -17,6 +17,7 @@ from safetensors import SafetensorError
 from cluster.errors import ClusterError
 from cluster.ranks.calls import become_idle, wait_all
 from cluster.ranks.watch import STARTED
+from cluster.role_table import ROLES, base_role
 from cluster.runtime.orders import ORDERS, Orders
 from orchestrator.config.base import BaseConfig
 from orchestrator.config.loading import dump_config
@@ -119,10 +120,13 @@ class Run:
         return told
 
     def _begin(self, phase: str) -> None:
-        """A part of the step begins. From the update on only the whole step can be saved, and orders to end wait."""
+        """A part of the step begins. While it is updated, only the whole step can be saved, and orders to end wait."""
         if phase == "update":
             self.orders.hold()
             self.finished = None
+        elif phase == "evaluate":  # of what the update has left: the step can be saved from here on
+            self.finished = self.stage.state_dict()
+            self.orders.release()
         self.report.phase(phase)
 
     def _heed(self, told: StepReport) -> None:
@@ -181,8 +185,8 @@ class Run:
             yield
         except NotFinite as error:
             self._keep_batch()
-            if error.role not in self.stage.trained:  # else its state is not worth keeping
-                self._rescue(error)
+            if error.role not in self.stage.trained and ROLES[base_role(error.role)].frozen:
+                self._rescue(error)  # the numbers of a trained role, and of engines with its weights, are not worth it
             raise NotFinite(error.role, f"in {doing} {error}") from error
         except (ClusterError, TetrarchError) as error:
             self.report.note(f"{doing} has failed")

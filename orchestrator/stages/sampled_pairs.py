@@ -27,7 +27,10 @@ def sampled(
     prompts = source.next(min(pairs.prompts or len(source), len(source)), pairs.responses_per_prompt)
     report.status("starting an engine and the judge")
     with builder(config, {ENGINES: None, JUDGE: pairs.judge}) as build:
-        policy, judge = Policy(build.engines(models), config.deadlines), build.scorer("judge", pairs.judge)
+        policy, judge = (
+            Policy(build.engines(models), config.deadlines, environment=False),
+            build.scorer("judge", pairs.judge),
+        )
         build.ready()
         report.status(f"sampling {len(prompts)} responses to {len(prompts) // pairs.responses_per_prompt} prompts")
         rollouts = policy.generate(prompts, version=0)

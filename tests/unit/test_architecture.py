@@ -33,7 +33,7 @@ ROOMS = {
         "commands": "stages checks planning sizes data run config",
         "stages": "ppo groups planning sizes data run report config",
         "ppo": "groups data run report config",
-        "checks": "sizes data run config",
+        "checks": "sizes data run report config",
         "groups": "config",
         "planning": "sizes config",
         "sizes": "data config",

@@ -112,6 +112,13 @@ def test_cpus_are_asked_of_nodes_that_are_there_before_new_ones() -> None:
     assert change.added == ()
 
 
+def test_the_largest_chooses_first_the_node_that_is_nearest_to_it() -> None:
+    wanted = by_hand((64, 4, ""), (64, 8, ""))
+    change = cluster_change(wanted, nodes_of((32, 8, ""), (16, 4, "")), raising=True)
+    assert {(node.name, cpus) for node, cpus in change.raised} == {("n0", 64), ("n1", 64)}
+    assert change.added == ()
+
+
 # What the configuration may ask instead
 
 SPLIT = {

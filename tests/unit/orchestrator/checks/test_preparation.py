@@ -417,6 +417,8 @@ def test_pairs_need_their_columns(world: World) -> None:
     pairs.write_text('{"question": "a", "chosen": "b"}\n')
     refused(world, "lacks rejected, prompt (or messages); it has question, chosen", command="reward")
     pairs.write_text('{"prompt": "a", "chosen": "b", "rejected": "c"}\n')
+    refused(world, "1 usable groups of 1 are too few", "give more prompts or pairs", command="reward")
+    pairs.write_text("".join(f'{{"prompt": "{prompt}", "chosen": "b", "rejected": "c"}}\n' for prompt in "aeiou"))
     check("reward", world)
 
 
@@ -430,6 +432,12 @@ def test_a_run_directory_in_use(world: World) -> None:
     (world.run_dir / "metrics.jsonl").touch()
     refused(world, f"run_dir={world.run_dir} is not empty", "metrics.jsonl", "no checkpoint is in it", "remove it")
     check("evaluate", world)
+    (world.run_dir / "metrics.jsonl").unlink()
+    for name, status in (("config.yaml", ""), ("run.json", '{"status": "running"}')):
+        (world.run_dir / name).write_text(status)
+    refused(world, f"run_dir={world.run_dir} is not empty", "no checkpoint is in it")
+    (world.run_dir / "run.json").write_text('{"status": "failed"}')
+    check("train", world)  # it had not done a step
     Checkpoints(world.run_dir / "checkpoints", keep=2).save(2, {}, lambda folder: None)
     refused(world, f"run_dir={world.run_dir} is not empty", "say --resume to go on with that run")
 
@@ -475,6 +483,10 @@ def test_what_is_in_the_output_folder_is_left_alone(world: World) -> None:
     check("reward", world)
     (output / "thesis.txt").touch()
     refused(world, f"reward_training.output={output} is not empty", "another folder", command="reward")
+    world.run_dir.mkdir()
+    (world.run_dir / "model-run").mkdir()
+    (world.run_dir / "model-run" / "run.json").write_text("{}")
+    check("train", world)  # another run has a folder of its own there
 
 
 def test_all_that_is_missing_is_told_at_once(world: World) -> None:

@@ -73,6 +73,9 @@ class Counting(Stage):
                     self.meet()
         self.counter.updates += 1
         self.step += 1
+        if self.at == (self.step, "evaluate"):
+            with clock("evaluate"):
+                self.meet()
         return StepReport({"preference/loss": 1 / self.step})
 
     def save_models(self) -> None:
@@ -171,6 +174,15 @@ def test_half_an_update_is_not_saved(tmp_path: Path, monkeypatch: pytest.MonkeyP
     with pytest.raises(RankFailure):
         count(tmp_path, monkeypatch, None, RankFailure("counter rank 0 died"), (3, "update"))
     assert steps_of(tmp_path) == []
+
+
+@pytest.mark.parametrize("trouble", [signal.SIGTERM, RankFailure("reward rank 0 died")], ids=["SIGTERM", "a dead rank"])
+def test_a_test_of_what_an_update_has_left_loses_no_step(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, trouble: BaseException | int
+) -> None:
+    with pytest.raises((Terminated, RankFailure)):
+        count(tmp_path, monkeypatch, trouble=trouble, at=(3, "evaluate"))
+    assert steps_of(tmp_path) == [3]
 
 
 def test_a_run_can_go_on_from_an_earlier_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
