@@ -259,8 +259,13 @@ class Preferences(Batch):
 
     def comparisons(self) -> Tensor:
         """int64 `[comparisons, 2]`: (row of the preferred, row of the other)."""
-        same = self.groups.unsqueeze(1) == self.groups.unsqueeze(0)
-        return (same & (self.ranks.unsqueeze(1) > self.ranks.unsqueeze(0))).nonzero()
+        found = [torch.empty((0, 2), dtype=torch.int64)]
+        sizes = self.groups.unique(return_counts=True)[1].tolist()
+        for rows in self.groups.argsort(stable=True).split(sizes):  # all pairs of rows at once would be N x N
+            ranks = self.ranks[rows]
+            found.append(rows[(ranks.unsqueeze(1) > ranks.unsqueeze(0)).nonzero()])
+        pairs = torch.cat(found)
+        return pairs[(pairs[:, 0] * len(self) + pairs[:, 1]).argsort()]
 
 
 def save_batch(batch: Batch, file: Path) -> None:

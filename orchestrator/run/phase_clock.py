@@ -1,6 +1,6 @@
 """Where a step's time goes: wall-clock seconds by phase, and the share in which no role was at work.
 
-Used by `orchestrator.stages.ppo`; the keys are those of `orchestrator.metrics`.
+The keys are those of `orchestrator.metrics`.
 """
 
 from __future__ import annotations

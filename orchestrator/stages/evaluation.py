@@ -1,7 +1,6 @@
 """Measure a policy on the held-out prompts: proxy score, gold score, KL to the reference, response length.
 
-Roles and prompts flow in, an EvaluationResult flows out. Called by the PPO loop before, during and after training, and
-by `tetrarch evaluate`.
+Roles and prompts flow in, an EvaluationResult flows out.
 """
 
 from __future__ import annotations

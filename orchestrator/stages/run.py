@@ -17,7 +17,7 @@ from safetensors import SafetensorError
 from cluster.errors import ClusterError
 from cluster.ranks.calls import become_idle, wait_all
 from cluster.ranks.watch import STARTED
-from cluster.role_table import ROLES, base_role
+from cluster.role_table import row_of
 from cluster.runtime.orders import ORDERS, Orders
 from orchestrator.config.base import BaseConfig
 from orchestrator.config.loading import dump_config
@@ -185,7 +185,7 @@ class Run:
             yield
         except NotFinite as error:
             self._keep_batch()
-            if error.role not in self.stage.trained and ROLES[base_role(error.role)].frozen:
+            if error.role not in self.stage.trained and row_of(error.role).frozen:
                 self._rescue(error)  # the numbers of a trained role, and of engines with its weights, are not worth it
             raise NotFinite(error.role, f"in {doing} {error}") from error
         except (ClusterError, TetrarchError) as error:

@@ -1,7 +1,6 @@
-"""Comparisons to learn from: the policy's own responses ranked by a judge, and what of them is set aside.
+"""Comparisons to learn from: the policy's own responses, ranked by a judge.
 
-A configuration flows in; Preferences, split into training and held-out groups, flow out. Called by
-`orchestrator.stages.reward_training` (pairs of a data set are read by `orchestrator.data.preference_pairs`).
+A configuration and prompts flow in; Preferences flow out.
 """
 
 from __future__ import annotations

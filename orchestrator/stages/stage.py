@@ -1,6 +1,6 @@
 """What a kind of training says of itself. Checkpoints, resuming, rescue and reports are `orchestrator.stages.run`'s.
 
-To add one, write a class with the five abstract methods; the other methods have a default that does nothing.
+To add one, write a class with the abstract members; the other methods have a default that does nothing.
 """
 # ruff: noqa: B027 (a method that a stage does not need does nothing)
 
@@ -76,7 +76,7 @@ class Stage(ABC):
     @abstractmethod
     def one_step(self, clock: Clock) -> StepReport:
         """Train one step. In the clock's phase `update` the groups change: from its begin on, only the whole step can
-        be saved."""
+        be saved. A phase `evaluate` after it, with `step` counted up, may be interrupted without losing the step."""
 
     @abstractmethod
     def save_models(self) -> None:

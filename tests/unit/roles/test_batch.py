@@ -246,3 +246,18 @@ def test_the_examples_are_what_the_code_makes_of_them() -> None:
         for f in fields(ours):
             torch.testing.assert_close(getattr(ours, f.name), getattr(made[type(ours)], f.name))
     assert made[Preferences].comparisons().tolist() == [[1, 0]]
+
+
+def test_comparisons_are_all_pairs_of_different_ranks_in_a_group() -> None:
+    generator = torch.Generator().manual_seed(0)
+    for rows in (0, 1, 2, 17):
+        groups = torch.randint(0, 4, (rows,), generator=generator)
+        ranks = torch.randint(0, 3, (rows,), generator=generator).float()
+        tokens = torch.zeros((rows, 2), dtype=torch.int64)
+        made = Preferences(tokens, torch.full((rows,), 2), groups, ranks)
+        assert made.comparisons().tolist() == [
+            [better, worse]
+            for better in range(rows)
+            for worse in range(rows)
+            if groups[better] == groups[worse] and ranks[better] > ranks[worse]
+        ]
