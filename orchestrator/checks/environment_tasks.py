@@ -11,6 +11,7 @@ from typing import Literal
 from transformers import PreTrainedTokenizerBase
 
 from orchestrator.config.sampling import SamplingConfig
+from orchestrator.data.prompt_columns import PromptKind
 from orchestrator.data.prompts import Questions, example_of, read_tasks
 from orchestrator.errors import ConfigError
 from roles.errors import EnvironmentFailed
@@ -44,5 +45,5 @@ def played_tasks(
             player.close()
     except EnvironmentFailed as error:
         raise ConfigError(f"environment.path={environment.path}: {error}") from None
-    kind = "messages" if form.chat else "prompt"
+    kind: PromptKind = "chat" if form.chat else "text"
     return replace(tasks, example=example_of(f"prompts.{part}", 0, opening[0], ids, tokenizer, kind))

@@ -31,7 +31,8 @@ class PromptsConfig(Section):
     """Prompts that are never trained on, for `evaluation`."""
     max_tokens: int = Field(ge=1)
     """Longest prompt, in tokens, after the chat template."""
-    column: Literal["prompt", "messages", "prompt_token_ids"] | None = None
-    """The column that holds the prompt; null: the one of the three that the rows have."""
+    column: str | None = Field(default=None, min_length=1)
+    """The column that holds the prompt: text, a chat or token ids; with dots a value inside a column, such as
+    `extra_info.question`. null: the one of `prompt`, `messages` and `prompt_token_ids` that the rows have."""
     too_long: Literal["error", "skip", "truncate"] = "error"
     """A longer prompt ends the run, is left out (counted), or loses its first tokens (counted)."""

@@ -42,19 +42,19 @@ def read_pairs(dataset: DatasetConfig, tokenizer: PreTrainedTokenizerBase) -> Pa
     """
     rows, where = load_rows(dataset, KEY), f"{KEY}.path={dataset.path}"
     column = _prompt_column(rows, where)
-    _, prompts = read_prompts(column, rows[column], tokenizer, where)
+    read = read_prompts(column, rows[column], tokenizer, where)
     answers = [_answers(rows, name, tokenizer, where) for name in ("chosen", "rejected")]
     sequences = list(
         chain.from_iterable(
             ([*prompt, *chosen], [*prompt, *rejected])
-            for prompt, chosen, rejected in zip(prompts, *answers, strict=True)
+            for prompt, chosen, rejected in zip(read.token_ids, *answers, strict=True)
         )
     )
     token_ids, lengths = right_padded(sequences, tokenizer.pad_token_id)
     groups = torch.arange(len(sequences)) // 2
-    preferences = Preferences(token_ids, lengths, groups, torch.tensor([1.0, 0.0]).repeat(len(prompts)))
+    preferences = Preferences(token_ids, lengths, groups, torch.tensor([1.0, 0.0]).repeat(len(rows)))
     given = {name: rows[name][0] for name in (column, "chosen")}
-    return Pairs(preferences, example_of(KEY, 0, given, sequences[0], tokenizer, column))
+    return Pairs(preferences, example_of(KEY, 0, given, sequences[0], tokenizer, read.kind))
 
 
 def _prompt_column(rows: Rows, where: str) -> Literal["prompt", "messages"]:

@@ -2,79 +2,123 @@
 
 from __future__ import annotations
 
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Literal
 
 from transformers import PreTrainedTokenizerBase
 
-from orchestrator.config.data import PromptsConfig
+from orchestrator.data.row_files import Rows
 from orchestrator.errors import ConfigError
-from roles.text.messages import plain_messages
+from roles.text.messages import LONE_SURROGATE, plain_messages
 from roles.text.prompt_tokens import chat_text, prompt_tokens
 
 COLUMNS = ("prompt", "messages", "prompt_token_ids")
-"""What a row's prompt may stand in."""
+"""What a row's prompt stands in, if no key says another column."""
+
+PromptKind = Literal["text", "chat", "token ids"]
+"""What a prompt is given as."""
+
+NAMED: dict[str, PromptKind] = {"messages": "chat", "prompt_token_ids": "token ids"}
+"""Columns whose name says what they hold; of any other, the first row's value says it."""
 
 
-def prompt_column(config: PromptsConfig, names: list[str], where: str) -> str:
-    """The one of `COLUMNS` that holds the prompts of a data set with the columns `names`."""
-    present = [name for name in COLUMNS if name in names]
-    if config.column is not None:
-        if config.column not in names:
+@dataclass(frozen=True, slots=True)
+class ReadPrompts:
+    """The prompts of a column: `ReadPrompts("chat", ["<user>hi<assistant>"], [[3, 76, 77, 4]])`."""
+
+    kind: PromptKind
+    """What all rows were given as."""
+    texts: list[str]
+    """`[rows]`, after the chat template."""
+    token_ids: list[list[int]]
+    """`[rows][tokens]`"""
+
+
+def prompt_column(column: str | None, names: list[str], where: str) -> str:
+    """The column of prompts in a data set with the columns `names`: `column` (of `prompts.column`), or the one of
+    `COLUMNS` that is there."""
+    if column is not None:
+        if column not in names and column.partition(".")[0] not in names:
             raise ConfigError(
-                f"{where} has no column `{config.column}` (prompts.column); it has {', '.join(names)}; rename one, or "
+                f"{where} has no column `{column}` (prompts.column); it has {', '.join(names)}; rename one, or "
                 "change prompts.column"
             )
-        return config.column
+        return column
+    present = [name for name in COLUMNS if name in names]
     if not present:
         raise ConfigError(
-            f"{where} has none of the columns {', '.join(COLUMNS)}; it has {', '.join(names)}; rename one"
+            f"{where} has none of the columns {', '.join(COLUMNS)}; it has {', '.join(names)}; say which one holds the "
+            "prompts with prompts.column, or rename one"
         )
     if len(present) > 1:
         raise ConfigError(f"{where} has the columns {' and '.join(present)}; say which one with prompts.column")
     return present[0]
 
 
-def read_prompts(
-    column: str, values: list[Any], tokenizer: PreTrainedTokenizerBase, where: str
-) -> tuple[list[str], list[list[int]]]:
-    """Texts, chats or token ids → texts `[rows]` and token ids `[rows][tokens]`, as `prompt_tokens` makes them.
+def column_values(rows: Rows, column: str, where: str) -> list[Any]:
+    """The values of a column; of `a.b`, unless a column has that name, the values of the key `b` in the column `a`."""
+    if column in rows.column_names:
+        return rows[column]
+    first, *keys = column.split(".")
+    values = rows[first]
+    for key in keys:
+        row = next((row for row, value in enumerate(values) if not isinstance(value, dict) or key not in value), None)
+        if row is not None:
+            raise ConfigError(f"{where}: row {row} has no `{column}` (prompts.column); fill it, or leave the row out")
+        values = [value[key] for value in values]
+    return values
 
-    `column` is one of `COLUMNS`.
-    """
-    if column == "prompt_token_ids":
-        return _read_token_ids(values, tokenizer, where)
-    chat = column == "messages"
-    texts = _read_chats(values, tokenizer, where) if chat else _read_texts(values, where)
+
+def read_prompts(column: str, values: list[Any], tokenizer: PreTrainedTokenizerBase, where: str) -> ReadPrompts:
+    """Texts, chats or token ids, all rows alike, as `roles.text.prompt_tokens` reads them."""
+    kind = NAMED.get(column) or _kind_of(values[0], column, where)
+    if kind == "token ids":
+        return ReadPrompts(kind, *_read_token_ids(column, values, tokenizer, where))
+    chat = kind == "chat"
+    texts = _read_chats(column, values, tokenizer, where) if chat else _read_texts(column, values, where)
     check_characters(texts, column, where)
-    return texts, prompt_tokens(tokenizer, texts, chat=chat)
+    return ReadPrompts(kind, texts, prompt_tokens(tokenizer, texts, chat=chat))
 
 
 def check_characters(texts: list[str], column: str, where: str) -> None:
     """JSON can write half of a surrogate pair, which no tokenizer takes."""
     for row, text in enumerate(texts):
-        try:
-            text.encode()
-        except UnicodeEncodeError as error:
+        lone = LONE_SURROGATE.search(text)
+        if lone:
             raise ConfigError(
-                f"{where}: row {row} has half of a surrogate pair ({text[error.start]!r}) in `{column}`, which is no "
+                f"{where}: row {row} has half of a surrogate pair ({lone[0]!r}) in `{column}`, which is no "
                 "character; correct the row"
-            ) from None
+            )
 
 
-def _read_texts(values: list[Any], where: str) -> list[str]:
+def _kind_of(value: Any, column: str, where: str) -> PromptKind:
+    match value:
+        case str():
+            return "text"
+        case [{}, *_]:
+            return "chat"
+        case [int(), *_]:
+            return "token ids"
+    raise ConfigError(
+        f"{where}: row 0 has {type(value).__name__} in `{column}`, which is neither text, nor a chat, nor token ids; "
+        "correct the row, or say another column with prompts.column"
+    )
+
+
+def _read_texts(column: str, values: list[Any], where: str) -> list[str]:
     for row, value in enumerate(values):
         if not isinstance(value, str):
             raise ConfigError(
-                f"{where}: row {row} has {type(value).__name__} in `prompt`, not text; a chat belongs in `messages`"
+                f"{where}: row {row} has {type(value).__name__} in `{column}`, not text as row 0 has; correct the row"
             )
     return values
 
 
-def _read_chats(values: list[Any], tokenizer: PreTrainedTokenizerBase, where: str) -> list[str]:
+def _read_chats(column: str, values: list[Any], tokenizer: PreTrainedTokenizerBase, where: str) -> list[str]:
     if tokenizer.chat_template is None:
         raise ConfigError(
-            f"{where} has `messages`, but the tokenizer of actor.model has no chat template; add chat_template.jinja "
-            "to the model folder, or give the prompts as text in `prompt`"
+            f"{where} has chats in `{column}`, but the tokenizer of actor.model has no chat template; add "
+            "chat_template.jinja to the model folder, or give the prompts as text"
         )
     return [_render(value, tokenizer, f"{where}: row {row}") for row, value in enumerate(values)]
 
@@ -93,12 +137,12 @@ def _render(messages: Any, tokenizer: PreTrainedTokenizerBase, where: str) -> st
 
 
 def _read_token_ids(
-    values: list[Any], tokenizer: PreTrainedTokenizerBase, where: str
+    column: str, values: list[Any], tokenizer: PreTrainedTokenizerBase, where: str
 ) -> tuple[list[str], list[list[int]]]:
     size = len(tokenizer)
     for row, ids in enumerate(values):
         if not isinstance(ids, list) or not all(type(i) is int for i in ids):
-            raise ConfigError(f"{where}: row {row} has no list of whole numbers in `prompt_token_ids`; correct the row")
+            raise ConfigError(f"{where}: row {row} has no list of whole numbers in `{column}`; correct the row")
         outside = [i for i in ids if not 0 <= i < size]
         if outside:
             raise ConfigError(

@@ -16,7 +16,7 @@ from transformers import PreTrainedTokenizerBase
 
 from orchestrator.config.data import DatasetConfig, PromptsConfig
 from orchestrator.data.dataset_rows import load_rows
-from orchestrator.data.prompt_columns import prompt_column, read_prompts
+from orchestrator.data.prompt_columns import PromptKind, column_values, prompt_column, read_prompts
 from orchestrator.display_text import printable
 from orchestrator.errors import CheckpointError, ConfigError
 from roles.batch import Prompts
@@ -33,8 +33,8 @@ class Questions:
     texts: list[str]
     """After the chat template."""
     columns: dict[str, list[Any]]
-    """The other columns, each value as the file has it; and `messages`, where they are the prompts; for an environment
-    all of them."""
+    """The other columns, each value as the file has it; and `messages`, the prompts where they are chats; for an
+    environment all columns."""
     summary: str
     """For the user: how many there are, how long they are, and what became of those that were too long."""
     example: str = ""
@@ -148,28 +148,30 @@ def read_questions(
     dataset = require_part(config, part)
     rows = load_rows(dataset, f"prompts.{part}")
     where = f"prompts.{part}.path={dataset.path}"
-    column = prompt_column(config, rows.column_names, where)
-    texts, token_ids = read_prompts(column, rows[column], tokenizer, where)
+    column = prompt_column(config.column, rows.column_names, where)
+    given = column_values(rows, column, where)
+    read = read_prompts(column, given, tokenizer, where)
+    token_ids = read.token_ids
     empty = next((row for row, ids in enumerate(token_ids) if not ids), None)
     if empty is not None:
         raise ConfigError(f"{where}: row {empty} has an empty prompt; fill it or leave the row out")
     columns = {name: values for name, values in rows.columns.items() if name not in (column, "messages")}
-    if column == "messages":  # a reward model may read them through a chat template of its own
-        columns[column] = rows[column]
+    if read.kind == "chat":  # a reward model may read them through a chat template of its own
+        columns["messages"] = given
     shown = next((row for row, ids in enumerate(token_ids) if len(ids) <= config.max_tokens), 0)
-    questions, became = _fit(Questions(token_ids, texts, columns, summary=""), config, where, tokenizer)
-    read = token_ids if len(token_ids[shown]) <= config.max_tokens else questions.token_ids  # all cut, none left out
-    example = example_of(f"prompts.{part}", shown, rows[column][shown], read[shown], tokenizer, column)
+    questions, became = _fit(Questions(token_ids, read.texts, columns, summary=""), config, where, tokenizer)
+    fitting = token_ids if len(token_ids[shown]) <= config.max_tokens else questions.token_ids  # all cut, none left out
+    example = example_of(f"prompts.{part}", shown, given[shown], fitting[shown], tokenizer, read.kind)
     shortest, longest = (pick(len(ids) for ids in questions.token_ids) for pick in (min, max))
     summary = f"prompts.{part}: {len(questions)} prompts of {shortest} to {longest} tokens{became}"
     return replace(questions, summary=summary, example=example)
 
 
 def example_of(
-    source: str, row: int, given: Any, ids: Sequence[int], tokenizer: PreTrainedTokenizerBase, column: str
+    source: str, row: int, given: Any, ids: Sequence[int], tokenizer: PreTrainedTokenizerBase, kind: PromptKind
 ) -> str:
-    """One row, in lines that a terminal can show; `column`: what kind of prompt it is."""
-    shown = shown_prompt(tokenizer, given, ids, chat=column != "prompt")
+    """One row, in lines that a terminal can show."""
+    shown = shown_prompt(tokenizer, given, ids, chat=kind != "text")
     lines = [f"{source}, row {row}, as the model reads it:", *(f"  {line}" for line in shown.splitlines())]
     return printable("\n".join(lines), keep="\n")
 

@@ -10,12 +10,16 @@ Imports only the standard library, because an environment's child process import
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 Messages = list[dict[str, Any]]
 
 FORM = '[{"role": "user", "content": "…"}]'
 """What a chat looks like."""
+
+LONE_SURROGATE = re.compile("[\ud800-\udfff]")
+"""Half of a surrogate pair: JSON can write it, and no tokenizer takes it."""
 
 
 def plain_messages(messages: Any) -> Messages:
@@ -41,6 +45,11 @@ def _plain(number: int, message: dict[str, Any]) -> dict[str, Any]:
         kind = type(content).__name__
         raise ValueError(
             f"a message (number {number}) whose content is {kind}, not text or a list of parts; write {FORM}"
+        )
+    lone = LONE_SURROGATE.search(content)
+    if lone:
+        raise ValueError(
+            f"a message (number {number}) with half of a surrogate pair ({lone[0]!r}), which is no character; fix it"
         )
     return {**present, "content": content}
 

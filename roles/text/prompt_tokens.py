@@ -11,16 +11,25 @@
 
 from __future__ import annotations
 
+import difflib
 import json
+import re
 from collections.abc import Sequence
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from roles.text.messages import plain_messages
+from roles.text.messages import Messages, plain_messages
+from roles.text.time_limit import time_limit
 
 PROBE = "a b c"
 """A text that shows what a tokenizer puts around one."""
+
+MESSAGE_ROLES = ("system", "developer", "user", "assistant", "tool")
+"""Roles of messages that a chat template need not name."""
+
+TEMPLATE_S = 5.0
+"""Seconds in which a chat template must have written one chat."""
 
 PROMPT_CHARACTERS = 120
 """Characters of a text that `shown_prompt` prints, from its beginning and its end."""
@@ -39,9 +48,12 @@ def prompt_tokens(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], *, c
 
 
 def chat_text(tokenizer: PreTrainedTokenizerBase, messages: Any) -> str:
-    """A chat up to where the response begins, as the template writes it. ValueError if the messages are no text."""
+    """A chat up to where the response begins, as the template writes it. ValueError if the messages are no text, or
+    have a role that nobody knows; TimeoutError if the template does not end."""
     plain = plain_messages(messages)
-    return str(tokenizer.apply_chat_template(plain, tokenize=False, add_generation_prompt=True))
+    _check_roles(tokenizer, plain)
+    with time_limit(TEMPLATE_S):
+        return str(tokenizer.apply_chat_template(plain, tokenize=False, add_generation_prompt=True))
 
 
 def shown_prompt(tokenizer: PreTrainedTokenizerBase, given: Any, ids: Sequence[int], *, chat: bool) -> str:
@@ -53,6 +65,15 @@ def shown_prompt(tokenizer: PreTrainedTokenizerBase, given: Any, ids: Sequence[i
     rule = [f"{tokenizer.decode(before)} begins a text, once"] if before else []
     rule += [f"{tokenizer.decode(after)}, which the tokenizer puts after a text, is left out"] if after else []
     return "\n".join([*lines, *([f"rule:  {'; '.join(rule)}"] if rule else [])])
+
+
+def _check_roles(tokenizer: PreTrainedTokenizerBase, messages: Messages) -> None:
+    """Most templates write whatever role they are given, or take it for the assistant's."""
+    for number, role in enumerate(message["role"] for message in messages):
+        if role not in MESSAGE_ROLES and not re.search(rf"\b{re.escape(role)}\b", str(tokenizer.chat_template)):
+            near = difflib.get_close_matches(role, MESSAGE_ROLES, n=1)
+            fix = f"did you mean `{near[0]}`?" if near else f"use {', '.join(MESSAGE_ROLES)}"
+            raise ValueError(f"it does not know the role {role!r} of message {number}; {fix}")
 
 
 def _around(tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], list[int]]:

@@ -106,6 +106,57 @@ def test_token_ids_are_taken_as_they_are(write: Write, tokenizer: PreTrainedToke
     assert prompts.texts == ["a <eos> c"]
 
 
+CHAT = [{"role": "user", "content": "a"}]
+READ_CHAT = "user : a bot :"
+
+
+@pytest.mark.parametrize(
+    ("row", "column", "text"),
+    [
+        ({"prompt": CHAT, "reward_model": {"ground_truth": "4"}}, None, READ_CHAT),  # verl
+        ({"prompt": "a b", "completion": "c"}, None, "a b"),  # TRL
+        ({"prompt": CHAT, "completion": [{"role": "assistant", "content": "c"}]}, None, READ_CHAT),
+        ({"instruction": "a b", "output": "c"}, "instruction", "a b"),
+        ({"context_messages": CHAT, "messages": "something else"}, "context_messages", READ_CHAT),
+        ({"input_ids": [3, 4]}, "input_ids", "a b"),
+        ({"extra_info": {"question": {"text": "a b"}}, "prompt": CHAT}, "extra_info.question.text", "a b"),
+        ({"a.b": "c", "a": {"b": "d"}}, "a.b", "c"),
+    ],
+)
+def test_any_column_can_hold_prompts_of_any_kind(
+    write: Write, tokenizer: PreTrainedTokenizerFast, row: dict[str, Any], column: str | None, text: str
+) -> None:
+    prompts = {"max_tokens": 20} | ({"column": column} if column else {})
+    found = heldout(configuration(write([row]), prompts=prompts), tokenizer)
+    assert found.texts == [text]
+    others = {name: [value] for name, value in row.items() if name not in (column or "prompt", "messages")}
+    assert found.columns == others | ({"messages": [CHAT]} if text == READ_CHAT else {})
+
+
+@pytest.mark.parametrize("row", [{"extra_info": {"x": "a"}}, {"extra_info": "a"}])
+def test_a_value_inside_a_column_must_be_there(
+    write: Write, tokenizer: PreTrainedTokenizerFast, row: dict[str, Any]
+) -> None:
+    path = write([{"extra_info": {"question": "a"}}, row])
+    with pytest.raises(ConfigError, match=r"row 1 has no `extra_info.question` \(prompts.column\); fill it"):
+        source_of(configuration(path, prompts={"column": "extra_info.question"}), tokenizer)
+    with pytest.raises(ConfigError, match=r"no column `extra.question` \(prompts.column\); it has extra_info"):
+        source_of(configuration(path, prompts={"column": "extra.question"}), tokenizer)
+
+
+def test_a_chat_template_must_end(
+    write: Write, tokenizer: PreTrainedTokenizerFast, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("roles.text.prompt_tokens.TEMPLATE_S", 0.1)
+    endless = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer.backend_tokenizer, pad_token="<pad>", eos_token="<eos>"
+    )
+    loop = "{% for i in range(99999) %}"
+    endless.chat_template = f"{loop * 4}{'{% endfor %}' * 4}"
+    with pytest.raises(ConfigError, match=r"row 0 does not go through.*chat template: it did not end within 0.1 s"):
+        source_of(configuration(write([{"messages": CHAT}])), endless)
+
+
 def test_a_named_column_wins_where_rows_have_two(write: Write, tokenizer: PreTrainedTokenizerFast) -> None:
     rows = [{"prompt": "a", "prompt_token_ids": [4]}]
     with pytest.raises(ConfigError, match=r"prompt and prompt_token_ids.*prompts\.column"):
@@ -323,7 +374,14 @@ def test_heldout_prompts_are_the_first_ones_always_alike(write: Write, tokenizer
         ([{"question": "a"}], ["prompt, messages, prompt_token_ids", "it has question", "rename"]),
         ([{"prompt": "a"}, {"prompt": None}], ["row 1 has NoneType in `prompt`"]),
         ([{"prompt": "a"}, {"prompt": ""}], ["row 1 has an empty prompt"]),
-        ([{"prompt": [{"role": "user", "content": "a"}]}], ["row 0 has list in `prompt`", "`messages`"]),
+        ([{"prompt": [{"role": "user", "content": "a"}]}, {"prompt": "a"}], ["row 1 has no list of messages"]),
+        ([{"prompt": "a"}, {"prompt": [{"role": "user", "content": "a"}]}], ["row 1 has list in `prompt`", "not text"]),
+        ([{"prompt": [3]}, {"prompt": "a"}], ["row 1 has no list of whole numbers in `prompt`"]),
+        ([{"prompt": {"text": "a"}}], ["row 0 has dict in `prompt`", "neither text, nor a chat, nor token ids"]),
+        ([{"prompt": []}], ["row 0 has list in `prompt`", "neither text, nor a chat, nor token ids"]),
+        ([{"messages": [{"role": "usr", "content": "a"}]}], ["row 0", "'usr' of message 0", "did you mean `user`?"]),
+        ([{"messages": [{"role": "zz", "content": "a"}]}], ["'zz' of message 0", "use system, developer, user"]),
+        ([{"messages": [{"role": "user", "content": "\ud83d"}]}], ["row 0", "half of a surrogate pair"]),
         ([{"messages": []}], ["row 0 has no list of messages"]),
         ([{"messages": [{"role": "user"}]}], ["row 0", "without role or content"]),
         ([{"messages": [{"role": "assistant", "content": "a"}]}], ["row 0 ends with an assistant's message"]),
