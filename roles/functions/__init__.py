@@ -1,1 +1,1 @@
-"""A user's own Python function in a process of its own."""
+"""The user's own Python function or class in a child process."""

@@ -1,4 +1,4 @@
-"""A child process with a function or a class of the user. If it does not answer, it is ended and started again.
+"""A child process with a function or a class of the user. If it does not answer, it is killed and started again.
 
 A request flows in, the child's answer flows out, or CallFailed; after that, another call is possible.
 """
@@ -17,29 +17,29 @@ from typing import Any
 from roles.functions.child_program import Message
 
 LOAD_DEADLINE_S = 300.0
-"""For the user's file to be imported, whatever it imports itself."""
+"""Seconds in which the user's file must be imported, with everything that it imports."""
 
 
 class CallFailed(Exception):
-    """One call failed; there may be another."""
+    """One call failed; the next call starts a new process if it must."""
 
 
 class LoadFailed(Exception):
-    """The file cannot be imported: trying it again would fail again."""
+    """The user's file cannot be imported; another attempt would fail too."""
 
 
 class Child:
-    """One process that has imported the file."""
+    """One process that has imported the user's file."""
 
     def __init__(self, worker: ModuleType, path: str, name: str) -> None:
-        """`worker`: the module that the process runs. LoadFailed if the file cannot be imported."""
+        """`worker`: the module that the process runs. Raises LoadFailed if the file cannot be imported."""
         assert worker.__file__ is not None
         self._command = [sys.executable, "-P", str(Path(worker.__file__)), path, name]
         self._process: subprocess.Popen[bytes] | None = None
         self._start()
 
     def call(self, request: Any, deadline_s: float) -> Any:
-        """The answer; CallFailed if there is none in time, or if the user's code has raised."""
+        """The answer; CallFailed if there is none in time, or if the user's code raised."""
         if self._process is None or self._process.poll() is not None:
             self._start()
         return self._exchange(request, deadline_s)
@@ -61,7 +61,7 @@ class Child:
             raise LoadFailed(str(error)) from None
 
     def _exchange(self, request: Any, deadline_s: float) -> Any:
-        """Send a request (None: only wait for the first word) and return the answer, or end the child and raise."""
+        """Send a request (None: only wait for the first message) and return the answer, or kill the child and raise."""
         process = self._process
         assert process is not None
         answers: list[Message] = []
@@ -82,7 +82,8 @@ class Child:
 
 
 def _talk(process: subprocess.Popen[bytes], request: Any, answers: list[Message]) -> None:
-    """Runs in a thread of its own, because pipes know no deadline. Leaves `answers` empty if the child is gone."""
+    """Exchange one message, in a thread because pipes have no timeout. Leaves `answers` empty if the child has
+    ended."""
     assert process.stdin is not None and process.stdout is not None
     try:
         if request is not None:
@@ -94,7 +95,7 @@ def _talk(process: subprocess.Popen[bytes], request: Any, answers: list[Message]
 
 
 def times(count: int) -> str:
-    """For messages."""
+    """`once` or `N times`, for messages."""
     return "once" if count == 1 else f"{count} times"
 
 
@@ -103,6 +104,6 @@ def _status(code: int) -> str:
 
 
 def _last_lines(text: str, count: int = 12) -> str:
-    """The exception's own line first, then the end of its traceback."""
+    """The last line of a traceback (the exception) first, then the last `count` lines."""
     lines = text.rstrip().splitlines()
     return "\n".join([lines[-1], *(f"  {line}" for line in lines[-count:])])

@@ -22,11 +22,11 @@ from typing import Any, BinaryIO
 
 Message = tuple[str, Any]
 Answer = Callable[[Callable[..., Any], dict[str, Any]], Message]
-"""(what the file defines, a request) → what is sent back."""
+"""(the function or class in the file, a request) → the message that is sent back."""
 
 
 def load(path: Path, name: str) -> Callable[..., Any]:
-    """What the Python file `path` calls `name`; modules beside the file can be imported by it."""
+    """The object `name` of the Python file `path`; the file can import modules beside it."""
     sys.path.insert(0, str(path.parent))
     spec = importlib.util.spec_from_file_location("user_function", path)
     if spec is None or spec.loader is None:
@@ -48,10 +48,10 @@ def call(function: Callable[..., Any], arguments: dict[str, Any]) -> Message:
 
 
 def serve(path: Path, name: str, requests: BinaryIO, answers: BinaryIO, answer: Answer) -> None:
-    """Answer requests until the other side hangs up."""
+    """Answer requests until stdin is closed."""
     try:
         function = load(path, name)
-    except BaseException:  # a module may raise SystemExit too: the other side must hear of it
+    except BaseException:  # a module may raise SystemExit too, and the parent must be told
         return send(answers, ("error", traceback.format_exc()))
     send(answers, ("ready", ""))
     with contextlib.suppress(EOFError):
@@ -60,7 +60,7 @@ def serve(path: Path, name: str, requests: BinaryIO, answers: BinaryIO, answer: 
 
 
 def send(answers: BinaryIO, message: Message) -> None:
-    """One message, at once."""
+    """Send one message and flush it."""
     pickle.dump(message, answers)
     answers.flush()
 
@@ -73,7 +73,7 @@ def die_with_parent() -> None:
 
 
 def main(answer: Answer) -> None:
-    """Keep stdin and stdout for the messages, and give the function harmless ones."""
+    """Use stdin and stdout for messages, and give the function an empty stdin and stderr as its stdout."""
     die_with_parent()
     requests, answers = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "wb")
     nothing = os.open(os.devnull, os.O_RDONLY)

@@ -1,1 +1,1 @@
-"""What an engine is to generate: sampling parameters, the turns of a conversation, environments."""
+"""Requests to an engine: sampling parameters, the turns of a conversation, environments."""

@@ -42,15 +42,15 @@ class Turn:
 
     row: int
     token_ids: list[int]
-    """All that comes before it."""
+    """All tokens before the response."""
     max_tokens: int
     seed: int | None
-    """None: take the most likely tokens."""
+    """Seed of the sampling; None: take the most likely tokens."""
 
 
 @dataclass(slots=True)
 class _Sample:
-    """One row: tokens, and for each of them whether the policy generated it, its log-probability, its reward."""
+    """One row: its tokens, and for each token whether the policy generated it, its log-probability and its reward."""
 
     prompt: str = ""
     token_ids: list[int] = field(default_factory=list)
@@ -60,13 +60,13 @@ class _Sample:
     texts: list[str] = field(default_factory=list)
     """Texts of the responses, one per turn."""
     said: list[Said] = field(default_factory=list)
-    """The environment's answers, the first one to nothing."""
+    """The environment's answers; the first one opens the conversation."""
     cut: bool = False
     """Whether a limit cut the last response."""
     finished: bool = False
 
     def add(self, token_ids: Sequence[int], logprobs: Sequence[float] | None = None) -> None:
-        """Tokens that were generated, with their log-probabilities; or (None) that were not."""
+        """Append tokens: generated ones with their log-probabilities, or (None) tokens that were not generated."""
         self.token_ids += token_ids
         self.generated += [logprobs is not None] * len(token_ids)
         self.logprobs += [0.0] * len(token_ids) if logprobs is None else logprobs
@@ -74,7 +74,7 @@ class _Sample:
 
     @property
     def response(self) -> str:
-        """All that was said after the prompt, for readers."""
+        """Everything after the prompt, as text for readers."""
         lines = [self.texts[0]]
         for text, (messages, _) in zip(self.texts[1:], self.said[1:], strict=False):
             lines += [f"[{message['role']}] {message['content']}" for message in messages or []] + [text]
@@ -82,7 +82,7 @@ class _Sample:
 
     @property
     def messages(self) -> list[dict[str, Any]]:
-        """The whole conversation."""
+        """The whole conversation, as messages."""
         found = []
         for text, (messages, _) in zip(self.texts, self.said, strict=False):
             found += [*(messages or []), {"role": "assistant", "content": text}]
@@ -98,9 +98,9 @@ class Conversations:
         self._ready: list[int] = []
         """Rows whose next response can be generated."""
         self._asked: dict[Future[Said], int] = {}
-        """Environments that are thinking → their rows."""
+        """Pending answers of environments → rows."""
         self.open = set(range(len(prompts)))
-        """Rows that are not over."""
+        """Rows whose sample has not ended."""
         if environments is not None:
             environments.begin()
         for row in range(len(prompts)):
@@ -110,7 +110,8 @@ class Conversations:
                 self._ask(row, environments)
 
     def turns(self, *, patient: bool) -> list[Turn]:
-        """Responses that can be generated now; `patient`: wait for an environment first, if one is thinking.
+        """The responses that can be generated now. `patient`: if an environment has not answered yet, wait for one
+        first.
 
         The wait ends: every answer has its deadline (`environment.timeout_s`).
         """
@@ -122,7 +123,7 @@ class Conversations:
         return [self._turn(row) for row in ready]
 
     def take(self, row: int, token_ids: list[int], logprobs: list[float], *, cut: bool) -> None:
-        """A response that was generated; `cut`: by a limit."""
+        """Add a generated response to a row; `cut`: a limit cut it."""
         sample = self._samples[row]
         sample.add(token_ids, logprobs)
         sample.texts.append(self._form.text(token_ids))
@@ -133,7 +134,7 @@ class Conversations:
             self._ask(row, self._environments)
 
     def rollouts(self, rows: Sequence[int], version: int, pad_token_id: int) -> Rollouts:
-        """Samples that are over, as one batch."""
+        """The finished samples `rows`, as one batch."""
         samples, prompts = [self._samples[row] for row in rows], self._prompts.select(rows)
         lengths = [len(sample.token_ids) for sample in samples]
         shape = (len(lengths), max(lengths, default=0))
@@ -190,7 +191,7 @@ class Conversations:
         self._asked[environments.ask(row, columns, seed, sample.said, sample.texts)] = row
 
     def _hear(self, row: int, said: Said) -> None:
-        """The environment has spoken: go on, or end."""
+        """Add the environment's answer to a row: it asks for another response, or ends the sample."""
         sample, limits, (messages, reward) = self._samples[row], self._limits, said
         config = limits.environment
         assert config is not None
@@ -213,7 +214,7 @@ class Conversations:
 
 
 def check_opening(tokens: int, limit: int) -> None:
-    """EnvironmentFailed if an environment's first messages are too long."""
+    """Raise EnvironmentFailed if an environment's first messages are too long."""
     if tokens > limit:
         raise EnvironmentFailed(
             f"an environment's first messages are {tokens} tokens, more than prompts.max_tokens={limit}; shorten them, "

@@ -18,19 +18,19 @@ from roles.functions.child_program import Message
 from roles.text.messages import FORM, Messages, plain_messages
 
 Said = tuple[Messages | None, float]
-"""What an environment answers: the next messages, or None where the conversation is over; and the reward."""
+"""An environment's answer: the next messages, or None if the conversation is over; and the reward."""
 
 
 class OpenEnvironments:
-    """The open conversations of one batch, each with its environment and how often that has spoken."""
+    """The open conversations of one batch, each with its environment and the number of its answers so far."""
 
     def __init__(self) -> None:
         self._batch = -1
         self._open: dict[int, tuple[Any, int]] = {}
 
     def answer(self, make: Callable[..., Any], request: dict[str, Any]) -> Message:
-        """What the environment says next, or the traceback of what it raised; then its instance is dropped."""
-        if request["batch"] != self._batch:  # whatever the last one left open was cut
+        """The environment's next answer, or the traceback of its exception, after which its instance is dropped."""
+        if request["batch"] != self._batch:  # conversations of the previous batch that are still open were cut
             self._batch = request["batch"]
             self._open.clear()
         environment, spoken = self._open.pop(request["row"], (None, 0))
@@ -46,7 +46,7 @@ class OpenEnvironments:
 
 
 def _caught_up(make: Callable[..., Any], request: dict[str, Any]) -> Any:
-    """A new environment, brought to where the conversation is."""
+    """A new environment in which the past of the conversation has been repeated."""
     environment = make()
     for turn, known in enumerate(request["said"]):
         again = _ask(environment, request, turn)
@@ -60,7 +60,7 @@ def _caught_up(make: Callable[..., Any], request: dict[str, Any]) -> Any:
 
 
 def _ask(environment: Any, request: dict[str, Any], turn: int) -> Said:
-    """`reset` in turn 0, afterwards `step` with the policy's response number `turn`."""
+    """Call `reset` in turn 0, later `step` with the policy's response number `turn`."""
     if turn == 0:
         seed = {"seed": request["seed"]} if "seed" in inspect.signature(environment.reset).parameters else {}
         return _messages("reset", environment.reset(request["columns"], **seed)), 0.0
@@ -74,7 +74,7 @@ def _ask(environment: Any, request: dict[str, Any], turn: int) -> Said:
 
 
 def _messages(method: str, messages: Any) -> Messages:
-    """As plain values, with text as their contents."""
+    """The messages as plain values whose contents are text."""
     try:
         plain = plain_messages(messages)
     except ValueError as error:

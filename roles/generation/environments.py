@@ -28,20 +28,20 @@ class Environments:
         self._config = config
         self._name = f"environment {config.name} of {config.path}"
         self._batch = 0
-        # A thread for each process, which it is bound to: all that is said to one process is said in one order.
+        # One thread for each process, always the same: requests to one process keep their order.
         self._threads = [ThreadPoolExecutor(1) for _ in range(config.workers)]
         starting = [thread.submit(self._start) for thread in self._threads]
         self._children = [future.result() for future in starting]
 
     def begin(self) -> None:
-        """A new batch of conversations; those that are still open are forgotten."""
+        """Begin a new batch of conversations; those that are still open are dropped."""
         self._batch += 1
 
     def ask(
         self, row: int, columns: dict[str, Any], seed: int, said: Sequence[Said], responses: Sequence[str]
     ) -> Future[Said]:
-        """The environment's next word in the conversation `row`, in which it has said `said`, and the policy
-        `responses`."""
+        """Ask for the environment's next answer in the conversation of `row`; `said`: its answers so far;
+        `responses`: the policy's."""
         request = {"batch": self._batch, "row": row, "columns": columns, "seed": seed}
         request |= {"said": list(said), "responses": list(responses)}
         worker = row % len(self._children)
@@ -64,7 +64,7 @@ class Environments:
         calls = self._config.retries + 1
         for attempt in range(1, calls + 1):
             try:
-                # A new instance repeats what was said so far, and each answer may take its time.
+                # A new instance repeats the answers so far, and each of them may take `timeout_s`.
                 said: Said = child.call(request, self._config.timeout_s * (1 + len(request["said"])))
                 return said
             except LoadFailed as error:

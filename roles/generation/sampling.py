@@ -1,4 +1,4 @@
-"""The sampling keys of `rollout` → vLLM's parameters of one request."""
+"""vLLM's parameters of one request: the sampling keys of `rollout` and a turn flow in, SamplingParams flow out."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 def sampling(rollout: RolloutConfig, stop_token_ids: Sequence[int], turn: Turn) -> SamplingParams:
-    """How `turn` is answered."""
+    """vLLM's parameters for generating `turn`."""
     from vllm import SamplingParams
     from vllm.sampling_params import RequestOutputKind
 
@@ -25,7 +25,7 @@ def sampling(rollout: RolloutConfig, stop_token_ids: Sequence[int], turn: Turn) 
         max_tokens=turn.max_tokens,
         min_tokens=min(rollout.min_response_tokens, turn.max_tokens),
         stop_token_ids=list(stop_token_ids),
-        logprobs=0,  # the sampled token's only
+        logprobs=0,  # only the sampled token's
         flat_logprobs=True,
         detokenize=False,
         output_kind=RequestOutputKind.FINAL_ONLY,

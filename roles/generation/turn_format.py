@@ -14,28 +14,28 @@ from roles.text.messages import Messages
 from roles.text.prompt_tokens import chat_text, prompt_tokens
 
 MARK = "\ue000answer\ue001"
-"""Stands for a response: no template has it, none changes it."""
+"""Stands for a response in a rendered template; no template contains it or changes it."""
 
 
 class TurnFormat:
-    """How a conversation is written."""
+    """How a conversation is written as tokens."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
         self._tokenizer = tokenizer
         self.chat = tokenizer.chat_template is not None
-        """Whether the chat template writes messages."""
+        """Whether the tokenizer has a chat template, which then writes the messages."""
 
     def opening(self, messages: Messages) -> tuple[str, list[int]]:
-        """The first messages, up to where the policy begins: text and tokens, as `roles.text.prompt_tokens` makes
+        """The first messages up to where the response begins: text, and tokens as `roles.text.prompt_tokens` makes
         them."""
         text = self._template(messages) if self.chat else "".join(message["content"] for message in messages)
         return text, prompt_tokens(self._tokenizer, [text], chat=self.chat)[0]
 
     def following(self, messages: Messages, end: int | None) -> list[int]:
-        """What comes between a response and the policy's next one.
+        """Tokens between a response and the policy's next one.
 
         The template's own end of a response is left out if the policy has generated it. `end`: the token with which the
-        response ended itself; None if a limit cut it.
+        response ended; None if a limit cut it.
         """
         if not self.chat:
             return self._tokens("".join(message["content"] for message in messages))
@@ -50,17 +50,17 @@ class TurnFormat:
         return tokens[1:] if tokens[:1] == [end] else tokens
 
     def text(self, response: Sequence[int]) -> str:
-        """A response's text, special tokens left out."""
+        """A response's text, without special tokens."""
         return str(self._tokenizer.decode(response, skip_special_tokens=True))
 
     def _template(self, messages: Messages) -> str:
         try:
             return chat_text(self._tokenizer, messages)
-        except Exception as error:  # a template is a program: it raises what it likes
+        except Exception as error:  # a template is a program, which may raise anything
             raise EnvironmentFailed(
                 f"the environment's messages {messages!r} do not go through the chat template: {error}"
             ) from error
 
     def _tokens(self, text: str) -> list[int]:
-        """Of a text inside a conversation, where nothing is added."""
+        """Tokens of a text inside a conversation, without special tokens around it."""
         return prompt_tokens(self._tokenizer, [text], chat=True)[0]

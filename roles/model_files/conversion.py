@@ -37,14 +37,14 @@ from roles.model_files.weight_files import stored_weights
 from roles.text.tokenizer import load_tokenizer
 
 FORMAT = 2
-"""Part of the name of what is cached; to be raised when the conversion changes."""
+"""Version of the conversion, a part of cached folders' names; raise it when the conversion changes."""
 
 
 def resolve_model(config: ModelConfig, cache: Path) -> Path:
     """The Hugging Face folder of `config`: found, downloaded, converted or cut; the last two are kept under `cache`.
 
     Raises:
-        ModelError: the model is not there or cannot be read.
+        ModelError: the model does not exist or cannot be read.
     """
     folder = _folder(config.path)
     if config.gguf_file is not None:
@@ -62,7 +62,7 @@ def resolve_model(config: ModelConfig, cache: Path) -> Path:
 
 
 def _folder(path: str) -> Path:
-    """The folder `path`, downloaded if it is a hub name."""
+    """The local folder of `path`; downloaded if `path` is a hub name."""
     folder = Path(path).expanduser()
     if folder.is_dir():
         return folder.resolve()
@@ -72,7 +72,7 @@ def _folder(path: str) -> Path:
         )
     try:
         return Path(snapshot_download(path, ignore_patterns=["*.gguf", "*.onnx", "*.msgpack", "*.h5", "original/*"]))
-    except Exception as error:  # the hub client has a dozen kinds; to the user all say that the model is not there
+    except Exception as error:  # the hub client raises a dozen kinds; each means that the model is not available
         raise ModelError(
             f"{path} is neither a folder nor a model that the hub gives ({error}); correct `path`"
         ) from error
@@ -94,7 +94,7 @@ def _made_once(cache: Path, sources: list[Path], options: dict[str, int], make: 
         try:
             made.rename(target)
         except OSError:
-            if not target.is_dir():  # else another process was first; its folder holds the same
+            if not target.is_dir():  # otherwise another process was first, and its folder has the same contents
                 raise
     finally:
         shutil.rmtree(made, ignore_errors=True)
@@ -107,7 +107,7 @@ def _convert_gguf(file: Path, made: Path) -> None:
     try:
         tokenizer = gguf_tokenizer(gguf)
         config = complete(AutoConfig.from_pretrained(file.parent, gguf_file=file.name), gguf)
-        config.pad_token_id = tokenizer.pad_token_id  # the architecture's own may lie beyond this vocabulary
+        config.pad_token_id = tokenizer.pad_token_id  # the architecture's default may lie beyond this vocabulary
         check_tensors(config, gguf)
         model, report = AutoModelForCausalLM.from_pretrained(
             file.parent, gguf_file=file.name, config=config, dtype=torch.float32, output_loading_info=True
@@ -124,7 +124,7 @@ def _convert_gguf(file: Path, made: Path) -> None:
     foreign = ("quantization_config", "_model_name_or_path")
     plain = type(config).from_dict({k: v for k, v in model.config.to_dict().items() if k not in foreign})
     plain.architectures = [type(model).__name__]
-    with torch.device("meta"):  # a model loaded from GGUF refuses to be saved; its weights move to one that does not
+    with torch.device("meta"):  # a model loaded from GGUF cannot be saved, so its weights move to a new one
         whole = AutoModelForCausalLM.from_config(plain, dtype=torch.float32)
     loaded, wanted = model.state_dict(), whole.state_dict()
     sizes = [
@@ -144,7 +144,7 @@ def _convert_gguf(file: Path, made: Path) -> None:
 
 
 def _ends(config: PretrainedConfig, gguf: GgufFile) -> int | list[int]:
-    """EOS, and the end of a turn where the file has another token for it."""
+    """Token ids that end a response: EOS, and the token that ends a turn if the file has one."""
     turn = gguf.metadata.get("tokenizer.ggml.eot_token_id", config.eos_token_id)
     return config.eos_token_id if turn == config.eos_token_id else [config.eos_token_id, turn]
 

@@ -42,17 +42,19 @@ CARRIED: dict[str, tuple[str, ...]] = {
     "expert_shared_feed_forward_length": ("shared_expert_intermediate_size",),
     "use_parallel_residual": ("use_parallel_residual",),
 }
-"""Key → what transformers' configurations call it, the first name that one has."""
+"""GGUF key → names of the same setting in transformers' configurations; the first name that a configuration has
+counts."""
 
 WITHOUT_EFFECT: dict[str, Any] = {"attention.causal": True, "expert_count": 0, "expert_used_count": 0}
-"""Key → the value at which a language model computes what it computes without the key."""
+"""GGUF key → the value with which a language model computes the same as without the key."""
 
 NEUTRAL = frozenset({"tensor_data_layout"})
-"""Keys that change no number."""
+"""Keys that do not change any number."""
 
 
 def complete(config: PretrainedConfig, file: GgufFile) -> PretrainedConfig:
-    """`config`, as transformers makes it of the file, with all that the file says. ModelError where it cannot be."""
+    """`config` (transformers' reading of the file) completed with the file's other keys; ModelError if one cannot be
+    kept."""
     changes: dict[str, Any] = {}
     rope = {key: value for key, value in file.said.items() if key.startswith("rope.")}
     for key, value in file.said.items():
@@ -80,7 +82,7 @@ def _changed(config: PretrainedConfig, changes: Mapping[str, Any]) -> Pretrained
 
 
 def _derived(config: PretrainedConfig, key: str) -> Any:
-    """What follows from the rest of a configuration that has no name for `key`."""
+    """The value of `key` that follows from other keys of a configuration that has no name for it."""
     if CARRIED[key] == ("head_dim",):
         return config.hidden_size // config.num_attention_heads
     return None
@@ -93,8 +95,8 @@ def _same(mine: Any, said: Any) -> bool:
 
 
 def check_tensors(config: PretrainedConfig, file: GgufFile) -> None:
-    """ModelError unless the file has the tensors of a language model of `config`, and no others."""
-    if file.architecture in GGUF_ARCHS:  # transformers reports these while it loads them
+    """Raise ModelError unless the file has exactly the tensors of a language model of `config`."""
+    if file.architecture in GGUF_ARCHS:  # transformers reports missing and unexpected tensors of these
         return
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config)

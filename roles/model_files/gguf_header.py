@@ -14,7 +14,7 @@ from roles.errors import ModelError
 
 @dataclass(frozen=True, slots=True)
 class GgufFile:
-    """The header of a file; `tokenizer.ggml.tokens` is a count there."""
+    """The header of a GGUF file; `tokenizer.ggml.tokens` is the number of tokens here."""
 
     path: Path
     architecture: str
@@ -23,10 +23,10 @@ class GgufFile:
 
     @classmethod
     def read(cls, path: Path) -> Self:
-        """ModelError for a file that is none, or only a part of one."""
+        """Read the header; ModelError if the file is not a GGUF file or is one part of a split one."""
         try:
             metadata, tensors = read_gguf_metadata(str(path))
-        except Exception as error:  # cut off, or no header: the reader fails wherever it happens to be
+        except Exception as error:  # a cut or missing header: the reader fails with any exception
             raise ModelError(f"{path} is not a whole GGUF file ({error}); fetch it anew") from None
         parts = metadata.get("split.count", 1)
         if parts > 1:
@@ -41,12 +41,12 @@ class GgufFile:
 
     @property
     def said(self) -> dict[str, Any]:
-        """What the file says of the model: its own keys, without the architecture in front."""
+        """The model's own keys in the file, without the architecture in front."""
         prefix = f"{self.architecture}."
         return {key.removeprefix(prefix): v for key, v in self.metadata.items() if key.startswith(prefix)}
 
     def lost(self, what: str) -> ModelError:
-        """The file says something that would be lost on the way."""
+        """The error for a setting of the file that would be lost in the conversion."""
         return ModelError(
             f"{self.path} says {what}, which cannot be carried over to a Hugging Face folder; use the model's own "
             "Hugging Face folder"

@@ -16,11 +16,11 @@ from roles.errors import ModelError
 from roles.model_files.gguf_header import GgufFile
 
 FREQUENCY_FACTORS = "rope_freqs.weight"
-"""What each rotary frequency is divided by; Llama 3.1 and later."""
+"""Tensor with the divisor of each rotary frequency; Llama 3.1 and later have it."""
 
 SCALING = "rope.scaling."
 YARN = {"yarn_beta_fast": "beta_fast", "yarn_beta_slow": "beta_slow"}
-"""Keys of a file → of `rope_parameters`."""
+"""GGUF key → key of `rope_parameters`."""
 
 USUAL_VALUES: dict[str, tuple[Any, ...]] = {
     "finetuned": (True, False),
@@ -30,15 +30,15 @@ USUAL_VALUES: dict[str, tuple[Any, ...]] = {
     "yarn_log_multiplier": (0.0,),
     "alpha": (0.0, 1.0),
 }
-"""Keys of scaling → values that change nothing."""
+"""Keys of rotary scaling → values that have no effect."""
 
 LLAMA_3 = ((1.0, 4.0, 8192),)
-"""Low and high frequency factor, and original length, of the published models."""
+"""(low frequency factor, high frequency factor, original length) of the published Llama 3 models."""
 
 
 def rope_parameters(config: PretrainedConfig, file: GgufFile, said: Mapping[str, Any]) -> dict[str, Any]:
-    """The changed `rope_parameters` of `config`, by the keys `said` and tensors of the file; {} where it says nothing
-    new. ModelError for what has no counterpart."""
+    """`rope_parameters` of `config` changed by the keys `said` and tensors of the file; {} if the file changes
+    nothing. ModelError for a setting without a counterpart."""
     now = getattr(config, "rope_parameters", None) or {}
     nested = "full_attention" in now
     plain = now["full_attention"] if nested else now
@@ -62,13 +62,13 @@ def rope_parameters(config: PretrainedConfig, file: GgufFile, said: Mapping[str,
 
 
 def _rotated(config: PretrainedConfig, plain: Mapping[str, Any]) -> int:
-    """Numbers of a head that rotate."""
+    """Number of dimensions of a head that rotate."""
     head = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     return int(head * plain.get("partial_rotary_factor", 1.0))
 
 
 def _scaling(file: GgufFile, said: Mapping[str, Any]) -> dict[str, Any]:
-    """Of the keys `type`, `factor`, …; without a type it is linear, as in llama.cpp."""
+    """Scaling by the keys `type`, `factor`, …; without `type` it is linear, as in llama.cpp."""
     kind, factor = said.get("type", "linear" if "factor" in said else "none"), said.get("factor", 1.0)
     known = {"type", "factor", "original_context_length", *(YARN if kind == "yarn" else ())}
     where = f"{file.architecture}.{SCALING}"
@@ -89,10 +89,10 @@ def _scaling(file: GgufFile, said: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _llama_3(config: PretrainedConfig, file: GgufFile, plain: Mapping[str, Any]) -> dict[str, Any]:
-    """The parameters whose frequencies are those of the file.
+    """The `rope_parameters` that give the file's rotary frequencies.
 
     Llama 3 divides low frequencies by `factor`, high ones by 1, and mixes between two wavelengths. A file has only the
-    divisors, so that whatever gives these is as good as what they were made of.
+    divisors, so any parameters that give these divisors are right.
     """
     factors = _read(file, FREQUENCY_FACTORS)
     theta, width = plain["rope_theta"], _rotated(config, plain)
@@ -117,10 +117,10 @@ def _llama_3(config: PretrainedConfig, file: GgufFile, plain: Mapping[str, Any])
 
 
 def _guesses(factors: Tensor, wavelengths: Tensor) -> Iterator[tuple[float, float, int]]:
-    """Low and high frequency factor, and original length, that may have made `factors`.
+    """Candidates for (low frequency factor, high frequency factor, original length) that give `factors`.
 
-    A mixed frequency's divisor f gives its share s of the undivided one, 1/f = (1 - s)/factor + s; and s is
-    (length / wavelength - low) / (high - low): a line in 1 / wavelength.
+    A mixed frequency's divisor f gives its share s of the undivided one, 1/f = (1 - s)/factor + s; and s is (length /
+    wavelength - low) / (high - low): a line in 1 / wavelength.
     """
     yield from LLAMA_3
     most = factors.max()
@@ -134,13 +134,13 @@ def _guesses(factors: Tensor, wavelengths: Tensor) -> Iterator[tuple[float, floa
             yield 1.0, 1 + 1 / offset, round(slope / offset)
     if len(shares) == 1:
         yield 1.0, 4.0, round((3 * shares[0] + 1) / inverse[0])
-    if not shares:  # all wavelengths that are divided lie above those that are not
+    if not shares:  # all divided wavelengths lie above all undivided ones
         undivided, divided = wavelengths[factors < most], wavelengths[factors == most]
         yield 1.0, 4.0, round(math.sqrt(4 * float(undivided.max()) * float(divided.min()))) if len(undivided) else 1
 
 
 def _read(file: GgufFile, name: str) -> Tensor:
-    """float64: a small tensor of the file."""
+    """A small tensor of the file, as float64."""
     from gguf import GGUFReader
 
     (tensor,) = (tensor for tensor in GGUFReader(file.path).tensors if tensor.name == name)

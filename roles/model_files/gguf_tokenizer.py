@@ -20,10 +20,10 @@ from roles.text.tokenizer import own_pad
 GPT2_SPLITS = frozenset(
     {*("gpt-2", "gpt2", "phi-2", "mpt", "olmo", "jais", "trillion", "gigachat", "a.x-4.0", "mellum", "roberta-bpe")}
 )
-"""Names (`tokenizer.ggml.pre`) of GPT-2's way of splitting a text, which is what transformers does by itself."""
+"""Values of `tokenizer.ggml.pre` for which a text is split as GPT-2 splits it, which is transformers' default."""
 
 DIGIT_SPLITS = frozenset({"smollm", "starcoder", "refact", "command-r", "codeshell", "exaone", "minerva-7b"})
-"""The same, after every digit has become a piece of its own."""
+"""Values of `tokenizer.ggml.pre` for which each digit is split off first, and the rest as GPT-2 splits it."""
 
 
 def gguf_tokenizer(file: GgufFile) -> Any:
@@ -42,8 +42,8 @@ def gguf_tokenizer(file: GgufFile) -> Any:
 
 
 def _without_strangers(tokenizer: Any, tokens: int) -> Any:
-    """`tokenizer` without tokens that are not the file's: transformers gives a byte-level one GPT-2's `<|endoftext|>`,
-    beyond the model's embeddings."""
+    """`tokenizer` without tokens that the file does not have: transformers gives a byte-level one GPT-2's
+    `<|endoftext|>`, beyond the model's embeddings."""
     if len(tokenizer) <= tokens:
         return tokenizer
     backend = json.loads(tokenizer.backend_tokenizer.to_str())
@@ -58,7 +58,7 @@ def _without_strangers(tokenizer: Any, tokens: int) -> Any:
 
 
 def _check_ends(tokenizer: Any, file: GgufFile, said: dict[str, Any]) -> None:
-    """Where a response ends, and a text begins."""
+    """Raise ModelError if the tokenizer begins or ends a text with other tokens than the file says."""
     if "eos_token_id" not in said:
         raise ModelError(
             f"{file.path} does not say where a response ends (tokenizer.ggml.eos_token_id); use the model's own "
@@ -79,7 +79,7 @@ def _split(tokenizer: Any, file: GgufFile, kind: str) -> None:
 
 
 def _check_space(tokenizer: Any, file: GgufFile, wanted: bool) -> None:
-    """Whether a text begins with a space of its own."""
+    """Raise ModelError if the tokenizer does not put a space before a text as the file says (`wanted`)."""
     backend, text = tokenizer.backend_tokenizer, "a"
     if backend.normalizer is not None:
         text = backend.normalizer.normalize_str(text)
@@ -89,7 +89,7 @@ def _check_space(tokenizer: Any, file: GgufFile, wanted: bool) -> None:
 
 
 def _pad(tokenizer: Any, file: GgufFile) -> None:
-    """A pad token that is not EOS: where none is made for it, another special token, BOS as the last."""
+    """Set a pad token that is not EOS: the file's own, else another special token, BOS last."""
     try:
         own_pad(tokenizer, str(file.path))
     except ModelError:

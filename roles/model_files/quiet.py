@@ -11,7 +11,7 @@ from transformers.utils import logging
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """No bars, no warnings inside. What goes wrong is raised, and is not touched."""
+    """Context without progress bars and warnings. Exceptions pass."""
     level = logging.get_verbosity()
     logging.set_verbosity_error()
     try:

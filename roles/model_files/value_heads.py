@@ -1,7 +1,7 @@
 """The head of a reward model or critic, under the names that libraries give it. Pure, except `read_head`.
 
 The names and shapes of a folder's weights and its config.json flow in; the one linear layer from a hidden state to a
-number flows out, or None for a folder without, such as a language model's.
+number flows out, or None for a folder without one, such as a language model's.
 
     score.weight, score.bias                      transformers; the bias in …ForTokenClassification and N+ models
     classifier.weight, classifier.bias            …ForTokenClassification of GPT-2, GPT-NeoX and others
@@ -35,7 +35,7 @@ HEAD_NAMES = (
     "regression_head",
     "scalar_head",
 )
-"""Modules that are a head where a folder has them."""
+"""Names of modules that are a value head."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,17 +47,17 @@ class Head:
 
     @property
     def weights(self) -> tuple[str, ...]:
-        """Names of its tensors in the folder."""
+        """Names of the head's tensors in the folder."""
         return (f"{self.name}.weight", f"{self.name}.bias") if self.has_bias else (f"{self.name}.weight",)
 
     @property
     def usual(self) -> bool:
-        """Whether transformers reads all of it."""
+        """Whether transformers reads the whole head."""
         return self.name == USUAL_HEAD and not self.has_bias
 
 
 def find_head(stored: Mapping[str, Stored], config: Mapping[str, Any]) -> Head | None:
-    """The head among the weights `stored`; ModelError where there are two, or one that is not a number's."""
+    """The head among the weights `stored`; ModelError if there are two, or if it has more than one output."""
     said = config.get("value_head_prefix")
     names = dict.fromkeys((*HEAD_NAMES, *((said,) if isinstance(said, str) else ())))
     found = [name for name in names if f"{name}.weight" in stored]
@@ -80,7 +80,7 @@ def find_head(stored: Mapping[str, Stored], config: Mapping[str, Any]) -> Head |
 
 
 def read_head(head: Head, stored: Mapping[str, Stored]) -> dict[str, Tensor]:
-    """`weight` and, where there is one, `bias`, as the folder has them."""
+    """The head's `weight` and, if there is one, `bias`, as stored in the folder."""
     import torch
     from safetensors import safe_open
 
@@ -96,10 +96,10 @@ def read_head(head: Head, stored: Mapping[str, Stored]) -> dict[str, Tensor]:
 
 
 def normalisation(config: Mapping[str, Any]) -> tuple[float, float]:
-    """Scale and shift of a folder's numbers, by its config.json: `number * scale - shift` is what it means.
+    """(scale, shift) of a folder's numbers, from its config.json: the score is `number * scale - shift`.
 
-    `score_scale` and `score_shift` are what is written here. OpenRLHF measures `mean` and `std` of a reward model's
-    numbers and means (number - mean) / std by them, unless `normalize_reward` is false.
+    Tetrarch writes `score_scale` and `score_shift`. OpenRLHF writes the `mean` and `std` of a reward model's numbers;
+    the score is (number - mean) / std unless `normalize_reward` is false.
     """
     ours = {key: config[key] for key in ("score_scale", "score_shift") if config.get(key) is not None}
     theirs = {key: config[key] for key in ("mean", "std") if config.get(key) is not None}
@@ -127,9 +127,9 @@ def linear_head(model: Any) -> nn.Linear:
 
 
 def give_head(model: Any, tensors: Mapping[str, Tensor]) -> None:
-    """Let a transformers sequence classifier have the head `tensors` (as of `read_head`), with its bias.
+    """Replace the head of a transformers sequence classifier by `tensors` (from `read_head`), with its bias.
 
-    The layer is a new one: loading under ZeRO-3 has left this rank a share of the old one, and shards it anew later.
+    The layer is a new one: loading under ZeRO-3 has left this rank a share of the old one, and shards it again later.
     """
     from torch import nn
 

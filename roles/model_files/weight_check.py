@@ -31,8 +31,8 @@ from roles.model_files.value_heads import USUAL_HEAD, find_head, linear_head
 from roles.model_files.weight_files import stored_weights
 
 Use = Literal["policy", "reward", "value"]
-"""What a role makes of a folder: a language model, a reward model with its head, or a model of values or rewards that
-may get a new head (a critic; a reward model in training)."""
+"""How a role uses a folder: as a language model, as a reward model with its head, or as a model of values or rewards
+that may get a new head (a critic; a reward model in training)."""
 
 Shapes = Mapping[str, tuple[int, ...]]
 
@@ -45,18 +45,18 @@ KIND: dict[Use, str] = {
 
 @dataclass(frozen=True, slots=True)
 class Difference:
-    """Names of weights."""
+    """How the weights of a folder differ from those that a model reads, by name."""
 
     missing: frozenset[str] = frozenset()
     unexpected: frozenset[str] = frozenset()
     other_shape: frozenset[str] = frozenset()
-    """With both shapes, ready to be shown."""
+    """Each with both shapes, ready to be shown."""
 
 
 def check_weights(folder: Path, use: Use, *, trust_remote_code: bool = False) -> None:
-    """ModelError unless the folder has exactly the weights that the role `use` reads.
+    """Raise ModelError unless the folder has exactly the weights that the role `use` reads.
 
-    A model of values has no use for a language model's head, so that may be there.
+    A model of values has no use for a language model's head, but may have one.
     """
     stored = stored_weights(folder)
     config = read_config(folder, trust_remote_code=trust_remote_code)
@@ -79,16 +79,16 @@ def check_weights(folder: Path, use: Use, *, trust_remote_code: bool = False) ->
 
 
 def read_config(folder: Path, *, trust_remote_code: bool = False) -> PretrainedConfig:
-    """The config.json of `folder`; ModelError where transformers does not understand it."""
+    """The config.json of `folder`; ModelError if transformers does not understand it."""
     try:
         config: PretrainedConfig = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
-    except Exception as error:  # of its own kinds; and whatever comes of a value of the wrong type
+    except Exception as error:  # transformers' own exceptions, and any other one for a value of the wrong type
         raise ModelError(f"transformers cannot read the config.json ({_first_line(error)}); correct it") from None
     return config
 
 
 def _is_mask(name: str, shape: tuple[int, ...]) -> bool:
-    """A constant that older versions of GPT-2, GPT-J and others saved with their weights."""
+    """Whether a tensor is a constant that older versions of GPT-2, GPT-J and others saved with their weights."""
     kind = name.rpartition(".")[2]
     return kind in ("masked_bias", "causal_mask") or (kind == "bias" and len(shape) == 4)
 
@@ -98,20 +98,20 @@ def _first_line(error: Exception) -> str:
 
 
 class _ModelReader:
-    """What a class of transformers reads."""
+    """The weights that a class of transformers reads."""
 
     def __init__(self, auto: Any, config: PretrainedConfig, trust_remote_code: bool) -> None:
         try:
             with torch.device("meta"), quiet():
                 self.model = auto.from_config(config, dtype=torch.float32, trust_remote_code=trust_remote_code)
-        except Exception as error:  # a configuration can be wrong in as many ways as there are architectures
+        except Exception as error:  # each architecture raises other exceptions for a wrong configuration
             what = auto.__name__.removeprefix("AutoModelFor")
             raise ModelError(
                 f"transformers cannot make a model For{what} of this config.json ({config.model_type}): "
                 f"{_first_line(error)}; correct it, or use another architecture"
             ) from None
         self.written: Shapes = _written(self.model, self.model.state_dict())
-        """Name → shape of what `save_pretrained` writes, and of tied weights."""
+        """Name → shape of the tensors that `save_pretrained` writes, and of tied weights."""
         tied = {name: tensor for name, tensor in self.model.state_dict().items() if name in self._tied}
         self.tied = frozenset(_written(self.model, tied))
 
@@ -121,7 +121,7 @@ class _ModelReader:
         return tied
 
     def compare(self, stored: Shapes, other: _ModelReader | None = None) -> Difference:
-        """With `stored`, of which all that `other` reads may be there, too."""
+        """Differences from `stored`, which may also have every weight that `other` reads."""
         allowed = dict(other.written) | dict(self.written) if other is not None else self.written
         if self.written.keys() - self.tied <= stored.keys() and stored.items() <= allowed.items():
             return Difference()
@@ -132,7 +132,7 @@ class _ModelReader:
         return Difference(mine.missing, unexpected, mine.other_shape)
 
     def _loaded(self, stored: Shapes) -> Difference:
-        """What transformers' loader says of tensors without numbers."""
+        """Differences that transformers' loader reports, with meta tensors."""
         model = self.model
         tensors = {name: torch.empty(shape, device="meta") for name, shape in stored.items()}
         settings = LoadStateDictConfig(
@@ -156,7 +156,7 @@ class _ModelReader:
         return Difference(frozenset(missing), unexpected, frozenset(sizes.values()))
 
     def _stored_names(self, found: set[str], stored: Shapes) -> set[str]:
-        """Names that transformers has changed while loading, as they are in the folder."""
+        """The names in the folder of weights that transformers has renamed while loading."""
         if found <= stored.keys():
             return found
         conversions = get_model_conversion_mapping(self.model)
@@ -166,7 +166,7 @@ class _ModelReader:
         return {theirs.get(name, name) for name in found}
 
     def _parts(self, name: str) -> set[str]:
-        """The names in a folder of what makes up one parameter, such as the experts of a layer."""
+        """The names in a folder of the tensors that make up one parameter, such as the experts of a layer."""
         tensor = dict(self.model.state_dict())[name]
         return set(_written(self.model, {name: tensor}))
 
@@ -195,6 +195,6 @@ def _fix(difference: Difference, use: Use) -> str:
 
 
 def few(names: Iterable[str]) -> str:
-    """The first three of `names`, and how many more there are."""
+    """The first three of `names`, and the number of the others."""
     shown = sorted(names)
     return ", ".join(shown[:3]) + (f" and {len(shown) - 3} more" if len(shown) > 3 else "")

@@ -15,12 +15,12 @@ from typing import Any
 from roles.errors import ModelError
 
 WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
-"""What transformers looks for, in its order. An index names several files."""
+"""The files that transformers looks for, in its order. An index names several files."""
 
 
 @dataclass(frozen=True, slots=True)
 class Stored:
-    """One tensor of a folder; such as `Stored(Path("model.safetensors"), (1, 64))`, the head of a reward model."""
+    """One tensor of a folder, such as `Stored(Path("model.safetensors"), (1, 64))`, the head of a reward model."""
 
     file: Path
     shape: tuple[int, ...]
@@ -50,14 +50,14 @@ def weight_files(folder: Path) -> list[Path]:
 
 
 def stored_weights(folder: Path) -> dict[str, Stored]:
-    """Name → what is stored under it; such as `{"score.weight": Stored(…)}`."""
+    """Name → stored tensor, such as `{"score.weight": Stored(…)}`."""
     return {name: tensor for file in weight_files(folder) for name, tensor in _stored_in(file).items()}
 
 
 def read_header(file: Path) -> dict[str, Any]:
-    """Name → dtype, shape and place of each tensor of a safetensors file (its length in 8 bytes, then JSON).
+    """Name → dtype, shape and position of each tensor of a safetensors file (its length in 8 bytes, then JSON).
 
-    ModelError where the file is not as long as its header says: a download may have been cut, or be a Git LFS pointer.
+    ModelError if the file is not as long as its header says: the download was cut, or it is a Git LFS pointer.
     """
     size = file.stat().st_size
     with file.open("rb") as opened:

@@ -27,20 +27,22 @@ from roles.errors import ModelError
 
 IMPLEMENTATION = "tetrarch_packed"
 CHECKED = "tetrarch_checked"
-"""The same, of a model that is only looked at."""
+"""The attention implementation of a model that `check_architecture` runs once, without numbers."""
 
 SHARED_HEADS: dict[str, Any] = {"enable_gqa": True} if "enable_gqa" in signature(varlen_attn).parameters else {}
-"""How flash attention is told that key heads are fewer; older PyTorch (2.11) needs no telling."""
+"""The keyword that tells flash attention that there are fewer key heads than query heads; PyTorch 2.11 has no such
+keyword and needs none."""
 
 LONGEST_BMM = 1024
-"""Tokens up to which bfloat16 on CPU multiplies whole score matrices; their memory grows with the square."""
+"""Longest sequence, in tokens, for which bfloat16 on CPU multiplies whole score matrices; their memory grows with
+the square."""
 
 
 @dataclass(frozen=True)
 class Layout:
     """Where the sequences of a packed row lie.
 
-    What only padding needs is worked out when it is first asked for: on a GPU that waits for the card.
+    The fields that only padding needs are computed at their first use, because computing them waits for the GPU.
     """
 
     starts: Tensor
@@ -50,18 +52,19 @@ class Layout:
 
     @cached_property
     def slots(self) -> Tensor:
-        """int64 `[tokens]`: the place of each token in the padded `[sequences * longest]`."""
+        """int64 `[tokens]`: index of each token in the padded `[sequences * longest]`."""
         sequences = torch.arange(len(self.starts) - 1, device=self.starts.device)
         return (self._columns + sequences[:, None] * self.longest)[self._real]
 
     @cached_property
     def sources(self) -> Tensor:
-        """int64 `[sequences * longest]`: the token at each place; padding repeats token 0, which nothing reads."""
+        """int64 `[sequences * longest]`: the token at each padded index; padding repeats token 0, which nothing
+        reads."""
         return torch.where(self._real, self._columns + self.starts[:-1, None].long(), 0).flatten()
 
     @property
     def even(self) -> bool:
-        """All sequences are equally long: padding is a change of shape."""
+        """Whether all sequences are equally long, so that padding is only a change of shape."""
         return len(self.slots) == (len(self.starts) - 1) * self.longest
 
     @property
@@ -70,12 +73,12 @@ class Layout:
 
     @property
     def _real(self) -> Tensor:
-        """bool `[sequences, longest]`: where a token is."""
+        """bool `[sequences, longest]`: True at tokens, False at padding."""
         return self._columns < self.starts.long().diff()[:, None]
 
 
 class _Rows(torch.autograd.Function):
-    """`source[take]` whose gradient is a copy, not a sum: `put` says where each row of `source` went, once at most."""
+    """`source[take]` whose gradient is a copy, not a sum: `put` says where each row of `source` went (at most once)."""
 
     @staticmethod
     def forward(ctx: Any, source: Tensor, take: Tensor, put: Tensor) -> Tensor:
@@ -104,7 +107,7 @@ class _Unpadded(torch.autograd.Function):
 
 
 def _pad(packed: Tensor, layout: Layout) -> Tensor:
-    """`[1, heads, tokens, dim]` → `[sequences, heads, longest, dim]`."""
+    """Pad: `[1, heads, tokens, dim]` → `[sequences, heads, longest, dim]`."""
     rows = packed[0].transpose(0, 1)
     if not layout.even:
         rows = _Rows.apply(rows, layout.sources, layout.slots)
@@ -112,7 +115,8 @@ def _pad(packed: Tensor, layout: Layout) -> Tensor:
 
 
 def _unpad(padded: Tensor, layout: Layout) -> Tensor:
-    """`[sequences, heads, longest, dim]` → `[1, tokens, heads, dim]`, which is what transformers expects back."""
+    """Undo `_pad`: `[sequences, heads, longest, dim]` → `[1, tokens, heads, dim]`, the shape that transformers
+    expects."""
     rows = padded.transpose(1, 2).flatten(0, 1)
     if not layout.even:
         rows = _Unpadded.apply(rows, layout.slots)
@@ -173,7 +177,7 @@ def _flash(
         window_size=(-1 if window is None else window - 1, 0),
         **(SHARED_HEADS if query.shape[1] != key.shape[1] else {}),
     )
-    assert isinstance(output, Tensor)  # a tuple only where the log-sum-exp is asked for
+    assert isinstance(output, Tensor)  # varlen_attn returns a tuple only if the log-sum-exp is asked for
     return output[None]
 
 
@@ -187,7 +191,7 @@ def _sdpa(query: Tensor, key: Tensor, value: Tensor, scaling: float | None, wind
 
 
 def _bmm(query: Tensor, key: Tensor, value: Tensor, scaling: float | None, window: int | None) -> Tensor:
-    """The same with whole score matrices: in bfloat16 on CPU 2 to 5 times as fast as PyTorch's flash kernel."""
+    """As `_sdpa`, with whole score matrices: in bfloat16 on CPU 2 to 5 times as fast as PyTorch's flash kernel."""
     sequences, heads, longest, dim = query.shape
     key_heads = key.shape[1]
     group = heads // key_heads
@@ -241,7 +245,7 @@ def check_architecture(config: PretrainedConfig, *, trust_remote_code: bool = Fa
         if error.args != (CHECKED,):
             return
         asked.clear()
-    except Exception:  # not for want of attention: some models look at numbers
+    except Exception:  # some models read values, which meta tensors lack; that says nothing about attention
         return
     if len(asked) < text.num_hidden_layers:
         raise ModelError(

@@ -1,4 +1,4 @@
-"""Responses with a least length: which tokens cannot be sampled at which positions, for vLLM and for the trainers.
+"""Responses with a minimum length: which tokens cannot be sampled at which positions, for vLLM and for the trainers.
 
 `rollout.min_response_tokens` lets vLLM sample from a distribution without the tokens that end a response. The trainers
 compute log-probabilities and entropy of the same distribution, so that ratio and KL belong to the sampled distribution.
@@ -13,14 +13,17 @@ from torch import Tensor
 
 @dataclass(frozen=True, slots=True)
 class Forbidden:
-    """Tokens with probability 0 in some places, where the others add up to 1."""
+    """Tokens that have probability 0 at some positions; the probabilities of the other tokens add up to 1 there."""
 
     at: Tensor
-    """bool `[n]`: in which places."""
+    """bool `[n]`: True at the positions where `tokens` are forbidden."""
     tokens: tuple[int, ...]
 
     def drop(self, logits: Tensor, first: int = 0) -> Tensor:
-        """Set theirs to -inf in `logits` `[n, columns]`, of the tokens from `first` on; changes it and returns it."""
+        """Set the logits of the forbidden tokens to -inf, in place.
+
+        `logits`: `[n, columns]`, of the vocabulary from token `first` on. Returns `logits`.
+        """
         for token in self.tokens:
             if first <= token < first + logits.shape[-1]:
                 logits[:, token - first].masked_fill_(self.at, -float("inf"))
@@ -29,25 +32,26 @@ class Forbidden:
 
 @dataclass(frozen=True, slots=True)
 class EarlyEnd:
-    """`tokens` end a response, and can not be among its first `before` tokens."""
+    """The tokens that end a response, and how many tokens a response has before one of them may follow."""
 
     tokens: tuple[int, ...] = ()
     before: int = 0
 
     def forbidden(self, places: Tensor) -> Forbidden | None:
-        """Where, of tokens that come after `places` (int64 `[n]`) others of their response; None if it is nowhere."""
+        """The forbidden tokens at `places` (int64 `[n]`: tokens before each one in its response); None if there are
+        none."""
         return Forbidden(places < self.before, self.tokens) if self.before and self.tokens else None
 
 
 ANY_TIME = EarlyEnd()
-"""A response may end with its first token."""
+"""No minimum length: a response may end with its first token."""
 
 
 def places_in_responses(response_mask: Tensor) -> Tensor:
-    """How many tokens of the same response come before each one: int64 `[batch, time]`, of a bool mask.
+    """Number of tokens of the same response before each token: bool `[batch, time]` → int64 `[batch, time]`.
 
-    A response is a run of generated tokens: in a conversation other tokens stand between two of them.
+    A response is a run of generated tokens: in a conversation other tokens stand between two responses.
     """
     count = response_mask.long().cumsum(1)
-    between = (count * ~response_mask).cummax(1).values  # what was counted up to the last gap
+    between = (count * ~response_mask).cummax(1).values  # the count at the end of the previous response
     return (count - between - 1).clamp(min=0)

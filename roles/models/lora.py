@@ -20,13 +20,13 @@ from roles.config.models import LoraConfig
 from roles.errors import ModelError
 
 ADAPTER = "default"
-"""What PEFT calls an adapter without a name."""
+"""PEFT's name of an adapter that was given no name."""
 
 
 def adapt(model: PreTrainedModel, config: LoraConfig, seed: int = 0) -> None:
-    """Put adapters into `model`, and let nothing else be trained but a value head.
+    """Put adapters into `model`, and freeze everything else except a value head.
 
-    B is 0 and A is drawn from `seed`: at first the model is what it was.
+    B is 0 and A is drawn from `seed`, so that the model computes at first what it computed before.
 
     Raises:
         ModelError: a target is no linear layer of the model.
@@ -40,21 +40,21 @@ def adapt(model: PreTrainedModel, config: LoraConfig, seed: int = 0) -> None:
         inject_adapter_in_model(
             PeftConfig(r=config.rank, lora_alpha=config.alpha, target_modules=targets, lora_dropout=0.0), model
         )
-    # Of a layer whose inputs need no gradient ZeRO-3 lets the weights go before the backward pass has used them.
+    # ZeRO-3 frees the weights of a layer whose inputs need no gradient before the backward pass has used them.
     model.enable_input_require_grads()
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(is_adapter(name) or name.startswith("score."))
 
 
 def adapter_parameters(model: PreTrainedModel, config: LoraConfig) -> int:
-    """How many numbers `adapt` would add; of the model only shapes are read. Raises as `adapt` does."""
+    """Number of parameters that `adapt` would add; only shapes are read. Raises as `adapt` does."""
     modules = dict(model.named_modules())
     layers: list[Any] = [modules[name] for name in _targets(model, config)]
     return sum(config.rank * (layer.in_features + layer.out_features) for layer in layers)
 
 
 def _targets(model: PreTrainedModel, config: LoraConfig) -> list[str]:
-    """Full names of the linear layers that get an adapter; the heads never do."""
+    """Full names of the linear layers that get an adapter. Heads get none."""
     inside = f"{model.base_model_prefix}."
     linear = [n for n, m in model.named_modules() if isinstance(m, nn.Linear) and n.startswith(inside)]
     if config.targets == "all-linear":
@@ -71,7 +71,7 @@ def _targets(model: PreTrainedModel, config: LoraConfig) -> list[str]:
 
 
 def state_name(config: LoraConfig) -> str:
-    """Of a checkpoint of such adapters; another rank, alpha or other targets have another one."""
+    """Name of a checkpoint of these adapters; it differs between ranks, alphas and sets of targets."""
     targets = hashlib.sha256(repr(config.targets).encode()).hexdigest()[:8]
     return f"adapters-rank{config.rank}-alpha{config.alpha:g}-{targets}"
 
@@ -92,12 +92,12 @@ def adapted_layers(module: nn.Module) -> dict[str, Any]:
 
 
 def adapter_of(layer: Any) -> list[nn.Parameter]:
-    """A and B of an adapted layer."""
+    """The parameters A and B of an adapted layer."""
     return [layer.lora_A[ADAPTER].weight, layer.lora_B[ADAPTER].weight]
 
 
 def merged(weight: Tensor, layer: Any) -> Tensor:
-    """`W + alpha/rank · B·A` in W's dtype, of weights that are whole; W stays as it is."""
+    """`W + alpha/rank · B·A` in W's dtype; `weight` is the whole W, which is not changed."""
     a, b = (parameter.data.float() for parameter in adapter_of(layer))
     whole: Tensor = torch.addmm(weight.float(), b, a, alpha=layer.scaling[ADAPTER])
     return whole.to(weight.dtype)
@@ -105,7 +105,7 @@ def merged(weight: Tensor, layer: Any) -> Tensor:
 
 @contextmanager
 def adapters_off(module: nn.Module) -> Iterator[None]:
-    """Inside, forward passes (without gradient) are those of the model as it was."""
+    """Context in which forward passes (without gradient) ignore the adapters."""
     layers = adapted_layers(module).values()
     for layer in layers:
         layer.enable_adapters(False)

@@ -1,8 +1,8 @@
 """The models inside the roles: a policy that gives log-probabilities and a network that gives values.
 
-In: a Hugging Face folder and packed token ids (`roles.packing.Packed`). Out: float32 numbers for the tokens that were
-asked for. Both wrap a transformers model as `.model`, run without padding (`roles.models.attention`) and without
-dropout, and reach weights only through the forward of the submodule that owns them, so that ZeRO-3 can gather them.
+In: a Hugging Face folder and packed token ids (`roles.packing.Packed`). Out: float32 numbers for the requested tokens.
+Both wrap a transformers model as `.model`, run without padding (`roles.models.attention`) and without dropout, and
+reach weights only through the forward of the submodule that owns them, so that ZeRO-3 can gather them.
 """
 
 from __future__ import annotations
@@ -36,13 +36,13 @@ from roles.packing import Packed
 
 
 class PolicyModel(nn.Module):
-    """A causal language model that scores tokens."""
+    """A causal language model that computes log-probabilities of given tokens."""
 
     def __init__(self, model: PreTrainedModel) -> None:
         super().__init__()
         self.model = model
         self.scores_in_blocks = has_plain_head(model)
-        """Whether logits are never whole; not where an architecture scales or caps them after its head."""
+        """Whether logits are computed in blocks; not if the architecture scales or caps them after its head."""
         if self.scores_in_blocks:
             model.set_output_embeddings(ScoringHead(model.get_output_embeddings()))
 
@@ -55,7 +55,7 @@ class PolicyModel(nn.Module):
         gradient_checkpointing: bool = False,
         trust_remote_code: bool = False,
     ) -> Self:
-        """The causal language model in the folder `path`. Every weight must be there."""
+        """The causal language model in the folder `path`. Raises ModelError if a weight is missing."""
         model, report = _load(AutoModelForCausalLM, path, dtype, gradient_checkpointing, trust_remote_code)
         if report["missing_keys"]:
             raise ModelError(
@@ -108,13 +108,14 @@ class ValueModel(nn.Module):
         self.model = model
         config = model.config
         self.score_scale, self.score_shift = normalisation(config.to_dict())
-        """What raw numbers are multiplied by, and what is then taken off them; kept in the folder's config.json."""
+        """The model's raw number is multiplied by `score_scale`, then `score_shift` is subtracted; both are kept in
+        config.json."""
         config.score_scale, config.score_shift = self.score_scale, self.score_shift
         for key in ("mean", "std"):
-            if hasattr(config, key):  # said by scale and shift from here on
+            if hasattr(config, key):  # `score_scale` and `score_shift` replace it from here on
                 delattr(config, key)
         self.score_pooling: Pooling = config.score_pooling if hasattr(config, "score_pooling") else "last"
-        """`mean`: a number is the mean over all tokens up to its position, not the one there."""
+        """`mean`: a score is the mean over all tokens up to its position; `last`: the number at its position."""
         model.score = _Float32Linear(linear_head(model))
 
     @classmethod
@@ -157,12 +158,14 @@ class ValueModel(nn.Module):
         return values
 
     def rescale(self, mean: float, deviation: float) -> None:
-        """What is saved from here on gives today's number times `deviation` plus `mean`; this module does as before."""
+        """Scale the numbers of folders saved from now on: today's number times `deviation` plus `mean`. This
+        module's own numbers stay the same."""
         config = self.model.config
         config.score_scale, config.score_shift = self.score_scale * deviation, self.score_shift * deviation - mean
 
     def forward(self, *, packed: Packed, positions: Tensor) -> Tensor:
-        """The centred number after reading each sequence up to `positions` (int64 `[n]`): float32 `[n]`."""
+        """The centred score of each sequence up to `positions` (int64 `[n]`, indices into the packed tokens):
+        float32 `[n]`."""
         output = self.model.base_model(**_inputs(packed))
         hidden = output.last_hidden_state[0]
         if self.score_pooling == "mean":
@@ -190,8 +193,8 @@ def _zero(layer: nn.Module) -> None:
 
 
 def _running_mean(numbers: Tensor, packed: Packed) -> Tensor:
-    """`[tokens]`: at each token the mean of `numbers` `[tokens]` from its sequence's first token to it."""
-    # Sequence by sequence: sums over the whole stream would lose digits to the neighbours, and spread their NaN.
+    """float32 `[tokens]`: at each token the mean of `numbers` `[tokens]` from the first token of its sequence to it."""
+    # One sequence at a time: cumulative sums over the whole stream would lose digits and carry a NaN to its neighbours.
     lengths = packed.starts.diff().tolist()
     sums = torch.cat([sequence.cumsum(0) for sequence in numbers.split(lengths)])
     return sums / (packed.position_ids + 1)
@@ -226,7 +229,7 @@ def _load(
     trust_remote_code: bool,
     head_seed: int | None = None,
 ) -> tuple[PreTrainedModel, dict[str, Any]]:
-    """The model, and what transformers reports of the names in its folder."""
+    """The model, and transformers' report on the names of the weights in its folder."""
     try:
         config = AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code)
         usual_range = getattr(config, "initializer_range", None)
@@ -263,7 +266,8 @@ def _load(
 
 
 def _exact_rotary(model: PreTrainedModel) -> None:
-    """Make rotary frequencies anew where loading under ZeRO-3 rounded them to bfloat16: it misplaces late tokens."""
+    """Compute rotary frequencies again if loading under ZeRO-3 rounded them to bfloat16, which misplaces late
+    tokens."""
     for module in model.modules():
         for name, buffer in list(module.named_buffers(recurse=False)):
             if name.endswith("inv_freq") and buffer.dtype != torch.float32:

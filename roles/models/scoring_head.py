@@ -21,14 +21,15 @@ from roles.losses.logprobs import finite_logprobs
 from roles.models.early_end import Forbidden
 
 BLOCK, CARD_BLOCK = 1 << 22, 1 << 25
-"""Logits that are held at a time, 16 MiB in float32 for a processor's cache; on a GPU 128 MiB, since more takes memory
-and is hardly faster (H100, 4096 tokens, 2048 x 128256, milliseconds: 2^22 122, 2^24 39, 2^26 33, 2^28 32)…"""
+"""Logits held at a time. On CPU 16 MiB in float32, which fits a processor's cache; on a GPU 128 MiB, since more
+takes memory and is hardly faster (H100, 4096 tokens, 2048 x 128256, milliseconds: 2^22 122, 2^24 39, 2^26 33, 2^28
+32)."""
 NARROWEST = 64
-"""… but for so many tokens that this would be fewer columns: narrower products are slow."""
+"""Fewest columns of logits held at a time, even if that is more than `BLOCK`: narrower products are slow."""
 
 
 class ScoringHead(nn.Module):
-    """The linear layer from hidden states to logits, of which only what is asked for is kept."""
+    """The linear layer from hidden states to logits; it returns log-probabilities and entropies instead of logits."""
 
     def __init__(self, linear: nn.Linear) -> None:
         super().__init__()
@@ -72,7 +73,7 @@ class _Scores(torch.autograd.Function):
         wide = torch.promote_types(hidden.dtype, torch.float32)
         picked = torch.zeros(len(hidden), dtype=wide, device=hidden.device)
         largest = torch.full_like(picked, torch.finfo(wide).min)
-        total, weighted = torch.zeros_like(picked), torch.zeros_like(picked)  # Σ eᶻ and Σ eᶻ·z of z = logit - largest
+        total, weighted = torch.zeros_like(picked), torch.zeros_like(picked)  # Σ eᶻ and Σ eᶻ·z; z = logit - largest
         for columns in _blocks(hidden, weight):
             scaled = _logits(hidden, weight, bias, columns, temperature, forbidden)
             inside, here = _labels_in(columns, labels)
@@ -110,7 +111,8 @@ class _Scores(torch.autograd.Function):
                 slope = logprobs.exp_().mul_(-gain[:, None])
             else:
                 powers = finite_logprobs(logprobs).exp()
-                # First p_j · (…), which is 0 where p_j is: the least finite number times anything may be infinite.
+                # p_j · (…) first, which is 0 where p_j is 0: the lowest finite number times another factor may be
+                # infinite.
                 slope = logprobs.add_(entropy[:, None]).mul_(powers).mul_(-(for_entropy / ctx.temperature)[:, None])
                 slope -= powers.mul_(gain[:, None])
             inside, here = _labels_in(columns, labels)
@@ -126,7 +128,7 @@ class _Scores(torch.autograd.Function):
 
 
 def _blocks(hidden: Tensor, weight: Tensor) -> list[slice]:
-    """Runs of rows of the weight, which are columns of the logits."""
+    """Slices of the rows of the weight, which are columns of the logits."""
     block = CARD_BLOCK if hidden.is_cuda else BLOCK
     width = max(block // max(len(hidden), 1), NARROWEST)
     return [slice(first, min(first + width, len(weight))) for first in range(0, len(weight), width)]
@@ -140,14 +142,14 @@ def _logits(
     temperature: float,
     forbidden: Forbidden | None,
 ) -> Tensor:
-    """`[n, columns]` at the temperature, at least float32, in memory of their own; -inf where a token is forbidden."""
+    """Logits `[n, columns]` divided by the temperature, at least float32, in new memory; -inf for a forbidden token."""
     logits = F.linear(hidden, weight[columns], None if bias is None else bias[columns])
     scaled = logits.to(torch.promote_types(logits.dtype, torch.float32)).div_(temperature)
     return forbidden.drop(scaled, columns.start) if forbidden else scaled
 
 
 def _labels_in(columns: slice, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """bool `[n]`: whose label is in the block; int64 `[n]`: its column there (0 for the others)."""
+    """bool `[n]`: whether the label is in the block; int64 `[n]`: its column there (0 for the others)."""
     inside = (labels >= columns.start) & (labels < columns.stop)
     return inside, torch.where(inside, labels - columns.start, 0)
 
@@ -166,7 +168,7 @@ def has_plain_head(model: PreTrainedModel) -> bool:
         setattr(model, model.base_model_prefix, _Layers())
         model.set_output_embeddings(given)
         logits = model(input_ids=torch.zeros(1, 1, dtype=torch.long), use_cache=False).logits
-    except Exception:  # of any kind: its forward pass asks its layers for something else
+    except Exception:  # any exception: its forward pass asks the stand-ins for something that they do not have
         return False
     finally:
         setattr(model, model.base_model_prefix, backbone)
@@ -175,7 +177,7 @@ def has_plain_head(model: PreTrainedModel) -> bool:
 
 
 class _Layers(nn.Module):
-    """Stands for a model's layers."""
+    """Stand-in for a model's layers."""
 
     STATES = torch.full((1, 1, 2), 7.0)
 
@@ -184,7 +186,7 @@ class _Layers(nn.Module):
 
 
 class _Noted(nn.Module):
-    """Stands for a head: notes what it is asked."""
+    """Stand-in for a head that records its inputs."""
 
     def __init__(self, answer: Tensor) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""The messages of a chat, as a data set or an environment has them → messages whose contents are text.
+"""The messages of a chat, from a data set or an environment → messages whose contents are text.
 
 A content is text, or a list of parts of type `text`, which are joined:
 
@@ -16,16 +16,16 @@ from typing import Any
 Messages = list[dict[str, Any]]
 
 FORM = '[{"role": "user", "content": "…"}]'
-"""What a chat looks like."""
+"""An example of a chat, for error messages."""
 
 LONE_SURROGATE = re.compile("[\ud800-\udfff]")
 """Half of a surrogate pair: JSON can write it, and no tokenizer takes it."""
 
 
 def plain_messages(messages: Any) -> Messages:
-    """Every message with text as its content; ValueError says which one cannot be read as text, and why.
+    """Every message with text as its content; ValueError names a message that cannot be read as text, and the reason.
 
-    Keys that are None are left out: a table has them where another message has a value.
+    Keys with the value None are dropped: a table has them if another message has a value.
     """
     if not isinstance(messages, list) or not messages or not all(isinstance(message, dict) for message in messages):
         raise ValueError(f"no list of messages; write {FORM}")

@@ -23,7 +23,7 @@ from roles.text.messages import Messages, plain_messages
 from roles.text.time_limit import time_limit
 
 PROBE = "a b c"
-"""A text that shows what a tokenizer puts around one."""
+"""A text whose tokens show what a tokenizer puts before and after a text."""
 
 MESSAGE_ROLES = ("system", "developer", "user", "assistant", "tool")
 """Roles of messages that a chat template need not name."""
@@ -32,14 +32,14 @@ TEMPLATE_S = 5.0
 """Seconds in which a chat template must have written one chat."""
 
 PROMPT_CHARACTERS = 120
-"""Characters of a text that `shown_prompt` prints, from its beginning and its end."""
+"""Most characters of a text that `shown_prompt` prints; a longer text loses its middle."""
 
 FEW = 8
-"""Token ids that it prints."""
+"""Most token ids that `shown_prompt` prints; a longer list loses its middle."""
 
 
 def prompt_tokens(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], *, chat: bool) -> list[list[int]]:
-    """Token ids of each text; `chat`: the chat template has written it."""
+    """Token ids of each text; `chat`: the texts were written by the chat template."""
     if not texts:
         return []
     found: list[list[int]] = [list(ids) for ids in tokenizer(list(texts), add_special_tokens=False)["input_ids"]]
@@ -48,8 +48,8 @@ def prompt_tokens(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], *, c
 
 
 def chat_text(tokenizer: PreTrainedTokenizerBase, messages: Any) -> str:
-    """A chat up to where the response begins, as the template writes it. ValueError if the messages are no text, or
-    have a role that nobody knows; TimeoutError if the template does not end."""
+    """A chat up to the beginning of the response, written by the template. ValueError if a message is not text or has an
+    unknown role; TimeoutError if the template does not end."""
     plain = plain_messages(messages)
     _check_roles(tokenizer, plain)
     with time_limit(TEMPLATE_S):
@@ -57,7 +57,7 @@ def chat_text(tokenizer: PreTrainedTokenizerBase, messages: Any) -> str:
 
 
 def shown_prompt(tokenizer: PreTrainedTokenizerBase, given: Any, ids: Sequence[int], *, chat: bool) -> str:
-    """For the user: a prompt as it was given, and what the model reads, special tokens visible."""
+    """A prompt for the user to read: as it was given, and as the model reads it, with special tokens visible."""
     read = tokenizer.decode(list(ids), skip_special_tokens=False)
     few = " ".join(map(str, ids if len(ids) <= FEW else [*ids[: FEW - 3], "…", *ids[-3:]]))
     lines = [f"given: {_quoted(given)}", f"read:  {_quoted(read)}", f"       {len(ids)} tokens: {few}"]
@@ -98,7 +98,7 @@ def _begins(ids: list[int], before: list[int], tokenizer: PreTrainedTokenizerBas
 
 
 def _quoted(value: Any) -> str:
-    """In one line, the middle of a long text left out."""
+    """`value` in one line, without the middle of a long text."""
     text = json.dumps(value, ensure_ascii=False, default=str)
     half = PROMPT_CHARACTERS // 2
     return text if len(text) <= PROMPT_CHARACTERS else f"{text[:half]} … {text[-half:]}"

@@ -11,22 +11,22 @@ from torch import Tensor
 
 BUCKET_BYTES = 64 * 2**20
 ALIGNMENT = 64
-"""Bytes; a tensor's place in a bucket starts at a multiple, so that it can be read as any dtype."""
+"""Bytes; each tensor starts at a multiple of this in its bucket, so that it can be read as any dtype."""
 
 
 @dataclass(frozen=True, slots=True)
 class BucketEntry:
-    """One parameter's place in a bucket."""
+    """Position of one parameter in a bucket."""
 
     name: str
     dtype: torch.dtype
     shape: tuple[int, ...]
     start: int
-    """Bytes from the bucket's beginning."""
+    """Offset from the beginning of the bucket, in bytes."""
 
     @property
     def size(self) -> int:
-        """Bytes."""
+        """Size of the parameter, in bytes."""
         return prod(self.shape) * self.dtype.itemsize
 
     def view(self, bucket: Tensor) -> Tensor:
@@ -37,7 +37,7 @@ class BucketEntry:
 def plan_buckets(
     parameters: Iterable[tuple[str, torch.dtype, Sequence[int]]], bucket_bytes: int = BUCKET_BYTES
 ) -> list[list[BucketEntry]]:
-    """Parameters in order, as many to a bucket as fit; a larger one has a bucket of its own. Both sides plan alike."""
+    """Assign parameters to buckets in order, as many as fit; a parameter larger than a bucket gets one of its own."""
     buckets: list[list[BucketEntry]] = []
     end = 0
     for name, dtype, shape in parameters:

@@ -26,17 +26,17 @@ class CheckpointFormat:
     """The parameters and saved buffers of a module, by the names and in the shapes of its folder."""
 
     def __init__(self, module: nn.Module, groups: Sequence[Sequence[str]]) -> None:
-        """`module` may be sharded and have adapters; `groups` are its parameters' names, those of a layer together."""
+        """`module` may be sharded and have adapters; `groups`: its parameters' names, grouped by layer."""
         _keep_used_conversions(module)
         self._module, self._groups = module, groups
         whole, buffers = dict(parameter_shapes(module)), saved_buffers(module)
         self._written = [_written(module, {name: whole[name] for name in group}) for group in groups]
         of_buffers, _ = _written(module, {name: tuple(tensor.shape) for name, tensor in buffers.items()})
         self.dtypes = {name: tensor.dtype for name, tensor in _converted(module, buffers).items()}
-        """Of what is not trained (buffers); all else is cast to the engines' dtype."""
+        """Dtypes of buffers, which are not trained; everything else is cast to the engines' dtype."""
         parts = [*(shapes for shapes, _ in self._written), of_buffers]
         self.shapes: CheckpointShapes = {name: shape for part in parts for name, shape in part.items()}
-        """In the order of iteration."""
+        """Name → shape, in the order of iteration."""
         counts = Counter(name for part in parts for name in part)
         twice = [name for name, parts_with_it in counts.items() if parts_with_it > 1]
         if twice:
@@ -46,8 +46,8 @@ class CheckpointFormat:
             )
 
     def __iter__(self) -> Iterator[tuple[str, Tensor]]:
-        """A collective: every rank of the module's group must gather as many groups (`full_parameters` does too). A
-        tensor must be read before the next one is asked for."""
+        """Yield (name, tensor). A collective: every rank of the module's group must gather the same number of groups
+        (`full_parameters` does too). A tensor must be read before the next one is requested."""
         parameters = plain_parameters(self._module)
         for group, (_, as_it_is) in zip(self._groups, self._written, strict=True):
             with gathered(self._module, parameters, group) as tensors:
@@ -59,7 +59,7 @@ class CheckpointFormat:
 
 
 def saved_buffers(module: nn.Module) -> dict[str, Tensor]:
-    """Buffers that belong into a folder, such as a router's correction bias."""
+    """Buffers that are saved in a folder, such as a router's correction bias."""
     found = {}
     for prefix, part in module.named_modules():
         for name, buffer in part.named_buffers(recurse=False):
@@ -69,10 +69,10 @@ def saved_buffers(module: nn.Module) -> dict[str, Tensor]:
 
 
 def _written(module: nn.Module, shapes: Mapping[str, tuple[int, ...]]) -> tuple[CheckpointShapes, bool]:
-    """What tensors of `shapes` become, and whether they all stay what they are (then in the order given)."""
+    """Shapes after the conversion of tensors of `shapes`, and whether every tensor stays unchanged and in order."""
     empty = {name: torch.empty(shape, device="meta") for name, shape in shapes.items()}
     written = _converted(module, dict(empty))
-    # The tensor itself, not its name and shape: a square one may have been transposed.
+    # Compare the tensors themselves, not names and shapes: a square one may have been transposed.
     if written.keys() == empty.keys() and all(written[name] is tensor for name, tensor in empty.items()):
         return dict(shapes), True
     return {name: tuple(tensor.shape) for name, tensor in written.items()}, False
@@ -86,8 +86,10 @@ def _converted(module: nn.Module, tensors: dict[str, Tensor]) -> dict[str, Tenso
 
 
 def _keep_used_conversions(module: Any) -> None:
-    """transformers 5.19 keeps, of a model that it has sharded while loading, also conversions that it had no use for;
-    reversing those would give weights names that they never had."""
+    """Forget conversions that transformers did not use when it loaded the model.
+
+    transformers 5.19 keeps them if it sharded the model while loading; reversing them would give weights wrong names.
+    """
     conversions = getattr(module, "_weight_conversions", None)
     if conversions is not None:
         module._weight_conversions = [conversion for conversion in conversions if conversion.was_used()]

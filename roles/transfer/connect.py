@@ -34,17 +34,17 @@ POLL_S = 0.1
 
 
 class ZeroSource(WeightSource):
-    """The weights of a module that ZeRO-3 may have sharded, gathered layer by layer, as its folder has them, cast to
+    """The weights of a module (perhaps sharded by ZeRO-3), gathered layer by layer, in the format of its folder and
     the engines' dtype."""
 
     def __init__(self, module: nn.Module, groups: Sequence[Sequence[str]], dtype: torch.dtype) -> None:
         self._weights = CheckpointFormat(module, groups)
         self._dtype = dtype
         self.digest = Digest()
-        """Of the latest pass."""
+        """Digest of the latest pass."""
 
     def metadata(self) -> list[ParamMeta]:
-        """Names, wire dtype and full shapes, in the order of iteration; nothing is gathered."""
+        """Names, wire dtype and full shapes, in the order of iteration; gathers nothing."""
         return [ParamMeta(name, self._dtype_of(name), shape) for name, shape in self._weights.shapes.items()]
 
     def __iter__(self) -> Iterator[tuple[str, Tensor]]:
@@ -65,12 +65,12 @@ class Control:
         self._client = client
         self._source = source
         self.version = 0
-        """Of the push that is going on."""
+        """Version of the push that is going on."""
         self.refused: Exception | None = None
-        """Why the engines did not join."""
+        """The error with which the engines refused to join; None if they joined."""
 
     def init_weight_transfer_engine(self, init_info: dict[str, Any]) -> None:
-        """Every engine joins; each moves `rank_offset` by its own place."""
+        """Let every engine join the group; each adds its own offset to `rank_offset`."""
         try:
             self._client.call("init_weight_transfer", init_info)
         except Exception as error:
@@ -78,15 +78,15 @@ class Control:
             raise
 
     def start_weight_update(self) -> None:
-        """Every engine prepares for `version`."""
+        """Let every engine prepare for `version`."""
         self._client.call("start_weight_update", self.version)
 
     def update_weights(self, update_info: WeightTransferUpdatePayload) -> None:
-        """Every engine receives and loads."""
+        """Let every engine receive and load the weights."""
         self._client.call("update_weights", update_info)
 
     def finish_weight_update(self, weight_version: str | None = None) -> None:
-        """Every engine verifies what it was given, then goes over to `version`."""
+        """Let every engine verify the weights that it loaded and switch to `version`."""
         self._client.call("finish_weight_update", self.version, self._source.digest.hexdigest())
 
 
@@ -111,7 +111,7 @@ def connect(
     try:
         meeting = background.submit(WeightTransferTrainerFactory.trainer_init, info, client=control, source=source)
         while not meeting.done():
-            # The trainer's side of the meeting would wait for an engine that has failed until its own deadline.
+            # Without this, the trainer's side would wait for an engine that has failed until its own deadline.
             if control.refused is not None:
                 raise control.refused
             wait([meeting], timeout=POLL_S)
@@ -121,8 +121,8 @@ def connect(
 
 
 def quiet_port() -> int:
-    """A free port that nobody is given by chance until vLLM opens it: from below those that the kernel hands out (32768
-    and up on Linux) and above Ray's own (10002 to 19999)."""
+    """A free port that no other process is likely to get before vLLM opens it: below the ports that the kernel
+    assigns (32768 and up on Linux) and above Ray's own (10002 to 19999)."""
     for port in random.SystemRandom().sample(range(20_000, 32_768), 100):
         with suppress(OSError), socket.create_server(("", port)):
             return port

@@ -13,11 +13,11 @@ TransferBackend = Literal["gloo", "nccl", "ipc"]
 
 
 class EngineClient(Protocol):
-    """Reaches every rollout engine at once."""
+    """Calls all rollout engines at once."""
 
     @property
     def deadline_s(self) -> float:
-        """How long it waits for an answer."""
+        """Seconds that a call waits for its answers."""
 
     def call(self, method_name: str, *args: Any) -> list[Any]:
         """Call a method of `RolloutEngine` on each engine, wait, and return the answers by engine."""
@@ -25,12 +25,12 @@ class EngineClient(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class EngineFacts:
-    """What the trainer must know of one engine."""
+    """What the trainer's side of a push must know about one engine."""
 
     index: int
-    """Which engine."""
+    """Index of the engine."""
     workers: int
-    """Its processes: each joins the transfer group."""
+    """Number of the engine's processes; each joins the transfer group."""
     dtype: str
-    """Name of the dtype of its weights; the wire has the same."""
+    """Name of the dtype of the engine's weights, in which they are sent."""
     backend: TransferBackend

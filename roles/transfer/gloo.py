@@ -1,9 +1,10 @@
-"""A weight-transfer backend for vLLM that runs over gloo, for machines without GPUs. Trainer's weights in, vLLM's out.
+"""A weight-transfer backend for vLLM that runs over gloo, for machines without GPUs: from the trainer to vLLM's
+workers.
 
-Modelled on vLLM's own `nccl_engine`, both sides of it: rank 0 of the group is the trainer's rank 0, every vLLM worker
-(each rank of each engine) is one more. Parameters travel whole, in the checkpoint's format and the engine's dtype,
-packed into buckets; the workers load them inside vLLM's layerwise reload. `register` adds the backend to vLLM's
-factories, in the trainer and in each worker.
+Modelled on vLLM's own `nccl_engine`, both sides of it: rank 0 of the group is the trainer's rank 0, and every vLLM
+worker (each rank of each engine) is one further rank. Parameters are sent whole, in the checkpoint's format and the
+engine's dtype, packed into buckets; the workers load them inside vLLM's layerwise reload. `register` adds the backend
+to vLLM's factories, in the trainer and in each worker.
 """
 
 from __future__ import annotations
@@ -41,14 +42,14 @@ class GlooInitInfo(WeightTransferInitInfo):
     address: str
     port: int
     rank_offset: int
-    """Rank of the engine's first worker."""
+    """Rank of the engine's first worker in the transfer group."""
     world_size: int
     timeout_s: float
 
 
 @dataclass
 class GlooUpdateInfo(WeightTransferUpdateInfo):
-    """What one push carries, in order."""
+    """The parameters of one push, in order."""
 
     names: list[str]
     dtype_names: list[str]
@@ -67,7 +68,8 @@ class GlooTrainerInitInfo(TrainerInitInfo):
 
 
 def _empty(bucket: Sequence[BucketEntry]) -> Tensor:
-    """uint8, flat. Never reused: vLLM's layerwise reload keeps views until a layer is complete."""
+    """A new buffer (uint8, flat). Buffers are never reused: vLLM's layerwise reload keeps views until a layer is
+    complete."""
     return torch.empty(bucket[-1].start + bucket[-1].size, dtype=torch.uint8)
 
 
@@ -78,7 +80,7 @@ def _broadcast(group: ProcessGroup, tensor: Tensor) -> Work:
 
 
 def _join(address: str, port: int, rank: int, world_size: int, timeout_s: float, **listen: Any) -> ProcessGroup:
-    """The group of rank 0 (the trainer) and all workers, apart from every other group of the process."""
+    """The group of rank 0 (the trainer) and all workers, separate from every other group of the process."""
     timeout = timedelta(seconds=timeout_s)
     group = stateless_init_torch_distributed_process_group(
         address, port, rank, world_size, backend="gloo", timeout=timeout, **listen
@@ -88,14 +90,14 @@ def _join(address: str, port: int, rank: int, world_size: int, timeout_s: float,
 
 
 class GlooReceiver(WeightTransferEngine[GlooInitInfo, GlooUpdateInfo]):
-    """A vLLM worker's side."""
+    """The side of a vLLM worker."""
 
     init_info_cls = GlooInitInfo
     update_info_cls = GlooUpdateInfo
     _group: ProcessGroup | None = None
 
     def init_transfer_engine(self, init_info: GlooInitInfo) -> None:
-        """Join the group; blocks until the trainer and all other workers have."""
+        """Join the group; blocks until the trainer and all other workers have joined."""
         rank = init_info.rank_offset + self.parallel_config.rank
         self._group = _join(init_info.address, init_info.port, rank, init_info.world_size, init_info.timeout_s)
 
@@ -107,7 +109,7 @@ class GlooReceiver(WeightTransferEngine[GlooInitInfo, GlooUpdateInfo]):
         initialize_layerwise_reload(self.model)
 
     def receive_weights(self, update_info: GlooUpdateInfo) -> None:
-        """Receive every bucket and load it, the next one being on its way meanwhile."""
+        """Receive every bucket and load it while the next one arrives."""
         assert self._group is not None, "init_transfer_engine comes first"
         dtypes = [getattr(torch, name) for name in update_info.dtype_names]
         buckets = plan_buckets(zip(update_info.names, dtypes, update_info.shapes, strict=True))
@@ -125,7 +127,7 @@ class GlooReceiver(WeightTransferEngine[GlooInitInfo, GlooUpdateInfo]):
         self.model.load_weights([(slot.name, slot.view(buffer)) for slot in bucket])
 
     def finish_weight_update(self) -> None:
-        """Process what was not complete while loading (attention layers)."""
+        """Process the layers that loading has not completed (attention layers)."""
         from vllm.model_executor.model_loader.reload import finalize_layerwise_reload
 
         finalize_layerwise_reload(self.model, self.model_config)
@@ -137,10 +139,10 @@ class GlooReceiver(WeightTransferEngine[GlooInitInfo, GlooUpdateInfo]):
 
 
 def _forget_packed_experts(model: nn.Module) -> None:
-    """Let experts be packed again when they have been loaded.
+    """Let vLLM pack experts again after they have been loaded.
 
-    On CPU vLLM packs the experts of a layer for its grouped products, but only when it makes their kernel; new weights
-    would stay as they are in the checkpoint, and be read as if they were packed (vLLM 0.32).
+    On CPU vLLM packs the experts of a layer for its grouped products only when it makes their kernel; new weights would
+    stay in the checkpoint's format and be read as if they were packed (vLLM 0.32).
     """
     from vllm.model_executor.layers.fused_moe.unquantized_fused_moe_method import UnquantizedFusedMoEMethod
 
@@ -151,7 +153,7 @@ def _forget_packed_experts(model: nn.Module) -> None:
 
 
 def _repack_tied_head(model: nn.Module) -> None:
-    """Give an output head that is tied to the embedding the new weights.
+    """Give the new weights to an output head that is tied to the embedding.
 
     On CPU vLLM multiplies by a packed copy of a weight, which it makes when a layer has been loaded. A tied head is
     never loaded, so its copy would stay that of the first weights (vLLM 0.32).
@@ -166,7 +168,7 @@ def _repack_tied_head(model: nn.Module) -> None:
 
 
 class GlooTrainer(TrainerWeightTransferEngine[GlooTrainerInitInfo]):
-    """The trainer's side, on rank 0 only: the other ranks just help to gather (`weight_transfer.full_parameters`)."""
+    """The trainer's side, on rank 0 only: the other ranks only help to gather."""
 
     init_info_cls = GlooTrainerInitInfo
 
@@ -179,7 +181,7 @@ class GlooTrainer(TrainerWeightTransferEngine[GlooTrainerInitInfo]):
     def trainer_init(
         cls, init_info: GlooTrainerInitInfo, *, client: VLLMWeightSyncClient, source: WeightSource | None = None
     ) -> Self:
-        """Open the group and bid the engines join it."""
+        """Open the group and ask the engines to join it."""
         assert source is not None and init_info.is_sender
         listener = socket.create_server(("", 0))
         port = listener.getsockname()[1]
@@ -191,7 +193,7 @@ class GlooTrainer(TrainerWeightTransferEngine[GlooTrainerInitInfo]):
         return cls(client, source, group)
 
     def send_weights(self) -> None:
-        """One push: the engines prepare, receive while we send, then verify."""
+        """Do one push: the engines prepare, receive while we send, then verify."""
         parameters = self._weights.metadata()
         update = GlooUpdateInfo(
             names=[p.name for p in parameters],
@@ -205,11 +207,11 @@ class GlooTrainer(TrainerWeightTransferEngine[GlooTrainerInitInfo]):
             self._send(plan_buckets((p.name, p.dtype, p.shape) for p in parameters), receiving)
             receiving.result()
         finally:
-            background.shutdown(wait=False)  # an engine that hangs must not hang us
+            background.shutdown(wait=False)  # an engine that hangs must not block us
         self.client.finish_weight_update()
 
     def _send(self, buckets: list[list[BucketEntry]], receiving: Future[None]) -> None:
-        """Fill and send bucket after bucket; the next is gathered while the last one is on its way."""
+        """Fill and send the buckets; the next one is gathered while the last one is sent."""
         tensors: Iterator[tuple[str, Tensor]] = iter(self._weights)
         sent: tuple[Tensor, Work] | None = None
         for bucket in buckets:
@@ -231,7 +233,7 @@ class GlooTrainer(TrainerWeightTransferEngine[GlooTrainerInitInfo]):
 
 
 def _wait(work: Work, receiving: Future[None]) -> None:
-    """Wait for `work`, unless the receivers have already failed: gloo alone would wait for its deadline."""
+    """Wait for `work`, unless the receivers have failed: gloo alone would wait for its own deadline."""
     while not work.is_completed():
         if receiving.done():
             receiving.result()
@@ -240,7 +242,7 @@ def _wait(work: Work, receiving: Future[None]) -> None:
 
 
 def register() -> None:
-    """Make vLLM's factories know the backend `gloo`. May be called again."""
+    """Add the backend `gloo` to vLLM's factories. May be called again."""
     if GlooTrainerInitInfo.backend not in WeightTransferEngineFactory._registry:
         WeightTransferEngineFactory.register_engine(GlooTrainerInitInfo.backend, GlooReceiver)
         WeightTransferTrainerFactory.register_engine(GlooTrainerInitInfo.backend, GlooTrainer)

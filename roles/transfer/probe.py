@@ -1,8 +1,8 @@
-"""Finds the weights of an engine that differ from the trainer's: each matrix is multiplied with the same vector.
+"""Finds the weights of an engine that differ from the trainer's: each matrix is multiplied by the same vector.
 
 An engine multiplies with its own kernels, so the layout of its weight (packed, fused, transposed) does not matter, and
-a product depends on the place of every number. The trainer's and an engine's products flow in, the names that differ
-most flow out. It runs only after log-probabilities have shown that something is wrong.
+a product depends on the position of every number. The trainer's and an engine's products flow in, the names that differ
+most flow out. It runs only after log-probabilities have shown a difference.
 """
 
 from __future__ import annotations
@@ -14,17 +14,17 @@ import torch
 from torch import Tensor, nn
 
 Products = dict[str, Tensor]
-"""float32 `[outputs]` of a matrix, or the values of a vector, by name and on the CPU."""
+"""Name → the product of a matrix, float32 `[outputs]`, or the values of a vector; on the CPU."""
 
 
 @dataclass(frozen=True, slots=True)
 class EngineProducts:
-    """What one worker of an engine answers."""
+    """The products of one worker of an engine."""
 
     products: Products
-    """Products by the names of vLLM's modules and parameters."""
+    """Products by vLLM's names of modules and parameters."""
     fused: dict[str, list[str]] = field(default_factory=dict)
-    """Last part of a module's name → those of the layers that it stands for, in their order (`qkv_proj`)."""
+    """Last part of a fused module's name (`qkv_proj`) → those of the layers that it combines, in their order."""
 
 
 def trainer_products(weights: Iterable[tuple[str, Tensor]], dtype: torch.dtype) -> Products:
@@ -34,8 +34,10 @@ def trainer_products(weights: Iterable[tuple[str, Tensor]], dtype: torch.dtype) 
 
 @torch.no_grad()
 def engine_products(model: nn.Module) -> EngineProducts:
-    """Products of vLLM's `model`, which is whole in this process. Experts and all else but linear layers are left
-    out."""
+    """Products of vLLM's `model`, which is whole in this process: linear layers, embeddings, heads and vectors.
+
+    Experts are left out.
+    """
     from vllm.model_executor.layers.linear import LinearBase
     from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead, VocabParallelEmbedding
 
@@ -55,7 +57,7 @@ def engine_products(model: nn.Module) -> EngineProducts:
 
 
 def probe_vector(inputs: int) -> Tensor:
-    """float32 `[inputs]`, the same everywhere: signs and halves, which no dtype rounds."""
+    """float32 `[inputs]`, the same everywhere: multiples of ½ up to ±1½, which no dtype rounds."""
     generator = torch.Generator().manual_seed(inputs)
     halves = torch.randint(1, 4, (inputs,), generator=generator) / 2
     return halves * (2 * torch.randint(2, (inputs,), generator=generator) - 1)
@@ -67,15 +69,16 @@ def _product(tensor: Tensor) -> Tensor:
 
 
 def differences(trainer: Mapping[str, Tensor], engine: EngineProducts) -> dict[str, float]:
-    """How far an engine's product is from the trainer's, relative to its length, by the engine's names; most first.
+    """Distance of each of an engine's products from the trainer's, relative to its norm, by the engine's names; largest
+    first.
 
-    Left out is what has no counterpart of the same size on the other side.
+    Products without a counterpart of the same size on the other side are left out.
     """
     found = {}
     for name, answer in engine.products.items():
         parts = _counterparts(name, trainer, engine.fused)
         expected = torch.cat([trainer[part] for part in parts]) if parts else answer[:0]
-        if len(expected) and len(expected) <= len(answer):  # a vocabulary may be padded
+        if len(expected) and len(expected) <= len(answer):  # an engine may pad the vocabulary
             length = max(float(expected.norm()), 1e-6)
             found[name] = float((answer[: len(expected)] - expected).norm()) / length
     return dict(sorted(found.items(), key=lambda item: -item[1]))
@@ -91,7 +94,8 @@ def _counterparts(name: str, trainer: Mapping[str, Tensor], fused: Mapping[str, 
 
 
 def worst(trainer: Mapping[str, Tensor], engine: EngineProducts, tolerance: float) -> str:
-    """One sentence: what differs by more than `tolerance`, or that nothing that was compared does."""
+    """One sentence for an error: the products that differ by more than `tolerance`, or that none of those compared
+    does."""
     found = differences(trainer, engine)
     wrong = [(name, value) for name, value in found.items() if not value <= tolerance]
     if wrong:

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 
 class WeightPusher:
-    """Hands the weights of a (sharded) module to every engine. Built and called on every rank of the module's group."""
+    """Sends the weights of a (sharded) module to every engine. Built and called on every rank of the module's group."""
 
     def __init__(
         self,
@@ -38,8 +38,8 @@ class WeightPusher:
     ) -> None:
         """Connect to the engines behind `client`.
 
-        `module` is a transformers causal language model; `rank` the caller's in the module's group; `address` where the
-        engines reach rank 0; `timeout_s` the longest that one collective may wait.
+        `module`: a transformers causal language model; `rank`: the caller's rank in the module's group; `address`:
+        where the engines reach rank 0; `timeout_s`: the longest that one collective may wait.
         """
         self._module = module
         self._groups = layers([name for name, _ in parameter_shapes(module)])
@@ -68,7 +68,7 @@ class WeightPusher:
         self._usable = True
 
     def products(self) -> Products:
-        """What tells these weights, in the engines' dtype, from an engine's (`roles.transfer.probe`). A collective."""
+        """The products that `roles.transfer.probe` compares with an engine's, in the engines' dtype. A collective."""
         from roles.transfer.checkpoint_format import CheckpointFormat
 
         return trainer_products(CheckpointFormat(self._module, self._groups), self._dtype)

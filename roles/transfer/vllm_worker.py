@@ -22,10 +22,10 @@ register()
 class WeightReceiver:
     """Methods that `RolloutEngine` calls on each of its workers with `collective_rpc`."""
 
-    weight_transfer_engine: Any  # vLLM's worker has it
+    weight_transfer_engine: Any  # set by vLLM's worker
 
     def watch_weights(self) -> None:
-        """From now on, count what any backend hands to the model's loader into a digest."""
+        """From now on, add what any backend gives to the model's loader to a digest."""
         model = self.weight_transfer_engine.model
         digest = Digest()
         load = type(model).load_weights
@@ -37,18 +37,18 @@ class WeightReceiver:
         self._weights_digest = digest
 
     def weights_received(self) -> tuple[str, list[str]]:
-        """The digest since `watch_weights`, and the model's parameters that have not been loaded whole since then; the
-        watching ends. To be called before the update is finished."""
+        """The digest since `watch_weights`, and the model's parameters that have not been loaded completely since
+        then. Ends the watching. Must be called before the update is finished."""
         model = self.weight_transfer_engine.model
         del model.load_weights
         return self._weights_digest.hexdigest(), not_loaded(model)
 
     def weight_products(self) -> EngineProducts:
-        """See `roles.transfer.probe`."""
+        """This worker's products, which `roles.transfer.probe` compares with the trainer's."""
         return engine_products(self.weight_transfer_engine.model)
 
     def give_back(self) -> None:
-        """Return what is kept in reserve after a push (staging, copies), on a card for the KV cache, which wants it
+        """Return memory that is kept in reserve after a push (staging, copies); on a card the KV cache needs it
         next."""
         if torch.cuda.is_initialized():
             torch.cuda.empty_cache()
@@ -63,10 +63,10 @@ def _counted(weights: Iterable[tuple[str, Tensor]], digest: Digest) -> Iterable[
 
 
 def not_loaded(model: nn.Module) -> list[str]:
-    """Parameters of which an update under way has not brought every number, tied ones and padding apart.
+    """Parameters of which an update in progress has not brought every number, except tied ones and padding.
 
-    vLLM's layerwise reload counts the numbers that reach each layer, and forgets the layers that are complete. What a
-    layer lacks would be left as it was, or, of a layer that got a part, be whatever the memory holds.
+    vLLM's layerwise reload counts the numbers that reach each layer, and forgets the layers that are complete. A
+    parameter that got nothing would keep its old values; one that got a part would hold uninitialised memory.
     """
     from vllm.model_executor.model_loader.reload.layerwise import get_layerwise_info
     from vllm.model_executor.model_loader.reload.meta import SKIP_LOAD_TENSORS
@@ -92,7 +92,7 @@ def not_loaded(model: nn.Module) -> list[str]:
 
 
 def _padding(layer: Any, parameters: Mapping[str, Tensor]) -> int:
-    """Numbers of a vocabulary's parameters that no checkpoint holds."""
+    """Number of a vocabulary's parameters that no checkpoint has."""
     from vllm.model_executor.layers.vocab_parallel_embedding import VocabParallelEmbedding
 
     if not isinstance(layer, VocabParallelEmbedding):

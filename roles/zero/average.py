@@ -14,25 +14,26 @@ from roles.errors import RoleError
 
 
 class Average:
-    """Float32 means of what this rank holds: its shards (ZeRO-3) or the whole weights.
+    """Float32 means of the weights that this rank holds: its shards (ZeRO-3) or the whole weights.
 
-    mean ← decay·mean + (1 - decay)·weight, from the weights as they are at first (Polyak and Juditsky 1992, weighted).
+    mean ← decay·mean + (1 - decay)·weight, starting from the initial weights (Polyak and Juditsky 1992, weighted).
     """
 
     def __init__(self, model: nn.Module, decay: float, device: torch.device) -> None:
-        """`device` is where the ranks' collectives run; shards that are offloaded are on the host."""
+        """`device`: where the ranks' collectives run; offloaded shards are on the host."""
         self._decay = decay
         self._device = device
         self._parameters: dict[str, Any] = dict(model.named_parameters())
         self._means = {name: _held(parameter).float().clone() for name, parameter in self._parameters.items()}
 
     def update(self) -> None:
-        """Count the weights in, as they are after an optimizer step."""
+        """Add the weights after an optimizer step to the means."""
         for name, mean in self._means.items():
             mean.lerp_(_held(self._parameters[name]).float(), 1 - self._decay)
 
     def whole(self) -> Iterator[tuple[str, Tensor]]:
-        """Each mean in its whole shape and the weight's dtype. A collective in ZeRO-3: every rank runs through it."""
+        """Each mean in its full shape and the weight's dtype. A collective in ZeRO-3: every rank must run through
+        it."""
         for name, mean in self._means.items():
             parameter = self._parameters[name]
             mine = mean.to(self._device, parameter.dtype)
@@ -43,17 +44,17 @@ class Average:
             yield name, mine
 
     def save(self, file: Path) -> None:
-        """For `load`, on the same rank of as many."""
+        """Write the means to `file`, for `load` on the same rank of a group of the same size."""
         save_file(self._means, file)
 
     def load(self, file: Path) -> None:
-        """Go on where `save` was called."""
+        """Read the means that `save` wrote."""
         if not file.is_file():
             raise RoleError(f"{file} is missing: the checkpoint was written without ema_decay; resume without it")
         self._means = load_file(file, device=str(next(iter(self._means.values())).device))
 
 
 def _held(parameter: Any) -> Tensor:
-    """This rank's part of a weight: flat in ZeRO-3, whole otherwise."""
+    """This rank's part of a weight: flat in ZeRO-3, the whole weight otherwise."""
     held: Tensor = (parameter.ds_tensor if hasattr(parameter, "ds_tensor") else parameter).detach()
     return held

@@ -12,37 +12,37 @@ import torch
 from torch import Tensor, nn
 
 VERSION = "2"
-"""Stands before every digest; to be raised when the arithmetic changes."""
+"""Begins every digest; raise it when the arithmetic changes."""
 
 ROW = 256
-"""Words of a row."""
+"""Number of words in a row."""
 
 PIECE_ROWS = 2**15
-"""Rows (64 MiB) that a GPU weighs at a time: so much memory it takes."""
+"""Rows (64 MiB) that a GPU multiplies by the weights at a time, which bounds the memory that it takes."""
 
 
 class Digest:
-    """Checksum of named tensors: the same on both sides of a push if, and but for a rare chance only if, all bytes are.
+    """Checksum of named tensors, for both sides of a push: equal if, and but for a rare chance only if, all bytes are.
 
     A tensor's bytes are read as int64 words, in rows of `ROW`. A row is summed (mod 2^64) with an odd weight for each
     place, which is one pass at memory speed on a CPU and on a GPU; the sums are mixed, and are the words of the next
-    round, until one is left. So numbers, rows and blocks that change places are seen. Not seen is an exchange inside a
-    row of two numbers that differ in nothing but the highest bits of their words. Nothing waits for a GPU before
-    `hexdigest`.
+    round, until one is left. So numbers, rows and blocks that change places are detected. An exchange inside a row of
+    two numbers that differ in nothing but the highest bits of their words is not detected. Nothing waits for a GPU
+    before `hexdigest`.
     """
 
     def __init__(self) -> None:
         self._words: dict[str, tuple[str, Tensor]] = {}
 
     def add(self, name: str, tensor: Tensor) -> None:
-        """Count `tensor` (any shape and dtype) in under `name`; a second tensor of that name replaces the first."""
+        """Add `tensor` (any shape and dtype) under `name`; a second tensor of that name replaces the first."""
         self._words[name] = (f"{tensor.dtype}{list(tensor.shape)}", _word(tensor.detach()))
 
     def __len__(self) -> int:
         return len(self._words)
 
     def by_name(self) -> dict[str, str]:
-        """What was added: dtype, shape and checksum of each tensor."""
+        """Dtype, shape and checksum of each tensor that was added, by name."""
         if not self._words:
             return {}
         words = torch.stack([word for _, word in self._words.values()]).tolist()
@@ -50,7 +50,7 @@ class Digest:
         return {name: f"{kind}{word % 2**64:016x}" for (name, (kind, _)), word in named}
 
     def hexdigest(self) -> str:
-        """The version, and SHA-256 over what was added in the order of the names."""
+        """The version, and SHA-256 of all entries, sorted by name."""
         sha = hashlib.sha256()
         for name, word in sorted(self.by_name().items()):
             sha.update(f"{name}:{word}\n".encode())
@@ -70,7 +70,7 @@ def _weights(device: torch.device) -> Tensor:
 
 
 def _word(tensor: Tensor) -> Tensor:
-    """One int64 number of `tensor`'s bytes, on its device."""
+    """A checksum of `tensor`'s bytes: one int64 number on its device."""
     octets = tensor.contiguous().view(-1).view(torch.uint8)
     if missing := max(8 - octets.numel(), -octets.numel() % 8):
         octets = nn.functional.pad(octets, (0, missing))
@@ -86,10 +86,10 @@ def _word(tensor: Tensor) -> Tensor:
 
 
 def _summed_rows(words: Tensor, weights: Tensor) -> Tensor:
-    """`[n]` → `[n / ROW, rounded up]`; the last row may be short."""
+    """Weighted sums of rows: `[n]` → `[n / ROW, rounded up]`; the last row may be short."""
     whole = len(words) // ROW * ROW
     rows, rest = words[:whole].view(-1, ROW), words[whole:]
-    if words.is_cuda:  # which has no product of integer matrices
+    if words.is_cuda:  # CUDA has no product of integer matrices
         sums = [(piece * weights).sum(1) for piece in rows.split(PIECE_ROWS)]
     else:
         sums = [torch.mv(rows, weights)]

@@ -15,8 +15,7 @@ if TYPE_CHECKING:
 
 
 def parameter_shapes(module: nn.Module) -> list[tuple[str, tuple[int, ...]]]:
-    """Names and full shapes of `module`'s parameters, tied ones once, whether ZeRO-3 has sharded them or not; adapters
-    are not among them."""
+    """Names and full shapes of `module`'s parameters without adapters, tied ones once; ZeRO-3 may have sharded them."""
     shapes = []
     for name, parameter in plain_parameters(module).items():
         whole = parameter.ds_shape if hasattr(parameter, "ds_shape") else parameter.shape
@@ -43,7 +42,7 @@ def full_parameters(
 def gathered(
     module: nn.Module, parameters: Mapping[str, Any], group: Sequence[str], *, adapted: bool = True
 ) -> Iterator[Iterator[tuple[str, Tensor]]]:
-    """The names in `group` with their whole tensors; what the tensors hold is there inside only. A collective.
+    """Context with the names in `group` and their whole tensors, which are valid inside only. A collective.
 
     `parameters` are `plain_parameters(module)`.
     """
@@ -65,9 +64,10 @@ def plain_parameters(module: nn.Module) -> dict[str, Any]:
 
 
 def layers(names: Sequence[str]) -> list[list[str]]:
-    """The names split into one group a decoder layer (`model.layers.7.…`), what is outside layers around them.
+    """The names split into one group per decoder layer (`model.layers.7.…`), and groups for the names around the
+    layers.
 
-    Only neighbours share a group: the order stays that of `names`, so flattening the groups gives `names` again.
+    A group has neighbours only: the order stays that of `names`, so flattening the groups gives `names` again.
     """
     groups: list[list[str]] = []
     last: str | None = None

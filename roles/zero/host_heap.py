@@ -1,9 +1,9 @@
-"""The host memory that a process keeps without using it: bounded, and given back to the system.
+"""Bounds the host memory that a process keeps without using it, and gives it back to the system.
 
 On CPU every micro-batch has another length. oneDNN compiles kernels for each length (0.3 to 0.6 MiB for one matrix
-product), and it and PyTorch keep a thousand each. They lie among the activations in the C library's heap, which
-therefore has holes that the next activations do not fit: a trainer of 135 million parameters in bfloat16 grew by 0.2 to
-0.4 GiB in a PPO step of 48 samples.
+product), and both oneDNN and PyTorch keep a thousand of them. They lie among the activations in the C library's heap,
+which therefore has holes that the next activations do not fit: a trainer of 135 million parameters in bfloat16 grew by
+0.2 to 0.4 GiB in a PPO step of 48 samples.
 """
 
 from __future__ import annotations
@@ -15,26 +15,28 @@ from functools import cache
 from typing import Any
 
 COMPILED_KERNELS = "128"
-"""How many each of the two libraries keeps. A micro-batch needs some thirty."""
+"""Number of kernels that each of the two libraries keeps. A micro-batch needs about thirty."""
 
 TRIM_COST_SHARE = 0.02
-"""Largest share of a process's time in which it looks for free pages; it takes 0.1 to 0.2 s in a heap of 5 GiB."""
+"""Largest share of a process's time spent on looking for free pages; one search of a heap of 5 GiB takes 0.1 to 0.2
+s."""
 
 
 def bound_kernel_caches() -> None:
-    """Let the libraries keep few compiled kernels. Call it before the first product; a value already set is kept."""
+    """Let the libraries keep few compiled kernels. Must run before the first matrix product; values already set are
+    kept."""
     os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", COMPILED_KERNELS)
-    os.environ.setdefault("LRU_CACHE_CAPACITY", COMPILED_KERNELS)  # PyTorch's own, of what it asks oneDNN for
+    os.environ.setdefault("LRU_CACHE_CAPACITY", COMPILED_KERNELS)  # PyTorch's own cache of oneDNN's kernels
 
 
 class HostHeap:
-    """The C library's heap of this process."""
+    """The C library's heap of this process, which `give_back` trims."""
 
     def __init__(self) -> None:
         self._rests_until = 0.0
 
     def give_back(self) -> None:
-        """Return free pages to the system, those between pages in use too. Does nothing without glibc."""
+        """Return free pages to the system, also those between pages in use. Does nothing without glibc."""
         if time.monotonic() < self._rests_until or _libc() is None:
             return
         began = time.thread_time()
@@ -43,11 +45,11 @@ class HostHeap:
 
 
 HEAP = HostHeap()
-"""This process's."""
+"""The heap of this process."""
 
 
 @cache
 def _libc() -> Any:
-    """This process's C library; None if it is not glibc."""
+    """The C library of this process; None if it is not glibc."""
     library = ctypes.CDLL(None)
     return library if hasattr(library, "malloc_trim") else None

@@ -1,4 +1,5 @@
-"""Some rows of a batch as one packed forward pass, and its answers back in their rows; updates made of such passes.
+"""A micro-batch: some rows of a batch as one packed forward pass, whose results are put back into the rows. Updates are
+made of such passes.
 
 The number that belongs to the token at column t (its log-probability, the value before it) is read where the model has
 seen the columns up to t - 1.
@@ -23,30 +24,31 @@ from roles.shares import E, RankShare
 from roles.zero.sharded import ShardedModel, Work
 
 M = TypeVar("M", bound=NamedTuple)
-"""Names of what a loss measures."""
+"""The named tuple of metrics that a loss measures."""
 
 
 @dataclass(frozen=True, slots=True)
 class MicroBatch:
-    """One forward pass over some rows. Without a row it is a stand-in that keeps a rank in step with its peers."""
+    """One forward pass over some rows. A micro-batch without rows is a stand-in that keeps a rank in step with its
+    peers."""
 
     packed: Packed
     positions: Tensor
-    """int64 `[n]`: the packed token before each scored one, row after row."""
+    """int64 `[n]`: index of the packed token before each scored one, row after row."""
     labels: Tensor
-    """int64 `[n]`: the scored tokens."""
+    """int64 `[n]`: ids of the scored tokens."""
     sequences: Tensor
-    """int64 `[n]`: which of the rows each of them is in."""
+    """int64 `[n]`: for each scored token, the index of its row among this micro-batch's rows."""
     places: Tensor
-    """int64 `[n]`: how many tokens of its response come before each of them."""
+    """int64 `[n]`: for each scored token, the number of tokens of its response before it."""
 
     @classmethod
     def of(cls, batch: TokenRows, rows: Sequence[int], device: torch.device) -> MicroBatch:
-        """The rows `rows` of `batch`; the tokens in the response mask are scored."""
+        """The micro-batch of the rows `rows` of `batch`; the tokens in the response mask are scored."""
         if not rows:
             first = torch.zeros(1, dtype=torch.long)
             packed, first = pack(torch.zeros(1, 2, dtype=torch.long), first + 2).to(device), first.to(device)
-            late = torch.full_like(first, torch.iinfo(torch.long).max)  # whatever it is, it may stand there
+            late = torch.full_like(first, torch.iinfo(torch.long).max)  # a place at which no token is forbidden
             return cls(packed, first, first, first, late)
         index = torch.as_tensor(rows)
         lengths = batch.lengths[index]
@@ -66,7 +68,8 @@ class MicroBatch:
 
 
 def picked(values: Tensor, batch: TokenRows, rows: Sequence[int], device: torch.device) -> Tensor:
-    """`values` `[batch, time]` at the tokens that `MicroBatch.of(batch, rows)` scores: `[n]`; one 0 without rows."""
+    """`values` `[batch, time]` at the tokens that `MicroBatch.of(batch, rows)` scores: `[n]`; a single 0 without
+    rows."""
     if not rows:
         return torch.zeros(1, dtype=values.dtype, device=device)
     index = torch.as_tensor(rows)
@@ -74,9 +77,9 @@ def picked(values: Tensor, batch: TokenRows, rows: Sequence[int], device: torch.
 
 
 def per_token(model: ShardedModel, batch: TokenRows, forward: Callable[[MicroBatch], Tensor]) -> Tensor:
-    """float32 `[batch, time]`: what `forward` answers for the tokens in the response mask, 0 elsewhere.
+    """float32 `[batch, time]`: the results of `forward` for the tokens in the response mask, 0 elsewhere.
 
-    A collective: every rank of the model's group comes here, also with no row.
+    A collective: every rank of the model's group must call it, also with no row.
     """
     answers = torch.zeros(batch.token_ids.shape)
     for rows in model.passes(batch.lengths.tolist()):
@@ -91,35 +94,35 @@ def per_token(model: ShardedModel, batch: TokenRows, forward: Callable[[MicroBat
 
 @dataclass(frozen=True, slots=True)
 class Objective(Generic[E, M]):
-    """What each optimizer step of an update minimises: a mean over its tokens or responses."""
+    """The loss that each optimizer step of an update minimises: a mean over its tokens or responses."""
 
     loss: Callable[[E, list[int], Tensor], tuple[Tensor, M]]
-    """(experience, rows, weights `[batch, time]`) → (the rows' summed weighted loss, with a gradient; what it measured,
-    summed over them, scalars)."""
+    """(experience, rows, weights `[batch, time]`) → (sum of the rows' weighted losses, with a gradient; metrics
+    summed over the rows, scalars)."""
     measures: type[M]
     mean: LossMean
     constant: int = 1
-    """What `mean: constant` divides by."""
+    """The divisor of `mean: constant`, in tokens."""
 
 
 @dataclass(frozen=True, slots=True)
 class Update(Generic[M]):
-    """What an update over several optimizer steps and all ranks tells."""
+    """Results of an update over several optimizer steps and all ranks."""
 
     steps: M
-    """What the loss measured, summed over each optimizer step, float64 `[steps]`."""
+    """The loss's metrics, summed over each optimizer step, float64 `[steps]`."""
     total: M
-    """The same, summed over the whole update, float64 scalars."""
+    """The loss's metrics, summed over the whole update, float64 scalars."""
     denominators: Tensor
-    """float64 `[steps]`: what each step's summed loss was divided by; at least 1."""
+    """float64 `[steps]`: the divisor of each step's summed loss; at least 1."""
     gradient_norm: float
-    """Before clipping; mean over the steps."""
+    """Gradient norm before clipping, mean over the optimizer steps."""
     learning_rate: float
-    """Of the last step."""
+    """Learning rate of the last optimizer step."""
 
 
 def update(model: ShardedModel, share: RankShare[E], objective: Objective[E, M]) -> Update[M]:
-    """The optimizer steps of this rank's share. A collective.
+    """Take the optimizer steps of this rank's share. A collective.
 
     Rows without a token in the response mask have no gradient and are left out.
     """
@@ -134,7 +137,7 @@ def update(model: ShardedModel, share: RankShare[E], objective: Objective[E, M])
     def step_loss(step: int, items: list[int]) -> Tensor:
         rows = [kept[step][item] for item in items]
         summed, measured = objective.loss(batch, rows, weights)
-        # A stand-in for no row measures nothing.
+        # A stand-in without rows measures nothing.
         sums[step] = sums[step] + torch.stack(measured).detach().double() * bool(rows)
         return summed
 

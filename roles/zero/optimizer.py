@@ -17,14 +17,14 @@ from roles.config.models import OptimizerConfig, ScheduleConfig, ZeroConfig
 def make_optimizer(config: OptimizerConfig, module: nn.Module, zero: ZeroConfig | None = None) -> Any:
     """AdamW over `module`'s parameters (sharded by ZeRO-3 or not); weight decay on matrices only.
 
-    Where `zero` offloads it or lets it sleep, it is DeepSpeed's own: it is compiled at its first use.
+    If `zero` offloads the optimizer or lets it sleep, it is DeepSpeed's own, which is compiled at its first use.
     """
     matrices: list[Any] = []
     vectors: list[Any] = []
     for parameter in filter(lambda parameter: parameter.requires_grad, module.parameters()):
         shape = parameter.ds_shape if hasattr(parameter, "ds_shape") else parameter.shape
         (matrices if len(shape) > 1 else vectors).append(parameter)
-    groups: list[dict[str, Any]] = [{"params": [*matrices, *vectors]}]  # one: ZeRO-3 steps each group by itself
+    groups: list[dict[str, Any]] = [{"params": [*matrices, *vectors]}]  # one group: ZeRO-3 steps each group by itself
     if config.weight_decay and vectors:
         groups = [{"params": matrices}, {"params": vectors, "weight_decay": 0.0}]
     options: dict[str, Any] = {
@@ -38,14 +38,14 @@ def make_optimizer(config: OptimizerConfig, module: nn.Module, zero: ZeroConfig 
 
         return DeepSpeedCPUAdam(groups, adamw_mode=True, **options)
     if zero and zero.sleep:
-        from deepspeed.ops.adam import FusedAdam  # the only one whose state DeepSpeed moves
+        from deepspeed.ops.adam import FusedAdam  # the only optimizer whose state DeepSpeed moves
 
         return FusedAdam(groups, adam_w_mode=True, **options)
     return torch.optim.AdamW(groups, fused=True, **options)
 
 
 def make_scheduler(schedule: ScheduleConfig, total: int) -> Callable[[Any], LambdaLR]:
-    """Optimizer → its scheduler, for `total` optimizer steps."""
+    """A function from an optimizer to its scheduler, for `total` optimizer steps."""
     if schedule.type != "constant" and total < 1:
         raise ValueError(f"optimizer_steps={total}: a {schedule.type} schedule needs an end")
     return lambda optimizer: LambdaLR(optimizer, partial(rate_factor, schedule, total=total))
@@ -58,15 +58,15 @@ def scale_rates(scheduler: Any, factor: float) -> None:
 
 
 def _show(scheduler: Any) -> None:
-    """Give the optimizer the rates that the schedule has for its next step."""
+    """Set the optimizer's learning rates to the schedule's for its next step."""
     groups = zip(scheduler.optimizer.param_groups, scheduler.base_lrs, scheduler.lr_lambdas, strict=True)
     for group, rate, factor in groups:
         group["lr"] = rate * factor(scheduler.last_epoch)
 
 
 def renew_rates(scheduler: Any, rate: float) -> None:
-    """After a checkpoint was loaded: the configured `rate` in place of the one that it was written with, times all that
-    `scale_rates` has multiplied so far."""
+    """After loading a checkpoint, replace the learning rate that it was written with by the configured `rate`, times
+    all factors that `scale_rates` has applied so far."""
     written = [group["initial_lr"] for group in scheduler.optimizer.param_groups]
     scheduler.base_lrs = [base * (rate / old) for base, old in zip(scheduler.base_lrs, written, strict=True)]
     for group in scheduler.optimizer.param_groups:

@@ -1,4 +1,4 @@
-"""The setup of a role → the model that DeepSpeed shards."""
+"""Loads the policy of a role: its ModelSetup flows in, the model that DeepSpeed shards flows out."""
 
 from __future__ import annotations
 

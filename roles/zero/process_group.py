@@ -16,13 +16,14 @@ import torch
 from roles.zero.host_heap import bound_kernel_caches
 
 COLLECTIVE_TIMEOUT = timedelta(hours=1)
-"""A rank that waits longer for its peers gives up; the driver's own deadlines are what a user sees."""
+"""Time after which a rank that waits for its peers gives up. The driver's deadlines are shorter; users see those."""
 
 
 def join(device: str) -> Any:
-    """DeepSpeed, with this process in its group; on CPU without whatever it would compile."""
+    """DeepSpeed, with this process in its group. On CPU it compiles no operators."""
     if device == "cpu":
-        # Read when DeepSpeed is imported; without them it looks for accelerators, and compiles what we never run.
+        # DeepSpeed reads these when it is imported; without them it looks for accelerators and compiles unused
+        # operators.
         os.environ["DS_ACCELERATOR"] = "cpu"
         os.environ["TORCHDYNAMO_DISABLE"] = "1"
         os.environ["LOCAL_SIZE"] = os.environ["WORLD_SIZE"]
@@ -33,7 +34,7 @@ def join(device: str) -> Any:
 
     logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
     if device == "cpu":
-        # The table of operators that could be compiled. Empty: no compiler is started, gloo carries the collectives.
+        # The table of operators to compile. If it is empty, no compiler is started; gloo carries the collectives.
         deepspeed.ops.__compatible_ops__ = {}
     else:
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))

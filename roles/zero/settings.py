@@ -13,20 +13,20 @@ if TYPE_CHECKING:
     from roles.zero.setup import ModelSetup
 
 CPU_BUCKET = 4_000_000
-"""Gradient numbers reduced at a time on CPU: what gloo moves fastest (16 MB fits the caches)."""
+"""Numbers of gradients reduced at a time on CPU: 16 MB, which gloo moves fastest because they fit the caches."""
 
 CARD_BUCKET = 200_000_000
-"""The same on a GPU, where ZeRO-3 keeps a buffer of so many numbers all the time; DeepSpeed's own default is 500
-million, 1 GB for each trained role on a card."""
+"""Numbers of gradients reduced at a time on a GPU. ZeRO-3 keeps a buffer of this size all the time; DeepSpeed's
+default is 500 million, 1 GB for each trained role on a card."""
 
 CPU_WHOLE = 1000
-"""Parameters of no more numbers (biases, norms) stay whole on every rank."""
+"""Parameters with at most this many numbers (biases, norms) stay whole on every rank, on CPU."""
 
 
 def deepspeed_config(setup: ModelSetup, world_size: int) -> dict[str, Any]:
     """DeepSpeed's settings for `setup`."""
     on_cpu = setup.device == "cpu"
-    # Stages 1 and 2 shard only what training needs.
+    # Stages 1 and 2 shard only gradients and optimizer state, which a frozen model does not have.
     stage = setup.zero.stage if setup.optimizer or setup.zero.stage == 3 else 0
     zero: dict[str, Any] = {"stage": stage, "contiguous_gradients": True, "overlap_comm": not on_cpu}
     if setup.zero.offload_optimizer and setup.optimizer:
@@ -58,7 +58,7 @@ def deepspeed_config(setup: ModelSetup, world_size: int) -> dict[str, Any]:
 
 
 def gather_by_layer(module: nn.Module) -> None:
-    """Tell ZeRO-3 to gather whole decoder layers: a collective and a pair of hooks each, not one for every matrix."""
+    """Tell ZeRO-3 to gather whole decoder layers: one collective and one pair of hooks per layer, not per matrix."""
     from deepspeed.utils import set_z3_leaf_modules
 
     model: Any = module.model

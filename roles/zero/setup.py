@@ -12,10 +12,10 @@ from roles.config.section import Dtype
 
 @dataclass(frozen=True, slots=True)
 class ModelSetup:
-    """What a sharded model is built from, the same on every rank."""
+    """Everything that a sharded model is built from, the same on every rank."""
 
     model_path: str
-    """A Hugging Face folder."""
+    """Path of a Hugging Face folder."""
     device: str
     """`cpu` or `cuda`."""
     dtype: Dtype
@@ -23,22 +23,23 @@ class ModelSetup:
     zero: ZeroConfig
     micro_batch_tokens: int
     shares_card: bool = False
-    """Whether other processes use the same GPU: then what torch holds in reserve is given back between calls."""
+    """Whether other processes use the same GPU; if so, memory that torch keeps in reserve is given back between
+    calls."""
     gradient_checkpointing: bool = False
     optimizer: OptimizerConfig | None = None
-    """None for a frozen model."""
+    """The optimizer; None for a frozen model."""
     optimizer_steps: int = 0
-    """Optimizer steps in the whole run: where the schedule ends."""
+    """Optimizer steps of the whole run, where the schedule ends."""
     ema_decay: float | None = None
     """Decay of a running mean of the trained weights; None if none is kept."""
     lora: LoraConfig | None = None
-    """Train adapters and a value head alone."""
+    """Train only adapters and a value head; None: train all weights."""
     freeze_backbone: bool = False
-    """Train only what stands on top of the transformer (a value head)."""
+    """Train only what is on top of the transformer (a value head)."""
     trust_remote_code: bool = False
 
     @property
     def torch_dtype(self) -> torch.dtype:
-        """Of weights and activations."""
+        """The dtype of weights and activations."""
         dtype: torch.dtype = getattr(torch, self.dtype)
         return dtype

@@ -34,11 +34,11 @@ from roles.zero.setup import ModelSetup
 from roles.zero.sleeping import forget_host_copies, sleep, wake
 
 READABLE = 0o644
-"""Mode of saved weights: safetensors makes them for their owner alone, and a server often runs as somebody else."""
+"""File mode of saved weights: safetensors lets only the owner read them, and a server often runs as another user."""
 
 STATE_FOLDER = "state"
-"""Name of the checkpoint inside the folder that `ShardedModel.save_state` is given; of adapters alone,
-`lora.state_name`."""
+"""Name of the checkpoint inside the folder that `ShardedModel.save_state` is given; adapters have `lora.state_name`
+instead."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,26 +46,26 @@ class Work:
     """One optimizer step, as one rank sees it."""
 
     lengths: Sequence[int]
-    """Tokens of each of its items (a sequence, or a pair of them); an item is never cut."""
+    """Tokens of each of this rank's items (a sequence, or a pair of sequences); an item is never cut."""
     denominator: float
-    """Its share of what the step's summed loss is divided by."""
+    """This rank's share of the divisor of the step's summed loss."""
 
 
 @dataclass(frozen=True, slots=True)
 class StepFacts:
-    """What an optimizer step tells."""
+    """Facts about one optimizer step."""
 
     gradient_norm: float
     """Global L2 norm before clipping."""
     learning_rate: float
-    """With which the step was taken."""
+    """Learning rate of the step."""
 
 
 class ShardedModel:
     """One rank's part of a module under ZeRO."""
 
     def __init__(self, setup: ModelSetup, load: Callable[[], nn.Module]) -> None:
-        """`load` makes the module, with the transformers model as its `.model`; called once the ranks have met."""
+        """`load` makes the module, with the transformers model as its `.model`; it runs after the ranks have joined."""
         self.setup, config = setup, setup.optimizer
         deepspeed = join(setup.device)
         self.rank, self.world_size = torch.distributed.get_rank(), torch.distributed.get_world_size()
@@ -94,11 +94,11 @@ class ShardedModel:
         self.give_back()
 
     def __call__(self, **inputs: Any) -> Any:
-        """The module's forward pass. A collective: every rank must run as many."""
+        """The module's forward pass. A collective: every rank must run the same number of passes."""
         return self._deepspeed(**inputs)
 
     def passes(self, lengths: Sequence[int]) -> Iterator[list[int]]:
-        """Micro-batches of items for passes without gradient: equally many on every rank, some perhaps empty.
+        """Micro-batches of items for passes without gradient: the same number on every rank, some perhaps empty.
 
         After the last one the memory that the passes took is given back.
         """
@@ -106,24 +106,25 @@ class ShardedModel:
         needed = int(self._every_rank(torch.tensor([own])).max())
         yield from micro_batches(lengths, self.setup.micro_batch_tokens, at_least=needed)
         if self.setup.zero.stage == 3:
-            # With a card, ZeRO-3 has begun to gather for the backward pass that is not coming.
+            # On a GPU ZeRO-3 has begun to gather weights for a backward pass, which does not come.
             self._deepspeed.optimizer.empty_partition_cache()
         self.give_back()
 
     def give_back(self) -> None:
-        """Return what is free of the host's memory to it, and what torch keeps of a card to those who share it."""
+        """Return free host memory to the system, and torch's reserve to other processes on the same card."""
         if self.device.type == "cpu":
             HEAP.give_back()
         elif self.setup.shares_card:
             torch.cuda.empty_cache()
 
     def train(self, work: Sequence[Work], loss: Callable[[int, list[int]], Tensor]) -> list[StepFacts]:
-        """One optimizer step for each of `work`; every rank must have equally many. LossNotFinite if a loss is not.
+        """Take one optimizer step for each of `work`; every rank must have the same number. LossNotFinite if a loss is
+        not finite.
 
         `loss(step, items)` gives the sum of the weighted losses of `items`, a scalar with a gradient. It is divided by
         the denominator of the whole step over all ranks, so the gradient depends neither on micro-batches nor on the
-        number of ranks. Of an empty list it gives a 0 that was computed in the same way, since with other modules in
-        the backward pass a rank would gather and reduce in another order than its peers, and hang.
+        number of ranks. For an empty list it must give a 0 that was computed in the same way: with other modules in the
+        backward pass a rank would gather and reduce in another order than its peers, and hang.
         """
         tokens = self.setup.micro_batch_tokens
         own = [[len(micro_batches(w.lengths, tokens)), w.denominator] for w in work]
@@ -132,7 +133,7 @@ class ShardedModel:
         facts = []
         with self._awake():
             for step, mine in enumerate(work):
-                # DeepSpeed averages over ranks; the sum is wanted.
+                # DeepSpeed averages over ranks; we need the sum.
                 scale = self.world_size / max(float(everyone[:, step, 1].sum()), 1.0)
                 bins = micro_batches(mine.lengths, tokens, at_least=max(int(everyone[:, step, 0].max()), 1))
                 losses = []
@@ -141,7 +142,7 @@ class ShardedModel:
                     summed = loss(step, items)
                     losses.append(summed.detach())
                     self._deepspeed.backward(summed * scale)
-                finite = torch.stack(losses).isfinite().tolist()  # the one time that a GPU is waited for
+                finite = torch.stack(losses).isfinite().tolist()  # the only wait for the GPU in this method
                 if not all(finite):
                     raise LossNotFinite(step, bins[finite.index(False)])
                 facts.append(self._step())
@@ -151,14 +152,14 @@ class ShardedModel:
         return facts
 
     def expect(self, optimizer_steps: int) -> None:
-        """Let the schedule end after so many optimizer steps, those done included."""
+        """Let the schedule end after `optimizer_steps` steps, including those already taken."""
         assert self.setup.optimizer is not None
         scheduler = self._deepspeed.lr_scheduler
         factor = partial(rate_factor, self.setup.optimizer.schedule, total=optimizer_steps)
         scheduler.lr_lambdas = [factor for _ in scheduler.lr_lambdas]
 
     def slow_down(self, factor: float) -> None:
-        """Multiply the learning rate, now and for the rest of the schedule; a checkpoint keeps it."""
+        """Multiply the learning rate, for the rest of the schedule; checkpoints keep the factor."""
         scale_rates(self._deepspeed.lr_scheduler, factor)
 
     def total(self, values: Tensor) -> Tensor:
@@ -166,7 +167,8 @@ class ShardedModel:
         return self._every_rank(values).sum(0)
 
     def save_state(self, folder: str | Path) -> None:
-        """What is trained in full precision, optimizer and schedule, for `load_state` on as many ranks."""
+        """Save trained weights in full precision, optimizer and schedule, for `load_state` on the same number of
+        ranks."""
         with self._awake():
             forget_host_copies(self._deepspeed.basic_optimizer)
             trained_only = self.setup.lora is not None
@@ -190,12 +192,12 @@ class ShardedModel:
             self._average.load(Path(folder) / f"average-{self.rank}.safetensors")
 
     def save_average(self, folder: str | Path) -> None:
-        """As `save_model`, of the running mean of the weights."""
+        """Save the running mean of the weights as `save_model` saves the weights."""
         assert self._average is not None, "only where ema_decay is set"
         self._save(folder, self._average.whole())
 
     def save_model(self, folder: str | Path) -> None:
-        """A Hugging Face folder: whole weights (safetensors), configuration and tokenizer, written by rank 0."""
+        """Save a Hugging Face folder: whole weights (safetensors), configuration and tokenizer, written by rank 0."""
         self._save(folder, self._full_parameters(self.module.model))
 
     def _save(self, folder: str | Path, whole: Iterator[tuple[str, Tensor]]) -> None:
@@ -225,9 +227,10 @@ class ShardedModel:
 
     @contextmanager
     def _awake(self) -> Iterator[None]:
-        """Gradients and optimizer state are on the card inside, and on the host afterwards, where they sleep at all.
+        """Context in which gradients and optimizer state are on the card; afterwards they are on the host, if they
+        sleep.
 
-        What the card's memory was needed for is over then: the rest is given back.
+        The rest of the card's memory that is free by then is given back.
         """
         if self.setup.zero.sleep:
             wake(self._deepspeed, self.device)
@@ -250,7 +253,7 @@ class ShardedModel:
             norm = self._checked(self._plain_norm(), rate)
             self._deepspeed.step()
         else:
-            self._deepspeed.step()  # does not move the weights if the norm is not finite
+            self._deepspeed.step()  # does not change the weights if the norm is not finite
             norm = self._checked(float(self._deepspeed.get_global_grad_norm()), rate)
         return StepFacts(gradient_norm=norm, learning_rate=rate)
 
@@ -263,12 +266,12 @@ class ShardedModel:
         return norm
 
     def _plain_norm(self) -> float:
-        """Of stage 0 in float32, where DeepSpeed clips with torch's function and keeps no norm."""
+        """Gradient norm of stage 0 in float32, where DeepSpeed clips with torch's function and keeps no norm."""
         gradients = [p.grad for p in self.module.parameters() if p.grad is not None]
         return float(nn.utils.get_total_norm(gradients))
 
     def _every_rank(self, values: Tensor) -> Tensor:
-        """`values` of each rank, stacked: `[ranks, …]`. One small collective."""
+        """Gather `values` of every rank: `[ranks, …]`. One small collective."""
         if self.world_size == 1:
             return values.detach().cpu()[None]
         mine = values.detach().to(self.device)
@@ -278,9 +281,10 @@ class ShardedModel:
 
 
 def _sharded_loading(setup: ModelSetup, settings: dict[str, Any]) -> AbstractContextManager[Any]:
-    """With ZeRO-3 on GPUs transformers shards each weight as it loads it: no rank ever holds the whole model."""
+    """Context for loading a model: with ZeRO-3 on GPUs transformers shards each weight as it loads it, so that no
+    rank holds the whole model."""
     if setup.zero.stage != 3 or setup.device == "cpu":
         return nullcontext()
     from transformers.integrations import HfDeepSpeedConfig
 
-    return nullcontext(HfDeepSpeedConfig(settings))  # transformers sees it for as long as it lives
+    return nullcontext(HfDeepSpeedConfig(settings))  # transformers sees it while it exists

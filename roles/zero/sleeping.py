@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 HOST_COPIES = "_offload_buffer"
-"""How the names of DeepSpeed's host copies in the optimizer's state end."""
+"""Suffix of the names of DeepSpeed's host copies in the optimizer's state."""
 
 
 def sleep(engine: Any) -> None:
@@ -26,7 +26,7 @@ def sleep(engine: Any) -> None:
 
 
 def wake(engine: Any, device: torch.device) -> None:
-    """Bring back what `sleep` has moved, if it has; gradients are zeros."""
+    """Move back what `sleep` has moved, if anything; gradients are zeros."""
     from deepspeed.runtime.zero.offload_config import OffloadStateTypeEnum as State
 
     if State.lp_grads not in engine.optimizer.offloaded_states:
@@ -37,7 +37,7 @@ def wake(engine: Any, device: torch.device) -> None:
 
 
 def forget_host_copies(optimizer: Any) -> None:
-    """Take DeepSpeed's host copies out of the state of `optimizer` (torch's, or a wrapper that has its `state`)."""
+    """Remove DeepSpeed's host copies from the state of `optimizer` (torch's, or a wrapper that has its `state`)."""
     for state in optimizer.state.values():
         for name in [name for name in state if str(name).endswith(HOST_COPIES)]:
             del state[name]
