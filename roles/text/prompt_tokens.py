@@ -48,8 +48,8 @@ def prompt_tokens(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], *, c
 
 
 def chat_text(tokenizer: PreTrainedTokenizerBase, messages: Any) -> str:
-    """A chat up to the beginning of the response, written by the template. ValueError if a message is not text or has an
-    unknown role; TimeoutError if the template does not end."""
+    """A chat up to the beginning of the response, written by the template. ValueError if a message is not text or has
+    an unknown role; TimeoutError if the template does not end."""
     plain = plain_messages(messages)
     _check_roles(tokenizer, plain)
     with time_limit(TEMPLATE_S):
