@@ -152,6 +152,9 @@ class OpenRlhfPlacement(ClusterSection):
     """The reference shares the actor's GPUs."""
     colocate_critic_reward: bool = False
     """The reward model shares the critic's GPUs."""
+    colocate_engines: bool | None = None
+    """The engines share the actor's GPUs; null: if together they need as many, or with `colocate_all_models`. OpenRLHF
+    has no such key: there they do only with `colocate_all_models`, and not with `async_train`."""
     pool: PoolConfig | None = None
     """The nodes; null: as many as the groups need, each as large as the largest group's share of a node. OpenRLHF has
     no such key."""

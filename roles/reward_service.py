@@ -73,7 +73,7 @@ class RemoteScorer:
 
     def _body(self, share: Responses) -> bytes:
         try:
-            return json.dumps(arguments_of(share), allow_nan=False).encode()
+            return json.dumps(self._request(share), allow_nan=False).encode()
         except (TypeError, ValueError) as error:
             columns = ", ".join(share.columns)
             raise RewardError(
@@ -81,14 +81,28 @@ class RemoteScorer:
                 f"convert the column among {columns} of the prompts that is neither text, number, list nor mapping"
             ) from None
 
+    def _request(self, share: Responses) -> dict[str, Any]:
+        if self._config.protocol == "tetrarch":
+            return arguments_of(share)
+        label = self._config.label
+        if label is not None and label not in share.columns:
+            known = ", ".join(share.columns) or "none"
+            raise RewardError(f"reward.label={label} is no column of the prompts, which have {known}; change it")
+        return {
+            "query": [prompt + response for prompt, response in zip(share.prompts, share.responses, strict=True)],
+            "prompts": share.prompts,
+            "labels": [""] * len(share) if label is None else share.columns[label],
+        }
+
     def _scores(self, response: httpx.Response) -> Any:
         if response.status_code != httpx.codes.OK:
             raise CallFailed(f"HTTP {response.status_code} {_short(self._redacted(response.text))}")
+        name = "scores" if self._config.protocol == "tetrarch" else "rewards"
         try:
-            return response.json()["scores"]
+            return response.json()[name]
         except (ValueError, KeyError, TypeError):
             raise CallFailed(
-                f'the answer is not {{"scores": [...]}} but {_short(self._redacted(response.text))}'
+                f'the answer is not {{"{name}": [...]}} but {_short(self._redacted(response.text))}'
             ) from None
 
     def _redacted(self, text: str) -> str:

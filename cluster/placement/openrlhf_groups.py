@@ -21,8 +21,11 @@ def as_groups(placement: GroupsPlacement | OpenRlhfPlacement) -> GroupsPlacement
     homes = _homes(placement, sizes)
     engines = EnginesConfig(number=placement.vllm_num_engines, tensor_parallel_size=placement.vllm_tensor_parallel_size)
     nodes, per_node = sizes[ACTOR]
-    sharing = engines.number * engines.tensor_parallel_size == nodes * per_node
-    if sharing or placement.colocate_all_models:
+    sharing = placement.colocate_engines
+    if sharing is None:
+        fill = engines.number * engines.tensor_parallel_size == nodes * per_node
+        sharing = fill or placement.colocate_all_models
+    if sharing:
         _check_shared_engines(placement, nodes, per_node)
     groups: dict[str, PlacedGroup] = {
         home: PlacedGroup(
@@ -63,7 +66,7 @@ def _homes(placement: OpenRlhfPlacement, sizes: Sizes) -> dict[str, str]:
         ("colocate_actor_ref", ACTOR, (REFERENCE,)),
         ("colocate_critic_reward", CRITIC, (REWARD,)),
     ):
-        for guest in (guest for guest in guests if getattr(placement, flag) and guest in sizes):
+        for guest in (guest for guest in guests if getattr(placement, flag) and guest in sizes and home in sizes):
             if sizes[guest] != sizes[home]:
                 mine, (nodes, per) = openrlhf_names()[guest], sizes[home]
                 raise PlacementError(
@@ -85,8 +88,9 @@ def _check_shared_engines(placement: OpenRlhfPlacement, nodes: int, per_node: in
             f"engines are on the actor's GPUs, each in one node; use {fitting}"
         )
     if number * width != nodes * per_node:
+        flag = "colocate_engines" if placement.colocate_engines else "colocate_all_models"
         raise PlacementError(
-            f"placement.colocate_all_models=true puts the engines on the actor's {nodes * per_node} GPUs, but "
+            f"placement.{flag}=true puts the engines on the actor's {nodes * per_node} GPUs, but "
             f"{number} x {width} are {number * width}; use vllm_num_engines: {nodes * per_node // width}"
         )
 

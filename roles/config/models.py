@@ -29,6 +29,8 @@ class ScheduleConfig(Section):
     """`linear` and `cosine` fall to 0 at the last optimizer step (the N+ details, arXiv 2403.17031)."""
     warmup_steps: int = Field(default=0, ge=0)
     """Optimizer steps during which the learning rate rises linearly from 0."""
+    floor: float = Field(default=0.0, ge=0, lt=1)
+    """Share of the peak that `linear` and `cosine` fall to, in place of 0."""
 
 
 class OptimizerConfig(Section):

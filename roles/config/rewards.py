@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import Field, SecretStr, field_validator
+from pydantic import Field, SecretStr, field_validator, model_validator
 
 from roles.config.models import FrozenRole, ModelConfig
 from roles.config.section import Section
@@ -42,10 +42,16 @@ class FunctionReward(Section):
 
 
 class RemoteReward(Section):
-    """A reward over HTTP: POST of the function's arguments as JSON, answered by `{"scores": [...]}`."""
+    """A reward over HTTP: POST of JSON, answered by a score for each response."""
 
     type: Literal["remote"]
     """A service over HTTP."""
+    protocol: Literal["tetrarch", "openrlhf"] = "tetrarch"
+    """What is sent and answered. `tetrarch`: the function's arguments, `{"scores": [...]}`. `openrlhf`, as services for
+    OpenRLHF's `remote_rm_url` have it: `{"query": [prompt and response], "prompts": [...], "labels": [...]}`,
+    `{"rewards": [...]}`."""
+    label: str | None = Field(default=None, min_length=1)
+    """Column of the prompts that protocol `openrlhf` sends as `labels`; null: empty texts."""
     urls: list[Annotated[str, Field(pattern=r"^https?://")]] = Field(min_length=1)
     """Tried in turn; the batch is spread over them."""
     headers: dict[str, SecretStr] = Field(default_factory=dict)
@@ -55,6 +61,12 @@ class RemoteReward(Section):
     retries: int = Field(default=2, ge=0)
     """Requests after the first failed one, each to the next URL, before the run fails with an error that names the
     reward."""
+
+    @model_validator(mode="after")
+    def _label_is_sent(self) -> Self:
+        if self.label is not None and self.protocol != "openrlhf":
+            raise ValueError(f"label={self.label} is sent with protocol: openrlhf only; other services get all columns")
+        return self
 
     @field_validator("headers")
     @classmethod

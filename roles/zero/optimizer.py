@@ -77,11 +77,13 @@ def renew_rates(scheduler: Any, rate: float) -> None:
 def rate_factor(schedule: ScheduleConfig, step: int, total: int) -> float:
     """The learning rate of optimizer step `step` (from 0) of `total`, as a share of the configured one.
 
-    Linear as in the N+ authors' code: 1 at the first step, 1/total at the last, 0 after it. Warm-up comes before.
+    Linear as in the N+ authors' code: 1 at the first step, 1/total at the last, 0 after it (`floor` stretches 0 … 1 to
+    floor … 1). Warm-up comes before.
     """
     if step < schedule.warmup_steps:
         return (step + 1) / (schedule.warmup_steps + 1)
     if schedule.type == "constant":
         return 1.0
     done = min(1.0, (step - schedule.warmup_steps) / max(1, total - schedule.warmup_steps))
-    return 1.0 - done if schedule.type == "linear" else 0.5 * (1.0 + math.cos(math.pi * done))
+    left = 1.0 - done if schedule.type == "linear" else 0.5 * (1.0 + math.cos(math.pi * done))
+    return schedule.floor + (1.0 - schedule.floor) * left

@@ -95,6 +95,33 @@ def test_a_service_gets_everything_and_its_numbers_come_back() -> None:
     assert service.headers[0]["content-type"] == "application/json"
 
 
+def openrlhf(request: dict[str, Any]) -> tuple[int, Any]:
+    """A server as OpenRLHF's users have them: `rewards` are what counts, and it may say more."""
+    assert set(request) == {"query", "prompts", "labels"}
+    rewards = [float(label or 7) for label in request["labels"]]
+    return 200, {"rewards": rewards, "scores": [0.0] * len(rewards), "extra_logs": {"length": rewards}}
+
+
+def test_openrlhfs_protocol() -> None:
+    with serving(openrlhf) as (service,):
+        assert remote(service, protocol="openrlhf", label="answer").score(rollouts(3)).tolist() == [0.0, 1.0, 2.0]
+        assert remote(service, protocol="openrlhf").score(rollouts(2)).tolist() == [7.0, 7.0]
+    assert service.requests[0] == {
+        "query": ["prompt 0response 0", "prompt 1response 1", "prompt 2response 2"],
+        "prompts": ["prompt 0", "prompt 1", "prompt 2"],
+        "labels": ["0", "1", "2"],
+    }
+
+
+def test_openrlhfs_protocol_names_what_is_wrong() -> None:
+    with serving(good) as (service,):
+        assert "reward.label=gold is no column" in failure(remote(service, protocol="openrlhf", label="gold"))
+    with serving(lambda request: (200, {"scores": [1.0] * 3})) as (service,):
+        assert 'not {"rewards": [...]}' in failure(remote(service, protocol="openrlhf", retries=0))
+    with pytest.raises(ValidationError, match="protocol: openrlhf only"):
+        RemoteReward(type="remote", urls=["http://a"], label="answer")
+
+
 @pytest.mark.parametrize("size", [0, 1, 2, 5])
 def test_the_batch_is_spread_over_the_services(size: int) -> None:
     with serving(good, good) as services:

@@ -35,6 +35,7 @@ def actor_cases(folder: Path) -> list[Case]:
         case(f"{schedule}.type=linear", "actor", {f"{schedule}.type": "linear"}, {f"{schedule}.type": "constant"}),
         case(f"{schedule}.type=cosine", "actor", {f"{schedule}.type": "cosine"}),
         case(f"{schedule}.warmup_steps", "actor", 4),
+        case(f"{schedule}.floor", "actor", 0.5),
         case("actor.ema_decay", "average", 0.6, {"actor.ema_decay": 0.9}),
         case("actor.lora.rank", "actor", with_lora(rank=4), with_lora()),
         case("actor.lora.alpha", "actor", with_lora(alpha=12.0), with_lora()),

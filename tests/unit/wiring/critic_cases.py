@@ -38,6 +38,7 @@ def critic_cases(folder: Path) -> list[Case]:
         case(f"{schedule}.type=linear", "critic", {f"{schedule}.type": "linear"}, {f"{schedule}.type": "constant"}),
         case(f"{schedule}.type=cosine", "critic", {f"{schedule}.type": "cosine"}),
         case(f"{schedule}.warmup_steps", "critic", 4),
+        case(f"{schedule}.floor", "critic", 0.5),
         case("critic.lora.rank", "critic", with_lora(rank=4), with_lora()),
         case("critic.lora.alpha", "critic", with_lora(alpha=12.0), with_lora()),
         case("critic.lora.targets", "critic", with_lora(targets=["v_proj"]), with_lora()),

@@ -125,7 +125,8 @@ class Adam:
         schedule, step = self.said["schedule"], self.steps
         warm = schedule["warmup_steps"]
         done = min(1.0, (step - warm) / max(1, self.total - warm))
-        shape = {"constant": 1.0, "linear": 1 - done, "cosine": (1 + math.cos(math.pi * done)) / 2}[schedule["type"]]
+        left, low = {"linear": 1 - done, "cosine": (1 + math.cos(math.pi * done)) / 2}, schedule.get("floor", 0.0)
+        shape = 1.0 if schedule["type"] == "constant" else low + (1 - low) * left[schedule["type"]]
         return float(self.said["learning_rate"] * self.factor * ((step + 1) / (warm + 1) if step < warm else shape))
 
     def step(self, loss: Tensor) -> tuple[float, float]:

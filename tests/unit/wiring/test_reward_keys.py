@@ -27,6 +27,8 @@ PROVES = (
     "reward<remote>",
     "reward<remote>.urls",
     "reward<remote>.headers",
+    "reward<remote>.protocol",
+    "reward<remote>.label",
     "reward<model>.text_bridge",
     "reward<ensemble>.members<function>",
     "reward<ensemble>.members<function>.path",
@@ -34,6 +36,8 @@ PROVES = (
     "reward<ensemble>.members<remote>",
     "reward<ensemble>.members<remote>.urls",
     "reward<ensemble>.members<remote>.headers",
+    "reward<ensemble>.members<remote>.protocol",
+    "reward<ensemble>.members<remote>.label",
     "reward<ensemble>.members<model>.text_bridge",
 )
 
@@ -50,9 +54,11 @@ def service() -> Iterator[str]:
 
     class Handler(BaseHTTPRequestHandler):
         def do_POST(self) -> None:
-            rows = len(json.loads(self.rfile.read(int(self.headers["content-length"])))["prompts"])
+            asked = json.loads(self.rfile.read(int(self.headers["content-length"])))
             value = {"/one": 1.0, "/two": 2.0}[self.path] + 10 * (self.headers["x-key"] == "secret")
-            body = json.dumps({"scores": [value] * rows}).encode()
+            labels = asked.get("labels", [""])
+            value += 100 * ("query" in asked) + 1000 * (labels[0] != "")
+            body = json.dumps({"rewards" if "query" in asked else "scores": [value] * len(asked["prompts"])}).encode()
             self.send_response(200)
             self.send_header("content-length", str(len(body)))
             self.end_headers()
@@ -83,6 +89,9 @@ def test_the_function_and_the_service_are_the_ones_that_are_named(folder: Path, 
     assert score(short_run(folder, {"reward": one})) == pytest.approx(1.0)
     assert score(short_run(folder, {"reward": two})) == pytest.approx(2.0)
     assert score(short_run(folder, {"reward": {**one, "headers": {"x-key": "secret"}}})) == pytest.approx(11.0)
+    theirs = {**one, "protocol": "openrlhf"}
+    assert score(short_run(folder, {"reward": theirs})) == pytest.approx(101.0)
+    assert score(short_run(folder, {"reward": {**theirs, "label": "id"}})) == pytest.approx(1101.0)
 
 
 def test_the_members_of_an_ensemble_are_the_ones_that_are_named(folder: Path, tmp_path: Path, service: str) -> None:
@@ -94,8 +103,9 @@ def test_the_members_of_an_ensemble_are_the_ones_that_are_named(folder: Path, tm
             "own": function(tmp_path / f"{name}.py", name, value),
             "far": {"type": "remote", "urls": [f"{service}/{path}"], "headers": headers},
         }
-        seen = short_run(folder, {"reward": {"type": "ensemble", "members": members}})
-        assert score(seen) == pytest.approx((value + remote) / 2)
+        for more, added in (({}, 0), ({"protocol": "openrlhf"}, 100), ({"protocol": "openrlhf", "label": "id"}, 1100)):
+            reward = {"type": "ensemble", "members": {**members, "far": {**members["far"], **more}}}
+            assert score(short_run(folder, {"reward": reward})) == pytest.approx((value + remote + added) / 2)
 
 
 def foreign(folder: Path, made: Path) -> Path:

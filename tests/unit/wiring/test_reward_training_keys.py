@@ -156,6 +156,7 @@ def reward_training_cases(folder: Path) -> list[Case]:
         ),
         case(f"{schedule}.type=cosine", "weights", {f"{schedule}.type": "cosine"}, longer),
         case(f"{schedule}.warmup_steps", "weights", 0),
+        case(f"{schedule}.floor", "weights", 0.5, longer),
         case("seed", "weights", 9),
     ]
 

@@ -134,6 +134,21 @@ def test_engines_with_cards_of_their_own() -> None:
     assert {slot.share for slot in made.slots} == {1.0}
 
 
+def test_engines_share_the_actors_cards_or_not_as_is_said() -> None:
+    together = {"colocate_all_models": True, "colocate_engines": False}
+    made = plan(placement({**SEVENTY_B, **together}), ALL)
+    assert made.nodes == 2 + 2 and {slot.share for slot in made.of("rollout")} == {1.0}
+    assert {slot.share for slot in made.of("actor") + made.of("reward")} == {1 / 4}
+    assert plan(placement({**SEVENTY_B, "colocate_engines": False}), ALL).nodes == 8 + 2
+    with pytest.raises(PlacementError, match="placement.colocate_engines=true puts the engines on the actor's 8 GPUs"):
+        as_groups(placement({**SEVENTY_B, "colocate_engines": True, "vllm_num_engines": 3}))
+
+
+def test_a_guest_of_a_critic_that_is_not_there() -> None:
+    alone = {**SEVENTY_B, "critic_num_nodes": 0, "colocate_critic_reward": True}
+    assert set(as_groups(placement(alone)).groups) == {"actor", "reference", "reward"}
+
+
 def test_only_what_a_command_needs_is_placed() -> None:
     made = plan(placement(SEVENTY_B), [RoleNeed("rollout", gpu=True), RoleNeed("judge", workers=3)])
     assert made.roles == ["rollout", "judge"]

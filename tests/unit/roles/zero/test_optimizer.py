@@ -31,6 +31,12 @@ def test_cosine() -> None:
     assert factors("cosine", 0, 4) == pytest.approx([0.5 * (1 + math.cos(math.pi * s / 4)) for s in range(5)])
 
 
+def test_a_floor_is_what_the_rate_falls_to() -> None:
+    for kind in ("linear", "cosine"):
+        schedule = ScheduleConfig(type=kind, warmup_steps=1, floor=0.1)
+        assert [rate_factor(schedule, step, 5) for step in (0, 1, 3, 5, 9)] == pytest.approx([0.5, 1, 0.55, 0.1, 0.1])
+
+
 def test_past_the_end_the_rate_stays_zero() -> None:
     assert rate_factor(ScheduleConfig(type="linear"), 99, 4) == 0.0
 
