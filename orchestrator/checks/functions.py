@@ -37,12 +37,12 @@ def check_functions(config: EvaluationRun) -> None:
 
 def check_sendable(config: EvaluationRun, part: str, columns: Mapping[str, Sequence[Any]]) -> None:
     """A reward over HTTP is sent all columns as JSON, which has no dates, bytes or NaN; one of them as labels."""
-    services = {section_key(role): scorer for role, scorer in config.scorers.items() if isinstance(scorer, RemoteReward)}
-    for key, service in services.items():
+    services = [(section_key(role), one) for role, one in config.scorers.items() if isinstance(one, RemoteReward)]
+    for key, service in services:
         if service.label is not None and service.label not in columns:
-            known = ", ".join(columns) or "none besides the prompt"
-            raise ConfigError(f"{key}.label={service.label} is no column of prompts.{part}, which has {known}; change it")
-    remote = list(services)
+            known = ", ".join(columns) or "no other than the prompt"
+            raise ConfigError(f"{key}.label={service.label}: prompts.{part} has {known}, and no such column; change it")
+    remote = [key for key, _ in services]
     for name, values in columns.items() if remote else ():
         for row, value in enumerate(values):
             try:

@@ -132,5 +132,5 @@ def test_what_a_service_cannot_be_sent_is_refused_at_the_door(value: Any, said: 
     check_sendable(validate({**data, "reward": {"type": "function", "path": "reward.py"}}), "train", columns)
     check_sendable(validate(data), "train", {"answer": ["a", 2**70, None, {"b": [1.5]}]})
     theirs = {**data, "reward": {**data["reward"], "protocol": "openrlhf", "label": "gold"}}
-    with pytest.raises(ConfigError, match=r"reward\.label=gold is no column of prompts\.train, which has answer"):
+    with pytest.raises(ConfigError, match=r"reward\.label=gold: prompts\.train has answer, and no such column"):
         check_sendable(validate(theirs), "train", {"answer": ["a"]})
