@@ -19,7 +19,7 @@ PROVES = (
     "prompts.*.split",
     "prompts.*.limit",
     "prompts.max_tokens",
-    "prompts.column=*",
+    "prompts.column",
     "prompts.too_long=*",
     "evaluation.every",
     "evaluation.prompts",

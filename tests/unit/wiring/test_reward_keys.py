@@ -27,7 +27,7 @@ PROVES = (
     "reward<remote>",
     "reward<remote>.urls",
     "reward<remote>.headers",
-    "reward<remote>.protocol",
+    "reward<remote>.protocol=*",
     "reward<remote>.label",
     "reward<model>.text_bridge",
     "reward<ensemble>.members<function>",
@@ -36,7 +36,7 @@ PROVES = (
     "reward<ensemble>.members<remote>",
     "reward<ensemble>.members<remote>.urls",
     "reward<ensemble>.members<remote>.headers",
-    "reward<ensemble>.members<remote>.protocol",
+    "reward<ensemble>.members<remote>.protocol=*",
     "reward<ensemble>.members<remote>.label",
     "reward<ensemble>.members<model>.text_bridge",
 )
