@@ -12,12 +12,11 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations, takewhile
-from operator import itemgetter
 from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
-from cluster.capacity.matching import assign, fits
+from cluster.capacity.matching import assign, augment, fits
 from cluster.config import GroupsPlacement, LocalPlacement, OpenRlhfPlacement, PlacedGroup, PlacementConfig
 from cluster.errors import PlacementError
 from cluster.placement.gpu_groups import problems
@@ -50,20 +49,20 @@ class ClusterChange:
 
 
 def cluster_change(wanted: Plan, nodes: Sequence[Node], *, raising: bool) -> ClusterChange:
-    """For each planned node that goes without: more CPUs for an idle machine (if `raising`), or a new machine."""
-    homes = assign(wanted.demands, nodes)
-    idle = [node for number, node in enumerate(nodes) if number not in homes.values()]
-    homeless = [(number, demand) for number, demand in enumerate(wanted.demands) if number not in homes]
-    raised, added = [], []
-    for number, demand in sorted(homeless, key=lambda without: (without[1].gpus, without[1].cpus), reverse=True):
-        enough = [node for node in idle if raising and replace(node, cpus=demand.cpus).holds(demand)]
-        if enough:
-            nearest = min(enough, key=lambda node: (node.gpus, -node.cpus))
-            idle.remove(nearest)
-            raised.append((nearest, math.ceil(demand.cpus)))
-        else:
-            added.append((number, demand))
-    return ClusterChange(tuple(raised), tuple(demand for _, demand in sorted(added, key=itemgetter(0))))
+    """For each planned node without a machine: more CPUs for a machine (if `raising`), or a new machine.
+
+    Planned nodes that have a machine may move to another one, so that the machine that needs only CPUs becomes idle.
+    New machines are as few as possible where all planned nodes ask for the same kind of GPU.
+    """
+    demands, ordered = wanted.demands, sorted(nodes, key=lambda node: (node.gpus, -node.cpus))
+    homes = assign(demands, ordered)
+    homeless = sorted(set(range(len(demands))) - homes.keys(), key=lambda n: (-demands[n].gpus, -demands[n].cpus))
+    if raising:
+        asked = [demand if n in homes else replace(demand, cpus=0.0) for n, demand in enumerate(demands)]
+        for number in homeless:
+            augment(number, asked, ordered, homes)
+    raised = [(ordered[homes[n]], math.ceil(demands[n].cpus)) for n in homeless if n in homes]
+    return ClusterChange(tuple(raised), tuple(demands[n] for n in sorted(homeless) if n not in homes))
 
 
 def placement_change(wanted: Plan, nodes: Sequence[Node]) -> PlacementChange | None:

@@ -24,12 +24,12 @@ def assign(demands: Sequence[Node], nodes: Sequence[Node]) -> dict[int, int]:
     hopeless: set[Node] = set()
     for first in sorted(range(len(demands)), key=lambda n: (demands[n].gpus, demands[n].cpus), reverse=True):
         kind = replace(demands[first], name="")
-        if kind not in hopeless and not _augment(first, demands, nodes, homes):
+        if kind not in hopeless and not augment(first, demands, nodes, homes):
             hopeless.add(kind)  # nor will a later one of its kind
     return homes
 
 
-def _augment(first: int, demands: Sequence[Node], nodes: Sequence[Node], homes: dict[int, int]) -> bool:
+def augment(first: int, demands: Sequence[Node], nodes: Sequence[Node], homes: dict[int, int]) -> bool:
     """Give demand `first` a node, moving others where that makes room; False, and nothing changed, if none helps."""
     guests = {node: demand for demand, node in homes.items()}
     reached: dict[int, int] = {}  # node → the demand that would take it

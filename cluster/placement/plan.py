@@ -110,7 +110,7 @@ def plan(placement: PlacementConfig, needs: Sequence[RoleNeed]) -> Plan:
 def ranks_of(placement: PlacementConfig, role: str) -> int:
     """Ranks of a role that holds a model; for `rollout`, engines."""
     if isinstance(placement, LocalPlacement):
-        return int(getattr(placement, role).ranks)
+        return _local_group(placement, role).ranks
     placement = as_groups(placement)
     group = placement.groups[group_of(placement, role)]
     if role == ENGINES:
@@ -139,19 +139,25 @@ def engines_neighbours(placement: PlacementConfig) -> tuple[str, ...]:
 
 def _local(placement: LocalPlacement, needs: Sequence[RoleNeed]) -> Plan:
     """One node; on GPUs every rank has cards of its own."""
-    groups = {name: value for name, value in placement if isinstance(value, GroupConfig)}
     slots: list[Slot] = []
     used = 0
     for need in needs:
         if base_role(need.role) not in ROLES:
-            raise PlacementError(f"placement has no group for the role {need.role!r}; it has {', '.join(groups)}")
-        group = groups.get(base_role(need.role), GroupConfig())  # a role without a key there has one rank
+            named = ", ".join(name for name, value in placement if isinstance(value, GroupConfig))
+            raise PlacementError(f"placement has no group for the role {need.role!r}; it has {named}")
+        group = _local_group(placement, need.role)
         processes = placement.rollout.tensor_parallel_size if need.role == ENGINES else 1
         for rank in range(group.ranks if need.workers is None else need.workers):
             gpus = tuple(range(used, used + processes)) if need.gpu else ()
             used += len(gpus)
             slots.append(Slot(need.role, rank, 0, group.threads * processes, group.threads, gpus))
     return Plan(tuple(slots))
+
+
+def _local_group(placement: LocalPlacement, role: str) -> GroupConfig:
+    """The group of a role on one machine. A role without a key in `placement` has one rank."""
+    groups = {name: value for name, value in placement if isinstance(value, GroupConfig)}
+    return groups.get(base_role(role), GroupConfig())
 
 
 def _groups(placement: GroupsPlacement, needs: Sequence[RoleNeed]) -> Plan:

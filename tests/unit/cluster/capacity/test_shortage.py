@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Sequence
 from dataclasses import replace
@@ -103,6 +104,29 @@ def test_the_named_change_of_the_cluster_is_the_smallest_and_fits(
     assert len(change.raised) + len(change.added) == unserved, "a machine for each that goes without, never more"
     cpus = [wanted.demand(n).cpus for n in range(wanted.nodes)]
     assert sum(to - node.cpus for node, to in change.raised) <= sum(cpus)
+    if len({card for _, _, card in asked}) == 1:
+        assert len(change.added) == _fewest_new(wanted.demands, nodes, unserved, raising)
+
+
+def _fewest_new(demands: Sequence[Node], nodes: Sequence[Node], most: int, raising: bool) -> float:
+    """Fewest new machines if at most `most` machines are new or get more CPUs. Tries every assignment."""
+    if most < 0 or not demands:
+        return 0 if most >= 0 else math.inf
+    first, rest = demands[0], demands[1:]
+    found = [1 + _fewest_new(rest, nodes, most - 1, raising)]
+    for node in nodes:
+        if node.holds(first) or (raising and replace(node, cpus=99).holds(first)):
+            others = [other for other in nodes if other is not node]
+            found.append(_fewest_new(rest, others, most - (not node.holds(first)), raising))
+    return min(found)
+
+
+def test_a_small_demand_leaves_the_large_machine_that_more_cpus_make_fit() -> None:
+    """More CPUs for n0 are enough, once the planned node with 1 GPU moves to n1."""
+    wanted = by_hand((4, 2, ""), (1, 1, ""))
+    change = cluster_change(wanted, nodes_of((2, 2, ""), (2, 1, "")), raising=True)
+    assert [(node.name, cpus) for node, cpus in change.raised] == [("n0", 4)]
+    assert change.added == ()
 
 
 def test_cpus_are_asked_of_nodes_that_are_there_before_new_ones() -> None:

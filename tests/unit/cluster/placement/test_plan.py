@@ -6,7 +6,8 @@ import pytest
 
 from cluster.config import GroupConfig, LocalEngines, LocalPlacement
 from cluster.errors import PlacementError
-from cluster.placement.plan import RoleNeed, Slot, plan
+from cluster.placement.plan import RoleNeed, Slot, plan, ranks_of
+from cluster.role_table import ROLES, Role
 
 
 def test_every_rank_gets_a_slot() -> None:
@@ -21,6 +22,16 @@ def test_every_rank_gets_a_slot() -> None:
     assert made.of("actor") == list(made.slots[:2])
     assert made.nodes == 1
     assert (made.demand(0).cpus, made.demand(0).gpus) == (10, 4)
+
+
+def test_a_local_role_without_a_key_has_one_rank_and_a_member_has_its_ensembles(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setitem(ROLES, "second", Role("second"))
+    placement = LocalPlacement(actor=GroupConfig(ranks=2), reward=GroupConfig(ranks=3))
+    roles = ["actor", "reward.helpful", "second"]
+    assert [ranks_of(placement, role) for role in roles] == [2, 3, 1]
+    assert [len(plan(placement, [RoleNeed(role)]).of(role)) for role in roles] == [2, 3, 1]
 
 
 def test_a_role_may_bring_its_own_number_of_ranks() -> None:
