@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import math
+import reprlib
 from typing import Any
 
 import torch
@@ -10,6 +10,7 @@ from torch import Tensor
 
 from roles.batch import Responses
 from roles.functions.child import CallFailed
+from roles.functions.child_program import is_finite_float32
 
 
 def arguments_of(answered: Responses) -> dict[str, Any]:
@@ -31,6 +32,6 @@ def checked_scores(scores: Any, count: int) -> Tensor:
     if len(scores) != count:
         raise CallFailed(f"{len(scores)} scores for {count} responses; return one for each, in their order")
     for row, score in enumerate(scores):
-        if isinstance(score, bool) or not isinstance(score, (int, float)) or not math.isfinite(score):
-            raise CallFailed(f"score {row} is {score!r}, not a finite number")
+        if isinstance(score, bool) or not isinstance(score, (int, float)) or not is_finite_float32(score):
+            raise CallFailed(f"score {row} is {reprlib.repr(score)}, not a finite number (of float32, at most 3.4e38)")
     return torch.tensor(scores, dtype=torch.float32)

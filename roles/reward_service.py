@@ -21,6 +21,7 @@ from roles.batch import Responses
 from roles.config.rewards import RemoteReward
 from roles.errors import RewardError
 from roles.functions.child import CallFailed, times
+from roles.proxies import proxy_of
 from roles.redaction import without_credentials
 from roles.reward_call import arguments_of, checked_scores
 
@@ -39,6 +40,9 @@ class RemoteScorer:
     def __init__(self, config: RemoteReward) -> None:
         self._config = config
         self._headers = {name: value.get_secret_value() for name, value in config.headers.items()}
+        said = "authorization" in map(str.lower, self._headers)
+        self._auth = httpx.Auth() if said else httpx.USE_CLIENT_DEFAULT
+        """Nothing more than the headers where they say who asks; otherwise the user in a URL says it."""
 
     def score(self, answered: Responses) -> Tensor:
         """float32 `[batch]`: the services' number for each response."""
@@ -50,8 +54,28 @@ class RemoteScorer:
 
     async def _score_all(self, shares: Sequence[Responses]) -> list[Tensor]:
         headers = {"content-type": "application/json", **self._headers}
-        async with httpx.AsyncClient(headers=headers, timeout=None) as client:
+        async with httpx.AsyncClient(
+            headers=headers, timeout=None, transport=httpx.AsyncHTTPTransport(), mounts=self._proxies()
+        ) as client:
             return await asyncio.gather(*(self._share(client, i, share) for i, share in enumerate(shares)))
+
+    def _proxies(self) -> dict[str, httpx.AsyncHTTPTransport]:
+        """For the URLs that the environment has a proxy for. httpx itself would ask it for this machine too, and cannot
+        read every `no_proxy`."""
+        found = {}
+        for url in self._config.urls:
+            proxy = proxy_of(url)
+            if proxy is not None:
+                try:
+                    found[url.partition("?")[0]] = httpx.AsyncHTTPTransport(proxy=proxy)
+                except (ValueError, ImportError, httpx.InvalidURL) as error:
+                    raise RewardError(
+                        self._redacted(
+                            f"{url}: the environment's proxy {proxy} cannot be used: {error}; correct it, "
+                            "or name the host in no_proxy"
+                        )
+                    ) from None
+        return found
 
     async def _share(self, client: httpx.AsyncClient, first: int, share: Responses) -> Tensor:
         """The scores of one share, from the URL number `first` or, after a failure, the ones that follow it."""
@@ -62,7 +86,7 @@ class RemoteScorer:
                 await asyncio.sleep(min(BACKOFF_S * 2 ** (attempt - 1), MAX_BACKOFF_S))
             try:
                 async with asyncio.timeout(self._config.timeout_s):
-                    response = await client.post(url, content=body)
+                    response = await client.post(url, content=body, auth=self._auth)
                 return checked_scores(self._scores(response), len(share))
             except TimeoutError:
                 failures.append(f"{url}: no answer within {self._config.timeout_s:g} s")

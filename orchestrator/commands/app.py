@@ -17,6 +17,7 @@ import typer
 from orchestrator.commands.config_commands import doctor, import_openrlhf, show_config
 from orchestrator.commands.plan_command import show_plan
 from orchestrator.commands.train_commands import evaluate, reward, submit, train
+from roles.proxies import spare_loopback
 
 app = typer.Typer(
     name="tetrarch",
@@ -48,6 +49,7 @@ def main() -> None:
     code: object = 0
     # Imports make a million objects that stay; by default, looking for garbage among them takes a seventh of the time.
     gc.set_threshold(50_000)
+    spare_loopback(os.environ)
     try:
         app()
     except SystemExit as end:

@@ -3,11 +3,24 @@
 from __future__ import annotations
 
 from typing import Annotated, Literal, Self
+from urllib.parse import urlsplit
 
-from pydantic import Field, SecretStr, field_validator, model_validator
+from pydantic import AfterValidator, Field, SecretStr, field_validator, model_validator
+from pydantic_core import PydanticCustomError
 
 from roles.config.models import FrozenRole, ModelConfig
 from roles.config.section import Section
+
+
+def _reachable(url: str) -> str:
+    try:
+        parts = urlsplit(url)
+        sound = bool(parts.hostname) and (parts.port is None or parts.port > 0)
+    except ValueError:  # a port of letters, an IPv6 address without its end
+        sound = False
+    if not sound or any(character.isspace() for character in url):
+        raise PydanticCustomError("url", "must be an address such as http://host:8000/score")
+    return url
 
 
 class ModelReward(FrozenRole):
@@ -52,7 +65,7 @@ class RemoteReward(Section):
     `{"rewards": [...]}`."""
     label: str | None = Field(default=None, min_length=1)
     """Column of the prompts that protocol `openrlhf` sends as `labels`; null: empty texts."""
-    urls: list[Annotated[str, Field(pattern=r"^https?://")]] = Field(min_length=1)
+    urls: list[Annotated[str, Field(pattern=r"^https?://"), AfterValidator(_reachable)]] = Field(min_length=1)
     """Tried in turn; the batch is spread over them."""
     headers: dict[str, SecretStr] = Field(default_factory=dict)
     """Sent with each request (an authorization token, say); never logged. Space around a value is cut off."""

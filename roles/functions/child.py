@@ -10,6 +10,7 @@ import pickle
 import subprocess
 import sys
 import threading
+from contextlib import suppress
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -18,6 +19,10 @@ from roles.functions.child_program import Message
 
 LOAD_DEADLINE_S = 300.0
 """Seconds in which the user's file must be imported, with everything that it imports."""
+
+
+ENDING_S = 5.0
+"""For a process whose pipes are closed to end by itself, so that its own exit status is told."""
 
 
 class CallFailed(Exception):
@@ -70,6 +75,9 @@ class Child:
         waiting.join(deadline_s)
         if not answers:
             hung = waiting.is_alive()
+            if not hung:  # a process closes its pipes before it has ended
+                with suppress(subprocess.TimeoutExpired):
+                    process.wait(ENDING_S)
             process.kill()
             status = process.wait()
             waiting.join()

@@ -13,12 +13,18 @@ import ctypes
 import importlib.util
 import os
 import pickle
+import reprlib
 import signal
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Set
 from pathlib import Path
 from typing import Any, BinaryIO
+
+LARGEST_FLOAT32 = 3.4028234663852886e38
+
+RAISED = (Exception, SystemExit)
+"""What a call of the user's code may raise: `sys.exit` ends the call, not the process."""
 
 Message = tuple[str, Any]
 Answer = Callable[[Callable[..., Any], dict[str, Any]], Message]
@@ -42,9 +48,25 @@ def call(function: Callable[..., Any], arguments: dict[str, Any]) -> Message:
     """The function's scores as floats, or its traceback."""
     try:
         prompts, responses = arguments.pop("prompts"), arguments.pop("responses")
-        return "scores", [float(score) for score in function(prompts, responses, **arguments)]
-    except Exception:
+        return "scores", _floats(function(prompts, responses, **arguments))
+    except RAISED:
         return "error", traceback.format_exc()
+
+
+def is_finite_float32(number: float) -> bool:
+    """Whether a score or reward is a finite number where it is kept: 1e300 is not."""
+    return abs(number) <= LARGEST_FLOAT32
+
+
+def _floats(scores: Any) -> list[float]:
+    """The numbers of a list, or of anything that has an order: an array, a tensor, a generator."""
+    if isinstance(scores, (str, bytes, Mapping, Set)):
+        raise TypeError(f"the function returned {reprlib.repr(scores)}, not a list of numbers")
+    found = list(scores)
+    texts = [row for row, score in enumerate(found) if isinstance(score, (str, bytes))]
+    if texts:
+        raise ValueError(f"score {texts[0]} is the text {reprlib.repr(found[texts[0]])}, not a number")
+    return [float(score) for score in found]
 
 
 def serve(path: Path, name: str, requests: BinaryIO, answers: BinaryIO, answer: Answer) -> None:

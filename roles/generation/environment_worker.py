@@ -14,7 +14,7 @@ from collections.abc import Callable
 from typing import Any
 
 from roles.functions import child_program
-from roles.functions.child_program import Message
+from roles.functions.child_program import RAISED, Message, is_finite_float32
 from roles.text.messages import FORM, Messages, plain_messages
 
 Said = tuple[Messages | None, float]
@@ -38,7 +38,7 @@ class OpenEnvironments:
             if environment is None or spoken != len(request["said"]):
                 environment = _caught_up(make, request)
             said = _ask(environment, request, len(request["said"]))
-        except Exception:
+        except RAISED:
             return "error", traceback.format_exc()
         if said[0] is not None:
             self._open[request["row"]] = environment, len(request["said"]) + 1
@@ -68,8 +68,8 @@ def _ask(environment: Any, request: dict[str, Any], turn: int) -> Said:
     if not isinstance(answer, tuple) or len(answer) != 2:
         raise TypeError(f"step returned {answer!r}, not (messages or None, reward)")
     messages, reward = answer
-    if not math.isfinite(reward):
-        raise ValueError(f"step gave the reward {reward!r}, not a finite number")
+    if not math.isfinite(reward) or not is_finite_float32(reward):
+        raise ValueError(f"step gave the reward {reward!r}, not a finite number (of float32, at most 3.4e38)")
     return None if messages is None else _messages("step", messages), float(reward)
 
 

@@ -49,7 +49,7 @@ ROOMS = {
         "reward_model": "zero models text config",
         "reward_trainer": "zero models losses config",
         "reward_function": "reward_call functions config",
-        "reward_service": "reward_call functions redaction config",
+        "reward_service": "reward_call functions redaction proxies config",
         "reward_call": "functions",
         "rollout": "rollout_setup generation transfer config",
         "rollout_setup": "generation transfer config",
@@ -63,6 +63,7 @@ ROOMS = {
         "text": "",
         "config": "",
         "redaction": "",
+        "proxies": "",
     },
     "cluster": {
         "runtime": "ranks capacity placement estimate",

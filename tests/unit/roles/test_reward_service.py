@@ -160,6 +160,10 @@ def test_a_service_that_recovers_is_asked_again() -> None:
         (lambda _: (200, {"scores": [0.0, None, 1.0]}), "score 1 is None"),
         (lambda _: (200, {"scores": [0.0, "1", 1.0]}), "score 1 is '1'"),
         (lambda _: (200, b'{"scores": [0, NaN, 1]}'), "score 1 is nan"),
+        (lambda _: (200, {"scores": [0.0, 1e300, 1.0]}), "score 1 is 1e+300"),
+        (lambda _: (200, {"scores": [0, 10**400, 1]}), "score 1 is 1000"),
+        (lambda _: (200, {"scores": {"0": 1.0, "1": 1.0, "2": 1.0}}), "not a list of numbers"),
+        (lambda _: (200, {"scores": "123"}), "not a list of numbers"),
         (lambda _: (200, {"scores": 3}), "not a list of numbers"),
     ],
 )
@@ -198,6 +202,17 @@ def test_secrets_stay_out_of_errors() -> None:
     assert "HTTP 401" in other and "me:word" not in other
 
 
+@pytest.mark.parametrize(
+    ("headers", "sent"), [({"authorization": "Bearer key"}, "Bearer key"), ({}, "Basic bWU6d29yZA==")]
+)
+def test_a_header_of_the_configuration_wins_over_the_user_in_a_url(headers: dict[str, str], sent: str) -> None:
+    with serving(good) as (service,):
+        url = service.url.replace("http://", "http://me:word@")
+        secret = {name: SecretStr(value) for name, value in headers.items()}
+        RemoteScorer(RemoteReward(type="remote", urls=[url], headers=secret)).score(rollouts(1))
+    assert [headers["authorization"] for headers in service.headers] == [sent]
+
+
 def test_a_part_of_a_header_stays_out_of_errors_too() -> None:
     """The service echoes the key without `Bearer`, and far enough into its answer for the message to be cut there."""
     key = "sk-0123456789abcdef"
@@ -216,3 +231,32 @@ def test_columns_that_are_no_json_are_an_error_at_once() -> None:
     with serving(good) as (service,):
         message = failure(remote(service), rollouts(1, {"picture": [b"\x00"]}))
     assert "picture" in message and "bytes" in message and service.requests == []
+
+
+def test_this_machine_is_reached_without_the_environments_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
+    monkeypatch.setenv("no_proxy", "[::1],fe80::/10")  # httpx reads neither
+    with serving(good) as (service,):
+        assert remote(service, retries=0).score(rollouts(1)).tolist() == [0.5]
+
+
+def test_other_machines_are_reached_through_the_environments_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
+    with serving(good) as (service,):
+        monkeypatch.setenv("http_proxy", service.url.removesuffix("/score"))
+        asked = RemoteScorer(RemoteReward(type="remote", urls=["http://reward.invalid:8000/score?key=1"], retries=0))
+        assert asked.score(rollouts(1)).tolist() == [0.5]
+        monkeypatch.setenv("no_proxy", ".invalid")
+        failure(asked)
+    assert len(service.requests) == 1
+
+
+def test_a_proxy_that_cannot_be_used_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("http_proxy", "gopher://me:word@proxy")
+    message = failure(RemoteScorer(RemoteReward(type="remote", urls=["http://reward.invalid/"])))
+    assert "the environment's proxy gopher://***@proxy cannot be used" in message and "no_proxy" in message
+
+
+@pytest.mark.parametrize("url", ["http://", "http://[::1/", "http://h:port/", "http://h:0/", "https://h/a b"])
+def test_urls_that_lead_nowhere_are_refused(url: str) -> None:
+    with pytest.raises(ValidationError, match="must be an address such as http://host:8000/score"):
+        RemoteReward(type="remote", urls=[url])

@@ -273,6 +273,7 @@ def test_a_section_that_must_be_there_is_missing_if_it_is_null(file: Path) -> No
         (["ppo=3"], ["ppo=3", "mapping"]),
         (["reward={type: remote, urls: []}"], ["reward.urls=[]", "must not be empty"]),
         (["reward={type: remote, urls: [ftp://h]}"], ['reward.urls[0]="ftp://h"', "https?://"]),
+        (["reward={type: remote, urls: ['http://h:x']}"], ['reward.urls[0]="http://h:x"', "http://host:8000/score"]),
         (["steps"], ["override `steps`", "key.path=value"]),
         (["ppo..epochs=1"], ["override `ppo..epochs`", "key.path=value"]),
         (["steps.x=1"], ["steps is not a mapping"]),

@@ -146,6 +146,9 @@ def test_one_that_answers_otherwise_when_repeated_is_refused(make: Make) -> None
     [
         ("user('x')", "not (messages or None, reward)"),
         ("(user('x'), float('nan'))", "the reward nan"),
+        ("(user('x'), 1e300)", "the reward 1e+300"),
+        ("(user('\\ud800'), 0.0)", "half of a surrogate pair"),
+        ("__import__('sys').exit(3)", "SystemExit: 3"),
         ("(user('x'), None)", "must be real number"),
         ("([], 1.0)", "gave the messages []"),
         ("('x', 1.0)", "gave the messages 'x'"),
