@@ -24,6 +24,9 @@ CPU_BLOCK_SIZE = 32
 CPU_BATCHED_TOKENS = 4096
 """Most prompt tokens that one forward pass on CPU reads."""
 
+WIDER_WINDOWS = ("cohere2", "cohere2_moe")
+"""Model types whose sliding windows vLLM 0.32 makes a token longer than config.json says, as transformers does not."""
+
 
 @dataclass(frozen=True, slots=True)
 class RolloutSetup:
@@ -73,6 +76,14 @@ def stop_token_ids(model_path: Path, tokenizer_eos: int | None) -> tuple[int, ..
     return tuple(sorted(set(found)))
 
 
+def overrides(model_path: Path) -> dict[str, Any]:
+    """What the engine must read otherwise than in the folder's config.json to compute what the trainer does."""
+    file = model_path / "config.json"
+    config = json.loads(file.read_text()) if file.exists() else {}
+    wider = config.get("model_type") in WIDER_WINDOWS and config.get("sliding_window")
+    return {"sliding_window": config["sliding_window"] - 1} if wider else {}
+
+
 def prepare_process(setup: RolloutSetup) -> None:
     """What vLLM reads from the environment when it is imported or starts workers; a value already set is kept."""
     settings = {"VLLM_NO_USAGE_STATS": "1", "VLLM_DO_NOT_TRACK": "1"}
@@ -114,6 +125,7 @@ def start_engine(setup: RolloutSetup) -> LLMEngine:
     return LLMEngine.from_engine_args(
         EngineArgs(
             model=setup.model_path,
+            hf_overrides=overrides(Path(setup.model_path)),
             skip_tokenizer_init=True,
             trust_remote_code=setup.trust_remote_code,
             dtype=setup.dtype,

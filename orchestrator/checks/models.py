@@ -32,6 +32,10 @@ TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "spiece.mo
 CONTEXT_KEYS = ("max_position_embeddings", "n_positions", "max_sequence_length", "seq_length", "n_ctx")
 """How configurations of different architectures call the longest sequence they know."""
 
+LENGTH_DEPENDENT = ("longrope", "su", "dynamic")
+"""Scalings of rotary positions that transformers changes for a whole pass when one of its sequences is longer than
+those of the first training; `su` is an older name of `longrope`."""
+
 SIZES = (
     *("hidden_size", "n_embd", "intermediate_size", "vocab_size", "num_hidden_layers", "n_layer", "head_dim"),
     *("num_attention_heads", "n_head", "num_key_value_heads", *CONTEXT_KEYS),
@@ -82,6 +86,17 @@ class ModelFacts:
         """Longest sequence; None for an architecture without a limit."""
         found = [self.text[key] for key in CONTEXT_KEYS if isinstance(self.text.get(key), int)]
         return min(found) if found else None
+
+    @property
+    def short(self) -> int | None:
+        """Longest sequence whose rotary positions do not depend on its length; None: those of no sequence do."""
+        said = self.text.get("rope_parameters") or self.text.get("rope_scaling") or {}
+        for rope in [said, *(part for part in said.values() if isinstance(part, dict))]:
+            if rope.get("rope_type", rope.get("type")) in LENGTH_DEPENDENT:
+                given = rope.get("original_max_position_embeddings")
+                found = given or self._number("original_max_position_embeddings", "max_position_embeddings")
+                return found if isinstance(found, int) else None
+        return None
 
     @property
     def vocabulary(self) -> int | None:
@@ -214,8 +229,13 @@ def _read_json(file: Path, key: str) -> dict[str, Any]:
 
 def check_context(model: ModelFacts, longest: int, said_by: str) -> None:
     """`longest` tokens, as `said_by` says, are not more than the model reads."""
+    said = said_by if "=" in said_by else f"{said_by}={longest}"
+    if model.short is not None and longest > model.short:
+        raise ConfigError(
+            f"{said} is {longest} tokens, and beyond {model.short} {model.where} scales its rotary positions otherwise "
+            "(longrope, dynamic): transformers for all samples of a pass if one is so long, vLLM for all; lower them"
+        )
     if model.context is not None and longest > model.context:
-        said = said_by if "=" in said_by else f"{said_by}={longest}"
         raise ConfigError(
             f"{said} is {longest} tokens, more than the {model.context} that {model.where} can read; lower them, or "
             "use a model with a longer context"

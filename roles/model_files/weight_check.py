@@ -101,14 +101,16 @@ class _ModelReader:
     """The weights that a class of transformers reads."""
 
     def __init__(self, auto: Any, config: PretrainedConfig, trust_remote_code: bool) -> None:
+        what = f"{auto.__name__.removeprefix('AutoModel')} of this config.json ({config.model_type})"
+        if type(config) not in auto._model_mapping and auto.__name__ not in getattr(config, "auto_map", {}):
+            raise ModelError(f"transformers cannot make a model {what}: it has no such class; use another architecture")
         try:
             with torch.device("meta"), quiet():
                 self.model = auto.from_config(config, dtype=torch.float32, trust_remote_code=trust_remote_code)
         except Exception as error:  # each architecture raises other exceptions for a wrong configuration
-            what = auto.__name__.removeprefix("AutoModelFor")
             raise ModelError(
-                f"transformers cannot make a model For{what} of this config.json ({config.model_type}): "
-                f"{_first_line(error)}; correct it, or use another architecture"
+                f"transformers cannot make a model {what}: {_first_line(error)}; correct it, or use another "
+                "architecture"
             ) from None
         self.written: Shapes = _written(self.model, self.model.state_dict())
         """Name → shape of the tensors that `save_pretrained` writes, and of tied weights."""

@@ -7,7 +7,7 @@ most flow out. It runs only after log-probabilities have shown a difference.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -27,9 +27,16 @@ class EngineProducts:
     """Last part of a fused module's name (`qkv_proj`) → those of the layers that it combines, in their order."""
 
 
-def trainer_products(weights: Iterable[tuple[str, Tensor]], dtype: torch.dtype) -> Products:
-    """Products of tensors with the names and shapes of a checkpoint, rounded to `dtype`."""
-    return {name: _product(tensor.to(dtype)) for name, tensor in weights if tensor.dim() in (1, 2)}
+def trainer_products(
+    weights: Iterable[tuple[str, Tensor]], dtype: torch.dtype, turned: Container[str] = ()
+) -> Products:
+    """Products of tensors with the names and shapes of a checkpoint, rounded to `dtype`. Those that are `turned` are
+    stored as `[inputs, outputs]`."""
+    return {
+        name: _product((tensor.t() if name in turned else tensor).to(dtype))
+        for name, tensor in weights
+        if tensor.dim() in (1, 2)
+    }
 
 
 @torch.no_grad()

@@ -18,7 +18,7 @@ from torch import nn
 from roles.errors import WeightTransferError
 from roles.transfer.facts import EngineClient, EngineFacts
 from roles.transfer.probe import Products, trainer_products
-from roles.zero.gather import full_parameters, layers, parameter_shapes
+from roles.zero.gather import full_parameters, layers, parameter_shapes, turned_weights
 
 if TYPE_CHECKING:
     from vllm.distributed.weight_transfer.base import TrainerWeightTransferEngine
@@ -71,4 +71,4 @@ class WeightPusher:
         """The products that `roles.transfer.probe` compares with an engine's, in the engines' dtype. A collective."""
         from roles.transfer.checkpoint_format import CheckpointFormat
 
-        return trainer_products(CheckpointFormat(self._module, self._groups), self._dtype)
+        return trainer_products(CheckpointFormat(self._module, self._groups), self._dtype, turned_weights(self._module))

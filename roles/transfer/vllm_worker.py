@@ -27,6 +27,7 @@ class WeightReceiver:
     def watch_weights(self) -> None:
         """From now on, add what any backend gives to the model's loader to a digest."""
         model = self.weight_transfer_engine.model
+        keep_biases(model)
         digest = Digest()
         load = type(model).load_weights
 
@@ -54,6 +55,21 @@ class WeightReceiver:
             torch.cuda.empty_cache()
         else:
             HEAP.give_back()
+
+
+def keep_biases(model: nn.Module) -> None:
+    """Let a head whose bias is there load into it.
+
+    vLLM 0.32 makes a new bias whenever a transformers model (Phi) loads one, which layerwise reload does not know of:
+    the engine would go on with the old one.
+    """
+    for layer in model.modules():
+        if hasattr(layer, "_register_bias") and layer.bias is not None:
+            layer._register_bias = _nothing  # type: ignore[assignment]
+
+
+def _nothing() -> None:
+    """Stands for the making of a bias."""
 
 
 def _counted(weights: Iterable[tuple[str, Tensor]], digest: Digest) -> Iterable[tuple[str, Tensor]]:

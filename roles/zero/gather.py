@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
 
 from roles.models.lora import adapted_layers, adapter_of, is_adapter, merged, plain_name
 
@@ -21,6 +22,11 @@ def parameter_shapes(module: nn.Module) -> list[tuple[str, tuple[int, ...]]]:
         whole = parameter.ds_shape if hasattr(parameter, "ds_shape") else parameter.shape
         shapes.append((name, tuple(whole)))
     return shapes
+
+
+def turned_weights(module: nn.Module) -> set[str]:
+    """Names of the matrices that are stored as `[inputs, outputs]`: those of GPT-2 and its relatives."""
+    return {plain_name(f"{name}.weight") for name, part in module.named_modules() if isinstance(part, Conv1D)}
 
 
 def full_parameters(

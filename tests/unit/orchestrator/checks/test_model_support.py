@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from orchestrator.checks.model_support import HEAD_SIZES, check_attention, check_cpu_engine
-from orchestrator.checks.models import ModelFacts
+from orchestrator.checks.models import ModelFacts, check_context
 from orchestrator.errors import ConfigError
 from roles.config.models import ModelConfig
 from tests.integration import architectures
@@ -79,3 +79,31 @@ def test_a_head_that_config_json_leaves_out_is_what_transformers_takes(tmp_path:
     """128 for Qwen3, whatever its width."""
     sizes = {"hidden_size": 64, "num_attention_heads": 4, "num_hidden_layers": 2, "vocab_size": 50}
     check_cpu_engine(facts(tmp_path, {"model_type": "qwen3", "intermediate_size": 64, **sizes}), "float32")
+
+
+LONG = {"rope_type": "longrope", "short_factor": [1.0], "long_factor": [4.0]}
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"rope_parameters": {**LONG, "original_max_position_embeddings": 64}},
+        {"rope_scaling": {"type": "su"}, "original_max_position_embeddings": 64},
+        {"rope_scaling": {"type": "dynamic", "factor": 2.0}, "max_position_embeddings": 64},
+        {"rope_parameters": {"sliding_attention": {"rope_type": "default"}, "full_attention": LONG}}
+        | {"original_max_position_embeddings": 64},
+    ],
+)
+def test_samples_beyond_which_rotary_positions_are_scaled_otherwise_are_refused(
+    tmp_path: Path, config: dict[str, Any]
+) -> None:
+    """A trainer's log-probability of a sample would depend on the other samples of its pass, and an engine's not."""
+    model = facts(tmp_path, {"max_position_embeddings": 1024, **config})
+    check_context(model, 64, "max_tokens")
+    with pytest.raises(ConfigError, match=r"max_tokens=65 is 65 tokens, and beyond 64 actor\.model\.path=.*otherwise"):
+        check_context(model, 65, "max_tokens")
+
+
+def test_rotary_positions_of_one_scaling_are_read_to_the_end_of_the_context(tmp_path: Path) -> None:
+    scaled = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64}
+    check_context(facts(tmp_path, {"max_position_embeddings": 1024, "rope_parameters": scaled}), 1024, "max_tokens")
