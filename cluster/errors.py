@@ -17,15 +17,15 @@ class ClusterError(RuntimeError):
 
 
 class PlacementError(ClusterError):
-    """The layout asks for what the cluster does not have."""
+    """The layout needs resources that the cluster does not have."""
 
 
 class ClusterUnreachable(ClusterError):
-    """No cluster answers at the address, or it wants another token."""
+    """No cluster answers at the address, or it requires another token."""
 
 
 class DeadlineExceeded(ClusterError):
-    """A wait ran out; names role, rank, node and what each rank was doing."""
+    """A wait took too long; names role, rank, node and what each rank was doing."""
 
 
 class RankFailure(ClusterError):
@@ -34,4 +34,4 @@ class RankFailure(ClusterError):
     def __init__(self, message: str, *, consequence: bool = False) -> None:
         super().__init__(message)
         self.consequence = consequence
-        """It looks like a peer's fault (a broken collective), so a death found elsewhere is the better culprit."""
+        """Whether the error looks like the consequence of another rank's failure (a broken collective)."""

@@ -19,46 +19,46 @@ class Role:
 
     name: str
     phases: tuple[str, ...] = ()
-    """Phases of a PPO step in which it works: `generate`, `score`, `update`, `push`."""
+    """Phases of a PPO step in which the role works: `generate`, `score`, `update`, `push`."""
     holds_model: bool = True
-    """Whether it has a model, which computes on GPUs where the run has some."""
+    """Whether the role has a model, which computes on GPUs if the run has some."""
     value_head: bool = False
-    """Whether its model ends in one number for a token, not in one for each word of the vocabulary."""
+    """Whether the model gives one number per token instead of one per word of the vocabulary."""
     fills: str = ""
-    """The field of `roles.batch.Scored` that it computes; of the engines, of `roles.batch.Rollouts`."""
+    """The field of `roles.batch.Scored` that the role computes; for the engines, of `roles.batch.Rollouts`."""
     method: str = ""
-    """The method of its class that computes it in the phase `score`; empty: of the same name as the field."""
+    """The method of the role's class that computes the field; empty: the method of the same name."""
     answers: str = ""
-    """What these numbers are called in the descriptions of metrics."""
+    """What the computed numbers are called in the descriptions of metrics."""
     made_by: str = ""
-    """Its class, as `module.Class`: only where it is looked up does its module load."""
+    """The role's class as `module.Class`; its module is imported only when the class is needed."""
     own_section: str = ""
-    """Its section of the configuration; empty: the one of its name."""
+    """The role's section of the configuration; empty: the section of the same name."""
     colour: str = "white"
-    """In the drawing of a plan, as rich calls it."""
+    """Colour in the drawing of a plan, a name known to rich."""
     short: str = ""
-    """Its name in that drawing; empty: its own."""
+    """Name in the drawing of a plan; empty: the role's name."""
     openrlhf: str | None = None
-    """What OpenRLHF's keys of its placement begin with; None: it is not known there."""
+    """Prefix of OpenRLHF's placement keys for the role; None: OpenRLHF has no such role."""
 
     @property
     def trained(self) -> bool:
-        """Whether it has an optimizer."""
+        """Whether the role has an optimizer."""
         return "update" in self.phases
 
     @property
     def frozen(self) -> bool:
-        """Whether it works in the phase `score` and is never trained."""
+        """Whether the role works in the phase `score` and is never trained."""
         return "score" in self.phases and not self.trained
 
     @property
     def section(self) -> str:
-        """The key path of its section of the configuration."""
+        """Key path of the role's section of the configuration."""
         return self.own_section or self.name
 
     @property
     def scored_by(self) -> str:
-        """The method of its class that is called in the phase `score`."""
+        """The method of the role's class that is called in the phase `score`."""
         return self.method or self.fills
 
 
@@ -108,16 +108,16 @@ TABLE = (
 )
 
 ROLES: dict[str, Role] = {role.name: role for role in TABLE}
-"""By name. Read it when you need it: a list made of it at import does not see a row that is added later."""
+"""Name → row. Read it when you need it: a list made of it at import would miss rows that are added later."""
 
 
 def base_role(role: str) -> str:
-    """`reward` of `reward.helpful`; any other role is its own."""
+    """The role of an ensemble's member (`reward` of `reward.helpful`); any other role is returned as it is."""
     return role.partition(".")[0]
 
 
 def row_of(role: str) -> Role:
-    """Of a role, or of a member of an ensemble of rewards."""
+    """The row of a role, or of a member of an ensemble of rewards."""
     return ROLES[base_role(role)]
 
 
@@ -137,5 +137,5 @@ def gpu_roles() -> list[str]:
 
 
 def openrlhf_names() -> dict[str, str]:
-    """Role → what OpenRLHF's keys of its placement begin with."""
+    """Role → prefix of OpenRLHF's placement keys."""
     return {role.name: role.openrlhf for role in ROLES.values() if role.openrlhf is not None}

@@ -1,4 +1,4 @@
-"""How numbers, times and foreign text are written in the reports, on the terminal and in HTML. Pure."""
+"""Numbers, times and foreign text as the reports show them, on the terminal and in HTML. Pure."""
 
 from __future__ import annotations
 
@@ -30,7 +30,8 @@ def decimal_text(value: float, decimals: int, plus: bool = False) -> str:
 
 
 def decimals_of(error: float) -> int:
-    """Decimals that show a standard error, and so its mean, to two figures; 3 where it is 0 or unknown."""
+    """Number of decimals that shows a standard error (and so its mean) to two figures; 3 if the error is 0 or
+    unknown."""
     return min(max(1 - math.floor(math.log10(error)), 0), 6) if math.isfinite(error) and error > 0 else 3
 
 

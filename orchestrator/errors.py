@@ -1,4 +1,4 @@
-"""What can go wrong in the driver. The other layers' trees stand in `roles.errors` and `cluster.errors`.
+"""The driver's exceptions. Those of the other layers are in `roles.errors` and `cluster.errors`.
 
 TetrarchError            the run failed (exit code 1)
 ├── ConfigError          the configuration or the data it names is wrong (exit code 2); nothing was started

@@ -1,4 +1,4 @@
-"""What a declaration of a metric consists of. The declarations themselves are in `orchestrator.metrics`. Pure."""
+"""The parts of a metric's declaration. The declarations themselves are in `orchestrator.metrics`. Pure."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ from typing import Literal
 
 @dataclass(frozen=True, slots=True)
 class Chart:
-    """A chart of the report. Metrics with equal charts share one; it stands where its first metric is declared."""
+    """A chart of the report. Metrics with equal charts share one chart, at the place of the first of them."""
 
     title: str
     low: float | None = None
-    """Lowest value on the axis: 0 where the axis starts at 0, -1 to cut off what lies below."""
+    """Lowest value of the axis: 0 to start at 0, -1 to cut off values below; None: chosen from the values."""
     reach: tuple[float, ...] = ()
-    """Values that the axis shows even if no value lies there."""
+    """Values that the axis includes even if no data is there."""
     logarithmic: bool = False
     stacked: bool = False
-    """The metrics are parts of a whole, drawn on top of each other."""
+    """Whether the metrics are parts of a whole, drawn on top of each other."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,11 +27,11 @@ class Shown:
 
     name: str
     format: str
-    """Of `str.format`, such as `{:.2f}`."""
+    """Format for `str.format`, such as `{:.2f}`."""
     line: Literal["name and value", "value", "nothing"] = "name and value"
-    """What of it stands in the line of a step."""
+    """The part of the metric that the line of a step shows."""
     deviation: str = ""
-    """Key of the metric that is its standard deviation, shown behind it."""
+    """Key of the metric that holds the standard deviation, which is shown after the value; empty: none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +40,7 @@ class Fact:
 
     name: str
     of: Literal["sum", "median", "max"]
-    """How it follows from the values of the steps."""
+    """How the fact is computed from the values of all steps."""
 
 
 Bands = tuple[tuple[float, str], ...]
@@ -56,7 +56,7 @@ class Metric:
 
     key: str
     unit: str
-    """Empty: a plain number. `fraction` is between 0 and 1 and shown as a percentage."""
+    """Unit; empty for a plain number. `fraction` is between 0 and 1 and shown as a percentage."""
     description: str
     chart: Chart | None = None
     label: str = ""
@@ -65,9 +65,9 @@ class Metric:
     facts: tuple[Fact, ...] = ()
     bands: Bands = ()
     doing: str = ""
-    """Of a phase's time: what the user reads while the phase runs."""
+    """For the time of a phase: the text that the user reads while the phase runs."""
     quantile: float | None = None
-    """Of a length: share of the responses that are no longer."""
+    """For a length: share of the responses that are not longer."""
 
     def band_of(self, value: float) -> str:
         """Name of the band that holds `value`; empty for NaN and without bands."""

@@ -20,8 +20,8 @@ KL_BANDS: Bands = (
     (20.0, "far"),
     (math.inf, "collapse"),
 )
-"""Of the KL from the reference, in nats per response: below 1 it has hardly moved, 2 to 6 is healthy, from 20 on it
-collapses."""
+"""Bands of the KL from the reference, in nats per response: below 1 the policy has hardly moved, 2 to 6 is healthy,
+from 20 on it collapses."""
 
 _SCORE = Chart("Score")
 _CLIPPED = Chart("Clip fraction", low=0.0)
@@ -263,14 +263,14 @@ _ALL = (
 )
 
 METRICS: dict[str, Metric] = {metric.key: metric for metric in _ALL}
-"""By key, in the README's order."""
+"""Key → metric, in the README's order."""
 
 LENGTH_QUANTILES = {metric.key: metric.quantile for metric in _ALL if metric.quantile is not None}
-"""Metric → share of the responses that are no longer."""
+"""Key of a metric → share of the responses that are not longer."""
 
 
 def check_known(keys: Sequence[str]) -> None:
-    """ValueError if a key is not declared."""
+    """Raise ValueError if a key is not declared."""
     unknown = [key for key in keys if key not in METRICS]
     if unknown:
         raise ValueError(f"metric {', '.join(unknown)} is not declared; add it to orchestrator/metrics.py")

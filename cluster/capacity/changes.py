@@ -26,26 +26,26 @@ from cluster.placement.plan import Plan, plan
 from cluster.role_table import base_role, openrlhf_names
 
 PlacementChange = dict[str, int]
-"""Key path in `placement` → its new value."""
+"""Key path in `placement` → new value."""
 
 SEARCH_S = 5.0
-"""A shortage is told soon, if need be without a change of the placement."""
+"""Seconds after which the search for a change of the placement ends without a result."""
 MOST_TRIED, MOST_PAIRED = 2000, 100
-"""So many changes are tried, smallest first; so many single ones in pairs."""
+"""Number of changes that are tried, smallest first, and number of single changes that are combined in pairs."""
 HARMLESS = ("cpus_per_rank", "threads")
-"""Settings that leave the groups their GPUs."""
+"""Endings of keys whose change leaves the groups their GPUs."""
 LOWERED = (*HARMLESS, ".ranks", "rollout.tensor_parallel_size", "vllm_num_engines")
 _PLACEMENT: TypeAdapter[Any] = TypeAdapter(PlacementConfig)
 
 
 @dataclass(frozen=True, slots=True)
 class ClusterChange:
-    """What the cluster lacks."""
+    """What a cluster needs so that the plan fits."""
 
     raised: tuple[tuple[Node, int], ...]
-    """Nodes that need more CPUs, each with how many it then has."""
+    """Nodes that need more CPUs, each with the number it then has."""
     added: tuple[Node, ...]
-    """Nodes that are missing, as large as they have to be."""
+    """Missing nodes, with the resources that they need."""
 
 
 def cluster_change(wanted: Plan, nodes: Sequence[Node], *, raising: bool) -> ClusterChange:
@@ -96,7 +96,7 @@ def numbers_in(section: dict[str, Any], prefix: str = "") -> dict[str, int]:
 
 
 def changed(placement: PlacementConfig, change: PlacementChange) -> PlacementConfig:
-    """The placement with other numbers."""
+    """The placement with `change` applied."""
     values = placement.model_dump(exclude_unset=True) | {"type": placement.type}
     for path, value in change.items():
         *sections, key = path.split(".")
@@ -119,7 +119,7 @@ def _helps(wanted: Plan, change: PlacementChange, nodes: Sequence[Node]) -> bool
 
 
 def _concerns(move: PlacementChange, wanted: Plan) -> bool:
-    """Whether a change is of something that this command uses: it does not start every role of a placement."""
+    """Whether a change concerns only roles that this command starts: it may not start every role of a placement."""
     used = {base_role(need.role) for need in wanted.needs}
     if isinstance(wanted.placement, GroupsPlacement):
         groups = wanted.placement.groups
@@ -129,7 +129,7 @@ def _concerns(move: PlacementChange, wanted: Plan) -> bool:
 
 
 def _moves(placement: PlacementConfig, numbers: PlacementChange, nodes: Sequence[Node]) -> Iterator[PlacementChange]:
-    """A number made smaller, a pool whose nodes are as large as the real ones, a group on other nodes."""
+    """Candidates: a number made smaller, a pool with nodes as large as the real ones, a group on other nodes."""
     for path, now in numbers.items():
         if path.endswith(LOWERED):
             yield from ({path: value} for value in range(1, now))
@@ -149,7 +149,7 @@ def _moves(placement: PlacementConfig, numbers: PlacementChange, nodes: Sequence
 
 
 def _reshaped(in_their_words: bool, name: str, group: PlacedGroup, nodes: int, per: int) -> PlacementChange:
-    """A group of other numbers, which its engines fill as before."""
+    """The change that gives a group another shape, with as many engines as fill it."""
     if in_their_words:
         theirs = [openrlhf_names()[role] for role in group.roles]
         sizes = {f"{role}_num_nodes": nodes for role in theirs} | {f"{role}_num_gpus_per_node": per for role in theirs}

@@ -15,22 +15,23 @@ def fits(wanted: Plan, nodes: Sequence[Node]) -> bool:
 
 
 def assign(demands: Sequence[Node], nodes: Sequence[Node]) -> dict[int, int]:
-    """Number of each demand → number of its node, for as many demands as possible, the largest first.
+    """Index of each demand → index of its node, for as many demands as possible, largest first.
 
     A maximum bipartite matching by augmenting paths (Kuhn 1955). A demand that found a node keeps one (maybe another),
-    so those that go without are the smallest possible.
+    so those left without a node are the smallest possible.
     """
     homes: dict[int, int] = {}
     hopeless: set[Node] = set()
     for first in sorted(range(len(demands)), key=lambda n: (demands[n].gpus, demands[n].cpus), reverse=True):
         kind = replace(demands[first], name="")
         if kind not in hopeless and not augment(first, demands, nodes, homes):
-            hopeless.add(kind)  # nor will a later one of its kind
+            hopeless.add(kind)  # a later one of this kind will find none either
     return homes
 
 
 def augment(first: int, demands: Sequence[Node], nodes: Sequence[Node], homes: dict[int, int]) -> bool:
-    """Give demand `first` a node, moving others where that makes room; False, and nothing changed, if none helps."""
+    """Give demand `first` a node, moving others if that makes room; False, and nothing changed, if none can be
+    found."""
     guests = {node: demand for demand, node in homes.items()}
     reached: dict[int, int] = {}  # node → the demand that would take it
     waiting = [first]
@@ -43,7 +44,7 @@ def augment(first: int, demands: Sequence[Node], nodes: Sequence[Node], homes: d
                 waiting.append(guests[node])
                 continue
             left: int | None = node
-            while left is not None:  # back along the path: each demand moves on, and leaves its node to the one before
+            while left is not None:  # back along the path: each demand moves on and leaves its node to the one before
                 mover, taken = reached[left], left
                 left = homes.get(mover)
                 homes[mover] = taken

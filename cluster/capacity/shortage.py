@@ -22,7 +22,8 @@ def check_capacity(wanted: Plan, nodes: Sequence[Node]) -> None:
 
 
 def describe_shortage(wanted: Plan, nodes: Sequence[Node], *, busy: bool = False) -> str:
-    """What is asked, by role, what each node has (`busy`: has free), and the smallest changes that would fit."""
+    """What each role asks for, what each node has (or, if `busy`, has free), and the smallest changes that would
+    fit."""
     asked = "; ".join(_describe_role(wanted.of(role)) for role in wanted.roles)
     return (
         f"asked for {_listed(wanted.demands)} ({asked}), each planned node on one real node; "
@@ -57,7 +58,7 @@ def _fixes(wanted: Plan, nodes: Sequence[Node], busy: bool) -> str:
 
 
 def _listed(nodes: Iterable[Node]) -> str:
-    """Those that are alike as one."""
+    """One line per node, or per group of equal nodes."""
     alike: dict[str, list[Node]] = {}
     for node in nodes:
         alike.setdefault(_what(node), []).append(node)
@@ -65,7 +66,7 @@ def _listed(nodes: Iterable[Node]) -> str:
 
 
 def _what(node: Node) -> str:
-    """A node without its name."""
+    """The resources of a node, without its name."""
     return str(node).removeprefix(f"{node.name}: ")
 
 

@@ -19,7 +19,7 @@ from cluster.estimate.model_size import ModelSize
 from cluster.estimate.roofline import Rates, Workload, operations
 
 SEED = 1
-"""Seed of the order in which lengths are drawn."""
+"""Seed of the random order of lengths."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,43 +27,44 @@ class Request:
     """One response to be generated."""
 
     prompt: int
-    """Number of its prompt; neighbours with the same one share its beginning."""
+    """Number of its prompt; consecutive requests with the same prompt share its KV cache."""
     tokens: float
-    """That the response has in the end."""
+    """Tokens of the complete response."""
 
 
 @dataclass(frozen=True, slots=True)
 class GenerationPace:
-    """What an engine needs for an iteration."""
+    """Seconds that an engine needs for the parts of an iteration."""
 
     weights_s: float
     """Seconds to read all weights once."""
     sequence_s: float
     """Seconds of arithmetic for one sequence."""
     summed_s: float
-    """Seconds of sums over the tensor-parallel group for one sequence."""
+    """Seconds of reductions over the tensor-parallel group for one sequence."""
     overhead_s: float
-    """Whatever the batch: scheduler, sampler, latency of the collectives."""
+    """Seconds of scheduler, sampler and latency of collectives, whatever the batch."""
     launch_s: float
-    """Least seconds to launch the kernels: without graphs, the host may be slower than the card."""
+    """Least seconds to launch the kernels: without CUDA graphs the host may be slower than the card."""
     cached_s: float
     """Seconds to read the keys and values of one token."""
     prefill_s: float
-    """Seconds to read a prompt."""
+    """Seconds to process a prompt."""
     mixture: ModelSize | None = None
-    """A mixture of experts, of which a batch reads those that it touches."""
+    """For a mixture of experts: its sizes, because a batch reads only the experts that its tokens are sent to."""
 
     def iteration_s(self, batch: int) -> float:
-        """But for the reading of the cache, which is another kernel: nothing else runs meanwhile."""
+        """Seconds of one iteration, without reading the KV cache (a separate kernel, during which nothing else
+        runs)."""
         read = self.mixture.read_parameters(batch) / self.mixture.parameters if self.mixture else 1.0
         products = max(self.weights_s * read, batch * self.sequence_s) + batch * self.summed_s
         return max(products, self.launch_s) + self.overhead_s
 
 
 def pace(engine: EngineSize, work: Workload, rates: Rates) -> GenerationPace:
-    """The seconds of one engine's iterations."""
+    """The pace of one engine."""
     model, parallel = engine.model, engine.parallel
-    # Two sums over a tensor-parallel group in every layer; a ring passes almost everything twice.
+    # Two reductions over the tensor-parallel group per layer; a ring sends almost every number twice.
     summed = 4 * model.layers * model.hidden * engine.number_bytes * (parallel - 1) / parallel
     latency = 2 * model.layers * rates.collective_s if parallel > 1 else 0.0
     return GenerationPace(
@@ -80,7 +81,7 @@ def pace(engine: EngineSize, work: Workload, rates: Rates) -> GenerationPace:
 
 @lru_cache(maxsize=64)
 def shares(engine: EngineSize, work: Workload, seed: int = SEED) -> list[list[Request]]:
-    """What each engine is given: neighbouring rows, as many as the others or one more."""
+    """The requests of each engine: consecutive rows, numbers differing by at most one."""
     drawn = work.lengths.draw(work.samples, seed)
     requests = [Request(row // work.responses_per_prompt, tokens) for row, tokens in enumerate(drawn)]
     ends = [work.samples * number // engine.number for number in range(engine.number + 1)]
@@ -97,8 +98,8 @@ def finish_times(
             earlier, and computes it anew if the room then is not enough); one alone is always taken.
     """
     done = [0.0] * len(requests)
-    running: list[tuple[float, int]] = []  # (iteration at which it ends, which request)
-    sharing: dict[int, int] = {}  # prompt → how many of its responses are running
+    running: list[tuple[float, int]] = []  # (iteration at which it ends, index of the request)
+    sharing: dict[int, int] = {}  # prompt → number of its responses that are running
     read: set[int] = set()
     seconds = iteration = cached = held = 0.0
     following = 0
@@ -150,5 +151,5 @@ def finished(engine: EngineSize, work: Workload, rates: Rates, room: float, seed
 
 
 def generate_s(engine: EngineSize, work: Workload, rates: Rates, room: float, seed: int = SEED) -> float:
-    """Every engine answers its share; the slowest one decides."""
+    """Seconds of the slowest engine."""
     return max(max(times, default=0.0) for times in finished(engine, work, rates, room, seed))

@@ -15,33 +15,33 @@ from itertools import pairwise
 from statistics import NormalDist
 
 SHARES = (*(number / 200 for number in range(200)), 0.9975, 0.999, 0.9995, 0.9999, 0.99999)
-"""Where a curve is cut into lines: finer towards the longest, for which a step waits."""
+"""Shares at which a curve is cut into straight lines: denser towards the longest responses, for which a step waits."""
 HALVINGS = 60
-"""How often the interval is halved in which a median is searched."""
+"""Number of bisection steps in the search for a median."""
 
 
 @dataclass(frozen=True, slots=True)
 class Lengths:
-    """Tokens of responses.
+    """The distribution of response lengths, in tokens.
 
-    Example: `Lengths((0.0, 0.5, 1.0), (1.0, 100.0, 1000.0))`: half of them have at most 100 tokens, all at most 1000,
-    evenly spread between the points.
+    Example: `Lengths((0.0, 0.5, 1.0), (1.0, 100.0, 1000.0))`: half of the responses have at most 100 tokens, all at
+    most 1000, evenly spread between the points.
     """
 
     shares: tuple[float, ...]
-    """Rising from 0 to 1."""
+    """Shares of the responses, rising from 0 to 1."""
     tokens: tuple[float, ...]
-    """Tokens that this share of the responses does not exceed; never falling."""
+    """Tokens that each share of the responses does not exceed; never falling."""
 
     @property
     def mean(self) -> float:
-        """Tokens."""
+        """Mean length in tokens."""
         points = zip(self.shares, self.tokens, strict=True)
         return sum((after - before) * (low + high) / 2 for (before, low), (after, high) in pairwise(points))
 
     @property
     def longest(self) -> float:
-        """Tokens."""
+        """Length of the longest response in tokens."""
         return self.tokens[-1]
 
     def at(self, share: float) -> float:
@@ -54,27 +54,28 @@ class Lengths:
         return self.shares[place], self.tokens[place]
 
     def spread_out(self, count: int) -> tuple[float, ...]:
-        """`count` responses that stand for the whole, the shortest first: the middle of each of so many equal parts."""
+        """`count` lengths that represent the distribution, shortest first: the middle of each of `count` equal
+        parts."""
         return _spread_out(self, count)
 
     def draw(self, count: int, seed: int) -> tuple[float, ...]:
-        """`count` lengths of the distribution, in an order that depends on the seed."""
+        """`count` lengths of the distribution, in a random order that depends on `seed`."""
         return _draw(self, count, seed)
 
 
 def fixed(tokens: float) -> Lengths:
-    """All alike."""
+    """Responses that all have the same length."""
     return Lengths((0.0, 1.0), (tokens, tokens))
 
 
 def lognormal(mean: float, spread: float, shortest: float, limit: float) -> Lengths:
-    """Lengths whose logarithm is normal, cut at a limit. The median is the one with which the mean comes out.
+    """Lengths whose logarithm is normal, cut at a limit; the median is chosen to give the mean.
 
     Args:
-        mean: of the lengths after the cut.
+        mean: mean of the lengths after the cut.
         spread: standard deviation of the logarithm before the cut.
-        shortest: nothing is shorter.
-        limit: nothing is longer.
+        shortest: least length.
+        limit: greatest length.
     """
     mean = min(max(mean, shortest), limit)
     if not spread or mean in (shortest, limit):
@@ -99,7 +100,7 @@ def _lognormal(mean: float, spread: float, shortest: float, limit: float) -> Len
 
 
 def from_quantiles(tokens: Mapping[float, float], shortest: float, limit: float) -> Lengths:
-    """Measured ones: share → tokens that it does not exceed. From the shortest to the limit where an end is missing."""
+    """Measured lengths: share → tokens that it does not exceed. Missing ends are `shortest` and `limit`."""
     points = {0.0: shortest, 1.0: limit} | dict(tokens)
     shares = sorted(points)
     rising, highest = [], 0.0
@@ -110,7 +111,7 @@ def from_quantiles(tokens: Mapping[float, float], shortest: float, limit: float)
 
 
 def moved_to_mean(lengths: Lengths, mean: float, limit: float) -> Lengths:
-    """Lengths multiplied by one factor and cut at `limit`, so that their mean is `mean`."""
+    """The lengths multiplied by one factor and cut at `limit`, so that their mean is `mean`."""
     if not lengths.tokens[0] < mean < limit:
         return fixed(min(max(mean, lengths.tokens[0]), limit))
 

@@ -17,30 +17,30 @@ from cluster.role_table import trained_roles
 
 GIB = 2**30
 REDUCE_BUCKET = 200_000_000
-"""Numbers of gradient collected before they are reduced (`roles.zero.settings`): stage 3 holds one such buffer all
-the time, also on a single rank; stages 1 and 2 hold two while they train."""
+"""Gradient numbers collected before a reduction (`roles.zero.settings`): stage 3 holds one such buffer all the time,
+also on a single rank; stages 1 and 2 hold two while they train."""
 SUB_GROUP = 1_000_000_000
 """DeepSpeed's `sub_group_size`: numbers whose gradients the optimizer's step widens to float32 at a time."""
 PREFETCHED_LAYERS = 2
-"""Decoder layers that are whole at a time: the one that computes, and the next on its way."""
+"""Decoder layers that are gathered at a time: the one that computes, and the next one."""
 LOGITS_BLOCK, LOGITS_NARROWEST = {"cpu": 1 << 22, "cuda": 1 << 25}, 64
-"""Logits that are held at a time, by device, and columns of them at the least: `roles.models.scoring_head`."""
+"""Logits held at a time, by device, and fewest columns of them: as in `roles.models.scoring_head`."""
 STAGING = 1 << 30
 """Bytes of a push that vLLM's transfer holds packed at a time, unless one weight is larger or all are fewer."""
 STAGING_BUFFERS = {"ipc": 1, "nccl": 2}
-"""How many such buffers the sender has."""
+"""Number of such buffers on the sender, by backend."""
 WHOLE_LOGITS = {"scored": 2, "trained": 4}
-"""Copies of them, in the model's own type, where an architecture changes them after its head: before and after that,
-and the gradients of both. Measured with Granite: 2.0 and 2.4 to 4.0."""
+"""Copies of all logits, in the model's dtype, if an architecture changes them after its head: before and after the
+change, and the gradients of both. Measured with Granite: 2.0 and 2.4 to 4.0."""
 RUNTIME = 1.5 * GIB
 """Bytes of each process on a GPU: CUDA context, library workspaces and NCCL's buffers. An assumption, not a formula."""
 
 PROCESS, ENGINE_PROCESS, SERVICES = 0.1 * GIB, 0.3 * GIB, 1.2 * GIB
-"""Without a GPU: what a rank and an engine do not share; Ray, the driver, and the libraries that ranks share because
-they are forked (`cluster.runtime.fork_server`). Measured with `configs/tiny.yaml`, as proportional set sizes. On a Ray
-that runs already each rank has 0.25 GiB more: nothing is forked there."""
+"""Bytes without a GPU: private memory of a rank and of an engine; Ray, the driver, and the libraries that forked
+ranks share (`cluster.runtime.fork_server`). Measured with `configs/tiny.yaml`, as proportional set sizes. On a
+running Ray cluster each rank has 0.25 GiB more, because nothing is forked there."""
 SLACK = 1.1
-"""Freed memory that the C library keeps, as a factor of what comes and goes. An assumption."""
+"""Freed memory that the C library keeps, as a factor of the temporary memory. An assumption."""
 
 MEMORY_PHASES = ("generate", "score", *(f"train {role}" for role in trained_roles()), "push")
 
@@ -66,14 +66,14 @@ class RoleSize:
     offload_optimizer: bool = False
     offload_parameters: bool = False
     sleep: bool = False
-    """Gradients and optimizer are on the card only while it trains."""
+    """Whether gradients and optimizer are on the card only while the role trains."""
     checkpointing: bool = False
     tokens: int = 4096
     """Tokens of one micro-batch: `micro_batch_tokens`, or the longest sample if that is longer."""
     scored_share: float = 0.5
     """Share of the tokens that belong to responses, for which there are logits."""
     nodes: int = 1
-    """Over which the ranks are spread."""
+    """Number of nodes over which the ranks are spread."""
     threads: int = 1
     """CPU threads of each rank."""
     device: str = "cuda"
@@ -81,7 +81,7 @@ class RoleSize:
 
     @property
     def learning(self) -> int:
-        """Parameters with gradients and optimizer states."""
+        """Number of parameters with gradients and optimizer states."""
         return self.model.parameters if self.adapters is None else self.adapters
 
 
@@ -92,31 +92,31 @@ class EngineSize:
     model: ModelSize
     number_bytes: int
     parallel: int
-    """GPUs it is spread over."""
+    """Number of GPUs of the engine."""
     utilization: float
-    """Share of a GPU that it takes."""
+    """Share of a GPU that the engine takes."""
     sleep: int
-    """0: always awake; 1: weights go to the host while others train; 2: they are dropped."""
+    """Sleep level. 0: always awake; 1: weights go to the host while others train; 2: they are dropped."""
     longest: int
-    """Tokens of a sample."""
+    """Tokens of the longest sample."""
     number: int = 1
-    """How many engines there are."""
+    """Number of engines."""
     kv_cache: float = 0.0
-    """Bytes of the KV cache where there is no GPU."""
+    """Bytes of the KV cache without a GPU."""
     max_sequences: int = 256
-    """Responses that one generates at once."""
+    """Most responses that one engine generates at once."""
     eager: bool = False
-    """Kernels are launched one by one, without graphs."""
+    """Whether kernels are launched one by one, without CUDA graphs."""
 
     @property
     def weights(self) -> float:
-        """Bytes on each of its GPUs."""
+        """Bytes of weights on each of the engine's GPUs."""
         return self.model.parameters * self.number_bytes / self.parallel
 
     @property
     def kv_of_a_sample(self) -> float:
-        """Bytes on each of its GPUs for the longest sample; heads are copied where there are fewer than GPUs, and so is
-        the one vector that latent attention keeps of a token."""
+        """Bytes of the longest sample's KV cache on each GPU. If there are fewer heads than GPUs, heads are copied,
+        as is the single vector per token of latent attention."""
         if self.model.latent:
             return self.model.layers * self.model.latent * self.number_bytes * self.longest
         heads = max(self.model.kv_heads / self.parallel, 1)
@@ -124,7 +124,7 @@ class EngineSize:
 
 
 def states(role: RoleSize, *, training: bool = True) -> Account:
-    """What each rank keeps on its GPU: weights, gradients, optimizer; a sleeping rank keeps only weights."""
+    """Bytes that each rank keeps on its GPU: weights, gradients, optimizer; a sleeping rank keeps only weights."""
     ranks = role.ranks
     shards = {1: (1, 1, ranks), 2: (1, ranks, ranks), 3: (ranks, ranks, ranks)}.get(role.stage, (1, 1, 1))
     if not role.trained and role.stage < 3:
@@ -144,7 +144,7 @@ def states(role: RoleSize, *, training: bool = True) -> Account:
 
 
 def host_states(role: RoleSize) -> Account:
-    """Bytes that each rank holds in its host's memory all the time: what is offloaded."""
+    """Bytes that each rank always holds in its host's memory: what is offloaded."""
     account: Account = {}
     if role.offload_parameters:
         account["offloaded weights"] = role.model.parameters * role.number_bytes / role.ranks
@@ -159,8 +159,8 @@ def host_states(role: RoleSize) -> Account:
 
 
 def _asleep_bytes(role: RoleSize) -> float:
-    """AdamW's numbers in pinned memory, which torch hands out in powers of two: a copy for each of them in each of the
-    optimizer's groups of parameters."""
+    """Bytes of AdamW in pinned host memory, which torch allocates in powers of two: one buffer per state and
+    parameter group."""
     own = role.learning / role.ranks
     groups = math.ceil(own / SUB_GROUP)
     copy = 4 * own / groups
@@ -168,7 +168,7 @@ def _asleep_bytes(role: RoleSize) -> float:
 
 
 def optimizer_bytes(role: RoleSize) -> float:
-    """AdamW: two moments, and the float32 weights where the model's own are narrower."""
+    """Bytes of AdamW: two moments, and float32 weights if the model's own are narrower."""
     return role.learning * (8 + (4 if role.number_bytes < 4 else 0))
 
 
@@ -193,7 +193,8 @@ def working(role: RoleSize, *, training: bool) -> Account:
 
 
 def _logits_bytes(role: RoleSize, how: str) -> float:
-    """Logits as they come, and twice in float32: nothing grows with the vocabulary, unless they are held whole."""
+    """Bytes of logits: one block as computed and two in float32, independent of the vocabulary; or all logits, if
+    they are held whole."""
     scored = role.tokens * role.scored_share
     if role.model.whole_logits:
         return scored * role.model.vocabulary * role.number_bytes * WHOLE_LOGITS[how]
@@ -202,7 +203,7 @@ def _logits_bytes(role: RoleSize, how: str) -> float:
 
 
 def _head_bytes(role: RoleSize) -> float:
-    """Bytes of the backward pass at the head: gradients of hidden states, in float32, and of a head that is trained."""
+    """Bytes of the backward pass at the head: gradients of hidden states, in float32, and of a trained head."""
     if not role.model.vocabulary:
         return 0.0
     hidden = role.tokens * role.scored_share * role.model.hidden
@@ -211,7 +212,7 @@ def _head_bytes(role: RoleSize) -> float:
 
 
 def _activation_bytes(role: RoleSize) -> float:
-    """Kept for the backward pass, of each token."""
+    """Bytes of activations kept for the backward pass, per token."""
     model, width = role.model, role.number_bytes
     # Two norms keep float32 inputs and outputs and one narrow output each; attention its query, key, value and output
     # before and after the rotation; the MLP gate, up, their product and the activation.
@@ -243,11 +244,12 @@ def engine_host(size: EngineSize) -> Account:
 
 
 def rank_without_gpu(role: RoleSize) -> Account:
-    """The most that each rank holds in its host's memory. The weights' file stays mapped beside the weights."""
+    """Largest number of bytes that each rank holds in its host's memory. The file of the weights stays mapped beside
+    them."""
     account = {"libraries": PROCESS, "weights' file": float(role.model.parameters * role.number_bytes), **states(role)}
     return account | {item: SLACK * size for item, size in working(role, training=role.trained).items()}
 
 
 def engine_without_gpu(size: EngineSize) -> Account:
-    """What each process of an engine holds in its host's memory; new weights arrive beside the old ones."""
+    """Bytes that each process of an engine holds in its host's memory; new weights arrive beside the old ones."""
     return {"libraries": ENGINE_PROCESS, "weights, old and new": 2 * size.weights, "KV cache": size.kv_cache}

@@ -14,59 +14,60 @@ class ModelSize:
     """
 
     parameters: int
-    """All, tied ones once."""
+    """All parameters; tied ones count once."""
     layer: int
-    """Parameters of one decoder layer; of the largest, if they differ."""
+    """Parameters of one decoder layer (the largest, if they differ)."""
     embedding: int
-    """Parameters of the input embedding (and of the head, if it is not tied: as many again)."""
+    """Parameters of the input embedding; a head that is not tied has as many again."""
     layers: int
     hidden: int
     intermediate: int
-    """Width of the gated MLP; of a mixture of experts, of all those together that one token goes through."""
+    """Width of the gated MLP; for a mixture of experts, the summed width of the experts that one token is sent to."""
     heads: int
     kv_heads: int
     head_width: int
-    """Numbers of a key in one head; where keys and values differ in width (latent attention), their mean."""
+    """Width of a key in one head; if keys and values differ (latent attention), the mean of their widths."""
     vocabulary: int
-    """Logits a token; 0 for a model with a value head."""
+    """Logits per token; 0 for a model with a value head."""
     decoder: int = 0
-    """Parameters of all decoder layers; 0: each has `layer`."""
+    """Parameters of all decoder layers; 0: each layer has `layer`."""
     experts: int = 0
     """Routed experts of one layer that is a mixture of experts."""
     experts_per_token: int = 0
-    """How many of them one token is sent to."""
+    """Number of experts that one token is sent to."""
     expert: int = 0
     """Parameters of one routed expert in one layer."""
     sparse_layers: int = 0
-    """Layers that are a mixture of experts."""
+    """Number of layers that are a mixture of experts."""
     latent: int = 0
-    """Width of the compressed keys and values that latent attention caches for a token in one layer, for all heads
-    together; 0: keys and values are cached by head."""
+    """Width of the compressed keys and values that latent attention caches per token and layer, for all heads
+    together; 0: keys and values are cached per head."""
     whole_logits: bool = False
     """Whether the logits of all scored tokens are held at once, because they are scaled or capped after the head."""
     estimated: bool = False
-    """Whether only the number of parameters is sure, and the rest is guessed from it."""
+    """Whether only the number of parameters is known, and the other sizes are estimated from it."""
 
     @property
     def kv_width(self) -> int:
-        """Numbers of keys of a token in one layer."""
+        """Width of the keys of one token in one layer, over all heads."""
         return self.kv_heads * self.head_width
 
     @property
     def active_in_layers(self) -> int:
-        """Parameters of the decoder layers that one token is multiplied with: all, but for the experts it misses."""
+        """Parameters of the decoder layers that one token uses: all except the experts that it is not sent to."""
         idle = self.experts - self.experts_per_token
         return (self.decoder or self.layers * self.layer) - self.sparse_layers * idle * self.expert
 
     @property
     def active_parameters(self) -> int:
-        """All parameters but those of the experts that one token misses."""
+        """Parameters that one token uses: all except the experts that it is not sent to."""
         return self.parameters - self.sparse_layers * (self.experts - self.experts_per_token) * self.expert
 
     def read_parameters(self, tokens: float) -> float:
-        """How many parameters one pass over so many tokens reads: all, but of the experts only those that are touched.
+        """Parameters that one pass over `tokens` tokens reads: all, but of the experts only those that a token is sent
+        to.
 
-        Of E experts, n tokens that are each sent to k of them, all equally likely, touch E (1 - (1 - k/E)^n).
+        Of E experts, n tokens that are each sent to k of them, all equally likely, reach E (1 - (1 - k/E)^n).
         """
         if not self.sparse_layers:
             return float(self.parameters)
@@ -74,10 +75,10 @@ class ModelSize:
         return self.parameters - self.sparse_layers * missed * self.expert
 
     def splits(self, parallel: int) -> bool:
-        """Whether vLLM can spread its heads over so many processes."""
+        """Whether vLLM can split the model's attention heads over `parallel` processes."""
         return splits(self.heads, self.kv_heads, parallel)
 
 
 def splits(heads: int, kv_heads: int, parallel: int) -> bool:
-    """Whether attention heads can be spread over so many processes: evenly, those of keys and values also as copies."""
+    """Whether attention heads can be split evenly over `parallel` processes; heads of keys and values may be copied."""
     return heads % parallel == 0 and (kv_heads % parallel == 0 or parallel % kv_heads == 0)

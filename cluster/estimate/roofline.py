@@ -24,10 +24,9 @@ ADAM_BYTES = 30
 weight written."""
 GRADIENT_BYTES = 4
 PUSH_PASSES = 8
-"""How often the card's memory is read or written for a pushed weight: gathered, cast, summed up for the digest, packed,
-unpacked, loaded."""
+"""Number of times that a card reads or writes a pushed weight: gather, cast, digest, pack, unpack, load."""
 LENGTH_PARTS = 32
-"""Equal parts of the responses that stand for all of them where operations are counted."""
+"""Number of equal parts of the responses for which operations are counted."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +59,7 @@ class Rates:
 
 @dataclass(frozen=True, slots=True)
 class Workload:
-    """One PPO step; prompt and response tokens are means."""
+    """The work of one PPO step; prompt and response tokens are means."""
 
     samples: int
     responses_per_prompt: int
@@ -69,7 +68,7 @@ class Workload:
     epochs: int
     mini_batches: int
     responses: Lengths | None = None
-    """How the lengths of responses are spread around their mean; None: they are all alike."""
+    """Distribution of the lengths of responses; None: all have the mean length."""
 
     @property
     def tokens(self) -> float:
@@ -120,7 +119,7 @@ def cpu_rates(operations_per_s: float, ranks: int, efficiency: Efficiency) -> Ra
 
 def operations(model: ModelSize, tokens: float, scored: float) -> float:
     """Operations of a forward pass over one sample of `tokens` tokens, `scored` of which get logits; experts that a
-    token is not sent to cost nothing."""
+    token is not sent to do not count."""
     attention = 2 * tokens * tokens * model.heads * model.head_width * model.layers
     return 2 * tokens * model.active_in_layers + attention + _head_operations(model, scored)
 
@@ -130,7 +129,7 @@ def _head_operations(model: ModelSize, scored: float) -> float:
 
 
 def score_s(role: RoleSize, work: Workload, rates: Rates) -> float:
-    """One forward pass of a role over all samples of a step."""
+    """Seconds of one forward pass of a role over all samples of a step."""
     passes = _micro_batches(role, work, work.samples)
     return _piped(
         _operations_of_a_rank(role, work, work.samples) / rates.compute,
@@ -141,7 +140,7 @@ def score_s(role: RoleSize, work: Workload, rates: Rates) -> float:
 
 
 def update_s(role: RoleSize, work: Workload, rates: Rates) -> float:
-    """All optimizer steps of a trained role in a PPO step."""
+    """Seconds of all optimizer steps of a trained role in a PPO step."""
     samples = work.samples / work.mini_batches
     micro_batches = _micro_batches(role, work, samples)
     # The backward pass costs a forward one for the activations' gradients and one for the weights' (of those that are
@@ -153,11 +152,11 @@ def update_s(role: RoleSize, work: Workload, rates: Rates) -> float:
     compute = (passes * forward + learning * forward + again) / rates.compute
     least = (passes + learning) * micro_batches * _least_s(role, rates)
     if role.stage == 3:
-        # Weights for the forward and the backward pass, and gradients, for every micro-batch.
+        # Gather weights for the forward and the backward pass, and reduce gradients, in every micro-batch.
         wire = (2 + learning) * micro_batches * _gather_s(role, rates)
         once = _piped(compute, wire, least, role.model.layers)
     else:
-        # Gradients once, behind the last micro-batch's backward pass, and the new weights.
+        # Reduce gradients once, after the last micro-batch's backward pass, and gather the new weights.
         busy = max(compute, least)
         once = busy + max(2 * learning * _exchange_s(role, rates) - busy / micro_batches, 0.0)
     once += _optimizer_s(role, rates, micro_batches)
@@ -165,11 +164,11 @@ def update_s(role: RoleSize, work: Workload, rates: Rates) -> float:
 
 
 def push_s(role: RoleSize, rates: Rates, *, other_nodes: bool, cards: int = 1) -> float:
-    """The actor's weights, layer by layer: gathered where they are sharded, cast and packed, sent, loaded.
+    """Seconds to send the actor's weights layer by layer: gather them if they are sharded, cast, pack, send, load.
 
     Args:
-        other_nodes: whether the engines are on other nodes than the first rank, which sends to all.
-        cards: of the sender's node, each of which has its own share of the network.
+        other_nodes: whether engines are on other nodes than the first rank, which sends to all.
+        cards: number of GPUs of the sender's node, each of which has its own share of the network.
     """
     size = role.model.parameters * role.number_bytes
     gathered = _exchange_s(role, rates) if role.stage == 3 else 0.0
@@ -179,9 +178,10 @@ def push_s(role: RoleSize, rates: Rates, *, other_nodes: bool, cards: int = 1) -
 
 
 def _piped(compute: float, wire: float, least: float, layers: int) -> float:
-    """Arithmetic and gathers side by side, a layer ahead: what comes first of one, and last of the other, is bare.
+    """Seconds of arithmetic and gathers that overlap, one layer ahead: the first gather and the last layer's arithmetic
+    do not overlap.
 
-    Nothing is faster than `least`.
+    The result is at least `least`.
     """
     return max(compute + wire / layers, wire + compute / layers, least) if wire else max(compute, least)
 
@@ -219,13 +219,13 @@ def _asleep_bytes(role: RoleSize) -> float:
 
 
 def _gather_s(role: RoleSize, rates: Rates) -> float:
-    """Stage 3: every rank gets the whole model once, layer by layer."""
+    """Seconds in which every rank gets the whole model once, layer by layer (stage 3)."""
     from_host = role.model.parameters * role.number_bytes / role.ranks / rates.host if role.offload_parameters else 0.0
     return from_host + (_exchange_s(role, rates) if role.stage == 3 else 0.0)
 
 
 def _exchange_s(role: RoleSize, rates: Rates) -> float:
-    """All weights (or gradients) once through a ring of the ranks: within nodes, and between them."""
+    """Seconds to send all weights (or gradients) once around a ring of the ranks, within and between nodes."""
     size = role.model.parameters * role.number_bytes
     within = size * (role.ranks - 1) / role.ranks / rates.link
     between = size * (role.nodes - 1) / role.nodes / rates.network
@@ -233,7 +233,8 @@ def _exchange_s(role: RoleSize, rates: Rates) -> float:
 
 
 def _optimizer_s(role: RoleSize, rates: Rates, micro_batches: int) -> float:
-    """One step of AdamW; offloaded, gradients wait on the host and are fetched for every micro-batch's sum."""
+    """Seconds of one step of AdamW; if it is offloaded, gradients wait on the host and are fetched in every
+    micro-batch."""
     own = role.learning / (role.ranks if role.stage else 1)
     if not role.offload_optimizer:
         return own * ADAM_BYTES / rates.memory

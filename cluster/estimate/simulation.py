@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 from cluster.role_table import ENGINES, working_in
 
 Kind = tuple[str, ...]
-"""The roles that live on one card."""
+"""Names of the roles that share one card."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,9 +24,9 @@ class ScoredPart:
     """Some responses of one engine, which are scored together."""
 
     ready: float
-    """Seconds after which the last of them is whole."""
+    """Second at which the last of them is complete."""
     seconds: Mapping[str, float]
-    """Role → its pass over them."""
+    """Role → seconds of its pass over them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +38,7 @@ class Event:
 
     role: str
     rank: int | None
-    """None: all ranks of the role together."""
+    """Index of the rank; None: all ranks of the role together."""
     name: str
     begin: float
     end: float
@@ -46,21 +46,21 @@ class Event:
 
 @dataclass(frozen=True, slots=True)
 class Course:
-    """What happens in a step, and when its phases end."""
+    """The events of a step, and the ends of its phases."""
 
     ends: dict[str, float]
-    """generate, score, update, push → seconds after the step's beginning."""
+    """Phase (generate, score, update, push) → its end, in seconds after the beginning of the step."""
     events: tuple[Event, ...]
 
     @property
     def phases(self) -> dict[str, float]:
-        """Seconds of each phase, from the end of the phase before it."""
+        """Phase → its seconds, from the end of the phase before it."""
         begins = (0.0, *self.ends.values())
         return {phase: end - begin for (phase, end), begin in zip(self.ends.items(), begins, strict=False)}
 
 
 def stretched(course: Course, phases: Mapping[str, float]) -> Course:
-    """The course with other seconds per phase; the events of a phase are stretched with it."""
+    """The course with other seconds per phase; the events of each phase are stretched to fit."""
     ends, reached = dict[str, float](), 0.0
     for phase in course.ends:
         reached += phases[phase]
@@ -85,11 +85,11 @@ def simulate(
     updates: Mapping[str, float],
     push: float,
 ) -> Course:
-    """One step.
+    """Simulate one step.
 
     Args:
-        kinds: which roles share cards. A role that lives on several kinds works on all of them at once.
-        engines: seconds in which each generates.
+        kinds: which roles share cards. A role in several kinds works on the cards of all of them at once.
+        engines: seconds in which each engine generates.
         updates: role → seconds.
         push: seconds, on the cards of actor and engines.
     """
@@ -111,18 +111,19 @@ def simulate(
 
 
 class _Cards:
-    """When the cards of each kind are free."""
+    """The second at which the cards of each kind become free."""
 
     def __init__(self, kinds: Collection[Kind]) -> None:
         self._free = dict.fromkeys(kinds, 0.0)
 
     def hold(self, role: str, until: float) -> None:
-        """A role's cards are not free before."""
+        """Keep a role's cards busy until the second `until`."""
         for kind in self._homes(role):
             self._free[kind] = until
 
     def work(self, name: str, waiting: dict[str, deque[tuple[float, float]]]) -> list[Event]:
-        """Every role does what waits for it (since when, how long) in that order, whoever can begin first first."""
+        """Let each role do its waiting work, pairs of (ready at, seconds), in order; the role that can begin first
+        goes first."""
         events: list[Event] = []
         heap = [(queue[0][0], place, role) for place, (role, queue) in enumerate(waiting.items())]
         heapq.heapify(heap)

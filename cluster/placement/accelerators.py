@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Accelerator:
-    """One card."""
+    """Published memory and rates of one card."""
 
     memory_gib: float
     """Memory as the driver shows it, in GiB (makers publish GB)."""
@@ -24,7 +24,7 @@ class Accelerator:
     host_gb_s: float
     """Bandwidth to the host over PCIe, in 10^9 bytes per second."""
     ray_name: str
-    """Ray's `accelerator_type`, which leaves the memory out."""
+    """Ray's `accelerator_type` of the card, which does not name the memory."""
 
 
 # Makers' data sheets: NVIDIA A100, A800, H100, H200, H20, B200, L40S, L4, A10G, RTX 4090 and V100.
@@ -44,14 +44,14 @@ ACCELERATORS = {
     "RTX4090-24GB": Accelerator(23.6, 165, 1008, 32, 32, "GeForce-RTX-4090"),
     "V100-32GB": Accelerator(31.7, 125, 900, 150, 16, "V100"),
 }
-"""Name → card."""
+"""Name → rates of the card."""
 
 
 def card_called(device_name: str) -> Accelerator | None:
-    """The card that the driver calls `device_name` (`NVIDIA H100 80GB HBM3`); None if it is not in the table."""
+    """The card that the driver calls `device_name`, such as `NVIDIA H100 80GB HBM3`; None if it is not in the table."""
     name = device_name.replace(" ", "-")
     return next((card for card in ACCELERATORS.values() if re.search(rf"\b{card.ray_name}\b", name)), None)
 
 
 UNKNOWN = "A100-80GB"
-"""Whose rates stand for a card that the pool does not name."""
+"""Card whose rates are used for a pool that names no card."""

@@ -12,7 +12,7 @@ from cluster.config import GroupsPlacement
 from cluster.errors import PlacementError
 
 MOST_SHOWN = 16
-"""Nodes of which a message says what is left."""
+"""Most nodes that a message lists."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,9 +21,9 @@ class Seat:
 
     pool: str
     node: int
-    """Number of the node in the plan."""
+    """Index of the node in the plan."""
     gpu: int
-    """Number of the GPU on the node."""
+    """Index of the GPU on the node."""
 
 
 def seats(placement: GroupsPlacement, taken: Collection[str]) -> dict[str, list[Seat]]:
@@ -60,7 +60,8 @@ def seats(placement: GroupsPlacement, taken: Collection[str]) -> dict[str, list[
 
 
 def nodes_needed(placement: GroupsPlacement, taken: Collection[str], pool: str) -> int:
-    """With so many nodes in a pool its groups are seated; best fit may take one more than the fewest possible."""
+    """Number of nodes of a pool with which its groups can be seated; best fit may need one more than the fewest
+    possible."""
     own = {name for name in taken if placement.groups[name].pool == pool}
     ample = placement.pools[pool].model_copy(update={"nodes": sum(placement.groups[name].nodes for name in own)})
     placed = seats(placement.model_copy(update={"pools": {pool: ample}}), own)
@@ -68,11 +69,11 @@ def nodes_needed(placement: GroupsPlacement, taken: Collection[str], pool: str) 
 
 
 def size_text(size: tuple[int, int]) -> str:
-    """(nodes, GPUs a node) as messages have it."""
+    """(nodes, GPUs per node) as text for messages."""
     return f"{size[0]} x {size[1]} GPUs"
 
 
 def _by_size(placement: GroupsPlacement, name: str) -> tuple[int, int, int]:
-    """Widest first, then those on most nodes, then in the order of the file."""
+    """Sort key: widest groups first, then those on most nodes, then in the order of the file."""
     group = placement.groups[name]
     return -group.gpus_per_node, -group.nodes, list(placement.groups).index(name)

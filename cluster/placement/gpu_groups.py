@@ -93,7 +93,7 @@ def _too_large(key: str, group: PlacedGroup, pool: PoolConfig) -> list[str]:
 
 
 def _pools_that_ray_confuses(placement: GroupsPlacement) -> list[str]:
-    """Cards that differ in memory alone: Ray would give a pool the other's nodes."""
+    """Pools whose cards differ only in memory: Ray could give one pool the other's nodes."""
     asked: dict[str, dict[str, str]] = {}
     for name, pool in placement.pools.items():
         if pool.accelerator in ACCELERATORS:

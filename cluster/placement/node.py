@@ -1,4 +1,4 @@
-"""What a node offers: CPUs, GPUs, memory. Pure."""
+"""The resources of a node: CPUs, GPUs, memory. Pure."""
 
 from __future__ import annotations
 
@@ -7,19 +7,19 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Node:
-    """What one node has, or has left."""
+    """The resources that a node has, or has free."""
 
     name: str
     cpus: float
     gpus: float
     card: str = ""
-    """Ray's name of its kind of GPU, such as `H100`; empty: none, or (in a demand) any."""
+    """Ray's name of the kind of GPU, such as `H100`; empty: no GPU, or (in a demand) any kind."""
     memory_gib: float = 0.0
-    """Memory of the host; a demand does not ask for it."""
+    """Memory of the host in GiB; a demand asks for none."""
 
     def __str__(self) -> str:
         return f"{self.name}: {self.cpus:g} CPUs, {self.gpus:g} {self.card + ' ' if self.card else ''}GPUs"
 
     def holds(self, demand: Node) -> bool:
-        """Whether all of `demand` finds room here."""
+        """Whether the node has room for all of `demand`."""
         return self.cpus >= demand.cpus and self.gpus >= demand.gpus and demand.card in ("", self.card)

@@ -10,7 +10,7 @@ from cluster.role_table import ACTOR, CRITIC, REFERENCE, REWARD, openrlhf_names
 
 
 def as_groups(placement: GroupsPlacement | OpenRlhfPlacement) -> GroupsPlacement:
-    """OpenRLHF's words as ours. Raises PlacementError for sizes that cannot share GPUs."""
+    """The same placement as groups of GPUs. Raises PlacementError for sizes that cannot share GPUs."""
     if isinstance(placement, GroupsPlacement):
         return placement
     sizes = {
@@ -55,11 +55,11 @@ def as_groups(placement: GroupsPlacement | OpenRlhfPlacement) -> GroupsPlacement
 
 
 Sizes = dict[str, tuple[int, int]]
-"""Role → (nodes, GPUs a node), in OpenRLHF's numbers."""
+"""Role → (nodes, GPUs per node), in OpenRLHF's numbers."""
 
 
 def _homes(placement: OpenRlhfPlacement, sizes: Sizes) -> dict[str, str]:
-    """Role → the role in whose group it lives."""
+    """Role → the role whose group it shares."""
     homes = {role: role for role in sizes}
     for flag, home, guests in (
         ("colocate_all_models", ACTOR, tuple(role for role in sizes if role != ACTOR)),
@@ -79,7 +79,7 @@ def _homes(placement: OpenRlhfPlacement, sizes: Sizes) -> dict[str, str]:
 
 
 def _check_shared_engines(placement: OpenRlhfPlacement, nodes: int, per_node: int) -> None:
-    """Engines on the actor's GPUs fill them, and each stays in one node."""
+    """Raise PlacementError unless engines on the actor's GPUs fill them, and each engine is in one node."""
     number, width = placement.vllm_num_engines, placement.vllm_tensor_parallel_size
     if per_node % width:
         fitting = ", ".join(f"{n} (vllm_num_engines: {nodes * per_node // n})" for n in divisors(per_node))
@@ -96,7 +96,7 @@ def _check_shared_engines(placement: OpenRlhfPlacement, nodes: int, per_node: in
 
 
 def _pool(placement: OpenRlhfPlacement, groups: dict[str, PlacedGroup], per_node: int) -> PoolConfig:
-    """The nodes that were said, if they are enough; else as many as the groups need."""
+    """The nodes of `placement.pool`, if they are enough; without it, as many nodes as the groups need."""
     one = PoolConfig(nodes=1, gpus_per_node=per_node)
     used = nodes_needed(_placement(one, groups), set(groups), "gpus")
     pool = placement.pool or PoolConfig.model_construct(nodes=used, gpus_per_node=per_node)
@@ -120,7 +120,7 @@ def _placement(pool: PoolConfig, groups: dict[str, PlacedGroup]) -> GroupsPlacem
 
 
 def _spread_engines(engines: EnginesConfig, per_node: int) -> tuple[int, int]:
-    """(nodes, GPUs a node) for engines that have GPUs of their own: on as few nodes as can be."""
+    """(nodes, GPUs per node) for engines that have GPUs of their own: on as few nodes as possible."""
     width = engines.tensor_parallel_size
     if width > per_node:
         raise PlacementError(

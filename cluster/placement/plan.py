@@ -30,22 +30,22 @@ class RoleNeed:
     gpu: bool = False
     """Whether its ranks compute on GPUs."""
     workers: int | None = None
-    """Number of processes on CPUs of a role without a model (a reward function); None: the placement says it."""
+    """Number of CPU processes of a role without a model (a reward function); None: the placement says it."""
 
 
 @dataclass(frozen=True, slots=True)
 class Slot:
-    """Where one rank lives."""
+    """The place of one rank."""
 
     role: str
     rank: int
     node: int
-    """Number of the node in the plan; Ray says which real one it is."""
+    """Index of the node in the plan; Ray chooses the real one."""
     cpus: int
     threads: int
     """OMP_NUM_THREADS of each of its processes."""
     gpus: tuple[int, ...] = ()
-    """Numbers of its GPUs among those that the plan uses on the node; an engine has one for each of its processes."""
+    """Indices of its GPUs among those that the plan uses on the node; an engine has one for each of its processes."""
     share: float = 1.0
     """Share of each of its GPUs: one divided by the number of processes on that GPU."""
 
@@ -60,9 +60,9 @@ class Plan:
     cards: tuple[str, ...] = ("",)
     """Kind of GPU that each node in the plan must have; empty: any."""
     placement: PlacementConfig | None = None
-    """The placement that it was made from, so that changes can be tried; None for a plan made by hand."""
+    """The placement that the plan was made from, so that changes can be tried; None for a plan made by hand."""
     needs: tuple[RoleNeed, ...] = ()
-    """What it was made for."""
+    """The roles' needs that the plan was made for."""
 
     def of(self, role: str) -> list[Slot]:
         """The role's slots, by rank."""
@@ -70,17 +70,18 @@ class Plan:
 
     @property
     def roles(self) -> list[str]:
-        """Every role, once."""
+        """Every role, in the order of the slots."""
         return list(dict.fromkeys(slot.role for slot in self.slots))
 
     @property
     def nodes(self) -> int:
-        """How many nodes are asked for."""
+        """Number of nodes."""
         return 1 + max(slot.node for slot in self.slots)
 
     @property
     def demands(self) -> list[Node]:
-        """Everything that the plan puts on each of its nodes; a GPU counts once, however many share it."""
+        """The resources that the plan needs on each of its nodes; a GPU counts once, however many processes share
+        it."""
         here: list[list[Slot]] = [[] for _ in self.cards]
         for slot in self.slots:
             here[slot.node].append(slot)
@@ -95,12 +96,12 @@ class Plan:
         ]
 
     def demand(self, node: int) -> Node:
-        """Everything that the plan puts on its node number `node`."""
+        """The resources that the plan needs on node `node`."""
         return self.demands[node]
 
 
 def plan(placement: PlacementConfig, needs: Sequence[RoleNeed]) -> Plan:
-    """Give every rank its slot. Raises PlacementError where the placement cannot hold a role."""
+    """Assign a slot to every rank. Raises PlacementError if the placement cannot hold a role."""
     if not needs:
         raise PlacementError("nothing to place: no role asks for a rank")
     made = _PLANNERS[type(placement)](placement, needs)
@@ -108,7 +109,7 @@ def plan(placement: PlacementConfig, needs: Sequence[RoleNeed]) -> Plan:
 
 
 def ranks_of(placement: PlacementConfig, role: str) -> int:
-    """Ranks of a role that holds a model; for `rollout`, engines."""
+    """Number of ranks of a role that holds a model; for `rollout`, of engines."""
     if isinstance(placement, LocalPlacement):
         return _local_group(placement, role).ranks
     placement = as_groups(placement)
@@ -120,7 +121,7 @@ def ranks_of(placement: PlacementConfig, role: str) -> int:
 
 
 def tensor_parallel_size(placement: PlacementConfig) -> int:
-    """Processes of one vLLM engine."""
+    """Number of processes of one vLLM engine."""
     if isinstance(placement, LocalPlacement):
         return placement.rollout.tensor_parallel_size
     placement = as_groups(placement)
@@ -138,7 +139,7 @@ def engines_neighbours(placement: PlacementConfig) -> tuple[str, ...]:
 
 
 def _local(placement: LocalPlacement, needs: Sequence[RoleNeed]) -> Plan:
-    """One node; on GPUs every rank has cards of its own."""
+    """All roles on one node; on GPUs every rank has GPUs of its own."""
     slots: list[Slot] = []
     used = 0
     for need in needs:
@@ -161,7 +162,7 @@ def _local_group(placement: LocalPlacement, role: str) -> GroupConfig:
 
 
 def _groups(placement: GroupsPlacement, needs: Sequence[RoleNeed]) -> Plan:
-    """Every group on its pool's nodes; roles without a model where most CPUs are left."""
+    """Every group on the nodes of its pool; each role without a model on the node with most free CPUs."""
     with_model = [need.role for need in needs if need.workers is None]
     taken = {group_of(placement, role) for role in with_model}
     placed = seats(placement, taken)
@@ -178,7 +179,7 @@ def _groups(placement: GroupsPlacement, needs: Sequence[RoleNeed]) -> Plan:
     pools = tuple(pool for _, pool in nodes)
     cards = tuple(_card(placement.pools[pool].accelerator) for pool in pools)
     if len(set(cards)) == 1:
-        cards = ("",) * len(cards)  # whatever the cluster has
+        cards = ("",) * len(cards)  # any card: the pools do not differ
     capacity = [float(placement.pools[pool].cpus_per_node) for pool in pools]
     demands = Plan(tuple(slots), pools, cards).demands
     left = [cpus - demand.cpus for demand, cpus in zip(demands, capacity, strict=True)]
@@ -199,7 +200,7 @@ def _groups(placement: GroupsPlacement, needs: Sequence[RoleNeed]) -> Plan:
 
 
 def _card(accelerator: str | None) -> str:
-    """Ray's name of the card, without its memory."""
+    """Ray's name of a card, which leaves its memory out; empty without a card."""
     return ACCELERATORS[accelerator].ray_name if accelerator else ""
 
 
@@ -218,7 +219,7 @@ _PLANNERS: dict[type, Callable[[Any, Sequence[RoleNeed]], Plan]] = {
 
 
 def _shared(slots: Sequence[Slot]) -> tuple[Slot, ...]:
-    """Each slot with its share of a GPU: as many parts as processes live there."""
+    """The slots with their shares of a GPU: one divided by the number of processes on it."""
     living = Counter((slot.node, gpu) for slot in slots for gpu in slot.gpus)
     return tuple(
         replace(slot, share=1 / max(living[slot.node, gpu] for gpu in slot.gpus)) if slot.gpus else slot

@@ -24,12 +24,11 @@ class NodeKind:
     nodes: int
     gpus: int
     card: str
-    """Ray's name of it; empty: Ray does not know."""
+    """Ray's name of the card; empty if Ray does not know it."""
     cpus: int
-    """CPUs of the node that has fewest."""
+    """Fewest CPUs of these nodes."""
     memory_gib: int
-    """Memory of the node that has least, in GiB. What was free when Ray started differs a little between equal
-    nodes."""
+    """Least memory of these nodes, in GiB. What was free when Ray started differs a little between equal nodes."""
 
     def __str__(self) -> str:
         card = f"{self.card} " if self.card else ""
@@ -37,7 +36,7 @@ class NodeKind:
 
 
 def with_pools_of(placement: PlacementConfig, nodes: Sequence[Node]) -> GroupsPlacement | OpenRlhfPlacement:
-    """The placement on these nodes. PlacementError where a pool finds none of its kind."""
+    """The placement on these nodes. PlacementError if a pool has no nodes of its kind."""
     check_has_pools(placement)
     assert not isinstance(placement, LocalPlacement)
     kinds = node_kinds(nodes)
@@ -50,7 +49,7 @@ def with_pools_of(placement: PlacementConfig, nodes: Sequence[Node]) -> GroupsPl
 
 
 def check_has_pools(placement: PlacementConfig) -> None:
-    """PlacementError for a placement that knows no nodes."""
+    """Raise PlacementError for a placement without pools."""
     if isinstance(placement, LocalPlacement):
         raise PlacementError(
             "--cluster auto reads the pools of a cluster, and placement.type: local has none; use type: groups or "
@@ -59,7 +58,7 @@ def check_has_pools(placement: PlacementConfig) -> None:
 
 
 def node_kinds(nodes: Sequence[Node]) -> list[NodeKind]:
-    """The kinds that have GPUs, those with most GPUs (then CPUs) first."""
+    """The kinds of nodes that have GPUs, those with most GPUs (then most CPUs) first."""
     alike: dict[tuple[int, str], list[Node]] = {}
     for node in nodes:
         if node.gpus >= 1:
@@ -78,7 +77,8 @@ def node_kinds(nodes: Sequence[Node]) -> list[NodeKind]:
 
 
 def _matched(pools: dict[str, PoolConfig], kinds: list[NodeKind]) -> dict[str, PoolConfig]:
-    """Pools that name a card choose first; each kind goes to one pool. A pool that is alone takes what there is."""
+    """Assign a kind to each pool, no kind twice; pools that name a card choose first. A single pool takes the
+    largest kind if its card is missing."""
     left, found = list(kinds), dict[str, PoolConfig]()
     for name in sorted(pools, key=lambda name: pools[name].accelerator is None):
         pool = pools[name]
@@ -98,7 +98,7 @@ def _matched(pools: dict[str, PoolConfig], kinds: list[NodeKind]) -> dict[str, P
 
 
 def _chosen(pool: PoolConfig, kinds: Sequence[NodeKind]) -> NodeKind | None:
-    """The largest kind with the card that the pool names."""
+    """The largest kind with the card that the pool names; None if there is none."""
     card = ACCELERATORS[pool.accelerator].ray_name if pool.accelerator in ACCELERATORS else None
     return next((kind for kind in kinds if kind.card == card), None)
 
@@ -117,7 +117,8 @@ def _read(key: str, pool: PoolConfig, kind: NodeKind) -> PoolConfig:
 
 
 def _card(key: str, pool: PoolConfig, kind: NodeKind) -> tuple[str | None, float | None]:
-    """(accelerator, gpu_memory_gib): the file's where it fits, for Ray does not say how much memory a card has."""
+    """(accelerator, gpu_memory_gib) for a kind: the file's values if they fit, because Ray does not know a card's
+    memory."""
     named = ACCELERATORS.get(pool.accelerator or "")
     if not kind.card or (named and named.ray_name == kind.card):
         return pool.accelerator, pool.gpu_memory_gib

@@ -19,16 +19,16 @@ from cluster.ranks.watch import STARTED, Rank
 
 T = TypeVar("T")
 Waiting = dict[Any, tuple[Rank, str]]
-"""Reference → the rank and the method that it waits for."""
+"""Reference → the rank and the method whose result it is."""
 
 GRACE_S = 3.0
-"""After a failure that may be a consequence, wait so long for the culprit's."""
+"""Seconds to wait for other failures after one that may be a consequence, to find the cause."""
 STATUS_S = 3.0
-"""A rank that cannot say within so many seconds what it is doing is reported as silent."""
+"""Seconds after which a rank that does not say what it is doing is reported as silent."""
 
 IDLE_POLL_S = 0.2
 CONTROL_S = 20.0
-"""Deadline, in seconds, of a question to a rank that needs no work, on a busy machine."""
+"""Seconds in which a rank must answer a question that needs no work, on a busy machine."""
 SILENT = (
     f"does not say within {STATUS_S:g} s what it is doing: its process is stopped or holds Python's lock, "
     "or it waits for arguments that another rank has not made"
@@ -37,18 +37,18 @@ SILENT = (
 
 @dataclass(frozen=True, slots=True)
 class Call(Generic[T]):
-    """A method under way on the ranks of one group."""
+    """A running call of a method on the ranks of one group."""
 
     method: str
     ranks: Sequence[Rank]
     receipts: list[Any]
-    """Receipt of each rank: None, or its failure."""
+    """References to each rank's receipt: None, or its failure."""
     refs: list[Any]
-    """Value of each rank, in the object store. The values may be shards of another group's `map` before it has
-    arrived."""
+    """References to each rank's value in the object store. They may be passed to another group's `map` before they
+    are ready."""
 
     def result(self, deadline_s: float) -> list[T]:
-        """The values, by rank."""
+        """Wait for the values, and return them by rank."""
         wait_all([self], deadline_s)
         return [_fetch(rank, self.method, ref, deadline_s) for rank, ref in zip(self.ranks, self.refs, strict=True)]
 
@@ -111,7 +111,7 @@ def ask(ranks: Sequence[Rank], question: str) -> list[Any]:
 
 
 def become_idle(ranks: Sequence[Rank], within_s: float) -> bool:
-    """Whether none of `ranks` runs a method any more, after at most `within_s`."""
+    """Whether none of `ranks` runs a method any more; waits at most `within_s` seconds."""
     until = time.monotonic() + within_s
     while any(status.busy for status in ask(ranks, "status")):
         if time.monotonic() > until:
@@ -121,7 +121,7 @@ def become_idle(ranks: Sequence[Rank], within_s: float) -> bool:
 
 
 def _fetch(rank: Rank, method: str, ref: Any, deadline_s: float) -> Any:
-    """The value of a call that has answered, brought into this process."""
+    """Fetch the value of a call that has finished into this process."""
     try:
         return ray.get(ref, timeout=deadline_s)
     except GetTimeoutError:
@@ -133,7 +133,7 @@ def _fetch(rank: Rank, method: str, ref: Any, deadline_s: float) -> Any:
 
 
 def _next(waiting: Waiting, until: float, deadline_s: float) -> Any:
-    """A reference that is ready; raises if a rank of any group dies or the time is over."""
+    """Wait for a reference that is ready; raises if a rank of any group dies or the time is over."""
     sentinels = {rank.sentinel: rank for rank in STARTED.watched}
     left = max(0.0, until - time.monotonic())
     ready, _ = ray.wait([*waiting, *sentinels], num_returns=1, timeout=left, fetch_local=False)
@@ -147,7 +147,7 @@ def _next(waiting: Waiting, until: float, deadline_s: float) -> Any:
 
 
 def _raise_failure(rank: Rank, method: str, reference: Any, waiting: Waiting) -> None:
-    """If `reference` holds a failure, raise the culprit of it and of those that follow within the grace."""
+    """If `reference` holds a failure, raise the likeliest cause among it and the failures within the grace."""
     error = _failure(rank, method, reference)
     if error is None:
         return
@@ -180,7 +180,7 @@ def _method_of(rank: Rank, waiting: Waiting) -> str:
 
 
 def _report(waiting: Waiting) -> str:
-    """What every rank that is waited for is doing, and what other ranks are busy with."""
+    """What every rank that is waited for is doing, and what other ranks are busy with, as text."""
     asked = list(dict.fromkeys(rank for rank, _ in waiting.values()))
     others = [rank for rank in STARTED.watched if rank not in asked]
     answers = {rank.worker.status.remote(): rank for rank in [*asked, *others]}

@@ -23,22 +23,22 @@ class CardSample:
     at: float
     """Wall-clock seconds."""
     used_bytes: int
-    """On the fullest of them, by all processes."""
+    """Bytes in use on the fullest card, by all processes."""
     busy: float | None
-    """Share of the last moments in which a kernel was running; None where the driver does not tell."""
+    """Share of the latest interval in which a kernel was running; None if the driver does not report it."""
 
 
 @dataclass(frozen=True, slots=True)
 class CardUse:
-    """Since it was last asked."""
+    """Use of a rank's cards since the last report."""
 
     name: str
-    """As the driver calls the card: `NVIDIA H100 80GB HBM3`."""
+    """The driver's name of the card, such as `NVIDIA H100 80GB HBM3`."""
     samples: list[CardSample]
     allocated_bytes: int
-    """Most that tensors of this process held, on the fullest of its cards."""
+    """Most bytes in tensors of this process, on the fullest of its cards."""
     reserved_bytes: int
-    """Most that torch held for this process, on the fullest of its cards."""
+    """Most bytes reserved by torch in this process, on the fullest of its cards."""
 
 
 class CardSampler:
@@ -49,7 +49,7 @@ class CardSampler:
         threading.Thread(target=self._run, name="card-sampler", daemon=True).start()
 
     def drain(self) -> CardUse | None:
-        """What happened since the last drain; None if this process has not used a card yet."""
+        """Use of the cards since the last drain; None if this process has not used a card yet."""
         torch = _torch_on_cards()
         if torch is None:
             return None
@@ -70,18 +70,18 @@ class CardSampler:
 
 
 def sample(torch: Any) -> CardSample:
-    """The cards as they are now."""
+    """A sample of the cards now."""
     used, busy = 0, None
     for card in range(torch.cuda.device_count()):
         free, total = torch.cuda.mem_get_info(card)
         used = max(used, total - free)
-    with suppress(Exception):  # the driver's library is not installed, or cannot say (as of a part of a card: MIG)
+    with suppress(Exception):  # no driver's library, or it does not report it (for a part of a card: MIG)
         busy = torch.cuda.utilization() / 100
     return CardSample(time.time(), used, busy)
 
 
 def _torch_on_cards() -> Any:
-    """torch, if it is loaded and has a card; it is not this module that loads it or makes it take a card."""
+    """torch, if it is imported and has a card. Neither imports torch nor initialises CUDA."""
     torch = sys.modules.get("torch")
-    # Half loaded, it has no `cuda` yet: another thread imports it.
+    # torch has no `cuda` yet while another thread imports it.
     return torch if torch is not None and hasattr(torch, "cuda") and torch.cuda.is_initialized() else None

@@ -23,7 +23,7 @@ PEER_FAULTS = ("gloo", "nccl", "closed by peer", "reset by peer", "broken pipe",
 
 
 def log_tail(log: str) -> str:
-    """The last lines of a rank's log, indented; where it is, if this node cannot read it."""
+    """The last lines of a rank's log, indented; or its path, if this node cannot read it."""
     path = Path(log)
     if not path.is_file():
         return f"its log is {log} on its node"
@@ -34,7 +34,7 @@ def log_tail(log: str) -> str:
 
 
 def raised(who: Identity, method: str, seconds: float, error: Exception) -> RankFailure:
-    """Called in the rank that raised."""
+    """The failure for an exception of a role's method; made in the rank itself."""
     message = f"{who} raised {type(error).__name__} in {method} after {seconds:.1f} s: {error}\n{log_tail(who.log)}"
     return RankFailure(message, consequence=looks_like_a_peers_fault(error))
 
@@ -50,11 +50,11 @@ def from_ray(who: Identity, method: str, error: RayError) -> ClusterError:
 
 
 class Death(RankFailure):
-    """The rank's process is gone."""
+    """The rank's process has ended."""
 
 
 def culprit(failures: Sequence[ClusterError]) -> ClusterError:
-    """The likeliest origin; the others are named in its message's last line."""
+    """The most likely cause; the last line of its message names the other failures."""
     first = min(failures, key=_blame)
     others = dict.fromkeys(str(f).splitlines()[0] for f in failures if f is not first)
     others.pop(str(first).splitlines()[0], None)
@@ -64,7 +64,7 @@ def culprit(failures: Sequence[ClusterError]) -> ClusterError:
 
 
 def looks_like_a_peers_fault(error: Exception) -> bool:
-    """A broken collective or connection rather than an error of the rank's own."""
+    """Whether an error is a broken collective or connection, which another rank may have caused."""
     text = f"{type(error).__name__} {error}".lower()
     return any(sign in text for sign in PEER_FAULTS)
 

@@ -17,7 +17,8 @@ import psutil
 
 SAMPLING_INTERVAL_S = 1.0
 SAMPLING_COST_SHARE = 0.02
-"""The kernel walks a process's pages for its PSS: with many GiB that takes tens of ms, so we sample less often then."""
+"""Largest share of time spent on sampling: the kernel walks all pages for a PSS, which takes tens of ms with many
+GiB."""
 
 MemorySeries = dict[int, int]
 """Wall-clock second → bytes."""
@@ -34,7 +35,7 @@ class MemorySampler:
         threading.Thread(target=self._run, name="memory-sampler", daemon=True).start()
 
     def drain(self) -> MemorySeries:
-        """The samples since the last drain, and the one before them. Costs nothing: none is taken now."""
+        """The samples since the last drain, and the one before them. Takes no new sample."""
         drained = self._series
         self._series = dict([max(drained.items())])
         return drained
@@ -51,20 +52,20 @@ class MemorySampler:
             pause = max(SAMPLING_INTERVAL_S, (time.thread_time() - began) / SAMPLING_COST_SHARE)
 
     def sample(self) -> None:
-        """Take one now: tens of ms where much memory is held."""
+        """Take one sample now; takes tens of ms if the processes hold much memory."""
         second, held = int(time.time()), sum(map(held_bytes, tree(self._pid)))
         series = self._series
         series[second] = max(held, series.get(second, 0))
 
 
 def tree(pid: int) -> list[psutil.Process]:
-    """`pid` and its living descendants."""
+    """The processes `pid` and its living descendants."""
     process = psutil.Process(pid)
     return [process, *process.children(recursive=True)]
 
 
 def kill_tree(pid: int) -> None:
-    """Kill a process and its descendants; those that have ended already are passed over."""
+    """Kill a process and its descendants; those that have already ended are skipped."""
     with suppress(psutil.NoSuchProcess):
         for process in tree(pid):
             with suppress(psutil.NoSuchProcess):
@@ -81,7 +82,7 @@ def held_bytes(process: psutil.Process) -> int:
 
 
 def peak_of_sum(series: Sequence[Mapping[int, int]]) -> int:
-    """Highest sum over all series at one second; a series keeps its last value until it has a new one."""
+    """Largest sum over all series in one second; a series keeps its last value until its next one."""
     current = [0] * len(series)
     peak = 0
     for second in sorted({second for one in series for second in one}):

@@ -7,13 +7,13 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Identity:
-    """Who a rank is, for messages."""
+    """The name of a rank in messages."""
 
     role: str
     rank: int
     node: str
     log: str
-    """Absolute path of its log file, on its node."""
+    """Absolute path of its log file, on the rank's node."""
 
     def __str__(self) -> str:
         return f"{self.role} rank {self.rank} (node {self.node})"

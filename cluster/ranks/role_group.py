@@ -29,33 +29,33 @@ R = TypeVar("R")
 S = TypeVar("S")
 T = TypeVar("T")
 CHILDREN_S = 3.0
-"""For the ranks to end the processes that their roles started; a rank that cannot is killed without."""
+"""Seconds in which ranks must end the processes that their roles started; then the ranks are killed."""
 P = ParamSpec("P")
 
 
 @dataclass(frozen=True, slots=True)
 class GrantedSlot:
-    """A slot of the plan, granted by Ray."""
+    """A slot of the plan on a real node."""
 
     slot: Slot
     node: str
     """Name of the real node."""
     node_id: str
-    """Ray's id of it."""
+    """Ray's id of the node."""
     strategy: Any
-    """Ray's scheduling strategy that leads there."""
+    """Ray's scheduling strategy that places a worker there."""
     devices: tuple[str, ...] = ()
-    """What its GPUs are called on the node (CUDA_VISIBLE_DEVICES)."""
+    """Names of its GPUs on the node, for CUDA_VISIBLE_DEVICES."""
 
 
 class RoleGroup(Generic[R]):
-    """The ranks of one role, each a process with an `R` in it."""
+    """The ranks of one role: one process for each, with one object of the class `R` in it."""
 
     def __init__(self, role: str, ranks: Sequence[Rank], started: Call[None]) -> None:
         self.role = role
         self.ranks = ranks
         self.started = started
-        """The construction of the role on every rank, under way."""
+        """The running construction of the role on every rank."""
 
     @classmethod
     def start(
@@ -120,11 +120,11 @@ class RoleGroup(Generic[R]):
         return calls.stream(self.ranks, method.__name__, [(shard, *common) for shard in shards], deadline_s)
 
     def client(self, deadline_s: float) -> Client:
-        """A handle that another role may keep and call from inside its own process."""
+        """A handle with which another role can call the ranks from its own process."""
         return Client(tuple(self.ranks), deadline_s)
 
     def stop(self) -> None:
-        """End every rank and what it started. Safe to call twice, and while methods run."""
+        """End every rank and the processes that it started. May be called twice, and while methods run."""
         _stop(self.ranks)
 
 
@@ -139,7 +139,7 @@ class Client:
         return len(self.ranks)
 
     def submit(self, method: str, *arguments: Any) -> Call[Any]:
-        """Begin `method(*arguments)` on every rank; end it with `.result(deadline_s)`."""
+        """Start `method(*arguments)` on every rank; wait for the values with `.result(deadline_s)`."""
         return calls.submit(self.ranks, method, [arguments] * len(self.ranks))
 
     def call(self, method: str, *arguments: Any) -> list[Any]:
@@ -168,13 +168,14 @@ def _start_worker(role: str, place: GrantedSlot, size: int, log_dir: Path, envir
     own = {
         "RANK": str(slot.rank),
         "WORLD_SIZE": str(size),
-        "LOCAL_RANK": "0",  # a rank sees its own GPUs only, so the first one is always it
+        "LOCAL_RANK": "0",  # a rank sees only its own GPUs, so the first one is always its own
         "OMP_NUM_THREADS": str(slot.threads),
         "RAY_IGNORE_UNHANDLED_ERRORS": "1",  # of a failed call we read the receipt, not the value
     }
     if place.devices and "CUDA_VISIBLE_DEVICES" not in environment:
-        # The node's bundle holds the cards, the plan says which are ours. Asked for fractions of them, Ray would give
-        # any card of the bundle, and might not find room for the last engine among the pieces.
+        # The node's bundle holds the cards; the plan says which are this rank's. If Ray were asked for fractions of
+        # them, it could
+        # give any card of the bundle, and might find no room for the last engine among the fractions.
         own["CUDA_VISIBLE_DEVICES"] = ",".join(place.devices)
     options = {"num_cpus": slot.cpus, "num_gpus": 0, "scheduling_strategy": place.strategy}
     worker = remote_worker().options(**options).remote(identity, {**environment, **own})
@@ -182,7 +183,7 @@ def _start_worker(role: str, place: GrantedSlot, size: int, log_dir: Path, envir
 
 
 def _importable(factory: Callable[..., Any]) -> tuple[str, str]:
-    """(module, qualified name), so that the worker imports the role itself rather than get it pickled."""
+    """(module, qualified name), so that the worker imports the class instead of unpickling it."""
     name = factory.__qualname__
     if "<" in name or factory.__module__ == "__main__":
         where = f"{factory.__module__}.{name}"

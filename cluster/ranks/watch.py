@@ -16,13 +16,14 @@ class Rank:
 
     identity: Identity
     worker: Any
-    """Ray's actor handle."""
+    """Handle of Ray's actor."""
     sentinel: Any
     """Reference of `Worker.watch`: fails when the process dies."""
 
 
 class Watch:
-    """Ranks that are started and not stopped, and whose deaths count: those of all, or `only` of some."""
+    """Ranks that have been started and not stopped, and those of them whose deaths end a wait: all, or the ones in
+    `only`."""
 
     def __init__(self) -> None:
         self._ranks: list[Rank] = []
@@ -30,25 +31,26 @@ class Watch:
 
     @property
     def ranks(self) -> list[Rank]:
-        """All that are started and not stopped."""
+        """All ranks that have been started and not stopped."""
         return list(self._ranks)
 
     @property
     def watched(self) -> list[Rank]:
-        """Those whose deaths end a wait."""
+        """The ranks whose deaths end a wait."""
         return self.ranks if self._only is None else [rank for rank in self._ranks if rank in self._only]
 
     def add(self, ranks: Sequence[Rank]) -> None:
-        """To be called when they are started."""
+        """Add ranks that are started."""
         self._ranks += ranks
 
     def remove(self, ranks: Sequence[Rank]) -> None:
-        """To be called before they are stopped, so that their end is no death; ranks that are not there are ignored."""
+        """Remove ranks before they are stopped, so that their end does not count as a death. Unknown ranks are
+        ignored."""
         self._ranks = [rank for rank in self._ranks if rank not in ranks]
 
     @contextmanager
     def only(self, ranks: Sequence[Rank]) -> Iterator[None]:
-        """For the waits inside only the deaths of `ranks` count: others may have died already."""
+        """Context in which only the deaths of `ranks` end a wait: others may have died already."""
         before, self._only = self._only, ranks
         try:
             yield

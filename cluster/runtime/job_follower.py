@@ -16,34 +16,34 @@ from cluster.errors import ClusterError, ClusterUnreachable
 
 RETRY_S = 1.0
 LOST_S = 300.0
-"""A connection that does not come back for so long is given up (the job goes on)."""
+"""Seconds without a connection after which the log is given up; the job goes on."""
 
 SUCCEEDED, STOPPED, FAILED = "SUCCEEDED", "STOPPED", "FAILED"
-"""Ray's words for a job that has ended."""
+"""Ray's names of the final states of a job."""
 
 STOPPED_CODE = 143
-"""Ray tells no exit code of a job that it has stopped; it was ended by SIGTERM."""
+"""Exit code for a job that Ray has stopped (with SIGTERM): Ray reports none."""
 
 
 @dataclass(frozen=True, slots=True)
 class JobState:
-    """How a job stands."""
+    """State of a job."""
 
     status: str
-    """PENDING, RUNNING, or how it ended."""
+    """PENDING, RUNNING, or one of the final states."""
     driver_code: int | None = None
-    """The exit code of its command; null: it still runs, or never did."""
+    """Exit code of the job's command; None: it still runs, or never started."""
     message: str = ""
-    """What Ray says of it."""
+    """Ray's message about the job."""
 
     @property
     def ended(self) -> bool:
-        """It will not go on."""
+        """Whether the job has ended."""
         return self.status in (SUCCEEDED, STOPPED, FAILED)
 
     @property
     def exit_code(self) -> int:
-        """The exit code of a job that has ended, as a shell would tell it."""
+        """Exit code of a job that has ended, as a shell reports it."""
         if self.status == STOPPED:
             return STOPPED_CODE
         if self.driver_code is None:
@@ -58,7 +58,7 @@ class Jobs(Protocol):
         """The log from its beginning, in pieces as they come, until it ends."""
 
     def state(self, job: str) -> JobState:
-        """How the job stands."""
+        """The state of the job."""
 
 
 class Follower:
@@ -70,17 +70,18 @@ class Follower:
         self._show = show
         self._tell = tell
         self._shown = 0
-        """Characters of the log: each connection starts at its beginning."""
+        """Characters of the log that were shown: each connection starts at the beginning of the log."""
         self._alive = time.monotonic()
         self._broken = False
 
     def until_end(self, deadline_s: float = math.inf) -> JobState:
-        """Show the log as it comes, and return how the job ended. ClusterError after LOST_S without a connection."""
+        """Show the log until the job ends, and return its final state. ClusterError after LOST_S without a
+        connection."""
         began = time.monotonic()
         self._heard()
         while time.monotonic() - began < deadline_s:
             try:
-                state = self._jobs.state(self._job)  # asked first: what ended before the log is read has its whole log
+                state = self._jobs.state(self._job)  # before the log: if the job has ended by now, the log is complete
                 self._show_log()
             except ClusterUnreachable as error:
                 self._lost(error)

@@ -29,17 +29,17 @@ from cluster.runtime.living_nodes import as_node
 from cluster.runtime.ray_cluster import CONNECT_S
 
 ADDRESSES = ("RAY_API_SERVER_ADDRESS", "RAY_ADDRESS")
-"""Where users of `ray job submit` say the address; the first that is set counts."""
+"""Environment variables with the address, as for `ray job submit`; the first that is set counts."""
 LOCAL = "http://127.0.0.1:8265"
 ANSWER_S = 120.0
-"""For an answer to one request, an upload included."""
+"""Seconds to wait for the answer to one request, including an upload."""
 QUIET_S = 120.0
-"""A connection over which no line came for so long may be dead: a new one is made."""
+"""Seconds without a line of log after which a connection is replaced by a new one."""
 STOP_S = 60
-"""What a stopped job has to end by itself; Ray's own 3 s would kill it while it ends its ranks."""
+"""Seconds that a stopped job has to end by itself; Ray's default of 3 s would kill it while it ends its ranks."""
 MOST_NODES = 10_000
 CHATTY = ("ray.dashboard.modules.dashboard_sdk", "ray.dashboard.modules.job.sdk", "ray._private.runtime_env.packaging")
-"""Ray's modules that tell on stderr what we tell ourselves."""
+"""Ray's modules whose messages on stderr repeat our own."""
 
 
 def dashboard_address(given: str | None) -> str:
@@ -66,7 +66,7 @@ class RayJobs:
         self._client.answer_s = ANSWER_S
 
     def nodes(self) -> list[Node]:
-        """What the living nodes have."""
+        """The resources of the living nodes."""
         with self._named_errors(), _without_addresses():
             found = list_nodes(self.address, limit=MOST_NODES, timeout=int(CONNECT_S))
         return [as_node(node.node_name, node.resources_total) for node in found if node.state == "ALIVE"]
@@ -81,20 +81,20 @@ class RayJobs:
                     submission_id=name,
                     runtime_env={"working_dir": str(working_dir), "env_vars": environment},
                 )
-            except ValueError as error:  # too large
+            except ValueError as error:  # the working directory is too large
                 raise ClusterError(
                     f"the working directory {working_dir} was not uploaded: {error} What .gitignore or .rayignore "
                     "names stays here"
                 ) from error
 
     def state(self, job: str) -> JobState:
-        """How the job stands."""
+        """The state of the job."""
         with self._named_errors():
             info = self._client.get_job_info(job)
         return JobState(str(info.status.value), info.driver_exit_code, info.message or "")
 
     def stop(self, job: str) -> None:
-        """Ask for its end; it gets SIGTERM, and SIGKILL if it lives STOP_S later."""
+        """Ask the job to end: SIGTERM, and SIGKILL after STOP_S seconds."""
         with self._named_errors():
             self._client.stop_job(job)
 
@@ -134,7 +134,7 @@ class RayJobs:
 
 
 class _Client(JobSubmissionClient):
-    """Ray's client, which would wait for an answer for ever."""
+    """Ray's client, with a timeout for each request."""
 
     answer_s = CONNECT_S
 
@@ -155,7 +155,7 @@ def _token_mend(address: str) -> str:
 
 @contextmanager
 def _without_addresses() -> Iterator[None]:
-    """Ray prefers what the environment says to what it is given."""
+    """Context without Ray's address variables, which Ray prefers to an address that it is given."""
     kept = {name: os.environ.pop(name) for name in ADDRESSES if name in os.environ}
     try:
         yield

@@ -11,11 +11,11 @@ from cluster.estimate.memory import GIB
 from cluster.placement.node import Node
 
 CARD = "accelerator_type:"
-"""What Ray's resource that says which kind of GPU a node has begins with; such a node has 1 of it."""
+"""Prefix of Ray's resource that names the kind of GPU of a node; such a node has 1 of it."""
 
 
 def living_nodes(*, free: bool) -> list[Node]:
-    """The living nodes: what each has, or what each has left."""
+    """The living nodes with their resources, or (`free`) with what is free of them."""
     left = available_resources_per_node() if free else {}
     living = [node for node in ray.nodes() if node["Alive"]]
     resources = [(node["NodeManagerHostname"], left[node["NodeID"]] if free else node["Resources"]) for node in living]
@@ -23,7 +23,7 @@ def living_nodes(*, free: bool) -> list[Node]:
 
 
 def as_node(name: str, resources: Mapping[str, float]) -> Node:
-    """A node from Ray's resources. Its memory is what was free when Ray started there, the object store included."""
+    """A node from Ray's resources. Its memory is what was free when Ray started there, including the object store."""
 
     def amount(kind: str) -> float:
         return resources.get(kind, 0.0)

@@ -21,37 +21,38 @@ from cluster.runtime.living_nodes import living_nodes
 from cluster.runtime.ray_cluster import attached
 
 LOOK_S = 60.0
-"""For a process to start on a node and say what time it is."""
+"""Seconds in which a process must start on a node and answer."""
 HERE = "auto"
-"""Ray's word for the cluster that runs on this machine."""
+"""Ray's name for the cluster that runs on this machine."""
 
 
 @dataclass(frozen=True, slots=True)
 class NodeReport:
-    """What `tetrarch doctor` asks of a node."""
+    """What `tetrarch doctor` reports about a node."""
 
     node: Node
     skew_s: float = 0.0
-    """By how much its clock is ahead of ours."""
+    """Seconds by which the node's clock is ahead of ours."""
     versions: dict[str, str] = field(default_factory=dict)
     """As `cluster.ranks.worker.version_reader` reads them."""
     problem: str = ""
-    """Why it does not answer; empty: it does."""
+    """Why the node does not answer; empty if it does."""
 
 
 def look(address: str) -> list[NodeReport]:
-    """Every living node of a running cluster."""
+    """A report of every living node of a running cluster."""
     with attached(address):
         ids = [str(node["NodeID"]) for node in ray.nodes() if node["Alive"]]
-        answers = [_on(node_id, versions()).remote() for node_id in ids]  # starts a process on all of them at once
+        answers = [_on(node_id, versions()).remote() for node_id in ids]  # starts a process on every node at once
         nodes = living_nodes(free=False)
         return [_report(*asked) for asked in zip(nodes, ids, answers, strict=True)]
 
 
 def nodes_of(address: str | None) -> list[Node]:
-    """What the living nodes have; without an address, of the cluster that RAY_ADDRESS names or that runs here."""
+    """The resources of the living nodes; without an address, of the cluster that RAY_ADDRESS names or that runs
+    here."""
     if address is None:
-        address = os.environ.setdefault("RAY_ADDRESS", HERE)  # a run that follows starts where it was planned
+        address = os.environ.setdefault("RAY_ADDRESS", HERE)  # a run that follows uses the planned cluster
     if address.startswith(("http://", "https://")):
         return RayJobs(address).nodes()
     with attached(address):
@@ -69,9 +70,9 @@ def _report(node: Node, node_id: str, answer: Any) -> NodeReport:
 
 
 def _skew(node_id: str) -> float:
-    """Seconds that a node's clock is ahead of ours, as exact as the way there and back is short."""
+    """Seconds by which a node's clock is ahead of ours, accurate to half of the round trip."""
     asked = _on(node_id, clock())
-    ray.get(asked.remote(), timeout=LOOK_S)  # its process learns the function
+    ray.get(asked.remote(), timeout=LOOK_S)  # the node's process loads the function first
     began = time.time()
     theirs: float = ray.get(asked.remote(), timeout=LOOK_S)
     return theirs - (began + time.time()) / 2

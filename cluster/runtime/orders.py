@@ -1,7 +1,7 @@
-"""SIGTERM and Ctrl-C: an order to end, which becomes an exception where the driver stands.
+"""SIGTERM and Ctrl-C: a request to end, which is raised as an exception in the driver.
 
-What must not be cut in two holds it back (`hold` … `release`), for as long as the grace lasts. A second order is not
-held back. `ORDERS` is the process's own; it listens from `listen` on.
+Code that must not be interrupted holds it back (`hold` … `release`), for as long as the grace lasts. A second request
+is not held back. `ORDERS` is the process's own; it listens from `listen` on.
 """
 
 from __future__ import annotations
@@ -18,36 +18,36 @@ from typing import Any
 from cluster.errors import Terminated
 
 ECHO_S = 1.0
-"""Within so many seconds a signal is the same order once more: `timeout` sends it to the process and to its group."""
+"""Seconds within which a second signal counts as the same request: `timeout` sends it to the process and its group."""
 SIGNALS = {signal.SIGTERM: Terminated, signal.SIGINT: KeyboardInterrupt}
 
 
 class Orders:
-    """What has been heard so far."""
+    """The requests to end that this process has received."""
 
     def __init__(self) -> None:
         self.told: type[KeyboardInterrupt] | None = None
-        """What the first order became; None before it."""
+        """The exception that the first request became; None before it."""
         self.grace_s = 0.0
-        """For what is done after the order."""
+        """Seconds that work after a request may take."""
         self._at = 0.0
         self._held = False
 
     def listen(self) -> None:
-        """Hear the signals from now on (others may have put their own handlers in place)."""
+        """Handle the signals from now on (other libraries may have set their own handlers before)."""
         if threading.current_thread() is not threading.main_thread():
             return
         signal.signal(signal.SIGALRM, self._over)
         for number in SIGNALS:
-            if signal.getsignal(number) is not signal.SIG_IGN:  # as a shell's background job ignores Ctrl-C
+            if signal.getsignal(number) is not signal.SIG_IGN:  # a shell's background job ignores Ctrl-C
                 signal.signal(number, self._hear)
 
     def hold(self) -> None:
-        """From now on an order is noted, and becomes an exception in `release`, or after the grace."""
+        """From now on, record a request; it is raised in `release`, or after the grace."""
         self._held = True
 
     def release(self) -> None:
-        """Raise what was held back."""
+        """Raise a request that was held back."""
         self._held = False
         if self.told is not None:
             signal.setitimer(signal.ITIMER_REAL, 0)
@@ -55,7 +55,7 @@ class Orders:
 
     @property
     def left_s(self) -> float:
-        """Seconds of the grace that are left; endless before an order."""
+        """Seconds that are left of the grace; infinite before a request."""
         return math.inf if self.told is None else max(self._at + self.grace_s - time.monotonic(), 0.0)
 
     def _hear(self, number: int, frame: Any) -> None:
@@ -79,7 +79,7 @@ ORDERS = Orders()
 
 @contextmanager
 def unheard() -> Iterator[None]:
-    """Inside, no signal interrupts."""
+    """Context in which no signal interrupts."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -93,7 +93,8 @@ def unheard() -> Iterator[None]:
 
 @contextmanager
 def not_for_children() -> Iterator[None]:
-    """Processes that are started inside do not hear SIGTERM, so that one for all of a group reaches us alone."""
+    """Context in which started processes block SIGTERM, so that a signal to the whole group reaches only this
+    process."""
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
     try:
         yield

@@ -41,42 +41,42 @@ from cluster.runtime.living_nodes import CARD, living_nodes
 from cluster.runtime.orders import ORDERS, not_for_children, unheard
 
 START_ATTEMPTS = 2
-"""Ray gives its own processes half a minute, which a busy machine may exceed once."""
+"""Attempts to start Ray: its own processes have half a minute, which a busy machine may exceed once."""
 ANY_AMOUNT = 0.001
-"""Of Ray's resource that says which kind of GPU a node has: to ask for a little leads there."""
+"""Amount of the resource that names the kind of GPU of a node: requesting a little is enough to be placed there."""
 NODE_ID = "ray.io/node-id"
-"""Ray's label of every node."""
+"""Ray's label with the id of a node."""
 RAYS_CHOICE_S = 5.0
-"""For Ray to find nodes by itself."""
+"""Seconds in which Ray must find nodes by itself."""
 CONNECT_S = 10.0
-"""For a cluster to accept a connection."""
+"""Seconds in which a cluster must accept a connection."""
 
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """What the ranks did since the last time, and the highest memory so far in GiB."""
+    """Work of the ranks since the last report, and the highest memory so far in GiB."""
 
     busy: list[tuple[float, float]]
     """When any rank was running a method of its role: wall-clock seconds, from and to; not in order."""
     host_peak: float
-    """Of the fullest node: the sum over our ranks and their children; on the driver's node over the driver too, and
-    over Ray's own processes if this run started Ray. Proportional set sizes: a shared page counts once."""
+    """Highest memory of a node: the sum over our ranks and their children; on the driver's node also the driver, and
+    Ray's own processes if this run started Ray. Proportional set sizes: a shared page counts once."""
     ranks: list[tuple[str, RankUsage]]
-    """(role, what one of its ranks tells)."""
+    """(role, report of one of its ranks), for every rank."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Granted:
-    """A real node, for a planned one."""
+    """The real node of a planned one."""
 
     name: str
     id: str
     gpus: list[str]
-    """What the GPUs of our bundle are called there, in order."""
+    """Names of the GPUs of our bundle on the node, in order."""
 
 
 class RayCluster:
-    """Ray, with the plan's resources reserved."""
+    """A Ray cluster on which the plan's resources are reserved."""
 
     def __init__(
         self,
@@ -114,7 +114,7 @@ class RayCluster:
             raise told from error  # Ray's own waits raise KeyboardInterrupt for any; ranks may have been told, too
 
     def places(self, role: str) -> list[GrantedSlot]:
-        """Where the role's ranks go, by rank."""
+        """The slots of a role's ranks, by rank."""
         return [
             GrantedSlot(
                 slot,
@@ -127,7 +127,7 @@ class RayCluster:
         ]
 
     def check_places(self, groups: Iterable[RoleGroup[Any]]) -> None:
-        """Raise PlacementError if a rank runs on another node than it was given. For groups that are ready."""
+        """Raise PlacementError if a rank runs on another node than planned. The groups must be ready."""
         ranks = [
             (rank, slot) for group in groups for rank, slot in zip(group.ranks, self._plan.of(group.role), strict=True)
         ]
@@ -137,7 +137,7 @@ class RayCluster:
                 raise PlacementError(f"{rank.identity} runs on node {node_id}, not on planned node {slot.node}")
 
     def usage(self) -> Usage:
-        """Of everything that this run started; memory is sampled about once a second."""
+        """Work and memory of everything that this run has started; memory is sampled about once a second."""
         ranks = STARTED.ranks
         reports = calls.ask(ranks, "usage")
         series = {socket.gethostname(): [self._memory.drain()]}
@@ -150,7 +150,7 @@ class RayCluster:
         return Usage(busy, self._peak_bytes / GIB, by_role)
 
     def stop(self) -> None:
-        """End every rank, give the resources back and leave Ray (a Ray that we started ends)."""
+        """End every rank, return the resources and leave Ray (a Ray that we started ends)."""
         self._memory.stop()
         with unheard():
             if ray.is_initialized():
@@ -165,7 +165,7 @@ class RayCluster:
                 self._forks = None
 
     def _connect(self) -> None:
-        os.environ["RAY_USAGE_STATS_ENABLED"] = "0"  # never phone home
+        os.environ["RAY_USAGE_STATS_ENABLED"] = "0"  # send no usage statistics
         os.environ["RAY_IGNORE_UNHANDLED_ERRORS"] = "1"  # of a failed call we read the receipt, not the value
         if self._address is not None:
             self._attach(self._address)
@@ -223,7 +223,7 @@ class RayCluster:
             ) from error
 
     def _reserve(self) -> None:
-        """One bundle for each planned node, on a real node of its own."""
+        """Reserve one bundle for each planned node, each on a real node of its own."""
         check_capacity(self._plan, living_nodes(free=False))
         demands = [self._plan.demand(node) for node in range(self._plan.nodes)]
         bundles = [
@@ -237,8 +237,8 @@ class RayCluster:
         self._nodes = [_Granted(names[granted[n]], granted[n], gpus[n]) for n in range(len(bundles))]
 
     def _grant(self, bundles: list[dict[str, float]]) -> None:
-        """Wait for all bundles. Ray chooses node after node, and waits for ever where that leads nowhere although there
-        is room: then our own assignment names the nodes."""
+        """Wait for all bundles. Ray chooses node after node, and may wait forever although there is room: then our
+        own assignment names the nodes."""
         ends = time.monotonic() + self._deadline_s
         homes: list[str] = []
         self._group = placement_group(bundles, strategy="STRICT_SPREAD")
@@ -254,13 +254,13 @@ class RayCluster:
                 self._group = placement_group(bundles, strategy="STRICT_SPREAD", bundle_label_selector=chosen)
 
     def _room(self) -> tuple[list[Node], list[str]]:
-        """What is free, and the real node's id for each planned one; no ids if not all of them find room now."""
+        """The free resources of all nodes, and the real node's id for each planned one; no ids if not all fit now."""
         free, ids = living_nodes(free=True), [node["NodeID"] for node in ray.nodes() if node["Alive"]]
         found = assign(self._plan.demands, free)
         return free, [ids[found[n]] for n in range(self._plan.nodes)] if len(found) == self._plan.nodes else []
 
     def _gpu_ids(self, counts: list[int]) -> list[list[str]]:
-        """What the GPUs of each bundle are called on its node."""
+        """Names of the GPUs of each bundle on its node."""
         asked = {
             node: gpu_ids().options(num_gpus=count, scheduling_strategy=self._strategy(node)).remote()
             for node, count in enumerate(counts)
@@ -280,8 +280,8 @@ class RayCluster:
 
 
 def _kill_at_once() -> None:
-    """Let Ray end the processes that it has started here, and theirs, by SIGKILL: they do not hear SIGTERM, and it
-    would wait for each of them."""
+    """Kill the processes that Ray has started here, and theirs: they do not react to SIGTERM, and Ray would wait for
+    each."""
     started = ray_worker._global_node.all_processes.values() if ray_worker._global_node else []
     for info in [info for infos in started for info in infos]:
         info.process.terminate = partial(kill_tree, info.process.pid)
@@ -289,7 +289,7 @@ def _kill_at_once() -> None:
 
 @contextmanager
 def attached(address: str) -> Iterator[None]:
-    """A running cluster, without a plan."""
+    """Context attached to a running cluster, without a plan."""
     cluster = RayCluster(Plan(()), deadline_s=CONNECT_S, address=address)
     try:
         cluster._connect()

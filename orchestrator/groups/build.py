@@ -53,13 +53,14 @@ class Models:
 
     actor: Path
     of: dict[str, Path]
-    """Role → its folder."""
+    """Role → its model folder."""
     tokenizer: PreTrainedTokenizerBase
-    """The actor's; every token id in a batch is one of its."""
+    """The actor's tokenizer; all token ids in a batch are its."""
 
 
 def resolve_models(config: SamplingConfig, roles: Collection[str]) -> Models:
-    """Folders of the actor and of `roles`; converts a GGUF file or cuts layers where the configuration asks (once)."""
+    """The model folders of the actor and of `roles`. Converts a GGUF file or cuts layers once, if the configuration
+    asks."""
     cache = Path(config.model_cache)
     models = {ACTOR: config.actor.model}
     if isinstance(config, EvaluationRun):
@@ -71,7 +72,7 @@ def resolve_models(config: SamplingConfig, roles: Collection[str]) -> Models:
 
 
 class Builder(Generic[C]):
-    """Starts role groups on a cluster; each starts at once, `ready` waits for all of them."""
+    """Starts role groups on a cluster; each starts without waiting, `ready` waits for all of them."""
 
     def __init__(self, config: C, cluster: RayCluster) -> None:
         self._config = config
@@ -79,9 +80,9 @@ class Builder(Generic[C]):
         self._groups: list[RoleGroup[Any]] = []
 
     def actor(self: Builder[RunConfig], models: Models) -> RoleGroup[Actor]:
-        """The policy's training half."""
+        """The training half of the policy."""
         config = self._config
-        trained_steps = config.steps - config.critic.warmup.max_steps  # more if the warm-up ends sooner
+        trained_steps = config.steps - config.critic.warmup.max_steps  # more if the critic's warm-up ends sooner
         setup = self.engine_setup(ACTOR, models.actor, config.actor, steps=trained_steps * config.ppo.optimizer_steps)
         setup = replace(setup, ema_decay=config.actor.ema_decay)
         kl = config.ppo.kl
@@ -97,23 +98,23 @@ class Builder(Generic[C]):
         return self.start(CRITIC, Critic, (setup, config.ppo.value, config.rollout.max_response_tokens))
 
     def reference(self: Builder[EvaluationRun], models: Models) -> RoleGroup[FrozenPolicy]:
-        """The frozen policy, where it has ranks of its own, or those of an actor that is not started."""
+        """The frozen policy, on ranks of its own or on those of an actor that is not started."""
         return self.frozen(REFERENCE, models, ranks_of=self._config.reference_role)
 
     def frozen(self: Builder[EvaluationRun], role: str, models: Models, *, ranks_of: str) -> RoleGroup[Any]:
-        """A frozen role of the table, whose class is made as `Reference` is."""
+        """A frozen role of the table whose class is constructed as `Reference` is."""
         config = self._config
         section = config.section(role).model_copy(update={"model": config.model_of(role)})
         setup, early = self.engine_setup(ranks_of, models.of[role], section), self._early_end(models)
         return self.start(ranks_of, class_of(role), (setup, config.rollout.temperature, early))
 
     def _early_end(self: Builder[SamplingConfig], models: Models) -> EarlyEnd:
-        """Where the engines cannot end a response."""
+        """The tokens that cannot end a response, and how long."""
         tokens = stop_token_ids(models.actor, models.tokenizer.eos_token_id)
         return EarlyEnd(tokens, self._config.rollout.min_response_tokens)
 
     def reward(self: Builder[EvaluationRun], models: Models) -> Reward:
-        """Whoever scores responses."""
+        """What scores responses: one scorer, an ensemble of scorers, or none."""
         config = self._config.reward
         members = {role: self._member(role, scorer, models) for role, scorer in self._config.scorers.items()}
         return Reward(members, config.combine if isinstance(config, EnsembleReward) else MeanScore())
@@ -134,12 +135,12 @@ class Builder(Generic[C]):
         return self.scorer(JUDGE, config) if config else None
 
     def scorer(self, role: str, config: FunctionReward | RemoteReward) -> Member:
-        """A reward that is no model."""
+        """A reward that is not a model: a function or a service."""
         factory = FunctionScorer if isinstance(config, FunctionReward) else RemoteScorer
         return Member(self.start(role, factory, (config,), distributed=False))
 
     def reward_trainer(self, backbone: Path, training: RewardTrainingConfig, steps: int) -> RoleGroup[RewardTrainer]:
-        """A reward model in the making."""
+        """The reward model that is being trained."""
         role = TrainedRole(
             model=training.model, optimizer=training.optimizer, micro_batch_tokens=training.micro_batch_tokens
         )
@@ -171,9 +172,10 @@ class Builder(Generic[C]):
         return self.start(ENGINES, RolloutEngine, setups, distributed=False)
 
     def policy(self: Builder[SamplingConfig], models: Models) -> Policy:
-        """The engines; where they share GPUs, up and asleep before anyone else loads a model there.
+        """The engines as one policy. If they share GPUs, they are up and asleep before another role loads a model
+        there.
 
-        vLLM measures how much of a card is free while it starts, and takes its share of that.
+        vLLM measures the free memory of a card while it starts, and takes its share of that.
         """
         config = self._config
         sleeps = config.rollout.engine.sleep > 0
@@ -189,7 +191,7 @@ class Builder(Generic[C]):
         self.cluster.check_places(self._groups)
 
     def engine_setup(self, name: str, model: Path, role: FrozenRole, *, steps: int = 0) -> ModelSetup:
-        """What a DeepSpeed engine of the role `name` is built from; a trained one has `steps` optimizer steps ahead."""
+        """The setup of the sharded model of role `name`; a trained role takes `steps` optimizer steps."""
         config = self._config
         assert role.model is not None
         setup = ModelSetup(
@@ -220,7 +222,7 @@ class Builder(Generic[C]):
         *,
         distributed: bool = True,
     ) -> RoleGroup[R]:
-        """Start one group; a tuple of arguments is for every rank, a list has one for each."""
+        """Start one group. `arguments`: a tuple is for every rank, a list has one tuple for each rank."""
         places = self.cluster.places(role)
         group = RoleGroup.start(
             role,
@@ -237,7 +239,7 @@ class Builder(Generic[C]):
 
 @contextmanager
 def builder(config: C, roles: RoleNames) -> Iterator[Builder[C]]:  # type: ignore[misc]
-    """A cluster with room for `roles`; leaving it ends every process."""
+    """Context with a cluster that has room for `roles`; at its end every process is stopped."""
     made = plan(config.placement, role_needs(config, roles))
     imports = imports_for(config.device, _environment(config.device))
     with RayCluster(made, deadline_s=config.deadlines.resources_s, imports=imports) as cluster:
@@ -246,7 +248,7 @@ def builder(config: C, roles: RoleNames) -> Iterator[Builder[C]]:  # type: ignor
 
 @contextmanager
 def training_roles(config: RunConfig, models: Models) -> Iterator[Roles]:
-    """All roles of PPO, started side by side, weights connected."""
+    """Context with all roles of PPO, started at the same time, and the weight transfer connected."""
     with builder(config, ppo_roles(config)) as build:
         policy = build.policy(models)
         actor = build.actor(models)
@@ -270,7 +272,7 @@ def training_roles(config: RunConfig, models: Models) -> Iterator[Roles]:
 
 @contextmanager
 def evaluation_roles(config: EvaluationRun, models: Models) -> Iterator[EvaluationRoles]:
-    """The roles that measure the policy in `models.actor`."""
+    """Context with the roles that measure the policy in `models.actor`."""
     with builder(config, {ENGINES: None, config.reference_role: None, **scoring_roles(config)}) as build:
         roles = EvaluationRoles(
             cluster=build.cluster,
@@ -285,9 +287,9 @@ def evaluation_roles(config: EvaluationRun, models: Models) -> Iterator[Evaluati
 
 
 def _environment(device: str) -> dict[str, str]:
-    """What every rank's process is given."""
+    """Environment variables of every rank's process."""
     shared = {"TOKENIZERS_PARALLELISM": "false", "VLLM_NO_USAGE_STATS": "1", "HF_HUB_DISABLE_TELEMETRY": "1"}
     if device == "cuda":
         return shared
-    # The roles take turns on a machine's cores: a thread that waits by spinning takes them from the others.
+    # The roles take turns on a machine's cores: a thread that waits actively takes time from the others.
     return {**shared, "CUDA_VISIBLE_DEVICES": "", "OMP_WAIT_POLICY": "PASSIVE"}

@@ -1,7 +1,8 @@
-"""Do the engines sample from the weights that the trainer has? Sampled rows in, nothing out, or `WeightsDiffer`.
+"""Checks that the engines sample from the trainer's weights. Sampled rows flow in, nothing flows out, or WeightsDiffer.
 
-A digest proves what was sent; this is about what it does. vLLM says with which log-probability it sampled a token, and
-the actor computes the same number: as long as the weights are the same, the two differ by rounding alone.
+A digest proves which weights were sent; this check proves which were used. vLLM reports the log-probability with which
+it sampled a token, and the actor computes the same number: if the weights are the same, the two differ only by
+rounding.
 """
 
 from __future__ import annotations
@@ -26,38 +27,38 @@ from roles.rollout import RolloutEngine
 from roles.transfer.probe import worst
 
 ROWS = 16
-"""Samples that are enough where no whole batch is at hand."""
+"""Number of samples to check if there is no whole batch."""
 
 FIRST: dict[Dtype, float] = {"float32": 1e-4, "bfloat16": 0.2}
 """Limit, in nats per token, for weights that the engines have loaded from the folder themselves."""
 
 LEAST: dict[Dtype, float] = {"float32": 1e-4, "bfloat16": 0.01}
-"""A limit that grows from the first weights' gap is at least this."""
+"""Least value of a limit that is derived from the first weights' gap."""
 
 TOLERANCES: dict[Dtype, float] = {"float32": 1e-4, "bfloat16": 0.02}
-"""How far a product with a tensor may be off, relative to its length."""
+"""Largest relative error of a product with a tensor."""
 
 VOCABULARY = 2**19
-"""More tokens than any model has."""
+"""More tokens than any vocabulary has."""
 
 
 @dataclass(slots=True)
 class Canary:
-    """What the gap was with weights that were not pushed, and how large it may therefore be."""
+    """The gap with weights that were not pushed, and the largest gap that is accepted after a push."""
 
     baseline: float | None = None
     """Largest mean gap with the weights that the engines loaded from the folder; None until they have sampled."""
     dtypes: str | None = None
-    """Of actor and engines, with which the baseline was measured: with others it says nothing."""
+    """Dtypes of actor and engines with which the baseline was measured; it does not hold for others."""
     verified: int | None = None
-    """Version that has passed; not saved: engines that start again must pass again."""
+    """Version that has passed the check. Not saved: engines that start again must pass again."""
 
     def state_dict(self) -> dict[str, Any]:
-        """JSON-able."""
+        """State for a checkpoint, as plain values."""
         return {"baseline": self.baseline, "dtypes": self.dtypes}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """The inverse of `state_dict`."""
+        """Restore the values of `state_dict`."""
         self.baseline, self.dtypes = state["baseline"], state["dtypes"]
 
     def check(self, rollouts: Rollouts, logprobs: Tensor, version: int, config: RunConfig) -> None:
@@ -83,7 +84,7 @@ class Canary:
         self.verified = version
 
     def limit(self, version: int, config: RunConfig) -> float:
-        """Largest mean gap of `version`, in nats per token; logits divided by a low temperature differ by more."""
+        """Largest accepted mean gap of `version`, in nats per token; larger for temperatures below 1."""
         if config.canary.limit is not None:
             return config.canary.limit
         coarse = "bfloat16" in (config.dtype, config.rollout.engine.dtype)
@@ -95,11 +96,11 @@ class Canary:
 
 
 def unexplained_gap(rollouts: Rollouts, logprobs: Tensor, how: RolloutConfig) -> Tensor:
-    """|engine's - actor's| log-probability of every generated token, flat float32, less what truncated sampling adds.
+    """|engine's - actor's| log-probability of every generated token, flat float32, minus what truncated sampling adds.
 
-    The engine's are those of the distribution that was sampled. Leaving tokens out raises the others by log(1/kept),
-    which is at most log(1/top_p). Of V tokens top_k keeps k/V or more, and leaves out none that is likelier than the
-    sampled one.
+    The engine's numbers are those of the distribution that was sampled. Leaving tokens out raises the others by
+    log(1/kept), which is at most log(1/top_p). Of V tokens top_k keeps k/V or more of the probability, and leaves out
+    none that is likelier than the sampled one.
     """
     most = torch.full_like(logprobs, -math.log(how.top_p))
     if how.top_k:
@@ -109,7 +110,7 @@ def unexplained_gap(rollouts: Rollouts, logprobs: Tensor, how: RolloutConfig) ->
 
 
 def culprits(roles: Roles, config: RunConfig) -> str:
-    """Which tensors of the engines are not the actor's, in a sentence for each engine that can be asked."""
+    """The tensors of the engines that differ from the actor's, one sentence for each engine that answers."""
     deadline_s = roles.deadlines.push_s
     tolerance = TOLERANCES[config.rollout.engine.dtype or config.dtype]
     try:

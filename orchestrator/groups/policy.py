@@ -16,7 +16,7 @@ from roles.batch import Prompts, Rollouts
 from roles.rollout import RolloutEngine
 
 FREED_S = 2.0
-"""For the memory of a process that is ended to be free again."""
+"""Seconds until the memory of a killed process is free again."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,12 +26,12 @@ class Policy:
     engines: RoleGroup[RolloutEngine]
     deadlines: Deadlines
     sleeps: bool = False
-    """Whether the engines give their memory away between generating and the next push."""
+    """Whether the engines release their memory between generating and the next push."""
     environment: bool = True
-    """Whether the engines are sent the prompts' texts and columns: only an environment reads them."""
+    """Whether the engines are sent the prompts' texts and columns, which only an environment reads."""
 
     def generate(self, prompts: Prompts, *, version: int) -> Rollouts:
-        """Answer all `prompts`, in their order, with the weights of `version`."""
+        """Generate responses to all `prompts`, in their order, with the weights of `version`."""
         self._wake("weights", "kv_cache")
         shares = self._shares(prompts)
         asked = [self._asked(share) for share in shares]
@@ -41,10 +41,11 @@ class Policy:
         return Rollouts.concatenate([self._whole(part, share, version) for part, share in answered if len(part)])
 
     def stream(self, prompts: Prompts, *, version: int) -> Iterator[tuple[Part, Rollouts]]:
-        """The same in parts, each as soon as it is done. What is in a part is always the same; when it comes is not.
+        """As `generate`, in parts, each as soon as it is complete. The contents of the parts are fixed, their order is
+        not.
 
-        Engines that sleep do so before anything is handed on, because whoever scores it needs their memory; it is one
-        part then, so that sharded weights are gathered once for all engines' rows.
+        Engines that sleep do so before a part is returned, because the roles that score it need their memory; all rows
+        are then one part, so that sharded weights are gathered only once.
         """
         parts = self._parts(prompts, version)
         if not self.sleeps:
@@ -54,12 +55,13 @@ class Policy:
         return iter([((0, 0), Rollouts.concatenate(whole))])
 
     def rest(self, *, keep_weights: bool = True) -> None:
-        """Let the engines sleep; with their weights, unless a push renews them before they are asked again."""
+        """Let the engines sleep. They keep their weights if `keep_weights`; otherwise a push must renew them before
+        the next call."""
         if self.sleeps:
             self.engines.call(RolloutEngine.sleep, keep_weights).result(self.deadlines.push_s)
 
     def end(self) -> None:
-        """Before a run ends early: end engines that hold memory which others need to save what they have."""
+        """Before a run ends early: end engines that hold memory which other roles need to save their state."""
         if self.sleeps:
             self.engines.stop()
             time.sleep(FREED_S)
@@ -76,18 +78,18 @@ class Policy:
         return prompts.split(_contiguous(len(prompts), len(self.engines)))
 
     def _asked(self, prompts: Prompts) -> Prompts:
-        """What the engines read of `prompts`."""
+        """The fields of `prompts` that the engines read."""
         return prompts if self.environment else replace(prompts, texts=[""] * len(prompts), columns={})
 
     def _whole(self, rollouts: Rollouts, prompts: Prompts, version: int) -> Rollouts:
-        """The answers to `prompts`, with what the engines were not sent."""
+        """The responses to `prompts`, with the fields that the engines were not sent."""
         _check_version(rollouts, version)
         if self.environment:
             return rollouts
         return replace(rollouts, prompts=prompts.texts, columns=prompts.columns)
 
     def load(self, actor: RoleGroup[Actor], *, version: int) -> None:
-        """Bring the actor's weights into every engine and number them `version`."""
+        """Send the actor's weights to every engine as `version`."""
         self._wake("weights")
         actor.call(Actor.push, version).result(self.deadlines.push_s)
         self._wake("kv_cache")
@@ -98,7 +100,7 @@ class Policy:
 
 
 def _contiguous(rows: int, parts: int) -> list[range]:
-    """`rows` row numbers cut into `parts` runs whose lengths differ by at most one."""
+    """The numbers of `rows` rows in `parts` consecutive ranges whose lengths differ by at most one."""
     cuts = [rows * part // parts for part in range(parts + 1)]
     return [range(first, last) for first, last in itertools.pairwise(cuts)]
 

@@ -1,4 +1,4 @@
-"""The group of reward models as one: several scorers, one score per response."""
+"""Several scorers as one reward: rollouts flow in, one score per response flows out."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ CombineConfig = MeanScore | WorstScore | CautiousScore | WeightedScore
 
 
 def combine(scores: Mapping[str, Tensor], how: CombineConfig) -> tuple[Tensor, Tensor]:
-    """What the members of an ensemble say together.
+    """The combined scores of an ensemble.
 
     Mean, worst and mean minus a multiple of the standard deviation: Coste et al., arXiv 2310.02743, section 3.
 
     Args:
-        scores: of each member by its role, float `[batch]`.
+        scores: role of each member → its scores, float `[batch]`.
 
     Returns:
-        the combined scores, and how far the members are apart (their biased standard deviation), `[batch]` each.
+        the combined scores, and the members' biased standard deviation, `[batch]` each.
     """
     stacked = torch.stack(list(scores.values()))
     spread = stacked.std(0, correction=0)
@@ -49,9 +49,9 @@ class Member:
     """One scorer of a reward."""
 
     group: RoleGroup[Any]
-    """Of a `Scorer` of what `reads` gives."""
+    """Ranks of a `Scorer`, which is sent what `reads` returns."""
     reads: Callable[[Rollouts], Sequences | Responses] = Responses.of
-    """The fields of rollouts that it is sent."""
+    """The fields of rollouts that the scorer is sent."""
 
     def start(self, rollouts: Rollouts) -> Spread:
         """Start scoring on every rank; returns at once."""
@@ -60,35 +60,36 @@ class Member:
 
 @dataclass(frozen=True, slots=True)
 class Reward:
-    """Whoever scores responses: one scorer, or the members of an ensemble, whose scores are combined, or nobody; and
-    what an environment has paid."""
+    """What scores responses: one scorer, an ensemble whose scores are combined, or none; plus the environment's
+    rewards."""
 
     members: dict[str, Member]
-    """By role: `reward`, or `reward.NAME`."""
+    """Role (`reward`, or `reward.NAME`) → scorer."""
     how: CombineConfig
 
     def start(self, rollouts: Rollouts) -> Scores:
-        """Start them all; returns at once."""
+        """Start all scorers; returns at once."""
         members = {role: member.start(rollouts) for role, member in self.members.items()}
         return Scores(members, self.how, rollouts.turn_rewards.sum(1))
 
 
 @dataclass(frozen=True, slots=True)
 class Scores:
-    """Scores of some responses, under way."""
+    """Running calls that score some responses."""
 
     members: dict[str, Spread]
     how: CombineConfig
     paid: Tensor
-    """float32 `[batch]`: by the environment, in all turns."""
+    """float32 `[batch]`: rewards of the environment, summed over the turns."""
 
     @property
     def calls(self) -> list[Call[Tensor]]:
-        """All that is waited for."""
+        """All calls to wait for."""
         return [own.call for own in self.members.values()]
 
     def result(self, deadline_s: float) -> tuple[Tensor, Tensor]:
-        """Combined, with what was paid, and how far the members are apart (0 of one alone): float32 `[batch]` each."""
+        """(scores with the environment's rewards, standard deviation of the members or 0 for one), float32 `[batch]`
+        each."""
         if not self.members:
             return self.paid, torch.zeros_like(self.paid)
         combined, apart = combine({role: own.result(deadline_s) for role, own in self.members.items()}, self.how)

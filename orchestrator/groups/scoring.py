@@ -35,7 +35,7 @@ def class_of(role: str) -> type[Any]:
 
 @dataclass(frozen=True, slots=True)
 class EvaluationRoles:
-    """What it takes to measure a policy."""
+    """The role groups that measure a policy."""
 
     cluster: RayCluster
     policy: Policy
@@ -47,38 +47,38 @@ class EvaluationRoles:
 
 @dataclass(frozen=True, slots=True)
 class Roles(EvaluationRoles):
-    """What it takes to train one."""
+    """The role groups that train a policy."""
 
     actor: RoleGroup[Actor]
     critic: RoleGroup[Critic] | None
-    """None where the advantages need no values."""
+    """None if the advantages need no values."""
     frozen: Mapping[str, RoleGroup[Any]] = field(default_factory=dict)
-    """By role: those of the table beside the reference."""
+    """Role → group, for the frozen roles of the table other than the reference."""
 
     @property
     def models(self) -> dict[str, RoleGroup[Any]]:
-        """Role → its group: the roles that work in the phase `score`, beside the reward, which may be several."""
+        """Role → group, for the roles that work in the phase `score`; without the reward, which may be several."""
         groups = {ACTOR: self.actor, REFERENCE: self.reference, CRITIC: self.critic, **self.frozen}
         return {role: group for role, group in groups.items() if group is not None}
 
 
 @dataclass(frozen=True, slots=True)
 class Scoring:
-    """The scoring passes over one part of the rollouts, under way side by side."""
+    """The running scoring passes over one part of the rollouts."""
 
     part: Part
     rollouts: Rollouts
     answers: Mapping[str, Spread]
-    """Field of Scored → the pass that fills it."""
+    """Field of Scored → the pass that computes it."""
     scores: Scores
 
     @property
     def calls(self) -> list[Call[Tensor]]:
-        """All that is waited for."""
+        """All calls to wait for."""
         return [*(answer.call for answer in self.answers.values()), *self.scores.calls]
 
     def result(self, deadline_s: float) -> Scored:
-        """The rows of this part. What is filled by a role that this run does not have is 0 everywhere."""
+        """The scored rows of this part. A field whose role this run does not have is 0 everywhere."""
         fields, zeros = dict[str, Tensor](), torch.zeros_like(self.rollouts.rollout_logprobs)
         for name in (role.fills for role in ROLES.values() if role.made_by):
             answer = self.answers.get(name)
@@ -88,7 +88,7 @@ class Scoring:
 
 
 def start_scoring(roles: Roles, part: Part, rollouts: Rollouts) -> Scoring:
-    """Start the passes; returns at once."""
+    """Start the scoring passes; returns at once."""
     sequences = Sequences.of(rollouts)
     answers = {
         ROLES[role].fills: spread(group, getattr(class_of(role), ROLES[role].scored_by), sequences)

@@ -16,22 +16,22 @@ from roles.packing import balance
 
 R = TypeVar("R")
 Rows = TypeVar("Rows", bound=Sequences | Responses | Preferences)
-"""The fields that the method reads, and no others."""
+"""A batch with only the fields that the method reads."""
 
 Part = tuple[int, int]
-"""(engine, its first row) of some rollouts; parts sorted by it have the rows of the prompts, in their order."""
+"""(engine, its first row) of some rollouts; sorted by this, the parts have the rows in the prompts' order."""
 
 
 @dataclass(frozen=True, slots=True)
 class Spread:
-    """One answer a row, under way: rank r of `call` answers for the rows `parts[r]`."""
+    """A running call with one result per row: rank r computes the rows `parts[r]`."""
 
     call: Call[Tensor]
     parts: list[list[int]]
     width: int
 
     def result(self, deadline_s: float) -> Tensor:
-        """float32 `[batch]` or `[batch, time]`, in the rows' own order."""
+        """float32 `[batch]` or `[batch, time]`, in the order of the batch."""
         answers = [answer for answer in self.call.result(deadline_s) if len(answer)]
         if answers[0].dim() == 2:
             answers = [torch.nn.functional.pad(answer, (0, self.width - answer.shape[1])) for answer in answers]
@@ -41,6 +41,6 @@ class Spread:
 
 
 def spread(group: RoleGroup[R], method: Callable[[R, Rows], Tensor], batch: Rows) -> Spread:
-    """Start `method` on every rank of `group` with its share of the rows, shared out by tokens."""
+    """Start `method` on every rank of `group` with its share of the rows; shares have similar numbers of tokens."""
     parts = balance(batch.lengths.tolist(), len(group))
     return Spread(group.map(method, batch.split(parts)), parts, batch.token_ids.shape[1])

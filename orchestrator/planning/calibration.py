@@ -1,4 +1,4 @@
-"""`tetrarch plan --calibrate`: how much of the published rates a run of the user's reached.
+"""`tetrarch plan --calibrate`: the share of the published rates that a run of the user has reached.
 
 A run's metrics flow in, an Efficiency (and a file of it) flows out.
 """
@@ -23,16 +23,16 @@ from orchestrator.planning.layout_planner import PHASE_NAMES, layout
 from orchestrator.planning.planned_layout import PlannedLayout
 
 FITTED = "efficiency.yaml"
-"""In the `run_dir` of a measured run."""
+"""Name of the file in the `run_dir` of a measured run."""
 CORRECTED_PHASES = tuple(Correction.model_fields)
 WARM_UP = 1
-"""Steps at the start of a run that are not measured, if there are more."""
+"""Number of steps at the start of a run that are not measured, if there are more."""
 
 
 def calibrated(run_dir: Path) -> Efficiency:
-    """The shipped factors, corrected so that the prediction for the run in `run_dir` is what was measured there.
+    """The shipped factors, corrected so that the prediction for the run in `run_dir` equals its measurements.
 
-    Medians over its steps, of the lengths too, and the most memory that a card held in each phase; written to
+    Medians over the run's steps (also of the lengths), and the most memory that a card held in each phase; written to
     `run_dir/efficiency.yaml`. ConfigError if the run has no steps.
     """
     steps = _measured(run_dir)
@@ -49,7 +49,7 @@ def calibrated(run_dir: Path) -> Efficiency:
 
 
 def _beside(steps: list[dict[str, Any]], planned: PlannedLayout) -> dict[str, float]:
-    """GiB of the fullest card in each phase, measured less planned; empty without GPUs."""
+    """Phase → memory of the fullest card in GiB, measured minus planned; empty without GPUs."""
     found = {}
     for name in BesideCounted.model_fields:
         held = [step[key] for step in steps if (key := f"memory/gpu_{name}_gib") in step]
@@ -65,7 +65,8 @@ def _beside(steps: list[dict[str, Any]], planned: PlannedLayout) -> dict[str, fl
 
 
 def _lengths(steps: list[dict[str, Any]], config: RunConfig) -> dict[str, Any]:
-    """Means and quantiles as shares of the limits; those that an older run's metrics lack stay assumed."""
+    """Means and quantiles of lengths as shares of their limits; those that an older run did not measure stay
+    assumed."""
 
     def share(key: str, limit: int) -> float:
         return min(max(round(median(step[key] for step in steps) / limit, 4), 1e-4), 1.0)

@@ -1,4 +1,4 @@
-"""How much of the published rates a step reaches: a YAML file flows in, an Efficiency flows out."""
+"""Loads the share of the published rates that a step reaches: a YAML file flows in, an Efficiency flows out."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ SHIPPED = Path(__file__).with_name("efficiency.yaml")
 
 @cache
 def load_efficiency(path: Path = SHIPPED) -> Efficiency:
-    """ConfigError if the file is not there or wrong."""
+    """The factors in the file `path`. ConfigError if the file is missing or wrong."""
     fix = f"start from a copy of {SHIPPED}, or say --calibrate RUN"
     try:
         return Efficiency.model_validate(parse_yaml(path.read_text(encoding="utf-8")))

@@ -22,7 +22,7 @@ from orchestrator.planning.suggest import Suggestion
 
 
 def draw(layout: PlannedLayout, fix: list[str] | None = None) -> RenderableType:
-    """The map, then memory by kind of GPU, then what does not fit, and the overrides `fix` with which it would."""
+    """The map, the memory of each kind of GPU, what does not fit, and the overrides `fix` with which it would fit."""
     notes = [Text(f"note: {note}") for note in layout.notes]
     if not layout.gpus:
         return Group(_processes(layout), _hosts(layout), *_time(layout), *notes, *_verdict(layout, fix))
@@ -35,7 +35,7 @@ def draw(layout: PlannedLayout, fix: list[str] | None = None) -> RenderableType:
 
 
 def draw_suggestions(found: Sequence[Suggestion], now: PlannedLayout) -> RenderableType:
-    """The best layouts side by side with the one in the file."""
+    """A table of the best layouts beside the file's."""
     if not found:
         return Text("No layout of these GPUs fits: more or larger cards are needed.", style="red bold")
     table = Table(title="The fastest layouts that fit", title_justify="left", pad_edge=False)
@@ -60,7 +60,7 @@ def _short(role: str) -> str:
 
 
 def _shape(suggestion: Suggestion) -> tuple[str, str]:
-    """Groups, and settings, on a few short lines each."""
+    """Groups and settings of a suggestion, each as a few short lines."""
     config = suggestion.config
     assert isinstance(config.placement, GroupsPlacement)
     engine, actor = config.rollout.engine, config.actor
@@ -83,7 +83,7 @@ def _shape(suggestion: Suggestion) -> tuple[str, str]:
 
 
 def to_json(layout: PlannedLayout) -> dict[str, Any]:
-    """The same as plain values; sizes in GiB."""
+    """The layout as plain values; sizes in GiB."""
     return {
         "fits": not layout.shortages,
         "shortages": layout.shortages,
@@ -129,7 +129,7 @@ def to_json(layout: PlannedLayout) -> dict[str, Any]:
 
 
 def _map(layout: PlannedLayout) -> Table:
-    """A row for each node, a cell for each run of GPUs with the same roles."""
+    """A table with a row per node and a cell per run of GPUs with the same roles."""
     table = Table(pad_edge=False)
     table.add_column("node", justify="right", no_wrap=True)
     table.add_column("GPUs", no_wrap=True)
@@ -145,7 +145,7 @@ def _map(layout: PlannedLayout) -> Table:
 
 
 def _who(layout: PlannedLayout, run: list[GpuLoad]) -> Text:
-    """The roles of some neighbouring GPUs with their ranks; an engine with its tensor-parallel size."""
+    """The roles of neighbouring GPUs with their ranks; an engine with its tensor-parallel size."""
     text = Text()
     for role in run[0].roles:
         ranks = sorted({slot.rank for load in run for slot in load.slots if slot.role == role})
@@ -163,7 +163,7 @@ def _fill(load: GpuLoad) -> Text:
 
 
 def _memory(layout: PlannedLayout) -> Table:
-    """One column for each kind of GPU, one row for each phase."""
+    """A table of memory: a column per kind of GPU, a row per phase."""
     kinds: dict[tuple[str, ...], GpuLoad] = {}
     for load in layout.gpus:
         if load.roles not in kinds or load.peak > kinds[load.roles].peak:
@@ -191,7 +191,7 @@ def _hosts(layout: PlannedLayout) -> Text:
 
 
 def _time(layout: PlannedLayout) -> list[RenderableType]:
-    """Seconds by phase; how long each kind of card waits; what it costs."""
+    """Seconds per phase, idle time per kind of card, and price."""
     step = layout.step
     phases = ", ".join(f"{phase} {_seconds(seconds)}" for phase, seconds in step.phases.items())
     which = f"prompts of {step.prompt_tokens:.0f}, responses of {step.response_tokens:.0f} tokens"
@@ -229,7 +229,7 @@ def _verdict(layout: PlannedLayout, fix: list[str] | None) -> list[Text]:
 
 
 def _processes(layout: PlannedLayout) -> Table:
-    """Without GPUs: a row for each role."""
+    """A table for runs without GPUs: a row per role."""
     table = Table(title="No GPUs: processes on this machine", title_justify="left", pad_edge=False)
     for column in ("role", "ranks", "CPU threads of each", "parameters", "GiB of all"):
         table.add_column(column, justify="left" if column == "role" else "right")

@@ -1,4 +1,4 @@
-"""`tetrarch plan`: who sits on which GPU, whether it fits, how long a step takes, before anything is started.
+"""`tetrarch plan`: which role is on which GPU, whether it fits, and how long a step takes, before anything starts.
 
 A RunConfig flows in; a PlannedLayout (the plan, what every GPU and host holds in each phase, seconds and price of a
 step) flows out. No GPU, no Ray, no weights.
@@ -47,16 +47,16 @@ from orchestrator.sizes.model_sources import UnknownModel
 from roles.config.models import TrainedRole
 
 PHASE_NAMES = {phase: "update" if phase.startswith("train") else phase for phase in MEMORY_PHASES if phase != "push"}
-"""A phase of a card's memory → its name in a step's metrics. A measured push ends with the engines awake for the next
-step, so it is not the plan's."""
+"""Phase of a card's memory → its name in a step's metrics. A measured push ends when the engines are awake for the
+next step, so it differs from the plan's push and is left out."""
 
 
 def layout(config: RunConfig, efficiency: Efficiency | None = None, made: Plan | None = None) -> PlannedLayout:
-    """The layout of `tetrarch train`. PlacementError or ConfigError where there is none.
+    """The layout of `tetrarch train`. Raises PlacementError or ConfigError if there is none.
 
     Args:
-        efficiency: what hardware reaches; None is `efficiency.yaml` beside this file.
-        made: the plan of the same placement and roles, if it is at hand.
+        efficiency: share of the published rates that is reached; None: `efficiency.yaml` beside this file.
+        made: the plan for the same placement and roles, if it exists already.
     """
     made = made or plan(config.placement, role_needs(config, ppo_roles(config)))
     sizes, notes = _model_sizes(config)
@@ -81,7 +81,7 @@ def layout(config: RunConfig, efficiency: Efficiency | None = None, made: Plan |
 
 
 def role_sizes(config: RunConfig) -> dict[str, RoleSize]:
-    """Role that holds a model under ZeRO → its size. UnknownModel where a model's size is not known."""
+    """Role with a model under ZeRO → its size. UnknownModel if the size of a model is not known."""
     return _role_sizes(config, plan(config.placement, role_needs(config, ppo_roles(config))), _model_sizes(config)[0])
 
 
@@ -105,7 +105,7 @@ def _gpu_load(
     engines: EngineSize,
     seen: dict[tuple[object, ...], dict[str, Held]],
 ) -> GpuLoad:
-    """`seen`: what cards of such roles and such a size hold; filled here."""
+    """The load of one GPU. `seen`: memory of cards with the same roles and size, a cache that is filled here."""
     here = tuple(slot for slot in neighbours if gpu in slot.gpus)
     key = (card_gib(pool), *(slot.role for slot in here))
     if key not in seen:
@@ -114,14 +114,14 @@ def _gpu_load(
 
 
 def _add_measured(held: dict[str, Held], beside: BesideCounted) -> None:
-    """Put what a measured run held beside what is counted into the phases."""
+    """Add to each phase the memory that a measured run held beyond what is counted."""
     for phase, name in PHASE_NAMES.items():
         if extra := getattr(beside, name):
             held[phase]["all", "measured beside what is counted"] = extra * GIB
 
 
 def _held(here: Sequence[Slot], capacity: float, roles: dict[str, RoleSize], engines: EngineSize) -> dict[str, Held]:
-    """Of a card in each phase."""
+    """Bytes that a card holds in each phase."""
     side_by_side = {*trained_roles()} <= {slot.role for slot in here}
     pushed_by = "ipc" if ENGINES in {slot.role for slot in here} else "nccl"
     phases: dict[str, Held] = {phase: {} for phase in MEMORY_PHASES}
@@ -137,8 +137,11 @@ def _held(here: Sequence[Slot], capacity: float, roles: dict[str, RoleSize], eng
 
 
 def _of_role(role: RoleSize, phase: str, side_by_side: bool, pushed_by: str) -> Account:
-    """`side_by_side`: all trained roles share the card, and their updates run at the same time; `pushed_by`: `ipc`
-    where the engines share it too, `nccl` otherwise."""
+    """Bytes of one role on a card in a phase.
+
+    `side_by_side`: all trained roles share the card and are updated at the same time; `pushed_by`: `ipc` if the engines
+    share the card too, else `nccl`.
+    """
     training = role.trained and (phase == f"train {role.role}" or (side_by_side and phase.startswith("train")))
     account = {**states(role, training=training), "runtime": RUNTIME}
     if training or (phase == "score" and phase in row_of(role.role).phases):
@@ -148,7 +151,7 @@ def _of_role(role: RoleSize, phase: str, side_by_side: bool, pushed_by: str) -> 
     if phase == "push" and role.role == ACTOR:
         account["packed for the engines"] = STAGING_BUFFERS[pushed_by] * staging(role.model, role.number_bytes)
     if phase == "push" and role.role == ACTOR and role.adapters is not None:
-        # A matrix and its adapter's product in float32, and their sum in the engines' type.
+        # The product of an adapter's matrices in float32, and its sum with the weight in the engines' dtype.
         account["merged matrix"] = 10 * role.model.hidden * role.model.intermediate
     return account
 
@@ -180,7 +183,7 @@ def _processes(slot: Slot) -> int:
 
 
 def _pools(config: RunConfig, made: Plan) -> list[PoolConfig]:
-    """Of each planned node."""
+    """The pool of each planned node."""
     if isinstance(config.placement, LocalPlacement):
         return [as_pool(int(made.demand(0).gpus))]
     placement = as_groups(config.placement)
@@ -188,12 +191,12 @@ def _pools(config: RunConfig, made: Plan) -> list[PoolConfig]:
 
 
 def _model_sizes(config: RunConfig) -> tuple[dict[str, ModelSize], list[str]]:
-    """Role → its model, and what was assumed of a model that is not there yet."""
+    """Role → size of its model; and notes on what was assumed for models that do not exist yet."""
     cache, missing = Path(config.model_cache), {}
     sizes: dict[str, ModelSize] = {}
     for role in [role for role in config.model_roles if role != ENGINES]:
         model, head = config.model_of(role), row_of(role).value_head
-        assert model is not None  # a rule of the configuration
+        assert model is not None  # guaranteed by a rule of the configuration
         key = f"{section_key(_whose_model(config, role))}.model"
         try:
             sizes[role] = model_size(model, key, cache, value_head=head)
@@ -209,7 +212,7 @@ def _model_sizes(config: RunConfig) -> tuple[dict[str, ModelSize], list[str]]:
 
 
 def _whose_model(config: RunConfig, role: str) -> str:
-    """The role whose section names the model that `role` starts from."""
+    """The role whose section names the model from which `role` starts."""
     if config.section(role).model is not None:
         return role
     return ACTOR if config.model_of(role) == config.actor.model else REWARD

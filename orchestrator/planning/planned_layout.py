@@ -1,4 +1,4 @@
-"""What GPUs and hosts of a plan hold, and what of it is too much. Pure."""
+"""What the GPUs and hosts of a plan hold, and which of them are too small. Pure."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from cluster.role_table import ENGINES, trained_roles
 from orchestrator.planning.predicted_step import StepTime
 
 USABLE = 0.95
-"""Of a card: the rest is lost between blocks. An assumption."""
+"""Usable share of a card; the rest is lost between blocks. An assumption."""
 
 TIGHT = 0.85
-"""Share of a card from which its memory is worth a warning."""
+"""Share of a card's memory above which a warning is given."""
 IDLE = 0.5
-"""Share of a step that cards may wait before it is worth a warning."""
+"""Share of a step that cards may be idle before a warning is given."""
 
 Held = dict[tuple[str, str], float]
 """(role, item) → bytes."""
 Shortage = tuple[float, str]
-"""(how bad it is, what is told)."""
+"""(severity, message)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,30 +33,30 @@ class GpuLoad:
     node: int
     gpu: int
     capacity: float
-    """Bytes."""
+    """Memory in bytes."""
     slots: tuple[Slot, ...]
-    """Who lives there."""
+    """The slots of the ranks on this GPU."""
     phases: dict[str, Held]
-    """What it holds in each phase."""
+    """What the GPU holds in each phase."""
 
     @property
     def roles(self) -> tuple[str, ...]:
-        """Of those who live there, each once."""
+        """The roles on this GPU, each once."""
         return tuple(dict.fromkeys(slot.role for slot in self.slots))
 
     @property
     def peak_phase(self) -> str:
-        """Where it holds most."""
+        """The phase in which the GPU holds most."""
         return max(MEMORY_PHASES, key=lambda phase: sum(self.phases[phase].values()))
 
     @property
     def peak(self) -> float:
-        """Bytes."""
+        """Bytes in the peak phase."""
         return sum(self.phases[self.peak_phase].values())
 
     @property
     def fits(self) -> bool:
-        """Whether the peak leaves the allocator some room."""
+        """Whether the peak fits the usable share of the card."""
         return self.peak <= USABLE * self.capacity
 
 
@@ -66,38 +66,38 @@ class HostLoad:
 
     node: int
     capacity: float
-    """Bytes."""
+    """Memory in bytes."""
     held: Held
 
 
 @dataclass(frozen=True, slots=True)
 class PlannedLayout:
-    """A plan with its bytes."""
+    """A plan with the bytes on its GPUs and hosts and the time of a step."""
 
     plan: Plan
     gpus: tuple[GpuLoad, ...]
     hosts: tuple[HostLoad, ...]
     sizes: dict[str, ModelSize]
-    """Role → its model."""
+    """Role → size of its model."""
     engines: EngineSize
     notes: tuple[str, ...]
-    """What had to be assumed."""
+    """Assumptions, in words."""
     step: StepTime
-    """Of one PPO step, in seconds."""
+    """Predicted time of one PPO step."""
     steps: int
-    """Of the run."""
+    """Steps of the run."""
     price_per_hour: float | None
-    """Of all its nodes; None where a pool has no price."""
+    """Price of all nodes per hour; None if a pool has no price."""
 
     @property
     def phases(self) -> tuple[str, ...]:
-        """Of its memory: without a critic, nobody trains one."""
+        """The phases of memory; without a critic the one that trains it is missing."""
         idle = {f"train {role}" for role in trained_roles() if role not in self.plan.roles}
         return tuple(phase for phase in MEMORY_PHASES if phase not in idle)
 
     @property
     def price_per_step(self) -> float | None:
-        """In the pools' currency."""
+        """Price of a step in the pools' currency; None if a pool has no price."""
         return None if self.price_per_hour is None else self.price_per_hour * self.step.total / 3600
 
     @property
@@ -107,7 +107,7 @@ class PlannedLayout:
         return [line for _, line in sorted(found, reverse=True)]
 
     def _full_cards(self) -> Iterator[Shortage]:
-        """The fullest card of each kind."""
+        """The shortage of each kind of GPU, by its fullest card."""
         kinds: dict[tuple[str, ...], GpuLoad] = {}
         for load in self.gpus:
             if not load.fits and (load.roles not in kinds or load.peak > kinds[load.roles].peak):
@@ -121,7 +121,8 @@ class PlannedLayout:
             )
 
     def _engines_without_room(self) -> Iterator[Shortage]:
-        """Heads that do not spread over an engine's GPUs, and a share of a card that is too small for one sample."""
+        """Attention heads that cannot be split over an engine's GPUs, and shares of a card that are too small for a
+        sample."""
         parallel, model = self.engines.parallel, self.engines.model
         if not model.splits(parallel):
             fitting = ", ".join(str(n) for n in range(1, model.heads + 1) if model.splits(n))
@@ -153,7 +154,7 @@ class PlannedLayout:
 
     @property
     def warnings(self) -> list[str]:
-        """What fits but is not good, one line each, worst first."""
+        """Problems of a layout that fits, one line each, worst first."""
         found: dict[str, float] = {}
         for kind in self.step.busy if self.gpus else ():
             idle = self.step.idle(kind)

@@ -1,4 +1,4 @@
-"""How long a PPO step takes, on paper: each role's seconds, and what happens when.
+"""The predicted time of a PPO step: the seconds of each role, and the events of the step.
 
 A RunConfig and its plan flow in, a StepTime flows out; the order is that of `orchestrator.ppo.step.train_step`.
 """
@@ -29,52 +29,52 @@ from orchestrator.config.run import RunConfig
 from orchestrator.planning.this_machine import operations_per_s
 
 HALF = 0.5
-"""Mean length of a response, as a share of its limit, where nothing is known. An assumption."""
+"""Mean length of a response as a share of its limit, if nothing is known. An assumption."""
 
 
 @dataclass(frozen=True, slots=True)
 class RoleSeconds:
-    """How long each role works in a step, if nobody is in its way."""
+    """Seconds that each role works in a step, without waiting for other roles."""
 
     generate: float
     score: dict[str, float]
-    """Role → seconds."""
+    """Role → seconds of its scoring passes."""
     update: dict[str, float]
-    """Role → seconds."""
+    """Role → seconds of its update."""
     push: float
     engines: tuple[float, ...] = ()
-    """Each engine's seconds, the longest of which is `generate`; empty: it has them all to itself."""
+    """Seconds of each engine, whose maximum is `generate`; empty: one engine with `generate` seconds."""
     parts: tuple[ScoredPart, ...] = ()
-    """What is scored together; empty: parts that are alike and come evenly."""
+    """The parts that are scored together; empty: parts of equal size at equal intervals."""
 
 
 @dataclass(frozen=True, slots=True)
 class StepTime:
-    """One PPO step."""
+    """Predicted time of one PPO step."""
 
     phases: dict[str, float]
-    """generate, score (what generation does not hide), update, push → seconds."""
+    """Phase → seconds: generate, score (what generation does not hide), update, push."""
     busy: dict[Kind, float]
-    """Cards of these roles → seconds in which they work."""
+    """Roles that share cards → seconds in which the cards work."""
     response_tokens: float
-    """Mean length of a response."""
+    """Mean length of a response in tokens."""
     simulated: Course
-    """What happens when, before corrections stretch the phases."""
+    """The events of the step, before corrections stretch the phases."""
     prompt_tokens: float = 0.0
-    """Mean length of a prompt."""
+    """Mean length of a prompt in tokens."""
     lengths: Lengths | None = None
-    """Of the responses."""
+    """Distribution of the response lengths; None: not known."""
     lengths_from: str = ""
-    """Who says so."""
+    """Source of the response lengths, in words."""
 
     @property
     def total(self) -> float:
-        """Seconds."""
+        """Seconds of the whole step."""
         return sum(self.phases.values())
 
     @property
     def course(self) -> Course:
-        """What happens when."""
+        """The events of the step."""
         return stretched(self.simulated, self.phases)
 
     def idle(self, kind: Kind) -> float:
@@ -91,10 +91,10 @@ def step_time(
     engines: EngineSize,
     efficiency: Efficiency,
 ) -> StepTime:
-    """Of a run's layout.
+    """The predicted step of a run's layout.
 
     Args:
-        pools: of each planned node.
+        pools: the pool of each planned node.
         kinds: which roles share cards; without cards, all share the machine.
     """
     first = {role: made.of(role)[0] for role in made.roles}
@@ -102,7 +102,7 @@ def step_time(
         role: _rates(pools[slot.node], len(made.of(role)), config.dtype, efficiency) for role, slot in first.items()
     }
     work = workload(config, efficiency)
-    shared = ACTOR in engines_neighbours(config.placement)  # every rank hands over on its own card
+    shared = ACTOR in engines_neighbours(config.placement)  # every rank sends to the engine on its own card
     room = _kv_room(config, engines, pools[first[ENGINES].node])
     moved = engines.weights / rates[ENGINES].host if engines.sleep == 1 else 0.0  # to the host, and back for the push
     earlier = moved + _greedy_s(config, engines, work, rates[ENGINES], room)
@@ -135,8 +135,8 @@ def _parts(
     times: Sequence[Sequence[float]],
     earlier: float,
 ) -> Iterator[ScoredPart]:
-    """What is scored together: neighbours among an engine's responses, or all of all engines where these sleep first.
-    Without GPUs all share the machine's cores."""
+    """The parts that are scored together: consecutive responses of an engine, or all responses if sleeping engines
+    come first. Without GPUs all roles share the machine's cores."""
     passes = {ACTOR: 2} if config.reference.share_actor else {}
     whole: dict[int, dict[str, float]] = {}
     last = earlier + max(max(own, default=0.0) for own in times)
@@ -159,7 +159,7 @@ def _parts(
 
 
 def card_gib(pool: PoolConfig) -> float:
-    """Memory of a pool's cards."""
+    """Memory of one card of a pool, in GiB."""
     if pool.gpu_memory_gib is not None:
         return pool.gpu_memory_gib
     return ACCELERATORS[pool.accelerator or UNKNOWN].memory_gib
@@ -172,7 +172,7 @@ def _rates(pool: PoolConfig, ranks: int, dtype: str, efficiency: Efficiency) -> 
 
 
 def workload(config: RunConfig, efficiency: Efficiency) -> Workload:
-    """What a step of the run has to do."""
+    """The work of one step of the run."""
     lengths = response_lengths(config, efficiency)
     return Workload(
         samples=config.samples_per_step,
@@ -186,7 +186,7 @@ def workload(config: RunConfig, efficiency: Efficiency) -> Workload:
 
 
 def response_lengths(config: RunConfig, efficiency: Efficiency) -> Lengths:
-    """Measured ones where the factors have them, else what the limits leave open."""
+    """The measured lengths if the efficiency factors have them, else lengths within the configured limits."""
     limit, share = config.longest_response, efficiency.response_share
     shortest = min(config.rollout.min_response_tokens, limit) if config.environment is None else 1
     if shortest == limit:
@@ -199,7 +199,7 @@ def response_lengths(config: RunConfig, efficiency: Efficiency) -> Lengths:
 
 
 def lengths_from(config: RunConfig, efficiency: Efficiency) -> str:
-    """Where the response lengths come from, in words."""
+    """The source of the response lengths, in words."""
     if config.environment is None and config.rollout.min_response_tokens >= config.longest_response:
         return "rollout.min_response_tokens and max_response_tokens say so"
     if efficiency.response_quantiles is not None:
@@ -209,7 +209,7 @@ def lengths_from(config: RunConfig, efficiency: Efficiency) -> str:
 
 
 def _greedy_s(config: RunConfig, engines: EngineSize, work: Workload, rates: Rates, room: float) -> float:
-    """Of the greedy responses that the advantages are measured from, which come first."""
+    """Seconds for the greedy responses that the advantages need as baselines; they are generated first."""
     if not config.ppo.advantage.needs_greedy:
         return 0.0
     greedy = replace(work, samples=config.rollout.prompts_per_step, responses_per_prompt=1)
@@ -229,12 +229,12 @@ def side_by_side(
     response_tokens: float,
     streamed: float | None = None,
 ) -> StepTime:
-    """The step's phases. Roles on one card take turns, roles on different cards work at the same time.
+    """The predicted step. Roles on one card take turns, roles on different cards work at the same time.
 
     Args:
         kinds: which roles share cards.
         efficiency: its `correction` stretches the phases.
-        streamed: of parts that come evenly, the share of all that one is; None where scoring waits for the last.
+        streamed: share of all responses in one of equal parts; None if scoring waits for the last response.
     """
     correction = efficiency.correction.model_dump()
     engines, parts = seconds.engines or (seconds.generate,), seconds.parts or _even(seconds, streamed)
@@ -254,7 +254,7 @@ def side_by_side(
 
 
 def _even(seconds: RoleSeconds, streamed: float | None) -> list[ScoredPart]:
-    """Parts that are alike and come evenly."""
+    """Parts of equal size that are ready at equal intervals."""
     number = round(1 / streamed) if streamed else 1
     each = {role: spent / number for role, spent in seconds.score.items()}
     return [ScoredPart(seconds.generate * (place + 1) / number, each) for place in range(number)]

@@ -1,4 +1,4 @@
-"""The fewest settings with which a layout that is too large fits. A RunConfig flows in, overrides of it flow out."""
+"""The fewest settings to change so that a layout fits. A RunConfig flows in, overrides of it flow out."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from orchestrator.errors import ConfigError
 from orchestrator.planning.layout_planner import layout
 
 MOST_CHANGES = 3
-"""As many overrides at once are tried to make a layout fit."""
+"""Most overrides that are combined."""
 
 
 def smallest_change(config: RunConfig) -> list[str] | None:
-    """The fewest overrides (of settings, not of the placement) with which the layout fits; None if none of ours does.
+    """The fewest overrides (of settings, not of the placement) with which the layout fits; None if no combination fits.
 
-    Of as many, the earlier ones of the list are taken.
+    Among combinations of the same size, those early in the list are preferred.
     """
     plain = config.model_dump(by_alias=True)
     few = max(min(config.section(role).micro_batch_tokens for role in trained_roles()) // 4, 1)

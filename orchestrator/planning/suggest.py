@@ -2,11 +2,11 @@
 
 A RunConfig flows in, the best few of all layouts that fit flow out.
 
-Searched is every way to put the roles into groups and to share the GPUs out among these (whole nodes, in lots where
+The search covers every way to put the roles into groups and to divide the GPUs among these (whole nodes, in lots if
 there are many, or a half, a quarter … of one node), with every tensor-parallel size, micro-batches of half to four
 times the file's, optimizers on the card, asleep or offloaded, sleeping engines and shares of memory for vLLM. A
-structure is first timed with its fastest settings, whether or not they fit: if even so it is slower than what was
-found, it needs no closer look.
+structure is first timed with its fastest settings, whether or not they fit: if even these are slower than the best
+layouts so far, it is skipped.
 """
 
 from __future__ import annotations
@@ -30,21 +30,21 @@ from orchestrator.planning.planned_layout import PlannedLayout
 
 COUNT = 5
 FACTORS = (1, 0.5, 2, 4)
-"""Of every role's `micro_batch_tokens`."""
+"""Factors for every role's `micro_batch_tokens`."""
 HOMES = ("card", "sleep", "host")
-"""Of gradients and optimizer: always on the card, there for the updates (`zero.sleep`), or offloaded."""
+"""Where gradients and optimizer are kept: always on the card, on the card for updates (`zero.sleep`), or offloaded."""
 UTILIZATIONS = (0.3, 0.45, 0.6, 0.75, 0.9)
 MOST_LOTS = 8
-"""More nodes than this are shared out in lots."""
+"""Most lots into which the nodes of a pool are divided."""
 
 
 @dataclass(frozen=True, slots=True)
 class Setting:
-    """What is searched beside the placement."""
+    """The settings that are searched in addition to the placement."""
 
     factor: float
     states: Mapping[str, str]
-    """Trained role → which of HOMES holds for its gradients and optimizer."""
+    """Trained role → the place of its gradients and optimizer, one of HOMES."""
     sleep: int
     utilization: float
 
@@ -57,7 +57,7 @@ class Suggestion:
     layout: PlannedLayout
 
     def changes(self) -> dict[str, Any]:
-        """What to write into the file."""
+        """The keys to write into the file, with their values."""
         config = self.config
         roles: dict[str, Any] = {
             role: {"micro_batch_tokens": getattr(config, role).micro_batch_tokens} for role in _sections(config)
@@ -77,11 +77,11 @@ def suggest(config: RunConfig, efficiency: Efficiency | None = None, count: int 
         raise ConfigError("--suggest needs pools of GPUs: `device: cuda` and a placement of type groups or openrlhf")
     bounded: list[tuple[float, int, GroupsPlacement]] = []
     for placement in structures(as_groups(config.placement), _together(config)):
-        # Sleeping costs the weights' way to the host, and lets all engines' rows be scored at once.
+        # Sleeping costs moving the weights to the host and back, but lets the rows of all engines be scored together.
         awake = dict.fromkeys(trained_roles(), HOMES[0])
         fastest = (Setting(max(FACTORS), awake, sleep, max(UTILIZATIONS)) for sleep in _sleeps(placement))
         tried = [one for one in (apply(config, placement, setting) for setting in fastest) if not broken_rules(one)]
-        with suppress(PlacementError):  # its CPUs do not do for the reward functions
+        with suppress(PlacementError):  # its CPUs are not enough for the reward functions
             made, times = None, []
             for one in tried:
                 planned = layout(one, efficiency, made)
@@ -133,7 +133,7 @@ def structures(placement: GroupsPlacement, roles: Sequence[str]) -> Iterator[Gro
 
 
 def settings(placement: GroupsPlacement) -> Iterator[Setting]:
-    """All that are tried with a placement; engines that share with nobody never sleep."""
+    """All settings that are tried with a placement; engines that share no GPUs never sleep."""
     placed = {role for group in placement.groups.values() for role in group.roles}
     trained = [role for role in trained_roles() if role in placed]
     choices = product(FACTORS, product(HOMES, repeat=len(trained)), _sleeps(placement), UTILIZATIONS)
@@ -147,7 +147,7 @@ def _sleeps(placement: GroupsPlacement) -> tuple[int, ...]:
 
 
 def apply(config: RunConfig, placement: GroupsPlacement, setting: Setting) -> RunConfig:
-    """The run with another layout."""
+    """The run with another placement and other settings."""
     changed: dict[str, Any] = {"placement": placement}
     for role in _sections(config):
         section = getattr(config, role)
@@ -163,7 +163,7 @@ def apply(config: RunConfig, placement: GroupsPlacement, setting: Setting) -> Ru
 
 
 def _best(config: RunConfig, placement: GroupsPlacement, efficiency: Efficiency | None) -> Suggestion | None:
-    """The fastest settings that fit; of equally fast ones the first."""
+    """The fastest settings that fit; the first of equally fast ones. None if none fits."""
     best: Suggestion | None = None
     made: Plan | None = None
     for setting in settings(placement):
@@ -189,11 +189,11 @@ def _partitions(roles: list[str]) -> Iterator[list[list[str]]]:
 
 
 Share = tuple[str, int, int]
-"""(pool, nodes, GPUs a node)."""
+"""(pool, nodes, GPUs per node)."""
 
 
 def _shared_out(groups: int, pools: dict[str, PoolConfig]) -> Iterator[list[Share]]:
-    """All ways to give each of so many groups a share, with no GPU left over."""
+    """All ways to give each of `groups` groups a share, with no GPU left over."""
     left = {name: pool.nodes * pool.gpus_per_node for name, pool in pools.items() if pool.gpus_per_node}
     options = [(name, *share) for name in left for share in _shares(pools[name])]
 
@@ -211,9 +211,10 @@ def _shared_out(groups: int, pools: dict[str, PoolConfig]) -> Iterator[list[Shar
 
 
 def _shares(pool: PoolConfig) -> list[tuple[int, int]]:
-    """(nodes, GPUs a node): whole nodes, in lots where there are many; a half, a quarter … of a node."""
+    """Shares of a pool as (nodes, GPUs per node): whole nodes, in lots if there are many; a half, a quarter … of a
+    node."""
     lot = -(-pool.nodes // MOST_LOTS)
-    # One group gets what the lots leave over.
+    # One group gets the nodes that the lots leave over.
     whole = sorted({*range(lot, pool.nodes + 1, lot), *range(pool.nodes, 0, -lot)})
     parts, part = [], pool.gpus_per_node
     while part % 2 == 0:

@@ -1,4 +1,4 @@
-"""What the machine that plans can do itself: for runs without a GPU."""
+"""Resources and speed of the planning machine, for runs without a GPU."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ ROUNDS = 5
 
 
 def as_pool(gpus: int) -> PoolConfig:
-    """One node, with so many cards."""
+    """A pool of one node like this machine, with `gpus` cards."""
     return PoolConfig(nodes=1, gpus_per_node=gpus, host_memory_gib=psutil.virtual_memory().total / GIB)
 
 
 def operations_per_s(dtype: str) -> float:
-    """Of all cores together, in matrix products: measured on one, in a moment."""
+    """Operations per second of all cores in matrix products, from a short measurement."""
     return _core(dtype) * (psutil.cpu_count(logical=False) or 1)
 
 
 @cache
 def _core(dtype: str) -> float:
-    import torch  # takes seconds, and no plan for GPUs comes here
+    import torch  # takes seconds, and plans for GPUs do not need it
 
     matrix, threads = torch.ones(WIDTH, WIDTH, dtype=getattr(torch, dtype)), torch.get_num_threads()
     torch.set_num_threads(1)

@@ -1,7 +1,7 @@
-"""What happens in a step as a file that Perfetto (https://ui.perfetto.dev) and chrome://tracing open.
+"""Writes the events of a step as a file that Perfetto (https://ui.perfetto.dev) and chrome://tracing open.
 
-Events and who lives where flow in; JSON of the Trace Event Format flows out: a process for each node, a thread for each
-card (without cards: for each rank), and one process for the step's phases.
+Events and the plan flow in; JSON of the Trace Event Format flows out: a process for each node, a thread for each card
+(without cards: for each rank), and one process for the step's phases.
 """
 
 from __future__ import annotations
@@ -16,18 +16,18 @@ from cluster.placement.plan import Plan, Slot
 
 MICRO = 1e6
 MOST = 100_000
-"""Events on cards; if there are more, neighbours of one name are drawn as one."""
+"""Most events on cards; if there are more, consecutive events of one name are drawn as one."""
 DRIVER = -1
-"""Number of the phases' process."""
+"""Process number of the phases."""
 
 
 def write_trace(path: Path, course: Course, made: Plan) -> None:
-    """Draw a step into a file."""
+    """Write the trace of a step to `path`."""
     path.write_text(json.dumps({"traceEvents": list(trace_events(course, made))}) + "\n", encoding="utf-8")
 
 
 def trace_events(course: Course, made: Plan) -> Iterator[dict[str, Any]]:
-    """Of the whole step."""
+    """The trace events of the whole step."""
     lanes = {slot: slot.gpus or (place,) for place, slot in enumerate(made.slots)}
     yield from _names(made, lanes)
     begin = 0.0
@@ -45,7 +45,7 @@ def trace_events(course: Course, made: Plan) -> Iterator[dict[str, Any]]:
 
 
 def _joined(events: Sequence[Event]) -> Iterable[Event]:
-    """Neighbours of one role and name as one, from the first one's beginning to the last one's end."""
+    """Join consecutive events of one role and name, from the first one's beginning to the last one's end."""
     found: dict[tuple[str, int | None, str], Event] = {}
     for event in events:
         key = event.role, event.rank, event.name

@@ -2,7 +2,7 @@
 
 The driver writes the roles' state and a manifest into `step-N.partial/`; the rename to `step-N/` is the commit. A
 folder without a readable manifest, or with a file that is missing or has another size than the manifest says, is not
-whole and is passed over. Called by `orchestrator.stages.ppo`.
+whole and is skipped.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from cluster.role_table import ACTOR
 MANIFEST = "manifest.json"
 PARTIAL = ".partial"
 TRAINED = "tetrarch.json"
-"""In the folder of a trained policy: of which step it is."""
+"""File in the folder of a trained policy, with the step of its weights."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,9 +32,9 @@ class Checkpoint:
 
     path: Path
     step: int
-    """Steps done."""
+    """Number of steps done."""
     state: dict[str, Any]
-    """The driver's state, as `orchestrator.stages.stage.Stage.state_dict` gives it, and the configuration."""
+    """The driver's state, from `orchestrator.stages.stage.Stage.state_dict`, and the configuration."""
 
 
 class Checkpoints:
@@ -45,9 +45,10 @@ class Checkpoints:
         self.keep = keep
 
     def save(self, step: int, state: dict[str, Any], write: Callable[[Path], None]) -> Path:
-        """Call `write(folder)` for the roles' files, add the manifest, commit, and keep the newest `keep` whole ones.
+        """Call `write(folder)` for the roles' files, add the manifest, commit, and keep the newest `keep` whole
+        checkpoints.
 
-        One that is not whole does not count, and is left as it is until its step is saved again.
+        Folders that are not whole do not count; each stays until its step is saved again.
         """
         final = self._folder(step)
         with whole_folder(final) as partial:
@@ -81,7 +82,7 @@ class Checkpoints:
         return sorted(manifest["step"] for manifest in manifests if manifest is not None)
 
     def damaged(self) -> dict[Path, str]:
-        """Folder → what is wrong with it (see `damage`), of all that are not whole, the newest first."""
+        """Folder → what is wrong with it (see `damage`), for all that are not whole, newest first."""
         found = {folder: damage(folder) for folder in self._folders()}
         return {folder: what for folder, what in found.items() if what is not None}
 
@@ -95,32 +96,32 @@ class Checkpoints:
 
 
 def step_of(folder: Path) -> int | None:
-    """Of which step a checkpoint's folder is, also one that is not whole; None for a folder of another name, such as a
-    copy that the user has made."""
+    """The step of a checkpoint's folder, whole or not; None for a folder of another name, such as a copy made by the
+    user."""
     found = re.fullmatch(r"step-(\d+)", folder.name.removesuffix(PARTIAL))
     return int(found[1]) if found else None
 
 
 def size_gib(folder: Path) -> float:
-    """Of all files in it."""
+    """Size of all files in a folder, in GiB."""
     return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file()) / GIB
 
 
 def trained_step(run_dir: Path) -> int | None:
-    """Of which step the policy in `run_dir/actor` is; None before there is one."""
+    """The step of the policy in `run_dir/actor`; None if there is none yet."""
     file = run_dir / ACTOR / TRAINED
     return int(json.loads(file.read_text())["step"]) if file.is_file() else None
 
 
 def progress_of(run_dir: Path) -> str:
-    """For the user, when a run has been stopped: from where it can go on."""
+    """A sentence for the user of a stopped run: where it can continue."""
     newest = Checkpoints(run_dir / "checkpoints", keep=1).newest()
     return f"{newest.path} stands; go on from there with --resume" if newest else f"{run_dir} has no checkpoint yet"
 
 
 @contextmanager
 def whole_folder(final: Path) -> Iterator[Path]:
-    """A path to write to (nothing is there); left without an error, it takes the place of `final` by a rename."""
+    """Context with a path to write to (nothing is there); if no error is raised, it replaces `final` by a rename."""
     partial = final.with_name(final.name + PARTIAL)
     shutil.rmtree(partial, ignore_errors=True)
     yield partial
@@ -129,7 +130,8 @@ def whole_folder(final: Path) -> Iterator[Path]:
 
 
 def damage(folder: Path) -> str | None:
-    """Why the checkpoint in `folder` is not whole, such as `actor/state.pt has 1000 bytes, not 20480`; None: it is."""
+    """Why the checkpoint in `folder` is not whole, such as `actor/state.pt has 1000 bytes, not 20480`; None if it is
+    whole."""
     try:
         files: dict[str, int] = json.loads((folder / MANIFEST).read_text())["files"]
     except (OSError, ValueError, KeyError) as error:

@@ -1,4 +1,4 @@
-"""Where a step's time goes: wall-clock seconds by phase, and the share in which no role was at work.
+"""Wall-clock seconds of a step by phase, and the share of the step in which no role was working.
 
 The keys are those of `orchestrator.metrics`.
 """
@@ -11,22 +11,22 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 Interval = tuple[float, float]
-"""Wall-clock seconds: from, to."""
+"""(begin, end) in wall-clock seconds."""
 
 
 @dataclass(slots=True)
 class Clock:
-    """Of one step. `announce` is told each phase as it begins."""
+    """The clock of one step. `announce` is called with each phase when it begins."""
 
     announce: Callable[[str], None]
     began: float = field(default_factory=time.time)
     seconds: dict[str, float] = field(default_factory=dict)
     spans: list[tuple[str, Interval]] = field(default_factory=list)
-    """(phase, when it ran), in order."""
+    """(phase, its interval), in order."""
 
     @contextmanager
     def __call__(self, phase: str) -> Iterator[None]:
-        """Count what runs inside as `phase`."""
+        """Context whose duration counts as `phase`."""
         self.announce(phase)
         at, began = time.time(), time.perf_counter()
         try:
@@ -36,7 +36,7 @@ class Clock:
             self.spans.append((phase, (at, time.time())))
 
     def metrics(self, busy: Iterable[Interval]) -> dict[str, float]:
-        """`time/…_s`, now that the step ends; `busy`: when any rank was running a method."""
+        """The metrics `time/…_s` at the end of the step; `busy`: when any rank was running a method."""
         ended = time.time()
         step = ended - self.began
         phases = {f"time/{phase}_s": seconds for phase, seconds in self.seconds.items()}

@@ -1,7 +1,7 @@
-"""Which keys may have another value when a run goes on from a checkpoint: one set of rules for each kind of training.
+"""Rules about keys that may change when a run resumes from a checkpoint: one set for each kind of training.
 
-Each key of a root of the configuration stands in one of its two lists: it may change, and then counts from the next
-step on, or it stays.
+Each key of a root of the configuration is in one of two lists: it may change, and then the new value counts from the
+next step on, or it must stay.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ class ResumeRules:
     sharded: Callable[[Any], Sequence[str]]
     """The roles whose checkpoint is sharded over their ranks."""
     steps: Callable[[Any], int | None] = lambda config: None
-    """Steps of the whole run; None where the configuration alone does not say it."""
+    """Steps of the whole run; None if the configuration alone does not determine them."""
     models: tuple[str, ...] = ()
     """Folders of trained models in `run_dir`."""
 
 
 def rules_of(config: BaseConfig) -> ResumeRules:
-    """What holds for the runs of `config`."""
+    """The rules for the runs of `config`."""
     return RESUME_RULES[type(config)]
 
 

@@ -1,8 +1,8 @@
-"""Going on from a checkpoint: from which one, with which keys of the configuration changed, and what becomes of what
-came after it.
+"""Resuming from a checkpoint: which checkpoint, which keys of the configuration have changed, and what happens to later
+files of the run.
 
 A configuration and the user's choice of a checkpoint flow in; the Checkpoint and the changed keys flow out, or a
-ConfigError before any file in the run has been touched. `orchestrator.run.resume_rules` says which keys may change.
+ConfigError before any file of the run has been changed. `orchestrator.run.resume_rules` says which keys may change.
 """
 
 from __future__ import annotations
@@ -27,28 +27,28 @@ from orchestrator.run.checkpoint import Checkpoint, Checkpoints, step_of, traine
 from orchestrator.run.resume_rules import ResumeRules, rules_of
 
 Resume = Literal["newest"] | int | None
-"""From which checkpoint: the newest, that of a step, or none (a new run)."""
+"""The checkpoint to resume from: the newest, that of a step, or none (a new run)."""
 
 SET_ASIDE = "set-aside"
-"""Where in `run_dir` goes what came after the checkpoint that `--resume-from` names."""
+"""Folder in `run_dir` for files that are newer than the checkpoint of `--resume-from`."""
 
 
 @dataclass(frozen=True, slots=True)
 class ChangedKey:
-    """A key that has another value than in the checkpoint."""
+    """A key whose value differs from the checkpoint's."""
 
     key: str
     before: str
     now: str
     why_not: str | None = None
-    """Why it cannot change; None: it may, and counts."""
+    """Why the key cannot change; None: it may, and the new value counts."""
 
     def __str__(self) -> str:
         return f"{self.key}: {self.before} in the checkpoint, now {self.now}"
 
 
 def checkpoint_to_resume(config: BaseConfig, resume: Resume) -> Checkpoint | None:
-    """The checkpoint that is meant; ConfigError if it is not there, or cannot be gone on from with `config`."""
+    """The chosen checkpoint; ConfigError if it does not exist, or if `config` cannot be resumed from it."""
     if resume is None:
         return None
     folder = Path(config.run_dir)
@@ -84,7 +84,7 @@ def _nothing_to_resume(config: BaseConfig, checkpoints: Checkpoints, resume: Res
 
 
 def take_up(run_dir: Path, checkpoint: Checkpoint, config: BaseConfig, resume: Resume) -> list[str]:
-    """Make the run's files those of `checkpoint`, if it is not what they end with; what to tell the user."""
+    """Bring the run's files to the state of `checkpoint`, if they are newer; returns messages for the user."""
     damaged = Checkpoints(run_dir / "checkpoints", config.checkpoint.keep).damaged()
     newer = {folder: what for folder, what in damaged.items() if (step_of(folder) or 0) > checkpoint.step}
     told = [f"{folder} is damaged: {what}; going on from step {checkpoint.step}" for folder, what in newer.items()]
@@ -95,8 +95,8 @@ def take_up(run_dir: Path, checkpoint: Checkpoint, config: BaseConfig, resume: R
 
 
 def check_reference(checkpoint: Checkpoint, fingerprint: str, config: RunConfig) -> None:
-    """CheckpointError if the reference, which has this fingerprint, is not that of the checkpoint."""
-    from roles.zero.digest import VERSION  # loads torch
+    """Raise CheckpointError if the reference's `fingerprint` is not that of the checkpoint."""
+    from roles.zero.digest import VERSION  # imports torch
 
     written = str(checkpoint.state["reference"])
     if fingerprint == checkpoint.state["reference"]:
@@ -113,7 +113,7 @@ def check_reference(checkpoint: Checkpoint, fingerprint: str, config: RunConfig)
 
 
 def changes(checkpoint: Checkpoint, config: BaseConfig) -> list[ChangedKey]:
-    """What differs from the configuration that the checkpoint was written with, in the order of the schema."""
+    """Differences from the configuration in the checkpoint, in the order of the schema."""
     if "config" not in checkpoint.state:
         raise ConfigError(
             f"{checkpoint.path} does not say with which configuration it was written: another version of Tetrarch has "
@@ -138,13 +138,15 @@ def why_not(key: str, rules: ResumeRules) -> str | None:
         if name in rules.stays:
             return rules.stays[name]
     if key in ROLES and "frozen.model" in rules.stays:
-        return rules.stays["frozen.model"]  # a section that was not there
+        return rules.stays["frozen.model"]  # the section did not exist before
     raise KeyError(key)
 
 
 def set_aside(run_dir: Path, step: int, models: Sequence[str]) -> Path | None:
-    """Put what came after `step` out of the way: later checkpoints and trained models are moved, the reports' files
-    copied. Where to; None if nothing came after it. `models`: folders of trained models."""
+    """Set aside what is newer than `step`: later checkpoints and trained models are moved, the reports' files copied.
+
+    Returns the folder; None if nothing was newer. `models`: folders of trained models.
+    """
     later = [folder for folder in (run_dir / "checkpoints").glob("step-*") if (step_of(folder) or 0) > step]
     trained = [run_dir / name for name in models] if trained_step(run_dir) != step else []
     moved = [*later, *(folder for folder in trained if folder.is_dir())]
@@ -164,7 +166,7 @@ def set_aside(run_dir: Path, step: int, models: Sequence[str]) -> Path | None:
 
 
 def _names(key: str) -> Iterator[str]:
-    """Under which names a key may have its rule: its own, then those of the sections around it."""
+    """The names under which a key may have its rule: its own, then those of the sections around it."""
     key = re.sub(r"^reward\.members\.[^.]+\.", "reward.", key)
     while key:
         yield key
@@ -175,7 +177,7 @@ def _names(key: str) -> Iterator[str]:
 
 
 def _differing(before: Any, now: Any, path: str = "") -> Iterator[tuple[str, Any, Any]]:
-    """(key, value before, value now) of plain values; of a section that is of another type now, its type alone."""
+    """(key, value before, value now) of plain values that differ; for a section of another type, only its type."""
     if before == now:
         return
     if not isinstance(before, dict) or not isinstance(now, dict):

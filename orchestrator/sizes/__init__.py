@@ -1,1 +1,1 @@
-"""How large models are, from their config.json."""
+"""Sizes of models, computed from their config.json."""

@@ -1,4 +1,4 @@
-"""How many parameters a decoder has, and where, from its config.json alone: no torch, no weights. Pure.
+"""Counts the parameters of a decoder from its config.json alone: no torch, no weights. Pure.
 
 A config.json (a mapping) flows in, a Decoder flows out, or None for an architecture that `orchestrator.sizes.families`
 does not list. The counts are exact: a test compares them with the models that transformers makes.
@@ -16,42 +16,42 @@ from cluster.estimate.model_size import ModelSize
 from orchestrator.sizes.families import FAMILIES, Family, Flag, Mixture
 
 Linear = tuple[int, int]
-"""Inputs and outputs of a linear layer."""
+"""(inputs, outputs) of a linear layer."""
 
 
 @dataclass(frozen=True, slots=True)
 class Layer:
-    """One decoder layer."""
+    """Parameters of one decoder layer."""
 
     linear: tuple[tuple[str, Linear], ...]
-    """Name → shape of each matrix outside the routed experts; such as `self_attn.q_proj` → (4096, 4096)."""
+    """(name, shape) of each matrix outside the routed experts, such as (`self_attn.q_proj`, (4096, 4096))."""
     other: int
     """Parameters of biases, norms, routers."""
     experts: int = 0
     expert: int = 0
     """Parameters of one routed expert."""
     width: int = 0
-    """Of the MLPs that one token goes through."""
+    """Summed width of the MLPs that one token goes through."""
 
     @property
     def parameters(self) -> int:
-        """All of them."""
+        """Parameters of the layer."""
         return sum(prod(shape) for _, shape in self.linear) + self.other + self.experts * self.expert
 
 
 @dataclass(frozen=True, slots=True)
 class Decoder:
-    """A causal language model."""
+    """Parameters of a causal language model."""
 
     layers: tuple[tuple[Layer, int], ...]
-    """Kinds of layers, and how many there are of each."""
+    """Each kind of layer, with the number of such layers."""
     linear: tuple[tuple[str, Linear], ...]
-    """Of the backbone, outside the layers."""
+    """Linear layers of the backbone outside the decoder layers."""
     embedding: int
     other: int
-    """Learned positions and the final norm."""
+    """Parameters of learned positions and of the final norm."""
     head: int
-    """Of the language head; 0 if it is the embedding."""
+    """Parameters of the language head; 0 if it is the embedding."""
     hidden: int
     vocabulary: int
     heads: int
@@ -64,7 +64,7 @@ class Decoder:
     whole_logits: bool
 
     def size(self, *, value_head: bool = False) -> ModelSize:
-        """With `value_head` one output takes the language head's place."""
+        """Size of the model; with `value_head` a head with one output replaces the language head."""
         in_layers = sum(layer.parameters * count for layer, count in self.layers)
         backbone = in_layers + sum(prod(shape) for _, shape in self.linear) + self.embedding + self.other
         sparse = [(layer, count) for layer, count in self.layers if layer.experts]
@@ -91,7 +91,7 @@ class Decoder:
     def adapters(self, rank: int, targets: Iterable[str]) -> int | None:
         """Parameters of LoRA on the linear layers whose names end in one of `targets` (or on `all-linear` ones).
 
-        None where a target names none of them.
+        None if a target matches no layer.
         """
         inside = [(name, shape, count) for layer, count in self.layers for name, shape in layer.linear]
         everywhere = [*inside, *((name, shape, 1) for name, shape in self.linear)]
@@ -106,7 +106,8 @@ def _names(target: str, name: str) -> bool:
 
 
 def decoder_of(config: Mapping[str, Any]) -> Decoder | None:
-    """What a config.json describes; None where only transformers can tell, or a value is of no use."""
+    """The decoder that a config.json describes; None if only transformers knows the architecture, or a value is
+    invalid."""
     family = FAMILIES.get(config.get("model_type", ""))
     if family is None or "text_config" in config:
         return None
@@ -119,9 +120,9 @@ def decoder_of(config: Mapping[str, Any]) -> Decoder | None:
 
 
 def size_by_weights(config: Mapping[str, Any], parameters: int, *, value_head: bool = False) -> ModelSize | None:
-    """An estimate for an architecture of which only the number of parameters is known, and the usual keys.
+    """Estimated size of an unknown architecture with `parameters` parameters and the usual keys.
 
-    All layers count as alike, and all experts as active. None where the keys are others.
+    Assumes that all layers are equal and all experts active. None if the usual keys are missing.
     """
     text: Mapping[str, Any] = config.get("text_config", config)
     try:
@@ -148,7 +149,7 @@ def size_by_weights(config: Mapping[str, Any], parameters: int, *, value_head: b
 
 
 class _Reader:
-    """Counts one model. Raises KeyError where config.json leaves out what it must say."""
+    """Counts the parameters of one model. Raises KeyError if config.json lacks a required key."""
 
     def __init__(self, config: Mapping[str, Any], family: Family) -> None:
         self.config = config
@@ -160,7 +161,7 @@ class _Reader:
         self.head: int = self.get("head_dim", None) or self.hidden // self.heads
 
     def get(self, key: str, *default: Any) -> Any:
-        """A value of config.json, by Llama's name for it."""
+        """A value of config.json by Llama's name of the key."""
         key = self.family.keys.get(key, key)
         if key in self.config:
             return self.config[key]
@@ -199,7 +200,8 @@ class _Reader:
         return bool(self.get(key) == value)
 
     def _is_sparse(self, index: int) -> bool:
-        """Whether the layer is a mixture of experts: not the first ones, nor those that are named, but each nth."""
+        """Whether the layer is a mixture of experts: every nth layer, except the first ones and those listed as
+        dense."""
         if self.family.mixture is None or not self._experts(self.family.mixture):
             return False
         named = self.get("mlp_only_layers", None) or ()
@@ -224,7 +226,7 @@ class _Reader:
         return Layer((*linear, *mlp), other + biases, width=self.width)
 
     def _attention(self) -> tuple[tuple[tuple[str, Linear], ...], int]:
-        """Linear layers and biases."""
+        """Linear layers and number of biases of attention."""
         family, hidden = self.family, self.hidden
         queries, keys = self.heads * self.head, self.kv_heads * self.head
         *names, out = family.attention
@@ -234,7 +236,8 @@ class _Reader:
         return (*read, (out, (queries, hidden))), biases
 
     def _latent_attention(self) -> tuple[tuple[tuple[str, Linear], ...], int]:
-        """Linear layers, and biases and norms, of multi-head latent attention (arXiv 2405.04434, section 2.1)."""
+        """Linear layers, and number of biases and norms, of multi-head latent attention (arXiv 2405.04434, section
+        2.1)."""
         hidden, biased = self.hidden, self.flag(self.family.qkv_bias)
         narrow, latent, rotated = self.get("q_lora_rank"), self.get("kv_lora_rank"), self.get("qk_rope_head_dim")
         plain, value = self.get("qk_nope_head_dim"), self.get("v_head_dim")
@@ -256,7 +259,7 @@ class _Reader:
         return int(self.get("qk_nope_head_dim") + self.get("qk_rope_head_dim") + self.get("v_head_dim")) // 2
 
     def _mlp(self, names: tuple[str, ...], width: int, biased: bool) -> tuple[tuple[tuple[str, Linear], ...], int]:
-        """Linear layers and biases."""
+        """Linear layers and number of biases of an MLP."""
         *inward, outward = names
         wide = 2 * width if self.family.fused_gate else width
         biases = (len(inward) * wide + self.hidden) * biased

@@ -1,7 +1,6 @@
-"""How the decoders of the usual architectures differ from each other: one row per `model_type` of a config.json.
+"""Differences between the decoders of the usual architectures: one row per `model_type` of a config.json.
 
-A table, read by `orchestrator.sizes.architectures`. Its rows hold what transformers' own model classes do; a test
-compares every row with the class, parameter by parameter.
+The rows hold what transformers' own model classes do; a test compares every row with the class, parameter by parameter.
 """
 
 from __future__ import annotations
@@ -10,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 Flag = bool | str
-"""A fact, or the key of config.json that says it."""
+"""A fact, or the key of config.json that holds it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,60 +21,60 @@ class Mixture:
     width: str
     """Width of one expert's gated MLP."""
     shared: tuple[str, ...] = ()
-    """The width of the shared expert is the product of these; none: there is no shared expert."""
+    """Keys whose product is the width of the shared expert; empty: there is no shared expert."""
     shared_name: str = "mlp.shared_experts"
-    """What its module is called."""
+    """Name of the shared expert's module."""
     shared_gate: bool = False
-    """Whether a linear layer weighs the shared expert."""
+    """Whether a linear layer weights the shared expert's output."""
     bias: bool = False
-    """Of the experts and the router."""
+    """Whether the experts and the router have biases."""
 
 
 @dataclass(frozen=True, slots=True)
 class Family:
-    """One kind of decoder; what is not said is as in Llama."""
+    """One kind of decoder; facts that are left out are as in Llama."""
 
     defaults: dict[str, Any] = field(default_factory=dict)
-    """Of keys that a config.json may leave out."""
+    """Values of keys that a config.json may leave out."""
     holds: dict[str, Any] = field(default_factory=dict)
-    """Key → its only value for which this row is exact (also where the key is missing)."""
+    """Key → the only value for which this row is exact (also if the key is missing)."""
     keys: dict[str, str] = field(default_factory=dict)
     """Llama's key → the key of this family."""
     tied: bool = False
-    """Whether head and embedding are one matrix where config.json does not say (`tie_word_embeddings`)."""
+    """Whether head and embedding are one matrix if config.json does not say (`tie_word_embeddings`)."""
     attention: tuple[str, ...] = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj")
-    """Its linear layers: queries, keys, values, output; or two, where the first three are one."""
+    """Names of its linear layers: queries, keys, values, output; or two names, if the first three layers are fused."""
     latent: bool = False
-    """Whether keys and values come from one narrow vector (DeepSeek's multi-head latent attention)."""
+    """Whether keys and values are computed from one narrow vector (DeepSeek's multi-head latent attention)."""
     qkv_bias: Flag = False
     out_bias: Flag = False
     head_norms: Literal["one for all heads", "one for each head"] | None = None
-    """Norms of queries and keys, as wide as one head or as all of them; the second is of queries and of keys."""
+    """Norms of queries and of keys: one of the width of a head for all heads, or one for each head; None: no norms."""
     head_norms_if: Flag = True
     sinks: bool = False
-    """One number for each head, beside the scores."""
+    """Whether each head has one extra number beside its scores (an attention sink)."""
     mlp: tuple[str, ...] = ("mlp.gate_proj", "mlp.up_proj", "mlp.down_proj")
-    """Three linear layers: gated. Two: in and out."""
+    """Names of the MLP's linear layers. Three: a gated MLP. Two: input and output."""
     fused_gate: bool = False
-    """Two linear layers, the first of which is gate and up in one."""
+    """Whether the first of two linear layers is gate and up projection in one."""
     mlp_bias: Flag = False
     mixture: Mixture | None = None
     norms: int = 2
-    """Norms of the layer's hidden states."""
+    """Number of norms of the layer's hidden states."""
     norm_vectors: int = 1
-    """Vectors in a norm: 0 none at all, 1 a weight, 2 a bias as well."""
+    """Vectors of a norm: 0 none, 1 a weight, 2 a weight and a bias."""
     final_norm: Flag = True
     head_bias: bool = False
     positions: tuple[str, int] | None = None
-    """Key of the number of learned positions, and how many more there are."""
+    """Key of the number of learned positions, and the number of additional positions; None: no learned positions."""
     embedding_width: str | None = None
-    """Key of the embedding's width, where linear layers lead from it to the hidden width and back."""
+    """Key of the embedding's width, if linear layers lead from it to the hidden width and back."""
     linear: bool = True
-    """Whether its matrices are linear layers of torch, to which LoRA can be added."""
+    """Whether the matrices are linear layers of torch, to which LoRA can be added."""
     plain_if: tuple[str, Any] | None = None
-    """Key and value with which logits are what the head gives, neither scaled nor capped; None: they always are."""
+    """(key, value) for which the head's output is neither scaled nor capped; None: it never is."""
     whole_logits: bool = False
-    """Whether `roles.models.scoring_head` cannot take the place of its head whatever config.json says."""
+    """Whether `roles.models.scoring_head` can never replace the head, whatever config.json says."""
 
 
 BIASES: dict[str, Any] = {"qkv_bias": "attention_bias", "out_bias": "attention_bias"}

@@ -1,7 +1,7 @@
-"""How large a model is, counted on a model that transformers makes on the meta device: exact, and nothing is allocated.
+"""Counts the parameters of a model that transformers makes on the meta device: exact, and nothing is allocated.
 
-For architectures that `orchestrator.sizes.architectures` does not know, and the reference of its tests. Loads torch and
-transformers, which takes seconds: import it where it is needed.
+For architectures that `orchestrator.sizes.architectures` does not know, and as the reference of its tests. Imports
+torch and transformers, which takes seconds: import it only where it is needed.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ from roles.models.lora import adapter_parameters
 from roles.models.scoring_head import has_plain_head
 
 WIDTHS = ("intermediate_size", "ffn_dim", "n_inner", "ffn_hidden_size", "ffn_hidden_dim")
-"""What architectures call the width of their MLP."""
+"""Names of the MLP's width in configurations."""
 
 
 def transformers_config(config: Mapping[str, Any], folder: str | None, *, trust_remote_code: bool) -> PretrainedConfig:
-    """Of a config.json, and of the folder (or the hub's name) that it lies in, if that has code of its own.
+    """transformers' configuration for a config.json; `folder`: the folder (or hub name) with the model's own code.
 
-    ValueError where transformers does not know the architecture.
+    ValueError if transformers does not know the architecture.
     """
     if trust_remote_code and "auto_map" in config and folder is not None:
         made: PretrainedConfig = AutoConfig.from_pretrained(folder, trust_remote_code=True)
@@ -35,7 +35,7 @@ def transformers_config(config: Mapping[str, Any], folder: str | None, *, trust_
 
 
 def size_of(config: PretrainedConfig, *, value_head: bool = False, trust_remote_code: bool = False) -> ModelSize:
-    """The size of a model of this configuration; with `value_head` one output takes the language head's place."""
+    """Size of a model of this configuration; with `value_head` a head with one output replaces the language head."""
     text: Any = config.get_text_config()
     model = _on_meta(config, trust_remote_code)
     backbone = model.base_model
@@ -68,7 +68,7 @@ def size_of(config: PretrainedConfig, *, value_head: bool = False, trust_remote_
 
 
 def adapters_of(config: PretrainedConfig, lora: LoraConfig, *, trust_remote_code: bool = False) -> int:
-    """How many numbers the adapters have; ModelError where a target is no layer of the model."""
+    """Number of parameters of the adapters; ModelError if a target is no layer of the model."""
     return adapter_parameters(_on_meta(config, trust_remote_code), lora)
 
 
@@ -78,12 +78,12 @@ def _on_meta(config: PretrainedConfig, trust_remote_code: bool) -> Any:
 
 
 def _decoder(backbone: nn.Module, layers: list[nn.Module], number: int) -> int:
-    """Parameters of all decoder layers; 0 if the modules that are found are others (parts of layers, say)."""
+    """Parameters of all decoder layers; 0 if the modules found are not the decoder layers (but parts of them, say)."""
     return sum(map(_count, layers)) if len(layers) == number else 0
 
 
 def _experts(layer: nn.Module) -> tuple[int, int] | None:
-    """How many routed experts a layer has, and the parameters of one: in transformers they are stacked."""
+    """Number of routed experts in a layer, and parameters of one: transformers stacks them. None without experts."""
     for module in layer.modules():
         number = getattr(module, "num_experts", None)
         own = list(module.parameters(recurse=False))
@@ -93,14 +93,14 @@ def _experts(layer: nn.Module) -> tuple[int, int] | None:
 
 
 def _width(text: Any, layers: list[nn.Module]) -> int:
-    """Of the MLPs that one token goes through."""
+    """Summed width of the MLPs that one token goes through."""
     plain = next((value for name in WIDTHS if (value := getattr(text, name, None))), 4 * text.hidden_size)
     passed = [_passed(layer, text) for layer in layers if _experts(layer)]
     return max([plain, *passed] if len(passed) < len(layers) else passed)
 
 
 def _passed(layer: nn.Module, text: Any) -> int:
-    """Of a mixture of experts: the chosen experts' width and the shared one's."""
+    """Summed width of the chosen experts and of the shared expert of a mixture of experts."""
     expert = getattr(text, "moe_intermediate_size", None) or text.intermediate_size
     named: dict[str, Any] = dict(layer.named_modules())
     shared = [m.in_features for name, m in named.items() if "shared" in name and name.endswith("down_proj")]
@@ -108,5 +108,5 @@ def _passed(layer: nn.Module, text: Any) -> int:
 
 
 def _count(module: nn.Module) -> int:
-    """Parameters; tied ones once."""
+    """Number of parameters; tied ones count once."""
     return sum(p.numel() for p in module.parameters())

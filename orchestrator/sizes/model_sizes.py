@@ -1,7 +1,7 @@
-"""How large a model is, without its weights: counted from the shapes in its config.json.
+"""Sizes of models without their weights: counted from the shapes in config.json.
 
 A ModelConfig flows in, a ModelSize flows out; for LoRA, the number of trained parameters. An architecture that
-`orchestrator.sizes.architectures` does not know is built on the meta device, which loads torch and transformers.
+`orchestrator.sizes.architectures` does not know is built on the meta device, which imports torch and transformers.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ from roles.errors import ModelError
 
 
 def adapters(config: RunConfig, role: str) -> int | None:
-    """How many parameters LoRA trains in a trained role, a value head included; None where it has no LoRA.
+    """Number of parameters that LoRA trains in a role, including a value head; None if the role has no LoRA.
 
-    Raises as `model_size`, and a ConfigError where a target is no layer of the model. A model with a value head that is
-    not there yet counts as the actor's with one.
+    Raises as `model_size` does, and a ConfigError if a target is no layer of the model. A model with a value head that
+    does not exist yet counts as the actor's with a value head.
     """
     section: TrainedRole = config.section(role)
     if section.lora is None:
@@ -42,7 +42,8 @@ def adapters(config: RunConfig, role: str) -> int | None:
 
 
 def check_adapters(config: RunConfig) -> None:
-    """ConfigError where a target of LoRA is no layer of its model; of a hub's model the role says it when it starts."""
+    """Raise ConfigError if a target of LoRA is no layer of its model; for a hub model the role checks it when it
+    starts."""
     for role in [role for role in trained_roles() if role in config.model_roles]:
         with suppress(UnknownModel):
             adapters(config, role)
@@ -50,10 +51,10 @@ def check_adapters(config: RunConfig) -> None:
 
 @cache
 def model_size(model: ModelConfig, key: str, cache_folder: Path, *, value_head: bool = False) -> ModelSize:
-    """Of the folder, or of a hub's model. With `value_head` one output takes the language head's place.
+    """Size of a model folder or hub model. With `value_head` a head with one output replaces the language head.
 
     Raises:
-        UnknownModel: its config.json is nowhere, or nobody understands it.
+        UnknownModel: there is no config.json, or its architecture is unknown.
         ConfigError: the folder cannot be read.
     """
     config = read_config(model, key, cache_folder)
@@ -94,7 +95,7 @@ def _adapters(model: ModelConfig, key: str, cache_folder: Path, lora: LoraConfig
 
 @contextmanager
 def _understood(model: ModelConfig, key: str, config: dict[str, Any]) -> Iterator[None]:
-    """UnknownModel where transformers, or this file, makes no decoder of config.json."""
+    """Context that turns errors about the architecture into an UnknownModel."""
     try:
         yield
     except (AttributeError, KeyError, TypeError, ValueError, OSError, ImportError) as error:
@@ -106,5 +107,5 @@ def _understood(model: ModelConfig, key: str, config: dict[str, Any]) -> Iterato
 
 
 def _own_code(model: ModelConfig, config: dict[str, Any]) -> bool:
-    """Whether the model is what code in its folder makes of it."""
+    """Whether the model needs code from its folder."""
     return model.trust_remote_code and "auto_map" in config

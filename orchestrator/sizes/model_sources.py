@@ -1,7 +1,7 @@
-"""A model's config.json, wherever it is: a folder, the hub's cache on this machine, our table, or the hub itself.
+"""A model's config.json from a folder, the hub's cache on this machine, our table, or the hub itself.
 
-A ModelConfig flows in, what its config.json says flows out, cut to `layers`; no weights are fetched, and neither torch
-nor transformers is loaded (but for a GGUF file, which is converted).
+A ModelConfig flows in, its config.json flows out, cut to `layers`; no weights are fetched, and neither torch nor
+transformers is imported (except for a GGUF file, which is converted).
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ from roles.errors import ModelError
 
 KNOWN_MODELS = Path(__file__).with_name("known_models.yaml")
 HUB_S = 3.0
-"""Seconds that the hub has to answer. A plan does not wait longer: without a network it goes on without."""
+"""Seconds in which the hub must answer. After that, or without a network, a plan goes on without the hub."""
 LAYER_KEYS = ("num_hidden_layers", "n_layer", "num_layers", "n_layers")
-"""What architectures call their number of decoder layers."""
+"""Names of the number of decoder layers in configurations."""
 
 INDEX = "model.safetensors.index.json"
 
@@ -35,14 +35,14 @@ Config = dict[str, Any]
 
 
 class UnknownModel(ConfigError):
-    """Neither a folder nor a model whose size is known."""
+    """The model is neither a folder nor a model whose size is known."""
 
 
 def read_config(model: ModelConfig, key: str, cache_folder: Path) -> Config:
-    """What the model's config.json says.
+    """The model's config.json.
 
     Raises:
-        UnknownModel: it is nowhere.
+        UnknownModel: there is none.
         ConfigError: the folder cannot be read, or has fewer layers than `layers`.
     """
     folder = Path(model.path).expanduser()
@@ -54,16 +54,16 @@ def read_config(model: ModelConfig, key: str, cache_folder: Path) -> Config:
 
 @cache
 def known_shapes() -> Mapping[str, Config]:
-    """Name on the hub → what its config.json says of its shape."""
+    """Name on the hub → the keys of its config.json that determine its shape."""
     shapes: dict[str, Any] = yaml.load(
         KNOWN_MODELS.read_text(encoding="utf-8"), Loader=yaml.CSafeLoader
-    )  # ten times as fast
+    )  # ten times as fast as the Python parser
     same_as: dict[str, list[str]] = shapes.pop("same_as")
     return {name: shapes[shape] for shape, names in same_as.items() for name in names}
 
 
 def weights_count(model: ModelConfig, config: Config, cache_folder: Path) -> int | None:
-    """How many numbers the model's safetensors files hold, by their headers or their index; None without these."""
+    """Number of parameters in the model's safetensors files, by their headers or their index; None without these."""
     folder = Path(model.path).expanduser()
     try:
         if folder.is_dir():
@@ -76,20 +76,20 @@ def weights_count(model: ModelConfig, config: Config, cache_folder: Path) -> int
 
 
 def _numbers_in(file: Path) -> int:
-    """Of the header of a safetensors file (its length in 8 bytes, then JSON)."""
+    """Number of parameters in a safetensors file, from its header (its length in 8 bytes, then JSON)."""
     with file.open("rb") as opened:
         header = _parsed(opened.read(int.from_bytes(opened.read(8), "little")).decode())
     return sum(prod(entry["shape"]) for name, entry in header.items() if name != "__metadata__")
 
 
 def _width_of(config: Config) -> int:
-    """Bytes of a weight."""
+    """Bytes of one weight."""
     return {"float32": 4, "bfloat16": 2, "float16": 2}[config["dtype"] if "dtype" in config else config["torch_dtype"]]
 
 
 def _in_folder(model: ModelConfig, folder: Path, key: str, cache_folder: Path) -> Config:
     if model.gguf_file is not None:
-        from roles.model_files.conversion import resolve_model  # loads torch and transformers, which read the file
+        from roles.model_files.conversion import resolve_model  # imports torch and transformers, which read the file
 
         try:
             folder = resolve_model(model.model_copy(update={"layers": None}), cache_folder)
@@ -106,7 +106,8 @@ def _in_folder(model: ModelConfig, folder: Path, key: str, cache_folder: Path) -
 
 @cache
 def _named(name: str, cache_folder: Path) -> Config | str:
-    """Of a name on the hub; or why not. Our table comes before the network: published shapes do not change."""
+    """config.json for a name on the hub, or why there is none. Our table comes before the network: published shapes
+    do not change."""
     config = _in_cache(name, "config.json", cache_folder) or known_shapes().get(name)
     if config is not None:
         return config
@@ -121,18 +122,19 @@ def _named(name: str, cache_folder: Path) -> Config | str:
 
 
 def _nearest(name: str) -> list[str]:
-    """Known models whose names, without the owner's, are most alike."""
+    """Known models whose names, without the owner's, are most similar."""
     plain = {known.rpartition("/")[2].lower(): known for known in known_shapes()}
     near = difflib.get_close_matches(name.rpartition("/")[2].lower(), plain, n=4, cutoff=0.0)
     return [plain[other] for other in near]
 
 
 def _in_cache(name: str, file: str, cache_folder: Path) -> Config | None:
-    """What a download has left on this machine, in the hub's own cache (HF_HOME, HF_HUB_CACHE) or the run's."""
+    """A file of a hub model that was downloaded to this machine, in the hub's own cache (HF_HOME, HF_HUB_CACHE) or
+    the run's."""
     from huggingface_hub import try_to_load_from_cache
 
     for place in (None, str(cache_folder)):
-        with suppress(ValueError, OSError):  # no name of the hub; a broken file
+        with suppress(ValueError, OSError):  # the name is no hub name, or the file is broken
             found = try_to_load_from_cache(name, file, cache_dir=place)
             if isinstance(found, str):
                 return _parsed(Path(found).read_text(encoding="utf-8"))
@@ -141,7 +143,7 @@ def _in_cache(name: str, file: str, cache_folder: Path) -> Config | None:
 
 @cache
 def from_hub(name: str, file: str) -> Config | str:
-    """One small file from the hub; or why it does not come. Asked once, and never where HF_HUB_OFFLINE is set."""
+    """One small file from the hub, or why it cannot be had. Asks once, and never if HF_HUB_OFFLINE is set."""
     from huggingface_hub import constants, get_session, get_token, hf_hub_url
 
     if constants.HF_HUB_OFFLINE:
@@ -157,13 +159,14 @@ def from_hub(name: str, file: str) -> Config | str:
 
 
 def _in_time(ask: Callable[[], Config | str]) -> Config | str:
-    """What `ask` answers in `HUB_S` seconds: looking up a name may take longer than any timeout of a request."""
+    """The result of `ask`, if it comes within `HUB_S` seconds: a DNS lookup may take longer than a request's
+    timeout."""
     answers: list[Config | str] = []
 
     def run() -> None:
         try:
             answers.append(ask())
-        except Exception as error:  # whatever it is, the plan goes on without the hub
+        except Exception as error:  # any error: the plan goes on without the hub
             answers.append(str(error) or type(error).__name__)
 
     thread = Thread(target=run, daemon=True)
@@ -173,7 +176,7 @@ def _in_time(ask: Callable[[], Config | str]) -> Config | str:
 
 
 def _cut(config: Config, model: ModelConfig, key: str) -> Config:
-    """With its first `model.layers` layers."""
+    """The configuration with only the first `model.layers` layers."""
     name = next((name for name in LAYER_KEYS if name in config), None)
     if name is None:
         raise ConfigError(f"{key}.layers={model.layers}, but the config.json of {model.path} names no number of layers")
