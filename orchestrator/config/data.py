@@ -9,17 +9,46 @@ from pydantic import Field
 from roles.config.section import Section
 
 
-class DatasetConfig(Section):
-    """Rows that the `datasets` library can load."""
+class SourceConfig(Section):
+    """Rows from one place."""
 
     path: str = Field(min_length=1)
-    """A hub name, a `.jsonl`, `.json`, `.csv` or `.parquet` file, or a directory."""
+    """A hub name, a `.jsonl`, `.json`, `.csv`, `.parquet` or `.arrow` file, or a directory."""
     name: str | None = None
     """A hub data set's configuration."""
     split: str = "train"
     """As `datasets` writes it; `train[:1000]` works."""
     limit: int | None = Field(default=None, ge=1)
     """Number of rows to use, from the first on; null: all."""
+    columns: dict[str, str] = Field(default_factory=dict)
+    """Names that are read here → names in the data, such as `{prompt: question, chosen: good, rejected: bad}`."""
+    weight: float | None = Field(default=None, gt=0)
+    """With `mixed_with`: the share of this source among the rows, in proportion to the weights of the others. As many
+    rows are used as every source has for its share, from the first on. null at all sources: all rows."""
+
+
+class DatasetConfig(SourceConfig):
+    """Rows of a data set, or of several."""
+
+    mixed_with: dict[str, SourceConfig] = Field(default_factory=dict)
+    """More sources, each under a name of its own, such as `{harmless: {path: harmless.jsonl, weight: 0.5}}`."""
+
+    @property
+    def sources(self) -> dict[str, SourceConfig]:
+        """Key path behind that of this section → the source; the first has none."""
+        return {"": self, **{f".mixed_with.{name}": source for name, source in self.mixed_with.items()}}
+
+
+class RecordsConfig(DatasetConfig):
+    """Rows to learn from: comparisons, labels or demonstrations."""
+
+    chat: bool = False
+    """Read prompts and responses that are texts as messages of a user and an assistant, which the chat template writes;
+    dialogues in the format of Anthropic's HH data (`\\n\\nHuman:`, `\\n\\nAssistant:`) turn by turn."""
+    system: str | None = None
+    """A system prompt for chats without one; null: none is added."""
+    bad_rows: Literal["error", "skip"] = "error"
+    """A row that cannot be read ends the command, with file and line; or it is left out and counted."""
 
 
 class PromptsConfig(Section):

@@ -10,7 +10,7 @@ from pydantic import Field
 
 from cluster.role_table import ENGINES, REWARD
 from orchestrator.config.base import BaseConfig
-from orchestrator.config.data import DatasetConfig, PromptsConfig
+from orchestrator.config.data import PromptsConfig, RecordsConfig
 from orchestrator.config.sampling import SamplingConfig
 from roles.config.environment import FunctionEnvironment
 from roles.config.models import ActorConfig, ModelConfig, OptimizerConfig, Pooling
@@ -20,11 +20,11 @@ from roles.config.section import Section
 
 
 class PairDataset(Section):
-    """Preference pairs from a data set with the columns `prompt` (or `messages`), `chosen` and `rejected`."""
+    """Preference pairs from a data set."""
 
     type: Literal["dataset"]
     """The pairs exist."""
-    dataset: DatasetConfig
+    dataset: RecordsConfig
     """The data set of the pairs."""
 
 

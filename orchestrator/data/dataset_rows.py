@@ -9,29 +9,71 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from orchestrator.config.data import DatasetConfig
+from orchestrator.config.data import DatasetConfig, SourceConfig
 from orchestrator.data.row_files import BadRows, Row, Rows, read_csv, read_json
 from orchestrator.errors import ConfigError
 from roles.redaction import without_credentials
 
-READ = (".jsonl", ".json", ".parquet", ".csv")
+READ = (".jsonl", ".json", ".parquet", ".csv", ".arrow")
 """Endings of files that are read."""
 
 
+@dataclass(frozen=True, slots=True)
+class SourceRows:
+    """The rows of one source of a data set."""
+
+    where: str
+    """Key and value, for errors: `prompts.train.path=a.jsonl`."""
+    rows: Rows
+    """Those that are used; at least one."""
+    available: int
+    """Rows that the source has, up to its `limit`."""
+
+    def place(self, row: int) -> str:
+        """For errors: where a row stands; with the line of its file, where the file has lines."""
+        file, line = (self.rows.places[row] if self.rows.places else None) or ("", 0)
+        found = ("" if self.where.endswith(file) else f", {file}") + f", line {line}" if line else ""
+        return f"{self.where}{found}: row {row}"
+
+
 def load_rows(config: DatasetConfig, key: str) -> Rows:
-    """At least one row. `key` is the section's key path, for errors."""
-    rows = _load(config, key)
+    """The rows of all sources, at least one. `key` is the section's key path, for errors."""
+    return Rows.joined([source.rows for source in load_sources(config, key)])
+
+
+def load_sources(config: DatasetConfig, key: str) -> list[SourceRows]:
+    """The rows of each source, as many as `weight` says."""
+    check_source(config, key)
+    found = [_source(source, f"{key}{name}") for name, source in config.sources.items()]
+    weights = [source.weight for source in config.sources.values()]
+    if None in weights:
+        return found
+    most = min(len(source.rows) / weight for source, weight in zip(found, weights, strict=True) if weight)
+    # A hair more, for a product such as 0.1 * 30 that should be whole.
+    counts = [max(1, int(most * weight * (1 + 1e-9))) for weight in weights if weight]
+    return [replace(one, rows=one.rows.first(count)) for one, count in zip(found, counts, strict=True)]
+
+
+def _source(config: SourceConfig, key: str) -> SourceRows:
+    rows, where = _load(config, key), _where(config, key)
     if config.limit is not None:
         rows = rows.first(config.limit)
     if not len(rows):
-        raise ConfigError(f"{_where(config, key)} is empty; it needs at least one row")
-    return rows
+        raise ConfigError(f"{where} is empty; it needs at least one row")
+    lacking = [name for name in config.columns.values() if name not in rows.column_names]
+    if lacking:
+        raise ConfigError(
+            f"{where} has no column {' or '.join(lacking)}, which {key}.columns names; it has "
+            f"{', '.join(rows.column_names)}"
+        )
+    return SourceRows(where, rows.renamed(config.columns) if config.columns else rows, len(rows))
 
 
-def _where(config: DatasetConfig, key: str) -> str:
+def _where(config: SourceConfig, key: str) -> str:
     """Key and value, for an error."""
     return f"{key}.path={without_credentials(config.path)}"
 
@@ -45,7 +87,15 @@ def is_hub_name(path: str) -> bool:
 
 
 def check_source(config: DatasetConfig, key: str) -> None:
-    """The file or directory must be there, and be of a kind that can be read."""
+    """Each file or directory must be there, and be of a kind that can be read; all sources have a weight, or none."""
+    for name, source in config.sources.items():
+        _check_path(source, f"{key}{name}")
+    without = [f"{key}{name}" for name, source in config.sources.items() if source.weight is None]
+    if 0 < len(without) < len(config.sources):
+        raise ConfigError(f"{without[0]}.weight is null, but other sources of {key} have a weight; set all, or none")
+
+
+def _check_path(config: SourceConfig, key: str) -> None:
     path, where = Path(config.path), _where(config, key)
     if path.is_file() and path.suffix not in READ:
         raise ConfigError(f"{where}: files end in {', '.join(READ)}; convert it, or name a directory")
@@ -55,8 +105,7 @@ def check_source(config: DatasetConfig, key: str) -> None:
         raise ConfigError(f"{where} does not exist (relative paths start at the current directory, {Path.cwd()})")
 
 
-def _load(config: DatasetConfig, key: str) -> Rows:
-    check_source(config, key)
+def _load(config: SourceConfig, key: str) -> Rows:
     import datasets
 
     datasets.disable_progress_bars()
@@ -76,13 +125,13 @@ def _load_file(path: Path, split: str) -> Rows:
     """A file alone is the split `train`."""
     import datasets
 
-    if path.suffix == ".parquet":
-        return _typed(datasets.load_dataset("parquet", data_files={"train": str(path)}, split=split))
+    if path.suffix in (".parquet", ".arrow"):
+        return _typed(datasets.load_dataset(path.suffix[1:], data_files={"train": str(path)}, split=split))
     rows = read_csv(path) if path.suffix == ".csv" else read_json(path)
     return Rows.of(_pick({"train": rows}, split))
 
 
-def _load_folder(config: DatasetConfig) -> Rows:
+def _load_folder(config: SourceConfig) -> Rows:
     """A directory, or a data set of the hub: `datasets` finds the files of each split."""
     import datasets
     from datasets.packaged_modules.csv.csv import Csv

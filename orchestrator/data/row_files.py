@@ -13,12 +13,23 @@ import csv
 import io
 import json
 import sys
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-Row = dict[str, Any]
+
+class Row(dict[str, Any]):
+    """Values by column; it knows where it stands."""
+
+    __slots__ = ("place",)
+
+    place: tuple[str, int] | None
+    """File and line; None in a file without lines."""
+
+    def __init__(self, values: Iterable[tuple[str, Any]] | dict[str, Any], place: tuple[str, int] | None = None):
+        super().__init__(values)
+        self.place = place
 
 
 class BadRows(ValueError):
@@ -31,12 +42,32 @@ class Rows:
 
     columns: dict[str, list[Any]]
     """In the order of their first appearance; None where a row has no such value."""
+    places: list[tuple[str, int] | None] = field(default_factory=list)
+    """File and line of each row; empty, or None, where there is none."""
 
     @classmethod
-    def of(cls, rows: list[Row]) -> Rows:
+    def of(cls, rows: Sequence[Row]) -> Rows:
         """The columns of all rows together."""
         names = dict.fromkeys(name for row in rows for name in row)
-        return cls({name: [row.get(name) for row in rows] for name in names})
+        return cls({name: [row.get(name) for row in rows] for name in names}, [row.place for row in rows])
+
+    @classmethod
+    def joined(cls, parts: Sequence[Rows]) -> Rows:
+        """The rows of all parts, one part after the other."""
+        if len(parts) == 1:
+            return parts[0]
+        return cls.of([row for part in parts for row in part.rows()])
+
+    def rows(self) -> Iterator[Row]:
+        """One after the other."""
+        places = self.places or [None] * len(self)
+        for place, *values in zip(places, *self.columns.values(), strict=True):
+            yield Row(zip(self.columns, values, strict=True), place)
+
+    def renamed(self, names: dict[str, str]) -> Rows:
+        """The columns `names` under the names in front of theirs; what had those names before is gone."""
+        kept = {name: column for name, column in self.columns.items() if name not in {*names, *names.values()}}
+        return Rows({**{name: self.columns[column] for name, column in names.items()}, **kept}, self.places)
 
     @property
     def column_names(self) -> list[str]:
@@ -51,7 +82,7 @@ class Rows:
 
     def first(self, count: int) -> Rows:
         """The first `count` rows, or all."""
-        return Rows({name: column[:count] for name, column in self.columns.items()})
+        return Rows({name: column[:count] for name, column in self.columns.items()}, self.places[:count])
 
 
 def read_json(file: Path, encoding: str = "utf-8", field: str | None = None) -> list[Row]:
@@ -65,7 +96,7 @@ def read_json(file: Path, encoding: str = "utf-8", field: str | None = None) -> 
     if text.lstrip().startswith("["):
         return _whole(_parsed(text, 1))
     try:
-        return list(_lines(text))
+        return list(_lines(text, file.name))
     except BadRows:
         try:
             whole = json.loads(text)  # one object over several lines?
@@ -91,7 +122,7 @@ def read_csv(file: Path, encoding: str = "utf-8", separator: str = ",") -> list[
                     f"line {reader.line_num} has {len(values)} values, but the first line names {len(names)} columns "
                     f"({', '.join(names)}); quote values that hold a separator"
                 )
-            rows.append(dict(zip(names, values, strict=True)))
+            rows.append(Row(zip(names, values, strict=True), (file.name, reader.line_num)))
     except csv.Error as error:
         raise BadRows(f"line {reader.line_num} is not CSV: {error}; correct it") from None
     return rows
@@ -109,14 +140,14 @@ def _text(file: Path, encoding: str) -> str:
         ) from None
 
 
-def _lines(text: str) -> Iterator[Row]:
+def _lines(text: str, file: str) -> Iterator[Row]:
     # Not splitlines: JSON may hold U+2028 and its like as they are.
     for number, line in enumerate(text.split("\n"), start=1):
         if line.strip():
             row = _parsed(line, number)
             if not isinstance(row, dict):
                 raise BadRows(f"line {number} is {_kind(row)}, not an object with the columns' values; correct it")
-            yield row
+            yield Row(row, (file, number))
 
 
 def _parsed(text: str, line: int) -> Any:
@@ -138,13 +169,13 @@ def _whole(value: Any) -> list[Row]:
         columns = list(value.values())
         if not columns or not all(isinstance(column, list) for column in columns) or len(set(map(len, columns))) > 1:
             raise BadRows("the file is one object without a list per column; write one object per line, or a list")
-        return [dict(zip(value, values, strict=True)) for values in zip(*columns, strict=True)]
+        return [Row(zip(value, values, strict=True)) for values in zip(*columns, strict=True)]
     if not isinstance(value, list):
         raise BadRows(f"the file is {_kind(value)}, not rows; write one object per line, or a list of objects")
     for row, entry in enumerate(value):
         if not isinstance(entry, dict):
             raise BadRows(f"row {row} is {_kind(entry)}, not an object with the columns' values; correct it")
-    return value
+    return [Row(entry) for entry in value]
 
 
 def _kind(value: Any) -> str:

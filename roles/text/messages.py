@@ -11,6 +11,7 @@ Imports only the standard library, because an environment's child process import
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from typing import Any
 
 Messages = list[dict[str, Any]]
@@ -20,6 +21,12 @@ FORM = '[{"role": "user", "content": "…"}]'
 
 LONE_SURROGATE = re.compile("[\ud800-\udfff]")
 """Half of a surrogate pair: JSON can write it, and no tokenizer takes it."""
+
+
+def common_beginning(one: Sequence[Any], other: Sequence[Any]) -> int:
+    """With how many equal items two texts or lists begin."""
+    differ = (place for place, pair in enumerate(zip(one, other, strict=False)) if pair[0] != pair[1])
+    return next(differ, min(len(one), len(other)))
 
 
 def plain_messages(messages: Any) -> Messages:

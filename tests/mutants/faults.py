@@ -263,9 +263,9 @@ FAULTS = (
     ),
     Fault(
         "a pair's response ends twice",
-        "orchestrator/data/preference_pairs.py",
-        "[list(ids) if list(ids[-1:]) == [eos] else [*ids, eos] for ids in found]",
-        "[[*ids, eos] for ids in found]",
+        "roles/text/sample_tokens.py",
+        "if token_ids and token_ids[-1] in ends and ids[-1]:",
+        "if sample.chat and token_ids and token_ids[-1] in ends:",
         "tests/unit/orchestrator/data/test_preference_pairs.py",
     ),
     Fault(

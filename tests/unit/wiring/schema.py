@@ -32,6 +32,10 @@ NO_NUMBERS = {
     "deadlines.*": "how long is waited",
     "prompts.*.name": "a hub data set's configuration: there is no hub in a test",
     "reward_training.pairs<dataset>.dataset.name": "a hub data set's configuration: there is no hub in a test",
+    **dict.fromkeys(("*.mixed_with.*", "*.weight", "*.columns"), "which rows there are: test_samples.py"),
+    "*.dataset.chat": "how rows are read: test_samples.py",
+    "*.dataset.system": "how rows are read: test_samples.py",
+    "*.dataset.bad_rows=*": "which rows are read: test_samples.py",
 }
 """Pattern of keys → why no number depends on them."""
 

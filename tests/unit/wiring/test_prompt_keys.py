@@ -15,9 +15,7 @@ from tests.unit.wiring.base import short_run
 from tests.unit.wiring.stage import Seen
 
 PROVES = (
-    "prompts.*.path",
-    "prompts.*.split",
-    "prompts.*.limit",
+    *(f"prompts.{part}.{key}" for part in ("train", "heldout") for key in ("path", "split", "limit")),
     "prompts.max_tokens",
     "prompts.column",
     "prompts.too_long=*",

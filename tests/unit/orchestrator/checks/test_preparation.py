@@ -415,7 +415,7 @@ def test_pairs_need_their_columns(world: World) -> None:
     world.set("reward_training.pairs", {"type": "dataset", "dataset": {"path": str(pairs)}})
     refused(world, "reward_training.pairs.dataset.path=", "does not exist", command="reward")
     pairs.write_text('{"question": "a", "chosen": "b"}\n')
-    refused(world, "lacks rejected, prompt (or messages); it has question, chosen", command="reward")
+    refused(world, "lacks rejected; it has question, chosen", command="reward")
     pairs.write_text('{"prompt": "a", "chosen": "b", "rejected": "c"}\n')
     refused(world, "1 usable groups of 1 are too few", "give more prompts or pairs", command="reward")
     pairs.write_text("".join(f'{{"prompt": "{prompt}", "chosen": "b", "rejected": "c"}}\n' for prompt in "aeiou"))

@@ -11,7 +11,7 @@ import torch
 from tokenizers.processors import TemplateProcessing
 
 from configs.tiny.inputs import tokenizer
-from orchestrator.config.data import DatasetConfig
+from orchestrator.config.data import RecordsConfig
 from orchestrator.data.preference_pairs import read_pairs
 from orchestrator.errors import ConfigError
 from roles.batch import Preferences
@@ -19,10 +19,10 @@ from roles.batch import Preferences
 WORDS = tokenizer()
 
 
-def dataset(tmp_path: Path, rows: list[dict[str, Any]]) -> DatasetConfig:
+def dataset(tmp_path: Path, rows: list[dict[str, Any]]) -> RecordsConfig:
     path = tmp_path / "pairs.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return DatasetConfig(path=str(path))
+    return RecordsConfig(path=str(path))
 
 
 def texts(preferences: Preferences) -> list[str]:
@@ -57,14 +57,14 @@ def test_a_prompt_has_one_beginning_and_a_response_one_end(tmp_path: Path) -> No
     adding.backend_tokenizer.post_processor = TemplateProcessing(single="<bos> $A <eos>", special_tokens=special)
     rows = [
         {"prompt": "what is", "chosen": " red", "rejected": " a 7<eos>"},
-        {"prompt": "<bos>draw", "chosen": "", "rejected": "<eos>"},
+        {"prompt": "<bos>draw", "chosen": "x", "rejected": "y<eos>"},
     ]
     pairs = read_pairs(dataset(tmp_path, rows), adding)
     assert texts(pairs.preferences) == [
         "<bos>what is red<eos>",
         "<bos>what is a 7<eos>",
-        "<bos>draw<eos>",
-        "<bos>draw<eos>",
+        "<bos>drawx<eos>",
+        "<bos>drawy<eos>",
     ]
     assert "<bos>what is red<eos>" in pairs.example and "<bos> begins a text, once" in pairs.example
 
@@ -73,7 +73,7 @@ def test_a_prompt_has_one_beginning_and_a_response_one_end(tmp_path: Path) -> No
     ("row", "message"),
     [
         ({"prompt": "a", "chosen": "b"}, r"lacks rejected; it has prompt, chosen; rename"),
-        ({"chosen": "b", "rejected": "c"}, r"lacks prompt \(or messages\)"),
+        ({"chosen": "b", "rejected": "c"}, r"row 1 has no prompt, .* no common beginning"),
         ({"prompt": "a", "chosen": None, "rejected": "c"}, r"row 1 has NoneType in `chosen`, not text"),
         ({"prompt": "a", "chosen": "b", "rejected": "\ud83d"}, r"row 1 has half of a surrogate pair .* in `rejected`"),
         ({"prompt": None, "chosen": "b", "rejected": "c"}, r"row 1 has NoneType in `prompt`, not text"),
@@ -88,6 +88,6 @@ def test_a_prompt_has_one_beginning_and_a_response_one_end(tmp_path: Path) -> No
     ],
 )
 def test_bad_rows_are_named(tmp_path: Path, row: dict[str, Any], message: str) -> None:
-    sound = {key: [{"role": "user", "content": "x"}] if key == "messages" else "x" for key in row}
+    sound = {key: [{"role": "user", "content": "x"}] if key == "messages" else f"x {key}" for key in row}
     with pytest.raises(ConfigError, match=message):
         read_pairs(dataset(tmp_path, [sound, row]), WORDS)

@@ -1,0 +1,132 @@
+"""A data set to learn from → tokens of every sample, which of them are trained on, and what was read.
+
+The one way from the configuration to samples: sources are read, rows of any format become records
+(`orchestrator.data.records`), records are rendered and tokenised (`roles.text.sample_tokens`).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from transformers import PreTrainedTokenizerBase
+
+from orchestrator.config.data import RecordsConfig
+from orchestrator.data.dataset_rows import SourceRows, load_sources
+from orchestrator.data.records import TURN, BadRecord, Kind, NothingToLearn, Record, format_of, repeats_prompt
+from orchestrator.data.statistics import DataStatistics
+from orchestrator.display_text import printable
+from orchestrator.errors import ConfigError
+from roles.text.messages import Messages
+from roles.text.prompt_tokens import shown_prompt
+from roles.text.sample_tokens import RenderedSample, Text, TokenSample, as_messages, render_sample, sample_tokens
+
+
+@dataclass(frozen=True, slots=True)
+class Samples:
+    """What is learned from; a group is all responses of one record."""
+
+    groups: list[list[TokenSample]]
+    values: list[tuple[float, ...]]
+    """Of each group, as in `Record.values`."""
+    statistics: DataStatistics
+    example: str
+    """For the user: the first sample as it was given and as the model reads it."""
+
+    def __len__(self) -> int:
+        return len(self.groups)
+
+
+def read_samples(config: RecordsConfig, key: str, kind: Kind, tokenizer: PreTrainedTokenizerBase) -> Samples:
+    """All sources of the section `key`, whose rows are of one kind. ConfigError for a row that cannot be read, unless
+    `bad_rows` says to skip it, and if no row is left."""
+    statistics = DataStatistics(key)
+    records: list[Record] = []
+    rendered: list[list[RenderedSample]] = []
+    for source in load_sources(config, key):
+        statistics.add_source(source)
+        for record, samples in _of_source(source, config, kind, tokenizer, statistics):
+            records.append(record)
+            rendered.append(samples)
+    if not records:
+        raise ConfigError(f"{key} has no row to learn from\n" + "\n".join(statistics.lines()))
+    tokens = iter(sample_tokens(tokenizer, [sample for samples in rendered for sample in samples]))
+    groups = [[next(tokens) for _ in samples] for samples in rendered]
+    statistics.measure(groups)
+    name = "chosen" if kind == "preferences" else "response"
+    given = {"prompt": records[0].prompt, name: records[0].responses[0]}
+    shown = shown_prompt(tokenizer, given, groups[0][0].token_ids, chat=rendered[0][0].chat)
+    lines = [f"{key}, as the model reads it:", *(f"  {line}" for line in shown.splitlines())]
+    return Samples(groups, [r.values for r in records], statistics, printable("\n".join(lines), keep="\n"))
+
+
+def _of_source(
+    source: SourceRows,
+    config: RecordsConfig,
+    kind: Kind,
+    tokenizer: PreTrainedTokenizerBase,
+    statistics: DataStatistics,
+) -> Iterator[tuple[Record, list[RenderedSample]]]:
+    """Its usable records, each with its rendered samples."""
+    try:
+        form = format_of(source.rows.column_names, kind, source.where)
+    except ValueError as error:
+        raise ConfigError(str(error)) from None
+    repeated = form.prompt_may_repeat and all(map(repeats_prompt, source.rows.rows()))
+    if repeated:
+        statistics.note(f"{source.where}: `chosen` and `rejected` begin with their prompt; it is not read twice")
+    for number, row in enumerate(source.rows.rows()):
+        try:
+            record = _as_configured(form.read(row, repeated), config)
+            if _run_together(record):
+                statistics.run_together(str(record.prompt), str(record.responses[0]))
+            yield record, [render_sample(tokenizer, record.prompt, response) for response in record.responses]
+        except NothingToLearn as reason:
+            statistics.leave_out(str(reason), source.place(number))
+        except ValueError as error:
+            if config.bad_rows == "error":
+                raise ConfigError(
+                    f"{source.place(number)} has {error}; or set {statistics.key}.bad_rows=skip"
+                ) from None
+            statistics.leave_out(f"bad row: {error}", source.place(number))
+
+
+def _as_configured(record: Record, config: RecordsConfig) -> Record:
+    """With the system prompt, and texts as messages, where the configuration says so."""
+    prompt, responses = record.prompt, record.responses
+    if config.chat:
+        prompt, responses = _turns(prompt, "user"), tuple(_turns(response, "assistant") for response in responses)
+    if config.system is not None:
+        if isinstance(prompt, str) and all(isinstance(response, str) for response in responses):
+            raise BadRecord("texts, which have no place for the system prompt; set `chat: true`, or leave `system` out")
+        prompt, responses = _with_system(prompt, responses, config.system)
+    return Record(prompt, responses, record.values)
+
+
+def _run_together(record: Record) -> bool:
+    """Whether the last word of a text and the first of its response would be read as one."""
+    prompt, response = record.prompt, record.responses[0]
+    if not isinstance(prompt, str) or not isinstance(response, str):
+        return False
+    return bool(prompt) and not prompt[-1].isspace() and not response[:1].isspace()
+
+
+def _with_system(prompt: Text, responses: tuple[Text, ...], system: str) -> tuple[Text, tuple[Text, ...]]:
+    messages = as_messages(prompt, "user")
+    first = [*messages, *(responses[0] if isinstance(responses[0], list) else [])][0]
+    if first["role"] == "system":
+        return prompt, responses
+    return [{"role": "system", "content": system}, *messages], responses
+
+
+def _turns(text: Text, role: str) -> Messages:
+    """A text as messages: those of a dialogue in the HH format, or one of `role`."""
+    if not isinstance(text, str):
+        return text
+    parts = re.split(r"\n\n(Human|Assistant):", f"\n\n{'Human' if role == 'user' else 'Assistant'}:{text}")
+    if not text.startswith(("\n\nHuman:", TURN)) and role == "user":
+        return as_messages(text, role)
+    roles = {"Human": "user", "Assistant": "assistant"}
+    turns = zip(parts[1::2], parts[2::2], strict=True)
+    return [{"role": roles[who], "content": said.strip()} for who, said in turns if said.strip()]
