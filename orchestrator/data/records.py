@@ -24,7 +24,7 @@ from orchestrator.data.row_files import Row
 from roles.text.messages import LONE_SURROGATE, Messages, common_beginning, plain_messages
 from roles.text.sample_tokens import Text, as_messages
 
-Kind = Literal["preferences", "labels", "demonstrations"]
+RecordKind = Literal["preferences", "labels", "demonstrations"]
 """What a row says: which of several responses is better, whether one is good, or how to respond."""
 
 
@@ -51,7 +51,7 @@ class Record:
 class Format:
     """One form that the rows of a source may have."""
 
-    kind: Kind
+    kind: RecordKind
     needs: tuple[str, ...]
     """The columns that make it."""
     read: Callable[[Row, bool], Record]
@@ -62,7 +62,7 @@ class Format:
     """Whether responses may begin with their prompt."""
 
 
-def format_of(names: list[str], kind: Kind, where: str) -> Format:
+def format_of(names: list[str], kind: RecordKind, where: str) -> Format:
     """The first format of `kind` whose columns are there; ValueError names the columns and the formats."""
     found = [form for form in FORMATS if form.kind == kind]
     for form in found:

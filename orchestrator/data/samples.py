@@ -14,7 +14,7 @@ from transformers import PreTrainedTokenizerBase
 
 from orchestrator.config.data import RecordsConfig
 from orchestrator.data.dataset_rows import SourceRows, load_sources
-from orchestrator.data.records import TURN, BadRecord, Kind, NothingToLearn, Record, format_of, repeats_prompt
+from orchestrator.data.records import TURN, BadRecord, NothingToLearn, Record, RecordKind, format_of, repeats_prompt
 from orchestrator.data.statistics import DataStatistics
 from orchestrator.display_text import printable
 from orchestrator.errors import ConfigError
@@ -38,7 +38,7 @@ class Samples:
         return len(self.groups)
 
 
-def read_samples(config: RecordsConfig, key: str, kind: Kind, tokenizer: PreTrainedTokenizerBase) -> Samples:
+def read_samples(config: RecordsConfig, key: str, kind: RecordKind, tokenizer: PreTrainedTokenizerBase) -> Samples:
     """All sources of the section `key`, whose rows are of one kind. ConfigError for a row that cannot be read, unless
     `bad_rows` says to skip it, and if no row is left."""
     statistics = DataStatistics(key)
@@ -64,7 +64,7 @@ def read_samples(config: RecordsConfig, key: str, kind: Kind, tokenizer: PreTrai
 def _of_source(
     source: SourceRows,
     config: RecordsConfig,
-    kind: Kind,
+    kind: RecordKind,
     tokenizer: PreTrainedTokenizerBase,
     statistics: DataStatistics,
 ) -> Iterator[tuple[Record, list[RenderedSample]]]:

@@ -13,7 +13,7 @@ from tokenizers.processors import TemplateProcessing
 
 from configs.tiny.inputs import tokenizer
 from orchestrator.config.data import RecordsConfig
-from orchestrator.data.records import Kind
+from orchestrator.data.records import RecordKind
 from orchestrator.data.samples import Samples, read_samples
 from orchestrator.errors import ConfigError
 from roles.text.sample_tokens import TokenSample
@@ -31,7 +31,7 @@ def written(folder: Path, rows: Rows, name: str = "rows.jsonl") -> str:
     return str(folder / name)
 
 
-def read(folder: Path, rows: Rows, kind: Kind = "preferences", words: Any = WORDS, **more: Any) -> Samples:
+def read(folder: Path, rows: Rows, kind: RecordKind = "preferences", words: Any = WORDS, **more: Any) -> Samples:
     return read_samples(RecordsConfig(path=written(folder, rows), **more), "data", kind, words)
 
 
@@ -166,7 +166,7 @@ def test_texts_as_chats_with_a_system_prompt(tmp_path: Path) -> None:
         read(tmp_path, rows[:1], "demonstrations", system="be kind")
 
 
-BAD: list[tuple[Kind, dict[str, Any], str]] = [
+BAD: list[tuple[RecordKind, dict[str, Any], str]] = [
     ("preferences", {"prompt": "q", "chosen": "", "rejected": "b"}, "nothing in a response"),
     ("preferences", {"prompt": "q", "chosen": "a", "rejected": [RED, {"role": "user"}]}, "message without role"),
     ("preferences", {"chosen": [BLUE], "rejected": [RED]}, "no prompt: `chosen` begins with an assistant's"),
@@ -189,7 +189,7 @@ BAD: list[tuple[Kind, dict[str, Any], str]] = [
 
 @pytest.mark.parametrize(("kind", "row", "message"), BAD, ids=[message for _, _, message in BAD])
 def test_a_bad_row_is_named_with_its_line_or_counted(
-    kind: Kind, row: dict[str, Any], message: str, tmp_path: Path
+    kind: RecordKind, row: dict[str, Any], message: str, tmp_path: Path
 ) -> None:
     good = {
         "preferences": {"prompt": "q", "chosen": "a", "rejected": "b", "responses": ["a", "b"], "scores": [1, 2]},
