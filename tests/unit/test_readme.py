@@ -19,6 +19,7 @@ from typer.main import get_command
 
 from cluster.config import PlacementConfig
 from orchestrator.commands import app as cli
+from orchestrator.config.data import RecordsConfig
 from orchestrator.config.loading import load_config
 from orchestrator.config.run import RunConfig
 from roles.config.environment import FunctionEnvironment
@@ -63,6 +64,7 @@ def test_every_make_target_is_described() -> None:
 def test_pieces_of_configuration_are_valid(text: str, tmp_path: Path) -> None:
     piece = yaml.safe_load(text)
     adapters: dict[str, TypeAdapter[Any]] = {
+        "dataset": TypeAdapter(RecordsConfig),
         "environment": TypeAdapter(FunctionEnvironment),
         "reward": TypeAdapter(RewardConfig),
         "placement": TypeAdapter(PlacementConfig),
