@@ -16,7 +16,8 @@ import typer
 
 from orchestrator.commands.config_commands import doctor, import_openrlhf, show_config
 from orchestrator.commands.plan_command import show_plan
-from orchestrator.commands.train_commands import evaluate, reward, submit, train
+from orchestrator.commands.train_commands import evaluate, submit, training_command
+from orchestrator.commands.training_table import TRAININGS
 from roles.proxies import spare_loopback
 
 app = typer.Typer(
@@ -30,9 +31,8 @@ app = typer.Typer(
 )
 
 COMMANDS: dict[str, Callable[..., None]] = {
-    "train": train,
+    **{name: training_command(name) for name in TRAININGS},
     "submit": submit,
-    "reward": reward,
     "evaluate": evaluate,
     "plan": show_plan,
     "import-openrlhf": import_openrlhf,

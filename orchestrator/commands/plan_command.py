@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, TypeVar
 
 import typer
 
 from cluster.errors import PlacementError
 from orchestrator.commands.exit_codes import RUN_FAILED, reported
 from orchestrator.commands.options import ConfigFile, Debug, FromCluster, Overrides
+from orchestrator.config.base import BaseConfig
 from orchestrator.config.loading import load_config
 from orchestrator.config.run import RunConfig
 from orchestrator.errors import ConfigError
@@ -24,6 +25,9 @@ if TYPE_CHECKING:
     from cluster.config import Efficiency
     from cluster.runtime.jobs import RayJobs
     from orchestrator.planning.planned_layout import PlannedLayout
+
+
+C = TypeVar("C", bound=BaseConfig)
 
 
 def show_plan(
@@ -78,7 +82,7 @@ def show_plan(
         raise typer.Exit(RUN_FAILED)
 
 
-def on_cluster(run: RunConfig, jobs: RayJobs | None = None) -> RunConfig:
+def on_cluster(run: C, jobs: RayJobs | None = None) -> C:
     """`--cluster auto`: the run on the pools as they are; `jobs`: of that cluster, not of the one at RAY_ADDRESS."""
     from orchestrator.commands.running_cluster import describe_pools, on_nodes, on_running_cluster
 
@@ -114,8 +118,11 @@ def draw_plan(run: RunConfig, console: Console, factors: Efficiency | None = Non
     return planned
 
 
-def check_plan(run: RunConfig, force: bool) -> None:
-    """Draw the layout; PlacementError if it does not fit, unless `force`."""
+def check_plan(run: BaseConfig, force: bool) -> None:
+    """On GPUs, draw the layout of a PPO run, the only one that is planned; PlacementError if it does not fit, unless
+    `force`."""
+    if run.device != "cuda" or not isinstance(run, RunConfig):
+        return
     from rich.console import Console
 
     from orchestrator.sizes.model_sources import UnknownModel

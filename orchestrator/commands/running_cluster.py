@@ -1,36 +1,39 @@
 """`--cluster auto`: a configuration on the cluster that runs.
 
-A RunConfig and the cluster's nodes flow in; the RunConfig with the pools as they are flows out.
+A configuration and the cluster's nodes flow in; the configuration with the pools as they are flows out.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TypeVar
 
 from cluster.config import PoolConfig
 from cluster.placement.node import Node
 from cluster.placement.openrlhf_groups import as_groups
 from cluster.placement.pools import check_has_pools, with_pools_of
 from cluster.runtime.nodes import nodes_of
-from orchestrator.config.loading import validate
-from orchestrator.config.run import RunConfig
+from orchestrator.config.base import BaseConfig
+from orchestrator.config.loading import validate_root
+
+C = TypeVar("C", bound=BaseConfig)
 
 
-def on_running_cluster(config: RunConfig) -> RunConfig:
+def on_running_cluster(config: C) -> C:
     """With the pools of the cluster that RAY_ADDRESS names, or that runs on this machine."""
     check_has_pools(config.placement)
     return on_nodes(config, nodes_of(None))
 
 
-def on_nodes(config: RunConfig, nodes: Sequence[Node]) -> RunConfig:
+def on_nodes(config: C, nodes: Sequence[Node]) -> C:
     """With the pools as these nodes are. PlacementError or ConfigError where its groups do not find room."""
     placement = with_pools_of(config.placement, nodes)
     data = config.model_dump(by_alias=True)
     data["placement"] = placement.model_dump(by_alias=True)
-    return validate(data, source="the configuration on the running cluster")
+    return validate_root(type(config), data, source="the configuration on the running cluster")
 
 
-def describe_pools(config: RunConfig) -> list[str]:
+def describe_pools(config: BaseConfig) -> list[str]:
     """One line for each pool."""
     placement = config.placement
     assert placement.type != "local"

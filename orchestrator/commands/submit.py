@@ -1,6 +1,6 @@
 """`tetrarch submit`: the run as a job on a Ray cluster, started from here.
 
-A RunConfig that has been checked, and the words of the command, flow in; the job's log flows to stdout, all else to
+A configuration that has been checked, and the words of the command, flow in; the job's log flows to stdout, all else to
 stderr, and the job's exit code flows out.
 """
 
@@ -11,11 +11,11 @@ import secrets
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
 import typer
-from pydantic import SecretStr
 
 from cluster.capacity.shortage import check_capacity
 from cluster.errors import ClusterError
@@ -24,19 +24,25 @@ from cluster.runtime.job_follower import FAILED, STOPPED, Follower, JobState
 from cluster.runtime.jobs import STOP_S, RayJobs
 from orchestrator.checks.run_folders import check_lasting
 from orchestrator.commands.exit_codes import INTERRUPTED
+from orchestrator.config.base import BaseConfig
 from orchestrator.config.loading import apply_override
-from orchestrator.config.role_needs import ppo_roles, role_needs
-from orchestrator.config.run import RunConfig
+from orchestrator.config.role_needs import RoleNames, role_needs
+from orchestrator.config.roots import AnyConfig
+from orchestrator.config.schema import secret_keys
 from orchestrator.errors import ConfigError
 from roles.redaction import without_credentials
 
 STOP_DEADLINE_S = 2.0 * STOP_S
+
+SECRET_KEYS = secret_keys(AnyConfig)
 
 
 @dataclass(frozen=True, slots=True)
 class Submission:
     """What the job runs, and where it comes from."""
 
+    command: str
+    """Such as `train`."""
     config_file: Path
     """Relative to `working_dir`."""
     overrides: Sequence[str]
@@ -44,9 +50,9 @@ class Submission:
     working_dir: Path
 
     @property
-    def command(self) -> list[str]:
+    def words(self) -> list[str]:
         """Works where no `tetrarch` is installed: the code comes with the working directory."""
-        return ["python", "-m", "orchestrator", "train", str(self.config_file), *self.overrides, *self.flags]
+        return ["python", "-m", "orchestrator", self.command, str(self.config_file), *self.overrides, *self.flags]
 
 
 def in_working_dir(config_file: Path, working_dir: Path) -> Path:
@@ -62,38 +68,39 @@ def in_working_dir(config_file: Path, working_dir: Path) -> Path:
     return whole.relative_to(root)
 
 
-def check_travels(config: RunConfig, overrides: Sequence[str]) -> None:
+def check_travels(config: BaseConfig, overrides: Sequence[str]) -> None:
     """ConfigError for what a job would lose, or show to everybody."""
-    run_dir = Path(config.run_dir)
-    if not run_dir.is_absolute():
+    key = config.folder_key
+    folder = Path(attrgetter(key)(config))
+    if not folder.is_absolute():
         raise ConfigError(
-            f"run_dir={run_dir} is relative: it would lie in the job's own copy of the working directory, and be lost "
-            f"with it; use an absolute path on storage that all nodes share, such as run_dir=/shared/{run_dir}"
+            f"{key}={folder} is relative: it would lie in the job's own copy of the working directory, and be lost "
+            f"with it; use an absolute path on storage that all nodes share, such as {key}=/shared/{folder}"
         )
-    check_lasting(run_dir, "run_dir")
-    sections = config.model_dump(by_alias=True)
+    check_lasting(folder, key)
     for override in overrides:
         data: dict[str, Any] = {}
         apply_override(data, override)
-        hidden = {text for section in data for text in _secrets(sections.get(section))}
-        if any(text in hidden or text != without_credentials(text) for text in _texts(data)):
+        if any(SECRET_KEYS & set(path) or text != without_credentials(text) for path, text in _texts(data)):
             raise ConfigError(
                 f"the override of {override.partition('=')[0]} holds a secret, and Ray's dashboard shows the command "
                 "of a job; write it into the configuration file"
             )
 
 
-def check_room(config: RunConfig, jobs: RayJobs) -> None:
-    """PlacementError, naming the shortage, if the cluster's nodes can never hold the run."""
-    check_capacity(plan(config.placement, role_needs(config, ppo_roles(config))), jobs.nodes())
+def check_room(config: BaseConfig, roles: Sequence[RoleNames], jobs: RayJobs) -> None:
+    """PlacementError, naming the shortage, if the cluster's nodes can never hold `roles`, one mapping at a time."""
+    nodes = jobs.nodes()
+    for together in roles:
+        check_capacity(plan(config.placement, role_needs(config, together)), nodes)
 
 
-def run_job(jobs: RayJobs, config: RunConfig, submission: Submission) -> int:
+def run_job(jobs: RayJobs, config: BaseConfig, submission: Submission) -> int:
     """Upload, start, follow to the end: the job's exit code."""
     if not (submission.working_dir / "orchestrator" / "__main__.py").is_file():
         _tell(f"{submission.working_dir.resolve()} has no orchestrator/: the nodes must have tetrarch installed")
     _tell(f"uploading {submission.working_dir.resolve()} to {jobs.address} (what .gitignore names stays here)")
-    job = jobs.submit(_name(config), submission.command, submission.working_dir)
+    job = jobs.submit(_name(config), submission.words, submission.working_dir)
     _tell(f"job {job} is submitted; its log follows. Ctrl-C asks whether to stop it", color=typer.colors.GREEN)
     return follow(jobs, job, ask=_ask if sys.stdin.isatty() else None)
 
@@ -144,7 +151,7 @@ def _ask(question: str) -> bool:
         return False
 
 
-def _name(config: RunConfig) -> str:
+def _name(config: BaseConfig) -> str:
     """Of the job: the run's, and something that no other job has."""
     return f"{re.sub(r'[^A-Za-z0-9_-]', '-', Path(config.run_dir).name) or 'run'}-{secrets.token_hex(4)}"
 
@@ -158,19 +165,10 @@ def _tell(text: str, color: str | None = None) -> None:
     typer.secho(text, fg=color, err=True)
 
 
-def _secrets(value: Any) -> Iterator[str]:
-    """Every secret in a section of the configuration, as text."""
-    if isinstance(value, SecretStr):
-        yield value.get_secret_value()
-    elif isinstance(value, dict | list | tuple):
-        for inner in value.values() if isinstance(value, dict) else value:
-            yield from _secrets(inner)
-
-
-def _texts(value: Any) -> Iterator[str]:
-    """Every plain value of parsed YAML, as text; without the spaces around it, which the configuration drops too."""
+def _texts(value: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], str]]:
+    """Every plain value of parsed YAML: the keys around it, the value as text."""
     if isinstance(value, dict | list):
-        for inner in value.values() if isinstance(value, dict) else value:
-            yield from _texts(inner)
+        for key, inner in value.items() if isinstance(value, dict) else enumerate(value):
+            yield from _texts(inner, (*path, str(key)))
     else:
-        yield str(value).strip()
+        yield path, str(value)

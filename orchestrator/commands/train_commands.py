@@ -1,11 +1,12 @@
-"""The commands that start models: `train`, `submit`, `reward`, `evaluate`.
+"""The commands that start models: those of the table of trainings, `submit`, `evaluate`.
 
-A file and overrides flow in; the configuration is checked, the data is read, the driver is called. The engines are
+A file and overrides flow in; the configuration is checked, the data is read, the stage is called. The engines are
 imported inside the commands, after the configuration has loaded, so that a mistake in it is told at once.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import chdir
 from pathlib import Path
 from typing import Annotated
@@ -24,42 +25,46 @@ from orchestrator.commands.options import (
     which_checkpoint,
 )
 from orchestrator.commands.plan_command import check_plan, on_cluster
+from orchestrator.commands.training_table import TRAININGS, training_of
 from orchestrator.config.evaluation import EvaluationRun
-from orchestrator.config.loading import load_config, load_root
-from orchestrator.config.reward_training import RewardTrainingRun
+from orchestrator.config.loading import load_root
+from orchestrator.config.roots import ROOTS
 
 
-def train(
-    config: ConfigFile,
-    overrides: Overrides = None,
-    resume: ResumeFlag = False,
-    resume_from: ResumeFrom = None,
-    cluster: FromCluster = None,
-    force: Force = False,
-    debug: Debug = False,
-) -> None:
-    """Train the policy with PPO.
+def training_command(name: str) -> Callable[..., None]:
+    """The command `tetrarch NAME` of a row of the table."""
+    start = TRAININGS[name].start
 
-    Example: tetrarch train configs/smoke.yaml steps=20 actor.optimizer.learning_rate=1e-6
-    """
-    with reported(debug) as report:
-        run = load_config(config, overrides or ())
-        run = report.loaded(on_cluster(run) if cluster else run)
-        from orchestrator.checks.preparation import prepare_train
-
-        if run.device == "cuda":
+    def command(
+        config: ConfigFile,
+        overrides: Overrides = None,
+        resume: ResumeFlag = False,
+        resume_from: ResumeFrom = None,
+        cluster: FromCluster = None,
+        force: Force = False,
+        debug: Debug = False,
+    ) -> None:
+        with reported(debug) as report:
+            run = load_root(ROOTS[name], config, overrides or ())
+            run = report.loaded(on_cluster(run) if cluster else run)
             check_plan(run, force)
-        source = which_checkpoint(resume, resume_from)
-        training, heldout = prepare_train(run, source)
-        report.read(training, heldout)
-        from orchestrator.stages.ppo import train as train_policy
+            start(run, which_checkpoint(resume, resume_from), report)
 
-        train_policy(run, source, training, heldout)
+    command.__doc__ = start.__doc__
+    return command
 
 
 def submit(
     config: ConfigFile,
     overrides: Overrides = None,
+    command: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help=f"What the job runs: {' or '.join(TRAININGS)} [default: train, or the only one the file is for].",
+            show_default=False,
+        ),
+    ] = None,
     address: Annotated[
         str | None,
         typer.Option(
@@ -84,43 +89,20 @@ def submit(
 
         file = in_working_dir(config, working_dir)
         with chdir(working_dir):  # relative paths mean here what they will mean in the job
-            run = load_config(file, overrides or ())
+            name = training_of(file, overrides or (), command)
+            run = load_root(ROOTS[name], file, overrides or ())
             check_travels(run, overrides or ())
             from cluster.runtime.jobs import RayJobs, dashboard_address
 
             jobs = RayJobs(dashboard_address(address))
             run = on_cluster(run, jobs) if cluster else run
-            if run.device == "cuda":
-                check_plan(run, force)
-            check_room(run, jobs)
+            check_plan(run, force)
+            check_room(run, TRAININGS[name].roles(run), jobs)
             flags = [flag for flag, said in (("--resume", resume), ("--force", force)) if said]
             flags += [f"--resume-from={resume_from}"] if resume_from else []
             flags += [f"--cluster={cluster}"] if cluster else []
-            code = run_job(jobs, run, Submission(file, overrides or (), flags, Path.cwd()))
+            code = run_job(jobs, run, Submission(name, file, overrides or (), flags, Path.cwd()))
     raise typer.Exit(code)
-
-
-def reward(
-    config: ConfigFile,
-    overrides: Overrides = None,
-    resume: ResumeFlag = False,
-    resume_from: ResumeFrom = None,
-    debug: Debug = False,
-) -> None:
-    """Train a reward model from preference pairs (the section reward_training).
-
-    Example: tetrarch reward configs/smoke.yaml reward_training.epochs=2
-    """
-    with reported(debug) as report:
-        run = report.loaded(load_root(RewardTrainingRun, config, overrides or ()))
-        from orchestrator.checks.preparation import prepare_reward
-
-        checkpoint = which_checkpoint(resume, resume_from)
-        source = prepare_reward(run, checkpoint)
-        report.read(source)
-        from orchestrator.stages.reward_training import train_reward
-
-        train_reward(run, checkpoint, source)
 
 
 def evaluate(config: ConfigFile, overrides: Overrides = None, debug: Debug = False) -> None:

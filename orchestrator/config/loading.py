@@ -44,6 +44,11 @@ def load_all(path: str | Path, overrides: Sequence[str] = ()) -> dict[str, BaseC
     }
 
 
+def served_by(path: str | Path, overrides: Sequence[str] = ()) -> list[str]:
+    """The commands that the file `path` is for, changed by overrides."""
+    return served(_with_overrides(path, overrides))
+
+
 def validate(data: dict[str, Any], source: str = "the configuration") -> RunConfig:
     """The configuration of a PPO run that plain values stand for. ConfigError with one line for each problem."""
     return validate_root(RunConfig, data, source)

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from cluster.placement.plan import RoleNeed
-from cluster.role_table import JUDGE
+from cluster.role_table import ENGINES, JUDGE, REWARD
 from orchestrator.config.base import BaseConfig
 from orchestrator.config.evaluation import EvaluationRun
+from orchestrator.config.reward_training import RewardTrainingRun, SampledPairs
 from orchestrator.config.run import RunConfig
 from roles.config.rewards import FunctionReward, OneReward, RemoteReward
 
@@ -24,6 +25,13 @@ def scoring_roles(config: EvaluationRun) -> dict[str, OneReward | None]:
 def ppo_roles(config: RunConfig) -> dict[str, OneReward | None]:
     """All roles of PPO."""
     return {**dict.fromkeys(config.model_roles), **scoring_roles(config)}
+
+
+def reward_roles(config: RewardTrainingRun) -> list[RoleNames]:
+    """The engines and the judge, if they make the pairs; the reward model has the places after them."""
+    pairs = config.reward_training.pairs
+    makers: list[RoleNames] = [{ENGINES: None, JUDGE: pairs.judge}] if isinstance(pairs, SampledPairs) else []
+    return [*makers, {REWARD: None}]
 
 
 def role_needs(config: BaseConfig, roles: RoleNames) -> list[RoleNeed]:

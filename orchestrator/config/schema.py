@@ -91,6 +91,15 @@ def all_keys(root: type[BaseModel], prefix: str = "") -> Iterator[str]:
         yield from all_keys(section, f"{path}.")
 
 
+def secret_keys(section: type[BaseModel]) -> set[str]:
+    """The names of all keys that hold a secret, wherever they stand."""
+    found: set[str] = set()
+    for name, field in section.model_fields.items():
+        found |= {key_of(name, field)} if is_secret(field.annotation) else set()
+        found = found.union(*map(secret_keys, sections_in(field.annotation)))
+    return found
+
+
 def _field(sections: tuple[type[BaseModel], ...], key: str) -> FieldInfo | None:
     for section in sections:
         for name, field in section.model_fields.items():

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import typer
 from click.testing import Result
 from typer.testing import CliRunner
 
@@ -20,8 +21,13 @@ from cluster.runtime import job_follower
 from cluster.runtime.job_follower import JobState
 from orchestrator.checks.run_folders import check_lasting
 from orchestrator.commands import app as cli
+from orchestrator.commands.exit_codes import Outcome
 from orchestrator.commands.submit import check_travels, follow, in_working_dir
+from orchestrator.commands.train_commands import training_command
+from orchestrator.commands.training_table import TRAININGS, Training
+from orchestrator.config.base import BaseConfig
 from orchestrator.config.loading import load_config
+from orchestrator.config.roots import ROOTS
 from orchestrator.errors import ConfigError
 
 CONFIG = """
@@ -33,6 +39,12 @@ actor: {model: {path: policy}}
 reward: {type: remote, urls: ["http://scorer/score"], headers: {authorization: Bearer hush}}
 critic: {model: {path: policy}}
 rollout: {prompts_per_step: 8, max_response_tokens: 16}
+"""
+REWARD_TRAINING = """
+reward_training:
+  output: /shared/models/taste
+  model: {path: policy}
+  pairs: {type: dataset, dataset: {path: pairs.jsonl}}
 """
 ON_POOLS = [
     "placement={type: groups, pools: {any: {nodes: 1, gpus_per_node: 1}}, groups: {"
@@ -101,6 +113,92 @@ def test_the_job_runs_the_uploaded_code_with_the_same_words(home: Path, paper: P
     assert name.startswith("mine-") and folder == home.resolve()
     assert result.stdout == "step 1\n"
     assert "has no orchestrator/" in result.stderr and f"{name} succeeded" in result.stderr
+
+
+# Which training
+
+
+def job(home: Path, paper: PaperCluster, *words: str) -> tuple[str, str]:
+    """The command that the job runs, and the job's name."""
+    result = submit(home, *words)
+    assert result.exit_code == 0, result.output
+    name, command, _ = paper.submitted[-1]
+    assert command[4] == "configs/run.yaml"
+    return command[3], name.rpartition("-")[0]
+
+
+def test_the_job_runs_the_training_that_the_file_is_for(home: Path, paper: PaperCluster) -> None:
+    (home / "configs/run.yaml").write_text(REWARD_TRAINING)
+    assert job(home, paper) == ("reward", "taste-run")
+    (home / "configs/run.yaml").write_text(CONFIG + REWARD_TRAINING)
+    assert job(home, paper) == ("train", "mine")
+    assert job(home, paper, "--command", "reward") == ("reward", "taste-run")
+
+
+@pytest.mark.parametrize(
+    ("word", "part"),
+    [
+        ("reward_training.output=made/taste", "reward_training.output=made/taste is relative"),
+        ("reward={type: remote, headers: {a: 'Bearer other'}}", "override of reward holds a secret"),
+    ],
+)
+def test_what_a_training_would_lose_or_show(home: Path, paper: PaperCluster, word: str, part: str) -> None:
+    """Also of the sections that only other commands read."""
+    (home / "configs/run.yaml").write_text(REWARD_TRAINING)
+    result = submit(home, word, "--command", "reward")
+    assert result.exit_code == 2 and part in result.stderr and "other" not in result.output
+
+
+def test_a_training_that_nobody_knows(home: Path, paper: PaperCluster) -> None:
+    result = submit(home, "--command", "rewrd")
+    assert result.exit_code == 2 and "--command=rewrd: must be one of train, reward" in result.stderr
+
+
+def test_a_new_training_costs_a_row(home: Path, paper: PaperCluster, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A root, and a row with the function that starts it: `tetrarch count`, and `tetrarch submit` of it."""
+
+    class CountRun(BaseConfig):
+        """Counts."""
+
+        @property
+        def model_roles(self) -> tuple[str, ...]:
+            return ("actor",)
+
+    def start(config: CountRun, resume: object, report: Outcome) -> None:
+        """Count to three."""
+        print(f"1 2 3 into {config.run_dir}, after {resume}")
+
+    monkeypatch.setitem(ROOTS, "count", CountRun)
+    monkeypatch.setitem(TRAININGS, "count", Training(start))
+    (home / "configs/run.yaml").write_text("run_dir: /shared/counted")
+    app = typer.Typer()
+    app.command("count")(training_command("count"))
+    counted = CliRunner().invoke(app, [str(home / "configs/run.yaml"), "--resume"])
+    assert counted.stdout == "1 2 3 into /shared/counted, after newest\n", counted.output
+    assert "Count to three." in CliRunner().invoke(app, ["--help"]).stdout
+    assert job(home, paper) == ("count", "counted")
+    too_large = submit(home, "placement={type: local, actor: {threads: 99}}")
+    assert too_large.exit_code == 2 and "the cluster is too small" in too_large.stderr
+    (home / "configs/run.yaml").write_text(REWARD_TRAINING + "run_dir: /shared/counted")
+    assert job(home, paper, "--command", "count") == ("count", "counted")
+    unclear = submit(home)
+    assert unclear.exit_code == 2 and "is for reward and for count; say which one: --command" in unclear.stderr
+
+
+def test_engines_that_make_the_pairs_and_the_reward_model_after_them_need_no_room_at_once(
+    home: Path, paper: PaperCluster
+) -> None:
+    pairs = "reward_training.pairs={type: sampled, judge: {path: judge.py, name: judge, workers: 2}}"
+    (home / "configs/run.yaml").write_text(CONFIG + REWARD_TRAINING)
+    words = ["--command", "reward", pairs, "placement={type: local, reward: {threads: 4}, rollout: {threads: 1}}"]
+    paper.having = [Node("big", 4, 0)]
+    assert job(home, paper, *words) == ("reward", "taste-run")
+    paper.having = [Node("big", 3, 0)]
+    result = submit(home, *words)
+    assert (
+        result.exit_code == 2
+        and "the cluster is too small: asked for planned node 0: 4 CPUs, 0 GPUs (reward" in result.stderr
+    )
 
 
 @pytest.mark.parametrize(
@@ -216,8 +314,6 @@ def test_ctrl_c_while_it_stops_does_not_wait(capsys: pytest.CaptureFixture[str])
 
 @pytest.mark.parametrize(("typed", "stops"), [("y\n", True), ("\n", False), ("n\n", False), ("", False)])
 def test_the_answer(typed: str, stops: bool) -> None:
-    import typer
-
     app = typer.Typer()
 
     @app.command()
