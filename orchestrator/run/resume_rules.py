@@ -55,7 +55,7 @@ evaluation.every evaluation.prompts evaluation.samples
 evaluation.judge.workers evaluation.judge.timeout_s evaluation.judge.retries
 trained.micro_batch_tokens trained.gradient_checkpointing trained.model.trust_remote_code canary
 trained.optimizer.learning_rate trained.optimizer.schedule
-frozen.micro_batch_tokens frozen.zero frozen.model.trust_remote_code reward.urls reward.headers
+frozen.micro_batch_tokens frozen.zero frozen.model.trust_remote_code reward.urls reward.headers reward.protocol
 reward.workers reward.timeout_s reward.retries environment.workers environment.timeout_s environment.retries
 rollout.prompts_per_step rollout.responses_per_prompt rollout.stream_samples rollout.engine
 ppo.policy.clip ppo.policy.clip_high ppo.policy.dual_clip ppo.policy.entropy_coefficient ppo.policy.importance
@@ -83,7 +83,7 @@ ppo.kl.controller.coefficient ppo.kl.controller.target ppo.kl.controller.horizon
             "environment.max_turns environment.max_tokens environment.cut_turn rollout.max_response_tokens "
             "rollout.min_response_tokens rollout.temperature rollout.top_p rollout.top_k ppo.advantage "
             "ppo.whiten_advantages ppo.whiten_rewards ppo.score ppo.truncated ppo.kl.where ppo.kl.estimator "
-            "ppo.policy.type ppo.policy.mean ppo.value.mean ppo.value.normalise",
+            "ppo.policy.type ppo.policy.mean ppo.value.mean ppo.value.normalise reward.label",
         }
     ),
     sharded=lambda config: [role for role in trained_roles() if role in config.model_roles],

@@ -29,6 +29,7 @@ from orchestrator.config.base import BaseConfig
 from orchestrator.config.loading import load_config
 from orchestrator.config.roots import ROOTS
 from orchestrator.errors import ConfigError
+from orchestrator.run.resume_rules import RESUME_RULES
 
 CONFIG = """
 run_dir: /shared/runs/mine
@@ -149,6 +150,10 @@ def test_what_a_training_would_lose_or_show(home: Path, paper: PaperCluster, wor
     assert result.exit_code == 2 and part in result.stderr and "other" not in result.output
 
 
+def test_what_can_be_trained_can_go_on() -> None:
+    assert {ROOTS[name] for name in TRAININGS} == set(RESUME_RULES)
+
+
 def test_a_training_that_nobody_knows(home: Path, paper: PaperCluster) -> None:
     result = submit(home, "--command", "rewrd")
     assert result.exit_code == 2 and "--command=rewrd: must be one of train, reward" in result.stderr
@@ -195,10 +200,8 @@ def test_engines_that_make_the_pairs_and_the_reward_model_after_them_need_no_roo
     assert job(home, paper, *words) == ("reward", "taste-run")
     paper.having = [Node("big", 3, 0)]
     result = submit(home, *words)
-    assert (
-        result.exit_code == 2
-        and "the cluster is too small: asked for planned node 0: 4 CPUs, 0 GPUs (reward" in result.stderr
-    )
+    assert result.exit_code == 2
+    assert "the cluster is too small: asked for planned node 0: 4 CPUs, 0 GPUs (reward" in result.stderr
 
 
 @pytest.mark.parametrize(
