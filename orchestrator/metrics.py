@@ -149,7 +149,7 @@ _ALL = (
     Metric(
         "response/length_mean",
         "tokens",
-        "Generated tokens a response, EOS included",
+        "Generated tokens per response, EOS included",
         Chart("Response length"),
         shown=Shown("length", "{:.1f}"),
     ),

@@ -121,7 +121,7 @@ class RayJobs:
         try:
             yield
         except AuthenticationError:
-            raise ClusterUnreachable(_token_mend(self.address)) from None
+            raise ClusterUnreachable(_token_fix(self.address)) from None
         except (OSError, RuntimeError, LookupError, ClientError, RayStateApiException) as error:
             if isinstance(error, ClusterError):
                 raise
@@ -142,7 +142,7 @@ class _Client(JobSubmissionClient):
         return super()._do_request(method, endpoint, timeout=(CONNECT_S, self.answer_s), **kwargs)
 
 
-def _token_mend(address: str) -> str:
+def _token_fix(address: str) -> str:
     if os.environ.get("RAY_AUTH_MODE") != "token":
         return (
             f"the cluster at {address} asks for a token; set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN_PATH to the file "

@@ -47,11 +47,9 @@ def doctor(debug: Debug = False) -> None:
         findings = examine(Path())
     width = max(len(finding.what) for finding in findings)
     for finding in findings:
-        mark = (
-            typer.style("to do", fg=typer.colors.RED) if finding.mend else typer.style("   ok", fg=typer.colors.GREEN)
-        )
-        typer.echo(f"{mark}  {finding.what:{width}}  {finding.found}{'; ' + finding.mend if finding.mend else ''}")
-    if any(finding.mend for finding in findings):
+        mark = typer.style("to do", fg=typer.colors.RED) if finding.fix else typer.style("   ok", fg=typer.colors.GREEN)
+        typer.echo(f"{mark}  {finding.what:{width}}  {finding.found}{'; ' + finding.fix if finding.fix else ''}")
+    if any(finding.fix for finding in findings):
         raise typer.Exit(RUN_FAILED)
 
 

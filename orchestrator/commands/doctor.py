@@ -36,7 +36,7 @@ class Finding:
 
     what: str
     found: str
-    mend: str = ""
+    fix: str = ""
     """Empty: it is well."""
 
 
@@ -75,8 +75,8 @@ def _package(name: str, wanted: str) -> Finding:
     found = _installed(name)
     if found is None:
         return Finding(name, "missing", "run make setup")
-    mend = "" if found.split("+")[0] == wanted else f"{wanted} is known to work; run make setup"
-    return Finding(name, found, mend)
+    fix = "" if found.split("+")[0] == wanted else f"{wanted} is known to work; run make setup"
+    return Finding(name, found, fix)
 
 
 def _installed(name: str) -> str | None:
@@ -93,9 +93,9 @@ def _gpus() -> list[Finding]:
     if not cards:
         built = torch.version.cuda is not None
         seen = Path("/dev/nvidia0").exists()
-        mend = "make setup EXTRA=gpu installs the CUDA builds" if seen and not built else ""
-        mend = "the driver does not answer torch; look at nvidia-smi" if seen and built else mend
-        return [Finding("GPUs", "none (device: cpu works)" if not seen else "one is there, torch sees none", mend)]
+        fix = "make setup EXTRA=gpu installs the CUDA builds" if seen and not built else ""
+        fix = "the driver does not answer torch; look at nvidia-smi" if seen and built else fix
+        return [Finding("GPUs", "none (device: cpu works)" if not seen else "one is there, torch sees none", fix)]
     names = sorted({torch.cuda.get_device_name(card) for card in range(cards)})
     memory = min(torch.cuda.get_device_properties(card).total_memory for card in range(cards)) / GIB
     nccl = ".".join(map(str, torch.cuda.nccl.version()))
@@ -105,26 +105,26 @@ def _gpus() -> list[Finding]:
 def _shared_memory(mount: Path) -> Finding:
     """Ray's object store and NCCL live there."""
     free = shutil.disk_usage(mount).free / GIB if mount.is_dir() else 0.0
-    mend = "" if free >= SHARED_GIB else f"give {mount} {SHARED_GIB:.0f} GiB or more (docker run --shm-size=8g)"
-    return Finding(str(mount), f"{free:.1f} GiB free", mend)
+    fix = "" if free >= SHARED_GIB else f"give {mount} {SHARED_GIB:.0f} GiB or more (docker run --shm-size=8g)"
+    return Finding(str(mount), f"{free:.1f} GiB free", fix)
 
 
 def _open_files() -> Finding:
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    mend = "" if soft >= OPEN_FILES else f"ulimit -n {min(hard, 65536)} before the run: Ray opens many files"
-    return Finding("open files", str(soft), mend)
+    fix = "" if soft >= OPEN_FILES else f"ulimit -n {min(hard, 65536)} before the run: Ray opens many files"
+    return Finding("open files", str(soft), fix)
 
 
 def _disk(folder: Path) -> Finding:
     free = shutil.disk_usage(folder).free / GIB
-    mend = "" if free >= DISK_GIB else f"checkpoints need room: free {DISK_GIB:.0f} GiB, or set run_dir elsewhere"
-    return Finding(f"disk at {folder.resolve()}", f"{free:.0f} GiB free", mend)
+    fix = "" if free >= DISK_GIB else f"checkpoints need room: free {DISK_GIB:.0f} GiB, or set run_dir elsewhere"
+    return Finding(f"disk at {folder.resolve()}", f"{free:.0f} GiB free", fix)
 
 
 def _memory() -> Finding:
     memory = psutil.virtual_memory()
-    mend = "" if memory.available > memory.total / 4 else "most of it is in use; end what you do not need"
-    return Finding("host memory", f"{memory.available / GIB:.0f} of {memory.total / GIB:.0f} GiB free", mend)
+    fix = "" if memory.available > memory.total / 4 else "most of it is in use; end what you do not need"
+    return Finding("host memory", f"{memory.available / GIB:.0f} of {memory.total / GIB:.0f} GiB free", fix)
 
 
 def _ray() -> list[Finding]:
@@ -146,9 +146,9 @@ def _node(report: NodeReport, here: dict[str, str]) -> Finding:
         return Finding(what, str(report.node), report.problem)
     theirs = report.versions
     other = [f"{name} {theirs[name]} (here {ours})" for name, ours in here.items() if theirs[name] != ours]
-    mends = []
+    fixes = []
     if other:
-        mends.append(f"use the same image on every node: it has {', '.join(other)}")
+        fixes.append(f"use the same image on every node: it has {', '.join(other)}")
     if abs(report.skew_s) >= SKEW_S:
-        mends.append("set its clock (chrony, ntpd): phases and checkpoints are timed by it")
-    return Finding(what, f"{report.node}, clock {report.skew_s:+.2f} s from ours", "; ".join(mends))
+        fixes.append("set its clock (chrony, ntpd): phases and checkpoints are timed by it")
+    return Finding(what, f"{report.node}, clock {report.skew_s:+.2f} s from ours", "; ".join(fixes))

@@ -13,17 +13,18 @@ from roles.config.section import Section
 
 
 class Estimator(Section):
-    """What a run must know of an estimator beside its formula: the facts that are true of it are set in its class."""
+    """What a run must know about an estimator besides its formula; each estimator's class sets the facts that are
+    true."""
 
     needs_critic: ClassVar[bool] = False
-    """It is computed with values: a critic is trained, and its function also gets `values` and `bootstrap`."""
+    """Whether values are needed: a critic is trained, and the function also gets `values` and `bootstrap`."""
     compares_responses: ClassVar[bool] = False
-    """It compares the responses to one prompt, of which there must be several: its function also gets `groups`."""
+    """Whether the responses to one prompt are compared: there must be several, and the function also gets `groups`."""
     needs_greedy: ClassVar[bool] = False
-    """It is measured from the score of the greedy response to the same prompt, which is generated for it: its function
-    also gets `baselines`."""
+    """Whether the score of the greedy response to the same prompt is the baseline: that response is generated too,
+    and the function also gets `baselines`."""
     whitens: ClassVar[bool] = False
-    """The advantages are whitened afterwards, unless `ppo.whiten_advantages` says otherwise."""
+    """Whether advantages are whitened afterwards, unless `ppo.whiten_advantages` says otherwise."""
 
 
 class Gae(Estimator):
@@ -106,7 +107,7 @@ AdvantageConfig = Annotated[
 VARIANTS: dict[str, type[Estimator]] = {
     get_args(variant.model_fields["type"].annotation)[0]: variant for variant in get_args(get_args(AdvantageConfig)[0])
 }
-"""By `type`."""
+"""`type` → variant."""
 
 CRITIC_FREE = frozenset(kind for kind, variant in VARIANTS.items() if not variant.needs_critic)
-"""Types that start no critic."""
+"""Types that need no critic."""

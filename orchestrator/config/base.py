@@ -20,7 +20,7 @@ class BaseConfig(Section):
     """Where and how a command runs."""
 
     folder_key: ClassVar[str] = "run_dir"
-    """The key that a user changes to have a run in another folder."""
+    """The key to change so that a run uses another folder."""
 
     run_dir: str = Field(min_length=1)
     """Folder of everything that the run leaves behind. Of `tetrarch reward` it follows from
@@ -44,12 +44,12 @@ class BaseConfig(Section):
 
     @classmethod
     def own(cls, data: Mapping[Any, Any]) -> dict[Any, Any]:
-        """The keys of a file that this command reads; other commands read the others."""
+        """The keys of a file that this command reads."""
         return {key: value for key, value in data.items() if key in cls.model_fields}
 
     @classmethod
     def derived(cls) -> set[str]:
-        """The keys that a file need not have, because they follow from others."""
+        """Keys that a file may leave out because they follow from others."""
         return set()
 
     @property

@@ -50,12 +50,13 @@ class EvaluationRun(SamplingConfig):
 
     @property
     def reference_role(self) -> str:
-        """The role on whose ranks the reference lives."""
+        """The role on whose ranks the reference runs."""
         return ACTOR if self.reference.share_actor else REFERENCE
 
     @property
     def scorers(self) -> dict[str, OneReward]:
-        """By role: `reward`, or `reward.NAME` of each member of an ensemble; none if the environment pays all."""
+        """Scorers by role: `reward`, or `reward.NAME` for each member of an ensemble; none if the environment gives
+        all rewards."""
         if isinstance(self.reward, EnvironmentReward):
             return {}
         if isinstance(self.reward, EnsembleReward):
@@ -69,7 +70,7 @@ class EvaluationRun(SamplingConfig):
 
     @property
     def frozen_models(self) -> dict[str, ModelConfig]:
-        """Role → its model, of the frozen roles that have one of their own and read what the policy reads."""
+        """Role → model, for the frozen roles that have their own model and read what the policy reads."""
         rows = [ROLES[role] for role in dict.fromkeys((REFERENCE, *self.model_roles)) if role in ROLES]
         sections = {row.name: self.section(row.name) for row in rows if row.frozen and not row.value_head}
         return {role: section.model for role, section in sections.items() if section.model is not None}
@@ -79,7 +80,7 @@ class EvaluationRun(SamplingConfig):
         return self.scorers[role] if role in self.scorers else attrgetter(ROLES[role].section)(self)
 
     def model_of(self, role: str) -> ModelConfig | None:
-        """The model that a role starts from; None if it has none. A frozen role of which no key says it has the
-        actor's."""
+        """The model that a role starts from; None if it has none. A frozen role without a key for it has the actor's
+        model."""
         section = self.section(role)
         return section.model or self.actor.model if isinstance(section, FrozenRole) else None

@@ -52,13 +52,13 @@ UNITS = {
     "*.warmup_steps": "optimizer steps",
     "*.epochs": "passes",
 }
-"""Pattern of keys → their unit; the first that fits counts, and other keys are plain numbers."""
+"""Pattern of keys → unit; the first matching pattern counts, and keys that match none are plain numbers."""
 
 SOURCES = re.compile(r"arXiv \d{4}\.\d{5}")
 
 
 def reference() -> str:
-    """Markdown: the tables of all keys, one for the plain keys and one for each section."""
+    """The tables of all keys in Markdown: one for the plain keys and one for each section."""
     plain = [key for key, field in AnyConfig.model_fields.items() if not sections_in(field.annotation)]
     parts = [_table("General", plain)]
     parts += [_table(f"`{key}`", [key]) for key in AnyConfig.model_fields if key not in plain]
@@ -133,7 +133,7 @@ def _default(field: FieldInfo) -> str:
 
 
 def _type(field: FieldInfo) -> str:
-    """What may stand there, bounds included."""
+    """Type of a key in words, with its bounds."""
     signs = {Gt: (">", "gt"), Ge: ("≥", "ge"), Lt: ("<", "lt"), Le: ("≤", "le")}
     bounds = [
         f"{sign} {_short(getattr(bound, name))}"

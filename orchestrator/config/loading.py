@@ -1,6 +1,6 @@
-"""Files and overrides become a configuration, or one error that lists every problem.
+"""Loads a configuration: a YAML file and `key.path=value` overrides flow in, the configuration of one command flows
+out; or a ConfigError that lists every problem.
 
-A YAML file and `key.path=value` overrides flow in, the configuration of one command flows out; or a ConfigError.
 Relative paths inside the file stay relative to the current directory.
 """
 
@@ -32,7 +32,8 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
 
 
 def load_root(root: type[C], path: str | Path, overrides: Sequence[str] = ()) -> C:
-    """What one command reads of the file `path`, changed by overrides. Sections of other commands may stand there."""
+    """The configuration of one command in the file `path`, changed by overrides. The file may have sections of other
+    commands."""
     return validate_root(root, _with_overrides(path, overrides), _source(path, overrides))
 
 
@@ -50,14 +51,14 @@ def served_by(path: str | Path, overrides: Sequence[str] = ()) -> list[str]:
 
 
 def validate(data: dict[str, Any], source: str = "the configuration") -> RunConfig:
-    """The configuration of a PPO run that plain values stand for. ConfigError with one line for each problem."""
+    """The configuration of a PPO run from plain values. ConfigError with one line for each problem."""
     return validate_root(RunConfig, data, source)
 
 
 def validate_root(root: type[C], data: dict[str, Any], source: str = "the configuration") -> C:
-    """What one command reads of plain values. ConfigError with one line for each problem.
+    """The configuration of one command from plain values. ConfigError with one line for each problem.
 
-    Keys that only other commands read may be there, and need not be whole; but no command reads `ppo.epoch`.
+    Keys that only other commands read may be present, and need not be complete; but no command reads `ppo.epoch`.
     """
     data = without_idle_gpus(_with_default_types(_without_empty_sections(data, root), AnyConfig))
     own = root.own(data)
@@ -73,9 +74,10 @@ def validate_root(root: type[C], data: dict[str, Any], source: str = "the config
 
 
 def dump_config(*configs: BaseConfig) -> str:
-    """The resolved configuration as YAML, every default written out, secrets redacted; of several commands in one file.
+    """The resolved configuration as YAML, with every default, secrets redacted; or several commands' configurations in
+    one.
 
-    `load_config` reads it back to an equal configuration, but for the secrets.
+    `load_config` reads it back to an equal configuration, except for the secrets.
     """
     whole: dict[str, Any] = {}
     for config in configs:
@@ -95,8 +97,8 @@ def _source(path: str | Path, overrides: Sequence[str]) -> str:
 
 
 def _foreign_problems(data: dict[str, Any]) -> list[str]:
-    """What is wrong with keys that the command does not read: nobody knows them, or the command that reads them would
-    refuse their values. What is missing there may be added later."""
+    """Problems of keys that the command does not read: unknown keys, and values that the commands that read them
+    would refuse. Missing keys are no problem there."""
     given = {key: value for key, value in data.items() if value is not None or key not in AnyConfig.model_fields}
     try:
         AnyConfig.model_validate(given)
@@ -107,7 +109,7 @@ def _foreign_problems(data: dict[str, Any]) -> list[str]:
 
 
 def _without_empty_sections(data: dict[str, Any], root: type[BaseModel]) -> dict[str, Any]:
-    """A section that must be there and is null is a missing one."""
+    """The data without required sections that are `null`, which count as missing."""
     needed = {
         name for name, field in root.model_fields.items() if field.is_required() and sections_in(field.annotation)
     }
@@ -134,7 +136,7 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def apply_override(data: dict[str, Any], override: str) -> None:
-    """Set one key path in place; sections that are missing or null on the way are made."""
+    """Set one key path in place; sections on the way that are missing or `null` are created."""
     path, equals, text = override.partition("=")
     keys = path.strip().split(".")
     if not equals or not all(keys):
@@ -189,7 +191,7 @@ def _booleans_for_numbers(given: Any, validated: Any, path: str = "") -> list[st
 
 
 def _without_credentials(value: Any) -> Any:
-    """Plain values without the passwords in their URLs (SecretStr fields have hidden themselves)."""
+    """Plain values with the passwords in URLs redacted (SecretStr fields redact themselves)."""
     if isinstance(value, dict):
         return {key: _without_credentials(inner) for key, inner in value.items()}
     if isinstance(value, list):

@@ -41,7 +41,7 @@ class PpoConfig(Section):
 
     @property
     def optimizer_steps(self) -> int:
-        """Of one PPO step."""
+        """Number of optimizer steps in one PPO step."""
         return self.epochs * self.mini_batches
 
     @property

@@ -1,4 +1,4 @@
-"""What pydantic found wrong with a configuration, as one line per problem: key path, value, fix.
+"""pydantic's errors about a configuration as one line per problem: key path, value, fix.
 
 The details of a ValidationError flow in, lines flow out. Values of secret fields and of unknown keys are never shown.
 """
@@ -18,7 +18,7 @@ from roles.redaction import without_credentials
 
 SECRET_SHOWN = "**********"
 MOST_KEYS = 8
-"""Keys that a message lists."""
+"""Most keys that a message lists."""
 
 
 def problem_lines(errors: Sequence[Any], root: type[BaseModel]) -> list[str]:
@@ -27,8 +27,8 @@ def problem_lines(errors: Sequence[Any], root: type[BaseModel]) -> list[str]:
 
 
 def nearest_key(key: str, sections: tuple[type[BaseModel], ...], root: type[BaseModel], but: str = "") -> str:
-    """The fix for an unknown key: the nearest one here, else the same name outside the section `but`, else all that
-    are known here."""
+    """The fix for an unknown key: the nearest key here, else the same name outside the section `but`, else all keys
+    here."""
     here = [key_of(name, field) for section in sections for name, field in section.model_fields.items()]
     close = difflib.get_close_matches(key, here, n=1)
     if close:
@@ -60,7 +60,7 @@ def _line(details: Any, root: type[BaseModel]) -> str:
 
 
 def _unknown(place: KeyPlace, key: str, root: type[BaseModel]) -> str:
-    if place.path in all_keys(root):  # of another variant of the union
+    if place.path in all_keys(root):  # the key belongs to another variant of the union
         return _of_another_type(place, key, root)
     return f"unknown key; {nearest_key(key, place.parents, root, but=place.path.partition('.')[0])}"
 
@@ -120,7 +120,7 @@ _FIXES = {
     "invalid_key": "keys must be text; put it in quotes",
     "string_unicode": "must be text of whole characters",
 }
-"""pydantic's kind of error → what to do; the braces are filled from its context."""
+"""pydantic's kind of error → the fix; the braces are filled from its context."""
 
 
 def _fix(kind: str, details: Any) -> str:
@@ -137,13 +137,13 @@ def _fix(kind: str, details: Any) -> str:
 
 
 def show(value: Any) -> str:
-    """A value as it may stand in a message: short, and no more of a mapping or list than that it is one."""
+    """A value for a message: shortened, and only the type of a mapping or list."""
     if isinstance(value, dict):
         return "a mapping" if value else "{}"
     if isinstance(value, (list, tuple)) and not all(isinstance(entry, (int, float)) for entry in value):
         return "a list"
     text = without_credentials(json.dumps(value, ensure_ascii=False, default=str))
-    text = text.encode("utf-8", "backslashreplace").decode("utf-8")  # half a character, as in "\\ud800"
+    text = text.encode("utf-8", "backslashreplace").decode("utf-8")  # for half of a surrogate pair: "\\ud800"
     return text if len(text) <= 80 else f"{text[:77]}..."
 
 

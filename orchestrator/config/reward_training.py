@@ -80,7 +80,7 @@ QUALITY = "reward_quality.json"
 COMPARISONS = "comparisons.safetensors"
 """File in `run_dir` in which sampled comparisons are kept."""
 RUN = "-run"
-"""What the folder of a run is called after its output: `runs/reward/model-run` beside `runs/reward/model`."""
+"""Suffix of the folder of a run, after its output: `runs/reward/model-run` beside `runs/reward/model`."""
 
 
 class RewardTrainingRun(BaseConfig):
@@ -101,7 +101,8 @@ class RewardTrainingRun(BaseConfig):
 
     @classmethod
     def own(cls, data: Mapping[Any, Any]) -> dict[Any, Any]:
-        """Without the policy's sections if the pairs exist; `run_dir` stands beside the output."""
+        """The keys that the command reads: without the policy's sections if the pairs exist; `run_dir` is beside the
+        output."""
         own = super().own(data)
         match own:
             case {"reward_training": {"pairs": {"type": "sampled"}}}:
@@ -127,7 +128,7 @@ class RewardTrainingRun(BaseConfig):
 
     @property
     def policy(self) -> SamplingConfig | None:
-        """What the responses are sampled with; None if the pairs exist."""
+        """The sections with which the responses are sampled; None if the pairs exist."""
         if not isinstance(self.reward_training.pairs, SampledPairs):
             return None
         return SamplingConfig.model_validate({name: getattr(self, name) for name in SamplingConfig.model_fields})

@@ -1,4 +1,4 @@
-"""What the roles of a command ask of the placement. A configuration flows in, RoleNeeds flow out."""
+"""What the roles of a command need from the placement. A configuration flows in, RoleNeeds flow out."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from orchestrator.config.run import RunConfig
 from roles.config.rewards import FunctionReward, OneReward, RemoteReward
 
 RoleNames = Mapping[str, OneReward | None]
-"""Role → its scorer, where it is one."""
+"""Role → its scorer, if it has one."""
 
 
 def scoring_roles(config: EvaluationRun) -> dict[str, OneReward | None]:
@@ -35,7 +35,7 @@ def reward_roles(config: RewardTrainingRun) -> list[RoleNames]:
 
 
 def role_needs(config: BaseConfig, roles: RoleNames) -> list[RoleNeed]:
-    """A model computes on the run's device, everything else on CPUs."""
+    """The needs of `roles`: a model computes on the run's device, everything else on CPUs."""
     workers = {
         role: scorer.workers if isinstance(scorer, FunctionReward) else 1
         for role, scorer in roles.items()

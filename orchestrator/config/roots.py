@@ -17,18 +17,18 @@ from orchestrator.config.run import RunConfig
 from roles.config.section import Section
 
 ROOTS: dict[str, type[BaseConfig]] = {"train": RunConfig, "evaluate": EvaluationRun, "reward": RewardTrainingRun}
-"""Command → its root; `plan` and `submit` read what `train` reads."""
+"""Command → root of its configuration; `plan` and `submit` read what `train` reads."""
 
 _FIELDS: dict[str, Any] = {}
 for _root in ROOTS.values():
     _FIELDS |= {key: (field.annotation, field) for key, field in _root.model_fields.items() if key not in _FIELDS}
 
 AnyConfig = create_model("AnyConfig", __base__=Section, __doc__="Every key of every command.", **_FIELDS)
-"""All top-level keys in one section. Nothing is loaded as it: it says which keys there are, and what they may hold."""
+"""All top-level keys in one section. Never loaded: it says which keys exist, and what they may hold."""
 
 
 def served(data: Mapping[str, Any]) -> list[str]:
-    """The commands for which a file has all top-level keys that they cannot do without."""
+    """The commands whose required top-level keys the file has."""
     said = {key for key, value in data.items() if value is not None}
     return [command for command, root in ROOTS.items() if set(required(root)) <= said]
 

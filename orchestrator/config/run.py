@@ -26,19 +26,19 @@ class RunConfig(EvaluationRun):
 
     @property
     def model_roles(self) -> tuple[str, ...]:
-        """The roles of a training run that hold a model: the engines, then all but the rewards, then these."""
+        """The roles of a training run that hold a model: the engines, then all but the rewards, then the rewards."""
         idle = {CRITIC: not self.ppo.uses_critic, REFERENCE: self.reference.share_actor, REWARD: True}
         others = (role for role in gpu_roles() if not idle.get(role, self.section(role) is None))
         return (ENGINES, *others, *self.reward_models)
 
     @property
     def other_frozen_roles(self) -> tuple[str, ...]:
-        """The frozen roles of this run beside the reference and the rewards."""
+        """The frozen roles of this run other than the reference and the rewards."""
         others = [role for role in ROLES.values() if role.frozen and role.name not in (REFERENCE, REWARD)]
         return tuple(role.name for role in others if role.name in self.model_roles)
 
     def model_of(self, role: str) -> ModelConfig | None:
-        """As for an evaluation; of the critic None if no key says it."""
+        """As in an evaluation; for the critic None if no key says it."""
         return self.critic_model if role == CRITIC else super().model_of(role)
 
     @property

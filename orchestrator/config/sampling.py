@@ -10,7 +10,7 @@ from roles.config.rollout import RolloutConfig
 
 
 class SamplingConfig(BaseConfig):
-    """What every command reads that samples from the policy."""
+    """The keys of every command that samples from the policy."""
 
     prompts: PromptsConfig
     """What the policy is asked."""

@@ -14,23 +14,23 @@ Location = tuple[int | str, ...]
 
 @dataclass(frozen=True, slots=True)
 class KeyPlace:
-    """Where in the schema a problem is."""
+    """The position of a key in the schema."""
 
     path: str
-    """As a user writes it: `reward.urls[0]`; no union tags."""
+    """Key path as a user writes it: `reward.urls[0]`; no union tags."""
     parents: tuple[type[BaseModel], ...]
-    """The sections that may stand around the last key (several while a union's `type` is unknown)."""
+    """The sections that may contain the last key (several while a union's `type` is unknown)."""
     field: FieldInfo | None
-    """The last key's field; None if nobody knows the key."""
+    """The last key's field; None for an unknown key."""
 
 
 def key_of(name: str, field: FieldInfo) -> str:
-    """The key that stands in the YAML for a field."""
+    """The key of a field in the YAML."""
     return field.alias or name
 
 
 def section_key(role: str) -> str:
-    """Where the configuration speaks of a role: `reward.members.helpful` of `reward.helpful`."""
+    """Key path of a role's section: `reward.members.helpful` for `reward.helpful`."""
     base, _, member = role.partition(".")
     return f"{base}.members.{member}" if member else base
 
@@ -43,18 +43,18 @@ def sections_in(annotation: Any) -> tuple[type[BaseModel], ...]:
 
 
 def tag_of(section: type[BaseModel]) -> str:
-    """What `type` says for a variant of a union."""
+    """The value of `type` for a variant of a union."""
     (tag,) = get_args(section.model_fields["type"].annotation)
     return str(tag)
 
 
 def is_secret(annotation: Any) -> bool:
-    """True if the annotation holds a SecretStr."""
+    """Whether the annotation contains a SecretStr."""
     return annotation is SecretStr or any(is_secret(argument) for argument in get_args(annotation))
 
 
 def locate(location: Location, root: type[BaseModel]) -> KeyPlace:
-    """The place of one of pydantic's locations, which name the union's tag as if it were a key."""
+    """The place of one of pydantic's locations, which contain a union's tag as if it were a key."""
     path, union = "", False
     field: FieldInfo | None = None
     parents: tuple[type[BaseModel], ...] = (root,)
@@ -70,7 +70,7 @@ def locate(location: Location, root: type[BaseModel]) -> KeyPlace:
             path += f"[{part}]"
             continue
         path += f".{part}" if path else part
-        if not sections:  # a key of a plain mapping, such as a header: the field stays
+        if not sections:  # a key of a plain mapping, such as a header: the field stays the same
             continue
         parents = sections
         field = _field(sections, part)
@@ -80,12 +80,12 @@ def locate(location: Location, root: type[BaseModel]) -> KeyPlace:
 
 
 def all_keys(root: type[BaseModel], prefix: str = "") -> Iterator[str]:
-    """Every key path of the schema, the outer ones first, all variants of a union included."""
+    """Every key path of the schema, outer ones first, including all variants of unions."""
     deeper: list[tuple[type[BaseModel], str]] = []
     for name, field in root.model_fields.items():
         path = prefix + key_of(name, field)
         yield path
-        if get_origin(field.annotation) is not dict:  # there, a name of the user's stands between
+        if get_origin(field.annotation) is not dict:  # a mapping's keys are names chosen by the user
             deeper.extend((section, path) for section in sections_in(field.annotation))
     for section, path in deeper:
         yield from all_keys(section, f"{path}.")

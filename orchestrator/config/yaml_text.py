@@ -23,15 +23,16 @@ _SCALARS: list[tuple[str, str, str]] = [
     ),
     ("tag:yaml.org,2002:merge", r"<<", "<"),
 ]
-"""Tag, full pattern and first characters of each kind of plain scalar; the rest is text. Earlier lines win."""
+"""(tag, pattern of the whole scalar, its first characters) of each kind of plain scalar; the rest is text. Earlier
+lines win."""
 
 
 MOST_DIGITS = 100
-"""A longer integer is a mistake, and Python refuses to write one of more than 4300 digits into a message."""
+"""Most digits of an integer: Python refuses to print one of more than 4300 digits in a message."""
 
 
 class YamlError(ValueError):
-    """The text is not YAML, or says a key twice; the message names the line."""
+    """The text is not YAML, or has a key twice; the message names the line."""
 
 
 class _Loader(yaml.SafeLoader):
@@ -82,7 +83,7 @@ _Loader.add_constructor("tag:yaml.org,2002:float", _construct_float)
 
 
 def parse_yaml(text: str) -> Any:
-    """The value that `text` stands for; YamlError if it is not YAML."""
+    """The value of the YAML `text`; YamlError if it is not YAML."""
     try:
         return yaml.load(text, Loader=_Loader)
     except RecursionError:
@@ -98,7 +99,7 @@ def parse_yaml(text: str) -> Any:
 
 
 def to_yaml(value: Any) -> str:
-    """YAML text of plain values, in the order they have, that `parse_yaml` reads back as they were."""
+    """YAML text of plain values, in their order, which `parse_yaml` reads back as equal values."""
     return yaml.dump(value, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=120)
 
 

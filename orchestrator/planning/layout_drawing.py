@@ -195,7 +195,7 @@ def _time(layout: PlannedLayout) -> list[RenderableType]:
     step = layout.step
     phases = ", ".join(f"{phase} {_seconds(seconds)}" for phase, seconds in step.phases.items())
     which = f"prompts of {step.prompt_tokens:.0f}, responses of {step.response_tokens:.0f} tokens"
-    lines = [Text(f"seconds a step ({which}): {_seconds(step.total)}, of it {phases}")]
+    lines = [Text(f"seconds per step ({which}): {_seconds(step.total)}, of it {phases}")]
     if step.lengths is not None:
         half, longest = step.lengths.at(0.5), step.lengths.longest
         told = f"half of the responses have up to {half:.0f} tokens, the longest {longest:.0f}"

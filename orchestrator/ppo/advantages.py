@@ -1,4 +1,4 @@
-"""Per-token rewards (and values) → advantages. Pure maths.
+"""Advantage estimators: per-token rewards (and values) flow in, advantages flow out. Pure maths.
 
 To add an estimator: one function and its line in `ESTIMATORS`, and one variant in `orchestrator.config.advantages`.
 Float types are kept: float32 in a run, float64 in some tests. The estimators without a critic compare the responses to
@@ -27,7 +27,7 @@ from orchestrator.config.advantages import (
 EPSILON = 1e-8
 """Added to the variance in `whiten`, as in OpenAI's and OpenRLHF's code."""
 GROUP_EPSILON = 1e-6
-"""Added to a group's deviation in `grpo`, as in verl's code."""
+"""Added to a group's standard deviation in `grpo`, as in verl's code."""
 
 
 def gae(
@@ -82,7 +82,7 @@ def whiten(x: Tensor, mask: Tensor, shift_mean: bool = True) -> Tensor:
     Returns:
         `[batch, time]`, 0 where the mask is False.
     """
-    wide = x.double()  # in float32 the rounding of the mean would become an advantage where all numbers are equal
+    wide = x.double()  # in float32 the mean's rounding error would become an advantage where all numbers are equal
     count = mask.sum().clamp(min=1)
     mean = torch.where(mask, wide, 0.0).sum() / count
     centred = torch.where(mask, wide - mean, 0.0)
@@ -91,7 +91,8 @@ def whiten(x: Tensor, mask: Tensor, shift_mean: bool = True) -> Tensor:
 
 
 def reinforce_plus_plus(rewards: Tensor, mask: Tensor, gamma: float) -> Tensor:
-    """REINFORCE++ (Hu et al., arXiv 2501.03262, equation 4): discounted rewards from here on; whitened afterwards.
+    """REINFORCE++ (Hu et al., arXiv 2501.03262, equation 4): discounted rewards from each token on; whitened
+    afterwards.
 
     Args:
         rewards: float `[batch, time]`.
@@ -105,16 +106,18 @@ def reinforce_plus_plus(rewards: Tensor, mask: Tensor, gamma: float) -> Tensor:
 
 
 def reinforce_plus_plus_baseline(rewards: Tensor, mask: Tensor, groups: Tensor) -> Tensor:
-    """REINFORCE++-baseline (arXiv 2501.03262, section 3.2): less the mean of the prompt's responses.
+    """REINFORCE++-baseline (arXiv 2501.03262, section 3.2): minus the mean of the prompt's responses.
 
-    It is whitened afterwards: what it is divided by is the batch's deviation, not the group's as in GRPO.
+    Arguments and result as for `rloo`. Whitened afterwards: the divisor is the batch's standard deviation, not the
+    group's as in GRPO.
     """
     return dr_grpo(rewards, mask, groups)
 
 
 def rloo(rewards: Tensor, mask: Tensor, groups: Tensor) -> Tensor:
-    """REINFORCE leave-one-out (Ahmadian et al., arXiv 2402.14740, equation 8): less the mean of the prompt's other
-    responses. A response that is alone has nothing to be compared with: 0.
+    """REINFORCE leave-one-out (Ahmadian et al., arXiv 2402.14740, equation 8): minus the mean of the other responses.
+
+    A prompt's only response has nothing to be compared with and gets 0.
 
     Args:
         rewards: float `[batch, time]`.
@@ -129,20 +132,24 @@ def rloo(rewards: Tensor, mask: Tensor, groups: Tensor) -> Tensor:
 
 
 def grpo(rewards: Tensor, mask: Tensor, groups: Tensor) -> Tensor:
-    """GRPO (Shao et al., arXiv 2402.03300, section 4.1.2): less the mean, divided by the standard deviation (unbiased)
-    of the prompt's responses. Arguments as for `rloo`; responses that are all alike get 0."""
+    """GRPO (Shao et al., arXiv 2402.03300, section 4.1.2): minus the mean, divided by the unbiased standard deviation.
+
+    Mean and standard deviation are those of the prompt's responses. Arguments and result as for `rloo`; responses with
+    equal rewards get 0.
+    """
     total, mean, deviation, _ = _compared(rewards, mask, groups)
     return _spread((total - mean) / (deviation + GROUP_EPSILON), mask, rewards.dtype)
 
 
 def remax(rewards: Tensor, mask: Tensor, baselines: Tensor) -> Tensor:
-    """ReMax (Li et al., arXiv 2310.10505, equation 6): the rewards from each token on, less the score of the greedy
-    response to the same prompt.
+    """ReMax (Li et al., arXiv 2310.10505, equation 6): the rewards from each token on, minus the greedy response's
+    score.
 
     Args:
         rewards: float `[batch, time]`.
         mask: bool `[batch, time]`, True on generated tokens.
-        baselines: float `[batch]`: that score, without a KL penalty (as in the authors' code).
+        baselines: float `[batch]`: score of the greedy response to the same prompt, without a KL penalty (as in the
+            authors' code).
 
     Returns:
         `[batch, time]`, 0 where the mask is False.
@@ -151,20 +158,22 @@ def remax(rewards: Tensor, mask: Tensor, baselines: Tensor) -> Tensor:
 
 
 def dr_grpo(rewards: Tensor, mask: Tensor, groups: Tensor) -> Tensor:
-    """Dr. GRPO (Liu et al., arXiv 2503.20783, section 3.2): GRPO without the division. Arguments as for `rloo`.
+    """Dr. GRPO (Liu et al., arXiv 2503.20783, section 3.2): GRPO without the division. Arguments and result as for
+    `rloo`.
 
-    Its other half is the loss: `ppo.policy.mean: constant`.
+    The other half of the method is the loss: `ppo.policy.mean: constant`.
     """
     total, mean, _, _ = _compared(rewards, mask, groups)
     return _spread(total - mean, mask, rewards.dtype)
 
 
 def _compared(rewards: Tensor, mask: Tensor, groups: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Of each row, float64 `[batch]`: its summed reward above its group's least one; and the mean, the unbiased
-    deviation and the number of its group's rows.
+    """The rows' summed rewards and statistics of their groups, float64 `[batch]` each.
 
-    Memory is linear in the batch. Differences to the least reward are exact where all are equal: such a group has mean
-    and deviation 0, in which the rounding of a mean would otherwise look like a preference.
+    Returns the summed reward minus the group's least one; then the mean, the unbiased standard deviation and the number
+    of rows of the group. Arguments as for `rloo`. Memory is linear in the batch. Differences to the least reward are
+    exact where all rewards are equal: such a group has mean and deviation 0, in which the rounding error of a mean
+    would otherwise look like a preference.
     """
     total, present = torch.where(mask, rewards, 0.0).sum(1, dtype=torch.float64), mask.any(1).to(torch.float64)
     numbers, row_group = groups.unique(return_inverse=True)
@@ -195,5 +204,5 @@ ESTIMATORS: dict[type[Estimator], Callable[..., Tensor | tuple[Tensor, Tensor]]]
     Grpo: grpo,
     DrGrpo: dr_grpo,
 }
-"""By variant: called by name with `rewards`, `mask`, the variant's fields, and what it says that it needs. Advantages
-`[batch, time]` flow out; of one with a critic, advantages and returns (of the others, they are the same)."""
+"""Variant → function, called by name with `rewards`, `mask`, the variant's fields and what the variant needs. It
+returns advantages `[batch, time]`; with a critic, advantages and returns (without one, both are the same)."""

@@ -1,4 +1,4 @@
-"""How far a batch may be from the reference: a KL flows in, what to do about it flows out. Pure."""
+"""Limits of the distance from the reference: a batch's KL flows in, the reaction to it flows out. Pure."""
 
 from __future__ import annotations
 
@@ -9,17 +9,19 @@ from orchestrator.errors import KlBudgetSpent
 
 
 class Verdict(NamedTuple):
-    """What a batch's KL asks for, such as `Verdict("KL 11.0 nats a response in step 3 is far from the reference")`."""
+    """The reaction to a batch's KL, such as `Verdict("KL 11.0 nats per response in step 3 is far from the
+    reference")`."""
 
     told: str = ""
-    """For the user; empty: nothing."""
+    """A warning for the user; empty: none."""
     slow_down: float | None = None
-    """What the actor's learning rate is multiplied by; None: it stays."""
+    """Factor for the actor's learning rate; None: no change."""
 
 
 def heed(budget: KlBudget, kl: float, step: int) -> Verdict:
-    """What `budget` says of a batch of `step` with a KL of `kl` nats a response; KlBudgetSpent if the run must end."""
-    far = f"KL {kl:.1f} nats a response in step {step}"
+    """The reaction of `budget` to a KL of `kl` nats per response in `step`; raises KlBudgetSpent if the run must
+    end."""
+    far = f"KL {kl:.1f} nats per response in step {step}"
     if budget.stop is not None and kl > budget.stop:
         raise KlBudgetSpent(
             f"{far} is over ppo.kl.budget.stop={budget.stop:g}; a checkpoint is saved. Go on from an earlier one "

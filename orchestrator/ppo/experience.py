@@ -1,4 +1,5 @@
-"""Scored rollouts → rewards → advantages → what actor and critic learn from. Pure; on the whole batch."""
+"""Experience: scored rollouts → rewards → advantages → the training data of actor and critic. Pure; on the whole
+batch."""
 
 from __future__ import annotations
 
@@ -23,11 +24,11 @@ from roles.shares import ActorExperience, CriticExperience
 
 @dataclass(frozen=True, slots=True)
 class Experience:
-    """A batch of a PPO step as its two learners need it; row r is row r of the batch in both."""
+    """The training data of a PPO step for actor and critic; row r is the same response in both."""
 
     actor: ActorExperience
     critic: CriticExperience
-    """Of no use without a critic."""
+    """Training data of the critic; not used without a critic."""
 
 
 def to_experience(
@@ -40,20 +41,19 @@ def to_experience(
     baselines: Tensor | None = None,
     value_scale: RunningScale | None = None,
 ) -> tuple[Experience, ExperienceStats]:
-    """The whole batch of a PPO step, ready to train on; the responses to a prompt are neighbours.
+    """The training data of a PPO step's whole batch; the responses to a prompt must be neighbours.
 
     Truncated responses (`finished` False), by `ppo.truncated.type`: `score` and `penalty` treat them like any other
-    (their score is `orchestrator.ppo.scores`' business); `mask` takes them out of training, whitening and the counts of
+    (`orchestrator.ppo.scores` decides their score); `mask` excludes them from training, whitening and the counts of
     both; `bootstrap` lets the critic's value of the cut state follow the last token. There is no value of the state
-    after the last token, so that of the state before it (`values` at its position) stands in.
+    after the last token, so that of the state before it (`values` at its position) is used.
 
     Args:
-        scores: what counts in place of the raw ones (`orchestrator.ppo.scores`), float `[batch]`. A response's rewards
-        sum to it (less the KL penalty): what its turns were paid is part of it.
-        baselines: likewise, of the greedy response to each row's prompt, where the estimator is measured from it, float
-        `[batch]`.
-        value_scale: in whose units the critic's numbers are; None: in those of the rewards. The experience has `values`
-        as the critic gave them, and `returns` in units of the rewards.
+        scores: float `[batch]`: final scores in place of the raw ones (`orchestrator.ppo.scores`). A response's rewards
+            sum to its score minus the KL penalty; the rewards of its turns are part of the score.
+        baselines: float `[batch]`: final score of the greedy response to each row's prompt, if the estimator needs it.
+        value_scale: units of the critic's numbers; None: those of the rewards. The experience has `values` as the
+            critic computed them, and `returns` in units of the rewards.
 
     Raises:
         NotFinite: a score, value or log-probability is not finite.
@@ -65,7 +65,7 @@ def to_experience(
     trained, bootstrap = _truncation(scored, ppo)
     scores = scored.scores if scores is None else scores
     penalty = _kl_penalty(scored, kl_coefficient, ppo)
-    # What an environment paid stays with its turn; the last token gets the rest of the score.
+    # An environment's reward stays with its turn; the last token gets the rest of the score.
     rewards = shape_rewards(scores - rollouts.turn_rewards.sum(1), penalty, generated) + rollouts.turn_rewards
     shaped = whiten(rewards, trained, shift_mean=False) if ppo.whiten_rewards else rewards
     advantages, returns = _estimated(
@@ -83,7 +83,7 @@ def to_experience(
 
 
 def _kl_penalty(scored: Scored, kl_coefficient: float, ppo: PpoConfig) -> Tensor:
-    """What the reward of each token loses, float `[batch, time]`; 0 where the KL stands in the loss."""
+    """KL penalty per token, float `[batch, time]`, subtracted from the rewards; 0 if the KL is in the loss."""
     penalty = torch.zeros_like(scored.old_logprobs)
     if ppo.kl.where == "reward":
         estimate = KL_ESTIMATORS[ppo.kl.estimator]
@@ -92,7 +92,7 @@ def _kl_penalty(scored: Scored, kl_coefficient: float, ppo: PpoConfig) -> Tensor
 
 
 def _by_role(scored: Scored, trained: Tensor, advantages: Tensor, values: Tensor, returns: Tensor) -> Experience:
-    """What the actor and what the critic is trained on; 0 on tokens that are not `trained`."""
+    """Split the batch into the actor's and the critic's training data; both are 0 on tokens that are not `trained`."""
     rollouts = scored.rollouts
     tokens = (rollouts.token_ids, rollouts.lengths, trained, torch.arange(len(scored)))
     actor = ActorExperience(
@@ -106,7 +106,7 @@ def _by_role(scored: Scored, trained: Tensor, advantages: Tensor, values: Tensor
 
 
 def in_units_of(scale: RunningScale, critic: CriticExperience) -> CriticExperience:
-    """`critic` with its returns, which are in units of the rewards, in those of `scale`."""
+    """`critic` with its returns converted from units of the rewards to those of `scale`."""
     return replace(critic, returns=scale.normalised(critic.returns) * critic.response_mask)
 
 
@@ -120,7 +120,7 @@ def _estimated(
     groups: Tensor,
     baselines: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
-    """Advantages and returns, float `[batch, time]` each: the estimator's function gets what its variant needs."""
+    """Advantages and returns, float `[batch, time]` each, by the estimator's function."""
     given: dict[str, Any] = {"rewards": rewards, "mask": mask, **variant.model_dump(exclude={"type"})}
     if variant.needs_critic:
         given |= {"values": values, "bootstrap": bootstrap}
@@ -133,9 +133,10 @@ def _estimated(
 
 
 def shape_rewards(scores: Tensor, penalty: Tensor, mask: Tensor) -> Tensor:
-    """The KL penalty off every generated token, and the score on the last one.
+    """Rewards: minus the KL penalty on every generated token, plus the score on the last one.
 
-    Ziegler et al., arXiv 1909.08593, equation 2; the last token is EOS, or where the length limit cut (trl#3750).
+    Ziegler et al., arXiv 1909.08593, equation 2; the last token is EOS, or the last one before the length limit
+    (trl#3750).
 
     Args:
         scores: float `[batch]`.
@@ -161,7 +162,7 @@ def last_generated(mask: Tensor) -> Tensor:
 
 
 def _truncation(scored: Scored, ppo: PpoConfig) -> tuple[Tensor, Tensor | None]:
-    """Trained tokens `[batch, time]`, value after the last token `[batch]` (None: 0)."""
+    """Trained tokens, bool `[batch, time]`; value after the last token, float `[batch]` (None: 0)."""
     generated, finished = scored.rollouts.response_mask, scored.rollouts.finished
     match ppo.truncated:
         case MaskTruncated():
@@ -174,7 +175,7 @@ def _truncation(scored: Scored, ppo: PpoConfig) -> tuple[Tensor, Tensor | None]:
 
 
 def made_by() -> dict[str, str]:
-    """What must be finite, and the role that it comes from."""
+    """Field of scored rollouts that must be finite → the role that computes it."""
     return {role.fills: role.name for role in ROLES.values() if role.fills}
 
 
@@ -183,7 +184,7 @@ def _check_finite(scored: Scored) -> None:
         tensor = getattr(scored.rollouts if role == ENGINES else scored, name)
         if not bool(tensor.isfinite().all()):
             bad = (~tensor.isfinite()).nonzero()[:, 0].unique().tolist()
-            mend = (
+            fix = (
                 "look at the responses: it was not trained"
                 if ROLES[role].frozen
                 else "it has diverged; lower its learning rate, or resume from an earlier checkpoint"
@@ -191,5 +192,5 @@ def _check_finite(scored: Scored) -> None:
             raise NotFinite(
                 role,
                 f"the {role}'s {name} are not finite in rows {bad[:8]} of the batch ({len(bad)} of {len(scored)}; the "
-                f"first has the prompt {scored.rollouts.prompts[bad[0]][:60]!r}): {mend}",
+                f"first has the prompt {scored.rollouts.prompts[bad[0]][:60]!r}): {fix}",
             )

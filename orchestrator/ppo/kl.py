@@ -1,7 +1,7 @@
-"""How far the policy has gone from the reference: coefficient controllers and health bands. Pure maths.
+"""Controllers of the KL coefficient. Pure maths.
 
-All numbers are nats; the estimators are in `roles.losses.kl_estimators`. `orchestrator.ppo.step` feeds the KL of each
-batch, summed over a response and averaged over responses, to the controller; the reports draw the bands.
+All numbers are nats; the estimators are in `roles.losses.kl_estimators`. The KL of each batch, summed over a response
+and averaged over responses, flows into the controller; the coefficient flows out.
 """
 
 from __future__ import annotations
@@ -13,20 +13,20 @@ from orchestrator.errors import CheckpointError
 
 
 class KlController(Protocol):
-    """Holds the KL coefficient β and moves it once a PPO step."""
+    """Holds the KL coefficient β and adjusts it once per PPO step."""
 
     @property
     def coefficient(self) -> float:
-        """β: the reward of a token loses β·k1."""
+        """β: the reward of a token is reduced by β·k1."""
 
     def update(self, kl: float, samples: int) -> None:
-        """Takes the batch's KL (nats, summed over a response, mean over responses) and its number of responses."""
+        """Adjust β to a batch's KL (nats, summed over a response, mean over responses) of `samples` responses."""
 
     def state_dict(self) -> dict[str, Any]:
-        """JSON-able."""
+        """State for a checkpoint, as plain values."""
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """The inverse of `state_dict`."""
+        """Restore the values of `state_dict`."""
 
 
 class FixedController:
@@ -41,20 +41,20 @@ class FixedController:
         return self._coefficient
 
     def update(self, kl: float, samples: int) -> None:
-        """Nothing moves."""
+        """Does nothing: the coefficient is constant."""
 
     def state_dict(self) -> dict[str, Any]:
-        """Nothing to remember: the configuration has it."""
+        """Empty: the configuration has the coefficient."""
         return {}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Nothing to restore."""
+        """Does nothing: there is no state."""
 
 
 class AdaptiveController:
     """Ziegler et al. (arXiv 1909.08593, section 2.2): β ← β·(1 + clip(KL/target - 1, ±0.2)·samples/horizon).
 
-    `samples/horizon` is held at 1, so that a batch larger than the horizon cannot turn β negative.
+    `samples/horizon` is at most 1, so that a batch larger than the horizon cannot make β negative.
     """
 
     def __init__(self, initial: float, target: float, horizon: int) -> None:
@@ -68,7 +68,7 @@ class AdaptiveController:
         return self._coefficient
 
     def update(self, kl: float, samples: int) -> None:
-        """Raises β where the KL is over the target, lowers it where it is under."""
+        """Raise β if the KL is above the target, lower it if it is below."""
         error = min(max(kl / self.target - 1.0, -0.2), 0.2)
         self._coefficient *= 1.0 + error * min(1.0, samples / self.horizon)
 
@@ -77,7 +77,7 @@ class AdaptiveController:
         return {"coefficient": self._coefficient}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Takes the coefficient back."""
+        """Restore the coefficient."""
         if "coefficient" not in state:
             raise CheckpointError(
                 "the checkpoint holds no KL coefficient: it was made with ppo.kl.controller of type fixed; "
@@ -87,7 +87,7 @@ class AdaptiveController:
 
 
 def make_controller(config: FixedKl | AdaptiveKl) -> KlController:
-    """The controller that `ppo.kl.controller` describes."""
+    """The controller for `ppo.kl.controller`."""
     if isinstance(config, AdaptiveKl):
         return AdaptiveController(config.initial, config.target, config.horizon)
     return FixedController(config.coefficient)

@@ -1,4 +1,4 @@
-"""Which rows make up each optimizer step, and what each rank needs for its part of them. Pure."""
+"""The rows of each optimizer step, and the rows that each rank needs for its part of them. Pure."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from roles.shares import E, RankShare
 
 
 def share_out(experience: E, *, epochs: int, mini_batches: int, seed: int, ranks: int) -> list[RankShare[E]]:
-    """What each rank trains on. A row that is on a rank in several epochs is in its share once."""
+    """The share of each rank. A row that a rank trains on in several epochs is in its share once."""
     schedule = {"epochs": epochs, "mini_batches": mini_batches, "seed": seed, "ranks": ranks}
     return [_share(experience, steps) for steps in optimizer_steps(experience.lengths.tolist(), **schedule)]
 
@@ -21,8 +21,8 @@ def optimizer_steps(
 ) -> list[list[list[int]]]:
     """Rows of the batch that each rank trains on: `[rank][optimizer step]`, `epochs * mini_batches` steps.
 
-    Every epoch is a fresh permutation of the whole batch, cut into equal mini-batches; each of those is shared out over
-    the ranks by token counts. Which rows make an optimizer step depends on the seed, never on the number of ranks.
+    Every epoch is a new permutation of the whole batch, cut into equal mini-batches; each of those is divided among the
+    ranks by token counts. Which rows make an optimizer step depends on the seed, never on the number of ranks.
 
     Args:
         lengths: tokens of each row.
@@ -37,7 +37,7 @@ def optimizer_steps(
     if size < ranks:
         raise ValueError(
             f"a mini-batch of {size} samples cannot be shared out over {ranks} ranks; "
-            f"use at most {rows // ranks} mini-batches, or more samples a step"
+            f"use at most {rows // ranks} mini-batches, or more samples per step"
         )
     generator = torch.Generator().manual_seed(seed)
     shares: list[list[list[int]]] = [[] for _ in range(ranks)]

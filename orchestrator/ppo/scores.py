@@ -1,6 +1,6 @@
-"""What becomes of the reward model's scores before they are rewards: scale, clip, length.
+"""The final scores: the reward's raw scores are scaled and clipped, and lose the length penalty.
 
-All is pure but `RunningScale`, whose state is in every checkpoint; it also serves the critic's targets.
+Everything is pure except `RunningScale`, whose state is in every checkpoint; it also normalises the critic's targets.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ class RunningScale:
         self._count, self._mean, self._squares = 0, 0.0, 0.0
 
     def update(self, numbers: Tensor) -> None:
-        """Take in some numbers, float `[n]`."""
+        """Add numbers, float `[n]`."""
         if not len(numbers):
             return
         batch = numbers.double()
@@ -36,7 +36,7 @@ class RunningScale:
 
     @property
     def mean(self) -> float:
-        """0 before the first number."""
+        """Mean of all numbers; 0 before the first one."""
         return self._mean
 
     @property
@@ -45,7 +45,7 @@ class RunningScale:
         return (self._squares / self._count) ** 0.5 + SCORE_EPSILON if self._count else 1.0
 
     def normalised(self, numbers: Tensor) -> Tensor:
-        """(number - mean) / deviation; where nothing has varied yet, 0."""
+        """(number - mean) / deviation; 0 while all numbers so far are equal."""
         return ((numbers.double() - self.mean) / self.deviation).to(numbers.dtype)
 
     def restored(self, normalised: Tensor) -> Tensor:
@@ -53,21 +53,23 @@ class RunningScale:
         return (normalised.double() * self.deviation + self.mean).to(normalised.dtype)
 
     def state_dict(self) -> dict[str, Any]:
-        """JSON-able."""
+        """State for a checkpoint, as plain values."""
         return {"count": self._count, "mean": self._mean, "squares": self._squares}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """The inverse of `state_dict`."""
+        """Restore the values of `state_dict`."""
         self._count, self._mean, self._squares = int(state["count"]), float(state["mean"]), float(state["squares"])
 
 
 def shape_scores(scores: Tensor, rollouts: Rollouts, ppo: PpoConfig, scale: RunningScale) -> Tensor:
-    """Normalised by `scale`, then clipped, then less the length penalty; of a response without EOS, with
-    `truncated: {type: penalty}`, that fixed score instead (the EOS trick of arXiv 2403.17031).
+    """The final scores: normalised by `scale`, clipped, minus the length penalty.
+
+    With `truncated: {type: penalty}` a response without EOS gets that fixed score instead (the EOS trick of arXiv
+    2403.17031).
 
     Args:
         scores: float `[batch]`.
-        scale: of all scores so far, these included.
+        scale: statistics of all scores so far, including these.
 
     Returns:
         `[batch]`.
@@ -83,10 +85,10 @@ def shape_scores(scores: Tensor, rollouts: Rollouts, ppo: PpoConfig, scale: Runn
 
 
 def length_penalty(response_lengths: Tensor, config: ScoreConfig) -> Tensor:
-    """float32 `[batch]`, 0 or more.
+    """Length penalty of each response, float32 `[batch]`, 0 or more.
 
-    `linear`: so much a token. `soft_overlong` (Yu et al., DAPO, arXiv 2503.14476, equation 13): 0 up to
-    longest - buffer tokens, from there rising to `penalty` at `longest`.
+    `linear`: a constant per token. `soft_overlong` (Yu et al., DAPO, arXiv 2503.14476, equation 13): 0 up to longest -
+    buffer tokens, from there rising to `penalty` at `longest`.
     """
     lengths = response_lengths.float()
     match config.length:

@@ -1,4 +1,4 @@
-"""The numbers that describe a batch of experience in the metrics. Pure."""
+"""The metrics of a batch of experience. Pure."""
 
 from __future__ import annotations
 
@@ -15,48 +15,49 @@ from roles.measured import measured, metric
 
 @dataclass(frozen=True, slots=True)
 class ExperienceStats:
-    """What a batch looked like before the update; `orchestrator.metrics` says what each metric means. Every standard
+    """Statistics of a batch before the update; `orchestrator.metrics` says what each metric means. Every standard
     deviation is the biased one (divided by n).
 
-    *Trained* responses are all but those that `truncated: {type: mask}` leaves out; where none is left, their numbers
-    are 0.
+    *Trained* responses are all but those that `truncated: {type: mask}` leaves out; if none is left, their numbers are
+    0.
     """
 
     response_length_quantiles: tuple[float, ...]
     """Generated tokens that the shares LENGTH_QUANTILES of the responses do not exceed."""
     score_mean: float = metric("score/mean")
-    """Of the raw scores, all responses; a truncation penalty is not in it."""
+    """Mean of the raw scores of all responses, without truncation penalties."""
     score_std: float = metric("score/std")
     score_disagreement: float | None = metric("score/disagreement")
     """None without an ensemble."""
     reward_mean: float = metric("reward/mean")
-    """Before whitening."""
+    """Mean before whitening."""
     kl: float = metric("objective/kl")
-    """Nats."""
+    """Mean KL per response, in nats."""
     kl_per_token: float = metric("objective/kl_per_token")
     advantage_mean: float = metric("advantage/mean")
-    """Before whitening, over the trained tokens."""
+    """Mean over the trained tokens, before whitening."""
     advantage_std: float = metric("advantage/std")
     explained_variance: float = metric("value/explained_variance")
-    """Over the trained tokens, before the update; 0 where returns do not vary."""
+    """Explained variance over the trained tokens, before the update; 0 if the returns do not vary."""
     response_length_mean: float = metric("response/length_mean")
     prompt_length_mean: float = metric("prompt/length_mean")
     turns_mean: float = metric("response/turns_mean")
-    """Runs of generated tokens in a response."""
+    """Mean number of runs of generated tokens in a response."""
     truncated_fraction: float = metric("response/truncated_fraction")
     logprob_gap_mean: float = metric("engine/logprob_gap_mean")
-    """Over the generated tokens."""
+    """Mean over the generated tokens."""
     logprob_gap_max: float = metric("engine/logprob_gap_max")
 
     def metrics(self) -> dict[str, float]:
-        """By their names in `metrics.jsonl`."""
+        """Metrics by their names in `metrics.jsonl`."""
         return measured(self) | dict(zip(LENGTH_QUANTILES, self.response_length_quantiles, strict=True))
 
 
 def experience_stats(
     scored: Scored, trained: Tensor, rewards: Tensor, advantages: Tensor, returns: Tensor
 ) -> ExperienceStats:
-    """Of a batch: `trained`, `rewards`, `advantages` and `returns` are `[batch, time]`, as `to_experience` has them."""
+    """Statistics of a batch: `trained`, `rewards`, `advantages` and `returns` are `[batch, time]`, from
+    `to_experience`."""
     rollouts, generated = scored.rollouts, scored.rollouts.response_mask
     kl = k1(scored.old_logprobs, scored.reference_logprobs)[generated].double()
     gap = (rollouts.rollout_logprobs - scored.old_logprobs)[generated].abs().double()
@@ -86,7 +87,7 @@ def experience_stats(
 
 
 def explained_variance(values: Tensor, returns: Tensor) -> float:
-    """1 - Var(returns - values) / Var(returns) of two flat tensors; 0 where the returns do not vary."""
+    """1 - Var(returns - values) / Var(returns) of two flat tensors; 0 if the returns do not vary."""
     if not len(returns):
         return 0.0
     total = float(returns.var(correction=0))

@@ -1,6 +1,6 @@
-"""One PPO step. Prompts flow in, trained weights and a StepResult flow out; `TrainState` is what it moves.
+"""One PPO step. Prompts flow in, trained weights and a StepResult flow out; the step changes a `TrainState`.
 
-`train_step` is the algorithm (Schulman et al., arXiv 1707.06347; Ouyang et al., arXiv 2203.02155); the rest serves it.
+`train_step` is the algorithm (Schulman et al., arXiv 1707.06347; Ouyang et al., arXiv 2203.02155).
 """
 
 from __future__ import annotations
@@ -32,37 +32,37 @@ from roles.measured import measured
 
 @dataclass(slots=True)
 class TrainState:
-    """What changes from step to step on the driver; all of it is in every checkpoint."""
+    """The driver's state that changes from step to step; all of it is in every checkpoint."""
 
     prompts: PromptSource
     kl: KlController
     scale: RunningScale = field(default_factory=RunningScale)
-    """Of the scores so far."""
+    """Running scale of the scores."""
     value_scale: RunningScale = field(default_factory=RunningScale)
-    """Of the returns so far, where the critic's targets are normalised."""
+    """Running scale of the returns, if the critic's targets are normalised."""
     canary: Canary = field(default_factory=Canary)
-    """Whether the engines have the actor's weights."""
+    """Check that the engines have the actor's weights."""
     warm_at: int | None = None
-    """The step from which on the actor is trained; None while the critic warms up."""
+    """The first step in which the actor is trained; None while the critic warms up."""
     step: int = 0
-    """PPO steps done."""
+    """Number of PPO steps done."""
     version: int = 0
-    """Of the actor's weights; the engines must have the same."""
+    """Version of the actor's weights; the engines must have the same."""
     samples: int = 0
-    """Responses trained on so far."""
+    """Number of responses trained on so far."""
 
     _COUNTERS: ClassVar = ("step", "version", "samples", "warm_at")
     _PARTS: ClassVar = ("prompts", "kl", "scale", "value_scale", "canary")
 
     def state_dict(self) -> dict[str, Any]:
-        """JSON-able."""
+        """State for a checkpoint, as plain values."""
         return {
             **{name: getattr(self, name) for name in self._COUNTERS},
             **{name: getattr(self, name).state_dict() for name in self._PARTS},
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """The inverse of `state_dict`. CheckpointError if something is not there."""
+        """Restore the values of `state_dict`. Raises CheckpointError if one is missing."""
         missing = [name for name in (*self._COUNTERS, *self._PARTS) if name not in state]
         if missing:
             raise CheckpointError(
@@ -77,7 +77,7 @@ class TrainState:
 
 @dataclass(frozen=True, slots=True)
 class StepResult:
-    """What one PPO step has to tell."""
+    """Results of one PPO step."""
 
     scored: Scored
     experience: ExperienceStats
@@ -92,7 +92,7 @@ def train_step(
 ) -> StepResult:
     """One step of PPO: sample, score, estimate advantages, update critic and actor, push the new weights.
 
-    `keep` is given the batch as soon as it is scored: whatever fails afterwards, it can be looked at.
+    `keep` is called with the batch as soon as it is scored, so that it can be saved if the step fails later.
     """
     ppo, deadlines = config.ppo, config.deadlines
     with clock("generate"):
@@ -128,7 +128,7 @@ def train_step(
 
 
 def greedy_rollouts(roles: Roles, prompts: Prompts, state: TrainState, config: RunConfig) -> Rollouts | None:
-    """The most likely response to each prompt, where the advantages are measured from it."""
+    """The greedy response to each prompt, if the advantages need it; None otherwise."""
     if not config.ppo.advantage.needs_greedy:
         return None
     return roles.policy.generate(prompts.greedy(config.rollout.responses_per_prompt), version=state.version)
@@ -137,7 +137,7 @@ def greedy_rollouts(roles: Roles, prompts: Prompts, state: TrainState, config: R
 def prepare(
     scored: Scored, greedy: Rollouts | None, greedy_scores: Tensor | None, state: TrainState, config: RunConfig
 ) -> tuple[Experience, ExperienceStats]:
-    """Scores in their final form, rewards, advantages. Moves the scales in `state`."""
+    """Experience and statistics of a batch, from its final scores. Updates the scales in `state`."""
     ppo, each = config.ppo, config.rollout.responses_per_prompt
     state.scale.update(scored.scores)
     baselines = None
@@ -161,10 +161,10 @@ def prepare(
 
 
 def begin_if_warm(roles: Roles, state: TrainState, stats: ExperienceStats, config: RunConfig) -> bool:
-    """Begin with the actor when the critic is warm, and tell whether it is trained on this batch (which the critic has
-    not seen).
+    """Begin to train the actor when the critic is warm. Returns whether the actor is trained on this batch, which the
+    critic has not been trained on.
 
-    Nothing is left over from the warm-up: its samples are gone, and the actor's schedule begins at its beginning.
+    Nothing of the warm-up is left: its samples are not used again, and the actor's schedule starts at its beginning.
     """
     warmup = config.critic.warmup
     gate = warmup.until_explained_variance
@@ -177,14 +177,14 @@ def begin_if_warm(roles: Roles, state: TrainState, stats: ExperienceStats, confi
 
 
 def expect_steps(roles: Roles, state: TrainState, config: RunConfig) -> None:
-    """Fit the actor's schedule to the steps that the critic's warm-up has left it."""
+    """Set the length of the actor's schedule to the steps that the critic's warm-up leaves."""
     assert state.warm_at is not None
     steps = (config.steps - state.warm_at) * config.ppo.optimizer_steps
     roles.actor.call(Actor.expect, steps).result(config.deadlines.update_s)
 
 
 def step_metrics(result: StepResult) -> dict[str, float]:
-    """What a step tells of learning, by the names of `orchestrator.metrics`."""
+    """Metrics of learning in a step, by the names of `orchestrator.metrics`."""
     metrics = result.experience.metrics() | measured(result.critic) | measured(result.actor)
     if result.critic is None:
         del metrics["value/explained_variance"]

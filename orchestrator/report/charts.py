@@ -18,26 +18,26 @@ from orchestrator.report.figure import Band, Line, curves, stacked
 from orchestrator.report.run_files import RunRecord
 
 _COLOURED = {"close", "healthy", "far", "collapse"}
-"""Bands that have a colour (in `report.css`); those between them have none."""
+"""Bands that have a colour in `report.css`; the others have none."""
 
 
 @dataclass(frozen=True, slots=True)
 class Card:
-    """A chart and what is written around it."""
+    """A chart and the texts around it."""
 
     title: str
     latest: str
     """The newest value, with its unit; empty for several curves, whose legend has them."""
     figure: dict[str, Any] | None
-    """Of Plotly: `data` and `layout`; None if no value is a finite number."""
+    """Plotly's `data` and `layout`; None if no value is finite."""
     summary: str
-    """The curves in words, for screen readers and where scripts do not run."""
+    """The curves in words, for screen readers and pages without scripts."""
     about: str
-    """What the numbers mean."""
+    """The meaning of the numbers."""
 
 
 def training_cards(record: RunRecord) -> list[Card]:
-    """The charts of the metrics that the run has, in the order in which these are declared."""
+    """The charts of the metrics that the run has, in the order of the metrics' declarations."""
     present = {key for step in record.metrics for key in step}
     charts: dict[Chart, list[Metric]] = {}
     for key, metric in METRICS.items():
@@ -114,7 +114,7 @@ _HELD_OUT: tuple[tuple[str, Callable[[EvaluationResult], Estimate | None], str],
     ("Proxy score", lambda result: result.proxy, ""),
     ("KL to the reference", lambda result: result.kl, "objective/kl"),
 )
-"""Title, what it shows of an evaluation, and the metric whose bands are drawn."""
+"""Title of a chart, its value in an evaluation, and the metric whose bands are drawn."""
 
 
 def evaluation_cards(evaluations: list[EvaluationResult]) -> list[Card]:

@@ -1,4 +1,4 @@
-"""What an evaluation measured, and how two evaluations compare. No torch."""
+"""Results of an evaluation, and the difference between two evaluations. No torch."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any, Self
 
 @dataclass(frozen=True, slots=True)
 class Estimate:
-    """A mean and how well it is known."""
+    """A mean and its standard error."""
 
     mean: float
     standard_error: float
@@ -30,7 +30,7 @@ class Estimate:
 
     @property
     def z(self) -> float:
-        """The mean in units of its standard error; NaN where that is 0 or unknown."""
+        """The mean in units of its standard error; NaN if that is 0 or unknown."""
         return self.mean / self.standard_error if self.standard_error > 0 else math.nan
 
 
@@ -41,34 +41,34 @@ class SampleRow:
     prompt: str
     response: str
     proxy: float
-    """The reward model's (or the reward function's) score."""
+    """Score of the reward model or reward function."""
     gold: float | None
-    """The judge's score; None without a judge."""
+    """Score of the judge; None without a judge."""
     kl: float
-    """Nats, summed over the response."""
+    """KL from the reference in nats, summed over the response."""
     finished: bool
-    """False if the length limit cut it."""
+    """False if the length limit cut the response."""
 
 
 @dataclass(frozen=True, slots=True)
 class EvaluationResult:
-    """One pass over the held-out prompts."""
+    """Results of one pass over the held-out prompts."""
 
     step: int
-    """Steps done."""
+    """Number of steps done."""
     label: str
     """`before`, `after` or `step N`."""
     prompts: int
     proxy: Estimate
     gold: Estimate | None
     kl: Estimate
-    """Nats per response."""
+    """KL in nats per response."""
     length: Estimate
-    """Generated tokens."""
+    """Number of generated tokens."""
     truncated_fraction: float
     samples: list[SampleRow]
     proxy_values: list[float]
-    """One for each prompt, in the prompts' order, so that two evaluations can be paired."""
+    """Score of each prompt, in the prompts' order, so that two evaluations can be paired."""
     gold_values: list[float] | None = None
 
     def to_json(self) -> dict[str, Any]:
@@ -77,7 +77,7 @@ class EvaluationResult:
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> Self:
-        """Reads what `to_json` wrote; `null` numbers (JSON has no NaN) become NaN."""
+        """Read what `to_json` wrote; `null` numbers (JSON has no NaN) become NaN."""
         gold, gold_values = data["gold"], data["gold_values"]
         return cls(
             step=data["step"],
@@ -95,7 +95,8 @@ class EvaluationResult:
 
 
 def sample_from_json(row: dict[str, Any], judged: bool) -> SampleRow:
-    """A row of `samples.jsonl` or of an evaluation. `judged`: a null gold score was a NaN, not a missing judge."""
+    """Read a sample of `samples.jsonl` or of an evaluation. `judged`: a gold score `null` means NaN, not a missing
+    judge."""
     gold = _number(row["gold"]) if judged or row["gold"] is not None else None
     return SampleRow(
         row["prompt"], row["response"], _number(row["proxy"]), gold, _number(row["kl"]), bool(row["finished"])
@@ -112,7 +113,7 @@ class EvaluationChange:
     after: Estimate
     difference: Estimate
     paired: bool
-    """The difference was taken prompt by prompt, which is sharper than comparing two means."""
+    """Whether the difference was taken prompt by prompt, which has a smaller error than comparing two means."""
 
 
 def evaluation_changes(before: EvaluationResult, after: EvaluationResult) -> list[EvaluationChange]:

@@ -1,6 +1,6 @@
-"""Curves and stacked bars as figures for Plotly: numbers flow in, its `data` and `layout` flow out. Pure.
+"""Curves and stacked bars as figures for Plotly: numbers flow in, Plotly's `data` and `layout` flow out. Pure.
 
-A colour is the name of a variable of `report.css`, such as `--c0`; the page's script puts the theme's colour there.
+A colour is the name of a variable of `report.css`, such as `--c0`; the page's script inserts the theme's colour.
 """
 
 from __future__ import annotations
@@ -14,15 +14,15 @@ from orchestrator.metric_types import Chart
 from orchestrator.report.run_files import finite
 
 _DOTTED = 30
-"""Up to so many steps each value has a dot."""
+"""Most steps for which each value has a dot."""
 _DASHED = 120
-"""Up to so many steps the second curve is dashed."""
+"""Most steps for which the second curve is dashed."""
 _BARS = 80
-"""Up to so many steps each has a bar; more are drawn as areas."""
+"""Most steps for which each has a bar; more are drawn as areas."""
 _HEIGHT, _LEGEND_ROW = 212, 19
-"""Pixels of a chart without a legend, and of each row of one."""
+"""Height of a chart without a legend, and of a row of a legend, in pixels."""
 _LABELLED = 0.1
-"""Share of the chart's height that a band needs for its name."""
+"""Share of the chart's height that a band needs to show its name."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,18 +31,18 @@ class Line:
 
     name: str
     points: list[tuple[int, float]]
-    """(step, value), ascending; NaN for what is not a number."""
+    """(step, value), ascending by step; NaN for a value that is not finite."""
     errors: list[float] | None = None
-    """Half the height of an error bar at each point."""
+    """Half the height of each point's error bar."""
 
     @property
     def steps(self) -> list[int]:
-        """Of the points."""
+        """Steps of the points."""
         return [step for step, _ in self.points]
 
     @property
     def values(self) -> list[float]:
-        """Of the points."""
+        """Values of the points."""
         return [value for _, value in self.points]
 
 
@@ -54,7 +54,7 @@ class Band:
     low: float
     high: float
     colour: str
-    """`--COLOUR-band` and `--COLOUR-name` are its variables in `report.css`."""
+    """Prefix of the band's variables in `report.css`: `--COLOUR-band` and `--COLOUR-name`."""
 
 
 def curves(
@@ -64,7 +64,7 @@ def curves(
 
     Args:
         show: a value as text.
-        targets: values that are marked by a dashed line.
+        targets: values marked by a dashed line.
     """
     drawn = [v for line in lines for v in line.values if math.isfinite(v) and (v > 0 or not chart.logarithmic)]
     if not drawn:
@@ -98,7 +98,7 @@ def curves(
 
 
 def stacked(lines: Sequence[Line], legend: Sequence[str]) -> dict[str, Any]:
-    """The values of each step on top of each other; what is not a number is left out."""
+    """The values of each step on top of each other; values that are not finite are left out."""
     bars = max(len(line.points) for line in lines) <= _BARS
     data = []
     for n, (line, name) in enumerate(zip(lines, legend, strict=True)):
@@ -139,13 +139,13 @@ def _curve(line: Line, n: int, name: str) -> dict[str, Any]:
 
 
 def _steps(lines: Sequence[Line]) -> dict[str, Any]:
-    """Where there are few steps, a tick for each and none between them."""
+    """The ticks of the step axis: for few steps one for each and none between them."""
     steps = {step for line in lines for step in line.steps}
     return {"dtick": 1} if max(steps) - min(steps) <= 8 else {}
 
 
 def _legend(lines: Sequence[Line]) -> dict[str, Any]:
-    """Room for the curves' names, of which short ones stand beside each other."""
+    """Layout of the legend; several short names share a row."""
     columns = 2 if all(len(line.name) <= 14 for line in lines) else 1
     return {"showlegend": bool(lines), "height": _HEIGHT + _LEGEND_ROW * math.ceil(len(lines) / columns)}
 
@@ -155,12 +155,12 @@ def _hover(line: Line) -> str:
 
 
 def _rounded(values: Sequence[float]) -> list[float]:
-    """To six figures: more cannot be seen, and would double the page."""
+    """The values rounded to six digits: more cannot be seen, and would double the size of the page."""
     return [float(f"{value:.6g}") for value in values]
 
 
 def _bands(bands: Sequence[Band], lines: Sequence[Line], low: float, high: float) -> list[dict[str, Any]]:
-    """Those parts of the bands that lie between the lowest and the highest value."""
+    """The parts of the bands between the lowest and the highest value."""
     shapes = []
     for band in bands:
         bottom, top = max(band.low, low), min(band.high, high)
@@ -179,7 +179,8 @@ def _bands(bands: Sequence[Band], lines: Sequence[Line], low: float, high: float
 
 
 def _crossed_early(lines: Sequence[Line], low: float, high: float) -> bool:
-    """Whether the curves cross the range, at its top if they are ever there, rather in the first half of the steps."""
+    """Whether the curves cross the range rather in the first half of the steps (at the top of the range, if ever
+    there)."""
     early = [(at < len(line.points) / 2, v) for line in lines for at, v in enumerate(line.values) if low <= v <= high]
     near = [first for first, v in early if v >= high - (high - low) / 3] or [first for first, _ in early]
     return 2 * sum(near) > len(near)
@@ -198,7 +199,7 @@ def _target(value: float, show: Callable[[float], str]) -> dict[str, Any]:
 
 
 def _missing(lines: Sequence[Line]) -> list[dict[str, Any]]:
-    """A mark on the step axis for every value that is not a number."""
+    """A mark on the step axis for every value that is not finite."""
     return [
         {
             "text": "▲", "hovertext": f"step {step}: {line.name} is not a number", "showarrow": False,

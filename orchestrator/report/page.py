@@ -1,7 +1,7 @@
-"""One self-contained HTML page from the files of a run: it loads nothing, and no text of the run is taken for markup.
+"""One self-contained HTML page from the files of a run: it loads nothing, and escapes all text of the run.
 
-`report.html.jinja` says how the page looks, with `report.css` and `report.js`; here is what it says. It can be made of
-any run's folder, of a crashed run's too.
+`report.html.jinja`, `report.css` and `report.js` determine how the page looks; this module computes its contents. The
+page can be made from the folder of any run, also of a crashed one.
 """
 
 from __future__ import annotations
@@ -27,16 +27,16 @@ from orchestrator.report.run_files import HTML_FILE, RunRecord, read_record
 
 
 class SampleTable(NamedTuple):
-    """The same prompts answered several times."""
+    """Responses to the same prompts at several times."""
 
     names: list[str]
-    """Of the columns behind the prompt, one for each answer."""
+    """Headers of the columns after the prompt, one for each response."""
     rows: list[tuple[str, list[SampleRow | None]]]
-    """A prompt and its answers; None where an answer is missing."""
+    """(prompt, its responses); None for a missing response."""
 
 
 def render_report(run_dir: str | Path) -> Path:
-    """Write `report.html` into `run_dir` from the files that are there; returns its path."""
+    """Write `report.html` into `run_dir` from the files that exist; returns its path."""
     path = Path(run_dir) / HTML_FILE
     partial = path.with_suffix(".partial")
     partial.write_text(page(read_record(Path(run_dir))), encoding="utf-8")
@@ -45,7 +45,7 @@ def render_report(run_dir: str | Path) -> Path:
 
 
 def page(record: RunRecord) -> str:
-    """The whole document."""
+    """The HTML of the whole page."""
     evaluations, metrics = record.evaluations, record.metrics
     before, after = _ends(evaluations)
     status, status_text = _status(record)
@@ -91,7 +91,7 @@ def _template() -> Any:
 
 
 def _without_control(value: Any) -> Any:
-    """What could drive the page or its text direction is replaced."""
+    """`value` with characters replaced that could change the page or its text direction."""
     is_markup = hasattr(value, "__html__")
     return printable(value, keep="\n\t") if isinstance(value, str) and not is_markup else value
 
@@ -101,14 +101,14 @@ def _own_file(name: str) -> str:
 
 
 def _scripts() -> list[str]:
-    """Plotly and what draws with it."""
+    """Plotly's script and the one that draws with it."""
     from plotly.offline import get_plotlyjs
 
     return [get_plotlyjs(), _own_file("report.js")]
 
 
 def _policy(scripts: list[str]) -> str:
-    """Content-Security-Policy: nothing is loaded, and no scripts but these run, whatever a text of the run holds."""
+    """Content-Security-Policy: nothing is loaded and only these scripts run, whatever the run's texts contain."""
     digests = [base64.b64encode(hashlib.sha256(script.encode()).digest()).decode() for script in scripts]
     allowed = " ".join(f"'sha256-{digest}'" for digest in digests) or "'none'"
     sources = f"default-src 'none'; style-src 'unsafe-inline'; img-src data: blob:; script-src {allowed}"
@@ -116,7 +116,7 @@ def _policy(scripts: list[str]) -> str:
 
 
 def _status(record: RunRecord) -> tuple[str, str]:
-    """CSS class and text."""
+    """CSS class and text of the run's status."""
     state = record.state
     last = int(record.metrics[-1]["step"]) if record.metrics else 0
     if state.status == "done":
@@ -144,7 +144,7 @@ def _fact(fact: Fact, unit: str, values: list[float]) -> str:
 
 
 def _ends(evaluations: list[EvaluationResult]) -> tuple[EvaluationResult | None, EvaluationResult | None]:
-    """The evaluation before training (or the first there is) and the last one after it."""
+    """The evaluation before training (or the first one) and the last one after it."""
     if not evaluations:
         return None, None
     before = next((e for e in evaluations if e.label == "before"), evaluations[0])
@@ -152,7 +152,7 @@ def _ends(evaluations: list[EvaluationResult]) -> tuple[EvaluationResult | None,
 
 
 def _samples(results: list[EvaluationResult]) -> SampleTable:
-    """The prompts of the last of the evaluations, with what each of them has sampled."""
+    """The prompts of the last evaluation with the responses in every evaluation."""
     rows = []
     for place, row in enumerate(results[-1].samples if results else []):
         answers = [result.samples[place] if place < len(result.samples) else None for result in results]
@@ -161,7 +161,7 @@ def _samples(results: list[EvaluationResult]) -> SampleTable:
 
 
 def _all_metrics(metrics: list[dict[str, float]]) -> list[tuple[Metric, tuple[float, float, float, float]]]:
-    """Of each metric the first, the last, the lowest and the highest value."""
+    """The first, last, lowest and highest value of each metric."""
     rows = []
     for key, metric in METRICS.items():
         values = [m[key] for m in metrics if key in m]

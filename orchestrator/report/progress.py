@@ -1,6 +1,6 @@
-"""What a run shows while it goes: a live display on a terminal, plain lines elsewhere.
+"""The progress of a run: a live display on a terminal, plain lines elsewhere.
 
-Text from models is printed with its control characters replaced, so that a response cannot drive the terminal.
+Text from models is printed with its control characters replaced, so that a response cannot control the terminal.
 """
 
 from __future__ import annotations
@@ -24,33 +24,33 @@ from orchestrator.display_text import duration, printable, sparkline
 from orchestrator.report.terminal_lines import shown, step_line
 
 _HISTORY = 20
-"""Steps that the live display's trends and the estimate of the time left look back on."""
+"""Number of latest steps in the live display's trends and in the estimate of the remaining time."""
 
 
 class Progress(Protocol):
-    """Shows the user how a run goes on."""
+    """Shows the user the progress of a run."""
 
     def status(self, text: str) -> None:
-        """What is happening from now on."""
+        """Show what the run does from now on."""
 
     def phase(self, text: str) -> None:
-        """What is happening inside a step: it gets no line of its own in plain output."""
+        """Show the current part of a step; plain output has no line for it."""
 
     def step(self, step: int, metrics: Mapping[str, float]) -> None:
-        """A step has ended."""
+        """Show a finished step."""
 
     def expect(self, steps: int) -> None:
-        """The run has so many steps, which was not known when it began."""
+        """Set the number of steps of the run, if it was not known at the beginning."""
 
     def lines(self, text: str) -> None:
-        """Text that is printed and stays on the screen."""
+        """Print text that stays on the screen."""
 
     def close(self) -> None:
-        """The run has ended: nothing more is shown."""
+        """End the display: the run has ended."""
 
 
 def make_progress(name: str, steps: int, first_step: int) -> Progress:
-    """The live display where standard output is a terminal that can move its cursor, plain lines elsewhere."""
+    """A live display if standard output is a terminal that can move its cursor, plain lines elsewhere."""
     console = Console()
     if sys.stdout.isatty() and not console.is_dumb_terminal:
         return LiveProgress(name, steps, first_step, console)
@@ -58,7 +58,7 @@ def make_progress(name: str, steps: int, first_step: int) -> Progress:
 
 
 class Pace:
-    """Estimates the time that is left from the last steps, with the evaluations and checkpoints between them."""
+    """Estimates the remaining time from the latest steps, including evaluations and checkpoints between them."""
 
     def __init__(self, steps: int) -> None:
         self._steps = steps
@@ -75,7 +75,7 @@ class Pace:
 
 
 class PlainProgress:
-    """One line at a time, flushed at once; a heartbeat where nothing was printed for a while."""
+    """One line at a time, flushed at once; a heartbeat if nothing was printed for a while."""
 
     def __init__(
         self, name: str, steps: int, first_step: int, *, stream: TextIO | None = None, heartbeat_s: float = 30.0
@@ -93,30 +93,30 @@ class PlainProgress:
         threading.Thread(target=self._beat, name="heartbeat", daemon=True).start()
 
     def status(self, text: str) -> None:
-        """Printed with the time since the start."""
+        """Print the text with the time since the start."""
         self.phase(text)
         self.lines(text)
 
     def phase(self, text: str) -> None:
-        """Remembered for the heartbeat, not printed."""
+        """Remember the text for the heartbeat; print nothing."""
         with self._lock:
             self._doing, self._doing_since = text, time.monotonic()
 
     def expect(self, steps: int) -> None:
-        """For the lines of the steps that follow."""
+        """Use the number of steps in the lines of later steps."""
         self._steps, self._pace = steps, Pace(steps)
 
     def step(self, step: int, metrics: Mapping[str, float]) -> None:
-        """The compact line of a step."""
+        """Print the line of a step."""
         self.lines(step_line(step, self._steps, metrics, self._pace.left(step, metrics)))
 
     def lines(self, text: str) -> None:
-        """Each line is headed by the time since the start."""
+        """Print each line with the time since the start."""
         with self._lock:
             self._print(text)
 
     def close(self) -> None:
-        """Ends the heartbeat."""
+        """End the heartbeat."""
         self._closed.set()
 
     def _print(self, text: str) -> None:
@@ -136,7 +136,8 @@ class PlainProgress:
 
 
 class LiveProgress:
-    """A display that redraws itself: a bar, what is happening and for how long, the latest metrics and their trends."""
+    """A display that redraws itself: a progress bar, the current work and its duration, the latest metrics and
+    trends."""
 
     def __init__(self, name: str, steps: int, first_step: int, console: Console) -> None:
         self._name, self._steps, self._step = name, steps, first_step
@@ -151,26 +152,26 @@ class LiveProgress:
         self._live.start(refresh=True)
 
     def status(self, text: str) -> None:
-        """Shown beside the spinner."""
+        """Show the text beside the spinner."""
         self._doing, self._doing_since = text, time.monotonic()
 
     phase = status
 
     def expect(self, steps: int) -> None:
-        """Gives the bar its length."""
+        """Set the length of the bar."""
         self._steps, self._pace = steps, Pace(steps)
 
     def step(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Updates the bar and the table."""
+        """Update the bar and the table."""
         self._history.append(dict(metrics))
         self._step, self._left = step, self._pace.left(step, metrics)
 
     def lines(self, text: str) -> None:
-        """Printed above the display."""
+        """Print above the display."""
         self._console.print(Text(text))
 
     def close(self) -> None:
-        """Stops redrawing; the last state stays on the screen."""
+        """Stop redrawing; the last state stays on the screen."""
         self._doing = ""
         self._live.stop()
 

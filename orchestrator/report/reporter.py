@@ -28,16 +28,17 @@ __all__ = ["Reporter", "render_report"]
 
 
 class Reporter:
-    """A context manager; leaving it, by an error too, flushes everything and writes `report.html`.
+    """The reports of a run, as a context manager; leaving it, also by an error, flushes all files and writes
+    `report.html`.
 
     Args:
-        run_dir: made if it is missing.
+        run_dir: created if it is missing.
         title: the kind of training, such as `PPO`.
-        steps: of the whole run; 0 if that is not known yet.
+        steps: number of steps of the whole run; 0 if it is not known yet.
         config_yaml: the resolved configuration, secrets redacted.
-        resume_step: what the files say after this step is dropped; 0 starts them afresh.
+        resume_step: entries of the files after this step are dropped; 0 starts new files.
         targets: metric → the value that a controller steers it to, drawn in its chart.
-        progress: what to show instead of the terminal's display or plain lines.
+        progress: the display to use instead of the terminal's or plain lines.
     """
 
     def __init__(
@@ -68,28 +69,28 @@ class Reporter:
         return self
 
     def status(self, text: str) -> None:
-        """What is happening from now on, shown at once and until something else happens."""
+        """Show what the run does from now on, at once and until the next call."""
         self._progress.status(text)
 
     def phase(self, name: str) -> None:
-        """A part of the next step begins: shown on a terminal, in plain output only if it takes long. ValueError if its
-        time (`time/NAME_s`) is not declared as a metric."""
+        """Begin a part of the next step: shown on a terminal; in plain output only if it takes long. ValueError if
+        its time (`time/NAME_s`) is not declared as a metric."""
         key = f"time/{name}_s"
         check_known([key])
         self._progress.phase(f"step {self._step + 1}: {METRICS[key].doing or name}")
 
     def expect(self, steps: int) -> None:
-        """The run has so many steps, which was not known when it began."""
+        """Set the number of steps of the run, if it was not known at the beginning."""
         self._state = replace(self._state, steps=steps)
         write_state(self._run_dir, self._state)
         self._progress.expect(steps)
 
     def note(self, text: str) -> None:
-        """Text that is printed and stays on the screen."""
+        """Print text that stays on the screen."""
         self._progress.lines(text)
 
     def step(self, step: int, metrics: Mapping[str, float], table: Sequence[SampleRow] = ()) -> None:
-        """A step: one line of `metrics.jsonl`, and its samples. ValueError for a metric that is not declared."""
+        """Report a step: one line of `metrics.jsonl`, and its samples. ValueError for a metric that is not declared."""
         numbers = {key: value for key, value in metrics.items() if key != "step"}
         check_known(list(numbers))
         append_line(self._run_dir / run_files.METRICS_FILE, {"step": step, **numbers})
@@ -103,7 +104,8 @@ class Reporter:
         self._progress.step(step, numbers)
 
     def evaluation(self, result: EvaluationResult) -> None:
-        """An evaluation: one line of `evaluation.jsonl`; shown, with the change since the one before training."""
+        """Report an evaluation: one line of `evaluation.jsonl`, and on the screen its change since the one before
+        training."""
         append_line(self._run_dir / run_files.EVALUATION_FILE, result.to_json())
         if self._tensorboard is not None:
             estimates = {"proxy": result.proxy, "gold": result.gold, "kl": result.kl, "length": result.length}
@@ -125,7 +127,7 @@ class Reporter:
         except Exception as failure:
             if error is None:
                 raise
-            # The run's own error is the one to raise; this one is told beside it.
+            # Raise the run's own error; this one is only printed.
             self._progress.lines(f"the report could not be written: {type(failure).__name__}: {failure}")
         finally:
             self._progress.close()
@@ -139,7 +141,7 @@ class Reporter:
 
 
 def _prepare(run_dir: Path, state: RunState, config_yaml: str, resume_step: int) -> None:
-    """The run's folder, ready for the step after `resume_step`."""
+    """Prepare the run's folder for the step after `resume_step`."""
     run_dir.mkdir(parents=True, exist_ok=True)
     for name in (run_files.METRICS_FILE, run_files.SAMPLES_FILE, run_files.EVALUATION_FILE):
         if resume_step:

@@ -1,4 +1,4 @@
-"""What a run's reports are made of, on disk: JSON lines, the configuration and the state of the run.
+"""The files that a run's reports are made of: JSON lines, the configuration and the state of the run.
 
 JSON has no NaN or infinity: they are written as `null` and read back as NaN.
 """
@@ -25,36 +25,36 @@ ALL_FILES = (METRICS_FILE, SAMPLES_FILE, EVALUATION_FILE, CONFIG_FILE, STATE_FIL
 
 @dataclass(frozen=True, slots=True)
 class RunState:
-    """How a run stands. `status` is `running`, `done`, `stopped` (by the user, or before its last step) or `failed`."""
+    """State of a run. `status` is `running`, `done`, `stopped` (by the user, or before its last step) or `failed`."""
 
     name: str
     steps: int
-    """Steps that were asked for; 0: not known yet."""
+    """Number of steps of the whole run; 0: not known yet."""
     status: str = "running"
     error: str = ""
     targets: dict[str, float] = field(default_factory=dict)
     """Metric → the value that a controller steers it to."""
     started: str = ""
-    """Time of the (last) start, ISO 8601."""
+    """Time of the latest start, ISO 8601."""
     title: str = ""
     """The kind of training, such as `PPO`."""
 
 
 @dataclass(frozen=True, slots=True)
 class RunRecord:
-    """Everything that a report shows."""
+    """All data of a report."""
 
     state: RunState
     metrics: list[dict[str, float]]
-    """One for each step, ascending; NaN for what was not a finite number."""
+    """Metrics of each step, ascending; NaN for a value that was not finite."""
     evaluations: list[EvaluationResult]
     samples: list[SampleRow]
-    """Of the last step."""
+    """Samples of the last step."""
     config_yaml: str
 
 
 def append_line(path: Path, data: Mapping[str, Any]) -> None:
-    """One JSON object on a line of its own, handed to the system at once."""
+    """Append one JSON object as a line, and flush it."""
     line = json.dumps(finite(data), allow_nan=False) + "\n"
     with path.open("a", encoding="utf-8") as file:
         file.write(line)
@@ -73,7 +73,7 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
 
 
 def drop_after(path: Path, step: int) -> None:
-    """Keep only the lines up to `step`, so that a resumed run says no step twice; replaces the file in one move."""
+    """Keep only the lines up to `step`, so that a resumed run reports no step twice; replaces the file by a rename."""
     if not path.exists():
         return
     kept = [line for line in read_lines(path) if line["step"] <= step]
@@ -90,7 +90,7 @@ def write_state(run_dir: Path, state: RunState) -> None:
 
 
 def read_record(run_dir: Path) -> RunRecord:
-    """What the files of a run say; a run of which only some files exist is shown as far as they go."""
+    """The data in the files of a run; missing files are treated as empty."""
     metrics = [
         {key: math.nan if value is None else value for key, value in line.items()}
         for line in read_lines(run_dir / METRICS_FILE)
@@ -112,7 +112,7 @@ def read_record(run_dir: Path) -> RunRecord:
 
 
 def finite(value: Any) -> Any:
-    """`value` with None (`null` in JSON) in place of every float that is not a finite number, at any depth."""
+    """`value` with None (`null` in JSON) in place of every float that is not finite, at any depth."""
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if isinstance(value, Mapping):

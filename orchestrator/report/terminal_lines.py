@@ -13,7 +13,7 @@ from orchestrator.report.evaluation_results import EvaluationChange, EvaluationR
 
 
 def step_line(step: int, steps: int, metrics: Mapping[str, float], left: float) -> str:
-    """One step on one line; what was not measured is left out."""
+    """One step on one line; metrics that were not measured are left out."""
     parts = [f"step {step:>{len(str(steps))}}/{steps}"]
     for row in shown(metrics):
         if row.line == "value":
@@ -38,11 +38,11 @@ class ShownMetric:
     remark: str
     """The standard deviation, or the name of the band that holds the value; may be empty."""
     line: str
-    """What of it stands in the line of a step, as `orchestrator.metric_types.Shown` says."""
+    """The part of it in the line of a step, as `orchestrator.metric_types.Shown` says."""
 
 
 def shown(metrics: Mapping[str, float]) -> Iterator[ShownMetric]:
-    """Those metrics of a step that are declared to be shown on the terminal, in the order of their declarations."""
+    """The metrics of a step that the terminal shows, in the order of their declarations."""
     for key, metric in METRICS.items():
         if metric.shown is not None and key in metrics:
             value = metric.shown.format.format(metrics[key])
@@ -55,7 +55,7 @@ def _remark(metric: Metric, metrics: Mapping[str, float]) -> str:
 
 
 def evaluation_lines(result: EvaluationResult, before: EvaluationResult | None) -> str:
-    """An evaluation, and what has changed since the one before training."""
+    """An evaluation, and its change since the one before training."""
     judged = [] if result.gold is None else [f"gold {_with_error(result.gold.mean, result.gold.standard_error)}"]
     parts = [
         f"evaluation {result.label}: {result.prompts} prompts",
@@ -73,7 +73,7 @@ def evaluation_lines(result: EvaluationResult, before: EvaluationResult | None) 
 
 
 def sample_lines(before: EvaluationResult, after: EvaluationResult, width: int = 160) -> str:
-    """The same prompts answered before and after, each on one line."""
+    """The responses to the same prompts before and after, each on one line."""
     parts = ["the first held-out prompts, before and after:"]
     for old, new in zip(before.samples, after.samples, strict=False):
         parts.append(f"prompt: {_short(old.prompt, width)}")

@@ -36,7 +36,7 @@ from roles.batch import Prompts, Rollouts, Sequences
 from roles.config.models import WarmupConfig
 from roles.config.rewards import MeanScore
 from roles.config.rollout import RolloutConfig
-from tests.unit.orchestrator.fakes import ACTOR, CRITIC
+from tests.unit.orchestrator.fakes import ACTOR, CRITIC, Answers
 
 MB = 1e6
 ANSWERS = {"actor": ACTOR, "critic": CRITIC}
@@ -71,16 +71,6 @@ class Ledger:
     def total(self) -> int:
         """Both ways."""
         return self.sent.total() + self.received.total()
-
-
-@dataclass
-class Answers:
-    """A call that has ended."""
-
-    values: list[Any]
-
-    def result(self, deadline_s: float) -> list[Any]:
-        return self.values
 
 
 @dataclass

@@ -5,7 +5,7 @@
 Random models of tests/gpu/models.py (made in FOLDER, a temporary one otherwise), bfloat16, one card.
 
 generate: 256 prompts of 16 tokens, 512 response tokens each, through `RolloutEngine` and through the very vLLM engine
-inside it, asked for no log-probabilities: tokens a second.
+inside it, asked for no log-probabilities: tokens per second.
 update: 64 samples of 768 to 1024 tokens, one optimizer step with checkpointing, by the actor under ZeRO-3 and by a
 plain loop over the same module (flash attention, the head in blocks, fused AdamW on bfloat16 weights): seconds, MFU.
 

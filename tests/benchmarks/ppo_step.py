@@ -1,4 +1,4 @@
-"""Seconds a PPO step, samples a second and the phases, on a randomly initialised Llama: `make bench`.
+"""Seconds per PPO step, samples per second and the phases, on a randomly initialised Llama: `make bench`.
 
 Hidden 256, 4 layers, vocabulary 512; 32 prompts of 16 tokens; responses of exactly 64 and of exactly 256 tokens; 1 and
 4 epochs; a neural reward and a critic of the same size; float32 and bfloat16. Beside each figure: the floor (the

@@ -19,7 +19,7 @@ ENVIRONMENT = {"OMP_NUM_THREADS": "1"}
 def engine_setup(
     model: Path, *, tensor_parallel: int = 1, dtype: str = "float32", index: int = 0, **rollout: Any
 ) -> RolloutSetup:
-    """Up to 16 generated tokens a prompt."""
+    """Up to 16 generated tokens per prompt."""
     engine = EngineConfig(kv_cache_gib=0.05, max_sequences=16)
     config = RolloutConfig(prompts_per_step=1, engine=engine, **{"max_response_tokens": 16} | rollout)
     return RolloutSetup(

@@ -194,7 +194,7 @@ def test_a_reward_that_fails_loses_no_step(home: Path, tiny: Path) -> None:
         "calls = []\n"
         "def score(prompts, responses, *, response_token_ids, finished, columns):\n"
         "    calls.append(1)\n"
-        "    if len(calls) == 5 and not pathlib.Path('runs/mended').exists():\n"
+        "    if len(calls) == 5 and not pathlib.Path('runs/repaired').exists():\n"
         "        raise RuntimeError('the judge is out')\n"
         "    return [float(len(text)) for text in responses]\n"
     )
@@ -206,7 +206,7 @@ def test_a_reward_that_fails_loses_no_step(home: Path, tiny: Path) -> None:
     shown = done.stdout + done.stderr
     assert done.returncode == 1, shown
     assert "the judge is out" in shown and "step-000002; go on from there with --resume" in shown
-    (home / "runs/mended").touch()
+    (home / "runs/repaired").touch()
     start([*words, "--resume"], home)
     assert [line["step"] for line in metrics(home / "runs/tiny-failing")] == [1, 2, 3]
 

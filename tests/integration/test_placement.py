@@ -131,7 +131,7 @@ def test_a_mix_that_ray_does_not_find_by_itself_is_granted(simulated: Cluster, m
 
 
 @pytest.mark.parametrize(
-    ("changes", "mend"),
+    ("changes", "fix"),
     [
         (
             {"critic_num_nodes": 4, "reward_num_nodes": 4},
@@ -145,11 +145,11 @@ def test_a_mix_that_ray_does_not_find_by_itself_is_granted(simulated: Cluster, m
     ],
     ids=["small", "fragmented", "short of CPUs"],
 )
-def test_what_no_node_can_hold_is_refused_before_asking(simulated: Cluster, changes: dict[str, int], mend: str) -> None:
+def test_what_no_node_can_hold_is_refused_before_asking(simulated: Cluster, changes: dict[str, int], fix: str) -> None:
     data = {**SEVENTY_B, "vllm_num_engines": 2, **changes}
     made = plan(TypeAdapter(PlacementConfig).validate_python(data), [RoleNeed(role, gpu=True) for role in ROLES])
     with (
-        pytest.raises(PlacementError, match=rf"the cluster is too small.*{mend}") as error,
+        pytest.raises(PlacementError, match=rf"the cluster is too small.*{fix}") as error,
         RayCluster(made, deadline_s=60, address=simulated.address),
     ):
         pass

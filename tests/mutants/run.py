@@ -75,7 +75,7 @@ def main(names: list[str]) -> int:
         tests = sorted({test for fault in faults for test in fault.tests.split()})
         failure = first_failure(tests, copy)
         if failure is not None:
-            raise SystemExit(f"{failure} fails without any fault; mend it first")
+            raise SystemExit(f"{failure} fails without any fault; fix it first")
         print("| Fault | in | noticed by |\n| --- | --- | --- |", flush=True)
         for fault in faults:
             test = noticed_by(fault, copy)

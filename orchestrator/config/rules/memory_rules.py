@@ -12,7 +12,7 @@ from roles.config.models import TrainedRole
 
 
 def memory_rules(config: EvaluationRun) -> Iterator[str]:
-    """What a machine without GPUs cannot do, and what DeepSpeed cannot do with the given ZeRO stage."""
+    """What is impossible without GPUs, and what DeepSpeed cannot do with the given ZeRO stage."""
     roles = [role for role in config.model_roles if role != ENGINES]
     if not isinstance(config, RunConfig):
         roles = [role for role in roles if role != ACTOR]  # the reference may live on its ranks, with its own section

@@ -8,7 +8,7 @@ from orchestrator.config.run import RunConfig
 
 
 def adapter_rules(config: RunConfig) -> Iterator[str]:
-    """What goes with low-rank adapters, and needs them."""
+    """Rules of low-rank adapters."""
     reference = config.reference
     if reference.share_actor and config.actor.lora is None:
         yield (
@@ -28,7 +28,7 @@ def adapter_rules(config: RunConfig) -> Iterator[str]:
 
 
 def critic_rules(config: RunConfig) -> Iterator[str]:
-    """The critic starts from one model, in units that it speaks."""
+    """Rules of the model that the critic starts from, and of the units of its values."""
     if not config.ppo.uses_critic:
         return
     critic = config.critic

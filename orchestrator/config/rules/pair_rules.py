@@ -11,7 +11,7 @@ POLICY = ("actor", "prompts", "rollout")
 
 
 def pair_rules(config: RewardTrainingRun) -> Iterator[str]:
-    """Pairs that are sampled need a policy to sample them from."""
+    """Sampled pairs need the sections of a policy."""
     if not isinstance(config.reward_training.pairs, SampledPairs):
         return
     missing = [key for key in POLICY if getattr(config, key) is None]

@@ -1,4 +1,4 @@
-"""Rules of the placement: every role has its GPUs, once, and the pools hold them."""
+"""Rules of the placement: every role has its GPUs exactly once, and the pools have enough of them."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from orchestrator.config.run import RunConfig
 
 
 def placement_rules(config: BaseConfig) -> Iterator[str]:
-    """Placements of `type: groups` and `type: openrlhf`; on one machine every role finds its place."""
+    """Rules of the placements `groups` and `openrlhf`; a local placement has a place for every role."""
     if isinstance(config.placement, LocalPlacement):
         return
     try:
@@ -39,7 +39,7 @@ def placement_rules(config: BaseConfig) -> Iterator[str]:
 
 
 def _without_gpus(config: RunConfig, placed: set[str]) -> list[str]:
-    """In OpenRLHF's placement: the first role that needs GPUs and is given none."""
+    """The first role that needs GPUs but has none in OpenRLHF's placement."""
     missing = sorted(_used(config, placed) & set(gpu_roles()) - placed)
     if config.placement.type != "openrlhf" or not missing:
         return []
@@ -49,7 +49,7 @@ def _without_gpus(config: RunConfig, placed: set[str]) -> list[str]:
 
 
 def _idle_gpus(config: RunConfig, placed: set[str]) -> Iterator[str]:
-    """Roles that are given GPUs and need none."""
+    """Roles that have GPUs but need none."""
     theirs = openrlhf_names() if config.placement.type == "openrlhf" else {}
     for role in sorted(placed - _used(config, placed)):
         name = theirs.get(role)

@@ -10,7 +10,7 @@ from cluster.role_table import ACTOR, trained_roles
 from orchestrator.config.run import RunConfig
 
 LARGEST_GSPO_CLIP = 0.05
-"""Means over responses hardly ever move so far; the paper uses about 1e-4."""
+"""Largest usual clip range for means over responses, which change little; the paper uses about 1e-4."""
 BIASED_KL = {
     ("loss", "k1"): "its gradient is zero on average, so nothing holds the policy; use k2 (or k3, as GRPO does)",
     ("reward", "k2"): "it punishes tokens that became less likely as much as those that became more likely; use k1",
@@ -44,9 +44,9 @@ def batch_rules(config: RunConfig) -> Iterator[str]:
 
 
 def distribution_rules(config: RunConfig) -> Iterator[str]:
-    """Samples of another distribution than the actor's need weights."""
+    """Samples from another distribution than the actor's need importance weights."""
     rollout = config.rollout
-    unweighted = config.ppo.policy.importance.type in ("none", "reject")  # neither weights single tokens
+    unweighted = config.ppo.policy.importance.type in ("none", "reject")  # these types do not weight single tokens
     if (rollout.top_p < 1 or rollout.top_k > 0) and unweighted:
         yield (
             f"rollout.top_p={rollout.top_p}, top_k={rollout.top_k} sample another distribution than the actor's; set "
@@ -81,7 +81,7 @@ def step_rules(config: RunConfig) -> Iterator[str]:
 
 
 def advantage_rules(config: RunConfig) -> Iterator[str]:
-    """Losses, penalties and advantages that do not go together."""
+    """Combinations of losses, penalties and advantages that are refused."""
     ppo, kind = config.ppo, config.ppo.advantage.type
     why = BIASED_KL.get((ppo.kl.where, ppo.kl.estimator))
     if why and not ppo.kl.allow_biased:

@@ -10,7 +10,7 @@ from roles.config.rewards import EnsembleReward, WeightedScore
 
 
 def conversation_rules(config: EvaluationRun) -> Iterator[str]:
-    """Rewards of conversations."""
+    """Rules for the rewards of conversations."""
     if config.environment is None:
         if config.reward.type == "environment":
             yield "reward.type=environment, but there is no section `environment` that pays; add one (path, max_tokens)"

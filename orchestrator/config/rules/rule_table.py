@@ -1,4 +1,4 @@
-"""Which rules hold for which command: a rule holds for every root that has the keys which it reads."""
+"""The rules of each command: a rule holds for every root that has the keys which it reads."""
 
 from __future__ import annotations
 
@@ -36,12 +36,12 @@ RULES: tuple[tuple[type[BaseConfig], Callable[[Any], Iterator[str]]], ...] = (
     (EvaluationRun, memory_rules.memory_rules),
     (RewardTrainingRun, pair_rules.pair_rules),
 )
-"""The keys that a rule reads are those of the class at its left, and of every root made from it."""
+"""(class whose keys the rule reads, rule); the rule holds for the class and every root derived from it."""
 
 
 def broken_rules(config: BaseConfig) -> list[str]:
     """One line for every broken rule: key, value, fix. Empty if the configuration is sound."""
     misplaced = list(placement_rules.placement_rules(config))
     if misplaced:
-        return misplaced  # the other rules ask how many ranks there are
+        return misplaced  # the other rules need the number of ranks
     return [line for root, rule in RULES if isinstance(config, root) for line in rule(config)]

@@ -8,7 +8,7 @@ from orchestrator.config.sampling import SamplingConfig
 
 
 def response_rules(config: SamplingConfig) -> Iterator[str]:
-    """Bounds of a response."""
+    """Rules for the length of a response."""
     rollout = config.rollout
     if rollout.min_response_tokens > rollout.max_response_tokens:
         yield (
@@ -18,7 +18,7 @@ def response_rules(config: SamplingConfig) -> Iterator[str]:
 
 
 def environment_rules(config: SamplingConfig) -> Iterator[str]:
-    """What an environment makes of the prompts' keys."""
+    """Rules for the keys of `prompts` if there is an environment."""
     environment = config.environment
     if environment is None:
         return
@@ -38,7 +38,7 @@ def environment_rules(config: SamplingConfig) -> Iterator[str]:
 
 
 def engine_rules(config: SamplingConfig) -> Iterator[str]:
-    """What vLLM's engines cannot do on CPUs."""
+    """Settings that vLLM's engines do not support on CPUs."""
     engine = config.rollout.engine
     if config.device == "cpu" and engine.block_size is not None and engine.block_size % 32:
         near = max(32, round(engine.block_size / 32) * 32)

@@ -18,6 +18,16 @@ CRITIC = CriticStats(0.0, 0.0, 1.0, 1.0)
 
 
 @dataclass
+class Answers:
+    """A call of a group that has ended."""
+
+    values: list[Any]
+
+    def result(self, deadline_s: float) -> list[Any]:
+        return self.values
+
+
+@dataclass
 class FakeCall:
     """Answers at once; the log says when it was waited for."""
 

@@ -38,17 +38,8 @@ from orchestrator.config.loading import load_config
 from orchestrator.config.run import RunConfig
 from orchestrator.data.prompts import read_questions, read_tasks
 from roles.text.tokenizer import load_tokenizer
+from tests.unit.orchestrator.fakes import Answers
 from tests.unit.wiring.tiny import ENDS, VOCABULARY
-
-
-@dataclass
-class Answers:
-    """What a call of a group gives back."""
-
-    values: list[Any]
-
-    def result(self, deadline_s: float) -> list[Any]:
-        return self.values
 
 
 @dataclass

@@ -56,7 +56,7 @@ def test_nobody_there_and_somebody_silent(monkeypatch: pytest.MonkeyPatch) -> No
 
 
 @pytest.mark.parametrize(
-    ("environment", "mend"),
+    ("environment", "fix"),
     [
         ({}, "asks for a token; set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN_PATH"),
         ({"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "hush"}, "does not take our token, what RAY_AUTH_TOKEN says"),
@@ -64,9 +64,9 @@ def test_nobody_there_and_somebody_silent(monkeypatch: pytest.MonkeyPatch) -> No
     ],
 )
 def test_a_token_that_is_missing_or_wrong_is_named_and_not_shown(
-    environment: dict[str, str], mend: str, monkeypatch: pytest.MonkeyPatch
+    environment: dict[str, str], fix: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
-    assert mend in jobs._token_mend("http://head:8265")
-    assert "hush" not in jobs._token_mend("http://head:8265")
+    assert fix in jobs._token_fix("http://head:8265")
+    assert "hush" not in jobs._token_fix("http://head:8265")

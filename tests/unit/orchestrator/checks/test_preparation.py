@@ -1,4 +1,4 @@
-"""The door: each kind of bad input is told with key, value and mend, before anything starts."""
+"""Each kind of bad input is refused with key, value and fix, before anything starts."""
 
 from __future__ import annotations
 

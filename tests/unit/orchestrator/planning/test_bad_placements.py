@@ -1,4 +1,4 @@
-"""What a user is told about a placement that cannot be: exit code 2, and one line with key, value and mend."""
+"""What a user is told about a placement that cannot be: exit code 2, and one line with key, value and fix."""
 
 from __future__ import annotations
 
@@ -128,11 +128,11 @@ def test_a_reward_without_a_model_needs_no_group(file: str) -> None:
     told = CliRunner().invoke(cli.app, ["config", file, "reward={type: function, path: x.py}"])
     (_, line) = told.stderr.splitlines()
     assert told.exit_code == 2
-    mends = {
+    fixes = {
         GROUPS: "take `reward` out of placement.groups",
         THEIRS: "use placement.reward_num_nodes: 0, or leave it out",
     }
-    assert f"reward.type=function needs no GPUs; {mends[file]}" in line
+    assert f"reward.type=function needs no GPUs; {fixes[file]}" in line
 
 
 def test_openrlhfs_form_plans_no_gpus_for_a_reward_that_is_a_function(tmp_path: Path) -> None:

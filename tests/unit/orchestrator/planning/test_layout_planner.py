@@ -29,9 +29,9 @@ ON_GPUS = sorted(path for path in (ROOT / "configs").glob("*.yaml") if "device: 
 FULL_ADAM = ["actor.zero.offload_optimizer=false", "critic.zero.offload_optimizer=false"]
 
 
-def text_of(planned: PlannedLayout, mend: list[str] | None = None) -> str:
+def text_of(planned: PlannedLayout, fix: list[str] | None = None) -> str:
     console = Console(width=80, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
-    console.print(draw(planned, mend))
+    console.print(draw(planned, fix))
     return console.export_text()
 
 
@@ -158,7 +158,7 @@ def test_without_a_critic_its_gpus_are_not_planned() -> None:
         load_config(SEVENTY_B, [*change, *sizes])
 
 
-def test_full_adam_for_seventy_b_does_not_fit_and_the_mend_is_named() -> None:
+def test_full_adam_for_seventy_b_does_not_fit_and_the_fix_is_named() -> None:
     config = load_config(SEVENTY_B, FULL_ADAM)
     planned = layout(config)
     first, second = planned.shortages

@@ -87,7 +87,7 @@ def test_the_numbers(log: list[str], judge: bool) -> None:
     assert (result.gold is None) != judge
     spread = torch.arange(5.0).std(correction=1).item()
     assert (result.proxy.mean, result.proxy.standard_error) == (2.0, pytest.approx(spread / 5**0.5))
-    # Three tokens a response, each with log-probability -1 against -3: k1 sums to 6 nats.
+    # Three tokens per response, each with log-probability -1 against -3: k1 sums to 6 nats.
     assert (result.kl.mean, result.kl.standard_error) == (pytest.approx(6.0), pytest.approx(0.0))
     assert (result.length.mean, result.truncated_fraction) == (3.0, 0.0)
     assert [(row.proxy, row.kl) for row in result.samples] == [(0.0, pytest.approx(6.0)), (1.0, pytest.approx(6.0))]

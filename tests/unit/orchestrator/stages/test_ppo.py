@@ -98,7 +98,7 @@ def sleep(run: Run, sleeps: bool) -> None:
 
 
 def kl_of(kl: float) -> StepReport:
-    """A step with that KL, in nats a response."""
+    """A step with that KL, in nats per response."""
     return StepReport({"objective/kl": kl})
 
 
@@ -349,7 +349,7 @@ def test_an_actor_that_hangs_is_told(make_run: MakeRun, monkeypatch: pytest.Monk
 
 
 @pytest.mark.parametrize(
-    ("kl", "told"), [(9.0, []), (11.0, ["KL 11.0 nats a response in step 3 is far from the reference"])]
+    ("kl", "told"), [(9.0, []), (11.0, ["KL 11.0 nats per response in step 3 is far from the reference"])]
 )
 def test_a_policy_that_drifts_is_told(kl: float, told: list[str], make_run: MakeRun) -> None:
     run, log = make_run(step=3)
