@@ -24,6 +24,7 @@ from torch.nn.attention.varlen import varlen_attn
 from transformers import AttentionInterface, AutoModelForCausalLM, PretrainedConfig
 
 from roles.errors import ModelError
+from roles.models.keywords import pass_on_layout
 
 IMPLEMENTATION = "tetrarch_packed"
 CHECKED = "tetrarch_checked"
@@ -237,6 +238,7 @@ def check_architecture(config: PretrainedConfig, *, trust_remote_code: bool = Fa
             model = AutoModelForCausalLM.from_config(
                 config, attn_implementation=CHECKED, dtype=torch.bfloat16, trust_remote_code=trust_remote_code
             )
+            pass_on_layout(model)
             ids = torch.zeros(1, 8, dtype=torch.long)
             model.eval()(input_ids=ids, position_ids=ids, layout=True, use_cache=False)
     except ModelError:

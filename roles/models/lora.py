@@ -15,9 +15,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
 
 from roles.config.models import LoraConfig
 from roles.errors import ModelError
+
+LINEAR = (nn.Linear, Conv1D)
+"""A `Conv1D` is GPT-2's linear layer, whose weight is stored as `[inputs, outputs]`."""
 
 ADAPTER = "default"
 """PEFT's name of an adapter that was given no name."""
@@ -35,10 +39,18 @@ def adapt(model: PreTrainedModel, config: LoraConfig, seed: int = 0) -> None:
     from peft import inject_adapter_in_model
 
     targets = _targets(model, config)
+    turned = isinstance(model.get_submodule(targets[0]), Conv1D)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         inject_adapter_in_model(
-            PeftConfig(r=config.rank, lora_alpha=config.alpha, target_modules=targets, lora_dropout=0.0), model
+            PeftConfig(
+                r=config.rank,
+                lora_alpha=config.alpha,
+                target_modules=targets,
+                lora_dropout=0.0,
+                fan_in_fan_out=turned,
+            ),
+            model,
         )
     # ZeRO-3 frees the weights of a layer whose inputs need no gradient before the backward pass has used them.
     model.enable_input_require_grads()
@@ -50,13 +62,13 @@ def adapter_parameters(model: PreTrainedModel, config: LoraConfig) -> int:
     """Number of parameters that `adapt` would add; only shapes are read. Raises as `adapt` does."""
     modules = dict(model.named_modules())
     layers: list[Any] = [modules[name] for name in _targets(model, config)]
-    return sum(config.rank * (layer.in_features + layer.out_features) for layer in layers)
+    return sum(config.rank * sum(layer.weight.shape) for layer in layers)
 
 
 def _targets(model: PreTrainedModel, config: LoraConfig) -> list[str]:
     """Full names of the linear layers that get an adapter. Heads get none."""
     inside = f"{model.base_model_prefix}."
-    linear = [n for n, m in model.named_modules() if isinstance(m, nn.Linear) and n.startswith(inside)]
+    linear = [n for n, m in model.named_modules() if isinstance(m, LINEAR) and n.startswith(inside)]
     if config.targets == "all-linear":
         wanted = {name: [name] for name in linear} or {"all-linear": []}
     else:
@@ -99,7 +111,8 @@ def adapter_of(layer: Any) -> list[nn.Parameter]:
 def merged(weight: Tensor, layer: Any) -> Tensor:
     """`W + alpha/rank · B·A` in W's dtype; `weight` is the whole W, which is not changed."""
     a, b = (parameter.data.float() for parameter in adapter_of(layer))
-    whole: Tensor = torch.addmm(weight.float(), b, a, alpha=layer.scaling[ADAPTER])
+    first, second = (a.t(), b.t()) if layer.fan_in_fan_out else (b, a)
+    whole: Tensor = torch.addmm(weight.float(), first, second, alpha=layer.scaling[ADAPTER])
     return whole.to(weight.dtype)
 
 

@@ -31,6 +31,7 @@ from roles.model_files.weight_check import few
 from roles.model_files.weight_files import Stored, stored_weights
 from roles.models.attention import IMPLEMENTATION, Layout
 from roles.models.early_end import Forbidden
+from roles.models.keywords import KEEPING, pass_on_layout
 from roles.models.scoring_head import ScoringHead, has_plain_head
 from roles.packing import Packed
 
@@ -257,9 +258,11 @@ def _load(
         raise ModelError(f"the model in {path} cannot be loaded: {error}") from error
     if usual_range is not None:
         model.config.initializer_range = usual_range
-    if not model._supports_attention_backend or model._is_stateful:
+    attends = model._supports_attention_backend or config.model_type in KEEPING
+    if not attends or model._is_stateful:
         raise _own_attention(config.model_type, path)
     _exact_rotary(model)
+    pass_on_layout(model)
     if gradient_checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     return model, report

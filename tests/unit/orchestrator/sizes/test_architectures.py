@@ -163,7 +163,7 @@ def test_a_target_that_is_no_layer_is_left_to_transformers() -> None:
     assert decoder is not None and gpt2 is not None
     assert decoder.adapters(8, ["q_proj"]) == 36 * 8 * (4096 + 4096)
     assert decoder.adapters(8, ["q_pro"]) is decoder.adapters(8, ["q_proj", "layers.0.mlp.up_proj"]) is None
-    assert gpt2.adapters(8, ["c_attn"]) is None, "its matrices are no linear layers of torch"
+    assert gpt2.adapters(8, ["c_attn"]) is None, "its matrices are stored in another way"
 
 
 @pytest.mark.parametrize(

@@ -33,6 +33,8 @@ ARCHITECTURES: dict[str, tuple[str, dict[str, Any]]] = {
     "phi3": ("Phi3Config", GROUPED),
     "granite-scaled": ("GraniteConfig", GROUPED | {"logits_scaling": 4.0}),
     "gpt-neox": ("GPTNeoXConfig", LLAMA),
+    "stablelm-keeps-keywords": ("StableLmConfig", GROUPED),
+    "nemotron-keeps-keywords": ("NemotronConfig", GROUPED),
     "gpt2-dropout": ("GPT2Config", SMALL | {"initializer_range": 0.2, "bos_token_id": 1, "eos_token_id": 2}),
     "opt-dropout": ("OPTConfig", SMALL | {"ffn_dim": 64, "word_embed_proj_dim": 32, "init_std": 0.2}),
 }
@@ -168,8 +170,9 @@ def test_no_wanted_position_gives_zero_gradients_to_every_weight(tmp_path: Path)
         assert not parameter.grad.any()
 
 
-def test_gradient_checkpointing_changes_no_gradient(tmp_path: Path) -> None:
-    write(tmp_path, "llama-grouped")
+@pytest.mark.parametrize("architecture", ["llama-grouped", "stablelm-keeps-keywords"])
+def test_gradient_checkpointing_changes_no_gradient(tmp_path: Path, architecture: str) -> None:
+    write(tmp_path, architecture)
     positions, labels = targets()
     models = [PolicyModel.load(tmp_path, gradient_checkpointing=on).train() for on in (False, True)]
     for model in models:
@@ -311,7 +314,6 @@ def test_a_classifier_of_two_labels_is_refused(tmp_path: Path) -> None:
     [
         ("BloomConfig", {"hidden_size": 32, "n_layer": 2, "n_head": 4}),
         ("FalconConfig", SMALL),
-        ("StableLmConfig", LLAMA),
         ("MambaConfig", {"hidden_size": 32, "num_hidden_layers": 1, "state_size": 4}),
     ],
 )
