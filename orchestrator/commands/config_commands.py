@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -14,26 +14,28 @@ from orchestrator.config.loading import dump_config, load_all
 from orchestrator.config.roots import json_schema
 from orchestrator.errors import ConfigError
 
+if TYPE_CHECKING:
+    from orchestrator.importing.importer import Imported
 
-def import_openrlhf(
-    file: Annotated[
-        Path, typer.Argument(metavar="FILE", help="YAML of OpenRLHF's keys, or a script with its command.")
-    ],
-    debug: Debug = False,
-) -> None:
-    """Turn OpenRLHF's options into a configuration (on stdout), and name what could not be carried over (on stderr).
+
+ImportedFile = Annotated[Path, typer.Argument(metavar="FILE", help="A script with the command, or YAML of its keys.")]
+
+
+def import_openrlhf(file: ImportedFile, debug: Debug = False) -> None:
+    """Turn a script of OpenRLHF's PPO into a configuration (on stdout); what it does not carry is told on stderr too.
 
     Example: tetrarch import-openrlhf train_ppo_llama_ray_70b.sh > mine.yaml
     """
     with reported(debug):
-        from orchestrator.config.openrlhf import import_file
+        from orchestrator.importing.openrlhf import import_openrlhf as read
 
-        imported = import_file(file)
-        print(imported.text, end="")
-        for key in imported.left_out:
-            typer.echo(f"not carried over: {key}", err=True)
-        for key in imported.to_fill:
-            typer.echo(f"still to be said: {key}", err=True)
+        _print(read(file))
+
+
+def _print(imported: Imported) -> None:
+    print(imported.text, end="")
+    for remark in imported.remarks:
+        typer.echo(str(remark), err=True)
 
 
 def doctor(debug: Debug = False) -> None:

@@ -30,12 +30,13 @@ FORBIDDEN = {
 }
 ROOMS = {
     "orchestrator": {
-        "commands": "stages checks planning sizes data run config",
+        "commands": "stages checks planning importing sizes data run config",
         "stages": "ppo groups planning sizes data run report config",
         "ppo": "groups data run report config",
         "checks": "sizes data run report config",
         "groups": "config",
         "planning": "sizes config",
+        "importing": "config",
         "sizes": "data config",
         "data": "config",
         "run": "report config",

@@ -1,0 +1,148 @@
+"""What the frameworks say in like ways: mini-batches, schedules, KL penalties, clips, paths of data."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from orchestrator.config.rules.ppo_rules import BIASED_KL, LARGEST_GSPO_CLIP
+from orchestrator.errors import ConfigError
+from orchestrator.importing.draft import UNSAID, Draft
+
+Each = Mapping[str, tuple[object, str]]
+"""Key of ours → its value and the option that says it."""
+SCHEDULES = {
+    "constant": "constant",
+    "constant_with_warmup": "constant",
+    "linear": "linear",
+    "cosine": "cosine",
+    "cosine_with_min_lr": "cosine",
+    "cosine_warmup_with_min_lr": "cosine",
+}
+"""Names of transformers → ours."""
+
+
+@dataclass(frozen=True, slots=True)
+class Steps:
+    """How long a run is."""
+
+    ppo: int
+    """PPO steps."""
+    epochs: int
+    mini_batches: int
+    frozen: int = 0
+    """PPO steps that train only the critic."""
+
+    def optimizer(self, role: str) -> int:
+        """Optimizer steps of a role."""
+        return (self.ppo - self.frozen * (role == "actor")) * self.epochs * self.mini_batches
+
+
+def put_model(draft: Draft, key: str, option: str) -> None:
+    """A model that a run cannot do without."""
+    path = draft.options.text(option)
+    if path is None:
+        draft.to_say(key, "a Hugging Face folder or a hub name")
+    draft.put(key, path or UNSAID, option)
+
+
+def put_mini_batches(draft: Draft, samples: int, each: int, ranks: int, option: str) -> int:
+    """Optimizer steps of a pass over `samples`, where theirs take `each` samples: equal parts, a sample a rank."""
+    wanted = max(samples // each, 1)
+    fitting = [n for n in range(1, wanted + 1) if samples % n == 0 and samples // n >= ranks]
+    made = fitting[-1] if fitting else 1
+    draft.put("ppo.mini_batches", made, option)
+    if samples != made * each:
+        why = f"optimizer steps have equal numbers of samples here: {samples // made} of the {samples} of a step"
+        draft.differs(option, f"{why}, in place of {each}")
+    return made
+
+
+def put_schedule(
+    draft: Draft, role: str, kind: str, steps: Steps, *, warmup: int, floor: float, options: tuple[str, str, str]
+) -> None:
+    """The learning rate of a role; `options`: those of the kind, the warm-up and the floor."""
+    key = f"{role}.optimizer.schedule"
+    if kind not in SCHEDULES:
+        draft.differs(options[0], f"{kind} is cosine here, which falls to the floor and stays there")
+    ours = SCHEDULES.get(kind, "cosine")
+    draft.put(f"{key}.type", ours, options[0])
+    draft.put(f"{key}.warmup_steps", max(min(warmup, steps.optimizer(role) - 1), 0), options[1])
+    if ours != "constant" and floor:
+        draft.put(f"{key}.floor", floor, options[2])
+
+
+def warmup_steps(ratio: float, steps: Steps, role: str) -> int:
+    """Optimizer steps of a share of the run."""
+    return math.ceil(ratio * steps.optimizer(role))
+
+
+def put_kl_form(draft: Draft, where: str, estimator: str, options: tuple[str, str]) -> None:
+    """Where the KL penalty goes and how it is estimated; what we warn of is their choice."""
+    draft.put("ppo.kl.where", where, options[0])
+    draft.put("ppo.kl.estimator", estimator, options[1])
+    if (where, estimator) in BIASED_KL:
+        draft.put("ppo.kl.allow_biased", True)
+        draft.because("ppo.kl.allow_biased", BIASED_KL[where, estimator])
+
+
+def put_clip(draft: Draft, low: float, high: float, option: str) -> None:
+    """The bounds of the ratio; GSPO's is a mean over a response, which hardly moves."""
+    gspo = draft.data["ppo"]["policy"]["type"] == "gspo"
+    if gspo and low > LARGEST_GSPO_CLIP:
+        draft.differs(option, f"{low:g} clips no mean over a response (the paper has 3e-4); {LARGEST_GSPO_CLIP:g} here")
+    draft.put("ppo.policy.clip", min(low, LARGEST_GSPO_CLIP) if gspo else low, option)
+    if high != low:
+        draft.put("ppo.policy.clip_high", high, option)
+
+
+def put_top_p_weights(draft: Draft, top_p: str, top_k: int) -> None:
+    """Tokens of a cut distribution need weights here, where the other framework trains on them as they are."""
+    importance = draft.data["ppo"]["policy"].get("importance", {"type": "none"})
+    cut = draft.options.number(top_p) < 1 or top_k > 0
+    if cut and importance["type"] in ("none", "reject"):
+        draft.put("ppo.policy.importance", {"type": "truncated"})
+        draft.because("ppo.policy.importance.type", "samples of a cut distribution are weighted here")
+        draft.differs(top_p, "samples of a cut distribution get importance weights here (ppo.policy.importance)")
+
+
+def put_prompts(draft: Draft, paths: list[str], option: str, *, part: str = "train", each: Each | None = None) -> None:
+    """One data set, or several that are joined; `each`: keys of every one of them, such as its split."""
+    key = f"prompts.{part}"
+    if not paths:
+        draft.to_say(f"{key}.path", "a file, a folder or a hub name")
+    first, *others = paths or [UNSAID]
+    draft.put(f"{key}.path", first, option)
+    for number, path in enumerate(others, start=2):
+        draft.put(f"{key}.mixed_with.source_{number}.path", path, option)
+    for source in ("", *(f".mixed_with.source_{number}" for number in range(2, len(others) + 2))):
+        for name, (value, *sources) in (each or {}).items():
+            draft.put(f"{key}{source}.{name}", value, *sources)
+
+
+def put_shares(draft: Draft, shares: list[float], option: str) -> None:
+    """Shares of the training data sets, in their order."""
+    train = draft.data["prompts"]["train"]
+    sources = ["", *(f".mixed_with.{name}" for name in train.get("mixed_with", {}))]
+    if len(shares) != len(sources):
+        raise ConfigError(f"{draft.options.said(option)} has {len(shares)} shares for {len(sources)} data sets")
+    for source, share in zip(sources, shares, strict=True):
+        draft.put(f"prompts.train{source}.weight", share, option)
+    draft.differs(option, "rows of a data set that has more than its share are left out; there the others are repeated")
+
+
+def put_run_dir(draft: Draft, path: str | None, option: str) -> None:
+    """Where the run leaves its files."""
+    if path is None or "$" in path:
+        draft.to_say("run_dir", "the folder of everything that the run leaves behind")
+        draft.put("run_dir", "runs/imported", option)
+        draft.because("run_dir", "to be said")
+        return
+    draft.put("run_dir", path, option)
+
+
+def lora_targets(value: object) -> str | list[str]:
+    """`all-linear`, or names of layers."""
+    names = value if isinstance(value, list) else [value]
+    return "all-linear" if names in ([], ["all-linear"], [None]) else [str(name) for name in names]

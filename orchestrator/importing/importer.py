@@ -1,0 +1,89 @@
+"""A file of another framework → our configuration as text, and the remarks on all that it does not carry."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from orchestrator.config.yaml_text import YamlError, parse_yaml
+from orchestrator.errors import ConfigError
+from orchestrator.importing.draft import Draft, Remark
+from orchestrator.importing.given_options import GivenOptions
+from orchestrator.importing.option_table import OptionTable, option_table
+from orchestrator.importing.shell_variables import ScriptError
+from orchestrator.importing.shell_words import commands
+
+LARGEST_SCRIPT = 1_000_000
+"""Characters of a script or file of options."""
+
+
+@dataclass(frozen=True, slots=True)
+class Imported:
+    """A configuration and what to know about it."""
+
+    text: str
+    """YAML, headed by the remarks."""
+    remarks: tuple[Remark, ...]
+
+    def about(self, kind: str) -> list[str]:
+        """What the remarks of one kind are about."""
+        return [remark.about for remark in self.remarks if remark.kind == kind]
+
+
+def file_text(path: Path) -> str:
+    """The whole file. ConfigError if it is none, or too large for a script."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} cannot be read: {error}") from None
+    if len(text) > LARGEST_SCRIPT:
+        raise ConfigError(f"{path} has {len(text)} characters, more than any script; name the script itself")
+    return text
+
+
+def mapping_in(text: str) -> dict[str, Any] | None:
+    """A YAML or JSON mapping; None if the text is something else, such as a script."""
+    try:
+        data = parse_yaml(text)
+    except YamlError:
+        return None
+    return {str(name): value for name, value in data.items()} if isinstance(data, dict) else None
+
+
+def flat(data: dict[str, Any], before: str = "") -> dict[str, Any]:
+    """{"actor": {"num_nodes": 2}} → {"actor.num_nodes": 2}."""
+    found: dict[str, Any] = {}
+    for name, value in data.items():
+        inner = flat(value, f"{before}{name}.") if isinstance(value, dict) and value else {f"{before}{name}": value}
+        found |= inner
+    return found
+
+
+def words_after(text: str, programs: str, path: Path) -> list[str]:
+    """The words of the last command in a script that starts one of `programs`, behind it; all words if none does."""
+    try:
+        found = commands(text)
+    except ScriptError as error:
+        raise ConfigError(f"{path} cannot be split into words: {error}") from None
+    starts = [(words, n) for words in found for n, word in enumerate(words) if re.search(programs, word)]
+    if starts:
+        words, n = starts[-1]
+        return words[n + 1 :]
+    return [word for words in found for word in words]
+
+
+def imported(
+    path: Path, framework: str, given: dict[str, Any], draft_of: Callable[[GivenOptions], Draft], hint: str
+) -> Imported:
+    """The configuration that the given options stand for. ConfigError with `hint` if none of them is known."""
+    table: OptionTable = option_table(framework)
+    options = GivenOptions(table, given)
+    if not list(options.names()):
+        raise ConfigError(f"{path} holds no option of {table.framework}{hint}")
+    draft = draft_of(options)
+    draft.say_unused()
+    title = f"{path.name}: options of {table.framework} {table.version}, by `tetrarch import-{framework}`"
+    return Imported(draft.text(title), tuple(draft.remarks))
