@@ -27,6 +27,10 @@ ADAPTER = "default"
 """PEFT's name of an adapter that was given no name."""
 
 
+WHOLE = "whole"
+"""Name of the model inside the module that PEFT gets."""
+
+
 def adapt(model: PreTrainedModel, config: LoraConfig, seed: int = 0) -> None:
     """Put adapters into `model`, and freeze everything else except a value head.
 
@@ -40,17 +44,19 @@ def adapt(model: PreTrainedModel, config: LoraConfig, seed: int = 0) -> None:
 
     targets = _targets(model, config)
     turned = isinstance(model.get_submodule(targets[0]), Conv1D)
+    # Of a transformers model PEFT would take `gate_proj` and the like, wherever they are, for its fused experts.
+    plain = nn.ModuleDict({WHOLE: model})
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         inject_adapter_in_model(
             PeftConfig(
                 r=config.rank,
                 lora_alpha=config.alpha,
-                target_modules=targets,
+                target_modules=[f"{WHOLE}.{name}" for name in targets],
                 lora_dropout=0.0,
                 fan_in_fan_out=turned,
             ),
-            model,
+            plain,
         )
     # ZeRO-3 frees the weights of a layer whose inputs need no gradient before the backward pass has used them.
     model.enable_input_require_grads()

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch import Tensor
-from transformers import AutoModelForSequenceClassification, PreTrainedModel
+from torch import Tensor, nn
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, PreTrainedModel
 
 from roles.config.models import LoraConfig
 from roles.errors import ModelError
@@ -16,6 +16,7 @@ from roles.models.networks import PolicyModel, ValueModel
 from roles.transfer.connect import ZeroSource
 from roles.zero.digest import Digest
 from roles.zero.gather import full_parameters, layers, parameter_shapes
+from tests.integration import architectures
 from tests.unit.roles.models.test_networks import PACKED, targets, write
 
 LORA = LoraConfig(rank=4, alpha=8)
@@ -141,3 +142,15 @@ def test_merging_rounds_once(tmp_path: Path) -> None:
 def test_a_target_that_is_no_layer_is_named(tmp_path: Path, unknown: str) -> None:
     with pytest.raises(ModelError, match=rf"lora.targets: {unknown} is no linear layer of .*; it has down_proj, "):
         policy(tmp_path, LoraConfig(targets=("q_proj", unknown)))
+
+
+@pytest.mark.parametrize("name", ["Glm4Moe", "DeepseekV3", "Qwen3Next"])
+def test_linear_layers_beside_the_experts_of_a_mixture_have_adapters_and_the_experts_have_none(name: str) -> None:
+    """Their names are like those of the experts (`gate_proj`), which PEFT would take in their place."""
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(architectures.config(name))
+    before = parameter_shapes(model)
+    linear = {f"{part}.weight" for part, layer in model.named_modules() if isinstance(layer, nn.Linear)}
+    adapt(model, LORA)
+    assert adapted_layers(model).keys() == linear - {"lm_head.weight"}
+    assert parameter_shapes(model) == before
