@@ -31,7 +31,7 @@ HEAD_SIZES = (32, 64, 80, 96, 112, 128, 160, 192, 224, 256, 512)
 def check_attention(model: ModelFacts) -> None:
     """The trainer's roles read packed sequences: every layer must attend through transformers' interface."""
     # These load torch: not before the quick checks have passed.
-    from roles.model_files.weight_check import read_config
+    from roles.model_files.config_json import read_config
     from roles.models.attention import check_architecture
 
     trust = model.source.trust_remote_code

@@ -8,39 +8,34 @@ has not been done before, because both are needed next.
 from __future__ import annotations
 
 import difflib
-import json
+import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from orchestrator.data.dataset_rows import is_hub_name
+from orchestrator.display_text import printable
 from orchestrator.errors import ConfigError
 from orchestrator.sizes.families import FAMILIES
 from roles.config.models import ModelConfig
 from roles.config.section import Dtype
 from roles.errors import ModelError
+from roles.model_files.config_json import CONTEXT_KEYS, config_json, read_config, text_part
+from roles.model_files.folders import ADAPTER_CONFIG, TOKENIZER_FILES, folder_of, is_adapter, what_it_is
 from roles.model_files.value_heads import Head, find_head, normalisation
 from roles.model_files.weight_files import stored_weights
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "spiece.model", "vocab.txt")
-"""Any of them makes a tokenizer."""
-
-CONTEXT_KEYS = ("max_position_embeddings", "n_positions", "max_sequence_length", "seq_length", "n_ctx")
-"""How configurations of different architectures call the longest sequence they know."""
-
 LENGTH_DEPENDENT = ("longrope", "su", "dynamic")
 """Scalings of rotary positions that transformers changes for a whole pass when one of its sequences is longer than
 those of the first training; `su` is an older name of `longrope`."""
 
-SIZES = (
-    *("hidden_size", "n_embd", "intermediate_size", "vocab_size", "num_hidden_layers", "n_layer", "head_dim"),
-    *("num_attention_heads", "n_head", "num_key_value_heads", *CONTEXT_KEYS),
-)
-"""Keys whose values are whole numbers above 0, or lists of them."""
+LONGEST_PATH = 200
+"""Characters of a path that errors show."""
 
 BYTES: dict[Dtype, int] = {"float32": 4, "bfloat16": 2}
 
@@ -64,7 +59,7 @@ class ModelFacts:
 
     @cached_property
     def tokenizer(self) -> PreTrainedTokenizerBase:
-        """With a pad token that is not EOS."""
+        """Of the folder."""
         from roles.text.tokenizer import load_tokenizer
 
         try:
@@ -135,31 +130,37 @@ class ModelFacts:
         return next((self.text[key] for key in keys if isinstance(self.text.get(key), int)), None)
 
     @property
-    def text(self) -> dict[str, Any]:
+    def text(self) -> Mapping[str, Any]:
         """The part of the configuration that the language model has, in a model of several parts."""
-        part: dict[str, Any] = self.config.get("text_config", self.config)
-        return part
+        return text_part(self.config)
 
 
 def check_folder(model: ModelConfig, key: str, fix: str = "correct the path") -> None:
     """The quick look: is everything there? `fix` is what to do if the folder is not."""
-    folder = Path(model.path).expanduser()
-    if folder.is_dir():
+    folder = folder_of(model.path)
+    if os.path.isdir(folder):
         _check_files(folder, model, key)
     elif not is_hub_name(model.path):
-        kind = "is a file, not a folder" if folder.exists() else "does not exist"
-        raise ConfigError(f"{key}.path={model.path} {kind}; {fix}")
+        kind = "is a file, not a folder" if os.path.exists(folder) else "does not exist"
+        raise ConfigError(f"{key}.path={shown(model.path)} {kind}; {fix}")
 
 
 def model_facts(model: ModelConfig, key: str, cache: str) -> ModelFacts:
     """The full look, after a conversion or download if that is needed."""
     check_folder(model, key)
-    folder = Path(model.path).expanduser()
-    if model.gguf_file is not None or not folder.is_dir():
+    folder = folder_of(model.path)
+    if model.gguf_file is not None or not os.path.isdir(folder) or is_adapter(folder):
         folder = _resolved(model, key, cache)
         _check_files(folder, model.model_copy(update={"gguf_file": None}), key)
-    facts = ModelFacts(key, model, folder, _read_json(folder / "config.json", key))
-    _check_architecture(facts)
+    try:
+        facts = ModelFacts(key, model, folder, config_json(folder))
+        read_config(folder, trust_remote_code=model.trust_remote_code)
+    except ModelError as error:
+        raise ConfigError(f"{key}.path={model.path}: {error}") from None
+    if model.layers is not None and facts.layers is not None and model.layers > facts.layers:
+        raise ConfigError(
+            f"{key}.layers={model.layers}, but {model.path} has {facts.layers}; lower it, or set it to null"
+        )
     return facts
 
 
@@ -174,21 +175,21 @@ def _resolved(model: ModelConfig, key: str, cache: str) -> Path:
 
 def _check_files(folder: Path, model: ModelConfig, key: str) -> None:
     where = f"{key}.path={model.path}"
-    ggufs = sorted(file.name for file in folder.glob("*.gguf"))
+    if not os.access(folder, os.R_OK | os.X_OK):
+        raise ConfigError(f"{where} may not be read by this user; correct its permissions")
     if model.gguf_file is not None:
-        file = folder / model.gguf_file
-        if not file.is_file():
-            near = difflib.get_close_matches(model.gguf_file, ggufs, n=1, cutoff=0.0)
-            fix = f"did you mean {near[0]}?" if near else "the folder has no GGUF file at all"
-            raise ConfigError(f"{key}.gguf_file={model.gguf_file} is not in {folder}; {fix}")
-        with file.open("rb") as opened:
-            if opened.read(4) != b"GGUF":
-                raise ConfigError(f"{key}.gguf_file={model.gguf_file} is not a GGUF file; fetch it anew")
+        _check_gguf(folder, model.gguf_file, key)
         return
-    if not (folder / "config.json").is_file():
-        fix = f"set {key}.gguf_file={ggufs[0]}" if ggufs else "name the folder that `save_pretrained` wrote"
-        raise ConfigError(f"{where} has no config.json; {fix}")
-    if not any((folder / name).is_file() for name in TOKENIZER_FILES):
+    if is_adapter(folder):
+        return
+    if not os.path.isfile(folder / "config.json"):
+        raise ConfigError(f"{where} has no config.json; {what_it_is(folder, key)}")
+    if os.path.isfile(folder / ADAPTER_CONFIG):
+        raise ConfigError(
+            f"{where} has a whole model and an adapter ({ADAPTER_CONFIG}), and programs differ in which they read; remove the "
+            "one that is not meant"
+        )
+    if not any(os.path.isfile(folder / name) for name in TOKENIZER_FILES):
         raise ConfigError(f"{where} has no tokenizer (tokenizer.json); save it there with tokenizer.save_pretrained")
     try:
         stored_weights(folder)
@@ -196,35 +197,21 @@ def _check_files(folder: Path, model: ModelConfig, key: str) -> None:
         raise ConfigError(f"{where}: {error}") from None
 
 
-def _check_architecture(facts: ModelFacts) -> None:
-    config = facts.config
-    if "model_type" not in config and "auto_map" not in config:
-        raise ConfigError(f"{facts.where}: config.json names no model_type; name a transformers model's folder")
-    if config.get("quantization_config"):
-        raise ConfigError(
-            f"{facts.where} is quantised, and training needs whole weights; name the folder they come from"
-        )
-    if config.get("is_encoder_decoder"):
-        raise ConfigError(f"{facts.where} is an encoder-decoder ({config['model_type']}); use a decoder-only model")
-    for key in SIZES:
-        value = facts.text.get(key)
-        if value is not None and not isinstance(value, list) and (type(value) is not int or value < 1):
-            raise ConfigError(f"{facts.where}: config.json says {key}={value!r}, which is no size; fetch it anew")
-    layers, kept = facts.layers, facts.source.layers
-    if kept is not None and layers is not None and kept > layers:
-        raise ConfigError(
-            f"{facts.key}.layers={kept}, but {facts.source.path} has {layers}; lower it, or set it to null"
-        )
+def _check_gguf(folder: Path, name: str, key: str) -> None:
+    file = folder / name
+    if not os.path.isfile(file):
+        ggufs = sorted(file.name for file in folder.glob("*.gguf"))
+        near = difflib.get_close_matches(name, ggufs, n=1, cutoff=0.0)
+        fix = f"did you mean {near[0]}?" if near else "the folder has no GGUF file at all"
+        raise ConfigError(f"{key}.gguf_file={name} is not in {folder}; {fix}")
+    with file.open("rb") as opened:
+        if opened.read(4) != b"GGUF":
+            raise ConfigError(f"{key}.gguf_file={name} is not a GGUF file; fetch it anew")
 
 
-def _read_json(file: Path, key: str) -> dict[str, Any]:
-    try:
-        data = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"{key}: {file} cannot be read: {error}; fetch it anew") from None
-    if not isinstance(data, dict):
-        raise ConfigError(f"{key}: {file} is not a JSON object; fetch it anew")
-    return data
+def shown(path: str) -> str:
+    """A path that a message can hold."""
+    return printable(path if len(path) <= LONGEST_PATH else f"{path[:LONGEST_PATH]}… ({len(path)} characters)")
 
 
 def check_context(model: ModelFacts, longest: int, said_by: str) -> None:
@@ -243,7 +230,7 @@ def check_context(model: ModelFacts, longest: int, said_by: str) -> None:
 
 
 def check_tokenizer(model: ModelFacts) -> None:
-    """A response must be able to end (`roles.text.tokenizer` sees to it that padding does not look like that end)."""
+    """A response must be able to end."""
     tokenizer = model.tokenizer
     if tokenizer.eos_token_id is None:
         raise ConfigError(f"{model.where}: the tokenizer has no EOS token; set eos_token in its tokenizer_config.json")

@@ -32,6 +32,7 @@ def check_role_models(config: EvaluationRun) -> ModelFacts:
     cache, (longest, sum_of) = config.model_cache, longest_sample(config)
     run = config if isinstance(config, RunConfig) and config.ppo.uses_critic else None
     actor = model_facts(config.actor.model, "actor.model", cache)
+    check_tokenizer(actor)
     others: list[tuple[ModelFacts, Use]] = []
     rewards = []
     for role, model in config.frozen_models.items():
@@ -56,7 +57,6 @@ def check_role_models(config: EvaluationRun) -> ModelFacts:
                 "speaks in plain units; use a language model's folder, or normalise: false"
             )
         others.append((critic, "value"))
-    check_tokenizer(actor)
     check_context(actor, longest, sum_of)
     for other, _ in others:
         check_same_tokens(other, actor, "use a model with the actor's tokenizer")

@@ -12,6 +12,7 @@ from orchestrator.config.data import RecordsConfig
 from orchestrator.data.samples import read_samples
 from roles.batch import Preferences
 from roles.packing import right_padded
+from roles.text.tokenizer import filler
 
 KEY = "reward_training.pairs.dataset"
 
@@ -36,7 +37,7 @@ def read_pairs(dataset: RecordsConfig, tokenizer: PreTrainedTokenizerBase) -> Pa
     """Rows with `chosen` and `rejected`, or with ranked `responses`, tokenised."""
     samples = read_samples(dataset, KEY, "preferences", tokenizer)
     sequences = [sample.token_ids for sample in chain.from_iterable(samples.groups)]
-    token_ids, lengths = right_padded(sequences, tokenizer.pad_token_id)
+    token_ids, lengths = right_padded(sequences, filler(tokenizer))
     groups = torch.tensor([number for number, group in enumerate(samples.groups) for _ in group])
     ranks = torch.tensor(list(chain.from_iterable(samples.values)), dtype=torch.float32)
     preferences = Preferences(token_ids, lengths, groups, ranks)

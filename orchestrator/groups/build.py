@@ -40,7 +40,7 @@ from roles.reward_service import RemoteScorer
 from roles.reward_trainer import RewardTrainer
 from roles.rollout import RolloutEngine
 from roles.rollout_setup import RolloutSetup, stop_token_ids
-from roles.text.tokenizer import load_tokenizer
+from roles.text.tokenizer import filler, load_tokenizer
 from roles.zero.setup import ModelSetup
 
 R = TypeVar("R")
@@ -160,7 +160,7 @@ class Builder(Generic[C]):
             seed=config.seed,
             rollout=config.rollout,
             max_model_tokens=config.longest_sample,
-            pad_token_id=tokenizer.pad_token_id,
+            pad_token_id=filler(tokenizer),
             stop_token_ids=stop_token_ids(models.actor, tokenizer.eos_token_id),
             backend="gloo" if config.device == "cpu" else "ipc" if ACTOR in neighbours else "nccl",
             tensor_parallel_size=tensor_parallel_size(config.placement),

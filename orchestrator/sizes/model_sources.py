@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import difflib
 import json
-from collections.abc import Callable, Mapping
+import os
+from collections.abc import Mapping
 from contextlib import suppress
 from functools import cache
 from math import prod
 from pathlib import Path
-from threading import Thread
 from typing import Any
 
 import yaml
@@ -22,13 +22,11 @@ from orchestrator.data.dataset_rows import is_hub_name
 from orchestrator.errors import ConfigError
 from roles.config.models import ModelConfig
 from roles.errors import ModelError
+from roles.model_files.config_json import LAYER_KEYS, config_json
+from roles.model_files.folders import base_of, folder_of, is_adapter, what_it_is
+from roles.model_files.hub import file_text
 
 KNOWN_MODELS = Path(__file__).with_name("known_models.yaml")
-HUB_S = 3.0
-"""Seconds in which the hub must answer. After that, or without a network, a plan goes on without the hub."""
-LAYER_KEYS = ("num_hidden_layers", "n_layer", "num_layers", "n_layers")
-"""Names of the number of decoder layers in configurations."""
-
 INDEX = "model.safetensors.index.json"
 
 Config = dict[str, Any]
@@ -45,8 +43,9 @@ def read_config(model: ModelConfig, key: str, cache_folder: Path) -> Config:
         UnknownModel: there is none.
         ConfigError: the folder cannot be read, or has fewer layers than `layers`.
     """
-    folder = Path(model.path).expanduser()
-    config = _in_folder(model, folder, key, cache_folder) if folder.is_dir() else _named(model.path, cache_folder)
+    folder = folder_of(model.path)
+    found = os.path.isdir(folder)
+    config = _in_folder(model, folder, key, cache_folder) if found else _named(model.path, cache_folder)
     if isinstance(config, str):
         raise UnknownModel(f"{key}.path={model.path} {config}")
     return config if model.layers is None else _cut(config, model, key)
@@ -64,9 +63,9 @@ def known_shapes() -> Mapping[str, Config]:
 
 def weights_count(model: ModelConfig, config: Config, cache_folder: Path) -> int | None:
     """Number of parameters in the model's safetensors files, by their headers or their index; None without these."""
-    folder = Path(model.path).expanduser()
+    folder = folder_of(model.path)
     try:
-        if folder.is_dir():
+        if os.path.isdir(folder):
             return sum(_numbers_in(file) for file in folder.glob("model*.safetensors")) or None
         index = _in_cache(model.path, INDEX, cache_folder) or from_hub(model.path, INDEX)
         said: Config = {} if isinstance(index, str) else index["metadata"]
@@ -95,13 +94,22 @@ def _in_folder(model: ModelConfig, folder: Path, key: str, cache_folder: Path) -
             folder = resolve_model(model.model_copy(update={"layers": None}), cache_folder)
         except ModelError as error:
             raise ConfigError(f"{key}: {error}") from error
+    if is_adapter(folder):
+        return _of_base(folder, model, key, cache_folder)
+    if not os.path.isfile(folder / "config.json"):
+        raise ConfigError(f"{key}.path={model.path} has no config.json; {what_it_is(folder, key)}")
     try:
-        return _parsed((folder / "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ConfigError(
-            f"{key}.path={model.path}: its config.json cannot be read ({error}); name the folder that "
-            "`save_pretrained` wrote"
-        ) from error
+        return config_json(folder)
+    except ModelError as error:
+        raise ConfigError(f"{key}.path={model.path}: {error}") from error
+
+
+def _of_base(folder: Path, model: ModelConfig, key: str, cache_folder: Path) -> Config:
+    """Of the model that an adapter changes, which has the same shapes."""
+    try:
+        return read_config(model.model_copy(update={"path": base_of(folder), "layers": None}), key, cache_folder)
+    except ModelError as error:
+        raise ConfigError(f"{key}.path={model.path}: {error}") from error
 
 
 @cache
@@ -141,38 +149,10 @@ def _in_cache(name: str, file: str, cache_folder: Path) -> Config | None:
     return None
 
 
-@cache
 def from_hub(name: str, file: str) -> Config | str:
-    """One small file from the hub, or why it cannot be had. Asks once, and never if HF_HUB_OFFLINE is set."""
-    from huggingface_hub import constants, get_session, get_token, hf_hub_url
-
-    if constants.HF_HUB_OFFLINE:
-        return "HF_HUB_OFFLINE is set"
-
-    def ask() -> Config | str:
-        token = get_token()
-        said = {"authorization": f"Bearer {token}"} if token else {}
-        answer = get_session().get(hf_hub_url(name, file), headers=said, timeout=HUB_S, follow_redirects=True)
-        return _parsed(answer.text) if answer.status_code == 200 else f"HTTP {answer.status_code}"
-
-    return _in_time(ask)
-
-
-def _in_time(ask: Callable[[], Config | str]) -> Config | str:
-    """The result of `ask`, if it comes within `HUB_S` seconds: a DNS lookup may take longer than a request's
-    timeout."""
-    answers: list[Config | str] = []
-
-    def run() -> None:
-        try:
-            answers.append(ask())
-        except Exception as error:  # any error: the plan goes on without the hub
-            answers.append(str(error) or type(error).__name__)
-
-    thread = Thread(target=run, daemon=True)
-    thread.start()
-    thread.join(HUB_S)
-    return answers[0] if answers else f"no answer in {HUB_S:g} s"
+    """One small file from the hub; or why it does not come."""
+    text, missing = file_text(name, file)
+    return missing or _parsed(text)
 
 
 def _cut(config: Config, model: ModelConfig, key: str) -> Config:

@@ -1,14 +1,15 @@
 """A model in the configuration → a Hugging Face folder that every engine opens unchanged.
 
-In: a `ModelConfig` (a folder, a hub name, or a folder with a GGUF file; with all layers or the first ones). Out: the
-path of an ordinary folder. A converted model is made once, in a cache folder, and appears there complete or not at all,
-so that several processes may ask for the same model.
+In: a `ModelConfig` (a folder, a hub name, or a folder with a GGUF file or an adapter; with all layers or the first
+ones). Out: the path of an ordinary folder. A converted model is made once, in a cache folder, and appears there complete
+or not at all, so that several processes may ask for the same model.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import os
 import shutil
 import tempfile
 from collections.abc import Callable
@@ -27,9 +28,13 @@ from transformers import (
 
 from roles.config.models import ModelConfig
 from roles.errors import ModelError
+from roles.model_files.adapters import merge_adapter
+from roles.model_files.config_json import config_json, first_line
+from roles.model_files.folders import ADAPTER_CONFIG, base_of, folder_of, is_adapter
 from roles.model_files.gguf_file import check_tensors, complete
 from roles.model_files.gguf_header import GgufFile
 from roles.model_files.gguf_tokenizer import gguf_tokenizer
+from roles.model_files.hub import file_text
 from roles.model_files.quiet import quiet
 from roles.model_files.value_heads import find_head, give_head, read_head
 from roles.model_files.weight_check import few
@@ -47,6 +52,8 @@ def resolve_model(config: ModelConfig, cache: Path) -> Path:
         ModelError: the model does not exist or cannot be read.
     """
     folder = _folder(config.path)
+    if config.gguf_file is None and is_adapter(folder):
+        folder = _merged(folder, cache, config.trust_remote_code)
     if config.gguf_file is not None:
         file = folder / config.gguf_file
         if not file.is_file():
@@ -63,19 +70,39 @@ def resolve_model(config: ModelConfig, cache: Path) -> Path:
 
 def _folder(path: str) -> Path:
     """The local folder of `path`; downloaded if `path` is a hub name."""
-    folder = Path(path).expanduser()
-    if folder.is_dir():
+    folder = folder_of(path)
+    if os.path.isdir(folder):
         return folder.resolve()
     if path.startswith((".", "/", "~")) or path.count("/") > 1:
         raise ModelError(
             f"there is no model folder {path}; correct `path` (a folder, or a hub name like `owner/model`)"
         )
+    _, missing = file_text(path, "config.json")
     try:
-        return Path(snapshot_download(path, ignore_patterns=["*.gguf", "*.onnx", "*.msgpack", "*.h5", "original/*"]))
+        ignored = ["*.gguf", "*.onnx", "*.msgpack", "*.h5", "original/*"]
+        return Path(snapshot_download(path, ignore_patterns=ignored, local_files_only=missing is not None))
     except Exception as error:  # the hub client raises a dozen kinds; each means that the model is not available
         raise ModelError(
-            f"{path} is neither a folder nor a model that the hub gives ({error}); correct `path`"
+            f"{path} is neither a folder nor a model in the hub's cache on this machine (HF_HOME), and the hub did not "
+            f"give it ({missing or first_line(error)}); correct the name, or fetch it where the hub answers (hf "
+            "download NAME --local-dir FOLDER) and name that folder"
         ) from error
+
+
+def _merged(folder: Path, cache: Path, trust_remote_code: bool) -> Path:
+    """The whole model of the adapter in `folder`."""
+    name = base_of(folder)
+    beside = folder_of(name)
+    try:
+        base = resolve_model(ModelConfig(path=str(beside), trust_remote_code=trust_remote_code), cache)
+    except ModelError as error:
+        raise ModelError(
+            f"it is an adapter of {name} (base_model_name_or_path in {ADAPTER_CONFIG}), of which: {error}; write there where "
+            "the base model is"
+        ) from error
+    config_json(base)  # not quantised, say
+    sources = sorted(file for file in (*folder.iterdir(), base / "config.json") if file.is_file())
+    return _made_once(cache, sources, {}, lambda made: merge_adapter(folder, base, trust_remote_code, made))
 
 
 def _made_once(cache: Path, sources: list[Path], options: dict[str, int], make: Callable[[Path], None]) -> Path:

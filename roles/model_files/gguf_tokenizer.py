@@ -1,7 +1,7 @@
 """The tokenizer of a GGUF file: transformers' own conversion, corrected by the keys of the file that it does not read.
 
-A file flows in, a tokenizer with as many tokens as the file and a pad token of its own flows out; or a ModelError that
-names the key that would be lost.
+A file flows in, a tokenizer with as many tokens as the file flows out; or a ModelError that names the key that would be
+lost.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def gguf_tokenizer(file: GgufFile) -> Any:
         _split(tokenizer, file, said.get("pre", "gpt-2"))
     elif said["model"] == "llama" and "add_space_prefix" in said:
         _check_space(tokenizer, file, said["add_space_prefix"])
-    _pad(tokenizer, file)
+    _pad(tokenizer)
     return tokenizer
 
 
@@ -88,16 +88,12 @@ def _check_space(tokenizer: Any, file: GgufFile, wanted: bool) -> None:
         raise file.lost(f"tokenizer.ggml.add_space_prefix={wanted}")
 
 
-def _pad(tokenizer: Any, file: GgufFile) -> None:
-    """Set a pad token that is not EOS: the file's own, else another special token, BOS last."""
-    try:
-        own_pad(tokenizer, str(file.path))
-    except ModelError:
-        names = {number: token for number, token in tokenizer.added_tokens_decoder.items() if token.special}
-        others = sorted(names.keys() - {tokenizer.eos_token_id}, key=lambda number: number == tokenizer.bos_token_id)
-        if not others:
-            raise ModelError(
-                f"the vocabulary of {file.path} has no special token (tokenizer.ggml.token_type 3) but EOS, and "
-                "padding must not look like it; use the model's own Hugging Face folder, with a `pad_token`"
-            ) from None
+def _pad(tokenizer: Any) -> None:
+    """A pad token that is not EOS: where none is made for it, another special token, BOS as the last."""
+    own_pad(tokenizer)
+    if tokenizer.pad_token_id is not None and tokenizer.pad_token_id != tokenizer.eos_token_id:
+        return
+    names = {number: token for number, token in tokenizer.added_tokens_decoder.items() if token.special}
+    others = sorted(names.keys() - {tokenizer.eos_token_id}, key=lambda number: number == tokenizer.bos_token_id)
+    if others:
         tokenizer.pad_token = names[others[0]].content

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification, PretrainedConfig
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, PretrainedConfig
 from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import (
     WeightConverter,
@@ -26,15 +26,19 @@ from transformers.core_model_loading import (
 from transformers.modeling_utils import LoadStateDictConfig
 
 from roles.errors import ModelError
+from roles.model_files.config_json import first_line, quantised, read_config
 from roles.model_files.quiet import quiet
 from roles.model_files.value_heads import USUAL_HEAD, find_head, linear_head
-from roles.model_files.weight_files import stored_weights
+from roles.model_files.weight_files import Stored, stored_weights
 
 Use = Literal["policy", "reward", "value"]
 """How a role uses a folder: as a language model, as a reward model with its head, or as a model of values or rewards
 that may get a new head (a critic; a reward model in training)."""
 
 Shapes = Mapping[str, tuple[int, ...]]
+
+FLOATS = ("F64", "F32", "F16", "BF16")
+"""Dtypes of weights that are whole."""
 
 KIND: dict[Use, str] = {
     "policy": "causal language model",
@@ -59,6 +63,7 @@ def check_weights(folder: Path, use: Use, *, trust_remote_code: bool = False) ->
     A model of values has no use for a language model's head, but may have one.
     """
     stored = stored_weights(folder)
+    _refuse_quantised(stored)
     config = read_config(folder, trust_remote_code=trust_remote_code)
     shapes = {name: tensor.shape for name, tensor in stored.items() if not _is_mask(name, tensor.shape)}
     if use == "policy":
@@ -78,23 +83,18 @@ def check_weights(folder: Path, use: Use, *, trust_remote_code: bool = False) ->
     _refuse(difference, use)
 
 
-def read_config(folder: Path, *, trust_remote_code: bool = False) -> PretrainedConfig:
-    """The config.json of `folder`; ModelError if transformers does not understand it."""
-    try:
-        config: PretrainedConfig = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
-    except Exception as error:  # transformers' own exceptions, and any other one for a value of the wrong type
-        raise ModelError(f"transformers cannot read the config.json ({_first_line(error)}); correct it") from None
-    return config
+def _refuse_quantised(stored: Mapping[str, Stored]) -> None:
+    """Whole numbers, or numbers of fewer than 16 bits, are no weights by themselves."""
+    for name, tensor in stored.items():
+        is_weight = len(tensor.shape) > 1 or name.endswith((".weight", ".bias"))
+        if is_weight and tensor.dtype not in FLOATS and not _is_mask(name, tensor.shape):
+            raise ModelError(quantised(f"{name} is {tensor.dtype}"))
 
 
 def _is_mask(name: str, shape: tuple[int, ...]) -> bool:
     """Whether a tensor is a constant that older versions of GPT-2, GPT-J and others saved with their weights."""
     kind = name.rpartition(".")[2]
     return kind in ("masked_bias", "causal_mask") or (kind == "bias" and len(shape) == 4)
-
-
-def _first_line(error: Exception) -> str:
-    return " ".join(str(error).split())[:200] or type(error).__name__
 
 
 class _ModelReader:
@@ -106,10 +106,12 @@ class _ModelReader:
             raise ModelError(f"transformers cannot make a model {what}: it has no such class; use another architecture")
         try:
             with torch.device("meta"), quiet():
-                self.model = auto.from_config(config, dtype=torch.float32, trust_remote_code=trust_remote_code)
+                self.model = auto.from_config(
+                    config, attn_implementation="eager", dtype=torch.float32, trust_remote_code=trust_remote_code
+                )
         except Exception as error:  # each architecture raises other exceptions for a wrong configuration
             raise ModelError(
-                f"transformers cannot make a model {what}: {_first_line(error)}; correct it, or use another "
+                f"transformers cannot make a model {what}: {first_line(error)}; correct it, or use another "
                 "architecture"
             ) from None
         self.written: Shapes = _written(self.model, self.model.state_dict())

@@ -18,8 +18,10 @@ from orchestrator.errors import ConfigError
 from orchestrator.sizes import model_sources
 from orchestrator.sizes.architectures import decoder_of
 from orchestrator.sizes.model_sizes import model_size
-from orchestrator.sizes.model_sources import UnknownModel, from_hub, known_shapes, read_config
+from orchestrator.sizes.model_sources import UnknownModel, known_shapes, read_config
 from roles.config.models import ModelConfig
+from roles.model_files import hub as hub_files
+from roles.model_files.hub import file_text
 
 SMALL = {
     "model_type": "llama",
@@ -87,7 +89,7 @@ def offline(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
 
 
 def forget() -> None:
-    for function in (from_hub, model_sources._named, model_size):
+    for function in (file_text, model_sources._named, model_size):
         function.cache_clear()
 
 
@@ -108,7 +110,7 @@ def test_of_a_folder(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"actor\.model\.layers=4, but the model .*mine has 3; use fewer"):
         read(folder, tmp_path, layers=4)
     (tmp_path / "mine" / "config.json").write_text("[1]")
-    with pytest.raises(ConfigError, match=r"config\.json cannot be read \(it is no JSON object\); name the folder"):
+    with pytest.raises(ConfigError, match=r"config\.json is not a JSON object; fetch it anew"):
         read(folder, tmp_path)
 
 
@@ -152,7 +154,7 @@ def test_online_one_small_file_is_read_once(tmp_path: Path, hub: list[str]) -> N
 
 
 def test_a_slow_hub_does_not_keep_a_plan(tmp_path: Path, hub: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(model_sources, "HUB_S", 0.2)
+    monkeypatch.setattr(hub_files, "HUB_S", 0.2)
     began = time.monotonic()
     for _ in range(3):
         with pytest.raises(UnknownModel, match=r"did not give it \((no answer in 0\.2 s|.*timed out.*)\)"):
