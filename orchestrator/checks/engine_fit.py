@@ -5,6 +5,9 @@ A configuration and the facts of the actor's model flow in; nothing flows out, o
 
 from __future__ import annotations
 
+from contextlib import suppress
+from pathlib import Path
+
 import psutil
 
 from cluster.estimate.memory import GIB
@@ -37,6 +40,19 @@ def check_engine(config: SamplingConfig, actor: ModelFacts) -> None:
     if config.device == "cpu":
         check_cpu_engine(actor, config.rollout.engine.dtype or config.dtype)
         _check_kv_cache(config, actor)
+
+
+def check_planned_engine(config: SamplingConfig) -> None:
+    """What `check_engine` refuses of the policy's config.json alone, before a plan says that it fits."""
+    if config.device != "cpu":
+        return
+    from orchestrator.sizes.model_sources import UnknownModel, read_config
+
+    model = config.actor.model
+    with suppress(UnknownModel):
+        said = read_config(model, "actor.model", Path(config.model_cache))
+        facts = ModelFacts("actor.model", model, Path(model.path), said)
+        check_cpu_engine(facts, config.rollout.engine.dtype or config.dtype)
 
 
 def _check_kv_cache(config: SamplingConfig, actor: ModelFacts) -> None:

@@ -26,6 +26,7 @@ from roles.model_files.config_json import CONTEXT_KEYS, config_json, read_config
 from roles.model_files.folders import ADAPTER_CONFIG, TOKENIZER_FILES, folder_of, is_adapter, what_it_is
 from roles.model_files.value_heads import Head, find_head, normalisation
 from roles.model_files.weight_files import stored_weights
+from roles.text.json_files import read_json_object
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -186,8 +187,8 @@ def _check_files(folder: Path, model: ModelConfig, key: str) -> None:
         raise ConfigError(f"{where} has no config.json; {what_it_is(folder, key)}")
     if os.path.isfile(folder / ADAPTER_CONFIG):
         raise ConfigError(
-            f"{where} has a whole model and an adapter ({ADAPTER_CONFIG}), and programs differ in which they read; remove the "
-            "one that is not meant"
+            f"{where} has a whole model and an adapter ({ADAPTER_CONFIG}), and programs differ in which they read; "
+            "remove the one that is not meant"
         )
     if not any(os.path.isfile(folder / name) for name in TOKENIZER_FILES):
         raise ConfigError(f"{where} has no tokenizer (tokenizer.json); save it there with tokenizer.save_pretrained")
@@ -235,6 +236,23 @@ def check_tokenizer(model: ModelFacts) -> None:
     if tokenizer.eos_token_id is None:
         raise ConfigError(f"{model.where}: the tokenizer has no EOS token; set eos_token in its tokenizer_config.json")
     check_vocabulary(model)
+    for name in ("generation_config.json", "config.json"):
+        if os.path.lexists(model.folder / name):
+            _check_ends(model, name)
+
+
+def _check_ends(model: ModelFacts, name: str) -> None:
+    """The tokens that end a response, as a file of the model says, have embeddings."""
+    try:
+        ends = read_json_object(model.folder / name).get("eos_token_id")
+    except ModelError as error:
+        raise ConfigError(f"{model.where}: {error}") from None
+    for end in ends if isinstance(ends, list) else [] if ends is None else [ends]:
+        if type(end) is not int or not 0 <= end < (model.vocabulary or end + 1):
+            raise ConfigError(
+                f"{model.where}: {name} says eos_token_id={ends!r}, but a token is a whole number from 0 to "
+                f"{(model.vocabulary or 1) - 1}; correct it"
+            )
 
 
 def check_vocabulary(model: ModelFacts) -> None:

@@ -58,6 +58,9 @@ def show_plan(
     with reported(debug):
         run = load_config(config, overrides or ())
         run = on_cluster(run) if cluster else run
+        from orchestrator.checks.engine_fit import check_planned_engine
+
+        check_planned_engine(run)
         from rich.console import Console
 
         from orchestrator.planning.calibration import calibrated

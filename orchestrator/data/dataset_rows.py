@@ -7,6 +7,7 @@ of their own, and `datasets` keeps them.
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -82,8 +83,8 @@ def is_hub_name(path: str) -> bool:
     """True if `path` could be a hub's `owner/name`: nothing here has that name, nor could it be a mistyped file."""
     shaped = re.fullmatch(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?", path) is not None
     first = Path(path).parts[0] if shaped else ""
-    mistyped = Path(path).suffix in {*READ, ".gguf", ".txt"} or ("/" in path and Path(first).exists())
-    return shaped and not mistyped and not Path(path).exists()
+    mistyped = Path(path).suffix in {*READ, ".gguf", ".txt"} or ("/" in path and os.path.exists(first))
+    return shaped and not mistyped and not os.path.exists(path)
 
 
 def check_source(config: DatasetConfig, key: str) -> None:

@@ -1,8 +1,8 @@
 """A model in the configuration → a Hugging Face folder that every engine opens unchanged.
 
 In: a `ModelConfig` (a folder, a hub name, or a folder with a GGUF file or an adapter; with all layers or the first
-ones). Out: the path of an ordinary folder. A converted model is made once, in a cache folder, and appears there complete
-or not at all, so that several processes may ask for the same model.
+ones). Out: the path of an ordinary folder. A converted model is made once, in a cache folder, and appears there
+complete or not at all, so that several processes may ask for the same model.
 """
 
 from __future__ import annotations
@@ -80,7 +80,9 @@ def _folder(path: str) -> Path:
     _, missing = file_text(path, "config.json")
     try:
         ignored = ["*.gguf", "*.onnx", "*.msgpack", "*.h5", "original/*"]
-        return Path(snapshot_download(path, ignore_patterns=ignored, local_files_only=missing is not None))
+        return Path(
+            snapshot_download(path, ignore_patterns=ignored, local_files_only=missing not in (None, "HTTP 404"))
+        )
     except Exception as error:  # the hub client raises a dozen kinds; each means that the model is not available
         raise ModelError(
             f"{path} is neither a folder nor a model in the hub's cache on this machine (HF_HOME), and the hub did not "
@@ -93,12 +95,14 @@ def _merged(folder: Path, cache: Path, trust_remote_code: bool) -> Path:
     """The whole model of the adapter in `folder`."""
     name = base_of(folder)
     beside = folder_of(name)
+    if beside.resolve() == folder:
+        raise ModelError(f"it is an adapter that names itself as its base model ({ADAPTER_CONFIG}); correct it")
     try:
         base = resolve_model(ModelConfig(path=str(beside), trust_remote_code=trust_remote_code), cache)
     except ModelError as error:
         raise ModelError(
-            f"it is an adapter of {name} (base_model_name_or_path in {ADAPTER_CONFIG}), of which: {error}; write there where "
-            "the base model is"
+            f"it is an adapter of {name} (base_model_name_or_path in {ADAPTER_CONFIG}), of which: {error}; write there "
+            "where the base model is"
         ) from error
     config_json(base)  # not quantised, say
     sources = sorted(file for file in (*folder.iterdir(), base / "config.json") if file.is_file())

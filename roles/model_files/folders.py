@@ -44,8 +44,8 @@ def base_of(folder: Path) -> str:
         )
     if kind not in MERGED:
         raise ModelError(
-            f"it is an adapter of kind {kind!r} (peft_type in {ADAPTER_CONFIG}), which cannot be merged into weights; use "
-            f"the base model {base}"
+            f"it is an adapter of kind {kind!r} (peft_type in {ADAPTER_CONFIG}), which cannot be merged into weights; "
+            f"use the base model {base}"
         )
     if not any(os.path.isfile(folder / name) for name in ADAPTER_WEIGHTS):
         raise ModelError(f"it is an adapter without {ADAPTER_WEIGHTS[0]}; fetch it anew")

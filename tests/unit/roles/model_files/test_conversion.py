@@ -208,6 +208,7 @@ def test_a_hub_name_is_downloaded_or_named(tmp_path: Path, monkeypatch: pytest.M
         raise ConnectionError("no route")
 
     monkeypatch.setattr(conversion, "snapshot_download", offline)
+    monkeypatch.setattr(conversion, "file_text", lambda name, file: ("", None))
     assert resolve_model(ModelConfig(path="owner/there"), tmp_path / "cache") == tmp_path
     with pytest.raises(ModelError, match=r"owner/model is neither a folder nor .*no route"):
         resolve_model(ModelConfig(path="owner/model"), tmp_path / "cache")
