@@ -19,6 +19,9 @@ from orchestrator.data.row_files import BadRows, Row, Rows, read_csv, read_json
 from orchestrator.errors import ConfigError
 from roles.redaction import without_credentials
 
+LONGEST_NAME = 96
+"""Characters of a name on the hub."""
+
 READ = (".jsonl", ".json", ".parquet", ".csv", ".arrow")
 """Endings of files that are read."""
 
@@ -81,7 +84,7 @@ def _where(config: SourceConfig, key: str) -> str:
 
 def is_hub_name(path: str) -> bool:
     """True if `path` could be a hub's `owner/name`: nothing here has that name, nor could it be a mistyped file."""
-    shaped = re.fullmatch(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?", path) is not None
+    shaped = re.fullmatch(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?", path) is not None and len(path) <= LONGEST_NAME
     first = Path(path).parts[0] if shaped else ""
     mistyped = Path(path).suffix in {*READ, ".gguf", ".txt"} or ("/" in path and os.path.exists(first))
     return shaped and not mistyped and not os.path.exists(path)

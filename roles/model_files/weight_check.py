@@ -111,8 +111,7 @@ class _ModelReader:
                 )
         except Exception as error:  # each architecture raises other exceptions for a wrong configuration
             raise ModelError(
-                f"transformers cannot make a model {what}: {first_line(error)}; correct it, or use another "
-                "architecture"
+                f"transformers cannot make a model {what}: {first_line(error)}; correct it, or use another architecture"
             ) from None
         self.written: Shapes = _written(self.model, self.model.state_dict())
         """Name → shape of the tensors that `save_pretrained` writes, and of tied weights."""
