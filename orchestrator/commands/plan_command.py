@@ -58,9 +58,6 @@ def show_plan(
     with reported(debug):
         run = load_config(config, overrides or ())
         run = on_cluster(run) if cluster else run
-        from orchestrator.checks.engine_fit import check_planned_engine
-
-        check_planned_engine(run)
         from rich.console import Console
 
         from orchestrator.planning.calibration import calibrated
@@ -112,10 +109,12 @@ def show_suggestions(run: RunConfig, planned: PlannedLayout, console: Console, f
 
 def draw_plan(run: RunConfig, console: Console, factors: Efficiency | None = None) -> PlannedLayout:
     """The layout of a run, drawn; with the smallest change that would make it fit, if it does not."""
+    from orchestrator.checks.engine_fit import check_planned_engine
     from orchestrator.planning.layout_drawing import draw
     from orchestrator.planning.layout_planner import layout
     from orchestrator.planning.smallest_change import smallest_change
 
+    check_planned_engine(run)
     planned = layout(run, factors)
     console.print(draw(planned, smallest_change(run) if planned.shortages else None))
     return planned
