@@ -14,7 +14,7 @@ from collections.abc import Callable
 
 import typer
 
-from orchestrator.commands.config_commands import doctor, import_openrlhf, show_config
+from orchestrator.commands.config_commands import doctor, import_openrlhf, import_trl, import_verl, show_config
 from orchestrator.commands.plan_command import show_plan
 from orchestrator.commands.train_commands import evaluate, submit, training_command
 from orchestrator.commands.training_table import TRAININGS
@@ -36,6 +36,8 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "evaluate": evaluate,
     "plan": show_plan,
     "import-openrlhf": import_openrlhf,
+    "import-verl": import_verl,
+    "import-trl": import_trl,
     "doctor": doctor,
     "config": show_config,
 }

@@ -1,4 +1,4 @@
-"""The commands that look and start nothing: `config`, `import-openrlhf`, `doctor`."""
+"""The commands that look and start nothing: `config`, `import-…`, `doctor`."""
 
 from __future__ import annotations
 
@@ -28,6 +28,28 @@ def import_openrlhf(file: ImportedFile, debug: Debug = False) -> None:
     """
     with reported(debug):
         from orchestrator.importing.openrlhf import import_openrlhf as read
+
+        _print(read(file))
+
+
+def import_verl(file: ImportedFile, debug: Debug = False) -> None:
+    """Turn a script of verl's PPO into a configuration (on stdout); what it does not carry is told on stderr too.
+
+    Example: tetrarch import-verl run_qwen2-7b_rm.sh > mine.yaml
+    """
+    with reported(debug):
+        from orchestrator.importing.verl import import_verl as read
+
+        _print(read(file))
+
+
+def import_trl(file: ImportedFile, debug: Debug = False) -> None:
+    """Turn TRL's PPO options into a configuration (on stdout); what it does not carry is told on stderr too.
+
+    Example: tetrarch import-trl ppo_config.yaml > mine.yaml
+    """
+    with reported(debug):
+        from orchestrator.importing.trl import import_trl as read
 
         _print(read(file))
 

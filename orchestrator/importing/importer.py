@@ -62,8 +62,9 @@ def flat(data: dict[str, Any], before: str = "") -> dict[str, Any]:
     return found
 
 
-def words_after(text: str, programs: str, path: Path) -> list[str]:
-    """The words of the last command in a script that starts one of `programs`, behind it; all words if none does."""
+def around(text: str, programs: str, path: Path) -> tuple[list[str], list[str]]:
+    """The words before and behind one of `programs`, in the last command of a script that starts one; if none does, all
+    words are behind."""
     try:
         found = commands(text)
     except ScriptError as error:
@@ -71,8 +72,13 @@ def words_after(text: str, programs: str, path: Path) -> list[str]:
     starts = [(words, n) for words in found for n, word in enumerate(words) if re.search(programs, word)]
     if starts:
         words, n = starts[-1]
-        return words[n + 1 :]
-    return [word for words in found for word in words]
+        return words[:n], words[n + 1 :]
+    return [], [word for words in found for word in words]
+
+
+def words_after(text: str, programs: str, path: Path) -> list[str]:
+    """The words behind one of `programs`."""
+    return around(text, programs, path)[1]
 
 
 def imported(

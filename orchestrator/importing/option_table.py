@@ -15,7 +15,7 @@ from typing import Any
 
 from orchestrator.config.yaml_text import parse_yaml
 
-TABLES = ("openrlhf",)
+TABLES = ("openrlhf", "verl", "trl")
 
 
 @dataclass(frozen=True, slots=True)

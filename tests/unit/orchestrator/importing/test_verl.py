@@ -1,0 +1,187 @@
+"""verl's overrides, in scripts with variables, become a configuration that loads."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from orchestrator.config.loading import load_config, validate
+from orchestrator.config.run import RunConfig
+from orchestrator.config.yaml_text import parse_yaml
+from orchestrator.errors import ConfigError
+from orchestrator.importing.importer import Imported
+from orchestrator.importing.option_table import Option, option_table
+from orchestrator.importing.verl import import_verl
+from orchestrator.planning.layout_planner import layout
+
+SCRIPT = """\
+set -x
+math=$HOME/data/math/train.parquet
+gsm8k=$HOME/data/gsm8k/train.parquet
+train_files="['$gsm8k', '$math']"
+TOKENS=${TOKENS:-1024}
+
+python3 -m verl.trainer.main_ppo \\
+    algorithm.adv_estimator=gae \\
+    data.train_files="$train_files" \\
+    data.val_files=$HOME/data/gsm8k/test.parquet \\
+    data.train_batch_size=1024 \\
+    data.max_prompt_length=$TOKENS \\
+    data.max_response_length=$((TOKENS / 2)) \\
+    data.filter_overlong_prompts=True \\
+    actor_rollout_ref.model.path=meta-llama/Meta-Llama-3-8B-Instruct \\
+    actor_rollout_ref.model.use_remove_padding=True \\
+    actor_rollout_ref.actor.optim.lr=1e-6 \\
+    actor_rollout_ref.actor.optim.lr_warmup_steps_ratio=0.1 \\
+    actor_rollout_ref.actor.ppo_mini_batch_size=256 \\
+    actor_rollout_ref.actor.ppo_micro_batch_size_per_gpu=16 \\
+    actor_rollout_ref.actor.fsdp_config.optimizer_offload=True \\
+    actor_rollout_ref.actor.use_kl_loss=True \\
+    actor_rollout_ref.actor.kl_loss_coef=0.002 \\
+    actor_rollout_ref.actor.kl_loss_type=low_var_kl \\
+    actor_rollout_ref.rollout.tensor_model_parallel_size=4 \\
+    actor_rollout_ref.rollout.name=vllm \\
+    actor_rollout_ref.rollout.n=2 \\
+    actor_rollout_ref.rollout.gpu_memory_utilization=0.4 \\
+    critic.optim.lr=1e-5 \\
+    critic.model.path=meta-llama/Meta-Llama-3-8B-Instruct \\
+    reward_model.enable=True \\
+    reward_model.model.path=OpenRLHF/Llama-3-8b-rm-mixture \\
+    +actor_rollout_ref.actor.new_key=3 \\
+    trainer.critic_warmup=2 \\
+    trainer.logger=['console','wandb'] \\
+    trainer.project_name='mine' trainer.experiment_name='first' \\
+    trainer.n_gpus_per_node=8 trainer.nnodes=1 trainer.save_freq=20 trainer.test_freq=5 \\
+    trainer.total_training_steps=100 $@
+"""
+
+
+def read(tmp_path: Path, text: str) -> Imported:
+    path = tmp_path / "x"
+    path.write_text(text)
+    return import_verl(path)
+
+
+def loaded(tmp_path: Path, imported: Imported) -> RunConfig:
+    ours = tmp_path / "ours.yaml"
+    ours.write_text(imported.text)
+    return load_config(ours)
+
+
+def words(**given: Any) -> str:
+    return "python3 -m verl.trainer.main_ppo " + " ".join(
+        f"{name}={value}".replace(", ", ",") for name, value in given.items()
+    )
+
+
+def test_a_script(tmp_path: Path) -> None:
+    imported = read(tmp_path, SCRIPT)
+    assert imported.about("to say") == []
+    assert imported.about("missing here") == ["actor_rollout_ref.actor.new_key"]
+    assert "actor_rollout_ref.rollout.name" in imported.about("means nothing here")
+    config = loaded(tmp_path, imported)
+    sources = [source.path for source in config.prompts.train.sources.values()]
+    assert sources == ["~/data/gsm8k/train.parquet", "~/data/math/train.parquet"]
+    assert config.prompts.heldout is not None and config.evaluation.every == 5
+    assert (config.prompts.max_tokens, config.rollout.max_response_tokens) == (1024, 512)
+    assert config.prompts.too_long == "skip" and config.prompts.column == "prompt"
+    assert (config.steps, config.ppo.mini_batches, config.critic.warmup.max_steps) == (100, 4, 2)
+    schedule = config.actor.optimizer.schedule
+    assert (schedule.type, schedule.warmup_steps) == ("constant", 40)  # 10 % of (100 - 2) x 4
+    assert (config.ppo.kl.where, config.ppo.kl.estimator) == ("loss", "k3")
+    assert config.ppo.kl.controller.model_dump() == {"type": "fixed", "coefficient": 0.002}
+    assert config.actor.zero.sleep and not config.critic.zero.sleep and config.critic.initialise_from == "policy"
+    assert config.reward.type == "model" and config.reward.text_bridge
+    assert config.run_dir == "checkpoints/mine/first" and config.checkpoint.every == 20
+    assert len(layout(config).gpus) == 8
+
+
+def test_their_defaults_are_written_out_where_ours_differ(tmp_path: Path) -> None:
+    config = loaded(tmp_path, read(tmp_path, words(**{"trainer.total_training_steps": 10})))
+    advantage, policy, optimizer = config.ppo.advantage, config.ppo.policy, config.actor.optimizer
+    assert advantage.type == "gae" and advantage.lambda_ == 1
+    assert (policy.clip, policy.clip_high, policy.dual_clip) == (0.2, None, 3.0)
+    assert (config.ppo.epochs, config.ppo.value.clip, config.ppo.value.coefficient) == (1, 0.5, 1.0)
+    assert (optimizer.betas, optimizer.weight_decay, optimizer.epsilon) == ((0.9, 0.999), 0.01, 1e-8)
+    assert optimizer.schedule.type == "constant" and config.actor.gradient_checkpointing
+    assert config.ppo.kl.controller.model_dump() == {"type": "fixed", "coefficient": 0.0}
+    assert config.rollout.engine.gpu_memory_utilization == 0.5 and config.rollout.engine.sleep == 1
+
+
+@pytest.mark.parametrize(
+    ("given", "kind", "about"),
+    [
+        ({"algorithm.adv_estimator": "opo"}, "different here", "adv_estimator"),
+        ({"actor_rollout_ref.actor.policy_loss.loss_mode": "clip_cov"}, "different here", "loss_mode"),
+        ({"actor_rollout_ref.actor.loss_agg_mode": "seq-mean-token-sum"}, "different here", "loss_agg_mode"),
+        ({"actor_rollout_ref.rollout.name": "sglang"}, "different here", "rollout.name"),
+        ({"actor_rollout_ref.rollout.top_p": 0.9}, "different here", "top_p"),
+        ({"algorithm.filter_groups.enable": True}, "missing here", "filter_groups"),
+        ({"reward.custom_reward_function.path": "r.py"}, "to say", "reward.path"),
+        ({"algorithm.rollout_correction.rollout_is": "sequence"}, "different here", "rollout_is"),
+        ({"algorithm.adv_estimator": "reinforce_plus_plus", "critic.optim.lr": 1e-4}, "means nothing", "optim.lr"),
+        ({"something.else": 1}, "missing here", "something.else"),
+    ],
+)
+def test_what_is_lost_is_named(tmp_path: Path, given: dict[str, Any], kind: str, about: str) -> None:
+    imported = read(tmp_path, words(**{"trainer.total_training_steps": 10, **given}))
+    assert any(remark.kind.startswith(kind) and about in remark.about for remark in imported.remarks), imported.remarks
+
+
+def test_corrections(tmp_path: Path) -> None:
+    name = "algorithm.rollout_correction.rollout_is"
+
+    def importance(threshold: Any) -> dict[str, Any]:
+        given = {name: "token", f"{name}_threshold": threshold}
+        return loaded(tmp_path, read(tmp_path, words(**given))).ppo.policy.importance.model_dump()
+
+    assert importance(3.0) == {"type": "truncated", "cap": 3.0}
+    assert importance("0.5_4.0") == {"type": "icepop", "low": 0.5, "high": 4.0}
+
+
+def test_a_configuration_file_of_verls(tmp_path: Path) -> None:
+    text = "data: {train_batch_size: 64}\nactor_rollout_ref: {actor: {ppo_mini_batch_size: 16}}\ntrainer: {nnodes: 2}\n"
+    config = loaded(tmp_path, read(tmp_path, text))
+    assert (config.rollout.prompts_per_step, config.ppo.mini_batches) == (64, 4)
+    with pytest.raises(ConfigError, match="holds no option of verl"):
+        read(tmp_path, "python3 -m another.program a=1\n")
+
+
+TABLE = option_table("verl").options
+VALUES: dict[str, list[Any]] = {
+    "algorithm.adv_estimator": ["gae", "reinforce_plus_plus", "opo"],
+    "algorithm.kl_penalty": ["kl", "mse", "low_var_kl", "abs"],
+    "algorithm.kl_ctrl.type": ["fixed", "adaptive"],
+    "data.truncation": ["error", "left", "right"],
+    "actor_rollout_ref.actor.loss_agg_mode": ["token-mean", "seq-mean-token-mean", "seq-mean-token-sum-norm"],
+    "critic.loss_agg_mode": ["token-mean", "seq-mean-token-mean"],
+    "actor_rollout_ref.actor.policy_loss.loss_mode": ["vanilla", "gspo", "cispo"],
+    "actor_rollout_ref.rollout.tensor_model_parallel_size": [1, 2, 4],
+    "trainer.n_gpus_per_node": [4, 8],
+    "data.train_batch_size": [512, 1000],
+    "trainer.logger": [["console"]],
+}
+
+
+def values(option: Option) -> st.SearchStrategy[Any]:
+    if option.name in VALUES:
+        return st.sampled_from(VALUES[option.name])
+    if isinstance(option.default, bool):
+        return st.booleans()
+    if isinstance(option.default, int) and option.name not in ("algorithm.gamma", "actor_rollout_ref.rollout.top_p"):
+        return st.integers(1, 16)
+    return st.just(option.default)
+
+
+GIVEN = st.fixed_dictionaries({}, optional={n: values(o) for n, o in TABLE.items() if "*" not in n and o.default})
+
+
+@settings(deadline=None, max_examples=30, suppress_health_check=[HealthCheck.too_slow])
+@given(GIVEN)
+def test_what_is_written_always_loads(tmp_path_factory: pytest.TempPathFactory, given: dict[str, Any]) -> None:
+    text = read(tmp_path_factory.mktemp("any"), words(**{"trainer.nnodes": 1, **given})).text
+    assert validate(parse_yaml(text))
