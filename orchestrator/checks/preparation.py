@@ -25,17 +25,19 @@ from orchestrator.checks.models import (
 from orchestrator.checks.role_models import check_role_models, role_models
 from orchestrator.checks.run_folders import check_output, check_run_dir, check_writable
 from orchestrator.config.evaluation import EvaluationRun
-from orchestrator.config.reward_training import RewardTrainingRun, SampledPairs
+from orchestrator.config.reward_training import COMPARISONS, RewardTrainingRun, SampledPairs
 from orchestrator.config.run import RunConfig
 from orchestrator.config.sampling import SamplingConfig
 from orchestrator.config.schema import section_key
 from orchestrator.data.dataset_rows import check_source
 from orchestrator.errors import ConfigError
-from orchestrator.run.resuming import Resume
+from orchestrator.run.checkpoint import Checkpoint
+from orchestrator.run.resuming import Resume, other_comparisons
 
 if TYPE_CHECKING:
     from orchestrator.data.preference_pairs import Pairs
     from orchestrator.data.prompts import Questions
+    from roles.batch import Preferences
 
 TRAIN_IT = "correct the path, or train it first: tetrarch reward CONFIG"
 
@@ -68,7 +70,7 @@ def prepare_reward(config: RewardTrainingRun, resume: Resume) -> Questions | Pai
     """What `tetrarch reward` needs; the prompts that pairs are sampled for, or the pairs of a data set."""
     training, policy = config.reward_training, config.policy
     check_output(training, resume)
-    check_run_dir(config, resume)
+    checkpoint = check_run_dir(config, resume)
     if isinstance(training.pairs, SampledPairs):
         assert policy is not None
         check_function(training.pairs.judge, "reward_training.pairs.judge")
@@ -90,13 +92,30 @@ def prepare_reward(config: RewardTrainingRun, resume: Resume) -> Questions | Pai
         check_attention(actor)
         check_weights(actor, "policy")
         check_engine(policy, actor)
+        sampled = Path(config.run_dir) / COMPARISONS
+        if checkpoint is not None and sampled.is_file():
+            from orchestrator.data.comparisons import kept  # loads torch
+
+            _check_comparisons(config, kept(sampled), checkpoint)
         return _read_prompts(policy, "train", actor)
-    from orchestrator.data.comparisons import split  # loads torch
-    from orchestrator.data.preference_pairs import read_pairs
+    from orchestrator.data.preference_pairs import read_pairs  # loads torch
 
     pairs = read_pairs(training.pairs.dataset, backbone.tokenizer)
-    split(pairs.preferences, training, config.seed)  # whether there are enough to hold some out
+    _check_comparisons(config, pairs.preferences, checkpoint)
     return pairs
+
+
+def _check_comparisons(config: RewardTrainingRun, preferences: Preferences, checkpoint: Checkpoint | None) -> None:
+    """There are enough to hold some out, and they are those of the checkpoint that the run goes on from."""
+    from orchestrator.data.comparisons import digest, schedule, split  # loads torch
+
+    training = config.reward_training
+    comparisons = split(preferences, training, config.seed)
+    if checkpoint is not None:
+        steps = len(schedule(comparisons.training, training, config.seed))
+        other = other_comparisons(checkpoint, digest(preferences), steps)
+        if other:
+            raise ConfigError(other)
 
 
 def _check_names(config: EvaluationRun, parts: list[str]) -> None:

@@ -14,7 +14,7 @@ from orchestrator.config.base import BaseConfig
 from orchestrator.config.reward_training import COMPARISONS, QUALITY, RewardTrainingConfig
 from orchestrator.errors import ConfigError
 from orchestrator.report.run_files import CONFIG_FILE, HTML_FILE, STATE_FILE
-from orchestrator.run.checkpoint import Checkpoints
+from orchestrator.run.checkpoint import Checkpoint, Checkpoints
 from orchestrator.run.resuming import Resume, checkpoint_to_resume
 
 UNPACKED = ("runtime_resources", "working_dir_files")
@@ -26,12 +26,13 @@ LOGS = "logs"
 """Folder in `run_dir` that a failed start may leave."""
 
 
-def check_run_dir(config: BaseConfig, resume: Resume) -> None:
-    """`run_dir` can be written, and holds no other run."""
+def check_run_dir(config: BaseConfig, resume: Resume) -> Checkpoint | None:
+    """`run_dir` can be written, and holds no other run. The checkpoint that the run goes on from, if it goes on."""
     folder = Path(config.run_dir)
     check_writable(folder, config.folder_key)
-    if checkpoint_to_resume(config, resume) is not None:
-        return
+    checkpoint = checkpoint_to_resume(config, resume)
+    if checkpoint is not None:
+        return checkpoint
     found = sorted(entry.name for entry in folder.iterdir() if _is_of_a_run(entry)) if folder.is_dir() else []
     if found and not _ended_before_its_first_step(folder, set(found)):
         stands = Checkpoints(folder / "checkpoints", config.checkpoint.keep).newest() is not None
@@ -40,6 +41,7 @@ def check_run_dir(config: BaseConfig, resume: Resume) -> None:
             + ("say --resume to go on with that run, " if stands else "no checkpoint is in it: ")
             + f"choose another {config.folder_key}, or remove it"
         )
+    return None
 
 
 def _is_of_a_run(entry: Path) -> bool:

@@ -49,6 +49,18 @@ def split(preferences: Preferences, config: RewardTrainingConfig, seed: int) -> 
     return Comparisons(training, aside, left_out=len(groups) - len(usable))
 
 
+def schedule(preferences: Preferences, config: RewardTrainingConfig, seed: int) -> list[list[int]]:
+    """Group numbers of each optimizer step: a fresh permutation each epoch."""
+    groups = preferences.groups.unique().tolist()
+    steps = []
+    for epoch in range(config.epochs):
+        order = list(groups)
+        random.Random(stable_seed(seed, "reward", epoch)).shuffle(order)
+        size = config.groups_per_step
+        steps += [order[first : first + size] for first in range(0, len(order), size)]
+    return steps
+
+
 def digest(preferences: Preferences) -> str:
     """A hash of all their tensors."""
     return hashlib.sha256(save(_tensors(preferences))).hexdigest()

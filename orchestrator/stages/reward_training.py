@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import math
-import random
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -23,11 +22,10 @@ from cluster.runtime.ray_cluster import RayCluster
 from orchestrator.config.reward_training import (
     COMPARISONS,
     QUALITY,
-    RewardTrainingConfig,
     RewardTrainingRun,
     SampledPairs,
 )
-from orchestrator.data.comparisons import Comparisons, digest, keep, kept, split
+from orchestrator.data.comparisons import Comparisons, digest, keep, kept, schedule, split
 from orchestrator.data.preference_pairs import Pairs
 from orchestrator.data.prompts import Questions
 from orchestrator.errors import CheckpointError, TetrarchError
@@ -36,7 +34,7 @@ from orchestrator.groups.spread import spread
 from orchestrator.report.reporter import Reporter
 from orchestrator.run.checkpoint import Checkpoint, whole_folder
 from orchestrator.run.phase_clock import Clock
-from orchestrator.run.resuming import Resume
+from orchestrator.run.resuming import Resume, other_comparisons
 from orchestrator.stages.run import carry_out
 from orchestrator.stages.sampled_pairs import sampled
 from orchestrator.stages.stage import Stage, StepReport
@@ -44,7 +42,6 @@ from roles.batch import Preferences
 from roles.model_files.conversion import resolve_model
 from roles.packing import balance
 from roles.reward_trainer import RewardTrainer
-from roles.seeds import stable_seed
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,13 +86,13 @@ def train_reward(config: RewardTrainingRun, resume: Resume, source: Questions | 
             f"{len(comparisons.training.comparisons())} comparisons to train on, "
             f"{len(comparisons.heldout.comparisons())} held out, {comparisons.left_out} groups left out"
         )
-        schedule = _schedule(comparisons.training, training, config.seed)
-        report.expect(len(schedule))
+        steps = schedule(comparisons.training, training, config.seed)
+        report.expect(len(steps))
         report.status("starting the reward model")
         with builder(config, {REWARD: None}) as build:
-            trainer = build.reward_trainer(backbone, training, len(schedule))
+            trainer = build.reward_trainer(backbone, training, len(steps))
             build.ready()
-            stage = RewardTraining(config, build.cluster, trainer, comparisons, schedule, report, digest(preferences))
+            stage = RewardTraining(config, build.cluster, trainer, comparisons, steps, report, digest(preferences))
             yield stage
             found.append(stage.tested())
 
@@ -152,15 +149,9 @@ class RewardTraining(Stage):
 
     def load_state(self, checkpoint: Checkpoint) -> None:
         """CheckpointError if it was trained on other comparisons, or on more steps than there are."""
-        if checkpoint.state["comparisons"] != self.digest:
-            raise CheckpointError(
-                f"{checkpoint.path} was trained on other comparisons than there are now; give reward_training.pairs "
-                "the data that it was started with, or start anew with another reward_training.output"
-            )
-        if checkpoint.step > self.steps:
-            raise CheckpointError(
-                f"{checkpoint.path} is at step {checkpoint.step} of now {self.steps}; raise reward_training.epochs"
-            )
+        other = other_comparisons(checkpoint, self.digest, self.steps)
+        if other:
+            raise CheckpointError(other)
         self.step = checkpoint.step
 
     def one_step(self, clock: Clock) -> StepReport:
@@ -214,18 +205,6 @@ def check_quality(quality: RewardQuality, minimum: float) -> None:
             f"reward_training.minimum_accuracy={minimum:.0%} (95 % interval from {quality.surely_above:.1%}); train on "
             "more pairs or for more epochs, or use a larger model"
         )
-
-
-def _schedule(preferences: Preferences, training: RewardTrainingConfig, seed: int) -> list[list[int]]:
-    """Group numbers of each optimizer step: a fresh permutation each epoch."""
-    groups = preferences.groups.unique().tolist()
-    steps = []
-    for epoch in range(training.epochs):
-        order = list(groups)
-        random.Random(stable_seed(seed, "reward", epoch)).shuffle(order)
-        size = training.groups_per_step
-        steps += [order[first : first + size] for first in range(0, len(order), size)]
-    return steps
 
 
 def _share(groups: list[int], preferences: Preferences, ranks: int) -> list[list[int]]:

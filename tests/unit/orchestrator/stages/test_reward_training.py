@@ -7,20 +7,20 @@ import itertools
 import pytest
 import torch
 
-from orchestrator.data.comparisons import Comparisons
+from orchestrator.data.comparisons import Comparisons, schedule
 from orchestrator.errors import TetrarchError
-from orchestrator.stages.reward_training import RewardQuality, _quality, _schedule, _share, check_quality
+from orchestrator.stages.reward_training import RewardQuality, _quality, _share, check_quality
 from tests.unit.orchestrator.stages.test_sampled_pairs import ranked, training
 
 
 def test_every_epoch_is_a_fresh_permutation_of_all_groups() -> None:
     preferences = ranked([[1.0, 0.0]] * 10)
-    steps = _schedule(preferences, training(epochs=2, groups_per_step=4), seed=0)
+    steps = schedule(preferences, training(epochs=2, groups_per_step=4), seed=0)
     assert [len(step) for step in steps] == [4, 4, 2] * 2
     first, second = (list(itertools.chain(*steps[epoch * 3 : epoch * 3 + 3])) for epoch in range(2))
     assert sorted(first) == sorted(second) == list(range(10))
     assert first != second
-    assert steps == _schedule(preferences, training(epochs=2, groups_per_step=4), seed=0)
+    assert steps == schedule(preferences, training(epochs=2, groups_per_step=4), seed=0)
 
 
 @pytest.mark.parametrize("ranks", [1, 2, 3, 5])
