@@ -18,6 +18,7 @@ from cluster.errors import ClusterError, ClusterUnreachable, PlacementError, Ter
 from orchestrator.config.base import BaseConfig
 from orchestrator.errors import ConfigError, TetrarchError
 from orchestrator.run.checkpoint import progress_of
+from orchestrator.run.resume_rules import RESUME_RULES
 from roles.errors import RoleError
 
 if TYPE_CHECKING:
@@ -84,7 +85,7 @@ def reported(debug: bool) -> Iterator[Outcome]:
     except KeyboardInterrupt as error:
         ended = isinstance(error, Terminated)
         typer.secho("ended by SIGTERM" if ended else "stopped", fg=typer.colors.YELLOW, bold=True, err=True)
-        if report.config is not None:
+        if report.config is not None and type(report.config) in RESUME_RULES:
             typer.echo(f"  {progress_of(Path(report.config.run_dir))}", err=True)
         raise typer.Exit(TERMINATED if ended else INTERRUPTED) from None
     except Exception as error:

@@ -6,6 +6,7 @@ Imports neither torch, ray, vllm nor deepspeed, so that a file can be checked on
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 from pydantic import Field
@@ -15,12 +16,16 @@ from orchestrator.config.checkpoint import CheckpointConfig
 from orchestrator.config.report import ReportConfig
 from roles.config.section import Dtype, Section
 
+RUN = "-run"
+"""Suffix of the folder of a run, after its output."""
+
 
 class BaseConfig(Section):
     """Where and how a command runs."""
 
     folder_key: ClassVar[str] = "run_dir"
-    """The key to change so that a run uses another folder."""
+    """The key to change so that a run uses another folder. If it is that of an output, `run_dir` follows from it:
+    `runs/reward/model-run` beside `runs/reward/model`."""
 
     run_dir: str = Field(min_length=1)
     """Folder of everything that the run leaves behind. Of `tetrarch reward` it follows from
@@ -44,13 +49,16 @@ class BaseConfig(Section):
 
     @classmethod
     def own(cls, data: Mapping[Any, Any]) -> dict[Any, Any]:
-        """The keys of a file that this command reads."""
-        return {key: value for key, value in data.items() if key in cls.model_fields}
+        """The keys of a file that this command reads, and what follows from them."""
+        own = {key: value for key, value in data.items() if key in cls.model_fields}
+        section, _, key = cls.folder_key.rpartition(".")
+        output = own[section].get(key) if isinstance(own.get(section), dict) else None
+        return own | ({"run_dir": f"{Path(output)}{RUN}"} if isinstance(output, str) else {})
 
     @classmethod
     def derived(cls) -> set[str]:
         """Keys that a file may leave out because they follow from others."""
-        return set()
+        return {"run_dir"} - {cls.folder_key}
 
     @property
     def model_roles(self) -> tuple[str, ...]:

@@ -13,12 +13,12 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, ValidationError
 
 from orchestrator.config.base import BaseConfig
-from orchestrator.config.problems import problem_lines, show
+from orchestrator.config.problems import problem_lines, show, unknown_keys
 from orchestrator.config.roots import ROOTS, AnyConfig, served
 from orchestrator.config.rules.placement_rules import without_idle_gpus
 from orchestrator.config.rules.rule_table import broken_rules
 from orchestrator.config.run import RunConfig
-from orchestrator.config.schema import key_of, sections_in, tag_of
+from orchestrator.config.schema import key_of, locate, sections_in, tag_of
 from orchestrator.config.yaml_text import YamlError, parse_yaml, to_yaml
 from orchestrator.errors import ConfigError
 from roles.redaction import without_credentials
@@ -34,15 +34,16 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
 def load_root(root: type[C], path: str | Path, overrides: Sequence[str] = ()) -> C:
     """The configuration of one command in the file `path`, changed by overrides. The file may have sections of other
     commands."""
+    _check_overrides([root], overrides)
     return validate_root(root, _with_overrides(path, overrides), _source(path, overrides))
 
 
 def load_all(path: str | Path, overrides: Sequence[str] = ()) -> dict[str, BaseConfig]:
     """The configuration of each command that the file serves, by command; of `train` if there is none."""
     data = _with_overrides(path, overrides)
-    return {
-        command: validate_root(ROOTS[command], data, _source(path, overrides)) for command in served(data) or ["train"]
-    }
+    roots = {command: ROOTS[command] for command in served(data) or ["train"]}
+    _check_overrides(list(roots.values()), overrides)
+    return {command: validate_root(root, data, _source(path, overrides)) for command, root in roots.items()}
 
 
 def served_by(path: str | Path, overrides: Sequence[str] = ()) -> list[str]:
@@ -66,7 +67,8 @@ def validate_root(root: type[C], data: dict[str, Any], source: str = "the config
     try:
         config = root.model_validate(own)
     except ValidationError as error:
-        raise _wrong(source, problem_lines(error.errors(), AnyConfig) + problems) from None
+        said = [details for details in error.errors() if not root.derived() & set(details["loc"][:1])]
+        raise _wrong(source, problem_lines(said, AnyConfig) + problems) from None
     problems = problems or _booleans_for_numbers(own, config.model_dump(by_alias=True)) or broken_rules(config)
     if problems:
         raise _wrong(source, problems)
@@ -92,6 +94,14 @@ def _with_overrides(path: str | Path, overrides: Sequence[str]) -> dict[str, Any
     return data
 
 
+def _check_overrides(roots: Sequence[type[BaseConfig]], overrides: Sequence[str]) -> None:
+    """ConfigError for an override of a key that follows from another one in all these roots."""
+    for override in overrides:
+        key = override.partition("=")[0].strip()
+        if all(key in root.derived() for root in roots):
+            raise ConfigError(f"override {override}: {key} follows from {roots[0].folder_key}; set that instead")
+
+
 def _source(path: str | Path, overrides: Sequence[str]) -> str:
     return f"{path} and the command line" if overrides else str(path)
 
@@ -103,8 +113,13 @@ def _foreign_problems(data: dict[str, Any]) -> list[str]:
     try:
         AnyConfig.model_validate(given)
     except ValidationError as error:
-        found = [details for details in error.errors() if details["type"] not in ("missing", "union_tag_not_found")]
-        return problem_lines(found, AnyConfig)
+        problems = []
+        for details in error.errors():
+            if details["type"] == "union_tag_not_found":
+                problems += unknown_keys(details["input"], locate(details["loc"], AnyConfig), AnyConfig)
+            elif details["type"] != "missing":
+                problems += problem_lines([details], AnyConfig)
+        return problems
     return []
 
 

@@ -8,12 +8,12 @@ from __future__ import annotations
 import difflib
 import json
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, get_origin
 
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from orchestrator.config.schema import KeyPlace, all_keys, is_secret, key_of, locate, sections_in, tag_of
+from orchestrator.config.schema import KeyPlace, all_keys, field_of, is_secret, key_of, locate, sections_in, tag_of
 from roles.redaction import without_credentials
 
 SECRET_SHOWN = "**********"
@@ -24,6 +24,23 @@ MOST_KEYS = 8
 def problem_lines(errors: Sequence[Any], root: type[BaseModel]) -> list[str]:
     """One line for each of pydantic's error details, in the order of the schema; `root` has every key there is."""
     return [_line(details, root) for details in errors]
+
+
+def unknown_keys(value: Any, place: KeyPlace, root: type[BaseModel]) -> list[str]:
+    """One line for each key that no variant of the section at `place` knows, where `type` does not say which it is."""
+    variants = sections_in(place.field.annotation) if place.field else ()
+    if not isinstance(value, dict) or not variants:
+        return []
+    found: list[str] = []
+    for key, inner in value.items():
+        field = field_of(variants, key)
+        path = f"{place.path}.{key}"
+        if field is None:
+            near = nearest_key(str(key), variants, root, but=path.partition(".")[0])
+            found.append(f"{path}: unknown key; {near}")
+        elif get_origin(field.annotation) is not dict:  # there, the keys are the user's
+            found += unknown_keys(inner, KeyPlace(path, variants, field), root)
+    return found
 
 
 def nearest_key(key: str, sections: tuple[type[BaseModel], ...], root: type[BaseModel], but: str = "") -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
@@ -79,8 +78,6 @@ QUALITY = "reward_quality.json"
 """File in every folder that `tetrarch reward` writes."""
 COMPARISONS = "comparisons.safetensors"
 """File in `run_dir` in which sampled comparisons are kept."""
-RUN = "-run"
-"""Suffix of the folder of a run, after its output: `runs/reward/model-run` beside `runs/reward/model`."""
 
 
 class RewardTrainingRun(BaseConfig):
@@ -101,26 +98,12 @@ class RewardTrainingRun(BaseConfig):
 
     @classmethod
     def own(cls, data: Mapping[Any, Any]) -> dict[Any, Any]:
-        """The keys that the command reads: without the policy's sections if the pairs exist; `run_dir` is beside the
-        output."""
+        """The keys that the command reads: without the policy's sections if the pairs exist."""
         own = super().own(data)
         match own:
             case {"reward_training": {"pairs": {"type": "sampled"}}}:
-                pass
-            case _:
-                own = {
-                    key: value
-                    for key, value in own.items()
-                    if key in BaseConfig.model_fields or key == "reward_training"
-                }
-        match own:
-            case {"reward_training": {"output": str(output)}}:
-                own["run_dir"] = f"{Path(output)}{RUN}"
-        return own
-
-    @classmethod
-    def derived(cls) -> set[str]:
-        return {"run_dir"}
+                return own
+        return {key: own[key] for key in own if key in BaseConfig.model_fields or key == "reward_training"}
 
     @property
     def model_roles(self) -> tuple[str, ...]:

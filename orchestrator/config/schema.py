@@ -73,7 +73,7 @@ def locate(location: Location, root: type[BaseModel]) -> KeyPlace:
         if not sections:  # a key of a plain mapping, such as a header: the field stays the same
             continue
         parents = sections
-        field = _field(sections, part)
+        field = field_of(sections, part)
         sections = sections_in(field.annotation) if field else ()
         union = field is not None and field.discriminator is not None
     return KeyPlace(path, parents, field)
@@ -100,7 +100,8 @@ def secret_keys(section: type[BaseModel]) -> set[str]:
     return found
 
 
-def _field(sections: tuple[type[BaseModel], ...], key: str) -> FieldInfo | None:
+def field_of(sections: tuple[type[BaseModel], ...], key: str) -> FieldInfo | None:
+    """The field that a key stands for in the first of `sections` that has it; None if none has."""
     for section in sections:
         for name, field in section.model_fields.items():
             if key_of(name, field) == key:

@@ -123,12 +123,18 @@ def _status(record: RunRecord) -> tuple[str, str]:
         return "done", "done"
     if state.status == "failed":
         return "failed", f"failed after step {last}" if last else "failed before the first step ended"
-    return "unfinished", f"unfinished, {last} of {state.steps} steps"
+    return "unfinished", f"unfinished, {_done(record)} steps"
+
+
+def _done(record: RunRecord) -> str:
+    """Steps that are done, and of how many, such as `3 of 10`, if that was known before the run ended."""
+    steps = record.state.steps
+    return f"{int(record.metrics[-1]['step']) if record.metrics else 0}{f' of {steps}' if steps else ''}"
 
 
 def _facts(record: RunRecord) -> list[tuple[str, str]]:
     state, metrics = record.state, record.metrics
-    found = [("Steps", f"{int(metrics[-1]['step']) if metrics else 0} of {state.steps}")]
+    found = [("Steps", _done(record))]
     for metric in METRICS.values():
         values = [m[metric.key] for m in metrics if math.isfinite(m.get(metric.key, math.nan))] if metric.facts else []
         found += [(fact.name, _fact(fact, metric.unit, values)) for fact in metric.facts if values]

@@ -20,6 +20,8 @@ EVALUATION_FILE = "evaluation.jsonl"
 CONFIG_FILE = "config.yaml"
 STATE_FILE = "run.json"
 HTML_FILE = "report.html"
+EVALUATED = "evaluate.json"
+"""What `tetrarch evaluate` has measured."""
 ALL_FILES = (METRICS_FILE, SAMPLES_FILE, EVALUATION_FILE, CONFIG_FILE, STATE_FILE, HTML_FILE)
 
 

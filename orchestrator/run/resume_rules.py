@@ -12,8 +12,9 @@ from typing import Any
 
 from cluster.role_table import REWARD, trained_roles
 from orchestrator.config.base import BaseConfig
-from orchestrator.config.reward_training import RewardTrainingRun
+from orchestrator.config.reward_training import QUALITY, RewardTrainingRun
 from orchestrator.config.run import RunConfig
+from orchestrator.report.run_files import EVALUATED
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,8 +29,10 @@ class ResumeRules:
     """The roles whose checkpoint is sharded over their ranks."""
     steps: Callable[[Any], int | None] = lambda config: None
     """Steps of the whole run; None if the configuration alone does not determine them."""
-    models: tuple[str, ...] = ()
-    """Folders of trained models in `run_dir`."""
+    unread: frozenset[str] = frozenset()
+    """Keys that these runs do not read, in sections of which they read others: a change is neither refused nor told."""
+    leaves: tuple[str, ...] = ()
+    """What the end of a run leaves in `run_dir`: trained models, and measurements of them."""
 
 
 def rules_of(config: BaseConfig) -> ResumeRules:
@@ -88,7 +91,7 @@ ppo.kl.controller.coefficient ppo.kl.controller.target ppo.kl.controller.horizon
     ),
     sharded=lambda config: [role for role in trained_roles() if role in config.model_roles],
     steps=lambda config: config.steps,
-    models=(*trained_roles(), "actor_ema"),
+    leaves=(*trained_roles(), "actor_ema", EVALUATED),
 )
 
 _REWARD_TRAINING = ResumeRules(
@@ -113,6 +116,13 @@ reward_training.minimum_accuracy
         }
     ),
     sharded=lambda config: (REWARD,),
+    unread=_keys(
+        """prompts.heldout actor.model.trust_remote_code actor.zero actor.micro_batch_tokens actor.optimizer actor.lora
+actor.gradient_checkpointing actor.ema_decay rollout.prompts_per_step rollout.responses_per_prompt
+rollout.stream_samples rollout.engine
+"""
+    ),
+    leaves=(QUALITY,),
 )
 
 RESUME_RULES: dict[type[BaseConfig], ResumeRules] = {RunConfig: _PPO, RewardTrainingRun: _REWARD_TRAINING}

@@ -88,7 +88,7 @@ def take_up(run_dir: Path, checkpoint: Checkpoint, config: BaseConfig, resume: R
     damaged = Checkpoints(run_dir / "checkpoints", config.checkpoint.keep).damaged()
     newer = {folder: what for folder, what in damaged.items() if (step_of(folder) or 0) > checkpoint.step}
     told = [f"{folder} is damaged: {what}; going on from step {checkpoint.step}" for folder, what in newer.items()]
-    later = set_aside(run_dir, checkpoint.step, rules_of(config).models) if newer or resume != "newest" else None
+    later = set_aside(run_dir, checkpoint.step, rules_of(config).leaves) if newer or resume != "newest" else None
     if later is not None:
         told.append(f"what came after step {checkpoint.step} is in {later}")
     return [*told, *map(str, changes(checkpoint, config))]
@@ -135,7 +135,11 @@ def changes(checkpoint: Checkpoint, config: BaseConfig) -> list[ChangedKey]:
     data, rules = parse_yaml(checkpoint.state["config"]), rules_of(config)
     written = validate_root(type(config), data, f"the configuration in {checkpoint.path}")
     plain = [parse_yaml(dump_config(one)) for one in (written, config)]  # both without secrets
-    found = [ChangedKey(key, _show(before), _show(now), why_not(key, rules)) for key, before, now in _differing(*plain)]
+    found = [
+        ChangedKey(key, _show(before), _show(now), why_not(key, rules))
+        for key, before, now in _differing(*plain)
+        if rules.unread.isdisjoint(_names(key))
+    ]
     for role in (role for role in rules.sharded(config) if role in rules.sharded(written)):
         before, now = (ranks_of(one.placement, role) for one in (written, config))
         if before != now:
@@ -155,14 +159,15 @@ def why_not(key: str, rules: ResumeRules) -> str | None:
     raise KeyError(key)
 
 
-def set_aside(run_dir: Path, step: int, models: Sequence[str]) -> Path | None:
-    """Set aside what is newer than `step`: later checkpoints and trained models are moved, the reports' files copied.
+def set_aside(run_dir: Path, step: int, leaves: Sequence[str]) -> Path | None:
+    """Set aside what is newer than `step`: later checkpoints and what the end of the run has left are moved, the
+    reports' files copied.
 
-    Returns the folder; None if nothing was newer. `models`: folders of trained models.
+    Returns the folder; None if nothing was newer. `leaves`: files and folders in `run_dir`.
     """
     later = [folder for folder in (run_dir / "checkpoints").glob("step-*") if (step_of(folder) or 0) > step]
-    trained = [run_dir / name for name in models] if trained_step(run_dir) != step else []
-    moved = [*later, *(folder for folder in trained if folder.is_dir())]
+    left = [run_dir / name for name in leaves] if trained_step(run_dir) != step else []
+    moved = [*later, *(path for path in left if path.exists())]
     lines = run_files.read_lines(run_dir / run_files.METRICS_FILE)
     if not moved and all(line["step"] <= step for line in lines):
         return None
@@ -173,8 +178,8 @@ def set_aside(run_dir: Path, step: int, models: Sequence[str]) -> Path | None:
     for name in run_files.ALL_FILES:
         if (run_dir / name).exists():
             shutil.copy2(run_dir / name, place)
-    for folder in moved:
-        folder.rename(place / folder.relative_to(run_dir))
+    for path in moved:
+        path.rename(place / path.relative_to(run_dir))
     return place
 
 

@@ -22,7 +22,7 @@ from orchestrator.groups.scoring import EvaluationRoles
 from orchestrator.groups.spread import spread
 from orchestrator.report.evaluation_results import Estimate, EvaluationResult, SampleRow
 from orchestrator.report.progress import make_progress
-from orchestrator.report.run_files import finite
+from orchestrator.report.run_files import EVALUATED, finite
 from orchestrator.report.terminal_lines import evaluation_lines
 from orchestrator.run.checkpoint import trained_step
 from roles.batch import Prompts, Rollouts, Scored, Sequences
@@ -89,7 +89,7 @@ def evaluate_run(config: EvaluationRun, questions: Questions) -> EvaluationResul
             samples = config.evaluation.samples
             label = "untrained" if step is None else "trained"
             result = evaluate(roles, prompts, 0, step=step or 0, label=label, samples=samples)
-        file = run_dir / "evaluate.json"
+        file = run_dir / EVALUATED
         file.write_text(json.dumps(finite(result.to_json()), indent=1) + "\n")
         progress.lines(evaluation_lines(result, None))
         progress.lines(f"written to {file}")

@@ -280,3 +280,7 @@ def test_an_interrupted_run_says_from_where_it_goes_on(
     assert said in result.output and f"{tmp_path / 'run'} has no checkpoint yet" in result.output
     Checkpoints(tmp_path / "run" / "checkpoints", keep=1).save(4, {}, lambda folder: None)
     assert "step-000004 stands; go on from there with --resume" in tetrarch("train", file).output
+    drive(error, "evaluate_run")
+    evaluated = tetrarch("evaluate", file)
+    assert evaluated.exit_code == code and said in evaluated.output
+    assert "resume" not in evaluated.output and "checkpoint" not in evaluated.output, "nothing is to be resumed"

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -212,6 +214,38 @@ def test_sampled_pairs_need_a_policy(file: Path, pairs: Path) -> None:
     assert policy is not None and policy.longest_sample == 80
     with pytest.raises(ConfigError, match="environment=null"):
         load_root(RewardTrainingRun, file, [SAMPLED, f"environment={ENVIRONMENT}"])
+
+
+def test_an_override_of_what_follows_from_another_key_is_refused(file: Path, pairs: Path) -> None:
+    for load in (partial(load_root, RewardTrainingRun), load_all):
+        with pytest.raises(ConfigError, match=r"run_dir=/x: run_dir follows from reward_training\.output; set that"):
+            load(pairs, ["run_dir=/x"])
+    file.write_text(MINIMAL + PAIRS)
+    both = load_all(file, ["run_dir=/x"])  # another command reads it
+    assert both["train"].run_dir == "/x" and both["reward"].run_dir == "runs/made/model-run"
+
+
+def test_a_missing_output_is_one_problem(pairs: Path) -> None:
+    for said in ("missing", "null", "3"):
+        pairs.write_text(re.sub("output: .*", "" if said == "missing" else f"output: {said}", PAIRS))
+        with pytest.raises(ConfigError) as caught:
+            load_root(RewardTrainingRun, pairs)
+        (line,) = str(caught.value).splitlines()
+        assert "reward_training.output" in line
+
+
+def test_a_section_of_another_command_without_its_type_has_known_keys(pairs: Path) -> None:
+    def problem(override: str) -> str:
+        with pytest.raises(ConfigError) as caught:
+            load_root(RewardTrainingRun, pairs, [override])
+        (line,) = str(caught.value).splitlines()
+        return line
+
+    assert "reward.modle: unknown key; did you mean `model`?" in problem("reward.modle=3")
+    assert "reward.model.pth: unknown key; did you mean `path`?" in problem("reward.model={pth: m}")
+    assert "reward.combine.tpe: unknown key; did you mean `type`?" in problem("reward.combine.tpe=mean")
+    known = ["reward.model.path=m", "reward.headers={x-any: v}", "reward.members.mine.urls=[http://h]"]
+    assert load_root(RewardTrainingRun, pairs, known) == load_root(RewardTrainingRun, pairs)
 
 
 @pytest.mark.parametrize(
