@@ -465,8 +465,8 @@ WIRING = (
     ),
     Fault(
         "one epoch of reward training",
-        "orchestrator/stages/reward_training.py",
-        "for epoch in range(training.epochs):",
+        "orchestrator/data/comparisons.py",
+        "for epoch in range(config.epochs):",
         "for epoch in range(1):",
         REWARD_TRAINING_KEYS,
     ),
