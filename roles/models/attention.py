@@ -5,8 +5,9 @@ a `Layout` that says where each starts. Out: each token's attention over its own
 no padding and transformers builds no mask (it makes masks only for implementations that register one). Loaded models
 ask for it by name (`IMPLEMENTATION`); `roles.models.networks` passes the layout as the keyword `layout`.
 
-GPUs run PyTorch's variable-length flash attention in half precision. Elsewhere the sequences are padded inside
-the attention only: with padding on the right and a causal mask, no real token attends to a padding token.
+GPUs run PyTorch's variable-length flash attention in half precision, unless scores are capped or have sinks. Elsewhere
+the sequences are padded inside the attention only: with padding on the right and a causal mask, no real token attends
+to a padding token.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from transformers import AttentionInterface, AutoModelForCausalLM, PretrainedCon
 
 from roles.errors import ModelError
 from roles.models.keywords import pass_on_layout
+from roles.models.scored_attention import scored_attention
 
 IMPLEMENTATION = "tetrarch_packed"
 CHECKED = "tetrarch_checked"
@@ -139,14 +141,19 @@ def packed_attention(
     """Causal attention inside each sequence: `[1, heads, tokens, dim]` → `[1, tokens, heads, dim]`.
 
     transformers calls it from each layer. Dropout is off whatever the model's configuration says: the ratio of the
-    first mini-batch is 1 only without it. What a plain causal softmax cannot express is refused.
+    first mini-batch is 1 only without it. `roles.models.scored_attention` has a soft cap and sinks; what else a plain
+    causal softmax cannot express is refused.
     """
     _refuse(module, attention_mask, layout, others)
     assert layout is not None
     window = sliding_window if sliding_window is not None and sliding_window < layout.longest else None
-    if query.is_cuda and query.dtype != torch.float32:
+    scored = {"softcap": others.get("softcap"), "sinks": others.get("s_aux")}
+    plain = all(value is None for value in scored.values())
+    if plain and query.is_cuda and query.dtype != torch.float32:
         return _flash(query, key, value, scaling, window, layout), None
     query, key, value = _pad(query, layout), _pad(key, layout), _pad(value, layout)
+    if not plain:
+        return _unpad(scored_attention(query, key, value, scaling, window, **scored), layout), None
     dense = _bmm if query.dtype == torch.bfloat16 and layout.longest <= LONGEST_BMM else _sdpa
     return _unpad(dense(query, key, value, scaling, window), layout), None
 
@@ -157,9 +164,11 @@ def _refuse(module: nn.Module, attention_mask: Tensor | None, layout: Any, other
             f"{type(module).__name__} does not pass packed sequences on to transformers' attention interface; "
             "use an architecture that does (Llama, Qwen, Mistral, GPT-NeoX, GPT-2, …)"
         )
-    for name in ("softcap", "s_aux", "position_bias"):
-        if others.get(name) is not None:
-            raise ModelError(f"{type(module).__name__} uses {name} in its attention, which packed attention has not")
+    if others.get("position_bias") is not None:
+        raise ModelError(
+            f"{type(module).__name__} uses position_bias in its attention, which packed attention has not; use another "
+            "architecture"
+        )
 
 
 def _flash(

@@ -88,8 +88,7 @@ def test_scaling_is_the_models_own() -> None:
     [
         (None, {"layout": None}, "does not pass"),
         (torch.ones(1, 1, 6, 6), {"layout": layout_of([4, 2])}, "does not pass"),
-        (None, {"layout": layout_of([4, 2]), "softcap": 50.0}, "softcap"),
-        (None, {"layout": layout_of([4, 2]), "s_aux": torch.zeros(2)}, "s_aux"),
+        (None, {"layout": layout_of([4, 2]), "position_bias": torch.zeros(2)}, "position_bias"),
     ],
 )
 def test_what_it_cannot_do_is_refused(mask: Tensor | None, others: dict[str, object], named: str) -> None:

@@ -99,8 +99,8 @@ def test_a_tensor_that_several_layers_make_up_is_refused(monkeypatch: pytest.Mon
 @pytest.mark.parametrize(
     ("name", "why"),
     [
-        ("Gemma2", "Gemma2Attention uses softcap"),
-        ("GptOss", "GptOssAttention uses s_aux"),
+        ("Gemma2", None),
+        ("GptOss", None),
         ("Bloom", "2 of the 2 layers of this .* do not use transformers' attention interface"),
         ("Falcon", "2 of the 2 layers"),
         ("Qwen3Next", "2 of the 2 layers"),
