@@ -18,7 +18,7 @@ from roles.batch import Responses, Sequences, TokenRows
 from roles.errors import RewardError
 from roles.models.networks import ValueModel
 from roles.packing import pack, right_padded
-from roles.text.messages import plain_messages
+from roles.text.answered_chat import answered_chat
 from roles.text.prompt_tokens import prompt_tokens
 from roles.text.tokenizer import load_tokenizer
 from roles.zero.setup import ModelSetup
@@ -101,9 +101,9 @@ class TextBridge:
     def _encode(self, answered: Responses, row: int, chat: Any) -> list[int]:
         finished = bool(answered.finished[row])
         if chat is not None:
-            turns = [*plain_messages(chat), {"role": "assistant", "content": answered.responses[row]}]
-            ids = self._tokenizer.apply_chat_template(turns, continue_final_message=not finished, return_dict=False)
-            return list(ids)
+            text = answered_chat(self._tokenizer, chat, answered.responses[row], finished=finished)
+            (ids,) = prompt_tokens(self._tokenizer, [text], chat=True)
+            return ids
         tokens = answered.token_ids[row, : int(answered.lengths[row])]
         text = self._policy.decode(tokens, skip_special_tokens=True)
         (ids,) = prompt_tokens(self._tokenizer, [text], chat=False)

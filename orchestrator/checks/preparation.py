@@ -11,6 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from orchestrator.checks.bridges import check_bridges
 from orchestrator.checks.engine_fit import check_engine, longest_sample
 from orchestrator.checks.functions import check_function, check_functions, check_sendable
 from orchestrator.checks.model_support import check_attention, check_weights
@@ -52,7 +53,9 @@ def prepare_train(config: RunConfig, resume: Resume) -> tuple[Questions, Questio
 
     check_adapters(config)
     heldout = _read_prompts(config, "heldout", actor) if config.prompts.heldout else None
-    return _read_prompts(config, "train", actor), heldout
+    training = _read_prompts(config, "train", actor)
+    check_bridges(config, {"train": training, "heldout": heldout})
+    return training, heldout
 
 
 def prepare_evaluate(config: EvaluationRun) -> Questions:
@@ -63,7 +66,9 @@ def prepare_evaluate(config: EvaluationRun) -> Questions:
     _check_names(config, ["heldout"])
     actor = check_role_models(config)
     check_engine(config, actor)
-    return _read_prompts(config, "heldout", actor)
+    questions = _read_prompts(config, "heldout", actor)
+    check_bridges(config, {"heldout": questions})
+    return questions
 
 
 def prepare_reward(config: RewardTrainingRun, resume: Resume) -> Questions | Pairs:

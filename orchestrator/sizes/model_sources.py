@@ -110,6 +110,8 @@ def _of_base(folder: Path, model: ModelConfig, key: str, cache_folder: Path) -> 
         return read_config(model.model_copy(update={"path": base_of(folder), "layers": None}), key, cache_folder)
     except ModelError as error:
         raise ConfigError(f"{key}.path={model.path}: {error}") from error
+    except UnknownModel as unknown:
+        raise UnknownModel(f"{key}.path={model.path} is an adapter, and of its base model: {unknown}") from unknown
 
 
 @cache

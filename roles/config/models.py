@@ -13,7 +13,7 @@ class ModelConfig(Section):
     """A transformers model."""
 
     path: str = Field(min_length=1)
-    """A Hugging Face folder, a folder that holds `gguf_file`, or a hub name."""
+    """A Hugging Face folder, a folder that holds `gguf_file` or a PEFT adapter, or a hub name."""
     gguf_file: str | None = None
     """Name of a GGUF file in `path`; it is converted once to a Hugging Face folder in `model_cache`."""
     layers: int | None = Field(default=None, ge=1)

@@ -14,8 +14,9 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
+from roles.config.models import Pooling
 from roles.errors import ModelError
 from roles.model_files.weight_files import Stored
 
@@ -58,6 +59,11 @@ class Head:
 
 def find_head(stored: Mapping[str, Stored], config: Mapping[str, Any]) -> Head | None:
     """The head among the weights `stored`; ModelError if there are two, or if it has more than one output."""
+    pooling = config.get("score_pooling", "last")
+    if pooling not in get_args(Pooling):
+        raise ModelError(
+            f"config.json says score_pooling={pooling!r}, not {' or '.join(get_args(Pooling))}; correct it"
+        )
     said = config.get("value_head_prefix")
     names = dict.fromkeys((*HEAD_NAMES, *((said,) if isinstance(said, str) else ())))
     found = [name for name in names if f"{name}.weight" in stored]

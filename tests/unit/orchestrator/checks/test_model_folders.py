@@ -273,3 +273,30 @@ def test_an_adapter_of_a_quantised_base_or_of_itself(world: World) -> None:
     refused(world, "names itself as its base model")
     (folder / "adapter_model.safetensors").unlink()
     refused(world, "an adapter without adapter_model.safetensors")
+
+
+# Templates behind the text bridge
+
+
+def bridge(world: World, template: str | None, chats: list[Any]) -> None:
+    folder = model_folder(world.root / "reward", reward=True)
+    if template is not None:
+        (folder / "chat_template.jinja").write_text(template)
+    (world.policy / "chat_template.jinja").write_text("{% for m in messages %}{{ m.content }} {% endfor %}")
+    world.prompts.write_text("".join(json.dumps({"messages": chat}) + "\n" for chat in chats))
+    world.set("reward", {"type": "model", "model": {"path": str(folder)}, "text_bridge": True})
+
+
+CHAT = [{"role": "user", "content": "a"}]
+LONG = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}, {"role": "user", "content": "c"}]
+
+
+@pytest.mark.parametrize("command", ["train", "evaluate"])
+def test_a_template_that_the_bridge_cannot_use(world: World, command: str) -> None:
+    bridge(world, None, [CHAT])
+    part = "heldout" if command == "evaluate" else "train"
+    refused(world, "reward.model.path=", f"has no chat template to read the chats of prompts.{part}", command=command)
+    bridge(world, "{% if messages|length > 2 %}{{ raise_exception('too long') }}{% endif %}x", [CHAT, CHAT, LONG])
+    refused(world, "reward.model.path=", f"the chat of prompts.{part}, row 2 (too long)", command=command)
+    bridge(world, "{% for m in messages %}{{ m.content }}{% endfor %}", [CHAT, LONG])
+    check(command, world)

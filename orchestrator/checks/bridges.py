@@ -1,0 +1,57 @@
+"""Whether a reward model behind the text bridge can read the chats of a run through its own chat template.
+
+The prompts that were read flow in; nothing flows out, or a ConfigError that names row and fix.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from orchestrator.config.evaluation import EvaluationRun
+from orchestrator.config.schema import section_key
+from orchestrator.errors import ConfigError
+
+if TYPE_CHECKING:
+    from orchestrator.data.prompts import Questions
+
+
+def check_bridges(config: EvaluationRun, read: Mapping[str, Questions | None]) -> None:
+    """`read`: part of `prompts` → its rows. One row of each order of roles is written, with an answer."""
+    for role, scorer in config.reward_models.items():
+        if not scorer.text_bridge:
+            continue
+        key = f"{section_key(role)}.model"
+        for part, questions in read.items():
+            chats = questions.columns.get("messages") if questions is not None else None
+            if chats:
+                _check_template(config, role, f"{key}.path={scorer.model.path}", f"prompts.{part}", chats)
+
+
+def _check_template(config: EvaluationRun, role: str, where: str, part: str, chats: list[Any]) -> None:
+    from roles.model_files.conversion import resolve_model
+    from roles.text.answered_chat import answered_chat
+    from roles.text.prompt_tokens import TEMPLATE_S
+    from roles.text.time_limit import time_limit
+    from roles.text.tokenizer import load_tokenizer
+
+    model = config.reward_models[role].model
+    folder = resolve_model(model.model_copy(update={"layers": None}), Path(config.model_cache))
+    tokenizer = load_tokenizer(folder, trust_remote_code=model.trust_remote_code)
+    if tokenizer.chat_template is None:
+        raise ConfigError(
+            f"{where} has no chat template to read the chats of {part} with (text_bridge: true); add "
+            "chat_template.jinja to its folder, or give the prompts as text"
+        )
+    orders = {tuple(message.get("role") for message in chat): row for row, chat in reversed(list(enumerate(chats)))}
+    for row in sorted(orders.values()):
+        try:
+            with time_limit(TEMPLATE_S):
+                for finished in (True, False):
+                    answered_chat(tokenizer, chats[row], "an answer", finished=finished)
+        except Exception as error:  # a template is a program: it raises what it likes
+            raise ConfigError(
+                f"{where}: its chat template cannot write the chat of {part}, row {row} ({error}); correct the chat, "
+                "or use another reward model"
+            ) from error

@@ -1,0 +1,55 @@
+"""A chat with its answer, as another model's chat template writes it: the text that a reward model reads.
+
+- A template may change the answer, for example leave out what was thought before `</think>`: that is how the reward
+  model was trained.
+- An answer that was cut has no end of a turn.
+- A template that has no place for a system message gets it as the beginning of the first user message.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any
+
+from transformers import PreTrainedTokenizerBase
+
+from roles.text.messages import Messages, plain_messages
+
+ANSWER = "an answer"
+"""An answer that shows what a template writes after one."""
+
+
+def answered_chat(tokenizer: PreTrainedTokenizerBase, messages: Any, response: str, *, finished: bool) -> str:
+    """The text of `messages` and `response`. ValueError if the messages are no text; the template's own error if it
+    refuses them."""
+    turns = [*plain_messages(messages), {"role": "assistant", "content": response}]
+    try:
+        text = _written(tokenizer, turns)
+    except Exception:  # a template is a program: it raises what it likes
+        folded = _without_system(turns)
+        if folded == turns:
+            raise
+        text = _written(tokenizer, folded)
+    return text if finished else text.removesuffix(_end(tokenizer))
+
+
+def _written(tokenizer: PreTrainedTokenizerBase, turns: Messages) -> str:
+    return str(tokenizer.apply_chat_template(turns, tokenize=False))
+
+
+@cache
+def _end(tokenizer: PreTrainedTokenizerBase) -> str:
+    """What the template writes after the last answer."""
+    chat = [{"role": "user", "content": "a question"}, {"role": "assistant", "content": ANSWER}]
+    _, found, end = _written(tokenizer, chat).rpartition(ANSWER)
+    return end if found else ""
+
+
+def _without_system(turns: Messages) -> Messages:
+    """A system message at the beginning becomes that of the first user message."""
+    if turns[0]["role"] != "system":
+        return turns
+    system, *others = turns
+    if others[0]["role"] != "user":
+        return [{**system, "role": "user"}, *others]
+    return [{**others[0], "content": f"{system['content']}\n\n{others[0]['content']}"}, *others[1:]]
