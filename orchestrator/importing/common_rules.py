@@ -12,6 +12,7 @@ from orchestrator.importing.draft import UNSAID, Draft
 
 Each = Mapping[str, tuple[object, str]]
 """Key of ours → its value and the option that says it."""
+MOST_SAMPLES = 10_000_000
 SCHEDULES = {
     "constant": "constant",
     "constant_with_warmup": "constant",
@@ -49,9 +50,10 @@ def put_model(draft: Draft, key: str, option: str) -> None:
 
 def put_mini_batches(draft: Draft, samples: int, each: int, ranks: int, option: str) -> int:
     """Optimizer steps of a pass over `samples`, where theirs take `each` samples: equal parts, a sample a rank."""
-    wanted = max(samples // each, 1)
-    fitting = [n for n in range(1, wanted + 1) if samples % n == 0 and samples // n >= ranks]
-    made = fitting[-1] if fitting else 1
+    if samples > MOST_SAMPLES:
+        raise ConfigError(f"a step of {samples} samples is more than any run has ({MOST_SAMPLES}); correct the batch")
+    most = max(min(samples // each, samples // ranks), 1)
+    made = next(n for n in range(most, 0, -1) if samples % n == 0)
     draft.put("ppo.mini_batches", made, option)
     if samples != made * each:
         why = f"optimizer steps have equal numbers of samples here: {samples // made} of the {samples} of a step"

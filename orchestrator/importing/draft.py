@@ -114,10 +114,9 @@ class Draft:
         for name, option in self.options.of_pattern.items():
             kind: RemarkKind = "missing here" if option.missing else "means nothing here"
             self._remark(kind, name, option.missing or option.moot)
+        table = self.options.table
         for name in self.options.unknown:
-            about = re.sub(r"[^\w.+-]", "?", name)
-            framework = f"{self.options.table.framework} {self.options.table.version}"
-            self.remarks.append(Remark("missing here", about, f"no option of {framework}"))
+            self._remark("missing here", name, f"no option of {table.framework} {table.version}")
 
     def say_unused(self) -> None:
         """Options that were given and that neither a key nor a remark speaks of: none is dropped in silence."""
@@ -153,7 +152,7 @@ class Draft:
             yield from (f"{indent}{line}{reason * (len(written) == 1)}" for line in written)
 
     def _remark(self, kind: RemarkKind, about: str, why: str) -> None:
-        remark = Remark(kind, about, printable(why))
+        remark = Remark(kind, re.sub(r"[^\w.+*-]", "?", about), printable(why))
         if remark not in self.remarks:
             self.remarks.append(remark)
 

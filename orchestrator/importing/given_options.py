@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -65,14 +66,14 @@ class GivenOptions:
 
     def number(self, name: str) -> float:
         """A number that we calculate with."""
-        return self._checked(name, (int, float), "a number")
+        return self._checked(name, "a number")
 
-    def whole(self, name: str, least: int = 1) -> int:
+    def whole(self, name: str, least: int = 1, most: int = 10**9) -> int:
         """A count that we calculate with."""
         kind = "a positive whole number" if least else "a whole number"
-        value = self._checked(name, (int, float), kind)
-        if value != value // 1 or value < least:
-            raise ConfigError(f"{self.said(name)}={value} is not {kind}; correct it")
+        value = self._checked(name, kind)
+        if value != value // 1 or not least <= value <= most:
+            raise ConfigError(f"{self.said(name)}={value} is not {kind} up to {most}; correct it")
         return int(value)
 
     def optional(self, name: str) -> float | None:
@@ -84,7 +85,7 @@ class GivenOptions:
         values = self.value(name)
         values = values if isinstance(values, list) else [values]
         for value in values:
-            if isinstance(value, bool) or not isinstance(value, (int, float)):
+            if not _is_finite_number(value):
                 raise ConfigError(f"{self.said(name)} has {value!r}, which is not a number; write the number there")
         return values
 
@@ -96,9 +97,9 @@ class GivenOptions:
             raise ConfigError(f"{self.said(name)}={value} is none of {self.table.framework}'s: {known}")
         return ours[value]
 
-    def _checked(self, name: str, kinds: tuple[type, ...], kind: str) -> Any:
+    def _checked(self, name: str, kind: str) -> Any:
         value = self.value(name)
-        if isinstance(value, bool) or not isinstance(value, kinds):
+        if not _is_finite_number(value):
             raise ConfigError(f"{self.said(name)}={value} is not {kind}; write the number in place of a variable")
         return value
 
@@ -123,6 +124,10 @@ def after_dashes(words: list[str]) -> dict[str, list[str]]:
         elif name is not None:
             found[name].append(word)
     return found
+
+
+def _is_finite_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def _scalar(value: Any) -> Any:

@@ -96,6 +96,7 @@ def _say_reward(draft: Draft) -> None:
         if label:
             draft.put("reward.label", label, "data.label_key")
         return
+    draft.moot("data.label_key", "a function gets all columns")
     draft.put("reward.type", "function", "reward.remote_url")
     draft.put("reward.path", urls[0], "reward.remote_url")
     draft.put("reward.name", "score")
@@ -164,6 +165,8 @@ def _say_lengths(draft: Draft) -> None:
 
 
 def _say_environment(draft: Draft) -> None:
+    for option in ("data.input_key", "data.label_key", "data.apply_chat_template"):
+        draft.moot(option, "an environment gets all columns, and makes the prompts of them")
     draft.put("environment.path", draft.options.text("train.agent_func_path"), "train.agent_func_path")
     longest = draft.data["prompts"]["max_tokens"] + draft.data["rollout"]["max_response_tokens"]
     draft.put("environment.max_tokens", longest, "data.max_len")
@@ -275,7 +278,10 @@ def import_openrlhf(path: Path) -> Imported:
         given = {name.replace("-", "_"): value for name, value in flat(data).items()}
     else:
         given = dict(after_dashes(words_after(text, PROGRAM, path)))
+    sharded = any(name.startswith("fsdp") for name in given)
     given = {re.sub(r"^fsdp\.", "ds.", name): value for name, value in given.items()}
+    if sharded and not {"zero_stage", "ds.zero_stage"} & given.keys():
+        given["ds.zero_stage"] = 3  # FSDP shards parameters, as ZeRO-3 does
     hint = (
         " (such as actor.num_nodes or --actor.num_nodes); name a YAML file of them, or a script that starts "
         "openrlhf.cli.train_ppo_ray"

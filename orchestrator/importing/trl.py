@@ -137,7 +137,7 @@ def _ranks(draft: Draft) -> int:
     said = next((name for name in (PROCESSES, "world_size") if options.value(name) is not None), None)
     if said is None:
         draft.to_say("placement.actor_num_gpus_per_node", "how many processes accelerate starts; the batch follows")
-    return options.whole(said) if said else 1
+    return options.whole(said, most=10_000) if said else 1
 
 
 def _say_losses(draft: Draft) -> None:

@@ -1,0 +1,58 @@
+"""Whatever a file holds, it becomes a configuration that loads, or is refused by a ConfigError."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from orchestrator.config.loading import validate
+from orchestrator.config.yaml_text import parse_yaml
+from orchestrator.errors import ConfigError
+from orchestrator.importing.importer import LARGEST_SCRIPT
+from orchestrator.importing.openrlhf import import_openrlhf
+from orchestrator.importing.option_table import option_table
+from orchestrator.importing.trl import import_trl
+from orchestrator.importing.verl import import_verl
+
+IMPORTERS = {"openrlhf": import_openrlhf, "verl": import_verl, "trl": import_trl}
+NUMBERS = [True, 0, -1, 1, 10**30, 0.5, -2.5, float("inf"), float("nan"), "1e3"]
+TEXTS = ["", "$X", "a\nb", "\x07", "é # x", "[", "a,b", "http://[", "http://a:1", "x" * 500]
+JUNK = st.sampled_from([None, *NUMBERS, *TEXTS, [], [1], [1, 2], ["a", None], [[1]], {}, {"a": 1}])
+ALWAYS = {"openrlhf": "actor.num_nodes", "verl": "trainer.nnodes", "trl": "kl_coef"}
+
+
+def whole(framework: str, data: dict[str, Any]) -> dict[str, Any]:
+    return {ALWAYS[framework]: 1, **data}
+
+
+def given_to(framework: str) -> st.SearchStrategy[dict[str, Any]]:
+    names = st.sampled_from([*option_table(framework).options, "unknown.option", "a b", "\x07"])
+    return st.dictionaries(names, JUNK, max_size=4).map(lambda data: whole(framework, data))
+
+
+FILES = st.sampled_from(list(IMPORTERS)).flatmap(lambda name: st.tuples(st.just(name), given_to(name)))
+
+
+@settings(deadline=None, max_examples=80, suppress_health_check=[HealthCheck.too_slow])
+@given(FILES)
+def test_any_values(tmp_path_factory: pytest.TempPathFactory, file: tuple[str, dict[str, Any]]) -> None:
+    framework, data = file
+    path = tmp_path_factory.mktemp("any") / "x.yaml"
+    path.write_text(yaml.safe_dump(data, allow_unicode=False))
+    with suppress(ConfigError):
+        assert validate(parse_yaml(IMPORTERS[framework](path).text))
+
+
+@pytest.mark.parametrize("framework", IMPORTERS)
+@pytest.mark.parametrize("content", [b"\xff\xfe", b"'open", b"- 1\n- 2\n", b"\x00", b"x" * (LARGEST_SCRIPT + 1)])
+def test_files_of_something_else_are_refused(tmp_path: Path, framework: str, content: bytes) -> None:
+    path = tmp_path / "x"
+    path.write_bytes(content)
+    with pytest.raises(ConfigError):
+        IMPORTERS[framework](path)
