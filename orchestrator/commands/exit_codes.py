@@ -10,7 +10,7 @@ import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn, TypeVar
+from typing import NoReturn, Protocol, TypeVar
 
 import typer
 
@@ -21,10 +21,6 @@ from orchestrator.run.checkpoint import progress_of
 from orchestrator.run.resume_rules import RESUME_RULES
 from roles.errors import RoleError
 
-if TYPE_CHECKING:
-    from orchestrator.data.preference_pairs import Pairs
-    from orchestrator.data.prompts import Questions
-
 RUN_FAILED = 1
 CONFIG_WRONG = 2
 INTERRUPTED = 130
@@ -34,6 +30,18 @@ C = TypeVar("C", bound=BaseConfig)
 
 DRIVER_LOG = "logs/driver.log"
 """Where in `run_dir` the traceback of a failed run goes."""
+
+
+class DataRead(Protocol):
+    """What a command has read, such as `Questions`."""
+
+    @property
+    def summary(self) -> str:
+        """How much there is, and what was left out."""
+
+    @property
+    def example(self) -> str:
+        """One row as the model reads it; empty if there is none to show."""
 
 
 class Outcome:
@@ -48,8 +56,8 @@ class Outcome:
         typer.echo("checking the configuration and what it names (the first time, models are converted)", err=True)
         return config
 
-    def read(self, *data: Questions | Pairs | None) -> None:
-        """Say what the door has read, and show a row of the first."""
+    def read(self, *data: DataRead | None) -> None:
+        """Say what has been read, and show a row of the first."""
         found = [source for source in data if source is not None]
         for source in found:
             typer.echo(source.summary, err=True)

@@ -106,7 +106,7 @@ def run_job(jobs: RayJobs, config: BaseConfig, submission: Submission) -> int:
 
 
 def follow(jobs: RayJobs, job: str, ask: Callable[[str], bool] | None) -> int:
-    """The job's exit code; 130 after Ctrl-C. `ask`: null where nobody can answer."""
+    """The job's exit code; 130 after Ctrl-C. `ask`: asks the user; None where nobody can answer."""
     follower = Follower(jobs, job, _show, _tell)
     try:
         return _ended(job, follower.until_end())
