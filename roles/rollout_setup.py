@@ -27,9 +27,6 @@ CPU_BATCHED_TOKENS = 4096
 WIDER_WINDOWS = ("cohere2", "cohere2_moe")
 """Model types whose sliding windows vLLM 0.32 makes a token longer than config.json says, as transformers does not."""
 
-OTHER_NAMES = {"PhimoeForCausalLM": "PhiMoEForCausalLM"}
-"""Architectures as transformers writes them → as vLLM 0.32 knows them; it cannot run them by transformers' code."""
-
 
 @dataclass(frozen=True, slots=True)
 class RolloutSetup:
@@ -83,12 +80,8 @@ def overrides(model_path: Path) -> dict[str, Any]:
     """What the engine must read otherwise than in the folder's config.json to compute what the trainer does."""
     file = model_path / "config.json"
     config = json.loads(file.read_text()) if file.exists() else {}
-    read: dict[str, Any] = {}
-    if config.get("model_type") in WIDER_WINDOWS and config.get("sliding_window"):
-        read["sliding_window"] = config["sliding_window"] - 1
-    if set(OTHER_NAMES) & set(config.get("architectures") or []):
-        read["architectures"] = [OTHER_NAMES.get(name, name) for name in config["architectures"]]
-    return read
+    wider = config.get("model_type") in WIDER_WINDOWS and config.get("sliding_window")
+    return {"sliding_window": config["sliding_window"] - 1} if wider else {}
 
 
 def prepare_process(setup: RolloutSetup) -> None:

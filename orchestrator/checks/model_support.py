@@ -15,6 +15,10 @@ from roles.errors import ModelError
 if TYPE_CHECKING:
     from roles.model_files.weight_check import Use
 
+_WITHOUT_BIAS = "vLLM 0.32 leaves the bias of its head out, and cannot run the class of transformers instead"
+OTHERWISE = {"PhimoeForCausalLM": _WITHOUT_BIAS, "PhiMoEForCausalLM": _WITHOUT_BIAS}
+"""Architectures whose engines compute something else than the trainer on every device."""
+
 OTHERWISE_ON_CPU = {
     "Ernie4_5_MoeForCausalLM": "vLLM's CPU build chooses other experts than transformers does (it reads the router's "
     "correction bias otherwise)",
@@ -49,6 +53,24 @@ def check_weights(model: ModelFacts, use: Use) -> None:
         weight_check.check_weights(model.folder, use, trust_remote_code=model.source.trust_remote_code)
     except ModelError as error:
         raise ConfigError(f"{model.where}: {error}") from None
+
+
+def check_engine_class(model: ModelFacts) -> None:
+    """vLLM computes what the trainer computes."""
+    for architecture in model.config.get("architectures") or []:
+        if architecture in OTHERWISE:
+            raise ConfigError(f"{model.where} is a {architecture}: {OTHERWISE[architecture]}; use another model")
+    full, layers = model.text.get("max_window_layers", 28), model.layers
+    if (
+        model.text.get("model_type") == "qwen2"
+        and model.text.get("use_sliding_window")
+        and layers
+        and 0 < full < layers
+    ):
+        raise ConfigError(
+            f"{model.where} has sliding windows in some of its {layers} layers (max_window_layers={full}), and vLLM "
+            "0.32 runs a qwen2 with windows in all or in none; use another model"
+        )
 
 
 def check_cpu_engine(model: ModelFacts, dtype: Dtype) -> None:

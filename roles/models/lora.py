@@ -20,8 +20,9 @@ from transformers.pytorch_utils import Conv1D
 from roles.config.models import LoraConfig
 from roles.errors import ModelError
 
-LINEAR = (nn.Linear, Conv1D)
-"""A `Conv1D` is GPT-2's linear layer, whose weight is stored as `[inputs, outputs]`."""
+LINEAR = (nn.Linear.forward, Conv1D.forward)
+"""What a linear layer computes: not the routers that inherit from one. A `Conv1D` is GPT-2's, whose weight is stored as
+`[inputs, outputs]`."""
 
 ADAPTER = "default"
 """PEFT's name of an adapter that was given no name."""
@@ -74,7 +75,7 @@ def adapter_parameters(model: PreTrainedModel, config: LoraConfig) -> int:
 def _targets(model: PreTrainedModel, config: LoraConfig) -> list[str]:
     """Full names of the linear layers that get an adapter. Heads get none."""
     inside = f"{model.base_model_prefix}."
-    linear = [n for n, m in model.named_modules() if isinstance(m, LINEAR) and n.startswith(inside)]
+    linear = [n for n, m in model.named_modules() if type(m).forward in LINEAR and n.startswith(inside)]
     if config.targets == "all-linear":
         wanted = {name: [name] for name in linear} or {"all-linear": []}
     else:

@@ -27,12 +27,9 @@ def test_stop_tokens_come_from_the_generation_config_and_the_tokenizer(tmp_path:
         ({"model_type": "cohere2", "sliding_window": None}, {}),
         ({"model_type": "mistral", "sliding_window": 24}, {}),
         ({"model_type": "cohere"}, {}),
-        ({"architectures": ["PhimoeForCausalLM"]}, {"architectures": ["PhiMoEForCausalLM"]}),
-        ({"architectures": ["LlamaForCausalLM"]}, {}),
-        ({"architectures": None}, {}),
     ],
 )
-def test_what_an_engine_would_take_otherwise_it_reads_otherwise(
+def test_an_engine_whose_windows_would_be_wider_reads_narrower_ones(
     tmp_path: Path, config: dict[str, Any], read: dict[str, Any]
 ) -> None:
     (tmp_path / "config.json").write_text(json.dumps(config))

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from orchestrator.checks.model_support import HEAD_SIZES, check_attention, check_cpu_engine
+from orchestrator.checks.model_support import HEAD_SIZES, check_attention, check_cpu_engine, check_engine_class
 from orchestrator.checks.models import ModelFacts, check_context
 from orchestrator.errors import ConfigError
 from roles.config.models import ModelConfig
@@ -46,6 +46,21 @@ def test_an_architecture_that_vllm_computes_otherwise_on_cpu_is_refused_by_name(
     with pytest.raises(ConfigError, match="Ernie4_5_MoeForCausalLM: vLLM's CPU build chooses other experts"):
         check_cpu_engine(facts(tmp_path, {"architectures": ["Ernie4_5_MoeForCausalLM"]}), "float32")
     check_cpu_engine(facts(tmp_path, {"architectures": ["LlamaForCausalLM"]}), "float32")
+
+
+@pytest.mark.parametrize("name", ["PhimoeForCausalLM", "PhiMoEForCausalLM"])
+def test_an_architecture_that_vllm_computes_otherwise_everywhere_is_refused_by_name(tmp_path: Path, name: str) -> None:
+    with pytest.raises(ConfigError, match=f"{name}: vLLM 0.32 leaves the bias of its head out.*use another model"):
+        check_engine_class(facts(tmp_path, {"architectures": [name]}))
+    check_engine_class(facts(tmp_path, {"architectures": ["LlamaForCausalLM"]}))
+
+
+def test_a_qwen2_has_windows_in_all_layers_or_in_none(tmp_path: Path) -> None:
+    some = {"model_type": "qwen2", "use_sliding_window": True, "num_hidden_layers": 4, "max_window_layers": 1}
+    with pytest.raises(ConfigError, match=r"in some of its 4 layers \(max_window_layers=1\)"):
+        check_engine_class(facts(tmp_path, some))
+    for other in ({"max_window_layers": 0}, {"max_window_layers": 4}, {"use_sliding_window": False}):
+        check_engine_class(facts(tmp_path, {**some, **other}))
 
 
 def test_head_sizes_are_those_of_vllms_attention_on_cpu() -> None:

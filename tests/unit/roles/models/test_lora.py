@@ -144,13 +144,14 @@ def test_a_target_that_is_no_layer_is_named(tmp_path: Path, unknown: str) -> Non
         policy(tmp_path, LoraConfig(targets=("q_proj", unknown)))
 
 
-@pytest.mark.parametrize("name", ["Glm4Moe", "DeepseekV3", "Qwen3Next"])
+@pytest.mark.parametrize("name", ["Glm4Moe", "DeepseekV3", "Qwen3Next", "Phimoe"])
 def test_linear_layers_beside_the_experts_of_a_mixture_have_adapters_and_the_experts_have_none(name: str) -> None:
-    """Their names are like those of the experts (`gate_proj`), which PEFT would take in their place."""
+    """Their names are like those of the experts (`gate_proj`), which PEFT would take in their place. The routers of
+    Phi-MoE inherit from a linear layer, and answer with more than its output."""
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(architectures.config(name))
     before = parameter_shapes(model)
-    linear = {f"{part}.weight" for part, layer in model.named_modules() if isinstance(layer, nn.Linear)}
+    linear = {f"{part}.weight" for part, layer in model.named_modules() if type(layer) is nn.Linear}
     adapt(model, LORA)
     assert adapted_layers(model).keys() == linear - {"lm_head.weight"}
     assert parameter_shapes(model) == before
