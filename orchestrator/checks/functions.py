@@ -6,12 +6,11 @@ A section of the configuration flows in; nothing flows out, or a ConfigError tha
 from __future__ import annotations
 
 import ast
-import difflib
 import json
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from orchestrator.checks.python_files import defined
 from orchestrator.config.evaluation import EvaluationRun
 from orchestrator.config.schema import section_key
 from orchestrator.errors import ConfigError
@@ -22,6 +21,9 @@ SIGNATURE = "score(prompts, responses, *, response_token_ids, finished, columns)
 ENVIRONMENT = "a class with reset(columns) -> messages and step(response) -> (messages or None, reward)"
 KEYWORDS = ("response_token_ids", "finished", "columns")
 """What the function is given by name, after prompts and responses."""
+ENDINGS = ("sys.exit", "exit", "quit", "os._exit")
+NO_LISTS = (ast.Dict, ast.DictComp, ast.Set, ast.SetComp, ast.Constant, ast.JoinedStr)
+"""Expressions whose value is never a list of numbers."""
 
 
 def check_functions(config: EvaluationRun) -> None:
@@ -56,7 +58,7 @@ def check_sendable(config: EvaluationRun, part: str, columns: Mapping[str, Seque
 
 def check_environment(config: FunctionEnvironment) -> None:
     """The file must be there, be Python, and define the class; `orchestrator.checks.environment_tasks` tries it."""
-    node = _defined(config.path, config.name, "environment", f"define {config.name}, {ENVIRONMENT}")
+    node = defined(config.path, config.name, "environment", f"define {config.name}, {ENVIRONMENT}")
     if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
         raise ConfigError(f"environment.name={config.name} is a function in {config.path}; it must be {ENVIRONMENT}")
 
@@ -64,61 +66,41 @@ def check_environment(config: FunctionEnvironment) -> None:
 def check_function(config: FunctionReward, key: str) -> None:
     """The file must be there, be Python, and define the function with arguments that it can be called with."""
     signature = SIGNATURE.replace("score", config.name, 1)
-    wrong = _wrong(_defined(config.path, config.name, key, f"define {signature}"))
+    node = defined(config.path, config.name, key, f"define {signature}")
+    wrong = _wrong(node)
     if wrong:
-        raise ConfigError(f"{key}.path={config.path}: {config.name} {wrong}; it must be callable as {signature}")
-
-
-def _defined(file: str, name: str, key: str, fix: str) -> ast.stmt:
-    """Where the Python file's top level binds `name`; the ConfigError ends with `fix` if it does not."""
-    path, where = Path(file), f"{key}.path={file}"
-    if not path.is_file():
-        kind = "is a directory" if path.is_dir() else "does not exist"
-        raise ConfigError(f"{where} {kind}; name a Python file that defines {name}")
-    try:
-        module = ast.parse(path.read_bytes(), filename=str(path))
-    except (SyntaxError, ValueError) as error:
-        line = f", line {error.lineno}" if isinstance(error, SyntaxError) else ""
-        raise ConfigError(f"{where} is not Python{line}: {error.args[0]}; correct it") from None
-    found = _top_level(module)
-    if name not in found:
-        known = sorted(name for name, node in found.items() if isinstance(node, ast.FunctionDef | ast.ClassDef))
-        near = difflib.get_close_matches(name, known, n=1)
-        fix = f"did you mean `{near[0]}`?" if near else fix
-        raise ConfigError(f"{key}.name={name} is not defined in {file}; {fix}")
-    return found[name]
-
-
-def _top_level(module: ast.Module) -> dict[str, ast.stmt]:
-    """Every name that the module's top level binds, also inside `if` and `try`."""
-    found: dict[str, ast.stmt] = {}
-    queue: list[ast.stmt] = list(module.body)
-    while queue:
-        node = queue.pop(0)
-        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)):
-            found[node.name] = node
-        elif isinstance(node, (ast.Import, ast.ImportFrom)):
-            found |= {(alias.asname or alias.name).split(".")[0]: node for alias in node.names}
-        elif isinstance(node, (ast.Assign, ast.AnnAssign)):
-            targets = node.targets if isinstance(node, ast.Assign) else [node.target]
-            found |= {name.id: node for target in targets for name in ast.walk(target) if isinstance(name, ast.Name)}
-        elif isinstance(node, (ast.If, ast.Try, ast.With)):
-            queue += [inner for inner in ast.walk(node) if isinstance(inner, ast.stmt) and inner is not node]
-    return found
+        raise ConfigError(
+            f"{key}.path={config.path}, line {node.lineno}: {config.name} {wrong}; it must be callable as {signature}"
+        )
 
 
 def _wrong(node: ast.stmt) -> str | None:
-    """Why a call with our arguments would fail; None if it would not, or nobody can tell (an import, an assignment)."""
-    if isinstance(node, ast.AsyncFunctionDef):
-        return "is async"
-    if not isinstance(node, ast.FunctionDef):
-        return None
-    given = node.args
+    """Why a call with our arguments would fail; None if it would not, or nobody can tell (an import, a decorator)."""
+    match node:
+        case ast.AsyncFunctionDef():
+            return "is async"
+        case ast.ClassDef():
+            return "is a class, not a function"
+        case ast.FunctionDef(decorator_list=[]):
+            return _wrong_arguments(node.args) or _wrong_answer(node)
+        case ast.Assign(value=ast.Lambda(args=arguments)):
+            return _wrong_arguments(arguments)
+        case ast.Assign(value=ast.Constant() | ast.List() | ast.Dict() | ast.Tuple() as value):
+            return f"is {ast.unparse(value)[:80]}, not a function"
+    return None
+
+
+def _wrong_arguments(given: ast.arguments) -> str | None:
+    """Prompts and responses come by position, the others by name."""
     positional = [argument.arg for argument in [*given.posonlyargs, *given.args]]
-    by_name = {argument.arg for argument in given.kwonlyargs} | set(positional[2:])
+    named = {argument.arg for argument in given.args[max(0, 2 - len(given.posonlyargs)) :]}
+    named |= {argument.arg for argument in given.kwonlyargs}
     if len(positional) < 2 and given.vararg is None:
         return f"takes {len(positional)} positional arguments, not 2"
-    lacking = [name for name in KEYWORDS if name not in by_name]
+    nameless = [argument.arg for argument in given.posonlyargs[2:]]
+    if nameless:
+        return f"takes {', '.join(nameless)} only by position (a `/` follows them)"
+    lacking = [name for name in KEYWORDS if name not in named]
     if lacking and given.kwarg is None:
         return f"does not take {', '.join(lacking)}"
     required = positional[2 : len(positional) - len(given.defaults)]
@@ -126,3 +108,28 @@ def _wrong(node: ast.stmt) -> str | None:
     required += [argument.arg for argument, default in pairs if default is None]
     unknown = [name for name in required if name not in KEYWORDS]
     return f"needs {', '.join(unknown)}, which it is not given" if unknown else None
+
+
+def _wrong_answer(function: ast.FunctionDef) -> str | None:
+    """An answer that is visibly no list of numbers, or an end of the process instead of one."""
+    for statement in function.body:
+        if isinstance(statement, ast.Expr) and isinstance(statement.value, ast.Call):
+            called = ast.unparse(statement.value.func)
+            if called in ENDINGS:
+                return f"ends its process (line {statement.lineno}: {called}); raise an error instead"
+    for answer in _own_returns(function):
+        if answer.value is None or isinstance(answer.value, NO_LISTS):
+            shown = "nothing" if answer.value is None else ast.unparse(answer.value)[:80]
+            return f"returns {shown} (line {answer.lineno}), not a list of numbers"
+    return None
+
+
+def _own_returns(function: ast.FunctionDef) -> Iterator[ast.Return]:
+    """Not those of functions inside it."""
+    queue: list[ast.AST] = list(function.body)
+    while queue:
+        node = queue.pop(0)
+        if isinstance(node, ast.Return):
+            yield node
+        elif not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef | ast.Lambda):
+            queue += ast.iter_child_nodes(node)

@@ -6,6 +6,7 @@ that names key, value and fix. The cheap checks come first.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -47,15 +48,18 @@ def prepare_train(config: RunConfig, resume: Resume) -> tuple[Questions, Questio
     """What `tetrarch train` needs; the training and the held-out prompts that were read on the way."""
     check_run_dir(config, resume)
     _check_names(config, ["train", "heldout"])
+    check_cards(config.device)
     actor = check_role_models(config)
     check_engine(config, actor)
     from orchestrator.sizes.model_sizes import check_adapters
 
     check_adapters(config)
+    from orchestrator.data.prompts import with_overlap  # loads torch
+
     heldout = _read_prompts(config, "heldout", actor) if config.prompts.heldout else None
     training = _read_prompts(config, "train", actor)
     check_bridges(config, {"train": training, "heldout": heldout})
-    return training, heldout
+    return training, with_overlap(heldout, training) if heldout else None
 
 
 def prepare_evaluate(config: EvaluationRun) -> Questions:
@@ -64,6 +68,7 @@ def prepare_evaluate(config: EvaluationRun) -> Questions:
         raise ConfigError("prompts.heldout is null; set prompts.heldout.path to the prompts to evaluate on")
     check_writable(Path(config.run_dir), "run_dir")
     _check_names(config, ["heldout"])
+    check_cards(config.device)
     actor = check_role_models(config)
     check_engine(config, actor)
     questions = _read_prompts(config, "heldout", actor)
@@ -83,6 +88,7 @@ def prepare_reward(config: RewardTrainingRun, resume: Resume) -> Questions | Pai
         check_folder(policy.actor.model, "actor.model")
     else:
         check_source(training.pairs.dataset, "reward_training.pairs.dataset")
+    check_cards(config.device)
     backbone = model_facts(training.model, "reward_training.model", config.model_cache)
     check_tokenizer(backbone)
     check_context(backbone, training.max_tokens, "reward_training.max_tokens")
@@ -121,6 +127,19 @@ def _check_comparisons(config: RewardTrainingRun, preferences: Preferences, chec
         other = other_comparisons(checkpoint, digest(preferences), steps)
         if other:
             raise ConfigError(other)
+
+
+def check_cards(device: str) -> None:
+    """Where Ray will be started on this machine, it has a card for `device: cuda`."""
+    if device != "cuda" or os.environ.get("RAY_ADDRESS"):
+        return
+    import torch
+
+    if not torch.cuda.is_available():
+        raise ConfigError(
+            "device=cuda, but torch finds no GPU on this machine, and RAY_ADDRESS names no cluster; use device=cpu, "
+            "export RAY_ADDRESS=HEAD:6379, or look with `tetrarch doctor`"
+        )
 
 
 def _check_names(config: EvaluationRun, parts: list[str]) -> None:

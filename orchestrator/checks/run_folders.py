@@ -74,7 +74,7 @@ def check_output(training: RewardTrainingConfig, resume: Resume) -> None:
 
 def check_lasting(folder: Path, key: str) -> None:
     """ConfigError for a folder that Ray removes after the job."""
-    if UNPACKED in pairwise(folder.resolve().parts):
+    if UNPACKED in pairwise(Path(os.path.realpath(folder)).parts):
         raise ConfigError(
             f"{key}={folder} lies in the job's own copy of the working directory, and would be lost with it; use an "
             "absolute path on storage that all nodes share"
@@ -85,9 +85,20 @@ def check_writable(folder: Path, key: str) -> None:
     """The folder is there, or can be made, on storage that lasts."""
     check_lasting(folder, key)
     existing = folder.absolute()
-    while not existing.exists():
+    while not os.path.exists(existing):  # also False where the user may not look, or a link leads to itself
         existing = existing.parent
     if not existing.is_dir():
         raise ConfigError(f"{key}={folder}: {existing} is a file; choose a folder")
     if not os.access(existing, os.W_OK | os.X_OK):
         raise ConfigError(f"{key}={folder}: {existing} cannot be written to; choose another folder")
+
+
+def check_file(file: Path, key: str) -> None:
+    """The file of an option can be written; its folder must be there."""
+    folder = file.absolute().parent
+    if not folder.is_dir():
+        raise ConfigError(f"{key}={file}: the folder {folder} does not exist; make it, or choose another one")
+    if file.is_dir():
+        raise ConfigError(f"{key}={file} is a folder; name a file in it")
+    if not os.access(file if file.exists() else folder, os.W_OK):
+        raise ConfigError(f"{key}={file} cannot be written; choose another file")

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from orchestrator.commands.exit_codes import RUN_FAILED, reported
-from orchestrator.commands.options import Debug, Overrides
+from orchestrator.commands.options import Debug, Overrides, user_path
 from orchestrator.config.loading import dump_config, load_all
 from orchestrator.config.roots import json_schema
 from orchestrator.errors import ConfigError
@@ -18,7 +18,9 @@ if TYPE_CHECKING:
     from orchestrator.importing.importer import Imported
 
 
-ImportedFile = Annotated[Path, typer.Argument(metavar="FILE", help="A script with the command, or YAML of its keys.")]
+ImportedFile = Annotated[
+    Path, typer.Argument(metavar="FILE", parser=user_path, help="A script with the command, or YAML of its keys.")
+]
 
 
 def import_openrlhf(file: ImportedFile, debug: Debug = False) -> None:
@@ -78,7 +80,7 @@ def doctor(debug: Debug = False) -> None:
 
 
 def show_config(
-    config: Annotated[Path | None, typer.Argument(metavar="CONFIG", help="A YAML file.")] = None,
+    config: Annotated[Path | None, typer.Argument(metavar="CONFIG", parser=user_path, help="A YAML file.")] = None,
     overrides: Overrides = None,
     schema: Annotated[bool, typer.Option("--schema", help="Print the JSON Schema, for editors.")] = False,
     reference: Annotated[bool, typer.Option("--reference", help="Print all keys as Markdown tables.")] = False,

@@ -105,7 +105,7 @@ def _log_traceback(run_dir: Path, error: BaseException) -> str:
     log = run_dir / DRIVER_LOG
     try:
         log.parent.mkdir(parents=True, exist_ok=True)
-        with log.open("a", encoding="utf-8") as file:
+        with log.open("a", encoding="utf-8", errors="backslashreplace") as file:
             traceback.print_exception(error, file=file)
     except OSError as failed:
         return f"no traceback, since {log.parent} cannot be written to: {failed.strerror}; --debug shows it"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Literal
@@ -10,7 +11,15 @@ import typer
 
 from orchestrator.errors import ConfigError
 
-ConfigFile = Annotated[Path, typer.Argument(metavar="CONFIG", help="A YAML file, such as configs/smoke.yaml.")]
+
+def user_path(text: str | Path) -> Path:
+    """A path of the command line; `~` is the user's home also where a shell does not say so (`--json=~/plan.json`)."""
+    return Path(os.path.expanduser(text))
+
+
+ConfigFile = Annotated[
+    Path, typer.Argument(metavar="CONFIG", parser=user_path, help="A YAML file, such as configs/smoke.yaml.")
+]
 Overrides = Annotated[
     list[str] | None,
     typer.Argument(metavar="[KEY.PATH=VALUE]...", help="Change single keys; values are YAML.", show_default=False),
@@ -37,6 +46,16 @@ ResumeFrom = Annotated[
         help="Go on from the checkpoint of that step; what came after it is set aside in run_dir.",
         show_default=False,
     ),
+]
+Dashboard = Annotated[
+    str | None,
+    typer.Option(
+        metavar="URL",
+        help="The cluster's dashboard, http://HEAD:8265 [default: RAY_API_SERVER_ADDRESS, RAY_ADDRESS, here].",
+    ),
+]
+WorkingDir = Annotated[
+    Path, typer.Option(metavar="PATH", parser=user_path, help="Uploaded, without what .gitignore names: the code.")
 ]
 Force = Annotated[bool, typer.Option("--force", help="Start although the plan says that it cannot fit.")]
 Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]

@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Annotated, TypeVar
 import typer
 
 from cluster.errors import PlacementError
+from orchestrator.checks.run_folders import check_file
 from orchestrator.commands.exit_codes import RUN_FAILED, reported
-from orchestrator.commands.options import ConfigFile, Debug, FromCluster, Overrides
+from orchestrator.commands.options import ConfigFile, Debug, FromCluster, Overrides, user_path
 from orchestrator.config.base import BaseConfig
 from orchestrator.config.loading import load_config
 from orchestrator.config.run import RunConfig
@@ -30,24 +31,37 @@ if TYPE_CHECKING:
 C = TypeVar("C", bound=BaseConfig)
 
 
+Drawing = Annotated[Path | None, typer.Option("--svg", metavar="FILE", parser=user_path, help="Draw into FILE, too.")]
+Numbers = Annotated[
+    Path | None, typer.Option("--json", metavar="FILE", parser=user_path, help="Write the numbers to FILE.")
+]
+Trace = Annotated[
+    Path | None,
+    typer.Option("--trace", metavar="FILE", parser=user_path, help="Draw the step's seconds into FILE, for Perfetto."),
+]
+
+Calibrate = Annotated[
+    Path | None,
+    typer.Option(
+        "--calibrate", metavar="RUN", parser=user_path, help="Fit the times to a run; writes RUN/efficiency.yaml."
+    ),
+]
+Factors = Annotated[
+    Path | None, typer.Option("--efficiency", metavar="FILE", parser=user_path, help="Times from such a file.")
+]
+
+
 def show_plan(
     config: ConfigFile,
     overrides: Overrides = None,
-    svg: Annotated[Path | None, typer.Option("--svg", metavar="FILE", help="Draw into FILE, too.")] = None,
-    as_json: Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write the numbers to FILE.")] = None,
-    trace: Annotated[
-        Path | None, typer.Option("--trace", metavar="FILE", help="Draw the step's seconds into FILE, for Perfetto.")
-    ] = None,
+    svg: Drawing = None,
+    as_json: Numbers = None,
+    trace: Trace = None,
     suggest: Annotated[
         bool, typer.Option("--suggest", help="Search the fastest layouts of the same GPUs; the best one as YAML.")
     ] = False,
-    calibrate: Annotated[
-        Path | None,
-        typer.Option("--calibrate", metavar="RUN", help="Fit the times to a run; writes RUN/efficiency.yaml."),
-    ] = None,
-    efficiency: Annotated[
-        Path | None, typer.Option("--efficiency", metavar="FILE", help="Times from such a file.")
-    ] = None,
+    calibrate: Calibrate = None,
+    efficiency: Factors = None,
     cluster: FromCluster = None,
     debug: Debug = False,
 ) -> None:
@@ -56,6 +70,9 @@ def show_plan(
     Example: tetrarch plan configs/llama3-70b-32xa800.yaml --suggest
     """
     with reported(debug):
+        for option, file in (("--svg", svg), ("--json", as_json), ("--trace", trace)):
+            if file is not None:
+                check_file(file, option)
         run = load_config(config, overrides or ())
         run = on_cluster(run) if cluster else run
         from rich.console import Console

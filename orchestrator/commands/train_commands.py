@@ -13,15 +13,18 @@ from typing import Annotated
 
 import typer
 
+from orchestrator.checks.job_inputs import check_job_inputs
 from orchestrator.commands.exit_codes import reported
 from orchestrator.commands.options import (
     ConfigFile,
+    Dashboard,
     Debug,
     Force,
     FromCluster,
     Overrides,
     ResumeFlag,
     ResumeFrom,
+    WorkingDir,
     which_checkpoint,
 )
 from orchestrator.commands.plan_command import check_plan, on_cluster
@@ -65,14 +68,8 @@ def submit(
             show_default=False,
         ),
     ] = None,
-    address: Annotated[
-        str | None,
-        typer.Option(
-            metavar="URL",
-            help="The cluster's dashboard, http://HEAD:8265 [default: RAY_API_SERVER_ADDRESS, RAY_ADDRESS, here].",
-        ),
-    ] = None,
-    working_dir: Annotated[Path, typer.Option(help="Uploaded, without what .gitignore names: the code.")] = Path(),
+    address: Dashboard = None,
+    working_dir: WorkingDir = Path(),
     resume: ResumeFlag = False,
     resume_from: ResumeFrom = None,
     cluster: FromCluster = None,
@@ -93,7 +90,9 @@ def submit(
             run = load_root(ROOTS[name], file, overrides or ())
             check_travels(run, overrides or ())
             from cluster.runtime.jobs import RayJobs, dashboard_address
+            from cluster.runtime.upload import stays_here
 
+            check_job_inputs(run, stays_here)
             jobs = RayJobs(dashboard_address(address))
             run = on_cluster(run, jobs) if cluster else run
             check_plan(run, force)

@@ -14,7 +14,7 @@ from pydantic import Field
 from cluster.config import Deadlines, LocalPlacement, PlacementConfig
 from orchestrator.config.checkpoint import CheckpointConfig
 from orchestrator.config.report import ReportConfig
-from roles.config.section import Dtype, Section
+from roles.config.section import Dtype, PathText, Section
 
 RUN = "-run"
 """Suffix of the folder of a run, after its output."""
@@ -27,7 +27,7 @@ class BaseConfig(Section):
     """The key to change so that a run uses another folder. If it is that of an output, `run_dir` follows from it:
     `runs/reward/model-run` beside `runs/reward/model`."""
 
-    run_dir: str = Field(min_length=1)
+    run_dir: PathText
     """Folder of everything that the run leaves behind. Of `tetrarch reward` it follows from
     `reward_training.output`: `OUTPUT-run`."""
     seed: int = Field(default=1, ge=0, lt=2**32)
@@ -36,7 +36,7 @@ class BaseConfig(Section):
     """Device of all models."""
     dtype: Dtype = "float32"
     """Type of the models' weights and activations; losses, values and log-probabilities are always float32."""
-    model_cache: str = Field(default="runs/models", min_length=1)
+    model_cache: PathText = "runs/models"
     """Folder of converted models (from GGUF files, or with fewer layers)."""
     checkpoint: CheckpointConfig = CheckpointConfig()
     """State that a run resumes from."""

@@ -6,13 +6,13 @@ from typing import Literal
 
 from pydantic import Field
 
-from roles.config.section import Section
+from roles.config.section import PathText, Section
 
 
 class SourceConfig(Section):
     """Rows from one place."""
 
-    path: str = Field(min_length=1)
+    path: PathText
     """A hub name, a `.jsonl`, `.json`, `.csv`, `.parquet` or `.arrow` file, or a directory."""
     name: str | None = None
     """A hub data set's configuration."""

@@ -6,6 +6,7 @@ Relative paths inside the file stay relative to the current directory.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -88,7 +89,7 @@ def dump_config(*configs: BaseConfig) -> str:
 
 
 def _with_overrides(path: str | Path, overrides: Sequence[str]) -> dict[str, Any]:
-    data = _read(Path(path))
+    data = _read(Path(os.path.expanduser(path)))
     for override in overrides:
         apply_override(data, override)
     return data
@@ -138,7 +139,13 @@ def _read(path: Path) -> dict[str, Any]:
         raise ConfigError(f"configuration file {path} does not exist; examples are in configs/") from None
     except IsADirectoryError:
         raise ConfigError(f"{path} is a directory; name a YAML file in it") from None
-    except (OSError, UnicodeDecodeError) as error:
+    except UnicodeDecodeError as error:
+        line = error.object.count(b"\n", 0, error.start) + 1
+        raise ConfigError(
+            f"configuration file {path} cannot be read: line {line} is not UTF-8 (byte "
+            f"0x{error.object[error.start]:02x}); save it as UTF-8, for example with: iconv -f LATIN1 -t UTF-8"
+        ) from None
+    except (OSError, ValueError) as error:  # a path that no file can have
         raise ConfigError(f"configuration file {path} cannot be read: {error}") from None
     try:
         data = parse_yaml(text)

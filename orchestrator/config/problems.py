@@ -36,26 +36,39 @@ def unknown_keys(value: Any, place: KeyPlace, root: type[BaseModel]) -> list[str
         field = field_of(variants, key)
         path = f"{place.path}.{key}"
         if field is None:
-            near = nearest_key(str(key), variants, root, but=path.partition(".")[0])
-            found.append(f"{path}: unknown key; {near}")
+            found.append(f"{path}: unknown key; {nearest_key(path, variants, root)}")
         elif get_origin(field.annotation) is not dict:  # there, the keys are the user's
             found += unknown_keys(inner, KeyPlace(path, variants, field), root)
     return found
 
 
-def nearest_key(key: str, sections: tuple[type[BaseModel], ...], root: type[BaseModel], but: str = "") -> str:
-    """The fix for an unknown key: the nearest key here, else the same name outside the section `but`, else all keys
-    here."""
-    here = [key_of(name, field) for section in sections for name, field in section.model_fields.items()]
-    close = difflib.get_close_matches(key, here, n=1)
-    if close:
-        return f"did you mean `{close[0]}`?"
-    everywhere = [path for path in all_keys(root) if path.partition(".")[0] != but or "." not in path]
-    names = [path.rpartition(".")[2] for path in everywhere]
-    similar = difflib.get_close_matches(key, names, n=1, cutoff=0.8)
-    if similar:
-        return f"did you mean `{everywhere[names.index(similar[0])]}`?"
-    return f"known here: {', '.join(dict.fromkeys(here))}"
+def nearest_key(path: str, sections: tuple[type[BaseModel], ...], root: type[BaseModel]) -> str:
+    """The fix for an unknown key: one of that name inside its section (of `ppo.kl.coefficient`:
+    `ppo.kl.controller.coefficient`), else the nearest in its section, inside it, or anywhere; else all keys of its
+    section."""
+    around, _, key = path.rpartition(".")
+    everywhere = list(all_keys(root))
+    below = [known for known in everywhere if around and known.startswith(f"{around}.")]
+    fields = [item for section in sections for item in section.model_fields.items()]
+    here = list(dict.fromkeys(key_of(name, field) for name, field in fields))
+    first = path.partition(".")[0]
+    if first in root.model_fields and len(sections_in(root.model_fields[first].annotation)) > 1:
+        # A section of several types: what only another type has is no help.
+        everywhere = [known for known in everywhere if known.partition(".")[0] != first or "." not in known]
+    near = (
+        _near(key, below, cutoff=1)
+        or _near(key, here, cutoff=0.6)
+        or _near(key, below, cutoff=0.8)
+        or _near(key, everywhere, cutoff=0.8)
+    )
+    return f"did you mean `{near}`?" if near else f"known here: {', '.join(here)}"
+
+
+def _near(key: str, paths: list[str], cutoff: float) -> str | None:
+    """The first of the paths whose last key is the nearest to `key`."""
+    names = [path.rpartition(".")[2] for path in paths]
+    close = difflib.get_close_matches(key, names, n=1, cutoff=cutoff)
+    return paths[names.index(close[0])] if close else None
 
 
 def _line(details: Any, root: type[BaseModel]) -> str:
@@ -79,7 +92,7 @@ def _line(details: Any, root: type[BaseModel]) -> str:
 def _unknown(place: KeyPlace, key: str, root: type[BaseModel]) -> str:
     if place.path in all_keys(root):  # the key belongs to another variant of the union
         return _of_another_type(place, key, root)
-    return f"unknown key; {nearest_key(key, place.parents, root, but=place.path.partition('.')[0])}"
+    return f"unknown key; {nearest_key(place.path, place.parents, root)}"
 
 
 def _of_another_type(place: KeyPlace, key: str, root: type[BaseModel]) -> str:
@@ -139,12 +152,16 @@ _FIXES = {
 }
 """pydantic's kind of error → the fix; the braces are filled from its context."""
 
+_ALSO_CALLED = {"gpu": "cuda", "bf16": "bfloat16", "fp32": "float32", "float": "float32"}
+"""Choices under another name, which may be nearer to the wrong one in letters."""
+
 
 def _fix(kind: str, details: Any) -> str:
     context = details.get("ctx", {})
     if kind == "literal_error":
         known = str(context["expected"]).replace("'", "").replace(" or ", ", ")
-        close = difflib.get_close_matches(str(details["input"]), known.split(", "), n=1)
+        given = _ALSO_CALLED.get(str(details["input"]).lower(), str(details["input"]))
+        close = difflib.get_close_matches(given, known.split(", "), n=1)
         return f"must be one of {known}" + (f"; did you mean `{close[0]}`?" if close else "")
     if kind == "too_short" and context["actual_length"] == 0:
         return "must not be empty; add an entry"

@@ -15,7 +15,7 @@ from roles.config.environment import FunctionEnvironment
 from roles.config.models import ActorConfig, ModelConfig, OptimizerConfig, Pooling
 from roles.config.rewards import FunctionReward
 from roles.config.rollout import RolloutConfig
-from roles.config.section import Section
+from roles.config.section import PathText, Section
 
 
 class PairDataset(Section):
@@ -46,7 +46,7 @@ PairsConfig = Annotated[PairDataset | SampledPairs, Field(discriminator="type")]
 class RewardTrainingConfig(Section):
     """A reward model from preference pairs, trained with the Bradley–Terry loss (arXiv 2203.02155, equation 1)."""
 
-    output: str = Field(min_length=1)
+    output: PathText
     """Folder of the trained model; set `reward.model.path` to it."""
     model: ModelConfig
     """The language model that the reward model starts from."""

@@ -6,8 +6,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, get_args, get_origin
 
-from pydantic import BaseModel, SecretStr
+from pydantic import AfterValidator, BaseModel, SecretStr
 from pydantic.fields import FieldInfo
+
+from roles.config.section import usable_path
 
 Location = tuple[int | str, ...]
 
@@ -98,6 +100,23 @@ def secret_keys(section: type[BaseModel]) -> set[str]:
         found |= {key_of(name, field)} if is_secret(field.annotation) else set()
         found = found.union(*map(secret_keys, sections_in(field.annotation)))
     return found
+
+
+def paths_in(value: Any, key: str = "") -> Iterator[tuple[str, str]]:
+    """Key and value of every path in a section of the configuration."""
+    if isinstance(value, BaseModel):
+        for name, field in type(value).model_fields.items():
+            inner, place = getattr(value, name), f"{key}.{key_of(name, field)}" if key else key_of(name, field)
+            if any(isinstance(kind, AfterValidator) and kind.func is usable_path for kind in field.metadata):
+                yield place, inner
+            else:
+                yield from paths_in(inner, place)
+    elif isinstance(value, dict):
+        for name, inner in value.items():
+            yield from paths_in(inner, f"{key}.{name}")
+    elif isinstance(value, list | tuple):
+        for number, inner in enumerate(value):
+            yield from paths_in(inner, f"{key}[{number}]")
 
 
 def field_of(sections: tuple[type[BaseModel], ...], key: str) -> FieldInfo | None:

@@ -8,7 +8,7 @@ import hashlib
 import json
 import random
 from array import array
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -116,6 +116,23 @@ class PromptSource:
         order = list(range(len(self._questions)))
         random.Random(stable_seed(self._seed, "order", self._pass)).shuffle(order)
         return order
+
+
+def with_overlap(heldout: Questions, training: Questions) -> Questions:
+    """The held-out prompts; their summary says how many of them are trained on."""
+    trained = set(_identities(training))
+    both = sum(identity in trained for identity in _identities(heldout))
+    if not both:
+        return heldout
+    told = f"{both} of them {'is' if both == 1 else 'are'} in prompts.train too: an evaluation on what is trained on"
+    return replace(heldout, summary=f"{heldout.summary}; {told}")
+
+
+def _identities(questions: Questions) -> Iterator[str]:
+    """Of each row: its tokens, or its columns where an environment makes the prompt of them."""
+    for row, ids in enumerate(questions.token_ids):
+        columns = {} if ids else {name: column[row] for name, column in questions.columns.items()}
+        yield json.dumps([ids, columns], sort_keys=True, default=str)
 
 
 def heldout_prompts(questions: Questions, count: int, seed: int) -> Prompts:

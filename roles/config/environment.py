@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from roles.config.section import Section
+from roles.config.section import PathText, Section
 
 
 class FunctionEnvironment(Section):
@@ -18,7 +18,7 @@ class FunctionEnvironment(Section):
 
     type: Literal["function"] = "function"
     """A Python class."""
-    path: str = Field(min_length=1)
+    path: PathText
     """The Python file."""
     name: str = Field(default="Env", pattern=r"^[A-Za-z_]\w*$")
     """The class in it."""

@@ -6,13 +6,13 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from roles.config.section import Section
+from roles.config.section import PathText, Section
 
 
 class ModelConfig(Section):
     """A transformers model."""
 
-    path: str = Field(min_length=1)
+    path: PathText
     """A Hugging Face folder, a folder that holds `gguf_file` or a PEFT adapter, or a hub name."""
     gguf_file: str | None = None
     """Name of a GGUF file in `path`; it is converted once to a Hugging Face folder in `model_cache`."""

@@ -9,7 +9,7 @@ from pydantic import AfterValidator, Field, SecretStr, field_validator, model_va
 from pydantic_core import PydanticCustomError
 
 from roles.config.models import FrozenRole, ModelConfig
-from roles.config.section import Section
+from roles.config.section import PathText, Section
 
 
 def _reachable(url: str) -> str:
@@ -42,7 +42,7 @@ class FunctionReward(Section):
 
     type: Literal["function"] = "function"
     """A Python function."""
-    path: str = Field(min_length=1)
+    path: PathText
     """The Python file."""
     name: str = Field(default="score", pattern=r"^[A-Za-z_]\w*$")
     """The function in it."""

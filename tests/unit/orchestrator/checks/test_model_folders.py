@@ -192,12 +192,20 @@ def test_a_folder_of_something_else_says_what_to_name(world: World, files: list[
         layout(world.config)
 
 
-@pytest.mark.parametrize("path", ["/tmp/" + "a" * 300, "a" * 5000, "~nosuchuser/model", "a\0b"])
-def test_paths_that_cannot_be(world: World, path: str) -> None:
+@pytest.mark.parametrize(
+    ("path", "fix", "planned"),
+    [
+        ("/tmp/" + "a" * 300, *2 * ["must have at most 255 bytes in each name and 4000 in all"]),
+        ("a/" * 2500, *2 * ["must have at most 255 bytes in each name and 4000 in all"]),
+        ("a\0b", *2 * ["must not hold a NUL character"]),
+        ("~nosuchuser/model", "does not exist; correct the path", "is not a folder"),
+    ],
+)
+def test_paths_that_cannot_be(world: World, path: str, fix: str, planned: str) -> None:
     world.set("actor.model.path", path)
-    message = refused(world, "actor.model.path=", "does not exist; correct the path")
+    message = refused(world, "actor.model.path=", fix)
     assert len(message) < 400
-    with pytest.raises(ConfigError, match="is not a folder"):
+    with pytest.raises(ConfigError, match=planned):
         layout(world.config)
 
 

@@ -392,6 +392,16 @@ def test_absurd_kv_caches(world: World) -> None:
     refused(world, "rollout.engine.kv_cache_gib=1e-06", "one sample of 16 tokens", "raise it")
 
 
+@pytest.mark.parametrize("command", ["train", "evaluate", "reward"])
+def test_a_card_must_be_there_where_ray_is_started(world: World, command: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    world.set("device", "cuda")
+    refused(world, "device=cuda, but torch finds no GPU on this machine", "use device=cpu", command=command)
+    monkeypatch.setenv("RAY_ADDRESS", "head:6379")
+    check(command, world)
+
+
 # Data
 
 
@@ -577,6 +587,12 @@ def test_a_missing_reward_function_file(world: World, key: str, command: str) ->
         "def score(a, b, *, finished, columns, response_token_ids, extra=1): ...",
         "from elsewhere import score",
         "score = make_score()",
+        "score = lambda prompts, responses, **more: [0.0]",
+        "import os, numpy.linalg\nfrom elsewhere import x\ntry: import nowhere\nexcept ImportError: pass\n" + REWARD,
+        "@given_the_rest\ndef score(prompts, responses): ...",
+        "def score(prompts, responses, **more):\n    def of(x): return {}\n    return [of(x) for x in responses]",
+        "def score(prompts, responses, **more):\n    yield from ()",
+        "def score(p, r, /, response_token_ids, finished, columns): ...",
         "if True:\n    def score(prompts, responses, **more): ...",
         "raise RuntimeError('never run at the door')\n" + REWARD,
     ],
@@ -584,6 +600,7 @@ def test_a_missing_reward_function_file(world: World, key: str, command: str) ->
 def test_functions_that_can_be_called(tmp_path: Path, text: str) -> None:
     path = tmp_path / "reward.py"
     path.write_text(text)
+    (tmp_path / "elsewhere.py").write_text("")
     check_function(FunctionReward(type="function", path=str(path)), "reward")
 
 
@@ -593,6 +610,21 @@ def test_functions_that_can_be_called(tmp_path: Path, text: str) -> None:
         ("def score(:", ["is not Python", "line 1"]),
         ("def scores(prompts, responses, **more): ...", ["reward.name=score is not defined", "did you mean `scores`?"]),
         ("x = 1", ["reward.name=score is not defined", "define score(prompts, responses"]),
+        (
+            "import os\n\nimport nothing_here.x\n" + REWARD,
+            ["line 3 imports `nothing_here`, which is neither installed here nor beside the file"],
+        ),
+        ("from . import x\n" + REWARD, ["line 1 imports relatively", "import by name"]),
+        ("a\0b", ["is not Python:", "null bytes"]),
+        ("x = " + "-" * 100_000 + "1", ["nested too deeply"]),
+        ("class score: pass", ["line 1: score is a class, not a function"]),
+        ("\nscore = 3", ["line 2: score is 3, not a function"]),
+        ("score = lambda prompts: [0.0]", ["score takes 1 positional arguments"]),
+        ("def score(p, r, response_token_ids, finished, columns, /): ...", ["columns only by position"]),
+        ("def score(p, r, **more):\n    import sys; sys.exit(3)", ["ends its process (line 2: sys.exit)"]),
+        ("def score(p, r, **more):\n    return {0: 1.0}", ["returns {0: 1.0} (line 2), not a list of numbers"]),
+        ("def score(p, r, **more):\n    if p:\n        return 'x'\n    return [1]", ["returns 'x' (line 3)"]),
+        ("def score(p, r, **more):\n    return", ["returns nothing (line 2)"]),
         ("async def score(prompts, responses, **more): ...", ["is async"]),
         ("def score(prompts, **more): ...", ["takes 1 positional arguments"]),
         ("def score(prompts, responses): ...", ["does not take response_token_ids, finished, columns"]),

@@ -284,3 +284,39 @@ def test_an_interrupted_run_says_from_where_it_goes_on(
     evaluated = tetrarch("evaluate", file)
     assert evaluated.exit_code == code and said in evaluated.output
     assert "resume" not in evaluated.output and "checkpoint" not in evaluated.output, "nothing is to be resumed"
+
+
+@pytest.mark.parametrize("option", ["--svg", "--json", "--trace"])
+def test_a_file_that_cannot_be_written_is_told_before_the_plan_is_made(
+    option: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setattr("orchestrator.commands.plan_command.load_config", lambda *_: pytest.fail("too late"))
+    for given, part in [("~/none/x", f"the folder {tmp_path}/none does not exist"), ("~", f"{tmp_path} is a folder")]:
+        result = tetrarch("plan", ROOT / "configs/tiny.yaml", f"{option}={given}")
+        assert result.exit_code == 2 and f"{option}={tmp_path}" in result.stderr and part in result.stderr
+
+
+def test_the_users_home_is_known_on_the_command_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "run.yaml").write_text(MINIMAL.format(run_dir="~/run"))
+    result = tetrarch("config", "~/run.yaml")
+    assert result.exit_code == 0 and f"run_dir: {tmp_path}/run" in result.stdout
+    for arguments in (["import-openrlhf", "~/none"], ["submit", "~/run.yaml", "--working-dir=~/none"]):
+        result = tetrarch(*arguments)
+        assert result.exit_code == 2 and f"{tmp_path}/none" in result.stderr
+
+
+def test_this_machine_is_reached_without_a_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cli.os, "environ", environment := {"http_proxy": "http://proxy:1"})
+    monkeypatch.setattr(cli, "app", lambda: None)
+    monkeypatch.setattr(cli.os, "_exit", lambda code: None)
+    cli.main()
+    assert environment["no_proxy"] == environment["NO_PROXY"] == "localhost,127.0.0.1,::1"
+
+
+def test_an_error_with_half_a_character_is_written_too(drive: Drive, file: Path, tmp_path: Path) -> None:
+    drive(RewardError("it said \ud800"), "train")
+    result = tetrarch("train", file)
+    assert result.exit_code == 1
+    assert "it said \\ud800" in (tmp_path / "run/logs/driver.log").read_text()

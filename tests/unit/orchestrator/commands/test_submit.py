@@ -96,7 +96,10 @@ def paper(monkeypatch: pytest.MonkeyPatch) -> PaperCluster:
 @pytest.fixture
 def home(tmp_path: Path) -> Path:
     """A working directory."""
-    (tmp_path / "configs").mkdir()
+    for folder in ("configs", "policy"):
+        (tmp_path / folder).mkdir()
+    for file in ("prompts.jsonl", "pairs.jsonl", "judge.py"):
+        (tmp_path / file).touch()
     (tmp_path / "configs/run.yaml").write_text(CONFIG)
     return tmp_path
 
@@ -225,16 +228,41 @@ def test_the_exit_code_is_the_jobs(home: Path, paper: PaperCluster, state: JobSt
         (["reward.urls=['http://me:hush@scorer/score']"], "override of reward.urls holds a secret"),
         (["--cluster", "auto"], "type: local has none"),
         (["steps=0"], "steps=0"),
+        (["prompts.train.path=../x.jsonl"], r"prompts.train.path=../x.jsonl does not exist \(relative paths start at"),
+        (["prompts.train.path=../"], "prompts.train.path=../ is outside the working directory"),
+        (["prompts.heldout.path=runs/in/h.jsonl"], "heldout.path=runs/in/h.jsonl is not uploaded: .gitignore or"),
+        (["actor.model.path=runs/in"], r"actor.model.path=runs/in is not uploaded \(h.jsonl\): .* an absolute path"),
+        (["critic.model.path=weights"], r"critic.model.path=weights is not uploaded \(model.bin\)"),
+        (["reward={type: function, path: score.py}"], "reward.path=score.py does not exist"),
+        (
+            ["reward={type: ensemble, members: {a: {type: function, path: a.py}, b: {type: function, path: b.py}}}"],
+            "reward.members.a.path=a.py does not exist.*reward.members.b.path=b.py does not exist",
+        ),
+        (["environment={path: nested/deep/env.py, max_tokens: 96}"], "environment.path=nested/deep/env.py is not up"),
+        (
+            ["actor.model.layers=1", ON_POOLS[0].replace("gpus_per_node: 1}", "gpus_per_node: 2}")],
+            r"model_cache=runs/models is relative, and the model that is converted there \(actor.model\)",
+        ),
     ],
 )
 def test_what_is_wrong_is_refused_before_the_upload(
     home: Path, paper: PaperCluster, words: list[str], part: str
 ) -> None:
+    (home / ".gitignore").write_text("/runs/\n*.bin\n")
+    for file in ("runs/in/h.jsonl", "weights/model.bin", "nested/deep/env.py"):
+        (home / file).parent.mkdir(parents=True)
+        (home / file).touch()
+    (home / "nested/.rayignore").write_text("deep\n")
     result = submit(home, *words)
     assert result.exit_code == 2, result.output
     assert re.search(part, result.stderr.replace("\n", " "))
     assert "hush" not in result.output and "other" not in result.output
     assert paper.submitted == []
+
+
+def test_what_a_job_finds_where_it_runs_is_not_looked_for_here(home: Path, paper: PaperCluster) -> None:
+    words = ["actor.model.path=owner/model", "prompts.train.path=/shared/none.jsonl", "prompts.heldout.path=owner/data"]
+    assert submit(home, *words).exit_code == 0
 
 
 def test_a_secret_in_the_file_travels_with_it(home: Path) -> None:

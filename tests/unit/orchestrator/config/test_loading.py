@@ -308,6 +308,17 @@ def test_a_section_that_must_be_there_is_missing_if_it_is_null(file: Path) -> No
         (["reward={type: remote, urls: []}"], ["reward.urls=[]", "must not be empty"]),
         (["reward={type: remote, urls: [ftp://h]}"], ['reward.urls[0]="ftp://h"', "https?://"]),
         (["reward={type: remote, urls: ['http://h:x']}"], ['reward.urls[0]="http://h:x"', "http://host:8000/score"]),
+        (["device=gpu"], ["did you mean `cuda`?"]),
+        (["dtype=bf16"], ["did you mean `bfloat16`?"]),
+        (["ppo.kl.coefficient=1"], ["ppo.kl.coefficient: unknown key; did you mean `ppo.kl.controller.coefficient`?"]),
+        (["ppo.kl.coeficient=1"], ["did you mean `ppo.kl.controller.coefficient`?"]),
+        (["actor.learning_rate=1"], ["did you mean `actor.optimizer.learning_rate`?"]),
+        (["critic.optimizer.warmup_steps=1"], ["did you mean `critic.optimizer.schedule.warmup_steps`?"]),
+        (["ppo.policy.gamma=1"], ["did you mean `ppo.advantage.gamma`?"]),
+        (["evaluation.heldout=1"], ["did you mean `prompts.heldout`?"]),
+        (["run_dir=" + "a" * 300], ["run_dir=", "at most 255 bytes in each name and 4000 in all"]),
+        (["actor.model.path=" + "/a" * 3000], ["actor.model.path=", "at most 255 bytes in each name and 4000 in all"]),
+        (['prompts.train.path="a\\0b"'], ["prompts.train.path=", "must not hold a NUL character"]),
         (["steps"], ["override `steps`", "key.path=value"]),
         (["ppo..epochs=1"], ["override `ppo..epochs`", "key.path=value"]),
         (["steps.x=1"], ["steps is not a mapping"]),
@@ -477,6 +488,31 @@ def test_files_that_are_no_configuration(tmp_path: Path, content: str, parts: li
     path.write_text(content)
     message = problem(path)
     assert [part for part in [*parts, str(path)] if part not in message] == [], message
+
+
+def test_the_users_home_is_known_in_every_path(file: Path, pairs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/users/me")
+    function = "{type: function, path: ~/score.py}"
+    config = load_config(
+        file,
+        [
+            *("run_dir=~/run", "model_cache=~/cache", "actor.model.path=~/policy", "critic.model.path=~/critic"),
+            *("prompts.train.path=~/a.jsonl", "prompts.heldout.path=~/b.jsonl", "reference.model.path=~nobody-here/x"),
+            *(f"reward={function}", f"evaluation.judge={function}", "environment={path: ~/env.py, max_tokens: 96}"),
+        ],
+    )
+    shown = dump_config(config)
+    assert shown.count("/users/me") == 9 and shown.count("~") == 1, shown
+    reward = load_root(RewardTrainingRun, pairs, ["reward_training.output=~/x"])
+    assert (reward.reward_training.output, reward.run_dir) == ("/users/me/x", "/users/me/x-run")
+    home = Path("/users/me/none.yaml")
+    with pytest.raises(ConfigError, match=f"configuration file {home} does not exist"):
+        load_config("~/none.yaml")
+
+
+def test_a_file_in_another_encoding_names_the_line(file: Path) -> None:
+    file.write_bytes(b"steps: 1\n# caf\xe9\n")
+    assert "line 2 is not UTF-8 (byte 0xe9); save it as UTF-8" in problem(file)
 
 
 def test_files_that_cannot_be_read(tmp_path: Path) -> None:

@@ -16,7 +16,14 @@ from orchestrator.config.data import DatasetConfig
 from orchestrator.config.loading import validate
 from orchestrator.config.run import RunConfig
 from orchestrator.data.dataset_rows import is_hub_name, load_rows
-from orchestrator.data.prompts import PromptSource, heldout_prompts, read_questions, read_tasks
+from orchestrator.data.prompts import (
+    PromptSource,
+    Questions,
+    heldout_prompts,
+    read_questions,
+    read_tasks,
+    with_overlap,
+)
 from orchestrator.errors import CheckpointError, ConfigError
 from roles.batch import Prompts
 
@@ -363,6 +370,19 @@ def test_heldout_prompts_are_the_first_ones_always_alike(write: Write, tokenizer
     assert heldout(config, tokenizer) == heldout(config, tokenizer)
     with pytest.raises(ConfigError, match=r"prompts\.heldout is null"):
         heldout(configuration("x", prompts={"heldout": None}), tokenizer)
+
+
+def test_heldout_prompts_that_are_trained_on_are_counted(write: Write, tokenizer: PreTrainedTokenizerFast) -> None:
+    def read(letters: str) -> Questions:
+        config = configuration(write([{"prompt": letter, "topic": i} for i, letter in enumerate(letters)]))
+        return read_questions(config.prompts, "train", tokenizer)
+
+    training = read("abc")
+    assert "; 3 of them are in prompts.train too" in with_overlap(training, training).summary
+    assert "; 1 of them is in prompts.train too" in with_overlap(read("cd"), training).summary
+    assert with_overlap(read("de"), training) == read("de")
+    tasks = read_tasks(configuration(write(LETTERS)).prompts, "train")
+    assert "; 7 of them are in prompts.train too" in with_overlap(tasks, tasks).summary
 
 
 # Bad data
