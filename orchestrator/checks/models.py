@@ -25,7 +25,7 @@ from roles.errors import ModelError
 from roles.model_files.config_json import CONTEXT_KEYS, config_json, read_config, text_part
 from roles.model_files.folders import ADAPTER_CONFIG, TOKENIZER_FILES, folder_of, is_adapter, what_it_is
 from roles.model_files.value_heads import Head, find_head, normalisation
-from roles.model_files.weight_files import stored_weights
+from roles.model_files.weight_files import refuse_quantised, stored_weights
 from roles.text.json_files import read_json_object
 
 if TYPE_CHECKING:
@@ -193,7 +193,7 @@ def _check_files(folder: Path, model: ModelConfig, key: str) -> None:
     if not any(os.path.isfile(folder / name) for name in TOKENIZER_FILES):
         raise ConfigError(f"{where} has no tokenizer (tokenizer.json); save it there with tokenizer.save_pretrained")
     try:
-        stored_weights(folder)
+        refuse_quantised(stored_weights(folder))
     except ModelError as error:
         raise ConfigError(f"{where}: {error}") from None
 

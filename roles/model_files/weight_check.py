@@ -26,19 +26,16 @@ from transformers.core_model_loading import (
 from transformers.modeling_utils import LoadStateDictConfig
 
 from roles.errors import ModelError
-from roles.model_files.config_json import first_line, quantised, read_config
+from roles.model_files.config_json import first_line, read_config
 from roles.model_files.quiet import quiet
 from roles.model_files.value_heads import USUAL_HEAD, find_head, linear_head
-from roles.model_files.weight_files import Stored, stored_weights
+from roles.model_files.weight_files import is_mask, stored_weights
 
 Use = Literal["policy", "reward", "value"]
 """How a role uses a folder: as a language model, as a reward model with its head, or as a model of values or rewards
 that may get a new head (a critic; a reward model in training)."""
 
 Shapes = Mapping[str, tuple[int, ...]]
-
-FLOATS = ("F64", "F32", "F16", "BF16")
-"""Dtypes of weights that are whole."""
 
 KIND: dict[Use, str] = {
     "policy": "causal language model",
@@ -63,9 +60,8 @@ def check_weights(folder: Path, use: Use, *, trust_remote_code: bool = False) ->
     A model of values has no use for a language model's head, but may have one.
     """
     stored = stored_weights(folder)
-    _refuse_quantised(stored)
     config = read_config(folder, trust_remote_code=trust_remote_code)
-    shapes = {name: tensor.shape for name, tensor in stored.items() if not _is_mask(name, tensor.shape)}
+    shapes = {name: tensor.shape for name, tensor in stored.items() if not is_mask(name, tensor.shape)}
     if use == "policy":
         _refuse(_ModelReader(AutoModelForCausalLM, config, trust_remote_code).compare(shapes), use)
         return
@@ -81,20 +77,6 @@ def check_weights(folder: Path, use: Use, *, trust_remote_code: bool = False) ->
         shapes[own[0]] = reader.written[own[0]]
     difference = reader.compare(shapes, _ModelReader(AutoModelForCausalLM, config, trust_remote_code))
     _refuse(difference, use)
-
-
-def _refuse_quantised(stored: Mapping[str, Stored]) -> None:
-    """Whole numbers, or numbers of fewer than 16 bits, are no weights by themselves."""
-    for name, tensor in stored.items():
-        is_weight = len(tensor.shape) > 1 or name.endswith((".weight", ".bias"))
-        if is_weight and tensor.dtype not in FLOATS and not _is_mask(name, tensor.shape):
-            raise ModelError(quantised(f"{name} is {tensor.dtype}"))
-
-
-def _is_mask(name: str, shape: tuple[int, ...]) -> bool:
-    """Whether a tensor is a constant that older versions of GPT-2, GPT-J and others saved with their weights."""
-    kind = name.rpartition(".")[2]
-    return kind in ("masked_bias", "causal_mask") or (kind == "bias" and len(shape) == 4)
 
 
 class _ModelReader:

@@ -16,6 +16,7 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 
 from roles.errors import ModelError
+from roles.model_files.config_json import quantised
 from roles.text.json_files import read_json_object
 
 OTHER_WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".h5", ".msgpack", ".onnx", ".npz")
@@ -23,6 +24,9 @@ OTHER_WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".h5", ".msgpac
 
 WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
 """The files that transformers looks for, in its order. An index names several files."""
+
+WHOLE = ("F64", "F32", "F16", "BF16", "I64", "BOOL")
+"""Dtypes of weights that are not quantised, and of positions and masks."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +77,20 @@ def _no_weights(folder: Path) -> str:
 def stored_weights(folder: Path) -> dict[str, Stored]:
     """Name → what is stored under it; such as `{"score.weight": Stored(…)}`."""
     return {name: tensor for file in weight_files(folder) for name, tensor in _stored_in(file).items()}
+
+
+def refuse_quantised(stored: Mapping[str, Stored]) -> None:
+    """ModelError where a weight is stored in small whole numbers, or in numbers of fewer than 16 bits."""
+    for name, tensor in stored.items():
+        is_weight = len(tensor.shape) > 1 or name.endswith((".weight", ".bias"))
+        if is_weight and tensor.dtype not in WHOLE and not is_mask(name, tensor.shape):
+            raise ModelError(quantised(f"{name} is {tensor.dtype}"))
+
+
+def is_mask(name: str, shape: tuple[int, ...]) -> bool:
+    """Whether a tensor is a constant that older versions of GPT-2, GPT-J and others saved with their weights."""
+    kind = name.rpartition(".")[2]
+    return kind in ("masked_bias", "causal_mask") or (kind == "bias" and len(shape) == 4)
 
 
 def read_header(file: Path) -> dict[str, Any]:
