@@ -1,4 +1,4 @@
-"""The tokenizer of a model folder. Imports transformers, but not torch."""
+"""The tokenizer of a model folder."""
 
 from __future__ import annotations
 
