@@ -25,6 +25,11 @@ OTHERWISE_ON_CPU = {
 }
 """Architectures whose engines do not compute what the trainer computes, even with the weights of the folder."""
 
+UNPUSHED = {
+    "GptOssForCausalLM": "vLLM 0.32 knows its weights by other names than its folder has, and leaves a push unread",
+}
+"""Architectures whose weights do not arrive in a running engine, on any device."""
+
 LATENT_SIZE = 576
 """Numbers of a cached token that vLLM's latent attention on CPU is compiled for: DeepSeek's 512 + 64."""
 
@@ -71,6 +76,12 @@ def check_engine_class(model: ModelFacts) -> None:
             f"{model.where} has sliding windows in some of its {layers} layers (max_window_layers={full}), and vLLM "
             "0.32 runs a qwen2 with windows in all or in none; use another model"
         )
+
+
+def check_pushes(model: ModelFacts) -> None:
+    """vLLM takes the weights of the model while it runs."""
+    for architecture in set(model.config.get("architectures") or []) & UNPUSHED.keys():
+        raise ConfigError(f"{model.where} is a {architecture}: {UNPUSHED[architecture]}; use another model")
 
 
 def check_cpu_engine(model: ModelFacts, dtype: Dtype) -> None:

@@ -25,7 +25,7 @@ OTHER_WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".h5", ".msgpac
 WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
 """The files that transformers looks for, in its order. An index names several files."""
 
-WHOLE = ("F64", "F32", "F16", "BF16", "I64", "BOOL")
+UNQUANTISED = ("F64", "F32", "F16", "BF16", "I64", "BOOL")
 """Dtypes of weights that are not quantised, and of positions and masks."""
 
 
@@ -83,7 +83,7 @@ def refuse_quantised(stored: Mapping[str, Stored]) -> None:
     """ModelError where a weight is stored in small whole numbers, or in numbers of fewer than 16 bits."""
     for name, tensor in stored.items():
         is_weight = len(tensor.shape) > 1 or name.endswith((".weight", ".bias"))
-        if is_weight and tensor.dtype not in WHOLE and not is_mask(name, tensor.shape):
+        if is_weight and tensor.dtype not in UNQUANTISED and not is_mask(name, tensor.shape):
             raise ModelError(quantised(f"{name} is {tensor.dtype}"))
 
 
