@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from roles.batch import Responses
+from roles.errors import RewardError
 from roles.functions.child import CallFailed
 from roles.functions.child_program import is_finite_float32
 
@@ -22,6 +23,18 @@ def arguments_of(answered: Responses) -> dict[str, Any]:
         "response_token_ids": [tokens[mask].tolist() for tokens, mask in rows],
         "finished": answered.finished.tolist(),
         "columns": answered.columns,
+    }
+
+
+def openrlhf_arguments(answered: Responses, label: str | None) -> dict[str, Any]:
+    """What a reward for OpenRLHF is given; `label`: the column of the labels. RewardError if there is none such."""
+    if label is not None and label not in answered.columns:
+        known = ", ".join(answered.columns) or "none"
+        raise RewardError(f"reward.label={label} is no column of the prompts, which have {known}; change it")
+    return {
+        "query": [prompt + response for prompt, response in zip(answered.prompts, answered.responses, strict=True)],
+        "prompts": answered.prompts,
+        "labels": [""] * len(answered) if label is None else answered.columns[label],
     }
 
 

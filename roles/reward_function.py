@@ -15,7 +15,7 @@ from roles.config.rewards import FunctionReward
 from roles.errors import RewardError
 from roles.functions import child_program
 from roles.functions.child import CallFailed, Child, LoadFailed, times
-from roles.reward_call import arguments_of, checked_scores
+from roles.reward_call import arguments_of, checked_scores, openrlhf_arguments
 
 
 class FunctionScorer:
@@ -33,7 +33,8 @@ class FunctionScorer:
         """float32 `[batch]`: the function's number for each response."""
         if not len(answered):
             return torch.zeros(0)
-        arguments = arguments_of(answered)
+        theirs = self._config.protocol == "openrlhf"
+        arguments = openrlhf_arguments(answered, self._config.label) if theirs else arguments_of(answered)
         calls = self._config.retries + 1
         for attempt in range(1, calls + 1):
             try:

@@ -23,7 +23,7 @@ from roles.errors import RewardError
 from roles.functions.child import CallFailed, times
 from roles.proxies import proxy_of
 from roles.redaction import without_credentials
-from roles.reward_call import arguments_of, checked_scores
+from roles.reward_call import arguments_of, checked_scores, openrlhf_arguments
 
 SECRET_CHARACTERS = 8
 """Words of a header's value that are as long are hidden by themselves too (`Bearer` is not)."""
@@ -108,15 +108,7 @@ class RemoteScorer:
     def _request(self, share: Responses) -> dict[str, Any]:
         if self._config.protocol == "tetrarch":
             return arguments_of(share)
-        label = self._config.label
-        if label is not None and label not in share.columns:
-            known = ", ".join(share.columns) or "none"
-            raise RewardError(f"reward.label={label} is no column of the prompts, which have {known}; change it")
-        return {
-            "query": [prompt + response for prompt, response in zip(share.prompts, share.responses, strict=True)],
-            "prompts": share.prompts,
-            "labels": [""] * len(share) if label is None else share.columns[label],
-        }
+        return openrlhf_arguments(share, self._config.label)
 
     def _scores(self, response: httpx.Response) -> Any:
         if response.status_code != httpx.codes.OK:

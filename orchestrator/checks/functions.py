@@ -15,9 +15,10 @@ from orchestrator.config.evaluation import EvaluationRun
 from orchestrator.config.schema import section_key
 from orchestrator.errors import ConfigError
 from roles.config.environment import FunctionEnvironment
-from roles.config.rewards import FunctionReward, RemoteReward
+from roles.config.rewards import FunctionReward, ModelReward, RemoteReward
 
 SIGNATURE = "score(prompts, responses, *, response_token_ids, finished, columns) -> list[float]"
+OPENRLHF = "queries, prompts, labels"
 ENVIRONMENT = "a class with reset(columns) -> messages and step(response) -> (messages or None, reward)"
 KEYWORDS = ("response_token_ids", "finished", "columns")
 """What the function is given by name, after prompts and responses."""
@@ -39,12 +40,12 @@ def check_functions(config: EvaluationRun) -> None:
 
 def check_sendable(config: EvaluationRun, part: str, columns: Mapping[str, Sequence[Any]]) -> None:
     """A reward over HTTP is sent all columns as JSON, which has no dates, bytes or NaN; one of them as labels."""
-    services = [(section_key(role), one) for role, one in config.scorers.items() if isinstance(one, RemoteReward)]
-    for key, service in services:
-        if service.label is not None and service.label not in columns:
+    asked = {section_key(role): one for role, one in config.scorers.items() if not isinstance(one, ModelReward)}
+    for key, one in asked.items():
+        if one.label is not None and one.label not in columns:
             known = ", ".join(columns) or "no other than the prompt"
-            raise ConfigError(f"{key}.label={service.label}: prompts.{part} has {known}, and no such column; change it")
-    remote = [key for key, _ in services]
+            raise ConfigError(f"{key}.label={one.label}: prompts.{part} has {known}, and no such column; change it")
+    remote = [key for key, one in asked.items() if isinstance(one, RemoteReward)]
     for name, values in columns.items() if remote else ():
         for row, value in enumerate(values):
             try:
@@ -65,48 +66,50 @@ def check_environment(config: FunctionEnvironment) -> None:
 
 def check_function(config: FunctionReward, key: str) -> None:
     """The file must be there, be Python, and define the function with arguments that it can be called with."""
-    signature = SIGNATURE.replace("score", config.name, 1)
+    theirs = config.protocol == "openrlhf"
+    signature = f"{config.name}({OPENRLHF})" if theirs else SIGNATURE.replace("score", config.name, 1)
     node = defined(config.path, config.name, key, f"define {signature}")
-    wrong = _wrong(node)
+    wrong = _wrong(node, theirs)
     if wrong:
         raise ConfigError(
             f"{key}.path={config.path}, line {node.lineno}: {config.name} {wrong}; it must be callable as {signature}"
         )
 
 
-def _wrong(node: ast.stmt) -> str | None:
-    """Why a call with our arguments would fail; None if it would not, or nobody can tell (an import, a decorator)."""
+def _wrong(node: ast.stmt, theirs: bool) -> str | None:
+    """Why a call would fail; None if it would not, or nobody can tell (an import, a decorator)."""
     match node:
         case ast.AsyncFunctionDef():
             return "is async"
         case ast.ClassDef():
             return "is a class, not a function"
         case ast.FunctionDef(decorator_list=[]):
-            return _wrong_arguments(node.args) or _wrong_answer(node)
+            return _wrong_arguments(node.args, theirs) or (None if theirs else _wrong_answer(node))
         case ast.Assign(value=ast.Lambda(args=arguments)):
-            return _wrong_arguments(arguments)
+            return _wrong_arguments(arguments, theirs)
         case ast.Assign(value=ast.Constant() | ast.List() | ast.Dict() | ast.Tuple() as value):
             return f"is {ast.unparse(value)[:80]}, not a function"
     return None
 
 
-def _wrong_arguments(given: ast.arguments) -> str | None:
-    """Prompts and responses come by position, the others by name."""
+def _wrong_arguments(given: ast.arguments, theirs: bool) -> str | None:
+    """Prompts and responses come by position, the others by name; in OpenRLHF's protocol all three by position."""
+    count, keywords = (3, ()) if theirs else (2, KEYWORDS)
     positional = [argument.arg for argument in [*given.posonlyargs, *given.args]]
-    named = {argument.arg for argument in given.args[max(0, 2 - len(given.posonlyargs)) :]}
+    named = {argument.arg for argument in given.args[max(0, count - len(given.posonlyargs)) :]}
     named |= {argument.arg for argument in given.kwonlyargs}
-    if len(positional) < 2 and given.vararg is None:
-        return f"takes {len(positional)} positional arguments, not 2"
-    nameless = [argument.arg for argument in given.posonlyargs[2:]]
+    if len(positional) < count and given.vararg is None:
+        return f"takes {len(positional)} positional arguments, not {count}"
+    nameless = [argument.arg for argument in given.posonlyargs[count:]]
     if nameless:
         return f"takes {', '.join(nameless)} only by position (a `/` follows them)"
-    lacking = [name for name in KEYWORDS if name not in named]
+    lacking = [name for name in keywords if name not in named]
     if lacking and given.kwarg is None:
         return f"does not take {', '.join(lacking)}"
-    required = positional[2 : len(positional) - len(given.defaults)]
+    required = positional[count : len(positional) - len(given.defaults)]
     pairs = zip(given.kwonlyargs, given.kw_defaults, strict=True)
     required += [argument.arg for argument, default in pairs if default is None]
-    unknown = [name for name in required if name not in KEYWORDS]
+    unknown = [name for name in required if name not in keywords]
     return f"needs {', '.join(unknown)}, which it is not given" if unknown else None
 
 

@@ -96,12 +96,12 @@ def _say_reward(draft: Draft) -> None:
         if label:
             draft.put("reward.label", label, "data.label_key")
         return
-    draft.moot("data.label_key", "a function gets all columns")
     draft.put("reward.type", "function", "reward.remote_url")
     draft.put("reward.path", urls[0], "reward.remote_url")
-    draft.put("reward.name", "score")
-    why = "add score(prompts, responses, *, response_token_ids, finished, columns) to the file, which calls reward_func"
-    draft.to_say("reward.name", f"{why} with queries = prompts + responses and labels = columns[{label or 'LABEL'!r}]")
+    draft.put("reward.name", "reward_func", "reward.remote_url")
+    draft.put("reward.protocol", "openrlhf", "reward.remote_url")
+    if label:
+        draft.put("reward.label", label, "data.label_key")
 
 
 def _say_models(draft: Draft, critic: bool) -> None:

@@ -23,6 +23,10 @@ def _reachable(url: str) -> str:
     return url
 
 
+RewardProtocol = Literal["tetrarch", "openrlhf"]
+"""How a reward that is no model is asked: as here, or as in OpenRLHF."""
+
+
 class ModelReward(FrozenRole):
     """A frozen reward model: a sequence-classification folder with one label, in the group `reward`."""
 
@@ -32,6 +36,11 @@ class ModelReward(FrozenRole):
     """The reward model, such as `tetrarch reward` leaves in `reward_training.output`."""
     text_bridge: bool = False
     """Decode responses to text and encode them with the reward model's tokenizer; needed if the tokenizers differ."""
+
+
+def _check_label(label: str | None, protocol: RewardProtocol) -> None:
+    if label is not None and protocol != "openrlhf":
+        raise ValueError(f"label={label} is for protocol: openrlhf only; with {protocol} all columns are given")
 
 
 class FunctionReward(Section):
@@ -46,6 +55,11 @@ class FunctionReward(Section):
     """The Python file."""
     name: str = Field(default="score", pattern=r"^[A-Za-z_]\w*$")
     """The function in it."""
+    protocol: RewardProtocol = "tetrarch"
+    """How it is called. `openrlhf`, as OpenRLHF's `reward_func`: `name(queries, prompts, labels)` with lists of one
+    response, answered by its reward, or by `{"rewards": ...}`."""
+    label: str | None = Field(default=None, min_length=1)
+    """Column of the prompts that protocol `openrlhf` gives as `labels`; null: empty texts."""
     workers: int = Field(default=1, ge=1)
     """Processes that share the batch."""
     timeout_s: float = Field(default=60.0, gt=0)
@@ -53,13 +67,18 @@ class FunctionReward(Section):
     retries: int = Field(default=2, ge=0)
     """Calls after the first failed one, before the run fails with an error that names the reward."""
 
+    @model_validator(mode="after")
+    def _label_is_sent(self) -> Self:
+        _check_label(self.label, self.protocol)
+        return self
+
 
 class RemoteReward(Section):
     """A reward over HTTP: POST of JSON, answered by a score for each response."""
 
     type: Literal["remote"]
     """A service over HTTP."""
-    protocol: Literal["tetrarch", "openrlhf"] = "tetrarch"
+    protocol: RewardProtocol = "tetrarch"
     """What is sent and answered. `tetrarch`: the function's arguments, `{"scores": [...]}`. `openrlhf`, as services for
     OpenRLHF's `remote_rm_url` have it: `{"query": [prompt and response], "prompts": [...], "labels": [...]}`,
     `{"rewards": [...]}`."""
@@ -77,8 +96,7 @@ class RemoteReward(Section):
 
     @model_validator(mode="after")
     def _label_is_sent(self) -> Self:
-        if self.label is not None and self.protocol != "openrlhf":
-            raise ValueError(f"label={self.label} is sent with protocol: openrlhf only; other services get all columns")
+        _check_label(self.label, self.protocol)
         return self
 
     @field_validator("headers")

@@ -47,10 +47,23 @@ def load(path: Path, name: str) -> Callable[..., Any]:
 def call(function: Callable[..., Any], arguments: dict[str, Any]) -> Message:
     """The function's scores as floats, or its traceback."""
     try:
+        if "query" in arguments:
+            return "scores", _one_by_one(function, arguments)
         prompts, responses = arguments.pop("prompts"), arguments.pop("responses")
         return "scores", _floats(function(prompts, responses, **arguments))
     except RAISED:
         return "error", traceback.format_exc()
+
+
+def _one_by_one(function: Callable[..., Any], arguments: dict[str, Any]) -> list[float]:
+    """The rewards of a function for OpenRLHF, which gives it one response at a time."""
+    scores = []
+    for query, prompt, label in zip(arguments["query"], arguments["prompts"], arguments["labels"], strict=True):
+        answer = function([query], [prompt], [label])
+        reward = answer["rewards"] if isinstance(answer, Mapping) else answer
+        [score] = _floats(reward) if isinstance(reward, (list, tuple)) else [float(reward)]
+        scores.append(score)
+    return scores
 
 
 def is_finite_float32(number: float) -> bool:

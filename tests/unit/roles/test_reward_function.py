@@ -56,6 +56,39 @@ def scorer(tmp_path: Path) -> Iterator[Callable[..., FunctionScorer]]:
         one.close()
 
 
+THEIRS = """
+class Tensor:
+    def __init__(self, number):
+        self.number = number
+
+    def __float__(self):
+        return self.number
+
+def reward_func(queries, prompts, labels):
+    assert queries == [prompts[0] + "response " + labels[0]], "one at a time"
+    number = float(labels[0])
+    return {{"rewards": {rewards}, "scores": 0.0, "extra_logs": {{}}}}
+"""
+
+
+@pytest.mark.parametrize("rewards", ["number", "[number]", "Tensor(number)"])
+def test_a_function_for_openrlhf_gets_one_response_at_a_time(tmp_path: Path, rewards: str) -> None:
+    path = tmp_path / "theirs.py"
+    path.write_text(THEIRS.format(rewards=rewards))
+    config = FunctionReward(path=str(path), name="reward_func", protocol="openrlhf", label="answer")
+    one = FunctionScorer(config)
+    assert one.score(rollouts(3)).tolist() == [0.0, 1.0, 2.0]
+    one.close()
+
+
+def test_a_function_for_openrlhf_may_return_the_reward_alone(tmp_path: Path) -> None:
+    path = tmp_path / "plain.py"
+    path.write_text("def f(queries, prompts, labels):\n    return 0.5 if labels == [''] else None\n")
+    one = FunctionScorer(FunctionReward(path=str(path), name="f", protocol="openrlhf"))
+    assert one.score(rollouts(2)).tolist() == [0.5, 0.5]
+    one.close()
+
+
 def failure(scorer: FunctionScorer | RemoteScorer, batch: Rollouts | None = None) -> str:
     with pytest.raises(RewardError) as caught:
         scorer.score(batch if batch is not None else rollouts(3))

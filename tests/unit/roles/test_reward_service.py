@@ -118,7 +118,7 @@ def test_openrlhfs_protocol_names_what_is_wrong() -> None:
         assert "reward.label=gold is no column" in failure(remote(service, protocol="openrlhf", label="gold"))
     with serving(lambda request: (200, {"scores": [1.0] * 3})) as (service,):
         assert 'not {"rewards": [...]}' in failure(remote(service, protocol="openrlhf", retries=0))
-    with pytest.raises(ValidationError, match="protocol: openrlhf only"):
+    with pytest.raises(ValidationError, match="label=answer is for protocol: openrlhf only"):
         RemoteReward(type="remote", urls=["http://a"], label="answer")
 
 

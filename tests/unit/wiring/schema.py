@@ -17,6 +17,8 @@ NO_NUMBERS = {
     "*.micro_batch_tokens": "what is computed at a time: the same test, and every run here has several micro-batches",
     "*.gradient_checkpointing": "activations are computed again: test_gradient_checkpointing_changes_no_gradient",
     "*.workers": "who answers, not what: test_reward_function.py, test_environments.py",
+    "*judge.protocol=*": "how the function is asked, as the reward's: test_reward_keys.py",
+    "*judge.label": "what the function is given, as the reward's: test_reward_keys.py",
     "*.timeout_s": "how long an answer is waited for; what fails ends the run",
     "*.retries": "how often; what fails ends the run",
     "rollout.stream_samples": "how many rows are scored at a time",

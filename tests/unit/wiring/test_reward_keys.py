@@ -24,6 +24,8 @@ PROVES = (
     "reward<function>",
     "reward<function>.path",
     "reward<function>.name",
+    "reward<function>.protocol=*",
+    "reward<function>.label",
     "reward<remote>",
     "reward<remote>.urls",
     "reward<remote>.headers",
@@ -33,6 +35,8 @@ PROVES = (
     "reward<ensemble>.members<function>",
     "reward<ensemble>.members<function>.path",
     "reward<ensemble>.members<function>.name",
+    "reward<ensemble>.members<function>.protocol=*",
+    "reward<ensemble>.members<function>.label",
     "reward<ensemble>.members<remote>",
     "reward<ensemble>.members<remote>.urls",
     "reward<ensemble>.members<remote>.headers",
@@ -85,13 +89,20 @@ def test_the_function_and_the_service_are_the_ones_that_are_named(folder: Path, 
         for file in ("a.py", "b.py"):
             own = value + (file == "b.py")
             assert score(short_run(folder, {"reward": function(tmp_path / file, name, own)})) == pytest.approx(own)
+    theirs = tmp_path / "theirs.py"
+    theirs.write_text("def f(queries, prompts, labels): return len(labels) + 10 * (labels != [''])")
+    asked: dict[str, Any] = {"type": "function", "path": str(theirs), "name": "f", "protocol": "openrlhf"}
+    for more, expected in (({}, 1.0), ({"label": "id"}, 11.0)):
+        assert score(short_run(folder, {"reward": {**asked, **more}})) == pytest.approx(expected)
+        ensemble = {"type": "ensemble", "members": {"own": {**asked, **more}}}
+        assert score(short_run(folder, {"reward": ensemble})) == pytest.approx(expected)
     one, two = {"type": "remote", "urls": [f"{service}/one"]}, {"type": "remote", "urls": [f"{service}/two"]}
     assert score(short_run(folder, {"reward": one})) == pytest.approx(1.0)
     assert score(short_run(folder, {"reward": two})) == pytest.approx(2.0)
     assert score(short_run(folder, {"reward": {**one, "headers": {"x-key": "secret"}}})) == pytest.approx(11.0)
-    theirs = {**one, "protocol": "openrlhf"}
-    assert score(short_run(folder, {"reward": theirs})) == pytest.approx(101.0)
-    assert score(short_run(folder, {"reward": {**theirs, "label": "id"}})) == pytest.approx(1101.0)
+    service_of_theirs = {**one, "protocol": "openrlhf"}
+    assert score(short_run(folder, {"reward": service_of_theirs})) == pytest.approx(101.0)
+    assert score(short_run(folder, {"reward": {**service_of_theirs, "label": "id"}})) == pytest.approx(1101.0)
 
 
 def test_the_members_of_an_ensemble_are_the_ones_that_are_named(folder: Path, tmp_path: Path, service: str) -> None:

@@ -643,3 +643,13 @@ def test_functions_that_cannot(tmp_path: Path, text: str, parts: list[str]) -> N
     with pytest.raises(ConfigError) as caught:
         check_function(config, "reward")
     assert [part for part in [*parts, str(path)] if part not in str(caught.value)] == [], caught.value
+
+
+def test_functions_for_openrlhf_have_its_three_arguments(tmp_path: Path) -> None:
+    path = tmp_path / "reward.py"
+    config = FunctionReward(type="function", path=str(path), name="reward_func", protocol="openrlhf")
+    path.write_text("def reward_func(queries, prompts, labels):\n    return {'rewards': 1.0}\n")
+    check_function(config, "reward")
+    path.write_text("def reward_func(queries, prompts):\n    return 1.0\n")
+    with pytest.raises(ConfigError, match=r"takes 2 positional arguments, not 3; .* reward_func\(queries, prompts"):
+        check_function(config, "reward")

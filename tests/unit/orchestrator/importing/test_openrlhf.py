@@ -219,7 +219,6 @@ OLD = {"enable_vllm_is_correction": True}
         ({"train_batch_size": 100, "rollout_batch_size": 1024}, "different here", "train_batch_size"),
         ({"kl_target": 6, "adap_kl_ctrl": False}, "means nothing here", "kl_target"),
         ({"kl_horizon": 500}, "means nothing here", "kl_horizon"),
-        ({"remote_rm_url": "reward.py"}, "to say", "reward.name"),
         ({"agent_func_path": "agent.py"}, "to say", "environment.path"),
         ({"advantage_estimator": "flash_reinforce"}, "different here", "advantage_estimator"),
         (
@@ -256,6 +255,12 @@ def test_what_has_another_form_here(tmp_path: Path) -> None:
     config = loaded(tmp_path, read(tmp_path, options(**given, remote_rm_url=urls)))
     assert config.ppo.advantage.type == "grpo" and config.critic.warmup.max_steps == 0
     assert config.reward.type == "remote" and config.reward.urls == urls.split(",")
+
+
+def test_a_file_with_a_reward_function(tmp_path: Path) -> None:
+    reward = loaded(tmp_path, read(tmp_path, options(remote_rm_url="rewards/math.py", label_key="answer"))).reward
+    assert reward.type == "function" and (reward.path, reward.name) == ("rewards/math.py", "reward_func")
+    assert (reward.protocol, reward.label) == ("openrlhf", "answer")
 
 
 @pytest.mark.parametrize(
