@@ -26,6 +26,7 @@ from 20 on it collapses."""
 _SCORE = Chart("Score")
 _CLIPPED = Chart("Clip fraction", low=0.0)
 _ACCURACY = Chart("Accuracy", reach=(0.5, 1.0))
+_SFT, _SFT_LOSS = Chart("Cross-entropy", low=0.0), Shown("loss", "{:.4f}")
 _GRADIENTS = Chart("Gradient norm", low=0.0)
 _LOGPROB_GAP = Chart("Log-probability gap", logarithmic=True)
 _LEARNING_RATES = Chart("Learning rates", low=0.0)
@@ -138,12 +139,12 @@ _ALL = (
     Metric(
         "preference/heldout_accuracy_high", "fraction", "Upper end of its 95 % interval", _ACCURACY, "held out, high"
     ),
-    Metric(
-        "preference/gradient_norm",
-        "",
-        "Global L2 norm of the gradient before clipping",
-        _GRADIENTS,
-    ),
+    Metric("preference/gradient_norm", "", "Global L2 norm of the gradient before clipping", _GRADIENTS),
+    Metric("sft/loss", "nats/token", "Cross-entropy, mean over the tokens of the step", _SFT, "training", _SFT_LOSS),
+    Metric("sft/heldout_loss", "nats/token", "The same of the samples that are held out", _SFT, "held out"),
+    Metric("sft/heldout_perplexity", "", "Exponential of the loss of the samples that are held out"),
+    Metric("sft/tokens", "tokens", "Tokens that the step trained on"),
+    Metric("sft/gradient_norm", "", "Global L2 norm of the gradient before clipping", _GRADIENTS),
     Metric("advantage/mean", "", "Advantages before whitening, mean over the trained tokens"),
     Metric("advantage/std", "", "Their standard deviation (biased)"),
     Metric(

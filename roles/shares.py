@@ -1,4 +1,4 @@
-"""What actor and critic learn from in a PPO step, and each rank's share of it.
+"""What actor and critic learn from in a step, and each rank's share of it.
 
 Layout and masks are those of `roles.batch`, whose example goes on here. A type has the fields that its role reads and
 no others: they are sent to every rank of it.
@@ -81,7 +81,30 @@ class CriticExperience(Batch):
             check_shape(self, name, self.token_ids.shape, torch.float32)
 
 
-E = TypeVar("E", ActorExperience, CriticExperience)
+@dataclass(frozen=True, slots=True)
+class Demonstrations(Batch):
+    """What a policy imitates. Made by `orchestrator.data.demonstrations`.
+
+    Example:
+        token_ids     = [[5, 6, 7, 2, 0], [5, 8, 9, 8, 2]]
+        lengths       = [4, 5]
+        response_mask = [[0, 0, 1, 1, 0], [0, 1, 1, 1, 1]]
+        rows          = [0, 1]
+    """
+
+    token_ids: Tensor
+    lengths: Tensor
+    response_mask: Tensor
+    """bool `[batch, time]`: the tokens that are trained on."""
+    rows: Tensor
+    """int64 `[batch]`: which of all demonstrations each is."""
+
+    def __post_init__(self) -> None:
+        check_tokens(self)
+        check_shape(self, "rows", self.lengths.shape, torch.int64)
+
+
+E = TypeVar("E", ActorExperience, CriticExperience, Demonstrations)
 
 
 @dataclass(frozen=True, slots=True)

@@ -27,16 +27,18 @@ from orchestrator.checks.models import (
 from orchestrator.checks.role_models import check_role_models, role_models
 from orchestrator.checks.run_folders import check_output, check_run_dir, check_writable
 from orchestrator.config.evaluation import EvaluationRun
-from orchestrator.config.reward_training import COMPARISONS, RewardTrainingRun, SampledPairs
+from orchestrator.config.reward_training import COMPARISONS, QUALITY, RewardTrainingRun, SampledPairs
 from orchestrator.config.run import RunConfig
 from orchestrator.config.sampling import SamplingConfig
 from orchestrator.config.schema import section_key
+from orchestrator.config.sft import SFT_QUALITY, SftRun
 from orchestrator.data.dataset_rows import check_source
 from orchestrator.errors import ConfigError
 from orchestrator.run.checkpoint import Checkpoint
 from orchestrator.run.resuming import Resume, other_comparisons
 
 if TYPE_CHECKING:
+    from orchestrator.data.demonstrations import SftData
     from orchestrator.data.preference_pairs import Pairs
     from orchestrator.data.prompts import Questions
     from roles.batch import Preferences
@@ -79,7 +81,7 @@ def prepare_evaluate(config: EvaluationRun) -> Questions:
 def prepare_reward(config: RewardTrainingRun, resume: Resume) -> Questions | Pairs:
     """What `tetrarch reward` needs; the prompts that pairs are sampled for, or the pairs of a data set."""
     training, policy = config.reward_training, config.policy
-    check_output(training, resume)
+    check_output(training.output, "reward_training.output", QUALITY, resume)
     checkpoint = check_run_dir(config, resume)
     if isinstance(training.pairs, SampledPairs):
         assert policy is not None
@@ -140,6 +142,30 @@ def check_cards(device: str) -> None:
             "device=cuda, but torch finds no GPU on this machine, and RAY_ADDRESS names no cluster; use device=cpu, "
             "export RAY_ADDRESS=HEAD:6379, or look with `tetrarch doctor`"
         )
+
+
+def prepare_sft(config: SftRun, resume: Resume) -> SftData:
+    """What `tetrarch sft` needs; the demonstrations that were read on the way."""
+    sft = config.sft
+    check_output(sft.output, "sft.output", SFT_QUALITY, resume)
+    checkpoint = check_run_dir(config, resume)
+    check_cards(config.device)
+    check_source(sft.data, "sft.data")
+    if sft.heldout is not None:
+        check_source(sft.heldout, "sft.heldout")
+    model = model_facts(sft.model, "sft.model", config.model_cache)
+    check_tokenizer(model)
+    check_context(model, sft.max_tokens, "sft.max_tokens")
+    check_attention(model)
+    check_weights(model, "policy")
+    from orchestrator.data.demonstrations import read_demonstrations, with_template  # loads torch
+
+    data = read_demonstrations(sft, with_template(model.tokenizer, sft.chat_template), config.seed)
+    if checkpoint is not None:
+        other = data.other_than(checkpoint.state["demonstrations"], checkpoint.step, sft)
+        if other:
+            raise ConfigError(f"{checkpoint.path} {other}")
+    return data
 
 
 def _check_names(config: EvaluationRun, parts: list[str]) -> None:

@@ -11,7 +11,7 @@ from itertools import pairwise
 from pathlib import Path
 
 from orchestrator.config.base import BaseConfig
-from orchestrator.config.reward_training import COMPARISONS, QUALITY, RewardTrainingConfig
+from orchestrator.config.reward_training import COMPARISONS, QUALITY
 from orchestrator.errors import ConfigError
 from orchestrator.report.run_files import CONFIG_FILE, HTML_FILE, STATE_FILE
 from orchestrator.run.checkpoint import Checkpoint, Checkpoints
@@ -62,14 +62,15 @@ def _ended_before_its_first_step(folder: Path, found: set[str]) -> bool:
     return json.loads((folder / STATE_FILE).read_text(encoding="utf-8"))["status"] in ("failed", "stopped")
 
 
-def check_output(training: RewardTrainingConfig, resume: Resume) -> None:
-    """The folder of the reward model can be written, and is empty; or it holds the model of the run that goes on."""
-    output = Path(training.output)
-    check_writable(output, "reward_training.output")
-    if resume is not None and (output / QUALITY).is_file():
+def check_output(folder: str, key: str, made: str, resume: Resume) -> None:
+    """The folder of the trained model can be written, and is empty; or it holds the model of the run that goes on,
+    which has a file `made`."""
+    output = Path(folder)
+    check_writable(output, key)
+    if resume is not None and (output / made).is_file():
         return
     if output.is_dir() and any(output.iterdir()):
-        raise ConfigError(f"reward_training.output={output} is not empty; remove it, or choose another folder")
+        raise ConfigError(f"{key}={output} is not empty; remove it, or choose another folder")
 
 
 def check_lasting(folder: Path, key: str) -> None:

@@ -16,6 +16,7 @@ from orchestrator.config.loading import served_by
 from orchestrator.config.reward_training import RewardTrainingRun
 from orchestrator.config.role_needs import RoleNames, ppo_roles, reward_roles
 from orchestrator.config.run import RunConfig
+from orchestrator.config.sft import SftRun
 from orchestrator.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -51,6 +52,20 @@ def _reward(config: RewardTrainingRun, resume: Resume, report: Outcome) -> None:
     train_reward(config, resume, source)
 
 
+def _sft(config: SftRun, resume: Resume, report: Outcome) -> None:
+    """Fine-tune a language model on demonstrations (the section sft): the policy that the other stages start from.
+
+    Example: tetrarch sft configs/sft.yaml sft.epochs=2
+    """
+    from orchestrator.checks.preparation import prepare_sft
+
+    data = prepare_sft(config, resume)
+    report.read(data)
+    from orchestrator.stages.sft import train_sft
+
+    train_sft(config, resume, data)
+
+
 def _model_roles(config: BaseConfig) -> list[RoleNames]:
     return [dict.fromkeys(config.model_roles)]
 
@@ -65,7 +80,11 @@ class Training:
     """The roles that need places at the same time; several mappings if others take their places later."""
 
 
-TRAININGS = {"train": Training(_train, lambda config: [ppo_roles(config)]), "reward": Training(_reward, reward_roles)}
+TRAININGS = {
+    "train": Training(_train, lambda config: [ppo_roles(config)]),
+    "reward": Training(_reward, reward_roles),
+    "sft": Training(_sft),
+}
 """Command → its row, in the order in which `--help` lists them."""
 DEFAULT = "train"
 """What a job runs if its file is for this command too."""

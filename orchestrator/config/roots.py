@@ -14,9 +14,15 @@ from orchestrator.config.base import BaseConfig
 from orchestrator.config.evaluation import EvaluationRun
 from orchestrator.config.reward_training import RewardTrainingRun
 from orchestrator.config.run import RunConfig
+from orchestrator.config.sft import SftRun
 from roles.config.section import Section
 
-ROOTS: dict[str, type[BaseConfig]] = {"train": RunConfig, "evaluate": EvaluationRun, "reward": RewardTrainingRun}
+ROOTS: dict[str, type[BaseConfig]] = {
+    "train": RunConfig,
+    "evaluate": EvaluationRun,
+    "reward": RewardTrainingRun,
+    "sft": SftRun,
+}
 """Command → root of its configuration; `plan` and `submit` read what `train` reads."""
 
 _FIELDS: dict[str, Any] = {}

@@ -7,8 +7,8 @@ The one way from the configuration to samples: sources are read, rows of any for
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 
 from transformers import PreTrainedTokenizerBase
 
@@ -37,6 +37,25 @@ class Samples:
     def __len__(self) -> int:
         return len(self.groups)
 
+    def cut(self, tokens: int) -> Samples:
+        """No sample longer than so many tokens; those that leave nothing to learn are left out."""
+        self.statistics.truncated = sum(len(sample) > tokens for group in self.groups for sample in group)
+        groups = [[sample.first(tokens) for sample in group] for group in self.groups]
+        empty = [number for number, group in enumerate(groups) if not all(any(sample.trained) for sample in group)]
+        return replace(self, groups=groups).without(empty, f"no response within {tokens} tokens")
+
+    def without(self, numbers: Sequence[int], reason: str) -> Samples:
+        """Without some groups, for a reason that the statistics tell. ConfigError if none is left."""
+        dropped = set(numbers)
+        for number in numbers:
+            self.statistics.leave_out(reason, f"sample {number}")
+        kept = [number for number in range(len(self)) if number not in dropped]
+        groups = [self.groups[number] for number in kept]
+        self.statistics.measure(groups)
+        if not groups:
+            raise _nothing_left(self.statistics)
+        return replace(self, groups=groups, values=[self.values[number] for number in kept])
+
 
 def read_samples(config: RecordsConfig, key: str, kind: RecordKind, tokenizer: PreTrainedTokenizerBase) -> Samples:
     """All sources of the section `key`, whose rows are of one kind. ConfigError for a row that cannot be read, unless
@@ -50,7 +69,7 @@ def read_samples(config: RecordsConfig, key: str, kind: RecordKind, tokenizer: P
             records.append(record)
             rendered.append(samples)
     if not records:
-        raise ConfigError(f"{key} has no row to learn from\n" + "\n".join(statistics.lines()))
+        raise _nothing_left(statistics)
     tokens = iter(sample_tokens(tokenizer, [sample for samples in rendered for sample in samples]))
     groups = [[next(tokens) for _ in samples] for samples in rendered]
     statistics.measure(groups)
@@ -59,6 +78,10 @@ def read_samples(config: RecordsConfig, key: str, kind: RecordKind, tokenizer: P
     shown = shown_prompt(tokenizer, given, groups[0][0].token_ids, chat=rendered[0][0].chat)
     lines = [f"{key}, as the model reads it:", *(f"  {line}" for line in shown.splitlines())]
     return Samples(groups, [r.values for r in records], statistics, printable("\n".join(lines), keep="\n"))
+
+
+def _nothing_left(statistics: DataStatistics) -> ConfigError:
+    return ConfigError("\n".join([f"{statistics.key} has no row to learn from", *statistics.lines()]))
 
 
 def _of_source(

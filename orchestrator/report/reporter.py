@@ -34,6 +34,7 @@ class Reporter:
     Args:
         run_dir: created if it is missing.
         title: the kind of training, such as `PPO`.
+        data: what was read to train on, in lines.
         steps: number of steps of the whole run; 0 if it is not known yet.
         config_yaml: the resolved configuration, secrets redacted.
         resume_step: entries of the files after this step are dropped; 0 starts new files.
@@ -47,6 +48,7 @@ class Reporter:
         *,
         name: str,
         title: str = "",
+        data: Sequence[str] = (),
         steps: int = 0,
         config_yaml: str,
         tensorboard: bool = True,
@@ -59,7 +61,7 @@ class Reporter:
         self._html = html
         self._step = resume_step
         started = datetime.now(UTC).isoformat(timespec="seconds")
-        self._state = RunState(name, steps, targets=dict(targets or {}), started=started, title=title)
+        self._state = RunState(name, steps, targets=dict(targets or {}), started=started, title=title, data=list(data))
         _prepare(self._run_dir, self._state, config_yaml, resume_step)
         self._before = next((e for e in read_record(self._run_dir).evaluations if e.label == "before"), None)
         self._tensorboard = _writer(self._run_dir / "tensorboard", resume_step) if tensorboard else None

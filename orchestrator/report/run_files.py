@@ -40,6 +40,8 @@ class RunState:
     """Time of the latest start, ISO 8601."""
     title: str = ""
     """The kind of training, such as `PPO`."""
+    data: list[str] = field(default_factory=list)
+    """What was read to train on, in lines."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,10 +10,11 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from cluster.role_table import REWARD, trained_roles
+from cluster.role_table import ACTOR, REWARD, trained_roles
 from orchestrator.config.base import BaseConfig
 from orchestrator.config.reward_training import QUALITY, RewardTrainingRun
 from orchestrator.config.run import RunConfig
+from orchestrator.config.sft import SFT_QUALITY, SftRun
 from orchestrator.report.run_files import EVALUATED
 
 
@@ -125,5 +126,31 @@ rollout.stream_samples rollout.engine
     leaves=(QUALITY,),
 )
 
-RESUME_RULES: dict[type[BaseConfig], ResumeRules] = {RunConfig: _PPO, RewardTrainingRun: _REWARD_TRAINING}
+_SFT = ResumeRules(
+    may_change=_keys(
+        _WHERE_IT_RUNS,
+        """sft.output sft.model.trust_remote_code sft.epochs sft.optimizer.learning_rate sft.optimizer.schedule
+sft.micro_batch_tokens sft.gradient_checkpointing sft.evaluate_every
+""",
+    ),
+    stays=_why(
+        {
+            "the order of the demonstrations follows from it": "seed sft.samples_per_step",
+            "the tensors in the checkpoint are laid out for it": "device dtype sft.zero sft.lora",
+            "the trained model started from it": "sft.model",
+            "the model was trained on it": "sft.data sft.max_tokens sft.too_long sft.train_on_prompt sft.chat_template",
+            "evaluations before and after would not be comparable": "sft.heldout sft.heldout_fraction",
+            "the state of the optimizer depends on it": "sft.optimizer.betas sft.optimizer.epsilon "
+            "sft.optimizer.weight_decay sft.optimizer.max_gradient_norm",
+        }
+    ),
+    sharded=lambda config: (ACTOR,),
+    leaves=(SFT_QUALITY,),
+)
+
+RESUME_RULES: dict[type[BaseConfig], ResumeRules] = {
+    RunConfig: _PPO,
+    RewardTrainingRun: _REWARD_TRAINING,
+    SftRun: _SFT,
+}
 """Root → its rules."""

@@ -96,7 +96,8 @@ def train_reward(config: RewardTrainingRun, resume: Resume, source: Questions | 
             yield stage
             found.append(stage.tested())
 
-    carry_out(config, resume, start, title="reward model")
+    read = source.summary.splitlines() if isinstance(source, Pairs) else []
+    carry_out(config, resume, start, title="reward model", data=read)
     return found[0]
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.config.loading import load_config
+from orchestrator.config.loading import load_all
 
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGES = ["orchestrator", "roles", "cluster"]
@@ -49,6 +49,7 @@ ROOMS = {
         "reference": "zero models config",
         "reward_model": "zero models text config",
         "reward_trainer": "zero models losses config",
+        "supervised": "zero",
         "reward_function": "reward_call functions config",
         "reward_service": "reward_call functions redaction proxies config",
         "reward_call": "functions",
@@ -263,7 +264,7 @@ def test_a_module_says_what_it_is_for(source: Path) -> None:
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: str(path.relative_to(ROOT)))
 def test_every_configuration_loads_and_says_how_to_start_it(path: Path) -> None:
-    load_config(path)
+    assert load_all(path)
     header = "".join(line for line in path.read_text(encoding="utf-8").splitlines(True) if line.startswith("#"))
     assert "Needs:" in header
     assert "Start:" in header

@@ -35,9 +35,11 @@ NO_NUMBERS = {
     "prompts.*.name": "a hub data set's configuration: there is no hub in a test",
     "reward_training.pairs<dataset>.dataset.name": "a hub data set's configuration: there is no hub in a test",
     **dict.fromkeys(("*.mixed_with.*", "*.weight", "*.columns"), "which rows there are: test_samples.py"),
-    "*.dataset.chat": "how rows are read: test_samples.py",
-    "*.dataset.system": "how rows are read: test_samples.py",
-    "*.dataset.bad_rows=*": "which rows are read: test_samples.py",
+    **dict.fromkeys(("*.chat", "*.system", "*.bad_rows=*"), "how rows are read: test_samples.py"),
+    **dict.fromkeys(("sft.data.name", "sft.heldout.name"), "a hub data set's configuration: there is no hub in a test"),
+    "sft.output": "where the model goes",
+    "sft.chat_template": "how chats are written: test_demonstrations.py",
+    "sft.too_long=error": "ends a run, and changes none: test_demonstrations.py",
 }
 """Pattern of keys → why no number depends on them."""
 

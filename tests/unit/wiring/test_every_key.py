@@ -18,10 +18,11 @@ from tests.unit.wiring.critic_cases import critic_cases
 from tests.unit.wiring.driver_cases import driver_cases
 from tests.unit.wiring.schema import NO_NUMBERS, leaves, reason
 from tests.unit.wiring.test_reward_training_keys import reward_training_cases
+from tests.unit.wiring.test_sft_keys import sft_cases
 
 FOLDER = Path("FOLDER")
 LEAVES = list(leaves(AnyConfig))
-TABLES = (actor_cases, critic_cases, driver_cases, reward_training_cases)
+TABLES = (actor_cases, critic_cases, driver_cases, reward_training_cases, sft_cases)
 TESTS = (test_model_keys, test_prompt_keys, test_reward_keys, test_reward_training_keys, test_rollout_keys)
 
 

@@ -17,6 +17,7 @@ from orchestrator.config.reward_training import RewardTrainingRun
 from orchestrator.config.roots import ROOTS
 from orchestrator.config.run import RunConfig
 from orchestrator.config.schema import key_of, sections_in
+from orchestrator.config.sft import SftRun
 from orchestrator.errors import ConfigError, TetrarchError
 from orchestrator.run.checkpoint import Checkpoints
 from orchestrator.run.resume_rules import RESUME_RULES
@@ -68,6 +69,7 @@ def schema(section: Any = RunConfig, path: str = "") -> Iterator[tuple[str, bool
             150,
             {"reward_training.pairs.dataset.path", "reward_training.optimizer.betas"},
         ),
+        (SftRun, WHOLE | {"sft.data", "sft.heldout", "sft.model", "sft.lora", "sft.zero"}, 70, {"sft.data.path"}),
     ],
 )
 def test_every_key_has_one_rule_of_its_own(root: type[BaseConfig], whole: set[str], least: int, some: set[str]) -> None:

@@ -1,0 +1,174 @@
+"""`tetrarch sft`: a policy from demonstrations, with the cross-entropy of their responses.
+
+An SftRun flows in; the folder of a language model flows out, from which the next stages start.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import random
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from cluster.ranks.role_group import RoleGroup
+from cluster.role_table import ACTOR
+from cluster.runtime.ray_cluster import RayCluster
+from orchestrator.config.sft import SFT_QUALITY, SftConfig, SftRun
+from orchestrator.data.demonstrations import SftData
+from orchestrator.errors import CheckpointError
+from orchestrator.groups.build import builder
+from orchestrator.groups.spread import spread
+from orchestrator.report.reporter import Reporter
+from orchestrator.run.checkpoint import Checkpoint, whole_folder
+from orchestrator.run.phase_clock import Clock
+from orchestrator.run.resuming import Resume
+from orchestrator.stages.run import carry_out
+from orchestrator.stages.stage import Stage, StepReport
+from roles.batch import Sequences
+from roles.measured import measured
+from roles.model_files.conversion import resolve_model
+from roles.packing import balance
+from roles.seeds import stable_seed
+from roles.shares import Demonstrations, RankShare
+from roles.supervised import Supervised
+
+
+@dataclass(frozen=True, slots=True)
+class SftQuality:
+    """How well the policy foresees demonstrations that it was not trained on."""
+
+    loss: float
+    """Nats per trained token."""
+    perplexity: float
+    samples: int
+
+    def metrics(self) -> dict[str, float]:
+        """By the names of `orchestrator.metrics`."""
+        return {"sft/heldout_loss": self.loss, "sft/heldout_perplexity": self.perplexity}
+
+
+def train_sft(config: SftRun, resume: Resume, data: SftData) -> SftQuality | None:
+    """Train, test on what is held out, save to `sft.output`. None if nothing is held out."""
+    sft, found = config.sft, []
+
+    @contextmanager
+    def start(report: Reporter) -> Iterator[Stage]:
+        report.status("preparing the model")
+        folder = resolve_model(sft.model, Path(config.model_cache))
+        schedule = _schedule(len(data.training), sft, config.seed)
+        report.expect(len(schedule))
+        report.status("starting the policy")
+        with builder(config, {ACTOR: None}) as build:
+            trainer = build.start(ACTOR, Supervised, (build.engine_setup(ACTOR, folder, sft, steps=len(schedule)),))
+            build.ready()
+            stage = SupervisedTraining(config, build.cluster, trainer, data, schedule, report)
+            yield stage
+            found.append(stage.quality)
+
+    carry_out(config, resume, start, title="SFT", data=data.summary.splitlines())
+    return found[0]
+
+
+@dataclass(slots=True)
+class SupervisedTraining(Stage):
+    """A policy in fine-tuning; a step is one optimizer step."""
+
+    config: SftRun
+    ray: RayCluster
+    trainer: RoleGroup[Supervised]
+    data: SftData
+    schedule: list[list[int]]
+    """Demonstrations of each step."""
+    report: Reporter
+    step: int = 0
+    quality: SftQuality | None = None
+    """At the last evaluation."""
+
+    @property
+    def cluster(self) -> RayCluster:
+        """Where the policy is trained."""
+        return self.ray
+
+    @property
+    def steps(self) -> int:
+        """Optimizer steps of the whole run."""
+        return len(self.schedule)
+
+    @property
+    def trained(self) -> Mapping[str, RoleGroup[Any]]:
+        """The policy."""
+        return {ACTOR: self.trainer}
+
+    def state_dict(self) -> dict[str, Any]:
+        """The steps that are done, and of which demonstrations."""
+        return {"step": self.step, "demonstrations": self.data.digest()}
+
+    def load_state(self, checkpoint: Checkpoint) -> None:
+        """CheckpointError if it was trained on other demonstrations, or on more steps than there are."""
+        other = self.data.other_than(checkpoint.state["demonstrations"], checkpoint.step, self.config.sft)
+        if other:
+            raise CheckpointError(f"{checkpoint.path} {other}")
+        self.step = checkpoint.step
+
+    def one_step(self, clock: Clock) -> StepReport:
+        """One optimizer step, and a test on what is held out when one is due."""
+        with clock("update"):
+            shares = _shares(self.data.training.select(self.schedule[self.step]), len(self.trainer))
+            stats = self.trainer.map(Supervised.update, shares).result(self.config.deadlines.update_s)[0]
+        self.step += 1
+        metrics = measured(stats)
+        every = self.config.sft.evaluate_every or len(self.schedule) // self.config.sft.epochs
+        if self.data.heldout is not None and (self.step % every == 0 or self.step == self.steps):
+            with clock("evaluate"):
+                metrics |= self._test().metrics()
+        return StepReport(metrics)
+
+    def evaluate(self, label: str) -> None:
+        """Tell how well the policy foresees what is held out."""
+        if self.data.heldout is not None:
+            if self.quality is None or label == "before":
+                self._test()
+            assert self.quality is not None
+            told = f"{self.quality.loss:.4f} nats per token, perplexity {self.quality.perplexity:.3f}"
+            self.report.note(f"held out, {label} training: {told} on {self.quality.samples} samples")
+
+    def save_models(self) -> None:
+        """Write the model to `sft.output`, whole or not at all, with the chat template and what is known of it."""
+        sft = self.config.sft
+        with whole_folder(Path(sft.output)) as partial:
+            self.trainer.call(Supervised.save_model, str(partial)).result(self.config.deadlines.save_s)
+            if sft.chat_template is not None:
+                template = Path(sft.chat_template).read_text(encoding="utf-8")
+                (partial / "chat_template.jinja").write_text(template, encoding="utf-8")
+            quality = asdict(self.quality) if self.quality else {}
+            (partial / SFT_QUALITY).write_text(json.dumps(quality, indent=1) + "\n")
+        self.report.note(f"saved to {sft.output}")
+
+    def _test(self) -> SftQuality:
+        heldout = self.data.heldout
+        assert heldout is not None
+        losses = spread(self.trainer, Supervised.losses, Sequences.of(heldout)).result(self.config.deadlines.score_s)
+        loss = float(losses.double().sum() / heldout.response_mask.sum())
+        self.quality = SftQuality(loss, math.exp(min(loss, 700.0)), len(heldout))
+        return self.quality
+
+
+def _schedule(samples: int, sft: SftConfig, seed: int) -> list[list[int]]:
+    """Demonstrations of each optimizer step: a fresh permutation in each pass."""
+    steps = []
+    for epoch in range(sft.epochs):
+        order = list(range(samples))
+        random.Random(stable_seed(seed, "sft", epoch)).shuffle(order)
+        size = sft.samples_per_step
+        steps += [order[first : first + size] for first in range(0, samples, size)]
+    return steps
+
+
+def _shares(step: Demonstrations, ranks: int) -> list[RankShare[Demonstrations]]:
+    """Each rank's part of one optimizer step, shared out by tokens."""
+    parts = balance(step.lengths.tolist(), ranks)
+    return [RankShare(step.select(rows), [list(range(len(rows)))]) for rows in parts]

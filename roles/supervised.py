@@ -1,0 +1,87 @@
+"""A policy that imitates: demonstrations flow in, the weights follow the cross-entropy of their responses.
+
+It saves a folder that `roles.actor.Actor` opens.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from roles.batch import Sequences
+from roles.measured import metric
+from roles.shares import Demonstrations, RankShare
+from roles.zero.micro_batch import MicroBatch, Objective, per_token, picked, update
+from roles.zero.policy_loading import load_policy
+from roles.zero.setup import ModelSetup
+from roles.zero.sharded import ShardedModel
+
+
+@dataclass(frozen=True, slots=True)
+class SupervisedStats:
+    """Some optimizer steps over all ranks."""
+
+    loss: float = metric("sft/loss")
+    """Nats per trained token."""
+    tokens: float = metric("sft/tokens")
+    """Tokens that were trained on."""
+    gradient_norm: float = metric("sft/gradient_norm")
+    """Before clipping; mean over the steps."""
+    learning_rate: float = metric("lr/actor")
+    """Of the last step."""
+
+
+class SupervisedSums(NamedTuple):
+    """What the loss measures, summed over the trained tokens."""
+
+    tokens: Tensor
+    loss: Tensor
+    """Nats."""
+
+
+class Supervised:
+    """One rank of a policy that is fine-tuned on demonstrations."""
+
+    def __init__(self, setup: ModelSetup) -> None:
+        self._model = ShardedModel(setup, lambda: load_policy(setup))
+
+    def update(self, share: RankShare[Demonstrations]) -> SupervisedStats:
+        """The optimizer steps of this rank's share; each minimises the mean over its trained tokens on all ranks."""
+        done = update(self._model, share, Objective(self._loss, SupervisedSums, "token"))
+        tokens = float(done.total.tokens)
+        return SupervisedStats(float(done.total.loss) / max(tokens, 1), tokens, done.gradient_norm, done.learning_rate)
+
+    def losses(self, sequences: Sequences) -> Tensor:
+        """float32 `[batch, time]`: cross-entropy of each token in the response mask, in nats; 0 elsewhere."""
+        return per_token(self._model, sequences, lambda micro: -self._logprobs(micro))
+
+    def save_model(self, folder: str | Path) -> None:
+        """A Hugging Face folder that transformers and vLLM open."""
+        self._model.save_model(folder)
+
+    def save_state(self, folder: str | Path) -> None:
+        """Everything that `load_state` needs to continue exactly."""
+        self._model.save_state(folder)
+
+    def load_state(self, folder: str | Path) -> None:
+        """Continue where `save_state` was called."""
+        self._model.load_state(folder)
+
+    def _logprobs(self, micro: MicroBatch) -> Tensor:
+        logprobs: Tensor = self._model(
+            packed=micro.packed, positions=micro.positions, labels=micro.labels, temperature=1.0
+        )[0]
+        return logprobs
+
+    def _loss(self, batch: Demonstrations, rows: list[int], weights: Tensor) -> tuple[Tensor, SupervisedSums]:
+        """The weighted sum of the cross-entropies of `rows`, and what it measured."""
+        device = self._model.device
+        micro = MicroBatch.of(batch, rows, device)
+        losses = -self._logprobs(micro)
+        tokens = torch.tensor(float(len(losses)), device=device)
+        loss = (losses * picked(weights, batch, rows, device)).sum()
+        return loss, SupervisedSums(tokens, losses.sum())

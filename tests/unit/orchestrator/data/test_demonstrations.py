@@ -1,0 +1,90 @@
+"""Demonstrations: what is too long, what is held out, which tokens are trained on."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from configs.tiny.inputs import tokenizer
+from orchestrator.config.sft import SftConfig
+from orchestrator.data.demonstrations import SftData, read_demonstrations, with_template
+from orchestrator.errors import ConfigError
+
+WORDS = tokenizer()
+ROWS = [{"prompt": "q", "completion": "x" * (1 + n)} for n in range(8)]
+"""Of 3 to 10 tokens: the prompt, the letters, EOS."""
+
+
+def read(folder: Path, rows: list[dict[str, Any]] = ROWS, words: Any = WORDS, **changes: Any) -> SftData:
+    file = folder / "rows.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    config = {"output": "o", "model": {"path": "m"}, "data": {"path": str(file)}, "heldout_fraction": 0, **changes}
+    return read_demonstrations(SftConfig.model_validate(config), words, seed=1)
+
+
+def test_responses_are_trained_on_or_all_that_something_comes_before(tmp_path: Path) -> None:
+    responses, everything = (read(tmp_path, train_on_prompt=said).training for said in (False, True))
+    assert responses.lengths.tolist() == list(range(3, 11))
+    assert responses.response_mask.sum(1).tolist() == list(range(2, 10))
+    rows: list[dict[str, Any]] = [{"prompt": "two words", "completion": " and more"}]
+    mask = read(tmp_path, rows, train_on_prompt=True).training.response_mask[0].tolist()
+    assert mask == [False] + [True] * (len(mask) - 1)
+    assert everything.response_mask.sum(1).tolist() == list(range(2, 10))
+
+
+def test_a_longer_sample_is_an_error_or_left_out_or_cut(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"5 of 8 samples are longer than sft\.max_tokens=5 .* longest has 10 tokens"):
+        read(tmp_path, max_tokens=5)
+    skipped = read(tmp_path, max_tokens=5, too_long="skip")
+    assert skipped.training.lengths.tolist() == [3, 4, 5]
+    assert "5 left out: longer than sft.max_tokens=5" in skipped.summary
+    cut = read(tmp_path, max_tokens=5, too_long="truncate")
+    assert cut.training.lengths.tolist() == [3, 4, 5, 5, 5, 5, 5, 5]
+    assert WORDS.eos_token_id not in cut.training.token_ids[-1]
+    assert "5 samples lost their last tokens" in cut.summary
+    rows: list[dict[str, Any]] = [*ROWS, {"prompt": "a long question", "completion": "x"}]
+    assert "1 left out: no response within 3 tokens" in read(tmp_path, rows, max_tokens=3, too_long="truncate").summary
+    with pytest.raises(ConfigError, match="no row to learn from"):
+        read(tmp_path, max_tokens=2, too_long="skip")
+
+
+def test_what_is_held_out_is_not_trained_on(tmp_path: Path) -> None:
+    data = read(tmp_path, heldout_fraction=0.25)
+    assert data.heldout is not None
+    lengths = [data.training.lengths.tolist(), data.heldout.lengths.tolist()]
+    assert [len(part) for part in lengths] == [6, 2] and sorted(lengths[0] + lengths[1]) == list(range(3, 11))
+    assert "6 demonstrations to train on, 2 held out" in data.summary
+    assert read(tmp_path).heldout is None
+    with pytest.raises(ConfigError, match=r"1 samples are too few .* sft\.heldout_fraction=0"):
+        read(tmp_path, ROWS[:1], heldout_fraction=0.5)
+    (tmp_path / "aside.jsonl").write_text(json.dumps(ROWS[2]) + "\n")
+    other = read(tmp_path, heldout_fraction=0.5, heldout={"path": str(tmp_path / "aside.jsonl")})
+    assert other.heldout is not None and (len(other.training), other.heldout.lengths.tolist()) == (8, [5])
+
+
+def test_the_digest_is_of_what_is_trained_on(tmp_path: Path) -> None:
+    assert read(tmp_path).digest() == read(tmp_path).digest()
+    other = [*ROWS[:-1], {"prompt": "q", "completion": "y" * 8}]
+    longer: list[dict[str, Any]] = [{"prompt": "two words", "completion": "x"}]
+    asked = [read(tmp_path, longer, train_on_prompt=said) for said in (False, True)]
+    assert len({data.digest() for data in (read(tmp_path), read(tmp_path, other), *asked)}) == 4
+
+
+def test_a_chat_template_of_ones_own(tmp_path: Path) -> None:
+    words = tokenizer()
+    words.chat_template = None
+    rows: list[dict[str, Any]] = [
+        {"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]}
+    ]
+    with pytest.raises(ConfigError, match="the tokenizer has no chat template"):
+        read(tmp_path, rows, words)
+    file = tmp_path / "chat.jinja"
+    file.write_text("{% for m in messages %}{{ m['role'] + ':' + m['content'] + '<eos>' }}{% endfor %}")
+    training = read(tmp_path, rows, with_template(words, str(file))).training
+    assert words.decode(training.token_ids[0]) == "user:q<eos>assistant:a<eos>"
+    assert words.decode(training.token_ids[0][training.response_mask[0]]) == "assistant:a<eos>"
+    with pytest.raises(ConfigError, match=r"sft\.chat_template=.*none\.jinja cannot be read"):
+        with_template(words, str(tmp_path / "none.jinja"))

@@ -1,0 +1,37 @@
+"""The schedule of fine-tuning, and how a step is shared out over ranks."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+import torch
+
+from orchestrator.config.sft import SftConfig
+from orchestrator.stages.sft import _schedule, _shares
+from roles.shares import Demonstrations
+
+
+def config(**changes: int) -> SftConfig:
+    return SftConfig.model_validate({"output": "o", "model": {"path": "m"}, "data": {"path": "d"}, **changes})
+
+
+def test_every_epoch_is_a_fresh_permutation_of_all_demonstrations() -> None:
+    steps = _schedule(10, config(epochs=2, samples_per_step=4), seed=0)
+    assert [len(step) for step in steps] == [4, 4, 2] * 2
+    first, second = (list(itertools.chain(*steps[epoch * 3 : epoch * 3 + 3])) for epoch in range(2))
+    assert sorted(first) == sorted(second) == list(range(10)) and first != second
+    assert steps == _schedule(10, config(epochs=2, samples_per_step=4), seed=0) != _schedule(10, config(), seed=1)
+
+
+@pytest.mark.parametrize("ranks", [1, 2, 3, 5])
+def test_a_step_is_shared_out_by_tokens(ranks: int) -> None:
+    lengths = torch.tensor([5, 2, 9, 3])
+    mask = torch.arange(9) < lengths[:, None]
+    mask[:, 0] = False
+    step = Demonstrations(torch.ones(4, 9, dtype=torch.long), lengths, mask, torch.tensor([7, 8, 9, 10]))
+    shares = _shares(step, ranks)
+    assert len(shares) == ranks
+    assert sorted(row for share in shares for row in share.experience.rows.tolist()) == [7, 8, 9, 10]
+    for share in shares:
+        assert share.steps == [list(range(len(share.experience)))]
