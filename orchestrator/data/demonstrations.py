@@ -22,8 +22,6 @@ from roles.seeds import stable_seed
 from roles.shares import Demonstrations
 from roles.text.sample_tokens import TokenSample
 
-KEY = "sft.data"
-
 
 @dataclass(frozen=True, slots=True)
 class SftData:
@@ -62,7 +60,7 @@ class SftData:
 
 def read_demonstrations(config: SftConfig, tokenizer: PreTrainedTokenizerBase, seed: int) -> SftData:
     """The samples of `sft.data` and `sft.heldout`, none longer than `max_tokens`."""
-    samples = _read(config.data, KEY, config, tokenizer)
+    samples = _read(config.data, "sft.data", config, tokenizer)
     training = [group[0] for group in samples.groups]
     lines, heldout = samples.statistics.lines(), []
     if config.heldout is not None:
@@ -103,7 +101,7 @@ def _split(samples: list[TokenSample], fraction: float, seed: int) -> tuple[list
     count = round(len(samples) * fraction)
     if not 0 < count < len(samples):
         raise ConfigError(
-            f"{KEY}: {len(samples)} samples are too few to hold out sft.heldout_fraction={fraction}; give more, set "
+            f"sft.data: {len(samples)} samples are too few to hold out sft.heldout_fraction={fraction}; give more, set "
             "sft.heldout, or set sft.heldout_fraction=0"
         )
     aside = set(random.Random(stable_seed(seed, "demonstrations")).sample(range(len(samples)), count))
