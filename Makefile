@@ -10,10 +10,10 @@ SMOKE := $(shell grep -qE 'avx512_bf16|amx_bf16' /proc/cpuinfo 2>/dev/null || ec
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help setup lock smoke test test-slow anchors mutants test-gpu bench-gpu lint check format bench clean
+.PHONY: help setup lock smoke test test-slow anchors architectures mutants test-gpu bench-gpu lint check format bench clean
 
 help: ## this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-13s %s\n", $$1, $$2}' Makefile
 
 setup: ## make .venv from requirements.lock (EXTRA=gpu: the CUDA builds; PYTHON=...: which Python, 3.11 or 3.12)
 	@.ci/setup $(EXTRA)
@@ -34,6 +34,9 @@ test-slow: setup ## the tests that `make test` leaves out because they take long
 
 anchors: setup ## tasks with known optima through the whole system, and the table of what is reached (half an hour)
 	$(BIN)/pytest -q -m "" tests/anchors
+
+architectures: setup ## train tiny models of many architectures beside transformers and vLLM; tables in roles/README.md (ARGS="Llama": some)
+	$(BIN)/python -m tests.integration.architecture_table $(ARGS)
 
 mutants: setup ## plant faults in the maths and the wiring, one by one: do the tests notice? (a quarter of an hour)
 	$(BIN)/python -m tests.mutants.run

@@ -16,8 +16,12 @@ if TYPE_CHECKING:
     from roles.model_files.weight_check import Use
 
 _WITHOUT_BIAS = "vLLM 0.32 leaves the bias of its head out, and cannot run the class of transformers instead"
-OTHERWISE = {"PhimoeForCausalLM": _WITHOUT_BIAS, "PhiMoEForCausalLM": _WITHOUT_BIAS}
-"""Architectures whose engines compute something else than the trainer on every device."""
+OTHERWISE = {
+    "PhimoeForCausalLM": _WITHOUT_BIAS,
+    "PhiMoEForCausalLM": _WITHOUT_BIAS,
+    "GptOssForCausalLM": "vLLM 0.32 writes its weights past the hooks of a layerwise reload, so no push reaches it",
+}
+"""Architectures whose engines, on every device, compute something else than the trainer, or cannot have its weights."""
 
 OTHERWISE_ON_CPU = {
     "Ernie4_5_MoeForCausalLM": "vLLM's CPU build chooses other experts than transformers does (it reads the router's "

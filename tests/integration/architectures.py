@@ -1,10 +1,12 @@
 """Tiny random causal language models of many architectures, each as a Hugging Face folder.
 
-Their weights are large enough that their distributions are far from uniform: whatever is wrong in a weight shows.
+Their weights are large enough that their distributions are far from uniform, and no norm is 1 or bias 0: whatever is
+wrong in a weight shows.
 """
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +35,14 @@ LLAMA3 = {
     "original_max_position_embeddings": 64,
     "rope_theta": 10000.0,
 }
+PARTIAL = {"rope_type": "default", "rope_theta": 10000.0, "partial_rotary_factor": 0.75}
+LONG = {
+    "rope_type": "longrope",
+    "rope_theta": 10000.0,
+    "short_factor": [1.0] * 16,
+    "long_factor": [1.0 + i for i in range(16)],
+    "original_max_position_embeddings": 64,
+}
 
 DENSE: dict[str, dict[str, Any]] = {
     "Cohere": GROUPED,
@@ -60,7 +70,7 @@ DENSE: dict[str, dict[str, Any]] = {
     "Olmo3": {**GROUPED, "sliding_window": 24},
     "Phi": WIDE,
     "Phi3": GROUPED,
-    "Qwen2": {**GROUPED, "tie_word_embeddings": True},
+    "Qwen2": {**GROUPED, "vocab_size": 136, "tie_word_embeddings": True},
     "Qwen3": {**NARROW, "tie_word_embeddings": True},
     "SeedOss": {**NARROW},
     "SmolLM3": GROUPED,
@@ -70,6 +80,7 @@ DENSE: dict[str, dict[str, Any]] = {
     "Ernie4_5": {**NARROW},
     "Arcee": GROUPED,
     "Apertus": GROUPED,
+    "MiniCPM3": {**LATENT, **MLA, "q_lora_rank": 32, "dim_model_base": 16, "scale_emb": 2},
 }
 
 MIXTURES: dict[str, dict[str, Any]] = {
@@ -86,7 +97,8 @@ MIXTURES: dict[str, dict[str, Any]] = {
     "GraniteMoeShared": {**GROUPED, "num_local_experts": 4, "num_experts_per_tok": 2, "shared_intermediate_size": 64},
     "Mixtral": {**GROUPED, "num_local_experts": 4, "num_experts_per_tok": 2, "sliding_window": None},
     "Olmoe": {**GROUPED, "num_experts": 4, "num_experts_per_tok": 2},
-    "Phimoe": {**GROUPED, "num_local_experts": 4, "num_experts_per_tok": 2, "sliding_window": None},
+    "Phimoe": {**GROUPED, "num_local_experts": 4, "num_experts_per_tok": 2, "sliding_window": None}
+    | {"attention_bias": True, "lm_head_bias": True},
     "Qwen2Moe": {**GROUPED, **FEW, "num_experts": 4, "shared_expert_intermediate_size": 64, "decoder_sparse_step": 1},
     "Qwen3Moe": {**NARROW, **FEW, "num_experts": 4, "decoder_sparse_step": 1, "norm_topk_prob": True},
     "Qwen3Next": {**NARROW, **FEW, **DELTA, "num_experts": 4, "shared_expert_intermediate_size": 64},
@@ -95,27 +107,105 @@ MIXTURES: dict[str, dict[str, Any]] = {
     "HunYuanMoEV1": {**NARROW, "num_experts": 4, "moe_topk": 2},
 }
 
-REFUSED_ON_CPU = ("DeepseekV2", "DeepseekV3", "Ernie4_5_Moe")
+VARIANTS: dict[str, dict[str, Any]] = {
+    "Llama, tied head": {"tie_word_embeddings": True},
+    "Llama, 131 tokens": {"vocab_size": 131},
+    "Llama, 131 tokens, tied head": {"vocab_size": 131, "tie_word_embeddings": True},
+    "Phi, 131 tokens": {"vocab_size": 131},
+    "Gemma3Text, 131 tokens": {"vocab_size": 131},
+    "Llama, biases": {"attention_bias": True, "mlp_bias": True},
+    "Mistral, window 512": {"sliding_window": 512},
+    "Mixtral, window 24": {"sliding_window": 24},
+    "Qwen2, own head": {"tie_word_embeddings": False},
+    "Qwen2, window 24": {"use_sliding_window": True, "sliding_window": 24, "max_window_layers": 0},
+    "Qwen2, window 24 in one layer": {"use_sliding_window": True, "sliding_window": 24, "max_window_layers": 1},
+    "Qwen3, own head": {"tie_word_embeddings": False},
+    "Gemma3Text, window 512": {"sliding_window": 512},
+    "OPT, norm behind, narrow embedding": {"do_layer_norm_before": False, "word_embed_proj_dim": 64},
+    "Phi3, window 24, part rotated": {"sliding_window": 24, "tie_word_embeddings": True} | {"rope_parameters": PARTIAL},
+    "Phi3, LongRoPE beyond 64": {"rope_parameters": LONG, "original_max_position_embeddings": 64},
+    "Phi3, LongRoPE beyond 128": {"rope_parameters": LONG | {"original_max_position_embeddings": 128}}
+    | {"original_max_position_embeddings": 128},
+    "GPTNeoX, tied head": {"tie_word_embeddings": True, "use_parallel_residual": False},
+    "Falcon, ALiBi": {"alibi": True, "new_decoder_architecture": False, "multi_query": False},
+    "Cohere2, window 512": {"sliding_window": 512},
+    "Exaone4, window 24 in one layer": {"sliding_window": 24, "layer_types": ["sliding_attention", "full_attention"]},
+    "Starcoder2, window 24": {"sliding_window": 24, "tie_word_embeddings": False},
+    "Qwen3Moe, one dense layer": {"mlp_only_layers": [0]},
+    "GptOss, window 512": {"sliding_window": 512},
+}
+"""An architecture, a comma, what is special → options that replace those above."""
+
+WITHOUT_CLASS = {"InternLM3": "internlm3", "MiniCPM": "minicpm"}
+"""What vLLM has and transformers has not → `model_type`; such folders bring code of their own."""
+
+NAMES = (*DENSE, *MIXTURES, *VARIANTS, *WITHOUT_CLASS)
+
+OWN_ATTENTION = ("Falcon", "Falcon, ALiBi", "GPTJ", "Bloom", "Qwen3Next")
+"""No attention over packed sequences (`roles.models.attention`)."""
+REFUSED_ON_CPU = ("DeepseekV2", "DeepseekV3", "Ernie4_5_Moe", "MiniCPM3")
 """What vLLM's CPU build cannot run, or runs otherwise than transformers (`orchestrator.checks.model_support`)."""
+
+NO_CLASSIFIER = (
+    *(
+        "Cohere",
+        "Cohere2",
+        "Cohere2, window 512",
+        "Granite",
+        "Ernie4_5",
+        "Ernie4_5_Moe",
+        "Apertus",
+        "FlexOlmo",
+        "Glm4Moe",
+    ),
+    *("GraniteMoe", "GraniteMoeShared", "Olmoe", "Dots1"),
+)
+"""Language models only, in transformers."""
+
+REFUSED_BY_ENGINES = ("Phimoe", "GptOss", "GptOss, window 512", "Qwen2, window 24 in one layer")
+"""What vLLM cannot run, or runs otherwise than transformers, on every device."""
+
+ROUNDED = {"Apertus": 0.02}
+"""Architectures of whose activation vLLM keeps numbers in bfloat16 → what that may change in a log-probability."""
+
+REFUSED: dict[str, tuple[str, ...]] = {
+    "policy": (*OWN_ATTENTION, *REFUSED_BY_ENGINES, *WITHOUT_CLASS, "Phi3, LongRoPE beyond 64"),
+    "engine on CPU": REFUSED_ON_CPU,
+    "critic": NO_CLASSIFIER,
+}
+"""What is refused before the start, as what."""
 
 
 def config(name: str) -> Any:
-    """Of the architecture `name`."""
+    """Of the architecture or variant `name`."""
     import transformers
 
-    return getattr(transformers, f"{name}Config")(**{**DENSE, **MIXTURES}[name])
+    architecture = name.partition(",")[0]
+    options = {**DENSE, **MIXTURES}[architecture] | VARIANTS.get(name, {})
+    return getattr(transformers, f"{architecture}Config")(**options)
 
 
-def save(architecture: str, folder: Path) -> Path:
-    """A model of `architecture` with the tiny tokenizer."""
+def save(name: str, folder: Path) -> Path:
+    """A model of the architecture or variant `name` with the tiny tokenizer."""
+    if name not in WITHOUT_CLASS:
+        return _save(config(name), folder)
+    file = _save(config("Llama"), folder) / "config.json"
+    own = {"model_type": WITHOUT_CLASS[name], "architectures": [f"{name}ForCausalLM"]}
+    file.write_text(json.dumps(json.loads(file.read_text()) | own))
+    return folder
+
+
+def _save(config: Any, folder: Path) -> Path:
     import torch
     from transformers import AutoModelForCausalLM
 
     torch.manual_seed(3)
-    model = AutoModelForCausalLM.from_config(config(architecture), dtype=torch.float32)
+    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
     for parameter in model.parameters():
         if parameter.dim() >= 2:
             parameter.data.normal_(0, 0.12)
+        else:
+            parameter.data += 0.1 * torch.randn(parameter.shape)
     for name, buffer in model.named_buffers():
         if name.endswith("correction_bias"):  # of a router: chooses experts, and is not trained
             buffer.normal_(0, 0.1)

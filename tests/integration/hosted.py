@@ -20,7 +20,7 @@ from typing import Any
 
 from tests.integration.forks import forking
 
-DEADLINE_S = 240
+DEADLINE_S = 240.0
 
 
 def _serve(address: str, log: Path, env: Mapping[str, str], factory: Callable[..., Any], args: Sequence[Any]) -> None:
@@ -59,6 +59,8 @@ def _serve(address: str, log: Path, env: Mapping[str, str], factory: Callable[..
 
 class HostClient:
     """Calls a method of the objects at several addresses at once. Picklable."""
+
+    deadline_s = DEADLINE_S
 
     def __init__(self, addresses: Sequence[str]) -> None:
         self.addresses = list(addresses)
@@ -99,9 +101,10 @@ class Host:
             raise RuntimeError(self.log.read_text()[-3000:]) from error
 
     def stop(self) -> None:
-        if self.process.is_alive():
-            Client(self.address, family="AF_UNIX").send(("__stop__", ()))
-            self.process.join(5)
+        with suppress(OSError):  # a host that is ending by itself
+            if self.process.is_alive():
+                Client(self.address, family="AF_UNIX").send(("__stop__", ()))
+                self.process.join(5)
         with suppress(ProcessLookupError):
             os.killpg(self.process.pid or 0, signal.SIGKILL)
         self.process.kill()

@@ -41,11 +41,11 @@ def setup_of(folder: Path, **changes: Any) -> ModelSetup:
     return replace(setup, **changes)
 
 
-def rollouts_of(rows: int, seed: int = 0) -> Rollouts:
-    """Ragged rows; one has a gap in its mask."""
+def rollouts_of(rows: int, seed: int = 0, prompt_tokens: int = 8, response_tokens: int = 13) -> Rollouts:
+    """Ragged rows of at most so many tokens; one has a gap in its mask."""
     draw = torch.Generator().manual_seed(seed)
-    prompt = torch.randint(1, 9, (rows,), generator=draw)
-    lengths = prompt + torch.randint(1, 14, (rows,), generator=draw)
+    prompt = torch.randint(1, prompt_tokens + 1, (rows,), generator=draw)
+    lengths = prompt + torch.randint(1, response_tokens + 1, (rows,), generator=draw)
     column = torch.arange(int(lengths.max()))
     valid = column < lengths[:, None]
     mask = valid & (column >= prompt[:, None])
@@ -123,9 +123,9 @@ def steps_of(*batches: Experience) -> RankShare[Any]:
     return RankShare(Experience.concatenate(batches), steps)
 
 
-def experience_of(rows: int, seed: int = 0) -> Experience:
+def experience_of(rows: int, seed: int = 0, prompt_tokens: int = 8, response_tokens: int = 13) -> Experience:
     """Random numbers of a sensible size; the last row is not trained on."""
-    rollouts = rollouts_of(rows, seed)
+    rollouts = rollouts_of(rows, seed, prompt_tokens, response_tokens)
     draw = torch.Generator().manual_seed(seed + 1)
     mask = rollouts.response_mask.clone()
     mask[-1] = False
@@ -178,7 +178,7 @@ def padded_gradient(folder: Path, batch: Experience, kind: str) -> dict[str, Ten
     from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
     auto = AutoModelForCausalLM if kind == "actor" else AutoModelForSequenceClassification
-    model = auto.from_pretrained(folder)
+    model = auto.from_pretrained(folder, attn_implementation="eager")  # others leave soft caps out
     padding = torch.zeros(len(batch), 3, dtype=torch.long)
     ids = torch.cat([batch.token_ids, padding], 1)
     attended = torch.cat([torch.ones_like(batch.token_ids), padding], 1)

@@ -113,13 +113,13 @@ def test_one_zero_rank_pushes_to_a_tensor_parallel_engine(tmp_path: Path, archit
             assert worst_gap(engine, trainers, version, 0.7) < tolerance
 
 
-PUSHED = [name for name in (*architectures.DENSE, *architectures.MIXTURES) if name not in architectures.REFUSED_ON_CPU]
+PUSHED = [name for name in architectures.OWN_ATTENTION if "," not in name]
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", PUSHED)
-def test_pushed_weights_are_right_in_every_architecture(tmp_path: Path, name: str) -> None:
-    """Those whose attention no role of the trainer can run (the door refuses them) are pushed by a plain model."""
+def test_pushed_weights_are_right_where_only_the_trainers_attention_is_refused(tmp_path: Path, name: str) -> None:
+    """Pushed by a plain model. All other architectures: `test_architectures`."""
     model = architectures.save(name, tmp_path / "model")
     with running(tmp_path, model, [engine_setup(model)], ranks=1) as ((engine,), trainers):
         assert worst_gap(engine, trainers, 0) < 1e-4

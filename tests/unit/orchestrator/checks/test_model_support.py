@@ -48,9 +48,18 @@ def test_an_architecture_that_vllm_computes_otherwise_on_cpu_is_refused_by_name(
     check_cpu_engine(facts(tmp_path, {"architectures": ["LlamaForCausalLM"]}), "float32")
 
 
-@pytest.mark.parametrize("name", ["PhimoeForCausalLM", "PhiMoEForCausalLM"])
-def test_an_architecture_that_vllm_computes_otherwise_everywhere_is_refused_by_name(tmp_path: Path, name: str) -> None:
-    with pytest.raises(ConfigError, match=f"{name}: vLLM 0.32 leaves the bias of its head out.*use another model"):
+@pytest.mark.parametrize(
+    ("name", "why"),
+    [
+        ("PhimoeForCausalLM", "leaves the bias of its head out"),
+        ("PhiMoEForCausalLM", "leaves the bias of its head out"),
+        ("GptOssForCausalLM", "no push reaches it"),
+    ],
+)
+def test_an_architecture_that_vllm_has_otherwise_everywhere_is_refused_by_name(
+    tmp_path: Path, name: str, why: str
+) -> None:
+    with pytest.raises(ConfigError, match=f"{name}: vLLM 0.32 .*{why}.*use another model"):
         check_engine_class(facts(tmp_path, {"architectures": [name]}))
     check_engine_class(facts(tmp_path, {"architectures": ["LlamaForCausalLM"]}))
 
