@@ -15,6 +15,7 @@ from collections.abc import Callable
 import typer
 
 from orchestrator.commands.config_commands import doctor, import_openrlhf, import_trl, import_verl, show_config
+from orchestrator.commands.data_command import show_data
 from orchestrator.commands.plan_command import show_plan
 from orchestrator.commands.train_commands import evaluate, submit, training_command
 from orchestrator.commands.training_table import TRAININGS
@@ -34,6 +35,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     **{name: training_command(name) for name in TRAININGS},
     "submit": submit,
     "evaluate": evaluate,
+    "data": show_data,
     "plan": show_plan,
     "import-openrlhf": import_openrlhf,
     "import-verl": import_verl,

@@ -243,6 +243,25 @@ def update_actor(
     return {"gradients": gradients, "weights": whole_weights(actor._model), "stats": stats}
 
 
+def update_supervised(setup: ModelSetup, batches: list[Experience]) -> dict[str, Any]:
+    """The same for a policy that imitates; and the loss of each token of the first batch before the update."""
+    from roles.batch import Sequences
+    from roles.supervised import Supervised
+
+    policy = Supervised(setup)
+    gradients, shards = captured(policy._model), [_mine(shares(batch, policy._model.world_size)) for batch in batches]
+    losses = policy.losses(Sequences.of(shards[0]))
+    stats = policy.update(steps_of(*shards))
+    return {"gradients": gradients, "weights": whole_weights(policy._model), "stats": stats, "losses": losses}
+
+
+def plain_cross_entropy(model: Any, batch: Experience) -> Tensor:
+    """Mean over all tokens in the response mask."""
+    logits = model(batch.token_ids).logits[:, :-1]  # padding stands at the right
+    losses = torch.nn.functional.cross_entropy(logits.transpose(1, 2), batch.token_ids[:, 1:], reduction="none")
+    return losses[batch.response_mask[:, 1:]].mean()
+
+
 def grown_over_many_lengths(setup: ModelSetup, first: int, last: int) -> float:
     """MiB that the process has gained by updates on one row each, of `first`, `first` + 1, … `last` tokens."""
     import psutil

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import shutil
 import signal
@@ -112,6 +113,27 @@ def test_a_reward_training_that_goes_on_from_a_checkpoint_gives_the_same_weights
         assert not {key for key in differing if not key.startswith(("time/", "memory/"))}
     assert after[-1]["preference/heldout_accuracy_low"] > 0.9
     assert "Tetrarch · reward model" in (run / "report.html").read_text()
+
+
+def test_fine_tuning_reaches_the_entropy_of_its_data_and_goes_on_exactly(home: Path, tiny: Path) -> None:
+    """Three of four answers to each question are one letter, the fourth is another; a response is a space, the letter
+    and its end: a third of H(1/4) nats per token. All steps, then the second half again after a resume."""
+    rows = [{"prompt": prompt, "completion": f" {letter}"} for prompt in ("what is", "draw") for letter in "aaab"]
+    (home / "runs/answers.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    run, model = home / "runs/answers/model-run", home / "runs/answers/model"
+    data = ["path=runs/answers.jsonl", "columns={}", "chat=false"]
+    words = [".venv/bin/tetrarch", "sft", "configs/sft.yaml", "sft.output=runs/answers/model", "sft.epochs=60"]
+    words += [*(f"sft.data.{key}" for key in data), "sft.heldout={path: runs/answers.jsonl}", "sft.samples_per_step=8"]
+    words += ["sft.evaluate_every=30", "checkpoint.every=30", "placement.actor.ranks=1"]
+    shown = start(words, home)
+    entropy = -(0.75 * math.log(0.75) + 0.25 * math.log(0.25)) / 3
+    assert json.loads((model / "sft_quality.json").read_text())["loss"] == pytest.approx(entropy, abs=0.005)
+    assert "8 demonstrations to train on, 8 held out" in shown and "held out, after training: 0.18" in shown
+    assert "sft.data: 8 rows, 8 used" in (run / "report.html").read_text()
+    whole = model.rename(model.with_name("whole"))
+    start([*words, "--resume-from", "30"], home)
+    assert (model / "model.safetensors").read_bytes() == (whole / "model.safetensors").read_bytes()
+    assert [line["step"] for line in metrics(run)] == list(range(1, 61))
 
 
 def test_the_less_common_settings_run(home: Path, reward: Path) -> None:

@@ -85,6 +85,25 @@ def test_gradient_is_plain_torch_s_for_any_micro_batch_and_ranks(
     assert answers[0]["stats"] == answers[-1]["stats"]
 
 
+@pytest.mark.parametrize("ranks", [1, 2])
+@pytest.mark.parametrize("tokens", [1, 40, 10_000])
+def test_the_gradient_of_demonstrations_is_plain_torch_s_for_any_micro_batch_and_ranks(
+    groups: dict[int, Ranks], folders: dict[str, Path], ranks: int, tokens: int
+) -> None:
+    model = AutoModelForCausalLM.from_pretrained(folders["policy"])
+    first = float(cases.plain_cross_entropy(model, BATCHES[0]).detach())
+    plain = cases.plain_training(model, [lambda m, b=b: cases.plain_cross_entropy(m, b) for b in BATCHES])
+    setup = cases.setup_of(folders["policy"], micro_batch_tokens=tokens)
+    answers = groups[ranks].call(cases.update_supervised, setup, BATCHES)
+    for answer in answers:
+        assert largest_difference(answer["gradients"][0], plain["gradients"][0]) < 1e-6
+        assert largest_difference(answer["weights"], plain["weights"]) < 2e-5
+        assert answer["stats"].gradient_norm == pytest.approx(sum(plain["norms"]) / 3, rel=1e-4)
+        assert answer["stats"].tokens == sum(int(batch.response_mask.sum()) for batch in BATCHES)
+    total = sum(float(answer["losses"].sum()) for answer in answers)
+    assert total / int(BATCHES[0].response_mask.sum()) == pytest.approx(first, rel=1e-5)
+
+
 SIZES = {"1 row": 1, "2 rows": 2, "4 rows": 4, "8 rows": 8, "a budget of tokens": 2.5}
 """Rows of one length, so that a budget of so many of them is a micro-batch of so many rows."""
 

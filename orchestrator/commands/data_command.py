@@ -1,0 +1,102 @@
+"""The command `data`: what a configuration reads to train on. Statistics and rendered rows flow out; nothing starts."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import groupby, islice
+from typing import TYPE_CHECKING, NamedTuple
+
+import typer
+
+from orchestrator.commands.exit_codes import reported
+from orchestrator.commands.options import ConfigFile, Debug, Overrides
+from orchestrator.config.base import BaseConfig
+from orchestrator.config.data import RecordsConfig
+from orchestrator.config.loading import load_all
+from orchestrator.config.reward_training import PairDataset, RewardTrainingRun
+from orchestrator.config.sampling import SamplingConfig
+from orchestrator.config.sft import SftRun
+from roles.config.models import ModelConfig
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+    from orchestrator.data.records import RecordKind
+    from roles.text.sample_tokens import TokenSample
+
+ROWS = 5
+"""Rows that are shown of each data set."""
+
+
+class DataSection(NamedTuple):
+    """A data set to learn from, and the model whose tokenizer reads it."""
+
+    data: RecordsConfig
+    key: str
+    kind: RecordKind
+    model: ModelConfig
+    model_key: str
+    chat_template: str | None = None
+
+
+def show_data(config: ConfigFile, overrides: Overrides = None, debug: Debug = False) -> None:
+    """Show what would be trained on: statistics, and five rows as the model reads them, without starting anything.
+
+    Example: tetrarch data configs/sft.yaml
+    """
+    with reported(debug):
+        for run in load_all(config, overrides or ()).values():
+            for section in data_sections(run):
+                _show_section(section, run.model_cache)
+            if isinstance(run, SamplingConfig) and run.environment is None:
+                _show_prompts(run)
+
+
+def data_sections(run: BaseConfig) -> Iterator[DataSection]:
+    """The comparisons and demonstrations that a configuration names."""
+    if isinstance(run, SftRun):
+        sft = run.sft
+        for key, data in (("sft.data", sft.data), ("sft.heldout", sft.heldout)):
+            if data is not None:
+                yield DataSection(data, key, "demonstrations", sft.model, "sft.model", sft.chat_template)
+    if isinstance(run, RewardTrainingRun):
+        training, pairs = run.reward_training, run.reward_training.pairs
+        if isinstance(pairs, PairDataset):
+            key, model_key = "reward_training.pairs.dataset", "reward_training.model"
+            yield DataSection(pairs.dataset, key, "preferences", training.model, model_key)
+
+
+def _show_section(section: DataSection, cache: str) -> None:
+    from orchestrator.checks.models import model_facts
+    from orchestrator.data.demonstrations import with_template
+    from orchestrator.data.samples import read_samples
+
+    tokenizer = model_facts(section.model, section.model_key, cache).tokenizer
+    tokenizer = with_template(tokenizer, section.chat_template)
+    samples = read_samples(section.data, section.key, section.kind, tokenizer)
+    typer.echo("\n".join(samples.statistics.lines()))
+    typer.echo("what is trained on stands between ⟦ and ⟧:")
+    for number, group in enumerate(islice(samples.groups, ROWS)):
+        for place, sample in enumerate(group):
+            value = f" (value {samples.values[number][place]:g})" if samples.values[number] else ""
+            typer.echo(f"  {number}{value}: {marked(sample, tokenizer)}")
+
+
+def _show_prompts(run: SamplingConfig) -> None:
+    from orchestrator.checks.models import model_facts
+    from orchestrator.data.prompts import read_questions
+
+    questions = read_questions(
+        run.prompts, "train", model_facts(run.actor.model, "actor.model", run.model_cache).tokenizer
+    )
+    typer.echo(questions.summary)
+    typer.echo("what the policy is asked:")
+    for number, text in enumerate(questions.texts[:ROWS]):
+        typer.echo(f"  {number}: {text!r}")
+
+
+def marked(sample: TokenSample, tokenizer: PreTrainedTokenizerBase) -> str:
+    """The sample as text in one line, what is trained on in brackets: `'what is'⟦' red<eos>'⟧`."""
+    parts = groupby(zip(sample.token_ids, sample.trained, strict=True), key=lambda pair: pair[1])
+    texts = ((trained, repr(tokenizer.decode([token for token, _ in part]))) for trained, part in parts)
+    return "".join(f"⟦{text}⟧" if trained else text for trained, text in texts)

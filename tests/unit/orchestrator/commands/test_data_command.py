@@ -1,0 +1,38 @@
+"""`tetrarch data`: statistics and rows with what is trained on in brackets."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+from typer.testing import CliRunner
+
+from configs.tiny.inputs import write
+from orchestrator.commands.app import app
+
+
+@pytest.fixture(scope="module")
+def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("inputs")
+    write(folder)
+    return folder
+
+
+def test_rows_are_shown_with_what_is_trained_on(inputs: Path, tmp_path: Path) -> None:
+    rows = [{"prompt": "q", "completion": " a"}] * 7 + [{"prompt": "q", "completion": ""}]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    model, data = {"path": str(inputs / "policy")}, {"path": str(tmp_path / "rows.jsonl"), "bad_rows": "skip"}
+    pairs = {"type": "dataset", "dataset": {"path": str(inputs / "pairs.jsonl"), "limit": 2, "chat": True}}
+    written = {
+        "sft": {"output": "o", "model": model, "data": data},
+        "reward_training": {"output": "r", "model": model, "pairs": pairs},
+    }
+    (tmp_path / "run.yaml").write_text(yaml.safe_dump(written))
+    done = CliRunner().invoke(app, ["data", str(tmp_path / "run.yaml")])
+    assert done.exit_code == 0, done.output
+    assert "sft.data: 8 rows, 7 used, 1 left out" in done.output and "1 left out: bad row: nothing in" in done.output
+    assert done.output.count("'q'⟦' a<eos>'⟧") == 5
+    assert "0 (value 1): '<bos><user>tell me about the red garden<assistant>'⟦'gm mjfmx<eos>'⟧" in done.output
+    assert "1 (value 0): " in done.output
