@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from orchestrator.data.records import RecordKind
     from roles.text.sample_tokens import TokenSample
 
-ROWS = 5
+SHOWN_ROWS = 5
 """Rows that are shown of each data set."""
 
 
@@ -76,7 +76,7 @@ def _show_section(section: DataSection, cache: str) -> None:
     samples = read_samples(section.data, section.key, section.kind, tokenizer)
     typer.echo("\n".join(samples.statistics.lines()))
     typer.echo("what is trained on stands between ⟦ and ⟧:")
-    for number, group in enumerate(islice(samples.groups, ROWS)):
+    for number, group in enumerate(islice(samples.groups, SHOWN_ROWS)):
         for place, sample in enumerate(group):
             value = f" (value {samples.values[number][place]:g})" if samples.values[number] else ""
             typer.echo(f"  {number}{value}: {marked(sample, tokenizer)}")
@@ -91,7 +91,7 @@ def _show_prompts(run: SamplingConfig) -> None:
     )
     typer.echo(questions.summary)
     typer.echo("what the policy is asked:")
-    for number, text in enumerate(questions.texts[:ROWS]):
+    for number, text in enumerate(questions.texts[:SHOWN_ROWS]):
         typer.echo(f"  {number}: {text!r}")
 
 
