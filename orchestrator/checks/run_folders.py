@@ -59,7 +59,11 @@ def _ended_before_its_first_step(folder: Path, found: set[str]) -> bool:
     """Whether `run_dir` holds no more than what a run leaves that failed or was stopped before it had done a step."""
     if not (found <= BEFORE_THE_FIRST_STEP and (folder / STATE_FILE).is_file()):
         return False
-    return json.loads((folder / STATE_FILE).read_text(encoding="utf-8"))["status"] in ("failed", "stopped")
+    try:
+        state = json.loads((folder / STATE_FILE).read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return False
+    return isinstance(state, dict) and state.get("status") in ("failed", "stopped")
 
 
 def check_output(folder: str, key: str, made: str, resume: Resume) -> None:

@@ -57,7 +57,7 @@ def is_secret(annotation: Any) -> bool:
 
 def locate(location: Location, root: type[BaseModel]) -> KeyPlace:
     """The place of one of pydantic's locations, which contain a union's tag as if it were a key."""
-    path, union = "", False
+    path, union, named = "", False, False
     field: FieldInfo | None = None
     parents: tuple[type[BaseModel], ...] = (root,)
     sections = parents
@@ -74,10 +74,14 @@ def locate(location: Location, root: type[BaseModel]) -> KeyPlace:
         path += f".{part}" if path else part
         if not sections:  # a key of a plain mapping, such as a header: the field stays the same
             continue
+        if named:  # a name of the user's, such as a member of an ensemble: a section of the field stands below it
+            named, union = False, len(sections) > 1
+            continue
         parents = sections
         field = field_of(sections, part)
         sections = sections_in(field.annotation) if field else ()
         union = field is not None and field.discriminator is not None
+        named = field is not None and get_origin(field.annotation) is dict
     return KeyPlace(path, parents, field)
 
 

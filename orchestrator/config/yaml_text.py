@@ -53,12 +53,15 @@ class _Loader(yaml.SafeLoader):
 
     def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
         try:
-            return super().construct_object(node, deep=deep)
+            value = super().construct_object(node, deep=deep)
         except (YamlError, yaml.YAMLError):
             raise
         except (ValueError, KeyError, AttributeError, TypeError):  # `!!int abc`, `!!bool maybe`, `!!timestamp x`
             kind = node.tag.rpartition(":")[2]
             raise YamlError(f"line {node.start_mark.line + 1}: the value cannot be read as {kind}") from None
+        if isinstance(value, str) and "\0" in value:
+            raise YamlError(f"line {node.start_mark.line + 1}: a text holds a NUL character, which no path or name has")
+        return value
 
 
 def _construct_int(loader: _Loader, node: yaml.ScalarNode) -> int:

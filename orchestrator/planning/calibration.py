@@ -25,6 +25,8 @@ from orchestrator.planning.planned_layout import PlannedLayout
 FITTED = "efficiency.yaml"
 """Name of the file in the `run_dir` of a measured run."""
 CORRECTED_PHASES = tuple(Correction.model_fields)
+MOST_MEASURED = 1e12
+"""No time, length or size of a run is as large."""
 WARM_UP = 1
 """Number of steps at the start of a run that are not measured, if there are more."""
 
@@ -44,15 +46,19 @@ def calibrated(run_dir: Path) -> Efficiency:
     ratios = {phase: float(f"{measured[phase] / of:.4g}") if of else 1.0 for phase, of in predicted.items()}
     data = {**plain.model_dump(), "correction": ratios, "beside_gib": _beside(steps, planned)}
     header = f"# Fitted to {len(steps)} steps of {run_dir.name} by `tetrarch plan --calibrate`.\n"
-    (run_dir / FITTED).write_text(header + yaml.safe_dump(data, sort_keys=False), encoding="utf-8")
-    return Efficiency.model_validate(data)
+    efficiency = Efficiency.model_validate(data)
+    try:
+        (run_dir / FITTED).write_text(header + yaml.safe_dump(data, sort_keys=False), encoding="utf-8")
+    except OSError as error:
+        raise ConfigError(f"--calibrate {run_dir}: {run_dir / FITTED} cannot be written: {error.strerror}") from None
+    return efficiency
 
 
 def _beside(steps: list[dict[str, Any]], planned: PlannedLayout) -> dict[str, float]:
     """Phase → memory of the fullest card in GiB, measured minus planned; empty without GPUs."""
     found = {}
     for name in BesideCounted.model_fields:
-        held = [step[key] for step in steps if (key := f"memory/gpu_{name}_gib") in step]
+        held = [step[key] for step in steps if _measures(step.get(key := f"memory/gpu_{name}_gib"))]
         counted = [
             sum(load.phases[phase].values()) / GIB
             for load in planned.gpus
@@ -73,7 +79,7 @@ def _lengths(steps: list[dict[str, Any]], config: RunConfig) -> dict[str, Any]:
 
     found: dict[str, Any] = {"response_share": share("response/length_mean", config.longest_response)}
     keys = ["prompt/length_mean", *LENGTH_QUANTILES]
-    if all(isinstance(step.get(key), int | float) for step in steps for key in keys):
+    if all(_measures(step.get(key)) for step in steps for key in keys):
         found["prompt_share"] = share(keys[0], config.longest_sample - config.longest_response)
         found["response_quantiles"] = {
             part: share(key, config.longest_response) for key, part in LENGTH_QUANTILES.items()
@@ -85,12 +91,17 @@ def _measured(run_dir: Path) -> list[dict[str, Any]]:
     path = run_dir / "metrics.jsonl"
     try:
         steps = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ConfigError(
             f"--calibrate {run_dir}: {path} cannot be read: {error}; name the run_dir of a run"
         ) from error
     needed = ["lr/actor", "response/length_mean", *(f"time/{phase}_s" for phase in CORRECTED_PHASES)]
-    whole = [step for step in steps if all(isinstance(step.get(key), int | float) for key in needed)]
+    whole = [step for step in steps if isinstance(step, dict) and all(_measures(step.get(key)) for key in needed)]
     if not whole:
         raise ConfigError(f"--calibrate {run_dir}: it has no step in which the actor was trained; name another run")
     return whole[WARM_UP:] or whole
+
+
+def _measures(value: Any) -> bool:
+    """Whether it can be a time, a length or a size."""
+    return isinstance(value, int | float) and 0 <= value < MOST_MEASURED

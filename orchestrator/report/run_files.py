@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -65,15 +66,34 @@ def append_line(path: Path, data: Mapping[str, Any]) -> None:
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
-    """All objects of a JSON-lines file; none if it is missing. A last line that a crash cut short is left out."""
+    """All objects of a JSON-lines file, each of a step; none if it is missing. A last line that a crash cut short is
+    left out."""
     if not path.exists():
         return []
-    lines = path.read_bytes().split(b"\n")
-    whole = [line for line in lines[:-1] if line.strip()]
+    with _reading(path):
+        whole = [line for line in path.read_bytes().split(b"\n")[:-1] if line.strip()]
+        try:
+            lines = [json.loads(line) for line in whole]
+        except ValueError as error:
+            raise ValueError(f"{path} holds a line that is not JSON ({error}); fix or remove that line") from error
+        wrong = next((i for i, line in enumerate(lines, 1) if type(dict(line)["step"]) is not int), None)
+        if wrong is not None:
+            raise ValueError(f"line {wrong} says no step")
+    return lines
+
+
+@contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    """ValueError that names the file, if its content is not what a run writes."""
     try:
-        return [json.loads(line) for line in whole]
-    except ValueError as error:
-        raise ValueError(f"{path} holds a line that is not JSON ({error}); fix or remove that line") from error
+        yield
+    except OSError as error:
+        raise ValueError(f"{path} cannot be read ({error.strerror}); restore or remove it") from error
+    except (ValueError, TypeError, LookupError, AttributeError, ArithmeticError, RecursionError) as error:
+        if str(path) in str(error):
+            raise
+        reason = f"{type(error).__name__}: {error}"
+        raise ValueError(f"{path} is not as a run has written it ({reason}); restore or remove it") from error
 
 
 def drop_after(path: Path, step: int) -> None:
@@ -95,24 +115,32 @@ def write_state(run_dir: Path, state: RunState) -> None:
 
 def read_record(run_dir: Path) -> RunRecord:
     """The data in the files of a run; missing files are treated as empty."""
-    metrics = [
-        {key: math.nan if value is None else value for key, value in line.items()}
-        for line in read_lines(run_dir / METRICS_FILE)
-    ]
-    evaluations = [EvaluationResult.from_json(line) for line in read_lines(run_dir / EVALUATION_FILE)]
-    samples = read_lines(run_dir / SAMPLES_FILE)
-    last = max((line["step"] for line in samples), default=0)
-    config = run_dir / CONFIG_FILE
-    state = run_dir / STATE_FILE
-    return RunRecord(
-        state=RunState(**json.loads(state.read_text(encoding="utf-8")))
-        if state.exists()
-        else RunState(run_dir.name, int(metrics[-1]["step"]) if metrics else 0),
-        metrics=metrics,
-        evaluations=evaluations,
-        samples=[sample_from_json(line, judged=False) for line in samples if line["step"] == last],
-        config_yaml=config.read_text(encoding="utf-8") if config.exists() else "",
-    )
+    metrics = _metrics(run_dir / METRICS_FILE)
+    with _reading(run_dir / EVALUATION_FILE):
+        evaluations = [EvaluationResult.from_json(line) for line in read_lines(run_dir / EVALUATION_FILE)]
+    with _reading(run_dir / SAMPLES_FILE):
+        lines = read_lines(run_dir / SAMPLES_FILE)
+        last = max((line["step"] for line in lines), default=0)
+        samples = [sample_from_json(line, judged=False) for line in lines if line["step"] == last]
+    config, state = run_dir / CONFIG_FILE, run_dir / STATE_FILE
+    with _reading(state):
+        said = json.loads(state.read_text(encoding="utf-8")) if state.exists() else None
+        unsaid = RunState(run_dir.name, int(metrics[-1]["step"]) if metrics else 0)
+        stands = unsaid if said is None else RunState(**said)
+    with _reading(config):
+        config_yaml = config.read_text(encoding="utf-8") if config.exists() else ""
+    return RunRecord(stands, metrics, evaluations, samples, config_yaml)
+
+
+def _metrics(path: Path) -> list[dict[str, float]]:
+    """With NaN for `null`."""
+    found = []
+    for line in read_lines(path):
+        wrong = [key for key, value in line.items() if not isinstance(value, int | float | None)]
+        if wrong:
+            raise ValueError(f"{path} has no number for {wrong[0]} at step {line['step']}; restore or remove it")
+        found.append({key: math.nan if value is None else value for key, value in line.items()})
+    return found
 
 
 def finite(value: Any) -> Any:

@@ -108,9 +108,12 @@ def size_gib(folder: Path) -> float:
 
 
 def trained_step(run_dir: Path) -> int | None:
-    """The step of the policy in `run_dir/actor`; None if there is none yet."""
-    file = run_dir / ACTOR / TRAINED
-    return int(json.loads(file.read_text())["step"]) if file.is_file() else None
+    """The step of the policy in `run_dir/actor`; None if none has been saved there, or its file cannot be read."""
+    try:
+        step = json.loads((run_dir / ACTOR / TRAINED).read_text(encoding="utf-8"))["step"]
+    except (OSError, ValueError, LookupError, TypeError, RecursionError):
+        return None
+    return step if isinstance(step, int) else None
 
 
 def progress_of(run_dir: Path) -> str:
@@ -130,16 +133,15 @@ def whole_folder(final: Path) -> Iterator[Path]:
 
 
 def damage(folder: Path) -> str | None:
-    """Why the checkpoint in `folder` is not whole, such as `actor/state.pt has 1000 bytes, not 20480`; None if it is
-    whole."""
+    """Why the checkpoint in `folder` is not whole, such as `actor/state.pt has 1000 bytes, not 20480`; None: it is."""
     try:
-        files: dict[str, int] = json.loads((folder / MANIFEST).read_text())["files"]
-    except (OSError, ValueError, KeyError) as error:
+        files = _manifest_of(folder)["files"]
+    except (OSError, ValueError, RecursionError) as error:
         return f"{MANIFEST} cannot be read ({type(error).__name__})"
     for name, size in files.items():
         try:
             found = (folder / name).stat().st_size
-        except OSError:
+        except (OSError, ValueError):
             return f"{name} is missing"
         if found != size:
             return f"{name} has {found} bytes, not {size}"
@@ -147,10 +149,16 @@ def damage(folder: Path) -> str | None:
 
 
 def _read_manifest(folder: Path) -> dict[str, Any] | None:
-    if damage(folder) is not None:
-        return None
-    manifest: dict[str, Any] = json.loads((folder / MANIFEST).read_text())
-    return manifest
+    return _manifest_of(folder) if damage(folder) is None else None
+
+
+def _manifest_of(folder: Path) -> dict[str, Any]:
+    """ValueError if it is not what `Checkpoints.save` wrote."""
+    manifest: dict[str, Any] = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+    match manifest:
+        case {"step": int(step), "state": {}, "files": {}} if step >= 0:
+            return manifest
+    raise ValueError("step, state or files are missing")
 
 
 def _write_durably(path: Path, text: str) -> None:

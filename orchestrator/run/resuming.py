@@ -20,10 +20,10 @@ from cluster.role_table import ROLES
 from orchestrator.config.base import BaseConfig
 from orchestrator.config.loading import dump_config, validate_root
 from orchestrator.config.run import RunConfig
-from orchestrator.config.yaml_text import parse_yaml
+from orchestrator.config.yaml_text import YamlError, parse_yaml
 from orchestrator.errors import CheckpointError, ConfigError
 from orchestrator.report import run_files
-from orchestrator.run.checkpoint import Checkpoint, Checkpoints, step_of, trained_step
+from orchestrator.run.checkpoint import MANIFEST, Checkpoint, Checkpoints, step_of, trained_step
 from orchestrator.run.resume_rules import ResumeRules, rules_of
 
 Resume = Literal["newest"] | int | None
@@ -66,6 +66,10 @@ def checkpoint_to_resume(config: BaseConfig, resume: Resume) -> Checkpoint | Non
         lines = [f"{change}; this cannot change: {change.why_not}" for change in refused]
         advice = f"go back to what {found.path} has, or start anew with another {config.folder_key}"
         raise ConfigError("\n".join([*lines, advice]))
+    try:
+        run_files.read_record(folder)
+    except ValueError as error:
+        raise ConfigError(f"run_dir={folder}: {error}") from None
     return found
 
 
@@ -132,8 +136,8 @@ def changes(checkpoint: Checkpoint, config: BaseConfig) -> list[ChangedKey]:
             f"{checkpoint.path} does not say with which configuration it was written: another version of Tetrarch has "
             f"written it; resume with that one, or start anew with another {config.folder_key}"
         )
-    data, rules = parse_yaml(checkpoint.state["config"]), rules_of(config)
-    written = validate_root(type(config), data, f"the configuration in {checkpoint.path}")
+    rules = rules_of(config)
+    written = validate_root(type(config), *_configuration_in(checkpoint))
     plain = [parse_yaml(dump_config(one)) for one in (written, config)]  # both without secrets
     found = [
         ChangedKey(key, _show(before), _show(now), why_not(key, rules))
@@ -145,6 +149,18 @@ def changes(checkpoint: Checkpoint, config: BaseConfig) -> list[ChangedKey]:
         if before != now:
             found.append(ChangedKey(f"ranks of {role}", str(before), str(now), "its checkpoint is sharded over them"))
     return found
+
+
+def _configuration_in(checkpoint: Checkpoint) -> tuple[dict[str, Any], str]:
+    """Its keys, and how errors name it."""
+    text, name = checkpoint.state["config"], f"the configuration in {checkpoint.path}"
+    try:
+        data = parse_yaml(text) if isinstance(text, str) else None
+    except YamlError as error:
+        raise ConfigError(f"{name} is not YAML: {error}; put {MANIFEST} back, or remove the checkpoint") from None
+    if not isinstance(data, dict):
+        raise ConfigError(f"{name} is no mapping of keys; put {MANIFEST} back, or remove the checkpoint")
+    return data, name
 
 
 def why_not(key: str, rules: ResumeRules) -> str | None:

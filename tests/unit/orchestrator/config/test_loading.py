@@ -21,7 +21,7 @@ from orchestrator.config.role_needs import scoring_roles
 from orchestrator.config.roots import AnyConfig, json_schema
 from orchestrator.config.run import RunConfig
 from orchestrator.config.schema import all_keys, sections_in
-from orchestrator.config.yaml_text import parse_yaml, to_yaml
+from orchestrator.config.yaml_text import YamlError, parse_yaml, to_yaml
 from orchestrator.errors import ConfigError
 
 MINIMAL = """
@@ -539,3 +539,14 @@ def test_the_schema_is_json_and_names_every_top_level_key() -> None:
 
 def test_validate_takes_plain_values() -> None:
     assert validate(parse_yaml(MINIMAL)).steps == 10
+
+
+def test_an_untyped_member_of_an_ensemble_is_told_its_types() -> None:
+    data = {**parse_yaml(MINIMAL), "reward": {"type": "ensemble", "members": {"a": {"path": "f.py"}}}}
+    with pytest.raises(ConfigError, match=r"reward\.members\.a\.type: missing; add it: one of model, function, remote"):
+        validate(data)
+
+
+def test_no_text_holds_a_nul() -> None:
+    with pytest.raises(YamlError, match="line 2: a text holds a NUL"):
+        parse_yaml('a: 1\nrun_dir: "a\\0b"\n')
