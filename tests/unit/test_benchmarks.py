@@ -17,7 +17,9 @@ import pytest
 import torch
 
 from configs.tiny.inputs import model_config, tokenizer
-from tests.benchmarks import driver_bytes, gpu, long_context, lora, ppo_step
+from orchestrator.config.loading import dump_config, load_config
+from orchestrator.planning.layout_planner import layout
+from tests.benchmarks import driver_bytes, gpu, long_context, lora, plan_order, ppo_step
 from tests.unit.wiring.stage import FakeLLM, PlainDeepSpeed, Seen, stage
 
 FOLDER = Path(ppo_step.__file__).parent
@@ -90,6 +92,30 @@ def test_the_benchmark_of_long_contexts(shown: Callable[..., list[list[str]]], m
         [dtype, way] for dtype in ("float32", "bfloat16") for way in ("whole", "blocks")
     ]
     assert all(len(numbers(row)) == 4 for row in rows)
+
+
+def test_the_benchmark_of_the_plans_order(
+    shown: Callable[..., list[list[str]]], monkeypatch: pytest.MonkeyPatch, tiny: Path
+) -> None:
+    """Runs that take what the plan without calibration says are in its order."""
+
+    def run(file: str, overrides: list[str]) -> None:
+        config = load_config(Path(file), overrides)
+        planned = layout(config).step
+        times = {f"time/{phase}_s": seconds for phase, seconds in planned.phases.items()}
+        row = {**times, "time/step_s": planned.total, "lr/actor": 1e-3, "response/length_mean": 8.0}
+        Path(config.run_dir).mkdir()
+        Path(config.run_dir, "config.yaml").write_text(dump_config(config))
+        Path(config.run_dir, "metrics.jsonl").write_text(f"{json.dumps(row)}\n" * config.steps)
+
+    monkeypatch.setattr(plan_order, "run", run)
+    models = [f"{role}.model.path={tiny}" for role in ("actor", "critic", "reward")]
+    lines = shown(plan_order, "configs/tiny.yaml", *models, "--variants", 6)
+    *rows, last = lines[lines.index(["predicted", "measured", "error"]) + 1 :]
+    assert len(rows) == 6
+    assert all(float(row[0]) > 0 and float(row[1]) > 0 for row in rows)
+    assert float(last[-1]) > 0.9
+    assert plan_order.rank_correlation([1.0, 2.0, 3.0], [9.0, 8.0, 1.0]) == pytest.approx(-1)
 
 
 @pytest.fixture
