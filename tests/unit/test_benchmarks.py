@@ -194,5 +194,5 @@ def test_the_benchmark_of_a_card(
 
 
 def test_no_benchmark_is_left_out() -> None:
-    run = {Path(module.__file__).name for module in (driver_bytes, gpu, long_context, lora, ppo_step)}
+    run = {Path(module.__file__).name for module in (driver_bytes, gpu, long_context, lora, plan_order, ppo_step)}
     assert {file.name for file in FOLDER.glob("*.py")} == run
