@@ -30,8 +30,7 @@ def decimal_text(value: float, decimals: int, plus: bool = False) -> str:
 
 
 def decimals_of(error: float) -> int:
-    """Number of decimals that shows a standard error (and so its mean) to two figures; 3 if the error is 0 or
-    unknown."""
+    """Decimals that show a standard error (and so its mean) to two figures; 3 if the error is 0 or unknown."""
     return min(max(1 - math.floor(math.log10(error)), 0), 6) if math.isfinite(error) and error > 0 else 3
 
 

@@ -30,8 +30,7 @@ def assign(demands: Sequence[Node], nodes: Sequence[Node]) -> dict[int, int]:
 
 
 def augment(first: int, demands: Sequence[Node], nodes: Sequence[Node], homes: dict[int, int]) -> bool:
-    """Give demand `first` a node, moving others if that makes room; False, and nothing changed, if none can be
-    found."""
+    """Give demand `first` a node, moving others if needed; False, and nothing changed, if there is none."""
     guests = {node: demand for demand, node in homes.items()}
     reached: dict[int, int] = {}  # node → the demand that would take it
     waiting = [first]

@@ -22,8 +22,7 @@ def check_capacity(wanted: Plan, nodes: Sequence[Node]) -> None:
 
 
 def describe_shortage(wanted: Plan, nodes: Sequence[Node], *, busy: bool = False) -> str:
-    """What each role asks for, what each node has (or, if `busy`, has free), and the smallest changes that would
-    fit."""
+    """What each role asks for, what each node has (if `busy`: has free), and the smallest changes that would fit."""
     asked = "; ".join(_describe_role(wanted.of(role)) for role in wanted.roles)
     return (
         f"asked for {_listed(wanted.demands)} ({asked}), each planned node on one real node; "

@@ -134,8 +134,7 @@ def finish_times(
 
 @lru_cache(maxsize=512)
 def finished(engine: EngineSize, work: Workload, rates: Rates, room: float, seed: int = SEED) -> list[list[float]]:
-    """Per engine, the second at which each of its responses is complete. `room`: bytes of KV cache on each of its
-    GPUs."""
+    """Per engine, the second at which each response is complete. `room`: bytes of KV cache on each of its GPUs."""
     kv_of_a_token = engine.kv_of_a_sample / engine.longest
     speed = pace(engine, work, rates)
     return [

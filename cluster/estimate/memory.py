@@ -159,8 +159,7 @@ def host_states(role: RoleSize) -> Account:
 
 
 def _asleep_bytes(role: RoleSize) -> float:
-    """Bytes of AdamW in pinned host memory, which torch allocates in powers of two: one buffer per state and
-    parameter group."""
+    """Bytes of AdamW in pinned host memory, allocated in powers of two: one buffer per state and parameter group."""
     own = role.learning / role.ranks
     groups = math.ceil(own / SUB_GROUP)
     copy = 4 * own / groups
@@ -193,8 +192,7 @@ def working(role: RoleSize, *, training: bool) -> Account:
 
 
 def _logits_bytes(role: RoleSize, how: str) -> float:
-    """Bytes of logits: one block as computed and two in float32, independent of the vocabulary; or all logits, if
-    they are held whole."""
+    """Bytes of logits: one block as computed and two in float32; or all logits, if they are held whole."""
     scored = role.tokens * role.scored_share
     if role.model.whole_logits:
         return scored * role.model.vocabulary * role.number_bytes * WHOLE_LOGITS[how]
@@ -244,8 +242,7 @@ def engine_host(size: EngineSize) -> Account:
 
 
 def rank_without_gpu(role: RoleSize) -> Account:
-    """Largest number of bytes that each rank holds in its host's memory. The file of the weights stays mapped beside
-    them."""
+    """Most bytes that each rank holds in its host's memory. The file of the weights stays mapped beside them."""
     account = {"libraries": PROCESS, "weights' file": float(role.model.parameters * role.number_bytes), **states(role)}
     return account | {item: SLACK * size for item, size in working(role, training=role.trained).items()}
 

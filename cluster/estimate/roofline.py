@@ -178,8 +178,7 @@ def push_s(role: RoleSize, rates: Rates, *, other_nodes: bool, cards: int = 1) -
 
 
 def _piped(compute: float, wire: float, least: float, layers: int) -> float:
-    """Seconds of arithmetic and gathers that overlap, one layer ahead: the first gather and the last layer's arithmetic
-    do not overlap.
+    """Seconds of arithmetic and gathers one layer ahead: all but the first gather and the last arithmetic overlap.
 
     The result is at least `least`.
     """
@@ -233,8 +232,7 @@ def _exchange_s(role: RoleSize, rates: Rates) -> float:
 
 
 def _optimizer_s(role: RoleSize, rates: Rates, micro_batches: int) -> float:
-    """Seconds of one step of AdamW; if it is offloaded, gradients wait on the host and are fetched in every
-    micro-batch."""
+    """Seconds of one step of AdamW; if it is offloaded, every micro-batch fetches the gradients from the host."""
     own = role.learning / (role.ranks if role.stage else 1)
     if not role.offload_optimizer:
         return own * ADAM_BYTES / rates.memory

@@ -60,8 +60,7 @@ def seats(placement: GroupsPlacement, taken: Collection[str]) -> dict[str, list[
 
 
 def nodes_needed(placement: GroupsPlacement, taken: Collection[str], pool: str) -> int:
-    """Number of nodes of a pool with which its groups can be seated; best fit may need one more than the fewest
-    possible."""
+    """Number of nodes with which the pool's groups can be seated; best fit may need one more than the fewest."""
     own = {name for name in taken if placement.groups[name].pool == pool}
     ample = placement.pools[pool].model_copy(update={"nodes": sum(placement.groups[name].nodes for name in own)})
     placed = seats(placement.model_copy(update={"pools": {pool: ample}}), own)

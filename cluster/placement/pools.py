@@ -117,8 +117,7 @@ def _read(key: str, pool: PoolConfig, kind: NodeKind) -> PoolConfig:
 
 
 def _card(key: str, pool: PoolConfig, kind: NodeKind) -> tuple[str | None, float | None]:
-    """(accelerator, gpu_memory_gib) for a kind: the file's values if they fit, because Ray does not know a card's
-    memory."""
+    """(accelerator, gpu_memory_gib) for a kind: the file's if they fit, because Ray does not know a card's memory."""
     named = ACCELERATORS.get(pool.accelerator or "")
     if not kind.card or (named and named.ray_name == kind.card):
         return pool.accelerator, pool.gpu_memory_gib

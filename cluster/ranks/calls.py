@@ -44,8 +44,8 @@ class Call(Generic[T]):
     receipts: list[Any]
     """References to each rank's receipt: None, or its failure."""
     refs: list[Any]
-    """References to each rank's value in the object store. They may be passed to another group's `map` before they
-    are ready."""
+    """References to each rank's value in the object store; another group's `map` may take them before they are
+    ready."""
 
     def result(self, deadline_s: float) -> list[T]:
         """Wait for the values, and return them by rank."""

@@ -17,8 +17,7 @@ import psutil
 
 SAMPLING_INTERVAL_S = 1.0
 SAMPLING_COST_SHARE = 0.02
-"""Largest share of time spent on sampling: the kernel walks all pages for a PSS, which takes tens of ms with many
-GiB."""
+"""Largest share of time spent on sampling: for a PSS the kernel walks all pages, tens of ms with many GiB."""
 
 MemorySeries = dict[int, int]
 """Wall-clock second → bytes."""

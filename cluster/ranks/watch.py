@@ -22,8 +22,7 @@ class Rank:
 
 
 class Watch:
-    """Ranks that have been started and not stopped, and those of them whose deaths end a wait: all, or the ones in
-    `only`."""
+    """Ranks that are started and not stopped, and those of them whose deaths end a wait: all, or the ones in `only`."""
 
     def __init__(self) -> None:
         self._ranks: list[Rank] = []

@@ -243,8 +243,7 @@ def _gpu_ids() -> list[str]:
 
 
 def as_many_threads_as_told() -> None:
-    """Set torch's number of threads from OMP_NUM_THREADS. Torch reads it at import, which in a forked process was
-    earlier."""
+    """Set torch's threads from OMP_NUM_THREADS, which torch reads at import: in a forked process too early."""
     torch = sys.modules.get("torch")
     if torch is not None and "OMP_NUM_THREADS" in os.environ:
         torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))

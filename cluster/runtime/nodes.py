@@ -49,8 +49,7 @@ def look(address: str) -> list[NodeReport]:
 
 
 def nodes_of(address: str | None) -> list[Node]:
-    """The resources of the living nodes; without an address, of the cluster that RAY_ADDRESS names or that runs
-    here."""
+    """The resources of the living nodes at `address`; None: of the cluster that RAY_ADDRESS names or that runs here."""
     if address is None:
         address = os.environ.setdefault("RAY_ADDRESS", HERE)  # a run that follows uses the planned cluster
     if address.startswith(("http://", "https://")):

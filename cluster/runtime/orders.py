@@ -93,8 +93,7 @@ def unheard() -> Iterator[None]:
 
 @contextmanager
 def not_for_children() -> Iterator[None]:
-    """Context in which started processes block SIGTERM, so that a signal to the whole group reaches only this
-    process."""
+    """Context in which started processes block SIGTERM: a signal to the whole group reaches only this process."""
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
     try:
         yield

@@ -280,7 +280,7 @@ class RayCluster:
 
 
 def _kill_at_once() -> None:
-    """Kill the processes that Ray has started here, and theirs: they do not react to SIGTERM, and Ray would wait for
+    """Kill the processes that Ray has started here, and theirs: SIGTERM does not end them, and Ray would wait for
     each."""
     started = ray_worker._global_node.all_processes.values() if ray_worker._global_node else []
     for info in [info for infos in started for info in infos]:

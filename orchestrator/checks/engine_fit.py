@@ -1,4 +1,4 @@
-"""Whether the engines can run the policy: heads per process, and room for one sample in the KV cache.
+"""Checks that the engines can run the policy: heads per process, and room for one sample in the KV cache.
 
 A configuration and the facts of the actor's model flow in; nothing flows out, or a ConfigError.
 """
@@ -21,7 +21,7 @@ from orchestrator.errors import ConfigError
 
 
 def longest_sample(config: SamplingConfig) -> tuple[int, str]:
-    """Tokens of the longest possible sample, and which keys say so."""
+    """Tokens of the longest possible sample, and the keys that determine it."""
     if config.environment is not None:
         return config.longest_sample, "environment.max_tokens"
     prompt, response = config.prompts.max_tokens, config.rollout.max_response_tokens
@@ -29,7 +29,7 @@ def longest_sample(config: SamplingConfig) -> tuple[int, str]:
 
 
 def check_engine(config: SamplingConfig, actor: ModelFacts) -> None:
-    """vLLM can split the model over its processes, and run it on this device."""
+    """Raise ConfigError unless vLLM can split the model over its processes and run it on this device."""
     parallel = tensor_parallel_size(config.placement)
     if actor.heads and actor.kv_heads and not splits(actor.heads, actor.kv_heads, parallel):
         fitting = [n for n in range(1, actor.heads + 1) if splits(actor.heads, actor.kv_heads, n)]

@@ -1,4 +1,4 @@
-"""An environment before the start: the tasks are read, and one turn of the first is played.
+"""Checks of an environment before the start: the tasks are read, and one turn of the first task is played.
 
 A configuration flows in; the tasks flow out, or a ConfigError that names key, value and fix.
 """
@@ -24,7 +24,8 @@ from roles.seeds import short_seed
 def played_tasks(
     config: SamplingConfig, part: Literal["train", "heldout"], tokenizer: PreTrainedTokenizerBase
 ) -> Questions:
-    """All tasks; the first one's conversation begins, an empty response is answered, the tokenizer can write both."""
+    """All tasks. Begins the first one's conversation and answers it with an empty response; the tokenizer must write
+    both."""
     environment, tasks = config.environment, read_tasks(config.prompts, part)
     assert environment is not None
     columns = {name: column[0] for name, column in tasks.columns.items()}

@@ -1,4 +1,4 @@
-"""The user's functions and classes before the start: their files are parsed, never run.
+"""Checks of the user's functions and classes before the start: their files are parsed, never run.
 
 A section of the configuration flows in; nothing flows out, or a ConfigError that names key, value and fix.
 """
@@ -21,14 +21,14 @@ SIGNATURE = "score(prompts, responses, *, response_token_ids, finished, columns)
 OPENRLHF = "queries, prompts, labels"
 ENVIRONMENT = "a class with reset(columns) -> messages and step(response) -> (messages or None, reward)"
 KEYWORDS = ("response_token_ids", "finished", "columns")
-"""What the function is given by name, after prompts and responses."""
+"""Keyword arguments of the function, after prompts and responses."""
 ENDINGS = ("sys.exit", "exit", "quit", "os._exit")
 NO_LISTS = (ast.Dict, ast.DictComp, ast.Set, ast.SetComp, ast.Constant, ast.JoinedStr)
 """Expressions whose value is never a list of numbers."""
 
 
 def check_functions(config: EvaluationRun) -> None:
-    """Every function or class that the configuration of a run names."""
+    """Check every function or class that the configuration of a run names."""
     for role, scorer in config.scorers.items():
         if isinstance(scorer, FunctionReward):
             check_function(scorer, section_key(role))
@@ -58,14 +58,15 @@ def check_sendable(config: EvaluationRun, part: str, columns: Mapping[str, Seque
 
 
 def check_environment(config: FunctionEnvironment) -> None:
-    """The file must be there, be Python, and define the class; `orchestrator.checks.environment_tasks` tries it."""
+    """Raise ConfigError unless the file exists, is Python, and defines the class;
+    `orchestrator.checks.environment_tasks` tries it."""
     node = defined(config.path, config.name, "environment", f"define {config.name}, {ENVIRONMENT}")
     if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
         raise ConfigError(f"environment.name={config.name} is a function in {config.path}; it must be {ENVIRONMENT}")
 
 
 def check_function(config: FunctionReward, key: str) -> None:
-    """The file must be there, be Python, and define the function with arguments that it can be called with."""
+    """Raise ConfigError unless the file exists, is Python, and defines the function with suitable arguments."""
     theirs = config.protocol == "openrlhf"
     signature = f"{config.name}({OPENRLHF})" if theirs else SIGNATURE.replace("score", config.name, 1)
     node = defined(config.path, config.name, key, f"define {signature}")

@@ -1,6 +1,6 @@
-"""Architectures and weights before the start: whether roles and engines can run a model, before any of them starts.
+"""Checks that roles and engines can run a model's architecture and weights, before any of them starts.
 
-A ModelFacts flows in, nothing or a ConfigError flows out. No weight is read, only their names and shapes.
+A ModelFacts flows in, nothing or a ConfigError flows out. No weight is read, only names and shapes.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ OTHERWISE_ON_CPU = {
     "Ernie4_5_MoeForCausalLM": "vLLM's CPU build chooses other experts than transformers does (it reads the router's "
     "correction bias otherwise)",
 }
-"""Architectures whose engines do not compute what the trainer computes, even with the weights of the folder."""
+"""Architectures whose engines compute something else than the trainer, even with the weights of the folder."""
 
 UNPUSHED = {
     "GptOssForCausalLM": "vLLM 0.32 knows its weights by other names than its folder has, and leaves a push unread",
@@ -35,14 +35,15 @@ UNPUSHED = {
 """Architectures whose weights do not arrive in a running engine, on any device."""
 
 LATENT_SIZE = 576
-"""Numbers of a cached token that vLLM's latent attention on CPU is compiled for: DeepSeek's 512 + 64."""
+"""Width of a cached token for which vLLM's latent attention on CPU is compiled: DeepSeek's 512 + 64."""
 
 HEAD_SIZES = (32, 64, 80, 96, 112, 128, 160, 192, 224, 256, 512)
-"""Numbers of an attention head that vLLM's attention on CPU (0.32) is compiled for."""
+"""Head widths for which vLLM's attention on CPU (0.32) is compiled."""
 
 
 def check_attention(model: ModelFacts) -> None:
-    """The trainer's roles read packed sequences: every layer must attend through transformers' interface."""
+    """Raise ConfigError unless every layer attends through transformers' interface: the trainer's roles read packed
+    sequences."""
     # These load torch: not before the quick checks have passed.
     from roles.model_files.config_json import read_config
     from roles.models.attention import check_architecture
@@ -55,7 +56,7 @@ def check_attention(model: ModelFacts) -> None:
 
 
 def check_weights(model: ModelFacts, use: Use) -> None:
-    """The folder has the weights that the role reads, all of them and no others."""
+    """Raise ConfigError unless the folder has exactly the weights that the role reads."""
     from roles.model_files import weight_check  # loads torch
 
     try:
@@ -89,7 +90,8 @@ def check_pushes(model: ModelFacts) -> None:
 
 
 def check_cpu_engine(model: ModelFacts, dtype: Dtype) -> None:
-    """What vLLM's CPU build (0.32) cannot run right, and would say, or not say, a minute after the start."""
+    """Raise ConfigError for a model that vLLM's CPU build (0.32) cannot run correctly, which it would report a
+    minute after the start, or never."""
     for architecture in model.config.get("architectures") or []:
         if architecture in OTHERWISE_ON_CPU:
             raise ConfigError(

@@ -1,4 +1,4 @@
-"""Models before the start: folders, weights, tokenizers and sizes.
+"""Checks of models before the start: folders, weights, tokenizers and sizes.
 
 A ModelConfig flows in, a ModelFacts flows out; or a ConfigError that names key, value and fix. Only small files are
 read (configuration, tokenizer, the headers of the weights); a GGUF file is converted, or a hub's model fetched, if that
@@ -43,7 +43,7 @@ BYTES: dict[Dtype, int] = {"float32": 4, "bfloat16": 2}
 
 @dataclass(frozen=True)
 class ModelFacts:
-    """What the small files of a usable model folder say."""
+    """The facts in the small files of a usable model folder."""
 
     key: str
     """Key path of the model's section."""
@@ -51,11 +51,11 @@ class ModelFacts:
     folder: Path
     """The Hugging Face folder."""
     config: dict[str, Any]
-    """`config.json`."""
+    """The contents of `config.json`."""
 
     @property
     def where(self) -> str:
-        """How errors name the model."""
+        """The model's name in errors."""
         return f"{self.key}.path={self.source.path}"
 
     @cached_property
@@ -70,7 +70,7 @@ class ModelFacts:
 
     @cached_property
     def head(self) -> Head | None:
-        """The head with numbers of a reward model or critic; None: there is none, as in a language model."""
+        """The head of a reward model or critic; None if there is none, as in a language model."""
         try:
             normalisation(self.config)
             return find_head(stored_weights(self.folder), self.config)
@@ -79,7 +79,7 @@ class ModelFacts:
 
     @property
     def context(self) -> int | None:
-        """Longest sequence; None for an architecture without a limit."""
+        """Longest sequence in tokens; None for an architecture without a limit."""
         found = [self.text[key] for key in CONTEXT_KEYS if isinstance(self.text.get(key), int)]
         return min(found) if found else None
 
@@ -96,33 +96,34 @@ class ModelFacts:
 
     @property
     def vocabulary(self) -> int | None:
-        """Rows of the embedding."""
+        """Number of rows of the embedding."""
         return self._number("vocab_size")
 
     @property
     def layers(self) -> int | None:
-        """Decoder layers of the folder, before any are cut."""
+        """Number of decoder layers in the folder, before any are cut."""
         return self._number("num_hidden_layers", "n_layer")
 
     @property
     def heads(self) -> int | None:
-        """Attention heads."""
+        """Number of attention heads."""
         return self._number("num_attention_heads", "n_head")
 
     @property
     def kv_heads(self) -> int | None:
-        """Heads of keys and values."""
+        """Number of heads of keys and values."""
         return self._number("num_key_value_heads", "num_attention_heads", "n_head")
 
     @property
     def head_size(self) -> int | None:
-        """Numbers of one attention head."""
+        """Width of one attention head."""
         hidden, family = self._number("hidden_size", "n_embd"), FAMILIES.get(self.text.get("model_type", ""))
         said = self._number("head_dim") or (family and family.defaults.get("head_dim"))
         return said or (hidden // self.heads if hidden and self.heads else None)
 
     def kv_bytes_per_token(self, dtype: Dtype) -> int | None:
-        """KV cache of one token over all layers; None where the configuration does not say, or windows slide."""
+        """Bytes of one token's KV cache over all layers; None if the configuration does not say, or has sliding
+        windows."""
         if not self.layers or not self.head_size or not self.kv_heads or self.text.get("sliding_window"):
             return None
         return 2 * self.layers * self.kv_heads * self.head_size * BYTES[dtype]
@@ -132,12 +133,12 @@ class ModelFacts:
 
     @property
     def text(self) -> Mapping[str, Any]:
-        """The part of the configuration that the language model has, in a model of several parts."""
+        """The language model's part of the configuration, in a model of several parts."""
         return text_part(self.config)
 
 
 def check_folder(model: ModelConfig, key: str, fix: str = "correct the path") -> None:
-    """The quick look: is everything there? `fix` is what to do if the folder is not."""
+    """The quick check that all files exist. `fix`: what to do if they do not."""
     folder = folder_of(model.path)
     if os.path.isdir(folder):
         _check_files(folder, model, key)
@@ -147,7 +148,7 @@ def check_folder(model: ModelConfig, key: str, fix: str = "correct the path") ->
 
 
 def model_facts(model: ModelConfig, key: str, cache: str) -> ModelFacts:
-    """The full look, after a conversion or download if that is needed."""
+    """The full check, after a conversion or download if that is needed."""
     check_folder(model, key)
     folder = folder_of(model.path)
     if model.gguf_file is not None or not os.path.isdir(folder) or is_adapter(folder):
@@ -216,7 +217,7 @@ def shown(path: str) -> str:
 
 
 def check_context(model: ModelFacts, longest: int, said_by: str) -> None:
-    """`longest` tokens, as `said_by` says, are not more than the model reads."""
+    """Raise ConfigError if `longest` tokens, which the keys `said_by` determine, are more than the model reads."""
     said = said_by if "=" in said_by else f"{said_by}={longest}"
     if model.short is not None and longest > model.short:
         raise ConfigError(
@@ -256,7 +257,7 @@ def _check_ends(model: ModelFacts, name: str) -> None:
 
 
 def check_vocabulary(model: ModelFacts) -> None:
-    """Every token of the tokenizer has an embedding."""
+    """Raise ConfigError unless every token of the tokenizer has an embedding."""
     tokens = len(model.tokenizer)
     if model.vocabulary is not None and model.vocabulary < tokens:
         raise ConfigError(
@@ -266,7 +267,7 @@ def check_vocabulary(model: ModelFacts) -> None:
 
 
 def check_same_tokens(other: ModelFacts, actor: ModelFacts, fix: str) -> None:
-    """Both tokenizers give every word the same number."""
+    """Raise ConfigError unless both tokenizers give every word the same id."""
     if other.folder == actor.folder:
         return
     check_vocabulary(other)
@@ -282,7 +283,7 @@ def check_same_tokens(other: ModelFacts, actor: ModelFacts, fix: str) -> None:
 
 
 def check_reward_head(reward: ModelFacts) -> None:
-    """The model has a head, which answers with one number."""
+    """Raise ConfigError unless the model has a head with one output."""
     if reward.head is None:
         names = ", ".join(reward.config.get("architectures") or ["an unknown architecture"])
         raise ConfigError(

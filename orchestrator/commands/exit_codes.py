@@ -1,4 +1,4 @@
-"""How a command ends: what goes wrong becomes one block on stderr and an exit code.
+"""The end of a command: an exception becomes one block on stderr and an exit code.
 
 The traceback of a failed run goes to `<run_dir>/logs/driver.log`, and is shown with `--debug`.
 """
@@ -29,7 +29,7 @@ TERMINATED = 143
 C = TypeVar("C", bound=BaseConfig)
 
 DRIVER_LOG = "logs/driver.log"
-"""Where in `run_dir` the traceback of a failed run goes."""
+"""File in `run_dir` for the traceback of a failed run."""
 
 
 class DataRead(Protocol):
@@ -45,13 +45,13 @@ class DataRead(Protocol):
 
 
 class Outcome:
-    """What a command tells on stderr; it knows, once the configuration has loaded, where a traceback belongs."""
+    """The messages of a command on stderr; it knows the run's folder as soon as the configuration has loaded."""
 
     def __init__(self) -> None:
         self.config: BaseConfig | None = None
 
     def loaded(self, config: C) -> C:
-        """Remember where errors belong, and say what comes next."""
+        """Remember the run's folder for errors, and print what comes next."""
         self.config = config
         typer.echo("checking the configuration and what it names (the first time, models are converted)", err=True)
         return config
@@ -80,7 +80,7 @@ class Outcome:
 
 @contextmanager
 def reported(debug: bool) -> Iterator[Outcome]:
-    """Turn what goes wrong inside into one block on stderr and the exit code."""
+    """Context that turns an exception into one block on stderr and an exit code."""
     report = Outcome()
     try:
         yield report
@@ -101,7 +101,7 @@ def reported(debug: bool) -> Iterator[Outcome]:
 
 
 def _log_traceback(run_dir: Path, error: BaseException) -> str:
-    """Where the traceback is; where no log can be written, that alone is told, so that it does not hide the error."""
+    """Where the traceback is; or why no log could be written, so that this does not hide the error."""
     log = run_dir / DRIVER_LOG
     try:
         log.parent.mkdir(parents=True, exist_ok=True)

@@ -27,7 +27,7 @@ Overrides = Annotated[
 
 
 class ClusterSource(StrEnum):
-    """Where the pools of a placement come from, if not from the file."""
+    """The source of a placement's pools, if it is not the file."""
 
     AUTO = "auto"
 

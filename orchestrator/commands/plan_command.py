@@ -1,6 +1,6 @@
-"""The command `plan`, and what other commands show of a plan before they go on.
+"""The command `plan`, and the drawings of a plan that other commands show.
 
-A configuration flows in; drawings flow to a console, a PlacementError flows out if the run would not fit.
+A configuration flows in; drawings flow to a console; a PlacementError flows out if the run would not fit.
 """
 
 from __future__ import annotations
@@ -100,7 +100,8 @@ def show_plan(
 
 
 def on_cluster(run: C, jobs: RayJobs | None = None) -> C:
-    """`--cluster auto`: the run on the pools as they are; `jobs`: of that cluster, not of the one at RAY_ADDRESS."""
+    """The run with the pools of the running cluster (`--cluster auto`); with `jobs`, of that cluster instead of
+    RAY_ADDRESS's."""
     from orchestrator.commands.running_cluster import describe_pools, on_nodes, on_running_cluster
 
     run = on_running_cluster(run) if jobs is None else on_nodes(run, jobs.nodes())
@@ -110,7 +111,7 @@ def on_cluster(run: C, jobs: RayJobs | None = None) -> C:
 
 
 def show_suggestions(run: RunConfig, planned: PlannedLayout, console: Console, factors: Efficiency | None) -> None:
-    """The best layouts, and the YAML of the first."""
+    """Print the best layouts, and the YAML of the first."""
     import yaml
 
     from orchestrator.planning.layout_drawing import draw_suggestions
@@ -125,7 +126,7 @@ def show_suggestions(run: RunConfig, planned: PlannedLayout, console: Console, f
 
 
 def draw_plan(run: RunConfig, console: Console, factors: Efficiency | None = None) -> PlannedLayout:
-    """The layout of a run, drawn; with the smallest change that would make it fit, if it does not."""
+    """Draw the layout of a run, and the smallest change that makes it fit, if it does not."""
     from orchestrator.checks.engine_fit import check_planned_engine
     from orchestrator.planning.layout_drawing import draw
     from orchestrator.planning.layout_planner import layout

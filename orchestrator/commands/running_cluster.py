@@ -20,13 +20,13 @@ C = TypeVar("C", bound=BaseConfig)
 
 
 def on_running_cluster(config: C) -> C:
-    """With the pools of the cluster that RAY_ADDRESS names, or that runs on this machine."""
+    """The run with the pools of the cluster that RAY_ADDRESS names, or that runs on this machine."""
     check_has_pools(config.placement)
     return on_nodes(config, nodes_of(None))
 
 
 def on_nodes(config: C, nodes: Sequence[Node]) -> C:
-    """With the pools as these nodes are. PlacementError or ConfigError where its groups do not find room."""
+    """The run with the pools of these nodes. PlacementError or ConfigError if its groups have no room there."""
     placement = with_pools_of(config.placement, nodes)
     data = config.model_dump(by_alias=True)
     data["placement"] = placement.model_dump(by_alias=True)

@@ -39,24 +39,24 @@ SECRET_KEYS = secret_keys(AnyConfig)
 
 @dataclass(frozen=True, slots=True)
 class Submission:
-    """What the job runs, and where it comes from."""
+    """The command of the job, and its working directory."""
 
     command: str
     """Such as `train`."""
     config_file: Path
-    """Relative to `working_dir`."""
+    """Path relative to `working_dir`."""
     overrides: Sequence[str]
     flags: Sequence[str]
     working_dir: Path
 
     @property
     def words(self) -> list[str]:
-        """Works where no `tetrarch` is installed: the code comes with the working directory."""
+        """The command of the job, which works without an installed `tetrarch`: the code is in the working directory."""
         return ["python", "-m", "orchestrator", self.command, str(self.config_file), *self.overrides, *self.flags]
 
 
 def in_working_dir(config_file: Path, working_dir: Path) -> Path:
-    """The configuration's path in the job. ConfigError if it does not travel."""
+    """The configuration's path in the job. ConfigError if the file is not in the working directory."""
     if not working_dir.is_dir():
         raise ConfigError(f"--working-dir={working_dir} is not a folder; name the one that holds the code")
     whole, root = config_file.resolve(), working_dir.resolve()
@@ -69,7 +69,7 @@ def in_working_dir(config_file: Path, working_dir: Path) -> Path:
 
 
 def check_travels(config: BaseConfig, overrides: Sequence[str]) -> None:
-    """ConfigError for what a job would lose, or show to everybody."""
+    """Raise ConfigError for keys whose value a job would lose, or show to everybody."""
     key = config.folder_key
     folder = Path(attrgetter(key)(config))
     if not folder.is_absolute():
@@ -96,7 +96,7 @@ def check_room(config: BaseConfig, roles: Sequence[RoleNames], jobs: RayJobs) ->
 
 
 def run_job(jobs: RayJobs, config: BaseConfig, submission: Submission) -> int:
-    """Upload, start, follow to the end: the job's exit code."""
+    """Upload, start and follow the job; returns its exit code."""
     if not (submission.working_dir / "orchestrator" / "__main__.py").is_file():
         _tell(f"{submission.working_dir.resolve()} has no orchestrator/: the nodes must have tetrarch installed")
     _tell(f"uploading {submission.working_dir.resolve()} to {jobs.address} (what .gitignore names stays here)")
@@ -152,7 +152,7 @@ def _ask(question: str) -> bool:
 
 
 def _name(config: BaseConfig) -> str:
-    """Of the job: the run's, and something that no other job has."""
+    """A unique name of the job that begins with the run's."""
     return f"{re.sub(r'[^A-Za-z0-9_-]', '-', Path(config.run_dir).name) or 'run'}-{secrets.token_hex(4)}"
 
 

@@ -13,8 +13,7 @@ from roles.config.section import Section
 
 
 class Estimator(Section):
-    """What a run must know about an estimator besides its formula; each estimator's class sets the facts that are
-    true."""
+    """What a run must know about an estimator besides its formula; each class sets the facts that are true."""
 
     needs_critic: ClassVar[bool] = False
     """Whether values are needed: a critic is trained, and the function also gets `values` and `bootstrap`."""

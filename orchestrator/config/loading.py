@@ -33,8 +33,8 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
 
 
 def load_root(root: type[C], path: str | Path, overrides: Sequence[str] = ()) -> C:
-    """The configuration of one command in the file `path`, changed by overrides. The file may have sections of other
-    commands."""
+    """The configuration of one command in the file `path`, changed by overrides. Other commands' sections may be
+    there."""
     _check_overrides([root], overrides)
     return validate_root(root, _with_overrides(path, overrides), _source(path, overrides))
 

@@ -23,8 +23,8 @@ _SCALARS: list[tuple[str, str, str]] = [
     ),
     ("tag:yaml.org,2002:merge", r"<<", "<"),
 ]
-"""(tag, pattern of the whole scalar, its first characters) of each kind of plain scalar; the rest is text. Earlier
-lines win."""
+"""(tag, pattern of the whole scalar, its first characters) of each plain scalar; the rest is text. Earlier lines
+win."""
 
 
 MOST_DIGITS = 100

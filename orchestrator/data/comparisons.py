@@ -1,4 +1,4 @@
-"""Scored responses → pairs to train a reward model on, and pairs held out. Pure, but for the file that keeps them."""
+"""Training and held-out pairs for a reward model, from scored responses. Pure, except for the file that keeps them."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ from roles.seeds import stable_seed
 
 @dataclass(frozen=True, slots=True)
 class Comparisons:
-    """What a reward model learns from, and what it is tested on."""
+    """Comparisons that a reward model is trained on, and those that it is tested on."""
 
     training: Preferences
     heldout: Preferences
     left_out: int
-    """Groups without a preference, or longer than `max_tokens`."""
+    """Number of groups without a preference, or longer than `max_tokens`."""
 
 
 def split(preferences: Preferences, config: RewardTrainingConfig, seed: int) -> Comparisons:
-    """Leave out groups that say nothing or are too long; set `heldout_fraction` of the groups aside."""
+    """Leave out groups without a preference or that are too long; hold out `heldout_fraction` of the groups."""
     groups: dict[int, list[int]] = {}
     for row, group in enumerate(preferences.groups.tolist()):
         groups.setdefault(group, []).append(row)
@@ -62,12 +62,12 @@ def schedule(preferences: Preferences, config: RewardTrainingConfig, seed: int) 
 
 
 def digest(preferences: Preferences) -> str:
-    """A hash of all their tensors."""
+    """A hash of all tensors of the preferences."""
     return hashlib.sha256(save(_tensors(preferences))).hexdigest()
 
 
 def keep(preferences: Preferences, file: Path) -> None:
-    """Write them to `file`, whole or not at all."""
+    """Write the preferences to `file`, completely or not at all."""
     file.parent.mkdir(parents=True, exist_ok=True)
     partial = file.with_suffix(".partial")
     save_file(_tensors(preferences), partial)
@@ -75,7 +75,7 @@ def keep(preferences: Preferences, file: Path) -> None:
 
 
 def kept(file: Path) -> Preferences:
-    """What `keep` wrote."""
+    """Read the preferences that `keep` wrote."""
     return Preferences(**load_file(file))
 
 

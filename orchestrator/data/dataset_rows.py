@@ -1,8 +1,8 @@
 """Data sets by name or path. A DatasetConfig flows in, rows flow out; or a ConfigError that names key, value and fix.
 
-JSON and CSV are read by `orchestrator.data.row_files`, since the readers of `datasets` give each column a type and cast
-its values to it: "2020-01-01" becomes a date, 5 the text "5" beside other texts. Parquet and saved data sets have types
-of their own, and `datasets` keeps them.
+`orchestrator.data.row_files` reads JSON and CSV, since the readers of `datasets` give each column a type and cast its
+values to it: "2020-01-01" becomes a date, 5 the text "5" beside other texts. Parquet and saved data sets have types of
+their own, and `datasets` keeps them.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ LONGEST_NAME = 96
 """Characters of a name on the hub."""
 
 READ = (".jsonl", ".json", ".parquet", ".csv", ".arrow")
-"""Endings of files that are read."""
+"""Extensions of files that can be read."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,12 +78,12 @@ def _source(config: SourceConfig, key: str) -> SourceRows:
 
 
 def _where(config: SourceConfig, key: str) -> str:
-    """Key and value, for an error."""
+    """Key and value as text for an error."""
     return f"{key}.path={without_credentials(config.path)}"
 
 
 def is_hub_name(path: str) -> bool:
-    """True if `path` could be a hub's `owner/name`: nothing here has that name, nor could it be a mistyped file."""
+    """Whether `path` could be a hub's `owner/name`: nothing here has that name, and it is no mistyped file."""
     shaped = re.fullmatch(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?", path) is not None and len(path) <= LONGEST_NAME
     first = Path(path).parts[0] if shaped else ""
     mistyped = Path(path).suffix in {*READ, ".gguf", ".txt"} or ("/" in path and os.path.exists(first))
@@ -126,7 +126,7 @@ def _load(config: SourceConfig, key: str) -> Rows:
 
 
 def _load_file(path: Path, split: str) -> Rows:
-    """A file alone is the split `train`."""
+    """The rows of a file, which is the split `train`."""
     import datasets
 
     if path.suffix in (".parquet", ".arrow"):
@@ -136,7 +136,7 @@ def _load_file(path: Path, split: str) -> Rows:
 
 
 def _load_folder(config: SourceConfig) -> Rows:
-    """A directory, or a data set of the hub: `datasets` finds the files of each split."""
+    """The rows of a directory or of a data set of the hub: `datasets` finds the files of each split."""
     import datasets
     from datasets.packaged_modules.csv.csv import Csv
     from datasets.packaged_modules.json.json import Json
@@ -173,7 +173,7 @@ def _typed(dataset: Any) -> Rows:
 
 
 def _reason(error: BaseException) -> str:
-    """The first line of the innermost cause: `datasets` wraps what its readers say."""
+    """The first line of the innermost exception: `datasets` wraps the exceptions of its readers."""
     while error.__cause__ is not None:
         error = error.__cause__
     lines = str(error).strip().splitlines()

@@ -29,7 +29,7 @@ class Pairs:
 
     @property
     def summary(self) -> str:
-        """For the user: how many there are, and how long they are."""
+        """For the user: the number of pairs, and their lengths."""
         return "\n".join([*self.statistics, self.preferences.summary])
 
 

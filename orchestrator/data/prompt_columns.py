@@ -1,4 +1,4 @@
-"""The column of prompts in a data set: texts, chats or token ids → texts and tokens."""
+"""The prompts in a column of a data set (texts, chats or token ids) as texts and tokens."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from roles.text.messages import LONE_SURROGATE, plain_messages
 from roles.text.prompt_tokens import chat_text, prompt_tokens
 
 COLUMNS = ("prompt", "messages", "prompt_token_ids")
-"""What a row's prompt stands in, if no key says another column."""
+"""Columns that may hold a row's prompt, if no key names another column."""
 
 PromptKind = Literal["text", "chat", "token ids"]
-"""What a prompt is given as."""
+"""The form of a prompt in a data set."""
 
 NAMED: dict[str, PromptKind] = {"messages": "chat", "prompt_token_ids": "token ids"}
-"""Columns whose name says what they hold; of any other, the first row's value says it."""
+"""Columns whose name determines the form; for other columns the first row's value does."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,16 +27,16 @@ class ReadPrompts:
     """The prompts of a column: `ReadPrompts("chat", ["<user>hi<assistant>"], [[3, 76, 77, 4]])`."""
 
     kind: PromptKind
-    """What all rows were given as."""
+    """The form of the prompts in all rows."""
     texts: list[str]
-    """`[rows]`, after the chat template."""
+    """Texts after the chat template, `[rows]`."""
     token_ids: list[list[int]]
-    """`[rows][tokens]`"""
+    """Token ids, `[rows][tokens]`."""
 
 
 def prompt_column(column: str | None, names: list[str], where: str) -> str:
-    """The column of prompts in a data set with the columns `names`: `column` (of `prompts.column`), or the one of
-    `COLUMNS` that is there."""
+    """The name of the prompts' column in a data set with the columns `names`: `column` (of `prompts.column`), or the
+    one of `COLUMNS` that exists."""
     if column is not None:
         if column not in names and column.partition(".")[0] not in names:
             raise ConfigError(
@@ -56,7 +56,8 @@ def prompt_column(column: str | None, names: list[str], where: str) -> str:
 
 
 def column_values(rows: Rows, column: str, where: str) -> list[Any]:
-    """The values of a column; of `a.b`, unless a column has that name, the values of the key `b` in the column `a`."""
+    """The values of a column. `a.b` means the values of the key `b` in the column `a`, unless a column has that
+    name."""
     if column in rows.column_names:
         return rows[column]
     first, *keys = column.split(".")
@@ -70,7 +71,7 @@ def column_values(rows: Rows, column: str, where: str) -> list[Any]:
 
 
 def read_prompts(column: str, values: list[Any], tokenizer: PreTrainedTokenizerBase, where: str) -> ReadPrompts:
-    """Texts, chats or token ids, all rows alike, as `roles.text.prompt_tokens` reads them."""
+    """Texts, chats or token ids (the same form in all rows) as `roles.text.prompt_tokens` makes them."""
     kind = NAMED.get(column) or _kind_of(values[0], column, where)
     if kind == "token ids":
         return ReadPrompts(kind, *_read_token_ids(column, values, tokenizer, where))
@@ -81,7 +82,7 @@ def read_prompts(column: str, values: list[Any], tokenizer: PreTrainedTokenizerB
 
 
 def check_characters(texts: list[str], column: str, where: str) -> None:
-    """JSON can write half of a surrogate pair, which no tokenizer takes."""
+    """Raise ConfigError for half of a surrogate pair, which JSON can contain and no tokenizer accepts."""
     for row, text in enumerate(texts):
         lone = LONE_SURROGATE.search(text)
         if lone:

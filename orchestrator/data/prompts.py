@@ -1,6 +1,5 @@
-"""Data set → prompts. A configuration and a tokenizer flow in; the Prompts of each step flow out, in an order that is a
-function of the run's seed alone.
-"""
+"""The prompts of a data set. A configuration and a tokenizer flow in; the Prompts of each step flow out, in an order
+that depends only on the run's seed."""
 
 from __future__ import annotations
 
@@ -29,14 +28,14 @@ class Questions:
     """All usable prompts of one data set, in the data set's order."""
 
     token_ids: list[list[int]]
-    """Without padding, none longer than `prompts.max_tokens`; empty ones where an environment says the first word."""
+    """Without padding, none longer than `prompts.max_tokens`; empty if an environment begins the conversation."""
     texts: list[str]
-    """After the chat template."""
+    """Texts after the chat template."""
     columns: dict[str, list[Any]]
-    """The other columns, each value as the file has it; and `messages`, the prompts where they are chats; for an
-    environment all columns."""
+    """The other columns with the file's values; also `messages`, the prompts if they are chats. With an environment
+    all columns."""
     summary: str
-    """For the user: how many there are, how long they are, and what became of those that were too long."""
+    """For the user: the number of prompts, their lengths, and what happened to those that were too long."""
     example: str = ""
     """For the user: one row as it was given and as the model reads it; empty if nothing has been read."""
 
@@ -54,7 +53,7 @@ class Questions:
         )
 
     def fingerprint(self) -> str:
-        """A hash of all tokens; of all columns, where an environment makes the prompts of them."""
+        """A hash of all tokens; with an environment, of all columns."""
         digest = hashlib.blake2b(digest_size=16)
         for ids in self.token_ids:
             digest.update(array("q", [len(ids), *ids]).tobytes())
@@ -64,7 +63,7 @@ class Questions:
 
 
 class PromptSource:
-    """The training prompts without end: each pass has a fresh permutation; the cursor can be saved."""
+    """An endless sequence of training prompts: each pass is a new permutation; the position can be saved."""
 
     def __init__(self, questions: Questions, seed: int) -> None:
         self._questions = questions
@@ -76,11 +75,11 @@ class PromptSource:
         self._order = self._permutation()
 
     def __len__(self) -> int:
-        """Usable prompts of the data set."""
+        """Number of usable prompts in the data set."""
         return len(self._questions)
 
     def next(self, prompts: int, responses_per_prompt: int) -> Prompts:
-        """The next so many prompts, each as `responses_per_prompt` consecutive rows with different sampling seeds."""
+        """The next `prompts` prompts, each as `responses_per_prompt` consecutive rows with different sampling seeds."""
         rows = [row for _ in range(prompts) for row in [self._advance()] * responses_per_prompt]
         seeds = [stable_seed(self._seed, self._draws, row) for row in range(len(rows))]
         first = [row - row % responses_per_prompt for row in range(len(rows))]
@@ -89,12 +88,12 @@ class PromptSource:
         return self._questions.pick(rows, seeds, environments)
 
     def state_dict(self) -> dict[str, Any]:
-        """Where in the data the run is. JSON-able."""
+        """The position in the data, as plain values for a checkpoint."""
         cursor = {"pass": self._pass, "position": self._position, "draws": self._draws}
         return {**cursor, "seed": self._seed, "fingerprint": self._fingerprint}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue where `state` was taken. CheckpointError if data or seed are others than then."""
+        """Continue at the position `state`. CheckpointError if data or seed have changed."""
         if state["fingerprint"] != self._fingerprint:
             raise CheckpointError(
                 "the prompts in prompts.train are not those of the checkpoint (other rows, tokenizer, max_tokens or "
@@ -136,14 +135,14 @@ def _identities(questions: Questions) -> Iterator[str]:
 
 
 def heldout_prompts(questions: Questions, count: int, seed: int) -> Prompts:
-    """The first `count` of the held-out prompts (all, where there are fewer), always with the same sampling seeds."""
+    """The first `count` held-out prompts (all, if there are fewer), always with the same sampling seeds."""
     rows = list(range(min(count, len(questions))))
     seeds = [stable_seed(seed, "heldout", row) for row in rows]
     return questions.pick(rows, seeds, [short_seed(seed, "environment", "heldout", row) for row in rows])
 
 
 def read_tasks(config: PromptsConfig, part: Literal["train", "heldout"]) -> Questions:
-    """All rows as they are, for an environment that makes the prompts of them."""
+    """All rows without change, for an environment that makes the prompts of them."""
     dataset = require_part(config, part)
     rows = load_rows(dataset, f"prompts.{part}")
     size = len(rows)
@@ -151,7 +150,7 @@ def read_tasks(config: PromptsConfig, part: Literal["train", "heldout"]) -> Ques
 
 
 def require_part(config: PromptsConfig, part: Literal["train", "heldout"]) -> DatasetConfig:
-    """Where the training or held-out prompts are."""
+    """The data set of the training or held-out prompts; ConfigError if there is none."""
     dataset = config.train if part == "train" else config.heldout
     if dataset is None:
         raise ConfigError("prompts.heldout is null; set prompts.heldout.path to prompts that are never trained on")
@@ -161,7 +160,7 @@ def require_part(config: PromptsConfig, part: Literal["train", "heldout"]) -> Da
 def read_questions(
     config: PromptsConfig, part: Literal["train", "heldout"], tokenizer: PreTrainedTokenizerBase
 ) -> Questions:
-    """All training or held-out prompts, tokenised, `prompts.too_long` applied."""
+    """All training or held-out prompts, tokenised, with `prompts.too_long` applied."""
     dataset = require_part(config, part)
     rows = load_rows(dataset, f"prompts.{part}")
     where = f"prompts.{part}.path={dataset.path}"
@@ -187,7 +186,7 @@ def read_questions(
 def example_of(
     source: str, row: int, given: Any, ids: Sequence[int], tokenizer: PreTrainedTokenizerBase, kind: PromptKind
 ) -> str:
-    """One row, in lines that a terminal can show."""
+    """One row in lines that a terminal can show."""
     shown = shown_prompt(tokenizer, given, ids, chat=kind != "text")
     lines = [f"{source}, row {row}, as the model reads it:", *(f"  {line}" for line in shown.splitlines())]
     return printable("\n".join(lines), keep="\n")
@@ -196,7 +195,7 @@ def example_of(
 def _fit(
     questions: Questions, config: PromptsConfig, where: str, tokenizer: PreTrainedTokenizerBase
 ) -> tuple[Questions, str]:
-    """Apply `prompts.too_long`; the second answer says to how many, for the summary."""
+    """Apply `prompts.too_long`; also returns a text for the summary with the number of prompts it changed."""
     limit = config.max_tokens
     long = [row for row, ids in enumerate(questions.token_ids) if len(ids) > limit]
     if not long:

@@ -33,7 +33,7 @@ class Row(dict[str, Any]):
 
 
 class BadRows(ValueError):
-    """A file that holds no rows."""
+    """The file holds no rows."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,13 +41,13 @@ class Rows:
     """Values by column, each column as long as the others: `{"prompt": ["a", "b"], "answer": ["007", 5]}`."""
 
     columns: dict[str, list[Any]]
-    """In the order of their first appearance; None where a row has no such value."""
+    """Columns in the order of their first appearance; None if a row has no such value."""
     places: list[tuple[str, int] | None] = field(default_factory=list)
     """File and line of each row; empty, or None, where there is none."""
 
     @classmethod
     def of(cls, rows: Sequence[Row]) -> Rows:
-        """The columns of all rows together."""
+        """The rows as columns."""
         names = dict.fromkeys(name for row in rows for name in row)
         return cls({name: [row.get(name) for row in rows] for name in names}, [row.place for row in rows])
 
@@ -71,7 +71,7 @@ class Rows:
 
     @property
     def column_names(self) -> list[str]:
-        """In their order."""
+        """Names of all columns, in order."""
         return list(self.columns)
 
     def __len__(self) -> int:
@@ -86,9 +86,9 @@ class Rows:
 
 
 def read_json(file: Path, encoding: str = "utf-8", field: str | None = None) -> list[Row]:
-    """The rows of an object per line, of a list of objects, or of an object with a list per column.
+    """The rows of a JSON file: an object per line, a list of objects, or an object with a list per column.
 
-    `field`: the key of the file's one object under which the rows are.
+    `field`: the key of the file's only object under which the rows are.
     """
     text = _text(file, encoding)
     if field is not None:
@@ -108,7 +108,7 @@ def read_json(file: Path, encoding: str = "utf-8", field: str | None = None) -> 
 
 
 def read_csv(file: Path, encoding: str = "utf-8", separator: str = ",") -> list[Row]:
-    """The rows below a line with the columns' names; all values are text, also empty ones."""
+    """The rows of a CSV file whose first line has the columns' names; all values are text, also empty ones."""
     csv.field_size_limit(sys.maxsize)
     reader = csv.reader(io.StringIO(_text(file, encoding), newline=""), delimiter=separator, strict=True)
     rows: list[Row] = []
@@ -151,7 +151,7 @@ def _lines(text: str, file: str) -> Iterator[Row]:
 
 
 def _parsed(text: str, line: int) -> Any:
-    """The JSON in `text`, which begins in that line of its file."""
+    """The JSON value in `text`, which begins in line `line` of its file."""
     try:
         return json.loads(text)
     except json.JSONDecodeError as error:

@@ -59,8 +59,7 @@ class Models:
 
 
 def resolve_models(config: SamplingConfig, roles: Collection[str]) -> Models:
-    """The model folders of the actor and of `roles`. Converts a GGUF file or cuts layers once, if the configuration
-    asks."""
+    """The model folders of the actor and of `roles`; converts a GGUF file or cuts layers once, if the keys say so."""
     cache = Path(config.model_cache)
     models = {ACTOR: config.actor.model}
     if isinstance(config, EvaluationRun):
@@ -109,7 +108,7 @@ class Builder(Generic[C]):
         return self.start(ranks_of, class_of(role), (setup, config.rollout.temperature, early))
 
     def _early_end(self: Builder[SamplingConfig], models: Models) -> EarlyEnd:
-        """The tokens that cannot end a response, and how long."""
+        """The tokens that end a response, and how many tokens must come before them."""
         tokens = stop_token_ids(models.actor, models.tokenizer.eos_token_id)
         return EarlyEnd(tokens, self._config.rollout.min_response_tokens)
 

@@ -41,7 +41,7 @@ class Policy:
         return Rollouts.concatenate([self._whole(part, share, version) for part, share in answered if len(part)])
 
     def stream(self, prompts: Prompts, *, version: int) -> Iterator[tuple[Part, Rollouts]]:
-        """As `generate`, in parts, each as soon as it is complete. The contents of the parts are fixed, their order is
+        """As `generate`, in parts, each as soon as it is complete. What is in a part is fixed, the order of parts is
         not.
 
         Engines that sleep do so before a part is returned, because the roles that score it need their memory; all rows

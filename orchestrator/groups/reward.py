@@ -60,8 +60,7 @@ class Member:
 
 @dataclass(frozen=True, slots=True)
 class Reward:
-    """What scores responses: one scorer, an ensemble whose scores are combined, or none; plus the environment's
-    rewards."""
+    """What scores responses: one scorer, an ensemble, or none; plus the environment's rewards."""
 
     members: dict[str, Member]
     """Role (`reward`, or `reward.NAME`) → scorer."""

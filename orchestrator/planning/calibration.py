@@ -71,8 +71,7 @@ def _beside(steps: list[dict[str, Any]], planned: PlannedLayout) -> dict[str, fl
 
 
 def _lengths(steps: list[dict[str, Any]], config: RunConfig) -> dict[str, Any]:
-    """Means and quantiles of lengths as shares of their limits; those that an older run did not measure stay
-    assumed."""
+    """Means and quantiles of lengths as shares of their limits; those that a run did not measure stay assumed."""
 
     def share(key: str, limit: int) -> float:
         return min(max(round(median(step[key] for step in steps) / limit, 4), 1e-4), 1.0)

@@ -91,8 +91,9 @@ def whiten(x: Tensor, mask: Tensor, shift_mean: bool = True) -> Tensor:
 
 
 def reinforce_plus_plus(rewards: Tensor, mask: Tensor, gamma: float) -> Tensor:
-    """REINFORCE++ (Hu et al., arXiv 2501.03262, equation 4): discounted rewards from each token on; whitened
-    afterwards.
+    """REINFORCE++ (Hu et al., arXiv 2501.03262, equation 4): discounted rewards from each token on.
+
+    They are whitened afterwards.
 
     Args:
         rewards: float `[batch, time]`.
@@ -142,8 +143,7 @@ def grpo(rewards: Tensor, mask: Tensor, groups: Tensor) -> Tensor:
 
 
 def remax(rewards: Tensor, mask: Tensor, baselines: Tensor) -> Tensor:
-    """ReMax (Li et al., arXiv 2310.10505, equation 6): the rewards from each token on, minus the greedy response's
-    score.
+    """ReMax (Li et al., arXiv 2310.10505, equation 6): rewards from each token on, minus the greedy response's score.
 
     Args:
         rewards: float `[batch, time]`.
@@ -158,10 +158,9 @@ def remax(rewards: Tensor, mask: Tensor, baselines: Tensor) -> Tensor:
 
 
 def dr_grpo(rewards: Tensor, mask: Tensor, groups: Tensor) -> Tensor:
-    """Dr. GRPO (Liu et al., arXiv 2503.20783, section 3.2): GRPO without the division. Arguments and result as for
-    `rloo`.
+    """Dr. GRPO (Liu et al., arXiv 2503.20783, section 3.2): GRPO without the division.
 
-    The other half of the method is the loss: `ppo.policy.mean: constant`.
+    Arguments and result as for `rloo`. The other half of the method is the loss: `ppo.policy.mean: constant`.
     """
     total, mean, _, _ = _compared(rewards, mask, groups)
     return _spread(total - mean, mask, rewards.dtype)

@@ -9,8 +9,7 @@ from orchestrator.errors import KlBudgetSpent
 
 
 class Verdict(NamedTuple):
-    """The reaction to a batch's KL, such as `Verdict("KL 11.0 nats per response in step 3 is far from the
-    reference")`."""
+    """The reaction to a batch's KL: `Verdict("KL 11.0 nats per response in step 3 is far from the reference")`."""
 
     told: str = ""
     """A warning for the user; empty: none."""
@@ -19,8 +18,7 @@ class Verdict(NamedTuple):
 
 
 def heed(budget: KlBudget, kl: float, step: int) -> Verdict:
-    """The reaction of `budget` to a KL of `kl` nats per response in `step`; raises KlBudgetSpent if the run must
-    end."""
+    """The reaction to a KL of `kl` nats per response in `step`; raises KlBudgetSpent if the run must end."""
     far = f"KL {kl:.1f} nats per response in step {step}"
     if budget.stop is not None and kl > budget.stop:
         raise KlBudgetSpent(

@@ -1,5 +1,4 @@
-"""Experience: scored rollouts → rewards → advantages → the training data of actor and critic. Pure; on the whole
-batch."""
+"""Experience: scored rollouts → rewards → advantages → training data of actor and critic. Pure; on the whole batch."""
 
 from __future__ import annotations
 

@@ -56,8 +56,7 @@ class ExperienceStats:
 def experience_stats(
     scored: Scored, trained: Tensor, rewards: Tensor, advantages: Tensor, returns: Tensor
 ) -> ExperienceStats:
-    """Statistics of a batch: `trained`, `rewards`, `advantages` and `returns` are `[batch, time]`, from
-    `to_experience`."""
+    """Statistics of a batch; `trained`, `rewards`, `advantages`, `returns`: `[batch, time]`, as in `to_experience`."""
     rollouts, generated = scored.rollouts, scored.rollouts.response_mask
     kl = k1(scored.old_logprobs, scored.reference_logprobs)[generated].double()
     gap = (rollouts.rollout_logprobs - scored.old_logprobs)[generated].abs().double()

@@ -95,7 +95,7 @@ class EvaluationResult:
 
 
 def sample_from_json(row: dict[str, Any], judged: bool) -> SampleRow:
-    """Read a sample of `samples.jsonl` or of an evaluation. `judged`: a gold score `null` means NaN, not a missing
+    """Read a sample of `samples.jsonl` or of an evaluation. `judged`: a gold score `null` is NaN, not a missing
     judge."""
     gold = _number(row["gold"]) if judged or row["gold"] is not None else None
     return SampleRow(

@@ -179,8 +179,7 @@ def _bands(bands: Sequence[Band], lines: Sequence[Line], low: float, high: float
 
 
 def _crossed_early(lines: Sequence[Line], low: float, high: float) -> bool:
-    """Whether the curves cross the range rather in the first half of the steps (at the top of the range, if ever
-    there)."""
+    """Whether the curves cross the range rather in the first half of the steps (at its top, if ever there)."""
     early = [(at < len(line.points) / 2, v) for line in lines for at, v in enumerate(line.values) if low <= v <= high]
     near = [first for first, v in early if v >= high - (high - low) / 3] or [first for first, _ in early]
     return 2 * sum(near) > len(near)

@@ -136,8 +136,7 @@ class PlainProgress:
 
 
 class LiveProgress:
-    """A display that redraws itself: a progress bar, the current work and its duration, the latest metrics and
-    trends."""
+    """A display that redraws itself: a progress bar, the current work and its duration, latest metrics and trends."""
 
     def __init__(self, name: str, steps: int, first_step: int, console: Console) -> None:
         self._name, self._steps, self._step = name, steps, first_step

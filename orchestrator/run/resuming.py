@@ -1,5 +1,4 @@
-"""Resuming from a checkpoint: which checkpoint, which keys of the configuration have changed, and what happens to later
-files of the run.
+"""Resuming: from which checkpoint, with which changed keys, and what happens to later files of the run.
 
 A configuration and the user's choice of a checkpoint flow in; the Checkpoint and the changed keys flow out, or a
 ConfigError before any file of the run has been changed. `orchestrator.run.resume_rules` says which keys may change.

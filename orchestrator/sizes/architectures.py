@@ -106,8 +106,7 @@ def _names(target: str, name: str) -> bool:
 
 
 def decoder_of(config: Mapping[str, Any]) -> Decoder | None:
-    """The decoder that a config.json describes; None if only transformers knows the architecture, or a value is
-    invalid."""
+    """The decoder that a config.json describes; None if only transformers knows it, or a value is invalid."""
     family = FAMILIES.get(config.get("model_type", ""))
     if family is None or "text_config" in config:
         return None

@@ -42,8 +42,7 @@ def adapters(config: RunConfig, role: str) -> int | None:
 
 
 def check_adapters(config: RunConfig) -> None:
-    """Raise ConfigError if a target of LoRA is no layer of its model; for a hub model the role checks it when it
-    starts."""
+    """Raise ConfigError if a target of LoRA is no layer of its model; a hub model's role checks it when it starts."""
     for role in [role for role in trained_roles() if role in config.model_roles]:
         with suppress(UnknownModel):
             adapters(config, role)

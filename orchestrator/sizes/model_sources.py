@@ -116,8 +116,8 @@ def _of_base(folder: Path, model: ModelConfig, key: str, cache_folder: Path) -> 
 
 @cache
 def _named(name: str, cache_folder: Path) -> Config | str:
-    """config.json for a name on the hub, or why there is none. Our table comes before the network: published shapes
-    do not change."""
+    """config.json for a name on the hub, or why there is none. Our table comes first: published shapes do not
+    change."""
     config = _in_cache(name, "config.json", cache_folder) or known_shapes().get(name)
     if config is not None:
         return config
@@ -139,8 +139,7 @@ def _nearest(name: str) -> list[str]:
 
 
 def _in_cache(name: str, file: str, cache_folder: Path) -> Config | None:
-    """A file of a hub model that was downloaded to this machine, in the hub's own cache (HF_HOME, HF_HUB_CACHE) or
-    the run's."""
+    """A file of a hub model downloaded to this machine: in the hub's cache (HF_HOME, HF_HUB_CACHE) or the run's."""
     from huggingface_hub import try_to_load_from_cache
 
     for place in (None, str(cache_folder)):

@@ -1,6 +1,6 @@
-"""What GPUs did in a step, by phase and role: how full they were, and what share of their arithmetic was used. Pure.
+"""Metrics of the GPUs in a step, by phase and role: memory, and the used share of their arithmetic. Pure.
 
-The ranks' reports and the step's clock flow in, metrics flow out; nothing without a GPU.
+The ranks' reports and the step's clock flow in, metrics flow out; none without a GPU.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ CARD_PHASES = ("generate", "score", "update", "push")
 
 @dataclass(frozen=True, slots=True)
 class StepWork:
-    """What the roles have computed in a step, for the share of a card's arithmetic that was used.
+    """The work of the roles in a step, from which the used share of a card's arithmetic is computed.
 
     MFU as in Chowdhery et al. (arXiv 2204.02311, appendix B): what checkpointing computes again does not count.
     """
@@ -37,15 +37,15 @@ class StepWork:
     """Role → its model and how it is trained."""
     samples: int
     tokens: float
-    """Of a sample, prompt included; mean."""
+    """Mean tokens of a sample, prompt included."""
     scored: float
-    """Of them, those with logits; mean."""
+    """Mean number of tokens of a sample that have logits."""
     epochs: int
 
     def operations(self, role: str, method: str) -> float:
-        """Of `method` over all samples, on all ranks of `role` together.
+        """Operations of `method` over all samples, on all ranks of `role` together.
 
-        An update is worth a forward pass, one for the activations' gradients, and one for those of trained weights.
+        An update counts as a forward pass, one for the activations' gradients, and one for those of trained weights.
         """
         size = self.sizes[role]
         once = self.samples * operations(size.model, self.tokens, self.scored if size.model.vocabulary else 0.0)
@@ -53,7 +53,7 @@ class StepWork:
 
 
 def step_work(config: RunConfig, scored: Scored) -> StepWork | None:
-    """What the roles have computed for a batch; None without GPUs, or where a model's size is not known."""
+    """The work of the roles for a batch; None without GPUs, or if the size of a model is not known."""
     if config.device == "cpu":
         return None
     with suppress(UnknownModel):
@@ -71,8 +71,8 @@ def card_metrics(ranks: Sequence[tuple[str, RankUsage]], clock: Clock, work: Ste
     """`memory/gpu_…`, `gpu/utilization` and `mfu/…` of a step.
 
     Args:
-        ranks: (role, what one of its ranks tells of the step).
-        work: None where the models' sizes are not known: then there is no `mfu/…`.
+        ranks: (role, report of one of its ranks on the step).
+        work: None if the models' sizes are not known: then there is no `mfu/…`.
     """
     cards = [(role, usage.cards) for role, usage in ranks if usage.cards is not None]
     if not cards:

@@ -1,4 +1,4 @@
-"""Measure a policy on the held-out prompts: proxy score, gold score, KL to the reference, response length.
+"""Measures a policy on the held-out prompts: proxy score, gold score, KL to the reference, response length.
 
 Roles and prompts flow in, an EvaluationResult flows out.
 """
@@ -40,7 +40,7 @@ def evaluate(
     samples: int,
     check: Callable[[Rollouts], None] | None = None,
 ) -> EvaluationResult:
-    """Answer every prompt once, at the rollout's own temperature, and score the answers, which have passed `check`.
+    """Generate one response to every prompt at the rollout's temperature, let `check` look at them, and score them.
 
     The KL is k1 of the sampled tokens, summed over a response, from vLLM's log-probabilities and the reference's.
     """
@@ -71,7 +71,8 @@ def evaluate(
 
 
 def evaluate_run(config: EvaluationRun, questions: Questions) -> EvaluationResult:
-    """`tetrarch evaluate`: on `questions` measure the actor in `run_dir/actor`, or before a run the one it starts from.
+    """`tetrarch evaluate`: measure on `questions` the actor in `run_dir/actor`, or, before a run, the one that it
+    starts from.
 
     Prints the result and writes it to `run_dir/evaluate.json`.
     """
@@ -97,7 +98,7 @@ def evaluate_run(config: EvaluationRun, questions: Questions) -> EvaluationResul
 
 
 def _response_kl(logprobs: Tensor, reference_logprobs: Tensor, mask: Tensor) -> list[float]:
-    """k1 summed over each response, nats: `[batch]`."""
+    """KL of each response in nats: k1 summed over its tokens, `[batch]`."""
     values: list[float] = (k1(logprobs, reference_logprobs) * mask).sum(1).tolist()
     return values
 

@@ -1,6 +1,6 @@
-"""`tetrarch train`: a policy trained with PPO. A RunConfig flows in; trained weights flow out into its `run_dir`.
+"""`tetrarch train`: trains a policy with PPO. A RunConfig flows in; trained weights flow out into its `run_dir`.
 
-The steps themselves are `orchestrator.ppo.step`'s, checkpoints and reports `orchestrator.stages.run`'s.
+The steps themselves are in `orchestrator.ppo.step`, checkpoints and reports in `orchestrator.stages.run`.
 """
 
 from __future__ import annotations
@@ -41,11 +41,11 @@ from roles.reference import FrozenPolicy
 
 
 def train(config: RunConfig, resume: Resume, training: Questions, heldout: Questions | None) -> None:
-    """Run all PPO steps, with evaluations and checkpoints, and leave the trained actor in `run_dir/actor`.
+    """Run all PPO steps, with evaluations and checkpoints, and save the trained actor in `run_dir/actor`.
 
     Args:
         training: the prompts to train on.
-        heldout: those to evaluate on; None for no evaluations.
+        heldout: the prompts to evaluate on; None for no evaluations.
     """
     controller = config.ppo.kl.controller
 
@@ -65,7 +65,7 @@ def train(config: RunConfig, resume: Resume, training: Questions, heldout: Quest
 
 @dataclass(slots=True)
 class Ppo(Stage):
-    """PPO under way."""
+    """A PPO run in progress."""
 
     config: RunConfig
     roles: Roles
@@ -76,41 +76,41 @@ class Ppo(Stage):
     reference: str
     """The frozen model's fingerprint at the start."""
     batch: Scored | None = None
-    """The scored samples of the step under way."""
+    """The scored samples of the current step."""
 
     @property
     def cluster(self) -> RayCluster:
-        """All roles' one."""
+        """The cluster of all roles."""
         return self.roles.cluster
 
     @property
     def steps(self) -> int:
-        """PPO steps of the whole run."""
+        """Number of PPO steps of the whole run."""
         return self.config.steps
 
     @property
     def step(self) -> int:
-        """PPO steps done."""
+        """Number of PPO steps done."""
         return self.state.step
 
     @property
     def trained(self) -> Mapping[str, RoleGroup[Any]]:
-        """The actor, and the critic where there is one."""
+        """The actor, and the critic if there is one."""
         return {ACTOR: self.roles.actor} | ({CRITIC: self.roles.critic} if self.roles.critic else {})
 
     def state_dict(self) -> dict[str, Any]:
-        """That of `TrainState`, and which reference it was trained against."""
+        """The state of `TrainState`, and the fingerprint of the reference."""
         return {**self.state.state_dict(), "reference": self.reference}
 
     def load_state(self, checkpoint: Checkpoint) -> None:
-        """CheckpointError if the reference is another one."""
+        """Restore the state. CheckpointError if the reference has changed."""
         check_reference(checkpoint, self.reference, self.config)
         self.state.load_state_dict(checkpoint.state)
         if self.state.warm_at is not None:  # before the actor's state, whose next learning rate follows from it
             expect_steps(self.roles, self.state, self.config)
 
     def loaded(self) -> None:
-        """Bring the weights that were trained into the engines."""
+        """Send the trained weights to the engines."""
         if self.state.version:  # at 0 the engines have started with these weights
             self.roles.policy.load(self.roles.actor, version=self.state.version)
 
@@ -138,7 +138,7 @@ class Ppo(Stage):
         return StepReport(metrics, samples, step_work(self.config, scored))
 
     def after_step(self, told: StepReport) -> None:
-        """Do what `ppo.kl.budget` asks for."""
+        """Apply `ppo.kl.budget`."""
         verdict = heed(self.config.ppo.kl.budget, told.metrics["objective/kl"], self.step)
         if verdict.slow_down is not None:
             self.roles.actor.call(Actor.slow_down, verdict.slow_down).result(self.config.deadlines.update_s)
@@ -160,15 +160,15 @@ class Ppo(Stage):
         self.report.evaluation(evaluate(self.roles, self.questions, state.version, **where))
 
     def _check_weights(self, rollouts: Rollouts) -> None:
-        """Look at rows sampled for an evaluation, if no batch has shown yet that the engines' weights are right."""
+        """Check the engines' weights on rows of an evaluation, if no batch has passed the check yet."""
         state, few = self.state, rollouts.select(range(min(canary.ROWS, len(rollouts))))
         if state.canary.verified != state.version and self.config.canary.enabled:
             logprobs = spread(self.roles.actor, Actor.logprobs, Sequences.of(few)).result(self.config.deadlines.score_s)
             state.canary.check(few, logprobs, state.version, self.config)
 
     def before_save(self) -> None:
-        """CheckpointError if the reference has moved; the engines rest, since optimizer states that sleep need the room
-        to wake up in."""
+        """Raise CheckpointError if the reference has changed; let the engines sleep, since sleeping optimizer states
+        need their room to wake up."""
         now = reference_fingerprint(self.roles)
         if now != self.reference:
             raise CheckpointError(
@@ -177,20 +177,21 @@ class Ppo(Stage):
         self.roles.policy.rest()
 
     def before_rescue(self, error: BaseException) -> None:
-        """End the engines that share GPUs; those with wrong weights, which must say more, rest already."""
+        """End the engines that share GPUs. Engines with wrong weights are kept to name the tensors; they sleep
+        already."""
         if not isinstance(error, WeightsDiffer):
             self.roles.policy.end()
 
     def explain(self, error: Exception) -> Exception:
-        """Of engines with wrong weights: which tensors differ."""
+        """For engines with wrong weights: an error that names the tensors that differ."""
         if not isinstance(error, WeightsDiffer):
             return error
         self.report.status("looking for the tensors that differ")
         return WeightsDiffer(f"{error}. {canary.culprits(self.roles, self.config)}")
 
     def save_models(self) -> None:
-        """Critic, mean of the weights, policy: each whole or not at all. The policy is last, with the step that it is
-        of: whoever finds it finds everything."""
+        """Save critic, mean of the weights and policy, each completely or not at all. The policy is last and has the
+        step of its weights: if it is there, everything is."""
         run_dir, deadline_s = Path(self.config.run_dir), self.config.deadlines.save_s
         if self.roles.critic:
             scale = self.state.value_scale  # says nothing where the targets are plain
@@ -205,5 +206,5 @@ class Ppo(Stage):
 
 
 def reference_fingerprint(roles: Roles) -> str:
-    """Of the frozen model's weights."""
+    """The fingerprint of the frozen model's weights."""
     return roles.reference.call(FrozenPolicy.reference_fingerprint).result(roles.deadlines.score_s)[0]

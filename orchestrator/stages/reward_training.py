@@ -1,4 +1,4 @@
-"""`tetrarch reward`: a reward model from comparisons, with the Bradley–Terry loss (arXiv 2203.02155, equation 1).
+"""`tetrarch reward`: trains a reward model on comparisons, with the Bradley–Terry loss (arXiv 2203.02155, equation 1).
 
 A RewardTrainingRun flows in; a sequence-classification folder flows out, its scores centred on the training responses
 (the N+ details, arXiv 2403.17031).
@@ -46,7 +46,7 @@ from roles.reward_trainer import RewardTrainer
 
 @dataclass(frozen=True, slots=True)
 class RewardQuality:
-    """How often the model orders a held-out pair as the judge does."""
+    """Accuracy of the model on held-out pairs: how often it orders a pair as the judge does."""
 
     accuracy: float
     standard_error: float
@@ -60,7 +60,7 @@ class RewardQuality:
         return self.accuracy - 1.96 * self.standard_error
 
     def metrics(self) -> dict[str, float]:
-        """By the names of `orchestrator.metrics`."""
+        """Metrics by the names of `orchestrator.metrics`."""
         return {
             "preference/heldout_accuracy": self.accuracy,
             "preference/heldout_accuracy_low": max(self.surely_above, 0.0),
@@ -102,7 +102,7 @@ def train_reward(config: RewardTrainingRun, resume: Resume, source: Questions | 
 
 
 def _preferences(config: RewardTrainingRun, resume: Resume, source: Questions | Pairs, report: Reporter) -> Preferences:
-    """The pairs of a data set; or those that the policy's responses make, which are kept for a run that goes on."""
+    """The pairs of a data set; or pairs of the policy's responses, which are kept for resuming the run."""
     if isinstance(source, Pairs):
         return source.preferences
     policy, pairs, file = config.policy, config.reward_training.pairs, Path(config.run_dir) / COMPARISONS
@@ -114,7 +114,7 @@ def _preferences(config: RewardTrainingRun, resume: Resume, source: Questions | 
 
 @dataclass(slots=True)
 class RewardTraining(Stage):
-    """A reward model in training; a step is one optimizer step."""
+    """The training of a reward model; a step is one optimizer step."""
 
     config: RewardTrainingRun
     ray: RayCluster
@@ -124,19 +124,19 @@ class RewardTraining(Stage):
     """Group numbers of each step."""
     report: Reporter
     digest: str
-    """Of all comparisons, those that are left out too."""
+    """A hash of all comparisons, including those left out."""
     step: int = 0
     quality: RewardQuality | None = None
-    """After the last step that ended an epoch, while it is the last."""
+    """Quality after the last step, if that step ended an epoch."""
 
     @property
     def cluster(self) -> RayCluster:
-        """Where the reward model is trained."""
+        """The cluster on which the reward model is trained."""
         return self.ray
 
     @property
     def steps(self) -> int:
-        """Optimizer steps of the whole run."""
+        """Number of optimizer steps of the whole run."""
         return len(self.schedule)
 
     @property
@@ -145,18 +145,18 @@ class RewardTraining(Stage):
         return {REWARD: self.trainer}
 
     def state_dict(self) -> dict[str, Any]:
-        """The steps that are done, and of which comparisons."""
+        """Number of steps done, and the hash of the comparisons."""
         return {"step": self.step, "comparisons": self.digest}
 
     def load_state(self, checkpoint: Checkpoint) -> None:
-        """CheckpointError if it was trained on other comparisons, or on more steps than there are."""
+        """Raise CheckpointError if the checkpoint is of other comparisons, or of more steps than the run has."""
         other = other_comparisons(checkpoint, self.digest, self.steps)
         if other:
             raise CheckpointError(other)
         self.step = checkpoint.step
 
     def one_step(self, clock: Clock) -> StepReport:
-        """One optimizer step; after the last one of an epoch, a test on the held-out comparisons."""
+        """Take one optimizer step; after the last one of an epoch, test on the held-out comparisons."""
         pairs, deadline_s = self.comparisons.training, self.config.deadlines.update_s
         self.quality = None
         with clock("update"):
@@ -175,14 +175,15 @@ class RewardTraining(Stage):
         return StepReport(metrics)
 
     def tested(self) -> RewardQuality:
-        """How often the model, as it is now, orders a held-out pair rightly."""
+        """The accuracy of the current model on held-out pairs."""
         if self.quality is None:
             scores = self._scores(self.comparisons.heldout)
             self.quality = _quality(scores, self.comparisons)
         return self.quality
 
     def save_models(self) -> None:
-        """Write the model to `reward_training.output` if it is good enough, whole or not at all, and its quality."""
+        """Write the model and its quality to `reward_training.output` if it is good enough, completely or not at
+        all."""
         training, quality = self.config.reward_training, self.tested()
         self.report.note(
             f"held-out pair accuracy {quality.accuracy:.1%} ± {quality.standard_error:.1%} "
@@ -194,12 +195,12 @@ class RewardTraining(Stage):
         self.report.note(f"saved to {training.output}")
 
     def _scores(self, preferences: Preferences) -> torch.Tensor:
-        """float32 `[batch]`: the model's numbers."""
+        """The model's scores, float32 `[batch]`."""
         return spread(self.trainer, RewardTrainer.scores, preferences).result(self.config.deadlines.score_s)
 
 
 def check_quality(quality: RewardQuality, minimum: float) -> None:
-    """TetrarchError unless the accuracy is above `minimum` for all that chance can do to it."""
+    """Raise TetrarchError unless the accuracy is above `minimum` by more than chance explains."""
     if quality.surely_above <= minimum and minimum:
         raise TetrarchError(
             f"held-out pair accuracy {quality.accuracy:.1%} ± {quality.standard_error:.1%} is not surely above "
@@ -209,7 +210,7 @@ def check_quality(quality: RewardQuality, minimum: float) -> None:
 
 
 def _share(groups: list[int], preferences: Preferences, ranks: int) -> list[list[int]]:
-    """Rows of each rank: whole groups, shared out by tokens."""
+    """Rows of each rank: whole groups, divided by tokens."""
     rows = {group: (preferences.groups == group).nonzero().flatten().tolist() for group in groups}
     tokens = [int(preferences.lengths[rows[group]].sum()) for group in groups]
     return [[row for place in part for row in rows[groups[place]]] for part in balance(tokens, ranks)]
@@ -232,7 +233,7 @@ def _quality(scores: torch.Tensor, comparisons: Comparisons) -> RewardQuality:
 
 
 def _save(trainer: RoleGroup[RewardTrainer], config: RewardTrainingRun, centre: float, quality: RewardQuality) -> None:
-    """The folder appears whole or not at all. What is known of its quality stands in it, and in `run_dir`."""
+    """Save the folder completely or not at all. Its quality is written into it, and into `run_dir`."""
     text = json.dumps(asdict(quality), indent=1) + "\n"
     with whole_folder(Path(config.reward_training.output)) as partial:
         trainer.call(RewardTrainer.save_model, str(partial), centre).result(config.deadlines.save_s)

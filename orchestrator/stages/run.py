@@ -1,4 +1,4 @@
-"""A run of any stage: its steps, and between them checkpoints, evaluations and reports; rescue when something fails.
+"""A run of any stage: its steps, and between them checkpoints, evaluations and reports; a rescue if something fails.
 
 A configuration and a `Stage` flow in; checkpoints, metrics and reports flow out into `run_dir`.
 """
@@ -31,9 +31,9 @@ from orchestrator.stages.stage import Stage, StepReport, Trainable
 from roles.batch import save_batch
 
 FAILED = "failed"
-"""Where in `run_dir` the batches of failed steps go."""
+"""Folder in `run_dir` for the batches of failed steps."""
 RESCUE_S = 30.0
-"""For the groups in training to end what they were doing when another role failed."""
+"""Seconds in which the trained groups must finish their calls when another role has failed."""
 
 
 def carry_out(
@@ -65,22 +65,23 @@ def carry_out(
 
 @dataclass(slots=True)
 class Run:
-    """One training run under way: the steps of a stage, and between them evaluations, checkpoints and reports."""
+    """A training run in progress: the steps of a stage, and between them evaluations, checkpoints and reports."""
 
     config: BaseConfig
     stage: Stage
     checkpoints: Checkpoints
     report: Reporter
     settings: str = ""
-    """The configuration as YAML, without secrets: what each checkpoint is written with."""
+    """The configuration as YAML without secrets, a part of each checkpoint."""
     orders: Orders = ORDERS
     finished: dict[str, Any] | None = None
-    """The driver's state that the trained groups are in; None while they are updated."""
+    """The driver's state that belongs to the trained groups' state; None while they are updated."""
     saved_at: float = field(default_factory=time.monotonic)
     cost_told: bool = False
 
     def all_steps(self) -> None:
-        """From the current step to the last; then save the models. Ctrl-C and SIGTERM save what is trained, and end."""
+        """Run from the current step to the last one, then save the models. After Ctrl-C or SIGTERM save the training
+        state and end."""
         try:
             self._all_steps()
         except KeyboardInterrupt as error:
@@ -120,7 +121,7 @@ class Run:
         return told
 
     def _begin(self, phase: str) -> None:
-        """A part of the step begins. While it is updated, only the whole step can be saved, and orders to end wait."""
+        """Begin a part of the step. While it is updated, only the whole step can be saved, and requests to end wait."""
         if phase == "update":
             self.orders.hold()
             self.finished = None
@@ -147,13 +148,13 @@ class Run:
         return by_step or time.monotonic() - self.saved_at >= config.interval_s
 
     def save(self) -> None:
-        """One checkpoint of everything that changes."""
+        """Write a checkpoint."""
         self.report.status(f"saving checkpoint {self.stage.step}")
         self.stage.before_save()
         self._write_checkpoint(self.stage.state_dict())
 
     def _write_checkpoint(self, state: dict[str, Any]) -> Path:
-        """The driver's `state`, and that of the trained groups as they are. What the first one costs is told."""
+        """Write the driver's `state` and the trained groups' state. Reports the size of the first checkpoint."""
         began, deadline_s = time.monotonic(), min(self.config.deadlines.save_s, self.orders.left_s)
 
         def write(folder: Path) -> None:
@@ -169,7 +170,7 @@ class Run:
         return path
 
     def restore(self, checkpoint: Checkpoint) -> None:
-        """Continue from `checkpoint`: driver, trained groups, and what depends on them."""
+        """Continue from `checkpoint`: restore driver and trained groups, and update what depends on them."""
         self.report.status(f"resuming from {checkpoint.path}")
         self.stage.load_state(checkpoint)
         trained = self.stage.trained.items()
@@ -179,7 +180,7 @@ class Run:
 
     @contextmanager
     def _rescued(self, doing: str) -> Iterator[None]:
-        """What fails inside ends the run; its batch and the last finished step are saved first, if they can be."""
+        """Context in which an error ends the run; if possible its batch and the last finished step are saved first."""
         self.finished = self.stage.state_dict()
         try:
             yield
@@ -198,8 +199,8 @@ class Run:
             raise explained from error
 
     def _rescue(self, error: BaseException) -> None:
-        """Before the run ends early: save the last finished step, if the trained groups are still in that state and
-        can do it."""
+        """Before the run ends early, save the last finished step, if the trained groups are still in that state and
+        can save it."""
         state, newest = self.finished, self.checkpoints.newest()
         if state is None or not self.orders.left_s or state["step"] == (newest.step if newest else 0):
             return
@@ -217,7 +218,7 @@ class Run:
                 self.report.note(f"step {state['step']} could not be saved: {failed}")
 
     def _keep_batch(self) -> None:
-        """What the step that failed was about to be trained on, for whoever looks for the reason."""
+        """Save the batch of the failed step, so that the reason can be investigated."""
         if self.stage.batch is None:
             return
         file = Path(self.config.run_dir) / FAILED / f"step-{self.stage.step + 1:06d}.safetensors"

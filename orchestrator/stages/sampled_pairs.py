@@ -1,4 +1,4 @@
-"""Comparisons to learn from: the policy's own responses, ranked by a judge.
+"""Comparisons for a reward model: the policy's own responses, ranked by a judge.
 
 A configuration and prompts flow in; Preferences flow out.
 """

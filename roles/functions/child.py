@@ -90,7 +90,7 @@ class Child:
 
 
 def _talk(process: subprocess.Popen[bytes], request: Any, answers: list[Message]) -> None:
-    """Exchange one message, in a thread because pipes have no timeout. Leaves `answers` empty if the child has
+    """Exchange one message; runs in a thread because pipes have no timeout. `answers` stays empty if the child
     ended."""
     assert process.stdin is not None and process.stdout is not None
     try:

@@ -42,8 +42,7 @@ CARRIED: dict[str, tuple[str, ...]] = {
     "expert_shared_feed_forward_length": ("shared_expert_intermediate_size",),
     "use_parallel_residual": ("use_parallel_residual",),
 }
-"""GGUF key → names of the same setting in transformers' configurations; the first name that a configuration has
-counts."""
+"""GGUF key → names of the setting in transformers' configurations, of which the first that exists counts."""
 
 WITHOUT_EFFECT: dict[str, Any] = {"attention.causal": True, "expert_count": 0, "expert_used_count": 0}
 """GGUF key → the value with which a language model computes the same as without the key."""
@@ -53,8 +52,7 @@ NEUTRAL = frozenset({"tensor_data_layout"})
 
 
 def complete(config: PretrainedConfig, file: GgufFile) -> PretrainedConfig:
-    """`config` (transformers' reading of the file) completed with the file's other keys; ModelError if one cannot be
-    kept."""
+    """transformers' `config` completed with the file's other keys; ModelError if one cannot be kept."""
     changes: dict[str, Any] = {}
     rope = {key: value for key, value in file.said.items() if key.startswith("rope.")}
     for key, value in file.said.items():

@@ -33,12 +33,10 @@ CHECKED = "tetrarch_checked"
 """The attention implementation of a model that `check_architecture` runs once, without numbers."""
 
 SHARED_HEADS: dict[str, Any] = {"enable_gqa": True} if "enable_gqa" in signature(varlen_attn).parameters else {}
-"""The keyword that tells flash attention that there are fewer key heads than query heads; PyTorch 2.11 has no such
-keyword and needs none."""
+"""The keyword that tells flash attention of fewer key heads than query heads; PyTorch 2.11 needs none."""
 
 LONGEST_BMM = 1024
-"""Longest sequence, in tokens, for which bfloat16 on CPU multiplies whole score matrices; their memory grows with
-the square."""
+"""Longest sequence for which bfloat16 on CPU multiplies whole score matrices; their memory is quadratic."""
 
 
 @dataclass(frozen=True)
@@ -118,8 +116,7 @@ def _pad(packed: Tensor, layout: Layout) -> Tensor:
 
 
 def _unpad(padded: Tensor, layout: Layout) -> Tensor:
-    """Undo `_pad`: `[sequences, heads, longest, dim]` → `[1, tokens, heads, dim]`, the shape that transformers
-    expects."""
+    """Undo `_pad`: `[sequences, heads, longest, dim]` → `[1, tokens, heads, dim]`, as transformers expects it."""
     rows = padded.transpose(1, 2).flatten(0, 1)
     if not layout.even:
         rows = _Unpadded.apply(rows, layout.slots)

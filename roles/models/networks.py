@@ -269,8 +269,7 @@ def _load(
 
 
 def _exact_rotary(model: PreTrainedModel) -> None:
-    """Compute rotary frequencies again if loading under ZeRO-3 rounded them to bfloat16, which misplaces late
-    tokens."""
+    """Recompute rotary frequencies that loading under ZeRO-3 rounded to bfloat16, which misplaces late tokens."""
     for module in model.modules():
         for name, buffer in list(module.named_buffers(recurse=False)):
             if name.endswith("inv_freq") and buffer.dtype != torch.float32:

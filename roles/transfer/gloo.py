@@ -1,5 +1,4 @@
-"""A weight-transfer backend for vLLM that runs over gloo, for machines without GPUs: from the trainer to vLLM's
-workers.
+"""A weight-transfer backend for vLLM over gloo, for machines without GPUs: from the trainer to vLLM's workers.
 
 Modelled on vLLM's own `nccl_engine`, both sides of it: rank 0 of the group is the trainer's rank 0, and every vLLM
 worker (each rank of each engine) is one further rank. Parameters are sent whole, in the checkpoint's format and the
@@ -68,8 +67,7 @@ class GlooTrainerInitInfo(TrainerInitInfo):
 
 
 def _empty(bucket: Sequence[BucketEntry]) -> Tensor:
-    """A new buffer (uint8, flat). Buffers are never reused: vLLM's layerwise reload keeps views until a layer is
-    complete."""
+    """A new buffer (uint8, flat). Never reused: vLLM's layerwise reload keeps views until a layer is complete."""
     return torch.empty(bucket[-1].start + bucket[-1].size, dtype=torch.uint8)
 
 

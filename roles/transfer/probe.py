@@ -76,8 +76,7 @@ def _product(tensor: Tensor) -> Tensor:
 
 
 def differences(trainer: Mapping[str, Tensor], engine: EngineProducts) -> dict[str, float]:
-    """Distance of each of an engine's products from the trainer's, relative to its norm, by the engine's names; largest
-    first.
+    """Distance of an engine's products from the trainer's, relative to the norm, by the engine's names; largest first.
 
     Products without a counterpart of the same size on the other side are left out.
     """
@@ -101,8 +100,7 @@ def _counterparts(name: str, trainer: Mapping[str, Tensor], fused: Mapping[str, 
 
 
 def worst(trainer: Mapping[str, Tensor], engine: EngineProducts, tolerance: float) -> str:
-    """One sentence for an error: the products that differ by more than `tolerance`, or that none of those compared
-    does."""
+    """One sentence for an error: the products that differ by more than `tolerance`, or that none of them does."""
     found = differences(trainer, engine)
     wrong = [(name, value) for name, value in found.items() if not value <= tolerance]
     if wrong:

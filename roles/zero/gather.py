@@ -70,8 +70,7 @@ def plain_parameters(module: nn.Module) -> dict[str, Any]:
 
 
 def layers(names: Sequence[str]) -> list[list[str]]:
-    """The names split into one group per decoder layer (`model.layers.7.…`), and groups for the names around the
-    layers.
+    """The names split into one group per decoder layer (`model.layers.7.…`), and groups for the names outside layers.
 
     A group has neighbours only: the order stays that of `names`, so flattening the groups gives `names` again.
     """

@@ -18,13 +18,11 @@ COMPILED_KERNELS = "128"
 """Number of kernels that each of the two libraries keeps. A micro-batch needs about thirty."""
 
 TRIM_COST_SHARE = 0.02
-"""Largest share of a process's time spent on looking for free pages; one search of a heap of 5 GiB takes 0.1 to 0.2
-s."""
+"""Largest share of a process's time spent searching for free pages; one search of 5 GiB takes 0.1 to 0.2 s."""
 
 
 def bound_kernel_caches() -> None:
-    """Let the libraries keep few compiled kernels. Must run before the first matrix product; values already set are
-    kept."""
+    """Let the libraries keep few compiled kernels; values already set are kept. Call it before the first product."""
     os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", COMPILED_KERNELS)
     os.environ.setdefault("LRU_CACHE_CAPACITY", COMPILED_KERNELS)  # PyTorch's own cache of oneDNN's kernels
 

@@ -1,8 +1,7 @@
-"""A micro-batch: some rows of a batch as one packed forward pass, whose results are put back into the rows. Updates are
-made of such passes.
+"""A micro-batch: some rows of a batch as one packed forward pass. Updates consist of such passes.
 
 The number that belongs to the token at column t (its log-probability, the value before it) is read where the model has
-seen the columns up to t - 1.
+seen the columns up to t - 1. Results are put back into the rows.
 """
 
 from __future__ import annotations
@@ -29,8 +28,7 @@ M = TypeVar("M", bound=NamedTuple)
 
 @dataclass(frozen=True, slots=True)
 class MicroBatch:
-    """One forward pass over some rows. A micro-batch without rows is a stand-in that keeps a rank in step with its
-    peers."""
+    """One forward pass over some rows. Without rows it is a stand-in that keeps a rank in step with its peers."""
 
     packed: Packed
     positions: Tensor
@@ -68,8 +66,7 @@ class MicroBatch:
 
 
 def picked(values: Tensor, batch: TokenRows, rows: Sequence[int], device: torch.device) -> Tensor:
-    """`values` `[batch, time]` at the tokens that `MicroBatch.of(batch, rows)` scores: `[n]`; a single 0 without
-    rows."""
+    """`values` `[batch, time]` at the tokens that `MicroBatch.of(batch, rows)` scores: `[n]`; one 0 without rows."""
     if not rows:
         return torch.zeros(1, dtype=values.dtype, device=device)
     index = torch.as_tensor(rows)

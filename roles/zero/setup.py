@@ -23,8 +23,7 @@ class ModelSetup:
     zero: ZeroConfig
     micro_batch_tokens: int
     shares_card: bool = False
-    """Whether other processes use the same GPU; if so, memory that torch keeps in reserve is given back between
-    calls."""
+    """Whether other processes use the same GPU; memory that torch keeps in reserve is then released between calls."""
     gradient_checkpointing: bool = False
     optimizer: OptimizerConfig | None = None
     """The optimizer; None for a frozen model."""

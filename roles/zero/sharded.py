@@ -37,8 +37,7 @@ READABLE = 0o644
 """File mode of saved weights: safetensors lets only the owner read them, and a server often runs as another user."""
 
 STATE_FOLDER = "state"
-"""Name of the checkpoint inside the folder that `ShardedModel.save_state` is given; adapters have `lora.state_name`
-instead."""
+"""Name of the checkpoint in the folder for `ShardedModel.save_state`; for adapters it is `lora.state_name`."""
 
 
 @dataclass(frozen=True, slots=True)
