@@ -7,6 +7,7 @@ from tests.mutants.wiring import WIRING
 
 HEADS = "tests/unit/roles/model_files/test_value_heads.py"
 EXPERIENCE = "tests/unit/orchestrator/ppo/test_experience.py"
+MINI_BATCHES = "tests/unit/orchestrator/ppo/test_mini_batches.py"
 ADVANTAGES = "tests/unit/orchestrator/ppo/test_advantages.py"
 ANCHORS = "tests/unit/orchestrator/test_anchors.py"
 CONVERSATION = "tests/unit/roles/generation/test_conversation.py"
@@ -203,14 +204,14 @@ FAULTS = (
         "orchestrator/ppo/mini_batches.py",
         "[[place[row] for row in step] for step in steps]",
         "[[row % len(rows) for row in step] for step in steps]",
-        EXPERIENCE,
+        MINI_BATCHES,
     ),
     Fault(
         "the same permutation in every epoch",
         "orchestrator/ppo/mini_batches.py",
         "        order = torch.randperm(rows, generator=generator).tolist()",
         "        order = torch.randperm(rows, generator=generator.manual_seed(seed)).tolist()",
-        EXPERIENCE,
+        MINI_BATCHES,
     ),
     Fault(
         "the controller steers the wrong way",

@@ -20,7 +20,8 @@ from configs.tiny.inputs import model_config, tokenizer
 from orchestrator.config.loading import dump_config, load_config
 from orchestrator.planning.layout_planner import layout
 from tests.benchmarks import driver_bytes, gpu, long_context, lora, plan_order, ppo_step
-from tests.unit.wiring.stage import FakeLLM, PlainDeepSpeed, Seen, stage
+from tests.unit.wiring.engines import FakeLLM, PlainDeepSpeed
+from tests.unit.wiring.stage import Seen, stage
 
 FOLDER = Path(ppo_step.__file__).parent
 

@@ -15,8 +15,9 @@ from orchestrator.data.prompts import read_questions
 from orchestrator.stages.evaluation import evaluate_run
 from roles.text.tokenizer import load_tokenizer
 from tests.unit.wiring.base import base, short_run
+from tests.unit.wiring.engines import FakeLLM
 from tests.unit.wiring.plain import Rows, policy
-from tests.unit.wiring.stage import FakeLLM, stage, with_changes, written
+from tests.unit.wiring.stage import stage, with_changes, written
 
 
 def drawn(folder: Path, seed: int) -> dict[str, Tensor]:

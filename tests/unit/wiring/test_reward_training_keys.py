@@ -87,7 +87,7 @@ def ran(folder: Path, changes: Mapping[str, Any], monkeypatch: pytest.MonkeyPatc
         )
         # stage 3 is the only one that the section can have; a rank alone has nothing to shard
         patched.setattr("roles.zero.sharded.gather_by_layer", lambda module: None)
-        patched.setattr("tests.unit.wiring.stage.PlainDeepSpeed.initialize", whole)
+        patched.setattr("tests.unit.wiring.engines.PlainDeepSpeed.initialize", whole)
         quality: RewardQuality = train_reward(config, None, source)
         trainer = seen.groups["reward"]
         found |= {f"weights {name}": tensor.detach().double() for name, tensor in trainer.parameters.items()}
@@ -110,7 +110,7 @@ def ran(folder: Path, changes: Mapping[str, Any], monkeypatch: pytest.MonkeyPatc
 
 def whole(**arguments: Any) -> tuple[Any, ...]:
     """As without sharding: `ShardedModel` asks an optimizer under stage 3 for more."""
-    from tests.unit.wiring.stage import PlainDeepSpeed
+    from tests.unit.wiring.engines import PlainDeepSpeed
 
     arguments["optimizer"].empty_partition_cache = lambda: None
     return PlainDeepSpeed(**arguments), None, None, None

@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from tests.unit.wiring.base import short_run
-from tests.unit.wiring.stage import FakeLLM, Seen
+from tests.unit.wiring.engines import FakeLLM
+from tests.unit.wiring.stage import Seen
 
 PROVES = (
     "seed",

@@ -11,12 +11,9 @@ from orchestrator.config.ppo import PpoConfig
 from orchestrator.errors import NotFinite
 from orchestrator.ppo.advantages import gae, whiten
 from orchestrator.ppo.experience import in_units_of, last_generated, made_by, shape_rewards, to_experience
-from orchestrator.ppo.mini_batches import optimizer_steps, share_out
 from orchestrator.ppo.scores import RunningScale, shape_scores
-from orchestrator.ppo.stats import explained_variance
 from roles.batch import Rollouts, Scored
 from roles.losses.kl_estimators import k1
-from roles.shares import ActorExperience
 
 BETA = 0.1
 RESPONSES = [(2, 5), (3, 1), (1, 8), (4, 3)]
@@ -248,49 +245,6 @@ def test_truncated_bootstrap_adds_the_discounted_value_of_the_cut_state() -> Non
         torch.testing.assert_close(ours.actor.advantages[row, columns], plain.actor.advantages[row, columns] + extra)
 
 
-def test_stats_against_a_loop() -> None:
-    scored = make_scored()
-    experience, stats = to_experience(scored, BETA, make_ppo())
-    mask = scored.rollouts.response_mask
-    kl = [(scored.old_logprobs - scored.reference_logprobs)[row][mask[row]].tolist() for row in range(4)]
-    gaps = [abs(float(x)) for x in (scored.rollouts.rollout_logprobs - scored.old_logprobs)[mask]]
-    assert stats.metrics() == pytest.approx(
-        {
-            "score/mean": 2.5,
-            "score/std": 1.25**0.5,
-            "reward/mean": sum(sum(row) for row in naive_rewards(scored, [1.0, 2.0, 3.0, 4.0])) / 4,
-            "objective/kl": sum(sum(row) for row in kl) / 4,
-            "objective/kl_per_token": sum(sum(row) for row in kl) / 17,
-            "advantage/mean": experience.actor.advantages[mask].mean().item(),
-            "advantage/std": experience.actor.advantages[mask].std(correction=0).item(),
-            "value/explained_variance": 1
-            - (
-                experience.actor.advantages[mask].var(correction=0) / experience.critic.returns[mask].var(correction=0)
-            ).item(),
-            "response/length_mean": 17 / 4,
-            "response/length_p50": 4.0,  # of 1, 3, 5, 8
-            "response/length_p90": 5 + 0.7 * 3,
-            "response/length_p99": 5 + 0.97 * 3,
-            "response/length_max": 8.0,
-            "prompt/length_mean": 10 / 4,
-            "response/turns_mean": 1.0,
-            "response/truncated_fraction": 0.5,
-            "engine/logprob_gap_mean": sum(gaps) / 17,
-            "engine/logprob_gap_max": max(gaps),
-        },
-        abs=1e-5,
-    )
-    assert all(type(value) is float for value in stats.metrics().values())
-
-
-def test_explained_variance() -> None:
-    returns = torch.tensor([1.0, 2.0, 3.0])
-    assert explained_variance(returns, returns) == 1.0
-    assert explained_variance(torch.zeros(3), returns) == 0.0
-    assert explained_variance(-returns, returns) == pytest.approx(-3.0)
-    assert explained_variance(returns, torch.ones(3)) == 0.0
-
-
 def test_one_response_of_one_token() -> None:
     experience, stats = to_experience(make_scored([(2, 1)], truncated=()), BETA, make_ppo(whiten_advantages=True))
     assert experience.actor.advantages.tolist() == [[0, 0, 0]]
@@ -311,68 +265,6 @@ def test_numbers_that_are_not_finite_end_the_run(field: str, role: str, bad: flo
     with pytest.raises(NotFinite, match=told) as caught:
         to_experience(replace(scored, **wrong), BETA, make_ppo())
     assert caught.value.role == role
-
-
-LENGTHS = [2 + (7 * row) % 13 for row in range(24)]
-
-
-def make_experience(rows: int) -> ActorExperience:
-    """Of ragged lengths."""
-    scored = make_scored([(1, length - 1) for length in LENGTHS[:rows]])
-    return to_experience(scored, BETA, make_ppo())[0].actor
-
-
-@pytest.mark.parametrize("ranks", [1, 2, 3])
-def test_mini_batches_are_fresh_permutations_that_do_not_depend_on_the_ranks(ranks: int) -> None:
-    shares = optimizer_steps(LENGTHS, epochs=3, mini_batches=4, seed=5, ranks=ranks)
-    (alone,) = optimizer_steps(LENGTHS, epochs=3, mini_batches=4, seed=5, ranks=1)
-    assert len(shares) == ranks
-    assert all(len(steps) == 12 for steps in shares)
-    steps = [sorted(row for rank in range(ranks) for row in shares[rank][step]) for step in range(12)]
-    assert steps == [sorted(part) for part in alone]
-    epochs = [steps[first : first + 4] for first in (0, 4, 8)]
-    for epoch in epochs:
-        assert sorted(row for step in epoch for row in step) == list(range(24))
-    assert epochs[0] != epochs[1] != epochs[2]
-
-
-def test_mini_batches_are_a_function_of_the_seed() -> None:
-    def order(seed: int) -> list[list[list[int]]]:
-        return optimizer_steps(LENGTHS[:16], epochs=1, mini_batches=4, seed=seed, ranks=2)
-
-    assert order(1) == order(1)
-    assert order(1) != order(2)
-
-
-def test_mini_batches_are_balanced() -> None:
-    shares = optimizer_steps(LENGTHS, epochs=1, mini_batches=2, seed=0, ranks=3)
-    for step in range(2):
-        sums = [sum(LENGTHS[row] for row in shares[rank][step]) for rank in range(3)]
-        assert [len(shares[rank][step]) for rank in range(3)] == [4, 4, 4]
-        assert max(sums) - min(sums) <= 14
-
-
-@pytest.mark.parametrize("ranks", [1, 3])
-def test_a_rank_gets_each_of_its_rows_once_and_whole(ranks: int) -> None:
-    """Whatever the number of epochs; the steps are those of the schedule."""
-    experience, schedule = make_experience(24), {"epochs": 4, "mini_batches": 2, "seed": 5, "ranks": ranks}
-    shares, steps = share_out(experience, **schedule), optimizer_steps(LENGTHS, **schedule)
-    for share, own in zip(shares, steps, strict=True):
-        rows = share.experience.rows.tolist()
-        assert rows == sorted({row for step in own for row in step})
-        assert [[rows[place] for place in step] for step in share.steps] == own
-        for place, row in enumerate(rows):
-            length = LENGTHS[row]
-            for name in ("token_ids", "response_mask", "old_logprobs", "advantages"):
-                sent, whole = getattr(share.experience, name), getattr(experience, name)
-                torch.testing.assert_close(sent[place, :length], whole[row, :length], rtol=0, atol=0)
-
-
-def test_mini_batches_that_cannot_be_shared_out_are_refused() -> None:
-    with pytest.raises(ValueError, match="mini_batches=3 does not divide the 8 samples"):
-        optimizer_steps(LENGTHS[:8], epochs=1, mini_batches=3, seed=0, ranks=1)
-    with pytest.raises(ValueError, match="2 samples cannot be shared out over 3 ranks; use at most 2"):
-        optimizer_steps(LENGTHS[:8], epochs=1, mini_batches=4, seed=0, ranks=3)
 
 
 def test_a_kl_in_the_loss_stays_out_of_the_reward() -> None:

@@ -11,11 +11,9 @@ from typing import Any
 import pytest
 from plotly.offline import get_plotlyjs
 
-from orchestrator.metric_types import Chart
 from orchestrator.metrics import METRICS
 from orchestrator.report.charts import training_cards
 from orchestrator.report.evaluation_results import Estimate, EvaluationResult, SampleRow
-from orchestrator.report.figure import Line, curves, stacked
 from orchestrator.report.page import page
 from orchestrator.report.run_files import RunRecord, RunState
 
@@ -249,67 +247,6 @@ def test_without_scripts_the_curves_are_told_in_words() -> None:
     assert "generate 3.0 s, update 4.0 s" in "".join(words)
     assert '<span class="latest">7.0 s per step</span>' in text
     assert text.count('<tr><th scope="row"><code>') == len(metrics(1)[0]) - 1
-
-
-def test_a_curve_has_gaps_and_marks_where_there_is_no_number() -> None:
-    figure = curves(Chart("t"), [Line("s", [(1, 1.0), (2, math.nan), (3, 2.0), (4, 3.0)])], str, [], [])
-    assert figure is not None
-    assert figure["data"][0]["y"] == [1.0, None, 2.0, 3.0] and figure["data"][0]["x"] == [1, 2, 3, 4]
-    (mark,) = figure["layout"]["annotations"]
-    assert mark["x"] == 2 and mark["hovertext"] == "step 2: s is not a number"
-    assert curves(Chart("t"), [Line("s", [(1, math.nan)])], str, [], []) is None
-
-
-def test_a_value_without_neighbours_has_a_dot() -> None:
-    points = [(step, math.nan if step in (49, 51) else 1.0) for step in range(1, 100)]
-    figure = curves(Chart("t"), [Line("s", points)], str, [], [])
-    assert figure is not None and figure["data"][0]["mode"] == "lines+markers"
-    assert [at for at, size in enumerate(figure["data"][0]["marker"]["size"]) if size] == [49]
-
-
-def test_a_value_below_the_axis_stays_inside_the_plot() -> None:
-    figure = curves(Chart("t", low=-1.0, reach=(1.0,)), [Line("s", [(1, -50.0), (2, 0.5)])], str, [], [])
-    assert figure is not None
-    assert figure["layout"]["yaxis"]["autorangeoptions"] == {"include": [1.0], "clipmin": -1.0}
-    assert figure["data"][0]["y"] == [-50.0, 0.5], "the pointer shows the true value"
-
-
-def test_an_axis_starts_at_zero_and_reaches_the_target() -> None:
-    figure = curves(Chart("t", low=0.0), [Line("s", [(1, 2.0), (2, 3.0)])], str, [], [7.0])
-    assert figure is not None
-    assert figure["layout"]["yaxis"]["rangemode"] == "tozero"
-    assert figure["layout"]["yaxis"]["autorangeoptions"]["include"] == [7.0]
-    (target,) = figure["layout"]["shapes"]
-    assert (target["y0"], target["y1"], target["label"]["text"]) == (7.0, 7.0, "target 7.0")
-
-
-def test_a_logarithmic_axis_leaves_out_zero() -> None:
-    points = [(1, 1e-6), (2, 0.0), (3, 1e-4)]
-    figure = curves(Chart("t", logarithmic=True), [Line("s", points)], str, [], [])
-    assert figure is not None
-    assert figure["layout"]["yaxis"] == {"type": "log", "dtick": 1}
-    assert figure["layout"]["xaxis"] == {"dtick": 1}, "no tick between two steps"
-    assert curves(Chart("t", logarithmic=True), [Line("s", [(1, 0.0)])], str, [], []) is None
-
-
-def test_the_parts_of_a_step_are_stacked() -> None:
-    figure = stacked([Line("a", [(1, 1.0)]), Line("b", [(1, 3.0)])], ["a 1 s", "b 3 s"])
-    assert figure["layout"]["barmode"] == "stack"
-    assert [(t["type"], t["name"], t["y"]) for t in figure["data"]] == [
-        ("bar", "a 1 s", [1.0]),
-        ("bar", "b 3 s", [3.0]),
-    ]
-    many = stacked([Line(name, [(step, 1.0) for step in range(1000)]) for name in "ab"], "ab")
-    assert {trace["stackgroup"] for trace in many["data"]} == {"all"}, "a thousand bars would be a fog"
-
-
-def test_a_legend_has_room() -> None:
-    points = [(1, 1.0)]
-    short, long = [[Line(name * length, points) for name in "abc"] for length in (5, 30)]
-    heights = [stacked(lines, "abc")["layout"]["height"] for lines in (short, long)]
-    assert heights[1] - heights[0] == 19, "two rows of short names, three of long ones"
-    alone = curves(Chart("t"), short[:1], str, [], [])
-    assert alone is not None and alone["layout"]["height"] == heights[0] - 2 * 19
 
 
 def test_what_could_drive_the_page_is_replaced() -> None:

@@ -1,0 +1,72 @@
+"""The rows of each optimizer step, and each rank's share of them."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from orchestrator.ppo.experience import to_experience
+from orchestrator.ppo.mini_batches import optimizer_steps, share_out
+from roles.shares import ActorExperience
+from tests.unit.orchestrator.ppo.test_experience import BETA, make_ppo, make_scored
+
+LENGTHS = [2 + (7 * row) % 13 for row in range(24)]
+
+
+def make_experience(rows: int) -> ActorExperience:
+    """Of ragged lengths."""
+    scored = make_scored([(1, length - 1) for length in LENGTHS[:rows]])
+    return to_experience(scored, BETA, make_ppo())[0].actor
+
+
+@pytest.mark.parametrize("ranks", [1, 2, 3])
+def test_mini_batches_are_fresh_permutations_that_do_not_depend_on_the_ranks(ranks: int) -> None:
+    shares = optimizer_steps(LENGTHS, epochs=3, mini_batches=4, seed=5, ranks=ranks)
+    (alone,) = optimizer_steps(LENGTHS, epochs=3, mini_batches=4, seed=5, ranks=1)
+    assert len(shares) == ranks
+    assert all(len(steps) == 12 for steps in shares)
+    steps = [sorted(row for rank in range(ranks) for row in shares[rank][step]) for step in range(12)]
+    assert steps == [sorted(part) for part in alone]
+    epochs = [steps[first : first + 4] for first in (0, 4, 8)]
+    for epoch in epochs:
+        assert sorted(row for step in epoch for row in step) == list(range(24))
+    assert epochs[0] != epochs[1] != epochs[2]
+
+
+def test_mini_batches_are_a_function_of_the_seed() -> None:
+    def order(seed: int) -> list[list[list[int]]]:
+        return optimizer_steps(LENGTHS[:16], epochs=1, mini_batches=4, seed=seed, ranks=2)
+
+    assert order(1) == order(1)
+    assert order(1) != order(2)
+
+
+def test_mini_batches_are_balanced() -> None:
+    shares = optimizer_steps(LENGTHS, epochs=1, mini_batches=2, seed=0, ranks=3)
+    for step in range(2):
+        sums = [sum(LENGTHS[row] for row in shares[rank][step]) for rank in range(3)]
+        assert [len(shares[rank][step]) for rank in range(3)] == [4, 4, 4]
+        assert max(sums) - min(sums) <= 14
+
+
+@pytest.mark.parametrize("ranks", [1, 3])
+def test_a_rank_gets_each_of_its_rows_once_and_whole(ranks: int) -> None:
+    """Whatever the number of epochs; the steps are those of the schedule."""
+    experience, schedule = make_experience(24), {"epochs": 4, "mini_batches": 2, "seed": 5, "ranks": ranks}
+    shares, steps = share_out(experience, **schedule), optimizer_steps(LENGTHS, **schedule)
+    for share, own in zip(shares, steps, strict=True):
+        rows = share.experience.rows.tolist()
+        assert rows == sorted({row for step in own for row in step})
+        assert [[rows[place] for place in step] for step in share.steps] == own
+        for place, row in enumerate(rows):
+            length = LENGTHS[row]
+            for name in ("token_ids", "response_mask", "old_logprobs", "advantages"):
+                sent, whole = getattr(share.experience, name), getattr(experience, name)
+                torch.testing.assert_close(sent[place, :length], whole[row, :length], rtol=0, atol=0)
+
+
+def test_mini_batches_that_cannot_be_shared_out_are_refused() -> None:
+    with pytest.raises(ValueError, match="mini_batches=3 does not divide the 8 samples"):
+        optimizer_steps(LENGTHS[:8], epochs=1, mini_batches=3, seed=0, ranks=1)
+    with pytest.raises(ValueError, match="2 samples cannot be shared out over 3 ranks; use at most 2"):
+        optimizer_steps(LENGTHS[:8], epochs=1, mini_batches=4, seed=0, ranks=3)

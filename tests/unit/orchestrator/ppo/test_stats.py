@@ -1,0 +1,53 @@
+"""The metrics of a batch of experience."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from orchestrator.ppo.experience import to_experience
+from orchestrator.ppo.stats import explained_variance
+from tests.unit.orchestrator.ppo.test_experience import BETA, make_ppo, make_scored, naive_rewards
+
+
+def test_stats_against_a_loop() -> None:
+    scored = make_scored()
+    experience, stats = to_experience(scored, BETA, make_ppo())
+    mask = scored.rollouts.response_mask
+    kl = [(scored.old_logprobs - scored.reference_logprobs)[row][mask[row]].tolist() for row in range(4)]
+    gaps = [abs(float(x)) for x in (scored.rollouts.rollout_logprobs - scored.old_logprobs)[mask]]
+    assert stats.metrics() == pytest.approx(
+        {
+            "score/mean": 2.5,
+            "score/std": 1.25**0.5,
+            "reward/mean": sum(sum(row) for row in naive_rewards(scored, [1.0, 2.0, 3.0, 4.0])) / 4,
+            "objective/kl": sum(sum(row) for row in kl) / 4,
+            "objective/kl_per_token": sum(sum(row) for row in kl) / 17,
+            "advantage/mean": experience.actor.advantages[mask].mean().item(),
+            "advantage/std": experience.actor.advantages[mask].std(correction=0).item(),
+            "value/explained_variance": 1
+            - (
+                experience.actor.advantages[mask].var(correction=0) / experience.critic.returns[mask].var(correction=0)
+            ).item(),
+            "response/length_mean": 17 / 4,
+            "response/length_p50": 4.0,  # of 1, 3, 5, 8
+            "response/length_p90": 5 + 0.7 * 3,
+            "response/length_p99": 5 + 0.97 * 3,
+            "response/length_max": 8.0,
+            "prompt/length_mean": 10 / 4,
+            "response/turns_mean": 1.0,
+            "response/truncated_fraction": 0.5,
+            "engine/logprob_gap_mean": sum(gaps) / 17,
+            "engine/logprob_gap_max": max(gaps),
+        },
+        abs=1e-5,
+    )
+    assert all(type(value) is float for value in stats.metrics().values())
+
+
+def test_explained_variance() -> None:
+    returns = torch.tensor([1.0, 2.0, 3.0])
+    assert explained_variance(returns, returns) == 1.0
+    assert explained_variance(torch.zeros(3), returns) == 0.0
+    assert explained_variance(-returns, returns) == pytest.approx(-3.0)
+    assert explained_variance(returns, torch.ones(3)) == 0.0
