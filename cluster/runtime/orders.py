@@ -66,7 +66,7 @@ class Orders:
             self.told, self._at = SIGNALS[signal.Signals(number)], time.monotonic()
         if again or not self._held or not self.grace_s:
             self._over(number, frame)
-        os.write(2, f"\nending once this step can be saved, or in {self.grace_s:g} s (again: at once)\n".encode())
+        os.write(2, f"\nending once what is under way is done, or in {self.grace_s:g} s (again: at once)\n".encode())
         signal.setitimer(signal.ITIMER_REAL, self.grace_s)
 
     def _over(self, number: int, frame: Any) -> None:

@@ -31,6 +31,7 @@ from orchestrator.config.reward_training import COMPARISONS, QUALITY, RewardTrai
 from orchestrator.config.run import RunConfig
 from orchestrator.config.sampling import SamplingConfig
 from orchestrator.config.schema import section_key
+from orchestrator.config.serving import ServingRun
 from orchestrator.config.sft import SFT_QUALITY, SftRun
 from orchestrator.data.dataset_rows import check_source
 from orchestrator.errors import ConfigError
@@ -76,6 +77,13 @@ def prepare_evaluate(config: EvaluationRun) -> Questions:
     questions = _read_prompts(config, "heldout", actor)
     check_bridges(config, {"heldout": questions})
     return questions
+
+
+def prepare_serve(config: ServingRun) -> None:
+    """What `tetrarch serve` needs."""
+    check_writable(Path(config.run_dir), "run_dir")
+    _check_names(config, [])
+    check_engine(config, check_role_models(config))
 
 
 def prepare_reward(config: RewardTrainingRun, resume: Resume) -> Questions | Pairs:

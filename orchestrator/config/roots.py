@@ -14,6 +14,7 @@ from orchestrator.config.base import BaseConfig
 from orchestrator.config.evaluation import EvaluationRun
 from orchestrator.config.reward_training import RewardTrainingRun
 from orchestrator.config.run import RunConfig
+from orchestrator.config.serving import ServingRun
 from orchestrator.config.sft import SftRun
 from roles.config.section import Section
 
@@ -22,6 +23,7 @@ ROOTS: dict[str, type[BaseConfig]] = {
     "evaluate": EvaluationRun,
     "reward": RewardTrainingRun,
     "sft": SftRun,
+    "serve": ServingRun,
 }
 """Command → root of its configuration; `plan` and `submit` read what `train` reads."""
 

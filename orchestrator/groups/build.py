@@ -148,8 +148,8 @@ class Builder(Generic[C]):
         )
         return self.start(REWARD, RewardTrainer, (setup, training.pooling))
 
-    def engines(self: Builder[SamplingConfig], models: Models) -> RoleGroup[RolloutEngine]:
-        """The vLLM engines, with the weights in `models.actor`."""
+    def engines(self: Builder[SamplingConfig], models: Models, kind: type[Any] = RolloutEngine) -> RoleGroup[Any]:
+        """The vLLM engines, with the weights in `models.actor`. `kind`: the class of a rank."""
         config, tokenizer = self._config, models.tokenizer
         neighbours = engines_neighbours(config.placement)
         setup = RolloutSetup(
@@ -168,7 +168,7 @@ class Builder(Generic[C]):
             max_prompt_tokens=config.prompts.max_tokens,
         )
         setups = [(replace(setup, index=index),) for index in range(len(self.cluster.places(ENGINES)))]
-        return self.start(ENGINES, RolloutEngine, setups, distributed=False)
+        return self.start(ENGINES, kind, setups, distributed=False)
 
     def policy(self: Builder[SamplingConfig], models: Models) -> Policy:
         """The engines as one policy. If they share GPUs, they are up and asleep before another role loads a model

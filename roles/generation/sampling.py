@@ -12,8 +12,10 @@ if TYPE_CHECKING:
     from vllm import SamplingParams
 
 
-def sampling(rollout: RolloutConfig, stop_token_ids: Sequence[int], turn: Turn) -> SamplingParams:
-    """vLLM's parameters for generating `turn`."""
+def sampling(
+    rollout: RolloutConfig, stop_token_ids: Sequence[int], turn: Turn, *, stream: bool = False
+) -> SamplingParams:
+    """vLLM's parameters for generating `turn`; `stream`: each step of the engine returns the new tokens."""
     from vllm import SamplingParams
     from vllm.sampling_params import RequestOutputKind
 
@@ -28,5 +30,5 @@ def sampling(rollout: RolloutConfig, stop_token_ids: Sequence[int], turn: Turn) 
         logprobs=0,  # only the sampled token's
         flat_logprobs=True,
         detokenize=False,
-        output_kind=RequestOutputKind.FINAL_ONLY,
+        output_kind=RequestOutputKind.DELTA if stream else RequestOutputKind.FINAL_ONLY,
     )

@@ -54,6 +54,7 @@ ROOMS = {
         "reward_service": "reward_call functions redaction proxies config",
         "reward_call": "functions",
         "rollout": "rollout_setup generation transfer config",
+        "serving_engine": "rollout_setup generation",
         "rollout_setup": "generation transfer config",
         "transfer": "zero",
         "zero": "models losses text config",

@@ -37,6 +37,7 @@ NO_NUMBERS = {
     **dict.fromkeys(("*.mixed_with.*", "*.weight", "*.columns"), "which rows there are: test_samples.py"),
     **dict.fromkeys(("*.chat", "*.system", "*.bad_rows=*"), "how rows are read: test_samples.py"),
     **dict.fromkeys(("sft.data.name", "sft.heldout.name"), "a hub data set's configuration: there is no hub in a test"),
+    "serving.*": "who may ask for what: test_http_routes.py, test_serving.py",
     "sft.output": "where the model goes",
     "sft.chat_template": "how chats are written: test_demonstrations.py",
     "sft.too_long=error": "ends a run, and changes none: test_demonstrations.py",

@@ -48,7 +48,7 @@ def test_what_must_not_be_cut_in_two_holds_it_back(listening: Orders, capfd: pyt
     listening.hold()
     tell()
     tell()  # `timeout` tells the process, then its group
-    assert "ending once this step can be saved, or in 30 s" in capfd.readouterr().err
+    assert "ending once what is under way is done, or in 30 s" in capfd.readouterr().err
     with pytest.raises(Terminated):
         listening.release()
     assert signal.getitimer(signal.ITIMER_REAL) == (0.0, 0.0)

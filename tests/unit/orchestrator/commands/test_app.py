@@ -25,7 +25,7 @@ from orchestrator.run.checkpoint import Checkpoints
 from roles.errors import RewardError
 
 ROOT = Path(__file__).resolve().parents[4]
-COMMANDS = ["train", "submit", "reward", "evaluate", "config"]
+COMMANDS = ["train", "submit", "reward", "evaluate", "serve", "config"]
 
 MINIMAL = """
 run_dir: {run_dir}
@@ -63,10 +63,11 @@ Drive = Callable[..., list[tuple[str, tuple[Any, ...]]]]
 def drive(monkeypatch: pytest.MonkeyPatch) -> Drive:
     """Put stand-ins for the door and the drivers in place; they note their arguments, and raise `error`."""
     places = {
-        "orchestrator.checks.preparation": ["prepare_train", "prepare_reward", "prepare_evaluate"],
+        "orchestrator.checks.preparation": ["prepare_train", "prepare_reward", "prepare_evaluate", "prepare_serve"],
         "orchestrator.stages.ppo": ["train"],
         "orchestrator.stages.reward_training": ["train_reward"],
         "orchestrator.stages.evaluation": ["evaluate_run"],
+        "orchestrator.stages.serving": ["serve"],
     }
 
     def install(error: BaseException | None = None, at: str = "") -> list[tuple[str, tuple[Any, ...]]]:
@@ -221,7 +222,7 @@ def test_config_prints_what_load_config_reads(file: Path, tmp_path: Path) -> Non
     printed = tmp_path / "printed.yaml"
     printed.write_text(result.stdout)
     assert load_config(printed) == load_config(file, ["ppo.epochs=2"])
-    assert result.stdout.startswith("# what tetrarch train, evaluate read\n")
+    assert result.stdout.startswith("# what tetrarch train, evaluate, serve read\n")
 
 
 def test_config_prints_a_file_for_any_command(tmp_path: Path) -> None:

@@ -200,7 +200,7 @@ def test_one_file_serves_several_commands(file: Path) -> None:
     file.write_text(MINIMAL + "\n".join(both))
     training, rewarding, evaluating = (load_root(root, file) for root in (RunConfig, RewardTrainingRun, EvaluationRun))
     assert (training.run_dir, evaluating.run_dir, rewarding.run_dir) == ("runs/x", "runs/x", "runs/made/model-run")
-    assert list(load_all(file)) == ["train", "evaluate", "reward"]
+    assert list(load_all(file)) == ["train", "evaluate", "reward", "serve"]
     assert not hasattr(training, "reward_training") and not hasattr(evaluating, "steps")
 
 

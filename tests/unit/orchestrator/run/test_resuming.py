@@ -17,6 +17,7 @@ from orchestrator.config.reward_training import RewardTrainingRun
 from orchestrator.config.roots import ROOTS
 from orchestrator.config.run import RunConfig
 from orchestrator.config.schema import key_of, sections_in
+from orchestrator.config.serving import ServingRun
 from orchestrator.config.sft import SftRun
 from orchestrator.errors import ConfigError, TetrarchError
 from orchestrator.run.checkpoint import Checkpoints
@@ -89,7 +90,7 @@ def test_every_key_has_one_rule_of_its_own(root: type[BaseConfig], whole: set[st
 
 
 def test_the_runs_of_every_stage_have_rules() -> None:
-    assert set(RESUME_RULES) == set(ROOTS.values()) - {EvaluationRun}, "tetrarch evaluate has nothing to resume"
+    assert set(RESUME_RULES) == set(ROOTS.values()) - {EvaluationRun, ServingRun}, "the others have nothing to resume"
 
 
 class Saved:

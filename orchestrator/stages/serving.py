@@ -1,0 +1,120 @@
+"""Serve the policy over HTTP: a checked configuration flows in, the engines and the reward answer until the command is
+told to end."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import typer
+
+from cluster.ranks.calls import wait_all
+from cluster.role_table import ACTOR
+from cluster.runtime.orders import ORDERS
+from orchestrator.config.serving import ServingRun
+from orchestrator.groups.build import Models, resolve_models
+from orchestrator.groups.reward import Reward
+from orchestrator.groups.serving_roles import serving_roles
+from orchestrator.run.checkpoint import TRAINED
+from orchestrator.stages.http_routes import policy_app
+from orchestrator.stages.http_server import answering, listening, url_of
+from orchestrator.stages.prompt_reader import PromptReader
+from orchestrator.stages.serving_desk import Desk
+from orchestrator.stages.serving_jobs import Refused
+from roles.batch import Rollouts
+
+WATCH_S = 1.0
+"""Seconds between two looks for newer weights."""
+SERVING_FOLDER = "serve"
+"""Folder in `run_dir` of the logs: a run that trains there may write its own meanwhile."""
+
+
+def serve(config: ServingRun) -> None:
+    """`tetrarch serve`: answer with the actor in `run_dir/actor`, or before a run with the one it starts from."""
+    with listening(config.serving) as found:  # first: a port in use is told before anything starts
+        watch = WeightWatch(config.run_dir) if config.serving.reload else None
+        models = policy_to_serve(config)
+        typer.echo(f"starting the roles, to serve {models.actor}", err=True)
+        ORDERS.listen()
+        with serving_roles(apart(config), models) as roles:
+            tokenizer = models.tokenizer
+            reader = PromptReader(tokenizer, config.longest_sample, config.rollout.max_response_tokens)
+            score = scorer(roles.reward, config.deadlines.score_s) if roles.reward.members else None
+            desk = Desk(
+                roles.policy,
+                score,
+                lambda ids: str(tokenizer.decode(ids, skip_special_tokens=True)),
+                config.serving.max_requests,
+            )
+            app = policy_app(desk, reader, config.serving, config.rollout.temperature)
+            with answering(app, found):
+                typer.echo(f"serving at {url_of(found)} (Ctrl-C ends it)")
+                work_until_told(desk, watch, config.deadlines.grace_s)
+
+
+class WeightWatch:
+    """Notices weights that a run writes to `run_dir/actor`."""
+
+    def __init__(self, run_dir: str) -> None:
+        self._file = Path(run_dir) / ACTOR / TRAINED
+        self._seen, self._looked = self._written(), time.monotonic()
+
+    def newer(self) -> str | None:
+        """The folder of weights that were not there before; None while there are none. Looks once in WATCH_S."""
+        if time.monotonic() - self._looked < WATCH_S:
+            return None
+        self._looked, now = time.monotonic(), self._written()
+        if now in (None, self._seen):
+            return None
+        self._seen = now
+        return str(self._file.parent)
+
+    def _written(self) -> tuple[int, str] | None:
+        """When the policy was written, and its step; None if there is none."""
+        try:
+            return self._file.stat().st_mtime_ns, self._file.read_text(encoding="utf-8")
+        except OSError:
+            return None
+
+
+def policy_to_serve(config: ServingRun) -> Models:
+    """The model folders of the policy and of what scores it."""
+    models = resolve_models(config, tuple(config.scorers))
+    trained = Path(config.run_dir) / ACTOR
+    return replace(models, actor=trained) if (trained / TRAINED).is_file() else models
+
+
+def apart(config: ServingRun) -> ServingRun:
+    """The same with a folder for logs that no training writes to, and single responses instead of conversations."""
+    return config.model_copy(update={"run_dir": str(Path(config.run_dir) / SERVING_FOLDER), "environment": None})
+
+
+def scorer(reward: Reward, deadline_s: float) -> Callable[[Rollouts], list[float]]:
+    """Responses → scores."""
+
+    def score(rollouts: Rollouts) -> list[float]:
+        running = reward.start(rollouts)
+        wait_all(running.calls, deadline_s)
+        values: list[float] = running.result(deadline_s)[0].tolist()
+        return values
+
+    return score
+
+
+def work_until_told(desk: Desk, watch: WeightWatch | None, grace_s: float) -> None:
+    """Until SIGTERM or Ctrl-C; then what is under way is finished within the grace."""
+    ORDERS.grace_s = grace_s
+    ORDERS.hold()
+    try:
+        while ORDERS.told is None or desk.open:
+            desk.closing = ORDERS.told is not None
+            folder = watch.newer() if watch else None
+            if folder:
+                typer.echo(f"going over to the weights in {folder}", err=True)
+                desk.renew(folder)
+            desk.work()
+    finally:
+        desk.refuse_all(Refused(503, "the server is shutting down; ask again later"))
+    ORDERS.release()

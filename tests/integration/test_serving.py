@@ -1,0 +1,138 @@
+"""`tetrarch serve` on the tiny model: OpenAI's client, best-of-N, new weights while requests are under way, the end."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+import torch
+from openai import OpenAI
+from transformers import AutoModelForCausalLM
+
+ROOT = Path(__file__).resolve().parents[2]
+ONE_RANK = [f"placement.{group}.ranks=1" for group in ("reward", "rollout")]
+PROMPT = "draw the red river"
+
+
+@contextmanager
+def command(words: list[str], log: Path) -> Iterator[tuple[str, subprocess.Popen[str]]]:
+    """A server under way: its URL, and its process."""
+    environment = {**os.environ, "RAY_USAGE_STATS_ENABLED": "0"}
+    with log.open("w") as out:
+        process = subprocess.Popen(words, cwd=ROOT, env=environment, text=True, stdout=out, stderr=subprocess.STDOUT)
+    try:
+        until = time.monotonic() + 200
+        while not (found := re.search(r"serving at (http://\S+)", log.read_text())):
+            assert process.poll() is None and time.monotonic() < until, log.read_text()
+            time.sleep(0.1)
+        yield found[1], process
+    finally:
+        process.kill()
+        process.wait()
+
+
+def greedy(model: Path, token_ids: list[int], count: int) -> list[int]:
+    """What plain transformers generates."""
+    policy = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)
+    prompt = torch.tensor([token_ids])
+    made = policy.generate(prompt, max_new_tokens=count, do_sample=False, attention_mask=torch.ones_like(prompt))
+    return [int(token) for token in made[0, len(token_ids) :]]
+
+
+def test_the_policy_is_served_and_goes_over_to_new_weights_without_losing_a_request(tmp_path: Path) -> None:
+    inputs, actor = tmp_path / "inputs", tmp_path / "run/actor"
+    subprocess.run([sys.executable, "configs/tiny/inputs.py", str(inputs)], cwd=ROOT, check=True, timeout=120)
+    text = (ROOT / "configs/tiny.yaml").read_text().replace("runs/inputs/tiny", str(inputs))
+    (tmp_path / "tiny.yaml").write_text(text)
+    shutil.copytree(inputs / "policy", actor)
+    (actor / "tetrarch.json").write_text(json.dumps({"step": 1}))
+    words = [sys.executable, "-m", "orchestrator", "serve", str(tmp_path / "tiny.yaml"), f"run_dir={tmp_path}/run"]
+    words += ["serving.port=0", "serving.api_key=secret", *ONE_RANK]
+    with command(words, tmp_path / "log") as (url, process):
+        _openai_asks(url, actor)
+        _weights_are_renewed(url, actor)
+        with ThreadPoolExecutor() as pool:  # told to end while it answers
+            asked = [pool.submit(_generate, url, count=64) for _ in range(4)]
+            while "tetrarch_requests_under_way 0.0" in httpx.get(f"{url}/metrics", trust_env=False).text:
+                assert not all(answer.done() for answer in asked)
+            process.send_signal(signal.SIGTERM)
+            statuses = [_status(answer) for answer in asked]
+            assert 200 in statuses and set(statuses) <= {200, 503, None}
+        assert process.wait(timeout=60) == 143
+    assert "ended by SIGTERM" in (tmp_path / "log").read_text()
+
+
+def _status(answer: Future[httpx.Response]) -> int | None:
+    """None: the server did not listen any more."""
+    try:
+        return answer.result().status_code
+    except httpx.ConnectError:
+        return None
+
+
+def _generate(url: str, *, count: int = 4, **more: Any) -> httpx.Response:
+    body = {"prompt": PROMPT, "num_return_sequences": count, **more}
+    headers = {"Authorization": "Bearer secret"}
+    return httpx.post(f"{url}/generate", json=body, headers=headers, timeout=60, trust_env=False)
+
+
+def _openai_asks(url: str, actor: Path) -> None:
+    client = OpenAI(base_url=f"{url}/v1", api_key="secret", max_retries=0)
+    assert [model.id for model in client.models.list()] == ["policy"]
+    plain = client.completions.create(model="policy", prompt=PROMPT, max_tokens=8, temperature=0)
+    stream = client.completions.create(model="policy", prompt=PROMPT, max_tokens=8, temperature=0, stream=True)
+    pieces = [piece.choices[0] for piece in stream]
+    assert "".join(piece.text for piece in pieces) == plain.choices[0].text
+    assert pieces[-1].finish_reason == plain.choices[0].finish_reason == "length"
+    best = client.completions.create(model="policy", prompt=PROMPT, n=2, best_of=6, max_tokens=8)
+    scores = [choice.model_dump()["score"] for choice in best.choices]
+    assert scores == sorted(scores, reverse=True) and best.usage is not None and best.usage.completion_tokens > 8
+    told = _generate(url, max_new_tokens=8).json()
+    assert told["best"] == max(range(4), key=told["scores"].__getitem__) and len(set(told["responses"])) > 1
+    assert httpx.post(f"{url}/generate", json={"prompt": "a"}, trust_env=False).status_code == 401
+
+
+def _weights_are_renewed(url: str, actor: Path) -> None:
+    """The policy's weights times a factor at its head's input, so that greedy responses differ."""
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(actor)
+    token_ids = [int(token) for token in tokenizer(PROMPT)["input_ids"]]
+
+    def response() -> str:
+        told = _generate(url, count=1, temperature=0, max_new_tokens=8).json()
+        return str(told["responses"][0])
+
+    def expected() -> str:
+        return str(tokenizer.decode(greedy(actor, token_ids, 8), skip_special_tokens=True))
+
+    before = expected()
+    assert response() == before
+    with ThreadPoolExecutor(8) as pool:
+        asked = [pool.submit(_generate, url) for _ in range(100)]
+        torch.manual_seed(7)
+        policy = AutoModelForCausalLM.from_pretrained(actor, dtype=torch.float32)
+        for parameter in policy.parameters():
+            parameter.data += 0.3 * torch.randn_like(parameter)
+        policy.save_pretrained(actor)
+        (actor / "tetrarch.json").write_text(json.dumps({"step": 2}))
+        until = time.monotonic() + 30
+        while "tetrarch_weights_version 1.0" not in httpx.get(f"{url}/metrics", trust_env=False).text:
+            assert time.monotonic() < until
+            asked.append(pool.submit(_generate, url))
+            time.sleep(0.05)
+        assert {answer.result().status_code for answer in asked} == {200}
+    after = expected()
+    assert after != before and response() == after

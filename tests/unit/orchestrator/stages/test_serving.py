@@ -1,0 +1,136 @@
+"""The desk between HTTP and the roles, the address, and what a served configuration names."""
+
+from __future__ import annotations
+
+import queue
+import socket
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cluster.errors import RankFailure
+from cluster.ranks.failures import Death
+from orchestrator.config.serving import ServingConfig
+from orchestrator.errors import ConfigError
+from orchestrator.stages import serving
+from orchestrator.stages.http_server import listening, url_of
+from orchestrator.stages.serving import WeightWatch
+from orchestrator.stages.serving_desk import Desk
+from orchestrator.stages.serving_jobs import Job, PromptRead, Refused, ScoredAnswer, Wish, rollouts_of
+from roles.batch import Rollouts
+from tests.unit.orchestrator.stages.served import EOS, EchoEngines, Letters, length, until, working
+
+decode = Letters().decode
+
+
+def job_of(text: str, responses: int = 1, **wish: Any) -> tuple[Job, queue.SimpleQueue[Any]]:
+    told: queue.SimpleQueue[Any] = queue.SimpleQueue()
+    prompt = PromptRead(text, [ord(letter) for letter in text])
+    return Job(prompt, Wish(responses, 9, 1.0, **wish), told.put), told
+
+
+def test_only_the_job_that_the_reward_cannot_read_fails() -> None:
+    def score(rollouts: Rollouts) -> list[float]:
+        if "bad" in rollouts.prompts:
+            raise RankFailure("reward rank 0 raised RewardError\nlast lines of the log")
+        return length(rollouts)
+
+    desk = Desk(EchoEngines(), score, decode, most=9)
+    jobs = [job_of(text) for text in ("ab", "bad", "abc")]
+    for job, _ in jobs:
+        job.token_ids, job.finishes = {0: [97, EOS]}, {0: "stop"}
+        assert desk.take(job) is None
+    desk._score_some([job for job, _ in jobs], score)
+    answers = [told.get(timeout=5) for _, told in jobs]
+    assert answers[0] == answers[2] == [ScoredAnswer("a", 2, "stop", 1.0)]
+    assert answers[1] == Refused(502, "the reward failed: reward rank 0 raised RewardError")
+
+
+def test_a_scorer_that_died_ends_the_server() -> None:
+    def score(rollouts: Rollouts) -> list[float]:
+        raise Death("reward rank 0 died")
+
+    desk = Desk(EchoEngines(), score, decode, most=9)
+    job, told = job_of("ab")
+    desk.take(job)
+    with pytest.raises(Death):
+        while True:
+            desk.work()
+    refused = desk.take(job_of("x")[0])
+    assert refused is not None and refused.status == 503
+    desk.refuse_all(Refused(503, "over"))
+    assert told.get(timeout=5) == Refused(503, "over") and desk.open == 0
+
+
+def test_new_weights_come_between_responses_and_new_jobs_wait_for_them() -> None:
+    engines = EchoEngines()
+    engines.gate.clear()
+    with working(Desk(engines, None, decode, most=9)) as desk:
+        (first, told), (second, later) = job_of("ab"), job_of("c")
+        desk.take(first)
+        until(lambda: bool(engines.wanted))
+        desk.renew("folder")
+        desk.take(second)
+        engines.gate.set()
+        assert told.get(timeout=5)[0].text == "ab" and later.get(timeout=5)[0].text == "c"
+    assert engines.reloaded == [("folder", 0)] and desk.version == 1
+    assert [one.name for one in engines.wanted] == ["0.0", "1.0"]
+
+
+def test_a_dropped_job_is_never_told_and_its_responses_are_given_up() -> None:
+    engines = EchoEngines()
+    engines.gate.clear()
+    with working(Desk(engines, None, decode, most=1)) as desk:
+        job, told = job_of("ab", responses=2)
+        desk.take(job)
+        until(lambda: len(engines.wanted) == 2)
+        desk.drop(job)
+        until(lambda: not desk.open)
+        engines.gate.set()
+        other, answered = job_of("c")
+        assert desk.take(other) is None and answered.get(timeout=5)[0].text == "c"
+    assert engines.dropped == ["0.0", "0.1"] and told.empty()
+
+
+def test_what_scores_reads_the_tokens_that_were_generated() -> None:
+    job, _ = job_of("ab", responses=2, columns={"answer": "5"})
+    job.token_ids, job.finishes = {0: [97, EOS], 1: [98, 99, 97]}, {0: "stop", 1: "length"}
+    other, _ = job_of("c")
+    other.token_ids, other.finishes = {0: [97]}, {0: "length"}
+    rows = rollouts_of([job, other], decode)
+    assert rows.token_ids.tolist() == [[97, 98, 97, EOS, 0], [97, 98, 98, 99, 97], [99, 97, 0, 0, 0]]
+    assert rows.lengths.tolist() == [4, 5, 2] and rows.finished.tolist() == [True, False, False]
+    assert rows.response_mask.int().tolist() == [[0, 0, 1, 1, 0], [0, 0, 1, 1, 1], [0, 1, 0, 0, 0]]
+    assert (rows.prompts, rows.responses) == (["ab", "ab", "c"], ["a", "bca", "a"])
+    assert rows.columns == {"answer": ["5", "5", None]}
+
+
+def _refusal(**keys: Any) -> str:
+    with pytest.raises(ConfigError) as caught, listening(ServingConfig(**keys)):
+        pass
+    return str(caught.value)
+
+
+def test_a_port_in_use_is_told_before_anything_starts() -> None:
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        port = other.getsockname()[1]
+        assert f"serving.port={port}: the port is in use at 127.0.0.1" in _refusal(port=port)
+    assert "serving.host=192.0.2.1" in _refusal(host="192.0.2.1")
+    with listening(ServingConfig(port=0)) as found:
+        assert url_of(found) == f"http://127.0.0.1:{found.getsockname()[1]}"
+
+
+def test_the_watch_tells_new_weights_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(serving, "WATCH_S", 0.0)
+    watch = WeightWatch(str(tmp_path))
+    assert watch.newer() is None
+    file = tmp_path / "actor/tetrarch.json"
+    for step in (1, 2):
+        file.parent.mkdir(exist_ok=True)
+        file.write_text(f'{{"step": {step}}}')
+        assert watch.newer() == str(file.parent) and watch.newer() is None
+    file.unlink()
+    assert watch.newer() is None
