@@ -164,9 +164,9 @@ class Actor:
         """The same, of the running mean of the weights (`ema_decay`)."""
         self._model.save_average(folder)
 
-    def save_state(self, folder: str | Path) -> None:
-        """Everything that `load_state` needs to continue exactly."""
-        self._model.save_state(folder)
+    def save_state(self, folder: str | Path) -> dict[str, str]:
+        """Everything that `load_state` needs to continue exactly; path in `folder` → hash of this rank's files."""
+        return self._model.save_state(folder)
 
     def load_state(self, folder: str | Path) -> None:
         """Continue where `save_state` was called."""

@@ -76,9 +76,9 @@ class Critic:
         self._model.module.rescale(mean, deviation)
         self._model.save_model(folder)
 
-    def save_state(self, folder: str | Path) -> None:
-        """Everything that `load_state` needs to continue exactly."""
-        self._model.save_state(folder)
+    def save_state(self, folder: str | Path) -> dict[str, str]:
+        """Everything that `load_state` needs to continue exactly; path in `folder` → hash of this rank's files."""
+        return self._model.save_state(folder)
 
     def load_state(self, folder: str | Path) -> None:
         """Continue where `save_state` was called."""

@@ -1,27 +1,30 @@
 """Checkpoints: one folder with every mutable state of a run, committed by one rename.
 
-The driver writes the roles' state and a manifest into `step-N.partial/`; the rename to `step-N/` is the commit. A
-folder without a readable manifest, or with a file that is missing or has another size than the manifest says, is not
-whole and is skipped.
+The roles' state and a manifest are written into `step-N.partial/`; once all of it is on the disk, the rename to
+`step-N/` is the commit. The manifest has the size and the hash of each file. A folder without a readable manifest, or
+with a file that is missing or is another one than the manifest says, is not whole and is skipped.
 """
 
 from __future__ import annotations
 
 import json
-import os
 import re
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 from cluster.estimate.memory import GIB
 from cluster.role_table import ACTOR
+from roles.durable import hash_of, seal, sync_folder, write_durably
 
 MANIFEST = "manifest.json"
 PARTIAL = ".partial"
+HASH = "xxh3_128"
 TRAINED = "tetrarch.json"
 """File in the folder of a trained policy, with the step of its weights."""
 
@@ -44,46 +47,43 @@ class Checkpoints:
         self.folder = folder
         self.keep = keep
 
-    def save(self, step: int, state: dict[str, Any], write: Callable[[Path], None]) -> Path:
+    def save(self, step: int, state: dict[str, Any], write: Callable[[Path], Mapping[str, str] | None]) -> Path:
         """Call `write(folder)` for the roles' files, add the manifest, commit, and keep the newest `keep` whole
         checkpoints.
 
         Folders that are not whole do not count; each stays until its step is saved again.
+
+        Args:
+            write: may return path in `folder` → hash of files that are on the disk; the others are read for it.
         """
         final = self._folder(step)
         with whole_folder(final) as partial:
             partial.mkdir(parents=True)
-            write(partial)
-            files = {str(f.relative_to(partial)): f.stat().st_size for f in sorted(partial.rglob("*")) if f.is_file()}
-            _write_durably(partial / MANIFEST, json.dumps({"step": step, "state": state, "files": files}, indent=1))
-        _sync_folder(self.folder)
+            files = _sealed(partial, write(partial) or {})
+            manifest = json.dumps({"step": step, "state": state, "files": files}, indent=1).encode()
+            write_durably(partial / MANIFEST, lambda file: file.write(manifest))
         whole = [folder for folder in self._folders() if _read_manifest(folder) is not None]
         for old in [*whole[self.keep :], *self.folder.glob(f"step-*{PARTIAL}")]:
             shutil.rmtree(old)
         return final
 
-    def newest(self) -> Checkpoint | None:
-        """The newest whole checkpoint, or None."""
-        for folder in self._folders():
-            manifest = _read_manifest(folder)
-            if manifest is not None:
-                return Checkpoint(folder, manifest["step"], manifest["state"])
-        return None
+    def newest(self, *, content: bool = False) -> Checkpoint | None:
+        """The newest whole checkpoint, or None. `content`: see `damage`."""
+        return next(filter(None, (_checkpoint(folder, content) for folder in self._folders())), None)
 
-    def of_step(self, step: int) -> Checkpoint | None:
-        """The whole checkpoint of that step, or None."""
-        folder = self._folder(step)
-        manifest = _read_manifest(folder)
-        return Checkpoint(folder, manifest["step"], manifest["state"]) if manifest is not None else None
+    def of_step(self, step: int, *, content: bool = False) -> Checkpoint | None:
+        """The whole checkpoint of that step, or None. `content`: see `damage`."""
+        return _checkpoint(self._folder(step), content)
 
     def steps(self) -> list[int]:
         """The steps of all whole checkpoints."""
         manifests = map(_read_manifest, self._folders())
         return sorted(manifest["step"] for manifest in manifests if manifest is not None)
 
-    def damaged(self) -> dict[Path, str]:
-        """Folder → what is wrong with it (see `damage`), for all that are not whole, newest first."""
-        found = {folder: damage(folder) for folder in self._folders()}
+    def damaged(self, after: int = -1) -> dict[Path, str]:
+        """Folder → what is wrong with it or its content (see `damage`), for all later than step `after` that are not
+        whole, newest first."""
+        found = {folder: damage(folder, content=True) for folder in self._folders() if (step_of(folder) or 0) > after}
         return {folder: what for folder, what in found.items() if what is not None}
 
     def _folder(self, step: int) -> Path:
@@ -128,28 +128,69 @@ def whole_folder(final: Path) -> Iterator[Path]:
     partial = final.with_name(final.name + PARTIAL)
     shutil.rmtree(partial, ignore_errors=True)
     yield partial
+    for folder in (partial, *(path for path in partial.rglob("*") if path.is_dir())):
+        sync_folder(folder)
     shutil.rmtree(final, ignore_errors=True)
     partial.rename(final)
+    sync_folder(final.parent)
 
 
-def damage(folder: Path) -> str | None:
-    """Why the checkpoint in `folder` is not whole, such as `actor/state.pt has 1000 bytes, not 20480`; None: it is."""
+def damage(folder: Path, *, content: bool = False) -> str | None:
+    """Why the checkpoint in `folder` is not whole, such as `actor/state.pt has 1000 bytes, not 20480`; None if it is
+    whole. `content`: read all files, and compare their hashes too."""
     try:
         files = _manifest_of(folder)["files"]
-    except (OSError, ValueError, RecursionError) as error:
+        expected = {name: (facts["bytes"], facts[HASH]) for name, facts in files.items()}
+    except (OSError, ValueError, KeyError, RecursionError) as error:
         return f"{MANIFEST} cannot be read ({type(error).__name__})"
-    for name, size in files.items():
+    except TypeError:
+        return f"{MANIFEST} has no hashes of the files; another version of Tetrarch has written it"
+    for name, (size, _) in expected.items():
         try:
             found = (folder / name).stat().st_size
         except (OSError, ValueError):
             return f"{name} is missing"
         if found != size:
             return f"{name} has {found} bytes, not {size}"
+    if content:
+        with ThreadPoolExecutor() as pool:
+            hashes = pool.map(_known_hash, (folder / name for name in expected))
+            for (name, (_, written)), read in zip(expected.items(), hashes, strict=True):
+                if read != written:
+                    return f"{name} holds other bytes than were written (hash {read}, not {written})"
     return None
 
 
-def _read_manifest(folder: Path) -> dict[str, Any] | None:
-    return _manifest_of(folder) if damage(folder) is None else None
+def _sealed(folder: Path, known: Mapping[str, str]) -> dict[str, dict[str, Any]]:
+    """Path in `folder` → size and hash, of all files; those whose hash is not known are read."""
+    files = {str(file.relative_to(folder)): file for file in sorted(folder.rglob("*")) if file.is_file()}
+    return {
+        name: {"bytes": file.stat().st_size, HASH: known[name] if name in known else seal(file)}
+        for name, file in files.items()
+    }
+
+
+def _known_hash(file: Path) -> str | None:
+    """A file's hash, read once as long as the file stays as it is; None if it cannot be read."""
+    try:
+        facts = file.stat()
+        return _hash(file, facts.st_ino, facts.st_size, facts.st_mtime_ns, facts.st_ctime_ns)
+    except OSError:
+        return None
+
+
+@cache
+def _hash(file: Path, *facts: int) -> str:
+    return hash_of(file)
+
+
+def _checkpoint(folder: Path, content: bool) -> Checkpoint | None:
+    manifest = _read_manifest(folder, content=content)
+    return Checkpoint(folder, manifest["step"], manifest["state"]) if manifest is not None else None
+
+
+def _read_manifest(folder: Path, *, content: bool = False) -> dict[str, Any] | None:
+    return _manifest_of(folder) if damage(folder, content=content) is None else None
 
 
 def _manifest_of(folder: Path) -> dict[str, Any]:
@@ -159,18 +200,3 @@ def _manifest_of(folder: Path) -> dict[str, Any]:
         case {"step": int(step), "state": {}, "files": {}} if step >= 0:
             return manifest
     raise ValueError("step, state or files are missing")
-
-
-def _write_durably(path: Path, text: str) -> None:
-    with path.open("w") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

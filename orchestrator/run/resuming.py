@@ -52,7 +52,7 @@ def checkpoint_to_resume(config: BaseConfig, resume: Resume) -> Checkpoint | Non
         return None
     folder = Path(config.run_dir)
     checkpoints = Checkpoints(folder / "checkpoints", config.checkpoint.keep)
-    found = checkpoints.newest() if resume == "newest" else checkpoints.of_step(resume)
+    found = checkpoints.newest(content=True) if resume == "newest" else checkpoints.of_step(resume, content=True)
     if found is None:
         raise ConfigError(_nothing_to_resume(config, checkpoints, resume))
     steps = rules_of(config).steps(config)
@@ -88,8 +88,7 @@ def _nothing_to_resume(config: BaseConfig, checkpoints: Checkpoints, resume: Res
 
 def take_up(run_dir: Path, checkpoint: Checkpoint, config: BaseConfig, resume: Resume) -> list[str]:
     """Bring the run's files to the state of `checkpoint`, if they are newer; returns messages for the user."""
-    damaged = Checkpoints(run_dir / "checkpoints", config.checkpoint.keep).damaged()
-    newer = {folder: what for folder, what in damaged.items() if (step_of(folder) or 0) > checkpoint.step}
+    newer = Checkpoints(run_dir / "checkpoints", config.checkpoint.keep).damaged(after=checkpoint.step)
     told = [f"{folder} is damaged: {what}; going on from step {checkpoint.step}" for folder, what in newer.items()]
     later = set_aside(run_dir, checkpoint.step, rules_of(config).leaves) if newer or resume != "newest" else None
     if later is not None:

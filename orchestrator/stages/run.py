@@ -157,9 +157,12 @@ class Run:
         """Write the driver's `state` and the trained groups' state. Reports the size of the first checkpoint."""
         began, deadline_s = time.monotonic(), min(self.config.deadlines.save_s, self.orders.left_s)
 
-        def write(folder: Path) -> None:
+        def write(folder: Path) -> dict[str, str]:
             trained = self.stage.trained.items()
-            wait_all([group.call(Trainable.save_state, str(folder / role)) for role, group in trained], deadline_s)
+            calls = {role: group.call(Trainable.save_state, str(folder / role)) for role, group in trained}
+            wait_all(list(calls.values()), deadline_s)
+            ranks = ((role, hashes) for role, call in calls.items() for hashes in call.result(deadline_s))
+            return {f"{role}/{name}": found for role, hashes in ranks for name, found in hashes.items()}
 
         path = self.checkpoints.save(state["step"], {**state, "config": self.settings}, write)
         self.saved_at = time.monotonic()

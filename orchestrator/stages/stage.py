@@ -23,8 +23,9 @@ from orchestrator.stages.card_metrics import StepWork
 class Trainable(Protocol):
     """A role whose ranks can save and load all that training changes in them."""
 
-    def save_state(self, folder: str | Path) -> None:
-        """Write everything that `load_state` needs to continue exactly."""
+    def save_state(self, folder: str | Path) -> dict[str, str]:
+        """Write everything that `load_state` needs to continue exactly; path in `folder` → hash of this rank's files,
+        which are on the disk."""
 
     def load_state(self, folder: str | Path) -> None:
         """Continue where `save_state` was called."""

@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from roles.durable import seal
 from roles.errors import LossNotFinite, RoleError
 from roles.models.lora import adapt, state_name
 from roles.packing import micro_batches
@@ -67,6 +68,8 @@ class ShardedModel:
         """`load` makes the module, with the transformers model as its `.model`; it runs after the ranks have joined."""
         self.setup, config = setup, setup.optimizer
         deepspeed = join(setup.device)
+        from roles.zero.state_files import StateFiles
+
         self.rank, self.world_size = torch.distributed.get_rank(), torch.distributed.get_world_size()
         self.device = torch.device("cpu" if setup.device == "cpu" else f"cuda:{os.environ['LOCAL_RANK']}")
         settings = deepspeed_config(setup, self.world_size)
@@ -87,6 +90,7 @@ class ShardedModel:
             config=settings,
         )
         self._deepspeed.eval()
+        self._files = self._deepspeed.checkpoint_engine = StateFiles()
         self._average = Average(transformer, setup.ema_decay, self.device) if setup.ema_decay else None
         if setup.zero.sleep:
             sleep(self._deepspeed)
@@ -165,15 +169,21 @@ class ShardedModel:
         """The sum of `values` (any shape) over the ranks, on the CPU."""
         return self._every_rank(values).sum(0)
 
-    def save_state(self, folder: str | Path) -> None:
+    def save_state(self, folder: str | Path) -> dict[str, str]:
         """Save trained weights in full precision, optimizer and schedule, for `load_state` on the same number of
-        ranks."""
+        ranks. Returns path in `folder` → hash of the files that this rank has written; they are on the disk."""
+        self._files.hashes.clear()
         with self._awake():
             forget_host_copies(self._deepspeed.basic_optimizer)
             trained_only = self.setup.lora is not None
-            self._deepspeed.save_checkpoint(str(folder), tag=self._state, exclude_frozen_parameters=trained_only)
+            options = {"exclude_frozen_parameters": trained_only, "save_latest": False}
+            self._deepspeed.save_checkpoint(str(folder), tag=self._state, **options)
+        hashes = dict(self._files.hashes)
         if self._average:
-            self._average.save(Path(folder) / f"average-{self.rank}.safetensors")
+            file = Path(folder) / f"average-{self.rank}.safetensors"
+            self._average.save(file)
+            hashes[file] = seal(file)
+        return {str(file.relative_to(folder)): found for file, found in hashes.items()}
 
     def load_state(self, folder: str | Path) -> None:
         """Continue exactly where `save_state` was called, with the learning rate and schedule of this setup."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import os
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -524,6 +525,23 @@ def asleep(setup: ModelSetup, batches: list[Experience], folder: str) -> dict[st
     finally:
         ZERO_SUPPORTED_OPTIMIZERS.remove(FusedAdam)
         deepspeed.ops.adam.FusedAdam, deepspeed.ops.adam.fused_adam.FusedAdam = kept, module
+
+
+class Malicious:
+    """Unpickling it makes the folder `mark`."""
+
+    def __init__(self, mark: Path) -> None:
+        self._mark = mark
+
+    def __reduce__(self) -> Any:
+        return os.mkdir, (str(self._mark),)
+
+
+def state_of(setup: ModelSetup, folder: str) -> dict[str, str]:
+    """Save the checkpoint of an actor; the hashes of its files."""
+    from roles.actor import Actor
+
+    return Actor(setup, PolicyLossConfig(), TEMPERATURE).save_state(folder)
 
 
 def resumed_as(setup: ModelSetup, folder: str) -> None:

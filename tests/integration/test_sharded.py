@@ -14,6 +14,7 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 
 from roles.config.losses import PolicyLossConfig, ValueLossConfig
 from roles.config.models import LoraConfig, ScheduleConfig, ZeroConfig
+from roles.durable import hash_of
 from roles.models.lora import adapt, adapted_layers, is_adapter, merged, plain_name
 from roles.zero.optimizer import rate_factor
 from tests.integration import sharded_cases as cases
@@ -515,6 +516,25 @@ def test_resuming_with_adapters_is_exact(
         if stage == 3 and dtype == "float32":
             with pytest.raises(RuntimeError, match=r"holds no (state|adapters-.*); .* with `lora` as it was"):
                 groups[1].call(cases.resumed_as, replace(setup, lora=lora), str(tmp_path / "state"))
+
+
+@pytest.mark.parametrize("stage", [3, 0])
+def test_no_file_of_a_foreign_checkpoint_is_run(
+    groups: dict[int, Ranks], folders: dict[str, Path], tmp_path: Path, stage: Any
+) -> None:
+    setup = cases.setup_of(folders["policy"], zero=ZeroConfig(stage=stage), ema_decay=0.5)
+    hashes, *_ = groups[1].call(cases.state_of, setup, str(tmp_path / "state"))
+    written = {str(file.relative_to(tmp_path / "state")): file for file in (tmp_path / "state").rglob("*.*t*")}
+    assert {name: hash_of(written[name]) for name in hashes} == hashes
+    assert {name for name in written if not name.endswith(".py")} == set(hashes)
+    for file in map(written.get, hashes):
+        kept = file.read_bytes()
+        torch.save({"module": cases.Malicious(tmp_path / "mark")}, file)
+        with pytest.raises(RuntimeError, match=r"nothing in it was run|SafetensorError"):
+            groups[1].call(cases.resumed_as, setup, str(tmp_path / "state"))
+        file.write_bytes(kept)
+    assert not (tmp_path / "mark").exists()
+    groups[1].call(cases.resumed_as, setup, str(tmp_path / "state"))
 
 
 def test_nothing_was_compiled(groups: dict[int, Ranks]) -> None:

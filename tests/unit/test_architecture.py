@@ -79,7 +79,7 @@ ROOMS = {
 """Room → rooms of the same package that it may import; the files in `GROUND` are open to all."""
 GROUND = {
     "orchestrator": {"display_text", "errors", "metrics", "metric_types"},
-    "roles": {"errors", "batch", "measured", "packing", "rows", "seeds", "shares"},
+    "roles": {"errors", "batch", "durable", "measured", "packing", "rows", "seeds", "shares"},
     "cluster": {"errors", "config", "role_table"},
 }
 ENGINES = {

@@ -68,7 +68,7 @@ class FakeGroup:
 
     def call(self, method: Any, *arguments: Any) -> FakeCall:
         self.log.append(f"{self.role}.{method.__name__}{arguments}")
-        return FakeCall(self, method.__name__, [None] * self.size)
+        return FakeCall(self, method.__name__, [{} if method.__name__ == "save_state" else None] * self.size)
 
     def stop(self) -> None:
         self.log.append(f"{self.role} ends")

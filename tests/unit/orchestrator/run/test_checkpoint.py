@@ -1,11 +1,15 @@
 from __future__ import annotations
 
+import json
+import os
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from orchestrator.run.checkpoint import Checkpoints
+from roles.durable import hash_of
 
 
 def write(text: str):
@@ -50,6 +54,7 @@ def test_a_damaged_newer_one_does_not_push_out_what_was_just_saved(tmp_path: Pat
         ("remove", "rank-0.pt is missing"),
         ("manifest", "manifest.json cannot be read (JSONDecodeError)"),
         ("no manifest", "manifest.json cannot be read (FileNotFoundError)"),
+        ("sizes only", "manifest.json has no hashes of the files; another version of Tetrarch has written it"),
     ],
 )
 def test_a_broken_checkpoint_is_passed_over(tmp_path: Path, damage: str, said: str) -> None:
@@ -66,9 +71,67 @@ def test_a_broken_checkpoint_is_passed_over(tmp_path: Path, damage: str, said: s
             manifest.write_text(manifest.read_text()[:20])
         case "no manifest":
             manifest.unlink()
+        case "sizes only":
+            manifest.write_text(json.dumps({"step": 2, "state": {}, "files": {"actor/rank-0.pt": 5}}))
     assert checkpoints.newest().step == 1
     ((folder, what),) = checkpoints.damaged().items()
     assert folder.name == "step-000002" and what.endswith(said)
+
+
+def flip(file: Path) -> None:
+    """One bit of a file is another one; its size and time stay."""
+    data, facts = bytearray(file.read_bytes()), file.stat()
+    data[len(data) // 2] ^= 1
+    file.write_bytes(data)
+    os.utime(file, ns=(facts.st_atime_ns, facts.st_mtime_ns))
+
+
+@pytest.mark.parametrize("damage", [flip, lambda file: file.write_bytes(bytes(5))], ids=["one bit", "zeros"])
+def test_other_bytes_of_the_right_size_are_named_and_passed_over(
+    tmp_path: Path, damage: Callable[[Path], None]
+) -> None:
+    checkpoints = Checkpoints(tmp_path, keep=3)
+    checkpoints.save(1, {}, write("whole"))
+    broken = checkpoints.save(2, {}, write("whole"))
+    assert checkpoints.newest(content=True).step == 2 and checkpoints.damaged() == {}
+    damage(broken / "actor" / "rank-0.pt")
+    assert checkpoints.newest(content=True).step == 1 and checkpoints.of_step(2, content=True) is None
+    assert "actor/rank-0.pt holds other bytes than were written" in checkpoints.damaged()[broken]
+    assert list(checkpoints.damaged(after=1)) == [broken] and checkpoints.damaged(after=2) == {}
+
+
+def test_hashes_that_the_ranks_tell_are_those_of_what_they_meant_to_write(tmp_path: Path) -> None:
+    """A disk that has stored other bytes is found out; without a word from the ranks they would be taken as right."""
+
+    def told(folder: Path) -> dict[str, str]:
+        write("meant")(folder)
+        found = hash_of(folder / "actor" / "rank-0.pt")
+        flip(folder / "actor" / "rank-0.pt")
+        return {"actor/rank-0.pt": found}
+
+    checkpoints = Checkpoints(tmp_path, keep=3)
+    saved = checkpoints.save(1, {}, told)
+    assert "holds other bytes" in checkpoints.damaged()[saved]
+
+
+def test_everything_is_on_the_disk_before_the_rename(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    log: list[str] = []
+    sync, rename = os.fsync, Path.rename
+
+    def fsync(descriptor: int) -> None:
+        log.append(Path(os.readlink(f"/proc/self/fd/{descriptor}")).name)
+        sync(descriptor)
+
+    def renamed(path: Path, target: Path) -> Path:
+        log.append("rename")
+        return rename(path, target)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    monkeypatch.setattr(Path, "rename", renamed)
+    Checkpoints(tmp_path, keep=1).save(1, {}, write("x"))
+    before = log[: log.index("rename")]
+    assert {"rank-0.pt", "manifest.json", "actor", "step-000001.partial"} == set(before)
+    assert log[log.index("rename") :] == ["rename", tmp_path.name]
 
 
 def test_a_save_that_fails_leaves_the_last_one(tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from roles.config.models import OptimizerConfig, ZeroConfig
 from roles.zero.settings import deepspeed_config
 from roles.zero.setup import ModelSetup
 from roles.zero.sharded import STATE_FOLDER, ShardedModel, Work
+from roles.zero.state_files import StateFiles
 
 SETUP = ModelSetup(
     model_path="none",
@@ -76,6 +77,7 @@ def engine_on(recorder: Recorder, zero: ZeroConfig) -> ShardedModel:
     engine = object.__new__(ShardedModel)
     engine.setup, engine.world_size, engine.module = replace(SETUP, zero=zero), 1, torch.nn.Identity()
     engine._deepspeed, engine._average, engine.device = recorder, None, torch.device("cpu")
+    engine._files = StateFiles()
     return engine
 
 

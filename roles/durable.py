@@ -1,0 +1,74 @@
+"""Files that are on the disk once they are written, and hashes of their content. Paths in, hexadecimal hashes out."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import xxhash
+
+BLOCK = 4 * 2**20
+"""Bytes that are read at a time."""
+
+
+class HashedFile:
+    """A file to write to, which hashes what it is given."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        self._hash = xxhash.xxh3_128()
+
+    def write(self, data: Any) -> int:
+        """Write bytes; returns their number."""
+        self._hash.update(data)
+        return self._file.write(data)
+
+    def flush(self) -> None:
+        """Hand everything to the system."""
+        self._file.flush()
+
+    def hexdigest(self) -> str:
+        """The hash (XXH3, 128 bits) of everything that was written."""
+        return self._hash.hexdigest()
+
+
+def write_durably(path: Path, write: Callable[[HashedFile], object]) -> str:
+    """Have `write` fill a new file, and wait until it is on the disk; its hash, of what was meant to be written."""
+    with path.open("wb") as raw:
+        file = HashedFile(raw)
+        write(file)
+        sync_file(raw)
+    return file.hexdigest()
+
+
+def seal(path: Path) -> str:
+    """Wait until a file that others have written is on the disk; its hash."""
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
+    return hash_of(path)
+
+
+def hash_of(path: Path) -> str:
+    """The hash (XXH3, 128 bits) of a file's content."""
+    found, block = xxhash.xxh3_128(), memoryview(bytearray(BLOCK))
+    with path.open("rb", buffering=0) as file:
+        while size := file.readinto(block):
+            found.update(block[:size])
+    return found.hexdigest()
+
+
+def sync_file(file: BinaryIO) -> None:
+    """Wait until what was written to an open file is on the disk."""
+    file.flush()
+    os.fsync(file.fileno())
+
+
+def sync_folder(folder: Path) -> None:
+    """Wait until the names in a folder are on the disk."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
