@@ -9,7 +9,7 @@ from typing import Any, BinaryIO
 
 import xxhash
 
-BLOCK = 4 * 2**20
+READ_BYTES = 4 * 2**20
 """Bytes that are read at a time."""
 
 
@@ -52,7 +52,7 @@ def seal(path: Path) -> str:
 
 def hash_of(path: Path) -> str:
     """The hash (XXH3, 128 bits) of a file's content."""
-    found, block = xxhash.xxh3_128(), memoryview(bytearray(BLOCK))
+    found, block = xxhash.xxh3_128(), memoryview(bytearray(READ_BYTES))
     with path.open("rb", buffering=0) as file:
         while size := file.readinto(block):
             found.update(block[:size])
