@@ -20,6 +20,7 @@ from orchestrator.checks.models import (
     ModelFacts,
     check_context,
     check_folder,
+    check_reward_head,
     check_same_tokens,
     check_tokenizer,
     model_facts,
@@ -31,12 +32,13 @@ from orchestrator.config.reward_training import COMPARISONS, QUALITY, RewardTrai
 from orchestrator.config.run import RunConfig
 from orchestrator.config.sampling import SamplingConfig
 from orchestrator.config.schema import section_key
-from orchestrator.config.serving import ServingRun
+from orchestrator.config.serving import RewardServingRun, ServingRun
 from orchestrator.config.sft import SFT_QUALITY, SftRun
 from orchestrator.data.dataset_rows import check_source
 from orchestrator.errors import ConfigError
 from orchestrator.run.checkpoint import Checkpoint
 from orchestrator.run.resuming import Resume, other_comparisons
+from roles.config.rewards import FunctionReward
 
 if TYPE_CHECKING:
     from orchestrator.data.demonstrations import SftData
@@ -84,6 +86,31 @@ def prepare_serve(config: ServingRun) -> None:
     check_writable(Path(config.run_dir), "run_dir")
     _check_names(config, [])
     check_engine(config, check_role_models(config))
+
+
+def prepare_reward_service(config: RewardServingRun) -> None:
+    """What `tetrarch serve --reward` needs."""
+    if not config.scorers:
+        raise ConfigError("reward.type=environment scores nothing by itself; use a model, a function or an ensemble")
+    check_writable(Path(config.run_dir), "run_dir")
+    for role, scorer in config.scorers.items():
+        if isinstance(scorer, FunctionReward):
+            check_function(scorer, section_key(role))
+    for role, scorer in config.reward_models.items():
+        key = f"{section_key(role)}.model"
+        check_folder(scorer.model, key, TRAIN_IT)
+        facts = model_facts(scorer.model, key, config.model_cache)
+        check_tokenizer(facts)
+        check_reward_head(facts)
+        check_attention(facts)
+        check_weights(facts, "reward")
+
+
+def prepare_best_of_n(config: ServingRun) -> Questions:
+    """What `tetrarch best-of-n` needs; the prompts that were read on the way."""
+    if config.environment is not None:
+        raise ConfigError("tetrarch best-of-n compares single responses, not conversations; set environment=null")
+    return prepare_evaluate(config)
 
 
 def prepare_reward(config: RewardTrainingRun, resume: Resume) -> Questions | Pairs:

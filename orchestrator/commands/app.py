@@ -17,7 +17,7 @@ import typer
 from orchestrator.commands.config_commands import doctor, import_openrlhf, import_trl, import_verl, show_config
 from orchestrator.commands.data_command import show_data
 from orchestrator.commands.plan_command import show_plan
-from orchestrator.commands.serve_commands import serve
+from orchestrator.commands.serve_commands import best_of_n, serve
 from orchestrator.commands.train_commands import evaluate, submit, training_command
 from orchestrator.commands.training_table import TRAININGS
 from roles.proxies import spare_loopback
@@ -38,6 +38,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "evaluate": evaluate,
     "data": show_data,
     "serve": serve,
+    "best-of-n": best_of_n,
     "plan": show_plan,
     "import-openrlhf": import_openrlhf,
     "import-verl": import_verl,

@@ -34,6 +34,16 @@ class EvaluationConfig(Section):
     """Number of responses that are shown side by side."""
 
 
+def scorers_of(reward: RewardConfig) -> dict[str, OneReward]:
+    """Scorers by role: `reward`, or `reward.NAME` for each member of an ensemble; none if the environment gives all
+    rewards."""
+    if isinstance(reward, EnvironmentReward):
+        return {}
+    if isinstance(reward, EnsembleReward):
+        return {f"reward.{name}": member for name, member in reward.members.items()}
+    return {REWARD: reward}
+
+
 class EvaluationRun(SamplingConfig):
     """What `tetrarch evaluate` reads: the policy, the reference it is compared with, and what scores it."""
 
@@ -57,11 +67,7 @@ class EvaluationRun(SamplingConfig):
     def scorers(self) -> dict[str, OneReward]:
         """Scorers by role: `reward`, or `reward.NAME` for each member of an ensemble; none if the environment gives
         all rewards."""
-        if isinstance(self.reward, EnvironmentReward):
-            return {}
-        if isinstance(self.reward, EnsembleReward):
-            return {f"reward.{name}": member for name, member in self.reward.members.items()}
-        return {REWARD: self.reward}
+        return scorers_of(self.reward)
 
     @property
     def reward_models(self) -> dict[str, ModelReward]:

@@ -6,8 +6,8 @@ from pydantic import Field, SecretStr
 
 from cluster.role_table import ENGINES
 from orchestrator.config.base import BaseConfig
-from orchestrator.config.evaluation import EvaluationRun
-from roles.config.rewards import RewardConfig
+from orchestrator.config.evaluation import EvaluationRun, scorers_of
+from roles.config.rewards import ModelReward, OneReward, RewardConfig
 from roles.config.section import Section
 
 
@@ -54,3 +54,17 @@ class RewardServingRun(BaseConfig):
     """What scores the responses."""
     serving: ServingConfig = ServingConfig()
     """Who may ask, and where."""
+
+    @property
+    def scorers(self) -> dict[str, OneReward]:
+        """Scorers by role, as in an evaluation."""
+        return scorers_of(self.reward)
+
+    @property
+    def reward_models(self) -> dict[str, ModelReward]:
+        """The scorers that are models, by role."""
+        return {role: scorer for role, scorer in self.scorers.items() if isinstance(scorer, ModelReward)}
+
+    @property
+    def model_roles(self) -> tuple[str, ...]:
+        return tuple(self.reward_models)

@@ -13,6 +13,7 @@ from cluster.ranks.role_group import RoleGroup
 from cluster.role_table import ENGINES
 from orchestrator.config.serving import ServingRun
 from orchestrator.groups.build import Models, builder
+from orchestrator.groups.policy import Policy
 from orchestrator.groups.reward import Reward
 from roles.serving_engine import EngineWork, NewTokens, ServingEngine, WantedResponse
 
@@ -61,6 +62,15 @@ class ServingRoles:
     policy: ServedPolicy
     reward: Reward
     deadlines: Deadlines
+
+
+@contextmanager
+def scored_policy(config: ServingRun, models: Models) -> Iterator[tuple[Policy, Reward]]:
+    """Context with a policy that answers batches of prompts, and the reward."""
+    with builder(config, {ENGINES: None, **config.scorers}) as build:
+        policy, reward = build.policy(models), build.reward(models)
+        build.ready()
+        yield policy, reward
 
 
 @contextmanager

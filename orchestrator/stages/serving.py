@@ -7,26 +7,34 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import TypeVar
 
 import typer
 
 from cluster.ranks.calls import wait_all
 from cluster.role_table import ACTOR
 from cluster.runtime.orders import ORDERS
-from orchestrator.config.serving import ServingRun
+from orchestrator.config.base import BaseConfig
+from orchestrator.config.serving import RewardServingRun, ServingRun
 from orchestrator.groups.build import Models, resolve_models
 from orchestrator.groups.reward import Reward
+from orchestrator.groups.reward_alone import reward_alone
 from orchestrator.groups.serving_roles import serving_roles
 from orchestrator.run.checkpoint import TRAINED
 from orchestrator.stages.http_routes import policy_app
 from orchestrator.stages.http_server import answering, listening, url_of
 from orchestrator.stages.prompt_reader import PromptReader
+from orchestrator.stages.reward_http import RewardDesk, reward_app
 from orchestrator.stages.serving_desk import Desk
 from orchestrator.stages.serving_jobs import Refused
 from roles.batch import Rollouts
 
+C = TypeVar("C", bound=BaseConfig)
+
 WATCH_S = 1.0
 """Seconds between two looks for newer weights."""
+REWARD_POLL_S = 0.1
+"""Seconds between two looks whether the reward still lives, and whether to end."""
 SERVING_FOLDER = "serve"
 """Folder in `run_dir` of the logs: a run that trains there may write its own meanwhile."""
 
@@ -52,6 +60,25 @@ def serve(config: ServingRun) -> None:
             with answering(app, found):
                 typer.echo(f"serving at {url_of(found)} (Ctrl-C ends it)")
                 work_until_told(desk, watch, config.deadlines.grace_s)
+
+
+def serve_reward(config: RewardServingRun) -> None:
+    """`tetrarch serve --reward`: score what others have generated."""
+    with listening(config.serving) as found:
+        typer.echo("starting the reward", err=True)
+        ORDERS.listen()
+        with reward_alone(apart(config)) as reward:
+            desk = RewardDesk(scorer(reward, config.deadlines.score_s))
+            with answering(reward_app(desk, config.serving), found):
+                url = url_of(found)
+                typer.echo(f"serving at {url}: /score, and /get_reward for OpenRLHF (Ctrl-C ends it)")
+                ORDERS.grace_s = config.deadlines.grace_s
+                ORDERS.hold()
+                while ORDERS.told is None:
+                    if desk.broken:
+                        raise desk.broken
+                    time.sleep(REWARD_POLL_S)
+        ORDERS.release()
 
 
 class WeightWatch:
@@ -86,9 +113,9 @@ def policy_to_serve(config: ServingRun) -> Models:
     return replace(models, actor=trained) if (trained / TRAINED).is_file() else models
 
 
-def apart(config: ServingRun) -> ServingRun:
-    """The same with a folder for logs that no training writes to, and single responses instead of conversations."""
-    return config.model_copy(update={"run_dir": str(Path(config.run_dir) / SERVING_FOLDER), "environment": None})
+def apart(config: C) -> C:
+    """The same with a folder for logs that no training writes to."""
+    return config.model_copy(update={"run_dir": str(Path(config.run_dir) / SERVING_FOLDER)})
 
 
 def scorer(reward: Reward, deadline_s: float) -> Callable[[Rollouts], list[float]]:

@@ -1,0 +1,67 @@
+"""A reward without a policy: texts are read with each reward model's own tokenizer."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import PreTrainedTokenizerBase
+
+from orchestrator.config.serving import RewardServingRun
+from orchestrator.groups.build import Builder, builder
+from orchestrator.groups.reward import Member, Reward
+from roles.batch import Rollouts, Sequences
+from roles.config.rewards import EnsembleReward, MeanScore, ModelReward, OneReward
+from roles.model_files.conversion import resolve_model
+from roles.packing import right_padded
+from roles.reward_model import MESSAGES, RewardModel
+from roles.text.answered_chat import answered_chat
+from roles.text.prompt_tokens import prompt_tokens
+from roles.text.tokenizer import load_tokenizer
+
+
+@dataclass(frozen=True, slots=True)
+class OwnTokens:
+    """Texts → the tokens that a reward model reads."""
+
+    tokenizer: PreTrainedTokenizerBase
+
+    def __call__(self, rollouts: Rollouts) -> Sequences:
+        """A row with a column `messages` goes through the chat template; otherwise prompt and response are tokenised
+        apart, as in training. EOS, or the template's end of a turn, follows if the response ended itself."""
+        chats = rollouts.columns.get(MESSAGES) or [None] * len(rollouts)
+        token_ids, lengths = right_padded([self._row(rollouts, row, chat) for row, chat in enumerate(chats)])
+        return Sequences(token_ids, lengths, torch.arange(token_ids.shape[1]) < lengths.unsqueeze(1))
+
+    def _row(self, rollouts: Rollouts, row: int, chat: Any) -> list[int]:
+        response, finished = rollouts.responses[row], bool(rollouts.finished[row])
+        if chat is not None:
+            text = answered_chat(self.tokenizer, chat, response, finished=finished)
+            return prompt_tokens(self.tokenizer, [text], chat=True)[0]
+        prompt = prompt_tokens(self.tokenizer, [rollouts.prompts[row]], chat=False)[0]
+        said = prompt_tokens(self.tokenizer, [response], chat=True)[0]
+        eos = self.tokenizer.eos_token_id
+        ids = [*prompt, *said]
+        return [*ids, eos] if (finished and ids[-1:] != [eos]) or not ids else ids
+
+
+@contextmanager
+def reward_alone(config: RewardServingRun) -> Iterator[Reward]:
+    """Context with the reward's groups, up."""
+    with builder(config, config.scorers) as build:
+        members = {role: _member(config, build, role, scorer) for role, scorer in config.scorers.items()}
+        build.ready()
+        yield Reward(members, config.reward.combine if isinstance(config.reward, EnsembleReward) else MeanScore())
+
+
+def _member(config: RewardServingRun, build: Builder[RewardServingRun], role: str, scorer: OneReward) -> Member:
+    if not isinstance(scorer, ModelReward):
+        return build.scorer(role, scorer)
+    folder = resolve_model(scorer.model, Path(config.model_cache))
+    tokenizer = load_tokenizer(folder, trust_remote_code=scorer.model.trust_remote_code)
+    group = build.start(role, RewardModel, (build.engine_setup(role, folder, scorer), None))
+    return Member(group, OwnTokens(tokenizer))

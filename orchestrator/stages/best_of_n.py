@@ -1,0 +1,163 @@
+"""`tetrarch best-of-n`: prompts flow in; the best of N responses to each flow out as rows to learn from, with the
+measured KL beside its bound."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import closing
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from cluster.ranks.calls import wait_all
+from orchestrator.config.serving import ServingRun
+from orchestrator.data.prompts import Questions
+from orchestrator.groups.policy import Policy
+from orchestrator.groups.reward import Reward
+from orchestrator.groups.serving_roles import scored_policy
+from orchestrator.report.evaluation_results import Estimate
+from orchestrator.report.progress import make_progress
+from orchestrator.stages.serving import policy_to_serve
+from roles.batch import Rollouts
+from roles.seeds import stable_seed
+
+ROWS_AT_A_TIME = 2048
+"""Responses that are generated and scored together."""
+OUTPUT = "best-of-n.jsonl"
+"""File in `run_dir` of the best responses, where the command does not say another."""
+
+
+@dataclass(frozen=True, slots=True)
+class BestOfN:
+    """What picking the best has changed."""
+
+    prompts: int
+    responses: int
+    """N."""
+    score: Estimate
+    """Of all responses."""
+    best_score: Estimate
+    """Of the picked ones."""
+    kl: Estimate
+    """From the distribution of the picked responses to the policy's, nats."""
+    kl_bound: float
+
+    def lines(self) -> list[str]:
+        """For the terminal."""
+        return [
+            f"best of {self.responses}, {self.prompts} prompts",
+            f"  score of all responses  {_told(self.score)}",
+            f"  score of the best       {_told(self.best_score)}",
+            f"  KL to the policy        {_told(self.kl)} nats; at most log N - (N-1)/N = {self.kl_bound:.3f}",
+        ]
+
+
+def best_of_n(config: ServingRun, questions: Questions, output: Path | None) -> BestOfN:
+    """Pick the best of `serving.responses` responses to each of `questions`; write a row for each to `output`."""
+    file = output or Path(config.run_dir) / OUTPUT
+    with closing(make_progress("best-of-n", 0, 0)) as progress:
+        models = policy_to_serve(config)
+        progress.status(f"starting the roles, to sample from {models.actor}")
+        with scored_policy(config, models) as (policy, reward):
+            progress.status(f"{config.serving.responses} responses to each of {len(questions)} prompts")
+            rows, logprobs, found = list[dict[str, Any]](), list[Tensor](), list[Tensor]()
+            for rollouts, scores in _scored(config, questions, policy, reward):
+                rows += picked_rows(rollouts, scores, config.serving.responses)
+                logprobs.append(response_logprobs(rollouts))
+                found.append(scores)
+        result = summary(torch.cat(logprobs), torch.cat(found), config.serving.responses)
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text("".join(f"{json.dumps(row, ensure_ascii=False)}\n" for row in rows), encoding="utf-8")
+        numbers = file.with_suffix(".json")
+        numbers.write_text(json.dumps(asdict(result), indent=1) + "\n")
+        progress.lines("\n".join([*result.lines(), f"written to {file} and {numbers}"]))
+    return result
+
+
+def best_of_n_kl(logprob: float, count: int) -> float:
+    """KL from the best of `count` samples to their policy, estimated from the log-probability of the best one, nats.
+
+    Beirami et al., arXiv 2401.01879: with p the probability of the best, (1-p)^N (log N + (N-1) log(1-p) - (N-1)/N) +
+    (1-(1-p)^N) log((1-(1-p)^N)/p). It is exact if the best response has the probability p and each of the others
+    next to none; for p → 0 it is the bound log N - (N-1)/N, which is exact for continuous scores without ties.
+    """
+    p = math.exp(logprob)
+    if p >= 1.0 or count == 1:
+        return 0.0
+    rest = count * math.log1p(-p)  # log (1-p)^N
+    others = math.exp(rest) * (kl_bound(count) + (count - 1) * math.log1p(-p))
+    best = -math.expm1(rest)
+    return others + (best * (math.log(best) - logprob) if best > 0 else 0.0)
+
+
+def kl_bound(count: int) -> float:
+    """log N - (N-1)/N, nats: what the KL of the best of N cannot exceed."""
+    return math.log(count) - (count - 1) / count
+
+
+def response_logprobs(rollouts: Rollouts) -> Tensor:
+    """Log-probability of each response, `[batch]`."""
+    return (rollouts.rollout_logprobs.double() * rollouts.response_mask).sum(1)
+
+
+def summary(logprobs: Tensor, scores: Tensor, count: int) -> BestOfN:
+    """What picking has changed. Both are `[batch]`, `count` neighbouring rows a prompt."""
+    grouped = scores.view(-1, count)
+    best = grouped.argmax(1, keepdim=True)
+    chosen = logprobs.view(-1, count).gather(1, best).squeeze(1).tolist()
+    return BestOfN(
+        prompts=len(grouped),
+        responses=count,
+        score=Estimate.of(grouped.double().mean(1).tolist()),
+        best_score=Estimate.of(grouped.gather(1, best).squeeze(1).tolist()),
+        kl=Estimate.of([best_of_n_kl(logprob, count) for logprob in chosen]),
+        kl_bound=kl_bound(count),
+    )
+
+
+def picked_rows(rollouts: Rollouts, scores: Tensor, count: int) -> list[dict[str, Any]]:
+    """A row for each prompt: the prompt, the best response as its `completion`, and all responses with scores."""
+    rows = []
+    for first in range(0, len(rollouts), count):
+        own = range(first, first + count)
+        best = max(own, key=lambda row: float(scores[row]))
+        columns = {name: column[first] for name, column in rollouts.columns.items()}
+        prompt = columns.pop("messages", None) or rollouts.prompts[first]
+        rows.append(
+            {
+                **columns,
+                "prompt": prompt,
+                "completion": rollouts.responses[best],
+                "score": float(scores[best]),
+                "responses": [rollouts.responses[row] for row in own],
+                "scores": [float(scores[row]) for row in own],
+            }
+        )
+    return rows
+
+
+def _scored(
+    config: ServingRun, questions: Questions, policy: Policy, reward: Reward
+) -> Iterator[tuple[Rollouts, Tensor]]:
+    """Responses with scores, some prompts at a time."""
+    count, deadline_s = config.serving.responses, config.deadlines.score_s
+    for prompts in _parts(len(questions), max(1, ROWS_AT_A_TIME // count)):
+        rows = [row for row in prompts for _ in range(count)]
+        seeds = [stable_seed(config.seed, "best-of-n", row, copy) for row in prompts for copy in range(count)]
+        rollouts = policy.generate(questions.pick(rows, seeds), version=0)
+        scores = reward.start(rollouts)
+        wait_all(scores.calls, deadline_s)
+        yield rollouts, scores.result(deadline_s)[0]
+
+
+def _parts(size: int, at_a_time: int) -> list[Sequence[int]]:
+    return [range(first, min(first + at_a_time, size)) for first in range(0, size, at_a_time)]
+
+
+def _told(value: Estimate) -> str:
+    return f"{value.mean:.3f} ± {value.standard_error:.3f}"

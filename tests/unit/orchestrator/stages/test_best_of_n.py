@@ -1,0 +1,71 @@
+"""The best of N: rows to learn from, and the KL of picking, beside distributions that can be counted out."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import random
+
+import pytest
+import torch
+
+from orchestrator.stages.best_of_n import best_of_n_kl, kl_bound, picked_rows, summary
+from tests.unit.orchestrator.fakes import prompts_of, rollouts_of
+
+
+def exact_kl(probabilities: list[float], count: int) -> float:
+    """KL of the best of `count` to the policy, by counting all samples; a later response has a higher score."""
+    picked = [0.0] * len(probabilities)
+    for sample in itertools.product(range(len(probabilities)), repeat=count):
+        picked[max(sample)] += math.prod(probabilities[response] for response in sample)
+    return sum(q * math.log(q / p) for q, p in zip(picked, probabilities, strict=True) if q)
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 5])
+def test_the_kl_of_one_sure_response_is_that_of_two_responses_counted_out(count: int) -> None:
+    """The others' KL, of which each has next to no probability, is the limit of many equal ones."""
+    p, others = 0.3, 6
+    estimated = best_of_n_kl(math.log(p), count)
+    coarse = exact_kl([(1 - p) / others] * others + [p], count) if count < 5 else 0.0
+    assert coarse - 1e-12 <= estimated <= kl_bound(count) + 1e-12
+
+
+def test_many_small_responses_and_a_likely_best_one_have_the_estimated_kl() -> None:
+    p, count, others = 0.4, 4, 5000
+    below = [index * (1 - p) / others for index in range(others + 1)]
+    kl = sum(q * math.log(q * others / (1 - p)) for a, b in itertools.pairwise(below) if (q := b**count - a**count) > 0)
+    best = 1 - (1 - p) ** count
+    assert best_of_n_kl(math.log(p), count) == pytest.approx(kl + best * math.log(best / p), rel=1e-3)
+
+
+@pytest.mark.parametrize("count", [2, 4, 64, 1000])
+def test_the_kl_stays_under_its_bound_and_reaches_it_for_rare_responses(count: int) -> None:
+    kls = [best_of_n_kl(logprob, count) for logprob in (-1e-9, -0.1, -1.0, -3.0, -10.0, -40.0, -2000.0)]
+    assert all(0 <= kl <= kl_bound(count) + 1e-9 for kl in kls)
+    assert kls[-1] == pytest.approx(math.log(count) - (count - 1) / count, rel=1e-9)
+    assert kls[0] == pytest.approx(0.0, abs=1e-6) and best_of_n_kl(0.0, count) == 0.0
+
+
+def test_the_best_of_each_prompt_is_picked() -> None:
+    random.seed(0)
+    scores = torch.tensor([0.0, 3.0, 1.0, 5.0, 4.0, -1.0])
+    logprobs = torch.tensor([-9.0, -1.0, -9.0, -2.0, -9.0, -9.0])
+    result = summary(logprobs, scores, 3)
+    assert (result.prompts, result.responses, result.best_score.mean) == (2, 3, 4.0)
+    assert result.score.mean == pytest.approx(scores.mean().item())
+    assert result.kl.mean == pytest.approx((best_of_n_kl(-1.0, 3) + best_of_n_kl(-2.0, 3)) / 2)
+
+
+def test_a_row_is_a_demonstration_and_a_ranked_list() -> None:
+    rollouts = rollouts_of(prompts_of(4), 0)
+    rollouts.responses[:] = ["a", "b", "c", "d"]
+    rollouts.columns["messages"] = [[{"role": "user", "content": "hi"}]] * 2 + [None] * 2
+    first, second = picked_rows(rollouts, torch.tensor([1.0, 2.0, 4.0, 3.0]), 2)
+    assert first == {
+        "prompt": [{"role": "user", "content": "hi"}],
+        "completion": "b",
+        "score": 2.0,
+        "responses": ["a", "b"],
+        "scores": [1.0, 2.0],
+    }
+    assert (second["prompt"], second["completion"]) == ("p", "c")

@@ -1,0 +1,132 @@
+"""A reward over HTTP: our own clients ask it, over a real socket, in both protocols."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from starlette.testclient import TestClient
+
+from cluster.errors import DeadlineExceeded, RankFailure
+from orchestrator.config.loading import load_root
+from orchestrator.config.serving import RewardServingRun, ServingConfig
+from orchestrator.groups.reward_alone import OwnTokens
+from orchestrator.stages.http_server import answering, listening, url_of
+from orchestrator.stages.reward_http import RewardDesk, reward_app
+from roles.batch import Responses, Rollouts
+from roles.config.rewards import RemoteReward
+from roles.reward_service import RemoteScorer
+from tests.unit.orchestrator.stages.served import EOS, Letters
+
+seen: list[Rollouts] = []
+
+
+def lengths(rollouts: Rollouts) -> list[float]:
+    seen.append(rollouts)
+    return [
+        float(len(prompt + response)) for prompt, response in zip(rollouts.prompts, rollouts.responses, strict=True)
+    ]
+
+
+@pytest.fixture(scope="module")
+def url() -> Iterator[str]:
+    serving = ServingConfig(port=0)
+    with listening(serving) as found, answering(reward_app(RewardDesk(lengths), serving), found):
+        yield url_of(found)
+
+
+def answered() -> Responses:
+    return Responses(
+        token_ids=torch.tensor([[5, 7, 2], [5, 8, 0]]),
+        lengths=torch.tensor([3, 2]),
+        response_mask=torch.tensor([[False, True, True], [False, True, False]]),
+        finished=torch.tensor([True, False]),
+        prompts=["a", "b"],
+        responses=["xyz", "x"],
+        columns={"answer": ["5", "6"]},
+    )
+
+
+@pytest.mark.parametrize(("protocol", "path"), [("tetrarch", "score"), ("openrlhf", "get_reward")])
+def test_our_client_is_answered(url: str, protocol: Any, path: str) -> None:
+    label = "answer" if protocol == "openrlhf" else None
+    scorer = RemoteScorer(RemoteReward(type="remote", protocol=protocol, urls=[f"{url}/{path}"], label=label))
+    seen.clear()
+    assert scorer.score(answered()).tolist() == [4.0, 2.0]
+    (rows,) = seen
+    if protocol == "tetrarch":
+        assert rows.columns == {"answer": ["5", "6"]} and rows.finished.tolist() == [True, False]
+        assert [row[mask].tolist() for row, mask in zip(rows.token_ids, rows.response_mask, strict=True)] == [
+            [7, 2],
+            [8],
+        ]
+    else:
+        assert rows.columns == {"labels": ["5", "6"]} and rows.prompts == ["axyz", "bx"]
+
+
+def asked(score: Any, path: str, body: Any) -> tuple[int, str]:
+    client = TestClient(reward_app(RewardDesk(score), ServingConfig()), raise_server_exceptions=False)
+    answer = client.post(path, json=body)
+    return answer.status_code, answer.text
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "told"),
+    [
+        ("/score", {"prompts": ["a"]}, "responses: Field required"),
+        ("/score", {"prompts": ["a"], "responses": []}, "responses has 0 entries for 1 prompts"),
+        ("/score", {"prompts": ["a"], "responses": ["b"], "columns": {"x": []}}, "columns.x has 0 entries"),
+        ("/get_reward", {"query": ["a"], "labels": ["b", "c"]}, "labels has 2 entries for 1 queries"),
+        ("/get_reward", {"query": "a"}, "query"),
+        ("/get_reward", {"query": ["\ud800"]}, "surrogate"),
+    ],
+)
+def test_a_wrong_request_is_refused_with_the_reason(path: str, body: Any, told: str) -> None:
+    status, text = asked(lengths, path, body)
+    assert status == 400 and told in text
+
+
+def test_nothing_to_score_is_no_error() -> None:
+    assert asked(lengths, "/score", {"prompts": [], "responses": []}) == (200, '{"scores": []}')
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "lives"),
+    [
+        (RankFailure("reward raised"), 502, True),
+        (ValueError("bad chat"), 400, True),
+        (DeadlineExceeded("d"), 503, False),
+    ],
+)
+def test_what_fails_is_told(error: Exception, status: int, lives: bool) -> None:
+    def score(rollouts: Rollouts) -> list[float]:
+        raise error
+
+    desk = RewardDesk(score)
+    client = TestClient(reward_app(desk, ServingConfig()), raise_server_exceptions=False)
+    assert client.post("/score", json={"prompts": ["a"], "responses": ["b"]}).status_code == status
+    assert (desk.broken is None) == lives
+
+
+def test_a_reward_model_reads_texts_with_its_own_tokenizer() -> None:
+    client = TestClient(reward_app(RewardDesk(lengths), ServingConfig()))
+    seen.clear()
+    body = {"prompts": ["a", "b"], "responses": ["xy", "z"], "finished": [True, False]}
+    client.post("/score", json=body)
+    client.post("/get_reward", json={"query": ["ax\x02", "bz"]})
+    ours, theirs = (OwnTokens(Letters())(rows) for rows in seen)  # type: ignore[arg-type]
+    assert ours.token_ids.tolist() == [[97, 120, 121, EOS], [98, 122, 0, 0]] and ours.lengths.tolist() == [4, 2]
+    assert theirs.token_ids.tolist() == [[97, 120, EOS], [98, 122, 0]]
+
+
+def test_the_reward_alone_needs_no_policy(tmp_path: Path) -> None:
+    file = tmp_path / "reward.yaml"
+    model = "{type: model, model: {path: m}}"
+    file.write_text(
+        f"run_dir: r\nreward: {{type: ensemble, members: {{a: {model}, f: {{path: x.py, type: function}}}}}}"
+    )
+    config = load_root(RewardServingRun, file)
+    assert list(config.scorers) == ["reward.a", "reward.f"] and config.model_roles == ("reward.a",)
