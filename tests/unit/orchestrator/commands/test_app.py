@@ -25,7 +25,7 @@ from orchestrator.run.checkpoint import Checkpoints
 from roles.errors import RewardError
 
 ROOT = Path(__file__).resolve().parents[4]
-COMMANDS = ["train", "submit", "reward", "evaluate", "serve", "config"]
+COMMANDS = ["train", "submit", "reward", "evaluate", "serve", "best-of-n", "config"]
 
 MINIMAL = """
 run_dir: {run_dir}
@@ -63,11 +63,19 @@ Drive = Callable[..., list[tuple[str, tuple[Any, ...]]]]
 def drive(monkeypatch: pytest.MonkeyPatch) -> Drive:
     """Put stand-ins for the door and the drivers in place; they note their arguments, and raise `error`."""
     places = {
-        "orchestrator.checks.preparation": ["prepare_train", "prepare_reward", "prepare_evaluate", "prepare_serve"],
+        "orchestrator.checks.preparation": [
+            "prepare_train",
+            "prepare_reward",
+            "prepare_evaluate",
+            "prepare_serve",
+            "prepare_reward_service",
+            "prepare_best_of_n",
+        ],
         "orchestrator.stages.ppo": ["train"],
         "orchestrator.stages.reward_training": ["train_reward"],
         "orchestrator.stages.evaluation": ["evaluate_run"],
-        "orchestrator.stages.serving": ["serve"],
+        "orchestrator.stages.serving": ["serve", "serve_reward"],
+        "orchestrator.stages.best_of_n": ["best_of_n"],
     }
 
     def install(error: BaseException | None = None, at: str = "") -> list[tuple[str, tuple[Any, ...]]]:
@@ -143,6 +151,24 @@ def test_the_door_comes_before_the_driver(
     config = load_root(ROOTS[command], file, ["ppo.epochs=2", "seed=7", REWARD_TRAINING])
     assert calls == [(name, (config, *rest)) for name, *rest in expected]
     assert READ.summary in result.output and result.output.count(READ.example) == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["serve"], ["prepare_serve", "serve"]),
+        (["serve", "--reward"], ["prepare_reward_service", "serve_reward"]),
+        (["best-of-n", "--output", "rows.jsonl"], ["prepare_best_of_n", "best_of_n"]),
+    ],
+)
+def test_serving_starts_what_is_asked_for(file: Path, drive: Drive, arguments: list[str], expected: list[str]) -> None:
+    calls = drive()
+    command, *options = arguments
+    result = tetrarch(command, file, *options)
+    assert result.exit_code == 0, result.output
+    assert [name for name, _ in calls] == expected
+    if options[1:]:
+        assert calls[-1][1][1:] == (READ, Path(options[1]))
 
 
 # Exit codes and errors

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -69,7 +70,7 @@ def test_our_client_is_answered(url: str, protocol: Any, path: str) -> None:
 
 def asked(score: Any, path: str, body: Any) -> tuple[int, str]:
     client = TestClient(reward_app(RewardDesk(score), ServingConfig()), raise_server_exceptions=False)
-    answer = client.post(path, json=body)
+    answer = client.post(path, content=json.dumps(body), headers={"Content-Type": "application/json"})
     return answer.status_code, answer.text
 
 
