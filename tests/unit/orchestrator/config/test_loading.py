@@ -318,7 +318,7 @@ def test_a_section_that_must_be_there_is_missing_if_it_is_null(file: Path) -> No
         (["evaluation.heldout=1"], ["did you mean `prompts.heldout`?"]),
         (["run_dir=" + "a" * 300], ["run_dir=", "at most 255 bytes in each name and 4000 in all"]),
         (["actor.model.path=" + "/a" * 3000], ["actor.model.path=", "at most 255 bytes in each name and 4000 in all"]),
-        (['prompts.train.path="a\\0b"'], ["prompts.train.path=", "must not hold a NUL character"]),
+        (['prompts.train.path="a\\0b"'], ["override of prompts.train.path", "a text holds a NUL character"]),
         (["steps"], ["override `steps`", "key.path=value"]),
         (["ppo..epochs=1"], ["override `ppo..epochs`", "key.path=value"]),
         (["steps.x=1"], ["steps is not a mapping"]),

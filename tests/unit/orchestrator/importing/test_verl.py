@@ -85,7 +85,7 @@ def test_a_script(tmp_path: Path) -> None:
     assert "actor_rollout_ref.rollout.name" in imported.about("means nothing here")
     config = loaded(tmp_path, imported)
     sources = [source.path for source in config.prompts.train.sources.values()]
-    assert sources == ["~/data/gsm8k/train.parquet", "~/data/math/train.parquet"]
+    assert sources == [str(Path.home() / f"data/{name}/train.parquet") for name in ("gsm8k", "math")]
     assert config.prompts.heldout is not None and config.evaluation.every == 5
     assert (config.prompts.max_tokens, config.rollout.max_response_tokens) == (1024, 512)
     assert config.prompts.too_long == "skip" and config.prompts.column == "prompt"

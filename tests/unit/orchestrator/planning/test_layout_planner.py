@@ -25,7 +25,7 @@ from tests.unit.cluster.placement.test_gpu_groups import check_sound
 
 ROOT = Path(__file__).resolve().parents[4]
 SEVENTY_B = ROOT / "configs/llama3-70b-32xa800.yaml"
-ON_GPUS = sorted(path for path in (ROOT / "configs").glob("*.yaml") if "device: cuda" in path.read_text())
+ON_GPUS = sorted(path for path in (ROOT / "configs").glob("*.yaml") if "\ndevice: cuda" in path.read_text())
 FULL_ADAM = ["actor.zero.offload_optimizer=false", "critic.zero.offload_optimizer=false"]
 
 
