@@ -16,6 +16,7 @@ from orchestrator.errors import ConfigError
 from orchestrator.report.run_files import CONFIG_FILE, HTML_FILE, STATE_FILE
 from orchestrator.run.checkpoint import Checkpoint, Checkpoints
 from orchestrator.run.resuming import Resume, checkpoint_to_resume
+from orchestrator.run.run_lock import LOCK, check_free
 
 UNPACKED = ("runtime_resources", "working_dir_files")
 """Path under which Ray unpacks the working directory of a job on each node, for the lifetime of the job."""
@@ -30,6 +31,7 @@ def check_run_dir(config: BaseConfig, resume: Resume) -> Checkpoint | None:
     """`run_dir` can be written, and holds no other run. The checkpoint that the run goes on from, if it goes on."""
     folder = Path(config.run_dir)
     check_writable(folder, config.folder_key)
+    check_free(folder)
     checkpoint = checkpoint_to_resume(config, resume)
     if checkpoint is not None:
         return checkpoint
@@ -45,10 +47,10 @@ def check_run_dir(config: BaseConfig, resume: Resume) -> Checkpoint | None:
 
 
 def _is_of_a_run(entry: Path) -> bool:
-    """Whether something in `run_dir` is more than logs of a failed start, a reward model that was trained there, or
-    another run with a folder of its own."""
+    """Whether something in `run_dir` is more than its lock, logs of a failed start, a reward model that was trained
+    there, or another run with a folder of its own."""
     if not entry.is_dir():
-        return True
+        return not entry.name.startswith(LOCK)
     if (entry / STATE_FILE).is_file():
         return False
     files = [file.relative_to(entry.parent) for file in entry.rglob("*") if file.is_file()]

@@ -26,6 +26,7 @@ from orchestrator.report.reporter import Reporter
 from orchestrator.run.checkpoint import Checkpoint, Checkpoints, size_gib
 from orchestrator.run.phase_clock import Clock
 from orchestrator.run.resuming import Resume, checkpoint_to_resume, take_up
+from orchestrator.run.run_lock import held
 from orchestrator.stages.card_metrics import card_metrics
 from orchestrator.stages.stage import Stage, StepReport, Trainable
 from roles.batch import save_batch
@@ -46,21 +47,22 @@ def carry_out(
         report: more arguments of `Reporter`.
     """
     run_dir = Path(config.run_dir)
-    checkpoints = Checkpoints(run_dir / "checkpoints", config.checkpoint.keep)
-    checkpoint = checkpoint_to_resume(config, resume)
-    ORDERS.listen()
-    ORDERS.grace_s = config.deadlines.grace_s
-    told = take_up(run_dir, checkpoint, config, resume) if checkpoint else []
-    settings, done = dump_config(config), checkpoint.step if checkpoint else 0
-    report = {"tensorboard": config.report.tensorboard, "html": config.report.html, **report}
-    with Reporter(run_dir, name=run_dir.name, config_yaml=settings, resume_step=done, **report) as reporter:
-        for line in told:
-            reporter.note(line)
-        with start(reporter) as stage:
-            run = Run(config, stage, checkpoints, reporter, settings=settings, orders=ORDERS)
-            if checkpoint is not None:
-                run.restore(checkpoint)
-            run.all_steps()
+    with held(run_dir) as lock:
+        checkpoints = Checkpoints(run_dir / "checkpoints", config.checkpoint.keep)
+        checkpoint = checkpoint_to_resume(config, resume)
+        ORDERS.listen()
+        ORDERS.grace_s = config.deadlines.grace_s
+        told = take_up(run_dir, checkpoint, config, resume) if checkpoint else []
+        settings, done = dump_config(config), checkpoint.step if checkpoint else 0
+        report = {"tensorboard": config.report.tensorboard, "html": config.report.html, **report}
+        with Reporter(run_dir, name=run_dir.name, config_yaml=settings, resume_step=done, **report) as reporter:
+            for line in told:
+                reporter.note(line)
+            with start(reporter) as stage:
+                run = Run(config, stage, checkpoints, reporter, settings, orders=ORDERS, check_lock=lock.check)
+                if checkpoint is not None:
+                    run.restore(checkpoint)
+                run.all_steps()
 
 
 @dataclass(slots=True)
@@ -74,6 +76,8 @@ class Run:
     settings: str = ""
     """The configuration as YAML without secrets, a part of each checkpoint."""
     orders: Orders = ORDERS
+    check_lock: Callable[[], None] = lambda: None
+    """Raises TetrarchError where another run writes to `run_dir`."""
     finished: dict[str, Any] | None = None
     """The driver's state that belongs to the trained groups' state; None while they are updated."""
     saved_at: float = field(default_factory=time.monotonic)
@@ -93,6 +97,7 @@ class Run:
         if stage.step == 0:
             self._evaluate("before")
         while stage.step < stage.steps:
+            self.check_lock()
             self._heed(self._one_step())
             last = stage.step == stage.steps
             if last or self._due():
@@ -155,6 +160,7 @@ class Run:
 
     def _write_checkpoint(self, state: dict[str, Any]) -> Path:
         """Write the driver's `state` and the trained groups' state. Reports the size of the first checkpoint."""
+        self.check_lock()
         began, deadline_s = time.monotonic(), min(self.config.deadlines.save_s, self.orders.left_s)
 
         def write(folder: Path) -> dict[str, str]:

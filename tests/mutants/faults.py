@@ -454,4 +454,11 @@ FAULTS = (
         "weights_only=False",
         "tests/unit/roles/zero/test_state_files.py",
     ),
+    Fault(
+        "a void lock is removed without a look at whose it is by then",
+        "orchestrator/run/run_lock.py",
+        "!= void.key:",
+        "is None:",
+        "tests/unit/orchestrator/run/test_run_lock.py",
+    ),
 )

@@ -21,12 +21,14 @@ from cluster.errors import RankFailure, Terminated
 from cluster.ranks.calls import Call
 from cluster.runtime.orders import Orders
 from cluster.runtime.ray_cluster import Usage
+from orchestrator.checks.run_folders import check_run_dir
 from orchestrator.config.loading import load_config
 from orchestrator.config.run import RunConfig
-from orchestrator.errors import StopTraining
+from orchestrator.errors import ConfigError, StopTraining, TetrarchError
 from orchestrator.run.checkpoint import Checkpoint, Checkpoints
 from orchestrator.run.phase_clock import Clock
 from orchestrator.run.resuming import Resume
+from orchestrator.run.run_lock import held
 from orchestrator.stages.run import carry_out
 from orchestrator.stages.stage import Stage, StepReport
 
@@ -189,3 +191,32 @@ def test_a_run_can_go_on_from_an_earlier_checkpoint(tmp_path: Path, monkeypatch:
     count(tmp_path, monkeypatch)
     count(tmp_path, monkeypatch, 4)
     assert (tmp_path / "model").read_text() == "6" and (tmp_path / "set-aside/1/checkpoints/step-000006").is_dir()
+
+
+def test_a_folder_in_use_is_refused_before_a_file_of_it_changes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    count(tmp_path, monkeypatch)
+    with held(tmp_path):
+        before = {file: file.stat().st_mtime_ns for file in tmp_path.rglob("*") if file.name != "lock.json"}
+        for resume in (None, "newest", 4):
+            with pytest.raises(ConfigError, match=f"is in use by pid {os.getpid()}"):
+                count(tmp_path, monkeypatch, resume)
+        with pytest.raises(ConfigError, match="is in use"):
+            check_run_dir(config_of(tmp_path), "newest")
+        assert {file: file.stat().st_mtime_ns for file in before} == before
+    count(tmp_path, monkeypatch, 4)
+
+
+def test_a_run_whose_folder_was_taken_over_ends_without_a_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def taken(run: Counting, told: StepReport) -> None:
+        lock = tmp_path / "lock.json"
+        if run.step == 3:
+            lock.write_text(json.dumps({**json.loads(lock.read_text()), "key": "another", "host": "node-7"}))
+
+    monkeypatch.setattr(Counting, "after_step", taken)
+    with pytest.raises(TetrarchError, match=r"taken over by .* on node-7"):
+        count(tmp_path, monkeypatch)
+    assert steps_of(tmp_path) == []

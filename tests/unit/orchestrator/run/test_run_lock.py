@@ -1,0 +1,165 @@
+"""One run at a time writes to a folder: the others are told who, and no crash keeps it locked."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import orchestrator.run.run_lock as run_lock
+from orchestrator.errors import ConfigError, TetrarchError
+from orchestrator.run.run_lock import LOCK, RunLock, check_free, held
+
+HOLDS = """
+import sys, time
+from pathlib import Path
+from orchestrator.run.run_lock import RunLock
+RunLock(Path(sys.argv[1])).take()
+print("held", flush=True)
+time.sleep(60)
+"""
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(run_lock, "POLL_S", 0.01)
+    monkeypatch.setattr(run_lock, "BEAT_S", 0.03)
+    monkeypatch.setattr(run_lock, "VOID_S", 0.2)
+
+
+def elsewhere(run_dir: Path, **facts: Any) -> None:
+    """The lock of a process on another machine."""
+    holder = {"host": "node-7", "pid": 11, "born": 0.0, "place": "there", "job": "", "since": "noon", "key": "k"}
+    (run_dir / LOCK).write_text(json.dumps({**holder, **facts}))
+
+
+def test_a_folder_has_one_holder_who_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SLURM_JOB_ID", "42")
+    with held(tmp_path / "run"):
+        said = rf"run_dir=.*run is in use by pid {os.getpid()} on .* \(Slurm job 42\), since 2"
+        for again in (lambda: RunLock(tmp_path / "run").take(), lambda: check_free(tmp_path / "run")):
+            with pytest.raises(ConfigError, match=said):
+                again()
+    assert list((tmp_path / "run").iterdir()) == []
+    with held(tmp_path / "run"):
+        pass
+
+
+def test_the_name_of_a_job_on_a_cluster_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    variable = json.dumps({"metadata": {"job_submission_id": "smoke-12"}})
+    monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", variable)
+    with held(tmp_path), pytest.raises(ConfigError, match="Ray job smoke-12"):
+        check_free(tmp_path)
+
+
+def test_after_a_kill_on_this_machine_the_folder_is_free_at_once(tmp_path: Path) -> None:
+    process = subprocess.Popen([sys.executable, "-c", HOLDS, str(tmp_path)], stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None and process.stdout.readline() == "held\n"
+    with pytest.raises(ConfigError, match=f"in use by pid {process.pid} on"):
+        RunLock(tmp_path).take()
+    process.send_signal(signal.SIGSTOP)  # a process that stands still is alive
+    time.sleep(0.3)
+    with pytest.raises(ConfigError, match=f"in use by pid {process.pid} on"):
+        RunLock(tmp_path).take()
+    process.kill()
+    while run_lock._read(
+        tmp_path / LOCK
+    ).alive:  # until the kernel has ended it; it stays a zombie until it is waited for
+        time.sleep(0.001)
+    began = time.monotonic()
+    with held(tmp_path):
+        assert time.monotonic() - began < run_lock.VOID_S
+    process.wait()
+
+
+def test_another_process_with_the_same_number_is_not_the_holder(tmp_path: Path) -> None:
+    elsewhere(tmp_path, place=run_lock._place(), pid=os.getpid(), born=1.0)
+    with held(tmp_path):
+        pass
+
+
+@pytest.mark.parametrize("lock", ["", "{}", "[1]", '{"host": 1}', "\0"])
+def test_a_lock_that_cannot_be_read_is_void_after_a_while(tmp_path: Path, lock: str) -> None:
+    (tmp_path / LOCK).write_text(lock)
+    with held(tmp_path):
+        assert run_lock._read(tmp_path / LOCK).pid == os.getpid()
+
+
+def test_a_holder_elsewhere_is_waited_for_until_it_moves_or_its_lock_is_void(tmp_path: Path) -> None:
+    elsewhere(tmp_path)
+    refused = threading.Event()
+
+    def beat() -> None:
+        while not refused.wait(0.02):
+            os.utime(tmp_path / LOCK)
+
+    beats = threading.Thread(target=beat)
+    beats.start()
+    with pytest.raises(ConfigError, match="in use by pid 11 on node-7, since noon"):
+        RunLock(tmp_path).take()
+    refused.set()
+    beats.join()
+    began = time.monotonic()
+    with held(tmp_path):
+        assert time.monotonic() - began < 5
+
+
+def test_a_run_that_goes_on_touches_its_lock(tmp_path: Path) -> None:
+    with held(tmp_path) as lock:
+        os.utime(tmp_path / LOCK, (0, 0))
+        while not run_lock._touched(tmp_path / LOCK):
+            time.sleep(0.01)
+        lock.check()
+
+
+def test_of_many_that_find_a_void_lock_one_gets_it(tmp_path: Path) -> None:
+    for _ in range(5):
+        elsewhere(tmp_path, place=run_lock._place(), born=1.0)
+        ready = threading.Barrier(8)
+
+        def contend(ready: threading.Barrier = ready) -> RunLock | None:
+            lock = RunLock(tmp_path)
+            ready.wait()
+            try:
+                lock.take()
+            except ConfigError:
+                return None
+            return lock
+
+        with ThreadPoolExecutor(8) as pool:
+            found = [lock for lock in (each.result() for each in [pool.submit(contend) for _ in range(8)]) if lock]
+        assert len(found) == 1
+        found[0].check()
+        found[0].release()
+        assert list(tmp_path.iterdir()) == []
+
+
+def test_a_run_that_stood_still_is_told_that_another_has_taken_over(tmp_path: Path) -> None:
+    with held(tmp_path) as lock:
+        elsewhere(tmp_path)
+        with pytest.raises(TetrarchError, match=r"taken over by pid 11 on node-7.* no sign of life"):
+            lock.check()
+    assert run_lock._read(tmp_path / LOCK).key == "k", "the lock of another run stays"
+
+
+def test_a_lock_that_was_removed_by_hand_is_taken_again(tmp_path: Path) -> None:
+    with held(tmp_path) as lock:
+        (tmp_path / LOCK).unlink()
+        lock.check()
+        with pytest.raises(ConfigError, match="in use"):
+            check_free(tmp_path)
+
+
+def test_a_folder_that_cannot_be_written_is_told(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(ConfigError, match=r"run_dir=.* cannot be written to .*choose another"), held(tmp_path / "file"):
+        pass
