@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import secrets
 import socket
 import threading
@@ -30,7 +31,7 @@ BEAT_S = 5.0
 """Seconds between two signs of life of the holder."""
 VOID_S = 45.0
 """Seconds without a sign of life after which a lock is void."""
-POLL_S = 0.5
+WATCH_S = 0.5
 CLOCK_S = 2.0
 """By how much the start of a process may seem to change when the machine's clock is set."""
 
@@ -115,14 +116,25 @@ class RunLock:
         return True
 
     def _remove(self, void: Holder) -> None:
-        """Remove the lock of `void`. One that somebody else has taken in between is put back."""
-        moved = self._file.with_name(f"{LOCK}.{self._me.key}")
-        with suppress(FileNotFoundError):
-            self._file.rename(moved)
-            if (_read(moved) or NOBODY).key != void.key:
-                with suppress(FileExistsError):
-                    os.link(moved, self._file)
-            moved.unlink()
+        """Remove the lock of `void`. Only the process that makes the file named for that lock may, so it is still the
+        same one that is removed."""
+        right = self._file.with_name(f"{LOCK}.{re.sub(r'[^0-9a-z]', '', str(void.key))[:32]}")
+        try:
+            right.touch(exist_ok=False)
+        except FileExistsError:
+            time.sleep(WATCH_S)
+            if self._age(right) > VOID_S:  # of a process that was killed before it came to the end of this function
+                right.unlink(missing_ok=True)
+            return
+        try:
+            if _read(self._file) == void and (void is not NOBODY or self._age(self._file) > VOID_S):
+                self._file.unlink(missing_ok=True)
+        finally:
+            right.unlink(missing_ok=True)
+
+    def _age(self, file: Path) -> float:
+        touched = _touched(file)
+        return 0.0 if touched is None else _now(self._run_dir) - touched
 
     def _beat(self) -> None:
         while not self._released.wait(BEAT_S):
@@ -159,7 +171,7 @@ def check_free(run_dir: Path) -> Holder | None:
         if holder.here or (seen[1] is not None and _now(run_dir) - seen[1] > VOID_S):
             return holder
         first = seen
-        time.sleep(POLL_S)
+        time.sleep(WATCH_S)
     return None
 
 

@@ -457,8 +457,8 @@ FAULTS = (
     Fault(
         "a void lock is removed without a look at whose it is by then",
         "orchestrator/run/run_lock.py",
-        "!= void.key:",
-        "is None:",
+        "if _read(self._file) == void and",
+        "if",
         "tests/unit/orchestrator/run/test_run_lock.py",
     ),
 )

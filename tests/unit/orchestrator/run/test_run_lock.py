@@ -31,7 +31,7 @@ time.sleep(60)
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(run_lock, "POLL_S", 0.01)
+    monkeypatch.setattr(run_lock, "WATCH_S", 0.01)
     monkeypatch.setattr(run_lock, "BEAT_S", 0.03)
     monkeypatch.setattr(run_lock, "VOID_S", 0.2)
 
@@ -61,13 +61,15 @@ def test_the_name_of_a_job_on_a_cluster_is_told(tmp_path: Path, monkeypatch: pyt
         check_free(tmp_path)
 
 
-def test_after_a_kill_on_this_machine_the_folder_is_free_at_once(tmp_path: Path) -> None:
+def test_after_a_kill_on_this_machine_the_folder_is_free_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(run_lock, "VOID_S", 600.0)
     process = subprocess.Popen([sys.executable, "-c", HOLDS, str(tmp_path)], stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None and process.stdout.readline() == "held\n"
     with pytest.raises(ConfigError, match=f"in use by pid {process.pid} on"):
         RunLock(tmp_path).take()
     process.send_signal(signal.SIGSTOP)  # a process that stands still is alive
-    time.sleep(0.3)
     with pytest.raises(ConfigError, match=f"in use by pid {process.pid} on"):
         RunLock(tmp_path).take()
     process.kill()
@@ -77,7 +79,7 @@ def test_after_a_kill_on_this_machine_the_folder_is_free_at_once(tmp_path: Path)
         time.sleep(0.001)
     began = time.monotonic()
     with held(tmp_path):
-        assert time.monotonic() - began < run_lock.VOID_S
+        assert time.monotonic() - began < 60
     process.wait()
 
 
