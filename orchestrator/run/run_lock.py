@@ -31,7 +31,7 @@ BEAT_S = 5.0
 """Seconds between two signs of life of the holder."""
 VOID_S = 45.0
 """Seconds without a sign of life after which a lock is void."""
-WATCH_S = 0.5
+LOCK_LOOK_S = 0.5
 CLOCK_S = 2.0
 """By how much the start of a process may seem to change when the machine's clock is set."""
 
@@ -122,7 +122,7 @@ class RunLock:
         try:
             right.touch(exist_ok=False)
         except FileExistsError:
-            time.sleep(WATCH_S)
+            time.sleep(LOCK_LOOK_S)
             if self._age(right) > VOID_S:  # of a process that was killed before it came to the end of this function
                 right.unlink(missing_ok=True)
             return
@@ -171,7 +171,7 @@ def check_free(run_dir: Path) -> Holder | None:
         if holder.here or (seen[1] is not None and _now(run_dir) - seen[1] > VOID_S):
             return holder
         first = seen
-        time.sleep(WATCH_S)
+        time.sleep(LOCK_LOOK_S)
     return None
 
 

@@ -31,7 +31,7 @@ time.sleep(60)
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(run_lock, "WATCH_S", 0.01)
+    monkeypatch.setattr(run_lock, "LOCK_LOOK_S", 0.01)
     monkeypatch.setattr(run_lock, "BEAT_S", 0.03)
     monkeypatch.setattr(run_lock, "VOID_S", 0.2)
 
