@@ -18,8 +18,14 @@ import torch
 
 from configs.tiny.inputs import model_config, tokenizer
 from orchestrator.config.loading import dump_config, load_config
+from orchestrator.config.serving import ServingConfig
 from orchestrator.planning.layout_planner import layout
-from tests.benchmarks import driver_bytes, gpu, long_context, lora, plan_order, ppo_step
+from orchestrator.stages.http_routes import policy_app
+from orchestrator.stages.http_server import answering, listening, url_of
+from orchestrator.stages.prompt_reader import PromptReader
+from orchestrator.stages.serving_desk import Desk
+from tests.benchmarks import driver_bytes, gpu, long_context, lora, plan_order, ppo_step, serving_load
+from tests.unit.orchestrator.stages.served import EchoEngines, Letters, working
 from tests.unit.wiring.engines import FakeLLM, PlainDeepSpeed
 from tests.unit.wiring.stage import Seen, stage
 
@@ -194,6 +200,19 @@ def test_the_benchmark_of_a_card(
     assert all(value > 0 for value in found)
 
 
+def test_the_load_on_a_served_policy(shown: Callable[..., list[list[str]]]) -> None:
+    serving, letters = ServingConfig(port=0), Letters()
+    reader = PromptReader(letters, 60, 40)  # type: ignore[arg-type]
+    with (
+        working(Desk(EchoEngines(), None, letters.decode, most=64)) as desk,
+        listening(serving) as found,
+        answering(policy_app(desk, reader, serving, 1.0), found),
+    ):
+        (line,) = shown(serving_load, url_of(found))
+    assert line[:3] == ["500", "x", "200;"] and float(line[4]) <= float(line[7])
+
+
 def test_no_benchmark_is_left_out() -> None:
-    run = {Path(module.__file__).name for module in (driver_bytes, gpu, long_context, lora, plan_order, ppo_step)}
+    modules = (driver_bytes, gpu, long_context, lora, plan_order, ppo_step, serving_load)
+    run = {Path(module.__file__).name for module in modules}
     assert {file.name for file in FOLDER.glob("*.py")} == run
