@@ -45,11 +45,13 @@ def show_data(config: ConfigFile, overrides: Overrides = None, debug: Debug = Fa
     Example: tetrarch data configs/sft.yaml
     """
     with reported(debug):
-        for run in load_all(config, overrides or ()).values():
+        runs = list(load_all(config, overrides or ()).values())
+        for run in runs:
             for section in data_sections(run):
                 _show_section(section, run.model_cache)
-            if isinstance(run, SamplingConfig) and run.environment is None:
-                _show_prompts(run)
+        sampling = next((run for run in runs if isinstance(run, SamplingConfig)), None)  # all read the same prompts
+        if sampling is not None and sampling.environment is None:
+            _show_prompts(sampling)
 
 
 def data_sections(run: BaseConfig) -> Iterator[DataSection]:
@@ -86,13 +88,15 @@ def _show_prompts(run: SamplingConfig) -> None:
     from orchestrator.checks.models import model_facts
     from orchestrator.data.prompts import read_questions
 
-    questions = read_questions(
-        run.prompts, "train", model_facts(run.actor.model, "actor.model", run.model_cache).tokenizer
-    )
-    typer.echo(questions.summary)
-    typer.echo("what the policy is asked:")
-    for number, text in enumerate(questions.texts[:SHOWN_ROWS]):
-        typer.echo(f"  {number}: {text!r}")
+    tokenizer = model_facts(run.actor.model, "actor.model", run.model_cache).tokenizer
+    for part, data in (("train", run.prompts.train), ("heldout", run.prompts.heldout)):
+        if data is None:
+            continue
+        questions = read_questions(run.prompts, part, tokenizer)
+        typer.echo(questions.summary)
+        typer.echo("what the policy is asked:")
+        for number, text in enumerate(questions.texts[:SHOWN_ROWS]):
+            typer.echo(f"  {number}: {text!r}")
 
 
 def marked(sample: TokenSample, tokenizer: PreTrainedTokenizerBase) -> str:

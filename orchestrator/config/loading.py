@@ -15,7 +15,7 @@ from pydantic import BaseModel, ValidationError
 
 from orchestrator.config.base import BaseConfig
 from orchestrator.config.problems import problem_lines, show, unknown_keys
-from orchestrator.config.roots import ROOTS, AnyConfig, served
+from orchestrator.config.roots import ROOTS, AnyConfig, required, served
 from orchestrator.config.rules.placement_rules import without_idle_gpus
 from orchestrator.config.rules.rule_table import broken_rules
 from orchestrator.config.run import RunConfig
@@ -69,6 +69,8 @@ def validate_root(root: type[C], data: dict[str, Any], source: str = "the config
         config = root.model_validate(own)
     except ValidationError as error:
         said = [details for details in error.errors() if not root.derived() & set(details["loc"][:1])]
+        others = [] if set(required(root)) <= data.keys() else served(data)
+        source += f", a file for `tetrarch {others[0]}`" if others else ""
         raise _wrong(source, problem_lines(said, AnyConfig) + problems) from None
     problems = problems or _booleans_for_numbers(own, config.model_dump(by_alias=True)) or broken_rules(config)
     if problems:

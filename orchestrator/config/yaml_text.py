@@ -94,11 +94,21 @@ def parse_yaml(text: str) -> Any:
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         where = f"line {mark.line + 1}, column {mark.column + 1}: " if mark else ""
-        raise YamlError(f"{where}{error.problem or error.context}") from None
+        raise YamlError(f"{where}{error.problem or error.context}{_beginning(error)}") from None
     except yaml.reader.ReaderError as error:
         raise YamlError(f"character {error.position + 1} of the text: {error.reason}") from None
     except yaml.YAMLError as error:
         raise YamlError(f"not YAML: {type(error).__name__}") from None
+
+
+def _beginning(error: yaml.MarkedYAMLError) -> str:
+    """Where that began which the error ended: an open quote is found only at the end of the file. Or the fix."""
+    if "'\\t'" in (error.problem or ""):
+        return "; indent with spaces"
+    begun = error.context_mark
+    if begun is None or error.problem_mark is None or begun.line == error.problem_mark.line:
+        return ""
+    return f" {error.context} that begins at line {begun.line + 1}, column {begun.column + 1}"
 
 
 def to_yaml(value: Any) -> str:

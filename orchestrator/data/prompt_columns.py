@@ -9,7 +9,7 @@ from transformers import PreTrainedTokenizerBase
 
 from orchestrator.data.row_files import Rows
 from orchestrator.errors import ConfigError
-from roles.text.messages import LONE_SURROGATE, plain_messages
+from roles.text.messages import LONE_SURROGATE, kind_of_value, plain_messages
 from roles.text.prompt_tokens import chat_text, prompt_tokens
 
 COLUMNS = ("prompt", "messages", "prompt_token_ids")
@@ -101,7 +101,7 @@ def _kind_of(value: Any, column: str, where: str) -> PromptKind:
         case [int(), *_]:
             return "token ids"
     raise ConfigError(
-        f"{where}: row 0 has {type(value).__name__} in `{column}`, which is neither text, nor a chat, nor token ids; "
+        f"{where}: row 0 has {kind_of_value(value)} in `{column}`, which is neither text, nor a chat, nor token ids; "
         "correct the row, or say another column with prompts.column"
     )
 
@@ -110,7 +110,7 @@ def _read_texts(column: str, values: list[Any], where: str) -> list[str]:
     for row, value in enumerate(values):
         if not isinstance(value, str):
             raise ConfigError(
-                f"{where}: row {row} has {type(value).__name__} in `{column}`, not text as row 0 has; correct the row"
+                f"{where}: row {row} has {kind_of_value(value)} in `{column}`, not text as row 0 has; correct the row"
             )
     return values
 

@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from orchestrator.data.row_files import Row
-from roles.text.messages import LONE_SURROGATE, Messages, common_beginning, plain_messages
+from roles.text.messages import LONE_SURROGATE, Messages, common_beginning, kind_of_value, plain_messages
 from roles.text.sample_tokens import Text, as_messages
 
 RecordKind = Literal["preferences", "labels", "demonstrations"]
@@ -137,7 +137,7 @@ def _common_text(chosen: str, rejected: str) -> tuple[str, tuple[Text, ...]]:
 def _responses(row: Row, repeated: bool) -> Record:
     responses = row["responses"]
     if not isinstance(responses, list) or len(responses) < 2:
-        raise BadRecord(f"{_kind(responses)} in `responses`, not a list of two or more")
+        raise BadRecord(f"{kind_of_value(responses)} in `responses`, not a list of two or more")
     texts = tuple(_text(response, "responses") for response in responses)
     scores, ranks = _numbers(row, "scores", len(texts)), _numbers(row, "ranks", len(texts))
     if scores is not None:
@@ -248,7 +248,7 @@ def _text(value: Any, name: str) -> Text:
         except ValueError as error:
             raise BadRecord(str(error)) from None
     if not isinstance(value, str | list):
-        raise BadRecord(f"{_kind(value)} in `{name}`, not text or a list of messages; correct the row")
+        raise BadRecord(f"{kind_of_value(value)} in `{name}`, not text or a list of messages; correct the row")
     lone = LONE_SURROGATE.search(value) if isinstance(value, str) else None
     if lone:
         raise BadRecord(f"half of a surrogate pair ({lone[0]!r}) in `{name}`, which is no character; correct the row")
@@ -260,10 +260,6 @@ def _check_filled(text: Text, name: str) -> Text:
     if not said.strip():
         raise BadRecord(f"nothing in {name}; fill it or leave the row out")
     return text
-
-
-def _kind(value: Any) -> str:
-    return type(value).__name__
 
 
 FORMATS = (

@@ -18,6 +18,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from roles.text.messages import kind_of_value
+
 
 class Row(dict[str, Any]):
     """Values by column; it knows where it stands."""
@@ -146,7 +148,9 @@ def _lines(text: str, file: str) -> Iterator[Row]:
         if line.strip():
             row = _parsed(line, number)
             if not isinstance(row, dict):
-                raise BadRows(f"line {number} is {_kind(row)}, not an object with the columns' values; correct it")
+                raise BadRows(
+                    f"line {number} is {kind_of_value(row)}, not an object with the columns' values; correct it"
+                )
             yield Row(row, (file, number))
 
 
@@ -171,13 +175,8 @@ def _whole(value: Any) -> list[Row]:
             raise BadRows("the file is one object without a list per column; write one object per line, or a list")
         return [Row(zip(value, values, strict=True)) for values in zip(*columns, strict=True)]
     if not isinstance(value, list):
-        raise BadRows(f"the file is {_kind(value)}, not rows; write one object per line, or a list of objects")
+        raise BadRows(f"the file is {kind_of_value(value)}, not rows; write one object per line, or a list of objects")
     for row, entry in enumerate(value):
         if not isinstance(entry, dict):
-            raise BadRows(f"row {row} is {_kind(entry)}, not an object with the columns' values; correct it")
+            raise BadRows(f"row {row} is {kind_of_value(entry)}, not an object with the columns' values; correct it")
     return [Row(entry) for entry in value]
-
-
-def _kind(value: Any) -> str:
-    kinds = {dict: "an object", list: "a list", str: "text", bool: "true or false", type(None): "null"}
-    return kinds.get(type(value), "a number")

@@ -23,6 +23,12 @@ LONE_SURROGATE = re.compile("[\ud800-\udfff]")
 """Half of a surrogate pair: JSON can write it, and no tokenizer takes it."""
 
 
+def kind_of_value(value: Any) -> str:
+    """What a value is, in words of the file it comes from: `5` is "a number"; a type that JSON lacks has its name."""
+    kinds = {dict: "an object", list: "a list", str: "text", bool: "true or false", type(None): "null"}
+    return {**kinds, int: "a number", float: "a number"}.get(type(value), type(value).__name__)
+
+
 def common_beginning(one: Sequence[Any], other: Sequence[Any]) -> int:
     """With how many equal items two texts or lists begin."""
     differ = (place for place, pair in enumerate(zip(one, other, strict=False)) if pair[0] != pair[1])
@@ -49,7 +55,7 @@ def _plain(number: int, message: dict[str, Any]) -> dict[str, Any]:
     if isinstance(content, list):
         content = "".join(_text_of(number, part) for part in content)
     if not isinstance(content, str):
-        kind = type(content).__name__
+        kind = kind_of_value(content)
         raise ValueError(
             f"a message (number {number}) whose content is {kind}, not text or a list of parts; write {FORM}"
         )

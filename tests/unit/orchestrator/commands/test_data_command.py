@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -36,3 +37,23 @@ def test_rows_are_shown_with_what_is_trained_on(inputs: Path, tmp_path: Path) ->
     assert done.output.count("'q'⟦' a<eos>'⟧") == 5
     assert "0 (value 1): '<bos><user>tell me about the red garden<assistant>'⟦'gm mjfmx<eos>'⟧" in done.output
     assert "1 (value 0): " in done.output
+
+
+def test_prompts_are_shown_once_and_the_held_out_ones_too(inputs: Path, tmp_path: Path) -> None:
+    for part, count in (("train", 7), ("heldout", 2)):
+        lines = [json.dumps({"prompt": f"{part} {number}"}) + "\n" for number in range(count)]
+        (tmp_path / f"{part}.jsonl").write_text("".join(lines))
+    written: dict[str, Any] = {  # what `tetrarch train`, `evaluate` and `serve` read
+        "run_dir": str(tmp_path / "run"),
+        "steps": 1,
+        "prompts": {part: {"path": str(tmp_path / f"{part}.jsonl")} for part in ("train", "heldout")},
+        "actor": {"model": {"path": str(inputs / "policy")}},
+        "reward": {"type": "model", "model": {"path": str(inputs / "reward")}},
+        "rollout": {"prompts_per_step": 4, "max_response_tokens": 4},
+    }
+    written["prompts"]["max_tokens"] = 32
+    (tmp_path / "run.yaml").write_text(yaml.safe_dump(written))
+    done = CliRunner().invoke(app, ["data", str(tmp_path / "run.yaml")])
+    assert done.exit_code == 0, done.output
+    assert done.output.count("prompts.train: 7 prompts") == done.output.count("prompts.heldout: 2 prompts") == 1
+    assert done.output.count("'train ") == 5 and done.output.count("'heldout ") == 2

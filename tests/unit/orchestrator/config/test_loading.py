@@ -195,6 +195,11 @@ def test_a_reward_model_needs_its_section_alone(pairs: Path) -> None:
     assert config.checkpoint.keep == 2 and config.report.html
 
 
+def test_a_file_for_another_command_is_called_that(file: Path, pairs: Path) -> None:
+    assert "pairs.yaml, a file for `tetrarch reward`: " in problem(pairs).splitlines()[0]
+    assert "a file for" not in problem(file, "steps=0")
+
+
 def test_one_file_serves_several_commands(file: Path) -> None:
     both = tuple(line for line in PAIRS.strip().splitlines())
     file.write_text(MINIMAL + "\n".join(both))
@@ -477,6 +482,8 @@ def test_no_message_shows_a_secret(file: Path) -> None:
         ("ppo: {epochs: 1, epochs: 2}", ["`epochs` already stands"]),
         ("ppo: {epochs: [1}", ["line 1"]),
         ("a: *nowhere", ["line 1", "nowhere"]),
+        ("a:\n\tb: 1", ["line 2, column 1", "indent with spaces"]),
+        ('a: "x\nb: 1\n', ["line 3", "quoted scalar that begins at line 1, column 4"]),
         ("1: x", ["1"]),
         ("x: !!python/object:os.system {}", ["line 1"]),
         ("steps: 1\nx: !!int abc", ["line 2", "cannot be read as int"]),

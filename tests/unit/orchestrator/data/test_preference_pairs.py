@@ -74,9 +74,9 @@ def test_a_prompt_has_one_beginning_and_a_response_one_end(tmp_path: Path) -> No
     [
         ({"prompt": "a", "chosen": "b"}, r"lacks rejected; it has prompt, chosen; rename"),
         ({"chosen": "b", "rejected": "c"}, r"row 1 has no prompt, .* no common beginning"),
-        ({"prompt": "a", "chosen": None, "rejected": "c"}, r"row 1 has NoneType in `chosen`, not text"),
+        ({"prompt": "a", "chosen": None, "rejected": "c"}, r"row 1 has null in `chosen`, not text"),
         ({"prompt": "a", "chosen": "b", "rejected": "\ud83d"}, r"row 1 has half of a surrogate pair .* in `rejected`"),
-        ({"prompt": None, "chosen": "b", "rejected": "c"}, r"row 1 has NoneType in `prompt`, not text"),
+        ({"prompt": None, "chosen": "b", "rejected": "c"}, r"row 1 has null in `prompt`, not text"),
         (
             {"messages": [{"role": "user"}], "chosen": "b", "rejected": "c"},
             r"row 1 has a message without role or content",

@@ -88,6 +88,11 @@ def test_a_file_of_something_else_is_refused(tmp_path: Path) -> None:
             read(tmp_path, text)
 
 
+def test_an_option_that_nobody_has_is_called_that(tmp_path: Path) -> None:
+    imported = read(tmp_path, "sft_model_path: m\nkl_coeff: 0.1\n")
+    assert imported.about("means nothing here") == ["kl_coeff"] and "or a typing error" in imported.text
+
+
 TABLE = option_table("trl").options
 SETS: dict[str, Any] = {
     "kl_estimator": ["k1", "k3"],
