@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from itertools import groupby, islice
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import typer
 
@@ -89,9 +89,8 @@ def _show_prompts(run: SamplingConfig) -> None:
     from orchestrator.data.prompts import read_questions
 
     tokenizer = model_facts(run.actor.model, "actor.model", run.model_cache).tokenizer
-    for part, data in (("train", run.prompts.train), ("heldout", run.prompts.heldout)):
-        if data is None:
-            continue
+    parts: tuple[Literal["train", "heldout"], ...] = ("train", "heldout") if run.prompts.heldout else ("train",)
+    for part in parts:
         questions = read_questions(run.prompts, part, tokenizer)
         typer.echo(questions.summary)
         typer.echo("what the policy is asked:")
