@@ -1,7 +1,8 @@
 """SIGTERM and Ctrl-C: a request to end, which is raised as an exception in the driver.
 
 Code that must not be interrupted holds it back (`hold` … `release`), for as long as the grace lasts. A second request
-is not held back. `ORDERS` is the process's own; it listens from `listen` on.
+is not held back. One that Python drops, because it came inside a finalizer or a fork, is raised again. `ORDERS` is the
+process's own; it listens from `listen` on.
 """
 
 from __future__ import annotations
@@ -9,16 +10,20 @@ from __future__ import annotations
 import math
 import os
 import signal
+import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 from cluster.errors import Terminated
 
 ECHO_S = 1.0
 """Seconds within which a second signal counts as the same request: `timeout` sends it to the process and its group."""
+AGAIN_S = 0.05
+"""Seconds after which a request is raised again that came where Python drops exceptions."""
 SIGNALS = {signal.SIGTERM: Terminated, signal.SIGINT: KeyboardInterrupt}
 
 
@@ -41,6 +46,7 @@ class Orders:
         for number in SIGNALS:
             if signal.getsignal(number) is not signal.SIG_IGN:  # a shell's background job ignores Ctrl-C
                 signal.signal(number, self._hear)
+        sys.unraisablehook = partial(self._dropped, sys.unraisablehook)
 
     def hold(self) -> None:
         """From now on, record a request; it is raised in `release`, or after the grace."""
@@ -68,6 +74,13 @@ class Orders:
             self._over(number, frame)
         os.write(2, f"\nending once what is under way is done, or in {self.grace_s:g} s (again: at once)\n".encode())
         signal.setitimer(signal.ITIMER_REAL, self.grace_s)
+
+    def _dropped(self, others: Callable[[Any], Any], unraisable: Any) -> None:
+        """What Python calls with an exception that nobody can catch."""
+        if self.told is not None and issubclass(unraisable.exc_type, self.told):
+            signal.setitimer(signal.ITIMER_REAL, AGAIN_S)
+        else:
+            others(unraisable)
 
     def _over(self, number: int, frame: Any) -> None:
         if self.told is not None:

@@ -22,10 +22,12 @@ from cluster.runtime.ray_cluster import RayCluster
 def listening(monkeypatch: pytest.MonkeyPatch) -> Iterator[Orders]:
     before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGALRM)}
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
+    hook = sys.unraisablehook
     one = Orders()
     one.grace_s = 30.0
     one.listen()
     yield one
+    sys.unraisablehook = hook
     signal.setitimer(signal.ITIMER_REAL, 0)
     for number, handler in before.items():
         signal.signal(number, handler)
@@ -42,6 +44,17 @@ def test_an_order_is_raised_at_once(listening: Orders, number: int, kind: type[K
     with pytest.raises(kind) as raised:
         tell(number)
     assert raised.type is kind is listening.told and 29 < listening.left_s <= 30
+
+
+def test_an_order_where_python_drops_exceptions_is_raised_after_it(listening: Orders) -> None:
+    class Finalized:
+        def __del__(self) -> None:
+            tell()
+
+    with pytest.raises(Terminated):
+        Finalized()
+        time.sleep(5)
+    assert listening.told is Terminated and listening.left_s > 25
 
 
 def test_what_must_not_be_cut_in_two_holds_it_back(listening: Orders, capfd: pytest.CaptureFixture[str]) -> None:
