@@ -1,7 +1,8 @@
-"""Losses over pairs of responses. Pure: tensors in, tensors out; one number per pair."""
+"""Losses over preferred and other responses. Pure: tensors in, tensors out; one number per pair or response."""
 
 from __future__ import annotations
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -44,6 +45,112 @@ def ipo(
     h, arguments and result: see `dpo`. Log-probabilities are sums over a response, not means over its tokens.
     """
     return (_margin(chosen, rejected, reference_chosen, reference_rejected) - 1 / (2 * beta)).square()
+
+
+def robust_dpo(
+    chosen: Tensor,
+    rejected: Tensor,
+    reference_chosen: Tensor,
+    reference_rejected: Tensor,
+    *,
+    beta: float,
+    label_smoothing: float,
+) -> Tensor:
+    """DPO's loss of the true labels, estimated without bias from labels of which each is wrong with probability ε < 1/2
+    (Chowdhury et al., arXiv 2403.00409): ((1 - ε)·L(h) - ε·L(-h)) / (1 - 2ε) per pair, L as in `dpo`.
+
+    It may be negative. Arguments and result: see `dpo`.
+    """
+    margin = beta * _margin(chosen, rejected, reference_chosen, reference_rejected)
+    right, wrong = -F.logsigmoid(margin), -F.logsigmoid(-margin)
+    return ((1 - label_smoothing) * right - label_smoothing * wrong) / (1 - 2 * label_smoothing)
+
+
+def hinge(
+    chosen: Tensor, rejected: Tensor, reference_chosen: Tensor, reference_rejected: Tensor, *, beta: float
+) -> Tensor:
+    """max(0, 1 - β·h) per pair: the hinge of SLiC on DPO's margin (Liu et al., arXiv 2309.06657).
+
+    h, arguments and result: see `dpo`.
+    """
+    return F.relu(1 - beta * _margin(chosen, rejected, reference_chosen, reference_rejected))
+
+
+def simpo(chosen: Tensor, rejected: Tensor, *, beta: float, target_margin: float) -> Tensor:
+    """SimPO, without a reference (Meng et al., arXiv 2405.14734, equation 6): -log sigmoid(β·(c - r) - γ) per pair.
+
+    Args:
+        chosen, rejected: float `[pairs]`, in nats per token: the policy's log-probabilities, means over each response.
+        beta: scale of the rewards.
+        target_margin: γ, by how much the reward β·c shall be higher.
+
+    Returns:
+        float `[pairs]`.
+    """
+    return -F.logsigmoid(beta * (chosen - rejected) - target_margin)
+
+
+def orpo(chosen: Tensor, rejected: Tensor, *, weight: float) -> Tensor:
+    """ORPO, without a reference (Hong et al., arXiv 2403.07691, equations 6 and 7), per pair: the cross-entropy of the
+    chosen response and `weight` times -log sigmoid of the log odds ratio, where odds(p) = p / (1 - p).
+
+    Args:
+        chosen, rejected: float `[pairs]`, in nats per token, < 0: the policy's log-probabilities, means over each
+            response; p is e to this power.
+        weight: λ.
+
+    Returns:
+        float `[pairs]`.
+    """
+    return -chosen - weight * F.logsigmoid(_log_odds(chosen) - _log_odds(rejected))
+
+
+def kto(
+    policy: Tensor,
+    reference: Tensor,
+    desirable: Tensor,
+    kl: Tensor,
+    *,
+    beta: float,
+    desirable_weight: float = 1.0,
+    undesirable_weight: float = 1.0,
+) -> Tensor:
+    """Kahneman–Tversky optimisation (Ethayarajh et al., arXiv 2402.01306), per response.
+
+    λ_D·(1 - sigmoid(β·(r - z))) of a desirable response and λ_U·(1 - sigmoid(β·(z - r))) of another, where r is
+    log π/π_ref of the response and z is `kl`.
+
+    Args:
+        policy, reference: float `[batch]`, in nats: log-probabilities, summed over each response.
+        desirable: bool `[batch]`.
+        kl: z, one number without a gradient, in nats, as `kto_kl` estimates it.
+        beta: weight of the KL penalty.
+        desirable_weight, undesirable_weight: λ_D and λ_U. For unbalanced classes choose them so that λ_D times the
+            number of desirable responses is 1 to 4/3 times λ_U times the number of others.
+
+    Returns:
+        float `[batch]`.
+    """
+    distance = beta * (policy - reference - kl.detach())
+    gained = desirable_weight * torch.sigmoid(-distance)
+    return torch.where(desirable, gained, undesirable_weight * torch.sigmoid(distance))
+
+
+def kto_kl(policy: Tensor, reference: Tensor) -> Tensor:
+    """KTO's estimate of KL(π‖π_ref) from other prompts' responses (arXiv 2402.01306): one number ≥ 0, in
+    nats, without a gradient.
+
+    Args:
+        policy, reference: float `[batch]`, in nats: log-probabilities, summed over each response, of the response of
+            row i + 1 after the prompt of row i. All of an optimizer step, so that ranks and micro-batches change
+            nothing.
+    """
+    return (policy - reference).detach().mean().clamp(min=0)
+
+
+def _log_odds(logprob: Tensor) -> Tensor:
+    """log(p / (1 - p)) of p = e^logprob, exact also for p near 0 and 1."""
+    return logprob - torch.log(-torch.expm1(logprob))
 
 
 def _margin(chosen: Tensor, rejected: Tensor, reference_chosen: Tensor, reference_rejected: Tensor) -> Tensor:
