@@ -7,12 +7,10 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
-
-from safetensors import SafetensorError
 
 from cluster.errors import ClusterError
 from cluster.ranks.calls import become_idle, wait_all
@@ -199,10 +197,13 @@ class Run:
                 self._rescue(error)  # the numbers of a trained role, and of engines with its weights, are not worth it
             raise NotFinite(error.role, f"in {doing} {error}") from error
         except (ClusterError, TetrarchError) as error:
-            self.report.note(f"{doing} has failed")
+            explained: Exception = error
+            with self._second(f"{doing} has failed"):
+                self.report.note(f"{doing} has failed")
             self._keep_batch()
             self._rescue(error)
-            explained = self.stage.explain(error)
+            with self._second("why cannot be said in detail"):
+                explained = self.stage.explain(error)
             if explained is error:
                 raise
             raise explained from error
@@ -210,29 +211,37 @@ class Run:
     def _rescue(self, error: BaseException) -> None:
         """Before the run ends early, save the last finished step, if the trained groups are still in that state and
         can save it."""
-        state, newest = self.finished, self.checkpoints.newest()
-        if state is None or not self.orders.left_s or state["step"] == (newest.step if newest else 0):
+        state = self.finished
+        if state is None or not self.orders.left_s:
             return
-        trained = [rank for group in self.stage.trained.values() for rank in group.ranks]
-        self.report.status(f"saving checkpoint {state['step']} before the run ends")
-        self.stage.before_rescue(error)
-        with STARTED.only(trained):
-            try:
-                if become_idle(trained, min(RESCUE_S, self.orders.left_s)):
-                    self.report.note(f"saved {self._write_checkpoint(state)}; go on from there with --resume")
-                else:
-                    hangs = f"a rank of {' or '.join(self.stage.trained)} hangs"
-                    self.report.note(f"step {state['step']} could not be saved: {hangs}")
-            except (ClusterError, OSError) as failed:
-                self.report.note(f"step {state['step']} could not be saved: {failed}")
+        with self._second(f"step {state['step']} could not be saved"):
+            newest = self.checkpoints.newest()
+            if state["step"] == (newest.step if newest else 0):
+                return
+            trained = [rank for group in self.stage.trained.values() for rank in group.ranks]
+            self.report.status(f"saving checkpoint {state['step']} before the run ends")
+            self.stage.before_rescue(error)
+            with STARTED.only(trained):
+                if not become_idle(trained, min(RESCUE_S, self.orders.left_s)):
+                    raise ClusterError(f"a rank of {' or '.join(self.stage.trained)} hangs")
+                self.report.note(f"saved {self._write_checkpoint(state)}; go on from there with --resume")
 
     def _keep_batch(self) -> None:
         """Save the batch of the failed step, so that the reason can be investigated."""
         if self.stage.batch is None:
             return
         file = Path(self.config.run_dir) / FAILED / f"step-{self.stage.step + 1:06d}.safetensors"
-        try:
+        with self._second(f"the batch of the step that failed could not be written to {file}"):
             save_batch(self.stage.batch, file)
-        except (OSError, SafetensorError) as error:  # what the step failed of is the one to raise
-            return self.report.note(f"the batch of the step that failed could not be written to {file}: {error}")
-        self.report.note(f"the batch of the step that failed is in {file} (texts: {file.with_suffix('.json').name})")
+            texts = file.with_suffix(".json").name
+            self.report.note(f"the batch of the step that failed is in {file} (texts: {texts})")
+
+    @contextmanager
+    def _second(self, what: str) -> Iterator[None]:
+        """Context for what is done when the run has failed: its own errors are only told, since the first error is the
+        one to raise."""
+        try:
+            yield
+        except Exception as failed:
+            with suppress(Exception):  # the terminal may be what has failed
+                self.report.note(f"{what}: {str(failed) or type(failed).__name__}")

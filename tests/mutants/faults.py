@@ -461,4 +461,11 @@ FAULTS = (
         "if",
         "tests/unit/orchestrator/run/test_run_lock.py",
     ),
+    Fault(
+        "a batch that cannot be saved hides why the run failed",
+        "orchestrator/stages/run.py",
+        "        except Exception as failed:",
+        "        except ClusterError as failed:",
+        "tests/unit/orchestrator/stages/test_failing_writes.py",
+    ),
 )
