@@ -121,7 +121,11 @@ def _wrong_answer(function: ast.FunctionDef) -> str | None:
             called = ast.unparse(statement.value.func)
             if called in ENDINGS:
                 return f"ends its process (line {statement.lineno}: {called}); raise an error instead"
-    for answer in _own_returns(function):
+    answers = list(_own_returns(function))
+    yields = any(isinstance(node, ast.Yield | ast.YieldFrom) for node in ast.walk(function))
+    if not answers and not yields and ast.unparse(function.body[-1]) != "...":
+        return "returns nothing (it has no `return`), not a list of numbers"
+    for answer in answers:
         if answer.value is None or isinstance(answer.value, NO_LISTS):
             shown = "nothing" if answer.value is None else ast.unparse(answer.value)[:80]
             return f"returns {shown} (line {answer.lineno}), not a list of numbers"

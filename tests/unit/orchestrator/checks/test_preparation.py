@@ -625,6 +625,7 @@ def test_functions_that_can_be_called(tmp_path: Path, text: str) -> None:
         ("def score(p, r, **more):\n    return {0: 1.0}", ["returns {0: 1.0} (line 2), not a list of numbers"]),
         ("def score(p, r, **more):\n    if p:\n        return 'x'\n    return [1]", ["returns 'x' (line 3)"]),
         ("def score(p, r, **more):\n    return", ["returns nothing (line 2)"]),
+        ("def score(p, r, **more):\n    print(r)", ["returns nothing (it has no `return`)"]),
         ("async def score(prompts, responses, **more): ...", ["is async"]),
         ("def score(prompts, **more): ...", ["takes 1 positional arguments"]),
         ("def score(prompts, responses): ...", ["does not take response_token_ids, finished, columns"]),
