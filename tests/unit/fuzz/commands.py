@@ -21,6 +21,8 @@ STAGES = {
     "orchestrator.stages.ppo": "train",
     "orchestrator.stages.reward_training": "train_reward",
     "orchestrator.stages.evaluation": "evaluate_run",
+    "orchestrator.stages.sft": "train_sft",
+    "orchestrator.stages.serving": "serve",
 }
 """Module → its function that starts models."""
 TIMES = int(os.environ.get("FUZZ", 0))
