@@ -28,8 +28,10 @@ from cluster.runtime import ray_cluster
 from cluster.runtime.nodes import look, nodes_of
 from cluster.runtime.ray_cluster import RayCluster
 from configs.tiny.inputs import write
-from orchestrator.config.loading import load_config
-from orchestrator.config.role_needs import ppo_roles, role_needs
+from orchestrator.commands.training_table import TRAININGS, training_of
+from orchestrator.config.loading import load_root, served_by
+from orchestrator.config.role_needs import role_needs
+from orchestrator.config.roots import ROOTS
 from tests.integration.stub_role import Stub
 from tests.unit.cluster.placement.test_gpu_groups import SEVENTY_B, check_sound
 
@@ -38,7 +40,7 @@ NODES, CPUS, GPUS = 9, 40, 8
 ROOT = Path(__file__).resolve().parents[2]
 
 
-CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))
+CONFIGS = sorted(file for file in (ROOT / "configs").glob("*.yaml") if TRAININGS.keys() & set(served_by(file)))
 
 
 @pytest.fixture(scope="module")
@@ -55,8 +57,10 @@ def simulated() -> Iterator[Cluster]:
 
 
 def planned(name: str) -> Plan:
-    config = load_config(ROOT / f"configs/{name}.yaml")
-    return plan(config.placement, role_needs(config, ppo_roles(config)))
+    file = ROOT / f"configs/{name}.yaml"
+    command = training_of(file, (), None)
+    config = load_root(ROOTS[command], file)
+    return plan(config.placement, role_needs(config, TRAININGS[command].roles(config)[0]))
 
 
 def check_granted(made: Plan, cluster: RayCluster) -> None:
