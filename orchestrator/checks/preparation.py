@@ -35,7 +35,7 @@ from orchestrator.config.schema import section_key
 from orchestrator.config.serving import RewardServingRun, ServingRun
 from orchestrator.config.sft import SFT_QUALITY, SftRun
 from orchestrator.data.dataset_rows import check_source
-from orchestrator.errors import ConfigError
+from orchestrator.errors import CheckpointError, ConfigError
 from orchestrator.run.checkpoint import Checkpoint
 from orchestrator.run.resuming import Resume, other_comparisons
 from roles.config.rewards import FunctionReward
@@ -51,7 +51,7 @@ TRAIN_IT = "correct the path, or train it first: tetrarch reward CONFIG"
 
 def prepare_train(config: RunConfig, resume: Resume) -> tuple[Questions, Questions | None]:
     """Check what `tetrarch train` needs; returns the training and the held-out prompts."""
-    check_run_dir(config, resume)
+    checkpoint = check_run_dir(config, resume)
     _check_names(config, ["train", "heldout"])
     check_cards(config.device)
     actor = check_role_models(config)
@@ -63,8 +63,25 @@ def prepare_train(config: RunConfig, resume: Resume) -> tuple[Questions, Questio
 
     heldout = _read_prompts(config, "heldout", actor) if config.prompts.heldout else None
     training = _read_prompts(config, "train", actor)
+    if checkpoint is not None:
+        _check_prompts(config, training, checkpoint)
     check_bridges(config, {"train": training, "heldout": heldout})
     return training, with_overlap(heldout, training) if heldout else None
+
+
+def _check_prompts(config: RunConfig, training: Questions, checkpoint: Checkpoint) -> None:
+    """The prompts are those of the checkpoint that the run goes on from."""
+    from orchestrator.data.prompts import PromptSource  # loads torch
+
+    try:
+        PromptSource(training, config.seed).load_state_dict(checkpoint.state["prompts"])
+    except CheckpointError as error:
+        raise ConfigError(f"{checkpoint.path}: {error}") from error
+    except (LookupError, TypeError) as error:
+        raise ConfigError(
+            f"{checkpoint.path} does not say at which prompt it was written: another version of Tetrarch has written "
+            f"it; resume with that one, or start anew with another {config.folder_key}"
+        ) from error
 
 
 def prepare_evaluate(config: EvaluationRun) -> Questions:

@@ -31,6 +31,7 @@ from orchestrator.config.reward_training import RewardTrainingRun
 from orchestrator.config.run import RunConfig
 from orchestrator.data.comparisons import digest, keep
 from orchestrator.data.preference_pairs import Pairs
+from orchestrator.data.prompts import PromptSource
 from orchestrator.errors import ConfigError
 from orchestrator.run.checkpoint import Checkpoints
 from roles.batch import Preferences
@@ -516,11 +517,11 @@ def test_a_reward_model_inside_the_run_directory_does_not_make_it_used(world: Wo
 
 
 def test_resuming_needs_a_whole_checkpoint(world: World) -> None:
-    world.run_dir.mkdir()
+    prompts = PromptSource(prepare_train(world.config, resume=None)[0], world.config.seed).state_dict()
     (world.run_dir / "checkpoints" / "step-000001.partial").mkdir(parents=True)
     with pytest.raises(ConfigError, match="no checkpoint to resume from; start anew with another run_dir"):
         prepare_train(world.config, resume="newest")
-    state = {"config": dump_config(world.config)}
+    state = {"config": dump_config(world.config), "prompts": prompts}
     Checkpoints(world.run_dir / "checkpoints", keep=2).save(2, state, lambda folder: None)
     prepare_train(world.config, resume="newest")
     trained = world.run_dir / "actor" / "tetrarch.json"
@@ -533,6 +534,20 @@ def test_resuming_needs_a_whole_checkpoint(world: World) -> None:
     world.set("steps", 1)
     with pytest.raises(ConfigError, match=r"steps=1.*at step 2; raise steps"):
         prepare_train(world.config, resume="newest")
+
+
+def test_other_prompts_than_those_of_the_checkpoint_are_refused_at_the_door(world: World) -> None:
+    prompts = PromptSource(prepare_train(world.config, resume=None)[0], world.config.seed).state_dict()
+    for other, said in (
+        ({**prompts, "fingerprint": "of other rows"}, r"step-000002: the prompts in prompts.train are not those"),
+        ({**prompts, "seed": 99}, r"step-000002: seed=\d+, but the checkpoint has 99"),
+        ({}, "does not say at which prompt it was written"),
+        (None, "does not say at which prompt it was written"),
+    ):
+        state = {"config": dump_config(world.config), "prompts": other}
+        Checkpoints(world.run_dir / "checkpoints", keep=2).save(2, state, lambda folder: None)
+        with pytest.raises(ConfigError, match=said):
+            prepare_train(world.config, resume="newest")
 
 
 def test_a_run_directory_that_is_a_file(world: World) -> None:
