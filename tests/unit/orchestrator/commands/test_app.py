@@ -347,3 +347,10 @@ def test_an_error_with_half_a_character_is_written_too(drive: Drive, file: Path,
     result = tetrarch("train", file)
     assert result.exit_code == 1
     assert "it said \\ud800" in (tmp_path / "run/logs/driver.log").read_text()
+
+
+def test_a_python_without_the_packages_is_named() -> None:
+    bare = [sys.executable, "-S", "-m", "orchestrator", "doctor"]
+    done = subprocess.run(bare, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 2 and "lacks the package typer" in done.stderr and "PATH=" in done.stderr
+    assert "Traceback" not in done.stderr
