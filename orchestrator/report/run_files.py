@@ -23,6 +23,8 @@ STATE_FILE = "run.json"
 HTML_FILE = "report.html"
 EVALUATED = "evaluate.json"
 """What `tetrarch evaluate` has measured."""
+BEST_OF_N = "best-of-n.jsonl"
+"""The best responses that `tetrarch best-of-n` has found, where it is not told another file."""
 ALL_FILES = (METRICS_FILE, SAMPLES_FILE, EVALUATION_FILE, CONFIG_FILE, STATE_FILE, HTML_FILE)
 
 

@@ -22,14 +22,13 @@ from orchestrator.groups.reward import Reward
 from orchestrator.groups.serving_roles import scored_policy
 from orchestrator.report.evaluation_results import Estimate
 from orchestrator.report.progress import make_progress
+from orchestrator.report.run_files import BEST_OF_N
 from orchestrator.stages.serving import policy_to_serve
 from roles.batch import Rollouts
 from roles.seeds import stable_seed
 
 ROWS_AT_A_TIME = 2048
 """Responses that are generated and scored together."""
-OUTPUT = "best-of-n.jsonl"
-"""File in `run_dir` of the best responses, where the command does not say another."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +58,7 @@ class BestOfN:
 
 def best_of_n(config: ServingRun, questions: Questions, output: Path | None) -> BestOfN:
     """Pick the best of `serving.responses` responses to each of `questions`; write a row for each to `output`."""
-    file = output or Path(config.run_dir) / OUTPUT
+    file = output or Path(config.run_dir) / BEST_OF_N
     with closing(make_progress("best-of-n", 0, 0)) as progress:
         models = policy_to_serve(config)
         progress.status(f"starting the roles, to sample from {models.actor}")

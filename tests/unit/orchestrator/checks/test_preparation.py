@@ -506,6 +506,13 @@ def test_a_run_directory_in_use(world: World) -> None:
     refused(world, f"run_dir={world.run_dir} is not empty", "say --resume to go on with that run")
 
 
+@pytest.mark.parametrize("name", ["evaluate.json", "best-of-n.jsonl"])
+def test_what_is_known_of_the_untrained_policy_does_not_make_the_run_directory_used(world: World, name: str) -> None:
+    world.run_dir.mkdir(exist_ok=True)
+    (world.run_dir / name).touch()
+    check("train", world)
+
+
 def test_a_reward_model_inside_the_run_directory_does_not_make_it_used(world: World) -> None:
     world.set("reward_training.output", str(world.run_dir / "reward" / "model"))
     (world.run_dir / "reward" / "model").mkdir(parents=True)
