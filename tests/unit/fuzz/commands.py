@@ -59,7 +59,10 @@ def refusal(command: str, *arguments: str | Path) -> str | None:
     if result.exit_code == 0:
         return None
     if result.exit_code != CONFIG_WRONG:
-        raise _cause(result.exception)
+        cause = _cause(result.exception)
+        if command == "plan" and isinstance(cause, SystemExit | typer.Exit):
+            return None  # it does not fit, which the plan shows
+        raise cause
     assert len(result.stderr.split("error: ")) >= 2 and "Traceback" not in result.stderr, result.stderr
     return result.stderr
 
