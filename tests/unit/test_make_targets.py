@@ -54,6 +54,7 @@ FIGURES = {
     "roles/README.md: LoRA": ".venv/bin/python tests/benchmarks/lora.py",
     "roles/README.md: Long contexts": ".venv/bin/python tests/benchmarks/long_context.py",
     "roles/README.md: Architectures": "make architectures",
+    "orchestrator/README.md: Serving": ".venv/bin/tetrarch best-of-n configs/tiny.yaml serving.responses=16",
     "cluster/README.md: The plan": ".venv/bin/tetrarch plan configs/llama3-70b-32xa800.yaml",
     "cluster/README.md: How seconds are counted": "tests/unit/orchestrator/planning/test_trace.py",
     "cluster/README.md: Against published steps": ".venv/bin/python -m tests.reference.published",

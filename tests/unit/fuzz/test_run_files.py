@@ -10,9 +10,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from orchestrator.checks.preparation import prepare_train
 from orchestrator.config.loading import dump_config, load_config
+from orchestrator.data.prompts import PromptSource
 from orchestrator.planning.calibration import CORRECTED_PHASES
 from orchestrator.planning.efficiency import SHIPPED
+from orchestrator.ppo.kl import make_controller
+from orchestrator.ppo.step import TrainState
 from orchestrator.run.checkpoint import Checkpoints
 from tests.unit.fuzz.commands import examples, refusal
 from tests.unit.fuzz.damage import damaged
@@ -28,7 +32,9 @@ def run_dir(world: World) -> Path:
     """A run that has done two of its steps."""
     config = load_config(world.file)
     folder = Path(config.run_dir)
-    state = {"config": dump_config(config), "reference": "1-x", "prompts": {}}
+    prompts = PromptSource(prepare_train(config, None)[0], config.seed)
+    driver = TrainState(prompts, make_controller(config.ppo.kl.controller)).state_dict()
+    state = {"config": dump_config(config), "reference": "1-x", **driver, "step": 2}
     Checkpoints(folder / "checkpoints", 2).save(2, state, lambda partial: None)
     (folder / "actor").mkdir()
     measured = {"step": 2, "lr/actor": 1e-3, "response/length_mean": 5.0, "prompt/length_mean": 3.0}
