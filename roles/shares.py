@@ -104,6 +104,43 @@ class Demonstrations(Batch):
         check_shape(self, "rows", self.lengths.shape, torch.int64)
 
 
+@dataclass(frozen=True, slots=True)
+class ReferencedResponses(Batch):
+    """Responses and what a frozen reference thinks of them.
+
+    Example:
+        token_ids         = [[5, 6, 7, 2, 0], [5, 8, 9, 8, 2]]
+        lengths           = [4, 5]
+        response_mask     = [[0, 0, 1, 1, 0], [0, 1, 1, 1, 1]]
+        reference_logprob = [-2.5, -7.1]
+    """
+
+    token_ids: Tensor
+    lengths: Tensor
+    response_mask: Tensor
+    """bool `[batch, time]`: the tokens that are trained on."""
+    reference_logprob: Tensor
+    """float32 `[batch]`, in nats: summed over each row's response mask; not read by losses without a reference."""
+
+    def __post_init__(self) -> None:
+        check_tokens(self)
+        check_shape(self, "reference_logprob", self.lengths.shape, torch.float32)
+        if not bool(self.response_mask.any(1).all()):
+            raise ValueError("a response has no trained token, so it has no mean over its tokens")
+
+
+@dataclass(frozen=True, slots=True)
+class PreferencePairs(Batch):
+    """What a policy learns preferences from: row by row, a response that is preferred to another one."""
+
+    chosen: ReferencedResponses
+    rejected: ReferencedResponses
+
+    def __post_init__(self) -> None:
+        if len(self.chosen) != len(self.rejected):
+            raise ValueError(f"{len(self.chosen)} chosen responses beside {len(self.rejected)} rejected ones")
+
+
 E = TypeVar("E", ActorExperience, CriticExperience, Demonstrations)
 
 

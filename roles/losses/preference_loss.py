@@ -42,7 +42,8 @@ def ipo(
 ) -> Tensor:
     """Identity preference optimisation (Azar et al., arXiv 2310.12036, equation 17): (h - 1/(2β))² per pair.
 
-    h, arguments and result: see `dpo`. Log-probabilities are sums over a response, not means over its tokens.
+    h, arguments and result: see `dpo`. The paper's log-probabilities are sums over a response; with means over its
+    tokens for policy and reference, the target 1/(2β) is one per token.
     """
     return (_margin(chosen, rejected, reference_chosen, reference_rejected) - 1 / (2 * beta)).square()
 

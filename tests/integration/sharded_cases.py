@@ -263,6 +263,42 @@ def plain_cross_entropy(model: Any, batch: Experience) -> Tensor:
     return losses[batch.response_mask[:, 1:]].mean()
 
 
+def pairs_of(seed: int) -> Any:
+    """Six pairs of responses, with invented numbers of a reference."""
+    from roles.shares import PreferencePairs, ReferencedResponses
+
+    sides = []
+    for side in (0, 1):
+        batch = experience_of(7, seed + side).select(range(6))  # the last has no trained token
+        reference = -torch.rand(6, generator=torch.Generator().manual_seed(seed + side)) * 20
+        sides.append(ReferencedResponses(batch.token_ids, batch.lengths, batch.response_mask, reference))
+    return PreferencePairs(*sides)
+
+
+def update_preferences(setup: ModelSetup, loss: Any, batches: list[Any]) -> dict[str, Any]:
+    """Gradients and statistics of each optimizer step of a policy that learns preferences, and the final weights."""
+    from roles.preference_policy import PreferencePolicy
+
+    policy = PreferencePolicy(setup, loss)
+    gradients = captured(policy._model)
+    stats = [policy.update(_mine(shares(batch, policy._model.world_size))) for batch in batches]
+    return {"gradients": gradients, "weights": whole_weights(policy._model), "stats": stats}
+
+
+def plain_preference_loss(model: Any, pairs: Any, loss: Any) -> Tensor:
+    """Mean over the pairs, of padded rows one by one."""
+    from roles.preference_policy import preference_losses
+
+    numbers = []
+    for side in (pairs.chosen, pairs.rejected):
+        logprobs = model(side.token_ids).logits[:, :-1].log_softmax(-1)
+        taken = logprobs.gather(-1, side.token_ids[:, 1:, None]).squeeze(-1)
+        numbers.append((taken * side.response_mask[:, 1:]).sum(1))
+    reference = torch.cat([pairs.chosen.reference_logprob, pairs.rejected.reference_logprob])
+    tokens = torch.cat([pairs.chosen.response_mask.sum(1), pairs.rejected.response_mask.sum(1)])
+    return preference_losses(loss, torch.cat(numbers), reference, tokens)[0].mean()
+
+
 def grown_over_many_lengths(setup: ModelSetup, first: int, last: int) -> float:
     """MiB that the process has gained by updates on one row each, of `first`, `first` + 1, … `last` tokens."""
     import psutil

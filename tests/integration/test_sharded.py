@@ -10,10 +10,12 @@ from typing import Any
 
 import pytest
 import torch
+from pydantic import TypeAdapter
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
 from roles.config.losses import PolicyLossConfig, ValueLossConfig
 from roles.config.models import LoraConfig, ScheduleConfig, ZeroConfig
+from roles.config.preference_losses import PreferenceLossConfig
 from roles.durable import hash_of
 from roles.models.lora import adapt, adapted_layers, is_adapter, merged, plain_name
 from roles.zero.optimizer import rate_factor
@@ -103,6 +105,38 @@ def test_the_gradient_of_demonstrations_is_plain_torch_s_for_any_micro_batch_and
         assert answer["stats"].tokens == sum(int(batch.response_mask.sum()) for batch in BATCHES)
     total = sum(float(answer["losses"].sum()) for answer in answers)
     assert total / int(BATCHES[0].response_mask.sum()) == pytest.approx(first, rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("loss", "ranks", "tokens"),
+    [
+        ({"type": "sigmoid"}, 1, 1),
+        ({"type": "sigmoid"}, 1, 10_000),
+        ({"type": "sigmoid", "label_smoothing": 0.1}, 2, 90),
+        ({"type": "robust"}, 2, 90),
+        ({"type": "ipo"}, 2, 90),
+        ({"type": "hinge"}, 2, 90),
+        ({"type": "simpo"}, 2, 90),
+        ({"type": "orpo"}, 2, 90),
+    ],
+)
+def test_the_gradient_of_preferences_is_plain_torch_s_for_any_micro_batch_and_ranks(
+    groups: dict[int, Ranks], folders: dict[str, Path], loss: dict[str, Any], ranks: int, tokens: int
+) -> None:
+    config: Any = TypeAdapter(PreferenceLossConfig).validate_python(loss)
+    batches = [cases.pairs_of(seed) for seed in (0, 10)]
+    model = AutoModelForCausalLM.from_pretrained(folders["policy"])
+    first = float(cases.plain_preference_loss(model, batches[0], config).detach())
+    plain = cases.plain_training(model, [lambda m, b=b: cases.plain_preference_loss(m, b, config) for b in batches])
+    setup = cases.setup_of(folders["policy"], micro_batch_tokens=tokens)
+    answers = groups[ranks].call(cases.update_preferences, setup, config, batches)
+    scale = max(1.0, *(float(gradient.abs().max()) for gradient in plain["gradients"][0].values()))  # IPO's is squared
+    for answer in answers:
+        assert largest_difference(answer["gradients"][0], plain["gradients"][0]) < 1e-6 * scale
+        assert largest_difference(answer["weights"], plain["weights"]) < 2e-5
+        assert answer["stats"][0].loss == pytest.approx(first, rel=1e-5)
+        assert [step.gradient_norm for step in answer["stats"]] == pytest.approx(plain["norms"], rel=1e-4)
+    assert answers[0]["stats"] == answers[-1]["stats"]
 
 
 SIZES = {"1 row": 1, "2 rows": 2, "4 rows": 4, "8 rows": 8, "a budget of tokens": 2.5}

@@ -50,6 +50,7 @@ ROOMS = {
         "reward_model": "zero models text config",
         "reward_trainer": "zero models losses config",
         "supervised": "zero",
+        "preference_policy": "zero losses config",
         "reward_function": "reward_call functions config",
         "reward_service": "reward_call functions redaction proxies config",
         "reward_call": "functions",
