@@ -60,6 +60,8 @@ def _turn(render: Callable[..., str], messages: Messages, number: int, text: str
         return len(before), len(until)
     start, end = _content(render, messages, number, text)
     content = messages[number]["content"].strip()
+    if not content:
+        raise ValueError(f"an empty message of the assistant (number {number}); fill it, or leave it out")
     # As far as the turn is written here as it is at the end of a chat:
     tail = until.rpartition(content)[2]
     end += common_beginning(tail, text[end:])

@@ -51,7 +51,7 @@ def chat_text(tokenizer: PreTrainedTokenizerBase, messages: Any) -> str:
     """A chat up to the beginning of the response, written by the template. ValueError if a message is not text or has
     an unknown role; TimeoutError if the template does not end."""
     plain = plain_messages(messages)
-    _check_roles(tokenizer, plain)
+    check_roles(tokenizer, plain)
     with time_limit(TEMPLATE_S):
         return str(tokenizer.apply_chat_template(plain, tokenize=False, add_generation_prompt=True))
 
@@ -67,8 +67,9 @@ def shown_prompt(tokenizer: PreTrainedTokenizerBase, given: Any, ids: Sequence[i
     return "\n".join([*lines, *([f"rule:  {'; '.join(rule)}"] if rule else [])])
 
 
-def _check_roles(tokenizer: PreTrainedTokenizerBase, messages: Messages) -> None:
-    """Most templates write whatever role they are given, or take it for the assistant's."""
+def check_roles(tokenizer: PreTrainedTokenizerBase, messages: Messages) -> None:
+    """ValueError for an unknown role: most templates write whatever role they are given, or take it for the
+    assistant's."""
     for number, role in enumerate(message["role"] for message in messages):
         if role not in MESSAGE_ROLES and not re.search(rf"\b{re.escape(role)}\b", str(tokenizer.chat_template)):
             near = difflib.get_close_matches(role, MESSAGE_ROLES, n=1)

@@ -21,7 +21,8 @@ from transformers import PreTrainedTokenizerBase
 
 from roles.text.loss_spans import assistant_spans
 from roles.text.messages import Messages
-from roles.text.prompt_tokens import prompt_tokens
+from roles.text.prompt_tokens import TEMPLATE_S, check_roles, prompt_tokens
+from roles.text.time_limit import time_limit
 
 Text = str | Messages
 """A text, or a chat of plain messages."""
@@ -81,8 +82,10 @@ def render_sample(tokenizer: PreTrainedTokenizerBase, prompt: Text, response: Te
         said = said[:-1]  # nothing is learned there
     if not said:
         raise ValueError("no turn of the assistant in the response, so there is nothing to learn")
+    check_roles(tokenizer, [*asked, *said])
     try:
-        text, spans = assistant_spans(tokenizer, [*asked, *said])
+        with time_limit(TEMPLATE_S):
+            text, spans = assistant_spans(tokenizer, [*asked, *said])
     except ValueError:
         raise
     except Exception as error:  # a template is a program: it raises what it likes

@@ -141,3 +141,22 @@ def test_a_turn_without_an_end_gets_the_end_of_texts() -> None:
 def test_a_chat_that_the_assistant_begins() -> None:
     messages = [{"role": "assistant", "content": "hello"}, *chat("q", "a")]
     assert trained("ChatML", messages) == ["hello<|im_end|>", "a<|im_end|>"]
+
+
+def test_an_empty_turn_that_the_template_writes_otherwise_later_is_named() -> None:
+    with pytest.raises(ValueError, match=r"an empty message of the assistant \(number 1\); fill it"):
+        assistant_spans(words("Qwen 3"), chat("q", " ", "q", "b"))
+
+
+def test_a_template_that_never_ends_is_stopped(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("roles.text.sample_tokens.TEMPLATE_S", 0.2)
+    made = words("ChatML")
+    made.chat_template = "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}"
+    with pytest.raises(ValueError, match=r"chat template: it did not end within 0\.2 s"):
+        render_sample(made, chat("q"), "a")
+
+
+def test_a_mistyped_role_is_refused_as_in_a_prompt() -> None:
+    answers = [{"role": "asistant", "content": "a"}, *chat("q", "b")]
+    with pytest.raises(ValueError, match="does not know the role 'asistant' of message 1; did you mean `assistant`"):
+        render_sample(words("ChatML"), chat("q"), answers)
