@@ -21,18 +21,13 @@ OTHERWISE = {
     "PhiMoEForCausalLM": _WITHOUT_BIAS,
     "GptOssForCausalLM": "vLLM 0.32 writes its weights past the hooks of a layerwise reload, so no push reaches it",
 }
-"""Architectures whose engines, on every device, compute something else than the trainer, or cannot have its weights."""
+"""Architectures whose engines, on every device, compute something else than the trainer or cannot load its weights."""
 
 OTHERWISE_ON_CPU = {
     "Ernie4_5_MoeForCausalLM": "vLLM's CPU build chooses other experts than transformers does (it reads the router's "
     "correction bias otherwise)",
 }
-"""Architectures whose engines compute something else than the trainer, even with the weights of the folder."""
-
-UNPUSHED = {
-    "GptOssForCausalLM": "vLLM 0.32 knows its weights by other names than its folder has, and leaves a push unread",
-}
-"""Architectures whose weights do not arrive in a running engine, on any device."""
+"""Architectures whose engines compute something else than the trainer on CPU only."""
 
 LATENT_SIZE = 576
 """Width of a cached token for which vLLM's latent attention on CPU is compiled: DeepSeek's 512 + 64."""
@@ -66,7 +61,7 @@ def check_weights(model: ModelFacts, use: Use) -> None:
 
 
 def check_engine_class(model: ModelFacts) -> None:
-    """vLLM computes what the trainer computes."""
+    """Raise ConfigError unless vLLM computes what the trainer computes, and can load weights while it runs."""
     for architecture in model.config.get("architectures") or []:
         if architecture in OTHERWISE:
             raise ConfigError(f"{model.where} is a {architecture}: {OTHERWISE[architecture]}; use another model")
@@ -81,12 +76,6 @@ def check_engine_class(model: ModelFacts) -> None:
             f"{model.where} has sliding windows in some of its {layers} layers (max_window_layers={full}), and vLLM "
             "0.32 runs a qwen2 with windows in all or in none; use another model"
         )
-
-
-def check_pushes(model: ModelFacts) -> None:
-    """vLLM takes the weights of the model while it runs."""
-    for architecture in set(model.config.get("architectures") or []) & UNPUSHED.keys():
-        raise ConfigError(f"{model.where} is a {architecture}: {UNPUSHED[architecture]}; use another model")
 
 
 def check_cpu_engine(model: ModelFacts, dtype: Dtype) -> None:

@@ -102,6 +102,7 @@ def prepare_serve(config: ServingRun) -> None:
     """What `tetrarch serve` needs."""
     check_writable(Path(config.run_dir), "run_dir")
     _check_names(config, [])
+    check_cards(config.device)
     check_engine(config, check_role_models(config))
 
 
@@ -113,6 +114,8 @@ def prepare_reward_service(config: RewardServingRun) -> None:
     for role, scorer in config.scorers.items():
         if isinstance(scorer, FunctionReward):
             check_function(scorer, section_key(role))
+    if config.reward_models:
+        check_cards(config.device)
     for role, scorer in config.reward_models.items():
         key = f"{section_key(role)}.model"
         check_folder(scorer.model, key, TRAIN_IT)

@@ -111,7 +111,7 @@ def _put_penalty(draft: Draft) -> None:
     where = "loss" if in_loss and not in_reward else "reward"
     option = f"{ACTOR}.kl_loss_type" if where == "loss" else "algorithm.kl_penalty"
     coefficient = options.number("algorithm.kl_ctrl.kl_coef" if in_reward else f"{ACTOR}.kl_loss_coef")
-    if in_reward and options.value("algorithm.kl_ctrl.type") == "adaptive":
+    if in_reward and coefficient > 0 and options.value("algorithm.kl_ctrl.type") == "adaptive":
         target, horizon = options.number("algorithm.kl_ctrl.target_kl"), options.whole("algorithm.kl_ctrl.horizon")
         controller = {"type": "adaptive", "initial": coefficient, "target": target, "horizon": horizon}
         sources = [f"algorithm.kl_ctrl.{name}" for name in ("type", "kl_coef", "target_kl", "horizon")]

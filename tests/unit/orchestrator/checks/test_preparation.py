@@ -24,11 +24,18 @@ from transformers import (
 )
 
 from orchestrator.checks.functions import check_function
-from orchestrator.checks.preparation import prepare_evaluate, prepare_reward, prepare_train
+from orchestrator.checks.preparation import (
+    prepare_evaluate,
+    prepare_reward,
+    prepare_reward_service,
+    prepare_serve,
+    prepare_train,
+)
 from orchestrator.config.evaluation import EvaluationRun
 from orchestrator.config.loading import dump_config, validate, validate_root
 from orchestrator.config.reward_training import RewardTrainingRun
 from orchestrator.config.run import RunConfig
+from orchestrator.config.serving import RewardServingRun, ServingRun
 from orchestrator.data.comparisons import digest, keep
 from orchestrator.data.preference_pairs import Pairs
 from orchestrator.data.prompts import PromptSource
@@ -104,6 +111,10 @@ def check(command: str, world: World) -> None:
         prepare_train(world.config, resume=None)
     elif command == "evaluate":
         prepare_evaluate(validate_root(EvaluationRun, world.data))
+    elif command == "serve":
+        prepare_serve(validate_root(ServingRun, world.data))
+    elif command == "serve --reward":
+        prepare_reward_service(validate_root(RewardServingRun, world.data))
     else:
         prepare_reward(validate_root(RewardTrainingRun, world.data), None)
 
@@ -393,7 +404,7 @@ def test_absurd_kv_caches(world: World) -> None:
     refused(world, "rollout.engine.kv_cache_gib=1e-06", "one sample of 16 tokens", "raise it")
 
 
-@pytest.mark.parametrize("command", ["train", "evaluate", "reward"])
+@pytest.mark.parametrize("command", ["train", "evaluate", "reward", "serve", "serve --reward"])
 def test_a_card_must_be_there_where_ray_is_started(world: World, command: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)

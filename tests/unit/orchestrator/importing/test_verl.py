@@ -143,6 +143,12 @@ def test_corrections(tmp_path: Path) -> None:
     assert importance("0.5_4.0") == {"type": "icepop", "low": 0.5, "high": 4.0}
 
 
+def test_a_kl_penalty_of_0_that_would_adapt_stays_0(tmp_path: Path) -> None:
+    given = {"algorithm.use_kl_in_reward": True, "algorithm.kl_ctrl.type": "adaptive", "algorithm.kl_ctrl.kl_coef": 0}
+    config = loaded(tmp_path, read(tmp_path, words(**given)))
+    assert config.ppo.kl.controller.model_dump() == {"type": "fixed", "coefficient": 0.0}
+
+
 def test_a_configuration_file_of_verls(tmp_path: Path) -> None:
     text = "data: {train_batch_size: 64}\nactor_rollout_ref: {actor: {ppo_mini_batch_size: 16}}\ntrainer: {nnodes: 2}\n"
     config = loaded(tmp_path, read(tmp_path, text))
