@@ -28,9 +28,8 @@ from roles.transfer.facts import EngineClient
 from roles.transfer.probe import Products
 from roles.transfer.push import WeightPusher
 from roles.zero.micro_batch import MicroBatch, Objective, per_token, picked, update
-from roles.zero.policy_loading import load_policy
 from roles.zero.setup import ModelSetup
-from roles.zero.sharded import ShardedModel
+from roles.zero.trained_rank import TrainedPolicy
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +80,7 @@ class PolicySums(NamedTuple):
     """Weights for vLLM's distribution differing from the trainer's."""
 
 
-class Actor:
+class Actor(TrainedPolicy):
     """One rank of the policy."""
 
     def __init__(
@@ -92,11 +91,11 @@ class Actor:
         extra: LossExtra | None = None,
         early_end: EarlyEnd = ANY_TIME,
     ) -> None:
+        super().__init__(setup)
         self._loss = loss
         self._early_end = early_end
         self._extra = extra or LossExtra()
         self._temperature = temperature
-        self._model = ShardedModel(setup, lambda: load_policy(setup))
         self._pusher: WeightPusher | None = None
 
     def logprobs(self, sequences: Sequences) -> Tensor:
@@ -156,21 +155,9 @@ class Actor:
         assert self._pusher is not None, "connect comes first"
         return self._pusher.products()
 
-    def save_model(self, folder: str | Path) -> None:
-        """A Hugging Face folder that transformers and vLLM open."""
-        self._model.save_model(folder)
-
     def save_average(self, folder: str | Path) -> None:
         """The same, of the running mean of the weights (`ema_decay`)."""
         self._model.save_average(folder)
-
-    def save_state(self, folder: str | Path) -> dict[str, str]:
-        """Everything that `load_state` needs to continue exactly; path in `folder` → hash of this rank's files."""
-        return self._model.save_state(folder)
-
-    def load_state(self, folder: str | Path) -> None:
-        """Continue where `save_state` was called."""
-        self._model.load_state(folder)
 
     def _forward(self, micro: MicroBatch, with_entropy: bool = False) -> tuple[Tensor, Tensor | None]:
         answer: tuple[Tensor, Tensor | None] = self._model(

@@ -21,6 +21,7 @@ from roles.shares import CriticExperience, RankShare
 from roles.zero.micro_batch import MicroBatch, Objective, per_token, picked, update
 from roles.zero.setup import ModelSetup
 from roles.zero.sharded import ShardedModel
+from roles.zero.trained_rank import TrainedRank
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +47,7 @@ class ValueSums(NamedTuple):
     """Weighted, before `coefficient`."""
 
 
-class Critic:
+class Critic(TrainedRank):
     """One rank of the value model."""
 
     def __init__(self, setup: ModelSetup, loss: ValueLossConfig, max_response_tokens: int) -> None:
@@ -75,14 +76,6 @@ class Critic:
         plus `mean` (of the returns, where targets were normalised)."""
         self._model.module.rescale(mean, deviation)
         self._model.save_model(folder)
-
-    def save_state(self, folder: str | Path) -> dict[str, str]:
-        """Everything that `load_state` needs to continue exactly; path in `folder` → hash of this rank's files."""
-        return self._model.save_state(folder)
-
-    def load_state(self, folder: str | Path) -> None:
-        """Continue where `save_state` was called."""
-        self._model.load_state(folder)
 
     def _forward(self, micro: MicroBatch) -> Tensor:
         values: Tensor = self._model(packed=micro.packed, positions=micro.positions)

@@ -6,7 +6,6 @@ It saves a folder that `roles.actor.Actor` opens.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -24,9 +23,9 @@ from roles.config.preference_losses import (
 from roles.losses.preference_loss import dpo, hinge, ipo, orpo, robust_dpo, simpo
 from roles.shares import PreferencePairs, ReferencedResponses
 from roles.zero.micro_batch import MicroBatch, per_token
-from roles.zero.policy_loading import load_policy
 from roles.zero.setup import ModelSetup
-from roles.zero.sharded import ShardedModel, Work
+from roles.zero.sharded import Work
+from roles.zero.trained_rank import TrainedPolicy
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,12 +45,12 @@ class PreferenceStats:
     learning_rate: float
 
 
-class PreferencePolicy:
+class PreferencePolicy(TrainedPolicy):
     """One rank of a policy that is trained on pairs of responses."""
 
     def __init__(self, setup: ModelSetup, loss: PreferenceLossConfig) -> None:
+        super().__init__(setup)
         self._loss = loss
-        self._model = ShardedModel(setup, lambda: load_policy(setup))
 
     def update(self, pairs: PreferencePairs) -> PreferenceStats:
         """One optimizer step on this rank's pairs; it minimises the mean over the pairs on all ranks."""
@@ -87,24 +86,6 @@ class PreferencePolicy:
         """float32 `[batch, time]`: log-probability of each token in the response mask, in nats; 0 elsewhere. Before
         the first update these are the reference's."""
         return per_token(self._model, sequences, self._logprobs)
-
-    def save_model(self, folder: str | Path) -> None:
-        """A Hugging Face folder that transformers and vLLM open."""
-        self._model.save_model(folder)
-
-    def save_state(self, folder: str | Path) -> dict[str, str]:
-        """Everything that `load_state` needs to continue exactly; path in `folder` → hash of this rank's files."""
-        return self._model.save_state(folder)
-
-    def load_state(self, folder: str | Path) -> None:
-        """Continue where `save_state` was called."""
-        self._model.load_state(folder)
-
-    def _logprobs(self, micro: MicroBatch) -> Tensor:
-        logprobs: Tensor = self._model(
-            packed=micro.packed, positions=micro.positions, labels=micro.labels, temperature=1.0
-        )[0]
-        return logprobs
 
 
 def preference_losses(

@@ -18,6 +18,7 @@ from roles.models.networks import ValueModel
 from roles.packing import pack
 from roles.zero.setup import ModelSetup
 from roles.zero.sharded import ShardedModel, Work
+from roles.zero.trained_rank import TrainedRank
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +34,7 @@ class RewardStats:
     learning_rate: float
 
 
-class RewardTrainer:
+class RewardTrainer(TrainedRank):
     """One rank of the reward model."""
 
     def __init__(self, setup: ModelSetup, pooling: Pooling) -> None:
@@ -70,14 +71,6 @@ class RewardTrainer:
             if rows:
                 answers[rows] = numbers
         return answers
-
-    def save_state(self, folder: str | Path) -> dict[str, str]:
-        """Everything that `load_state` needs to continue exactly; path in `folder` → hash of this rank's files."""
-        return self._model.save_state(folder)
-
-    def load_state(self, folder: str | Path) -> None:
-        """Continue where `save_state` was called."""
-        self._model.load_state(folder)
 
     def save_model(self, folder: str | Path, score_shift: float) -> None:
         """A sequence-classification folder; `score_shift` is what `RewardModel` will take off every number of today."""

@@ -6,7 +6,6 @@ It saves a folder that `roles.actor.Actor` opens.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import NamedTuple
 
 import torch
@@ -16,9 +15,7 @@ from roles.batch import Sequences
 from roles.measured import metric
 from roles.shares import Demonstrations, RankShare
 from roles.zero.micro_batch import MicroBatch, Objective, per_token, picked, update
-from roles.zero.policy_loading import load_policy
-from roles.zero.setup import ModelSetup
-from roles.zero.sharded import ShardedModel
+from roles.zero.trained_rank import TrainedPolicy
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,11 +40,8 @@ class SupervisedSums(NamedTuple):
     """Nats."""
 
 
-class Supervised:
+class Supervised(TrainedPolicy):
     """One rank of a policy that is fine-tuned on demonstrations."""
-
-    def __init__(self, setup: ModelSetup) -> None:
-        self._model = ShardedModel(setup, lambda: load_policy(setup))
 
     def update(self, share: RankShare[Demonstrations]) -> SupervisedStats:
         """The optimizer steps of this rank's share; each minimises the mean over its trained tokens on all ranks."""
@@ -58,24 +52,6 @@ class Supervised:
     def losses(self, sequences: Sequences) -> Tensor:
         """float32 `[batch, time]`: cross-entropy of each token in the response mask, in nats; 0 elsewhere."""
         return per_token(self._model, sequences, lambda micro: -self._logprobs(micro))
-
-    def save_model(self, folder: str | Path) -> None:
-        """A Hugging Face folder that transformers and vLLM open."""
-        self._model.save_model(folder)
-
-    def save_state(self, folder: str | Path) -> dict[str, str]:
-        """Everything that `load_state` needs to continue exactly; path in `folder` → hash of this rank's files."""
-        return self._model.save_state(folder)
-
-    def load_state(self, folder: str | Path) -> None:
-        """Continue where `save_state` was called."""
-        self._model.load_state(folder)
-
-    def _logprobs(self, micro: MicroBatch) -> Tensor:
-        logprobs: Tensor = self._model(
-            packed=micro.packed, positions=micro.positions, labels=micro.labels, temperature=1.0
-        )[0]
-        return logprobs
 
     def _loss(self, batch: Demonstrations, rows: list[int], weights: Tensor) -> tuple[Tensor, SupervisedSums]:
         """The weighted sum of the cross-entropies of `rows`, and what it measured."""

@@ -15,7 +15,7 @@ from orchestrator.config.evaluation import EvaluationRun
 from orchestrator.config.schema import section_key
 from orchestrator.errors import ConfigError
 from roles.config.environment import FunctionEnvironment
-from roles.config.rewards import FunctionReward, ModelReward, RemoteReward
+from roles.config.rewards import FunctionReward, ModelReward, OneReward, RemoteReward
 
 SIGNATURE = "score(prompts, responses, *, response_token_ids, finished, columns) -> list[float]"
 OPENRLHF = "queries, prompts, labels"
@@ -29,13 +29,18 @@ NO_LISTS = (ast.Dict, ast.DictComp, ast.Set, ast.SetComp, ast.Constant, ast.Join
 
 def check_functions(config: EvaluationRun) -> None:
     """Check every function or class that the configuration of a run names."""
-    for role, scorer in config.scorers.items():
-        if isinstance(scorer, FunctionReward):
-            check_function(scorer, section_key(role))
+    check_reward_functions(config.scorers)
     if config.evaluation.judge is not None:
         check_function(config.evaluation.judge, "evaluation.judge")
     if config.environment is not None:
         check_environment(config.environment)
+
+
+def check_reward_functions(scorers: Mapping[str, OneReward]) -> None:
+    """Check every function among the rewards, by role."""
+    for role, scorer in scorers.items():
+        if isinstance(scorer, FunctionReward):
+            check_function(scorer, section_key(role))
 
 
 def check_sendable(config: EvaluationRun, part: str, columns: Mapping[str, Sequence[Any]]) -> None:

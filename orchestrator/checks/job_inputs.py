@@ -24,13 +24,13 @@ WRITTEN = ("run_dir", "model_cache")
 SHARED = "use an absolute path on storage that all nodes share"
 
 
-def check_job_inputs(config: BaseConfig, stays_here: Callable[[Path, Path], bool]) -> None:
-    """Every file and folder that the configuration names by a relative path is uploaded. `stays_here` says of a path in
-    a working directory that it is not."""
+def check_job_inputs(config: BaseConfig, left_out: Callable[[Path], bool]) -> None:
+    """Every file and folder that the configuration names by a relative path is uploaded. `left_out` says of a path in
+    the working directory that it is not."""
     found = [
         f"{key}={path} {wrong}; {SHARED}"
         for key, path in paths_in(config)
-        if key not in (*WRITTEN, config.folder_key) and not os.path.isabs(path) and (wrong := _wrong(path, stays_here))
+        if key not in (*WRITTEN, config.folder_key) and not os.path.isabs(path) and (wrong := _wrong(path, left_out))
     ]
     converted = next(_converted(config), None)
     if converted and config.placement.type != "local" and not os.path.isabs(config.model_cache):
@@ -42,7 +42,7 @@ def check_job_inputs(config: BaseConfig, stays_here: Callable[[Path, Path], bool
         raise ConfigError("\n".join(found))
 
 
-def _wrong(path: str, stays_here: Callable[[Path, Path], bool]) -> str | None:
+def _wrong(path: str, left_out: Callable[[Path], bool]) -> str | None:
     """Why a job would not find `path`; None if it would."""
     root = Path.cwd()
     whole = Path(os.path.normpath(root / path))
@@ -52,7 +52,7 @@ def _wrong(path: str, stays_here: Callable[[Path, Path], bool]) -> str | None:
     if not whole.is_relative_to(root):
         return f"is outside the working directory {root}, which is what a job sees"
     for file in [whole] if whole.is_file() else sorted(file for file in whole.rglob("*") if file.is_file()):
-        if stays_here(file, root):
+        if left_out(file):
             inside = "" if file == whole else f" ({file.relative_to(whole)})"
             return f"is not uploaded{inside}: .gitignore or .rayignore names it or a folder around it"
     return None

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Literal
 
 from orchestrator.checks.bridges import check_bridges
 from orchestrator.checks.engine_fit import check_engine, longest_sample
-from orchestrator.checks.functions import check_function, check_functions, check_sendable
+from orchestrator.checks.functions import check_function, check_functions, check_reward_functions, check_sendable
 from orchestrator.checks.model_support import check_attention, check_weights
 from orchestrator.checks.models import (
     ModelFacts,
@@ -37,8 +37,8 @@ from orchestrator.config.sft import SFT_QUALITY, SftRun
 from orchestrator.data.dataset_rows import check_source
 from orchestrator.errors import CheckpointError, ConfigError
 from orchestrator.run.checkpoint import Checkpoint
-from orchestrator.run.resuming import Resume, other_comparisons
-from roles.config.rewards import FunctionReward
+from orchestrator.run.learned_data import LearnedData
+from orchestrator.run.resuming import Resume
 
 if TYPE_CHECKING:
     from orchestrator.data.demonstrations import SftData
@@ -111,9 +111,7 @@ def prepare_reward_service(config: RewardServingRun) -> None:
     if not config.scorers:
         raise ConfigError("reward.type=environment scores nothing by itself; use a model, a function or an ensemble")
     check_writable(Path(config.run_dir), "run_dir")
-    for role, scorer in config.scorers.items():
-        if isinstance(scorer, FunctionReward):
-            check_function(scorer, section_key(role))
+    check_reward_functions(config.scorers)
     if config.reward_models:
         check_cards(config.device)
     for role, scorer in config.reward_models.items():
@@ -182,9 +180,15 @@ def _check_comparisons(config: RewardTrainingRun, preferences: Preferences, chec
     comparisons = split(preferences, training, config.seed)
     if checkpoint is not None:
         steps = len(schedule(comparisons.training, training, config.seed))
-        other = other_comparisons(checkpoint, digest(preferences), steps)
-        if other:
-            raise ConfigError(other)
+        _check_learned(LearnedData.comparisons(digest(preferences), steps), checkpoint)
+
+
+def _check_learned(learned: LearnedData, checkpoint: Checkpoint) -> None:
+    """The run can go on from the checkpoint with this data."""
+    try:
+        learned.check(checkpoint)
+    except CheckpointError as error:
+        raise ConfigError(str(error)) from error
 
 
 def check_cards(device: str) -> None:
@@ -218,9 +222,8 @@ def prepare_sft(config: SftRun, resume: Resume) -> SftData:
 
     data = read_demonstrations(sft, with_template(model.tokenizer, sft.chat_template), config.seed)
     if checkpoint is not None:
-        other = data.other_than(checkpoint.state["demonstrations"], checkpoint.step, sft)
-        if other:
-            raise ConfigError(f"{checkpoint.path} {other}")
+        steps = len(data.schedule(sft, config.seed))
+        _check_learned(LearnedData.demonstrations(data.digest(), steps), checkpoint)
     return data
 
 

@@ -90,9 +90,9 @@ def submit(
             run = load_root(ROOTS[name], file, overrides or ())
             check_travels(run, overrides or ())
             from cluster.runtime.jobs import RayJobs, dashboard_address
-            from cluster.runtime.upload import stays_here
+            from cluster.runtime.upload import left_out_of
 
-            check_job_inputs(run, stays_here)
+            check_job_inputs(run, left_out_of(Path.cwd()))
             jobs = RayJobs(dashboard_address(address))
             run = on_cluster(run, jobs) if cluster else run
             check_plan(run, force)

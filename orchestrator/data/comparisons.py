@@ -11,6 +11,7 @@ from safetensors.torch import load_file, save, save_file
 from torch import Tensor
 
 from orchestrator.config.reward_training import RewardTrainingConfig
+from orchestrator.data.epochs import schedule_of
 from orchestrator.errors import ConfigError
 from roles.batch import Preferences
 from roles.seeds import stable_seed
@@ -52,13 +53,7 @@ def split(preferences: Preferences, config: RewardTrainingConfig, seed: int) -> 
 def schedule(preferences: Preferences, config: RewardTrainingConfig, seed: int) -> list[list[int]]:
     """Group numbers of each optimizer step: a fresh permutation each epoch."""
     groups = preferences.groups.unique().tolist()
-    steps = []
-    for epoch in range(config.epochs):
-        order = list(groups)
-        random.Random(stable_seed(seed, "reward", epoch)).shuffle(order)
-        size = config.groups_per_step
-        steps += [order[first : first + size] for first in range(0, len(order), size)]
-    return steps
+    return schedule_of(groups, config.groups_per_step, config.epochs, (seed, "reward"))
 
 
 def digest(preferences: Preferences) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import math
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ from transformers import PreTrainedTokenizerBase
 
 from orchestrator.config.data import RecordsConfig
 from orchestrator.config.sft import SftConfig
+from orchestrator.data.epochs import schedule_of
 from orchestrator.data.samples import Samples, read_samples
 from orchestrator.errors import ConfigError
 from roles.packing import right_padded
@@ -46,16 +46,9 @@ class SftData:
         tensors = {name: getattr(training, name).contiguous() for name in ("token_ids", "lengths", "response_mask")}
         return hashlib.sha256(save(tensors)).hexdigest()
 
-    def other_than(self, digest: str, step: int, config: SftConfig) -> str | None:
-        """Why a run cannot go on from a checkpoint of this step, made with demonstrations of this digest; None: it
-        can."""
-        if digest != self.digest():
-            return (
-                "was trained on other demonstrations than there are now; give sft.data what it was started with, or "
-                "start anew with another sft.output"
-            )
-        steps = config.epochs * math.ceil(len(self.training) / config.samples_per_step)
-        return f"is at step {step} of now {steps}; raise sft.epochs" if step > steps else None
+    def schedule(self, config: SftConfig, seed: int) -> list[list[int]]:
+        """Demonstrations of each optimizer step: a fresh permutation in each epoch."""
+        return schedule_of(range(len(self.training)), config.samples_per_step, config.epochs, (seed, "sft"))
 
 
 def read_demonstrations(config: SftConfig, tokenizer: PreTrainedTokenizerBase, seed: int) -> SftData:

@@ -114,19 +114,6 @@ def check_reference(checkpoint: Checkpoint, fingerprint: str, config: RunConfig)
     )
 
 
-def other_comparisons(checkpoint: Checkpoint, digest: str, steps: int) -> str | None:
-    """Why a reward model cannot go on from `checkpoint` with comparisons of this digest, in so many steps; None: it
-    can."""
-    if checkpoint.state["comparisons"] != digest:
-        return (
-            f"{checkpoint.path} was trained on other comparisons than there are now; give reward_training.pairs the "
-            "data that it was started with, or start anew with another reward_training.output"
-        )
-    if checkpoint.step > steps:
-        return f"{checkpoint.path} is at step {checkpoint.step} of now {steps}; raise reward_training.epochs"
-    return None
-
-
 def changes(checkpoint: Checkpoint, config: BaseConfig) -> list[ChangedKey]:
     """Differences from the configuration in the checkpoint, in the order of the schema."""
     if "config" not in checkpoint.state:

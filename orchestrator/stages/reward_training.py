@@ -8,17 +8,15 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from cluster.ranks.role_group import RoleGroup
 from cluster.role_table import REWARD
-from cluster.runtime.ray_cluster import RayCluster
 from orchestrator.config.reward_training import (
     COMPARISONS,
     QUALITY,
@@ -28,15 +26,17 @@ from orchestrator.config.reward_training import (
 from orchestrator.data.comparisons import Comparisons, digest, keep, kept, schedule, split
 from orchestrator.data.preference_pairs import Pairs
 from orchestrator.data.prompts import Questions
-from orchestrator.errors import CheckpointError, TetrarchError
+from orchestrator.errors import TetrarchError
 from orchestrator.groups.build import builder, resolve_models
 from orchestrator.groups.spread import spread
 from orchestrator.report.reporter import Reporter
-from orchestrator.run.checkpoint import Checkpoint, whole_folder
+from orchestrator.run.checkpoint import whole_folder
+from orchestrator.run.learned_data import LearnedData
 from orchestrator.run.phase_clock import Clock
-from orchestrator.run.resuming import Resume, other_comparisons
+from orchestrator.run.resuming import Resume
 from orchestrator.stages.run import carry_out
 from orchestrator.stages.sampled_pairs import sampled
+from orchestrator.stages.scheduled_stage import ScheduledStage
 from orchestrator.stages.stage import Stage, StepReport
 from roles.batch import Preferences
 from roles.model_files.conversion import resolve_model
@@ -92,7 +92,8 @@ def train_reward(config: RewardTrainingRun, resume: Resume, source: Questions | 
         with builder(config, {REWARD: None}) as build:
             trainer = build.reward_trainer(backbone, training, len(steps))
             build.ready()
-            stage = RewardTraining(config, build.cluster, trainer, comparisons, steps, report, digest(preferences))
+            learned = LearnedData.comparisons(digest(preferences), len(steps))
+            stage = RewardTraining(build.cluster, trainer, steps, learned, report, config, comparisons)
             yield stage
             found.append(stage.tested())
 
@@ -113,47 +114,14 @@ def _preferences(config: RewardTrainingRun, resume: Resume, source: Questions | 
 
 
 @dataclass(slots=True)
-class RewardTraining(Stage):
-    """The training of a reward model; a step is one optimizer step."""
+class RewardTraining(ScheduledStage):
+    """The training of a reward model; a step is one optimizer step on whole groups."""
 
+    role = REWARD
     config: RewardTrainingRun
-    ray: RayCluster
-    trainer: RoleGroup[RewardTrainer]
     comparisons: Comparisons
-    schedule: list[list[int]]
-    """Group numbers of each step."""
-    report: Reporter
-    digest: str
-    """A hash of all comparisons, including those left out."""
-    step: int = 0
     quality: RewardQuality | None = None
     """Quality after the last step, if that step ended an epoch."""
-
-    @property
-    def cluster(self) -> RayCluster:
-        """The cluster on which the reward model is trained."""
-        return self.ray
-
-    @property
-    def steps(self) -> int:
-        """Number of optimizer steps of the whole run."""
-        return len(self.schedule)
-
-    @property
-    def trained(self) -> Mapping[str, RoleGroup[Any]]:
-        """The reward model."""
-        return {REWARD: self.trainer}
-
-    def state_dict(self) -> dict[str, Any]:
-        """Number of steps done, and the hash of the comparisons."""
-        return {"step": self.step, "comparisons": self.digest}
-
-    def load_state(self, checkpoint: Checkpoint) -> None:
-        """Raise CheckpointError if the checkpoint is of other comparisons, or of more steps than the run has."""
-        other = other_comparisons(checkpoint, self.digest, self.steps)
-        if other:
-            raise CheckpointError(other)
-        self.step = checkpoint.step
 
     def one_step(self, clock: Clock) -> StepReport:
         """Take one optimizer step; after the last one of an epoch, test on the held-out comparisons."""

@@ -7,32 +7,28 @@ from __future__ import annotations
 
 import json
 import math
-import random
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
-from cluster.ranks.role_group import RoleGroup
 from cluster.role_table import ACTOR
-from cluster.runtime.ray_cluster import RayCluster
-from orchestrator.config.sft import SFT_QUALITY, SftConfig, SftRun
+from orchestrator.config.sft import SFT_QUALITY, SftRun
 from orchestrator.data.demonstrations import SftData
-from orchestrator.errors import CheckpointError
 from orchestrator.groups.build import builder
 from orchestrator.groups.spread import spread
 from orchestrator.report.reporter import Reporter
-from orchestrator.run.checkpoint import Checkpoint, whole_folder
+from orchestrator.run.checkpoint import whole_folder
+from orchestrator.run.learned_data import LearnedData
 from orchestrator.run.phase_clock import Clock
 from orchestrator.run.resuming import Resume
 from orchestrator.stages.run import carry_out
+from orchestrator.stages.scheduled_stage import ScheduledStage
 from orchestrator.stages.stage import Stage, StepReport
 from roles.batch import Sequences
 from roles.measured import measured
 from roles.model_files.conversion import resolve_model
 from roles.packing import balance
-from roles.seeds import stable_seed
 from roles.shares import Demonstrations, RankShare
 from roles.supervised import Supervised
 
@@ -59,13 +55,14 @@ def train_sft(config: SftRun, resume: Resume, data: SftData) -> SftQuality | Non
     def start(report: Reporter) -> Iterator[Stage]:
         report.status("preparing the model")
         folder = resolve_model(sft.model, Path(config.model_cache))
-        schedule = _schedule(len(data.training), sft, config.seed)
-        report.expect(len(schedule))
+        steps = data.schedule(sft, config.seed)
+        report.expect(len(steps))
         report.status("starting the policy")
         with builder(config, {ACTOR: None}) as build:
-            trainer = build.start(ACTOR, Supervised, (build.engine_setup(ACTOR, folder, sft, steps=len(schedule)),))
+            trainer = build.start(ACTOR, Supervised, (build.engine_setup(ACTOR, folder, sft, steps=len(steps)),))
             build.ready()
-            stage = SupervisedTraining(config, build.cluster, trainer, data, schedule, report)
+            learned = LearnedData.demonstrations(data.digest(), len(steps))
+            stage = SupervisedTraining(build.cluster, trainer, steps, learned, report, config, data)
             yield stage
             found.append(stage.quality)
 
@@ -74,45 +71,14 @@ def train_sft(config: SftRun, resume: Resume, data: SftData) -> SftQuality | Non
 
 
 @dataclass(slots=True)
-class SupervisedTraining(Stage):
+class SupervisedTraining(ScheduledStage):
     """A policy in fine-tuning; a step is one optimizer step."""
 
+    role = ACTOR
     config: SftRun
-    ray: RayCluster
-    trainer: RoleGroup[Supervised]
     data: SftData
-    schedule: list[list[int]]
-    """Demonstrations of each step."""
-    report: Reporter
-    step: int = 0
     quality: SftQuality | None = None
     """At the last evaluation."""
-
-    @property
-    def cluster(self) -> RayCluster:
-        """Where the policy is trained."""
-        return self.ray
-
-    @property
-    def steps(self) -> int:
-        """Optimizer steps of the whole run."""
-        return len(self.schedule)
-
-    @property
-    def trained(self) -> Mapping[str, RoleGroup[Any]]:
-        """The policy."""
-        return {ACTOR: self.trainer}
-
-    def state_dict(self) -> dict[str, Any]:
-        """The steps that are done, and of which demonstrations."""
-        return {"step": self.step, "demonstrations": self.data.digest()}
-
-    def load_state(self, checkpoint: Checkpoint) -> None:
-        """CheckpointError if it was trained on other demonstrations, or on more steps than there are."""
-        other = self.data.other_than(checkpoint.state["demonstrations"], checkpoint.step, self.config.sft)
-        if other:
-            raise CheckpointError(f"{checkpoint.path} {other}")
-        self.step = checkpoint.step
 
     def one_step(self, clock: Clock) -> StepReport:
         """One optimizer step, and a test on what is held out when one is due."""
@@ -155,17 +121,6 @@ class SupervisedTraining(Stage):
         loss = float(losses.double().sum() / heldout.response_mask.sum())
         self.quality = SftQuality(loss, math.exp(min(loss, 700.0)), len(heldout))
         return self.quality
-
-
-def _schedule(samples: int, sft: SftConfig, seed: int) -> list[list[int]]:
-    """Demonstrations of each optimizer step: a fresh permutation in each pass."""
-    steps = []
-    for epoch in range(sft.epochs):
-        order = list(range(samples))
-        random.Random(stable_seed(seed, "sft", epoch)).shuffle(order)
-        size = sft.samples_per_step
-        steps += [order[first : first + size] for first in range(0, samples, size)]
-    return steps
 
 
 def _shares(step: Demonstrations, ranks: int) -> list[RankShare[Demonstrations]]:

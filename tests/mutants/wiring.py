@@ -464,9 +464,9 @@ WIRING = (
         REWARD_TRAINING_KEYS,
     ),
     Fault(
-        "one epoch of reward training",
-        "orchestrator/data/comparisons.py",
-        "for epoch in range(config.epochs):",
+        "one epoch of a training on a data set",
+        "orchestrator/data/epochs.py",
+        "for epoch in range(epochs):",
         "for epoch in range(1):",
         REWARD_TRAINING_KEYS,
     ),

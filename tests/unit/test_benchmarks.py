@@ -39,6 +39,9 @@ def shown(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) ->
     def run(module: Any, *arguments: object) -> list[list[str]]:
         threads = torch.get_num_threads()
         monkeypatch.setattr(sys, "argv", [module.__file__, *map(str, arguments)])
+        import deepspeed  # noqa: F401  (tells once, on stdout, which accelerator it has found)
+
+        capfd.readouterr()
         try:
             module.main()
         finally:

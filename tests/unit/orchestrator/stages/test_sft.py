@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from orchestrator.config.sft import SftConfig
-from orchestrator.stages.sft import _schedule, _shares
+from orchestrator.data.demonstrations import SftData
+from orchestrator.stages.sft import _shares
 from roles.shares import Demonstrations
 
 
@@ -16,12 +17,20 @@ def config(**changes: int) -> SftConfig:
     return SftConfig.model_validate({"output": "o", "model": {"path": "m"}, "data": {"path": "d"}, **changes})
 
 
+def demonstrations(count: int) -> SftData:
+    tokens = torch.ones(count, 3, dtype=torch.long)
+    mask = torch.tensor([[False, True, True]]).expand(count, 3)
+    return SftData(Demonstrations(tokens, torch.full((count,), 3), mask, torch.arange(count)), None, (), "")
+
+
 def test_every_epoch_is_a_fresh_permutation_of_all_demonstrations() -> None:
-    steps = _schedule(10, config(epochs=2, samples_per_step=4), seed=0)
+    data = demonstrations(10)
+    steps = data.schedule(config(epochs=2, samples_per_step=4), seed=0)
     assert [len(step) for step in steps] == [4, 4, 2] * 2
     first, second = (list(itertools.chain(*steps[epoch * 3 : epoch * 3 + 3])) for epoch in range(2))
     assert sorted(first) == sorted(second) == list(range(10)) and first != second
-    assert steps == _schedule(10, config(epochs=2, samples_per_step=4), seed=0) != _schedule(10, config(), seed=1)
+    again, other = (data.schedule(config(epochs=2, samples_per_step=4), seed=seed) for seed in (0, 1))
+    assert steps == again != other
 
 
 @pytest.mark.parametrize("ranks", [1, 2, 3, 5])

@@ -1,0 +1,55 @@
+"""A training of one model on a data set that is read before the start: every step is known then.
+
+What such trainings have in common; a subclass says what a step is, and what is saved at the end.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+from cluster.ranks.role_group import RoleGroup
+from cluster.runtime.ray_cluster import RayCluster
+from orchestrator.report.reporter import Reporter
+from orchestrator.run.checkpoint import Checkpoint
+from orchestrator.run.learned_data import LearnedData
+from orchestrator.stages.stage import Stage
+
+
+@dataclass(slots=True)
+class ScheduledStage(Stage):
+    """One model in training; a step is one optimizer step."""
+
+    role: ClassVar[str]
+    ray: RayCluster
+    trainer: RoleGroup[Any]
+    schedule: list[list[int]]
+    """Numbers of the items that each step learns from."""
+    learned: LearnedData
+    report: Reporter
+    step: int = field(default=0, kw_only=True)
+
+    @property
+    def cluster(self) -> RayCluster:
+        """The cluster on which the model is trained."""
+        return self.ray
+
+    @property
+    def steps(self) -> int:
+        """Number of optimizer steps of the whole run."""
+        return len(self.schedule)
+
+    @property
+    def trained(self) -> Mapping[str, RoleGroup[Any]]:
+        """The model."""
+        return {self.role: self.trainer}
+
+    def state_dict(self) -> dict[str, Any]:
+        """Number of steps done, and the hash of the data."""
+        return {"step": self.step, self.learned.name: self.learned.digest}
+
+    def load_state(self, checkpoint: Checkpoint) -> None:
+        """Raise CheckpointError if the checkpoint is of other data, or of more steps than the run has."""
+        self.learned.check(checkpoint)
+        self.step = checkpoint.step

@@ -1,0 +1,44 @@
+"""What the ranks of trained roles have in common: they save and load the state of their sharded model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from torch import Tensor
+
+from roles.zero.micro_batch import MicroBatch
+from roles.zero.policy_loading import load_policy
+from roles.zero.setup import ModelSetup
+from roles.zero.sharded import ShardedModel
+
+
+class TrainedRank:
+    """One rank of a role that is trained."""
+
+    _model: ShardedModel
+
+    def save_state(self, folder: str | Path) -> dict[str, str]:
+        """Everything that `load_state` needs to continue exactly; path in `folder` → hash of this rank's files."""
+        return self._model.save_state(folder)
+
+    def load_state(self, folder: str | Path) -> None:
+        """Continue where `save_state` was called."""
+        self._model.load_state(folder)
+
+
+class TrainedPolicy(TrainedRank):
+    """One rank of a language model that is trained."""
+
+    def __init__(self, setup: ModelSetup) -> None:
+        self._model = ShardedModel(setup, lambda: load_policy(setup))
+
+    def save_model(self, folder: str | Path) -> None:
+        """A Hugging Face folder that transformers and vLLM open."""
+        self._model.save_model(folder)
+
+    def _logprobs(self, micro: MicroBatch) -> Tensor:
+        """float `[n]`: log-probabilities of the scored tokens at temperature 1, in nats."""
+        logprobs: Tensor = self._model(
+            packed=micro.packed, positions=micro.positions, labels=micro.labels, temperature=1.0
+        )[0]
+        return logprobs
