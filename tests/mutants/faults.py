@@ -468,4 +468,25 @@ FAULTS = (
         "        except ClusterError as failed:",
         "tests/unit/orchestrator/stages/test_failing_writes.py",
     ),
+    Fault(
+        "a training on a data set goes on with other data",
+        "orchestrator/run/learned_data.py",
+        "checkpoint.state.get(self.name) != self.digest",
+        "self.name not in checkpoint.state",
+        "tests/unit/orchestrator/checks/test_sft.py",
+    ),
+    Fault(
+        "a server takes any key",
+        "orchestrator/stages/http_app.py",
+        'if not hmac.compare_digest(said, f"Bearer {self._key}".encode()):',
+        "if not said:",
+        "tests/unit/orchestrator/stages/test_http_routes.py",
+    ),
+    Fault(
+        "a job's inputs in ignored folders travel",
+        "cluster/runtime/upload.py",
+        "around = folder != root and folder_left_out(folder.parent)",
+        "around = False",
+        "tests/unit/orchestrator/commands/test_submit.py",
+    ),
 )

@@ -12,6 +12,7 @@ MODEL_KEYS = "tests/unit/wiring/test_model_keys.py"
 PROMPT_KEYS = "tests/unit/wiring/test_prompt_keys.py"
 REWARD_KEYS = "tests/unit/wiring/test_reward_keys.py"
 REWARD_TRAINING_KEYS = "tests/unit/wiring/test_reward_training_keys.py"
+SFT_KEYS = "tests/unit/wiring/test_sft_keys.py"
 OTHER_WIRING = "tests/unit/wiring/test_other_wiring.py"
 
 WIRING = (
@@ -462,6 +463,20 @@ WIRING = (
         "(setup, training.pooling)",
         '(setup, "last")',
         REWARD_TRAINING_KEYS,
+    ),
+    Fault(
+        "fine-tuning on prompts ignored",
+        "orchestrator/data/demonstrations.py",
+        "[config.train_on_prompt or token for token in sample.trained]",
+        "[token for token in sample.trained]",
+        SFT_KEYS,
+    ),
+    Fault(
+        "the schedule of fine-tuning ends after one step",
+        "orchestrator/stages/sft.py",
+        "sft, steps=len(steps)",
+        "sft, steps=1",
+        SFT_KEYS,
     ),
     Fault(
         "one epoch of a training on a data set",

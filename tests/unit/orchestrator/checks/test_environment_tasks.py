@@ -11,7 +11,7 @@ from orchestrator.checks.preparation import prepare_evaluate, prepare_train
 from orchestrator.config.loading import validate_root
 from orchestrator.config.reward_training import RewardTrainingRun
 from orchestrator.errors import ConfigError
-from tests.unit.orchestrator.checks.test_preparation import World
+from tests.unit.orchestrator.checks.door import World
 
 SOUND = """
 class Env:

@@ -17,7 +17,7 @@ from orchestrator.checks.engine_fit import check_planned_engine
 from orchestrator.errors import ConfigError
 from orchestrator.planning.layout_planner import layout
 from roles.model_files import hub
-from tests.unit.orchestrator.checks.test_preparation import World, check, model_folder, refused, rewrite, say
+from tests.unit.orchestrator.checks.door import World, check, model_folder, refused, rewrite, say
 
 Change = Callable[[Path], object]
 
