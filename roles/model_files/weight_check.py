@@ -1,4 +1,5 @@
-"""Checks that a folder's weights belong to the model of its config.json, on the meta device, by names and shapes.
+"""Checks that a folder's weights belong to the model of its config.json: names and shapes, on the meta device, and the
+numbers of tied weights that are stored twice.
 
 A folder and what a role makes of it flow in; nothing flows out, or a ModelError that names the weights that are
 missing, unexpected, or of another shape. The common case is a comparison with the names that `save_pretrained` writes.
@@ -8,8 +9,9 @@ with tensors without numbers, so that its rules for tied, renamed, fused and ign
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from typing import Any, Literal
 
@@ -28,8 +30,9 @@ from transformers.modeling_utils import LoadStateDictConfig
 from roles.errors import ModelError
 from roles.model_files.config_json import first_line, read_config
 from roles.model_files.quiet import quiet
+from roles.model_files.tied_weights import refuse_untied
 from roles.model_files.value_heads import USUAL_HEAD, find_head, linear_head
-from roles.model_files.weight_files import is_mask, stored_weights
+from roles.model_files.weight_files import Stored, is_mask, stored_weights
 
 Use = Literal["policy", "reward", "value"]
 """How a role uses a folder: as a language model, as a reward model with its head, or as a model of values or rewards
@@ -63,7 +66,9 @@ def check_weights(folder: Path, use: Use, *, trust_remote_code: bool = False) ->
     config = read_config(folder, trust_remote_code=trust_remote_code)
     shapes = {name: tensor.shape for name, tensor in stored.items() if not is_mask(name, tensor.shape)}
     if use == "policy":
-        _refuse(_ModelReader(AutoModelForCausalLM, config, trust_remote_code).compare(shapes), use)
+        reader = _ModelReader(AutoModelForCausalLM, config, trust_remote_code)
+        _refuse(reader.compare(shapes), use)
+        refuse_untied(reader.stored_twice(stored))
         return
     head = find_head(stored, config.to_dict())
     config.num_labels = 1
@@ -104,6 +109,14 @@ class _ModelReader:
     def _tied(self) -> dict[str, str]:
         tied: dict[str, str] = self.model.all_tied_weights_keys
         return tied
+
+    def stored_twice(self, stored: Mapping[str, Stored]) -> Iterator[tuple[tuple[str, Stored], tuple[str, Stored]]]:
+        """The tied weights that a folder stores beside what they are tied to."""
+        prefix = f"{self.model.base_model_prefix}."
+        for pair in self._tied.items():
+            names = [{name, name.removeprefix(prefix), *self._parts(name)} & stored.keys() for name in pair]
+            for tied, source in product(*names):
+                yield (tied, stored[tied]), (source, stored[source])
 
     def compare(self, stored: Shapes, other: _ModelReader | None = None) -> Difference:
         """Differences from `stored`, which may also have every weight that `other` reads."""

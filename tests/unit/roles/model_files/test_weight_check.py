@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoModelForSequenceClassification
 
 from roles.errors import ModelError
+from roles.model_files import tied_weights
 from roles.model_files.weight_check import Use, check_weights
 from roles.model_files.weight_files import stored_weights
 from tests.integration import architectures
@@ -167,6 +168,64 @@ def test_a_tied_head_may_be_there_or_not_or_alone(tmp_path: Path) -> None:
     check_weights(tmp_path, "policy")
     rewrite(tmp_path, lambda t: t.pop("model.embed_tokens.weight"))
     check_weights(tmp_path, "policy")
+
+
+TIED = [
+    ("Qwen2", "lm_head.weight", "model.embed_tokens.weight"),
+    ("GPTNeoX, tied head", "embed_out.weight", "gpt_neox.embed_in.weight"),
+]
+
+
+@pytest.mark.parametrize(("name", "head", "embedding"), TIED)
+@pytest.mark.parametrize("ending", ["safetensors", "bin", "old bin"])
+def test_a_stored_head_that_is_not_the_embedding_it_is_tied_to_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, head: str, embedding: str, ending: str
+) -> None:
+    """A head of other numbers in the last row alone, read in several slices, and an equal one."""
+    AutoModelForCausalLM.from_config(architectures.config(name)).save_pretrained(tmp_path)
+    monkeypatch.setattr(tied_weights, "SLICE", 128 * 5)
+
+    def store(row: int, numbers: torch.dtype = torch.float32) -> None:
+        def change(tensors: dict[str, Any]) -> None:
+            tensors[head] = tensors[embedding].clone().to(numbers)
+            tensors[head][row] += 1 if row else 0
+
+        (tmp_path / "model.safetensors").write_bytes(whole)
+        rewrite(tmp_path, change)
+        if ending != "safetensors":
+            tensors, file = load_file(tmp_path / "model.safetensors"), tmp_path / "pytorch_model.bin"
+            torch.save(tensors, file, _use_new_zipfile_serialization=ending == "bin")
+            (tmp_path / "model.safetensors").unlink()
+
+    whole = (tmp_path / "model.safetensors").read_bytes()
+    store(0)
+    check_weights(tmp_path, "policy")
+    for numbers in (torch.float32, torch.bfloat16):
+        store(-1, numbers)
+        with pytest.raises(ModelError) as caught:
+            check_weights(tmp_path, "policy")
+        assert str(caught.value) == (
+            f"config.json says tie_word_embeddings: true, but {head} and {embedding} hold different numbers, "
+            "and programs differ in which they read; set tie_word_embeddings: false in config.json"
+        )
+    said = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(said | {"tie_word_embeddings": False}))
+    check_weights(tmp_path, "policy")
+
+
+def test_a_head_beside_an_embedding_without_the_prefix_is_compared_with_it(
+    folders: dict[str, Path], tmp_path: Path
+) -> None:
+    gpt2 = copied(folders["GPT2"], tmp_path)
+
+    def older(tensors: dict[str, Any]) -> None:
+        for name in list(tensors):
+            tensors[name.removeprefix("transformer.")] = tensors.pop(name)
+        tensors["lm_head.weight"] = tensors["wte.weight"] + 1
+
+    rewrite(gpt2, older)
+    with pytest.raises(ModelError, match=r"lm_head\.weight and wte\.weight hold different numbers"):
+        check_weights(gpt2, "policy")
 
 
 def test_a_backbone_without_a_head_is_no_policy_but_a_critic(tmp_path: Path) -> None:
