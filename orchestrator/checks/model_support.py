@@ -23,6 +23,15 @@ OTHERWISE = {
 }
 """Architectures whose engines, on every device, compute something else than the trainer or cannot load its weights."""
 
+OWN_HEAD_ALWAYS = (
+    *("AXK1", "Afmoe", "Dbrx", "DeepseekV2", "DeepseekV3", "DeepseekV32", "DeepseekV4", "GPTJ", "Glm4Moe"),
+    *("Glm4MoeLite", "GlmMoeDsa", "GptOss", "Jamba", "LongcatFlash", "MiMoV2Flash", "MiniMaxM2", "Olmoe"),
+    *("Qwen3Next", "Qwen4Exp"),
+)
+OWN_HEAD_NEVER = ("Cohere", "Cohere2", "Cohere2Moe", "Gemma2", "Gemma3n", "Lfm2", "Lfm2Moe", "Zamba2")
+"""Architectures (…ForCausalLM) to which vLLM 0.32 gives a head beside the embedding, or the embedding as head, whatever
+config.json says (`tie_word_embeddings`; transformers' default is what vLLM does)."""
+
 OTHERWISE_ON_CPU = {
     "Ernie4_5_MoeForCausalLM": "vLLM's CPU build chooses other experts than transformers does (it reads the router's "
     "correction bias otherwise)",
@@ -65,6 +74,7 @@ def check_engine_class(model: ModelFacts) -> None:
     for architecture in model.config.get("architectures") or []:
         if architecture in OTHERWISE:
             raise ConfigError(f"{model.where} is a {architecture}: {OTHERWISE[architecture]}; use another model")
+        _check_head(model, architecture)
     full, layers = model.text.get("max_window_layers", 28), model.layers
     if (
         model.text.get("model_type") == "qwen2"
@@ -75,6 +85,21 @@ def check_engine_class(model: ModelFacts) -> None:
         raise ConfigError(
             f"{model.where} has sliding windows in some of its {layers} layers (max_window_layers={full}), and vLLM "
             "0.32 runs a qwen2 with windows in all or in none; use another model"
+        )
+
+
+def _check_head(model: ModelFacts, architecture: str) -> None:
+    name, tied = architecture.removesuffix("ForCausalLM"), model.text.get("tie_word_embeddings")
+    if name in OWN_HEAD_ALWAYS and tied:
+        raise ConfigError(
+            f"{model.where} is a {architecture} whose embedding is its head (tie_word_embeddings: true), and vLLM 0.32 "
+            "gives it another head, which no push reaches; store its head (lm_head.weight) and set "
+            "tie_word_embeddings: false in config.json, or use another model"
+        )
+    if name in OWN_HEAD_NEVER and not (tied is None or tied):
+        raise ConfigError(
+            f"{model.where} is a {architecture} with a head of its own (tie_word_embeddings: false), and vLLM 0.32 "
+            "takes its embedding as head; use another model"
         )
 
 

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import ast
+import re
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import pytest
+import transformers
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from orchestrator.checks.model_support import (
     HEAD_SIZES,
+    OWN_HEAD_ALWAYS,
+    OWN_HEAD_NEVER,
     check_attention,
     check_cpu_engine,
     check_engine_class,
@@ -76,6 +81,79 @@ def test_a_qwen2_has_windows_in_all_layers_or_in_none(tmp_path: Path) -> None:
         check_engine_class(facts(tmp_path, some))
     for other in ({"max_window_layers": 0}, {"max_window_layers": 4}, {"use_sliding_window": False}):
         check_engine_class(facts(tmp_path, {**some, **other}))
+
+
+@pytest.mark.parametrize(
+    ("name", "tied", "why"),
+    [
+        ("Olmoe", True, r"OlmoeForCausalLM whose embedding is its head .* no push reaches; store its head .* or use"),
+        ("Olmoe", False, None),
+        ("Olmoe", None, None),
+        ("Cohere2", False, r"Cohere2ForCausalLM with a head of its own .* takes its embedding as head; use another"),
+        ("Cohere2", True, None),
+        ("Cohere2", None, None),
+        ("Llama", True, None),
+        ("Llama", False, None),
+    ],
+)
+def test_a_head_that_vllm_ties_or_unties_whatever_the_folder_says_is_refused(
+    tmp_path: Path, name: str, tied: bool | None, why: str | None
+) -> None:
+    said = {} if tied is None else {"tie_word_embeddings": tied}
+    model = facts(tmp_path, {"architectures": [f"{name}ForCausalLM"]} | said)
+    if why is None:
+        check_engine_class(model)
+        return
+    with pytest.raises(ConfigError, match=why):
+        check_engine_class(model)
+
+
+def test_the_heads_are_those_of_vllms_classes() -> None:
+    """As they stand in its sources, for the architectures that transformers can tie: without a word of tying in the
+    module of a class that makes a head, without a head, or with a head that is tied without a condition."""
+    always, never = set(), set()
+    for architecture, source in vllm_sources().items():
+        name = architecture.removesuffix("ForCausalLM")
+        ties = re.search(r"\btie_weights\(|lm_head\.weight = ", source)
+        if "ParallelLMHead(" in source and not ties:
+            always.add(name)
+        elif "ParallelLMHead(" not in source or "tie_word_embeddings" not in source:
+            never.add(name)
+    never_tied = {"Inkling", "KimiLinear", "NemotronH"}
+    assert all(not getattr(transformers, f"{name}ForCausalLM")._tied_weights_keys for name in never_tied)
+    assert (always - never_tied, never) == (set(OWN_HEAD_ALWAYS), set(OWN_HEAD_NEVER))
+
+
+def vllm_sources() -> dict[str, str]:
+    """Architecture → the modules of its class in vLLM and of that class's bases, for those that transformers has."""
+    (package,) = map(Path, find_spec("vllm").submodule_search_locations)  # type: ignore[union-attr, arg-type]
+    models = package / "model_executor/models"
+    registry = ast.parse((models / "registry.py").read_text())
+    (table,) = (
+        node.value
+        for node in registry.body
+        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "_TEXT_GENERATION_MODELS"
+    )
+    found = {}
+    for architecture, (module, _) in ast.literal_eval(table).items():
+        if architecture not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values():
+            continue
+        own = module.startswith("vllm.")
+        name = module.removeprefix("vllm.").replace(".", "/")
+        file = package / name / "nvidia/model.py" if own else models / f"{name}.py"
+        source = file.read_text()
+        for base, names in re.findall(r"^from \S*\.(\w+) import (\([^)]*\)|.*)", source, re.M):
+            if "ForCausalLM" in names:
+                source += (models / f"{base}.py").read_text()
+        found[architecture] = source
+    return found
+
+
+@pytest.mark.parametrize("name", sorted({*OWN_HEAD_ALWAYS, *OWN_HEAD_NEVER}))
+def test_transformers_default_for_them_is_what_vllm_does(name: str) -> None:
+    known = {classes: kind for kind, classes in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.items()}
+    config = transformers.CONFIG_MAPPING[known[f"{name}ForCausalLM"]]()
+    assert config.get_text_config().tie_word_embeddings == (name in OWN_HEAD_NEVER)
 
 
 def test_head_sizes_are_those_of_vllms_attention_on_cpu() -> None:
