@@ -33,7 +33,6 @@ from orchestrator.config.run import RunConfig
 from orchestrator.config.sampling import SamplingConfig
 from orchestrator.config.schema import section_key
 from orchestrator.config.serving import RewardServingRun, ServingRun
-from orchestrator.config.sft import SFT_QUALITY, SftRun
 from orchestrator.data.dataset_rows import check_source
 from orchestrator.errors import CheckpointError, ConfigError
 from orchestrator.run.checkpoint import Checkpoint
@@ -41,7 +40,6 @@ from orchestrator.run.learned_data import LearnedData
 from orchestrator.run.resuming import Resume
 
 if TYPE_CHECKING:
-    from orchestrator.data.demonstrations import SftData
     from orchestrator.data.preference_pairs import Pairs
     from orchestrator.data.prompts import Questions
     from roles.batch import Preferences
@@ -178,13 +176,14 @@ def _check_comparisons(config: RewardTrainingRun, preferences: Preferences, chec
 
     training = config.reward_training
     comparisons = split(preferences, training, config.seed)
-    if checkpoint is not None:
-        steps = len(schedule(comparisons.training, training, config.seed))
-        _check_learned(LearnedData.comparisons(digest(preferences), steps), checkpoint)
+    steps = len(schedule(comparisons.training, training, config.seed))
+    check_learned(LearnedData.comparisons(digest(preferences), steps), checkpoint)
 
 
-def _check_learned(learned: LearnedData, checkpoint: Checkpoint) -> None:
-    """The run can go on from the checkpoint with this data."""
+def check_learned(learned: LearnedData, checkpoint: Checkpoint | None) -> None:
+    """The run can go on from the checkpoint, if there is one, with this data."""
+    if checkpoint is None:
+        return
     try:
         learned.check(checkpoint)
     except CheckpointError as error:
@@ -202,29 +201,6 @@ def check_cards(device: str) -> None:
             "device=cuda, but torch finds no GPU on this machine, and RAY_ADDRESS names no cluster; use device=cpu, "
             "export RAY_ADDRESS=HEAD:6379, or look with `tetrarch doctor`"
         )
-
-
-def prepare_sft(config: SftRun, resume: Resume) -> SftData:
-    """What `tetrarch sft` needs; the demonstrations that were read on the way."""
-    sft = config.sft
-    check_output(sft.output, "sft.output", SFT_QUALITY, resume)
-    checkpoint = check_run_dir(config, resume)
-    check_cards(config.device)
-    check_source(sft.data, "sft.data")
-    if sft.heldout is not None:
-        check_source(sft.heldout, "sft.heldout")
-    model = model_facts(sft.model, "sft.model", config.model_cache)
-    check_tokenizer(model)
-    check_context(model, sft.max_tokens, "sft.max_tokens")
-    check_attention(model)
-    check_weights(model, "policy")
-    from orchestrator.data.demonstrations import read_demonstrations, with_template  # loads torch
-
-    data = read_demonstrations(sft, with_template(model.tokenizer, sft.chat_template), config.seed)
-    if checkpoint is not None:
-        steps = len(data.schedule(sft, config.seed))
-        _check_learned(LearnedData.demonstrations(data.digest(), steps), checkpoint)
-    return data
 
 
 def _check_names(config: EvaluationRun, parts: list[str]) -> None:

@@ -70,11 +70,11 @@ def data_sections(run: BaseConfig) -> Iterator[DataSection]:
 
 def _show_section(section: DataSection, cache: str) -> None:
     from orchestrator.checks.models import model_facts
-    from orchestrator.data.demonstrations import with_template
     from orchestrator.data.samples import read_samples
+    from orchestrator.data.training_parts import with_template
 
     tokenizer = model_facts(section.model, section.model_key, cache).tokenizer
-    tokenizer = with_template(tokenizer, section.chat_template)
+    tokenizer = with_template(tokenizer, section.chat_template, section.key.partition(".")[0])
     samples = read_samples(section.data, section.key, section.kind, tokenizer)
     typer.echo("\n".join(samples.statistics.lines()))
     typer.echo("what is trained on stands between ⟦ and ⟧:")

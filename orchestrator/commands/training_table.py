@@ -57,7 +57,7 @@ def _sft(config: SftRun, resume: Resume, report: Outcome) -> None:
 
     Example: tetrarch sft configs/sft.yaml sft.epochs=2
     """
-    from orchestrator.checks.preparation import prepare_sft
+    from orchestrator.checks.policy_training import prepare_sft
 
     data = prepare_sft(config, resume)
     report.read(data)

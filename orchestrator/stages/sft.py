@@ -5,7 +5,6 @@ An SftRun flows in; the folder of a language model flows out, from which the nex
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,10 +17,10 @@ from orchestrator.data.demonstrations import SftData
 from orchestrator.groups.build import builder
 from orchestrator.groups.spread import spread
 from orchestrator.report.reporter import Reporter
-from orchestrator.run.checkpoint import whole_folder
 from orchestrator.run.learned_data import LearnedData
 from orchestrator.run.phase_clock import Clock
 from orchestrator.run.resuming import Resume
+from orchestrator.stages.policy_folder import evaluation_due, save_policy
 from orchestrator.stages.run import carry_out
 from orchestrator.stages.scheduled_stage import ScheduledStage
 from orchestrator.stages.stage import Stage, StepReport
@@ -87,8 +86,7 @@ class SupervisedTraining(ScheduledStage):
             stats = self.trainer.map(Supervised.update, shares).result(self.config.deadlines.update_s)[0]
         self.step += 1
         metrics = measured(stats)
-        every = self.config.sft.evaluate_every or len(self.schedule) // self.config.sft.epochs
-        if self.data.heldout is not None and (self.step % every == 0 or self.step == self.steps):
+        if self.data.heldout is not None and evaluation_due(self.step, self.steps, self.config.sft):
             with clock("evaluate"):
                 metrics |= self._test().metrics()
         return StepReport(metrics)
@@ -104,15 +102,9 @@ class SupervisedTraining(ScheduledStage):
 
     def save_models(self) -> None:
         """Write the model to `sft.output`, whole or not at all, with the chat template and what is known of it."""
-        sft = self.config.sft
-        with whole_folder(Path(sft.output)) as partial:
-            self.trainer.call(Supervised.save_model, str(partial)).result(self.config.deadlines.save_s)
-            if sft.chat_template is not None:
-                template = Path(sft.chat_template).read_text(encoding="utf-8")
-                (partial / "chat_template.jinja").write_text(template, encoding="utf-8")
-            quality = asdict(self.quality) if self.quality else {}
-            (partial / SFT_QUALITY).write_text(json.dumps(quality, indent=1) + "\n")
-        self.report.note(f"saved to {sft.output}")
+        quality = asdict(self.quality) if self.quality else {}
+        save_policy(self.trainer, self.config.sft, {SFT_QUALITY: quality}, self.config.deadlines.save_s)
+        self.report.note(f"saved to {self.config.sft.output}")
 
     def _test(self) -> SftQuality:
         heldout = self.data.heldout

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from orchestrator.checks.preparation import prepare_sft
+from orchestrator.checks.policy_training import prepare_sft
 from orchestrator.config.loading import dump_config, validate_root
 from orchestrator.config.sft import SftRun
 from orchestrator.errors import ConfigError

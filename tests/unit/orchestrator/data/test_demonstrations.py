@@ -10,7 +10,8 @@ import pytest
 
 from configs.tiny.inputs import tokenizer
 from orchestrator.config.sft import SftConfig
-from orchestrator.data.demonstrations import SftData, read_demonstrations, with_template
+from orchestrator.data.demonstrations import SftData, read_demonstrations
+from orchestrator.data.training_parts import with_template
 from orchestrator.errors import ConfigError
 
 WORDS = tokenizer()
@@ -83,8 +84,8 @@ def test_a_chat_template_of_ones_own(tmp_path: Path) -> None:
         read(tmp_path, rows, words)
     file = tmp_path / "chat.jinja"
     file.write_text("{% for m in messages %}{{ m['role'] + ':' + m['content'] + '<eos>' }}{% endfor %}")
-    training = read(tmp_path, rows, with_template(words, str(file))).training
+    training = read(tmp_path, rows, with_template(words, str(file), "sft")).training
     assert words.decode(training.token_ids[0]) == "user:q<eos>assistant:a<eos>"
     assert words.decode(training.token_ids[0][training.response_mask[0]]) == "assistant:a<eos>"
     with pytest.raises(ConfigError, match=r"sft\.chat_template=.*none\.jinja cannot be read"):
-        with_template(words, str(tmp_path / "none.jinja"))
+        with_template(words, str(tmp_path / "none.jinja"), "sft")

@@ -1,0 +1,62 @@
+"""Checks what the trainings need that make a policy of a data set, and reads the data.
+
+A configuration flows in, the data flows out; or a ConfigError that names key, value and fix. The cheap checks come
+first.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from orchestrator.checks.model_support import check_attention, check_weights
+from orchestrator.checks.models import check_context, check_tokenizer, model_facts
+from orchestrator.checks.preparation import check_cards, check_learned
+from orchestrator.checks.run_folders import check_output, check_run_dir
+from orchestrator.config.base import BaseConfig
+from orchestrator.config.policy_training import PolicyTrainingConfig
+from orchestrator.config.sft import SFT_QUALITY, SftRun
+from orchestrator.data.dataset_rows import check_source
+from orchestrator.run.checkpoint import Checkpoint
+from orchestrator.run.learned_data import LearnedData
+from orchestrator.run.resuming import Resume
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+    from orchestrator.data.demonstrations import SftData
+
+
+def prepare_sft(config: SftRun, resume: Resume) -> SftData:
+    """What `tetrarch sft` needs; the demonstrations that were read on the way."""
+    tokenizer, checkpoint = _prepared(config, config.sft, SFT_QUALITY, resume)
+    from orchestrator.data.demonstrations import read_demonstrations  # loads torch
+
+    data = read_demonstrations(config.sft, tokenizer, config.seed)
+    steps = len(data.schedule(config.sft, config.seed))
+    check_learned(LearnedData.demonstrations(data.digest(), steps), checkpoint)
+    return data
+
+
+def _prepared(
+    config: BaseConfig, section: PolicyTrainingConfig, made: str, resume: Resume
+) -> tuple[PreTrainedTokenizerBase, Checkpoint | None]:
+    """Check everything but the rows: the tokenizer that reads them, and the checkpoint that the run goes on from.
+
+    Args:
+        made: a file in every folder that the command writes.
+    """
+    key = section.key
+    check_output(section.output, f"{key}.output", made, resume)
+    checkpoint = check_run_dir(config, resume)
+    check_cards(config.device)
+    check_source(section.data, f"{key}.data")
+    if section.heldout is not None:
+        check_source(section.heldout, f"{key}.heldout")
+    model = model_facts(section.model, f"{key}.model", config.model_cache)
+    check_tokenizer(model)
+    check_context(model, section.max_tokens, f"{key}.max_tokens")
+    check_attention(model)
+    check_weights(model, "policy")
+    from orchestrator.data.training_parts import with_template  # loads torch
+
+    return with_template(model.tokenizer, section.chat_template, key), checkpoint
