@@ -236,6 +236,7 @@ class Preferences(Batch):
         lengths   = [4, 5, 3]
         groups    = [0, 0, 1]
         ranks     = [0.0, 1.0, 0.0]
+        certainty = [0.9, 0.9, 1.0]
     """
 
     token_ids: Tensor
@@ -246,11 +247,15 @@ class Preferences(Batch):
     """int64 `[batch]`: which rows answer the same prompt."""
     ranks: Tensor
     """float32 `[batch]`: the higher is preferred; only the order within a group matters."""
+    certainty: Tensor
+    """float32 `[batch]`: probability that the row is better than one of its group that ranks lower; 1: it is known."""
 
     def __post_init__(self) -> None:
         check_shape(self, "token_ids", self.token_ids.shape, torch.int64)
-        for name, dtype in (("lengths", torch.int64), ("groups", torch.int64), ("ranks", torch.float32)):
-            check_shape(self, name, self.token_ids.shape[:1], dtype)
+        for name in ("lengths", "groups"):
+            check_shape(self, name, self.token_ids.shape[:1], torch.int64)
+        for name in ("ranks", "certainty"):
+            check_shape(self, name, self.token_ids.shape[:1], torch.float32)
 
     @property
     def summary(self) -> str:

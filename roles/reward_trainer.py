@@ -53,7 +53,8 @@ class RewardTrainer(TrainedRank):
             if not items:
                 return 0.0 * scores.sum()
             better, worse = part.comparisons().to(scores.device).unbind(1)
-            losses = bradley_terry(scores[better], scores[worse])
+            certainty = part.certainty.to(scores.device)[better]
+            losses = bradley_terry(scores[better], scores[worse], certainty=certainty)
             right = (scores[better] > scores[worse]).sum()
             sums[:2] += torch.stack([losses.sum(), right]).detach().double()
             return losses.sum()

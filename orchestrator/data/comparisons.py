@@ -7,6 +7,7 @@ import random
 from dataclasses import dataclass, fields
 from pathlib import Path
 
+import torch
 from safetensors.torch import load_file, save, save_file
 from torch import Tensor
 
@@ -15,6 +16,9 @@ from orchestrator.data.epochs import schedule_of
 from orchestrator.errors import ConfigError
 from roles.batch import Preferences
 from roles.seeds import stable_seed
+
+CERTAINTY = "certainty"
+"""Name of a field of `Preferences`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,8 +75,13 @@ def keep(preferences: Preferences, file: Path) -> None:
 
 def kept(file: Path) -> Preferences:
     """Read the preferences that `keep` wrote."""
-    return Preferences(**load_file(file))
+    found = load_file(file)
+    return Preferences(**{CERTAINTY: torch.ones(len(found["lengths"])), **found})
 
 
 def _tensors(preferences: Preferences) -> dict[str, Tensor]:
-    return {field.name: getattr(preferences, field.name).contiguous() for field in fields(preferences)}
+    """Without the certainty if all labels are certain: then file and hash are those of versions without soft labels."""
+    found = {field.name: getattr(preferences, field.name).contiguous() for field in fields(preferences)}
+    if bool((preferences.certainty == 1).all()):
+        del found[CERTAINTY]
+    return found

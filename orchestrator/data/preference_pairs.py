@@ -40,5 +40,6 @@ def read_pairs(dataset: RecordsConfig, tokenizer: PreTrainedTokenizerBase) -> Pa
     token_ids, lengths = right_padded(sequences, filler(tokenizer))
     groups = torch.tensor([number for number, group in enumerate(samples.groups) for _ in group])
     ranks = torch.tensor(list(chain.from_iterable(samples.values)), dtype=torch.float32)
-    preferences = Preferences(token_ids, lengths, groups, ranks)
+    certainty = torch.tensor([samples.certainty[number] for number in groups.tolist()], dtype=torch.float32)
+    preferences = Preferences(token_ids, lengths, groups, ranks, certainty)
     return Pairs(preferences, samples.example, tuple(samples.statistics.lines()))

@@ -4,6 +4,7 @@
 for all of them:
 
     {"prompt": "1+1=", "chosen": "2", "rejected": "3"}             Record("1+1=", ("2", "3"), (1.0, 0.0))
+    the same with "chosen_probability": 0.9                        Record("1+1=", ("2", "3"), (1.0, 0.0), 0.9)
     {"chosen": "1+1= 2", "rejected": "1+1= 3"}                     Record("1+1=", (" 2", " 3"), (1.0, 0.0))
     {"prompt": "1+1=", "responses": ["2", "3"], "scores": [5, 1]}  Record("1+1=", ("2", "3"), (5.0, 1.0))
     {"prompt": "1+1=", "completion": "3", "label": false}          Record("1+1=", ("3",), (0.0,))
@@ -17,23 +18,25 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Any, Literal
+from dataclasses import dataclass, replace
+from typing import Literal
 
+from orchestrator.data.record_values import (
+    PROBABILITY,
+    BadRecord,
+    NothingToLearn,
+    check_filled,
+    prompt_name,
+    read_probability,
+    read_prompt,
+    read_text,
+)
 from orchestrator.data.row_files import Row
-from roles.text.messages import LONE_SURROGATE, Messages, common_beginning, kind_of_value, plain_messages
+from roles.text.messages import Messages, common_beginning, kind_of_value
 from roles.text.sample_tokens import Text, as_messages
 
 RecordKind = Literal["preferences", "labels", "demonstrations"]
 """What a row says: which of several responses is better, whether one is good, or how to respond."""
-
-
-class BadRecord(ValueError):
-    """A row that is no record; the message goes on after "row 3 "."""
-
-
-class NothingToLearn(ValueError):
-    """A row that is read but says nothing; it is left out and counted under this reason."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +48,8 @@ class Record:
     responses: tuple[Text, ...]
     values: tuple[float, ...] = ()
     """Of each response: the higher is preferred; 1.0 or 0.0 for a label; none for a demonstration."""
+    certainty: float = 1.0
+    """Probability that a response with a higher value is the better one: a soft label; 1.0 if the row does not say."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,12 +100,21 @@ def repeats_prompt(row: Row) -> bool:
 
 
 def _pair(row: Row, repeated: bool) -> Record:
-    chosen, rejected = _text(row["chosen"], "chosen"), _text(row["rejected"], "rejected")
+    record, probability = _compared(row, repeated), read_probability(row.get(PROBABILITY))
+    if probability == 0.5:
+        raise NothingToLearn("each response is as likely to be the better one")
+    if probability < 0.5:
+        return replace(record, responses=record.responses[::-1], certainty=1 - probability)
+    return replace(record, certainty=probability)
+
+
+def _compared(row: Row, repeated: bool) -> Record:
+    chosen, rejected = read_text(row["chosen"], "chosen"), read_text(row["rejected"], "rejected")
     if isinstance(chosen, list) and isinstance(rejected, list) and chosen[0]["role"] in ("system", "user"):
         return _ranked(*_common(chosen, rejected), (1.0, 0.0))  # the prompt stands in them, whatever `prompt` says
-    if not isinstance(chosen, str) and not isinstance(rejected, str) and _prompt_name(row) is None:
+    if not isinstance(chosen, str) and not isinstance(rejected, str) and prompt_name(row) is None:
         raise BadRecord("no prompt: `chosen` begins with an assistant's message; add the messages before it")
-    prompt = _prompt(row) if _prompt_name(row) else None
+    prompt = read_prompt(row) if prompt_name(row) else None
     if prompt is None:
         if not isinstance(chosen, str) or not isinstance(rejected, str):
             raise BadRecord("no prompt, and a text beside a chat in `chosen` and `rejected`; write both alike")
@@ -138,11 +152,11 @@ def _responses(row: Row, repeated: bool) -> Record:
     responses = row["responses"]
     if not isinstance(responses, list) or len(responses) < 2:
         raise BadRecord(f"{kind_of_value(responses)} in `responses`, not a list of two or more")
-    texts = tuple(_text(response, "responses") for response in responses)
+    texts = tuple(read_text(response, "responses") for response in responses)
     scores, ranks = _numbers(row, "scores", len(texts)), _numbers(row, "ranks", len(texts))
     if scores is not None:
-        return _ranked(_prompt(row), texts, scores)
-    return _ranked(_prompt(row), texts, tuple(-rank for rank in ranks or range(1, len(texts) + 1)))
+        return _ranked(read_prompt(row), texts, scores)
+    return _ranked(read_prompt(row), texts, tuple(-rank for rank in ranks or range(1, len(texts) + 1)))
 
 
 def _numbers(row: Row, name: str, count: int) -> tuple[float, ...] | None:
@@ -159,7 +173,7 @@ def _ranked(prompt: Text, responses: tuple[Text, ...], values: tuple[float, ...]
     if len(set(values)) == 1:
         raise NothingToLearn("all responses are ranked alike")
     for response in responses:
-        _check_filled(response, "a response")
+        check_filled(response, "a response")
     if all(response == responses[0] for response in responses):
         raise NothingToLearn("the responses are the same")
     return Record(prompt, responses, tuple(map(float, values)))
@@ -175,24 +189,26 @@ def _labelled(row: Row, repeated: bool) -> Record:
     label = LABELS.get(str(row["label"]).lower())
     if label is None:
         raise BadRecord(f"{row['label']!r} in `label`; write true or false")
-    return Record(_prompt(row), (_check_filled(_text(row["completion"], "completion"), "`completion`"),), (label,))
+    return Record(
+        read_prompt(row), (check_filled(read_text(row["completion"], "completion"), "`completion`"),), (label,)
+    )
 
 
 def _completed(row: Row, repeated: bool) -> Record:
-    return Record(_prompt(row), (_check_filled(_text(row["completion"], "completion"), "`completion`"),))
+    return Record(read_prompt(row), (check_filled(read_text(row["completion"], "completion"), "`completion`"),))
 
 
 def _instruction(row: Row, repeated: bool) -> Record:
-    asked, said = (_text(row[name], name) for name in ("instruction", "output"))
-    given = _text(row.get("input") or "", "input")
+    asked, said = (read_text(row[name], name) for name in ("instruction", "output"))
+    given = read_text(row.get("input") or "", "input")
     if not all(isinstance(part, str) for part in (asked, given, said)):
         raise BadRecord("a chat in `instruction`, `input` or `output`; write text, or put the chat into `messages`")
     question = f"{asked}\n\n{given}" if given else str(asked)
-    return Record(as_messages(question, "user"), (as_messages(_check_filled(said, "`output`"), "assistant"),))
+    return Record(as_messages(question, "user"), (as_messages(check_filled(said, "`output`"), "assistant"),))
 
 
 def _conversation(row: Row, repeated: bool) -> Record:
-    return Record([], (_spoken(_text(row["messages"], "messages"), "messages"),))
+    return Record([], (_spoken(read_text(row["messages"], "messages"), "messages"),))
 
 
 SPEAKERS = {
@@ -212,7 +228,7 @@ def _shared(row: Row, repeated: bool) -> Record:
     if unknown:
         raise BadRecord(f"a turn from {unknown[0]!r} in `conversations`; known are {', '.join(SPEAKERS)}")
     messages = [{"role": SPEAKERS[turn["from"]], "content": turn.get("value")} for turn in turns]
-    return Record([], (_spoken(_text(messages, "conversations"), "conversations"),))
+    return Record([], (_spoken(read_text(messages, "conversations"), "conversations"),))
 
 
 def _spoken(messages: Text, name: str) -> Messages:
@@ -221,45 +237,6 @@ def _spoken(messages: Text, name: str) -> Messages:
     if not any(message["role"] == "assistant" for message in messages):
         raise BadRecord(f"no message of the assistant in `{name}`, so there is nothing to learn")
     return messages
-
-
-# Texts and chats
-
-
-def _prompt_name(row: Row) -> str | None:
-    names = [name for name in ("messages", "prompt") if name in row]
-    return next((name for name in names if row[name] is not None), next(iter(names), None))
-
-
-def _prompt(row: Row) -> Text:
-    name = _prompt_name(row)
-    assert name is not None
-    prompt = _text(row[name], name)
-    if isinstance(prompt, list) and prompt[-1]["role"] == "assistant":
-        raise BadRecord(f"an assistant's message at the end of `{name}`, so nothing is left to answer; cut it off")
-    return prompt
-
-
-def _text(value: Any, name: str) -> Text:
-    """A text, or a chat of plain messages."""
-    if isinstance(value, list):
-        try:
-            value = plain_messages(value)
-        except ValueError as error:
-            raise BadRecord(str(error)) from None
-    if not isinstance(value, str | list):
-        raise BadRecord(f"{kind_of_value(value)} in `{name}`, not text or a list of messages; correct the row")
-    lone = LONE_SURROGATE.search(value) if isinstance(value, str) else None
-    if lone:
-        raise BadRecord(f"half of a surrogate pair ({lone[0]!r}) in `{name}`, which is no character; correct the row")
-    return value
-
-
-def _check_filled(text: Text, name: str) -> Text:
-    said = text if isinstance(text, str) else "".join(message["content"] for message in text)
-    if not said.strip():
-        raise BadRecord(f"nothing in {name}; fill it or leave the row out")
-    return text
 
 
 FORMATS = (

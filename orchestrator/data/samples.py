@@ -14,7 +14,8 @@ from transformers import PreTrainedTokenizerBase
 
 from orchestrator.config.data import RecordsConfig
 from orchestrator.data.dataset_rows import SourceRows, load_sources
-from orchestrator.data.records import TURN, BadRecord, NothingToLearn, Record, RecordKind, format_of, repeats_prompt
+from orchestrator.data.record_values import BadRecord, NothingToLearn
+from orchestrator.data.records import TURN, Record, RecordKind, format_of, repeats_prompt
 from orchestrator.data.statistics import DataStatistics
 from orchestrator.display_text import printable
 from orchestrator.errors import ConfigError
@@ -30,6 +31,8 @@ class Samples:
     groups: list[list[TokenSample]]
     values: list[tuple[float, ...]]
     """Of each group, as in `Record.values`."""
+    certainty: list[float]
+    """Of each group, as in `Record.certainty`."""
     statistics: DataStatistics
     example: str
     """For the user: the first sample as it was given and as the model reads it."""
@@ -54,7 +57,8 @@ class Samples:
         self.statistics.measure(groups)
         if not groups:
             raise _nothing_left(self.statistics)
-        return replace(self, groups=groups, values=[self.values[number] for number in kept])
+        values, certainty = [self.values[number] for number in kept], [self.certainty[number] for number in kept]
+        return replace(self, groups=groups, values=values, certainty=certainty)
 
 
 def read_samples(config: RecordsConfig, key: str, kind: RecordKind, tokenizer: PreTrainedTokenizerBase) -> Samples:
@@ -77,7 +81,8 @@ def read_samples(config: RecordsConfig, key: str, kind: RecordKind, tokenizer: P
     given = {"prompt": records[0].prompt, name: records[0].responses[0]}
     shown = shown_prompt(tokenizer, given, groups[0][0].token_ids, chat=rendered[0][0].chat)
     lines = [f"{key}, as the model reads it:", *(f"  {line}" for line in shown.splitlines())]
-    return Samples(groups, [r.values for r in records], statistics, printable("\n".join(lines), keep="\n"))
+    values, certainty = [record.values for record in records], [record.certainty for record in records]
+    return Samples(groups, values, certainty, statistics, printable("\n".join(lines), keep="\n"))
 
 
 def _nothing_left(statistics: DataStatistics) -> ConfigError:
@@ -124,7 +129,7 @@ def _as_configured(record: Record, config: RecordsConfig) -> Record:
         if isinstance(prompt, str) and all(isinstance(response, str) for response in responses):
             raise BadRecord("texts, which have no place for the system prompt; set `chat: true`, or leave `system` out")
         prompt, responses = _with_system(prompt, responses, config.system)
-    return Record(prompt, responses, record.values)
+    return replace(record, prompt=prompt, responses=responses)
 
 
 def _run_together(record: Record) -> bool:

@@ -37,4 +37,4 @@ def sampled(
         wait_all([judged.call], config.deadlines.score_s)
         scores = judged.result(config.deadlines.score_s)
     groups = torch.arange(len(prompts)) // pairs.responses_per_prompt
-    return Preferences(rollouts.token_ids, rollouts.lengths, groups, scores)
+    return Preferences(rollouts.token_ids, rollouts.lengths, groups, scores, torch.ones(len(prompts)))

@@ -158,15 +158,22 @@ def _margin(chosen: Tensor, rejected: Tensor, reference_chosen: Tensor, referenc
     return (chosen - reference_chosen) - (rejected - reference_rejected)
 
 
-def bradley_terry(chosen: Tensor, rejected: Tensor, margin: Tensor | float = 0.0) -> Tensor:
+def bradley_terry(
+    chosen: Tensor, rejected: Tensor, margin: Tensor | float = 0.0, certainty: Tensor | float = 1.0
+) -> Tensor:
     """-log sigmoid(chosen - rejected - margin) per pair (Ouyang et al., arXiv 2203.02155, equation 1).
+
+    With a soft label it is the cross-entropy to the probability `certainty` that the chosen response is better (Lee et
+    al., RLAIF, arXiv 2309.00267).
 
     Args:
         chosen, rejected: float `[pairs]`: scores of the two responses.
         margin: by how much the score of the chosen response shall be higher, one number or `[pairs]` (Llama 2, arXiv
             2307.09288, equation 2).
+        certainty: probability that the chosen response is better, one number or `[pairs]`.
 
     Returns:
         `[pairs]`, at least float32.
     """
-    return -F.logsigmoid(wide(chosen) - wide(rejected) - margin)
+    distance = wide(chosen) - wide(rejected) - margin
+    return -certainty * F.logsigmoid(distance) - (1 - certainty) * F.logsigmoid(-distance)

@@ -489,4 +489,18 @@ FAULTS = (
         "around = False",
         "tests/unit/orchestrator/commands/test_submit.py",
     ),
+    Fault(
+        "soft labels are trained on as certain ones",
+        "roles/reward_trainer.py",
+        "scores[worse], certainty=certainty)",
+        "scores[worse])",
+        "tests/unit/wiring/test_reward_training_keys.py",
+    ),
+    Fault(
+        "an unlikely choice is trained on as it stands",
+        "orchestrator/data/records.py",
+        "if probability < 0.5:",
+        "if probability < 0.0:",
+        "tests/unit/orchestrator/data/test_preference_pairs.py",
+    ),
 )

@@ -254,7 +254,7 @@ def test_comparisons_are_all_pairs_of_different_ranks_in_a_group() -> None:
         groups = torch.randint(0, 4, (rows,), generator=generator)
         ranks = torch.randint(0, 3, (rows,), generator=generator).float()
         tokens = torch.zeros((rows, 2), dtype=torch.int64)
-        made = Preferences(tokens, torch.full((rows,), 2), groups, ranks)
+        made = Preferences(tokens, torch.full((rows,), 2), groups, ranks, torch.ones(rows))
         assert made.comparisons().tolist() == [
             [better, worse]
             for better in range(rows)

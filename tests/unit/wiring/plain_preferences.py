@@ -36,7 +36,9 @@ class Trainer:
         for better in range(len(scores)):
             for worse in range(len(scores)):
                 if batch.groups[better] == batch.groups[worse] and batch.ranks[better] > batch.ranks[worse]:
-                    losses.append(-torch.nn.functional.logsigmoid(scores[better] - scores[worse]))
+                    right = torch.sigmoid(scores[better] - scores[worse])
+                    certain = batch.certainty[better]
+                    losses.append(-certain * right.log() - (1 - certain) * (1 - right).log())
         loss = torch.stack(losses).mean()
         norm, rate = self.adam.step(loss)
         return {"loss": float(loss.detach()), "gradient_norm": norm, "learning_rate": rate}

@@ -126,7 +126,11 @@ def test_the_reward_model_in_the_making_has_its_own_backbone(
         file.write_text(yaml.safe_dump(said))
         config = load_root(RewardTrainingRun, file)
         pairs = Preferences(
-            torch.full((8, 3), 5), torch.full((8,), 3), torch.arange(8) // 2, torch.tensor([1.0, 0.0]).repeat(4)
+            torch.full((8, 3), 5),
+            torch.full((8,), 3),
+            torch.arange(8) // 2,
+            torch.tensor([1.0, 0.0]).repeat(4),
+            torch.ones(8),
         )
         with pytest.raises(Stop):
             train_reward(config, None, Pairs(pairs, "a row"))

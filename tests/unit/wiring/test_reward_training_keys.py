@@ -39,6 +39,7 @@ def other(prompts, responses, *, response_token_ids, finished, columns):
 def reward_base(folder: Path) -> dict[str, Any]:
     chosen = [" ".join(f"w{10 + n + k}" for k in range(1 + n % 3)) for n in range(PAIRS)]
     pairs = [{"prompt": f"w{3 + n}", "chosen": chosen[n], "rejected": f"w{25 + n}"} for n in range(PAIRS)]
+    pairs = [{**pair, "chosen_probability": 1 - n / 20} for n, pair in enumerate(pairs)]
     (folder / "pairs.jsonl").write_text("".join(json.dumps(pair) + "\n" for pair in pairs))
     (folder / "more.jsonl").write_text("".join(json.dumps(pair) + "\n" for pair in reversed(pairs)))
     (folder / "judge.py").write_text(JUDGE)

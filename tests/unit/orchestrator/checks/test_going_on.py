@@ -53,7 +53,7 @@ def test_reward_training_goes_on_with_its_own_pairs(world: World) -> None:
 
 def test_reward_training_goes_on_with_the_comparisons_that_it_sampled(world: World) -> None:
     tokens, lengths = torch.ones(10, 3, dtype=torch.long), torch.full((10,), 3)
-    mine = Preferences(tokens, lengths, torch.arange(10) // 2, torch.arange(10.0))
+    mine = Preferences(tokens, lengths, torch.arange(10) // 2, torch.arange(10.0), torch.ones(10))
     run_dir = going_on(world, preferences=mine, step=1)
     goes_on(world)  # they will be sampled again
     keep(mine, run_dir / "comparisons.safetensors")

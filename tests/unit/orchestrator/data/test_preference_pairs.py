@@ -43,6 +43,26 @@ def test_pairs_of_texts(tmp_path: Path) -> None:
     assert set(preferences.token_ids[padding].tolist()) <= {WORDS.pad_token_id}
 
 
+def test_a_soft_label_goes_with_its_pair(tmp_path: Path) -> None:
+    """Below one half the other response is the better one; at one half nothing is known."""
+    asked = {"prompt": "q", "chosen": " a", "rejected": " b"}
+    rows = [{**asked, "chosen_probability": value} for value in (0.75, 0.25, 0.5, None, 1, "0.9")]
+    pairs = read_pairs(dataset(tmp_path, [*rows, asked]), WORDS)
+    better = pairs.preferences.comparisons()[:, 0]
+    first = [texts(pairs.preferences)[row] for row in better]
+    assert first == ["q a<eos>", "q b<eos>", "q a<eos>", "q a<eos>", "q a<eos>", "q a<eos>"]
+    certainty = pairs.preferences.certainty[better]
+    assert torch.equal(certainty, torch.tensor([0.75, 0.75, 1.0, 1.0, 0.9, 1.0]))
+    assert "1 left out: each response is as likely to be the better one" in pairs.summary
+
+
+@pytest.mark.parametrize("value", [-0.1, 1.5, "high", True, [0.5], 10**400])
+def test_a_soft_label_that_is_no_probability_is_refused(tmp_path: Path, value: Any) -> None:
+    rows = [{"prompt": "q", "chosen": " a", "rejected": " b", "chosen_probability": value}]
+    with pytest.raises(ConfigError, match=r"row 0 has .* in `chosen_probability`; write a number from 0 to 1"):
+        read_pairs(dataset(tmp_path, rows), WORDS)
+
+
 def test_pairs_of_chats_get_the_template(tmp_path: Path) -> None:
     rows = [{"messages": [{"role": "user", "content": "hi"}], "chosen": "yes", "rejected": "no"}]
     pairs = read_pairs(dataset(tmp_path, rows), WORDS)

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from orchestrator.config.reward_training import RewardTrainingConfig
-from orchestrator.data.comparisons import split
+from orchestrator.data.comparisons import digest, keep, kept, split
 from orchestrator.errors import ConfigError
 from roles.batch import Preferences
 
@@ -27,6 +30,7 @@ def ranked(groups: list[list[float]], lengths: list[int] | None = None) -> Prefe
         lengths=torch.tensor(lengths or [8] * size),
         groups=torch.tensor([number for number, group in enumerate(groups) for _ in group]),
         ranks=torch.tensor(ranks),
+        certainty=torch.ones(size),
     )
 
 
@@ -58,3 +62,14 @@ def test_groups_that_say_nothing_or_are_too_long_are_left_out() -> None:
 def test_too_few_groups_are_an_error() -> None:
     with pytest.raises(ConfigError, match=r"1 usable groups of 2 are too few to set heldout_fraction=0\.2 aside"):
         split(ranked([[1.0, 0.0], [2.0, 2.0]]), training(), seed=0)
+
+
+def test_certain_labels_are_kept_as_they_were_before_there_were_others(tmp_path: Path) -> None:
+    """Files and hashes that are written without soft labels are those of older runs, which can go on."""
+    certain = ranked([[1.0, 0.0], [0.0, 1.0]])
+    soft = replace(certain, certainty=torch.tensor([0.9, 0.9, 1.0, 1.0]))
+    for name, preferences in (("certain", certain), ("soft", soft)):
+        keep(preferences, tmp_path / name)
+        assert torch.equal(kept(tmp_path / name).certainty, preferences.certainty)
+    assert set(load_file(tmp_path / "certain")) == {"token_ids", "lengths", "groups", "ranks"}
+    assert digest(certain) != digest(soft)

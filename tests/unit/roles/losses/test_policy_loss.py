@@ -256,6 +256,16 @@ def test_approx_kl_is_zero_at_home_and_never_negative() -> None:
     assert approx_kl(torch.tensor(0.5), torch.tensor(0.0)).item() == pytest.approx(ratio - 1 - 0.5)
 
 
+def test_bradley_terry_with_a_soft_label_is_least_where_the_model_gives_its_probability() -> None:
+    chosen, certainty = torch.tensor([0.3, -0.7], requires_grad=True), torch.tensor([0.9, 1.0])
+    loss = bradley_terry(chosen, torch.zeros(2), certainty=certainty)
+    right = torch.sigmoid(chosen)
+    assert torch.allclose(loss, -certainty * right.log() - (1 - certainty) * (1 - right).log())
+    loss.sum().backward()
+    assert chosen.grad is not None and torch.allclose(chosen.grad, right - certainty)
+    assert loss[1] == bradley_terry(chosen, torch.zeros(2))[1]
+
+
 def test_bradley_terry_is_stable_and_takes_a_margin() -> None:
     loss = bradley_terry(torch.tensor([0.0, 1000.0, -1000.0]), torch.zeros(3))
     assert loss.tolist() == pytest.approx([math.log(2), 0.0, 1000.0])
