@@ -5,7 +5,7 @@ A ModelFacts flows in, nothing or a ConfigError flows out. No weight is read, on
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from orchestrator.checks.models import ModelFacts
 from orchestrator.errors import ConfigError
@@ -31,6 +31,18 @@ OWN_HEAD_ALWAYS = (
 OWN_HEAD_NEVER = ("Cohere", "Cohere2", "Cohere2Moe", "Gemma2", "Gemma3n", "Lfm2", "Lfm2Moe", "Zamba2")
 """Architectures (…ForCausalLM) to which vLLM 0.32 gives a head beside the embedding, or the embedding as head, whatever
 config.json says (`tie_word_embeddings`; transformers' default is what vLLM does)."""
+
+UNREAD: dict[str, dict[str, Any]] = {
+    "StableLmForCausalLM": {"use_parallel_residual": False, "qk_layernorm": False},
+    "OlmoeForCausalLM": {"clip_qkv": None, "norm_topk_prob": False, "rms_norm_eps": 1e-5},
+    "DeepseekV3ForCausalLM": {"rope_interleave": True},
+    "GPT2LMHeadModel": {"scale_attn_weights": True},
+}
+"""Architecture → keys of config.json that vLLM 0.32 does not read → the value of transformers' default, with which it
+computes."""
+
+WINDOWS = ("qwen2", "qwen2_moe", "qwen3")
+"""Model types that vLLM 0.32 runs with sliding windows in all layers or in none."""
 
 OTHERWISE_ON_CPU = {
     "Ernie4_5_MoeForCausalLM": "vLLM's CPU build chooses other experts than transformers does (it reads the router's "
@@ -75,17 +87,28 @@ def check_engine_class(model: ModelFacts) -> None:
         if architecture in OTHERWISE:
             raise ConfigError(f"{model.where} is a {architecture}: {OTHERWISE[architecture]}; use another model")
         _check_head(model, architecture)
-    full, layers = model.text.get("max_window_layers", 28), model.layers
-    if (
-        model.text.get("model_type") == "qwen2"
-        and model.text.get("use_sliding_window")
-        and layers
-        and 0 < full < layers
-    ):
+        for key, taken in UNREAD.get(architecture, {}).items():
+            if (value := model.text.get(key, taken)) != taken:
+                raise ConfigError(
+                    f"{model.where} is a {architecture} with {key}={value!r}, which vLLM 0.32 does not read (it "
+                    f"computes as with {taken!r}); use another model"
+                )
+    if _in_some_layers(model):
         raise ConfigError(
-            f"{model.where} has sliding windows in some of its {layers} layers (max_window_layers={full}), and vLLM "
-            "0.32 runs a qwen2 with windows in all or in none; use another model"
+            f"{model.where} has sliding windows in some of its {model.layers} layers, and vLLM 0.32 runs a "
+            f"{model.text['model_type']} with windows in all or in none; use another model"
         )
+
+
+def _in_some_layers(model: ModelFacts) -> bool:
+    """Whether some layers have windows and others none, in a model that vLLM cannot run so."""
+    text, layers = model.text, model.layers or 0
+    if text.get("model_type") not in WINDOWS or not text.get("use_sliding_window"):
+        return False
+    if text.get("layer_types"):
+        return len(set(text["layer_types"])) > 1
+    first = text.get("max_window_layers", 28)
+    return layers > 1 and first > 0 if text["model_type"] == "qwen2_moe" else 0 < first < layers
 
 
 def _check_head(model: ModelFacts, architecture: str) -> None:

@@ -126,13 +126,17 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "Phi3, LongRoPE beyond 64": {"rope_parameters": LONG, "original_max_position_embeddings": 64},
     "Phi3, LongRoPE beyond 128": {"rope_parameters": LONG | {"original_max_position_embeddings": 128}}
     | {"original_max_position_embeddings": 128},
+    "GPT2, own head": {"tie_word_embeddings": False},
     "GPTNeoX, tied head": {"tie_word_embeddings": True, "use_parallel_residual": False},
     "Falcon, ALiBi": {"alibi": True, "new_decoder_architecture": False, "multi_query": False},
     "Cohere2, window 512": {"sliding_window": 512},
     "Exaone4, window 24 in one layer": {"sliding_window": 24, "layer_types": ["sliding_attention", "full_attention"]},
+    "StableLm, parallel": {"use_parallel_residual": True},
     "Starcoder2, window 24": {"sliding_window": 24, "tie_word_embeddings": False},
     "Qwen3Moe, one dense layer": {"mlp_only_layers": [0]},
     "GptOss, window 512": {"sliding_window": 512},
+    "Cohere2, own head": {"tie_word_embeddings": False},
+    "Olmoe, tied head": {"tie_word_embeddings": True},
 }
 """An architecture, a comma, what is special → options that replace those above."""
 
@@ -162,7 +166,10 @@ NO_CLASSIFIER = (
 )
 """Language models only, in transformers."""
 
-REFUSED_BY_ENGINES = ("Phimoe", "GptOss", "GptOss, window 512", "Qwen2, window 24 in one layer")
+REFUSED_BY_ENGINES = (
+    *("Phimoe", "GptOss", "GptOss, window 512", "Qwen2, window 24 in one layer", "StableLm, parallel"),
+    *("Cohere2, own head", "Olmoe, tied head"),
+)
 """What vLLM cannot run, or runs otherwise than transformers, on every device."""
 
 ROUNDED = {"Apertus": 0.02}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import inspect
 import re
 from importlib.util import find_spec
 from pathlib import Path
@@ -16,6 +17,7 @@ from orchestrator.checks.model_support import (
     HEAD_SIZES,
     OWN_HEAD_ALWAYS,
     OWN_HEAD_NEVER,
+    UNREAD,
     check_attention,
     check_cpu_engine,
     check_engine_class,
@@ -75,12 +77,55 @@ def test_an_architecture_that_vllm_has_otherwise_everywhere_is_refused_by_name(
     check_engine_class(facts(tmp_path, {"architectures": None}))
 
 
-def test_a_qwen2_has_windows_in_all_layers_or_in_none(tmp_path: Path) -> None:
-    some = {"model_type": "qwen2", "use_sliding_window": True, "num_hidden_layers": 4, "max_window_layers": 1}
-    with pytest.raises(ConfigError, match=r"in some of its 4 layers \(max_window_layers=1\)"):
-        check_engine_class(facts(tmp_path, some))
-    for other in ({"max_window_layers": 0}, {"max_window_layers": 4}, {"use_sliding_window": False}):
-        check_engine_class(facts(tmp_path, {**some, **other}))
+WINDOWS = {"use_sliding_window": True, "num_hidden_layers": 4}
+
+
+@pytest.mark.parametrize(
+    ("kind", "layers", "mixed"),
+    [
+        ("qwen2", {"max_window_layers": 1}, True),
+        ("qwen2", {"max_window_layers": 0}, False),
+        ("qwen2", {"max_window_layers": 4}, False),
+        ("qwen2", {"max_window_layers": 1, "use_sliding_window": False}, False),
+        ("qwen3", {"max_window_layers": 3}, True),
+        ("qwen3", {"layer_types": ["full_attention"] * 3 + ["sliding_attention"]}, True),
+        ("qwen3", {"max_window_layers": 1, "layer_types": ["sliding_attention"] * 4}, False),
+        ("qwen2_moe", {}, True),
+        ("qwen2_moe", {"max_window_layers": 0}, False),
+        ("qwen2_moe", {"use_sliding_window": False, "layer_types": ["full_attention", "sliding_attention"] * 2}, False),
+        ("qwen3_moe", {"max_window_layers": 1}, False),
+        ("gemma3_text", {"layer_types": ["full_attention", "sliding_attention"] * 2}, False),
+    ],
+)
+def test_a_qwen_has_windows_in_all_layers_or_in_none(
+    tmp_path: Path, kind: str, layers: dict[str, Any], mixed: bool
+) -> None:
+    model = facts(tmp_path, {"model_type": kind} | WINDOWS | layers)
+    if not mixed:
+        check_engine_class(model)
+        return
+    with pytest.raises(ConfigError, match=rf"windows in some of its 4 layers, and vLLM 0\.32 runs a {kind} with"):
+        check_engine_class(model)
+
+
+def test_a_key_that_vllm_does_not_read_is_refused_with_its_value(tmp_path: Path) -> None:
+    stable = {"architectures": ["StableLmForCausalLM"]}
+    check_engine_class(facts(tmp_path, stable))
+    check_engine_class(facts(tmp_path, stable | {"use_parallel_residual": False}))
+    with pytest.raises(ConfigError, match=r"with use_parallel_residual=True, .* \(it computes as with False\)"):
+        check_engine_class(facts(tmp_path, stable | {"use_parallel_residual": True}))
+
+
+def test_keys_that_vllm_does_not_read_are_not_in_its_sources_and_transformers_reads_them() -> None:
+    sources = vllm_sources()
+    known = {name: kind for kind, name in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.items()}
+    for architecture, taken in UNREAD.items():
+        config = transformers.CONFIG_MAPPING[known[architecture]]()
+        assert {key: getattr(config, key) for key in taken} == taken
+        assert not re.findall(rf"\b({'|'.join(taken)})\b", sources[architecture])
+        assert set(taken) <= set(
+            re.findall(r"config\.(\w+)", inspect.getsource(inspect.getmodule(getattr(transformers, architecture))))
+        )
 
 
 @pytest.mark.parametrize(
