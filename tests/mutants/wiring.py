@@ -438,7 +438,7 @@ WIRING = (
     ),
     Fault(
         "headers are not sent",
-        "roles/reward_service.py",
+        "roles/http_service.py",
         '"application/json", **self._headers}',
         '"application/json"}',
         REWARD_KEYS,

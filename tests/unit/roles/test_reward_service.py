@@ -14,7 +14,7 @@ import pytest
 import torch
 from pydantic import SecretStr, ValidationError
 
-from roles import reward_service
+from roles import http_service
 from roles.config.rewards import RemoteReward
 from roles.reward_service import RemoteScorer
 from tests.unit.roles.test_reward_function import failure, rollouts
@@ -63,7 +63,7 @@ def serving(*answers: Answer) -> Iterator[list[Service]]:
 
 @pytest.fixture(autouse=True)
 def no_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(reward_service, "BACKOFF_S", 0.01)
+    monkeypatch.setattr(http_service, "BACKOFF_S", 0.01)
 
 
 def remote(*services: Service, **options: Any) -> RemoteScorer:
