@@ -11,6 +11,7 @@ from collections.abc import Sequence
 
 from cluster.role_table import ROLES, trained_roles, working_in
 from orchestrator.metric_types import Bands, Chart, Fact, Metric, Shown
+from orchestrator.training_metrics import TRAINING_METRICS
 
 KL_BANDS: Bands = (
     (1.0, "close"),
@@ -25,8 +26,6 @@ from 20 on it collapses."""
 
 _SCORE = Chart("Score")
 _CLIPPED = Chart("Clip fraction", low=0.0)
-_ACCURACY = Chart("Accuracy", reach=(0.5, 1.0))
-_SFT, _SFT_LOSS = Chart("Cross-entropy", low=0.0), Shown("loss", "{:.4f}")
 _GRADIENTS = Chart("Gradient norm", low=0.0)
 _LOGPROB_GAP = Chart("Log-probability gap", logarithmic=True)
 _LEARNING_RATES = Chart("Learning rates", low=0.0)
@@ -112,39 +111,7 @@ _ALL = (
         "Global L2 norm of the critic's gradient before clipping, mean over the update",
         _GRADIENTS,
     ),
-    Metric(
-        "preference/loss",
-        "",
-        "Loss of a preference pair (Bradley-Terry), mean over the comparisons of the step",
-        Chart("Preference loss", low=0.0),
-        shown=Shown("loss", "{:.3f}"),
-    ),
-    Metric(
-        "preference/accuracy",
-        "fraction",
-        "Comparisons of the step that the model ordered rightly before it was trained on them",
-        _ACCURACY,
-        "training",
-        shown=Shown("accuracy", "{:.0%}"),
-    ),
-    Metric(
-        "preference/heldout_accuracy",
-        "fraction",
-        "Held-out comparisons that the model orders rightly, at the end of an epoch",
-        _ACCURACY,
-        "held out",
-        shown=Shown("held out", "{:.1%}"),
-    ),
-    Metric("preference/heldout_accuracy_low", "fraction", "Lower end of its 95 % interval", _ACCURACY, "held out, low"),
-    Metric(
-        "preference/heldout_accuracy_high", "fraction", "Upper end of its 95 % interval", _ACCURACY, "held out, high"
-    ),
-    Metric("preference/gradient_norm", "", "Global L2 norm of the gradient before clipping", _GRADIENTS),
-    Metric("sft/loss", "nats/token", "Cross-entropy, mean over the tokens of the step", _SFT, "training", _SFT_LOSS),
-    Metric("sft/heldout_loss", "nats/token", "The same of the samples that are held out", _SFT, "held out"),
-    Metric("sft/heldout_perplexity", "", "Exponential of the loss of the samples that are held out"),
-    Metric("sft/tokens", "tokens", "Tokens that the step trained on"),
-    Metric("sft/gradient_norm", "", "Global L2 norm of the gradient before clipping", _GRADIENTS),
+    *TRAINING_METRICS,
     Metric("advantage/mean", "", "Advantages before whitening, mean over the trained tokens"),
     Metric("advantage/std", "", "Their standard deviation (biased)"),
     Metric(

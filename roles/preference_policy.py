@@ -1,4 +1,4 @@
-"""A policy that learns preferences: pairs of responses flow in, the weights follow a loss of the DPO family.
+"""A policy that learns preferences: pairs or labelled responses flow in, the weights follow a loss of the DPO family.
 
 It saves a folder that `roles.actor.Actor` opens.
 """
@@ -11,17 +11,12 @@ import torch
 from torch import Tensor
 
 from roles.batch import Sequences
-from roles.config.preference_losses import (
-    HingeLoss,
-    IpoLoss,
-    OrpoLoss,
-    PreferenceLossConfig,
-    RobustLoss,
-    SigmoidLoss,
-    SimpoLoss,
-)
-from roles.losses.preference_loss import dpo, hinge, ipo, orpo, robust_dpo, simpo
-from roles.shares import PreferencePairs, ReferencedResponses
+from roles.config.preference_losses import PreferenceLossConfig
+from roles.errors import LossNotFinite, RoleError
+from roles.losses.preference_loss import kto_kl
+from roles.losses.preference_numbers import PreferenceNumbers, PreferenceSums, judged
+from roles.measured import metric
+from roles.shares import LabelledResponses, PreferenceBatch
 from roles.zero.micro_batch import MicroBatch, per_token
 from roles.zero.setup import ModelSetup
 from roles.zero.sharded import Work
@@ -30,93 +25,64 @@ from roles.zero.trained_rank import TrainedPolicy
 
 @dataclass(frozen=True, slots=True)
 class PreferenceStats:
-    """One optimizer step over all ranks, before its change of the weights; means over the pairs."""
+    """One optimizer step over all ranks."""
 
-    loss: float
-    chosen_reward: float
-    """β·log π/π_ref of the chosen response; without a reference its scaled log-probability per token."""
-    rejected_reward: float
-    margin: float
-    """Chosen reward minus rejected reward."""
-    accuracy: float
-    """Share of the pairs with a margin above 0."""
-    gradient_norm: float
+    numbers: PreferenceNumbers
+    """Before the step's change of the weights."""
+    gradient_norm: float = metric("dpo/gradient_norm")
     """Before clipping."""
-    learning_rate: float
+    learning_rate: float = metric("lr/actor")
 
 
 class PreferencePolicy(TrainedPolicy):
-    """One rank of a policy that is trained on pairs of responses."""
+    """One rank of a policy that learns preferences."""
 
     def __init__(self, setup: ModelSetup, loss: PreferenceLossConfig) -> None:
         super().__init__(setup)
         self._loss = loss
 
-    def update(self, pairs: PreferencePairs) -> PreferenceStats:
-        """One optimizer step on this rank's pairs; it minimises the mean over the pairs on all ranks."""
-        tokens = (pairs.chosen.lengths + pairs.rejected.lengths).tolist()
-        sums = torch.zeros(5, dtype=torch.float64, device=self._model.device)
-        sums[-1] = len(pairs)
+    def update(self, batch: PreferenceBatch) -> PreferenceStats:
+        """One optimizer step on this rank's samples; it minimises the mean over the samples on all ranks."""
+        kl = self._mismatched_kl(batch)
+        sums = torch.zeros(len(PreferenceSums._fields), dtype=torch.float64, device=self._model.device)
 
         def loss(step: int, items: list[int]) -> Tensor:
-            part = pairs.select(items)
-            responses = ReferencedResponses.concatenate([part.chosen, part.rejected])
+            part = batch.select(items)
+            responses = part.responses
             rows = list(range(len(responses)))
             logprobs = self._logprobs(micro := MicroBatch.of(responses, rows, self._model.device))
             if not items:
                 return 0.0 * logprobs.sum()
             summed = logprobs.new_zeros(len(rows)).index_add(0, micro.sequences, logprobs)
-            counts = responses.response_mask.sum(1).to(summed.device)
-            losses, rewards = preference_losses(
-                self._loss, summed, responses.reference_logprob.to(summed.device), counts
-            )
-            chosen, rejected = rewards.detach().chunk(2)
-            measured = [losses.detach().sum(), chosen.sum(), rejected.sum(), (chosen > rejected).sum()]
-            sums[:4] += torch.stack([number.double() for number in measured])
+            losses, measured = judged(self._loss, part, summed, kl)
+            sums.add_(torch.stack(measured))
             return losses.sum()
 
-        (facts,) = self._model.train([Work(tokens, float(len(pairs)))], loss)
-        *totals, count = self._model.total(sums).tolist()
-        mean_loss, chosen, rejected, accuracy = (total / max(count, 1) for total in totals)
-        return PreferenceStats(
-            mean_loss, chosen, rejected, chosen - rejected, accuracy, facts.gradient_norm, facts.learning_rate
-        )
+        try:
+            (facts,) = self._model.train([Work(batch.tokens.tolist(), float(len(batch)))], loss)
+        except LossNotFinite as error:
+            raise RoleError(
+                f"the loss of samples {batch.rows[error.items].tolist()} of the data is not finite; lower "
+                "optimizer.learning_rate, or look at these samples"
+            ) from error
+        numbers = PreferenceNumbers.of(self._model.total(sums).unbind(), self._loss, kl)
+        return PreferenceStats(numbers, facts.gradient_norm, facts.learning_rate)
 
-    def logprobs(self, sequences: Sequences) -> Tensor:
-        """float32 `[batch, time]`: log-probability of each token in the response mask, in nats; 0 elsewhere. Before
-        the first update these are the reference's."""
-        return per_token(self._model, sequences, self._logprobs)
+    def response_logprobs(self, sequences: Sequences) -> Tensor:
+        """float32 `[batch]`: log-probability of each response, in nats, summed over its mask. Before the first update
+        these are the reference's."""
+        return per_token(self._model, sequences, self._logprobs).double().sum(1).float()
 
+    def reference_fingerprint(self) -> str:
+        """Before the first update: a hash of all weights that the reference has, the same for any number of ranks."""
+        return self._model.fingerprint(adapted=False)
 
-def preference_losses(
-    config: PreferenceLossConfig, logprobs: Tensor, reference: Tensor, tokens: Tensor
-) -> tuple[Tensor, Tensor]:
-    """The loss of each pair, and the rewards of all responses.
-
-    Args:
-        logprobs, reference: float `[2 * pairs]`, in nats, summed over each response: first the chosen
-            ones, then the rejected ones.
-        tokens: int64 `[2 * pairs]`: trained tokens of each response.
-
-    Returns:
-        float `[pairs]` and float `[2 * pairs]`.
-    """
-    match config:
-        case SimpoLoss() | OrpoLoss():
-            chosen, rejected = (means := logprobs / tokens).chunk(2)
-            if isinstance(config, OrpoLoss):
-                return orpo(chosen, rejected, weight=config.weight), config.weight * means
-            losses = simpo(chosen, rejected, beta=config.beta, target_margin=config.target_margin)
-            return losses, config.beta * means
-        case IpoLoss():
-            logprobs, reference = logprobs / tokens, reference / tokens
-    pairs, rewards = (*logprobs.chunk(2), *reference.chunk(2)), config.beta * (logprobs - reference)
-    match config:
-        case SigmoidLoss():
-            return dpo(*pairs, beta=config.beta, label_smoothing=config.label_smoothing), rewards
-        case RobustLoss():
-            return robust_dpo(*pairs, beta=config.beta, label_smoothing=config.label_smoothing), rewards
-        case IpoLoss():
-            return ipo(*pairs, beta=config.beta), rewards
-        case HingeLoss():
-            return hinge(*pairs, beta=config.beta), rewards
+    def _mismatched_kl(self, batch: PreferenceBatch) -> Tensor:
+        """KTO's estimate over the responses of all ranks, so that it depends on neither ranks nor micro-batches; 0 for
+        pairs."""
+        if not isinstance(batch, LabelledResponses):
+            return torch.zeros(())
+        policy = self.response_logprobs(Sequences.of(batch.mismatched))
+        own = [policy.double().sum(), batch.mismatched.reference_logprob.double().sum(), torch.tensor(len(batch))]
+        policy_sum, reference_sum, count = self._model.total(torch.stack([number.double() for number in own]))
+        return kto_kl(policy_sum / count, reference_sum / count)

@@ -135,10 +135,58 @@ class PreferencePairs(Batch):
 
     chosen: ReferencedResponses
     rejected: ReferencedResponses
+    rows: Tensor
+    """int64 `[batch]`: which of all pairs each is."""
 
     def __post_init__(self) -> None:
         if len(self.chosen) != len(self.rejected):
             raise ValueError(f"{len(self.chosen)} chosen responses beside {len(self.rejected)} rejected ones")
+        check_shape(self, "rows", self.chosen.lengths.shape, torch.int64)
+
+    @property
+    def responses(self) -> ReferencedResponses:
+        """`[2 * batch]`: those that are trained on, first the chosen ones, then the rejected ones."""
+        return ReferencedResponses.concatenate([self.chosen, self.rejected])
+
+    @property
+    def tokens(self) -> Tensor:
+        """int64 `[batch]`: tokens of each pair."""
+        return self.chosen.lengths + self.rejected.lengths
+
+
+@dataclass(frozen=True, slots=True)
+class LabelledResponses(Batch):
+    """What a policy learns from labels: row by row, a response that is desirable or not.
+
+    Example (the second row's `mismatched` is the first row's response after the second row's prompt):
+        responses  = 2 rows
+        mismatched = 2 rows
+        desirable  = [1, 0]
+        rows       = [0, 1]
+    """
+
+    responses: ReferencedResponses
+    mismatched: ReferencedResponses
+    """Another row's response after this row's prompt, for KTO's estimate of the KL; it is not trained on."""
+    desirable: Tensor
+    """bool `[batch]`."""
+    rows: Tensor
+    """int64 `[batch]`: which of all labelled responses each is."""
+
+    def __post_init__(self) -> None:
+        if len(self.responses) != len(self.mismatched):
+            raise ValueError(f"{len(self.responses)} responses beside {len(self.mismatched)} mismatched ones")
+        check_shape(self, "desirable", self.responses.lengths.shape, torch.bool)
+        check_shape(self, "rows", self.responses.lengths.shape, torch.int64)
+
+    @property
+    def tokens(self) -> Tensor:
+        """int64 `[batch]`: tokens of each response."""
+        return self.responses.lengths
+
+
+PreferenceBatch = PreferencePairs | LabelledResponses
+"""What a policy learns preferences from."""
 
 
 E = TypeVar("E", ActorExperience, CriticExperience, Demonstrations)

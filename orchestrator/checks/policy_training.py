@@ -6,13 +6,15 @@ first.
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from orchestrator.checks.model_support import check_attention, check_weights
 from orchestrator.checks.models import check_context, check_tokenizer, model_facts
 from orchestrator.checks.preparation import check_cards, check_learned
-from orchestrator.checks.run_folders import check_output, check_run_dir
+from orchestrator.checks.run_folders import check_output, check_run_dir, check_writable
 from orchestrator.config.base import BaseConfig
+from orchestrator.config.dpo import DPO_QUALITY, DpoRun
 from orchestrator.config.policy_training import PolicyTrainingConfig
 from orchestrator.config.sft import SFT_QUALITY, SftRun
 from orchestrator.data.dataset_rows import check_source
@@ -24,6 +26,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
     from orchestrator.data.demonstrations import SftData
+    from orchestrator.data.preference_samples import DpoData
 
 
 def prepare_sft(config: SftRun, resume: Resume) -> SftData:
@@ -34,6 +37,18 @@ def prepare_sft(config: SftRun, resume: Resume) -> SftData:
     data = read_demonstrations(config.sft, tokenizer, config.seed)
     steps = len(data.schedule(config.sft, config.seed))
     check_learned(LearnedData.demonstrations(data.digest(), steps), checkpoint)
+    return data
+
+
+def prepare_dpo(config: DpoRun, resume: Resume) -> DpoData:
+    """What `tetrarch dpo` needs; the comparisons or labelled responses that were read on the way."""
+    tokenizer, checkpoint = _prepared(config, config.dpo, DPO_QUALITY, resume)
+    check_writable(Path(config.model_cache), "model_cache")
+    from orchestrator.data.preference_samples import read_preferences  # loads torch
+
+    data = read_preferences(config.dpo, tokenizer, config.seed)
+    steps = len(data.schedule(config.dpo, config.seed))
+    check_learned(LearnedData.preferences(data.training.digest(), steps), checkpoint)
     return data
 
 

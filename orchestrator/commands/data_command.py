@@ -12,11 +12,14 @@ from orchestrator.commands.exit_codes import reported
 from orchestrator.commands.options import ConfigFile, Debug, Overrides
 from orchestrator.config.base import BaseConfig
 from orchestrator.config.data import RecordsConfig
+from orchestrator.config.dpo import DpoRun
 from orchestrator.config.loading import load_all
+from orchestrator.config.policy_training import PolicyTrainingConfig
 from orchestrator.config.reward_training import PairDataset, RewardTrainingRun
 from orchestrator.config.sampling import SamplingConfig
 from orchestrator.config.sft import SftRun
 from roles.config.models import ModelConfig
+from roles.config.preference_losses import KtoLoss
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -55,17 +58,23 @@ def show_data(config: ConfigFile, overrides: Overrides = None, debug: Debug = Fa
 
 
 def data_sections(run: BaseConfig) -> Iterator[DataSection]:
-    """The comparisons and demonstrations that a configuration names."""
+    """The comparisons, labelled responses and demonstrations that a configuration names."""
     if isinstance(run, SftRun):
-        sft = run.sft
-        for key, data in (("sft.data", sft.data), ("sft.heldout", sft.heldout)):
-            if data is not None:
-                yield DataSection(data, key, "demonstrations", sft.model, "sft.model", sft.chat_template)
+        yield from _training_sections(run.sft, "demonstrations")
+    if isinstance(run, DpoRun):
+        yield from _training_sections(run.dpo, "labels" if isinstance(run.dpo.loss, KtoLoss) else "preferences")
     if isinstance(run, RewardTrainingRun):
         training, pairs = run.reward_training, run.reward_training.pairs
         if isinstance(pairs, PairDataset):
             key, model_key = "reward_training.pairs.dataset", "reward_training.model"
             yield DataSection(pairs.dataset, key, "preferences", training.model, model_key)
+
+
+def _training_sections(training: PolicyTrainingConfig, kind: RecordKind) -> Iterator[DataSection]:
+    for name, data in (("data", training.data), ("heldout", training.heldout)):
+        if data is not None:
+            key, model_key = f"{training.key}.{name}", f"{training.key}.model"
+            yield DataSection(data, key, kind, training.model, model_key, training.chat_template)
 
 
 def _show_section(section: DataSection, cache: str) -> None:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from orchestrator.config.base import BaseConfig
+from orchestrator.config.dpo import DpoRun
 from orchestrator.config.loading import served_by
 from orchestrator.config.reward_training import RewardTrainingRun
 from orchestrator.config.role_needs import RoleNames, ppo_roles, reward_roles
@@ -66,6 +67,20 @@ def _sft(config: SftRun, resume: Resume, report: Outcome) -> None:
     train_sft(config, resume, data)
 
 
+def _dpo(config: DpoRun, resume: Resume, report: Outcome) -> None:
+    """Train a policy on preferences directly: DPO, IPO, KTO, SimPO and others (the section dpo).
+
+    Example: tetrarch dpo configs/dpo.yaml 'dpo.loss={type: ipo, beta: 0.1}'
+    """
+    from orchestrator.checks.policy_training import prepare_dpo
+
+    data = prepare_dpo(config, resume)
+    report.read(data)
+    from orchestrator.stages.dpo import train_dpo
+
+    train_dpo(config, resume, data)
+
+
 def _model_roles(config: BaseConfig) -> list[RoleNames]:
     return [dict.fromkeys(config.model_roles)]
 
@@ -84,6 +99,7 @@ TRAININGS = {
     "train": Training(_train, lambda config: [ppo_roles(config)]),
     "reward": Training(_reward, reward_roles),
     "sft": Training(_sft),
+    "dpo": Training(_dpo),
 }
 """Command → its row, in the order in which `--help` lists them."""
 DEFAULT = "train"

@@ -28,8 +28,8 @@ class BaseConfig(Section):
     `runs/reward/model-run` beside `runs/reward/model`."""
 
     run_dir: PathText
-    """Folder of everything that the run leaves behind. Of `tetrarch reward` and `tetrarch sft` it follows from
-    the key `output` of their section: `OUTPUT-run`."""
+    """Folder of everything that the run leaves behind. Of `tetrarch reward`, `sft` and `dpo` it follows from the
+    key `output` of their section: `OUTPUT-run`."""
     seed: int = Field(default=1, ge=0, lt=2**32)
     """Seed of the prompts' order, of sampling, of the mini-batches and of new heads."""
     device: Literal["cpu", "cuda"] = "cpu"
@@ -37,7 +37,8 @@ class BaseConfig(Section):
     dtype: Dtype = "float32"
     """Type of the models' weights and activations; losses, values and log-probabilities are always float32."""
     model_cache: PathText = "runs/models"
-    """Folder of converted models (from GGUF files, or with fewer layers)."""
+    """Folder of converted models (from GGUF files, or with fewer layers), and of what the reference of `tetrarch dpo`
+    has said of its data."""
     checkpoint: CheckpointConfig = CheckpointConfig()
     """State that a run resumes from."""
     report: ReportConfig = ReportConfig()

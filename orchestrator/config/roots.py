@@ -11,6 +11,7 @@ from typing import Any
 from pydantic import create_model
 
 from orchestrator.config.base import BaseConfig
+from orchestrator.config.dpo import DpoRun
 from orchestrator.config.evaluation import EvaluationRun
 from orchestrator.config.reward_training import RewardTrainingRun
 from orchestrator.config.run import RunConfig
@@ -23,6 +24,7 @@ ROOTS: dict[str, type[BaseConfig]] = {
     "evaluate": EvaluationRun,
     "reward": RewardTrainingRun,
     "sft": SftRun,
+    "dpo": DpoRun,
     "serve": ServingRun,
 }
 """Command → root of its configuration; `plan` and `submit` read what `train` reads."""

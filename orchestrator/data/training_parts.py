@@ -63,8 +63,11 @@ def _read(
             f"tokens); raise it, or set {config.key}.too_long to skip or truncate"
         )
     if config.too_long == "truncate":
-        return samples.cut(config.max_tokens)
-    return samples.without(long, f"longer than {limit}")
+        samples = samples.cut(config.max_tokens)
+    else:
+        samples = samples.without(long, f"longer than {limit}")
+    alike = [n for n, group in enumerate(samples.groups) if len(group) > 1 and all(one == group[0] for one in group)]
+    return samples.without(alike, "the responses are the same tokens")
 
 
 def _split(samples: Samples, config: PolicyTrainingConfig, seed: tuple[int, str]) -> tuple[Samples, Samples]:

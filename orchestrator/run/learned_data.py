@@ -31,6 +31,11 @@ class LearnedData:
         """The answers that a policy imitates."""
         return cls("demonstrations", digest, steps, "sft.data")
 
+    @classmethod
+    def preferences(cls, digest: str, steps: int) -> LearnedData:
+        """The pairs or labelled responses of a policy."""
+        return cls("preferences", digest, steps, "dpo.data")
+
     def check(self, checkpoint: Checkpoint) -> None:
         """Raise CheckpointError if the run cannot go on from `checkpoint`: it is of other data, or of a later step than
         the last one."""

@@ -12,6 +12,7 @@ from typing import Any
 
 from cluster.role_table import ACTOR, REWARD, trained_roles
 from orchestrator.config.base import BaseConfig
+from orchestrator.config.dpo import DPO_QUALITY, DpoRun
 from orchestrator.config.reward_training import QUALITY, RewardTrainingRun
 from orchestrator.config.run import RunConfig
 from orchestrator.config.sft import SFT_QUALITY, SftRun
@@ -126,31 +127,48 @@ rollout.stream_samples rollout.engine
     leaves=(QUALITY,),
 )
 
-_SFT = ResumeRules(
-    may_change=_keys(
-        _WHERE_IT_RUNS,
-        """sft.output sft.model.trust_remote_code sft.epochs sft.optimizer.learning_rate sft.optimizer.schedule
-sft.micro_batch_tokens sft.gradient_checkpointing sft.evaluate_every
-""",
-    ),
-    stays=_why(
-        {
-            "the order of the demonstrations follows from it": "seed sft.samples_per_step",
-            "the tensors in the checkpoint are laid out for it": "device dtype sft.zero sft.lora",
-            "the trained model started from it": "sft.model",
-            "the model was trained on it": "sft.data sft.max_tokens sft.too_long sft.train_on_prompt sft.chat_template",
-            "evaluations before and after would not be comparable": "sft.heldout sft.heldout_fraction",
-            "the state of the optimizer depends on it": "sft.optimizer.betas sft.optimizer.epsilon "
-            "sft.optimizer.weight_decay sft.optimizer.max_gradient_norm",
-        }
-    ),
-    sharded=lambda config: (ACTOR,),
-    leaves=(SFT_QUALITY,),
-)
+
+def _policy_training(section: str, objective: str, made: str) -> ResumeRules:
+    """The rules of a training that makes a policy of a data set.
+
+    Args:
+        objective: keys of the section that say what is minimised.
+        made: a file in every folder that it writes.
+    """
+
+    def keys(names: str) -> str:
+        return " ".join(f"{section}.{name}" for name in names.split())
+
+    return ResumeRules(
+        may_change=_keys(
+            _WHERE_IT_RUNS,
+            keys(
+                "output model.trust_remote_code epochs optimizer.learning_rate optimizer.schedule micro_batch_tokens "
+                "gradient_checkpointing evaluate_every"
+            ),
+        ),
+        stays=_why(
+            {
+                "the order of the data follows from it": f"seed {keys('samples_per_step')}",
+                "the tensors in the checkpoint are laid out for it": f"device dtype {keys('zero lora')}",
+                "the trained model started from it": keys("model"),
+                "the model was trained on it": keys("data max_tokens too_long chat_template"),
+                "the model was trained with it": keys(objective),
+                "evaluations before and after would not be comparable": keys("heldout heldout_fraction"),
+                "the state of the optimizer depends on it": keys(
+                    "optimizer.betas optimizer.epsilon optimizer.weight_decay optimizer.max_gradient_norm"
+                ),
+            }
+        ),
+        sharded=lambda config: (ACTOR,),
+        leaves=(made,),
+    )
+
 
 RESUME_RULES: dict[type[BaseConfig], ResumeRules] = {
     RunConfig: _PPO,
     RewardTrainingRun: _REWARD_TRAINING,
-    SftRun: _SFT,
+    SftRun: _policy_training("sft", "train_on_prompt", SFT_QUALITY),
+    DpoRun: _policy_training("dpo", "loss", DPO_QUALITY),
 }
 """Root → its rules."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
@@ -10,10 +10,20 @@ from roles.config.section import Section
 
 
 class _Referenced(Section):
-    """A loss of h: log π/π_ref of the chosen response minus that of the rejected one."""
+    """A loss of log π/π_ref, the log-probability of a response less that of the reference."""
+
+    referenced: ClassVar[bool] = True
+    """Whether the loss needs the reference's log-probabilities."""
 
     beta: float = Field(default=0.1, gt=0)
     """Weight of the KL to the reference: the higher, the closer the policy stays to it."""
+
+
+class _Free(Section):
+    """A loss without a reference."""
+
+    referenced: ClassVar[bool] = False
+    """Whether the loss needs the reference's log-probabilities."""
 
 
 class SigmoidLoss(_Referenced):
@@ -48,7 +58,19 @@ class HingeLoss(_Referenced):
     """Hinge (arXiv 2309.06657)."""
 
 
-class SimpoLoss(Section):
+class KtoLoss(_Referenced):
+    """KTO: labelled responses (`prompt`, `completion`, `label`) instead of pairs."""
+
+    type: Literal["kto"]
+    """KTO (arXiv 2402.01306)."""
+    desirable_weight: float = Field(default=1.0, gt=0)
+    """λ_D, weight of the responses with the label true. For unbalanced labels choose both weights so that λ_D times the
+    number of desirable responses is 1 to 4/3 times λ_U times the number of the others."""
+    undesirable_weight: float = Field(default=1.0, gt=0)
+    """λ_U, weight of the responses with the label false."""
+
+
+class SimpoLoss(_Free):
     """SimPO: no reference, log-probabilities per token."""
 
     type: Literal["simpo"]
@@ -59,7 +81,7 @@ class SimpoLoss(Section):
     """By how much the reward of the chosen response shall be higher."""
 
 
-class OrpoLoss(Section):
+class OrpoLoss(_Free):
     """ORPO: no reference, the cross-entropy of the chosen response and a log odds ratio."""
 
     type: Literal["orpo"]
@@ -68,6 +90,5 @@ class OrpoLoss(Section):
     """Weight of the odds ratio's loss."""
 
 
-PreferenceLossConfig = Annotated[
-    SigmoidLoss | RobustLoss | IpoLoss | HingeLoss | SimpoLoss | OrpoLoss, Field(discriminator="type")
-]
+PairLossConfig = SigmoidLoss | RobustLoss | IpoLoss | HingeLoss | SimpoLoss | OrpoLoss
+PreferenceLossConfig = Annotated[PairLossConfig | KtoLoss, Field(discriminator="type")]

@@ -272,7 +272,7 @@ def pairs_of(seed: int) -> Any:
         batch = experience_of(7, seed + side).select(range(6))  # the last has no trained token
         reference = -torch.rand(6, generator=torch.Generator().manual_seed(seed + side)) * 20
         sides.append(ReferencedResponses(batch.token_ids, batch.lengths, batch.response_mask, reference))
-    return PreferencePairs(*sides)
+    return PreferencePairs(*sides, torch.arange(6))
 
 
 def update_preferences(setup: ModelSetup, loss: Any, batches: list[Any]) -> dict[str, Any]:
@@ -287,7 +287,7 @@ def update_preferences(setup: ModelSetup, loss: Any, batches: list[Any]) -> dict
 
 def plain_preference_loss(model: Any, pairs: Any, loss: Any) -> Tensor:
     """Mean over the pairs, of padded rows one by one."""
-    from roles.preference_policy import preference_losses
+    from roles.losses.preference_numbers import preference_losses
 
     numbers = []
     for side in (pairs.chosen, pairs.rejected):

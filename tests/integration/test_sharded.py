@@ -134,7 +134,7 @@ def test_the_gradient_of_preferences_is_plain_torch_s_for_any_micro_batch_and_ra
     for answer in answers:
         assert largest_difference(answer["gradients"][0], plain["gradients"][0]) < 1e-6 * scale
         assert largest_difference(answer["weights"], plain["weights"]) < 2e-5
-        assert answer["stats"][0].loss == pytest.approx(first, rel=1e-5)
+        assert answer["stats"][0].numbers.loss == pytest.approx(first, rel=1e-5)
         assert [step.gradient_norm for step in answer["stats"]] == pytest.approx(plain["norms"], rel=1e-4)
     assert answers[0]["stats"] == answers[-1]["stats"]
 

@@ -10,7 +10,7 @@ import torch
 from pydantic import TypeAdapter, ValidationError
 
 from roles.config.preference_losses import PreferenceLossConfig
-from roles.preference_policy import preference_losses
+from roles.losses.preference_numbers import preference_losses
 from roles.shares import PreferencePairs, ReferencedResponses
 
 CHOSEN, REJECTED, REFERENCE_CHOSEN, REFERENCE_REJECTED = -4.0, -9.0, -6.0, -6.0
@@ -65,8 +65,9 @@ def test_labels_are_more_often_right_than_wrong() -> None:
 def test_a_pair_has_two_sides() -> None:
     ids, mask = torch.ones(2, 3, dtype=torch.long), torch.tensor([[False, True, True]] * 2)
     side = ReferencedResponses(ids, torch.tensor([3, 3]), mask, torch.zeros(2))
-    assert len(PreferencePairs(side, side).select([1])) == 1
+    rows = torch.arange(2)
+    assert PreferencePairs(side, side, rows).select([1]).rows.tolist() == [1]
     with pytest.raises(ValueError, match="2 chosen responses beside 1 rejected"):
-        PreferencePairs(side, side.select([0]))
+        PreferencePairs(side, side.select([0]), rows)
     with pytest.raises(ValueError, match="no trained token"):
         ReferencedResponses(ids, torch.tensor([3, 3]), torch.zeros_like(mask), torch.zeros(2))
