@@ -202,7 +202,7 @@ def test_a_configuration_is_checked_without_the_engines() -> None:
     program = (
         "import sys, cluster.config, cluster.placement.plan, roles.config.models\n"
         "import orchestrator.config.run, orchestrator.config.loading\n"
-        f"orchestrator.config.loading.load_config({str(CONFIGS[0])!r})\n"
+        f"for path in {[str(path) for path in CONFIGS]!r}: orchestrator.config.loading.load_all(path)\n"
         "print(sorted({'torch', 'ray', 'vllm', 'deepspeed', 'transformers'} & set(sys.modules)))"
     )
     done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=120)

@@ -22,6 +22,7 @@ STAGES = {
     "orchestrator.stages.reward_training": "train_reward",
     "orchestrator.stages.evaluation": "evaluate_run",
     "orchestrator.stages.sft": "train_sft",
+    "orchestrator.stages.dpo": "train_dpo",
     "orchestrator.stages.serving": "serve",
 }
 """Module → its function that starts models."""

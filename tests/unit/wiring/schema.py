@@ -34,13 +34,19 @@ NO_NUMBERS = {
     "deadlines.*": "how long is waited",
     "prompts.*.name": "a hub data set's configuration: there is no hub in a test",
     "reward_training.pairs<dataset>.dataset.name": "a hub data set's configuration: there is no hub in a test",
-    **dict.fromkeys(("*.mixed_with.*", "*.weight", "*.columns"), "which rows there are: test_samples.py"),
+    **dict.fromkeys(
+        ("*.mixed_with.*", "*.data*.weight", "*.heldout.weight", "*.train.weight", "*.columns"),
+        "which rows there are: test_samples.py",
+    ),
     **dict.fromkeys(("*.chat", "*.system", "*.bad_rows=*"), "how rows are read: test_samples.py"),
-    **dict.fromkeys(("sft.data.name", "sft.heldout.name"), "a hub data set's configuration: there is no hub in a test"),
+    **dict.fromkeys(
+        ("sft.data.name", "sft.heldout.name", "dpo.data.name", "dpo.heldout.name"),
+        "a hub data set's configuration: there is no hub in a test",
+    ),
     "serving.*": "who may ask for what: test_http_routes.py, test_serving.py",
-    "sft.output": "where the model goes",
-    "sft.chat_template": "how chats are written: test_demonstrations.py",
-    "sft.too_long=error": "ends a run, and changes none: test_demonstrations.py",
+    **dict.fromkeys(("sft.output", "dpo.output"), "where the model goes"),
+    **dict.fromkeys(("sft.chat_template", "dpo.chat_template"), "how chats are written: test_demonstrations.py"),
+    **dict.fromkeys(("sft.too_long=error", "dpo.too_long=error"), "ends a run: test_demonstrations.py"),
 }
 """Pattern of keys → why no number depends on them."""
 

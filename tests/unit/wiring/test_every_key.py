@@ -7,6 +7,7 @@ from pathlib import Path
 
 from orchestrator.config.roots import AnyConfig
 from tests.unit.wiring import (
+    test_dpo_keys,
     test_model_keys,
     test_prompt_keys,
     test_reward_keys,
@@ -23,7 +24,10 @@ from tests.unit.wiring.test_sft_keys import sft_cases
 FOLDER = Path("FOLDER")
 LEAVES = list(leaves(AnyConfig))
 TABLES = (actor_cases, critic_cases, driver_cases, reward_training_cases, sft_cases)
-TESTS = (test_model_keys, test_prompt_keys, test_reward_keys, test_reward_training_keys, test_rollout_keys)
+TESTS = (
+    *(test_model_keys, test_prompt_keys, test_reward_keys, test_reward_training_keys, test_rollout_keys),
+    test_dpo_keys,
+)
 
 
 def proved() -> set[str]:

@@ -11,6 +11,7 @@ import pytest
 
 import orchestrator.stages.ppo
 from orchestrator.config.base import BaseConfig
+from orchestrator.config.dpo import DpoRun
 from orchestrator.config.evaluation import EvaluationRun
 from orchestrator.config.loading import dump_config, load_config, load_root, validate
 from orchestrator.config.reward_training import RewardTrainingRun
@@ -71,6 +72,12 @@ def schema(section: Any = RunConfig, path: str = "") -> Iterator[tuple[str, bool
             {"reward_training.pairs.dataset.path", "reward_training.optimizer.betas"},
         ),
         (SftRun, WHOLE | {"sft.data", "sft.heldout", "sft.model", "sft.lora", "sft.zero"}, 70, {"sft.data.path"}),
+        (
+            DpoRun,
+            WHOLE | {f"dpo.{key}" for key in ("data", "heldout", "model", "lora", "zero", "loss")},
+            75,
+            {"dpo.loss.label_smoothing"},
+        ),
     ],
 )
 def test_every_key_has_one_rule_of_its_own(root: type[BaseConfig], whole: set[str], least: int, some: set[str]) -> None:
