@@ -10,11 +10,15 @@ from typing import Annotated, Literal
 import typer
 
 from orchestrator.errors import ConfigError
+from roles.config.section import usable_path
 
 
 def user_path(text: str | Path) -> Path:
     """A path of the command line; `~` is the user's home also where a shell does not say so (`--json=~/plan.json`)."""
-    return Path(os.path.expanduser(text))
+    try:
+        return Path(usable_path(os.fspath(text)))
+    except ValueError as error:
+        raise typer.BadParameter(f"the path {error}; use another one") from None
 
 
 ConfigFile = Annotated[

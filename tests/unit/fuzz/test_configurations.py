@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from orchestrator.config.roots import ROOTS
-from tests.unit.fuzz.commands import examples, refusal
+from tests.unit.fuzz.commands import examples
 from tests.unit.fuzz.damage import damaged
 from tests.unit.fuzz.leaves import Leaf, leaves
 from tests.unit.fuzz.odd import yaml_texts
@@ -63,8 +63,8 @@ def world_leaves(world: World) -> list[Leaf]:
 
 def check_leaf(world: World, leaf: Leaf, text: str, command: str) -> None:
     file = world.write(leaf.placed_in(world.data))
-    refused = refusal(command, file, f"{leaf}={text}")
-    if refused is not None and command == "config" and refusal(command, file) is None:
+    refused = world.refusal(command, file, f"{leaf}={text}")
+    if refused is not None and command == "config" and world.refusal(command, file) is None:
         assert leaf.path[-1] in refused, refused
 
 
@@ -79,7 +79,7 @@ def test_an_odd_value_of_any_key(world: World, data: st.DataObject, text: str, c
 @given(st.data(), st.sampled_from(COMMANDS))
 def test_a_damaged_file(world: World, data: st.DataObject, command: str) -> None:
     sound = data.draw(st.sampled_from([world.file, *FILES])).read_bytes()
-    refusal(command, world.write_bytes(data.draw(damaged(sound)), "damaged.yaml"))
+    world.refusal(command, world.write_bytes(data.draw(damaged(sound)), "damaged.yaml"))
 
 
 @examples(30)
@@ -88,4 +88,4 @@ def test_a_damaged_file(world: World, data: st.DataObject, command: str) -> None
     st.sampled_from(COMMANDS),
 )
 def test_an_odd_override(world: World, override: str, command: str) -> None:
-    refusal(command, world.file, override)
+    world.refusal(command, world.file, override)

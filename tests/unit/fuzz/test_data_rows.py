@@ -139,3 +139,17 @@ def test_damaged_files(
     world: World, tokenizer: Any, data: st.DataObject, found: list[dict[str, Any]], ending: str
 ) -> None:
     check_file(world, tokenizer, data.draw(damaged(FORMS[ending](found))), ending, {})
+
+
+@examples(10)
+@given(
+    st.data(),
+    rows(),
+    st.sampled_from(sorted(FORMS)),
+    st.sampled_from(["prompts.train", "prompts.heldout", "sft.data", "reward_training.pairs.dataset"]),
+)
+def test_rows_are_shown(world: World, data: st.DataObject, found: list[dict[str, Any]], ending: str, key: str) -> None:
+    content = FORMS[ending](found)
+    file = world.write_bytes(data.draw(st.just(content) | damaged(content)), f"rows.{ending}")
+    refused = world.refusal("data", world.file, f"{key}={{path: {file}}}")
+    assert refused is None or str(file) in refused or f"{key} has no row" in refused, refused

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.unit.fuzz.commands import examples, refusal
+from tests.unit.fuzz.commands import examples
 from tests.unit.fuzz.damage import damaged
 from tests.unit.fuzz.odd import json_values
 from tests.unit.fuzz.world import World
@@ -101,7 +101,7 @@ def train(world: World, folder: Path, **keys: Any) -> str | None:
     """How `tetrarch reward` refuses the folder as its model."""
     data = copy.deepcopy(world.data)
     data["reward_training"]["model"] = {"path": str(folder), **keys}
-    refused = refusal("reward", world.write(data))
+    refused = world.refusal("reward", world.write(data))
     assert refused is None or str(folder) in refused or "reward_training" in refused, refused
     return refused
 

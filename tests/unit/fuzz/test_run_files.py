@@ -10,31 +10,44 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from orchestrator.checks.preparation import prepare_train
-from orchestrator.config.loading import dump_config, load_config
+from orchestrator.checks.policy_training import prepare_sft
+from orchestrator.checks.preparation import prepare_reward, prepare_train
+from orchestrator.config.base import BaseConfig
+from orchestrator.config.loading import dump_config, load_root
+from orchestrator.config.reward_training import RewardTrainingRun
+from orchestrator.config.roots import ROOTS
+from orchestrator.config.run import RunConfig
+from orchestrator.config.sft import SftRun
+from orchestrator.data.comparisons import digest
+from orchestrator.data.preference_pairs import Pairs
 from orchestrator.data.prompts import PromptSource
 from orchestrator.planning.calibration import CORRECTED_PHASES
 from orchestrator.planning.efficiency import SHIPPED
 from orchestrator.ppo.kl import make_controller
 from orchestrator.ppo.step import TrainState
 from orchestrator.run.checkpoint import Checkpoints
-from tests.unit.fuzz.commands import examples, refusal
+from tests.unit.fuzz.commands import examples
 from tests.unit.fuzz.damage import damaged
 from tests.unit.fuzz.odd import json_values
 from tests.unit.fuzz.test_model_folders import all_paths
 from tests.unit.fuzz.world import ROOT, World
 
-JSON_FILES = ["checkpoints/step-000002/manifest.json", "run.json", "metrics.jsonl", "actor/tetrarch.json"]
+COMMANDS = ["train", "reward", "sft"]
+JSON_FILES = ["checkpoints/step-000002/manifest.json", "run.json", "metrics.jsonl"]
+TRAINED = "actor/tetrarch.json"
+"""What the end of `tetrarch train` leaves."""
 
 
 @pytest.fixture(scope="module")
-def run_dir(world: World) -> Path:
-    """A run that has done two of its steps."""
-    config = load_config(world.file)
+def run_dirs(world: World) -> dict[str, Path]:
+    """Command → a run of it that has done two of its steps."""
+    return {command: _stopped(world, command) for command in COMMANDS}
+
+
+def _stopped(world: World, command: str) -> Path:
+    config = load_root(ROOTS[command], world.file)
     folder = Path(config.run_dir)
-    prompts = PromptSource(prepare_train(config, None)[0], config.seed)
-    driver = TrainState(prompts, make_controller(config.ppo.kl.controller)).state_dict()
-    state = {"config": dump_config(config), "reference": "1-x", **driver, "step": 2}
+    state = {"config": dump_config(config), "step": 2, **_driver_state(config)}
     Checkpoints(folder / "checkpoints", 2).save(2, state, lambda partial: None)
     (folder / "actor").mkdir()
     measured = {"step": 2, "lr/actor": 1e-3, "response/length_mean": 5.0, "prompt/length_mean": 3.0}
@@ -43,56 +56,100 @@ def run_dir(world: World) -> Path:
         "config.yaml": dump_config(config),
         "run.json": json.dumps({"name": "tiny", "steps": 6, "status": "stopped"}),
         "metrics.jsonl": json.dumps(measured | phases) + "\n",
-        "actor/tetrarch.json": json.dumps({"step": 2}),
+        TRAINED: json.dumps({"step": 2}),
     }.items():
         (folder / name).write_text(text)
     return folder
 
 
-def read_run(world: World, run_dir: Path) -> None:
-    """Every command that reads a run: what it refuses names the run."""
+def _driver_state(config: BaseConfig) -> dict[str, Any]:
+    match config:
+        case RunConfig():
+            prompts = PromptSource(prepare_train(config, None)[0], config.seed)
+            driver = TrainState(prompts, make_controller(config.ppo.kl.controller))
+            return {"reference": "1-x", **driver.state_dict(), "step": 2}
+        case SftRun():
+            return {"demonstrations": prepare_sft(config, None).digest()}
+        case RewardTrainingRun():
+            pairs = prepare_reward(config, None)
+            assert isinstance(pairs, Pairs)
+            return {"comparisons": digest(pairs.preferences)}
+    raise AssertionError(config)
+
+
+def go_on(world: World, run_dirs: dict[str, Path], command: str) -> None:
+    """The run is resumed, or refused with its folder."""
+    folder = str(run_dirs[command])
     for arguments in (["--resume"], ["--resume-from", "2"], []):
-        refused = refusal("train", *arguments, "--", world.file)
-        assert refused is None or str(run_dir) in refused or "steps=" in refused, refused
-    refused = refusal("plan", "--calibrate", run_dir, "--", world.file)
-    assert refused is None or str(run_dir) in refused, refused
+        refused = world.refusal(command, *arguments, "--", world.file)
+        assert refused is None or folder in refused or "steps=" in refused, refused
 
 
-def test_the_run_is_sound(world: World, run_dir: Path) -> None:
-    assert refusal("train", "--resume", "--", world.file) is None
-    assert refusal("plan", "--calibrate", run_dir, "--", world.file) is None
+def calibrate(world: World, run_dirs: dict[str, Path]) -> None:
+    """A plan has its times from the run, or is refused with its folder."""
+    refused = world.refusal("plan", "--calibrate", run_dirs["train"], "--", world.file)
+    assert refused is None or str(run_dirs["train"]) in refused, refused
 
 
-@examples(4)
-@given(st.data(), st.sampled_from(JSON_FILES), json_values)
+def read_run(world: World, run_dirs: dict[str, Path], command: str) -> None:
+    """Every command that reads a run of `command`."""
+    go_on(world, run_dirs, command)
+    if command == "train":
+        calibrate(world, run_dirs)
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_the_run_is_sound(world: World, run_dirs: dict[str, Path], command: str) -> None:
+    assert world.refusal(command, "--resume", "--", world.file) is None
+    assert "is not empty" in str(world.refusal(command, world.file))
+
+
+def test_the_measured_run_is_sound(world: World, run_dirs: dict[str, Path]) -> None:
+    assert world.refusal("plan", "--calibrate", run_dirs["train"], "--", world.file) is None
+    (run_dirs["train"] / "efficiency.yaml").unlink()
+
+
+@st.composite
+def files_of_runs(draw: st.DrawFn, *more: str) -> tuple[str, str]:
+    """A command, and a file of its run; PPO's half of the time."""
+    command = draw(st.sampled_from(["train", "train", "reward", "sft"]))
+    return command, draw(st.sampled_from([*JSON_FILES, *more, *([TRAINED] if command == "train" else [])]))
+
+
+@examples(8)
+@given(st.data(), files_of_runs(), json_values)
 def test_an_odd_value_in_a_file_of_a_run(
-    world: World, run_dir: Path, data: st.DataObject, name: str, value: Any
+    world: World, run_dirs: dict[str, Path], data: st.DataObject, one: tuple[str, str], value: Any
 ) -> None:
-    content = json.loads((run_dir / name).read_text())
+    command, name = one
+    file = run_dirs[command] / name
+    content = json.loads(file.read_text())
     *path, key = data.draw(st.sampled_from(all_paths(content)))
     section = content
     for part in path:
         section = section[part]
     section[key] = value
-    with world.changed(run_dir / name, json.dumps(content).encode() + b"\n"):
-        read_run(world, run_dir)
+    with world.changed(file, json.dumps(content).encode() + b"\n"):
+        read_run(world, run_dirs, command)
 
 
-@examples(4)
-@given(st.data(), st.sampled_from([*JSON_FILES, "config.yaml"]))
-def test_a_damaged_file_of_a_run(world: World, run_dir: Path, data: st.DataObject, name: str) -> None:
+@examples(8)
+@given(st.data(), files_of_runs("config.yaml"))
+def test_a_damaged_file_of_a_run(
+    world: World, run_dirs: dict[str, Path], data: st.DataObject, one: tuple[str, str]
+) -> None:
+    file = run_dirs[one[0]] / one[1]
     with world.changed(
-        run_dir / name,
-        data.draw(damaged((run_dir / name).read_bytes()) | json_values.map(lambda v: json.dumps(v).encode() + b"\n")),
+        file, data.draw(damaged(file.read_bytes()) | json_values.map(lambda v: json.dumps(v).encode() + b"\n"))
     ):
-        read_run(world, run_dir)
+        read_run(world, run_dirs, one[0])
 
 
 @examples(6)
 @given(damaged(SHIPPED.read_bytes()))
 def test_a_damaged_efficiency(world: World, data: bytes) -> None:
     file = world.write_bytes(data, f"efficiency-{abs(hash(data))}.yaml")
-    refused = refusal("plan", "--efficiency", file, "--", world.file)
+    refused = world.refusal("plan", "--efficiency", file, "--", world.file)
     assert refused is None or str(file) in refused
 
 
@@ -106,12 +163,7 @@ def test_a_damaged_function(world: World, data: st.DataObject, piece: str) -> No
     file = world.write_bytes(
         data.draw(damaged(sound) | st.just(piece.encode()) | st.just(sound + piece.encode())), "function.py"
     )
-    refused = refusal("train", world.file, f"reward={{type: function, path: {file}}}", f"run_dir={world.root}/other")
+    refused = world.refusal(
+        "train", world.file, f"reward={{type: function, path: {file}}}", f"run_dir={world.root}/other"
+    )
     assert refused is None or str(file) in refused
-
-
-@examples(15)
-@given(st.data())
-def test_a_damaged_script_of_openrlhf(world: World, data: st.DataObject) -> None:
-    sound = b"set -x\nray job submit -- python3 -m openrlhf.cli.train_ppo_ray \\\n  --pretrain a/b --save_path x"
-    refusal("import-openrlhf", world.write_bytes(data.draw(damaged(sound)), "script.sh"))

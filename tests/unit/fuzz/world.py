@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import yaml
+
+from tests.unit.fuzz.commands import refusal
 
 ROOT = Path(__file__).resolve().parents[3]
 INPUTS = "runs/inputs/tiny"
@@ -18,12 +21,18 @@ class World:
 
     def __init__(self, root: Path) -> None:
         self.root = root
-        self.inputs = root / "inputs"
+        self.inputs, self.cache = root / "inputs", root / "cache"
         text = (ROOT / "configs/tiny.yaml").read_text(encoding="utf-8")
         text = text.replace(INPUTS, str(self.inputs)).replace("runs/", f"{root}/runs/")
-        self.data: dict[str, Any] = {**yaml.safe_load(text), "model_cache": str(root / "cache")}
+        self.data: dict[str, Any] = {**yaml.safe_load(text), "model_cache": str(self.cache)}
         self.data["actor"]["optimizer"]["learning_rate"] = self.data["critic"]["optimizer"]["learning_rate"] = 0.003
         self.data["reward_training"]["optimizer"]["learning_rate"] = 0.001
+        self.data["sft"] = {
+            "output": f"{root}/runs/tiny-sft/model",
+            "model": {"path": str(self.inputs / "policy")},
+            "data": {"path": str(self.inputs / "pairs.jsonl"), "columns": {"completion": "chosen"}, "chat": True},
+            "max_tokens": 64,
+        }
         self.file = self.write(self.data, "tiny.yaml")
 
     def write(self, data: dict[str, Any], name: str = "changed.yaml") -> Path:
@@ -35,6 +44,25 @@ class World:
         file = self.root / name
         file.write_bytes(data)
         return file
+
+    def refusal(self, command: str, *arguments: str | Path) -> str | None:
+        """How `tetrarch COMMAND` refuses its arguments, in less than ten CPU seconds and without a change of any file;
+        None: it would start."""
+        before, used = self._files(), sum(os.times()[:4])
+        refused = refusal(command, *arguments)
+        if refused is not None:
+            assert sum(os.times()[:4]) - used < 10, refused
+            assert self._files() == before, refused
+        return refused
+
+    def _files(self) -> dict[Path, tuple[int, int]]:
+        """Everything but converted models → size and time of the last change; of a folder, that it is there."""
+        found = {}
+        for path in self.root.rglob("*"):
+            if self.cache not in path.parents:
+                stat = path.lstat()
+                found[path] = (0, 0) if path.is_dir() else (stat.st_size, stat.st_mtime_ns)
+        return found
 
     @contextmanager
     def changed(self, file: Path, data: bytes) -> Iterator[None]:

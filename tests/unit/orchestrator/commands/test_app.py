@@ -334,6 +334,19 @@ def test_the_users_home_is_known_on_the_command_line(tmp_path: Path, monkeypatch
         assert result.exit_code == 2 and f"{tmp_path}/none" in result.stderr
 
 
+@pytest.mark.parametrize("path", ["a" * 256, "/" + "a/" * 2500, "\0", "\ud800"])
+@pytest.mark.parametrize(
+    "words",
+    [
+        *(["plan", "configs/tiny.yaml", f"--{name}"] for name in ("svg", "json", "trace", "calibrate", "efficiency")),
+        *(["submit", "configs/tiny.yaml", "--working-dir"], ["config"], ["import-verl"], ["import-trl"], ["submit"]),
+    ],
+)
+def test_a_path_that_no_system_takes_is_refused(words: list[str], path: str) -> None:
+    result = tetrarch(*words, path)
+    assert result.exit_code == 2 and "the path " in result.stderr and "; use another one" in result.stderr
+
+
 def test_this_machine_is_reached_without_a_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cli.os, "environ", environment := {"http_proxy": "http://proxy:1"})
     monkeypatch.setattr(cli, "app", lambda: None)
