@@ -8,6 +8,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save, save_file
 from torch import Tensor
 
@@ -74,9 +75,15 @@ def keep(preferences: Preferences, file: Path) -> None:
 
 
 def kept(file: Path) -> Preferences:
-    """Read the preferences that `keep` wrote."""
-    found = load_file(file)
-    return Preferences(**{CERTAINTY: torch.ones(len(found["lengths"])), **found})
+    """Read the preferences that `keep` wrote; ConfigError if the file holds something else."""
+    try:
+        found = load_file(file)
+        return Preferences(**{CERTAINTY: torch.ones(len(found["lengths"])), **found})
+    except (SafetensorError, OSError, LookupError, TypeError, ValueError) as error:
+        raise ConfigError(
+            f"{file} does not hold the comparisons that a run has written ({error}); restore it, or remove it: they "
+            "are sampled anew"
+        ) from None
 
 
 def _tensors(preferences: Preferences) -> dict[str, Tensor]:

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from orchestrator.config.reward_training import RewardTrainingConfig
 from orchestrator.data.comparisons import digest, keep, kept, split
@@ -73,3 +73,21 @@ def test_certain_labels_are_kept_as_they_were_before_there_were_others(tmp_path:
         assert torch.equal(kept(tmp_path / name).certainty, preferences.certainty)
     assert set(load_file(tmp_path / "certain")) == {"token_ids", "lengths", "groups", "ranks"}
     assert digest(certain) != digest(soft)
+
+
+@pytest.mark.parametrize("damage", ["cut", "text", "fewer", "other shape"])
+def test_kept_comparisons_that_are_damaged_are_refused_with_their_file(tmp_path: Path, damage: str) -> None:
+    file = tmp_path / "comparisons.safetensors"
+    keep(ranked([[1.0, 0.0], [0.0, 1.0]]), file)
+    tensors = load_file(file)
+    match damage:
+        case "cut":
+            file.write_bytes(file.read_bytes()[:-1])
+        case "text":
+            file.write_text("{}")
+        case "fewer":
+            save_file({name: tensor for name, tensor in tensors.items() if name != "ranks"}, file)
+        case "other shape":
+            save_file(tensors | {"ranks": tensors["ranks"][1:].clone()}, file)
+    with pytest.raises(ConfigError, match=rf"^{file} does not hold the comparisons .*; restore it, or remove it"):
+        kept(file)
