@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 from typer.testing import CliRunner
@@ -83,8 +84,15 @@ def test_a_fitted_file_predicts_other_settings(tmp_path: Path) -> None:
     assert twice.step.phases["generate"] == pytest.approx(50, rel=1e-3)
 
 
-@pytest.mark.parametrize("steps", [[], [{"response/length_mean": 3.0}], [{**step(1), "time/push_s": None}]])
-def test_a_run_without_trained_steps_is_refused(steps: list[dict[str, float]], tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "steps",
+    [
+        *([], [{"response/length_mean": 3.0}], [{**step(1), "time/push_s": None}], [1], [None], [[]]),
+        *([{**step(1), "time/push_s": value}] for value in (-1.0, 1e300, "1", float("nan"), float("inf"), [])),
+        [{**step(1), "response/length_mean": -1}],
+    ],
+)
+def test_a_run_without_trained_steps_is_refused(steps: list[Any], tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="no step in which the actor was trained"):
         calibrated(finished_run(tmp_path / "run", steps))
 
@@ -92,6 +100,25 @@ def test_a_run_without_trained_steps_is_refused(steps: list[dict[str, float]], t
 def test_a_folder_that_is_no_run_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"metrics\.jsonl cannot be read.*name the run_dir of a run"):
         calibrated(tmp_path)
+
+
+@pytest.mark.parametrize("text", ["x\n", "[" * 100_000])
+def test_metrics_that_are_no_json_are_refused(tmp_path: Path, text: str) -> None:
+    (finished_run(tmp_path / "run", []) / "metrics.jsonl").write_text(text)
+    with pytest.raises(ConfigError, match=r"metrics\.jsonl cannot be read.*name the run_dir of a run"):
+        calibrated(tmp_path / "run")
+
+
+def test_odd_lengths_and_memory_beside_sound_times_count_as_not_measured(tmp_path: Path) -> None:
+    plain = calibrated(finished_run(tmp_path / "plain", [step(1)] * 2))
+    odd = {**step(1), "prompt/length_mean": -3, "response/length_p50": "x", "memory/gpu_update_gib": -1}
+    assert calibrated(finished_run(tmp_path / "odd", [odd] * 2)) == plain
+
+
+def test_factors_that_cannot_be_written_are_refused(tmp_path: Path) -> None:
+    (finished_run(tmp_path / "run", [step(1)] * 2) / "efficiency.yaml").mkdir()
+    with pytest.raises(ConfigError, match=r"efficiency\.yaml cannot be written: Is a directory"):
+        calibrated(tmp_path / "run")
 
 
 def test_the_command_takes_one_source_of_factors(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.run.checkpoint import Checkpoints
+from orchestrator.run.checkpoint import Checkpoints, trained_step
 from roles.durable import hash_of
 
 
@@ -76,6 +76,39 @@ def test_a_broken_checkpoint_is_passed_over(tmp_path: Path, damage: str, said: s
     assert checkpoints.newest().step == 1
     ((folder, what),) = checkpoints.damaged().items()
     assert folder.name == "step-000002" and what.endswith(said)
+
+
+@pytest.mark.parametrize(
+    "manifest",
+    [
+        *("[]", "null", "1", "{}", "[" * 100_000, '{"step": 2}', '{"step": 2, "state": {}}'),
+        *(json.dumps({"step": step, "state": {}, "files": {}}) for step in (-1, "2", None, 1.5)),
+        *(json.dumps({"step": 2, "state": state, "files": files}) for state, files in [([], {}), ({}, []), (None, {})]),
+        json.dumps({"step": 2, "state": {}, "files": {"a\0b": {"bytes": 1, "xxh3_128": "x"}}}),
+        json.dumps({"step": 2, "state": {}, "files": {"x" * 5000: {"bytes": 1, "xxh3_128": "x"}}}),
+        json.dumps({"step": 2, "state": {}, "files": {"a": {"size": 1}}}),
+        json.dumps({"step": 2, "state": {}, "files": {"a": []}}),
+    ],
+)
+def test_a_manifest_of_something_else_is_no_whole_checkpoint(tmp_path: Path, manifest: str) -> None:
+    checkpoints = Checkpoints(tmp_path, keep=3)
+    checkpoints.save(1, {}, write("whole"))
+    (checkpoints.save(2, {}, write("whole")) / "manifest.json").write_text(manifest)
+    for content in (False, True):
+        assert checkpoints.newest(content=content).step == 1 and checkpoints.of_step(2, content=content) is None
+    assert checkpoints.steps() == [1]
+    assert [folder.name for folder in checkpoints.damaged()] == ["step-000002"]
+
+
+@pytest.mark.parametrize("content", [b"", b"[]", b"null", b"{}", b'{"step": "2"}', b"[" * 100_000, b"\xff"])
+def test_a_trained_policy_that_does_not_say_its_step_has_none(tmp_path: Path, content: bytes) -> None:
+    assert trained_step(tmp_path) is None
+    (tmp_path / "actor").mkdir()
+    file = tmp_path / "actor" / "tetrarch.json"
+    file.write_text('{"step": 2}')
+    assert trained_step(tmp_path) == 2
+    file.write_bytes(content)
+    assert trained_step(tmp_path) is None
 
 
 def flip(file: Path) -> None:

@@ -208,6 +208,30 @@ def test_a_checkpoint_that_does_not_say_its_configuration_is_refused(saved: Save
         saved.told()
 
 
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [
+        (None, "is no mapping of keys"),
+        (["x"], "is no mapping"),
+        ("- 1", "is no mapping"),
+        ("a: [", "is not YAML: line 1"),
+    ],
+)
+def test_a_configuration_of_a_checkpoint_that_is_none_is_refused(saved: Saved, text: object, why: str) -> None:
+    saved.checkpoints.save(6, {"config": text}, lambda folder: None)
+    with pytest.raises(
+        ConfigError, match=rf"the configuration in .*step-000006 {why}.*put manifest\.json back, or remove"
+    ):
+        saved.told()
+
+
+@pytest.mark.parametrize("name", ["run.json", "metrics.jsonl", "evaluation.jsonl"])
+def test_a_run_whose_reports_cannot_be_read_is_refused_before_it_goes_on(saved: Saved, name: str) -> None:
+    (saved.run_dir / name).write_text("[]\n")
+    with pytest.raises(ConfigError, match=rf"^run_dir={saved.run_dir}: {saved.run_dir}/{name} is not as a run has"):
+        saved.told()
+
+
 # --resume-from
 
 
