@@ -8,6 +8,7 @@ in its errors, because the text may hold a secret.
 from __future__ import annotations
 
 import re
+from itertools import chain
 from typing import Any
 
 import yaml
@@ -31,12 +32,22 @@ MOST_DIGITS = 100
 """Most digits of an integer: Python refuses to print one of more than 4300 digits in a message."""
 
 
+MOST_VALUES = 100_000
+"""Most values of a text with its aliases written out, of which there may be more than memory holds."""
+
+
 class YamlError(ValueError):
     """The text is not YAML, or has a key twice; the message names the line."""
 
 
 class _Loader(yaml.SafeLoader):
     """SafeLoader with the scalars of YAML 1.2 and without duplicate keys."""
+
+    def get_single_node(self) -> yaml.Node | None:
+        node: yaml.Node | None = super().get_single_node()
+        if node is not None and _size(node, {}) > MOST_VALUES:
+            raise YamlError(f"with its aliases (*name) written out it has more than {MOST_VALUES} values; use fewer")
+        return node
 
     def compose_mapping_node(self, anchor: dict[Any, yaml.Node]) -> yaml.MappingNode:
         node = super().compose_mapping_node(anchor)
@@ -62,6 +73,17 @@ class _Loader(yaml.SafeLoader):
         if isinstance(value, str) and "\0" in value:
             raise YamlError(f"line {node.start_mark.line + 1}: a text holds a NUL character, which no path or name has")
         return value
+
+
+def _size(node: yaml.Node, known: dict[int, int]) -> int:
+    """Number of values in `node` with its aliases written out, those to what they stand in excepted."""
+    if isinstance(node, yaml.ScalarNode):
+        return 1
+    if id(node) not in known:
+        known[id(node)] = 1
+        parts = chain.from_iterable(node.value) if isinstance(node, yaml.MappingNode) else node.value
+        known[id(node)] = 1 + sum(_size(part, known) for part in parts)
+    return known[id(node)]
 
 
 def _construct_int(loader: _Loader, node: yaml.ScalarNode) -> int:

@@ -35,6 +35,8 @@ rollout: {prompts_per_step: 8, max_response_tokens: 16}
 
 REMOTE = "reward={type: remote, urls: ['http://me:pass@host/x'], headers: {Authorization: Bearer tok-123}}"
 ENVIRONMENT = "{path: env.py, max_tokens: 96}"
+DOUBLED = f"[&a0 [x, x], {', '.join(f'&a{i} [*a{i - 1}, *a{i - 1}]' for i in range(1, 30))}]"
+"""With its aliases written out it would have more than a thousand million values."""
 
 
 @pytest.fixture
@@ -339,6 +341,7 @@ def test_a_section_that_must_be_there_is_missing_if_it_is_null(file: Path) -> No
         (["steps=\0"], ["override of steps", "character 1", "special characters are not allowed"]),
         (['run_dir="\\ud800"'], ['run_dir="\\ud800"', "whole characters"]),
         (["ppo={1: 2}"], ["ppo[1]", "keys must be text"]),
+        ([f"device={DOUBLED}"], ["override of device", "more than 100000 values"]),
         (["steps=&a [*a]"], ["steps: a list", "whole number"]),
         (["rollout={max_response_tokens: 4}"], ["rollout.prompts_per_step: missing", "Prompts of one PPO step"]),
     ],
@@ -488,6 +491,7 @@ def test_no_message_shows_a_secret(file: Path) -> None:
         ("x: !!python/object:os.system {}", ["line 1"]),
         ("steps: 1\nx: !!int abc", ["line 2", "cannot be read as int"]),
         ("x: " + "[" * 1000 + "]" * 1000, ["nested too deeply"]),
+        (f"x: {DOUBLED}", ["with its aliases (*name) written out it has more than 100000 values"]),
     ],
 )
 def test_files_that_are_no_configuration(tmp_path: Path, content: str, parts: list[str]) -> None:
