@@ -61,6 +61,8 @@ class RoleSize:
     trained: bool
     adapters: int | None = None
     """Trained parameters of LoRA (and a value head), beside the frozen ones; None: there is no LoRA."""
+    head_only: bool = False
+    """Whether only the head is trained: nothing flows back through the decoder layers."""
     averaged: bool = False
     """Whether a running mean of the weights is kept."""
     offload_optimizer: bool = False
@@ -179,14 +181,14 @@ def working(role: RoleSize, *, training: bool) -> Account:
         whole = min(PREFETCHED_LAYERS * model.layer + model.embedding, model.parameters)
         account["gathered layers"] = width * whole
     if training:
-        account["activations"] = tokens * _activation_bytes(role)
+        account["activations"] = tokens * (_scoring_bytes(role) if role.head_only else _activation_bytes(role))
         account["head and a block of logits"] = _head_bytes(role)
         if role.stage in (1, 2) and role.device == "cuda":
             account["reduction buckets"] = 2 * role.number_bytes * REDUCE_BUCKET
         if not role.offload_optimizer:
             account["optimizer's step"] = 4 * min(SUB_GROUP, role.learning / max(role.ranks, 1))
     else:
-        account["activations"] = tokens * (10 * model.hidden + 3 * width * model.intermediate)
+        account["activations"] = tokens * _scoring_bytes(role)
         account["block of logits"] = _logits_bytes(role, "scored")
     return {item: size for item, size in account.items() if size}
 
@@ -207,6 +209,11 @@ def _head_bytes(role: RoleSize) -> float:
     hidden = role.tokens * role.scored_share * role.model.hidden
     own = role.number_bytes * role.model.embedding if role.adapters is None else 0.0
     return _logits_bytes(role, "trained") + hidden * (4 + 2 * role.number_bytes) + own
+
+
+def _scoring_bytes(role: RoleSize) -> int:
+    """Bytes of activations of a pass without gradients, per token."""
+    return 10 * role.model.hidden + 3 * role.number_bytes * role.model.intermediate
 
 
 def _activation_bytes(role: RoleSize) -> float:

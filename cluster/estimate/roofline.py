@@ -148,12 +148,12 @@ def update_s(role: RoleSize, work: Workload, rates: Rates) -> float:
     learning = role.learning / role.model.parameters
     again = 0.0 if role.checkpointing else samples / role.ranks * _head_operations(role.model, work.response_tokens)
     forward = _operations_of_a_rank(role, work, samples)
-    passes = 3 if role.checkpointing else 2
+    passes = 1 if role.head_only else 3 if role.checkpointing else 2
     compute = (passes * forward + learning * forward + again) / rates.compute
     least = (passes + learning) * micro_batches * _least_s(role, rates)
     if role.stage == 3:
         # Gather weights for the forward and the backward pass, and reduce gradients, in every micro-batch.
-        wire = (2 + learning) * micro_batches * _gather_s(role, rates)
+        wire = ((1 if role.head_only else 2) + learning) * micro_batches * _gather_s(role, rates)
         once = _piped(compute, wire, least, role.model.layers)
     else:
         # Reduce gradients once, after the last micro-batch's backward pass, and gather the new weights.

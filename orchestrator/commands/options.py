@@ -40,6 +40,15 @@ FromCluster = Annotated[
     ClusterSource | None,
     typer.Option("--cluster", help="auto: the pools of the placement are what the running Ray cluster has."),
 ]
+CommandName = Annotated[
+    str | None,
+    typer.Option(
+        "--command",
+        metavar="NAME",
+        help="Which command that trains is meant [default: train, or the only one the file is for].",
+        show_default=False,
+    ),
+]
 ResumeFlag = Annotated[bool, typer.Option("--resume", help="Go on from the newest whole checkpoint in run_dir.")]
 ResumeFrom = Annotated[
     int | None,

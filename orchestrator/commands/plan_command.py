@@ -6,6 +6,7 @@ A configuration flows in; drawings flow to a console; a PlacementError flows out
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, TypeVar
 
@@ -14,10 +15,14 @@ import typer
 from cluster.errors import PlacementError
 from orchestrator.checks.run_folders import check_file
 from orchestrator.commands.exit_codes import RUN_FAILED, reported
-from orchestrator.commands.options import ConfigFile, Debug, FromCluster, Overrides, user_path
+from orchestrator.commands.options import CommandName, ConfigFile, Debug, FromCluster, Overrides, user_path
+from orchestrator.commands.training_table import DEFAULT, TRAININGS, training_of
 from orchestrator.config.base import BaseConfig
-from orchestrator.config.loading import load_config
+from orchestrator.config.loading import load_root
+from orchestrator.config.reward_training import RewardTrainingRun
+from orchestrator.config.roots import ROOTS
 from orchestrator.config.run import RunConfig
+from orchestrator.config.sampling import SamplingConfig
 from orchestrator.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -54,6 +59,7 @@ Factors = Annotated[
 def show_plan(
     config: ConfigFile,
     overrides: Overrides = None,
+    command: CommandName = None,
     svg: Drawing = None,
     as_json: Numbers = None,
     trace: Trace = None,
@@ -65,7 +71,8 @@ def show_plan(
     cluster: FromCluster = None,
     debug: Debug = False,
 ) -> None:
-    """Say which role sits on which GPU, whether it fits, and what a step costs. Exit code 1 if it does not fit.
+    """Say which role of a training sits on which GPU, whether it fits, and what a step costs. Exit code 1 if it does
+    not fit.
 
     Example: tetrarch plan configs/llama3-70b-32xa800.yaml --suggest
     """
@@ -73,8 +80,10 @@ def show_plan(
         for option, file in (("--svg", svg), ("--json", as_json), ("--trace", trace)):
             if file is not None:
                 check_file(file, option)
-        run = load_config(config, overrides or ())
+        name = training_of(config, overrides or (), command)
+        run = load_root(ROOTS[name], config, overrides or ())
         run = on_cluster(run) if cluster else run
+        _check_options(name, suggest, calibrate)
         from rich.console import Console
 
         from orchestrator.planning.calibration import calibrated
@@ -86,17 +95,26 @@ def show_plan(
             raise ConfigError("--calibrate and --efficiency both say how fast things are; give one")
         factors = calibrated(calibrate) if calibrate else load_efficiency(efficiency) if efficiency else None
         console = Console(record=svg is not None)
-        planned = draw_plan(run, console, factors)
-        if suggest:
-            show_suggestions(run, planned, console, factors)
+        planned = draw_plan(name, run, console, factors)
+        if isinstance(run, RunConfig) and suggest:
+            show_suggestions(run, planned[-1], console, factors)
         if svg is not None:
             console.save_svg(str(svg), title=f"tetrarch plan {config}")
         if as_json is not None:
-            as_json.write_text(json.dumps(to_json(planned), indent=1) + "\n", encoding="utf-8")
+            as_json.write_text(json.dumps(to_json(name, planned), indent=1) + "\n", encoding="utf-8")
         if trace is not None:
-            write_trace(trace, planned.step.course, planned.plan)
-    if planned.shortages:
+            write_trace(trace, planned[-1].step.course, planned[-1].plan)
+    if any(one.shortages for one in planned):
         raise typer.Exit(RUN_FAILED)
+
+
+def _check_options(command: str, suggest: bool, calibrate: Path | None) -> None:
+    """ConfigError for an option that only a plan of PPO has."""
+    for option, given in (("--suggest", suggest), ("--calibrate", calibrate is not None)):
+        if given and command != DEFAULT:
+            raise ConfigError(
+                f"{option} is for a plan of tetrarch {DEFAULT}, and this is one of tetrarch {command}; leave it out"
+            )
 
 
 def on_cluster(run: C, jobs: RayJobs | None = None) -> C:
@@ -125,32 +143,38 @@ def show_suggestions(run: RunConfig, planned: PlannedLayout, console: Console, f
         print(yaml.safe_dump(found[0].changes(), sort_keys=False), end="")
 
 
-def draw_plan(run: RunConfig, console: Console, factors: Efficiency | None = None) -> PlannedLayout:
-    """Draw the layout of a run, and the smallest change that makes it fit, if it does not."""
+def draw_plan(
+    command: str, run: BaseConfig, console: Console, factors: Efficiency | None = None
+) -> Sequence[PlannedLayout]:
+    """Draw the layouts of a training, and the smallest change that makes them fit, if they do not."""
     from orchestrator.checks.engine_fit import check_planned_engine
     from orchestrator.planning.layout_drawing import draw
-    from orchestrator.planning.layout_planner import layout
     from orchestrator.planning.smallest_change import smallest_change
 
-    check_planned_engine(run)
-    planned = layout(run, factors)
-    console.print(draw(planned, smallest_change(run) if planned.shortages else None))
+    layouts = TRAININGS[command].layouts
+    policy = run.policy if isinstance(run, RewardTrainingRun) else run
+    if isinstance(policy, SamplingConfig):
+        check_planned_engine(policy)
+    planned = layouts(run, factors)
+    short = any(one.shortages for one in planned)
+    fix = smallest_change(run, lambda changed: layouts(changed, factors)) if short else None
+    for one in planned:
+        console.print(draw(one, fix))
     return planned
 
 
-def check_plan(run: BaseConfig, force: bool) -> None:
-    """On GPUs, draw the layout of a PPO run, the only one that is planned; PlacementError if it does not fit, unless
-    `force`."""
-    if run.device != "cuda" or not isinstance(run, RunConfig):
+def check_plan(command: str, run: BaseConfig, force: bool) -> None:
+    """On GPUs, draw the layouts of a training; PlacementError if one does not fit, unless `force`."""
+    if run.device != "cuda":
         return
     from rich.console import Console
 
     from orchestrator.sizes.model_sources import UnknownModel
 
     try:
-        planned = draw_plan(run, Console(stderr=True))
+        planned = draw_plan(command, run, Console(stderr=True))
     except UnknownModel as unknown:
         typer.echo(f"no plan: {unknown}", err=True)
         return
-    if planned.shortages and not force:
+    if any(one.shortages for one in planned) and not force:
         raise PlacementError("see the plan above; change the settings, or say --force")

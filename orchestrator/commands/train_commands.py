@@ -9,13 +9,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import chdir
 from pathlib import Path
-from typing import Annotated
 
 import typer
 
 from orchestrator.checks.job_inputs import check_job_inputs
 from orchestrator.commands.exit_codes import reported
 from orchestrator.commands.options import (
+    CommandName,
     ConfigFile,
     Dashboard,
     Debug,
@@ -50,7 +50,7 @@ def training_command(name: str) -> Callable[..., None]:
         with reported(debug) as report:
             run = load_root(ROOTS[name], config, overrides or ())
             run = report.loaded(on_cluster(run) if cluster else run)
-            check_plan(run, force)
+            check_plan(name, run, force)
             start(run, which_checkpoint(resume, resume_from), report)
 
     command.__doc__ = start.__doc__
@@ -60,14 +60,7 @@ def training_command(name: str) -> Callable[..., None]:
 def submit(
     config: ConfigFile,
     overrides: Overrides = None,
-    command: Annotated[
-        str | None,
-        typer.Option(
-            metavar="NAME",
-            help=f"What the job runs: {' or '.join(TRAININGS)} [default: train, or the only one the file is for].",
-            show_default=False,
-        ),
-    ] = None,
+    command: CommandName = None,
     address: Dashboard = None,
     working_dir: WorkingDir = Path(),
     resume: ResumeFlag = False,
@@ -95,7 +88,7 @@ def submit(
             check_job_inputs(run, left_out_of(Path.cwd()))
             jobs = RayJobs(dashboard_address(address))
             run = on_cluster(run, jobs) if cluster else run
-            check_plan(run, force)
+            check_plan(name, run, force)
             check_room(run, TRAININGS[name].roles(run), jobs)
             flags = [flag for flag, said in (("--resume", resume), ("--force", force)) if said]
             flags += [f"--resume-from={resume_from}"] if resume_from else []

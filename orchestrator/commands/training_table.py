@@ -11,17 +11,21 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from cluster.role_table import ACTOR, REWARD
 from orchestrator.config.base import BaseConfig
 from orchestrator.config.dpo import DpoRun
 from orchestrator.config.loading import served_by
-from orchestrator.config.reward_training import RewardTrainingRun
+from orchestrator.config.reward_training import RewardTrainingRun, SampledPairs
 from orchestrator.config.role_needs import RoleNames, ppo_roles, reward_roles
 from orchestrator.config.run import RunConfig
 from orchestrator.config.sft import SftRun
 from orchestrator.errors import ConfigError
+from roles.config.preference_losses import KtoLoss
 
 if TYPE_CHECKING:
+    from cluster.config import Efficiency
     from orchestrator.commands.exit_codes import Outcome
+    from orchestrator.planning.planned_layout import PlannedLayout
     from orchestrator.run.resuming import Resume
 
 
@@ -81,6 +85,59 @@ def _dpo(config: DpoRun, resume: Resume, report: Outcome) -> None:
     train_dpo(config, resume, data)
 
 
+def _plan_train(config: RunConfig, efficiency: Efficiency | None) -> Sequence[PlannedLayout]:
+    from orchestrator.planning.layout_planner import layout
+
+    return [layout(config, efficiency)]
+
+
+def _plan_reward(config: RewardTrainingRun, efficiency: Efficiency | None) -> Sequence[PlannedLayout]:
+    from orchestrator.planning.group_layout import Learning, learning_layout, sampling_layout
+
+    training, policy = config.reward_training, config.policy
+    pairs, together, notes = training.pairs, 2, ("every group of reward_training.pairs counts as two responses",)
+    layouts, title = [], ""
+    if isinstance(pairs, SampledPairs) and policy is not None:
+        together, title, notes = pairs.responses_per_prompt, "the training", ()
+        size: dict[str, Any] = {"prompts": pairs.prompts, "responses": together, "efficiency": efficiency}
+        layouts = [sampling_layout(policy, reward_roles(config)[0], **size, title="the sampling of the pairs")]
+    learning = Learning(
+        REWARD,
+        "reward_training",
+        samples=training.groups_per_step * together,
+        longest=training.max_tokens,
+        together=together,
+        value_head=True,
+        head_only=training.freeze_backbone,
+        notes=notes,
+    )
+    return [*layouts, learning_layout(config, learning, efficiency, title=title)]
+
+
+def _plan_sft(config: SftRun, efficiency: Efficiency | None) -> Sequence[PlannedLayout]:
+    from orchestrator.planning.group_layout import Learning, learning_layout
+
+    sft = config.sft
+    learning = Learning(ACTOR, sft.key, samples=sft.samples_per_step, longest=sft.max_tokens)
+    return [learning_layout(config, learning, efficiency)]
+
+
+def _plan_dpo(config: DpoRun, efficiency: Efficiency | None) -> Sequence[PlannedLayout]:
+    from orchestrator.planning.group_layout import Learning, learning_layout
+
+    dpo, together = config.dpo, 1 if isinstance(config.dpo.loss, KtoLoss) else 2
+    notes = ("the pass over all responses before the first step, which asks the reference, is not counted",)
+    learning = Learning(
+        ACTOR,
+        dpo.key,
+        samples=dpo.samples_per_step * together,
+        longest=dpo.max_tokens,
+        together=together,
+        notes=notes if dpo.loss.referenced else (),
+    )
+    return [learning_layout(config, learning, efficiency)]
+
+
 def _model_roles(config: BaseConfig) -> list[RoleNames]:
     return [dict.fromkeys(config.model_roles)]
 
@@ -91,24 +148,27 @@ class Training:
 
     start: Callable[[Any, Resume, Outcome], None]
     """Prepares, shows the data that it has read, and trains. Its docstring is the command's help."""
+    layouts: Callable[[Any, Efficiency | None], Sequence[PlannedLayout]]
+    """What its roles hold and how long they take (None: with the shipped efficiency); several if others take the
+    places later, the longest training last."""
     roles: Callable[[Any], Sequence[RoleNames]] = _model_roles
     """The roles that need places at the same time; several mappings if others take their places later."""
 
 
 TRAININGS = {
-    "train": Training(_train, lambda config: [ppo_roles(config)]),
-    "reward": Training(_reward, reward_roles),
-    "sft": Training(_sft),
-    "dpo": Training(_dpo),
+    "train": Training(_train, _plan_train, lambda config: [ppo_roles(config)]),
+    "reward": Training(_reward, _plan_reward, reward_roles),
+    "sft": Training(_sft, _plan_sft),
+    "dpo": Training(_dpo, _plan_dpo),
 }
 """Command → its row, in the order in which `--help` lists them."""
 DEFAULT = "train"
-"""What a job runs if its file is for this command too."""
+"""What a job runs and a plan shows if the file is for this command too."""
 
 
 def training_of(file: Path, overrides: Sequence[str], said: str | None) -> str:
-    """The training that a job runs: the one that the user has said, or the one that `file` is for. ConfigError if that
-    is not clear."""
+    """The training that is meant: the one that the user has said, or the one that `file` is for. ConfigError if that is
+    not clear."""
     if said is not None and said not in TRAININGS:
         raise ConfigError(f"--command={said}: must be one of {', '.join(TRAININGS)}")
     if said is not None:

@@ -14,6 +14,7 @@ from pydantic import Field
 from cluster.config import Deadlines, LocalPlacement, PlacementConfig
 from orchestrator.config.checkpoint import CheckpointConfig
 from orchestrator.config.report import ReportConfig
+from roles.config.models import FrozenRole, TrainedRole
 from roles.config.section import Dtype, PathText, Section
 
 RUN = "-run"
@@ -65,3 +66,14 @@ class BaseConfig(Section):
     def model_roles(self) -> tuple[str, ...]:
         """The roles of the command that hold a model."""
         return ()
+
+    @property
+    def sharded(self) -> dict[str, FrozenRole]:
+        """Key path → section of every model of the command that its ranks hold under ZeRO."""
+        sections = {name: getattr(self, name) for name in type(self).model_fields}
+        return {name: section for name, section in sections.items() if isinstance(section, FrozenRole)}
+
+    @property
+    def trained(self) -> dict[str, TrainedRole]:
+        """Key path → section of every model that the command trains."""
+        return {key: section for key, section in self.sharded.items() if isinstance(section, TrainedRole)}

@@ -9,6 +9,7 @@ from pydantic import Field
 
 from cluster.role_table import ACTOR, ENGINES, REFERENCE, REWARD, ROLES
 from orchestrator.config.sampling import SamplingConfig
+from orchestrator.config.schema import section_key
 from roles.config.models import FrozenRole, ModelConfig, ReferenceConfig
 from roles.config.rewards import (
     EnsembleReward,
@@ -80,6 +81,13 @@ class EvaluationRun(SamplingConfig):
         rows = [ROLES[role] for role in dict.fromkeys((REFERENCE, *self.model_roles)) if role in ROLES]
         sections = {row.name: self.section(row.name) for row in rows if row.frozen and not row.value_head}
         return {role: section.model for role, section in sections.items() if section.model is not None}
+
+    @property
+    def sharded(self) -> dict[str, FrozenRole]:
+        """Key path → section of every model but the engines'; the reference may run on the ranks of the actor, which
+        has no section of its own then."""
+        roles = (role for role in self.model_roles if role not in (ACTOR, ENGINES))
+        return {section_key(role): self.section(role) for role in roles}
 
     def section(self, role: str) -> Any:
         """The section of a role; None if there is no such role in this run."""

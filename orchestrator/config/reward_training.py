@@ -12,7 +12,7 @@ from orchestrator.config.base import BaseConfig
 from orchestrator.config.data import PromptsConfig, RecordsConfig
 from orchestrator.config.sampling import SamplingConfig
 from roles.config.environment import FunctionEnvironment
-from roles.config.models import ActorConfig, ModelConfig, OptimizerConfig, Pooling
+from roles.config.models import ActorConfig, FrozenRole, ModelConfig, OptimizerConfig, Pooling, TrainedRole
 from roles.config.rewards import FunctionReward
 from roles.config.rollout import RolloutConfig
 from roles.config.section import PathText, Section
@@ -73,6 +73,11 @@ class RewardTrainingConfig(Section):
     minimum_accuracy: float = Field(default=0.0, ge=0, lt=1)
     """The command fails unless the whole 95 % interval of the held-out pair accuracy is above this; 0.5 is chance."""
 
+    @property
+    def section(self) -> TrainedRole:
+        """The reward model as a trained role."""
+        return TrainedRole(model=self.model, optimizer=self.optimizer, micro_batch_tokens=self.micro_batch_tokens)
+
 
 QUALITY = "reward_quality.json"
 """File in every folder that `tetrarch reward` writes."""
@@ -108,6 +113,11 @@ class RewardTrainingRun(BaseConfig):
     @property
     def model_roles(self) -> tuple[str, ...]:
         return (REWARD, ENGINES) if isinstance(self.reward_training.pairs, SampledPairs) else (REWARD,)
+
+    @property
+    def sharded(self) -> dict[str, FrozenRole]:
+        """Key path → section of the reward model; the policy is sampled, and has engines only."""
+        return {"reward_training": self.reward_training.section}
 
     @property
     def policy(self) -> SamplingConfig | None:

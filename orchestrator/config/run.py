@@ -8,7 +8,8 @@ from cluster.role_table import CRITIC, ENGINES, REFERENCE, REWARD, ROLES, gpu_ro
 from orchestrator.config.canary import CanaryConfig
 from orchestrator.config.evaluation import EvaluationRun
 from orchestrator.config.ppo import PpoConfig
-from roles.config.models import CriticConfig, ModelConfig
+from orchestrator.config.schema import section_key
+from roles.config.models import CriticConfig, FrozenRole, ModelConfig
 from roles.config.rewards import ModelReward
 
 
@@ -36,6 +37,14 @@ class RunConfig(EvaluationRun):
         """The frozen roles of this run other than the reference and the rewards."""
         others = [role for role in ROLES.values() if role.frozen and role.name not in (REFERENCE, REWARD)]
         return tuple(role.name for role in others if role.name in self.model_roles)
+
+    @property
+    def sharded(self) -> dict[str, FrozenRole]:
+        """Key path → section of every model but the engines', with the model from which it starts."""
+        roles = [role for role in self.model_roles if role != ENGINES]
+        return {
+            section_key(role): self.section(role).model_copy(update={"model": self.model_of(role)}) for role in roles
+        }
 
     def model_of(self, role: str) -> ModelConfig | None:
         """As in an evaluation; for the critic None if no key says it."""

@@ -7,6 +7,8 @@ from pydantic import Field, SecretStr
 from cluster.role_table import ENGINES
 from orchestrator.config.base import BaseConfig
 from orchestrator.config.evaluation import EvaluationRun, scorers_of
+from orchestrator.config.schema import section_key
+from roles.config.models import FrozenRole
 from roles.config.rewards import ModelReward, OneReward, RewardConfig
 from roles.config.section import Section
 
@@ -68,3 +70,8 @@ class RewardServingRun(BaseConfig):
     @property
     def model_roles(self) -> tuple[str, ...]:
         return tuple(self.reward_models)
+
+    @property
+    def sharded(self) -> dict[str, FrozenRole]:
+        """Key path → section of every reward model."""
+        return {section_key(role): scorer for role, scorer in self.reward_models.items()}

@@ -140,12 +140,8 @@ class Builder(Generic[C]):
 
     def reward_trainer(self, backbone: Path, training: RewardTrainingConfig, steps: int) -> RoleGroup[RewardTrainer]:
         """The reward model that is being trained."""
-        role = TrainedRole(
-            model=training.model, optimizer=training.optimizer, micro_batch_tokens=training.micro_batch_tokens
-        )
-        setup = replace(
-            self.engine_setup(REWARD, backbone, role, steps=steps), freeze_backbone=training.freeze_backbone
-        )
+        setup = self.engine_setup(REWARD, backbone, training.section, steps=steps)
+        setup = replace(setup, freeze_backbone=training.freeze_backbone)
         return self.start(REWARD, RewardTrainer, (setup, training.pooling))
 
     def engines(self: Builder[SamplingConfig], models: Models, kind: type[Any] = RolloutEngine) -> RoleGroup[Any]:

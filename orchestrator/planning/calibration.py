@@ -19,7 +19,8 @@ from orchestrator.config.run import RunConfig
 from orchestrator.errors import ConfigError
 from orchestrator.metrics import LENGTH_QUANTILES
 from orchestrator.planning.efficiency import load_efficiency
-from orchestrator.planning.layout_planner import PHASE_NAMES, layout
+from orchestrator.planning.layout_planner import layout
+from orchestrator.planning.loads import PHASE_NAMES
 from orchestrator.planning.planned_layout import PlannedLayout
 
 FITTED = "efficiency.yaml"
@@ -63,7 +64,7 @@ def _beside(steps: list[dict[str, Any]], planned: PlannedLayout) -> dict[str, fl
             sum(load.phases[phase].values()) / GIB
             for load in planned.gpus
             for phase, metric in PHASE_NAMES.items()
-            if metric == name
+            if metric == name and phase in load.phases
         ]
         if held and counted:
             found[name] = round(max(held) - max(counted), 2)

@@ -16,6 +16,7 @@ from rich.text import Text
 
 from cluster.config import GroupsPlacement
 from cluster.estimate.memory import GIB
+from cluster.placement.plan import tensor_parallel_size
 from cluster.role_table import ACTOR, ENGINES, row_of, trained_roles
 from orchestrator.planning.planned_layout import TIGHT, GpuLoad, PlannedLayout
 from orchestrator.planning.suggest import Suggestion
@@ -24,14 +25,15 @@ from orchestrator.planning.suggest import Suggestion
 def draw(layout: PlannedLayout, fix: list[str] | None = None) -> RenderableType:
     """The map, the memory of each kind of GPU, what does not fit, and the overrides `fix` with which it would fit."""
     notes = [Text(f"note: {note}") for note in layout.notes]
+    heading = [Text(f"{layout.title}:", style="bold underline")] if layout.title else []
     if not layout.gpus:
-        return Group(_processes(layout), _hosts(layout), *_time(layout), *notes, *_verdict(layout, fix))
+        return Group(*heading, _processes(layout), _hosts(layout), *_time(layout), *notes, *_verdict(layout, fix))
     counts = Counter(slot.role for slot in layout.plan.slots)
     ranks = ", ".join(f"{count} {_short(role)}" for role, count in counts.items())
     nodes = "1 node" if layout.plan.nodes == 1 else f"{layout.plan.nodes} nodes"
     title = Text(f"{len(layout.gpus)} GPUs, {nodes}: {ranks}", style="bold")
     pictures = (title, _map(layout), Text(), _memory(layout), _hosts(layout), Text(), *_time(layout))
-    return Group(*pictures, *notes, *_verdict(layout, fix))
+    return Group(*heading, *pictures, *notes, *_verdict(layout, fix))
 
 
 def draw_suggestions(found: Sequence[Suggestion], now: PlannedLayout) -> RenderableType:
@@ -74,7 +76,7 @@ def _shape(suggestion: Suggestion) -> tuple[str, str]:
     offloaded = [role for role, zero in zeros.items() if zero.offload_optimizer]
     asleep = [*(["engines"] if engine.sleep else []), *(role for role, zero in zeros.items() if zero.sleep)]
     settings = [
-        f"TP {suggestion.layout.engines.parallel}, {engine.gpu_memory_utilization:.0%} for vLLM",
+        f"TP {tensor_parallel_size(config.placement)}, {engine.gpu_memory_utilization:.0%} for vLLM",
         f"{actor.micro_batch_tokens} tokens (actor)",
         *([f"sleep: {', '.join(asleep)}"] if asleep else []),
         *([f"offload: {', '.join(offloaded)}"] if offloaded else []),
@@ -82,8 +84,14 @@ def _shape(suggestion: Suggestion) -> tuple[str, str]:
     return "\n".join(groups), "\n".join(settings)
 
 
-def to_json(layout: PlannedLayout) -> dict[str, Any]:
-    """The layout as plain values; sizes in GiB."""
+def to_json(command: str, layouts: Sequence[PlannedLayout]) -> dict[str, Any]:
+    """The layouts of a training as plain values, sizes in GiB: the last one, and in `before` those before it."""
+    *before, last = layouts
+    whole = {"command": command, **_values(last), "fits": not any(one.shortages for one in layouts)}
+    return {**whole, "before": [_values(one) for one in before]}
+
+
+def _values(layout: PlannedLayout) -> dict[str, Any]:
     return {
         "fits": not layout.shortages,
         "shortages": layout.shortages,
@@ -95,6 +103,7 @@ def to_json(layout: PlannedLayout) -> dict[str, Any]:
         ],
         "pools": list(layout.plan.pools),
         "seconds": layout.step.phases,
+        "seconds_per": layout.step.unit,
         "tokens": {
             "prompt_mean": layout.step.prompt_tokens,
             "response_mean": layout.step.response_tokens,
@@ -150,7 +159,8 @@ def _who(layout: PlannedLayout, run: list[GpuLoad]) -> Text:
     for role in run[0].roles:
         ranks = sorted({slot.rank for load in run for slot in load.slots if slot.role == role})
         span = f"{ranks[0]}-{ranks[-1]}" if len(ranks) > 1 else str(ranks[0])
-        parallel = f" (TP {layout.engines.parallel})" if role == ENGINES and layout.engines.parallel > 1 else ""
+        width = max(len(slot.gpus) for load in run for slot in load.slots if slot.role == role)
+        parallel = f" (TP {width})" if width > 1 else ""
         style = row_of(role).colour
         text.append("  " if text else "").append(f"{_short(role)} {span}{parallel}", style=style)
     return text
@@ -194,23 +204,26 @@ def _time(layout: PlannedLayout) -> list[RenderableType]:
     """Seconds per phase, idle time per kind of card, and price."""
     step = layout.step
     phases = ", ".join(f"{phase} {_seconds(seconds)}" for phase, seconds in step.phases.items())
-    which = f"prompts of {step.prompt_tokens:.0f}, responses of {step.response_tokens:.0f} tokens"
-    lines = [Text(f"seconds per step ({which}): {_seconds(step.total)}, of it {phases}")]
+    prompts = f"prompts of {step.prompt_tokens:.0f}, " if step.prompt_tokens else ""
+    which = f"{prompts}{step.items} of {step.response_tokens:.0f} tokens"
+    parts = f", of it {phases}" if len(step.phases) > 1 else ""
+    lines = [Text(f"seconds per {step.unit} ({which}): {_seconds(step.total)}{parts}")]
     if step.lengths is not None:
         half, longest = step.lengths.at(0.5), step.lengths.longest
-        told = f"half of the responses have up to {half:.0f} tokens, the longest {longest:.0f}"
+        told = f"half of the {step.items} have up to {half:.0f} tokens, the longest {longest:.0f}"
         lines.append(Text(f"lengths: {told}; {step.lengths_from}"))
-    if layout.gpus:
+    if layout.gpus and len(step.phases) > 1:
         idle = ", ".join(f"{'+'.join(map(_short, kind))} {step.idle(kind):.0%}" for kind in step.busy)
         lines.append(Text(f"cards idle: {idle}"))
     if layout.price_per_step is not None:
-        run = layout.price_per_step * layout.steps
-        lines.append(Text(f"price: {_money(layout.price_per_step)} a step, {_money(run)} for {layout.steps} steps"))
+        each, steps = layout.price_per_step, layout.steps
+        run = "" if steps is None else f", {_money(each * steps)} for {steps} steps"
+        lines.append(Text(f"price: {_money(each)} per {step.unit}{run}"))
     return list(lines)
 
 
 def _seconds(seconds: float) -> str:
-    return f"{seconds:.0f}" if seconds >= 10 else f"{seconds:.1f}"
+    return f"{seconds:.0f}" if seconds >= 10 else f"{seconds:.1f}" if seconds >= 0.1 else f"{seconds:.1g}"
 
 
 def _money(amount: float) -> str:
@@ -223,7 +236,8 @@ def _verdict(layout: PlannedLayout, fix: list[str] | None) -> list[Text]:
         return [*warnings, Text("It fits.", style="green bold")]
     lines = [Text("It does not fit:", style="red bold"), *(Text(f"  {line}") for line in layout.shortages)]
     if fix is None:
-        where = "more GPUs, or look for another layout with --suggest" if layout.gpus else "a larger machine"
+        search = ", or look for another layout with --suggest" if len(layout.sizes) > 1 else ""
+        where = f"more GPUs{search}" if layout.gpus else "a larger machine"
         return [*lines, Text(f"No change of settings makes it fit: give the roles that are short {where}.")]
     return [*lines, Text("The smallest change that makes it fit: " + " ".join(fix), style="bold")]
 

@@ -1,4 +1,4 @@
-"""`tetrarch plan`: which role is on which GPU, whether it fits, and how long a step takes, before anything starts.
+"""The layout of PPO: which role is on which GPU, whether it fits, and how long a step takes, before anything starts.
 
 A RunConfig flows in; a PlannedLayout (the plan, what every GPU and host holds in each phase, seconds and price of a
 step) flows out. No GPU, no Ray, no weights.
@@ -6,49 +6,26 @@ step) flows out. No GPU, no Ray, no weights.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
-from cluster.config import BesideCounted, Efficiency, LocalPlacement, PoolConfig
-from cluster.estimate.memory import (
-    GIB,
-    MEMORY_PHASES,
-    PROCESS,
-    RUNTIME,
-    SERVICES,
-    STAGING_BUFFERS,
-    Account,
-    EngineSize,
-    RoleSize,
-    engine,
-    engine_host,
-    engine_without_gpu,
-    host_states,
-    rank_without_gpu,
-    staging,
-    states,
-    working,
-)
+from cluster.config import Efficiency
+from cluster.estimate.memory import GIB, MEMORY_PHASES, EngineSize, RoleSize
 from cluster.estimate.model_size import ModelSize
-from cluster.placement.accelerators import UNKNOWN
-from cluster.placement.openrlhf_groups import as_groups
 from cluster.placement.plan import Plan, Slot, plan, ranks_of, tensor_parallel_size
 from cluster.role_table import ACTOR, ENGINES, REWARD, row_of, trained_roles
+from orchestrator.config.base import BaseConfig
 from orchestrator.config.role_needs import ppo_roles, role_needs
 from orchestrator.config.run import RunConfig
+from orchestrator.config.sampling import SamplingConfig
 from orchestrator.config.schema import section_key
 from orchestrator.planning.efficiency import load_efficiency
-from orchestrator.planning.planned_layout import GpuLoad, Held, HostLoad, PlannedLayout
-from orchestrator.planning.predicted_step import card_gib, step_time
-from orchestrator.planning.this_machine import as_pool
+from orchestrator.planning.loads import loads_of
+from orchestrator.planning.planned_layout import PlannedLayout
+from orchestrator.planning.predicted_step import step_time
 from orchestrator.sizes.model_sizes import adapters, model_size
 from orchestrator.sizes.model_sources import UnknownModel
-from roles.config.models import TrainedRole
-
-PHASE_NAMES = {phase: "update" if phase.startswith("train") else phase for phase in MEMORY_PHASES if phase != "push"}
-"""Phase of a card's memory → its name in a step's metrics. A measured push ends when the engines are awake for the
-next step, so it differs from the plan's push and is left out."""
+from roles.config.models import FrozenRole, TrainedRole
 
 
 def layout(config: RunConfig, efficiency: Efficiency | None = None, made: Plan | None = None) -> PlannedLayout:
@@ -58,26 +35,19 @@ def layout(config: RunConfig, efficiency: Efficiency | None = None, made: Plan |
         efficiency: share of the published rates that is reached; None: `efficiency.yaml` beside this file.
         made: the plan for the same placement and roles, if it exists already.
     """
+    efficiency = efficiency or load_efficiency()
     made = made or plan(config.placement, role_needs(config, ppo_roles(config)))
     sizes, notes = _model_sizes(config)
     roles = _role_sizes(config, made, sizes)
-    engines = _engine_size(config, sizes[ACTOR])
-    pools = _pools(config, made)
-    if any(pool.gpus_per_node and not pool.accelerator for pool in pools):
-        notes.append(f"the cards are not named (`accelerator` of the pool): they count as {UNKNOWN}")
-    nodes = _by_node(made)
-    cards = sorted({(slot.node, gpu) for slot in made.slots for gpu in slot.gpus})
-    seen: dict[tuple[object, ...], dict[str, Held]] = {}
-    gpus = tuple(_gpu_load(nodes[node], node, gpu, pools[node], roles, engines, seen) for node, gpu in cards)
-    efficiency = efficiency or load_efficiency()
-    for held in seen.values():
-        _add_measured(held, efficiency.beside_gib)
-    hosts = tuple(_host_load(nodes[node], node, pools[node], roles, engines) for node in range(made.nodes))
-    kinds = list(dict.fromkeys(load.roles for load in gpus))
-    step = step_time(config, made, pools, kinds, roles, engines, efficiency)
-    prices = [pool.price_per_hour for pool in pools if pool.price_per_hour is not None]
-    price = sum(prices) if len(prices) == len(pools) else None
-    return PlannedLayout(made, gpus, hosts, sizes, engines, tuple(notes), step, config.steps, price)
+    engines = engine_size(config, sizes[ACTOR])
+    idle = {f"train {role}" for role in trained_roles() if role not in made.roles}
+    phases = [phase for phase in MEMORY_PHASES if phase not in idle]
+    loads = loads_of(config, made, roles, engines, phases, efficiency.beside_gib)
+    step = step_time(config, made, loads.pools, loads.kinds, roles, engines, efficiency)
+    notes += loads.notes
+    return PlannedLayout(
+        made, loads.gpus, loads.hosts, sizes, engines, tuple(notes), step, config.steps, loads.price_per_hour
+    )
 
 
 def role_sizes(config: RunConfig) -> dict[str, RoleSize]:
@@ -87,107 +57,6 @@ def role_sizes(config: RunConfig) -> dict[str, RoleSize]:
 
 def _role_sizes(config: RunConfig, made: Plan, sizes: dict[str, ModelSize]) -> dict[str, RoleSize]:
     return {role: _role_size(config, made.of(role), sizes[role]) for role in config.model_roles if role != ENGINES}
-
-
-def _by_node(made: Plan) -> list[list[Slot]]:
-    found: list[list[Slot]] = [[] for _ in range(made.nodes)]
-    for slot in made.slots:
-        found[slot.node].append(slot)
-    return found
-
-
-def _gpu_load(
-    neighbours: list[Slot],
-    node: int,
-    gpu: int,
-    pool: PoolConfig,
-    roles: dict[str, RoleSize],
-    engines: EngineSize,
-    seen: dict[tuple[object, ...], dict[str, Held]],
-) -> GpuLoad:
-    """The load of one GPU. `seen`: memory of cards with the same roles and size, a cache that is filled here."""
-    here = tuple(slot for slot in neighbours if gpu in slot.gpus)
-    key = (card_gib(pool), *(slot.role for slot in here))
-    if key not in seen:
-        seen[key] = _held(here, card_gib(pool) * GIB, roles, engines)
-    return GpuLoad(node, gpu, card_gib(pool) * GIB, here, seen[key])
-
-
-def _add_measured(held: dict[str, Held], beside: BesideCounted) -> None:
-    """Add to each phase the memory that a measured run held beyond what is counted."""
-    for phase, name in PHASE_NAMES.items():
-        if extra := getattr(beside, name):
-            held[phase]["all", "measured beside what is counted"] = extra * GIB
-
-
-def _held(here: Sequence[Slot], capacity: float, roles: dict[str, RoleSize], engines: EngineSize) -> dict[str, Held]:
-    """Bytes that a card holds in each phase."""
-    side_by_side = {*trained_roles()} <= {slot.role for slot in here}
-    pushed_by = "ipc" if ENGINES in {slot.role for slot in here} else "nccl"
-    phases: dict[str, Held] = {phase: {} for phase in MEMORY_PHASES}
-    for slot in here:
-        for phase, held in phases.items():
-            account = (
-                engine(engines, capacity, phase)
-                if slot.role == ENGINES
-                else _of_role(roles[slot.role], phase, side_by_side, pushed_by)
-            )
-            held.update({(slot.role, item): size for item, size in account.items() if size})
-    return phases
-
-
-def _of_role(role: RoleSize, phase: str, side_by_side: bool, pushed_by: str) -> Account:
-    """Bytes of one role on a card in a phase.
-
-    `side_by_side`: all trained roles share the card and are updated at the same time; `pushed_by`: `ipc` if the engines
-    share the card too, else `nccl`.
-    """
-    training = role.trained and (phase == f"train {role.role}" or (side_by_side and phase.startswith("train")))
-    account = {**states(role, training=training), "runtime": RUNTIME}
-    if training or (phase == "score" and phase in row_of(role.role).phases):
-        account |= working(role, training=training)
-    elif phase == "push" and role.role == ACTOR and role.ranks > 1:
-        account["gathered layers"] = role.number_bytes * (role.model.layer + role.model.embedding)
-    if phase == "push" and role.role == ACTOR:
-        account["packed for the engines"] = STAGING_BUFFERS[pushed_by] * staging(role.model, role.number_bytes)
-    if phase == "push" and role.role == ACTOR and role.adapters is not None:
-        # The product of an adapter's matrices in float32, and its sum with the weight in the engines' dtype.
-        account["merged matrix"] = 10 * role.model.hidden * role.model.intermediate
-    return account
-
-
-def _host_load(
-    here: list[Slot], node: int, pool: PoolConfig, roles: dict[str, RoleSize], engines: EngineSize
-) -> HostLoad:
-    held: Held = {}
-    for slot in here:
-        account = _on_host(slot, roles, engines)
-        for item, size in account.items():
-            key = (slot.role, item)
-            held[key] = held.get(key, 0.0) + size * _processes(slot)
-    if not any(slot.gpus for slot in here):
-        held["this run", "Ray and the driver"] = SERVICES
-    return HostLoad(node, pool.host_memory_gib * GIB, held)
-
-
-def _on_host(slot: Slot, roles: dict[str, RoleSize], engines: EngineSize) -> Account:
-    if slot.role == ENGINES:
-        return engine_host(engines) if slot.gpus else engine_without_gpu(engines)
-    if slot.role not in roles:
-        return {"libraries": PROCESS}
-    return host_states(roles[slot.role]) if slot.gpus else rank_without_gpu(roles[slot.role])
-
-
-def _processes(slot: Slot) -> int:
-    return slot.cpus // slot.threads if slot.role == ENGINES else 1
-
-
-def _pools(config: RunConfig, made: Plan) -> list[PoolConfig]:
-    """The pool of each planned node."""
-    if isinstance(config.placement, LocalPlacement):
-        return [as_pool(int(made.demand(0).gpus))]
-    placement = as_groups(config.placement)
-    return [placement.pools[name] for name in made.pools]
 
 
 def _model_sizes(config: RunConfig) -> tuple[dict[str, ModelSize], list[str]]:
@@ -219,32 +88,41 @@ def _whose_model(config: RunConfig, role: str) -> str:
 
 
 def _role_size(config: RunConfig, slots: list[Slot], model: ModelSize) -> RoleSize:
-    role = slots[0].role
-    section: Any = config.section(role)
-    longest = config.longest_sample
-    trained = isinstance(section, TrainedRole)
+    role, longest = slots[0].role, config.longest_sample
+    size = sharded_size(config, slots, model, config.section(role), longest=longest)
+    return replace(
+        size,
+        adapters=adapters(config, role) if size.trained else None,
+        averaged=role == ACTOR and config.actor.ema_decay is not None,
+        scored_share=config.longest_response / longest,
+    )
+
+
+def sharded_size(
+    config: BaseConfig, slots: list[Slot], model: ModelSize, section: FrozenRole, *, longest: int
+) -> RoleSize:
+    """The size of a role under ZeRO on its ranks' slots; `longest`: tokens that one forward pass must be able to
+    hold."""
     return RoleSize(
-        role=role,
+        role=slots[0].role,
         model=model,
         ranks=len(slots),
         number_bytes=2 if config.dtype == "bfloat16" else 4,
         stage=section.zero.stage,
-        trained=trained,
-        adapters=adapters(config, role) if trained else None,
-        averaged=role == ACTOR and config.actor.ema_decay is not None,
+        trained=isinstance(section, TrainedRole),
         offload_optimizer=section.zero.offload_optimizer,
         offload_parameters=section.zero.offload_parameters,
         sleep=section.zero.sleep,
-        checkpointing=trained and section.gradient_checkpointing,
+        checkpointing=isinstance(section, TrainedRole) and section.gradient_checkpointing,
         tokens=max(section.micro_batch_tokens, longest),
-        scored_share=config.longest_response / longest,
         nodes=len({slot.node for slot in slots}),
         threads=slots[0].threads,
         device=config.device,
     )
 
 
-def _engine_size(config: RunConfig, model: ModelSize) -> EngineSize:
+def engine_size(config: SamplingConfig, model: ModelSize) -> EngineSize:
+    """The size of one vLLM engine with the policy."""
     engine_config = config.rollout.engine
     return EngineSize(
         model=model,

@@ -6,10 +6,10 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from cluster.estimate.memory import GIB, MEMORY_PHASES, EngineSize
+from cluster.estimate.memory import GIB, EngineSize
 from cluster.estimate.model_size import ModelSize
 from cluster.placement.plan import Plan, Slot
-from cluster.role_table import ENGINES, trained_roles
+from cluster.role_table import ENGINES
 from orchestrator.planning.predicted_step import StepTime
 
 USABLE = 0.95
@@ -37,7 +37,7 @@ class GpuLoad:
     slots: tuple[Slot, ...]
     """The slots of the ranks on this GPU."""
     phases: dict[str, Held]
-    """What the GPU holds in each phase."""
+    """What the GPU holds in each phase, in the order of the phases."""
 
     @property
     def roles(self) -> tuple[str, ...]:
@@ -47,7 +47,7 @@ class GpuLoad:
     @property
     def peak_phase(self) -> str:
         """The phase in which the GPU holds most."""
-        return max(MEMORY_PHASES, key=lambda phase: sum(self.phases[phase].values()))
+        return max(self.phases, key=lambda phase: sum(self.phases[phase].values()))
 
     @property
     def peak(self) -> float:
@@ -79,21 +79,23 @@ class PlannedLayout:
     hosts: tuple[HostLoad, ...]
     sizes: dict[str, ModelSize]
     """Role → size of its model."""
-    engines: EngineSize
+    engines: EngineSize | None
+    """One of the engines; None without engines."""
     notes: tuple[str, ...]
     """Assumptions, in words."""
     step: StepTime
-    """Predicted time of one PPO step."""
-    steps: int
-    """Steps of the run."""
+    """Predicted time of one step."""
+    steps: int | None
+    """Steps of the run; None if they follow from data that a plan does not read."""
     price_per_hour: float | None
     """Price of all nodes per hour; None if a pool has no price."""
+    title: str = ""
+    """What it is the layout of, if a command has several after one another."""
 
     @property
     def phases(self) -> tuple[str, ...]:
-        """The phases of memory; without a critic the one that trains it is missing."""
-        idle = {f"train {role}" for role in trained_roles() if role not in self.plan.roles}
-        return tuple(phase for phase in MEMORY_PHASES if phase not in idle)
+        """The phases of a card's memory; none without GPUs."""
+        return tuple(self.gpus[0].phases) if self.gpus else ()
 
     @property
     def price_per_step(self) -> float | None:
@@ -123,7 +125,10 @@ class PlannedLayout:
     def _engines_without_room(self) -> Iterator[Shortage]:
         """Attention heads that cannot be split over an engine's GPUs, and shares of a card that are too small for a
         sample."""
-        parallel, model = self.engines.parallel, self.engines.model
+        engines = self.engines
+        if engines is None:
+            return
+        parallel, model = engines.parallel, engines.model
         if not model.splits(parallel):
             fitting = ", ".join(str(n) for n in range(1, model.heads + 1) if model.splits(n))
             yield (
@@ -132,13 +137,13 @@ class PlannedLayout:
                 f"over a tensor-parallel size of {parallel}; use one of {fitting}",
             )
         card = min((load.capacity for load in self.gpus if ENGINES in load.roles), default=math.inf)
-        weights, sample = self.engines.weights, self.engines.kv_of_a_sample
-        if weights + sample > self.engines.utilization * card:
+        weights, sample = engines.weights, engines.kv_of_a_sample
+        if weights + sample > engines.utilization * card:
             enough = (weights + sample) / card + 0.05
             fix = f"use {enough:.2f} or more" if enough <= 1 else "use a larger tensor-parallel size"
             yield (
                 math.inf,
-                f"the engines: rollout.engine.gpu_memory_utilization={self.engines.utilization:g} has no room for "
+                f"the engines: rollout.engine.gpu_memory_utilization={engines.utilization:g} has no room for "
                 f"one sample beside the weights ({_gib(weights)} and {_gib(sample)} on each card); {fix}",
             )
 

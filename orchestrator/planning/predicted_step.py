@@ -26,6 +26,7 @@ from cluster.placement.accelerators import ACCELERATORS, UNKNOWN
 from cluster.placement.plan import Plan, engines_neighbours
 from cluster.role_table import ACTOR, ENGINES, working_in
 from orchestrator.config.run import RunConfig
+from orchestrator.config.sampling import SamplingConfig
 from orchestrator.planning.this_machine import operations_per_s
 
 HALF = 0.5
@@ -50,14 +51,18 @@ class RoleSeconds:
 
 @dataclass(frozen=True, slots=True)
 class StepTime:
-    """Predicted time of one PPO step."""
+    """Predicted time of one step.
+
+    Example: `StepTime({"update": 2.5}, {("actor",): 2.5}, 1024.0, course, unit="optimizer step", items="samples")`: an
+    optimizer step of supervised fine-tuning takes 2.5 s, and its samples have 1024 tokens on average.
+    """
 
     phases: dict[str, float]
-    """Phase → seconds: generate, score (what generation does not hide), update, push."""
+    """Phase → seconds; of PPO: generate, score (what generation does not hide), update, push."""
     busy: dict[Kind, float]
     """Roles that share cards → seconds in which the cards work."""
     response_tokens: float
-    """Mean length of a response in tokens."""
+    """Mean length of a response (or of a whole sample) in tokens."""
     simulated: Course
     """The events of the step, before corrections stretch the phases."""
     prompt_tokens: float = 0.0
@@ -66,6 +71,10 @@ class StepTime:
     """Distribution of the response lengths; None: not known."""
     lengths_from: str = ""
     """Source of the response lengths, in words."""
+    unit: str = "step"
+    """What takes these seconds, in words."""
+    items: str = "responses"
+    """What the lengths are those of, in words."""
 
     @property
     def total(self) -> float:
@@ -99,11 +108,11 @@ def step_time(
     """
     first = {role: made.of(role)[0] for role in made.roles}
     rates = {
-        role: _rates(pools[slot.node], len(made.of(role)), config.dtype, efficiency) for role, slot in first.items()
+        role: rates_of(pools[slot.node], len(made.of(role)), config.dtype, efficiency) for role, slot in first.items()
     }
     work = workload(config, efficiency)
     shared = ACTOR in engines_neighbours(config.placement)  # every rank sends to the engine on its own card
-    room = _kv_room(config, engines, pools[first[ENGINES].node])
+    room = kv_room(config, engines, pools[first[ENGINES].node])
     moved = engines.weights / rates[ENGINES].host if engines.sleep == 1 else 0.0  # to the host, and back for the push
     earlier = moved + _greedy_s(config, engines, work, rates[ENGINES], room)
     times = finished(engines, work, rates[ENGINES], room, config.seed)
@@ -165,7 +174,8 @@ def card_gib(pool: PoolConfig) -> float:
     return ACCELERATORS[pool.accelerator or UNKNOWN].memory_gib
 
 
-def _rates(pool: PoolConfig, ranks: int, dtype: str, efficiency: Efficiency) -> Rates:
+def rates_of(pool: PoolConfig, ranks: int, dtype: str, efficiency: Efficiency) -> Rates:
+    """The rates of one of `ranks` processes on the cards of a pool, or on the cores of this machine."""
     if pool.gpus_per_node == 0:
         return cpu_rates(operations_per_s(dtype), ranks, efficiency)
     return card_rates(ACCELERATORS[pool.accelerator or UNKNOWN], efficiency)
@@ -185,7 +195,7 @@ def workload(config: RunConfig, efficiency: Efficiency) -> Workload:
     )
 
 
-def response_lengths(config: RunConfig, efficiency: Efficiency) -> Lengths:
+def response_lengths(config: SamplingConfig, efficiency: Efficiency) -> Lengths:
     """The measured lengths if the efficiency factors have them, else lengths within the configured limits."""
     limit, share = config.longest_response, efficiency.response_share
     shortest = min(config.rollout.min_response_tokens, limit) if config.environment is None else 1
@@ -198,7 +208,7 @@ def response_lengths(config: RunConfig, efficiency: Efficiency) -> Lengths:
     return lengths if share is None else moved_to_mean(lengths, share * limit, limit)
 
 
-def lengths_from(config: RunConfig, efficiency: Efficiency) -> str:
+def lengths_from(config: SamplingConfig, efficiency: Efficiency) -> str:
     """The source of the response lengths, in words."""
     if config.environment is None and config.rollout.min_response_tokens >= config.longest_response:
         return "rollout.min_response_tokens and max_response_tokens say so"
@@ -216,7 +226,8 @@ def _greedy_s(config: RunConfig, engines: EngineSize, work: Workload, rates: Rat
     return generate_s(engines, greedy, rates, room, config.seed)
 
 
-def _kv_room(config: RunConfig, engines: EngineSize, pool: PoolConfig) -> float:
+def kv_room(config: SamplingConfig, engines: EngineSize, pool: PoolConfig) -> float:
+    """Bytes of KV cache on each of an engine's GPUs."""
     if config.device == "cpu":
         return engines.kv_cache
     return engines.utilization * card_gib(pool) * GIB - engines.weights

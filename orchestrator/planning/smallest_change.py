@@ -1,47 +1,58 @@
-"""The fewest settings to change so that a layout fits. A RunConfig flows in, overrides of it flow out."""
+"""The fewest settings to change so that a plan fits. A configuration flows in, overrides of it flow out."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from copy import deepcopy
 from itertools import combinations
+from typing import TypeVar
 
-from cluster.role_table import trained_roles
-from orchestrator.config.loading import apply_override, validate
+from orchestrator.config.base import BaseConfig
+from orchestrator.config.loading import apply_override, validate_root
 from orchestrator.config.run import RunConfig
 from orchestrator.errors import ConfigError
-from orchestrator.planning.layout_planner import layout
+from orchestrator.planning.planned_layout import PlannedLayout
+
+C = TypeVar("C", bound=BaseConfig)
 
 MOST_CHANGES = 3
 """Most overrides that are combined."""
 
 
-def smallest_change(config: RunConfig) -> list[str] | None:
-    """The fewest overrides (of settings, not of the placement) with which the layout fits; None if no combination fits.
+def smallest_change(config: C, layouts: Callable[[C], Sequence[PlannedLayout]]) -> list[str] | None:
+    """The fewest overrides (of settings, not of the placement) with which all layouts of a training fit; None if no
+    combination fits.
 
     Among combinations of the same size, those early in the list are preferred.
     """
     plain = config.model_dump(by_alias=True)
-    few = max(min(config.section(role).micro_batch_tokens for role in trained_roles()) // 4, 1)
+    for count in range(1, MOST_CHANGES + 1):
+        for chosen in combinations(_changes(config), count):
+            data = deepcopy(plain)
+            for change in chosen:
+                apply_override(data, change)
+            try:
+                fits = not any(one.shortages for one in layouts(validate_root(type(config), data)))
+            except ConfigError:  # also where the section has no such key
+                continue
+            if fits:
+                return list(chosen)
+    return None
+
+
+def _changes(config: BaseConfig) -> list[str]:
+    """What is tried, in the order in which it is preferred."""
+    few = max(min(section.micro_batch_tokens for section in config.trained.values()) // 4, 1)
     settings = (
         "gradient_checkpointing=true",
         f"micro_batch_tokens={few}",
         "zero.sleep=true",
         "zero.offload_optimizer=true",
     )
-    changes = [
-        "rollout.engine.sleep=1",
-        *(f"{role}.{setting}" for setting in settings for role in trained_roles() if role in config.model_roles),
-        *(f"rollout.engine.gpu_memory_utilization={share}" for share in (0.4, 0.5, 0.6, 0.8)),
+    shares = [f"rollout.engine.gpu_memory_utilization={share}" for share in (0.4, 0.5, 0.6, 0.8)]
+    sampled = isinstance(config, RunConfig)
+    return [
+        *(["rollout.engine.sleep=1"] if sampled else []),
+        *(f"{key}.{setting}" for setting in settings for key in config.trained),
+        *(shares if sampled else []),
     ]
-    for count in range(1, MOST_CHANGES + 1):
-        for chosen in combinations(changes, count):
-            data = deepcopy(plain)
-            for change in chosen:
-                apply_override(data, change)
-            try:
-                fits = not layout(validate(data)).shortages
-            except ConfigError:
-                continue
-            if fits:
-                return list(chosen)
-    return None

@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from cluster.estimate.model_size import ModelSize
-from cluster.role_table import ROLES, trained_roles
+from cluster.role_table import ROLES
+from orchestrator.config.base import BaseConfig
 from orchestrator.config.run import RunConfig
 from orchestrator.errors import ConfigError
 from orchestrator.sizes.architectures import decoder_of, size_by_weights
@@ -23,29 +24,40 @@ from roles.errors import ModelError
 
 
 def adapters(config: RunConfig, role: str) -> int | None:
-    """Number of parameters that LoRA trains in a role, including a value head; None if the role has no LoRA.
+    """Number of parameters that LoRA trains in a role of PPO, including a value head; None if the role has no LoRA.
 
-    Raises as `model_size` does, and a ConfigError if a target is no layer of the model. A model with a value head that
-    does not exist yet counts as the actor's with a value head.
+    Raises as `trained_by_lora` does. A model with a value head that does not exist yet counts as the actor's with a
+    value head.
     """
-    section: TrainedRole = config.section(role)
-    if section.lora is None:
-        return None
-    actors, head = config.actor.model, ROLES[role].value_head
-    where = (f"{role}.model", Path(config.model_cache), section.lora)
+    section, actors = config.section(role), config.actor.model
+    key, cache_folder, head = f"{role}.model", Path(config.model_cache), ROLES[role].value_head
+
+    def of(model: ModelConfig) -> int | None:
+        return trained_by_lora(section.model_copy(update={"model": model}), key, cache_folder, value_head=head)
+
     try:
-        return _adapters(config.model_of(role) or actors, *where, value_head=head)
+        return of(config.model_of(role) or actors)
     except UnknownModel:
         if not head:
             raise
-        return _adapters(actors, *where, value_head=head)
+        return of(actors)
 
 
-def check_adapters(config: RunConfig) -> None:
+def trained_by_lora(section: TrainedRole, key: str, cache_folder: Path, *, value_head: bool = False) -> int | None:
+    """Number of parameters that LoRA trains in the model of a section, including a value head; None without LoRA.
+
+    Raises as `model_size` does, and a ConfigError if a target is no layer of the model.
+    """
+    if section.lora is None or section.model is None:
+        return None
+    return _adapters(section.model, key, cache_folder, section.lora, value_head=value_head)
+
+
+def check_adapters(config: BaseConfig) -> None:
     """Raise ConfigError if a target of LoRA is no layer of its model; a hub model's role checks it when it starts."""
-    for role in [role for role in trained_roles() if role in config.model_roles]:
+    for key, section in config.trained.items():
         with suppress(UnknownModel):
-            adapters(config, role)
+            trained_by_lora(section, f"{key}.model", Path(config.model_cache))
 
 
 @cache

@@ -33,7 +33,7 @@ RULES: tuple[tuple[type[BaseConfig], Callable[[Any], Iterator[str]]], ...] = (
     (RunConfig, model_rules.critic_rules),
     (RunConfig, ppo_rules.evaluation_rules),
     (SamplingConfig, sampling_rules.engine_rules),
-    (EvaluationRun, memory_rules.memory_rules),
+    (BaseConfig, memory_rules.memory_rules),
     (RewardTrainingRun, pair_rules.pair_rules),
 )
 """(class whose keys the rule reads, rule); the rule holds for the class and every root derived from it."""

@@ -16,6 +16,7 @@ from typer.testing import CliRunner
 from cluster.estimate.memory import GIB, MEMORY_PHASES, REDUCE_BUCKET
 from orchestrator.commands import app as cli
 from orchestrator.config.loading import load_config
+from orchestrator.config.run import RunConfig
 from orchestrator.errors import ConfigError
 from orchestrator.planning.layout_drawing import draw, to_json
 from orchestrator.planning.layout_planner import layout
@@ -27,6 +28,10 @@ ROOT = Path(__file__).resolve().parents[4]
 SEVENTY_B = ROOT / "configs/llama3-70b-32xa800.yaml"
 ON_GPUS = sorted(path for path in (ROOT / "configs").glob("*.yaml") if "\ndevice: cuda" in path.read_text())
 FULL_ADAM = ["actor.zero.offload_optimizer=false", "critic.zero.offload_optimizer=false"]
+
+
+def one_layout(config: RunConfig) -> list[PlannedLayout]:
+    return [layout(config)]
 
 
 def text_of(planned: PlannedLayout, fix: list[str] | None = None) -> str:
@@ -164,7 +169,10 @@ def test_full_adam_for_seventy_b_does_not_fit_and_the_fix_is_named() -> None:
     first, second = planned.shortages
     assert first.startswith("GPUs of rollout and actor:") and "actor's optimizer" in first
     assert second.startswith("GPUs of critic:")
-    assert smallest_change(config) == ["actor.zero.offload_optimizer=true", "critic.zero.offload_optimizer=true"]
+    assert smallest_change(config, one_layout) == [
+        "actor.zero.offload_optimizer=true",
+        "critic.zero.offload_optimizer=true",
+    ]
 
 
 def test_an_optimizer_that_sleeps_makes_room_for_generation() -> None:
@@ -202,7 +210,7 @@ def test_an_engine_without_room_for_a_sample_is_a_shortage() -> None:
     config = load_config(SEVENTY_B, ["rollout.engine.gpu_memory_utilization=0.3"])
     (line,) = layout(config).shortages
     assert line.startswith("the engines: rollout.engine.gpu_memory_utilization=0.3 has no room for one sample")
-    assert smallest_change(config) == ["rollout.engine.gpu_memory_utilization=0.5"]
+    assert smallest_change(config, one_layout) == ["rollout.engine.gpu_memory_utilization=0.5"]
 
 
 def test_the_longest_conversation_is_what_an_engine_needs_room_for() -> None:
@@ -238,7 +246,7 @@ def test_a_reward_model_that_is_not_there_yet_is_assumed_and_said() -> None:
 
 
 def test_the_numbers_as_json() -> None:
-    data = json.loads(json.dumps(to_json(layout(load_config(SEVENTY_B)))))
+    data = json.loads(json.dumps(to_json("train", [layout(load_config(SEVENTY_B))])))
     assert data["fits"] is True and len(data["gpus"]) == 32 and len(data["ranks"]) == 34
     for gpu in data["gpus"]:
         assert set(gpu["phases"]) == set(MEMORY_PHASES)

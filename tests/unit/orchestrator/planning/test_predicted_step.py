@@ -115,8 +115,8 @@ def test_a_run_without_a_critic_shows_none(estimator: str) -> None:
     planned = layout(run)
     assert planned.shortages  # so that a change is proposed, too
     console = Console(width=200, record=True, file=StringIO())
-    console.print(draw(planned, smallest_change(run)))
-    shown = console.export_text() + json.dumps(to_json(planned))
+    console.print(draw(planned, smallest_change(run, lambda changed: [layout(changed)])))
+    shown = console.export_text() + json.dumps(to_json("train", [planned]))
     assert "train actor" in shown and "critic" not in shown
 
 
