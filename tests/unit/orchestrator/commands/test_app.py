@@ -318,7 +318,7 @@ def test_a_file_that_cannot_be_written_is_told_before_the_plan_is_made(
     option: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
-    monkeypatch.setattr("orchestrator.commands.plan_command.load_config", lambda *_: pytest.fail("too late"))
+    monkeypatch.setattr("orchestrator.commands.plan_command.load_root", lambda *_: pytest.fail("too late"))
     for given, part in [("~/none/x", f"the folder {tmp_path}/none does not exist"), ("~", f"{tmp_path} is a folder")]:
         result = tetrarch("plan", ROOT / "configs/tiny.yaml", f"{option}={given}")
         assert result.exit_code == 2 and f"{option}={tmp_path}" in result.stderr and part in result.stderr

@@ -163,7 +163,7 @@ def test_a_training_that_nobody_knows(home: Path, paper: PaperCluster) -> None:
 
 
 def test_a_new_training_costs_a_row(home: Path, paper: PaperCluster, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A root, and a row with the function that starts it: `tetrarch count`, and `tetrarch submit` of it."""
+    """A root, and a row with the function that starts it and its layouts: `tetrarch count`, and `tetrarch submit` of it."""
 
     class CountRun(BaseConfig):
         """Counts."""
@@ -177,7 +177,7 @@ def test_a_new_training_costs_a_row(home: Path, paper: PaperCluster, monkeypatch
         print(f"1 2 3 into {config.run_dir}, after {resume}")
 
     monkeypatch.setitem(ROOTS, "count", CountRun)
-    monkeypatch.setitem(TRAININGS, "count", Training(start))
+    monkeypatch.setitem(TRAININGS, "count", Training(start, lambda config, efficiency: []))
     (home / "configs/run.yaml").write_text("run_dir: /shared/counted")
     app = typer.Typer()
     app.command("count")(training_command("count"))

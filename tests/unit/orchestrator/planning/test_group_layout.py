@@ -161,8 +161,7 @@ def test_what_does_not_fit_is_told_with_the_smallest_change(file: Path) -> None:
     assert "The smallest change that makes it fit: sft.gradient_checkpointing=true" in done.output
     done = plan(file, DATASET, "reward_training.micro_batch_tokens=16384", "--command", "reward")
     assert "The smallest change that makes it fit: reward_training.micro_batch_tokens=4096" in done.output
-    sixteen = f"{MODEL[:-2]}70B"
-    done = plan(file, f"sft.model.path={sixteen}", "--command", "sft", "placement.groups.all.gpus_per_node=1")
+    done = plan(file, f"sft.model.path={MODEL[:-2]}70B", "--command", "sft")
     assert done.exit_code == 1 and "--suggest" not in done.output, "nothing shares there"
 
 
