@@ -21,6 +21,7 @@ from orchestrator.data.dataset_rows import check_source
 from orchestrator.run.checkpoint import Checkpoint
 from orchestrator.run.learned_data import LearnedData
 from orchestrator.run.resuming import Resume
+from orchestrator.sizes.model_sizes import check_adapters
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -72,6 +73,7 @@ def _prepared(
     check_context(model, section.max_tokens, f"{key}.max_tokens")
     check_attention(model)
     check_weights(model, "policy")
+    check_adapters(config)
     from orchestrator.data.training_parts import with_template  # loads torch
 
     return with_template(model.tokenizer, section.chat_template, key), checkpoint

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import sys
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import NoReturn, Protocol, TypeVar
@@ -16,6 +16,7 @@ import typer
 
 from cluster.errors import ClusterError, ClusterUnreachable, PlacementError, Terminated
 from orchestrator.config.base import BaseConfig
+from orchestrator.config.loading import unread_overrides
 from orchestrator.errors import ConfigError, TetrarchError
 from orchestrator.run.checkpoint import progress_of
 from orchestrator.run.resume_rules import RESUME_RULES
@@ -50,11 +51,17 @@ class Outcome:
     def __init__(self) -> None:
         self.config: BaseConfig | None = None
 
-    def loaded(self, config: C) -> C:
-        """Remember the run's folder for errors, and print what comes next."""
+    def loaded(self, config: C, overrides: Sequence[str] | None) -> C:
+        """Remember the run's folder for errors, name overrides without an effect, and print what comes next."""
         self.config = config
+        self.unused(config, overrides)
         typer.echo("checking the configuration and what it names (the first time, models are converted)", err=True)
         return config
+
+    def unused(self, config: BaseConfig, overrides: Sequence[str] | None) -> None:
+        """Name the overrides that the command does not read."""
+        for line in unread_overrides(config, overrides or ()):
+            typer.secho(line, fg=typer.colors.YELLOW, err=True)
 
     def read(self, *data: DataRead | None) -> None:
         """Say what has been read, and show a row of the first."""

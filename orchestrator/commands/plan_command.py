@@ -76,12 +76,13 @@ def show_plan(
 
     Example: tetrarch plan configs/llama3-70b-32xa800.yaml --suggest
     """
-    with reported(debug):
+    with reported(debug) as report:
         for option, file in (("--svg", svg), ("--json", as_json), ("--trace", trace)):
             if file is not None:
                 check_file(file, option)
         name = training_of(config, overrides or (), command)
         run = load_root(ROOTS[name], config, overrides or ())
+        report.unused(run, overrides)
         run = on_cluster(run) if cluster else run
         _check_options(name, suggest, calibrate)
         from rich.console import Console

@@ -26,14 +26,14 @@ def serve(config: ConfigFile, overrides: Overrides = None, reward: Alone = False
     """
     with reported(debug) as report:
         if reward:
-            alone = report.loaded(load_root(RewardServingRun, config, overrides or ()))
+            alone = report.loaded(load_root(RewardServingRun, config, overrides or ()), overrides)
             from orchestrator.checks.preparation import prepare_reward_service
 
             prepare_reward_service(alone)
             from orchestrator.stages.serving import serve_reward
 
             return serve_reward(alone)
-        run = report.loaded(load_root(ServingRun, config, overrides or ()))
+        run = report.loaded(load_root(ServingRun, config, overrides or ()), overrides)
         from orchestrator.checks.preparation import prepare_serve
 
         prepare_serve(run)
@@ -48,7 +48,7 @@ def best_of_n(config: ConfigFile, overrides: Overrides = None, output: Output = 
     Example: tetrarch best-of-n configs/smoke.yaml serving.responses=16 prompts.heldout.limit=32
     """
     with reported(debug) as report:
-        run = report.loaded(load_root(ServingRun, config, overrides or ()))
+        run = report.loaded(load_root(ServingRun, config, overrides or ()), overrides)
         from orchestrator.checks.preparation import prepare_best_of_n
 
         questions = prepare_best_of_n(run)

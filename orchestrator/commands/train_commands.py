@@ -48,8 +48,8 @@ def training_command(name: str) -> Callable[..., None]:
         debug: Debug = False,
     ) -> None:
         with reported(debug) as report:
-            run = load_root(ROOTS[name], config, overrides or ())
-            run = report.loaded(on_cluster(run) if cluster else run)
+            run = report.loaded(load_root(ROOTS[name], config, overrides or ()), overrides)
+            run = on_cluster(run) if cluster else run
             check_plan(name, run, force)
             start(run, which_checkpoint(resume, resume_from), report)
 
@@ -73,7 +73,7 @@ def submit(
 
     Example: tetrarch submit configs/smoke.yaml run_dir=/shared/runs/smoke --address http://head:8265
     """
-    with reported(debug):
+    with reported(debug) as report:
         which_checkpoint(resume, resume_from)
         from orchestrator.commands.submit import Submission, check_room, check_travels, in_working_dir, run_job
 
@@ -81,6 +81,7 @@ def submit(
         with chdir(working_dir):  # relative paths mean here what they will mean in the job
             name = training_of(file, overrides or (), command)
             run = load_root(ROOTS[name], file, overrides or ())
+            report.unused(run, overrides)
             check_travels(run, overrides or ())
             from cluster.runtime.jobs import RayJobs, dashboard_address
             from cluster.runtime.upload import left_out_of
@@ -103,7 +104,7 @@ def evaluate(config: ConfigFile, overrides: Overrides = None, debug: Debug = Fal
     Example: tetrarch evaluate configs/smoke.yaml evaluation.prompts=32
     """
     with reported(debug) as report:
-        run = report.loaded(load_root(EvaluationRun, config, overrides or ()))
+        run = report.loaded(load_root(EvaluationRun, config, overrides or ()), overrides)
         from orchestrator.checks.preparation import prepare_evaluate
 
         questions = prepare_evaluate(run)

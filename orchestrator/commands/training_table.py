@@ -95,8 +95,8 @@ def _plan_reward(config: RewardTrainingRun, efficiency: Efficiency | None) -> Se
     from orchestrator.planning.group_layout import Learning, learning_layout, sampling_layout
 
     training, policy = config.reward_training, config.policy
-    pairs, together, notes = training.pairs, 2, ("every group of reward_training.pairs counts as two responses",)
-    layouts, title = [], ""
+    pairs, together, layouts, title = training.pairs, 2, [], ""
+    notes: tuple[str, ...] = ("every group of reward_training.pairs counts as two responses",)
     if isinstance(pairs, SampledPairs) and policy is not None:
         together, title, notes = pairs.responses_per_prompt, "the training", ()
         size: dict[str, Any] = {"prompts": pairs.prompts, "responses": together, "efficiency": efficiency}

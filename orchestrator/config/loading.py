@@ -105,6 +105,18 @@ def _check_overrides(roots: Sequence[type[BaseConfig]], overrides: Sequence[str]
             raise ConfigError(f"override {override}: {key} follows from {roots[0].folder_key}; set that instead")
 
 
+def unread_overrides(config: BaseConfig, overrides: Sequence[str]) -> list[str]:
+    """For the user: one line for each override of a key that the command of `config` does not read."""
+    lines = []
+    for override in overrides:
+        path = override.partition("=")[0].strip()
+        key = path.partition(".")[0]
+        if key not in config.model_fields_set:
+            others = " and ".join(f"tetrarch {command}" for command, root in ROOTS.items() if key in root.model_fields)
+            lines.append(f"the override of {path} is not used: {key} is for {others}")
+    return lines
+
+
 def _source(path: str | Path, overrides: Sequence[str]) -> str:
     return f"{path} and the command line" if overrides else str(path)
 

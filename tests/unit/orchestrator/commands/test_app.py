@@ -153,6 +153,14 @@ def test_the_door_comes_before_the_driver(
     assert READ.summary in result.output and result.output.count(READ.example) == 1
 
 
+@pytest.mark.parametrize("command", ["reward", "evaluate", "serve"])
+def test_an_override_that_only_other_commands_read_is_named(file: Path, drive: Drive, command: str) -> None:
+    drive()
+    told = "the override of steps is not used: steps is for tetrarch train\n"
+    assert told in tetrarch(command, file, REWARD_TRAINING, "steps=3").stderr
+    assert "is not used" not in tetrarch("train", file, "steps=3").stderr
+
+
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [

@@ -163,7 +163,7 @@ def test_a_training_that_nobody_knows(home: Path, paper: PaperCluster) -> None:
 
 
 def test_a_new_training_costs_a_row(home: Path, paper: PaperCluster, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A root, and a row with the function that starts it and its layouts: `tetrarch count`, and `tetrarch submit` of it."""
+    """A root, and a row (what starts it, its layouts): `tetrarch count`, and `tetrarch submit` of it."""
 
     class CountRun(BaseConfig):
         """Counts."""

@@ -107,6 +107,15 @@ def test_sampled_pairs_have_engines_before_the_training(file: Path) -> None:
     assert whole.unit.startswith("1000 prompts") and whole.total > sampling.step.total
 
 
+def test_both_responses_of_a_pair_are_in_one_pass_and_labelled_ones_alone(file: Path) -> None:
+    file.write_text(yaml.safe_dump({**FILE, "dpo": {**SFT, "max_tokens": 4096}}))
+    (pairs,), (labels,) = planned("dpo", file), planned("dpo", file, "dpo.loss={type: kto}")
+    assert held(pairs, "train actor")["activations"] == 2 * held(labels, "train actor")["activations"]
+    assert pairs.step.unit == "optimizer step of 128 samples" and labels.step.unit == "optimizer step of 64 samples"
+    assert any("asks the reference" in note for note in pairs.notes)
+    assert not any("asks" in note for note in planned("dpo", file, "dpo.loss={type: orpo}")[0].notes)
+
+
 def test_a_frozen_backbone_keeps_nothing_for_a_backward_pass_and_is_faster(file: Path) -> None:
     whole, head = (planned("reward", file, DATASET, f"reward_training.freeze_backbone={on}")[0] for on in (False, True))
     assert held(head, "train reward")["activations"] == held(whole, "score")["activations"]
@@ -128,7 +137,7 @@ def test_the_seconds_are_those_of_the_arithmetic(file: Path) -> None:
 @pytest.mark.parametrize("command", list(TRAININGS))
 def test_every_training_is_planned_with_the_roles_that_it_starts(command: str) -> None:
     file = Path(__file__).parents[4] / "configs/tiny.yaml"
-    said = ["sft={output: made, data: {path: rows.jsonl}, model: {path: %s}}" % MODEL]  # noqa: UP031
+    said = [f"{key}={{output: made, data: {{path: rows.jsonl}}, model: {{path: {MODEL}}}}}" for key in ("sft", "dpo")]
     models = [f"{key}.model.path={MODEL}" for key in ("actor", "critic", "reward", "reward_training")]
     config = load_root(ROOTS[command], file, [*said, *models])
     layouts = TRAININGS[command].layouts(config, None)
