@@ -181,11 +181,10 @@ def test_what_only_ppo_has_is_refused(file: Path) -> None:
     )
 
 
-@pytest.mark.parametrize("command", ["sft", "reward"])
-def test_on_gpus_the_plan_is_checked_before_anything_starts(
-    command: str, file: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(f"orchestrator.checks.preparation.prepare_{command}", lambda *given: pytest.fail("started"))
-    key = {"sft": "sft", "reward": "reward_training"}[command]
+@pytest.mark.parametrize(("command", "key"), [("sft", "sft"), ("dpo", "dpo"), ("reward", "reward_training")])
+def test_on_gpus_the_plan_is_checked_before_anything_starts(command: str, key: str, file: Path) -> None:
+    """What is missing besides, the pairs or the judge, is not even looked at."""
+    file.write_text(yaml.safe_dump({**FILE, "sft": SFT, "dpo": SFT, "reward_training": REWARD}))
     done = CliRunner().invoke(cli.app, [command, str(file), f"{key}.micro_batch_tokens=1000000"])
     assert done.exit_code == 2 and "see the plan above; change the settings, or say --force" in done.output
+    assert "does not exist" not in done.output
