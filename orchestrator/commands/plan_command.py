@@ -85,22 +85,18 @@ def show_plan(
         report.unused(run, overrides)
         run = on_cluster(run) if cluster else run
         _check_options(name, suggest, calibrate)
+        factors = _factors(calibrate, efficiency)
         from rich.console import Console
 
-        from orchestrator.planning.calibration import calibrated
-        from orchestrator.planning.efficiency import load_efficiency
-        from orchestrator.planning.layout_drawing import to_json
-        from orchestrator.planning.trace import write_trace
-
-        if calibrate is not None and efficiency is not None:
-            raise ConfigError("--calibrate and --efficiency both say how fast things are; give one")
-        factors = calibrated(calibrate) if calibrate else load_efficiency(efficiency) if efficiency else None
         console = Console(record=svg is not None)
         planned = draw_plan(name, run, console, factors)
         if isinstance(run, RunConfig) and suggest:
             show_suggestions(run, planned[-1], console, factors)
         if svg is not None:
             console.save_svg(str(svg), title=f"tetrarch plan {config}")
+        from orchestrator.planning.layout_drawing import to_json
+        from orchestrator.planning.trace import write_trace
+
         if as_json is not None:
             as_json.write_text(json.dumps(to_json(name, planned), indent=1) + "\n", encoding="utf-8")
         if trace is not None:
@@ -116,6 +112,16 @@ def _check_options(command: str, suggest: bool, calibrate: Path | None) -> None:
             raise ConfigError(
                 f"{option} is for a plan of tetrarch {DEFAULT}, and this is one of tetrarch {command}; leave it out"
             )
+
+
+def _factors(calibrate: Path | None, efficiency: Path | None) -> Efficiency | None:
+    """How much of the published rates is reached: as in a run, or as in a file; None if neither is given."""
+    from orchestrator.planning.calibration import calibrated
+    from orchestrator.planning.efficiency import load_efficiency
+
+    if calibrate is not None and efficiency is not None:
+        raise ConfigError("--calibrate and --efficiency both say how fast things are; give one")
+    return calibrated(calibrate) if calibrate else load_efficiency(efficiency) if efficiency else None
 
 
 def on_cluster(run: C, jobs: RayJobs | None = None) -> C:
