@@ -11,9 +11,13 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
+
+from pydantic import TypeAdapter, ValidationError
 
 from orchestrator.report.evaluation_results import EvaluationResult, SampleRow, sample_from_json
+
+T = TypeVar("T")
 
 METRICS_FILE = "metrics.jsonl"
 SAMPLES_FILE = "samples.jsonl"
@@ -119,19 +123,32 @@ def read_record(run_dir: Path) -> RunRecord:
     """The data in the files of a run; missing files are treated as empty."""
     metrics = _metrics(run_dir / METRICS_FILE)
     with _reading(run_dir / EVALUATION_FILE):
-        evaluations = [EvaluationResult.from_json(line) for line in read_lines(run_dir / EVALUATION_FILE)]
+        evaluations = [_typed(EvaluationResult.from_json(line)) for line in read_lines(run_dir / EVALUATION_FILE)]
     with _reading(run_dir / SAMPLES_FILE):
         lines = read_lines(run_dir / SAMPLES_FILE)
         last = max((line["step"] for line in lines), default=0)
-        samples = [sample_from_json(line, judged=False) for line in lines if line["step"] == last]
+        samples = [_typed(sample_from_json(line, judged=False)) for line in lines if line["step"] == last]
     config, state = run_dir / CONFIG_FILE, run_dir / STATE_FILE
     with _reading(state):
         said = json.loads(state.read_text(encoding="utf-8")) if state.exists() else None
         unsaid = RunState(run_dir.name, int(metrics[-1]["step"]) if metrics else 0)
-        stands = unsaid if said is None else RunState(**said)
+        stands = unsaid if said is None else _typed(RunState(**said))
     with _reading(config):
         config_yaml = config.read_text(encoding="utf-8") if config.exists() else ""
     return RunRecord(stands, metrics, evaluations, samples, config_yaml)
+
+
+_TYPES: dict[type, TypeAdapter[Any]] = {kind: TypeAdapter(kind) for kind in (RunState, EvaluationResult, SampleRow)}
+
+
+def _typed(value: T) -> T:
+    """What a file holds, if its fields have their types; ValueError otherwise."""
+    try:
+        checked: T = _TYPES[type(value)].validate_python(asdict(value))  # type: ignore[call-overload]
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise ValueError(f"{'.'.join(map(str, first['loc']))}: {first['msg']}") from None
+    return checked
 
 
 def _metrics(path: Path) -> list[dict[str, float]]:

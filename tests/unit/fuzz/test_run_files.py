@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,9 @@ from orchestrator.planning.calibration import CORRECTED_PHASES
 from orchestrator.planning.efficiency import SHIPPED
 from orchestrator.ppo.kl import make_controller
 from orchestrator.ppo.step import TrainState
+from orchestrator.report.evaluation_results import Estimate, EvaluationResult, SampleRow
+from orchestrator.report.page import page
+from orchestrator.report.run_files import read_record
 from orchestrator.run.checkpoint import Checkpoints
 from tests.unit.fuzz.commands import examples
 from tests.unit.fuzz.damage import damaged
@@ -35,7 +39,15 @@ from tests.unit.fuzz.world import ROOT, World
 COMMANDS = ["train", "reward", "sft"]
 JSON_FILES = ["checkpoints/step-000002/manifest.json", "run.json", "metrics.jsonl"]
 TRAINED = "actor/tetrarch.json"
-"""What the end of `tetrarch train` leaves."""
+PPO_FILES = [TRAINED, "samples.jsonl", "evaluation.jsonl"]
+"""What `tetrarch train` alone leaves."""
+
+SAMPLE = SampleRow("a", "b", proxy=0.5, gold=None, kl=0.25, finished=True)
+EVALUATION = EvaluationResult(
+    *(0, "before", 2, Estimate(0.5, 0.1), None, Estimate(0.0, 0.0), Estimate(5.0, 1.0), 0.5),
+    samples=[SAMPLE],
+    proxy_values=[0.4, 0.6],
+)
 
 
 @pytest.fixture(scope="module")
@@ -57,6 +69,8 @@ def _stopped(world: World, command: str) -> Path:
         "run.json": json.dumps({"name": "tiny", "steps": 6, "status": "stopped"}),
         "metrics.jsonl": json.dumps(measured | phases) + "\n",
         TRAINED: json.dumps({"step": 2}),
+        "samples.jsonl": json.dumps({"step": 2, **asdict(SAMPLE)}) + "\n",
+        "evaluation.jsonl": json.dumps(EVALUATION.to_json()) + "\n",
     }.items():
         (folder / name).write_text(text)
     return folder
@@ -83,6 +97,8 @@ def go_on(world: World, run_dirs: dict[str, Path], command: str) -> None:
     for arguments in (["--resume"], ["--resume-from", "2"], []):
         refused = world.refusal(command, *arguments, "--", world.file)
         assert refused is None or folder in refused or "steps=" in refused, refused
+        if refused is None and arguments:
+            page(read_record(run_dirs[command]))
 
 
 def calibrate(world: World, run_dirs: dict[str, Path]) -> None:
@@ -113,7 +129,7 @@ def test_the_measured_run_is_sound(world: World, run_dirs: dict[str, Path]) -> N
 def files_of_runs(draw: st.DrawFn, *more: str) -> tuple[str, str]:
     """A command, and a file of its run; PPO's half of the time."""
     command = draw(st.sampled_from(["train", "train", "reward", "sft"]))
-    return command, draw(st.sampled_from([*JSON_FILES, *more, *([TRAINED] if command == "train" else [])]))
+    return command, draw(st.sampled_from([*JSON_FILES, *more, *(PPO_FILES if command == "train" else [])]))
 
 
 @examples(8)
