@@ -40,7 +40,7 @@ def texts(samples: PreferenceSamples, column: int) -> list[tuple[str, str]]:
 
 def test_a_pair_is_the_prompt_and_both_responses(tmp_path: Path) -> None:
     data = read(tmp_path, PAIRS)
-    assert texts(data.training, 0)[2] == ("<bos>2?", "xxx<eos>") and texts(data.training, 1)[2] == ("<bos>2?", "y<eos>")
+    assert texts(data.training, 0)[2] == ("2?", "xxx<eos>") and texts(data.training, 1)[2] == ("2?", "y<eos>")
     assert "8 pairs to train on, 0 held out" in data.summary
     reference = torch.arange(16).float()
     batch = data.training.batch([5, 0], reference)
@@ -61,7 +61,7 @@ def test_every_two_responses_of_a_ranked_list_that_differ_are_a_pair(tmp_path: P
 def test_a_labelled_response_stands_beside_another_one_after_its_prompt(tmp_path: Path) -> None:
     data = read(tmp_path, LABELS, **KTO)
     own, other = texts(data.training, 0), texts(data.training, 1)
-    assert own == [(f"<bos>{n}?", "x" * (1 + n) + "<eos>") for n in range(8)]
+    assert own == [(f"{n}?", "x" * (1 + n) + "<eos>") for n in range(8)]
     assert [prompt for prompt, _ in other] == [prompt for prompt, _ in own]
     assert all(mine != theirs for mine, theirs in zip(own, other, strict=True))
     assert sorted(said for _, said in other) == sorted(said for _, said in own), "each response stands once"

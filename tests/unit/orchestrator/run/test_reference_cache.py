@@ -14,21 +14,16 @@ from roles.batch import Sequences
 NUMBERS = torch.tensor([-1.5, -2.25, -0.125])
 
 
-def sequences(last: int = 7) -> Sequences:
+def sequences(last: int = 7, asked: bool = True) -> Sequences:
     tokens = torch.tensor([[1, 2, 3], [4, 5, last]])
-    return Sequences(tokens, torch.tensor([3, 3]), torch.tensor([[False, True, True]] * 2))
+    return Sequences(tokens, torch.tensor([3, 3]), torch.tensor([[False, asked, True]] * 2))
 
 
 def test_what_was_kept_is_found_by_content_alone(tmp_path: Path) -> None:
     key = content_key("model", sequences())
     assert key == content_key("model", sequences())
-    masked = Sequences(
-        *(getattr(sequences(), name) for name in ("token_ids", "lengths")), torch.tensor([[False, False, True]] * 2)
-    )
-    assert (
-        len({key, content_key("other", sequences()), content_key("model", sequences(8)), content_key("model", masked)})
-        == 4
-    )
+    others = [("other", sequences()), ("model", sequences(8)), ("model", sequences(asked=False))]
+    assert len({key, *(content_key(*other) for other in others)}) == 4
     assert cached(tmp_path, key, 3) is None
     keep(tmp_path, key, NUMBERS)
     found = cached(tmp_path, key, 3)
