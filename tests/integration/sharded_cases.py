@@ -263,15 +263,17 @@ def plain_cross_entropy(model: Any, batch: Experience) -> Tensor:
     return losses[batch.response_mask[:, 1:]].mean()
 
 
-def pairs_of(seed: int) -> Any:
-    """Six pairs of responses, with invented numbers of a reference."""
-    from roles.shares import PreferencePairs, ReferencedResponses
+def preferences_of(seed: int, labelled: bool) -> Any:
+    """Six pairs of responses, or six labelled responses, with invented numbers of a reference."""
+    from roles.shares import LabelledResponses, PreferencePairs, ReferencedResponses
 
     sides = []
     for side in (0, 1):
         batch = experience_of(7, seed + side).select(range(6))  # the last has no trained token
         reference = -torch.rand(6, generator=torch.Generator().manual_seed(seed + side)) * 20
         sides.append(ReferencedResponses(batch.token_ids, batch.lengths, batch.response_mask, reference))
+    if labelled:
+        return LabelledResponses(*sides, torch.tensor([True, False, True, True, False, False]), torch.arange(6))
     return PreferencePairs(*sides, torch.arange(6))
 
 
@@ -285,18 +287,25 @@ def update_preferences(setup: ModelSetup, loss: Any, batches: list[Any]) -> dict
     return {"gradients": gradients, "weights": whole_weights(policy._model), "stats": stats}
 
 
-def plain_preference_loss(model: Any, pairs: Any, loss: Any) -> Tensor:
-    """Mean over the pairs, of padded rows one by one."""
+def plain_preference_loss(model: Any, batch: Any, loss: Any) -> Tensor:
+    """Mean over the pairs or labelled responses, of padded rows one by one."""
+    from roles.losses.preference_loss import kto
     from roles.losses.preference_numbers import preference_losses
 
+    labelled = loss.type == "kto"
+    sides = (batch.responses, batch.mismatched) if labelled else (batch.chosen, batch.rejected)
     numbers = []
-    for side in (pairs.chosen, pairs.rejected):
+    for side in sides:
         logprobs = model(side.token_ids).logits[:, :-1].log_softmax(-1)
         taken = logprobs.gather(-1, side.token_ids[:, 1:, None]).squeeze(-1)
         numbers.append((taken * side.response_mask[:, 1:]).sum(1))
-    reference = torch.cat([pairs.chosen.reference_logprob, pairs.rejected.reference_logprob])
-    tokens = torch.cat([pairs.chosen.response_mask.sum(1), pairs.rejected.response_mask.sum(1)])
-    return preference_losses(loss, torch.cat(numbers), reference, tokens)[0].mean()
+    references = [side.reference_logprob for side in sides]
+    if labelled:
+        kl = (numbers[1] - references[1]).mean().detach().clamp(min=0)
+        assert float(kl) > 0, "a clamped estimate would hide what it is made of"
+        return kto(numbers[0], references[0], batch.desirable, kl, beta=loss.beta).mean()
+    tokens = torch.cat([side.response_mask.sum(1) for side in sides])
+    return preference_losses(loss, torch.cat(numbers), torch.cat(references), tokens)[0].mean()
 
 
 def grown_over_many_lengths(setup: ModelSetup, first: int, last: int) -> float:

@@ -118,13 +118,15 @@ def test_the_gradient_of_demonstrations_is_plain_torch_s_for_any_micro_batch_and
         ({"type": "hinge"}, 2, 90),
         ({"type": "simpo"}, 2, 90),
         ({"type": "orpo"}, 2, 90),
+        ({"type": "kto"}, 1, 1),
+        ({"type": "kto"}, 2, 90),
     ],
 )
 def test_the_gradient_of_preferences_is_plain_torch_s_for_any_micro_batch_and_ranks(
     groups: dict[int, Ranks], folders: dict[str, Path], loss: dict[str, Any], ranks: int, tokens: int
 ) -> None:
     config: Any = TypeAdapter(PreferenceLossConfig).validate_python(loss)
-    batches = [cases.pairs_of(seed) for seed in (0, 10)]
+    batches = [cases.preferences_of(seed, loss["type"] == "kto") for seed in (0, 10)]
     model = AutoModelForCausalLM.from_pretrained(folders["policy"])
     first = float(cases.plain_preference_loss(model, batches[0], config).detach())
     plain = cases.plain_training(model, [lambda m, b=b: cases.plain_preference_loss(m, b, config) for b in batches])
