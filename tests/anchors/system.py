@@ -73,6 +73,19 @@ def save_policy(folder: Path, *, spread: float, eos: int = END) -> Path:
     return folder
 
 
+def start(command: str, file: Path, config: dict[str, Any]) -> None:
+    """Write the configuration, and run `tetrarch COMMAND` on it."""
+    file.write_text(to_yaml(config))
+    done = subprocess.run(
+        [sys.executable, "-m", "orchestrator", command, str(file)],
+        cwd=ROOT,
+        env={**os.environ, "RAY_USAGE_STATS_ENABLED": "0"},
+        text=True,
+        capture_output=True,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
 @dataclass(frozen=True)
 class Task:
     """One run of `tetrarch train` on one prompt."""
@@ -103,15 +116,7 @@ class Task:
             "def score(prompts, responses, *, response_token_ids, finished, columns):\n"
             "    return [float(of(*row)) for row in zip(response_token_ids, finished, strict=True)]\n"
         )
-        (folder / "task.yaml").write_text(to_yaml(self._config() | sections))
-        done = subprocess.run(
-            [sys.executable, "-m", "orchestrator", "train", str(folder / "task.yaml")],
-            cwd=ROOT,
-            env={**os.environ, "RAY_USAGE_STATS_ENABLED": "0"},
-            text=True,
-            capture_output=True,
-        )
-        assert done.returncode == 0, done.stdout + done.stderr
+        start("train", folder / "task.yaml", self._config() | sections)
         return Trained(folder / "policy", folder / "run")
 
     def _config(self) -> dict[str, Any]:

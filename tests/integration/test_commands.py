@@ -136,6 +136,25 @@ def test_fine_tuning_reaches_the_entropy_of_its_data_and_goes_on_exactly(home: P
     assert [line["step"] for line in metrics(run)] == list(range(1, 61))
 
 
+def test_preferences_are_learned_and_a_run_goes_on_exactly(home: Path, tiny: Path) -> None:
+    """The README's file: all steps, then the second half again after a resume, which asks the reference nothing."""
+    run, model = home / "runs/dpo/model-run", home / "runs/dpo/model"
+    words = [".venv/bin/tetrarch", "dpo", "configs/dpo.yaml", "placement.actor.ranks=1"]
+    shown = start(words, home)
+    assert "128 pairs to train on, 32 held out" in shown and "320 responses, 0 of them known" in shown
+    assert "held out, before training: loss 0.6931, accuracy 50.0%" in shown
+    quality = json.loads((model / "dpo_quality.json").read_text())
+    assert quality["accuracy"] == 1 and quality["margin"] > 0.5 and quality["loss"] < 0.5
+    whole, before = model.rename(model.with_name("whole")), metrics(run)
+    shown = start([*words, "--resume-from", "8"], home)
+    assert "320 responses, 320 of them known" in shown and "what came after step 8 is in" in shown
+    assert (model / "model.safetensors").read_bytes() == (whole / "model.safetensors").read_bytes()
+    for expected, got in zip(before, metrics(run), strict=True):
+        differing = {key for key in expected if expected[key] != got[key]}
+        assert not {key for key in differing if not key.startswith(("time/", "memory/"))}
+    assert before[-1]["dpo/heldout_margin"] == quality["margin"] and "dpo/kl" in before[0]
+
+
 def test_the_less_common_settings_run(home: Path, reward: Path) -> None:
     """Chats, skipped prompts, an ensemble of a reward model behind the text bridge and a function, critic warm-up,
     normalised values, bootstrap, adaptive KL, a mean of the weights."""

@@ -70,9 +70,8 @@ def test_a_reference_is_asked_once(tmp_path: Path, data: DpoData, monkeypatch: p
     monkeypatch.setattr(reference_logprobs, "ASKED_AT_ONCE", 4)
     ranks = Ranks()
     first, told = ask(ranks, tmp_path, data)
-    assert ranks.asked == 10 and told == [
-        f"reference: 10 responses, 0 of them known from {tmp_path}/cache/reference-logprobs"
-    ]
+    assert ranks.asked == 10
+    assert told == [f"reference: 10 responses, 0 of them known from {tmp_path}/cache/reference-logprobs"]
     assert first.training.tolist() == [-(2 + 3 + 6 * row) for row in range(6)] and first.heldout is not None
     again, told = ask(ranks, tmp_path, data)
     assert ranks.asked == 10 and told[0].startswith("reference: 10 responses, 10 of them known")

@@ -125,7 +125,7 @@ def test_without_a_reference_there_is_no_kl() -> None:
 @pytest.mark.parametrize("kind", ["sigmoid", "ipo"])
 def test_exact_preferences_lead_to_the_known_optimum(kind: str) -> None:
     """One-token responses, labelled as a reward r says: DPO's optimum is π_ref·exp(r/β)/Z. IPO's is
-    π_ref·exp(p/β)/Z, where p is how often a response is preferred to a uniformly drawn one (arXiv 2310.12036, 4)."""
+    π_ref·exp(p/β)/Z, where p is how often a response is preferred to a uniformly drawn one (arXiv 2310.12036)."""
     torch.manual_seed(0)
     count, beta = 6, 0.5
     rewards, reference = torch.randn(count).double(), torch.randn(count).double().log_softmax(0)
