@@ -99,7 +99,8 @@ def judged(
     if isinstance(config, KtoLoss):
         assert isinstance(batch, LabelledResponses)
         desirable, kl = batch.desirable.to(logprobs.device), kl.to(logprobs)
-        weights = {"desirable_weight": config.desirable_weight, "undesirable_weight": config.undesirable_weight}
+        gained, lost = config.desirable_weight, config.undesirable_weight
+        weights = {"desirable_weight": gained, "undesirable_weight": lost}
         losses = kto(logprobs, reference, desirable, kl, beta=config.beta, **weights)
         rewards, above = -config.beta * drift, config.beta * (-drift - kl)
         right = torch.where(desirable, above, -above).sign()

@@ -1,7 +1,7 @@
 """Preferences that a known reward makes, for the losses whose optimum is known, through `tetrarch dpo`.
 
-One prompt, responses of one token. Every two tokens are compared so often as the Bradley–Terry probability of the reward
-says, to a sixteenth; the optimum of IPO follows from the same counts.
+One prompt, responses of one token. Every two tokens are compared so often as the Bradley–Terry probability of the
+reward says, to a sixteenth; the optimum of IPO follows from the same counts.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ def test_dpo_reaches_the_tilted_reference(tmp_path: Path, reached: Row) -> None:
     policy, reference = learned(tmp_path, "sigmoid")
     best = (reference + TABLE.double() / BETA).log_softmax(-1)
     assert distance(reference, best) > 0.2
-    reached("D: DPO on the bandit", "TV", distance(policy, best), 0.0, 0.02)
+    reached("own: DPO on the bandit", "TV", distance(policy, best), 0.0, 0.02)
 
 
 def test_ipo_reaches_its_own_optimum(tmp_path: Path, reached: Row) -> None:
@@ -72,4 +72,4 @@ def test_ipo_reaches_its_own_optimum(tmp_path: Path, reached: Row) -> None:
     policy, reference = learned(tmp_path, "ipo")
     best = (reference + preferred().mean(1) / BETA).log_softmax(-1)
     assert distance(reference, best) > 0.1
-    reached("D: IPO on the bandit", "TV", distance(policy, best), 0.0, 0.02)
+    reached("own: IPO on the bandit", "TV", distance(policy, best), 0.0, 0.02)

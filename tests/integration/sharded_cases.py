@@ -271,6 +271,8 @@ def preferences_of(seed: int, labelled: bool) -> Any:
     for side in (0, 1):
         batch = experience_of(7, seed + side).select(range(6))  # the last has no trained token
         reference = -torch.rand(6, generator=torch.Generator().manual_seed(seed + side)) * 20
+        if labelled:
+            reference = reference / 4 - 6 * batch.response_mask.sum(1)  # less likely than to the policy: a KL above 0
         sides.append(ReferencedResponses(batch.token_ids, batch.lengths, batch.response_mask, reference))
     if labelled:
         return LabelledResponses(*sides, torch.tensor([True, False, True, True, False, False]), torch.arange(6))

@@ -140,6 +140,7 @@ def test_preferences_are_learned_and_a_run_goes_on_exactly(home: Path, tiny: Pat
     """The README's file: all steps, then the second half again after a resume, which asks the reference nothing."""
     run, model = home / "runs/dpo/model-run", home / "runs/dpo/model"
     words = [".venv/bin/tetrarch", "dpo", "configs/dpo.yaml", "placement.actor.ranks=1"]
+    words += ["report={html: false, tensorboard: false}"]
     shown = start(words, home)
     assert "128 pairs to train on, 32 held out" in shown and "320 responses, 0 of them known" in shown
     assert "held out, before training: loss 0.6931, accuracy 50.0%" in shown

@@ -13,6 +13,7 @@ PROMPT_KEYS = "tests/unit/wiring/test_prompt_keys.py"
 REWARD_KEYS = "tests/unit/wiring/test_reward_keys.py"
 REWARD_TRAINING_KEYS = "tests/unit/wiring/test_reward_training_keys.py"
 SFT_KEYS = "tests/unit/wiring/test_sft_keys.py"
+DPO_KEYS = "tests/unit/wiring/test_dpo_keys.py"
 OTHER_WIRING = "tests/unit/wiring/test_other_wiring.py"
 
 WIRING = (
@@ -477,6 +478,13 @@ WIRING = (
         "sft, steps=len(steps)",
         "sft, steps=1",
         SFT_KEYS,
+    ),
+    Fault(
+        "the schedule of preferences ends after one step",
+        "orchestrator/stages/dpo.py",
+        "dpo, steps=len(steps)",
+        "dpo, steps=1",
+        DPO_KEYS,
     ),
     Fault(
         "one epoch of a training on a data set",
