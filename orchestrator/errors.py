@@ -4,6 +4,7 @@ TetrarchError            the run failed (exit code 1)
 ├── ConfigError          the configuration or the data it names is wrong (exit code 2); nothing was started
 ├── CheckpointError      a checkpoint is missing, broken or belongs to another run
 ├── NotFinite            a role answered with NaN or infinity; the batch is kept
+├── LabellingStopped     the budget is spent or the judge is down; what was labelled is kept
 ├── WeightsDiffer        the engines do not sample from the trainer's weights; the batch is kept
 └── StopTraining         a rule of the configuration ends the run after a step; a checkpoint is saved
     └── KlBudgetSpent    the policy is farther from the reference than ppo.kl.budget.stop allows
@@ -32,6 +33,10 @@ class NotFinite(TetrarchError):
 
 class WeightsDiffer(TetrarchError):
     """The engines do not sample from the trainer's weights."""
+
+
+class LabellingStopped(TetrarchError):
+    """The budget is spent, or the judge is down; what was labelled is kept."""
 
 
 class StopTraining(TetrarchError):

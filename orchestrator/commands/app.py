@@ -16,6 +16,7 @@ import typer
 
 from orchestrator.commands.config_commands import doctor, import_openrlhf, import_trl, import_verl, show_config
 from orchestrator.commands.data_command import show_data
+from orchestrator.commands.label_command import label
 from orchestrator.commands.plan_command import show_plan
 from orchestrator.commands.serve_commands import best_of_n, serve
 from orchestrator.commands.train_commands import evaluate, submit, training_command
@@ -37,6 +38,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "submit": submit,
     "evaluate": evaluate,
     "data": show_data,
+    "label": label,
     "serve": serve,
     "best-of-n": best_of_n,
     "plan": show_plan,

@@ -13,6 +13,7 @@ from orchestrator.commands.options import ConfigFile, Debug, Overrides
 from orchestrator.config.base import BaseConfig
 from orchestrator.config.data import RecordsConfig
 from orchestrator.config.dpo import DpoRun
+from orchestrator.config.labelling import LabellingRun
 from orchestrator.config.loading import load_all
 from orchestrator.config.policy_training import PolicyTrainingConfig
 from orchestrator.config.reward_training import PairDataset, RewardTrainingRun
@@ -52,6 +53,8 @@ def show_data(config: ConfigFile, overrides: Overrides = None, debug: Debug = Fa
         for run in runs:
             for section in data_sections(run):
                 _show_section(section, run.model_cache)
+            if isinstance(run, LabellingRun):
+                _show_candidates(run)
         sampling = next((run for run in runs if isinstance(run, SamplingConfig)), None)  # all read the same prompts
         if sampling is not None and sampling.environment is None:
             _show_prompts(sampling)
@@ -91,6 +94,17 @@ def _show_section(section: DataSection, cache: str) -> None:
         for place, sample in enumerate(group):
             value = f" (value {samples.values[number][place]:g})" if samples.values[number] else ""
             typer.echo(f"  {number}{value}: {marked(sample, tokenizer)}")
+
+
+def _show_candidates(run: LabellingRun) -> None:
+    from orchestrator.data.samples import read_records
+    from orchestrator.data.statistics import DataStatistics
+
+    statistics = DataStatistics("labelling.data")
+    found = read_records(run.labelling.data, statistics, "candidates", lambda record: None)
+    typer.echo("\n".join([*statistics.lines(), "what the judge is shown:"]))
+    for number, (record, _) in enumerate(found[:SHOWN_ROWS]):
+        typer.echo(f"  {number}: {record.prompt!r} → {' | '.join(map(repr, record.responses))}")
 
 
 def _show_prompts(run: SamplingConfig) -> None:

@@ -17,7 +17,7 @@ import typer
 from cluster.errors import ClusterError, ClusterUnreachable, PlacementError, Terminated
 from orchestrator.config.base import BaseConfig
 from orchestrator.config.loading import unread_overrides
-from orchestrator.errors import ConfigError, TetrarchError
+from orchestrator.errors import ConfigError, LabellingStopped, TetrarchError
 from orchestrator.run.checkpoint import progress_of
 from orchestrator.run.resume_rules import RESUME_RULES
 from roles.errors import RoleError
@@ -103,6 +103,8 @@ def reported(debug: bool) -> Iterator[Outcome]:
         if report.config is not None and type(report.config) in RESUME_RULES:
             typer.echo(f"  {progress_of(Path(report.config.run_dir))}", err=True)
         raise typer.Exit(TERMINATED if ended else INTERRUPTED) from None
+    except LabellingStopped as error:
+        report.fail("labelling has stopped", error, RUN_FAILED, debug)
     except Exception as error:
         report.fail("the run failed", error, RUN_FAILED, debug)
 

@@ -29,8 +29,8 @@ class BaseConfig(Section):
     `runs/reward/model-run` beside `runs/reward/model`."""
 
     run_dir: PathText
-    """Folder of everything that the run leaves behind. Of `tetrarch reward`, `sft` and `dpo` it follows from the
-    key `output` of their section: `OUTPUT-run`."""
+    """Folder of everything that the run leaves behind. Of `tetrarch reward`, `sft`, `dpo` and `label` it follows from
+    the key `output` of their section: `OUTPUT-run`."""
     seed: int = Field(default=1, ge=0, lt=2**32)
     """Seed of the prompts' order, of sampling, of the mini-batches and of new heads."""
     device: Literal["cpu", "cuda"] = "cpu"

@@ -13,6 +13,7 @@ from pydantic import create_model
 from orchestrator.config.base import BaseConfig
 from orchestrator.config.dpo import DpoRun
 from orchestrator.config.evaluation import EvaluationRun
+from orchestrator.config.labelling import LabellingRun
 from orchestrator.config.reward_training import RewardTrainingRun
 from orchestrator.config.run import RunConfig
 from orchestrator.config.serving import ServingRun
@@ -25,6 +26,7 @@ ROOTS: dict[str, type[BaseConfig]] = {
     "reward": RewardTrainingRun,
     "sft": SftRun,
     "dpo": DpoRun,
+    "label": LabellingRun,
     "serve": ServingRun,
 }
 """Command → root of its configuration; `plan` and `submit` read what `train` reads."""

@@ -35,8 +35,9 @@ from orchestrator.data.row_files import Row
 from roles.text.messages import Messages, common_beginning, kind_of_value
 from roles.text.sample_tokens import Text, as_messages
 
-RecordKind = Literal["preferences", "labels", "demonstrations"]
-"""What a row says: which of several responses is better, whether one is good, or how to respond."""
+RecordKind = Literal["preferences", "labels", "demonstrations", "candidates"]
+"""What a row says: which of several responses is better, whether one is good, how to respond; or only what responses
+there are, for a judge."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -239,6 +240,26 @@ def _spoken(messages: Text, name: str) -> Messages:
     return messages
 
 
+# Candidates
+
+
+def _unranked(row: Row, repeated: bool) -> Record:
+    return replace(_compared(row, repeated), values=())
+
+
+def _candidates(row: Row, repeated: bool) -> Record:
+    responses = row["responses"]
+    if not isinstance(responses, list) or not responses:
+        raise BadRecord(f"{kind_of_value(responses)} in `responses`, not a list of responses")
+    texts = [check_filled(read_text(response, "responses"), "a response") for response in responses]
+    different = tuple(text for place, text in enumerate(texts) if text not in texts[:place])
+    return Record(read_prompt(row), different)
+
+
+def _unanswered(row: Row, repeated: bool) -> Record:
+    return Record(check_filled(read_prompt(row), "the prompt"), ())
+
+
 FORMATS = (
     Format("preferences", ("chosen", "rejected"), _pair, prompt=False, prompt_may_repeat=True),
     Format("preferences", ("responses",), _responses),
@@ -247,5 +268,9 @@ FORMATS = (
     Format("demonstrations", ("instruction", "output"), _instruction, prompt=False),
     Format("demonstrations", ("completion",), _completed),
     Format("demonstrations", ("messages",), _conversation, prompt=False),
+    Format("candidates", ("chosen", "rejected"), _unranked, prompt=False, prompt_may_repeat=True),
+    Format("candidates", ("responses",), _candidates),
+    Format("candidates", ("completion",), _completed),
+    Format("candidates", (), _unanswered),
 )
 """For each kind, the formats in the order in which they are tried."""

@@ -7,8 +7,9 @@ The one way from the configuration to samples: sources are read, rows of any for
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import TypeVar
 
 from transformers import PreTrainedTokenizerBase
 
@@ -22,6 +23,8 @@ from orchestrator.errors import ConfigError
 from roles.text.messages import Messages
 from roles.text.prompt_tokens import shown_prompt
 from roles.text.sample_tokens import RenderedSample, Text, TokenSample, as_messages, render_sample, sample_tokens
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,15 +68,14 @@ def read_samples(config: RecordsConfig, key: str, kind: RecordKind, tokenizer: P
     """All sources of the section `key`, whose rows are of one kind. ConfigError for a row that cannot be read, unless
     `bad_rows` says to skip it, and if no row is left."""
     statistics = DataStatistics(key)
-    records: list[Record] = []
-    rendered: list[list[RenderedSample]] = []
-    for source in load_sources(config, key):
-        statistics.add_source(source)
-        for record, samples in _of_source(source, config, kind, tokenizer, statistics):
-            records.append(record)
-            rendered.append(samples)
-    if not records:
-        raise _nothing_left(statistics)
+
+    def rendering(record: Record) -> list[RenderedSample]:
+        if _run_together(record):
+            statistics.run_together(str(record.prompt), str(record.responses[0]))
+        return [render_sample(tokenizer, record.prompt, response) for response in record.responses]
+
+    found = read_records(config, statistics, kind, rendering)
+    records, rendered = [record for record, _ in found], [samples for _, samples in found]
     tokens = iter(sample_tokens(tokenizer, [sample for samples in rendered for sample in samples]))
     groups = [[next(tokens) for _ in samples] for samples in rendered]
     statistics.measure(groups)
@@ -85,6 +87,21 @@ def read_samples(config: RecordsConfig, key: str, kind: RecordKind, tokenizer: P
     return Samples(groups, values, certainty, statistics, printable("\n".join(lines), keep="\n"))
 
 
+def read_records(
+    config: RecordsConfig, statistics: DataStatistics, kind: RecordKind, use: Callable[[Record], T]
+) -> list[tuple[Record, T]]:
+    """The records of all sources, each with what `use` makes of it; a ValueError of `use` means a bad row. Errors are
+    those of `read_samples`."""
+    found: list[tuple[Record, T]] = []
+    for source in load_sources(config, statistics.key):
+        statistics.add_source(source)
+        found += _of_source(source, config, kind, use, statistics)
+    statistics.kept = len(found)
+    if not found:
+        raise _nothing_left(statistics)
+    return found
+
+
 def _nothing_left(statistics: DataStatistics) -> ConfigError:
     return ConfigError("\n".join([f"{statistics.key} has no row to learn from", *statistics.lines()]))
 
@@ -93,10 +110,10 @@ def _of_source(
     source: SourceRows,
     config: RecordsConfig,
     kind: RecordKind,
-    tokenizer: PreTrainedTokenizerBase,
+    use: Callable[[Record], T],
     statistics: DataStatistics,
-) -> Iterator[tuple[Record, list[RenderedSample]]]:
-    """Its usable records, each with its rendered samples."""
+) -> Iterator[tuple[Record, T]]:
+    """Its usable records, each with what `use` makes of it."""
     try:
         form = format_of(source.rows.column_names, kind, source.where)
     except ValueError as error:
@@ -107,9 +124,7 @@ def _of_source(
     for number, row in enumerate(source.rows.rows()):
         try:
             record = _as_configured(form.read(row, repeated), config)
-            if _run_together(record):
-                statistics.run_together(str(record.prompt), str(record.responses[0]))
-            yield record, [render_sample(tokenizer, record.prompt, response) for response in record.responses]
+            yield record, use(record)
         except NothingToLearn as reason:
             statistics.leave_out(str(reason), source.place(number))
         except ValueError as error:

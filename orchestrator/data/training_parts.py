@@ -84,4 +84,5 @@ def _split(samples: Samples, config: PolicyTrainingConfig, seed: tuple[int, str]
 
 
 def _some(samples: Samples, numbers: list[int]) -> Samples:
-    return replace(samples, groups=[samples.groups[n] for n in numbers], values=[samples.values[n] for n in numbers])
+    groups, values = [samples.groups[n] for n in numbers], [samples.values[n] for n in numbers]
+    return replace(samples, groups=groups, values=values, certainty=[samples.certainty[n] for n in numbers])

@@ -3,25 +3,12 @@
 from __future__ import annotations
 
 from typing import Annotated, Literal, Self
-from urllib.parse import urlsplit
 
-from pydantic import AfterValidator, Field, SecretStr, field_validator, model_validator
-from pydantic_core import PydanticCustomError
+from pydantic import Field, model_validator
 
 from roles.config.models import FrozenRole, ModelConfig
 from roles.config.section import PathText, Section
-
-
-def _reachable(url: str) -> str:
-    try:
-        parts = urlsplit(url)
-        sound = bool(parts.hostname) and (parts.port is None or parts.port > 0)
-    except ValueError:  # a port of letters, an IPv6 address without its end
-        sound = False
-    if not sound or any(character.isspace() for character in url):
-        raise PydanticCustomError("url", "must be an address such as http://host:8000/score")
-    return url
-
+from roles.config.service import Headers, ServiceUrl
 
 RewardProtocol = Literal["tetrarch", "openrlhf"]
 """How a reward that is no model is asked: as here, or as in OpenRLHF."""
@@ -84,9 +71,9 @@ class RemoteReward(Section):
     `{"rewards": [...]}`."""
     label: str | None = Field(default=None, min_length=1)
     """Column of the prompts that protocol `openrlhf` sends as `labels`; null: empty texts."""
-    urls: list[Annotated[str, Field(pattern=r"^https?://"), AfterValidator(_reachable)]] = Field(min_length=1)
+    urls: list[ServiceUrl] = Field(min_length=1)
     """Tried in turn; the batch is spread over them."""
-    headers: dict[str, SecretStr] = Field(default_factory=dict)
+    headers: Headers = Field(default_factory=dict)
     """Sent with each request (an authorization token, say); never logged. Space around a value is cut off."""
     timeout_s: float = Field(default=60.0, gt=0)
     """Seconds for one request, from connecting to the last byte of the answer."""
@@ -98,17 +85,6 @@ class RemoteReward(Section):
     def _label_is_sent(self) -> Self:
         _check_label(self.label, self.protocol)
         return self
-
-    @field_validator("headers")
-    @classmethod
-    def _printable(cls, headers: dict[str, SecretStr]) -> dict[str, SecretStr]:
-        stripped = {name: SecretStr(value.get_secret_value().strip()) for name, value in headers.items()}
-        bad = [name for name, value in stripped.items() if not value.get_secret_value().isprintable()]
-        if bad:
-            raise ValueError(
-                f"the value of {', '.join(bad)} has a line break or control character; write it in one line"
-            )
-        return stripped
 
 
 OneReward = Annotated[ModelReward | FunctionReward | RemoteReward, Field(discriminator="type")]

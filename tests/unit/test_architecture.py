@@ -57,6 +57,7 @@ ROOMS = {
         "reward_call": "functions",
         "rollout": "rollout_setup generation transfer config",
         "serving_engine": "rollout_setup generation",
+        "judge_engine": "rollout_setup generation",
         "rollout_setup": "generation transfer config",
         "transfer": "zero",
         "zero": "models losses text config",

@@ -7,8 +7,10 @@ from typing import Any
 
 from orchestrator.config.base import BaseConfig
 from orchestrator.config.evaluation import EvaluationRun
+from orchestrator.config.labelling import LabellingRun
 from orchestrator.config.reward_training import RewardTrainingRun
 from orchestrator.config.rules import (
+    labelling_rules,
     memory_rules,
     model_rules,
     pair_rules,
@@ -35,6 +37,7 @@ RULES: tuple[tuple[type[BaseConfig], Callable[[Any], Iterator[str]]], ...] = (
     (SamplingConfig, sampling_rules.engine_rules),
     (BaseConfig, memory_rules.memory_rules),
     (RewardTrainingRun, pair_rules.pair_rules),
+    (LabellingRun, labelling_rules.labelling_rules),
 )
 """(class whose keys the rule reads, rule); the rule holds for the class and every root derived from it."""
 

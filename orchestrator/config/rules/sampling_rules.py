@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from orchestrator.config.sampling import SamplingConfig
+from roles.config.rollout import EngineConfig
 
 
 def response_rules(config: SamplingConfig) -> Iterator[str]:
@@ -39,12 +40,16 @@ def environment_rules(config: SamplingConfig) -> Iterator[str]:
 
 def engine_rules(config: SamplingConfig) -> Iterator[str]:
     """Settings that vLLM's engines do not support on CPUs."""
-    engine = config.rollout.engine
-    if config.device == "cpu" and engine.block_size is not None and engine.block_size % 32:
+    yield from cpu_engine_rules("rollout.engine", config.rollout.engine, config.device)
+
+
+def cpu_engine_rules(key: str, engine: EngineConfig, device: str) -> Iterator[str]:
+    """As `engine_rules`, for the engines of the section `key`."""
+    if device == "cpu" and engine.block_size is not None and engine.block_size % 32:
         near = max(32, round(engine.block_size / 32) * 32)
         yield (
-            f"rollout.engine.block_size={engine.block_size} is not a multiple of 32, which vLLM's CPU build needs; "
-            f"use {near}, or null"
+            f"{key}.block_size={engine.block_size} is not a multiple of 32, which vLLM's CPU build needs; use {near}, "
+            "or null"
         )
-    if engine.sleep and config.device == "cpu":
-        yield f"rollout.engine.sleep={engine.sleep} has no GPU memory to free with device=cpu; set it to 0"
+    if engine.sleep and device == "cpu":
+        yield f"{key}.sleep={engine.sleep} has no GPU memory to free with device=cpu; set it to 0"

@@ -37,6 +37,7 @@ STAGES = {
     "orchestrator.stages.sft": "train_sft",
     "orchestrator.stages.dpo": "train_dpo",
     "orchestrator.stages.serving": "serve",
+    "orchestrator.stages.labelling": "label_responses",
 }
 """Module → its function that starts models."""
 TIMES = int(os.environ.get("FUZZ", 0))

@@ -33,6 +33,8 @@ class World:
             "data": {"path": str(self.inputs / "pairs.jsonl"), "columns": {"completion": "chosen"}, "chat": True},
             "max_tokens": 64,
         }
+        text = (ROOT / "configs/label.yaml").read_text(encoding="utf-8").replace(INPUTS, str(self.inputs))
+        self.data["labelling"] = {**yaml.safe_load(text)["labelling"], "output": str(root / "labels")}
         self.file = self.write(self.data, "tiny.yaml")
 
     def write(self, data: dict[str, Any], name: str = "changed.yaml") -> Path:

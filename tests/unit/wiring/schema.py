@@ -47,6 +47,11 @@ NO_NUMBERS = {
     **dict.fromkeys(("sft.output", "dpo.output"), "where the model goes"),
     **dict.fromkeys(("sft.chat_template", "dpo.chat_template"), "how chats are written: test_demonstrations.py"),
     **dict.fromkeys(("sft.too_long=error", "dpo.too_long=error"), "ends a run: test_demonstrations.py"),
+    **dict.fromkeys(
+        ("labelling.[!j]*", "labelling.judge<endpoint>*", "labelling.judge<model>", "labelling.judge<model>.[!m]*"),
+        "what is asked, counted and written: test_labelling.py, test_judge_tasks.py, test_asking_budget.py",
+    ),
+    "labelling.judge<model>.max_tokens": "which questions are refused: test_asked_model.py",
 }
 """Pattern of keys → why no number depends on them."""
 

@@ -13,10 +13,12 @@ import yaml
 import orchestrator.groups.build
 import orchestrator.stages.reward_training
 from cluster.ranks.role_group import RoleGroup
+from orchestrator.config.labelling import LabellingRun
 from orchestrator.config.loading import load_config, load_root
 from orchestrator.config.reward_training import RewardTrainingRun
 from orchestrator.data.preference_pairs import Pairs
 from orchestrator.groups.build import resolve_models, training_roles
+from orchestrator.groups.judge_engines import judge_engines
 from orchestrator.stages.reward_training import train_reward
 from roles.batch import Preferences
 from roles.config.models import ModelConfig
@@ -102,6 +104,29 @@ def test_each_member_of_an_ensemble_has_its_own_model(folder: Path, monkeypatch:
         }
         found = models_of(folder, {"reward": {"type": "ensemble", "members": members}}, monkeypatch)
         assert (found["reward.one"], found["reward.two"]) == (first, second)
+
+
+@pytest.mark.parametrize("model", [SAID["reference"], TURNED["reference"]])
+def test_a_judge_has_its_own_model(model: tuple[Any, ...], folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[ModelConfig] = []
+    judge = {"type": "model", "model": named(*model), "max_tokens": 99}
+    said = {**base(folder), "labelling": {"output": "o", "data": {"path": "d"}, "judge": judge}}
+    file = folder / "models.yaml"
+    file.write_text(yaml.safe_dump(said))
+    engines = load_root(LabellingRun, file).engines
+    assert engines is not None
+    with stage() as seen, monkeypatch.context() as patched:
+        patched.setattr(
+            orchestrator.groups.build, "resolve_model", lambda own, cache: asked.append(own) or folder / "made"
+        )
+        patched.setattr(orchestrator.groups.build, "load_tokenizer", lambda path, trust_remote_code: Words)
+        patched.setattr(orchestrator.groups.build, "wait_all", lambda calls, deadline_s: None)
+        patched.setattr("tests.unit.wiring.stage.Cluster.check_places", lambda cluster, groups: None)
+        with judge_engines(engines, resolve_models(engines, ())):
+            setup = seen.groups["rollout"].arguments[0][0]
+        seen.groups.clear()
+    assert [(own.path, own.gguf_file, own.layers) for own in asked] == [model[:3]]
+    assert (Path(setup.model_path).name, setup.trust_remote_code, setup.max_model_tokens) == ("made", model[3], 99)
 
 
 @pytest.mark.parametrize("model", [SAID["reward"], TURNED["reward"]])

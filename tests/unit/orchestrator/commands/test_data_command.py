@@ -57,3 +57,15 @@ def test_prompts_are_shown_once_and_the_held_out_ones_too(inputs: Path, tmp_path
     assert done.exit_code == 0, done.output
     assert done.output.count("prompts.train: 7 prompts") == done.output.count("prompts.heldout: 2 prompts") == 1
     assert done.output.count("'train ") == 5 and done.output.count("'heldout ") == 2
+
+
+def test_responses_for_a_judge_are_shown(tmp_path: Path) -> None:
+    rows = [{"prompt": f"q{number}", "responses": ["a", "b"]} for number in range(7)]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    judge = {"type": "endpoint", "url": "http://h/v1/completions", "model": "m"}
+    labelling = {"output": "o", "data": {"path": str(tmp_path / "rows.jsonl")}, "judge": judge}
+    (tmp_path / "run.yaml").write_text(yaml.safe_dump({"labelling": labelling}))
+    done = CliRunner().invoke(app, ["data", str(tmp_path / "run.yaml")])
+    assert done.exit_code == 0, done.output
+    assert "labelling.data: 7 rows, 7 used" in done.output and "0: 'q0' → 'a' | 'b'" in done.output
+    assert "'q4'" in done.output and "'q5'" not in done.output

@@ -1,0 +1,109 @@
+"""Checks what `tetrarch label` needs, and reads the responses and the constitution. A ConfigError names key, value and
+fix. The cheap checks come first."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pydantic import ValidationError
+
+from orchestrator.checks.engine_fit import check_engine
+from orchestrator.checks.model_support import check_attention, check_weights
+from orchestrator.checks.models import check_context, check_folder, check_tokenizer, model_facts
+from orchestrator.checks.preparation import check_cards
+from orchestrator.checks.run_folders import check_writable
+from orchestrator.config.labelling import Constitution, EndpointJudge, LabellingRun, ModelJudge
+from orchestrator.config.problems import problem_lines
+from orchestrator.config.yaml_text import YamlError, parse_yaml
+from orchestrator.data.dataset_rows import check_source
+from orchestrator.errors import ConfigError
+
+if TYPE_CHECKING:
+    from orchestrator.data.records import Record
+
+
+@dataclass(frozen=True, slots=True)
+class LabelInputs:
+    """What is asked about, and with what."""
+
+    records: list[Record]
+    constitution: Constitution | None
+    api_key: str | None
+    """Of the endpoint; None if it wants none."""
+    summary: str
+    """For the user: what was read."""
+    example: str = ""
+
+
+def prepare_label(config: LabellingRun) -> LabelInputs:
+    """Check what `tetrarch label` needs; returns what was read on the way."""
+    labelling, judge = config.labelling, config.labelling.judge
+    check_writable(Path(labelling.output), "labelling.output")
+    constitution = None if labelling.constitution is None else read_constitution(Path(labelling.constitution))
+    api_key = _api_key(judge) if isinstance(judge, EndpointJudge) else None
+    check_source(labelling.data, "labelling.data")
+    if isinstance(judge, ModelJudge):
+        _check_model(config, judge)
+    from orchestrator.data.judge_tasks import comparable, revisable  # loads transformers
+    from orchestrator.data.samples import read_records
+    from orchestrator.data.statistics import DataStatistics
+
+    statistics = DataStatistics("labelling.data")
+    found = read_records(labelling.data, statistics, "candidates", revisable if constitution else comparable)
+    return LabelInputs([record for record, _ in found], constitution, api_key, "\n".join(statistics.lines()))
+
+
+def read_constitution(path: Path) -> Constitution:
+    """The principles in a YAML file."""
+    where = f"labelling.constitution={path}"
+    try:
+        return Constitution.model_validate(parse_yaml(path.read_text(encoding="utf-8")))
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{where} cannot be read: {error}; name a YAML file") from None
+    except YamlError as error:
+        raise ConfigError(f"{where} is not YAML: {error}; correct it") from None
+    except ValidationError as error:
+        lines = problem_lines(error.errors(), Constitution)
+        raise ConfigError("\n".join(f"{where}: {line}" for line in lines)) from None
+
+
+def _api_key(judge: EndpointJudge) -> str | None:
+    """The key in the environment."""
+    if judge.api_key_env is None:
+        return None
+    key = os.environ.get(judge.api_key_env, "").strip()
+    if not key or not key.isascii() or not key.isprintable():
+        state = "is not set" if not key else "holds no key: it has characters that no header takes"
+        raise ConfigError(
+            f"labelling.judge.api_key_env={judge.api_key_env}: the variable {state}; export it, or set "
+            "labelling.judge.api_key_env=null for a server without keys"
+        )
+    return key
+
+
+def _check_model(config: LabellingRun, judge: ModelJudge) -> None:
+    key, engines = "labelling.judge.model", config.engines
+    assert engines is not None
+    check_folder(judge.model, key)
+    check_cards(config.device)
+    model = model_facts(judge.model, key, config.model_cache)
+    check_tokenizer(model)
+    check_context(model, judge.max_tokens, "labelling.judge.max_tokens")
+    check_attention(model)
+    check_weights(model, "policy")
+    try:
+        check_engine(engines, model)
+    except ConfigError as error:
+        raise ConfigError(str(error).replace("rollout.engine.", "labelling.judge.engine.")) from None
+    if config.labelling.constitution is None:
+        from orchestrator.data.judge_prompts import LETTERS, letter_tokens
+
+        lacking = [letter for letter in LETTERS if not letter_tokens(model.tokenizer, letter)]
+        if lacking:
+            raise ConfigError(
+                f"{model.where}: its tokenizer has no token for {' and '.join(lacking)}, the judge's answers; use "
+                "another model"
+            )

@@ -1,0 +1,102 @@
+"""A judge on the vLLM engines: questions flow in, answers flow out; the engines start with the first question."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+
+from transformers import PreTrainedTokenizerBase
+
+from cluster.ranks.role_group import RoleGroup
+from orchestrator.config.sampling import SamplingConfig
+from orchestrator.data.judge_prompts import LETTERS, JudgeAnswer, JudgeQuestion, completion_text, letter_tokens
+from orchestrator.groups.build import Models, resolve_models
+from orchestrator.groups.judge_engines import judge_engines
+from orchestrator.stages.asking import Refusal
+from roles.generation.sampling import Reply
+from roles.judge_engine import EngineAnswer, EngineQuestion, JudgeEngine
+from roles.text.prompt_tokens import chat_text, prompt_tokens
+
+QUESTIONS_AT_A_TIME = 1024
+"""Questions that are sent to the engines together."""
+
+
+class AskedModel:
+    """The judge in a model folder."""
+
+    def __init__(self, config: SamplingConfig, started: ExitStack) -> None:
+        """`started`: ends the engines."""
+        self._config, self._started = config, started
+        self._models: Models = resolve_models(config, ())
+        self._candidates = {letter: letter_tokens(self._models.tokenizer, letter) for letter in LETTERS}
+        self._engines: RoleGroup[JudgeEngine] | None = None
+
+    @property
+    def name(self) -> str:
+        """The folder and what its weight files look like: a folder that is written again is another judge."""
+        folder = self._models.actor
+        files = sorted(file for file in folder.iterdir() if file.suffix in (".safetensors", ".bin", ".json"))
+        return " ".join([str(folder.resolve()), *map(_looks, files)])
+
+    def answers(self, questions: Sequence[JudgeQuestion]) -> Iterator[tuple[int, JudgeAnswer | Refusal]]:
+        """As `Judge` says."""
+        for first in range(0, len(questions), QUESTIONS_AT_A_TIME):
+            part = range(first, min(first + QUESTIONS_AT_A_TIME, len(questions)))
+            fitting = dict[int, EngineQuestion]()
+            for row in part:
+                found = self._read(row, questions[row])
+                if isinstance(found, Refusal):
+                    yield row, found
+                else:
+                    fitting[row] = found
+            if fitting:
+                yield from self._answered(fitting)
+
+    def _read(self, row: int, question: JudgeQuestion) -> EngineQuestion | Refusal:
+        try:
+            token_ids = question_tokens(self._models.tokenizer, question)
+        except Exception as error:  # a template is a program: it raises what it likes
+            return Refusal(f"the chat template does not take the question: {error}")
+        most = self._config.longest_sample
+        if len(token_ids) + question.max_tokens > most:
+            return Refusal(f"{len(token_ids)} tokens and an answer are more than labelling.judge.max_tokens={most}")
+        if question.letters:
+            every = tuple(token for letter in LETTERS for token in self._candidates[letter])
+            return EngineQuestion(row, token_ids, Reply(1, candidates=every))
+        return EngineQuestion(row, token_ids, Reply(question.max_tokens, question.temperature, question.seed % 2**62))
+
+    def _answered(self, questions: dict[int, EngineQuestion]) -> Iterator[tuple[int, JudgeAnswer]]:
+        engines, deadlines = self._ready(), self._config.deadlines
+        rows = list(questions)
+        shares = [[questions[row] for row in rows[rank :: len(engines)]] for rank in range(len(engines))]
+        for _, answer in engines.stream(JudgeEngine.answers, shares, deadline_s=deadlines.generate_s):
+            yield answer.row, self._told(questions[answer.row], answer)
+
+    def _told(self, question: EngineQuestion, answer: EngineAnswer) -> JudgeAnswer:
+        letters = None
+        if question.reply.candidates:
+            first, second = (
+                sum(math.exp(answer.logprobs[token]) for token in self._candidates[letter]) for letter in LETTERS
+            )
+            letters = first, second
+        text = str(self._models.tokenizer.decode(answer.token_ids, skip_special_tokens=True))
+        return JudgeAnswer(text, letters, len(question.token_ids), len(answer.token_ids), answer.cut)
+
+    def _ready(self) -> RoleGroup[JudgeEngine]:
+        if self._engines is None:
+            self._engines = self._started.enter_context(judge_engines(self._config, self._models))
+        return self._engines
+
+
+def question_tokens(tokenizer: PreTrainedTokenizerBase, question: JudgeQuestion) -> list[int]:
+    """A question as the judge reads it: through its chat template, or as text if it has none."""
+    if tokenizer.chat_template is None:
+        return prompt_tokens(tokenizer, [completion_text(question)], chat=False)[0]
+    return prompt_tokens(tokenizer, [chat_text(tokenizer, question.messages)], chat=True)[0]
+
+
+def _looks(file: Path) -> str:
+    found = file.stat()
+    return f"{file.name}:{found.st_size}:{found.st_mtime_ns}"

@@ -1,0 +1,190 @@
+"""`tetrarch label`: prompts with responses flow in, preferences with soft labels flow out; or, with a constitution,
+revised responses as demonstrations and as preferences."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, closing, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from cluster.runtime.orders import ORDERS
+from orchestrator.config.labelling import ANSWERS, Constitution, EndpointJudge, LabellingRun
+from orchestrator.data.answer_file import AnswerFile, open_answers
+from orchestrator.data.judge_prompts import JudgeAnswer, JudgeQuestion
+from orchestrator.data.judge_tasks import Asked, Compared, Revised, compare, pairs_of, revise
+from orchestrator.data.label_summary import LabelSummary
+from orchestrator.data.labels import Reliability, labelled_row
+from orchestrator.data.records import Record
+from orchestrator.errors import LabellingStopped
+from orchestrator.report.progress import Progress, make_progress
+from orchestrator.run.run_lock import held
+from orchestrator.stages.asked_endpoint import AskedEndpoint
+from orchestrator.stages.asking import Asking, Judge
+from roles.durable import sync_folder, write_durably
+
+TASKS_AT_A_TIME = 256
+"""Comparisons or revisions that are under way together."""
+PAIRS, DEMONSTRATIONS, SUMMARY = "pairs.jsonl", "demonstrations.jsonl", "summary.json"
+
+
+@dataclass(slots=True)
+class Labelled:
+    """What has come out so far."""
+
+    results: list[Compared | Revised] = field(default_factory=list)
+    refused: int = 0
+    """Tasks with a question that the judge refused."""
+    unfinished: int = 0
+    """Tasks with a question that was not asked."""
+
+
+def label_responses(
+    config: LabellingRun, records: Sequence[Record], rules: Constitution | None, key: str | None
+) -> LabelSummary:
+    """Ask the judge about the responses of `records`; write the outcome to `labelling.output`.
+
+    LabellingStopped if the budget ended it, or the judge; what was labelled is written nevertheless.
+
+    Args:
+        rules: the constitution, if responses are revised.
+        key: the endpoint's key, if it wants one.
+    """
+    run_dir, output = Path(config.run_dir), Path(config.labelling.output)
+    tasks = list(_tasks(config, records, rules))
+    with held(run_dir), open_answers(run_dir / ANSWERS) as file, closing(make_progress("label", 0, 0)) as progress:
+        ORDERS.listen()
+        with _judge(config, key) as judge, _told_how_to_go_on(progress, run_dir, file):
+            prices = config.labelling.judge.prices if isinstance(config.labelling.judge, EndpointJudge) else None
+            asking = Asking(judge, file, config.labelling.budget, prices)
+            done = _carried_out(tasks, asking, progress)
+        summary = _written(config, output, done, asking)
+        progress.lines("\n".join([*summary.lines(), f"written to {output}; all answers are in {run_dir / ANSWERS}"]))
+    if asking.stopped is not None:
+        raise LabellingStopped(
+            f"{asking.stopped}\n{len(tasks) - done.unfinished} of {len(tasks)} are done, and what they gave is in "
+            f"{output}. To go on, run the same command again: nothing that was answered is asked or paid for again"
+        )
+    return summary
+
+
+def _tasks(config: LabellingRun, records: Sequence[Record], rules: Constitution | None) -> Iterator[Asked]:
+    for record in records:
+        if rules is not None:
+            yield revise(record, rules, config.labelling, config.seed)
+            continue
+        for pair in pairs_of(record, config.labelling.pairs_per_prompt, config.seed):
+            yield compare(record.prompt, pair, config.labelling, config.answer_tokens)
+
+
+def _carried_out(tasks: Sequence[Asked], asking: Asking, progress: Progress) -> Labelled:
+    """Go through all tasks, some at a time. Once nothing is asked any more, those are finished whose answers are
+    known."""
+    done = Labelled()
+    for first in range(0, len(tasks), TASKS_AT_A_TIME):
+        if asking.stopped is None:
+            progress.status(f"asking the judge, {first} of {len(tasks)} done")
+        waiting = {task: next(task) for task in tasks[first : first + TASKS_AT_A_TIME]}
+        while waiting:
+            waiting = _one_round(waiting, asking, done)
+    return done
+
+
+def _one_round(waiting: dict[Asked, list[JudgeQuestion]], asking: Asking, done: Labelled) -> dict[Asked, list[Any]]:
+    """Answer each task's questions; the tasks that have more."""
+    answers = iter(asking.answers([question for questions in waiting.values() for question in questions]))
+    going_on: dict[Asked, list[JudgeQuestion]] = {}
+    for task, questions in waiting.items():
+        own = [next(answers) for _ in questions]
+        known: list[JudgeAnswer] = [answer for answer in own if answer is not None]
+        if len(known) < len(own):
+            lost = any(question.key(asking.judge.name) in asking.refusals for question in questions)
+            done.refused += lost
+            done.unfinished += not lost
+            continue
+        try:
+            going_on[task] = task.send(known)
+        except StopIteration as end:
+            done.results.append(end.value)
+    return going_on
+
+
+@contextmanager
+def _judge(config: LabellingRun, key: str | None) -> Iterator[Judge]:
+    judge = config.labelling.judge
+    if isinstance(judge, EndpointJudge):
+        yield AskedEndpoint(judge, key)
+        return
+    from orchestrator.stages.asked_model import AskedModel  # loads torch, Ray and transformers
+
+    assert config.engines is not None
+    with ExitStack() as started:
+        yield AskedModel(config.engines, started)
+
+
+@contextmanager
+def _told_how_to_go_on(progress: Progress, run_dir: Path, file: AnswerFile) -> Iterator[None]:
+    try:
+        yield
+    except BaseException:
+        count, kept = file.spent.requests, run_dir / ANSWERS
+        progress.lines(f"{count} answers are kept in {kept}; run the same command again to go on from there")
+        raise
+
+
+def _written(config: LabellingRun, output: Path, done: Labelled, asking: Asking) -> LabelSummary:
+    """Write the rows and the summary."""
+    compared = [result for result in done.results if isinstance(result, Compared)]
+    revised = [result for result in done.results if isinstance(result, Revised)]
+    pairs, demonstrations = _pairs(config, compared), list[dict[str, Any]]()
+    for result in revised:
+        if result.revised is not None:
+            demonstrations.append({"prompt": result.prompt, "completion": result.revised})
+            if result.revised != result.original:
+                pairs.append({"prompt": result.prompt, "chosen": result.revised, "rejected": result.original})
+    spent, decided = asking.file.spent, [result for result in compared if result.verdict.probability is not None]
+    summary = LabelSummary(
+        pairs=len(pairs),
+        demonstrations=len(demonstrations),
+        judge=Reliability.of([result.verdict for result in compared]) if compared else None,
+        undecided=len(decided) - len(pairs) if compared else 0,
+        unrevised=len(revised) - len(demonstrations),
+        refused=done.refused,
+        unfinished=done.unfinished,
+        asked=asking.asked,
+        reused=asking.reused,
+        spent=spent,
+        cost=None if asking.prices is None else spent.money(asking.prices),
+        stopped=asking.stopped,
+        first_refusal=next((refusal.reason for refusal in asking.refusals.values()), None),
+    )
+    output.mkdir(parents=True, exist_ok=True)
+    _write(output / PAIRS, "".join(map(_line, pairs)))
+    if config.labelling.constitution is not None:
+        _write(output / DEMONSTRATIONS, "".join(map(_line, demonstrations)))
+    _write(output / SUMMARY, json.dumps(summary.values(), indent=1) + "\n")
+    return summary
+
+
+def _pairs(config: LabellingRun, compared: Sequence[Compared]) -> list[dict[str, Any]]:
+    """A row for each comparison that is decided."""
+    found = []
+    for result in compared:
+        if (probability := result.verdict.probability) is not None:
+            minimum = config.labelling.minimum_probability
+            found.append(labelled_row(result.prompt, result.responses, probability, minimum))
+    return [row for row in found if row is not None]
+
+
+def _line(row: dict[str, Any]) -> str:
+    return json.dumps(row, ensure_ascii=False) + "\n"
+
+
+def _write(path: Path, text: str) -> None:
+    """Completely or not at all."""
+    partial = path.with_name(f"{path.name}.partial")
+    write_durably(partial, lambda file: file.write(text.encode("utf-8", "replace")))
+    partial.replace(path)
+    sync_folder(path.parent)

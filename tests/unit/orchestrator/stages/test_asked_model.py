@@ -1,0 +1,105 @@
+"""A model judge without engines: what it would be asked, and what is made of what it says."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from configs.tiny.inputs import tokenizer
+from orchestrator.config.labelling import LabellingRun
+from orchestrator.config.loading import validate_root
+from orchestrator.data.judge_prompts import JudgeAnswer, JudgeQuestion, letter_tokens
+from orchestrator.groups.build import Models
+from orchestrator.stages import asked_model
+from orchestrator.stages.asked_model import AskedModel
+from orchestrator.stages.asking import Refusal
+from roles.judge_engine import EngineAnswer, EngineQuestion
+
+WORDS = tokenizer()
+A, B = (letter_tokens(WORDS, letter)[0] for letter in "AB")
+
+
+class Engines:
+    """Two engines; the second one answers first."""
+
+    def __init__(self) -> None:
+        self.asked: list[list[EngineQuestion]] = []
+
+    def __len__(self) -> int:
+        return 2
+
+    def stream(self, method: Any, shares: list[list[EngineQuestion]], *, deadline_s: float) -> Iterator[Any]:
+        self.asked += shares
+        for rank, share in reversed(list(enumerate(shares))):
+            for question in share:
+                found = {token: math.log(0.5 if token == A else 0.2) for token in question.reply.candidates}
+                yield rank, EngineAnswer(question.row, [A], found, cut=False)
+
+
+@pytest.fixture
+def judge(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[AskedModel, Engines]]:
+    engines = Engines()
+    (tmp_path / "model.safetensors").write_bytes(b"12")
+
+    @contextmanager
+    def started(config: Any, models: Any) -> Iterator[Engines]:
+        yield engines
+
+    monkeypatch.setattr(asked_model, "resolve_models", lambda config, roles: Models(tmp_path, {}, WORDS))
+    monkeypatch.setattr(asked_model, "judge_engines", started)
+    said = {"type": "model", "model": {"path": "m"}, "max_tokens": 60}
+    labelling = {"output": "o", "data": {"path": "d"}, "judge": said}
+    config = validate_root(LabellingRun, {"labelling": labelling}).engines
+    assert config is not None
+    with ExitStack() as stack:
+        yield AskedModel(config, stack), engines
+
+
+def asked(text: str, **more: Any) -> JudgeQuestion:
+    return JudgeQuestion([{"role": "user", "content": text}], **more)
+
+
+def test_letters_have_the_probabilities_of_their_tokens(judge: tuple[AskedModel, Engines]) -> None:
+    model, engines = judge
+    found = dict(model.answers([asked(f"q{n}", letters=True) for n in range(3)]))
+    assert sorted(found) == [0, 1, 2]
+    size = len(WORDS("<bos><user>q0<assistant>", add_special_tokens=False)["input_ids"])
+    answer = found[0]
+    assert isinstance(answer, JudgeAnswer) and answer.letters is not None
+    assert answer.letters == pytest.approx((0.5, 0.2)) and (answer.prompt_tokens, answer.completion_tokens) == (size, 1)
+    rows = [[question.row for question in share] for share in engines.asked]
+    assert rows == [[0, 2], [1]]
+    question = engines.asked[0][0]
+    assert WORDS.decode(question.token_ids) == "<bos><user>q0<assistant>"
+    assert question.reply.max_tokens == 1 and set(question.reply.candidates) >= {A, B}
+
+
+def test_text_is_sampled_as_asked(judge: tuple[AskedModel, Engines]) -> None:
+    model, engines = judge
+    ((_, answer),) = model.answers([asked("q", max_tokens=7, temperature=0.4, seed=5)])
+    assert isinstance(answer, JudgeAnswer) and (answer.text, answer.letters) == ("A", None)
+    reply = engines.asked[0][0].reply
+    assert (reply.max_tokens, reply.temperature, reply.seed, reply.candidates) == (7, 0.4, 5, ())
+
+
+def test_a_question_that_does_not_fit_is_refused(judge: tuple[AskedModel, Engines]) -> None:
+    model, _ = judge
+    found = dict(model.answers([asked("x" * 200, letters=True), asked("q", letters=True)]))
+    assert isinstance(found[0], Refusal) and "labelling.judge.max_tokens=60" in found[0].reason
+    assert isinstance(found[1], JudgeAnswer)
+    odd = JudgeQuestion([{"role": "nobody", "content": "q"}])
+    ((_, refusal),) = model.answers([odd])
+    assert isinstance(refusal, Refusal) and "nobody" in refusal.reason
+
+
+def test_a_folder_that_is_written_again_is_another_judge(judge: tuple[AskedModel, Engines], tmp_path: Path) -> None:
+    model, _ = judge
+    before = model.name
+    assert model.name == before
+    (tmp_path / "model.safetensors").write_bytes(b"123")
+    assert model.name != before
