@@ -15,6 +15,7 @@ from orchestrator.errors import ConfigError
 
 if TYPE_CHECKING:
     from orchestrator.data.prompts import Questions
+    from orchestrator.data.row_files import Where
 
 
 def check_bridges(config: EvaluationRun, read: Mapping[str, Questions | None]) -> None:
@@ -23,13 +24,13 @@ def check_bridges(config: EvaluationRun, read: Mapping[str, Questions | None]) -
         if not scorer.text_bridge:
             continue
         key = f"{section_key(role)}.model"
-        for part, questions in read.items():
-            chats = questions.columns.get("messages") if questions is not None else None
+        for questions in filter(None, read.values()):
+            chats = questions.columns.get("messages")
             if chats:
-                _check_template(config, role, f"{key}.path={scorer.model.path}", f"prompts.{part}", chats)
+                _check_template(config, role, f"{key}.path={scorer.model.path}", questions.where, chats)
 
 
-def _check_template(config: EvaluationRun, role: str, where: str, part: str, chats: list[Any]) -> None:
+def _check_template(config: EvaluationRun, role: str, where: str, prompts: Where, chats: list[Any]) -> None:
     from roles.model_files.conversion import resolve_model
     from roles.text.answered_chat import answered_chat
     from roles.text.prompt_tokens import TEMPLATE_S
@@ -41,7 +42,7 @@ def _check_template(config: EvaluationRun, role: str, where: str, part: str, cha
     tokenizer = load_tokenizer(folder, trust_remote_code=model.trust_remote_code)
     if tokenizer.chat_template is None:
         raise ConfigError(
-            f"{where} has no chat template to read the chats of {part} with (text_bridge: true); add "
+            f"{where} has no chat template to read the chats of {prompts} with (text_bridge: true); add "
             "chat_template.jinja to its folder, or give the prompts as text"
         )
     orders = {tuple(message.get("role") for message in chat): row for row, chat in reversed(list(enumerate(chats)))}
@@ -52,6 +53,6 @@ def _check_template(config: EvaluationRun, role: str, where: str, part: str, cha
                     answered_chat(tokenizer, chats[row], "an answer", finished=finished)
         except Exception as error:  # a template is a program: it raises what it likes
             raise ConfigError(
-                f"{where}: its chat template cannot write the chat of {part}, row {row} ({error}); correct the chat, "
+                f"{where}: its chat template cannot write the chat of {prompts.row(row)} ({error}); correct the chat, "
                 "or use another reward model"
             ) from error

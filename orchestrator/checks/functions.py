@@ -6,16 +6,14 @@ A section of the configuration flows in; nothing flows out, or a ConfigError tha
 from __future__ import annotations
 
 import ast
-import json
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Iterator, Mapping
 
 from orchestrator.checks.python_files import defined
 from orchestrator.config.evaluation import EvaluationRun
 from orchestrator.config.schema import section_key
 from orchestrator.errors import ConfigError
 from roles.config.environment import FunctionEnvironment
-from roles.config.rewards import FunctionReward, ModelReward, OneReward, RemoteReward
+from roles.config.rewards import FunctionReward, OneReward
 
 SIGNATURE = "score(prompts, responses, *, response_token_ids, finished, columns) -> list[float]"
 OPENRLHF = "queries, prompts, labels"
@@ -41,25 +39,6 @@ def check_reward_functions(scorers: Mapping[str, OneReward]) -> None:
     for role, scorer in scorers.items():
         if isinstance(scorer, FunctionReward):
             check_function(scorer, section_key(role))
-
-
-def check_sendable(config: EvaluationRun, part: str, columns: Mapping[str, Sequence[Any]]) -> None:
-    """A reward over HTTP is sent all columns as JSON, which has no dates, bytes or NaN; one of them as labels."""
-    asked = {section_key(role): one for role, one in config.scorers.items() if not isinstance(one, ModelReward)}
-    for key, one in asked.items():
-        if one.label is not None and one.label not in columns:
-            known = ", ".join(columns) or "no other than the prompt"
-            raise ConfigError(f"{key}.label={one.label}: prompts.{part} has {known}, and no such column; change it")
-    remote = [key for key, one in asked.items() if isinstance(one, RemoteReward)]
-    for name, values in columns.items() if remote else ():
-        for row, value in enumerate(values):
-            try:
-                json.dumps(value, allow_nan=False)
-            except (TypeError, ValueError) as error:
-                raise ConfigError(
-                    f"prompts.{part}: row {row} has {type(value).__name__} in the column `{name}`, which {remote[0]} "
-                    f"(type: remote) cannot be sent as JSON: {error}; write such values as text, or remove the column"
-                ) from None
 
 
 def check_environment(config: FunctionEnvironment) -> None:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Literal
 
 from orchestrator.checks.bridges import check_bridges
 from orchestrator.checks.engine_fit import check_engine, longest_sample
-from orchestrator.checks.functions import check_function, check_functions, check_reward_functions, check_sendable
+from orchestrator.checks.functions import check_function, check_functions, check_reward_functions
 from orchestrator.checks.model_support import check_attention, check_weights
 from orchestrator.checks.models import (
     ModelFacts,
@@ -228,6 +228,7 @@ def _check_names(config: EvaluationRun, parts: list[str]) -> None:
 def _read_prompts(config: SamplingConfig, part: Literal["train", "heldout"], actor: ModelFacts) -> Questions:
     """The prompts; ConfigError for a row that cannot be used, unless `prompts.too_long` allows it."""
     # These load torch: not before the quick checks have passed.
+    from orchestrator.checks.columns import check_columns
     from orchestrator.checks.environment_tasks import played_tasks
     from orchestrator.data.prompts import read_questions
 
@@ -236,5 +237,5 @@ def _read_prompts(config: SamplingConfig, part: Literal["train", "heldout"], act
     else:
         questions = read_questions(config.prompts, part, actor.tokenizer)
     if isinstance(config, EvaluationRun):
-        check_sendable(config, part, questions.columns)
+        check_columns(config, part, questions)
     return questions

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator.config.data import DatasetConfig, SourceConfig
-from orchestrator.data.row_files import BadRows, Row, Rows, read_csv, read_json
+from orchestrator.data.row_files import BadRows, Row, Rows, Where, read_csv, read_json
 from orchestrator.errors import ConfigError
 from roles.redaction import without_credentials
 
@@ -39,9 +39,7 @@ class SourceRows:
 
     def place(self, row: int) -> str:
         """For errors: where a row stands; with the line of its file, where the file has lines."""
-        file, line = (self.rows.places[row] if self.rows.places else None) or ("", 0)
-        found = ("" if self.where.endswith(file) else f", {file}") + f", line {line}" if line else ""
-        return f"{self.where}{found}: row {row}"
+        return Where(self.where, self.rows.places).row(row)
 
 
 def load_rows(config: DatasetConfig, key: str) -> Rows:

@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from transformers import PreTrainedTokenizerBase
 
-from orchestrator.data.row_files import Rows
+from orchestrator.data.row_files import Rows, Where
 from orchestrator.errors import ConfigError
 from roles.text.messages import LONE_SURROGATE, kind_of_value, plain_messages
 from roles.text.prompt_tokens import chat_text, prompt_tokens
@@ -34,7 +34,7 @@ class ReadPrompts:
     """Token ids, `[rows][tokens]`."""
 
 
-def prompt_column(column: str | None, names: list[str], where: str) -> str:
+def prompt_column(column: str | None, names: list[str], where: Where) -> str:
     """The name of the prompts' column in a data set with the columns `names`: `column` (of `prompts.column`), or the
     one of `COLUMNS` that exists."""
     if column is not None:
@@ -55,7 +55,7 @@ def prompt_column(column: str | None, names: list[str], where: str) -> str:
     return present[0]
 
 
-def column_values(rows: Rows, column: str, where: str) -> list[Any]:
+def column_values(rows: Rows, column: str, where: Where) -> list[Any]:
     """The values of a column. `a.b` means the values of the key `b` in the column `a`, unless a column has that
     name."""
     if column in rows.column_names:
@@ -65,12 +65,12 @@ def column_values(rows: Rows, column: str, where: str) -> list[Any]:
     for key in keys:
         row = next((row for row, value in enumerate(values) if not isinstance(value, dict) or key not in value), None)
         if row is not None:
-            raise ConfigError(f"{where}: row {row} has no `{column}` (prompts.column); fill it, or leave the row out")
+            raise ConfigError(f"{where.row(row)} has no `{column}` (prompts.column); fill it, or leave the row out")
         values = [value[key] for value in values]
     return values
 
 
-def read_prompts(column: str, values: list[Any], tokenizer: PreTrainedTokenizerBase, where: str) -> ReadPrompts:
+def read_prompts(column: str, values: list[Any], tokenizer: PreTrainedTokenizerBase, where: Where) -> ReadPrompts:
     """Texts, chats or token ids (the same form in all rows) as `roles.text.prompt_tokens` makes them."""
     kind = NAMED.get(column) or _kind_of(values[0], column, where)
     if kind == "token ids":
@@ -81,18 +81,18 @@ def read_prompts(column: str, values: list[Any], tokenizer: PreTrainedTokenizerB
     return ReadPrompts(kind, texts, prompt_tokens(tokenizer, texts, chat=chat))
 
 
-def check_characters(texts: list[str], column: str, where: str) -> None:
+def check_characters(texts: list[str], column: str, where: Where) -> None:
     """Raise ConfigError for half of a surrogate pair, which JSON can contain and no tokenizer accepts."""
     for row, text in enumerate(texts):
         lone = LONE_SURROGATE.search(text)
         if lone:
             raise ConfigError(
-                f"{where}: row {row} has half of a surrogate pair ({lone[0]!r}) in `{column}`, which is no "
+                f"{where.row(row)} has half of a surrogate pair ({lone[0]!r}) in `{column}`, which is no "
                 "character; correct the row"
             )
 
 
-def _kind_of(value: Any, column: str, where: str) -> PromptKind:
+def _kind_of(value: Any, column: str, where: Where) -> PromptKind:
     match value:
         case str():
             return "text"
@@ -101,27 +101,27 @@ def _kind_of(value: Any, column: str, where: str) -> PromptKind:
         case [int(), *_]:
             return "token ids"
     raise ConfigError(
-        f"{where}: row 0 has {kind_of_value(value)} in `{column}`, which is neither text, nor a chat, nor token ids; "
+        f"{where.row(0)} has {kind_of_value(value)} in `{column}`, which is neither text, nor a chat, nor token ids; "
         "correct the row, or say another column with prompts.column"
     )
 
 
-def _read_texts(column: str, values: list[Any], where: str) -> list[str]:
+def _read_texts(column: str, values: list[Any], where: Where) -> list[str]:
     for row, value in enumerate(values):
         if not isinstance(value, str):
             raise ConfigError(
-                f"{where}: row {row} has {kind_of_value(value)} in `{column}`, not text as row 0 has; correct the row"
+                f"{where.row(row)} has {kind_of_value(value)} in `{column}`, not text as row 0 has; correct the row"
             )
     return values
 
 
-def _read_chats(column: str, values: list[Any], tokenizer: PreTrainedTokenizerBase, where: str) -> list[str]:
+def _read_chats(column: str, values: list[Any], tokenizer: PreTrainedTokenizerBase, where: Where) -> list[str]:
     if tokenizer.chat_template is None:
         raise ConfigError(
             f"{where} has chats in `{column}`, but the tokenizer of actor.model has no chat template; add "
             "chat_template.jinja to the model folder, or give the prompts as text"
         )
-    return [_render(value, tokenizer, f"{where}: row {row}") for row, value in enumerate(values)]
+    return [_render(value, tokenizer, where.row(row)) for row, value in enumerate(values)]
 
 
 def _render(messages: Any, tokenizer: PreTrainedTokenizerBase, where: str) -> str:
@@ -138,16 +138,16 @@ def _render(messages: Any, tokenizer: PreTrainedTokenizerBase, where: str) -> st
 
 
 def _read_token_ids(
-    column: str, values: list[Any], tokenizer: PreTrainedTokenizerBase, where: str
+    column: str, values: list[Any], tokenizer: PreTrainedTokenizerBase, where: Where
 ) -> tuple[list[str], list[list[int]]]:
     size = len(tokenizer)
     for row, ids in enumerate(values):
         if not isinstance(ids, list) or not all(type(i) is int for i in ids):
-            raise ConfigError(f"{where}: row {row} has no list of whole numbers in `{column}`; correct the row")
+            raise ConfigError(f"{where.row(row)} has no list of whole numbers in `{column}`; correct the row")
         outside = [i for i in ids if not 0 <= i < size]
         if outside:
             raise ConfigError(
-                f"{where}: row {row} has token id {outside[0]}, outside the tokenizer's {size} (0 to {size - 1}); "
+                f"{where.row(row)} has token id {outside[0]}, outside the tokenizer's {size} (0 to {size - 1}); "
                 "tokenise with the actor's tokenizer"
             )
     return [tokenizer.decode(ids, skip_special_tokens=False) for ids in values], values

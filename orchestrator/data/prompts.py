@@ -8,7 +8,7 @@ import json
 import random
 from array import array
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from transformers import PreTrainedTokenizerBase
@@ -16,9 +16,11 @@ from transformers import PreTrainedTokenizerBase
 from orchestrator.config.data import DatasetConfig, PromptsConfig
 from orchestrator.data.dataset_rows import load_rows
 from orchestrator.data.prompt_columns import PromptKind, column_values, prompt_column, read_prompts
+from orchestrator.data.row_files import Where
 from orchestrator.display_text import printable
 from orchestrator.errors import CheckpointError, ConfigError
 from roles.batch import Prompts
+from roles.redaction import without_credentials
 from roles.seeds import short_seed, stable_seed
 from roles.text.prompt_tokens import shown_prompt
 
@@ -38,6 +40,8 @@ class Questions:
     """For the user: the number of prompts, their lengths, and what happened to those that were too long."""
     example: str = ""
     """For the user: one row as it was given and as the model reads it; empty if nothing has been read."""
+    where: Where = field(default_factory=lambda: Where("the prompts"))
+    """Where the rows stand, for errors."""
 
     def __len__(self) -> int:
         return len(self.token_ids)
@@ -146,7 +150,9 @@ def read_tasks(config: PromptsConfig, part: Literal["train", "heldout"]) -> Ques
     dataset = require_part(config, part)
     rows = load_rows(dataset, f"prompts.{part}")
     size = len(rows)
-    return Questions([[]] * size, [""] * size, rows.columns, f"prompts.{part}: {size} tasks for the environment")
+    told = f"prompts.{part}: {size} tasks for the environment"
+    where = Where(f"prompts.{part}.path={without_credentials(dataset.path)}", rows.places)
+    return Questions([[]] * size, [""] * size, rows.columns, told, where=where)
 
 
 def require_part(config: PromptsConfig, part: Literal["train", "heldout"]) -> DatasetConfig:
@@ -163,19 +169,19 @@ def read_questions(
     """All training or held-out prompts, tokenised, with `prompts.too_long` applied."""
     dataset = require_part(config, part)
     rows = load_rows(dataset, f"prompts.{part}")
-    where = f"prompts.{part}.path={dataset.path}"
+    where = Where(f"prompts.{part}.path={without_credentials(dataset.path)}", rows.places)
     column = prompt_column(config.column, rows.column_names, where)
     given = column_values(rows, column, where)
     read = read_prompts(column, given, tokenizer, where)
     token_ids = read.token_ids
     empty = next((row for row, ids in enumerate(token_ids) if not ids), None)
     if empty is not None:
-        raise ConfigError(f"{where}: row {empty} has an empty prompt; fill it or leave the row out")
+        raise ConfigError(f"{where.row(empty)} has an empty prompt; fill it or leave the row out")
     columns = {name: values for name, values in rows.columns.items() if name not in (column, "messages")}
     if read.kind == "chat":  # a reward model may read them through a chat template of its own
         columns["messages"] = given
     shown = next((row for row, ids in enumerate(token_ids) if len(ids) <= config.max_tokens), 0)
-    questions, became = _fit(Questions(token_ids, read.texts, columns, summary=""), config, where, tokenizer)
+    questions, became = _fit(Questions(token_ids, read.texts, columns, "", where=where), config, tokenizer)
     fitting = token_ids if len(token_ids[shown]) <= config.max_tokens else questions.token_ids  # all cut, none left out
     example = example_of(f"prompts.{part}", shown, given[shown], fitting[shown], tokenizer, read.kind)
     shortest, longest = (pick(len(ids) for ids in questions.token_ids) for pick in (min, max))
@@ -192,18 +198,16 @@ def example_of(
     return printable("\n".join(lines), keep="\n")
 
 
-def _fit(
-    questions: Questions, config: PromptsConfig, where: str, tokenizer: PreTrainedTokenizerBase
-) -> tuple[Questions, str]:
+def _fit(questions: Questions, config: PromptsConfig, tokenizer: PreTrainedTokenizerBase) -> tuple[Questions, str]:
     """Apply `prompts.too_long`; also returns a text for the summary with the number of prompts it changed."""
-    limit = config.max_tokens
+    limit, where = config.max_tokens, questions.where
     long = [row for row, ids in enumerate(questions.token_ids) if len(ids) > limit]
     if not long:
         return questions, ""
     if config.too_long == "error":
         first, longest = len(questions.token_ids[long[0]]), max(len(questions.token_ids[row]) for row in long)
         raise ConfigError(
-            f"{where}: row {long[0]} has {first} tokens, more than prompts.max_tokens={limit} ({len(long)} of "
+            f"{where.row(long[0])} has {first} tokens, more than prompts.max_tokens={limit} ({len(long)} of "
             f"{len(questions)} prompts are longer, the longest has {longest}); raise prompts.max_tokens, or set "
             "prompts.too_long to skip or truncate"
         )
@@ -217,7 +221,8 @@ def _fit(
             )
         kept = questions.pick(keep, seeds=[0] * len(keep))
         became = f"; {len(long)} longer than prompts.max_tokens={limit} were left out"
-        return replace(questions, token_ids=kept.token_ids, texts=kept.texts, columns=kept.columns), became
+        columns, there = kept.columns, where.picked(keep)
+        return replace(questions, token_ids=kept.token_ids, texts=kept.texts, columns=columns, where=there), became
     token_ids, texts = list(questions.token_ids), list(questions.texts)
     for row in long:
         begins = int(limit > 1 and token_ids[row][0] == tokenizer.bos_token_id)  # a model expects it there

@@ -39,6 +39,35 @@ class BadRows(ValueError):
 
 
 @dataclass(frozen=True, slots=True)
+class Where:
+    """Where rows stand, for errors.
+
+    Example: `str(Where("prompts.train.path=a.jsonl"))` is the text in it, and with the places of the rows `.row(1)` is
+    `prompts.train.path=a.jsonl, line 2: row 1`.
+    """
+
+    source: str
+    """Key and value of the source."""
+    places: Sequence[tuple[str, int] | None] = ()
+    """File and line of each row; empty, or None, where there is none."""
+    numbers: Sequence[int] | None = None
+    """Number of each row in the source; None: those from 0 on."""
+
+    def __str__(self) -> str:
+        return self.source
+
+    def row(self, row: int) -> str:
+        """A row, with the line of its file where the file has lines."""
+        file, line = (self.places[row] if self.places else None) or ("", 0)
+        found = ("" if self.source.endswith(file) else f", {file}") + f", line {line}" if line else ""
+        return f"{self.source}{found}: row {self.numbers[row] if self.numbers else row}"
+
+    def picked(self, rows: Sequence[int]) -> Where:
+        """Of these rows alone."""
+        return Where(self.source, [self.places[row] for row in rows] if self.places else (), rows)
+
+
+@dataclass(frozen=True, slots=True)
 class Rows:
     """Values by column, each column as long as the others: `{"prompt": ["a", "b"], "answer": ["007", 5]}`."""
 

@@ -305,6 +305,8 @@ def test_a_template_that_the_bridge_cannot_use(world: World, command: str) -> No
     part = "heldout" if command == "evaluate" else "train"
     refused(world, "reward.model.path=", f"has no chat template to read the chats of prompts.{part}", command=command)
     bridge(world, "{% if messages|length > 2 %}{{ raise_exception('too long') }}{% endif %}x", [CHAT, CHAT, LONG])
-    refused(world, "reward.model.path=", f"the chat of prompts.{part}, row 2 (too long)", command=command)
+    refused(
+        world, "reward.model.path=", f"the chat of prompts.{part}.path=", "line 3: row 2 (too long)", command=command
+    )
     bridge(world, "{% for m in messages %}{{ m.content }}{% endfor %}", [CHAT, LONG])
     check(command, world)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -426,6 +427,8 @@ def test_bad_rows(
     with pytest.raises(ConfigError) as caught:
         source_of(configuration(path), tokenizer)
     assert [p for p in [f"prompts.train.path={path}", *parts] if p not in str(caught.value)] == [], caught.value
+    for row in re.findall(r": row (\d+)", str(caught.value)):
+        assert f", line {int(row) + 1}: row {row}" in str(caught.value)
 
 
 def test_messages_need_a_chat_template(write: Write, tokenizer: PreTrainedTokenizerFast) -> None:

@@ -10,10 +10,11 @@ import pytest
 import torch
 
 from configs.tiny.inputs import tokenizer
-from orchestrator.checks.functions import check_sendable
+from orchestrator.checks.columns import check_sendable
 from orchestrator.config.data import PromptsConfig
 from orchestrator.config.loading import validate
 from orchestrator.data.prompts import PromptSource, Questions, read_questions, read_tasks
+from orchestrator.data.row_files import Where
 from orchestrator.errors import ConfigError
 from roles.batch import Rollouts
 from roles.config.environment import FunctionEnvironment
@@ -115,6 +116,9 @@ def test_an_environment_may_begin_with_a_chat_in_parts(tmp_path: Path) -> None:
     assert said == [{"role": "user", "content": "what is a river"}]
 
 
+WHERE = Where("prompts.train.path=rows.jsonl", [("rows.jsonl", 1), ("rows.jsonl", 7)])
+
+
 @pytest.mark.parametrize(("value", "said"), [(b"x", "bytes"), (float("nan"), "float"), ({"a": [float("inf")]}, "dict")])
 def test_what_a_service_cannot_be_sent_is_refused_at_the_door(value: Any, said: str) -> None:
     data: dict[str, Any] = {
@@ -127,10 +131,11 @@ def test_what_a_service_cannot_be_sent_is_refused_at_the_door(value: Any, said: 
         "rollout": {"prompts_per_step": 4, "max_response_tokens": 4},
     }
     columns = {"answer": ["a", "b"], "extra": [1, value]}
-    with pytest.raises(ConfigError, match=rf"prompts\.train: row 1 has {said} in the column `extra`, which reward"):
-        check_sendable(validate(data), "train", columns)
-    check_sendable(validate({**data, "reward": {"type": "function", "path": "reward.py"}}), "train", columns)
-    check_sendable(validate(data), "train", {"answer": ["a", 2**70, None, {"b": [1.5]}]})
+    there = r"prompts\.train\.path=rows\.jsonl, line 7: row 1"
+    with pytest.raises(ConfigError, match=rf"{there} has {said} in the column `extra`, which reward"):
+        check_sendable(validate(data), "train", columns, WHERE)
+    check_sendable(validate({**data, "reward": {"type": "function", "path": "reward.py"}}), "train", columns, WHERE)
+    check_sendable(validate(data), "train", {"answer": ["a", 2**70, None, {"b": [1.5]}]}, WHERE)
     theirs = {**data, "reward": {**data["reward"], "protocol": "openrlhf", "label": "gold"}}
     with pytest.raises(ConfigError, match=r"reward\.label=gold: prompts\.train has answer, and no such column"):
-        check_sendable(validate(theirs), "train", {"answer": ["a"]})
+        check_sendable(validate(theirs), "train", {"answer": ["a"]}, WHERE)

@@ -1,0 +1,71 @@
+"""Checks that the prompts have the columns that what scores their responses reads, before anything starts.
+
+A configuration and the prompts flow in; nothing flows out, or a ConfigError that names key, value and fix.
+"""
+
+from __future__ import annotations
+
+import ast
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from orchestrator.checks.python_files import defined
+from orchestrator.config.evaluation import EvaluationRun
+from orchestrator.config.schema import section_key
+from orchestrator.data.prompts import Questions
+from orchestrator.data.row_files import Where
+from orchestrator.errors import ConfigError
+from roles.config.rewards import FunctionReward, ModelReward, RemoteReward
+
+
+def check_columns(config: EvaluationRun, part: str, questions: Questions) -> None:
+    """The prompts `prompts.PART` have every column that a function reads by its name, and none that a service cannot be
+    sent."""
+    functions = {section_key(role): one for role, one in config.scorers.items() if isinstance(one, FunctionReward)}
+    judge = config.evaluation.judge
+    if judge is not None and part == "heldout":
+        functions["evaluation.judge"] = judge
+    for key, function in functions.items():
+        node = defined(function.path, function.name, key, f"define {function.name}")
+        for line, name in _read_columns(node):
+            if name not in questions.columns:
+                known = ", ".join(questions.columns) or "no other than the prompt"
+                raise ConfigError(
+                    f"{key}.path={function.path}, line {line}: {function.name} reads the column {name!r}, but "
+                    f"{questions.where} has {known}; add it to the rows, or say with prompts.{part}.columns what it is"
+                )
+    check_sendable(config, part, questions.columns, questions.where)
+
+
+def _read_columns(node: ast.stmt) -> Iterator[tuple[int, str]]:
+    """Line and name of every `columns["name"]` of a function that looks for no column first."""
+    found = list(ast.walk(node)) if isinstance(node, ast.FunctionDef) else []
+    if any(isinstance(inner, ast.Try) for inner in found):
+        return
+    compared = [inner.left for inner in found if isinstance(inner, ast.Compare)]
+    asked = {constant.value for constant in compared if isinstance(constant, ast.Constant)}
+    for inner in found:
+        match inner:
+            case ast.Subscript(value=ast.Name(id="columns"), slice=ast.Constant(value=str(name)), ctx=ast.Load()):
+                if name not in asked:
+                    yield inner.lineno, name
+
+
+def check_sendable(config: EvaluationRun, part: str, columns: Mapping[str, Sequence[Any]], where: Where) -> None:
+    """A reward over HTTP is sent all columns as JSON, which has no dates, bytes or NaN; one of them as labels."""
+    asked = {section_key(role): one for role, one in config.scorers.items() if not isinstance(one, ModelReward)}
+    for key, one in asked.items():
+        if one.label is not None and one.label not in columns:
+            known = ", ".join(columns) or "no other than the prompt"
+            raise ConfigError(f"{key}.label={one.label}: prompts.{part} has {known}, and no such column; change it")
+    remote = [key for key, one in asked.items() if isinstance(one, RemoteReward)]
+    for name, values in columns.items() if remote else ():
+        for row, value in enumerate(values):
+            try:
+                json.dumps(value, allow_nan=False)
+            except (TypeError, ValueError) as error:
+                raise ConfigError(
+                    f"{where.row(row)} has {type(value).__name__} in the column `{name}`, which {remote[0]} "
+                    f"(type: remote) cannot be sent as JSON: {error}; write such values as text, or remove the column"
+                ) from None
