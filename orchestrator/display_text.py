@@ -56,6 +56,20 @@ def printable(text: str, keep: str = "") -> str:
     return "".join(c if c.isprintable() or c in keep else " " if c.isspace() else "\ufffd" for c in text)
 
 
+MARKED = {b"\xff\xfe\x00\x00": "UTF-32", b"\x00\x00\xfe\xff": "UTF-32", b"\xff\xfe": "UTF-16", b"\xfe\xff": "UTF-16"}
+"""First bytes of a text → its encoding."""
+
+
+def not_utf8(error: UnicodeDecodeError) -> str:
+    """Why a whole file is no UTF-8 and how to make it so, to go on after "the file cannot be read: "."""
+    data = error.object
+    marked = next((encoding for mark, encoding in MARKED.items() if data.startswith(mark)), None)
+    line = data.count(b"\n", 0, error.start) + 1
+    plain = f"line {line} is not {error.encoding.upper()} (byte 0x{data[error.start]:02x})"
+    fix = f"save it as UTF-8, for example with: iconv -f {marked or 'LATIN1'} -t UTF-8 FILE > NEW"
+    return f"it is {marked}; {fix}" if marked else f"{plain}; {fix}"
+
+
 def sparkline(values: list[float]) -> str:
     """A bar of one character for each value, between the smallest and the largest; `x` for what is not finite."""
     whole = [value for value in values if math.isfinite(value)]

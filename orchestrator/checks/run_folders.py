@@ -9,6 +9,7 @@ import json
 import os
 from itertools import pairwise
 from pathlib import Path
+from tempfile import TemporaryFile
 
 from orchestrator.config.base import BaseConfig
 from orchestrator.config.reward_training import COMPARISONS, QUALITY
@@ -96,8 +97,20 @@ def check_writable(folder: Path, key: str) -> None:
         existing = existing.parent
     if not existing.is_dir():
         raise ConfigError(f"{key}={folder}: {existing} is a file; choose a folder")
-    if not os.access(existing, os.W_OK | os.X_OK):
-        raise ConfigError(f"{key}={folder}: {existing} cannot be written to; choose another folder")
+    if why := _not_writable(existing):
+        raise ConfigError(f"{key}={folder}: {existing} cannot be written to ({why}); choose another folder")
+
+
+def _not_writable(folder: Path) -> str | None:
+    """Why no file can be made in a folder; None if one can. /proc and full or read-only disks give themselves away only
+    when one is made."""
+    if not os.access(folder, os.W_OK | os.X_OK):
+        return "no permission"
+    try:
+        with TemporaryFile(dir=folder):
+            return None
+    except OSError as error:
+        return error.strerror or str(error)
 
 
 def check_file(file: Path, key: str) -> None:
@@ -107,5 +120,6 @@ def check_file(file: Path, key: str) -> None:
         raise ConfigError(f"{key}={file}: the folder {folder} does not exist; make it, or choose another one")
     if file.is_dir():
         raise ConfigError(f"{key}={file} is a folder; name a file in it")
-    if not os.access(file if file.exists() else folder, os.W_OK):
-        raise ConfigError(f"{key}={file} cannot be written; choose another file")
+    there = os.path.exists(file)
+    if why := _not_writable(folder) if not there else None if os.access(file, os.W_OK) else "no permission":
+        raise ConfigError(f"{key}={file} cannot be written ({why}); choose another file")

@@ -155,10 +155,12 @@ def draw_plan(
 ) -> Sequence[PlannedLayout]:
     """Draw the layouts of a training, and the smallest change that makes them fit, if they do not."""
     from orchestrator.checks.engine_fit import check_planned_engine
+    from orchestrator.checks.planned_models import check_planned_models
     from orchestrator.planning.layout_drawing import draw
     from orchestrator.planning.smallest_change import smallest_change
 
     layouts = TRAININGS[command].layouts
+    check_planned_models(run)
     policy = run.policy if isinstance(run, RewardTrainingRun) else run
     if isinstance(policy, SamplingConfig):
         check_planned_engine(policy)

@@ -13,6 +13,7 @@ from pathlib import Path
 import typer
 
 from orchestrator.checks.job_inputs import check_job_inputs
+from orchestrator.checks.planned_models import check_planned_models
 from orchestrator.commands.exit_codes import reported
 from orchestrator.commands.options import (
     CommandName,
@@ -87,6 +88,7 @@ def submit(
             from cluster.runtime.upload import left_out_of
 
             check_job_inputs(run, left_out_of(Path.cwd()))
+            check_planned_models(run)
             jobs = RayJobs(dashboard_address(address))
             run = on_cluster(run, jobs) if cluster else run
             check_plan(name, run, force)

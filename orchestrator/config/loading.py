@@ -21,6 +21,7 @@ from orchestrator.config.rules.rule_table import broken_rules
 from orchestrator.config.run import RunConfig
 from orchestrator.config.schema import key_of, locate, sections_in, tag_of
 from orchestrator.config.yaml_text import YamlError, parse_yaml, to_yaml
+from orchestrator.display_text import not_utf8
 from orchestrator.errors import ConfigError
 from roles.redaction import without_credentials
 
@@ -154,11 +155,7 @@ def _read(path: Path) -> dict[str, Any]:
     except IsADirectoryError:
         raise ConfigError(f"{path} is a directory; name a YAML file in it") from None
     except UnicodeDecodeError as error:
-        line = error.object.count(b"\n", 0, error.start) + 1
-        raise ConfigError(
-            f"configuration file {path} cannot be read: line {line} is not UTF-8 (byte "
-            f"0x{error.object[error.start]:02x}); save it as UTF-8, for example with: iconv -f LATIN1 -t UTF-8"
-        ) from None
+        raise ConfigError(f"configuration file {path} cannot be read: {not_utf8(error)}") from None
     except (OSError, ValueError) as error:  # a path that no file can have
         raise ConfigError(f"configuration file {path} cannot be read: {error}") from None
     try:

@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from orchestrator.display_text import not_utf8
 from roles.text.messages import kind_of_value
 
 
@@ -162,13 +163,15 @@ def read_csv(file: Path, encoding: str = "utf-8", separator: str = ",") -> list[
 def _text(file: Path, encoding: str) -> str:
     data = file.read_bytes()
     try:
-        return data.decode(encoding).removeprefix("\ufeff")
+        text = data.decode(encoding).removeprefix("\ufeff")
     except UnicodeDecodeError as error:
-        line = data.count(b"\n", 0, error.start) + 1
+        raise BadRows(not_utf8(error)) from None
+    if "\0" in text:
         raise BadRows(
-            f"line {line} is not {encoding.upper()} (byte 0x{data[error.start]:02x}); save the file as UTF-8, for "
-            "example with: iconv -f LATIN1 -t UTF-8"
-        ) from None
+            "it holds NUL characters, as UTF-16 does; save it as UTF-8, for example with: iconv -f UTF-16LE -t UTF-8 "
+            "FILE > NEW"
+        )
+    return text
 
 
 def _lines(text: str, file: str) -> Iterator[Row]:

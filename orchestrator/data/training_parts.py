@@ -12,6 +12,7 @@ from orchestrator.config.data import RecordsConfig
 from orchestrator.config.policy_training import PolicyTrainingConfig
 from orchestrator.data.records import RecordKind
 from orchestrator.data.samples import Samples, read_samples
+from orchestrator.display_text import not_utf8
 from orchestrator.errors import ConfigError
 from roles.seeds import stable_seed
 
@@ -45,7 +46,9 @@ def with_template(tokenizer: PreTrainedTokenizerBase, file: str | None, section:
     if file is not None:
         try:
             tokenizer.chat_template = Path(file).read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
+        except UnicodeDecodeError as error:
+            raise ConfigError(f"{section}.chat_template={file} cannot be read: {not_utf8(error)}") from None
+        except OSError as error:
             raise ConfigError(f"{section}.chat_template={file} cannot be read: {error}; name a Jinja file") from None
     return tokenizer
 

@@ -44,7 +44,7 @@ def put_model(draft: Draft, key: str, option: str) -> None:
     """A model that a run cannot do without."""
     path = draft.options.text(option)
     if path is None:
-        draft.to_say(key, "a Hugging Face folder or a hub name")
+        draft.to_set(key, "a Hugging Face folder or a hub name")
     draft.put(key, path or UNSAID, option)
 
 
@@ -113,7 +113,7 @@ def put_prompts(draft: Draft, paths: list[str], option: str, *, part: str = "tra
     """One data set, or several that are joined; `each`: keys of every one of them, such as its split."""
     key = f"prompts.{part}"
     if not paths:
-        draft.to_say(f"{key}.path", "a file, a folder or a hub name")
+        draft.to_set(f"{key}.path", "a file, a folder or a hub name")
     first, *others = paths or [UNSAID]
     draft.put(f"{key}.path", first, option)
     for number, path in enumerate(others, start=2):
@@ -137,7 +137,7 @@ def put_shares(draft: Draft, shares: list[float], option: str) -> None:
 def put_run_dir(draft: Draft, path: str | None, option: str) -> None:
     """Where the run leaves its files."""
     if path is None or "$" in path:
-        draft.to_say("run_dir", "the folder of everything that the run leaves behind")
+        draft.to_set("run_dir", "the folder of everything that the run leaves behind")
         draft.put("run_dir", "runs/imported", option)
         draft.because("run_dir", "to be said")
         return

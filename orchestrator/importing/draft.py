@@ -15,9 +15,9 @@ from orchestrator.display_text import printable
 from orchestrator.errors import ConfigError
 from orchestrator.importing.given_options import GivenOptions
 
-RemarkKind = Literal["to say", "missing here", "different here", "means nothing here"]
-REMARK_KINDS: tuple[RemarkKind, ...] = ("to say", "missing here", "different here", "means nothing here")
-UNSAID = "TO-BE-SAID"
+RemarkKind = Literal["to be set", "missing here", "different here", "means nothing here"]
+REMARK_KINDS: tuple[RemarkKind, ...] = ("to be set", "missing here", "different here", "means nothing here")
+UNSAID = "TO-BE-SET"
 """What stands for a name that a run needs and that the options do not say."""
 COMMENT_WIDTH = 116
 
@@ -28,7 +28,7 @@ class Remark:
 
     kind: RemarkKind
     about: str
-    """An option of theirs; of `to say`, a key of ours."""
+    """An option of theirs; of `to be set`, a key of ours."""
     why: str
 
     def __str__(self) -> str:
@@ -52,7 +52,7 @@ class Draft:
         for section in sections:
             data = data.setdefault(section, {})
         if isinstance(value, str) and "$" in value:
-            self.to_say(key, f"the script gives {_one_line(value)}, which is only known when it runs")
+            self.to_set(key, f"the script gives {_one_line(value)}, which is only known when it runs")
         data[last] = value
         self._used.update(sources)
         said = [self.options.said(name) for name in sources if name in self.options]
@@ -74,9 +74,9 @@ class Draft:
             inner = inner[part]
         return True
 
-    def to_say(self, key: str, why: str) -> None:
+    def to_set(self, key: str, why: str) -> None:
         """A key that the user has to set."""
-        self._remark("to say", key, why)
+        self._remark("to be set", key, why)
 
     def missing(self, option: str, why: str) -> None:
         """An option, if it was given, that has nothing like it here."""
@@ -124,7 +124,7 @@ class Draft:
         for name in self.options.names():
             said = self.options.said(name)
             if name not in self._used and said not in spoken and not self.options.is_default(name):
-                self._remark("means nothing here", said, "the other options leave it nothing to say")
+                self._remark("means nothing here", said, "without effect beside the other options")
 
     def text(self, title: str) -> str:
         """YAML that a run can be planned from, with the remarks at its head. ConfigError if the values allow none."""

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator.config.yaml_text import YamlError, parse_yaml
+from orchestrator.display_text import not_utf8
 from orchestrator.errors import ConfigError
 from orchestrator.importing.draft import Draft, Remark
 from orchestrator.importing.given_options import GivenOptions
@@ -16,6 +17,12 @@ from orchestrator.importing.option_table import OptionTable, option_table
 from orchestrator.importing.shell_variables import ScriptError
 from orchestrator.importing.shell_words import commands
 
+PROGRAMS = {
+    "openrlhf": r"^openrlhf\.cli\.train_ppo\w*$|train_ppo_ray\.py$",
+    "verl": r"^verl\.trainer\.main_ppo$|main_ppo\.py$",
+    "trl": r"(^|/)ppo\w*\.py$",
+}
+"""Framework → the word of a script that starts its PPO."""
 LARGEST_SCRIPT = 1_000_000
 """Characters of a script or file of options."""
 
@@ -37,11 +44,28 @@ def file_text(path: Path) -> str:
     """The whole file. ConfigError if it is none, or too large for a script."""
     try:
         text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path} cannot be read: {error}") from None
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path} cannot be read: {not_utf8(error)}") from None
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be read: {error}; name a script or a file of options") from None
     if len(text) > LARGEST_SCRIPT:
         raise ConfigError(f"{path} has {len(text)} characters, more than any script; name the script itself")
     return text
+
+
+def check_framework(text: str, framework: str, path: Path) -> None:
+    """ConfigError if the script starts only another framework's PPO, or if more of the file's keys are another's."""
+    words, data = {word.strip("\"'") for word in text.split()}, mapping_in(text)
+    starts = [name for name, program in PROGRAMS.items() if any(re.search(program, word) for word in words)]
+    known = {}
+    for name in PROGRAMS:
+        keys = {key.replace("-", "_"): value for key, value in flat(data or {}).items()}
+        known[name] = len(list(GivenOptions(option_table(name), keys).names()))
+    most = max(known, key=lambda name: (known[name], name == framework))
+    other = most if known[most] > known[framework] else starts[0] if starts and framework not in starts else framework
+    if other != framework:
+        theirs, ours = option_table(other).framework, option_table(framework).framework
+        raise ConfigError(f"{path} is for {theirs}, not for {ours}; use: tetrarch import-{other} {path}")
 
 
 def mapping_in(text: str) -> dict[str, Any] | None:

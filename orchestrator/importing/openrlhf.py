@@ -25,11 +25,19 @@ from orchestrator.importing.common_rules import (
 )
 from orchestrator.importing.draft import UNSAID, Draft
 from orchestrator.importing.given_options import GivenOptions, after_dashes
-from orchestrator.importing.importer import Imported, file_text, flat, imported, mapping_in, words_after
+from orchestrator.importing.importer import (
+    PROGRAMS,
+    Imported,
+    check_framework,
+    file_text,
+    flat,
+    imported,
+    mapping_in,
+    words_after,
+)
 from orchestrator.importing.openrlhf_losses import put_advantage, put_kl, put_policy_loss, put_scores
 from orchestrator.importing.openrlhf_placement import put_placement, ranks
 
-PROGRAM = r"^openrlhf\.cli\.train_ppo\w*$|train_ppo_ray\.py$"
 ALL_ROWS = 100_000_000
 """Their limit of prompts that is none."""
 
@@ -171,7 +179,7 @@ def _say_environment(draft: Draft) -> None:
     longest = draft.data["prompts"]["max_tokens"] + draft.data["rollout"]["max_response_tokens"]
     draft.put("environment.max_tokens", longest, "data.max_len")
     why = "its class has to become one with reset(columns) -> messages and step(response) -> (messages or None, reward)"
-    draft.to_say("environment.path", why)
+    draft.to_set("environment.path", why)
 
 
 def _say_steps(draft: Draft, critic: bool) -> Steps:
@@ -183,7 +191,7 @@ def _say_steps(draft: Draft, critic: bool) -> Steps:
     if rows >= ALL_ROWS:
         steps = 1 + frozen
         draft.put("steps", steps, "train.num_episodes")
-        draft.to_say("steps", f"rows of the data set x {episodes} / {prompts} prompts of a step; the warm-ups follow")
+        draft.to_set("steps", f"rows of the data set x {episodes} / {prompts} prompts of a step; the warm-ups follow")
     else:
         draft.put("steps", steps, "data.max_samples", "train.num_episodes")
         draft.because("steps", f"{rows} rows x {episodes} / {prompts} prompts; fewer, if the data set has fewer rows")
@@ -273,11 +281,12 @@ def _say_evaluation(draft: Draft) -> None:
 def import_openrlhf(path: Path) -> Imported:
     """Read a YAML file of OpenRLHF's keys, or a script that starts its PPO. ConfigError if it is neither."""
     text = file_text(path)
+    check_framework(text, "openrlhf", path)
     data = mapping_in(text)
     if data is not None:
         given = {name.replace("-", "_"): value for name, value in flat(data).items()}
     else:
-        given = dict(after_dashes(words_after(text, PROGRAM, path)))
+        given = dict(after_dashes(words_after(text, PROGRAMS["openrlhf"], path)))
     sharded = any(name.startswith("fsdp") for name in given)
     given = {re.sub(r"^fsdp\.", "ds.", name): value for name, value in given.items()}
     if sharded and not {"zero_stage", "ds.zero_stage"} & given.keys():

@@ -20,9 +20,8 @@ from orchestrator.importing.common_rules import (
 )
 from orchestrator.importing.draft import Draft
 from orchestrator.importing.given_options import GivenOptions, after_dashes
-from orchestrator.importing.importer import Imported, around, file_text, imported, mapping_in
+from orchestrator.importing.importer import PROGRAMS, Imported, around, check_framework, file_text, imported, mapping_in
 
-TRL_PROGRAM = r"(^|/)ppo\w*\.py$"
 PROCESSES = "num_processes"
 PPO_MARKS = frozenset(
     {"sft_model_path", "reward_model_path", "num_ppo_epochs", "cliprange", "kl_coef", "response_length"}
@@ -34,9 +33,10 @@ NEVER_CLIPPED = 1e6
 def import_trl(path: Path) -> Imported:
     """Read a script that starts a PPO script of TRL's, or its options as YAML or JSON. ConfigError if it is neither."""
     text = file_text(path)
+    check_framework(text, "trl", path)
     given = mapping_in(text)
     if given is None:
-        before, words = around(text, TRL_PROGRAM, path)
+        before, words = around(text, PROGRAMS["trl"], path)
         launcher = {name: value for name, value in after_dashes(before).items() if name in (PROCESSES, "config_file")}
         given = {**launcher, **after_dashes(words)}
     hint = " PPO (such as sft_model_path); name YAML or JSON of PPOConfig, or a script that starts ppo.py"
@@ -126,7 +126,7 @@ def _say_batches(draft: Draft) -> Steps:
         steps = 1
         draft.put("steps", steps, "num_train_epochs")
         epochs = options.number("num_train_epochs")
-        draft.to_say("steps", f"rows of the data set x {epochs:g} / {prompts} prompts of a step; the warm-ups follow")
+        draft.to_set("steps", f"rows of the data set x {epochs:g} / {prompts} prompts of a step; the warm-ups follow")
     parts = options.whole("num_mini_batches")
     made = put_mini_batches(draft, prompts, max(prompts // parts, 1), ranks, "num_mini_batches")
     return Steps(steps, options.whole("num_ppo_epochs"), made)
@@ -136,7 +136,7 @@ def _ranks(draft: Draft) -> int:
     options = draft.options
     said = next((name for name in (PROCESSES, "world_size") if options.value(name) is not None), None)
     if said is None:
-        draft.to_say("placement.actor_num_gpus_per_node", "how many processes accelerate starts; the batch follows")
+        draft.to_set("placement.actor_num_gpus_per_node", "how many processes accelerate starts; the batch follows")
     return options.whole(said, most=10_000) if said else 1
 
 

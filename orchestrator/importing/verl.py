@@ -21,10 +21,18 @@ from orchestrator.importing.common_rules import (
 )
 from orchestrator.importing.draft import Draft
 from orchestrator.importing.given_options import GivenOptions
-from orchestrator.importing.importer import Imported, file_text, flat, imported, mapping_in, words_after
+from orchestrator.importing.importer import (
+    PROGRAMS,
+    Imported,
+    check_framework,
+    file_text,
+    flat,
+    imported,
+    mapping_in,
+    words_after,
+)
 from orchestrator.importing.verl_losses import ACTOR, put_algorithm, put_losses
 
-VERL_PROGRAM = r"^verl\.trainer\.main_ppo$|main_ppo\.py$"
 ROLLOUT, MODEL = "actor_rollout_ref.rollout", "actor_rollout_ref.model"
 TOO_LONG = {"error": "error", "left": "truncate", "right": "truncate", "middle": "truncate"}
 
@@ -32,8 +40,9 @@ TOO_LONG = {"error": "error", "left": "truncate", "right": "truncate", "middle":
 def import_verl(path: Path) -> Imported:
     """Read a script that starts verl's PPO, or a YAML file of its keys. ConfigError if it is neither."""
     text = file_text(path)
+    check_framework(text, "verl", path)
     data = mapping_in(text)
-    given = flat(data) if data is not None else overrides_in(words_after(text, VERL_PROGRAM, path))
+    given = flat(data) if data is not None else overrides_in(words_after(text, PROGRAMS["verl"], path))
     hint = " (such as actor_rollout_ref.model.path=…); name a script that starts verl.trainer.main_ppo"
     return imported(path, "verl", given, verl_draft, hint)
 
@@ -148,7 +157,7 @@ def _say_reward(draft: Draft) -> None:
     draft.put("reward.workers", options.whole("reward.num_workers"), "reward.num_workers")
     name = options.text("reward.custom_reward_function.name") if path else "verl's rule for the data_source"
     why = "a function score(prompts, responses, *, response_token_ids, finished, columns) that asks"
-    draft.to_say("reward.path", f"{why} {name} for each response; the columns hold data_source and reward_model")
+    draft.to_set("reward.path", f"{why} {name} for each response; the columns hold data_source and reward_model")
 
 
 def _say_critic_model(draft: Draft, critic: bool) -> None:
@@ -175,7 +184,7 @@ def _say_length(draft: Draft, critic: bool) -> Steps:
         steps, epochs = 1 + frozen, options.whole("trainer.total_epochs")
         draft.put("steps", steps, "trainer.total_epochs")
         rows = options.whole("data.train_batch_size")
-        draft.to_say("steps", f"rows of the data sets x {epochs} / {rows} prompts of a step; the warm-ups follow")
+        draft.to_set("steps", f"rows of the data sets x {epochs} / {rows} prompts of a step; the warm-ups follow")
     frozen = min(frozen, steps - 1)
     if frozen:
         draft.put("critic.warmup.max_steps", frozen, "trainer.critic_warmup")

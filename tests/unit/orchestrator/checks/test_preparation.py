@@ -177,6 +177,12 @@ def test_other_prompts_than_those_of_the_checkpoint_are_refused_at_the_door(worl
             prepare_train(world.config, resume="newest")
 
 
+@pytest.mark.parametrize("command", ["train", "evaluate"])
+def test_a_run_directory_where_nothing_can_be_made(world: World, command: str) -> None:
+    world.set("run_dir", "/proc/run")
+    refused(world, "run_dir=/proc/run: /proc cannot be written to (No such file", "choose another", command=command)
+
+
 def test_a_run_directory_that_is_a_file(world: World) -> None:
     world.run_dir.write_text("")
     refused(world, f"run_dir={world.run_dir}", "is a file")

@@ -332,6 +332,14 @@ def test_a_file_that_cannot_be_written_is_told_before_the_plan_is_made(
         assert result.exit_code == 2 and f"{option}={tmp_path}" in result.stderr and part in result.stderr
 
 
+def test_a_file_where_nobody_can_make_one_is_told_with_the_fix() -> None:
+    result = tetrarch("plan", ROOT / "configs/tiny.yaml", "--json=/proc/plan.json")
+    assert result.exit_code == 2, result.stderr
+    assert (
+        "--json=/proc/plan.json cannot be written (No such file" in result.stderr and "choose another" in result.stderr
+    )
+
+
 def test_the_users_home_is_known_on_the_command_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
     (tmp_path / "run.yaml").write_text(MINIMAL.format(run_dir="~/run"))

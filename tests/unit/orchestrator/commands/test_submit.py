@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shlex
 from collections.abc import Iterator, Sequence
@@ -100,6 +101,7 @@ def home(tmp_path: Path) -> Path:
         (tmp_path / folder).mkdir()
     for file in ("prompts.jsonl", "pairs.jsonl", "judge.py"):
         (tmp_path / file).touch()
+    (tmp_path / "policy/config.json").write_text('{"model_type": "llama"}')
     (tmp_path / "configs/run.yaml").write_text(CONFIG)
     return tmp_path
 
@@ -117,6 +119,28 @@ def test_the_job_runs_the_uploaded_code_with_the_same_words(home: Path, paper: P
     assert name.startswith("mine-") and folder == home.resolve()
     assert result.stdout == "step 1\n"
     assert "has no orchestrator/" in result.stderr and f"{name} succeeded" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (
+            ["rollout.max_response_tokens=60"],
+            "max_response_tokens=60 is 124 tokens, more than the 64 that actor.model",
+        ),
+        (["sft.max_tokens=65", "--command", "sft"], "sft.max_tokens=65 is 65 tokens, more than the 64 that sft.model"),
+    ],
+)
+def test_samples_longer_than_a_model_reads_are_told_before_the_job(
+    home: Path, paper: PaperCluster, words: list[str], said: str
+) -> None:
+    model = {"model_type": "llama", "hidden_size": 8, "num_hidden_layers": 1, "max_position_embeddings": 64}
+    (home / "policy/config.json").write_text(json.dumps(model))
+    sft = "sft: {output: /shared/tuned, model: {path: policy}, data: {path: pairs.jsonl}}\n"
+    (home / "configs/run.yaml").write_text(CONFIG + sft)
+    result = submit(home, *words)
+    assert result.exit_code == 2 and said in result.stderr, result.output
+    assert paper.submitted == []
 
 
 # Which training

@@ -524,6 +524,8 @@ def test_the_users_home_is_known_in_every_path(file: Path, pairs: Path, monkeypa
 def test_a_file_in_another_encoding_names_the_line(file: Path) -> None:
     file.write_bytes(b"steps: 1\n# caf\xe9\n")
     assert "line 2 is not UTF-8 (byte 0xe9); save it as UTF-8" in problem(file)
+    file.write_text("steps: 2\n", encoding="utf-16")
+    assert "it is UTF-16; save it as UTF-8, for example with: iconv -f UTF-16 -t UTF-8" in problem(file)
 
 
 def test_files_that_cannot_be_read(tmp_path: Path) -> None:

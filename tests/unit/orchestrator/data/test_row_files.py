@@ -198,7 +198,12 @@ def test_csv_has_no_types_so_its_values_are_text(tmp_path: Path, folder: bool) -
     ("data", "said"),
     [
         (b'{"prompt": "a"}\n{"prompt": \n', "line 2, column 12 is not JSON"),
-        (b'{"prompt": "a"}\n\n{"prompt": "caf\xe9"}\n', "line 3 is not UTF-8 .byte 0xe9.; save the file as UTF-8"),
+        (
+            b'{"prompt": "a"}\n\n{"prompt": "caf\xe9"}\n',
+            "line 3 is not UTF-8 .byte 0xe9.; save it as .* -f LATIN1",
+        ),
+        ('{"prompt": "a"}'.encode("utf-16"), "it is UTF-16; save it as UTF-8, for example with: iconv -f UTF-16 -t"),
+        ('{"prompt": "a"}'.encode("utf-16-le"), "it holds NUL characters, as UTF-16 does; .*iconv -f UTF-16LE"),
         (b'{"prompt": "a"}\n["b"]\n', "line 2 is a list, not an object"),
         (b'"a"\n', "the file is text, not rows"),
         (b'["a"]', "row 0 is text, not an object"),

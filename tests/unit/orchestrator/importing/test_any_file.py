@@ -56,3 +56,34 @@ def test_files_of_something_else_are_refused(tmp_path: Path, framework: str, con
     path.write_bytes(content)
     with pytest.raises(ConfigError):
         IMPORTERS[framework](path)
+
+
+SCRIPTS = {
+    "openrlhf": "python -m openrlhf.cli.train_ppo_ray --actor.num_nodes 1 --pretrain a/b",
+    "verl": "python3 -m verl.trainer.main_ppo trainer.nnodes=1 data.train_files=a.parquet",
+    "trl": "accelerate launch examples/scripts/ppo/ppo.py --sft_model_path a/b --kl_coef 0.1",
+}
+FILES_OF = {
+    "openrlhf": "actor.num_nodes: 1\ntrain.batch_size: 8",
+    "verl": "trainer: {nnodes: 1, n_gpus_per_node: 8}\ndata: {train_batch_size: 8}",
+    "trl": '{"sft_model_path": "a/b", "kl_coef": 0.1, "seed": 3}',
+}
+
+
+@pytest.mark.parametrize("given", [SCRIPTS, FILES_OF], ids=["script", "keys"])
+@pytest.mark.parametrize("theirs", list(IMPORTERS))
+def test_the_file_of_another_framework_is_sent_to_its_importer(
+    given: dict[str, str], theirs: str, tmp_path: Path
+) -> None:
+    file = tmp_path / "theirs"
+    file.write_text(given[theirs])
+    for ours, read in IMPORTERS.items():
+        if ours != theirs:
+            with pytest.raises(ConfigError, match=f"; use: tetrarch import-{theirs} {file}$"):
+                read(file)
+    with suppress(ConfigError):  # what is missing in it is another matter
+        IMPORTERS[theirs](file)
+    with pytest.raises(ConfigError) as caught:
+        file.write_text("nothing: 1")
+        IMPORTERS[theirs](file)
+    assert "use: tetrarch import-" not in str(caught.value)

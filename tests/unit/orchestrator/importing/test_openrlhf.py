@@ -121,7 +121,7 @@ def options(**given: Any) -> str:
 def test_the_known_placement_in_openrlhfs_words(tmp_path: Path) -> None:
     imported = read(tmp_path, KEYS)
     assert imported.about("missing here") == []
-    assert {"actor.model.path", "reward.model.path", "prompts.train.path", "steps"} == set(imported.about("to say"))
+    assert {"actor.model.path", "reward.model.path", "prompts.train.path", "steps"} == set(imported.about("to be set"))
     config = loaded(tmp_path, imported)
     assert config.placement.type == "openrlhf" and config.placement.critic_num_nodes == 2
     assert config.placement.colocate_engines is False  # without colocate_all_models, theirs have cards of their own
@@ -134,7 +134,7 @@ def test_a_script(tmp_path: Path) -> None:
     assert imported.about("missing here") == ["use_wandb"]
     assert imported.about("different here") == ["apply_chat_template", "normalize_reward"]
     assert imported.about("means nothing here") == ["packing_samples"]
-    assert imported.about("to say") == []
+    assert imported.about("to be set") == []
     assert "SECRET" not in imported.text
     config = loaded(tmp_path, imported)
     assert (config.steps, config.ppo.mini_batches, config.ppo.epochs) == (195, 16, 1)
@@ -165,7 +165,7 @@ def test_their_defaults_are_written_out_where_ours_differ(tmp_path: Path) -> Non
 
 def test_a_script_of_lists_with_dotted_names(tmp_path: Path) -> None:
     imported = read(tmp_path, DOTTED)
-    assert imported.about("to say") == ["run_dir"]
+    assert imported.about("to be set") == ["run_dir"]
     assert imported.about("missing here") == ["train.async_enable"]
     moot = {"ds.packing_samples", "train.dynamic_batch_enable", "ckpt.load_enable"}
     assert set(imported.about("means nothing here")) == moot
@@ -219,7 +219,7 @@ OLD = {"enable_vllm_is_correction": True}
         ({"train_batch_size": 100, "rollout_batch_size": 1024}, "different here", "train_batch_size"),
         ({"kl_target": 6, "adap_kl_ctrl": False}, "means nothing here", "kl_target"),
         ({"kl_horizon": 500}, "means nothing here", "kl_horizon"),
-        ({"agent_func_path": "agent.py"}, "to say", "environment.path"),
+        ({"agent_func_path": "agent.py"}, "to be set", "environment.path"),
         ({"advantage_estimator": "flash_reinforce"}, "different here", "advantage_estimator"),
         (
             {"advantage_estimator": "reinforce", "value_clip": 0.1},

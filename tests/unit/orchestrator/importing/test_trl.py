@@ -46,7 +46,7 @@ def loaded(tmp_path: Path, imported: Imported) -> RunConfig:
 
 def test_a_command_line(tmp_path: Path) -> None:
     imported = read(tmp_path, SCRIPT)
-    assert imported.about("to say") == []
+    assert imported.about("to be set") == []
     assert imported.about("missing here") == ["config_file"]
     assert set(imported.about("different here")) == {"bf16", "missing_eos_penalty"}
     assert set(imported.about("means nothing here")) == {

@@ -80,7 +80,7 @@ def words(**given: Any) -> str:
 
 def test_a_script(tmp_path: Path) -> None:
     imported = read(tmp_path, SCRIPT)
-    assert imported.about("to say") == []
+    assert imported.about("to be set") == []
     assert imported.about("missing here") == ["actor_rollout_ref.actor.new_key"]
     assert "actor_rollout_ref.rollout.name" in imported.about("means nothing here")
     config = loaded(tmp_path, imported)
@@ -121,7 +121,7 @@ def test_their_defaults_are_written_out_where_ours_differ(tmp_path: Path) -> Non
         ({"actor_rollout_ref.rollout.name": "sglang"}, "different here", "rollout.name"),
         ({"actor_rollout_ref.rollout.top_p": 0.9}, "different here", "top_p"),
         ({"algorithm.filter_groups.enable": True}, "missing here", "filter_groups"),
-        ({"reward.custom_reward_function.path": "r.py"}, "to say", "reward.path"),
+        ({"reward.custom_reward_function.path": "r.py"}, "to be set", "reward.path"),
         ({"algorithm.rollout_correction.rollout_is": "sequence"}, "different here", "rollout_is"),
         ({"algorithm.adv_estimator": "reinforce_plus_plus", "critic.optim.lr": 1e-4}, "means nothing", "optim.lr"),
         ({"something.else": 1}, "missing here", "something.else"),
