@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 import gzip
 import json
+import logging
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -166,6 +167,17 @@ def test_parquet_keeps_its_own_types(tmp_path: Path) -> None:
     (tmp_path / "data").mkdir()
     (tmp_path / "rows.parquet").rename(tmp_path / "data/train.parquet")
     assert same(load(tmp_path / "data"), expected)
+
+
+def test_a_file_that_is_no_parquet_is_told_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Beside the error there is no log of `datasets` with a traceback."""
+    logged: list[logging.LogRecord] = []
+    monkeypatch.setattr(logging.getLogger("datasets"), "handlers", [handler := logging.Handler()])
+    monkeypatch.setattr(handler, "emit", logged.append)
+    (tmp_path / "rows.parquet").write_bytes(b"PAR1 and something else")
+    with pytest.raises(ConfigError, match=r"rows\.parquet .split train. cannot be loaded: ArrowInvalid: Parquet magic"):
+        load(tmp_path / "rows.parquet")
+    assert logged == []
 
 
 def test_a_saved_data_set_keeps_its_own_types(tmp_path: Path) -> None:
