@@ -14,7 +14,7 @@ from cluster.estimate.memory import GIB
 from cluster.estimate.model_size import splits
 from cluster.placement.plan import ranks_of, tensor_parallel_size
 from cluster.role_table import ENGINES
-from orchestrator.checks.model_support import check_cpu_engine, check_engine_class
+from orchestrator.checks.model_support import check_cpu_engine, check_engine_class, check_engine_weights
 from orchestrator.checks.models import ModelFacts
 from orchestrator.config.sampling import SamplingConfig
 from orchestrator.errors import ConfigError
@@ -38,6 +38,7 @@ def check_engine(config: SamplingConfig, actor: ModelFacts) -> None:
             f"({actor.kv_heads} of keys and values) of {actor.where}; use {', '.join(map(str, fitting[:5]))}"
         )
     check_engine_class(actor)
+    check_engine_weights(actor)
     if config.device == "cpu":
         check_cpu_engine(actor, config.rollout.engine.dtype or config.dtype)
         _check_kv_cache(config, actor)

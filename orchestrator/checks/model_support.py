@@ -5,12 +5,14 @@ A ModelFacts flows in, nothing or a ConfigError flows out. No weight is read, on
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING, Any
 
 from orchestrator.checks.models import ModelFacts
 from orchestrator.errors import ConfigError
 from roles.config.section import Dtype
 from roles.errors import ModelError
+from roles.model_files.weight_files import stored_weights
 
 if TYPE_CHECKING:
     from roles.model_files.weight_check import Use
@@ -123,6 +125,20 @@ def _check_head(model: ModelFacts, architecture: str) -> None:
         raise ConfigError(
             f"{model.where} is a {architecture} with a head of its own (tie_word_embeddings: false), and vLLM 0.32 "
             "takes its embedding as head; use another model"
+        )
+
+
+def check_engine_weights(model: ModelFacts) -> None:
+    """Raise ConfigError for a folder with the head alone of a pair of tied weights, as `safetensors.torch.save_model`
+    writes it: transformers takes it for both. No layer's weight is an embedding."""
+    stored = {name: tensor for name, tensor in stored_weights(model.folder).items() if not re.search(r"\.\d+\.", name)}
+    head = next((name for name in stored if name.endswith("lm_head.weight")), None)
+    if head is None or model.text.get("tie_word_embeddings") is False:
+        return
+    if all(tensor.shape != stored[head].shape for name, tensor in stored.items() if name != head):
+        raise ConfigError(
+            f"{model.where} stores {head} without the embedding that is tied to it, which vLLM 0.32 leaves "
+            "uninitialised; save it anew with transformers (from_pretrained, then save_pretrained)"
         )
 
 

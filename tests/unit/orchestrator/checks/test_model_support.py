@@ -11,6 +11,8 @@ from typing import Any
 
 import pytest
 import transformers
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from orchestrator.checks.model_support import (
@@ -21,6 +23,7 @@ from orchestrator.checks.model_support import (
     check_attention,
     check_cpu_engine,
     check_engine_class,
+    check_engine_weights,
 )
 from orchestrator.checks.models import ModelFacts, check_context
 from orchestrator.errors import ConfigError
@@ -151,6 +154,21 @@ def test_a_head_that_vllm_ties_or_unties_whatever_the_folder_says_is_refused(
         return
     with pytest.raises(ConfigError, match=why):
         check_engine_class(model)
+
+
+@pytest.mark.parametrize("name", ["Qwen2", "OPT", "GPT2"])
+def test_a_tied_head_without_its_embedding_is_no_policy_for_vllm(tmp_path: Path, name: str) -> None:
+    config = architectures.config(name)
+    AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path)
+    model, file = facts(tmp_path, config.to_dict()), tmp_path / "model.safetensors"
+    check_engine_weights(model)
+    tensors = load_file(file)
+    embedding = next(key for key in tensors if key.endswith(("embed_tokens.weight", "wte.weight")))
+    save_file({**tensors, "lm_head.weight": tensors[embedding].clone()}, file)
+    check_engine_weights(model)
+    save_file({"lm_head.weight": tensors.pop(embedding), **tensors}, file)
+    with pytest.raises(ConfigError, match=r"stores lm_head\.weight without the embedding .*; save it anew with transf"):
+        check_engine_weights(model)
 
 
 def test_the_heads_are_those_of_vllms_classes() -> None:
