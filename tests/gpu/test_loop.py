@@ -87,6 +87,7 @@ def test_engines_that_sleep_with_their_weights(folder_of: Callable[[str], Path],
     assert all(0 < step["mfu/actor_update"] < 1 for step in steps)
 
 
+@pytest.mark.timeout(2 * RUN_S + 20)
 def test_everything_sleeps_and_is_resumed(folder_of: Callable[[str], Path], runs: Path, card: str) -> None:
     asleep = ["actor.zero.sleep=true", "critic.zero.sleep=true", "rollout.engine.sleep=2"]
     options = [*settings(folder_of("135m"), runs / "sleep-2", card), *asleep]

@@ -12,10 +12,12 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
+import yaml
 from typer.main import get_command
 
 from orchestrator.commands import app as cli
 from orchestrator.config.loading import load_config
+from tests.gpu import smoke
 from tests.readmes import ROOT, sections
 
 MAKEFILE = (ROOT / "Makefile").read_text(encoding="utf-8")
@@ -49,6 +51,7 @@ FIGURES = {
     "README.md: What you need": "make setup",
     "README.md: What `make smoke` does": "make smoke",
     "README.md: Commands": ".venv/bin/tetrarch train configs/tiny.yaml",
+    "roles/README.md: AI feedback": ".venv/bin/tetrarch label configs/label.yaml",
     "roles/README.md: Fine-tuning on demonstrations": ".venv/bin/tetrarch sft configs/sft.yaml",
     "roles/README.md: Conversations with an environment": ".venv/bin/tetrarch train configs/tiny-guess.yaml",
     "roles/README.md: LoRA": ".venv/bin/python tests/benchmarks/lora.py",
@@ -165,3 +168,12 @@ def test_every_measured_figure_names_what_measures_it() -> None:
         program, *words = command.split()
         text = found[name]
         assert command in text or (program == "make" and words[0] in TARGETS and "tests/gpu/README.md" in text), name
+
+
+def test_the_smoke_run_s_settings_for_a_card_are_a_configuration(tmp_path: Path) -> None:
+    path = tmp_path / "smoke.yaml"
+    path.write_text(yaml.safe_dump(smoke.settings()), encoding="utf-8")
+    card, cpu = load_config(path), load_config(ROOT / "configs/smoke.yaml")
+    assert card.device == "cuda" and card.placement.type == "groups"
+    assert "kv_cache_gib" not in card.rollout.engine.model_fields_set
+    assert (card.ppo, card.actor, card.critic, card.seed) == (cpu.ppo, cpu.actor, cpu.critic, cpu.seed)

@@ -13,7 +13,17 @@ from cluster.config import Efficiency
 from cluster.estimate.lengths import Lengths
 from cluster.estimate.memory import RoleSize
 from cluster.estimate.model_size import ModelSize
-from cluster.estimate.roofline import Rates, Workload, card_rates, cpu_rates, operations, push_s, score_s, update_s
+from cluster.estimate.roofline import (
+    OWN_CARD_LAYER_S,
+    Rates,
+    Workload,
+    card_rates,
+    cpu_rates,
+    operations,
+    push_s,
+    score_s,
+    update_s,
+)
 from cluster.placement.accelerators import ACCELERATORS
 from orchestrator.sizes.meta_models import size_of
 
@@ -154,6 +164,12 @@ def test_a_push_hands_over_every_layer_and_copies_every_weight() -> None:
         11 * 0.5
     )  # and what is around
     assert push_s(ROLE, replace(FAST, memory=10.0), other_nodes=False) == pytest.approx(8 * 2000 / 10)
+
+
+def test_a_rank_that_holds_all_weights_hands_layers_over_without_waiting_for_peers() -> None:
+    alone, quick = replace(ROLE, ranks=1), replace(FAST, push_layer_s=0.001)
+    assert push_s(alone, replace(FAST, push_layer_s=0.5), other_nodes=False) == pytest.approx(11 * OWN_CARD_LAYER_S)
+    assert push_s(alone, quick, other_nodes=False) == pytest.approx(11 * 0.001)
 
 
 def test_a_forward_pass_is_no_faster_than_its_layers_are_launched() -> None:

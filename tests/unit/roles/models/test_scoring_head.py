@@ -129,6 +129,17 @@ def test_without_forbidden_tokens_the_others_add_up_to_one(tokens: tuple[int, ..
         torch.testing.assert_close(got, expected, atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.parametrize("tokens", [1, 13, 999, 1 << 20])
+def test_blocks_begin_where_a_gpu_reads_fast(tokens: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(head, "BLOCK", 1000 * 64)
+    monkeypatch.setattr(head, "NARROWEST", 64)
+    blocks = head._blocks(torch.empty(tokens, 1), torch.empty(49152, 1))
+    assert [block.start for block in blocks[1:]] == [block.stop for block in blocks[:-1]]
+    assert (blocks[0].start, blocks[-1].stop) == (0, 49152)
+    widths = {block.stop - block.start for block in blocks}
+    assert all(width % 64 == 0 and (width * tokens <= 1000 * 64 or width == 64) for width in widths)
+
+
 @pytest.mark.parametrize("trained", [True, False])
 def test_no_tensor_of_tokens_by_vocabulary_is_made(columns: int, trained: bool) -> None:
     scoring, (hidden, labels) = ScoringHead(layer()).requires_grad_(trained), inputs()
