@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from orchestrator.checks.model_support import check_attention, check_weights
 from orchestrator.checks.models import check_context, check_tokenizer, model_facts
 from orchestrator.checks.preparation import check_cards, check_learned
-from orchestrator.checks.run_folders import check_output, check_run_dir, check_writable
+from orchestrator.checks.run_folders import check_access, check_output, check_run_dir
 from orchestrator.config.base import BaseConfig
 from orchestrator.config.dpo import DPO_QUALITY, DpoRun
 from orchestrator.config.policy_training import PolicyTrainingConfig
@@ -44,7 +44,7 @@ def prepare_sft(config: SftRun, resume: Resume) -> SftData:
 def prepare_dpo(config: DpoRun, resume: Resume) -> DpoData:
     """What `tetrarch dpo` needs; the comparisons or labelled responses that were read on the way."""
     tokenizer, checkpoint = _prepared(config, config.dpo, DPO_QUALITY, resume)
-    check_writable(Path(config.model_cache), "model_cache")
+    check_access(Path(config.model_cache), "model_cache")  # of a job it need not last: the reference is asked again
     from orchestrator.data.preference_samples import read_preferences  # loads torch
 
     data = read_preferences(config.dpo, tokenizer, config.seed)

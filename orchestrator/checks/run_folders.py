@@ -90,8 +90,13 @@ def check_lasting(folder: Path, key: str) -> None:
 
 
 def check_writable(folder: Path, key: str) -> None:
-    """Raise ConfigError unless the folder exists or can be made, on storage that lasts."""
+    """Raise ConfigError unless the folder can be written to, on storage that lasts."""
     check_lasting(folder, key)
+    check_access(folder, key)
+
+
+def check_access(folder: Path, key: str) -> None:
+    """Raise ConfigError unless the folder exists or can be made, and can be written to."""
     existing = folder.absolute()
     while not os.path.exists(existing):  # also False where the user may not look, or a link leads to itself
         existing = existing.parent

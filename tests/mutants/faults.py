@@ -515,7 +515,7 @@ FAULTS = (
         "roles/preference_policy.py",
         "self._model.total(torch.stack([number.double() for number in own]))",
         "torch.stack([number.double() for number in own])",
-        ENGINE,
+        "tests/unit/roles/test_preference_policy.py",
     ),
     Fault(
         "a server takes any key",

@@ -53,6 +53,7 @@ FIGURES = {
     "README.md: Commands": ".venv/bin/tetrarch train configs/tiny.yaml",
     "roles/README.md: AI feedback": ".venv/bin/tetrarch label configs/label.yaml",
     "roles/README.md: Fine-tuning on demonstrations": ".venv/bin/tetrarch sft configs/sft.yaml",
+    "roles/README.md: Learning from preferences": ".venv/bin/tetrarch dpo configs/dpo.yaml",
     "roles/README.md: Conversations with an environment": ".venv/bin/tetrarch train configs/tiny-guess.yaml",
     "roles/README.md: LoRA": ".venv/bin/python tests/benchmarks/lora.py",
     "roles/README.md: Long contexts": ".venv/bin/python tests/benchmarks/long_context.py",

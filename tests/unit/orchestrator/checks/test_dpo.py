@@ -140,6 +140,11 @@ def test_equal_pairs_are_left_out_and_counted(door: Door) -> None:
     assert "1 left out: the responses are the same tokens (first: " in data.summary
 
 
+def test_the_cache_of_a_job_need_not_last(door: Door) -> None:
+    door.set({"model_cache": str(door.world.root / "runtime_resources/working_dir_files/job/runs/models")})
+    assert len(door.enter().training) == 6
+
+
 def test_an_output_that_is_not_ours_is_left_alone(door: Door) -> None:
     (door.world.root / "preferring").mkdir()
     (door.world.root / "preferring/thesis.txt").touch()
