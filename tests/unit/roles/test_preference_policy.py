@@ -28,7 +28,7 @@ class OneOfTwo(PreferencePolicy):
 
 def responses(reference: list[float]) -> ReferencedResponses:
     count = len(reference)
-    mask = torch.tensor([[False, True]] * count)
+    mask = torch.tensor([[False, True]]).repeat(count, 1)
     return ReferencedResponses(torch.ones(count, 2).long(), torch.full((count,), 2), mask, torch.tensor(reference))
 
 
