@@ -137,11 +137,14 @@ class PreferencePairs(Batch):
     rejected: ReferencedResponses
     rows: Tensor
     """int64 `[batch]`: which of all pairs each is."""
+    certainty: Tensor
+    """float32 `[batch]`: probability that the chosen response is the better one; 1: it is known."""
 
     def __post_init__(self) -> None:
         if len(self.chosen) != len(self.rejected):
             raise ValueError(f"{len(self.chosen)} chosen responses beside {len(self.rejected)} rejected ones")
         check_shape(self, "rows", self.chosen.lengths.shape, torch.int64)
+        check_shape(self, "certainty", self.chosen.lengths.shape, torch.float32)
 
     @property
     def responses(self) -> ReferencedResponses:

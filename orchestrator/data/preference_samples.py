@@ -15,11 +15,12 @@ from transformers import PreTrainedTokenizerBase
 
 from orchestrator.config.dpo import DpoConfig
 from orchestrator.data.epochs import schedule_of
+from orchestrator.data.record_values import PROBABILITY
 from orchestrator.data.samples import Samples
 from orchestrator.data.training_parts import read_parts
 from orchestrator.errors import ConfigError
 from roles.batch import Sequences
-from roles.config.preference_losses import KtoLoss
+from roles.config.preference_losses import SOFT_LABELS, KtoLoss
 from roles.packing import right_padded
 from roles.seeds import stable_seed
 from roles.shares import LabelledResponses, PreferenceBatch, PreferencePairs, ReferencedResponses
@@ -42,6 +43,8 @@ class PreferenceSamples:
     itself, and another one's response after its prompt, for KTO's estimate of the KL."""
     desirable: Tensor | None
     """bool `[samples]`: the labels; None for pairs."""
+    certainty: Tensor
+    """float32 `[samples]`: probability that the order of a pair is right, or 1."""
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -51,13 +54,14 @@ class PreferenceSamples:
         numbers = torch.as_tensor(samples, dtype=torch.long)
         first, second = (self._referenced(rows, reference) for rows in self.rows[numbers].unbind(1))
         if self.desirable is None:
-            return PreferencePairs(first, second, numbers)
+            return PreferencePairs(first, second, numbers, self.certainty[numbers])
         return LabelledResponses(first, second, self.desirable[numbers], numbers)
 
     def digest(self) -> str:
         """A hash of all tokens, and of what is said of them."""
         tensors = {f.name: getattr(self.responses, f.name).contiguous() for f in fields(self.responses)}
         said = {"rows": self.rows} | ({} if self.desirable is None else {"desirable": self.desirable})
+        said |= {"certainty": self.certainty} if bool((self.certainty < 1).any()) else {}
         return hashlib.sha256(save(tensors | {name: tensor.contiguous() for name, tensor in said.items()})).hexdigest()
 
     def _referenced(self, rows: Tensor, reference: Tensor) -> ReferencedResponses:
@@ -97,7 +101,7 @@ def read_preferences(config: DpoConfig, tokenizer: PreTrainedTokenizerBase, seed
 
     def made(samples: Samples, name: str) -> PreferenceSamples:
         pad = tokenizer.pad_token_id
-        return _labels(samples, config, name, pad, seed) if labelled else _pairs(samples, pad)
+        return _labels(samples, config, name, pad, seed) if labelled else _pairs(samples, config, name, pad)
 
     training = made(parts.training, "data")
     heldout = made(parts.heldout, "heldout") if parts.heldout else None
@@ -106,19 +110,25 @@ def read_preferences(config: DpoConfig, tokenizer: PreTrainedTokenizerBase, seed
     return DpoData(training, heldout, tuple(lines), parts.training.example)
 
 
-def _pairs(samples: Samples, pad: int) -> PreferenceSamples:
+def _pairs(samples: Samples, config: DpoConfig, name: str, pad: int) -> PreferenceSamples:
     """Every two responses of a group that differ, in value and in tokens."""
+    if config.loss.type not in SOFT_LABELS and min(samples.certainty) < 1:
+        raise ConfigError(
+            f"dpo.{name} has soft labels (column {PROBABILITY}), which dpo.loss.type={config.loss.type} does not read; "
+            f"use {', '.join(SOFT_LABELS)}, or leave the column out"
+        )
     responses: list[TokenSample] = []
-    rows = []
-    for group, values in zip(samples.groups, samples.values, strict=True):
+    rows, certainty = list[list[int]](), list[float]()
+    for group, values, certain in zip(samples.groups, samples.values, samples.certainty, strict=True):
         first = len(responses)
         rows += [
             [first + better, first + worse]
             for better, worse in permutations(range(len(group)), 2)
             if values[better] > values[worse] and group[better] != group[worse]
         ]
+        certainty += [certain] * (len(rows) - len(certainty))
         responses += group
-    return PreferenceSamples(_sequences(responses, pad), torch.tensor(rows), None)
+    return PreferenceSamples(_sequences(responses, pad), torch.tensor(rows), None, torch.tensor(certainty))
 
 
 def _labels(samples: Samples, config: DpoConfig, name: str, pad: int, seed: int) -> PreferenceSamples:
@@ -138,7 +148,7 @@ def _labels(samples: Samples, config: DpoConfig, name: str, pad: int, seed: int)
     mismatched = [_after(responses[row], responses[other[row]], config.max_tokens) for row in range(count)]
     numbers = torch.arange(count)
     sequences = _sequences([*responses, *mismatched], pad)
-    return PreferenceSamples(sequences, torch.stack([numbers, numbers + count], 1), desirable)
+    return PreferenceSamples(sequences, torch.stack([numbers, numbers + count], 1), desirable, torch.ones(count))
 
 
 def _after(asked: TokenSample, answered: TokenSample, tokens: int) -> TokenSample:

@@ -90,5 +90,8 @@ class OrpoLoss(_Free):
     """Weight of the odds ratio's loss."""
 
 
+SOFT_LABELS = ("sigmoid", "ipo", "hinge", "simpo")
+"""Types of losses that are defined for a pair whose order is only probable: the mean over both orders."""
+
 PairLossConfig = SigmoidLoss | RobustLoss | IpoLoss | HingeLoss | SimpoLoss | OrpoLoss
 PreferenceLossConfig = Annotated[PairLossConfig | KtoLoss, Field(discriminator="type")]

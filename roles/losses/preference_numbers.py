@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from roles.config.preference_losses import (
+    SOFT_LABELS,
     HingeLoss,
     IpoLoss,
     KtoLoss,
@@ -23,7 +24,7 @@ from roles.config.preference_losses import (
 )
 from roles.losses.preference_loss import dpo, hinge, ipo, kto, orpo, robust_dpo, simpo
 from roles.measured import metric
-from roles.shares import LabelledResponses, PreferenceBatch
+from roles.shares import LabelledResponses, PreferenceBatch, PreferencePairs
 
 
 class PreferenceSums(NamedTuple):
@@ -106,13 +107,23 @@ def judged(
         right = torch.where(desirable, above, -above).sign()
         chosen, rejected = rewards[desirable], rewards[~desirable]
     else:
+        assert isinstance(batch, PreferencePairs)
         losses, rewards = preference_losses(config, logprobs, reference, tokens.to(logprobs.device))
+        if config.type in SOFT_LABELS:
+            turned = (_turned(numbers) for numbers in (logprobs, reference, tokens.to(logprobs.device)))
+            certainty = batch.certainty.to(losses)
+            losses = certainty * losses + (1 - certainty) * preference_losses(config, *turned)[0]
         chosen, rejected = rewards.chunk(2)
         right = (chosen - rejected).sign()
     measured = [losses, (1 + right) / 2, chosen, rejected, drift]
     loss, share, chosen_reward, rejected_reward, total = (part.detach().double().sum() for part in measured)
     samples, better, worse = (share.new_tensor(float(len(part))) for part in (losses, chosen, rejected))
     return losses, PreferenceSums(samples, loss, share, better, chosen_reward, worse, rejected_reward, total)
+
+
+def _turned(numbers: Tensor) -> Tensor:
+    """`[2 * pairs]`, with the rejected responses first."""
+    return torch.cat(numbers.chunk(2)[::-1])
 
 
 def preference_losses(

@@ -276,7 +276,7 @@ def preferences_of(seed: int, labelled: bool) -> Any:
         sides.append(ReferencedResponses(batch.token_ids, batch.lengths, batch.response_mask, reference))
     if labelled:
         return LabelledResponses(*sides, torch.tensor([True, False, True, True, False, False]), torch.arange(6))
-    return PreferencePairs(*sides, torch.arange(6))
+    return PreferencePairs(*sides, torch.arange(6), torch.ones(6))
 
 
 def update_preferences(setup: ModelSetup, loss: Any, batches: list[Any]) -> dict[str, Any]:

@@ -539,6 +539,13 @@ FAULTS = (
         "tests/unit/wiring/test_reward_training_keys.py",
     ),
     Fault(
+        "soft labels of a policy's pairs are trained on as certain ones",
+        "orchestrator/data/preference_samples.py",
+        "numbers, self.certainty[numbers])",
+        "numbers, torch.ones(len(numbers)))",
+        "tests/unit/wiring/test_dpo_keys.py",
+    ),
+    Fault(
         "an unlikely choice is trained on as it stands",
         "orchestrator/data/records.py",
         "if probability < 0.5:",

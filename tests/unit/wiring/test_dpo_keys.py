@@ -44,7 +44,8 @@ def dpo_base(folder: Path) -> dict[str, Any]:
     good = [" ".join(f"w{10 + n + k}" for k in range(1 + n % 3)) for n in range(12)]
     pairs = [{"prompt": f"w{3 + n} w4", "chosen": f" {good[n]}", "rejected": f" w{25 + n}"} for n in range(12)]
     labels = [{"prompt": f"w{3 + n} w4", "completion": f" {good[n]}", "label": n % 3 > 0} for n in range(12)]
-    for name, part in (("preferred", pairs), ("labels", labels), ("aside-pairs", pairs[:7])):
+    soft = [{**pair, "chosen_probability": 1 - n / 30} for n, pair in enumerate(pairs)]
+    for name, part in (("preferred", pairs), ("labels", labels), ("aside-pairs", pairs[:7]), ("soft-pairs", soft)):
         (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in part))
     dpo = {
         "output": str(folder / "made" / "preferring"),
@@ -88,6 +89,7 @@ RUNS: dict[str, tuple[dict[str, Any], tuple[int, int]]] = {
     "hinge": (
         {
             "dpo.loss": {"type": "hinge", "beta": 0.5},
+            "dpo.data.path": "FOLDER/soft-pairs.jsonl",
             "dpo.data.split": "train[2:]",
             "dpo.data.limit": 8,
             "dpo.lora": {**LORA, "targets": "all-linear"},
@@ -181,14 +183,14 @@ class Plain:
             odds = [mean.exp() / (1 - mean.exp()) for mean in means]
             losses = -means[0] - scale * logsigmoid((odds[0] / odds[1]).log())
         else:
-            smoothing = said.get("label_smoothing", 0.0)
+            smoothing, soft = said.get("label_smoothing", 0.0), batch.certainty
             losses = {
                 "sigmoid": lambda: (1 - smoothing) * softplus(-margin) + smoothing * softplus(margin),
                 "robust": lambda: (
                     ((1 - smoothing) * softplus(-margin) - smoothing * softplus(margin)) / (1 - 2 * smoothing)
                 ),
                 "ipo": lambda: (margin / scale - 1 / (2 * scale)) ** 2,
-                "hinge": lambda: (1 - margin).clamp(min=0),
+                "hinge": lambda: soft * (1 - margin).clamp(min=0) + (1 - soft) * (1 + margin).clamp(min=0),
                 "simpo": lambda: softplus(said["target_margin"] - margin),
             }[kind]()
         told = {"loss": losses.mean(), "chosen_reward": rewards[0].mean(), "rejected_reward": rewards[1].mean()}

@@ -50,6 +50,27 @@ def test_a_pair_is_the_prompt_and_both_responses(tmp_path: Path) -> None:
     assert batch.responses.lengths.tolist() == [*batch.chosen.lengths.tolist(), *batch.rejected.lengths.tolist()]
 
 
+def test_a_soft_label_goes_with_its_pair_into_every_part(tmp_path: Path) -> None:
+    rows = [{**row, "chosen_probability": 0.55 + n / 20} for n, row in enumerate(PAIRS)]
+    data = read(tmp_path, rows, heldout_fraction=0.25)
+    assert data.heldout is not None
+    for part in (data.training, data.heldout):
+        numbers = [int(prompt[0]) for prompt, _ in texts(part, 0)]
+        assert part.certainty.tolist() == pytest.approx([0.55 + n / 20 for n in numbers])
+        batch = part.batch([1, 0], torch.zeros(16))
+        assert isinstance(batch, PreferencePairs) and torch.equal(batch.certainty, part.certainty[[1, 0]])
+    hard = read(tmp_path, PAIRS, heldout_fraction=0.25).training
+    assert hard.certainty.tolist() == [1] * 6 and hard.digest() != data.training.digest()
+
+
+@pytest.mark.parametrize("kind", ["robust", "orpo"])
+def test_a_loss_that_reads_no_soft_labels_refuses_them(tmp_path: Path, kind: str) -> None:
+    rows = [{**row, "chosen_probability": 0.9} for row in PAIRS]
+    with pytest.raises(ConfigError, match=f"dpo.data has soft labels .* which dpo.loss.type={kind} does not read"):
+        read(tmp_path, rows, loss={"type": kind})
+    assert len(read(tmp_path, PAIRS, loss={"type": kind}).training) == 8
+
+
 def test_every_two_responses_of_a_ranked_list_that_differ_are_a_pair(tmp_path: Path) -> None:
     rows = [{"prompt": "q", "responses": ["a", "b", "c", "a"], "scores": [1, 3, 1, 2]}]
     samples = read(tmp_path, rows).training

@@ -45,7 +45,9 @@ class Ranks:
 def samples(first: int, count: int) -> PreferenceSamples:
     tokens = torch.arange(first, first + 3 * count).view(count, 3)
     mask = torch.tensor([[False, True, True]]).expand(count, 3)
-    return PreferenceSamples(Sequences(tokens, torch.full((count,), 3), mask), torch.tensor([[0, 1], [2, 3]]), None)
+    return PreferenceSamples(
+        Sequences(tokens, torch.full((count,), 3), mask), torch.tensor([[0, 1], [2, 3]]), None, torch.ones(2)
+    )
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ import pytest
 import torch
 from pydantic import TypeAdapter, ValidationError
 
-from roles.config.preference_losses import PreferenceLossConfig
+from roles.config.preference_losses import SOFT_LABELS, PreferenceLossConfig
 from roles.losses.preference_numbers import PreferenceNumbers, judged, preference_losses
 from roles.shares import LabelledResponses, PreferencePairs, ReferencedResponses
 
@@ -66,9 +66,9 @@ def test_a_pair_has_two_sides() -> None:
     ids, mask = torch.ones(2, 3, dtype=torch.long), torch.tensor([[False, True, True]] * 2)
     side = ReferencedResponses(ids, torch.tensor([3, 3]), mask, torch.zeros(2))
     rows = torch.arange(2)
-    assert PreferencePairs(side, side, rows).select([1]).rows.tolist() == [1]
+    assert PreferencePairs(side, side, rows, torch.ones(2)).select([1]).rows.tolist() == [1]
     with pytest.raises(ValueError, match="2 chosen responses beside 1 rejected"):
-        PreferencePairs(side, side.select([0]), rows)
+        PreferencePairs(side, side.select([0]), rows, torch.ones(2))
     with pytest.raises(ValueError, match="no trained token"):
         ReferencedResponses(ids, torch.tensor([3, 3]), torch.zeros_like(mask), torch.zeros(2))
 
@@ -90,13 +90,35 @@ def numbers_of(config: Any, batch: Any, logprobs: list[float], kl: float = 0.0) 
 
 def test_the_numbers_of_pairs() -> None:
     """Three pairs: one is ordered rightly, one wrongly, one is a tie."""
-    batch = PreferencePairs(responses([-3.0, -3.0, -3.0]), responses([-5.0, -5.0, -5.0]), torch.arange(3))
+    batch = PreferencePairs(
+        responses([-3.0, -3.0, -3.0]), responses([-5.0, -5.0, -5.0]), torch.arange(3), torch.ones(3)
+    )
     found = numbers_of(loss_of(type="sigmoid", beta=0.5), batch, [-1.0, -3.0, -3.0, -6.0, -4.0, -5.0])
     margins = [0.5 * (2 + 1), 0.5 * (0 - 1), 0.0]
     assert found.loss == pytest.approx(sum(softplus(-margin) for margin in margins) / 3)
     assert (found.accuracy, found.mismatched_kl) == (0.5, None)
     assert (found.chosen_reward, found.rejected_reward) == (pytest.approx(1 / 3), pytest.approx(0.0))
     assert found.margin == pytest.approx(1 / 3) and found.kl == pytest.approx(-(2 + 0 + 0 - 1 + 1 + 0) / 6)
+
+
+@pytest.mark.parametrize("kind", SOFT_LABELS)
+def test_a_soft_label_is_the_mean_over_both_orders(kind: str) -> None:
+    """Two pairs: the first is certain, the second is right with the probability 0.7 (of cDPO 0.8·0.7 + 0.2·0.3)."""
+    said = {"label_smoothing": 0.2} if kind == "sigmoid" else {}
+    config, logprobs = loss_of(type=kind, **said), [-1.0, -3.0, -6.0, -4.0]
+    one, other = responses([-3.0, -3.5]), responses([-5.0, -4.5])
+    batch = PreferencePairs(one, other, torch.arange(2), torch.tensor([1.0, 0.7]))
+
+    def loss(first: Any, second: Any, numbers: list[float]) -> list[float]:
+        hard = PreferencePairs(first, second, torch.arange(2), torch.ones(2))
+        return [float(part) for part in judged(config, hard, torch.tensor(numbers), torch.tensor(0.0))[0]]
+
+    right, wrong = loss(one, other, logprobs), loss(other, one, [-6.0, -4.0, -1.0, -3.0])
+    found = judged(config, batch, torch.tensor(logprobs), torch.tensor(0.0))[0].tolist()
+    assert found == [right[0], pytest.approx(0.7 * right[1] + 0.3 * wrong[1])]
+    if kind == "sigmoid":
+        margin = 0.1 * ((-3.0 + 3.5) - (-4.0 + 4.5))
+        assert found[1] == pytest.approx(0.62 * softplus(-margin) + 0.38 * softplus(margin))
 
 
 def test_the_numbers_of_labelled_responses() -> None:
@@ -118,7 +140,7 @@ def test_the_numbers_of_labelled_responses() -> None:
 
 
 def test_without_a_reference_there_is_no_kl() -> None:
-    batch = PreferencePairs(responses([0.0]), responses([0.0]), torch.arange(1))
+    batch = PreferencePairs(responses([0.0]), responses([0.0]), torch.arange(1), torch.ones(1))
     assert numbers_of(loss_of(type="simpo"), batch, [-1.0, -2.0]).kl is None
 
 
