@@ -91,23 +91,34 @@ PIECES = [
 ]
 
 
+ROLES = {"reward_training": "reward", "sft": "sft", "actor": "train", "reward": "train"}
+"""Section → the command that reads its model."""
+
+
 @pytest.fixture(scope="module")
-def folder(world: World) -> Path:
-    """A copy that the examples change, for a reward model that is trained from it."""
-    return shutil.copytree(world.inputs / "policy", world.root / "brought")
+def folders(world: World) -> dict[str, Path]:
+    """Section → a copy of a folder that the examples change."""
+    kinds = {section: "reward" if section == "reward" else "policy" for section in ROLES}
+    found = {section: shutil.copytree(world.inputs / kind, world.root / section) for section, kind in kinds.items()}
+    shutil.copy(world.inputs / "policy/generation_config.json", found["reward"])  # a classifier's has none
+    return found
 
 
-def train(world: World, folder: Path, **keys: Any) -> str | None:
-    """How `tetrarch reward` refuses the folder as its model."""
-    data = copy.deepcopy(world.data)
-    data["reward_training"]["model"] = {"path": str(folder), **keys}
-    refused = world.refusal("reward", world.write(data))
-    assert refused is None or str(folder) in refused or "reward_training" in refused, refused
+def bring(world: World, folders: dict[str, Path], section: str) -> str | None:
+    """How the command of a section refuses the folder as its model."""
+    data, folder = copy.deepcopy(world.data), str(folders[section])
+    data[section]["model"] = {"path": folder}
+    refused = world.refusal(ROLES[section], world.write(data))
+    assert refused is None or folder in refused or section in refused, refused
     return refused
 
 
-def test_the_folder_is_sound(world: World, folder: Path) -> None:
-    assert train(world, folder) is None
+@pytest.mark.parametrize("section", ROLES)
+def test_the_folder_is_sound(world: World, folders: dict[str, Path], section: str) -> None:
+    assert bring(world, folders, section) is None
+
+
+sections = st.sampled_from(sorted(ROLES))
 
 
 def all_paths(data: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
@@ -117,34 +128,36 @@ def all_paths(data: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
 
 
 @examples(10)
-@given(st.data(), st.sampled_from(SMALL_FILES[:3]), json_values)
-def test_an_odd_value_in_a_small_file(world: World, folder: Path, data: st.DataObject, name: str, value: Any) -> None:
-    content = json.loads((folder / name).read_text())
+@given(sections, st.data(), st.sampled_from(SMALL_FILES[:3]), json_values)
+def test_an_odd_value_in_a_small_file(
+    world: World, folders: dict[str, Path], section: str, data: st.DataObject, name: str, value: Any
+) -> None:
+    content = json.loads((folders[section] / name).read_text())
     paths = all_paths(content) + [(key,) for key in KEYS.get(name, [])]
     *path, key = data.draw(st.sampled_from(paths))
-    section = content
+    place = content
     for part in path:
-        section = section[part]
-    section[key] = value
-    with world.changed(folder / name, json.dumps(content).encode()):
-        train(world, folder)
+        place = place[part]
+    place[key] = value
+    with world.changed(folders[section] / name, json.dumps(content).encode()):
+        bring(world, folders, section)
 
 
 @examples(8)
-@given(st.data(), st.sampled_from([*SMALL_FILES, "model.safetensors"]))
-def test_a_damaged_file(world: World, folder: Path, data: st.DataObject, name: str) -> None:
-    sound = (folder / name).read_bytes()
+@given(sections, st.data(), st.sampled_from([*SMALL_FILES, "model.safetensors"]))
+def test_a_damaged_file(world: World, folders: dict[str, Path], section: str, data: st.DataObject, name: str) -> None:
+    sound = (folders[section] / name).read_bytes()
     head, rest = sound[:4000], sound[4000:]
-    with world.changed(folder / name, data.draw(damaged(head)) + rest):
-        train(world, folder)
+    with world.changed(folders[section] / name, data.draw(damaged(head)) + rest):
+        bring(world, folders, section)
 
 
 @examples(6)
-@given(json_values, st.sampled_from(["dtype", "shape", "data_offsets", ""]), st.booleans())
+@given(sections, json_values, st.sampled_from(["dtype", "shape", "data_offsets", ""]), st.booleans())
 def test_an_odd_value_in_the_header_of_the_weights(
-    world: World, folder: Path, value: Any, part: str, first: bool
+    world: World, folders: dict[str, Path], section: str, value: Any, part: str, first: bool
 ) -> None:
-    file = folder / "model.safetensors"
+    file = folders[section] / "model.safetensors"
     sound = file.read_bytes()
     size = int.from_bytes(sound[:8], "little")
     header = json.loads(sound[8 : 8 + size])
@@ -155,23 +168,24 @@ def test_an_odd_value_in_the_header_of_the_weights(
         header[name] = value
     text = json.dumps(header).encode()
     with world.changed(file, len(text).to_bytes(8, "little") + text + sound[8 + size :]):
-        train(world, folder)
+        bring(world, folders, section)
 
 
 @examples(6)
-@given(st.sampled_from(NAMES), st.sampled_from(PIECES))
-def test_a_file_too_many(world: World, folder: Path, name: str, content: bytes) -> None:
-    (folder / name).write_bytes(content)
+@given(sections, st.sampled_from(NAMES), st.sampled_from(PIECES))
+def test_a_file_too_many(world: World, folders: dict[str, Path], section: str, name: str, content: bytes) -> None:
+    (folders[section] / name).write_bytes(content)
     try:
-        train(world, folder)
+        bring(world, folders, section)
     finally:
-        (folder / name).unlink()
+        (folders[section] / name).unlink()
 
 
 @pytest.mark.parametrize("name", [*SMALL_FILES, "model.safetensors"])
 @pytest.mark.parametrize("kind", ["missing", "folder", "loop", "dangling", "unreadable"])
-def test_a_file_that_is_none(world: World, folder: Path, name: str, kind: str) -> None:
-    file, sound = folder / name, (folder / name).read_bytes()
+def test_a_file_that_is_none(world: World, folders: dict[str, Path], name: str, kind: str) -> None:
+    section = "actor"
+    file, sound = folders[section] / name, (folders[section] / name).read_bytes()
     file.unlink()
     match kind:
         case "folder":
@@ -183,7 +197,7 @@ def test_a_file_that_is_none(world: World, folder: Path, name: str, kind: str) -
         case "unreadable":
             file.symlink_to("/proc/self/mem")
     try:
-        train(world, folder)
+        bring(world, folders, section)
     finally:
         if kind == "folder":
             file.rmdir()
