@@ -34,11 +34,22 @@ OWN_HEAD_NEVER = ("Cohere", "Cohere2", "Cohere2Moe", "Gemma2", "Gemma3n", "Lfm2"
 """Architectures (…ForCausalLM) to which vLLM 0.32 gives a head beside the embedding, or the embedding as head, whatever
 config.json says (`tie_word_embeddings`; transformers' default is what vLLM does)."""
 
+_NO_BIAS, _SILU = {"attention_bias": False}, {"hidden_act": "silu"}
 UNREAD: dict[str, dict[str, Any]] = {
-    "StableLmForCausalLM": {"use_parallel_residual": False, "qk_layernorm": False},
-    "OlmoeForCausalLM": {"clip_qkv": None, "norm_topk_prob": False, "rms_norm_eps": 1e-5},
-    "DeepseekV3ForCausalLM": {"rope_interleave": True},
+    "CohereForCausalLM": _NO_BIAS | _SILU,
+    "Cohere2ForCausalLM": _NO_BIAS | _SILU,
+    "DeepseekV2ForCausalLM": _NO_BIAS | {"mlp_bias": False},
+    "DeepseekV3ForCausalLM": _NO_BIAS | {"rope_interleave": True},
+    "Ernie4_5ForCausalLM": {"use_bias": False},
     "GPT2LMHeadModel": {"scale_attn_weights": True},
+    "GemmaForCausalLM": _NO_BIAS,
+    "GraniteMoeForCausalLM": _NO_BIAS | _SILU,
+    "GraniteMoeSharedForCausalLM": _NO_BIAS,
+    "MiniCPM3ForCausalLM": _NO_BIAS | {"mlp_bias": False},
+    "MixtralForCausalLM": _SILU,
+    "OlmoeForCausalLM": _NO_BIAS | _SILU | {"clip_qkv": None, "norm_topk_prob": False, "rms_norm_eps": 1e-5},
+    "Qwen2MoeForCausalLM": {"qkv_bias": True},
+    "StableLmForCausalLM": _SILU | {"use_parallel_residual": False, "qk_layernorm": False},
 }
 """Architecture → keys of config.json that vLLM 0.32 does not read → the value of transformers' default, with which it
 computes."""
