@@ -132,9 +132,8 @@ def letter_of(text: str) -> str | None:
 
 def letter_tokens(tokenizer: PreTrainedTokenizerBase, letter: str) -> list[int]:
     """The single tokens that write a letter, with and without a space before it; empty if there are none."""
-    found = (tokenizer(text, add_special_tokens=False)["input_ids"] for text in (letter, f" {letter}"))
-    known = [ids[0] for ids in found if len(ids) == 1 and tokenizer.decode(ids).strip() == letter]
-    return list(dict.fromkeys(known))
+    words = tokenizer.get_vocab().items()
+    return sorted(number for word, number in words if isinstance(word, str) and word.lstrip(" ▁Ġ") == letter)
 
 
 def bare(token: str) -> str:

@@ -543,7 +543,7 @@ FAULTS = (
         "orchestrator/data/preference_samples.py",
         "numbers, self.certainty[numbers])",
         "numbers, torch.ones(len(numbers)))",
-        "tests/unit/wiring/test_dpo_keys.py",
+        "tests/unit/orchestrator/data/test_preference_samples.py",
     ),
     Fault(
         "an unlikely choice is trained on as it stands",

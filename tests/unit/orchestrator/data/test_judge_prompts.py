@@ -125,3 +125,6 @@ def test_the_tokens_of_a_letter_are_whole_and_its_own() -> None:
     assert [WORDS.decode(token).strip() for token in found] == ["A"] * len(found) and found
     assert set(found).isdisjoint(letter_tokens(WORDS, "B"))
     assert letter_tokens(WORDS, "漢") == []
+    more = tokenizer()
+    more.add_tokens([" A", "▁A", "AA", " B"])
+    assert len(letter_tokens(more, "A")) == len(found) + 2
