@@ -23,7 +23,9 @@ def load_tokenizer(path: str | Path, *, trust_remote_code: bool = False) -> PreT
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(path, trust_remote_code=trust_remote_code)
         tokenizer("a")
         own_pad(tokenizer)
-    except (Exception, SystemExit) as error:  # readers of broken files fail wherever they happen to be; code of its own
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # readers fail wherever they happen to be; code of its own; Rust's panics
         raise _told(Path(path), error) from error
     return tokenizer
 
@@ -69,7 +71,9 @@ def _told(folder: Path, error: BaseException) -> ModelError:
     if words.is_file():
         try:
             Tokenizer.from_file(str(words))
-        except Exception as broken:  # of the library's only kind
+        except KeyboardInterrupt:
+            raise
+        except BaseException as broken:  # of the library's only kind, or a panic of its Rust
             reason = " ".join(str(broken).split())[:200]
             return ModelError(f"{words} is not a tokenizer ({reason}); fetch it anew")
     return ModelError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -52,4 +53,17 @@ def test_eos_and_bos_never_pad(tmp_path: Path) -> None:
 
 def test_a_folder_without_tokenizer_is_named(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="no tokenizer can be loaded"):
+        load_tokenizer(tmp_path)
+
+
+def test_a_file_that_makes_the_library_panic_is_refused_with_its_name(tmp_path: Path) -> None:
+    """A panic of Rust is no Exception of Python."""
+    words = Tokenizer(models.BPE({"a": 0, "b": 1, "ab": 2}, [("a", "b")]))
+    PreTrainedTokenizerFast(tokenizer_object=words, eos_token="b").save_pretrained(tmp_path)
+    load_tokenizer(tmp_path)
+    file = tmp_path / "tokenizer.json"
+    said = json.loads(file.read_text())
+    said["model"]["continuing_subword_prefix"] = "x" * 300
+    file.write_text(json.dumps(said))
+    with pytest.raises(ModelError, match=r"tokenizer\.json is not a tokenizer \(range .*\); fetch it anew"):
         load_tokenizer(tmp_path)
