@@ -132,7 +132,7 @@ def files_of_runs(draw: st.DrawFn, *more: str) -> tuple[str, str]:
     return command, draw(st.sampled_from([*JSON_FILES, *more, *(PPO_FILES if command == "train" else [])]))
 
 
-@examples(8)
+@examples(5)
 @given(st.data(), files_of_runs(), json_values)
 def test_an_odd_value_in_a_file_of_a_run(
     world: World, run_dirs: dict[str, Path], data: st.DataObject, one: tuple[str, str], value: Any
@@ -149,7 +149,7 @@ def test_an_odd_value_in_a_file_of_a_run(
         read_run(world, run_dirs, command)
 
 
-@examples(8)
+@examples(5)
 @given(st.data(), files_of_runs("config.yaml"))
 def test_a_damaged_file_of_a_run(
     world: World, run_dirs: dict[str, Path], data: st.DataObject, one: tuple[str, str]
