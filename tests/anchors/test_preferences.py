@@ -1,7 +1,7 @@
 """Preferences that a known reward makes, for the losses whose optimum is known, through `tetrarch dpo`.
 
-One prompt, responses of one token. Every two tokens are compared so often as the Bradley–Terry probability of the
-reward says, to a sixteenth; the optimum of IPO follows from the same counts.
+One prompt, responses of one token. Every two tokens are compared; the soft label of the pair is the Bradley–Terry
+probability of the reward, from which the optima of both losses follow.
 """
 
 from __future__ import annotations
@@ -20,22 +20,18 @@ from tests.anchors.test_bandit import TABLE
 
 pytestmark = [pytest.mark.timeout(1800), pytest.mark.slow]
 
-BETA, COUNTED = 0.5, 16
-
-
-def preferred() -> Tensor:
-    """float64 `[vocab, vocab]`: how often the first token is preferred to the second, in sixteenths."""
-    exact = torch.sigmoid(TABLE.double()[:, None] - TABLE.double())
-    return (exact * COUNTED).round() / COUNTED
+BETA = 0.5
+PREFERRED = torch.sigmoid(TABLE.double()[:, None] - TABLE.double())
+"""float64 `[vocab, vocab]`: probability that the first token is preferred to the second."""
 
 
 def learned(folder: Path, loss: str) -> tuple[Tensor, Tensor]:
     """Log-probabilities `[vocab]` of the trained policy and of the reference."""
-    policy, rows = save_policy(folder / "policy", spread=0.5), []
-    for a, b in combinations(range(VOCABULARY), 2):
-        won = round(float(preferred()[a, b]) * COUNTED)
-        for chosen, rejected, times in ((a, b, won), (b, a, COUNTED - won)):
-            rows += [{"prompt": f"t{PROMPT}", "chosen": f"t{chosen}", "rejected": f"t{rejected}"}] * times
+    policy = save_policy(folder / "policy", spread=0.5)
+    rows = [
+        {"prompt": f"t{PROMPT}", "chosen": f"t{a}", "rejected": f"t{b}", "chosen_probability": float(PREFERRED[a, b])}
+        for a, b in combinations(range(VOCABULARY), 2)
+    ]
     (folder / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     dpo = {
         "output": str(folder / "run" / "actor"),
@@ -43,7 +39,7 @@ def learned(folder: Path, loss: str) -> tuple[Tensor, Tensor]:
         "data": {"path": str(folder / "pairs.jsonl")},
         "heldout_fraction": 0.0,
         "loss": {"type": loss, "beta": BETA},
-        "epochs": 6,
+        "epochs": 60,
         "samples_per_step": 256,
         "micro_batch_tokens": 2048,
         "max_tokens": 2,  # the prompt and one token: what would end the response is cut
@@ -70,6 +66,6 @@ def test_dpo_reaches_the_tilted_reference(tmp_path: Path, reached: Row) -> None:
 def test_ipo_reaches_its_own_optimum(tmp_path: Path, reached: Row) -> None:
     """π_ref·exp(p/β)/Z, where p is how often a token is preferred to one drawn uniformly (arXiv 2310.12036)."""
     policy, reference = learned(tmp_path, "ipo")
-    best = (reference + preferred().mean(1) / BETA).log_softmax(-1)
+    best = (reference + PREFERRED.mean(1) / BETA).log_softmax(-1)
     assert distance(reference, best) > 0.1
     reached("own: IPO on the bandit", "TV", distance(policy, best), 0.0, 0.02)
