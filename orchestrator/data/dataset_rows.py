@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from logging import CRITICAL
 from pathlib import Path
@@ -117,12 +117,22 @@ def _load(config: SourceConfig, key: str) -> Rows:
     try:
         if path.is_dir() and ((path / "state.json").exists() or (path / "dataset_dict.json").exists()):
             saved = datasets.load_from_disk(str(path))
-            return _typed(saved[config.split] if isinstance(saved, datasets.DatasetDict) else saved)
+            return _typed(_split_of(saved, config.split) if isinstance(saved, datasets.DatasetDict) else saved)
         if path.is_file():
             return _load_file(path, config.split)
         return _load_folder(config)
     except Exception as error:  # datasets raises whatever its readers raise
-        raise ConfigError(f"{where} (split {config.split}) cannot be loaded: {_reason(error)}") from error
+        raise ConfigError(f"{where} (split {config.split}) cannot be loaded: {_reason(error, key)}") from error
+
+
+def _split_of(saved: Any, split: str) -> Any:
+    if split not in saved:
+        raise _no_such_split(saved)
+    return saved[split]
+
+
+def _no_such_split(splits: Iterable[str]) -> BadRows:
+    return BadRows(f"it has the splits {', '.join(map(str, splits))}; name one of them (`split` beside path)")
 
 
 def _load_file(path: Path, split: str) -> Rows:
@@ -148,7 +158,7 @@ def _load_folder(config: SourceConfig) -> Rows:
     files = {str(name): paths for name, paths in said.data_files.items()}
     needed = [name for name in files if name in config.split]
     if not needed:
-        raise BadRows(f"it has the splits {', '.join(files)}; name one of them")
+        raise _no_such_split(files)
     rows: dict[str, list[Row]] = {}
     for name in needed:
         here = [Path(file) for file in manager.iter_files(manager.download_and_extract(files[name]))]
@@ -172,11 +182,18 @@ def _typed(dataset: Any) -> Rows:
     return Rows({name: list(dataset[name]) for name in dataset.column_names})
 
 
-def _reason(error: BaseException) -> str:
-    """The first line of the innermost exception: `datasets` wraps the exceptions of its readers."""
+def _reason(error: BaseException, key: str) -> str:
+    """The first line of the innermost exception, which `datasets` wraps, and what to do about it."""
     while error.__cause__ is not None:
         error = error.__cause__
     lines = str(error).strip().splitlines()
     if isinstance(error, BadRows):
         return str(error)
-    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
+    told = f"{type(error).__name__}: {lines[0]}".rstrip(".") if lines else type(error).__name__
+    if "split" in told or "instruction format" in told:
+        return f"{told}; set {key}.split to a split that is there, such as train or train[:1000]"
+    if isinstance(error, FileNotFoundError):
+        return f"{told}; put files that end in {', '.join(READ)} there, or name a file"
+    if type(error).__module__.startswith("pyarrow"):
+        return f"{told}; fetch the file or write it anew, or convert it to .jsonl"
+    return f"{told}; correct it, or name other data with {key}.path"

@@ -11,6 +11,7 @@ from orchestrator.data.row_files import Rows, Where
 from orchestrator.errors import ConfigError
 from roles.text.messages import LONE_SURROGATE, kind_of_value, plain_messages
 from roles.text.prompt_tokens import chat_text, prompt_tokens
+from roles.text.template_errors import BrokenTemplate, refused_by_template
 
 COLUMNS = ("prompt", "messages", "prompt_token_ids")
 """Columns that may hold a row's prompt, if no key names another column."""
@@ -134,7 +135,8 @@ def _render(messages: Any, tokenizer: PreTrainedTokenizerBase, where: str) -> st
     try:
         return chat_text(tokenizer, plain)
     except Exception as error:  # a template is a program: it raises what it likes
-        raise ConfigError(f"{where} does not go through the tokenizer's chat template: {error}") from error
+        told = refused_by_template(error, "does")
+        raise ConfigError(f"{where}{': ' if isinstance(told, BrokenTemplate) else ' '}{told}") from error
 
 
 def _read_token_ids(

@@ -23,6 +23,7 @@ from orchestrator.errors import ConfigError
 from roles.text.messages import Messages
 from roles.text.prompt_tokens import shown_prompt
 from roles.text.sample_tokens import RenderedSample, Text, TokenSample, as_messages, render_sample, sample_tokens
+from roles.text.template_errors import BrokenTemplate
 
 T = TypeVar("T")
 
@@ -127,6 +128,8 @@ def _of_source(
             yield record, use(record)
         except NothingToLearn as reason:
             statistics.leave_out(str(reason), source.place(number))
+        except BrokenTemplate as error:
+            raise ConfigError(f"{source.where}: {error}") from None
         except ValueError as error:
             if config.bad_rows == "error":
                 raise ConfigError(

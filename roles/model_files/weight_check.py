@@ -25,6 +25,7 @@ from transformers.core_model_loading import (
     rename_source_key,
     revert_weight_conversion,
 )
+from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 from transformers.modeling_utils import LoadStateDictConfig
 
 from roles.errors import ModelError
@@ -84,6 +85,15 @@ def check_weights(folder: Path, use: Use, *, trust_remote_code: bool = False) ->
     _refuse(difference, use)
 
 
+def _reason(error: Exception, config: PretrainedConfig) -> str:
+    """The first line of the error; for a missing entry the key, if the configuration says why it was looked for."""
+    rope = config.get_text_config().to_dict().get("rope_parameters")
+    if isinstance(error, KeyError) and isinstance(rope, dict) and error.args[:1] == (rope.get("rope_type"),):
+        known = ", ".join(["default", *ROPE_INIT_FUNCTIONS])
+        return f"rope_type={rope['rope_type']!r} of its rope_parameters (or rope_scaling) is none of {known}"
+    return first_line(error)
+
+
 class _ModelReader:
     """The weights that a class of transformers reads."""
 
@@ -98,7 +108,8 @@ class _ModelReader:
                 )
         except Exception as error:  # each architecture raises other exceptions for a wrong configuration
             raise ModelError(
-                f"transformers cannot make a model {what}: {first_line(error)}; correct it, or use another architecture"
+                f"transformers cannot make a model {what}: {_reason(error, config)}; correct it, or use another "
+                "architecture"
             ) from None
         self.written: Shapes = _written(self.model, self.model.state_dict())
         """Name → shape of the tensors that `save_pretrained` writes, and of tied weights."""

@@ -22,6 +22,7 @@ from transformers import PreTrainedTokenizerBase
 from roles.text.loss_spans import assistant_spans
 from roles.text.messages import Messages
 from roles.text.prompt_tokens import TEMPLATE_S, check_roles, prompt_tokens
+from roles.text.template_errors import refused_by_template
 from roles.text.time_limit import time_limit
 
 Text = str | Messages
@@ -89,7 +90,7 @@ def render_sample(tokenizer: PreTrainedTokenizerBase, prompt: Text, response: Te
     except ValueError:
         raise
     except Exception as error:  # a template is a program: it raises what it likes
-        raise ValueError(f"messages that do not go through the tokenizer's chat template: {error}") from error
+        raise refused_by_template(error, "messages that do") from error
     pieces, place = [], 0
     for start, end in spans[sum(message["role"] == "assistant" for message in asked) :]:
         pieces += [Piece(text[place:start], False), Piece(text[start:end], True)]
