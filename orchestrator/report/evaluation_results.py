@@ -34,6 +34,22 @@ class Estimate:
         return self.mean / self.standard_error if self.standard_error > 0 else math.nan
 
 
+NORMAL_95 = 1.959964
+"""Standard deviations of the normal distribution on each side of the middle 95 %."""
+
+
+def wilson_interval(share: float, count: float) -> tuple[float, float]:
+    """The 95 % interval of a probability of which `share` was seen in `count` independent trials, inside 0 and 1 and
+    never a point: Wilson's score interval (J. Am. Stat. Assoc. 22, 1927, p. 209).
+
+    Example: `wilson_interval(1.0, 32)` is (0.893, 1.0).
+    """
+    shrunk = NORMAL_95**2 / count
+    middle = (share + shrunk / 2) / (1 + shrunk)
+    half = math.sqrt(shrunk * (share * (1 - share) + shrunk / 4)) / (1 + shrunk)
+    return max(middle - half, 0.0), min(middle + half, 1.0)
+
+
 @dataclass(frozen=True, slots=True)
 class SampleRow:
     """One response, as the reports show it."""

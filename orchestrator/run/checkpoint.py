@@ -109,8 +109,13 @@ def size_gib(folder: Path) -> float:
 
 def trained_step(run_dir: Path) -> int | None:
     """The step of the policy in `run_dir/actor`; None if none has been saved there, or its file cannot be read."""
+    return saved_step(run_dir / ACTOR)
+
+
+def saved_step(folder: Path) -> int | None:
+    """The step of the run that saved the policy in `folder`; None if no run did, or its file cannot be read."""
     try:
-        step = json.loads((run_dir / ACTOR / TRAINED).read_text(encoding="utf-8"))["step"]
+        step = json.loads((folder / TRAINED).read_text(encoding="utf-8"))["step"]
     except (OSError, ValueError, LookupError, TypeError, RecursionError):
         return None
     return step if isinstance(step, int) else None

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
+from typing import NamedTuple
 
 from torch import Tensor
 
@@ -24,7 +25,7 @@ from orchestrator.report.evaluation_results import Estimate, EvaluationResult, S
 from orchestrator.report.progress import make_progress
 from orchestrator.report.run_files import EVALUATED, finite
 from orchestrator.report.terminal_lines import evaluation_lines
-from orchestrator.run.checkpoint import trained_step
+from orchestrator.run.checkpoint import saved_step
 from roles.batch import Prompts, Rollouts, Scored, Sequences
 from roles.losses.kl_estimators import k1
 from roles.reference import FrozenPolicy
@@ -70,6 +71,26 @@ def evaluate(
     )
 
 
+class MeasuredPolicy(NamedTuple):
+    """The policy that `tetrarch evaluate` measures."""
+
+    folder: Path | None
+    """Where it is; None: as `actor.model` says."""
+    step: int
+    """Of the run that trained it; 0 if none did."""
+    label: str
+
+
+def measured_policy(config: EvaluationRun) -> MeasuredPolicy:
+    """The actor of the run in `run_dir`; before there is one, what `actor.model` names: another run's, or any model."""
+    trained, path = Path(config.run_dir) / ACTOR, config.actor.model.path
+    for folder, given in ((trained, trained), (Path(path), None)):
+        step = saved_step(folder)
+        if step is not None:
+            return MeasuredPolicy(given, step, "trained")
+    return MeasuredPolicy(None, 0, f"of actor.model.path={path}")
+
+
 def evaluate_run(config: EvaluationRun, questions: Questions) -> EvaluationResult:
     """`tetrarch evaluate`: measure on `questions` the actor in `run_dir/actor`, or, before a run, the one that it
     starts from.
@@ -77,19 +98,18 @@ def evaluate_run(config: EvaluationRun, questions: Questions) -> EvaluationResul
     Prints the result and writes it to `run_dir/evaluate.json`.
     """
     run_dir = Path(config.run_dir)
-    trained, step = run_dir / ACTOR, trained_step(run_dir)
+    policy = measured_policy(config)
     prompts = heldout_prompts(questions, config.evaluation.prompts, config.seed)
     with closing(make_progress("evaluate", 0, 0)) as progress:
         progress.status("preparing the models")
         models = resolve_models(config, (REFERENCE, *config.scorers))
-        if step is not None:
-            models = replace(models, actor=trained)
+        if policy.folder is not None:
+            models = replace(models, actor=policy.folder)
         progress.status(f"starting the roles, to measure {models.actor}")
         with evaluation_roles(config, models) as roles:
             progress.status(f"answering {len(prompts)} held-out prompts")
             samples = config.evaluation.samples
-            label = "untrained" if step is None else "trained"
-            result = evaluate(roles, prompts, 0, step=step or 0, label=label, samples=samples)
+            result = evaluate(roles, prompts, 0, step=policy.step, label=policy.label, samples=samples)
         file = run_dir / EVALUATED
         file.write_text(json.dumps(finite(result.to_json()), indent=1) + "\n")
         progress.lines(evaluation_lines(result, None))

@@ -29,6 +29,7 @@ from orchestrator.data.prompts import Questions
 from orchestrator.errors import TetrarchError
 from orchestrator.groups.build import builder, resolve_models
 from orchestrator.groups.spread import spread
+from orchestrator.report.evaluation_results import wilson_interval
 from orchestrator.report.reporter import Reporter
 from orchestrator.run.checkpoint import whole_folder
 from orchestrator.run.learned_data import LearnedData
@@ -50,21 +51,34 @@ class RewardQuality:
 
     accuracy: float
     standard_error: float
+    """Over groups, whose comparisons are not independent."""
+    groups: int
+    """Held-out groups."""
     comparisons: int
     training_comparisons: int
     left_out_groups: int
 
     @property
-    def surely_above(self) -> float:
-        """Lower end of the accuracy's 95 % interval (normal approximation)."""
-        return self.accuracy - 1.96 * self.standard_error
+    def interval(self) -> tuple[float, float]:
+        """The accuracy's 95 % interval: Wilson's, of as many independent comparisons as have this standard error (Korn
+        and Graubard, Survey Methodology 24, 1998); of one per group if it is 0, because all were right or wrong."""
+        variance = self.accuracy * (1 - self.accuracy)
+        independent = variance / self.standard_error**2 if variance and self.standard_error else self.groups
+        return wilson_interval(self.accuracy, min(independent, self.comparisons))
+
+    @property
+    def told(self) -> str:
+        """For the user: the accuracy, and how sure it is."""
+        low, high = self.interval
+        return f"{self.accuracy:.1%} on {self.comparisons} comparisons (95 % interval {low:.1%} to {high:.1%})"
 
     def metrics(self) -> dict[str, float]:
         """Metrics by the names of `orchestrator.metrics`."""
+        low, high = self.interval
         return {
             "preference/heldout_accuracy": self.accuracy,
-            "preference/heldout_accuracy_low": max(self.surely_above, 0.0),
-            "preference/heldout_accuracy_high": min(self.accuracy + 1.96 * self.standard_error, 1.0),
+            "preference/heldout_accuracy_low": low,
+            "preference/heldout_accuracy_high": high,
         }
 
 
@@ -153,10 +167,7 @@ class RewardTraining(ScheduledStage):
         """Write the model and its quality to `reward_training.output` if it is good enough, completely or not at
         all."""
         training, quality = self.config.reward_training, self.tested()
-        self.report.note(
-            f"held-out pair accuracy {quality.accuracy:.1%} ± {quality.standard_error:.1%} "
-            f"on {quality.comparisons} comparisons"
-        )
+        self.report.note(f"held-out pair accuracy {quality.told}")
         check_quality(quality, training.minimum_accuracy)
         centre = float(self._scores(self.comparisons.training).mean())
         _save(self.trainer, self.config, centre, quality)
@@ -169,11 +180,10 @@ class RewardTraining(ScheduledStage):
 
 def check_quality(quality: RewardQuality, minimum: float) -> None:
     """Raise TetrarchError unless the accuracy is above `minimum` by more than chance explains."""
-    if quality.surely_above <= minimum and minimum:
+    if quality.interval[0] <= minimum and minimum:
         raise TetrarchError(
-            f"held-out pair accuracy {quality.accuracy:.1%} ± {quality.standard_error:.1%} is not surely above "
-            f"reward_training.minimum_accuracy={minimum:.0%} (95 % interval from {quality.surely_above:.1%}); train on "
-            "more pairs or for more epochs, or use a larger model"
+            f"held-out pair accuracy {quality.told} is not surely above reward_training.minimum_accuracy="
+            f"{minimum:.0%}; train on more pairs or for more epochs, hold more pairs out, or use a larger model"
         )
 
 
@@ -185,7 +195,7 @@ def _share(groups: list[int], preferences: Preferences, ranks: int) -> list[list
 
 
 def _quality(scores: torch.Tensor, comparisons: Comparisons) -> RewardQuality:
-    """Accuracy over comparisons; its standard error over groups, whose comparisons are not independent."""
+    """Accuracy over comparisons; its standard error over groups."""
     better, worse = comparisons.heldout.comparisons().unbind(1)
     right = (scores[better] > scores[worse]).double()
     groups = comparisons.heldout.groups[better]
@@ -194,6 +204,7 @@ def _quality(scores: torch.Tensor, comparisons: Comparisons) -> RewardQuality:
     return RewardQuality(
         accuracy=float(right.mean()),
         standard_error=error,
+        groups=len(excess),
         comparisons=len(right),
         training_comparisons=len(comparisons.training.comparisons()),
         left_out_groups=comparisons.left_out,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -12,10 +13,13 @@ import torch
 import orchestrator.stages.evaluation
 import tests.unit.orchestrator.fakes
 from cluster.config import Deadlines
+from orchestrator.config.evaluation import EvaluationRun
+from orchestrator.config.loading import validate_root
 from orchestrator.groups.policy import Policy
 from orchestrator.groups.reward import Member, Reward
 from orchestrator.groups.scoring import EvaluationRoles
-from orchestrator.stages.evaluation import evaluate
+from orchestrator.run.checkpoint import TRAINED
+from orchestrator.stages.evaluation import evaluate, measured_policy
 from roles.batch import Prompts, Rollouts
 from roles.config.rewards import MeanScore
 from tests.unit.orchestrator.fakes import FakeCall, FakeGroup, prompts_of, write_waits
@@ -99,3 +103,26 @@ def test_all_passes_are_under_way_before_any_is_waited_for(log: list[str]) -> No
         *("start reward.score", "start reference.reference_logprobs", "start judge.score"),
         "wait for judge.score reference.reference_logprobs reward.score",
     ]
+
+
+def test_the_policy_is_called_what_it_is(tmp_path: Path) -> None:
+    """The run's own; before it another run's, which `actor.model.path` may name; or the model that it names."""
+
+    def config(path: Path) -> EvaluationRun:
+        data = {
+            "run_dir": str(tmp_path / "run"),
+            "actor": {"model": {"path": str(path)}},
+            "reward": {"type": "remote", "urls": ["http://127.0.0.1:1"]},
+            "prompts": {"train": {"path": "rows.jsonl"}, "max_tokens": 8},
+            "rollout": {"prompts_per_step": 1, "max_response_tokens": 8},
+        }
+        return validate_root(EvaluationRun, data)
+
+    plain, other, own = tmp_path / "sft/model", tmp_path / "other/actor", tmp_path / "run/actor"
+    assert measured_policy(config(plain)) == (None, 0, f"of actor.model.path={plain}")
+    other.mkdir(parents=True)
+    (other / TRAINED).write_text('{"step": 7}')
+    assert measured_policy(config(other)) == (None, 7, "trained")
+    own.mkdir(parents=True)
+    (own / TRAINED).write_text('{"step": 3}')
+    assert measured_policy(config(other)) == (own, 3, "trained")

@@ -69,9 +69,28 @@ def test_the_error_counts_a_group_once() -> None:
 def test_an_accuracy_that_chance_explains_is_refused(
     accuracy: float, error: float, minimum: float, passes: bool
 ) -> None:
-    quality = RewardQuality(accuracy, error, comparisons=100, training_comparisons=400, left_out_groups=0)
+    quality = RewardQuality(accuracy, error, 1000, comparisons=1000, training_comparisons=400, left_out_groups=0)
     if passes:
         check_quality(quality, minimum)
         return
     with pytest.raises(TetrarchError, match=f"{accuracy:.1%}.*minimum_accuracy={minimum:.0%}"):
         check_quality(quality, minimum)
+
+
+@pytest.mark.parametrize(("accuracy", "low", "high"), [(1.0, 0.892821, 1.0), (0.0, 0.0, 0.107179)])
+def test_the_interval_of_a_perfect_accuracy_is_no_point(accuracy: float, low: float, high: float) -> None:
+    quality = RewardQuality(accuracy, 0.0, 32, comparisons=96, training_comparisons=400, left_out_groups=0)
+    assert quality.interval == pytest.approx((low, high), abs=1e-6)
+    assert quality.metrics()["preference/heldout_accuracy_low"] == quality.interval[0]
+    with pytest.raises(TetrarchError, match=r"95 % interval .*hold more pairs out"):
+        check_quality(quality, 0.9)
+
+
+def test_the_interval_is_that_of_as_many_independent_comparisons_as_the_error_says() -> None:
+    """15 of 20, each copied four times or not: at both ends 0.75 is 1.96 of that end's own errors away."""
+    for comparisons in (20, 80):
+        error = (0.75 * 0.25 / 20) ** 0.5
+        quality = RewardQuality(0.75, error, 20, comparisons, training_comparisons=400, left_out_groups=0)
+        for end in quality.interval:
+            assert abs(0.75 - end) == pytest.approx(1.959964 * (end * (1 - end) / 20) ** 0.5)
+        assert quality.interval[0] < 0.75 < quality.interval[1]
