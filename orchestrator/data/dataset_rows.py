@@ -11,6 +11,7 @@ import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import islice
 from logging import CRITICAL
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,9 @@ from roles.redaction import without_credentials
 
 LONGEST_NAME = 96
 """Characters of a name on the hub."""
+
+MOST_FILES = 10_000
+"""Files and folders in a directory of data; `datasets` looks at each of them several times."""
 
 READ = (".jsonl", ".json", ".parquet", ".csv", ".arrow")
 """Extensions of files that can be read."""
@@ -102,6 +106,11 @@ def _check_path(config: SourceConfig, key: str) -> None:
     path, where = Path(config.path), _where(config, key)
     if path.is_file() and path.suffix not in READ:
         raise ConfigError(f"{where}: files end in {', '.join(READ)}; convert it, or name a directory")
+    if path.is_dir() and len(list(islice(path.rglob("*"), MOST_FILES + 1))) > MOST_FILES:
+        raise ConfigError(
+            f"{where} holds more than {MOST_FILES} files and folders, too many to look for data in; name the "
+            "file, or the folder that holds the data alone"
+        )
     if path.is_file() and not path.stat().st_size:
         raise ConfigError(f"{where} is empty; it needs at least one row")
     if not path.exists() and not is_hub_name(config.path):

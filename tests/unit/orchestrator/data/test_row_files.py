@@ -16,7 +16,8 @@ import pyarrow.parquet
 import pytest
 
 from orchestrator.config.data import DatasetConfig
-from orchestrator.data.dataset_rows import load_rows
+from orchestrator.data import dataset_rows
+from orchestrator.data.dataset_rows import check_source, load_rows
 from orchestrator.data.row_files import BadRows, read_csv, read_json
 from orchestrator.errors import ConfigError
 
@@ -167,6 +168,19 @@ def test_parquet_keeps_its_own_types(tmp_path: Path) -> None:
     (tmp_path / "data").mkdir()
     (tmp_path / "rows.parquet").rename(tmp_path / "data/train.parquet")
     assert same(load(tmp_path / "data"), expected)
+
+
+def test_a_directory_of_very_many_files_is_refused_before_they_are_looked_at(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "a.jsonl").write_text('{"prompt": "a"}\n')
+    monkeypatch.setattr(dataset_rows, "MOST_FILES", 3)
+    config = DatasetConfig(path=str(tmp_path))
+    check_source(config, "prompts.train")
+    for name in "bcd":
+        (tmp_path / name).mkdir()
+    with pytest.raises(ConfigError, match=rf"path={tmp_path} holds more than 3 files and folders.*; name the file, or"):
+        check_source(config, "prompts.train")
 
 
 def test_a_file_that_is_no_parquet_is_told_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
