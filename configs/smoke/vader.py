@@ -26,3 +26,16 @@ def score(
 ) -> list[float]:
     """VADER's compound score of each response: from -1 (most negative) to 1 (most positive), 0 without feeling."""
     return [float(_analyzer().polarity_scores(response)["compound"]) for response in responses]
+
+
+def score_of_whole(
+    prompts: list[str],
+    responses: list[str],
+    *,
+    response_token_ids: list[list[int]],
+    finished: list[bool],
+    columns: dict[str, list[Any]],
+) -> list[float]:
+    """The same, but -1 for a response that was cut: to rank responses that a model shall imitate."""
+    scores = score(prompts, responses, response_token_ids=response_token_ids, finished=finished, columns=columns)
+    return [number if whole else -1.0 for number, whole in zip(scores, finished, strict=True)]

@@ -14,13 +14,11 @@ from typing import Any
 from pydantic import BaseModel
 
 from orchestrator.config.base import BaseConfig
-from orchestrator.config.schema import paths_in
+from orchestrator.config.schema import inputs_in
 from orchestrator.data.dataset_rows import is_hub_name
 from orchestrator.errors import ConfigError
 from roles.config.models import ModelConfig
 
-WRITTEN = ("run_dir", "model_cache")
-"""Paths that every run makes itself."""
 SHARED = "use an absolute path on storage that all nodes share"
 
 
@@ -29,8 +27,8 @@ def check_job_inputs(config: BaseConfig, left_out: Callable[[Path], bool]) -> No
     the working directory that it is not."""
     found = [
         f"{key}={path} {wrong}; {SHARED}"
-        for key, path in paths_in(config)
-        if key not in (*WRITTEN, config.folder_key) and not os.path.isabs(path) and (wrong := _wrong(path, left_out))
+        for key, path in inputs_in(config, config.folder_key)
+        if not os.path.isabs(path) and (wrong := _wrong(path, left_out))
     ]
     converted = next(_converted(config), None)
     if converted and config.placement.type != "local" and not os.path.isabs(config.model_cache):

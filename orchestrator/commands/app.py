@@ -17,6 +17,7 @@ import typer
 from orchestrator.commands.config_commands import doctor, import_openrlhf, import_trl, import_verl, show_config
 from orchestrator.commands.data_command import show_data
 from orchestrator.commands.label_command import label
+from orchestrator.commands.pipeline_command import pipeline
 from orchestrator.commands.plan_command import show_plan
 from orchestrator.commands.serve_commands import best_of_n, serve
 from orchestrator.commands.train_commands import evaluate, submit, training_command
@@ -41,6 +42,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "label": label,
     "serve": serve,
     "best-of-n": best_of_n,
+    "pipeline": pipeline,
     "plan": show_plan,
     "import-openrlhf": import_openrlhf,
     "import-verl": import_verl,

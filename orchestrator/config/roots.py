@@ -14,6 +14,7 @@ from orchestrator.config.base import BaseConfig
 from orchestrator.config.dpo import DpoRun
 from orchestrator.config.evaluation import EvaluationRun
 from orchestrator.config.labelling import LabellingRun
+from orchestrator.config.pipeline import PipelineRun
 from orchestrator.config.reward_training import RewardTrainingRun
 from orchestrator.config.run import RunConfig
 from orchestrator.config.serving import ServingRun
@@ -28,6 +29,7 @@ ROOTS: dict[str, type[BaseConfig]] = {
     "dpo": DpoRun,
     "label": LabellingRun,
     "serve": ServingRun,
+    "pipeline": PipelineRun,
 }
 """Command → root of its configuration; `plan` and `submit` read what `train` reads."""
 

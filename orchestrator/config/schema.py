@@ -13,6 +13,9 @@ from roles.config.section import usable_path
 
 Location = tuple[int | str, ...]
 
+WRITTEN = ("run_dir", "model_cache")
+"""Keys of paths that every run makes itself."""
+
 
 @dataclass(frozen=True, slots=True)
 class KeyPlace:
@@ -111,7 +114,7 @@ def paths_in(value: Any, key: str = "") -> Iterator[tuple[str, str]]:
     if isinstance(value, BaseModel):
         for name, field in type(value).model_fields.items():
             inner, place = getattr(value, name), f"{key}.{key_of(name, field)}" if key else key_of(name, field)
-            if any(isinstance(kind, AfterValidator) and kind.func is usable_path for kind in field.metadata):
+            if isinstance(inner, str) and _is_path(field):
                 yield place, inner
             else:
                 yield from paths_in(inner, place)
@@ -121,6 +124,18 @@ def paths_in(value: Any, key: str = "") -> Iterator[tuple[str, str]]:
     elif isinstance(value, list | tuple):
         for number, inner in enumerate(value):
             yield from paths_in(inner, f"{key}[{number}]")
+
+
+def _is_path(field: FieldInfo) -> bool:
+    """Whether the field holds a path, or a path or null."""
+    variants = [getattr(variant, "__metadata__", ()) for variant in get_args(field.annotation)]
+    kinds = [*field.metadata, *(kind for metadata in variants for kind in metadata)]
+    return any(isinstance(kind, AfterValidator) and kind.func is usable_path for kind in kinds)
+
+
+def inputs_in(config: BaseModel, output: str) -> Iterator[tuple[str, str]]:
+    """Key and value of every path that a command reads: all but `output`, the key of what it makes, and `WRITTEN`."""
+    return ((key, path) for key, path in paths_in(config) if key not in (*WRITTEN, output))
 
 
 def field_of(sections: tuple[type[BaseModel], ...], key: str) -> FieldInfo | None:

@@ -125,8 +125,8 @@ def changes(checkpoint: Checkpoint, config: BaseConfig) -> list[ChangedKey]:
     written = validate_root(type(config), *_configuration_in(checkpoint))
     plain = [parse_yaml(dump_config(one)) for one in (written, config)]  # both without secrets
     found = [
-        ChangedKey(key, _show(before), _show(now), why_not(key, rules))
-        for key, before, now in _differing(*plain)
+        ChangedKey(key, show_value(before), show_value(now), why_not(key, rules))
+        for key, before, now in differing(*plain)
         if rules.unread.isdisjoint(_names(key))
     ]
     for role in (role for role in rules.sharded(config) if role in rules.sharded(written)):
@@ -195,7 +195,7 @@ def _names(key: str) -> Iterator[str]:
         key = key.rpartition(".")[0]
 
 
-def _differing(before: Any, now: Any, path: str = "") -> Iterator[tuple[str, Any, Any]]:
+def differing(before: Any, now: Any, path: str = "") -> Iterator[tuple[str, Any, Any]]:
     """(key, value before, value now) of plain values that differ; for a section of another type, only its type."""
     if before == now:
         return
@@ -206,9 +206,10 @@ def _differing(before: Any, now: Any, path: str = "") -> Iterator[tuple[str, Any
     else:
         for key in {**before, **now}:
             inner = f"{path}.{key}" if path else str(key)
-            yield from _differing(before.get(key), now.get(key), inner)
+            yield from differing(before.get(key), now.get(key), inner)
 
 
-def _show(value: Any) -> str:
+def show_value(value: Any) -> str:
+    """A plain value in a message, at most 120 characters of it."""
     text = json.dumps(value, ensure_ascii=False)
     return text.strip('"') if len(text) <= 120 else f"{text[:117]}..."
