@@ -25,6 +25,7 @@ def pipeline(config: ConfigFile, overrides: Overrides = None, debug: Debug = Fal
         from orchestrator.run.pipeline_state import PipelineState
         from orchestrator.run.run_lock import held
         from orchestrator.stages.pipeline import run_stages
+        from orchestrator.stages.pipeline_report import report_of
 
         stages = resolved_stages(run.pipeline, config, overrides or ())
         folder = Path(run.pipeline.output)
@@ -37,6 +38,7 @@ def pipeline(config: ConfigFile, overrides: Overrides = None, debug: Debug = Fal
             except KeyboardInterrupt as order:
                 _say(str(order))
                 raise
+            _say(f"report: {report_of(run.pipeline, stages, state)}")
 
 
 def _say(text: str) -> None:

@@ -11,10 +11,11 @@ from cluster.config import Deadlines
 from cluster.placement.plan import engines_neighbours
 from cluster.ranks.role_group import RoleGroup
 from cluster.role_table import ENGINES
+from orchestrator.config.role_needs import scoring_roles
 from orchestrator.config.serving import ServingRun
 from orchestrator.groups.build import Models, builder
 from orchestrator.groups.policy import Policy
-from orchestrator.groups.reward import Reward
+from orchestrator.groups.reward import Member, Reward
 from roles.serving_engine import EngineWork, NewTokens, ServingEngine, WantedResponse
 
 SLICE_S = 0.05
@@ -65,12 +66,12 @@ class ServingRoles:
 
 
 @contextmanager
-def scored_policy(config: ServingRun, models: Models) -> Iterator[tuple[Policy, Reward]]:
-    """Context with a policy that answers batches of prompts, and the reward."""
-    with builder(config, {ENGINES: None, **config.scorers}) as build:
-        policy, reward = build.policy(models), build.reward(models)
+def scored_policy(config: ServingRun, models: Models) -> Iterator[tuple[Policy, Reward, Member | None]]:
+    """Context with a policy that answers batches of prompts, the reward, and the judge if there is one."""
+    with builder(config, {ENGINES: None, **scoring_roles(config)}) as build:
+        policy, reward, gold = build.policy(models), build.reward(models), build.judge()
         build.ready()
-        yield policy, reward
+        yield policy, reward, gold
 
 
 @contextmanager

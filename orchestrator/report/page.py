@@ -9,14 +9,14 @@ from __future__ import annotations
 import base64
 import hashlib
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import cache
 from importlib.resources import files
 from pathlib import Path
 from statistics import median
 from typing import Any, NamedTuple
 
-from jinja2 import Environment, StrictUndefined
+from jinja2 import Environment, FunctionLoader, StrictUndefined
 
 from orchestrator.display_text import decimal_text, decimals_of, duration, number, percent, printable
 from orchestrator.metric_types import Fact, Metric
@@ -55,7 +55,7 @@ def page(record: RunRecord) -> str:
         "evaluation_cards": evaluation_cards(evaluations) if len(evaluations) > 2 else [],
     }
     scripts = _scripts() if any(card.figure for found in cards.values() for card in found) else []
-    return _template().render(
+    return page_template("report.html.jinja").render(
         **cards,
         state=record.state,
         status=status,
@@ -64,20 +64,26 @@ def page(record: RunRecord) -> str:
         before=before,
         after=after,
         changes=evaluation_changes(before, after) if before and after else [],
-        heldout=_samples([result for result in (before, after) if result]),
+        heldout=sample_table({result.label: result for result in (before, after) if result}),
         trained=SampleTable([f"step {last}"], [(row.prompt, [row]) for row in record.samples]),
         metrics=_all_metrics(metrics),
         config_yaml=record.config_yaml,
-        style=_own_file("report.css"),
+        style=own_file("report.css"),
         scripts=scripts,
-        policy=_policy(scripts),
+        policy=content_policy(scripts),
     )
 
 
 @cache
-def _template() -> Any:
+def page_template(name: str) -> Any:
+    """The template of a page, a file of this folder; it escapes all text."""
     environment = Environment(
-        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, finalize=_without_control
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        finalize=_without_control,
+        loader=FunctionLoader(own_file),
     )
     environment.globals |= {
         "decimals_of": decimals_of,
@@ -87,7 +93,7 @@ def _template() -> Any:
         "nothing": "\N{EN DASH}",
         "zip": zip,
     }
-    return environment.from_string(_own_file("report.html.jinja"))
+    return environment.get_template(name)
 
 
 def _without_control(value: Any) -> Any:
@@ -96,7 +102,8 @@ def _without_control(value: Any) -> Any:
     return printable(value, keep="\n\t") if isinstance(value, str) and not is_markup else value
 
 
-def _own_file(name: str) -> str:
+def own_file(name: str) -> str:
+    """The text of a file of this folder."""
     return (files(__package__) / name).read_text(encoding="utf-8")
 
 
@@ -104,10 +111,10 @@ def _scripts() -> list[str]:
     """Plotly's script and the one that draws with it."""
     from plotly.offline import get_plotlyjs
 
-    return [get_plotlyjs(), _own_file("report.js")]
+    return [get_plotlyjs(), own_file("report.js")]
 
 
-def _policy(scripts: list[str]) -> str:
+def content_policy(scripts: list[str]) -> str:
     """Content-Security-Policy: nothing is loaded and only these scripts run, whatever the run's texts contain."""
     digests = [base64.b64encode(hashlib.sha256(script.encode()).digest()).decode() for script in scripts]
     allowed = " ".join(f"'sha256-{digest}'" for digest in digests) or "'none'"
@@ -157,13 +164,13 @@ def _ends(evaluations: list[EvaluationResult]) -> tuple[EvaluationResult | None,
     return before, evaluations[-1] if evaluations[-1] is not before else None
 
 
-def _samples(results: list[EvaluationResult]) -> SampleTable:
-    """The prompts of the last evaluation with the responses in every evaluation."""
-    rows = []
+def sample_table(named: Mapping[str, EvaluationResult]) -> SampleTable:
+    """The prompts of the last evaluation with the responses in every evaluation, by the headings of their columns."""
+    rows, results = [], list(named.values())
     for place, row in enumerate(results[-1].samples if results else []):
         answers = [result.samples[place] if place < len(result.samples) else None for result in results]
         rows.append((row.prompt, [answer if answer and answer.prompt == row.prompt else None for answer in answers]))
-    return SampleTable([result.label for result in results], rows)
+    return SampleTable(list(named), rows)
 
 
 def _all_metrics(metrics: list[dict[str, float]]) -> list[tuple[Metric, tuple[float, float, float, float]]]:

@@ -9,7 +9,7 @@ import os
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import combinations
+from itertools import chain, combinations
 from operator import attrgetter
 from pathlib import Path
 from typing import Any
@@ -42,6 +42,8 @@ class PipelineStage:
     config: BaseConfig
     needs: tuple[str, ...]
     """Earlier stages whose results it reads."""
+    made_by: tuple[str, ...]
+    """Those that the policy which it measures comes from, and of best-of-N what picks, itself included."""
 
     @property
     def run_dir(self) -> Path:
@@ -116,10 +118,16 @@ def _resolved(
 
     texts = {key: json.dumps(_replaced(value, value_of), ensure_ascii=False) for key, value in stage.overrides.items()}
     overrides = [*(f"{key}={text}" for key, text in texts.items()), *(passed if stage.config is None else [])]
-    resolved = PipelineStage(name, stage.command, own, tuple(overrides), load_root(root, own, overrides), ())
-    paths = [path for _, path in resolved.inputs()]
-    needs += [other.name for other in earlier.values() if any(_inside(path, other) for path in paths)]
-    return replace(resolved, needs=tuple(dict.fromkeys(needs)))
+    resolved = PipelineStage(name, stage.command, own, tuple(overrides), load_root(root, own, overrides), (), ())
+    makers = {
+        key: [other.name for other in earlier.values() if _inside(path, other)] for key, path in resolved.inputs()
+    }
+    needs += chain.from_iterable(makers.values())
+    measured = [key for key in makers if stage.command != "evaluate" or key.partition(".")[0] in ("actor", "run_dir")]
+    direct = dict.fromkeys(chain.from_iterable(makers[key] for key in measured))
+    made_by = [*chain.from_iterable((*earlier[other].made_by, other) for other in direct)]
+    made_by += [] if stage.command == "evaluate" else [name]
+    return replace(resolved, needs=tuple(dict.fromkeys(needs)), made_by=tuple(dict.fromkeys(made_by)))
 
 
 def _replaced(value: Any, value_of: Callable[[re.Match[str]], str]) -> Any:

@@ -20,9 +20,10 @@ from orchestrator.data.prompts import Questions
 from orchestrator.groups.policy import Policy
 from orchestrator.groups.reward import Reward
 from orchestrator.groups.serving_roles import scored_policy
-from orchestrator.report.evaluation_results import Estimate
+from orchestrator.report.evaluation_results import Estimate, EvaluationResult
 from orchestrator.report.progress import make_progress
-from orchestrator.report.run_files import BEST_OF_N
+from orchestrator.report.run_files import BEST_OF_N, finite
+from orchestrator.stages.evaluation import measured
 from orchestrator.stages.serving import policy_to_serve
 from roles.batch import Rollouts
 from roles.seeds import stable_seed
@@ -45,6 +46,8 @@ class BestOfN:
     kl: Estimate
     """From the distribution of the picked responses to the policy's, nats."""
     kl_bound: float
+    picked: EvaluationResult
+    """The picked responses as `tetrarch evaluate` measures a policy, with the KL to the policy that they come from."""
 
     def lines(self) -> list[str]:
         """For the terminal."""
@@ -52,6 +55,7 @@ class BestOfN:
             f"best of {self.responses}, {self.prompts} prompts",
             f"  score of all responses  {_told(self.score)}",
             f"  score of the best       {_told(self.best_score)}",
+            *([f"  gold score of the best  {_told(self.picked.gold)}"] if self.picked.gold else []),
             f"  KL to the policy        {_told(self.kl)} nats; at most log N - (N-1)/N = {self.kl_bound:.3f}",
         ]
 
@@ -62,18 +66,21 @@ def best_of_n(config: ServingRun, questions: Questions, output: Path | None) -> 
     with closing(make_progress("best-of-n", 0, 0)) as progress:
         models = policy_to_serve(config)
         progress.status(f"starting the roles, to sample from {models.actor}")
-        with scored_policy(config, models) as (policy, reward):
-            progress.status(f"{config.serving.responses} responses to each of {len(questions)} prompts")
-            rows, logprobs, found = list[dict[str, Any]](), list[Tensor](), list[Tensor]()
+        count = config.serving.responses
+        with scored_policy(config, models) as (policy, reward, judge):
+            progress.status(f"{count} responses to each of {len(questions)} prompts")
+            rows, found, picked = list[dict[str, Any]](), list[Tensor](), list[Rollouts]()
             for rollouts, scores in _scored(config, questions, policy, reward):
-                rows += picked_rows(rollouts, scores, config.serving.responses)
-                logprobs.append(response_logprobs(rollouts))
+                rows += picked_rows(rollouts, scores, count)
                 found.append(scores)
-        result = summary(torch.cat(logprobs), torch.cat(found), config.serving.responses)
+                picked.append(rollouts.select(best_rows(scores, count)))
+            best = Rollouts.concatenate(picked)
+            gold = judge.start(best).result(config.deadlines.score_s).tolist() if judge else None
+        result = summary(best, torch.cat(found), gold, count, config.evaluation.samples)
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text("".join(f"{json.dumps(row, ensure_ascii=False)}\n" for row in rows), encoding="utf-8")
         numbers = file.with_suffix(".json")
-        numbers.write_text(json.dumps(asdict(result), indent=1) + "\n")
+        numbers.write_text(json.dumps(finite(asdict(result)), indent=1) + "\n")
         progress.lines("\n".join([*result.lines(), f"written to {file} and {numbers}"]))
     return result
 
@@ -104,27 +111,41 @@ def response_logprobs(rollouts: Rollouts) -> Tensor:
     return (rollouts.rollout_logprobs.double() * rollouts.response_mask).sum(1)
 
 
-def summary(logprobs: Tensor, scores: Tensor, count: int) -> BestOfN:
-    """What picking has changed. Both are `[batch]`, `count` neighbouring rows a prompt."""
+def best_rows(scores: Tensor, count: int) -> list[int]:
+    """The row with the highest score of each prompt; `count` neighbouring rows a prompt."""
+    values = scores.tolist()
+    return [max(range(first, first + count), key=values.__getitem__) for first in range(0, len(values), count)]
+
+
+def summary(best: Rollouts, scores: Tensor, gold: list[float] | None, count: int, samples: int) -> BestOfN:
+    """What picking has changed.
+
+    Args:
+        best: the picked response to each prompt.
+        scores: of all responses, `[batch]`, `count` neighbouring rows a prompt.
+        gold: the judge's scores of the picked responses.
+        samples: number of them to keep for a report.
+    """
     grouped = scores.view(-1, count)
-    best = grouped.argmax(1, keepdim=True)
-    chosen = logprobs.view(-1, count).gather(1, best).squeeze(1).tolist()
+    kl = [best_of_n_kl(logprob, count) for logprob in response_logprobs(best).tolist()]
+    best_scores = grouped.amax(1).tolist()
     return BestOfN(
         prompts=len(grouped),
         responses=count,
         score=Estimate.of(grouped.double().mean(1).tolist()),
-        best_score=Estimate.of(grouped.gather(1, best).squeeze(1).tolist()),
-        kl=Estimate.of([best_of_n_kl(logprob, count) for logprob in chosen]),
+        best_score=Estimate.of(best_scores),
+        kl=Estimate.of(kl),
         kl_bound=kl_bound(count),
+        picked=measured(best, best_scores, gold, kl, step=0, label=f"best of {count}", samples=samples),
     )
 
 
 def picked_rows(rollouts: Rollouts, scores: Tensor, count: int) -> list[dict[str, Any]]:
     """A row for each prompt: the prompt, the best response as its `completion`, and all responses with scores."""
     rows = []
-    for first in range(0, len(rollouts), count):
+    for best in best_rows(scores, count):
+        first = best - best % count
         own = range(first, first + count)
-        best = max(own, key=lambda row: float(scores[row]))
         columns = {name: column[first] for name, column in rollouts.columns.items()}
         prompt = columns.pop("messages", None) or rollouts.prompts[first]
         rows.append(

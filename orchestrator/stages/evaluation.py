@@ -56,6 +56,20 @@ def evaluate(
     proxy_values = proxy.result(deadline_s)[0].tolist()
     gold_values = judge.result(deadline_s).tolist() if judge else None
     kl = _response_kl(rollouts.rollout_logprobs, reference.result(deadline_s), rollouts.response_mask)
+    return measured(rollouts, proxy_values, gold_values, kl, step=step, label=label, samples=samples)
+
+
+def measured(
+    rollouts: Rollouts,
+    proxy_values: list[float],
+    gold_values: list[float] | None,
+    kl: list[float],
+    *,
+    step: int,
+    label: str,
+    samples: int,
+) -> EvaluationResult:
+    """The result of an evaluation from what each response was given."""
     return EvaluationResult(
         step=step,
         label=label,
