@@ -150,7 +150,14 @@ def _short(number: float) -> str:
 
 
 def _name(annotation: Any) -> str:
-    plain = {int: "whole number", float: "number", str: "text", bool: "`true` or `false`", NoneType: "null"}
+    plain = {
+        int: "whole number",
+        float: "number",
+        str: "text",
+        bool: "`true` or `false`",
+        NoneType: "null",
+        Any: "value",
+    }
     if annotation in plain:
         return plain[annotation]
     origin, arguments = get_origin(annotation), get_args(annotation)

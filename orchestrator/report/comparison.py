@@ -33,7 +33,7 @@ class StageTime:
 
 
 @dataclass(frozen=True, slots=True)
-class Compared:
+class ComparedPolicy:
     """A column of the report."""
 
     heading: str
@@ -49,14 +49,14 @@ class Comparison:
     """The contents of the report."""
 
     name: str
-    compared: Sequence[Compared]
+    compared: Sequence[ComparedPolicy]
     """The others are compared with the first."""
     stages: Sequence[StageTime]
     price_per_hour: float | None
     samples: int
     """Prompts whose responses are shown, at most."""
 
-    def seconds_of(self, column: Compared) -> float:
+    def seconds_of(self, column: ComparedPolicy) -> float:
         """Seconds of all stages whose work a column took."""
         return sum(stage.seconds for stage in self.stages if stage.name in column.made_by)
 
@@ -64,7 +64,7 @@ class Comparison:
         """What the machines cost in that time."""
         return None if self.price_per_hour is None else self.price_per_hour * seconds / HOUR_S
 
-    def changes(self, column: Compared) -> dict[str, EvaluationChange]:
+    def changes(self, column: ComparedPolicy) -> dict[str, EvaluationChange]:
         """Name of a measure → its difference from the first column; none for the first."""
         first = self.compared[0]
         found = [] if column is first else evaluation_changes(first.result, column.result)

@@ -29,7 +29,7 @@ WRITE_S = 5.0
 """Seconds between two writings of the state while a stage works."""
 END_S = 120.0
 """Seconds in which a stage ends whose pipeline has been killed."""
-LOOK_S = 1.0
+END_LOOK_S = 1.0
 """Seconds between two looks whether it has ended."""
 
 Tell = Callable[[str], None]
@@ -85,7 +85,7 @@ def _wait_for_its_end(stage: PipelineStage, tell: Tell) -> None:
             if not told:
                 tell(f"waiting for the end of an earlier start ({error})")
             told = True
-            time.sleep(LOOK_S)
+            time.sleep(END_LOOK_S)
         else:
             return
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from orchestrator.config.pipeline import PipelineConfig
-from orchestrator.report.comparison import Compared, Comparison, StageTime, write_comparison
+from orchestrator.report.comparison import ComparedPolicy, Comparison, StageTime, write_comparison
 from orchestrator.report.evaluation_results import EvaluationResult
 from orchestrator.run.pipeline_stages import PipelineStage
 from orchestrator.run.pipeline_state import PipelineState
@@ -17,7 +17,7 @@ def report_of(pipeline: PipelineConfig, stages: Sequence[PipelineStage], state: 
     """Compare what `pipeline.compare` names, and write the report to `pipeline.output`."""
     by_name = {stage.name: stage for stage in stages}
     columns = [
-        Compared(heading, name, measured_by(by_name[name]), by_name[name].made_by)
+        ComparedPolicy(heading, name, measured_by(by_name[name]), by_name[name].made_by)
         for heading, name in pipeline.compare.items()
     ]
     times = [

@@ -30,6 +30,7 @@ NO_NUMBERS = {
     "report.*": "what is written: test_report.py",
     "canary.*": "ends a run, and changes none: test_canary.py",
     "reward_training.output": "where the model goes",
+    "pipeline.*": "which commands run, each with a configuration of its own: test_pipeline_stages.py, test_pipeline.py",
     "placement*": "who sits where: test_plan.py; numbers do not depend on the number of ranks",
     "deadlines.*": "how long is waited",
     "prompts.*.name": "a hub data set's configuration: there is no hub in a test",

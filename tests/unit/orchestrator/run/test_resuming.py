@@ -13,7 +13,9 @@ import orchestrator.stages.ppo
 from orchestrator.config.base import BaseConfig
 from orchestrator.config.dpo import DpoRun
 from orchestrator.config.evaluation import EvaluationRun
+from orchestrator.config.labelling import LabellingRun
 from orchestrator.config.loading import dump_config, load_config, load_root, validate
+from orchestrator.config.pipeline import PipelineRun
 from orchestrator.config.reward_training import RewardTrainingRun
 from orchestrator.config.roots import ROOTS
 from orchestrator.config.run import RunConfig
@@ -96,8 +98,12 @@ def test_every_key_has_one_rule_of_its_own(root: type[BaseConfig], whole: set[st
     assert len(used) == sum(map(len, (rules.may_change, rules.stays, rules.unread))), "two rules for a key"
 
 
+NOT_RESUMED = {EvaluationRun, ServingRun, LabellingRun, PipelineRun}
+"""Their commands have no checkpoints: they measure or serve, or go on from files of their own."""
+
+
 def test_the_runs_of_every_stage_have_rules() -> None:
-    assert set(RESUME_RULES) == set(ROOTS.values()) - {EvaluationRun, ServingRun}, "the others have nothing to resume"
+    assert set(RESUME_RULES) == set(ROOTS.values()) - NOT_RESUMED, "the others have nothing to resume"
 
 
 class Saved:

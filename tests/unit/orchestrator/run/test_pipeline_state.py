@@ -1,0 +1,117 @@
+"""Which stages run again: what their results depend on, by content, and what was left."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from orchestrator.errors import ConfigError
+from orchestrator.run.pipeline_state import PipelineState, StageRecord
+from tests.unit.orchestrator.pipelines import SmallPipeline, make, why
+
+
+@pytest.fixture
+def pipeline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> SmallPipeline:
+    monkeypatch.chdir(tmp_path)
+    return SmallPipeline(tmp_path)
+
+
+def run_all(pipeline: SmallPipeline, state: PipelineState) -> list[str]:
+    """Do what the loop does, without commands; the stages that had to run."""
+    ran = []
+    for stage in pipeline.stages():
+        if state.reasons(stage):
+            ran.append(stage.name)
+            state.stages[stage.name] = StageRecord(state.depends(stage), [str(path) for path in stage.made])
+            make(stage, f"by {len(state.hashes)}")
+            state.stages[stage.name].output, state.stages[stage.name].done = state.output_of(stage), True
+    return ran
+
+
+def test_what_is_done_and_unchanged_is_skipped_also_by_a_new_start(pipeline: SmallPipeline) -> None:
+    state = PipelineState()
+    assert run_all(pipeline, state) == ["sft", "dpo", "measured"]
+    assert run_all(pipeline, state) == []
+    state.write(pipeline.folder)
+    again = PipelineState.read(pipeline.folder)
+    assert again == state and why(again, pipeline) == {}
+
+
+def test_a_changed_key_runs_the_stage_and_what_depends_on_it(pipeline: SmallPipeline) -> None:
+    state = PipelineState()
+    run_all(pipeline, state)
+    pipeline.data["sft"]["epochs"] = 2
+    assert why(state, pipeline) == {"sft": ["sft.epochs: 1 → 2"]}
+    assert run_all(pipeline, state) == ["sft", "dpo", "measured"]
+
+
+def test_a_stage_that_ran_again_to_the_same_bytes_still_counts(pipeline: SmallPipeline) -> None:
+    state = PipelineState()
+    run_all(pipeline, state)
+    pipeline.data["sft"]["epochs"] = 2
+    stage = pipeline.stage("sft")
+    state.stages["sft"].depends = state.depends(stage)
+    assert why(state, pipeline) == {"dpo": ["stage sft has run again"]}
+
+
+def test_a_changed_file_is_told_by_its_content_alone(pipeline: SmallPipeline) -> None:
+    state = PipelineState()
+    run_all(pipeline, state)
+    os.utime(pipeline.folder / "pairs.jsonl", ns=(1, 1))
+    (pipeline.folder / "new.txt").write_text("not read")
+    assert why(state, pipeline) == {}
+    (pipeline.folder / "pairs.jsonl").write_text("2\n")
+    assert why(state, pipeline) == {"dpo": ["pairs.jsonl has changed"]}
+    (pipeline.folder / "base/config.json").write_text('{"a": 1}')
+    assert why(state, pipeline)["sft"] == ["base has changed"]
+
+
+def test_a_file_that_came_to_a_model_s_folder_is_a_change(pipeline: SmallPipeline) -> None:
+    state = PipelineState()
+    run_all(pipeline, state)
+    (pipeline.folder / "base/adapter.json").write_text("{}")
+    assert why(state, pipeline)["sft"] == ["base has changed"]
+
+
+def test_an_optional_path_is_read_too(pipeline: SmallPipeline) -> None:
+    (pipeline.folder / "chat.jinja").write_text("a")
+    pipeline.data["sft"]["chat_template"] = "chat.jinja"
+    state = PipelineState()
+    run_all(pipeline, state)
+    (pipeline.folder / "chat.jinja").write_text("b")
+    assert why(state, pipeline) == {"sft": ["chat.jinja has changed"]}
+
+
+def test_an_output_that_is_gone_or_another_one_is_made_again(pipeline: SmallPipeline) -> None:
+    state = PipelineState()
+    run_all(pipeline, state)
+    (pipeline.folder / "measured/evaluate.json").unlink()
+    (pipeline.folder / "sft/model/model.safetensors").write_text("damaged")
+    found = why(state, pipeline)
+    assert found["measured"] == ["its output measured/evaluate.json is not there"]
+    assert found["sft"] == ["its output sft/model has changed"] and found["dpo"] == ["sft/model has changed"]
+
+
+def test_a_stage_that_had_only_begun_is_interrupted(pipeline: SmallPipeline) -> None:
+    state = PipelineState()
+    run_all(pipeline, state)
+    state.stages["dpo"].done = False
+    assert why(state, pipeline) == {"dpo": ["it was interrupted"]}
+
+
+def test_secrets_are_not_kept(pipeline: SmallPipeline) -> None:
+    pipeline.data["reward"] = {"type": "remote", "urls": ["http://u:pass@h/s"], "headers": {"Key": "hidden"}}
+    state = PipelineState()
+    run_all(pipeline, state)
+    state.write(pipeline.folder)
+    text = (pipeline.folder / "pipeline.json").read_text()
+    assert "hidden" not in text and "pass@" not in text
+
+
+@pytest.mark.parametrize("text", ["", "[]", '{"stages": {"sft": 1}}'])
+def test_a_damaged_state_is_refused(tmp_path: Path, text: str) -> None:
+    (tmp_path / "pipeline.json").write_text(text)
+    with pytest.raises(ConfigError, match=r"pipeline\.json is not as a pipeline has written it"):
+        PipelineState.read(tmp_path)
