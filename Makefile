@@ -10,7 +10,7 @@ SMOKE := $(shell grep -qE 'avx512_bf16|amx_bf16' /proc/cpuinfo 2>/dev/null || ec
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help setup lock smoke test test-slow anchors architectures mutants test-gpu bench-gpu lint check format bench clean
+.PHONY: help setup lock smoke pipeline test test-slow anchors architectures mutants test-gpu bench-gpu lint check format bench clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-13s %s\n", $$1, $$2}' Makefile
@@ -24,6 +24,10 @@ smoke: setup ## train a reward model and then SmolLM2-135M with PPO on this mach
 	$(BIN)/python configs/smoke/inputs.py
 	$(BIN)/tetrarch reward configs/smoke.yaml $(SMOKE) $(ARGS)
 	$(BIN)/tetrarch train configs/smoke.yaml $(SMOKE) $(ARGS)
+
+pipeline: setup ## SFT, best-of-N, DPO and PPO of SmolLM2-135M, and the report that compares them, in runs/pipeline-smoke (half an hour; ARGS as above)
+	$(BIN)/python configs/smoke/inputs.py
+	$(BIN)/tetrarch pipeline configs/pipeline-smoke.yaml $(filter dtype=%,$(SMOKE)) $(ARGS)
 
 test: setup ## the tests: unit (two at a time), then integration
 	$(BIN)/pytest -q -n 2 tests/unit

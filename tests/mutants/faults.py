@@ -587,4 +587,32 @@ FAULTS = (
         "",
         "tests/unit/orchestrator/data/test_answer_file.py",
     ),
+    Fault(
+        "a stage is skipped although what it reads has changed",
+        "orchestrator/run/pipeline_state.py",
+        "for path in self.inputs if self.inputs[path] != before.inputs.get(path))",
+        "for path in self.inputs if path not in before.inputs)",
+        "tests/unit/orchestrator/run/test_pipeline_state.py",
+    ),
+    Fault(
+        "an interrupted training goes on with another configuration",
+        "orchestrator/stages/pipeline.py",
+        " and before.depends == depends and stage.trains:",
+        " and stage.trains:",
+        "tests/unit/orchestrator/stages/test_pipeline.py",
+    ),
+    Fault(
+        "a stage outlives its pipeline",
+        "orchestrator/stages/pipeline.py",
+        "        libc.prctl(DEATH_SIGNAL, signal.SIGTERM)\n",
+        "",
+        "tests/unit/orchestrator/stages/test_pipeline.py",
+    ),
+    Fault(
+        "a policy's time counts what measures it",
+        "orchestrator/run/pipeline_stages.py",
+        'stage.command != "evaluate" or key.partition(".")[0] in ("actor", "run_dir")',
+        "True",
+        "tests/unit/orchestrator/run/test_pipeline_stages.py",
+    ),
 )

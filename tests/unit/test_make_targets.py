@@ -16,7 +16,8 @@ import yaml
 from typer.main import get_command
 
 from orchestrator.commands import app as cli
-from orchestrator.config.loading import load_config
+from orchestrator.config.loading import load_config, load_root
+from orchestrator.config.roots import ROOTS
 from tests.gpu import smoke
 from tests.readmes import ROOT, sections
 
@@ -33,6 +34,7 @@ RUN_BY = {
     "check": HERE + "test_check_is_lint_and_test",
     "smoke": HERE
     + "test_a_recipe_starts_what_exists",  # what it computes: tests/integration/test_commands.py, in small
+    "pipeline": HERE + "test_a_recipe_starts_what_exists",  # in small: tests/integration/test_pipeline.py
     "test-slow": HERE + "test_there_are_tests_of_every_mark",
     "test-gpu": HERE + "test_there_are_tests_of_every_mark",
     "anchors": "tests/anchors/test_counting.py::test_the_target_is_counted",
@@ -58,6 +60,7 @@ FIGURES = {
     "roles/README.md: LoRA": ".venv/bin/python tests/benchmarks/lora.py",
     "roles/README.md: Long contexts": ".venv/bin/python tests/benchmarks/long_context.py",
     "roles/README.md: Architectures": "make architectures",
+    "orchestrator/README.md: Pipelines": "make pipeline",
     "orchestrator/README.md: Serving": ".venv/bin/tetrarch best-of-n configs/tiny.yaml serving.responses=16",
     "cluster/README.md: The plan": ".venv/bin/tetrarch plan configs/llama3-70b-32xa800.yaml",
     "cluster/README.md: How seconds are counted": "tests/unit/orchestrator/planning/test_trace.py",
@@ -118,7 +121,7 @@ def test_a_recipe_starts_what_exists(target: str) -> None:
         elif program.endswith("tetrarch"):
             command, config, *overrides = words
             assert command in get_command(cli.app).commands  # type: ignore[attr-defined]
-            assert load_config(ROOT / config, overrides)
+            assert load_root(ROOTS[command], ROOT / config, overrides)
         elif program.endswith("pytest"):
             assert [word for word in words if word.startswith("tests/") and not (ROOT / word).exists()] == []
         else:

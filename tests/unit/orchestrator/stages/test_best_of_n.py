@@ -9,7 +9,7 @@ import random
 import pytest
 import torch
 
-from orchestrator.stages.best_of_n import best_of_n_kl, kl_bound, picked_rows, summary
+from orchestrator.stages.best_of_n import best_of_n_kl, best_rows, kl_bound, picked_rows, summary
 from tests.unit.orchestrator.fakes import prompts_of, rollouts_of
 
 
@@ -49,11 +49,22 @@ def test_the_kl_stays_under_its_bound_and_reaches_it_for_rare_responses(count: i
 def test_the_best_of_each_prompt_is_picked() -> None:
     random.seed(0)
     scores = torch.tensor([0.0, 3.0, 1.0, 5.0, 4.0, -1.0])
-    logprobs = torch.tensor([-9.0, -1.0, -9.0, -2.0, -9.0, -9.0])
-    result = summary(logprobs, scores, 3)
+    rollouts = rollouts_of(prompts_of(6), 0)
+    rollouts.responses[:] = list("abcdef")
+    tokens = rollouts.response_mask.sum(1)
+    rollouts.rollout_logprobs[:] = (
+        rollouts.response_mask * torch.tensor([9.0, 1, 9, 2, 9, 9])[:, None] / -tokens[:, None]
+    )
+    best = rollouts.select(best_rows(scores, 3))
+    result = summary(best, scores, [0.5, 0.7], 3, samples=1)
     assert (result.prompts, result.responses, result.best_score.mean) == (2, 3, 4.0)
     assert result.score.mean == pytest.approx(scores.mean().item())
     assert result.kl.mean == pytest.approx((best_of_n_kl(-1.0, 3) + best_of_n_kl(-2.0, 3)) / 2)
+    picked = result.picked
+    assert picked.gold is not None and picked.gold.mean == pytest.approx(0.6) and picked.kl == result.kl
+    assert (picked.proxy_values, picked.gold_values, picked.prompts) == ([3.0, 5.0], [0.5, 0.7], 2)
+    assert [row.response for row in picked.samples] == ["b"]
+    assert picked.length.mean == pytest.approx(tokens[[1, 3]].double().mean().item())
 
 
 def test_a_row_is_a_demonstration_and_a_ranked_list() -> None:
