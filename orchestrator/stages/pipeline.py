@@ -37,7 +37,12 @@ Tell = Callable[[str], None]
 
 def run_stages(stages: Sequence[PipelineStage], state: PipelineState, folder: Path, tell: Tell) -> None:
     """Run each stage for which there is a reason, in order; TetrarchError names the first that fails."""
+    texts = {stage.file: stage.file.read_bytes() for stage in stages}
     for number, stage in enumerate(stages, 1):
+        if stage.file.read_bytes() != texts[stage.file]:
+            raise TetrarchError(
+                f"{stage.file} has changed since the pipeline began; start it again: it goes on from here"
+            )
         lead = f"stage {number}/{len(stages)} {stage.name}"
         reasons = state.reasons(stage)
         if not reasons:

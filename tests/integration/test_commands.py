@@ -227,6 +227,47 @@ def test_sigterm_to_the_whole_process_group_saves_the_last_step(home: Path, tiny
     assert [folder.name for folder in run.glob("checkpoints/*")] == [f"step-{step:06d}"]
 
 
+def test_a_pipeline_is_stopped_goes_on_and_is_skipped_once_it_is_done(home: Path, tiny: Path) -> None:
+    """SFT is stopped after some steps; the same command resumes it and measures its model; then there is nothing to do."""
+    sft = {"sft.output": "runs/pipeline/sft/model", "sft.epochs": 10, "placement.actor.ranks": 1}
+    measured = {
+        "run_dir": "runs/pipeline/measured",
+        "actor.model.path": "${sft.output}",
+        "reward": {"type": "function", "path": "configs/tiny/reward.py"},
+        "evaluation.prompts": 4,
+        **{key: int(value) for key, value in (word.split("=") for word in ONE_RANK)},
+    }
+    stages = {
+        "sft": {"command": "sft", "config": "configs/sft.yaml", "overrides": sft},
+        "measured": {"command": "evaluate", "config": "configs/tiny.yaml", "overrides": measured},
+    }
+    section = {"output": "runs/pipeline", "stages": stages, "compare": {"SFT": "measured"}}
+    (home / "runs/pipeline.yaml").write_text(json.dumps({"pipeline": section}))
+    words = [".venv/bin/tetrarch", "pipeline", "runs/pipeline.yaml"]
+    pipes: Any = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    with subprocess.Popen(words, cwd=home, **pipes) as process:
+        assert process.stdout is not None
+        shown = ""
+        while "step  1/80" not in shown:
+            line = process.stdout.readline()
+            assert line, shown
+            shown += line
+        process.terminate()
+        shown += process.communicate(timeout=100)[0]
+    assert process.returncode == 143 and "the stage sft was under way; the same command goes on with it" in shown, shown
+    run = home / "runs/pipeline/sft/model-run"
+    stopped = metrics(run)[-1]["step"]
+    shown = start(words, home)
+    assert "stage 1/2 sft: tetrarch sft configs/sft.yaml (it was interrupted)" in shown
+    assert f"resuming from {run.relative_to(home)}/checkpoints/step-{stopped:06d}" in shown
+    assert [line["step"] for line in metrics(run)] == list(range(1, 81))
+    found = json.loads((home / "runs/pipeline/report.json").read_text())
+    assert found["compared"]["SFT"]["prompts"] == 4 and found["stages"]["sft"]["seconds"] > 0
+    assert "measured" in (home / "runs/pipeline/report.html").read_text()
+    shown = start(words, home)
+    assert shown.count("skipped; ") == 2 and "report: runs/pipeline/report.html" in shown
+
+
 @pytest.mark.slow
 def test_a_reward_that_fails_loses_no_step(home: Path, tiny: Path) -> None:
     """No checkpoint was due yet: the run saves one before it ends, and goes on from there."""

@@ -34,7 +34,7 @@ RUN_BY = {
     "check": HERE + "test_check_is_lint_and_test",
     "smoke": HERE
     + "test_a_recipe_starts_what_exists",  # what it computes: tests/integration/test_commands.py, in small
-    "pipeline": HERE + "test_a_recipe_starts_what_exists",  # in small: tests/integration/test_pipeline.py
+    "pipeline": HERE + "test_a_recipe_starts_what_exists",  # in small: tests/integration/test_commands.py
     "test-slow": HERE + "test_there_are_tests_of_every_mark",
     "test-gpu": HERE + "test_there_are_tests_of_every_mark",
     "anchors": "tests/anchors/test_counting.py::test_the_target_is_counted",

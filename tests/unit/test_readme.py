@@ -21,6 +21,7 @@ from cluster.config import PlacementConfig
 from orchestrator.commands import app as cli
 from orchestrator.config.data import RecordsConfig
 from orchestrator.config.loading import load_all, load_config
+from orchestrator.config.pipeline import PipelineConfig
 from orchestrator.config.run import RunConfig
 from roles.config.environment import FunctionEnvironment
 from roles.config.rewards import RewardConfig
@@ -68,6 +69,7 @@ def test_pieces_of_configuration_are_valid(text: str, tmp_path: Path) -> None:
         "environment": TypeAdapter(FunctionEnvironment),
         "reward": TypeAdapter(RewardConfig),
         "placement": TypeAdapter(PlacementConfig),
+        "pipeline": TypeAdapter(PipelineConfig),
     }
     if len(piece) == 1:
         (key,) = piece

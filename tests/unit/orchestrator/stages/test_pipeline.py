@@ -123,6 +123,16 @@ def test_a_command_that_leaves_nothing_has_failed(world: World) -> None:
         world.run()
 
 
+def test_a_file_that_is_changed_meanwhile_is_not_half_used(world: World) -> None:
+    world.programs["sft"] = MAKES + "open('pipeline.yaml', 'a').write(' ')"
+    with pytest.raises(TetrarchError, match=r"pipeline\.yaml has changed since the pipeline began"):
+        world.run()
+    assert world.started == ["sft"]
+    world.programs.clear()
+    world.run()
+    assert world.started == ["dpo", "evaluate"]
+
+
 def test_sigterm_is_passed_on_and_waits_for_the_stage(world: World) -> None:
     """The stage hears it once, in its own time, and the state says that it was under way."""
     world.programs["dpo"] = (
