@@ -228,7 +228,7 @@ def test_sigterm_to_the_whole_process_group_saves_the_last_step(home: Path, tiny
 
 
 def test_a_pipeline_is_stopped_goes_on_and_is_skipped_once_it_is_done(home: Path, tiny: Path) -> None:
-    """SFT is stopped after some steps; the same command resumes it and measures its model; then there is nothing to do."""
+    """SFT is stopped after some steps; the same command resumes it and measures the model; then all is done."""
     sft = {"sft.output": "runs/pipeline/sft/model", "sft.epochs": 10, "placement.actor.ranks": 1}
     measured = {
         "run_dir": "runs/pipeline/measured",
