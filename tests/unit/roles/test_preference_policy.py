@@ -42,4 +42,5 @@ def test_the_kl_of_mismatched_responses_is_the_mean_over_all_ranks(reference: li
 
 def test_pairs_need_no_such_estimate() -> None:
     side = responses([-3.0])
-    assert OneOfTwo()._mismatched_kl(PreferencePairs(side, side, torch.arange(1))) == 0
+    pairs = PreferencePairs(side, side, torch.arange(1), certainty=torch.ones(1))
+    assert OneOfTwo()._mismatched_kl(pairs) == 0
