@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from operator import attrgetter
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import Field
 
@@ -22,6 +22,18 @@ from roles.config.rewards import (
 from roles.config.section import Section
 
 
+class GoldStop(Section):
+    """Keeps the models of the evaluation with the highest mean gold score, and ends the run when it stays the highest.
+
+    The proxy score cannot be chosen: it is what training raises, and goes on rising when the gold score falls (Gao et
+    al., arXiv 2210.10760)."""
+
+    on: Literal["gold"] = "gold"
+    """The score that is watched: the judge's."""
+    patience: int | None = Field(default=2, ge=1)
+    """The run ends after so many evaluations in a row without a new highest score; null: it does all its steps."""
+
+
 class EvaluationConfig(Section):
     """What is measured on the held-out prompts, and when."""
 
@@ -31,6 +43,9 @@ class EvaluationConfig(Section):
     """Number of held-out prompts that are answered, from the first row on."""
     judge: FunctionReward | None = None
     """A gold scorer with the reward function's signature; null: only the reward's own score is reported."""
+    stop: GoldStop | None = None
+    """The run leaves the models of its best evaluation by the judge's score, and may end early; null: those of the last
+    step."""
     samples: int = Field(default=3, ge=0)
     """Number of responses that are shown side by side."""
 

@@ -47,7 +47,7 @@ def render_report(run_dir: str | Path) -> Path:
 def page(record: RunRecord) -> str:
     """The HTML of the whole page."""
     evaluations, metrics = record.evaluations, record.metrics
-    before, after = _ends(evaluations)
+    before, after = _ends(evaluations, record.state.best)
     status, status_text = _status(record)
     last = int(metrics[-1]["step"]) if metrics else 0
     cards = {
@@ -127,7 +127,7 @@ def _status(record: RunRecord) -> tuple[str, str]:
     state = record.state
     last = int(record.metrics[-1]["step"]) if record.metrics else 0
     if state.status == "done":
-        return "done", "done"
+        return "done", f"ended early, {_done(record)} steps" if state.ended else "done"
     if state.status == "failed":
         return "failed", f"failed after step {last}" if last else "failed before the first step ended"
     return "unfinished", f"unfinished, {_done(record)} steps"
@@ -145,6 +145,8 @@ def _facts(record: RunRecord) -> list[tuple[str, str]]:
     for metric in METRICS.values():
         values = [m[metric.key] for m in metrics if math.isfinite(m.get(metric.key, math.nan))] if metric.facts else []
         found += [(fact.name, _fact(fact, metric.unit, values)) for fact in metric.facts if values]
+    if state.best is not None:
+        found.append(("Models left", f"of step {state.best}, the best gold score"))
     if state.started:
         found.append(("Started", state.started.replace("T", " ").replace("+00:00", " UTC")))
     return found
@@ -156,12 +158,16 @@ def _fact(fact: Fact, unit: str, values: list[float]) -> str:
     return duration(value) if unit == "s" and fact.of == "sum" else f"{number(value)} {unit}".strip()
 
 
-def _ends(evaluations: list[EvaluationResult]) -> tuple[EvaluationResult | None, EvaluationResult | None]:
-    """The evaluation before training (or the first one) and the last one after it."""
+def _ends(
+    evaluations: list[EvaluationResult], best: int | None
+) -> tuple[EvaluationResult | None, EvaluationResult | None]:
+    """The evaluation before training (or the first one), and that of the models which the run leaves: of step `best`,
+    or the last one after it."""
     if not evaluations:
         return None, None
     before = next((e for e in evaluations if e.label == "before"), evaluations[0])
-    return before, evaluations[-1] if evaluations[-1] is not before else None
+    after = next((e for e in reversed(evaluations) if e.step == best), evaluations[-1])
+    return before, after if after is not before else None
 
 
 def sample_table(named: Mapping[str, EvaluationResult]) -> SampleTable:

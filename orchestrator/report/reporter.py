@@ -63,7 +63,9 @@ class Reporter:
         started = datetime.now(UTC).isoformat(timespec="seconds")
         self._state = RunState(name, steps, targets=dict(targets or {}), started=started, title=title, data=list(data))
         _prepare(self._run_dir, self._state, config_yaml, resume_step)
-        self._before = next((e for e in read_record(self._run_dir).evaluations if e.label == "before"), None)
+        self.evaluations = read_record(self._run_dir).evaluations
+        """All evaluations of the run, also those before it was resumed."""
+        self._before = next((e for e in self.evaluations if e.label == "before"), None)
         self._tensorboard = _writer(self._run_dir / "tensorboard", resume_step) if tensorboard else None
         self._progress = make_progress(name, steps, resume_step) if progress is None else progress
 
@@ -109,6 +111,7 @@ class Reporter:
         """Report an evaluation: one line of `evaluation.jsonl`, and on the screen its change since the one before
         training."""
         append_line(self._run_dir / run_files.EVALUATION_FILE, result.to_json())
+        self.evaluations.append(result)
         if self._tensorboard is not None:
             estimates = {"proxy": result.proxy, "gold": result.gold, "kl": result.kl, "length": result.length}
             for key, estimate in estimates.items():
@@ -120,6 +123,13 @@ class Reporter:
         self._progress.lines(evaluation_lines(result, before))
         if before is not None and result.label == "after":
             self._progress.lines(sample_lines(before, result))
+
+    def leaves(self, best: int | None, ended: str) -> None:
+        """Report the end of training: the step whose models are left (None: the last one), and why the run ends before
+        its last step (empty: it does not)."""
+        self._state = replace(self._state, best=best, ended=ended)
+        if ended or (best is not None and best != self._step):
+            self.note(ended or f"the gold score was highest at step {best}: the run leaves the models of that step")
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -162,7 +172,7 @@ def _writer(folder: Path, resume_step: int) -> SummaryWriter:
 
 def _ended(state: RunState, step: int, error: BaseException | None) -> RunState:
     if error is None:
-        return replace(state, status="done" if step >= state.steps else "stopped")
+        return replace(state, status="done" if step >= state.steps or state.ended else "stopped")
     if isinstance(error, KeyboardInterrupt):
         why = "ended by SIGTERM" if isinstance(error, Terminated) else "interrupted by the user"
         return replace(state, status="stopped", error=why)

@@ -49,6 +49,10 @@ class RunState:
     """The kind of training, such as `PPO`."""
     data: list[str] = field(default_factory=list)
     """What was read to train on, in lines."""
+    best: int | None = None
+    """The step whose models the run has left; None: the last one."""
+    ended: str = ""
+    """Why a rule of the configuration has ended the run before its last step."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -25,6 +25,8 @@ from roles.durable import hash_of, seal, sync_folder, write_durably
 MANIFEST = "manifest.json"
 PARTIAL = ".partial"
 HASH = "xxh3_128"
+BEST = "best"
+"""Folder in `run_dir` with the models of the best evaluation so far, while the run goes on."""
 TRAINED = "tetrarch.json"
 """File in the folder of a trained policy, with the step of its weights."""
 

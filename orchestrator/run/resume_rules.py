@@ -56,7 +56,7 @@ _PPO = ResumeRules(
     may_change=_keys(
         _WHERE_IT_RUNS,
         """steps
-evaluation.every evaluation.prompts evaluation.samples
+evaluation.every evaluation.prompts evaluation.samples evaluation.stop
 evaluation.judge.workers evaluation.judge.timeout_s evaluation.judge.retries
 trained.micro_batch_tokens trained.gradient_checkpointing trained.model.trust_remote_code canary
 trained.optimizer.learning_rate trained.optimizer.schedule

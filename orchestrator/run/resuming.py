@@ -22,7 +22,7 @@ from orchestrator.config.run import RunConfig
 from orchestrator.config.yaml_text import YamlError, parse_yaml
 from orchestrator.errors import CheckpointError, ConfigError
 from orchestrator.report import run_files
-from orchestrator.run.checkpoint import MANIFEST, Checkpoint, Checkpoints, step_of, trained_step
+from orchestrator.run.checkpoint import BEST, MANIFEST, Checkpoint, Checkpoints, step_of, trained_step
 from orchestrator.run.resume_rules import ResumeRules, rules_of
 
 Resume = Literal["newest"] | int | None
@@ -168,6 +168,7 @@ def set_aside(run_dir: Path, step: int, leaves: Sequence[str]) -> Path | None:
     """
     later = [folder for folder in (run_dir / "checkpoints").glob("step-*") if (step_of(folder) or 0) > step]
     left = [run_dir / name for name in leaves] if trained_step(run_dir) != step else []
+    left += [run_dir / BEST] if (trained_step(run_dir / BEST) or 0) > step else []
     moved = [*later, *(path for path in left if path.exists())]
     lines = run_files.read_lines(run_dir / run_files.METRICS_FILE)
     if not moved and all(line["step"] <= step for line in lines):

@@ -30,6 +30,7 @@ from orchestrator.report.reporter import Reporter
 from orchestrator.run.checkpoint import TRAINED, Checkpoint, whole_folder
 from orchestrator.run.phase_clock import Clock
 from orchestrator.run.resuming import Resume, check_reference
+from orchestrator.stages.best_models import BestModels
 from orchestrator.stages.card_metrics import step_work
 from orchestrator.stages.evaluation import evaluate, training_samples
 from orchestrator.stages.run import carry_out
@@ -57,7 +58,8 @@ def train(config: RunConfig, resume: Resume, training: Questions, heldout: Quest
         questions = heldout_prompts(heldout, config.evaluation.prompts, config.seed) if heldout else None
         report.status("starting the roles")
         with training_roles(config, models) as roles:
-            yield Ppo(config, roles, state, report, questions, reference_fingerprint(roles))
+            gold = BestModels(config.evaluation.stop, Path(config.run_dir)) if config.evaluation.stop else None
+            yield Ppo(config, roles, state, report, questions, reference_fingerprint(roles), gold=gold)
 
     targets = {"objective/kl": controller.target} if isinstance(controller, AdaptiveKl) else {}
     carry_out(config, resume, start, title="PPO", steps=config.steps, targets=targets)
@@ -77,6 +79,8 @@ class Ppo(Stage):
     """The frozen model's fingerprint at the start."""
     batch: Scored | None = None
     """The scored samples of the current step."""
+    gold: BestModels | None = None
+    """The best models by their gold score; None: those of the last step are left."""
 
     @property
     def cluster(self) -> RayCluster:
@@ -110,7 +114,10 @@ class Ppo(Stage):
             expect_steps(self.roles, self.state, self.config)
 
     def loaded(self) -> None:
-        """Send the trained weights to the engines."""
+        """Send the trained weights to the engines, and find out which evaluations count."""
+        told = self.gold.resumed(self.report.evaluations, self.step) if self.gold else ""
+        if told:
+            self.report.note(told)
         if self.state.version:  # at 0 the engines have started with these weights
             self.roles.policy.load(self.roles.actor, version=self.state.version)
 
@@ -159,6 +166,28 @@ class Ppo(Stage):
         where: dict[str, Any] = {"step": state.step, "label": label, "samples": samples, "check": self._check_weights}
         self.report.evaluation(evaluate(self.roles, self.questions, state.version, **where))
 
+    @property
+    def evaluated(self) -> bool:
+        """Whether there is an evaluation of the current step, or none is due."""
+        every = self.evaluate_every
+        due = every > 0 and self.step < self.steps and self.step % every == 0
+        return not due or any(found.step == self.step for found in self.report.evaluations)
+
+    @property
+    def best(self) -> int | None:
+        """The step of the best evaluation by its gold score; None: the last step."""
+        return self.gold.best(self.report.evaluations) if self.gold else None
+
+    @property
+    def is_best(self) -> bool:
+        """Whether the current step has the best evaluation, and its models are not kept yet."""
+        return self.gold is not None and self.best == self.step != self.gold.kept
+
+    @property
+    def why_end(self) -> str:
+        """Apply `evaluation.stop`."""
+        return self.gold.why_end(self.report.evaluations) if self.gold else ""
+
     def _check_weights(self, rollouts: Rollouts) -> None:
         """Check the engines' weights on rows of an evaluation, if no batch has passed the check yet."""
         state, few = self.state, rollouts.select(range(min(canary.ROWS, len(rollouts))))
@@ -189,10 +218,22 @@ class Ppo(Stage):
         self.report.status("looking for the tensors that differ")
         return WeightsDiffer(f"{error}. {canary.culprits(self.roles, self.config)}")
 
+    def keep_models(self) -> None:
+        """Save the models of the current step in `run_dir/best`."""
+        assert self.gold is not None
+        self._save_to(self.gold.folder)
+
     def save_models(self) -> None:
+        """Leave the models of the best evaluation or, without `evaluation.stop`, save those of the last step."""
+        if self.gold is None or self.best is None:
+            self._save_to(Path(self.config.run_dir))
+        else:
+            self.gold.move_to_run_dir()
+
+    def _save_to(self, run_dir: Path) -> None:
         """Save critic, mean of the weights and policy, each completely or not at all. The policy is last and has the
         step of its weights: if it is there, everything is."""
-        run_dir, deadline_s = Path(self.config.run_dir), self.config.deadlines.save_s
+        deadline_s = self.config.deadlines.save_s
         if self.roles.critic:
             scale = self.state.value_scale  # says nothing where the targets are plain
             with whole_folder(run_dir / CRITIC) as folder:

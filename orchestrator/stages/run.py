@@ -94,7 +94,10 @@ class Run:
         stage = self.stage
         if stage.step == 0:
             self._evaluate("before")
-        while stage.step < stage.steps:
+        elif not stage.evaluated:
+            self._evaluate(f"step {stage.step}")
+        self._keep_best()
+        while stage.step < stage.steps and not stage.why_end:
             self.check_lock()
             self._heed(self._one_step())
             last = stage.step == stage.steps
@@ -103,7 +106,11 @@ class Run:
             self.orders.release()
             if not last and stage.evaluate_every and stage.step % stage.evaluate_every == 0:
                 self._evaluate(f"step {stage.step}")
-        self._evaluate("after")
+        if not stage.why_end:
+            self._evaluate("after")
+        elif not self._saved:
+            self.save()
+        self.report.leaves(stage.best, stage.why_end)
         self.report.status("saving the models")
         stage.save_models()
         self.report.note(f"most host memory in use: {stage.cluster.usage().host_peak:.1f} GiB")
@@ -143,12 +150,30 @@ class Run:
     def _evaluate(self, label: str) -> None:
         with self._rescued(f"evaluation {label}"):
             self.stage.evaluate(label)
+        self._keep_best()
+
+    def _keep_best(self) -> None:
+        """Keep the models of the current step, if they are the best so far. The checkpoint comes first, so that a run
+        that is killed goes on at this step or later, where the kept models are of its past."""
+        stage = self.stage
+        if not stage.is_best:
+            return
+        if not self._saved:
+            self.save()
+        self.report.status(f"keeping the models of step {stage.step}, the best so far")
+        stage.keep_models()
 
     def _due(self) -> bool:
         """Whether a checkpoint is due after the step that has ended."""
         config = self.config.checkpoint
         by_step = config.every > 0 and self.stage.step % config.every == 0
         return by_step or time.monotonic() - self.saved_at >= config.interval_s
+
+    @property
+    def _saved(self) -> bool:
+        """Whether there is a checkpoint of the current step; before the first step none is needed."""
+        newest = self.checkpoints.newest()
+        return self.stage.step == (newest.step if newest else 0)
 
     def save(self) -> None:
         """Write a checkpoint."""

@@ -92,6 +92,29 @@ class Stage(ABC):
     def evaluate(self, label: str) -> None:
         """Evaluate the trained models, and report the result. `label`: `before`, `after` or `step N`."""
 
+    @property
+    def evaluated(self) -> bool:
+        """False if the evaluation that is due after the current step has not been made: the run was interrupted."""
+        return True
+
+    @property
+    def is_best(self) -> bool:
+        """Whether the models of the current step are the best so far, and are not kept yet."""
+        return False
+
+    def keep_models(self) -> None:
+        """Keep the models of the current step, of which there is a checkpoint: they are the best so far."""
+
+    @property
+    def best(self) -> int | None:
+        """The step whose models `save_models` leaves; None: the last one."""
+        return None
+
+    @property
+    def why_end(self) -> str:
+        """Why the run ends now, before its last step; empty: it goes on."""
+        return ""
+
     def after_step(self, told: StepReport) -> None:
         """React to a step that has been reported; StopTraining ends the run with a checkpoint."""
 

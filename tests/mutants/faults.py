@@ -615,4 +615,32 @@ FAULTS = (
         "True",
         "tests/unit/orchestrator/run/test_pipeline_stages.py",
     ),
+    Fault(
+        "the best models are those of the highest proxy score",
+        "orchestrator/stages/best_models.py",
+        "found = {one.step: one.gold.mean for one in evaluations if one.gold is not None}",
+        "found = {one.step: one.proxy.mean for one in evaluations if one.gold is not None}",
+        "tests/unit/orchestrator/stages/test_best_models.py",
+    ),
+    Fault(
+        "the best models are kept before there is a checkpoint to go on from",
+        "orchestrator/stages/run.py",
+        '        if not self._saved:\n            self.save()\n        self.report.status(f"keeping',
+        '        self.report.status(f"keeping',
+        "tests/unit/orchestrator/stages/test_best_models.py",
+    ),
+    Fault(
+        "an evaluation that was interrupted is not made on resuming",
+        "orchestrator/stages/run.py",
+        "elif not stage.evaluated:",
+        "elif False:",
+        "tests/unit/orchestrator/stages/test_best_models.py",
+    ),
+    Fault(
+        "patience is not counted anew after a new best score",
+        "orchestrator/ppo/gold_stop.py",
+        "later = evaluations_since(scores, best) if best is not None else []",
+        "later = evaluations_since(scores, min(scores)) if best is not None else []",
+        "tests/unit/orchestrator/ppo/test_gold_stop.py",
+    ),
 )

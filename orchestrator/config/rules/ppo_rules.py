@@ -119,11 +119,23 @@ def advantage_rules(config: RunConfig) -> Iterator[str]:
 
 
 def evaluation_rules(config: RunConfig) -> Iterator[str]:
-    """Evaluations need prompts."""
+    """Evaluations need prompts; a stop by the gold score needs a judge and evaluations during training."""
+    every, stop = config.evaluation.every, config.evaluation.stop
+    if stop is not None and config.evaluation.judge is None:
+        yield (
+            "evaluation.stop watches the gold score, and there is no evaluation.judge that gives one; name a judge, or "
+            "remove evaluation.stop"
+        )
+    if stop is not None and not every:
+        yield (
+            "evaluation.stop needs evaluations during training, and evaluation.every=0 makes none; set it to a number "
+            "of steps, or remove evaluation.stop"
+        )
     if config.prompts.heldout is not None:
         return
-    if config.evaluation.every:
-        every = config.evaluation.every
+    if stop is not None:
+        yield "evaluation.stop needs held-out prompts; set prompts.heldout.path, or remove evaluation.stop"
+    if every:
         yield f"evaluation.every={every} needs held-out prompts; set prompts.heldout.path, or every: 0"
     if config.evaluation.judge is not None:
         yield "evaluation.judge needs held-out prompts; set prompts.heldout.path, or remove the judge"

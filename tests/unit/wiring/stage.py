@@ -158,6 +158,8 @@ class Recorder:
         self.steps.append(metrics)
         self.samples.append(samples)
 
+    def leaves(self, best: int | None, ended: str) -> None: ...
+
     def evaluation(self, result: Any) -> None:
         self.evaluations.append(result)
 

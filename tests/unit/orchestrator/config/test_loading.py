@@ -440,6 +440,12 @@ def test_several_mistakes_are_one_line_each(file: Path) -> None:
         (["ppo.kl.budget.stop=-1"], ["ppo.kl.budget.stop=-1"]),
         (["evaluation.every=5"], ["evaluation.every=5", "prompts.heldout.path"]),
         (["evaluation.judge={path: f.py}"], ["evaluation.judge", "prompts.heldout.path"]),
+        (
+            ["evaluation.stop={}"],
+            ["evaluation.stop", "no evaluation.judge", "evaluation.every=0", "prompts.heldout.path"],
+        ),
+        (["evaluation.stop={on: proxy}"], ["evaluation.stop.on", "gold"]),
+        (["evaluation.stop={patience: 0}"], ["evaluation.stop.patience=0"]),
         (["rollout.engine.sleep=1"], ["rollout.engine.sleep=1", "device=cpu"]),
         (["device=cuda", "rollout.engine.sleep=2", "critic.warmup.max_steps=1"], ["sleep=2", "use sleep: 1"]),
         (["rollout.engine.block_size=16"], ["rollout.engine.block_size=16", "multiple of 32", "use 32"]),

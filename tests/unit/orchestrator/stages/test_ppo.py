@@ -81,6 +81,7 @@ def make_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> MakeRun:
         settings |= {"checkpoint": CheckpointConfig(), "evaluation": EvaluationConfig()}
         config: Any = SimpleNamespace(**settings, run_dir=str(tmp_path), folder_key="run_dir")
         report: Any = SimpleNamespace(status=log.append, note=log.append, phase=log.append, step=lambda *told: None)
+        report.leaves = lambda best, ended: None
         train_state = TrainState(Source(), FixedController(0.1), **state)  # type: ignore[arg-type]
         ppo = Ppo(config, roles, train_state, report, None, NOBODY)
         run = Run(config, ppo, Checkpoints(tmp_path, keep=2), report, orders=Orders())
