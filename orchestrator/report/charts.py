@@ -15,6 +15,8 @@ from orchestrator.metric_types import Chart, Metric
 from orchestrator.metrics import METRICS
 from orchestrator.report.evaluation_results import Estimate, EvaluationResult
 from orchestrator.report.figure import Band, Line, curves, stacked
+from orchestrator.report.gap import figure as gap_figure
+from orchestrator.report.gap import sides, told
 from orchestrator.report.run_files import RunRecord
 
 _COLOURED = {"close", "healthy", "far", "collapse"}
@@ -131,3 +133,18 @@ def evaluation_cards(evaluations: list[EvaluationResult]) -> list[Card]:
             about = "Bars are one standard error."
             cards.append(Card(chart.title, number(means[-1][1]), figure, _summary([line], number), about))
     return cards
+
+
+def gap_cards(evaluations: list[EvaluationResult]) -> list[Card]:
+    """The proxy and the gold score over √KL, with fitted curves; none without gold scores."""
+    both = sides(sorted({e.step: e for e in evaluations}.values(), key=lambda e: e.step))
+    if len(both) < 2:
+        return []
+    fitted = "; ".join(text for side in both if (text := told(side)))
+    about = "d = √KL of each evaluation; bars are 95 % bootstrap intervals of the means. "
+    about += (
+        f"Dashed, by least squares (arXiv 2210.10760): {fitted}."
+        if fitted
+        else "Too few evaluations for a fitted curve."
+    )
+    return [Card("Proxy and gold over √KL", "", gap_figure(both), fitted or "too few evaluations for a curve", about)]

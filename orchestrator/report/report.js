@@ -51,6 +51,7 @@ function layout(figure, font) {
       ...figure.layout.xaxis,
     }),
     yaxis: axis({ nticks: 6, ...figure.layout.yaxis }),
+    ...(figure.layout.yaxis2 && { yaxis2: axis({ nticks: 6, ...figure.layout.yaxis2 }) }),
   };
 }
 

@@ -643,4 +643,18 @@ FAULTS = (
         "later = evaluations_since(scores, min(scores)) if best is not None else []",
         "tests/unit/orchestrator/ppo/test_gold_stop.py",
     ),
+    Fault(
+        "the gap is fitted from 0 instead of the score before training",
+        "orchestrator/report/gap.py",
+        "curve = fit(distances[1:], means[1:], means[0])",
+        "curve = fit(distances[1:], means[1:], 0.0)",
+        "tests/unit/orchestrator/report/test_gap.py",
+    ),
+    Fault(
+        "the distance of the gap is the KL, not its root",
+        "orchestrator/report/gap.py",
+        "math.sqrt(max(kl, 0.0))",
+        "max(kl, 0.0)",
+        "tests/unit/orchestrator/report/test_gap.py",
+    ),
 )

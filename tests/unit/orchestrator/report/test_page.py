@@ -154,10 +154,11 @@ def test_what_the_script_of_the_page_reads_is_in_the_style_sheet() -> None:
 
 def test_every_curve_of_the_issue_is_there() -> None:
     text = page(record())
-    assert len(figures(text)) == text.count('class="plot') == 14
+    assert len(figures(text)) == text.count('class="plot') == 15
     for title in (
         "Score", "KL to the reference", "Entropy", "Clip fraction", "Value loss", "Explained variance",
         "Response length", "Seconds by phase", "Log-probability gap", "KL coefficient", "Learning rates",
+        "Proxy and gold over √KL",
     ):  # fmt: skip
         assert f"<h3>{title}</h3>" in text
         assert f'role="img" aria-label="{title}' in text
@@ -220,7 +221,7 @@ def test_any_number_of_steps_is_drawn(steps: int) -> None:
     Wellformed(text)
     body = ours(text[text.index("<body>") :])
     assert "nan" not in body
-    assert len(figures(text)) == (14 if steps else 3)
+    assert len(figures(text)) == (15 if steps else 4)
     assert len(body) < 1_500_000
 
 
@@ -243,7 +244,7 @@ def test_without_scripts_the_curves_are_told_in_words() -> None:
     text = page(record())
     words = re.findall(r"<noscript><p class=\"about\">(.*?)</p></noscript>", text, re.DOTALL)
     assert len(words) == len(figures(text))
-    assert "score/mean from 0.1 at step 1 to 1 at step 10, between 0.1 and 1; reward/mean from" in words[3]
+    assert "score/mean from 0.1 at step 1 to 1 at step 10, between 0.1 and 1; reward/mean from" in words[4]
     assert "generate 3.0 s, update 4.0 s" in "".join(words)
     assert '<span class="latest">7.0 s per step</span>' in text
     assert text.count('<tr><th scope="row"><code>') == len(metrics(1)[0]) - 1
