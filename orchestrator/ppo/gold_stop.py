@@ -10,22 +10,22 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 
-Scores = Mapping[int, float]
+GoldScores = Mapping[int, float]
 """Step → mean gold score of its evaluation. Example: `{0: 0.1, 4: 0.5, 8: 0.3}`."""
 
 
-def best_step(scores: Scores) -> int | None:
+def best_step(scores: GoldScores) -> int | None:
     """The step of the highest score, of equal ones the first; None if no score is a number."""
     numbers = {step: score for step, score in scores.items() if not math.isnan(score)}
     return min(numbers, key=lambda step: (-numbers[step], step)) if numbers else None
 
 
-def evaluations_since(scores: Scores, step: int) -> list[int]:
+def evaluations_since(scores: GoldScores, step: int) -> list[int]:
     """The steps of the evaluations after `step`."""
     return sorted(later for later in scores if later > step)
 
 
-def why_end(scores: Scores, patience: int | None) -> str:
+def why_end(scores: GoldScores, patience: int | None) -> str:
     """Why the run ends after its newest evaluation; empty: it goes on."""
     best = best_step(scores)
     later = evaluations_since(scores, best) if best is not None else []
@@ -38,7 +38,7 @@ def why_end(scores: Scores, patience: int | None) -> str:
     )
 
 
-def first_that_counts(scores: Scores, kept: int | None, now: int) -> int:
+def first_that_counts(scores: GoldScores, kept: int | None, now: int) -> int:
     """The step from which on evaluations count when a run goes on at step `now`: the best of them must be one whose
     models still exist.
 

@@ -6,13 +6,13 @@ import math
 
 import pytest
 
-from orchestrator.ppo.gold_stop import Scores, best_step, first_that_counts, why_end
+from orchestrator.ppo.gold_stop import GoldScores, best_step, first_that_counts, why_end
 
 PEAK = {0: 0.1, 4: 0.3, 8: 0.5, 12: 0.4, 16: 0.2, 20: -0.1}
 """Rises, and falls after step 8."""
 
 
-def ends_at(scores: Scores, patience: int | None) -> int | None:
+def ends_at(scores: GoldScores, patience: int | None) -> int | None:
     """The step after which a run ends that is told one evaluation after the other."""
     steps = sorted(scores)
     told = ({step: scores[step] for step in steps[: n + 1]} for n in range(len(steps)))
@@ -31,7 +31,7 @@ def ends_at(scores: Scores, patience: int | None) -> int | None:
         ({0: -0.3, 4: -0.2}, 4),
     ],
 )
-def test_the_best_is_the_first_of_the_highest(scores: Scores, best: int | None) -> None:
+def test_the_best_is_the_first_of_the_highest(scores: GoldScores, best: int | None) -> None:
     assert best_step(scores) == best
 
 
@@ -51,7 +51,7 @@ def test_the_best_is_the_first_of_the_highest(scores: Scores, best: int | None) 
         ({0: 0.1, 4: 0.2, 8: 0.3}, 1, None),
     ],
 )
-def test_a_run_ends_when_patience_is_spent(scores: Scores, patience: int | None, end: int | None) -> None:
+def test_a_run_ends_when_patience_is_spent(scores: GoldScores, patience: int | None, end: int | None) -> None:
     assert ends_at(scores, patience) == end
 
 
