@@ -76,6 +76,7 @@ SAID = {
     "configs/README.md: All keys",  # defaults and bounds
     "orchestrator/README.md: Metrics",  # descriptions
     "cluster/README.md: Placement",  # a deadline
+    "orchestrator/README.md: Evaluation and report",  # the width of an interval
     "roles/README.md: Training a reward model",  # the width of an interval
     "orchestrator/README.md: Checkpoints and resuming",  # how often one is saved
     "orchestrator/README.md: When something breaks",  # limits of the canary
