@@ -272,7 +272,7 @@ def test_the_exit_code_is_the_jobs(home: Path, paper: PaperCluster, state: JobSt
 def test_what_is_wrong_is_refused_before_the_upload(
     home: Path, paper: PaperCluster, words: list[str], part: str
 ) -> None:
-    (home / ".gitignore").write_text("/runs/\n*.bin\n")
+    (home / ".gitignore").write_text("/runs\n!in\n!h.jsonl\n*.bin\n")
     for file in ("runs/in/h.jsonl", "weights/model.bin", "nested/deep/env.py"):
         (home / file).parent.mkdir(parents=True)
         (home / file).touch()
