@@ -80,13 +80,15 @@ class GivenOptions:
         """A number, or None."""
         return None if self.value(name) is None else self.number(name)
 
-    def numbers(self, name: str) -> list[float]:
-        """Numbers of a list."""
+    def numbers(self, name: str, least: int = 1) -> list[float]:
+        """Numbers of a list, so many at least."""
         values = self.value(name)
         values = values if isinstance(values, list) else [values]
         for value in values:
             if not _is_finite_number(value):
                 raise ConfigError(f"{self.said(name)} has {value!r}, which is not a number; write the number there")
+        if len(values) < least:
+            raise ConfigError(f"{self.said(name)}={values}: {len(values)} of {least} numbers; write all of them")
         return values
 
     def choice(self, name: str, ours: Mapping[str, Any]) -> Any:

@@ -135,7 +135,7 @@ def put_scores(draft: Draft, critic: bool) -> None:
         draft.moot("critic.value_clip", "the advantages need no critic")
         draft.moot("critic.save_value_network", "the advantages need no critic")
     _put_normalised(draft)
-    low, high = options.numbers("reward.clip_range")[:2]
+    low, high = options.numbers("reward.clip_range", least=2)[:2]
     if -low == high and high > 0:
         draft.put("ppo.score.clip", float(high), "reward.clip_range")
     else:

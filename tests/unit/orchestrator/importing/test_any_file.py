@@ -49,6 +49,20 @@ def test_any_values(tmp_path_factory: pytest.TempPathFactory, file: tuple[str, d
         assert validate(parse_yaml(IMPORTERS[framework](path).text))
 
 
+@pytest.mark.parametrize(
+    ("option", "given", "told"),
+    [
+        ("reward.clip_range", 0, r"reward\.clip_range=\[0\]: 1 of 2 numbers; write all of them"),
+        ("reward.clip_range", [], "0 of 2 numbers"),
+    ],
+)
+def test_too_few_numbers_are_refused(tmp_path: Path, option: str, given: Any, told: str) -> None:
+    path = tmp_path / "x.yaml"
+    path.write_text(yaml.safe_dump(whole("openrlhf", {option: given})))
+    with pytest.raises(ConfigError, match=told):
+        import_openrlhf(path)
+
+
 @pytest.mark.parametrize("framework", IMPORTERS)
 @pytest.mark.parametrize("content", [b"\xff\xfe", b"'open", b"- 1\n- 2\n", b"\x00", b"x" * (LARGEST_SCRIPT + 1)])
 def test_files_of_something_else_are_refused(tmp_path: Path, framework: str, content: bytes) -> None:
