@@ -25,8 +25,8 @@ BLOCK, CARD_BLOCK = 1 << 22, 1 << 25
 takes memory and is hardly faster (H100, 4096 tokens, 2048 x 128256, milliseconds: 2^22 122, 2^24 39, 2^26 33, 2^28
 32)."""
 NARROWEST = 64
-"""Fewest columns of logits held at a time, even if that is more than `BLOCK`: narrower products are slow. Blocks are
-multiples of it, because a GPU multiplies rows that begin at odd addresses with kernels of a third of the speed."""
+"""Fewest columns of logits held at a time, even if that is more than `BLOCK`: narrower products are slow. On a GPU
+blocks are multiples of it, because rows that begin at odd addresses get kernels of a third of the speed there."""
 
 
 class ScoringHead(nn.Module):
@@ -130,8 +130,8 @@ class _Scores(torch.autograd.Function):
 
 def _blocks(hidden: Tensor, weight: Tensor) -> list[slice]:
     """Slices of the rows of the weight, which are columns of the logits."""
-    block = CARD_BLOCK if hidden.is_cuda else BLOCK
-    width = max(block // max(len(hidden), 1) // NARROWEST, 1) * NARROWEST
+    block, multiple = (CARD_BLOCK, NARROWEST) if hidden.is_cuda else (BLOCK, 1)
+    width = max(block // max(len(hidden), 1), NARROWEST) // multiple * multiple
     return [slice(first, min(first + width, len(weight))) for first in range(0, len(weight), width)]
 
 

@@ -129,11 +129,24 @@ def test_without_forbidden_tokens_the_others_add_up_to_one(tokens: tuple[int, ..
         torch.testing.assert_close(got, expected, atol=1e-5, rtol=1e-5)
 
 
+class OnCard:
+    """So many hidden states on a GPU."""
+
+    is_cuda = True
+
+    def __init__(self, tokens: int) -> None:
+        self.tokens = tokens
+
+    def __len__(self) -> int:
+        return self.tokens
+
+
 @pytest.mark.parametrize("tokens", [1, 13, 999, 1 << 20])
 def test_blocks_begin_where_a_gpu_reads_fast(tokens: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(head, "BLOCK", 1000 * 64)
+    monkeypatch.setattr(head, "CARD_BLOCK", 1000 * 64)
     monkeypatch.setattr(head, "NARROWEST", 64)
-    blocks = head._blocks(torch.empty(tokens, 1), torch.empty(49152, 1))
+    hidden: Any = OnCard(tokens)
+    blocks = head._blocks(hidden, torch.empty(49152, 1))
     assert [block.start for block in blocks[1:]] == [block.stop for block in blocks[:-1]]
     assert (blocks[0].start, blocks[-1].stop) == (0, 49152)
     widths = {block.stop - block.start for block in blocks}
