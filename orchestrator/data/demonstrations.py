@@ -12,8 +12,7 @@ from transformers import PreTrainedTokenizerBase
 from orchestrator.config.sft import SftConfig
 from orchestrator.data.epochs import schedule_of
 from orchestrator.data.samples import Samples
-from orchestrator.data.training_parts import read_parts
-from roles.packing import right_padded
+from orchestrator.data.training_parts import padded, read_parts
 from roles.shares import Demonstrations
 
 
@@ -54,9 +53,5 @@ def read_demonstrations(config: SftConfig, tokenizer: PreTrainedTokenizerBase, s
 
 
 def _batch(samples: Samples, config: SftConfig, pad: int) -> Demonstrations:
-    rows = [group[0] for group in samples.groups]
-    token_ids, lengths = right_padded([sample.token_ids for sample in rows], pad)
-    trained = [[config.train_on_prompt or token for token in sample.trained] for sample in rows]
-    mask = right_padded(trained)[0].bool()
-    mask[:, 0] = False  # nothing comes before the first token
-    return Demonstrations(token_ids, lengths, mask, torch.arange(len(rows)))
+    rows = padded([group[0] for group in samples.groups], pad, whole=config.train_on_prompt)
+    return Demonstrations(rows.token_ids, rows.lengths, rows.response_mask, torch.arange(len(rows)))

@@ -17,11 +17,10 @@ from orchestrator.config.dpo import DpoConfig
 from orchestrator.data.epochs import schedule_of
 from orchestrator.data.record_values import PROBABILITY
 from orchestrator.data.samples import Samples
-from orchestrator.data.training_parts import read_parts
+from orchestrator.data.training_parts import padded, read_parts
 from orchestrator.errors import ConfigError
 from roles.batch import Sequences
 from roles.config.preference_losses import SOFT_LABELS, KtoLoss
-from roles.packing import right_padded
 from roles.seeds import stable_seed
 from roles.shares import LabelledResponses, PreferenceBatch, PreferencePairs, ReferencedResponses
 from roles.text.sample_tokens import TokenSample
@@ -128,7 +127,7 @@ def _pairs(samples: Samples, config: DpoConfig, name: str, pad: int) -> Preferen
         ]
         certainty += [certain] * (len(rows) - len(certainty))
         responses += group
-    return PreferenceSamples(_sequences(responses, pad), torch.tensor(rows), None, torch.tensor(certainty))
+    return PreferenceSamples(padded(responses, pad), torch.tensor(rows), None, torch.tensor(certainty))
 
 
 def _labels(samples: Samples, config: DpoConfig, name: str, pad: int, seed: int) -> PreferenceSamples:
@@ -147,7 +146,7 @@ def _labels(samples: Samples, config: DpoConfig, name: str, pad: int, seed: int)
     other = {row: order[place - 1] for place, row in enumerate(order)}
     mismatched = [_after(responses[row], responses[other[row]], config.max_tokens) for row in range(count)]
     numbers = torch.arange(count)
-    sequences = _sequences([*responses, *mismatched], pad)
+    sequences = padded([*responses, *mismatched], pad)
     return PreferenceSamples(sequences, torch.stack([numbers, numbers + count], 1), desirable, torch.ones(count))
 
 
@@ -169,10 +168,3 @@ def _balance(desirable: Tensor, loss: KtoLoss) -> list[str]:
         return [line]
     low, high = (share * loss.undesirable_weight * few / many for share in (1, 4 / 3))
     return [f"{line}: KTO's paper advises 1 to 1.33; set dpo.loss.desirable_weight between {low:.3g} and {high:.3g}"]
-
-
-def _sequences(samples: Sequence[TokenSample], pad: int) -> Sequences:
-    token_ids, lengths = right_padded([sample.token_ids for sample in samples], pad)
-    mask = right_padded([sample.trained for sample in samples])[0].bool()
-    mask[:, 0] = False  # nothing comes before the first token
-    return Sequences(token_ids, lengths, mask)

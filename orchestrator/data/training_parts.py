@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -14,7 +15,10 @@ from orchestrator.data.records import RecordKind
 from orchestrator.data.samples import Samples, read_samples
 from orchestrator.display_text import not_utf8
 from orchestrator.errors import ConfigError
+from roles.batch import Sequences
+from roles.packing import right_padded
 from roles.seeds import stable_seed
+from roles.text.sample_tokens import TokenSample
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +55,14 @@ def with_template(tokenizer: PreTrainedTokenizerBase, file: str | None, section:
         except OSError as error:
             raise ConfigError(f"{section}.chat_template={file} cannot be read: {error}; name a Jinja file") from None
     return tokenizer
+
+
+def padded(samples: Sequence[TokenSample], pad: int, *, whole: bool = False) -> Sequences:
+    """A row for each sample; the mask has what is trained on, or with `whole` all tokens that another comes before."""
+    token_ids, lengths = right_padded([sample.token_ids for sample in samples], pad)
+    mask = right_padded([[whole or token for token in sample.trained] for sample in samples])[0].bool()
+    mask[:, 0] = False  # nothing comes before the first token
+    return Sequences(token_ids, lengths, mask)
 
 
 def _read(
