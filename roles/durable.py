@@ -43,6 +43,15 @@ def write_durably(path: Path, write: Callable[[HashedFile], object]) -> str:
     return file.hexdigest()
 
 
+def replace_durably(path: Path, content: bytes) -> None:
+    """Write a file whole or not at all, in place of one that may be there; it is on the disk on return. Processes may
+    do so at the same time."""
+    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
+    write_durably(partial, lambda file: file.write(content))
+    partial.replace(path)
+    sync_folder(path.parent)
+
+
 def seal(path: Path) -> str:
     """Wait until a file that others have written is on the disk; its hash."""
     with path.open("rb") as file:

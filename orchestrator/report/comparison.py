@@ -14,7 +14,7 @@ from typing import Any
 from orchestrator.display_text import duration
 from orchestrator.report.evaluation_results import Estimate, EvaluationChange, EvaluationResult, evaluation_changes
 from orchestrator.report.page import content_policy, own_file, page_template, sample_table
-from orchestrator.report.run_files import HTML_FILE, finite
+from orchestrator.report.run_files import HTML_FILE, finite, replace_text
 
 COMPARED_JSON = "report.json"
 """The numbers of the report, beside it."""
@@ -84,9 +84,7 @@ def measures(result: EvaluationResult) -> dict[str, Estimate | None]:
 def write_comparison(folder: Path, comparison: Comparison) -> Path:
     """Write the page and the numbers into `folder`; returns the page's path."""
     for name, text in ((COMPARED_JSON, numbers(comparison)), (HTML_FILE, comparison_page(comparison))):
-        partial = folder / f"{name}.partial"
-        partial.write_text(text, encoding="utf-8")
-        partial.replace(folder / name)
+        replace_text(folder / name, text)
     return folder / HTML_FILE
 
 

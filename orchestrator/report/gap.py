@@ -29,7 +29,7 @@ _DRAWN = 60
 @dataclass(frozen=True, slots=True)
 class Curve:
     """A score as a function of d = √KL: `start + d·(alpha − beta·log d)` for a policy that was trained (RL), and
-    `start + d·(alpha − beta·d)` for the best of N (arXiv 2210.10760, section 3.1, where `start` is 0)."""
+    `start + d·(alpha − beta·d)` for the best of N (arXiv 2210.10760, where `start` is 0)."""
 
     start: float
     """The score of the policy before training, at d = 0."""

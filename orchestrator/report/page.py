@@ -23,7 +23,7 @@ from orchestrator.metric_types import Fact, Metric
 from orchestrator.metrics import METRICS
 from orchestrator.report.charts import evaluation_cards, gap_cards, training_cards
 from orchestrator.report.evaluation_results import EvaluationResult, SampleRow, evaluation_changes
-from orchestrator.report.run_files import HTML_FILE, RunRecord, read_record
+from orchestrator.report.run_files import HTML_FILE, RunRecord, read_record, replace_text
 
 
 class SampleTable(NamedTuple):
@@ -38,9 +38,7 @@ class SampleTable(NamedTuple):
 def render_report(run_dir: str | Path) -> Path:
     """Write `report.html` into `run_dir` from the files that exist; returns its path."""
     path = Path(run_dir) / HTML_FILE
-    partial = path.with_suffix(".partial")
-    partial.write_text(page(read_record(Path(run_dir))), encoding="utf-8")
-    partial.replace(path)
+    replace_text(path, page(read_record(Path(run_dir))))
     return path
 
 

@@ -111,16 +111,19 @@ def drop_after(path: Path, step: int) -> None:
     if not path.exists():
         return
     kept = [line for line in read_lines(path) if line["step"] <= step]
-    partial = path.with_suffix(".partial")
-    partial.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
-    partial.replace(path)
+    replace_text(path, "".join(json.dumps(line) + "\n" for line in kept))
 
 
 def write_state(run_dir: Path, state: RunState) -> None:
     """Replace `run.json`."""
-    partial = run_dir / f"{STATE_FILE}.partial"
-    partial.write_text(json.dumps(finite(asdict(state)), indent=1) + "\n", encoding="utf-8")
-    partial.replace(run_dir / STATE_FILE)
+    replace_text(run_dir / STATE_FILE, json.dumps(finite(asdict(state)), indent=1) + "\n")
+
+
+def replace_text(path: Path, text: str) -> None:
+    """Write a file whole or not at all, as far as other processes see, without waiting for the disk."""
+    partial = path.with_name(f"{path.name}.partial")
+    partial.write_text(text, encoding="utf-8")
+    partial.replace(path)
 
 
 def read_record(run_dir: Path) -> RunRecord:

@@ -21,7 +21,7 @@ from orchestrator.config.yaml_text import parse_yaml
 from orchestrator.errors import ConfigError
 from orchestrator.run.pipeline_stages import PipelineStage
 from orchestrator.run.resuming import differing, show_value
-from roles.durable import hash_of, sync_folder, write_durably
+from roles.durable import hash_of, replace_durably
 
 PIPELINE_STATE = "pipeline.json"
 """File in `pipeline.output`."""
@@ -95,11 +95,7 @@ class PipelineState:
 
     def write(self, folder: Path) -> None:
         """Replace the file in `folder`."""
-        text = json.dumps(asdict(self), indent=1).encode()
-        partial = folder / f"{PIPELINE_STATE}.partial"
-        write_durably(partial, lambda file: file.write(text))
-        partial.replace(folder / PIPELINE_STATE)
-        sync_folder(folder)
+        replace_durably(folder / PIPELINE_STATE, json.dumps(asdict(self), indent=1).encode())
 
     def depends(self, stage: PipelineStage) -> Depends:
         """What the result of `stage` would follow from now."""

@@ -6,7 +6,6 @@ A file is believed only if it was written whole, for the same hash: it says its 
 from __future__ import annotations
 
 import hashlib
-import os
 from dataclasses import fields
 from pathlib import Path
 
@@ -16,7 +15,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from roles.batch import Sequences
-from roles.durable import write_durably
+from roles.durable import replace_durably
 
 REFERENCES = "reference-logprobs"
 """In `model_cache`."""
@@ -42,11 +41,8 @@ def cached(folder: Path, key: str, count: int) -> Tensor | None:
 def keep(folder: Path, key: str, numbers: Tensor) -> None:
     """Keep float32 numbers under `key`, whole or not at all."""
     folder.mkdir(parents=True, exist_ok=True)
-    file = _file(folder, key)
-    partial = file.with_suffix(f".{os.getpid()}")
     content = save({"logprobs": numbers.contiguous()}, metadata=_facts(key, numbers))
-    write_durably(partial, lambda opened: opened.write(content))
-    partial.replace(file)
+    replace_durably(_file(folder, key), content)
 
 
 def _file(folder: Path, key: str) -> Path:

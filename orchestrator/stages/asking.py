@@ -3,7 +3,7 @@ is spent or the judge is down."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -47,8 +47,6 @@ class Asking:
     file: AnswerFile
     budget: AskingBudgetConfig
     prices: PriceConfig | None
-    told: Callable[[int], None] = lambda asked: None
-    """Called after each answer with their number."""
     asked: int = 0
     """Questions that were answered since the start."""
     refusals: dict[str, Refusal] = field(default_factory=dict)
@@ -57,15 +55,23 @@ class Asking:
     """Why nothing is asked any more."""
     _new: set[str] = field(default_factory=set)
     _reused: set[str] = field(default_factory=set)
+    _name: str = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._name = self.judge.name  # once: a model's judge looks at its files for it
 
     @property
     def reused(self) -> int:
         """Answers that an earlier command has left."""
         return len(self._reused)
 
+    def was_refused(self, question: JudgeQuestion) -> bool:
+        """Whether the judge refused the question."""
+        return question.key(self._name) in self.refusals
+
     def answers(self, questions: Sequence[JudgeQuestion]) -> list[JudgeAnswer | None]:
         """An answer to each question; None for a refused one, and for those that were not asked."""
-        keys = [question.key(self.judge.name) for question in questions]
+        keys = [question.key(self._name) for question in questions]
         self._reused |= {key for key in keys if key not in self._new and self.file.get(key)}
         waiting = {key: question for key, question in zip(keys, questions, strict=True) if not self._known(key)}
         while waiting and self.stopped is None:
@@ -101,7 +107,6 @@ class Asking:
             self.file.add(key, answer)
             self._new.add(key)
             self.asked += 1
-            self.told(self.asked)
             return
         self.refusals[key] = answer
         if not self.asked and len(self.refusals) >= MOST_REFUSALS:

@@ -23,7 +23,7 @@ from orchestrator.report.progress import Progress, make_progress
 from orchestrator.run.run_lock import held
 from orchestrator.stages.asked_endpoint import AskedEndpoint
 from orchestrator.stages.asking import Asking, Judge
-from roles.durable import sync_folder, write_durably
+from roles.durable import replace_durably
 
 TASKS_AT_A_TIME = 256
 """Comparisons or revisions that are under way together."""
@@ -100,7 +100,7 @@ def _one_round(waiting: dict[Asked, list[JudgeQuestion]], asking: Asking, done: 
         own = [next(answers) for _ in questions]
         known: list[JudgeAnswer] = [answer for answer in own if answer is not None]
         if len(known) < len(own):
-            lost = any(question.key(asking.judge.name) in asking.refusals for question in questions)
+            lost = any(map(asking.was_refused, questions))
             done.refused += lost
             done.unfinished += not lost
             continue
@@ -183,8 +183,4 @@ def _line(row: dict[str, Any]) -> str:
 
 
 def _write(path: Path, text: str) -> None:
-    """Completely or not at all."""
-    partial = path.with_name(f"{path.name}.partial")
-    write_durably(partial, lambda file: file.write(text.encode("utf-8", "replace")))
-    partial.replace(path)
-    sync_folder(path.parent)
+    replace_durably(path, text.encode("utf-8", "replace"))
