@@ -136,8 +136,7 @@ def _work(stage: PipelineStage, flags: Sequence[str], state: PipelineState, fold
                 with suppress(subprocess.TimeoutExpired):
                     process.wait(WRITE_S)
         except BaseException:
-            process.terminate()
-            process.wait()
+            _end_process(process)
             raise
     record.seconds = before_s + time.monotonic() - began
     state.write(folder)
@@ -149,6 +148,16 @@ def _work(stage: PipelineStage, flags: Sequence[str], state: PipelineState, fold
     if process.returncode:
         raise _failure(stage, process.returncode)
     return order
+
+
+def _end_process(process: subprocess.Popen[bytes]) -> None:
+    """Let the stage save its last step, but not for ever."""
+    process.terminate()
+    try:
+        process.wait(END_S)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
 
 
 def _failure(stage: PipelineStage, code: int) -> TetrarchError:

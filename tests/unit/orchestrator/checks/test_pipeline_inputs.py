@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 
-from orchestrator.checks.pipeline_inputs import check_pipeline
+from orchestrator.checks.pipeline_inputs import _checks, check_pipeline
+from orchestrator.commands.training_table import TRAININGS
+from orchestrator.config.pipeline import StageConfig
 from orchestrator.errors import ConfigError
+from orchestrator.run.pipeline_stages import STAGE_ROOTS
 from orchestrator.run.pipeline_state import PipelineState, StageRecord
 from tests.unit.orchestrator.pipelines import SmallPipeline, make
 
@@ -81,3 +84,9 @@ def test_a_training_that_runs_again_is_checked_with_a_folder_that_is_free(pipeli
     check_pipeline(pipeline.stages(), state, checks)
     (command, config), *_ = checks.seen
     assert command == "sft" and config.sft.epochs == 2 and config.sft.output == "sft/model-new"
+
+
+def test_every_command_of_a_stage_has_a_root_and_the_check_with_which_it_begins() -> None:
+    commands = set(get_args(StageConfig.model_fields["command"].annotation))
+    assert commands == _checks().keys() and commands <= STAGE_ROOTS.keys()
+    assert commands >= TRAININGS.keys(), "what trains can be a stage"
