@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
@@ -11,13 +11,14 @@ from typing import Any
 import pytest
 
 from configs.tiny.inputs import tokenizer
-from orchestrator.config.labelling import LabellingRun
+from orchestrator.config.labelling import AskingBudgetConfig, LabellingRun
 from orchestrator.config.loading import validate_root
+from orchestrator.data.answer_file import open_answers
 from orchestrator.data.judge_prompts import JudgeAnswer, JudgeQuestion, letter_tokens
 from orchestrator.groups.build import Models
 from orchestrator.stages import asked_model
 from orchestrator.stages.asked_model import AskedModel
-from orchestrator.stages.asking import Refusal
+from orchestrator.stages.asking import Asking, Refusal
 from roles.judge_engine import EngineAnswer, EngineQuestion
 
 WORDS = tokenizer()
@@ -103,3 +104,22 @@ def test_a_folder_that_is_written_again_is_another_judge(judge: tuple[AskedModel
     assert model.name == before
     (tmp_path / "model.safetensors").write_bytes(b"123")
     assert model.name != before
+
+
+def test_a_judge_is_looked_up_once(tmp_path: Path) -> None:
+    class Noted:
+        looked_up = 0
+
+        @property
+        def name(self) -> str:
+            self.looked_up += 1
+            return "judge"
+
+        def answers(self, questions: Sequence[JudgeQuestion]) -> Iterator[tuple[int, JudgeAnswer | Refusal]]:
+            yield from ((number, JudgeAnswer("A")) for number in range(len(questions)))
+
+    judge = Noted()
+    with open_answers(tmp_path / "answers.jsonl") as file:
+        asking = Asking(judge, file, AskingBudgetConfig(), None)
+        assert all(asking.answers([asked(f"q{number}") for number in range(9)]))
+    assert (judge.looked_up, asking.asked) == (1, 9)

@@ -164,3 +164,12 @@ def test_a_stage_ends_when_its_pipeline_is_killed(tmp_path: Path) -> None:
     while not (tmp_path / "ended.txt").exists():
         assert time.monotonic() < until
         time.sleep(0.02)
+
+
+def test_a_stage_that_does_not_end_is_killed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loop, "END_S", 0.2)
+    deaf = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print(flush=True); time.sleep(60)"
+    process = subprocess.Popen([sys.executable, "-c", deaf], stdout=subprocess.PIPE)
+    assert process.stdout is not None and process.stdout.readline() == b"\n"
+    loop._end_process(process)
+    assert process.returncode == -signal.SIGKILL
