@@ -1,4 +1,4 @@
-"""Checks of the user's functions and classes before the start: their files are parsed, never run.
+"""Checks of the user's functions and classes before the start: here their files are parsed, never run.
 
 A section of the configuration flows in; nothing flows out, or a ConfigError that names key, value and fix.
 """
@@ -27,18 +27,27 @@ NO_LISTS = (ast.Dict, ast.DictComp, ast.Set, ast.SetComp, ast.Constant, ast.Join
 
 def check_functions(config: EvaluationRun) -> None:
     """Check every function or class that the configuration of a run names."""
-    check_reward_functions(config.scorers)
-    if config.evaluation.judge is not None:
-        check_function(config.evaluation.judge, "evaluation.judge")
+    for key, function in functions_of(config).items():
+        check_function(function, key)
     if config.environment is not None:
         check_environment(config.environment)
 
 
+def functions_of(config: EvaluationRun) -> dict[str, FunctionReward]:
+    """Key path → every reward function and judge of a run."""
+    judge = {"evaluation.judge": config.evaluation.judge} if config.evaluation.judge else {}
+    return {**reward_functions(config.scorers), **judge}
+
+
+def reward_functions(scorers: Mapping[str, OneReward]) -> dict[str, FunctionReward]:
+    """Key path → every function among the rewards, given by role."""
+    return {section_key(role): one for role, one in scorers.items() if isinstance(one, FunctionReward)}
+
+
 def check_reward_functions(scorers: Mapping[str, OneReward]) -> None:
     """Check every function among the rewards, by role."""
-    for role, scorer in scorers.items():
-        if isinstance(scorer, FunctionReward):
-            check_function(scorer, section_key(role))
+    for key, function in reward_functions(scorers).items():
+        check_function(function, key)
 
 
 def check_environment(config: FunctionEnvironment) -> None:

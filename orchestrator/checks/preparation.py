@@ -14,7 +14,14 @@ from typing import TYPE_CHECKING, Literal
 
 from orchestrator.checks.bridges import check_bridges
 from orchestrator.checks.engine_fit import check_engine, longest_sample
-from orchestrator.checks.functions import check_function, check_functions, check_reward_functions
+from orchestrator.checks.functions import (
+    check_function,
+    check_functions,
+    check_reward_functions,
+    functions_of,
+    reward_functions,
+)
+from orchestrator.checks.imported_files import imported
 from orchestrator.checks.model_support import check_attention, check_weights
 from orchestrator.checks.models import (
     ModelFacts,
@@ -38,6 +45,7 @@ from orchestrator.errors import CheckpointError, ConfigError
 from orchestrator.run.checkpoint import Checkpoint
 from orchestrator.run.learned_data import LearnedData
 from orchestrator.run.resuming import Resume
+from roles.config.rewards import FunctionReward
 
 if TYPE_CHECKING:
     from orchestrator.data.preference_pairs import Pairs
@@ -51,20 +59,21 @@ def prepare_train(config: RunConfig, resume: Resume) -> tuple[Questions, Questio
     """Check what `tetrarch train` needs; returns the training and the held-out prompts."""
     checkpoint = check_run_dir(config, resume)
     _check_names(config, ["train", "heldout"])
-    check_cards(config.device)
-    actor = check_role_models(config)
-    check_engine(config, actor)
-    from orchestrator.sizes.model_sizes import check_adapters
+    with imported(functions_of(config)):
+        check_cards(config.device)
+        actor = check_role_models(config)
+        check_engine(config, actor)
+        from orchestrator.sizes.model_sizes import check_adapters
 
-    check_adapters(config)
-    from orchestrator.data.prompts import with_overlap  # loads torch
+        check_adapters(config)
+        from orchestrator.data.prompts import with_overlap  # loads torch
 
-    heldout = _read_prompts(config, "heldout", actor) if config.prompts.heldout else None
-    training = _read_prompts(config, "train", actor)
-    if checkpoint is not None:
-        _check_prompts(config, training, checkpoint)
-    check_bridges(config, {"train": training, "heldout": heldout})
-    return training, with_overlap(heldout, training) if heldout else None
+        heldout = _read_prompts(config, "heldout", actor) if config.prompts.heldout else None
+        training = _read_prompts(config, "train", actor)
+        if checkpoint is not None:
+            _check_prompts(config, training, checkpoint)
+        check_bridges(config, {"train": training, "heldout": heldout})
+        return training, with_overlap(heldout, training) if heldout else None
 
 
 def _check_prompts(config: RunConfig, training: Questions, checkpoint: Checkpoint) -> None:
@@ -88,20 +97,22 @@ def prepare_evaluate(config: EvaluationRun) -> Questions:
         raise ConfigError("prompts.heldout is null; set prompts.heldout.path to the prompts to evaluate on")
     check_writable(Path(config.run_dir), "run_dir")
     _check_names(config, ["heldout"])
-    check_cards(config.device)
-    actor = check_role_models(config)
-    check_engine(config, actor)
-    questions = _read_prompts(config, "heldout", actor)
-    check_bridges(config, {"heldout": questions})
-    return questions
+    with imported(functions_of(config)):
+        check_cards(config.device)
+        actor = check_role_models(config)
+        check_engine(config, actor)
+        questions = _read_prompts(config, "heldout", actor)
+        check_bridges(config, {"heldout": questions})
+        return questions
 
 
 def prepare_serve(config: ServingRun) -> None:
     """What `tetrarch serve` needs."""
     check_writable(Path(config.run_dir), "run_dir")
     _check_names(config, [])
-    check_cards(config.device)
-    check_engine(config, check_role_models(config))
+    with imported(functions_of(config)):
+        check_cards(config.device)
+        check_engine(config, check_role_models(config))
 
 
 def prepare_reward_service(config: RewardServingRun) -> None:
@@ -110,16 +121,17 @@ def prepare_reward_service(config: RewardServingRun) -> None:
         raise ConfigError("reward.type=environment scores nothing by itself; use a model, a function or an ensemble")
     check_writable(Path(config.run_dir), "run_dir")
     check_reward_functions(config.scorers)
-    if config.reward_models:
-        check_cards(config.device)
-    for role, scorer in config.reward_models.items():
-        key = f"{section_key(role)}.model"
-        check_folder(scorer.model, key, TRAIN_IT)
-        facts = model_facts(scorer.model, key, config.model_cache)
-        check_tokenizer(facts)
-        check_reward_head(facts)
-        check_attention(facts)
-        check_weights(facts, "reward")
+    with imported(reward_functions(config.scorers)):
+        if config.reward_models:
+            check_cards(config.device)
+        for role, scorer in config.reward_models.items():
+            key = f"{section_key(role)}.model"
+            check_folder(scorer.model, key, TRAIN_IT)
+            facts = model_facts(scorer.model, key, config.model_cache)
+            check_tokenizer(facts)
+            check_reward_head(facts)
+            check_attention(facts)
+            check_weights(facts, "reward")
 
 
 def prepare_best_of_n(config: ServingRun) -> Questions:
@@ -132,42 +144,44 @@ def prepare_best_of_n(config: ServingRun) -> Questions:
 def prepare_reward(config: RewardTrainingRun, resume: Resume) -> Questions | Pairs:
     """Check what `tetrarch reward` needs; returns the prompts for which pairs are sampled, or the pairs of a data
     set."""
-    training, policy = config.reward_training, config.policy
+    training, policy, judges = config.reward_training, config.policy, dict[str, FunctionReward]()
     check_output(training.output, "reward_training.output", QUALITY, resume)
     checkpoint = check_run_dir(config, resume)
     if isinstance(training.pairs, SampledPairs):
         assert policy is not None
+        judges["reward_training.pairs.judge"] = training.pairs.judge
         check_function(training.pairs.judge, "reward_training.pairs.judge")
         check_source(policy.prompts.train, "prompts.train")
         check_folder(policy.actor.model, "actor.model")
     else:
         check_source(training.pairs.dataset, "reward_training.pairs.dataset")
-    check_cards(config.device)
-    backbone = model_facts(training.model, "reward_training.model", config.model_cache)
-    check_tokenizer(backbone)
-    check_context(backbone, training.max_tokens, "reward_training.max_tokens")
-    check_attention(backbone)
-    check_weights(backbone, "value")
-    if isinstance(training.pairs, SampledPairs):
-        assert policy is not None
-        actor = model_facts(policy.actor.model, "actor.model", config.model_cache)
-        check_tokenizer(actor)
-        check_same_tokens(backbone, actor, "use the actor's model")
-        check_context(actor, *longest_sample(policy))
-        check_attention(actor)
-        check_weights(actor, "policy")
-        check_engine(policy, actor)
-        sampled = Path(config.run_dir) / COMPARISONS
-        if checkpoint is not None and sampled.is_file():
-            from orchestrator.data.comparisons import kept  # loads torch
+    with imported(judges):
+        check_cards(config.device)
+        backbone = model_facts(training.model, "reward_training.model", config.model_cache)
+        check_tokenizer(backbone)
+        check_context(backbone, training.max_tokens, "reward_training.max_tokens")
+        check_attention(backbone)
+        check_weights(backbone, "value")
+        if isinstance(training.pairs, SampledPairs):
+            assert policy is not None
+            actor = model_facts(policy.actor.model, "actor.model", config.model_cache)
+            check_tokenizer(actor)
+            check_same_tokens(backbone, actor, "use the actor's model")
+            check_context(actor, *longest_sample(policy))
+            check_attention(actor)
+            check_weights(actor, "policy")
+            check_engine(policy, actor)
+            sampled = Path(config.run_dir) / COMPARISONS
+            if checkpoint is not None and sampled.is_file():
+                from orchestrator.data.comparisons import kept  # loads torch
 
-            _check_comparisons(config, kept(sampled), checkpoint)
-        return _read_prompts(policy, "train", actor)
-    from orchestrator.data.preference_pairs import read_pairs  # loads torch
+                _check_comparisons(config, kept(sampled), checkpoint)
+            return _read_prompts(policy, "train", actor)
+        from orchestrator.data.preference_pairs import read_pairs  # loads torch
 
-    pairs = read_pairs(training.pairs.dataset, backbone.tokenizer)
-    _check_comparisons(config, pairs.preferences, checkpoint)
-    return pairs
+        pairs = read_pairs(training.pairs.dataset, backbone.tokenizer)
+        _check_comparisons(config, pairs.preferences, checkpoint)
+        return pairs
 
 
 def _check_comparisons(config: RewardTrainingRun, preferences: Preferences, checkpoint: Checkpoint | None) -> None:

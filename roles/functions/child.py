@@ -29,15 +29,25 @@ class CallFailed(Exception):
     """One call failed; the next call starts a new process if it must."""
 
 
+class NoAnswer(CallFailed):
+    """There was none in time."""
+
+
 class LoadFailed(Exception):
     """The user's file cannot be imported; another attempt would fail too."""
+
+
+class LoadUnfinished(LoadFailed):
+    """The user's file was not imported in time, which a faster machine may do."""
 
 
 class Child:
     """One process that has imported the user's file."""
 
-    def __init__(self, worker: ModuleType, path: str, name: str) -> None:
-        """`worker`: the module that the process runs. Raises LoadFailed if the file cannot be imported."""
+    def __init__(self, worker: ModuleType, path: str, name: str, load_s: float = LOAD_DEADLINE_S) -> None:
+        """`worker`: the module that the process runs. Raises LoadFailed if the file cannot be imported within `load_s`
+        seconds."""
+        self._load_s = load_s
         assert worker.__file__ is not None
         self._command = [sys.executable, "-P", str(Path(worker.__file__)), path, name]
         self._process: subprocess.Popen[bytes] | None = None
@@ -60,10 +70,10 @@ class Child:
         environment = {**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
         self._process = subprocess.Popen(self._command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment)
         try:
-            self._exchange(None, LOAD_DEADLINE_S)
+            self._exchange(None, self._load_s)
         except CallFailed as error:
             self.close()
-            raise LoadFailed(str(error)) from None
+            raise (LoadUnfinished if isinstance(error, NoAnswer) else LoadFailed)(str(error)) from None
 
     def _exchange(self, request: Any, deadline_s: float) -> Any:
         """Send a request (None: only wait for the first message) and return the answer, or kill the child and raise."""
@@ -82,7 +92,9 @@ class Child:
             status = process.wait()
             waiting.join()
             self.close()
-            raise CallFailed(f"no answer within {deadline_s:g} s" if hung else f"its process ended ({_status(status)})")
+            if hung:
+                raise NoAnswer(f"no answer within {deadline_s:g} s")
+            raise CallFailed(f"its process ended ({_status(status)})")
         kind, content = answers[0]
         if kind == "error":
             raise CallFailed(_last_lines(content))
