@@ -41,6 +41,12 @@ TRAINING_METRICS = (
     Metric(
         "preference/heldout_accuracy_high", "fraction", "Upper end of its 95 % interval", _ACCURACY, "held out, high"
     ),
+    Metric(
+        "preference/heldout_calibration_error",
+        "fraction",
+        "How far the model's probabilities of a pair's order are from how often it is right, held out (ECE, 10 bins)",
+        Chart("Calibration error", low=0.0),
+    ),
     Metric("preference/gradient_norm", "", "Global L2 norm of the gradient before clipping", _GRADIENTS),
     Metric("sft/loss", "nats/token", "Cross-entropy, mean over the tokens of the step", _SFT, "training", _SFT_LOSS),
     Metric("sft/heldout_loss", "nats/token", "The same of the samples that are held out", _SFT, "held out"),

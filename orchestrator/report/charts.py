@@ -14,9 +14,10 @@ from orchestrator.display_text import number, percent
 from orchestrator.metric_types import Chart, Metric
 from orchestrator.metrics import METRICS
 from orchestrator.report.evaluation_results import Estimate, EvaluationResult
-from orchestrator.report.figure import Band, Line, curves, stacked
+from orchestrator.report.figure import Band, Line, curves, reliability_figure, stacked
 from orchestrator.report.gap import figure as gap_figure
 from orchestrator.report.gap import sides, told
+from orchestrator.report.reliability import ReliabilityBin, calibration_error
 from orchestrator.report.run_files import RunRecord
 
 _COLOURED = {"close", "healthy", "far", "collapse"}
@@ -148,3 +149,19 @@ def gap_cards(evaluations: list[EvaluationResult]) -> list[Card]:
         else "Too few evaluations for a fitted curve."
     )
     return [Card("Proxy and gold over √KL", "", gap_figure(both), fitted or "too few evaluations for a curve", about)]
+
+
+def reliability_cards(curve: Sequence[ReliabilityBin]) -> list[Card]:
+    """The accuracy of a reward model over its confidence; none without a test."""
+    if not curve:
+        return []
+    text = "; ".join(
+        f"{percent(one.confidence)} sure, {percent(one.accuracy)} right ({one.pairs} pairs)" for one in curve
+    )
+    about = (
+        "Held-out pairs in bins of the probability that the model gives to the response which it prefers, and how often "
+        "it orders them rightly; on the dashed line it is as sure as it is right. Bars are 95 % intervals, counting each "
+        "pair as independent."
+    )
+    error = f"calibration error {percent(calibration_error(curve))}"
+    return [Card("Reliability", error, reliability_figure(curve), text, about)]

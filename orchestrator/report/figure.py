@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from orchestrator.metric_types import Chart
+from orchestrator.report.evaluation_results import wilson_interval
+from orchestrator.report.reliability import ReliabilityBin
 from orchestrator.report.run_files import finite
 
 _DOTTED = 30
@@ -110,6 +112,35 @@ def stacked(lines: Sequence[Line], legend: Sequence[str]) -> dict[str, Any]:
     return finite(
         {"data": data, "layout": {"xaxis": _steps(lines), "barmode": "stack", "bargap": 0.15, **_legend(lines)}}
     )
+
+
+def reliability_figure(curve: Sequence[ReliabilityBin]) -> dict[str, Any]:
+    """Accuracy over confidence, with Wilson's intervals, and the line on which both are equal."""
+    low = min(0.5, *(one.accuracy for one in curve))
+    ends = [(one, wilson_interval(one.accuracy, one.pairs)) for one in curve]
+    bars = {
+        "array": _rounded([high - one.accuracy for one, (_, high) in ends]),
+        "arrayminus": _rounded([one.accuracy - low for one, (low, _) in ends]),
+    }
+    measured = {
+        "type": "scatter", "mode": "lines+markers", "name": "held-out pairs",
+        "x": _rounded([one.confidence for one in curve]), "y": _rounded([one.accuracy for one in curve]),
+        "text": [f"{one.pairs} pairs" for one in curve], "line": {"color": "--c0", "width": 2}, "marker": {"size": 7},
+        "error_y": {**bars, "symmetric": False, "color": "--c0", "thickness": 1.5, "width": 0},
+        "hovertemplate": "%{x} sure, %{y} right, %{text}<extra></extra>",
+    }  # fmt: skip
+    right = {
+        "type": "scatter", "mode": "lines", "name": "as sure as right", "x": [0.5, 1], "y": [0.5, 1],
+        "line": {"color": "--soft", "width": 1, "dash": "6px 3px"}, "hoverinfo": "skip",
+    }  # fmt: skip
+    shares = {"tickformat": "~%", "hoverformat": ".3~p"}
+    layout = {
+        "xaxis": {"title": {"text": "confidence", "standoff": 2, "font": {"size": 11}}, "range": [0.49, 1.01], **shares},
+        "yaxis": {"range": [low - 0.05, 1.02], **shares},
+        "hovermode": "closest",
+        **_legend([Line(str(trace["name"]), []) for trace in (measured, right)]),
+    }
+    return {"data": [right, measured], "layout": layout}
 
 
 def _curve(line: Line, n: int, name: str) -> dict[str, Any]:

@@ -21,7 +21,7 @@ from jinja2 import Environment, FunctionLoader, StrictUndefined
 from orchestrator.display_text import decimal_text, decimals_of, duration, number, percent, printable
 from orchestrator.metric_types import Fact, Metric
 from orchestrator.metrics import METRICS
-from orchestrator.report.charts import evaluation_cards, gap_cards, training_cards
+from orchestrator.report.charts import evaluation_cards, gap_cards, reliability_cards, training_cards
 from orchestrator.report.evaluation_results import EvaluationResult, SampleRow, evaluation_changes
 from orchestrator.report.run_files import HTML_FILE, RunRecord, read_record, replace_text
 
@@ -49,7 +49,7 @@ def page(record: RunRecord) -> str:
     status, status_text = _status(record)
     last = int(metrics[-1]["step"]) if metrics else 0
     cards = {
-        "training_cards": training_cards(record),
+        "training_cards": training_cards(record) + reliability_cards(record.state.reliability),
         "evaluation_cards": evaluation_cards(evaluations) + gap_cards(evaluations) if len(evaluations) > 2 else [],
     }
     scripts = _scripts() if any(card.figure for found in cards.values() for card in found) else []

@@ -18,6 +18,7 @@ from orchestrator.report import run_files
 from orchestrator.report.evaluation_results import EvaluationResult, SampleRow
 from orchestrator.report.page import render_report
 from orchestrator.report.progress import Progress, make_progress
+from orchestrator.report.reliability import ReliabilityBin
 from orchestrator.report.run_files import RunState, append_line, drop_after, read_record, write_state
 from orchestrator.report.terminal_lines import evaluation_lines, sample_lines
 
@@ -123,6 +124,11 @@ class Reporter:
         self._progress.lines(evaluation_lines(result, before))
         if before is not None and result.label == "after":
             self._progress.lines(sample_lines(before, result))
+
+    def reliability(self, curve: Sequence[ReliabilityBin]) -> None:
+        """Report how sure a reward model is, and how often it is right; the newest curve is drawn."""
+        self._state = replace(self._state, reliability=list(curve))
+        write_state(self._run_dir, self._state)
 
     def leaves(self, best: int | None, ended: str) -> None:
         """Report the end of training: the step whose models are left (None: the last one), and why the run ends before

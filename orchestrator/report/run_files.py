@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 from pydantic import TypeAdapter, ValidationError
 
 from orchestrator.report.evaluation_results import EvaluationResult, SampleRow, sample_from_json
+from orchestrator.report.reliability import ReliabilityBin
 
 T = TypeVar("T")
 
@@ -51,6 +52,8 @@ class RunState:
     """What was read to train on, in lines."""
     best: int | None = None
     """The step whose models the run has left; None: the last one."""
+    reliability: list[ReliabilityBin] = field(default_factory=list)
+    """Of a reward model at its last test; empty for other trainings."""
     ended: str = ""
     """Why a rule of the configuration has ended the run before its last step."""
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -30,6 +30,7 @@ from orchestrator.errors import TetrarchError
 from orchestrator.groups.build import builder, resolve_models
 from orchestrator.groups.spread import spread
 from orchestrator.report.evaluation_results import wilson_interval
+from orchestrator.report.reliability import ReliabilityBin, calibration_error, reliability
 from orchestrator.report.reporter import Reporter
 from orchestrator.run.checkpoint import whole_folder
 from orchestrator.run.learned_data import LearnedData
@@ -57,6 +58,13 @@ class RewardQuality:
     comparisons: int
     training_comparisons: int
     left_out_groups: int
+    reliability: Sequence[ReliabilityBin] = ()
+    """How often it is right where it is how sure."""
+
+    @property
+    def calibration_error(self) -> float:
+        """Expected calibration error of the probability of the better response."""
+        return calibration_error(self.reliability)
 
     @property
     def interval(self) -> tuple[float, float]:
@@ -79,7 +87,12 @@ class RewardQuality:
             "preference/heldout_accuracy": self.accuracy,
             "preference/heldout_accuracy_low": low,
             "preference/heldout_accuracy_high": high,
+            "preference/heldout_calibration_error": self.calibration_error,
         }
+
+    def to_json(self) -> str:
+        """The text of `reward_quality.json`."""
+        return json.dumps({**asdict(self), "calibration_error": self.calibration_error}, indent=1) + "\n"
 
 
 def train_reward(config: RewardTrainingRun, resume: Resume, source: Questions | Pairs) -> RewardQuality:
@@ -161,13 +174,14 @@ class RewardTraining(ScheduledStage):
         if self.quality is None:
             scores = self._scores(self.comparisons.heldout)
             self.quality = _quality(scores, self.comparisons)
+            self.report.reliability(self.quality.reliability)
         return self.quality
 
     def save_models(self) -> None:
         """Write the model and its quality to `reward_training.output` if it is good enough, completely or not at
         all."""
         training, quality = self.config.reward_training, self.tested()
-        self.report.note(f"held-out pair accuracy {quality.told}")
+        self.report.note(f"held-out pair accuracy {quality.told}, calibration error {quality.calibration_error:.1%}")
         check_quality(quality, training.minimum_accuracy)
         centre = float(self._scores(self.comparisons.training).mean())
         _save(self.trainer, self.config, centre, quality)
@@ -195,9 +209,10 @@ def _share(groups: list[int], preferences: Preferences, ranks: int) -> list[list
 
 
 def _quality(scores: torch.Tensor, comparisons: Comparisons) -> RewardQuality:
-    """Accuracy over comparisons; its standard error over groups."""
+    """Accuracy and calibration over comparisons; the accuracy's standard error over groups."""
     better, worse = comparisons.heldout.comparisons().unbind(1)
-    right = (scores[better] > scores[worse]).double()
+    differences = (scores[better] - scores[worse]).double()
+    right = (differences > 0).double()
     groups = comparisons.heldout.groups[better]
     excess = torch.stack([(right[groups == group] - right.mean()).sum() for group in groups.unique()])
     error = math.sqrt(float(excess.square().sum())) / len(right)
@@ -208,12 +223,13 @@ def _quality(scores: torch.Tensor, comparisons: Comparisons) -> RewardQuality:
         comparisons=len(right),
         training_comparisons=len(comparisons.training.comparisons()),
         left_out_groups=comparisons.left_out,
+        reliability=reliability(differences.tolist(), comparisons.heldout.certainty[better].tolist()),
     )
 
 
 def _save(trainer: RoleGroup[RewardTrainer], config: RewardTrainingRun, centre: float, quality: RewardQuality) -> None:
     """Save the folder completely or not at all. Its quality is written into it, and into `run_dir`."""
-    text = json.dumps(asdict(quality), indent=1) + "\n"
+    text = quality.to_json()
     with whole_folder(Path(config.reward_training.output)) as partial:
         trainer.call(RewardTrainer.save_model, str(partial), centre).result(config.deadlines.save_s)
         (partial / QUALITY).write_text(text)

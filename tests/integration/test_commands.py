@@ -96,7 +96,8 @@ def test_evaluate_opens_the_trained_actor_in_vllm(home: Path, tiny: Path) -> Non
 def test_a_reward_model_learns_the_order(reward: Path) -> None:
     quality = json.loads((reward / "reward_quality.json").read_text())
     assert quality["accuracy"] > 0.9
-    assert quality["comparisons"] == 40
+    assert quality["comparisons"] == 40 == sum(one["pairs"] for one in quality["reliability"])
+    assert 0 <= quality["calibration_error"] < 0.5
     assert json.loads((reward / "config.json").read_text())["score_shift"] != 0
 
 
@@ -112,7 +113,8 @@ def test_a_reward_training_that_goes_on_from_a_checkpoint_gives_the_same_weights
         differing = {key for key in expected if expected[key] != got[key]}
         assert not {key for key in differing if not key.startswith(("time/", "memory/"))}
     assert after[-1]["preference/heldout_accuracy_low"] > 0.9
-    assert "Tetrarch · reward model" in (run / "report.html").read_text()
+    shown = (run / "report.html").read_text()
+    assert "Tetrarch · reward model" in shown and "calibration error" in shown
 
 
 def test_fine_tuning_reaches_the_entropy_of_its_data_and_goes_on_exactly(home: Path, tiny: Path) -> None:

@@ -656,5 +656,11 @@ FAULTS = (
         "math.sqrt(max(kl, 0.0))",
         "max(kl, 0.0)",
         "tests/unit/orchestrator/report/test_gap.py",
+    ),    Fault(
+        "soft labels count as certain in the calibration",
+        "orchestrator/stages/reward_training.py",
+        "reliability(differences.tolist(), comparisons.heldout.certainty[better].tolist())",
+        "reliability(differences.tolist())",
+        "tests/unit/orchestrator/stages/test_reward_training.py",
     ),
 )

@@ -151,6 +151,8 @@ class Recorder:
 
     def expect(self, steps: int) -> None: ...
 
+    def reliability(self, curve: Any) -> None: ...
+
     def note(self, text: str) -> None:
         self.lines.append(text)
 

@@ -5,6 +5,7 @@ import hashlib
 import json
 import math
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 from typing import Any
 
@@ -13,8 +14,9 @@ from plotly.offline import get_plotlyjs
 
 from orchestrator.metrics import METRICS
 from orchestrator.report.charts import training_cards
-from orchestrator.report.evaluation_results import Estimate, EvaluationResult, SampleRow
+from orchestrator.report.evaluation_results import Estimate, EvaluationResult, SampleRow, wilson_interval
 from orchestrator.report.page import page
+from orchestrator.report.reliability import ReliabilityBin
 from orchestrator.report.run_files import RunRecord, RunState
 
 EVIL = "<script>alert('x')</script><img src=x onerror=alert(1)>\"'&\u202e\x1b\ud800"
@@ -150,6 +152,20 @@ def test_what_the_script_of_the_page_reads_is_in_the_style_sheet() -> None:
     used = set(re.findall(r'"(--[a-z0-9-]+)"', text[text.index("</style>") :]))
     assert {"--c0", "--c1", "--collapse-band", "--collapse-name", "--bad", "--soft"} <= used
     assert {name for name in used if f"{name}:" not in style} == set()
+
+
+def test_a_reward_model_shows_how_often_it_is_right_where_it_is_how_sure() -> None:
+    curve = [ReliabilityBin(0.6, 0.5, 30), ReliabilityBin(0.9, 0.3, 10)]
+    state = RunState("reward", 10, "done", reliability=curve)
+    (before, after) = (page(record(state=replace(state, reliability=found), evaluations=[])) for found in ([], curve))
+    Wellformed(after)
+    assert "Reliability" not in ours(before)
+    assert "90 % sure, 30 % right (10 pairs)" in after and "calibration error 22.5 %" in after
+    even, drawn = figures(after)[-1]["data"]
+    assert even["x"] == even["y"] == [0.5, 1]
+    assert (drawn["x"], drawn["y"]) == ([0.6, 0.9], [0.5, 0.3])
+    low, high = (0.3 - drawn["error_y"]["arrayminus"][1], 0.3 + drawn["error_y"]["array"][1])
+    assert (low, high) == pytest.approx(wilson_interval(0.3, 10), abs=1e-5)
 
 
 def test_every_curve_of_the_issue_is_there() -> None:

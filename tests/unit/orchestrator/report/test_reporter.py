@@ -10,6 +10,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from orchestrator.report.evaluation_results import Estimate, EvaluationResult, SampleRow
 from orchestrator.report.progress import PlainProgress
+from orchestrator.report.reliability import ReliabilityBin
 from orchestrator.report.reporter import Reporter, render_report
 from orchestrator.report.run_files import read_record
 
@@ -67,6 +68,17 @@ def test_a_whole_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     assert "step 2/3  score +1.000" in shown
     assert "proxy score: 1.167 -> 2.167" in shown
     assert "after (proxy +0.50, KL 1.0): answer after" in shown
+
+
+def test_the_newest_reliability_is_in_the_files_of_the_run(tmp_path: Path) -> None:
+    with report(tmp_path) as reporter:
+        for accuracy in (0.5, 0.7):
+            reporter.reliability([ReliabilityBin(0.6, accuracy, 30)])
+        reporter.step(1, {"preference/loss": 0.7})
+    assert read_record(tmp_path).state.reliability == [ReliabilityBin(0.6, 0.7, 30)]
+    assert "60 % sure, 70 % right (30 pairs)" in (tmp_path / "report.html").read_text(encoding="utf-8")
+    with report(tmp_path, resume_step=1):
+        assert read_record(tmp_path).state.reliability == []
 
 
 def test_tensorboard_has_the_scalars_once_after_a_resume(tmp_path: Path) -> None:

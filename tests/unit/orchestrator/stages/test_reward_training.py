@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import itertools
+import json
+import math
+from dataclasses import asdict, replace
 
 import pytest
 import torch
@@ -42,6 +45,22 @@ def test_accuracy_counts_pairs_in_the_judges_order() -> None:
     assert quality.comparisons == 5
     assert quality.accuracy == pytest.approx(2 / 5)
     assert (quality.training_comparisons, quality.left_out_groups) == (1, 7)
+
+
+def test_calibration_compares_what_the_model_says_with_the_labels() -> None:
+    """It is 73 % sure of each of two pairs. With certain labels it is right once; where the labels themselves say 73 %
+    of what it prefers and 73 % of the opposite, it should be as sure as that on average."""
+    heldout, scores = ranked([[1.0, 0.0], [0.0, 1.0]]), torch.tensor([1.0, 0.0, 1.0, 0.0])
+    certain = _quality(scores, Comparisons(heldout, heldout, 0))
+    sure = 1 / (1 + math.exp(-1))
+    assert [(one.confidence, one.accuracy, one.pairs) for one in certain.reliability] == [(pytest.approx(sure), 0.5, 2)]
+    assert certain.calibration_error == certain.metrics()["preference/heldout_calibration_error"]
+    assert certain.calibration_error == pytest.approx(sure - 0.5)
+    written = json.loads(certain.to_json())
+    assert written["calibration_error"] == certain.calibration_error
+    assert written["reliability"] == [asdict(one) for one in certain.reliability]
+    soft = replace(ranked([[1.0, 0.0], [1.0, 0.0]]), certainty=torch.tensor([sure] * 4, dtype=torch.float64))
+    assert _quality(scores, Comparisons(soft, soft, 0)).calibration_error == pytest.approx(0, abs=1e-6)
 
 
 def test_the_error_counts_a_group_once() -> None:
