@@ -656,7 +656,8 @@ FAULTS = (
         "math.sqrt(max(kl, 0.0))",
         "max(kl, 0.0)",
         "tests/unit/orchestrator/report/test_gap.py",
-    ),    Fault(
+    ),
+    Fault(
         "soft labels count as certain in the calibration",
         "orchestrator/stages/reward_training.py",
         "reliability(differences.tolist(), comparisons.heldout.certainty[better].tolist())",
