@@ -159,9 +159,9 @@ def reliability_cards(curve: Sequence[ReliabilityBin]) -> list[Card]:
         f"{percent(one.confidence)} sure, {percent(one.accuracy)} right ({one.pairs} pairs)" for one in curve
     )
     about = (
-        "Held-out pairs in bins of the probability that the model gives to the response which it prefers, and how often "
-        "it orders them rightly; on the dashed line it is as sure as it is right. Bars are 95 % intervals, counting each "
-        "pair as independent."
+        "Held-out pairs in bins of the probability that the model gives to the response which it prefers, and how "
+        "often it orders them rightly; on the dashed line it is as sure as it is right. Bars are 95 % intervals, "
+        "counting each pair as independent."
     )
     error = f"calibration error {percent(calibration_error(curve))}"
     return [Card("Reliability", error, reliability_figure(curve), text, about)]

@@ -135,7 +135,11 @@ def reliability_figure(curve: Sequence[ReliabilityBin]) -> dict[str, Any]:
     }  # fmt: skip
     shares = {"tickformat": "~%", "hoverformat": ".3~p"}
     layout = {
-        "xaxis": {"title": {"text": "confidence", "standoff": 2, "font": {"size": 11}}, "range": [0.49, 1.01], **shares},
+        "xaxis": {
+            "title": {"text": "confidence", "standoff": 2, "font": {"size": 11}},
+            "range": [0.49, 1.01],
+            **shares,
+        },
         "yaxis": {"range": [low - 0.05, 1.02], **shares},
         "hovermode": "closest",
         **_legend([Line(str(trace["name"]), []) for trace in (measured, right)]),

@@ -14,7 +14,7 @@ BINS = 10
 
 @dataclass(frozen=True, slots=True)
 class ReliabilityBin:
-    """The pairs of similar confidence. Example: `ReliabilityBin(0.62, 0.55, 40)`: of 40 pairs 22 are ordered rightly."""
+    """Pairs of similar confidence. Example: `ReliabilityBin(0.62, 0.55, 40)`: of 40 pairs 22 are ordered rightly."""
 
     confidence: float
     """Mean probability that the model gives the response which it prefers."""

@@ -59,7 +59,7 @@ def test_calibration_compares_what_the_model_says_with_the_labels() -> None:
     written = json.loads(certain.to_json())
     assert written["calibration_error"] == certain.calibration_error
     assert written["reliability"] == [asdict(one) for one in certain.reliability]
-    soft = replace(ranked([[1.0, 0.0], [1.0, 0.0]]), certainty=torch.tensor([sure] * 4, dtype=torch.float64))
+    soft = replace(ranked([[1.0, 0.0], [1.0, 0.0]]), certainty=torch.tensor([sure] * 4))
     assert _quality(scores, Comparisons(soft, soft, 0)).calibration_error == pytest.approx(0, abs=1e-6)
 
 
