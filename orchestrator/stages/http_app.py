@@ -14,8 +14,9 @@ from typing import Any
 from fastapi import FastAPI, HTTPException, Request
 from fastapi.exceptions import RequestValidationError
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from pydantic import BaseModel
 from starlette.exceptions import HTTPException as StarletteError
-from starlette.responses import Response
+from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from orchestrator.config.serving import ServingConfig
@@ -26,10 +27,32 @@ SECONDS = (0.01, 0.03, 0.1, 0.3, 1, 3, 10, 30, 100, 300)
 """Upper ends of the histogram of a request's time."""
 
 
-class Json(Response):
-    """JSON of ASCII characters: a request may hold halves of characters, which UTF-8 cannot write."""
+class ErrorTold(BaseModel):
+    """Why a request is not answered."""
 
-    media_type = "application/json"
+    message: str
+    type: str
+    """`invalid_request_error`, or `server_error`."""
+    param: None
+    code: int
+    """The status."""
+
+
+class ErrorBody(BaseModel):
+    """The body of every answer with an error status, as OpenAI's clients read it."""
+
+    error: ErrorTold
+
+
+REFUSALS: dict[int | str, dict[str, Any]] = {
+    "4XX": {"model": ErrorBody, "description": "The request is wrong, too large or without the key."},
+    "5XX": {"model": ErrorBody, "description": "The server is too busy, shutting down, or its reward failed."},
+}
+"""What every route may answer beside its own answer."""
+
+
+class Json(JSONResponse):
+    """JSON of ASCII characters: a request may hold halves of characters, which UTF-8 cannot write."""
 
     def render(self, content: Any) -> bytes:
         return json.dumps(content, allow_nan=False).encode()
@@ -37,7 +60,7 @@ class Json(Response):
 
 def make_app(title: str, serving: ServingConfig, gauges: Mapping[str, tuple[str, Callable[[], float]]]) -> FastAPI:
     """An application with `/health` and `/metrics`. `gauges`: name → (meaning, value now)."""
-    app = FastAPI(title=title, default_response_class=Json, docs_url="/docs", redoc_url=None)
+    app = FastAPI(title=title, default_response_class=Json, docs_url="/docs", redoc_url=None, responses=REFUSALS)
     registry = CollectorRegistry()
     for name, (meaning, value) in gauges.items():
         Gauge(name, meaning, registry=registry).set_function(value)
@@ -49,25 +72,24 @@ def make_app(title: str, serving: ServingConfig, gauges: Mapping[str, tuple[str,
     async def health() -> dict[str, str]:
         return {"status": "ok"}
 
-    @app.get("/metrics")
+    @app.get("/metrics", response_class=PlainTextResponse)
     async def metrics() -> Response:
         return Response(generate_latest(registry), media_type=CONTENT_TYPE_LATEST)
 
     return app
 
 
-def error_json(status: int, message: str) -> Json:
+def error_json(status: int, message: str, headers: Mapping[str, str] | None = None) -> Json:
     """An error as OpenAI's clients read it."""
     kind = "invalid_request_error" if status < 500 else "server_error"
-    headers = {"Retry-After": "1"} if status == 503 else {}
-    headers |= {"WWW-Authenticate": "Bearer"} if status == 401 else {}
-    told = {"error": {"message": message, "type": kind, "param": None, "code": status}}
-    return Json(told, status_code=status, headers=headers)
+    own = {503: {"Retry-After": "1"}, 401: {"WWW-Authenticate": "Bearer"}}.get(status, {})
+    told = ErrorBody(error=ErrorTold(message=message, type=kind, param=None, code=status))
+    return Json(told.model_dump(), status_code=status, headers={**own, **(headers or {})})
 
 
 async def _refused(request: Request, error: Exception) -> Response:
     assert isinstance(error, StarletteError)
-    return error_json(error.status_code, str(error.detail))
+    return error_json(error.status_code, str(error.detail), error.headers)
 
 
 async def _malformed(request: Request, error: Exception) -> Response:

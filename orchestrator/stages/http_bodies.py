@@ -1,4 +1,5 @@
-"""The bodies of requests, as the routes read them. A field that is not known is an error, not ignored."""
+"""The bodies of requests, as the routes read them. A field that is not known, or of another type, is an error: none is
+ignored or converted."""
 
 from __future__ import annotations
 
@@ -32,7 +33,7 @@ Count = Annotated[int, Field(ge=1)]
 class Body(BaseModel):
     """The body of a request."""
 
-    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
+    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 
 
 class GenerateBody(Body):

@@ -22,8 +22,11 @@ from orchestrator.stages.serving_desk import Desk
 from orchestrator.stages.serving_jobs import Job, PromptRead, Refused, ScoredAnswer, Told, Wish
 
 PAGE = Path(__file__).with_name("serving_page.html")
+STREAM: dict[int | str, dict[str, Any]] = {200: {"content": {"text/event-stream": {}}}}
+"""What a route may answer besides JSON."""
 CLIENT_POLL_S = 0.5
 """Seconds after which a request that waits looks whether its client is still there."""
+GONE = Refused(499, "the client has gone")
 
 
 def policy_app(desk: Desk, reader: PromptReader, serving: ServingConfig, temperature: float) -> FastAPI:
@@ -37,8 +40,8 @@ def policy_app(desk: Desk, reader: PromptReader, serving: ServingConfig, tempera
     app.get("/", response_class=HTMLResponse)(routes.page)
     app.post("/generate")(routes.generate)
     app.get("/v1/models")(routes.models)
-    app.post("/v1/completions", response_model=None)(routes.completions)
-    app.post("/v1/chat/completions", response_model=None)(routes.chat)
+    app.post("/v1/completions", response_model=None, responses=STREAM)(routes.completions)
+    app.post("/v1/chat/completions", response_model=None, responses=STREAM)(routes.chat)
     return app
 
 
@@ -98,7 +101,7 @@ class Routes:
         if body.stream:
             usage = body.stream_options is not None and body.stream_options.include_usage
             events = self._told(Job(prompt, wish, _unheard, streams=True), request)
-            first = await anext(events)
+            first = await anext(events, GONE)
             if isinstance(first, Refused):
                 await events.aclose()
                 raise HTTPException(first.status, first.message)
@@ -136,7 +139,7 @@ class Routes:
                     raise HTTPException(told.status, told.message)
                 if isinstance(told, list):
                     return told
-        raise HTTPException(499, "the client has gone")
+        raise HTTPException(GONE.status, GONE.message)
 
     async def _told(self, job: Job, request: Request) -> AsyncGenerator[Told, None]:
         """What the desk tells the job, until its end; nothing more once the client has gone."""

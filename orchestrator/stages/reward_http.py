@@ -6,7 +6,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Callable
-from typing import Any, Self
+from typing import Annotated, Any, Self
 
 import torch
 from fastapi import FastAPI, HTTPException
@@ -21,13 +21,15 @@ from roles.batch import Rollouts
 from roles.packing import right_padded
 from roles.text.messages import LONE_SURROGATE
 
+TokenId = Annotated[int, Field(ge=0, lt=2**31)]
+
 
 class ScoreBody(Body):
     """Our own protocol: what a reward function is given."""
 
     prompts: list[str]
     responses: list[str]
-    response_token_ids: list[list[int]] | None = None
+    response_token_ids: list[list[TokenId]] | None = None
     """The policy's tokens: a reward function gets them; a reward model reads the texts with its own tokenizer."""
     finished: list[bool] | None = None
     """Whether each response has ended itself; None: all have."""

@@ -3,6 +3,7 @@ told to end."""
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -11,6 +12,7 @@ from typing import TypeVar
 
 import typer
 
+from cluster.errors import RankFailure
 from cluster.ranks.calls import wait_all
 from cluster.role_table import ACTOR
 from cluster.runtime.orders import ORDERS
@@ -125,6 +127,8 @@ def scorer(reward: Reward, deadline_s: float) -> Callable[[Rollouts], list[float
         running = reward.start(rollouts)
         wait_all(running.calls, deadline_s)
         values: list[float] = running.result(deadline_s)[0].tolist()
+        if not all(map(math.isfinite, values)):
+            raise RankFailure("a score is not finite")  # JSON has no such number
         return values
 
     return score

@@ -195,7 +195,7 @@ class Desk:
     def _score_some(self, jobs: list[Job], score: Callable[[Rollouts], list[float]]) -> None:
         try:
             scores = score(rollouts_of(jobs, self._decode))
-        except RankFailure as error:
+        except (RankFailure, RecursionError) as error:  # columns may be nested too deep to be sent
             if isinstance(error, Death):
                 raise
             if len(jobs) == 1:

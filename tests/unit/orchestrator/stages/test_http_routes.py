@@ -140,6 +140,8 @@ def test_a_stream_ends_with_the_reason_and_the_usage(client: TestClient, path: s
         ({"prompt": "a", "num_return_sequences": 65}, "serving.max_responses"),
         ({"prompt": "a", "temperature": 0.001}, "neither 0 nor"),
         ({"prompt": "a", "temperature": -1}, "temperature"),
+        ({"prompt": "a", "temperature": True}, "temperature: Input should be a valid number"),
+        ({"prompt": "a", "max_new_tokens": "5"}, "max_new_tokens: Input should be a valid integer"),
         ({"prompt": "a", "top_p": 0}, "top_p"),
         ({"prompt": "a", "seed": -1}, "seed"),
         ({"prompt": "a", "colour": "red"}, "colour: Extra inputs"),
@@ -180,6 +182,11 @@ def test_what_openai_has_and_we_do_not_is_said(
 def test_neutral_values_of_what_we_do_not_have_are_taken(client: TestClient) -> None:
     body = {"prompt": "a", "frequency_penalty": 0, "stop": None, "logprobs": None, "user": "me"}
     assert client.post("/v1/completions", json=body).status_code == 200
+
+
+def test_another_method_is_told_which_one_to_use(client: TestClient) -> None:
+    answer = client.put("/generate", json={"prompt": "a"})
+    assert answer.status_code == 405 and answer.headers["Allow"] == "POST" and message(answer) == "Method Not Allowed"
 
 
 def test_a_large_body_is_refused_whether_it_says_its_length_or_not(desk: Desk) -> None:

@@ -81,6 +81,7 @@ def asked(score: Any, path: str, body: Any) -> tuple[int, str]:
         ("/score", {"prompts": ["a"], "responses": []}, "responses has 0 entries for 1 prompts"),
         ("/score", {"prompts": ["a"], "responses": ["b"], "columns": {"x": []}}, "columns.x has 0 entries"),
         ("/get_reward", {"query": ["a"], "labels": ["b", "c"]}, "labels has 2 entries for 1 queries"),
+        ("/score", {"prompts": ["a"], "responses": ["b"], "response_token_ids": [[2**63]]}, "response_token_ids.0.0"),
         ("/get_reward", {"query": "a"}, "query"),
         ("/get_reward", {"query": ["\ud800"]}, "surrogate"),
     ],

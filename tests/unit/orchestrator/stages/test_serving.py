@@ -5,9 +5,11 @@ from __future__ import annotations
 import queue
 import socket
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 
 from cluster.errors import RankFailure
 from cluster.ranks.failures import Death
@@ -30,10 +32,17 @@ def job_of(text: str, responses: int = 1, **wish: Any) -> tuple[Job, queue.Simpl
     return Job(prompt, Wish(responses, 9, 1.0, **wish), told.put), told
 
 
-def test_only_the_job_that_the_reward_cannot_read_fails() -> None:
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        (RankFailure("reward rank 0 raised RewardError\nlast lines of the log"), "reward rank 0 raised RewardError"),
+        (RecursionError("maximum recursion depth exceeded"), "maximum recursion depth exceeded"),
+    ],
+)
+def test_only_the_job_that_the_reward_cannot_read_fails(error: Exception, told: str) -> None:
     def score(rollouts: Rollouts) -> list[float]:
         if "bad" in rollouts.prompts:
-            raise RankFailure("reward rank 0 raised RewardError\nlast lines of the log")
+            raise error
         return length(rollouts)
 
     desk = Desk(EchoEngines(), score, decode, most=9)
@@ -44,7 +53,7 @@ def test_only_the_job_that_the_reward_cannot_read_fails() -> None:
     desk._score_some([job for job, _ in jobs], score)
     answers = [told.get(timeout=5) for _, told in jobs]
     assert answers[0] == answers[2] == [ScoredAnswer("a", 2, "stop", 1.0)]
-    assert answers[1] == Refused(502, "the reward failed: reward rank 0 raised RewardError")
+    assert answers[1] == Refused(502, f"the reward failed: {told}")
 
 
 def test_a_scorer_that_died_ends_the_server() -> None:
@@ -134,3 +143,17 @@ def test_the_watch_tells_new_weights_once(tmp_path: Path, monkeypatch: pytest.Mo
         assert watch.newer() == str(file.parent) and watch.newer() is None
     file.unlink()
     assert watch.newer() is None
+
+
+def test_a_score_that_json_cannot_write_is_a_failure_of_the_reward(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(serving, "wait_all", lambda calls, deadline_s: None)
+
+    def start(values: list[float]) -> Any:
+        return SimpleNamespace(calls=[], result=lambda deadline_s: (torch.tensor(values), None))
+
+    rollouts: Any = None
+    reward = SimpleNamespace(start=lambda rollouts: start([1.0, 2.0]))
+    assert serving.scorer(reward, 1.0)(rollouts) == [1.0, 2.0]  # type: ignore[arg-type]
+    reward.start = lambda rollouts: start([1.0, float("nan")])
+    with pytest.raises(RankFailure, match="not finite"):
+        serving.scorer(reward, 1.0)(rollouts)  # type: ignore[arg-type]
