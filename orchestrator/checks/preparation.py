@@ -7,7 +7,7 @@ that names key, value and fix. The cheap checks come first.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -35,7 +35,7 @@ from orchestrator.checks.models import (
 from orchestrator.checks.role_models import check_role_models, role_models
 from orchestrator.checks.run_folders import check_output, check_run_dir, check_writable
 from orchestrator.config.evaluation import EvaluationRun
-from orchestrator.config.reward_training import COMPARISONS, QUALITY, RewardTrainingRun, SampledPairs
+from orchestrator.config.reward_training import QUALITY, RewardTrainingRun, SampledPairs
 from orchestrator.config.run import RunConfig
 from orchestrator.config.sampling import SamplingConfig
 from orchestrator.config.schema import section_key
@@ -43,8 +43,9 @@ from orchestrator.config.serving import RewardServingRun, ServingRun
 from orchestrator.data.dataset_rows import check_source
 from orchestrator.errors import CheckpointError, ConfigError
 from orchestrator.run.checkpoint import Checkpoint
+from orchestrator.run.ensemble_runs import MemberRun, member_runs, sampled_comparisons
 from orchestrator.run.learned_data import LearnedData
-from orchestrator.run.resuming import Resume
+from orchestrator.run.resuming import Resume, checkpoint_to_resume
 from roles.config.rewards import FunctionReward
 
 if TYPE_CHECKING:
@@ -145,8 +146,7 @@ def prepare_reward(config: RewardTrainingRun, resume: Resume) -> Questions | Pai
     """Check what `tetrarch reward` needs; returns the prompts for which pairs are sampled, or the pairs of a data
     set."""
     training, policy, judges = config.reward_training, config.policy, dict[str, FunctionReward]()
-    check_output(training.output, "reward_training.output", QUALITY, resume)
-    checkpoint = check_run_dir(config, resume)
+    runs = [(run.config, _check_reward_run(run)) for run in member_runs(config, resume)]
     if isinstance(training.pairs, SampledPairs):
         assert policy is not None
         judges["reward_training.pairs.judge"] = training.pairs.judge
@@ -171,27 +171,39 @@ def prepare_reward(config: RewardTrainingRun, resume: Resume) -> Questions | Pai
             check_attention(actor)
             check_weights(actor, "policy")
             check_engine(policy, actor)
-            sampled = Path(config.run_dir) / COMPARISONS
-            if checkpoint is not None and sampled.is_file():
+            sampled = sampled_comparisons(config)
+            if sampled.is_file() and any(checkpoint for _, checkpoint in runs):
                 from orchestrator.data.comparisons import kept  # loads torch
 
-                _check_comparisons(config, kept(sampled), checkpoint)
+                _check_comparisons(runs, kept(sampled))
             return _read_prompts(policy, "train", actor)
         from orchestrator.data.preference_pairs import read_pairs  # loads torch
 
         pairs = read_pairs(training.pairs.dataset, backbone.tokenizer)
-        _check_comparisons(config, pairs.preferences, checkpoint)
+        _check_comparisons(runs, pairs.preferences)
         return pairs
 
 
-def _check_comparisons(config: RewardTrainingRun, preferences: Preferences, checkpoint: Checkpoint | None) -> None:
-    """There are enough to hold some out, and they are those of the checkpoint that the run goes on from."""
+def _check_reward_run(run: MemberRun) -> Checkpoint | None:
+    """The folders of a training are free, or it can go on there; the checkpoint from which it goes on."""
+    if run.done:
+        return checkpoint_to_resume(run.config, run.resume)
+    check_output(run.config.reward_training.output, "reward_training.output", QUALITY, run.resume)
+    return check_run_dir(run.config, run.resume)
+
+
+def _check_comparisons(
+    runs: Sequence[tuple[RewardTrainingRun, Checkpoint | None]], preferences: Preferences
+) -> None:
+    """There are enough to hold some out, and they are those of the checkpoints that the trainings go on from."""
     from orchestrator.data.comparisons import digest, schedule, split  # loads torch
 
-    training = config.reward_training
-    comparisons = split(preferences, training, config.seed)
-    steps = len(schedule(comparisons.training, training, config.seed))
-    check_learned(LearnedData.comparisons(digest(preferences), steps), checkpoint)
+    found = digest(preferences)
+    for config, checkpoint in runs:
+        training = config.reward_training
+        comparisons = split(preferences, training, config.seed)
+        steps = len(schedule(comparisons.training, training, config.training_seed))
+        check_learned(LearnedData.comparisons(found, steps), checkpoint)
 
 
 def check_learned(learned: LearnedData, checkpoint: Checkpoint | None) -> None:

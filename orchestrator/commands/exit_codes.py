@@ -101,7 +101,8 @@ def reported(debug: bool) -> Iterator[Outcome]:
         ended = isinstance(error, Terminated)
         typer.secho("ended by SIGTERM" if ended else "stopped", fg=typer.colors.YELLOW, bold=True, err=True)
         if report.config is not None and type(report.config) in RESUME_RULES:
-            typer.echo(f"  {progress_of(Path(report.config.run_dir))}", err=True)
+            begun = [run for run in report.config.runs if Path(run.run_dir).is_dir()]
+            typer.echo(f"  {progress_of(Path((begun or report.config.runs)[-1].run_dir))}", err=True)
         raise typer.Exit(TERMINATED if ended else INTERRUPTED) from None
     except LabellingStopped as error:
         report.fail("labelling has stopped", error, RUN_FAILED, debug)

@@ -6,10 +6,13 @@ imported inside the functions, after the configuration has loaded, so that a mis
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+import typer
 
 from cluster.role_table import ACTOR, REWARD
 from orchestrator.config.base import BaseConfig
@@ -55,6 +58,9 @@ def _reward(config: RewardTrainingRun, resume: Resume, report: Outcome) -> None:
     from orchestrator.stages.reward_training import train_reward
 
     train_reward(config, resume, source)
+    if len(config.runs) > 1:
+        members = {f"m{n}": {"model": {"path": run.reward_training.output}} for n, run in enumerate(config.runs, 1)}
+        typer.echo(f"reward: {json.dumps({'type': 'ensemble', 'members': members})}")
 
 
 def _sft(config: SftRun, resume: Resume, report: Outcome) -> None:
@@ -101,6 +107,8 @@ def _plan_reward(config: RewardTrainingRun, efficiency: Efficiency | None) -> Se
         together, title, notes = pairs.responses_per_prompt, "the training", ()
         size: dict[str, Any] = {"prompts": pairs.prompts, "responses": together, "efficiency": efficiency}
         layouts = [sampling_layout(policy, reward_roles(config)[0], **size, title="the sampling of the pairs")]
+    if len(config.runs) > 1:
+        notes = (*notes, f"the {len(config.runs)} members are trained one after another: so many times the seconds")
     learning = Learning(
         REWARD,
         "reward_training",

@@ -5,7 +5,7 @@ Imports neither torch, ray, vllm nor deepspeed, so that a file can be checked on
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -61,6 +61,11 @@ class BaseConfig(Section):
     def derived(cls) -> set[str]:
         """Keys that a file may leave out because they follow from others."""
         return {"run_dir"} - {cls.folder_key}
+
+    @property
+    def runs(self) -> Sequence[BaseConfig]:
+        """The runs that the command makes, each with a `run_dir` of its own."""
+        return [self]
 
     @property
     def model_roles(self) -> tuple[str, ...]:

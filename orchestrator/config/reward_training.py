@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Any, ClassVar, Literal
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from cluster.role_table import ENGINES, REWARD
-from orchestrator.config.base import BaseConfig
+from orchestrator.config.base import RUN, BaseConfig
 from orchestrator.config.data import PromptsConfig, RecordsConfig
 from orchestrator.config.sampling import SamplingConfig
 from roles.config.environment import FunctionEnvironment
@@ -16,6 +17,7 @@ from roles.config.models import ActorConfig, FrozenRole, ModelConfig, OptimizerC
 from roles.config.rewards import FunctionReward
 from roles.config.rollout import RolloutConfig
 from roles.config.section import PathText, Section
+from roles.seeds import short_seed
 
 
 class PairDataset(Section):
@@ -41,6 +43,26 @@ class SampledPairs(Section):
 
 
 PairsConfig = Annotated[PairDataset | SampledPairs, Field(discriminator="type")]
+
+
+class RewardEnsembleConfig(Section):
+    """Several reward models from the same pairs, trained one after another by one command; each is a member of `reward:
+    {type: ensemble}`."""
+
+    members: int = Field(ge=2)
+    """Number of models. Member `i` is written to `OUTPUT/member-i`, and its run to `OUTPUT/member-i-run`."""
+    vary: Literal["seed", "fold"] = "seed"
+    """How they differ. `seed`: in their new heads and the order of the groups; all hold out the same groups. `fold`: in
+    the groups that they hold out, `heldout_fraction` of all, each beginning 1/members of the groups further on; with
+    that fraction they are cross-validation's folds."""
+    member: int | None = Field(default=None, ge=1)
+    """Train this member alone, into `output` itself (on another machine, say); null: all."""
+
+    @model_validator(mode="after")
+    def _is_a_member(self) -> Self:
+        if self.member is not None and self.member > self.members:
+            raise ValueError(f"member={self.member} is more than members={self.members}")
+        return self
 
 
 class RewardTrainingConfig(Section):
@@ -72,6 +94,16 @@ class RewardTrainingConfig(Section):
     """Longest prompt with response, tokens; longer pairs are left out (and counted)."""
     minimum_accuracy: float = Field(default=0.0, ge=0, lt=1)
     """The command fails unless the whole 95 % interval of the held-out pair accuracy is above this; 0.5 is chance."""
+    ensemble: RewardEnsembleConfig | None = None
+    """Train several models; null: one."""
+
+    @property
+    def heldout_from(self) -> float:
+        """Share of the shuffled groups that come before those which are held out."""
+        ensemble = self.ensemble
+        if ensemble is None or ensemble.vary != "fold" or ensemble.member is None:
+            return 0.0
+        return (ensemble.member - 1) / ensemble.members
 
     @property
     def section(self) -> TrainedRole:
@@ -109,6 +141,29 @@ class RewardTrainingRun(BaseConfig):
             case {"reward_training": {"pairs": {"type": "sampled"}}}:
                 return own
         return {key: own[key] for key in own if key in BaseConfig.model_fields or key == "reward_training"}
+
+    @property
+    def runs(self) -> list[Self]:
+        """This run; of an ensemble one run for each member that is trained."""
+        training, ensemble = self.reward_training, self.reward_training.ensemble
+        if ensemble is None or ensemble.member is not None:
+            return [self]
+        found = []
+        for member in range(1, ensemble.members + 1):
+            own = {"member": member}
+            output = f"{Path(training.output) / f'member-{member}'}"
+            changed = {"output": output, "ensemble": ensemble.model_copy(update=own)}
+            training_of_it = training.model_copy(update=changed)
+            found.append(self.model_copy(update={"run_dir": f"{output}{RUN}", "reward_training": training_of_it}))
+        return found
+
+    @property
+    def training_seed(self) -> int:
+        """Seed of the new head and of the order of the groups."""
+        ensemble = self.reward_training.ensemble
+        if ensemble is None or ensemble.vary != "seed" or ensemble.member in (None, 1):
+            return self.seed
+        return short_seed(self.seed, "member", ensemble.member)
 
     @property
     def model_roles(self) -> tuple[str, ...]:

@@ -33,7 +33,8 @@ class Comparisons:
 
 
 def split(preferences: Preferences, config: RewardTrainingConfig, seed: int) -> Comparisons:
-    """Leave out groups without a preference or that are too long; hold out `heldout_fraction` of the groups."""
+    """Leave out groups without a preference or that are too long; hold out `heldout_fraction` of the shuffled groups,
+    from `heldout_from` on and then from the first."""
     groups: dict[int, list[int]] = {}
     for row, group in enumerate(preferences.groups.tolist()):
         groups.setdefault(group, []).append(row)
@@ -50,6 +51,8 @@ def split(preferences: Preferences, config: RewardTrainingConfig, seed: int) -> 
             f"heldout_fraction={config.heldout_fraction} aside; give more prompts or pairs, or raise max_tokens"
         )
     random.Random(stable_seed(seed, "preferences")).shuffle(usable)
+    first = round(len(usable) * config.heldout_from)
+    usable = usable[first:] + usable[:first]
     parts = [[row for rows in part for row in rows] for part in (usable[heldout:], usable[:heldout])]
     training, aside = preferences.split(parts)
     return Comparisons(training, aside, left_out=len(groups) - len(usable))

@@ -18,7 +18,7 @@ from cluster.role_table import ACTOR, CRITIC, ENGINES, JUDGE, REFERENCE, REWARD
 from cluster.runtime.ray_cluster import RayCluster
 from orchestrator.config.base import BaseConfig
 from orchestrator.config.evaluation import EvaluationRun
-from orchestrator.config.reward_training import RewardTrainingConfig
+from orchestrator.config.reward_training import RewardTrainingRun
 from orchestrator.config.role_needs import RoleNames, ppo_roles, role_needs, scoring_roles
 from orchestrator.config.run import RunConfig
 from orchestrator.config.sampling import SamplingConfig
@@ -138,10 +138,11 @@ class Builder(Generic[C]):
         factory = FunctionScorer if isinstance(config, FunctionReward) else RemoteScorer
         return Member(self.start(role, factory, (config,), distributed=False))
 
-    def reward_trainer(self, backbone: Path, training: RewardTrainingConfig, steps: int) -> RoleGroup[RewardTrainer]:
+    def reward_trainer(self: Builder[RewardTrainingRun], backbone: Path, steps: int) -> RoleGroup[RewardTrainer]:
         """The reward model that is being trained."""
+        training, seed = self._config.reward_training, self._config.training_seed
         setup = self.engine_setup(REWARD, backbone, training.section, steps=steps)
-        setup = replace(setup, freeze_backbone=training.freeze_backbone)
+        setup = replace(setup, freeze_backbone=training.freeze_backbone, seed=seed)
         return self.start(REWARD, RewardTrainer, (setup, training.pooling))
 
     def engines(self: Builder[SamplingConfig], models: Models, kind: type[Any] = RolloutEngine) -> RoleGroup[Any]:

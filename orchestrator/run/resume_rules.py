@@ -112,6 +112,7 @@ reward_training.minimum_accuracy
             "reward_training.pooling",
             "the comparisons were made with it": "reward_training.pairs prompts actor rollout environment",
             "the comparisons were set aside with it": "reward_training.heldout_fraction reward_training.max_tokens",
+            "the members differ by it": "reward_training.ensemble",
             "the state of the optimizer depends on it": "reward_training.optimizer.betas "
             "reward_training.optimizer.epsilon reward_training.optimizer.weight_decay "
             "reward_training.optimizer.max_gradient_norm",

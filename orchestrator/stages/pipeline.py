@@ -68,7 +68,8 @@ def _begin(stage: PipelineStage, state: PipelineState, tell: Tell) -> list[str] 
     if before is not None and not before.done and before.depends == depends and stage.trains:
         if stage.command == "train" and trained_step(stage.run_dir) == getattr(stage.config, "steps", None):
             return None
-        if Checkpoints(stage.run_dir / "checkpoints", keep=1).newest(content=True) is not None:
+        folders = [Path(run.run_dir) / "checkpoints" for run in stage.config.runs]
+        if any(Checkpoints(folder, keep=1).newest(content=True) for folder in folders):
             return ["--resume"]
     if stage.trains:
         for path in stage.folders:
@@ -83,7 +84,8 @@ def _wait_for_its_end(stage: PipelineStage, tell: Tell) -> None:
     until, told = time.monotonic() + END_S, False
     while True:
         try:
-            check_free(stage.run_dir)
+            for run in stage.config.runs:
+                check_free(Path(run.run_dir))
         except ConfigError as error:
             if time.monotonic() > until:
                 raise

@@ -33,6 +33,7 @@ from orchestrator.report.evaluation_results import wilson_interval
 from orchestrator.report.reliability import ReliabilityBin, calibration_error, reliability
 from orchestrator.report.reporter import Reporter
 from orchestrator.run.checkpoint import whole_folder
+from orchestrator.run.ensemble_runs import member_runs, sampled_comparisons
 from orchestrator.run.learned_data import LearnedData
 from orchestrator.run.phase_clock import Clock
 from orchestrator.run.resuming import Resume
@@ -95,12 +96,23 @@ class RewardQuality:
         return json.dumps({**asdict(self), "calibration_error": self.calibration_error}, indent=1) + "\n"
 
 
-def train_reward(config: RewardTrainingRun, resume: Resume, source: Questions | Pairs) -> RewardQuality:
-    """Get the comparisons, train, test on held-out groups, save to `reward_training.output`.
+def train_reward(config: RewardTrainingRun, resume: Resume, source: Questions | Pairs) -> list[RewardQuality]:
+    """Train the reward model; of an ensemble every member that is not done yet, one after another. Their qualities.
 
     Args:
         source: the prompts whose responses are compared, or the pairs of a data set.
     """
+    runs, found = member_runs(config, resume), []
+    for run in runs:
+        if not run.done:
+            found.append(_train(run.config, run.resume, source))
+        if len(runs) > 1 and not isinstance(source, Pairs):
+            source = Pairs(kept(sampled_comparisons(config)), "")
+    return found
+
+
+def _train(config: RewardTrainingRun, resume: Resume, source: Questions | Pairs) -> RewardQuality:
+    """Get the comparisons, train, test on held-out groups, save to `reward_training.output`."""
     training, found = config.reward_training, []
 
     @contextmanager
@@ -113,11 +125,11 @@ def train_reward(config: RewardTrainingRun, resume: Resume, source: Questions | 
             f"{len(comparisons.training.comparisons())} comparisons to train on, "
             f"{len(comparisons.heldout.comparisons())} held out, {comparisons.left_out} groups left out"
         )
-        steps = schedule(comparisons.training, training, config.seed)
+        steps = schedule(comparisons.training, training, config.training_seed)
         report.expect(len(steps))
         report.status("starting the reward model")
         with builder(config, {REWARD: None}) as build:
-            trainer = build.reward_trainer(backbone, training, len(steps))
+            trainer = build.reward_trainer(backbone, len(steps))
             build.ready()
             learned = LearnedData.comparisons(digest(preferences), len(steps))
             stage = RewardTraining(build.cluster, trainer, steps, learned, report, config, comparisons)

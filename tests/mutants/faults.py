@@ -664,4 +664,11 @@ FAULTS = (
         "reliability(differences.tolist())",
         "tests/unit/orchestrator/stages/test_reward_training.py",
     ),
+    Fault(
+        "a member that is done is trained again",
+        "orchestrator/run/ensemble_runs.py",
+        'return MemberRun(run, "newest", done=made and not changed)',
+        'return MemberRun(run, "newest")',
+        "tests/unit/orchestrator/run/test_ensemble_runs.py",
+    ),
 )

@@ -89,7 +89,8 @@ def ran(folder: Path, changes: Mapping[str, Any], monkeypatch: pytest.MonkeyPatc
         # stage 3 is the only one that the section can have; a rank alone has nothing to shard
         patched.setattr("roles.zero.sharded.gather_by_layer", lambda module: None)
         patched.setattr("tests.unit.wiring.engines.PlainDeepSpeed.initialize", whole)
-        quality: RewardQuality = train_reward(config, None, source)
+        quality: RewardQuality
+        (quality,) = train_reward(config, None, source)
         trainer = seen.groups["reward"]
         found |= {f"weights {name}": tensor.detach().double() for name, tensor in trainer.parameters.items()}
         for number, stats in enumerate(told):
@@ -159,6 +160,19 @@ def reward_training_cases(folder: Path) -> list[Case]:
         case(f"{schedule}.warmup_steps", "weights", 0),
         case(f"{schedule}.floor", "weights", 0.5, longer),
         case("seed", "weights", 9),
+        *ensemble_cases(f"{key}.ensemble"),
+    ]
+
+
+def ensemble_cases(key: str) -> list[Case]:
+    def second(of: int, vary: str) -> dict[str, Any]:
+        return {key: {"members": of, "vary": vary, "member": 2}}
+
+    return [
+        case(f"{key}.members", "weights", {f"{key}.members": 4}, second(2, "fold")),
+        case(f"{key}.vary=seed", "weights", {f"{key}.vary": "seed"}, second(2, "fold")),
+        case(f"{key}.vary=fold", "weights", {f"{key}.vary": "fold"}, second(2, "seed")),
+        case(f"{key}.member", "weights", {f"{key}.member": 1}, second(2, "seed")),
     ]
 
 
