@@ -192,9 +192,7 @@ def _check_reward_run(run: MemberRun) -> Checkpoint | None:
     return check_run_dir(run.config, run.resume)
 
 
-def _check_comparisons(
-    runs: Sequence[tuple[RewardTrainingRun, Checkpoint | None]], preferences: Preferences
-) -> None:
+def _check_comparisons(runs: Sequence[tuple[RewardTrainingRun, Checkpoint | None]], preferences: Preferences) -> None:
     """There are enough to hold some out, and they are those of the checkpoints that the trainings go on from."""
     from orchestrator.data.comparisons import digest, schedule, split  # loads torch
 

@@ -116,8 +116,8 @@ def stacked(lines: Sequence[Line], legend: Sequence[str]) -> dict[str, Any]:
 
 def reliability_figure(curve: Sequence[ReliabilityBin]) -> dict[str, Any]:
     """Accuracy over confidence, with Wilson's intervals, and the line on which both are equal."""
-    low = min(0.5, *(one.accuracy for one in curve))
     ends = [(one, wilson_interval(one.accuracy, one.pairs)) for one in curve]
+    lowest = min(0.5, *(low for _, (low, _) in ends))
     bars = {
         "array": _rounded([high - one.accuracy for one, (_, high) in ends]),
         "arrayminus": _rounded([one.accuracy - low for one, (low, _) in ends]),
@@ -140,7 +140,7 @@ def reliability_figure(curve: Sequence[ReliabilityBin]) -> dict[str, Any]:
             "range": [0.49, 1.01],
             **shares,
         },
-        "yaxis": {"range": [low - 0.05, 1.02], **shares},
+        "yaxis": {"range": [lowest - 0.05, 1.02], **shares},
         "hovermode": "closest",
         **_legend([Line(str(trace["name"]), []) for trace in (measured, right)]),
     }

@@ -1,5 +1,7 @@
-"""The runs of `tetrarch reward`: one, or one for each member of an ensemble. A configuration and what the folders of the
-members hold flow in; which of them are done, and where the others begin, flow out.
+"""The runs of `tetrarch reward`: one, or one for each member of an ensemble.
+
+A configuration and what the folders of the members hold flow in; which of them are done, and where the others begin,
+flow out.
 """
 
 from __future__ import annotations

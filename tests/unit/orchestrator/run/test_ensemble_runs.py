@@ -63,7 +63,7 @@ def test_what_the_members_differ_in(tmp_path: Path) -> None:
 
 def test_a_member_that_is_done_is_not_trained_again(tmp_path: Path) -> None:
     config = ensemble(tmp_path)
-    first, second, third = config.runs
+    first, second, _ = config.runs
     assert [run.resume for run in member_runs(config, None)] == [None] * 3
     begun(first, ended=True)
     begun(second)
