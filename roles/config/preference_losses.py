@@ -65,7 +65,7 @@ class KtoLoss(_Referenced):
     """KTO (arXiv 2402.01306)."""
     desirable_weight: float = Field(default=1.0, gt=0)
     """λ_D, weight of the responses with the label true. For unbalanced labels choose both weights so that λ_D times the
-    number of desirable responses is 1 to 4/3 times λ_U times the number of the others."""
+    number of desirable responses is 1 to 3/2 times λ_U times the number of the others."""
     undesirable_weight: float = Field(default=1.0, gt=0)
     """λ_U, weight of the responses with the label false."""
 

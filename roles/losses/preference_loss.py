@@ -116,7 +116,7 @@ def kto(
     desirable_weight: float = 1.0,
     undesirable_weight: float = 1.0,
 ) -> Tensor:
-    """Kahneman–Tversky optimisation (Ethayarajh et al., arXiv 2402.01306v1, equation 7), per response.
+    """Kahneman–Tversky optimisation (Ethayarajh et al., ICML 2024, arXiv 2402.01306, equation 8), per response.
 
     λ_D·(1 - sigmoid(β·(r - z))) of a desirable response and λ_U·(1 - sigmoid(β·(z - r))) of another, where r is
     log π/π_ref of the response and z is `kl`.
@@ -127,7 +127,7 @@ def kto(
         kl: z, one number without a gradient, in nats, as `kto_kl` estimates it.
         beta: weight of the KL penalty.
         desirable_weight, undesirable_weight: λ_D and λ_U. For unbalanced classes choose them so that λ_D times the
-            number of desirable responses is 1 to 4/3 times λ_U times the number of others (equation 8).
+            number of desirable responses is 1 to 3/2 times λ_U times the number of others (equation 9).
 
     Returns:
         float `[batch]`.
@@ -138,8 +138,8 @@ def kto(
 
 
 def kto_kl(policy: Tensor, reference: Tensor) -> Tensor:
-    """KTO's estimate of KL(π‖π_ref) from other prompts' responses (arXiv 2402.01306v1, below equation 7): one number
-    ≥ 0, in nats, without a gradient.
+    """KTO's estimate of KL(π‖π_ref) from other prompts' responses (arXiv 2402.01306, section 4.1): one number ≥ 0, in
+    nats, without a gradient.
 
     Args:
         policy, reference: float `[batch]`, in nats: log-probabilities, summed over each response, of another row's

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import itertools
+import json
 import math
 import random
+from pathlib import Path
 
 import pytest
 import torch
 
+from configs.tiny.inputs import tokenizer
+from orchestrator.config.data import RecordsConfig
+from orchestrator.data.samples import read_samples
 from orchestrator.stages.best_of_n import best_of_n_kl, best_rows, kl_bound, picked_rows, summary
 from tests.unit.orchestrator.fakes import prompts_of, rollouts_of
 
@@ -80,3 +85,25 @@ def test_a_row_is_a_demonstration_and_a_ranked_list() -> None:
         "scores": [1.0, 2.0],
     }
     assert (second["prompt"], second["completion"]) == ("p", "c")
+
+
+@pytest.mark.parametrize("chat", [False, True])
+def test_the_rows_are_demonstrations_of_the_best_response(tmp_path: Path, chat: bool) -> None:
+    """Expert iteration: what `tetrarch sft` reads of them."""
+    rollouts = rollouts_of(prompts_of(4), 0)
+    rollouts.responses[:] = [" a", " b", " c", " d"]
+    rollouts.columns["subject"] = ["river"] * 4
+    if chat:
+        rollouts.columns["messages"] = [[{"role": "user", "content": "p"}]] * 4
+    rows = picked_rows(rollouts, torch.tensor([1.0, 2.0, 4.0, 3.0]), 2)
+    (tmp_path / "best-of-n.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    read = read_samples(
+        RecordsConfig(path=str(tmp_path / "best-of-n.jsonl")), "sft.data", "demonstrations", tokenizer()
+    )
+    texts, learned = [], []
+    for (sample,) in read.groups:
+        texts.append(tokenizer().decode(sample.token_ids))
+        trained = [token for token, is_trained in zip(sample.token_ids, sample.trained, strict=True) if is_trained]
+        learned.append(tokenizer().decode(trained))
+    before = "<bos><user>p<assistant>" if chat else "<bos>p"
+    assert texts == [f"{before} b<eos>", f"{before} c<eos>"] and learned == [" b<eos>", " c<eos>"]
