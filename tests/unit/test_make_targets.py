@@ -62,7 +62,7 @@ FIGURES = {
     "roles/README.md: Architectures": "make architectures",
     "orchestrator/README.md: Pipelines": "make pipeline",
     "orchestrator/README.md: Serving": ".venv/bin/tetrarch best-of-n configs/tiny.yaml serving.responses=16",
-    "orchestrator/README.md: Rejection sampling": ".venv/bin/tetrarch best-of-n configs/serve.yaml run_dir=runs/expert/1",
+    "orchestrator/README.md: Rejection sampling": ".venv/bin/tetrarch best-of-n configs/serve.yaml run_dir=runs",
     "cluster/README.md: The plan": ".venv/bin/tetrarch plan configs/llama3-70b-32xa800.yaml",
     "cluster/README.md: How seconds are counted": "tests/unit/orchestrator/planning/test_trace.py",
     "cluster/README.md: Against published steps": ".venv/bin/python -m tests.reference.published",
