@@ -105,5 +105,5 @@ def test_the_rows_are_demonstrations_of_the_best_response(tmp_path: Path, chat: 
         texts.append(tokenizer().decode(sample.token_ids))
         trained = [token for token, is_trained in zip(sample.token_ids, sample.trained, strict=True) if is_trained]
         learned.append(tokenizer().decode(trained))
-    before = "<bos><user>p<assistant>" if chat else "<bos>p"
+    before = "<bos><user>p<assistant>" if chat else "p"
     assert texts == [f"{before} b<eos>", f"{before} c<eos>"] and learned == [" b<eos>", " c<eos>"]
