@@ -19,6 +19,19 @@ class CheckpointConfig(Section):
     15 if `every` is 0, else 0."""
     keep: int = Field(default=2, ge=1)
     """Number of whole checkpoints that stay on disk, the newest ones."""
+    keep_every: int = Field(default=0, ge=0)
+    """Checkpoints whose step is a multiple of this stay too; 0: none does."""
+    keep_best: int = Field(default=0, ge=0)
+    """Number of checkpoints that stay too because of their evaluation: those of the highest gold score, without a judge
+    of the highest proxy score; of `tetrarch sft` and `dpo` those of the lowest held-out loss, of `tetrarch reward` of
+    the highest held-out accuracy. A checkpoint is written after each evaluation that is one of them. 0: none stays."""
+
+    @property
+    def kept(self) -> str:
+        """Which checkpoints stay, such as `the newest 2 are kept, and those of every 10 steps`."""
+        also = [f"those of every {self.keep_every} steps"] if self.keep_every else []
+        also += [f"the best {self.keep_best} by their evaluation"] if self.keep_best else []
+        return ", and ".join([f"the newest {self.keep} are kept", *also])
 
     @property
     def interval_s(self) -> float:

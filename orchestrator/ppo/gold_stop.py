@@ -14,10 +14,16 @@ GoldScores = Mapping[int, float]
 """Step → mean gold score of its evaluation. Example: `{0: 0.1, 4: 0.5, 8: 0.3}`."""
 
 
+def best_steps(scores: GoldScores, count: int) -> list[int]:
+    """The steps of the `count` highest scores, highest first, of equal ones the first step; scores that are no numbers
+    do not count."""
+    numbers = {step: score for step, score in scores.items() if not math.isnan(score)}
+    return sorted(numbers, key=lambda step: (-numbers[step], step))[:count]
+
+
 def best_step(scores: GoldScores) -> int | None:
     """The step of the highest score, of equal ones the first; None if no score is a number."""
-    numbers = {step: score for step, score in scores.items() if not math.isnan(score)}
-    return min(numbers, key=lambda step: (-numbers[step], step)) if numbers else None
+    return next(iter(best_steps(scores, 1)), None)
 
 
 def evaluations_since(scores: GoldScores, step: int) -> list[int]:

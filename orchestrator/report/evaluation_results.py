@@ -87,6 +87,11 @@ class EvaluationResult:
     """Score of each prompt, in the prompts' order, so that two evaluations can be paired."""
     gold_values: list[float] | None = None
 
+    @property
+    def score(self) -> float:
+        """By which evaluations of a run are compared: the mean gold score, without a judge the mean proxy score."""
+        return (self.proxy if self.gold is None else self.gold).mean
+
     def to_json(self) -> dict[str, Any]:
         """Plain dictionaries and lists; the inverse of `from_json`."""
         return asdict(self)

@@ -5,7 +5,7 @@ What is on disk after each step is enough for the page of a dead run.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -107,6 +107,10 @@ class Reporter:
             self._tensorboard.flush()
         self._step = step
         self._progress.step(step, numbers)
+
+    def metrics(self) -> Iterator[tuple[int, Mapping[str, float]]]:
+        """Step and metrics of all reported steps, also of those before the run was resumed."""
+        return ((int(line["step"]), line) for line in read_record(self._run_dir).metrics)
 
     def evaluation(self, result: EvaluationResult) -> None:
         """Report an evaluation: one line of `evaluation.jsonl`, and on the screen its change since the one before

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -43,20 +43,29 @@ class Checkpoint:
 
 
 class Checkpoints:
-    """The checkpoints of one run: `<folder>/step-000010/`, the newest `keep` of them."""
+    """The checkpoints of one run: `<folder>/step-000010/`."""
 
-    def __init__(self, folder: Path, keep: int) -> None:
+    def __init__(self, folder: Path, keep: int, keep_every: int = 0) -> None:
+        """`keep` newest checkpoints stay, and those whose step is a multiple of `keep_every` (0: of nothing)."""
         self.folder = folder
         self.keep = keep
+        self.keep_every = keep_every
 
-    def save(self, step: int, state: dict[str, Any], write: Callable[[Path], Mapping[str, str] | None]) -> Path:
-        """Call `write(folder)` for the roles' files, add the manifest, commit, and keep the newest `keep` whole
-        checkpoints.
+    def save(
+        self,
+        step: int,
+        state: dict[str, Any],
+        write: Callable[[Path], Mapping[str, str] | None],
+        best: Collection[int] = (),
+    ) -> Path:
+        """Call `write(folder)` for the roles' files, add the manifest, commit, and remove the whole checkpoints that
+        need not stay.
 
         Folders that are not whole do not count; each stays until its step is saved again.
 
         Args:
             write: may return path in `folder` → hash of files that are on the disk; the others are read for it.
+            best: steps of more checkpoints that stay.
         """
         final = self._folder(step)
         with whole_folder(final) as partial:
@@ -65,9 +74,13 @@ class Checkpoints:
             manifest = json.dumps({"step": step, "state": state, "files": files}, indent=1).encode()
             write_durably(partial / MANIFEST, lambda file: file.write(manifest))
         whole = [folder for folder in self._folders() if _read_manifest(folder) is not None]
-        for old in [*whole[self.keep :], *self.folder.glob(f"step-*{PARTIAL}")]:
-            shutil.rmtree(old)
+        old = [folder for folder in whole[self.keep :] if not self._stays(step_of(folder) or 0, best)]
+        for folder in [*old, *self.folder.glob(f"step-*{PARTIAL}")]:
+            shutil.rmtree(folder)
         return final
+
+    def _stays(self, step: int, best: Collection[int]) -> bool:
+        return step in best or (self.keep_every > 0 and step % self.keep_every == 0)
 
     def newest(self, *, content: bool = False) -> Checkpoint | None:
         """The newest whole checkpoint, or None. `content`: see `damage`."""

@@ -1,19 +1,17 @@
 """The models of the best evaluation so far, in `run_dir/best` while the run goes on and in `run_dir` at its end.
 
-Evaluations flow in; which step's models the run leaves, and why it ends early, flow out.
+Gold scores flow in; which step's models the run leaves, and why it ends early, flow out.
 """
 
 from __future__ import annotations
 
 import shutil
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from cluster.role_table import ACTOR
 from orchestrator.config.evaluation import GoldStop
-from orchestrator.ppo.gold_stop import best_step, first_that_counts, why_end
-from orchestrator.report.evaluation_results import EvaluationResult
+from orchestrator.ppo.gold_stop import GoldScores, best_step, first_that_counts, why_end
 from orchestrator.run.checkpoint import BEST, PARTIAL, trained_step
 from roles.durable import sync_folder
 
@@ -38,17 +36,17 @@ class BestModels:
         found = trained_step(self.folder)
         return trained_step(self.run_dir) if found is None else found
 
-    def best(self, evaluations: Sequence[EvaluationResult]) -> int | None:
+    def best(self, scores: GoldScores) -> int | None:
         """The step of the best evaluation; None without one."""
-        return best_step(self._scores(evaluations))
+        return best_step(self._counted(scores))
 
-    def why_end(self, evaluations: Sequence[EvaluationResult]) -> str:
+    def why_end(self, scores: GoldScores) -> str:
         """Why the run ends now; empty: it goes on."""
-        return why_end(self._scores(evaluations), self.stop.patience)
+        return why_end(self._counted(scores), self.stop.patience)
 
-    def resumed(self, evaluations: Sequence[EvaluationResult], step: int) -> str:
+    def resumed(self, scores: GoldScores, step: int) -> str:
         """Find out which evaluations count in a run that goes on at `step`. Returns a message if some do not."""
-        self.first = first_that_counts(self._scores(evaluations), self.kept, step)
+        self.first = first_that_counts(self._counted(scores), self.kept, step)
         if not self.first:
             return ""
         return (
@@ -66,6 +64,5 @@ class BestModels:
             sync_folder(self.run_dir)
         shutil.rmtree(self.folder, ignore_errors=True)
 
-    def _scores(self, evaluations: Sequence[EvaluationResult]) -> dict[int, float]:
-        found = {one.step: one.gold.mean for one in evaluations if one.gold is not None}
-        return {step: score for step, score in found.items() if step >= self.first}
+    def _counted(self, scores: GoldScores) -> GoldScores:
+        return {step: score for step, score in scores.items() if step >= self.first}

@@ -52,6 +52,7 @@ class PreferenceTraining(PolicyTraining):
     """A policy that learns preferences."""
 
     quality_file = DPO_QUALITY
+    quality_metric = "-dpo/heldout_loss"
     config: DpoRun
     data: DpoData
     reference: ReferenceLogprobs

@@ -115,7 +115,7 @@ class Ppo(Stage):
 
     def loaded(self) -> None:
         """Send the trained weights to the engines, and find out which evaluations count."""
-        told = self.gold.resumed(self.report.evaluations, self.step) if self.gold else ""
+        told = self.gold.resumed(self.scores, self.step) if self.gold else ""
         if told:
             self.report.note(told)
         if self.state.version:  # at 0 the engines have started with these weights
@@ -174,9 +174,14 @@ class Ppo(Stage):
         return not due or any(found.step == self.step for found in self.report.evaluations)
 
     @property
+    def scores(self) -> Mapping[int, float]:
+        """Step → score of its evaluation."""
+        return {found.step: found.score for found in self.report.evaluations}
+
+    @property
     def best(self) -> int | None:
         """The step of the best evaluation by its gold score; None: the last step."""
-        return self.gold.best(self.report.evaluations) if self.gold else None
+        return self.gold.best(self.scores) if self.gold else None
 
     @property
     def is_best(self) -> bool:
@@ -186,7 +191,7 @@ class Ppo(Stage):
     @property
     def why_end(self) -> str:
         """Apply `evaluation.stop`."""
-        return self.gold.why_end(self.report.evaluations) if self.gold else ""
+        return self.gold.why_end(self.scores) if self.gold else ""
 
     def _check_weights(self, rollouts: Rollouts) -> None:
         """Check the engines' weights on rows of an evaluation, if no batch has passed the check yet."""

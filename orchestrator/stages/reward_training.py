@@ -157,6 +157,7 @@ class RewardTraining(ScheduledStage):
     """The training of a reward model; a step is one optimizer step on whole groups."""
 
     role = REWARD
+    quality_metric = "preference/heldout_accuracy"
     config: RewardTrainingRun
     comparisons: Comparisons
     quality: RewardQuality | None = None

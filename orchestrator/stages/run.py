@@ -20,6 +20,7 @@ from cluster.runtime.orders import ORDERS, Orders
 from orchestrator.config.base import BaseConfig
 from orchestrator.config.loading import dump_config
 from orchestrator.errors import NotFinite, StopTraining, TetrarchError
+from orchestrator.ppo.gold_stop import best_steps
 from orchestrator.report.reporter import Reporter
 from orchestrator.run.checkpoint import Checkpoint, Checkpoints, size_gib
 from orchestrator.run.phase_clock import Clock
@@ -46,7 +47,7 @@ def carry_out(
     """
     run_dir = Path(config.run_dir)
     with held(run_dir) as lock:
-        checkpoints = Checkpoints(run_dir / "checkpoints", config.checkpoint.keep)
+        checkpoints = Checkpoints(run_dir / "checkpoints", config.checkpoint.keep, config.checkpoint.keep_every)
         checkpoint = checkpoint_to_resume(config, resume)
         ORDERS.listen()
         ORDERS.grace_s = config.deadlines.grace_s
@@ -101,7 +102,7 @@ class Run:
             self.check_lock()
             self._heed(self._one_step())
             last = stage.step == stage.steps
-            if last or self._due():
+            if last or self._due() or stage.step in self._best():
                 self.save()
             self.orders.release()
             if not last and stage.evaluate_every and stage.step % stage.evaluate_every == 0:
@@ -153,15 +154,23 @@ class Run:
         self._keep_best()
 
     def _keep_best(self) -> None:
-        """Keep the models of the current step, if they are the best so far. The checkpoint comes first, so that a run
-        that is killed goes on at this step or later, where the kept models are of its past."""
+        """Keep the checkpoint of the current step if it is one of the best, and the models if they are the best so far.
+        The checkpoint comes first, so that a run that is killed goes on at this step or later, where the kept models
+        are of its past."""
         stage = self.stage
-        if not stage.is_best:
-            return
-        if not self._saved:
+        if not self._saved and (stage.is_best or stage.step in self._best()):
             self.save()
-        self.report.status(f"keeping the models of step {stage.step}, the best so far")
-        stage.keep_models()
+        if stage.is_best:
+            self.report.status(f"keeping the models of step {stage.step}, the best so far")
+            stage.keep_models()
+
+    def _best(self) -> list[int]:
+        """The steps for `checkpoint.keep_best`: the best of those that have a checkpoint, and of the current one."""
+        count = self.config.checkpoint.keep_best
+        if not count:
+            return []
+        there = {*self.checkpoints.steps(), self.stage.step}
+        return best_steps({step: score for step, score in self.stage.scores.items() if step in there and step}, count)
 
     def _due(self) -> bool:
         """Whether a checkpoint is due after the step that has ended."""
@@ -193,11 +202,11 @@ class Run:
             ranks = ((role, hashes) for role, call in calls.items() for hashes in call.result(deadline_s))
             return {f"{role}/{name}": found for role, hashes in ranks for name, found in hashes.items()}
 
-        path = self.checkpoints.save(state["step"], {**state, "config": self.settings}, write)
+        path = self.checkpoints.save(state["step"], {**state, "config": self.settings}, write, self._best())
         self.saved_at = time.monotonic()
         if not self.cost_told:
-            seconds, kept = self.saved_at - began, self.checkpoints.keep
-            self.report.note(f"a checkpoint: {seconds:.1f} s, {size_gib(path):.2f} GiB; the newest {kept} are kept")
+            cost = f"{self.saved_at - began:.1f} s, {size_gib(path):.2f} GiB"
+            self.report.note(f"a checkpoint: {cost}; {self.config.checkpoint.kept}")
             self.cost_told = True
         return path
 

@@ -14,7 +14,7 @@ from cluster.runtime.ray_cluster import RayCluster
 from orchestrator.report.reporter import Reporter
 from orchestrator.run.checkpoint import Checkpoint
 from orchestrator.run.learned_data import LearnedData
-from orchestrator.stages.stage import Stage
+from orchestrator.stages.stage import Stage, StepReport
 
 
 @dataclass(slots=True)
@@ -22,6 +22,8 @@ class ScheduledStage(Stage):
     """One model in training; a step is one optimizer step."""
 
     role: ClassVar[str]
+    quality_metric: ClassVar[str]
+    """The metric of what is held out that compares checkpoints; `-` before its name: the lower the better."""
     ray: RayCluster
     trainer: RoleGroup[Any]
     schedule: list[list[int]]
@@ -29,6 +31,8 @@ class ScheduledStage(Stage):
     learned: LearnedData
     report: Reporter
     step: int = field(default=0, kw_only=True)
+    scores: dict[int, float] = field(default_factory=dict, kw_only=True)
+    """Step → what was held out, as it was measured after that step; higher is better."""
 
     @property
     def cluster(self) -> RayCluster:
@@ -53,3 +57,17 @@ class ScheduledStage(Stage):
         """Raise CheckpointError if the checkpoint is of other data, or of more steps than the run has."""
         self.learned.check(checkpoint)
         self.step = checkpoint.step
+
+    def loaded(self) -> None:
+        """Remember the scores of the steps so far."""
+        for step, metrics in self.report.metrics():
+            self._compare(step, metrics)
+
+    def after_step(self, told: StepReport) -> None:
+        """Remember the score of the step, if it was tested."""
+        self._compare(self.step, told.metrics)
+
+    def _compare(self, step: int, metrics: Mapping[str, float]) -> None:
+        name = self.quality_metric.removeprefix("-")
+        if name in metrics:
+            self.scores[step] = metrics[name] * (-1 if name != self.quality_metric else 1)

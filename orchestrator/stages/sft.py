@@ -59,6 +59,7 @@ class SupervisedTraining(PolicyTraining):
     """A policy in fine-tuning."""
 
     quality_file = SFT_QUALITY
+    quality_metric = "-sft/heldout_loss"
     config: SftRun
     data: SftData
 

@@ -98,6 +98,11 @@ class Stage(ABC):
         return True
 
     @property
+    def scores(self) -> Mapping[int, float]:
+        """Step → score of its evaluation, higher is better, for `checkpoint.keep_best`."""
+        return {}
+
+    @property
     def is_best(self) -> bool:
         """Whether the models of the current step are the best so far, and are not kept yet."""
         return False

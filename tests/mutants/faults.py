@@ -617,16 +617,23 @@ FAULTS = (
     ),
     Fault(
         "the best models are those of the highest proxy score",
-        "orchestrator/stages/best_models.py",
-        "found = {one.step: one.gold.mean for one in evaluations if one.gold is not None}",
-        "found = {one.step: one.proxy.mean for one in evaluations if one.gold is not None}",
+        "orchestrator/report/evaluation_results.py",
+        "return (self.proxy if self.gold is None else self.gold).mean",
+        "return self.proxy.mean",
         "tests/unit/orchestrator/stages/test_best_models.py",
     ),
     Fault(
         "the best models are kept before there is a checkpoint to go on from",
         "orchestrator/stages/run.py",
-        '        if not self._saved:\n            self.save()\n        self.report.status(f"keeping',
-        '        self.report.status(f"keeping',
+        "if not self._saved and (stage.is_best or stage.step in self._best()):",
+        "if not self._saved and stage.step in self._best():",
+        "tests/unit/orchestrator/stages/test_best_models.py",
+    ),
+    Fault(
+        "the best checkpoints are those of the lowest scores",
+        "orchestrator/ppo/gold_stop.py",
+        "key=lambda step: (-numbers[step], step)",
+        "key=lambda step: (numbers[step], step)",
         "tests/unit/orchestrator/stages/test_best_models.py",
     ),
     Fault(

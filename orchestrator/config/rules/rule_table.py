@@ -10,6 +10,7 @@ from orchestrator.config.evaluation import EvaluationRun
 from orchestrator.config.labelling import LabellingRun
 from orchestrator.config.reward_training import RewardTrainingRun
 from orchestrator.config.rules import (
+    checkpoint_rules,
     labelling_rules,
     memory_rules,
     model_rules,
@@ -36,6 +37,7 @@ RULES: tuple[tuple[type[BaseConfig], Callable[[Any], Iterator[str]]], ...] = (
     (RunConfig, ppo_rules.evaluation_rules),
     (SamplingConfig, sampling_rules.engine_rules),
     (BaseConfig, memory_rules.memory_rules),
+    (BaseConfig, checkpoint_rules.checkpoint_rules),
     (RewardTrainingRun, pair_rules.pair_rules),
     (LabellingRun, labelling_rules.labelling_rules),
 )

@@ -439,6 +439,7 @@ def test_several_mistakes_are_one_line_each(file: Path) -> None:
         (["ppo.kl.controller={type: adaptive, target: 6, initial: 0}"], ["ppo.kl.controller.initial=0"]),
         (["ppo.kl.budget.stop=-1"], ["ppo.kl.budget.stop=-1"]),
         (["evaluation.every=5"], ["evaluation.every=5", "prompts.heldout.path"]),
+        (["checkpoint.keep_best=2"], ["checkpoint.keep_best=2", "evaluation.every=0", "prompts.heldout.path"]),
         (["evaluation.judge={path: f.py}"], ["evaluation.judge", "prompts.heldout.path"]),
         (
             ["evaluation.stop={}"],

@@ -6,7 +6,7 @@ import math
 
 import pytest
 
-from orchestrator.ppo.gold_stop import GoldScores, best_step, first_that_counts, why_end
+from orchestrator.ppo.gold_stop import GoldScores, best_step, best_steps, first_that_counts, why_end
 
 PEAK = {0: 0.1, 4: 0.3, 8: 0.5, 12: 0.4, 16: 0.2, 20: -0.1}
 """Rises, and falls after step 8."""
@@ -33,6 +33,11 @@ def ends_at(scores: GoldScores, patience: int | None) -> int | None:
 )
 def test_the_best_is_the_first_of_the_highest(scores: GoldScores, best: int | None) -> None:
     assert best_step(scores) == best
+
+
+def test_the_best_of_several() -> None:
+    assert best_steps(PEAK, 3) == [8, 12, 4]
+    assert best_steps({0: math.nan, 4: 0.1, 8: 0.1}, 3) == [4, 8]
 
 
 @pytest.mark.parametrize(

@@ -36,6 +36,20 @@ def test_only_the_newest_are_kept(tmp_path: Path) -> None:
     assert sorted(p.name for p in tmp_path.iterdir()) == ["step-000002", "step-000003"]
 
 
+def test_every_nth_and_the_best_stay_beside_the_newest(tmp_path: Path) -> None:
+    checkpoints = Checkpoints(tmp_path, keep=2, keep_every=4)
+    best = {1: [], 2: [2], 3: [2], 4: [2, 3], 5: [3, 5], 6: [3, 5], 7: [3, 7], 8: [9], 9: [1]}
+    left = []
+    for step, steps in best.items():
+        checkpoints.save(step, {}, write("x"), steps)
+        left.append(checkpoints.steps())
+    assert left[2:5] == [[2, 3], [2, 3, 4], [3, 4, 5]], "step 1 is gone, then step 2, which is no longer among the best"
+    assert left[5:] == [[3, 4, 5, 6], [3, 4, 6, 7], [4, 7, 8], [4, 8, 9]]
+    for step in range(10, 21):
+        checkpoints.save(step, {}, write("x"))
+    assert checkpoints.steps() == [4, 8, 12, 16, 19, 20], "multiples of 4 are never removed"
+
+
 def test_a_damaged_newer_one_does_not_push_out_what_was_just_saved(tmp_path: Path) -> None:
     """The run was resumed from before the damaged one, and has not come as far again."""
     checkpoints = Checkpoints(tmp_path, keep=1)

@@ -253,3 +253,26 @@ def test_kept_models_of_a_future_that_was_left_are_set_aside(case: Case) -> None
     case.train(resume=3)
     assert trained_step(case.run_dir / "set-aside/1/best") == 4
     assert case.left() == ("4", "4", 4)
+
+
+def test_the_best_checkpoints_stay_beside_the_newest(case: Case, capsys: pytest.CaptureFixture[str]) -> None:
+    """Steps 2, 4 and 6 have the best gold scores; the proxy rises to step 10. Step 2 had no checkpoint otherwise."""
+    case.train("evaluation.stop=null", "checkpoint={every: 5, keep: 1, keep_best: 2}")
+    assert case.checkpoints() == [2, 4, 10]
+    assert "the newest 1 are kept, and the best 2 by their evaluation" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("at", ["evaluation 4", "step 5", "step 6", "evaluation 6"])
+def test_the_best_checkpoints_stay_through_a_kill_too(case: Case, at: str) -> None:
+    settings = ("evaluation.stop=null", "checkpoint={every: 2, keep: 1, keep_best: 2}")
+    case.killed(at, *settings)
+    case.train(*settings, resume="newest")
+    assert case.checkpoints() == [2, 4, 10]
+
+
+def test_only_evaluations_count_that_have_a_checkpoint(case: Case) -> None:
+    """`keep_best` is set after the best steps are gone."""
+    settings = ("evaluation.stop=null", "checkpoint={every: 2, keep: 1}")
+    case.killed("step 7", *settings)
+    case.train(*settings, "checkpoint.keep_best=2", resume="newest")
+    assert case.checkpoints() == [6, 8, 10]
