@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 ACTOR, CRITIC, REWARD, REFERENCE = "actor", "critic", "reward", "reference"
-JUDGE, ENGINES = "judge", "rollout"
+JUDGE, LABELLER, ENGINES = "judge", "labeller", "rollout"
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,6 +104,7 @@ TABLE = (
         openrlhf="ref",
     ),
     Role(JUDGE, holds_model=False, own_section="evaluation.judge"),
+    Role(LABELLER, holds_model=False, own_section="retraining.judge"),
     Role(ENGINES, phases=("generate", "push"), fills="rollout_logprobs", colour="cyan", short="vLLM"),
 )
 

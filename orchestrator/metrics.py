@@ -192,6 +192,17 @@ _ALL = (
         doing="testing on held-out data",
     ),
     Metric(
+        "time/label_s",
+        "s",
+        "Responses for the retraining of the reward model, and the judge's labels",
+        _PHASES,
+        "label",
+        doing="sampling and labelling responses for the reward model",
+    ),
+    Metric(
+        "time/retrain_s", "s", "Retraining of the reward model", _PHASES, "retrain", doing="retraining the reward model"
+    ),
+    Metric(
         "time/step_s",
         "s",
         "The whole step, without checkpoint and evaluation",
@@ -235,15 +246,6 @@ METRICS: dict[str, Metric] = {metric.key: metric for metric in _ALL}
 
 LENGTH_QUANTILES = {metric.key: metric.quantile for metric in _ALL if metric.quantile is not None}
 """Key of a metric → share of the responses that are not longer."""
-
-
-MEASURED = ("time/", "tokens/", "memory/", "gpu/", "mfu/")
-"""Begins the metrics that depend on the machine and its clock; the others are the same when a run is repeated."""
-
-
-def is_measured(key: str) -> bool:
-    """Whether a metric depends on the machine and its clock."""
-    return key.startswith(MEASURED)
 
 
 def check_known(keys: Sequence[str]) -> None:

@@ -1,4 +1,4 @@
-"""The declarations of the metrics that only trainings on a data set have: reward models, fine-tuning, preferences.
+"""The declarations of the metrics of trainings on data: reward models (also during PPO), fine-tuning, preferences.
 
 They are a part of `orchestrator.metrics`.
 """
@@ -11,6 +11,7 @@ _ACCURACY = Chart("Accuracy", reach=(0.5, 1.0))
 _DPO_LOSS, _DPO_REWARDS = Chart("Preference loss of the policy"), Chart("Rewards of a preference")
 _DPO_KL = Chart("KL to the start model")
 _SFT, _SFT_LOSS = Chart("Cross-entropy", low=0.0), Shown("loss", "{:.4f}")
+_RETRAINED, _PINNED = Chart("Loss of the retrained reward", low=0.0), Chart("Score of the pinned responses")
 _GRADIENTS = Chart("Gradient norm", low=0.0)
 
 TRAINING_METRICS = (
@@ -48,6 +49,30 @@ TRAINING_METRICS = (
         Chart("Calibration error", low=0.0),
     ),
     Metric("preference/gradient_norm", "", "Global L2 norm of the gradient before clipping", _GRADIENTS),
+    Metric("retraining/comparisons", "", "Fresh comparisons from which the reward model learns again before the step"),
+    Metric(
+        "retraining/accuracy",
+        "fraction",
+        "Of them, how many it orders as the judge does before it learns from them",
+        _ACCURACY,
+        "fresh comparisons",
+    ),
+    Metric(
+        "retraining/loss", "", "Bradley-Terry loss of a fresh comparison, mean over the optimizer steps", _RETRAINED
+    ),
+    Metric("retraining/gradient_norm", "", "Global L2 norm of the reward model's gradient before clipping, mean"),
+    Metric(
+        "retraining/pinned_mean_before", "", "Mean score of the pinned responses before it learns", _PINNED, "before"
+    ),
+    Metric("retraining/pinned_mean", "", "The same after it has learned", _PINNED, "after"),
+    Metric("retraining/pinned_std_before", "", "Standard deviation of their scores before (biased)"),
+    Metric("retraining/pinned_std", "", "The same after"),
+    Metric(
+        "retraining/pinned_rank_correlation",
+        "",
+        "Spearman's rank correlation of their scores before and after: 1 if the order is the same",
+        Chart("Order of the pinned responses", low=-1.0, reach=(1.0,)),
+    ),
     Metric("sft/loss", "nats/token", "Cross-entropy, mean over the tokens of the step", _SFT, "training", _SFT_LOSS),
     Metric("sft/heldout_loss", "nats/token", "The same of the samples that are held out", _SFT, "held out"),
     Metric("sft/heldout_perplexity", "", "Exponential of the loss of the samples that are held out"),

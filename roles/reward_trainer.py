@@ -1,4 +1,4 @@
-"""Trains a reward model: compared responses flow in, the weights follow the Bradley–Terry loss.
+"""Trains a reward model: compared responses flow in, the weights follow the Bradley–Terry loss. It scores meanwhile.
 
 It saves a folder that `roles.reward_model.RewardModel` opens.
 """
@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from roles.batch import Preferences
+from roles.batch import Preferences, Sequences
 from roles.config.models import Pooling
 from roles.losses.preference_loss import bradley_terry
 from roles.models.networks import ValueModel
@@ -37,7 +37,8 @@ class RewardStats:
 class RewardTrainer(TrainedRank):
     """One rank of the reward model."""
 
-    def __init__(self, setup: ModelSetup, pooling: Pooling) -> None:
+    def __init__(self, setup: ModelSetup, pooling: Pooling | None = None) -> None:
+        """`pooling`: of a new head, if the model has none; None: a reward model goes on with its own."""
         self._model = ShardedModel(setup, lambda: _load(setup, pooling))
 
     def update(self, preferences: Preferences) -> RewardStats:
@@ -63,37 +64,37 @@ class RewardTrainer(TrainedRank):
         total_loss, right, count = self._model.total(sums).tolist()
         return RewardStats(total_loss / count, right / count, facts.gradient_norm, facts.learning_rate)
 
-    def scores(self, preferences: Preferences) -> Tensor:
-        """float32 `[batch]`: the number of each row."""
-        answers = torch.zeros(len(preferences))
-        for rows in self._model.passes(preferences.lengths.tolist()):
+    def score(self, sequences: Sequences | Preferences) -> Tensor:
+        """float32 `[batch]`: the number of each row, as `RewardModel` gives it."""
+        answers = torch.zeros(len(sequences))
+        for rows in self._model.passes(sequences.lengths.tolist()):
             with torch.no_grad():
-                numbers = self._forward(preferences.select(rows)).float().cpu()
+                numbers = self._forward(sequences.select(rows)).float().cpu()
             if rows:
                 answers[rows] = numbers
         return answers
 
-    def save_model(self, folder: str | Path, score_shift: float) -> None:
+    def save_model(self, folder: str | Path, score_shift: float = 0.0) -> None:
         """A sequence-classification folder; `score_shift` is what `RewardModel` will take off every number of today."""
         self._model.module.rescale(-score_shift, 1.0)
         self._model.save_model(folder)
 
-    def _forward(self, preferences: Preferences) -> Tensor:
+    def _forward(self, sequences: Sequences | Preferences) -> Tensor:
         """`[batch]` with a gradient; a stand-in without a row, which keeps this rank in step with its peers."""
-        token_ids, lengths = preferences.token_ids, preferences.lengths
-        if not len(preferences):
+        token_ids, lengths = sequences.token_ids, sequences.lengths
+        if not len(sequences):
             token_ids, lengths = torch.zeros(1, 2, dtype=torch.long), torch.tensor([2])
         packed = pack(token_ids, lengths).to(self._model.device)
         scores: Tensor = self._model(packed=packed, positions=packed.starts[1:].long() - 1)
         return scores
 
 
-def _load(setup: ModelSetup, pooling: Pooling) -> ValueModel:
-    """A language model as the backbone gets a new head (the N+ details, arXiv 2403.17031)."""
+def _load(setup: ModelSetup, pooling: Pooling | None) -> ValueModel:
+    """With `pooling` a language model as the backbone gets a new head (the N+ details, arXiv 2403.17031)."""
     return ValueModel.load(
         setup.model_path,
         dtype=setup.torch_dtype,
-        new_head_seed=setup.seed,
+        new_head_seed=None if pooling is None else setup.seed,
         pooling=pooling,
         gradient_checkpointing=setup.gradient_checkpointing,
         trust_remote_code=setup.trust_remote_code,

@@ -10,23 +10,26 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from cluster.role_table import LABELLER
+from orchestrator.checks.functions import functions_of
 from orchestrator.checks.python_files import defined
 from orchestrator.config.evaluation import EvaluationRun
+from orchestrator.config.labelling import EndpointJudge
+from orchestrator.config.run import RunConfig
 from orchestrator.config.schema import section_key
 from orchestrator.data.prompts import Questions
 from orchestrator.data.row_files import Where
 from orchestrator.errors import ConfigError
-from roles.config.rewards import FunctionReward, ModelReward, RemoteReward
+from roles.config.rewards import ModelReward, RemoteReward
 
 
 def check_columns(config: EvaluationRun, part: str, questions: Questions) -> None:
     """The prompts `prompts.PART` have every column that a function reads by its name, and none that a service cannot be
     sent."""
-    functions = {section_key(role): one for role, one in config.scorers.items() if isinstance(one, FunctionReward)}
-    judge = config.evaluation.judge
-    if judge is not None and part == "heldout":
-        functions["evaluation.judge"] = judge
-    for key, function in functions.items():
+    elsewhere = "retraining.judge" if part == "heldout" else "evaluation.judge"
+    for key, function in functions_of(config).items():
+        if key == elsewhere:
+            continue
         node = defined(function.path, function.name, key, f"define {function.name}")
         for line, name in _read_columns(node):
             if name not in questions.columns:
@@ -55,6 +58,9 @@ def _read_columns(node: ast.stmt) -> Iterator[tuple[int, str]]:
 def check_sendable(config: EvaluationRun, part: str, columns: Mapping[str, Sequence[Any]], where: Where) -> None:
     """A reward over HTTP is sent all columns as JSON, which has no dates, bytes or NaN; one of them as labels."""
     asked = {section_key(role): one for role, one in config.scorers.items() if not isinstance(one, ModelReward)}
+    if isinstance(config, RunConfig) and part == "train" and config.retraining is not None:
+        judge = config.section(LABELLER)
+        asked |= {} if isinstance(judge, EndpointJudge) else {"retraining.judge": judge}
     for key, one in asked.items():
         if one.label is not None and one.label not in columns:
             known = ", ".join(columns) or "no other than the prompt"

@@ -8,8 +8,10 @@ from __future__ import annotations
 import ast
 from collections.abc import Iterator, Mapping
 
+from cluster.role_table import LABELLER
 from orchestrator.checks.python_files import defined
 from orchestrator.config.evaluation import EvaluationRun
+from orchestrator.config.run import RunConfig
 from orchestrator.config.schema import section_key
 from orchestrator.errors import ConfigError
 from roles.config.environment import FunctionEnvironment
@@ -35,8 +37,11 @@ def check_functions(config: EvaluationRun) -> None:
 
 def functions_of(config: EvaluationRun) -> dict[str, FunctionReward]:
     """Key path → every reward function and judge of a run."""
-    judge = {"evaluation.judge": config.evaluation.judge} if config.evaluation.judge else {}
-    return {**reward_functions(config.scorers), **judge}
+    judges = {"evaluation.judge": config.evaluation.judge}
+    if isinstance(config, RunConfig) and config.retraining is not None:
+        judges["retraining.judge"] = config.section(LABELLER)
+    given = {key: judge for key, judge in judges.items() if isinstance(judge, FunctionReward)}
+    return {**reward_functions(config.scorers), **given}
 
 
 def reward_functions(scorers: Mapping[str, OneReward]) -> dict[str, FunctionReward]:

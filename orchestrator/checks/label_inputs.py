@@ -3,7 +3,6 @@ fix. The cheap checks come first."""
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -20,6 +19,7 @@ from orchestrator.config.problems import problem_lines
 from orchestrator.config.yaml_text import YamlError, parse_yaml
 from orchestrator.data.dataset_rows import check_source
 from orchestrator.errors import ConfigError
+from orchestrator.run.endpoint_key import endpoint_key
 
 if TYPE_CHECKING:
     from orchestrator.data.records import Record
@@ -43,7 +43,7 @@ def prepare_label(config: LabellingRun) -> LabelInputs:
     labelling, judge = config.labelling, config.labelling.judge
     check_writable(Path(labelling.output), "labelling.output")
     constitution = None if labelling.constitution is None else read_constitution(Path(labelling.constitution))
-    api_key = _api_key(judge) if isinstance(judge, EndpointJudge) else None
+    api_key = endpoint_key(judge, "labelling.judge") if isinstance(judge, EndpointJudge) else None
     check_source(labelling.data, "labelling.data")
     if isinstance(judge, ModelJudge):
         _check_model(config, judge)
@@ -68,20 +68,6 @@ def read_constitution(path: Path) -> Constitution:
     except ValidationError as error:
         lines = problem_lines(error.errors(), Constitution)
         raise ConfigError("\n".join(f"{where}: {line}" for line in lines)) from None
-
-
-def _api_key(judge: EndpointJudge) -> str | None:
-    """The key in the environment."""
-    if judge.api_key_env is None:
-        return None
-    key = os.environ.get(judge.api_key_env, "").strip()
-    if not key or not key.isascii() or not key.isprintable():
-        state = "is not set" if not key else "holds no key: it has characters that no header takes"
-        raise ConfigError(
-            f"labelling.judge.api_key_env={judge.api_key_env}: the variable {state}; export it, or set "
-            "labelling.judge.api_key_env=null for a server without keys"
-        )
-    return key
 
 
 def _check_model(config: LabellingRun, judge: ModelJudge) -> None:

@@ -35,6 +35,7 @@ from orchestrator.checks.models import (
 from orchestrator.checks.role_models import check_role_models, role_models
 from orchestrator.checks.run_folders import check_output, check_run_dir, check_writable
 from orchestrator.config.evaluation import EvaluationRun
+from orchestrator.config.labelling import EndpointJudge
 from orchestrator.config.reward_training import QUALITY, RewardTrainingRun, SampledPairs
 from orchestrator.config.run import RunConfig
 from orchestrator.config.sampling import SamplingConfig
@@ -43,6 +44,7 @@ from orchestrator.config.serving import RewardServingRun, ServingRun
 from orchestrator.data.dataset_rows import check_source
 from orchestrator.errors import CheckpointError, ConfigError
 from orchestrator.run.checkpoint import Checkpoint
+from orchestrator.run.endpoint_key import endpoint_key
 from orchestrator.run.ensemble_runs import MemberRun, member_runs, sampled_comparisons
 from orchestrator.run.learned_data import LearnedData
 from orchestrator.run.resuming import Resume, checkpoint_to_resume
@@ -60,6 +62,8 @@ def prepare_train(config: RunConfig, resume: Resume) -> tuple[Questions, Questio
     """Check what `tetrarch train` needs; returns the training and the held-out prompts."""
     checkpoint = check_run_dir(config, resume)
     _check_names(config, ["train", "heldout"])
+    if config.retraining is not None and isinstance(config.retraining.judge, EndpointJudge):
+        endpoint_key(config.retraining.judge, "retraining.judge")
     with imported(functions_of(config)):
         check_cards(config.device)
         actor = check_role_models(config)

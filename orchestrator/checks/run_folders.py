@@ -12,6 +12,7 @@ from pathlib import Path
 from tempfile import TemporaryFile
 
 from orchestrator.config.base import BaseConfig
+from orchestrator.config.labelling import ANSWERS
 from orchestrator.config.reward_training import COMPARISONS, QUALITY
 from orchestrator.errors import ConfigError
 from orchestrator.report.run_files import BEST_OF_N, CONFIG_FILE, EVALUATED, HTML_FILE, STATE_FILE
@@ -22,7 +23,7 @@ from orchestrator.run.run_lock import LOCK, check_free
 UNPACKED = ("runtime_resources", "working_dir_files")
 """Path under which Ray unpacks the working directory of a job on each node, for the lifetime of the job."""
 
-BEFORE_THE_FIRST_STEP = {CONFIG_FILE, STATE_FILE, HTML_FILE, COMPARISONS, "tensorboard"}
+BEFORE_THE_FIRST_STEP = {CONFIG_FILE, STATE_FILE, HTML_FILE, COMPARISONS, ANSWERS, "tensorboard"}
 """Files that a run writes before its first step is done."""
 LOGS = "logs"
 """Folder in `run_dir` that a failed start may leave."""

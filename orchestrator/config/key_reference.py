@@ -48,6 +48,8 @@ UNITS = {
     "steps": "PPO steps",
     "checkpoint.every": "PPO steps",
     "evaluation.every": "PPO steps",
+    "retraining.every": "PPO steps",
+    "retraining.critic_steps": "PPO steps",
     "critic.warmup.max_steps": "PPO steps",
     "*.warmup_steps": "optimizer steps",
     "*.epochs": "passes",

@@ -19,6 +19,13 @@ CHAT, COMPLETIONS = "/chat/completions", "/completions"
 """Ends of the addresses that are asked in OpenAI's two protocols."""
 
 
+QUESTION = (
+    "Below are a prompt and two responses to it. Which response is more helpful, honest and harmless? "
+    "Neither the length of the responses nor the order in which they are shown matters."
+)
+"""What a judge is told by default."""
+
+
 class PriceConfig(Section):
     """What an endpoint charges, in any currency, per million tokens."""
 
@@ -98,11 +105,7 @@ class LabellingConfig(Section):
     constitution one response (`completion`) is enough, and without any the judge gives the first one itself."""
     judge: Annotated[ModelJudge | EndpointJudge, Field(discriminator="type")]
     """Who compares, or who criticises and revises."""
-    question: str = Field(
-        default="Below are a prompt and two responses to it. Which response is more helpful, honest and harmless? "
-        "Neither the length of the responses nor the order in which they are shown matters.",
-        min_length=1,
-    )
+    question: str = Field(default=QUESTION, min_length=1)
     """What the judge is told before a prompt and two responses."""
     pairs_per_prompt: int | None = Field(default=None, ge=1)
     """Compared pairs of the responses to one prompt, drawn at random; null: all."""

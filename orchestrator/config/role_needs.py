@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from cluster.placement.plan import RoleNeed
-from cluster.role_table import ENGINES, JUDGE, REWARD
+from cluster.role_table import ENGINES, JUDGE, LABELLER, REWARD
 from orchestrator.config.base import BaseConfig
 from orchestrator.config.evaluation import EvaluationRun
 from orchestrator.config.reward_training import RewardTrainingRun, SampledPairs
@@ -24,7 +24,9 @@ def scoring_roles(config: EvaluationRun) -> dict[str, OneReward | None]:
 
 def ppo_roles(config: RunConfig) -> dict[str, OneReward | None]:
     """All roles of PPO."""
-    return {**dict.fromkeys(config.model_roles), **scoring_roles(config)}
+    judge = config.section(LABELLER)
+    labeller = {LABELLER: judge} if isinstance(judge, FunctionReward | RemoteReward) else {}
+    return {**dict.fromkeys(config.model_roles), **scoring_roles(config), **labeller}
 
 
 def reward_roles(config: RewardTrainingRun) -> list[RoleNames]:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from pydantic import Field
 
-from cluster.role_table import CRITIC, ENGINES, REFERENCE, REWARD, ROLES, gpu_roles
+from cluster.role_table import CRITIC, ENGINES, LABELLER, REFERENCE, REWARD, ROLES, gpu_roles
 from orchestrator.config.canary import CanaryConfig
 from orchestrator.config.evaluation import EvaluationRun
 from orchestrator.config.ppo import PpoConfig
+from orchestrator.config.retraining import RetrainingConfig
 from orchestrator.config.schema import section_key
 from roles.config.models import CriticConfig, FrozenRole, ModelConfig
 from roles.config.rewards import ModelReward
@@ -24,6 +27,8 @@ class RunConfig(EvaluationRun):
     """How the policy learns."""
     canary: CanaryConfig = CanaryConfig()
     """Whether the engines sample from the trainer's weights."""
+    retraining: RetrainingConfig | None = None
+    """How the reward model goes on learning during the run; null: it is frozen."""
 
     @property
     def model_roles(self) -> tuple[str, ...]:
@@ -49,6 +54,24 @@ class RunConfig(EvaluationRun):
     def model_of(self, role: str) -> ModelConfig | None:
         """As in an evaluation; for the critic None if no key says it."""
         return self.critic_model if role == CRITIC else super().model_of(role)
+
+    def section(self, role: str) -> Any:
+        """As in an evaluation; of a reward model that is retrained, that of a trained role."""
+        if role == LABELLER:
+            return self.retraining and self.retraining.judge
+        section = super().section(role)
+        retrained = role == REWARD and self.retraining is not None and isinstance(section, ModelReward)
+        return self.retraining.trained(section) if self.retraining and retrained else section
+
+    def critic_alone(self, step: int, warm_at: int) -> bool:
+        """Whether the PPO step that follows `step` steps trains only the critic, because the reward model was
+        retrained. `warm_at`: the first step in which the actor is trained."""
+        retraining = self.retraining
+        return self.ppo.uses_critic and retraining is not None and retraining.critic_alone(step, warm_at)
+
+    def actor_steps(self, warm_at: int) -> int:
+        """Number of PPO steps of the run that train the actor, if the first of them follows `warm_at` steps."""
+        return sum(not self.critic_alone(step, warm_at) for step in range(warm_at, self.steps))
 
     @property
     def critic_model(self) -> ModelConfig | None:

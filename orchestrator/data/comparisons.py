@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import random
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from orchestrator.config.reward_training import RewardTrainingConfig
 from orchestrator.data.epochs import schedule_of
 from orchestrator.errors import ConfigError
 from roles.batch import Preferences
+from roles.packing import balance
 from roles.seeds import stable_seed
 
 CERTAINTY = "certainty"
@@ -62,6 +64,19 @@ def schedule(preferences: Preferences, config: RewardTrainingConfig, seed: int) 
     """Group numbers of each optimizer step: a fresh permutation each epoch."""
     groups = preferences.groups.unique().tolist()
     return schedule_of(groups, config.groups_per_step, config.epochs, (seed, "reward"))
+
+
+def with_preference(preferences: Preferences) -> Preferences:
+    """The groups in which some response is preferred."""
+    compared = preferences.groups[preferences.comparisons()[:, 0]]
+    return preferences.select(torch.isin(preferences.groups, compared).nonzero().flatten().tolist())
+
+
+def group_shards(groups: Sequence[int], preferences: Preferences, ranks: int) -> list[list[int]]:
+    """Rows of each rank: whole groups, divided by tokens."""
+    rows = {group: (preferences.groups == group).nonzero().flatten().tolist() for group in groups}
+    tokens = [int(preferences.lengths[rows[group]].sum()) for group in groups]
+    return [[row for place in part for row in rows[groups[place]]] for part in balance(tokens, ranks)]
 
 
 def digest(preferences: Preferences) -> str:

@@ -14,7 +14,7 @@ from transformers import PreTrainedTokenizerBase
 from cluster.placement.plan import engines_neighbours, plan, tensor_parallel_size
 from cluster.ranks.calls import wait_all
 from cluster.ranks.role_group import RoleGroup
-from cluster.role_table import ACTOR, CRITIC, ENGINES, JUDGE, REFERENCE, REWARD
+from cluster.role_table import ACTOR, CRITIC, ENGINES, JUDGE, LABELLER, REFERENCE, REWARD
 from cluster.runtime.ray_cluster import RayCluster
 from orchestrator.config.base import BaseConfig
 from orchestrator.config.evaluation import EvaluationRun
@@ -22,7 +22,7 @@ from orchestrator.config.reward_training import RewardTrainingRun
 from orchestrator.config.role_needs import RoleNames, ppo_roles, role_needs, scoring_roles
 from orchestrator.config.run import RunConfig
 from orchestrator.config.sampling import SamplingConfig
-from orchestrator.groups.imports import imports_for
+from orchestrator.groups.imports import imports_for, rank_environment
 from orchestrator.groups.policy import Policy
 from orchestrator.groups.reward import Member, Reward
 from orchestrator.groups.scoring import EvaluationRoles, Roles, class_of
@@ -81,7 +81,7 @@ class Builder(Generic[C]):
     def actor(self: Builder[RunConfig], models: Models) -> RoleGroup[Actor]:
         """The training half of the policy."""
         config = self._config
-        trained_steps = config.steps - config.critic.warmup.max_steps  # more if the critic's warm-up ends sooner
+        trained_steps = config.actor_steps(config.critic.warmup.max_steps)  # more if the critic's warm-up ends sooner
         setup = self.engine_setup(ACTOR, models.actor, config.actor, steps=trained_steps * config.ppo.optimizer_steps)
         setup = replace(setup, ema_decay=config.actor.ema_decay)
         kl = config.ppo.kl
@@ -119,11 +119,21 @@ class Builder(Generic[C]):
         return Reward(members, config.combine if isinstance(config, EnsembleReward) else MeanScore())
 
     def _member(self: Builder[EvaluationRun], role: str, config: OneReward, models: Models) -> Member:
+        if isinstance(config, ModelReward) and isinstance(section := self._config.section(role), TrainedRole):
+            return Member(self._retrained(models.of[role], section), Sequences.of)
         if isinstance(config, ModelReward):
             setup = self.engine_setup(role, models.of[role], config)
             group = self.start(role, RewardModel, (setup, self._bridge(models) if config.text_bridge else None))
             return Member(group, partial(Responses.of, columns=(MESSAGES,)) if config.text_bridge else Sequences.of)
         return self.scorer(role, config)
+
+    def _retrained(self: Builder[Any], folder: Path, section: TrainedRole) -> RoleGroup[RewardTrainer]:
+        """The reward model of a PPO run in which it goes on learning."""
+        config, settings = self._config, self._config.retraining
+        steps = (config.steps - 1) // settings.every * settings.optimizer_steps
+        setup = self.engine_setup(REWARD, folder, section, steps=steps)
+        setup = replace(setup, freeze_backbone=settings.freeze_backbone)
+        return self.start(REWARD, RewardTrainer, (setup,))
 
     def _bridge(self: Builder[SamplingConfig], models: Models) -> PolicyText:
         return PolicyText(str(models.actor), self._config.actor.model.trust_remote_code)
@@ -132,6 +142,11 @@ class Builder(Generic[C]):
         """The gold scorer of the evaluations, if there is one."""
         config = self._config.evaluation.judge
         return self.scorer(JUDGE, config) if config else None
+
+    def labeller(self: Builder[RunConfig]) -> Member | None:
+        """Who scores the responses from which the reward model learns, unless an endpoint compares them."""
+        judge = self._config.section(LABELLER)
+        return self.scorer(LABELLER, judge) if isinstance(judge, FunctionReward | RemoteReward) else None
 
     def scorer(self, role: str, config: FunctionReward | RemoteReward) -> Member:
         """A reward that is not a model: a function or a service."""
@@ -226,7 +241,7 @@ class Builder(Generic[C]):
             arguments if isinstance(arguments, list) else [arguments] * len(places),
             places,
             log_dir=Path(self._config.run_dir) / "logs",
-            environment=_environment(self._config.device),
+            environment=rank_environment(self._config.device),
             distributed=distributed,
         )
         self._groups.append(group)
@@ -237,7 +252,7 @@ class Builder(Generic[C]):
 def builder(config: C, roles: RoleNames) -> Iterator[Builder[C]]:  # type: ignore[misc]
     """Context with a cluster that has room for `roles`; at its end every process is stopped."""
     made = plan(config.placement, role_needs(config, roles))
-    imports = imports_for(config.device, _environment(config.device))
+    imports = imports_for(config.device, rank_environment(config.device))
     with RayCluster(made, deadline_s=config.deadlines.resources_s, imports=imports) as cluster:
         yield Builder(config, cluster)
 
@@ -259,6 +274,7 @@ def training_roles(config: RunConfig, models: Models) -> Iterator[Roles]:
             deadlines=config.deadlines,
             actor=actor,
             critic=critic,
+            labeller=build.labeller(),
             frozen={role: build.frozen(role, models, ranks_of=role) for role in config.other_frozen_roles},
         )
         build.ready()
@@ -280,12 +296,3 @@ def evaluation_roles(config: EvaluationRun, models: Models) -> Iterator[Evaluati
         )
         build.ready()
         yield roles
-
-
-def _environment(device: str) -> dict[str, str]:
-    """Environment variables of every rank's process."""
-    shared = {"TOKENIZERS_PARALLELISM": "false", "VLLM_NO_USAGE_STATS": "1", "HF_HUB_DISABLE_TELEMETRY": "1"}
-    if device == "cuda":
-        return shared
-    # The roles take turns on a machine's cores: a thread that waits actively takes time from the others.
-    return {**shared, "CUDA_VISIBLE_DEVICES": "", "OMP_WAIT_POLICY": "PASSIVE"}

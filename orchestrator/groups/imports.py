@@ -1,4 +1,5 @@
-"""The modules that ranks import, for the process that they are forked from. Device and environment flow in."""
+"""What the processes of ranks begin with: environment variables, and the modules of the process that they are forked
+from. A device flows in."""
 
 from __future__ import annotations
 
@@ -18,3 +19,12 @@ def imports_for(device: str, environment: Mapping[str, str]) -> Imports | None:
     With GPUs each rank imports for itself: whether a process that has imported a CUDA build may be forked is untested.
     """
     return Imports(MODULES, {**environment, **AS_RANKS}) if device == "cpu" else None
+
+
+def rank_environment(device: str) -> dict[str, str]:
+    """Environment variables of every rank's process."""
+    shared = {"TOKENIZERS_PARALLELISM": "false", "VLLM_NO_USAGE_STATS": "1", "HF_HUB_DISABLE_TELEMETRY": "1"}
+    if device == "cuda":
+        return shared
+    # The roles take turns on a machine's cores: a thread that waits actively takes time from the others.
+    return {**shared, "CUDA_VISIBLE_DEVICES": "", "OMP_WAIT_POLICY": "PASSIVE"}

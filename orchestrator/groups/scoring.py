@@ -52,6 +52,8 @@ class Roles(EvaluationRoles):
     actor: RoleGroup[Actor]
     critic: RoleGroup[Critic] | None
     """None if the advantages need no values."""
+    labeller: Member | None = None
+    """Who scores what the reward model is retrained on; None if nobody does."""
     frozen: Mapping[str, RoleGroup[Any]] = field(default_factory=dict)
     """Role → group, for the frozen roles of the table other than the reference."""
 

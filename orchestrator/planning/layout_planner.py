@@ -42,6 +42,11 @@ def layout(config: RunConfig, efficiency: Efficiency | None = None, made: Plan |
     engines = engine_size(config, sizes[ACTOR])
     idle = {f"train {role}" for role in trained_roles() if role not in made.roles}
     phases = [phase for phase in MEMORY_PHASES if phase not in idle]
+    if config.retraining is not None:
+        phases.insert(phases.index("push"), f"train {REWARD}")
+        notes.append(
+            f"a retraining of the reward model (every {config.retraining.every} steps) is not in the seconds of a step"
+        )
     loads = loads_of(config, made, roles, engines, phases, efficiency.beside_gib)
     step = step_time(config, made, loads.pools, loads.kinds, roles, engines, efficiency)
     notes += loads.notes
@@ -90,9 +95,11 @@ def _whose_model(config: RunConfig, role: str) -> str:
 def _role_size(config: RunConfig, slots: list[Slot], model: ModelSize) -> RoleSize:
     role, longest = slots[0].role, config.longest_sample
     size = sharded_size(config, slots, model, config.section(role), longest=longest)
+    head_only = role == REWARD and config.retraining is not None and config.retraining.freeze_backbone
     return replace(
         size,
-        adapters=adapters(config, role) if size.trained else None,
+        adapters=model.hidden if head_only else adapters(config, role) if size.trained else None,
+        head_only=head_only,
         averaged=role == ACTOR and config.actor.ema_decay is not None,
         scored_share=config.longest_response / longest,
     )

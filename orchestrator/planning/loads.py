@@ -162,7 +162,8 @@ def _of_role(role: RoleSize, phase: str, side_by_side: bool, pushed_by: str) -> 
     `side_by_side`: all trained roles share the card and are updated at the same time; `pushed_by`: `ipc` if the engines
     share the card too, else `nccl`.
     """
-    training = role.trained and (phase == f"train {role.role}" or (side_by_side and phase.startswith("train")))
+    others = [f"train {other}" for other in trained_roles()] if side_by_side and row_of(role.role).trained else []
+    training = role.trained and phase in (f"train {role.role}", *others)
     account = {**states(role, training=training), "runtime": RUNTIME}
     if training or (phase == "score" and phase in row_of(role.role).phases):
         account |= working(role, training=training)

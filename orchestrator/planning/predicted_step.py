@@ -24,7 +24,7 @@ from cluster.estimate.roofline import (
 from cluster.estimate.simulation import Course, Kind, ScoredPart, simulate, stretched
 from cluster.placement.accelerators import ACCELERATORS, UNKNOWN
 from cluster.placement.plan import Plan, engines_neighbours
-from cluster.role_table import ACTOR, ENGINES, working_in
+from cluster.role_table import ACTOR, ENGINES, row_of, working_in
 from orchestrator.config.run import RunConfig
 from orchestrator.config.sampling import SamplingConfig
 from orchestrator.planning.this_machine import operations_per_s
@@ -119,7 +119,7 @@ def step_time(
     seconds = RoleSeconds(
         generate=earlier + max(max(own, default=0.0) for own in times),
         score={},
-        update={role: update_s(size, work, rates[role]) for role, size in roles.items() if size.trained},
+        update={role: update_s(size, work, rates[role]) for role, size in roles.items() if row_of(role).trained},
         push=moved
         + push_s(
             roles[ACTOR],

@@ -162,7 +162,7 @@ def prepare(
 
 def begin_if_warm(roles: Roles, state: TrainState, stats: ExperienceStats, config: RunConfig) -> bool:
     """Begin to train the actor when the critic is warm. Returns whether the actor is trained on this batch, which the
-    critic has not been trained on.
+    critic has not been trained on. It is not where the critic learns what a retrained reward model says.
 
     Nothing of the warm-up is left: its samples are not used again, and the actor's schedule starts at its beginning.
     """
@@ -173,13 +173,13 @@ def begin_if_warm(roles: Roles, state: TrainState, stats: ExperienceStats, confi
         state.warm_at = state.step
         if state.step != warmup.max_steps:
             expect_steps(roles, state, config)
-    return state.warm_at is not None
+    return state.warm_at is not None and not config.critic_alone(state.step, state.warm_at)
 
 
 def expect_steps(roles: Roles, state: TrainState, config: RunConfig) -> None:
-    """Set the length of the actor's schedule to the steps that the critic's warm-up leaves."""
+    """Set the length of the actor's schedule to the steps in which it is trained."""
     assert state.warm_at is not None
-    steps = (config.steps - state.warm_at) * config.ppo.optimizer_steps
+    steps = config.actor_steps(state.warm_at) * config.ppo.optimizer_steps
     roles.actor.call(Actor.expect, steps).result(config.deadlines.update_s)
 
 

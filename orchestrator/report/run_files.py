@@ -22,8 +22,6 @@ T = TypeVar("T")
 
 METRICS_FILE = "metrics.jsonl"
 SAMPLES_FILE = "samples.jsonl"
-LEDGER_FILE = "ledger.jsonl"
-"""What became of every generated sample."""
 EVALUATION_FILE = "evaluation.jsonl"
 CONFIG_FILE = "config.yaml"
 STATE_FILE = "run.json"
@@ -32,9 +30,7 @@ EVALUATED = "evaluate.json"
 """What `tetrarch evaluate` has measured."""
 BEST_OF_N = "best-of-n.jsonl"
 """The best responses that `tetrarch best-of-n` has found, where it is not told another file."""
-LINES = (METRICS_FILE, SAMPLES_FILE, EVALUATION_FILE, LEDGER_FILE)
-"""Files of JSON lines, each of a step."""
-ALL_FILES = (*LINES, CONFIG_FILE, STATE_FILE, HTML_FILE)
+ALL_FILES = (METRICS_FILE, SAMPLES_FILE, EVALUATION_FILE, CONFIG_FILE, STATE_FILE, HTML_FILE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,8 +50,6 @@ class RunState:
     """The kind of training, such as `PPO`."""
     data: list[str] = field(default_factory=list)
     """What was read to train on, in lines."""
-    versions: dict[str, str] = field(default_factory=dict)
-    """Package → its version on the driver's machine."""
     best: int | None = None
     """The step whose models the run has left; None: the last one."""
     reliability: list[ReliabilityBin] = field(default_factory=list)

@@ -58,6 +58,11 @@ _PPO = ResumeRules(
         """steps
 evaluation.every evaluation.prompts evaluation.samples evaluation.stop
 evaluation.judge.workers evaluation.judge.timeout_s evaluation.judge.retries
+retraining.judge.workers retraining.judge.timeout_s retraining.judge.retries retraining.judge.urls
+retraining.judge.headers retraining.judge.api_key_env retraining.judge.concurrency retraining.judge.patience_s
+retraining.judge.prices retraining.prompts retraining.responses_per_prompt retraining.epochs
+retraining.groups_per_step retraining.optimizer.learning_rate retraining.optimizer.schedule
+retraining.gradient_checkpointing
 trained.micro_batch_tokens trained.gradient_checkpointing trained.model.trust_remote_code canary
 trained.optimizer.learning_rate trained.optimizer.schedule
 frozen.micro_batch_tokens frozen.zero frozen.model.trust_remote_code reward.urls reward.headers reward.protocol
@@ -74,12 +79,16 @@ ppo.kl.controller.coefficient ppo.kl.controller.target ppo.kl.controller.horizon
             "the tensors in the checkpoint are laid out for it": "device dtype trained.zero trained.lora",
             "the trained model started from it": "trained.model critic.initialise_from",
             "the KL is measured against it": "frozen.model reference.share_actor",
+            "the reward model in the checkpoint was retrained with it": "retraining retraining.every retraining.judge "
+            "retraining.freeze_backbone retraining.pinned retraining.critic_steps retraining.question "
+            "retraining.minimum_mass",
             "the position in the prompts would mean another one": "prompts.train prompts.max_tokens prompts.column "
             "prompts.too_long",
             "evaluations before and after would not be comparable": "prompts.heldout evaluation.judge",
             "the state of the optimizer and its count of steps depend on it": "trained.optimizer.betas "
             "trained.optimizer.epsilon trained.optimizer.weight_decay trained.optimizer.max_gradient_norm ppo.epochs "
-            "ppo.mini_batches",
+            "ppo.mini_batches retraining.optimizer.betas retraining.optimizer.epsilon "
+            "retraining.optimizer.weight_decay retraining.optimizer.max_gradient_norm",
             "the mean in the checkpoint was taken with it": "actor.ema_decay",
             "it is spent, or half spent": "critic.warmup ppo.kl.controller.initial",
             "the checkpoint has the state of that controller": "ppo.kl.controller.type",
@@ -91,9 +100,12 @@ ppo.kl.controller.coefficient ppo.kl.controller.target ppo.kl.controller.horizon
             "ppo.policy.type ppo.policy.mean ppo.value.mean ppo.value.normalise reward.label",
         }
     ),
-    sharded=lambda config: [role for role in trained_roles() if role in config.model_roles],
+    sharded=lambda config: [
+        *(role for role in trained_roles() if role in config.model_roles),
+        *([REWARD] if config.retraining else []),
+    ],
     steps=lambda config: config.steps,
-    leaves=(*trained_roles(), "actor_ema", EVALUATED),
+    leaves=(*trained_roles(), REWARD, "actor_ema", EVALUATED),
 )
 
 _REWARD_TRAINING = ResumeRules(

@@ -104,7 +104,8 @@ def _model_flops_utilization(ranks: Sequence[tuple[str, RankUsage]], work: StepW
         card = card_called(own[0][1].name) if own else None
         if card is None:
             continue
-        for phase, methods in (("score", scoring), ("update", {"update"})):
+        phases = [("score", scoring), *([("update", {"update"})] if row_of(role).trained else [])]
+        for phase, methods in phases:
             calls = [call for usage, _ in own for call in usage.busy if call[2] in methods]
             key = f"mfu/{base_role(role)}_{phase}"
             for method in {method for _, _, method in calls}:

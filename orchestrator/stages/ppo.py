@@ -9,17 +9,16 @@ import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from cluster.ranks.role_group import RoleGroup
-from cluster.role_table import ACTOR, CRITIC
+from cluster.role_table import ACTOR, CRITIC, REWARD
 from cluster.runtime.ray_cluster import RayCluster
 from orchestrator.config.kl import AdaptiveKl
 from orchestrator.config.run import RunConfig
 from orchestrator.data.prompts import PromptSource, Questions, heldout_prompts
-from orchestrator.errors import CheckpointError, TetrarchError, WeightsDiffer
+from orchestrator.errors import CheckpointError, WeightsDiffer
 from orchestrator.groups import canary
 from orchestrator.groups.build import resolve_models, training_roles
 from orchestrator.groups.scoring import Roles
@@ -28,20 +27,21 @@ from orchestrator.ppo.budget import heed
 from orchestrator.ppo.kl import make_controller
 from orchestrator.ppo.step import StepResult, TrainState, expect_steps, step_metrics, train_step
 from orchestrator.report.reporter import Reporter
-from orchestrator.report.run_files import LEDGER_FILE
 from orchestrator.run.checkpoint import TRAINED, Checkpoint, whole_folder
 from orchestrator.run.phase_clock import Clock
 from orchestrator.run.resuming import Resume, check_reference
-from orchestrator.run.sample_ledger import TRUNCATED, LedgerLine, read_ledger, summary, wrong_in
 from orchestrator.stages.best_models import BestModels
 from orchestrator.stages.card_metrics import step_work
 from orchestrator.stages.evaluation import evaluate, training_samples
+from orchestrator.stages.fresh_labels import fresh_labels
+from orchestrator.stages.retraining import Retraining, told
 from orchestrator.stages.run import carry_out
 from orchestrator.stages.stage import Stage, StepReport
 from roles.actor import Actor
 from roles.batch import Prompts, Rollouts, Scored, Sequences
 from roles.critic import Critic
 from roles.reference import FrozenPolicy
+from roles.reward_trainer import RewardTrainer
 
 
 def train(config: RunConfig, resume: Resume, training: Questions, heldout: Questions | None) -> None:
@@ -60,9 +60,12 @@ def train(config: RunConfig, resume: Resume, training: Questions, heldout: Quest
         state = TrainState(PromptSource(training, config.seed), make_controller(controller))
         questions = heldout_prompts(heldout, config.evaluation.prompts, config.seed) if heldout else None
         report.status("starting the roles")
-        with training_roles(config, models) as roles:
+        with training_roles(config, models) as roles, fresh_labels(config, roles) as labels:
             gold = BestModels(config.evaluation.stop, Path(config.run_dir)) if config.evaluation.stop else None
-            yield Ppo(config, roles, state, report, questions, reference_fingerprint(roles), gold=gold)
+            again = Retraining(config, roles, training, labels) if labels else None
+            yield Ppo(
+                config, roles, state, report, questions, reference_fingerprint(roles), gold=gold, retraining=again
+            )
 
     targets = {"objective/kl": controller.target} if isinstance(controller, AdaptiveKl) else {}
     carry_out(config, resume, start, title="PPO", steps=config.steps, targets=targets)
@@ -84,6 +87,8 @@ class Ppo(Stage):
     """The scored samples of the current step."""
     gold: BestModels | None = None
     """The best models by their gold score; None: those of the last step are left."""
+    retraining: Retraining | None = None
+    """How the reward model goes on learning; None: it is frozen."""
 
     @property
     def cluster(self) -> RayCluster:
@@ -102,17 +107,21 @@ class Ppo(Stage):
 
     @property
     def trained(self) -> Mapping[str, RoleGroup[Any]]:
-        """The actor, and the critic if there is one."""
-        return {ACTOR: self.roles.actor} | ({CRITIC: self.roles.critic} if self.roles.critic else {})
+        """The actor, the critic if there is one, and the reward model if it goes on learning."""
+        others = {CRITIC: self.roles.critic, REWARD: self.retraining.group if self.retraining else None}
+        return {ACTOR: self.roles.actor} | {role: group for role, group in others.items() if group is not None}
 
     def state_dict(self) -> dict[str, Any]:
-        """The state of `TrainState`, and the fingerprint of the reference."""
-        return {**self.state.state_dict(), "reference": self.reference}
+        """The state of `TrainState`, the fingerprint of the reference, and what the retraining of the reward needs."""
+        retraining = {"retraining": self.retraining.state_dict()} if self.retraining else {}
+        return {**self.state.state_dict(), "reference": self.reference, **retraining}
 
     def load_state(self, checkpoint: Checkpoint) -> None:
         """Restore the state. CheckpointError if the reference has changed."""
         check_reference(checkpoint, self.reference, self.config)
         self.state.load_state_dict(checkpoint.state)
+        if self.retraining:
+            self.retraining.load_state_dict(checkpoint.state["retraining"])
         if self.state.warm_at is not None:  # before the actor's state, whose next learning rate follows from it
             expect_steps(self.roles, self.state, self.config)
 
@@ -125,38 +134,31 @@ class Ppo(Stage):
             self.roles.policy.load(self.roles.actor, version=self.state.version)
 
     def one_step(self, clock: Clock) -> StepReport:
-        """Draw prompts, and train on the policy's responses."""
+        """Retrain the reward model if that is due; draw prompts, and train on the policy's responses."""
         rollout, state = self.config.rollout, self.state
+        retrained = self.retraining.before_step(state, clock) if self.retraining else {}
+        if retrained:
+            self.report.note(told(retrained, state.step))
         prompts = state.prompts.next(rollout.prompts_per_step, rollout.responses_per_prompt)
-        coefficient, version = state.kl.coefficient, state.version
+        coefficient = state.kl.coefficient
         result = train_step(self.roles, prompts, state, self.config, clock, self._keep)
         self.batch = None
-        return self._told(result, clock, coefficient, version)
+        return self._told(result, clock, coefficient, retrained)
 
     def _keep(self, scored: Scored) -> None:
         self.batch = scored
 
-    def _told(self, result: StepResult, clock: Clock, coefficient: float, version: int) -> StepReport:
-        """Report a step whose samples were generated by the weights of `version`."""
+    def _told(self, result: StepResult, clock: Clock, coefficient: float, retrained: Mapping[str, float]) -> StepReport:
         scored = result.scored
         metrics = {
             **step_metrics(result),
             "tokens/generated_per_s": float(scored.rollouts.response_mask.sum()) / clock.seconds["generate"],
             "kl/coefficient": coefficient,
             "weights/version": self.state.version,
+            **retrained,
         }
-        samples, trained = training_samples(scored, self.config.evaluation.samples), result.experience.trained
-        left_out = {TRUNCATED: len(scored) - trained} if trained < len(scored) else {}
-        ledger = LedgerLine(version, self.state.prompts.drawn, len(scored), trained, left_out)
-        return StepReport(metrics, samples, step_work(self.config, scored), ledger)
-
-    def check_ledger(self) -> None:
-        """Every sample of the run was trained on, or dropped for a reason; every prompt was drawn once in each pass."""
-        lines = read_ledger(Path(self.config.run_dir))
-        wrong = list(islice(wrong_in(lines, len(self.state.prompts)), 3))
-        if wrong:
-            raise TetrarchError(f"everything is saved, but {LEDGER_FILE} is wrong: {'; '.join(wrong)}")
-        self.report.note(f"{LEDGER_FILE}: {summary([line for _, line in lines])}")
+        samples = training_samples(scored, self.config.evaluation.samples)
+        return StepReport(metrics, samples, step_work(self.config, scored))
 
     def after_step(self, told: StepReport) -> None:
         """Apply `ppo.kl.budget`."""
@@ -250,9 +252,12 @@ class Ppo(Stage):
             self.gold.move_to_run_dir()
 
     def _save_to(self, run_dir: Path) -> None:
-        """Save critic, mean of the weights and policy, each completely or not at all. The policy is last and has the
-        step of its weights: if it is there, everything is."""
+        """Save reward model (if it was retrained), critic, mean of the weights and policy, each completely or not at
+        all. The policy is last and has the step of its weights: if it is there, everything is."""
         deadline_s = self.config.deadlines.save_s
+        if self.retraining:
+            with whole_folder(run_dir / REWARD) as folder:
+                self.retraining.group.call(RewardTrainer.save_model, str(folder)).result(deadline_s)
         if self.roles.critic:
             scale = self.state.value_scale  # says nothing where the targets are plain
             with whole_folder(run_dir / CRITIC) as folder:

@@ -23,7 +23,7 @@ from orchestrator.config.reward_training import (
     RewardTrainingRun,
     SampledPairs,
 )
-from orchestrator.data.comparisons import Comparisons, digest, keep, kept, schedule, split
+from orchestrator.data.comparisons import Comparisons, digest, group_shards, keep, kept, schedule, split
 from orchestrator.data.preference_pairs import Pairs
 from orchestrator.data.prompts import Questions
 from orchestrator.errors import TetrarchError
@@ -43,7 +43,6 @@ from orchestrator.stages.scheduled_stage import ScheduledStage
 from orchestrator.stages.stage import Stage, StepReport
 from roles.batch import Preferences
 from roles.model_files.conversion import resolve_model
-from roles.packing import balance
 from roles.reward_trainer import RewardTrainer
 
 
@@ -168,7 +167,7 @@ class RewardTraining(ScheduledStage):
         pairs, deadline_s = self.comparisons.training, self.config.deadlines.update_s
         self.quality = None
         with clock("update"):
-            shards = pairs.split(_share(self.schedule[self.step], pairs, len(self.trainer)))
+            shards = pairs.split(group_shards(self.schedule[self.step], pairs, len(self.trainer)))
             stats = self.trainer.map(RewardTrainer.update, shards).result(deadline_s)[0]
         self.step += 1
         metrics = {
@@ -202,7 +201,7 @@ class RewardTraining(ScheduledStage):
 
     def _scores(self, preferences: Preferences) -> torch.Tensor:
         """The model's scores, float32 `[batch]`."""
-        return spread(self.trainer, RewardTrainer.scores, preferences).result(self.config.deadlines.score_s)
+        return spread(self.trainer, RewardTrainer.score, preferences).result(self.config.deadlines.score_s)
 
 
 def check_quality(quality: RewardQuality, minimum: float) -> None:
@@ -212,13 +211,6 @@ def check_quality(quality: RewardQuality, minimum: float) -> None:
             f"held-out pair accuracy {quality.told} is not surely above reward_training.minimum_accuracy="
             f"{minimum:.0%}; train on more pairs or for more epochs, hold more pairs out, or use a larger model"
         )
-
-
-def _share(groups: list[int], preferences: Preferences, ranks: int) -> list[list[int]]:
-    """Rows of each rank: whole groups, divided by tokens."""
-    rows = {group: (preferences.groups == group).nonzero().flatten().tolist() for group in groups}
-    tokens = [int(preferences.lengths[rows[group]].sum()) for group in groups]
-    return [[row for place in part for row in rows[groups[place]]] for part in balance(tokens, ranks)]
 
 
 def _quality(scores: torch.Tensor, comparisons: Comparisons) -> RewardQuality:

@@ -6,6 +6,7 @@ A configuration and prompts flow in; Preferences flow out.
 from __future__ import annotations
 
 import torch
+from torch import Tensor
 
 from cluster.ranks.calls import wait_all
 from cluster.role_table import ENGINES, JUDGE
@@ -15,7 +16,7 @@ from orchestrator.data.prompts import PromptSource, Questions
 from orchestrator.groups.build import Models, builder
 from orchestrator.groups.policy import Policy
 from orchestrator.report.reporter import Reporter
-from roles.batch import Preferences
+from roles.batch import Preferences, Rollouts
 
 
 def sampled(
@@ -36,5 +37,10 @@ def sampled(
         judged = judge.start(rollouts)
         wait_all([judged.call], config.deadlines.score_s)
         scores = judged.result(config.deadlines.score_s)
-    groups = torch.arange(len(prompts)) // pairs.responses_per_prompt
-    return Preferences(rollouts.token_ids, rollouts.lengths, groups, scores, torch.ones(len(prompts)))
+    return by_score(rollouts, scores, pairs.responses_per_prompt)
+
+
+def by_score(rollouts: Rollouts, scores: Tensor, each: int) -> Preferences:
+    """Responses that a judge has scored, float `[batch]`; `each` consecutive ones answer the same prompt."""
+    groups = torch.arange(len(rollouts)) // each
+    return Preferences(rollouts.token_ids, rollouts.lengths, groups, scores, torch.ones(len(rollouts)))

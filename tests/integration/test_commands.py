@@ -117,6 +117,27 @@ def test_a_reward_training_that_goes_on_from_a_checkpoint_gives_the_same_weights
     assert "Tetrarch · reward model" in shown and "calibration error" in shown
 
 
+def test_a_reward_model_that_is_retrained_during_ppo_goes_on_exactly(home: Path, tiny: Path) -> None:
+    """The README's file: six steps, with retrainings before the third and the fifth; then the last two again, from a
+    checkpoint with the optimizer of the reward model."""
+    words = [".venv/bin/tetrarch", "train", "configs/retraining.yaml"]
+    shown = start([*words, "report.html=false"], home)
+    assert "before step 3 the reward model was retrained on" in shown and "before step 5" in shown
+    run = home / "runs/retraining"
+    whole, reward = metrics(run), (run / "reward/model.safetensors").read_bytes()
+    assert reward != (home / "runs/inputs/tiny/reward/model.safetensors").read_bytes()
+    retrained = [step for step in whole if "retraining/loss" in step]
+    assert [step["step"] for step in retrained] == [3, 5]
+    assert retrained[1]["retraining/accuracy"] > retrained[0]["retraining/accuracy"] + 0.1, "it has learned the judge"
+    assert retrained[1]["retraining/pinned_mean_before"] == pytest.approx(retrained[0]["retraining/pinned_mean"])
+    assert [step["step"] for step in whole if "policy/loss" not in step] == [3, 5], "the critic is trained alone"
+    start([*words, "report.html=false", "--resume-from", "4"], home)
+    for expected, got in zip(whole, metrics(run), strict=True):
+        differing = {key for key in {**expected, **got} if expected.get(key) != got.get(key)}
+        assert not {key for key in differing if not key.startswith(("time/", "memory/", "tokens/"))}
+    assert (run / "reward/model.safetensors").read_bytes() == reward
+
+
 def test_fine_tuning_reaches_the_entropy_of_its_data_and_goes_on_exactly(home: Path, tiny: Path) -> None:
     """Three of four answers to each question are one letter, the fourth is another; a response is a space, the letter
     and its end: a third of H(1/4) nats per token. All steps, then the second half again after a resume."""

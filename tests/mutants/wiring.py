@@ -181,7 +181,7 @@ WIRING = (
     Fault(
         "the actor's schedule counts the critic's warm-up",
         "orchestrator/groups/build.py",
-        "trained_steps = config.steps - config.critic.warmup.max_steps",
+        "trained_steps = config.actor_steps(config.critic.warmup.max_steps)",
         "trained_steps = config.steps",
         CRITIC_KEYS,
     ),

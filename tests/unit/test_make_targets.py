@@ -61,6 +61,7 @@ FIGURES = {
     "roles/README.md: Long contexts": ".venv/bin/python tests/benchmarks/long_context.py",
     "roles/README.md: Architectures": "make architectures",
     "orchestrator/README.md: Pipelines": "make pipeline",
+    "orchestrator/README.md: Retraining the reward model": ".venv/bin/tetrarch train configs/retraining.yaml",
     "orchestrator/README.md: Serving": ".venv/bin/tetrarch best-of-n configs/tiny.yaml serving.responses=16",
     "orchestrator/README.md: Rejection sampling": ".venv/bin/tetrarch best-of-n configs/serve.yaml run_dir=runs",
     "cluster/README.md: The plan": ".venv/bin/tetrarch plan configs/llama3-70b-32xa800.yaml",

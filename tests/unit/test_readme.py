@@ -22,6 +22,7 @@ from orchestrator.commands import app as cli
 from orchestrator.config.data import RecordsConfig
 from orchestrator.config.loading import load_all, load_config
 from orchestrator.config.pipeline import PipelineConfig
+from orchestrator.config.retraining import RetrainingConfig
 from orchestrator.config.run import RunConfig
 from roles.config.environment import FunctionEnvironment
 from roles.config.rewards import RewardConfig
@@ -68,6 +69,7 @@ def test_pieces_of_configuration_are_valid(text: str, tmp_path: Path) -> None:
         "dataset": TypeAdapter(RecordsConfig),
         "environment": TypeAdapter(FunctionEnvironment),
         "reward": TypeAdapter(RewardConfig),
+        "retraining": TypeAdapter(RetrainingConfig),
         "placement": TypeAdapter(PlacementConfig),
         "pipeline": TypeAdapter(PipelineConfig),
     }

@@ -17,6 +17,7 @@ from orchestrator.config.rules import (
     pair_rules,
     placement_rules,
     ppo_rules,
+    retraining_rules,
     reward_rules,
     sampling_rules,
 )
@@ -35,6 +36,7 @@ RULES: tuple[tuple[type[BaseConfig], Callable[[Any], Iterator[str]]], ...] = (
     (EvaluationRun, reward_rules.ensemble_rules),
     (RunConfig, model_rules.critic_rules),
     (RunConfig, ppo_rules.evaluation_rules),
+    (RunConfig, retraining_rules.retraining_rules),
     (SamplingConfig, sampling_rules.engine_rules),
     (BaseConfig, memory_rules.memory_rules),
     (BaseConfig, checkpoint_rules.checkpoint_rules),

@@ -37,7 +37,8 @@ def test_a_bar_in_a_description_does_not_break_the_table() -> None:
 
 def test_phases_leave_out_what_overlaps_them() -> None:
     phases = [metric for metric in METRICS.values() if metric.chart is not None and metric.chart.stacked]
-    assert [metric.label for metric in phases] == ["generate", "score", "experience", "update", "push", "evaluate"]
+    of_a_step = ["generate", "score", "experience", "update", "push", "evaluate"]
+    assert [metric.label for metric in phases] == [*of_a_step, "label", "retrain"]
     assert [f"time/{metric.label}_s" for metric in phases] == [metric.key for metric in phases]
     assert all(metric.doing for metric in phases), "the user reads what the run is doing"
 

@@ -53,6 +53,12 @@ NO_NUMBERS = {
         ("labelling.[!j]*", "labelling.judge<endpoint>*", "labelling.judge<model>", "labelling.judge<model>.[!m]*"),
         "what is asked, counted and written: test_labelling.py, test_judge_tasks.py, test_asking_budget.py",
     ),
+    "retraining.judge<function>.protocol=*": "how the function is asked, as the reward's: test_reward_keys.py",
+    "retraining.judge<function>.label": "what the function is given, as the reward's: test_reward_keys.py",
+    "retraining.judge<remote>*": "asked as the reward's: test_reward_keys.py",
+    "retraining.judge<endpoint>*": "asked as by `tetrarch label`: test_retraining.py, test_labelling.py",
+    "retraining.question": "what an endpoint is told: test_an_endpoint_labels_what_the_reward_model_learns",
+    "retraining.minimum_mass": "when an endpoint abstains: the same test",
     "labelling.judge<model>.max_tokens": "which questions are refused: test_asked_model.py",
 }
 """Pattern of keys → why no number depends on them."""

@@ -27,6 +27,7 @@ import orchestrator.groups.build
 import orchestrator.groups.scoring
 import orchestrator.ppo.step
 import orchestrator.stages.evaluation
+import orchestrator.stages.fresh_labels
 import orchestrator.stages.ppo
 import orchestrator.stages.run
 import orchestrator.stages.sampled_pairs
@@ -225,6 +226,7 @@ def stage() -> Iterator[Seen]:
             orchestrator.groups.scoring,
             orchestrator.ppo.step,
             orchestrator.stages.evaluation,
+            orchestrator.stages.fresh_labels,
             orchestrator.stages.sampled_pairs,
             orchestrator.stages.run,
         ):

@@ -10,6 +10,7 @@ from tests.unit.wiring import (
     test_dpo_keys,
     test_model_keys,
     test_prompt_keys,
+    test_retraining_keys,
     test_reward_keys,
     test_reward_training_keys,
     test_rollout_keys,
@@ -26,7 +27,7 @@ LEAVES = list(leaves(AnyConfig))
 TABLES = (actor_cases, critic_cases, driver_cases, reward_training_cases, sft_cases)
 TESTS = (
     *(test_model_keys, test_prompt_keys, test_reward_keys, test_reward_training_keys, test_rollout_keys),
-    test_dpo_keys,
+    *(test_dpo_keys, test_retraining_keys),
 )
 
 

@@ -33,6 +33,7 @@ reward: {type: model, model: {path: reward}}
 rollout: {prompts_per_step: 8, max_response_tokens: 16}
 """
 
+RETRAIN = "retraining={every: 2, judge: {type: function, path: judge.py}, prompts: 4, pinned: 4}"
 REMOTE = "reward={type: remote, urls: ['http://me:pass@host/x'], headers: {Authorization: Bearer tok-123}}"
 ENVIRONMENT = "{path: env.py, max_tokens: 96}"
 DOUBLED = f"[&a0 [x, x], {', '.join(f'&a{i} [*a{i - 1}, *a{i - 1}]' for i in range(1, 30))}]"
@@ -455,6 +456,19 @@ def test_several_mistakes_are_one_line_each(file: Path) -> None:
         (["device=cuda", "reference.zero.sleep=true"], ["reference.zero.sleep=true", "no optimizer"]),
         (["device=cuda", "actor.zero={stage: 2, sleep: true}"], ["actor.zero.sleep=true", "stage=3"]),
         (["device=cuda", "actor.zero={sleep: true, offload_optimizer: true}"], ["actor.zero.sleep=true", "set one"]),
+        (
+            [RETRAIN, "reward={type: function, path: r.py}"],
+            ["retraining trains the reward model, but reward.type=function"],
+        ),
+        ([RETRAIN, "reward.text_bridge=true"], ["reward.text_bridge=true", "actor's tokenizer"]),
+        ([RETRAIN, "retraining.every=9", "steps=9"], ["retraining.every=9 is never reached", "steps=9"]),
+        ([RETRAIN, "retraining.critic_steps=2"], ["retraining.critic_steps=2", "none of the 2 steps"]),
+        ([RETRAIN, "retraining.pinned=9"], ["retraining.pinned=9", "8 responses", "use 8 or fewer"]),
+        (
+            [RETRAIN, "environment={path: e.py, max_tokens: 99}"],
+            ["retraining compares responses, not conversations"],
+        ),
+        ([RETRAIN, "device=cuda", "rollout.engine.sleep=2"], ["rollout.engine.sleep=2", "critic_steps: 0"]),
         (
             ["device=cuda", "reward.zero={stage: 2, offload_parameters: true}"],
             ["reward.zero.offload_parameters=true", "stage=3, not 2"],

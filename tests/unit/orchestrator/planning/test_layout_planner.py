@@ -290,6 +290,29 @@ def test_adapters_shrink_the_plan() -> None:
     assert layout(load_config(SEVENTY_B, [*FULL_ADAM, *adapters])).shortages == []
 
 
+def test_a_reward_model_that_is_retrained_has_an_optimizer_and_a_phase_of_its_own() -> None:
+    file, own = ROOT / "configs/llama3-8b-2x8.yaml", "retraining={every: 4, judge: {type: function, path: judge.py}}"
+    frozen, retrained = layout(load_config(file)), layout(load_config(file, [own]))
+    head = layout(load_config(file, [own, "retraining.freeze_backbone=true"]))
+    assert "train reward" not in frozen.phases and retrained.phases.index("train reward") > 1
+
+    def of_the_reward(planned: PlannedLayout, phase: str) -> dict[str, float]:
+        card = next(load for load in planned.gpus if "reward" in load.roles)
+        return {item: size for (role, item), size in card.phases[phase].items() if role == "reward"}
+
+    parameters, ranks = retrained.sizes["reward"].parameters, len(retrained.plan.of("reward"))
+    optimizer = "optimizer (float32 weights and moments)"
+    assert optimizer not in of_the_reward(frozen, "generate")
+    assert of_the_reward(retrained, "generate")[optimizer] == pytest.approx(12 * parameters / ranks)
+    assert of_the_reward(head, "generate")[optimizer] == pytest.approx(12 * retrained.sizes["reward"].hidden / ranks)
+    for phase in ("train actor", "train critic"):
+        assert "head and a block of logits" not in of_the_reward(retrained, phase), "it is trained between the steps"
+        assert of_the_reward(retrained, phase).get("activations") is None
+    assert of_the_reward(retrained, "train reward")["activations"] > 0
+    assert retrained.step.phases == frozen.step.phases
+    assert any("retraining" in note and "every 4 steps" in note for note in retrained.notes)
+
+
 def test_training_refuses_what_cannot_fit(monkeypatch: pytest.MonkeyPatch) -> None:
     """Before it looks at models or prompts, none of which are here."""
     refused = CliRunner().invoke(cli.app, ["train", str(SEVENTY_B), *FULL_ADAM])

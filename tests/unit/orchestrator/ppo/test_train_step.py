@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
+from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
@@ -16,6 +17,8 @@ import orchestrator.ppo.step
 from cluster.config import Deadlines
 from orchestrator.config.canary import CanaryConfig
 from orchestrator.config.ppo import PpoConfig
+from orchestrator.config.retraining import RetrainingConfig
+from orchestrator.config.run import RunConfig
 from orchestrator.errors import NotFinite, TetrarchError, WeightsDiffer
 from orchestrator.groups.reward import Member
 from orchestrator.groups.scoring import Policy, Reward, Roles
@@ -41,6 +44,8 @@ def step(
     sleeps: bool = False,
     warmup: WarmupConfig | None = None,
     done: int = 0,
+    retraining: RetrainingConfig | None = None,
+    warm_at: int | None = None,
     kept: list[Scored] | None = None,
     members: Sequence[str] = ("reward",),
     frozen: Sequence[str] = (),
@@ -73,8 +78,12 @@ def step(
         critic=SimpleNamespace(warmup=warmup or WarmupConfig()),
         canary=CanaryConfig(),
         steps=10,
+        retraining=retraining,
     )
+    config.critic_alone = partial(RunConfig.critic_alone, config)
+    config.actor_steps = partial(RunConfig.actor_steps, config)
     state = TrainState(SimpleNamespace(), FixedController(0.1), version=3, step=done)  # type: ignore[arg-type]
+    state.warm_at = warm_at
     clock = Clock(lambda phase: log.append(f"[{phase}]"))
     keep = (kept if kept is not None else []).append
     return train_step(roles, prompts_of(ROWS), state, config, clock, keep), state, groups
@@ -196,6 +205,27 @@ def test_the_warm_up_ends_when_the_critic_explains_enough(
     assert (result.actor is not None) == trained
     assert state.warm_at == (2 if trained else None)
     assert [line for line in log if "expect" in line] == [f"actor.expect({(10 - 2) * 2 * 2},)"] * trained
+
+
+@pytest.mark.parametrize(("done", "trained"), [(3, True), (4, False), (5, True)])
+def test_after_a_retraining_of_the_reward_the_critic_learns_its_scores_first(
+    log: list[str], done: int, trained: bool
+) -> None:
+    judge = {"type": "function", "path": "judge.py"}
+    again = RetrainingConfig.model_validate({"every": 4, "judge": judge, "critic_steps": 1})
+    result, state, _ = step(log, retraining=again, done=done, warm_at=0)
+    assert (result.actor is not None) == trained and result.critic is CRITIC
+    assert state.version == 3 + trained, "nothing is pushed, and the KL controller does not move"
+
+
+def test_the_actors_schedule_has_the_steps_that_retrainings_leave(
+    log: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(orchestrator.ppo.stats, "explained_variance", lambda values, returns: 1.0)
+    judge = {"type": "function", "path": "judge.py"}
+    again = RetrainingConfig.model_validate({"every": 4, "judge": judge, "critic_steps": 2})
+    step(log, warmup=WarmupConfig(max_steps=5, until_explained_variance=0.4), done=2, retraining=again)
+    assert [line for line in log if "expect" in line] == [f"actor.expect({(10 - 2 - 4) * 2 * 2},)"]
 
 
 def test_remax_asks_for_one_greedy_response_a_prompt_and_scores_it(log: list[str]) -> None:

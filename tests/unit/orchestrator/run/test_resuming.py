@@ -24,7 +24,7 @@ from orchestrator.config.serving import ServingRun
 from orchestrator.config.sft import SftRun
 from orchestrator.errors import ConfigError, TetrarchError
 from orchestrator.run.checkpoint import Checkpoints
-from orchestrator.run.resume_rules import RESUME_RULES
+from orchestrator.run.resume_rules import RESUME_RULES, rules_of
 from orchestrator.run.resuming import (
     Resume,
     _names,
@@ -37,6 +37,7 @@ from orchestrator.run.resuming import (
 
 ROOT = Path(__file__).resolve().parents[4]
 TINY = ROOT / "configs/tiny.yaml"
+RETRAINING = ROOT / "configs/retraining.yaml"
 WHOLE = {
     *("deadlines", "report", "checkpoint", "placement", "canary", "frozen.zero", "rollout.engine"),
     *("trained.optimizer.schedule", "trained.zero", "trained.lora", "trained.model", "critic.warmup"),
@@ -96,6 +97,30 @@ def test_every_key_has_one_rule_of_its_own(root: type[BaseConfig], whole: set[st
         used.add(rule)
     assert used == rules.may_change | set(rules.stays) | rules.unread, "rules that no key has"
     assert len(used) == sum(map(len, (rules.may_change, rules.stays, rules.unread))), "two rules for a key"
+
+
+def test_a_reward_model_that_is_retrained_keeps_what_its_checkpoint_depends_on(tmp_path: Path) -> None:
+    """Without retraining it is frozen, and may be sharded anew."""
+    retrained, frozen = (load_config(file, [f"run_dir={tmp_path}"]) for file in (RETRAINING, TINY))
+    rules = rules_of(retrained)
+    assert "reward" in rules.sharded(retrained) and "reward" not in rules.sharded(frozen)
+    assert why_not("reward.zero.stage", rules) is None
+    assert why_not("reward.zero.stage", rules, rules.sharded(retrained)) is not None
+    assert why_not("reward.micro_batch_tokens", rules, rules.sharded(retrained)) is None
+    checkpoints = Checkpoints(tmp_path / "checkpoints", keep=5)
+    checkpoints.save(2, {"config": dump_config(retrained)}, lambda folder: None)
+    checkpoint = checkpoints.newest()
+    assert checkpoint is not None
+    for key, value, refused in (
+        ("reward.zero.stage", 2, True),
+        ("placement.reward.ranks", 2, True),
+        ("retraining.optimizer.learning_rate", 1e-4, False),
+        ("retraining.judge.workers", 2, False),
+        ("retraining.every", 3, True),
+        ("retraining", "null", True),
+    ):
+        found = changes(checkpoint, load_config(RETRAINING, [f"run_dir={tmp_path}", f"{key}={value}"]))
+        assert any(change.why_not for change in found) == refused, key
 
 
 NOT_RESUMED = {EvaluationRun, ServingRun, LabellingRun, PipelineRun}

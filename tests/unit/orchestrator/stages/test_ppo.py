@@ -26,12 +26,14 @@ from orchestrator.config.evaluation import EvaluationConfig
 from orchestrator.config.ppo import PpoConfig
 from orchestrator.errors import CheckpointError, KlBudgetSpent, NotFinite, TetrarchError, WeightsDiffer
 from orchestrator.groups import canary
+from orchestrator.groups.reward import Member
 from orchestrator.groups.scoring import Policy
 from orchestrator.ppo.kl import AdaptiveController, FixedController
 from orchestrator.ppo.step import TrainState
 from orchestrator.run.checkpoint import Checkpoints
 from orchestrator.run.phase_clock import Clock
 from orchestrator.stages.ppo import Ppo
+from orchestrator.stages.retraining import Retraining
 from orchestrator.stages.run import Run
 from orchestrator.stages.stage import StepReport
 from roles.config.rollout import RolloutConfig
@@ -80,6 +82,7 @@ def make_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> MakeRun:
         settings: Any = {"rollout": rollout, "ppo": PpoConfig(), "deadlines": Deadlines(), "steps": 10}
         settings |= {"checkpoint": CheckpointConfig(), "evaluation": EvaluationConfig()}
         config: Any = SimpleNamespace(**settings, run_dir=str(tmp_path), folder_key="run_dir")
+        config.actor_steps = lambda warm_at: 10 - warm_at
         report: Any = SimpleNamespace(status=log.append, note=log.append, phase=log.append, step=lambda *told: None)
         report.leaves = lambda best, ended: None
         train_state = TrainState(Source(), FixedController(0.1), **state)  # type: ignore[arg-type]
@@ -149,6 +152,36 @@ def test_the_driver_remembers_all_that_has_moved(make_run: MakeRun) -> None:
     assert again.state_dict() == run.state_dict()
     assert all(before[name] != value for name, value in run.state_dict().items()), "everything had moved"
     assert again.kl.coefficient == run.kl.coefficient != 0.2
+
+
+def test_a_reward_model_that_goes_on_learning_is_a_part_of_every_checkpoint(make_run: MakeRun) -> None:
+    run, log = make_run(step=3, version=3)
+    ppo, reward = ppo_of(run), FakeGroup("learning reward", log)
+    assert "reward" not in ppo.trained
+    for stage in (ppo, ppo_of(make_run()[0])):
+        stage.retraining = Retraining(NOBODY, NOBODY, NOBODY, NOBODY)
+        stage.retraining.roles = SimpleNamespace(reward=SimpleNamespace(members={"reward": Member(reward)}))  # type: ignore[assignment,arg-type]
+    ppo.retraining.pinned = [[3, 4], [5]]  # type: ignore[union-attr]
+    run.save()
+    saved = run.checkpoints.newest()
+    assert [line for line in log if line.startswith("learning reward.save_state")]
+    assert saved is not None and saved.state["retraining"] == {"pinned": [[3, 4], [5]]}
+    ppo.retraining.pinned = []  # type: ignore[union-attr]
+    run.restore(saved)
+    assert ppo.retraining.pinned == [[3, 4], [5]]  # type: ignore[union-attr]
+    assert [line for line in log if line.startswith("learning reward.load_state")]
+
+
+def test_a_retraining_comes_before_its_step_and_is_told(make_run: MakeRun, monkeypatch: pytest.MonkeyPatch) -> None:
+    run, log = make_run(step=3, version=3)
+    told = {"retraining/comparisons": 0.0}
+    ppo_of(run).retraining = SimpleNamespace(  # type: ignore[assignment]
+        before_step=lambda state, clock: log.append(f"retraining before {state.step}") or told
+    )
+    monkeypatch.setattr(orchestrator.stages.ppo, "train_step", lambda *given: log.append("step"))
+    monkeypatch.setattr(Ppo, "_told", lambda *given: given[-1])
+    assert ppo_of(run).one_step(Clock(lambda phase: None)) == told  # type: ignore[comparison-overlap]
+    assert log[0] == "retraining before 3" and log[1].startswith("before step 4") and log[2] == "step"
 
 
 def test_a_checkpoint_of_another_version_is_refused(make_run: MakeRun) -> None:

@@ -10,9 +10,9 @@ from dataclasses import asdict, replace
 import pytest
 import torch
 
-from orchestrator.data.comparisons import Comparisons, schedule
+from orchestrator.data.comparisons import Comparisons, group_shards, schedule
 from orchestrator.errors import TetrarchError
-from orchestrator.stages.reward_training import RewardQuality, _quality, _share, check_quality
+from orchestrator.stages.reward_training import RewardQuality, _quality, check_quality
 from tests.unit.orchestrator.stages.test_sampled_pairs import ranked, training
 
 
@@ -29,7 +29,7 @@ def test_every_epoch_is_a_fresh_permutation_of_all_groups() -> None:
 @pytest.mark.parametrize("ranks", [1, 2, 3, 5])
 def test_a_group_stays_on_one_rank(ranks: int) -> None:
     preferences = ranked([[1.0, 0.0, 0.5]] * 4)
-    parts = _share([3, 0, 2], preferences, ranks)
+    parts = group_shards([3, 0, 2], preferences, ranks)
     assert len(parts) == ranks
     assert sorted(row for part in parts for row in part) == [0, 1, 2, 6, 7, 8, 9, 10, 11]
     for part in parts:
