@@ -12,6 +12,9 @@ from roles.config.models import OptimizerConfig, ScheduleConfig, TrainedRole
 from roles.config.rewards import FunctionReward, ModelReward, RemoteReward
 from roles.config.section import Section
 
+RETRAINED = "reward_retrained"
+"""Folder in `run_dir` with the reward model as a run leaves it. The one that it starts from may be in `reward`."""
+
 
 class RetrainingConfig(Section):
     """The reward model learns again while PPO runs, from fresh responses of the policy that a gold judge compares

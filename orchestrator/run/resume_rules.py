@@ -13,6 +13,7 @@ from typing import Any
 from cluster.role_table import ACTOR, REWARD, trained_roles
 from orchestrator.config.base import BaseConfig
 from orchestrator.config.dpo import DPO_QUALITY, DpoRun
+from orchestrator.config.retraining import RETRAINED
 from orchestrator.config.reward_training import QUALITY, RewardTrainingRun
 from orchestrator.config.run import RunConfig
 from orchestrator.config.sft import SFT_QUALITY, SftRun
@@ -105,7 +106,7 @@ ppo.kl.controller.coefficient ppo.kl.controller.target ppo.kl.controller.horizon
         *([REWARD] if config.retraining else []),
     ],
     steps=lambda config: config.steps,
-    leaves=(*trained_roles(), REWARD, "actor_ema", EVALUATED),
+    leaves=(*trained_roles(), RETRAINED, "actor_ema", EVALUATED),
 )
 
 _REWARD_TRAINING = ResumeRules(

@@ -16,6 +16,7 @@ from cluster.ranks.role_group import RoleGroup
 from cluster.role_table import ACTOR, CRITIC, REWARD
 from cluster.runtime.ray_cluster import RayCluster
 from orchestrator.config.kl import AdaptiveKl
+from orchestrator.config.retraining import RETRAINED
 from orchestrator.config.run import RunConfig
 from orchestrator.data.prompts import PromptSource, Questions, heldout_prompts
 from orchestrator.errors import CheckpointError, WeightsDiffer
@@ -256,7 +257,7 @@ class Ppo(Stage):
         all. The policy is last and has the step of its weights: if it is there, everything is."""
         deadline_s = self.config.deadlines.save_s
         if self.retraining:
-            with whole_folder(run_dir / REWARD) as folder:
+            with whole_folder(run_dir / RETRAINED) as folder:
                 self.retraining.group.call(RewardTrainer.save_model, str(folder)).result(deadline_s)
         if self.roles.critic:
             scale = self.state.value_scale  # says nothing where the targets are plain

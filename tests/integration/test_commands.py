@@ -124,7 +124,7 @@ def test_a_reward_model_that_is_retrained_during_ppo_goes_on_exactly(home: Path,
     shown = start([*words, "report.html=false"], home)
     assert "before step 3 the reward model was retrained on" in shown and "before step 5" in shown
     run = home / "runs/retraining"
-    whole, reward = metrics(run), (run / "reward/model.safetensors").read_bytes()
+    whole, reward = metrics(run), (run / "reward_retrained/model.safetensors").read_bytes()
     assert reward != (home / "runs/inputs/tiny/reward/model.safetensors").read_bytes()
     retrained = [step for step in whole if "retraining/loss" in step]
     assert [step["step"] for step in retrained] == [3, 5]
@@ -135,7 +135,7 @@ def test_a_reward_model_that_is_retrained_during_ppo_goes_on_exactly(home: Path,
     for expected, got in zip(whole, metrics(run), strict=True):
         differing = {key for key in {**expected, **got} if expected.get(key) != got.get(key)}
         assert not {key for key in differing if not key.startswith(("time/", "memory/", "tokens/"))}
-    assert (run / "reward/model.safetensors").read_bytes() == reward
+    assert (run / "reward_retrained/model.safetensors").read_bytes() == reward
 
 
 def test_fine_tuning_reaches_the_entropy_of_its_data_and_goes_on_exactly(home: Path, tiny: Path) -> None:

@@ -302,6 +302,17 @@ def test_what_came_later_is_set_aside_and_not_deleted(saved: Saved) -> None:
     assert set_aside(run_dir, 2, ("actor", "critic", "actor_ema")) == run_dir / "set-aside/2"
 
 
+def test_the_reward_model_that_a_run_starts_from_is_never_moved(saved: Saved) -> None:
+    """Some keep it in `run_dir/reward`; what a retraining leaves has another name."""
+    run_dir, leaves = saved.run_dir, rules_of(saved.config()).leaves
+    for name in ("reward/model", "reward_retrained", "critic"):
+        (run_dir / name).mkdir(parents=True)
+    first = set_aside(run_dir, 2, leaves)
+    assert first is not None
+    assert (run_dir / "reward/model").is_dir() and not (run_dir / "reward_retrained").exists()
+    assert {path.name for path in first.iterdir()} == {"checkpoints", "reward_retrained", "critic"}
+
+
 def test_a_damaged_checkpoint_is_told_and_what_came_after_the_one_before_it_is_set_aside(saved: Saved) -> None:
     run_dir, config = saved.run_dir, saved.config()
     (run_dir / "metrics.jsonl").write_text("".join(f'{{"step": {step}}}\n' for step in (1, 2, 3, 4)))
