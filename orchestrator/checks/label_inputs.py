@@ -3,7 +3,9 @@ fix. The cheap checks come first."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,11 +13,12 @@ from pydantic import ValidationError
 
 from orchestrator.checks.engine_fit import check_engine
 from orchestrator.checks.model_support import check_attention, check_weights
-from orchestrator.checks.models import check_context, check_folder, check_tokenizer, model_facts
+from orchestrator.checks.models import ModelFacts, check_context, check_folder, check_tokenizer, model_facts
 from orchestrator.checks.preparation import check_cards
 from orchestrator.checks.run_folders import check_writable
 from orchestrator.config.labelling import Constitution, EndpointJudge, LabellingRun, ModelJudge
 from orchestrator.config.problems import problem_lines
+from orchestrator.config.sampling import SamplingConfig
 from orchestrator.config.yaml_text import YamlError, parse_yaml
 from orchestrator.data.dataset_rows import check_source
 from orchestrator.errors import ConfigError
@@ -46,13 +49,18 @@ def prepare_label(config: LabellingRun) -> LabelInputs:
     api_key = endpoint_key(judge, "labelling.judge") if isinstance(judge, EndpointJudge) else None
     check_source(labelling.data, "labelling.data")
     if isinstance(judge, ModelJudge):
-        _check_model(config, judge)
-    from orchestrator.data.judge_tasks import comparable, revisable  # loads transformers
+        _check_judge(config)
+    from orchestrator.data.candidates import fitting_prompt  # loads transformers
+    from orchestrator.data.judge_tasks import comparable, revisable
     from orchestrator.data.samples import read_records
     from orchestrator.data.statistics import DataStatistics
 
+    use: Callable[[Record], object] = revisable if constitution else comparable
+    if config.sampling is not None and labelling.candidates is not None:
+        policy = _check_model(config.sampling, "labelling.candidates")
+        use = partial(fitting_prompt, policy.tokenizer, labelling.candidates)
     statistics = DataStatistics("labelling.data")
-    found = read_records(labelling.data, statistics, "candidates", revisable if constitution else comparable)
+    found = read_records(labelling.data, statistics, "candidates", use)
     return LabelInputs([record for record, _ in found], constitution, api_key, "\n".join(statistics.lines()))
 
 
@@ -70,20 +78,26 @@ def read_constitution(path: Path) -> Constitution:
         raise ConfigError("\n".join(f"{where}: {line}" for line in lines)) from None
 
 
-def _check_model(config: LabellingRun, judge: ModelJudge) -> None:
-    key, engines = "labelling.judge.model", config.engines
-    assert engines is not None
-    check_folder(judge.model, key)
-    check_cards(config.device)
-    model = model_facts(judge.model, key, config.model_cache)
+def _check_model(engines: SamplingConfig, key: str) -> ModelFacts:
+    """The model in the section `key`, which the engines can run."""
+    given = engines.actor.model
+    check_folder(given, f"{key}.model")
+    check_cards(engines.device)
+    model = model_facts(given, f"{key}.model", engines.model_cache)
     check_tokenizer(model)
-    check_context(model, judge.max_tokens, "labelling.judge.max_tokens")
+    check_context(model, engines.longest_sample, f"{key}.max_tokens")
     check_attention(model)
     check_weights(model, "policy")
     try:
         check_engine(engines, model)
     except ConfigError as error:
-        raise ConfigError(str(error).replace("rollout.engine.", "labelling.judge.engine.")) from None
+        raise ConfigError(str(error).replace("rollout.engine.", f"{key}.engine.")) from None
+    return model
+
+
+def _check_judge(config: LabellingRun) -> None:
+    assert config.engines is not None
+    model = _check_model(config.engines, "labelling.judge")
     if config.labelling.constitution is None:
         from orchestrator.data.judge_prompts import LETTERS, letter_tokens
 

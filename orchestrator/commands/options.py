@@ -49,6 +49,16 @@ CommandName = Annotated[
         show_default=False,
     ),
 ]
+JobName = Annotated[
+    str | None,
+    typer.Option(
+        "--command",
+        metavar="NAME",
+        help="The command of the job: train, reward, sft, dpo, evaluate, best-of-n or label [default: train, or the "
+        "only one the file is for].",
+        show_default=False,
+    ),
+]
 ResumeFlag = Annotated[bool, typer.Option("--resume", help="Go on from the newest whole checkpoint in run_dir.")]
 ResumeFrom = Annotated[
     int | None,

@@ -15,13 +15,14 @@ import typer
 from orchestrator.checks.job_inputs import check_job_inputs
 from orchestrator.checks.planned_models import check_planned_models
 from orchestrator.commands.exit_codes import reported
+from orchestrator.commands.job_table import JOBS, job_roles, job_root
 from orchestrator.commands.options import (
-    CommandName,
     ConfigFile,
     Dashboard,
     Debug,
     Force,
     FromCluster,
+    JobName,
     Overrides,
     ResumeFlag,
     ResumeFrom,
@@ -33,6 +34,7 @@ from orchestrator.commands.training_table import TRAININGS, training_of
 from orchestrator.config.evaluation import EvaluationRun
 from orchestrator.config.loading import load_root
 from orchestrator.config.roots import ROOTS
+from orchestrator.errors import ConfigError
 
 
 def training_command(name: str) -> Callable[..., None]:
@@ -61,7 +63,7 @@ def training_command(name: str) -> Callable[..., None]:
 def submit(
     config: ConfigFile,
     overrides: Overrides = None,
-    command: CommandName = None,
+    command: JobName = None,
     address: Dashboard = None,
     working_dir: WorkingDir = Path(),
     resume: ResumeFlag = False,
@@ -70,7 +72,8 @@ def submit(
     force: Force = False,
     debug: Debug = False,
 ) -> None:
-    """Train on a Ray cluster, as a job: check that it fits there, upload, follow the log. The job's own exit code.
+    """Run a command on a Ray cluster, as a job: check that it fits there, upload, follow the log. The job's own exit
+    code.
 
     Example: tetrarch submit configs/smoke.yaml run_dir=/shared/runs/smoke --address http://head:8265
     """
@@ -78,10 +81,15 @@ def submit(
         which_checkpoint(resume, resume_from)
         from orchestrator.commands.submit import Submission, check_room, check_travels, in_working_dir, run_job
 
+        flags = [flag for flag, said in (("--resume", resume), ("--force", force)) if said]
+        flags += [f"--resume-from={resume_from}"] if resume_from else []
+        flags += [f"--cluster={cluster}"] if cluster else []
         file = in_working_dir(config, working_dir)
         with chdir(working_dir):  # relative paths mean here what they will mean in the job
-            name = training_of(file, overrides or (), command)
-            run = load_root(ROOTS[name], file, overrides or ())
+            name = training_of(file, overrides or (), command, others=tuple(JOBS))
+            if name in JOBS and flags:
+                raise ConfigError(f"{flags[0]} is for commands that train, and tetrarch {name} does not; leave it out")
+            run = load_root(job_root(name), file, overrides or ())
             report.unused(run, overrides)
             check_travels(run, overrides or ())
             from cluster.runtime.jobs import RayJobs, dashboard_address
@@ -91,11 +99,9 @@ def submit(
             check_planned_models(run)
             jobs = RayJobs(dashboard_address(address))
             run = on_cluster(run, jobs) if cluster else run
-            check_plan(name, run, force)
-            check_room(run, TRAININGS[name].roles(run), jobs)
-            flags = [flag for flag, said in (("--resume", resume), ("--force", force)) if said]
-            flags += [f"--resume-from={resume_from}"] if resume_from else []
-            flags += [f"--cluster={cluster}"] if cluster else []
+            if name in TRAININGS:
+                check_plan(name, run, force)
+            check_room(run, job_roles(name, run), jobs)
             code = run_job(jobs, run, Submission(name, file, overrides or (), flags, Path.cwd()))
     raise typer.Exit(code)
 

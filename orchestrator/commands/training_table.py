@@ -174,15 +174,15 @@ DEFAULT = "train"
 """What a job runs and a plan shows if the file is for this command too."""
 
 
-def training_of(file: Path, overrides: Sequence[str], said: str | None) -> str:
-    """The training that is meant: the one that the user has said, or the one that `file` is for. ConfigError if that is
-    not clear."""
-    if said is not None and said not in TRAININGS:
-        raise ConfigError(f"--command={said}: must be one of {', '.join(TRAININGS)}")
+def training_of(file: Path, overrides: Sequence[str], said: str | None, others: Sequence[str] = ()) -> str:
+    """The training that is meant, or one of `others`: the one that the user has said, or the one that `file` is for.
+    ConfigError if that is not clear."""
+    if said is not None and said not in (*TRAININGS, *others):
+        raise ConfigError(f"--command={said}: must be one of {', '.join((*TRAININGS, *others))}")
     if said is not None:
         return said
     served = served_by(file, overrides)
-    found = [command for command in served if command in TRAININGS]
+    found = [command for command in served if command in TRAININGS] or [one for one in served if one in others]
     if DEFAULT in found or not found:
         return DEFAULT
     if len(found) > 1:

@@ -18,12 +18,29 @@ from roles.config.service import Headers, ServiceUrl
 CHAT, COMPLETIONS = "/chat/completions", "/completions"
 """Ends of the addresses that are asked in OpenAI's two protocols."""
 
-
 QUESTION = (
     "Below are a prompt and two responses to it. Which response is more helpful, honest and harmless? "
     "Neither the length of the responses nor the order in which they are shown matters."
 )
 """What a judge is told by default."""
+
+
+class SampledCandidates(Section):
+    """Responses that a policy gives to each prompt on the vLLM engines, before the judge starts; responses in the rows
+    are not read."""
+
+    model: ModelConfig
+    """The policy."""
+    engine: EngineConfig = EngineConfig()
+    """Settings of each vLLM engine."""
+    responses: int = Field(default=4, ge=1)
+    """Samples of each prompt; equal ones are compared once. With a constitution the first one is revised."""
+    temperature: float = Field(default=1.0, ge=0.01, le=2)
+    """Of the samples."""
+    max_tokens: int = Field(default=2048, ge=2)
+    """Longest prompt with its response, tokens; longer prompts are left out (counted)."""
+    response_tokens: int = Field(default=512, ge=1)
+    """Most tokens of a response; a longer one is cut (counted)."""
 
 
 class PriceConfig(Section):
@@ -102,7 +119,10 @@ class LabellingConfig(Section):
     """Folder of `pairs.jsonl` and `summary.json`; with a constitution also of `demonstrations.jsonl`."""
     data: RecordsConfig
     """Prompts with two or more `responses`, or with `chosen` and `rejected` (whose order is not read). With a
-    constitution one response (`completion`) is enough, and without any the judge gives the first one itself."""
+    constitution one response (`completion`) is enough, and without any the judge gives the first one itself. With
+    `candidates` prompts are enough."""
+    candidates: SampledCandidates | None = None
+    """A policy that responds to the prompts; null: the rows have the responses."""
     judge: Annotated[ModelJudge | EndpointJudge, Field(discriminator="type")]
     """Who compares, or who criticises and revises."""
     question: str = Field(default=QUESTION, min_length=1)
@@ -128,6 +148,8 @@ class LabellingConfig(Section):
 
 ANSWERS = "answers.jsonl"
 """File in `run_dir` with every answer of the judge."""
+SAMPLES = "candidates.jsonl"
+"""File in `run_dir` with every response that was sampled."""
 
 
 class LabellingRun(BaseConfig):
@@ -140,7 +162,8 @@ class LabellingRun(BaseConfig):
 
     @property
     def model_roles(self) -> tuple[str, ...]:
-        return (ENGINES,) if isinstance(self.labelling.judge, ModelJudge) else ()
+        on_engines = isinstance(self.labelling.judge, ModelJudge) or self.labelling.candidates is not None
+        return (ENGINES,) if on_engines else ()
 
     @property
     def answer_tokens(self) -> int:
@@ -154,12 +177,20 @@ class LabellingRun(BaseConfig):
         labelling, judge = self.labelling, self.labelling.judge
         if not isinstance(judge, ModelJudge):
             return None
-        reply = 1 if labelling.constitution is None else labelling.reply_tokens
+        return self._answering(judge, 1 if labelling.constitution is None else labelling.reply_tokens)
+
+    @property
+    def sampling(self) -> SamplingConfig | None:
+        """The engines of the policy that gives the candidates; None if the rows have responses."""
+        candidates = self.labelling.candidates
+        return None if candidates is None else self._answering(candidates, candidates.response_tokens)
+
+    def _answering(self, section: ModelJudge | SampledCandidates, reply: int) -> SamplingConfig:
         return SamplingConfig(
             **{name: getattr(self, name) for name in BaseConfig.model_fields},
-            prompts=PromptsConfig(train=labelling.data, max_tokens=judge.max_tokens - reply),
-            actor=ActorConfig(model=judge.model),
-            rollout=RolloutConfig(prompts_per_step=1, max_response_tokens=reply, engine=judge.engine),
+            prompts=PromptsConfig(train=self.labelling.data, max_tokens=section.max_tokens - reply),
+            actor=ActorConfig(model=section.model),
+            rollout=RolloutConfig(prompts_per_step=1, max_response_tokens=reply, engine=section.engine),
         )
 
 

@@ -18,6 +18,7 @@ from transformers import PreTrainedTokenizerBase
 
 from orchestrator.config.labelling import Principle
 from roles.text.messages import Messages
+from roles.text.prompt_tokens import chat_text, prompt_tokens
 from roles.text.sample_tokens import Text
 
 LETTERS = ("A", "B")
@@ -46,10 +47,13 @@ class JudgeQuestion:
     temperature: float = 0.0
     """0: the most likely tokens."""
     seed: int = 0
+    plain: bool = False
+    """Whether the one message is a text that the model goes on from, and not a chat."""
 
     def key(self, judge: str) -> str:
         """A hash of everything that the answer depends on; `judge`: who is asked."""
         asked = [judge, self.messages, self.letters, self.max_tokens, self.temperature, self.seed]
+        asked += ["plain"] if self.plain else []
         return hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()[:32]
 
     @property
@@ -107,6 +111,15 @@ def transcript(text: Text) -> str:
 def completion_text(question: JudgeQuestion) -> str:
     """The question for a model without a chat template, up to where its answer begins."""
     return f"{transcript(question.messages)}\n\nAnswer:"
+
+
+def question_tokens(tokenizer: PreTrainedTokenizerBase, question: JudgeQuestion) -> list[int]:
+    """A question as a model reads it: a text as it is, a chat through its template, or as text if it has none."""
+    if question.plain:
+        return prompt_tokens(tokenizer, [question.messages[0]["content"]], chat=False)[0]
+    if tokenizer.chat_template is None:
+        return prompt_tokens(tokenizer, [completion_text(question)], chat=False)[0]
+    return prompt_tokens(tokenizer, [chat_text(tokenizer, question.messages)], chat=True)[0]
 
 
 def first_is_better(answer: JudgeAnswer, minimum_mass: float) -> float | None:

@@ -29,7 +29,25 @@ from roles.text.messages import Messages
 from roles.text.sample_tokens import Text, as_messages
 
 Asked = Generator[list[JudgeQuestion], list[JudgeAnswer], "Compared | Revised"]
-"""A task under way."""
+"""A dialogue under way."""
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Task:
+    """A dialogue with the judge, and what it is about."""
+
+    prompt: Text
+    responses: tuple[Text, ...]
+    dialogue: Asked
+
+
+@dataclass(frozen=True, slots=True)
+class NoLabel:
+    """Responses to a prompt of which nothing is learned, and why."""
+
+    prompt: Text
+    responses: tuple[Text, ...]
+    reason: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +57,8 @@ class Compared:
     prompt: Text
     responses: tuple[Text, Text]
     verdict: JudgeVerdict
+    said: tuple[str, str] = ("", "")
+    """The judge's answers in the two orders."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,8 +96,9 @@ def compare(prompt: Text, responses: tuple[Text, Text], config: LabellingConfig,
     """Ask in both orders which of two responses is better."""
     orders = (responses, responses[::-1])
     answers = yield [comparison(config.question, prompt, shown, answer_tokens) for shown in orders]
+    first, second = answers
     forward, backward = (first_is_better(answer, config.minimum_mass) for answer in answers)
-    return Compared(prompt, responses, JudgeVerdict(forward, backward))
+    return Compared(prompt, responses, JudgeVerdict(forward, backward), (first.text, second.text))
 
 
 def revise(record: Record, constitution: Constitution, config: LabellingConfig, seed: int) -> Asked:

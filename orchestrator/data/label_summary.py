@@ -11,6 +11,17 @@ from orchestrator.data.labels import Reliability
 
 
 @dataclass(frozen=True, slots=True)
+class CandidateCounts:
+    """What the policy has sampled."""
+
+    responses: int
+    cut: int
+    """Of them, those that have reached their most tokens."""
+    alike: int
+    """Prompts with too few different responses to compare."""
+
+
+@dataclass(frozen=True, slots=True)
 class LabelSummary:
     """The outcome of one `tetrarch label`."""
 
@@ -37,6 +48,8 @@ class LabelSummary:
     """Of the same, in the currency of the prices; None without prices."""
     stopped: str | None
     """Why it ended early; None if it has not."""
+    candidates: CandidateCounts | None = None
+    """None where the rows had the responses."""
 
     def values(self) -> dict[str, Any]:
         """Plain values, in the order of the fields."""
@@ -45,6 +58,8 @@ class LabelSummary:
     def lines(self) -> list[str]:
         """For the terminal."""
         lines = [f"{self.pairs} pairs" + (f", {self.demonstrations} demonstrations" if self.judge is None else "")]
+        if self.candidates is not None:
+            lines += _candidate_lines(self.candidates)
         if self.judge is not None:
             lines += _judge_lines(self.judge)
         counts = {
@@ -59,6 +74,12 @@ class LabelSummary:
         cost = "" if self.cost is None else f", cost {self.cost:.6g}"
         spent = f"{self.spent.prompt_tokens} tokens of questions and {self.spent.completion_tokens} of answers"
         return [*lines, f"  {self.asked} questions asked, {self.reused} answers reused; in all {spent}{cost}"]
+
+
+def _candidate_lines(found: CandidateCounts) -> list[str]:
+    cut = f", {found.cut} of them cut at labelling.candidates.response_tokens" if found.cut else ""
+    alike = [f"  {found.alike} prompts whose responses are all alike"] if found.alike else []
+    return [f"  {found.responses} responses sampled{cut}", *alike]
 
 
 def _judge_lines(judge: Reliability) -> list[str]:

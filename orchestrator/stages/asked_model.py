@@ -1,4 +1,5 @@
-"""A judge on the vLLM engines: questions flow in, answers flow out; the engines start with the first question."""
+"""A model on the vLLM engines, a judge or the policy that is judged: questions flow in, answers flow out; the engines
+start with the first question."""
 
 from __future__ import annotations
 
@@ -7,28 +8,25 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
-from transformers import PreTrainedTokenizerBase
-
 from cluster.ranks.role_group import RoleGroup
 from orchestrator.config.sampling import SamplingConfig
-from orchestrator.data.judge_prompts import LETTERS, JudgeAnswer, JudgeQuestion, completion_text, letter_tokens
+from orchestrator.data.judge_prompts import LETTERS, JudgeAnswer, JudgeQuestion, letter_tokens, question_tokens
 from orchestrator.groups.build import Models, resolve_models
 from orchestrator.groups.judge_engines import judge_engines
 from orchestrator.stages.asking import Refusal
 from roles.generation.sampling import Reply
 from roles.judge_engine import EngineAnswer, EngineQuestion, JudgeEngine
-from roles.text.prompt_tokens import chat_text, prompt_tokens
 
 QUESTIONS_AT_A_TIME = 1024
 """Questions that are sent to the engines together."""
 
 
 class AskedModel:
-    """The judge in a model folder."""
+    """The model in a folder."""
 
-    def __init__(self, config: SamplingConfig, started: ExitStack) -> None:
-        """`started`: ends the engines."""
-        self._config, self._started = config, started
+    def __init__(self, config: SamplingConfig, started: ExitStack, key: str = "labelling.judge") -> None:
+        """`started`: ends the engines. `key`: key path of the model's section."""
+        self._config, self._started, self._key = config, started, key
         self._models: Models = resolve_models(config, ())
         self._candidates = {letter: letter_tokens(self._models.tokenizer, letter) for letter in LETTERS}
         self._engines: RoleGroup[JudgeEngine] | None = None
@@ -61,7 +59,7 @@ class AskedModel:
             return Refusal(f"the chat template does not take the question: {error}")
         most = self._config.longest_sample
         if len(token_ids) + question.max_tokens > most:
-            return Refusal(f"{len(token_ids)} tokens and an answer are more than labelling.judge.max_tokens={most}")
+            return Refusal(f"{len(token_ids)} tokens and an answer are more than {self._key}.max_tokens={most}")
         if question.letters:
             every = tuple(token for letter in LETTERS for token in self._candidates[letter])
             return EngineQuestion(row, token_ids, Reply(1, candidates=every))
@@ -88,13 +86,6 @@ class AskedModel:
         if self._engines is None:
             self._engines = self._started.enter_context(judge_engines(self._config, self._models))
         return self._engines
-
-
-def question_tokens(tokenizer: PreTrainedTokenizerBase, question: JudgeQuestion) -> list[int]:
-    """A question as the judge reads it: through its chat template, or as text if it has none."""
-    if tokenizer.chat_template is None:
-        return prompt_tokens(tokenizer, [completion_text(question)], chat=False)[0]
-    return prompt_tokens(tokenizer, [chat_text(tokenizer, question.messages)], chat=True)[0]
 
 
 def _looks(file: Path) -> str:

@@ -65,9 +65,9 @@ class Asking:
         """Answers that an earlier command has left."""
         return len(self._reused)
 
-    def was_refused(self, question: JudgeQuestion) -> bool:
-        """Whether the judge refused the question."""
-        return question.key(self._name) in self.refusals
+    def refusal(self, question: JudgeQuestion) -> Refusal | None:
+        """Why the judge refused the question; None if it has not."""
+        return self.refusals.get(question.key(self._name))
 
     def answers(self, questions: Sequence[JudgeQuestion]) -> list[JudgeAnswer | None]:
         """An answer to each question; None for a refused one, and for those that were not asked."""

@@ -1,20 +1,21 @@
 """`tetrarch label`: prompts with responses flow in, preferences with soft labels flow out; or, with a constitution,
-revised responses as demonstrations and as preferences."""
+revised responses as demonstrations and as preferences. Those of which nothing is learned flow out with the reason."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from cluster.runtime.orders import ORDERS
 from orchestrator.config.labelling import ANSWERS, Constitution, EndpointJudge, LabellingRun
 from orchestrator.data.answer_file import AnswerFile, open_answers
+from orchestrator.data.candidates import Candidates
 from orchestrator.data.judge_prompts import JudgeAnswer, JudgeQuestion
-from orchestrator.data.judge_tasks import Asked, Compared, Revised, compare, pairs_of, revise
+from orchestrator.data.judge_tasks import Compared, NoLabel, Revised, Task, compare, pairs_of, revise
 from orchestrator.data.label_summary import LabelSummary
 from orchestrator.data.labels import Reliability, labelled_row
 from orchestrator.data.records import Record
@@ -28,6 +29,8 @@ from roles.durable import replace_durably
 TASKS_AT_A_TIME = 256
 """Comparisons or revisions that are under way together."""
 PAIRS, DEMONSTRATIONS, SUMMARY = "pairs.jsonl", "demonstrations.jsonl", "summary.json"
+LEFT_OUT = "left-out.jsonl"
+"""File in the output with what was asked about and gave no row, each with the reason; another judge can read it."""
 
 
 @dataclass(slots=True)
@@ -35,7 +38,7 @@ class Labelled:
     """What has come out so far."""
 
     results: list[Compared | Revised] = field(default_factory=list)
-    refused: int = 0
+    refused: list[NoLabel] = field(default_factory=list)
     """Tasks with a question that the judge refused."""
     unfinished: int = 0
     """Tasks with a question that was not asked."""
@@ -53,14 +56,16 @@ def label_responses(
         key: the endpoint's key, if it wants one.
     """
     run_dir, output = Path(config.run_dir), Path(config.labelling.output)
-    tasks = list(_tasks(config, records, rules))
     with held(run_dir), open_answers(run_dir / ANSWERS) as file, closing(make_progress("label", 0, 0)) as progress:
         ORDERS.listen()
-        with _judge(config, key) as judge, _told_how_to_go_on(progress, run_dir, file):
-            prices = config.labelling.judge.prices if isinstance(config.labelling.judge, EndpointJudge) else None
-            asking = Asking(judge, file, config.labelling.budget, prices)
-            done = _carried_out(tasks, asking, progress)
-        summary = _written(config, output, done, asking)
+        with _told_how_to_go_on(progress, run_dir, file):
+            sampled = _with_responses(config, records, progress)
+            tasks = list(_tasks(config, sampled.records, rules))
+            with _judge(config, key) as judge:
+                prices = config.labelling.judge.prices if isinstance(config.labelling.judge, EndpointJudge) else None
+                asking = Asking(judge, file, config.labelling.budget, prices)
+                done = _carried_out(tasks, asking, progress)
+        summary = _written(config, sampled, done, asking)
         progress.lines("\n".join([*summary.lines(), f"written to {output}; all answers are in {run_dir / ANSWERS}"]))
     if asking.stopped is not None:
         raise LabellingStopped(
@@ -70,42 +75,56 @@ def label_responses(
     return summary
 
 
-def _tasks(config: LabellingRun, records: Sequence[Record], rules: Constitution | None) -> Iterator[Asked]:
+def _with_responses(config: LabellingRun, records: Sequence[Record], progress: Progress) -> Candidates:
+    """The records with the policy's responses, if it is asked for them."""
+    if config.labelling.candidates is None:
+        return Candidates(records)
+    from orchestrator.stages.sampled_candidates import sampled_candidates  # loads torch, Ray and transformers
+
+    progress.status(f"sampling {config.labelling.candidates.responses} responses to each of {len(records)} prompts")
+    return sampled_candidates(config, records)
+
+
+def _tasks(config: LabellingRun, records: Sequence[Record], rules: Constitution | None) -> Iterator[Task]:
+    labelling = config.labelling
     for record in records:
         if rules is not None:
-            yield revise(record, rules, config.labelling, config.seed)
+            yield Task(record.prompt, record.responses[:1], revise(record, rules, labelling, config.seed))
             continue
-        for pair in pairs_of(record, config.labelling.pairs_per_prompt, config.seed):
-            yield compare(record.prompt, pair, config.labelling, config.answer_tokens)
+        for pair in pairs_of(record, labelling.pairs_per_prompt, config.seed):
+            yield Task(record.prompt, pair, compare(record.prompt, pair, labelling, config.answer_tokens))
 
 
-def _carried_out(tasks: Sequence[Asked], asking: Asking, progress: Progress) -> Labelled:
+def _carried_out(tasks: Sequence[Task], asking: Asking, progress: Progress) -> Labelled:
     """Go through all tasks, some at a time. Once nothing is asked any more, those are finished whose answers are
     known."""
     done = Labelled()
     for first in range(0, len(tasks), TASKS_AT_A_TIME):
         if asking.stopped is None:
             progress.status(f"asking the judge, {first} of {len(tasks)} done")
-        waiting = {task: next(task) for task in tasks[first : first + TASKS_AT_A_TIME]}
+        waiting = {task: next(task.dialogue) for task in tasks[first : first + TASKS_AT_A_TIME]}
         while waiting:
             waiting = _one_round(waiting, asking, done)
     return done
 
 
-def _one_round(waiting: dict[Asked, list[JudgeQuestion]], asking: Asking, done: Labelled) -> dict[Asked, list[Any]]:
+def _one_round(waiting: dict[Task, list[JudgeQuestion]], asking: Asking, done: Labelled) -> dict[Task, list[Any]]:
     """Answer each task's questions; the tasks that have more."""
     answers = iter(asking.answers([question for questions in waiting.values() for question in questions]))
-    going_on: dict[Asked, list[JudgeQuestion]] = {}
+    going_on: dict[Task, list[JudgeQuestion]] = {}
     for task, questions in waiting.items():
         own = [next(answers) for _ in questions]
         known: list[JudgeAnswer] = [answer for answer in own if answer is not None]
         if len(known) < len(own):
-            lost = any(map(asking.was_refused, questions))
-            done.refused += lost
-            done.unfinished += not lost
+            refusal = next(filter(None, map(asking.refusal, questions)), None)
+            if refusal is None:
+                done.unfinished += 1
+            else:
+                reason = f"the judge refused the question: {refusal.reason}"
+                done.refused.append(NoLabel(task.prompt, task.responses, reason))
             continue
         try:
-            going_on[task] = task.send(known)
+            going_on[task] = task.dialogue.send(known)
         except StopIteration as end:
             done.results.append(end.value)
     return going_on
@@ -134,16 +153,26 @@ def _told_how_to_go_on(progress: Progress, run_dir: Path, file: AnswerFile) -> I
         raise
 
 
-def _written(config: LabellingRun, output: Path, done: Labelled, asking: Asking) -> LabelSummary:
+def _written(config: LabellingRun, sampled: Candidates, done: Labelled, asking: Asking) -> LabelSummary:
     """Write the rows and the summary."""
+    output = Path(config.labelling.output)
     compared = [result for result in done.results if isinstance(result, Compared)]
     revised = [result for result in done.results if isinstance(result, Revised)]
-    pairs, demonstrations = _pairs(config, compared), list[dict[str, Any]]()
+    pairs, demonstrations, left_out = list[dict[str, Any]](), list[dict[str, Any]](), [*sampled.alike, *done.refused]
+    for comparison in compared:
+        row = _pair(comparison, config.labelling.minimum_probability)
+        if isinstance(row, NoLabel):
+            left_out.append(row)
+        else:
+            pairs.append(row)
     for result in revised:
-        if result.revised is not None:
-            demonstrations.append({"prompt": result.prompt, "completion": result.revised})
-            if result.revised != result.original:
-                pairs.append({"prompt": result.prompt, "chosen": result.revised, "rejected": result.original})
+        if result.revised is None:
+            own = (result.original,) if result.original else ()
+            left_out.append(NoLabel(result.prompt, own, "the revision is empty, or cut at labelling.reply_tokens"))
+            continue
+        demonstrations.append({"prompt": result.prompt, "completion": result.revised})
+        if result.revised != result.original:
+            pairs.append({"prompt": result.prompt, "chosen": result.revised, "rejected": result.original})
     spent, decided = asking.file.spent, [result for result in compared if result.verdict.probability is not None]
     summary = LabelSummary(
         pairs=len(pairs),
@@ -151,7 +180,7 @@ def _written(config: LabellingRun, output: Path, done: Labelled, asking: Asking)
         judge=Reliability.of([result.verdict for result in compared]) if compared else None,
         undecided=len(decided) - len(pairs) if compared else 0,
         unrevised=len(revised) - len(demonstrations),
-        refused=done.refused,
+        refused=len(done.refused),
         unfinished=done.unfinished,
         asked=asking.asked,
         reused=asking.reused,
@@ -159,23 +188,25 @@ def _written(config: LabellingRun, output: Path, done: Labelled, asking: Asking)
         cost=None if asking.prices is None else spent.money(asking.prices),
         stopped=asking.stopped,
         first_refusal=next((refusal.reason for refusal in asking.refusals.values()), None),
+        candidates=sampled.counts,
     )
     output.mkdir(parents=True, exist_ok=True)
     _write(output / PAIRS, "".join(map(_line, pairs)))
     if config.labelling.constitution is not None:
         _write(output / DEMONSTRATIONS, "".join(map(_line, demonstrations)))
+    _write(output / LEFT_OUT, "".join(_line(asdict(one)) for one in left_out))
     _write(output / SUMMARY, json.dumps(summary.values(), indent=1) + "\n")
     return summary
 
 
-def _pairs(config: LabellingRun, compared: Sequence[Compared]) -> list[dict[str, Any]]:
-    """A row for each comparison that is decided."""
-    found = []
-    for result in compared:
-        if (probability := result.verdict.probability) is not None:
-            minimum = config.labelling.minimum_probability
-            found.append(labelled_row(result.prompt, result.responses, probability, minimum))
-    return [row for row in found if row is not None]
+def _pair(compared: Compared, minimum: float) -> dict[str, Any] | NoLabel:
+    """The row of a comparison that is decided; or why there is none."""
+    prompt, responses, probability = compared.prompt, compared.responses, compared.verdict.probability
+    if probability is None:
+        said = " and ".join(repr(text) for text in compared.said)
+        return NoLabel(prompt, responses, f"the judge abstained; it said, in the two orders: {said}")
+    row = labelled_row(prompt, responses, probability, minimum)
+    return row or NoLabel(prompt, responses, f"undecided: the first is better with probability {probability:.3f}")
 
 
 def _line(row: dict[str, Any]) -> str:

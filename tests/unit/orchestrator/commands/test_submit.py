@@ -121,6 +121,35 @@ def test_the_job_runs_the_uploaded_code_with_the_same_words(home: Path, paper: P
     assert "has no orchestrator/" in result.stderr and f"{name} succeeded" in result.stderr
 
 
+LABELLING = """
+labelling:
+  output: /shared/feedback
+  data: {path: pairs.jsonl}
+  judge: {type: model, model: {path: policy}}
+"""
+
+
+@pytest.mark.parametrize("command", ["evaluate", "best-of-n"])
+def test_a_command_that_trains_nothing_is_submitted_too(home: Path, paper: PaperCluster, command: str) -> None:
+    result = submit(home, "evaluation.prompts=8", "--command", command)
+    assert result.exit_code == 0, result.output
+    words = ["python", "-m", "orchestrator", command, "configs/run.yaml", "evaluation.prompts=8"]
+    assert paper.submitted[0][1] == words
+    paper.having = [Node("none", 0, 0)]
+    assert submit(home, "--command", command).exit_code == 2 and len(paper.submitted) == 1
+
+
+def test_a_file_for_labelling_alone_is_submitted_as_that(home: Path, paper: PaperCluster) -> None:
+    (home / "configs/run.yaml").write_text(LABELLING)
+    assert submit(home).exit_code == 0
+    assert paper.submitted[0][1] == ["python", "-m", "orchestrator", "label", "configs/run.yaml"]
+    for flag in ("--resume", "--force", "--cluster=auto"):
+        result = submit(home, flag)
+        assert result.exit_code == 2 and f"{flag} is for commands that train" in result.stderr
+    assert "labelling.output=feedback is relative" in submit(home, "labelling.output=feedback").stderr
+    assert "labelling.data.path=none.jsonl" in submit(home, "labelling.data.path=none.jsonl").stderr
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [

@@ -104,10 +104,11 @@ def test_the_key_is_of_everything_that_the_answer_depends_on() -> None:
         {"max_tokens": 3},
         {"temperature": 0.6},
         {"seed": 4},
+        {"plain": True},
     ]
     assert [set(change) for change in changes] == [{field.name} for field in dataclasses.fields(JudgeQuestion)]
     keys = {dataclasses.replace(question, **change).key("judge") for change in changes}
-    assert len({*keys, question.key("judge"), question.key("another")}) == 7
+    assert len({*keys, question.key("judge"), question.key("another")}) == 8
     assert question.key("judge") == dataclasses.replace(question).key("judge")
 
 

@@ -43,7 +43,8 @@ def test_both_orders_are_asked_and_the_answers_belong_to_them() -> None:
     (asked,), result = carried_out(compare("q", ("red", "blue"), section(), 9), answers)
     first, second = (question.messages[0]["content"] for question in asked)
     assert first.index("red") < first.index("blue") and second.index("blue") < second.index("red")
-    assert result == Compared("q", ("red", "blue"), JudgeVerdict(pytest.approx(0.75), None))  # type: ignore[arg-type]
+    verdict = JudgeVerdict(pytest.approx(0.75), None)  # type: ignore[arg-type]
+    assert result == Compared("q", ("red", "blue"), verdict, ("A", "prose"))
     assert [question.max_tokens for question in asked] == [9, 9]
 
 

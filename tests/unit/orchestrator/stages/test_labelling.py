@@ -118,6 +118,9 @@ def test_prose_is_an_abstention(desk: Desk) -> None:
         desk.write(judge)
         result = desk.label()
     assert result.exit_code == 0 and desk.rows() == []
+    kept = desk.rows("left-out.jsonl")
+    assert [{"prompt": row["prompt"], "responses": row["responses"]} for row in kept] == ROWS
+    assert all(row["reason"].startswith("the judge abstained; it said") for row in kept)
     assert (desk.summary["judge"]["compared"], desk.summary["judge"]["abstained"]) == (6, 6)
     assert "6 comparisons in both orders, 6 abstentions" in result.output
 
@@ -127,6 +130,9 @@ def test_a_judge_that_likes_the_first_response_is_found_out(desk: Desk) -> None:
         desk.write(judge)
         result = desk.label()
     assert result.exit_code == 0 and desk.rows() == [] and desk.summary["undecided"] == 6
+    assert {row["reason"] for row in desk.rows("left-out.jsonl")} == {
+        "undecided: the first is better with probability 0.500"
+    }
     told = desk.summary["judge"]
     assert (told["agreement"], told["position_bias"], told["first_both_times"]) == (0, 0.5, 1)
 
@@ -212,6 +218,9 @@ def test_a_question_that_is_refused_costs_its_pair_alone(desk: Desk) -> None:
         result = desk.label()
     assert result.exit_code == 0, result.output
     assert [row["prompt"] for row in desk.rows()] == ["q0", "q1", "q2", "q4", "q5"] and desk.summary["refused"] == 1
+    (kept,) = desk.rows("left-out.jsonl")
+    assert kept["prompt"] == "q3" and kept["reason"].startswith("the judge refused the question: ")
+    assert kept["reason"].endswith("HTTP 400 context length exceeded")
     assert "HTTP 400 context length exceeded" in result.output
 
 
