@@ -50,7 +50,10 @@ NO_NUMBERS = {
     **dict.fromkeys(("sft.chat_template", "dpo.chat_template"), "how chats are written: test_demonstrations.py"),
     **dict.fromkeys(("sft.too_long=error", "dpo.too_long=error"), "ends a run: test_demonstrations.py"),
     **dict.fromkeys(
-        ("labelling.[!j]*", "labelling.judge<endpoint>*", "labelling.judge<model>", "labelling.judge<model>.[!m]*"),
+        (
+            *("labelling.[!cj]*", "labelling.constitution", "labelling.candidates.[!m]*"),
+            *("labelling.judge<endpoint>*", "labelling.judge<model>", "labelling.judge<model>.[!m]*"),
+        ),
         "what is asked, counted and written: test_labelling.py, test_judge_tasks.py, test_asking_budget.py",
     ),
     "retraining.judge<function>.protocol=*": "how the function is asked, as the reward's: test_reward_keys.py",
@@ -60,6 +63,7 @@ NO_NUMBERS = {
     "retraining.question": "what an endpoint is told: test_an_endpoint_labels_what_the_reward_model_learns",
     "retraining.minimum_mass": "when an endpoint abstains: the same test",
     "labelling.judge<model>.max_tokens": "which questions are refused: test_asked_model.py",
+    "labelling.candidates.max_tokens": "which prompts are left out: test_candidates.py",
 }
 """Pattern of keys → why no number depends on them."""
 
