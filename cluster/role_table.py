@@ -104,7 +104,7 @@ TABLE = (
         openrlhf="ref",
     ),
     Role(JUDGE, holds_model=False, own_section="evaluation.judge"),
-    Role(LABELLER, holds_model=False, own_section="retraining.judge"),
+    Role(LABELLER, value_head=True, own_section="retraining.judge"),
     Role(ENGINES, phases=("generate", "push"), fills="rollout_logprobs", colour="cyan", short="vLLM"),
 )
 

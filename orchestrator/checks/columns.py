@@ -60,7 +60,7 @@ def check_sendable(config: EvaluationRun, part: str, columns: Mapping[str, Seque
     asked = {section_key(role): one for role, one in config.scorers.items() if not isinstance(one, ModelReward)}
     if isinstance(config, RunConfig) and part == "train" and config.retraining is not None:
         judge = config.section(LABELLER)
-        asked |= {} if isinstance(judge, EndpointJudge) else {"retraining.judge": judge}
+        asked |= {} if isinstance(judge, EndpointJudge | ModelReward) else {"retraining.judge": judge}
     for key, one in asked.items():
         if one.label is not None and one.label not in columns:
             known = ", ".join(columns) or "no other than the prompt"

@@ -23,10 +23,10 @@ class RetrainingConfig(Section):
 
     every: int = Field(ge=1)
     """PPO steps between two retrainings; the first is after so many steps. None while the critic warms up."""
-    judge: Annotated[FunctionReward | RemoteReward | EndpointJudge, Field(discriminator="type")]
-    """Who compares the responses. A function, or a service (such as `tetrarch serve --reward` with a larger reward
-    model), gives each of them a score; an endpoint is asked as by `tetrarch label`, each pair in both orders, and its
-    probabilities are soft labels."""
+    judge: Annotated[ModelReward | FunctionReward | RemoteReward | EndpointJudge, Field(discriminator="type")]
+    """Who compares the responses. A larger reward model (a role of its own, `labeller`), a function or a service gives
+    each of them a score; an endpoint is asked as by `tetrarch label`, each pair in both orders, and its probabilities
+    are soft labels."""
     prompts: int = Field(default=64, ge=1)
     """Training prompts to which responses are sampled each time."""
     responses_per_prompt: int = Field(default=2, ge=2)

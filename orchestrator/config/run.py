@@ -33,9 +33,15 @@ class RunConfig(EvaluationRun):
     @property
     def model_roles(self) -> tuple[str, ...]:
         """The roles of a training run that hold a model: the engines, then all but the rewards, then the rewards."""
-        idle = {CRITIC: not self.ppo.uses_critic, REFERENCE: self.reference.share_actor, REWARD: True}
+        idle = {CRITIC: not self.ppo.uses_critic, REFERENCE: self.reference.share_actor, REWARD: True, LABELLER: True}
         others = (role for role in gpu_roles() if not idle.get(role, self.section(role) is None))
         return (ENGINES, *others, *self.reward_models)
+
+    @property
+    def reward_models(self) -> dict[str, ModelReward]:
+        """As in an evaluation, and the model that labels what the reward model is retrained on."""
+        judge = self.section(LABELLER)
+        return {**super().reward_models, **({LABELLER: judge} if isinstance(judge, ModelReward) else {})}
 
     @property
     def other_frozen_roles(self) -> tuple[str, ...]:

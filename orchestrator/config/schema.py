@@ -9,6 +9,7 @@ from typing import Any, get_args, get_origin
 from pydantic import AfterValidator, BaseModel, SecretStr
 from pydantic.fields import FieldInfo
 
+from cluster.role_table import row_of
 from roles.config.section import usable_path
 
 Location = tuple[int | str, ...]
@@ -37,7 +38,7 @@ def key_of(name: str, field: FieldInfo) -> str:
 def section_key(role: str) -> str:
     """Key path of a role's section: `reward.members.helpful` for `reward.helpful`."""
     base, _, member = role.partition(".")
-    return f"{base}.members.{member}" if member else base
+    return f"{base}.members.{member}" if member else row_of(role).section
 
 
 def sections_in(annotation: Any) -> tuple[type[BaseModel], ...]:

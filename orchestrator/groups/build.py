@@ -18,6 +18,7 @@ from cluster.role_table import ACTOR, CRITIC, ENGINES, JUDGE, LABELLER, REFERENC
 from cluster.runtime.ray_cluster import RayCluster
 from orchestrator.config.base import BaseConfig
 from orchestrator.config.evaluation import EvaluationRun
+from orchestrator.config.labelling import EndpointJudge
 from orchestrator.config.reward_training import RewardTrainingRun
 from orchestrator.config.role_needs import RoleNames, ppo_roles, role_needs, scoring_roles
 from orchestrator.config.run import RunConfig
@@ -143,10 +144,10 @@ class Builder(Generic[C]):
         config = self._config.evaluation.judge
         return self.scorer(JUDGE, config) if config else None
 
-    def labeller(self: Builder[RunConfig]) -> Member | None:
+    def labeller(self: Builder[RunConfig], models: Models) -> Member | None:
         """Who scores the responses from which the reward model learns, unless an endpoint compares them."""
         judge = self._config.section(LABELLER)
-        return self.scorer(LABELLER, judge) if isinstance(judge, FunctionReward | RemoteReward) else None
+        return None if judge is None or isinstance(judge, EndpointJudge) else self._member(LABELLER, judge, models)
 
     def scorer(self, role: str, config: FunctionReward | RemoteReward) -> Member:
         """A reward that is not a model: a function or a service."""
@@ -274,7 +275,7 @@ def training_roles(config: RunConfig, models: Models) -> Iterator[Roles]:
             deadlines=config.deadlines,
             actor=actor,
             critic=critic,
-            labeller=build.labeller(),
+            labeller=build.labeller(models),
             frozen={role: build.frozen(role, models, ranks_of=role) for role in config.other_frozen_roles},
         )
         build.ready()

@@ -59,6 +59,7 @@ _PPO = ResumeRules(
         """steps
 evaluation.every evaluation.prompts evaluation.samples evaluation.stop
 evaluation.judge.workers evaluation.judge.timeout_s evaluation.judge.retries
+retraining.judge.zero retraining.judge.micro_batch_tokens retraining.judge.model.trust_remote_code
 retraining.judge.workers retraining.judge.timeout_s retraining.judge.retries retraining.judge.urls
 retraining.judge.headers retraining.judge.api_key_env retraining.judge.concurrency retraining.judge.patience_s
 retraining.judge.prices retraining.prompts retraining.responses_per_prompt retraining.epochs
@@ -81,6 +82,7 @@ ppo.kl.controller.coefficient ppo.kl.controller.target ppo.kl.controller.horizon
             "the trained model started from it": "trained.model critic.initialise_from",
             "the KL is measured against it": "frozen.model reference.share_actor",
             "the reward model in the checkpoint was retrained with it": "retraining retraining.every retraining.judge "
+            "retraining.judge.model "
             "retraining.freeze_backbone retraining.pinned retraining.critic_steps retraining.question "
             "retraining.minimum_mass",
             "the position in the prompts would mean another one": "prompts.train prompts.max_tokens prompts.column "

@@ -104,8 +104,9 @@ def _model_flops_utilization(ranks: Sequence[tuple[str, RankUsage]], work: StepW
         card = card_called(own[0][1].name) if own else None
         if card is None:
             continue
-        phases = [("score", scoring), *([("update", {"update"})] if row_of(role).trained else [])]
-        for phase, methods in phases:
+        for phase, methods in (("score", scoring), ("update", {"update"})):
+            if phase not in row_of(role).phases:
+                continue
             calls = [call for usage, _ in own for call in usage.busy if call[2] in methods]
             key = f"mfu/{base_role(role)}_{phase}"
             for method in {method for _, _, method in calls}:

@@ -14,6 +14,7 @@ from cluster.role_table import CRITIC, REFERENCE, REWARD, base_role, gpu_roles, 
 from orchestrator.config.advantages import CRITIC_FREE
 from orchestrator.config.base import BaseConfig
 from orchestrator.config.run import RunConfig
+from orchestrator.config.schema import section_key
 
 
 def placement_rules(config: BaseConfig) -> Iterator[str]:
@@ -74,7 +75,7 @@ def _says_so(config: RunConfig, role: str) -> str:
         return f"ppo.advantage.type={config.ppo.advantage.type}"
     if role == REFERENCE:
         return f"reference.share_actor={str(config.reference.share_actor).lower()}"
-    return f"the section {role}" if config.section(role) else f"{role}=null"
+    return f"the section {section_key(role)}" if config.section(role) else f"{section_key(role)}=null"
 
 
 def without_idle_gpus(data: Any) -> Any:

@@ -58,6 +58,7 @@ NO_NUMBERS = {
     ),
     "retraining.judge<function>.protocol=*": "how the function is asked, as the reward's: test_reward_keys.py",
     "retraining.judge<function>.label": "what the function is given, as the reward's: test_reward_keys.py",
+    "retraining.judge<model>.text_bridge": "how it reads the text, as the reward does: test_reward_keys.py",
     "retraining.judge<remote>*": "asked as the reward's: test_reward_keys.py",
     "retraining.judge<endpoint>*": "asked as by `tetrarch label`: test_retraining.py, test_labelling.py",
     "retraining.question": "what an endpoint is told: test_an_endpoint_labels_what_the_reward_model_learns",

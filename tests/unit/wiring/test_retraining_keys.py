@@ -18,12 +18,15 @@ from roles.reward_model import RewardModel
 from roles.reward_trainer import RewardTrainer
 from roles.zero.setup import ModelSetup
 from tests.unit.wiring.base import base, check_moved, check_same
+from tests.unit.wiring.plain import Rows, classifier
 from tests.unit.wiring.plain_preferences import Trainer
 from tests.unit.wiring.plain_run import Numbers
 from tests.unit.wiring.stage import Seen, stage, trained, with_changes
 
 PROVES = (
     "retraining.every",
+    "retraining.judge<model>",
+    "retraining.judge<model>.model.path",
     "retraining.judge<function>",
     "retraining.judge<function>.path",
     "retraining.judge<function>.name",
@@ -151,6 +154,35 @@ def test_a_reward_model_that_learns_scores_as_a_frozen_one(folder: Path) -> None
     with stage():
         frozen, learning = RewardModel(setup), RewardTrainer(setup)
         assert torch.equal(frozen.score(sequences), learning.score(sequences))
+
+
+def test_a_reward_model_labels_what_the_other_learns(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is a frozen role of its own, and its order is the judge's."""
+    learned = []
+    for name in ("critic", "reward"):
+        engine = {"zero": {"stage": 0}, "micro_batch_tokens": 20}
+        judge = {**engine, "type": "model", "model": {"path": str(folder / name)}}
+        batches: list[Preferences] = []
+
+        class Noted(RewardTrainer):
+            def update(self, preferences: Preferences, batches: list[Preferences] = batches) -> Any:
+                batches.append(preferences)
+                return super().update(preferences)
+
+        said = retraining_base(folder)
+        said = {**said, "steps": 2, "retraining": {**said["retraining"], "judge": judge}}
+        with monkeypatch.context() as patched:
+            patched.setattr("orchestrator.groups.build.RewardTrainer", Noted)
+            seen = trained(said, folder)
+        gold = classifier(str(folder / name), seen.groups["labeller"].began)
+        for batch in batches:
+            rows = Rows(batch.token_ids, batch.lengths, *[torch.zeros(0)] * 3)
+            numbers = gold.numbers(rows).gather(1, batch.lengths[:, None] - 1)[:, 0]
+            assert torch.allclose(batch.ranks.double(), numbers.double(), atol=1e-4)
+        group = seen.groups["labeller"]
+        assert batches and not any(tensor.requires_grad for tensor in group.parameters.values())
+        learned.append(seen.report.steps[1]["retraining/loss"])
+    assert learned[0] != learned[1]
 
 
 def test_an_endpoint_labels_what_the_reward_model_learns(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

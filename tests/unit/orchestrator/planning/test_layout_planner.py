@@ -313,6 +313,23 @@ def test_a_reward_model_that_is_retrained_has_an_optimizer_and_a_phase_of_its_ow
     assert any("retraining" in note and "every 4 steps" in note for note in retrained.notes)
 
 
+def test_a_model_that_labels_has_a_place_of_its_own() -> None:
+    file, model = ROOT / "configs/llama3-8b-2x8.yaml", load_config(ROOT / "configs/llama3-8b-2x8.yaml").reward
+    judge = {"type": "model", "model": {"path": model.model.path}}  # type: ignore[union-attr]
+    own = [f"retraining={json.dumps({'every': 4, 'judge': judge})}"]
+    with pytest.raises(ConfigError, match="labeller"):
+        load_config(file, own)
+    placement = load_config(file).placement.model_dump(mode="json")
+    group = next(group for group in placement["groups"].values() if "reward" in group["roles"])
+    group["roles"] = [*group["roles"], "labeller"]
+    planned = layout(load_config(file, [*own, f"placement={json.dumps(placement)}"]))
+    assert planned.sizes["labeller"] == planned.sizes["reward"]
+    assert len(planned.plan.of("labeller")) == len(planned.plan.of("reward"))
+    card = next(load for load in planned.gpus if "labeller" in load.roles)
+    assert card.phases["generate"]["labeller", "weights"] > 0
+    assert not [item for role, item in card.phases["train reward"] if role == "labeller" and "optimizer" in item]
+
+
 def test_training_refuses_what_cannot_fit(monkeypatch: pytest.MonkeyPatch) -> None:
     """Before it looks at models or prompts, none of which are here."""
     refused = CliRunner().invoke(cli.app, ["train", str(SEVENTY_B), *FULL_ADAM])
