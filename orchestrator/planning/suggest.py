@@ -24,6 +24,7 @@ from cluster.placement.plan import Plan
 from cluster.role_table import ENGINES, base_role, trained_roles
 from orchestrator.config.rules.rule_table import broken_rules
 from orchestrator.config.run import RunConfig
+from orchestrator.config.schema import section_key
 from orchestrator.errors import ConfigError
 from orchestrator.planning.layout_planner import layout
 from orchestrator.planning.planned_layout import PlannedLayout
@@ -105,8 +106,8 @@ def _together(config: RunConfig) -> list[str]:
 
 
 def _sections(config: RunConfig) -> list[str]:
-    """The roles whose settings are tried; members of an ensemble keep theirs."""
-    return [role for role in config.model_roles if role != ENGINES and role == base_role(role)]
+    """The roles whose settings are tried; members of an ensemble and a judge keep theirs."""
+    return [role for role in config.model_roles if role != ENGINES and role == section_key(role)]
 
 
 def structures(placement: GroupsPlacement, roles: Sequence[str]) -> Iterator[GroupsPlacement]:
