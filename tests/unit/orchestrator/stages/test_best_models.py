@@ -62,6 +62,9 @@ class Weights:
 
 
 class Source:
+    def __len__(self) -> int:
+        return 1
+
     def state_dict(self) -> dict[str, Any]:
         return {}
 
