@@ -7,6 +7,14 @@ ClusterError
 └── RankFailure          a rank died or raised; names role, rank, node and its last log lines
 """
 
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from cluster.ranks.identity import Identity
+
 
 class Terminated(KeyboardInterrupt):
     """SIGTERM (a scheduler's, say): the run ends as it does on Ctrl-C."""
@@ -14,6 +22,9 @@ class Terminated(KeyboardInterrupt):
 
 class ClusterError(RuntimeError):
     """The ranks cannot go on; the message names the culprit and the fix."""
+
+    blamed: Sequence[Identity] = ()
+    """The ranks that failed or did not answer; empty if the error is nobody's fault."""
 
 
 class PlacementError(ClusterError):
@@ -27,11 +38,20 @@ class ClusterUnreachable(ClusterError):
 class DeadlineExceeded(ClusterError):
     """A wait took too long; names role, rank, node and what each rank was doing."""
 
+    def __init__(self, message: str, late: Sequence[Identity] = ()) -> None:
+        super().__init__(message)
+        self.blamed = late
+
 
 class RankFailure(ClusterError):
     """A rank died or raised; names role, rank, node and its last log lines."""
 
-    def __init__(self, message: str, *, consequence: bool = False) -> None:
+    def __init__(
+        self, message: str, *, who: Identity | None = None, exception: str = "", consequence: bool = False
+    ) -> None:
         super().__init__(message)
+        self.blamed = (who,) if who else ()
+        self.exception = exception
+        """Module and name of the exception that the role raised; empty if it raised none."""
         self.consequence = consequence
         """Whether the error looks like the consequence of another rank's failure (a broken collective)."""

@@ -151,6 +151,14 @@ _ALL = (
     Metric("engine/logprob_gap_max", "nats/token", "The largest such gap of the batch", _LOGPROB_GAP),
     Metric("weights/version", "", "Version of the weights that the engines hold after this step"),
     Metric(
+        "healing/engine_restarts",
+        "",
+        "Engines that failed and were started again since the step before; missing in a step without one",
+        shown=Shown("engine restarts", "{:.0f}"),
+        facts=(Fact("Engine restarts", "sum"),),
+    ),
+    Metric("healing/prompts_moved", "", "Prompts that engines left when they failed, and that others answered"),
+    Metric(
         "time/generate_s",
         "s",
         "Generation, with the scoring that already runs beside it",

@@ -8,7 +8,7 @@ several), so that one call does one thing and nothing runs on when it returns.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from roles.batch import Prompts, Rollouts
@@ -139,10 +139,12 @@ class RolloutEngine:
         setup = self._setup
         return EngineFacts(setup.index, setup.tensor_parallel_size, setup.dtype, setup.backend)
 
-    def init_weight_transfer(self, init_info: dict[str, Any]) -> None:
-        """Join the transfer group; `init_info`, the same for all engines, is that of the backend."""
+    def init_weight_transfer(self, init_info: dict[str, Any], engines: Sequence[int]) -> None:
+        """Join the transfer group of `engines` (their indices, in order); `init_info`, the same for all of them, is
+        that of the backend."""
         if "rank_offset" in init_info:
-            first = init_info["rank_offset"] + self._setup.index * self._setup.tensor_parallel_size
+            place = engines.index(self._setup.index)
+            first = init_info["rank_offset"] + place * self._setup.tensor_parallel_size
             init_info = {**init_info, "rank_offset": first}
         self._engine.collective_rpc("init_weight_transfer_engine", args=(init_info,))
 

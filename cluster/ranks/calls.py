@@ -6,9 +6,10 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, Self, TypeVar
 
 import ray
 from ray.exceptions import GetTimeoutError, RayError
@@ -47,6 +48,12 @@ class Call(Generic[T]):
     """References to each rank's value in the object store; another group's `map` may take them before they are
     ready."""
 
+    @property
+    def over(self) -> bool:
+        """Whether every rank has answered or failed."""
+        ready, _ = ray.wait(self.receipts, num_returns=len(self.receipts), timeout=0, fetch_local=False)
+        return len(ready) == len(self.receipts)
+
     def result(self, deadline_s: float) -> list[T]:
         """Wait for the values, and return them by rank."""
         wait_all([self], deadline_s)
@@ -71,43 +78,83 @@ def wait_all(calls: Sequence[Call[Any]], deadline_s: float) -> None:
         _raise_failure(rank, method, receipt, waiting)
 
 
-def stream(
-    ranks: Sequence[Rank], method: str, arguments: Sequence[tuple[Any, ...]], deadline_s: float
-) -> Iterator[tuple[int, Any]]:
-    """Call a generator method on every rank; yields (rank, value) as values come, from whichever rank."""
-    until = time.monotonic() + deadline_s
-    waiting: Waiting = {
-        rank.worker.stream.options(num_returns="streaming").remote(method, *own): (rank, method)
-        for rank, own in zip(ranks, arguments, strict=True)
-    }
-    return _stream(waiting, until, deadline_s)
+class Stream:
+    """Running calls of generator methods, read as one: yields (key, value) as values come, from whichever call.
 
+    More calls may begin while it is read. An error ends the calls of the ranks that it blames; after it, the others
+    can still be read.
+    """
 
-def _stream(waiting: Waiting, until: float, deadline_s: float) -> Iterator[tuple[int, Any]]:
-    while waiting:
-        items = _next(waiting, until, deadline_s)
-        rank, method = waiting[items]
-        try:
-            receipt = next(items)
-        except StopIteration:
-            del waiting[items]
-            continue
-        _raise_failure(rank, method, receipt, waiting)
-        yield rank.identity.rank, _fetch(rank, method, next(items), deadline_s)
+    def __init__(self, deadline_s: float) -> None:
+        """`deadline_s`: the longest wait for all values, counted from the latest `begin`."""
+        self._deadline_s = deadline_s
+        self._until = 0.0
+        self._waiting: Waiting = {}
+        self._keys: dict[Any, Any] = {}
+
+    def begin(self, key: Any, rank: Rank, method: str, arguments: tuple[Any, ...]) -> None:
+        """Call `method` on a rank; it starts when the rank's earlier calls have ended. A method that is no generator
+        yields its one answer."""
+        self._until = time.monotonic() + self._deadline_s
+        items = rank.worker.stream.options(num_returns="streaming").remote(method, *arguments)
+        self._waiting[items], self._keys[items] = (rank, method), key
+
+    def __iter__(self) -> Self:
+        return self
+
+    def __next__(self) -> tuple[Any, Any]:
+        while self._waiting:
+            try:
+                items = _next(self._waiting, self._until, self._deadline_s)
+                rank, method = self._waiting[items]
+                receipt = next(items)
+                _raise_failure(rank, method, receipt, self._waiting)
+                return self._keys[items], _fetch(rank, method, next(items), self._deadline_s)
+            except StopIteration:
+                del self._waiting[items]
+            except ClusterError as error:
+                self._waiting = {i: w for i, w in self._waiting.items() if w[0].identity not in error.blamed}
+                raise
+        raise StopIteration
 
 
 def ask(ranks: Sequence[Rank], question: str) -> list[Any]:
-    """Have every worker answer a control question (`status`, `usage`), also while a method runs."""
+    """Have every worker answer a control question (`status`, `usage`), also while a method runs. None stands for the
+    answer of a replaceable rank that is dead or silent."""
     answers = [getattr(rank.worker, question).remote() for rank in ranks]
-    _, silent = ray.wait(answers, num_returns=len(answers), timeout=CONTROL_S)
+    spare = {answer for rank, answer in zip(ranks, answers, strict=True) if rank in STARTED.replaceable}
+    needed = [answer for answer in answers if answer not in spare]
+    _, silent = ray.wait(needed, num_returns=len(needed), timeout=CONTROL_S) if needed else ([], [])
     if silent:
-        names = ", ".join(str(ranks[answers.index(answer)].identity) for answer in silent)
+        late = [ranks[answers.index(answer)].identity for answer in silent]
+        names = ", ".join(map(str, late))
         raise DeadlineExceeded(
-            f"no answer within {CONTROL_S:g} s to a question that needs no work ({question}): {names}"
+            f"no answer within {CONTROL_S:g} s to a question that needs no work ({question}): {names}", late
         )
     for rank, answer in zip(ranks, answers, strict=True):
-        _raise_failure(rank, question, answer, {})
-    return ray.get(answers)
+        if answer not in spare:
+            _raise_failure(rank, question, answer, {})
+    found = _answered(spare)
+    return [found.get(answer) if answer in spare else ray.get(answer) for answer in answers]
+
+
+def _answered(references: Iterable[Any]) -> dict[Any, Any]:
+    """Reference → its value, for those that have one within `STATUS_S`."""
+    waited = list(references)
+    ready = ray.wait(waited, num_returns=len(waited), timeout=STATUS_S)[0] if waited else []
+    found = {}
+    for reference in ready:
+        with suppress(RayError):
+            found[reference] = ray.get(reference)
+    return found
+
+
+def check_alive(ranks: Sequence[Rank]) -> None:
+    """Raise RankFailure if one of `ranks` has died. Does not wait."""
+    sentinels = {rank.sentinel: rank for rank in ranks}
+    dead, _ = ray.wait(list(sentinels), num_returns=1, timeout=0, fetch_local=False)
+    for sentinel in dead:
+        _raise_failure(sentinels[sentinel], _method_of(sentinels[sentinel], {}), sentinel, {})
 
 
 def become_idle(ranks: Sequence[Rank], within_s: float) -> bool:
@@ -126,7 +173,7 @@ def _fetch(rank: Rank, method: str, ref: Any, deadline_s: float) -> Any:
         return ray.get(ref, timeout=deadline_s)
     except GetTimeoutError:
         raise DeadlineExceeded(
-            f"{rank.identity} answered {method}, but its value did not arrive within {deadline_s:g} s"
+            f"{rank.identity} answered {method}, but its value did not arrive within {deadline_s:g} s", [rank.identity]
         ) from None
     except RayError as error:
         raise failures.from_ray(rank.identity, method, error) from None
@@ -139,7 +186,8 @@ def _next(waiting: Waiting, until: float, deadline_s: float) -> Any:
     ready, _ = ray.wait([*waiting, *sentinels], num_returns=1, timeout=left, fetch_local=False)
     if not ready:
         names = ", ".join(dict.fromkeys(f"{rank.identity.role}.{method}" for rank, method in waiting.values()))
-        raise DeadlineExceeded(f"{names} did not end within {deadline_s:g} s:\n{_report(waiting)}")
+        late = list(dict.fromkeys(rank.identity for rank, _ in waiting.values()))
+        raise DeadlineExceeded(f"{names} did not end within {deadline_s:g} s:\n{_report(waiting)}", late)
     if ready[0] in sentinels:
         rank = sentinels[ready[0]]
         _raise_failure(rank, _method_of(rank, waiting), rank.sentinel, waiting)
@@ -182,10 +230,9 @@ def _method_of(rank: Rank, waiting: Waiting) -> str:
 def _report(waiting: Waiting) -> str:
     """What every rank that is waited for is doing, and what other ranks are busy with, as text."""
     asked = list(dict.fromkeys(rank for rank, _ in waiting.values()))
-    others = [rank for rank in STARTED.watched if rank not in asked]
+    others = [rank for rank in STARTED.ranks if rank not in asked]
     answers = {rank.worker.status.remote(): rank for rank in [*asked, *others]}
-    ready, _ = ray.wait(list(answers), num_returns=len(answers), timeout=STATUS_S)
-    states = {answers[reference]: ray.get(reference) for reference in ready}
+    states = {answers[reference]: state for reference, state in _answered(answers).items()}
     lines = [f"{rank.identity} {states.get(rank, SILENT)}; its log is {rank.identity.log}" for rank in asked]
     lines += [f"meanwhile {rank.identity} {states[rank]}" for rank in others if rank in states and states[rank].busy]
     return "\n".join(lines)

@@ -36,7 +36,8 @@ def log_tail(log: str) -> str:
 def raised(who: Identity, method: str, seconds: float, error: Exception) -> RankFailure:
     """The failure for an exception of a role's method; made in the rank itself."""
     message = f"{who} raised {type(error).__name__} in {method} after {seconds:.1f} s: {error}\n{log_tail(who.log)}"
-    return RankFailure(message, consequence=looks_like_a_peers_fault(error))
+    kind = f"{type(error).__module__}.{type(error).__qualname__}"
+    return RankFailure(message, who=who, exception=kind, consequence=looks_like_a_peers_fault(error))
 
 
 def from_ray(who: Identity, method: str, error: RayError) -> ClusterError:
@@ -45,8 +46,9 @@ def from_ray(who: Identity, method: str, error: RayError) -> ClusterError:
     if isinstance(cause, ClusterError):
         return cause
     if isinstance(cause, RayActorError) and not isinstance(error, RayTaskError):
-        return Death(f"{who} died in {method}: {_one_line(cause)}\n{log_tail(who.log)}")
-    return RankFailure(f"{who} failed in {method}: {type(cause).__name__}: {_one_line(cause)}\n{log_tail(who.log)}")
+        return Death(f"{who} died in {method}: {_one_line(cause)}\n{log_tail(who.log)}", who=who)
+    message = f"{who} failed in {method}: {type(cause).__name__}: {_one_line(cause)}\n{log_tail(who.log)}"
+    return RankFailure(message, who=who)
 
 
 class Death(RankFailure):

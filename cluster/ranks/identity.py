@@ -14,6 +14,8 @@ class Identity:
     node: str
     log: str
     """Absolute path of its log file, on the rank's node."""
+    life: int = 0
+    """How often the rank has been started again."""
 
     def __str__(self) -> str:
         return f"{self.role} rank {self.rank} (node {self.node})"

@@ -11,7 +11,7 @@ wait_all([logprobs, values], deadline_s=60)                 # ends at the first 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Concatenate, Generic, ParamSpec, Self, TypeVar
@@ -20,16 +20,18 @@ import ray
 
 from cluster.placement.plan import Slot
 from cluster.ranks import calls
-from cluster.ranks.calls import Call
+from cluster.ranks.calls import Call, Stream
 from cluster.ranks.identity import Identity
 from cluster.ranks.watch import STARTED, Rank
-from cluster.ranks.worker import remote_worker
+from cluster.ranks.worker import killer, remote_worker
 
 R = TypeVar("R")
 S = TypeVar("S")
 T = TypeVar("T")
 CHILDREN_S = 3.0
 """Seconds in which ranks must end the processes that their roles started; then the ranks are killed."""
+KILL_S = 10.0
+"""Seconds in which a node must kill ranks that hang."""
 P = ParamSpec("P")
 
 
@@ -48,12 +50,62 @@ class GrantedSlot:
     """Names of its GPUs on the node, for CUDA_VISIBLE_DEVICES."""
 
 
+@dataclass(frozen=True, slots=True)
+class Making:
+    """How the ranks of a group are made, and made again."""
+
+    role: str
+    source: tuple[str, str]
+    """Module and qualified name of the role's class."""
+    arguments: Sequence[tuple[Any, ...]]
+    places: Sequence[GrantedSlot]
+    log_dir: Path
+    environment: Mapping[str, str]
+    distributed: bool
+    replaceable: bool
+
+    def begin(self, lives: Mapping[int, int]) -> tuple[list[Rank], Call[None]]:
+        """Start the processes of some ranks (number → how often it has been started before); returns them and the
+        running construction of their roles."""
+        ranks = [self._start_worker(self.places[number], life) for number, life in lives.items()]
+        STARTED.add(ranks, replaceable=self.replaceable)
+        meeting = ranks[0].worker.rendezvous.remote() if self.distributed else None
+        answers = [
+            rank.worker.construct.remote(self.source, self.arguments[number], meeting)
+            for rank, number in zip(ranks, lives, strict=True)
+        ]
+        receipts, refs = [receipt for receipt, _ in answers], [ref for _, ref in answers]
+        return ranks, Call("construct", ranks, receipts, refs)
+
+    def _start_worker(self, place: GrantedSlot, life: int) -> Rank:
+        slot = place.slot
+        log = self.log_dir.absolute() / f"{self.role}-{slot.rank}.log"
+        identity = Identity(self.role, slot.rank, place.node, str(log), life)
+        own = {
+            "RANK": str(slot.rank),
+            "WORLD_SIZE": str(len(self.places)),
+            "LOCAL_RANK": "0",  # a rank sees only its own GPUs, so the first one is always its own
+            "OMP_NUM_THREADS": str(slot.threads),
+            "RAY_IGNORE_UNHANDLED_ERRORS": "1",  # of a failed call we read the receipt, not the value
+        }
+        if place.devices and "CUDA_VISIBLE_DEVICES" not in self.environment:
+            # The node's bundle holds the cards; the plan says which are this rank's. If Ray were asked for fractions
+            # of them, it could give any card of the bundle, and might find no room for the last engine among the
+            # fractions.
+            own["CUDA_VISIBLE_DEVICES"] = ",".join(place.devices)
+        options = {"num_cpus": slot.cpus, "num_gpus": 0, "scheduling_strategy": place.strategy}
+        worker = remote_worker().options(**options).remote(identity, {**self.environment, **own})
+        return Rank(identity, worker, worker.watch.remote(), worker.pid.remote())
+
+
 class RoleGroup(Generic[R]):
     """The ranks of one role: one process for each, with one object of the class `R` in it."""
 
-    def __init__(self, role: str, ranks: Sequence[Rank], started: Call[None]) -> None:
-        self.role = role
-        self.ranks = ranks
+    def __init__(self, making: Making) -> None:
+        self.role = making.role
+        self._making = making
+        ranks, started = making.begin(dict.fromkeys(range(len(making.places)), 0))
+        self.ranks: Sequence[Rank] = ranks
         self.started = started
         """The running construction of the role on every rank."""
 
@@ -68,25 +120,39 @@ class RoleGroup(Generic[R]):
         log_dir: Path,
         environment: Mapping[str, str] | None = None,
         distributed: bool = False,
+        replaceable: bool = False,
     ) -> Self:
         """Start a process for each place and build `factory(*arguments[rank])` in it. Returns at once.
 
         The driver's own calls wait in line behind the construction; a `Client` may be used only after `ready`.
         `factory` is imported in the worker, so it must stand at the top of a module (or be a class method there).
-        `distributed` ranks get MASTER_ADDR and MASTER_PORT of a store that rank 0 keeps open.
+        `distributed` ranks get MASTER_ADDR and MASTER_PORT of a store that rank 0 keeps open. The death of a
+        `replaceable` rank ends only the waits for itself: whoever calls it starts it again.
         """
         if len(arguments) != len(places):
             raise ValueError(f"{role}: {len(arguments)} argument tuples for {len(places)} ranks")
-        source = _importable(factory)
-        shared = dict(environment or {})
-        ranks = [_start_worker(role, place, len(places), log_dir, shared) for place in places]
-        STARTED.add(ranks)
-        meeting = ranks[0].worker.rendezvous.remote() if distributed else None
-        answers = [
-            rank.worker.construct.remote(source, own, meeting) for rank, own in zip(ranks, arguments, strict=True)
-        ]
-        receipts, refs = [receipt for receipt, _ in answers], [ref for _, ref in answers]
-        return cls(role, ranks, Call("construct", ranks, receipts, refs))
+        source, shared = _importable(factory), dict(environment or {})
+        return cls(Making(role, source, arguments, places, log_dir, shared, distributed, replaceable))
+
+    def restart(self, numbers: Collection[int]) -> Call[None]:
+        """End the ranks of these numbers, whatever they do, and start new ones in their places. Returns at once; later
+        calls to a new rank wait in line behind its construction.
+
+        Ranks that meet in a process group can only be restarted all together.
+        """
+        if self._making.distributed and len(numbers) < len(self.ranks):
+            raise ValueError(f"{self.role}: ranks {sorted(numbers)} cannot be restarted without their peers")
+        lives = {number: self.ranks[number].identity.life + 1 for number in sorted(numbers)}
+        silent = _stop([self.ranks[number] for number in lives])
+        _kill({rank: self._making.places[rank.identity.rank].node_id for rank in silent})
+        made, started = self._making.begin(lives)
+        new = dict(zip(lives, made, strict=True))
+        self.ranks = [new.get(number, rank) for number, rank in enumerate(self.ranks)]
+        return started
+
+    def check_alive(self, numbers: Collection[int]) -> None:
+        """Raise RankFailure if one of the ranks of these numbers has died. Does not wait."""
+        calls.check_alive([self.ranks[number] for number in numbers])
 
     def __len__(self) -> int:
         return len(self.ranks)
@@ -117,15 +183,42 @@ class RoleGroup(Generic[R]):
         """Call a generator method on every rank; yields (rank, item) as items come, from whichever rank."""
         if len(shards) != len(self.ranks):
             raise ValueError(f"{self.role}.{method.__name__}: {len(shards)} shards for {len(self.ranks)} ranks")
-        return calls.stream(self.ranks, method.__name__, [(shard, *common) for shard in shards], deadline_s)
+        running = self.streaming(deadline_s)
+        for number, shard in enumerate(shards):
+            running.begin(number, number, method, shard, *common)
+        return running
 
-    def client(self, deadline_s: float) -> Client:
-        """A handle with which another role can call the ranks from its own process."""
-        return Client(tuple(self.ranks), deadline_s)
+    def streaming(self, deadline_s: float) -> GroupStream[R]:
+        """Calls to single ranks, none of which has begun."""
+        return GroupStream(self, Stream(deadline_s))
+
+    def client(self, deadline_s: float, numbers: Collection[int] | None = None) -> Client:
+        """A handle with which another role can call the ranks (only those of `numbers`) from its own process."""
+        return Client(tuple(self.ranks if numbers is None else (self.ranks[n] for n in numbers)), deadline_s)
 
     def stop(self) -> None:
         """End every rank and the processes that it started. May be called twice, and while methods run."""
         _stop(self.ranks)
+
+
+@dataclass(frozen=True, slots=True)
+class GroupStream(Generic[R]):
+    """Running calls of generator methods of single ranks of a group, read as one: see `cluster.ranks.calls.Stream`."""
+
+    group: RoleGroup[R]
+    calls: Stream
+
+    def begin(
+        self, key: Any, number: int, method: Callable[Concatenate[R, S, ...], Any], shard: S, *common: Any
+    ) -> None:
+        """Call `method(shard, *common)` on the rank of that number; its values come with `key`."""
+        self.calls.begin(key, self.group.ranks[number], method.__name__, (shard, *common))
+
+    def __iter__(self) -> Iterator[tuple[Any, Any]]:
+        return self
+
+    def __next__(self) -> tuple[Any, Any]:
+        return next(self.calls)
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,34 +245,22 @@ def stop_all() -> None:
     _stop(STARTED.ranks)
 
 
-def _stop(ranks: Sequence[Rank]) -> None:
+def _stop(ranks: Sequence[Rank]) -> list[Rank]:
+    """End ranks; returns those that do not answer, which Ray cannot end if their processes are stopped."""
     STARTED.remove(ranks)
-    ending = [rank.worker.end_children.remote() for rank in ranks]
-    if ending:
-        ray.wait(ending, num_returns=len(ending), timeout=CHILDREN_S)
+    ending = {rank.worker.end_children.remote(): rank for rank in ranks}
+    silent = ray.wait(list(ending), num_returns=len(ending), timeout=CHILDREN_S)[1] if ending else []
     for rank in ranks:
         ray.kill(rank.worker)
+    return [ending[answer] for answer in silent]
 
 
-def _start_worker(role: str, place: GrantedSlot, size: int, log_dir: Path, environment: Mapping[str, str]) -> Rank:
-    slot = place.slot
-    log = log_dir.absolute() / f"{role}-{slot.rank}.log"
-    identity = Identity(role, slot.rank, place.node, str(log))
-    own = {
-        "RANK": str(slot.rank),
-        "WORLD_SIZE": str(size),
-        "LOCAL_RANK": "0",  # a rank sees only its own GPUs, so the first one is always its own
-        "OMP_NUM_THREADS": str(slot.threads),
-        "RAY_IGNORE_UNHANDLED_ERRORS": "1",  # of a failed call we read the receipt, not the value
-    }
-    if place.devices and "CUDA_VISIBLE_DEVICES" not in environment:
-        # The node's bundle holds the cards; the plan says which are this rank's. If Ray were asked for fractions of
-        # them, it could
-        # give any card of the bundle, and might find no room for the last engine among the fractions.
-        own["CUDA_VISIBLE_DEVICES"] = ",".join(place.devices)
-    options = {"num_cpus": slot.cpus, "num_gpus": 0, "scheduling_strategy": place.strategy}
-    worker = remote_worker().options(**options).remote(identity, {**environment, **own})
-    return Rank(identity, worker, worker.watch.remote())
+def _kill(nodes: Mapping[Rank, str]) -> None:
+    """Let the nodes' systems kill ranks, so that what they hold is free again."""
+    born, _ = ray.wait([rank.pid for rank in nodes], num_returns=len(nodes), timeout=0) if nodes else ([], [])
+    killing = [killer(node).remote(rank.pid) for rank, node in nodes.items() if rank.pid in born]
+    if killing:
+        ray.wait(killing, num_returns=len(killing), timeout=KILL_S)
 
 
 def _importable(factory: Callable[..., Any]) -> tuple[str, str]:

@@ -19,13 +19,17 @@ class Rank:
     """Handle of Ray's actor."""
     sentinel: Any
     """Reference of `Worker.watch`: fails when the process dies."""
+    pid: Any = None
+    """Reference of the process id."""
 
 
 class Watch:
-    """Ranks that are started and not stopped, and those of them whose deaths end a wait: all, or the ones in `only`."""
+    """Ranks that are started and not stopped, and those of them whose deaths end any wait: all but the replaceable
+    ones, or only the ones in `only`."""
 
     def __init__(self) -> None:
         self._ranks: list[Rank] = []
+        self._replaceable: set[Rank] = set()
         self._only: Sequence[Rank] | None = None
 
     @property
@@ -35,17 +39,26 @@ class Watch:
 
     @property
     def watched(self) -> list[Rank]:
-        """The ranks whose deaths end a wait."""
-        return self.ranks if self._only is None else [rank for rank in self._ranks if rank in self._only]
+        """The ranks whose deaths end a wait, also a wait for others."""
+        counted = [rank for rank in self._ranks if rank not in self._replaceable]
+        return counted if self._only is None else [rank for rank in counted if rank in self._only]
 
-    def add(self, ranks: Sequence[Rank]) -> None:
+    @property
+    def replaceable(self) -> frozenset[Rank]:
+        """The ranks whose deaths end only the waits for themselves."""
+        return frozenset(self._replaceable)
+
+    def add(self, ranks: Sequence[Rank], *, replaceable: bool = False) -> None:
         """Add ranks that are started."""
         self._ranks += ranks
+        if replaceable:
+            self._replaceable.update(ranks)
 
     def remove(self, ranks: Sequence[Rank]) -> None:
         """Remove ranks before they are stopped, so that their end does not count as a death. Unknown ranks are
         ignored."""
         self._ranks = [rank for rank in self._ranks if rank not in ranks]
+        self._replaceable.difference_update(ranks)
 
     @contextmanager
     def only(self, ranks: Sequence[Rank]) -> Iterator[None]:

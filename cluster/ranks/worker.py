@@ -28,11 +28,12 @@ from typing import Any, TypeVar
 
 import psutil
 import ray
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from cluster.errors import ClusterError
 from cluster.ranks import failures
 from cluster.ranks.card_use import CardSampler, CardUse
-from cluster.ranks.host_memory import MemorySampler, MemorySeries, tree
+from cluster.ranks.host_memory import MemorySampler, MemorySeries, kill_tree, tree
 from cluster.ranks.identity import Identity
 
 STACK_FRAMES = 4
@@ -134,8 +135,10 @@ class Worker:
         return None, self._watched(method, lambda: self._bound(method)(*arguments))
 
     def stream(self, method: str, *arguments: Any) -> Iterator[Any]:
-        """Call a generator method of the role; yields receipt, value, receipt, value, …"""
-        items = self._watched(method, lambda: iter(self._bound(method)(*arguments)))
+        """Call a generator method of the role; yields receipt, value, receipt, value, … Any other method yields its
+        one answer."""
+        answer = self._watched(method, lambda: self._bound(method)(*arguments))
+        items = answer if isinstance(answer, Iterator) else iter((answer,))
         end = object()
         while (value := self._watched(method, lambda: next(items, end))) is not end:
             yield None
@@ -149,6 +152,11 @@ class Worker:
         stack = traceback.extract_stack(frame)[-STACK_FRAMES:] if frame is not None else []
         frames = [f"{'/'.join(f.filename.split('/')[-2:])}:{f.lineno} {f.name}" for f in stack]
         return Status(os.getpid(), method, time.monotonic() - since, frames)
+
+    @ray.method(concurrency_group="control")
+    def pid(self) -> int:
+        """Id of this process on its node."""
+        return os.getpid()
 
     @ray.method(concurrency_group="control")
     def node_id(self) -> str:
@@ -199,6 +207,12 @@ class Worker:
 def remote_worker() -> Any:
     """The actor class. Two control calls at a time; all other methods run on one thread."""
     return ray.remote(max_restarts=0, max_task_retries=0, concurrency_groups={"control": 2, "watch": 1})(Worker)
+
+
+def killer(node_id: str) -> Any:
+    """A remote function that kills a process of the node of that id, and the processes that it has started."""
+    where = NodeAffinitySchedulingStrategy(node_id, soft=False)
+    return ray.remote(num_cpus=0, max_retries=0)(kill_tree).options(scheduling_strategy=where)
 
 
 def clock() -> Any:

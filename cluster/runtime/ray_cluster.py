@@ -139,15 +139,16 @@ class RayCluster:
     def usage(self) -> Usage:
         """Work and memory of everything that this run has started; memory is sampled about once a second."""
         ranks = STARTED.ranks
-        reports = calls.ask(ranks, "usage")
+        answered = [
+            (rank.identity, report) for rank, report in zip(ranks, calls.ask(ranks, "usage"), strict=True) if report
+        ]
         series = {socket.gethostname(): [self._memory.drain()]}
         if self._address is not None:  # otherwise Ray is our child, and its workers are counted with us
-            for rank, report in zip(ranks, reports, strict=True):
-                series.setdefault(rank.identity.node, []).append(report.series)
+            for who, report in answered:
+                series.setdefault(who.node, []).append(report.series)
         self._peak_bytes = max(self._peak_bytes, *map(peak_of_sum, series.values()))
-        busy = [(began, ended) for report in reports for began, ended, _ in report.busy]
-        by_role = [(rank.identity.role, report) for rank, report in zip(ranks, reports, strict=True)]
-        return Usage(busy, self._peak_bytes / GIB, by_role)
+        busy = [(began, ended) for _, report in answered for began, ended, _ in report.busy]
+        return Usage(busy, self._peak_bytes / GIB, [(who.role, report) for who, report in answered])
 
     def stop(self) -> None:
         """End every rank, return the resources and leave Ray (a Ray that we started ends)."""

@@ -13,6 +13,7 @@ from pydantic import Field
 
 from cluster.config import Deadlines, LocalPlacement, PlacementConfig
 from orchestrator.config.checkpoint import CheckpointConfig
+from orchestrator.config.recovery import RecoveryConfig
 from orchestrator.config.report import ReportConfig
 from roles.config.models import FrozenRole, TrainedRole
 from roles.config.section import Dtype, PathText, Section
@@ -48,6 +49,8 @@ class BaseConfig(Section):
     """Which role sits on which machines and GPUs."""
     deadlines: Deadlines = Deadlines()
     """How long the driver waits before it gives up."""
+    recovery: RecoveryConfig = RecoveryConfig()
+    """Which failures a run survives."""
 
     @classmethod
     def own(cls, data: Mapping[Any, Any]) -> dict[Any, Any]:

@@ -20,13 +20,14 @@ from orchestrator.config.base import BaseConfig
 from orchestrator.config.evaluation import EvaluationRun
 from orchestrator.config.labelling import EndpointJudge
 from orchestrator.config.reward_training import RewardTrainingRun
-from orchestrator.config.role_needs import RoleNames, ppo_roles, role_needs, scoring_roles
+from orchestrator.config.role_needs import RoleNames, role_needs
 from orchestrator.config.run import RunConfig
 from orchestrator.config.sampling import SamplingConfig
 from orchestrator.groups.imports import imports_for, rank_environment
 from orchestrator.groups.policy import Policy
+from orchestrator.groups.recovery import Recovery, TellUser, untold
 from orchestrator.groups.reward import Member, Reward
-from orchestrator.groups.scoring import EvaluationRoles, Roles, class_of
+from orchestrator.groups.scoring import class_of
 from roles.actor import Actor, LossExtra
 from roles.batch import Responses, Sequences
 from roles.config.models import FrozenRole, TrainedRole
@@ -74,9 +75,11 @@ def resolve_models(config: SamplingConfig, roles: Collection[str]) -> Models:
 class Builder(Generic[C]):
     """Starts role groups on a cluster; each starts without waiting, `ready` waits for all of them."""
 
-    def __init__(self, config: C, cluster: RayCluster) -> None:
+    def __init__(self, config: C, cluster: RayCluster, tell: TellUser = untold) -> None:
+        """`tell`: shows the user a line about a failure that the run survives."""
         self._config = config
         self.cluster = cluster
+        self.recovery = Recovery(config.recovery, tell)
         self._groups: list[RoleGroup[Any]] = []
 
     def actor(self: Builder[RunConfig], models: Models) -> RoleGroup[Actor]:
@@ -161,8 +164,11 @@ class Builder(Generic[C]):
         setup = replace(setup, freeze_backbone=training.freeze_backbone, seed=seed)
         return self.start(REWARD, RewardTrainer, (setup, training.pooling))
 
-    def engines(self: Builder[SamplingConfig], models: Models, kind: type[Any] = RolloutEngine) -> RoleGroup[Any]:
-        """The vLLM engines, with the weights in `models.actor`. `kind`: the class of a rank."""
+    def engines(
+        self: Builder[SamplingConfig], models: Models, kind: type[Any] = RolloutEngine, *, replaceable: bool = False
+    ) -> RoleGroup[Any]:
+        """The vLLM engines, with the weights in `models.actor`. `kind`: the class of a rank; `replaceable`: as in
+        `RoleGroup.start`."""
         config, tokenizer = self._config, models.tokenizer
         neighbours = engines_neighbours(config.placement)
         setup = RolloutSetup(
@@ -181,7 +187,7 @@ class Builder(Generic[C]):
             max_prompt_tokens=config.prompts.max_tokens,
         )
         setups = [(replace(setup, index=index),) for index in range(len(self.cluster.places(ENGINES)))]
-        return self.start(ENGINES, kind, setups, distributed=False)
+        return self.start(ENGINES, kind, setups, distributed=False, replaceable=replaceable)
 
     def policy(self: Builder[SamplingConfig], models: Models) -> Policy:
         """The engines as one policy. If they share GPUs, they are up and asleep before another role loads a model
@@ -191,7 +197,12 @@ class Builder(Generic[C]):
         """
         config = self._config
         sleeps = config.rollout.engine.sleep > 0
-        policy = Policy(self.engines(models), config.deadlines, sleeps, config.environment is not None)
+        policy = Policy(
+            self.engines(models, replaceable=config.recovery.engine_failures_per_hour > 0),
+            *(config.deadlines, sleeps, config.environment is not None),
+            stream_samples=config.rollout.stream_samples,
+            recovery=self.recovery,
+        )
         if sleeps or engines_neighbours(config.placement):
             policy.engines.ready(config.deadlines.start_s)
             policy.rest()
@@ -233,6 +244,7 @@ class Builder(Generic[C]):
         arguments: tuple[Any, ...] | list[tuple[Any, ...]],
         *,
         distributed: bool = True,
+        replaceable: bool = False,
     ) -> RoleGroup[R]:
         """Start one group. `arguments`: a tuple is for every rank, a list has one tuple for each rank."""
         places = self.cluster.places(role)
@@ -244,56 +256,20 @@ class Builder(Generic[C]):
             log_dir=Path(self._config.run_dir) / "logs",
             environment=rank_environment(self._config.device),
             distributed=distributed,
+            replaceable=replaceable,
         )
         self._groups.append(group)
         return group
 
 
 @contextmanager
-def builder(config: C, roles: RoleNames) -> Iterator[Builder[C]]:  # type: ignore[misc]
-    """Context with a cluster that has room for `roles`; at its end every process is stopped."""
+def builder(
+    config: C,  # type: ignore[misc]
+    roles: RoleNames,
+    tell: TellUser = untold,
+) -> Iterator[Builder[C]]:
+    """Context with a cluster that has room for `roles`; at its end every process is stopped. `tell`: see `Builder`."""
     made = plan(config.placement, role_needs(config, roles))
     imports = imports_for(config.device, rank_environment(config.device))
     with RayCluster(made, deadline_s=config.deadlines.resources_s, imports=imports) as cluster:
-        yield Builder(config, cluster)
-
-
-@contextmanager
-def training_roles(config: RunConfig, models: Models) -> Iterator[Roles]:
-    """Context with all roles of PPO, started at the same time, and the weight transfer connected."""
-    with builder(config, ppo_roles(config)) as build:
-        policy = build.policy(models)
-        actor = build.actor(models)
-        critic = build.critic(models) if config.ppo.uses_critic else None
-        reference: RoleGroup[Any] = actor if config.reference.share_actor else build.reference(models)
-        roles = Roles(
-            cluster=build.cluster,
-            policy=policy,
-            reward=build.reward(models),
-            reference=reference,
-            judge=build.judge(),
-            deadlines=config.deadlines,
-            actor=actor,
-            critic=critic,
-            labeller=build.labeller(models),
-            frozen={role: build.frozen(role, models, ranks_of=role) for role in config.other_frozen_roles},
-        )
-        build.ready()
-        actor.call(Actor.connect, policy.engines.client(config.deadlines.push_s)).result(config.deadlines.push_s)
-        yield roles
-
-
-@contextmanager
-def evaluation_roles(config: EvaluationRun, models: Models) -> Iterator[EvaluationRoles]:
-    """Context with the roles that measure the policy in `models.actor`."""
-    with builder(config, {ENGINES: None, config.reference_role: None, **scoring_roles(config)}) as build:
-        roles = EvaluationRoles(
-            cluster=build.cluster,
-            policy=build.policy(models),
-            reward=build.reward(models),
-            reference=build.reference(models),
-            judge=build.judge(),
-            deadlines=config.deadlines,
-        )
-        build.ready()
-        yield roles
+        yield Builder(config, cluster, tell)

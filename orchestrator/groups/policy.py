@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
-import itertools
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 from cluster.config import Deadlines
+from cluster.errors import ClusterError, DeadlineExceeded
+from cluster.ranks.failures import Death
 from cluster.ranks.role_group import RoleGroup
 from orchestrator.errors import TetrarchError
+from orchestrator.groups.assignments import Assignment, contiguous, divided, home_assignments
+from orchestrator.groups.engine_fleet import EngineFleet
+from orchestrator.groups.recovery import Recovery
 from orchestrator.groups.spread import Part
 from roles.actor import Actor
 from roles.batch import Prompts, Rollouts
@@ -19,7 +24,7 @@ FREED_S = 2.0
 """Seconds until the memory of a killed process is free again."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Policy:
     """The actor's vLLM half: one or more engines with the same weights."""
 
@@ -29,16 +34,21 @@ class Policy:
     """Whether the engines release their memory between generating and the next push."""
     environment: bool = True
     """Whether the engines are sent the prompts' texts and columns, which only an environment reads."""
+    stream_samples: int | None = None
+    """Rows of a part of `stream`; None: all rows of an engine."""
+    recovery: Recovery = field(default_factory=Recovery)
+    """What is done when an engine fails."""
+    fleet: EngineFleet = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.fleet = EngineFleet(self.engines, self.deadlines, self.recovery, sleeps=self.sleeps)
 
     def generate(self, prompts: Prompts, *, version: int) -> Rollouts:
         """Generate responses to all `prompts`, in their order, with the weights of `version`."""
-        self._wake("weights", "kv_cache")
-        shares = self._shares(prompts)
-        asked = [self._asked(share) for share in shares]
-        answers = self.engines.map(RolloutEngine.generate, asked, version).result(self.deadlines.generate_s)
+        parts = self._parts(prompts, version, RolloutEngine.generate, unit=1)
+        whole = [rollouts for _, rollouts in sorted(parts, key=lambda found: found[0])]
         self.rest()
-        answered = zip(answers, shares, strict=True)
-        return Rollouts.concatenate([self._whole(part, share, version) for part, share in answered if len(part)])
+        return Rollouts.concatenate(whole)
 
     def stream(self, prompts: Prompts, *, version: int) -> Iterator[tuple[Part, Rollouts]]:
         """As `generate`, in parts, each as soon as it is complete. What is in a part is fixed, the order of parts is
@@ -47,7 +57,7 @@ class Policy:
         Engines that sleep do so before a part is returned, because the roles that score it need their memory; all rows
         are then one part, so that sharded weights are gathered only once.
         """
-        parts = self._parts(prompts, version)
+        parts = self._parts(prompts, version, RolloutEngine.stream, unit=self.stream_samples)
         if not self.sleeps:
             return parts
         whole = [rollouts for _, rollouts in sorted(parts, key=lambda found: found[0])]
@@ -58,7 +68,11 @@ class Policy:
         """Let the engines sleep. They keep their weights if `keep_weights`; otherwise a push must renew them before
         the next call."""
         if self.sleeps:
-            self.engines.call(RolloutEngine.sleep, keep_weights).result(self.deadlines.push_s)
+            try:
+                self.engines.call(RolloutEngine.sleep, keep_weights).result(self.deadlines.push_s)
+            except Death:  # its memory is free, and others need it now: the next call starts the engine again
+                if not self.recovery.config.engine_failures_per_hour:
+                    raise
 
     def end(self) -> None:
         """Before a run ends early: end engines that hold memory which other roles need to save their state."""
@@ -66,16 +80,60 @@ class Policy:
             self.engines.stop()
             time.sleep(FREED_S)
 
-    def _parts(self, prompts: Prompts, version: int) -> Iterator[tuple[Part, Rollouts]]:
+    def _parts(
+        self, prompts: Prompts, version: int, method: Callable[..., Any], *, unit: int | None
+    ) -> Iterator[tuple[Part, Rollouts]]:
+        """The responses to `prompts` in any order. `unit`: rows of an engine's share that one engine must answer
+        together."""
         self._wake("weights", "kv_cache")
-        shares, deadline_s = self._shares(prompts), self.deadlines.generate_s
-        asked = [self._asked(share) for share in shares]
-        for engine, (first, part) in self.engines.stream(RolloutEngine.stream, asked, version, deadline_s=deadline_s):
-            share = shares[engine].select(range(first, first + len(part)))
-            yield (engine, first), self._whole(part, share, version)
+        shares = prompts.split(contiguous(len(prompts), len(self.engines)))
+        running = self.engines.streaming(self.deadlines.generate_s)
 
-    def _shares(self, prompts: Prompts) -> list[Prompts]:
-        return prompts.split(_contiguous(len(prompts), len(self.engines)))
+        def begin(assignments: list[Assignment]) -> list[Assignment]:
+            for given in assignments:
+                given.rank = self.engines.ranks[given.engine]
+                asked = self._asked(shares[given.share].select(given.rows))
+                running.begin(given, given.engine, method, asked, version)
+            return assignments
+
+        assignments = begin(home_assignments([len(share) for share in shares], self.fleet.usable(version), unit))
+        late = False
+        while any(given.left for given in assignments):
+            try:
+                found = next(running, None)
+            except ClusterError as error:
+                if late and isinstance(error, DeadlineExceeded):
+                    raise
+                late |= isinstance(error, DeadlineExceeded)
+                self.fleet.fence(error)
+                assignments += begin(self._taken_over(assignments, version, unit))
+                continue
+            if found is None:
+                left = sum(len(given.left) for given in assignments)
+                raise TetrarchError(f"the engines ended without an answer to {left} prompts")
+            given, answer = found
+            first, part = answer if isinstance(answer, tuple) else (0, answer)
+            rows = given.answered(first, len(part))
+            yield (given.share, rows[0]), self._whole(part, shares[given.share].select(rows), version)
+
+    def _taken_over(self, assignments: list[Assignment], version: int, unit: int | None) -> list[Assignment]:
+        """New assignments for the unanswered rows of engines that have been replaced, which `assignments` loses."""
+        lost = self._lost(assignments)
+        usable = self.fleet.usable(version)  # finds engines that have died meanwhile
+        new: list[Assignment] = []
+        for share, rows in [*lost, *self._lost(assignments)]:
+            new += divided(share, rows, usable, unit, [*assignments, *new])
+        return new
+
+    def _lost(self, assignments: list[Assignment]) -> list[tuple[int, list[int]]]:
+        """Share and rows of the assignments whose engines have been replaced; these assignments end."""
+        found = []
+        for given in assignments:
+            if given.left and given.rank != self.engines.ranks[given.engine]:
+                self.fleet.lost(given.engine, len(given.left))
+                found.append((given.share, sorted(given.left)))
+                given.left.clear()
+        return found
 
     def _asked(self, prompts: Prompts) -> Prompts:
         """The fields of `prompts` that the engines read."""
@@ -88,21 +146,22 @@ class Policy:
             return rollouts
         return replace(rollouts, prompts=prompts.texts, columns=prompts.columns)
 
+    def connect(self, actor: RoleGroup[Actor]) -> None:
+        """Let the actor meet the engines, before the first push."""
+        self.fleet.connect(actor)
+
     def load(self, actor: RoleGroup[Actor], *, version: int) -> None:
         """Send the actor's weights to every engine as `version`."""
         self._wake("weights")
-        actor.call(Actor.push, version).result(self.deadlines.push_s)
+        self.fleet.load(actor, version)
         self._wake("kv_cache")
 
     def _wake(self, *parts: str) -> None:
         if self.sleeps:
-            self.engines.call(RolloutEngine.wake, parts).result(self.deadlines.push_s)
-
-
-def _contiguous(rows: int, parts: int) -> list[range]:
-    """The numbers of `rows` rows in `parts` consecutive ranges whose lengths differ by at most one."""
-    cuts = [rows * part // parts for part in range(parts + 1)]
-    return [range(first, last) for first, last in itertools.pairwise(cuts)]
+            try:
+                self.engines.call(RolloutEngine.wake, parts).result(self.deadlines.push_s)
+            except ClusterError as error:
+                self.fleet.fence(error)
 
 
 def _check_version(rollouts: Rollouts, version: int) -> None:

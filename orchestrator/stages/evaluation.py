@@ -18,9 +18,10 @@ from cluster.ranks.calls import wait_all
 from cluster.role_table import ACTOR, REFERENCE
 from orchestrator.config.evaluation import EvaluationRun
 from orchestrator.data.prompts import Questions, heldout_prompts
-from orchestrator.groups.build import evaluation_roles, resolve_models
+from orchestrator.groups.build import resolve_models
 from orchestrator.groups.scoring import EvaluationRoles
 from orchestrator.groups.spread import spread
+from orchestrator.groups.stage_roles import evaluation_roles
 from orchestrator.report.evaluation_results import Estimate, EvaluationResult, SampleRow
 from orchestrator.report.progress import make_progress
 from orchestrator.report.run_files import EVALUATED, finite
@@ -120,7 +121,7 @@ def evaluate_run(config: EvaluationRun, questions: Questions) -> EvaluationResul
         if policy.folder is not None:
             models = replace(models, actor=policy.folder)
         progress.status(f"starting the roles, to measure {models.actor}")
-        with evaluation_roles(config, models) as roles:
+        with evaluation_roles(config, models, progress.lines) as roles:
             progress.status(f"answering {len(prompts)} held-out prompts")
             samples = config.evaluation.samples
             result = evaluate(roles, prompts, 0, step=policy.step, label=policy.label, samples=samples)

@@ -21,9 +21,10 @@ from orchestrator.config.run import RunConfig
 from orchestrator.data.prompts import PromptSource, Questions, heldout_prompts
 from orchestrator.errors import CheckpointError, WeightsDiffer
 from orchestrator.groups import canary
-from orchestrator.groups.build import resolve_models, training_roles
+from orchestrator.groups.build import resolve_models
 from orchestrator.groups.scoring import Roles
 from orchestrator.groups.spread import spread
+from orchestrator.groups.stage_roles import training_roles
 from orchestrator.ppo.budget import heed
 from orchestrator.ppo.kl import make_controller
 from orchestrator.ppo.step import StepResult, TrainState, expect_steps, step_metrics, train_step
@@ -61,7 +62,7 @@ def train(config: RunConfig, resume: Resume, training: Questions, heldout: Quest
         state = TrainState(PromptSource(training, config.seed), make_controller(controller))
         questions = heldout_prompts(heldout, config.evaluation.prompts, config.seed) if heldout else None
         report.status("starting the roles")
-        with training_roles(config, models) as roles, fresh_labels(config, roles) as labels:
+        with training_roles(config, models, report.note) as roles, fresh_labels(config, roles) as labels:
             gold = BestModels(config.evaluation.stop, Path(config.run_dir)) if config.evaluation.stop else None
             again = Retraining(config, roles, training, labels) if labels else None
             yield Ppo(
@@ -157,6 +158,7 @@ class Ppo(Stage):
             "kl/coefficient": coefficient,
             "weights/version": self.state.version,
             **retrained,
+            **self.roles.policy.recovery.drain(),
         }
         samples = training_samples(scored, self.config.evaluation.samples)
         return StepReport(metrics, samples, step_work(self.config, scored))

@@ -42,12 +42,24 @@ class ZeroSource(WeightSource):
         self._dtype = dtype
         self.digest = Digest()
         """Digest of the latest pass."""
+        self._passing: Iterator[tuple[str, Tensor]] | None = None
 
     def metadata(self) -> list[ParamMeta]:
         """Names, wire dtype and full shapes, in the order of iteration; gathers nothing."""
         return [ParamMeta(name, self._dtype_of(name), shape) for name, shape in self._weights.shapes.items()]
 
     def __iter__(self) -> Iterator[tuple[str, Tensor]]:
+        self._passing = self._pass()
+        return self._passing
+
+    def complete(self) -> None:
+        """Gather what a pass that broke off, or never began, has left: the other ranks of the module's group gather
+        all of it."""
+        for _ in self if self._passing is None else self._passing:
+            pass
+        self._passing = None
+
+    def _pass(self) -> Iterator[tuple[str, Tensor]]:
         self.digest = Digest()
         for name, tensor in self._weights:
             cast = tensor.to(self._dtype_of(name))
@@ -61,9 +73,11 @@ class ZeroSource(WeightSource):
 class Control:
     """vLLM's `VLLMWeightSyncClient` over our `EngineClient`; adds version and digest to the end of a push."""
 
-    def __init__(self, client: EngineClient, source: ZeroSource) -> None:
+    def __init__(self, client: EngineClient, source: ZeroSource, engines: Sequence[int]) -> None:
+        """`engines`: indices of the engines behind `client`, which may be some of them."""
         self._client = client
         self._source = source
+        self._engines = engines
         self.version = 0
         """Version of the push that is going on."""
         self.refused: Exception | None = None
@@ -72,10 +86,14 @@ class Control:
     def init_weight_transfer_engine(self, init_info: dict[str, Any]) -> None:
         """Let every engine join the group; each adds its own offset to `rank_offset`."""
         try:
-            self._client.call("init_weight_transfer", init_info)
+            self._client.call("init_weight_transfer", init_info, self._engines)
         except Exception as error:
             self.refused = error
             raise
+
+    def complete_gathering(self) -> None:
+        """After a push that broke off: do what the other ranks of the module's group wait for."""
+        self._source.complete()
 
     def start_weight_update(self) -> None:
         """Let every engine prepare for `version`."""
@@ -105,7 +123,7 @@ def connect(
     if len({(fact.backend, fact.dtype, fact.workers) for fact in facts}) != 1:
         raise WeightTransferError(f"the engines differ in backend, dtype or size: {facts}; give all the same settings")
     source = ZeroSource(module, groups, getattr(torch, facts[0].dtype))
-    control = Control(client, source)
+    control = Control(client, source, [fact.index for fact in facts])
     info = _init_info(facts, source, rank, address, timeout_s)
     background = ThreadPoolExecutor(max_workers=1)
     try:

@@ -64,7 +64,10 @@ class WeightPusher:
                 pass
         else:
             self._control.version = version
-            self._trainer.send_weights()
+            try:
+                self._trainer.send_weights()
+            finally:
+                self._control.complete_gathering()
         self._usable = True
 
     def products(self) -> Products:

@@ -25,7 +25,8 @@ from transformers.utils import logging
 from configs.tiny.inputs import tokenizer
 from orchestrator.config.loading import validate
 from orchestrator.data.prompts import PromptSource, read_questions
-from orchestrator.groups.build import resolve_models, training_roles
+from orchestrator.groups.build import resolve_models
+from orchestrator.groups.stage_roles import training_roles
 from orchestrator.ppo.kl import make_controller
 from orchestrator.ppo.step import TrainState, train_step
 from orchestrator.run.phase_clock import Clock

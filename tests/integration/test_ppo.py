@@ -171,6 +171,40 @@ def test_resuming_after_the_death_gives_the_same_run(folder: Path, run_dir: Path
         assert not differing, {key: (expected[key], got[key]) for key in differing}
 
 
+def kill_in_generation(run: Path, process: subprocess.Popen[str], after: int) -> None:
+    """Kill the first engine while it generates for the step that follows step `after`."""
+    deadline = time.monotonic() + 200
+    while not (run / "metrics.jsonl").is_file() or len(metrics(run)) < after:
+        assert process.poll() is None and time.monotonic() < deadline, process.communicate()[0]
+        time.sleep(0.01)
+    engine = psutil.Process(int(re.findall(r"pid (\d+)", (run / "logs/rollout-0.log").read_text())[0]))
+    used = engine.cpu_times().user
+    while engine.cpu_times().user < used + 0.03:
+        assert time.monotonic() < deadline
+        time.sleep(0.002)
+    engine.kill()
+
+
+def test_an_engine_that_is_killed_in_the_middle_of_generation_changes_no_bit(folder: Path, run_dir: Path) -> None:
+    """Its prompts are answered by the other engine, with the same seeds; it comes back at a later push."""
+    run = folder / "healed"
+    process = start(command(folder, "healed"))
+    kill_in_generation(run, process, after=2)
+    output, _ = process.communicate(timeout=200)
+    assert process.returncode == 0, output
+    assert re.search(r"rollout rank 0 \(node \S+\) is started again: it died in stream", output), output
+    assert re.search(r"is back after [0-9.]+ s with weights of version \d+: .*prompts that were moved: 16", output), (
+        output
+    )
+    assert [line.get("healing/engine_restarts") for line in metrics(run)] == [*(None, None, 1.0), *[None] * (STEPS - 3)]
+    assert metrics(run)[2]["healing/prompts_moved"] == 16 and "engine restarts 1" in output
+    assert tiny_metrics.learned(run) == tiny_metrics.learned(run_dir)
+    manifests = [path / f"checkpoints/step-{STEPS:06d}/manifest.json" for path in (run_dir, run)]
+    first, second = (json.loads(manifest.read_text())["files"] for manifest in manifests)
+    assert first == second, "weights and moments"
+    assert "Engine restarts" in (run / "report.html").read_text()
+
+
 def test_a_run_directory_is_not_overwritten(folder: Path, run_dir: Path) -> None:
     process = start(command(folder, "whole"))
     output, _ = process.communicate(timeout=120)

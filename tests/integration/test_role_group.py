@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,6 +15,7 @@ from cluster.config import LocalPlacement
 from cluster.errors import DeadlineExceeded, RankFailure
 from cluster.estimate.memory import GIB
 from cluster.placement.plan import RoleNeed, plan
+from cluster.ranks import calls, role_group
 from cluster.ranks.calls import wait_all
 from cluster.ranks.role_group import RoleGroup
 from cluster.ranks.watch import STARTED
@@ -40,7 +42,9 @@ class Starter:
         self._cluster, self.logs = cluster, logs
         self._groups: list[RoleGroup[Stub]] = []
 
-    def __call__(self, role: str = "actor", factory: type[Stub] = Stub, distributed: bool = False) -> RoleGroup[Stub]:
+    def __call__(
+        self, role: str = "actor", factory: type[Stub] = Stub, distributed: bool = False, replaceable: bool = False
+    ) -> RoleGroup[Stub]:
         group = RoleGroup.start(
             role,
             factory,
@@ -49,6 +53,7 @@ class Starter:
             log_dir=self.logs,
             environment={"COLOUR": "blue"},
             distributed=distributed,
+            replaceable=replaceable,
         )
         self._groups.append(group)
         return group
@@ -120,6 +125,51 @@ def test_stream_yields_as_items_come(lasting: list[RoleGroup[Stub]]) -> None:
         list(group.stream(Stub.count_then_fail, [1, 1], deadline_s=20))
     with pytest.raises(DeadlineExceeded, match=r"reference.count did not end within 1 s"):
         list(group.stream(Stub.count, [4, 4], 0.5, deadline_s=1))
+
+
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGSTOP])
+def test_a_rank_that_dies_or_hangs_is_replaced_and_the_others_go_on(
+    cluster: RayCluster, start: Starter, how: signal.Signals, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(calls, "STATUS_S", 1.0)
+    monkeypatch.setattr(role_group, "CHILDREN_S", 1.0)
+    group, others = start("reward", replaceable=True), start("actor")
+    wait_all([group.started, others.started], START_S)
+    first, second = (facts["pid"] for facts in group.call(Stub.facts).result(20))
+    running = group.streaming(2)
+    running.begin("first", 0, Stub.count, 3, 0.2)
+    running.begin("second", 1, Stub.count, 3, 0.2)
+    running.begin("later", 1, Stub.add, 5, 2)
+    os.kill(second, how)
+    found = []
+    with pytest.raises((RankFailure, DeadlineExceeded)) as failure:
+        found.extend(iter(lambda: next(running), None))
+    assert list(failure.value.blamed) == [group.ranks[1].identity]
+    assert others.map(Stub.add, [1, 2]).result(20) == [1, 2], "the death of another group's rank ended the wait"
+    old, usage = group.ranks[1], cluster.usage()
+    assert [role for role, _ in usage.ranks].count("reward") == 1
+    began = time.monotonic()
+    restarted = group.restart([1])
+    assert not restarted.over
+    running.begin("again", 1, Stub.count, 2)
+    found += list(running)
+    assert sorted(found) == [("again", 0), ("again", 1), ("first", 0), ("first", 1), ("first", 2)]
+    assert restarted.over and time.monotonic() - began < 30 and old not in STARTED.ranks
+    assert [facts["pid"] == first for facts in group.call(Stub.facts).result(20)] == [True, False]
+    assert not psutil.pid_exists(second) or psutil.Process(second).status() == psutil.STATUS_ZOMBIE
+    group.check_alive([0, 1])
+    assert str(group.ranks[1].identity) == str(old.identity) and group.ranks[1].identity != old.identity
+
+
+def test_ranks_that_meet_are_replaced_together(start: Starter) -> None:
+    group = start("actor", Collective, distributed=True, replaceable=True)
+    group.ready(START_S)
+    with pytest.raises(ValueError, match=r"actor: ranks \[1\] cannot be restarted without their peers"):
+        group.restart([1])
+    with pytest.raises(RankFailure):
+        group.map(Collective.die_in_collective, [False, True]).result(60)
+    group.restart([0, 1]).result(START_S)
+    assert group.map(Collective.total, [1, 2]).result(30) == [3, 3]
 
 
 def test_a_rank_that_raises_ends_the_wait_for_all_groups(start: Starter) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from tests.mutants.fault import Fault
+from tests.mutants.healing import HEALING
 from tests.mutants.wiring import WIRING
 
 HEADS = "tests/unit/roles/model_files/test_value_heads.py"
@@ -440,6 +441,7 @@ FAULTS = (
         "tests/unit/cluster/ranks/test_threads.py",
     ),
     *WIRING,
+    *HEALING,
     Fault(
         "the content of a checkpoint is not compared",
         "orchestrator/run/checkpoint.py",

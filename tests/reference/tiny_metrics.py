@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 FILE = Path(__file__).with_name("tiny_metrics.json")
-NOT_LEARNED = re.compile(r"^(time|tokens|memory|gpu|mfu)/")
+NOT_LEARNED = re.compile(r"^(time|tokens|memory|gpu|mfu|healing)/")
 
 
 def learned(run_dir: Path) -> list[dict[str, Any]]:

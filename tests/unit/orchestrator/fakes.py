@@ -73,14 +73,47 @@ class FakeGroup:
     def stop(self) -> None:
         self.log.append(f"{self.role} ends")
 
-    def stream(
-        self, method: Any, shards: list[Any], version: int, *, deadline_s: float
-    ) -> Iterator[tuple[int, tuple[int, Any]]]:
-        for engine in reversed(range(self.size)):  # parts come in any order
+    def streaming(self, deadline_s: float) -> FakeStream:
+        self.seen.append([])
+        return FakeStream(self, self.seen[-1])
+
+    def parts(self, engine: int, method: Any, prompts: Prompts, version: int) -> Iterator[Any]:
+        """What a generator method of an engine yields."""
+        if method.__name__ == "generate":
+            yield rollouts_of(prompts, version + self.stale)
+        else:
             self.log.append(f"part of engine {engine}")
-            yield engine, (0, rollouts_of(shards[engine], version + self.stale))
+            yield 0, rollouts_of(prompts, version + self.stale)
+
+    def check_alive(self, numbers: Any) -> None: ...
 
     stale: int = 0
+
+
+@dataclass
+class FakeStream:
+    """Runs a call when it is read; the latest one first, since parts come in any order."""
+
+    group: FakeGroup
+    seen: list[Any]
+    calls: list[tuple[Any, Iterator[Any]]] = field(default_factory=list)
+
+    def begin(self, key: Any, number: int, method: Any, shard: Any, *common: Any) -> None:
+        if method.__name__ == "generate" and not self.seen:
+            self.group.log.append(f"start {self.group.role}.generate")
+        self.seen.append(shard)
+        self.calls.append((key, self.group.parts(number, method, shard, *common)))
+
+    def __iter__(self) -> FakeStream:
+        return self
+
+    def __next__(self) -> tuple[Any, Any]:
+        while self.calls:
+            key, items = self.calls[-1]
+            for item in items:
+                return key, item
+            self.calls.pop()
+        raise StopIteration
 
 
 def per_token(rollouts: Rollouts) -> torch.Tensor:

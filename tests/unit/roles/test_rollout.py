@@ -3,10 +3,12 @@ from __future__ import annotations
 import json
 from importlib.util import find_spec
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from roles.rollout import RolloutEngine
 from roles.rollout_setup import overrides, stop_token_ids
 
 
@@ -41,3 +43,15 @@ def test_the_engine_that_makes_windows_wider_does_so() -> None:
     (package,) = find_spec("vllm").submodule_search_locations  # type: ignore[union-attr, misc]
     for name in ("commandr", "cohere2_moe"):
         assert "config.sliding_window + 1" in Path(package, f"model_executor/models/{name}.py").read_text(), name
+
+
+def test_an_engine_has_its_place_among_those_that_are_pushed_to() -> None:
+    """After a failure a push may go to some of the engines."""
+    joined: list[int] = []
+    engine: Any = RolloutEngine.__new__(RolloutEngine)
+    engine._setup = SimpleNamespace(index=3, tensor_parallel_size=2)
+    engine._engine = SimpleNamespace(collective_rpc=lambda method, args: joined.append(args[0]["rank_offset"]))
+    engine.init_weight_transfer({"rank_offset": 1}, [0, 1, 2, 3])
+    engine.init_weight_transfer({"rank_offset": 1}, [1, 3])
+    engine.init_weight_transfer({"rank_offset": 1}, [3])
+    assert joined == [7, 3, 1]

@@ -34,6 +34,7 @@ NO_NUMBERS = {
     "pipeline.*": "which commands run, each with a configuration of its own: test_pipeline_stages.py, test_pipeline.py",
     "placement*": "who sits where: test_plan.py; numbers do not depend on the number of ranks",
     "deadlines.*": "how long is waited",
+    "recovery.*": "which failures end a run: test_engine_fleet.py",
     "prompts.*.name": "a hub data set's configuration: there is no hub in a test",
     "reward_training.pairs<dataset>.dataset.name": "a hub data set's configuration: there is no hub in a test",
     **dict.fromkeys(

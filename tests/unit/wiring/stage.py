@@ -88,8 +88,10 @@ class Group:
     def ready(self, deadline_s: float) -> None:
         assert self.members
 
-    def client(self, deadline_s: float) -> None:
+    def client(self, deadline_s: float, numbers: Any) -> None:
         return None
+
+    def check_alive(self, numbers: Any) -> None: ...
 
     def map(self, method: Callable[..., Any], shards: list[Any], *common: Any) -> Answers:
         pairs = zip(self.members, shards, strict=True)
@@ -104,10 +106,28 @@ class Group:
             return Answers([None] * len(self))
         return Answers([getattr(member, method.__name__)(*arguments) for member in self.members])
 
-    def stream(self, method: Callable[..., Any], shards: list[Any], *common: Any, deadline_s: float) -> Iterator[Any]:
-        for rank, (member, shard) in enumerate(zip(self.members, shards, strict=True)):
-            for item in getattr(member, method.__name__)(shard, *common):
-                yield rank, item
+    def streaming(self, deadline_s: float) -> Running:
+        return Running(self)
+
+
+@dataclass
+class Running:
+    """Generator methods of a group's ranks, run one after another."""
+
+    group: Group
+    calls: list[tuple[Any, Iterator[Any]]] = field(default_factory=list)
+
+    def begin(self, key: Any, number: int, method: Callable[..., Any], shard: Any, *common: Any) -> None:
+        answer = getattr(self.group.members[number], method.__name__)(shard, *common)
+        self.calls.append((key, answer if isinstance(answer, Iterator) else iter((answer,))))
+
+    def __next__(self) -> tuple[Any, Any]:
+        while self.calls:
+            key, items = self.calls[0]
+            for item in items:
+                return key, item
+            self.calls.pop(0)
+        raise StopIteration
 
 
 class Cluster:

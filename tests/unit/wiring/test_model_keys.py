@@ -17,8 +17,9 @@ from orchestrator.config.labelling import LabellingRun
 from orchestrator.config.loading import load_config, load_root
 from orchestrator.config.reward_training import RewardTrainingRun
 from orchestrator.data.preference_pairs import Pairs
-from orchestrator.groups.build import resolve_models, training_roles
+from orchestrator.groups.build import resolve_models
 from orchestrator.groups.judge_engines import judge_engines
+from orchestrator.groups.stage_roles import training_roles
 from orchestrator.stages.reward_training import train_reward
 from roles.batch import Preferences
 from roles.config.models import ModelConfig

@@ -11,7 +11,7 @@ import pytest
 from cluster.config import Deadlines
 from orchestrator.groups.policy import Policy
 from roles.batch import Prompts, Rollouts
-from tests.unit.orchestrator.fakes import FakeCall, FakeGroup, prompts_of, rollouts_of
+from tests.unit.orchestrator.fakes import FakeGroup, prompts_of, rollouts_of
 
 ROWS = 5
 PROMPTS = replace(
@@ -24,17 +24,13 @@ PROMPTS = replace(
 class Engines(FakeGroup):
     """Two, each of which hands over its last row first, with the columns that it was given."""
 
-    def map(self, method: Any, shards: list[Prompts], *common: Any) -> FakeCall:
-        call = super().map(method, shards, *common)
-        answers = [replace(own, columns=shard.columns) for own, shard in zip(call.answers, shards, strict=True)]
-        return replace(call, answers=answers)
-
-    def stream(self, method: Any, shards: list[Prompts], version: int, *, deadline_s: float) -> Iterator[Any]:
-        self.seen.append(shards)
-        for engine, shard in enumerate(shards):
-            for row in reversed(range(len(shard))):
-                part = shard.select([row])
-                yield engine, (row, replace(rollouts_of(part, version), columns=part.columns))
+    def parts(self, engine: int, method: Any, prompts: Prompts, version: int) -> Iterator[Any]:
+        if method.__name__ == "generate":
+            yield replace(rollouts_of(prompts, version), columns=prompts.columns)
+            return
+        for row in reversed(range(len(prompts))):
+            part = prompts.select([row])
+            yield row, replace(rollouts_of(part, version), columns=part.columns)
 
 
 def whole(policy: Policy, how: str) -> Rollouts:

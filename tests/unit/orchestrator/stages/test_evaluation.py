@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -28,15 +29,10 @@ from tests.unit.orchestrator.fakes import FakeCall, FakeGroup, prompts_of, write
 class Engines(FakeGroup):
     """Every engine answers its whole share; sampled tokens had a log-probability of -1."""
 
-    def map(self, method: Any, shards: list[Any], version: int) -> FakeCall:
-        answers = [
-            items
-            for shard in shards
-            for _, (_, items) in FakeGroup("rollout", self.log, 1).stream(None, [shard], version, deadline_s=1)
-        ]
-        for rollouts in answers:
+    def parts(self, engine: int, method: Any, prompts: Prompts, version: int) -> Iterator[Any]:
+        for rollouts in super().parts(engine, method, prompts, version):
             rollouts.rollout_logprobs[rollouts.response_mask] = -1.0
-        return FakeCall(self, method.__name__, answers)
+            yield rollouts
 
 
 class Reference(FakeGroup):
@@ -100,7 +96,7 @@ def test_the_numbers(log: list[str], judge: bool) -> None:
 def test_all_passes_are_under_way_before_any_is_waited_for(log: list[str]) -> None:
     evaluate(roles_of(log, judge=True), prompts_of(5), 0, step=0, label="before", samples=1)
     assert [line for line in log if "part" not in line] == [
-        *("start reward.score", "start reference.reference_logprobs", "start judge.score"),
+        *("start rollout.generate", "start reward.score", "start reference.reference_logprobs", "start judge.score"),
         "wait for judge.score reference.reference_logprobs reward.score",
     ]
 

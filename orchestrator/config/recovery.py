@@ -1,0 +1,16 @@
+"""How a run goes on when a rank fails: the section `recovery`."""
+
+from __future__ import annotations
+
+from pydantic import Field
+
+from roles.config.section import Section
+
+
+class RecoveryConfig(Section):
+    """Ranks that hold no training state are ended and started again when they fail, and what they had not answered is
+    computed again. If that happens too often, the run ends with a checkpoint, as it does when a trained rank fails."""
+
+    engine_failures_per_hour: int = Field(default=6, ge=0)
+    """Number of failures of vLLM engines within any hour that the run survives: an engine that dies, raises an error
+    of vLLM or passes its deadline. 0: the first one ends the run."""

@@ -1,0 +1,71 @@
+"""Which engine answers which rows of a batch. Pure.
+
+Each engine has a share of the rows. As long as all engines work, a share is one assignment, that of its engine. The
+rows of an engine that is down, or that fails before it has answered them, are divided over the others.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass(slots=True, eq=False)
+class Assignment:
+    """Rows of one share that one call answers."""
+
+    share: int
+    """Number of the engine to which the rows belong."""
+    rows: Sequence[int]
+    """Numbers within the share."""
+    engine: int
+    """Number of the engine that answers them."""
+    rank: Any = None
+    """The engine's rank at the time of the call: another one has no part in it."""
+    left: set[int] = field(default_factory=set)
+    """Rows that are not answered yet."""
+
+    def __post_init__(self) -> None:
+        self.left = set(self.rows)
+
+    def answered(self, first: int, size: int) -> range:
+        """Note that `size` neighbouring rows from the assignment's row number `first` on are answered; returns their
+        numbers within the share."""
+        rows = self.rows[first : first + size]
+        assert rows[-1] - rows[0] == size - 1, "an engine has answered rows together that do not belong together"
+        self.left.difference_update(rows)
+        return range(rows[0], rows[0] + size)
+
+
+def home_assignments(sizes: Sequence[int], usable: Sequence[int], unit: int | None) -> list[Assignment]:
+    """The assignments of all shares, whose numbers of rows are `sizes`."""
+    assignments: list[Assignment] = []
+    for share, size in enumerate(sizes):
+        engines = [share] if share in usable else usable
+        assignments += divided(share, range(size), engines, unit, assignments)
+    return assignments
+
+
+def divided(
+    share: int, rows: Sequence[int], engines: Sequence[int], unit: int | None, others: Sequence[Assignment] = ()
+) -> list[Assignment]:
+    """Assignments of some rows of a share, one for each of `engines` if there are enough rows.
+
+    `unit`: number of rows, counted from the beginning of the share, that stay together; None: all of them. `others`:
+    assignments that the engines have got already; those with the fewest rows come first.
+    """
+    units = [list(own) for _, own in itertools.groupby(rows, lambda row: row // unit if unit else 0)]
+    busy = {engine: sum(len(given.left) for given in others if given.engine == engine) for engine in engines}
+    chosen = sorted(engines, key=lambda engine: (busy[engine], engine))[: len(units)]
+    return [
+        Assignment(share, [row for own in units[part.start : part.stop] for row in own], engine)
+        for engine, part in zip(chosen, contiguous(len(units), len(chosen)), strict=True)
+    ]
+
+
+def contiguous(rows: int, parts: int) -> list[range]:
+    """The numbers of `rows` rows in `parts` consecutive ranges whose lengths differ by at most one."""
+    cuts = [rows * part // parts for part in range(parts + 1)] if parts else []
+    return [range(first, last) for first, last in itertools.pairwise(cuts)]

@@ -1,0 +1,73 @@
+"""The failures that a run survives: errors flow in; permission to go on, lines for the user and counts flow out."""
+
+from __future__ import annotations
+
+import textwrap
+import time
+from collections import Counter, deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from cluster.errors import ClusterError, RankFailure
+from orchestrator.config.recovery import RecoveryConfig
+
+WINDOW_S = 3600.0
+TOLD_CHARACTERS = 160
+"""Characters of an error that are told when the run survives it."""
+NO_RECOVERY = RecoveryConfig(engine_failures_per_hour=0)
+"""The first failure ends the run."""
+ON_PURPOSE = "roles.errors."
+"""Module of the exceptions that a role raises on purpose: another process would raise them again."""
+
+
+TellUser = Callable[[str], None]
+"""Shows the user a line."""
+
+
+def untold(text: str) -> None:
+    """Stands for a display that there is not."""
+
+
+@dataclass(slots=True)
+class Recovery:
+    """The failures of a run that it survives."""
+
+    config: RecoveryConfig = NO_RECOVERY
+    tell: TellUser = untold
+    clock: Callable[[], float] = time.monotonic
+    _failures: dict[str, deque[float]] = field(default_factory=dict)
+    _counts: Counter[str] = field(default_factory=Counter)
+
+    def survive(self, key: str, error: ClusterError) -> None:
+        """Count a failure; raises `error` if the run may not survive it.
+
+        `key`: the key of `RecoveryConfig` that says how many failures within an hour are survived.
+        """
+        allowed: int = getattr(self.config, key)
+        now, recent = self.clock(), self._failures.setdefault(key, deque())
+        while recent and now - recent[0] > WINDOW_S:
+            recent.popleft()
+        on_purpose = isinstance(error, RankFailure) and error.exception.startswith(ON_PURPOSE)
+        if not allowed or on_purpose:
+            raise error
+        if len(recent) >= allowed:
+            spent = f"it is the failure number {len(recent) + 1} within an hour, and recovery.{key}={allowed}"
+            error.args = (f"{error}\nThe run ends: {spent}",)
+            raise error
+        recent.append(now)
+
+    def count(self, metric: str, more: int) -> None:
+        """Add to the count of a metric of `orchestrator.metrics` for the current step."""
+        self._counts[metric] += more
+
+    def drain(self) -> dict[str, float]:
+        """The counts since the last drain; metrics that were not counted are missing."""
+        counts, self._counts = self._counts, Counter()
+        return {metric: float(count) for metric, count in counts.items()}
+
+
+def brief(error: ClusterError) -> str:
+    """The first sentence of an error, shortened."""
+    return textwrap.shorten(
+        str(error).splitlines()[0].split(". ")[0].removesuffix(":"), TOLD_CHARACTERS, placeholder=" …"
+    )
