@@ -189,6 +189,17 @@ class BesideCounted(ClusterSection):
     """While actor and critic are trained."""
 
 
+class CpuCosts(ClusterSection):
+    """Seconds that do not depend on a model's size, on a machine without GPUs."""
+
+    layer_s: float = Field(default=0.0, ge=0)
+    """As in the section around it."""
+    collective_s: float = Field(default=0.0, ge=0)
+    """As in the section around it."""
+    push_layer_s: float = Field(default=0.0, ge=0)
+    """As in the section around it."""
+
+
 class Efficiency(ClusterSection):
     """How much of the published rates a step reaches: `orchestrator/planning/efficiency.yaml`, where the sources
     are."""
@@ -207,6 +218,8 @@ class Efficiency(ClusterSection):
     """Latency of one collective, seconds."""
     push_layer_s: float = Field(default=0.0, ge=0)
     """Seconds to hand over the tensors of one layer in a push, in addition to the time of their bytes."""
+    cpu: CpuCosts = CpuCosts()
+    """What stands for the three above without GPUs."""
     network_gb_s: float = Field(gt=0)
     """Bandwidth of a node's network in one direction, in 10^9 bytes per second."""
     thread_gb_s: float = Field(gt=0)

@@ -256,6 +256,15 @@ LENGTH_QUANTILES = {metric.key: metric.quantile for metric in _ALL if metric.qua
 """Key of a metric → share of the responses that are not longer."""
 
 
+MEASURED = ("time/", "tokens/", "memory/", "gpu/", "mfu/", "healing/")
+"""Begins the metrics that depend on the machine and its clock; the others are the same when a run is repeated."""
+
+
+def is_measured(key: str) -> bool:
+    """Whether a metric depends on the machine and its clock."""
+    return key.startswith(MEASURED)
+
+
 def check_known(keys: Sequence[str]) -> None:
     """Raise ValueError if a key is not declared."""
     unknown = [key for key in keys if key not in METRICS]

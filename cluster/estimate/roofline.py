@@ -114,9 +114,9 @@ def cpu_rates(operations_per_s: float, ranks: int, efficiency: Efficiency) -> Ra
         thread=1e9 * efficiency.thread_gb_s,
         host_memory=memory * ranks,
         token_overhead_s=efficiency.token_overhead_s,
-        layer_s=efficiency.layer_s,
-        collective_s=efficiency.collective_s,
-        push_layer_s=efficiency.push_layer_s,
+        layer_s=efficiency.cpu.layer_s,
+        collective_s=efficiency.cpu.collective_s,
+        push_layer_s=efficiency.cpu.push_layer_s,
     )
 
 

@@ -90,6 +90,10 @@ def check_weights(model: ModelFacts, use: Use) -> None:
 
     try:
         weight_check.check_weights(model.folder, use, trust_remote_code=model.source.trust_remote_code)
+    except weight_check.NoSuchClass as error:
+        critic = use == "value" and model.key in ("critic.model", "actor.model")
+        otherwise = ", or train without a critic (such as ppo.advantage.type: rloo)" if critic else ""
+        raise ConfigError(f"{model.where}: {error}; use another architecture{otherwise}") from None
     except ModelError as error:
         raise ConfigError(f"{model.where}: {error}") from None
 

@@ -19,6 +19,7 @@ from orchestrator.commands.data_command import show_data
 from orchestrator.commands.label_command import label
 from orchestrator.commands.pipeline_command import pipeline
 from orchestrator.commands.plan_command import show_plan
+from orchestrator.commands.proof_commands import diff, replay, verify_resume
 from orchestrator.commands.serve_commands import best_of_n, serve
 from orchestrator.commands.train_commands import evaluate, submit, training_command
 from orchestrator.commands.training_table import TRAININGS
@@ -44,6 +45,9 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "best-of-n": best_of_n,
     "pipeline": pipeline,
     "plan": show_plan,
+    "diff": diff,
+    "replay": replay,
+    "verify-resume": verify_resume,
     "import-openrlhf": import_openrlhf,
     "import-verl": import_verl,
     "import-trl": import_trl,

@@ -76,6 +76,8 @@ class PromptSource:
         self._pass = 0
         self._position = 0
         self._draws = 0
+        self.drawn: list[int] = []
+        """The rows that `next` has drawn last."""
         self._order = self._permutation()
 
     def __len__(self) -> int:
@@ -84,7 +86,8 @@ class PromptSource:
 
     def next(self, prompts: int, responses_per_prompt: int) -> Prompts:
         """The next `prompts` prompts, each as `responses_per_prompt` consecutive rows with different sampling seeds."""
-        rows = [row for _ in range(prompts) for row in [self._advance()] * responses_per_prompt]
+        self.drawn = [self._advance() for _ in range(prompts)]
+        rows = [row for row in self.drawn for _ in range(responses_per_prompt)]
         seeds = [stable_seed(self._seed, self._draws, row) for row in range(len(rows))]
         first = [row - row % responses_per_prompt for row in range(len(rows))]
         environments = [short_seed(self._seed, "environment", self._draws, row) for row in first]

@@ -5,12 +5,13 @@ What is on disk after each step is enough for the page of a dead run.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from cluster.errors import Terminated
 from orchestrator.metrics import METRICS, check_known
@@ -36,6 +37,7 @@ class Reporter:
         run_dir: created if it is missing.
         title: the kind of training, such as `PPO`.
         data: what was read to train on, in lines.
+        versions: package → its version here.
         steps: number of steps of the whole run; 0 if it is not known yet.
         config_yaml: the resolved configuration, secrets redacted.
         resume_step: entries of the files after this step are dropped; 0 starts new files.
@@ -50,6 +52,7 @@ class Reporter:
         name: str,
         title: str = "",
         data: Sequence[str] = (),
+        versions: Mapping[str, str] | None = None,
         steps: int = 0,
         config_yaml: str,
         tensorboard: bool = True,
@@ -62,7 +65,15 @@ class Reporter:
         self._html = html
         self._step = resume_step
         started = datetime.now(UTC).isoformat(timespec="seconds")
-        self._state = RunState(name, steps, targets=dict(targets or {}), started=started, title=title, data=list(data))
+        self._state = RunState(
+            name,
+            steps,
+            targets=dict(targets or {}),
+            started=started,
+            title=title,
+            data=list(data),
+            versions=dict(versions or {}),
+        )
         _prepare(self._run_dir, self._state, config_yaml, resume_step)
         self.evaluations = read_record(self._run_dir).evaluations
         """All evaluations of the run, also those before it was resumed."""
@@ -94,13 +105,22 @@ class Reporter:
         """Print text that stays on the screen."""
         self._progress.lines(text)
 
-    def step(self, step: int, metrics: Mapping[str, float], table: Sequence[SampleRow] = ()) -> None:
-        """Report a step: one line of `metrics.jsonl`, and its samples. ValueError for a metric that is not declared."""
+    def step(
+        self,
+        step: int,
+        metrics: Mapping[str, float],
+        table: Sequence[SampleRow] = (),
+        ledger: Mapping[str, Any] | None = None,
+    ) -> None:
+        """Report a step: one line of `metrics.jsonl`, its samples, and its line of the ledger. ValueError for a metric
+        that is not declared."""
         numbers = {key: value for key, value in metrics.items() if key != "step"}
         check_known(list(numbers))
         append_line(self._run_dir / run_files.METRICS_FILE, {"step": step, **numbers})
         for row in table:
             append_line(self._run_dir / run_files.SAMPLES_FILE, {"step": step, **asdict(row)})
+        if ledger is not None:
+            append_line(self._run_dir / run_files.LEDGER_FILE, {"step": step, **ledger})
         if self._tensorboard is not None:
             for key, value in numbers.items():
                 self._tensorboard.add_scalar(key, value, step)
@@ -111,6 +131,13 @@ class Reporter:
     def metrics(self) -> Iterator[tuple[int, Mapping[str, float]]]:
         """Step and metrics of all reported steps, also of those before the run was resumed."""
         return ((int(line["step"]), line) for line in read_record(self._run_dir).metrics)
+
+    def sync(self) -> None:
+        """Wait until the lines that have been reported are on the disk."""
+        for name in run_files.LINES:
+            if (path := self._run_dir / name).exists():
+                with path.open("rb") as file:
+                    os.fsync(file.fileno())
 
     def evaluation(self, result: EvaluationResult) -> None:
         """Report an evaluation: one line of `evaluation.jsonl`, and on the screen its change since the one before
@@ -165,7 +192,7 @@ class Reporter:
 def _prepare(run_dir: Path, state: RunState, config_yaml: str, resume_step: int) -> None:
     """Prepare the run's folder for the step after `resume_step`."""
     run_dir.mkdir(parents=True, exist_ok=True)
-    for name in (run_files.METRICS_FILE, run_files.SAMPLES_FILE, run_files.EVALUATION_FILE):
+    for name in run_files.LINES:
         if resume_step:
             drop_after(run_dir / name, resume_step)
         else:

@@ -22,6 +22,8 @@ T = TypeVar("T")
 
 METRICS_FILE = "metrics.jsonl"
 SAMPLES_FILE = "samples.jsonl"
+LEDGER_FILE = "ledger.jsonl"
+"""What became of every generated sample."""
 EVALUATION_FILE = "evaluation.jsonl"
 CONFIG_FILE = "config.yaml"
 STATE_FILE = "run.json"
@@ -30,7 +32,9 @@ EVALUATED = "evaluate.json"
 """What `tetrarch evaluate` has measured."""
 BEST_OF_N = "best-of-n.jsonl"
 """The best responses that `tetrarch best-of-n` has found, where it is not told another file."""
-ALL_FILES = (METRICS_FILE, SAMPLES_FILE, EVALUATION_FILE, CONFIG_FILE, STATE_FILE, HTML_FILE)
+LINES = (METRICS_FILE, SAMPLES_FILE, EVALUATION_FILE, LEDGER_FILE)
+"""Files of JSON lines, each of a step."""
+ALL_FILES = (*LINES, CONFIG_FILE, STATE_FILE, HTML_FILE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +54,8 @@ class RunState:
     """The kind of training, such as `PPO`."""
     data: list[str] = field(default_factory=list)
     """What was read to train on, in lines."""
+    versions: dict[str, str] = field(default_factory=dict)
+    """Package → its version on the driver's machine."""
     best: int | None = None
     """The step whose models the run has left; None: the last one."""
     reliability: list[ReliabilityBin] = field(default_factory=list)

@@ -13,7 +13,7 @@ import shutil
 from collections.abc import Callable, Collection, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -40,6 +40,8 @@ class Checkpoint:
     """Number of steps done."""
     state: dict[str, Any]
     """The driver's state, from `orchestrator.stages.stage.Stage.state_dict`, and the configuration."""
+    hashes: Mapping[str, str] = field(default_factory=dict)
+    """Path in the folder → hash, of the roles' files."""
 
 
 class Checkpoints:
@@ -206,7 +208,10 @@ def _hash(file: Path, *facts: int) -> str:
 
 def _checkpoint(folder: Path, content: bool) -> Checkpoint | None:
     manifest = _read_manifest(folder, content=content)
-    return Checkpoint(folder, manifest["step"], manifest["state"]) if manifest is not None else None
+    if manifest is None:
+        return None
+    hashes = {name: facts[HASH] for name, facts in manifest["files"].items()}
+    return Checkpoint(folder, manifest["step"], manifest["state"], hashes)
 
 
 def _read_manifest(folder: Path, *, content: bool = False) -> dict[str, Any] | None:

@@ -5,18 +5,16 @@ The state is written when a stage begins, every few seconds while it works, and 
 
 from __future__ import annotations
 
-import ctypes
 import os
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from cluster.runtime.fork_server import DEATH_SIGNAL
 from cluster.runtime.orders import SIGNALS
 from orchestrator.display_text import duration
 from orchestrator.errors import ConfigError, TetrarchError
@@ -24,15 +22,12 @@ from orchestrator.run.checkpoint import Checkpoints, trained_step
 from orchestrator.run.pipeline_stages import PipelineStage
 from orchestrator.run.pipeline_state import MISSING, PipelineState, StageRecord
 from orchestrator.run.run_lock import check_free
+from orchestrator.stages.own_process import END_S, Tell, end_process, ends_with
 
 WRITE_S = 5.0
 """Seconds between two writings of the state while a stage works."""
-END_S = 120.0
-"""Seconds in which a stage ends whose pipeline has been killed."""
 END_LOOK_S = 1.0
 """Seconds between two looks whether it has ended."""
-
-Tell = Callable[[str], None]
 
 
 def run_stages(stages: Sequence[PipelineStage], state: PipelineState, folder: Path, tell: Tell) -> None:
@@ -127,7 +122,7 @@ def _work(stage: PipelineStage, flags: Sequence[str], state: PipelineState, fold
     record, began = state.stages[stage.name], time.monotonic()
     before_s = record.seconds
     with _passing_signals_on() as (told, to):
-        process = subprocess.Popen(command_of(stage, flags), start_new_session=True, preexec_fn=_end_with(os.getpid()))
+        process = subprocess.Popen(command_of(stage, flags), start_new_session=True, preexec_fn=ends_with(os.getpid()))
         to.append(process)
         for number in told:
             process.send_signal(number)
@@ -138,7 +133,7 @@ def _work(stage: PipelineStage, flags: Sequence[str], state: PipelineState, fold
                 with suppress(subprocess.TimeoutExpired):
                     process.wait(WRITE_S)
         except BaseException:
-            _end_process(process)
+            end_process(process)
             raise
     record.seconds = before_s + time.monotonic() - began
     state.write(folder)
@@ -150,16 +145,6 @@ def _work(stage: PipelineStage, flags: Sequence[str], state: PipelineState, fold
     if process.returncode:
         raise _failure(stage, process.returncode)
     return order
-
-
-def _end_process(process: subprocess.Popen[bytes]) -> None:
-    """Let the stage save its last step, but not for ever."""
-    process.terminate()
-    try:
-        process.wait(END_S)
-    except subprocess.TimeoutExpired:
-        process.kill()
-        process.wait()
 
 
 def _failure(stage: PipelineStage, code: int) -> TetrarchError:
@@ -186,15 +171,3 @@ def _passing_signals_on() -> Iterator[tuple[list[signal.Signals], list[subproces
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-
-
-def _end_with(parent: int) -> Callable[[], None]:
-    """What a new process calls so that it gets SIGTERM when `parent` dies, however that dies."""
-    libc = ctypes.CDLL(None)
-
-    def ask() -> None:
-        libc.prctl(DEATH_SIGNAL, signal.SIGTERM)
-        if os.getppid() != parent:
-            os.kill(os.getpid(), signal.SIGTERM)
-
-    return ask

@@ -15,6 +15,7 @@ from typing import Any
 from cluster.errors import ClusterError
 from cluster.ranks.calls import become_idle, wait_all
 from cluster.ranks.watch import STARTED
+from cluster.ranks.worker import version_reader
 from cluster.role_table import row_of
 from cluster.runtime.orders import ORDERS, Orders
 from orchestrator.config.base import BaseConfig
@@ -55,7 +56,8 @@ def carry_out(
         ORDERS.grace_s = config.deadlines.grace_s
         told = take_up(run_dir, checkpoint, config, resume) if checkpoint else []
         settings, done = dump_config(config), checkpoint.step if checkpoint else 0
-        report = {"tensorboard": config.report.tensorboard, "html": config.report.html, **report}
+        page = {"tensorboard": config.report.tensorboard, "html": config.report.html}
+        report = {**page, "versions": version_reader()(), **report}
         with Reporter(run_dir, name=run_dir.name, config_yaml=settings, resume_step=done, **report) as reporter:
             for line in told:
                 reporter.note(line)
@@ -116,6 +118,7 @@ class Run:
         self.report.leaves(stage.best, stage.why_end)
         self.report.status("saving the models")
         stage.save_models()
+        stage.check_ledger()
         self.report.note(f"most host memory in use: {stage.cluster.usage().host_peak:.1f} GiB")
 
     def _one_step(self) -> StepReport:
@@ -130,7 +133,7 @@ class Run:
             **card_metrics(usage.ranks, clock, told.work),
             "memory/host_peak_gib": usage.host_peak,
         }
-        self.report.step(self.stage.step, metrics, told.samples)
+        self.report.step(self.stage.step, metrics, told.samples, told.ledger.to_json() if told.ledger else None)
         return told
 
     def _begin(self, phase: str) -> None:
@@ -195,6 +198,7 @@ class Run:
     def _write_checkpoint(self, state: dict[str, Any]) -> Path:
         """Write the driver's `state` and the trained groups' state. Reports the size of the first checkpoint."""
         self.check_lock()
+        self.report.sync()  # a checkpoint never knows of more than the files
         began, deadline_s = time.monotonic(), min(self.config.deadlines.save_s, self.orders.left_s)
 
         def write(folder: Path) -> dict[str, str]:

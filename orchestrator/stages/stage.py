@@ -17,6 +17,7 @@ from cluster.runtime.ray_cluster import RayCluster
 from orchestrator.report.evaluation_results import SampleRow
 from orchestrator.run.checkpoint import Checkpoint
 from orchestrator.run.phase_clock import Clock
+from orchestrator.run.sample_ledger import LedgerLine
 from orchestrator.stages.card_metrics import StepWork
 
 
@@ -41,6 +42,8 @@ class StepReport:
     """Some responses of the step, for the user to read."""
     work: StepWork | None = None
     """The models' work, for the used share of the GPUs' arithmetic; None if it is not known."""
+    ledger: LedgerLine | None = None
+    """What became of the samples that the step has generated; None if it has generated none."""
 
 
 class Stage(ABC):
@@ -83,6 +86,9 @@ class Stage(ABC):
     @abstractmethod
     def save_models(self) -> None:
         """Save the trained models after the last step."""
+
+    def check_ledger(self) -> None:
+        """Called at the end of the run: TetrarchError unless the ledger says what became of every sample."""
 
     @property
     def evaluate_every(self) -> int:

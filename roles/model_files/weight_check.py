@@ -48,6 +48,10 @@ KIND: dict[Use, str] = {
 }
 
 
+class NoSuchClass(ModelError):
+    """transformers has no class of the kind that a role needs for this architecture."""
+
+
 @dataclass(frozen=True, slots=True)
 class Difference:
     """How the weights of a folder differ from those that a model reads, by name."""
@@ -100,7 +104,7 @@ class _ModelReader:
     def __init__(self, auto: Any, config: PretrainedConfig, trust_remote_code: bool) -> None:
         what = f"{auto.__name__.removeprefix('AutoModel')} of this config.json ({config.model_type})"
         if type(config) not in auto._model_mapping and auto.__name__ not in getattr(config, "auto_map", {}):
-            raise ModelError(f"transformers cannot make a model {what}: it has no such class; use another architecture")
+            raise NoSuchClass(f"transformers cannot make a model {what}: it has no such class")
         try:
             with torch.device("meta"), quiet():
                 self.model = auto.from_config(

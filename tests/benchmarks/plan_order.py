@@ -1,9 +1,10 @@
 """Does `tetrarch plan` order layouts rightly? Random variants of a configuration, predicted and then run.
 
 The first variant is the file itself; the plan is calibrated on it alone (`tetrarch plan --calibrate`), and predicts all
-others. Printed: seconds per step, predicted and measured (median of the steps after the first), the errors' median and
-Spearman's rank correlation. Nothing else may run beside it.
+others. Printed: seconds per step, predicted and measured (median of the steps after the first), by phase too; the
+errors' median and Spearman's rank correlation. Nothing else may run beside it. The file's inputs must be there.
 
+    .venv/bin/python configs/tiny/inputs.py
     .venv/bin/python -m tests.benchmarks.plan_order configs/tiny.yaml [KEY=VALUE ...] [--variants 20] [--seed 1]
 """
 
@@ -62,10 +63,10 @@ def run(file: str, overrides: Sequence[str]) -> None:
         ended.check_returncode()
 
 
-def measured(run_dir: Path) -> float:
-    """Median seconds of the steps after the first."""
+def measured(run_dir: Path, phase: str = "step") -> float:
+    """Median seconds of the steps after the first, or of a phase of them."""
     rows = [json.loads(line) for line in (run_dir / METRICS_FILE).read_text(encoding="utf-8").splitlines()]
-    return statistics.median(row["time/step_s"] for row in rows[1:])
+    return statistics.median(row[f"time/{phase}_s"] for row in rows[1:])
 
 
 def rank_correlation(first: Sequence[float], second: Sequence[float]) -> float:
@@ -92,18 +93,19 @@ def main() -> None:
         base = [*said.overrides, f"steps={said.steps}", "evaluation.prompts=2", "checkpoint.every=0"]
         run(said.file, [*base, f"run_dir={folder}/0"])
         fitted = calibrated(Path(folder, "0"))
-        print(f"calibrated on {measured(Path(folder, '0')):.2f} s per step\n predicted  measured   error")
+        print(f"calibrated on {measured(Path(folder, '0')):.2f} s per step, factors {fitted.correction}")
+        print(" predicted  measured   error  by phase: predicted/measured")
         for number in range(1, said.variants + 1):
             overrides = [*base, *variant(choose, rollout.prompts_per_step, rollout.max_response_tokens)]
             run_dir = Path(folder, str(number))
-            predictions.append(layout(load_config(Path(said.file), overrides), fitted).step.total)
+            step = layout(load_config(Path(said.file), overrides), fitted).step
+            predictions.append(step.total)
             run(said.file, [*overrides, f"run_dir={run_dir}"])
             seconds.append(measured(run_dir))
             error = predictions[-1] / seconds[-1] - 1
-            print(
-                f"{predictions[-1]:10.2f} {seconds[-1]:9.2f} {error:+7.0%}  {' '.join(overrides[len(base) :])}",
-                flush=True,
-            )
+            phases = (f"{phase} {s:.2f}/{measured(run_dir, phase):.2f}" for phase, s in step.phases.items())
+            lead = f"{predictions[-1]:10.2f} {seconds[-1]:9.2f} {error:+7.0%}"
+            print(f"{lead}  {', '.join(phases)}  {' '.join(overrides[len(base) :])}", flush=True)
     errors = [abs(predicted / real - 1) for predicted, real in zip(predictions, seconds, strict=True)]
     print(
         f"median error {statistics.median(errors):.0%}, worst {max(errors):.0%}, "

@@ -9,7 +9,6 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +19,12 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from configs.tiny.inputs import write
 from orchestrator.metrics import METRICS
+from orchestrator.run.run_difference import run_difference
 from tests.reference import tiny_metrics
 
 ROOT = Path(__file__).resolve().parents[2]
 STEPS = 16
-WALL_CLOCK = re.compile(r"^(time/|tokens/|memory/)")
+KILLS = ("critic-1@4+0.50", "driver@7+0.30", "rollout-0@10")
 
 
 @pytest.fixture(scope="module")
@@ -35,15 +35,17 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def command(folder: Path, run: str, *more: str) -> list[str]:
-    """`tetrarch train configs/tiny.yaml` with everything in `folder` and a function as the reward."""
+def tetrarch(*words: str | Path) -> list[str]:
+    return [sys.executable, "-m", "orchestrator", *map(str, words)]
+
+
+def settings(folder: Path) -> list[str]:
+    """Overrides of `configs/tiny.yaml` for everything in `folder` and a function as the reward."""
     reward = {"type": "function", "path": str(ROOT / "configs/tiny/reward.py"), "workers": 2}
     return [
-        *(sys.executable, "-m", "orchestrator", "train", "configs/tiny.yaml", f"run_dir={folder / run}"),
-        *(f"steps={STEPS}", f"prompts.train.path={folder}/train.jsonl", f"prompts.heldout.path={folder}/heldout.jsonl"),
+        *(f"prompts.train.path={folder}/train.jsonl", f"prompts.heldout.path={folder}/heldout.jsonl"),
         *(f"actor.model.path={folder}/policy", f"critic.model.path={folder}/reward", f"reward={json.dumps(reward)}"),
-        *(f"model_cache={folder}/models", "checkpoint={every: 4, keep: 3}"),
-        *more,
+        f"model_cache={folder}/models",
     ]
 
 
@@ -61,12 +63,20 @@ def metrics(run_dir: Path) -> list[dict[str, Any]]:
 
 
 @pytest.fixture(scope="module")
-def run_dir(folder: Path) -> Path:
-    """A whole run."""
-    process = start(command(folder, "whole"))
-    output, _ = process.communicate(timeout=240)
+def proof(folder: Path) -> str:
+    """What `tetrarch verify-resume` says: a whole run, and one with kills of a rank, the driver and an engine."""
+    kills = [word for kill in KILLS for word in ("--kill", kill)]
+    words = [*settings(folder), f"run_dir={folder}/tiny", "--steps", STEPS, *kills]
+    process = start(tetrarch("verify-resume", "configs/tiny.yaml", *map(str, words)))
+    output, _ = process.communicate(timeout=600)
     assert process.returncode == 0, output
-    return folder / "whole"
+    return output
+
+
+@pytest.fixture(scope="module")
+def run_dir(folder: Path, proof: str) -> Path:
+    """A whole run."""
+    return folder / "tiny-verify/whole"
 
 
 def test_every_metric_is_there_and_described(run_dir: Path) -> None:
@@ -109,7 +119,7 @@ def test_the_engines_have_the_trainers_weights_after_every_push(run_dir: Path) -
 
 def test_the_reference_does_not_move(run_dir: Path) -> None:
     manifests = [json.loads(path.read_text()) for path in run_dir.glob("checkpoints/*/manifest.json")]
-    assert len(manifests) == 3
+    assert len(manifests) == STEPS
     assert len({manifest["state"]["reference"] for manifest in manifests}) == 1
 
 
@@ -135,40 +145,32 @@ def test_what_is_left_behind(run_dir: Path) -> None:
     assert (run_dir / "samples.jsonl").exists()
 
 
-@pytest.fixture(scope="module")
-def killed(folder: Path, run_dir: Path) -> Iterator[tuple[str, float]]:
-    """A run whose critic's rank 1 is killed after the first checkpoint: its output, seconds to its end."""
-    process = start(command(folder, "killed"))
-    deadline = time.monotonic() + 200
-    while not list((folder / "killed").glob("checkpoints/step-000004/manifest.json")):
-        assert process.poll() is None and time.monotonic() < deadline, process.communicate()[0]
-        time.sleep(0.1)
-    log = (folder / "killed/logs/critic-1.log").read_text()
-    rank = psutil.Process(int(re.search(r"pid (\d+)", log)[1]))  # type: ignore[index]
-    assert "fork_server" in " ".join(psutil.Process(rank.ppid()).cmdline()), "ranks import one by one"
-    rank.kill()
-    began = time.monotonic()
-    output, _ = process.communicate(timeout=120)
-    assert process.returncode == 1, output
-    yield output, time.monotonic() - began
-
-
-def test_a_dead_rank_ends_the_run_by_name(killed: tuple[str, float]) -> None:
-    output, seconds = killed
-    assert seconds < 60
+def test_a_dead_rank_ends_the_run_by_name(folder: Path, proof: str) -> None:
+    seconds = re.search(r"critic-1@4\+0\.50: ended with exit code 1 after ([\d.]+) s", proof)
+    assert seconds and float(seconds[1]) < 60, proof
+    output = (folder / "tiny-verify/broken.log").read_text()
     assert "critic rank 1" in output
     assert "Traceback" not in output
 
 
-def test_resuming_after_the_death_gives_the_same_run(folder: Path, run_dir: Path, killed: tuple[str, float]) -> None:
-    process = start(command(folder, "killed", "--resume"))
+def test_kills_and_resumes_give_the_same_run(folder: Path, run_dir: Path, proof: str) -> None:
+    assert proof.count("resumed from step") + proof.count("went on by itself") == len(KILLS), proof
+    assert "driver@7+0.30: ended with signal 9" in proof
+    assert proof.splitlines()[-1] == "the runs are the same, bit for bit"
+    difference = run_difference(run_dir, folder / "tiny-verify/broken")
+    told = {one.kind: one.same for one in difference.compared}
+    assert told["metrics"] == told["ledger"] == f"the same: {STEPS} steps"
+    assert (told["checkpoints"], told["models"]) == (f"the same: {STEPS} checkpoints", "the same: 2 models")
+    ledger = f"ledger.jsonl: {STEPS * 32} samples: {STEPS * 32} trained on, 0 dropped"
+    assert ledger in (folder / "tiny-verify/broken.log").read_text()
+
+
+def test_a_step_is_computed_again(run_dir: Path) -> None:
+    process = start(tetrarch("replay", run_dir, 9))
     output, _ = process.communicate(timeout=240)
     assert process.returncode == 0, output
-    whole, resumed = metrics(run_dir), metrics(folder / "killed")
-    assert len(resumed) == len(whole)
-    for expected, got in zip(whole, resumed, strict=True):
-        differing = {key for key in expected if expected[key] != got[key] and not WALL_CLOCK.match(key)}
-        assert not differing, {key: (expected[key], got[key]) for key in differing}
+    told = dict(line.split(maxsplit=1) for line in output.splitlines() if line.startswith(("metrics", "checkpoints")))
+    assert told == {"metrics": "the same: 1 step", "checkpoints": "the same: 1 checkpoint"}
 
 
 def kill_in_generation(run: Path, process: subprocess.Popen[str], after: int) -> None:
@@ -188,7 +190,8 @@ def kill_in_generation(run: Path, process: subprocess.Popen[str], after: int) ->
 def test_an_engine_that_is_killed_in_the_middle_of_generation_changes_no_bit(folder: Path, run_dir: Path) -> None:
     """Its prompts are answered by the other engine, with the same seeds; it comes back at a later push."""
     run = folder / "healed"
-    process = start(command(folder, "healed"))
+    words = [*settings(folder), f"run_dir={run}", f"steps={STEPS}", "checkpoint={every: 4, keep: 3}"]
+    process = start(tetrarch("train", "configs/tiny.yaml", *words))
     kill_in_generation(run, process, after=2)
     output, _ = process.communicate(timeout=200)
     assert process.returncode == 0, output
@@ -206,7 +209,7 @@ def test_an_engine_that_is_killed_in_the_middle_of_generation_changes_no_bit(fol
 
 
 def test_a_run_directory_is_not_overwritten(folder: Path, run_dir: Path) -> None:
-    process = start(command(folder, "whole"))
+    process = start(tetrarch("train", "configs/tiny.yaml", *settings(folder), f"run_dir={run_dir}"))
     output, _ = process.communicate(timeout=120)
     assert process.returncode == 2, output
     assert "--resume" in output

@@ -9,20 +9,20 @@ from __future__ import annotations
 import json
 import os
 import platform
-import re
 import sys
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from orchestrator.metrics import is_measured
+
 FILE = Path(__file__).with_name("tiny_metrics.json")
-NOT_LEARNED = re.compile(r"^(time|tokens|memory|gpu|mfu|healing)/")
 
 
 def learned(run_dir: Path) -> list[dict[str, Any]]:
     """Of each step what does not depend on the clock or on memory."""
     lines = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
-    return [{key: value for key, value in line.items() if not NOT_LEARNED.match(key)} for line in lines]
+    return [{key: value for key, value in line.items() if not is_measured(key)} for line in lines]
 
 
 def machine() -> str:

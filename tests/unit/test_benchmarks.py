@@ -121,7 +121,7 @@ def test_the_benchmark_of_the_plans_order(
     monkeypatch.setattr(plan_order, "run", run)
     models = [f"{role}.model.path={tiny}" for role in ("actor", "critic", "reward")]
     lines = shown(plan_order, "configs/tiny.yaml", *models, "--variants", 6)
-    *rows, last = lines[lines.index(["predicted", "measured", "error"]) + 1 :]
+    *rows, last = lines[lines.index(["predicted", "measured", "error", "by", "phase:", "predicted/measured"]) + 1 :]
     assert len(rows) == 6
     assert all(float(row[0]) > 0 and float(row[1]) > 0 for row in rows)
     assert float(last[-1]) > 0.9

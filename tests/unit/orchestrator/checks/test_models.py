@@ -155,7 +155,12 @@ def test_a_critic_from_a_policy_needs_an_architecture_with_a_classifier(world: W
     sizes = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 1}
     GraniteForCausalLM(GraniteConfig(vocab_size=len(WORDS), **sizes)).save_pretrained(world.policy)
     world.set("critic.initialise_from", "policy")
-    refused(world, "actor.model.path=", "cannot make a model ForSequenceClassification", "granite")
+    said = refused(world, "actor.model.path=", "cannot make a model ForSequenceClassification", "(granite): it has no")
+    assert said.endswith("or train without a critic (such as ppo.advantage.type: rloo)")
+    del world.data["critic"]
+    world.set("ppo.advantage", {"type": "rloo"})
+    world.set("rollout.responses_per_prompt", 2)
+    check("train", world)
 
 
 def test_quantised_weights(world: World) -> None:

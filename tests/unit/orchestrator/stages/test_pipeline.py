@@ -17,6 +17,7 @@ from orchestrator.errors import TetrarchError
 from orchestrator.run.checkpoint import Checkpoints
 from orchestrator.run.pipeline_stages import PipelineStage
 from orchestrator.run.pipeline_state import PipelineState
+from orchestrator.stages import own_process
 from orchestrator.stages import pipeline as loop
 from tests.unit.orchestrator.pipelines import SmallPipeline
 
@@ -152,9 +153,9 @@ def test_a_stage_ends_when_its_pipeline_is_killed(tmp_path: Path) -> None:
     child = "import signal, sys, time\nsignal.signal(signal.SIGTERM, lambda *_: (open('ended.txt', 'w'), sys.exit()))\n"
     child += "print('up', flush=True)\ntime.sleep(60)\n"
     parent = (
-        "import os, signal, subprocess, sys\nfrom orchestrator.stages.pipeline import _end_with\n"
+        "import os, signal, subprocess, sys\nfrom orchestrator.stages.own_process import ends_with\n"
         f"with subprocess.Popen([sys.executable, '-c', {child!r}], start_new_session=True, stdout=subprocess.PIPE,"
-        " preexec_fn=_end_with(os.getpid())) as process:\n"
+        " preexec_fn=ends_with(os.getpid())) as process:\n"
         "    process.stdout.readline()\n    os.kill(os.getpid(), signal.SIGKILL)\n"
     )
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parents[4])}
@@ -167,9 +168,9 @@ def test_a_stage_ends_when_its_pipeline_is_killed(tmp_path: Path) -> None:
 
 
 def test_a_stage_that_does_not_end_is_killed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(loop, "END_S", 0.2)
+    monkeypatch.setattr(own_process, "END_S", 0.2)
     deaf = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print(flush=True); time.sleep(60)"
     process = subprocess.Popen([sys.executable, "-c", deaf], stdout=subprocess.PIPE)
     assert process.stdout is not None and process.stdout.readline() == b"\n"
-    loop._end_process(process)
+    own_process.end_process(process)
     assert process.returncode == -signal.SIGKILL

@@ -54,6 +54,9 @@ def ppo_of(run: Run) -> Ppo:
 class Source:
     """Prompts with a cursor."""
 
+    def __len__(self) -> int:
+        return 1
+
     drawn = 0
 
     def next(self, prompts: int, responses_per_prompt: int) -> Any:
@@ -84,6 +87,7 @@ def make_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> MakeRun:
         config: Any = SimpleNamespace(**settings, run_dir=str(tmp_path), folder_key="run_dir")
         config.actor_steps = lambda warm_at: 10 - warm_at
         report: Any = SimpleNamespace(status=log.append, note=log.append, phase=log.append, step=lambda *told: None)
+        report.sync = lambda: None
         report.leaves = lambda best, ended: None
         train_state = TrainState(Source(), FixedController(0.1), **state)  # type: ignore[arg-type]
         ppo = Ppo(config, roles, train_state, report, None, NOBODY)

@@ -1,0 +1,154 @@
+"""The commands that prove a run repeatable: `diff` of two runs, `replay` of a step, and `verify-resume`, which kills a
+run on purpose."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from cluster.placement.plan import ranks_of
+from orchestrator.commands.exit_codes import RUN_FAILED, reported
+from orchestrator.commands.options import CommandName, ConfigFile, Debug, Overrides, user_path
+from orchestrator.commands.training_table import TRAININGS, training_of
+from orchestrator.config.base import RUN, BaseConfig
+from orchestrator.config.loading import load_root
+from orchestrator.config.roots import ROOTS
+from orchestrator.errors import ConfigError
+from orchestrator.run.resume_rules import rules_of
+
+if TYPE_CHECKING:
+    from orchestrator.stages.resume_proof import Kill, Proof
+
+RunFolder = Annotated[
+    Path, typer.Argument(metavar="RUN", parser=user_path, help="The run_dir of a run, such as runs/smoke.")
+]
+ReplayedStep = Annotated[int, typer.Argument(metavar="STEP", min=1, help="There must be a checkpoint before it.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Every difference, as JSON.")]
+ProofSteps = Annotated[
+    int, typer.Option(min=2, help="Steps of each of the two runs (of the commands that count steps).")
+]
+KillAt = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--kill",
+        metavar="VICTIM@STEP[+SHARE]",
+        help="Kill driver, raylet, gcs or a rank such as actor-1 after a step, and a share of a step's time later.",
+        show_default=False,
+    ),
+]
+KillCount = Annotated[int, typer.Option(min=1, help="Number of random kills, if none is given with --kill.")]
+KillSeed = Annotated[int, typer.Option(help="From which the random kills follow.")]
+StartLimit = Annotated[float, typer.Option(min=1.0, help="Seconds in which each start of the command must end.")]
+
+
+def diff(first: RunFolder, second: RunFolder, json: AsJson = False, debug: Debug = False) -> None:
+    """Say where two runs part: configuration, versions, data, metrics, samples, evaluations, checkpoints, models.
+
+    Exit code 0 if they are the same bit for bit, 1 if not. Example: tetrarch diff runs/smoke runs/smoke-again
+    """
+    with reported(debug):
+        from orchestrator.run.run_difference import as_json, run_difference
+
+        difference = run_difference(first, second)
+        typer.echo(as_json(difference) if json else "\n".join(difference.lines))
+    raise typer.Exit(RUN_FAILED if difference.first else 0)
+
+
+def replay(
+    run: RunFolder,
+    step: ReplayedStep,
+    overrides: Overrides = None,
+    limit_s: StartLimit = 3600.0,
+    debug: Debug = False,
+) -> None:
+    """Compute one step of a PPO run again, from the checkpoint before it, and compare it bit for bit.
+
+    In RUN-replay; the run itself is only read. Exit code 0 if the step is the same, 1 if not.
+
+    Example: tetrarch replay runs/tiny 7
+    """
+    with reported(debug):
+        from orchestrator.stages.replay import replayed
+
+        folder = run.with_name(f"{run.name}-replay")
+        _say(f"computing step {step} of {run} again, in {folder}")
+        difference = replayed(run, step, folder, overrides or (), limit_s)
+        typer.echo("\n".join(difference.lines))
+    raise typer.Exit(RUN_FAILED if difference.first else 0)
+
+
+def verify_resume(
+    config: ConfigFile,
+    overrides: Overrides = None,
+    command: CommandName = None,
+    steps: ProofSteps = 4,
+    kill: KillAt = None,
+    kills: KillCount = 2,
+    seed: KillSeed = 0,
+    limit_s: StartLimit = 3600.0,
+    debug: Debug = False,
+) -> None:
+    """Prove that a run survives: run unbroken, run again with kills and --resume after each, and compare both bit for
+    bit.
+
+    Both are in FOLDER-verify, with a checkpoint after every step. Exit code 0 if they are the same, 1 if not.
+
+    Example: tetrarch verify-resume configs/tiny.yaml --steps 6 --kill critic-1@2+0.5 --kill driver@4
+    """
+    with reported(debug):
+        proof, victims = _proof(training_of(config, overrides or (), command), config, overrides or (), steps, limit_s)
+        planned = _planned(kill or (), kills, steps, victims, seed)
+        _say(f"running {proof.folder}/whole unbroken, then {proof.folder}/broken with {', '.join(map(str, planned))}")
+        step_s = proof.unbroken()
+        _say(f"the unbroken run is done: {step_s:.1f} s a step")
+        proof.broken(planned, step_s)
+        difference = proof.compare()
+        typer.echo("\n".join(difference.lines))
+        if not proof.struck:
+            raise ConfigError("no process was killed: the run had ended before; raise --steps, or kill earlier")
+    raise typer.Exit(RUN_FAILED if difference.first else 0)
+
+
+def _proof(name: str, file: Path, overrides: Sequence[str], steps: int, limit_s: float) -> tuple[Proof, Sequence[str]]:
+    """The two runs of a training, with a checkpoint after every step, and the processes that can be killed."""
+    from orchestrator.stages.resume_proof import Proof
+
+    plain = load_root(ROOTS[name], file, overrides)
+    settings = [*overrides, "checkpoint.every=1", f"checkpoint.keep={steps}"]
+    settings += [f"steps={steps}"] if rules_of(plain).steps(plain) is not None else []
+    run = load_root(ROOTS[name], file, settings)
+    behind = "" if run.folder_key == "run_dir" else RUN
+    folder = Path(f"{run.run_dir.removesuffix(behind)}-verify")
+    words = [sys.executable, "-m", "orchestrator", name, str(file)]
+    return Proof(words, settings, run.folder_key, folder, behind, limit_s, _say), victims_of(name, run)
+
+
+def victims_of(name: str, run: BaseConfig) -> list[str]:
+    """The processes of a training that can be killed: the driver, and every rank that holds a model or engine."""
+    roles = dict.fromkeys(role for together in TRAININGS[name].roles(run) for role in together)
+    models = [role for role in roles if role in run.model_roles]
+    return ["driver", *(f"{role}-{rank}" for role in models for rank in range(ranks_of(run.placement, role)))]
+
+
+def _planned(said: Sequence[str], count: int, steps: int, victims: Sequence[str], seed: int) -> list[Kill]:
+    """The kills that the user has said, or random ones; ConfigError if one cannot be done."""
+    from orchestrator.stages.resume_proof import SERVICES, Kill, random_kills
+
+    if not said and count >= steps:
+        raise ConfigError(f"--kills={count}: each hits another step, and the last step ends the run; raise --steps")
+    known = [*victims, *SERVICES]
+    planned = [Kill.parse(text) for text in said] or random_kills(count, steps, victims, seed)
+    for kill in planned:
+        if kill.victim not in known:
+            raise ConfigError(f"--kill={kill}: there is no {kill.victim}; choose among {', '.join(known)}")
+        if kill.step >= steps:
+            raise ConfigError(f"--kill={kill}: the run ends with step {steps}; kill earlier, or raise --steps")
+    return planned
+
+
+def _say(text: str) -> None:
+    typer.secho(text, bold=True, err=True)

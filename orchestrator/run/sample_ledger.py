@@ -1,0 +1,82 @@
+"""The sample ledger: what became of every generated sample.
+
+A step's samples flow in, one line of `ledger.jsonl` flows out; the lines of a run flow in, and what is wrong with them
+flows out: a step that is missing or twice, a prompt that was drawn twice in a pass over the data or never, samples that
+were neither trained on nor dropped for a reason.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from orchestrator.report.run_files import LEDGER_FILE, read_lines
+
+TRUNCATED = "truncated"
+"""Why a sample was dropped: the length limit had cut it (`ppo.truncated`)."""
+
+
+@dataclass(frozen=True, slots=True)
+class LedgerLine:
+    """The samples of one step."""
+
+    version: int
+    """Version of the weights that generated them."""
+    prompts: list[int]
+    """Rows of the training prompts (of those that can be used), in the order in which they were drawn."""
+    samples: int
+    """Number of samples that were generated."""
+    trained: int
+    """Number of samples in the update, each of them once in each epoch."""
+    dropped: dict[str, int] = field(default_factory=dict)
+    """Reason → number of samples that were left out of the update."""
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values; the inverse of `LedgerLine(**values)`."""
+        return asdict(self)
+
+
+def read_ledger(run_dir: Path) -> list[tuple[int, LedgerLine]]:
+    """Step and line of each step of a run, in the file's order. ValueError for a file that no run has written."""
+    try:
+        return [(line.pop("step"), LedgerLine(**line)) for line in read_lines(run_dir / LEDGER_FILE)]
+    except TypeError as error:
+        raise ValueError(f"{run_dir / LEDGER_FILE} is not as a run has written it: {error}") from None
+
+
+def wrong_in(lines: Sequence[tuple[int, LedgerLine]], prompts: int) -> Iterator[str]:
+    """What is wrong with the ledger of a run; nothing if every sample was trained on exactly once, or dropped for a
+    reason.
+
+    Args:
+        lines: step and line, in the file's order.
+        prompts: number of training prompts that can be used.
+    """
+    drawn: Counter[int] = Counter()
+    before, total = 0, 0
+    for step, line in lines:
+        if step != before + 1:
+            yield f"step {step} follows step {before}"
+        before = step
+        if line.samples != line.trained + sum(line.dropped.values()):
+            yield f"step {step}: of {line.samples} samples {line.trained} were trained on, and {line.dropped} dropped"
+        if not line.prompts or line.samples % len(line.prompts):
+            yield f"step {step}: {line.samples} samples of {len(line.prompts)} prompts"
+        for row in line.prompts:
+            if drawn[row] > total // prompts:
+                yield f"step {step}: prompt {row} was drawn again before pass {total // prompts + 1} had ended"
+            drawn[row] += 1
+            total += 1
+
+
+def summary(lines: Sequence[LedgerLine]) -> str:
+    """For the user, such as `512 samples: 500 trained on, 12 dropped (truncated)`."""
+    dropped = Counter[str]()
+    for line in lines:
+        dropped.update(line.dropped)
+    reasons = f" ({', '.join(sorted(dropped))})" if dropped else ""
+    trained = sum(line.trained for line in lines)
+    return f"{sum(line.samples for line in lines)} samples: {trained} trained on, {dropped.total()} dropped{reasons}"

@@ -1,0 +1,63 @@
+"""`tetrarch replay`: a run and a step flow in; the step is computed again from the checkpoint before it, in a folder of
+its own; what differs flows out. The run itself is only read.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from orchestrator.errors import ConfigError
+from orchestrator.report.run_files import CONFIG_FILE, LINES, STATE_FILE, read_record
+from orchestrator.run.checkpoint import Checkpoints
+from orchestrator.run.run_difference import RunDifference, run_difference
+from orchestrator.stages.resume_proof import Started, steps_in
+
+PPO = "PPO"
+"""Title of the runs of `tetrarch train`."""
+
+
+def replayed(run_dir: Path, step: int, folder: Path, overrides: Sequence[str], limit_s: float) -> RunDifference:
+    """Compute `step` again in `folder`, which is replaced, and compare it. ConfigError if the run has no checkpoint of
+    the step before.
+
+    Args:
+        overrides: more of the configuration, such as secrets, which the run's own does not hold.
+    """
+    _check(run_dir, step)
+    shutil.rmtree(folder, ignore_errors=True)
+    name = f"step-{step - 1:06d}"
+    shutil.copytree(run_dir / "checkpoints" / name, folder / "checkpoints" / name, copy_function=_linked)
+    for file in (*LINES, STATE_FILE):
+        if (run_dir / file).exists():
+            shutil.copy2(run_dir / file, folder)
+    command = [sys.executable, "-m", "orchestrator", "train", str(run_dir / CONFIG_FILE)]
+    words = [f"--resume-from={step - 1}", "--", *overrides, "checkpoint.every=1", f"run_dir={folder}"]
+    done = folder / "checkpoints" / f"step-{step:06d}"
+    with Started([*command, *words], folder.with_name(f"{folder.name}.log"), limit_s) as started:
+        started.until(lambda: steps_in(folder) >= step and done.exists())
+    return run_difference(run_dir, folder, only=step)
+
+
+def _check(run_dir: Path, step: int) -> None:
+    state = read_record(run_dir).state
+    if state.title != PPO:
+        raise ConfigError(f"{run_dir} holds no run of tetrarch train; name the run_dir of one")
+    checkpoints = Checkpoints(run_dir / "checkpoints", keep=1)
+    if checkpoints.of_step(step - 1, content=True) is None:
+        kept = [str(found + 1) for found in checkpoints.steps() if found < state.steps]
+        raise ConfigError(
+            f"{run_dir} has no whole checkpoint of step {step - 1}, from which step {step} begins; "
+            + (f"steps that can be replayed: {', '.join(kept)}" if kept else "set checkpoint.every: 1 in the next run")
+        )
+
+
+def _linked(source: str, target: str) -> None:
+    """A second name of a file that nobody writes to; a copy where file systems cannot do that."""
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copy2(source, target)
