@@ -3,14 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-
-from roles.errors import RoleError
 
 
 class Average:
@@ -43,15 +39,9 @@ class Average:
                 mine = shards[: parameter.ds_numel].view(parameter.ds_shape)
             yield name, mine
 
-    def save(self, file: Path) -> None:
-        """Write the means to `file`, for `load` on the same rank of a group of the same size."""
-        save_file(self._means, file)
-
-    def load(self, file: Path) -> None:
-        """Read the means that `save` wrote."""
-        if not file.is_file():
-            raise RoleError(f"{file} is missing: the checkpoint was written without ema_decay; resume without it")
-        self._means = load_file(file, device=str(next(iter(self._means.values())).device))
+    def held(self) -> Iterator[tuple[str, Any, Tensor]]:
+        """Name, weight, and the mean of what this rank holds of it: flat in ZeRO-3, otherwise in the full shape."""
+        return ((name, self._parameters[name], mean) for name, mean in self._means.items())
 
 
 def _held(parameter: Any) -> Tensor:

@@ -19,7 +19,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from roles.durable import seal
 from roles.errors import LossNotFinite, RoleError
 from roles.models.lora import adapt, state_name
 from roles.packing import micro_batches
@@ -32,7 +31,7 @@ from roles.zero.optimizer import make_optimizer, make_scheduler, rate_factor, re
 from roles.zero.process_group import join
 from roles.zero.settings import deepspeed_config, gather_by_layer
 from roles.zero.setup import ModelSetup
-from roles.zero.sleeping import forget_host_copies, sleep, wake
+from roles.zero.sleeping import sleep, wake
 
 READABLE = 0o644
 """File mode of saved weights: safetensors lets only the owner read them, and a server often runs as another user."""
@@ -68,7 +67,7 @@ class ShardedModel:
         """`load` makes the module, with the transformers model as its `.model`; it runs after the ranks have joined."""
         self.setup, config = setup, setup.optimizer
         deepspeed = join(setup.device)
-        from roles.zero.state_files import StateFiles
+        from roles.zero.held_state import HeldState
 
         self.rank, self.world_size = torch.distributed.get_rank(), torch.distributed.get_world_size()
         self.device = torch.device("cpu" if setup.device == "cpu" else f"cuda:{os.environ['LOCAL_RANK']}")
@@ -90,8 +89,9 @@ class ShardedModel:
             config=settings,
         )
         self._deepspeed.eval()
-        self._files = self._deepspeed.checkpoint_engine = StateFiles()
         self._average = Average(transformer, setup.ema_decay, self.device) if setup.ema_decay else None
+        whole = setup.lora is None  # otherwise frozen weights are those of the model's folder
+        self._state = HeldState(self._deepspeed, module, self._average, self.rank, with_frozen=whole)
         if setup.zero.sleep:
             sleep(self._deepspeed)
         self.give_back()
@@ -170,35 +170,25 @@ class ShardedModel:
         return self._every_rank(values).sum(0)
 
     def save_state(self, folder: str | Path) -> dict[str, str]:
-        """Save trained weights in full precision, optimizer and schedule, for `load_state` on the same number of
-        ranks. Returns path in `folder` → hash of the files that this rank has written; they are on the disk."""
-        self._files.hashes.clear()
+        """Save trained weights in full precision, optimizer and schedule. Returns path in `folder` → hash of the files
+        that this rank has written; they are on the disk."""
         with self._awake():
-            forget_host_copies(self._deepspeed.basic_optimizer)
-            trained_only = self.setup.lora is not None
-            options = {"exclude_frozen_parameters": trained_only, "save_latest": False}
-            self._deepspeed.save_checkpoint(str(folder), tag=self._state, **options)
-        hashes = dict(self._files.hashes)
-        if self._average:
-            file = Path(folder) / f"average-{self.rank}.safetensors"
-            self._average.save(file)
-            hashes[file] = seal(file)
-        return {str(file.relative_to(folder)): found for file, found in hashes.items()}
+            written = self._state.save(Path(folder) / self._state_name)
+        return {str(file.relative_to(folder)): found for file, found in written.items()}
 
     def load_state(self, folder: str | Path) -> None:
-        """Continue exactly where `save_state` was called, with the learning rate and schedule of this setup."""
+        """Continue where ranks of any number and any ZeRO stage have called `save_state`, with the learning rate and
+        schedule of this setup; exactly there, if number and stage are the same."""
         assert self.setup.optimizer is not None
-        if not (Path(folder) / self._state).is_dir():
+        torch.distributed.barrier()  # every rank has written its files
+        if not (Path(folder) / self._state_name).is_dir():
             raise RoleError(
-                f"{folder} holds no {self._state}; resume from a whole checkpoint, with `lora` as it was written with"
+                f"{folder} holds no {self._state_name}; resume from a whole checkpoint, with `lora` as it was written "
+                "with"
             )
         with self._awake():
-            whole = self.setup.lora is None
-            self._deepspeed.load_checkpoint(str(folder), tag=self._state, load_module_strict=whole)
-            forget_host_copies(self._deepspeed.basic_optimizer)
+            self._state.load(Path(folder) / self._state_name)
             renew_rates(self._deepspeed.lr_scheduler, self.setup.optimizer.learning_rate)
-        if self._average:
-            self._average.load(Path(folder) / f"average-{self.rank}.safetensors")
 
     def save_average(self, folder: str | Path) -> None:
         """Save the running mean of the weights as `save_model` saves the weights."""
@@ -249,7 +239,7 @@ class ShardedModel:
         self.give_back()
 
     @property
-    def _state(self) -> str:
+    def _state_name(self) -> str:
         return state_name(self.setup.lora) if self.setup.lora else STATE_FOLDER
 
     def _full_parameters(self, module: nn.Module, adapted: bool = True) -> Any:

@@ -1,8 +1,7 @@
 """Moves the gradients and the optimizer of a ZeRO-3 model off the card between updates.
 
-DeepSpeed's `offload_states` and `reload_states` move them. Two effects are corrected here: it copies gradients to the
-host and back although nothing reads them after a step, and it keeps its host copies in the optimizer's state, which
-would put them into checkpoints (8 bytes per parameter) and, after loading, onto the card.
+DeepSpeed's `offload_states` and `reload_states` move them. One effect is corrected here: it copies gradients to the
+host and back although nothing reads them after a step.
 """
 
 from __future__ import annotations
@@ -10,9 +9,6 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-
-HOST_COPIES = "_offload_buffer"
-"""Suffix of the names of DeepSpeed's host copies in the optimizer's state."""
 
 
 def sleep(engine: Any) -> None:
@@ -34,10 +30,3 @@ def wake(engine: Any, device: torch.device) -> None:
     gradients = engine.optimizer.grad_partitions_flat_buffer
     gradients.data = torch.zeros(gradients.shape, dtype=gradients.dtype, device=device)
     engine.reload_states()
-
-
-def forget_host_copies(optimizer: Any) -> None:
-    """Remove DeepSpeed's host copies from the state of `optimizer` (torch's, or a wrapper that has its `state`)."""
-    for state in optimizer.state.values():
-        for name in [name for name in state if str(name).endswith(HOST_COPIES)]:
-            del state[name]

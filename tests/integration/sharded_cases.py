@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file
 from torch import Tensor
 
 from roles.batch import Rollouts
@@ -556,8 +557,8 @@ def asleep(setup: ModelSetup, batches: list[Experience], folder: str) -> dict[st
         for batch in mine[:2]:
             first.update(steps_of(batch))
         first.save_state(folder)
-        (file,) = Path(folder).glob(f"*/*zero_pp_rank_{torch.distributed.get_rank()}_*optim_states.pt")
-        saved = torch.load(file, weights_only=False)["optimizer_state_dict"]["optimizer_state_dict"]["state"]
+        (file,) = Path(folder).glob(f"*/rank-{torch.distributed.get_rank():05d}.safetensors")
+        saved = {name.partition("/")[0] for name in load_file(file)}
         second.load_state(folder)
         zero = second._model._deepspeed.optimizer
         asleep = {State.optim_states, State.hp_params, State.lp_grads} <= zero.offloaded_states
@@ -565,13 +566,67 @@ def asleep(setup: ModelSetup, batches: list[Experience], folder: str) -> dict[st
         stats = [second.update(steps_of(batch)) for batch in mine[2:]]
         return {
             "resumed": (stats, whole_weights(second._model)),
-            "saved": {name for state in saved.values() for name in state},
+            "saved": saved,
             "asleep": asleep,
             "gradient_bytes": gradient_bytes,
         }
     finally:
         ZERO_SUPPORTED_OPTIMIZERS.remove(FusedAdam)
         deepspeed.ops.adam.FusedAdam, deepspeed.ops.adam.fused_adam.FusedAdam = kept, module
+
+
+def state_in_full(model: Any) -> dict[str, Tensor]:
+    """All that training has changed in a model, whole: by DeepSpeed's own means to gather it, not by ours."""
+    from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_state
+
+    optimizer = model._deepspeed.optimizer
+    named = [(name, p) for name, p in model.module.named_parameters() if p.requires_grad]
+    found = {f"weight {name}": tensor for name, tensor in whole_weights(model).items()}
+    if model._average:
+        found |= {f"mean {name}": tensor.clone() for name, tensor in model._average.whole()}
+    if model.setup.zero.stage == 0:
+        masters = {p: p for _, p in named}
+        if model.setup.dtype == "bfloat16":
+            groups = zip(optimizer.fp16_groups, optimizer.fp32_groups, strict=True)
+            masters = {p: master for group in groups for p, master in zip(*group, strict=True)}
+        for name, p in named:
+            found[f"full precision {name}"] = masters[p].detach().clone()
+            found |= {f"{key} {name}": optimizer.state[masters[p]][key].clone() for key in ("exp_avg", "exp_avg_sq")}
+        return found
+    if model.setup.zero.stage < 3:
+        optimizer._hp_optimizer_states_linked = False
+        optimizer._lazy_init_hp_params_optimizer_state()
+    for name, p in named:
+        found[f"full precision {name}"] = safe_get_full_fp32_param(p).clone()
+        found |= {f"{key} {name}": safe_get_full_optimizer_state(p, key) for key in ("exp_avg", "exp_avg_sq")}
+    return found
+
+
+def left_state(setup: ModelSetup, batches: list[Experience], folder: str) -> dict[str, Any]:
+    """Train on the first half of the batches, slow down, save; the whole state, and what comes of the other half."""
+    from roles.actor import Actor
+
+    actor, half = Actor(setup, PolicyLossConfig(), TEMPERATURE), len(batches) // 2
+    mine = [_mine(shares(batch, torch.distributed.get_world_size())) for batch in batches]
+    for batch in mine[:half]:
+        actor.update(steps_of(batch))
+    actor.slow_down(0.7)
+    actor.save_state(folder)
+    state = state_in_full(actor._model)
+    stats = [actor.update(steps_of(batch)) for batch in mine[half:]]
+    return {"state": state, "stats": stats, "weights": whole_weights(actor._model)}
+
+
+def taken_up(setup: ModelSetup, batches: list[Experience], folder: str) -> dict[str, Any]:
+    """Load what `left_state` has saved, perhaps on other ranks; the whole state, and what comes of the other half."""
+    from roles.actor import Actor
+
+    actor, half = Actor(setup, PolicyLossConfig(), TEMPERATURE), len(batches) // 2
+    mine = [_mine(shares(batch, torch.distributed.get_world_size())) for batch in batches]
+    actor.load_state(folder)
+    state = state_in_full(actor._model)
+    stats = [actor.update(steps_of(batch)) for batch in mine[half:]]
+    return {"state": state, "stats": stats, "weights": whole_weights(actor._model)}
 
 
 class Malicious:

@@ -15,7 +15,6 @@ from roles.config.models import OptimizerConfig, ZeroConfig
 from roles.zero.settings import deepspeed_config
 from roles.zero.setup import ModelSetup
 from roles.zero.sharded import STATE_FOLDER, ShardedModel, Work
-from roles.zero.state_files import StateFiles
 
 SETUP = ModelSetup(
     model_path="none",
@@ -65,7 +64,7 @@ class Recorder:
             include = [state.value for state in options.get("include", [])]
             if include != ["lp_grads"]:  # they are not copied: see `roles.zero.sleeping`
                 self.log.append(" ".join([name, *include]))
-            return {"get_lr": [1e-3], "get_global_grad_norm": 1.0, "load_checkpoint": ("here", None)}.get(name)
+            return {"get_lr": [1e-3], "get_global_grad_norm": 1.0}.get(name)
 
         return record
 
@@ -77,7 +76,8 @@ def engine_on(recorder: Recorder, zero: ZeroConfig) -> ShardedModel:
     engine = object.__new__(ShardedModel)
     engine.setup, engine.world_size, engine.module = replace(SETUP, zero=zero), 1, torch.nn.Identity()
     engine._deepspeed, engine._average, engine.device = recorder, None, torch.device("cpu")
-    engine._files = StateFiles()
+    state: Any = SimpleNamespace(save=lambda folder: recorder.save_state() or {}, load=lambda f: recorder.load_state())
+    engine._state = state
     return engine
 
 
@@ -89,19 +89,23 @@ def test_states_that_sleep_are_on_the_card_for_the_whole_update_and_no_longer() 
     assert moves == ["reload_states", "backward", "step", "backward", "step", MOVED]
 
 
-def test_states_that_sleep_wake_for_a_checkpoint(tmp_path: Path) -> None:
+def test_states_that_sleep_wake_for_a_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     recorder = Recorder()
+    monkeypatch.setattr(torch.distributed, "barrier", lambda: recorder.barrier())
     engine = engine_on(recorder, ZeroConfig(sleep=True))
     engine.save_state(tmp_path)
     (tmp_path / STATE_FOLDER).mkdir()
     engine.load_state(tmp_path)
-    assert recorder.log == ["reload_states", "save_checkpoint", MOVED, "reload_states", "load_checkpoint", MOVED]
+    assert recorder.log == [
+        *("reload_states", "save_state", MOVED),
+        *("barrier", "reload_states", "load_state", MOVED),
+    ]
 
 
 def test_states_that_do_not_sleep_stay_where_they_are(tmp_path: Path) -> None:
     recorder = Recorder()
     engine_on(recorder, ZeroConfig()).save_state(tmp_path)
-    assert recorder.log == ["save_checkpoint"]
+    assert recorder.log == ["save_state"]
 
 
 def test_a_failed_update_is_not_followed_by_a_move() -> None:
