@@ -25,6 +25,8 @@ from roles.durable import hash_of, seal, sync_folder, write_durably
 MANIFEST = "manifest.json"
 PARTIAL = ".partial"
 HASH = "xxh3_128"
+FORMAT = 2
+"""In each manifest; raise it when files of another kind are written."""
 BEST = "best"
 """Folder in `run_dir` with the models of the best evaluation so far, while the run goes on."""
 TRAINED = "tetrarch.json"
@@ -73,7 +75,7 @@ class Checkpoints:
         with whole_folder(final) as partial:
             partial.mkdir(parents=True)
             files = _sealed(partial, write(partial) or {})
-            manifest = json.dumps({"step": step, "state": state, "files": files}, indent=1).encode()
+            manifest = json.dumps({"format": FORMAT, "step": step, "state": state, "files": files}, indent=1).encode()
             write_durably(partial / MANIFEST, lambda file: file.write(manifest))
         whole = [folder for folder in self._folders() if _read_manifest(folder) is not None]
         old = [folder for folder in whole[self.keep :] if not self._stays(step_of(folder) or 0, best)]
@@ -158,15 +160,17 @@ def whole_folder(final: Path) -> Iterator[Path]:
 
 
 def damage(folder: Path, *, content: bool = False) -> str | None:
-    """Why the checkpoint in `folder` is not whole, such as `actor/state.pt has 1000 bytes, not 20480`; None if it is
+    """Why the checkpoint in `folder` is not whole, such as `actor/x has 1000 bytes, not 20480`; None if it is
     whole. `content`: read all files, and compare their hashes too."""
     try:
-        files = _manifest_of(folder)["files"]
-        expected = {name: (facts["bytes"], facts[HASH]) for name, facts in files.items()}
+        manifest = _manifest_of(folder)
+        expected = {name: (facts["bytes"], facts[HASH]) for name, facts in manifest["files"].items()}
     except (OSError, ValueError, KeyError, RecursionError) as error:
         return f"{MANIFEST} cannot be read ({type(error).__name__})"
     except TypeError:
         return f"{MANIFEST} has no hashes of the files; another version of Tetrarch has written it"
+    if manifest.get("format") != FORMAT:
+        return f"{MANIFEST} is not of format {FORMAT}; another version of Tetrarch has written it"
     for name, (size, _) in expected.items():
         try:
             found = (folder / name).stat().st_size

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from cluster.role_table import ACTOR, REWARD, trained_roles
+from cluster.role_table import REWARD, trained_roles
 from orchestrator.config.base import BaseConfig
 from orchestrator.config.dpo import DPO_QUALITY, DpoRun
 from orchestrator.config.retraining import RETRAINED
@@ -28,8 +28,8 @@ class ResumeRules:
     may_change: frozenset[str]
     stays: Mapping[str, str]
     """Key → why it cannot change."""
-    sharded: Callable[[Any], Sequence[str]]
-    """The roles whose checkpoint is sharded over their ranks."""
+    also_trained: Callable[[Any], Sequence[str]] = lambda config: ()
+    """The roles that a run trains although the table of roles does not say so."""
     steps: Callable[[Any], int | None] = lambda config: None
     """Steps of the whole run; None if the configuration alone does not determine them."""
     unread: frozenset[str] = frozenset()
@@ -65,7 +65,7 @@ retraining.judge.headers retraining.judge.api_key_env retraining.judge.concurren
 retraining.judge.prices retraining.prompts retraining.responses_per_prompt retraining.epochs
 retraining.groups_per_step retraining.optimizer.learning_rate retraining.optimizer.schedule
 retraining.gradient_checkpointing
-trained.micro_batch_tokens trained.gradient_checkpointing trained.model.trust_remote_code canary
+trained.zero trained.micro_batch_tokens trained.gradient_checkpointing trained.model.trust_remote_code canary
 trained.optimizer.learning_rate trained.optimizer.schedule
 frozen.micro_batch_tokens frozen.zero frozen.model.trust_remote_code reward.urls reward.headers reward.protocol
 reward.workers reward.timeout_s reward.retries environment.workers environment.timeout_s environment.retries
@@ -78,7 +78,8 @@ ppo.kl.controller.coefficient ppo.kl.controller.target ppo.kl.controller.horizon
     stays=_why(
         {
             "the prompts' order and all sampling follow from it": "seed",
-            "the tensors in the checkpoint are laid out for it": "device dtype trained.zero trained.lora",
+            "the models compute with it": "device dtype",
+            "the checkpoint holds these adapters, or none": "trained.lora",
             "the trained model started from it": "trained.model critic.initialise_from",
             "the KL is measured against it": "frozen.model reference.share_actor",
             "the reward model in the checkpoint was retrained with it": "retraining retraining.every retraining.judge "
@@ -103,10 +104,7 @@ ppo.kl.controller.coefficient ppo.kl.controller.target ppo.kl.controller.horizon
             "ppo.policy.type ppo.policy.mean ppo.value.mean ppo.value.normalise reward.label",
         }
     ),
-    sharded=lambda config: [
-        *(role for role in trained_roles() if role in config.model_roles),
-        *([REWARD] if config.retraining else []),
-    ],
+    also_trained=lambda config: (REWARD,) if config.retraining else (),
     steps=lambda config: config.steps,
     leaves=(*trained_roles(), RETRAINED, "actor_ema", EVALUATED),
 )
@@ -122,7 +120,7 @@ reward_training.minimum_accuracy
     stays=_why(
         {
             "the order of the comparisons follows from it": "seed reward_training.groups_per_step",
-            "the tensors in the checkpoint are laid out for it": "device dtype",
+            "the models compute with it": "device dtype",
             "the trained model started from it": "reward_training.model reward_training.freeze_backbone "
             "reward_training.pooling",
             "the comparisons were made with it": "reward_training.pairs prompts actor rollout environment",
@@ -133,7 +131,6 @@ reward_training.minimum_accuracy
             "reward_training.optimizer.max_gradient_norm",
         }
     ),
-    sharded=lambda config: (REWARD,),
     unread=_keys(
         """prompts.heldout actor.model.trust_remote_code actor.zero actor.micro_batch_tokens actor.optimizer actor.lora
 actor.gradient_checkpointing actor.ema_decay rollout.prompts_per_step rollout.responses_per_prompt
@@ -159,14 +156,15 @@ def _policy_training(section: str, objective: str, made: str) -> ResumeRules:
         may_change=_keys(
             _WHERE_IT_RUNS,
             keys(
-                "output model.trust_remote_code epochs optimizer.learning_rate optimizer.schedule micro_batch_tokens "
-                "gradient_checkpointing evaluate_every"
+                "output model.trust_remote_code epochs optimizer.learning_rate optimizer.schedule zero "
+                "micro_batch_tokens gradient_checkpointing evaluate_every"
             ),
         ),
         stays=_why(
             {
                 "the order of the data follows from it": f"seed {keys('samples_per_step')}",
-                "the tensors in the checkpoint are laid out for it": f"device dtype {keys('zero lora')}",
+                "the models compute with it": "device dtype",
+                "the checkpoint holds these adapters, or none": keys("lora"),
                 "the trained model started from it": keys("model"),
                 "the model was trained on it": keys("data max_tokens too_long chat_template"),
                 "the model was trained with it": keys(objective),
@@ -176,7 +174,6 @@ def _policy_training(section: str, objective: str, made: str) -> ResumeRules:
                 ),
             }
         ),
-        sharded=lambda config: (ACTOR,),
         leaves=(made,),
     )
 

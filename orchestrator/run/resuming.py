@@ -14,11 +14,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from cluster.placement.plan import ranks_of
-from cluster.role_table import ROLES, trained_roles
+from cluster.placement.plan import ranks_of, tensor_parallel_size
+from cluster.role_table import ENGINES, ROLES, trained_roles
 from orchestrator.config.base import BaseConfig
 from orchestrator.config.loading import dump_config, validate_root
 from orchestrator.config.run import RunConfig
+from orchestrator.config.schema import section_key
 from orchestrator.config.yaml_text import YamlError, parse_yaml
 from orchestrator.errors import CheckpointError, ConfigError
 from orchestrator.report import run_files
@@ -93,7 +94,7 @@ def take_up(run_dir: Path, checkpoint: Checkpoint, config: BaseConfig, resume: R
     later = set_aside(run_dir, checkpoint.step, rules_of(config).leaves) if newer or resume != "newest" else None
     if later is not None:
         told.append(f"what came after step {checkpoint.step} is in {later}")
-    return [*told, *map(str, changes(checkpoint, config))]
+    return [*told, *map(str, changes(checkpoint, config)), *other_layout(checkpoint, config)]
 
 
 def check_reference(checkpoint: Checkpoint, fingerprint: str, config: RunConfig) -> None:
@@ -116,29 +117,50 @@ def check_reference(checkpoint: Checkpoint, fingerprint: str, config: RunConfig)
 
 def changes(checkpoint: Checkpoint, config: BaseConfig) -> list[ChangedKey]:
     """Differences from the configuration in the checkpoint, in the order of the schema."""
-    if "config" not in checkpoint.state:
-        raise ConfigError(
-            f"{checkpoint.path} does not say with which configuration it was written: another version of Tetrarch has "
-            f"written it; resume with that one, or start anew with another {config.folder_key}"
-        )
-    rules = rules_of(config)
-    written = validate_root(type(config), *_configuration_in(checkpoint))
-    trained = {*trained_roles(), *rules.sharded(config)}
+    rules, written = rules_of(config), _written(checkpoint, config)
+    trained = {*trained_roles(), *rules.also_trained(config)}
     plain = [parse_yaml(dump_config(one)) for one in (written, config)]  # both without secrets
     found = [
         ChangedKey(key, show_value(before), show_value(now), why_not(key, rules, trained))
         for key, before, now in differing(*plain)
         if rules.unread.isdisjoint(_names(key, trained))
     ]
-    for role in (role for role in rules.sharded(config) if role in rules.sharded(written)):
-        before, now = (ranks_of(one.placement, role) for one in (written, config))
-        if before != now:
-            found.append(ChangedKey(f"ranks of {role}", str(before), str(now), "its checkpoint is sharded over them"))
     return found
 
 
-def _configuration_in(checkpoint: Checkpoint) -> tuple[dict[str, Any], str]:
-    """Its keys, and how errors name it."""
+def other_layout(checkpoint: Checkpoint, config: BaseConfig) -> list[str]:
+    """For the user: which roles' ranks, stages or engines are others than the checkpoint's, and what follows."""
+    before, now = map(_layout, (_written(checkpoint, config), config))
+    differ = {role: was for role, was in before.items() if now.get(role, was) != was}
+    moved = [f"{role}: {was} in the checkpoint, now {now[role]}" for role, was in differ.items()]
+    follows = (
+        f"weights, moments and schedule are shared out anew over the ranks; from step {checkpoint.step + 1} on the run "
+        "agrees with one on the old layout up to rounding, not to the bit: sums over ranks, micro-batches and the "
+        "engines' batches are other ones"
+    )
+    return [*moved, follows] if moved else []
+
+
+def _layout(config: BaseConfig) -> dict[str, str]:
+    """Role → how its model is held, such as `ranks 2, ZeRO stage 3`."""
+    found, sections = {}, config.sharded
+    for role in config.model_roles:
+        number = ranks_of(config.placement, role)
+        if role == ENGINES:
+            found[role] = f"engines {number}, tensor_parallel_size {tensor_parallel_size(config.placement)}"
+        else:  # a command that trains one model has one section
+            section = sections.get(section_key(role)) or next(iter(sections.values()))
+            found[role] = f"ranks {number}, ZeRO stage {section.zero.stage}"
+    return found
+
+
+def _written(checkpoint: Checkpoint, config: BaseConfig) -> BaseConfig:
+    """The configuration with which the checkpoint was written."""
+    if "config" not in checkpoint.state:
+        raise ConfigError(
+            f"{checkpoint.path} does not say with which configuration it was written: another version of Tetrarch has "
+            f"written it; resume with that one, or start anew with another {config.folder_key}"
+        )
     text, name = checkpoint.state["config"], f"the configuration in {checkpoint.path}"
     try:
         data = parse_yaml(text) if isinstance(text, str) else None
@@ -146,7 +168,7 @@ def _configuration_in(checkpoint: Checkpoint) -> tuple[dict[str, Any], str]:
         raise ConfigError(f"{name} is not YAML: {error}; put {MANIFEST} back, or remove the checkpoint") from None
     if not isinstance(data, dict):
         raise ConfigError(f"{name} is no mapping of keys; put {MANIFEST} back, or remove the checkpoint")
-    return data, name
+    return validate_root(type(config), data, name)
 
 
 def why_not(key: str, rules: ResumeRules, trained: Collection[str] | None = None) -> str | None:

@@ -68,6 +68,7 @@ def test_a_damaged_newer_one_does_not_push_out_what_was_just_saved(tmp_path: Pat
         ("remove", "rank-0.pt is missing"),
         ("manifest", "manifest.json cannot be read (JSONDecodeError)"),
         ("no manifest", "manifest.json cannot be read (FileNotFoundError)"),
+        ("another format", "manifest.json is not of format 2; another version of Tetrarch has written it"),
         ("sizes only", "manifest.json has no hashes of the files; another version of Tetrarch has written it"),
     ],
 )
@@ -85,6 +86,8 @@ def test_a_broken_checkpoint_is_passed_over(tmp_path: Path, damage: str, said: s
             manifest.write_text(manifest.read_text()[:20])
         case "no manifest":
             manifest.unlink()
+        case "another format":
+            manifest.write_text(manifest.read_text().replace('"format": 2,', ""))
         case "sizes only":
             manifest.write_text(json.dumps({"step": 2, "state": {}, "files": {"actor/rank-0.pt": 5}}))
     assert checkpoints.newest().step == 1

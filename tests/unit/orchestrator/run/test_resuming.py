@@ -30,6 +30,7 @@ from orchestrator.run.resuming import (
     _names,
     changes,
     checkpoint_to_resume,
+    other_layout,
     set_aside,
     take_up,
     why_not,
@@ -169,12 +170,42 @@ def test_what_may_change_is_told_with_both_values(saved: Saved) -> None:
 
 
 @pytest.mark.parametrize(
+    ("overrides", "told"),
+    [
+        (["placement.actor.ranks=1"], ["actor: ranks 2, ZeRO stage 3 in the checkpoint, now ranks 1, ZeRO stage 3"]),
+        (["actor.zero.stage=2"], ["actor: ranks 2, ZeRO stage 3 in the checkpoint, now ranks 2, ZeRO stage 2"]),
+        (
+            ["placement.rollout.ranks=1", "reference.zero.stage=0"],
+            [
+                "rollout: engines 2, tensor_parallel_size 1 in the checkpoint, now engines 1, tensor_parallel_size 1",
+                "reference: ranks 2, ZeRO stage 3 in the checkpoint, now ranks 2, ZeRO stage 0",
+            ],
+        ),
+        (["actor.micro_batch_tokens=99"], []),
+    ],
+)
+def test_another_layout_is_told_with_what_follows_from_it(saved: Saved, overrides: list[str], told: list[str]) -> None:
+    found = checkpoint_to_resume(saved.config(*overrides), "newest")
+    assert found is not None
+    lines = other_layout(found, saved.config(*overrides))
+    assert lines[:-1] == told
+    assert not told or "from step 5 on the run agrees with one on the old layout up to rounding" in lines[-1]
+    assert take_up(saved.run_dir, found, saved.config(*overrides), "newest")[-len(lines) or 99 :] == lines
+
+
+def test_another_layout_of_a_reward_models_training_is_told(tmp_path: Path) -> None:
+    rewarded(tmp_path)
+    found = checkpoint_to_resume(rewarding(tmp_path, "placement.reward.ranks=2"), "newest")
+    assert found is not None
+    lines = other_layout(found, rewarding(tmp_path, "placement.reward.ranks=2"))
+    assert lines[0] == "reward: ranks 1, ZeRO stage 3 in the checkpoint, now ranks 2, ZeRO stage 3" and len(lines) == 2
+
+
+@pytest.mark.parametrize(
     ("override", "line"),
     [
         ("seed=2", "seed: 1 in the checkpoint, now 2; this cannot change: the prompts' order"),
         ("dtype=bfloat16", "dtype: float32 in the checkpoint, now bfloat16"),
-        ("actor.zero.stage=2", "actor.zero.stage: 3 in the checkpoint, now 2"),
-        ("placement.actor.ranks=1", "ranks of actor: 2 in the checkpoint, now 1"),
         ("ppo.advantage.lambda=0.9", "ppo.advantage.lambda: 0.95 in the checkpoint, now 0.9"),
         ("actor.lora={rank: 4}", "actor.lora: null in the checkpoint, now {"),
         (
