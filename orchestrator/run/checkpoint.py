@@ -25,7 +25,7 @@ from roles.durable import hash_of, seal, sync_folder, write_durably
 MANIFEST = "manifest.json"
 PARTIAL = ".partial"
 HASH = "xxh3_128"
-FORMAT = 2
+MANIFEST_FORMAT = 2
 """In each manifest; raise it when files of another kind are written."""
 BEST = "best"
 """Folder in `run_dir` with the models of the best evaluation so far, while the run goes on."""
@@ -75,7 +75,7 @@ class Checkpoints:
         with whole_folder(final) as partial:
             partial.mkdir(parents=True)
             files = _sealed(partial, write(partial) or {})
-            manifest = json.dumps({"format": FORMAT, "step": step, "state": state, "files": files}, indent=1).encode()
+            manifest = json.dumps({"format": MANIFEST_FORMAT, "step": step, "state": state, "files": files}, indent=1).encode()
             write_durably(partial / MANIFEST, lambda file: file.write(manifest))
         whole = [folder for folder in self._folders() if _read_manifest(folder) is not None]
         old = [folder for folder in whole[self.keep :] if not self._stays(step_of(folder) or 0, best)]
@@ -169,8 +169,8 @@ def damage(folder: Path, *, content: bool = False) -> str | None:
         return f"{MANIFEST} cannot be read ({type(error).__name__})"
     except TypeError:
         return f"{MANIFEST} has no hashes of the files; another version of Tetrarch has written it"
-    if manifest.get("format") != FORMAT:
-        return f"{MANIFEST} is not of format {FORMAT}; another version of Tetrarch has written it"
+    if manifest.get("format") != MANIFEST_FORMAT:
+        return f"{MANIFEST} is not of format {MANIFEST_FORMAT}; another version of Tetrarch has written it"
     for name, (size, _) in expected.items():
         try:
             found = (folder / name).stat().st_size
