@@ -75,7 +75,9 @@ class Checkpoints:
         with whole_folder(final) as partial:
             partial.mkdir(parents=True)
             files = _sealed(partial, write(partial) or {})
-            manifest = json.dumps({"format": MANIFEST_FORMAT, "step": step, "state": state, "files": files}, indent=1).encode()
+            manifest = json.dumps(
+                {"format": MANIFEST_FORMAT, "step": step, "state": state, "files": files}, indent=1
+            ).encode()
             write_durably(partial / MANIFEST, lambda file: file.write(manifest))
         whole = [folder for folder in self._folders() if _read_manifest(folder) is not None]
         old = [folder for folder in whole[self.keep :] if not self._stays(step_of(folder) or 0, best)]

@@ -133,10 +133,11 @@ def other_layout(checkpoint: Checkpoint, config: BaseConfig) -> list[str]:
     before, now = map(_layout, (_written(checkpoint, config), config))
     differ = {role: was for role, was in before.items() if now.get(role, was) != was}
     moved = [f"{role}: {was} in the checkpoint, now {now[role]}" for role, was in differ.items()]
+    if differ.keys() - {ENGINES}:
+        moved.append("weights, moments and schedules are shared out anew over the ranks")
     follows = (
-        f"weights, moments and schedule are shared out anew over the ranks; from step {checkpoint.step + 1} on the run "
-        "agrees with one on the old layout up to rounding, not to the bit: sums over ranks, micro-batches and the "
-        "engines' batches are other ones"
+        f"from step {checkpoint.step + 1} on the run agrees with one on the old layout up to rounding, not to the bit: "
+        "sums over ranks, micro-batches and the engines' batches are other ones"
     )
     return [*moved, follows] if moved else []
 

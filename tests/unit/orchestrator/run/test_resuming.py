@@ -169,17 +169,28 @@ def test_what_may_change_is_told_with_both_values(saved: Saved) -> None:
     ]
 
 
+ANEW = "weights, moments and schedules are shared out anew over the ranks"
+
+
 @pytest.mark.parametrize(
     ("overrides", "told"),
     [
-        (["placement.actor.ranks=1"], ["actor: ranks 2, ZeRO stage 3 in the checkpoint, now ranks 1, ZeRO stage 3"]),
-        (["actor.zero.stage=2"], ["actor: ranks 2, ZeRO stage 3 in the checkpoint, now ranks 2, ZeRO stage 2"]),
+        (
+            ["placement.actor.ranks=1"],
+            ["actor: ranks 2, ZeRO stage 3 in the checkpoint, now ranks 1, ZeRO stage 3", ANEW],
+        ),
+        (["actor.zero.stage=2"], ["actor: ranks 2, ZeRO stage 3 in the checkpoint, now ranks 2, ZeRO stage 2", ANEW]),
         (
             ["placement.rollout.ranks=1", "reference.zero.stage=0"],
             [
                 "rollout: engines 2, tensor_parallel_size 1 in the checkpoint, now engines 1, tensor_parallel_size 1",
                 "reference: ranks 2, ZeRO stage 3 in the checkpoint, now ranks 2, ZeRO stage 0",
+                ANEW,
             ],
+        ),
+        (
+            ["placement.rollout.ranks=1"],
+            ["rollout: engines 2, tensor_parallel_size 1 in the checkpoint, now engines 1, tensor_parallel_size 1"],
         ),
         (["actor.micro_batch_tokens=99"], []),
     ],
@@ -198,7 +209,7 @@ def test_another_layout_of_a_reward_models_training_is_told(tmp_path: Path) -> N
     found = checkpoint_to_resume(rewarding(tmp_path, "placement.reward.ranks=2"), "newest")
     assert found is not None
     lines = other_layout(found, rewarding(tmp_path, "placement.reward.ranks=2"))
-    assert lines[0] == "reward: ranks 1, ZeRO stage 3 in the checkpoint, now ranks 2, ZeRO stage 3" and len(lines) == 2
+    assert lines[0] == "reward: ranks 1, ZeRO stage 3 in the checkpoint, now ranks 2, ZeRO stage 3" and len(lines) == 3
 
 
 @pytest.mark.parametrize(
