@@ -6,11 +6,11 @@ next step on, or it must stay.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from cluster.role_table import REWARD, trained_roles
+from cluster.role_table import trained_roles
 from orchestrator.config.base import BaseConfig
 from orchestrator.config.dpo import DPO_QUALITY, DpoRun
 from orchestrator.config.retraining import RETRAINED
@@ -28,8 +28,6 @@ class ResumeRules:
     may_change: frozenset[str]
     stays: Mapping[str, str]
     """Key → why it cannot change."""
-    also_trained: Callable[[Any], Sequence[str]] = lambda config: ()
-    """The roles that a run trains although the table of roles does not say so."""
     steps: Callable[[Any], int | None] = lambda config: None
     """Steps of the whole run; None if the configuration alone does not determine them."""
     unread: frozenset[str] = frozenset()
@@ -104,7 +102,6 @@ ppo.kl.controller.coefficient ppo.kl.controller.target ppo.kl.controller.horizon
             "ppo.policy.type ppo.policy.mean ppo.value.mean ppo.value.normalise reward.label",
         }
     ),
-    also_trained=lambda config: (REWARD,) if config.retraining else (),
     steps=lambda config: config.steps,
     leaves=(*trained_roles(), RETRAINED, "actor_ema", EVALUATED),
 )

@@ -9,13 +9,13 @@ from __future__ import annotations
 import json
 import re
 import shutil
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from cluster.placement.plan import ranks_of, tensor_parallel_size
-from cluster.role_table import ENGINES, ROLES, trained_roles
+from cluster.role_table import ENGINES, ROLES
 from orchestrator.config.base import BaseConfig
 from orchestrator.config.loading import dump_config, validate_root
 from orchestrator.config.run import RunConfig
@@ -118,12 +118,11 @@ def check_reference(checkpoint: Checkpoint, fingerprint: str, config: RunConfig)
 def changes(checkpoint: Checkpoint, config: BaseConfig) -> list[ChangedKey]:
     """Differences from the configuration in the checkpoint, in the order of the schema."""
     rules, written = rules_of(config), _written(checkpoint, config)
-    trained = {*trained_roles(), *rules.also_trained(config)}
     plain = [parse_yaml(dump_config(one)) for one in (written, config)]  # both without secrets
     found = [
-        ChangedKey(key, show_value(before), show_value(now), why_not(key, rules, trained))
+        ChangedKey(key, show_value(before), show_value(now), why_not(key, rules))
         for key, before, now in differing(*plain)
-        if rules.unread.isdisjoint(_names(key, trained))
+        if rules.unread.isdisjoint(_names(key))
     ]
     return found
 
@@ -172,10 +171,9 @@ def _written(checkpoint: Checkpoint, config: BaseConfig) -> BaseConfig:
     return validate_root(type(config), data, name)
 
 
-def why_not(key: str, rules: ResumeRules, trained: Collection[str] | None = None) -> str | None:
-    """Why a key cannot change; None if it may. KeyError for a key that has no rule. `trained`: the roles with an
-    optimizer; None: those of the table."""
-    for name in _names(key, trained):
+def why_not(key: str, rules: ResumeRules) -> str | None:
+    """Why a key cannot change; None if it may. KeyError for a key that has no rule."""
+    for name in _names(key):
         if name in rules.may_change:
             return None
         if name in rules.stays:
@@ -210,15 +208,14 @@ def set_aside(run_dir: Path, step: int, leaves: Sequence[str]) -> Path | None:
     return place
 
 
-def _names(key: str, trained: Collection[str] | None = None) -> Iterator[str]:
+def _names(key: str) -> Iterator[str]:
     """The names under which a key may have its rule: its own, then those of the sections around it."""
-    trained = trained_roles() if trained is None else trained
     key = re.sub(r"^reward\.members\.[^.]+\.", "reward.", key)
     while key:
         yield key
         role, _, rest = key.partition(".")
         if rest and role in ROLES:
-            yield f"{'trained' if role in trained else 'frozen'}.{rest}"
+            yield f"{'trained' if ROLES[role].trained else 'frozen'}.{rest}"
         key = key.rpartition(".")[0]
 
 
