@@ -9,22 +9,23 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from roles.zero.state_files import PLAIN, StateFiles
+from roles.errors import RoleError
 
 NOTHING = object()
 
 
 def state_difference(first: Path, second: Path) -> str | None:
-    """The first part of two files, by name, that is not the same bit for bit, such as `module.embed.weight: 3 of 512
+    """The first part of two files, by name, that is not the same bit for bit, such as `weight/0/embed.weight: 3 of 512
     numbers, by at most 0.0625`; None if all parts are the same, also where the files' bytes differ.
 
-    Reads safetensors, JSON and DeepSpeed's files; of other files it says only that their bytes differ. RoleError for a
-    file that holds more than numbers, texts and tensors.
+    Reads safetensors and JSON; of other files it says only that their bytes differ. RoleError for a file that is not
+    what its name says.
     """
-    readers: dict[str, Callable[[Path], Any]] = {".safetensors": load_file, ".json": _json, ".pt": _saved_by_torch}
+    readers: dict[str, Callable[[Path], Any]] = {".safetensors": _tensors, ".json": _json}
     read = readers.get(first.suffix)
     if read is None:
         return None if first.read_bytes() == second.read_bytes() else "other bytes"
@@ -32,16 +33,20 @@ def state_difference(first: Path, second: Path) -> str | None:
 
 
 def _json(file: Path) -> Any:
-    return json.loads(file.read_text(encoding="utf-8"))
+    try:
+        return json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise RoleError(f"{file} is not JSON: {error}") from error
 
 
-def _saved_by_torch(file: Path) -> Any:
-    return StateFiles().load(str(file), map_location="cpu")
+def _tensors(file: Path) -> Any:
+    try:
+        return load_file(file)
+    except SafetensorError as error:
+        raise RoleError(f"{file} is no safetensors file, and nothing in it was run: {error}") from error
 
 
 def _differences(first: Any, second: Any, name: str) -> Iterator[str]:
-    if isinstance(first, tuple(PLAIN)) and type(first) is type(second) and hasattr(first, "__dict__"):
-        first, second = vars(first), vars(second)
     if isinstance(first, Tensor) and isinstance(second, Tensor):
         found = _of_tensors(first, second)
         if found is not None:
