@@ -53,7 +53,7 @@ TRAINING_METRICS = (
     Metric(
         "retraining/accuracy",
         "fraction",
-        "Of them, how many it orders as the judge does before it learns from them",
+        "Fresh comparisons that the reward model orders as the judge does, before it learns from them",
         _ACCURACY,
         "fresh comparisons",
     ),

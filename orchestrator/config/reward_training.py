@@ -53,8 +53,8 @@ class RewardEnsembleConfig(Section):
     """Number of models. Member `i` is written to `OUTPUT/member-i`, and its run to `OUTPUT/member-i-run`."""
     vary: Literal["seed", "fold"] = "seed"
     """How they differ. `seed`: in their new heads and the order of the groups; all hold out the same groups. `fold`: in
-    the groups that they hold out, `heldout_fraction` of all, each beginning 1/members of the groups further on; with
-    that fraction they are cross-validation's folds."""
+    the groups that they hold out, each beginning 1/members of all groups further on; if `heldout_fraction` is
+    1/members, they are the folds of a cross-validation."""
     member: int | None = Field(default=None, ge=1)
     """Train this member alone, into `output` itself (on another machine, say); null: all."""
 

@@ -177,7 +177,7 @@ class Recorder:
     def note(self, text: str) -> None:
         self.lines.append(text)
 
-    def step(self, step: int, metrics: dict[str, float], samples: list[Any]) -> None:
+    def step(self, step: int, metrics: dict[str, float], samples: list[Any], ledger: Any = None) -> None:
         self.steps.append(metrics)
         self.samples.append(samples)
 

@@ -95,6 +95,21 @@ def test_a_stage_that_fails_is_named_and_goes_on_from_its_checkpoint(world: Worl
     assert world.started == ["dpo --resume", "evaluate"]
 
 
+def test_an_ensemble_that_was_interrupted_goes_on_from_the_checkpoints_of_its_members(world: World) -> None:
+    data = world.pipeline.data
+    pairs = {"type": "dataset", "dataset": {"path": "pairs.jsonl"}}
+    ensemble = {"output": "rm", "model": {"path": "base"}, "pairs": pairs, "ensemble": {"members": 2}}
+    data |= {"reward_training": ensemble}
+    data["pipeline"] = {"output": "out", "stages": {"rm": {"command": "reward"}}}
+    world.programs["rm"] = "import sys; sys.exit(1)"
+    with pytest.raises(TetrarchError, match="stage rm"):
+        world.run()
+    world.programs.clear()
+    Checkpoints(Path("rm/member-1-run/checkpoints"), keep=1).save(4, {}, lambda folder: None)
+    world.run()
+    assert world.started == ["reward --resume"]
+
+
 def test_without_a_checkpoint_an_interrupted_training_begins_anew(world: World) -> None:
     world.programs["dpo"] = (
         "import os, signal; os.makedirs('dpo/model-run'); open('dpo/model-run/run.json', 'w').write('x')"
