@@ -15,6 +15,7 @@ import gc
 import importlib
 import os
 import signal
+import socket
 import sys
 import threading
 import time
@@ -106,8 +107,11 @@ class Worker:
         from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
         address = ray.util.get_node_ip_address()
-        self._store = TCPStore(address, 0, is_master=True, wait_for_workers=False)
-        return address, self._store.port
+        listener = socket.create_server((address, 0))  # by itself the store would listen on every address
+        port = listener.getsockname()[1]
+        listening = listener.detach()
+        self._store = TCPStore(address, port, is_master=True, wait_for_workers=False, master_listen_fd=listening)
+        return address, port
 
     @ray.method(num_returns=2)
     def construct(

@@ -19,6 +19,7 @@ from typing import Any, Self
 
 import psutil
 import ray
+from ray._private import ray_constants
 from ray._private import worker as ray_worker
 from ray.exceptions import GetTimeoutError
 from ray.util import placement_group, remove_placement_group
@@ -193,7 +194,7 @@ class RayCluster:
 
     def _start_local(self) -> None:
         demand = self._plan.demand(0)
-        with self._forks.used_by_ray() if self._forks else nullcontext():
+        with self._forks.used_by_ray() if self._forks else nullcontext(), _on_loopback():
             ray.init(
                 address="local",
                 num_cpus=math.ceil(demand.cpus),  # logical ones: roles take turns on the real ones
@@ -278,6 +279,17 @@ class RayCluster:
 
     def _strategy(self, node: int) -> PlacementGroupSchedulingStrategy:
         return PlacementGroupSchedulingStrategy(self._group, node)
+
+
+@contextmanager
+def _on_loopback() -> Iterator[None]:
+    """Context in which Ray takes 127.0.0.1 as the address of a node that it starts, so that nothing listens beyond."""
+    before = ray_constants.ENABLE_RAY_CLUSTER
+    ray_constants.ENABLE_RAY_CLUSTER = False
+    try:
+        yield
+    finally:
+        ray_constants.ENABLE_RAY_CLUSTER = before
 
 
 def _kill_at_once() -> None:

@@ -181,7 +181,7 @@ class GlooTrainer(TrainerWeightTransferEngine[GlooTrainerInitInfo]):
     ) -> Self:
         """Open the group and ask the engines to join it."""
         assert source is not None and init_info.is_sender
-        listener = socket.create_server(("", 0))
+        listener = socket.create_server((init_info.address, 0))
         port = listener.getsockname()[1]
         worker = GlooInitInfo(init_info.address, port, 1, init_info.world_size, init_info.timeout_s)
         with ThreadPoolExecutor(max_workers=1) as background:
