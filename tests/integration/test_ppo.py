@@ -9,6 +9,9 @@ import statistics
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import suppress
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +20,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from cluster.ranks.host_memory import tree
 from configs.tiny.inputs import write
 from orchestrator.metrics import METRICS
 from orchestrator.run.run_difference import run_difference
@@ -63,14 +67,37 @@ def metrics(run_dir: Path) -> list[dict[str, Any]]:
 
 
 @pytest.fixture(scope="module")
-def proof(folder: Path) -> str:
+def reachable() -> set[str]:
+    """Sockets of `proof` that another machine could reach."""
+    return set()
+
+
+@pytest.fixture(scope="module")
+def proof(folder: Path, reachable: set[str]) -> str:
     """What `tetrarch verify-resume` says: a whole run, and one with kills of a rank, the driver and an engine."""
     kills = [word for kill in KILLS for word in ("--kill", kill)]
     words = [*settings(folder), f"run_dir={folder}/tiny", "--steps", STEPS, *kills]
-    process = start(tetrarch("verify-resume", "configs/tiny.yaml", *map(str, words)))
-    output, _ = process.communicate(timeout=600)
+    process, until = start(tetrarch("verify-resume", "configs/tiny.yaml", *map(str, words))), time.monotonic() + 600
+    while process.poll() is None and time.monotonic() < until:
+        reachable.update(listening_beyond_loopback(process.pid))
+        time.sleep(0.5)
+    output, _ = process.communicate(timeout=1)
     assert process.returncode == 0, output
     return output
+
+
+def listening_beyond_loopback(pid: int) -> Iterator[str]:
+    """Address and program of every socket of the process and its descendants that other machines could reach."""
+    ours = {process.pid for process in tree(pid)}
+    for socket in psutil.net_connections("inet"):
+        beyond = not ip_address(socket.laddr.ip.removeprefix("::ffff:")).is_loopback if socket.laddr else False
+        if socket.status == psutil.CONN_LISTEN and socket.pid in ours and beyond:
+            with suppress(psutil.Error):
+                yield f"{socket.laddr.ip}: {' '.join(psutil.Process(socket.pid).cmdline())[-80:]}"
+
+
+def test_nothing_listens_beyond_this_machine(reachable: set[str], proof: str) -> None:
+    assert reachable == set()
 
 
 @pytest.fixture(scope="module")
