@@ -13,14 +13,11 @@ import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
-from functools import partial
 from types import TracebackType
 from typing import Any, Self
 
 import psutil
 import ray
-from ray._private import ray_constants
-from ray._private import worker as ray_worker
 from ray.exceptions import GetTimeoutError
 from ray.util import placement_group, remove_placement_group
 from ray.util.placement_group import PlacementGroup, placement_group_table
@@ -33,12 +30,13 @@ from cluster.estimate.memory import GIB
 from cluster.placement.node import Node
 from cluster.placement.plan import Plan
 from cluster.ranks import calls, role_group
-from cluster.ranks.host_memory import MemorySampler, kill_tree, peak_of_sum
+from cluster.ranks.host_memory import MemorySampler, peak_of_sum
 from cluster.ranks.role_group import GrantedSlot, RoleGroup
 from cluster.ranks.watch import STARTED
 from cluster.ranks.worker import RankUsage, gpu_ids
 from cluster.runtime.fork_server import ForkServer, Imports
 from cluster.runtime.living_nodes import CARD, living_nodes
+from cluster.runtime.local_ray import kill_at_once, on_loopback
 from cluster.runtime.orders import ORDERS, not_for_children, unheard
 
 START_ATTEMPTS = 2
@@ -160,7 +158,7 @@ class RayCluster:
                 if self._group is not None:
                     remove_placement_group(self._group)
                     self._group = None
-                _kill_at_once()
+                kill_at_once()
                 ray.shutdown()
             if self._forks is not None:
                 self._forks.stop()
@@ -194,7 +192,7 @@ class RayCluster:
 
     def _start_local(self) -> None:
         demand = self._plan.demand(0)
-        with self._forks.used_by_ray() if self._forks else nullcontext(), _on_loopback():
+        with self._forks.used_by_ray() if self._forks else nullcontext(), on_loopback():
             ray.init(
                 address="local",
                 num_cpus=math.ceil(demand.cpus),  # logical ones: roles take turns on the real ones
@@ -279,25 +277,6 @@ class RayCluster:
 
     def _strategy(self, node: int) -> PlacementGroupSchedulingStrategy:
         return PlacementGroupSchedulingStrategy(self._group, node)
-
-
-@contextmanager
-def _on_loopback() -> Iterator[None]:
-    """Context in which Ray takes 127.0.0.1 as the address of a node that it starts, so that nothing listens beyond."""
-    before = ray_constants.ENABLE_RAY_CLUSTER
-    ray_constants.ENABLE_RAY_CLUSTER = False
-    try:
-        yield
-    finally:
-        ray_constants.ENABLE_RAY_CLUSTER = before
-
-
-def _kill_at_once() -> None:
-    """Kill the processes that Ray has started here, and theirs: SIGTERM does not end them, and Ray would wait for
-    each."""
-    started = ray_worker._global_node.all_processes.values() if ray_worker._global_node else []
-    for info in [info for infos in started for info in infos]:
-        info.process.terminate = partial(kill_tree, info.process.pid)
 
 
 @contextmanager
