@@ -159,6 +159,13 @@ _ALL = (
     ),
     Metric("healing/prompts_moved", "", "Prompts that engines left when they failed, and that others answered"),
     Metric(
+        "healing/frozen_restarts",
+        "",
+        "Groups of frozen ranks that were started again since the step before; missing in a step without one",
+        shown=Shown("frozen restarts", "{:.0f}"),
+        facts=(Fact("Restarts of frozen groups", "sum"),),
+    ),
+    Metric(
         "time/generate_s",
         "s",
         "Generation, with the scoring that already runs beside it",

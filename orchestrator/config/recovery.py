@@ -14,3 +14,6 @@ class RecoveryConfig(Section):
     engine_failures_per_hour: int = Field(default=6, ge=0)
     """Number of failures of vLLM engines within any hour that the run survives: an engine that dies, raises an error
     of vLLM or passes its deadline. 0: the first one ends the run."""
+    frozen_failures_per_hour: int = Field(default=6, ge=0)
+    """The same for the ranks of frozen models (reference, rewards) and for the processes that call reward functions,
+    services and judges: a group of which a rank fails is started again as a whole. 0: the first one ends the run."""

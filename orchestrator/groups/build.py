@@ -79,7 +79,7 @@ class Builder(Generic[C]):
         """`tell`: shows the user a line about a failure that the run survives."""
         self._config = config
         self.cluster = cluster
-        self.recovery = Recovery(config.recovery, tell)
+        self.recovery = Recovery(config.recovery, tell, start_s=config.deadlines.start_s)
         self._groups: list[RoleGroup[Any]] = []
 
     def actor(self: Builder[RunConfig], models: Models) -> RoleGroup[Actor]:
@@ -109,7 +109,7 @@ class Builder(Generic[C]):
         config = self._config
         section = config.section(role).model_copy(update={"model": config.model_of(role)})
         setup, early = self.engine_setup(ranks_of, models.of[role], section), self._early_end(models)
-        return self.start(ranks_of, class_of(role), (setup, config.rollout.temperature, early))
+        return self._frozen_group(ranks_of, class_of(role), (setup, config.rollout.temperature, early))
 
     def _early_end(self: Builder[SamplingConfig], models: Models) -> EarlyEnd:
         """The tokens that end a response, and how many tokens must come before them."""
@@ -127,7 +127,8 @@ class Builder(Generic[C]):
             return Member(self._retrained(models.of[role], section), Sequences.of)
         if isinstance(config, ModelReward):
             setup = self.engine_setup(role, models.of[role], config)
-            group = self.start(role, RewardModel, (setup, self._bridge(models) if config.text_bridge else None))
+            bridge = self._bridge(models) if config.text_bridge else None
+            group = self._frozen_group(role, RewardModel, (setup, bridge))
             return Member(group, partial(Responses.of, columns=(MESSAGES,)) if config.text_bridge else Sequences.of)
         return self.scorer(role, config)
 
@@ -155,7 +156,16 @@ class Builder(Generic[C]):
     def scorer(self, role: str, config: FunctionReward | RemoteReward) -> Member:
         """A reward that is not a model: a function or a service."""
         factory = FunctionScorer if isinstance(config, FunctionReward) else RemoteScorer
-        return Member(self.start(role, factory, (config,), distributed=False))
+        return Member(self._frozen_group(role, factory, (config,), distributed=False))
+
+    def _frozen_group(
+        self, role: str, factory: Callable[..., R], arguments: tuple[Any, ...], *, distributed: bool = True
+    ) -> RoleGroup[R]:
+        """Start a group that holds no training state, which can be started again if a rank fails."""
+        replaceable = self._config.recovery.frozen_failures_per_hour > 0
+        group = self.start(role, factory, arguments, distributed=distributed, replaceable=replaceable)
+        self.recovery.frozen[role] = group
+        return group
 
     def reward_trainer(self: Builder[RewardTrainingRun], backbone: Path, steps: int) -> RoleGroup[RewardTrainer]:
         """The reward model that is being trained."""

@@ -7,14 +7,17 @@ import time
 from collections import Counter, deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any, TypeVar
 
 from cluster.errors import ClusterError, RankFailure
+from cluster.ranks.role_group import RoleGroup
 from orchestrator.config.recovery import RecoveryConfig
 
+T = TypeVar("T")
 WINDOW_S = 3600.0
 TOLD_CHARACTERS = 160
 """Characters of an error that are told when the run survives it."""
-NO_RECOVERY = RecoveryConfig(engine_failures_per_hour=0)
+NO_RECOVERY = RecoveryConfig(engine_failures_per_hour=0, frozen_failures_per_hour=0)
 """The first failure ends the run."""
 ON_PURPOSE = "roles.errors."
 """Module of the exceptions that a role raises on purpose: another process would raise them again."""
@@ -35,6 +38,10 @@ class Recovery:
     config: RecoveryConfig = NO_RECOVERY
     tell: TellUser = untold
     clock: Callable[[], float] = time.monotonic
+    start_s: float = 900.0
+    """Seconds in which a group must start."""
+    frozen: dict[str, RoleGroup[Any]] = field(default_factory=dict)
+    """Role → group, for the groups that hold no training state, other than the engines."""
     _failures: dict[str, deque[float]] = field(default_factory=dict)
     _counts: Counter[str] = field(default_factory=Counter)
 
@@ -55,6 +62,34 @@ class Recovery:
             error.args = (f"{error}\nThe run ends: {spent}",)
             raise error
         recent.append(now)
+
+    def revive(self, error: ClusterError) -> set[str]:
+        """Start the frozen groups again of which `error` blames ranks, and wait for them; returns their roles.
+
+        Raises `error` if it blames others too, or if the run may not survive it.
+        """
+        roles = {who.role for who in error.blamed}
+        if not roles or not roles <= self.frozen.keys():
+            raise error
+        self.survive("frozen_failures_per_hour", error)
+        self.tell(f"{', '.join(sorted(roles))}: started again, since {brief(error)}")
+        self.count("healing/frozen_restarts", len(roles))
+        began = self.clock()
+        for started in [self.frozen[role].restart(range(len(self.frozen[role]))) for role in sorted(roles)]:
+            try:
+                started.result(self.start_s)
+            except ClusterError as again:
+                roles |= self.revive(again)
+        self.tell(f"{', '.join(sorted(roles))}: back after {self.clock() - began:.1f} s")
+        return roles
+
+    def repeated(self, call: Callable[[], T]) -> T:
+        """The result of a call to frozen groups, which is repeated if a rank fails."""
+        while True:
+            try:
+                return call()
+            except ClusterError as error:
+                self.revive(error)
 
     def count(self, metric: str, more: int) -> None:
         """Add to the count of a metric of `orchestrator.metrics` for the current step."""

@@ -9,7 +9,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cluster.ranks.calls import Call
 from cluster.ranks.role_group import RoleGroup
 from orchestrator.groups.spread import Spread, spread
 from roles.batch import Responses, Rollouts, Sequences
@@ -82,9 +81,9 @@ class Scores:
     """float32 `[batch]`: rewards of the environment, summed over the turns."""
 
     @property
-    def calls(self) -> list[Call[Tensor]]:
+    def spreads(self) -> list[Spread]:
         """All calls to wait for."""
-        return [own.call for own in self.members.values()]
+        return list(self.members.values())
 
     def result(self, deadline_s: float) -> tuple[Tensor, Tensor]:
         """(scores with the environment's rewards, standard deviation of the members or 0 for one), float32 `[batch]`

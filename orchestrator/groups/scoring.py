@@ -14,13 +14,13 @@ import torch
 from torch import Tensor
 
 from cluster.config import Deadlines
-from cluster.ranks.calls import Call, wait_all
 from cluster.ranks.role_group import RoleGroup
 from cluster.role_table import ACTOR, CRITIC, REFERENCE, ROLES
 from cluster.runtime.ray_cluster import RayCluster
 from orchestrator.groups.policy import Policy
+from orchestrator.groups.recovery import Recovery
 from orchestrator.groups.reward import Member, Reward, Scores
-from orchestrator.groups.spread import Part, Spread, spread
+from orchestrator.groups.spread import Part, Spread, spread, wait_for
 from roles.actor import Actor
 from roles.batch import Rollouts, Scored, Sequences
 from roles.critic import Critic
@@ -75,9 +75,9 @@ class Scoring:
     scores: Scores
 
     @property
-    def calls(self) -> list[Call[Tensor]]:
+    def spreads(self) -> list[Spread]:
         """All calls to wait for."""
-        return [*(answer.call for answer in self.answers.values()), *self.scores.calls]
+        return [*self.answers.values(), *self.scores.spreads]
 
     def result(self, deadline_s: float) -> Scored:
         """The scored rows of this part. A field whose role this run does not have is 0 everywhere."""
@@ -99,8 +99,11 @@ def start_scoring(roles: Roles, part: Part, rollouts: Rollouts) -> Scoring:
     return Scoring(part, rollouts, answers, roles.reward.start(rollouts))
 
 
-def finish_scoring(scorings: Sequence[Scoring], deadline_s: float) -> Scored:
-    """Wait for all passes; the rows of all parts, in order."""
-    wait_all([call for scoring in scorings for call in scoring.calls], deadline_s)
+def finish_scoring(
+    scorings: Sequence[Scoring], deadline_s: float, recovery: Recovery, beside: Scores | None = None
+) -> Scored:
+    """Wait for all passes, and for `beside`; the rows of all parts, in order."""
+    spreads = [own for scoring in scorings for own in scoring.spreads]
+    wait_for([*spreads, *(beside.spreads if beside else ())], deadline_s, recovery)
     ordered = sorted(scorings, key=lambda scoring: scoring.part)
     return Scored.concatenate([scoring.result(deadline_s) for scoring in ordered])

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import TypeVar
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
-from cluster.ranks.calls import Call
+from cluster.errors import ClusterError
+from cluster.ranks.calls import Call, wait_all
 from cluster.ranks.role_group import RoleGroup
+from orchestrator.groups.recovery import Recovery
 from roles.batch import Preferences, Responses, Sequences
 from roles.packing import balance
 
@@ -22,19 +24,29 @@ Part = tuple[int, int]
 """(engine, its first row) of some rollouts; sorted by this, the parts have the rows in the prompts' order."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Spread:
     """A running call with one result per row: rank r computes the rows `parts[r]`."""
 
-    call: Call[Tensor]
+    group: RoleGroup[Any]
+    method: Callable[[Any, Any], Tensor]
+    batch: Sequences | Responses | Preferences
     parts: list[list[int]]
-    width: int
+    call: Call[Tensor] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.begin()
+
+    def begin(self) -> None:
+        """Start the method on every rank, also once more."""
+        self.call = self.group.map(self.method, self.batch.split(self.parts))
 
     def result(self, deadline_s: float) -> Tensor:
         """float32 `[batch]` or `[batch, time]`, in the order of the batch."""
         answers = [answer for answer in self.call.result(deadline_s) if len(answer)]
         if answers[0].dim() == 2:
-            answers = [torch.nn.functional.pad(answer, (0, self.width - answer.shape[1])) for answer in answers]
+            width = self.batch.token_ids.shape[1]
+            answers = [torch.nn.functional.pad(answer, (0, width - answer.shape[1])) for answer in answers]
         joined = torch.cat(answers)
         order = torch.tensor([row for part in self.parts for row in part])
         return torch.empty_like(joined).index_copy_(0, order, joined)
@@ -42,5 +54,16 @@ class Spread:
 
 def spread(group: RoleGroup[R], method: Callable[[R, Rows], Tensor], batch: Rows) -> Spread:
     """Start `method` on every rank of `group` with its share of the rows; shares have similar numbers of tokens."""
-    parts = balance(batch.lengths.tolist(), len(group))
-    return Spread(group.map(method, batch.split(parts)), parts, batch.token_ids.shape[1])
+    return Spread(group, method, batch, balance(batch.lengths.tolist(), len(group)))
+
+
+def wait_for(spreads: Sequence[Spread], deadline_s: float, recovery: Recovery) -> None:
+    """Wait for running calls. If a rank of a frozen group fails, the group is started again, and so are its calls."""
+    while True:
+        try:
+            return wait_all([own.call for own in spreads], deadline_s)
+        except ClusterError as error:
+            revived = recovery.revive(error)
+        for own in spreads:
+            if own.group.role in revived:
+                own.begin()

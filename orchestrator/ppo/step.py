@@ -101,7 +101,7 @@ def train_step(
         scorings = [start_scoring(roles, part, rollouts) for part, rollouts in parts]
         greedy_scores = roles.reward.start(greedy) if greedy else None
     with clock("score"):
-        scored = finish_scoring(scorings, deadlines.score_s)
+        scored = finish_scoring(scorings, deadlines.score_s, roles.policy.recovery, greedy_scores)
         baselines = greedy_scores.result(deadlines.score_s)[0] if greedy_scores else None
         keep(scored)
     with clock("experience"):

@@ -14,12 +14,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cluster.ranks.calls import wait_all
 from orchestrator.config.serving import ServingRun
 from orchestrator.data.prompts import Questions
 from orchestrator.groups.policy import Policy
 from orchestrator.groups.reward import Reward
 from orchestrator.groups.serving_roles import scored_policy
+from orchestrator.groups.spread import wait_for
 from orchestrator.report.evaluation_results import Estimate, EvaluationResult
 from orchestrator.report.progress import make_progress
 from orchestrator.report.run_files import BEST_OF_N, finite
@@ -171,7 +171,7 @@ def _scored(
         seeds = [stable_seed(config.seed, "best-of-n", row, copy) for row in prompts for copy in range(count)]
         rollouts = policy.generate(questions.pick(rows, seeds), version=0)
         scores = reward.start(rollouts)
-        wait_all(scores.calls, deadline_s)
+        wait_for(scores.spreads, deadline_s, policy.recovery)
         yield rollouts, scores.result(deadline_s)[0]
 
 

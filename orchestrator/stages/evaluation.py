@@ -14,13 +14,12 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from cluster.ranks.calls import wait_all
 from cluster.role_table import ACTOR, REFERENCE
 from orchestrator.config.evaluation import EvaluationRun
 from orchestrator.data.prompts import Questions, heldout_prompts
 from orchestrator.groups.build import resolve_models
 from orchestrator.groups.scoring import EvaluationRoles
-from orchestrator.groups.spread import spread
+from orchestrator.groups.spread import spread, wait_for
 from orchestrator.groups.stage_roles import evaluation_roles
 from orchestrator.report.evaluation_results import Estimate, EvaluationResult, SampleRow
 from orchestrator.report.progress import make_progress
@@ -53,7 +52,7 @@ def evaluate(
     reference = spread(roles.reference, FrozenPolicy.reference_logprobs, Sequences.of(rollouts))
     judge = roles.judge.start(rollouts) if roles.judge else None
     deadline_s = roles.deadlines.score_s
-    wait_all([*proxy.calls, reference.call, *([judge.call] if judge else [])], deadline_s)
+    wait_for([*proxy.spreads, reference, *([judge] if judge else [])], deadline_s, roles.policy.recovery)
     proxy_values = proxy.result(deadline_s)[0].tolist()
     gold_values = judge.result(deadline_s).tolist() if judge else None
     kl = _response_kl(rollouts.rollout_logprobs, reference.result(deadline_s), rollouts.response_mask)

@@ -291,4 +291,8 @@ class Ppo(Stage):
 
 def reference_fingerprint(roles: Roles) -> str:
     """The fingerprint of the frozen model's weights."""
-    return roles.reference.call(FrozenPolicy.reference_fingerprint).result(roles.deadlines.score_s)[0]
+
+    def asked() -> list[str]:
+        return roles.reference.call(FrozenPolicy.reference_fingerprint).result(roles.deadlines.score_s)
+
+    return roles.policy.recovery.repeated(asked)[0]

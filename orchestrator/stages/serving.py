@@ -125,7 +125,7 @@ def scorer(reward: Reward, deadline_s: float) -> Callable[[Rollouts], list[float
 
     def score(rollouts: Rollouts) -> list[float]:
         running = reward.start(rollouts)
-        wait_all(running.calls, deadline_s)
+        wait_all([own.call for own in running.spreads], deadline_s)
         values: list[float] = running.result(deadline_s)[0].tolist()
         if not all(map(math.isfinite, values)):
             raise RankFailure("a score is not finite")  # JSON has no such number

@@ -24,9 +24,8 @@ from torch import Tensor
 
 import orchestrator.errors
 import orchestrator.groups.build
-import orchestrator.groups.scoring
+import orchestrator.groups.spread
 import orchestrator.ppo.step
-import orchestrator.stages.evaluation
 import orchestrator.stages.fresh_labels
 import orchestrator.stages.ppo
 import orchestrator.stages.run
@@ -243,9 +242,8 @@ def stage() -> Iterator[Seen]:
         patched.setattr(orchestrator.groups.build, "RayCluster", Cluster)
         for module in (
             orchestrator.groups.build,
-            orchestrator.groups.scoring,
+            orchestrator.groups.spread,
             orchestrator.ppo.step,
-            orchestrator.stages.evaluation,
             orchestrator.stages.fresh_labels,
             orchestrator.stages.sampled_pairs,
             orchestrator.stages.run,

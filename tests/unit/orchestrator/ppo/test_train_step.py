@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-import orchestrator.groups.scoring
+import orchestrator.groups.spread
 import orchestrator.ppo.stats
 import orchestrator.ppo.step
 from cluster.config import Deadlines
@@ -92,7 +92,7 @@ def step(
 def no_waiting(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """What happened, in order; waits for several calls are in it."""
     lines: list[str] = []
-    for module in (orchestrator.ppo.step, orchestrator.groups.scoring):
+    for module in (orchestrator.ppo.step, orchestrator.groups.spread):
         monkeypatch.setattr(module, "wait_all", write_waits(lines))
     return lines
 

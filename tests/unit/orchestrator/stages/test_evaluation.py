@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-import orchestrator.stages.evaluation
+import orchestrator.groups.spread
 import tests.unit.orchestrator.fakes
 from cluster.config import Deadlines
 from orchestrator.config.evaluation import EvaluationRun
@@ -46,7 +46,7 @@ class Reference(FakeGroup):
 @pytest.fixture
 def log(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     lines: list[str] = []
-    monkeypatch.setattr(orchestrator.stages.evaluation, "wait_all", write_waits(lines))
+    monkeypatch.setattr(orchestrator.groups.spread, "wait_all", write_waits(lines))
     return lines
 
 

@@ -149,7 +149,7 @@ def test_a_score_that_json_cannot_write_is_a_failure_of_the_reward(monkeypatch: 
     monkeypatch.setattr(serving, "wait_all", lambda calls, deadline_s: None)
 
     def start(values: list[float]) -> Any:
-        return SimpleNamespace(calls=[], result=lambda deadline_s: (torch.tensor(values), None))
+        return SimpleNamespace(spreads=[], result=lambda deadline_s: (torch.tensor(values), None))
 
     rollouts: Any = None
     reward = SimpleNamespace(start=lambda rollouts: start([1.0, 2.0]))
