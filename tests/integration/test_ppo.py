@@ -200,34 +200,37 @@ def test_a_step_is_computed_again(run_dir: Path) -> None:
     assert told == {"metrics": "the same: 1 step", "checkpoints": "the same: 1 checkpoint"}
 
 
-def kill_in_generation(run: Path, process: subprocess.Popen[str], after: int) -> None:
-    """Kill the first engine while it generates for the step that follows step `after`."""
+def rank_after(run: Path, process: subprocess.Popen[str], rank: str, steps: int) -> psutil.Process:
+    """The process of a rank, when the run has done `steps` steps."""
     deadline = time.monotonic() + 200
-    while not (run / "metrics.jsonl").is_file() or len(metrics(run)) < after:
+    while not (run / "metrics.jsonl").is_file() or len(metrics(run)) < steps:
         assert process.poll() is None and time.monotonic() < deadline, process.communicate()[0]
         time.sleep(0.01)
-    engine = psutil.Process(int(re.findall(r"pid (\d+)", (run / "logs/rollout-0.log").read_text())[0]))
-    used = engine.cpu_times().user
-    while engine.cpu_times().user < used + 0.03:
-        assert time.monotonic() < deadline
-        time.sleep(0.002)
-    engine.kill()
+    return psutil.Process(int(re.findall(r"pid (\d+)", (run / f"logs/{rank}.log").read_text())[-1]))
 
 
-def test_an_engine_that_is_killed_in_the_middle_of_generation_changes_no_bit(folder: Path, run_dir: Path) -> None:
-    """Its prompts are answered by the other engine, with the same seeds; it comes back at a later push."""
+def test_ranks_without_training_state_are_killed_and_no_bit_changes(folder: Path, run_dir: Path) -> None:
+    """An engine in the middle of generation: the other one answers its prompts, with the same seeds, and it comes back
+    at a push. Then a rank of the reference."""
     run = folder / "healed"
     words = [*settings(folder), f"run_dir={run}", f"steps={STEPS}", "checkpoint={every: 4, keep: 3}"]
     process = start(tetrarch("train", "configs/tiny.yaml", *words))
-    kill_in_generation(run, process, after=2)
+    engine = rank_after(run, process, "rollout-0", 2)
+    used = engine.cpu_times().user
+    while engine.cpu_times().user < used + 0.03:  # it generates
+        time.sleep(0.002)
+    engine.kill()
+    rank_after(run, process, "reference-1", 6).kill()
     output, _ = process.communicate(timeout=200)
     assert process.returncode == 0, output
     assert re.search(r"rollout rank 0 \(node \S+\) is started again: it died in stream", output), output
-    assert re.search(r"is back after [0-9.]+ s with weights of version \d+: .*prompts that were moved: 16", output), (
-        output
-    )
-    assert [line.get("healing/engine_restarts") for line in metrics(run)] == [*(None, None, 1.0), *[None] * (STEPS - 3)]
-    assert metrics(run)[2]["healing/prompts_moved"] == 16 and "engine restarts 1" in output
+    back = r"rollout rank 0 .* is back after [0-9.]+ s with weights of version \d+: .*prompts that were moved: 16"
+    assert re.search(back, output), output
+    assert "reference: started again, since reference rank 1" in output and "reference: back after" in output
+    lines = metrics(run)
+    assert [line.get("healing/engine_restarts") for line in lines] == [*(None, None, 1.0), *[None] * (STEPS - 3)]
+    assert lines[2]["healing/prompts_moved"] == 16 and "engine restarts 1" in output
+    assert sum(line.get("healing/frozen_restarts", 0) for line in lines[6:]) == 1
     assert tiny_metrics.learned(run) == tiny_metrics.learned(run_dir)
     manifests = [path / f"checkpoints/step-{STEPS:06d}/manifest.json" for path in (run_dir, run)]
     first, second = (json.loads(manifest.read_text())["files"] for manifest in manifests)
