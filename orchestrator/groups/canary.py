@@ -8,6 +8,7 @@ rounding.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,9 +18,9 @@ from torch import Tensor
 from cluster.errors import ClusterError
 from orchestrator.config.run import RunConfig
 from orchestrator.errors import WeightsDiffer
-from orchestrator.groups.scoring import Roles
+from orchestrator.groups.scoring import Roles, finish_scoring, start_scoring
 from roles.actor import Actor
-from roles.batch import Rollouts
+from roles.batch import Prompts, Rollouts, Scored
 from roles.config.rollout import RolloutConfig
 from roles.config.section import Dtype
 from roles.errors import RoleError
@@ -65,10 +66,6 @@ class Canary:
         """Raise `WeightsDiffer` if `logprobs` (the actor's, float32 `[batch, time]`) are too far from the engines'."""
         if not config.canary.enabled:
             return
-        dtypes = f"{config.dtype} {config.rollout.engine.dtype or config.dtype}"
-        if self.dtypes not in (None, dtypes):  # rollout.engine.dtype has changed since the checkpoint
-            self.baseline = None
-        self.dtypes = dtypes
         gap = float(unexplained_gap(rollouts, logprobs, config.rollout).double().mean())
         limit = self.limit(version, config)
         if not gap <= limit:
@@ -83,8 +80,29 @@ class Canary:
             self.baseline = max(gap, self.baseline or 0.0)
         self.verified = version
 
+    def wrong_engines(
+        self, rollouts: Rollouts, logprobs: Tensor, made_by: Sequence[int], version: int, config: RunConfig
+    ) -> set[int]:
+        """Of the engines that made the rows, those whose log-probabilities are too far from the actor's; none if it
+        is all of them, since then the weights that were sent are wrong, and no engine is."""
+        if not config.canary.enabled or len(set(made_by)) == 1:
+            return set()
+        makers = torch.tensor(made_by).unsqueeze(1).expand_as(logprobs)[rollouts.response_mask]
+        gaps = unexplained_gap(rollouts, logprobs, config.rollout).double()
+        sums, tokens = (
+            makers.new_zeros(max(made_by) + 1, dtype=torch.double),
+            makers.bincount(minlength=max(made_by) + 1),
+        )
+        means = sums.index_add_(0, makers, gaps) / tokens
+        wrong = {engine for engine in set(made_by) if float(means[engine]) > self.limit(version, config)}
+        return wrong if wrong != set(made_by) else set()
+
     def limit(self, version: int, config: RunConfig) -> float:
         """Largest accepted mean gap of `version`, in nats per token; larger for temperatures below 1."""
+        dtypes = f"{config.dtype} {config.rollout.engine.dtype or config.dtype}"
+        if self.dtypes not in (None, dtypes):  # rollout.engine.dtype has changed since the checkpoint
+            self.baseline = None
+        self.dtypes = dtypes
         if config.canary.limit is not None:
             return config.canary.limit
         coarse = "bfloat16" in (config.dtype, config.rollout.engine.dtype)
@@ -107,6 +125,28 @@ def unexplained_gap(rollouts: Rollouts, logprobs: Tensor, how: RolloutConfig) ->
         most -= (1 - VOCABULARY * logprobs.exp()).clamp(how.top_k / VOCABULARY, 1.0).log()
     difference, most = (rollouts.rollout_logprobs - logprobs)[rollouts.response_mask], most[rollouts.response_mask]
     return (difference - difference.clamp(min=0.0).minimum(most)).abs()
+
+
+def with_right_weights(
+    roles: Roles, prompts: Prompts, scored: Scored, canary: Canary, version: int, config: RunConfig
+) -> Scored:
+    """The batch; in place of the rows of engines with wrong weights, which start again, what others answer.
+
+    Unchanged where that is not possible: then `Canary.check` ends the run.
+    """
+    policy = roles.policy
+    wrong = canary.wrong_engines(scored.rollouts, scored.old_logprobs, policy.made_by, version, config)
+    if not wrong or policy.sleeps or config.ppo.advantage.needs_greedy:
+        return scored
+    rows = [row for row, engine in enumerate(policy.made_by) if engine in wrong]
+    try:
+        policy.fleet.replace(wrong, "samples from other weights than the actor's", len(rows))
+    except ClusterError:
+        return scored
+    rollouts = policy.generate(prompts.select(rows), version=version)
+    again = finish_scoring([start_scoring(roles, (0, 0), rollouts)], config.deadlines.score_s, policy.recovery)
+    place = {row: len(scored) + number for number, row in enumerate(rows)}
+    return Scored.concatenate([scored, again]).select([place.get(row, row) for row in range(len(scored))])
 
 
 def culprits(roles: Roles, config: RunConfig) -> str:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from cluster.config import Deadlines
-from cluster.errors import ClusterError, DeadlineExceeded
+from cluster.errors import ClusterError, DeadlineExceeded, RankFailure
 from cluster.ranks.calls import Call
 from cluster.ranks.identity import Identity
 from cluster.ranks.role_group import RoleGroup
@@ -97,6 +97,17 @@ class EngineFleet:
             self._fresh.pop(number, None)
             self._down[number] = Restart(who, cause, time.monotonic(), self._group.restart([number]))
             self._recovery.count("healing/engine_restarts", 1)
+
+    def replace(self, numbers: Collection[int], why: str, prompts: int) -> None:
+        """End engines that answer wrongly and start them again; ClusterError if the run may not survive that.
+
+        `why`: in words that follow "it"; `prompts`: the number of their prompts, which others are given.
+        """
+        blamed = [self._group.ranks[number].identity for number in sorted(numbers)]
+        for who in blamed:
+            self.fence(RankFailure(f"{who} {why}", who=who))
+        self._down[blamed[0].rank].prompts += prompts
+        self._recovery.count("healing/prompts_moved", prompts)
 
     def lost(self, number: int, prompts: int) -> None:
         """Note that an engine has left so many prompts without an answer."""

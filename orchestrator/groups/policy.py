@@ -39,6 +39,8 @@ class Policy:
     recovery: Recovery = field(default_factory=Recovery)
     """What is done when an engine fails."""
     fleet: EngineFleet = field(init=False)
+    made_by: list[int] = field(init=False, default_factory=list)
+    """For each row of the latest prompts the number of the engine that answered it."""
 
     def __post_init__(self) -> None:
         self.fleet = EngineFleet(self.engines, self.deadlines, self.recovery, sleeps=self.sleeps)
@@ -86,7 +88,8 @@ class Policy:
         """The responses to `prompts` in any order. `unit`: rows of an engine's share that one engine must answer
         together."""
         self._wake("weights", "kv_cache")
-        shares = prompts.split(contiguous(len(prompts), len(self.engines)))
+        ranges = contiguous(len(prompts), len(self.engines))
+        shares, self.made_by = prompts.split(ranges), [-1] * len(prompts)
         running = self.engines.streaming(self.deadlines.generate_s)
 
         def begin(assignments: list[Assignment]) -> list[Assignment]:
@@ -114,6 +117,8 @@ class Policy:
             given, answer = found
             first, part = answer if isinstance(answer, tuple) else (0, answer)
             rows = given.answered(first, len(part))
+            start = ranges[given.share].start + rows[0]
+            self.made_by[start : start + len(rows)] = [given.engine] * len(rows)
             yield (given.share, rows[0]), self._whole(part, shares[given.share].select(rows), version)
 
     def _taken_over(self, assignments: list[Assignment], version: int, unit: int | None) -> list[Assignment]:

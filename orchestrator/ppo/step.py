@@ -16,7 +16,7 @@ from cluster.role_table import REWARD
 from orchestrator.config.run import RunConfig
 from orchestrator.data.prompts import PromptSource
 from orchestrator.errors import CheckpointError, NotFinite
-from orchestrator.groups.canary import Canary
+from orchestrator.groups.canary import Canary, with_right_weights
 from orchestrator.groups.scoring import Roles, finish_scoring, start_scoring
 from orchestrator.ppo.experience import Experience, in_units_of, to_experience
 from orchestrator.ppo.kl import KlController
@@ -102,6 +102,7 @@ def train_step(
         greedy_scores = roles.reward.start(greedy) if greedy else None
     with clock("score"):
         scored = finish_scoring(scorings, deadlines.score_s, roles.policy.recovery, greedy_scores)
+        scored = with_right_weights(roles, prompts, scored, state.canary, state.version, config)
         baselines = greedy_scores.result(deadlines.score_s)[0] if greedy_scores else None
         keep(scored)
     with clock("experience"):

@@ -70,4 +70,11 @@ HEALING = (
         "if False:",
         "tests/unit/orchestrator/groups/test_frozen_ranks.py",
     ),
+    Fault(
+        "samples of an engine with wrong weights are trained on",
+        "orchestrator/groups/canary.py",
+        "place.get(row, row)",
+        "row",
+        FLEET,
+    ),
 )

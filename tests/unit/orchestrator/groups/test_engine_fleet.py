@@ -4,20 +4,28 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 
+import orchestrator.groups.spread
 from cluster.config import Deadlines
 from cluster.errors import ClusterError, DeadlineExceeded, RankFailure
 from cluster.ranks.failures import Death
 from cluster.ranks.identity import Identity
+from orchestrator.config.canary import CanaryConfig
 from orchestrator.config.recovery import RecoveryConfig
+from orchestrator.groups.canary import Canary, with_right_weights
 from orchestrator.groups.policy import Policy
 from orchestrator.groups.recovery import WINDOW_S, Recovery
-from roles.batch import Rollouts
+from orchestrator.groups.reward import Reward
+from orchestrator.groups.scoring import finish_scoring, start_scoring
+from roles.batch import Rollouts, Scored
+from roles.config.rewards import MeanScore
+from roles.config.rollout import RolloutConfig
 from tests.unit.orchestrator.fakes import prompts_of, rollouts_of
 
 UNIT = 2
@@ -406,3 +414,61 @@ def test_the_rows_keep_their_seeds() -> None:
         made.whole(12, 3)
     assert len(seeds) > 12 and all(row == seed for row, seed in seeds)
     assert torch.equal(made.whole(12, 3).token_ids, world(size=2).whole(12, 3).token_ids)
+
+
+def scored_by(made: World, wrong: set[int], monkeypatch: pytest.MonkeyPatch) -> tuple[Scored, Scored]:
+    """A batch of which the engines of `wrong` have other weights, until they are started again: as it is scored, and
+    as it is trained on."""
+    original = Running._parts
+
+    def parts(self: Running, number: int, method: Any, prompts: Any, version: int) -> Iterator[Any]:
+        off = 0.5 * (number in wrong and not made.engines.ranks[number].identity.life)
+        for item in original(self, number, method, prompts, version):
+            first, rollouts = item if isinstance(item, tuple) else (0, item)
+            changed = replace(rollouts, rollout_logprobs=rollouts.rollout_logprobs - off)
+            yield (first, changed) if isinstance(item, tuple) else changed
+
+    monkeypatch.setattr(Running, "_parts", parts)
+    monkeypatch.setattr(orchestrator.groups.spread, "wait_all", lambda calls, deadline_s: None)
+    roles: Any = SimpleNamespace(policy=made.policy, models={}, reward=Reward({}, MeanScore()))
+    advantage = SimpleNamespace(needs_greedy=False)
+    rollout = RolloutConfig(prompts_per_step=1, max_response_tokens=8)
+    config: Any = SimpleNamespace(
+        dtype="float32",
+        rollout=rollout,
+        canary=CanaryConfig(),
+        ppo=SimpleNamespace(advantage=advantage),
+        deadlines=Deadlines(),
+    )
+    running = [start_scoring(roles, part, rollouts) for part, rollouts in made.policy.stream(prompts_of(12), version=3)]
+    scored = finish_scoring(running, 1.0, made.policy.recovery)
+    return scored, with_right_weights(roles, prompts_of(12), scored, Canary(), 3, config)
+
+
+def gaps(scored: Scored) -> list[float]:
+    return scored.rollouts.rollout_logprobs.abs().amax(1).tolist()
+
+
+def test_an_engine_with_wrong_weights_is_replaced_and_others_answer_its_prompts(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    made = world(size=3)
+    before, after = scored_by(made, {1}, monkeypatch)
+    assert gaps(before) == [0.0] * 4 + [0.5] * 4 + [0.0] * 4
+    assert gaps(after) == [0.0] * 12
+    assert after.rollouts.token_ids[:, 0].tolist() == list(range(12)), "rows keep their order"
+    assert made.told[0] == "rollout rank 1 (node node) is started again: it samples from other weights than the actor's"
+    assert made.policy.recovery.drain() == {"healing/engine_restarts": 1, "healing/prompts_moved": 4}
+
+
+@pytest.mark.parametrize(
+    ("wrong", "settings"),
+    [({0, 1}, {}), (set(), {}), ({1}, {"allowed": 0}), ({0}, {"size": 1}), ({1}, {"sleeps": True})],
+)
+def test_where_no_engine_is_to_blame_the_batch_stays_as_it_is(
+    wrong: set[int], settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`Canary.check` ends the run then: what was pushed is wrong, or nothing is."""
+    made = world(**settings)
+    before, after = scored_by(made, wrong, monkeypatch)
+    assert after is before and not [line for line in made.engines.log if "restart" in line]
