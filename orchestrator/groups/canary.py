@@ -89,11 +89,8 @@ class Canary:
             return set()
         makers = torch.tensor(made_by).unsqueeze(1).expand_as(logprobs)[rollouts.response_mask]
         gaps = unexplained_gap(rollouts, logprobs, config.rollout).double()
-        sums, tokens = (
-            makers.new_zeros(max(made_by) + 1, dtype=torch.double),
-            makers.bincount(minlength=max(made_by) + 1),
-        )
-        means = sums.index_add_(0, makers, gaps) / tokens
+        sums, tokens = (makers.bincount(weights, minlength=max(made_by) + 1) for weights in (gaps, None))
+        means = sums / tokens
         wrong = {engine for engine in set(made_by) if float(means[engine]) > self.limit(version, config)}
         return wrong if wrong != set(made_by) else set()
 
