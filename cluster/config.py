@@ -243,7 +243,8 @@ class Efficiency(ClusterSection):
 
 
 class Deadlines(ClusterSection):
-    """Longest waits, in seconds. When one has passed, the run ends and reports what each rank was doing."""
+    """Longest waits, in seconds. When one has passed, the run ends and reports what each rank was doing; if all late
+    ranks can be replaced (`recovery`), they are, and it goes on."""
 
     resources_s: float = Field(default=300.0, gt=0)
     """Until Ray has granted the placement."""

@@ -10,7 +10,6 @@ from pathlib import Path
 
 import torch
 
-from cluster.ranks.calls import wait_all
 from orchestrator.config.labelling import ANSWERS, AskingBudgetConfig, EndpointJudge
 from orchestrator.config.retraining import RetrainingConfig
 from orchestrator.config.run import RunConfig
@@ -18,8 +17,10 @@ from orchestrator.data.answer_file import open_answers
 from orchestrator.data.judge_prompts import JudgeAnswer, comparison, first_is_better
 from orchestrator.data.labels import JudgeVerdict
 from orchestrator.errors import TetrarchError
+from orchestrator.groups.recovery import Recovery
 from orchestrator.groups.reward import Member
 from orchestrator.groups.scoring import Roles
+from orchestrator.groups.spread import wait_for
 from orchestrator.run.endpoint_key import endpoint_key
 from orchestrator.stages.asked_endpoint import AskedEndpoint
 from orchestrator.stages.asking import Asking
@@ -44,7 +45,8 @@ def fresh_labels(config: RunConfig, roles: Roles) -> Iterator[Labels | None]:
             yield AskedPairs(settings, judge, Asking(asked, file, AskingBudgetConfig(), judge.prices))
     else:
         assert roles.labeller is not None
-        yield Judged(roles.labeller, settings.responses_per_prompt, config.deadlines.score_s)
+        judged = (roles.labeller, settings.responses_per_prompt, config.deadlines.score_s)
+        yield Judged(*judged, roles.policy.recovery)
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,10 +57,11 @@ class Judged:
     each: int
     """Responses to a prompt."""
     deadline_s: float
+    recovery: Recovery
 
     def __call__(self, rollouts: Rollouts) -> Preferences:
         running = self.judge.start(rollouts)
-        wait_all([running.call], self.deadline_s)
+        wait_for([running], self.deadline_s, self.recovery)
         return by_score(rollouts, running.result(self.deadline_s), self.each)
 
 

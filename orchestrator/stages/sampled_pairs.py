@@ -8,13 +8,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from cluster.ranks.calls import wait_all
 from cluster.role_table import ENGINES, JUDGE
 from orchestrator.config.reward_training import SampledPairs
 from orchestrator.config.sampling import SamplingConfig
 from orchestrator.data.prompts import PromptSource, Questions
 from orchestrator.groups.build import Models, builder
 from orchestrator.groups.policy import Policy
+from orchestrator.groups.spread import wait_for
 from orchestrator.report.reporter import Reporter
 from roles.batch import Preferences, Rollouts
 
@@ -35,7 +35,7 @@ def sampled(
         report.status(f"sampling {len(prompts)} responses to {len(prompts) // pairs.responses_per_prompt} prompts")
         rollouts = policy.generate(prompts, version=0)
         judged = judge.start(rollouts)
-        wait_all([judged.call], config.deadlines.score_s)
+        wait_for([judged], config.deadlines.score_s, build.recovery)
         scores = judged.result(config.deadlines.score_s)
     return by_score(rollouts, scores, pairs.responses_per_prompt)
 

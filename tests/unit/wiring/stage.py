@@ -26,10 +26,8 @@ import orchestrator.errors
 import orchestrator.groups.build
 import orchestrator.groups.spread
 import orchestrator.ppo.step
-import orchestrator.stages.fresh_labels
 import orchestrator.stages.ppo
 import orchestrator.stages.run
-import orchestrator.stages.sampled_pairs
 import roles.zero.sharded
 from cluster.placement.plan import Plan
 from cluster.ranks.role_group import RoleGroup
@@ -244,8 +242,6 @@ def stage() -> Iterator[Seen]:
             orchestrator.groups.build,
             orchestrator.groups.spread,
             orchestrator.ppo.step,
-            orchestrator.stages.fresh_labels,
-            orchestrator.stages.sampled_pairs,
             orchestrator.stages.run,
         ):
             patched.setattr(module, "wait_all", lambda calls, deadline_s: None)

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-import orchestrator.stages.fresh_labels
+import orchestrator.groups.spread
 from cluster.config import Deadlines
 from orchestrator.config.labelling import AskingBudgetConfig, EndpointJudge
 from orchestrator.config.retraining import RetrainingConfig
@@ -21,6 +21,7 @@ from orchestrator.data.judge_prompts import JudgeAnswer, JudgeQuestion
 from orchestrator.data.prompts import Questions
 from orchestrator.errors import TetrarchError
 from orchestrator.groups.policy import Policy
+from orchestrator.groups.recovery import Recovery
 from orchestrator.groups.reward import Member
 from orchestrator.ppo.kl import FixedController
 from orchestrator.ppo.step import TrainState
@@ -84,7 +85,7 @@ def by_token(rollouts: Rollouts) -> Preferences:
 @pytest.fixture
 def log(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     lines: list[str] = []
-    monkeypatch.setattr(orchestrator.stages.fresh_labels, "wait_all", write_waits(lines))
+    monkeypatch.setattr(orchestrator.groups.spread, "wait_all", write_waits(lines))
     return lines
 
 
@@ -171,7 +172,7 @@ def test_when_it_is_due_and_when_the_critic_is_trained_alone() -> None:
 
 def test_a_function_scores_and_its_order_counts(log: list[str]) -> None:
     rollouts = rollouts_of(prompts_of(4), 0)
-    pairs = Judged(Member(FakeGroup("labeller", log)), 2, 1.0)(rollouts)  # type: ignore[arg-type]
+    pairs = Judged(Member(FakeGroup("labeller", log)), 2, 1.0, Recovery())(rollouts)  # type: ignore[arg-type]
     assert (pairs.ranks.tolist(), pairs.groups.tolist()) == ([0.0, 1.0, 2.0, 3.0], [0, 0, 1, 1])
     assert pairs.comparisons().tolist() == [[1, 0], [3, 2]] and pairs.certainty.tolist() == [1.0] * 4
 
