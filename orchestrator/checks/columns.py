@@ -61,6 +61,7 @@ def check_sendable(config: EvaluationRun, part: str, columns: Mapping[str, Seque
     if isinstance(config, RunConfig) and part == "train" and config.retraining is not None:
         judge = config.section(LABELLER)
         asked |= {} if isinstance(judge, EndpointJudge | ModelReward) else {"retraining.judge": judge}
+    asked |= {"evaluation.judge": config.judge} if config.judge and part == "heldout" else {}
     for key, one in asked.items():
         if one.label is not None and one.label not in columns:
             known = ", ".join(columns) or "no other than the prompt"

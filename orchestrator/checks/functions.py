@@ -37,7 +37,7 @@ def check_functions(config: EvaluationRun) -> None:
 
 def functions_of(config: EvaluationRun) -> dict[str, FunctionReward]:
     """Key path → every reward function and judge of a run."""
-    judges = {"evaluation.judge": config.evaluation.judge}
+    judges = {"evaluation.judge": config.judge}
     if isinstance(config, RunConfig) and config.retraining is not None:
         judges["retraining.judge"] = config.section(LABELLER)
     given = {key: judge for key, judge in judges.items() if isinstance(judge, FunctionReward)}

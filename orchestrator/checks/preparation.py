@@ -12,6 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from orchestrator.checks.benchmark_inputs import check_benchmarks
 from orchestrator.checks.bridges import check_bridges
 from orchestrator.checks.engine_fit import check_engine, longest_sample
 from orchestrator.checks.functions import (
@@ -34,6 +35,7 @@ from orchestrator.checks.models import (
 )
 from orchestrator.checks.role_models import check_role_models, role_models
 from orchestrator.checks.run_folders import check_output, check_run_dir, check_writable
+from orchestrator.checks.win_rate_inputs import check_opponent
 from orchestrator.config.evaluation import EvaluationRun
 from orchestrator.config.labelling import EndpointJudge
 from orchestrator.config.reward_training import QUALITY, RewardTrainingRun, SampledPairs
@@ -78,6 +80,8 @@ def prepare_train(config: RunConfig, resume: Resume) -> tuple[Questions, Questio
         if checkpoint is not None:
             _check_prompts(config, training, checkpoint)
         check_bridges(config, {"train": training, "heldout": heldout})
+        if heldout is not None:
+            check_opponent(config, heldout, config.evaluation.prompts)
         return training, with_overlap(heldout, training) if heldout else None
 
 
@@ -96,11 +100,12 @@ def _check_prompts(config: RunConfig, training: Questions, checkpoint: Checkpoin
         ) from error
 
 
-def prepare_evaluate(config: EvaluationRun) -> Questions:
-    """Check what `tetrarch evaluate` needs; returns the held-out prompts."""
+def prepare_evaluate(config: EvaluationRun, *, every: bool = False) -> Questions:
+    """Check what `tetrarch evaluate` needs; returns the held-out prompts. `every`: all of them will be answered."""
     if config.prompts.heldout is None:
         raise ConfigError("prompts.heldout is null; set prompts.heldout.path to the prompts to evaluate on")
     check_writable(Path(config.run_dir), "run_dir")
+    check_benchmarks(config.evaluation.benchmarks)
     _check_names(config, ["heldout"])
     with imported(functions_of(config)):
         check_cards(config.device)
@@ -108,6 +113,7 @@ def prepare_evaluate(config: EvaluationRun) -> Questions:
         check_engine(config, actor)
         questions = _read_prompts(config, "heldout", actor)
         check_bridges(config, {"heldout": questions})
+        check_opponent(config, questions, len(questions) if every else config.evaluation.prompts)
         return questions
 
 
@@ -143,7 +149,7 @@ def prepare_best_of_n(config: ServingRun) -> Questions:
     """What `tetrarch best-of-n` needs; the prompts that were read on the way."""
     if config.environment is not None:
         raise ConfigError("tetrarch best-of-n compares single responses, not conversations; set environment=null")
-    return prepare_evaluate(config)
+    return prepare_evaluate(config, every=True)
 
 
 def prepare_reward(config: RewardTrainingRun, resume: Resume) -> Questions | Pairs:

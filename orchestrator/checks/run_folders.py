@@ -15,7 +15,15 @@ from orchestrator.config.base import BaseConfig
 from orchestrator.config.labelling import ANSWERS
 from orchestrator.config.reward_training import COMPARISONS, QUALITY
 from orchestrator.errors import ConfigError
-from orchestrator.report.run_files import BEST_OF_N, CONFIG_FILE, EVALUATED, HTML_FILE, STATE_FILE
+from orchestrator.report.run_files import (
+    BEST_OF_N,
+    CONFIG_FILE,
+    EVALUATED,
+    EVALUATED_ROWS,
+    HTML_FILE,
+    STATE_FILE,
+    VERDICTS,
+)
 from orchestrator.run.checkpoint import Checkpoint, Checkpoints
 from orchestrator.run.resuming import Resume, checkpoint_to_resume
 from orchestrator.run.run_lock import LOCK, check_free
@@ -52,7 +60,7 @@ def _is_of_a_run(entry: Path) -> bool:
     """Whether something in `run_dir` is more than its lock, logs of a failed start, what other commands say of the
     untrained policy, a reward model that was trained there, or another run with a folder of its own."""
     if not entry.is_dir():
-        return not entry.name.startswith(LOCK) and entry.name not in (EVALUATED, BEST_OF_N)
+        return not entry.name.startswith(LOCK) and entry.name not in (EVALUATED, EVALUATED_ROWS, VERDICTS, BEST_OF_N)
     if (entry / STATE_FILE).is_file():
         return False
     files = [file.relative_to(entry.parent) for file in entry.rglob("*") if file.is_file()]

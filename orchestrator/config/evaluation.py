@@ -5,9 +5,10 @@ from __future__ import annotations
 from operator import attrgetter
 from typing import Any, Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from cluster.role_table import ACTOR, ENGINES, REFERENCE, REWARD, ROLES
+from orchestrator.config.labelling import QUESTION, EndpointJudge
 from orchestrator.config.sampling import SamplingConfig
 from orchestrator.config.schema import section_key
 from roles.config.models import FrozenRole, ModelConfig, ReferenceConfig
@@ -17,9 +18,10 @@ from roles.config.rewards import (
     FunctionReward,
     ModelReward,
     OneReward,
+    RemoteReward,
     RewardConfig,
 )
-from roles.config.section import Section
+from roles.config.section import PathText, Section
 
 
 class GoldStop(Section):
@@ -34,6 +36,41 @@ class GoldStop(Section):
     """The run ends after so many evaluations in a row without a new highest score; null: it does all its steps."""
 
 
+class WinRate(Section):
+    """A win rate: the gold score of a response is the probability that a judge finds it better than another run's
+    response to the same prompt, asked in both orders."""
+
+    type: Literal["win_rate"]
+    """A judge that compares with another run."""
+    against: PathText
+    """The other run's responses: `evaluated.jsonl`, which its `tetrarch evaluate` leaves in its `run_dir`, or other
+    rows with `prompt` and `completion`."""
+    asks: EndpointJudge
+    """Who compares; its `answer_tokens`, `patience_s` and the like are as for `tetrarch label`."""
+    question: str = Field(default=QUESTION, min_length=1)
+    """What the judge is told before a prompt and two responses."""
+    minimum_mass: float = Field(default=0.1, ge=0, le=1)
+    """The judge abstains where the tokens A and B together are less probable than this; the response then counts as
+    equally good (0.5)."""
+
+
+class BenchmarksConfig(Section):
+    """Tasks of EleutherAI's lm-evaluation-harness for the policy. The package `lm-eval` must be installed."""
+
+    tasks: list[str] = Field(min_length=1)
+    """Names of tasks, such as `[hellaswag, arc_easy]`; the data of those that come with lm-eval is on the model hub."""
+    task_folder: PathText | None = None
+    """A folder of tasks of your own, in lm-eval's YAML; null: none."""
+    examples: int | None = Field(default=None, ge=1)
+    """Examples of each task, from the first one on; null: all."""
+    few_shot: int | None = Field(default=None, ge=0)
+    """Solved examples before each question; null: as the task says."""
+    chat: bool = False
+    """Ask through the policy's chat template."""
+    batch_size: int = Field(default=8, ge=1)
+    """Requests that the model reads at the same time."""
+
+
 class EvaluationConfig(Section):
     """What is measured on the held-out prompts, and when."""
 
@@ -41,13 +78,21 @@ class EvaluationConfig(Section):
     """PPO steps between evaluations; 0: only before the first step and after the last."""
     prompts: int = Field(default=128, ge=1)
     """Number of held-out prompts that are answered, from the first row on."""
-    judge: FunctionReward | None = None
-    """A gold scorer with the reward function's signature; null: only the reward's own score is reported."""
+    judge: FunctionReward | RemoteReward | WinRate | None = Field(default=None, discriminator="type")
+    """What gives the gold score: a function with the reward function's signature, a service (such as a stronger reward
+    model behind `tetrarch serve --reward`), or a win rate; null: only the reward's own score is reported."""
     stop: GoldStop | None = None
     """The run leaves the models of its best evaluation by the judge's score, and may end early; null: those of the last
     step."""
     samples: int = Field(default=3, ge=0)
     """Number of responses that are shown side by side."""
+    benchmarks: BenchmarksConfig | None = None
+    """What `tetrarch evaluate` runs after its own measurements; null: nothing. Not read in training."""
+
+    @field_validator("judge", mode="before")
+    @classmethod
+    def _function_unless_it_says(cls, judge: Any) -> Any:
+        return {"type": "function", **judge} if isinstance(judge, dict) and "type" not in judge else judge
 
 
 def scorers_of(reward: RewardConfig) -> dict[str, OneReward]:
@@ -84,6 +129,12 @@ class EvaluationRun(SamplingConfig):
         """Scorers by role: `reward`, or `reward.NAME` for each member of an ensemble; none if the environment gives
         all rewards."""
         return scorers_of(self.reward)
+
+    @property
+    def judge(self) -> FunctionReward | RemoteReward | None:
+        """The gold scorer that has ranks; None if there is none, or a win rate, which the driver asks for."""
+        judge = self.evaluation.judge
+        return None if isinstance(judge, WinRate) else judge
 
     @property
     def reward_models(self) -> dict[str, ModelReward]:

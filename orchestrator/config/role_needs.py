@@ -18,8 +18,7 @@ RoleNames = Mapping[str, OneReward | None]
 
 def scoring_roles(config: EvaluationRun) -> dict[str, OneReward | None]:
     """The rewards, and the judge of the evaluations if there is one."""
-    judge = config.section(JUDGE)
-    return {**config.scorers, JUDGE: judge} if judge else {**config.scorers}
+    return {**config.scorers, JUDGE: config.judge} if config.judge else {**config.scorers}
 
 
 def ppo_roles(config: RunConfig) -> dict[str, OneReward | None]:

@@ -145,7 +145,7 @@ class Builder(Generic[C]):
 
     def judge(self: Builder[EvaluationRun]) -> Member | None:
         """The gold scorer of the evaluations, if there is one."""
-        config = self._config.evaluation.judge
+        config = self._config.judge
         return self.scorer(JUDGE, config) if config else None
 
     def labeller(self: Builder[RunConfig], models: Models) -> Member | None:

@@ -86,6 +86,8 @@ class EvaluationResult:
     proxy_values: list[float]
     """Score of each prompt, in the prompts' order, so that two evaluations can be paired."""
     gold_values: list[float] | None = None
+    undecided: int = 0
+    """Comparisons of a win rate that the judge has not decided; each counts as one half."""
 
     @property
     def score(self) -> float:
@@ -112,6 +114,7 @@ class EvaluationResult:
             samples=[sample_from_json(row, judged=gold is not None) for row in data["samples"]],
             proxy_values=[_number(value) for value in data["proxy_values"]],
             gold_values=None if gold_values is None else [_number(value) for value in gold_values],
+            undecided=data.get("undecided", 0),  # older runs have none
         )
 
 

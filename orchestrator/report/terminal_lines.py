@@ -57,6 +57,7 @@ def _remark(metric: Metric, metrics: Mapping[str, float]) -> str:
 def evaluation_lines(result: EvaluationResult, before: EvaluationResult | None) -> str:
     """An evaluation, and its change since the one before training."""
     judged = [] if result.gold is None else [f"gold {_with_error(result.gold.mean, result.gold.standard_error)}"]
+    judged += [f"({result.undecided} undecided)"] if result.undecided else []
     parts = [
         f"evaluation {result.label}: {result.prompts} prompts",
         *judged,

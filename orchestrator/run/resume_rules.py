@@ -17,7 +17,7 @@ from orchestrator.config.retraining import RETRAINED
 from orchestrator.config.reward_training import QUALITY, RewardTrainingRun
 from orchestrator.config.run import RunConfig
 from orchestrator.config.sft import SFT_QUALITY, SftRun
-from orchestrator.report.run_files import EVALUATED
+from orchestrator.report.run_files import EVALUATED, EVALUATED_ROWS
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,8 +55,10 @@ _PPO = ResumeRules(
     may_change=_keys(
         _WHERE_IT_RUNS,
         """steps
-evaluation.every evaluation.prompts evaluation.samples evaluation.stop
-evaluation.judge.workers evaluation.judge.timeout_s evaluation.judge.retries
+evaluation.every evaluation.prompts evaluation.samples evaluation.stop evaluation.benchmarks
+evaluation.judge.workers evaluation.judge.timeout_s evaluation.judge.retries evaluation.judge.urls
+evaluation.judge.headers evaluation.judge.asks.api_key_env evaluation.judge.asks.headers evaluation.judge.asks.prices
+evaluation.judge.asks.concurrency evaluation.judge.asks.timeout_s evaluation.judge.asks.patience_s
 retraining.judge.zero retraining.judge.micro_batch_tokens retraining.judge.model.trust_remote_code
 retraining.judge.workers retraining.judge.timeout_s retraining.judge.retries retraining.judge.urls
 retraining.judge.headers retraining.judge.api_key_env retraining.judge.concurrency retraining.judge.patience_s
@@ -103,7 +105,7 @@ ppo.kl.controller.coefficient ppo.kl.controller.target ppo.kl.controller.horizon
         }
     ),
     steps=lambda config: config.steps,
-    leaves=(*trained_roles(), RETRAINED, "actor_ema", EVALUATED),
+    leaves=(*trained_roles(), RETRAINED, "actor_ema", EVALUATED, EVALUATED_ROWS),
 )
 
 _REWARD_TRAINING = ResumeRules(

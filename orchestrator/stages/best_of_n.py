@@ -25,6 +25,7 @@ from orchestrator.report.progress import make_progress
 from orchestrator.report.run_files import BEST_OF_N, finite
 from orchestrator.stages.evaluation import measured
 from orchestrator.stages.serving import policy_to_serve
+from orchestrator.stages.win_rate import comparing
 from roles.batch import Rollouts
 from roles.seeds import stable_seed
 
@@ -76,6 +77,8 @@ def best_of_n(config: ServingRun, questions: Questions, output: Path | None) -> 
                 picked.append(rollouts.select(best_rows(scores, count)))
             best = Rollouts.concatenate(picked)
             gold = judge.start(best).result(config.deadlines.score_s).tolist() if judge else None
+        compare = comparing(config)
+        gold = compare(best) if compare else gold
         result = summary(best, torch.cat(found), gold, count, config.evaluation.samples)
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text("".join(f"{json.dumps(row, ensure_ascii=False)}\n" for row in rows), encoding="utf-8")
@@ -117,7 +120,7 @@ def best_rows(scores: Tensor, count: int) -> list[int]:
     return [max(range(first, first + count), key=values.__getitem__) for first in range(0, len(values), count)]
 
 
-def summary(best: Rollouts, scores: Tensor, gold: list[float] | None, count: int, samples: int) -> BestOfN:
+def summary(best: Rollouts, scores: Tensor, gold: Sequence[float | None] | None, count: int, samples: int) -> BestOfN:
     """What picking has changed.
 
     Args:

@@ -6,16 +6,17 @@ Roles and prompts flow in, an EvaluationResult flows out.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from torch import Tensor
 
 from cluster.role_table import ACTOR, REFERENCE
 from orchestrator.config.evaluation import EvaluationRun
+from orchestrator.data.opponents import given_prompts
 from orchestrator.data.prompts import Questions, heldout_prompts
 from orchestrator.groups.build import resolve_models
 from orchestrator.groups.scoring import EvaluationRoles
@@ -23,9 +24,11 @@ from orchestrator.groups.spread import spread, wait_for
 from orchestrator.groups.stage_roles import evaluation_roles
 from orchestrator.report.evaluation_results import Estimate, EvaluationResult, SampleRow
 from orchestrator.report.progress import make_progress
-from orchestrator.report.run_files import EVALUATED, finite
+from orchestrator.report.run_files import EVALUATED, EVALUATED_ROWS, finite
 from orchestrator.report.terminal_lines import evaluation_lines
 from orchestrator.run.checkpoint import saved_step
+from orchestrator.stages.benchmarks import run_benchmarks
+from orchestrator.stages.win_rate import Compare, comparing
 from roles.batch import Prompts, Rollouts, Scored, Sequences
 from roles.losses.kl_estimators import k1
 from roles.reference import FrozenPolicy
@@ -40,8 +43,10 @@ def evaluate(
     label: str,
     samples: int,
     check: Callable[[Rollouts], None] | None = None,
+    compare: Compare | None = None,
 ) -> EvaluationResult:
-    """Generate one response to every prompt at the rollout's temperature, let `check` look at them, and score them.
+    """Generate one response to every prompt at the rollout's temperature, let `check` look at them, and score them;
+    with `compare` the gold scores are its win rates.
 
     The KL is k1 of the sampled tokens, summed over a response, from vLLM's log-probabilities and the reference's.
     """
@@ -56,20 +61,23 @@ def evaluate(
     proxy_values = proxy.result(deadline_s)[0].tolist()
     gold_values = judge.result(deadline_s).tolist() if judge else None
     kl = _response_kl(rollouts.rollout_logprobs, reference.result(deadline_s), rollouts.response_mask)
+    gold_values = compare(rollouts) if compare else gold_values
     return measured(rollouts, proxy_values, gold_values, kl, step=step, label=label, samples=samples)
 
 
 def measured(
     rollouts: Rollouts,
     proxy_values: list[float],
-    gold_values: list[float] | None,
+    gold: Sequence[float | None] | None,
     kl: list[float],
     *,
     step: int,
     label: str,
     samples: int,
 ) -> EvaluationResult:
-    """The result of an evaluation from what each response was given."""
+    """The result of an evaluation from what each response was given. A comparison that the judge has not decided (None)
+    counts as one half."""
+    gold_values = None if gold is None else [0.5 if value is None else value for value in gold]
     return EvaluationResult(
         step=step,
         label=label,
@@ -82,6 +90,7 @@ def measured(
         samples=_sample_rows(rollouts, proxy_values, gold_values, kl, samples),
         proxy_values=proxy_values,
         gold_values=gold_values,
+        undecided=0 if gold is None else sum(value is None for value in gold),
     )
 
 
@@ -122,13 +131,31 @@ def evaluate_run(config: EvaluationRun, questions: Questions) -> EvaluationResul
         progress.status(f"starting the roles, to measure {models.actor}")
         with evaluation_roles(config, models, progress.lines) as roles:
             progress.status(f"answering {len(prompts)} held-out prompts")
-            samples = config.evaluation.samples
-            result = evaluate(roles, prompts, 0, step=policy.step, label=policy.label, samples=samples)
-        file = run_dir / EVALUATED
-        file.write_text(json.dumps(finite(result.to_json()), indent=1) + "\n")
-        progress.lines(evaluation_lines(result, None))
-        progress.lines(f"written to {file}")
+            samples, answered = config.evaluation.samples, list[Rollouts]()
+            where: dict[str, Any] = {"step": policy.step, "label": policy.label, "samples": samples}
+            result = evaluate(roles, prompts, 0, **where, check=answered.append, compare=comparing(config))
+        if config.evaluation.benchmarks is not None:
+            progress.status(f"lm-eval: {', '.join(config.evaluation.benchmarks.tasks)}")
+        benchmarks = run_benchmarks(config, models.actor)
+        told = {**result.to_json(), "benchmarks": [asdict(one) for one in benchmarks]}
+        file, rows = run_dir / EVALUATED, run_dir / EVALUATED_ROWS
+        file.write_text(json.dumps(finite(told), indent=1) + "\n")
+        rows.write_text("".join(map(_line, _rows(answered[0], result))), encoding="utf-8")
+        progress.lines("\n".join([evaluation_lines(result, None), *(one.line() for one in benchmarks)]))
+        progress.lines(f"written to {file}, all responses to {rows}")
     return result
+
+
+def _rows(rollouts: Rollouts, result: EvaluationResult) -> Iterator[dict[str, Any]]:
+    """A row for each response, which another evaluation can compare with (`evaluation.judge.against`)."""
+    prompts = given_prompts(rollouts.prompts, rollouts.columns)
+    gold: Sequence[float | None] = result.gold_values or [None] * len(rollouts)
+    for prompt, said, proxy, judged in zip(prompts, rollouts.responses, result.proxy_values, gold, strict=True):
+        yield {"prompt": prompt, "completion": said, "score": proxy, "gold": judged}
+
+
+def _line(row: dict[str, Any]) -> str:
+    return json.dumps(finite(row)) + "\n"
 
 
 def _response_kl(logprobs: Tensor, reference_logprobs: Tensor, mask: Tensor) -> list[float]:

@@ -42,6 +42,7 @@ from orchestrator.stages.fresh_labels import fresh_labels
 from orchestrator.stages.retraining import Retraining, told
 from orchestrator.stages.run import carry_out
 from orchestrator.stages.stage import Stage, StepReport
+from orchestrator.stages.win_rate import comparing
 from roles.actor import Actor
 from roles.batch import Prompts, Rollouts, Scored, Sequences
 from roles.critic import Critic
@@ -199,7 +200,8 @@ class Ppo(Stage):
         self.report.status(f"evaluating on {len(self.questions)} held-out prompts ({label})")
         samples, state = self.config.evaluation.samples, self.state
         where: dict[str, Any] = {"step": state.step, "label": label, "samples": samples, "check": self._check_weights}
-        self.report.evaluation(evaluate(self.roles, self.questions, state.version, **where))
+        compare = comparing(self.config)
+        self.report.evaluation(evaluate(self.roles, self.questions, state.version, **where, compare=compare))
 
     @property
     def evaluated(self) -> bool:

@@ -22,8 +22,9 @@ PROVES = (
     "evaluation.every",
     "evaluation.prompts",
     "evaluation.samples",
-    "evaluation.judge.path",
-    "evaluation.judge.name",
+    "evaluation.judge<function>",
+    "evaluation.judge<function>.path",
+    "evaluation.judge<function>.name",
 )
 
 WHOLE_PASS = {"rollout.prompts_per_step": 9, "rollout.responses_per_prompt": 1}

@@ -19,6 +19,8 @@ from orchestrator.config.loading import validate_root
 from orchestrator.groups.policy import Policy
 from orchestrator.groups.reward import Member, Reward
 from orchestrator.groups.scoring import EvaluationRoles
+from orchestrator.report.evaluation_results import EvaluationResult
+from orchestrator.report.terminal_lines import evaluation_lines
 from orchestrator.run.checkpoint import TRAINED
 from orchestrator.stages.evaluation import evaluate, measured_policy
 from roles.batch import Prompts, Rollouts
@@ -91,6 +93,17 @@ def test_the_numbers(log: list[str], judge: bool) -> None:
     assert (result.kl.mean, result.kl.standard_error) == (pytest.approx(6.0), pytest.approx(0.0))
     assert (result.length.mean, result.truncated_fraction) == (3.0, 0.0)
     assert [(row.proxy, row.kl) for row in result.samples] == [(0.0, pytest.approx(6.0)), (1.0, pytest.approx(6.0))]
+
+
+def test_a_win_rate_is_the_gold_score_and_what_is_undecided_counts_half(log: list[str]) -> None:
+    rates = [1.0, None, 0.25]
+    result = evaluate(
+        roles_of(log, judge=False), prompts_of(3), 0, step=0, label="x", samples=3, compare=lambda rollouts: rates
+    )
+    assert result.gold_values == [1.0, 0.5, 0.25] and result.undecided == 1
+    assert [row.gold for row in result.samples] == [1.0, 0.5, 0.25]
+    assert "gold +0.583 ±0.220  (1 undecided)" in evaluation_lines(result, None)
+    assert EvaluationResult.from_json(result.to_json()) == result
 
 
 def test_all_passes_are_under_way_before_any_is_waited_for(log: list[str]) -> None:
