@@ -17,6 +17,10 @@ class CheckpointConfig(Section):
     minutes: float | None = Field(default=None, ge=0)
     """A checkpoint is due after the first step that ends this many minutes after the last checkpoint; 0: never. null:
     15 if `every` is 0, else 0."""
+    asynchronous: bool = False
+    """The run goes on while a checkpoint is written: every rank copies its state to host memory first (12 bytes per
+    trained number, shared by the role's ranks; the plan counts them), and a thread writes the copy. One checkpoint at
+    a time. A run that is killed meanwhile goes on from the checkpoint before."""
     keep: int = Field(default=2, ge=1)
     """Number of whole checkpoints that stay on disk, the newest ones."""
     keep_every: int = Field(default=0, ge=0)

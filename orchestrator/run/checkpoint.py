@@ -62,23 +62,30 @@ class Checkpoints:
         write: Callable[[Path], Mapping[str, str] | None],
         best: Collection[int] = (),
     ) -> Path:
-        """Call `write(folder)` for the roles' files, add the manifest, commit, and remove the whole checkpoints that
-        need not stay.
+        """Call `write(folder)` for the roles' files, and `commit`; `write` returns what `commit` may know."""
+        return self.commit(step, state, write(self.begin(step)) or {}, best)
+
+    def begin(self, step: int) -> Path:
+        """An empty folder for the roles' files of a step."""
+        partial = _partial(self._folder(step))
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+        return partial
+
+    def commit(self, step: int, state: dict[str, Any], known: Mapping[str, str], best: Collection[int] = ()) -> Path:
+        """Add the manifest to the folder of `begin`, rename it, and remove the whole checkpoints that need not stay.
 
         Folders that are not whole do not count; each stays until its step is saved again.
 
         Args:
-            write: may return path in `folder` → hash of files that are on the disk; the others are read for it.
+            known: path in the folder → hash of files that are on the disk; the others are read for it.
             best: steps of more checkpoints that stay.
         """
         final = self._folder(step)
-        with whole_folder(final) as partial:
-            partial.mkdir(parents=True)
-            files = _sealed(partial, write(partial) or {})
-            manifest = json.dumps(
-                {"format": MANIFEST_FORMAT, "step": step, "state": state, "files": files}, indent=1
-            ).encode()
-            write_durably(partial / MANIFEST, lambda file: file.write(manifest))
+        manifest = {"format": MANIFEST_FORMAT, "step": step, "state": state, "files": _sealed(_partial(final), known)}
+        text = json.dumps(manifest, indent=1).encode()
+        write_durably(_partial(final) / MANIFEST, lambda file: file.write(text))
+        _settle(final)
         whole = [folder for folder in self._folders() if _read_manifest(folder) is not None]
         old = [folder for folder in whole[self.keep :] if not self._stays(step_of(folder) or 0, best)]
         for folder in [*old, *self.folder.glob(f"step-*{PARTIAL}")]:
@@ -151,9 +158,19 @@ def progress_of(run_dir: Path) -> str:
 @contextmanager
 def whole_folder(final: Path) -> Iterator[Path]:
     """Context with a path to write to (nothing is there); if no error is raised, it replaces `final` by a rename."""
-    partial = final.with_name(final.name + PARTIAL)
+    partial = _partial(final)
     shutil.rmtree(partial, ignore_errors=True)
     yield partial
+    _settle(final)
+
+
+def _partial(final: Path) -> Path:
+    return final.with_name(final.name + PARTIAL)
+
+
+def _settle(final: Path) -> None:
+    """Rename the partial folder of `final` to it, once all names in it are on the disk."""
+    partial = _partial(final)
     for folder in (partial, *(path for path in partial.rglob("*") if path.is_dir())):
         sync_folder(folder)
     shutil.rmtree(final, ignore_errors=True)

@@ -6,7 +6,7 @@ A configuration and a `Stage` flow in; checkpoints, metrics and reports flow out
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,7 +14,7 @@ from typing import Any
 
 from cluster.errors import ClusterError
 from cluster.ranks.calls import become_idle, wait_all
-from cluster.ranks.watch import STARTED
+from cluster.ranks.watch import STARTED, Rank
 from cluster.ranks.worker import version_reader
 from cluster.role_table import row_of
 from cluster.runtime.orders import ORDERS, Orders
@@ -23,12 +23,13 @@ from orchestrator.config.loading import dump_config
 from orchestrator.errors import NotFinite, StopTraining, TetrarchError
 from orchestrator.ppo.gold_stop import best_steps
 from orchestrator.report.reporter import Reporter
-from orchestrator.run.checkpoint import Checkpoint, Checkpoints, size_gib
+from orchestrator.run.checkpoint import Checkpoint, Checkpoints
 from orchestrator.run.phase_clock import Clock
 from orchestrator.run.resuming import Resume, checkpoint_to_resume, take_up
 from orchestrator.run.run_lock import held
 from orchestrator.stages.card_metrics import card_metrics
 from orchestrator.stages.stage import Stage, StepReport, Trainable
+from orchestrator.stages.state_writer import StateWriter
 from roles.batch import save_batch
 
 FAILED = "failed"
@@ -77,14 +78,18 @@ class Run:
     checkpoints: Checkpoints
     report: Reporter
     settings: str = ""
-    """The configuration as YAML without secrets, a part of each checkpoint."""
     orders: Orders = ORDERS
     check_lock: Callable[[], None] = lambda: None
     """Raises TetrarchError where another run writes to `run_dir`."""
     finished: dict[str, Any] | None = None
     """The driver's state that belongs to the trained groups' state; None while they are updated."""
     saved_at: float = field(default_factory=time.monotonic)
-    cost_told: bool = False
+    writer: StateWriter = field(init=False)
+
+    def __post_init__(self) -> None:
+        where = self.config, self.checkpoints, self.report
+        trained, safe = lambda: self.stage.trained, self.check_lock
+        self.writer = StateWriter(*where, trained, self._best, self.settings, self.orders, safe)
 
     def all_steps(self) -> None:
         """Run from the current step to the last one, then save the models. After Ctrl-C or SIGTERM save the training
@@ -115,6 +120,7 @@ class Run:
             self._evaluate("after")
         elif not self._saved:
             self.save()
+        self.writer.complete()
         self.report.leaves(stage.best, stage.why_end)
         self.report.status("saving the models")
         stage.save_models()
@@ -138,6 +144,7 @@ class Run:
 
     def _begin(self, phase: str) -> None:
         """Begin a part of the step. While it is updated, only the whole step can be saved, and requests to end wait."""
+        self.writer.look()
         if phase in UPDATES:
             self.orders.hold()
             self.finished = None
@@ -151,6 +158,7 @@ class Run:
             self.stage.after_step(told)
         except StopTraining:
             self.save()
+            self.writer.complete()
             raise
 
     def _evaluate(self, label: str) -> None:
@@ -166,6 +174,7 @@ class Run:
         if not self._saved and (stage.is_best or stage.step in self._best()):
             self.save()
         if stage.is_best:
+            self.writer.complete()
             self.report.status(f"keeping the models of step {stage.step}, the best so far")
             stage.keep_models()
 
@@ -186,35 +195,22 @@ class Run:
     @property
     def _saved(self) -> bool:
         """Whether there is a checkpoint of the current step; before the first step none is needed."""
+        return self.stage.step == self._saved_step
+
+    @property
+    def _saved_step(self) -> int:
+        """The step of the newest checkpoint, also of one that is under way; 0 if there is none."""
+        if self.writer.under_way is not None:
+            return int(self.writer.under_way.state["step"])
         newest = self.checkpoints.newest()
-        return self.stage.step == (newest.step if newest else 0)
+        return newest.step if newest else 0
 
     def save(self) -> None:
-        """Write a checkpoint."""
+        """Write a checkpoint, or begin to write it."""
         self.report.status(f"saving checkpoint {self.stage.step}")
         self.stage.before_save()
-        self._write_checkpoint(self.stage.state_dict())
-
-    def _write_checkpoint(self, state: dict[str, Any]) -> Path:
-        """Write the driver's `state` and the trained groups' state. Reports the size of the first checkpoint."""
-        self.check_lock()
-        self.report.sync()  # a checkpoint never knows of more than the files
-        began, deadline_s = time.monotonic(), min(self.config.deadlines.save_s, self.orders.left_s)
-
-        def write(folder: Path) -> dict[str, str]:
-            trained = self.stage.trained.items()
-            calls = {role: group.call(Trainable.save_state, str(folder / role)) for role, group in trained}
-            wait_all(list(calls.values()), deadline_s)
-            ranks = ((role, hashes) for role, call in calls.items() for hashes in call.result(deadline_s))
-            return {f"{role}/{name}": found for role, hashes in ranks for name, found in hashes.items()}
-
-        path = self.checkpoints.save(state["step"], {**state, "config": self.settings}, write, self._best())
+        (self.writer.begin if self.config.checkpoint.asynchronous else self.writer.write)(self.stage.state_dict())
         self.saved_at = time.monotonic()
-        if not self.cost_told:
-            cost = f"{self.saved_at - began:.1f} s, {size_gib(path):.2f} GiB"
-            self.report.note(f"a checkpoint: {cost}; {self.config.checkpoint.kept}")
-            self.cost_told = True
-        return path
 
     def restore(self, checkpoint: Checkpoint) -> None:
         """Continue from `checkpoint`: restore driver and trained groups, and update what depends on them."""
@@ -251,20 +247,26 @@ class Run:
     def _rescue(self, error: BaseException) -> None:
         """Before the run ends early, save the last finished step, if the trained groups are still in that state and
         can save it."""
-        state = self.finished
-        if state is None or not self.orders.left_s:
+        if not self.orders.left_s:
             return
-        with self._second(f"step {state['step']} could not be saved"):
-            newest = self.checkpoints.newest()
-            if state["step"] == (newest.step if newest else 0):
+        trained = [rank for group in self.stage.trained.values() for rank in group.ranks]
+        with STARTED.only(trained):  # others may have died
+            if self.writer.under_way is not None:
+                with self._second(f"checkpoint {self._saved_step} could not be completed"):
+                    self._become_idle(trained)
+                    self.writer.complete()
+            state = self.finished
+            if state is None or state["step"] == self._saved_step:
                 return
-            trained = [rank for group in self.stage.trained.values() for rank in group.ranks]
-            self.report.status(f"saving checkpoint {state['step']} before the run ends")
-            self.stage.before_rescue(error)
-            with STARTED.only(trained):
-                if not become_idle(trained, min(RESCUE_S, self.orders.left_s)):
-                    raise ClusterError(f"a rank of {' or '.join(self.stage.trained)} hangs")
-                self.report.note(f"saved {self._write_checkpoint(state)}; go on from there with --resume")
+            with self._second(f"step {state['step']} could not be saved"):
+                self.report.status(f"saving checkpoint {state['step']} before the run ends")
+                self.stage.before_rescue(error)
+                self._become_idle(trained)
+                self.report.note(f"saved {self.writer.write(state)}; go on from there with --resume")
+
+    def _become_idle(self, trained: Sequence[Rank]) -> None:
+        if not become_idle(trained, min(RESCUE_S, self.orders.left_s)):
+            raise ClusterError(f"a rank of {' or '.join(self.stage.trained)} hangs")
 
     def _keep_batch(self) -> None:
         """Save the batch of the failed step, so that the reason can be investigated."""

@@ -28,6 +28,12 @@ class Trainable(Protocol):
         """Write everything that `load_state` needs to continue exactly; path in `folder` → hash of this rank's files,
         which are on the disk."""
 
+    def begin_saving(self, folder: str | Path) -> dict[str, str]:
+        """Copy all that `save_state` would write, and write it in a thread."""
+
+    def written(self) -> dict[str, str] | None:
+        """What `save_state` would return, once everything is on the disk; before, None. Raises the thread's error."""
+
     def load_state(self, folder: str | Path) -> None:
         """Continue where `save_state` was called."""
 

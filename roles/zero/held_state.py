@@ -8,7 +8,7 @@ of which parameter are where in them; padding has no place.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -110,15 +110,23 @@ class HeldState:
     with_frozen: bool
     """Whether frozen weights belong to it."""
 
-    def save(self, folder: Path) -> dict[Path, str]:
-        """Write this rank's files; path → hash."""
-        folder.mkdir(parents=True, exist_ok=True)
-        file = folder / f"rank-{self.rank:05d}.safetensors"
-        written = {file: write_parts(file, self.parts())}
-        if self.rank == 0:
-            file, text = folder / SCHEDULE, json.dumps(self._schedule()).encode()
-            written[file] = write_durably(file, lambda opened: opened.write(text))
-        return written
+    def saving(self, folder: Path, name: str, *, copied: bool = False) -> Callable[[], dict[str, str]]:
+        """What writes this rank's files in `folder/name`, and returns path in `folder` → hash. `copied`: it writes the
+        state of now from a copy in host memory, whatever has changed by then."""
+        parts, schedule = self.parts(), json.dumps(self._schedule()).encode()
+        if copied:
+            parts = {part: numbers.to("cpu", copy=True) for part, numbers in parts.items()}
+
+        def write() -> dict[str, str]:
+            (folder / name).mkdir(parents=True, exist_ok=True)
+            file = f"{name}/rank-{self.rank:05d}.safetensors"
+            written = {file: write_parts(folder / file, parts)}
+            if self.rank == 0:
+                file = f"{name}/{SCHEDULE}"
+                written[file] = write_durably(folder / file, lambda opened: opened.write(schedule))
+            return written
+
+        return write
 
     def parts(self) -> dict[PartName, Tensor]:
         """All numbers that this rank has to write: views."""

@@ -32,6 +32,7 @@ from roles.zero.process_group import join
 from roles.zero.settings import deepspeed_config, gather_by_layer
 from roles.zero.setup import ModelSetup
 from roles.zero.sleeping import sleep, wake
+from roles.zero.state_thread import StateThread
 
 READABLE = 0o644
 """File mode of saved weights: safetensors lets only the owner read them, and a server often runs as another user."""
@@ -91,6 +92,7 @@ class ShardedModel:
         self._deepspeed.eval()
         self._average = Average(transformer, setup.ema_decay, self.device) if setup.ema_decay else None
         whole = setup.lora is None  # otherwise frozen weights are those of the model's folder
+        self._thread = StateThread()
         self._state = HeldState(self._deepspeed, module, self._average, self.rank, with_frozen=whole)
         if setup.zero.sleep:
             sleep(self._deepspeed)
@@ -169,12 +171,20 @@ class ShardedModel:
         """The sum of `values` (any shape) over the ranks, on the CPU."""
         return self._every_rank(values).sum(0)
 
-    def save_state(self, folder: str | Path) -> dict[str, str]:
+    def save_state(self, folder: str | Path, *, behind: bool = False) -> dict[str, str]:
         """Save trained weights in full precision, optimizer and schedule. Returns path in `folder` → hash of the files
-        that this rank has written; they are on the disk."""
+        that this rank has written; they are on the disk. `behind`: only copy all that to host memory, for a thread that
+        writes it; `written` tells the hashes."""
         with self._awake():
-            written = self._state.save(Path(folder) / self._state_name)
-        return {str(file.relative_to(folder)): found for file, found in written.items()}
+            write = self._state.saving(Path(folder), self._state_name, copied=behind)
+            if not behind:
+                return write()
+        self._thread.begin(write)
+        return {}
+
+    def written(self) -> dict[str, str] | None:
+        """The hashes of what `save_state` has left to the thread; None before all is on the disk. Raises its error."""
+        return self._thread.answer()
 
     def load_state(self, folder: str | Path) -> None:
         """Continue where ranks of any number and any ZeRO stage have called `save_state`, with the learning rate and

@@ -21,6 +21,14 @@ class TrainedRank:
         """Everything that `load_state` needs to continue exactly; path in `folder` → hash of this rank's files."""
         return self._model.save_state(folder)
 
+    def begin_saving(self, folder: str | Path) -> dict[str, str]:
+        """Copy what `save_state` would write to host memory, and write it in a thread."""
+        return self._model.save_state(folder, behind=True)
+
+    def written(self) -> dict[str, str] | None:
+        """What `save_state` would return, once the thread has written everything; before, None."""
+        return self._model.written()
+
     def load_state(self, folder: str | Path) -> None:
         """Continue where `save_state` was called."""
         self._model.load_state(folder)

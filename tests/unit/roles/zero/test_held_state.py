@@ -158,7 +158,7 @@ def test_from_any_layout_to_any_other(before: tuple[str, int], tmp_path: Path) -
         one = Rank(stage, ranks, rank, saved, step=5)
         scale_rates(one.schedule, 0.25)
         one.schedule.last_epoch = 3
-        assert sorted(file.name for file in one.state.save(tmp_path / "state"))[0] == f"rank-{rank:05d}.safetensors"
+        assert min(one.state.saving(tmp_path, "state")()) == f"state/rank-{rank:05d}.safetensors"
     assert len(list((tmp_path / "state").iterdir())) == ranks + 1, "one file a rank, and the schedule"
     for stage, ranks in LAYOUTS:
         for rank in range(ranks):
@@ -172,7 +172,7 @@ def test_from_any_layout_to_any_other(before: tuple[str, int], tmp_path: Path) -
 
 
 def test_before_the_first_step_there_are_no_moments(tmp_path: Path) -> None:
-    Rank("3", 1, 0, values(1), step=0).state.save(tmp_path)
+    Rank("3", 1, 0, values(1), step=0).state.saving(tmp_path, ".")()
     one = Rank("2", 1, 0, values(2), step=0)
     one.state.load(tmp_path)
     assert not one.basic.state and one.told == {"update_lp_params": True}
@@ -180,7 +180,7 @@ def test_before_the_first_step_there_are_no_moments(tmp_path: Path) -> None:
 
 
 def test_weights_are_rounded_anew_after_loading(tmp_path: Path) -> None:
-    Rank("3", 1, 0, values(1), step=1).state.save(tmp_path)
+    Rank("3", 1, 0, values(1), step=1).state.saving(tmp_path, ".")()
     one = Rank("3", 2, 1, values(2), step=0)
     one.state.load(tmp_path)
     assert list(one.told) == ["checkpoint_event_prologue", 0, 1, "checkpoint_event_epilogue"]
@@ -191,7 +191,7 @@ def test_weights_are_rounded_anew_after_loading(tmp_path: Path) -> None:
 
 def test_a_state_of_another_model_is_refused(tmp_path: Path) -> None:
     one = Rank("3", 1, 0, values(1), step=1)
-    one.state.save(tmp_path)
+    one.state.saving(tmp_path, ".")()
     other = nn.Linear(2, 2)
     optimizer = torch.optim.AdamW(other.parameters())
     engine = SimpleNamespace(basic_optimizer=optimizer, optimizer=optimizer)
@@ -201,7 +201,7 @@ def test_a_state_of_another_model_is_refused(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("text", ["", "[]", "{}", '{"state": {}, "initial": 1}', '{"state": {}, "initial": ["x"]}'])
 def test_a_schedule_that_is_none_is_refused(tmp_path: Path, text: str) -> None:
-    Rank("3", 1, 0, values(1), step=1).state.save(tmp_path)
+    Rank("3", 1, 0, values(1), step=1).state.saving(tmp_path, ".")()
     (tmp_path / "schedule.json").write_text(text)
     with pytest.raises(RoleError, match=r"schedule\.json is no file of a checkpoint"):
         Rank("3", 1, 0, values(1), step=0).state.load(tmp_path)
@@ -209,6 +209,24 @@ def test_a_schedule_that_is_none_is_refused(tmp_path: Path, text: str) -> None:
 
 def test_a_state_without_a_mean_is_refused_by_a_run_that_keeps_one(tmp_path: Path) -> None:
     one = Rank("3", 1, 0, values(1), step=1)
-    HeldState(one.state.engine, one.module, None, 0, with_frozen=True).save(tmp_path)
+    HeldState(one.state.engine, one.module, None, 0, with_frozen=True).saving(tmp_path, ".")()
     with pytest.raises(RoleError, match="written without ema_decay"):
         Rank("3", 1, 0, values(1), step=0).state.load(tmp_path)
+
+
+@pytest.mark.parametrize("stage", ["3", "2", "1", "0"])
+def test_a_copy_is_written_as_it_was_when_it_was_taken(tmp_path: Path, stage: str) -> None:
+    one = Rank(stage, 1, 0, values(1), step=5)
+    at_once = one.state.saving(tmp_path, "at-once")()
+    later = one.state.saving(tmp_path, "later", copied=True)
+    with torch.no_grad():
+        for tensor in [*one.own, *(tensor for state in one.basic.state.values() for tensor in state.values())]:
+            tensor.add_(1)
+    for _, _, mean in one.average.held():
+        mean.add_(1)
+    scale_rates(one.schedule, 0.5)
+    written = later()
+    assert [found for _, found in sorted(written.items())] == [found for _, found in sorted(at_once.items())]
+    assert one.state.saving(tmp_path, "afterwards")().values() != at_once.values()
+    for file in (tmp_path / "at-once").iterdir():
+        assert file.read_bytes() == (tmp_path / "later" / file.name).read_bytes()

@@ -1,0 +1,151 @@
+"""Writes the checkpoints of a run: at once, or while the run goes on (`checkpoint.asynchronous`).
+
+The driver's state flows in; whole checkpoints flow out. Every rank of a trained group writes its own files. Where the
+run goes on, a rank only copies its state before it answers; its thread writes the copy, and the driver asks between the
+phases of a step whether all ranks have done so. Only then is the checkpoint renamed. There is one under way at most.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from cluster.errors import DeadlineExceeded
+from cluster.ranks.calls import Call, wait_all
+from cluster.ranks.role_group import RoleGroup
+from cluster.runtime.orders import ORDERS, Orders
+from orchestrator.config.base import BaseConfig
+from orchestrator.report.reporter import Reporter
+from orchestrator.run.checkpoint import Checkpoints, size_gib
+from orchestrator.stages.stage import Trainable
+
+Hashes = dict[str, str]
+"""Path → hash of files."""
+POLL_S = 0.02
+"""Seconds between two questions whether all ranks have written."""
+
+
+@dataclass(slots=True)
+class UnderWay:
+    """A checkpoint that the ranks write."""
+
+    state: dict[str, Any]
+    """The driver's."""
+    until: float
+    """When it must be written, on the monotonic clock."""
+    began: float
+    copied_s: float
+    calls: dict[str, Call[Hashes | None]] = field(default_factory=dict)
+    """Role → the running question whether its ranks have written."""
+
+
+@dataclass(slots=True)
+class StateWriter:
+    """Writes the driver's state and that of the trained groups."""
+
+    config: BaseConfig
+    checkpoints: Checkpoints
+    report: Reporter
+    trained: Callable[[], Mapping[str, RoleGroup[Any]]]
+    """Role → group of `Trainable` ranks."""
+    best: Callable[[], Sequence[int]]
+    """Steps whose checkpoints stay."""
+    settings: str = ""
+    """The configuration as YAML without secrets, a part of each checkpoint."""
+    orders: Orders = ORDERS
+    check_lock: Callable[[], None] = lambda: None
+    """Raises TetrarchError where another run writes to `run_dir`."""
+    under_way: UnderWay | None = None
+    cost_told: bool = False
+
+    def write(self, state: dict[str, Any]) -> Path:
+        """Write a checkpoint, and wait for it."""
+        self.complete()
+        began, folder = self._begin(state)
+        calls = self._call(Trainable.save_state, folder)
+        return self._commit(state, self._hashes(calls), began, "")
+
+    def begin(self, state: dict[str, Any]) -> None:
+        """Have every rank copy its state, and write the copy while the run goes on; first wait for the checkpoint
+        before it."""
+        self.complete()
+        began, folder = self._begin(state)
+        self._hashes(self._call(Trainable.begin_saving, folder))
+        now = time.monotonic()
+        self.under_way = UnderWay(state, now + self.config.deadlines.save_s, began, now - began)
+
+    def look(self) -> None:
+        """Commit the checkpoint under way if every rank has written it. A rank's error is raised here. Does not
+        wait."""
+        saving = self.under_way
+        if saving is None:
+            return
+        if not saving.calls:
+            saving.calls = {role: group.call(Trainable.written) for role, group in self.trained().items()}
+        if all(call.over for call in saving.calls.values()):
+            self._collect(saving)
+        elif time.monotonic() > saving.until:
+            self._give_up(saving)
+
+    def complete(self) -> None:
+        """Wait until the checkpoint under way, if any, is committed; at most until its deadline."""
+        while self.under_way is not None:
+            self.look()
+            if self.under_way is not None:
+                time.sleep(POLL_S)
+
+    def _collect(self, saving: UnderWay) -> None:
+        calls, saving.calls, self.under_way = saving.calls, {}, None  # an error ends it
+        answers = {role: call.result(self._deadline_s) for role, call in calls.items()}
+        if any(hashes is None for ranks in answers.values() for hashes in ranks):
+            self.under_way = saving
+            if time.monotonic() > saving.until:
+                self._give_up(saving)
+            return
+        written = {role: [hashes or {} for hashes in ranks] for role, ranks in answers.items()}
+        self._commit(
+            saving.state, _by_path(written), saving.began, f", of which the run waited {saving.copied_s:.1f} s"
+        )
+
+    def _give_up(self, saving: UnderWay) -> None:
+        self.under_way = None
+        raise DeadlineExceeded(
+            f"checkpoint {saving.state['step']} was not written within {self.config.deadlines.save_s:g} s; look at the "
+            "disk of run_dir, or raise deadlines.save_s",
+            [],
+        )
+
+    @property
+    def _deadline_s(self) -> float:
+        return min(self.config.deadlines.save_s, self.orders.left_s)
+
+    def _begin(self, state: dict[str, Any]) -> tuple[float, Path]:
+        self.check_lock()
+        self.report.sync()  # a checkpoint never knows of more than the files
+        return time.monotonic(), self.checkpoints.begin(state["step"])
+
+    def _call(self, method: Callable[..., Any], folder: Path) -> dict[str, Call[Hashes]]:
+        return {role: group.call(method, str(folder / role)) for role, group in self.trained().items()}
+
+    def _hashes(self, calls: Mapping[str, Call[Hashes]]) -> Hashes:
+        deadline_s = self._deadline_s
+        wait_all(list(calls.values()), deadline_s)
+        return _by_path({role: call.result(deadline_s) for role, call in calls.items()})
+
+    def _commit(self, state: dict[str, Any], hashes: Hashes, began: float, more: str) -> Path:
+        self.check_lock()
+        path = self.checkpoints.commit(state["step"], {**state, "config": self.settings}, hashes, self.best())
+        if not self.cost_told:
+            cost = f"{time.monotonic() - began:.1f} s{more}, {size_gib(path):.2f} GiB"
+            self.report.note(f"a checkpoint: {cost}; {self.config.checkpoint.kept}")
+            self.cost_told = True
+        return path
+
+
+def _by_path(answers: Mapping[str, Sequence[Hashes]]) -> Hashes:
+    """Path in the checkpoint → hash, of what the ranks of each role have written in the role's folder."""
+    ranks = ((role, hashes) for role, all_ranks in answers.items() for hashes in all_ranks)
+    return {f"{role}/{name}": found for role, hashes in ranks for name, found in (hashes or {}).items()}
