@@ -371,7 +371,7 @@ def test_an_evaluation_looks_at_weights_that_no_batch_has_shown_to_be_right(
 def test_a_checkpoint_with_the_fingerprint_of_another_version_is_refused_as_such(make_run: MakeRun) -> None:
     run, _ = make_run(step=3)
     ppo_of(run).reference = "0" * 64
-    run._write_checkpoint(run.stage.state_dict())
+    run.writer.write(run.stage.state_dict())
     again, _ = make_run()
     with pytest.raises(CheckpointError, match="cannot read: another version of Tetrarch"):
         again.restore(run.checkpoints.newest())

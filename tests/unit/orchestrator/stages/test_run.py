@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -40,13 +41,36 @@ class Counter:
 
     ranks = ()
     updates = 0
+    slow = 5
+    """So many questions are asked before a copy is written."""
 
-    def call(self, method: Any, folder: str) -> Call[None]:
+    def call(self, method: Any, folder: str = "") -> Any:
         if method.__name__ == "save_state":
             Path(folder).write_text(str(self.updates))
+        elif method.__name__ == "begin_saving":
+            self.copy, self.asked = (Path(folder), self.updates), 0
+        elif method.__name__ == "written":
+            self.asked += 1
+            if self.asked == self.slow:
+                self.copy[0].write_text(str(self.copy[1]))
+            return Answer([{} if self.asked == self.slow else None])
         else:
             self.updates = int(Path(folder).read_text())
         return Call(method.__name__, [], [], [])
+
+
+class Answer:
+    """A call that has been answered; an error stands for what a rank has raised."""
+
+    method, ranks, receipts, over = "written", (), (), True
+
+    def __init__(self, values: list[Any] | Exception) -> None:
+        self.values = values
+
+    def result(self, deadline_s: float) -> Any:
+        if isinstance(self.values, Exception):
+            raise self.values
+        return self.values
 
 
 class Counting(Stage):
@@ -93,8 +117,10 @@ class Counting(Stage):
         os.kill(os.getpid(), self.trouble or 0)
 
 
-@pytest.fixture(autouse=True)
-def orders(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+@pytest.fixture(autouse=True, params=["checkpoint.asynchronous=false", "checkpoint.asynchronous=true"])
+def orders(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> Iterator[None]:
+    """Every test is run with checkpoints that are written at once, and with those that are written while it goes on."""
+    monkeypatch.setattr(sys.modules[__name__], "SETTINGS", (request.param,))
     before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGALRM)}
     monkeypatch.setattr(orchestrator.stages.run, "become_idle", lambda ranks, within_s: True)
     yield
@@ -103,8 +129,11 @@ def orders(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         signal.signal(number, handler)
 
 
+SETTINGS: tuple[str, ...] = ()
+
+
 def config_of(run_dir: Path) -> RunConfig:
-    return load_config(TINY, [f"run_dir={run_dir}", "steps=6", "checkpoint={every: 4, keep: 9}"])
+    return load_config(TINY, [f"run_dir={run_dir}", "steps=6", "checkpoint={every: 4, keep: 9}", *SETTINGS])
 
 
 def count(
@@ -220,3 +249,14 @@ def test_a_run_whose_folder_was_taken_over_ends_without_a_checkpoint(
     with pytest.raises(TetrarchError, match=r"taken over by .* on node-7"):
         count(tmp_path, monkeypatch)
     assert steps_of(tmp_path) == []
+
+
+def test_a_run_that_fails_in_an_update_completes_the_checkpoint_under_way(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The step after it is lost."""
+    with pytest.raises(RankFailure):
+        count(tmp_path, monkeypatch, None, RankFailure("counter rank 0 died"), (5, "update"))
+    assert steps_of(tmp_path) == [4]
+    count(tmp_path, monkeypatch, "newest")
+    assert (tmp_path / "model").read_text() == "6"

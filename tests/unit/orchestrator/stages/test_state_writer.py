@@ -1,0 +1,178 @@
+"""Checkpoints that are written while the run goes on: whole or not at all, one at a time, errors told once."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from cluster.errors import DeadlineExceeded, RankFailure
+from cluster.ranks.calls import Call
+from cluster.runtime.orders import Orders
+from orchestrator.config.loading import load_config
+from orchestrator.run.checkpoint import Checkpoints
+from orchestrator.stages.state_writer import StateWriter
+from tests.unit.orchestrator.stages.test_run import TINY, Answer
+
+
+class Ranks:
+    """A group whose state is a text."""
+
+    def __init__(self) -> None:
+        self.text, self.ready, self.error = "", True, None
+        self.copy: tuple[Path, str] = (Path(), "")
+
+    def call(self, method: Any, folder: str = "") -> Any:
+        match method.__name__:
+            case "save_state":
+                return Answer([self.write(Path(folder), self.text)])
+            case "begin_saving":
+                self.copy = Path(folder), self.text
+                return Call(method.__name__, [], [], [])
+            case "written":
+                if self.error is not None:
+                    return Answer(self.error)
+                return Answer([self.write(*self.copy) if self.ready else None, {}])
+
+    def write(self, folder: Path, text: str) -> dict[str, str]:
+        folder.mkdir(exist_ok=True)
+        (folder / "state").write_text(text)
+        return {}
+
+
+class Case:
+    def __init__(self, folder: Path, *overrides: str) -> None:
+        config = load_config(TINY, [f"run_dir={folder}", *overrides])
+        self.actor, self.critic = Ranks(), Ranks()
+        self.checkpoints, self.notes, self.synced = Checkpoints(folder, keep=9), [], 0
+        report: Any = SimpleNamespace(note=self.notes.append, sync=self.sync)
+        groups: Any = {"actor": self.actor, "critic": self.critic}
+        self.writer = StateWriter(config, self.checkpoints, report, lambda: groups, list, orders=Orders())
+
+    def sync(self) -> None:
+        self.synced += 1
+
+    def state(self, text: str) -> None:
+        self.actor.text, self.critic.text = text, text.upper()
+
+    def ready(self, *, actor: bool, critic: bool) -> None:
+        self.actor.ready, self.critic.ready = actor, critic
+
+    def saved(self, step: int) -> tuple[str, str]:
+        path = self.checkpoints.of_step(step, content=True).path
+        return (path / "actor/state").read_text(), (path / "critic/state").read_text()
+
+
+@pytest.fixture
+def case(tmp_path: Path) -> Case:
+    return Case(tmp_path)
+
+
+def test_it_is_there_once_every_rank_has_written_and_holds_what_was_then(case: Case) -> None:
+    case.state("first")
+    case.ready(actor=False, critic=False)
+    case.writer.begin({"step": 2, "kl": 0.1})
+    case.state("later")
+    for actor, critic in ((False, False), (True, False), (False, True)):
+        case.ready(actor=actor, critic=critic)
+        case.writer.look()
+        assert case.checkpoints.steps() == [] and case.synced == 1
+    case.ready(actor=True, critic=True)
+    case.writer.look()
+    assert case.saved(2) == ("first", "FIRST") and case.checkpoints.newest().state["kl"] == 0.1
+    (note,) = case.notes
+    assert "of which the run waited" in note and "the newest 2 are kept" in note
+    case.writer.look()
+    assert case.writer.under_way is None
+
+
+def test_the_next_one_begins_when_the_one_before_it_is_there(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
+    case.state("first")
+    case.ready(actor=True, critic=False)
+    case.writer.begin({"step": 2})
+    case.state("second")
+    seen: list[list[int]] = []
+
+    def sleep(seconds: float) -> None:
+        seen.append(case.checkpoints.steps())
+        case.ready(actor=True, critic=len(seen) == 3)
+
+    monkeypatch.setattr("orchestrator.stages.state_writer.time.sleep", sleep)
+    case.writer.begin({"step": 3})
+    assert seen == [[], [], []] and case.checkpoints.steps() == [2] and case.saved(2) == ("first", "FIRST")
+    case.writer.complete()
+    assert case.checkpoints.steps() == [2, 3] and case.saved(3) == ("second", "SECOND")
+
+
+def test_one_that_is_written_at_once_waits_for_the_one_under_way(case: Case) -> None:
+    case.state("first")
+    case.writer.begin({"step": 2})
+    case.state("second")
+    case.writer.write({"step": 3})
+    assert case.saved(2) == ("first", "FIRST") and case.saved(3) == ("second", "SECOND")
+
+
+def test_an_error_of_a_rank_is_told_once_and_the_one_before_stays(case: Case) -> None:
+    case.state("first")
+    case.writer.write({"step": 1})
+    case.writer.begin({"step": 2})
+    case.critic.error = RankFailure("critic rank 1: no space left on device")
+    with pytest.raises(RankFailure, match="no space left"):
+        case.writer.look()
+    case.critic.error = None
+    case.writer.complete()
+    assert case.checkpoints.steps() == [1]
+    case.writer.write({"step": 2})
+    assert case.checkpoints.steps() == [1, 2]
+    assert not list(case.checkpoints.folder.glob("*.partial"))
+
+
+@pytest.mark.parametrize("how", ["look", "complete"])
+def test_what_is_not_written_in_time_ends_the_run(tmp_path: Path, how: str) -> None:
+    case = Case(tmp_path, "deadlines.save_s=0.05")
+    case.ready(actor=True, critic=False)
+    case.writer.begin({"step": 2})
+    case.writer.look()
+    case.writer.under_way.until = 0.0
+    with pytest.raises(DeadlineExceeded, match=r"checkpoint 2 was not written within 0\.05 s.*deadlines\.save_s"):
+        getattr(case.writer, how)()
+    case.writer.look()
+    assert case.checkpoints.steps() == []
+
+
+def test_killed_meanwhile_the_last_whole_one_is_the_newest(case: Case) -> None:
+    case.state("first")
+    case.writer.write({"step": 1})
+    case.ready(actor=True, critic=False)
+    case.writer.begin({"step": 2})
+    case.writer.look()
+    again = Case(case.checkpoints.folder)
+    assert again.checkpoints.newest(content=True).step == 1 and again.checkpoints.damaged() == {}
+    again.state("again")
+    again.writer.write({"step": 2})
+    assert again.saved(2) == ("again", "AGAIN")
+
+
+def test_it_holds_the_same_as_one_that_is_written_at_once(tmp_path: Path) -> None:
+    files = []
+    for name in ("write", "begin"):
+        case = Case(tmp_path / name)
+        case.state("same")
+        getattr(case.writer, name)({"step": 2})
+        case.writer.complete()
+        files.append((case.checkpoints.newest().path / "manifest.json").read_bytes())
+    assert files[0] == files[1]
+
+
+def test_a_run_that_was_taken_over_commits_nothing(case: Case) -> None:
+    case.writer.begin({"step": 2})
+
+    def taken() -> None:
+        raise RankFailure("taken over")
+
+    case.writer.check_lock = taken
+    with pytest.raises(RankFailure, match="taken over"):
+        case.writer.look()
+    assert case.checkpoints.steps() == []
