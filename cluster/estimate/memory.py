@@ -80,6 +80,8 @@ class RoleSize:
     """CPU threads of each rank."""
     device: str = "cuda"
     """`cpu` or `cuda`."""
+    saved_behind: bool = False
+    """Whether checkpoints are written from a copy in host memory while the run goes on."""
 
     @property
     def learning(self) -> int:
@@ -146,8 +148,8 @@ def states(role: RoleSize, *, training: bool = True) -> Account:
 
 
 def host_states(role: RoleSize) -> Account:
-    """Bytes that each rank always holds in its host's memory: what is offloaded."""
-    account: Account = {}
+    """Bytes that each rank always holds in its host's memory: what is offloaded, and the copy of a checkpoint."""
+    account = _saved_copy(role)
     if role.offload_parameters:
         account["offloaded weights"] = role.model.parameters * role.number_bytes / role.ranks
         if role.averaged:
@@ -158,6 +160,14 @@ def host_states(role: RoleSize) -> Account:
     elif role.trained and role.sleep:
         account["sleeping optimizer"] = _asleep_bytes(role)
     return account
+
+
+def _saved_copy(role: RoleSize) -> Account:
+    """Float32 weights, two moments and the mean of the weights, while a checkpoint is written from their copy."""
+    if not (role.trained and role.saved_behind):
+        return {}
+    mean = 4 * role.model.parameters if role.averaged else 0
+    return {"copy of a checkpoint that is written": (12 * role.learning + mean) / role.ranks}
 
 
 def _asleep_bytes(role: RoleSize) -> float:
@@ -251,6 +261,7 @@ def engine_host(size: EngineSize) -> Account:
 def rank_without_gpu(role: RoleSize) -> Account:
     """Most bytes that each rank holds in its host's memory. The file of the weights stays mapped beside them."""
     account = {"libraries": PROCESS, "weights' file": float(role.model.parameters * role.number_bytes), **states(role)}
+    account |= _saved_copy(role)
     return account | {item: SLACK * size for item, size in working(role, training=role.trained).items()}
 
 

@@ -125,6 +125,7 @@ def sharded_size(
         nodes=len({slot.node for slot in slots}),
         threads=slots[0].threads,
         device=config.device,
+        saved_behind=config.checkpoint.asynchronous,
     )
 
 

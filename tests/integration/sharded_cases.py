@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 import os
+import time
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -644,6 +645,21 @@ def state_of(setup: ModelSetup, folder: str) -> dict[str, str]:
     from roles.actor import Actor
 
     return Actor(setup, PolicyLossConfig(), TEMPERATURE).save_state(folder)
+
+
+def saved_behind(setup: ModelSetup, batches: list[Experience], folder: str) -> tuple[dict[str, str], dict[str, str]]:
+    """Hashes of a checkpoint that is written at once, and of one that a thread writes while the actor is trained."""
+    from roles.actor import Actor
+
+    actor = Actor(setup, PolicyLossConfig(), TEMPERATURE)
+    first, second = (steps_of(_mine(shares(batch, torch.distributed.get_world_size()))) for batch in batches)
+    actor.update(first)
+    at_once = actor.save_state(f"{folder}/at-once")
+    assert actor.begin_saving(f"{folder}/behind") == {}
+    actor.update(second)
+    while (behind := actor.written()) is None:
+        time.sleep(0.01)
+    return at_once, behind
 
 
 def resumed_as(setup: ModelSetup, folder: str) -> None:

@@ -585,6 +585,17 @@ def test_another_number_of_ranks_and_another_stage_go_on_with_the_same_state(
         assert largest_difference(found["weights"], expected["weights"]) < (1e-5 if dtype == "float32" else 2e-2)
 
 
+@pytest.mark.parametrize(("stage", "dtype"), [(3, "float32"), (2, "bfloat16"), (0, "float32")])
+def test_a_checkpoint_that_is_written_while_the_actor_trains_has_the_same_bits(
+    groups: dict[int, Ranks], folders: dict[str, Path], tmp_path: Path, stage: Any, dtype: Any
+) -> None:
+    setup = cases.setup_of(folders["tied"], zero=ZeroConfig(stage=stage), dtype=dtype, ema_decay=0.5)
+    for at_once, behind in groups[2].call(cases.saved_behind, setup, BATCHES[:2], str(tmp_path)):
+        assert at_once == behind and at_once
+        for name, found in behind.items():
+            assert hash_of(tmp_path / "behind" / name) == hash_of(tmp_path / "at-once" / name) == found
+
+
 @pytest.mark.parametrize("stage", [3, 0])
 def test_no_file_of_a_foreign_checkpoint_is_run(
     groups: dict[int, Ranks], folders: dict[str, Path], tmp_path: Path, stage: Any

@@ -486,6 +486,27 @@ FAULTS = (
         ENGINE,
     ),
     Fault(
+        "a checkpoint that is written meanwhile holds what has changed since",
+        "roles/zero/held_state.py",
+        "        if copied:\n",
+        "        if not parts:\n",
+        HELD_STATE,
+    ),
+    Fault(
+        "a checkpoint is committed before every rank has written",
+        "orchestrator/stages/state_writer.py",
+        "if any(hashes is None for ranks",
+        "if all(hashes is None for ranks",
+        "tests/unit/orchestrator/stages/test_state_writer.py",
+    ),
+    Fault(
+        "the best models are kept before the checkpoint under way is there",
+        "orchestrator/stages/run.py",
+        '            self.writer.complete()\n            self.report.status(f"keeping',
+        '            self.report.status(f"keeping',
+        "tests/unit/orchestrator/stages/test_best_models.py",
+    ),
+    Fault(
         "Adam's moments begin anew on another layout",
         "roles/zero/held_state.py",
         "if step is None:  # no",

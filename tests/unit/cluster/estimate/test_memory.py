@@ -18,6 +18,7 @@ from cluster.estimate.memory import (
     engine,
     engine_host,
     host_states,
+    rank_without_gpu,
     staging,
     states,
     working,
@@ -68,6 +69,18 @@ def test_what_sleeps_is_on_the_host_between_updates_and_on_the_card_in_them() ->
     optimizer = states(ACTOR)["optimizer (float32 weights and moments)"]
     assert optimizer < host_states(asleep)["sleeping optimizer"] < 2 * optimizer
     assert set(host_states(asleep)) == {"sleeping optimizer"}  # gradients are dead by then
+
+
+def test_a_checkpoint_that_is_written_meanwhile_is_copied_to_the_host() -> None:
+    """12 bytes a trained number, shared by the ranks, on machines with cards and without; nothing for a frozen role."""
+    item = "copy of a checkpoint that is written"
+    behind = replace(ACTOR, saved_behind=True)
+    assert host_states(behind) == {item: 12 * SEVENTY_B.parameters / 8} and host_states(ACTOR) == {}
+    assert host_states(replace(behind, averaged=True)) == {item: 16 * SEVENTY_B.parameters / 8}
+    assert host_states(replace(behind, trained=False)) == {}
+    small = replace(behind, model=SMALL, device="cpu")
+    without = rank_without_gpu(replace(small, saved_behind=False))
+    assert rank_without_gpu(small) == {**without, item: 12 * SMALL.parameters / 8}
 
 
 def test_a_pinned_copy_takes_a_power_of_two() -> None:

@@ -34,6 +34,7 @@ from orchestrator.stages.run import carry_out
 from orchestrator.stages.stage import Stage, StepReport
 from roles.zero.digest import VERSION
 from tests.unit.orchestrator.fakes import prompts_of
+from tests.unit.orchestrator.stages.test_run import Answer
 
 TINY = Path(__file__).resolve().parents[4] / "configs/tiny.yaml"
 RISES_AND_FALLS = {0: 0.1, 2: 0.4, 4: 0.5, 6: 0.3, 8: 0.2, 10: 0.1}
@@ -49,9 +50,16 @@ class Weights:
     ranks = ()
     updates = 0
 
-    def call(self, method: Any, folder: str, *more: Any) -> Call[None]:
+    def call(self, method: Any, folder: str = "", *more: Any) -> Any:
         path = Path(folder)
-        if method.__name__ == "load_state":
+        if method.__name__ == "begin_saving":
+            self.copy, self.asked = (path, self.updates), 0
+        elif method.__name__ == "written":
+            self.asked += 1
+            if self.asked == 3:
+                self.copy[0].write_text(str(self.copy[1]))
+            return Answer([{} if self.asked == 3 else None])
+        elif method.__name__ == "load_state":
             self.updates = int(path.read_text())
         elif method.__name__ == "save_state":
             path.write_text(str(self.updates))
@@ -279,3 +287,21 @@ def test_only_evaluations_count_that_have_a_checkpoint(case: Case) -> None:
     case.killed("step 7", *settings)
     case.train(*settings, "checkpoint.keep_best=2", resume="newest")
     assert case.checkpoints() == [6, 8, 10]
+
+
+@pytest.mark.parametrize("at", ["", "evaluation 4", "step 5", "keeping 4"])
+def test_with_checkpoints_that_are_written_meanwhile_nothing_else_is_left(
+    case: Case, monkeypatch: pytest.MonkeyPatch, at: str
+) -> None:
+    keep = Ppo.keep_models
+
+    def kept(ppo: Ppo) -> None:
+        assert ppo.step in (0, *case.checkpoints()), "the checkpoint comes first"
+        keep(ppo)
+
+    monkeypatch.setattr(Ppo, "keep_models", kept)
+    if at:
+        case.killed(at, "checkpoint.asynchronous=true")
+    case.train("checkpoint.asynchronous=true", resume="newest" if at else None)
+    assert (case.evaluated(), case.left()) == ([0, 2, 4, 6, 8], ("4", "4", 4))
+    assert case.checkpoints()[-1] == 8
