@@ -256,9 +256,11 @@ class Run:
                     self._become_idle(trained)
                     self.writer.complete()
             state = self.finished
-            if state is None or state["step"] == self._saved_step:
+            if state is None:
                 return
             with self._second(f"step {state['step']} could not be saved"):
+                if state["step"] == self._saved_step:
+                    return
                 self.report.status(f"saving checkpoint {state['step']} before the run ends")
                 self.stage.before_rescue(error)
                 self._become_idle(trained)
