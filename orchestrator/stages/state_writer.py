@@ -24,7 +24,7 @@ from orchestrator.stages.stage import Trainable
 
 Hashes = dict[str, str]
 """Path → hash of files."""
-POLL_S = 0.02
+ASKED_EVERY_S = 0.02
 """Seconds between two questions whether all ranks have written."""
 
 
@@ -95,7 +95,7 @@ class StateWriter:
         while self.under_way is not None:
             self.look()
             if self.under_way is not None:
-                time.sleep(POLL_S)
+                time.sleep(ASKED_EVERY_S)
 
     def _collect(self, saving: UnderWay) -> None:
         calls, saving.calls, self.under_way = saving.calls, {}, None  # an error ends it
