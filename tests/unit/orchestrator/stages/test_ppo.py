@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 import orchestrator.groups.policy
 import orchestrator.stages.ppo
 import orchestrator.stages.run
+import orchestrator.stages.state_writer
 from cluster.config import Deadlines
 from cluster.errors import RankFailure, Terminated
 from cluster.runtime.orders import Orders
@@ -73,7 +74,8 @@ class Source:
 @pytest.fixture
 def make_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> MakeRun:
     log: list[str] = []
-    monkeypatch.setattr(orchestrator.stages.run, "wait_all", write_waits(log))
+    for module in (orchestrator.stages.run, orchestrator.stages.state_writer):
+        monkeypatch.setattr(module, "wait_all", write_waits(log))
     monkeypatch.setattr(orchestrator.stages.run, "become_idle", lambda ranks, within_s: log.append("idle?") is None)
 
     def make(**state: int) -> tuple[Run, list[str]]:
@@ -308,7 +310,7 @@ def test_a_full_disk_hides_neither_the_error_nor_that_nothing_could_be_saved(
     def full(*told: Any) -> Any:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(Checkpoints, "save", full)
+    monkeypatch.setattr(Checkpoints, "begin", full)
     with pytest.raises(RankFailure, match="reward rank 0"):
         run._one_step()
     assert "the batch of the step that failed could not be written to" in "\n".join(log)
@@ -361,7 +363,7 @@ def test_an_evaluation_looks_at_weights_that_no_batch_has_shown_to_be_right(
     wrong = replace(wrong, rollout_logprobs=wrong.rollout_logprobs - 0.5)
     monkeypatch.setattr(orchestrator.stages.ppo, "evaluate", lambda *args, check, **others: check(wrong))
     monkeypatch.setattr(canary, "culprits", lambda roles, config: "no name")
-    ppo.questions, run.config.evaluation = prompts_of(20), SimpleNamespace(samples=0)
+    ppo.questions, run.config.evaluation = prompts_of(20), SimpleNamespace(samples=0, judge=None)
     run.report.evaluation = log.append  # type: ignore[method-assign,assignment]
     with pytest.raises(WeightsDiffer, match="mean over 48 tokens"):
         run._evaluate("after")
@@ -518,6 +520,6 @@ def test_without_a_grace_nothing_is_saved(make_run: MakeRun, monkeypatch: pytest
 
 def test_a_checkpoint_says_with_which_configuration_it_was_written(make_run: MakeRun) -> None:
     run, _ = make_run(step=3)
-    run.settings = "seed: 1\n"
+    run.writer.settings = "seed: 1\n"
     run.save()
     assert run.checkpoints.newest().state["config"] == "seed: 1\n"
