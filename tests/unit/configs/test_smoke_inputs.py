@@ -85,3 +85,13 @@ def test_the_judge_orders_answers_by_sentiment() -> None:
     assert scores[0] > 0.5
     assert scores[1] == 0
     assert scores[2] < -0.5
+
+
+def test_the_judge_of_over_optimisation_is_not_pleased_by_repetition() -> None:
+    answers = ["I love it", "Love love love love", "Wonderful, I love a happy day", "It is a table", "", "!?"]
+    given: dict[str, Any] = {"response_token_ids": [[1]] * 6, "finished": [True] * 6, "columns": {}}
+    plain, fresh = (
+        getattr(load("vader"), name)(["?"] * 6, answers, **given) for name in ("score", "score_of_fresh_words")
+    )
+    assert fresh == [plain[0], plain[1] / 4, plain[2], 0, 0, 0]
+    assert plain[1] > plain[0] > fresh[1] > 0
