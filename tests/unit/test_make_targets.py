@@ -60,6 +60,7 @@ FIGURES = {
     "roles/README.md: LoRA": ".venv/bin/python tests/benchmarks/lora.py",
     "roles/README.md: Long contexts": ".venv/bin/python tests/benchmarks/long_context.py",
     "roles/README.md: Architectures": "make architectures",
+    "orchestrator/README.md: Over-optimisation": ".venv/bin/tetrarch train configs/overoptimise.yaml",
     "orchestrator/README.md: Pipelines": "make pipeline",
     "orchestrator/README.md: Retraining the reward model": ".venv/bin/tetrarch train configs/retraining.yaml",
     "orchestrator/README.md: Serving": ".venv/bin/tetrarch best-of-n configs/tiny.yaml serving.responses=16",
