@@ -141,7 +141,7 @@ def _planned(said: Sequence[str], count: int, steps: int, victims: Sequence[str]
     if not said and count >= steps:
         raise ConfigError(f"--kills={count}: each hits another step, and the last step ends the run; raise --steps")
     known = [*victims, *SERVICES]
-    planned = [Kill.parse(text) for text in said] or random_kills(count, steps, victims, seed)
+    planned = [Kill.parse(text) for text in said] or random_kills(count, steps, known, seed)
     for kill in planned:
         if kill.victim not in known:
             raise ConfigError(f"--kill={kill}: there is no {kill.victim}; choose among {', '.join(known)}")

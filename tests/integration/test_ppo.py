@@ -53,9 +53,13 @@ def settings(folder: Path) -> list[str]:
     ]
 
 
-def start(arguments: list[str]) -> subprocess.Popen[str]:
-    """The command, its output collected."""
-    environment = {**os.environ, "RAY_USAGE_STATS_ENABLED": "0"}
+def start(arguments: list[str], temporary: Path | None = None) -> subprocess.Popen[str]:
+    """The command, its output collected. `temporary`: its folder for temporary files."""
+    environment = {**os.environ, "RAY_USAGE_STATS_ENABLED": "0"} | (
+        {"TMPDIR": str(temporary), "RAY_TMPDIR": "/tmp"}
+        if temporary
+        else {}  # the names of Ray's sockets must be short
+    )
     return subprocess.Popen(
         arguments, cwd=ROOT, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
     )
@@ -77,7 +81,9 @@ def proof(folder: Path, reachable: set[str]) -> str:
     """What `tetrarch verify-resume` says: a whole run, and one with kills of a rank, the driver and an engine."""
     kills = [word for kill in KILLS for word in ("--kill", kill)]
     words = [*settings(folder), f"run_dir={folder}/tiny", "--steps", STEPS, *kills]
-    process, until = start(tetrarch("verify-resume", "configs/tiny.yaml", *map(str, words))), time.monotonic() + 600
+    (folder / "tmp").mkdir()
+    process = start(tetrarch("verify-resume", "configs/tiny.yaml", *map(str, words)), folder / "tmp")
+    until = time.monotonic() + 600
     while process.poll() is None and time.monotonic() < until:
         reachable.update(listening_beyond_loopback(process.pid))
         time.sleep(0.5)
@@ -94,6 +100,11 @@ def listening_beyond_loopback(pid: int) -> Iterator[str]:
         if socket.status == psutil.CONN_LISTEN and socket.pid in ours and beyond:
             with suppress(psutil.Error):
                 yield f"{socket.laddr.ip}: {' '.join(psutil.Process(socket.pid).cmdline())[-80:]}"
+
+
+def test_no_engine_leaves_a_file_in_the_folder_for_temporary_ones(folder: Path, proof: str) -> None:
+    assert list((folder / "tmp").glob("vllm_dist_*")) == []
+    assert list((folder / "tmp").glob("tetrarch-engine-*")) == []
 
 
 def test_nothing_listens_beyond_this_machine(reachable: set[str], proof: str) -> None:

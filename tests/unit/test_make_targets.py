@@ -40,6 +40,7 @@ RUN_BY = {
     "anchors": "tests/anchors/test_counting.py::test_the_target_is_counted",
     "architectures": "tests/integration/test_architectures.py::test_an_architecture_is_right_or_refused",
     "mutants": "tests/unit/test_mutants.py::test_a_planted_fault_is_noticed_and_taken_back",
+    "chaos": "tests/integration/test_ppo.py::test_kills_and_resumes_give_the_same_run",
     "bench": BENCHMARKS + "test_the_benchmark_of_a_ppo_step",
     "bench-gpu": BENCHMARKS + "test_the_benchmark_of_a_card",
     "format": HERE + "test_a_recipe_starts_what_exists",  # `make lint` checks what it leaves
