@@ -193,11 +193,11 @@ class CpuCosts(ClusterSection):
     """Seconds that do not depend on a model's size, on a machine without GPUs."""
 
     layer_s: float = Field(default=0.0, ge=0)
-    """As in the section around it."""
+    """Seconds in which Python runs one decoder layer's forward pass, whatever its size."""
     collective_s: float = Field(default=0.0, ge=0)
-    """As in the section around it."""
+    """Latency of one collective over gloo, seconds."""
     push_layer_s: float = Field(default=0.0, ge=0)
-    """As in the section around it."""
+    """Seconds to hand over the tensors of one layer in a push, whatever their size."""
 
 
 class Efficiency(ClusterSection):

@@ -134,14 +134,14 @@ def ask(ranks: Sequence[Rank], question: str) -> list[Any]:
     for rank, answer in zip(ranks, answers, strict=True):
         if answer not in spare:
             _raise_failure(rank, question, answer, {})
-    found = _answered(spare)
+    found = _answered(spare, CONTROL_S)
     return [found.get(answer) if answer in spare else ray.get(answer) for answer in answers]
 
 
-def _answered(references: Iterable[Any]) -> dict[Any, Any]:
-    """Reference → its value, for those that have one within `STATUS_S`."""
+def _answered(references: Iterable[Any], within_s: float = STATUS_S) -> dict[Any, Any]:
+    """Reference → its value, for those that have one within `within_s` seconds. The dead answer at once."""
     waited = list(references)
-    ready = ray.wait(waited, num_returns=len(waited), timeout=STATUS_S)[0] if waited else []
+    ready = ray.wait(waited, num_returns=len(waited), timeout=within_s)[0] if waited else []
     found = {}
     for reference in ready:
         with suppress(RayError):

@@ -126,12 +126,15 @@ class RayCluster:
         ]
 
     def check_places(self, groups: Iterable[RoleGroup[Any]]) -> None:
-        """Raise PlacementError if a rank runs on another node than planned. The groups must be ready."""
+        """Raise PlacementError if a rank runs on another node than planned, ClusterError if one does not say where. The
+        groups must be ready."""
         ranks = [
             (rank, slot) for group in groups for rank, slot in zip(group.ranks, self._plan.of(group.role), strict=True)
         ]
         found = calls.ask([rank for rank, _ in ranks], "node_id")
         for (rank, slot), node_id in zip(ranks, found, strict=True):
+            if node_id is None:
+                raise ClusterError(f"{rank.identity} does not say on which node it runs: it has died, or hangs")
             if node_id != self._nodes[slot.node].id:
                 raise PlacementError(f"{rank.identity} runs on node {node_id}, not on planned node {slot.node}")
 

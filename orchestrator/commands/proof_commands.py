@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from cluster.placement.plan import ranks_of
-from orchestrator.commands.exit_codes import RUN_FAILED, reported
+from orchestrator.commands.exit_codes import reported
 from orchestrator.commands.options import CommandName, ConfigFile, Debug, Overrides, user_path
 from orchestrator.commands.training_table import TRAININGS, training_of
 from orchestrator.config.base import RUN, BaseConfig
@@ -23,6 +23,10 @@ from orchestrator.run.resume_rules import rules_of
 if TYPE_CHECKING:
     from orchestrator.stages.resume_proof import Kill, Proof
 
+NOT_THE_SAME = 3
+"""Exit code of a comparison that has found a difference."""
+MANY = 1_000_000
+"""More checkpoints than a run writes."""
 RunFolder = Annotated[
     Path, typer.Argument(metavar="RUN", parser=user_path, help="The run_dir of a run, such as runs/smoke.")
 ]
@@ -48,14 +52,14 @@ StartLimit = Annotated[float, typer.Option(min=1.0, help="Seconds in which each 
 def diff(first: RunFolder, second: RunFolder, json: AsJson = False, debug: Debug = False) -> None:
     """Say where two runs part: configuration, versions, data, metrics, samples, evaluations, checkpoints, models.
 
-    Exit code 0 if they are the same bit for bit, 1 if not. Example: tetrarch diff runs/smoke runs/smoke-again
+    Exit code 0 if they are the same bit for bit, 3 if not. Example: tetrarch diff runs/smoke runs/smoke-again
     """
     with reported(debug):
         from orchestrator.run.run_difference import as_json, run_difference
 
         difference = run_difference(first, second)
         typer.echo(as_json(difference) if json else "\n".join(difference.lines))
-    raise typer.Exit(RUN_FAILED if difference.first else 0)
+    raise typer.Exit(NOT_THE_SAME if difference.first else 0)
 
 
 def replay(
@@ -67,18 +71,20 @@ def replay(
 ) -> None:
     """Compute one step of a PPO run again, from the checkpoint before it, and compare it bit for bit.
 
-    In RUN-replay; the run itself is only read. Exit code 0 if the step is the same, 1 if not.
+    In RUN-replay; the run itself is only read. Exit code 0 if the step is the same, 3 if not. Code that the run's
+    config.yaml names is run.
 
     Example: tetrarch replay runs/tiny 7
     """
     with reported(debug):
         from orchestrator.stages.replay import replayed
 
+        run = run.resolve()
         folder = run.with_name(f"{run.name}-replay")
         _say(f"computing step {step} of {run} again, in {folder}")
         difference = replayed(run, step, folder, overrides or (), limit_s)
         typer.echo("\n".join(difference.lines))
-    raise typer.Exit(RUN_FAILED if difference.first else 0)
+    raise typer.Exit(NOT_THE_SAME if difference.first else 0)
 
 
 def verify_resume(
@@ -95,13 +101,18 @@ def verify_resume(
     """Prove that a run survives: run unbroken, run again with kills and --resume after each, and compare both bit for
     bit.
 
-    Both are in FOLDER-verify, with a checkpoint after every step. Exit code 0 if they are the same, 1 if not.
+    Both are in FOLDER-verify, with a checkpoint after every step. Exit code 0 if they are the same, 3 if not.
 
     Example: tetrarch verify-resume configs/tiny.yaml --steps 6 --kill critic-1@2+0.5 --kill driver@4
     """
     with reported(debug):
-        proof, victims = _proof(training_of(config, overrides or (), command), config, overrides or (), steps, limit_s)
-        planned = _planned(kill or (), kills, steps, victims, seed)
+        from orchestrator.stages.resume_proof import SERVICES, Kill, random_kills
+
+        name = training_of(config, overrides or (), command)
+        proof, victims, last = _proof(name, config, overrides or (), steps, limit_s)
+        planned = [Kill.parse(text) for text in kill or ()]
+        planned = planned or random_kills(kills, _room(kills, steps), [*victims, *SERVICES], seed)
+        _check_kills(planned, victims, last)
         _say(f"running {proof.folder}/whole unbroken, then {proof.folder}/broken with {', '.join(map(str, planned))}")
         step_s = proof.unbroken()
         _say(f"the unbroken run is done: {step_s:.1f} s a step")
@@ -110,21 +121,28 @@ def verify_resume(
         typer.echo("\n".join(difference.lines))
         if not proof.struck:
             raise ConfigError("no process was killed: the run had ended before; raise --steps, or kill earlier")
-    raise typer.Exit(RUN_FAILED if difference.first else 0)
+    raise typer.Exit(NOT_THE_SAME if difference.first else 0)
 
 
-def _proof(name: str, file: Path, overrides: Sequence[str], steps: int, limit_s: float) -> tuple[Proof, Sequence[str]]:
-    """The two runs of a training, with a checkpoint after every step, and the processes that can be killed."""
+def _proof(
+    name: str, file: Path, overrides: Sequence[str], steps: int, limit_s: float
+) -> tuple[Proof, Sequence[str], int | None]:
+    """The two runs of a training, with a checkpoint after every step; the processes that can be killed; the last step,
+    None if only the data determines it."""
     from orchestrator.stages.resume_proof import Proof
 
     plain = load_root(ROOTS[name], file, overrides)
-    settings = [*overrides, "checkpoint.every=1", f"checkpoint.keep={steps}"]
-    settings += [f"steps={steps}"] if rules_of(plain).steps(plain) is not None else []
+    counts = rules_of(plain).steps(plain) is not None
+    settings = [*overrides, "checkpoint.every=1", f"checkpoint.keep={steps if counts else MANY}"]
+    settings += [f"steps={steps}"] if counts else []
     run = load_root(ROOTS[name], file, settings)
+    if len(run.runs) > 1:
+        raise ConfigError(f"{run.folder_key} gets {len(run.runs)} models, each of a run of its own; prove one of them")
     behind = "" if run.folder_key == "run_dir" else RUN
     folder = Path(f"{run.run_dir.removesuffix(behind)}-verify")
     words = [sys.executable, "-m", "orchestrator", name, str(file)]
-    return Proof(words, settings, run.folder_key, folder, behind, limit_s, _say), victims_of(name, run)
+    proof = Proof(words, settings, run.folder_key, folder, behind, limit_s, _say)
+    return proof, victims_of(name, run), steps if counts else None
 
 
 def victims_of(name: str, run: BaseConfig) -> list[str]:
@@ -134,20 +152,22 @@ def victims_of(name: str, run: BaseConfig) -> list[str]:
     return ["driver", *(f"{role}-{rank}" for role in models for rank in range(ranks_of(run.placement, role)))]
 
 
-def _planned(said: Sequence[str], count: int, steps: int, victims: Sequence[str], seed: int) -> list[Kill]:
-    """The kills that the user has said, or random ones; ConfigError if one cannot be done."""
-    from orchestrator.stages.resume_proof import SERVICES, Kill, random_kills
+def _room(kills: int, steps: int) -> int:
+    if kills >= steps:
+        raise ConfigError(f"--kills={kills}: each hits another step, and the last step ends the run; raise --steps")
+    return steps
 
-    if not said and count >= steps:
-        raise ConfigError(f"--kills={count}: each hits another step, and the last step ends the run; raise --steps")
+
+def _check_kills(kills: Sequence[Kill], victims: Sequence[str], last: int | None) -> None:
+    """ConfigError for a kill of nobody, or after the step `last`."""
+    from orchestrator.stages.resume_proof import SERVICES
+
     known = [*victims, *SERVICES]
-    planned = [Kill.parse(text) for text in said] or random_kills(count, steps, known, seed)
-    for kill in planned:
+    for kill in kills:
         if kill.victim not in known:
             raise ConfigError(f"--kill={kill}: there is no {kill.victim}; choose among {', '.join(known)}")
-        if kill.step >= steps:
-            raise ConfigError(f"--kill={kill}: the run ends with step {steps}; kill earlier, or raise --steps")
-    return planned
+        if last is not None and kill.step >= last:
+            raise ConfigError(f"--kill={kill}: the run ends with step {last}; kill earlier, or raise --steps")
 
 
 def _say(text: str) -> None:

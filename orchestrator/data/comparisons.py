@@ -46,14 +46,14 @@ def split(preferences: Preferences, config: RewardTrainingConfig, seed: int) -> 
         for rows in groups.values()
         if len({ranks[row] for row in rows}) > 1 and max(lengths[row] for row in rows) <= config.max_tokens
     ]
-    heldout = round(len(usable) * config.heldout_fraction)
+    first = round(len(usable) * config.heldout_from)
+    heldout = round(len(usable) * (config.heldout_from + config.heldout_fraction)) - first  # folds share no group
     if not 0 < heldout < len(usable):
         raise ConfigError(
             f"reward_training: {len(usable)} usable groups of {len(groups)} are too few to set "
             f"heldout_fraction={config.heldout_fraction} aside; give more prompts or pairs, or raise max_tokens"
         )
     random.Random(stable_seed(seed, "preferences")).shuffle(usable)
-    first = round(len(usable) * config.heldout_from)
     usable = usable[first:] + usable[:first]
     parts = [[row for rows in part for row in rows] for part in (usable[heldout:], usable[:heldout])]
     training, aside = preferences.split(parts)

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
-from cluster.errors import ClusterError, RankFailure
+from cluster.errors import ClusterError, DeadlineExceeded, RankFailure
 from cluster.ranks.role_group import RoleGroup
 from orchestrator.config.recovery import RecoveryConfig
 
@@ -44,6 +44,8 @@ class Recovery:
     """Role → group, for the groups that hold no training state, other than the engines."""
     _failures: dict[str, deque[float]] = field(default_factory=dict)
     _counts: Counter[str] = field(default_factory=Counter)
+    _late: set[str] = field(default_factory=set)
+    """Keys for which a deadline has passed in the current step."""
 
     def survive(self, key: str, error: ClusterError) -> None:
         """Count a failure; raises `error` if the run may not survive it.
@@ -61,6 +63,11 @@ class Recovery:
             spent = f"it is the failure number {len(recent) + 1} within an hour, and recovery.{key}={allowed}"
             error.args = (f"{error}\nThe run ends: {spent}",)
             raise error
+        if isinstance(error, DeadlineExceeded):  # hangs are too rare within an hour for the budget to count them
+            if key in self._late:
+                error.args = (f"{error}\nThe run ends: it is the second deadline that passed in the same step",)
+                raise error
+            self._late.add(key)
         recent.append(now)
 
     def revive(self, error: ClusterError) -> set[str]:
@@ -96,7 +103,8 @@ class Recovery:
         self._counts[metric] += more
 
     def drain(self) -> dict[str, float]:
-        """The counts since the last drain; metrics that were not counted are missing."""
+        """The counts since the last drain, at the end of each step; metrics that were not counted are missing."""
+        self._late.clear()
         counts, self._counts = self._counts, Counter()
         return {metric: float(count) for metric, count in counts.items()}
 

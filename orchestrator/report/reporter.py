@@ -22,6 +22,7 @@ from orchestrator.report.progress import Progress, make_progress
 from orchestrator.report.reliability import ReliabilityBin
 from orchestrator.report.run_files import RunState, append_line, drop_after, read_record, write_state
 from orchestrator.report.terminal_lines import evaluation_lines, sample_lines
+from roles.durable import sync_folder
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
@@ -138,6 +139,7 @@ class Reporter:
             if (path := self._run_dir / name).exists():
                 with path.open("rb") as file:
                     os.fsync(file.fileno())
+        sync_folder(self._run_dir)
 
     def evaluation(self, result: EvaluationResult) -> None:
         """Report an evaluation: one line of `evaluation.jsonl`, and on the screen its change since the one before

@@ -17,6 +17,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from orchestrator.report.evaluation_results import EvaluationResult, SampleRow, sample_from_json
 from orchestrator.report.reliability import ReliabilityBin
+from roles.durable import replace_durably
 
 T = TypeVar("T")
 
@@ -121,7 +122,7 @@ def drop_after(path: Path, step: int) -> None:
     if not path.exists():
         return
     kept = [line for line in read_lines(path) if line["step"] <= step]
-    replace_text(path, "".join(json.dumps(line) + "\n" for line in kept))
+    replace_durably(path, "".join(json.dumps(line) + "\n" for line in kept).encode())
 
 
 def write_state(run_dir: Path, state: RunState) -> None:

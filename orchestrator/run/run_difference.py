@@ -28,6 +28,7 @@ KINDS = (
     ("ledger", "step", run_files.LEDGER_FILE),
 )
 """What a file of JSON lines holds, the unit of a line, and its name."""
+WEIGHTS = ("checkpoints", "models")
 SAID = ("run_dir",)
 """Keys of the configuration that differ between any two runs."""
 
@@ -46,6 +47,8 @@ class ComparedKind:
     """Of the first difference; None if there is none, or if it has no step."""
     decides: bool = True
     """Whether a difference means that the runs are not the same; false for their settings."""
+    in_both: bool = True
+    """Whether both runs had any of it."""
 
     @property
     def lines(self) -> list[str]:
@@ -72,8 +75,10 @@ class RunDifference:
     def lines(self) -> list[str]:
         """For a terminal; the last one is the result."""
         first = self.first
-        if first is None:
+        if first is None and any(one.kind in WEIGHTS and one.in_both for one in self.compared):
             result = "the runs are the same, bit for bit"
+        elif first is None:
+            result = "the runs are the same in all that was compared; neither checkpoints nor models could be"
         else:
             result = f"the runs part{'' if first.step is None else f' at step {first.step}'}: {first.differences[0]}"
         return [line for one in self.compared for line in one.lines] + [result]
@@ -168,7 +173,7 @@ def _checkpoints(first: Path, second: Path, only: int | None) -> ComparedKind:
         found += [(step, f"step {step} {text}") for text in _of_checkpoints(one, other)]
     same = set(both) - {step for step, _ in found}
     text = f"the same: {counted(len(same), 'checkpoint')}" if both else "no step has one in both runs"
-    return ComparedKind("checkpoints", text, tuple(text for _, text in found), _step(found))
+    return ComparedKind("checkpoints", text, tuple(text for _, text in found), _step(found), in_both=bool(both))
 
 
 def _of_checkpoints(first: Checkpoint, second: Checkpoint) -> Iterator[str]:
@@ -192,7 +197,7 @@ def _of_files(first: Path, second: Path, known: Mapping[str, str], others: Mappi
 
 
 def _models(first: Path, second: Path) -> ComparedKind:
-    """Compare the models that both runs have left, if they are of the same step."""
+    """Compare the models that both runs have left."""
     from roles.durable import hash_of
 
     found: list[tuple[int | None, str]] = []
@@ -207,7 +212,7 @@ def _models(first: Path, second: Path) -> ComparedKind:
         same += not texts
         found += [(step, f"{name}/{text}") for text in texts]
     text = f"the same: {counted(same, 'model')}" if same or found else "no model is in both runs"
-    return ComparedKind("models", text, tuple(text for _, text in found), _step(found))
+    return ComparedKind("models", text, tuple(text for _, text in found), _step(found), in_both=bool(same or found))
 
 
 def _left_by(run_dir: Path) -> set[str]:

@@ -10,11 +10,12 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from orchestrator.config.labelling import ANSWERS
 from orchestrator.errors import ConfigError
 from orchestrator.report.run_files import CONFIG_FILE, LINES, STATE_FILE, read_record
 from orchestrator.run.checkpoint import Checkpoints
 from orchestrator.run.run_difference import RunDifference, run_difference
-from orchestrator.stages.resume_proof import Started, steps_in
+from orchestrator.stages.resume_proof import Started, clear, steps_in
 
 PPO = "PPO"
 """Title of the runs of `tetrarch train`."""
@@ -28,22 +29,35 @@ def replayed(run_dir: Path, step: int, folder: Path, overrides: Sequence[str], l
         overrides: more of the configuration, such as secrets, which the run's own does not hold.
     """
     _check(run_dir, step)
-    shutil.rmtree(folder, ignore_errors=True)
+    clear(folder)
+    folder.mkdir()
     name = f"step-{step - 1:06d}"
     shutil.copytree(run_dir / "checkpoints" / name, folder / "checkpoints" / name, copy_function=_linked)
-    for file in (*LINES, STATE_FILE):
+    for file in (*LINES, STATE_FILE, ANSWERS):
         if (run_dir / file).exists():
             shutil.copy2(run_dir / file, folder)
     command = [sys.executable, "-m", "orchestrator", "train", str(run_dir / CONFIG_FILE)]
-    words = [f"--resume-from={step - 1}", "--", *overrides, "checkpoint.every=1", f"run_dir={folder}"]
+    words = [
+        f"--resume-from={step - 1}",
+        "--",
+        *overrides,
+        "checkpoint.every=1",
+        "checkpoint.keep=9",
+        f"run_dir={folder}",
+    ]
     done = folder / "checkpoints" / f"step-{step:06d}"
-    with Started([*command, *words], folder.with_name(f"{folder.name}.log"), limit_s) as started:
+    with Started(
+        [*command, f"--resume-from={step - 1}", "--", *settings], folder.with_name(f"{folder.name}.log"), limit_s
+    ) as started:
         started.until(lambda: steps_in(folder) >= step and done.exists())
     return run_difference(run_dir, folder, only=step)
 
 
 def _check(run_dir: Path, step: int) -> None:
-    state = read_record(run_dir).state
+    try:
+        state = read_record(run_dir).state
+    except ValueError as error:
+        raise ConfigError(str(error)) from None
     if state.title != PPO:
         raise ConfigError(f"{run_dir} holds no run of tetrarch train; name the run_dir of one")
     checkpoints = Checkpoints(run_dir / "checkpoints", keep=1)

@@ -22,6 +22,7 @@ from typing import Self
 import psutil
 
 from cluster.ranks.host_memory import tree
+from orchestrator.config.base import RUN
 from orchestrator.display_text import duration
 from orchestrator.errors import ConfigError, TetrarchError
 from orchestrator.report.run_files import METRICS_FILE, read_lines
@@ -173,7 +174,7 @@ class Proof:
             self.struck += hit
             survived = hit if code == 0 else hit[:-1]
             for kill in survived:
-                self.tell(f"{kill}: the run went on by itself")
+                self.tell(f"{kill}: the run went on")
             if code == 0:
                 break
             self._wait_until_free()
@@ -240,8 +241,19 @@ class Proof:
     def _clear(self, name: str) -> None:
         """Remove what an earlier proof has left."""
         for path in {self.folder / name, self.run_dir(name)}:
-            shutil.rmtree(path, ignore_errors=True)
+            clear(path)
         (self.folder / f"{name}.log").unlink(missing_ok=True)
+
+
+def clear(folder: Path) -> None:
+    """Remove a run that an earlier proof has made. ConfigError for any other folder, and while a run writes to it."""
+    if not folder.exists():
+        return
+    log = folder.with_name(f"{folder.name}.log")
+    if any(folder.iterdir()) and not (log.exists() or log.with_name(log.name.replace(RUN, "")).exists()):
+        raise ConfigError(f"{folder} was not made by an earlier proof or replay; move it, or remove it")
+    check_free(folder)
+    shutil.rmtree(folder)
 
 
 def random_kills(count: int, steps: int, victims: Sequence[str], seed: int) -> list[Kill]:

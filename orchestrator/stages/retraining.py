@@ -73,7 +73,8 @@ class Retraining:
             before, accuracy = self._scores(self._pinned()), self._accuracy(pairs)
             learned = self._learn(pairs, state.step)
             change = ScoreChange.of(before, self._scores(self._pinned()))
-            state.scale = RunningScale()  # of the new scores
+            if learned:
+                state.scale = RunningScale()  # of the new scores
         return {"retraining/comparisons": len(pairs.comparisons()), **accuracy, **_of(learned), **measured(change)}
 
     @property

@@ -26,7 +26,7 @@ from orchestrator.config.reward_training import (
 from orchestrator.data.comparisons import Comparisons, digest, group_shards, keep, kept, schedule, split
 from orchestrator.data.preference_pairs import Pairs
 from orchestrator.data.prompts import Questions
-from orchestrator.errors import TetrarchError
+from orchestrator.errors import NotFinite, TetrarchError
 from orchestrator.groups.build import builder, resolve_models
 from orchestrator.groups.spread import spread
 from orchestrator.report.evaluation_results import wilson_interval
@@ -200,8 +200,14 @@ class RewardTraining(ScheduledStage):
         self.report.note(f"saved to {training.output}")
 
     def _scores(self, preferences: Preferences) -> torch.Tensor:
-        """The model's scores, float32 `[batch]`."""
-        return spread(self.trainer, RewardTrainer.score, preferences).result(self.config.deadlines.score_s)
+        """The model's scores, float32 `[batch]`; NotFinite if one is not."""
+        scores = spread(self.trainer, RewardTrainer.score, preferences).result(self.config.deadlines.score_s)
+        if not bool(scores.isfinite().all()):
+            rows = (~scores.isfinite()).nonzero().flatten().tolist()
+            raise NotFinite(
+                REWARD, f"the trained model's score is not finite for {len(rows)} of {len(scores)} responses"
+            )
+        return scores
 
 
 def check_quality(quality: RewardQuality, minimum: float) -> None:

@@ -12,6 +12,7 @@ import socket
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from datetime import timedelta
 from typing import Any, ClassVar, Self
@@ -32,6 +33,9 @@ from vllm.distributed.weight_transfer.base import (
 from vllm.distributed.weight_transfer.factory import WeightTransferEngineFactory, WeightTransferTrainerFactory
 
 from roles.transfer.buckets import BucketEntry, plan_buckets
+
+BLAME_S = 5.0
+"""Seconds in which an engine's own failure is known after its connection has closed."""
 
 
 @dataclass
@@ -236,7 +240,12 @@ def _wait(work: Work, receiving: Future[None]) -> None:
         if receiving.done():
             receiving.result()
         time.sleep(0.0005)
-    work.wait()
+    try:
+        work.wait()
+    except RuntimeError:  # a receiver has gone; its own call says which
+        with suppress(TimeoutError):
+            receiving.result(timeout=BLAME_S)
+        raise
 
 
 def register() -> None:

@@ -20,6 +20,11 @@ def checkpoint_rules(config: BaseConfig) -> Iterator[str]:
             f"{lead} evaluation.every=0 makes none during training; set it to a number of steps (and "
             "prompts.heldout.path), or keep_best: 0"
         )
+    if isinstance(config, RunConfig) and config.retraining and config.evaluation.judge is None:
+        yield (
+            f"{lead} `retraining` changes what their scores mean; set evaluation.judge, whose scores do not move, or "
+            "keep_best: 0"
+        )
     if isinstance(config, SftRun | DpoRun):
         section = config.sft if isinstance(config, SftRun) else config.dpo
         if section.heldout is None and not section.heldout_fraction:

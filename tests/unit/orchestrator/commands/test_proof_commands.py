@@ -27,9 +27,9 @@ def test_diff_says_whether_runs_are_the_same(tmp_path: Path) -> None:
     assert (code, output.splitlines()[-1]) == (0, "the runs are the same, bit for bit")
     edited("metrics.jsonl", "0.2,", "0.25,")(second)
     code, output = told("diff", str(first), str(second))
-    assert (code, output.splitlines()[-1]) == (1, "the runs part at step 2: step 2 score/mean: 0.2 and 0.25")
+    assert (code, output.splitlines()[-1]) == (3, "the runs part at step 2: step 2 score/mean: 0.2 and 0.25")
     code, output = told("diff", str(first), str(second), "--json")
-    assert (code, json.loads(output)["first"]["step"]) == (1, 2)
+    assert (code, json.loads(output)["first"]["step"]) == (3, 2)
     assert told("diff", str(first), str(tmp_path / "nothing"))[0] == 2
 
 

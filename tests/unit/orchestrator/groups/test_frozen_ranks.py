@@ -153,3 +153,14 @@ def test_a_question_to_a_frozen_group_is_repeated() -> None:
 
     assert recovery_of(reference).repeated(fingerprint) == "of the folder"
     assert len(asked) == 2 and reference.log == ["restart [0, 1]"]
+
+
+def test_a_second_deadline_in_a_step_ends_the_run() -> None:
+    """Each takes so long that a budget of failures within an hour would never be spent."""
+    hour = iter(range(1000))
+    recovery, key = Recovery(RecoveryConfig(), clock=lambda: 3600.0 * next(hour)), "frozen_failures_per_hour"
+    recovery.survive(key, DeadlineExceeded("late"))
+    with pytest.raises(DeadlineExceeded, match="second deadline that passed in the same step"):
+        recovery.survive(key, DeadlineExceeded("late again"))
+    recovery.drain()
+    recovery.survive(key, DeadlineExceeded("late in the next step"))

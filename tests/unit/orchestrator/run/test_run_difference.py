@@ -173,3 +173,10 @@ def test_damaged_files_are_named(runs: tuple[Path, Path]) -> None:
     file.write_bytes(bytes(file.stat().st_size))
     with pytest.raises(ConfigError, match=re.escape(f"{file.parents[1]} is damaged: actor/rank-0.safetensors holds")):
         run_difference(*runs)
+
+
+def test_runs_whose_weights_could_not_be_compared_are_not_called_the_same(runs: tuple[Path, Path]) -> None:
+    shutil.rmtree(runs[1] / "checkpoints/step-000004")
+    assert run_difference(*runs, only=2).lines[-1] == "the runs are the same, bit for bit"
+    said = "the runs are the same in all that was compared; neither checkpoints nor models could be"
+    assert run_difference(*runs, only=4).lines[-1] == said

@@ -40,7 +40,8 @@ with held(folder):
         step, weight = step + 1, weight * 1.5
         with (folder / "metrics.jsonl").open("a") as file:
             print(json.dumps({"step": step, "weight": weight, "time/step_s": 0.1 + time.time() % 0.01}), file=file)
-        checkpoints.save(step, {"step": step, "weight": weight}, lambda place: None)
+        if fault != "saves late" or step > 3:
+            checkpoints.save(step, {"step": step, "weight": weight}, lambda place: None)
     rank.kill()
 """
 
@@ -77,9 +78,9 @@ def test_a_loss_is_noticed(script: Path) -> None:
 
 
 def test_a_kill_before_the_first_checkpoint_starts_anew(script: Path) -> None:
-    proof, said = proof_of(script)
-    proof.broken([Kill("driver", 0)], proof.unbroken())
-    assert "before the first checkpoint; started anew" in said[0] or "resumed from step 1" in said[0]
+    proof, said = proof_of(script, "saves late")
+    proof.broken([Kill("driver", 1)], proof.unbroken())
+    assert "before the first checkpoint; started anew" in said[0]
     assert proof.compare().first is None
 
 
@@ -119,3 +120,13 @@ def test_random_kills_follow_from_their_seed() -> None:
     assert kills == random_kills(5, 20, ["driver", "actor-0"], seed=3) != random_kills(5, 20, ["driver", "actor-0"], 4)
     assert len({kill.step for kill in kills}) == 5
     assert all(1 <= kill.step < 20 and 0 <= kill.share <= 1 for kill in kills)
+
+
+def test_a_folder_of_somebody_else_is_left_alone(script: Path) -> None:
+    proof, _ = proof_of(script)
+    mine = proof.folder / "whole" / "notes.txt"
+    mine.parent.mkdir(parents=True)
+    mine.write_text("mine")
+    with pytest.raises(ConfigError, match="was not made by an earlier proof or replay"):
+        proof.unbroken()
+    assert mine.read_text() == "mine"

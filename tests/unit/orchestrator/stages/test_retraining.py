@@ -145,7 +145,10 @@ def test_without_a_preference_nothing_is_learned(log: list[str]) -> None:
     def equal(rollouts: Rollouts) -> Preferences:
         return replace(by_token(rollouts), ranks=torch.zeros(6))
 
-    metrics = retraining(log, equal).before_step(state(2), clock_of(log))
+    driver = state(2)
+    scale = driver.scale
+    metrics = retraining(log, equal).before_step(driver, clock_of(log))
+    assert driver.scale is scale, "the scores mean what they meant"
     assert not [line for line in log if line.startswith("update")]
     assert metrics["retraining/comparisons"] == 0 and "retraining/accuracy" not in metrics
     assert metrics["retraining/pinned_mean"] == metrics["retraining/pinned_mean_before"]
