@@ -28,7 +28,7 @@ KINDS = (
     ("ledger", "step", run_files.LEDGER_FILE),
 )
 """What a file of JSON lines holds, the unit of a line, and its name."""
-WEIGHTS = ("checkpoints", "models")
+WITH_WEIGHTS = ("checkpoints", "models")
 SAID = ("run_dir",)
 """Keys of the configuration that differ between any two runs."""
 
@@ -75,7 +75,7 @@ class RunDifference:
     def lines(self) -> list[str]:
         """For a terminal; the last one is the result."""
         first = self.first
-        if first is None and any(one.kind in WEIGHTS and one.in_both for one in self.compared):
+        if first is None and any(one.kind in WITH_WEIGHTS and one.in_both for one in self.compared):
             result = "the runs are the same, bit for bit"
         elif first is None:
             result = "the runs are the same in all that was compared; neither checkpoints nor models could be"

@@ -37,18 +37,10 @@ def replayed(run_dir: Path, step: int, folder: Path, overrides: Sequence[str], l
         if (run_dir / file).exists():
             shutil.copy2(run_dir / file, folder)
     command = [sys.executable, "-m", "orchestrator", "train", str(run_dir / CONFIG_FILE)]
-    words = [
-        f"--resume-from={step - 1}",
-        "--",
-        *overrides,
-        "checkpoint.every=1",
-        "checkpoint.keep=9",
-        f"run_dir={folder}",
-    ]
+    settings = [*overrides, "checkpoint.every=1", "checkpoint.keep=9", f"run_dir={folder}"]
+    command += [f"--resume-from={step - 1}", "--", *settings]
     done = folder / "checkpoints" / f"step-{step:06d}"
-    with Started(
-        [*command, f"--resume-from={step - 1}", "--", *settings], folder.with_name(f"{folder.name}.log"), limit_s
-    ) as started:
+    with Started(command, folder.with_name(f"{folder.name}.log"), limit_s) as started:
         started.until(lambda: steps_in(folder) >= step and done.exists())
     return run_difference(run_dir, folder, only=step)
 

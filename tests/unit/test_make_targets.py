@@ -126,6 +126,9 @@ def test_a_recipe_starts_what_exists(target: str) -> None:
         elif program.endswith("tetrarch"):
             command, config, *overrides = words
             assert command in get_command(cli.app).commands  # type: ignore[attr-defined]
+            if command == "verify-resume":
+                parsed = get_command(cli.app).commands[command].make_context(command, [config, *overrides])  # type: ignore[attr-defined]
+                command, overrides = "train", parsed.params["overrides"] or []
             assert load_root(ROOTS[command], ROOT / config, overrides)
         elif program.endswith("pytest"):
             assert [word for word in words if word.startswith("tests/") and not (ROOT / word).exists()] == []

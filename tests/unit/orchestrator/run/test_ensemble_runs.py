@@ -46,16 +46,17 @@ def test_each_member_has_folders_of_its_own_and_what_is_written_there_is_read_ag
     assert alone.runs == [alone] and alone.training_seed == alone.seed
 
 
-def test_what_the_members_differ_in(tmp_path: Path) -> None:
-    groups = ranked([[1.0, 0.0]] * 12)
+@pytest.mark.parametrize("count", [10, 11, 12, 13])
+def test_what_the_members_differ_in(tmp_path: Path, count: int) -> None:
+    groups = ranked([[1.0, 0.0]] * count)
 
     def heldout(run: RewardTrainingRun) -> set[int]:
         return set(split(groups, run.reward_training, run.seed).heldout.groups.tolist())
 
-    fraction = "reward_training.heldout_fraction=0.3333"
+    fraction = "reward_training.heldout_fraction=0.33333333333"
     folds = ensemble(tmp_path, "reward_training.ensemble.vary=fold", fraction).runs
     assert {run.training_seed for run in folds} == {folds[0].seed}
-    assert sorted(group for run in folds for group in heldout(run)) == list(range(12)), "the folds are all groups"
+    assert sorted(group for run in folds for group in heldout(run)) == list(range(count)), "the folds are all groups"
     seeds = ensemble(tmp_path, fraction).runs
     assert seeds[0].training_seed == seeds[0].seed and len({run.training_seed for run in seeds}) == 3
     assert heldout(seeds[0]) == heldout(seeds[1]) == heldout(seeds[2]) == heldout(folds[0])
