@@ -496,8 +496,8 @@ WIRING = (
     Fault(
         "a share of its own is held out",
         "orchestrator/data/comparisons.py",
-        "round(len(usable) * config.heldout_fraction)",
-        "round(len(usable) * 0.2)",
+        "(config.heldout_from + config.heldout_fraction)",
+        "(config.heldout_from + 0.2)",
         REWARD_TRAINING_KEYS,
     ),
     Fault(
