@@ -53,6 +53,7 @@ FIGURES = {
     "README.md: top": "make test-gpu",
     "README.md: What you need": "make setup",
     "README.md: What `make smoke` does": "make smoke",
+    "tests/README.md: Kills": "make chaos",
     "README.md: Commands": ".venv/bin/tetrarch train configs/tiny.yaml",
     "roles/README.md: AI feedback": ".venv/bin/tetrarch label configs/label.yaml",
     "roles/README.md: Fine-tuning on demonstrations": ".venv/bin/tetrarch sft configs/sft.yaml",
