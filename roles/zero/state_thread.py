@@ -14,14 +14,12 @@ class StateThread:
         self._work: Future[dict[str, str]] | None = None
 
     def begin(self, write: Callable[[], dict[str, str]]) -> None:
-        """Run `write` in the thread. The answer of the work before it must have been taken."""
-        assert self._work is None, "the state before this one is still being written"
+        """Run `write` in the thread. The work before it must be over."""
+        assert self._work is None or self._work.done(), "the state before this one is still being written"
         self._work = self._pool.submit(write)
 
     def answer(self) -> dict[str, str] | None:
-        """What `write` has returned, once; None while it runs. Raises its error."""
-        assert self._work is not None, "nothing is being written"
-        if not self._work.done():
-            return None
-        done, self._work = self._work, None
-        return done.result()
+        """What `write` has returned, as often as it is asked for: the other ranks may not be ready yet. None while it
+        runs. Raises its error."""
+        assert self._work is not None, "nothing was written"
+        return self._work.result() if self._work.done() else None
