@@ -5,7 +5,7 @@ others. Printed: seconds per step, predicted and measured (median of the steps a
 errors' median and Spearman's rank correlation. Nothing else may run beside it. The file's inputs must be there.
 
     .venv/bin/python configs/tiny/inputs.py
-    .venv/bin/python -m tests.benchmarks.plan_order configs/tiny.yaml [KEY=VALUE ...] [--variants 20] [--seed 1]
+    .venv/bin/python tests/benchmarks/plan_order.py configs/tiny.yaml [KEY=VALUE ...] [--variants 20] [--seed 1]
 """
 
 from __future__ import annotations

@@ -54,7 +54,7 @@ FIGURES = {
     "README.md: What you need": "make setup",
     "README.md: What `make smoke` does": "make smoke",
     "tests/README.md: Kills": "make chaos",
-    "cluster/README.md: Against our own steps on a CPU": ".venv/bin/python -m tests.benchmarks.plan_order "
+    "cluster/README.md: Against our own steps on a CPU": ".venv/bin/python tests/benchmarks/plan_order.py "
     "configs/tiny.yaml --seed 2",
     "README.md: Commands": ".venv/bin/tetrarch train configs/tiny.yaml",
     "roles/README.md: AI feedback": ".venv/bin/tetrarch label configs/label.yaml",
