@@ -159,6 +159,13 @@ _ALL = (
     ),
     Metric("healing/prompts_moved", "", "Prompts that engines left when they failed, and that others answered"),
     Metric(
+        "healing/run_restarts",
+        "",
+        "Times that all roles were started again before this step, since a trained rank failed; missing otherwise",
+        shown=Shown("run restarts", "{:.0f}"),
+        facts=(Fact("Restarts of the run", "sum"),),
+    ),
+    Metric(
         "healing/frozen_restarts",
         "",
         "Groups of frozen ranks that were started again since the step before; missing in a step without one",

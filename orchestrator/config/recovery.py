@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from pydantic import Field
 
 from roles.config.section import Section
@@ -17,3 +19,9 @@ class RecoveryConfig(Section):
     frozen_failures_per_hour: int = Field(default=6, ge=0)
     """The same for the ranks of frozen models (reference, rewards) and for the processes that call reward functions,
     services and judges: a group of which a rank fails is started again as a whole. 0: the first one ends the run."""
+    on_rank_failure: Literal["restart", "stop"] = "stop"
+    """When a trained rank fails: end the run, or start all its roles again and go on from the newest checkpoint, as a
+    new command with `--resume` would."""
+    trained_failures_per_hour: int = Field(default=2, ge=0)
+    """Number of failures of trained ranks within any hour after which the run starts again, if `on_rank_failure` says
+    so."""

@@ -17,7 +17,7 @@ T = TypeVar("T")
 WINDOW_S = 3600.0
 TOLD_CHARACTERS = 160
 """Characters of an error that are told when the run survives it."""
-NO_RECOVERY = RecoveryConfig(engine_failures_per_hour=0, frozen_failures_per_hour=0)
+NO_RECOVERY = RecoveryConfig(engine_failures_per_hour=0, frozen_failures_per_hour=0, trained_failures_per_hour=0)
 """The first failure ends the run."""
 ON_PURPOSE = "roles.errors."
 """Module of the exceptions that a role raises on purpose: another process would raise them again."""

@@ -24,7 +24,7 @@ from orchestrator.report.reporter import Reporter
 from orchestrator.run.checkpoint import whole_folder
 from orchestrator.run.phase_clock import Clock
 from orchestrator.run.resuming import Resume
-from orchestrator.stages.run import carry_out
+from orchestrator.stages.run_again import carry_through
 from orchestrator.stages.scheduled_stage import ScheduledStage
 from orchestrator.stages.stage import Stage, StepReport
 from roles.model_files.conversion import resolve_model
@@ -148,5 +148,5 @@ def train_policy(
             yield stage
             found.append(stage.quality)
 
-    carry_out(config, resume, start, title=title, data=data.summary.splitlines())
+    carry_through(config, resume, start, title=title, data=data.summary.splitlines())
     return found[0]

@@ -40,7 +40,7 @@ from orchestrator.stages.card_metrics import step_work
 from orchestrator.stages.evaluation import evaluate, training_samples
 from orchestrator.stages.fresh_labels import fresh_labels
 from orchestrator.stages.retraining import Retraining, told
-from orchestrator.stages.run import carry_out
+from orchestrator.stages.run_again import carry_through
 from orchestrator.stages.stage import Stage, StepReport
 from orchestrator.stages.win_rate import comparing
 from roles.actor import Actor
@@ -74,7 +74,7 @@ def train(config: RunConfig, resume: Resume, training: Questions, heldout: Quest
             )
 
     targets = {"objective/kl": controller.target} if isinstance(controller, AdaptiveKl) else {}
-    carry_out(config, resume, start, title="PPO", steps=config.steps, targets=targets)
+    carry_through(config, resume, start, title="PPO", steps=config.steps, targets=targets)
 
 
 @dataclass(slots=True)

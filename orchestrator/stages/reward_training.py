@@ -37,7 +37,7 @@ from orchestrator.run.ensemble_runs import member_runs, sampled_comparisons
 from orchestrator.run.learned_data import LearnedData
 from orchestrator.run.phase_clock import Clock
 from orchestrator.run.resuming import Resume
-from orchestrator.stages.run import carry_out
+from orchestrator.stages.run_again import carry_through
 from orchestrator.stages.sampled_pairs import sampled
 from orchestrator.stages.scheduled_stage import ScheduledStage
 from orchestrator.stages.stage import Stage, StepReport
@@ -136,7 +136,7 @@ def _train(config: RewardTrainingRun, resume: Resume, source: Questions | Pairs)
             found.append(stage.tested())
 
     read = source.summary.splitlines() if isinstance(source, Pairs) else []
-    carry_out(config, resume, start, title="reward model", data=read)
+    carry_through(config, resume, start, title="reward model", data=read)
     return found[0]
 
 

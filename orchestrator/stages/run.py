@@ -21,6 +21,7 @@ from cluster.runtime.orders import ORDERS, Orders
 from orchestrator.config.base import BaseConfig
 from orchestrator.config.loading import dump_config
 from orchestrator.errors import NotFinite, StopTraining, TetrarchError
+from orchestrator.groups.recovery import Recovery
 from orchestrator.ppo.gold_stop import best_steps
 from orchestrator.report.reporter import Reporter
 from orchestrator.run.checkpoint import Checkpoint, Checkpoints
@@ -36,17 +37,19 @@ FAILED = "failed"
 """Folder in `run_dir` for the batches of failed steps."""
 UPDATES = ("update", "retrain")
 """Phases in which trained groups change."""
+StartStage = Callable[[Reporter], AbstractContextManager[Stage]]
 RESCUE_S = 30.0
 """Seconds in which the trained groups must finish their calls when another role has failed."""
 
 
 def carry_out(
-    config: BaseConfig, resume: Resume, start: Callable[[Reporter], AbstractContextManager[Stage]], **report: Any
+    config: BaseConfig, resume: Resume, start: StartStage, again: Recovery | None = None, why: str = "", **report: Any
 ) -> None:
     """Run a stage in `config.run_dir`, from its first step or from a checkpoint to its end.
 
     Args:
         start: starts the roles; the stage lives as long as the context.
+        again: counts how often the run has been started; `why`: why it is started again, for the user.
         report: more arguments of `Reporter`.
     """
     run_dir = Path(config.run_dir)
@@ -60,10 +63,11 @@ def carry_out(
         page = {"tensorboard": config.report.tensorboard, "html": config.report.html}
         report = {**page, "versions": version_reader()(), **report}
         with Reporter(run_dir, name=run_dir.name, config_yaml=settings, resume_step=done, **report) as reporter:
-            for line in told:
+            for line in filter(None, [why, *told]):
                 reporter.note(line)
             with start(reporter) as stage:
-                run = Run(config, stage, checkpoints, reporter, settings, orders=ORDERS, check_lock=lock.check)
+                more: dict[str, Any] = {"orders": ORDERS, "check_lock": lock.check, "again": again or Recovery()}
+                run = Run(config, stage, checkpoints, reporter, settings, **more)
                 if checkpoint is not None:
                     run.restore(checkpoint)
                 run.all_steps()
@@ -81,6 +85,8 @@ class Run:
     orders: Orders = ORDERS
     check_lock: Callable[[], None] = lambda: None
     """Raises TetrarchError where another run writes to `run_dir`."""
+    again: Recovery = field(default_factory=Recovery)
+    """Counts how often the run has been started again."""
     finished: dict[str, Any] | None = None
     """The driver's state that belongs to the trained groups' state; None while they are updated."""
     saved_at: float = field(default_factory=time.monotonic)
@@ -138,6 +144,7 @@ class Run:
             **clock.metrics(usage.busy),
             **card_metrics(usage.ranks, clock, told.work),
             "memory/host_peak_gib": usage.host_peak,
+            **self.again.drain(),
         }
         self.report.step(self.stage.step, metrics, told.samples, told.ledger.to_json() if told.ledger else None)
         return told

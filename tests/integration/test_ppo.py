@@ -220,25 +220,28 @@ def rank_after(run: Path, process: subprocess.Popen[str], rank: str, steps: int)
     return psutil.Process(int(re.findall(r"pid (\d+)", (run / f"logs/{rank}.log").read_text())[-1]))
 
 
-def test_ranks_without_training_state_are_killed_and_no_bit_changes(folder: Path, run_dir: Path) -> None:
+def test_ranks_are_killed_and_no_bit_changes(folder: Path, run_dir: Path) -> None:
     """An engine in the middle of generation: the other one answers its prompts, with the same seeds, and it comes back
-    at a push. Then a rank of the reference."""
+    at a push. Then a rank of the reference, whose group starts again; then one of the critic, with which all do."""
     run = folder / "healed"
     words = [*settings(folder), f"run_dir={run}", f"steps={STEPS}", "checkpoint={every: 4, keep: 3}"]
-    process = start(tetrarch("train", "configs/tiny.yaml", *words))
+    process = start(tetrarch("train", "configs/tiny.yaml", *words, "recovery.on_rank_failure=restart"))
     engine = rank_after(run, process, "rollout-0", 2)
     used = engine.cpu_times().user
     while engine.cpu_times().user < used + 0.03:  # it generates
         time.sleep(0.002)
     engine.kill()
     rank_after(run, process, "reference-1", 6).kill()
+    rank_after(run, process, "critic-1", 13).kill()
     output, _ = process.communicate(timeout=200)
     assert process.returncode == 0, output
     assert re.search(r"rollout rank 0 \(node \S+\) is started again: it died in stream", output), output
     back = r"rollout rank 0 .* is back after [0-9.]+ s with weights of version \d+: .*prompts that were moved: 16"
     assert re.search(back, output), output
     assert "reference: started again, since reference rank 1" in output and "reference: back after" in output
+    assert "critic rank 1" in output and "all roles are started again, and the run goes on from step 12" in output
     lines = metrics(run)
+    assert lines[12]["healing/run_restarts"] == 1
     assert [line.get("healing/engine_restarts") for line in lines] == [*(None, None, 1.0), *[None] * (STEPS - 3)]
     assert lines[2]["healing/prompts_moved"] == 16 and "engine restarts 1" in output
     assert sum(line.get("healing/frozen_restarts", 0) for line in lines[6:]) == 1

@@ -77,4 +77,11 @@ HEALING = (
         "row",
         FLEET,
     ),
+    Fault(
+        "a run that starts again begins anew",
+        "orchestrator/stages/run_again.py",
+        'resume, why = "newest", _why_again',
+        "resume, why = None, _why_again",
+        "tests/unit/orchestrator/stages/test_run_again.py",
+    ),
 )

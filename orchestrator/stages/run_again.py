@@ -1,0 +1,38 @@
+"""A run that starts again when a trained rank fails (`recovery.on_rank_failure`): from its newest checkpoint, with the
+same command. A configuration and a stage flow in; what a run leaves in `run_dir` flows out.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from cluster.errors import ClusterError
+from orchestrator.config.base import BaseConfig
+from orchestrator.groups.recovery import Recovery, brief
+from orchestrator.run.checkpoint import Checkpoints
+from orchestrator.run.resuming import Resume
+from orchestrator.stages.run import StartStage, carry_out
+
+
+def carry_through(config: BaseConfig, resume: Resume, start: StartStage, **report: Any) -> None:
+    """As `carry_out`; after the failure of a trained rank all roles are started again, if the configuration says so."""
+    again, why = Recovery(config.recovery), ""
+    while True:
+        try:
+            return carry_out(config, resume, start, again, why, **report)
+        except ClusterError as error:
+            resume, why = "newest", _why_again(config, error, again)
+
+
+def _why_again(config: BaseConfig, error: ClusterError, again: Recovery) -> str:
+    """Why the run starts again; raises `error` if it may not, or if there is no checkpoint of every rank blamed."""
+    newest = Checkpoints(Path(config.run_dir) / "checkpoints", config.checkpoint.keep).newest(content=True)
+    failed = {who.role for who in error.blamed}
+    if config.recovery.on_rank_failure == "stop" or newest is None or not failed:
+        raise error
+    if not all((newest.path / role).exists() for role in failed):
+        raise error
+    again.survive("trained_failures_per_hour", error)
+    again.count("healing/run_restarts", 1)
+    return f"{brief(error)}: all roles are started again, and the run goes on from step {newest.step}"
