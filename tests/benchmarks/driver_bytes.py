@@ -14,7 +14,7 @@ from __future__ import annotations
 import argparse
 import pickle
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from types import SimpleNamespace
 from typing import Any
@@ -22,7 +22,7 @@ from unittest.mock import patch
 
 import torch
 
-import orchestrator.groups.scoring
+import orchestrator.groups.spread
 import orchestrator.ppo.step
 from cluster.config import Deadlines
 from orchestrator.config.canary import CanaryConfig
@@ -81,6 +81,12 @@ class Group:
     size: int
     ledger: Ledger
 
+    @property
+    def ranks(self) -> Sequence[Any]:
+        return [None] * self.size
+
+    def check_alive(self, numbers: Any) -> None: ...
+
     def __len__(self) -> int:
         return self.size
 
@@ -91,9 +97,8 @@ class Group:
     def call(self, method: Any, *arguments: Any) -> Answers:
         return Answers([self._note(method.__name__, None, *arguments) for _ in range(self.size)])
 
-    def stream(self, method: Any, shards: Sequence[Prompts], version: int, *, deadline_s: float) -> Iterator[Any]:
-        for rank, shard in enumerate(shards):
-            yield rank, self._note(method.__name__, (0, answered(shard, version)), shard, version)
+    def streaming(self, deadline_s: float) -> Parts:
+        return Parts(self)
 
     def _note(self, method: str, answer: Any, *arguments: Any) -> Any:
         call = f"{self.role}.{method}"
@@ -105,6 +110,26 @@ class Group:
         if method == "update":
             return ANSWERS[self.role]
         return torch.zeros(len(shard)) if method == "score" else torch.zeros(shard.token_ids.shape)
+
+
+@dataclass
+class Parts:
+    """What engines answer to the calls that have begun, one part for each."""
+
+    group: Group
+    found: list[tuple[Any, Any]] = field(default_factory=list)
+
+    def begin(self, key: Any, number: int, method: Any, shard: Prompts, version: int) -> None:
+        answer = (0, answered(shard, version))
+        self.found.append((key, self.group._note(method.__name__, answer, shard, version)))
+
+    def __iter__(self) -> Parts:
+        return self
+
+    def __next__(self) -> tuple[Any, Any]:
+        if not self.found:
+            raise StopIteration
+        return self.found.pop()
 
 
 def answered(prompts: Prompts, version: int) -> Rollouts:
@@ -152,11 +177,12 @@ def measure(*, rows: int, tokens: int, ranks: int, epochs: int, mini_batches: in
         dtype="float32",
         rollout=RolloutConfig(prompts_per_step=rows, responses_per_prompt=1, max_response_tokens=tokens),
         critic=SimpleNamespace(warmup=WarmupConfig()),
+        critic_alone=lambda step, warm_at: False,
         canary=CanaryConfig(),
         steps=steps,
     )
     state = TrainState(SimpleNamespace(), FixedController(0.1))  # type: ignore[arg-type]
-    waits = [patch.object(module, "wait_all") for module in (orchestrator.ppo.step, orchestrator.groups.scoring)]
+    waits = [patch.object(module, "wait_all") for module in (orchestrator.ppo.step, orchestrator.groups.spread)]
     with waits[0], waits[1]:
         for _ in range(steps):
             train_step(roles, asked(rows, tokens // 4), state, config, Clock(lambda phase: None), lambda scored: None)
