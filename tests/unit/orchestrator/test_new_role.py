@@ -181,10 +181,11 @@ def test_its_class_is_started_with_its_section(monkeypatch: pytest.MonkeyPatch) 
     cluster_: Any = SimpleNamespace(places=lambda role: [SimpleNamespace(slot=SimpleNamespace(share=0.5))])
     build: Any = Builder(config, cluster_)
     monkeypatch.setattr(Builder, "_early_end", lambda self, models: "early")
-    monkeypatch.setattr(Builder, "start", lambda self, *given: started.append(given))
+    monkeypatch.setattr(Builder, "start", lambda self, *given, **how: started.append((*given, how["replaceable"])))
     folders = {"actor": Path("a"), "anchor": Path("b")}
     build.frozen("anchor", Models(Path("a"), folders, SimpleNamespace()), ranks_of="anchor")  # type: ignore[arg-type]
-    ((role, factory, (setup, temperature, early)),) = started
+    ((role, factory, (setup, temperature, early), replaceable),) = started
+    assert replaceable, "a frozen rank that fails is started again"
     assert (role, factory, temperature, early) == ("anchor", Anchor, config.rollout.temperature, "early")
     assert (setup.model_path, setup.micro_batch_tokens, setup.shares_card) == ("b", 2048, True)
 
