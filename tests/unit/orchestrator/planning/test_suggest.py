@@ -105,7 +105,12 @@ def brute_force(config: RunConfig, count: int) -> list[float]:
 
 @pytest.mark.parametrize(
     ("nodes", "gpus", "accelerator", "stage"),
-    [(1, 4, "H100-80GB", 3), (2, 2, "A100-80GB", 3), (1, 2, "H200-141GB", 3), (1, 4, "H100-80GB", 2)],
+    [
+        pytest.param(1, 4, "H100-80GB", 3, marks=pytest.mark.slow),
+        pytest.param(2, 2, "A100-80GB", 3, marks=pytest.mark.slow),
+        (1, 2, "H200-141GB", 3),
+        (1, 4, "H100-80GB", 2),
+    ],
 )
 def test_the_search_agrees_with_brute_force(
     nodes: int, gpus: int, accelerator: str, stage: int, monkeypatch: pytest.MonkeyPatch
