@@ -153,20 +153,18 @@ def start_engine(setup: RolloutSetup) -> LLMEngine:
 
 @contextmanager
 def _meeting_aside() -> Iterator[None]:
-    """Context in which the file where vLLM's processes meet is in a folder that is removed at the end. By itself vLLM
-    leaves it in /tmp when an engine is killed; nothing needs it once the engine has started."""
-    from vllm.v1.executor import multiproc_executor, uniproc_executor
+    """Context in which the file where vLLM's one process meets itself is in a folder that is removed at the end. By
+    itself vLLM leaves it in /tmp when an engine is killed. The processes of a split engine need theirs later too."""
+    from vllm.v1.executor import uniproc_executor
 
-    modules: tuple[Any, ...] = (multiproc_executor, uniproc_executor)
-    before = [module.get_file_store_init_method for module in modules]
+    module: Any = uniproc_executor
+    before = module.get_file_store_init_method
     with TemporaryDirectory(prefix="tetrarch-engine-") as folder:
-        for module in modules:
-            module.get_file_store_init_method = lambda: f"file://{folder}/store"
+        module.get_file_store_init_method = lambda: f"file://{folder}/store"
         try:
             yield
         finally:
-            for module, method in zip(modules, before, strict=True):
-                module.get_file_store_init_method = method
+            module.get_file_store_init_method = before
 
 
 def _is_eager(setup: RolloutSetup) -> bool:
