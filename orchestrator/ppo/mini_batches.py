@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 
 import torch
@@ -48,6 +49,16 @@ def optimizer_steps(
             for rank, part in enumerate(balance([lengths[row] for row in step], ranks)):
                 shares[rank].append([step[place] for place in part])
     return shares
+
+
+def trained_rows(shares: Sequence[RankShare[E]], epochs: int) -> int:
+    """Number of the batch's rows that have a trained token and are in exactly `epochs` optimizer steps of all ranks'
+    shares together."""
+    turns = Counter[int]()
+    for share in shares:
+        learned, rows = share.experience.response_mask.any(1).tolist(), share.experience.rows.tolist()
+        turns.update(rows[place] for step in share.steps for place in step if learned[place])
+    return sum(count == epochs for count in turns.values())
 
 
 def _share(experience: E, steps: Sequence[Sequence[int]]) -> RankShare[E]:

@@ -22,8 +22,6 @@ class ExperienceStats:
     0.
     """
 
-    trained: int
-    """Number of trained responses."""
     response_length_quantiles: tuple[float, ...]
     """Generated tokens that the shares LENGTH_QUANTILES of the responses do not exceed."""
     score_mean: float = metric("score/mean")
@@ -68,7 +66,6 @@ def experience_stats(
     tokens = generated.sum(1).double()
     quantiles = torch.quantile(tokens, torch.tensor(list(LENGTH_QUANTILES.values()), dtype=torch.double))
     return ExperienceStats(
-        trained=int(trained.any(1).sum()),
         score_mean=float(scores.mean()),
         score_std=float(scores.std(correction=0)),
         score_disagreement=float(scored.disagreement.mean()) or None,

@@ -20,7 +20,7 @@ from orchestrator.groups.canary import Canary, with_right_weights
 from orchestrator.groups.scoring import Roles, finish_scoring, start_scoring
 from orchestrator.ppo.experience import Experience, in_units_of, to_experience
 from orchestrator.ppo.kl import KlController
-from orchestrator.ppo.mini_batches import share_out
+from orchestrator.ppo.mini_batches import share_out, trained_rows
 from orchestrator.ppo.scores import RunningScale, shape_scores
 from orchestrator.ppo.stats import ExperienceStats
 from orchestrator.run.phase_clock import Clock
@@ -85,6 +85,8 @@ class StepResult:
     """None without a critic."""
     actor: ActorStats | None
     """None while only the critic is trained."""
+    trained: int
+    """Responses that every trained role got once in each epoch."""
 
 
 def train_step(
@@ -111,6 +113,8 @@ def train_step(
         schedule = {"epochs": ppo.epochs, "mini_batches": ppo.mini_batches, "seed": config.seed + state.step}
         critic_shares = share_out(experience.critic, ranks=len(roles.critic), **schedule) if roles.critic else []
         actor_shares = share_out(experience.actor, ranks=len(roles.actor), **schedule)
+        trained = trained_rows(actor_shares, ppo.epochs)
+        trained = min(trained, trained_rows(critic_shares, ppo.epochs)) if critic_shares else trained
     with clock("update"):
         critic_update = roles.critic.map(Critic.update, critic_shares) if roles.critic else None
         warm = begin_if_warm(roles, state, stats, config)
@@ -125,7 +129,7 @@ def train_step(
     state.step += 1
     actor_stats = actor_update.result(deadlines.update_s)[0] if actor_update else None
     critic_stats = critic_update.result(deadlines.update_s)[0] if critic_update else None
-    return StepResult(scored, stats, critic_stats, actor_stats)
+    return StepResult(scored, stats, critic_stats, actor_stats, trained)
 
 
 def greedy_rollouts(roles: Roles, prompts: Prompts, state: TrainState, config: RunConfig) -> Rollouts | None:

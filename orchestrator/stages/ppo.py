@@ -19,6 +19,7 @@ from cluster.runtime.ray_cluster import RayCluster
 from orchestrator.config.kl import AdaptiveKl
 from orchestrator.config.retraining import RETRAINED
 from orchestrator.config.run import RunConfig
+from orchestrator.config.scores import MaskTruncated
 from orchestrator.data.prompts import PromptSource, Questions, heldout_prompts
 from orchestrator.errors import CheckpointError, TetrarchError, WeightsDiffer
 from orchestrator.groups import canary
@@ -167,9 +168,10 @@ class Ppo(Stage):
             **retrained,
             **self.roles.policy.recovery.drain(),
         }
-        samples, trained = training_samples(scored, self.config.evaluation.samples), result.experience.trained
-        left_out = {TRUNCATED: len(scored) - trained} if trained < len(scored) else {}
-        ledger = LedgerLine(version, self.state.prompts.drawn, len(scored), trained, left_out)
+        samples = training_samples(scored, self.config.evaluation.samples)
+        cut = int((~scored.rollouts.finished).sum()) if isinstance(self.config.ppo.truncated, MaskTruncated) else 0
+        dropped = {TRUNCATED: cut} if cut else {}
+        ledger = LedgerLine(version, self.state.prompts.drawn, len(scored), result.trained, dropped)
         return StepReport(metrics, samples, step_work(self.config, scored), ledger)
 
     def check_ledger(self) -> None:

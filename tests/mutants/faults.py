@@ -668,6 +668,13 @@ FAULTS = (
         "tests/unit/orchestrator/run/test_sample_ledger.py",
     ),
     Fault(
+        "a row that is trained on twice counts once",
+        "orchestrator/ppo/mini_batches.py",
+        "sum(count == epochs for count in turns.values())",
+        "sum(count >= epochs for count in turns.values())",
+        "tests/unit/orchestrator/ppo/test_mini_batches.py",
+    ),
+    Fault(
         "a prompt that is drawn twice is not noticed",
         "orchestrator/run/sample_ledger.py",
         "drawn[row] > total // prompts",
