@@ -10,13 +10,18 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from orchestrator.errors import TetrarchError
 from orchestrator.report.run_files import LEDGER_FILE, read_lines
 
 TRUNCATED = "truncated"
 """Why a sample was dropped: the length limit had cut it (`ppo.truncated`)."""
+
+SHOWN_ERRORS = 3
+"""Errors of a ledger that are told."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +75,16 @@ def wrong_in(lines: Sequence[tuple[int, LedgerLine]], prompts: int) -> Iterator[
                 yield f"step {step}: prompt {row} was drawn again before pass {total // prompts + 1} had ended"
             drawn[row] += 1
             total += 1
+
+
+def checked_summary(run_dir: Path, prompts: int) -> str:
+    """The ledger of a run that has ended, in a line for the user; TetrarchError if it is wrong. `prompts`: as in
+    `wrong_in`."""
+    lines = read_ledger(run_dir)
+    wrong = list(islice(wrong_in(lines, prompts), SHOWN_ERRORS))
+    if wrong:
+        raise TetrarchError(f"everything is saved, but {LEDGER_FILE} is wrong: {'; '.join(wrong)}")
+    return f"{LEDGER_FILE}: {summary([line for _, line in lines])}"
 
 
 def summary(lines: Sequence[LedgerLine]) -> str:

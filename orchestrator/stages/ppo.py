@@ -9,7 +9,6 @@ import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +20,7 @@ from orchestrator.config.retraining import RETRAINED
 from orchestrator.config.run import RunConfig
 from orchestrator.config.scores import MaskTruncated
 from orchestrator.data.prompts import PromptSource, Questions, heldout_prompts
-from orchestrator.errors import CheckpointError, TetrarchError, WeightsDiffer
+from orchestrator.errors import CheckpointError, WeightsDiffer
 from orchestrator.groups import canary
 from orchestrator.groups.build import resolve_models
 from orchestrator.groups.scoring import Roles
@@ -31,11 +30,10 @@ from orchestrator.ppo.budget import heed
 from orchestrator.ppo.kl import make_controller
 from orchestrator.ppo.step import StepResult, TrainState, expect_steps, step_metrics, train_step
 from orchestrator.report.reporter import Reporter
-from orchestrator.report.run_files import LEDGER_FILE
 from orchestrator.run.checkpoint import TRAINED, Checkpoint, whole_folder
 from orchestrator.run.phase_clock import Clock
 from orchestrator.run.resuming import Resume, check_reference
-from orchestrator.run.sample_ledger import TRUNCATED, LedgerLine, read_ledger, summary, wrong_in
+from orchestrator.run.sample_ledger import TRUNCATED, LedgerLine, checked_summary
 from orchestrator.stages.best_models import BestModels
 from orchestrator.stages.card_metrics import step_work
 from orchestrator.stages.evaluation import evaluate, training_samples
@@ -176,11 +174,7 @@ class Ppo(Stage):
 
     def check_ledger(self) -> None:
         """Every sample of the run was trained on, or dropped for a reason; every prompt was drawn once in each pass."""
-        lines = read_ledger(Path(self.config.run_dir))
-        wrong = list(islice(wrong_in(lines, len(self.state.prompts)), 3))
-        if wrong:
-            raise TetrarchError(f"everything is saved, but {LEDGER_FILE} is wrong: {'; '.join(wrong)}")
-        self.report.note(f"{LEDGER_FILE}: {summary([line for _, line in lines])}")
+        self.report.note(checked_summary(Path(self.config.run_dir), len(self.state.prompts)))
 
     def after_step(self, told: StepReport) -> None:
         """Apply `ppo.kl.budget`."""

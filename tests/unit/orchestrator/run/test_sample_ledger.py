@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 
 from orchestrator.data.prompts import PromptSource, Questions
+from orchestrator.errors import TetrarchError
 from orchestrator.report.reporter import Reporter
-from orchestrator.run.sample_ledger import TRUNCATED, LedgerLine, read_ledger, summary, wrong_in
+from orchestrator.run.sample_ledger import TRUNCATED, LedgerLine, checked_summary, read_ledger, summary, wrong_in
 
 PROMPTS, EACH = 7, 2
 
@@ -86,6 +87,16 @@ def test_what_is_wrong_is_said(plant, said: str) -> None:
     lines = ledger()
     plant(lines)
     assert any(said in text for text in wrong_in(lines, PROMPTS))
+
+
+def test_a_run_whose_ledger_is_wrong_fails_at_its_end(tmp_path: Path) -> None:
+    with Reporter(tmp_path, name="x", config_yaml="", tensorboard=False, html=False) as report:
+        for step, line in ledger():
+            report.step(step, {"score/mean": 0.0}, ledger=line.to_json())
+        assert checked_summary(tmp_path, PROMPTS).startswith("ledger.jsonl: 36 samples: 33 trained on")
+        report.step(9, {"score/mean": 0.0}, ledger=ledger()[0][1].to_json())
+    with pytest.raises(TetrarchError, match=r"everything is saved, but ledger\.jsonl is wrong: step 9 follows step 6"):
+        checked_summary(tmp_path, PROMPTS)
 
 
 def test_a_file_that_no_run_has_written(tmp_path: Path) -> None:
