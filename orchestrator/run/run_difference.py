@@ -185,12 +185,12 @@ def _of_checkpoints(first: Checkpoint, second: Checkpoint) -> Iterator[str]:
 
 def _of_files(first: Path, second: Path, known: Mapping[str, str], others: Mapping[str, str]) -> Iterator[str]:
     """Compare the files of two folders, given path → hash of each; where hashes differ, what the files hold."""
-    from roles.zero.state_difference import state_difference  # imports torch
-
     for name in sorted({*known, *others}):
         if name not in known or name not in others:
             yield f"{name} is only in {first if name in known else second}"
         elif known[name] != others[name]:
+            from roles.zero.state_difference import state_difference  # imports torch and DeepSpeed
+
             what = state_difference(first / name, second / name)
             if what is not None:
                 yield f"{name}: {what}"

@@ -15,7 +15,7 @@ import secrets
 import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
@@ -173,6 +173,24 @@ def check_free(run_dir: Path) -> Holder | None:
         first = seen
         time.sleep(LOCK_LOOK_S)
     return None
+
+
+def wait_until_free(run_dirs: Sequence[Path], within_s: float, told: Callable[[ConfigError], object]) -> None:
+    """Wait until no run holds the lock of any of `run_dirs`. ConfigError if one still does after `within_s` seconds;
+    `told` is called with the first."""
+    until, waits = time.monotonic() + within_s, False
+    while True:
+        try:
+            for run_dir in run_dirs:
+                check_free(run_dir)
+            return
+        except ConfigError as error:
+            if time.monotonic() > until:
+                raise
+            if not waits:
+                told(error)
+            waits = True
+            time.sleep(LOCK_LOOK_S)
 
 
 def _read(file: Path) -> Holder | None:

@@ -17,17 +17,15 @@ from typing import Any
 
 from cluster.runtime.orders import SIGNALS
 from orchestrator.display_text import duration
-from orchestrator.errors import ConfigError, TetrarchError
+from orchestrator.errors import TetrarchError
 from orchestrator.run.checkpoint import Checkpoints, trained_step
 from orchestrator.run.pipeline_stages import PipelineStage
 from orchestrator.run.pipeline_state import MISSING, PipelineState, StageRecord
-from orchestrator.run.run_lock import check_free
+from orchestrator.run.run_lock import wait_until_free
 from orchestrator.stages.own_process import END_S, Tell, end_process, ends_with
 
 WRITE_S = 5.0
 """Seconds between two writings of the state while a stage works."""
-END_LOOK_S = 1.0
-"""Seconds between two looks whether it has ended."""
 
 
 def run_stages(stages: Sequence[PipelineStage], state: PipelineState, folder: Path, tell: Tell) -> None:
@@ -76,20 +74,8 @@ def _begin(stage: PipelineStage, state: PipelineState, tell: Tell) -> list[str] 
 
 def _wait_for_its_end(stage: PipelineStage, tell: Tell) -> None:
     """A stage whose pipeline was killed saves its last step and ends; until then it holds its folder."""
-    until, told = time.monotonic() + END_S, False
-    while True:
-        try:
-            for run in stage.config.runs:
-                check_free(Path(run.run_dir))
-        except ConfigError as error:
-            if time.monotonic() > until:
-                raise
-            if not told:
-                tell(f"waiting for the end of an earlier start ({error})")
-            told = True
-            time.sleep(END_LOOK_S)
-        else:
-            return
+    folders = [Path(run.run_dir) for run in stage.config.runs]
+    wait_until_free(folders, END_S, lambda error: tell(f"waiting for the end of an earlier start ({error})"))
 
 
 def _set_aside(path: Path, tell: Tell) -> None:

@@ -29,7 +29,8 @@ def replayed(run_dir: Path, step: int, folder: Path, overrides: Sequence[str], l
         overrides: more of the configuration, such as secrets, which the run's own does not hold.
     """
     _check(run_dir, step)
-    clear(folder)
+    log = folder.with_name(f"{folder.name}.log")
+    clear(folder, log)
     folder.mkdir()
     name = f"step-{step - 1:06d}"
     shutil.copytree(run_dir / "checkpoints" / name, folder / "checkpoints" / name, copy_function=_linked)
@@ -40,7 +41,7 @@ def replayed(run_dir: Path, step: int, folder: Path, overrides: Sequence[str], l
     settings = [*overrides, "checkpoint.every=1", "checkpoint.keep=9", f"run_dir={folder}"]
     command += [f"--resume-from={step - 1}", "--", *settings]
     done = folder / "checkpoints" / f"step-{step:06d}"
-    with Started(command, folder.with_name(f"{folder.name}.log"), limit_s) as started:
+    with Started(command, log, limit_s) as started:
         started.until(lambda: steps_in(folder) >= step and done.exists())
     return run_difference(run_dir, folder, only=step)
 

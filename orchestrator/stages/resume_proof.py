@@ -7,6 +7,7 @@ took, so the same kills hit about the same places in every proof, though not the
 
 from __future__ import annotations
 
+import json
 import os
 import random
 import re
@@ -22,13 +23,12 @@ from typing import Self
 import psutil
 
 from cluster.ranks.host_memory import tree
-from orchestrator.config.base import RUN
 from orchestrator.display_text import duration
 from orchestrator.errors import ConfigError, TetrarchError
 from orchestrator.report.run_files import METRICS_FILE, read_lines
 from orchestrator.run.checkpoint import Checkpoints
 from orchestrator.run.run_difference import RunDifference, run_difference
-from orchestrator.run.run_lock import check_free
+from orchestrator.run.run_lock import check_free, wait_until_free
 from orchestrator.stages.own_process import Tell, end_process, ends_with
 
 DRIVER, SERVICES = "driver", {"raylet": "raylet", "gcs": "gcs_server"}
@@ -37,6 +37,8 @@ KILL = re.compile(r"(?P<victim>[a-z_]+(?:-\d+)?)@(?P<step>\d+)(?:\+(?P<share>0?\
 GLANCE_S = 0.02
 FREE_S = 60.0
 """Seconds in which a killed run must give its folder free."""
+LAST_BYTES = 2**16
+"""Bytes at the end of a run's metrics that hold the line of a step."""
 KEPT_LINES = 12
 """Lines of a failed run's output that an error shows."""
 
@@ -118,8 +120,13 @@ class Started:
 
 def steps_in(run_dir: Path) -> int:
     """The last step that a run has reported; 0 before the first."""
-    lines = read_lines(run_dir / METRICS_FILE)
-    return int(lines[-1]["step"]) if lines else 0
+    try:
+        with (run_dir / METRICS_FILE).open("rb") as file:
+            file.seek(max(0, os.fstat(file.fileno()).st_size - LAST_BYTES))
+            whole = [line for line in file.read().split(b"\n")[:-1] if line.strip()]
+    except FileNotFoundError:
+        return 0
+    return int(json.loads(whole[-1])["step"]) if whole else 0
 
 
 @dataclass(slots=True)
@@ -177,7 +184,7 @@ class Proof:
                 self.tell(f"{kill}: the run went on")
             if code == 0:
                 break
-            self._wait_until_free()
+            wait_until_free([run_dir], FREE_S, lambda error: None)
             flags = self._next_flags(hit[-1], code, seconds)
         for kill in pending:
             self.tell(f"{kill}: not done, the run had ended")
@@ -222,35 +229,27 @@ class Proof:
                 return alive.get(int(pids[-1])) if pids else None
         return None
 
-    def _wait_until_free(self) -> None:
-        until = time.monotonic() + FREE_S
-        while True:
-            try:
-                check_free(self.run_dir("broken"))
-            except ConfigError:
-                if time.monotonic() > until:
-                    raise
-                time.sleep(GLANCE_S)
-            else:
-                return
-
     def _started(self, name: str, flags: Sequence[str] = ()) -> Started:
         words = [*self.command, *flags, "--", *self.settings, f"{self.folder_key}={self.folder / name}"]
-        return Started(words, self.folder / f"{name}.log", self.limit_s)
+        return Started(words, self._log(name), self.limit_s)
+
+    def _log(self, name: str) -> Path:
+        return self.folder / f"{name}.log"
 
     def _clear(self, name: str) -> None:
         """Remove what an earlier proof has left."""
+        log = self._log(name)
         for path in {self.folder / name, self.run_dir(name)}:
-            clear(path)
-        (self.folder / f"{name}.log").unlink(missing_ok=True)
+            clear(path, log)
+        log.unlink(missing_ok=True)
 
 
-def clear(folder: Path) -> None:
-    """Remove a run that an earlier proof has made. ConfigError for any other folder, and while a run writes to it."""
+def clear(folder: Path, log: Path) -> None:
+    """Remove a run that an earlier proof, which has left `log`, has made. ConfigError for any other folder, and while a
+    run writes to it."""
     if not folder.exists():
         return
-    log = folder.with_name(f"{folder.name}.log")
-    if any(folder.iterdir()) and not (log.exists() or log.with_name(log.name.replace(RUN, "")).exists()):
+    if any(folder.iterdir()) and not log.exists():
         raise ConfigError(f"{folder} was not made by an earlier proof or replay; move it, or remove it")
     check_free(folder)
     shutil.rmtree(folder)
