@@ -5,11 +5,8 @@ from __future__ import annotations
 import gc
 import json
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, Literal
 
 from roles.config.environment import FunctionEnvironment
@@ -125,46 +122,40 @@ def start_engine(setup: RolloutSetup) -> LLMEngine:
         }
     if on_cpu or engine.block_size is not None:
         special["block_size"] = engine.block_size or CPU_BLOCK_SIZE
-    with _meeting_aside():
-        return LLMEngine.from_engine_args(
-            EngineArgs(
-                model=setup.model_path,
-                hf_overrides=overrides(Path(setup.model_path)),
-                skip_tokenizer_init=True,
-                trust_remote_code=setup.trust_remote_code,
-                dtype=setup.dtype,
-                seed=setup.seed,
-                max_model_len=setup.max_model_tokens,
-                max_num_seqs=engine.max_sequences,
-                tensor_parallel_size=setup.tensor_parallel_size,
-                distributed_executor_backend="mp" if setup.tensor_parallel_size > 1 else "uni",
-                worker_extension_cls="roles.transfer.vllm_worker.WeightReceiver",
-                weight_transfer_config=WeightTransferConfig(backend=setup.backend),
-                enforce_eager=_is_eager(setup),
-                enable_prefix_caching=engine.prefix_caching,
-                enable_sleep_mode=engine.sleep > 0,
-                logprobs_mode="processed_logprobs",  # of what is sampled from: after temperature, top-p and top-k
-                generation_config="vllm",  # sampling is the run's configuration alone, not the folder's
-                disable_log_stats=True,
-                **special,
-            )
+    _meet_in_memory()
+    return LLMEngine.from_engine_args(
+        EngineArgs(
+            model=setup.model_path,
+            hf_overrides=overrides(Path(setup.model_path)),
+            skip_tokenizer_init=True,
+            trust_remote_code=setup.trust_remote_code,
+            dtype=setup.dtype,
+            seed=setup.seed,
+            max_model_len=setup.max_model_tokens,
+            max_num_seqs=engine.max_sequences,
+            tensor_parallel_size=setup.tensor_parallel_size,
+            distributed_executor_backend="mp" if setup.tensor_parallel_size > 1 else "uni",
+            worker_extension_cls="roles.transfer.vllm_worker.WeightReceiver",
+            weight_transfer_config=WeightTransferConfig(backend=setup.backend),
+            enforce_eager=_is_eager(setup),
+            enable_prefix_caching=engine.prefix_caching,
+            enable_sleep_mode=engine.sleep > 0,
+            logprobs_mode="processed_logprobs",  # of the distribution that is sampled: after temperature, top-p, top-k
+            generation_config="vllm",  # sampling is the run's configuration alone, not the folder's
+            disable_log_stats=True,
+            **special,
         )
+    )
 
 
-@contextmanager
-def _meeting_aside() -> Iterator[None]:
-    """Context in which the file where vLLM's one process meets itself is in a folder that is removed at the end. By
-    itself vLLM leaves it in /tmp when an engine is killed. The processes of a split engine need theirs later too."""
-    from vllm.v1.executor import uniproc_executor
+def _meet_in_memory() -> None:
+    """Let vLLM's processes, all on this machine, meet over a file in memory, which ends with this process. By itself
+    vLLM takes one in /tmp, which stays when an engine is killed."""
+    from vllm.v1.executor import multiproc_executor, uniproc_executor
 
-    module: Any = uniproc_executor
-    before = module.get_file_store_init_method
-    with TemporaryDirectory(prefix="tetrarch-engine-") as folder:
-        module.get_file_store_init_method = lambda: f"file://{folder}/store"
-        try:
-            yield
-        finally:
-            module.get_file_store_init_method = before
+    modules: tuple[Any, ...] = (multiproc_executor, uniproc_executor)
+    for module in modules:
+        module.get_file_store_init_method = lambda: f"file:///proc/{os.getpid()}/fd/{os.memfd_create('meeting')}"
 
 
 def _is_eager(setup: RolloutSetup) -> bool:
