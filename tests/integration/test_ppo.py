@@ -103,8 +103,9 @@ def listening_sockets(pid: int) -> Iterator[tuple[str, bool]]:
                 yield f"{socket.laddr.ip}:{socket.laddr.port} {program}", beyond
 
 
-def test_no_engine_leaves_a_file_in_the_folder_for_temporary_ones(folder: Path, proof: str) -> None:
-    assert list((folder / "tmp").glob("vllm_dist_*")) == []
+def test_nothing_is_left_in_the_folder_for_temporary_files(folder: Path, proof: str) -> None:
+    """But the cache of torch's compiler. By itself vLLM leaves a file of each engine that is killed."""
+    assert [entry.name for entry in (folder / "tmp").iterdir() if not entry.name.startswith("torchinductor_")] == []
 
 
 def test_nothing_listens_beyond_this_machine(listening: dict[str, bool], proof: str) -> None:
