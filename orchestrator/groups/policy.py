@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from cluster.config import Deadlines
-from cluster.errors import ClusterError, DeadlineExceeded
+from cluster.errors import ClusterError
 from cluster.ranks.failures import Death
 from cluster.ranks.role_group import RoleGroup
 from orchestrator.errors import TetrarchError
@@ -100,14 +100,10 @@ class Policy:
             return assignments
 
         assignments = begin(home_assignments([len(share) for share in shares], self.fleet.usable(version), unit))
-        late = False
         while any(given.left for given in assignments):
             try:
                 found = next(running, None)
             except ClusterError as error:
-                if late and isinstance(error, DeadlineExceeded):
-                    raise
-                late |= isinstance(error, DeadlineExceeded)
                 self.fleet.fence(error)
                 assignments += begin(self._taken_over(assignments, version, unit))
                 continue

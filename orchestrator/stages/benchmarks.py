@@ -17,6 +17,7 @@ from typing import Any
 
 from orchestrator.config.evaluation import BenchmarksConfig, EvaluationRun
 from orchestrator.errors import TetrarchError
+from orchestrator.stages.own_process import last_lines
 
 SHOWN_LINES = 20
 """Last lines of the log in an error."""
@@ -52,8 +53,8 @@ def run_benchmarks(config: EvaluationRun, model: Path) -> list[BenchmarkResult]:
         ended = subprocess.run(words, stdout=out, stderr=subprocess.STDOUT, env=_environment(config.device))
         written = sorted(Path(folder).rglob("results_*.json"))
         if ended.returncode or not written:
-            last = "\n".join(log.read_text(encoding="utf-8", errors="replace").splitlines()[-SHOWN_LINES:])
-            raise TetrarchError(f"lm-eval ended with exit code {ended.returncode}; the last lines of {log}:\n{last}")
+            said = last_lines(log, SHOWN_LINES)
+            raise TetrarchError(f"lm-eval ended with exit code {ended.returncode}; the last lines of {log}:\n{said}")
         return list(results_of(json.loads(written[-1].read_text(encoding="utf-8"))["results"]))
 
 

@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 from collections.abc import Callable
+from pathlib import Path
 
 from cluster.runtime.fork_server import DEATH_SIGNAL
 
@@ -16,6 +17,11 @@ END_S = 120.0
 
 Tell = Callable[[str], None]
 """Says to the user what happens."""
+
+
+def last_lines(log: Path, count: int) -> str:
+    """The last `count` lines that a command has said."""
+    return "\n".join(log.read_text(encoding="utf-8", errors="replace").splitlines()[-count:])
 
 
 def end_process(process: subprocess.Popen[bytes]) -> None:

@@ -29,7 +29,7 @@ from orchestrator.report.run_files import METRICS_FILE, read_lines
 from orchestrator.run.checkpoint import Checkpoints
 from orchestrator.run.run_difference import RunDifference, run_difference
 from orchestrator.run.run_lock import check_free, wait_until_free
-from orchestrator.stages.own_process import Tell, end_process, ends_with
+from orchestrator.stages.own_process import Tell, end_process, ends_with, last_lines
 
 DRIVER, SERVICES = "driver", {"raylet": "raylet", "gcs": "gcs_server"}
 """Victims that are no rank: the command itself, and Ray's processes by the names of their programs."""
@@ -111,7 +111,7 @@ class Started:
 
     def end_of_log(self) -> str:
         """The last lines that it has said."""
-        return "\n".join(self._log.read_text(encoding="utf-8", errors="replace").splitlines()[-KEPT_LINES:])
+        return last_lines(self._log, KEPT_LINES)
 
     def _check_time(self) -> None:
         if time.monotonic() > self._until:
