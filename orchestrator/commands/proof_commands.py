@@ -46,6 +46,7 @@ KillAt = Annotated[
 ]
 KillCount = Annotated[int, typer.Option(min=1, help="Number of random kills, if none is given with --kill.")]
 KillSeed = Annotated[int, typer.Option(help="From which the random kills follow.")]
+CheckpointEvery = Annotated[int, typer.Option(min=1, help="Steps between two checkpoints.")]
 StartLimit = Annotated[float, typer.Option(min=1.0, help="Seconds in which each start of the command must end.")]
 
 
@@ -95,13 +96,14 @@ def verify_resume(
     kill: KillAt = None,
     kills: KillCount = 2,
     seed: KillSeed = 0,
+    checkpoint_every: CheckpointEvery = 1,
     limit_s: StartLimit = 3600.0,
     debug: Debug = False,
 ) -> None:
     """Prove that a run survives: run unbroken, run again with kills and --resume after each, and compare both bit for
     bit.
 
-    Both are in FOLDER-verify, with a checkpoint after every step. Exit code 0 if they are the same, 3 if not.
+    Both are in FOLDER-verify, with a checkpoint after every step by default. Exit code 0 if they are the same, 3 if not.
 
     Example: tetrarch verify-resume configs/tiny.yaml --steps 6 --kill critic-1@2+0.5 --kill driver@4
     """
@@ -109,7 +111,7 @@ def verify_resume(
         from orchestrator.stages.resume_proof import SERVICES, Kill, random_kills
 
         name = training_of(config, overrides or (), command)
-        proof, victims, last = _proof(name, config, overrides or (), steps, limit_s)
+        proof, victims, last = _proof(name, config, overrides or (), steps, checkpoint_every, limit_s)
         planned = [Kill.parse(text) for text in kill or ()]
         planned = planned or random_kills(kills, _room(kills, steps), [*victims, *SERVICES], seed)
         _check_kills(planned, victims, last)
@@ -125,15 +127,15 @@ def verify_resume(
 
 
 def _proof(
-    name: str, file: Path, overrides: Sequence[str], steps: int, limit_s: float
+    name: str, file: Path, overrides: Sequence[str], steps: int, every: int, limit_s: float
 ) -> tuple[Proof, Sequence[str], int | None]:
-    """The two runs of a training, with a checkpoint after every step; the processes that can be killed; the last step,
+    """The two runs of a training, with a checkpoint after `every` steps; the processes that can be killed; the last step,
     None if only the data determines it."""
     from orchestrator.stages.resume_proof import Proof
 
     plain = load_root(ROOTS[name], file, overrides)
     counts = rules_of(plain).steps(plain) is not None
-    settings = [*overrides, "checkpoint.every=1", f"checkpoint.keep={steps if counts else MANY}"]
+    settings = [*overrides, f"checkpoint.every={every}", f"checkpoint.keep={steps if counts else MANY}"]
     settings += [f"steps={steps}"] if counts else []
     run = load_root(ROOTS[name], file, settings)
     if len(run.runs) > 1:
