@@ -103,7 +103,8 @@ def verify_resume(
     """Prove that a run survives: run unbroken, run again with kills and --resume after each, and compare both bit for
     bit.
 
-    Both are in FOLDER-verify, with a checkpoint after every step by default. Exit code 0 if they are the same, 3 if not.
+    Both are in FOLDER-verify, by default with a checkpoint after every step. Exit code 0 if they are the same, 3 if
+    not.
 
     Example: tetrarch verify-resume configs/tiny.yaml --steps 6 --kill critic-1@2+0.5 --kill driver@4
     """
@@ -129,8 +130,8 @@ def verify_resume(
 def _proof(
     name: str, file: Path, overrides: Sequence[str], steps: int, every: int, limit_s: float
 ) -> tuple[Proof, Sequence[str], int | None]:
-    """The two runs of a training, with a checkpoint after `every` steps; the processes that can be killed; the last step,
-    None if only the data determines it."""
+    """The two runs of a training, with a checkpoint after `every` steps; the processes that can be killed; the last
+    step, None if only the data determines it."""
     from orchestrator.stages.resume_proof import Proof
 
     plain = load_root(ROOTS[name], file, overrides)

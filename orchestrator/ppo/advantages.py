@@ -59,14 +59,16 @@ def gae(
         return advantages, gae(rewards, values, mask, gamma, critic_lambda, bootstrap)[1]
     after = torch.zeros_like(values[:, 0]) if bootstrap is None else bootstrap.to(values.dtype)
     future = torch.zeros_like(after)
-    advantages = torch.zeros_like(values)
-    for t in reversed(mask.any(0).nonzero().flatten().tolist()):
-        valid, value = mask[:, t], values[:, t]
-        current = rewards[:, t] + gamma * after - value + gamma * lambda_ * future
+    paid, valued, inside = (each.t().contiguous() for each in (rewards, values, mask))  # columns are slow
+    advantages = torch.zeros_like(valued)
+    for t in reversed(inside.any(1).nonzero().flatten().tolist()):
+        valid, value = inside[t], valued[t]
+        current = paid[t] + gamma * after - value + gamma * lambda_ * future
         future = torch.where(valid, current, future)
         after = torch.where(valid, value, after)
-        advantages[:, t] = torch.where(valid, current, 0.0)
-    return advantages, torch.where(mask, advantages + values, 0.0)
+        advantages[t] = torch.where(valid, current, 0.0)
+    by_row = advantages.t().contiguous()
+    return by_row, torch.where(mask, by_row + values, 0.0)
 
 
 def whiten(x: Tensor, mask: Tensor, shift_mean: bool = True) -> Tensor:

@@ -5,15 +5,14 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from tests.benchmarks.soak import Flatness, Sample, Watched, flatness, kills, table
 
-STEPS = 20
 GROWS = {
     "nothing": "pass",
     "memory": "kept.append(bytearray(os.urandom(2**20)))",
@@ -29,6 +28,7 @@ with (run / "metrics.jsonl").open("w") as metrics:
         exec(grow)
         metrics.write(json.dumps({"step": step}) + "\\n")
         metrics.flush()
+        print(step, flush=True)
         sys.stdin.readline()
 """
 
@@ -37,15 +37,13 @@ with (run / "metrics.jsonl").open("w") as metrics:
 def test_what_a_real_process_keeps_is_noticed(tmp_path: Path, what: str) -> None:
     (tmp_path / "logs").mkdir()
     watched, command = Watched(tmp_path), [sys.executable, "-c", RANK, str(tmp_path), GROWS[what]]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, text=True) as process:
-        assert process.stdin is not None
-        while process.poll() is None:
-            before = len(watched.samples["actor-0"])
+    pipes: Any = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    with subprocess.Popen(command, **pipes) as process:
+        assert process.stdin is not None and process.stdout is not None
+        for _ in process.stdout:  # a step
             watched.look(os.getpid())
-            if len(watched.samples["actor-0"]) > before:
-                process.stdin.write("\n")
-                process.stdin.flush()
-            time.sleep(0.005)
+            process.stdin.write("\n")
+            process.stdin.flush()
     found = flatness("actor-0", watched.samples["actor-0"], 4, 4)
     assert found is not None and found.flat == (what == "nothing"), (found, watched.samples["actor-0"])
 
