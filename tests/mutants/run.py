@@ -11,6 +11,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from tests.mutants.fault import Fault
@@ -20,6 +21,8 @@ ROOT = Path(__file__).resolve().parents[2]
 SOURCES = ("orchestrator", "roles", "cluster", "configs", "tests", "docker", "pyproject.toml", "README.md", "Makefile")
 TESTS_FAILED = 1
 DEADLINE_S = 900
+AT_ONCE = 2
+"""Copies in which faults are planted at the same time."""
 
 
 def noticed_by(fault: Fault, copy: Path) -> str | None:
@@ -63,26 +66,38 @@ def main(names: list[str]) -> int:
         raise SystemExit(f"no fault is called {', '.join(sorted(unknown))}; see tests/mutants/faults.py")
     faults = [fault for fault in FAULTS if not names or fault.name in names]
     survived = 0
-    with tempfile.TemporaryDirectory() as folder:
-        copy = Path(folder) / "copy"
-        copy.mkdir()
-        for name in SOURCES:
-            source = ROOT / name
-            if source.is_dir():
-                shutil.copytree(source, copy / name, ignore=shutil.ignore_patterns("__pycache__"))
-            else:
-                shutil.copy(source, copy / name)
+    with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(AT_ONCE) as pool:
+        copies = [copied(Path(folder) / str(number)) for number in range(AT_ONCE)]
         tests = sorted({test for fault in faults for test in fault.tests.split()})
-        failure = first_failure(tests, copy)
+        failure = first_failure(tests, copies[0])
         if failure is not None:
             raise SystemExit(f"{failure} fails without any fault; fix it first")
+
+        def tried(fault: Fault) -> str | None:
+            copy = copies.pop()
+            try:
+                return noticed_by(fault, copy)
+            finally:
+                copies.append(copy)
+
         print("| Fault | in | noticed by |\n| --- | --- | --- |", flush=True)
-        for fault in faults:
-            test = noticed_by(fault, copy)
+        for fault, test in zip(faults, pool.map(tried, faults), strict=True):
             survived += test is None
             print(f"| {fault.name} | `{fault.file}` | {f'`{test}`' if test else '**nobody**'} |", flush=True)
     print(f"\n{len(faults) - survived} of {len(faults)} faults are noticed.")
     return int(survived > 0)
+
+
+def copied(copy: Path) -> Path:
+    """The sources, in the new folder `copy`."""
+    copy.mkdir()
+    for name in SOURCES:
+        source = ROOT / name
+        if source.is_dir():
+            shutil.copytree(source, copy / name, ignore=shutil.ignore_patterns("__pycache__"))
+        else:
+            shutil.copy(source, copy / name)
+    return copy
 
 
 if __name__ == "__main__":
