@@ -5,6 +5,7 @@ TetrarchError            the run failed (exit code 1)
 ├── CheckpointError      a checkpoint is missing, broken or belongs to another run
 ├── NotFinite            a role answered with NaN or infinity; the batch is kept
 ├── LabellingStopped     the budget is spent or the judge is down; what was labelled is kept
+├── FileNotWritten       a file that is written while the run goes on could not be; a checkpoint is saved
 ├── WeightsDiffer        the engines do not sample from the trainer's weights; the batch is kept
 └── StopTraining         a rule of the configuration ends the run after a step; a checkpoint is saved
     └── KlBudgetSpent    the policy is farther from the reference than ppo.kl.budget.stop allows
@@ -33,6 +34,10 @@ class NotFinite(TetrarchError):
 
 class WeightsDiffer(TetrarchError):
     """The engines do not sample from the trainer's weights."""
+
+
+class FileNotWritten(TetrarchError):
+    """A file that is written while the run goes on could not be written."""
 
 
 class LabellingStopped(TetrarchError):

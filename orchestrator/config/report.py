@@ -2,7 +2,27 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from roles.config.section import Section
+
+TokenColumn = Literal[
+    "token_ids", "rollout_logprobs", "old_logprobs", "reference_logprobs", "values", "returns", "advantages"
+]
+"""What can be kept of every token of a sample."""
+
+
+class SampleFilesConfig(Section):
+    """What the file of a PPO step says of every sample that the step has generated, beside its ids, seed, score, KL,
+    lengths, and what became of it."""
+
+    texts: bool = True
+    """Prompt, response and conversation."""
+    per_token: list[TokenColumn] = []
+    """Columns with a list for each sample. `token_ids` adds the prompt's (`prompt_token_ids`), those after it, and which
+    of these the policy generated (`generated`). The others have a number for each token after the prompt, 0 for what an
+    environment said: the log-probabilities of vLLM, of the actor before the update and of the reference, and the
+    critic's values, returns and the advantages, as they were trained on (0 in samples that were left out)."""
 
 
 class ReportConfig(Section):
@@ -12,3 +32,5 @@ class ReportConfig(Section):
     """Write TensorBoard event files."""
     html: bool = True
     """Write one self-contained `report.html`."""
+    samples: SampleFilesConfig | None = SampleFilesConfig()
+    """Write all samples of a PPO step into `samples/step-N.parquet`; null: do not."""

@@ -51,14 +51,14 @@ def optimizer_steps(
     return shares
 
 
-def trained_rows(shares: Sequence[RankShare[E]], epochs: int) -> int:
-    """Number of the batch's rows that have a trained token and are in exactly `epochs` optimizer steps of all ranks'
-    shares together."""
+def trained_rows(shares: Sequence[RankShare[E]], epochs: int) -> set[int]:
+    """The batch's rows that have a trained token and are in exactly `epochs` optimizer steps of all ranks' shares
+    together."""
     turns = Counter[int]()
     for share in shares:
         learned, rows = share.experience.response_mask.any(1).tolist(), share.experience.rows.tolist()
         turns.update(rows[place] for step in share.steps for place in step if learned[place])
-    return sum(count == epochs for count in turns.values())
+    return {row for row, count in turns.items() if count == epochs}
 
 
 def _share(experience: E, steps: Sequence[Sequence[int]]) -> RankShare[E]:

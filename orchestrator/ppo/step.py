@@ -80,13 +80,15 @@ class StepResult:
     """Results of one PPO step."""
 
     scored: Scored
-    experience: ExperienceStats
+    experience: Experience
+    """The training data, on the whole batch."""
+    stats: ExperienceStats
     critic: CriticStats | None
     """None without a critic."""
     actor: ActorStats | None
     """None while only the critic is trained."""
-    trained: int
-    """Responses that every trained role got once in each epoch."""
+    trained: set[int]
+    """Rows of the batch that every trained role got once in each epoch."""
 
 
 def train_step(
@@ -114,7 +116,7 @@ def train_step(
         critic_shares = share_out(experience.critic, ranks=len(roles.critic), **schedule) if roles.critic else []
         actor_shares = share_out(experience.actor, ranks=len(roles.actor), **schedule)
         trained = trained_rows(actor_shares, ppo.epochs)
-        trained = min(trained, trained_rows(critic_shares, ppo.epochs)) if critic_shares else trained
+        trained = trained & trained_rows(critic_shares, ppo.epochs) if critic_shares else trained
     with clock("update"):
         critic_update = roles.critic.map(Critic.update, critic_shares) if roles.critic else None
         warm = begin_if_warm(roles, state, stats, config)
@@ -129,7 +131,7 @@ def train_step(
     state.step += 1
     actor_stats = actor_update.result(deadlines.update_s)[0] if actor_update else None
     critic_stats = critic_update.result(deadlines.update_s)[0] if critic_update else None
-    return StepResult(scored, stats, critic_stats, actor_stats, trained)
+    return StepResult(scored, experience, stats, critic_stats, actor_stats, trained)
 
 
 def greedy_rollouts(roles: Roles, prompts: Prompts, state: TrainState, config: RunConfig) -> Rollouts | None:
@@ -190,7 +192,7 @@ def expect_steps(roles: Roles, state: TrainState, config: RunConfig) -> None:
 
 def step_metrics(result: StepResult) -> dict[str, float]:
     """Metrics of learning in a step, by the names of `orchestrator.metrics`."""
-    metrics = result.experience.metrics() | measured(result.critic) | measured(result.actor)
+    metrics = result.stats.metrics() | measured(result.critic) | measured(result.actor)
     if result.critic is None:
         del metrics["value/explained_variance"]
     return metrics

@@ -6,7 +6,8 @@ What is on disk after each step is enough for the page of a dead run.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -17,6 +18,7 @@ from cluster.errors import Terminated
 from orchestrator.metrics import METRICS, check_known
 from orchestrator.report import run_files
 from orchestrator.report.evaluation_results import EvaluationResult, SampleRow
+from orchestrator.report.file_writer import FileWriter
 from orchestrator.report.page import render_report
 from orchestrator.report.progress import Progress, make_progress
 from orchestrator.report.reliability import ReliabilityBin
@@ -43,6 +45,7 @@ class Reporter:
         config_yaml: the resolved configuration, secrets redacted.
         resume_step: entries of the files after this step are dropped; 0 starts new files.
         targets: metric → the value that a controller steers it to, drawn in its chart.
+        save_s: seconds in which a file of samples must be written.
         progress: the display to use instead of the terminal's or plain lines.
     """
 
@@ -60,6 +63,7 @@ class Reporter:
         html: bool = True,
         resume_step: int = 0,
         targets: Mapping[str, float] | None = None,
+        save_s: float = 600.0,
         progress: Progress | None = None,
     ) -> None:
         self._run_dir = Path(run_dir)
@@ -81,6 +85,7 @@ class Reporter:
         self._before = next((e for e in self.evaluations if e.label == "before"), None)
         self._tensorboard = _writer(self._run_dir / "tensorboard", resume_step) if tensorboard else None
         self._progress = make_progress(name, steps, resume_step) if progress is None else progress
+        self._files = FileWriter(save_s)
 
     def __enter__(self) -> Self:
         return self
@@ -112,9 +117,10 @@ class Reporter:
         metrics: Mapping[str, float],
         table: Sequence[SampleRow] = (),
         ledger: Mapping[str, Any] | None = None,
+        keep: Callable[[Path], None] | None = None,
     ) -> None:
-        """Report a step: one line of `metrics.jsonl`, its samples, and its line of the ledger. ValueError for a metric
-        that is not declared."""
+        """Report a step: one line of `metrics.jsonl`, some samples, its line of the ledger; `keep` writes all samples
+        to a file, while the run goes on. ValueError for a metric that is not declared."""
         numbers = {key: value for key, value in metrics.items() if key != "step"}
         check_known(list(numbers))
         append_line(self._run_dir / run_files.METRICS_FILE, {"step": step, **numbers})
@@ -122,6 +128,8 @@ class Reporter:
             append_line(self._run_dir / run_files.SAMPLES_FILE, {"step": step, **asdict(row)})
         if ledger is not None:
             append_line(self._run_dir / run_files.LEDGER_FILE, {"step": step, **ledger})
+        if keep is not None:
+            self._files.put(run_files.samples_of(self._run_dir, step), keep)
         if self._tensorboard is not None:
             for key, value in numbers.items():
                 self._tensorboard.add_scalar(key, value, step)
@@ -134,12 +142,22 @@ class Reporter:
         return ((int(line["step"]), line) for line in read_record(self._run_dir).metrics)
 
     def sync(self) -> None:
-        """Wait until the lines that have been reported are on the disk."""
+        """Wait until what has been reported is on the disk; a file of samples may have failed (`check`)."""
+        self._files.wait()
         for name in run_files.LINES:
             if (path := self._run_dir / name).exists():
                 with path.open("rb") as file:
                     os.fsync(file.fileno())
         sync_folder(self._run_dir)
+
+    def check(self) -> None:
+        """FileNotWritten if samples could not be written; raised once."""
+        self._files.check()
+
+    def complete(self) -> None:
+        """Wait until everything that has been reported is on the disk. FileNotWritten as in `check`."""
+        self.sync()
+        self.check()
 
     def evaluation(self, result: EvaluationResult) -> None:
         """Report an evaluation: one line of `evaluation.jsonl`, and on the screen its change since the one before
@@ -184,11 +202,12 @@ class Reporter:
             self._progress.close()
 
     def _finish(self, error: BaseException | None) -> None:
-        if self._tensorboard is not None:
-            self._tensorboard.close()
-        write_state(self._run_dir, _ended(self._state, self._step, error))
-        if self._html:
-            self._progress.lines(f"report: {render_report(self._run_dir)}")
+        with closing(self._files):
+            if self._tensorboard is not None:
+                self._tensorboard.close()
+            write_state(self._run_dir, _ended(self._state, self._step, error))
+            if self._html:
+                self._progress.lines(f"report: {render_report(self._run_dir)}")
 
 
 def _prepare(run_dir: Path, state: RunState, config_yaml: str, resume_step: int) -> None:
@@ -199,6 +218,8 @@ def _prepare(run_dir: Path, state: RunState, config_yaml: str, resume_step: int)
             drop_after(run_dir / name, resume_step)
         else:
             (run_dir / name).unlink(missing_ok=True)
+    for path in run_files.kept_samples(run_dir, after=resume_step).values():
+        path.unlink()
     (run_dir / run_files.CONFIG_FILE).write_text(config_yaml, encoding="utf-8")
     write_state(run_dir, state)
 

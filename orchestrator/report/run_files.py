@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
@@ -23,6 +24,8 @@ T = TypeVar("T")
 
 METRICS_FILE = "metrics.jsonl"
 SAMPLES_FILE = "samples.jsonl"
+SAMPLES_FOLDER = "samples"
+"""Folder of the files with all samples, one of each step."""
 LEDGER_FILE = "ledger.jsonl"
 """What became of every generated sample."""
 EVALUATION_FILE = "evaluation.jsonl"
@@ -115,6 +118,18 @@ def _reading(path: Path) -> Iterator[None]:
             raise
         reason = f"{type(error).__name__}: {error}"
         raise ValueError(f"{path} is not as a run has written it ({reason}); restore or remove it") from error
+
+
+def samples_of(run_dir: Path, step: int) -> Path:
+    """The file with all samples of a step."""
+    return run_dir / SAMPLES_FOLDER / f"step-{step:06d}.parquet"
+
+
+def kept_samples(run_dir: Path, after: int = 0) -> dict[int, Path]:
+    """Step → file with all its samples, of the steps after `after` that have one, ascending."""
+    files = (run_dir / SAMPLES_FOLDER).glob("step-*.parquet")
+    steps = [int(name[1]) for file in files if (name := re.fullmatch(r"step-(\d+)\.parquet", file.name))]
+    return {step: samples_of(run_dir, step) for step in sorted(steps) if step > after}
 
 
 def drop_after(path: Path, step: int) -> None:

@@ -192,6 +192,7 @@ def set_aside(run_dir: Path, step: int, leaves: Sequence[str]) -> Path | None:
     later = [folder for folder in (run_dir / "checkpoints").glob("step-*") if (step_of(folder) or 0) > step]
     left = [run_dir / name for name in leaves] if trained_step(run_dir) != step else []
     left += [run_dir / BEST] if (trained_step(run_dir / BEST) or 0) > step else []
+    left += run_files.kept_samples(run_dir, after=step).values()
     moved = [*later, *(path for path in left if path.exists())]
     lines = run_files.read_lines(run_dir / run_files.METRICS_FILE)
     if not moved and all(line["step"] <= step for line in lines):
@@ -199,12 +200,14 @@ def set_aside(run_dir: Path, step: int, leaves: Sequence[str]) -> Path | None:
     number = 1
     while (place := run_dir / SET_ASIDE / str(number)).exists():
         number += 1
-    (place / "checkpoints").mkdir(parents=True)
+    place.mkdir(parents=True)
     for name in run_files.ALL_FILES:
         if (run_dir / name).exists():
             shutil.copy2(run_dir / name, place)
     for path in moved:
-        path.rename(place / path.relative_to(run_dir))
+        target = place / path.relative_to(run_dir)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        path.rename(target)
     return place
 
 

@@ -2,23 +2,28 @@
 
 A step's samples flow in, one line of `ledger.jsonl` flows out; the lines of a run flow in, and what is wrong with them
 flows out: a step that is missing or twice, a prompt that was drawn twice in a pass over the data or never, samples that
-were neither trained on nor dropped for a reason.
+were neither trained on nor dropped for a reason, a file of samples that says otherwise than its line.
 """
 
 from __future__ import annotations
 
+import reprlib
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, field
-from itertools import islice
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields
+from itertools import chain, islice
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from orchestrator.errors import TetrarchError
-from orchestrator.report.run_files import LEDGER_FILE, read_lines
+from orchestrator.report.run_files import LEDGER_FILE, SAMPLES_FOLDER, kept_samples, read_lines
 
 TRUNCATED = "truncated"
 """Why a sample was dropped: the length limit had cut it (`ppo.truncated`)."""
+
+FATES = ("version", "prompt_id", "response_id", "trained", "dropped")
+"""Of each sample: the version of the weights that generated it; the row of its prompt; which of the responses to this
+prompt it is, from 0 on; whether it was in the update; if not, why."""
 
 SHOWN_ERRORS = 3
 """Errors of a ledger that are told."""
@@ -38,6 +43,18 @@ class LedgerLine:
     """Number of samples in the update, each of them once in each epoch."""
     dropped: dict[str, int] = field(default_factory=dict)
     """Reason → number of samples that were left out of the update."""
+
+    @classmethod
+    def of(cls, fates: Mapping[str, Sequence[Any]]) -> Self:
+        """The line of samples from their columns `FATES`, as a driver has them or a file of samples."""
+        drawn = zip(fates["prompt_id"], fates["response_id"], strict=True)
+        return cls(
+            version=min(fates["version"]),
+            prompts=[prompt for prompt, response in drawn if response == 0],
+            samples=len(fates["version"]),
+            trained=sum(fates["trained"]),
+            dropped=dict(Counter(reason for reason in fates["dropped"] if reason is not None)),
+        )
 
     def to_json(self) -> dict[str, Any]:
         """Plain values; the inverse of `LedgerLine(**values)`."""
@@ -77,14 +94,34 @@ def wrong_in(lines: Sequence[tuple[int, LedgerLine]], prompts: int) -> Iterator[
             total += 1
 
 
+def wrong_files(files: Mapping[int, Path], lines: Sequence[tuple[int, LedgerLine]]) -> Iterator[str]:
+    """Which files of samples say otherwise than the ledger. `files`: step → file."""
+    from pyarrow import parquet
+
+    told = dict(lines)
+    for step, file in files.items():
+        try:
+            found = LedgerLine.of(parquet.read_table(file, columns=list(FATES)).to_pydict())
+        except (OSError, ValueError, LookupError, TypeError) as error:
+            yield f"{file} cannot be read ({error})"
+            continue
+        if step not in told:
+            yield f"{file} is of a step that {LEDGER_FILE} lacks"
+        elif found != told[step]:
+            name = next(f.name for f in fields(found) if getattr(found, f.name) != getattr(told[step], f.name))
+            values = [reprlib.repr(getattr(line, name)) for line in (told[step], found)]
+            yield f"step {step}: {name} is {values[0]}, but {values[1]} in {file}"
+
+
 def checked_summary(run_dir: Path, prompts: int) -> str:
     """The ledger of a run that has ended, in a line for the user; TetrarchError if it is wrong. `prompts`: as in
     `wrong_in`."""
-    lines = read_ledger(run_dir)
-    wrong = list(islice(wrong_in(lines, prompts), SHOWN_ERRORS))
+    lines, files = read_ledger(run_dir), kept_samples(run_dir)
+    wrong = list(islice(chain(wrong_in(lines, prompts), wrong_files(files, lines)), SHOWN_ERRORS))
     if wrong:
         raise TetrarchError(f"everything is saved, but {LEDGER_FILE} is wrong: {'; '.join(wrong)}")
-    return f"{LEDGER_FILE}: {summary([line for _, line in lines])}"
+    told = f"{LEDGER_FILE}: {summary([line for _, line in lines])}"
+    return f"{told}; {SAMPLES_FOLDER}/ has those of {len(files)} of {len(lines)} steps" if files else told
 
 
 def summary(lines: Sequence[LedgerLine]) -> str:

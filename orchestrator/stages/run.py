@@ -20,7 +20,7 @@ from cluster.role_table import row_of
 from cluster.runtime.orders import ORDERS, Orders
 from orchestrator.config.base import BaseConfig
 from orchestrator.config.loading import dump_config
-from orchestrator.errors import NotFinite, StopTraining, TetrarchError
+from orchestrator.errors import FileNotWritten, NotFinite, StopTraining, TetrarchError
 from orchestrator.groups.recovery import Recovery
 from orchestrator.ppo.gold_stop import best_steps
 from orchestrator.report.reporter import Reporter
@@ -60,7 +60,7 @@ def carry_out(
         ORDERS.grace_s = config.deadlines.grace_s
         told = take_up(run_dir, checkpoint, config, resume) if checkpoint else []
         settings, done = dump_config(config), checkpoint.step if checkpoint else 0
-        page = {"tensorboard": config.report.tensorboard, "html": config.report.html}
+        page = config.report.model_dump(include={"tensorboard", "html"}) | {"save_s": config.deadlines.save_s}
         report = {**page, "versions": version_reader()(), **report}
         with Reporter(run_dir, name=run_dir.name, config_yaml=settings, resume_step=done, **report) as reporter:
             for line in filter(None, [why, *told]):
@@ -130,6 +130,7 @@ class Run:
         self.report.leaves(stage.best, stage.why_end)
         self.report.status("saving the models")
         stage.save_models()
+        self.report.complete()
         stage.check_ledger()
         self.report.note(f"most host memory in use: {stage.cluster.usage().host_peak:.1f} GiB")
 
@@ -146,7 +147,7 @@ class Run:
             "memory/host_peak_gib": usage.host_peak,
             **self.again.drain(),
         }
-        self.report.step(self.stage.step, metrics, told.samples, told.ledger.to_json() if told.ledger else None)
+        self.report.step(self.stage.step, metrics, told.samples, told.ledger and told.ledger.to_json(), told.keep)
         return told
 
     def _begin(self, phase: str) -> None:
@@ -162,8 +163,9 @@ class Run:
 
     def _heed(self, told: StepReport) -> None:
         try:
+            self.report.check()
             self.stage.after_step(told)
-        except StopTraining:
+        except (StopTraining, FileNotWritten):
             self.save()
             self.writer.complete()
             raise

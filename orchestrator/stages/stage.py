@@ -7,7 +7,7 @@ To add one, write a class with the abstract members; the other methods have a de
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -50,6 +50,8 @@ class StepReport:
     """The models' work, for the used share of the GPUs' arithmetic; None if it is not known."""
     ledger: LedgerLine | None = None
     """What became of the samples that the step has generated; None if it has generated none."""
+    keep: Callable[[Path], None] | None = None
+    """Writes all of these samples to a file; None: they are not kept."""
 
 
 class Stage(ABC):

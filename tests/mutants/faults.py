@@ -670,8 +670,8 @@ FAULTS = (
     Fault(
         "a row that is trained on twice counts once",
         "orchestrator/ppo/mini_batches.py",
-        "sum(count == epochs for count in turns.values())",
-        "sum(count >= epochs for count in turns.values())",
+        "for row, count in turns.items() if count == epochs}",
+        "for row, count in turns.items() if count >= epochs}",
         "tests/unit/orchestrator/ppo/test_mini_batches.py",
     ),
     Fault(

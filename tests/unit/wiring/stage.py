@@ -174,9 +174,15 @@ class Recorder:
     def note(self, text: str) -> None:
         self.lines.append(text)
 
-    def step(self, step: int, metrics: dict[str, float], samples: list[Any], ledger: Any = None) -> None:
+    def step(
+        self, step: int, metrics: dict[str, float], samples: list[Any], ledger: Any = None, keep: Any = None
+    ) -> None:
         self.steps.append(metrics)
         self.samples.append(samples)
+
+    def complete(self) -> None: ...
+
+    def check(self) -> None: ...
 
     def leaves(self, best: int | None, ended: str) -> None: ...
 

@@ -297,5 +297,5 @@ def test_samples_of_other_weights_are_refused(log: list[str]) -> None:
 
 def test_the_result_tells_the_experience(log: list[str]) -> None:
     result, _, _ = step(log)
-    assert isinstance(result.scored, Scored) and isinstance(result.experience, ExperienceStats)
-    assert result.experience.score_mean == pytest.approx(sum(range(ROWS)) / ROWS)
+    assert isinstance(result.scored, Scored) and isinstance(result.stats, ExperienceStats)
+    assert result.stats.score_mean == pytest.approx(sum(range(ROWS)) / ROWS)

@@ -89,7 +89,7 @@ def make_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> MakeRun:
         config: Any = SimpleNamespace(**settings, run_dir=str(tmp_path), folder_key="run_dir")
         config.actor_steps = lambda warm_at: 10 - warm_at
         report: Any = SimpleNamespace(status=log.append, note=log.append, phase=log.append, step=lambda *told: None)
-        report.sync = lambda: None
+        report.sync = report.check = report.complete = lambda: None
         report.leaves = lambda best, ended: None
         train_state = TrainState(Source(), FixedController(0.1), **state)  # type: ignore[arg-type]
         ppo = Ppo(config, roles, train_state, report, None, NOBODY)
