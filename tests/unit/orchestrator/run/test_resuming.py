@@ -326,11 +326,16 @@ def test_what_came_later_is_set_aside_and_not_deleted(saved: Saved) -> None:
     (run_dir / "actor").mkdir()
     (run_dir / "actor/tetrarch.json").write_text('{"step": 6}')
     (run_dir / "checkpoints/step-000004-copy").mkdir()
+    (run_dir / "samples").mkdir()
+    for step in (1, 2, 3, 4):
+        (run_dir / f"samples/step-{step:06d}.parquet").write_text(str(step))
     first = set_aside(run_dir, 2, ("actor", "critic", "actor_ema"))
     assert first == run_dir / "set-aside/1"
     assert saved.checkpoints.steps() == [2] and not (run_dir / "actor").exists()
     assert Checkpoints(first / "checkpoints", keep=2).steps() == [4]
     assert (first / "actor/tetrarch.json").is_file()
+    for folder, steps in ((run_dir, "12"), (first, "34")):
+        assert "".join(sorted(path.read_text() for path in (folder / "samples").iterdir())) == steps
     assert (first / "metrics.jsonl").read_text() == (run_dir / "metrics.jsonl").read_text()
     (run_dir / "metrics.jsonl").write_text('{"step": 1}\n{"step": 2}\n')
     assert set_aside(run_dir, 2, ("actor", "critic", "actor_ema")) is None
