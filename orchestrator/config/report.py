@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Literal
 
+from pydantic import Field
+
 from roles.config.section import Section
 
 TokenColumn = Literal[
@@ -18,11 +20,11 @@ class SampleFilesConfig(Section):
 
     texts: bool = True
     """Prompt, response and conversation."""
-    per_token: list[TokenColumn] = []
-    """Columns with a list for each sample. `token_ids` adds the prompt's (`prompt_token_ids`), those after it, and which
-    of these the policy generated (`generated`). The others have a number for each token after the prompt, 0 for what an
-    environment said: the log-probabilities of vLLM, of the actor before the update and of the reference, and the
-    critic's values, returns and the advantages, as they were trained on (0 in samples that were left out)."""
+    token_columns: list[TokenColumn] = Field(default_factory=list)
+    """Columns with a list for each sample. `token_ids` adds the prompt's (`prompt_token_ids`), those after it, and
+    which of these the policy generated (`generated`). The others have a number for each token after the prompt, 0 for
+    what an environment said: the log-probabilities of vLLM, of the actor before the update and of the reference, and
+    the critic's values, the returns and the advantages, as they were trained on (0 in samples that were left out)."""
 
 
 class ReportConfig(Section):

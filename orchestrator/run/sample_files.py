@@ -22,9 +22,6 @@ if TYPE_CHECKING:
 
     from roles.batch import Scored
 
-MESSAGES = "messages"
-"""Column of the prompts that are chats, and of conversations."""
-
 
 @dataclass(frozen=True, slots=True)
 class StepSamples:
@@ -79,7 +76,7 @@ def samples_table(samples: StepSamples, config: SampleFilesConfig) -> pyarrow.Ta
     """The table of a step."""
     import pyarrow
 
-    columns = _facts(samples) | (_texts(samples) if config.texts else {}) | _tokens(samples, config.per_token)
+    columns = _facts(samples) | (_texts(samples) if config.texts else {}) | _tokens(samples, config.token_columns)
     return pyarrow.table(columns)
 
 
@@ -117,21 +114,21 @@ def _facts(samples: StepSamples) -> dict[str, pyarrow.Array]:
 
 
 def _texts(samples: StepSamples) -> dict[str, pyarrow.Array]:
-    """Prompt, response and, of chats, all messages."""
+    """Prompt, response and, of chats, all messages (the prompts' column `messages`)."""
     import pyarrow
 
-    rollouts = samples.scored.rollouts
+    rollouts, chats = samples.scored.rollouts, "messages"
     texts = {"prompt": rollouts.prompts, "response": rollouts.responses}
     found = {name: pyarrow.array(map(_encodable, rows), pyarrow.string()) for name, rows in texts.items()}
-    if MESSAGES not in rollouts.columns:
+    if chats not in rollouts.columns:
         return found
-    chats = [
+    talks = [
         None if chat is None else [*chat, *([] if samples.environment else [{"role": "assistant", "content": said}])]
-        for chat, said in zip(rollouts.columns[MESSAGES], rollouts.responses, strict=True)
+        for chat, said in zip(rollouts.columns[chats], rollouts.responses, strict=True)
     ]
     form = pyarrow.list_(pyarrow.struct([("role", pyarrow.string()), ("content", pyarrow.string())]))
-    rows = [None if chat is None else [_message(said) for said in chat] for chat in chats]
-    return found | {MESSAGES: pyarrow.array(rows, form)}
+    rows = [None if chat is None else [_message(said) for said in chat] for chat in talks]
+    return found | {chats: pyarrow.array(rows, form)}
 
 
 def _message(message: Mapping[str, Any]) -> dict[str, str]:

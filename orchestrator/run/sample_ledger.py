@@ -101,9 +101,9 @@ def wrong_files(files: Mapping[int, Path], lines: Sequence[tuple[int, LedgerLine
     told = dict(lines)
     for step, file in files.items():
         try:
-            found = LedgerLine.of(parquet.read_table(file, columns=list(FATES)).to_pydict())
+            found = LedgerLine.of(parquet.ParquetFile(file).read(list(FATES)).to_pydict())
         except (OSError, ValueError, LookupError, TypeError) as error:
-            yield f"{file} cannot be read ({error})"
+            yield f"{file} is not as a run has written it ({type(error).__name__}: {error})"
             continue
         if step not in told:
             yield f"{file} is of a step that {LEDGER_FILE} lacks"

@@ -147,7 +147,7 @@ class Run:
             "memory/host_peak_gib": usage.host_peak,
             **self.again.drain(),
         }
-        self.report.step(self.stage.step, metrics, told.samples, told.ledger and told.ledger.to_json(), told.keep)
+        self.report.step(self.stage.step, metrics, told.samples, told.ledger, told.keep)
         return told
 
     def _begin(self, phase: str) -> None:

@@ -17,7 +17,6 @@ from cluster.runtime.ray_cluster import RayCluster
 from orchestrator.report.evaluation_results import SampleRow
 from orchestrator.run.checkpoint import Checkpoint
 from orchestrator.run.phase_clock import Clock
-from orchestrator.run.sample_ledger import LedgerLine
 from orchestrator.stages.card_metrics import StepWork
 
 
@@ -48,8 +47,9 @@ class StepReport:
     """Some responses of the step, for the user to read."""
     work: StepWork | None = None
     """The models' work, for the used share of the GPUs' arithmetic; None if it is not known."""
-    ledger: LedgerLine | None = None
-    """What became of the samples that the step has generated; None if it has generated none."""
+    ledger: Mapping[str, Any] | None = None
+    """What became of the samples that the step has generated, as a line of the ledger; None if it has generated none.
+    """
     keep: Callable[[Path], None] | None = None
     """Writes all of these samples to a file; None: they are not kept."""
 

@@ -78,7 +78,9 @@ def test_a_disk_that_does_not_answer_is_waited_for_once(tmp_path: Path) -> None:
     writer, go_on = FileWriter(0.01), threading.Event()
     writer.put(tmp_path / "x", lambda path: go_on.wait(10) and None)
     writer.wait()
-    with pytest.raises(FileNotWritten, match=r"x was not written within 0\.01 s; look at its disk, or raise deadlines\.s"):
+    with pytest.raises(
+        FileNotWritten, match=r"x was not written within 0\.01 s; look at its disk, or raise deadlines\.s"
+    ):
         writer.check()
     writer.put(tmp_path / "y", lambda path: None)
     writer.close()

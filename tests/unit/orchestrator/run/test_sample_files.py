@@ -19,6 +19,7 @@ from orchestrator.report.reporter import Reporter
 from orchestrator.report.run_files import samples_of
 from orchestrator.run.sample_files import StepSamples, samples_table, write_samples
 from orchestrator.run.sample_ledger import TRUNCATED, LedgerLine, checked_summary
+from roles.batch import Scored
 from tests.unit.orchestrator.ppo.test_experience import RESPONSES, make_scored
 
 TOKENS = ("rollout_logprobs", "old_logprobs", "reference_logprobs")
@@ -71,7 +72,7 @@ def test_per_token_columns_are_aligned_and_as_long_as_their_sample() -> None:
     rollouts, mask = whole.scored.rollouts, whole.scored.rollouts.response_mask.clone()
     mask[0, 5] = False
     scored = replace(whole.scored, rollouts=replace(rollouts, response_mask=mask))
-    kept = SampleFilesConfig.model_validate({"per_token": ["token_ids", *TOKENS]})
+    kept = SampleFilesConfig.model_validate({"token_columns": ["token_ids", *TOKENS]})
     rows = samples_table(replace(whole, scored=scored, environment=True), kept).to_pylist()
     for number, (row, (prompt, length)) in enumerate(zip(rows, RESPONSES, strict=True)):
         ids = rollouts.token_ids[number].tolist()
@@ -85,7 +86,9 @@ def test_per_token_columns_are_aligned_and_as_long_as_their_sample() -> None:
 
 def test_chats_and_conversations_are_messages() -> None:
     asked = [{"role": "user", "content": "a"}]
-    chats = samples_table(samples(columns={"messages": [asked] * 3 + [None]}), SampleFilesConfig())["messages"].to_pylist()
+    chats = samples_table(samples(columns={"messages": [asked] * 3 + [None]}), SampleFilesConfig())[
+        "messages"
+    ].to_pylist()
     assert chats[1] == [*asked, {"role": "assistant", "content": "r1"}] and chats[3] is None
     said = [*asked, {"role": "assistant", "content": {"odd": "content"}}]
     talk = samples(columns={"messages": [said] * 4}, environment=True)
@@ -117,7 +120,7 @@ def a_run(folder: Path, kept: SampleFilesConfig | None, steps: int = 3) -> None:
 
 
 def test_the_files_are_read_as_one_data_set(tmp_path: Path) -> None:
-    a_run(tmp_path, SampleFilesConfig.model_validate({"per_token": ["token_ids"]}))
+    a_run(tmp_path, SampleFilesConfig.model_validate({"token_columns": ["token_ids"]}))
     files = str(tmp_path / "samples/*.parquet")
     rows = load_dataset("parquet", data_files=files, split="train", cache_dir=str(tmp_path / "cache"))
     assert rows["step"] == [1] * 4 + [2] * 4 + [3] * 4
@@ -157,7 +160,7 @@ def without_fate(table: pyarrow.Table) -> pyarrow.Table:
     [
         (cut, r"step 2: samples is 4, but 3 in .*step-000002\.parquet"),
         (other_prompt, r"step 2: prompts is \[0, 1\], but \[0, 7\] in .*step-000002\.parquet"),
-        (without_fate, r"step-000002\.parquet cannot be read \(.*trained"),
+        (without_fate, r".*step-000002\.parquet is not as a run has written it \(KeyError: 'trained'"),
     ],
 )
 def test_a_file_that_says_otherwise_than_the_ledger_is_named(plant: Any, said: str, tmp_path: Path) -> None:
@@ -172,7 +175,9 @@ def test_a_damaged_file_and_one_of_no_step_are_named(tmp_path: Path) -> None:
     a_run(tmp_path, SampleFilesConfig())
     samples_of(tmp_path, 1).write_bytes(b"PAR1")
     write_samples(samples(9), SampleFilesConfig(), samples_of(tmp_path, 9))
-    with pytest.raises(TetrarchError, match=r"step-000001\.parquet cannot be read .*step-000009\.parquet is of a step th"):
+    with pytest.raises(
+        TetrarchError, match=r"step-000001\.parquet is not as a run .*step-000009\.parquet is of a step th"
+    ):
         checked_summary(tmp_path, 2)
 
 
@@ -202,9 +207,8 @@ def test_a_large_step_is_quick(tmp_path: Path) -> None:
         prompts=["a prompt"] * rows,
         responses=["a response"] * rows,
     )
-    scored = replace(whole.scored, rollouts=rollouts, old_logprobs=zeros, reference_logprobs=zeros, values=zeros)
-    scored = replace(scored, scores=zeros[:, 0], disagreement=zeros[:, 0])
+    scored = Scored(rollouts, zeros, zeros, zeros, scores=zeros[:, 0], disagreement=zeros[:, 0])
     changes = {"seeds": [1] * rows, "trained": set(range(rows)), "dropped": {}}
     large = replace(whole, scored=scored, per_token=dict.fromkeys(TOKENS, zeros), **changes)
-    kept = SampleFilesConfig.model_validate({"per_token": ["token_ids", *TOKENS]})
+    kept = SampleFilesConfig.model_validate({"token_columns": ["token_ids", *TOKENS]})
     assert samples_table(large, kept).num_rows == rows

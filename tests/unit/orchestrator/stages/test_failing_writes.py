@@ -74,6 +74,8 @@ class Troubled(Counting):
     """In its second step `trouble` comes; from then on no error of the disk is the first."""
 
     steps = 3
+    keep: Any = None
+    """The files of samples are written by a thread, whose writes have no fixed number."""
 
     @property
     def batch(self) -> Any:
