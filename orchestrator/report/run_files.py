@@ -94,7 +94,7 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
     left out."""
     if not path.exists():
         return []
-    with _reading(path):
+    with reading(path):
         whole = [line for line in path.read_bytes().split(b"\n")[:-1] if line.strip()]
         try:
             lines = [json.loads(line) for line in whole]
@@ -107,7 +107,7 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
 
 
 @contextmanager
-def _reading(path: Path) -> Iterator[None]:
+def reading(path: Path) -> Iterator[None]:
     """ValueError that names the file, if its content is not what a run writes."""
     try:
         yield
@@ -155,18 +155,18 @@ def replace_text(path: Path, text: str) -> None:
 def read_record(run_dir: Path) -> RunRecord:
     """The data in the files of a run; missing files are treated as empty."""
     metrics = _metrics(run_dir / METRICS_FILE)
-    with _reading(run_dir / EVALUATION_FILE):
+    with reading(run_dir / EVALUATION_FILE):
         evaluations = [_typed(EvaluationResult.from_json(line)) for line in read_lines(run_dir / EVALUATION_FILE)]
-    with _reading(run_dir / SAMPLES_FILE):
+    with reading(run_dir / SAMPLES_FILE):
         lines = read_lines(run_dir / SAMPLES_FILE)
         last = max((line["step"] for line in lines), default=0)
         samples = [_typed(sample_from_json(line, judged=False)) for line in lines if line["step"] == last]
     config, state = run_dir / CONFIG_FILE, run_dir / STATE_FILE
-    with _reading(state):
+    with reading(state):
         said = json.loads(state.read_text(encoding="utf-8")) if state.exists() else None
         unsaid = RunState(run_dir.name, int(metrics[-1]["step"]) if metrics else 0)
         stands = unsaid if said is None else _typed(RunState(**said))
-    with _reading(config):
+    with reading(config):
         config_yaml = config.read_text(encoding="utf-8") if config.exists() else ""
     return RunRecord(stands, metrics, evaluations, samples, config_yaml)
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -101,6 +102,7 @@ def run_difference(first: Path, second: Path, only: int | None = None) -> RunDif
                 _settings("versions", *(record.state.versions for record in records)),
                 _settings("data", *(dict(enumerate(record.state.data, 1)) for record in records)),
                 *(_lines(*kind, first, second, only) for kind in KINDS),
+                *_all_samples(first, second, only),
                 _checkpoints(first, second, only),
                 *([_models(first, second)] if only is None else []),
             ]
@@ -136,6 +138,31 @@ def _lines(kind: str, unit: str, name: str, first: Path, second: Path, only: int
     parted = {step for step, _ in found}
     same = sum(len(pairs[0][step]) for step in both if step not in parted)
     return ComparedKind(kind, f"the same: {counted(same, unit)}", tuple(text for _, text in found), _step(found))
+
+
+def _all_samples(first: Path, second: Path, only: int | None) -> Iterator[ComparedKind]:
+    """Compare the files with all samples of the steps that both runs have kept, and their columns that both have."""
+    one, other = (run_files.kept_samples(folder) for folder in (first, second))
+    both = [step for step in one if step in other and only in (None, step)]
+    if both:
+        found = [(step, f"step {step} {text}") for step in both for text in _of_samples(one[step], other[step])]
+        same = f"the same: {counted(len(both) - len({step for step, _ in found}), 'step')}"
+        yield ComparedKind("all samples", same, tuple(text for _, text in found), _step(found))
+
+
+def _of_samples(first: Path, second: Path) -> Iterator[str]:
+    from pyarrow import parquet
+
+    tables = []
+    for file in (first, second):
+        with run_files.reading(file):
+            tables.append(parquet.ParquetFile(file).read())
+    one, other = tables
+    for name in (name for name in one.column_names if name in other.column_names and one[name] != other[name]):
+        pairs = zip_longest(one[name].to_pylist(), other[name].to_pylist())
+        found = ((row, pair) for row, pair in enumerate(pairs) if pair[0] != pair[1])
+        row, (before, now) = next(found, (0, (str(one[name].type), str(other[name].type))))
+        yield f"sample {row} {name}: {show_value(before)} and {show_value(now)}"
 
 
 def _by_step(lines: Sequence[dict[str, Any]], only: int | None) -> dict[int, list[dict[str, Any]]]:

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from orchestrator.errors import TetrarchError
-from orchestrator.report.run_files import LEDGER_FILE, SAMPLES_FOLDER, kept_samples, read_lines
+from orchestrator.report.run_files import LEDGER_FILE, SAMPLES_FOLDER, kept_samples, read_lines, reading
 
 TRUNCATED = "truncated"
 """Why a sample was dropped: the length limit had cut it (`ppo.truncated`)."""
@@ -101,9 +101,10 @@ def wrong_files(files: Mapping[int, Path], lines: Sequence[tuple[int, LedgerLine
     told = dict(lines)
     for step, file in files.items():
         try:
-            found = LedgerLine.of(parquet.ParquetFile(file).read(list(FATES)).to_pydict())
-        except (OSError, ValueError, LookupError, TypeError) as error:
-            yield f"{file} is not as a run has written it ({type(error).__name__}: {error})"
+            with reading(file):
+                found = LedgerLine.of(parquet.ParquetFile(file).read(list(FATES)).to_pydict())
+        except ValueError as error:
+            yield str(error)
             continue
         if step not in told:
             yield f"{file} is of a step that {LEDGER_FILE} lacks"

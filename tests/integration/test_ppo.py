@@ -18,11 +18,13 @@ from typing import Any
 import psutil
 import pytest
 import torch
+from pyarrow import parquet
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from cluster.ranks.host_memory import tree
 from configs.tiny.inputs import write
 from orchestrator.metrics import METRICS
+from orchestrator.report.run_files import kept_samples
 from orchestrator.run.run_difference import run_difference
 from tests.reference import tiny_metrics
 
@@ -183,6 +185,13 @@ def test_what_is_left_behind(run_dir: Path) -> None:
     }
     assert "run_dir" in (run_dir / "config.yaml").read_text()
     assert (run_dir / "samples.jsonl").exists()
+    kept = {step: parquet.read_table(file).to_pydict() for step, file in kept_samples(run_dir).items()}
+    assert list(kept) == list(range(1, STEPS + 1))
+    for line in metrics(run_dir):
+        rows = kept[line["step"]]
+        assert statistics.fmean(rows["score"]) == pytest.approx(line["score/mean"], abs=1e-5)
+        assert statistics.fmean(rows["kl"]) == pytest.approx(line["objective/kl"], abs=1e-4)
+        assert set(rows["version"]) == {line["step"] - 1} and all(rows["trained"]) and len(set(rows["seed"])) == 32
 
 
 def test_a_dead_rank_ends_the_run_by_name(folder: Path, proof: str) -> None:
@@ -199,9 +208,10 @@ def test_kills_and_resumes_give_the_same_run(folder: Path, run_dir: Path, proof:
     assert proof.splitlines()[-1] == "the runs are the same, bit for bit"
     difference = run_difference(run_dir, folder / "tiny-verify/broken")
     told = {one.kind: one.same for one in difference.compared}
-    assert told["metrics"] == told["ledger"] == f"the same: {STEPS} steps"
+    assert told["metrics"] == told["ledger"] == told["all samples"] == f"the same: {STEPS} steps"
     assert (told["checkpoints"], told["models"]) == (f"the same: {STEPS} checkpoints", "the same: 2 models")
-    ledger = f"ledger.jsonl: {STEPS * 32} samples: {STEPS * 32} trained on, 0 dropped"
+    ledger = f"ledger.jsonl: {STEPS * 32} samples: {STEPS * 32} trained on, 0 dropped; "
+    ledger += f"samples/ has those of {STEPS} of {STEPS} steps"
     assert ledger in (folder / "tiny-verify/broken.log").read_text()
 
 

@@ -27,7 +27,7 @@ NO_NUMBERS = {
     "ppo.kl.budget.warn": "a line in the log",
     "ppo.kl.allow_biased": "lets a configuration through: test_loading.py",
     "checkpoint.*": "what is saved: test_run.py, test_checkpoint.py",
-    "report.*": "what is written: test_report.py",
+    "report.*": "what is written: test_reporter.py, test_sample_files.py, test_other_wiring.py",
     "evaluation.stop.*": "which models are left, and when a run ends: test_gold_stop.py, test_best_models.py",
     "canary.*": "ends a run, and changes none: test_canary.py",
     "reward_training.output": "where the model goes",

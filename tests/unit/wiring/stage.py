@@ -155,6 +155,8 @@ class Recorder:
     def __init__(self, *arguments: Any, **options: Any) -> None:
         self.steps: list[dict[str, float]] = []
         self.samples: list[list[Any]] = []
+        self.kept: list[Any] = []
+        """Of each step, what writes its samples."""
         self.evaluations: list[Any] = []
         self.lines: list[str] = []
 
@@ -179,6 +181,7 @@ class Recorder:
     ) -> None:
         self.steps.append(metrics)
         self.samples.append(samples)
+        self.kept.append(keep)
 
     def complete(self) -> None: ...
 

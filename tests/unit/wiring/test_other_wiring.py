@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from pyarrow import parquet
 from torch import Tensor
 
 from orchestrator.config.evaluation import EvaluationRun
@@ -39,6 +40,27 @@ def test_the_seed_draws_adapters_and_samples_of_evaluations(folder: Path) -> Non
 
 
 HELDOUT = {"rollout.temperature": 1.6, "evaluation": {"prompts": 4, "samples": 0}}
+
+
+def test_the_samples_of_a_step_are_kept_as_the_run_has_them(folder: Path, tmp_path: Path) -> None:
+    columns = ["token_ids", "rollout_logprobs", "reference_logprobs", "advantages"]
+    said = {"report.samples": {"texts": False, "token_columns": columns}, "ppo.whiten_advantages": True}
+    seen = short_run(folder, said)
+    seen.report.kept[0](tmp_path / "step.parquet")
+    kept = parquet.read_table(tmp_path / "step.parquet").to_pydict()
+    rows, metrics = Rows.of(seen.llms[0].batches[0]), seen.report.steps[0]
+    assert "prompt" not in kept and len(kept["step"]) == len(rows.sampled)
+    assert kept["seed"] == [answer.params.seed for answer in seen.llms[0].batches[0]]
+    assert sum(kept["score"]) / len(kept["score"]) == pytest.approx(metrics["score/mean"], abs=1e-5)
+    assert sum(kept["kl"]) / len(kept["kl"]) == pytest.approx(metrics["objective/kl"], abs=1e-5)
+    reference = policy(str(folder / "other-policy"), {}).scores(rows, seen.config.rollout.temperature)[0].detach()
+    for row, mask in enumerate(rows.mask.bool()):
+        assert kept["rollout_logprobs"][row] == pytest.approx(rows.sampled[row][mask].tolist(), abs=1e-6)
+        assert kept["reference_logprobs"][row] == pytest.approx(reference[row][mask].tolist(), abs=1e-4)
+        assert len(kept["token_ids"][row]) == kept["length"][row] == int(mask.sum())
+    advantages = torch.tensor([number for row in kept["advantages"] for number in row])
+    assert float(advantages.mean()) == pytest.approx(0, abs=1e-5), "as they are trained on: whitened"
+    assert [keep is None for keep in short_run(folder, {"report.samples": None}).report.kept][:1] == [True]
 
 
 def kl_of(folder: Path, llm: FakeLLM, model: str) -> float:

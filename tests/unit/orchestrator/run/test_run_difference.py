@@ -8,13 +8,16 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+import pyarrow
 import pytest
 import torch
+from pyarrow import parquet
 from safetensors.torch import load_file, save_file
 
 from orchestrator.errors import ConfigError
 from orchestrator.report.evaluation_results import Estimate, EvaluationResult, SampleRow
 from orchestrator.report.reporter import Reporter
+from orchestrator.report.run_files import samples_of
 from orchestrator.run.checkpoint import Checkpoints
 from orchestrator.run.run_difference import as_json, run_difference
 
@@ -44,6 +47,7 @@ def a_run(folder: Path, seconds: float = 1.0) -> Path:
                 {"score/mean": 0.1 * step, "time/step_s": seconds, "memory/host_peak_gib": seconds},
                 rows,
                 {"samples": 2},
+                lambda path, step=step: keep(path, step),
             )
             if step % 2 == 0:
 
@@ -55,6 +59,21 @@ def a_run(folder: Path, seconds: float = 1.0) -> Path:
     (folder / "actor").mkdir()
     save_file({"w": torch.ones(3)}, folder / "actor" / "model.safetensors")
     return folder
+
+
+def keep(path: Path, step: int) -> None:
+    """Write all samples of a step."""
+    path.parent.mkdir(exist_ok=True)
+    parquet.write_table(pyarrow.table({"seed": [step, 5], "values": [[0.5], [0.25, step / 8]]}), path)
+
+
+def another_value(run: Path) -> None:
+    file = samples_of(run, 3)
+    parquet.write_table(pyarrow.table({"seed": [3, 5], "values": [[0.5], [0.25, 0.75]], "more": [1, 2]}), file)
+
+
+def fewer_samples(run: Path) -> None:
+    parquet.write_table(pyarrow.table({"seed": [2]}), samples_of(run, 2))
 
 
 @pytest.fixture
@@ -73,6 +92,7 @@ def test_the_same_run_with_another_clock(runs: tuple[Path, Path]) -> None:
         "samples       the same: 8 samples",
         "evaluations   the same: 1 evaluation",
         "ledger        the same: 4 steps",
+        "all samples   the same: 4 steps",
         "checkpoints   the same: 2 checkpoints",
         "models        the same: 1 model",
         "the runs are the same, bit for bit",
@@ -111,6 +131,8 @@ PLANTED: list[tuple[Callable[[Path], None], str, int | None]] = [
     (edited("samples.jsonl", "answer 3 1", "answer 3 x"), "step 3 line 2 response: answer 3 1 and answer 3 x", 3),
     (edited("evaluation.jsonl", '"prompts": 2', '"prompts": 3'), "step 0 prompts: 2 and 3", 0),
     (edited("ledger.jsonl", '"samples": 2', '"samples": 3'), "step 1 samples: 2 and 3", 1),
+    (another_value, "step 3 sample 1 values: [0.25, 0.375] and [0.25, 0.75]", 3),
+    (fewer_samples, "step 2 sample 1 seed: 5 and null", 2),
     (another_state, "step 4 actor/rank-0.safetensors: w: 1 of 3 numbers, by at most 0.5", 4),
     (another_model, "actor/model.safetensors: w: 3 of 3 numbers, by at most 0.125", None),
 ]
@@ -161,6 +183,18 @@ def test_only_some_differences_are_shown(runs: tuple[Path, Path]) -> None:
     assert [line for line in run_difference(*runs).lines if "other differences" in line] == [
         f"{'':14}and 4 other differences"
     ]
+
+
+def test_a_damaged_file_of_samples_is_named(runs: tuple[Path, Path]) -> None:
+    samples_of(runs[1], 2).write_bytes(b"PAR1")
+    with pytest.raises(ConfigError, match=r"samples/step-000002\.parquet is not as a run has written it"):
+        run_difference(*runs)
+
+
+def test_runs_that_kept_no_samples_are_compared_by_the_others(runs: tuple[Path, Path]) -> None:
+    shutil.rmtree(runs[1] / "samples")
+    assert not [line for line in run_difference(*runs).lines if line.startswith("all samples")]
+    assert run_difference(*runs).first is None
 
 
 def test_no_run(tmp_path: Path, runs: tuple[Path, Path]) -> None:
