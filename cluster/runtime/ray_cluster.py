@@ -173,6 +173,7 @@ class RayCluster:
         if self._address is not None:
             self._attach(self._address)
         else:
+            os.environ.setdefault("RAY_worker_niceness", "0")  # Ray's 15 lets all other processes go first
             with not_for_children():
                 if self._imports:
                     self._forks = ForkServer(self._imports)

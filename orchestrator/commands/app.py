@@ -11,8 +11,11 @@ import gc
 import os
 import sys
 from collections.abc import Callable
+from importlib.metadata import version
+from typing import Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
 from orchestrator.commands.config_commands import doctor, import_openrlhf, import_trl, import_verl, show_config
 from orchestrator.commands.data_command import show_data
@@ -20,16 +23,29 @@ from orchestrator.commands.label_command import label
 from orchestrator.commands.pipeline_command import pipeline
 from orchestrator.commands.plan_command import show_plan
 from orchestrator.commands.proof_commands import diff, replay, verify_resume
+from orchestrator.commands.runs_command import runs
 from orchestrator.commands.serve_commands import best_of_n, serve
 from orchestrator.commands.train_commands import evaluate, submit, training_command
 from orchestrator.commands.training_table import TRAININGS
 from roles.proxies import spare_loopback
 
+LONG = 1000
+"""More characters than the first sentence of a command's help has."""
+
+
+class WholeHelp(TyperGroup):
+    """The commands and the whole first sentence of each, in as many lines as it takes."""
+
+    def format_commands(self, ctx: Any, formatter: Any) -> None:
+        commands = ((name, self.get_command(ctx, name)) for name in self.list_commands(ctx))
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, command.get_short_help_str(LONG)) for name, command in commands if command])
+
+
 app = typer.Typer(
     name="tetrarch",
-    help="Train a language model with PPO: actor, critic, reward and reference on Ray, vLLM and DeepSpeed.",
     no_args_is_help=True,
-    add_completion=False,
+    cls=WholeHelp,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
@@ -45,6 +61,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "best-of-n": best_of_n,
     "pipeline": pipeline,
     "plan": show_plan,
+    "runs": runs,
     "diff": diff,
     "replay": replay,
     "verify-resume": verify_resume,
@@ -57,6 +74,21 @@ COMMANDS: dict[str, Callable[..., None]] = {
 """In the order in which `--help` lists them."""
 for name, command in COMMANDS.items():
     app.command(name)(command)
+
+
+def _tell_version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"tetrarch {version('tetrarch')}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    told: Annotated[
+        bool, typer.Option("--version", callback=_tell_version, is_eager=True, help="Show the version and exit.")
+    ] = False,
+) -> None:
+    """Train a language model with PPO: actor, critic, reward and reference on Ray, vLLM and DeepSpeed."""
 
 
 def main() -> None:

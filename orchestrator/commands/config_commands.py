@@ -82,6 +82,7 @@ def doctor(debug: Debug = False) -> None:
 def show_config(
     config: Annotated[Path | None, typer.Argument(metavar="CONFIG", parser=user_path, help="A YAML file.")] = None,
     overrides: Overrides = None,
+    minimal: Annotated[bool, typer.Option("--minimal", help="Leave out what has its default.")] = False,
     schema: Annotated[bool, typer.Option("--schema", help="Print the JSON Schema, for editors.")] = False,
     reference: Annotated[bool, typer.Option("--reference", help="Print all keys as Markdown tables.")] = False,
     debug: Debug = False,
@@ -101,5 +102,7 @@ def show_config(
             raise ConfigError("no configuration given; name a file, such as configs/smoke.yaml, or say --schema")
         else:
             runs = load_all(config, overrides or ())
-            text = f"# what tetrarch {', '.join(runs)} read\n" + dump_config(*runs.values()).rstrip("\n")
+            text = f"# what tetrarch {', '.join(runs)} read\n" + dump_config(*runs.values(), minimal=minimal).rstrip(
+                "\n"
+            )
     print(text)

@@ -79,16 +79,27 @@ def validate_root(root: type[C], data: dict[str, Any], source: str = "the config
     return config
 
 
-def dump_config(*configs: BaseConfig) -> str:
-    """The resolved configuration as YAML, with every default, secrets redacted; or several commands' configurations in
-    one.
+def dump_config(*configs: BaseConfig, minimal: bool = False) -> str:
+    """The resolved configuration as YAML, secrets redacted; or several commands' configurations in one.
 
-    `load_config` reads it back to an equal configuration, except for the secrets.
+    `load_config` reads it back to an equal configuration, except for the secrets. `minimal`: without the keys that have
+    their defaults.
     """
     whole: dict[str, Any] = {}
     for config in configs:
-        whole = {**whole, **{k: v for k, v in config.model_dump(mode="json", by_alias=True).items() if k not in whole}}
+        values = config.model_dump(mode="json", by_alias=True)
+        whole = {**(_without_defaults(config, values) if minimal else values), **whole}
     return to_yaml(_without_credentials(whole))
+
+
+def _without_defaults(config: BaseModel, values: dict[str, Any]) -> dict[str, Any]:
+    """Of `values`, the dumped `config`, what must be said to get it again: also inside its sections."""
+    kept = {}
+    for name, field in type(config).model_fields.items():
+        key, value = key_of(name, field), getattr(config, name)
+        if name == "type" or field.is_required() or value != field.get_default(call_default_factory=True):
+            kept[key] = _without_defaults(value, values[key]) if isinstance(value, BaseModel) else values[key]
+    return kept
 
 
 def _with_overrides(path: str | Path, overrides: Sequence[str]) -> dict[str, Any]:

@@ -383,3 +383,14 @@ def test_a_python_without_the_packages_is_named() -> None:
     done = subprocess.run(bare, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 2 and "lacks the package typer" in done.stderr and "PATH=" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_help_says_each_command_in_whole_words() -> None:
+    shown = CliRunner().invoke(cli.app, ["--help"], env={"COLUMNS": "80"}).output
+    assert "..." not in shown.partition("Commands:")[2] and max(map(len, shown.splitlines())) <= 80
+    assert all(f"\n  {name}" in shown for name in cli.COMMANDS)
+
+
+def test_the_version_and_completion_can_be_had() -> None:
+    assert re.fullmatch(r"tetrarch \d+\.\d+\.\d+\n", tetrarch("--version").output)
+    assert "--install-completion" in tetrarch("--help").output

@@ -39,6 +39,8 @@ ENVIRONMENT = "{path: env.py, max_tokens: 96}"
 DOUBLED = f"[&a0 [x, x], {', '.join(f'&a{i} [*a{i - 1}, *a{i - 1}]' for i in range(1, 30))}]"
 """With its aliases written out it would have more than a thousand million values."""
 
+ROOT = Path(__file__).resolve().parents[4]
+
 
 @pytest.fixture
 def file(tmp_path: Path) -> Path:
@@ -140,6 +142,14 @@ def test_the_dump_loads_back_to_the_same_configuration(file: Path, tmp_path: Pat
     again = tmp_path / "dumped.yaml"
     again.write_text(dump_config(config))
     assert load_config(again) == config
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("*.yaml")), ids=lambda path: path.stem)
+def test_what_differs_from_the_defaults_is_the_whole_configuration(path: Path, tmp_path: Path) -> None:
+    said, again = load_all(path), tmp_path / path.name
+    again.write_text(dump_config(*said.values(), minimal=True))
+    assert load_all(again) == said
+    assert "clip: 0.2" not in again.read_text()
 
 
 def test_the_dump_has_every_default_and_no_secret(file: Path) -> None:

@@ -1,0 +1,73 @@
+"""`tetrarch runs`: every run below a folder, and the state that it really is in."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from orchestrator.commands.app import app
+from orchestrator.commands.runs_command import FoundRun, found_runs
+from orchestrator.errors import ConfigError
+from orchestrator.report.run_files import read_record, write_state
+from orchestrator.run.run_lock import held
+from tests.unit.orchestrator.run.test_run_difference import STEPS, a_run
+
+
+def only(folder: Path) -> FoundRun:
+    (run,) = found_runs([folder])
+    return run
+
+
+def test_a_run_is_found_with_its_step_and_where_it_resumes(tmp_path: Path) -> None:
+    a_run(tmp_path / "series/first")
+    run = only(tmp_path)
+    assert (run.run, run.state, run.step, run.steps) == (str(tmp_path / "series/first"), "done", STEPS, STEPS)
+    assert run.resumes == 4 and run.numbers.startswith("score +0.400")
+
+
+@pytest.mark.parametrize("status", ["done", "stopped", "failed"])
+def test_a_run_is_what_it_said_last(tmp_path: Path, status: str) -> None:
+    folder = a_run(tmp_path / "run")
+    write_state(folder, replace(read_record(folder).state, status=status))
+    assert only(tmp_path).state == status
+
+
+def test_a_run_that_stands_as_running_runs_only_while_somebody_holds_it(tmp_path: Path) -> None:
+    folder = a_run(tmp_path / "run")
+    write_state(folder, replace(read_record(folder).state, status="running"))
+    assert only(tmp_path).state == "interrupted"
+    with held(folder):
+        assert only(tmp_path).state == "running"
+
+
+def test_a_damaged_run_costs_no_other_its_line(tmp_path: Path) -> None:
+    a_run(tmp_path / "good")
+    (a_run(tmp_path / "bad") / "run.json").write_text("{")
+    found = {Path(run.run).name: run for run in found_runs([tmp_path])}
+    assert (found["good"].state, found["bad"].state) == ("done", "damaged")
+    assert "bad/run.json is not as a run has written it" in found["bad"].numbers and found["bad"].resumes == 4
+
+
+def test_what_was_set_aside_is_no_run_and_none_is_listed_twice(tmp_path: Path) -> None:
+    a_run(tmp_path / "run")
+    a_run(tmp_path / "run/set-aside/1")
+    assert [run.run for run in found_runs([tmp_path, tmp_path / "run", tmp_path])] == [str(tmp_path / "run")]
+
+
+def test_a_folder_that_is_not_there(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="no/such is not a folder"):
+        list(found_runs([Path("no/such")]))
+
+
+def test_the_lines_and_the_json(tmp_path: Path) -> None:
+    a_run(tmp_path / "run\x1b[31m")
+    told = CliRunner().invoke(app, ["runs", str(tmp_path)]).output.splitlines()
+    assert told[0].split() == ["run", "kind", "state", "step", "resumes", "started"]
+    assert "done" in told[1] and "4/4" in told[1] and "at 4" in told[1] and "\x1b" not in told[1]
+    assert json.loads(CliRunner().invoke(app, ["runs", str(tmp_path), "--json"]).output)[0]["step"] == 4
+    (tmp_path / "none").mkdir()
+    assert "no run here yet" in CliRunner().invoke(app, ["runs", str(tmp_path / "none")]).output
