@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json as json_format
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from dataclasses import asdict
 from datetime import datetime
 from pathlib import Path
 from typing import Annotated
@@ -14,36 +14,7 @@ import typer
 from orchestrator.commands.exit_codes import reported
 from orchestrator.commands.options import Debug, user_path
 from orchestrator.display_text import printable
-from orchestrator.errors import ConfigError
-from orchestrator.report.run_files import STATE_FILE, RunRecord, read_record
-from orchestrator.report.terminal_lines import shown
-from orchestrator.run.checkpoint import Checkpoints
-from orchestrator.run.resuming import SET_ASIDE
-from orchestrator.run.run_lock import check_free
-
-DEPTH = 3
-"""How deep below a named folder runs are looked for."""
-NUMBERS = 2
-"""Metrics of a run's line."""
-
-
-@dataclass(frozen=True, slots=True)
-class FoundRun:
-    """A line of `tetrarch runs`."""
-
-    run: str
-    kind: str
-    """Such as `PPO`."""
-    state: str
-    """`running`, `done`, `stopped`, `failed`; `interrupted`: it ended without saying so; `damaged`: see `numbers`."""
-    step: int
-    steps: int
-    """Of the whole run; 0: not known."""
-    numbers: str
-    """The main metrics of its last step."""
-    resumes: int | None
-    """The step from which `--resume` goes on; None: there is no checkpoint."""
-    started: str
+from orchestrator.run.found_runs import FoundRun, found_runs
 
 
 def runs(
@@ -63,44 +34,6 @@ def runs(
         typer.echo(json_format.dumps([asdict(run) for run in found], indent=1))
     else:
         typer.echo("\n".join(_lines(found)) if found else "no run here yet; a run's folder holds a run.json")
-
-
-def found_runs(folders: Sequence[Path]) -> Iterator[FoundRun]:
-    """The runs in `folders` and below, each once. ConfigError for a folder that does not exist."""
-    seen = set[Path]()
-    for folder in folders:
-        if not folder.is_dir():
-            raise ConfigError(f"{folder} is not a folder; name one that holds runs, such as runs")
-        patterns = ("*/" * depth + STATE_FILE for depth in range(DEPTH + 1))
-        for file in (file for pattern in patterns for file in folder.glob(pattern)):
-            if SET_ASIDE not in file.parts and file.resolve() not in seen:
-                seen.add(file.resolve())
-                yield _run(file.parent)
-
-
-def _run(run_dir: Path) -> FoundRun:
-    resumes = next(iter(reversed(Checkpoints(run_dir / "checkpoints", keep=1).steps())), None)
-    try:
-        record = read_record(run_dir)
-    except ValueError as error:
-        return FoundRun(str(run_dir), "", "damaged", 0, 0, str(error), resumes, "")
-    state, last = record.state, record.metrics[-1] if record.metrics else {}
-    step = int(last.get("step", 0))
-    return FoundRun(
-        str(run_dir), state.title, _state(run_dir, record), step, state.steps, _numbers(last), resumes, state.started
-    )
-
-
-def _state(run_dir: Path, record: RunRecord) -> str:
-    try:
-        check_free(run_dir)
-    except ConfigError:
-        return "running"
-    return "interrupted" if record.state.status == "running" else record.state.status
-
-
-def _numbers(metrics: Mapping[str, float]) -> str:
-    return "  ".join(f"{one.name} {one.value}" for one in list(shown(metrics))[:NUMBERS])
 
 
 def _lines(found: Sequence[FoundRun]) -> list[str]:

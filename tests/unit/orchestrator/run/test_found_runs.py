@@ -10,7 +10,7 @@ import pytest
 from typer.testing import CliRunner
 
 from orchestrator.commands.app import app
-from orchestrator.commands.runs_command import FoundRun, found_runs
+from orchestrator.run.found_runs import FoundRun, found_runs
 from orchestrator.errors import ConfigError
 from orchestrator.report.run_files import read_record, write_state
 from orchestrator.run.run_lock import held
