@@ -10,9 +10,9 @@ import pytest
 from typer.testing import CliRunner
 
 from orchestrator.commands.app import app
-from orchestrator.run.found_runs import FoundRun, found_runs
 from orchestrator.errors import ConfigError
 from orchestrator.report.run_files import read_record, write_state
+from orchestrator.run.found_runs import FoundRun, found_runs
 from orchestrator.run.run_lock import held
 from tests.unit.orchestrator.run.test_run_difference import STEPS, a_run
 
