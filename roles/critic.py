@@ -54,7 +54,7 @@ class Critic(TrainedRank):
         """`max_response_tokens`: what `mean: constant` divides by."""
         self._loss = loss
         self._max_response_tokens = max_response_tokens
-        self._model = ShardedModel(setup, lambda: _load(setup))
+        self._model = ShardedModel(setup, lambda: load_critic(setup))
 
     def values(self, sequences: Sequences) -> Tensor:
         """float32 `[batch, time]`: the value of the state before each generated token."""
@@ -94,7 +94,7 @@ class Critic(TrainedRank):
         return self._loss.coefficient * loss, measured
 
 
-def _load(setup: ModelSetup) -> ValueModel:
+def load_critic(setup: ModelSetup) -> ValueModel:
     """A folder without a head (a language model) gets one that values every state at 0."""
     return ValueModel.load(
         setup.model_path,

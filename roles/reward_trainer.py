@@ -39,7 +39,7 @@ class RewardTrainer(TrainedRank):
 
     def __init__(self, setup: ModelSetup, pooling: Pooling | None = None) -> None:
         """`pooling`: of a new head, if the model has none; None: a reward model goes on with its own."""
-        self._model = ShardedModel(setup, lambda: _load(setup, pooling))
+        self._model = ShardedModel(setup, lambda: load_for_training(setup, pooling))
 
     def update(self, preferences: Preferences) -> RewardStats:
         """One optimizer step on this rank's groups (all rows of a group are on one rank)."""
@@ -89,7 +89,7 @@ class RewardTrainer(TrainedRank):
         return scores
 
 
-def _load(setup: ModelSetup, pooling: Pooling | None) -> ValueModel:
+def load_for_training(setup: ModelSetup, pooling: Pooling | None) -> ValueModel:
     """With `pooling` a language model as the backbone gets a new head (the N+ details, arXiv 2403.17031)."""
     return ValueModel.load(
         setup.model_path,

@@ -19,6 +19,7 @@ from typer.core import TyperGroup
 
 from orchestrator.commands.config_commands import doctor, import_openrlhf, import_trl, import_verl, show_config
 from orchestrator.commands.data_command import show_data
+from orchestrator.commands.export_command import export
 from orchestrator.commands.label_command import label
 from orchestrator.commands.pipeline_command import pipeline
 from orchestrator.commands.plan_command import show_plan
@@ -55,6 +56,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     **{name: training_command(name) for name in TRAININGS},
     "submit": submit,
     "evaluate": evaluate,
+    "export": export,
     "data": show_data,
     "label": label,
     "serve": serve,

@@ -30,6 +30,11 @@ Overrides = Annotated[
 ]
 
 
+RunFolder = Annotated[
+    Path, typer.Argument(metavar="RUN", parser=user_path, help="The run_dir of a run, such as runs/smoke.")
+]
+
+
 class ClusterSource(StrEnum):
     """The source of a placement's pools, if it is not the file."""
 

@@ -12,7 +12,7 @@ import typer
 
 from cluster.placement.plan import ranks_of
 from orchestrator.commands.exit_codes import reported
-from orchestrator.commands.options import CommandName, ConfigFile, Debug, Overrides, user_path
+from orchestrator.commands.options import CommandName, ConfigFile, Debug, Overrides, RunFolder
 from orchestrator.commands.training_table import TRAININGS, training_of
 from orchestrator.config.base import RUN, BaseConfig
 from orchestrator.config.loading import load_root
@@ -27,9 +27,6 @@ NOT_THE_SAME = 3
 """Exit code of a comparison that has found a difference."""
 MANY = 1_000_000
 """More checkpoints than a run writes."""
-RunFolder = Annotated[
-    Path, typer.Argument(metavar="RUN", parser=user_path, help="The run_dir of a run, such as runs/smoke.")
-]
 ReplayedStep = Annotated[int, typer.Argument(metavar="STEP", min=1, help="There must be a checkpoint before it.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Every difference, as JSON.")]
 ProofSteps = Annotated[

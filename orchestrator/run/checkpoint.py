@@ -97,11 +97,11 @@ class Checkpoints:
 
     def newest(self, *, content: bool = False) -> Checkpoint | None:
         """The newest whole checkpoint, or None. `content`: see `damage`."""
-        return next(filter(None, (_checkpoint(folder, content) for folder in self._folders())), None)
+        return next(filter(None, (checkpoint_in(folder, content=content) for folder in self._folders())), None)
 
     def of_step(self, step: int, *, content: bool = False) -> Checkpoint | None:
         """The whole checkpoint of that step, or None. `content`: see `damage`."""
-        return _checkpoint(self._folder(step), content)
+        return checkpoint_in(self._folder(step), content=content)
 
     def steps(self) -> list[int]:
         """The steps of all whole checkpoints."""
@@ -229,7 +229,8 @@ def _hash(file: Path, *facts: int) -> str:
     return hash_of(file)
 
 
-def _checkpoint(folder: Path, content: bool) -> Checkpoint | None:
+def checkpoint_in(folder: Path, *, content: bool = False) -> Checkpoint | None:
+    """The checkpoint in a folder, or None if it is not whole. `content`: see `damage`."""
     manifest = _read_manifest(folder, content=content)
     if manifest is None:
         return None

@@ -156,10 +156,17 @@ def _layout(config: BaseConfig) -> dict[str, str]:
 
 def _written(checkpoint: Checkpoint, config: BaseConfig) -> BaseConfig:
     """The configuration with which the checkpoint was written."""
+    advice = f"resume with that one, or start anew with another {config.folder_key}"
+    return validate_root(type(config), *written_settings(checkpoint, advice))
+
+
+def written_settings(checkpoint: Checkpoint, advice: str) -> tuple[dict[str, Any], str]:
+    """The plain values of the configuration with which the checkpoint was written, and their name in errors. `advice`:
+    what to do if another version has written it."""
     if "config" not in checkpoint.state:
         raise ConfigError(
             f"{checkpoint.path} does not say with which configuration it was written: another version of Tetrarch has "
-            f"written it; resume with that one, or start anew with another {config.folder_key}"
+            f"written it; {advice}"
         )
     text, name = checkpoint.state["config"], f"the configuration in {checkpoint.path}"
     try:
@@ -168,7 +175,7 @@ def _written(checkpoint: Checkpoint, config: BaseConfig) -> BaseConfig:
         raise ConfigError(f"{name} is not YAML: {error}; put {MANIFEST} back, or remove the checkpoint") from None
     if not isinstance(data, dict):
         raise ConfigError(f"{name} is no mapping of keys; put {MANIFEST} back, or remove the checkpoint")
-    return validate_root(type(config), data, name)
+    return data, name
 
 
 def why_not(key: str, rules: ResumeRules) -> str | None:

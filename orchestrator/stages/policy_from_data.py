@@ -100,9 +100,7 @@ class PolicyTraining(ScheduledStage):
         section = self.section
         with whole_folder(Path(section.output)) as partial:
             self.trainer.call(TrainedPolicy.save_model, str(partial)).result(self.config.deadlines.save_s)
-            if section.chat_template is not None:
-                template = Path(section.chat_template).read_text(encoding="utf-8")
-                (partial / "chat_template.jinja").write_text(template, encoding="utf-8")
+            write_chat_template(section, partial)
             quality = asdict(self.quality) if self.quality else {}
             (partial / self.quality_file).write_text(json.dumps(quality, indent=1) + "\n")
         self.report.note(f"saved to {section.output}")
@@ -111,6 +109,13 @@ class PolicyTraining(ScheduledStage):
         """Whether what is held out is tested after the step that has ended."""
         each = self.section.evaluate_every or self.steps // self.section.epochs
         return self.step == self.steps or self.step % each == 0
+
+
+def write_chat_template(section: PolicyTrainingConfig, folder: Path) -> None:
+    """Give the trained model in `folder` the chat template of the section, if it has one."""
+    if section.chat_template is not None:
+        template = Path(section.chat_template).read_text(encoding="utf-8")
+        (folder / "chat_template.jinja").write_text(template, encoding="utf-8")
 
 
 def train_policy(

@@ -68,6 +68,12 @@ class ScheduledStage(Stage):
         self._compare(self.step, told.metrics)
 
     def _compare(self, step: int, metrics: Mapping[str, float]) -> None:
-        name = self.quality_metric.removeprefix("-")
-        if name in metrics:
-            self.scores[step] = metrics[name] * (-1 if name != self.quality_metric else 1)
+        score = quality_of(metrics, self.quality_metric)
+        if score is not None:
+            self.scores[step] = score
+
+
+def quality_of(metrics: Mapping[str, float], quality_metric: str) -> float | None:
+    """The value of a metric, higher is better (with `-` before its name: its negative); None if it was not measured."""
+    name = quality_metric.removeprefix("-")
+    return metrics[name] * (-1 if name != quality_metric else 1) if name in metrics else None

@@ -89,8 +89,10 @@ def _targets(model: PreTrainedModel, config: LoraConfig) -> list[str]:
     return sorted({name for found in wanted.values() for name in found})
 
 
-def state_name(config: LoraConfig) -> str:
-    """Name of a checkpoint of these adapters; it differs between ranks, alphas and sets of targets."""
+def state_name(config: LoraConfig | None) -> str:
+    """Name of the folder of a training state. That of adapters differs between ranks, alphas and sets of targets."""
+    if config is None:
+        return "state"
     targets = hashlib.sha256(repr(config.targets).encode()).hexdigest()[:8]
     return f"adapters-rank{config.rank}-alpha{config.alpha:g}-{targets}"
 

@@ -23,9 +23,9 @@ from torch import Tensor, nn
 from roles.durable import write_durably
 from roles.errors import RoleError
 from roles.zero.average import Average
-from roles.zero.part_files import PartFiles, PartName, write_parts
+from roles.zero.part_files import WEIGHT, PartFiles, PartName, write_parts
 
-WEIGHT, STEP, AVERAGE = "weight", "step", "average"
+STEP, AVERAGE = "step", "average"
 MOMENTS = ("exp_avg", "exp_avg_sq")
 """Adam's states of the parameter's shape, by their keys in the optimizer."""
 SCHEDULE = "schedule.json"

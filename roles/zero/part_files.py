@@ -19,6 +19,8 @@ from roles.errors import RoleError
 
 DTYPES = {torch.int64: "I64", torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16"}
 """Their names in safetensors files."""
+WEIGHT = "weight"
+"""The kind of a part that holds the parameter itself."""
 
 
 class PartName(NamedTuple):

@@ -22,23 +22,17 @@ from torch import Tensor, nn
 from roles.errors import LossNotFinite, RoleError
 from roles.models.lora import adapt, state_name
 from roles.packing import micro_batches
-from roles.text.tokenizer import load_tokenizer
 from roles.zero.average import Average
 from roles.zero.digest import Digest
 from roles.zero.gather import full_parameters, layers, parameter_shapes
 from roles.zero.host_heap import HEAP
+from roles.zero.model_folder import write_folder
 from roles.zero.optimizer import make_optimizer, make_scheduler, rate_factor, renew_rates, scale_rates
 from roles.zero.process_group import join
 from roles.zero.settings import deepspeed_config, gather_by_layer
 from roles.zero.setup import ModelSetup
 from roles.zero.sleeping import sleep, wake
 from roles.zero.state_thread import StateThread
-
-READABLE = 0o644
-"""File mode of saved weights: safetensors lets only the owner read them, and a server often runs as another user."""
-
-STATE_FOLDER = "state"
-"""Name of the checkpoint in the folder for `ShardedModel.save_state`; for adapters it is `lora.state_name`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -213,13 +207,7 @@ class ShardedModel:
         model = self.module.model
         weights = {name: tensor.to("cpu", copy=True) for name, tensor in whole if self.rank == 0}
         if self.rank == 0:
-            parameters = {name for name, _ in model.named_parameters(remove_duplicate=False)}
-            buffers = {name: tensor for name, tensor in model.state_dict().items() if name not in parameters}
-            model.save_pretrained(folder, state_dict={**weights, **buffers})
-            trust = self.setup.trust_remote_code
-            load_tokenizer(self.setup.model_path, trust_remote_code=trust).save_pretrained(folder)
-            for file in Path(folder).glob("*.safetensors"):
-                file.chmod(READABLE)
+            write_folder(model, weights, Path(folder), self.setup)
         torch.distributed.barrier()
         self.give_back()
 
@@ -250,7 +238,7 @@ class ShardedModel:
 
     @property
     def _state_name(self) -> str:
-        return state_name(self.setup.lora) if self.setup.lora else STATE_FOLDER
+        return state_name(self.setup.lora)
 
     def _full_parameters(self, module: nn.Module, adapted: bool = True) -> Any:
         groups = layers([name for name, _ in parameter_shapes(module)])

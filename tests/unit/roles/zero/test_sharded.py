@@ -14,7 +14,7 @@ from deepspeed.runtime.zero.offload_config import OffloadStateTypeEnum
 from roles.config.models import OptimizerConfig, ZeroConfig
 from roles.zero.settings import deepspeed_config
 from roles.zero.setup import ModelSetup
-from roles.zero.sharded import STATE_FOLDER, ShardedModel, Work
+from roles.zero.sharded import ShardedModel, Work
 
 SETUP = ModelSetup(
     model_path="none",
@@ -94,7 +94,7 @@ def test_states_that_sleep_wake_for_a_checkpoint(tmp_path: Path, monkeypatch: py
     monkeypatch.setattr(torch.distributed, "barrier", lambda: recorder.barrier())
     engine = engine_on(recorder, ZeroConfig(sleep=True))
     engine.save_state(tmp_path)
-    (tmp_path / STATE_FOLDER).mkdir()
+    (tmp_path / "state").mkdir()
     engine.load_state(tmp_path)
     assert recorder.log == [
         *("reload_states", "save_state", MOVED),

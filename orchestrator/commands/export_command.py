@@ -1,0 +1,54 @@
+"""`tetrarch export`: a run flows in, the Hugging Face folder of one of its trained models flows out."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from orchestrator.commands.exit_codes import reported
+from orchestrator.commands.options import Debug, RunFolder, user_path
+from orchestrator.errors import ConfigError
+
+ExportedTo = Annotated[
+    Path, typer.Argument(metavar="OUTPUT", parser=user_path, help="A folder that does not exist yet, or is empty.")
+]
+ExportedStep = Annotated[
+    int | None, typer.Option("--step", metavar="N", min=1, help="The step [default: the newest]", show_default=False)
+]
+Best = Annotated[bool, typer.Option("--best", help="The step of the best evaluation that has a checkpoint.")]
+ExportedRole = Annotated[
+    str | None,
+    typer.Option("--role", metavar="ROLE", help="actor, critic or reward [default: actor]", show_default=False),
+]
+
+
+def export(
+    run: RunFolder,
+    output: ExportedTo,
+    step: ExportedStep = None,
+    best: Best = False,
+    role: ExportedRole = None,
+    debug: Debug = False,
+) -> None:
+    """Write a trained model of a checkpoint as a Hugging Face folder. The run may go on meanwhile.
+
+    Paths in the run's configuration are looked for from the current directory.
+
+    Example: tetrarch export runs/smoke exported/critic --step 5 --role critic
+    """
+    with reported(debug):
+        from orchestrator.checks.run_folders import check_output
+
+        if step is not None and best:
+            raise ConfigError("--step names a step, --best looks for one; say one of them")
+        check_output(str(output), "OUTPUT", "", None)
+        from orchestrator.stages.chosen_checkpoint import chosen_checkpoint
+        from orchestrator.stages.model_export import StoredModel
+
+        checkpoint = chosen_checkpoint(run, step, best=best)
+        typer.echo(f"reading {checkpoint.path}", err=True)
+        stored = StoredModel.open(checkpoint, role)
+        stored.write(output)
+        typer.echo(f"the {stored.role} of step {checkpoint.step} is in {output}", err=True)
