@@ -9,9 +9,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import chdir
 from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from cluster.role_table import ACTOR
 from orchestrator.checks.job_inputs import check_job_inputs
 from orchestrator.checks.planned_models import check_planned_models
 from orchestrator.commands.exit_codes import reported
@@ -27,6 +29,7 @@ from orchestrator.commands.options import (
     ResumeFlag,
     ResumeFrom,
     WorkingDir,
+    user_path,
     which_checkpoint,
 )
 from orchestrator.commands.plan_command import check_plan, on_cluster
@@ -35,6 +38,24 @@ from orchestrator.config.evaluation import EvaluationRun
 from orchestrator.config.loading import load_root
 from orchestrator.config.roots import ROOTS
 from orchestrator.errors import ConfigError
+
+if TYPE_CHECKING:
+    from orchestrator.stages.model_export import StoredModel
+
+
+MeasuredStep = Annotated[
+    int | None,
+    typer.Option("--step", metavar="N", min=1, help="The policy in the run's checkpoint of that step.", show_default=False),
+]
+MeasuredCheckpoint = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="FOLDER",
+        parser=user_path,
+        help="The policy in this checkpoint, such as runs/smoke/checkpoints/step-000005.",
+        show_default=False,
+    ),
+]
 
 
 def training_command(name: str) -> Callable[..., None]:
@@ -106,17 +127,36 @@ def submit(
     raise typer.Exit(code)
 
 
-def evaluate(config: ConfigFile, overrides: Overrides = None, debug: Debug = False) -> None:
+def evaluate(
+    config: ConfigFile,
+    overrides: Overrides = None,
+    step: MeasuredStep = None,
+    checkpoint: MeasuredCheckpoint = None,
+    debug: Debug = False,
+) -> None:
     """Measure the policy on the held-out prompts: score, KL to the reference, response length.
 
-    Example: tetrarch evaluate configs/smoke.yaml evaluation.prompts=32
+    Example: tetrarch evaluate configs/smoke.yaml evaluation.prompts=32 --step 5
     """
     with reported(debug) as report:
         run = report.loaded(load_root(EvaluationRun, config, overrides or ()), overrides)
         from orchestrator.checks.preparation import prepare_evaluate
 
+        stored = _stored_policy(run, step, checkpoint)
         questions = prepare_evaluate(run)
         report.read(questions)
         from orchestrator.stages.evaluation import evaluate_run
 
-        evaluate_run(run, questions)
+        evaluate_run(run, questions, stored)
+
+
+def _stored_policy(run: EvaluationRun, step: int | None, folder: Path | None) -> StoredModel | None:
+    """The policy of the checkpoint that `--step` or `--checkpoint` names; None without them."""
+    if step is not None and folder is not None:
+        raise ConfigError("--step names a checkpoint of run_dir, --checkpoint a folder; say one of them")
+    if step is None and folder is None:
+        return None
+    from orchestrator.stages.chosen_checkpoint import checkpoint_at, chosen_checkpoint
+    from orchestrator.stages.model_export import StoredModel
+
+    return StoredModel.open(checkpoint_at(folder) if folder else chosen_checkpoint(Path(run.run_dir), step), ACTOR)

@@ -30,6 +30,10 @@ class CheckpointConfig(Section):
     of the highest proxy score; of `tetrarch sft` and `dpo` those of the lowest held-out loss, of `tetrarch reward` of
     the highest held-out accuracy. A checkpoint is written after each evaluation that is one of them. 0: none stays."""
 
+    save_hf_every: int = Field(default=0, ge=0)
+    """Steps between Hugging Face folders of the trained models in `run_dir/hf/step-000010/actor` and so on, which all
+    stay; 0: there is none before the end of the run. `tetrarch export` makes one of any checkpoint."""
+
     @property
     def kept(self) -> str:
         """Which checkpoints stay, such as `the newest 2 are kept, and those of every 10 steps`."""

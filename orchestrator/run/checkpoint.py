@@ -29,6 +29,8 @@ MANIFEST_FORMAT = 2
 """In each manifest; raise it when files of another kind are written."""
 BEST = "best"
 """Folder in `run_dir` with the models of the best evaluation so far, while the run goes on."""
+HF = "hf"
+"""Folder in `run_dir` for the models of `checkpoint.save_hf_every`: `hf/step-000010/actor`."""
 TRAINED = "tetrarch.json"
 """File in the folder of a trained policy, with the step of its weights."""
 
@@ -115,12 +117,17 @@ class Checkpoints:
         return {folder: what for folder, what in found.items() if what is not None}
 
     def _folder(self, step: int) -> Path:
-        return self.folder / f"step-{step:06d}"
+        return self.folder / step_name(step)
 
     def _folders(self) -> list[Path]:
         """Committed folders, newest first."""
         folders = (p for p in self.folder.glob("step-*") if p.is_dir() and p.suffix != PARTIAL)
         return sorted((p for p in folders if step_of(p) is not None), key=lambda p: step_of(p) or 0, reverse=True)
+
+
+def step_name(step: int) -> str:
+    """The name of a step's folder."""
+    return f"step-{step:06d}"
 
 
 def step_of(folder: Path) -> int | None:

@@ -23,7 +23,7 @@ from orchestrator.config.schema import section_key
 from orchestrator.config.yaml_text import YamlError, parse_yaml
 from orchestrator.errors import CheckpointError, ConfigError
 from orchestrator.report import run_files
-from orchestrator.run.checkpoint import BEST, MANIFEST, Checkpoint, Checkpoints, step_of, trained_step
+from orchestrator.run.checkpoint import BEST, HF, MANIFEST, Checkpoint, Checkpoints, step_of, trained_step
 from orchestrator.run.resume_rules import ResumeRules, rules_of
 
 Resume = Literal["newest"] | int | None
@@ -196,7 +196,8 @@ def set_aside(run_dir: Path, step: int, leaves: Sequence[str]) -> Path | None:
 
     Returns the folder; None if nothing was newer. `leaves`: files and folders in `run_dir`.
     """
-    later = [folder for folder in (run_dir / "checkpoints").glob("step-*") if (step_of(folder) or 0) > step]
+    dated = (folder for place in ("checkpoints", HF) for folder in (run_dir / place).glob("step-*"))
+    later = [folder for folder in dated if (step_of(folder) or 0) > step]
     left = [run_dir / name for name in leaves] if trained_step(run_dir) != step else []
     left += [run_dir / BEST] if (trained_step(run_dir / BEST) or 0) > step else []
     left += run_files.kept_samples(run_dir, after=step).values()

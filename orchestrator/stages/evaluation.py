@@ -10,24 +10,25 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from torch import Tensor
 
-from cluster.role_table import ACTOR, REFERENCE
+from cluster.role_table import REFERENCE
 from orchestrator.config.evaluation import EvaluationRun
 from orchestrator.data.opponents import given_prompts
 from orchestrator.data.prompts import Questions, heldout_prompts
-from orchestrator.groups.build import resolve_models
+from orchestrator.groups.build import Models, resolve_models
 from orchestrator.groups.scoring import EvaluationRoles
 from orchestrator.groups.spread import spread, wait_for
 from orchestrator.groups.stage_roles import evaluation_roles
 from orchestrator.report.evaluation_results import Estimate, EvaluationResult, SampleRow
-from orchestrator.report.progress import make_progress
+from orchestrator.report.progress import Progress, make_progress
 from orchestrator.report.run_files import EVALUATED, EVALUATED_ROWS, finite
 from orchestrator.report.terminal_lines import evaluation_lines
-from orchestrator.run.checkpoint import saved_step
 from orchestrator.stages.benchmarks import run_benchmarks
+from orchestrator.stages.measured_policy import MeasuredPolicy, policy_to_measure
+from orchestrator.stages.model_export import StoredModel
 from orchestrator.stages.win_rate import Compare, comparing
 from roles.batch import Prompts, Rollouts, Scored, Sequences
 from roles.losses.kl_estimators import k1
@@ -94,56 +95,42 @@ def measured(
     )
 
 
-class MeasuredPolicy(NamedTuple):
-    """The policy that `tetrarch evaluate` measures."""
-
-    folder: Path | None
-    """Where it is; None: as `actor.model` says."""
-    step: int
-    """Of the run that trained it; 0 if none did."""
-    label: str
-
-
-def measured_policy(config: EvaluationRun) -> MeasuredPolicy:
-    """The actor of the run in `run_dir`; before there is one, what `actor.model` names: another run's, or any model."""
-    trained, path = Path(config.run_dir) / ACTOR, config.actor.model.path
-    for folder, given in ((trained, trained), (Path(path), None)):
-        step = saved_step(folder)
-        if step is not None:
-            return MeasuredPolicy(given, step, "trained")
-    return MeasuredPolicy(None, 0, f"of actor.model.path={path}")
-
-
-def evaluate_run(config: EvaluationRun, questions: Questions) -> EvaluationResult:
-    """`tetrarch evaluate`: measure on `questions` the actor in `run_dir/actor`, or, before a run, the one that it
-    starts from.
+def evaluate_run(config: EvaluationRun, questions: Questions, stored: StoredModel | None = None) -> EvaluationResult:
+    """`tetrarch evaluate`: measure on `questions` the policy of a checkpoint; without one the actor in `run_dir/actor`,
+    or, before a run, the one that it starts from.
 
     Prints the result and writes it to `run_dir/evaluate.json`.
     """
     run_dir = Path(config.run_dir)
-    policy = measured_policy(config)
-    prompts = heldout_prompts(questions, config.evaluation.prompts, config.seed)
-    with closing(make_progress("evaluate", 0, 0)) as progress:
+    with closing(make_progress("evaluate", 0, 0)) as progress, policy_to_measure(config, stored) as policy:
         progress.status("preparing the models")
+        prompts = heldout_prompts(questions, config.evaluation.prompts, config.seed)
         models = resolve_models(config, (REFERENCE, *config.scorers))
         if policy.folder is not None:
             models = replace(models, actor=policy.folder)
-        progress.status(f"starting the roles, to measure {models.actor}")
-        with evaluation_roles(config, models, progress.lines) as roles:
-            progress.status(f"answering {len(prompts)} held-out prompts")
-            samples, answered = config.evaluation.samples, list[Rollouts]()
-            where: dict[str, Any] = {"step": policy.step, "label": policy.label, "samples": samples}
-            result = evaluate(roles, prompts, 0, **where, check=answered.append, compare=comparing(config))
+        result, rollouts = _measure(config, prompts, models, policy, progress)
         if config.evaluation.benchmarks is not None:
             progress.status(f"lm-eval: {', '.join(config.evaluation.benchmarks.tasks)}")
         benchmarks = run_benchmarks(config, models.actor)
         told = {**result.to_json(), "benchmarks": [asdict(one) for one in benchmarks]}
         file, rows = run_dir / EVALUATED, run_dir / EVALUATED_ROWS
         file.write_text(json.dumps(finite(told), indent=1) + "\n")
-        rows.write_text("".join(map(_line, _rows(answered[0], result))), encoding="utf-8")
+        rows.write_text("".join(map(_line, _rows(rollouts, result))), encoding="utf-8")
         progress.lines("\n".join([evaluation_lines(result, None), *(one.line() for one in benchmarks)]))
         progress.lines(f"written to {file}, all responses to {rows}")
     return result
+
+
+def _measure(
+    config: EvaluationRun, prompts: Prompts, models: Models, policy: MeasuredPolicy, progress: Progress
+) -> tuple[EvaluationResult, Rollouts]:
+    progress.status(f"starting the roles, to measure {models.actor}")
+    with evaluation_roles(config, models, progress.lines) as roles:
+        progress.status(f"answering {len(prompts)} held-out prompts")
+        samples, answered = config.evaluation.samples, list[Rollouts]()
+        where: dict[str, Any] = {"step": policy.step, "label": policy.label, "samples": samples}
+        result = evaluate(roles, prompts, 0, **where, check=answered.append, compare=comparing(config))
+    return result, answered[0]
 
 
 def _rows(rollouts: Rollouts, result: EvaluationResult) -> Iterator[dict[str, Any]]:

@@ -95,15 +95,21 @@ class PolicyTraining(ScheduledStage):
             self.report.note(f"held out, {label} training: {self.told()} on {samples} samples")
 
     def save_models(self) -> None:
-        """Write the model to the section's `output`, whole or not at all, with the chat template and what is known of
-        it."""
-        section = self.section
-        with whole_folder(Path(section.output)) as partial:
+        """Write the model to the section's `output`."""
+        self._save(Path(self.section.output))
+        self.report.note(f"saved to {self.section.output}")
+
+    def save_models_in(self, folder: Path) -> None:
+        """Write the model to `folder/actor`."""
+        self._save(folder / self.role)
+
+    def _save(self, output: Path) -> None:
+        """Write the model, whole or not at all, with the chat template and what is known of it."""
+        with whole_folder(output) as partial:
             self.trainer.call(TrainedPolicy.save_model, str(partial)).result(self.config.deadlines.save_s)
-            write_chat_template(section, partial)
+            write_chat_template(self.section, partial)
             quality = asdict(self.quality) if self.quality else {}
             (partial / self.quality_file).write_text(json.dumps(quality, indent=1) + "\n")
-        self.report.note(f"saved to {section.output}")
 
     def _test_due(self) -> bool:
         """Whether what is held out is tested after the step that has ended."""

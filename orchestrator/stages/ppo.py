@@ -259,32 +259,32 @@ class Ppo(Stage):
     def keep_models(self) -> None:
         """Save the models of the current step in `run_dir/best`."""
         assert self.gold is not None
-        self._save_to(self.gold.folder)
+        self.save_models_in(self.gold.folder)
 
     def save_models(self) -> None:
         """Leave the models of the best evaluation or, without `evaluation.stop`, save those of the last step."""
         if self.gold is None or self.best is None:
-            self._save_to(Path(self.config.run_dir))
+            self.save_models_in(Path(self.config.run_dir))
         else:
             self.gold.move_to_run_dir()
 
-    def _save_to(self, run_dir: Path) -> None:
+    def save_models_in(self, folder: Path) -> None:
         """Save reward model (if it was retrained), critic, mean of the weights and policy, each completely or not at
         all. The policy is last and has the step of its weights: if it is there, everything is."""
         deadline_s = self.config.deadlines.save_s
         if self.retraining:
-            with whole_folder(run_dir / RETRAINED) as folder:
-                self.retraining.group.call(RewardTrainer.save_model, str(folder)).result(deadline_s)
+            with whole_folder(folder / RETRAINED) as partial:
+                self.retraining.group.call(RewardTrainer.save_model, str(partial)).result(deadline_s)
         if self.roles.critic:
             scale = self.state.value_scale  # says nothing where the targets are plain
-            with whole_folder(run_dir / CRITIC) as folder:
-                self.roles.critic.call(Critic.save_model, str(folder), scale.mean, scale.deviation).result(deadline_s)
+            with whole_folder(folder / CRITIC) as partial:
+                self.roles.critic.call(Critic.save_model, str(partial), scale.mean, scale.deviation).result(deadline_s)
         if self.config.actor.ema_decay is not None:
-            with whole_folder(run_dir / "actor_ema") as folder:
-                self.roles.actor.call(Actor.save_average, str(folder)).result(deadline_s)
-        with whole_folder(run_dir / ACTOR) as folder:
-            self.roles.actor.call(Actor.save_model, str(folder)).result(deadline_s)
-            (folder / TRAINED).write_text(json.dumps({"step": self.state.step}) + "\n")
+            with whole_folder(folder / "actor_ema") as partial:
+                self.roles.actor.call(Actor.save_average, str(partial)).result(deadline_s)
+        with whole_folder(folder / ACTOR) as partial:
+            self.roles.actor.call(Actor.save_model, str(partial)).result(deadline_s)
+            (partial / TRAINED).write_text(json.dumps({"step": self.state.step}) + "\n")
 
 
 def reference_fingerprint(roles: Roles) -> str:

@@ -195,9 +195,20 @@ class RewardTraining(ScheduledStage):
         training, quality = self.config.reward_training, self.tested()
         self.report.note(f"held-out pair accuracy {quality.told}, calibration error {quality.calibration_error:.1%}")
         check_quality(quality, training.minimum_accuracy)
-        centre = float(self._scores(self.comparisons.training).mean())
-        _save(self.trainer, self.config, centre, quality)
+        self._save(Path(training.output))
+        (Path(self.config.run_dir) / QUALITY).write_text(quality.to_json())
         self.report.note(f"saved to {training.output}")
+
+    def save_models_in(self, folder: Path) -> None:
+        """Write the model and its quality to `folder/reward`."""
+        self._save(folder / self.role)
+
+    def _save(self, output: Path) -> None:
+        """Save the model, its scores centred on the training responses, with its quality, completely or not at all."""
+        centre = float(self._scores(self.comparisons.training).mean())
+        with whole_folder(output) as partial:
+            self.trainer.call(RewardTrainer.save_model, str(partial), centre).result(self.config.deadlines.save_s)
+            (partial / QUALITY).write_text(self.tested().to_json())
 
     def _scores(self, preferences: Preferences) -> torch.Tensor:
         """The model's scores, float32 `[batch]`; NotFinite if one is not."""
@@ -236,12 +247,3 @@ def _quality(scores: torch.Tensor, comparisons: Comparisons) -> RewardQuality:
         left_out_groups=comparisons.left_out,
         reliability=reliability(differences.tolist(), comparisons.heldout.certainty[better].tolist()),
     )
-
-
-def _save(trainer: RoleGroup[RewardTrainer], config: RewardTrainingRun, centre: float, quality: RewardQuality) -> None:
-    """Save the folder completely or not at all. Its quality is written into it, and into `run_dir`."""
-    text = quality.to_json()
-    with whole_folder(Path(config.reward_training.output)) as partial:
-        trainer.call(RewardTrainer.save_model, str(partial), centre).result(config.deadlines.save_s)
-        (partial / QUALITY).write_text(text)
-    (Path(config.run_dir) / QUALITY).write_text(text)

@@ -5,7 +5,6 @@ A configuration and a `Stage` flow in; checkpoints, metrics and reports flow out
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass, field
@@ -24,7 +23,7 @@ from orchestrator.errors import FileNotWritten, NotFinite, StopTraining, Tetrarc
 from orchestrator.groups.recovery import Recovery
 from orchestrator.ppo.gold_stop import best_steps
 from orchestrator.report.reporter import Reporter
-from orchestrator.run.checkpoint import Checkpoint, Checkpoints
+from orchestrator.run.checkpoint import HF, Checkpoint, Checkpoints, step_name
 from orchestrator.run.phase_clock import Clock
 from orchestrator.run.resuming import Resume, checkpoint_to_resume, take_up
 from orchestrator.run.run_lock import held
@@ -89,7 +88,6 @@ class Run:
     """Counts how often the run has been started again."""
     finished: dict[str, Any] | None = None
     """The driver's state that belongs to the trained groups' state; None while they are updated."""
-    saved_at: float = field(default_factory=time.monotonic)
     writer: StateWriter = field(init=False)
 
     def __post_init__(self) -> None:
@@ -117,8 +115,9 @@ class Run:
             self.check_lock()
             self._heed(self._one_step())
             last = stage.step == stage.steps
-            if last or self._due() or stage.step in self._best():
+            if last or self.writer.due(stage.step) or stage.step in self._best():
                 self.save()
+            self._save_folders()
             self.orders.release()
             if not last and stage.evaluate_every and stage.step % stage.evaluate_every == 0:
                 self._evaluate(f"step {stage.step}")
@@ -195,12 +194,6 @@ class Run:
         there = {*self.checkpoints.steps(), self.stage.step}
         return best_steps({step: score for step, score in self.stage.scores.items() if step in there and step}, count)
 
-    def _due(self) -> bool:
-        """Whether a checkpoint is due after the step that has ended."""
-        config = self.config.checkpoint
-        by_step = config.every > 0 and self.stage.step % config.every == 0
-        return by_step or time.monotonic() - self.saved_at >= config.interval_s
-
     @property
     def _saved(self) -> bool:
         """Whether there is a checkpoint of the current step; before the first step none is needed."""
@@ -219,7 +212,15 @@ class Run:
         self.report.status(f"saving checkpoint {self.stage.step}")
         self.stage.before_save()
         (self.writer.begin if self.config.checkpoint.asynchronous else self.writer.write)(self.stage.state_dict())
-        self.saved_at = time.monotonic()
+
+    def _save_folders(self) -> None:
+        """Save the models of the step that has ended as Hugging Face folders, if `checkpoint.save_hf_every` says so."""
+        step, every = self.stage.step, self.config.checkpoint.save_hf_every
+        if every and step % every == 0:
+            folder = Path(self.config.run_dir) / HF / step_name(step)
+            self.report.status(f"saving the models of step {step} in {folder}")
+            self.stage.before_save()
+            self.stage.save_models_in(folder)
 
     def restore(self, checkpoint: Checkpoint) -> None:
         """Continue from `checkpoint`: restore driver and trained groups, and update what depends on them."""

@@ -95,6 +95,10 @@ class Stage(ABC):
     def save_models(self) -> None:
         """Save the trained models after the last step."""
 
+    @abstractmethod
+    def save_models_in(self, folder: Path) -> None:
+        """Save the trained models as they are now, each in a folder of its role's name, whole or not at all."""
+
     def check_ledger(self) -> None:
         """Called at the end of the run: TetrarchError unless the ledger says what became of every sample."""
 

@@ -59,14 +59,24 @@ class StateWriter:
     check_lock: Callable[[], None] = lambda: None
     """Raises TetrarchError where another run writes to `run_dir`."""
     under_way: UnderWay | None = None
+    saved_at: float = field(default_factory=time.monotonic)
+    """When the last checkpoint was asked for, or the run began, on the monotonic clock."""
     cost_told: bool = False
+
+    def due(self, step: int) -> bool:
+        """Whether a checkpoint is due after the step that has ended."""
+        config = self.config.checkpoint
+        by_step = config.every > 0 and step % config.every == 0
+        return by_step or time.monotonic() - self.saved_at >= config.interval_s
 
     def write(self, state: dict[str, Any]) -> Path:
         """Write a checkpoint, and wait for it."""
         self.complete()
         began, folder = self._begin(state)
         calls = self._call(Trainable.save_state, folder)
-        return self._commit(state, self._hashes(calls), began, "")
+        path = self._commit(state, self._hashes(calls), began, "")
+        self.saved_at = time.monotonic()
+        return path
 
     def begin(self, state: dict[str, Any]) -> None:
         """Have every rank copy its state, and write the copy while the run goes on; first wait for the checkpoint
@@ -74,7 +84,7 @@ class StateWriter:
         self.complete()
         began, folder = self._begin(state)
         self._hashes(self._call(Trainable.begin_saving, folder))
-        now = time.monotonic()
+        self.saved_at = now = time.monotonic()
         self.under_way = UnderWay(state, now + self.config.deadlines.save_s, began, now - began)
 
     def look(self) -> None:

@@ -18,7 +18,7 @@ from orchestrator.config.reward_training import RewardTrainingRun
 from orchestrator.data.preference_pairs import read_pairs
 from orchestrator.data.prompts import read_questions
 from orchestrator.errors import TetrarchError
-from orchestrator.stages.reward_training import RewardQuality, train_reward
+from orchestrator.stages.reward_training import RewardQuality, RewardTraining, train_reward
 from roles.reward_trainer import RewardTrainer
 from roles.text.tokenizer import load_tokenizer
 from tests.unit.wiring.base import Case, base, case, check_moved, check_same
@@ -79,7 +79,7 @@ def ran(folder: Path, changes: Mapping[str, Any], monkeypatch: pytest.MonkeyPatc
 
     with stage() as seen, monkeypatch.context() as patched:
         patched.setattr("orchestrator.groups.build.RewardTrainer", Noted)
-        patched.setattr(orchestrator.stages.reward_training, "_save", lambda *arguments: None)
+        patched.setattr(RewardTraining, "_save", lambda stage, output: None)
         tokenizer = load_tokenizer(said["actor"]["model"]["path"])
         source = (
             read_questions(config.policy.prompts, "train", tokenizer)

@@ -138,7 +138,7 @@ def test_unknown_options_are_refused(file: Path) -> None:
         (["train", "--resume-from", "4"], [("prepare_train", 4), ("train", 4, READ, None)]),
         (["reward"], [("prepare_reward", None), ("train_reward", None, READ)]),
         (["reward", "--resume-from", "4"], [("prepare_reward", 4), ("train_reward", 4, READ)]),
-        (["evaluate"], [("prepare_evaluate",), ("evaluate_run", READ)]),
+        (["evaluate"], [("prepare_evaluate",), ("evaluate_run", READ, None)]),
     ],
 )
 def test_the_door_comes_before_the_driver(

@@ -22,7 +22,8 @@ from orchestrator.groups.scoring import EvaluationRoles
 from orchestrator.report.evaluation_results import EvaluationResult
 from orchestrator.report.terminal_lines import evaluation_lines
 from orchestrator.run.checkpoint import TRAINED
-from orchestrator.stages.evaluation import evaluate, measured_policy
+from orchestrator.stages.evaluation import evaluate
+from orchestrator.stages.measured_policy import measured_policy
 from roles.batch import Prompts, Rollouts
 from roles.config.rewards import MeanScore
 from tests.unit.orchestrator.fakes import FakeCall, FakeGroup, prompts_of, write_waits

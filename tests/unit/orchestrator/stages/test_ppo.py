@@ -427,7 +427,7 @@ def counting(monkeypatch: pytest.MonkeyPatch) -> list[float]:
 
     monkeypatch.setattr(orchestrator.stages.ppo.Ppo, "one_step", one_step)
     monkeypatch.setattr(orchestrator.stages.ppo.Ppo, "save_models", lambda ppo: None)
-    monkeypatch.setattr(orchestrator.stages.run.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(orchestrator.stages.state_writer.time, "monotonic", lambda: now[0])
     return now
 
 
@@ -446,7 +446,7 @@ def test_checkpoints_are_due_by_steps_and_by_minutes(
 ) -> None:
     run, log = make_run()
     run.config.checkpoint = CheckpointConfig.model_validate(settings)
-    run.saved_at = 0.0
+    run.writer.saved_at = 0.0
     run.all_steps()
     assert [int(line.split()[-1]) for line in log if line.startswith("saving checkpoint")] == saved
     assert len([line for line in log if line.startswith("a checkpoint: 0.0 s, 0.00 GiB; the newest 2")]) == 1
@@ -468,7 +468,7 @@ def interrupted(phase: str, orders: Orders, error: type[BaseException]) -> Calla
         for name in ("generate", "score", "experience", "update", "push"):
             with clock(name):
                 if name == phase:
-                    orders.told, orders._at = Terminated, orchestrator.stages.run.time.monotonic()
+                    orders.told, orders._at = Terminated, orchestrator.stages.state_writer.time.monotonic()
                     if not orders._held:
                         raise error
         state.step += 1

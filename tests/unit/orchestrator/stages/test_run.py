@@ -115,6 +115,10 @@ class Counting(Stage):
     def save_models(self) -> None:
         (self.run_dir / "model").write_text(str(self.counter.updates))
 
+    def save_models_in(self, folder: Path) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "model").write_text(str(self.counter.updates))
+
     def after_step(self, told: StepReport) -> None:
         if self.at == (self.step, "after"):
             self.meet()
@@ -246,6 +250,19 @@ def test_a_run_can_go_on_from_an_earlier_checkpoint(tmp_path: Path, monkeypatch:
     count(tmp_path, monkeypatch)
     count(tmp_path, monkeypatch, 4)
     assert (tmp_path / "model").read_text() == "6" and (tmp_path / "set-aside/1/checkpoints/step-000006").is_dir()
+
+
+def test_models_are_left_every_few_steps_and_set_aside_with_the_checkpoints(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys.modules[__name__], "SETTINGS", (*SETTINGS, "checkpoint.save_hf_every=2"))
+    count(tmp_path, monkeypatch)
+    left = {str(file.relative_to(tmp_path)): file.read_text() for file in tmp_path.glob("hf/*/*")}
+    assert left == {f"hf/step-{step:06d}/model": str(step) for step in (2, 4, 6)}
+    with pytest.raises(Terminated):
+        count(tmp_path, monkeypatch, 4, signal.SIGTERM, (5, "update"))
+    assert sorted(path.name for path in tmp_path.glob("hf/*")) == ["step-000002", "step-000004"]
+    assert (tmp_path / "set-aside/1/hf/step-000006/model").read_text() == "6"
 
 
 def test_a_folder_in_use_is_refused_before_a_file_of_it_changes(
