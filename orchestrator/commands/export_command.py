@@ -22,6 +22,16 @@ ExportedRole = Annotated[
     str | None,
     typer.Option("--role", metavar="ROLE", help="actor, critic or reward [default: actor]", show_default=False),
 ]
+PushToHub = Annotated[
+    str | None,
+    typer.Option(
+        "--push-to-hub",
+        metavar="NAME",
+        help="Upload it to this repository of the model hub, which is made if it is not there.",
+        show_default=False,
+    ),
+]
+Public = Annotated[bool, typer.Option("--public", help="The repository may be public [default: it is private].")]
 
 
 def export(
@@ -30,9 +40,11 @@ def export(
     step: ExportedStep = None,
     best: Best = False,
     role: ExportedRole = None,
+    push_to_hub: PushToHub = None,
+    public: Public = False,
     debug: Debug = False,
 ) -> None:
-    """Write a trained model of a checkpoint as a Hugging Face folder. The run may go on meanwhile.
+    """Write a trained model of a checkpoint as a Hugging Face folder with a model card. The run may go on meanwhile.
 
     Paths in the run's configuration are looked for from the current directory.
 
@@ -44,6 +56,10 @@ def export(
         if step is not None and best:
             raise ConfigError("--step names a step, --best looks for one; say one of them")
         check_output(str(output), "OUTPUT", "", None)
+        from orchestrator.stages.model_hub import hub_of, push
+
+        if push_to_hub:
+            hub_of(push_to_hub)
         from orchestrator.stages.chosen_checkpoint import chosen_checkpoint
         from orchestrator.stages.model_export import StoredModel
 
@@ -51,4 +67,11 @@ def export(
         typer.echo(f"reading {checkpoint.path}", err=True)
         stored = StoredModel.open(checkpoint, role)
         stored.write(output)
-        typer.echo(f"the {stored.role} of step {checkpoint.step} is in {output}", err=True)
+        what = f"the {stored.role} of step {checkpoint.step}"
+        typer.echo(f"{what} is in {output}", err=True)
+        try:
+            stored.describe(output, run)
+        except ValueError as error:
+            typer.echo(f"without a model card: {error}", err=True)
+        if push_to_hub:
+            typer.echo(f"uploaded: {push(output, push_to_hub, what, public=public)}", err=True)

@@ -15,6 +15,7 @@ from cluster.config import Deadlines, LocalPlacement, PlacementConfig
 from orchestrator.config.checkpoint import CheckpointConfig
 from orchestrator.config.recovery import RecoveryConfig
 from orchestrator.config.report import ReportConfig
+from orchestrator.config.schema import section_key
 from roles.config.models import FrozenRole, TrainedRole
 from roles.config.section import Dtype, PathText, Section
 
@@ -80,6 +81,11 @@ class BaseConfig(Section):
         """Key path → section of every model of the command that its ranks hold under ZeRO."""
         sections = {name: getattr(self, name) for name in type(self).model_fields}
         return {name: section for name, section in sections.items() if isinstance(section, FrozenRole)}
+
+    def sharded_section(self, role: str) -> FrozenRole:
+        """The section of a role in `sharded`. A command that trains one model has one section."""
+        sections = self.sharded
+        return sections.get(section_key(role)) or next(iter(sections.values()))
 
     @property
     def trained(self) -> dict[str, TrainedRole]:

@@ -19,7 +19,6 @@ from cluster.role_table import ENGINES, ROLES
 from orchestrator.config.base import BaseConfig
 from orchestrator.config.loading import dump_config, validate_root
 from orchestrator.config.run import RunConfig
-from orchestrator.config.schema import section_key
 from orchestrator.config.yaml_text import YamlError, parse_yaml
 from orchestrator.errors import CheckpointError, ConfigError
 from orchestrator.report import run_files
@@ -143,14 +142,13 @@ def other_layout(checkpoint: Checkpoint, config: BaseConfig) -> list[str]:
 
 def _layout(config: BaseConfig) -> dict[str, str]:
     """Role → how its model is held, such as `ranks 2, ZeRO stage 3`."""
-    found, sections = {}, config.sharded
+    found: dict[str, str] = {}
     for role in config.model_roles:
         number = ranks_of(config.placement, role)
         if role == ENGINES:
             found[role] = f"engines {number}, tensor_parallel_size {tensor_parallel_size(config.placement)}"
-        else:  # a command that trains one model has one section
-            section = sections.get(section_key(role)) or next(iter(sections.values()))
-            found[role] = f"ranks {number}, ZeRO stage {section.zero.stage}"
+        else:
+            found[role] = f"ranks {number}, ZeRO stage {config.sharded_section(role).zero.stage}"
     return found
 
 

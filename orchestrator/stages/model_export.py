@@ -19,12 +19,12 @@ from orchestrator.config.loading import validate_root
 from orchestrator.config.policy_training import PolicyTrainingConfig
 from orchestrator.config.reward_training import RewardTrainingRun
 from orchestrator.config.roots import ROOTS, served
-from orchestrator.config.schema import section_key
 from orchestrator.errors import ConfigError
 from orchestrator.ppo.scores import RunningScale
 from orchestrator.run.checkpoint import TRAINED, Checkpoint, damage, whole_folder
 from orchestrator.run.resume_rules import RESUME_RULES
 from orchestrator.run.resuming import written_settings
+from orchestrator.stages.described_model import describe_model
 from orchestrator.stages.policy_from_data import write_chat_template
 from roles.critic import load_critic
 from roles.durable import hash_of
@@ -57,7 +57,7 @@ class StoredModel:
             raise ConfigError(f"--role={role}: {checkpoint.path} holds the state of {' and '.join(there)}")
         role = role or next(iter(there), ACTOR)
         config = _configuration(checkpoint)
-        section = _section(config, role)
+        section = config.sharded_section(role)
         with _told_if_removed(checkpoint):
             files = open_state(checkpoint.path / role, _setup(config, section, Path()))
             for name, written in checkpoint.hashes.items():
@@ -67,7 +67,7 @@ class StoredModel:
 
     def write(self, output: Path) -> None:
         """Write the folder that the run would have written after this step, whole or not at all."""
-        section = _section(self.config, self.role)
+        section = self.config.sharded_section(self.role)
         assert section.model is not None
         with whole_folder(output) as folder, quiet():
             setup = _setup(self.config, section, resolve_model(section.model, Path(self.config.model_cache)))
@@ -77,6 +77,11 @@ class StoredModel:
             if isinstance(section, PolicyTrainingConfig):
                 write_chat_template(section, folder)
 
+    def describe(self, folder: Path, run_dir: Path) -> None:
+        """Write the model card into the folder of `write`. ValueError if a file of the run cannot be read."""
+        step, settings = self.checkpoint.step, str(self.checkpoint.state["config"])
+        describe_model(folder, self.role, step, run_dir, self.config, settings)
+
 
 def _configuration(checkpoint: Checkpoint) -> BaseConfig:
     data, name = written_settings(checkpoint, "export it with that one")
@@ -84,12 +89,6 @@ def _configuration(checkpoint: Checkpoint) -> BaseConfig:
     if not roots:
         raise ConfigError(f"{name} is for no command that trains; name the run_dir of a training")
     return validate_root(roots[0], data, name)
-
-
-def _section(config: BaseConfig, role: str) -> Any:
-    """The section of a trained role, with the model that it started from."""
-    sections = config.sharded  # a command that trains one model has one section
-    return sections.get(section_key(role)) or next(iter(sections.values()))
 
 
 def _setup(config: BaseConfig, section: Any, folder: Path) -> ModelSetup:

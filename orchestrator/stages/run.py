@@ -28,6 +28,7 @@ from orchestrator.run.phase_clock import Clock
 from orchestrator.run.resuming import Resume, checkpoint_to_resume, take_up
 from orchestrator.run.run_lock import held
 from orchestrator.stages.card_metrics import card_metrics
+from orchestrator.stages.described_model import describe_models
 from orchestrator.stages.stage import Stage, StepReport, Trainable
 from orchestrator.stages.state_writer import StateWriter
 from roles.batch import save_batch
@@ -117,8 +118,8 @@ class Run:
             last = stage.step == stage.steps
             if last or self.writer.due(stage.step) or stage.step in self._best():
                 self.save()
-            self._save_folders()
             self.orders.release()
+            self._save_folders()
             if not last and stage.evaluate_every and stage.step % stage.evaluate_every == 0:
                 self._evaluate(f"step {stage.step}")
         if not stage.why_end:
@@ -221,6 +222,7 @@ class Run:
             self.report.status(f"saving the models of step {step} in {folder}")
             self.stage.before_save()
             self.stage.save_models_in(folder)
+            describe_models(folder, step, self.config, self.settings)
 
     def restore(self, checkpoint: Checkpoint) -> None:
         """Continue from `checkpoint`: restore driver and trained groups, and update what depends on them."""

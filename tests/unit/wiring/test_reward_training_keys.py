@@ -12,7 +12,6 @@ import pytest
 import torch
 import yaml
 
-import orchestrator.stages.reward_training
 from orchestrator.config.loading import load_root
 from orchestrator.config.reward_training import RewardTrainingRun
 from orchestrator.data.preference_pairs import read_pairs

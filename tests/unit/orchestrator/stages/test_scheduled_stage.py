@@ -41,6 +41,8 @@ class Held(ScheduledStage):
 
     def save_models(self) -> None: ...
 
+    def save_models_in(self, folder: Path) -> None: ...
+
 
 def train(run_dir: Path, ends: int, resume: Resume = None) -> list[int]:
     """The steps of the checkpoints after a run that is interrupted after `ends` steps."""
