@@ -6,6 +6,7 @@ A configuration flows in; drawings flow to a console; a PlacementError flows out
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, TypeVar
@@ -93,7 +94,8 @@ def show_plan(
         if isinstance(run, RunConfig) and suggest:
             show_suggestions(run, planned[-1], console, factors)
         if svg is not None:
-            console.save_svg(str(svg), title=f"tetrarch plan {config}")
+            drawn = console.export_svg(title=f"tetrarch plan {config}")
+            svg.write_text(without_web_fonts(drawn), encoding="utf-8")
         from orchestrator.planning.layout_drawing import to_json
         from orchestrator.planning.trace import write_trace
 
@@ -103,6 +105,11 @@ def show_plan(
             write_trace(trace, planned[-1].step.course, planned[-1].plan)
     if any(one.shortages for one in planned):
         raise typer.Exit(RUN_FAILED)
+
+
+def without_web_fonts(svg: str) -> str:
+    """A drawing that asks no server for a font, as rich's does; it is shown in one that is installed."""
+    return re.sub(r"@font-face\s*\{[^}]*\}\s*", "", svg)
 
 
 def _check_options(command: str, suggest: bool, calibrate: Path | None) -> None:

@@ -45,7 +45,9 @@ if TYPE_CHECKING:
 
 MeasuredStep = Annotated[
     int | None,
-    typer.Option("--step", metavar="N", min=1, help="The policy in the run's checkpoint of that step.", show_default=False),
+    typer.Option(
+        "--step", metavar="N", min=1, help="The policy in the run's checkpoint of that step.", show_default=False
+    ),
 ]
 MeasuredCheckpoint = Annotated[
     Path | None,

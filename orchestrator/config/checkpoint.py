@@ -34,6 +34,10 @@ class CheckpointConfig(Section):
     """Steps between Hugging Face folders of the trained models in `run_dir/hf/step-000010/actor` and so on, which all
     stay; 0: there is none before the end of the run. `tetrarch export` makes one of any checkpoint."""
 
+    def leaves_models(self, step: int) -> bool:
+        """Whether `save_hf_every` wants the models of a step."""
+        return self.save_hf_every > 0 and step % self.save_hf_every == 0
+
     @property
     def kept(self) -> str:
         """Which checkpoints stay, such as `the newest 2 are kept, and those of every 10 steps`."""

@@ -1,5 +1,5 @@
-"""Charts side by side in one SVG, for pages that run no script: cards of the report flow in, a drawing that loads nothing
-flows out. Pure."""
+"""Charts side by side in one SVG, for pages that run no script: cards of the report flow in, a drawing that loads
+nothing flows out. Pure."""
 
 from __future__ import annotations
 
@@ -41,7 +41,8 @@ def curves_svg(cards: Sequence[Card], most: int = 6) -> str:
     )
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" width="{width}" height="{height}" '
-        f'role="img">\n<style>{STYLE}</style>\n<rect class="page" width="{width}" height="{height}"/>\n{cells}\n</svg>\n'
+        f'role="img">\n<style>{STYLE}</style>\n<rect class="page" width="{width}" height="{height}"/>\n'
+        f"{cells}\n</svg>\n"
     )
 
 

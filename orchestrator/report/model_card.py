@@ -1,5 +1,5 @@
-"""The model card of a trained model: what a run has written about itself flows in; README.md and curves.svg in the model's
-folder flow out, as the model hub and a text editor show them."""
+"""The model card of a trained model: what a run has written about itself flows in; README.md and curves.svg in the
+model's folder flow out, as the model hub and a text editor show them."""
 
 from __future__ import annotations
 
@@ -64,7 +64,11 @@ def model_card(facts: CardFacts, record: RunRecord, *, with_curves: bool) -> str
         f"This is {what}, after step {facts.step}{steps} of a run of Tetrarch ({_plain(kind)}). It started from "
         f"{_plain(facts.base)}.",
         *("", "```python", f"from transformers import AutoTokenizer, {loaded_by}", ""),
-        *(f'model = {loaded_by}.from_pretrained("FOLDER")', 'tokenizer = AutoTokenizer.from_pretrained("FOLDER")', "```"),
+        *(
+            f'model = {loaded_by}.from_pretrained("FOLDER")',
+            'tokenizer = AutoTokenizer.from_pretrained("FOLDER")',
+            "```",
+        ),
         *_section("Data", [f"- {_plain(line)}" for line in state.data]),
         *_section("Evaluations", list(_evaluations(record))),
         *_section("Curves", [f"![curves]({CURVES})"] if with_curves else []),
@@ -83,7 +87,10 @@ def _evaluations(record: RunRecord) -> Iterator[str]:
     """A table of the evaluations so far, on held-out prompts."""
     if not record.evaluations:
         return
-    yield from ("| when | step | prompts | proxy score | gold score | KL (nats) | tokens |", "|---|---|---|---|---|---|---|")
+    yield from (
+        "| when | step | prompts | proxy score | gold score | KL (nats) | tokens |",
+        "|---|---|---|---|---|---|---|",
+    )
     for one in record.evaluations:
         told = (one.proxy, one.gold, one.kl, one.length)
         numbers = " | ".join("" if estimate is None else _estimate(estimate) for estimate in told)

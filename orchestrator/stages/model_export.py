@@ -62,7 +62,9 @@ class StoredModel:
             files = open_state(checkpoint.path / role, _setup(config, section, Path()))
             for name, written in checkpoint.hashes.items():
                 if name.startswith(f"{role}/") and hash_of(checkpoint.path / name) != written:
-                    raise RoleError(f"{checkpoint.path / name} holds other bytes than were written; choose another step")
+                    raise RoleError(
+                        f"{checkpoint.path / name} holds other bytes than were written; choose another step"
+                    )
         return cls(checkpoint, role, config, files)
 
     def write(self, output: Path) -> None:
@@ -134,6 +136,6 @@ def _told_if_removed(checkpoint: Checkpoint) -> Iterator[None]:
         if damage(checkpoint.path) is None:
             raise
         raise ConfigError(
-            f"{checkpoint.path} was removed while it was read: its run keeps the newest checkpoints only; export a newer "
-            "step, or have the run keep more (checkpoint.keep, checkpoint.keep_every)"
+            f"{checkpoint.path} was removed while it was read: its run keeps the newest checkpoints only; export a "
+            "newer step, or have the run keep more (checkpoint.keep, checkpoint.keep_every)"
         ) from error

@@ -15,7 +15,6 @@ from pathlib import Path
 
 import torch
 
-from cluster.ranks.role_group import RoleGroup
 from cluster.role_table import REWARD
 from orchestrator.config.reward_training import (
     COMPARISONS,

@@ -119,7 +119,8 @@ class Run:
             if last or self.writer.due(stage.step) or stage.step in self._best():
                 self.save()
             self.orders.release()
-            self._save_folders()
+            if self.config.checkpoint.leaves_models(stage.step):
+                self._save_folders()
             if not last and stage.evaluate_every and stage.step % stage.evaluate_every == 0:
                 self._evaluate(f"step {stage.step}")
         if not stage.why_end:
@@ -215,14 +216,12 @@ class Run:
         (self.writer.begin if self.config.checkpoint.asynchronous else self.writer.write)(self.stage.state_dict())
 
     def _save_folders(self) -> None:
-        """Save the models of the step that has ended as Hugging Face folders, if `checkpoint.save_hf_every` says so."""
-        step, every = self.stage.step, self.config.checkpoint.save_hf_every
-        if every and step % every == 0:
-            folder = Path(self.config.run_dir) / HF / step_name(step)
-            self.report.status(f"saving the models of step {step} in {folder}")
-            self.stage.before_save()
-            self.stage.save_models_in(folder)
-            describe_models(folder, step, self.config, self.settings)
+        """Leave the models of the step that has ended as Hugging Face folders."""
+        folder = Path(self.config.run_dir) / HF / step_name(self.stage.step)
+        self.report.status(f"saving the models in {folder}")
+        self.stage.before_save()
+        self.stage.save_models_in(folder)
+        describe_models(folder, self.stage.step, self.config, self.settings)
 
     def restore(self, checkpoint: Checkpoint) -> None:
         """Continue from `checkpoint`: restore driver and trained groups, and update what depends on them."""

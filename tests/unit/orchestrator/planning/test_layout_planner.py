@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 import time
+from io import StringIO
 from pathlib import Path
 
 import pytest
@@ -23,6 +24,7 @@ from orchestrator.planning.layout_planner import layout
 from orchestrator.planning.planned_layout import PlannedLayout
 from orchestrator.planning.smallest_change import smallest_change
 from tests.unit.cluster.placement.test_gpu_groups import check_sound
+from tests.unit.outside import outside
 
 ROOT = Path(__file__).resolve().parents[4]
 SEVENTY_B = ROOT / "configs/llama3-70b-32xa800.yaml"
@@ -257,7 +259,9 @@ def test_the_command(tmp_path: Path) -> None:
     svg, numbers = tmp_path / "plan.svg", tmp_path / "plan.json"
     fits = CliRunner().invoke(cli.app, ["plan", str(SEVENTY_B), "--svg", str(svg), "--json", str(numbers)])
     assert fits.exit_code == 0, fits.output
-    assert svg.read_text().startswith("<svg") and json.loads(numbers.read_text())["fits"] is True
+    assert svg.read_text().startswith("<svg") and outside(svg.read_text()) == []
+    assert outside(Console(record=True, file=StringIO()).export_svg()), "by itself it asks a server for fonts"
+    assert json.loads(numbers.read_text())["fits"] is True
     short = CliRunner().invoke(cli.app, ["plan", str(SEVENTY_B), *FULL_ADAM])
     assert short.exit_code == 1
     assert "It does not fit" in short.output and "actor.zero.offload_optimizer=true" in short.output

@@ -10,6 +10,7 @@ import pytest
 
 from orchestrator.report.comparison import ComparedPolicy, Comparison, StageTime, comparison_page, write_comparison
 from orchestrator.report.evaluation_results import Estimate, EvaluationResult, SampleRow
+from tests.unit.outside import outside
 
 
 def result(gold: list[float], response: str = "fine", prompt: str = "how are you") -> EvaluationResult:
@@ -57,6 +58,7 @@ def test_numbers_and_differences(tmp_path: Path) -> None:
 def test_texts_are_escaped_and_no_script_may_run() -> None:
     attack = "<script>alert(1)</script>\u202e"
     page = comparison_page(comparison(result([0.1, 0.2]), result([0.1, 0.3], attack, attack)))
+    assert outside(page) == []
     assert "<script" not in page and "DPO <b>" not in page and "\u202e" not in page
     assert "&lt;script&gt;" in page and "script-src &#39;none&#39;" in page
 

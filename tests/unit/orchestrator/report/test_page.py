@@ -18,6 +18,7 @@ from orchestrator.report.evaluation_results import Estimate, EvaluationResult, S
 from orchestrator.report.page import page
 from orchestrator.report.reliability import ReliabilityBin
 from orchestrator.report.run_files import RunRecord, RunState
+from tests.unit.outside import outside
 
 EVIL = "<script>alert('x')</script><img src=x onerror=alert(1)>\"'&\u202e\x1b\ud800"
 VOID = {"meta", "br"}
@@ -124,6 +125,7 @@ def test_the_page_is_well_formed_and_needs_nothing_else() -> None:
     tags = {tag for tag, _ in parsed.tags}
     assert not tags & {"link", "img", "iframe", "object", "base", "form"}
     assert not re.search(r"https?://|url\(|@import|javascript:", ours(text))
+    assert outside(text) == []
     assert all(not name.startswith("on") for _, attributes in parsed.tags for name in attributes)
     assert all("src" not in attributes for _, attributes in parsed.tags)
     assert len(text) < 6_000_000

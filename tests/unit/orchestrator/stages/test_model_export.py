@@ -1,36 +1,44 @@
-"""`tetrarch export` gives, tensor by tensor and file by file, what the run itself would have written after that step."""
+"""`tetrarch export` gives, file by file and tensor by tensor, what the run itself would have written then."""
 
 from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import pytest
 import torch
 import yaml
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
+import roles.zero.sharded
+from orchestrator.config.base import BaseConfig
 from orchestrator.config.loading import dump_config, load_root
+from orchestrator.config.reward_training import RewardTrainingRun
+from orchestrator.config.run import RunConfig
 from orchestrator.config.sft import SftRun
-from orchestrator.data.demonstrations import read_demonstrations
 from orchestrator.errors import ConfigError
 from orchestrator.ppo.scores import RunningScale
 from orchestrator.run.checkpoint import Checkpoint, Checkpoints, saved_step
 from orchestrator.stages.chosen_checkpoint import checkpoint_at, chosen_checkpoint
 from orchestrator.stages.model_export import StoredModel
 from orchestrator.stages.policy_from_data import write_chat_template
-from orchestrator.stages.sft import SupervisedTraining, train_sft
-from roles.text.tokenizer import load_tokenizer
-from roles.zero.trained_rank import TrainedRank
+from roles.config.losses import ValueLossConfig
+from roles.critic import Critic
+from roles.reward_trainer import RewardTrainer
+from roles.zero.setup import ModelSetup
+from roles.zero.trained_rank import TrainedPolicy
 from tests.unit.wiring import tiny
 from tests.unit.wiring.base import base
-from tests.unit.wiring.stage import Seen, stage, trained, with_changes
+from tests.unit.wiring.engines import PlainDeepSpeed
+from tests.unit.wiring.stage import with_changes
 from tests.unit.wiring.test_retraining_keys import retraining_base
+from tests.unit.wiring.test_reward_training_keys import reward_base
 from tests.unit.wiring.test_sft_keys import sft_base
 
+C = TypeVar("C", bound=BaseConfig)
 LORA = {"rank": 2, "alpha": 8.0, "targets": "all-linear"}
 STEP = 2
 CASES: dict[str, dict[str, Any]] = {
@@ -48,14 +56,55 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return made
 
 
-@pytest.fixture(autouse=True)
-def alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch.distributed, "barrier", lambda: None)
+@pytest.fixture(autouse=True, scope="module")
+def alone() -> Iterator[None]:
+    """One rank, on a few lines of torch in place of DeepSpeed."""
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(roles.zero.sharded, "join", lambda device: PlainDeepSpeed)
+        patched.setattr(roles.zero.sharded, "gather_by_layer", lambda module: None)
+        for name, answer in (("get_rank", 0), ("get_world_size", 1), ("barrier", None)):
+            patched.setattr(torch.distributed, name, lambda answer=answer: answer)
+        yield
 
 
-def saved(seen: Seen, config: Any, run_dir: Path, step: int = STEP) -> Checkpoint:
-    """A checkpoint of the ranks, and the folders that they write themselves, in `run_dir`."""
-    ranks = {role: group.members[0] for role, group in seen.groups.items() if isinstance(group.members[0], TrainedRank)}
+def config_of(root: type[C], said: Mapping[str, Any], folder: Path) -> C:
+    """The way of a user's file."""
+    file = folder / "run.yaml"
+    file.write_text(yaml.safe_dump(dict(said)))
+    return load_root(root, file)
+
+
+def rank_of(config: BaseConfig, role: str) -> Any:
+    """The only rank of a trained role, whose weights have moved."""
+    section: Any = config.sharded_section(role)
+    setup = ModelSetup(
+        model_path=section.model.path,
+        device="cpu",
+        dtype=config.dtype,
+        seed=config.seed,
+        zero=section.zero,
+        micro_batch_tokens=64,
+        optimizer=section.optimizer,
+        optimizer_steps=4,
+        lora=section.lora,
+    )
+    pooling = config.reward_training.pooling if isinstance(config, RewardTrainingRun) else None
+    made: dict[str, Callable[[], Any]] = {
+        "actor": lambda: TrainedPolicy(setup),
+        "critic": lambda: Critic(setup, ValueLossConfig(), 1),
+        "reward": lambda: RewardTrainer(setup, pooling),
+    }
+    rank = made[role]()
+    draw = torch.Generator().manual_seed(5)
+    for parameter in rank._model.module.parameters():
+        if parameter.requires_grad:
+            parameter.data += 0.1 * torch.randn(parameter.shape, generator=draw).to(parameter.dtype)
+    return rank
+
+
+def saved(config: BaseConfig, run_dir: Path, *names: str) -> Checkpoint:
+    """A checkpoint of the roles `names`, and the folders that their ranks write themselves, in `run_dir`."""
+    ranks = {role: rank_of(config, role) for role in names}
     scale = RunningScale()
     scale.update(torch.tensor([1.0, 4.0, 2.5]))
 
@@ -63,14 +112,11 @@ def saved(seen: Seen, config: Any, run_dir: Path, step: int = STEP) -> Checkpoin
         for role, rank in ranks.items():
             rank.save_state(folder / role)
 
-    checkpoints = Checkpoints(run_dir / "checkpoints", keep=9)
-    checkpoints.save(step, {"step": step, "config": dump_config(config), "value_scale": scale.state_dict()}, write)
+    state = {"step": STEP, "config": dump_config(config), "value_scale": scale.state_dict()}
+    path = Checkpoints(run_dir / "checkpoints", keep=9).save(STEP, state, write)
     for role, rank in ranks.items():
-        own: Any = rank
-        own.save_model(run_dir / role, *([scale.mean, scale.deviation] if role == "critic" else []))
-    found = checkpoints.newest()
-    assert found is not None
-    return found
+        rank.save_model(run_dir / role, *([scale.mean, scale.deviation] if role == "critic" else []))
+    return checkpoint_at(path)
 
 
 def files_in(folder: Path) -> dict[str, bytes]:
@@ -93,8 +139,8 @@ def check_export(checkpoint: Checkpoint, role: str, own: Path, exported: Path) -
 
 @pytest.mark.parametrize("name", CASES)
 def test_actor_and_critic_are_what_the_run_writes(folder: Path, tmp_path: Path, name: str) -> None:
-    seen = trained(with_changes(base(folder), CASES[name]), folder)
-    checkpoint = saved(seen, seen.config, tmp_path)
+    config = config_of(RunConfig, with_changes(base(folder), CASES[name]), tmp_path)
+    checkpoint = saved(config, tmp_path, "actor", "critic")
     actor = check_export(checkpoint, "actor", tmp_path / "actor", tmp_path / "out/actor")
     before = AutoModelForCausalLM.from_pretrained(folder / "policy", dtype=actor.dtype).state_dict()
     assert any(not torch.equal(weight, before[name]) for name, weight in actor.state_dict().items())
@@ -102,30 +148,37 @@ def test_actor_and_critic_are_what_the_run_writes(folder: Path, tmp_path: Path, 
     assert critic.config.score_shift == pytest.approx(-2.5)
 
 
-def test_a_reward_model_that_is_retrained_is_what_the_run_writes(folder: Path, tmp_path: Path) -> None:
-    seen = trained(retraining_base(folder), folder)
-    checkpoint = saved(seen, seen.config, tmp_path)
-    check_export(checkpoint, "reward", tmp_path / "reward", tmp_path / "out")
+def test_full_precision_is_rounded_as_the_module_s_weights_are(folder: Path, tmp_path: Path) -> None:
+    """DeepSpeed keeps the trained weights in float32 beside those of the module."""
+    config = config_of(RunConfig, base(folder), tmp_path)
+    checkpoint = saved(config, tmp_path, "actor")
+    checkpoint.state["config"] = dump_config(config.model_copy(update={"dtype": "bfloat16"}))
+    StoredModel.open(checkpoint, "actor").write(tmp_path / "out")
+    whole = AutoModelForCausalLM.from_pretrained(tmp_path / "actor").state_dict()
+    rounded = AutoModelForCausalLM.from_pretrained(tmp_path / "out").state_dict()
+    assert all(torch.equal(rounded[name], weight.bfloat16()) for name, weight in whole.items())
 
 
-def fine_tuned(folder: Path, changes: Mapping[str, Any], monkeypatch: pytest.MonkeyPatch) -> tuple[Seen, SftRun]:
-    file = folder / "sft.yaml"
-    file.write_text(yaml.safe_dump(with_changes(sft_base(folder), changes)))
-    config = load_root(SftRun, file)
-    data = read_demonstrations(config.sft, load_tokenizer(config.sft.model.path), config.seed)
-    with stage() as seen, monkeypatch.context() as patched:
-        patched.setattr(SupervisedTraining, "save_models", lambda stage: None)
-        train_sft(config, None, data)
-    return seen, config
+@pytest.mark.parametrize("pooling", ["last", "mean"])
+def test_a_reward_model_is_what_the_run_writes(folder: Path, tmp_path: Path, pooling: str) -> None:
+    """In PPO, where it is retrained; and from a policy, where its scores are not centred before the run's end."""
+    if pooling == "last":
+        config: BaseConfig = config_of(RunConfig, retraining_base(folder), tmp_path)
+    else:
+        said = with_changes(reward_base(folder), {"reward_training.pooling": "mean"})
+        config = config_of(
+            RewardTrainingRun, with_changes(said, {"reward_training.model.path": str(folder / "policy")}), tmp_path
+        )
+    model = check_export(saved(config, tmp_path, "reward"), "reward", tmp_path / "reward", tmp_path / "out")
+    assert getattr(model.config, "score_pooling", "last") == pooling
 
 
-def test_a_fine_tuned_policy_keeps_its_chat_template(
-    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    template = folder / "chat.jinja"
+def test_a_fine_tuned_policy_keeps_its_chat_template(folder: Path, tmp_path: Path) -> None:
+    template = tmp_path / "chat.jinja"
     template.write_text("{% for message in messages %}{{ message.content }}{% endfor %}")
-    seen, config = fine_tuned(folder, {"sft.chat_template": str(template), "sft.lora": LORA}, monkeypatch)
-    checkpoint = saved(seen, config, tmp_path)
+    said = with_changes(sft_base(folder), {"sft.chat_template": str(template), "sft.lora": LORA})
+    config = config_of(SftRun, said, tmp_path)
+    checkpoint = saved(config, tmp_path, "actor")
     write_chat_template(config.sft, tmp_path / "actor")
     check_export(checkpoint, "actor", tmp_path / "actor", tmp_path / "out")
     assert AutoTokenizer.from_pretrained(tmp_path / "out").chat_template == template.read_text()
@@ -135,10 +188,7 @@ def test_a_fine_tuned_policy_keeps_its_chat_template(
 def run_dir(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run of which step 2 has a checkpoint."""
     made = tmp_path_factory.mktemp("run")
-    with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(torch.distributed, "barrier", lambda: None)
-        seen = trained(base(folder), folder)
-        saved(seen, seen.config, made)
+    saved(config_of(RunConfig, base(folder), made), made, "actor", "critic")
     return made
 
 
@@ -171,7 +221,7 @@ def test_a_flipped_bit_is_not_exported(run_dir: Path, tmp_path: Path) -> None:
     content = bytearray(file.read_bytes())
     content[-1] ^= 1
     file.write_bytes(content)
-    with pytest.raises(Exception, match="rank-00000.safetensors holds other bytes than were written"):
+    with pytest.raises(Exception, match=r"rank-00000\.safetensors holds other bytes than were written"):
         StoredModel.open(checkpoint_at(folder), "actor")
     StoredModel.open(checkpoint_at(folder), "critic")
 
