@@ -18,7 +18,7 @@ STYLE = """
 text { font: 12px system-ui, sans-serif; fill: #1b2330; } .soft { fill: #5b6676; font-size: 10px; }
 .page { fill: #ffffff; } .axis { stroke: #b9c0cb; } polyline { fill: none; stroke-width: 1.8; }
 .c0 { stroke: #1f6fb2; fill: #1f6fb2; } .c1 { stroke: #c8641b; fill: #c8641b; } .c2 { stroke: #15896b; fill: #15896b; }
-.c3 { stroke: #a8457f; fill: #a8457f; } .c4 { stroke: #7a63c4; fill: #7a63c4; } tspan { stroke: none; }
+.c3 { stroke: #a8457f; fill: #a8457f; } .c4 { stroke: #7a63c4; fill: #7a63c4; } tspan { stroke: none !important; }
 @media (prefers-color-scheme: dark) {
   text { fill: #e4e9f0; } .soft { fill: #9aa6b6; } .page { fill: #181e27; } .axis { stroke: #4a5667; }
 }

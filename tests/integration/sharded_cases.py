@@ -677,6 +677,7 @@ def saved(setup: ModelSetup, batch: Experience, folder: str, kind: str) -> tuple
     role = Actor(setup, PolicyLossConfig(), TEMPERATURE) if kind == "policy" else Critic(setup, ValueLossConfig(), 1)
     role.update(steps_of(_mine(shares(batch, torch.distributed.get_world_size()))))
     role.save_model(folder)
+    role.save_state(f"{folder}-state")
     return whole_weights(role._model), role._model.fingerprint()
 
 

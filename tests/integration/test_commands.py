@@ -86,11 +86,13 @@ def test_the_plan_foresaw_the_memory_and_can_be_fitted_to_the_seconds(home: Path
     start([*plan, "ppo.epochs=4", "--efficiency", "runs/tiny/efficiency.yaml"], home)
 
 
-def test_evaluate_opens_the_trained_actor_in_vllm(home: Path, tiny: Path) -> None:
-    shown = start([".venv/bin/tetrarch", "evaluate", "configs/tiny.yaml", "evaluation.prompts=8", *ONE_RANK], home)
+def test_evaluate_opens_the_policy_of_a_checkpoint_in_vllm(home: Path, tiny: Path) -> None:
+    words = [".venv/bin/tetrarch", "evaluate", "configs/tiny.yaml", "evaluation.prompts=8", *ONE_RANK, "--step", "4"]
+    shown = start(words, home)
     result = json.loads((tiny / "evaluate.json").read_text())
-    assert (result["label"], result["step"], result["prompts"]) == ("trained", 6, 8)
-    assert "evaluation trained" in shown and "prompts.heldout: 32 prompts" in shown
+    assert (result["label"], result["step"], result["prompts"]) == ("step 4", 4, 8)
+    assert "evaluation step 4" in shown and "prompts.heldout: 32 prompts" in shown
+    assert list(tiny.glob("evaluated-*")) == []
 
 
 def test_a_reward_model_learns_the_order(reward: Path) -> None:

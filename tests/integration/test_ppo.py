@@ -26,6 +26,8 @@ from configs.tiny.inputs import write
 from orchestrator.metrics import METRICS
 from orchestrator.report.run_files import kept_samples
 from orchestrator.run.run_difference import run_difference
+from orchestrator.stages.chosen_checkpoint import chosen_checkpoint
+from orchestrator.stages.model_export import StoredModel
 from tests.reference import tiny_metrics
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -174,6 +176,19 @@ def test_the_actor_is_an_ordinary_folder_and_has_changed(run_dir: Path, folder: 
         for (name, now), before in zip(trained.state_dict().items(), untrained.state_dict().values(), strict=True)
     }
     assert min(moved.values()) > 0
+
+
+@pytest.mark.parametrize("role", ["actor", "critic"])
+def test_an_export_of_the_last_checkpoint_is_what_the_run_has_left(run_dir: Path, tmp_path: Path, role: str) -> None:
+    """Byte for byte, from the state that two ranks have written in shards; with a model card."""
+    stored = StoredModel.open(chosen_checkpoint(run_dir), role)
+    stored.write(tmp_path / role)
+    written, left = ({file.name: file.read_bytes() for file in (run / role).iterdir()} for run in (tmp_path, run_dir))
+    written.pop("tetrarch.json"), left.pop("tetrarch.json", None)
+    assert written == left and "model.safetensors" in left
+    stored.describe(tmp_path / role, run_dir)
+    card = (tmp_path / role / "README.md").read_text()
+    assert f"{role}, step {STEPS}" in card and "| after |" in card and (tmp_path / role / "curves.svg").is_file()
 
 
 def test_what_is_left_behind(run_dir: Path) -> None:

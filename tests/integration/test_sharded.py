@@ -16,9 +16,12 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 from roles.config.losses import PolicyLossConfig, ValueLossConfig
 from roles.config.models import LoraConfig, ScheduleConfig, ZeroConfig
 from roles.config.preference_losses import PreferenceLossConfig
+from roles.critic import load_critic
 from roles.durable import hash_of
 from roles.models.lora import adapt, adapted_layers, is_adapter, merged, plain_name
+from roles.zero.model_folder import open_state, write_state_as_folder
 from roles.zero.optimizer import rate_factor
+from roles.zero.policy_loading import load_policy
 from tests.integration import sharded_cases as cases
 from tests.integration.ranks import Ranks
 from tests.integration.tiny_model import save_tiny_llama
@@ -53,6 +56,12 @@ def four() -> Iterator[Ranks]:
     ranks = Ranks(4)
     yield ranks
     ranks.close()
+
+
+def same_files(folder: Path, other: Path) -> bool:
+    """Whether both hold the same files, and at least weights."""
+    contents = [{file.name: file.read_bytes() for file in one.iterdir()} for one in (folder, other)]
+    return contents[0] == contents[1] and "model.safetensors" in contents[0]
 
 
 def relative_error(a: dict[str, Any], b: dict[str, Any]) -> float:
@@ -371,6 +380,9 @@ def test_saved_folder_opens(
     assert not report["missing_keys"] and not report["unexpected_keys"]
     assert all(torch.equal(weights["model." + n], p) for n, p in model.named_parameters())
     assert AutoTokenizer.from_pretrained(tmp_path / "saved").pad_token_id == 0
+    load: Any = load_policy if kind == "policy" else load_critic
+    write_state_as_folder(load(setup), open_state(tmp_path / "saved-state", setup), tmp_path / "exported", setup)
+    assert same_files(tmp_path / "exported", tmp_path / "saved")
     if kind == "policy":
         frozen = cases.setup_of(tmp_path / "saved", optimizer=None)
         assert groups[1].call(cases.frozen, frozen, cases.rollouts_of(2))[0]["fingerprints"][0] == fingerprint
@@ -489,6 +501,8 @@ def test_adapters_alone_are_trained(
     for name, now in answer["weights"].items():
         adapted = name.endswith("proj.weight")
         assert torch.equal(now, untouched[name.removeprefix("model.")]) != adapted, name
+    write_state_as_folder(load_policy(setup), open_state(tmp_path / "state", setup), tmp_path / "exported", setup)
+    assert same_files(tmp_path / "exported", tmp_path / "model")
     if stage == 3:
         _merged_and_unmerged_agree(answer, folders["tied"], tmp_path / "model", groups[1])
     size = sum(file.stat().st_size for file in (tmp_path / "state").rglob("*") if file.is_file())
