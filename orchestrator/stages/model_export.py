@@ -24,7 +24,7 @@ from orchestrator.ppo.scores import RunningScale
 from orchestrator.run.checkpoint import TRAINED, Checkpoint, damage, whole_folder
 from orchestrator.run.resume_rules import RESUME_RULES
 from orchestrator.run.resuming import written_settings
-from orchestrator.stages.described_model import describe_model
+from orchestrator.stages.left_models import describe_model
 from orchestrator.stages.policy_from_data import write_chat_template
 from roles.critic import load_critic
 from roles.durable import hash_of

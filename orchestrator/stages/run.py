@@ -23,12 +23,12 @@ from orchestrator.errors import FileNotWritten, NotFinite, StopTraining, Tetrarc
 from orchestrator.groups.recovery import Recovery
 from orchestrator.ppo.gold_stop import best_steps
 from orchestrator.report.reporter import Reporter
-from orchestrator.run.checkpoint import HF, Checkpoint, Checkpoints, step_name
+from orchestrator.run.checkpoint import Checkpoint, Checkpoints
 from orchestrator.run.phase_clock import Clock
 from orchestrator.run.resuming import Resume, checkpoint_to_resume, take_up
 from orchestrator.run.run_lock import held
 from orchestrator.stages.card_metrics import card_metrics
-from orchestrator.stages.described_model import describe_models
+from orchestrator.stages.left_models import leave_models
 from orchestrator.stages.stage import Stage, StepReport, Trainable
 from orchestrator.stages.state_writer import StateWriter
 from roles.batch import save_batch
@@ -120,7 +120,8 @@ class Run:
                 self.save()
             self.orders.release()
             if self.config.checkpoint.leaves_models(stage.step):
-                self._save_folders()
+                self.report.status(f"saving the models of step {stage.step}")
+                leave_models(stage, self.config, self.settings)
             if not last and stage.evaluate_every and stage.step % stage.evaluate_every == 0:
                 self._evaluate(f"step {stage.step}")
         if not stage.why_end:
@@ -214,14 +215,6 @@ class Run:
         self.report.status(f"saving checkpoint {self.stage.step}")
         self.stage.before_save()
         (self.writer.begin if self.config.checkpoint.asynchronous else self.writer.write)(self.stage.state_dict())
-
-    def _save_folders(self) -> None:
-        """Leave the models of the step that has ended as Hugging Face folders."""
-        folder = Path(self.config.run_dir) / HF / step_name(self.stage.step)
-        self.report.status(f"saving the models in {folder}")
-        self.stage.before_save()
-        self.stage.save_models_in(folder)
-        describe_models(folder, self.stage.step, self.config, self.settings)
 
     def restore(self, checkpoint: Checkpoint) -> None:
         """Continue from `checkpoint`: restore driver and trained groups, and update what depends on them."""

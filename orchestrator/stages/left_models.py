@@ -1,4 +1,4 @@
-"""Gives folders of trained models their model cards: a configuration and the files of its run flow in."""
+"""Hugging Face folders of trained models, each with its model card: a stage flows in, or a folder that is there."""
 
 from __future__ import annotations
 
@@ -8,14 +8,20 @@ from orchestrator.config.base import BaseConfig
 from orchestrator.data.dataset_rows import is_hub_name
 from orchestrator.report.model_card import USED_AS, CardFacts, write_model_card
 from orchestrator.report.run_files import read_record
+from orchestrator.run.checkpoint import HF, step_name
+from orchestrator.stages.stage import Stage
 
 
-def describe_models(folder: Path, step: int, config: BaseConfig, settings: str) -> None:
-    """Write the card of each model in `folder`, such as `folder/actor`; see `describe_model`."""
+def leave_models(stage: Stage, config: BaseConfig, settings: str) -> None:
+    """Save the models of the step that has ended in `run_dir/hf/step-000010/actor` and so on."""
+    run_dir = Path(config.run_dir)
+    folder = run_dir / HF / step_name(stage.step)
+    stage.before_save()
+    stage.save_models_in(folder)
     for model in folder.iterdir():
         role = model.name.partition("_")[0]  # of `actor_ema` and `reward_retrained` too
         if role in USED_AS:
-            describe_model(model, role, step, Path(config.run_dir), config, settings)
+            describe_model(model, role, stage.step, run_dir, config, settings)
 
 
 def describe_model(folder: Path, role: str, step: int, run_dir: Path, config: BaseConfig, settings: str) -> None:
