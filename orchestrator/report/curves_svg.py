@@ -49,7 +49,7 @@ def curves_svg(cards: Sequence[Card], most: int = 6) -> str:
 def _curves(figure: Mapping[str, Any]) -> dict[str, Points]:
     """Name → points of the curves in a figure for Plotly that have a value to draw."""
     logarithmic = figure["layout"].get("yaxis", {}).get("type") == "log"
-    found = {}
+    found: dict[str, Points] = {}
     for trace in figure["data"]:
         if trace["type"] == "scatter" and "stackgroup" not in trace:
             good = (y if y is not None and (y > 0 or not logarithmic) else None for y in trace["y"])

@@ -14,7 +14,8 @@ from orchestrator.errors import ConfigError, TetrarchError
 def hub_of(name: str) -> tuple[Any, str]:
     """The hub's client and the token. ConfigError without a token, or with a name that the hub does not take."""
     from huggingface_hub import HfApi, get_token
-    from huggingface_hub.utils import HFValidationError, validate_repo_id
+    from huggingface_hub.errors import HFValidationError
+    from huggingface_hub.utils._validators import validate_repo_id
 
     token = get_token()
     if token is None:
