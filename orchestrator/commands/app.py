@@ -20,6 +20,7 @@ from typer.core import TyperGroup
 from orchestrator.commands.config_commands import doctor, import_openrlhf, import_trl, import_verl, show_config
 from orchestrator.commands.data_command import show_data
 from orchestrator.commands.export_command import export
+from orchestrator.commands.init_command import init
 from orchestrator.commands.label_command import label
 from orchestrator.commands.pipeline_command import pipeline
 from orchestrator.commands.plan_command import show_plan
@@ -54,6 +55,7 @@ app = typer.Typer(
 
 COMMANDS: dict[str, Callable[..., None]] = {
     **{name: training_command(name) for name in TRAININGS},
+    "init": init,
     "submit": submit,
     "evaluate": evaluate,
     "export": export,

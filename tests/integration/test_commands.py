@@ -294,6 +294,17 @@ def test_a_pipeline_is_stopped_goes_on_and_is_skipped_once_it_is_done(home: Path
 
 
 @pytest.mark.slow
+def test_what_init_writes_trains(home: Path, tiny: Path) -> None:
+    inputs = {"model": "policy", "prompts": "train.jsonl"}
+    words = [word for name, file in inputs.items() for word in (f"--{name}", f"runs/inputs/tiny/{file}")]
+    words += ["--reward", "configs/tiny/reward.py", "--gpus", "0"]
+    start([".venv/bin/tetrarch", "init", "runs/mine.yaml", *words], home)
+    small = ["steps=2", "rollout={prompts_per_step: 8, max_response_tokens: 8}", "prompts.max_tokens=32"]
+    start([".venv/bin/tetrarch", "train", "runs/mine.yaml", *small], home)
+    assert len(metrics(home / "runs/mine")) == 2
+
+
+@pytest.mark.slow
 def test_a_reward_that_fails_loses_no_step(home: Path, tiny: Path) -> None:
     """No checkpoint was due yet: the run saves one before it ends, and goes on from there."""
     function = home / "runs/third_time_fails.py"
