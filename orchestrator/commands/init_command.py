@@ -44,7 +44,7 @@ rollout: # a step: {samples} responses are written, scored and learned from
 ppo:
   kl: {{controller: {{type: adaptive, target: 6.0}}}} # nats a response that the model may move from the reference
 {placement}"""
-SHARED = """
+TURNS = """
 placement: # all roles and the engines share the GPUs, and take turns
   type: groups
   pools:
@@ -125,7 +125,7 @@ def written(file: Path, answers: Answers) -> str:
         reward_lines="\n".join(f"  {line}" for line in to_yaml(kind).splitlines()),
         samples=512 if cards else 32,
         engine="\n  engine: {gpu_memory_utilization: 0.35, sleep: 1}" if cards else "",
-        placement=SHARED.format(**places, engines=cards, roles=", ".join(roles)) if cards else "",
+        placement=TURNS.format(**places, engines=cards, roles=", ".join(roles)) if cards else "",
     )
 
 
