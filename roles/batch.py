@@ -93,6 +93,7 @@ class Rollouts(Batch):
         prompts          = ["a b", "a", "a b c"]
         responses        = ["d", "e f e", "f"]
         columns          = {"answer": ["d", "e", "f"]}
+        named            = [{}, {}, {}]
     """
 
     token_ids: Tensor
@@ -117,6 +118,8 @@ class Rollouts(Batch):
     """Text of the response, special tokens left out; of a conversation everything after its first messages."""
     columns: dict[str, list[Any]]
     """The data set's; of a conversation `messages` holds all that was said."""
+    named: list[dict[str, float]]
+    """What the environment has counted beside its rewards, summed over the turns: `environment/NAME` → number."""
 
     def __post_init__(self) -> None:
         check_tokens(self)
@@ -203,6 +206,7 @@ class Scored(Batch):
         values             = [[0, 0, 0.5, 0.5, 0], [0, 0.1, 0.2, 0.3, 0.4], [0, 0, 0, -0.5, 0]]
         scores             = [1.0, 0.0, -1.0]
         disagreement       = [0.0, 0.0, 0.0]
+        named              = [{"reward/polite": 1.0}, {"reward/polite": 0.0}, {"reward/polite": 0.5}]
     """
 
     rollouts: Rollouts
@@ -217,6 +221,9 @@ class Scored(Batch):
     and the sum of its turns' rewards."""
     disagreement: Tensor
     """float32 `[batch]`: standard deviation of the scores between the members of an ensemble; 0 without one."""
+    named: list[dict[str, float]]
+    """What the reward says beside the score, and the scores of an ensemble's members: `reward/NAME`, `score/MEMBER` →
+    number."""
 
     def __post_init__(self) -> None:
         for name in ("old_logprobs", "reference_logprobs", "values"):

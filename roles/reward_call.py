@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import re
 import reprlib
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -11,7 +14,23 @@ from torch import Tensor
 from roles.batch import Responses
 from roles.errors import RewardError
 from roles.functions.child import CallFailed
-from roles.functions.child_program import is_finite_float32
+from roles.functions.child_program import NAME, is_finite_float32
+from roles.rows import Batch
+
+
+@dataclass(frozen=True, slots=True)
+class RowScores(Batch):
+    """What a reward that is no model says of each response.
+
+    Example:
+        scores = [1.0, 0.0]
+        named  = [{"polite": 1.0}, {"polite": 0.5}]
+    """
+
+    scores: Tensor
+    """float32 `[batch]`."""
+    named: list[dict[str, float]]
+    """Named numbers beside the score; all rows have the same names."""
 
 
 def arguments_of(answered: Responses) -> dict[str, Any]:
@@ -36,6 +55,28 @@ def openrlhf_arguments(answered: Responses, label: str | None) -> dict[str, Any]
         "prompts": answered.prompts,
         "labels": [""] * len(answered) if label is None else answered.columns[label],
     }
+
+
+def checked_answer(answer: Mapping[str, Any], count: int) -> RowScores:
+    """`scores` and `metrics` of an answer, or CallFailed that says what is wrong with them."""
+    scores, named = checked_scores(answer["scores"], count), answer["metrics"]
+    if not isinstance(named, Mapping):
+        raise CallFailed(f"the metrics are {reprlib.repr(named)}, not names with a list of numbers each")
+    columns = {name: _checked_numbers(name, numbers, count) for name, numbers in named.items()}
+    return RowScores(scores, [{name: numbers[row] for name, numbers in columns.items()} for row in range(count)])
+
+
+def _checked_numbers(name: str, numbers: Any, count: int) -> list[float]:
+    if not re.fullmatch(NAME, name):
+        raise CallFailed(f"a metric is called {name[:80]!r}; take at most 60 letters, digits and . _ - @ /")
+    if not isinstance(numbers, list):
+        raise CallFailed(f"metric {name} is {reprlib.repr(numbers)}, not a list with a number for each response")
+    if len(numbers) != count:
+        raise CallFailed(f"metric {name} has {len(numbers)} numbers for {count} responses; return one for each")
+    for row, number in enumerate(numbers):
+        if not isinstance(number, (int, float)) or not is_finite_float32(number):
+            raise CallFailed(f"metric {name} of response {row} is {reprlib.repr(number)}, not a finite number")
+    return [float(number) for number in numbers]
 
 
 def checked_scores(scores: Any, count: int) -> Tensor:

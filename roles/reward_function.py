@@ -1,8 +1,8 @@
 """A reward that is the user's own Python function, called in a child process.
 
-Responses flow in, float32 scores `[batch]` flow out. A call that raises, times out, or answers with the wrong count or
-a number that is not finite is tried again within the budget; then RewardError names the reward. It never becomes a
-zero.
+Responses flow in, float32 scores `[batch]` and named numbers flow out. A call that raises, times out, or answers with
+the wrong count or a number that is not finite is tried again within the budget; then RewardError names the reward. It
+never becomes a zero.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from roles.config.rewards import FunctionReward
 from roles.errors import RewardError
 from roles.functions import child_program
 from roles.functions.child import CallFailed, Child, LoadFailed, times
-from roles.reward_call import arguments_of, checked_scores, openrlhf_arguments
+from roles.reward_call import RowScores, arguments_of, checked_answer, openrlhf_arguments
 
 
 class FunctionScorer:
@@ -31,14 +31,18 @@ class FunctionScorer:
 
     def score(self, answered: Responses) -> Tensor:
         """float32 `[batch]`: the function's number for each response."""
+        return self.row_scores(answered).scores
+
+    def row_scores(self, answered: Responses) -> RowScores:
+        """The function's number for each response, and its metrics."""
         if not len(answered):
-            return torch.zeros(0)
+            return RowScores(torch.zeros(0), [])
         theirs = self._config.protocol == "openrlhf"
         arguments = openrlhf_arguments(answered, self._config.label) if theirs else arguments_of(answered)
         calls = self._config.retries + 1
         for attempt in range(1, calls + 1):
             try:
-                return checked_scores(self._child.call(arguments, self._config.timeout_s), len(answered))
+                return checked_answer(self._child.call(arguments, self._config.timeout_s), len(answered))
             except LoadFailed as error:
                 raise RewardError(f"{self._name} cannot be loaded: {error}") from None
             except CallFailed as error:

@@ -1,8 +1,8 @@
 """A reward that services give over HTTP.
 
-Responses flow in, float32 scores `[batch]` flow out. A request that fails, times out, or is answered with the wrong
-count or a number that is not finite is tried again within the budget, at the next URL; then RewardError names the URLs.
-It never becomes a zero.
+Responses flow in, float32 scores `[batch]` and named numbers flow out. A request that fails, times out, or is answered
+with the wrong count or a number that is not finite is tried again within the budget, at the next URL; then RewardError
+names the URLs. It never becomes a zero.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from roles.config.rewards import RemoteReward
 from roles.errors import RewardError
 from roles.functions.child import CallFailed, times
 from roles.http_service import GaveUp, HttpService, ServiceFailed, persistently, short
-from roles.reward_call import arguments_of, checked_scores, openrlhf_arguments
+from roles.reward_call import RowScores, arguments_of, checked_answer, openrlhf_arguments
 
 
 class RemoteScorer:
@@ -34,6 +34,10 @@ class RemoteScorer:
 
     def score(self, answered: Responses) -> Tensor:
         """float32 `[batch]`: the services' number for each response."""
+        return self.row_scores(answered).scores
+
+    def row_scores(self, answered: Responses) -> RowScores:
+        """The services' number for each response, and their metrics."""
         size, urls = len(answered), len(self._config.urls)
         bounds = [size * part // urls for part in range(urls + 1)]
         shares = [list(range(a, b)) for a, b in pairwise(bounds) if a < b]
@@ -41,20 +45,20 @@ class RemoteScorer:
             scores = asyncio.run(self._score_all([answered.select(rows) for rows in shares]))
         except GaveUp as error:
             raise RewardError(f"remote reward failed {times(len(error.failures))}:\n{error}") from None
-        return torch.cat(scores) if scores else torch.zeros(0)
+        return RowScores.concatenate(scores) if scores else RowScores(torch.zeros(0), [])
 
-    async def _score_all(self, shares: Sequence[Responses]) -> list[Tensor]:
+    async def _score_all(self, shares: Sequence[Responses]) -> list[RowScores]:
         async with self._service.opened() as client:
             return await asyncio.gather(*(self._share(client, i, share) for i, share in enumerate(shares)))
 
-    async def _share(self, client: httpx.AsyncClient, first: int, share: Responses) -> Tensor:
+    async def _share(self, client: httpx.AsyncClient, first: int, share: Responses) -> RowScores:
         """The scores of one share, from the URL number `first` or, after a failure, the ones that follow it."""
         body = self._body(share)
 
-        def read(response: httpx.Response) -> Tensor:
-            return checked_scores(self._scores(response), len(share))
+        def read(response: httpx.Response) -> RowScores:
+            return checked_answer(self._answer(response), len(share))
 
-        async def attempt(number: int) -> Tensor:
+        async def attempt(number: int) -> RowScores:
             return await self._service.post(client, body, read, to=first + number)
 
         def may_retry(failures: int, error: ServiceFailed, pause: float) -> bool:
@@ -77,10 +81,12 @@ class RemoteScorer:
             return arguments_of(share)
         return openrlhf_arguments(share, self._config.label)
 
-    def _scores(self, response: httpx.Response) -> Any:
-        name = "scores" if self._config.protocol == "tetrarch" else "rewards"
+    def _answer(self, response: httpx.Response) -> dict[str, Any]:
+        """`scores` and `metrics`; in OpenRLHF's protocol `rewards` and `extra_logs`."""
+        name, more = ("scores", "metrics") if self._config.protocol == "tetrarch" else ("rewards", "extra_logs")
         try:
-            return response.json()[name]
-        except (ValueError, KeyError, TypeError):
+            said = response.json()
+            return {"scores": said[name], "metrics": said.get(more) or {}}
+        except (ValueError, LookupError, TypeError, AttributeError):
             said = short(self._service.redacted(response.text))
             raise CallFailed(f'the answer is not {{"{name}": [...]}} but {said}') from None

@@ -124,10 +124,17 @@ def _wrong_answer(function: ast.FunctionDef) -> str | None:
     if not answers and not yields and ast.unparse(function.body[-1]) != "...":
         return "returns nothing (it has no `return`), not a list of numbers"
     for answer in answers:
-        if answer.value is None or isinstance(answer.value, NO_LISTS):
+        if answer.value is None or (isinstance(answer.value, NO_LISTS) and not _has_scores(answer.value)):
             shown = "nothing" if answer.value is None else ast.unparse(answer.value)[:80]
             return f"returns {shown} (line {answer.lineno}), not a list of numbers"
     return None
+
+
+def _has_scores(value: ast.expr) -> bool:
+    """Whether it is `{"scores": …, …}`, or a mapping whose keys nobody can tell."""
+    return isinstance(value, ast.Dict) and any(
+        key is None or not isinstance(key, ast.Constant) or key.value == "scores" for key in value.keys
+    )
 
 
 def _own_returns(function: ast.FunctionDef) -> Iterator[ast.Return]:

@@ -156,7 +156,7 @@ class Builder(Generic[C]):
     def scorer(self, role: str, config: FunctionReward | RemoteReward) -> Member:
         """A reward that is not a model: a function or a service."""
         factory = FunctionScorer if isinstance(config, FunctionReward) else RemoteScorer
-        return Member(self._frozen_group(role, factory, (config,), distributed=False))
+        return Member(self._frozen_group(role, factory, (config,), distributed=False), names=True)
 
     def _frozen_group(
         self, role: str, factory: Callable[..., R], arguments: tuple[Any, ...], *, distributed: bool = True

@@ -13,7 +13,7 @@ from cluster.ranks.role_group import RoleGroup
 from orchestrator.groups.spread import Spread, spread
 from roles.batch import Responses, Rollouts, Sequences
 from roles.config.rewards import CautiousScore, MeanScore, WeightedScore, WorstScore
-from roles.reward_model import Scorer
+from roles.reward_model import NamingScorer, Scorer
 
 CombineConfig = MeanScore | WorstScore | CautiousScore | WeightedScore
 
@@ -51,9 +51,13 @@ class Member:
     """Ranks of a `Scorer`, which is sent what `reads` returns."""
     reads: Callable[[Rollouts], Sequences | Responses] = Responses.of
     """The fields of rollouts that the scorer is sent."""
+    names: bool = False
+    """Whether it is a `NamingScorer`, which may give named numbers beside the scores."""
 
     def start(self, rollouts: Rollouts) -> Spread:
         """Start scoring on every rank; returns at once."""
+        if self.names:
+            return spread(self.group, NamingScorer.row_scores, self.reads(rollouts))
         return spread(self.group, Scorer.score, self.reads(rollouts))
 
 
@@ -92,3 +96,16 @@ class Scores:
             return self.paid, torch.zeros_like(self.paid)
         combined, apart = combine({role: own.result(deadline_s) for role, own in self.members.items()}, self.how)
         return combined + self.paid, apart
+
+    def named(self, deadline_s: float) -> list[dict[str, float]]:
+        """Of each response `reward/NAME` → number that the reward gives beside the score; of an ensemble also
+        `score/MEMBER` → score, and `reward/MEMBER/NAME` → number."""
+        rows: list[dict[str, float]] = [{} for _ in range(len(self.paid))]
+        for role, own in self.members.items():
+            member = role.partition(".")[2]
+            scores = own.result(deadline_s).tolist() if member else []
+            for row, score in zip(rows, scores, strict=False):
+                row[f"score/{member}"] = score
+            for row, said in zip(rows, own.named(deadline_s), strict=True):
+                row |= {"/".join(filter(None, ("reward", member, name))): number for name, number in said.items()}
+        return rows

@@ -86,7 +86,8 @@ class Scoring:
             answer = self.answers.get(name)
             fields[name] = answer.result(deadline_s) if answer else zeros
         scores, disagreement = self.scores.result(deadline_s)
-        return Scored(self.rollouts, **fields, scores=scores, disagreement=disagreement)
+        named = self.scores.named(deadline_s)
+        return Scored(self.rollouts, **fields, scores=scores, disagreement=disagreement, named=named)
 
 
 def start_scoring(roles: Roles, part: Part, rollouts: Rollouts) -> Scoring:

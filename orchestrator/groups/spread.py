@@ -15,6 +15,7 @@ from cluster.ranks.role_group import RoleGroup
 from orchestrator.groups.recovery import Recovery
 from roles.batch import Preferences, Responses, Sequences
 from roles.packing import balance
+from roles.reward_call import RowScores
 
 R = TypeVar("R")
 Rows = TypeVar("Rows", bound=Sequences | Responses | Preferences)
@@ -29,10 +30,10 @@ class Spread:
     """A running call with one result per row: rank r computes the rows `parts[r]`."""
 
     group: RoleGroup[Any]
-    method: Callable[[Any, Any], Tensor]
+    method: Callable[[Any, Any], Tensor | RowScores]
     batch: Sequences | Responses | Preferences
     parts: list[list[int]]
-    call: Call[Tensor] = field(init=False)
+    call: Call[Tensor | RowScores] = field(init=False)
 
     def __post_init__(self) -> None:
         self.begin()
@@ -43,7 +44,8 @@ class Spread:
 
     def result(self, deadline_s: float) -> Tensor:
         """float32 `[batch]` or `[batch, time]`, in the order of the batch."""
-        answers = [answer for answer in self.call.result(deadline_s) if len(answer)]
+        found = [answer.scores if isinstance(answer, RowScores) else answer for answer in self.call.result(deadline_s)]
+        answers = [answer for answer in found if len(answer)]
         if answers[0].dim() == 2:
             width = self.batch.token_ids.shape[1]
             answers = [torch.nn.functional.pad(answer, (0, width - answer.shape[1])) for answer in answers]
@@ -51,8 +53,16 @@ class Spread:
         order = torch.tensor([row for part in self.parts for row in part])
         return torch.empty_like(joined).index_copy_(0, order, joined)
 
+    def named(self, deadline_s: float) -> list[dict[str, float]]:
+        """Of each row the named numbers beside its score; none where the method gives only scores."""
+        rows: list[dict[str, float]] = [{} for _ in range(len(self.batch))]
+        for part, answer in zip(self.parts, self.call.result(deadline_s), strict=True):
+            for row, said in zip(part, answer.named if isinstance(answer, RowScores) else (), strict=False):
+                rows[row] = said
+        return rows
 
-def spread(group: RoleGroup[R], method: Callable[[R, Rows], Tensor], batch: Rows) -> Spread:
+
+def spread(group: RoleGroup[R], method: Callable[[R, Rows], Tensor | RowScores], batch: Rows) -> Spread:
     """Start `method` on every rank of `group` with its share of the rows; shares have similar numbers of tokens."""
     return Spread(group, method, batch, balance(batch.lengths.tolist(), len(group)))
 

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from orchestrator.errors import TetrarchError
+from orchestrator.known_metrics import STATISTICS
 from orchestrator.metrics import LENGTH_QUANTILES
 from roles.batch import Scored
 from roles.losses.kl_estimators import k1
@@ -24,6 +26,8 @@ class ExperienceStats:
 
     response_length_quantiles: tuple[float, ...]
     """Generated tokens that the shares LENGTH_QUANTILES of the responses do not exceed."""
+    named: dict[str, float]
+    """Mean and standard deviation of the numbers that the run names itself, by the names of metrics."""
     score_mean: float = metric("score/mean")
     """Mean of the raw scores of all responses, without truncation penalties."""
     score_std: float = metric("score/std")
@@ -50,7 +54,7 @@ class ExperienceStats:
 
     def metrics(self) -> dict[str, float]:
         """Metrics by their names in `metrics.jsonl`."""
-        return measured(self) | dict(zip(LENGTH_QUANTILES, self.response_length_quantiles, strict=True))
+        return measured(self) | dict(zip(LENGTH_QUANTILES, self.response_length_quantiles, strict=True)) | self.named
 
 
 def experience_stats(
@@ -65,7 +69,9 @@ def experience_stats(
     scores = scored.scores.double()
     tokens = generated.sum(1).double()
     quantiles = torch.quantile(tokens, torch.tensor(list(LENGTH_QUANTILES.values()), dtype=torch.double))
+    named = {name: (float(x.mean()), float(x.std(correction=0))) for name, x in named_numbers(scored).items()}
     return ExperienceStats(
+        named={f"{name}/{part}": x for name, both in named.items() for part, x in zip(STATISTICS, both, strict=True)},
         score_mean=float(scores.mean()),
         score_std=float(scores.std(correction=0)),
         score_disagreement=float(scored.disagreement.mean()) or None,
@@ -83,6 +89,21 @@ def experience_stats(
         logprob_gap_mean=float(gap.mean()),
         logprob_gap_max=float(gap.max()),
     )
+
+
+def named_numbers(scored: Scored) -> dict[str, Tensor]:
+    """Name, such as `reward/polite` → float64 `[batch]`. TetrarchError if a response lacks a name that another has."""
+    rows = [own | said for own, said in zip(scored.rollouts.named, scored.named, strict=True)]
+    names = dict.fromkeys(name for row in rows for name in row)
+    for number, row in enumerate(rows):
+        lacks = next((name for name in names if name not in row), None)
+        if lacks is not None:
+            group, _, name = lacks.partition("/")
+            raise TetrarchError(
+                f"the {group} has given no number {name} for response {number} of the batch (prompt "
+                f"{scored.rollouts.prompts[number][:60]!r}), but for others; give one for every response, such as 0"
+            )
+    return {name: torch.tensor([row[name] for row in rows], dtype=torch.float64) for name in names}
 
 
 def explained_variance(values: Tensor, returns: Tensor) -> float:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from orchestrator.display_text import number, percent
+from orchestrator.known_metrics import metrics_in
 from orchestrator.metric_types import Chart, Metric
 from orchestrator.metrics import METRICS
 from orchestrator.report.evaluation_results import Estimate, EvaluationResult
@@ -41,10 +42,9 @@ class Card:
 
 def training_cards(record: RunRecord) -> list[Card]:
     """The charts of the metrics that the run has, in the order of the metrics' declarations."""
-    present = {key for step in record.metrics for key in step}
     charts: dict[Chart, list[Metric]] = {}
-    for key, metric in METRICS.items():
-        if metric.chart is not None and key in present:
+    for metric in metrics_in(key for step in record.metrics for key in step).values():
+        if metric.chart is not None:
             charts.setdefault(metric.chart, []).append(metric)
     return [(_stacked if chart.stacked else _curves)(chart, metrics, record) for chart, metrics in charts.items()]
 

@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 from jinja2 import Environment, FunctionLoader, StrictUndefined
 
 from orchestrator.display_text import decimal_text, decimals_of, duration, number, percent, printable
+from orchestrator.known_metrics import metrics_in
 from orchestrator.metric_types import Fact, Metric
 from orchestrator.metrics import METRICS
 from orchestrator.report.charts import evaluation_cards, gap_cards, reliability_cards, training_cards
@@ -180,7 +181,7 @@ def sample_table(named: Mapping[str, EvaluationResult]) -> SampleTable:
 def _all_metrics(metrics: list[dict[str, float]]) -> list[tuple[Metric, tuple[float, float, float, float]]]:
     """The first, last, lowest and highest value of each metric."""
     rows = []
-    for key, metric in METRICS.items():
+    for key, metric in metrics_in(key for step in metrics for key in step).items():
         values = [m[key] for m in metrics if key in m]
         if values and key != "step":
             finite = [v for v in values if math.isfinite(v)] or [math.nan]

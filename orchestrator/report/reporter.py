@@ -15,7 +15,8 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
 from cluster.errors import Terminated
-from orchestrator.metrics import METRICS, check_known
+from orchestrator.known_metrics import check_known
+from orchestrator.metrics import METRICS
 from orchestrator.report import run_files
 from orchestrator.report.evaluation_results import EvaluationResult, SampleRow
 from orchestrator.report.file_writer import FileWriter

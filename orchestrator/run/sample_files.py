@@ -39,6 +39,9 @@ class StepSamples:
     """Row of the batch → why it was left out of the update."""
     environment: bool
     """Whether the samples are conversations with an environment, which pays for them."""
+    named: Mapping[str, Tensor]
+    """Such as `reward/polite` → float64 `[batch]`: named numbers of rewards and environments, scores of an ensemble's
+    members."""
     per_token: Mapping[str, Tensor]
     """Name → float32 `[batch, time]`, what may be kept of each token."""
 
@@ -102,7 +105,7 @@ def _facts(samples: StepSamples) -> dict[str, pyarrow.Array]:
         "trained": pyarrow.array(fates["trained"], pyarrow.bool_()),
         "dropped": pyarrow.array(fates["dropped"], pyarrow.string()),
     }
-    if bool(scored.disagreement.any()):
+    if any(name.startswith("score/") for name in samples.named):
         plain["disagreement"] = pyarrow.array(scored.disagreement.numpy())
     if samples.environment:
         turns = (generated[:, 1:] & ~generated[:, :-1]).sum(1)
@@ -110,7 +113,7 @@ def _facts(samples: StepSamples) -> dict[str, pyarrow.Array]:
             "turns": pyarrow.array(turns.numpy()),
             "environment_reward": pyarrow.array(rollouts.turn_rewards.sum(1).numpy()),
         }
-    return plain
+    return plain | {name: pyarrow.array(numbers.numpy()) for name, numbers in samples.named.items()}
 
 
 def _texts(samples: StepSamples) -> dict[str, pyarrow.Array]:

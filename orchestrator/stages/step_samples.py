@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from orchestrator.config.run import RunConfig
 from orchestrator.config.scores import MaskTruncated
+from orchestrator.ppo.stats import named_numbers
 from orchestrator.ppo.step import StepResult
 from orchestrator.run.sample_files import StepSamples
 from orchestrator.run.sample_ledger import TRUNCATED
@@ -27,6 +28,7 @@ def step_samples(
         trained=result.trained,
         dropped=dict.fromkeys(cut, TRUNCATED),
         environment=config.environment is not None,
+        named=named_numbers(scored),
         per_token={
             "rollout_logprobs": scored.rollouts.rollout_logprobs,
             "old_logprobs": scored.old_logprobs,

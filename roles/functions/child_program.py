@@ -1,9 +1,9 @@
 """The child process in which a reward function runs, so that a function that hangs or crashes can be ended.
 
 Runs as `python child_program.py FILE NAME`. Pickled keyword arguments flow in on stdin. Pickled
-`("scores", list[float])` or `("error", text)` flow out on stdout, after a first `("ready", "")`. What the function
-prints goes to stderr. Imports only the standard library, so that the process costs no more than the function's own
-imports.
+`("scores", {"scores": list[float], "metrics": {name: list}})` or `("error", text)` flow out on stdout, after a first
+`("ready", "")`. What the function prints goes to stderr. Imports only the standard library, so that the process costs
+no more than the function's own imports.
 """
 
 from __future__ import annotations
@@ -20,6 +20,9 @@ import traceback
 from collections.abc import Callable, Mapping, Set
 from pathlib import Path
 from typing import Any, BinaryIO
+
+NAME = r"[A-Za-z0-9][\w.@/-]{0,59}"
+"""Pattern of the names that the user's code may give to numbers beside its scores and rewards."""
 
 LARGEST_FLOAT32 = 3.4028234663852886e38
 
@@ -50,20 +53,51 @@ def call(function: Callable[..., Any], arguments: dict[str, Any]) -> Message:
         if "query" in arguments:
             return "scores", _one_by_one(function, arguments)
         prompts, responses = arguments.pop("prompts"), arguments.pop("responses")
-        return "scores", _floats(function(prompts, responses, **arguments))
+        return "scores", _read(function(prompts, responses, **arguments))
     except RAISED:
         return "error", traceback.format_exc()
 
 
-def _one_by_one(function: Callable[..., Any], arguments: dict[str, Any]) -> list[float]:
-    """The rewards of a function for OpenRLHF, which gives it one response at a time."""
-    scores = []
+def _read(answer: Any) -> dict[str, Any]:
+    """A list of scores, or `{"scores": list, "metrics": {name: list}}`."""
+    if not (isinstance(answer, Mapping) and "scores" in answer):
+        return {"scores": _floats(answer), "metrics": {}}
+    others = [key for key in answer if key not in ("scores", "metrics")]
+    if others:
+        raise ValueError(f"the function returned the key {others[0]!r} beside `scores`; put its numbers in `metrics`")
+    return {"scores": _floats(answer["scores"]), "metrics": _metrics(answer.get("metrics") or {})}
+
+
+def _metrics(named: Mapping[Any, Any]) -> dict[str, list[Any]]:
+    """Name → numbers as floats; what is no number is left as it is, for an error that shows it."""
+    if not isinstance(named, Mapping):
+        raise TypeError(f"the metrics are {reprlib.repr(named)}, not a mapping of names to lists of numbers")
+    return {str(name): [_plain(value) for value in values] for name, values in named.items()}
+
+
+def _plain(value: Any) -> Any:
+    try:
+        return value if value is None or isinstance(value, (str, bytes)) else float(value)
+    except (TypeError, ValueError):
+        return repr(value)
+
+
+def _one_by_one(function: Callable[..., Any], arguments: dict[str, Any]) -> dict[str, Any]:
+    """The rewards of a function for OpenRLHF, which gives it one response at a time, and its `extra_logs`."""
+    scores: list[float] = []
+    named: list[dict[str, Any]] = []
     for query, prompt, label in zip(arguments["query"], arguments["prompts"], arguments["labels"], strict=True):
         answer = function([query], [prompt], [label])
         reward = answer["rewards"] if isinstance(answer, Mapping) else answer
         [score] = _floats(reward) if isinstance(reward, (list, tuple)) else [float(reward)]
         scores.append(score)
-    return scores
+        logs = (answer.get("extra_logs") if isinstance(answer, Mapping) else None) or {}
+        several = {name: value if isinstance(value, (list, tuple)) else [value] for name, value in logs.items()}
+        named.append({name: values[0] for name, values in _metrics(several).items()})
+        if named[-1].keys() != named[0].keys():
+            said = f"{sorted(named[-1])}, and those of response 0 {sorted(named[0])}"
+            raise ValueError(f"the extra_logs of response {len(named) - 1} are {said}; give the same names to all")
+    return {"scores": scores, "metrics": {name: [row[name] for row in named] for name in (named[0] if named else {})}}
 
 
 def is_finite_float32(number: float) -> bool:

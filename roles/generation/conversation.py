@@ -6,6 +6,7 @@ an environment has one turn. Imports neither vLLM nor Ray.
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from dataclasses import dataclass, field
@@ -61,6 +62,8 @@ class _Sample:
     """Texts of the responses, one per turn."""
     said: list[Said] = field(default_factory=list)
     """The environment's answers; the first one opens the conversation."""
+    named: dict[str, float] = field(default_factory=lambda: defaultdict(float))
+    """The environment's metrics, summed over the turns."""
     cut: bool = False
     """Whether a limit cut the last response."""
     finished: bool = False
@@ -76,7 +79,7 @@ class _Sample:
     def response(self) -> str:
         """Everything after the prompt, as text for readers."""
         lines = [self.texts[0]]
-        for text, (messages, _) in zip(self.texts[1:], self.said[1:], strict=False):
+        for text, (messages, *_) in zip(self.texts[1:], self.said[1:], strict=False):
             lines += [f"[{message['role']}] {message['content']}" for message in messages or []] + [text]
         return lines[0] if len(lines) == 1 else "\n".join(line.strip("\n") for line in lines)
 
@@ -84,7 +87,7 @@ class _Sample:
     def messages(self) -> list[dict[str, Any]]:
         """The whole conversation, as messages."""
         found = []
-        for text, (messages, _) in zip(self.texts, self.said, strict=False):
+        for text, (messages, *_) in zip(self.texts, self.said, strict=False):
             found += [*(messages or []), {"role": "assistant", "content": text}]
         return found
 
@@ -158,6 +161,7 @@ class Conversations:
             prompts=[sample.prompt for sample in samples],
             responses=[sample.response for sample in samples],
             columns={**prompts.columns, **said},
+            named=[{f"environment/{name}": total for name, total in sample.named.items()} for sample in samples],
         )
 
     def _begin(self, row: int, text: str, token_ids: list[int]) -> None:
@@ -192,13 +196,15 @@ class Conversations:
 
     def _hear(self, row: int, said: Said) -> None:
         """Add the environment's answer to a row: it asks for another response, or ends the sample."""
-        sample, limits, (messages, reward) = self._samples[row], self._limits, said
+        sample, limits, (messages, reward, named) = self._samples[row], self._limits, said
         config = limits.environment
         assert config is not None
         sample.said.append(said)
         if len(sample.said) == 1:
             return self._begin(row, *self._form.opening(messages or []))
         sample.rewards[-1] += reward
+        for name, number in named.items():
+            sample.named[name] += number
         cut = sample.cut and config.cut_turn == "end"
         if messages is None or cut or len(sample.texts) == config.max_turns:
             return self._end(row, finished=messages is None and not cut)

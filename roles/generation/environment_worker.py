@@ -9,16 +9,17 @@ from __future__ import annotations
 import inspect
 import json
 import math
+import re
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from roles.functions import child_program
-from roles.functions.child_program import RAISED, Message, is_finite_float32
+from roles.functions.child_program import NAME, RAISED, Message, is_finite_float32
 from roles.text.messages import FORM, Messages, plain_messages
 
-Said = tuple[Messages | None, float]
-"""An environment's answer: the next messages, or None if the conversation is over; and the reward."""
+Said = tuple[Messages | None, float, dict[str, float]]
+"""An environment's answer: the next messages, or None if the conversation is over; the reward; and named numbers."""
 
 
 class OpenEnvironments:
@@ -63,14 +64,33 @@ def _ask(environment: Any, request: dict[str, Any], turn: int) -> Said:
     """Call `reset` in turn 0, later `step` with the policy's response number `turn`."""
     if turn == 0:
         seed = {"seed": request["seed"]} if "seed" in inspect.signature(environment.reset).parameters else {}
-        return _messages("reset", environment.reset(request["columns"], **seed)), 0.0
+        return _messages("reset", environment.reset(request["columns"], **seed)), 0.0, {}
     answer = environment.step(request["responses"][turn - 1])
-    if not isinstance(answer, tuple) or len(answer) != 2:
-        raise TypeError(f"step returned {answer!r}, not (messages or None, reward)")
-    messages, reward = answer
+    if not isinstance(answer, tuple) or len(answer) not in (2, 3):
+        raise TypeError(
+            f"step returned {answer!r}, not (messages or None, reward) or (messages or None, reward, metrics)"
+        )
+    messages, reward, named = (*answer, {})[:3]
     if not math.isfinite(reward) or not is_finite_float32(reward):
         raise ValueError(f"step gave the reward {reward!r}, not a finite number (of float32, at most 3.4e38)")
-    return None if messages is None else _messages("step", messages), float(reward)
+    return None if messages is None else _messages("step", messages), float(reward), _named(named)
+
+
+def _named(named: Any) -> dict[str, float]:
+    """The numbers that a turn counts."""
+    if not isinstance(named, Mapping):
+        raise TypeError(f"step gave the metrics {named!r}, not a mapping of names to numbers")
+    for name, number in named.items():
+        if not re.fullmatch(NAME, str(name)):
+            raise ValueError(f"step called a metric {name!r}; take at most 60 letters, digits and . _ - @ /")
+        if (
+            number is None
+            or isinstance(number, (str, bytes))
+            or not math.isfinite(number)
+            or not is_finite_float32(number)
+        ):
+            raise ValueError(f"step gave the metric {name!r} the value {number!r}, not a finite number")
+    return {str(name): float(number) for name, number in named.items()}
 
 
 def _messages(method: str, messages: Any) -> Messages:

@@ -71,6 +71,7 @@ class Toy:
             prompts=[""] * batch,
             responses=[""] * batch,
             columns={},
+            named=[{}] * batch,
         )
         return Scored(
             rollouts,
@@ -79,6 +80,7 @@ class Toy:
             values=pad(self.values.expand(batch, -1)),
             scores=scores,
             disagreement=torch.zeros_like(scores),
+            named=[{}] * batch,
         )
 
     def losses(self, experience: Experience, rows: list[int], ppo: PpoConfig) -> tuple[Tensor, Tensor]:

@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from orchestrator.known_metrics import check_known, metric_of, metrics_in
 from orchestrator.metric_types import Chart, Fact, Metric, Shown
-from orchestrator.metrics import METRICS, check_known, metrics_table_markdown
+from orchestrator.metrics import METRICS, metrics_table_markdown
 from orchestrator.report.reporter import Reporter
 from orchestrator.report.run_files import read_record
 from roles.measured import measured, metric
@@ -47,6 +48,18 @@ def test_an_undeclared_metric_is_named() -> None:
     check_known(["score/mean"])
     with pytest.raises(ValueError, match="policy/typo"):
         check_known(["score/mean", "policy/typo"])
+
+
+def test_metrics_that_a_run_names_itself_are_known_by_their_form() -> None:
+    check_known(["reward/format_ok/mean", "reward/helpful/tone/std", "environment/solved/mean", "score/helpful/mean"])
+    for wrong in ("reward/format_ok", "reward//mean", "policy/format_ok/mean", "score/mean/max", "score/mean/"):
+        with pytest.raises(ValueError, match=f"metric {wrong} is not declared"):
+            check_known([wrong])
+    members = [metric_of(f"score/{name}/mean") for name in ("a", "b")]
+    assert members[0] and members[1] and members[0].chart == members[1].chart and members[0].label == "a"
+    found = metrics_in(["reward/z/mean", "objective/kl", "reward/a/mean", "typo", "score/mean"])
+    assert list(found) == ["score/mean", "objective/kl", "reward/z/mean", "reward/a/mean"]
+    assert found["score/mean"] is METRICS["score/mean"]
 
 
 def keys_in(source: Path) -> Iterator[str]:

@@ -41,6 +41,7 @@ def rollouts(*response_lengths: int, first_token: int = 10) -> Rollouts:
         prompts=[f"prompt {n}" for n in response_lengths],
         responses=[f"response {n}" for n in response_lengths],
         columns={"id": list(response_lengths)},
+        named=[{}] * size,
     )
 
 
@@ -48,7 +49,7 @@ def scored(*response_lengths: int) -> Scored:
     made = rollouts(*response_lengths)
     zeros = torch.zeros_like(made.rollout_logprobs)
     numbers = torch.arange(len(made), dtype=torch.float32)
-    return Scored(made, zeros, zeros, zeros, numbers, torch.zeros(len(made)))
+    return Scored(made, zeros, zeros, zeros, numbers, torch.zeros(len(made)), [{}] * len(made))
 
 
 def test_select_takes_rows_in_order_and_cuts_the_padding() -> None:
@@ -228,7 +229,7 @@ def example_of(kind: type) -> dict[str, Any]:
     if kind is Prompts:
         return found
     types = {name: torch.bool if name in FLAGS else torch.int64 if name in COUNTS else torch.float32 for name in found}
-    texts = ("prompts", "responses", "columns")
+    texts = ("prompts", "responses", "columns", "named")
     return {n: value if n in texts else torch.tensor(value, dtype=types[n]) for n, value in found.items()}
 
 

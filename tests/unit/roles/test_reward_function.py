@@ -38,6 +38,7 @@ def rollouts(size: int, columns: dict[str, list[Any]] | None = None) -> Rollouts
         prompts=[f"prompt {i}" for i in range(size)],
         responses=[f"response {i}" for i in range(size)],
         columns=columns if columns is not None else {"answer": [str(i) for i in range(size)]},
+        named=[{}] * size,
     )
 
 

@@ -42,6 +42,7 @@ def make_scored(responses: list[tuple[int, int]] = RESPONSES, truncated: tuple[i
         prompts=["p"] * size,
         responses=["r"] * size,
         columns={},
+        named=[{}] * size,
     )
     return Scored(
         rollouts,
@@ -50,6 +51,7 @@ def make_scored(responses: list[tuple[int, int]] = RESPONSES, truncated: tuple[i
         values=numbers(),
         scores=torch.arange(1.0, size + 1),
         disagreement=torch.zeros(size),
+        named=[{}] * size,
     )
 
 

@@ -60,6 +60,7 @@ def answered(questions: Questions) -> Rollouts:
         prompts=prompts.texts,
         responses=["r"] * size,
         columns=prompts.columns,
+        named=[{}] * size,
     )
 
 

@@ -33,7 +33,13 @@ def samples(step: int = 1, columns: Mapping[str, Any] | None = None, **changes: 
     tokens = {"rollout_logprobs": rollouts.rollout_logprobs, "old_logprobs": scored.old_logprobs}
     tokens |= {"reference_logprobs": scored.reference_logprobs}
     said: dict[str, Any] = {"prompt_ids": [step % 2, 1 - step % 2], "seeds": [2**61, 5, 6, None]}
-    said |= {"trained": {0, 3}, "dropped": {1: TRUNCATED, 2: TRUNCATED}, "environment": False, "per_token": tokens}
+    said |= {
+        "trained": {0, 3},
+        "dropped": {1: TRUNCATED, 2: TRUNCATED},
+        "environment": False,
+        "named": {},
+        "per_token": tokens,
+    }
     return StepSamples(**{"step": step, "scored": scored, **said, **changes})
 
 
@@ -206,8 +212,9 @@ def test_a_large_step_is_quick(tmp_path: Path) -> None:
         versions=torch.zeros(rows, dtype=torch.int64),
         prompts=["a prompt"] * rows,
         responses=["a response"] * rows,
+        named=[{}] * rows,
     )
-    scored = Scored(rollouts, zeros, zeros, zeros, scores=zeros[:, 0], disagreement=zeros[:, 0])
+    scored = Scored(rollouts, zeros, zeros, zeros, scores=zeros[:, 0], disagreement=zeros[:, 0], named=[{}] * rows)
     changes = {"seeds": [1] * rows, "trained": set(range(rows)), "dropped": {}}
     large = replace(whole, scored=scored, per_token=dict.fromkeys(TOKENS, zeros), **changes)
     kept = SampleFilesConfig.model_validate({"token_columns": ["token_ids", *TOKENS]})

@@ -45,8 +45,8 @@ class Fake:
         self.asked[row] = future, columns, seed, list(said), list(responses)
         return future
 
-    def say(self, row: int, text: str | None, reward: float = 0.0) -> None:
-        self.asked.pop(row)[0].set_result((None if text is None else user(text), reward))
+    def say(self, row: int, text: str | None, reward: float = 0.0, **named: float) -> None:
+        self.asked.pop(row)[0].set_result((None if text is None else user(text), reward, named))
 
 
 def prompts(rows: int) -> Prompts:
@@ -92,7 +92,7 @@ def test_a_conversation_has_gaps_and_rewards_on_its_turns() -> None:
     assert turn == Turn(0, opening, 6, 10)
     first = answer(talk, turn, "xy")
     assert turn.token_ids == opening, "the engine may keep it"
-    assert fake.asked[0][1:] == ({"id": 0}, 20, [(user("ab"), 0.0)], ["xy"])
+    assert fake.asked[0][1:] == ({"id": 0}, 20, [(user("ab"), 0.0, {})], ["xy"])
     fake.say(0, "cd", 0.5)
     (turn,) = talk.turns(patient=False)
     between = ids("<user>cd<assistant>")

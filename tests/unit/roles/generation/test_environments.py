@@ -70,26 +70,26 @@ def test_every_conversation_has_an_instance_of_its_own(make: Make, workers: int)
             said[row].append(future.result())
     for row, heard in said.items():
         assert heard == [
-            (user(f"n{row} {row}"), 0.0),
-            (user(f"n{row} {row} r{row}"), 1.0),
-            (user(f"n{row} {row} r{row} r{row}"), 1.5),
+            (user(f"n{row} {row}"), 0.0, {}),
+            (user(f"n{row} {row} r{row}"), 1.0, {}),
+            (user(f"n{row} {row} r{row} r{row}"), 1.5, {}),
         ]
 
 
 def test_none_ends_a_conversation(make: Make) -> None:
-    assert talk(make(ECHO), 0, ["hi", "bye"])[-1] == (None, 1.5)
+    assert talk(make(ECHO), 0, ["hi", "bye"])[-1] == (None, 1.5, {})
 
 
 def test_a_reset_without_a_seed_is_given_none(make: Make) -> None:
     environments = make("class Env:\n    def reset(self, columns):\n        return user(str(columns))")
-    assert environments.ask(0, {"x": 1}, 7, [], []).result() == (user("{'x': 1}"), 0.0)
+    assert environments.ask(0, {"x": 1}, 7, [], []).result() == (user("{'x': 1}"), 0.0, {})
 
 
 def test_a_new_batch_begins_new_conversations(make: Make) -> None:
     environments = make(ECHO)
     talk(environments, 0, ["left open"])
     environments.begin()
-    assert talk(environments, 0, ["hi"], name="b") == [(user("b 7"), 0.0), (user("b 7 hi"), 1.0)]
+    assert talk(environments, 0, ["hi"], name="b") == [(user("b 7"), 0.0, {}), (user("b 7 hi"), 1.0, {})]
 
 
 FLAKY = """
@@ -114,9 +114,9 @@ def test_one_that_fails_once_catches_up_and_its_neighbours_too(make: Make, how: 
     environments = make(FLAKY.format(how=how), retries=1, timeout_s=2.0)
     neighbour = talk(environments, 1, ["a"])
     said = talk(environments, 0, ["a", "b", "fail"])
-    assert said == [(user("go"), 0.0), (user("a 1"), 1.0), (user("b 2"), 2.0), (user("fail 3"), 3.0)]
+    assert said == [(user("go"), 0.0, {}), (user("a 1"), 1.0, {}), (user("b 2"), 2.0, {}), (user("fail 3"), 3.0, {})]
     again = environments.ask(1, {"name": "a"}, 8, neighbour, ["a", "b"]).result()
-    assert again == (user("b 2"), 2.0)
+    assert again == (user("b 2"), 2.0, {})
 
 
 def test_a_failure_names_sample_turn_and_what_was_raised(make: Make) -> None:
