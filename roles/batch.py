@@ -93,7 +93,7 @@ class Rollouts(Batch):
         prompts          = ["a b", "a", "a b c"]
         responses        = ["d", "e f e", "f"]
         columns          = {"answer": ["d", "e", "f"]}
-        named            = [{}, {}, {}]
+        counted          = [{}, {}, {}]
     """
 
     token_ids: Tensor
@@ -118,7 +118,7 @@ class Rollouts(Batch):
     """Text of the response, special tokens left out; of a conversation everything after its first messages."""
     columns: dict[str, list[Any]]
     """The data set's; of a conversation `messages` holds all that was said."""
-    named: list[dict[str, float]]
+    counted: list[dict[str, float]]
     """What the environment has counted beside its rewards, summed over the turns: `environment/NAME` → number."""
 
     def __post_init__(self) -> None:

@@ -93,7 +93,7 @@ def experience_stats(
 
 def named_numbers(scored: Scored) -> dict[str, Tensor]:
     """Name, such as `reward/polite` → float64 `[batch]`. TetrarchError if a response lacks a name that another has."""
-    rows = [own | said for own, said in zip(scored.rollouts.named, scored.named, strict=True)]
+    rows = [own | said for own, said in zip(scored.rollouts.counted, scored.named, strict=True)]
     names = dict.fromkeys(name for row in rows for name in row)
     for number, row in enumerate(rows):
         lacks = next((name for name in names if name not in row), None)

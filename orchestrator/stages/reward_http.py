@@ -135,7 +135,7 @@ def _rows(body: ScoreBody) -> Rollouts:
         prompts=body.prompts,
         responses=body.responses,
         columns=body.columns,
-        named=[{}] * size,
+        counted=[{}] * size,
     )
 
 

@@ -99,5 +99,5 @@ def rollouts_of(jobs: Sequence[Job], decode: Callable[[Sequence[int]], str]) -> 
         prompts=[job.prompt.text for job, _ in rows],
         responses=[decode(job.token_ids[row]) for job, row in rows],
         columns=given,
-        named=[{}] * len(rows),
+        counted=[{}] * len(rows),
     )

@@ -62,7 +62,7 @@ class _Sample:
     """Texts of the responses, one per turn."""
     said: list[Said] = field(default_factory=list)
     """The environment's answers; the first one opens the conversation."""
-    named: dict[str, float] = field(default_factory=lambda: defaultdict(float))
+    counted: dict[str, float] = field(default_factory=lambda: defaultdict(float))
     """The environment's metrics, summed over the turns."""
     cut: bool = False
     """Whether a limit cut the last response."""
@@ -161,7 +161,7 @@ class Conversations:
             prompts=[sample.prompt for sample in samples],
             responses=[sample.response for sample in samples],
             columns={**prompts.columns, **said},
-            named=[{f"environment/{name}": total for name, total in sample.named.items()} for sample in samples],
+            counted=[{f"environment/{name}": total for name, total in sample.counted.items()} for sample in samples],
         )
 
     def _begin(self, row: int, text: str, token_ids: list[int]) -> None:
@@ -204,7 +204,7 @@ class Conversations:
             return self._begin(row, *self._form.opening(messages or []))
         sample.rewards[-1] += reward
         for name, number in named.items():
-            sample.named[name] += number
+            sample.counted[name] += number
         cut = sample.cut and config.cut_turn == "end"
         if messages is None or cut or len(sample.texts) == config.max_turns:
             return self._end(row, finished=messages is None and not cut)

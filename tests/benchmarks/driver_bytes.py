@@ -148,7 +148,7 @@ def answered(prompts: Prompts, version: int) -> Rollouts:
         prompts=list(prompts.texts),
         responses=[f"{row:04d}" * 3 * prompt for row in range(rows)],
         columns=prompts.columns,
-        named=[{}] * rows,
+        counted=[{}] * rows,
     )
 
 

@@ -45,7 +45,7 @@ def rollouts(vocabulary: int = 1000) -> Rollouts:
         prompts=["p"] * ROWS,
         responses=["r"] * ROWS,
         columns={},
-        named=[{}] * ROWS,
+        counted=[{}] * ROWS,
     )
 
 

@@ -76,7 +76,7 @@ def rollouts_of(rows: int, tokens: int) -> Rollouts:
         prompts=["p"] * rows,
         responses=["r"] * rows,
         columns={},
-        named=[{}] * len(lengths),
+        counted=[{}] * len(lengths),
     )
 
 

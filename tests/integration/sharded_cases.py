@@ -65,7 +65,7 @@ def rollouts_of(rows: int, seed: int = 0, prompt_tokens: int = 8, response_token
         prompts=["p"] * rows,
         responses=["r"] * rows,
         columns={},
-        named=[{}] * rows,
+        counted=[{}] * rows,
     )
 
 
@@ -101,7 +101,7 @@ def long_rollouts(tokens: int) -> Rollouts:
         prompts=["p"],
         responses=["r"],
         columns={},
-        named=[{}],
+        counted=[{}],
     )
 
 

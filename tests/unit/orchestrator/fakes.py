@@ -140,7 +140,7 @@ def rollouts_of(prompts: Prompts, version: int) -> Rollouts:
         prompts=list(prompts.texts),
         responses=["r"] * size,
         columns={},
-        named=[{}] * size,
+        counted=[{}] * size,
     )
 
 

@@ -71,7 +71,7 @@ class Toy:
             prompts=[""] * batch,
             responses=[""] * batch,
             columns={},
-            named=[{}] * batch,
+            counted=[{}] * batch,
         )
         return Scored(
             rollouts,

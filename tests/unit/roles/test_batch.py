@@ -41,7 +41,7 @@ def rollouts(*response_lengths: int, first_token: int = 10) -> Rollouts:
         prompts=[f"prompt {n}" for n in response_lengths],
         responses=[f"response {n}" for n in response_lengths],
         columns={"id": list(response_lengths)},
-        named=[{}] * size,
+        counted=[{}] * size,
     )
 
 
@@ -199,7 +199,7 @@ def test_a_batch_is_saved_without_pickle(tmp_path: Path) -> None:
     save_batch(replace(batch, rollouts=rollouts), tmp_path / "failed" / "step-000002.safetensors")
     tensors = load_file(tmp_path / "failed" / "step-000002.safetensors")
     whole = {f.name: part for part in (batch, rollouts) for f in fields(part)}
-    assert tensors.keys() == whole.keys() - {"rollouts", "prompts", "responses", "columns"}
+    assert tensors.keys() == whole.keys() - {"rollouts", "prompts", "responses", "columns", "counted", "named"}
     assert all(torch.equal(tensor, getattr(whole[name], name)) for name, tensor in tensors.items())
     texts = json.loads((tmp_path / "failed" / "step-000002.json").read_text())
     assert (texts["prompts"], texts["responses"]) == (rollouts.prompts, rollouts.responses)
@@ -229,7 +229,7 @@ def example_of(kind: type) -> dict[str, Any]:
     if kind is Prompts:
         return found
     types = {name: torch.bool if name in FLAGS else torch.int64 if name in COUNTS else torch.float32 for name in found}
-    texts = ("prompts", "responses", "columns", "named")
+    texts = ("prompts", "responses", "columns", "counted", "named")
     return {n: value if n in texts else torch.tensor(value, dtype=types[n]) for n, value in found.items()}
 
 

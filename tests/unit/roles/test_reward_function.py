@@ -38,7 +38,7 @@ def rollouts(size: int, columns: dict[str, list[Any]] | None = None) -> Rollouts
         prompts=[f"prompt {i}" for i in range(size)],
         responses=[f"response {i}" for i in range(size)],
         columns=columns if columns is not None else {"answer": [str(i) for i in range(size)]},
-        named=[{}] * size,
+        counted=[{}] * size,
     )
 
 
@@ -110,6 +110,58 @@ def test_a_function_gets_everything_and_its_numbers_come_back(scorer: Callable[.
 
 def test_numbers_of_other_libraries_are_numbers(scorer: Callable[..., FunctionScorer]) -> None:
     assert scorer("import numpy; return numpy.arange(3)").score(rollouts(3)).tolist() == [0.0, 1.0, 2.0]
+
+
+def test_named_numbers_come_back_beside_the_scores(scorer: Callable[..., FunctionScorer]) -> None:
+    body = """
+    import numpy
+    lengths = numpy.array([len(answer) for answer in responses])
+    return {"scores": [0.5] * 3, "metrics": {"long": lengths > 9, "words/first": (n for n in (1, 2.5, True))}}
+    """
+    found = scorer(body, retries=0).row_scores(rollouts(3))
+    assert found.scores.tolist() == [0.5] * 3
+    assert found.named == [{"long": 1.0, "words/first": first} for first in (1.0, 2.5, 1.0)]
+    assert scorer("return {'scores': [1, 2, 3]}").row_scores(rollouts(3)).named == [{}, {}, {}]
+
+
+@pytest.mark.parametrize(
+    ("metrics", "part"),
+    [
+        ("{'tone': [1, 2]}", "metric tone has 2 numbers for 3 responses; return one for each"),
+        ("{'tone': [1, 'good', 3]}", "metric tone of response 1 is 'good', not a finite number"),
+        ("{'tone': [1, 2, float('nan')]}", "metric tone of response 2 is nan, not a finite number"),
+        ("{'tone': [1, None, 3]}", "metric tone of response 1 is None, not a finite number"),
+        ("{'tone': [1, 2, 1e300]}", "metric tone of response 2 is 1e+300, not a finite number"),
+        ("{'tone': 1.0}", "'float' object is not iterable"),
+        ("{'my tone': [1, 2, 3]}", "a metric is called 'my tone'; take at most 60 letters, digits and . _ - @ /"),
+        ("[1, 2, 3]", "the metrics are [1, 2, 3], not a mapping of names to lists of numbers"),
+        ("{}, 'tone': [1, 2, 3]", "the function returned the key 'tone' beside `scores`; put its numbers in `metrics`"),
+    ],
+)
+def test_named_numbers_that_are_none_are_an_error_with_value_and_fix(
+    scorer: Callable[..., FunctionScorer], metrics: str, part: str
+) -> None:
+    body = f'return {{"scores": [1, 2, 3], "metrics": {metrics}}}'
+    assert part in failure(scorer(body, retries=0))
+
+
+LOGS = """
+def f(queries, prompts, labels):
+    late = {{"late": 1.0}} if labels == ["{late}"] else {{}}
+    return {{"rewards": [0.5], "extra_logs": {{"dummy": [float(labels[0])], "one": 1, **late}}}}
+"""
+
+
+@pytest.mark.parametrize("late", ["never", "2"])
+def test_extra_logs_of_a_function_for_openrlhf_are_named_numbers(tmp_path: Path, late: str) -> None:
+    path = tmp_path / "theirs.py"
+    path.write_text(LOGS.format(late=late))
+    one = FunctionScorer(FunctionReward(path=str(path), name="f", protocol="openrlhf", label="answer", retries=0))
+    if late == "never":
+        assert one.row_scores(rollouts(2)).named == [{"dummy": 0.0, "one": 1.0}, {"dummy": 1.0, "one": 1.0}]
+    else:
+        assert "extra_logs of response 2 are ['dummy', 'late', 'one'], and those of response 0" in failure(one)
+    one.close()
 
 
 def test_an_empty_shard_is_not_sent(scorer: Callable[..., FunctionScorer]) -> None:

@@ -113,6 +113,26 @@ def test_openrlhfs_protocol() -> None:
     }
 
 
+@pytest.mark.parametrize(
+    ("protocol", "keys"), [("tetrarch", ("scores", "metrics")), ("openrlhf", ("rewards", "extra_logs"))]
+)
+def test_named_numbers_of_services_come_back_in_the_order_of_the_batch(protocol: Any, keys: tuple[str, str]) -> None:
+    def telling(request: dict[str, Any]) -> tuple[int, Any]:
+        numbers = [float(prompt.split()[-1]) for prompt in request["prompts"]]
+        return 200, {keys[0]: numbers, keys[1]: {"ten": [10 * number for number in numbers]}}
+
+    with serving(telling, telling) as services:
+        found = remote(*services, protocol=protocol).row_scores(rollouts(5))
+    assert found.scores.tolist() == [0.0, 1.0, 2.0, 3.0, 4.0]
+    assert found.named == [{"ten": 10.0 * number} for number in range(5)]
+
+
+@pytest.mark.parametrize("metrics", ["high", [1.0], {"ten": [1.0, "x"]}, {"ten": 5}])
+def test_named_numbers_of_a_service_that_are_none_are_an_error(metrics: Any) -> None:
+    with serving(lambda request: (200, {"scores": [1.0, 2.0], "metrics": metrics})) as services:
+        assert "metric" in failure(remote(*services, retries=0), rollouts(2))
+
+
 def test_openrlhfs_protocol_names_what_is_wrong() -> None:
     with serving(good) as (service,):
         assert "reward.label=gold is no column" in failure(remote(service, protocol="openrlhf", label="gold"))

@@ -59,7 +59,7 @@ def answered(asked: Questions, response: str, finished: bool) -> Rollouts:
         prompts=prompts.texts,
         responses=[response],
         columns=prompts.columns,
-        named=[{}],
+        counted=[{}],
     )
 
 

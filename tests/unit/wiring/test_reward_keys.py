@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from pyarrow import parquet
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
@@ -147,3 +148,26 @@ def test_the_text_bridge_is_where_it_is_said(folder: Path, tmp_path: Path, membe
         found.append(score(seen))
         assert found[-1] == pytest.approx(float(expected), abs=1e-5)
     assert abs(found[0] - found[1]) > 1e-2
+
+
+NAMING = """
+def score(prompts, responses, *, response_token_ids, finished, columns):
+    return {"scores": [0.5 * len(ids) for ids in response_token_ids], "metrics": {"tokens": list(map(len, response_token_ids))}}
+"""
+
+
+def test_named_numbers_of_a_reward_are_metrics_and_columns_of_the_samples(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "naming.py").write_text(NAMING)
+    one = {"type": "function", "path": str(tmp_path / "naming.py"), "workers": 2}
+    plain = function(tmp_path / "plain.py", "score", 2.0)
+    seen = short_run(folder, {"reward": {"type": "ensemble", "members": {"own": one, "flat": plain}}})
+    metrics, length = seen.report.steps[0], seen.report.steps[0]["response/length_mean"]
+    assert metrics["reward/own/tokens/mean"] == metrics["score/own/mean"] * 2 == pytest.approx(length)
+    assert (metrics["score/flat/mean"], metrics["score/flat/std"]) == (2.0, 0.0)
+    seen.report.kept[0](tmp_path / "step.parquet")
+    kept = parquet.read_table(tmp_path / "step.parquet").to_pydict()
+    assert kept["reward/own/tokens"] == kept["length"] and kept["score/own"] == [0.5 * n for n in kept["length"]]
+    assert kept["score"] == pytest.approx([(0.5 * n + 2.0) / 2 for n in kept["length"]])
+    alone = short_run(folder, {"reward": one}).report.steps[0]
+    assert alone["reward/tokens/mean"] == pytest.approx(alone["response/length_mean"])
+    assert not [key for key in alone if key.startswith("score/") and key.count("/") > 1]

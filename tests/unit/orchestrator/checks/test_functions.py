@@ -68,6 +68,8 @@ def test_functions_that_can_be_called(tmp_path: Path, text: str) -> None:
         ("def score(p, r, response_token_ids, finished, columns, /): ...", ["columns only by position"]),
         ("def score(p, r, **more):\n    import sys; sys.exit(3)", ["ends its process (line 2: sys.exit)"]),
         ("def score(p, r, **more):\n    return {0: 1.0}", ["returns {0: 1.0} (line 2), not a list of numbers"]),
+        ("def score(p, r, **more):\n    return {'scores': [1.0], 'metrics': {}}", []),
+        ("def score(p, r, **more):\n    return {**more}", []),
         ("def score(p, r, **more):\n    if p:\n        return 'x'\n    return [1]", ["returns 'x' (line 3)"]),
         ("def score(p, r, **more):\n    return", ["returns nothing (line 2)"]),
         ("def score(p, r, **more):\n    print(r)", ["returns nothing (it has no `return`)"]),

@@ -42,7 +42,7 @@ def make_scored(responses: list[tuple[int, int]] = RESPONSES, truncated: tuple[i
         prompts=["p"] * size,
         responses=["r"] * size,
         columns={},
-        named=[{}] * size,
+        counted=[{}] * size,
     )
     return Scored(
         rollouts,

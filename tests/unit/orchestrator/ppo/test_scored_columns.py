@@ -60,7 +60,7 @@ def answered(questions: Questions) -> Rollouts:
         prompts=prompts.texts,
         responses=["r"] * size,
         columns=prompts.columns,
-        named=[{}] * size,
+        counted=[{}] * size,
     )
 
 
@@ -111,7 +111,7 @@ def test_an_environment_may_begin_with_a_chat_in_parts(tmp_path: Path) -> None:
     player = Environments(FunctionEnvironment(path=str(tmp_path / "env.py"), max_tokens=64, timeout_s=20.0))
     try:
         player.begin()
-        said, _ = player.ask(0, {"messages": CHATS[0]}, 0, [], []).result()
+        said, *_ = player.ask(0, {"messages": CHATS[0]}, 0, [], []).result()
     finally:
         player.close()
     assert said == [{"role": "user", "content": "what is a river"}]

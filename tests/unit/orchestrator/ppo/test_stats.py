@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
+from orchestrator.errors import TetrarchError
 from orchestrator.ppo.experience import to_experience
 from orchestrator.ppo.stats import explained_variance
 from tests.unit.orchestrator.ppo.test_experience import BETA, make_ppo, make_scored, naive_rewards
@@ -43,6 +46,24 @@ def test_stats_against_a_loop() -> None:
         abs=1e-5,
     )
     assert all(type(value) is float for value in stats.metrics().values())
+
+
+def test_named_numbers_have_mean_and_deviation() -> None:
+    scored = make_scored()
+    named = [{"reward/polite": float(row), "score/a": 1.0} for row in range(4)]
+    counted = [{"environment/tries": 2.0 * row} for row in range(4)]
+    told = replace(scored, rollouts=replace(scored.rollouts, counted=counted), named=named)
+    plain, metrics = (to_experience(one, BETA, make_ppo())[1].metrics() for one in (scored, told))
+    assert {key: value for key, value in metrics.items() if key not in plain} == pytest.approx(
+        {
+            **{"reward/polite/mean": 1.5, "reward/polite/std": 1.25**0.5, "score/a/mean": 1.0, "score/a/std": 0.0},
+            **{"environment/tries/mean": 3.0, "environment/tries/std": 5.0**0.5},
+        }
+    )
+    missing = replace(told, named=[*named[:2], {"score/a": 1.0}, named[3]])
+    said = r"the reward has given no number polite for response 2 of the batch \(prompt 'p'\), but for others; give one"
+    with pytest.raises(TetrarchError, match=said):
+        to_experience(missing, BETA, make_ppo())
 
 
 def test_explained_variance() -> None:

@@ -59,6 +59,13 @@ def test_a_row_has_everything_of_its_sample() -> None:
     assert [row["score"] for row in rows] == [1.0, 2.0, 3.0, 4.0]
 
 
+def test_named_numbers_are_columns() -> None:
+    members = {f"score/{name}": torch.tensor([0.5, 1.0, 1.5, 2.0], dtype=torch.float64) for name in ("a", "b")}
+    named = {**members, "reward/a/polite": torch.ones(4, dtype=torch.float64)}
+    rows = samples_table(samples(named=named), SampleFilesConfig()).to_pylist()
+    assert [rows[1][name] for name in ("score/a", "score/b", "reward/a/polite", "disagreement")] == [1.0, 1.0, 1.0, 0.0]
+
+
 def test_texts_may_be_left_out() -> None:
     names = samples_table(samples(), SampleFilesConfig(texts=False)).column_names
     assert "score" in names and not {"prompt", "response"} & set(names)
@@ -212,7 +219,7 @@ def test_a_large_step_is_quick(tmp_path: Path) -> None:
         versions=torch.zeros(rows, dtype=torch.int64),
         prompts=["a prompt"] * rows,
         responses=["a response"] * rows,
-        named=[{}] * rows,
+        counted=[{}] * rows,
     )
     scored = Scored(rollouts, zeros, zeros, zeros, scores=zeros[:, 0], disagreement=zeros[:, 0], named=[{}] * rows)
     changes = {"seeds": [1] * rows, "trained": set(range(rows)), "dropped": {}}

@@ -93,14 +93,15 @@ def test_a_conversation_has_gaps_and_rewards_on_its_turns() -> None:
     first = answer(talk, turn, "xy")
     assert turn.token_ids == opening, "the engine may keep it"
     assert fake.asked[0][1:] == ({"id": 0}, 20, [(user("ab"), 0.0, {})], ["xy"])
-    fake.say(0, "cd", 0.5)
+    fake.say(0, "cd", 0.5, tries=1.0)
     (turn,) = talk.turns(patient=False)
     between = ids("<user>cd<assistant>")
     assert turn == Turn(0, opening + first + between, 6, stable_seed(10, "turn", 1))
     second = answer(talk, turn, "z")
-    fake.say(0, None, 2.0)
+    fake.say(0, None, 2.0, tries=2.0, solved=1.0)
     assert talk.turns(patient=False) == []
     rollouts = over(talk)
+    assert rollouts.counted == [{"environment/tries": 3.0, "environment/solved": 1.0}]
     assert rollouts.token_ids.tolist() == [opening + first + between + second]
     parts = [(opening, False), (first, True), (between, False), (second, True)]
     assert rollouts.response_mask.tolist() == [[made for part, made in parts for _ in part]]
