@@ -33,7 +33,8 @@ def _check_label(label: str | None, protocol: RewardProtocol) -> None:
 class FunctionReward(Section):
     """A Python function, in processes of its own.
 
-    `score(prompts, responses, *, response_token_ids, finished, columns) -> list[float]`.
+    `score(prompts, responses, *, response_token_ids, finished, columns) -> list[float]`, or with named numbers beside the
+    scores `-> {"scores": list[float], "metrics": {name: list[float]}}`.
     """
 
     type: Literal["function"] = "function"
@@ -44,7 +45,7 @@ class FunctionReward(Section):
     """The function in it."""
     protocol: RewardProtocol = "tetrarch"
     """How it is called. `openrlhf`, as OpenRLHF's `reward_func`: `name(queries, prompts, labels)` with lists of one
-    response, answered by its reward, or by `{"rewards": ...}`."""
+    response, answered by its reward, or by `{"rewards": ...}` (also with `"extra_logs": {name: number}`)."""
     label: str | None = Field(default=None, min_length=1)
     """Column of the prompts that protocol `openrlhf` gives as `labels`; null: empty texts."""
     workers: int = Field(default=1, ge=1)
@@ -66,9 +67,10 @@ class RemoteReward(Section):
     type: Literal["remote"]
     """A service over HTTP."""
     protocol: RewardProtocol = "tetrarch"
-    """What is sent and answered. `tetrarch`: the function's arguments, `{"scores": [...]}`. `openrlhf`, as services for
+    """What is sent and answered. `tetrarch`: the function's arguments, `{"scores": [...]}`, and `"metrics": {name: [...]}`
+    if the service has numbers beside the scores. `openrlhf`, as services for
     OpenRLHF's `remote_rm_url` have it: `{"query": [prompt and response], "prompts": [...], "labels": [...]}`,
-    `{"rewards": [...]}`."""
+    `{"rewards": [...]}`, and `"extra_logs": {name: [...]}`."""
     label: str | None = Field(default=None, min_length=1)
     """Column of the prompts that protocol `openrlhf` sends as `labels`; null: empty texts."""
     urls: list[ServiceUrl] = Field(min_length=1)

@@ -152,7 +152,8 @@ def test_the_text_bridge_is_where_it_is_said(folder: Path, tmp_path: Path, membe
 
 NAMING = """
 def score(prompts, responses, *, response_token_ids, finished, columns):
-    return {"scores": [0.5 * len(ids) for ids in response_token_ids], "metrics": {"tokens": list(map(len, response_token_ids))}}
+    tokens = [len(ids) for ids in response_token_ids]
+    return {"scores": [0.5 * count for count in tokens], "metrics": {"tokens": tokens}}
 """
 
 
