@@ -13,8 +13,8 @@ class FunctionEnvironment(Section):
     """A Python class with one instance per conversation, in child processes of each rollout engine.
 
     `reset(columns) -> messages` begins a conversation. `step(response) -> (messages | None, reward)` answers each
-    response; None ends the conversation; a third part may hold named numbers. If `reset` has an argument `seed`, it gets
-    one.
+    response; None ends the conversation; a third part may hold named numbers. If `reset` has an argument `seed`, it
+    gets one.
     """
 
     type: Literal["function"] = "function"

@@ -33,8 +33,8 @@ def _check_label(label: str | None, protocol: RewardProtocol) -> None:
 class FunctionReward(Section):
     """A Python function, in processes of its own.
 
-    `score(prompts, responses, *, response_token_ids, finished, columns) -> list[float]`, or with named numbers beside the
-    scores `-> {"scores": list[float], "metrics": {name: list[float]}}`.
+    `score(prompts, responses, *, response_token_ids, finished, columns) -> list[float]`, or with named numbers beside
+    the scores `-> {"scores": list[float], "metrics": {name: list[float]}}`.
     """
 
     type: Literal["function"] = "function"
@@ -67,9 +67,9 @@ class RemoteReward(Section):
     type: Literal["remote"]
     """A service over HTTP."""
     protocol: RewardProtocol = "tetrarch"
-    """What is sent and answered. `tetrarch`: the function's arguments, `{"scores": [...]}`, and `"metrics": {name: [...]}`
-    if the service has numbers beside the scores. `openrlhf`, as services for
-    OpenRLHF's `remote_rm_url` have it: `{"query": [prompt and response], "prompts": [...], "labels": [...]}`,
+    """What is sent and answered. `tetrarch`: the function's arguments, `{"scores": [...]}`, and
+    `"metrics": {name: [...]}` for numbers beside the scores. `openrlhf`, as services for OpenRLHF's `remote_rm_url`
+    have it: `{"query": [prompt and response], "prompts": [...], "labels": [...]}`,
     `{"rewards": [...]}`, and `"extra_logs": {name: [...]}`."""
     label: str | None = Field(default=None, min_length=1)
     """Column of the prompts that protocol `openrlhf` sends as `labels`; null: empty texts."""
