@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 from orchestrator.metric_types import Chart, Metric
 from orchestrator.metrics import METRICS
 
-NAMED = {
+NAMED_NUMBERS = {
     "reward": "What the reward says beside its score under the name `{}`",
     "environment": "What the environment counts under the name `{}`, summed over the turns of a conversation",
     "score": "Score that the ensemble's member `{}` gives",
@@ -23,11 +23,11 @@ STATISTICS = {"mean": "mean over the batch", "std": "its standard deviation over
 
 def metric_of(key: str) -> Metric | None:
     """The metric of a key; None if there is none."""
-    found = re.fullmatch(rf"({'|'.join(NAMED)})/(.+)/({'|'.join(STATISTICS)})", key)
+    found = re.fullmatch(rf"({'|'.join(NAMED_NUMBERS)})/(.+)/({'|'.join(STATISTICS)})", key)
     if key in METRICS or found is None:
         return METRICS.get(key)
     group, name, statistic = found.groups()
-    text = f"{NAMED[group].format(name)}; {STATISTICS[statistic]}"
+    text = f"{NAMED_NUMBERS[group].format(name)}; {STATISTICS[statistic]}"
     if statistic == "std":
         return Metric(key, "", text)
     chart = Chart("Scores of the members") if group == "score" else Chart(f"{group.capitalize()}: {name}")

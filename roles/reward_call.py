@@ -6,7 +6,7 @@ import re
 import reprlib
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -14,7 +14,7 @@ from torch import Tensor
 from roles.batch import Responses
 from roles.errors import RewardError
 from roles.functions.child import CallFailed
-from roles.functions.child_program import NAME, is_finite_float32
+from roles.functions.child_program import METRIC_NAME, is_finite_float32
 from roles.rows import Batch
 
 
@@ -31,6 +31,13 @@ class RowScores(Batch):
     """float32 `[batch]`."""
     named: list[dict[str, float]]
     """Named numbers beside the score; all rows have the same names."""
+
+
+class NamingScorer(Protocol):
+    """A scorer that may say more than a number: a function, a service."""
+
+    def row_scores(self, rows: Any) -> RowScores:
+        """The scores, and named numbers beside them. `rows`: `Responses`."""
 
 
 def arguments_of(answered: Responses) -> dict[str, Any]:
@@ -67,7 +74,7 @@ def checked_answer(answer: Mapping[str, Any], count: int) -> RowScores:
 
 
 def _checked_numbers(name: str, numbers: Any, count: int) -> list[float]:
-    if not re.fullmatch(NAME, name):
+    if not re.fullmatch(METRIC_NAME, name):
         raise CallFailed(f"a metric is called {name[:80]!r}; take at most 60 letters, digits and . _ - @ /")
     if not isinstance(numbers, list):
         raise CallFailed(f"metric {name} is {reprlib.repr(numbers)}, not a list with a number for each response")

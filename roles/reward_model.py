@@ -18,7 +18,6 @@ from roles.batch import Responses, Sequences, TokenRows
 from roles.errors import RewardError
 from roles.models.networks import ValueModel
 from roles.packing import pack, right_padded
-from roles.reward_call import RowScores
 from roles.text.answered_chat import answered_chat
 from roles.text.prompt_tokens import prompt_tokens
 from roles.text.tokenizer import load_tokenizer
@@ -34,13 +33,6 @@ class Scorer(Protocol):
 
     def score(self, rows: Any) -> Tensor:
         """float32 `[batch]`. `rows`: `Sequences` or `Responses`, whichever it reads."""
-
-
-class NamingScorer(Scorer, Protocol):
-    """One that may say more than a number: a function, a service."""
-
-    def row_scores(self, rows: Any) -> RowScores:
-        """The scores, and named numbers beside them."""
 
 
 @dataclass(frozen=True, slots=True)

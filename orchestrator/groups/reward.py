@@ -13,7 +13,8 @@ from cluster.ranks.role_group import RoleGroup
 from orchestrator.groups.spread import Spread, spread
 from roles.batch import Responses, Rollouts, Sequences
 from roles.config.rewards import CautiousScore, MeanScore, WeightedScore, WorstScore
-from roles.reward_model import NamingScorer, Scorer
+from roles.reward_call import NamingScorer
+from roles.reward_model import Scorer
 
 CombineConfig = MeanScore | WorstScore | CautiousScore | WeightedScore
 

@@ -21,7 +21,7 @@ from collections.abc import Callable, Mapping, Set
 from pathlib import Path
 from typing import Any, BinaryIO
 
-NAME = r"[A-Za-z0-9][\w.@/-]{0,59}"
+METRIC_NAME = r"[A-Za-z0-9][\w.@/-]{0,59}"
 """Pattern of the names that the user's code may give to numbers beside its scores and rewards."""
 
 LARGEST_FLOAT32 = 3.4028234663852886e38

@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from roles.functions import child_program
-from roles.functions.child_program import NAME, RAISED, Message, is_finite_float32
+from roles.functions.child_program import METRIC_NAME, RAISED, Message, is_finite_float32
 from roles.text.messages import FORM, Messages, plain_messages
 
 Said = tuple[Messages | None, float, dict[str, float]]
@@ -81,7 +81,7 @@ def _named(named: Any) -> dict[str, float]:
     if not isinstance(named, Mapping):
         raise TypeError(f"step gave the metrics {named!r}, not a mapping of names to numbers")
     for name, number in named.items():
-        if not re.fullmatch(NAME, str(name)):
+        if not re.fullmatch(METRIC_NAME, str(name)):
             raise ValueError(f"step called a metric {name!r}; take at most 60 letters, digits and . _ - @ /")
         if (
             number is None
