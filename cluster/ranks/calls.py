@@ -6,8 +6,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Sequence
-from contextlib import suppress
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, Self, TypeVar
 
@@ -16,6 +15,8 @@ from ray.exceptions import GetTimeoutError, RayError
 
 from cluster.errors import ClusterError, DeadlineExceeded
 from cluster.ranks import failures
+from cluster.ranks.hangs import answered, report
+from cluster.ranks.identity import Identity
 from cluster.ranks.watch import STARTED, Rank
 
 T = TypeVar("T")
@@ -24,16 +25,9 @@ Waiting = dict[Any, tuple[Rank, str]]
 
 GRACE_S = 3.0
 """Seconds to wait for other failures after one that may be a consequence, to find the cause."""
-STATUS_S = 3.0
-"""Seconds after which a rank that does not say what it is doing is reported as silent."""
-
 IDLE_POLL_S = 0.2
 CONTROL_S = 20.0
 """Seconds in which a rank must answer a question that needs no work, on a busy machine."""
-SILENT = (
-    f"does not say within {STATUS_S:g} s what it is doing: its process is stopped or holds Python's lock, "
-    "or it waits for arguments that another rank has not made"
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +47,12 @@ class Call(Generic[T]):
         """Whether every rank has answered or failed."""
         ready, _ = ray.wait(self.receipts, num_returns=len(self.receipts), timeout=0, fetch_local=False)
         return len(ready) == len(self.receipts)
+
+    def without(self, gone: Collection[Identity]) -> Call[T]:
+        """The same call of the other ranks alone."""
+        left = [number for number, rank in enumerate(self.ranks) if rank.identity not in gone]
+        ranks, receipts, refs = ([of[number] for number in left] for of in (self.ranks, self.receipts, self.refs))
+        return Call(self.method, ranks, receipts, refs)
 
     def result(self, deadline_s: float) -> list[T]:
         """Wait for the values, and return them by rank."""
@@ -126,27 +126,17 @@ def ask(ranks: Sequence[Rank], question: str) -> list[Any]:
     needed = [answer for answer in answers if answer not in spare]
     _, silent = ray.wait(needed, num_returns=len(needed), timeout=CONTROL_S) if needed else ([], [])
     if silent:
-        late = [ranks[answers.index(answer)].identity for answer in silent]
-        names = ", ".join(map(str, late))
+        late = [ranks[answers.index(answer)] for answer in silent]
+        names, (_, told) = ", ".join(str(rank.identity) for rank in late), report(dict.fromkeys(late, question))
         raise DeadlineExceeded(
-            f"no answer within {CONTROL_S:g} s to a question that needs no work ({question}): {names}", late
+            f"no answer within {CONTROL_S:g} s to a question that needs no work ({question}): {names}\n{told}",
+            [rank.identity for rank in late],
         )
     for rank, answer in zip(ranks, answers, strict=True):
         if answer not in spare:
             _raise_failure(rank, question, answer, {})
-    found = _answered(spare, CONTROL_S)
+    found = answered(spare, CONTROL_S)
     return [found.get(answer) if answer in spare else ray.get(answer) for answer in answers]
-
-
-def _answered(references: Iterable[Any], within_s: float = STATUS_S) -> dict[Any, Any]:
-    """Reference → its value, for those that have one within `within_s` seconds. The dead answer at once."""
-    waited = list(references)
-    ready = ray.wait(waited, num_returns=len(waited), timeout=within_s)[0] if waited else []
-    found = {}
-    for reference in ready:
-        with suppress(RayError):
-            found[reference] = ray.get(reference)
-    return found
 
 
 def check_alive(ranks: Sequence[Rank]) -> None:
@@ -186,8 +176,8 @@ def _next(waiting: Waiting, until: float, deadline_s: float) -> Any:
     ready, _ = ray.wait([*waiting, *sentinels], num_returns=1, timeout=left, fetch_local=False)
     if not ready:
         names = ", ".join(dict.fromkeys(f"{rank.identity.role}.{method}" for rank, method in waiting.values()))
-        late = list(dict.fromkeys(rank.identity for rank, _ in waiting.values()))
-        raise DeadlineExceeded(f"{names} did not end within {deadline_s:g} s:\n{_report(waiting)}", late)
+        late, told = report(dict(waiting.values()))
+        raise DeadlineExceeded(f"{names} did not end within {deadline_s:g} s:\n{told}", late)
     if ready[0] in sentinels:
         rank = sentinels[ready[0]]
         _raise_failure(rank, _method_of(rank, waiting), rank.sentinel, waiting)
@@ -225,14 +215,3 @@ def _method_of(rank: Rank, waiting: Waiting) -> str:
     return next(
         (method for other, method in waiting.values() if other is rank), "a call that nobody waits for, or none"
     )
-
-
-def _report(waiting: Waiting) -> str:
-    """What every rank that is waited for is doing, and what other ranks are busy with, as text."""
-    asked = list(dict.fromkeys(rank for rank, _ in waiting.values()))
-    others = [rank for rank in STARTED.ranks if rank not in asked]
-    answers = {rank.worker.status.remote(): rank for rank in [*asked, *others]}
-    states = {answers[reference]: state for reference, state in _answered(answers).items()}
-    lines = [f"{rank.identity} {states.get(rank, SILENT)}; its log is {rank.identity.log}" for rank in asked]
-    lines += [f"meanwhile {rank.identity} {states[rank]}" for rank in others if rank in states and states[rank].busy]
-    return "\n".join(lines)

@@ -19,11 +19,12 @@ from typing import Any, Concatenate, Generic, ParamSpec, Self, TypeVar
 import ray
 
 from cluster.placement.plan import Slot
-from cluster.ranks import calls
+from cluster.ranks import calls, hangs
 from cluster.ranks.calls import Call, Stream
+from cluster.ranks.host_memory import kill_tree
 from cluster.ranks.identity import Identity
 from cluster.ranks.watch import STARTED, Rank
-from cluster.ranks.worker import killer, remote_worker
+from cluster.ranks.worker import on_node, remote_worker
 
 R = TypeVar("R")
 S = TypeVar("S")
@@ -95,7 +96,7 @@ class Making:
             own["CUDA_VISIBLE_DEVICES"] = ",".join(place.devices)
         options = {"num_cpus": slot.cpus, "num_gpus": 0, "scheduling_strategy": place.strategy}
         worker = remote_worker().options(**options).remote(identity, {**self.environment, **own})
-        return Rank(identity, worker, worker.watch.remote(), worker.pid.remote())
+        return Rank(identity, worker, worker.watch.remote(), worker.pid.remote(), place.node_id)
 
 
 class RoleGroup(Generic[R]):
@@ -143,8 +144,7 @@ class RoleGroup(Generic[R]):
         if self._making.distributed and len(numbers) < len(self.ranks):
             raise ValueError(f"{self.role}: ranks {sorted(numbers)} cannot be restarted without their peers")
         lives = {number: self.ranks[number].identity.life + 1 for number in sorted(numbers)}
-        silent = _stop([self.ranks[number] for number in lives])
-        _kill({rank: self._making.places[rank.identity.rank].node_id for rank in silent})
+        _stop([self.ranks[number] for number in lives])
         made, started = self._making.begin(lives)
         new = dict(zip(lives, made, strict=True))
         self.ranks = [new.get(number, rank) for number, rank in enumerate(self.ranks)]
@@ -245,20 +245,25 @@ def stop_all() -> None:
     _stop(STARTED.ranks)
 
 
-def _stop(ranks: Sequence[Rank]) -> list[Rank]:
-    """End ranks; returns those that do not answer, which Ray cannot end if their processes are stopped."""
+def _stop(ranks: Sequence[Rank]) -> None:
+    """End ranks, also those that do not answer, which Ray cannot end if their processes are stopped."""
     STARTED.remove(ranks)
     ending = {rank.worker.end_children.remote(): rank for rank in ranks}
     silent = ray.wait(list(ending), num_returns=len(ending), timeout=CHILDREN_S)[1] if ending else []
     for rank in ranks:
         ray.kill(rank.worker)
-    return [ending[answer] for answer in silent]
+    _kill([ending[answer] for answer in silent])
 
 
-def _kill(nodes: Mapping[Rank, str]) -> None:
+def _kill(ranks: Sequence[Rank]) -> None:
     """Let the nodes' systems kill ranks, so that what they hold is free again."""
-    born, _ = ray.wait([rank.pid for rank in nodes], num_returns=len(nodes), timeout=0) if nodes else ([], [])
-    killing = [killer(node).remote(rank.pid) for rank, node in nodes.items() if rank.pid in born]
+    born = hangs.answered([rank.pid for rank in ranks], 0.0)
+    here, killing = ray.get_runtime_context().get_node_id(), []
+    for rank in ranks:
+        if rank.pid in born and rank.node_id == here:
+            kill_tree(born[rank.pid])
+        elif rank.pid in born:
+            killing.append(on_node(kill_tree, rank.node_id).remote(rank.pid))
     if killing:
         ray.wait(killing, num_returns=len(killing), timeout=KILL_S)
 

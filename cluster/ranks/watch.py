@@ -21,6 +21,8 @@ class Rank:
     """Reference of `Worker.watch`: fails when the process dies."""
     pid: Any = None
     """Reference of the process id."""
+    node_id: str = ""
+    """Ray's id of its node."""
 
 
 class Watch:

@@ -34,35 +34,12 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from cluster.errors import ClusterError
 from cluster.ranks import failures
 from cluster.ranks.card_use import CardSampler, CardUse
-from cluster.ranks.host_memory import MemorySampler, MemorySeries, kill_tree, tree
+from cluster.ranks.host_memory import MemorySampler, MemorySeries, tree
 from cluster.ranks.identity import Identity
-
-STACK_FRAMES = 4
+from cluster.ranks.process_state import offer_stacks
+from cluster.ranks.status import Status, status_of
 
 T = TypeVar("T")
-
-
-@dataclass(frozen=True, slots=True)
-class Status:
-    """What a rank is doing."""
-
-    pid: int
-    method: str | None
-    """Name of the running method; None if the rank is idle."""
-    seconds: float
-    """Seconds for which it has been running."""
-    stack: list[str]
-    """Innermost frames of the running method, outermost first: `file:line function`."""
-
-    @property
-    def busy(self) -> bool:
-        """Whether a method is running."""
-        return self.method is not None
-
-    def __str__(self) -> str:
-        if not self.busy:
-            return f"is idle for {self.seconds:.1f} s (pid {self.pid})"
-        return f"is in {self.method} for {self.seconds:.1f} s (pid {self.pid}), at {' > '.join(self.stack)}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,8 +60,7 @@ class Worker:
 
     def __init__(self, identity: Identity, environment: Mapping[str, str]) -> None:
         # Off until the role is built. Importing its libraries, which begins with the arguments of `construct`, creates
-        # a million
-        # permanent objects; searching them for garbage takes a seventh of the time.
+        # a million permanent objects; searching them for garbage takes a seventh of the time.
         gc.disable()
         _redirect_output(identity.log)
         print(f"--- {identity}, pid {os.getpid()}, {time.strftime('%F %T')}", flush=True)
@@ -151,11 +127,7 @@ class Worker:
     @ray.method(concurrency_group="control")
     def status(self) -> Status:
         """The running method. Answers while a method runs."""
-        method, since, thread = self._doing
-        frame = sys._current_frames()[thread] if thread is not None else None
-        stack = traceback.extract_stack(frame)[-STACK_FRAMES:] if frame is not None else []
-        frames = [f"{'/'.join(f.filename.split('/')[-2:])}:{f.lineno} {f.name}" for f in stack]
-        return Status(os.getpid(), method, time.monotonic() - since, frames)
+        return status_of(*self._doing)
 
     @ray.method(concurrency_group="control")
     def pid(self) -> int:
@@ -213,10 +185,10 @@ def remote_worker() -> Any:
     return ray.remote(max_restarts=0, max_task_retries=0, concurrency_groups={"control": 2, "watch": 1})(Worker)
 
 
-def killer(node_id: str) -> Any:
-    """A remote function that kills a process of the node of that id, and the processes that it has started."""
+def on_node(function: Callable[..., Any], node_id: str) -> Any:
+    """The remote function that calls `function` on the node of that id."""
     where = NodeAffinitySchedulingStrategy(node_id, soft=False)
-    return ray.remote(num_cpus=0, max_retries=0)(kill_tree).options(scheduling_strategy=where)
+    return ray.remote(num_cpus=0, max_retries=0)(function).options(scheduling_strategy=where)
 
 
 def clock() -> Any:
@@ -285,3 +257,4 @@ def _redirect_output(log: str) -> None:
     sys.stdout = os.fdopen(1, "w", buffering=1, closefd=False)  # Ray's own stream may not write to descriptor 1
     sys.stderr = os.fdopen(2, "w", buffering=1, closefd=False)
     faulthandler.enable(2)
+    offer_stacks()

@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
+from typing import Any
 
+import ray
 from ray._private import ray_constants
 from ray._private import worker as ray_worker
 
+from cluster.ranks.hangs import within
 from cluster.ranks.host_memory import kill_tree
+
+LEAVE_S = 30.0
+"""Seconds in which Ray must let go."""
 
 
 @contextmanager
@@ -24,8 +31,27 @@ def on_loopback() -> Iterator[None]:
 
 
 def kill_at_once() -> None:
-    """Kill the processes that Ray has started here, and theirs: SIGTERM does not end them, and Ray would wait for
-    each."""
+    """Have Ray kill the processes that it has started here, and theirs: SIGTERM does not end them, and Ray would wait
+    for each."""
+    for process in _started_here():
+        process.terminate = partial(kill_tree, process.pid)
+
+
+def ended(leave: Callable[[], None]) -> None:
+    """Leave Ray, with `leave`. Its own processes may hang or have ended: then those that were started here are killed,
+    and no error of theirs hides the run's own."""
+    started = _started_here()
+    try:
+        return within(LEAVE_S, leave)
+    except Exception:
+        for process in started:
+            kill_tree(process.pid)
+    until = time.monotonic() + LEAVE_S
+    while ray.is_initialized() and time.monotonic() < until:  # `leave` goes on
+        time.sleep(0.1)
+
+
+def _started_here() -> list[Any]:
+    """The processes that Ray has started here, as `subprocess` knows them."""
     started = ray_worker._global_node.all_processes.values() if ray_worker._global_node else []
-    for info in [info for infos in started for info in infos]:
-        info.process.terminate = partial(kill_tree, info.process.pid)
+    return [info.process for infos in started for info in infos]

@@ -36,7 +36,7 @@ from cluster.ranks.watch import STARTED
 from cluster.ranks.worker import RankUsage, gpu_ids
 from cluster.runtime.fork_server import ForkServer, Imports
 from cluster.runtime.living_nodes import CARD, living_nodes
-from cluster.runtime.local_ray import kill_at_once, on_loopback
+from cluster.runtime.local_ray import ended, kill_at_once, on_loopback
 from cluster.runtime.orders import ORDERS, not_for_children, unheard
 
 START_ATTEMPTS = 2
@@ -157,15 +157,18 @@ class RayCluster:
         self._memory.stop()
         with unheard():
             if ray.is_initialized():
-                role_group.stop_all()
-                if self._group is not None:
-                    remove_placement_group(self._group)
-                    self._group = None
-                kill_at_once()
-                ray.shutdown()
+                ended(self._leave)
             if self._forks is not None:
                 self._forks.stop()
                 self._forks = None
+
+    def _leave(self) -> None:
+        role_group.stop_all()
+        if self._group is not None and self._address is not None:  # otherwise it ends with Ray
+            remove_placement_group(self._group)
+        self._group = None
+        kill_at_once()
+        ray.shutdown()
 
     def _connect(self) -> None:
         os.environ["RAY_USAGE_STATS_ENABLED"] = "0"  # send no usage statistics

@@ -71,6 +71,17 @@ class Outcome:
         if found and found[0].example:
             typer.echo(found[0].example, err=True)
 
+    def progress(self) -> None:
+        """Say from which checkpoint the run goes on, if it is of a kind that has checkpoints."""
+        if self.config is not None and type(self.config) in RESUME_RULES:
+            folders = [Path(run.run_dir) for run in self.config.runs]
+            folder = ([there for there in folders if there.is_dir()] or folders)[-1]
+            try:
+                told = progress_of(folder)
+            except OSError as failed:  # it must not hide why the run has ended
+                told = f"{folder} cannot be read: {failed.strerror}"
+            typer.echo(f"  {told}", err=True)
+
     def fail(self, headline: str, error: BaseException, code: int, debug: bool) -> NoReturn:
         if debug:
             traceback.print_exception(error)
@@ -80,6 +91,7 @@ class Outcome:
         typer.secho(f"error: {headline}", fg=typer.colors.RED, bold=True, err=True)
         typer.echo("\n".join(f"  {line}" for line in message.splitlines()), err=True)
         if code == RUN_FAILED and self.config is not None:
+            self.progress()
             typer.echo(f"  ({_log_traceback(Path(self.config.run_dir), error)})", err=True)
         sys.stderr.flush()
         raise typer.Exit(code)
@@ -100,9 +112,7 @@ def reported(debug: bool) -> Iterator[Outcome]:
     except KeyboardInterrupt as error:
         ended = isinstance(error, Terminated)
         typer.secho("ended by SIGTERM" if ended else "stopped", fg=typer.colors.YELLOW, bold=True, err=True)
-        if report.config is not None and type(report.config) in RESUME_RULES:
-            begun = [run for run in report.config.runs if Path(run.run_dir).is_dir()]
-            typer.echo(f"  {progress_of(Path((begun or report.config.runs)[-1].run_dir))}", err=True)
+        report.progress()
         raise typer.Exit(TERMINATED if ended else INTERRUPTED) from None
     except LabellingStopped as error:
         report.fail("labelling has stopped", error, RUN_FAILED, debug)

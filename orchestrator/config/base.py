@@ -40,8 +40,8 @@ class BaseConfig(Section):
     dtype: Dtype = "float32"
     """Type of the models' weights and activations; losses, values and log-probabilities are always float32."""
     model_cache: PathText = "runs/models"
-    """Folder of converted models (from GGUF files, or with fewer layers), and of what the reference of `tetrarch dpo`
-    has said of its data."""
+    """Folder of converted models (from GGUF files, or with fewer layers), of what the reference of `tetrarch dpo` has
+    said of its data, and of hashes of models' files."""
     checkpoint: CheckpointConfig = CheckpointConfig()
     """State that a run resumes from."""
     report: ReportConfig = ReportConfig()

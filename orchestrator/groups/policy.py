@@ -67,14 +67,18 @@ class Policy:
         return iter([((0, 0), Rollouts.concatenate(whole))])
 
     def rest(self, *, keep_weights: bool = True) -> None:
-        """Let the engines sleep. They keep their weights if `keep_weights`; otherwise a push must renew them before
-        the next call."""
-        if self.sleeps:
+        """Let the engines sleep, and wait until all have given their memory back. They keep their weights if
+        `keep_weights`; otherwise a push must renew them before the next call."""
+        asleep = self.engines.call(RolloutEngine.sleep, keep_weights) if self.sleeps else None
+        while asleep is not None:
             try:
-                self.engines.call(RolloutEngine.sleep, keep_weights).result(self.deadlines.push_s)
-            except Death:  # its memory is free, and others need it now: the next call starts the engine again
-                if not self.recovery.config.engine_failures_per_hour:
+                asleep.result(self.deadlines.push_s)
+                return
+            except Death as error:  # its memory is free, and others need it now: the next call starts the engine again
+                engines = {rank.identity for rank in asleep.ranks}
+                if not self.recovery.config.engine_failures_per_hour or engines.isdisjoint(error.blamed):
                     raise
+                asleep = asleep.without(error.blamed)
 
     def end(self) -> None:
         """Before a run ends early: end engines that hold memory which other roles need to save their state."""

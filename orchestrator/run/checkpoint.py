@@ -27,6 +27,8 @@ PARTIAL = ".partial"
 HASH = "xxh3_128"
 MANIFEST_FORMAT = 2
 """In each manifest; raise it when files of another kind are written."""
+MODELS = "models"
+"""Key of the state in a checkpoint: the hashes of the files of the models that the run has started from."""
 BEST = "best"
 """Folder in `run_dir` with the models of the best evaluation so far, while the run goes on."""
 HF = "hf"

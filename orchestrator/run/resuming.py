@@ -22,7 +22,8 @@ from orchestrator.config.run import RunConfig
 from orchestrator.config.yaml_text import YamlError, parse_yaml
 from orchestrator.errors import CheckpointError, ConfigError
 from orchestrator.report import run_files
-from orchestrator.run.checkpoint import BEST, HF, MANIFEST, Checkpoint, Checkpoints, step_of, trained_step
+from orchestrator.run.checkpoint import BEST, HF, MANIFEST, MODELS, Checkpoint, Checkpoints, step_of, trained_step
+from orchestrator.run.model_contents import model_contents
 from orchestrator.run.resume_rules import ResumeRules, rules_of
 
 Resume = Literal["newest"] | int | None
@@ -60,7 +61,7 @@ def checkpoint_to_resume(config: BaseConfig, resume: Resume) -> Checkpoint | Non
         raise ConfigError(f"steps={steps}, but {found.path} is at step {found.step}; raise steps")
     if resume == "newest" and steps is not None and trained_step(folder) == steps:
         raise ConfigError(f"run_dir={folder} has done all its steps={steps}; raise steps to go on")
-    refused = [change for change in changes(found, config) if change.why_not]
+    refused = [change for change in changes(found, config) if change.why_not] or changed_models(found, config)
     if refused:
         lines = [f"{change}; this cannot change: {change.why_not}" for change in refused]
         advice = f"go back to what {found.path} has, or start anew with another {config.folder_key}"
@@ -123,6 +124,20 @@ def changes(checkpoint: Checkpoint, config: BaseConfig) -> list[ChangedKey]:
         for key, before, now in differing(*plain)
         if rules.unread.isdisjoint(_names(key))
     ]
+    return found
+
+
+def changed_models(checkpoint: Checkpoint, config: BaseConfig) -> list[ChangedKey]:
+    """The models whose files are others than when the checkpoint was written, each with the first such file."""
+    rules, written = rules_of(config), checkpoint.state.get(MODELS, {})
+    found = []
+    for key, now in model_contents(config).items() if written else ():
+        before, model = written.get(key, now), config.sharded[key].model
+        differ = [name for name in {**before, **now} if before.get(name) != now.get(name)]
+        for name in differ[:1]:
+            was, became = (f"hash {files[name]}" if name in files else "none" for files in (before, now))
+            where = f"{name} of {key}.model.path={model.path if model else ''}"
+            found.append(ChangedKey(where, was, became, why_not(f"{key}.model.path", rules)))
     return found
 
 

@@ -24,6 +24,7 @@ from orchestrator.groups.recovery import Recovery
 from orchestrator.ppo.gold_stop import best_steps
 from orchestrator.report.reporter import Reporter
 from orchestrator.run.checkpoint import Checkpoint, Checkpoints
+from orchestrator.run.model_contents import Contents, ContentsMeanwhile
 from orchestrator.run.phase_clock import Clock
 from orchestrator.run.resuming import Resume, checkpoint_to_resume, take_up
 from orchestrator.run.run_lock import held
@@ -59,15 +60,15 @@ def carry_out(
         ORDERS.listen()
         ORDERS.grace_s = config.deadlines.grace_s
         told = take_up(run_dir, checkpoint, config, resume) if checkpoint else []
-        settings, done = dump_config(config), checkpoint.step if checkpoint else 0
+        settings, models = dump_config(config), ContentsMeanwhile(config)
         page = config.report.model_dump(include={"tensorboard", "html"}) | {"save_s": config.deadlines.save_s}
-        report = {**page, "versions": version_reader()(), **report}
-        with Reporter(run_dir, name=run_dir.name, config_yaml=settings, resume_step=done, **report) as reporter:
+        page |= {"versions": version_reader()(), "resume_step": checkpoint.step if checkpoint else 0}
+        with Reporter(run_dir, name=run_dir.name, config_yaml=settings, **{**page, **report}) as reporter:
             for line in filter(None, [why, *told]):
                 reporter.note(line)
             with start(reporter) as stage:
                 more: dict[str, Any] = {"orders": ORDERS, "check_lock": lock.check, "again": again or Recovery()}
-                run = Run(config, stage, checkpoints, reporter, settings, **more)
+                run = Run(config, stage, checkpoints, reporter, settings, models=models, **more)
                 if checkpoint is not None:
                     run.restore(checkpoint)
                 run.all_steps()
@@ -85,6 +86,7 @@ class Run:
     orders: Orders = ORDERS
     check_lock: Callable[[], None] = lambda: None
     """Raises TetrarchError where another run writes to `run_dir`."""
+    models: Callable[[], Contents] = dict
     again: Recovery = field(default_factory=Recovery)
     """Counts how often the run has been started again."""
     finished: dict[str, Any] | None = None
@@ -94,7 +96,7 @@ class Run:
     def __post_init__(self) -> None:
         where = self.config, self.checkpoints, self.report
         trained, safe = lambda: self.stage.trained, self.check_lock
-        self.writer = StateWriter(*where, trained, self._best, self.settings, self.orders, safe)
+        self.writer = StateWriter(*where, trained, self._best, self.settings, self.orders, safe, self.models)
 
     def all_steps(self) -> None:
         """Run from the current step to the last one, then save the models. After Ctrl-C or SIGTERM save the training
@@ -140,8 +142,7 @@ class Run:
         clock = Clock(self._begin)
         with self._rescued(f"step {self.stage.step + 1}"):
             told = self.stage.one_step(clock)
-        self.finished = self.stage.state_dict()
-        usage = self.stage.cluster.usage()
+        self.finished, usage = self.stage.state_dict(), self.stage.cluster.usage()
         metrics = {
             **told.metrics,
             **clock.metrics(usage.busy),
@@ -259,8 +260,7 @@ class Run:
                 with self._second(f"checkpoint {self._saved_step} could not be completed"):
                     self._become_idle(trained)
                     self.writer.complete()
-            state = self.finished
-            if state is None:
+            if (state := self.finished) is None:
                 return
             with self._second(f"step {state['step']} could not be saved"):
                 if state["step"] == self._saved_step:

@@ -14,12 +14,14 @@ from pathlib import Path
 from typing import Any
 
 from cluster.errors import DeadlineExceeded
-from cluster.ranks.calls import Call, wait_all
+from cluster.ranks.calls import CONTROL_S, Call, wait_all
+from cluster.ranks.identity import Identity
 from cluster.ranks.role_group import RoleGroup
 from cluster.runtime.orders import ORDERS, Orders
 from orchestrator.config.base import BaseConfig
 from orchestrator.report.reporter import Reporter
-from orchestrator.run.checkpoint import Checkpoints, size_gib
+from orchestrator.run.checkpoint import MODELS, Checkpoints, size_gib
+from orchestrator.run.model_contents import Contents
 from orchestrator.stages.stage import Trainable
 
 Hashes = dict[str, str]
@@ -40,6 +42,8 @@ class UnderWay:
     copied_s: float
     calls: dict[str, Call[Hashes | None]] = field(default_factory=dict)
     """Role → the running question whether its ranks have written."""
+    asked: float = 0.0
+    """When that was asked."""
 
 
 @dataclass(slots=True)
@@ -58,6 +62,8 @@ class StateWriter:
     orders: Orders = ORDERS
     check_lock: Callable[[], None] = lambda: None
     """Raises TetrarchError where another run writes to `run_dir`."""
+    models: Callable[[], Contents] = dict
+    """What the models consist of from which the run has started."""
     under_way: UnderWay | None = None
     saved_at: float = field(default_factory=time.monotonic)
     """When the last checkpoint was asked for, or the run began, on the monotonic clock."""
@@ -94,11 +100,13 @@ class StateWriter:
         if saving is None:
             return
         if not saving.calls:
+            saving.asked = time.monotonic()
             saving.calls = {role: group.call(Trainable.written) for role, group in self.trained().items()}
         if all(call.over for call in saving.calls.values()):
             self._collect(saving)
-        elif time.monotonic() > saving.until:
-            self._give_up(saving)
+        elif time.monotonic() > max(saving.until, saving.asked + CONTROL_S):
+            unheard = [call.ranks for call in saving.calls.values() if not call.over]
+            self._give_up(saving, [rank.identity for ranks in unheard for rank in ranks])
 
     def complete(self) -> None:
         """Wait until the checkpoint under way, if any, is committed; at most until its deadline."""
@@ -112,20 +120,21 @@ class StateWriter:
         answers = {role: call.result(self._deadline_s) for role, call in calls.items()}
         if any(hashes is None for ranks in answers.values() for hashes in ranks):
             self.under_way = saving
-            if time.monotonic() > saving.until:
-                self._give_up(saving)
+            if saving.asked > saving.until:  # what was asked before may be old: the ranks may have been busy since
+                asked = [(rank, role, number) for role in answers for number, rank in enumerate(calls[role].ranks)]
+                self._give_up(saving, [rank.identity for rank, role, number in asked if answers[role][number] is None])
             return
         written = {role: [hashes or {} for hashes in ranks] for role, ranks in answers.items()}
         self._commit(
             saving.state, _by_path(written), saving.began, f", of which the run waited {saving.copied_s:.1f} s"
         )
 
-    def _give_up(self, saving: UnderWay) -> None:
+    def _give_up(self, saving: UnderWay, late: Sequence[Identity]) -> None:
         self.under_way = None
         raise DeadlineExceeded(
-            f"checkpoint {saving.state['step']} was not written within {self.config.deadlines.save_s:g} s; look at the "
-            "disk of run_dir, or raise deadlines.save_s",
-            [],
+            f"checkpoint {saving.state['step']} was not written within {self.config.deadlines.save_s:g} s by "
+            f"{', '.join(map(str, late))}; look at the disk of run_dir, or raise deadlines.save_s",
+            late,
         )
 
     @property
@@ -147,7 +156,8 @@ class StateWriter:
 
     def _commit(self, state: dict[str, Any], hashes: Hashes, began: float, more: str) -> Path:
         self.check_lock()
-        path = self.checkpoints.commit(state["step"], {**state, "config": self.settings}, hashes, self.best())
+        state = {**state, "config": self.settings, MODELS: self.models()}
+        path = self.checkpoints.commit(state["step"], state, hashes, self.best())
         if not self.cost_told:
             cost = f"{time.monotonic() - began:.1f} s{more}, {size_gib(path):.2f} GiB"
             self.report.note(f"a checkpoint: {cost}; {self.config.checkpoint.kept}")

@@ -51,7 +51,7 @@ def resolve_model(config: ModelConfig, cache: Path) -> Path:
     Raises:
         ModelError: the model does not exist or cannot be read.
     """
-    folder = _folder(config.path)
+    folder = source_folder(config.path)
     if config.gguf_file is None and is_adapter(folder):
         folder = _merged(folder, cache, config.trust_remote_code)
     if config.gguf_file is not None:
@@ -68,7 +68,7 @@ def resolve_model(config: ModelConfig, cache: Path) -> Path:
     return folder
 
 
-def _folder(path: str) -> Path:
+def source_folder(path: str) -> Path:
     """The local folder of `path`; downloaded if `path` is a hub name."""
     folder = folder_of(path)
     if os.path.isdir(folder):

@@ -15,8 +15,9 @@ import torch
 
 from roles.zero.host_heap import bound_kernel_caches
 
-COLLECTIVE_TIMEOUT = timedelta(hours=1)
-"""Time after which a rank that waits for its peers gives up. The driver's deadlines are shorter; users see those."""
+COLLECTIVE_TIMEOUT = timedelta(days=7)
+"""Time after which a rank that waits for its peers gives up. It is longer than the driver's deadlines, which name the
+late rank; in milliseconds it fits 32 bits, as the system's `poll` needs."""
 
 
 def join(device: str) -> Any:

@@ -15,7 +15,7 @@ from cluster.config import LocalPlacement
 from cluster.errors import DeadlineExceeded, RankFailure
 from cluster.estimate.memory import GIB
 from cluster.placement.plan import RoleNeed, plan
-from cluster.ranks import calls, role_group
+from cluster.ranks import hangs, role_group
 from cluster.ranks.calls import wait_all
 from cluster.ranks.role_group import RoleGroup
 from cluster.ranks.watch import STARTED
@@ -131,7 +131,7 @@ def test_stream_yields_as_items_come(lasting: list[RoleGroup[Stub]]) -> None:
 def test_a_rank_that_dies_or_hangs_is_replaced_and_the_others_go_on(
     cluster: RayCluster, start: Starter, how: signal.Signals, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(calls, "STATUS_S", 1.0)
+    monkeypatch.setattr(hangs, "STATUS_S", 1.0)
     monkeypatch.setattr(role_group, "CHILDREN_S", 1.0)
     group, others = start("reward", replaceable=True), start("actor")
     wait_all([group.started, others.started], START_S)

@@ -3,22 +3,29 @@
 from __future__ import annotations
 
 import dataclasses
+import json
+import os
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
+from typer.testing import CliRunner
 
-from orchestrator.checks.preparation import (
-    prepare_reward,
-)
+from orchestrator.checks.preparation import prepare_reward, prepare_train
+from orchestrator.commands.app import app
 from orchestrator.config.loading import dump_config, validate_root
 from orchestrator.config.reward_training import RewardTrainingRun
 from orchestrator.data.comparisons import digest, keep
 from orchestrator.data.preference_pairs import Pairs
+from orchestrator.data.prompts import PromptSource
 from orchestrator.errors import ConfigError
+from orchestrator.report.reporter import Reporter
 from orchestrator.run.checkpoint import Checkpoints
+from orchestrator.run.model_contents import model_contents
 from roles.batch import Preferences
-from tests.unit.orchestrator.checks.door import PAIRS, World
+from tests.unit.orchestrator.checks.door import PAIRS, World, model_folder
 
 
 def going_on(world: World, *, preferences: Preferences, step: int = 2) -> Path:
@@ -61,3 +68,64 @@ def test_reward_training_goes_on_with_the_comparisons_that_it_sampled(world: Wor
     keep(dataclasses.replace(mine, ranks=-mine.ranks), run_dir / "comparisons.safetensors")
     with pytest.raises(ConfigError, match="step-000001 was trained on other comparisons"):
         goes_on(world)
+
+
+def begun(world: World) -> Path:
+    """A PPO run of `world.data` with files and a checkpoint of step 2; its `run_dir`."""
+    reference = model_folder(world.root / "reference")
+    world.set("reference.model.path", str(reference))
+    world.set("ppo.kl.controller", {"type": "fixed", "coefficient": 0.05})
+    training, _ = prepare_train(world.config, None)
+    run_dir, settings = world.run_dir, dump_config(world.config)
+    with Reporter(
+        run_dir, name="run", config_yaml=settings, title="PPO", steps=2, html=False, tensorboard=False
+    ) as report:
+        report.step(1, {"score/mean": 0.5}, ())
+    models = {"models": model_contents(world.config), "reference": "1-fingerprint"}
+    state = {"config": settings, "prompts": PromptSource(training, world.config.seed).state_dict(), **models}
+    Checkpoints(run_dir / "checkpoints", keep=2).save(1, state, lambda folder: None)
+    return run_dir
+
+
+def flip(folder: Path) -> None:
+    """Change one byte of the weights, in place, and put the time of the change back."""
+    file = folder / "model.safetensors"
+    facts, content = file.stat(), bytearray(file.read_bytes())
+    content[-1] ^= 1
+    file.write_bytes(content)
+    os.utime(file, ns=(facts.st_atime_ns, facts.st_mtime_ns))
+
+
+OTHERS: dict[str, tuple[Callable[[World], object], str]] = {
+    "seed": (lambda world: world.set("seed", 7), "seed: 1 in the checkpoint, now 7"),
+    "prompts": (
+        lambda world: world.prompts.write_text('{"prompt": "a"}\n{"prompt": "b"}\n'),
+        "are not those of the checkpoint",
+    ),
+    "reference": (lambda world: flip(world.root / "reference"), "model.safetensors of reference.model.path="),
+    "LoRA": (lambda world: world.set("actor.lora", {"rank": 4}), "actor.lora"),
+    "controller": (
+        lambda world: world.set("ppo.kl.controller", {"type": "adaptive", "target": 1.0}),
+        "ppo.kl.controller.type: fixed in the checkpoint, now adaptive",
+    ),
+    "model": (lambda world: flip(world.policy), "model.safetensors of actor.model.path="),
+    "reward model": (lambda world: flip(world.reward), "model.safetensors of reward.model.path="),
+    "path of a model": (
+        lambda world: world.set("actor.model.path", str(shutil.copytree(world.policy, world.root / "copy"))),
+        "actor.model.path: ",
+    ),
+}
+
+
+@pytest.mark.parametrize("other", OTHERS)
+def test_what_a_run_cannot_go_on_with_is_refused_before_a_file_of_it_changes(world: World, other: str) -> None:
+    run_dir, (change, said) = begun(world), OTHERS[other]
+    file = world.root / "run.yaml"
+    prepare_train(world.config, "newest")  # nothing has changed
+    change(world)
+    file.write_text(json.dumps(world.data))
+    before = {path: path.read_bytes() for path in sorted(run_dir.rglob("*")) if path.is_file()}
+    assert {"metrics.jsonl", "config.yaml", "run.json"} <= {path.name for path in before}
+    result = CliRunner().invoke(app, ["train", str(file), "--resume"])
+    assert result.exit_code == 2 and said in result.output, result.output
+    assert {path: path.read_bytes() for path in sorted(run_dir.rglob("*")) if path.is_file()} == before

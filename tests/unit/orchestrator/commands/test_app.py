@@ -304,9 +304,15 @@ def test_python_m_orchestrator_is_the_same_and_light(file: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("error", "code", "said"), [(KeyboardInterrupt(), 130, "stopped"), (Terminated(), 143, "ended by SIGTERM")]
+    ("error", "code", "said"),
+    [
+        (KeyboardInterrupt(), 130, "stopped"),
+        (Terminated(), 143, "ended by SIGTERM"),
+        (RankFailure("critic rank 1 (node a) died in update"), 1, "critic rank 1 (node a) died in update"),
+        (OSError("No space left on device"), 1, "No space left on device"),
+    ],
 )
-def test_an_interrupted_run_says_from_where_it_goes_on(
+def test_a_run_that_ends_early_says_from_where_it_goes_on(
     file: Path, drive: Drive, tmp_path: Path, error: BaseException, code: int, said: str
 ) -> None:
     drive(error, "train")
@@ -319,6 +325,19 @@ def test_an_interrupted_run_says_from_where_it_goes_on(
     evaluated = tetrarch("evaluate", file)
     assert evaluated.exit_code == code and said in evaluated.output
     assert "resume" not in evaluated.output and "checkpoint" not in evaluated.output, "nothing is to be resumed"
+
+
+def test_a_run_dir_that_cannot_be_read_does_not_hide_the_error(
+    file: Path, drive: Drive, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def unreadable(folder: Path) -> str:
+        raise OSError(5, "Input/output error")
+
+    drive(RewardError("no answer"), "train")
+    monkeypatch.setattr("orchestrator.commands.exit_codes.progress_of", unreadable)
+    result = tetrarch("train", file)
+    assert result.exit_code == 1 and "no answer" in result.stderr and "traceback: " in result.stderr
+    assert "cannot be read: Input/output error" in result.stderr
 
 
 @pytest.mark.parametrize("option", ["--svg", "--json", "--trace"])

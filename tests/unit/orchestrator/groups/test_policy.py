@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import replace
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass, replace
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from cluster.config import Deadlines
+from cluster.ranks.failures import Death
+from cluster.ranks.identity import Identity
+from cluster.ranks.watch import Rank
+from orchestrator.config.recovery import RecoveryConfig
 from orchestrator.groups.policy import Policy
+from orchestrator.groups.recovery import Recovery
 from roles.batch import Prompts, Rollouts
 from tests.unit.orchestrator.fakes import FakeGroup, prompts_of, rollouts_of
 
@@ -50,3 +56,51 @@ def test_texts_and_columns_go_to_engines_with_an_environment_alone(how: str, env
     assert set(sent) == {""} or environment
     assert rollouts.prompts == PROMPTS.texts and rollouts.columns == PROMPTS.columns
     assert rollouts.token_ids[:, 0].tolist() == list(range(ROWS))
+
+
+@dataclass
+class Asleep:
+    """Engines that are going to sleep, of which `dead` die."""
+
+    ranks: list[Rank]
+    dead: list[Identity]
+    waited: list[list[int]]
+
+    def result(self, deadline_s: float) -> None:
+        self.waited.append([rank.identity.rank for rank in self.ranks])
+        for rank in self.ranks:
+            if rank.identity in self.dead:
+                raise Death(f"{rank.identity} died in sleep", who=rank.identity)
+        for who in self.dead:
+            if who.role != "rollout":
+                raise Death(f"{who} died in update", who=who)
+
+    def without(self, gone: Collection[Identity]) -> Asleep:
+        return replace(self, ranks=[rank for rank in self.ranks if rank.identity not in gone])
+
+
+@pytest.mark.parametrize(
+    ("dead", "allowed", "waited"),
+    [
+        ([], 6, [[0, 1, 2]]),
+        ([1], 6, [[0, 1, 2], [0, 2]]),
+        ([0, 2], 6, [[0, 1, 2], [1, 2], [1]]),
+        ([1], 0, None),
+        (["actor"], 6, None),
+    ],
+)
+def test_all_engines_that_live_are_asleep_when_others_get_their_memory(
+    dead: list[Any], allowed: int, waited: list[list[int]] | None
+) -> None:
+    ranks = [Rank(Identity("rollout", number, "node", "log"), None, None) for number in range(3)]
+    gone = [ranks[who].identity if isinstance(who, int) else Identity(who, 0, "node", "log") for who in dead]
+    asleep = Asleep(ranks, gone, [])
+    engines: Any = SimpleNamespace(call=lambda method, keep_weights: asleep, ranks=ranks, role="rollout")
+    recovery = Recovery(RecoveryConfig(engine_failures_per_hour=allowed))
+    policy = Policy(engines, Deadlines(), sleeps=True, recovery=recovery)
+    if waited is None:
+        with pytest.raises(Death):
+            policy.rest()
+    else:
+        policy.rest()
+        assert asleep.waited == waited

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -10,6 +11,8 @@ import pytest
 
 from cluster.errors import DeadlineExceeded, RankFailure
 from cluster.ranks.calls import Call
+from cluster.ranks.identity import Identity
+from cluster.ranks.watch import Rank
 from cluster.runtime.orders import Orders
 from orchestrator.config.loading import load_config
 from orchestrator.run.checkpoint import Checkpoints
@@ -20,9 +23,12 @@ from tests.unit.orchestrator.stages.test_run import TINY, Answer
 class Ranks:
     """A group whose state is a text."""
 
-    def __init__(self) -> None:
-        self.text, self.ready, self.error = "", True, None
+    def __init__(self, role: str) -> None:
+        self.text, self.ready, self.error, self.busy = "", True, None, False
         self.copy: tuple[Path, str] = (Path(), "")
+        self.ranks = [Rank(Identity(role, number, "node", "log"), None, None) for number in range(2)]
+        self.asked: list[Any] = []
+        """The answers to the question whether the ranks have written."""
 
     def call(self, method: Any, folder: str = "") -> Any:
         match method.__name__:
@@ -32,9 +38,10 @@ class Ranks:
                 self.copy = Path(folder), self.text
                 return Call(method.__name__, [], [], [])
             case "written":
-                if self.error is not None:
-                    return Answer(self.error)
-                return Answer([self.write(*self.copy) if self.ready else None, {}])
+                answer = Answer(self.error or [self.write(*self.copy) if self.ready else None, {}])
+                answer.ranks, answer.over = self.ranks, not self.busy
+                self.asked.append(answer)
+                return answer
 
     def write(self, folder: Path, text: str) -> dict[str, str]:
         folder.mkdir(exist_ok=True)
@@ -45,7 +52,7 @@ class Ranks:
 class Case:
     def __init__(self, folder: Path, *overrides: str) -> None:
         config = load_config(TINY, [f"run_dir={folder}", *overrides])
-        self.actor, self.critic = Ranks(), Ranks()
+        self.actor, self.critic = Ranks("actor"), Ranks("critic")
         self.checkpoints, self.notes, self.synced = Checkpoints(folder, keep=9), [], 0
         report: Any = SimpleNamespace(note=self.notes.append, sync=self.sync)
         groups: Any = {"actor": self.actor, "critic": self.critic}
@@ -136,10 +143,38 @@ def test_what_is_not_written_in_time_ends_the_run(tmp_path: Path, how: str) -> N
     case.writer.begin({"step": 2})
     case.writer.look()
     case.writer.under_way.until = 0.0
-    with pytest.raises(DeadlineExceeded, match=r"checkpoint 2 was not written within 0\.05 s.*deadlines\.save_s"):
+    told = r"checkpoint 2 was not written within 0\.05 s.*deadlines\.save_s"
+    with pytest.raises(DeadlineExceeded, match=told) as late:
         getattr(case.writer, how)()
+    assert "by critic rank 0 (node node); look at the disk of run_dir" in str(late.value)
+    assert list(late.value.blamed) == [case.critic.ranks[0].identity]
     case.writer.look()
     assert case.checkpoints.steps() == []
+
+
+def test_ranks_that_were_busy_beyond_the_deadline_are_asked_again(case: Case) -> None:
+    """What they said before their update is old after it."""
+    case.ready(actor=True, critic=False)
+    case.critic.busy = True
+    case.writer.begin({"step": 2})
+    case.writer.look()
+    case.writer.look()
+    (before,) = case.critic.asked
+    case.writer.under_way.until, before.over = time.monotonic(), True
+    case.writer.look()
+    case.ready(actor=True, critic=True)
+    case.critic.busy = False
+    case.writer.look()
+    assert case.checkpoints.steps() == [2] and len(case.critic.asked) == 2
+
+
+def test_ranks_that_do_not_answer_end_the_run(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("orchestrator.stages.state_writer.CONTROL_S", 0.0)
+    case.actor.busy = True
+    case.writer.begin({"step": 2})
+    case.writer.under_way.until = 0.0
+    with pytest.raises(DeadlineExceeded, match=r"by actor rank 0 \(node node\), actor rank 1"):
+        case.writer.complete()
 
 
 def test_killed_meanwhile_the_last_whole_one_is_the_newest(case: Case) -> None:

@@ -1,0 +1,103 @@
+"""What the models of a run consist of, file by file, so that a run goes on with the same models alone.
+
+A configuration flows in, hashes of the files of its models flow out. They are kept in `model_cache` with size, times
+and number of each file, so that a large file is read once. Checkpoints hold them.
+"""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from orchestrator.config.base import BaseConfig
+from roles.config.models import ModelConfig
+from roles.durable import hash_of, replace_durably
+from roles.errors import ModelError
+
+CONTENT_HASHES = "content-hashes.json"
+"""File in `model_cache`."""
+SETTLED_S = 2.0
+"""Seconds since the last change of a file after which another change has another time."""
+
+Contents = Mapping[str, Mapping[str, str]]
+"""Key path of a section with a model → name of a file → hash of its content."""
+
+
+def model_contents(config: BaseConfig) -> dict[str, dict[str, str]]:
+    """The files of every model that the roles of a run load. A model that cannot be read is left out."""
+    from roles.model_files.source_files import source_files  # loads torch
+
+    found: dict[str, dict[str, str]] = {}
+    models: dict[ModelConfig, dict[str, str]] = {}
+    hashes = FileHashes(Path(config.model_cache) / CONTENT_HASHES)
+    for key, section in config.sharded.items():
+        if section.model is None:
+            continue
+        with suppress(OSError, ModelError):  # what is missing is told when it is loaded
+            if section.model not in models:
+                files = source_files(section.model)
+                models[section.model] = {name: hashes.of(file) for name, file in files.items()}
+            found[key] = models[section.model]
+    hashes.keep()
+    return found
+
+
+class FileHashes:
+    """Hashes of files; those of files that have not changed since are not computed again."""
+
+    def __init__(self, cache: Path) -> None:
+        self._cache = cache
+        self._known: dict[str, list[Any]] = {}
+        """Path → the facts by which a change is noticed, and the hash."""
+        self._new = False
+        with suppress(OSError, ValueError, RecursionError):
+            known = json.loads(cache.read_text(encoding="utf-8"))
+            self._known = known if isinstance(known, dict) else {}
+
+    def of(self, file: Path) -> str:
+        """The hash of a file's content. OSError if it cannot be read."""
+        path, facts = str(file.resolve()), _facts(file)
+        match self._known.get(path):
+            case [list(before), str(known)] if before == facts:
+                return known
+        began = time.time()
+        found = hash_of(file)
+        if max(facts[1:3]) < (began - SETTLED_S) * 1e9 and facts == _facts(file):
+            self._known[path], self._new = [facts, found], True
+        return found
+
+    def keep(self) -> None:
+        """Write the new ones to the disk, if it can be written to."""
+        if self._new:
+            with suppress(OSError):
+                self._cache.parent.mkdir(parents=True, exist_ok=True)
+                replace_durably(self._cache, json.dumps(self._known, indent=1).encode())
+
+
+def _facts(file: Path) -> list[int]:
+    """Size, times of the last change of content and of the entry in ns, number: a change of content changes one."""
+    facts = file.stat()
+    return [facts.st_size, facts.st_mtime_ns, facts.st_ctime_ns, facts.st_ino]
+
+
+class ContentsMeanwhile:
+    """The contents of a run's models, read while its roles start."""
+
+    def __init__(self, config: BaseConfig) -> None:
+        self._config = config
+        self._found: Contents = {}
+        self._thread = threading.Thread(target=self._read, name="model-contents", daemon=True)
+        self._thread.start()
+
+    def __call__(self) -> Contents:
+        """Wait for them."""
+        self._thread.join()
+        return self._found
+
+    def _read(self) -> None:
+        self._found = model_contents(self._config)

@@ -1,0 +1,124 @@
+"""What the system says of a process that cannot speak for itself."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+
+import psutil
+import pytest
+
+from cluster.ranks import process_state
+from cluster.ranks.process_state import ProcessState, examined, frame_name, innermost, threads_of
+
+OFFERING = """
+import sys, threading, time
+from cluster.ranks.process_state import offer_stacks
+offer_stacks()
+threading.Thread(target=time.sleep, args=(600,), daemon=True).start()
+def loop():
+    print("ready", flush=True){body}
+loop()
+"""
+BODIES = {
+    "loops": "\n    while True: pass",
+    "holds the lock": "\n    import re; re.match('(a+)+$', 'a' * 60 + 'b')",
+    "waits": "\n    time.sleep(600)",
+    "waits for its child": "\n    import subprocess; subprocess.run(['sleep', '600'])",
+}
+
+
+def ready(*processes: subprocess.Popen[str]) -> None:
+    for process in processes:
+        assert process.stdout is not None and process.stdout.readline() == "ready\n"
+
+
+Start = Callable[[str], subprocess.Popen[str]]
+
+
+@pytest.fixture
+def start() -> Iterator[Start]:
+    started: list[subprocess.Popen[str]] = []
+
+    def begin(script: str) -> subprocess.Popen[str]:
+        process = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True)
+        started.append(process)
+        return process
+
+    yield begin
+    for process in started:
+        for one in [*psutil.Process(process.pid).children(recursive=True), process]:
+            one.kill()
+        process.wait()
+
+
+def test_each_process_is_seen_as_it_is(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(process_state, "WATCHED_S", 0.3)
+    processes = {name: start(OFFERING.format(body=body)) for name, body in BODIES.items()}
+    processes["is stopped"] = start(OFFERING.format(body=BODIES["loops"]))
+    processes["offers nothing"] = start("print('ready', flush=True); import time; time.sleep(600)")
+    ready(*processes.values())
+    os.kill(processes["is stopped"].pid, signal.SIGSTOP)
+    while not (children := psutil.Process(processes["waits for its child"].pid).children()):
+        time.sleep(0.01)
+    children[0].suspend()
+    gone = subprocess.Popen(["true"])
+    gone.wait()
+    found = dict(zip([*processes, "gone"], examined([*(p.pid for p in processes.values()), gone.pid]), strict=True))
+    words = {name: str(state) for name, state in found.items()}
+    assert words["loops"].startswith("computes (") and words["holds the lock"].startswith("computes (")
+    assert words["waits"] == words["offers nothing"] == "waits"
+    assert words["waits for its child"] == f"waits for what it has started, which is stopped (pid {children[0].pid})"
+    assert words["is stopped"] == "is stopped (SIGSTOP, or a debugger)" and words["gone"] == "has ended"
+    stacks = {name for name, state in found.items() if state.stacks}
+    assert stacks == {"loops", "holds the lock", "waits", "waits for its child"}
+    for name in ("loops", "holds the lock", "waits"):
+        threads = threads_of(found[name].stacks)
+        assert len(threads) == 2 and any("loop" in frame for frame in threads[1]), found[name].stacks
+    assert all(process.poll() is None for process in processes.values()), "the signal has ended a process"
+
+
+def test_what_was_written_before_is_not_told_again(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(process_state, "WATCHED_S", 0.05)
+    process = start(OFFERING.format(body=BODIES["waits"]))
+    ready(process)
+    first, second = examined([process.pid])[0], examined([process.pid])[0]
+    assert first.stacks.count("in loop") == second.stacks.count("in loop") == 1
+
+
+def test_the_method_s_thread_is_found_and_our_innermost_frame_is_told() -> None:
+    here = process_state.ROOT
+    stacks = f"""Thread 0x1 (most recent call first):
+  File "{here}/cluster/ranks/worker.py", line 210 in watch
+
+Current thread 0x2 (most recent call first):
+  File "{here}/.venv/lib/python3.11/site-packages/torch/distributed/distributed_c10d.py", line 9 in all_reduce
+  File "{here}/.venv/lib/python3.11/site-packages/torch/distributed/c10d_logger.py", line 8 in wrapper
+  File "{here}/.venv/lib/python3.11/site-packages/deepspeed/comm/torch.py", line 7 in all_reduce
+  File "{here}/.venv/lib/python3.11/site-packages/deepspeed/comm/comm.py", line 6 in all_reduce
+  File "{here}/roles/zero/sharded.py", line 5 in backward
+  File "{here}/roles/actor.py", line 4 in update
+  File "{here}/cluster/ranks/worker.py", line 3 in _watched
+"""
+    frames = ProcessState(1, "sleeping", 0.0, stacks).method_frames
+    assert frames[:3] == [
+        "cluster/ranks/worker.py:3 _watched",
+        "roles/actor.py:4 update",
+        "roles/zero/sharded.py:5 backward",
+    ]
+    assert innermost(frames) == (
+        "roles/zero/sharded.py:5 backward > … > comm/comm.py:6 all_reduce > comm/torch.py:7 all_reduce > "
+        "distributed/c10d_logger.py:8 wrapper > distributed/distributed_c10d.py:9 all_reduce"
+    )
+    assert ProcessState(1, "sleeping").method_frames == [] and innermost([]) == ""
+    assert frame_name("/elsewhere/lib/a/b.py", 1, "f") == "a/b.py:1 f"
+
+
+def test_words_for_what_holds_a_process() -> None:
+    assert str(ProcessState(1, "disk-sleep")) == "waits for a disk or another device"
+    assert str(ProcessState(1, "tracing-stop")) == "is stopped (SIGSTOP, or a debugger)"
+    assert str(ProcessState(1, "running", 1.5)) == "computes (150% of a CPU)"
