@@ -31,7 +31,7 @@ STATUS_S = 3.0
 """Seconds after which a rank that does not say what it is doing is reported as silent."""
 EXAMINED_S = 15.0
 """Seconds in which a node must say how the processes of its ranks are."""
-WRITTEN_S = 5.0
+HANG_FILE_S = 5.0
 """Seconds in which the file with all stacks must be written: the disk may be what hangs."""
 BORN_S = 1.0
 """Seconds in which the process ids of ranks that have started must be known here."""
@@ -180,9 +180,9 @@ def _written(seen: Sequence[Seen]) -> str:
         return f"all stacks are in {file}"
 
     try:
-        return within(WRITTEN_S, write)
+        return within(HANG_FILE_S, write)
     except TimeoutError:  # one of OSError's kinds
-        return f"{file} could not be written within {WRITTEN_S:g} s: look at the disk"
+        return f"{file} could not be written within {HANG_FILE_S:g} s: look at the disk"
     except OSError as error:
         return f"{file} could not be written: {error.strerror}"
 

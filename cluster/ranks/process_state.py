@@ -26,11 +26,11 @@ STACKS = "tetrarch-stacks"
 """Name of the file in memory."""
 WATCHED_S = 0.5
 """Seconds for which processes are watched."""
-WRITTEN_S = 2.0
+DUMPED_S = 2.0
 """Seconds in which a process must have written its stacks."""
 STILL_S = 0.1
 """Seconds without more of them after which the stacks are complete."""
-POLL_S = 0.02
+GLANCE_S = 0.02
 """Seconds between two looks."""
 LEAST_CPU = 0.02
 """Share of a CPU that a process gets if it computes, however busy the machine is."""
@@ -98,7 +98,7 @@ def offer_stacks() -> None:
 
 
 def examined(pids: Sequence[int]) -> list[ProcessState]:
-    """The states of processes of this node; takes up to `WATCHED_S` + `WRITTEN_S` seconds for all of them together."""
+    """The states of processes of this node; takes up to `WATCHED_S` + `DUMPED_S` seconds for all of them together."""
     files, used = [_stacks_file(pid) for pid in pids], [_cpu_seconds(pid) for pid in pids]
     sizes, began = [_size(file) for file in files], time.monotonic()
     for pid, file in zip(pids, files, strict=True):
@@ -107,7 +107,7 @@ def examined(pids: Sequence[int]) -> list[ProcessState]:
                 os.kill(pid, SIGNAL)
     seen: list[list[str]] = [[] for _ in pids]
     while time.monotonic() < began + WATCHED_S:
-        time.sleep(POLL_S)
+        time.sleep(GLANCE_S)
         for pid, states in zip(pids, seen, strict=True):
             states.append(_of_threads(pid))
     passed = time.monotonic() - began
@@ -117,7 +117,7 @@ def examined(pids: Sequence[int]) -> list[ProcessState]:
         status = _state(pid).status
         if status in (psutil.STATUS_RUNNING, psutil.STATUS_SLEEPING, psutil.STATUS_DISK_SLEEP):
             status = statistics.mode(states) if share >= LEAST_CPU else _state(pid).status
-        stacks = "" if file is None or _state(pid).stopped else _written(file, size, began + WATCHED_S + WRITTEN_S)
+        stacks = "" if file is None or _state(pid).stopped else _written(file, size, began + WATCHED_S + DUMPED_S)
         found.append(ProcessState(pid, status, share, stacks, _stopped_children(pid)))
     return found
 
@@ -202,7 +202,7 @@ def _written(file: Path, begin: int, until: float) -> str:
     while (now := time.monotonic()) < until and (size == begin or now < since + STILL_S):
         if _size(file) != size:
             size, since = _size(file), now
-        time.sleep(POLL_S)
+        time.sleep(GLANCE_S)
     try:
         with file.open("rb") as stacks:
             stacks.seek(begin)

@@ -8,7 +8,7 @@ from roles.config.models import ModelConfig
 from roles.model_files.conversion import source_folder
 from roles.model_files.folders import base_of, folder_of, is_adapter
 
-READ = (".json", ".safetensors", ".bin", ".model", ".txt", ".jinja", ".py")
+MODEL_FILES = (".json", ".safetensors", ".bin", ".model", ".txt", ".jinja", ".py")
 """Endings of the files that are read of a model's folder: weights, settings, tokenizer, chat template, code."""
 BASE = "base of the adapter"
 
@@ -18,7 +18,7 @@ def source_files(config: ModelConfig) -> dict[str, Path]:
     folder = source_folder(config.path)
     if config.gguf_file is not None:
         return {config.gguf_file: folder / config.gguf_file}
-    files = {file.name: file for file in sorted(folder.iterdir()) if file.suffix in READ and file.is_file()}
+    files = {file.name: file for file in sorted(folder.iterdir()) if file.suffix in MODEL_FILES and file.is_file()}
     if is_adapter(folder):
         base = source_files(ModelConfig(path=str(folder_of(base_of(folder)))))
         files |= {f"{BASE}/{name}": file for name, file in base.items()}

@@ -105,7 +105,7 @@ def test_a_file_with_all_stacks_is_written_or_it_is_said_why_not(
     (tmp_path / "in-the-way").write_text("")
     blocked = Seen(Identity("actor", 1, "node", str(tmp_path / "in-the-way/a.log")), "update", None, None)
     assert "could not be written: " in hangs._written([blocked])
-    monkeypatch.setattr(hangs, "WRITTEN_S", 0.05)
+    monkeypatch.setattr(hangs, "HANG_FILE_S", 0.05)
     monkeypatch.setattr(Path, "write_text", lambda *arguments, **keywords: time.sleep(0.5))
     assert "could not be written within 0.05 s: look at the disk" in hangs._written([one])
 
