@@ -30,7 +30,7 @@ DUMPED_S = 2.0
 """Seconds in which a process must have written its stacks."""
 STILL_S = 0.1
 """Seconds without more of them after which the stacks are complete."""
-GLANCE_S = 0.02
+PEEK_S = 0.02
 """Seconds between two looks."""
 LEAST_CPU = 0.02
 """Share of a CPU that a process gets if it computes, however busy the machine is."""
@@ -107,7 +107,7 @@ def examined(pids: Sequence[int]) -> list[ProcessState]:
                 os.kill(pid, SIGNAL)
     seen: list[list[str]] = [[] for _ in pids]
     while time.monotonic() < began + WATCHED_S:
-        time.sleep(GLANCE_S)
+        time.sleep(PEEK_S)
         for pid, states in zip(pids, seen, strict=True):
             states.append(_of_threads(pid))
     passed = time.monotonic() - began
@@ -202,7 +202,7 @@ def _written(file: Path, begin: int, until: float) -> str:
     while (now := time.monotonic()) < until and (size == begin or now < since + STILL_S):
         if _size(file) != size:
             size, since = _size(file), now
-        time.sleep(GLANCE_S)
+        time.sleep(PEEK_S)
     try:
         with file.open("rb") as stacks:
             stacks.seek(begin)
