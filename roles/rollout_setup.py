@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import json
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -62,11 +63,11 @@ class RolloutSetup:
         return Limits(response, self.max_model_tokens, self.max_prompt_tokens, self.environment)
 
 
-def stop_token_ids(model_path: Path, tokenizer_eos: int | None) -> tuple[int, ...]:
-    """The tokens that end a response: the EOS of the folder's generation_config.json, else of its config.json, and of
-    its tokenizer.
+def stop_token_ids(model_path: Path, tokenizer_eos: int | None, configured: Sequence[int] = ()) -> tuple[int, ...]:
+    """The tokens that end a response: the EOS of the folder's generation_config.json, else of its config.json, that of
+    its tokenizer, and those `configured`.
     """
-    found: list[int] = [] if tokenizer_eos is None else [tokenizer_eos]
+    found = [*configured, *([] if tokenizer_eos is None else [tokenizer_eos])]
     for name in ("generation_config.json", "config.json"):
         file = model_path / name
         eos = json.loads(file.read_text()).get("eos_token_id") if file.exists() else None
@@ -127,7 +128,7 @@ def start_engine(setup: RolloutSetup) -> LLMEngine:
         EngineArgs(
             model=setup.model_path,
             hf_overrides=overrides(Path(setup.model_path)),
-            skip_tokenizer_init=True,
+            skip_tokenizer_init=not setup.rollout.stop,
             trust_remote_code=setup.trust_remote_code,
             dtype=setup.dtype,
             seed=setup.seed,

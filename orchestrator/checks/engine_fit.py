@@ -37,6 +37,12 @@ def check_engine(config: SamplingConfig, actor: ModelFacts) -> None:
             f"the engines' tensor_parallel_size={parallel} does not divide the {actor.heads} attention heads "
             f"({actor.kv_heads} of keys and values) of {actor.where}; use {', '.join(map(str, fitting[:5]))}"
         )
+    unknown = [token for token in config.rollout.stop_token_ids if token >= (actor.vocabulary or token + 1)]
+    if unknown:
+        raise ConfigError(
+            f"rollout.stop_token_ids: {unknown[0]} is no token of {actor.where}, whose tokens are 0 to "
+            f"{(actor.vocabulary or 1) - 1}; correct it"
+        )
     check_engine_class(actor)
     check_engine_weights(actor)
     if config.device == "cpu":

@@ -113,8 +113,10 @@ class Builder(Generic[C]):
 
     def _early_end(self: Builder[SamplingConfig], models: Models) -> EarlyEnd:
         """The tokens that end a response, and how many tokens must come before them."""
-        tokens = stop_token_ids(models.actor, models.tokenizer.eos_token_id)
-        return EarlyEnd(tokens, self._config.rollout.min_response_tokens)
+        return EarlyEnd(self._ends(models), self._config.rollout.min_response_tokens)
+
+    def _ends(self: Builder[SamplingConfig], models: Models) -> tuple[int, ...]:
+        return stop_token_ids(models.actor, models.tokenizer.eos_token_id, self._config.rollout.stop_token_ids)
 
     def reward(self: Builder[EvaluationRun], models: Models) -> Reward:
         """What scores responses: one scorer, an ensemble of scorers, or none."""
@@ -189,7 +191,7 @@ class Builder(Generic[C]):
             rollout=config.rollout,
             max_model_tokens=config.longest_sample,
             pad_token_id=filler(tokenizer),
-            stop_token_ids=stop_token_ids(models.actor, tokenizer.eos_token_id),
+            stop_token_ids=self._ends(models),
             backend="gloo" if config.device == "cpu" else "ipc" if ACTOR in neighbours else "nccl",
             tensor_parallel_size=tensor_parallel_size(config.placement),
             trust_remote_code=config.actor.model.trust_remote_code,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 
@@ -51,6 +51,10 @@ class RolloutConfig(Section):
     """Sample only from the most likely tokens that together have this probability; 1: from all."""
     top_k: int = Field(default=0, ge=0)
     """Sample only from this number of most likely tokens; 0: from all."""
+    stop: tuple[Annotated[str, Field(min_length=1)], ...] = ()
+    """Texts that end a response, as EOS does; a response keeps the one that has ended it."""
+    stop_token_ids: tuple[Annotated[int, Field(ge=0)], ...] = ()
+    """Tokens that end a response, as EOS does; a response keeps the one that has ended it."""
     stream_samples: int = Field(default=0, ge=0)
     """Number of finished samples of an engine that are scored while it generates others; 0: score all its samples when
     its last one is finished. If the engines sleep, the samples of all engines are scored at once."""

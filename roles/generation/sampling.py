@@ -57,8 +57,10 @@ def sampling(
         max_tokens=turn.max_tokens,
         min_tokens=min(rollout.min_response_tokens, turn.max_tokens),
         stop_token_ids=list(stop_token_ids),
+        stop=list(rollout.stop),
+        include_stop_str_in_output=True,
         logprobs=0,  # only the sampled token's
         flat_logprobs=True,
-        detokenize=False,
+        detokenize=bool(rollout.stop),
         output_kind=RequestOutputKind.DELTA if stream else RequestOutputKind.FINAL_ONLY,
     )

@@ -11,6 +11,7 @@ from typing import cast
 import pytest
 import torch
 from torch import Tensor
+from transformers import AutoTokenizer
 
 from roles.batch import Prompts, Rollouts
 from roles.config.environment import FunctionEnvironment
@@ -143,6 +144,31 @@ def test_without_a_seed_the_most_likely_token_is_taken(model: Path, engines: lis
 def test_a_minimum_forbids_the_end(engines: list[Host]) -> None:
     rollouts = generate(engines[1], make_prompts(10))
     assert rollouts.response_mask.sum(1).tolist() == [16] * 10
+
+
+@pytest.mark.slow
+def test_a_response_ends_with_the_stop_that_it_keeps(model: Path, engines: list[Host], tmp_path: Path) -> None:
+    """Each row is that of an engine without stops, up to the first one."""
+    prompts, text, token = make_prompts(10), "w4", 50
+    plain = engine_setup(model, temperature=0.7)
+    setups = [engine_setup(model, temperature=0.7, stop=(text,)), replace(plain, stop_token_ids=(EOS, token))]
+    with hosts(tmp_path, RolloutEngine, [[setup] for setup in setups], ENVIRONMENT) as (by_text, by_token):
+        stopped, ended = generate(by_text, prompts), generate(by_token, prompts)
+    decode, cut = AutoTokenizer.from_pretrained(model).decode, [0, 0]
+    for row, whole in enumerate(tokens_of(generate(engines[0], prompts))):
+        ends = [
+            next((n for n in range(1, len(whole)) if text in decode(whole[:n])), len(whole)),
+            next((n for n in range(1, len(whole)) if whole[n - 1] == token), len(whole)),
+        ]
+        for which, rollouts in enumerate((stopped, ended)):
+            assert tokens_of(rollouts)[row] == whole[: ends[which]]
+            cut[which] += ends[which] < len(whole)
+            assert rollouts.finished[row] or ends[which] == 16
+    assert min(cut) > 0, cut
+
+
+def tokens_of(rollouts: Rollouts) -> list[list[int]]:
+    return [ids[mask].tolist() for ids, mask in zip(rollouts.token_ids, rollouts.response_mask, strict=True)]
 
 
 def test_streamed_groups_are_the_rows_of_the_whole(engines: list[Host]) -> None:

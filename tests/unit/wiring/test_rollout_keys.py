@@ -18,6 +18,8 @@ PROVES = (
     "dtype=*",
     "rollout.temperature",
     "rollout.top_[pk]",
+    "rollout.stop",
+    "rollout.stop_token_ids",
     "rollout.m??_response_tokens",
     "rollout.engine.dtype=*",
     "rollout.engine.max_sequences",
@@ -52,6 +54,17 @@ def test_a_key_of_the_sampling_reaches_every_request(key: str, folder: Path) -> 
     for value in values:
         (batch,) = short_run(folder, {**CORRECTED, key: value}).llms[0].batches
         assert len(batch) == 6 and {getattr(answer.params, name) for answer in batch} == {value}
+
+
+def test_what_ends_a_response_is_asked_of_every_request(folder: Path) -> None:
+    for stop, tokens in ([], []), (["w5 w6", "w7"], [17]):
+        llm = short_run(folder, {"rollout.stop": stop, "rollout.stop_token_ids": tokens}).llms[0]
+        asked = [answer.params for batch in llm.batches for answer in batch]
+        assert (
+            [one.stop for one in asked] == [stop] * 6 == [one.stop for one in asked if one.include_stop_str_in_output]
+        )
+        assert {one.detokenize for one in asked} == {bool(stop)} == {not llm.arguments.skip_tokenizer_init}
+        assert all((17 in one.stop_token_ids) == bool(tokens) and 2 in one.stop_token_ids for one in asked)
 
 
 BUILT = {

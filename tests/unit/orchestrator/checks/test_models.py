@@ -234,3 +234,11 @@ def test_a_tokenizer_whose_only_special_token_is_eos(world: World) -> None:
 def test_a_tokenizer_larger_than_the_embedding(world: World) -> None:
     model_folder(world.policy, vocab_size=5)
     refused(world, "actor.model.path=", "11 tokens", "only 5 embeddings", "resize")
+
+
+def test_a_token_that_ends_responses_is_one_of_the_model(world: World) -> None:
+    last = len(WORDS) - 1
+    world.set("rollout.stop_token_ids", [last])
+    check("train", world)
+    world.set("rollout.stop_token_ids", [3, last + 1])
+    refused(world, f"rollout.stop_token_ids: {last + 1} is no token of actor.model", f"0 to {last}; correct it")
