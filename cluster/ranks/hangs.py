@@ -65,7 +65,7 @@ class Seen:
     def collective(self) -> str:
         """The collective of its group in which it waits for its peers; empty if it does not."""
         found = [COLLECTIVE.match(frame) for frame in self.frames[-TOLD_FRAMES:]] if self.status else []
-        return next((match["name"] or match["wait"] for match in found if match), "")
+        return next((match["name"] or match["wait"] for match in reversed(found) if match), "")
 
     @property
     def begun(self) -> bool:

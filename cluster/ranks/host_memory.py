@@ -71,6 +71,13 @@ def kill_tree(pid: int) -> None:
                 process.kill()
 
 
+def kill_children() -> None:
+    """Kill all descendants of this process."""
+    for process in tree(os.getpid())[1:]:
+        with suppress(psutil.NoSuchProcess):
+            process.kill()
+
+
 def held_bytes(process: psutil.Process) -> int:
     """PSS of a process (RSS where the system has no PSS); 0 if it has ended."""
     try:

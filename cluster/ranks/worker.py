@@ -21,20 +21,18 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from operator import attrgetter
 from pathlib import Path
 from typing import Any, TypeVar
 
-import psutil
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from cluster.errors import ClusterError
 from cluster.ranks import failures
 from cluster.ranks.card_use import CardSampler, CardUse
-from cluster.ranks.host_memory import MemorySampler, MemorySeries, tree
+from cluster.ranks.host_memory import MemorySampler, MemorySeries, kill_children
 from cluster.ranks.identity import Identity
 from cluster.ranks.process_state import offer_stacks
 from cluster.ranks.status import Status, status_of
@@ -149,9 +147,7 @@ class Worker:
     @ray.method(concurrency_group="control")
     def end_children(self) -> None:
         """Kill the processes that the role has started (an engine's, for example), so that none outlives the rank."""
-        for process in tree(os.getpid())[1:]:
-            with suppress(psutil.NoSuchProcess):
-                process.kill()
+        kill_children()
 
     @ray.method(concurrency_group="watch")
     def watch(self) -> None:

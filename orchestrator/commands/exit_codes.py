@@ -15,6 +15,7 @@ from typing import NoReturn, Protocol, TypeVar
 import typer
 
 from cluster.errors import ClusterError, ClusterUnreachable, PlacementError, Terminated
+from cluster.runtime.last_resort import at_most
 from orchestrator.config.base import BaseConfig
 from orchestrator.config.loading import unread_overrides
 from orchestrator.errors import ConfigError, LabellingStopped, TetrarchError
@@ -29,6 +30,8 @@ TERMINATED = 143
 
 C = TypeVar("C", bound=BaseConfig)
 
+CLOSING_S = 60.0
+"""Seconds in which the disk must answer when the error has been told."""
 DRIVER_LOG = "logs/driver.log"
 """File in `run_dir` for the traceback of a failed run."""
 
@@ -91,8 +94,9 @@ class Outcome:
         typer.secho(f"error: {headline}", fg=typer.colors.RED, bold=True, err=True)
         typer.echo("\n".join(f"  {line}" for line in message.splitlines()), err=True)
         if code == RUN_FAILED and self.config is not None:
-            self.progress()
-            typer.echo(f"  ({_log_traceback(Path(self.config.run_dir), error)})", err=True)
+            with at_most(CLOSING_S, f"writing {DRIVER_LOG}"):
+                self.progress()
+                typer.echo(f"  ({_log_traceback(Path(self.config.run_dir), error)})", err=True)
         sys.stderr.flush()
         raise typer.Exit(code)
 

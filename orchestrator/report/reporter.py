@@ -15,6 +15,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
 from cluster.errors import Terminated
+from cluster.runtime.last_resort import at_most
 from orchestrator.known_metrics import check_known
 from orchestrator.metrics import METRICS
 from orchestrator.report import run_files
@@ -46,7 +47,8 @@ class Reporter:
         config_yaml: the resolved configuration, secrets redacted.
         resume_step: entries of the files after this step are dropped; 0 starts new files.
         targets: metric → the value that a controller steers it to, drawn in its chart.
-        save_s: seconds in which a file of samples must be written.
+        save_s: seconds in which a file of samples must be written, and in which the driver must write its own files: a
+            disk that does not answer ends the process.
         progress: the display to use instead of the terminal's or plain lines.
     """
 
@@ -86,7 +88,7 @@ class Reporter:
         self._before = next((e for e in self.evaluations if e.label == "before"), None)
         self._tensorboard = _writer(self._run_dir / "tensorboard", resume_step) if tensorboard else None
         self._progress = make_progress(name, steps, resume_step) if progress is None else progress
-        self._files = FileWriter(save_s)
+        self._save_s, self._files = save_s, FileWriter(save_s)
 
     def __enter__(self) -> Self:
         return self
@@ -124,17 +126,18 @@ class Reporter:
         to a file, while the run goes on. ValueError for a metric that is not declared."""
         numbers = {key: value for key, value in metrics.items() if key != "step"}
         check_known(list(numbers))
-        append_line(self._run_dir / run_files.METRICS_FILE, {"step": step, **numbers})
-        for row in table:
-            append_line(self._run_dir / run_files.SAMPLES_FILE, {"step": step, **asdict(row)})
-        if ledger is not None:
-            append_line(self._run_dir / run_files.LEDGER_FILE, {"step": step, **ledger})
-        if keep is not None:
-            self._files.put(run_files.samples_of(self._run_dir, step), keep)
-        if self._tensorboard is not None:
-            for key, value in numbers.items():
-                self._tensorboard.add_scalar(key, value, step)
-            self._tensorboard.flush()
+        with at_most(self._save_s, f"writing the metrics of step {step}"):
+            append_line(self._run_dir / run_files.METRICS_FILE, {"step": step, **numbers})
+            for row in table:
+                append_line(self._run_dir / run_files.SAMPLES_FILE, {"step": step, **asdict(row)})
+            if ledger is not None:
+                append_line(self._run_dir / run_files.LEDGER_FILE, {"step": step, **ledger})
+            if keep is not None:
+                self._files.put(run_files.samples_of(self._run_dir, step), keep)
+            if self._tensorboard is not None:
+                for key, value in numbers.items():
+                    self._tensorboard.add_scalar(key, value, step)
+                self._tensorboard.flush()
         self._step = step
         self._progress.step(step, numbers)
 
@@ -145,11 +148,12 @@ class Reporter:
     def sync(self) -> None:
         """Wait until what has been reported is on the disk; a file of samples may have failed (`check`)."""
         self._files.wait()
-        for name in run_files.LINES:
-            if (path := self._run_dir / name).exists():
-                with path.open("rb") as file:
-                    os.fsync(file.fileno())
-        sync_folder(self._run_dir)
+        with at_most(self._save_s, "waiting for what it has written to be on the disk"):
+            for name in run_files.LINES:
+                if (path := self._run_dir / name).exists():
+                    with path.open("rb") as file:
+                        os.fsync(file.fileno())
+            sync_folder(self._run_dir)
 
     def check(self) -> None:
         """FileNotWritten if samples could not be written; raised once."""
@@ -163,7 +167,8 @@ class Reporter:
     def evaluation(self, result: EvaluationResult) -> None:
         """Report an evaluation: one line of `evaluation.jsonl`, and on the screen its change since the one before
         training."""
-        append_line(self._run_dir / run_files.EVALUATION_FILE, result.to_json())
+        with at_most(self._save_s, "writing an evaluation"):
+            append_line(self._run_dir / run_files.EVALUATION_FILE, result.to_json())
         self.evaluations.append(result)
         if self._tensorboard is not None:
             estimates = {"proxy": result.proxy, "gold": result.gold, "kl": result.kl, "length": result.length}
@@ -203,7 +208,7 @@ class Reporter:
             self._progress.close()
 
     def _finish(self, error: BaseException | None) -> None:
-        with closing(self._files):
+        with closing(self._files), at_most(self._save_s, "writing the report"):
             if self._tensorboard is not None:
                 self._tensorboard.close()
             write_state(self._run_dir, _ended(self._state, self._step, error))

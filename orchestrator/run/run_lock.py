@@ -24,6 +24,7 @@ from typing import Any
 
 import psutil
 
+from cluster.runtime.last_resort import at_most
 from orchestrator.errors import ConfigError, TetrarchError
 
 LOCK = "lock.json"
@@ -77,8 +78,9 @@ NOBODY = Holder("an unknown host", 0, 0.0, "", "", "an unknown time", "")
 class RunLock:
     """The lock of one folder, held by this process from `take` to `release`."""
 
-    def __init__(self, run_dir: Path) -> None:
-        self._run_dir, self._file, self._me = run_dir, run_dir / LOCK, _myself()
+    def __init__(self, run_dir: Path, answers_s: float = 1800.0) -> None:
+        """`answers_s`: seconds in which the disk must answer; then the process ends."""
+        self._run_dir, self._file, self._me, self._answers_s = run_dir, run_dir / LOCK, _myself(), answers_s
         self._released = threading.Event()
 
     def take(self) -> None:
@@ -91,9 +93,10 @@ class RunLock:
 
     def check(self) -> None:
         """TetrarchError if another run has taken the folder over. That can only be where this one stood still."""
-        holder = _read(self._file)
-        if holder is None and self._created():
-            return
+        with at_most(self._answers_s, f"reading {self._file}"):
+            holder = _read(self._file)
+            if holder is None and self._created():
+                return
         if (holder or NOBODY).key != self._me.key:
             raise TetrarchError(
                 f"run_dir={self._run_dir} has been taken over by {_read(self._file) or NOBODY}: this run had given no "
@@ -103,7 +106,7 @@ class RunLock:
     def release(self) -> None:
         """Another run may write to the folder."""
         self._released.set()
-        with suppress(OSError):
+        with suppress(OSError), at_most(self._answers_s, f"removing {self._file}"):
             if (_read(self._file) or NOBODY).key == self._me.key:
                 self._file.unlink()
 
@@ -144,9 +147,10 @@ class RunLock:
 
 
 @contextmanager
-def held(run_dir: Path) -> Iterator[RunLock]:
-    """Context in which this process alone writes to `run_dir`. ConfigError if another run does."""
-    lock = RunLock(run_dir)
+def held(run_dir: Path, answers_s: float = 1800.0) -> Iterator[RunLock]:
+    """Context in which this process alone writes to `run_dir`. ConfigError if another run does. `answers_s`: seconds in
+    which the disk must answer."""
+    lock = RunLock(run_dir, answers_s)
     try:
         run_dir.mkdir(parents=True, exist_ok=True)
         lock.take()

@@ -16,6 +16,7 @@ from cluster.ranks.calls import become_idle, wait_all
 from cluster.ranks.watch import STARTED, Rank
 from cluster.ranks.worker import version_reader
 from cluster.role_table import row_of
+from cluster.runtime.last_resort import at_most
 from cluster.runtime.orders import ORDERS, Orders
 from orchestrator.config.base import BaseConfig
 from orchestrator.config.loading import dump_config
@@ -54,7 +55,7 @@ def carry_out(
         report: more arguments of `Reporter`.
     """
     run_dir = Path(config.run_dir)
-    with held(run_dir) as lock:
+    with held(run_dir, config.deadlines.save_s) as lock:
         checkpoints = Checkpoints(run_dir / "checkpoints", config.checkpoint.keep, config.checkpoint.keep_every)
         checkpoint = checkpoint_to_resume(config, resume)
         ORDERS.listen()
@@ -280,7 +281,8 @@ class Run:
             return
         file = Path(self.config.run_dir) / FAILED / f"step-{self.stage.step + 1:06d}.safetensors"
         with self._second(f"the batch of the step that failed could not be written to {file}"):
-            save_batch(self.stage.batch, file)
+            with at_most(self.config.deadlines.save_s, f"writing {file}"):
+                save_batch(self.stage.batch, file)
             texts = file.with_suffix(".json").name
             self.report.note(f"the batch of the step that failed is in {file} (texts: {texts})")
 

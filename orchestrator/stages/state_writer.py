@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from cluster.errors import DeadlineExceeded
 from cluster.ranks.calls import CONTROL_S, Call, wait_all
 from cluster.ranks.identity import Identity
 from cluster.ranks.role_group import RoleGroup
+from cluster.runtime.last_resort import at_most
 from cluster.runtime.orders import ORDERS, Orders
 from orchestrator.config.base import BaseConfig
 from orchestrator.report.reporter import Reporter
@@ -144,7 +146,11 @@ class StateWriter:
     def _begin(self, state: dict[str, Any]) -> tuple[float, Path]:
         self.check_lock()
         self.report.sync()  # a checkpoint never knows of more than the files
-        return time.monotonic(), self.checkpoints.begin(state["step"])
+        with self._on_disk(state):
+            return time.monotonic(), self.checkpoints.begin(state["step"])
+
+    def _on_disk(self, state: dict[str, Any]) -> AbstractContextManager[None]:
+        return at_most(self.config.deadlines.save_s, f"writing checkpoint {state['step']}")
 
     def _call(self, method: Callable[..., Any], folder: Path) -> dict[str, Call[Hashes]]:
         return {role: group.call(method, str(folder / role)) for role, group in self.trained().items()}
@@ -157,7 +163,8 @@ class StateWriter:
     def _commit(self, state: dict[str, Any], hashes: Hashes, began: float, more: str) -> Path:
         self.check_lock()
         state = {**state, "config": self.settings, MODELS: self.models()}
-        path = self.checkpoints.commit(state["step"], state, hashes, self.best())
+        with self._on_disk(state):
+            path = self.checkpoints.commit(state["step"], state, hashes, self.best())
         if not self.cost_told:
             cost = f"{time.monotonic() - began:.1f} s{more}, {size_gib(path):.2f} GiB"
             self.report.note(f"a checkpoint: {cost}; {self.config.checkpoint.kept}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -114,5 +115,45 @@ class Collective(Stub):
         torch.distributed.all_reduce(torch.zeros(1))
 
 
-def nap() -> None:
+class Hanging(Collective):
+    """Ranks of which one comes late to a collective."""
+
+    def __init__(self, fifo: str) -> None:
+        super().__init__(fifo)
+        import torch.distributed
+
+        self.apart = [torch.distributed.new_group([0, 1]) for _ in range(2)]
+
+    def update(self, how: str) -> float:
+        """Meet the other ranks, after something that never ends."""
+        import torch.distributed
+
+        group = self.apart[int(how[-1])] if how.startswith("astray") else None
+        if how in WAYS:
+            WAYS[how](self.name)
+        value = torch.ones(1)
+        torch.distributed.all_reduce(value, group=group)
+        return float(value)
+
+
+def nap(fifo: str = "") -> None:
     time.sleep(300)
+
+
+def loop(fifo: str) -> None:
+    while True:
+        pass
+
+
+def hold(fifo: str) -> None:
+    """Python's lock is held all the time."""
+    re.match("(a+)+$", "a" * 80 + "b")
+
+
+def write(fifo: str) -> None:
+    """Nobody reads what is written, as on a disk that does not answer."""
+    with open(fifo, "w") as file:
+        file.write("state")
+
+
+WAYS = {"nap": nap, "loop": loop, "lock": hold, "write": write}

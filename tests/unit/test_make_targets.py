@@ -55,6 +55,7 @@ FIGURES = {
     "README.md: What you need": "make setup",
     "README.md: What `make smoke` does": "make smoke",
     "tests/README.md: Kills": "make chaos",
+    "tests/README.md: Hangs": ".venv/bin/pytest -q -s -m slow tests/integration/test_hangs.py",
     "cluster/README.md: Against our own steps on a CPU": ".venv/bin/python tests/benchmarks/plan_order.py "
     "configs/tiny.yaml --seed 2",
     "README.md: Commands": ".venv/bin/tetrarch train configs/tiny.yaml",

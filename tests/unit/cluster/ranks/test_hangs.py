@@ -15,7 +15,7 @@ from cluster.ranks.process_state import ProcessState
 from cluster.ranks.status import Status
 
 COMPUTES = ["cluster/ranks/worker.py:3 _watched", "roles/actor.py:4 update", "roles/losses/policy_loss.py:5 ratio"]
-ALL_REDUCE = [*COMPUTES[:2], "comm/comm.py:6 all_reduce", "distributed/distributed_c10d.py:9 all_reduce"]
+ALL_REDUCE = [*COMPUTES[:2], "distributed/c10d_logger.py:83 wrapper", "distributed/distributed_c10d.py:9 all_reduce"]
 HANDLE = [*COMPUTES[:2], "zero/partition_parameters.py:67 wait"]
 WAITS, WORKS, STOPPED = (ProcessState(47, status, 0.97) for status in ("sleeping", "running", "stopped"))
 

@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -189,3 +191,21 @@ def test_the_progress_can_be_replaced(tmp_path: Path, capsys: pytest.CaptureFixt
         pass
     assert "mine: 1 steps" in capsys.readouterr().out
     assert not (tmp_path / "report.html").exists()
+
+
+def test_a_disk_that_does_not_answer_is_waited_for_no_longer_than_the_deadline(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[tuple[float, str]] = []
+
+    @contextmanager
+    def at_most(seconds: float, doing: str) -> Iterator[None]:
+        seen.append((seconds, doing))
+        yield
+
+    monkeypatch.setattr("orchestrator.report.reporter.at_most", at_most)
+    with report(tmp_path, save_s=7.0) as run:
+        run.step(1, {"score/mean": 0.5})
+        run.sync()
+    assert [seconds for seconds, _ in seen] == [7.0] * 3
+    assert [doing.split()[0] for _, doing in seen] == ["writing", "waiting", "writing"]

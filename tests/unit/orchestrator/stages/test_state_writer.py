@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -212,3 +214,18 @@ def test_a_run_that_was_taken_over_commits_nothing(case: Case) -> None:
     with pytest.raises(RankFailure, match="taken over"):
         case.writer.look()
     assert case.checkpoints.steps() == []
+
+
+def test_the_driver_s_part_of_a_checkpoint_has_the_same_deadline(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    case, seen = Case(tmp_path, "deadlines.save_s=9"), list[tuple[float, str]]()
+
+    @contextmanager
+    def at_most(seconds: float, doing: str) -> Iterator[None]:
+        seen.append((seconds, doing))
+        yield
+
+    monkeypatch.setattr("orchestrator.stages.state_writer.at_most", at_most)
+    case.writer.write({"step": 2})
+    assert seen == [(9.0, "writing checkpoint 2")] * 2
