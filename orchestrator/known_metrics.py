@@ -12,9 +12,9 @@ from orchestrator.metric_types import Chart, Metric
 from orchestrator.metrics import METRICS
 
 NAMED_NUMBERS = {
-    "reward": "What the reward says beside its score under the name `{}`",
-    "environment": "What the environment counts under the name `{}`, summed over the turns of a conversation",
-    "score": "Score that the ensemble's member `{}` gives",
+    "reward": "What the reward says beside its score under the name {}",
+    "environment": "What the environment counts under the name {}, summed over the turns of a conversation",
+    "score": "Score that the ensemble's member {} gives",
 }
 """First part of a key → meaning of the number whose name follows."""
 STATISTICS = {"mean": "mean over the batch", "std": "its standard deviation over the batch (biased)"}

@@ -101,7 +101,7 @@ _ALL = (
         "value/explained_variance",
         "",
         "Share of the returns' variance that the critic foresaw before the update: 1 is perfect, 0 is no help",
-        Chart("Explained variance", low=-1.0, reach=(1.0,)),
+        Chart("Explained variance", reach=(0.0, 1.0)),
         shown=Shown("explained variance", "{:.2f}", line="nothing"),
     ),
     Metric(

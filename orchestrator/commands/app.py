@@ -25,6 +25,7 @@ from orchestrator.commands.label_command import label
 from orchestrator.commands.pipeline_command import pipeline
 from orchestrator.commands.plan_command import show_plan
 from orchestrator.commands.proof_commands import diff, replay, verify_resume
+from orchestrator.commands.report_command import report
 from orchestrator.commands.runs_command import runs
 from orchestrator.commands.serve_commands import best_of_n, serve
 from orchestrator.commands.train_commands import evaluate, submit, training_command
@@ -66,6 +67,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "pipeline": pipeline,
     "plan": show_plan,
     "runs": runs,
+    "report": report,
     "diff": diff,
     "replay": replay,
     "verify-resume": verify_resume,

@@ -6,8 +6,8 @@ Which charts there are follows from the metrics that the run has: `orchestrator.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 from orchestrator.display_text import number, percent
@@ -15,7 +15,7 @@ from orchestrator.known_metrics import metrics_in
 from orchestrator.metric_types import Chart, Metric
 from orchestrator.metrics import METRICS
 from orchestrator.report.evaluation_results import Estimate, EvaluationResult
-from orchestrator.report.figure import Band, Line, curves, reliability_figure, stacked
+from orchestrator.report.figure import Band, Line, curves, histogram, reliability_figure, stacked
 from orchestrator.report.gap import figure as gap_figure
 from orchestrator.report.gap import sides, told
 from orchestrator.report.reliability import ReliabilityBin, calibration_error
@@ -149,6 +149,35 @@ def gap_cards(evaluations: list[EvaluationResult]) -> list[Card]:
         else "Too few evaluations for a fitted curve."
     )
     return [Card("Proxy and gold over √KL", "", gap_figure(both), fitted or "too few evaluations for a curve", about)]
+
+
+def histogram_cards(scores: Mapping[str, Sequence[float]]) -> list[Card]:
+    """How the scores are distributed, of each set of them; none without scores."""
+    figure = histogram(scores)
+    if figure is None:
+        return []
+    told = "; ".join(
+        f"{name}: {len(values)} scores between {number(min(values))} and {number(max(values))}"
+        for name, values in scores.items()
+        if values
+    )
+    return [Card("Distribution of the scores", "", figure, told, "Share of the responses in each range of the score.")]
+
+
+def run_cards(records: Mapping[str, RunRecord]) -> list[Card]:
+    """The charts of several runs, by their names: each metric that has a chart, with a curve for each run."""
+    cards = []
+    for metric in metrics_in(key for record in records.values() for step in record.metrics for key in step).values():
+        if metric.chart is None or metric.chart.stacked:
+            continue
+        lines = [replace(_line(metric, record.metrics), name=name) for name, record in records.items()]
+        lines = [line for line in lines if line.points]
+        show = percent if metric.unit == "fraction" else number
+        figure = curves(metric.chart, lines, show, _bands(metric), [])
+        unit = f", {metric.unit}" if metric.unit not in ("", "fraction") else ""
+        alone = f"{lines[0].name} {show(lines[0].values[-1])}" if len(lines) == 1 else ""
+        cards.append(Card(metric.key, alone, figure, _summary(lines, show), f"{metric.description}{unit}."))
+    return cards
 
 
 def reliability_cards(curve: Sequence[ReliabilityBin]) -> list[Card]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any, Self
 
 
@@ -64,6 +64,10 @@ class SampleRow:
     """KL from the reference in nats, summed over the response."""
     finished: bool
     """False if the length limit cut the response."""
+    messages: list[dict[str, str]] = field(default_factory=list)
+    """The prompt as `role` and `content` of each message; empty if it is no chat."""
+    talk: list[dict[str, str]] = field(default_factory=list)
+    """What followed in a conversation with an environment; empty without one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,7 +127,8 @@ def sample_from_json(row: dict[str, Any], judged: bool) -> SampleRow:
     judge."""
     gold = _number(row["gold"]) if judged or row["gold"] is not None else None
     return SampleRow(
-        row["prompt"], row["response"], _number(row["proxy"]), gold, _number(row["kl"]), bool(row["finished"])
+        *(row["prompt"], row["response"], _number(row["proxy"]), gold, _number(row["kl"]), bool(row["finished"])),
+        *(row.get(name, []) for name in ("messages", "talk")),  # older runs have none
     )
 
 

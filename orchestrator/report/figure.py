@@ -6,10 +6,12 @@ A colour is the name of a variable of `report.css`, such as `--c0`; the page's s
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from orchestrator.display_text import number
 from orchestrator.metric_types import Chart
 from orchestrator.report.evaluation_results import wilson_interval
 from orchestrator.report.reliability import ReliabilityBin
@@ -23,6 +25,8 @@ _BARS = 80
 """Most steps for which each has a bar; more are drawn as areas."""
 _HEIGHT, _LEGEND_ROW = 212, 19
 """Height of a chart without a legend, and of a row of a legend, in pixels."""
+_BINS, _DISTINCT = 24, 12
+"""Bars of a histogram; so few different values have a bar each."""
 _LABELLED = 0.1
 """Share of the chart's height that a band needs to show its name."""
 
@@ -112,6 +116,42 @@ def stacked(lines: Sequence[Line], legend: Sequence[str]) -> dict[str, Any]:
     return finite(
         {"data": data, "layout": {"xaxis": _steps(lines), "barmode": "stack", "bargap": 0.15, **_legend(lines)}}
     )
+
+
+def histogram(named: Mapping[str, Sequence[float]]) -> dict[str, Any] | None:
+    """Shares of the values in equal bins, of several sets over each other; None if no value can be drawn."""
+    sets = {name: [value for value in values if math.isfinite(value)] for name, values in named.items()}
+    every = {value for values in sets.values() for value in values}
+    if not every:
+        return None
+    low, high = min(every), max(every)
+    distinct = sorted(every) if len(every) <= _DISTINCT else []
+    width = (high - low) / _BINS or 1.0
+    data = []
+    for n, (name, values) in enumerate(sets.items()):
+        where = Counter(value if distinct else min(int((value - low) / width), _BINS - 1) for value in values)
+        places = distinct or list(range(_BINS))
+        centres = distinct or [low + (place + 0.5) * width for place in places]
+        shares = [where[place] / len(values) if values else 0.0 for place in places]
+        mean = math.fsum(values) / len(values) if values else math.nan
+        data.append(
+            {
+                "type": "bar", "name": f"{name} (mean {number(mean)})",
+                "x": _rounded(centres), "y": _rounded(shares),
+                "marker": {"color": f"--c{n}"}, "opacity": 0.65, "hovertemplate": "%{y}<extra>" + name + "</extra>",
+            }
+        )  # fmt: skip
+    layout = {
+        "xaxis": {
+            "title": {"text": "score", "standoff": 2, "font": {"size": 11}},
+            "unifiedhovertitle": {"text": "%{x}"},
+        },
+        "yaxis": {"tickformat": "~%", "hoverformat": ".3~p"},
+        "barmode": "overlay",
+        "bargap": 0.08,
+        **_legend([Line(str(trace["name"]), []) for trace in data]),
+    }
+    return finite({"data": data, "layout": layout})
 
 
 def reliability_figure(curve: Sequence[ReliabilityBin]) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from importlib.resources import files
 from pathlib import Path
@@ -22,9 +22,9 @@ from orchestrator.display_text import decimal_text, decimals_of, duration, numbe
 from orchestrator.known_metrics import metrics_in
 from orchestrator.metric_types import Fact, Metric
 from orchestrator.metrics import METRICS
-from orchestrator.report.charts import evaluation_cards, gap_cards, reliability_cards, training_cards
+from orchestrator.report.charts import evaluation_cards, gap_cards, histogram_cards, reliability_cards, training_cards
 from orchestrator.report.evaluation_results import EvaluationResult, SampleRow, evaluation_changes
-from orchestrator.report.run_files import HTML_FILE, RunRecord, read_record, replace_text
+from orchestrator.report.run_files import HTML_FILE, RunRecord, kept_scores, read_record, replace_text
 
 
 class SampleTable(NamedTuple):
@@ -32,39 +32,47 @@ class SampleTable(NamedTuple):
 
     names: list[str]
     """Headers of the columns after the prompt, one for each response."""
-    rows: list[tuple[str, list[SampleRow | None]]]
-    """(prompt, its responses); None for a missing response."""
+    rows: list[tuple[SampleRow, list[SampleRow | None]]]
+    """(row with the prompt, the responses to it); None for a missing response."""
 
 
-def render_report(run_dir: str | Path) -> Path:
-    """Write `report.html` into `run_dir` from the files that exist; returns its path."""
-    path = Path(run_dir) / HTML_FILE
-    replace_text(path, page(read_record(Path(run_dir))))
+def render_report(run_dir: str | Path, output: Path | None = None) -> Path:
+    """Write the page from the files that exist, by default `report.html` into `run_dir`; returns its path."""
+    path = Path(run_dir) / HTML_FILE if output is None else output
+    record = read_record(Path(run_dir))
+    ends = [result for result in _ends(record.evaluations, record.state.best) if result]
+    scores = kept_scores(Path(run_dir)) or {f"held out, {one.label}": one.proxy_values for one in ends}
+    replace_text(path, page(record, scores))
     return path
 
 
-def page(record: RunRecord) -> str:
-    """The HTML of the whole page."""
+def page(record: RunRecord, scores: Mapping[str, Sequence[float]] | None = None) -> str:
+    """The HTML of the whole page. `scores`: sets of scores whose distributions are drawn, by name."""
     evaluations, metrics = record.evaluations, record.metrics
     before, after = _ends(evaluations, record.state.best)
-    status, status_text = _status(record)
+    status, status_text = run_status(record)
     last = int(metrics[-1]["step"]) if metrics else 0
     cards = {
-        "training_cards": training_cards(record) + reliability_cards(record.state.reliability),
+        "training_cards": [
+            *training_cards(record),
+            *histogram_cards(scores or {}),
+            *reliability_cards(record.state.reliability),
+        ],
         "evaluation_cards": evaluation_cards(evaluations) + gap_cards(evaluations) if len(evaluations) > 2 else [],
     }
-    scripts = _scripts() if any(card.figure for found in cards.values() for card in found) else []
+    scripts = drawing_scripts() if any(card.figure for found in cards.values() for card in found) else []
     return page_template("report.html.jinja").render(
         **cards,
         state=record.state,
         status=status,
         status_text=status_text,
         facts=_facts(record),
+        made_on=_made_on(record),
         before=before,
         after=after,
         changes=evaluation_changes(before, after) if before and after else [],
         heldout=sample_table({result.label: result for result in (before, after) if result}),
-        trained=SampleTable([f"step {last}"], [(row.prompt, [row]) for row in record.samples]),
+        trained=SampleTable([f"step {last}"], [(row, [row]) for row in record.samples]),
         metrics=_all_metrics(metrics),
         config_yaml=record.config_yaml,
         style=own_file("report.css"),
@@ -106,7 +114,7 @@ def own_file(name: str) -> str:
     return (files(__package__) / name).read_text(encoding="utf-8")
 
 
-def _scripts() -> list[str]:
+def drawing_scripts() -> list[str]:
     """Plotly's script and the one that draws with it."""
     from plotly.offline import get_plotlyjs
 
@@ -121,7 +129,7 @@ def content_policy(scripts: list[str]) -> str:
     return f"{sources}; form-action 'none'; base-uri 'none'"
 
 
-def _status(record: RunRecord) -> tuple[str, str]:
+def run_status(record: RunRecord) -> tuple[str, str]:
     """CSS class and text of the run's status."""
     state = record.state
     last = int(record.metrics[-1]["step"]) if record.metrics else 0
@@ -151,6 +159,14 @@ def _facts(record: RunRecord) -> list[tuple[str, str]]:
     return found
 
 
+def _made_on(record: RunRecord) -> list[tuple[str, str]]:
+    """Models, data, machine, versions and code, as far as the run says them."""
+    state = record.state
+    found = {**state.facts, "Versions": ", ".join(f"{name} {text}" for name, text in state.versions.items())}
+    data = next((line for line in state.data if line.strip()), "")
+    return [(name, text) for name, text in {"Data": data, **found}.items() if text]
+
+
 def _fact(fact: Fact, unit: str, values: list[float]) -> str:
     whole: dict[str, Callable[[list[float]], float]] = {"sum": math.fsum, "median": median, "max": max}
     value = whole[fact.of](values)
@@ -174,7 +190,7 @@ def sample_table(named: Mapping[str, EvaluationResult]) -> SampleTable:
     rows, results = [], list(named.values())
     for place, row in enumerate(results[-1].samples if results else []):
         answers = [result.samples[place] if place < len(result.samples) else None for result in results]
-        rows.append((row.prompt, [answer if answer and answer.prompt == row.prompt else None for answer in answers]))
+        rows.append((row, [answer if answer and answer.prompt == row.prompt else None for answer in answers]))
     return SampleTable(list(named), rows)
 
 

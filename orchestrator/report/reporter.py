@@ -43,6 +43,7 @@ class Reporter:
         title: the kind of training, such as `PPO`.
         data: what was read to train on, in lines.
         versions: package → its version here.
+        facts: what the run is made on, by name.
         steps: number of steps of the whole run; 0 if it is not known yet.
         config_yaml: the resolved configuration, secrets redacted.
         resume_step: entries of the files after this step are dropped; 0 starts new files.
@@ -60,6 +61,7 @@ class Reporter:
         title: str = "",
         data: Sequence[str] = (),
         versions: Mapping[str, str] | None = None,
+        facts: Mapping[str, str] | None = None,
         steps: int = 0,
         config_yaml: str,
         tensorboard: bool = True,
@@ -81,6 +83,7 @@ class Reporter:
             title=title,
             data=list(data),
             versions=dict(versions or {}),
+            facts=dict(facts or {}),
         )
         _prepare(self._run_dir, self._state, config_yaml, resume_step)
         self.evaluations = read_record(self._run_dir).evaluations

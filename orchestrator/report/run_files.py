@@ -65,6 +65,8 @@ class RunState:
     """The step whose models the run has left; None: the last one."""
     reliability: list[ReliabilityBin] = field(default_factory=list)
     """Of a reward model at its last test; empty for other trainings."""
+    facts: dict[str, str] = field(default_factory=dict)
+    """What it is made on: models, ranks, machine, code."""
     ended: str = ""
     """Why a rule of the configuration has ended the run before its last step."""
 
@@ -130,6 +132,18 @@ def kept_samples(run_dir: Path, after: int = 0) -> dict[int, Path]:
     files = (run_dir / SAMPLES_FOLDER).glob("step-*.parquet")
     steps = [int(name[1]) for file in files if (name := re.fullmatch(r"step-(\d+)\.parquet", file.name))]
     return {step: samples_of(run_dir, step) for step in sorted(steps) if step > after}
+
+
+def kept_scores(run_dir: Path) -> dict[str, list[float]]:
+    """`step N` → scores of all its samples, of the first and the last step that has a file of them."""
+    files = kept_samples(run_dir)
+    found = {}
+    for step in sorted({min(files), max(files)}) if files else ():
+        from pyarrow import parquet
+
+        with reading(files[step]):
+            found[f"step {step}"] = parquet.ParquetFile(files[step]).read(["score"])["score"].to_pylist()
+    return found
 
 
 def drop_after(path: Path, step: int) -> None:

@@ -77,7 +77,8 @@ def sample_lines(before: EvaluationResult, after: EvaluationResult, width: int =
     """The responses to the same prompts before and after, each on one line."""
     parts = ["the first held-out prompts, before and after:"]
     for old, new in zip(before.samples, after.samples, strict=False):
-        parts.append(f"prompt: {_short(old.prompt, width)}")
+        asked = old.messages[-1]["content"] if old.messages else old.prompt
+        parts.append(f"prompt: {_short(asked, width)}")
         parts += [
             f"  {name} ({_scores(row)}): {_short(row.response, width)}"
             for name, row in (("before", old), ("after", new))

@@ -33,6 +33,7 @@ from orchestrator.stages.win_rate import Compare, comparing
 from roles.batch import Prompts, Rollouts, Scored, Sequences
 from roles.losses.kl_estimators import k1
 from roles.reference import FrozenPolicy
+from roles.reward_model import MESSAGES
 
 
 def evaluate(
@@ -163,12 +164,33 @@ def _sample_rows(
             gold=None if gold is None else gold[row],
             kl=kl[row],
             finished=finished[row],
+            **_chat(rollouts, row),
         )
         for row in range(min(count, len(rollouts)))
     ]
 
 
-def training_samples(scored: Scored, count: int) -> list[SampleRow]:
-    """The first `count` responses of a training batch."""
+def _chat(rollouts: Rollouts, row: int) -> dict[str, list[dict[str, str]]]:
+    """`messages` and `talk` of a sample: of a conversation with an environment the latter begins with its first
+    response."""
+    given = rollouts.columns[MESSAGES][row] if MESSAGES in rollouts.columns else None
+    messages = [{name: _text(message[name]) for name in ("role", "content")} for message in given or []]
+    said = messages[-1] if messages else {"role": "", "content": ""}
+    begin = len(messages)
+    if said["role"] == "assistant" and rollouts.responses[row].strip().endswith(said["content"].strip()):
+        mask = rollouts.response_mask[row]
+        turns = int((mask[1:] & ~mask[:-1]).sum())
+        begin = [place for place, message in enumerate(messages) if message["role"] == "assistant"][-turns]
+    return {"messages": messages[:begin], "talk": messages[begin:]}
+
+
+def _text(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
+
+
+def training_samples(scored: Scored, count: int, responses_per_prompt: int) -> list[SampleRow]:
+    """`count` responses of a training batch, to as many prompts as possible."""
+    order = sorted(range(len(scored)), key=lambda row: (row % responses_per_prompt, row))
+    scored = scored.select(order[:count])
     kl = _response_kl(scored.old_logprobs, scored.reference_logprobs, scored.rollouts.response_mask)
     return _sample_rows(scored.rollouts, scored.scores.tolist(), None, kl, count)

@@ -167,7 +167,7 @@ class Ppo(Stage):
             **retrained,
             **self.roles.policy.recovery.drain(),
         }
-        some = training_samples(scored, self.config.evaluation.samples)
+        some = training_samples(scored, self.config.evaluation.samples, self.config.rollout.responses_per_prompt)
         samples = step_samples(self.config, self.step, prompts, self.state.prompts.drawn, result)
         keep = partial(write_samples, samples, kept) if kept else None
         return StepReport(metrics, some, step_work(self.config, scored), samples.line.to_json(), keep)

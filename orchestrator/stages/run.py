@@ -31,6 +31,7 @@ from orchestrator.run.resuming import Resume, checkpoint_to_resume, take_up
 from orchestrator.run.run_lock import held
 from orchestrator.stages.card_metrics import card_metrics
 from orchestrator.stages.left_models import leave_models
+from orchestrator.stages.run_facts import run_facts
 from orchestrator.stages.stage import Stage, StepReport, Trainable
 from orchestrator.stages.state_writer import StateWriter
 from roles.batch import save_batch
@@ -64,6 +65,7 @@ def carry_out(
         settings, models = dump_config(config), ContentsMeanwhile(config)
         page = config.report.model_dump(include={"tensorboard", "html"}) | {"save_s": config.deadlines.save_s}
         page |= {"versions": version_reader()(), "resume_step": checkpoint.step if checkpoint else 0}
+        page |= {"facts": run_facts(config)}
         with Reporter(run_dir, name=run_dir.name, config_yaml=settings, **{**page, **report}) as reporter:
             for line in filter(None, [why, *told]):
                 reporter.note(line)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 from orchestrator.metric_types import Chart
-from orchestrator.report.figure import Line, curves, stacked
+from orchestrator.report.figure import Line, curves, histogram, stacked
 
 
 def test_a_curve_has_gaps_and_marks_where_there_is_no_number() -> None:
@@ -47,6 +47,16 @@ def test_a_logarithmic_axis_leaves_out_zero() -> None:
     assert figure["layout"]["yaxis"] == {"type": "log", "dtick": 1}
     assert figure["layout"]["xaxis"] == {"dtick": 1}, "no tick between two steps"
     assert curves(Chart("t", logarithmic=True), [Line("s", [(1, 0.0)])], str, [], []) is None
+
+
+def test_many_values_of_a_histogram_are_in_equal_bins() -> None:
+    figure = histogram({"a": [float(n) for n in range(240)], "b": [0.0, 239.0]})
+    assert figure is not None
+    first, second = figure["data"]
+    assert first["x"] == second["x"] and len(first["x"]) == 24
+    assert first["y"] == [round(10 / 240, 6)] * 24 or all(abs(share - 10 / 240) < 0.005 for share in first["y"])
+    assert (second["y"][0], second["y"][-1], sum(second["y"])) == (0.5, 0.5, 1.0)
+    assert histogram({"a": [math.nan]}) is None and histogram({}) is None
 
 
 def test_the_parts_of_a_step_are_stacked() -> None:

@@ -216,6 +216,59 @@ def test_foreign_text_is_only_text(place: str) -> None:
     assert "<script>alert('x')</script>" in words, "it is shown as it was written"
 
 
+def test_the_head_says_what_the_run_was_made_on() -> None:
+    facts = {"Models": "models/a (actor)", "Machine": "2 CPUs (x), 8.0 GiB", "Code": "tetrarch 0.1.0, commit 1a2b"}
+    state = RunState("smoke", 10, facts=facts, versions={"torch": "2.13", "ray": "2.60"}, data=["", "prompts.train: 9"])
+    head = page(record(state=state)).split("</header>")[0]
+    for name, text in {**facts, "Versions": "torch 2.13, ray 2.60", "Data": "prompts.train: 9"}.items():
+        assert f"<dt>{name}</dt><dd>{text}</dd>" in head
+    assert "made-on" not in page(record()).split("</header>")[0].split("</style>")[1]
+
+
+CHAT = [{"role": "system", "content": "be kind"}, {"role": "user", "content": EVIL}]
+
+
+def test_chats_and_conversations_are_shown_turn_by_turn() -> None:
+    talk = [{"role": "assistant", "content": "first"}, {"role": "user", "content": "again"}]
+    samples = [
+        SampleRow("<|im_start|>user", "kind words", 0.5, None, 1.0, True, messages=CHAT),
+        SampleRow("raw", "first again", 0.5, None, 1.0, True, messages=CHAT, talk=talk),
+    ]
+    text = page(record(samples=samples))
+    parsed = Wellformed(text)
+    said = [attributes for tag, attributes in parsed.tags if tag == "div" and attributes.get("class") == "said"]
+    assert len(said) == 2 + 2 + 2
+    words = [word.strip() for word in parsed.words if word.strip()]
+    assert "kind words" in words and "be kind" in words and "first" in words and "again" in words
+    assert "<|im_start|>user" not in words and "first again" not in words
+    assert "img" not in {tag for tag, _ in parsed.tags}
+
+
+def test_explained_variance_is_shown_as_it_is() -> None:
+    (card,) = training_cards(record(metrics=[{"step": n, "value/explained_variance": -5.0 / n} for n in (1, 2)]))
+    assert card.figure is not None
+    assert card.figure["data"][0]["y"] == [-5.0, -2.5]
+    assert card.figure["layout"]["yaxis"]["autorangeoptions"] == {"include": [0.0, 1.0]}, "nothing is cut off"
+
+
+def test_scores_have_a_histogram() -> None:
+    text = page(record(), {"step 1": [0.0, 0.0, 1.0, 1.0], "step 10": [1.0, 1.0, 1.0, 0.5], "none": [math.nan]})
+    Wellformed(text)
+    assert "<h3>Distribution of the scores</h3>" in text and "step 10: 4 scores between 0.5 and 1" in text
+    first, last, none = figures(text)[-1]["data"]
+    assert first["x"] == last["x"] == [0.0, 0.5, 1.0], "few values have a bar each"
+    assert (first["y"], last["y"], none["y"]) == ([0.5, 0.0, 0.5], [0.0, 0.25, 0.75], [0.0] * 3)
+    assert first["name"] == "step 1 (mean 0.5)"
+
+
+def test_members_of_an_ensemble_share_a_chart() -> None:
+    lines = [{"step": n, "score/a/mean": 1.0 * n, "score/b/mean": 2.0, "reward/tone/mean": 0.5} for n in (1, 2)]
+    members, tone = training_cards(record(metrics=lines))
+    assert members.title == "Scores of the members" and members.figure is not None
+    assert [trace["name"] for trace in members.figure["data"]] == ["a <b>2</b>", "b <b>2</b>"]
+    assert tone.title == "Reward: tone" and "under the name tone" in tone.about
+
+
 def test_headline_has_differences_in_their_standard_errors() -> None:
     text = page(record())
     assert '<td class="number change">+1.000' in text, "equal differences for every prompt: error 0"

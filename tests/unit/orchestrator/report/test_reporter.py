@@ -62,6 +62,7 @@ def test_a_whole_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     assert [line["label"] for line in lines(run / "evaluation.jsonl")] == ["before", "after"]
     assert lines(run / "samples.jsonl")[2] == {
         "step": 3, "prompt": "ask", "response": "hello", "proxy": 0.5, "gold": None, "kl": 1.0, "finished": True,
+        "messages": [], "talk": [],
     }  # fmt: skip
     assert (run / "config.yaml").read_text() == "seed: 1\n"
     assert read_record(run).state.status == "done"

@@ -22,11 +22,12 @@ from orchestrator.groups.scoring import EvaluationRoles
 from orchestrator.report.evaluation_results import EvaluationResult
 from orchestrator.report.terminal_lines import evaluation_lines
 from orchestrator.run.checkpoint import TRAINED
-from orchestrator.stages.evaluation import evaluate
+from orchestrator.stages.evaluation import evaluate, training_samples
 from orchestrator.stages.measured_policy import measured_policy
 from roles.batch import Prompts, Rollouts
 from roles.config.rewards import MeanScore
 from tests.unit.orchestrator.fakes import FakeCall, FakeGroup, prompts_of, write_waits
+from tests.unit.orchestrator.ppo.test_experience import make_scored
 
 
 class Engines(FakeGroup):
@@ -136,3 +137,31 @@ def test_the_policy_is_called_what_it_is(tmp_path: Path) -> None:
     own.mkdir(parents=True)
     (own / TRAINED).write_text('{"step": 3}')
     assert measured_policy(config(other)) == (own, 3, "trained")
+
+
+def test_training_samples_are_of_different_prompts() -> None:
+    scored = make_scored()
+    rows = training_samples(scored, 3, responses_per_prompt=2)
+    assert [row.proxy for row in rows] == [1.0, 3.0, 2.0]
+    assert len(training_samples(scored, 9, responses_per_prompt=2)) == 4
+
+
+def test_a_sample_of_a_chat_has_its_messages_and_that_of_a_conversation_its_turns() -> None:
+    asked = [{"role": "user", "content": "ab"}]
+    talk = [
+        {"role": "assistant", "content": "r"},
+        {"role": "user", "content": 5},
+        {"role": "assistant", "content": "r"},
+    ]
+    prefilled = [*asked, {"role": "assistant", "content": "Sure:"}]
+    scored = make_scored()
+    mask = scored.rollouts.response_mask.clone()
+    mask[1] = False
+    mask[1, [3, 5]] = True
+    lengths = scored.rollouts.lengths.clone()
+    lengths[1] = 6
+    chats = {"messages": [asked, [*asked, *talk], prefilled, None]}
+    rollouts = replace(scored.rollouts, columns=chats, response_mask=mask, lengths=lengths)
+    rows = training_samples(replace(scored, rollouts=rollouts), 4, responses_per_prompt=1)
+    assert [row.messages for row in rows] == [asked, asked, prefilled, []]
+    assert [row.talk for row in rows] == [[], [talk[0], {"role": "user", "content": "5"}, talk[2]], [], []]

@@ -1,0 +1,103 @@
+"""The report of several runs: their curves over each other, what they reached, and where their settings differ.
+
+The folders of runs flow in; one page that loads nothing flows out.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from orchestrator.display_text import decimal_text, decimals_of
+from orchestrator.report.charts import run_cards
+from orchestrator.report.page import content_policy, drawing_scripts, own_file, page_template, run_status
+from orchestrator.report.run_files import CONFIG_FILE, RunRecord, read_record, replace_text
+from orchestrator.report.terminal_lines import shown
+
+RUNS_HTML = "comparison.html"
+
+
+def render_runs(run_dirs: Sequence[Path], output: Path | None = None) -> Path:
+    """Write the page, by default into the first folder; returns its path. ValueError names a file that is damaged."""
+    path = run_dirs[0] / RUNS_HTML if output is None else output
+    replace_text(path, runs_page(dict(zip(_names(run_dirs), map(read_record, run_dirs), strict=True))))
+    return path
+
+
+def _names(run_dirs: Sequence[Path]) -> list[str]:
+    """The folders' names; with what is around them, where names alone do not tell them apart."""
+    names = [run.resolve().name for run in run_dirs]
+    alike = len(set(names)) < len(names)
+    return [f"{place} {run}" for place, run in enumerate(run_dirs, 1)] if alike else names
+
+
+def runs_page(records: Mapping[str, RunRecord]) -> str:
+    """The HTML of the page."""
+    cards = run_cards(records)
+    scripts = drawing_scripts() if any(card.figure for card in cards) else []
+    return str(
+        page_template("runs.html.jinja").render(
+            runs=list(records),
+            statuses=[run_status(record) for record in records.values()],
+            facts=_facts(list(records.values())),
+            reached=_reached(list(records.values())),
+            settings=_settings([record.config_yaml for record in records.values()]),
+            cards=cards,
+            style=own_file("report.css"),
+            scripts=scripts,
+            policy=content_policy(scripts),
+        )
+    )
+
+
+def _facts(records: Sequence[RunRecord]) -> dict[str, list[str]]:
+    """Name → fact of each run."""
+    versions = [" ".join(f"{name} {text}" for name, text in record.state.versions.items()) for record in records]
+    names = dict.fromkeys(name for record in records for name in record.state.facts)
+    found = {name: [record.state.facts.get(name, "") for record in records] for name in names}
+    found |= {"Versions": versions, "Started": [record.state.started.replace("T", " ") for record in records]}
+    return {name: texts for name, texts in found.items() if any(texts)}
+
+
+def _reached(records: Sequence[RunRecord]) -> dict[str, list[str]]:
+    """Name → number of each run: of its last step, and of its last evaluation."""
+    rows: dict[str, list[str]] = {}
+    for place, record in enumerate(records):
+        last = [(f"{row.name}, last step", row.value) for row in shown(record.metrics[-1] if record.metrics else {})]
+        for name, value in [*last, *_evaluated(record)]:
+            rows.setdefault(name, [""] * len(records))[place] = value
+    return rows
+
+
+def _evaluated(record: RunRecord) -> Iterator[tuple[str, str]]:
+    result = record.evaluations[-1] if record.evaluations else None
+    if result is not None:
+        measures = {"gold score": result.gold, "proxy score": result.proxy, "KL": result.kl, "length": result.length}
+        for name, one in measures.items():
+            if one is not None:
+                decimals = decimals_of(one.standard_error)
+                error = f" ± {decimal_text(one.standard_error, decimals)}" if math.isfinite(one.standard_error) else ""
+                yield f"{name}, held out", f"{decimal_text(one.mean, decimals)}{error}"
+
+
+def _settings(texts: Sequence[str]) -> dict[str, list[str]]:
+    """Key → value of each run, of the keys whose values differ."""
+    try:
+        flat = [dict(_leaves(yaml.safe_load(text) or {}, "")) for text in texts]
+    except yaml.YAMLError as error:
+        raise ValueError(f"{CONFIG_FILE} of one of the runs is not YAML: {error}; restore it") from None
+    keys = dict.fromkeys(key for values in flat for key in values)
+    rows = {key: [values.get(key, "") for values in flat] for key in keys}
+    return {key: values for key, values in rows.items() if len(set(values)) > 1}
+
+
+def _leaves(value: Any, path: str) -> Iterator[tuple[str, str]]:
+    if isinstance(value, dict) and value:
+        for key, inner in value.items():
+            yield from _leaves(inner, f"{path}.{key}" if path else str(key))
+    else:
+        yield path, "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
