@@ -9,7 +9,6 @@ import typer
 
 from orchestrator.commands.exit_codes import reported
 from orchestrator.commands.options import Debug, user_path
-from orchestrator.errors import ConfigError
 
 ReportedRuns = Annotated[
     list[Path], typer.Argument(metavar="RUN...", parser=user_path, help="The run_dir of each run, such as runs/smoke.")
@@ -32,17 +31,6 @@ def report(runs: ReportedRuns, output: ReportFile = None, debug: Debug = False) 
     One page that loads nothing. Example: tetrarch report runs/smoke runs/smoke-again --output both.html
     """
     with reported(debug):
-        from orchestrator.report.page import render_report
-        from orchestrator.report.run_files import METRICS_FILE, STATE_FILE
-        from orchestrator.report.runs_page import render_runs
+        from orchestrator.run.run_report import write_report
 
-        for run in runs:
-            if not any((run / name).is_file() for name in (STATE_FILE, METRICS_FILE)):
-                raise ConfigError(f"{run} holds neither {STATE_FILE} nor {METRICS_FILE}; name the run_dir of a run")
-        if output is not None and not output.parent.is_dir():
-            raise ConfigError(f"--output={output}: the folder {output.parent} does not exist; make it")
-        try:
-            path = render_report(runs[0], output) if len(runs) == 1 else render_runs(runs, output)
-        except ValueError as error:
-            raise ConfigError(str(error)) from None
-        typer.echo(str(path))
+        typer.echo(str(write_report(runs, output)))

@@ -24,7 +24,7 @@ SOURCE = Path(__file__).resolve().parents[2]
 """The folder that holds our packages."""
 CARDS = Path("/proc/driver/nvidia/gpus")
 """A folder for each GPU of the machine: asking the driver for their names would take memory on a card."""
-ANSWER_S = 10.0
+GIT_S = 10.0
 """Seconds for git to answer."""
 
 
@@ -77,7 +77,7 @@ def code() -> str:
 def _git(*words: str) -> str:
     """What git says; nothing where there is none, or it does not answer."""
     try:
-        done = subprocess.run(["git", "-C", str(SOURCE), *words], capture_output=True, text=True, timeout=ANSWER_S)
+        done = subprocess.run(["git", "-C", str(SOURCE), *words], capture_output=True, text=True, timeout=GIT_S)
     except (OSError, subprocess.TimeoutExpired):
         return ""
     return done.stdout.strip() if done.returncode == 0 else ""

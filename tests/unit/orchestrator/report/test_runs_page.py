@@ -25,7 +25,7 @@ def test_curves_of_runs_are_over_each_other() -> None:
     text = runs_page({"first": record(), "second": OTHER})
     Wellformed(text)
     assert not re.search(r"https?://|url\(|@import|javascript:", ours(text)) and outside(text) == []
-    drawn = [part for part in text.split("<figure")[1:] if "application/json" in part]
+    drawn = [part for part in text.split("<figure")[1:] if '<script type="application/json">' in part]
     charts = dict(zip([part.split("<h3>")[1].split("</h3>")[0] for part in drawn], figures(text), strict=True))
     score = charts["score/mean"]
     assert [trace["name"] for trace in score["data"]] == ["first <b>1</b>", "second <b>0.6</b>"]
