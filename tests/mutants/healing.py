@@ -6,6 +6,8 @@ from tests.mutants.fault import Fault
 
 FLEET = "tests/unit/orchestrator/groups/test_engine_fleet.py"
 
+HANGS = "tests/unit/cluster/ranks/test_hangs.py"
+
 HEALING = (
     Fault(
         "a restarted engine samples from the weights of the folder",
@@ -83,5 +85,47 @@ HEALING = (
         'resume, why = "newest", _why_again',
         "resume, why = None, _why_again",
         "tests/unit/orchestrator/stages/test_run_again.py",
+    ),
+    Fault(
+        "a rank that only waits in a collective is called late",
+        "cluster/ranks/hangs.py",
+        "if own.begun and not own.collective]",
+        "if own.begun]",
+        HANGS,
+    ),
+    Fault(
+        "of ranks in a collective the one that is ahead is called late",
+        "cluster/ranks/hangs.py",
+        "== min(counts.values())",
+        "== max(counts.values())",
+        HANGS,
+    ),
+    Fault(
+        "other weights under the same path are taken",
+        "orchestrator/run/resuming.py",
+        " or changed_models(found, config)",
+        "",
+        "tests/unit/orchestrator/checks/test_going_on.py",
+    ),
+    Fault(
+        "a change of a model's file is noticed by its size and time alone",
+        "orchestrator/run/model_contents.py",
+        "facts.st_ctime_ns, facts.st_ino]",
+        "0, 0]",
+        "tests/unit/orchestrator/run/test_model_contents.py",
+    ),
+    Fault(
+        "when an engine dies while it falls asleep, the others are not waited for",
+        "orchestrator/groups/policy.py",
+        "                asleep = asleep.without(error.blamed)\n",
+        "                return\n",
+        "tests/unit/orchestrator/groups/test_policy.py",
+    ),
+    Fault(
+        "what ranks said before a long update ends a checkpoint after it",
+        "orchestrator/stages/state_writer.py",
+        "if saving.asked > saving.until:",
+        "if time.monotonic() > saving.until:",
+        "tests/unit/orchestrator/stages/test_state_writer.py",
     ),
 )

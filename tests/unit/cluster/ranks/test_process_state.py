@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import subprocess
 import sys
@@ -24,30 +23,22 @@ def loop():
     print("ready", flush=True){body}
 loop()
 """
-BODIES = {
-    "loops": "\n    while True: pass",
-    "holds the lock": "\n    import re; re.match('(a+)+$', 'a' * 60 + 'b')",
-    "waits": "\n    time.sleep(600)",
-    "waits for its child": "\n    import subprocess; subprocess.run(['sleep', '600'])",
-}
-
-
-def ready(*processes: subprocess.Popen[str]) -> None:
-    for process in processes:
-        assert process.stdout is not None and process.stdout.readline() == "ready\n"
-
-
-Start = Callable[[str], subprocess.Popen[str]]
+PARENT = ("sh", "-c", "sleep 600; true")
+LOOPS = "\n    while True: pass"
+HOLDS_THE_LOCK = "\n    import re; re.match('(a+)+$', 'a' * 60 + 'b')"
+WAITS = "\n    import time; time.sleep(600)"
+Start = Callable[..., subprocess.Popen[str]]
 
 
 @pytest.fixture
 def start() -> Iterator[Start]:
     started: list[subprocess.Popen[str]] = []
 
-    def begin(script: str) -> subprocess.Popen[str]:
-        process = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True)
-        started.append(process)
-        return process
+    def begin(*words: str, body: str = "") -> subprocess.Popen[str]:
+        """A program; or a process that offers its stacks, and is in `body` once it is `ready`."""
+        words = words or (sys.executable, "-c", OFFERING.format(body=body))
+        started.append(subprocess.Popen(words, stdout=subprocess.PIPE, text=True))
+        return started[-1]
 
     yield begin
     for process in started:
@@ -56,27 +47,32 @@ def start() -> Iterator[Start]:
         process.wait()
 
 
+def ready(process: subprocess.Popen[str]) -> None:
+    assert process.stdout is not None and process.stdout.readline() == "ready\n"
+
+
 def test_each_process_is_seen_as_it_is(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(process_state, "WATCHED_S", 0.3)
-    processes = {name: start(OFFERING.format(body=body)) for name, body in BODIES.items()}
-    processes["is stopped"] = start(OFFERING.format(body=BODIES["loops"]))
-    processes["offers nothing"] = start("print('ready', flush=True); import time; time.sleep(600)")
-    ready(*processes.values())
-    os.kill(processes["is stopped"].pid, signal.SIGSTOP)
-    while not (children := psutil.Process(processes["waits for its child"].pid).children()):
+    bodies = {"loops": LOOPS, "holds the lock": HOLDS_THE_LOCK, "waits": WAITS}
+    processes = {name: start(body=body) for name, body in bodies.items()}
+    others = {"offers nothing": ("sleep", "600"), "is stopped": ("sleep", "600"), "has a child": PARENT}
+    processes |= {name: start(*words) for name, words in others.items()}
+    while not (children := psutil.Process(processes["has a child"].pid).children()):
         time.sleep(0.01)
+    processes["is stopped"].send_signal(signal.SIGSTOP)
     children[0].suspend()
     gone = subprocess.Popen(["true"])
     gone.wait()
+    for name in bodies:
+        ready(processes[name])
     found = dict(zip([*processes, "gone"], examined([*(p.pid for p in processes.values()), gone.pid]), strict=True))
     words = {name: str(state) for name, state in found.items()}
     assert words["loops"].startswith("computes (") and words["holds the lock"].startswith("computes (")
     assert words["waits"] == words["offers nothing"] == "waits"
-    assert words["waits for its child"] == f"waits for what it has started, which is stopped (pid {children[0].pid})"
+    assert words["has a child"] == f"waits for what it has started, which is stopped (pid {children[0].pid})"
     assert words["is stopped"] == "is stopped (SIGSTOP, or a debugger)" and words["gone"] == "has ended"
-    stacks = {name for name, state in found.items() if state.stacks}
-    assert stacks == {"loops", "holds the lock", "waits", "waits for its child"}
-    for name in ("loops", "holds the lock", "waits"):
+    assert {name for name, state in found.items() if state.stacks} == set(bodies)
+    for name in bodies:
         threads = threads_of(found[name].stacks)
         assert len(threads) == 2 and any("loop" in frame for frame in threads[1]), found[name].stacks
     assert all(process.poll() is None for process in processes.values()), "the signal has ended a process"
@@ -84,7 +80,7 @@ def test_each_process_is_seen_as_it_is(start: Start, monkeypatch: pytest.MonkeyP
 
 def test_what_was_written_before_is_not_told_again(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(process_state, "WATCHED_S", 0.05)
-    process = start(OFFERING.format(body=BODIES["waits"]))
+    process = start(body=WAITS)
     ready(process)
     first, second = examined([process.pid])[0], examined([process.pid])[0]
     assert first.stacks.count("in loop") == second.stacks.count("in loop") == 1

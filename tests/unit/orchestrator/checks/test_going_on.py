@@ -6,7 +6,7 @@ import dataclasses
 import json
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -70,8 +70,8 @@ def test_reward_training_goes_on_with_the_comparisons_that_it_sampled(world: Wor
         goes_on(world)
 
 
-def begun(world: World) -> Path:
-    """A PPO run of `world.data` with files and a checkpoint of step 2; its `run_dir`."""
+def begun(world: World) -> None:
+    """A PPO run of `world.data` with files and a checkpoint of step 1."""
     reference = model_folder(world.root / "reference")
     world.set("reference.model.path", str(reference))
     world.set("ppo.kl.controller", {"type": "fixed", "coefficient": 0.05})
@@ -84,7 +84,6 @@ def begun(world: World) -> Path:
     models = {"models": model_contents(world.config), "reference": "1-fingerprint"}
     state = {"config": settings, "prompts": PromptSource(training, world.config.seed).state_dict(), **models}
     Checkpoints(run_dir / "checkpoints", keep=2).save(1, state, lambda folder: None)
-    return run_dir
 
 
 def flip(folder: Path) -> None:
@@ -117,15 +116,34 @@ OTHERS: dict[str, tuple[Callable[[World], object], str]] = {
 }
 
 
+@pytest.fixture(scope="module")
+def ran(tmp_path_factory: pytest.TempPathFactory) -> World:
+    """A run with a checkpoint, from which it can go on."""
+    world = World(tmp_path_factory.mktemp("ran"))
+    begun(world)
+    prepare_train(world.config, "newest")
+    return world
+
+
+@pytest.fixture
+def world_that_ran(ran: World) -> Iterator[World]:
+    """The same for every test: what one has changed is put back."""
+    data = json.dumps(ran.data)
+    files = {path: path.read_bytes() for path in (ran.prompts, *ran.root.glob("*/model.safetensors"))}
+    yield ran
+    ran.data = json.loads(data)
+    for path, content in files.items():
+        path.write_bytes(content)
+
+
 @pytest.mark.parametrize("other", OTHERS)
-def test_what_a_run_cannot_go_on_with_is_refused_before_a_file_of_it_changes(world: World, other: str) -> None:
-    run_dir, (change, said) = begun(world), OTHERS[other]
+def test_what_a_run_cannot_go_on_with_is_refused_before_a_file_of_it_changes(world_that_ran: World, other: str) -> None:
+    world, (change, said) = world_that_ran, OTHERS[other]
     file = world.root / "run.yaml"
-    prepare_train(world.config, "newest")  # nothing has changed
     change(world)
     file.write_text(json.dumps(world.data))
-    before = {path: path.read_bytes() for path in sorted(run_dir.rglob("*")) if path.is_file()}
+    before = {path: path.read_bytes() for path in sorted(world.run_dir.rglob("*")) if path.is_file()}
     assert {"metrics.jsonl", "config.yaml", "run.json"} <= {path.name for path in before}
     result = CliRunner().invoke(app, ["train", str(file), "--resume"])
     assert result.exit_code == 2 and said in result.output, result.output
-    assert {path: path.read_bytes() for path in sorted(run_dir.rglob("*")) if path.is_file()} == before
+    assert {path: path.read_bytes() for path in sorted(world.run_dir.rglob("*")) if path.is_file()} == before
