@@ -257,6 +257,8 @@ def _stop(ranks: Sequence[Rank]) -> None:
 
 def _kill(ranks: Sequence[Rank]) -> None:
     """Let the nodes' systems kill ranks, so that what they hold is free again."""
+    if not ranks:
+        return
     born = hangs.answered([rank.pid for rank in ranks], 0.0)
     here, killing = ray.get_runtime_context().get_node_id(), []
     for rank in ranks:
