@@ -68,6 +68,12 @@ class Seen:
         return next((match["name"] or match["wait"] for match in reversed(found) if match), "")
 
     @property
+    def in_flight(self) -> str:
+        """The collective with its number, which is the same on every rank that has come as far; empty without one."""
+        number = self.status.collectives if self.status else None
+        return self.collective if number is None else self.collective and f"{self.collective}, number {number}"
+
+    @property
     def begun(self) -> bool:
         """Whether it works on something, as far as anyone knows."""
         return self.status is None or self.status.busy
@@ -81,7 +87,8 @@ class Seen:
         if self.raylet is not None and (self.raylet.stopped or self.raylet.ended):
             process = f"Ray's raylet on its node {self.raylet} (pid {self.raylet.pid})"
         if self.status is not None:
-            return f"{self.status}{'' if self.status.busy else NOT_IN.format(self.method)}; {process}"
+            more = f"; in a collective ({self.in_flight})" if self.in_flight else ""
+            return f"{self.status}{more if self.status.busy else NOT_IN.format(self.method)}; {process}"
         if self.process is None:
             return f"{SILENT}, and {process}"
         at = f", at {innermost(self.frames)}" if self.frames else ""
@@ -104,7 +111,7 @@ def lines_of(peers: Sequence[Seen]) -> list[str]:
     names = ", ".join(f"rank {own.who.rank}" for own in late)
     told = [*map(str, late)]
     told += [
-        f"{own.who} waits for {names} in a collective ({own.collective}): it {own.status}"
+        f"{own.who} waits for {names} in a collective ({own.in_flight}): it {own.status}"
         if own.collective
         else f"{own.who} {own.status}"
         for own in peers

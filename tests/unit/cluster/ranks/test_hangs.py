@@ -54,7 +54,7 @@ def test_a_late_rank_comes_first_and_the_others_wait_for_it() -> None:
         "roles/actor.py:4 update > roles/losses/policy_loss.py:5 ratio; its process computes (97% of a CPU); "
         "its log is /run/logs/actor-1.log"
     )
-    assert waits.startswith("actor rank 0 (node node-0) waits for rank 1 in a collective (all_reduce): it is in update")
+    assert waits.startswith("actor rank 0 (node node-0) waits for rank 1 in a collective (all_reduce, number 8): it is")
 
 
 def test_a_process_that_does_not_answer_is_told_by_the_system() -> None:
@@ -78,6 +78,12 @@ def test_a_process_that_does_not_answer_is_told_by_the_system() -> None:
 
 def hangs_file() -> str:
     return hangs.__file__.replace("hangs.py", "worker.py")
+
+
+def test_a_rank_that_has_begun_fewer_collectives_is_told_with_its_number() -> None:
+    late, waits = lines_of([seen(0, ALL_REDUCE, collectives=9), seen(1, HANDLE, collectives=8)])
+    assert late.startswith("actor rank 1 ") and "; in a collective (wait, number 8); its process waits" in late
+    assert waits.startswith("actor rank 0 (node node-0) waits for rank 1 in a collective (all_reduce, number 9)")
 
 
 def test_ranks_that_all_wait_for_each_other_point_to_the_network() -> None:
