@@ -62,7 +62,7 @@ class Worker:
         gc.disable()
         _redirect_output(identity.log)
         print(f"--- {identity}, pid {os.getpid()}, {time.strftime('%F %T')}", flush=True)
-        os.environ.update(environment)
+        os.environ.update({**meeting_place(ray.util.get_node_ip_address()), **environment})
         as_many_threads_as_told()
         self._identity = identity
         self._memory = MemorySampler()
@@ -226,6 +226,12 @@ def gpu_ids() -> Any:
 
 def _gpu_ids() -> list[str]:
     return sorted(map(str, ray.get_gpu_ids()), key=lambda name: (len(name), name))
+
+
+def meeting_place(address: str) -> dict[str, str]:
+    """Environment of a rank on a node of this address: on loopback (Ray on one machine) NCCL begins there too, unless
+    the user has said where. By itself it listens on every interface but that one."""
+    return {"NCCL_SOCKET_IFNAME": os.environ.get("NCCL_SOCKET_IFNAME", "lo")} if address.startswith("127.") else {}
 
 
 def as_many_threads_as_told() -> None:

@@ -38,6 +38,7 @@ from cluster.runtime.fork_server import ForkServer, Imports
 from cluster.runtime.living_nodes import CARD, living_nodes
 from cluster.runtime.local_ray import ended, kill_at_once, on_loopback
 from cluster.runtime.orders import ORDERS, not_for_children, unheard
+from cluster.runtime.private_files import keep_token_private, sessions_folder
 
 START_ATTEMPTS = 2
 """Attempts to start Ray: its own processes have half a minute, which a busy machine may exceed once."""
@@ -193,12 +194,13 @@ class RayCluster:
                 ray.shutdown()
                 if attempt == START_ATTEMPTS:
                     raise ClusterError(
-                        f"Ray did not start on this machine: {error} Its logs are in /tmp/ray/session_latest/logs. If "
+                        f"Ray did not start on this machine: {error} Its logs are in /tmp/ray-{os.getuid()}/ray. If "
                         "the machine is very busy, try again; look for a full /tmp or /dev/shm"
                     ) from error
 
     def _start_local(self) -> None:
         demand = self._plan.demand(0)
+        keep_token_private()
         with self._forks.used_by_ray() if self._forks else nullcontext(), on_loopback():
             ray.init(
                 address="local",
@@ -208,6 +210,7 @@ class RayCluster:
                 include_dashboard=False,
                 log_to_driver=False,
                 logging_level="error",
+                _temp_dir=str(sessions_folder()),
             )
 
     def _attach(self, address: str) -> None:

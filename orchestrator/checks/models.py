@@ -141,6 +141,11 @@ def check_folder(model: ModelConfig, key: str, fix: str = "correct the path") ->
     """The quick check that all files exist. `fix`: what to do if they do not."""
     folder = folder_of(model.path)
     if os.path.isdir(folder):
+        if model.revision is not None:
+            raise ConfigError(
+                f"{key}.revision={model.revision} is of a model on the hub, and {shown(model.path)} is a folder here; "
+                "leave it out"
+            )
         _check_files(folder, model, key)
     elif not is_hub_name(model.path):
         kind = "is a file, not a folder" if os.path.exists(folder) else "does not exist"

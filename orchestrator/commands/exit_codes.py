@@ -18,6 +18,7 @@ from cluster.errors import ClusterError, ClusterUnreachable, PlacementError, Ter
 from cluster.runtime.last_resort import at_most
 from orchestrator.config.base import BaseConfig
 from orchestrator.config.loading import unread_overrides
+from orchestrator.config.secrets import check_overrides, unencrypted_tokens
 from orchestrator.errors import ConfigError, LabellingStopped, TetrarchError
 from orchestrator.run.checkpoint import progress_of
 from orchestrator.run.resume_rules import RESUME_RULES
@@ -55,9 +56,13 @@ class Outcome:
         self.config: BaseConfig | None = None
 
     def loaded(self, config: C, overrides: Sequence[str] | None) -> C:
-        """Remember the run's folder for errors, name overrides without an effect, and print what comes next."""
+        """Remember the run's folder for errors, refuse secrets on the command line, name overrides without an effect
+        and secrets that would be sent unencrypted, and print what comes next."""
+        check_overrides(overrides or ())
         self.config = config
         self.unused(config, overrides)
+        for line in unencrypted_tokens(config):
+            typer.secho(f"warning: {line}", fg=typer.colors.YELLOW, err=True)
         typer.echo("checking the configuration and what it names (the first time, models are converted)", err=True)
         return config
 

@@ -17,6 +17,7 @@ from orchestrator.commands.training_table import TRAININGS, training_of
 from orchestrator.config.base import RUN, BaseConfig
 from orchestrator.config.loading import load_root
 from orchestrator.config.roots import ROOTS
+from orchestrator.config.secrets import check_overrides
 from orchestrator.errors import ConfigError
 from orchestrator.run.resume_rules import rules_of
 
@@ -108,6 +109,7 @@ def verify_resume(
     with reported(debug):
         from orchestrator.stages.resume_proof import SERVICES, Kill, random_kills
 
+        check_overrides(overrides or ())
         name = training_of(config, overrides or (), command)
         proof, victims, last = _proof(name, config, overrides or (), steps, checkpoint_every, limit_s)
         planned = [Kill.parse(text) for text in kill or ()]

@@ -9,11 +9,10 @@ from __future__ import annotations
 import re
 import secrets
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from operator import attrgetter
 from pathlib import Path
-from typing import Any
 
 import typer
 
@@ -25,16 +24,11 @@ from cluster.runtime.jobs import STOP_S, RayJobs
 from orchestrator.checks.run_folders import check_lasting
 from orchestrator.commands.exit_codes import INTERRUPTED
 from orchestrator.config.base import BaseConfig
-from orchestrator.config.loading import apply_override
 from orchestrator.config.role_needs import RoleNames, role_needs
-from orchestrator.config.roots import AnyConfig
-from orchestrator.config.schema import secret_keys
+from orchestrator.config.secrets import check_overrides
 from orchestrator.errors import ConfigError
-from roles.redaction import without_credentials
 
 STOP_DEADLINE_S = 2.0 * STOP_S
-
-SECRET_KEYS = secret_keys(AnyConfig)
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,14 +72,7 @@ def check_travels(config: BaseConfig, overrides: Sequence[str]) -> None:
             f"with it; use an absolute path on storage that all nodes share, such as {key}=/shared/{folder}"
         )
     check_lasting(folder, key)
-    for override in overrides:
-        data: dict[str, Any] = {}
-        apply_override(data, override)
-        if any(SECRET_KEYS & set(path) or text != without_credentials(text) for path, text in _texts(data)):
-            raise ConfigError(
-                f"the override of {override.partition('=')[0]} holds a secret, and Ray's dashboard shows the command "
-                "of a job; write it into the configuration file"
-            )
+    check_overrides(overrides, "Ray's dashboard shows the command of a job")
 
 
 def check_room(config: BaseConfig, roles: Sequence[RoleNames], jobs: RayJobs) -> None:
@@ -163,12 +150,3 @@ def _show(piece: str) -> None:
 
 def _tell(text: str, color: str | None = None) -> None:
     typer.secho(text, fg=color, err=True)
-
-
-def _texts(value: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], str]]:
-    """Every plain value of parsed YAML: the keys around it, the value as text."""
-    if isinstance(value, dict | list):
-        for key, inner in value.items() if isinstance(value, dict) else enumerate(value):
-            yield from _texts(inner, (*path, str(key)))
-    else:
-        yield path, str(value)

@@ -74,6 +74,7 @@ def model_card(facts: CardFacts, record: RunRecord, *, with_curves: bool) -> str
         *_section("Curves", [f"![curves]({CURVES})"] if with_curves else []),
         *_section(f"Metrics of step {facts.step}", list(_metrics(record, facts.step))),
         *_section("Versions", [", ".join(f"{_plain(name)} {_plain(text)}" for name, text in state.versions.items())]),
+        *_section("Models of the hub", [f"- {_plain(key)}: {_plain(name)}" for key, name in state.models.items()]),
         *_section("Configuration", _fenced(facts.config_yaml)),
     ]
     return "\n".join(lines) + "\n"

@@ -44,6 +44,7 @@ class Reporter:
         data: what was read to train on, in lines.
         versions: package → its version here.
         facts: what the run is made on, by name.
+        models: key of a model of the hub → its name and commit.
         steps: number of steps of the whole run; 0 if it is not known yet.
         config_yaml: the resolved configuration, secrets redacted.
         resume_step: entries of the files after this step are dropped; 0 starts new files.
@@ -62,6 +63,7 @@ class Reporter:
         data: Sequence[str] = (),
         versions: Mapping[str, str] | None = None,
         facts: Mapping[str, str] | None = None,
+        models: Mapping[str, str] | None = None,
         steps: int = 0,
         config_yaml: str,
         tensorboard: bool = True,
@@ -84,6 +86,7 @@ class Reporter:
             data=list(data),
             versions=dict(versions or {}),
             facts=dict(facts or {}),
+            models=dict(models or {}),
         )
         _prepare(self._run_dir, self._state, config_yaml, resume_step)
         self.evaluations = read_record(self._run_dir).evaluations

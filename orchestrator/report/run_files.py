@@ -61,6 +61,8 @@ class RunState:
     """What was read to train on, in lines."""
     versions: dict[str, str] = field(default_factory=dict)
     """Package → its version on the driver's machine."""
+    models: dict[str, str] = field(default_factory=dict)
+    """Key of a model of the hub → its name and the commit that was read, `owner/name@commit`."""
     best: int | None = None
     """The step whose models the run has left; None: the last one."""
     reliability: list[ReliabilityBin] = field(default_factory=list)

@@ -45,7 +45,7 @@ def read_config(model: ModelConfig, key: str, cache_folder: Path) -> Config:
     """
     folder = folder_of(model.path)
     found = os.path.isdir(folder)
-    config = _in_folder(model, folder, key, cache_folder) if found else _named(model.path, cache_folder)
+    config = _in_folder(model, folder, key, cache_folder) if found else _named(*_at(model), cache_folder)
     if isinstance(config, str):
         raise UnknownModel(f"{key}.path={model.path} {config}")
     return config if model.layers is None else _cut(config, model, key)
@@ -67,7 +67,7 @@ def weights_count(model: ModelConfig, config: Config, cache_folder: Path) -> int
     try:
         if os.path.isdir(folder):
             return sum(_numbers_in(file) for file in folder.glob("model*.safetensors")) or None
-        index = _in_cache(model.path, INDEX, cache_folder) or from_hub(model.path, INDEX)
+        index = _in_cache(*_at(model), INDEX, cache_folder) or from_hub(*_at(model), INDEX)
         said: Config = {} if isinstance(index, str) else index["metadata"]
         return int(said["total_parameters"] if "total_parameters" in said else said["total_size"] // _width_of(config))
     except (OSError, ValueError, KeyError, TypeError):
@@ -114,14 +114,18 @@ def _of_base(folder: Path, model: ModelConfig, key: str, cache_folder: Path) -> 
         raise UnknownModel(f"{key}.path={model.path} is an adapter, and of its base model: {unknown}") from unknown
 
 
+def _at(model: ModelConfig) -> tuple[str, str | None]:
+    return model.path, model.revision
+
+
 @cache
-def _named(name: str, cache_folder: Path) -> Config | str:
+def _named(name: str, revision: str | None, cache_folder: Path) -> Config | str:
     """config.json for a name on the hub, or why there is none. Our table comes first: published shapes do not
     change."""
-    config = _in_cache(name, "config.json", cache_folder) or known_shapes().get(name)
+    config = _in_cache(name, revision, "config.json", cache_folder) or known_shapes().get(name)
     if config is not None:
         return config
-    answer = from_hub(name, "config.json") if is_hub_name(name) else "no such folder"
+    answer = from_hub(name, revision, "config.json") if is_hub_name(name) else "no such folder"
     if not isinstance(answer, str):
         return answer
     return (
@@ -138,21 +142,21 @@ def _nearest(name: str) -> list[str]:
     return [plain[other] for other in near]
 
 
-def _in_cache(name: str, file: str, cache_folder: Path) -> Config | None:
+def _in_cache(name: str, revision: str | None, file: str, cache_folder: Path) -> Config | None:
     """A file of a hub model downloaded to this machine: in the hub's cache (HF_HOME, HF_HUB_CACHE) or the run's."""
     from huggingface_hub import try_to_load_from_cache
 
     for place in (None, str(cache_folder)):
         with suppress(ValueError, OSError):  # the name is no hub name, or the file is broken
-            found = try_to_load_from_cache(name, file, cache_dir=place)
+            found = try_to_load_from_cache(name, file, cache_dir=place, revision=revision)
             if isinstance(found, str):
                 return _parsed(Path(found).read_text(encoding="utf-8"))
     return None
 
 
-def from_hub(name: str, file: str) -> Config | str:
+def from_hub(name: str, revision: str | None, file: str) -> Config | str:
     """One small file from the hub; or why it does not come."""
-    text, missing = file_text(name, file)
+    text, missing = file_text(name, file, revision)
     return missing or _parsed(text)
 
 

@@ -11,6 +11,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from orchestrator.config.labelling import ANSWERS
+from orchestrator.config.loading import apply_override
+from orchestrator.config.yaml_text import parse_yaml, to_yaml
 from orchestrator.errors import ConfigError
 from orchestrator.report.run_files import CONFIG_FILE, LINES, STATE_FILE, read_record
 from orchestrator.run.checkpoint import Checkpoints
@@ -37,8 +39,8 @@ def replayed(run_dir: Path, step: int, folder: Path, overrides: Sequence[str], l
     for file in (*LINES, STATE_FILE, ANSWERS):
         if (run_dir / file).exists():
             shutil.copy2(run_dir / file, folder)
-    command = [sys.executable, "-m", "orchestrator", "train", str(run_dir / CONFIG_FILE)]
-    settings = [*overrides, "checkpoint.every=1", "checkpoint.keep=9", f"run_dir={folder}"]
+    command = [sys.executable, "-m", "orchestrator", "train", str(_settings(run_dir, overrides, folder))]
+    settings = ["checkpoint.every=1", "checkpoint.keep=9", f"run_dir={folder}"]
     command += [f"--resume-from={step - 1}", "--", *settings]
     done = folder / "checkpoints" / f"step-{step:06d}"
     with Started(command, log, limit_s) as started:
@@ -60,6 +62,17 @@ def _check(run_dir: Path, step: int) -> None:
             f"{run_dir} has no whole checkpoint of step {step - 1}, from which step {step} begins; "
             + (f"steps that can be replayed: {', '.join(kept)}" if kept else "set checkpoint.every: 1 in the next run")
         )
+
+
+def _settings(run_dir: Path, overrides: Sequence[str], folder: Path) -> Path:
+    """The run's configuration with the overrides, in a file that only its owner can read: they may be secrets."""
+    data = parse_yaml((run_dir / CONFIG_FILE).read_text(encoding="utf-8"))
+    for override in overrides:
+        apply_override(data, override)
+    file = folder / "replayed.yaml"
+    file.touch(mode=0o600)
+    file.write_text(to_yaml(data), encoding="utf-8")
+    return file
 
 
 def _linked(source: str, target: str) -> None:

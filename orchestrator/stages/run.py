@@ -25,6 +25,7 @@ from orchestrator.groups.recovery import Recovery
 from orchestrator.ppo.gold_stop import best_steps
 from orchestrator.report.reporter import Reporter
 from orchestrator.run.checkpoint import Checkpoint, Checkpoints
+from orchestrator.run.hub_commits import hub_commits
 from orchestrator.run.model_contents import Contents, ContentsMeanwhile
 from orchestrator.run.phase_clock import Clock
 from orchestrator.run.resuming import Resume, checkpoint_to_resume, take_up
@@ -65,7 +66,7 @@ def carry_out(
         settings, models = dump_config(config), ContentsMeanwhile(config)
         page = config.report.model_dump(include={"tensorboard", "html"}) | {"save_s": config.deadlines.save_s}
         page |= {"versions": version_reader()(), "resume_step": checkpoint.step if checkpoint else 0}
-        page |= {"facts": run_facts(config)}
+        page |= {"facts": run_facts(config), "models": hub_commits(config)}
         with Reporter(run_dir, name=run_dir.name, config_yaml=settings, **{**page, **report}) as reporter:
             for line in filter(None, [why, *told]):
                 reporter.note(line)

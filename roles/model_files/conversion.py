@@ -51,7 +51,7 @@ def resolve_model(config: ModelConfig, cache: Path) -> Path:
     Raises:
         ModelError: the model does not exist or cannot be read.
     """
-    folder = source_folder(config.path)
+    folder = source_folder(config.path, config.revision)
     if config.gguf_file is None and is_adapter(folder):
         folder = _merged(folder, cache, config.trust_remote_code)
     if config.gguf_file is not None:
@@ -68,8 +68,8 @@ def resolve_model(config: ModelConfig, cache: Path) -> Path:
     return folder
 
 
-def source_folder(path: str) -> Path:
-    """The local folder of `path`; downloaded if `path` is a hub name."""
+def source_folder(path: str, revision: str | None = None) -> Path:
+    """The local folder of `path`; downloaded if `path` is a hub name, of which `revision` may name a commit."""
     folder = folder_of(path)
     if os.path.isdir(folder):
         return folder.resolve()
@@ -77,16 +77,16 @@ def source_folder(path: str) -> Path:
         raise ModelError(
             f"there is no model folder {path}; correct `path` (a folder, or a hub name like `owner/model`)"
         )
-    _, missing = file_text(path, "config.json")
+    _, missing = file_text(path, "config.json", revision)
     try:
         ignored = ["*.gguf", "*.onnx", "*.msgpack", "*.h5", "original/*"]
-        return Path(
-            snapshot_download(path, ignore_patterns=ignored, local_files_only=missing not in (None, "HTTP 404"))
-        )
+        cached = missing not in (None, "HTTP 404")
+        return Path(snapshot_download(path, revision=revision, ignore_patterns=ignored, local_files_only=cached))
     except Exception as error:  # the hub client raises a dozen kinds; each means that the model is not available
+        what = f"its revision {revision}" if revision else "it"
         raise ModelError(
             f"{path} is neither a folder nor a model in the hub's cache on this machine (HF_HOME), and the hub did not "
-            f"give it ({missing or first_line(error)}); correct the name, or fetch it where the hub answers (hf "
+            f"give {what} ({missing or first_line(error)}); correct the name, or fetch it where the hub answers (hf "
             "download NAME --local-dir FOLDER) and name that folder"
         ) from error
 

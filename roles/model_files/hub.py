@@ -14,8 +14,9 @@ A = TypeVar("A")
 
 
 @cache
-def file_text(name: str, file: str) -> tuple[str, str | None]:
-    """A small file of the hub's model `name`, and why it does not come (None: it came). Asked once."""
+def file_text(name: str, file: str, revision: str | None = None) -> tuple[str, str | None]:
+    """A small file of the hub's model `name`, and why it does not come (None: it came). Asked once. `revision`: a
+    commit, tag or branch."""
     from huggingface_hub import constants, get_session, get_token, hf_hub_url
 
     if constants.HF_HUB_OFFLINE:
@@ -24,7 +25,9 @@ def file_text(name: str, file: str) -> tuple[str, str | None]:
     def ask() -> tuple[str, str | None]:
         token = get_token()
         said = {"authorization": f"Bearer {token}"} if token else {}
-        answer = get_session().get(hf_hub_url(name, file), headers=said, timeout=HUB_S, follow_redirects=True)
+        answer = get_session().get(
+            hf_hub_url(name, file, revision=revision), headers=said, timeout=HUB_S, follow_redirects=True
+        )
         return answer.text, None if answer.status_code == 200 else f"HTTP {answer.status_code}"
 
     return in_time(ask, lambda why: ("", why))

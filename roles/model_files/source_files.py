@@ -15,7 +15,7 @@ BASE = "base of the adapter"
 
 def source_files(config: ModelConfig) -> dict[str, Path]:
     """Name → file, of all that decides what is loaded. ModelError if there is no such model."""
-    folder = source_folder(config.path)
+    folder = source_folder(config.path, config.revision)
     if config.gguf_file is not None:
         return {config.gguf_file: folder / config.gguf_file}
     files = {file.name: file for file in sorted(folder.iterdir()) if file.suffix in MODEL_FILES and file.is_file()}

@@ -5,6 +5,8 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
+from ray._private import worker as ray_worker
+
 from cluster.config import LocalPlacement
 from cluster.placement.plan import RoleNeed, plan
 from cluster.ranks.role_group import RoleGroup
@@ -20,7 +22,7 @@ def main() -> None:
         group = RoleGroup.start("actor", Stub, [("a",)], cluster.places("actor"), log_dir=Path(sys.argv[1]))
         group.ready(60)
         group.call(Stub.start_child).result(20)
-        print("started", flush=True)
+        print("started", ray_worker._global_node.get_session_dir_path(), flush=True)
         group.call(Stub.hang, True).result(300)
 
 

@@ -37,7 +37,9 @@ def test_nothing_outlives_the_driver(tmp_path: Path, how: signal.Signals) -> Non
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's background jobs ignore it
     )
     assert driver.stdout is not None
-    assert driver.stdout.readline() == "started\n"
+    started, session = driver.stdout.readline().split()
+    assert started == "started"
+    assert Path(session).parents[1].stat().st_mode & 0o777 == 0o700, "what is inside, Ray opens to everybody"
     family = psutil.Process(driver.pid).children(recursive=True)
     assert any("sleep" in process.name() for process in family)
     if how == signal.SIGKILL:  # two of Ray's own agents notice by themselves, but only after about a minute

@@ -27,7 +27,7 @@ from tests.unit.wiring.base import base
 from tests.unit.wiring.stage import stage, with_changes
 from tests.unit.wiring.test_reward_training_keys import reward_base
 
-PROVES = ("*.model.path", "*.model.gguf_file", "*.model.layers", "*.model.trust_remote_code")
+PROVES = tuple(f"*.model.{key}" for key in ("path", "gguf_file", "layers", "trust_remote_code", "revision"))
 
 
 def models_of(folder: Path, changes: Mapping[str, Any], monkeypatch: pytest.MonkeyPatch) -> dict[str, tuple[Any, ...]]:
@@ -37,7 +37,7 @@ def models_of(folder: Path, changes: Mapping[str, Any], monkeypatch: pytest.Monk
     def resolve(model: ModelConfig, cache: Path) -> Path:
         assert cache == folder / "models"
         where = folder / f"resolved-{len(asked)}"
-        asked[str(where)] = (Path(model.path).name, model.gguf_file, model.layers)
+        asked[str(where)] = (Path(model.path).name, model.gguf_file, model.layers, model.revision)
         return where
 
     with stage() as seen:
@@ -50,7 +50,10 @@ def models_of(folder: Path, changes: Mapping[str, Any], monkeypatch: pytest.Monk
         config = load_config(file)
         with training_roles(config, resolve_models(config, config.model_roles)):
             setups = {role: group.arguments[0][0] for role, group in seen.groups.items()}
-        found = {role: (*asked[setup.model_path], setup.trust_remote_code) for role, setup in setups.items()}
+        found = {
+            role: (*asked[setup.model_path][:3], setup.trust_remote_code, asked[setup.model_path][3])
+            for role, setup in setups.items()
+        }
         for group in seen.groups.values():
             group.arguments.clear()
     return found
@@ -61,21 +64,21 @@ class Words:
     eos_token_id = 2
 
 
-def named(path: str, gguf: str | None, layers: int | None, trusted: bool) -> dict[str, Any]:
-    return {"path": path, "gguf_file": gguf, "layers": layers, "trust_remote_code": trusted}
+def named(path: str, gguf: str | None, layers: int | None, trusted: bool, revision: str | None) -> dict[str, Any]:
+    return {"path": path, "gguf_file": gguf, "layers": layers, "trust_remote_code": trusted, "revision": revision}
 
 
 SAID = {
-    "actor": ("a", "a.gguf", None, False),
-    "critic": ("b", None, 2, True),
-    "reference": ("c", "c.gguf", 3, False),
-    "reward": ("d", None, 4, True),
+    "actor": ("a", "a.gguf", None, False, "r1"),
+    "critic": ("b", None, 2, True, None),
+    "reference": ("c", "c.gguf", 3, False, None),
+    "reward": ("d", None, 4, True, "r2"),
 }
 TURNED = {
-    "actor": ("e", None, 5, True),
-    "critic": ("f", "f.gguf", None, False),
-    "reference": ("g", None, None, True),
-    "reward": ("h", "h.gguf", 6, False),
+    "actor": ("e", None, 5, True, None),
+    "critic": ("f", "f.gguf", None, False, "r3"),
+    "reference": ("g", None, None, True, "r4"),
+    "reward": ("h", "h.gguf", 6, False, None),
 }
 
 
@@ -126,7 +129,7 @@ def test_a_judge_has_its_own_model(model: tuple[Any, ...], folder: Path, monkeyp
         with judge_engines(engines, resolve_models(engines, ())):
             setup = seen.groups["rollout"].arguments[0][0]
         seen.groups.clear()
-    assert [(own.path, own.gguf_file, own.layers) for own in asked] == [model[:3]]
+    assert [(own.path, own.gguf_file, own.layers, own.revision) for own in asked] == [(*model[:3], model[4])]
     assert (Path(setup.model_path).name, setup.trust_remote_code, setup.max_model_tokens) == ("made", model[3], 99)
 
 

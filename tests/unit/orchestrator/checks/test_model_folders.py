@@ -209,6 +209,11 @@ def test_paths_that_cannot_be(world: World, path: str, fix: str, planned: str) -
         layout(world.config)
 
 
+def test_a_folder_has_no_revision(world: World) -> None:
+    world.set("actor.model.revision", "v1")
+    refused(world, "actor.model.revision=v1 is of a model on the hub, and", "is a folder here; leave it out")
+
+
 def test_a_folder_that_may_not_be_read(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "access", lambda path, mode: Path(path) != world.policy)
     refused(world, f"actor.model.path={world.policy} may not be read by this user")

@@ -125,7 +125,9 @@ def test_a_download_on_this_machine_needs_no_network(
         written(cache / name / "snapshots" / "abc", SMALL)
         (cache / name / "refs").mkdir()
         (cache / name / "refs" / "main").write_text("abc")
-    assert read("me/mine", tmp_path) == read("gpt2", tmp_path) == SMALL
+        written(cache / name / "snapshots" / "def", NEWER)
+    assert read("me/mine", tmp_path) == read("gpt2", tmp_path) == read("me/mine", tmp_path, revision="abc") == SMALL
+    assert read("me/mine", tmp_path, revision="def") == NEWER
 
 
 def test_the_table_needs_no_network(tmp_path: Path, offline: None) -> None:
@@ -146,6 +148,9 @@ def test_an_unknown_model_is_refused_with_the_nearest_names_and_what_to_do(tmp_p
 def test_online_one_small_file_is_read_once(tmp_path: Path, hub: list[str]) -> None:
     assert read("some/model", tmp_path) == read("some/model", tmp_path, layers=None) == SMALL
     assert hub == ["/some/model/resolve/main/config.json"]
+    with pytest.raises(UnknownModel, match=r"the hub did not give it \(HTTP 404\)"):
+        read("some/model", tmp_path, revision="v1")
+    assert hub.pop() == "/some/model/resolve/v1/config.json"
     with pytest.raises(UnknownModel, match=r"the hub did not give it \(HTTP 401\)"):
         read("some/gated", tmp_path)
     with pytest.raises(UnknownModel, match=r"the hub did not give it \(no such folder\)"):

@@ -6,14 +6,18 @@ import json
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, TypeVar
 
+import huggingface_hub
 import pytest
 import torch
 import yaml
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
+from typer.testing import CliRunner
 
 import roles.zero.sharded
+from orchestrator.commands.app import app
 from orchestrator.config.base import BaseConfig
 from orchestrator.config.loading import dump_config, load_root
 from orchestrator.config.reward_training import RewardTrainingRun
@@ -23,6 +27,7 @@ from orchestrator.errors import ConfigError
 from orchestrator.ppo.scores import RunningScale
 from orchestrator.run.checkpoint import Checkpoint, Checkpoints, saved_step
 from orchestrator.stages.chosen_checkpoint import checkpoint_at, chosen_checkpoint
+from orchestrator.stages.measured_policy import policy_to_measure
 from orchestrator.stages.model_export import StoredModel
 from orchestrator.stages.policy_from_data import write_chat_template
 from roles.config.losses import ValueLossConfig
@@ -30,6 +35,7 @@ from roles.critic import Critic
 from roles.reward_trainer import RewardTrainer
 from roles.zero.setup import ModelSetup
 from roles.zero.trained_rank import TrainedPolicy
+from tests.unit.orchestrator.stages.test_model_hub import TOKEN, FakeHub, hub  # noqa: F401 (a fixture)
 from tests.unit.wiring import tiny
 from tests.unit.wiring.base import base
 from tests.unit.wiring.engines import PlainDeepSpeed
@@ -39,6 +45,7 @@ from tests.unit.wiring.test_reward_training_keys import reward_base
 from tests.unit.wiring.test_sft_keys import sft_base
 
 C = TypeVar("C", bound=BaseConfig)
+ROOT = Path(__file__).resolve().parents[4]
 LORA = {"rank": 2, "alpha": 8.0, "targets": "all-linear"}
 STEP = 2
 CASES: dict[str, dict[str, Any]] = {
@@ -260,3 +267,48 @@ def test_a_run_without_an_evaluation_has_no_best(tmp_path: Path) -> None:
     (tmp_path / "metrics.jsonl").write_text('{"step": 1, "sft/heldout_loss": 0.5}\n')
     with pytest.raises(ConfigError, match=r"\(its evaluations are of step 1\)"):
         chosen_checkpoint(tmp_path, best=True)
+
+
+def test_the_policy_of_a_checkpoint_is_there_while_it_is_measured(run_dir: Path, tmp_path: Path) -> None:
+    config: Any = SimpleNamespace(run_dir=str(tmp_path / "new"))
+    with policy_to_measure(config, StoredModel.open(chosen_checkpoint(run_dir), "actor")) as policy:
+        assert policy.folder is not None and policy.folder.is_relative_to(tmp_path / "new")
+        assert files_in(policy.folder) == files_in(run_dir / "actor")
+        assert (policy.step, policy.label) == (STEP, "step 2")
+    assert list((tmp_path / "new").iterdir()) == []
+
+
+# The command
+
+
+def told(*words: str | Path) -> tuple[int, str]:
+    result = CliRunner().invoke(app, ["export", *map(str, words)])
+    return result.exit_code, result.output
+
+
+def test_the_command_leaves_a_folder_with_a_card(run_dir: Path, tmp_path: Path) -> None:
+    code, output = told(run_dir, tmp_path / "out", "--role", "critic", "--step", "2")
+    assert code == 0 and "the critic of step 2 is in" in output, output
+    assert "critic, step 2" in (tmp_path / "out/README.md").read_text()
+    code, output = told(run_dir, tmp_path / "out")
+    assert code == 2 and "is not empty; remove it, or choose another folder" in output
+
+
+@pytest.mark.usefixtures("hub")
+def test_the_command_uploads_what_it_has_written(
+    run_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    code, output = told(run_dir, tmp_path / "out", "--push-to-hub", "mine")
+    assert code == 0 and "uploaded: https://hub/me/mine" in output, output
+    assert FakeHub.uploads == [("me/mine", tmp_path / "out", "the actor of step 2")] and TOKEN not in output
+    monkeypatch.setattr(huggingface_hub, "get_token", lambda: None)
+    code, output = told(run_dir, tmp_path / "other", "--push-to-hub", "mine")
+    assert code == 2 and "needs a token" in output and not (tmp_path / "other").exists()
+
+
+def test_the_command_refuses_what_contradicts_itself(run_dir: Path, tmp_path: Path) -> None:
+    code, output = told(run_dir, tmp_path / "out", "--step", "2", "--best")
+    assert code == 2 and "say one of them" in output
+    words = ["evaluate", str(ROOT / "configs/tiny.yaml"), "--step", "2", "--checkpoint", str(run_dir)]
+    result = CliRunner().invoke(app, words)
+    assert result.exit_code == 2 and "--checkpoint a folder; say one of them" in result.stderr

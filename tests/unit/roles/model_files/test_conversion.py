@@ -202,13 +202,22 @@ def test_a_missing_folder_is_not_sought_on_the_hub(tmp_path: Path, path: str) ->
 
 
 def test_a_hub_name_is_downloaded_or_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def offline(name: str, **_: object) -> str:
+    asked: list[tuple[str, str | None]] = []
+
+    def offline(name: str, *, revision: str | None, **_: object) -> str:
+        asked.append((name, revision))
         if name == "owner/there":
             return str(tmp_path)
         raise ConnectionError("no route")
 
     monkeypatch.setattr(conversion, "snapshot_download", offline)
-    monkeypatch.setattr(conversion, "file_text", lambda name, file: ("", None))
+    monkeypatch.setattr(
+        conversion, "file_text", lambda name, file, revision: asked.append((name, revision)) or ("", None)
+    )
     assert resolve_model(ModelConfig(path="owner/there"), tmp_path / "cache") == tmp_path
     with pytest.raises(ModelError, match=r"owner/model is neither a folder nor .*no route"):
         resolve_model(ModelConfig(path="owner/model"), tmp_path / "cache")
+    asked.clear()
+    with pytest.raises(ModelError, match=r"did not give its revision 0a1b2c \(no route\)"):
+        resolve_model(ModelConfig(path="owner/model", revision="0a1b2c"), tmp_path / "cache")
+    assert asked == [("owner/model", "0a1b2c")] * 2, "the file that is looked for, and the whole model"
