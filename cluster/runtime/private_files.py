@@ -1,5 +1,5 @@
-"""Files of a Ray on this machine that its user alone can reach: the token that lets callers in, sockets and logs. By itself
-Ray makes them for everybody."""
+"""Files of a Ray on this machine that its user alone can reach: the token that lets callers in, sockets and logs. By
+itself Ray makes them for everybody."""
 
 from __future__ import annotations
 
