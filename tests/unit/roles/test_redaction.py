@@ -14,9 +14,9 @@ from roles.redaction import without_credentials
 )
 def test_a_long_text_takes_no_longer_than_its_length(piece: str) -> None:
     text = "http://h" + piece * 400_000
-    began = time.perf_counter()
+    began = time.process_time()
     without_credentials(text)
-    assert time.perf_counter() - began < 5, "it takes 0.1 s; a quadratic expression takes minutes"
+    assert time.process_time() - began < 5, "it takes 0.1 s; a quadratic expression takes minutes"
 
 
 @pytest.mark.parametrize(
