@@ -23,6 +23,8 @@ T = TypeVar("T")
 Waiting = dict[Any, tuple[Rank, str]]
 """Reference → the rank and the method whose result it is."""
 
+LOOK_S = 1e-5
+"""Seconds that a look at one reference takes."""
 GRACE_S = 3.0
 """Seconds to wait for other failures after one that may be a consequence, to find the cause."""
 IDLE_POLL_S = 0.2
@@ -73,9 +75,9 @@ def wait_all(calls: Sequence[Call[Any]], deadline_s: float) -> None:
         receipt: (rank, call.method) for call in calls for rank, receipt in zip(call.ranks, call.receipts, strict=True)
     }
     while waiting:
-        receipt = _next(waiting, until, deadline_s)
-        rank, method = waiting.pop(receipt)
-        _raise_failure(rank, method, receipt, waiting)
+        for receipt in _ready(waiting, until, deadline_s):
+            rank, method = waiting.pop(receipt)
+            _raise_failure(rank, method, receipt, waiting)
 
 
 class Stream:
@@ -105,7 +107,7 @@ class Stream:
     def __next__(self) -> tuple[Any, Any]:
         while self._waiting:
             try:
-                items = _next(self._waiting, self._until, self._deadline_s)
+                items = _ready(self._waiting, self._until, self._deadline_s)[0]
                 rank, method = self._waiting[items]
                 receipt = next(items)
                 _raise_failure(rank, method, receipt, self._waiting)
@@ -169,11 +171,15 @@ def _fetch(rank: Rank, method: str, ref: Any, deadline_s: float) -> Any:
         raise failures.from_ray(rank.identity, method, error) from None
 
 
-def _next(waiting: Waiting, until: float, deadline_s: float) -> Any:
-    """Wait for a reference that is ready; raises if a rank of any group dies or the time is over."""
+def _ready(waiting: Waiting, until: float, deadline_s: float) -> list[Any]:
+    """Wait for references that are ready; raises if a rank of any group dies or the time is over.
+
+    After the first one, others are waited for as long as looking at all of them takes, so that the work is linear in
+    their number however they come.
+    """
     sentinels = {rank.sentinel: rank for rank in STARTED.watched}
-    left = max(0.0, until - time.monotonic())
-    ready, _ = ray.wait([*waiting, *sentinels], num_returns=1, timeout=left, fetch_local=False)
+    every, left = [*waiting, *sentinels], max(0.0, until - time.monotonic())
+    ready, _ = ray.wait(every, num_returns=1, timeout=left, fetch_local=False)
     if not ready:
         names = ", ".join(dict.fromkeys(f"{rank.identity.role}.{method}" for rank, method in waiting.values()))
         late, told = report(dict(waiting.values()))
@@ -181,7 +187,8 @@ def _next(waiting: Waiting, until: float, deadline_s: float) -> Any:
     if ready[0] in sentinels:
         rank = sentinels[ready[0]]
         _raise_failure(rank, _method_of(rank, waiting), rank.sentinel, waiting)
-    return ready[0]
+    ready, _ = ray.wait(every, num_returns=len(every), timeout=len(every) * LOOK_S, fetch_local=False)
+    return [reference for reference in ready if reference in waiting]
 
 
 def _raise_failure(rank: Rank, method: str, reference: Any, waiting: Waiting) -> None:
