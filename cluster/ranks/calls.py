@@ -23,7 +23,7 @@ T = TypeVar("T")
 Waiting = dict[Any, tuple[Rank, str]]
 """Reference → the rank and the method whose result it is."""
 
-LOOK_S = 1e-5
+GATHER_S = 1e-5
 """Seconds that a look at one reference takes."""
 GRACE_S = 3.0
 """Seconds to wait for other failures after one that may be a consequence, to find the cause."""
@@ -187,7 +187,7 @@ def _ready(waiting: Waiting, until: float, deadline_s: float) -> list[Any]:
     if ready[0] in sentinels:
         rank = sentinels[ready[0]]
         _raise_failure(rank, _method_of(rank, waiting), rank.sentinel, waiting)
-    ready, _ = ray.wait(every, num_returns=len(every), timeout=len(every) * LOOK_S, fetch_local=False)
+    ready, _ = ray.wait(every, num_returns=len(every), timeout=len(every) * GATHER_S, fetch_local=False)
     return [reference for reference in ready if reference in waiting]
 
 
