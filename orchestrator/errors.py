@@ -7,8 +7,8 @@ TetrarchError            the run failed (exit code 1)
 ├── LabellingStopped     the budget is spent or the judge is down; what was labelled is kept
 ├── FileNotWritten       a file that is written while the run goes on could not be; a checkpoint is saved
 ├── WeightsDiffer        the engines do not sample from the trainer's weights; the batch is kept
-└── StopTraining         a rule of the configuration ends the run after a step; a checkpoint is saved
-    └── KlBudgetSpent    the policy is farther from the reference than ppo.kl.budget.stop allows
+├── RollBack             a rule of the configuration sends the run back to an earlier checkpoint
+└── StopTraining         a rule of the configuration ends the run after a step (exit code 4); a checkpoint is saved
 """
 
 
@@ -44,9 +44,13 @@ class LabellingStopped(TetrarchError):
     """The budget is spent, or the judge is down; what was labelled is kept."""
 
 
+class RollBack(TetrarchError):
+    """The rule `rule` has fired in step `at`: the run goes back to a checkpoint of step `good` or before."""
+
+    def __init__(self, message: str, rule: str, at: int, good: int) -> None:
+        super().__init__(message)
+        self.rule, self.at, self.good = rule, at, good
+
+
 class StopTraining(TetrarchError):
     """A rule of the configuration ends the run after a step; a checkpoint is saved."""
-
-
-class KlBudgetSpent(StopTraining):
-    """The policy is farther from the reference than the configuration allows."""

@@ -43,8 +43,34 @@ class Fact:
     """How the fact is computed from the values of all steps."""
 
 
-Bands = tuple[tuple[float, str], ...]
-"""Named ranges of values: (upper bound, name), ascending."""
+KL_TOKENS = 50
+"""Mean length of the responses, in generated tokens, for which bounds of the KL per response are given. They grow and
+shrink with the length: what counts is the KL per token."""
+
+
+@dataclass(frozen=True, slots=True)
+class Bands:
+    """Named ranges of values. Example: `Bands(((1.0, "close"), (math.inf, "far")), tokens=50)`."""
+
+    limits: tuple[tuple[float, str], ...]
+    """(upper bound, name), ascending."""
+    tokens: float | None = None
+    """The bounds hold for responses of so many generated tokens, and grow and shrink with their mean length; None: they
+    hold for all."""
+
+    def at(self, length: float | None) -> tuple[tuple[float, str], ...]:
+        """The bounds for responses of `length` generated tokens, mean; None: of `tokens`."""
+        scale = 1.0 if length is None or self.tokens is None else length / self.tokens
+        return tuple((bound * scale, name) for bound, name in self.limits)
+
+
+KL_BANDS = Bands(
+    ((1.0, "close"), (2.0, "moving"), (6.0, "healthy"), (10.0, "stretched"), (20.0, "far"), (math.inf, "collapse")),
+    tokens=KL_TOKENS,
+)
+"""Bands of the KL from the reference, in nats per response of 50 tokens (about the length of the summaries in the N+
+details, arXiv 2403.17031): below 1 the policy has hardly moved, 2 to 6 is healthy, from 20 on it collapses."""
+KL_BANDS_PER_TOKEN = Bands(KL_BANDS.at(1.0))
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,14 +89,15 @@ class Metric:
     """Name in the chart's legend; empty: the key."""
     shown: Shown | None = None
     facts: tuple[Fact, ...] = ()
-    bands: Bands = ()
+    bands: Bands | None = None
     doing: str = ""
     """For the time of a phase: the text that the user reads while the phase runs."""
     quantile: float | None = None
     """For a length: share of the responses that are not longer."""
 
-    def band_of(self, value: float) -> str:
-        """Name of the band that holds `value`; empty for NaN and without bands."""
-        if not self.bands or math.isnan(value):
+    def band_of(self, value: float, length: float | None = None) -> str:
+        """Name of the band that holds `value`; empty for NaN and without bands. `length`: see `Bands.at`."""
+        if self.bands is None or math.isnan(value):
             return ""
-        return next((name for bound, name in self.bands if value < bound), self.bands[-1][1])
+        limits = self.bands.at(length)
+        return next((name for bound, name in limits if value < bound), limits[-1][1])

@@ -6,22 +6,13 @@ the declarations of the metrics that a run has. Metrics that a run names itself 
 
 from __future__ import annotations
 
-import math
-
 from cluster.role_table import ROLES, trained_roles, working_in
-from orchestrator.metric_types import Bands, Chart, Fact, Metric, Shown
+from orchestrator.healing_metrics import HEALING_METRICS
+from orchestrator.metric_types import KL_BANDS, KL_BANDS_PER_TOKEN, Chart, Fact, Metric, Shown
 from orchestrator.training_metrics import TRAINING_METRICS
 
-KL_BANDS: Bands = (
-    (1.0, "close"),
-    (2.0, "moving"),
-    (6.0, "healthy"),
-    (10.0, "stretched"),
-    (20.0, "far"),
-    (math.inf, "collapse"),
-)
-"""Bands of the KL from the reference, in nats per response: below 1 the policy has hardly moved, 2 to 6 is healthy,
-from 20 on it collapses."""
+RESPONSE_LENGTH = "response/length_mean"
+"""Key of the metric to which bands are scaled."""
 
 _SCORE = Chart("Score")
 _CLIPPED = Chart("Clip fraction", low=0.0)
@@ -40,6 +31,12 @@ _ALL = (
         shown=Shown("score", "{:+.3f}", deviation="score/std"),
     ),
     Metric("score/std", "", "Standard deviation of the scores (biased)"),
+    Metric(
+        "score/flat_groups",
+        "fraction",
+        "Prompts all of whose responses got the same score; missing with one response to a prompt",
+        Chart("Prompts without spread", low=0.0),
+    ),
     Metric("score/disagreement", "", "Of an ensemble: standard deviation between its members, mean over the batch"),
     Metric(
         "reward/mean", "", "Score minus the KL penalty, summed over a response, mean over the trained responses", _SCORE
@@ -52,7 +49,13 @@ _ALL = (
         shown=Shown("KL", "{:.2f}"),
         bands=KL_BANDS,
     ),
-    Metric("objective/kl_per_token", "nats/token", "The same, mean over all generated tokens"),
+    Metric(
+        "objective/kl_per_token",
+        "nats/token",
+        "The same, mean over all generated tokens",
+        Chart("KL to the reference per token"),
+        bands=KL_BANDS_PER_TOKEN,
+    ),
     Metric(
         "objective/entropy",
         "nats/token",
@@ -114,7 +117,7 @@ _ALL = (
     Metric("advantage/mean", "", "Advantages before whitening, mean over the trained tokens"),
     Metric("advantage/std", "", "Their standard deviation (biased)"),
     Metric(
-        "response/length_mean",
+        RESPONSE_LENGTH,
         "tokens",
         "Generated tokens per response, EOS included",
         Chart("Response length"),
@@ -137,6 +140,12 @@ _ALL = (
         Chart("Truncated responses", low=0.0),
         shown=Shown("truncated", "{:.0%}"),
     ),
+    Metric(
+        "response/repeated_fraction",
+        "fraction",
+        "Sequences of four tokens that occurred before in the same response",
+        Chart("Repeated text", low=0.0),
+    ),
     Metric("kl/coefficient", "", "Weight of the KL penalty in this step", Chart("KL coefficient", low=0.0)),
     Metric("lr/actor", "", "Learning rate of the actor at the last optimizer step", _LEARNING_RATES),
     Metric("lr/critic", "", "Learning rate of the critic at the last optimizer step", _LEARNING_RATES),
@@ -149,28 +158,7 @@ _ALL = (
     ),
     Metric("engine/logprob_gap_max", "nats/token", "The largest such gap of the batch", _LOGPROB_GAP),
     Metric("weights/version", "", "Version of the weights that the engines hold after this step"),
-    Metric(
-        "healing/engine_restarts",
-        "",
-        "Engines that failed and were started again since the step before; missing in a step without one",
-        shown=Shown("engine restarts", "{:.0f}"),
-        facts=(Fact("Engine restarts", "sum"),),
-    ),
-    Metric("healing/prompts_moved", "", "Prompts that engines left when they failed, and that others answered"),
-    Metric(
-        "healing/run_restarts",
-        "",
-        "Times that all roles were started again before this step, since a trained rank failed; missing otherwise",
-        shown=Shown("run restarts", "{:.0f}"),
-        facts=(Fact("Restarts of the run", "sum"),),
-    ),
-    Metric(
-        "healing/frozen_restarts",
-        "",
-        "Groups of frozen ranks that were started again since the step before; missing in a step without one",
-        shown=Shown("frozen restarts", "{:.0f}"),
-        facts=(Fact("Restarts of frozen groups", "sum"),),
-    ),
+    *HEALING_METRICS,
     Metric(
         "time/generate_s",
         "s",

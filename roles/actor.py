@@ -133,10 +133,6 @@ class Actor(TrainedPolicy):
         """Let the learning rate's schedule end after so many optimizer steps."""
         self._model.expect(optimizer_steps)
 
-    def slow_down(self, factor: float) -> None:
-        """Multiply the learning rate from here on."""
-        self._model.slow_down(factor)
-
     def connect(self, client: EngineClient) -> None:
         """Meet the vLLM engines behind `client`; once, before the first push."""
         address = os.environ["MASTER_ADDR"]  # rank 0 is there, and it alone sends

@@ -1,6 +1,7 @@
 """The errors of the roles.
 
 RoleError
+├── Diverged               a loss or a gradient of a trained model is NaN or infinite
 ├── EnvironmentFailed      an environment raised, hung or answered with something else, past its retries
 ├── LossNotFinite          a micro-batch's loss is NaN or infinite
 ├── ModelError             a model folder, tokenizer or GGUF file that cannot be used
@@ -12,6 +13,10 @@ RoleError
 
 class RoleError(RuntimeError):
     """A role cannot go on; the message names the value and the fix."""
+
+
+class Diverged(RoleError):
+    """A loss or a gradient of a trained model is NaN or infinite."""
 
 
 class EnvironmentFailed(RoleError):

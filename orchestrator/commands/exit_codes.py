@@ -19,13 +19,14 @@ from cluster.runtime.last_resort import at_most
 from orchestrator.config.base import BaseConfig
 from orchestrator.config.loading import unread_overrides
 from orchestrator.config.secrets import check_overrides, unencrypted_tokens
-from orchestrator.errors import ConfigError, LabellingStopped, TetrarchError
+from orchestrator.errors import ConfigError, LabellingStopped, StopTraining, TetrarchError
 from orchestrator.run.checkpoint import progress_of
 from orchestrator.run.resume_rules import RESUME_RULES
 from roles.errors import RoleError
 
 RUN_FAILED = 1
 CONFIG_WRONG = 2
+RULE_STOPPED = 4
 INTERRUPTED = 130
 TERMINATED = 143
 
@@ -123,6 +124,8 @@ def reported(debug: bool) -> Iterator[Outcome]:
         typer.secho("ended by SIGTERM" if ended else "stopped", fg=typer.colors.YELLOW, bold=True, err=True)
         report.progress()
         raise typer.Exit(TERMINATED if ended else INTERRUPTED) from None
+    except StopTraining as error:
+        report.fail("a rule of the configuration has ended the run", error, RULE_STOPPED, debug)
     except LabellingStopped as error:
         report.fail("labelling has stopped", error, RUN_FAILED, debug)
     except Exception as error:

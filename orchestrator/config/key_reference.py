@@ -43,6 +43,7 @@ UNITS = {
     "ppo.kl.controller.initial": "reward per nat",
     "ppo.kl.controller.coefficient": "reward per nat",
     "ppo.kl.budget.factor": "",
+    "ppo.kl.budget.tokens": "tokens",
     "ppo.kl.budget.*": "nats per response",
     "canary.limit": "nats per token",
     "steps": "PPO steps",

@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
+from orchestrator.metric_types import KL_TOKENS
 from roles.config.section import Section
 
 
@@ -36,8 +37,12 @@ KlControllerConfig = Annotated[FixedKl | AdaptiveKl, Field(discriminator="type")
 
 
 class KlBudget(Section):
-    """What happens when the mean KL of a batch, in nats per response, is above a bound; null: nothing."""
+    """What happens when the mean KL of a batch is above a bound; null: nothing. Bounds are in nats per response of
+    `tokens` generated tokens."""
 
+    tokens: int | None = Field(default=KL_TOKENS, ge=1)
+    """The bounds hold for responses of this length, and grow and shrink with the mean length of the batch's responses:
+    10 nats in 50 tokens are as far as 200 nats in 1,000. null: they hold for every length."""
     warn: float | None = Field(default=10.0, gt=0)
     """Above this KL a warning is printed; at about 10 the policy drifts."""
     slow_down: float | None = Field(default=None, gt=0)
@@ -46,6 +51,10 @@ class KlBudget(Section):
     """What the learning rate is multiplied by at each step above `slow_down`."""
     stop: float | None = Field(default=None, gt=0)
     """Above this KL the run saves a checkpoint and ends; at about 20 the policy collapses."""
+
+    def at(self, bound: float, length: float) -> float:
+        """A bound for responses of `length` generated tokens, mean."""
+        return bound if self.tokens is None else bound * length / self.tokens
 
 
 class KlConfig(Section):

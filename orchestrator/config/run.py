@@ -7,6 +7,7 @@ from typing import Any
 from pydantic import Field
 
 from cluster.role_table import CRITIC, ENGINES, LABELLER, REFERENCE, REWARD, ROLES, gpu_roles
+from orchestrator.config.alerts import AlertsConfig
 from orchestrator.config.canary import CanaryConfig
 from orchestrator.config.evaluation import EvaluationRun
 from orchestrator.config.ppo import PpoConfig
@@ -27,6 +28,8 @@ class RunConfig(EvaluationRun):
     """How the policy learns."""
     canary: CanaryConfig = CanaryConfig()
     """Whether the engines sample from the trainer's weights."""
+    alerts: AlertsConfig | None = AlertsConfig()
+    """What the run warns of, goes back for, or ends for; null: nothing."""
     retraining: RetrainingConfig | None = None
     """How the reward model goes on learning during the run; null: it is frozen."""
 

@@ -108,3 +108,12 @@ def finish_scoring(
     wait_for([*spreads, *(beside.spreads if beside else ())], deadline_s, recovery)
     ordered = sorted(scorings, key=lambda scoring: scoring.part)
     return Scored.concatenate([scoring.result(deadline_s) for scoring in ordered])
+
+
+def reference_fingerprint(roles: Roles) -> str:
+    """The fingerprint of the frozen model's weights."""
+
+    def asked() -> list[str]:
+        return roles.reference.call(FrozenPolicy.reference_fingerprint).result(roles.deadlines.score_s)
+
+    return roles.policy.recovery.repeated(asked)[0]

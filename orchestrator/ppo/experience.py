@@ -76,7 +76,7 @@ def to_experience(
         groups=torch.arange(len(scored)) // responses_per_prompt,
         baselines=baselines,
     )
-    stats = experience_stats(scored, trained, rewards, advantages, returns)
+    stats = experience_stats(scored, trained, rewards, advantages, returns, responses_per_prompt)
     advantages = whiten(advantages, trained) if ppo.whitens else advantages
     return _by_role(scored, trained, advantages, critics, returns), stats
 

@@ -14,6 +14,10 @@ from roles.batch import Scored
 from roles.losses.kl_estimators import k1
 from roles.measured import measured, metric
 
+SEQUENCE = 4
+"""Number of tokens in the sequences that are searched for repeated text."""
+_PRIMES = (0x9E3779B97F4A7C15 - 2**64, 0xC2B2AE3D27D4EB4F - 2**64, 0x165667B19E3779F9, 0x27D4EB2F165667C5)
+
 
 @dataclass(frozen=True, slots=True)
 class ExperienceStats:
@@ -31,6 +35,8 @@ class ExperienceStats:
     score_mean: float = metric("score/mean")
     """Mean of the raw scores of all responses, without truncation penalties."""
     score_std: float = metric("score/std")
+    flat_groups: float | None = metric("score/flat_groups")
+    """None with one response to a prompt."""
     score_disagreement: float | None = metric("score/disagreement")
     """None without an ensemble."""
     reward_mean: float = metric("reward/mean")
@@ -48,6 +54,8 @@ class ExperienceStats:
     turns_mean: float = metric("response/turns_mean")
     """Mean number of runs of generated tokens in a response."""
     truncated_fraction: float = metric("response/truncated_fraction")
+    repeated_fraction: float = metric("response/repeated_fraction")
+    """Of all sequences of four tokens of the batch; 0 if there is none."""
     logprob_gap_mean: float = metric("engine/logprob_gap_mean")
     """Mean over the generated tokens."""
     logprob_gap_max: float = metric("engine/logprob_gap_max")
@@ -58,7 +66,12 @@ class ExperienceStats:
 
 
 def experience_stats(
-    scored: Scored, trained: Tensor, rewards: Tensor, advantages: Tensor, returns: Tensor
+    scored: Scored,
+    trained: Tensor,
+    rewards: Tensor,
+    advantages: Tensor,
+    returns: Tensor,
+    responses_per_prompt: int = 1,
 ) -> ExperienceStats:
     """Statistics of a batch; `trained`, `rewards`, `advantages`, `returns`: `[batch, time]`, as in `to_experience`."""
     rollouts, generated = scored.rollouts, scored.rollouts.response_mask
@@ -74,6 +87,7 @@ def experience_stats(
         named={f"{name}/{part}": x for name, both in named.items() for part, x in zip(STATISTICS, both, strict=True)},
         score_mean=float(scores.mean()),
         score_std=float(scores.std(correction=0)),
+        flat_groups=flat_groups(scores.view(-1, responses_per_prompt)) if responses_per_prompt > 1 else None,
         score_disagreement=float(scored.disagreement.mean()) or None,
         reward_mean=mean(rewards.double().sum(1)[trained.any(1)]),
         kl=float(kl.sum()) / len(scored),
@@ -86,6 +100,7 @@ def experience_stats(
         prompt_length_mean=float(rollouts.lengths.sum() - generated.sum()) / len(scored),
         turns_mean=float((generated[:, 1:] & ~generated[:, :-1]).sum()) / len(scored),
         truncated_fraction=float((~rollouts.finished).double().mean()),
+        repeated_fraction=repeated_fraction(rollouts.token_ids, generated),
         logprob_gap_mean=float(gap.mean()),
         logprob_gap_max=float(gap.max()),
     )
@@ -112,6 +127,30 @@ def explained_variance(values: Tensor, returns: Tensor) -> float:
         return 0.0
     total = float(returns.var(correction=0))
     return 1.0 - float((returns - values).var(correction=0)) / total if total > 0 else 0.0
+
+
+def flat_groups(scores: Tensor) -> float:
+    """Share of the rows of `[prompts, responses]` in which all scores are the same, up to rounding."""
+    low, high = scores.amin(1), scores.amax(1)
+    return float(torch.isclose(low, high, rtol=1e-5, atol=1e-8).double().mean())
+
+
+def repeated_fraction(token_ids: Tensor, generated: Tensor) -> float:
+    """Share of the sequences of four generated tokens that have occurred before in the same response, as in Welleck et
+    al. (arXiv 1908.04319), of all of the batch; 0 if there is none.
+
+    Args:
+        token_ids: int64 `[batch, time]`.
+        generated: bool `[batch, time]`.
+    """
+    total = distinct = 0
+    for row, mask in zip(token_ids, generated, strict=True):
+        tokens = row[mask]
+        if len(tokens) >= SEQUENCE:
+            windows = tokens.unfold(0, SEQUENCE, 1)
+            hashes = (windows * torch.tensor(_PRIMES)).sum(1)  # modulo 2^64: equal for equal windows, and hardly else
+            total, distinct = total + len(hashes), distinct + len(hashes.unique())
+    return 1.0 - distinct / total if total else 0.0
 
 
 def mean(x: Tensor) -> float:

@@ -13,7 +13,7 @@ from typing import Any
 from orchestrator.display_text import number, percent
 from orchestrator.known_metrics import metrics_in
 from orchestrator.metric_types import Chart, Metric
-from orchestrator.metrics import METRICS
+from orchestrator.metrics import METRICS, RESPONSE_LENGTH
 from orchestrator.report.evaluation_results import Estimate, EvaluationResult
 from orchestrator.report.figure import Band, Line, curves, histogram, reliability_figure, stacked
 from orchestrator.report.gap import figure as gap_figure
@@ -55,10 +55,11 @@ def _curves(chart: Chart, metrics: list[Metric], record: RunRecord) -> Card:
     show = percent if first.unit == "fraction" else number
     unit = "" if first.unit == "fraction" else first.unit
     targets = [record.state.targets[metric.key] for metric in metrics if metric.key in record.state.targets]
-    bands = _bands(first)
+    length = _mean([step[RESPONSE_LENGTH] for step in record.metrics if RESPONSE_LENGTH in step])
+    bands = _bands(first, length)
     about = [_about(metric, several) for metric in metrics]
     if bands:
-        about.append(f"Bands: {', '.join(band.name for band in bands)}.")
+        about.append(f"Bands{_scaled(first, length)}: {', '.join(band.name for band in bands)}.")
     bad = sorted({step for line in lines for step, v in line.points if not math.isfinite(v)})
     if bad:
         about.append(f"Not a number at step {', '.join(map(str, bad[:8]))}{' and others' if len(bad) > 8 else ''}.")
@@ -102,12 +103,28 @@ def _summary(lines: Sequence[Line], show: Callable[[float], str]) -> str:
     return "; ".join(parts) or "no finite value was recorded"
 
 
-def _bands(metric: Metric) -> list[Band]:
-    lows = [-math.inf, *(high for high, _ in metric.bands)]
+def _mean(values: Sequence[float]) -> float | None:
+    """None if no value is finite."""
+    finite = [value for value in values if math.isfinite(value)]
+    return math.fsum(finite) / len(finite) if finite else None
+
+
+def _scaled(metric: Metric, length: float | None) -> str:
+    """For which responses the bands are drawn."""
+    tokens = metric.bands.tokens if metric.bands else None
+    return f" for responses of {number(length or tokens)} tokens" if tokens else ""
+
+
+def _bands(metric: Metric, length: float | None) -> list[Band]:
+    """The bands that have a colour. `length`: see `orchestrator.metric_types.Bands.at`."""
+    bounds = metric.bands.at(length) if metric.bands else ()
+    lows = [-math.inf, *(high for high, _ in bounds)]
     found = []
-    for low, (high, name) in zip(lows, metric.bands, strict=False):
+    for low, (high, name) in zip(lows, bounds, strict=False):
         if name in _COLOURED:
-            limits = f">{low:g}" if math.isinf(high) else f"<{high:g}" if math.isinf(low) else f"{low:g}-{high:g}"
+            limits = (
+                f">{low:.3g}" if math.isinf(high) else f"<{high:.3g}" if math.isinf(low) else f"{low:.3g}-{high:.3g}"
+            )
             found.append(Band(f"{name} {limits}", low, high, name))
     return found
 
@@ -130,7 +147,8 @@ def evaluation_cards(evaluations: list[EvaluationResult]) -> list[Card]:
             means = [(step, estimate.mean) for step, estimate in points]
             line = Line(name, means, [estimate.standard_error for _, estimate in points])
             chart = Chart(f"{name}, held out")
-            figure = curves(chart, [line], number, _bands(METRICS[key]) if key else [], [])
+            bands = _bands(METRICS[key], _mean([e.length.mean for e in found])) if key else []
+            figure = curves(chart, [line], number, bands, [])
             about = "Bars are one standard error."
             cards.append(Card(chart.title, number(means[-1][1]), figure, _summary([line], number), about))
     return cards

@@ -25,6 +25,8 @@ from orchestrator.report.terminal_lines import shown, step_line
 
 _HISTORY = 20
 """Number of latest steps in the live display's trends and in the estimate of the remaining time."""
+_WARNINGS = 3
+"""Number of newest warnings that stay in the live display."""
 
 
 class Progress(Protocol):
@@ -44,6 +46,9 @@ class Progress(Protocol):
 
     def lines(self, text: str) -> None:
         """Print text that stays on the screen."""
+
+    def warn(self, text: str) -> None:
+        """Print a warning that stays on the screen."""
 
     def close(self) -> None:
         """End the display: the run has ended."""
@@ -115,6 +120,10 @@ class PlainProgress:
         with self._lock:
             self._print(text)
 
+    def warn(self, text: str) -> None:
+        """Print a line that begins with `warning`."""
+        self.lines(f"warning: {text}")
+
     def close(self) -> None:
         """End the heartbeat."""
         self._closed.set()
@@ -145,6 +154,7 @@ class LiveProgress:
         self._began = time.monotonic()
         self._doing, self._doing_since = "starting", self._began
         self._history: deque[Mapping[str, float]] = deque(maxlen=_HISTORY)
+        self._warnings: deque[str] = deque(maxlen=_WARNINGS)
         self._console = console
         self._spinner = Spinner("dots" if console.encoding.startswith("utf") else "line")
         self._live = Live(get_renderable=self._render, console=console, refresh_per_second=5)
@@ -168,6 +178,11 @@ class LiveProgress:
     def lines(self, text: str) -> None:
         """Print above the display."""
         self._console.print(Text(text))
+
+    def warn(self, text: str) -> None:
+        """Print above the display, and keep the beginning of the newest warnings in it."""
+        self._warnings.append(text)
+        self._console.print(Text(f"warning: {text}", style="yellow"))
 
     def close(self) -> None:
         """Stop redrawing; the last state stays on the screen."""
@@ -194,6 +209,10 @@ class LiveProgress:
             parts.append(self._spinner)
         if self._history:
             parts.append(self._table())
+        for warning in self._warnings:
+            line = Text(printable(f"! {warning}"), style="yellow")
+            line.truncate(self._console.width - 1, overflow="ellipsis")
+            parts.append(line)
         return Group(*parts)
 
     def _table(self) -> Table:

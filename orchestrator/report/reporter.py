@@ -19,6 +19,7 @@ from cluster.runtime.last_resort import at_most
 from orchestrator.known_metrics import check_known
 from orchestrator.metrics import METRICS
 from orchestrator.report import run_files
+from orchestrator.report.alert_lines import Alert, WentBack
 from orchestrator.report.evaluation_results import EvaluationResult, SampleRow
 from orchestrator.report.file_writer import FileWriter
 from orchestrator.report.page import render_report
@@ -146,6 +147,21 @@ class Reporter:
                 self._tensorboard.flush()
         self._step = step
         self._progress.step(step, numbers)
+
+    def alert(self, alert: Alert) -> None:
+        """Report a rule that has fired: a warning that stays on the screen, and one line of `alerts.jsonl`."""
+        append_line(self._run_dir / run_files.ALERTS_FILE, asdict(alert))
+        if self._tensorboard is not None:
+            self._tensorboard.add_text("alerts", str(alert), alert.step)
+        self._progress.warn(str(alert))
+
+    def alerts(self) -> list[dict[str, Any]]:
+        """The lines of `alerts.jsonl`, also of those before the run was resumed."""
+        return run_files.read_lines(self._run_dir / run_files.ALERTS_FILE)
+
+    def went_back(self, back: WentBack) -> None:
+        """Report that the run goes on from an earlier step because of an alert: one line of `alerts.jsonl`."""
+        append_line(self._run_dir / run_files.ALERTS_FILE, asdict(back))
 
     def metrics(self) -> Iterator[tuple[int, Mapping[str, float]]]:
         """Step and metrics of all reported steps, also of those before the run was resumed."""

@@ -29,6 +29,7 @@ SAMPLES_FOLDER = "samples"
 LEDGER_FILE = "ledger.jsonl"
 """What became of every generated sample."""
 EVALUATION_FILE = "evaluation.jsonl"
+ALERTS_FILE = "alerts.jsonl"
 CONFIG_FILE = "config.yaml"
 STATE_FILE = "run.json"
 HTML_FILE = "report.html"
@@ -37,7 +38,7 @@ VERDICTS = "judge-answers.jsonl"
 """What `tetrarch evaluate` has measured."""
 BEST_OF_N = "best-of-n.jsonl"
 """The best responses that `tetrarch best-of-n` has found, where it is not told another file."""
-LINES = (METRICS_FILE, SAMPLES_FILE, EVALUATION_FILE, LEDGER_FILE)
+LINES = (METRICS_FILE, SAMPLES_FILE, EVALUATION_FILE, LEDGER_FILE, ALERTS_FILE)
 """Files of JSON lines, each of a step."""
 ALL_FILES = (*LINES, CONFIG_FILE, STATE_FILE, HTML_FILE)
 

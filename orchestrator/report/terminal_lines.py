@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from orchestrator.display_text import duration, printable
 from orchestrator.metric_types import Metric
-from orchestrator.metrics import METRICS
+from orchestrator.metrics import METRICS, RESPONSE_LENGTH
 from orchestrator.report.evaluation_results import EvaluationChange, EvaluationResult, SampleRow, evaluation_changes
 
 
@@ -51,7 +51,9 @@ def shown(metrics: Mapping[str, float]) -> Iterator[ShownMetric]:
 
 def _remark(metric: Metric, metrics: Mapping[str, float]) -> str:
     deviation = metric.shown.deviation if metric.shown else ""
-    return f"(sd {metrics[deviation]:.3f})" if deviation in metrics else metric.band_of(metrics[metric.key])
+    if deviation in metrics:
+        return f"(sd {metrics[deviation]:.3f})"
+    return metric.band_of(metrics[metric.key], metrics.get(RESPONSE_LENGTH))
 
 
 def evaluation_lines(result: EvaluationResult, before: EvaluationResult | None) -> str:

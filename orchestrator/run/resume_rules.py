@@ -65,7 +65,7 @@ retraining.judge.headers retraining.judge.api_key_env retraining.judge.concurren
 retraining.judge.prices retraining.prompts retraining.responses_per_prompt retraining.epochs
 retraining.groups_per_step retraining.optimizer.learning_rate retraining.optimizer.schedule
 retraining.gradient_checkpointing
-trained.zero trained.micro_batch_tokens trained.gradient_checkpointing trained.model.trust_remote_code canary
+trained.zero trained.micro_batch_tokens trained.gradient_checkpointing trained.model.trust_remote_code canary alerts
 trained.optimizer.learning_rate trained.optimizer.schedule
 frozen.micro_batch_tokens frozen.zero frozen.model.trust_remote_code reward.urls reward.headers reward.protocol
 reward.workers reward.timeout_s reward.retries environment.workers environment.timeout_s environment.retries

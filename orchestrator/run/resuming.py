@@ -28,6 +28,8 @@ from orchestrator.run.resume_rules import ResumeRules, rules_of
 
 Resume = Literal["newest"] | int | None
 """The checkpoint to resume from: the newest, that of a step, or none (a new run)."""
+BEGINNING = 0
+"""In place of a checkpoint's step: the run begins anew, and all that it has left is set aside."""
 
 SET_ASIDE = "set-aside"
 """Folder in `run_dir` for files that are newer than the checkpoint of `--resume-from`."""
@@ -49,7 +51,7 @@ class ChangedKey:
 
 def checkpoint_to_resume(config: BaseConfig, resume: Resume) -> Checkpoint | None:
     """The chosen checkpoint; ConfigError if it does not exist, or if `config` cannot be resumed from it."""
-    if resume is None:
+    if resume is None or resume == BEGINNING:
         return None
     folder = Path(config.run_dir)
     checkpoints = Checkpoints(folder / "checkpoints", config.checkpoint.keep)
@@ -87,8 +89,12 @@ def _nothing_to_resume(config: BaseConfig, checkpoints: Checkpoints, resume: Res
     return f"run_dir={folder} holds no checkpoint to resume from; {elsewhere}, or remove this one"
 
 
-def take_up(run_dir: Path, checkpoint: Checkpoint, config: BaseConfig, resume: Resume) -> list[str]:
-    """Bring the run's files to the state of `checkpoint`, if they are newer; returns messages for the user."""
+def take_up(run_dir: Path, checkpoint: Checkpoint | None, config: BaseConfig, resume: Resume) -> list[str]:
+    """Bring the run's files to the state of `checkpoint` (None: before the first step), if they are newer; returns
+    messages for the user."""
+    if checkpoint is None:
+        later = set_aside(run_dir, BEGINNING, rules_of(config).leaves)
+        return [] if later is None else [f"what came before is in {later}"]
     newer = Checkpoints(run_dir / "checkpoints", config.checkpoint.keep).damaged(after=checkpoint.step)
     told = [f"{folder} is damaged: {what}; going on from step {checkpoint.step}" for folder, what in newer.items()]
     later = set_aside(run_dir, checkpoint.step, rules_of(config).leaves) if newer or resume != "newest" else None

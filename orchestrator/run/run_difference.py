@@ -27,6 +27,7 @@ KINDS = (
     ("samples", "sample", run_files.SAMPLES_FILE),
     ("evaluations", "evaluation", run_files.EVALUATION_FILE),
     ("ledger", "step", run_files.LEDGER_FILE),
+    ("alerts", "alert", run_files.ALERTS_FILE),
 )
 """What a file of JSON lines holds, the unit of a line, and its name."""
 WITH_WEIGHTS = ("checkpoints", "models")
@@ -47,7 +48,8 @@ class ComparedKind:
     step: int | None = None
     """Of the first difference; None if there is none, or if it has no step."""
     decides: bool = True
-    """Whether a difference means that the runs are not the same; false for their settings."""
+    """Whether a difference means that the runs are not the same; false for their settings, and for alerts, which follow
+    from the metrics and the settings."""
     in_both: bool = True
     """Whether both runs had any of it."""
 
@@ -137,7 +139,8 @@ def _lines(kind: str, unit: str, name: str, first: Path, second: Path, only: int
     found.sort(key=lambda one: one[0])
     parted = {step for step, _ in found}
     same = sum(len(pairs[0][step]) for step in both if step not in parted)
-    return ComparedKind(kind, f"the same: {counted(same, unit)}", tuple(text for _, text in found), _step(found))
+    texts = tuple(text for _, text in found)
+    return ComparedKind(kind, f"the same: {counted(same, unit)}", texts, _step(found), decides=kind != "alerts")
 
 
 def _all_samples(first: Path, second: Path, only: int | None) -> Iterator[ComparedKind]:

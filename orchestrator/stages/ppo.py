@@ -6,7 +6,7 @@ The steps themselves are in `orchestrator.ppo.step`, checkpoints and reports in 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -23,10 +23,10 @@ from orchestrator.data.prompts import PromptSource, Questions, heldout_prompts
 from orchestrator.errors import CheckpointError, WeightsDiffer
 from orchestrator.groups import canary
 from orchestrator.groups.build import resolve_models
-from orchestrator.groups.scoring import Roles
+from orchestrator.groups.scoring import Roles, reference_fingerprint
 from orchestrator.groups.spread import spread
 from orchestrator.groups.stage_roles import training_roles
-from orchestrator.ppo.budget import heed
+from orchestrator.metrics import RESPONSE_LENGTH
 from orchestrator.ppo.kl import make_controller
 from orchestrator.ppo.step import StepResult, TrainState, expect_steps, step_metrics, train_step
 from orchestrator.report.reporter import Reporter
@@ -35,6 +35,8 @@ from orchestrator.run.phase_clock import Clock
 from orchestrator.run.resuming import Resume, check_reference
 from orchestrator.run.sample_files import write_samples
 from orchestrator.run.sample_ledger import checked_summary
+from orchestrator.run.way_back import WayBack
+from orchestrator.stages.alarm import Alarm, alarm_of
 from orchestrator.stages.best_models import BestModels
 from orchestrator.stages.card_metrics import step_work
 from orchestrator.stages.evaluation import evaluate, training_samples
@@ -47,7 +49,6 @@ from orchestrator.stages.win_rate import comparing
 from roles.actor import Actor
 from roles.batch import Prompts, Rollouts, Scored, Sequences
 from roles.critic import Critic
-from roles.reference import FrozenPolicy
 from roles.reward_trainer import RewardTrainer
 
 
@@ -58,7 +59,7 @@ def train(config: RunConfig, resume: Resume, training: Questions, heldout: Quest
         training: the prompts to train on.
         heldout: the prompts to evaluate on; None for no evaluations.
     """
-    controller = config.ppo.kl.controller
+    controller, back = config.ppo.kl.controller, WayBack(config)
 
     @contextmanager
     def start(report: Reporter) -> Iterator[Stage]:
@@ -67,15 +68,18 @@ def train(config: RunConfig, resume: Resume, training: Questions, heldout: Quest
         state = TrainState(PromptSource(training, config.seed), make_controller(controller))
         questions = heldout_prompts(heldout, config.evaluation.prompts, config.seed) if heldout else None
         report.status("starting the roles")
-        with training_roles(config, models, report.note) as roles, fresh_labels(config, roles) as labels:
+        with (
+            training_roles(config, models, report.note) as roles,
+            fresh_labels(config, roles) as labels,
+            alarm_of(config, back, report) as alarm,
+        ):
             gold = BestModels(config.evaluation.stop, Path(config.run_dir)) if config.evaluation.stop else None
             again = Retraining(config, roles, training, labels) if labels else None
-            yield Ppo(
-                config, roles, state, report, questions, reference_fingerprint(roles), gold=gold, retraining=again
-            )
+            fingerprint = reference_fingerprint(roles)
+            yield Ppo(config, roles, state, report, questions, fingerprint, alarm, gold=gold, retraining=again)
 
     targets = {"objective/kl": controller.target} if isinstance(controller, AdaptiveKl) else {}
-    carry_through(config, resume, start, title="PPO", steps=config.steps, targets=targets)
+    carry_through(config, resume, start, back, title="PPO", steps=config.steps, targets=targets)
 
 
 @dataclass(slots=True)
@@ -90,6 +94,7 @@ class Ppo(Stage):
     """The held-out prompts."""
     reference: str
     """The frozen model's fingerprint at the start."""
+    alarm: Alarm
     batch: Scored | None = None
     """The scored samples of the current step."""
     gold: BestModels | None = None
@@ -119,14 +124,16 @@ class Ppo(Stage):
         return {ACTOR: self.roles.actor} | {role: group for role, group in others.items() if group is not None}
 
     def state_dict(self) -> dict[str, Any]:
-        """The state of `TrainState`, the fingerprint of the reference, and what the retraining of the reward needs."""
+        """The state of `TrainState`, the reference's fingerprint, the alerts' factor, and what the retraining needs."""
         retraining = {"retraining": self.retraining.state_dict()} if self.retraining else {}
-        return {**self.state.state_dict(), "reference": self.reference, **retraining}
+        own = {"reference": self.reference, "slowed": self.alarm.slowed}
+        return {**self.state.state_dict(), **own, **retraining}
 
     def load_state(self, checkpoint: Checkpoint) -> None:
         """Restore the state. CheckpointError if the reference has changed."""
         check_reference(checkpoint, self.reference, self.config)
         self.state.load_state_dict(checkpoint.state)
+        self.alarm.slowed = checkpoint.state.get("slowed", 1.0)  # older checkpoints have none
         if self.retraining:
             self.retraining.load_state_dict(checkpoint.state["retraining"])
         if self.state.warm_at is not None:  # before the actor's state, whose next learning rate follows from it
@@ -143,6 +150,7 @@ class Ppo(Stage):
     def one_step(self, clock: Clock) -> StepReport:
         """Retrain the reward model if that is due; draw prompts, and train on the policy's responses."""
         rollout, state = self.config.rollout, self.state
+        self.alarm.slow_down([self.roles.actor, self.roles.critic])
         retrained = self.retraining.before_step(state, clock) if self.retraining else {}
         if retrained:
             self.report.note(told(retrained, state.step))
@@ -177,12 +185,16 @@ class Ppo(Stage):
         self.report.note(checked_summary(Path(self.config.run_dir), len(self.state.prompts)))
 
     def after_step(self, told: StepReport) -> None:
-        """Apply `ppo.kl.budget`."""
-        verdict = heed(self.config.ppo.kl.budget, told.metrics["objective/kl"], self.step)
-        if verdict.slow_down is not None:
-            self.roles.actor.call(Actor.slow_down, verdict.slow_down).result(self.config.deadlines.update_s)
-        if verdict.told:
-            self.report.note(verdict.told)
+        """Apply `ppo.kl.budget.slow_down`, and heed the alerts."""
+        budget, kl = self.config.ppo.kl.budget, told.metrics["objective/kl"]
+        if budget.slow_down is not None and kl > budget.at(budget.slow_down, told.metrics[RESPONSE_LENGTH]):
+            self.roles.actor.call(Actor.slow_down, budget.factor).result(self.config.deadlines.update_s)
+            self.report.note(f"KL {kl:.1f} in step {self.step}: the actor's learning rate is times {budget.factor:g}")
+        self.alarm.after_step(self.step, told.metrics)
+
+    def fallback(self, steps: Sequence[int]) -> Sequence[int]:
+        """The newest good checkpoint, if an alert may send the run back to it."""
+        return self.alarm.fallback(steps)
 
     @property
     def evaluate_every(self) -> int:
@@ -198,6 +210,7 @@ class Ppo(Stage):
         where: dict[str, Any] = {"step": state.step, "label": label, "samples": samples, "check": self._check_weights}
         compare = comparing(self.config)
         self.report.evaluation(evaluate(self.roles, self.questions, state.version, **where, compare=compare))
+        self.alarm.after_evaluation(self.report.evaluations)
 
     @property
     def evaluated(self) -> bool:
@@ -285,12 +298,3 @@ class Ppo(Stage):
         with whole_folder(folder / ACTOR) as partial:
             self.roles.actor.call(Actor.save_model, str(partial)).result(deadline_s)
             (partial / TRAINED).write_text(json.dumps({"step": self.state.step}) + "\n")
-
-
-def reference_fingerprint(roles: Roles) -> str:
-    """The fingerprint of the frozen model's weights."""
-
-    def asked() -> list[str]:
-        return roles.reference.call(FrozenPolicy.reference_fingerprint).result(roles.deadlines.score_s)
-
-    return roles.policy.recovery.repeated(asked)[0]

@@ -40,7 +40,7 @@ def replayed(run_dir: Path, step: int, folder: Path, overrides: Sequence[str], l
         if (run_dir / file).exists():
             shutil.copy2(run_dir / file, folder)
     command = [sys.executable, "-m", "orchestrator", "train", str(_settings(run_dir, overrides, folder))]
-    settings = ["checkpoint.every=1", "checkpoint.keep=9", f"run_dir={folder}"]
+    settings = ["alerts=null", "checkpoint.every=1", "checkpoint.keep=9", f"run_dir={folder}"]
     command += [f"--resume-from={step - 1}", "--", *settings]
     done = folder / "checkpoints" / f"step-{step:06d}"
     with Started(command, log, limit_s) as started:

@@ -20,7 +20,7 @@ from cluster.runtime.last_resort import at_most
 from cluster.runtime.orders import ORDERS, Orders
 from orchestrator.config.base import BaseConfig
 from orchestrator.config.loading import dump_config
-from orchestrator.errors import FileNotWritten, NotFinite, StopTraining, TetrarchError
+from orchestrator.errors import FileNotWritten, NotFinite, RollBack, StopTraining, TetrarchError
 from orchestrator.groups.recovery import Recovery
 from orchestrator.ppo.gold_stop import best_steps
 from orchestrator.report.reporter import Reporter
@@ -62,7 +62,7 @@ def carry_out(
         checkpoint = checkpoint_to_resume(config, resume)
         ORDERS.listen()
         ORDERS.grace_s = config.deadlines.grace_s
-        told = take_up(run_dir, checkpoint, config, resume) if checkpoint else []
+        told = take_up(run_dir, checkpoint, config, resume) if resume is not None else []
         settings, models = dump_config(config), ContentsMeanwhile(config)
         page = config.report.model_dump(include={"tensorboard", "html"}) | {"save_s": config.deadlines.save_s}
         page |= {"versions": version_reader()(), "resume_step": checkpoint.step if checkpoint else 0}
@@ -99,8 +99,10 @@ class Run:
 
     def __post_init__(self) -> None:
         where = self.config, self.checkpoints, self.report
-        trained, safe = lambda: self.stage.trained, self.check_lock
-        self.writer = StateWriter(*where, trained, self._best, self.settings, self.orders, safe, self.models)
+        kept = self.checkpoints.steps
+        trained, stay = lambda: self.stage.trained, lambda: [*self._best(), *self.stage.fallback(kept())]
+        safe = self.check_lock
+        self.writer = StateWriter(*where, trained, stay, self.settings, self.orders, safe, self.models)
 
     def all_steps(self) -> None:
         """Run from the current step to the last one, then save the models. After Ctrl-C or SIGTERM save the training
@@ -172,8 +174,9 @@ class Run:
         try:
             self.report.check()
             self.stage.after_step(told)
-        except (StopTraining, FileNotWritten):
-            self.save()
+        except (StopTraining, FileNotWritten, RollBack) as error:
+            if not isinstance(error, RollBack):
+                self.save()
             self.writer.complete()
             raise
 
@@ -196,8 +199,7 @@ class Run:
 
     def _best(self) -> list[int]:
         """The steps for `checkpoint.keep_best`: the best of those that have a checkpoint, and of the current one."""
-        count = self.config.checkpoint.keep_best
-        if not count:
+        if not (count := self.config.checkpoint.keep_best):
             return []
         there = {*self.checkpoints.steps(), self.stage.step}
         return best_steps({step: score for step, score in self.stage.scores.items() if step in there and step}, count)
@@ -212,8 +214,7 @@ class Run:
         """The step of the newest checkpoint, also of one that is under way; 0 if there is none."""
         if self.writer.under_way is not None:
             return int(self.writer.under_way.state["step"])
-        newest = self.checkpoints.newest()
-        return newest.step if newest else 0
+        return max(self.checkpoints.steps(), default=0)
 
     def save(self) -> None:
         """Write a checkpoint, or begin to write it."""

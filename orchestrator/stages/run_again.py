@@ -1,5 +1,6 @@
-"""A run that starts again when a trained rank fails (`recovery.on_rank_failure`): from its newest checkpoint, with the
-same command. A configuration and a stage flow in; what a run leaves in `run_dir` flows out.
+"""A run that starts again with the same command: from its newest checkpoint when a trained rank fails
+(`recovery.on_rank_failure`), from a good one when an alert says so. A configuration and a stage flow in; what a run
+leaves in `run_dir` flows out.
 """
 
 from __future__ import annotations
@@ -9,20 +10,36 @@ from typing import Any
 
 from cluster.errors import ClusterError
 from orchestrator.config.base import BaseConfig
+from orchestrator.errors import NotFinite, RollBack
 from orchestrator.groups.recovery import Recovery, brief
 from orchestrator.run.checkpoint import Checkpoints
 from orchestrator.run.resuming import Resume
+from orchestrator.run.way_back import WayBack
 from orchestrator.stages.run import StartStage, carry_out
 
 
-def carry_through(config: BaseConfig, resume: Resume, start: StartStage, **report: Any) -> None:
-    """As `carry_out`; after the failure of a trained rank all roles are started again, if the configuration says so."""
+def carry_through(
+    config: BaseConfig, resume: Resume, start: StartStage, back: WayBack | None = None, **report: Any
+) -> None:
+    """As `carry_out`; after the failure of a trained rank or an alert all roles are started again, if the configuration
+    says so.
+
+    Args:
+        back: says where an alert sends the run; None for stages without alerts.
+    """
     again, why = Recovery(config.recovery), ""
     while True:
         try:
             return carry_out(config, resume, start, again, why, **report)
-        except ClusterError as error:
-            resume, why = "newest", _why_again(config, error, again)
+        except (ClusterError, NotFinite, RollBack) as error:
+            earlier = back.after(error) if back else None
+            if earlier is not None:
+                resume, why = earlier
+                again.count("healing/rollbacks", 1)
+            elif isinstance(error, ClusterError):
+                resume, why = "newest", _why_again(config, error, again)
+            else:
+                raise
 
 
 def _why_again(config: BaseConfig, error: ClusterError, again: Recovery) -> str:

@@ -139,7 +139,12 @@ class Stage(ABC):
         return ""
 
     def after_step(self, told: StepReport) -> None:
-        """React to a step that has been reported; StopTraining ends the run with a checkpoint."""
+        """React to a step that has been reported; StopTraining ends the run with a checkpoint, RollBack sends it back
+        to an earlier one."""
+
+    def fallback(self, steps: Sequence[int]) -> Sequence[int]:
+        """Of the `steps` that have a checkpoint those that must stay because the run may go back to them."""
+        return ()
 
     def loaded(self) -> None:
         """Called after the groups have loaded their state: update what depends on it."""

@@ -9,7 +9,8 @@ from pydantic import AfterValidator, Field, SecretStr
 from pydantic_core import PydanticCustomError
 
 
-def _reachable(url: str) -> str:
+def reachable(url: str) -> str:
+    """The address, if it has a host; PydanticCustomError otherwise."""
     try:
         parts = urlsplit(url)
         sound = bool(parts.hostname) and (parts.port is None or parts.port > 0)
@@ -28,7 +29,7 @@ def _printable(headers: dict[str, SecretStr]) -> dict[str, SecretStr]:
     return stripped
 
 
-ServiceUrl = Annotated[str, Field(pattern=r"^https?://"), AfterValidator(_reachable)]
+ServiceUrl = Annotated[str, Field(pattern=r"^https?://"), AfterValidator(reachable)]
 """Address of a service."""
 
 Headers = Annotated[dict[str, SecretStr], AfterValidator(_printable)]

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from roles.batch import TokenRows
 from roles.config.losses import LossMean
-from roles.errors import LossNotFinite, RoleError
+from roles.errors import Diverged, LossNotFinite
 from roles.losses.means import denominator, masked_mean_weight
 from roles.models.early_end import places_in_responses
 from roles.packing import Packed, pack
@@ -142,7 +142,7 @@ def update(model: ShardedModel, share: RankShare[E], objective: Objective[E, M])
         facts = model.train(work, step_loss)
     except LossNotFinite as error:
         rows = [kept[error.step][item] for item in error.items]
-        raise RoleError(
+        raise Diverged(
             f"the loss of rows {batch.rows[rows].tolist()} of the batch is not finite, in optimizer step "
             f"{error.step + 1} of {len(work)}; lower optimizer.learning_rate, or look at these samples"
         ) from error

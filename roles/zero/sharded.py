@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from roles.errors import LossNotFinite, RoleError
+from roles.errors import Diverged, LossNotFinite, RoleError
 from roles.models.lora import adapt, state_name
 from roles.packing import micro_batches
 from roles.zero.average import Average
@@ -256,7 +256,7 @@ class ShardedModel:
 
     def _checked(self, norm: float, rate: float) -> float:
         if not math.isfinite(norm) or norm < 0:
-            raise RoleError(
+            raise Diverged(
                 f"a gradient is not finite, and the weights stay as they were; lower optimizer.learning_rate (now "
                 f"{rate:g}), or look for scores and advantages in this step that are not finite"
             )

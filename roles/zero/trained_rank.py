@@ -33,6 +33,10 @@ class TrainedRank:
         """Continue where `save_state` was called."""
         self._model.load_state(folder)
 
+    def slow_down(self, factor: float) -> None:
+        """Multiply the learning rate from here on."""
+        self._model.slow_down(factor)
+
 
 class TrainedPolicy(TrainedRank):
     """One rank of a language model that is trained."""

@@ -663,8 +663,8 @@ FAULTS = (
     Fault(
         "a resumed run leaves the ledger's later lines",
         "orchestrator/report/run_files.py",
-        "LINES = (METRICS_FILE, SAMPLES_FILE, EVALUATION_FILE, LEDGER_FILE)",
-        "LINES = (METRICS_FILE, SAMPLES_FILE, EVALUATION_FILE)",
+        "LINES = (METRICS_FILE, SAMPLES_FILE, EVALUATION_FILE, LEDGER_FILE, ALERTS_FILE)",
+        "LINES = (METRICS_FILE, SAMPLES_FILE, EVALUATION_FILE, ALERTS_FILE)",
         "tests/unit/orchestrator/run/test_sample_ledger.py",
     ),
     Fault(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from tests.mutants.fault import Fault
 
+ALARM = "tests/unit/orchestrator/stages/test_alarm.py"
 FLEET = "tests/unit/orchestrator/groups/test_engine_fleet.py"
 
 HANGS = "tests/unit/cluster/ranks/test_hangs.py"
@@ -127,5 +128,33 @@ HEALING = (
         "if saving.asked > saving.until:",
         "if time.monotonic() > saving.until:",
         "tests/unit/orchestrator/stages/test_state_writer.py",
+    ),
+    Fault(
+        "the weights that made a bad batch count as good",
+        "orchestrator/run/alert_watch.py",
+        "*begun]) - 2, 0)",
+        "*begun]) - 1, 0)",
+        ALARM,
+    ),
+    Fault(
+        "a run that went back goes on with the whole learning rate",
+        "orchestrator/stages/alarm.py",
+        "if ratio < 1.0:",
+        "if ratio < 0.0:",
+        ALARM,
+    ),
+    Fault(
+        "a run that is resumed forgets how often it went back",
+        "orchestrator/run/way_back.py",
+        "if self.last is None and written:",
+        "if self.last is None and not written:",
+        ALARM,
+    ),
+    Fault(
+        "a rule that warns is told at every step",
+        "orchestrator/run/alert_watch.py",
+        'if one[0].action != "warn" or one[0].name not in self.told',
+        "if True",
+        ALARM,
     ),
 )

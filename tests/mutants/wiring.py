@@ -390,9 +390,9 @@ WIRING = (
     ),
     Fault(
         "the KL budget always halves the learning rate",
-        "orchestrator/ppo/budget.py",
-        'multiplied by {budget.factor:g}", budget.factor)',
-        'multiplied by {budget.factor:g}", 0.5)',
+        "orchestrator/stages/ppo.py",
+        "self.roles.actor.call(Actor.slow_down, budget.factor)",
+        "self.roles.actor.call(Actor.slow_down, 0.5)",
         DRIVER_KEYS,
     ),
     Fault(

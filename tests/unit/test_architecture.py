@@ -81,7 +81,9 @@ ROOMS = {
 }
 """Room → rooms of the same package that it may import; the files in `GROUND` are open to all."""
 GROUND = {
-    "orchestrator": {"display_text", "errors", "known_metrics", "metrics", "metric_types", "training_metrics"},
+    "orchestrator": {
+        *("display_text", "errors", "healing_metrics", "known_metrics", "metrics", "metric_types", "training_metrics"),
+    },
     "roles": {"errors", "batch", "durable", "measured", "packing", "rows", "seeds", "shares"},
     "cluster": {"errors", "config", "role_table"},
 }

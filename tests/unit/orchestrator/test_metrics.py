@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from orchestrator.known_metrics import check_known, metric_of, metrics_in
-from orchestrator.metric_types import Chart, Fact, Metric, Shown
+from orchestrator.metric_types import Bands, Chart, Fact, Metric, Shown
 from orchestrator.metrics import METRICS, metrics_table_markdown
 from orchestrator.report.reporter import Reporter
 from orchestrator.report.run_files import read_record
@@ -101,7 +101,7 @@ def test_a_declared_metric_is_shown_everywhere(
         Chart("Surprise"),
         shown=Shown("surprise", "{:.1f}", deviation="reward/spread"),
         facts=(Fact("Worst surprise", "max"),),
-        bands=((1.0, "calm"), (9.0, "startled")),
+        bands=Bands(((1.0, "calm"), (9.0, "startled"))),
     )
     for added in (declared, Metric("reward/spread", "", "Standard deviation of the surprise")):
         monkeypatch.setitem(METRICS, added.key, added)

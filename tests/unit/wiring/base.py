@@ -81,7 +81,7 @@ def base(folder: Path) -> dict[str, Any]:
                 "controller": {"type": "fixed", "coefficient": 0.2},
                 "where": "reward",
                 "estimator": "k1",
-                "budget": {"warn": None, "slow_down": None, "factor": 0.5, "stop": None},
+                "budget": {"tokens": 50, "warn": None, "slow_down": None, "factor": 0.5, "stop": None},
                 "allow_biased": True,
             },
             "truncated": {"type": "score"},

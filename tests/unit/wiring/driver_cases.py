@@ -88,6 +88,9 @@ def _kl() -> list[Case]:
         case(f"{key}.controller<adaptive>.target", BOTH, {f"{key}.controller.target": 1.8}, adaptive),
         case(f"{key}.controller<adaptive>.horizon", BOTH, {f"{key}.controller.horizon": 30}, adaptive),
         case(f"{key}.budget.slow_down", "actor", slow),
+        case(
+            f"{key}.budget.tokens", "actor", {f"{key}.budget.tokens": None}, {**slow, f"{key}.budget.slow_down": 20.0}
+        ),
         case(f"{key}.budget.factor", "actor", {f"{key}.budget.factor": 0.1}, slow),
         case(f"{key}.budget.stop", "actor", {f"{key}.budget.stop": 1.0}),
     ]

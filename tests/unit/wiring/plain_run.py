@@ -65,6 +65,8 @@ class Run:
             told = self.one_step(step)
             self.numbers |= {f"{name}@{step}": torch.as_tensor(value).double() for name, value in told.items()}
             kl, budget = float(told["objective/kl"]), self.ppo["kl"]["budget"]
+            if budget["tokens"] is not None:
+                kl *= budget["tokens"] / float(told["response/length_mean"])
             if budget["stop"] is not None and kl > budget["stop"]:
                 self.stopped = True
                 break
@@ -132,6 +134,7 @@ class Run:
             "reward/mean": (rewards.sum(1))[mask.any(1)].mean(),
             "score/mean": raw.mean(),
             "objective/kl": ((old - reference) * rows.mask).sum() / len(raw),
+            "response/length_mean": rows.mask.sum() / len(raw),
             "kl/coefficient": coefficient,
         }
         used = whitened(rewards, mask, keep_mean=True) if ppo["whiten_rewards"] else rewards

@@ -29,6 +29,7 @@ NO_NUMBERS = {
     "checkpoint.*": "what is saved: test_run.py, test_checkpoint.py",
     "report.*": "what is written: test_reporter.py, test_sample_files.py, test_other_wiring.py",
     "evaluation.stop.*": "which models are left, and when a run ends: test_gold_stop.py, test_best_models.py",
+    "alerts.*": "what a run says, and when it goes back or ends: test_alert_rules.py, test_way_back.py",
     "canary.*": "ends a run, and changes none: test_canary.py",
     "reward_training.output": "where the model goes",
     "pipeline.*": "which commands run, each with a configuration of its own: test_pipeline_stages.py, test_pipeline.py",

@@ -187,6 +187,15 @@ class Recorder:
 
     def check(self) -> None: ...
 
+    def metrics(self) -> Iterator[tuple[int, dict[str, float]]]:
+        return iter(enumerate(self.steps, 1))
+
+    def alerts(self) -> list[dict[str, Any]]:
+        return []
+
+    def alert(self, alert: Any) -> None:
+        self.lines.append(str(alert))
+
     def leaves(self, best: int | None, ended: str) -> None: ...
 
     def evaluation(self, result: Any) -> None:
@@ -286,6 +295,6 @@ def trained(said: Mapping[str, Any], folder: Path) -> Seen:
         heldout = questions("heldout") if config.prompts.heldout else None
         try:
             orchestrator.stages.ppo.train(config, None, questions("train"), heldout)
-        except orchestrator.errors.KlBudgetSpent as error:
+        except orchestrator.errors.StopTraining as error:
             seen.error = error
     return seen

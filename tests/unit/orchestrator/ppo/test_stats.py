@@ -6,10 +6,11 @@ from dataclasses import replace
 
 import pytest
 import torch
+from torch import Tensor
 
 from orchestrator.errors import TetrarchError
 from orchestrator.ppo.experience import to_experience
-from orchestrator.ppo.stats import explained_variance
+from orchestrator.ppo.stats import explained_variance, flat_groups, repeated_fraction
 from tests.unit.orchestrator.ppo.test_experience import BETA, make_ppo, make_scored, naive_rewards
 
 
@@ -40,6 +41,7 @@ def test_stats_against_a_loop() -> None:
             "prompt/length_mean": 10 / 4,
             "response/turns_mean": 1.0,
             "response/truncated_fraction": 0.5,
+            "response/repeated_fraction": repeated(scored.rollouts.token_ids, mask),
             "engine/logprob_gap_mean": sum(gaps) / 17,
             "engine/logprob_gap_max": max(gaps),
         },
@@ -64,6 +66,37 @@ def test_named_numbers_have_mean_and_deviation() -> None:
     said = r"the reward has given no number polite for response 2 of the batch \(prompt 'p'\), but for others; give one"
     with pytest.raises(TetrarchError, match=said):
         to_experience(missing, BETA, make_ppo())
+
+
+def repeated(token_ids: Tensor, generated: Tensor) -> float:
+    """Share of all sequences of four generated tokens that a loop has seen before in their response."""
+    all_sequences = []
+    for row, mask in zip(token_ids.tolist(), generated.tolist(), strict=True):
+        tokens = [token for token, own in zip(row, mask, strict=True) if own]
+        all_sequences.append([tuple(tokens[place : place + 4]) for place in range(len(tokens) - 3)])
+    return 1 - sum(len(set(own)) for own in all_sequences) / sum(map(len, all_sequences))
+
+
+def test_repeated_text_is_what_a_loop_counts() -> None:
+    torch.manual_seed(1)
+    for tokens in (2, 5, 100_000):
+        ids = torch.randint(tokens, (4, 60)) + 50_000
+        mask = torch.rand(4, 60) < 0.8
+        assert repeated_fraction(ids, mask) == pytest.approx(repeated(ids, mask))
+
+
+def test_repeated_text_has_known_values() -> None:
+    said = torch.tensor([[7, 7, 7, 7, 7, 7], [1, 2, 3, 4, 5, 6]])
+    everything = torch.ones(2, 6, dtype=torch.bool)
+    assert repeated_fraction(said, everything) == pytest.approx(2 / 6)
+    assert repeated_fraction(said[:, :3], everything[:, :3]) == 0.0, "too short to repeat anything"
+
+
+def test_groups_without_spread() -> None:
+    scores = torch.tensor([[1.0, 1.0], [0.0, 0.0], [2.0, 2.1], [1e6, 1e6 + 1]])
+    assert flat_groups(scores.double()) == 0.75
+    _, stats = to_experience(make_scored(), BETA, make_ppo(), responses_per_prompt=2)
+    assert stats.flat_groups == 0.0 and stats.metrics()["score/flat_groups"] == 0.0
 
 
 def test_explained_variance() -> None:

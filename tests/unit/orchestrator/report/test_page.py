@@ -189,13 +189,15 @@ def test_every_coloured_kl_band_is_labelled() -> None:
     assert card.figure is not None
     drawn = {shape["fillcolor"]: shape for shape in card.figure["layout"]["shapes"] if shape["type"] == "rect"}
     for name in ("close", "healthy", "far", "collapse"):
-        assert name in {band for _, band in METRICS["objective/kl"].bands}
+        assert name in {band for _, band in METRICS["objective/kl"].bands.limits}  # type: ignore[union-attr]
         assert f"--{name}-band" in drawn
     assert drawn["--far-band"]["label"]["text"] == "far 10-20"
     assert drawn["--far-band"]["label"]["textposition"] == "top right", "the curve is at its top at step 5 of 10"
     assert [shape["y1"] for shape in drawn.values()] == [1.0, 6.0, 20.0, 40.0], "no band is drawn beyond the curve"
-    assert "Bands: close <1, healthy 2-6, far 10-20, collapse >20." in card.about
-    assert "Bands: close &lt;1, healthy 2-6, far 10-20, collapse &gt;20." in page(record(metrics=high))
+    assert "Bands for responses of 50 tokens: close <1, healthy 2-6, far 10-20, collapse >20." in card.about
+    assert "Bands for responses of 50 tokens: close &lt;1, healthy 2-6, far 10-20, collapse &gt;20." in page(
+        record(metrics=high)
+    )
 
 
 @pytest.mark.parametrize("place", ["name", "error", "config", "prompt", "label"])

@@ -15,7 +15,7 @@ from orchestrator.report.terminal_lines import evaluation_lines, sample_lines, s
 STEP = {
     "score/mean": 0.4123,
     "score/std": 0.98,
-    "objective/kl": 2.31,
+    "objective/kl": 2.81,
     "objective/entropy": 1.934,
     "response/length_mean": 61.24,
     "response/truncated_fraction": 0.125,
@@ -48,7 +48,7 @@ def plain(stream: io.StringIO, heartbeat_s: float = 30.0) -> PlainProgress:
 def test_a_step_is_one_line() -> None:
     line = step_line(3, 40, STEP, 312.0)
     assert line == (
-        "step  3/40  score +0.412 (sd 0.980)  KL 2.31 healthy  entropy 1.93  "
+        "step  3/40  score +0.412 (sd 0.980)  KL 2.81 healthy  entropy 1.93  "
         "length 61.2  truncated 12%  8.4 s  ETA 5:12"
     )
 
@@ -115,14 +115,17 @@ def test_the_live_display_fits_its_terminal(width: int) -> None:
     for step in range(1, 31):
         progress.step(step, {**STEP, "score/mean": math.nan if step == 3 else step / 10})
     progress.lines("a line that stays")
+    for which in range(5):
+        progress.warn(f"warning number {which} " + "which is quite long " * 9)
     picture = Console(file=io.StringIO(), width=width, height=30)
     lines = ["".join(segment.text for segment in line) for line in picture.render_lines(progress._render(), pad=False)]
     progress.close()
     assert all(len(line) <= width for line in lines)
     if width >= 50:
-        assert len(lines) == 11, "nothing wraps"
-        assert any("KL" in line and "2.31" in line and "healthy" in line for line in lines)
-    assert "a line that stays" in screen.getvalue()
+        assert len(lines) == 11 + 3, "nothing wraps"
+        assert any("KL" in line and "2.81" in line and "healthy" in line for line in lines)
+    assert [line[:18].strip() for line in lines[-3:]] == [f"! warning number {which}" for which in (2, 3, 4)]
+    assert "a line that stays" in screen.getvalue() and "number 0" in screen.getvalue()
 
 
 def test_no_terminal_means_plain_lines(capsys: pytest.CaptureFixture[str]) -> None:

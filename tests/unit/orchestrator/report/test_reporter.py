@@ -4,12 +4,14 @@ import json
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from orchestrator.report.alert_lines import Alert
 from orchestrator.report.evaluation_results import Estimate, EvaluationResult, SampleRow
 from orchestrator.report.progress import PlainProgress
 from orchestrator.report.reliability import ReliabilityBin
@@ -71,6 +73,23 @@ def test_a_whole_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     assert "step 2/3  score +1.000" in shown
     assert "proxy score: 1.167 -> 2.167" in shown
     assert "after (proxy +0.50, KL 1.0): answer after" in shown
+
+
+def test_an_alert_stays_on_the_screen_in_a_file_and_in_tensorboard(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    alert = Alert(1, "kl", "warn", "objective/kl 12.1, above 10", "The policy is far.")
+    with report(tmp_path, tensorboard=True) as reporter:
+        reporter.step(1, {"score/mean": 0.5})
+        reporter.alert(alert)
+    assert "warning: kl in step 1: objective/kl 12.1, above 10. The policy is far." in capsys.readouterr().out
+    assert lines(tmp_path / "alerts.jsonl") == [asdict(alert)]
+    events = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
+    assert "kl in step 1" in str(events.Tensors("alerts/text_summary")[0].tensor_proto.string_val)
+    with report(tmp_path, resume_step=1) as reporter:
+        assert reporter.alerts() == [asdict(alert)]
+    with report(tmp_path) as reporter:
+        assert reporter.alerts() == [], "a run that begins anew"
 
 
 def test_the_newest_reliability_is_in_the_files_of_the_run(tmp_path: Path) -> None:

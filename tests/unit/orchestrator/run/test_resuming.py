@@ -40,7 +40,7 @@ ROOT = Path(__file__).resolve().parents[4]
 TINY = ROOT / "configs/tiny.yaml"
 RETRAINING = ROOT / "configs/retraining.yaml"
 WHOLE = {
-    *("deadlines", "report", "checkpoint", "placement", "canary", "frozen.zero", "rollout.engine"),
+    *("deadlines", "report", "checkpoint", "placement", "alerts", "canary", "frozen.zero", "rollout.engine"),
     *("trained.optimizer.schedule", "trained.zero", "trained.lora", "trained.model", "critic.warmup"),
     *("frozen.model", "reward.model", "reward.combine", "prompts.train", "prompts.heldout", "evaluation.judge"),
     *("ppo.advantage", "ppo.score", "ppo.truncated", "ppo.policy.importance", "ppo.kl.budget"),

@@ -92,6 +92,7 @@ def test_the_same_run_with_another_clock(runs: tuple[Path, Path]) -> None:
         "samples       the same: 8 samples",
         "evaluations   the same: 1 evaluation",
         "ledger        the same: 4 steps",
+        "alerts        the same: 0 alerts",
         "all samples   the same: 4 steps",
         "checkpoints   the same: 2 checkpoints",
         "models        the same: 1 model",

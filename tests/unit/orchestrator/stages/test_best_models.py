@@ -28,6 +28,8 @@ from orchestrator.report.run_files import read_record
 from orchestrator.run.checkpoint import Checkpoints, trained_step
 from orchestrator.run.phase_clock import Clock
 from orchestrator.run.resuming import Resume
+from orchestrator.run.way_back import WayBack
+from orchestrator.stages.alarm import Alarm
 from orchestrator.stages.best_models import BestModels
 from orchestrator.stages.ppo import Ppo
 from orchestrator.stages.run import carry_out
@@ -115,7 +117,8 @@ class Case:
             roles: Any = SimpleNamespace(policy=policy, cluster=cluster, **groups)
             state = TrainState(Source(), FixedController(0.1))  # type: ignore[arg-type]
             gold = BestModels(config.evaluation.stop, self.run_dir) if config.evaluation.stop else None
-            yield Ppo(config, roles, state, report, prompts_of(2), f"{VERSION}-0", gold=gold)
+            alarm = Alarm(config, WayBack(config), [])
+            yield Ppo(config, roles, state, report, prompts_of(2), f"{VERSION}-0", alarm, gold=gold)
 
         carry_out(config, resume, start, title="PPO", steps=config.steps)
 

@@ -21,11 +21,12 @@ from cluster.config import Deadlines
 from cluster.errors import RankFailure, Terminated
 from cluster.runtime.orders import Orders
 from cluster.runtime.ray_cluster import Usage
+from orchestrator.config.alerts import AlertsConfig
 from orchestrator.config.canary import CanaryConfig
 from orchestrator.config.checkpoint import CheckpointConfig
 from orchestrator.config.evaluation import EvaluationConfig
 from orchestrator.config.ppo import PpoConfig
-from orchestrator.errors import CheckpointError, KlBudgetSpent, NotFinite, TetrarchError, WeightsDiffer
+from orchestrator.errors import CheckpointError, NotFinite, StopTraining, TetrarchError, WeightsDiffer
 from orchestrator.groups import canary
 from orchestrator.groups.reward import Member
 from orchestrator.groups.scoring import Policy
@@ -33,6 +34,8 @@ from orchestrator.ppo.kl import AdaptiveController, FixedController
 from orchestrator.ppo.step import TrainState
 from orchestrator.run.checkpoint import Checkpoints
 from orchestrator.run.phase_clock import Clock
+from orchestrator.run.way_back import WayBack
+from orchestrator.stages.alarm import Alarm
 from orchestrator.stages.ppo import Ppo
 from orchestrator.stages.retraining import Retraining
 from orchestrator.stages.run import Run
@@ -85,19 +88,25 @@ def make_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> MakeRun:
         roles: Any = SimpleNamespace(policy=policy, judge=None, cluster=cluster, deadlines=Deadlines(), **groups)
         rollout = SimpleNamespace(prompts_per_step=4, responses_per_prompt=1)
         settings: Any = {"rollout": rollout, "ppo": PpoConfig(), "deadlines": Deadlines(), "steps": 10}
-        settings |= {"checkpoint": CheckpointConfig(), "evaluation": EvaluationConfig()}
+        settings |= {"checkpoint": CheckpointConfig(), "evaluation": EvaluationConfig(), "alerts": AlertsConfig()}
         config: Any = SimpleNamespace(**settings, run_dir=str(tmp_path), folder_key="run_dir")
         config.actor_steps = lambda warm_at: 10 - warm_at
         report: Any = SimpleNamespace(status=log.append, note=log.append, phase=log.append, step=lambda *told: None)
         report.sync = report.check = report.complete = lambda: None
         report.leaves = lambda best, ended: None
         train_state = TrainState(Source(), FixedController(0.1), **state)  # type: ignore[arg-type]
-        ppo = Ppo(config, roles, train_state, report, None, NOBODY)
+        ppo = Ppo(config, roles, train_state, report, None, NOBODY, NOBODY)
+        watch(ppo)
         run = Run(config, ppo, Checkpoints(tmp_path, keep=2), report, orders=Orders())
         run.orders.grace_s = 30.0
         return run, log
 
     return make
+
+
+def watch(ppo: Ppo) -> None:
+    """Let the alerts be those of the configuration as it is now; the log has what they tell."""
+    ppo.alarm = Alarm(ppo.config, WayBack(ppo.config), [lambda alert: ppo.report.note(str(alert))])
 
 
 def sleep(run: Run, sleeps: bool) -> None:
@@ -107,9 +116,9 @@ def sleep(run: Run, sleeps: bool) -> None:
     ppo.roles = SimpleNamespace(**changed)  # type: ignore[assignment]
 
 
-def kl_of(kl: float) -> StepReport:
-    """A step with that KL, in nats per response."""
-    return StepReport({"objective/kl": kl})
+def kl_of(kl: float, tokens: float = 50.0) -> StepReport:
+    """A step with that KL, in nats per response of so many tokens."""
+    return StepReport({"objective/kl": kl, "objective/kl_per_token": kl / tokens, "response/length_mean": tokens})
 
 
 def resumed(make_run: MakeRun, **state: int) -> tuple[Run, list[str]]:
@@ -389,25 +398,53 @@ def test_an_actor_that_hangs_is_told(make_run: MakeRun, monkeypatch: pytest.Monk
 
 
 @pytest.mark.parametrize(
-    ("kl", "told"), [(9.0, []), (11.0, ["KL 11.0 nats per response in step 3 is far from the reference"])]
+    ("kl", "tokens", "told"),
+    [
+        (9.0, 50.0, ""),
+        (11.0, 50.0, "kl in step 3: objective/kl_per_token 0.22, above 0.2. The policy is far from the reference"),
+        (190.0, 1000.0, ""),
+        (210.0, 1000.0, "kl in step 3: objective/kl_per_token 0.21, above 0.2"),
+        (1.7, 8.0, "kl in step 3: objective/kl_per_token 0.212, above 0.2"),
+    ],
 )
-def test_a_policy_that_drifts_is_told(kl: float, told: list[str], make_run: MakeRun) -> None:
+def test_a_policy_that_drifts_is_told_for_the_length_of_its_responses(
+    kl: float, tokens: float, told: str, make_run: MakeRun
+) -> None:
     run, log = make_run(step=3)
-    run._heed(kl_of(kl))
-    assert log == told
+    run._heed(kl_of(kl, tokens))
+    assert (len(log), "".join(log).startswith(told)) == (bool(told), True)
 
 
-def test_over_the_budget_the_actor_slows_down(make_run: MakeRun) -> None:
+def budget(run: Run, **said: Any) -> None:
+    """Give the run another `ppo.kl.budget`."""
+    run.config.ppo = PpoConfig.model_validate({"kl": {"budget": said}})
+    watch(ppo_of(run))
+
+
+@pytest.mark.parametrize("tokens", [50, None])
+def test_over_the_budget_the_actor_slows_down(tokens: int | None, make_run: MakeRun) -> None:
     run, log = make_run(step=3)
-    run.config.ppo = PpoConfig.model_validate({"kl": {"budget": {"slow_down": 12, "factor": 0.25}}})
+    budget(run, tokens=tokens, warn=None, slow_down=12, factor=0.25)
+    run._heed(kl_of(11.0))
+    assert log == []
     run._heed(kl_of(13.0))
-    assert log[0] == "actor.slow_down(0.25,)" and "multiplied by 0.25" in log[1]
+    assert log == ["actor.slow_down(0.25,)", "KL 13.0 in step 3: the actor's learning rate is times 0.25"]
 
 
-def test_far_over_the_budget_the_run_ends_with_a_checkpoint(make_run: MakeRun) -> None:
+def test_the_bound_of_slowing_down_grows_with_the_length(make_run: MakeRun) -> None:
+    run, log = make_run(step=3)
+    budget(run, warn=None, slow_down=12, factor=0.25)
+    run._heed(kl_of(23.0, tokens=100.0))
+    assert log == []
+    run._heed(kl_of(25.0, tokens=100.0))
+    assert log[0] == "actor.slow_down(0.25,)"
+
+
+@pytest.mark.parametrize("tokens", [50, None])
+def test_far_over_the_budget_the_run_ends_with_a_checkpoint(tokens: int | None, make_run: MakeRun) -> None:
     run, _ = make_run(step=3)
-    run.config.ppo = PpoConfig.model_validate({"kl": {"budget": {"slow_down": 12, "stop": 20}}})
-    with pytest.raises(KlBudgetSpent, match=r"KL 21\.0 .*stop=20; a checkpoint is saved"):
+    budget(run, tokens=tokens, slow_down=12, stop=20)
+    with pytest.raises(StopTraining, match=r"ppo\.kl\.budget\.stop in step 3: objective/kl.*\n*A checkpoint is saved"):
         run._heed(kl_of(21.0))
     assert run.checkpoints.newest().step == 3
 
