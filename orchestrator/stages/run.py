@@ -199,7 +199,8 @@ class Run:
 
     def _best(self) -> list[int]:
         """The steps for `checkpoint.keep_best`: the best of those that have a checkpoint, and of the current one."""
-        if not (count := self.config.checkpoint.keep_best):
+        count = self.config.checkpoint.keep_best
+        if not count:
             return []
         there = {*self.checkpoints.steps(), self.stage.step}
         return best_steps({step: score for step, score in self.stage.scores.items() if step in there and step}, count)
@@ -214,7 +215,8 @@ class Run:
         """The step of the newest checkpoint, also of one that is under way; 0 if there is none."""
         if self.writer.under_way is not None:
             return int(self.writer.under_way.state["step"])
-        return max(self.checkpoints.steps(), default=0)
+        newest = self.checkpoints.newest()
+        return newest.step if newest else 0
 
     def save(self) -> None:
         """Write a checkpoint, or begin to write it."""
