@@ -99,10 +99,11 @@ class Outcome:
             message = f"{type(error).__name__}: {message}"
         typer.secho(f"error: {headline}", fg=typer.colors.RED, bold=True, err=True)
         typer.echo("\n".join(f"  {line}" for line in message.splitlines()), err=True)
-        if code == RUN_FAILED and self.config is not None:
+        if code in (RUN_FAILED, RULE_STOPPED) and self.config is not None:
             with at_most(CLOSING_S, f"writing {DRIVER_LOG}"):
                 self.progress()
-                typer.echo(f"  ({_log_traceback(Path(self.config.run_dir), error)})", err=True)
+                if code == RUN_FAILED:
+                    typer.echo(f"  ({_log_traceback(Path(self.config.run_dir), error)})", err=True)
         sys.stderr.flush()
         raise typer.Exit(code)
 

@@ -54,8 +54,8 @@ class Alarm:
                 raise RollBack(str(alert), alert.rule, alert.step, alert.good)
             spent = " It has gone back as often as alerts.rollbacks allows." if alert.action == "rollback" else ""
             raise StopTraining(
-                f"{alert}{spent}\nA checkpoint is saved: --resume goes on from it, --resume-from STEP from one of step "
-                f"{alert.good} or before, where nothing was wrong yet"
+                f"{alert}{spent}\nA checkpoint is saved. Nothing was wrong yet in one of step {alert.good} or before "
+                "(--resume-from STEP)"
             )
 
     def after_evaluation(self, evaluations: Sequence[EvaluationResult]) -> None:

@@ -285,3 +285,29 @@ def test_a_run_directory_is_not_overwritten(folder: Path, run_dir: Path) -> None
     output, _ = process.communicate(timeout=120)
     assert process.returncode == 2, output
     assert "--resume" in output
+
+
+@pytest.mark.slow
+def test_a_learning_rate_that_is_too_high_sends_the_run_back(folder: Path) -> None:
+    """It rises from step to step, until the KL is beyond its band; then a smaller one does, also after a resume."""
+    run, rate = folder / "back", "{learning_rate: 0.06, schedule: {type: constant, warmup_steps: 36}}"
+    words = [*settings(folder), f"run_dir={run}", "steps=10", f"actor.optimizer={rate}", "alerts.factor=0.03"]
+    words += ["checkpoint={every: 1, keep: 1}", "alerts.kl.on_alert=rollback"]
+    process = start(tetrarch("train", "configs/tiny.yaml", *words))
+    output, _ = process.communicate(timeout=300)
+    assert process.returncode == 0, output
+    told = re.search(r"alerts\.kl in step (\d+): the run goes back to the checkpoint of step (\d+) \(1 of 2", output)
+    assert told, output
+    fired, back = int(told[1]), int(told[2])
+    assert fired == back + 2, "the weights of the step before have made the batch in which it fired"
+    lines, aside = metrics(run), metrics(run / "set-aside/1")
+    assert [line["step"] for line in lines] == list(range(1, 11)) and aside[-1]["step"] == fired
+    assert lines[:back] == aside[:back] and lines[back]["healing/rollbacks"] == 1
+    for role in ("actor", "critic"):
+        assert lines[back][f"lr/{role}"] == pytest.approx(0.03 * aside[back][f"lr/{role}"])
+    bound = 10 / 50
+    assert aside[-1]["objective/kl_per_token"] > bound > max(line["objective/kl_per_token"] for line in lines)
+    process = start(tetrarch("train", "configs/tiny.yaml", "--resume", "--", *words, "steps=11"))
+    output, _ = process.communicate(timeout=200)
+    assert process.returncode == 0, output
+    assert metrics(run)[10]["lr/actor"] == pytest.approx(0.03 * 0.06)

@@ -89,6 +89,7 @@ SAID = {
     "roles/README.md: Training a reward model",  # the width of an interval
     "orchestrator/README.md: Checkpoints and resuming",  # how often one is saved
     "orchestrator/README.md: When something breaks",  # limits of the canary
+    "orchestrator/README.md: Alerts",  # limits of the rules
     "docker/README.md: With Ray's own command",  # Ray's grace period
     "cluster/README.md: What is not modelled",  # of a published row
     "tests/README.md: Make targets",

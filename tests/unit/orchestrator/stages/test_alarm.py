@@ -10,10 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from typer import Exit
 
 import orchestrator.stages.run
 from cluster.errors import ClusterError, RankFailure
 from cluster.runtime.orders import Orders
+from orchestrator.commands.exit_codes import RULE_STOPPED, reported
 from orchestrator.config.loading import load_config
 from orchestrator.errors import NotFinite, StopTraining
 from orchestrator.run.checkpoint import Checkpoint, Checkpoints
@@ -129,7 +131,7 @@ def test_a_warning_is_said_once_and_recorded_and_the_run_goes_on(
 
 
 def test_a_stop_leaves_a_checkpoint_and_says_from_where_to_go_on(case: Case) -> None:
-    with pytest.raises(StopTraining, match=r"policy_update in step 4(.|\n)*from one of step 2 or before"):
+    with pytest.raises(StopTraining, match=r"policy_update in step 4(.|\n)*one of step 2 or before"):
         case.train(bad_from(4, 0.0), "alerts.policy_update={on_alert: stop}")
     assert case.saved == [4] and len(case.rates) == 4
     with pytest.raises(StopTraining, match="policy_update in step 5"):
@@ -248,3 +250,13 @@ def test_the_end_comes_before_the_way_back(case: Case) -> None:
     with pytest.raises(StopTraining, match="kl in step 1"):
         case.train(told, GOES_BACK, "alerts.kl.on_alert=stop")
     assert [line["rule"] for line in case.lines("alerts")] == ["kl", "policy_update"], "both are told"
+
+
+def test_a_rule_that_ends_a_run_has_an_exit_code_of_its_own(case: Case, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(Exit) as ended, reported(debug=False) as outcome:
+        outcome.config = load_config(TINY, [f"run_dir={case.run_dir}"])
+        case.train(bad_from(4, 0.0), "alerts.policy_update={on_alert: stop}")
+    assert ended.value.exit_code == RULE_STOPPED == 4
+    said = capsys.readouterr().err
+    assert "error: a rule of the configuration has ended the run\n  policy_update in step 4" in said
+    assert "step-000004 stands; go on from there with --resume" in said and "Traceback" not in said
