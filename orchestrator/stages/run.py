@@ -99,9 +99,8 @@ class Run:
 
     def __post_init__(self) -> None:
         where = self.config, self.checkpoints, self.report
-        kept = self.checkpoints.steps
+        kept, safe = self.checkpoints.steps, self.check_lock
         trained, stay = lambda: self.stage.trained, lambda: [*self._best(), *self.stage.fallback(kept())]
-        safe = self.check_lock
         self.writer = StateWriter(*where, trained, stay, self.settings, self.orders, safe, self.models)
 
     def all_steps(self) -> None:
@@ -199,8 +198,7 @@ class Run:
 
     def _best(self) -> list[int]:
         """The steps for `checkpoint.keep_best`: the best of those that have a checkpoint, and of the current one."""
-        count = self.config.checkpoint.keep_best
-        if not count:
+        if not (count := self.config.checkpoint.keep_best):
             return []
         there = {*self.checkpoints.steps(), self.stage.step}
         return best_steps({step: score for step, score in self.stage.scores.items() if step in there and step}, count)
