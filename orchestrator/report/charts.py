@@ -6,7 +6,7 @@ Which charts there are follows from the metrics that the run has: `orchestrator.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -55,7 +55,7 @@ def _curves(chart: Chart, metrics: list[Metric], record: RunRecord) -> Card:
     show = percent if first.unit == "fraction" else number
     unit = "" if first.unit == "fraction" else first.unit
     targets = [record.state.targets[metric.key] for metric in metrics if metric.key in record.state.targets]
-    length = _mean([step[RESPONSE_LENGTH] for step in record.metrics if RESPONSE_LENGTH in step])
+    length = _length([record])
     bands = _bands(first, length)
     about = [_about(metric, several) for metric in metrics]
     if bands:
@@ -109,10 +109,19 @@ def _mean(values: Sequence[float]) -> float | None:
     return math.fsum(finite) / len(finite) if finite else None
 
 
+def _length(records: Iterable[RunRecord]) -> float | None:
+    """Mean length of the responses in all steps; None if no step says it."""
+    return _mean([step[RESPONSE_LENGTH] for one in records for step in one.metrics if RESPONSE_LENGTH in step])
+
+
 def _scaled(metric: Metric, length: float | None) -> str:
     """For which responses the bands are drawn."""
     tokens = metric.bands.tokens if metric.bands else None
     return f" for responses of {number(length or tokens)} tokens" if tokens else ""
+
+
+def _drawn(metric: Metric, length: float | None) -> str:
+    return f"; bands{scaled}" if (scaled := _scaled(metric, length)) else ""
 
 
 def _bands(metric: Metric, length: float | None) -> list[Band]:
@@ -191,10 +200,15 @@ def run_cards(records: Mapping[str, RunRecord]) -> list[Card]:
         lines = [replace(_line(metric, record.metrics), name=name) for name, record in records.items()]
         lines = [line for line in lines if line.points]
         show = percent if metric.unit == "fraction" else number
-        figure = curves(metric.chart, lines, show, _bands(metric), [])
+        length = _length(records.values())
+        figure = curves(metric.chart, lines, show, _bands(metric, length), [])
         unit = f", {metric.unit}" if metric.unit not in ("", "fraction") else ""
         alone = f"{lines[0].name} {show(lines[0].values[-1])}" if len(lines) == 1 else ""
-        cards.append(Card(metric.key, alone, figure, _summary(lines, show), f"{metric.description}{unit}."))
+        cards.append(
+            Card(
+                metric.key, alone, figure, _summary(lines, show), f"{metric.description}{unit}{_drawn(metric, length)}."
+            )
+        )
     return cards
 
 
