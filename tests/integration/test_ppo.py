@@ -288,6 +288,7 @@ def test_a_run_directory_is_not_overwritten(folder: Path, run_dir: Path) -> None
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(600)  # three starts of all roles
 def test_a_learning_rate_that_is_too_high_sends_the_run_back(folder: Path) -> None:
     """It rises from step to step, until the KL is beyond its band; then a smaller one does, also after a resume."""
     run, rate = folder / "back", "{learning_rate: 0.06, schedule: {type: constant, warmup_steps: 36}}"
