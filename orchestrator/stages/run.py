@@ -213,8 +213,7 @@ class Run:
         """The step of the newest checkpoint, also of one that is under way; 0 if there is none."""
         if self.writer.under_way is not None:
             return int(self.writer.under_way.state["step"])
-        newest = self.checkpoints.newest()
-        return newest.step if newest else 0
+        return max(self.checkpoints.steps(), default=0)
 
     def save(self) -> None:
         """Write a checkpoint, or begin to write it."""
