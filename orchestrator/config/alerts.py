@@ -144,8 +144,8 @@ class WebhookConfig(Section):
     """Where alerts are sent to as JSON, in the background: `{"run", "step", "rule", "action", "text"}`. A failure is
     told once, and ends nothing."""
 
-    url: Annotated[SecretStr, AfterValidator(_secret_address)]
-    """The address, which is never shown: who knows it may write there."""
+    secret_url: Annotated[SecretStr, AfterValidator(_secret_address)]
+    """The address, which is never shown: who knows it may write there. Not on a command line."""
     headers: Headers = Field(default_factory=dict)
     """Sent with each alert, such as `{authorization: Bearer …}`; never shown."""
     timeout_s: float = Field(default=10.0, gt=0)

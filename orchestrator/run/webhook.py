@@ -26,7 +26,7 @@ class Webhook:
     """
 
     def __init__(self, config: WebhookConfig, name: str, tell: Callable[[str], None]) -> None:
-        self._service = HttpService([config.url.get_secret_value()], config.headers, config.timeout_s)
+        self._service = HttpService([config.secret_url.get_secret_value()], config.headers, config.timeout_s)
         self._name, self._tell, self._timeout_s = name, tell, config.timeout_s
         self._threads: list[threading.Thread] = []
         self._failed = threading.Lock()
@@ -55,7 +55,9 @@ class Webhook:
                 f"HTTP {status}" if status is not None else f"no answer within {self._timeout_s:g} s, or no connection"
             )
             if self._failed.acquire(blocking=False):
-                self._tell(f"an alert could not be sent to alerts.webhook.url ({why}); more failures are not told")
+                self._tell(
+                    f"an alert could not be sent to alerts.webhook.secret_url ({why}); more failures are not told"
+                )
 
     async def _post(self, body: bytes) -> None:
         async with self._service.opened() as client:

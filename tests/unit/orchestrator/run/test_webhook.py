@@ -13,6 +13,7 @@ import pytest
 
 from orchestrator.config.alerts import WebhookConfig
 from orchestrator.config.loading import dump_config, load_config
+from orchestrator.config.secrets import check_overrides
 from orchestrator.errors import ConfigError
 from orchestrator.report.alert_lines import Alert
 from orchestrator.run.webhook import Webhook
@@ -60,7 +61,7 @@ def server() -> Iterator[Server]:
 
 
 def webhook(url: str, tell: Callable[[str], None], **more: Any) -> Webhook:
-    return Webhook(WebhookConfig.model_validate({"url": url, **more}), "tiny", tell)
+    return Webhook(WebhookConfig.model_validate({"secret_url": url, **more}), "tiny", tell)
 
 
 @pytest.mark.parametrize("status", [200, 204])
@@ -81,7 +82,7 @@ def test_a_failure_is_told_once_without_the_address(status: int, url: str, serve
         hook.send(ALERT)
     hook.close()
     why = "HTTP 500" if status else "no answer within 10 s, or no connection"
-    assert told == [f"an alert could not be sent to alerts.webhook.url ({why}); more failures are not told"]
+    assert told == [f"an alert could not be sent to alerts.webhook.secret_url ({why}); more failures are not told"]
 
 
 def test_nobody_waits_for_a_slow_server_longer_than_its_deadline(server: Server) -> None:
@@ -93,9 +94,16 @@ def test_nobody_waits_for_a_slow_server_longer_than_its_deadline(server: Server)
 
 
 def test_the_address_is_in_no_record_and_no_error() -> None:
-    config = load_config(TINY, [f"alerts.webhook.url=https://hooks.example.org/{SECRET}"])
+    config = load_config(TINY, [f"alerts.webhook.secret_url=https://hooks.example.org/{SECRET}"])
     assert SECRET not in dump_config(config) and SECRET not in repr(config)
     for wrong in (f"hooks.example.org/{SECRET}", f"https://[{SECRET}", f"https:///{SECRET}"):
         with pytest.raises(ConfigError) as error:
-            load_config(TINY, [f"alerts.webhook.url={wrong}"])
-        assert SECRET not in str(error.value) and "alerts.webhook.url" in str(error.value)
+            load_config(TINY, [f"alerts.webhook.secret_url={wrong}"])
+        assert SECRET not in str(error.value) and "alerts.webhook.secret_url" in str(error.value)
+
+
+def test_the_address_is_refused_on_a_command_line_and_those_of_services_are_not() -> None:
+    with pytest.raises(ConfigError, match=r"alerts\.webhook\.secret_url holds a secret") as error:
+        check_overrides([f"alerts.webhook.secret_url=https://hooks.example.org/{SECRET}"])
+    assert SECRET not in str(error.value)
+    check_overrides(["labelling.judge.url=http://127.0.0.1:8001/v1/chat/completions"])
