@@ -24,7 +24,7 @@ from orchestrator.stages.http_routes import policy_app
 from orchestrator.stages.http_server import answering, listening, url_of
 from orchestrator.stages.prompt_reader import PromptReader
 from orchestrator.stages.serving_desk import Desk
-from tests.benchmarks import driver_bytes, gpu, long_context, lora, plan_order, ppo_step, serving_load
+from tests.benchmarks import driver_bytes, gpu, long_context, lora, plan_order, ppo_step, samples_written, serving_load
 from tests.unit.orchestrator.stages.served import EchoEngines, Letters, working
 from tests.unit.wiring.engines import FakeLLM, PlainDeepSpeed
 from tests.unit.wiring.stage import Seen, stage
@@ -102,6 +102,12 @@ def test_the_benchmark_of_long_contexts(shown: Callable[..., list[list[str]]], m
         [dtype, way] for dtype in ("float32", "bfloat16") for way in ("whole", "blocks")
     ]
     assert all(len(numbers(row)) == 4 for row in rows)
+
+
+def test_the_benchmark_of_the_files_of_samples(shown: Callable[..., list[list[str]]]) -> None:
+    _, *rows = shown(samples_written, "--rows", 4, "--tokens", 8)
+    assert [row[:3] for row in rows] == [["4", "8", "default"], ["4", "8", "all"]]
+    assert all(number >= 0 for row in rows for number in numbers(row)) and len(numbers(rows[0])) == 5
 
 
 def test_the_benchmark_of_the_plans_order(
