@@ -222,6 +222,6 @@ def test_the_load_on_a_served_policy(shown: Callable[..., list[list[str]]]) -> N
 
 
 def test_no_benchmark_is_left_out() -> None:
-    modules = (driver_bytes, gpu, long_context, lora, plan_order, ppo_step, serving_load)
-    run = {Path(module.__file__).name for module in modules}
+    modules = (driver_bytes, gpu, long_context, lora, plan_order, ppo_step, samples_written, serving_load)
+    run = {*(Path(module.__file__).name for module in modules), "soak.py"}  # that of the soak: test_soak.py
     assert {file.name for file in FOLDER.glob("*.py")} == run
