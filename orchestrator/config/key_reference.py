@@ -1,6 +1,6 @@
 """All configuration keys as Markdown tables: the schema flows in, text flows out.
 
-    python -m orchestrator.config.key_reference       writes them into configs/README.md
+    python -m orchestrator.config.key_reference       writes them into configs/README.md, and configs/schema.json
 
 Example of a row: `rollout.top_p`, number > 0, ≤ 1, unit –, default `1.0`, "Sample from the most likely tokens …".
 """
@@ -20,11 +20,12 @@ from annotated_types import Ge, Gt, Le, Lt
 from pydantic import BaseModel, SecretStr
 from pydantic.fields import FieldInfo
 
-from orchestrator.config.roots import ROOTS, AnyConfig
+from orchestrator.config.roots import ROOTS, AnyConfig, json_schema
 from orchestrator.config.schema import key_of, sections_in, tag_of
 
 HEADING = "## All keys"
 README = Path("configs/README.md")
+SCHEMA = README.with_name("schema.json")
 
 UNITS = {
     "*_s": "seconds",
@@ -177,5 +178,11 @@ def _name(annotation: Any) -> str:
     return "secret text" if annotation is SecretStr else "section"
 
 
+def schema_text() -> str:
+    """The JSON Schema as `configs/schema.json` has it, for editors."""
+    return json.dumps(json_schema(), indent=1, ensure_ascii=False) + "\n"
+
+
 if __name__ == "__main__":
     README.write_text(updated(README.read_text(encoding="utf-8")), encoding="utf-8")
+    SCHEMA.write_text(schema_text(), encoding="utf-8")

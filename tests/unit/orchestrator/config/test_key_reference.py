@@ -9,7 +9,7 @@ from pathlib import Path
 from typer.testing import CliRunner
 
 from orchestrator.commands import app as cli
-from orchestrator.config.key_reference import README, UNITS, reference, updated
+from orchestrator.config.key_reference import README, SCHEMA, UNITS, reference, schema_text, updated
 from orchestrator.config.roots import AnyConfig
 from orchestrator.config.schema import all_keys
 
@@ -21,6 +21,16 @@ LISTED = [re.findall(r"`([^`]*)`", row[0])[0] for row in ROWS]
 def test_the_readme_has_the_keys_of_the_schema() -> None:
     text = (ROOT / README).read_text(encoding="utf-8")
     assert text == updated(text), "run: python -m orchestrator.config.key_reference"
+
+
+def test_editors_have_the_schema_and_every_shipped_file_names_it() -> None:
+    assert (ROOT / SCHEMA).read_text(encoding="utf-8") == schema_text(), (
+        "run: python -m orchestrator.config.key_reference"
+    )
+    for file in (ROOT / "configs").rglob("*.yaml"):
+        first = file.read_text(encoding="utf-8").splitlines()[0]
+        named = first.removeprefix("# yaml-language-server: $schema=")
+        assert (file.parent / named).resolve() == ROOT / SCHEMA, file
 
 
 def test_every_key_is_listed_with_what_it_means() -> None:
