@@ -11,6 +11,8 @@ from pathlib import Path
 
 from ray._common.utils import get_default_system_temp_dir
 
+from cluster.errors import ClusterError
+
 
 def keep_token_private() -> None:
     """Keep the token with which Ray lets callers in where its owner alone can read it, and make it if there is none:
@@ -33,11 +35,13 @@ def keep_token_private() -> None:
 
 def sessions_folder() -> Path:
     """The folder for the sockets and logs of Ray on this machine, inside one that nobody else may enter: Ray opens its
-    own to everybody, at the start of each worker anew. OSError if somebody else has taken the name."""
+    own to everybody, at the start of each worker anew. ClusterError if it cannot be made, or is somebody else's."""
     ours = Path(get_default_system_temp_dir()) / f"ray-{os.getuid()}"
-    with suppress(FileExistsError):
-        ours.mkdir(mode=0o700)
-    if ours.is_symlink() or ours.stat().st_uid != os.getuid():
-        raise PermissionError(f"{ours} belongs to somebody else; remove it, or set RAY_TMPDIR to another folder.")
-    ours.chmod(0o700)
+    try:
+        ours.mkdir(mode=0o700, exist_ok=True)
+        if ours.is_symlink() or ours.stat().st_uid != os.getuid():
+            raise ClusterError(f"{ours} belongs to somebody else; remove it, or set RAY_TMPDIR to another folder")
+        ours.chmod(0o700)
+    except OSError as error:
+        raise ClusterError(f"Ray has no folder for its sockets: {error}; set RAY_TMPDIR to another one") from error
     return ours / "ray"

@@ -186,19 +186,20 @@ class RayCluster:
         ORDERS.listen()  # Ray's own handler ends the process with a C++ stack on the terminal
 
     def _start_with_retries(self) -> None:
+        folder = sessions_folder()
         for attempt in range(1, START_ATTEMPTS + 1):
             try:
-                self._start_local()
+                self._start_local(str(folder))
                 return
             except Exception as error:  # Ray raises plain ones
                 ray.shutdown()
                 if attempt == START_ATTEMPTS:
                     raise ClusterError(
-                        f"Ray did not start on this machine: {error} Its logs are in /tmp/ray-{os.getuid()}/ray. If "
+                        f"Ray did not start on this machine: {error} Its logs are in {folder}. If "
                         "the machine is very busy, try again; look for a full /tmp or /dev/shm"
                     ) from error
 
-    def _start_local(self) -> None:
+    def _start_local(self, folder: str) -> None:
         demand = self._plan.demand(0)
         keep_token_private()
         with self._forks.used_by_ray() if self._forks else nullcontext(), on_loopback():
@@ -210,7 +211,7 @@ class RayCluster:
                 include_dashboard=False,
                 log_to_driver=False,
                 logging_level="error",
-                _temp_dir=str(sessions_folder()),
+                _temp_dir=folder,
             )
 
     def _attach(self, address: str) -> None:
@@ -280,8 +281,7 @@ class RayCluster:
             answers = dict(zip(asked, ray.get(list(asked.values()), timeout=self._deadline_s), strict=True))
         except GetTimeoutError:
             raise PlacementError(
-                f"the nodes were granted, but no process started on them within {self._deadline_s:g} s; look at Ray's "
-                "logs there (/tmp/ray/session_latest/logs)"
+                f"the nodes were granted, but no process started on them within {self._deadline_s:g} s; see Ray's logs"
             ) from None
         return [answers.get(node, []) for node in range(len(counts))]
 

@@ -134,6 +134,8 @@ class NotFiniteAlert(Section):
 
 def _secret_address(url: SecretStr) -> SecretStr:
     text = url.get_secret_value()
+    if text and set(text) == {"*"}:  # in the configuration of a checkpoint, which holds no secret
+        return url
     if not text.startswith(("http://", "https://")):
         raise PydanticCustomError("url", "must begin with http:// or https://")
     reachable(text)

@@ -8,7 +8,7 @@ from ipaddress import ip_address
 from typing import Any
 from urllib.parse import urlsplit
 
-from pydantic import BaseModel
+from pydantic import BaseModel, SecretStr
 
 from orchestrator.config.loading import apply_override
 from orchestrator.config.roots import AnyConfig
@@ -38,9 +38,11 @@ def unencrypted_tokens(config: BaseModel, key: str = "") -> Iterator[str]:
     fields = {key_of(name, field): getattr(config, name) for name, field in type(config).model_fields.items()}
     said = bool(fields.get("headers")) or fields.get("api_key_env") is not None
     urls = [url for url in (*fields.get("urls", ()), fields.get("url")) if isinstance(url, str)]
-    for url in urls:
-        shown = without_credentials(url)
-        if (said or shown != url) and url.startswith("http://") and not _is_loopback(url):
+    asked = [(url, without_credentials(url), said) for url in urls]
+    if isinstance(hidden := fields.get("secret_url"), SecretStr):
+        asked.append((hidden.get_secret_value(), "secret_url", True))
+    for url, shown, secret in asked:
+        if (secret or shown != url) and url.startswith("http://") and not _is_loopback(url):
             yield (
                 f"{key}: a secret goes to {shown} unencrypted, and whoever carries the request can read it; use https, "
                 "or a tunnel from 127.0.0.1"
@@ -70,5 +72,5 @@ def _texts(value: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, 
     if isinstance(value, dict | list):
         for key, inner in value.items() if isinstance(value, dict) else enumerate(value):
             yield from _texts(inner, (*path, str(key)))
-    else:
+    elif value is not None:
         yield path, str(value)

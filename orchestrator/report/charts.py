@@ -197,7 +197,8 @@ def run_cards(records: Mapping[str, RunRecord]) -> list[Card]:
     for metric in metrics_in(key for record in records.values() for step in record.metrics for key in step).values():
         if metric.chart is None or metric.chart.stacked:
             continue
-        lines = [replace(_line(metric, record.metrics), name=name) for name, record in records.items()]
+        named = enumerate(records.items())  # a run has the same colour in every chart
+        lines = [replace(_line(metric, record.metrics), name=name, place=n) for n, (name, record) in named]
         lines = [line for line in lines if line.points]
         show = percent if metric.unit == "fraction" else number
         length = _length(records.values())

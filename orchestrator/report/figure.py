@@ -27,6 +27,8 @@ _HEIGHT, _LEGEND_ROW = 212, 19
 """Height of a chart without a legend, and of a row of a legend, in pixels."""
 _BINS, _DISTINCT = 24, 12
 """Bars of a histogram; so few different values have a bar each."""
+_COLOURS = 7
+"""Of curves, in `report.css`."""
 _LABELLED = 0.1
 """Share of the chart's height that a band needs to show its name."""
 
@@ -40,6 +42,8 @@ class Line:
     """(step, value), ascending by step; NaN for a value that is not finite."""
     errors: list[float] | None = None
     """Half the height of each point's error bar."""
+    place: int | None = None
+    """Which of the colours it has; None: that of its place among the lines."""
 
     @property
     def steps(self) -> list[int]:
@@ -188,7 +192,8 @@ def reliability_figure(curve: Sequence[ReliabilityBin]) -> dict[str, Any]:
 
 
 def _curve(line: Line, n: int, name: str) -> dict[str, Any]:
-    colour, values = f"--c{n}", line.values
+    n = n if line.place is None else line.place
+    colour, values = f"--c{n % _COLOURS}", line.values
     known = [math.isfinite(value) for value in values]
     alone = [
         here and not before and not after

@@ -139,12 +139,12 @@ class Reporter:
                 append_line(self._run_dir / run_files.SAMPLES_FILE, {"step": step, **asdict(row)})
             if ledger is not None:
                 append_line(self._run_dir / run_files.LEDGER_FILE, {"step": step, **ledger})
-            if keep is not None:
-                self._files.put(run_files.samples_of(self._run_dir, step), keep)
             if self._tensorboard is not None:
                 for key, value in numbers.items():
                     self._tensorboard.add_scalar(key, value, step)
                 self._tensorboard.flush()
+        if keep is not None:
+            self._files.put(run_files.samples_of(self._run_dir, step), keep)  # has a deadline of its own
         self._step = step
         self._progress.step(step, numbers)
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -164,7 +165,7 @@ def write_state(run_dir: Path, state: RunState) -> None:
 
 def replace_text(path: Path, text: str) -> None:
     """Write a file whole or not at all, as far as other processes see, without waiting for the disk."""
-    partial = path.with_name(f"{path.name}.partial")
+    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
     partial.write_text(text, encoding="utf-8")
     partial.replace(path)
 

@@ -91,13 +91,19 @@ class ContentsMeanwhile:
     def __init__(self, config: BaseConfig) -> None:
         self._config = config
         self._found: Contents = {}
+        self._failure: Exception | None = None
         self._thread = threading.Thread(target=self._read, name="model-contents", daemon=True)
         self._thread.start()
 
     def __call__(self) -> Contents:
-        """Wait for them."""
+        """Wait for them. Raises what has kept them from being read."""
         self._thread.join()
+        if self._failure is not None:
+            raise self._failure
         return self._found
 
     def _read(self) -> None:
-        self._found = model_contents(self._config)
+        try:
+            self._found = model_contents(self._config)
+        except Exception as error:  # raised in the thread that asks
+            self._failure = error

@@ -21,7 +21,10 @@ def leave_models(stage: Stage, config: BaseConfig, settings: str) -> None:
     for model in folder.iterdir():
         role = model.name.partition("_")[0]  # of `actor_ema` and `reward_retrained` too
         if role in USED_AS:
-            describe_model(model, role, stage.step, run_dir, config, settings)
+            try:
+                describe_model(model, role, stage.step, run_dir, config, settings)
+            except ValueError as error:
+                stage.report.note(f"{model} is without a model card: {error}")
 
 
 def describe_model(folder: Path, role: str, step: int, run_dir: Path, config: BaseConfig, settings: str) -> None:

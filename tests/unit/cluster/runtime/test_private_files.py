@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from cluster.errors import ClusterError
 from cluster.runtime.private_files import keep_token_private, sessions_folder
 
 VARIABLES = ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")
@@ -67,5 +68,5 @@ def test_sessions_are_in_a_folder_that_nobody_else_may_enter(home: Path, monkeyp
     assert sessions_folder() == folder and mode(folder.parent) == 0o700
     folder.parent.rmdir()
     folder.parent.symlink_to(home)
-    with pytest.raises(PermissionError, match="belongs to somebody else; remove it, or set RAY_TMPDIR"):
+    with pytest.raises(ClusterError, match="belongs to somebody else; remove it, or set RAY_TMPDIR"):
         sessions_folder()

@@ -33,7 +33,7 @@ def test_an_override_with_a_secret_is_refused_without_showing_it(override: str) 
         check_overrides([override])
     assert "holds a secret, and every user of this machine can read the command line" in str(error.value)
     assert not {"hush", "pass", "abc", "a1B2c3D4e5F6g7H8i9J0k1L2"} & set(str(error.value).replace("/", " ").split())
-    check_overrides(["reward.urls=['http://h:8000/score']", "steps=3"])
+    check_overrides(["reward.urls=['http://h:8000/score']", "steps=3", "reward.headers=null"])
 
 
 @pytest.mark.parametrize("command", ["train", "evaluate", "serve", "best-of-n", "verify-resume"])
@@ -64,6 +64,13 @@ def test_a_judge_s_key_and_a_member_s_are_looked_at_too() -> None:
     judge = f"evaluation.judge={{type: win_rate, against: rows.jsonl, asks: {endpoint}}}"
     found = list(unencrypted_tokens(load_config(TINY, [*settings, judge])))
     assert [line.partition(":")[0] for line in found] == ["reward.members.one", "evaluation.judge.asks"]
+
+
+def test_an_address_that_is_a_secret_is_looked_at_and_not_shown() -> None:
+    hook = "alerts.webhook.secret_url=http://hooks.lan/T0KEN"
+    (line,) = unencrypted_tokens(load_config(TINY, [hook]))
+    assert line.startswith("alerts.webhook: a secret goes to secret_url unencrypted") and "T0KEN" not in line
+    assert not list(unencrypted_tokens(load_config(TINY, [hook.replace("http://", "https://")])))
 
 
 def test_what_is_replayed_gets_its_secrets_in_a_file_of_its_owner(tmp_path: Path) -> None:

@@ -111,3 +111,16 @@ def test_reading_goes_on_beside_the_start(tmp_path: Path, monkeypatch: pytest.Mo
     meanwhile = contents.ContentsMeanwhile(models_of(tmp_path))
     started.set()
     assert meanwhile() == meanwhile() == {"actor": {"model.safetensors": "hash"}}
+
+
+def test_an_error_while_reading_is_raised_where_they_are_needed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(config: RunConfig) -> dict[str, dict[str, str]]:
+        raise RecursionError("an odd file")
+
+    monkeypatch.setattr(contents, "model_contents", broken)
+    meanwhile = contents.ContentsMeanwhile(models_of(tmp_path))
+    for _ in range(2):
+        with pytest.raises(RecursionError, match="an odd file"):
+            meanwhile()

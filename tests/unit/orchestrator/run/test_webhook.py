@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -100,6 +101,13 @@ def test_the_address_is_in_no_record_and_no_error() -> None:
         with pytest.raises(ConfigError) as error:
             load_config(TINY, [f"alerts.webhook.secret_url={wrong}"])
         assert SECRET not in str(error.value) and "alerts.webhook.secret_url" in str(error.value)
+
+
+def test_a_run_goes_on_from_a_configuration_that_hides_the_address(tmp_path: Path) -> None:
+    """As checkpoints hold it."""
+    kept = tmp_path / "kept.yaml"
+    kept.write_text(dump_config(load_config(TINY, [f"alerts.webhook.secret_url=https://hooks.example.org/{SECRET}"])))
+    assert load_config(kept).alerts is not None
 
 
 def test_the_address_is_refused_on_a_command_line_and_those_of_services_are_not() -> None:
