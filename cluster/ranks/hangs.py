@@ -123,7 +123,17 @@ def lines_of(peers: Sequence[Seen]) -> list[str]:
 
 
 def report(asked: Mapping[Rank, str]) -> tuple[list[Identity], str]:
-    """Those who are late of the ranks that are waited for (rank → method), and what every rank is doing, as text."""
+    """Those who are late of the ranks that are waited for (rank → method), and what every rank is doing, as text. If
+    that cannot be found out, all of them."""
+    try:
+        return _report(asked)
+    except Exception as error:  # it must not take the place of the deadline that has passed
+        names = [rank.identity for rank in asked]
+        told = ", ".join(map(str, names))
+        return names, f"{told}: what they are doing cannot be said: {type(error).__name__}: {error}"
+
+
+def _report(asked: Mapping[Rank, str]) -> tuple[list[Identity], str]:
     others = [rank for rank in STARTED.ranks if rank not in asked]
     seen = _seen({**asked, **dict.fromkeys(others, "")})
     roles: dict[str, list[Seen]] = {}

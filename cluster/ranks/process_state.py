@@ -13,10 +13,12 @@ import re
 import signal
 import statistics
 import time
+import traceback
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from types import FrameType
 
 import psutil
 
@@ -139,6 +141,12 @@ def frame_name(file: str, line: int, function: str) -> str:
     folder."""
     ours = file.startswith(f"{ROOT}/") and "/site-packages/" not in file
     return f"{file.removeprefix(f'{ROOT}/') if ours else '/'.join(file.split('/')[-2:])}:{line} {function}"
+
+
+def frames_of(frame: FrameType | None) -> list[str]:
+    """The frames of a thread, outermost first. Reads no source file: the disk may be what hangs."""
+    walked = traceback.walk_stack(frame) if frame is not None else ()
+    return [frame_name(one.f_code.co_filename, line, one.f_code.co_name) for one, line in walked][::-1]
 
 
 def innermost(frames: Sequence[str]) -> str:

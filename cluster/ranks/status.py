@@ -5,10 +5,9 @@ from __future__ import annotations
 import os
 import sys
 import time
-import traceback
 from dataclasses import dataclass
 
-from cluster.ranks.process_state import frame_name, innermost
+from cluster.ranks.process_state import frames_of, innermost
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,10 +40,8 @@ class Status:
 def status_of(method: str | None, since: float, thread: int | None) -> Status:
     """The status of this process, whose thread `thread` runs `method` since a time of the monotonic clock."""
     frame = sys._current_frames()[thread] if thread is not None else None
-    stack = traceback.extract_stack(frame) if frame is not None else []
-    frames = [frame_name(f.filename, f.lineno or 0, f.name) for f in stack]
     raylet = int(os.environ.get("RAY_RAYLET_PID", 0))
-    return Status(os.getpid(), method, time.monotonic() - since, frames, collectives_begun(), raylet)
+    return Status(os.getpid(), method, time.monotonic() - since, frames_of(frame), collectives_begun(), raylet)
 
 
 def collectives_begun() -> int | None:

@@ -11,14 +11,13 @@ import socket
 import sys
 import threading
 import time
-import traceback
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import cache
 
 from cluster.ranks.host_memory import kill_children
-from cluster.ranks.process_state import frame_name, innermost
+from cluster.ranks.process_state import frames_of, innermost
 
 CHECKED_S = 1.0
 """Seconds between two looks at what is under way."""
@@ -64,8 +63,7 @@ def _watch() -> None:
 
 def _end(work: _Work) -> None:
     """End this process, after a word on the terminal: the error under way, if there is one, and what hangs."""
-    stack = traceback.extract_stack(sys._current_frames().get(work.thread))
-    at = innermost([frame_name(frame.filename, frame.lineno or 0, frame.name) for frame in stack])
+    at = innermost(frames_of(sys._current_frames().get(work.thread)))
     error = sys._current_exceptions().get(work.thread)
     first = error[1] if isinstance(error, tuple) else error  # a tuple before Python 3.12
     who = f"the driver (process {os.getpid()} on {socket.gethostname()})"
@@ -75,5 +73,6 @@ def _end(work: _Work) -> None:
         "the disk of run_dir does not answer; go on with --resume once it does",
     ]
     os.write(2, "\n  ".join(["error: the run failed", *told]).encode(errors="backslashreplace") + b"\n")
-    kill_children()
+    with suppress(Exception):  # whatever happens, this process ends
+        kill_children()
     os._exit(1)

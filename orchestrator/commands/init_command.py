@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -97,6 +99,8 @@ def init(
     with reported(debug):
         if file.exists():
             raise ConfigError(f"{file} exists; name another file, or remove it")
+        if nodes > 1 and not gpus:
+            raise ConfigError(f"--nodes={nodes} needs --gpus of 1 or more: a run on CPUs has one machine")
         text = written(file, Answers(model, prompts, reward, gpus, nodes, accelerator))
         validate(parse_yaml(text), str(file))
         file.parent.mkdir(parents=True, exist_ok=True)
@@ -138,5 +142,5 @@ def _reward(said: str) -> dict[str, object]:
 
 
 def _quoted(text: str) -> str:
-    """A text as YAML within a line, quoted where it must be."""
-    return to_yaml([text]).strip().removeprefix("- ").strip()
+    """A text as YAML inside braces."""
+    return text if re.fullmatch(r"[\w./-]+", text) and not text.isdigit() else json.dumps(text, ensure_ascii=False)

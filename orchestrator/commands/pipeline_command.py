@@ -10,6 +10,7 @@ from orchestrator.commands.exit_codes import reported
 from orchestrator.commands.options import ConfigFile, Debug, Overrides
 from orchestrator.config.loading import load_root
 from orchestrator.config.pipeline import PipelineRun
+from orchestrator.config.secrets import check_overrides
 
 
 def pipeline(config: ConfigFile, overrides: Overrides = None, debug: Debug = False) -> None:
@@ -18,6 +19,7 @@ def pipeline(config: ConfigFile, overrides: Overrides = None, debug: Debug = Fal
     Done stages are skipped, interrupted ones go on. Example: tetrarch pipeline configs/pipeline-smoke.yaml
     """
     with reported(debug) as report:
+        check_overrides(overrides or ())
         run = load_root(PipelineRun, config, overrides or ())
         report.config = run
         from orchestrator.checks.pipeline_inputs import check_pipeline

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 from cluster.errors import Terminated
 from cluster.runtime.last_resort import at_most
+from orchestrator.errors import RollBack, StopTraining
 from orchestrator.known_metrics import check_known
 from orchestrator.metrics import METRICS
 from orchestrator.report import run_files
@@ -150,7 +151,8 @@ class Reporter:
 
     def alert(self, alert: Alert) -> None:
         """Report a rule that has fired: a warning that stays on the screen, and one line of `alerts.jsonl`."""
-        append_line(self._run_dir / run_files.ALERTS_FILE, asdict(alert))
+        with at_most(self._save_s, "writing an alert"):
+            append_line(self._run_dir / run_files.ALERTS_FILE, asdict(alert))
         if self._tensorboard is not None:
             self._tensorboard.add_text("alerts", str(alert), alert.step)
         self._progress.warn(str(alert))
@@ -161,7 +163,8 @@ class Reporter:
 
     def went_back(self, back: WentBack) -> None:
         """Report that the run goes on from an earlier step because of an alert: one line of `alerts.jsonl`."""
-        append_line(self._run_dir / run_files.ALERTS_FILE, asdict(back))
+        with at_most(self._save_s, "writing where it goes back to"):
+            append_line(self._run_dir / run_files.ALERTS_FILE, asdict(back))
 
     def metrics(self) -> Iterator[tuple[int, Mapping[str, float]]]:
         """Step and metrics of all reported steps, also of those before the run was resumed."""
@@ -264,4 +267,6 @@ def _ended(state: RunState, step: int, error: BaseException | None) -> RunState:
     if isinstance(error, KeyboardInterrupt):
         why = "ended by SIGTERM" if isinstance(error, Terminated) else "interrupted by the user"
         return replace(state, status="stopped", error=why)
+    if isinstance(error, StopTraining | RollBack):
+        return replace(state, status="stopped", error=str(error))
     return replace(state, status="failed", error=f"{type(error).__name__}: {error}")

@@ -69,6 +69,8 @@ def _state(run_dir: Path, record: RunRecord) -> str:
         check_free(run_dir)
     except ConfigError:
         return "running"
+    except OSError:  # a run of another machine in a folder that is not ours to write to
+        return record.state.status
     return "interrupted" if record.state.status == "running" else record.state.status
 
 

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from cluster.errors import RankFailure
-from cluster.role_table import row_of
+from cluster.role_table import ACTOR, CRITIC, row_of
 from orchestrator.config.run import RunConfig
 from orchestrator.display_text import number
 from orchestrator.errors import NotFinite, RollBack
@@ -29,6 +29,8 @@ class WayBack:
     config: RunConfig
     last: WentBack | None = None
     """The last time; None: it has never gone back."""
+    good: int | None = None
+    """The newest step in which no rule that sends the run back had found anything wrong; None: no rule has looked."""
 
     @property
     def factor(self) -> float:
@@ -72,11 +74,13 @@ class WayBack:
         return step, "\n".join(told)
 
     def _not_finite(self, error: Exception) -> RollBack | None:
-        """For a trained role that has diverged."""
+        """For actor, critic or an engine that has diverged: smaller rates help no other role."""
         diverged = isinstance(error, RankFailure) and error.exception == DIVERGED
+        diverged = diverged and {who.role for who in error.blamed} <= {ACTOR, CRITIC}  # type: ignore[attr-defined]
         diverged |= isinstance(error, NotFinite) and not row_of(error.role).frozen
         if not diverged or self.config.alerts is None or self.config.alerts.not_finite.on_alert == "stop":
             return None
         lines = run_files.read_lines(Path(self.config.run_dir) / run_files.METRICS_FILE)
         done = int(lines[-1]["step"]) if lines else 0
-        return RollBack(str(error).splitlines()[0], "not_finite", done + 1, max(done - 1, 0))
+        good = done - 1 if self.good is None else min(done - 1, self.good)
+        return RollBack(str(error).splitlines()[0], "not_finite", done + 1, max(good, 0))

@@ -42,11 +42,13 @@ class Alarm:
         for step, metrics in report.metrics():
             self.watch.see(step, metrics)
         self.watch.told = {line["rule"] for line in report.alerts() if "seen" in line}
+        self.back.good = self.watch.good()
         self.back.recall(report)
 
     def after_step(self, step: int, metrics: Mapping[str, float]) -> None:
         """Tell the alerts of a step; StopTraining or RollBack if one of them says so, the end before the way back."""
         found = self.watch.see(step, metrics)
+        self.back.good = self.watch.good()
         for alert in found:
             self._tell(alert)
         for alert in sorted((one for one in found if one.action != "warn"), key=lambda one: one.action != "stop"):

@@ -69,9 +69,9 @@ def train(config: RunConfig, resume: Resume, training: Questions, heldout: Quest
         questions = heldout_prompts(heldout, config.evaluation.prompts, config.seed) if heldout else None
         report.status("starting the roles")
         with (
+            alarm_of(config, back, report) as alarm,  # that the run has gone back is on the disk before the roles start
             training_roles(config, models, report.note) as roles,
             fresh_labels(config, roles) as labels,
-            alarm_of(config, back, report) as alarm,
         ):
             gold = BestModels(config.evaluation.stop, Path(config.run_dir)) if config.evaluation.stop else None
             again = Retraining(config, roles, training, labels) if labels else None

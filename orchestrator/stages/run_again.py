@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from cluster.errors import ClusterError
+from cluster.runtime.orders import ORDERS
 from orchestrator.config.base import BaseConfig
 from orchestrator.errors import NotFinite, RollBack
 from orchestrator.groups.recovery import Recovery, brief
@@ -40,6 +41,7 @@ def carry_through(
                 resume, why = "newest", _why_again(config, error, again)
             else:
                 raise
+        ORDERS.release()  # the update that was broken off had held back requests to end
 
 
 def _why_again(config: BaseConfig, error: ClusterError, again: Recovery) -> str:
