@@ -5,6 +5,8 @@ from __future__ import annotations
 import time
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from unittest.mock import Mock
 
 import pytest
 
@@ -122,3 +124,16 @@ def test_what_takes_too_long_is_left_alone() -> None:
         within(0.01, lambda: time.sleep(0.2))
     with pytest.raises(KeyError):
         within(5.0, lambda: {}["missing"])
+
+
+def test_an_error_while_a_hang_is_looked_at_does_not_hide_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(ranks: object) -> list[Seen]:
+        raise PermissionError("/proc/47")
+
+    monkeypatch.setattr(hangs, "_seen", broken)
+    monkeypatch.setattr(hangs, "STARTED", SimpleNamespace(ranks=[]))
+    who, rank = seen(1, COMPUTES).who, Mock()
+    rank.identity = who
+    late, told = hangs.report({rank: "update"})
+    assert late == [who]
+    assert told == f"{who}: what they are doing cannot be said: PermissionError: /proc/47"

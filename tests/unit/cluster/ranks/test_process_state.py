@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import linecache
 import signal
 import subprocess
 import sys
@@ -12,7 +13,7 @@ import psutil
 import pytest
 
 from cluster.ranks import process_state
-from cluster.ranks.process_state import ProcessState, examined, frame_name, innermost, threads_of
+from cluster.ranks.process_state import ProcessState, examined, frame_name, frames_of, innermost, threads_of
 
 OFFERING = """
 import sys, threading, time
@@ -118,3 +119,16 @@ def test_words_for_what_holds_a_process() -> None:
     assert str(ProcessState(1, "disk-sleep")) == "waits for a disk or another device"
     assert str(ProcessState(1, "tracing-stop")) == "is stopped (SIGSTOP, or a debugger)"
     assert str(ProcessState(1, "running", 1.5)) == "computes (150% of a CPU)"
+
+
+def test_a_stack_is_told_without_reading_a_source_file(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The disk may be what hangs."""
+
+    def blocked(*_: object) -> None:
+        raise AssertionError("a file was read")
+
+    for name in ("getlines", "getline", "checkcache", "updatecache"):
+        monkeypatch.setattr(linecache, name, blocked)
+    frames = frames_of(sys._getframe())
+    assert "test_process_state.py" in frames[-1] and "test_a_stack_is_told" in frames[-1] and len(frames) > 3
+    assert frames_of(None) == []

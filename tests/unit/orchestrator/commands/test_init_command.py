@@ -39,11 +39,11 @@ def test_each_kind_of_reward_on_any_machine_is_a_configuration(
     tmp_path: Path, reward: str, gpus: int, nodes: int
 ) -> None:
     file = tmp_path / "mine.yaml"
-    words = options("meta-llama/Meta-Llama-3-8B", "data/a b: [c].jsonl", reward, str(gpus))
+    words = options("meta-llama/Meta-Llama-3-8B", "data/a, b: [1] {c}.jsonl", reward, str(gpus))
     shown = init(file, *words, "--nodes", str(nodes))
     assert shown.exit_code == 0, shown.output
     config = load_config(file)
-    assert config.device == ("cuda" if gpus else "cpu") and config.prompts.train.path == "data/a b: [c].jsonl"
+    assert config.device == ("cuda" if gpus else "cpu") and config.prompts.train.path == "data/a, b: [1] {c}.jsonl"
     if gpus:
         (group,) = config.placement.groups.values()  # type: ignore[union-attr]
         assert group.engines is not None and group.engines.number == gpus * nodes
@@ -62,6 +62,7 @@ def test_the_model_of_eight_billion_fits_on_eight_cards(tmp_path: Path) -> None:
     [
         ([*options(*ANSWERS[:3], "8"), "--accelerator", "H100"], "--accelerator=H100: must be one of A100-40GB"),
         (options("", *ANSWERS[1:]), "actor.model.path"),
+        ([*options(*ANSWERS), "--nodes", "4"], "--nodes=4 needs --gpus of 1 or more"),
     ],
 )
 def test_nothing_is_written_that_would_be_refused(tmp_path: Path, words: list[str], said: str) -> None:

@@ -12,6 +12,7 @@ from typer.testing import CliRunner
 from orchestrator.commands.app import app
 from orchestrator.errors import ConfigError
 from orchestrator.report.run_files import read_record, write_state
+from orchestrator.run import found_runs as found
 from orchestrator.run.found_runs import FoundRun, found_runs
 from orchestrator.run.run_lock import held
 from tests.unit.orchestrator.run.test_run_difference import STEPS, a_run
@@ -44,12 +45,24 @@ def test_a_run_that_stands_as_running_runs_only_while_somebody_holds_it(tmp_path
         assert only(tmp_path).state == "running"
 
 
+def test_a_run_in_a_folder_that_is_not_ours_to_write_to_is_what_it_said_last(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(run_dir: Path) -> None:
+        raise PermissionError("a probe cannot be written")
+
+    folder = a_run(tmp_path / "run")
+    write_state(folder, replace(read_record(folder).state, status="running"))
+    monkeypatch.setattr(found, "check_free", refused)
+    assert only(tmp_path).state == "running"
+
+
 def test_a_damaged_run_costs_no_other_its_line(tmp_path: Path) -> None:
     a_run(tmp_path / "good")
     (a_run(tmp_path / "bad") / "run.json").write_text("{")
-    found = {Path(run.run).name: run for run in found_runs([tmp_path])}
-    assert (found["good"].state, found["bad"].state) == ("done", "damaged")
-    assert "bad/run.json is not as a run has written it" in found["bad"].numbers and found["bad"].resumes == 4
+    listed = {Path(run.run).name: run for run in found_runs([tmp_path])}
+    assert (listed["good"].state, listed["bad"].state) == ("done", "damaged")
+    assert "bad/run.json is not as a run has written it" in listed["bad"].numbers and listed["bad"].resumes == 4
 
 
 def test_what_was_set_aside_is_no_run_and_none_is_listed_twice(tmp_path: Path) -> None:

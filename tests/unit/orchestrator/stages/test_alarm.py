@@ -13,7 +13,9 @@ import pytest
 from typer import Exit
 
 import orchestrator.stages.run
+import orchestrator.stages.run_again
 from cluster.errors import ClusterError, RankFailure
+from cluster.ranks.identity import Identity
 from cluster.runtime.orders import Orders
 from orchestrator.commands.exit_codes import RULE_STOPPED, reported
 from orchestrator.config.loading import load_config
@@ -78,7 +80,9 @@ class Case:
         self.run_dir, self.starts = run_dir, 0
         monkeypatch.setattr(orchestrator.stages.run, "become_idle", lambda ranks, within_s: True)
         monkeypatch.setattr(orchestrator.stages.alarm, "wait_all", lambda calls, deadline_s: None)
-        monkeypatch.setattr(orchestrator.stages.run, "ORDERS", Orders())
+        self.orders = Orders()
+        for module in (orchestrator.stages.run, orchestrator.stages.run_again):
+            monkeypatch.setattr(module, "ORDERS", self.orders)
 
     def train(self, told: Told, *overrides: str, resume: Resume = None) -> None:
         settings = [f"run_dir={self.run_dir}", "steps=8", "checkpoint={every: 1, keep: 1}", "report.html=false"]
@@ -134,6 +138,8 @@ def test_a_stop_leaves_a_checkpoint_and_says_from_where_to_go_on(case: Case) -> 
     with pytest.raises(StopTraining, match=r"policy_update in step 4(.|\n)*one of step 2 or before"):
         case.train(bad_from(4, 0.0), "alerts.policy_update={on_alert: stop}")
     assert case.saved == [4] and len(case.rates) == 4
+    state = json.loads((case.run_dir / "run.json").read_text())
+    assert state["status"] == "stopped" and state["error"].startswith("policy_update in step 4")
     with pytest.raises(StopTraining, match="policy_update in step 5"):
         case.train(bad_from(4, 0.0), "alerts.policy_update={on_alert: stop}", resume="newest")
     case.train(bad_from(4, 0.0), resume="newest")
@@ -227,6 +233,36 @@ def test_a_number_that_is_not_finite_sends_the_run_back(name: str, case: Case) -
     case.train(raised_once(ERRORS[name], 5), "alerts.not_finite.on_alert=rollback")
     assert case.rates == [1.0] * 3 + [0.5] * 5
     assert [(line["rule"], line["at"]) for line in case.lines("alerts")] == [("not_finite", 5)]
+
+
+def test_nan_sends_the_run_to_a_step_in_which_the_rules_found_nothing(case: Case) -> None:
+    """Two of the three bad steps in a row that the rule waits for have passed."""
+    raised, rule = raised_once(ERRORS["a diverged actor"], 7), "alerts.truncated={on_alert: rollback, steps: 3}"
+
+    def told(step: int, rate: float) -> Mapping[str, float]:
+        return {**raised(step, rate), "response/truncated_fraction": 1.0 if step > 4 and rate == 1.0 else 0.0}
+
+    case.train(told, "alerts.not_finite.on_alert=rollback", rule)
+    assert case.rates == [1.0] * 3 + [0.5] * 5
+
+
+def test_a_diverged_reward_model_does_not_send_the_policy_back(case: Case) -> None:
+    reward = Identity("reward", 0, "node", "log")
+    error = RankFailure("reward rank 0 raised in update", [reward], exception=DIVERGED)
+    with pytest.raises(RankFailure, match="reward rank 0"):
+        case.train(raised_once(error, 5), "alerts.not_finite.on_alert=rollback")
+    assert case.starts == 1
+
+
+def test_a_request_to_end_is_heard_before_the_roles_start_again(case: Case) -> None:
+    def told(step: int, rate: float) -> Mapping[str, float]:
+        if step == 5:  # while the update holds it back
+            case.orders.told = KeyboardInterrupt
+        return bad_from(5, 0.5)(step, rate)
+
+    with pytest.raises(KeyboardInterrupt):
+        case.train(told, GOES_BACK)
+    assert case.starts == 1
 
 
 @pytest.mark.parametrize(
