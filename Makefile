@@ -42,7 +42,7 @@ anchors: setup ## tasks with known optima through the whole system, and the tabl
 architectures: setup ## train tiny models of many architectures beside transformers and vLLM; tables in roles/README.md (ARGS="Llama": some)
 	$(BIN)/python -m tests.integration.architecture_table $(ARGS)
 
-mutants: setup ## plant faults in the maths and the wiring, one by one: do the tests notice? (a quarter of an hour)
+mutants: setup ## plant faults in the maths and the wiring, one by one: do the tests notice? (half an hour)
 	$(BIN)/python -m tests.mutants.run
 
 chaos: setup ## kill ranks, engines, driver and Ray at random points of a small run, resume, compare bit for bit (ARGS="--seed 2")

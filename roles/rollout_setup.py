@@ -9,12 +9,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
+from uuid import uuid4
 
 from roles.config.environment import FunctionEnvironment
 from roles.config.rollout import RolloutConfig
 from roles.config.section import Dtype
 from roles.generation.conversation import Limits
-from roles.transfer.facts import TransferBackend
+from roles.transfer.facts import ENGINE_NAME, TransferBackend
 
 if TYPE_CHECKING:
     from vllm.v1.engine.llm_engine import LLMEngine
@@ -157,6 +158,7 @@ def _meet_in_memory() -> None:
     modules: tuple[Any, ...] = (multiproc_executor, uniproc_executor)
     for module in modules:
         module.get_file_store_init_method = lambda: f"file:///proc/{os.getpid()}/fd/{os.memfd_create('meeting')}"
+    os.environ[ENGINE_NAME] = uuid4().hex
 
 
 def _is_eager(setup: RolloutSetup) -> bool:

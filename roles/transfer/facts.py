@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, Protocol
-
-if TYPE_CHECKING:
-    pass
-
+from typing import Any, Literal, Protocol
 
 TransferBackend = Literal["gloo", "nccl", "ipc"]
+ENGINE_NAME = "TETRARCH_ENGINE"
+"""Variable of the environment of an engine's processes: a name that no other engine has."""
 
 
 class EngineClient(Protocol):

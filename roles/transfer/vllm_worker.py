@@ -5,18 +5,27 @@ Importing this module registers the `gloo` weight-transfer backend, so that chil
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from vllm.distributed.device_communicators.cpu_communicator import _CPUSHMDistributed
 
+from roles.transfer.facts import ENGINE_NAME
 from roles.transfer.gloo import register
 from roles.transfer.probe import EngineProducts, engine_products
 from roles.zero.digest import Digest
 from roles.zero.host_heap import HEAP
 
 register()
+_shared_name = _CPUSHMDistributed.make_group_name
+# By itself vLLM names the memory that an engine's processes share after the number of a file descriptor, so that two
+# engines of a machine, or one and what a killed one has left, would share it.
+_CPUSHMDistributed.make_group_name = staticmethod(
+    lambda communicator: f"{os.environ.get(ENGINE_NAME)}-{_shared_name(communicator)}"
+)
 
 
 class WeightReceiver:

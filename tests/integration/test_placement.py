@@ -175,7 +175,8 @@ def test_a_busy_cluster_says_what_is_free_and_that_waiting_helps(simulated: Clus
     assert "Wait for other jobs to end, or end them" in str(error.value)
 
 
-@pytest.mark.parametrize("layout", ["split", pytest.param("colocated", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("layout", ["split", "colocated"])
 def test_the_seventy_b_file_trains_across_nodes(tmp_path: Path, layout: str) -> None:
     """Its model is the tiny one, its groups are what two cores carry, the cards are made up; the rest is real."""
     node = {"num_cpus": 8, "num_gpus": 1, "object_store_memory": 200 * 2**20}

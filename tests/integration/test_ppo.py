@@ -230,6 +230,7 @@ def test_kills_and_resumes_give_the_same_run(folder: Path, run_dir: Path, proof:
     assert ledger in (folder / "tiny-verify/broken.log").read_text()
 
 
+@pytest.mark.slow
 def test_a_step_is_computed_again(run_dir: Path) -> None:
     process = start(tetrarch("replay", run_dir, 9))
     output, _ = process.communicate(timeout=240)

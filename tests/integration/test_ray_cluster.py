@@ -24,7 +24,7 @@ from tests.integration.stub_role import Stub
 ROOT = Path(__file__).parents[2]
 
 
-@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+@pytest.mark.parametrize("how", [pytest.param(signal.SIGINT, marks=pytest.mark.slow), signal.SIGTERM, signal.SIGKILL])
 def test_nothing_outlives_the_driver(tmp_path: Path, how: signal.Signals) -> None:
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     driver = subprocess.Popen(

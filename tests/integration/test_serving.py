@@ -55,11 +55,12 @@ def test_the_policy_is_served_and_goes_over_to_new_weights_without_losing_a_requ
     inputs, actor = tmp_path / "inputs", tmp_path / "run/actor"
     subprocess.run([sys.executable, "configs/tiny/inputs.py", str(inputs)], cwd=ROOT, check=True, timeout=120)
     text = (ROOT / "configs/tiny.yaml").read_text().replace("runs/inputs/tiny", str(inputs))
-    (tmp_path / "tiny.yaml").write_text(text)
+    assert "\nserving:" not in text
+    (tmp_path / "tiny.yaml").write_text(f"{text}\nserving: {{port: 0, api_key: secret}}\n")
     shutil.copytree(inputs / "policy", actor)
     (actor / "tetrarch.json").write_text(json.dumps({"step": 1}))
     words = [sys.executable, "-m", "orchestrator", "serve", str(tmp_path / "tiny.yaml"), f"run_dir={tmp_path}/run"]
-    words += ["serving.port=0", "serving.api_key=secret", *ONE_RANK]
+    words += ONE_RANK
     with command(words, tmp_path / "log") as (url, process):
         _openai_asks(url, actor)
         _weights_are_renewed(url, actor)

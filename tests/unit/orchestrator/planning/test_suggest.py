@@ -109,7 +109,7 @@ def brute_force(config: RunConfig, count: int) -> list[float]:
         pytest.param(1, 4, "H100-80GB", 3, marks=pytest.mark.slow),
         pytest.param(2, 2, "A100-80GB", 3, marks=pytest.mark.slow),
         (1, 2, "H200-141GB", 3),
-        (1, 4, "H100-80GB", 2),
+        pytest.param(1, 4, "H100-80GB", 2, marks=pytest.mark.slow),
     ],
 )
 def test_the_search_agrees_with_brute_force(
