@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 from orchestrator.config.base import BaseConfig
@@ -12,8 +13,9 @@ from orchestrator.run.checkpoint import HF, step_name
 from orchestrator.stages.stage import Stage
 
 
-def leave_models(stage: Stage, config: BaseConfig, settings: str) -> None:
-    """Save the models of the step that has ended in `run_dir/hf/step-000010/actor` and so on."""
+def leave_models(stage: Stage, config: BaseConfig, settings: str, tell: Callable[[str], None]) -> None:
+    """Save the models of the step that has ended in `run_dir/hf/step-000010/actor` and so on. `tell`: says to the user
+    that a card could not be written."""
     run_dir = Path(config.run_dir)
     folder = run_dir / HF / step_name(stage.step)
     stage.before_save()
@@ -24,7 +26,7 @@ def leave_models(stage: Stage, config: BaseConfig, settings: str) -> None:
             try:
                 describe_model(model, role, stage.step, run_dir, config, settings)
             except ValueError as error:
-                stage.report.note(f"{model} is without a model card: {error}")
+                tell(f"{model} is without a model card: {error}")
 
 
 def describe_model(folder: Path, role: str, step: int, run_dir: Path, config: BaseConfig, settings: str) -> None:
