@@ -128,7 +128,7 @@ class Run:
             self.orders.release()
             if self.config.checkpoint.leaves_models(stage.step):
                 self.report.status(f"saving the models of step {stage.step}")
-                leave_models(stage, self.config, self.settings)
+                leave_models(stage, self.config, self.settings, self.report.note)
             if not last and stage.evaluate_every and stage.step % stage.evaluate_every == 0:
                 self._evaluate(f"step {stage.step}")
         if not stage.why_end:
