@@ -248,7 +248,7 @@ def test_nan_sends_the_run_to_a_step_in_which_the_rules_found_nothing(case: Case
 
 def test_a_diverged_reward_model_does_not_send_the_policy_back(case: Case) -> None:
     reward = Identity("reward", 0, "node", "log")
-    error = RankFailure("reward rank 0 raised in update", [reward], exception=DIVERGED)
+    error = RankFailure("reward rank 0 raised in update", who=reward, exception=DIVERGED)
     with pytest.raises(RankFailure, match="reward rank 0"):
         case.train(raised_once(error, 5), "alerts.not_finite.on_alert=rollback")
     assert case.starts == 1
