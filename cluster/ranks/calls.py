@@ -75,7 +75,11 @@ def wait_all(calls: Sequence[Call[Any]], deadline_s: float) -> None:
         receipt: (rank, call.method) for call in calls for rank, receipt in zip(call.ranks, call.receipts, strict=True)
     }
     while waiting:
-        for receipt in _ready(waiting, until, deadline_s):
+        _next(waiting, until, deadline_s)
+        # Others that come while all are looked at, so that the work is linear in their number however they come.
+        every = list(waiting)
+        ready, _ = ray.wait(every, num_returns=len(every), timeout=len(every) * GATHER_S, fetch_local=False)
+        for receipt in ready:
             rank, method = waiting.pop(receipt)
             _raise_failure(rank, method, receipt, waiting)
 
@@ -107,7 +111,7 @@ class Stream:
     def __next__(self) -> tuple[Any, Any]:
         while self._waiting:
             try:
-                items = _ready(self._waiting, self._until, self._deadline_s)[0]
+                items = _next(self._waiting, self._until, self._deadline_s)
                 rank, method = self._waiting[items]
                 receipt = next(items)
                 _raise_failure(rank, method, receipt, self._waiting)
@@ -171,15 +175,11 @@ def _fetch(rank: Rank, method: str, ref: Any, deadline_s: float) -> Any:
         raise failures.from_ray(rank.identity, method, error) from None
 
 
-def _ready(waiting: Waiting, until: float, deadline_s: float) -> list[Any]:
-    """Wait for references that are ready; raises if a rank of any group dies or the time is over.
-
-    After the first one, others are waited for as long as looking at all of them takes, so that the work is linear in
-    their number however they come.
-    """
+def _next(waiting: Waiting, until: float, deadline_s: float) -> Any:
+    """Wait for a reference that is ready; raises if a rank of any group dies or the time is over."""
     sentinels = {rank.sentinel: rank for rank in STARTED.watched}
-    every, left = [*waiting, *sentinels], max(0.0, until - time.monotonic())
-    ready, _ = ray.wait(every, num_returns=1, timeout=left, fetch_local=False)
+    left = max(0.0, until - time.monotonic())
+    ready, _ = ray.wait([*waiting, *sentinels], num_returns=1, timeout=left, fetch_local=False)
     if not ready:
         names = ", ".join(dict.fromkeys(f"{rank.identity.role}.{method}" for rank, method in waiting.values()))
         late, told = report(dict(waiting.values()))
@@ -187,8 +187,7 @@ def _ready(waiting: Waiting, until: float, deadline_s: float) -> list[Any]:
     if ready[0] in sentinels:
         rank = sentinels[ready[0]]
         _raise_failure(rank, _method_of(rank, waiting), rank.sentinel, waiting)
-    ready, _ = ray.wait(every, num_returns=len(every), timeout=len(every) * GATHER_S, fetch_local=False)
-    return [reference for reference in ready if reference in waiting]
+    return ready[0]
 
 
 def _raise_failure(rank: Rank, method: str, reference: Any, waiting: Waiting) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -143,4 +142,4 @@ def _reward(said: str) -> dict[str, object]:
 
 def _quoted(text: str) -> str:
     """A text as YAML inside braces."""
-    return text if re.fullmatch(r"[\w./-]+", text) and not text.isdigit() else json.dumps(text, ensure_ascii=False)
+    return json.dumps(text, ensure_ascii=False)

@@ -75,9 +75,10 @@ class WayBack:
 
     def _not_finite(self, error: Exception) -> RollBack | None:
         """For actor, critic or an engine that has diverged: smaller rates help no other role."""
-        diverged = isinstance(error, RankFailure) and error.exception == DIVERGED
-        diverged = diverged and {who.role for who in error.blamed} <= {ACTOR, CRITIC}  # type: ignore[attr-defined]
-        diverged |= isinstance(error, NotFinite) and not row_of(error.role).frozen
+        if isinstance(error, RankFailure):
+            diverged = error.exception == DIVERGED and {who.role for who in error.blamed} <= {ACTOR, CRITIC}
+        else:
+            diverged = isinstance(error, NotFinite) and not row_of(error.role).frozen
         if not diverged or self.config.alerts is None or self.config.alerts.not_finite.on_alert == "stop":
             return None
         lines = run_files.read_lines(Path(self.config.run_dir) / run_files.METRICS_FILE)

@@ -8,7 +8,7 @@ from pathlib import Path
 from orchestrator.config.base import BaseConfig
 from orchestrator.data.dataset_rows import is_hub_name
 from orchestrator.report.model_card import USED_AS, CardFacts, write_model_card
-from orchestrator.report.run_files import read_record
+from orchestrator.report.run_files import RunRecord, read_record
 from orchestrator.run.checkpoint import HF, step_name
 from orchestrator.stages.stage import Stage
 
@@ -20,19 +20,19 @@ def leave_models(stage: Stage, config: BaseConfig, settings: str, tell: Callable
     folder = run_dir / HF / step_name(stage.step)
     stage.before_save()
     stage.save_models_in(folder)
+    try:
+        record = read_record(run_dir)
+    except ValueError as error:
+        return tell(f"{folder} is without model cards: {error}")
     for model in folder.iterdir():
         role = model.name.partition("_")[0]  # of `actor_ema` and `reward_retrained` too
         if role in USED_AS:
-            try:
-                describe_model(model, role, stage.step, run_dir, config, settings)
-            except ValueError as error:
-                tell(f"{model} is without a model card: {error}")
+            describe_model(model, role, stage.step, record, config, settings)
 
 
-def describe_model(folder: Path, role: str, step: int, run_dir: Path, config: BaseConfig, settings: str) -> None:
-    """Write the card of the model of `role` after `step`. `settings`: the configuration as YAML, without secrets.
-    ValueError if a file of the run cannot be read."""
+def describe_model(folder: Path, role: str, step: int, record: RunRecord, config: BaseConfig, settings: str) -> None:
+    """Write the card of the model of `role` after `step`. `settings`: the configuration as YAML, without secrets."""
     model = config.sharded_section(role).model
     assert model is not None, "a trained role has a model"
     facts = CardFacts(role, step, settings, base=model.path, on_hub=is_hub_name(model.path))
-    write_model_card(folder, facts, read_record(run_dir))
+    write_model_card(folder, facts, record)

@@ -21,6 +21,7 @@ from orchestrator.config.reward_training import RewardTrainingRun
 from orchestrator.config.roots import ROOTS, served
 from orchestrator.errors import ConfigError
 from orchestrator.ppo.scores import RunningScale
+from orchestrator.report.run_files import read_record
 from orchestrator.run.checkpoint import TRAINED, Checkpoint, damage, whole_folder
 from orchestrator.run.resume_rules import RESUME_RULES
 from orchestrator.run.resuming import written_settings
@@ -82,7 +83,7 @@ class StoredModel:
     def describe(self, folder: Path, run_dir: Path) -> None:
         """Write the model card into the folder of `write`. ValueError if a file of the run cannot be read."""
         step, settings = self.checkpoint.step, str(self.checkpoint.state["config"])
-        describe_model(folder, self.role, step, run_dir, self.config, settings)
+        describe_model(folder, self.role, step, read_record(run_dir), self.config, settings)
 
 
 def _configuration(checkpoint: Checkpoint) -> BaseConfig:

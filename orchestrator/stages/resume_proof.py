@@ -118,6 +118,11 @@ class Started:
             raise TetrarchError(f"the run has not ended within {duration(self._limit_s)}; raise --limit-s")
 
 
+def pids_in(log: Path) -> list[int]:
+    """The processes of a rank, from its log; the last one is the newest."""
+    return [int(pid) for pid in re.findall(r"^--- .*, pid (\d+),", log.read_text("utf-8", "replace"), re.M)]
+
+
 def steps_in(run_dir: Path) -> int:
     """The last step that a run has reported; 0 before the first."""
     try:
@@ -225,8 +230,8 @@ class Proof:
                 return next((one for one in alive.values() if one.name() == SERVICES[name]), None)
             log = self.run_dir("broken") / "logs" / f"{name}.log"
             if log.is_file():
-                pids = re.findall(r"^--- .*, pid (\d+),", log.read_text(encoding="utf-8", errors="replace"), re.M)
-                return alive.get(int(pids[-1])) if pids else None
+                pids = pids_in(log)
+                return alive.get(pids[-1]) if pids else None
         return None
 
     def _started(self, name: str, flags: Sequence[str] = ()) -> Started:

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import argparse
 import random
-import re
 import statistics
 import subprocess
 import sys
@@ -30,7 +29,7 @@ import psutil
 from cluster.ranks.host_memory import held_bytes, tree
 from orchestrator.commands.proof_commands import victims_of
 from orchestrator.config.loading import load_config
-from orchestrator.stages.resume_proof import SERVICES, Kill, steps_in
+from orchestrator.stages.resume_proof import SERVICES, Kill, pids_in, steps_in
 
 CONFIG = "configs/tiny.yaml"
 WARM_UP, WINDOWS = 200, 9
@@ -73,11 +72,7 @@ class Watched:
                 self.samples[name].append(held)
 
     def _ranks(self) -> dict[int, str]:
-        found = {}
-        for log in (self.run_dir / "logs").glob("*.log"):
-            text = log.read_text(encoding="utf-8", errors="replace")
-            found |= {int(pid): log.stem for pid in re.findall(r"^--- .*, pid (\d+),", text, re.M)}
-        return found
+        return {pid: log.stem for log in (self.run_dir / "logs").glob("*.log") for pid in pids_in(log)}
 
 
 def program(process: psutil.Process) -> str:

@@ -1,0 +1,28 @@
+"""Waiting for many ranks costs as much as there are ranks."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from cluster.ranks import calls
+from cluster.ranks.calls import Call, wait_all
+
+RANKS = 500
+
+
+def test_the_work_is_linear_in_the_ranks_that_have_answered(monkeypatch: pytest.MonkeyPatch) -> None:
+    looked_at, read = list[int](), list[Any]()
+
+    def wait(references: list[Any], *, num_returns: int, **_: Any) -> tuple[list[Any], list[Any]]:
+        looked_at.append(len(references))
+        return references[:num_returns], references[num_returns:]
+
+    monkeypatch.setattr(calls, "ray", SimpleNamespace(wait=wait, get=read.append))
+    monkeypatch.setattr(calls, "STARTED", SimpleNamespace(watched=[]))
+    receipts = [object() for _ in range(RANKS)]
+    ranks: Any = [SimpleNamespace(identity=number) for number in range(RANKS)]
+    wait_all([Call("update", ranks, receipts, receipts)], 60)
+    assert read == receipts and sum(looked_at) <= 4 * RANKS
