@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, Self, TypeVar
 
@@ -68,13 +68,18 @@ def submit(ranks: Sequence[Rank], method: str, arguments: Sequence[tuple[Any, ..
     return Call(method, ranks, [receipt for receipt, _ in answers], [ref for _, ref in answers])
 
 
-def wait_all(calls: Sequence[Call[Any]], deadline_s: float) -> None:
-    """Wait for calls of any groups. Raises RankFailure at the first failure, DeadlineExceeded after `deadline_s`."""
+def wait_all(
+    calls: Sequence[Call[Any]], deadline_s: float, meanwhile: Callable[[], None] | None = None, every_s: float = 2.0
+) -> None:
+    """Wait for calls of any groups; call `meanwhile` every `every_s` seconds. Raises RankFailure at the first failure,
+    DeadlineExceeded after `deadline_s`."""
     until = time.monotonic() + deadline_s
     waiting: Waiting = {
         receipt: (rank, call.method) for call in calls for rank, receipt in zip(call.ranks, call.receipts, strict=True)
     }
     while waiting:
+        if meanwhile is not None:
+            _go_on_until_ready(waiting, until, meanwhile, every_s)
         _next(waiting, until, deadline_s)
         # Others that come while all are looked at, so that the work is linear in their number however they come.
         every = list(waiting)
@@ -82,6 +87,15 @@ def wait_all(calls: Sequence[Call[Any]], deadline_s: float) -> None:
         for receipt in ready:
             rank, method = waiting.pop(receipt)
             _raise_failure(rank, method, receipt, waiting)
+
+
+def _go_on_until_ready(waiting: Waiting, until: float, meanwhile: Callable[[], None], every_s: float) -> None:
+    """Call `meanwhile` again and again, until a call has ended, a rank has died, or the time is over."""
+    watched = [*waiting, *(rank.sentinel for rank in STARTED.watched)]
+    while (left := until - time.monotonic()) > 0:
+        if ray.wait(watched, num_returns=1, timeout=min(every_s, left), fetch_local=False)[0]:
+            return
+        meanwhile()
 
 
 class Stream:

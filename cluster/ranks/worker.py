@@ -38,6 +38,8 @@ from cluster.ranks.process_state import offer_stacks
 from cluster.ranks.status import Status, status_of
 
 T = TypeVar("T")
+LOG_END = 2000
+"""Bytes of a log's end that a rank hands out."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,6 +128,13 @@ class Worker:
     def status(self) -> Status:
         """The running method. Answers while a method runs."""
         return status_of(*self._doing)
+
+    @ray.method(concurrency_group="control")
+    def log_end(self) -> str:
+        """The last characters of this rank's log. Answers while a method runs."""
+        with open(self._identity.log, "rb") as log:
+            log.seek(max(log.seek(0, os.SEEK_END) - LOG_END, 0))
+            return log.read().decode(errors="replace")
 
     @ray.method(concurrency_group="control")
     def pid(self) -> int:

@@ -143,7 +143,7 @@ def on_cluster(run: C, jobs: RayJobs | None = None) -> C:
 
 
 def show_suggestions(run: RunConfig, planned: PlannedLayout, console: Console, factors: Efficiency | None) -> None:
-    """Print the best layouts, and the YAML of the first."""
+    """Print the best layouts, whether the file's is one of them, and the YAML of the first."""
     import yaml
 
     from orchestrator.planning.layout_drawing import draw_suggestions
@@ -153,6 +153,8 @@ def show_suggestions(run: RunConfig, planned: PlannedLayout, console: Console, f
         found = suggest(run, factors)
     console.print(draw_suggestions(found, planned))
     if found:
+        if found[0].ties(planned):
+            console.print("The file's own layout is as fast, as far as the prediction can tell: it may stay as it is.")
         console.print("The first of them, to write into the file:")
         print(yaml.safe_dump(found[0].changes(), sort_keys=False), end="")
 

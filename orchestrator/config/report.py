@@ -34,5 +34,7 @@ class ReportConfig(Section):
     """Write TensorBoard event files."""
     html: bool = True
     """Write one self-contained `report.html`."""
+    sample_every: int = Field(default=5, ge=0)
+    """Steps between responses that the terminal shows; 0: none."""
     samples: SampleFilesConfig | None = SampleFilesConfig()
     """Write all samples of a PPO step into `samples/step-N.parquet`; null: do not."""

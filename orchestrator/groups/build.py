@@ -14,6 +14,7 @@ from transformers import PreTrainedTokenizerBase
 from cluster.placement.plan import engines_neighbours, plan, tensor_parallel_size
 from cluster.ranks.calls import wait_all
 from cluster.ranks.role_group import RoleGroup
+from cluster.ranks.starting import progress_of_starts
 from cluster.role_table import ACTOR, CRITIC, ENGINES, JUDGE, LABELLER, REFERENCE, REWARD
 from cluster.runtime.ray_cluster import RayCluster
 from orchestrator.config.base import BaseConfig
@@ -25,7 +26,7 @@ from orchestrator.config.run import RunConfig
 from orchestrator.config.sampling import SamplingConfig
 from orchestrator.groups.imports import imports_for, rank_environment
 from orchestrator.groups.policy import Policy
-from orchestrator.groups.recovery import Recovery, TellUser, untold
+from orchestrator.groups.recovery import Recovery, ShowStarting, TellUser, unshown, untold
 from orchestrator.groups.reward import Member, Reward
 from orchestrator.groups.scoring import class_of
 from roles.actor import Actor, LossExtra
@@ -75,9 +76,12 @@ def resolve_models(config: SamplingConfig, roles: Collection[str]) -> Models:
 class Builder(Generic[C]):
     """Starts role groups on a cluster; each starts without waiting, `ready` waits for all of them."""
 
-    def __init__(self, config: C, cluster: RayCluster, tell: TellUser = untold) -> None:
-        """`tell`: shows the user a line about a failure that the run survives."""
-        self._config = config
+    def __init__(
+        self, config: C, cluster: RayCluster, tell: TellUser = untold, starting: ShowStarting = unshown
+    ) -> None:
+        """`tell`: shows the user a line about a failure that the run survives; `starting`: shows what each role does
+        while it starts."""
+        self._config, self._show = config, starting
         self.cluster = cluster
         self.recovery = Recovery(config.recovery, tell, start_s=config.deadlines.start_s)
         self._groups: list[RoleGroup[Any]] = []
@@ -216,14 +220,19 @@ class Builder(Generic[C]):
             recovery=self.recovery,
         )
         if sleeps or engines_neighbours(config.placement):
-            policy.engines.ready(config.deadlines.start_s)
+            self._wait()
             policy.rest()
         return policy
 
     def ready(self) -> None:
         """Wait until every group that was started has built its role."""
-        wait_all([group.started for group in self._groups], self._config.deadlines.start_s)
+        self._wait()
         self.cluster.check_places(self._groups)
+
+    def _wait(self) -> None:
+        calls = [group.started for group in self._groups]
+        wait_all(calls, self._config.deadlines.start_s, lambda: self._show(progress_of_starts(calls)))
+        self._show({})
 
     def engine_setup(self, name: str, model: Path, role: FrozenRole, *, steps: int = 0) -> ModelSetup:
         """The setup of the sharded model of role `name`; a trained role takes `steps` optimizer steps."""
@@ -279,9 +288,12 @@ def builder(
     config: C,  # type: ignore[misc]
     roles: RoleNames,
     tell: TellUser = untold,
+    starting: ShowStarting = unshown,
 ) -> Iterator[Builder[C]]:
-    """Context with a cluster that has room for `roles`; at its end every process is stopped. `tell`: see `Builder`."""
+    """Context with a cluster that has room for `roles`; at its end every process is stopped. `tell`, `starting`: see
+    `Builder`."""
     made = plan(config.placement, role_needs(config, roles))
     imports = imports_for(config.device, rank_environment(config.device))
+    starting({"Ray": "starting, or giving its resources"})
     with RayCluster(made, deadline_s=config.deadlines.resources_s, imports=imports) as cluster:
-        yield Builder(config, cluster, tell)
+        yield Builder(config, cluster, tell, starting)

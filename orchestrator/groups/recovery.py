@@ -5,7 +5,7 @@ from __future__ import annotations
 import textwrap
 import time
 from collections import Counter, deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -27,7 +27,15 @@ TellUser = Callable[[str], None]
 """Shows the user a line."""
 
 
+ShowStarting = Callable[[Mapping[str, str]], None]
+"""Shows what each role is doing while it starts (role → words); an empty mapping: no role starts any more."""
+
+
 def untold(text: str) -> None:
+    """Stands for a display that there is not."""
+
+
+def unshown(doing: Mapping[str, str]) -> None:
     """Stands for a display that there is not."""
 
 

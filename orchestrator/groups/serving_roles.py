@@ -15,6 +15,7 @@ from orchestrator.config.role_needs import scoring_roles
 from orchestrator.config.serving import ServingRun
 from orchestrator.groups.build import Models, builder
 from orchestrator.groups.policy import Policy
+from orchestrator.groups.recovery import ShowStarting, unshown
 from orchestrator.groups.reward import Member, Reward
 from roles.serving_engine import EngineWork, NewTokens, ServingEngine, WantedResponse
 
@@ -66,9 +67,12 @@ class ServingRoles:
 
 
 @contextmanager
-def scored_policy(config: ServingRun, models: Models) -> Iterator[tuple[Policy, Reward, Member | None]]:
-    """Context with a policy that answers batches of prompts, the reward, and the judge if there is one."""
-    with builder(config, {ENGINES: None, **scoring_roles(config)}) as build:
+def scored_policy(
+    config: ServingRun, models: Models, starting: ShowStarting = unshown
+) -> Iterator[tuple[Policy, Reward, Member | None]]:
+    """Context with a policy that answers batches of prompts, the reward, and the judge if there is one. `starting`: see
+    `Builder`."""
+    with builder(config, {ENGINES: None, **scoring_roles(config)}, starting=starting) as build:
         policy, reward, gold = build.policy(models), build.reward(models), build.judge()
         build.ready()
         yield policy, reward, gold

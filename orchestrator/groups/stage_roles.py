@@ -12,15 +12,17 @@ from orchestrator.config.evaluation import EvaluationRun
 from orchestrator.config.role_needs import ppo_roles, scoring_roles
 from orchestrator.config.run import RunConfig
 from orchestrator.groups.build import Models, builder
-from orchestrator.groups.recovery import TellUser, untold
+from orchestrator.groups.recovery import ShowStarting, TellUser, unshown, untold
 from orchestrator.groups.scoring import EvaluationRoles, Roles
 
 
 @contextmanager
-def training_roles(config: RunConfig, models: Models, tell: TellUser = untold) -> Iterator[Roles]:
-    """Context with all roles of PPO, started at the same time, and the weight transfer connected. `tell`: see
-    `Builder`."""
-    with builder(config, ppo_roles(config), tell) as build:
+def training_roles(
+    config: RunConfig, models: Models, tell: TellUser = untold, starting: ShowStarting = unshown
+) -> Iterator[Roles]:
+    """Context with all roles of PPO, started at the same time, and the weight transfer connected. `tell`, `starting`:
+    see `Builder`."""
+    with builder(config, ppo_roles(config), tell, starting) as build:
         policy = build.policy(models)
         actor = build.actor(models)
         critic = build.critic(models) if config.ppo.uses_critic else None
@@ -38,14 +40,19 @@ def training_roles(config: RunConfig, models: Models, tell: TellUser = untold) -
             frozen={role: build.frozen(role, models, ranks_of=role) for role in config.other_frozen_roles},
         )
         build.ready()
+        starting({"rollout": "connecting to the actor, which sends the weights"})
         policy.connect(actor)
+        starting({})
         yield roles
 
 
 @contextmanager
-def evaluation_roles(config: EvaluationRun, models: Models, tell: TellUser = untold) -> Iterator[EvaluationRoles]:
-    """Context with the roles that measure the policy in `models.actor`. `tell`: see `Builder`."""
-    with builder(config, {ENGINES: None, config.reference_role: None, **scoring_roles(config)}, tell) as build:
+def evaluation_roles(
+    config: EvaluationRun, models: Models, tell: TellUser = untold, starting: ShowStarting = unshown
+) -> Iterator[EvaluationRoles]:
+    """Context with the roles that measure the policy in `models.actor`. `tell`, `starting`: see `Builder`."""
+    needed = {ENGINES: None, config.reference_role: None, **scoring_roles(config)}
+    with builder(config, needed, tell, starting) as build:
         roles = EvaluationRoles(
             cluster=build.cluster,
             policy=build.policy(models),

@@ -19,7 +19,7 @@ from cluster.estimate.memory import GIB
 from cluster.placement.plan import tensor_parallel_size
 from cluster.role_table import ACTOR, ENGINES, row_of, trained_roles
 from orchestrator.planning.planned_layout import TIGHT, GpuLoad, PlannedLayout
-from orchestrator.planning.suggest import Suggestion
+from orchestrator.planning.suggest import TIE, Suggestion
 
 
 def draw(layout: PlannedLayout, fix: list[str] | None = None) -> RenderableType:
@@ -40,7 +40,9 @@ def draw_suggestions(found: Sequence[Suggestion], now: PlannedLayout) -> Rendera
     """A table of the best layouts beside the file's."""
     if not found:
         return Text("No layout of these GPUs fits: more or larger cards are needed.", style="red bold")
-    table = Table(title="The fastest layouts that fit", title_justify="left", pad_edge=False)
+    same = f"within a rank, the difference is less than the prediction's own error ({TIE:.0%}); the simplest is first"
+    table = Table(title="The fastest layouts that fit", caption=same, title_justify="left", pad_edge=False)
+    table.add_column("rank", justify="right")
     table.add_column("s a step", justify="right")
     if now.price_per_step is not None:
         table.add_column("price", justify="right")
@@ -52,8 +54,9 @@ def draw_suggestions(found: Sequence[Suggestion], now: PlannedLayout) -> Rendera
         return [_seconds(layout.step.total), *([] if price is None else [_money(price)])]
 
     for one in found:
-        table.add_row(*numbers(one.layout), *_shape(one))
-    table.add_row(*numbers(now), "as in the file", "", style="dim")
+        table.add_row(str(one.rank), *numbers(one.layout), *_shape(one))
+    own = next((str(one.rank) for one in found if one.ties(now)), "")
+    table.add_row(own, *numbers(now), "as in the file", "does not fit" if now.shortages else "", style="dim")
     return table
 
 

@@ -1,4 +1,4 @@
-"""`tetrarch plan --suggest`: the fastest layouts of a run on the GPUs that it already has.
+"""`tetrarch plan --suggest`: the fastest layouts of a run on the GPUs that it already has, the simpler of equal ones.
 
 A RunConfig flows in, the best few of all layouts that fit flow out.
 
@@ -7,14 +7,19 @@ there are many, or a half, a quarter … of one node), with every tensor-paralle
 times the file's, optimizers on the card, asleep or offloaded, sleeping engines and shares of memory for vLLM. A
 structure is first timed with its fastest settings, whether or not they fit: if even these are slower than the best
 layouts so far, it is skipped.
+
+Layouts whose seconds differ by less than the prediction's own error share a rank. Within a rank the simplest comes
+first, and of a layout's settings the simplest that keep it in its rank are taken.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from itertools import product
+from itertools import groupby, product
+from operator import attrgetter, itemgetter
 from typing import Any
 
 from cluster.config import Efficiency, EnginesConfig, GroupsPlacement, LocalPlacement, PlacedGroup, PoolConfig
@@ -30,6 +35,9 @@ from orchestrator.planning.layout_planner import layout
 from orchestrator.planning.planned_layout import PlannedLayout
 
 COUNT = 5
+TIE = 0.11
+"""Share by which the seconds of two layouts must differ for an order: the median error of predicted steps
+(`tests/reference/published_steps.yaml`)."""
 FACTORS = (1, 0.5, 2, 4)
 """Factors for every role's `micro_batch_tokens`."""
 HOMES = ("card", "sleep", "host")
@@ -56,6 +64,14 @@ class Suggestion:
 
     config: RunConfig
     layout: PlannedLayout
+    rank: int
+    """1: among the fastest; layouts of one rank are equally fast as far as the prediction can tell."""
+    within: float
+    """Most seconds a step of its rank."""
+
+    def ties(self, other: PlannedLayout) -> bool:
+        """Whether another layout fits and is as fast as this rank, or faster."""
+        return not other.shortages and other.step.total <= self.within
 
     def changes(self) -> dict[str, Any]:
         """The keys to write into the file, with their values."""
@@ -72,32 +88,106 @@ class Suggestion:
         return {**roles, ENGINES: {"engine": shares}, "placement": placement}
 
 
+class Structure:
+    """One way to share out the GPUs, and the seconds of a step with each of its settings."""
+
+    def __init__(self, config: RunConfig, placement: GroupsPlacement, efficiency: Efficiency | None) -> None:
+        """PlacementError if the nodes' CPUs are not enough for the reward functions."""
+        self._config, self._placement, self._efficiency = config, placement, efficiency
+        self._made: Plan | None = None  # no setting changes who sits where
+        self._known: dict[int, float] = {}
+        groups = placement.groups.values()
+        self._width = max(group.engines.tensor_parallel_size for group in groups if group.engines)
+        # Sleeping costs moving the weights, but lets the rows of all engines be scored together.
+        awake = dict.fromkeys(trained_roles(), HOMES[0])
+        quick = [Setting(max(FACTORS), awake, sleep, max(UTILIZATIONS)) for sleep in _sleeps(placement)]
+        times = [self.planned(one).step.total for one in quick if not broken_rules(self.applied(one))]
+        self.bound = min(times, default=math.inf)
+        """No setting that fits is faster."""
+        self.plainest = (len(placement.groups), 0, self._width, 0.0)
+        """No setting is simpler: see `simplicity`."""
+
+    def fastest(self) -> float:
+        """Seconds of a step with the fastest settings that fit; infinite if none fits."""
+        return min(self._seconds(number, setting) for number, setting in enumerate(settings(self._placement)))
+
+    def simplest(self, within: float) -> tuple[tuple[float, ...], Setting] | None:
+        """The simplest of the settings that fit and take at most `within` seconds, and how simple it is; None without
+        any."""
+        every = sorted((self.simplicity(one), number, one) for number, one in enumerate(settings(self._placement)))
+        for plain, equal in groupby(every, key=itemgetter(0)):
+            number, quickest = min(((n, one) for _, n, one in equal), key=lambda tried: self._seconds(*tried))
+            if (seconds := self._seconds(number, quickest)) <= within:
+                return (*plain, seconds), quickest
+        return None
+
+    def simplicity(self, setting: Setting) -> tuple[float, ...]:
+        """Smaller is simpler: groups and models that move, then settings not as in the file, then engines' width."""
+        moves = sum(home != HOMES[0] for home in setting.states.values()) + bool(setting.sleep)
+        given = self._config.rollout.engine.gpu_memory_utilization
+        changed = (setting.factor != 1) + (setting.utilization != given)
+        return len(self._placement.groups) + moves, changed, self._width
+
+    def _seconds(self, number: int, setting: Setting) -> float:
+        """Seconds of a step with the setting of that number; infinite if it does not fit."""
+        if number not in self._known:
+            planned = self.planned(setting)
+            fits = not planned.shortages and not broken_rules(self.applied(setting))
+            self._known[number] = planned.step.total if fits else math.inf
+        return self._known[number]
+
+    def planned(self, setting: Setting) -> PlannedLayout:
+        """The plan with a setting."""
+        planned = layout(self.applied(setting), self._efficiency, self._made)
+        self._made = planned.plan
+        return planned
+
+    def applied(self, setting: Setting) -> RunConfig:
+        """The run with a setting."""
+        return apply(self._config, self._placement, setting)
+
+
 def suggest(config: RunConfig, efficiency: Efficiency | None = None, count: int = COUNT) -> list[Suggestion]:
-    """The `count` fastest structures that fit, each with its fastest settings; the fastest first."""
+    """`count` structures that fit: rank by rank from the fastest on, the simplest of a rank first."""
     if config.device != "cuda" or isinstance(config.placement, LocalPlacement):
         raise ConfigError("--suggest needs pools of GPUs: `device: cuda` and a placement of type groups or openrlhf")
-    bounded: list[tuple[float, int, GroupsPlacement]] = []
+    left: list[Structure] = []
     for placement in structures(as_groups(config.placement), _together(config)):
-        # Sleeping costs moving the weights to the host and back, but lets the rows of all engines be scored together.
-        awake = dict.fromkeys(trained_roles(), HOMES[0])
-        fastest = (Setting(max(FACTORS), awake, sleep, max(UTILIZATIONS)) for sleep in _sleeps(placement))
-        tried = [one for one in (apply(config, placement, setting) for setting in fastest) if not broken_rules(one)]
-        with suppress(PlacementError):  # its CPUs are not enough for the reward functions
-            made, times = None, []
-            for one in tried:
-                planned = layout(one, efficiency, made)
-                made = planned.plan
-                times.append(planned.step.total)
-            if times:
-                bounded.append((min(times), len(bounded), placement))
+        with suppress(PlacementError):
+            left.append(Structure(config, placement, efficiency))
+    left.sort(key=attrgetter("bound"))
     found: list[Suggestion] = []
-    for bound, _, placement in sorted(bounded):
-        if len(found) == count and bound >= found[-1].layout.step.total:
-            break
-        best = _best(config, placement, efficiency)
-        if best is not None:
-            found = sorted([*found, best], key=lambda one: one.layout.step.total)[:count]
+    while len(found) < count and (fastest := _fastest(left)) < math.inf:
+        rank, within = (found[-1].rank + 1 if found else 1), fastest * (1 + TIE)
+        taken, left = _simplest(left, within, count - len(found))
+        found += [Suggestion(one.applied(setting), one.planned(setting), rank, within) for one, setting in taken]
     return found
+
+
+def _fastest(ordered: Sequence[Structure]) -> float:
+    """Seconds of a step of the fastest structure, of those in the order of their bounds; infinite if none fits."""
+    best = math.inf
+    for structure in ordered:
+        if structure.bound >= best:
+            break
+        best = min(best, structure.fastest())
+    return best
+
+
+def _simplest(
+    ordered: Sequence[Structure], within: float, count: int
+) -> tuple[list[tuple[Structure, Setting]], list[Structure]]:
+    """The `count` simplest structures of those that take at most `within` seconds, each with its simplest setting; and
+    all others, in the order that they had."""
+    rated: list[tuple[tuple[float, ...], int, Structure, Setting]] = []
+    quick = [one for one in ordered if one.bound <= within]
+    for place, structure in sorted(enumerate(quick), key=lambda one: one[1].plainest):
+        if len(rated) == count and structure.plainest > rated[-1][0]:
+            break
+        if (simple := structure.simplest(within)) is not None:
+            rated = sorted([*rated, (simple[0], place, structure, simple[1])], key=lambda one: one[:2])[:count]
+    taken = [structure for *_, structure, _ in rated]
+    return [(one, setting) for *_, one, setting in rated], [one for one in ordered if one not in taken]
 
 
 def _together(config: RunConfig) -> list[str]:
@@ -161,20 +251,6 @@ def apply(config: RunConfig, placement: GroupsPlacement, setting: Setting) -> Ru
     engine = config.rollout.engine.model_copy(update=shares)
     changed[ENGINES] = config.rollout.model_copy(update={"engine": engine})
     return config.model_copy(update=changed)
-
-
-def _best(config: RunConfig, placement: GroupsPlacement, efficiency: Efficiency | None) -> Suggestion | None:
-    """The fastest settings that fit; the first of equally fast ones. None if none fits."""
-    best: Suggestion | None = None
-    made: Plan | None = None
-    for setting in settings(placement):
-        tried = apply(config, placement, setting)
-        planned = layout(tried, efficiency, made)
-        made = planned.plan
-        faster = best is None or planned.step.total < best.layout.step.total
-        if faster and not planned.shortages and not broken_rules(tried):
-            best = Suggestion(tried, planned)
-    return best
 
 
 def _partitions(roles: list[str]) -> Iterator[list[list[str]]]:

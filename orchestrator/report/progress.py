@@ -21,10 +21,13 @@ from rich.table import Table
 from rich.text import Text
 
 from orchestrator.display_text import duration, printable, sparkline
+from orchestrator.report.phase_times import PhaseTime, PhaseTimes
 from orchestrator.report.terminal_lines import shown, step_line
 
 _HISTORY = 20
 """Number of latest steps in the live display's trends and in the estimate of the remaining time."""
+_BAR = 24
+"""Characters of a phase's bar."""
 _WARNINGS = 3
 """Number of newest warnings that stay in the live display."""
 
@@ -35,8 +38,15 @@ class Progress(Protocol):
     def status(self, text: str) -> None:
         """Show what the run does from now on."""
 
-    def phase(self, text: str) -> None:
-        """Show the current part of a step; plain output has no line for it."""
+    @property
+    def width(self) -> int:
+        """Characters that fit on one line."""
+
+    def phase(self, text: str, name: str = "") -> None:
+        """Show the current part of a step, whose time is the metric `time/NAME_s`; plain output has no line for it."""
+
+    def starting(self, doing: Mapping[str, str]) -> None:
+        """Show what each role is doing while it starts (role → words); an empty mapping: no role starts any more."""
 
     def step(self, step: int, metrics: Mapping[str, float]) -> None:
         """Show a finished step."""
@@ -91,6 +101,7 @@ class PlainProgress:
         self._began = time.monotonic()
         self._lock = threading.Lock()
         self._doing, self._doing_since, self._printed = "", self._began, self._began
+        self._starting: Mapping[str, str] = {}
         self._heartbeat_s = heartbeat_s
         self._closed = threading.Event()
         resumed = f", from step {first_step + 1}" if first_step else ""
@@ -102,10 +113,20 @@ class PlainProgress:
         self.phase(text)
         self.lines(text)
 
-    def phase(self, text: str) -> None:
+    @property
+    def width(self) -> int:
+        """A line of a file is not wrapped, but has to be read."""
+        return 160
+
+    def phase(self, text: str, name: str = "") -> None:
         """Remember the text for the heartbeat; print nothing."""
         with self._lock:
-            self._doing, self._doing_since = text, time.monotonic()
+            self._doing, self._doing_since, self._starting = text, time.monotonic(), {}
+
+    def starting(self, doing: Mapping[str, str]) -> None:
+        """Remember what the roles do for the heartbeat; print nothing."""
+        with self._lock:
+            self._starting = doing
 
     def expect(self, steps: int) -> None:
         """Use the number of steps in the lines of later steps."""
@@ -141,11 +162,16 @@ class PlainProgress:
             with self._lock:
                 now = time.monotonic()
                 if self._doing and now - self._printed >= self._heartbeat_s and not self._closed.is_set():
-                    self._print(f"… still {self._doing}, {now - self._doing_since:.0f} s")
+                    roles = "; ".join(f"{role} {words}" for role, words in self._starting.items())
+                    self._print(f"… still {self._doing}, {now - self._doing_since:.0f} s{roles and ': '}{roles}")
 
 
 class LiveProgress:
-    """A display that redraws itself: a progress bar, the current work and its duration, latest metrics and trends."""
+    """A display that redraws itself: a progress bar, the current work with its duration and the phases of the step,
+    the newest warnings, the latest metrics with their trends.
+
+    What does not fit into the terminal is left out from the bottom; the phases need room for all others.
+    """
 
     def __init__(self, name: str, steps: int, first_step: int, console: Console) -> None:
         self._name, self._steps, self._step = name, steps, first_step
@@ -154,6 +180,8 @@ class LiveProgress:
         self._began = time.monotonic()
         self._doing, self._doing_since = "starting", self._began
         self._history: deque[Mapping[str, float]] = deque(maxlen=_HISTORY)
+        self._phases = PhaseTimes(_HISTORY)
+        self._starting: Mapping[str, str] = {}
         self._warnings: deque[str] = deque(maxlen=_WARNINGS)
         self._console = console
         self._spinner = Spinner("dots" if console.encoding.startswith("utf") else "line")
@@ -162,9 +190,21 @@ class LiveProgress:
 
     def status(self, text: str) -> None:
         """Show the text beside the spinner."""
-        self._doing, self._doing_since = text, time.monotonic()
+        self.phase(text)
 
-    phase = status
+    @property
+    def width(self) -> int:
+        """Of the terminal."""
+        return self._console.width
+
+    def phase(self, text: str, name: str = "") -> None:
+        """Show the text beside the spinner, and the bar of the phase."""
+        self._doing, self._doing_since, self._starting = text, time.monotonic(), {}
+        self._phases.begin(name)
+
+    def starting(self, doing: Mapping[str, str]) -> None:
+        """Show a line for each role."""
+        self._starting = dict(doing)
 
     def expect(self, steps: int) -> None:
         """Set the length of the bar."""
@@ -173,6 +213,7 @@ class LiveProgress:
     def step(self, step: int, metrics: Mapping[str, float]) -> None:
         """Update the bar and the table."""
         self._history.append(dict(metrics))
+        self._phases.step(metrics)
         self._step, self._left = step, self._pace.left(step, metrics)
 
     def lines(self, text: str) -> None:
@@ -207,13 +248,17 @@ class LiveProgress:
             doing.truncate(max(self._console.width - len(spent) - 5, 8), overflow="ellipsis")
             self._spinner.update(text=doing.append(f"  {spent}", style="dim"))
             parts.append(self._spinner)
-        if self._history:
-            parts.append(self._table())
         for warning in self._warnings:
             line = Text(printable(f"! {warning}"), style="yellow")
             line.truncate(self._console.width - 1, overflow="ellipsis")
             parts.append(line)
-        return Group(*parts)
+        table = self._table() if self._history else None
+        phases = _phase_bars(self._phases.now()) if self._doing else []
+        rows = len(parts) + (table.row_count + 1 if table else 0)
+        if rows + len(phases) < self._console.height:
+            parts += phases
+        parts += [_starting_table(self._starting)] if self._starting else []
+        return Group(*parts, *([table] if table else []))
 
     def _table(self) -> Table:
         table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim", show_edge=False)
@@ -227,3 +272,29 @@ class LiveProgress:
             trend = [sparkline([m[row.key] for m in self._history if row.key in m])] if wide else []
             table.add_row(row.name, row.value, row.remark, *trend)
         return table
+
+
+def _phase_bars(phases: list[PhaseTime]) -> list[RenderableType]:
+    """A line for each phase of the step: its bar, the time so far and the expected one."""
+    lines: list[RenderableType] = []
+    for phase in phases:
+        known = math.isfinite(phase.expected)
+        line = Table.grid(padding=(0, 1))
+        line.add_column(width=12, no_wrap=True)
+        line.add_column(width=_BAR, no_wrap=True)
+        line.add_column(no_wrap=True)
+        total = max(phase.expected if known else 0.0, phase.spent)
+        bar = ProgressBar(total=total or 1.0, completed=phase.spent, width=_BAR)
+        words = f"{phase.spent:.1f}" + (f" of {phase.expected:.1f} s" if known else " s")
+        line.add_row(Text(phase.name, style="bold" if phase.running else "dim"), bar, words)
+        lines.append(line)
+    return lines
+
+
+def _starting_table(doing: Mapping[str, str]) -> Table:
+    table = Table.grid(padding=(0, 2))
+    table.add_column(no_wrap=True)
+    table.add_column(no_wrap=True, overflow="ellipsis")
+    for role, words in doing.items():
+        table.add_row(Text(f"  {role}", style="bold"), Text(printable(words)))
+    return table

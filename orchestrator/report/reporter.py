@@ -27,7 +27,7 @@ from orchestrator.report.page import render_report
 from orchestrator.report.progress import Progress, make_progress
 from orchestrator.report.reliability import ReliabilityBin
 from orchestrator.report.run_files import RunState, append_line, drop_after, read_record, write_state
-from orchestrator.report.terminal_lines import evaluation_lines, sample_lines
+from orchestrator.report.terminal_lines import evaluation_lines, sample_lines, step_sample
 from roles.durable import sync_folder
 
 if TYPE_CHECKING:
@@ -51,6 +51,7 @@ class Reporter:
         config_yaml: the resolved configuration, secrets redacted.
         resume_step: entries of the files after this step are dropped; 0 starts new files.
         targets: metric → the value that a controller steers it to, drawn in its chart.
+        sample_every: steps between responses that the terminal shows; 0: none.
         save_s: seconds in which a file of samples must be written, and in which the driver must write its own files: a
             disk that does not answer ends the process.
         progress: the display to use instead of the terminal's or plain lines.
@@ -70,13 +71,14 @@ class Reporter:
         config_yaml: str,
         tensorboard: bool = True,
         html: bool = True,
+        sample_every: int = 0,
         resume_step: int = 0,
         targets: Mapping[str, float] | None = None,
         save_s: float = 600.0,
         progress: Progress | None = None,
     ) -> None:
         self._run_dir = Path(run_dir)
-        self._html = html
+        self._html, self._sample_every = html, sample_every
         self._step = resume_step
         started = datetime.now(UTC).isoformat(timespec="seconds")
         self._state = RunState(
@@ -110,7 +112,11 @@ class Reporter:
         its time (`time/NAME_s`) is not declared as a metric."""
         key = f"time/{name}_s"
         check_known([key])
-        self._progress.phase(f"step {self._step + 1}: {METRICS[key].doing or name}")
+        self._progress.phase(f"step {self._step + 1}: {METRICS[key].doing or name}", name)
+
+    def starting(self, doing: Mapping[str, str]) -> None:
+        """Show what each role is doing while it starts (role → words); an empty mapping: no role starts any more."""
+        self._progress.starting(doing)
 
     def expect(self, steps: int) -> None:
         """Set the number of steps of the run, if it was not known at the beginning."""
@@ -148,6 +154,9 @@ class Reporter:
             self._files.put(run_files.samples_of(self._run_dir, step), keep)  # has a deadline of its own
         self._step = step
         self._progress.step(step, numbers)
+        if table and self._sample_every and step % self._sample_every == 0:
+            row = table[step // self._sample_every % len(table)]
+            self._progress.lines(step_sample(step, row, self._progress.width))
 
     def alert(self, alert: Alert) -> None:
         """Report a rule that has fired: a warning that stays on the screen, and one line of `alerts.jsonl`."""

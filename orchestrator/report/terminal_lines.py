@@ -88,6 +88,13 @@ def sample_lines(before: EvaluationResult, after: EvaluationResult, width: int =
     return "\n".join(parts)
 
 
+def step_sample(step: int, row: SampleRow, width: int) -> str:
+    """A response of a step and its prompt, each on one line of at most `width` characters."""
+    asked = row.messages[-1]["content"] if row.messages else row.prompt
+    lines = (f"step {step}, prompt: {asked}", f"response ({_scores(row)}): {row.response}")
+    return "\n".join(_short(line, width, indent=2 * number) for number, line in enumerate(lines))
+
+
 def _change_line(change: EvaluationChange) -> str:
     difference = change.difference
     size = "" if math.isnan(difference.z) else f", {abs(difference.z):.1f} standard errors"
@@ -106,6 +113,6 @@ def _scores(row: SampleRow) -> str:
     return f"{gold}proxy {row.proxy:+.2f}, KL {row.kl:.1f}" + ("" if row.finished else ", truncated")
 
 
-def _short(text: str, width: int) -> str:
-    line = printable(" ".join(text.split()))
+def _short(text: str, width: int, indent: int = 0) -> str:
+    line = " " * indent + printable(" ".join(text.split()))
     return line if len(line) <= width else line[: width - 1] + "…"

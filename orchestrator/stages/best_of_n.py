@@ -68,7 +68,7 @@ def best_of_n(config: ServingRun, questions: Questions, output: Path | None) -> 
         models = policy_to_serve(config)
         progress.status(f"starting the roles, to sample from {models.actor}")
         count = config.serving.responses
-        with scored_policy(config, models) as (policy, reward, judge):
+        with scored_policy(config, models, progress.starting) as (policy, reward, judge):
             progress.status(f"{count} responses to each of {len(questions)} prompts")
             rows, found, picked = list[dict[str, Any]](), list[Tensor](), list[Rollouts]()
             for rollouts, scores in _scored(config, questions, policy, reward):

@@ -126,7 +126,7 @@ def _measure(
     config: EvaluationRun, prompts: Prompts, models: Models, policy: MeasuredPolicy, progress: Progress
 ) -> tuple[EvaluationResult, Rollouts]:
     progress.status(f"starting the roles, to measure {models.actor}")
-    with evaluation_roles(config, models, progress.lines) as roles:
+    with evaluation_roles(config, models, progress.lines, progress.starting) as roles:
         progress.status(f"answering {len(prompts)} held-out prompts")
         samples, answered = config.evaluation.samples, list[Rollouts]()
         where: dict[str, Any] = {"step": policy.step, "label": policy.label, "samples": samples}

@@ -151,7 +151,7 @@ def train_policy(
         steps = data.schedule(section, config.seed)
         report.expect(len(steps))
         report.status("starting the policy")
-        with builder(config, {ACTOR: None}) as build:
+        with builder(config, {ACTOR: None}, starting=report.starting) as build:
             setup = build.engine_setup(ACTOR, folder, section, steps=len(steps))
             trainer = build.start(ACTOR, kind, (setup, *arguments))
             build.ready()

@@ -70,7 +70,7 @@ def train(config: RunConfig, resume: Resume, training: Questions, heldout: Quest
         report.status("starting the roles")
         with (
             alarm_of(config, back, report) as alarm,  # that the run has gone back is on the disk before the roles start
-            training_roles(config, models, report.note) as roles,
+            training_roles(config, models, report.note, report.starting) as roles,
             fresh_labels(config, roles) as labels,
         ):
             gold = BestModels(config.evaluation.stop, Path(config.run_dir)) if config.evaluation.stop else None

@@ -126,7 +126,7 @@ def _train(config: RewardTrainingRun, resume: Resume, source: Questions | Pairs)
         steps = schedule(comparisons.training, training, config.training_seed)
         report.expect(len(steps))
         report.status("starting the reward model")
-        with builder(config, {REWARD: None}) as build:
+        with builder(config, {REWARD: None}, starting=report.starting) as build:
             trainer = build.reward_trainer(backbone, len(steps))
             build.ready()
             learned = LearnedData.comparisons(digest(preferences), len(steps))

@@ -64,7 +64,7 @@ def carry_out(
         ORDERS.grace_s = config.deadlines.grace_s
         told = take_up(run_dir, checkpoint, config, resume) if resume is not None else []
         settings, models = dump_config(config), ContentsMeanwhile(config)
-        page = config.report.model_dump(include={"tensorboard", "html"}) | {"save_s": config.deadlines.save_s}
+        page = config.report.model_dump(exclude={"samples"}) | {"save_s": config.deadlines.save_s}
         page |= {"versions": version_reader()(), "resume_step": checkpoint.step if checkpoint else 0}
         page |= {"facts": run_facts(config), "models": hub_commits(config)}
         with Reporter(run_dir, name=run_dir.name, config_yaml=settings, **{**page, **report}) as reporter:

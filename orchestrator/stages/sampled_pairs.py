@@ -26,7 +26,7 @@ def sampled(
     source = PromptSource(questions, config.seed)
     prompts = source.next(min(pairs.prompts or len(source), len(source)), pairs.responses_per_prompt)
     report.status("starting an engine and the judge")
-    with builder(config, {ENGINES: None, JUDGE: pairs.judge}) as build:
+    with builder(config, {ENGINES: None, JUDGE: pairs.judge}, starting=report.starting) as build:
         policy, judge = (
             Policy(build.engines(models), config.deadlines, environment=False),
             build.scorer("judge", pairs.judge),

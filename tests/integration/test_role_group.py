@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import psutil
@@ -18,6 +18,7 @@ from cluster.placement.plan import RoleNeed, plan
 from cluster.ranks import hangs, role_group
 from cluster.ranks.calls import wait_all
 from cluster.ranks.role_group import RoleGroup
+from cluster.ranks.starting import progress_of_starts
 from cluster.ranks.watch import STARTED
 from cluster.runtime.fork_server import Imports
 from cluster.runtime.ray_cluster import RayCluster
@@ -43,7 +44,11 @@ class Starter:
         self._groups: list[RoleGroup[Stub]] = []
 
     def __call__(
-        self, role: str = "actor", factory: type[Stub] = Stub, distributed: bool = False, replaceable: bool = False
+        self,
+        role: str = "actor",
+        factory: Callable[..., Stub] = Stub,
+        distributed: bool = False,
+        replaceable: bool = False,
     ) -> RoleGroup[Stub]:
         group = RoleGroup.start(
             role,
@@ -114,6 +119,15 @@ def test_large_values_pass_between_groups_by_reference(lasting: list[RoleGroup[S
     reference, reward = lasting
     made = reference.call(Stub.make, 8)
     assert reward.map(Stub.size, made.refs).result(20) == [8 * 2**20] * 2
+
+
+def test_roles_that_start_say_what_they_do(start: Starter) -> None:
+    groups = [start("actor", Stub.loading), start("critic")]
+    told: list[dict[str, str]] = []
+    calls = [group.started for group in groups]
+    wait_all(calls, START_S, lambda: told.append(progress_of_starts(calls)), 0.5)
+    assert {"actor": "loading 3/9 shards (1/2 ready)", "critic": "ready"} in told
+    assert progress_of_starts(calls) == {"actor": "ready", "critic": "ready"}
 
 
 def test_stream_yields_as_items_come(lasting: list[RoleGroup[Stub]]) -> None:

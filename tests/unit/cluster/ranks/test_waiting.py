@@ -26,3 +26,18 @@ def test_the_work_is_linear_in_the_ranks_that_have_answered(monkeypatch: pytest.
     ranks: Any = [SimpleNamespace(identity=number) for number in range(RANKS)]
     wait_all([Call("update", ranks, receipts, receipts)], 60)
     assert read == receipts and sum(looked_at) <= 4 * RANKS
+
+
+def test_while_nothing_ends_the_caller_goes_on_until_the_deadline(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked, slept = list[str](), list[float]()
+    ready_after = [[], [], ["receipt"]]
+
+    def wait(references: list[Any], *, timeout: float, **_: Any) -> tuple[list[Any], list[Any]]:
+        slept.append(timeout)
+        return ready_after.pop(0) if ready_after else references, []
+
+    monkeypatch.setattr(calls, "ray", SimpleNamespace(wait=wait, get=lambda _: None))
+    monkeypatch.setattr(calls, "STARTED", SimpleNamespace(watched=[]))
+    rank: Any = SimpleNamespace(identity=0)
+    wait_all([Call("construct", [rank], ["receipt"], ["value"])], 60, lambda: asked.append("told"), every_s=2.0)
+    assert asked == ["told", "told"] and slept[:3] == [2.0, 2.0, 2.0]

@@ -117,10 +117,42 @@ def test_the_search_agrees_with_brute_force(
 ) -> None:
     monkeypatch.setattr(module, "FACTORS", (1, 2))
     monkeypatch.setattr(module, "UTILIZATIONS", (0.4, 0.8))
+    monkeypatch.setattr(module, "TIE", 0.0)
     config = small(nodes, gpus, accelerator, stage=stage)
     found = suggest(config)
     assert [one.layout.step.total for one in found] == pytest.approx(brute_force(config, len(found)))
     assert found and all(not one.layout.shortages and not broken_rules(one.config) for one in found)
+
+
+def test_what_the_prediction_cannot_tell_apart_shares_a_rank_and_the_simplest_is_first(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(module, "FACTORS", (1, 2))
+    monkeypatch.setattr(module, "UTILIZATIONS", (0.4, 0.8))
+    config = small(1, 2, "H200-141GB")
+    every = brute_force(config, 1000)
+    ranks, rank, end = {}, 0, 0.0
+    for seconds in every:
+        if seconds > end:
+            rank, end = rank + 1, seconds * (1 + module.TIE)
+        ranks[rank] = end
+    found = suggest(config, count=len(every))
+    assert len(found) == len(every) and ranks.keys() == {one.rank for one in found}
+    assert [one.rank for one in found] == sorted(one.rank for one in found)
+    assert all(one.layout.step.total <= one.within == pytest.approx(ranks[one.rank]) for one in found)
+    assert all(not one.layout.shortages and not broken_rules(one.config) for one in found)
+    assert suggest(config, count=2) == found[:2]
+    for one, after in itertools.pairwise(found):
+        assert one.rank < after.rank or parts_and_moves(one.config) <= parts_and_moves(after.config)
+    assert any(one.layout.step.total > after.layout.step.total for one, after in itertools.pairwise(found))
+
+
+def parts_and_moves(config: RunConfig) -> int:
+    """Groups, and models that do not stay on their cards."""
+    assert isinstance(config.placement, GroupsPlacement)
+    zeros = (config.actor.zero, config.critic.zero)
+    moves = sum(zero.sleep or zero.offload_optimizer for zero in zeros) + bool(config.rollout.engine.sleep)
+    return len(config.placement.groups) + moves
 
 
 def test_what_is_suggested_can_be_written_into_the_file(tmp_path: Path) -> None:
@@ -129,7 +161,9 @@ def test_what_is_suggested_can_be_written_into_the_file(tmp_path: Path) -> None:
     file = tmp_path / "best.yaml"
     data = yaml.safe_load(path.read_text())
     data.pop("placement")
-    file.write_text(yaml.safe_dump(_merged(data, yaml.safe_load(yaml.safe_dump(best.changes())))))
+    file.write_text(
+        yaml.safe_dump(_merged(data, yaml.safe_load(yaml.safe_dump(best.changes(), sort_keys=False))), sort_keys=False)
+    )
     again = load_config(file)
     assert dump_config(again) == dump_config(validate(best.config.model_dump(by_alias=True)))
     assert layout(again).step.total == pytest.approx(best.layout.step.total)
@@ -165,7 +199,10 @@ def test_heads_that_do_not_spread_are_not_suggested(tmp_path: Path) -> None:
         tmp_path
     )
     config = small(1, 8, model=str(tmp_path))
-    widths = {one.layout.engines.parallel for one in suggest(config)}
+    found = suggest(config)
+    assert parts_and_moves(found[0].config) == 1, "a small model: one group, and nothing moves"
+    assert found[0].config.actor == config.actor, "what is as good stays as in the file"
+    widths = {one.layout.engines.parallel for one in found}
     assert widths and widths <= {1, 2, 4}
 
 

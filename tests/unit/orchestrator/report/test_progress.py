@@ -10,7 +10,7 @@ from rich.console import Console
 from orchestrator.display_text import decimal_text, decimals_of, duration, number, percent, printable, sparkline
 from orchestrator.report.evaluation_results import Estimate, EvaluationResult, SampleRow
 from orchestrator.report.progress import LiveProgress, PlainProgress, make_progress
-from orchestrator.report.terminal_lines import evaluation_lines, sample_lines, step_line
+from orchestrator.report.terminal_lines import evaluation_lines, sample_lines, step_line, step_sample
 
 STEP = {
     "score/mean": 0.4123,
@@ -124,8 +124,94 @@ def test_the_live_display_fits_its_terminal(width: int) -> None:
     if width >= 50:
         assert len(lines) == 11 + 3, "nothing wraps"
         assert any("KL" in line and "2.81" in line and "healthy" in line for line in lines)
-    assert [line[:18].strip() for line in lines[-3:]] == [f"! warning number {which}" for which in (2, 3, 4)]
+    assert [line[:18].strip() for line in lines[2:5]] == [f"! warning number {which}" for which in (2, 3, 4)]
     assert "a line that stays" in screen.getvalue() and "number 0" in screen.getvalue()
+
+
+def picture_of(progress: LiveProgress, width: int = 80, height: int = 24) -> list[str]:
+    console = Console(file=io.StringIO(), width=width, height=height)
+    return ["".join(part.text for part in line) for line in console.render_lines(progress._render(), pad=False)]
+
+
+def live(height: int = 24) -> LiveProgress:
+    return LiveProgress("smoke", 40, 0, Console(file=io.StringIO(), width=80, height=height, force_terminal=True))
+
+
+def test_phases_show_the_time_so_far_and_what_the_latest_steps_took(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 1000.0
+    monkeypatch.setattr(time, "monotonic", lambda: now)
+    progress = live()
+    for took in (3.0, 5.0):
+        for phase in ("generate", "score", "update"):
+            progress.phase(f"step: {phase}", phase)
+        progress.step(1, {**STEP, "time/generate_s": took, "time/score_s": 1.0})
+    progress.phase("step 3: generating", "generate")
+    now += 3.0
+    progress.phase("step 3: scoring", "score")
+    now += 2.0
+    lines = picture_of(progress)
+    progress.close()
+    bars = [line for line in lines if line.startswith(("generate", "score ", "update"))]
+    assert [line.split()[0] for line in bars[:3]] == ["generate", "score", "update"]
+    assert bars[0].rstrip().endswith("3.0 of 4.0 s") and bars[1].rstrip().endswith("2.0 of 1.0 s")
+    assert bars[2].rstrip().endswith("0.0 s"), "no step has said how long an update takes"
+    assert bars[0].count("━") > 0.7 * bars[1].count("━")
+
+
+def test_between_steps_and_in_a_low_terminal_there_are_no_phases() -> None:
+    progress, low = live(), live(height=9)
+    for display in (progress, low):
+        display.phase("step 1: generating", "generate")
+        display.step(1, STEP)
+    assert not any(line.startswith("generate") for line in picture_of(progress))
+    for display in (progress, low):
+        display.phase("step 2: generating", "generate")
+    assert any(line.startswith("generate") for line in picture_of(progress))
+    assert not any(line.startswith("generate") for line in picture_of(low, height=9))
+    progress.status("saving checkpoint 2")
+    assert not any(line.startswith("generate") for line in picture_of(progress))
+    progress.close()
+    low.close()
+
+
+def test_each_role_that_starts_has_a_line() -> None:
+    progress = live()
+    progress.status("starting the roles")
+    progress.starting({"actor": "loading 3/9 shards", "critic": "ready"})
+    assert [line.split() for line in picture_of(progress)[-2:]] == [
+        ["actor", "loading", "3/9", "shards"],
+        ["critic", "ready"],
+    ]
+    progress.starting({})
+    assert len(picture_of(progress)) == 2
+    progress.close()
+
+
+def test_the_heartbeat_says_what_each_role_does_until_the_next_status() -> None:
+    stream = io.StringIO()
+    progress = plain(stream, heartbeat_s=0.02)
+    progress.status("starting the roles")
+    progress.starting({"actor": "loading 3/9 shards", "critic": "ready"})
+    deadline = time.monotonic() + 20
+    while "shards" not in stream.getvalue() and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert "… still starting the roles, 0 s: actor loading 3/9 shards; critic ready" in stream.getvalue()
+    progress.status("evaluating")
+    told = len(stream.getvalue())
+    while "still evaluating" not in stream.getvalue()[told:] and time.monotonic() < deadline:
+        time.sleep(0.01)
+    progress.close()
+    assert "shards" not in stream.getvalue()[told:]
+
+
+def test_a_sample_of_a_step_is_two_lines_that_fit() -> None:
+    row = SampleRow("ask " * 90, "an answer\nin two \x1b[31m lines " * 9, 0.5, None, 1.25, False)
+    lines = step_sample(10, row, 80).splitlines()
+    assert [len(line) for line in lines] == [80, 80]
+    assert lines[0].startswith("step 10, prompt: ask ask") and lines[1].startswith(
+        "  response (proxy +0.50, KL 1.2, truncated): an answer in two"
+    )
+    assert "\x1b" not in lines[1]
 
 
 def test_no_terminal_means_plain_lines(capsys: pytest.CaptureFixture[str]) -> None:

@@ -206,6 +206,17 @@ def test_a_broken_line_in_the_middle_is_an_error(tmp_path: Path) -> None:
         render_report(tmp_path)
 
 
+def test_every_few_steps_a_sample_is_shown_each_time_to_another_prompt(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = [SampleRow(f"prompt {which}", "said", 0.0, None, 0.0, True) for which in range(3)]
+    with report(tmp_path, html=False, sample_every=2, progress=PlainProgress("mine", 6, 0)) as reporter:
+        for step in range(1, 7):
+            reporter.step(step, {"score/mean": 1.0}, rows)
+    lines = [line.split("] ")[1] for line in capsys.readouterr().out.splitlines() if "prompt: " in line]
+    assert lines == ["step 2, prompt: prompt 1", "step 4, prompt: prompt 2", "step 6, prompt: prompt 0"]
+
+
 def test_the_progress_can_be_replaced(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with report(tmp_path, html=False, progress=PlainProgress("mine", 1, 0)):
         pass
