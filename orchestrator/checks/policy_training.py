@@ -6,12 +6,14 @@ first.
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from orchestrator.checks.model_support import check_attention, check_weights
-from orchestrator.checks.models import check_context, check_tokenizer, model_facts
+from orchestrator.checks.models import check_context, check_folder, check_tokenizer, model_facts
 from orchestrator.checks.preparation import check_cards, check_learned
+from orchestrator.checks.problems_together import Problems
 from orchestrator.checks.run_folders import check_access, check_output, check_run_dir
 from orchestrator.config.base import BaseConfig
 from orchestrator.config.dpo import DPO_QUALITY, DpoRun
@@ -62,18 +64,22 @@ def _prepared(
         made: a file in every folder that the command writes.
     """
     key = section.key
-    check_output(section.output, f"{key}.output", made, resume)
-    checkpoint = check_run_dir(config, resume)
-    check_cards(config.device)
-    check_source(section.data, f"{key}.data")
-    if section.heldout is not None:
-        check_source(section.heldout, f"{key}.heldout")
+    problems = Problems()
+    problems.of(lambda: check_output(section.output, f"{key}.output", made, resume))
+    checkpoint = problems.of(lambda: check_run_dir(config, resume))
+    problems.of(lambda: check_cards(config.device))
+    for name, source in (("data", section.data), ("heldout", section.heldout)):
+        if source is not None:
+            problems.of(partial(check_source, source, f"{key}.{name}"))
+    problems.of(lambda: check_folder(section.model, f"{key}.model"))
+    problems.end()
     model = model_facts(section.model, f"{key}.model", config.model_cache)
     check_tokenizer(model)
-    check_context(model, section.max_tokens, f"{key}.max_tokens")
-    check_attention(model)
-    check_weights(model, "policy")
-    check_adapters(config)
+    problems.of(lambda: check_context(model, section.max_tokens, f"{key}.max_tokens"))
+    problems.of(lambda: check_attention(model))
+    problems.of(lambda: check_weights(model, "policy"))
+    problems.of(lambda: check_adapters(config))
+    problems.end()
     from orchestrator.data.training_parts import with_template  # loads torch
 
     return with_template(model.tokenizer, section.chat_template, key), checkpoint

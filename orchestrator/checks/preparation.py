@@ -1,13 +1,14 @@
 """Checks everything that can be checked before any actor starts, and reads the data.
 
-One function per command: its configuration flows in, the prompts or pairs that it works on flow out; or a ConfigError
-that names key, value and fix. The cheap checks come first.
+One function per command: its configuration flows in, the prompts or pairs that it works on flow out; or one ConfigError
+that names key, value and fix of everything that is wrong. The cheap checks come first: what needs them is checked when
+they have passed.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -33,6 +34,7 @@ from orchestrator.checks.models import (
     check_tokenizer,
     model_facts,
 )
+from orchestrator.checks.problems_together import Problems
 from orchestrator.checks.role_models import check_role_models, role_models
 from orchestrator.checks.run_folders import check_output, check_run_dir, check_writable
 from orchestrator.checks.win_rate_inputs import check_opponent
@@ -62,21 +64,26 @@ TRAIN_IT = "correct the path, or train it first: tetrarch reward CONFIG"
 
 def prepare_train(config: RunConfig, resume: Resume) -> tuple[Questions, Questions | None]:
     """Check what `tetrarch train` needs; returns the training and the held-out prompts."""
-    checkpoint = check_run_dir(config, resume)
-    _check_names(config, ["train", "heldout"])
-    if config.retraining is not None and isinstance(config.retraining.judge, EndpointJudge):
-        endpoint_key(config.retraining.judge, "retraining.judge")
+    problems = Problems()
+    checkpoint = problems.of(lambda: check_run_dir(config, resume))
+    _check_names(config, ["train", "heldout"], problems)
+    judge = config.retraining.judge if config.retraining is not None else None
+    if isinstance(judge, EndpointJudge):
+        problems.of(lambda: endpoint_key(judge, "retraining.judge"))
+    problems.of(lambda: check_cards(config.device))
+    problems.end()
     with imported(functions_of(config)):
-        check_cards(config.device)
-        actor = check_role_models(config)
-        check_engine(config, actor)
+        actor = check_role_models(config, problems)
+        problems.of(lambda: check_engine(config, actor))
         from orchestrator.sizes.model_sizes import check_adapters
 
-        check_adapters(config)
+        problems.of(lambda: check_adapters(config))
         from orchestrator.data.prompts import with_overlap  # loads torch
 
-        heldout = _read_prompts(config, "heldout", actor) if config.prompts.heldout else None
-        training = _read_prompts(config, "train", actor)
+        heldout = problems.of(lambda: _read_prompts(config, "heldout", actor)) if config.prompts.heldout else None
+        training = problems.of(lambda: _read_prompts(config, "train", actor))
+        problems.end()
+        assert training is not None
         if checkpoint is not None:
             _check_prompts(config, training, checkpoint)
         check_bridges(config, {"train": training, "heldout": heldout})
@@ -104,14 +111,18 @@ def prepare_evaluate(config: EvaluationRun, *, every: bool = False) -> Questions
     """Check what `tetrarch evaluate` needs; returns the held-out prompts. `every`: all of them will be answered."""
     if config.prompts.heldout is None:
         raise ConfigError("prompts.heldout is null; set prompts.heldout.path to the prompts to evaluate on")
-    check_writable(Path(config.run_dir), "run_dir")
-    check_benchmarks(config.evaluation.benchmarks)
-    _check_names(config, ["heldout"])
+    problems = Problems()
+    problems.of(lambda: check_writable(Path(config.run_dir), "run_dir"))
+    problems.of(lambda: check_benchmarks(config.evaluation.benchmarks))
+    _check_names(config, ["heldout"], problems)
+    problems.of(lambda: check_cards(config.device))
+    problems.end()
     with imported(functions_of(config)):
-        check_cards(config.device)
-        actor = check_role_models(config)
-        check_engine(config, actor)
-        questions = _read_prompts(config, "heldout", actor)
+        actor = check_role_models(config, problems)
+        problems.of(lambda: check_engine(config, actor))
+        questions = problems.of(lambda: _read_prompts(config, "heldout", actor))
+        problems.end()
+        assert questions is not None
         check_bridges(config, {"heldout": questions})
         check_opponent(config, questions, len(questions) if every else config.evaluation.prompts)
         return questions
@@ -119,11 +130,15 @@ def prepare_evaluate(config: EvaluationRun, *, every: bool = False) -> Questions
 
 def prepare_serve(config: ServingRun) -> None:
     """What `tetrarch serve` needs."""
-    check_writable(Path(config.run_dir), "run_dir")
-    _check_names(config, [])
+    problems = Problems()
+    problems.of(lambda: check_writable(Path(config.run_dir), "run_dir"))
+    _check_names(config, [], problems)
+    problems.of(lambda: check_cards(config.device))
+    problems.end()
     with imported(functions_of(config)):
-        check_cards(config.device)
-        check_engine(config, check_role_models(config))
+        actor = check_role_models(config, problems)
+        problems.of(lambda: check_engine(config, actor))
+        problems.end()
 
 
 def prepare_reward_service(config: RewardServingRun) -> None:
@@ -157,16 +172,19 @@ def prepare_reward(config: RewardTrainingRun, resume: Resume) -> Questions | Pai
     set."""
     training, policy, judges = config.reward_training, config.policy, dict[str, FunctionReward]()
     runs = [(run.config, _check_reward_run(run)) for run in member_runs(config, resume)]
-    if isinstance(training.pairs, SampledPairs):
+    problems, wanted = Problems(), training.pairs
+    if isinstance(wanted, SampledPairs):
         assert policy is not None
-        judges["reward_training.pairs.judge"] = training.pairs.judge
-        check_function(training.pairs.judge, "reward_training.pairs.judge")
-        check_source(policy.prompts.train, "prompts.train")
-        check_folder(policy.actor.model, "actor.model")
+        judges["reward_training.pairs.judge"] = judge = wanted.judge
+        problems.of(lambda: check_function(judge, "reward_training.pairs.judge"))
+        problems.of(lambda: check_source(policy.prompts.train, "prompts.train"))
+        problems.of(lambda: check_folder(policy.actor.model, "actor.model"))
     else:
-        check_source(training.pairs.dataset, "reward_training.pairs.dataset")
+        problems.of(partial(check_source, wanted.dataset, "reward_training.pairs.dataset"))
+    problems.of(lambda: check_folder(training.model, "reward_training.model"))
+    problems.of(lambda: check_cards(config.device))
+    problems.end()
     with imported(judges):
-        check_cards(config.device)
         backbone = model_facts(training.model, "reward_training.model", config.model_cache)
         check_tokenizer(backbone)
         check_context(backbone, training.max_tokens, "reward_training.max_tokens")
@@ -237,26 +255,15 @@ def check_cards(device: str) -> None:
         )
 
 
-def _check_names(config: EvaluationRun, parts: list[str]) -> None:
-    """Check that everything that the configuration names exists; one error lists all that is missing."""
+def _check_names(config: EvaluationRun, parts: list[str], problems: Problems) -> None:
+    """Check that everything that the configuration names exists."""
     rewards = {f"{section_key(role)}.model" for role in config.reward_models}
-    sources = [(part, getattr(config.prompts, part)) for part in parts]
-    checks: list[Callable[[], None]] = [
-        partial(check_functions, config),
-        *(partial(check_source, dataset, f"prompts.{part}") for part, dataset in sources if dataset is not None),
-        *(
-            partial(check_folder, model, key, TRAIN_IT if key in rewards else "correct the path")
-            for key, model in role_models(config).items()
-        ),
-    ]
-    found = []
-    for check in checks:
-        try:
-            check()
-        except ConfigError as error:
-            found.append(str(error))
-    if found:
-        raise ConfigError("\n".join(found))
+    problems.of(partial(check_functions, config))
+    for part in parts:
+        if (dataset := getattr(config.prompts, part)) is not None:
+            problems.of(partial(check_source, dataset, f"prompts.{part}"))
+    for key, model in role_models(config).items():
+        problems.of(partial(check_folder, model, key, TRAIN_IT if key in rewards else "correct the path"))
 
 
 def _read_prompts(config: SamplingConfig, part: Literal["train", "heldout"], actor: ModelFacts) -> Questions:

@@ -1,10 +1,11 @@
 """Checks the models of all roles together: each one is complete, and they fit one another.
 
-A configuration flows in, the facts of the actor's model flow out; or a ConfigError that names key, value and fix.
+A configuration flows in, the facts of the actor's model flow out; or a ConfigError that names keys, values and fixes.
 """
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING
 
 from orchestrator.checks.engine_fit import longest_sample
@@ -17,6 +18,7 @@ from orchestrator.checks.models import (
     check_tokenizer,
     model_facts,
 )
+from orchestrator.checks.problems_together import Problems
 from orchestrator.config.evaluation import EvaluationRun
 from orchestrator.config.run import RunConfig
 from orchestrator.config.schema import section_key
@@ -27,48 +29,69 @@ if TYPE_CHECKING:
     from roles.model_files.weight_check import Use
 
 
-def check_role_models(config: EvaluationRun) -> ModelFacts:
-    """Check every model that the roles load; returns the actor's facts."""
+def check_role_models(config: EvaluationRun, problems: Problems) -> ModelFacts:
+    """Check every model that the roles load; returns the actor's facts. What is wrong goes to `problems`; ConfigError
+    if the actor's model cannot be read."""
     cache, (longest, sum_of) = config.model_cache, longest_sample(config)
     run = config if isinstance(config, RunConfig) and config.ppo.uses_critic else None
-    actor = model_facts(config.actor.model, "actor.model", cache)
-    check_tokenizer(actor)
-    others: list[tuple[ModelFacts, Use]] = []
-    rewards = []
-    for role, model in config.frozen_models.items():
-        others.append((model_facts(model, f"{role}.model", cache), "policy"))
+    actor = problems.of(lambda: _readable(model_facts(config.actor.model, "actor.model", cache)))
+    loaded: list[tuple[ModelFacts | None, Use]] = []
     for role, scorer in config.reward_models.items():
         key = section_key(role)
-        reward = model_facts(scorer.model, f"{key}.model", cache)
-        rewards.append(reward)
-        check_reward_head(reward)
-        if not scorer.text_bridge:
-            fix = f"use a reward model with the actor's tokenizer, or set {key}.text_bridge: true"
-            check_same_tokens(reward, actor, fix)
-            check_context(reward, longest, sum_of)
-        elif run and run.critic_model == scorer.model:
+        loaded.append((problems.of(partial(model_facts, scorer.model, f"{key}.model", cache)), "reward"))
+        if (reward := loaded[-1][0]) is None:
+            continue
+        problems.of(partial(check_reward_head, reward))
+        fix = f"use a reward model with the actor's tokenizer, or set {key}.text_bridge: true"
+        if run and scorer.text_bridge and run.critic_model == scorer.model:
             fix = "critic.model is null, so it is the critic too; set critic.initialise_from: policy"
-            check_same_tokens(reward, actor, fix)
+        elif scorer.text_bridge:
+            continue
+        if actor is not None:
+            problems.of(partial(check_same_tokens, reward, actor, fix))
+        if not scorer.text_bridge:
+            problems.of(partial(check_context, reward, longest, sum_of))
+    others: list[tuple[ModelFacts | None, Use]] = [
+        (problems.of(partial(model_facts, model, f"{role}.model", cache)), "policy")
+        for role, model in config.frozen_models.items()
+    ]
     if run and run.critic.model is not None:
-        critic = model_facts(run.critic.model, "critic.model", cache)
-        if run.ppo.value.normalise and critic.head is not None:
-            raise ConfigError(
-                f"ppo.value.normalise=true is for critics with a new head, and {critic.where} has a trained one, which "
-                "speaks in plain units; use a language model's folder, or normalise: false"
-            )
-        others.append((critic, "value"))
-    check_context(actor, longest, sum_of)
+        others.append((problems.of(partial(_critic, run)), "value"))
+    others.append((actor, "policy"))
     for other, _ in others:
-        check_same_tokens(other, actor, "use a model with the actor's tokenizer")
-        check_context(other, longest, sum_of)
-    loaded: list[tuple[ModelFacts, Use]] = [*((reward, "reward") for reward in rewards), *others, (actor, "policy")]
+        if other is not None and other is not actor and actor is not None:
+            problems.of(partial(check_same_tokens, other, actor, "use a model with the actor's tokenizer"))
+        if other is not None:
+            problems.of(partial(check_context, other, longest, sum_of))
+    loaded += others
     if run and run.critic_model == config.actor.model:
         loaded.append((actor, "value"))
-    for facts in {facts.folder: facts for facts, _ in loaded}.values():
-        check_attention(facts)
-    for facts, use in {(facts.folder, use): (facts, use) for facts, use in loaded}.values():
-        check_weights(facts, use)
+    known = [(facts, use) for facts, use in loaded if facts is not None]
+    for facts in {facts.folder: facts for facts, _ in known}.values():
+        problems.of(partial(check_attention, facts))
+    for facts, use in {(facts.folder, use): (facts, use) for facts, use in known}.values():
+        problems.of(partial(check_weights, facts, use))
+    if actor is None:
+        problems.end()
+    assert actor is not None
     return actor
+
+
+def _readable(facts: ModelFacts) -> ModelFacts:
+    check_tokenizer(facts)
+    return facts
+
+
+def _critic(run: RunConfig) -> ModelFacts:
+    """The facts of the critic's own model."""
+    assert run.critic.model is not None
+    critic = model_facts(run.critic.model, "critic.model", run.model_cache)
+    if run.ppo.value.normalise and critic.head is not None:
+        raise ConfigError(
+            f"ppo.value.normalise=true is for critics with a new head, and {critic.where} has a trained one, which "
+            "speaks in plain units; use a language model's folder, or normalise: false"
+        )
+    return critic
 
 
 def role_models(config: EvaluationRun) -> dict[str, ModelConfig]:

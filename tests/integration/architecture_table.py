@@ -17,6 +17,7 @@ from pathlib import Path
 import yaml
 
 from orchestrator.checks.engine_fit import check_engine
+from orchestrator.checks.problems_together import Problems
 from orchestrator.checks.role_models import check_role_models
 from orchestrator.config.loading import load_config
 from orchestrator.errors import ConfigError
@@ -116,10 +117,20 @@ def door(model: Path, part: str = "policy", device: str = "cpu") -> str | None:
     (model.parent / "run.yaml").write_text(yaml.safe_dump(run), encoding="utf-8")
     try:
         config = load_config(model.parent / "run.yaml")
-        check_engine(config, check_role_models(config))
+        problems = Problems()
+        actor = check_role_models(config, problems)
+        problems.end()
+        check_engine(config, actor)
         check_adapters(config)
     except ConfigError as error:
-        return str(error).replace(f"{model}", "…").removeprefix("actor.model.path=…").lstrip(": ").partition("; ")[0]
+        return (
+            str(error)
+            .splitlines()[0]
+            .replace(f"{model}", "…")
+            .removeprefix("actor.model.path=…")
+            .lstrip(": ")
+            .partition("; ")[0]
+        )
     return None
 
 

@@ -11,7 +11,7 @@ from orchestrator.config.loading import dump_config
 from orchestrator.data.prompts import PromptSource
 from orchestrator.errors import ConfigError
 from orchestrator.run.checkpoint import Checkpoints
-from tests.unit.orchestrator.checks.door import World, check, model_folder, refused
+from tests.unit.orchestrator.checks.door import WORDS, World, check, model_folder, refused
 
 
 @pytest.mark.parametrize("command", ["train", "evaluate", "reward"])
@@ -104,6 +104,38 @@ def test_pairs_need_their_columns(world: World) -> None:
     refused(world, "1 usable groups of 1 are too few", "give more prompts or pairs", command="reward")
     pairs.write_text("".join(f'{{"prompt": "{prompt}", "chosen": "b", "rejected": "c"}}\n' for prompt in "aeiou"))
     check("reward", world)
+
+
+def test_what_models_and_prompts_are_is_told_at_once(world: World) -> None:
+    short = model_folder(world.root / "short", max_position_embeddings=15)
+    strange = model_folder(world.root / "strange", words=[*WORDS[:-1], "z"])
+    long, other = world.root / "long.jsonl", world.root / "other.jsonl"
+    long.write_text('{"prompt": "a b c d e f g h a"}\n')
+    other.write_text('{"question": "a"}\n')
+    for key, value in (("actor.model", short), ("critic.model", strange), ("reward.model", world.policy)):
+        world.set(key, {"path": str(value)})
+    world.set("prompts.train.path", str(long))
+    world.set("prompts.heldout.path", str(other))
+    world.set("rollout.engine.kv_cache_gib", 1e6)
+    lines = refused(
+        world,
+        f"actor.model.path={short}",
+        f"critic.model.path={strange}",
+        f"reward.model.path={world.policy}",
+        f"prompts.train.path={long}",
+        f"prompts.heldout.path={other}",
+        "rollout.engine.kv_cache_gib=1e+06",
+    ).splitlines()
+    assert len(lines) == len(set(lines))
+
+
+def test_a_used_folder_is_told_with_what_is_missing(world: World) -> None:
+    world.run_dir.mkdir()
+    (world.run_dir / "metrics.jsonl").write_text("")
+    world.set("prompts.train.path", "nowhere.jsonl")
+    refused(world, f"run_dir={world.run_dir}", "prompts.train.path=nowhere.jsonl")
+    world.set("reward_training.model.path", "./no-model")
+    refused(world, "reward_training.model.path=./no-model", "prompts.train.path=nowhere.jsonl", command="reward")
 
 
 # Folders that are written to
