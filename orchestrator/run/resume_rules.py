@@ -99,8 +99,8 @@ ppo.kl.controller.coefficient ppo.kl.controller.target ppo.kl.controller.horizon
             "policy and critic have been trained for it": "reward.type reward.text_bridge reward.model reward.path "
             "reward.name reward.members reward.combine environment environment.type environment.path environment.name "
             "environment.max_turns environment.max_tokens environment.cut_turn rollout.max_response_tokens "
-            "rollout.min_response_tokens rollout.temperature rollout.top_p rollout.top_k rollout.stop "
-            "rollout.stop_token_ids ppo.advantage "
+            "rollout.min_response_tokens rollout.temperature rollout.top_p rollout.top_k rollout.min_p "
+            "rollout.stop rollout.stop_token_ids ppo.advantage "
             "ppo.whiten_advantages ppo.whiten_rewards ppo.score ppo.truncated ppo.kl.where ppo.kl.estimator "
             "ppo.policy.type ppo.policy.mean ppo.value.mean ppo.value.normalise reward.label",
         }

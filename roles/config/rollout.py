@@ -51,6 +51,8 @@ class RolloutConfig(Section):
     """Sample only from the most likely tokens that together have this probability; 1: from all."""
     top_k: int = Field(default=0, ge=0)
     """Sample only from this number of most likely tokens; 0: from all."""
+    min_p: float = Field(default=0.0, ge=0, lt=1)
+    """Sample only from tokens that are at least this share as likely as the likeliest one; 0: from all."""
     stop: tuple[Annotated[str, Field(min_length=1)], ...] = ()
     """Texts that end a response, as EOS does; a response keeps the one that has ended it."""
     stop_token_ids: tuple[Annotated[int, Field(ge=0)], ...] = ()

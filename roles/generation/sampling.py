@@ -53,6 +53,7 @@ def sampling(
         temperature=0.0 if turn.seed is None else rollout.temperature,
         top_p=rollout.top_p,
         top_k=rollout.top_k,
+        min_p=rollout.min_p,
         seed=turn.seed,
         max_tokens=turn.max_tokens,
         min_tokens=min(rollout.min_response_tokens, turn.max_tokens),

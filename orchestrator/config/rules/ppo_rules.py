@@ -47,10 +47,10 @@ def distribution_rules(config: RunConfig) -> Iterator[str]:
     """Samples from another distribution than the actor's need importance weights."""
     rollout = config.rollout
     unweighted = config.ppo.policy.importance.type in ("none", "reject")  # these types do not weight single tokens
-    if (rollout.top_p < 1 or rollout.top_k > 0) and unweighted:
+    if (rollout.top_p < 1 or rollout.top_k > 0 or rollout.min_p > 0) and unweighted:
         yield (
-            f"rollout.top_p={rollout.top_p}, top_k={rollout.top_k} sample another distribution than the actor's; set "
-            "ppo.policy.importance: {type: truncated}, or top_p: 1 and top_k: 0"
+            f"rollout.top_p={rollout.top_p}, top_k={rollout.top_k}, min_p={rollout.min_p} sample another distribution "
+            "than the actor's; set ppo.policy.importance: {type: truncated}, or top_p: 1, top_k: 0 and min_p: 0"
         )
 
 

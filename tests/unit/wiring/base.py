@@ -59,6 +59,7 @@ def base(folder: Path) -> dict[str, Any]:
             "temperature": 0.7,
             "top_p": 1.0,
             "top_k": 0,
+            "min_p": 0.0,
         },
         "ppo": {
             "epochs": 2,

@@ -87,7 +87,7 @@ class Run:
             assert params.temperature == temperature
             assert params.max_tokens == said["max_response_tokens"]
             assert params.min_tokens == said["min_response_tokens"]
-            assert (params.top_p, params.top_k) == (said["top_p"], said["top_k"])
+            assert all(getattr(params, name) == said[name] for name in ("top_p", "top_k", "min_p"))
         return Rows.of(batch)
 
     def sampled(self) -> tuple[Rows, Tensor | None]:

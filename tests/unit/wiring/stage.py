@@ -169,6 +169,8 @@ class Recorder:
 
     def phase(self, name: str) -> None: ...
 
+    def starting(self, doing: Mapping[str, str]) -> None: ...
+
     def expect(self, steps: int) -> None: ...
 
     def reliability(self, curve: Any) -> None: ...
@@ -262,7 +264,7 @@ def stage() -> Iterator[Seen]:
             orchestrator.ppo.step,
             orchestrator.stages.run,
         ):
-            patched.setattr(module, "wait_all", lambda calls, deadline_s: None)
+            patched.setattr(module, "wait_all", lambda calls, deadline_s, meanwhile=None: None)
         patched.setattr(roles.zero.sharded, "join", lambda device: PlainDeepSpeed)
         patched.setattr(torch.distributed, "get_rank", lambda: 0)
         patched.setattr(torch.distributed, "get_world_size", lambda: 1)

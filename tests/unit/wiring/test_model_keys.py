@@ -43,7 +43,7 @@ def models_of(folder: Path, changes: Mapping[str, Any], monkeypatch: pytest.Monk
     with stage() as seen:
         monkeypatch.setattr(orchestrator.groups.build, "resolve_model", resolve)
         monkeypatch.setattr(orchestrator.groups.build, "load_tokenizer", lambda path, trust_remote_code: Words)
-        monkeypatch.setattr(orchestrator.groups.build, "wait_all", lambda calls, deadline_s: None)
+        monkeypatch.setattr(orchestrator.groups.build, "wait_all", lambda calls, deadline_s, meanwhile=None: None)
         monkeypatch.setattr("tests.unit.wiring.stage.Cluster.check_places", lambda cluster, groups: None)
         file = folder / "models.yaml"
         file.write_text(yaml.safe_dump(with_changes(base(folder), changes)))
@@ -124,7 +124,7 @@ def test_a_judge_has_its_own_model(model: tuple[Any, ...], folder: Path, monkeyp
             orchestrator.groups.build, "resolve_model", lambda own, cache: asked.append(own) or folder / "made"
         )
         patched.setattr(orchestrator.groups.build, "load_tokenizer", lambda path, trust_remote_code: Words)
-        patched.setattr(orchestrator.groups.build, "wait_all", lambda calls, deadline_s: None)
+        patched.setattr(orchestrator.groups.build, "wait_all", lambda calls, deadline_s, meanwhile=None: None)
         patched.setattr("tests.unit.wiring.stage.Cluster.check_places", lambda cluster, groups: None)
         with judge_engines(engines, resolve_models(engines, ())):
             setup = seen.groups["rollout"].arguments[0][0]

@@ -42,6 +42,7 @@ ASKED = {
     "rollout.temperature": ("temperature", 0.7, 1.3),
     "rollout.top_p": ("top_p", 0.9, 0.8),
     "rollout.top_k": ("top_k", 0, 5),
+    "rollout.min_p": ("min_p", 0.0, 0.1),
     "rollout.max_response_tokens": ("max_tokens", 7, 4),
     "rollout.min_response_tokens": ("min_tokens", 0, 2),
 }

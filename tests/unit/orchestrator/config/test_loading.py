@@ -378,6 +378,7 @@ def test_several_mistakes_are_one_line_each(file: Path) -> None:
         (["placement.actor.ranks=9"], ["placement.actor.ranks=9", "8 samples"]),
         (["rollout.min_response_tokens=17"], ["rollout.min_response_tokens=17", "max_response_tokens=16"]),
         (["rollout.top_p=0.9"], ["rollout.top_p=0.9", "type: truncated"]),
+        (["rollout.min_p=0.1"], ["min_p=0.1", "type: truncated"]),
         (["rollout.top_k=5", "ppo.policy.importance={type: reject}"], ["top_k=5", "type: truncated"]),
         (["critic.warmup.max_steps=10"], ["critic.warmup.max_steps=10", "steps=10"]),
         (["actor.optimizer.schedule.warmup_steps=40"], ["actor.optimizer.schedule.warmup_steps=40", "40 optimizer"]),
@@ -594,3 +595,10 @@ def test_an_untyped_member_of_an_ensemble_is_told_its_types() -> None:
 def test_no_text_holds_a_nul() -> None:
     with pytest.raises(YamlError, match="line 2: a text holds a NUL"):
         parse_yaml('a: 1\nrun_dir: "a\\0b"\n')
+
+
+@pytest.mark.parametrize("key", ["repetition_penalty", "presence_penalty", "frequency_penalty", "bad_words"])
+def test_what_would_make_other_log_probabilities_is_refused_with_the_reason(file: Path, key: str) -> None:
+    said = problem(file, f"rollout.{key}=1")
+    assert f"rollout.{key}: refused: it changes each token's probability by what" in said
+    assert "reward function" in said and "did you mean" not in said

@@ -89,7 +89,7 @@ def test_log_probabilities_that_are_not_numbers_do_not_pass() -> None:
     assert not passes(Canary(), float("nan"), 0, config())
 
 
-@pytest.mark.parametrize("how", [{"top_p": 0.9}, {"top_k": 5}])
+@pytest.mark.parametrize("how", [{"top_p": 0.9}, {"top_k": 5}, {"min_p": 0.1}, {"min_p": 0.3, "top_p": 0.9}])
 def test_what_truncated_sampling_adds_is_no_difference(how: dict[str, Any]) -> None:
     """The engine's are of the distribution that is left: here of a real one, with right and with wrong weights."""
     generator = torch.Generator().manual_seed(0)
@@ -98,13 +98,15 @@ def test_what_truncated_sampling_adds_is_no_difference(how: dict[str, Any]) -> N
     ordered = logits.argsort(1, descending=True)
     if "top_k" in how:
         kept = torch.zeros_like(kept).scatter_(1, ordered[:, :5], True)
-    else:
-        before = logits.softmax(1).gather(1, ordered).cumsum(1) - logits.softmax(1).gather(1, ordered)
-        kept = torch.zeros_like(kept).scatter_(1, ordered, before < 0.9)
+    if "min_p" in how:  # vLLM applies it before the others
+        kept = logits.softmax(1) >= how["min_p"] * logits.softmax(1).amax(1, keepdim=True)
+    if "top_p" in how:
+        left = logits.masked_fill(~kept, -torch.inf).softmax(1).gather(1, ordered)
+        kept &= torch.zeros_like(kept).scatter_(1, ordered, left.cumsum(1) - left < 0.9)
     tokens = logits.masked_fill(~kept, -torch.inf).softmax(1).multinomial(1, generator=generator)
     sampled = logits.masked_fill(~kept, -torch.inf).log_softmax(1).gather(1, tokens)[:, 0]
     own = logits.log_softmax(1).gather(1, tokens)[:, 0]
-    far = 0.2 if "top_k" in how else 0.02  # what is left of many tokens by rank is not known: less is seen
+    far = 0.02 if [*how] == ["top_p"] else 0.2  # what is left of many tokens by rank is not known: less is seen
     wrong = (logits + far * torch.randn(logits.shape, generator=generator)).log_softmax(1).gather(1, tokens)[:, 0]
     mask = torch.ones(1, 400, dtype=torch.bool)
     rows: Any = SimpleNamespace(rollout_logprobs=sampled[None], response_mask=mask)
