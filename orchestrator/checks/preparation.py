@@ -80,7 +80,7 @@ def prepare_train(config: RunConfig, resume: Resume) -> tuple[Questions, Questio
         problems.of(lambda: check_adapters(config))
         from orchestrator.data.prompts import with_overlap  # loads torch
 
-        heldout = problems.of(lambda: _read_prompts(config, "heldout", actor)) if config.prompts.heldout else None
+        heldout = problems.of(lambda: _read_prompts(config, "heldout", actor)) if config.prompts.evaluable else None
         training = problems.of(lambda: _read_prompts(config, "train", actor))
         problems.end()
         assert training is not None
@@ -109,12 +109,15 @@ def _check_prompts(config: RunConfig, training: Questions, checkpoint: Checkpoin
 
 def prepare_evaluate(config: EvaluationRun, *, every: bool = False) -> Questions:
     """Check what `tetrarch evaluate` needs; returns the held-out prompts. `every`: all of them will be answered."""
-    if config.prompts.heldout is None:
-        raise ConfigError("prompts.heldout is null; set prompts.heldout.path to the prompts to evaluate on")
+    if not config.prompts.evaluable:
+        raise ConfigError(
+            "prompts.heldout is null; set prompts.heldout.path to the prompts to evaluate on, or "
+            "prompts.heldout_fraction to a share of prompts.train"
+        )
     problems = Problems()
     problems.of(lambda: check_writable(Path(config.run_dir), "run_dir"))
     problems.of(lambda: check_benchmarks(config.evaluation.benchmarks))
-    _check_names(config, ["heldout"], problems)
+    _check_names(config, ["heldout" if config.prompts.heldout else "train"], problems)
     problems.of(lambda: check_cards(config.device))
     problems.end()
     with imported(functions_of(config)):

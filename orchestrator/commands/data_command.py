@@ -112,7 +112,7 @@ def _show_prompts(run: SamplingConfig) -> None:
     from orchestrator.data.prompts import read_questions
 
     tokenizer = model_facts(run.actor.model, "actor.model", run.model_cache).tokenizer
-    parts: tuple[Literal["train", "heldout"], ...] = ("train", "heldout") if run.prompts.heldout else ("train",)
+    parts: tuple[Literal["train", "heldout"], ...] = ("train", "heldout") if run.prompts.evaluable else ("train",)
     for part in parts:
         questions = read_questions(run.prompts, part, tokenizer)
         typer.echo(questions.summary)

@@ -58,10 +58,22 @@ class PromptsConfig(Section):
     """Prompts that are trained on."""
     heldout: DatasetConfig | None = None
     """Prompts that are never trained on, for `evaluation`."""
+    heldout_fraction: float | None = Field(default=None, gt=0, lt=1)
+    """Share of the different prompts of `train` that is held out for `evaluation`, and never trained on; it is the same
+    for every seed. Equal prompts stay together. null: none is; not beside `heldout`."""
     max_tokens: int = Field(ge=1)
     """Longest prompt, in tokens, after the chat template."""
     column: str | None = Field(default=None, min_length=1)
     """The column that holds the prompt: text, a chat or token ids; with dots a value inside a column, such as
-    `extra_info.question`. null: the one of `prompt`, `messages` and `prompt_token_ids` that the rows have."""
+    `extra_info.question`. null: the one of `prompt`, `messages` and `prompt_token_ids` that the rows have; without any,
+    of `input`, `question`, `instruction` and `query`."""
+    tools: str | None = Field(default=None, min_length=1)
+    """The column that holds the tools of a chat, for the chat template: a list of JSON schemas, or such a list as JSON
+    text. null: none."""
     too_long: Literal["error", "skip", "truncate"] = "error"
     """A longer prompt ends the run, is left out (counted), or loses its first tokens (counted)."""
+
+    @property
+    def evaluable(self) -> bool:
+        """Whether there are held-out prompts."""
+        return self.heldout is not None or self.heldout_fraction is not None

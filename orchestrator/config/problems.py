@@ -13,7 +13,7 @@ from typing import Any, get_origin
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from orchestrator.config.refused_keys import REFUSED
+from orchestrator.config.foreign_keys import FOREIGN_KEYS
 from orchestrator.config.schema import KeyPlace, all_keys, field_of, is_secret, key_of, locate, sections_in, tag_of
 from roles.redaction import without_credentials
 
@@ -91,10 +91,10 @@ def _line(details: Any, root: type[BaseModel]) -> str:
 
 
 def _unknown(place: KeyPlace, key: str, root: type[BaseModel]) -> str:
-    if place.path in REFUSED:
-        return REFUSED[place.path]
     if place.path in all_keys(root):  # the key belongs to another variant of the union
         return _of_another_type(place, key, root)
+    if key in FOREIGN_KEYS:
+        return FOREIGN_KEYS[key]
     return f"unknown key; {nearest_key(place.path, place.parents, root)}"
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -15,6 +16,9 @@ from roles.text.template_errors import BrokenTemplate, refused_by_template
 
 COLUMNS = ("prompt", "messages", "prompt_token_ids")
 """Columns that may hold a row's prompt, if no key names another column."""
+
+OTHER_COLUMNS = ("input", "question", "instruction", "query")
+"""Columns that hold the prompt in data sets of other systems, if there is none of `COLUMNS`."""
 
 PromptKind = Literal["text", "chat", "token ids"]
 """The form of a prompt in a data set."""
@@ -37,7 +41,7 @@ class ReadPrompts:
 
 def prompt_column(column: str | None, names: list[str], where: Where) -> str:
     """The name of the prompts' column in a data set with the columns `names`: `column` (of `prompts.column`), or the
-    one of `COLUMNS` that exists."""
+    one of `COLUMNS` that exists, else of `OTHER_COLUMNS`."""
     if column is not None:
         if column not in names and column.partition(".")[0] not in names:
             raise ConfigError(
@@ -45,11 +49,11 @@ def prompt_column(column: str | None, names: list[str], where: Where) -> str:
                 "change prompts.column"
             )
         return column
-    present = [name for name in COLUMNS if name in names]
+    present = [name for name in COLUMNS if name in names] or [name for name in OTHER_COLUMNS if name in names]
     if not present:
         raise ConfigError(
-            f"{where} has none of the columns {', '.join(COLUMNS)}; it has {', '.join(names)}; say which one holds the "
-            "prompts with prompts.column, or rename one"
+            f"{where} has none of the columns {', '.join((*COLUMNS, *OTHER_COLUMNS))}; it has {', '.join(names)}; say "
+            "which one holds the prompts with prompts.column, or rename one"
         )
     if len(present) > 1:
         raise ConfigError(f"{where} has the columns {' and '.join(present)}; say which one with prompts.column")
@@ -71,13 +75,44 @@ def column_values(rows: Rows, column: str, where: Where) -> list[Any]:
     return values
 
 
-def read_prompts(column: str, values: list[Any], tokenizer: PreTrainedTokenizerBase, where: Where) -> ReadPrompts:
-    """Texts, chats or token ids (the same form in all rows) as `roles.text.prompt_tokens` makes them."""
+def tools_of(column: str | None, rows: Rows, where: Where) -> list[list[dict[str, Any]]] | None:
+    """The tools of each row's chat, from the column of `prompts.tools`; None without that key."""
+    if column is None:
+        return None
+    if column not in rows.column_names:
+        raise ConfigError(f"{where} has no column `{column}` (prompts.tools); it has {', '.join(rows.column_names)}")
+    return [_tools(value, f"{where.row(row)} has in `{column}`") for row, value in enumerate(rows[column])]
+
+
+def _tools(value: Any, where: str) -> list[dict[str, Any]]:
+    if isinstance(value, str):
+        try:
+            value = json.loads(value)
+        except ValueError as error:
+            raise ConfigError(f"{where} text that is no JSON ({error}); write a list of JSON schemas") from None
+    tools = [] if value is None else value
+    if not isinstance(tools, list) or not all(isinstance(tool, dict) for tool in tools):
+        raise ConfigError(f"{where} {kind_of_value(value)}, not a list of JSON schemas; correct the row")
+    return tools
+
+
+def read_prompts(
+    column: str,
+    values: list[Any],
+    tokenizer: PreTrainedTokenizerBase,
+    where: Where,
+    tools: list[list[dict[str, Any]]] | None = None,
+) -> ReadPrompts:
+    """Texts, chats or token ids (the same form in all rows) as `roles.text.prompt_tokens` makes them. `tools`: of each
+    row, for its chat template."""
     kind = NAMED.get(column) or _kind_of(values[0], column, where)
+    if tools is not None and (kind != "chat" or "tools" not in str(tokenizer.chat_template)):
+        why = f"the prompts in `{column}` are {kind}" if kind != "chat" else "the chat template of actor.model has none"
+        raise ConfigError(f"prompts.tools is for chats whose template writes tools, and {why}; set it to null")
     if kind == "token ids":
         return ReadPrompts(kind, *_read_token_ids(column, values, tokenizer, where))
     chat = kind == "chat"
-    texts = _read_chats(column, values, tokenizer, where) if chat else _read_texts(column, values, where)
+    texts = _read_chats(column, values, tokenizer, where, tools) if chat else _read_texts(column, values, where)
     check_characters(texts, column, where)
     return ReadPrompts(kind, texts, prompt_tokens(tokenizer, texts, chat=chat))
 
@@ -116,16 +151,23 @@ def _read_texts(column: str, values: list[Any], where: Where) -> list[str]:
     return values
 
 
-def _read_chats(column: str, values: list[Any], tokenizer: PreTrainedTokenizerBase, where: Where) -> list[str]:
+def _read_chats(
+    column: str,
+    values: list[Any],
+    tokenizer: PreTrainedTokenizerBase,
+    where: Where,
+    tools: list[list[dict[str, Any]]] | None,
+) -> list[str]:
     if tokenizer.chat_template is None:
         raise ConfigError(
             f"{where} has chats in `{column}`, but the tokenizer of actor.model has no chat template; add "
             "chat_template.jinja to the model folder, or give the prompts as text"
         )
-    return [_render(value, tokenizer, where.row(row)) for row, value in enumerate(values)]
+    given = tools or [[]] * len(values)
+    return [_render(value, tokenizer, where.row(row), given[row]) for row, value in enumerate(values)]
 
 
-def _render(messages: Any, tokenizer: PreTrainedTokenizerBase, where: str) -> str:
+def _render(messages: Any, tokenizer: PreTrainedTokenizerBase, where: str, tools: list[dict[str, Any]]) -> str:
     try:
         plain = plain_messages(messages)
     except ValueError as error:
@@ -133,7 +175,7 @@ def _render(messages: Any, tokenizer: PreTrainedTokenizerBase, where: str) -> st
     if plain[-1]["role"] == "assistant":
         raise ConfigError(f"{where} ends with an assistant's message, so nothing is left to answer; cut it off")
     try:
-        return chat_text(tokenizer, plain)
+        return chat_text(tokenizer, plain, tools)
     except Exception as error:  # a template is a program: it raises what it likes
         told = refused_by_template(error, "does")
         raise ConfigError(f"{where}{': ' if isinstance(told, BrokenTemplate) else ' '}{told}") from error

@@ -7,16 +7,16 @@ import hashlib
 import json
 import random
 from array import array
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from transformers import PreTrainedTokenizerBase
 
-from orchestrator.config.data import DatasetConfig, PromptsConfig
+from orchestrator.config.data import PromptsConfig
 from orchestrator.data.dataset_rows import load_rows
-from orchestrator.data.prompt_columns import PromptKind, column_values, prompt_column, read_prompts
-from orchestrator.data.row_files import Where
+from orchestrator.data.prompt_columns import PromptKind, column_values, prompt_column, read_prompts, tools_of
+from orchestrator.data.row_files import Rows, Where
 from orchestrator.display_text import printable
 from orchestrator.errors import CheckpointError, ConfigError
 from roles.batch import Prompts
@@ -150,32 +150,56 @@ def heldout_prompts(questions: Questions, count: int, seed: int) -> Prompts:
 
 def read_tasks(config: PromptsConfig, part: Literal["train", "heldout"]) -> Questions:
     """All rows without change, for an environment that makes the prompts of them."""
-    dataset = require_part(config, part)
-    rows = load_rows(dataset, f"prompts.{part}")
+    rows, where = part_rows(config, part, lambda rows, where: list(rows.rows()))
     size = len(rows)
     told = f"prompts.{part}: {size} tasks for the environment"
-    where = Where(f"prompts.{part}.path={without_credentials(dataset.path)}", rows.places)
     return Questions([[]] * size, [""] * size, rows.columns, told, where=where)
 
 
-def require_part(config: PromptsConfig, part: Literal["train", "heldout"]) -> DatasetConfig:
-    """The data set of the training or held-out prompts; ConfigError if there is none."""
-    dataset = config.train if part == "train" else config.heldout
+def part_rows(
+    config: PromptsConfig, part: Literal["train", "heldout"], identities: Callable[[Rows, Where], list[Any]]
+) -> tuple[Rows, Where]:
+    """The rows of the training or held-out prompts, and where they stand; ConfigError if there are none.
+
+    Args:
+        identities: what makes each row a prompt of its own, for `prompts.heldout_fraction`.
+    """
+    split = config.heldout is None and config.heldout_fraction is not None
+    dataset, name = (config.train, "train") if part == "train" or split else (config.heldout, part)
     if dataset is None:
         raise ConfigError("prompts.heldout is null; set prompts.heldout.path to prompts that are never trained on")
-    return dataset
+    rows = load_rows(dataset, f"prompts.{name}")
+    where = Where(f"prompts.{name}.path={without_credentials(dataset.path)}", rows.places)
+    if config.heldout_fraction is None or not split:
+        return rows, where
+    held = [is_held_out(identity, config.heldout_fraction) for identity in identities(rows, where)]
+    kept = [row for row, out in enumerate(held) if out == (part == "heldout")]
+    if not kept:
+        raise ConfigError(
+            f"prompts.heldout_fraction={config.heldout_fraction:g} leaves none of the {len(rows)} rows of {where} for "
+            f"{'evaluation' if part == 'heldout' else 'training'}; set another share, or prompts.heldout.path"
+        )
+    return rows.picked(kept), where.picked(kept)
+
+
+def is_held_out(identity: Any, fraction: float) -> bool:
+    """Whether a prompt belongs to the share that is held out: its hash says so, whatever other prompts there are."""
+    text = json.dumps(identity, sort_keys=True, default=str)
+    digest = hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8, person=b"heldout").digest()
+    return int.from_bytes(digest, "big") < fraction * 2**64
 
 
 def read_questions(
     config: PromptsConfig, part: Literal["train", "heldout"], tokenizer: PreTrainedTokenizerBase
 ) -> Questions:
     """All training or held-out prompts, tokenised, with `prompts.too_long` applied."""
-    dataset = require_part(config, part)
-    rows = load_rows(dataset, f"prompts.{part}")
-    where = Where(f"prompts.{part}.path={without_credentials(dataset.path)}", rows.places)
-    column = prompt_column(config.column, rows.column_names, where)
-    given = column_values(rows, column, where)
-    read = read_prompts(column, given, tokenizer, where)
+
+    def asked(rows: Rows, where: Where) -> list[Any]:
+        return column_values(rows, prompt_column(config.column, rows.column_names, where), where)
+
+    rows, where = part_rows(config, part, asked)
+    column, given = prompt_column(config.column, rows.column_names, where), asked(rows, where)
+    read = read_prompts(column, given, tokenizer, where, tools=tools_of(config.tools, rows, where))
     token_ids = read.token_ids
     empty = next((row for row, ids in enumerate(token_ids) if not ids), None)
     if empty is not None:

@@ -112,6 +112,11 @@ class Rows:
     def __getitem__(self, name: str) -> list[Any]:
         return self.columns[name]
 
+    def picked(self, rows: Sequence[int]) -> Rows:
+        """These rows alone, in this order."""
+        places = [self.places[row] for row in rows] if self.places else []
+        return Rows({name: [column[row] for row in rows] for name, column in self.columns.items()}, places)
+
     def first(self, count: int) -> Rows:
         """The first `count` rows, or all."""
         return Rows({name: column[:count] for name, column in self.columns.items()}, self.places[:count])

@@ -86,7 +86,8 @@ ppo.kl.controller.coefficient ppo.kl.controller.target ppo.kl.controller.horizon
             "retraining.judge.model "
             "retraining.freeze_backbone retraining.pinned retraining.critic_steps retraining.question "
             "retraining.minimum_mass",
-            "the position in the prompts would mean another one": "prompts.train prompts.max_tokens prompts.column "
+            "the position in the prompts would mean another one": "prompts.train prompts.heldout_fraction "
+            "prompts.max_tokens prompts.column prompts.tools "
             "prompts.too_long",
             "evaluations before and after would not be comparable": "prompts.heldout evaluation.judge",
             "the state of the optimizer and its count of steps depend on it": "trained.optimizer.betas "

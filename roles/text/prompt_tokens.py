@@ -47,13 +47,14 @@ def prompt_tokens(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], *, c
     return [ids if _begins(ids, before, tokenizer) else before + ids for ids in found]
 
 
-def chat_text(tokenizer: PreTrainedTokenizerBase, messages: Any) -> str:
+def chat_text(tokenizer: PreTrainedTokenizerBase, messages: Any, tools: Sequence[dict[str, Any]] = ()) -> str:
     """A chat up to the beginning of the response, written by the template. ValueError if a message is not text or has
-    an unknown role; TimeoutError if the template does not end."""
+    an unknown role; TimeoutError if the template does not end. `tools`: JSON schemas that the template writes too."""
     plain = plain_messages(messages)
     check_roles(tokenizer, plain)
     with time_limit(TEMPLATE_S):
-        return str(tokenizer.apply_chat_template(plain, tokenize=False, add_generation_prompt=True))
+        more: dict[str, Any] = {"tools": list(tools)} if tools else {}
+        return str(tokenizer.apply_chat_template(plain, tokenize=False, add_generation_prompt=True, **more))
 
 
 def shown_prompt(tokenizer: PreTrainedTokenizerBase, given: Any, ids: Sequence[int], *, chat: bool) -> str:

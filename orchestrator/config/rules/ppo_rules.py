@@ -131,7 +131,7 @@ def evaluation_rules(config: RunConfig) -> Iterator[str]:
             "evaluation.stop needs evaluations during training, and evaluation.every=0 makes none; set it to a number "
             "of steps, or remove evaluation.stop"
         )
-    if config.prompts.heldout is not None:
+    if config.prompts.evaluable:
         return
     if stop is not None:
         yield "evaluation.stop needs held-out prompts; set prompts.heldout.path, or remove evaluation.stop"

@@ -27,6 +27,7 @@ from orchestrator.config.sampling import SamplingConfig
 RULES: tuple[tuple[type[BaseConfig], Callable[[Any], Iterator[str]]], ...] = (
     (RunConfig, ppo_rules.batch_rules),
     (SamplingConfig, sampling_rules.response_rules),
+    (SamplingConfig, sampling_rules.prompt_rules),
     (RunConfig, ppo_rules.distribution_rules),
     (EvaluationRun, reward_rules.conversation_rules),
     (SamplingConfig, sampling_rules.environment_rules),

@@ -18,6 +18,16 @@ def response_rules(config: SamplingConfig) -> Iterator[str]:
         )
 
 
+def prompt_rules(config: SamplingConfig) -> Iterator[str]:
+    """Rules between the keys of `prompts`."""
+    prompts = config.prompts
+    if prompts.heldout is not None and prompts.heldout_fraction is not None:
+        yield (
+            f"prompts.heldout_fraction={prompts.heldout_fraction:g} takes held-out prompts from prompts.train, and "
+            "prompts.heldout names others; remove one of the two"
+        )
+
+
 def environment_rules(config: SamplingConfig) -> Iterator[str]:
     """Rules for the keys of `prompts` if there is an environment."""
     environment = config.environment
@@ -32,6 +42,7 @@ def environment_rules(config: SamplingConfig) -> Iterator[str]:
         )
     unread = {
         f"prompts.column={config.prompts.column}": config.prompts.column is not None,
+        f"prompts.tools={config.prompts.tools}": config.prompts.tools is not None,
         f"prompts.too_long={config.prompts.too_long}": config.prompts.too_long != "error",
     }
     for key in [key for key, given in unread.items() if given]:

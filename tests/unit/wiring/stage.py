@@ -294,7 +294,7 @@ def trained(said: Mapping[str, Any], folder: Path) -> Seen:
                 else read_questions(config.prompts, part, tokenizer)
             )
 
-        heldout = questions("heldout") if config.prompts.heldout else None
+        heldout = questions("heldout") if config.prompts.evaluable else None
         try:
             orchestrator.stages.ppo.train(config, None, questions("train"), heldout)
         except orchestrator.errors.StopTraining as error:

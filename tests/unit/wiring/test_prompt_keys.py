@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from orchestrator.data.prompts import is_held_out
 from orchestrator.errors import ConfigError
 from tests.unit.wiring.base import short_run
 from tests.unit.wiring.stage import Seen
@@ -18,6 +19,8 @@ PROVES = (
     *(f"prompts.{part}.{key}" for part in ("train", "heldout") for key in ("path", "split", "limit")),
     "prompts.max_tokens",
     "prompts.column",
+    "prompts.heldout_fraction",
+    "prompts.tools",
     "prompts.too_long=*",
     "evaluation.every",
     "evaluation.prompts",
@@ -74,6 +77,33 @@ def test_the_column_is_the_prompt(folder: Path, tmp_path: Path) -> None:
         assert asked(folder, {**given, "prompts.column": column}) == [expected] * 9
 
 
+def test_the_tools_are_those_of_the_column(folder: Path, tmp_path: Path) -> None:
+    chat = tmp_path / "chat"
+    shutil.copytree(folder / "policy", chat)
+    template = (
+        "{% for t in tools or [] %}{{ t['w'] }} {% endfor %}{% for m in messages %}{{ m['content'] }}{% endfor %}"
+    )
+    (chat / "chat_template.jinja").write_text(template)
+    row = {"messages": [{"role": "user", "content": "w7"}], "one": [{"w": "w5"}], "other": [{"w": "w6"}]}
+    file = tmp_path / "tools.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for _ in range(9)))
+    given = {"prompts.train.path": str(file), "actor.model.path": str(chat)}
+    for column, expected in ((None, [7]), ("one", [5, 7]), ("other", [6, 7])):
+        assert asked(folder, {**given, "prompts.tools": column}) == [expected] * 9
+
+
+def test_what_is_held_out_of_the_training_prompts_is_measured_and_not_trained_on(folder: Path) -> None:
+    for fraction in (0.3, 0.6):
+        split = {"prompts.heldout": None, "prompts.heldout_fraction": fraction, "evaluation": {"prompts": 9}}
+        batches = short_run(folder, {**split, "rollout.prompts_per_step": 3}).llms[0].batches
+        held, first = ([answer.prompt for answer in batch] for batch in batches[:2])
+        out = [is_held_out(text, fraction) for text in TEXTS]
+        assert held == [tokens for tokens, away in zip(TOKENS, out, strict=True) if away]
+        assert all(prompt in TOKENS and prompt not in held for prompt in first)
+
+
+TOKENS = [[3 + row] * (2 + row % 3) for row in range(9)]
+TEXTS = [" ".join(f"w{token}" for token in tokens) for tokens in TOKENS]
 HELDOUT = {"path": "heldout.jsonl"}
 JUDGE = "def {name}(prompts, responses, *, response_token_ids, finished, columns): return [{value}] * len(prompts)\n"
 

@@ -18,6 +18,7 @@ PROVES = (
     "dtype=*",
     "rollout.temperature",
     "rollout.top_[pk]",
+    "rollout.min_p",
     "rollout.stop",
     "rollout.stop_token_ids",
     "rollout.m??_response_tokens",

@@ -79,7 +79,7 @@ def test_missing_and_bad_prompts(world: World, part: str) -> None:
     refused(world, where, "does not exist")
     for text, expected in [
         ("", "is empty"),
-        ('{"question": "a"}\n', "none of the columns prompt, messages, prompt_token_ids"),
+        ('{"topic": "a"}\n', "none of the columns prompt, messages, prompt_token_ids"),
         ('{"prompt": "a b c d e f g h a"}\n', "row 0 has 9 tokens, more than prompts.max_tokens=8"),
     ]:
         file.write_text(text)
@@ -92,6 +92,19 @@ def test_evaluation_needs_heldout_prompts(world: World) -> None:
     world.set("prompts.heldout", None)
     check("train", world)
     refused(world, "prompts.heldout is null", "prompts.heldout.path", command="evaluate")
+
+
+def test_a_share_of_the_training_prompts_can_be_the_heldout_ones(world: World) -> None:
+    world.prompts.write_text("".join(f'{{"prompt": "{a} {b}"}}\n' for a in "abcdefgh" for b in "abcdefgh"))
+    world.set("prompts.heldout", None)
+    world.set("prompts.heldout_fraction", 0.25)
+    world.set("evaluation.every", 1)
+    training, held = prepare_train(world.config, resume=None)
+    assert held is not None and len(training) + len(held) == 64 and "trained on" not in held.summary
+    check("evaluate", world)
+    world.set("prompts.heldout", {"path": str(world.prompts)})
+    with pytest.raises(ConfigError, match=r"heldout_fraction=0\.25 takes held-out prompts from prompts\.train"):
+        _ = world.config
 
 
 def test_pairs_need_their_columns(world: World) -> None:
@@ -111,7 +124,7 @@ def test_what_models_and_prompts_are_is_told_at_once(world: World) -> None:
     strange = model_folder(world.root / "strange", words=[*WORDS[:-1], "z"])
     long, other = world.root / "long.jsonl", world.root / "other.jsonl"
     long.write_text('{"prompt": "a b c d e f g h a"}\n')
-    other.write_text('{"question": "a"}\n')
+    other.write_text('{"topic": "a"}\n')
     for key, value in (("actor.model", short), ("critic.model", strange), ("reward.model", world.policy)):
         world.set(key, {"path": str(value)})
     world.set("prompts.train.path", str(long))

@@ -602,3 +602,18 @@ def test_what_would_make_other_log_probabilities_is_refused_with_the_reason(file
     said = problem(file, f"rollout.{key}=1")
     assert f"rollout.{key}: refused: it changes each token's probability by what" in said
     assert "reward function" in said and "did you mean" not in said
+
+
+@pytest.mark.parametrize(
+    ("key", "ours"),
+    [
+        ("prompts.input_key=x", "prompts.column"),
+        ("prompts.train.prompt_key=x", "prompts.column"),
+        ("rollout.n_samples_per_prompt=4", "rollout.responses_per_prompt"),
+        ("ppo.kl.kl_coef=0.1", "ppo.kl.controller.coefficient"),
+        ("reward.label_key=x", "reward.label"),
+    ],
+)
+def test_a_key_of_another_system_is_told_under_its_name_here(file: Path, key: str, ours: str) -> None:
+    assert f"here it is `{ours}`" in problem(file, key)
+    assert ours in all_keys(RunConfig)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import re
 from collections.abc import Callable
@@ -373,6 +374,63 @@ def test_heldout_prompts_are_the_first_ones_always_alike(write: Write, tokenizer
         heldout(configuration("x", prompts={"heldout": None}), tokenizer)
 
 
+def test_a_share_of_the_prompts_is_held_out_whatever_the_seed_and_the_other_rows(
+    write: Write, tokenizer: PreTrainedTokenizerFast
+) -> None:
+    rows = [{"prompt": f"{a} {b}", "topic": f"{a}{b}"} for a in "abcdefghijklmnopqrst" for b in "abcdefghijklmnopqrst"]
+    split = {"prompts": {"heldout": None, "heldout_fraction": 0.2}}
+
+    def parts(rows: list[dict[str, Any]], **changes: Any) -> tuple[list[str], list[str]]:
+        config = configuration(write(rows), **split, **changes)
+        questions = [read_questions(config.prompts, part, tokenizer) for part in ("train", "heldout")]
+        assert all([text.replace(" ", "") for text in one.texts] == one.columns["topic"] for one in questions)
+        return questions[0].texts, questions[1].texts
+
+    training, held = parts(rows)
+    assert not {*training} & {*held} and len(training) + len(held) == 400 and 50 < len(held) < 110
+    assert parts(rows, seed=5) == (training, held)
+    again, still = parts([*rows[100:], *rows])  # equal prompts stay together
+    assert {*again} == {*training} and {*still} == {*held} and len(again) + len(still) == 700
+    tasks = configuration(write(rows), **split).prompts
+    apart = [{*read_tasks(tasks, part).columns["topic"]} for part in ("train", "heldout")]
+    assert not apart[0] & apart[1] and len(apart[0]) + len(apart[1]) == 400 and 50 < len(apart[1]) < 110
+    with pytest.raises(ConfigError, match=r"prompts\.heldout_fraction=0\.2 leaves none of the 1 rows"):
+        for part in ("train", "heldout"):
+            read_questions(configuration(write(rows[:1]), **split).prompts, part, tokenizer)
+
+
+@pytest.mark.parametrize("name", ["input", "question", "instruction", "query"])
+def test_prompts_stand_in_the_columns_of_other_systems_if_there_are_none_of_ours(
+    write: Write, tokenizer: PreTrainedTokenizerFast, name: str
+) -> None:
+    assert source_of(configuration(write([{name: "a", "topic": 1}])), tokenizer).next(1, 1).texts == ["a"]
+    both = configuration(write([{name: "a", "prompt": "b"}]))
+    assert source_of(both, tokenizer).next(1, 1).texts == ["b"]
+
+
+TOOL = {"type": "function", "function": {"name": "f", "parameters": {"type": "object"}}}
+
+
+@pytest.mark.parametrize("given", [[TOOL], json.dumps([TOOL])])
+def test_tools_reach_the_chat_template(write: Write, tokenizer: PreTrainedTokenizerFast, given: Any) -> None:
+    able = copy.deepcopy(tokenizer)
+    able.chat_template = "{% for t in tools or [] %}{{ t['function']['name'] }} {% endfor %}" + TEMPLATE
+    chat = [{"role": "user", "content": "a"}]
+    config = configuration(
+        write([{"messages": chat, "tools": given}, {"messages": chat, "tools": None}]), prompts={"tools": "tools"}
+    )
+    assert read_questions(config.prompts, "train", able).texts == ["f user : a bot :", "user : a bot :"]
+    for rows, model, said in [
+        ([{"messages": chat, "tools": [TOOL]}], tokenizer, "the chat template of actor.model has none"),
+        ([{"prompt": "a", "tools": [TOOL]}], able, "the prompts in `prompt` are text"),
+        ([{"messages": chat}], able, "has no column `tools`"),
+        ([{"messages": chat, "tools": "{"}], able, "row 0 has in `tools` text that is no JSON"),
+        ([{"messages": chat, "tools": [1]}], able, "row 0 has in `tools` a list, not a list of JSON schemas"),
+    ]:
+        with pytest.raises(ConfigError, match=re.escape(said)):
+            read_questions(configuration(write(rows), prompts={"tools": "tools"}).prompts, "train", model)
+
+
 def test_heldout_prompts_that_are_trained_on_are_counted(write: Write, tokenizer: PreTrainedTokenizerFast) -> None:
     def read(letters: str) -> Questions:
         config = configuration(write([{"prompt": letter, "topic": i} for i, letter in enumerate(letters)]))
@@ -392,7 +450,7 @@ def test_heldout_prompts_that_are_trained_on_are_counted(write: Write, tokenizer
 @pytest.mark.parametrize(
     ("rows", "parts"),
     [
-        ([{"question": "a"}], ["prompt, messages, prompt_token_ids", "it has question", "rename"]),
+        ([{"topic": "a"}], ["prompt, messages, prompt_token_ids", "it has topic", "rename"]),
         ([{"prompt": "a"}, {"prompt": None}], ["row 1 has null in `prompt`"]),
         ([{"prompt": "a"}, {"prompt": ""}], ["row 1 has an empty prompt"]),
         ([{"prompt": [{"role": "user", "content": "a"}]}, {"prompt": "a"}], ["row 1 has no list of messages"]),
