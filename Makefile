@@ -63,7 +63,7 @@ bench-gpu: setup ## what a GPU reaches (EXTRA=gpu): generation beside plain vLLM
 lint: setup ## ruff and mypy
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
-	$(BIN)/mypy
+	$(BIN)/mypy -n 2
 
 check: lint test ## ruff, mypy and the tests: what .ci/run runs
 

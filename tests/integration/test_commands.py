@@ -119,66 +119,104 @@ def test_a_reward_training_that_goes_on_from_a_checkpoint_gives_the_same_weights
     assert "Tetrarch · reward model" in shown and "calibration error" in shown
 
 
-def test_a_reward_model_that_is_retrained_during_ppo_goes_on_exactly(home: Path, tiny: Path) -> None:
-    """The README's file: six steps, with retrainings before the third and the fifth; then the last two again, from a
-    checkpoint with the optimizer of the reward model."""
-    words = [".venv/bin/tetrarch", "train", "configs/retraining.yaml"]
-    shown = start([*words, "report.html=false"], home)
+RETRAINING = [".venv/bin/tetrarch", "train", "configs/retraining.yaml", "report.html=false"]
+
+
+@pytest.fixture(scope="module")
+def retraining(home: Path, tiny: Path) -> Path:
+    """The README's file: six steps, with retrainings before the third and the fifth."""
+    shown = start(RETRAINING, home)
     assert "before step 3 the reward model was retrained on" in shown and "before step 5" in shown
-    run = home / "runs/retraining"
-    whole, reward = metrics(run), (run / "reward_retrained/model.safetensors").read_bytes()
-    assert reward != (home / "runs/inputs/tiny/reward/model.safetensors").read_bytes()
+    return home / "runs/retraining"
+
+
+def test_a_reward_model_is_retrained_during_ppo(home: Path, retraining: Path) -> None:
+    whole, untrained = metrics(retraining), home / "runs/inputs/tiny/reward/model.safetensors"
+    assert (retraining / "reward_retrained/model.safetensors").read_bytes() != untrained.read_bytes()
     retrained = [step for step in whole if "retraining/loss" in step]
     assert [step["step"] for step in retrained] == [3, 5]
     assert retrained[1]["retraining/accuracy"] > retrained[0]["retraining/accuracy"] + 0.1, "it has learned the judge"
     assert retrained[1]["retraining/pinned_mean_before"] == pytest.approx(retrained[0]["retraining/pinned_mean"])
     assert [step["step"] for step in whole if "policy/loss" not in step] == [3, 5], "the critic is trained alone"
-    start([*words, "report.html=false", "--resume-from", "4"], home)
-    for expected, got in zip(whole, metrics(run), strict=True):
+
+
+@pytest.mark.slow
+def test_a_run_that_retrains_its_reward_model_goes_on_exactly(home: Path, retraining: Path) -> None:
+    """The last two steps again, from a checkpoint with the optimizer of the reward model."""
+    model = retraining / "reward_retrained/model.safetensors"
+    whole, reward = metrics(retraining), model.read_bytes()
+    start([*RETRAINING, "--resume-from", "4"], home)
+    for expected, got in zip(whole, metrics(retraining), strict=True):
         differing = {key for key in {**expected, **got} if expected.get(key) != got.get(key)}
         assert not {key for key in differing if not key.startswith(("time/", "memory/", "tokens/"))}
-    assert (run / "reward_retrained/model.safetensors").read_bytes() == reward
+    assert model.read_bytes() == reward
 
 
-def test_fine_tuning_reaches_the_entropy_of_its_data_and_goes_on_exactly(home: Path, tiny: Path) -> None:
-    """Three of four answers to each question are one letter, the fourth is another; a response is a space, the letter
-    and its end: a third of H(1/4) nats per token. All steps, then the second half again after a resume."""
+SFT = [".venv/bin/tetrarch", "sft", "configs/sft.yaml", "sft.output=runs/answers/model", "sft.epochs=60"]
+SFT += ["sft.data.path=runs/answers.jsonl", "sft.data.columns={}", "sft.data.chat=false"]
+SFT += ["sft.heldout={path: runs/answers.jsonl}"]
+SFT += ["sft.samples_per_step=8", "sft.evaluate_every=30", "checkpoint.every=30", "placement.actor.ranks=1"]
+
+
+@pytest.fixture(scope="module")
+def fine_tuned(home: Path, tiny: Path) -> Path:
+    """A model of `tetrarch sft`: three of four answers to each question are one letter, the fourth is another."""
     rows = [{"prompt": prompt, "completion": f" {letter}"} for prompt in ("what is", "draw") for letter in "aaab"]
     (home / "runs/answers.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    run, model = home / "runs/answers/model-run", home / "runs/answers/model"
-    data = ["path=runs/answers.jsonl", "columns={}", "chat=false"]
-    words = [".venv/bin/tetrarch", "sft", "configs/sft.yaml", "sft.output=runs/answers/model", "sft.epochs=60"]
-    words += [*(f"sft.data.{key}" for key in data), "sft.heldout={path: runs/answers.jsonl}", "sft.samples_per_step=8"]
-    words += ["sft.evaluate_every=30", "checkpoint.every=30", "placement.actor.ranks=1"]
-    shown = start(words, home)
-    entropy = -(0.75 * math.log(0.75) + 0.25 * math.log(0.25)) / 3
-    assert json.loads((model / "sft_quality.json").read_text())["loss"] == pytest.approx(entropy, abs=0.005)
+    shown = start(SFT, home)
     assert "8 demonstrations to train on, 8 held out" in shown and "held out, after training: 0.18" in shown
-    assert "sft.data: 8 rows, 8 used" in (run / "report.html").read_text()
-    whole = model.rename(model.with_name("whole"))
-    start([*words, "--resume-from", "30"], home)
-    assert (model / "model.safetensors").read_bytes() == (whole / "model.safetensors").read_bytes()
+    return home / "runs/answers/model"
+
+
+def test_fine_tuning_reaches_the_entropy_of_its_data(fine_tuned: Path) -> None:
+    """A response is a space, the letter and its end: a third of H(1/4) nats per token."""
+    entropy = -(0.75 * math.log(0.75) + 0.25 * math.log(0.25)) / 3
+    assert json.loads((fine_tuned / "sft_quality.json").read_text())["loss"] == pytest.approx(entropy, abs=0.005)
+    run = fine_tuned.with_name("model-run")
     assert [line["step"] for line in metrics(run)] == list(range(1, 61))
+    assert "sft.data: 8 rows, 8 used" in (run / "report.html").read_text()
 
 
-def test_preferences_are_learned_and_a_run_goes_on_exactly(home: Path, tiny: Path) -> None:
-    """The README's file: all steps, then the second half again after a resume, which asks the reference nothing."""
-    run, model = home / "runs/dpo/model-run", home / "runs/dpo/model"
-    words = [".venv/bin/tetrarch", "dpo", "configs/dpo.yaml", "placement.actor.ranks=1"]
-    words += ["report={html: false, tensorboard: false}"]
-    shown = start(words, home)
+@pytest.mark.slow
+def test_fine_tuning_goes_on_exactly(home: Path, fine_tuned: Path) -> None:
+    """The second half again after a resume."""
+    whole = fine_tuned.rename(fine_tuned.with_name("whole"))
+    start([*SFT, "--resume-from", "30"], home)
+    assert (fine_tuned / "model.safetensors").read_bytes() == (whole / "model.safetensors").read_bytes()
+    assert [line["step"] for line in metrics(fine_tuned.with_name("model-run"))] == list(range(1, 61))
+
+
+DPO = [".venv/bin/tetrarch", "dpo", "configs/dpo.yaml", "placement.actor.ranks=1"]
+DPO += ["report={html: false, tensorboard: false}"]
+
+
+@pytest.fixture(scope="module")
+def preferred(home: Path, tiny: Path) -> Path:
+    """A model of `tetrarch dpo`: the README's file."""
+    shown = start(DPO, home)
     assert "128 pairs to train on, 32 held out" in shown and "320 responses, 0 of them known" in shown
     assert "held out, before training: loss 0.6931, accuracy 50.0%" in shown
-    quality = json.loads((model / "dpo_quality.json").read_text())
+    return home / "runs/dpo/model"
+
+
+def test_preferences_are_learned(preferred: Path) -> None:
+    quality = json.loads((preferred / "dpo_quality.json").read_text())
     assert quality["accuracy"] == 1 and quality["margin"] > 0.5 and quality["loss"] < 0.5
-    whole, before = model.rename(model.with_name("whole")), metrics(run)
-    shown = start([*words, "--resume-from", "8"], home)
+    steps = metrics(preferred.with_name("model-run"))
+    assert steps[-1]["dpo/heldout_margin"] == quality["margin"] and "dpo/kl" in steps[0]
+
+
+@pytest.mark.slow
+def test_preferences_go_on_exactly(home: Path, preferred: Path) -> None:
+    """The second half again after a resume, which asks the reference nothing."""
+    run = preferred.with_name("model-run")
+    whole, before = preferred.rename(preferred.with_name("whole")), metrics(run)
+    shown = start([*DPO, "--resume-from", "8"], home)
     assert "320 responses, 320 of them known" in shown and "what came after step 8 is in" in shown
-    assert (model / "model.safetensors").read_bytes() == (whole / "model.safetensors").read_bytes()
+    assert (preferred / "model.safetensors").read_bytes() == (whole / "model.safetensors").read_bytes()
     for expected, got in zip(before, metrics(run), strict=True):
         differing = {key for key in expected if expected[key] != got[key]}
         assert not {key for key in differing if not key.startswith(("time/", "memory/"))}
-    assert before[-1]["dpo/heldout_margin"] == quality["margin"] and "dpo/kl" in before[0]
 
 
 def test_the_less_common_settings_run(home: Path, reward: Path) -> None:
@@ -252,6 +290,7 @@ def test_sigterm_to_the_whole_process_group_saves_the_last_step(home: Path, tiny
     assert [folder.name for folder in run.glob("checkpoints/*")] == [f"step-{step:06d}"]
 
 
+@pytest.mark.slow
 def test_a_pipeline_is_stopped_goes_on_and_is_skipped_once_it_is_done(home: Path, tiny: Path) -> None:
     """SFT is stopped after some steps; the same command resumes it and measures the model; then all is done."""
     sft = {"sft.output": "runs/pipeline/sft/model", "sft.epochs": 10, "placement.actor.ranks": 1}

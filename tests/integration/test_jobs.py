@@ -16,10 +16,12 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+import httpx
 import pytest
 
 from configs.tiny.inputs import write
@@ -162,21 +164,24 @@ def wait_for_node(head: Head, log: Path) -> None:
     assert code == 0, out + err + log.read_text()
 
 
-def jobs_of(head: Head) -> str:
-    """What Ray's own list of jobs says."""
-    return "".join(head.run(f"{BIN}/ray", "job", "list", "--address", head.address)[1:])
+def jobs_of(head: Head) -> list[str]:
+    """Those in Ray's own list."""
+    answer = httpx.get(f"{head.address}/api/jobs/", headers={"Authorization": f"Bearer {TOKEN}"}, trust_env=False)
+    return [job["submission_id"] for job in answer.raise_for_status().json()]
 
 
 def test_ray_job_submit_trains_with_the_uploaded_code(head: Head) -> None:
-    """In vLLM's child processes too: the engine has two."""
+    """In vLLM's child processes too: the engine has two, which in the second step sample from what was pushed."""
     run_dir = head.shared / "runs/first"
-    words = [*head.tiny(), f"run_dir={run_dir}", "placement.rollout.tensor_parallel_size=2"]
+    words = [*head.tiny(), f"run_dir={run_dir}", "placement.rollout.tensor_parallel_size=2", "steps=2"]
     submit = [f"{BIN}/ray", "job", "submit", "--address", head.address, "--working-dir", "."]
     code, out, err = head.run(*submit, "--", "tetrarch", "train", *words)
     assert code == 0, out + err
     driver = re.findall(r"marked: (\S+) in process", out)
     assert driver and all(UNPACKED in path for path in driver)
-    assert len((run_dir / "metrics.jsonl").read_text().splitlines()) == 1
+    steps = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+    assert [step["weights/version"] for step in steps] == [1, 2]
+    assert all(step["engine/logprob_gap_max"] < 1e-4 for step in steps)
     log = (run_dir / "logs/rollout-0.log").read_text()
     marks = re.findall(r"marked: (\S+) in process (\d+)", log)
     assert all(UNPACKED in path and path.endswith("roles/transfer/vllm_worker.py") for path, _ in marks), marks
@@ -205,15 +210,20 @@ def test_the_code_of_a_run_that_fails_is_ours(head: Head) -> None:
 def test_what_cannot_run_there_is_refused_before_the_upload(head: Head) -> None:
     before = jobs_of(head)
     shared = f"run_dir={head.shared}/runs/refused"
-    for words, part in (
-        ([shared, "placement.actor.threads=9"], r"the cluster is too small: .*having \S+: 8 CPUs, 0 GPUs"),
-        (["run_dir=runs/mine"], "run_dir=runs/mine is relative"),
-    ):
-        code, out, err = head.submit(*words)
+    with ThreadPoolExecutor() as pool:
+        refused = {
+            pool.submit(head.submit, shared, "placement.actor.threads=9"): (
+                r"the cluster is too small: .*having \S+: 8 CPUs, 0 GPUs"
+            ),
+            pool.submit(head.submit, "run_dir=runs/mine"): "run_dir=runs/mine is relative",
+            pool.submit(head.submit, shared, token=False): (
+                "asks for a token; set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN_PATH"
+            ),
+        }
+    for running, part in refused.items():
+        code, out, err = running.result()
         assert (code, out) == (2, "") and re.search(part, err), err
-    code, out, err = head.submit(shared, token=False)
-    assert (code, out) == (2, "") and "asks for a token; set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN_PATH" in err
-    assert jobs_of(head).count("submission_id=") == before.count("submission_id=")
+    assert before and jobs_of(head) == before
 
 
 def test_a_job_that_is_interrupted_goes_on_and_one_that_is_stopped_ends_cleanly(head: Head) -> None:

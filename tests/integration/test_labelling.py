@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -11,6 +9,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
+from configs.tiny.inputs import write
 from orchestrator.config.labelling import LabellingRun
 from orchestrator.config.loading import load_root
 from orchestrator.data.judge_prompts import JudgeAnswer, JudgeQuestion, comparison, letter_tokens
@@ -22,7 +21,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 def test_a_judge_gives_the_probabilities_and_texts_of_its_model(tmp_path: Path) -> None:
-    subprocess.run([sys.executable, "configs/tiny/inputs.py", str(tmp_path)], cwd=ROOT, check=True, timeout=120)
+    write(tmp_path)
     said = {"model.path": tmp_path / "policy", "engine.kv_cache_gib": 0.1}
     overrides = [f"labelling.judge.{key}={value}" for key, value in said.items()]
     config = load_root(LabellingRun, ROOT / "configs/label.yaml", [f"labelling.output={tmp_path}/out", *overrides])

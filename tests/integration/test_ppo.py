@@ -31,7 +31,7 @@ from orchestrator.stages.model_export import StoredModel
 from tests.reference import tiny_metrics
 
 ROOT = Path(__file__).resolve().parents[2]
-STEPS = 16
+STEPS = 12
 KILLS = ("critic-1@4+0.50", "driver@7+0.30", "rollout-0@10")
 
 
@@ -141,7 +141,7 @@ def test_the_numbers_are_those_of_before(run_dir: Path) -> None:
     """Bit for bit on the machine where they were taken; elsewhere rounding differs, and later steps amplify it."""
     kept, steps = json.loads(tiny_metrics.FILE.read_text()), tiny_metrics.learned(run_dir)
     if tiny_metrics.machine() == kept["machine"]:
-        assert steps == kept["steps"]
+        assert steps == kept["steps"][:STEPS]
     assert steps[0] == pytest.approx(kept["steps"][0], rel=1e-3, abs=1e-4)
 
 
@@ -255,25 +255,25 @@ def test_ranks_are_killed_and_no_bit_changes(folder: Path, run_dir: Path) -> Non
     words = [*settings(folder), f"run_dir={run}", f"steps={STEPS}", "checkpoint={every: 4, keep: 3}"]
     process = start(tetrarch("train", "configs/tiny.yaml", *words, "recovery.on_rank_failure=restart"))
     engine = rank_after(run, process, "rollout-0", 2)
-    assert engine.nice() == 0, "Ray's own choice is 15"
+    assert engine.nice() == psutil.Process().nice(), "Ray's own choice is 15"
     used = engine.cpu_times().user
     while engine.cpu_times().user < used + 0.03:  # it generates
         time.sleep(0.002)
     engine.kill()
-    rank_after(run, process, "reference-1", 6).kill()
-    rank_after(run, process, "critic-1", 13).kill()
+    rank_after(run, process, "reference-1", 5).kill()
+    rank_after(run, process, "critic-1", 9).kill()
     output, _ = process.communicate(timeout=200)
     assert process.returncode == 0, output
     assert re.search(r"rollout rank 0 \(node \S+\) is started again: it died in stream", output), output
     back = r"rollout rank 0 .* is back after [0-9.]+ s with weights of version \d+: .*prompts that were moved: 16"
     assert re.search(back, output), output
     assert "reference: started again, since reference rank 1" in output and "reference: back after" in output
-    assert "critic rank 1" in output and "all roles are started again, and the run goes on from step 12" in output
+    assert "critic rank 1" in output and "all roles are started again, and the run goes on from step 8" in output
     lines = metrics(run)
-    assert lines[12]["healing/run_restarts"] == 1
+    assert lines[8]["healing/run_restarts"] == 1
     assert [line.get("healing/engine_restarts") for line in lines] == [*(None, None, 1.0), *[None] * (STEPS - 3)]
     assert lines[2]["healing/prompts_moved"] == 16 and "engine restarts 1" in output
-    assert sum(line.get("healing/frozen_restarts", 0) for line in lines[6:]) == 1
+    assert sum(line.get("healing/frozen_restarts", 0) for line in lines[5:]) == 1
     assert tiny_metrics.learned(run) == tiny_metrics.learned(run_dir)
     manifests = [path / f"checkpoints/step-{STEPS:06d}/manifest.json" for path in (run_dir, run)]
     first, second = (json.loads(manifest.read_text())["files"] for manifest in manifests)

@@ -15,7 +15,7 @@ from cluster.config import LocalPlacement
 from cluster.errors import DeadlineExceeded, RankFailure
 from cluster.estimate.memory import GIB
 from cluster.placement.plan import RoleNeed, plan
-from cluster.ranks import hangs, role_group
+from cluster.ranks import calls, hangs, role_group
 from cluster.ranks.calls import wait_all
 from cluster.ranks.role_group import RoleGroup
 from cluster.ranks.starting import progress_of_starts
@@ -147,6 +147,7 @@ def test_a_rank_that_dies_or_hangs_is_replaced_and_the_others_go_on(
 ) -> None:
     monkeypatch.setattr(hangs, "STATUS_S", 1.0)
     monkeypatch.setattr(role_group, "CHILDREN_S", 1.0)
+    monkeypatch.setattr(calls, "CONTROL_S", 4.0)
     group, others = start("reward", replaceable=True), start("actor")
     wait_all([group.started, others.started], START_S)
     first, second = (facts["pid"] for facts in group.call(Stub.facts).result(20))

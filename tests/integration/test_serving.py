@@ -21,6 +21,8 @@ import torch
 from openai import OpenAI
 from transformers import AutoModelForCausalLM
 
+from configs.tiny.inputs import write
+
 ROOT = Path(__file__).resolve().parents[2]
 ONE_RANK = [f"placement.{group}.ranks=1" for group in ("reward", "rollout")]
 PROMPT = "draw the red river"
@@ -53,7 +55,7 @@ def greedy(model: Path, token_ids: list[int], count: int) -> list[int]:
 
 def test_the_policy_is_served_and_goes_over_to_new_weights_without_losing_a_request(tmp_path: Path) -> None:
     inputs, actor = tmp_path / "inputs", tmp_path / "run/actor"
-    subprocess.run([sys.executable, "configs/tiny/inputs.py", str(inputs)], cwd=ROOT, check=True, timeout=120)
+    write(inputs)
     text = (ROOT / "configs/tiny.yaml").read_text().replace("runs/inputs/tiny", str(inputs))
     assert "\nserving:" not in text
     (tmp_path / "tiny.yaml").write_text(f"{text}\nserving: {{port: 0, api_key: secret}}\n")

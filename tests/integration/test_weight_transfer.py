@@ -95,18 +95,24 @@ def _refuses_what_is_wrong(engines: list[Host], trainers: HostClient) -> None:
 
 
 @pytest.mark.parametrize(
-    ("architecture", "dtype"),
-    [("Qwen3Moe", "float32"), *(pytest.param("Llama", dtype, marks=pytest.mark.slow) for dtype in TOLERANCES)],
+    ("architecture", "workers", "dtype"),
+    [
+        ("Qwen3Moe", 1, "float32"),
+        pytest.param("Qwen3Moe", 2, "float32", marks=pytest.mark.slow),
+        *(pytest.param("Llama", 2, dtype, marks=pytest.mark.slow) for dtype in TOLERANCES),
+    ],
 )
-def test_one_zero_rank_pushes_to_a_tensor_parallel_engine(tmp_path: Path, architecture: str, dtype: str) -> None:
-    """The wire has the engine's dtype, whatever the trainer's. Experts, which transformers holds in one tensor, travel
-    as they are in the folder, and vLLM's CPU build packs them anew."""
+def test_one_zero_rank_pushes_to_an_engine_of_some_workers(
+    tmp_path: Path, architecture: str, workers: int, dtype: str
+) -> None:
+    """Two workers are tensor parallel. The wire has the engine's dtype, whatever the trainer's. Experts, which
+    transformers holds in one tensor, travel as they are in the folder, and vLLM's CPU build packs them anew."""
     model = architectures.save(architecture, tmp_path / "model")
     tolerance = TOLERANCES[dtype]
-    setup = engine_setup(model, tensor_parallel=2, dtype=dtype, temperature=0.7)
+    setup = engine_setup(model, tensor_parallel=workers, dtype=dtype, temperature=0.7)
     with running(tmp_path, model, [setup], ranks=1) as ((engine,), trainers):
         facts: Any = engine.call("describe")
-        assert (facts.workers, facts.dtype) == (2, dtype)
+        assert (facts.workers, facts.dtype) == (workers, dtype)
         for version in (1, 2, 3):
             trainers.call("shake", version)
             trainers.call("push", version)
