@@ -32,7 +32,7 @@ from tests.reference import tiny_metrics
 
 ROOT = Path(__file__).resolve().parents[2]
 STEPS = 12
-KILLS = ("critic-1@4+0.50", "driver@7+0.30", "rollout-0@10")
+KILLS = ("critic-1@4+0.50", "driver@7+0.30", "reference-1@9", "rollout-0@10")
 
 
 @pytest.fixture(scope="module")
@@ -82,7 +82,7 @@ def listening() -> dict[str, bool]:
 
 @pytest.fixture(scope="module")
 def proof(folder: Path, listening: dict[str, bool]) -> str:
-    """What `tetrarch verify-resume` says: a whole run, and one with kills of a rank, the driver and an engine."""
+    """What `tetrarch verify-resume` says: a whole run, and one with kills of ranks, the driver and an engine."""
     kills = [word for kill in KILLS for word in ("--kill", kill)]
     words = [*settings(folder), f"run_dir={folder}/tiny", "--steps", STEPS, *kills]
     (folder / "tmp").mkdir()
@@ -248,6 +248,7 @@ def rank_after(run: Path, process: subprocess.Popen[str], rank: str, steps: int)
     return psutil.Process(int(re.findall(r"pid (\d+)", (run / f"logs/{rank}.log").read_text())[-1]))
 
 
+@pytest.mark.slow
 def test_ranks_are_killed_and_no_bit_changes(folder: Path, run_dir: Path) -> None:
     """An engine in the middle of generation: the other one answers its prompts, with the same seeds, and it comes back
     at a push. Then a rank of the reference, whose group starts again; then one of the critic, with which all do."""

@@ -69,6 +69,12 @@ class Starter:
             assert not set(group.ranks) & set(STARTED.ranks)
 
 
+@pytest.fixture(autouse=True)
+def short_grace(monkeypatch: pytest.MonkeyPatch) -> None:
+    """All processes are on this machine: a death is known at once."""
+    monkeypatch.setattr(calls, "GRACE_S", 1.0)
+
+
 @pytest.fixture
 def start(cluster: RayCluster, tmp_path: Path) -> Iterator[Starter]:
     """For tests that leave their groups dead or busy."""
