@@ -67,8 +67,9 @@ def compare_gradients(got: nn.Module, wanted: nn.Module) -> None:
             assert parameter.grad is None, name
         else:
             assert parameter.grad is not None, name
+            scale = max(1.0, float(reference.abs().max()))  # a small entry may be the difference of large terms
             torch.testing.assert_close(
-                parameter.grad, reference, atol=1e-5, rtol=1e-4, msg=lambda m, n=name: f"{n}: {m}"
+                parameter.grad, reference, atol=1e-5 * scale, rtol=1e-4, msg=lambda m, n=name: f"{n}: {m}"
             )
 
 
