@@ -16,6 +16,7 @@ from roles.errors import RewardError
 from roles.functions import child_program
 from roles.functions.child import CallFailed, Child, LoadFailed, times
 from roles.reward_call import RowScores, arguments_of, checked_answer, openrlhf_arguments
+from roles.spans import span
 
 
 class FunctionScorer:
@@ -42,7 +43,9 @@ class FunctionScorer:
         calls = self._config.retries + 1
         for attempt in range(1, calls + 1):
             try:
-                return checked_answer(self._child.call(arguments, self._config.timeout_s), len(answered))
+                with span("reward call", rows=len(answered), attempt=attempt):
+                    answer = self._child.call(arguments, self._config.timeout_s)
+                return checked_answer(answer, len(answered))
             except LoadFailed as error:
                 raise RewardError(f"{self._name} cannot be loaded: {error}") from None
             except CallFailed as error:

@@ -23,6 +23,7 @@ from roles.errors import RewardError
 from roles.functions.child import CallFailed, times
 from roles.http_service import GaveUp, HttpService, ServiceFailed, persistently, short
 from roles.reward_call import RowScores, arguments_of, checked_answer, openrlhf_arguments
+from roles.spans import span
 
 
 class RemoteScorer:
@@ -59,7 +60,8 @@ class RemoteScorer:
             return checked_answer(self._answer(response), len(share))
 
         async def attempt(number: int) -> RowScores:
-            return await self._service.post(client, body, read, to=first + number)
+            with span("reward call", rows=len(share), attempt=number + 1):
+                return await self._service.post(client, body, read, to=first + number)
 
         def may_retry(failures: int, error: ServiceFailed, pause: float) -> bool:
             return failures <= self._config.retries

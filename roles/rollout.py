@@ -18,6 +18,7 @@ from roles.generation.environments import Environments
 from roles.generation.sampling import sampling
 from roles.generation.turn_format import TurnFormat
 from roles.rollout_setup import RolloutSetup, prepare_process, start_engine
+from roles.spans import count
 from roles.transfer.facts import EngineFacts
 from roles.transfer.probe import EngineProducts
 
@@ -40,6 +41,8 @@ class RolloutEngine:
         self._asleep: set[str] = set()
         """Parts whose memory has been given away."""
         self._requests = 0
+        self._generated = 0
+        """Tokens of the responses that have ended."""
         self._read, self._cached = 0, 0
         """Tokens before the responses so far, and those of them that came from the prefix cache."""
         self._engine = start_engine(setup)
@@ -76,6 +79,8 @@ class RolloutEngine:
                     running[self._add_request(turn)] = turn.row
                 for output in self._engine.step() if running else ():
                     self._hand_over(output, running.pop(output.request_id), samples)
+                count("open responses", len(samples.open))
+                count("generated tokens", self._generated)
                 if running and not self._engine.has_unfinished_requests():
                     lost = sorted(running.values())
                     raise RolloutError(f"engine {setup.index} lost the requests of rows {lost}")
@@ -111,6 +116,7 @@ class RolloutEngine:
         logprobs = [flat.logprobs[start] for start in flat.start_indices]
         if not all(map(math.isfinite, logprobs)):
             raise RolloutError(f"engine {self._setup.index} sampled with log-probabilities that are not finite")
+        self._generated += len(answer.token_ids)
         self._read += len(output.prompt_token_ids or ())
         self._cached += output.num_cached_tokens or 0
         samples.take(row, list(answer.token_ids), logprobs, cut=answer.finish_reason == "length")

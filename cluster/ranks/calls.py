@@ -5,8 +5,10 @@
 
 from __future__ import annotations
 
+import threading
 import time
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Generic, Self, TypeVar
 
@@ -14,9 +16,10 @@ import ray
 from ray.exceptions import GetTimeoutError, RayError
 
 from cluster.errors import ClusterError, DeadlineExceeded
-from cluster.ranks import failures
+from cluster.ranks import failures, usage
 from cluster.ranks.hangs import answered, report
 from cluster.ranks.identity import Identity
+from cluster.ranks.usage import WAITS, CallOrigin, InnerSpan
 from cluster.ranks.watch import STARTED, Rank
 
 T = TypeVar("T")
@@ -64,7 +67,8 @@ class Call(Generic[T]):
 
 def submit(ranks: Sequence[Rank], method: str, arguments: Sequence[tuple[Any, ...]]) -> Call[Any]:
     """Call `method` on every rank with its own arguments; returns at once."""
-    answers = [rank.worker.run.remote(method, *own) for rank, own in zip(ranks, arguments, strict=True)]
+    asked = CallOrigin(time.time(), usage.caller)
+    answers = [rank.worker.run.remote(asked, method, *own) for rank, own in zip(ranks, arguments, strict=True)]
     return Call(method, ranks, [receipt for receipt, _ in answers], [ref for _, ref in answers])
 
 
@@ -77,16 +81,18 @@ def wait_all(
     waiting: Waiting = {
         receipt: (rank, call.method) for call in calls for rank, receipt in zip(call.ranks, call.receipts, strict=True)
     }
-    while waiting:
-        if meanwhile is not None:
-            _go_on_until_ready(waiting, until, meanwhile, every_s)
-        _next(waiting, until, deadline_s)
-        # Others that come while all are looked at, so that the work is linear in their number however they come.
-        every = list(waiting)
-        ready, _ = ray.wait(every, num_returns=len(every), timeout=len(every) * GATHER_S, fetch_local=False)
-        for receipt in ready:
-            rank, method = waiting.pop(receipt)
-            _raise_failure(rank, method, receipt, waiting)
+    with _told(waiting) as told:
+        while waiting:
+            if meanwhile is not None:
+                _go_on_until_ready(waiting, until, meanwhile, every_s)
+            _next(waiting, until, deadline_s)
+            # Others that come while all are looked at, so that the work is linear in their number however they come.
+            every = list(waiting)
+            ready, _ = ray.wait(every, num_returns=len(every), timeout=len(every) * GATHER_S, fetch_local=False)
+            for receipt in ready:
+                rank, method = waiting.pop(receipt)
+                _raise_failure(rank, method, receipt, waiting)
+                told["last"] = rank.identity.name
 
 
 def _go_on_until_ready(waiting: Waiting, until: float, meanwhile: Callable[[], None], every_s: float) -> None:
@@ -116,7 +122,8 @@ class Stream:
         """Call `method` on a rank; it starts when the rank's earlier calls have ended. A method that is no generator
         yields its one answer."""
         self._until = time.monotonic() + self._deadline_s
-        items = rank.worker.stream.options(num_returns="streaming").remote(method, *arguments)
+        asked = CallOrigin(time.time(), usage.caller)
+        items = rank.worker.stream.options(num_returns="streaming").remote(asked, method, *arguments)
         self._waiting[items], self._keys[items] = (rank, method), key
 
     def __iter__(self) -> Self:
@@ -125,8 +132,10 @@ class Stream:
     def __next__(self) -> tuple[Any, Any]:
         while self._waiting:
             try:
-                items = _next(self._waiting, self._until, self._deadline_s)
-                rank, method = self._waiting[items]
+                with _told(self._waiting) as told:
+                    items = _next(self._waiting, self._until, self._deadline_s)
+                    rank, method = self._waiting[items]
+                    told["last"] = rank.identity.name
                 receipt = next(items)
                 _raise_failure(rank, method, receipt, self._waiting)
                 return self._keys[items], _fetch(rank, method, next(items), self._deadline_s)
@@ -187,6 +196,17 @@ def _fetch(rank: Rank, method: str, ref: Any, deadline_s: float) -> Any:
         ) from None
     except RayError as error:
         raise failures.from_ray(rank.identity, method, error) from None
+
+
+@contextmanager
+def _told(waiting: Waiting) -> Iterator[dict[str, str]]:
+    """Context of a wait, which `WAITS` tells of afterwards; `last`: the rank that answered last."""
+    roles = ", ".join(dict.fromkeys(rank.identity.role for rank, _ in waiting.values()))
+    facts, began = dict[str, str](), time.time()
+    try:
+        yield facts
+    finally:
+        WAITS.append(InnerSpan(began, time.time(), f"waits for {roles}", threading.get_ident(), facts))
 
 
 def _next(waiting: Waiting, until: float, deadline_s: float) -> Any:

@@ -17,5 +17,10 @@ class Identity:
     life: int = 0
     """How often the rank has been started again."""
 
+    @property
+    def name(self) -> str:
+        """`role number`, without the node."""
+        return f"{self.role} {self.rank}"
+
     def __str__(self) -> str:
         return f"{self.role} rank {self.rank} (node {self.node})"

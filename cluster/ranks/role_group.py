@@ -11,6 +11,7 @@ wait_all([logprobs, values], deadline_s=60)                 # ends at the first 
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +24,7 @@ from cluster.ranks import calls, hangs
 from cluster.ranks.calls import Call, Stream
 from cluster.ranks.host_memory import kill_tree
 from cluster.ranks.identity import Identity
+from cluster.ranks.usage import BY_DRIVER, CallOrigin
 from cluster.ranks.watch import STARTED, Rank
 from cluster.ranks.worker import on_node, remote_worker
 
@@ -64,15 +66,19 @@ class Making:
     environment: Mapping[str, str]
     distributed: bool
     replaceable: bool
+    inner: tuple[str, str] | None
+    """Module and qualified name of what gives the spans that the role records inside its calls; None: it records
+    none."""
 
     def begin(self, lives: Mapping[int, int]) -> tuple[list[Rank], Call[None]]:
         """Start the processes of some ranks (number → how often it has been started before); returns them and the
         running construction of their roles."""
         ranks = [self._start_worker(self.places[number], life) for number, life in lives.items()]
         STARTED.add(ranks, replaceable=self.replaceable)
+        asked = CallOrigin(time.time(), BY_DRIVER)
         meeting = ranks[0].worker.rendezvous.remote() if self.distributed else None
         answers = [
-            rank.worker.construct.remote(self.source, self.arguments[number], meeting)
+            rank.worker.construct.remote(asked, self.source, self.arguments[number], meeting, self.inner)
             for rank, number in zip(ranks, lives, strict=True)
         ]
         receipts, refs = [receipt for receipt, _ in answers], [ref for _, ref in answers]
@@ -122,6 +128,7 @@ class RoleGroup(Generic[R]):
         environment: Mapping[str, str] | None = None,
         distributed: bool = False,
         replaceable: bool = False,
+        inner: Callable[[], Sequence[tuple[Any, ...]]] | None = None,
     ) -> Self:
         """Start a process for each place and build `factory(*arguments[rank])` in it. Returns at once.
 
@@ -129,11 +136,14 @@ class RoleGroup(Generic[R]):
         `factory` is imported in the worker, so it must stand at the top of a module (or be a class method there).
         `distributed` ranks get MASTER_ADDR and MASTER_PORT of a store that rank 0 keeps open. The death of a
         `replaceable` rank ends only the waits for itself: whoever calls it starts it again.
+        `inner` gives the spans that the role has recorded in its process since it was last asked, for the timeline:
+        the fields of `cluster.ranks.usage.InnerSpan`.
         """
         if len(arguments) != len(places):
             raise ValueError(f"{role}: {len(arguments)} argument tuples for {len(places)} ranks")
         source, shared = _importable(factory), dict(environment or {})
-        return cls(Making(role, source, arguments, places, log_dir, shared, distributed, replaceable))
+        spans = _importable(inner) if inner else None
+        return cls(Making(role, source, arguments, places, log_dir, shared, distributed, replaceable, spans))
 
     def restart(self, numbers: Collection[int]) -> Call[None]:
         """End the ranks of these numbers, whatever they do, and start new ones in their places. Returns at once; later

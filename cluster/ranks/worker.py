@@ -20,8 +20,8 @@ import sys
 import threading
 import time
 import traceback
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from operator import attrgetter
 from pathlib import Path
 from typing import Any, TypeVar
@@ -30,29 +30,17 @@ import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from cluster.errors import ClusterError
-from cluster.ranks import failures
-from cluster.ranks.card_use import CardSampler, CardUse
-from cluster.ranks.host_memory import MemorySampler, MemorySeries, kill_children
+from cluster.ranks import failures, usage
+from cluster.ranks.card_use import CardSampler
+from cluster.ranks.host_memory import MemorySampler, kill_children
 from cluster.ranks.identity import Identity
 from cluster.ranks.process_state import offer_stacks
 from cluster.ranks.status import Status, status_of
+from cluster.ranks.usage import KEPT_SPANS, CallOrigin, RankCall, RankUsage, drained, reported
 
 T = TypeVar("T")
 LOG_END = 2000
 """Bytes of a log's end that a rank hands out."""
-
-
-@dataclass(frozen=True, slots=True)
-class RankUsage:
-    """Work and memory of one rank since the last report."""
-
-    pid: int
-    busy: list[tuple[float, float, str]]
-    """The calls of the role's methods: begin and end in wall-clock seconds, and name."""
-    series: MemorySeries
-    """Memory of its process and its descendants: wall-clock second → bytes (PSS)."""
-    cards: CardUse | None
-    """Use of its cards; None without a GPU."""
 
 
 class Worker:
@@ -67,11 +55,14 @@ class Worker:
         os.environ.update({**meeting_place(ray.util.get_node_ip_address()), **environment})
         as_many_threads_as_told()
         self._identity = identity
+        usage.caller = identity.name
         self._memory = MemorySampler()
         self._cards = CardSampler() if environment.get("CUDA_VISIBLE_DEVICES") else None
         self._role: Any = None
         self._store: Any = None
-        self._busy: list[tuple[float, float, str]] = []
+        self._busy: deque[RankCall] = deque(maxlen=KEPT_SPANS)
+        self._inner: Callable[[], Sequence[tuple[Any, ...]]] | None = None
+        self._thread = 0
         self._doing: tuple[str | None, float, int | None] = (None, time.monotonic(), None)
 
     def rendezvous(self) -> tuple[str, int]:
@@ -91,36 +82,42 @@ class Worker:
 
     @ray.method(num_returns=2)
     def construct(
-        self, factory: tuple[str, str], arguments: Sequence[Any], meeting: tuple[str, int] | None
+        self,
+        asked: CallOrigin,
+        factory: tuple[str, str],
+        arguments: Sequence[Any],
+        meeting: tuple[str, int] | None,
+        inner: tuple[str, str] | None,
     ) -> tuple[None, None]:
-        """Import the role's module and build the role. `factory` is (module, qualified name)."""
+        """Import the role's module and build the role. `factory` is (module, qualified name), as is `inner`: what gives
+        the spans that the role has recorded inside its calls (the fields of `InnerSpan`)."""
         if meeting is not None:
             os.environ["MASTER_ADDR"], os.environ["MASTER_PORT"] = meeting[0], str(meeting[1])
             os.environ["TORCHELASTIC_USE_AGENT_STORE"] = "True"
 
         def build() -> None:
-            module, name = factory
             signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})  # for the role's processes
             try:
-                self._role = attrgetter(name)(importlib.import_module(module))(*arguments)
+                self._role = _imported(factory)(*arguments)
+                self._inner = _imported(inner) if inner else None
             finally:
                 gc.freeze()
                 gc.enable()
 
-        return None, self._watched("construct", build)
+        return None, self._watched("construct", build, asked)
 
     @ray.method(num_returns=2)
-    def run(self, method: str, *arguments: Any) -> tuple[None, Any]:
+    def run(self, asked: CallOrigin, method: str, *arguments: Any) -> tuple[None, Any]:
         """Call a method of the role; returns (receipt, value)."""
-        return None, self._watched(method, lambda: self._bound(method)(*arguments))
+        return None, self._watched(method, lambda: self._bound(method)(*arguments), asked)
 
-    def stream(self, method: str, *arguments: Any) -> Iterator[Any]:
+    def stream(self, asked: CallOrigin, method: str, *arguments: Any) -> Iterator[Any]:
         """Call a generator method of the role; yields receipt, value, receipt, value, … Any other method yields its
         one answer."""
-        answer = self._watched(method, lambda: self._bound(method)(*arguments))
+        answer = self._watched(method, lambda: self._bound(method)(*arguments), asked)
         items = answer if isinstance(answer, Iterator) else iter((answer,))
         end = object()
-        while (value := self._watched(method, lambda: next(items, end))) is not end:
+        while (value := self._watched(method, lambda: next(items, end), asked)) is not end:
             yield None
             yield value
 
@@ -149,9 +146,14 @@ class Worker:
     @ray.method(concurrency_group="control")
     def usage(self) -> RankUsage:
         """Work and memory since the last call. Answers while a method runs."""
-        busy, self._busy = self._busy, []
         cards = self._cards.drain() if self._cards else None
-        return RankUsage(os.getpid(), busy, self._memory.drain(), cards)
+        done, inner = drained(self._busy), reported(self._inner)
+        return RankUsage(os.getpid(), done, self._memory.drain(), cards, inner, self._thread)
+
+    @ray.method(concurrency_group="control")
+    def now(self) -> float:
+        """Wall-clock seconds of this node."""
+        return time.time()
 
     @ray.method(concurrency_group="control")
     def end_children(self) -> None:
@@ -168,10 +170,11 @@ class Worker:
             raise RuntimeError(f"{method} was called before the role was built; wait for the group's `ready` first")
         return getattr(self._role, method)
 
-    def _watched(self, method: str, body: Callable[[], T]) -> T:
+    def _watched(self, method: str, body: Callable[[], T], asked: CallOrigin) -> T:
         """Run `body`: its value, and the time at which it was made. An exception names this rank and shows its log."""
         began, at = time.monotonic(), time.time()
-        self._doing = (method, began, threading.get_ident())
+        self._thread = threading.get_ident()
+        self._doing = (method, began, self._thread)
         try:
             return body()
         except ClusterError as error:  # a call to another group failed: the error already names its cause
@@ -182,7 +185,13 @@ class Worker:
             raise failures.raised(self._identity, method, time.monotonic() - began, error) from error
         finally:
             self._doing = (None, time.monotonic(), None)
-            self._busy.append((at, time.time(), method))
+            self._busy.append(RankCall(at, time.time(), method, asked))
+
+
+def _imported(source: tuple[str, str]) -> Any:
+    """What (module, qualified name) names."""
+    module, name = source
+    return attrgetter(name)(importlib.import_module(module))
 
 
 def remote_worker() -> Any:

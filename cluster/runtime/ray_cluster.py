@@ -31,9 +31,11 @@ from cluster.placement.node import Node
 from cluster.placement.plan import Plan
 from cluster.ranks import calls, role_group
 from cluster.ranks.host_memory import MemorySampler, peak_of_sum
+from cluster.ranks.node_clocks import NodeClocks
 from cluster.ranks.role_group import GrantedSlot, RoleGroup
+from cluster.ranks.usage import Usage
 from cluster.ranks.watch import STARTED
-from cluster.ranks.worker import RankUsage, gpu_ids
+from cluster.ranks.worker import gpu_ids
 from cluster.runtime.fork_server import ForkServer, Imports
 from cluster.runtime.living_nodes import CARD, living_nodes
 from cluster.runtime.local_ray import ended, kill_at_once, on_loopback
@@ -50,19 +52,6 @@ RAYS_CHOICE_S = 5.0
 """Seconds in which Ray must find nodes by itself."""
 CONNECT_S = 10.0
 """Seconds in which a cluster must accept a connection."""
-
-
-@dataclass(frozen=True, slots=True)
-class Usage:
-    """Work of the ranks since the last report, and the highest memory so far in GiB."""
-
-    busy: list[tuple[float, float]]
-    """When any rank was running a method of its role: wall-clock seconds, from and to; not in order."""
-    host_peak: float
-    """Highest memory of a node: the sum over our ranks and their children; on the driver's node also the driver, and
-    Ray's own processes if this run started Ray. Proportional set sizes: a shared page counts once."""
-    ranks: list[tuple[str, RankUsage]]
-    """(role, report of one of its ranks), for every rank."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,6 +85,7 @@ class RayCluster:
         self._group: PlacementGroup | None = None
         self._nodes: list[_Granted] = []
         self._memory = MemorySampler()
+        self._clocks = NodeClocks()
         self._peak_bytes = 0
 
     def __enter__(self) -> Self:
@@ -142,16 +132,19 @@ class RayCluster:
     def usage(self) -> Usage:
         """Work and memory of everything that this run has started; memory is sampled about once a second."""
         ranks = STARTED.ranks
+        ahead = self._clocks.ahead(ranks)
         answered = [
-            (rank.identity, report) for rank, report in zip(ranks, calls.ask(ranks, "usage"), strict=True) if report
+            (rank.identity, report.shifted(ahead, rank.identity))
+            for rank, report in zip(ranks, calls.ask(ranks, "usage"), strict=True)
+            if report
         ]
         series = {socket.gethostname(): [self._memory.drain()]}
         if self._address is not None:  # otherwise Ray is our child, and its workers are counted with us
             for who, report in answered:
                 series.setdefault(who.node, []).append(report.series)
         self._peak_bytes = max(self._peak_bytes, *map(peak_of_sum, series.values()))
-        busy = [(began, ended) for _, report in answered for began, ended, _ in report.busy]
-        return Usage(busy, self._peak_bytes / GIB, [(who.role, report) for who, report in answered])
+        busy = [(call.began, call.ended) for _, report in answered for call in report.busy]
+        return Usage(busy, self._peak_bytes / GIB, answered)
 
     def stop(self) -> None:
         """End every rank, return the resources and leave Ray (a Ray that we started ends)."""

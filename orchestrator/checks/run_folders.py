@@ -11,6 +11,7 @@ from itertools import pairwise
 from pathlib import Path
 from tempfile import TemporaryFile
 
+from orchestrator.checks.tracker_packages import check_trackers
 from orchestrator.config.base import BaseConfig
 from orchestrator.config.labelling import ANSWERS
 from orchestrator.config.reward_training import COMPARISONS, QUALITY
@@ -27,11 +28,15 @@ from orchestrator.report.run_files import (
 from orchestrator.run.checkpoint import Checkpoint, Checkpoints
 from orchestrator.run.resuming import Resume, checkpoint_to_resume
 from orchestrator.run.run_lock import LOCK, check_free
+from orchestrator.timeline.trace_file import TRACE_FILE
+from orchestrator.tracking.trackers import IDS_FILE
 
 UNPACKED = ("runtime_resources", "working_dir_files")
 """Path under which Ray unpacks the working directory of a job on each node, for the lifetime of the job."""
 
-BEFORE_THE_FIRST_STEP = {CONFIG_FILE, STATE_FILE, HTML_FILE, COMPARISONS, ANSWERS, "tensorboard"}
+TRACKED = {"tensorboard", "wandb", "swanlog", IDS_FILE}
+"""What the trackers leave in `run_dir`."""
+BEFORE_THE_FIRST_STEP = {CONFIG_FILE, STATE_FILE, HTML_FILE, TRACE_FILE, COMPARISONS, ANSWERS, *TRACKED}
 """Files that a run writes before its first step is done."""
 LOGS = "logs"
 """Folder in `run_dir` that a failed start may leave."""
@@ -42,6 +47,7 @@ def check_run_dir(config: BaseConfig, resume: Resume) -> Checkpoint | None:
     folder = Path(config.run_dir)
     check_writable(folder, config.folder_key)
     check_free(folder)
+    check_trackers(config.report)
     checkpoint = checkpoint_to_resume(config, resume)
     if checkpoint is not None:
         return checkpoint

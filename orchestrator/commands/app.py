@@ -28,6 +28,7 @@ from orchestrator.commands.proof_commands import diff, replay, verify_resume
 from orchestrator.commands.report_command import report
 from orchestrator.commands.runs_command import runs
 from orchestrator.commands.serve_commands import best_of_n, serve
+from orchestrator.commands.trace_command import trace
 from orchestrator.commands.train_commands import evaluate, submit, training_command
 from orchestrator.commands.training_table import TRAININGS
 from roles.proxies import spare_loopback
@@ -68,6 +69,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "plan": show_plan,
     "runs": runs,
     "report": report,
+    "trace": trace,
     "diff": diff,
     "replay": replay,
     "verify-resume": verify_resume,

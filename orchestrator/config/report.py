@@ -6,6 +6,7 @@ from typing import Literal
 
 from pydantic import Field
 
+from orchestrator.config.trackers import AnyTrackerConfig
 from roles.config.section import Section
 
 TokenColumn = Literal[
@@ -36,5 +37,12 @@ class ReportConfig(Section):
     """Write one self-contained `report.html`."""
     sample_every: int = Field(default=5, ge=0)
     """Steps between responses that the terminal shows; 0: none."""
+    trace: bool = True
+    """Write the timeline of all steps into `trace.json.gz`, for Perfetto and `tetrarch trace`."""
+    trackers: list[AnyTrackerConfig] = Field(default_factory=list)
+    """Trackers to which metrics, alerts, configuration and report are sent besides. One that fails or hangs is told of
+    once, and the run goes on without it."""
+    trackers_s: float = Field(default=60.0, gt=0)
+    """Seconds for which the end of a run waits for its trackers."""
     samples: SampleFilesConfig | None = SampleFilesConfig()
     """Write all samples of a PPO step into `samples/step-N.parquet`; null: do not."""

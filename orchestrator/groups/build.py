@@ -43,6 +43,7 @@ from roles.reward_service import RemoteScorer
 from roles.reward_trainer import RewardTrainer
 from roles.rollout import RolloutEngine
 from roles.rollout_setup import RolloutSetup, stop_token_ids
+from roles.spans import take_spans
 from roles.text.tokenizer import filler, load_tokenizer
 from roles.zero.setup import ModelSetup
 
@@ -278,6 +279,7 @@ class Builder(Generic[C]):
             environment=rank_environment(self._config.device),
             distributed=distributed,
             replaceable=replaceable,
+            inner=take_spans,
         )
         self._groups.append(group)
         return group

@@ -13,8 +13,8 @@ from typing import Any
 
 from cluster.estimate.simulation import Course, Event
 from cluster.placement.plan import Plan, Slot
+from orchestrator.timeline.events import drawn_span, named_lane
 
-MICRO = 1e6
 MOST = 100_000
 """Most events on cards; if there are more, consecutive events of one name are drawn as one."""
 DRIVER = -1
@@ -33,7 +33,7 @@ def trace_events(course: Course, made: Plan) -> Iterator[dict[str, Any]]:
     begin = 0.0
     for phase, end in course.ends.items():
         if end > begin:
-            yield _drawn(phase, DRIVER, 0, begin, end, {})
+            yield drawn_span(phase, "plan", (DRIVER, 0), begin, end, {})
         begin = end
     slots = {role: made.of(role) for role in made.roles}
     many = sum(1 if event.rank is not None else len(slots[event.role]) for event in course.events) > MOST
@@ -41,7 +41,8 @@ def trace_events(course: Course, made: Plan) -> Iterator[dict[str, Any]]:
         for slot in slots[event.role] if event.rank is None else [slots[event.role][event.rank]]:
             for lane in lanes[slot]:
                 args = {"role": slot.role, "rank": slot.rank}
-                yield _drawn(f"{event.role} {event.name}", slot.node, lane, event.begin, event.end, args)
+                name = f"{event.role} {event.name}"
+                yield drawn_span(name, "plan", (slot.node, lane), event.begin, event.end, args)
 
 
 def _joined(events: Sequence[Event]) -> Iterable[Event]:
@@ -55,22 +56,14 @@ def _joined(events: Sequence[Event]) -> Iterable[Event]:
 
 
 def _names(made: Plan, lanes: dict[Slot, tuple[int, ...]]) -> Iterator[dict[str, Any]]:
-    yield _name("process_name", DRIVER, 0, "step")
-    yield _name("thread_name", DRIVER, 0, "phases")
+    yield named_lane("process_name", (DRIVER, 0), "step")
+    yield named_lane("thread_name", (DRIVER, 0), "phases")
     for node, pool in enumerate(made.pools):
-        yield _name("process_name", node, 0, f"node {node} {pool}")
+        yield named_lane("process_name", (node, 0), f"node {node} {pool}")
     named = set()
     for slot, own in lanes.items():
         for lane in own:
             if (slot.node, lane) not in named:
                 named.add((slot.node, lane))
-                yield _name("thread_name", slot.node, lane, f"GPU {lane}" if slot.gpus else f"{slot.role} {slot.rank}")
-
-
-def _name(what: str, process: int, thread: int, name: str) -> dict[str, Any]:
-    return {"ph": "M", "name": what, "pid": process, "tid": thread, "args": {"name": name}}
-
-
-def _drawn(name: str, process: int, thread: int, begin: float, end: float, args: dict[str, Any]) -> dict[str, Any]:
-    times = {"ts": round(begin * MICRO, 3), "dur": round((end - begin) * MICRO, 3)}
-    return {"ph": "X", "name": name, "cat": "plan", "pid": process, "tid": thread, **times, "args": args}
+                name = f"GPU {lane}" if slot.gpus else f"{slot.role} {slot.rank}"
+                yield named_lane("thread_name", (slot.node, lane), name)

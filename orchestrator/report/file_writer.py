@@ -12,7 +12,7 @@ from pathlib import Path
 
 from orchestrator.errors import FileNotWritten
 
-QUEUED = 2
+QUEUED = 4
 """Files that may wait to be written, the one under way included: what they are made of is held in memory."""
 
 

@@ -12,10 +12,13 @@ from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self
+from typing import Any, Self
+
+import yaml
 
 from cluster.errors import Terminated
 from cluster.runtime.last_resort import at_most
+from orchestrator.config.trackers import AnyTrackerConfig, TensorboardConfig
 from orchestrator.errors import RollBack, StopTraining
 from orchestrator.known_metrics import check_known
 from orchestrator.metrics import METRICS
@@ -28,10 +31,11 @@ from orchestrator.report.progress import Progress, make_progress
 from orchestrator.report.reliability import ReliabilityBin
 from orchestrator.report.run_files import RunState, append_line, drop_after, read_record, write_state
 from orchestrator.report.terminal_lines import evaluation_lines, sample_lines, step_sample
+from orchestrator.timeline.diary import Timeline
+from orchestrator.timeline.part_of_run import PartOfRun
+from orchestrator.tracking.tracked_run import TrackedRun
+from orchestrator.tracking.trackers import Trackers
 from roles.durable import sync_folder
-
-if TYPE_CHECKING:
-    from torch.utils.tensorboard import SummaryWriter
 
 __all__ = ["Reporter", "render_report"]
 
@@ -47,6 +51,9 @@ class Reporter:
         versions: package → its version here.
         facts: what the run is made on, by name.
         models: key of a model of the hub → its name and commit.
+        trackers: where metrics, alerts and the report are sent besides; `trackers_s`: seconds for which the end of the
+            run waits for them.
+        trace: whether to write the timeline, `trace.json.gz`.
         steps: number of steps of the whole run; 0 if it is not known yet.
         config_yaml: the resolved configuration, secrets redacted.
         resume_step: entries of the files after this step are dropped; 0 starts new files.
@@ -70,6 +77,9 @@ class Reporter:
         steps: int = 0,
         config_yaml: str,
         tensorboard: bool = True,
+        trackers: Sequence[AnyTrackerConfig] = (),
+        trackers_s: float = 60.0,
+        trace: bool = False,
         html: bool = True,
         sample_every: int = 0,
         resume_step: int = 0,
@@ -96,9 +106,12 @@ class Reporter:
         self.evaluations = read_record(self._run_dir).evaluations
         """All evaluations of the run, also those before it was resumed."""
         self._before = next((e for e in self.evaluations if e.label == "before"), None)
-        self._tensorboard = _writer(self._run_dir / "tensorboard", resume_step) if tensorboard else None
+        self._timeline = Timeline(self._run_dir, resume_step) if trace else None
         self._progress = make_progress(name, steps, resume_step) if progress is None else progress
         self._save_s, self._files = save_s, FileWriter(save_s)
+        there = [TensorboardConfig()] if tensorboard and all(own.type != "tensorboard" for own in trackers) else []
+        tracked = TrackedRun(self._run_dir, name, title, yaml.safe_load(config_yaml) or {})
+        self._trackers = Trackers([*there, *trackers], tracked, resume_step, self._progress.lines, trackers_s)
 
     def __enter__(self) -> Self:
         return self
@@ -106,6 +119,8 @@ class Reporter:
     def status(self, text: str) -> None:
         """Show what the run does from now on, at once and until the next call."""
         self._progress.status(text)
+        if self._timeline is not None:
+            self._timeline.doing(text)
 
     def phase(self, name: str) -> None:
         """Begin a part of the next step: shown on a terminal; in plain output only if it takes long. ValueError if
@@ -113,6 +128,8 @@ class Reporter:
         key = f"time/{name}_s"
         check_known([key])
         self._progress.phase(f"step {self._step + 1}: {METRICS[key].doing or name}", name)
+        if self._timeline is not None:
+            self._timeline.doing(None)
 
     def starting(self, doing: Mapping[str, str]) -> None:
         """Show what each role is doing while it starts (role → words); an empty mapping: no role starts any more."""
@@ -146,10 +163,7 @@ class Reporter:
                 append_line(self._run_dir / run_files.SAMPLES_FILE, {"step": step, **asdict(row)})
             if ledger is not None:
                 append_line(self._run_dir / run_files.LEDGER_FILE, {"step": step, **ledger})
-            if self._tensorboard is not None:
-                for key, value in numbers.items():
-                    self._tensorboard.add_scalar(key, value, step)
-                self._tensorboard.flush()
+        self._trackers.log(step, numbers)
         if keep is not None:
             self._files.put(run_files.samples_of(self._run_dir, step), keep)  # has a deadline of its own
         self._step = step
@@ -158,12 +172,17 @@ class Reporter:
             row = table[step // self._sample_every % len(table)]
             self._progress.lines(step_sample(step, row, self._progress.width))
 
+    def timeline(self, part: PartOfRun) -> None:
+        """Add a part to the run's timeline, while the run goes on."""
+        if (timeline := self._timeline) is not None:
+            whole = timeline.whole(part)
+            self._files.put(timeline.path, lambda _: timeline.write(whole))
+
     def alert(self, alert: Alert) -> None:
         """Report a rule that has fired: a warning that stays on the screen, and one line of `alerts.jsonl`."""
         with at_most(self._save_s, "writing an alert"):
             append_line(self._run_dir / run_files.ALERTS_FILE, asdict(alert))
-        if self._tensorboard is not None:
-            self._tensorboard.add_text("alerts", str(alert), alert.step)
+        self._trackers.alert(alert.step, alert.rule, str(alert))
         self._progress.warn(str(alert))
 
     def alerts(self) -> list[dict[str, Any]]:
@@ -204,11 +223,9 @@ class Reporter:
         with at_most(self._save_s, "writing an evaluation"):
             append_line(self._run_dir / run_files.EVALUATION_FILE, result.to_json())
         self.evaluations.append(result)
-        if self._tensorboard is not None:
-            estimates = {"proxy": result.proxy, "gold": result.gold, "kl": result.kl, "length": result.length}
-            for key, estimate in estimates.items():
-                if estimate is not None:
-                    self._tensorboard.add_scalar(f"evaluation/{key}", estimate.mean, result.step)
+        found = {"proxy": result.proxy, "gold": result.gold, "kl": result.kl, "length": result.length}
+        means = {f"evaluation/{key}": estimate.mean for key, estimate in found.items() if estimate is not None}
+        self._trackers.log(result.step, means)
         before = self._before
         if result.label == "before":
             self._before, before = result, None
@@ -239,12 +256,15 @@ class Reporter:
             # Raise the run's own error; this one is only printed.
             self._progress.lines(f"the report could not be written: {type(failure).__name__}: {failure}")
         finally:
+            files = [self._run_dir / name for name in (run_files.CONFIG_FILE, run_files.HTML_FILE)]
+            self._trackers.close(files, done=error is None)
             self._progress.close()
 
     def _finish(self, error: BaseException | None) -> None:
         with closing(self._files), at_most(self._save_s, "writing the report"):
-            if self._tensorboard is not None:
-                self._tensorboard.close()
+            if self._timeline is not None:
+                self._files.wait()
+                self._timeline.close()
             write_state(self._run_dir, _ended(self._state, self._step, error))
             if self._html:
                 self._progress.lines(f"report: {render_report(self._run_dir)}")
@@ -262,12 +282,6 @@ def _prepare(run_dir: Path, state: RunState, config_yaml: str, resume_step: int)
         path.unlink()
     (run_dir / run_files.CONFIG_FILE).write_text(config_yaml, encoding="utf-8")
     write_state(run_dir, state)
-
-
-def _writer(folder: Path, resume_step: int) -> SummaryWriter:
-    from torch.utils.tensorboard import SummaryWriter
-
-    return SummaryWriter(str(folder), purge_step=resume_step + 1 if resume_step else None)
 
 
 def _ended(state: RunState, step: int, error: BaseException | None) -> RunState:

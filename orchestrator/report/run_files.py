@@ -19,6 +19,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from orchestrator.report.evaluation_results import EvaluationResult, SampleRow, sample_from_json
 from orchestrator.report.reliability import ReliabilityBin
+from orchestrator.timeline.trace_file import TRACE_FILE
 from roles.durable import replace_durably
 
 T = TypeVar("T")
@@ -41,7 +42,7 @@ BEST_OF_N = "best-of-n.jsonl"
 """The best responses that `tetrarch best-of-n` has found, where it is not told another file."""
 LINES = (METRICS_FILE, SAMPLES_FILE, EVALUATION_FILE, LEDGER_FILE, ALERTS_FILE)
 """Files of JSON lines, each of a step."""
-ALL_FILES = (*LINES, CONFIG_FILE, STATE_FILE, HTML_FILE)
+ALL_FILES = (*LINES, CONFIG_FILE, STATE_FILE, HTML_FILE, TRACE_FILE)
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from cluster.estimate.memory import GIB, RoleSize
 from cluster.estimate.roofline import operations
 from cluster.placement.accelerators import card_called
-from cluster.ranks.worker import RankUsage
+from cluster.ranks.usage import RankUsage
 from cluster.role_table import ENGINES, base_role, row_of, working_in
 from orchestrator.config.run import RunConfig
 from orchestrator.planning.layout_planner import role_sizes
@@ -109,8 +109,8 @@ def _model_flops_utilization(ranks: Sequence[tuple[str, RankUsage]], work: StepW
                 continue
             calls = [call for usage, _ in own for call in usage.busy if call[2] in methods]
             key = f"mfu/{base_role(role)}_{phase}"
-            for method in {method for _, _, method in calls}:
+            for method in {method for _, _, method, _ in calls}:
                 done[key] = done.get(key, 0.0) + work.operations(role, method)
-            seconds = sum(last - first for first, last, _ in calls)
+            seconds = sum(last - first for first, last, *_ in calls)
             could[key] = could.get(key, 0.0) + seconds * 1e12 * card.tflops
     return {key: done[key] / could[key] for key in done if could[key]}

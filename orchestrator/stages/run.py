@@ -30,15 +30,17 @@ from orchestrator.run.model_contents import Contents, ContentsMeanwhile
 from orchestrator.run.phase_clock import Clock
 from orchestrator.run.resuming import Resume, checkpoint_to_resume, take_up
 from orchestrator.run.run_lock import held
-from orchestrator.stages.card_metrics import card_metrics
 from orchestrator.stages.left_models import leave_models
 from orchestrator.stages.run_facts import run_facts
 from orchestrator.stages.stage import Stage, StepReport, Trainable
 from orchestrator.stages.state_writer import StateWriter
+from orchestrator.stages.step_told import all_metrics, rest_of_run, step_part
 from roles.batch import save_batch
 
 FAILED = "failed"
 """Folder in `run_dir` for the batches of failed steps."""
+REPORTED = ("tensorboard", "html", "sample_every", "trace", "trackers", "trackers_s")
+"""Keys of the section `report` that are arguments of `Reporter`."""
 UPDATES = ("update", "retrain")
 """Phases in which trained groups change."""
 StartStage = Callable[[Reporter], AbstractContextManager[Stage]]
@@ -64,7 +66,7 @@ def carry_out(
         ORDERS.grace_s = config.deadlines.grace_s
         told = take_up(run_dir, checkpoint, config, resume) if resume is not None else []
         settings, models = dump_config(config), ContentsMeanwhile(config)
-        page = config.report.model_dump(exclude={"samples"}) | {"save_s": config.deadlines.save_s}
+        page = {key: getattr(config.report, key) for key in REPORTED} | {"save_s": config.deadlines.save_s}
         page |= {"versions": version_reader()(), "resume_step": checkpoint.step if checkpoint else 0}
         page |= {"facts": run_facts(config), "models": hub_commits(config)}
         with Reporter(run_dir, name=run_dir.name, config_yaml=settings, **{**page, **report}) as reporter:
@@ -141,20 +143,17 @@ class Run:
         stage.save_models()
         self.report.complete()
         stage.check_ledger()
-        self.report.note(f"most host memory in use: {stage.cluster.usage().host_peak:.1f} GiB")
+        usage = stage.cluster.usage()
+        self.report.timeline(rest_of_run(stage.step, usage))
+        self.report.note(f"most host memory in use: {usage.host_peak:.1f} GiB")
 
     def _one_step(self) -> StepReport:
         clock = Clock(self._begin)
         with self._rescued(f"step {self.stage.step + 1}"):
             told = self.stage.one_step(clock)
         self.finished, usage = self.stage.state_dict(), self.stage.cluster.usage()
-        metrics = {
-            **told.metrics,
-            **clock.metrics(usage.busy),
-            **card_metrics(usage.ranks, clock, told.work),
-            "memory/host_peak_gib": usage.host_peak,
-            **self.again.drain(),
-        }
+        metrics = all_metrics(told, clock, usage, self.again)
+        self.report.timeline(step_part(self.stage.step, clock, usage))
         self.report.step(self.stage.step, metrics, told.samples, told.ledger, told.keep)
         return told
 

@@ -16,6 +16,7 @@ from roles.errors import EnvironmentFailed
 from roles.functions.child import CallFailed, Child, LoadFailed, times
 from roles.generation import environment_worker
 from roles.generation.environment_worker import Said
+from roles.spans import span
 
 SHOWN_CHARACTERS = 300
 """Characters of a sample's columns that an error shows."""
@@ -65,7 +66,8 @@ class Environments:
         for attempt in range(1, calls + 1):
             try:
                 # A new instance repeats the answers so far, and each of them may take `timeout_s`.
-                said: Said = child.call(request, self._config.timeout_s * (1 + len(request["said"])))
+                with span("environment turn", row=request["row"], turn=len(request["said"])):
+                    said: Said = child.call(request, self._config.timeout_s * (1 + len(request["said"])))
                 return said
             except LoadFailed as error:
                 raise EnvironmentFailed(f"{self._name} cannot be loaded: {error}") from None

@@ -32,6 +32,7 @@ from vllm.distributed.weight_transfer.base import (
 )
 from vllm.distributed.weight_transfer.factory import WeightTransferEngineFactory, WeightTransferTrainerFactory
 
+from roles.spans import span
 from roles.transfer.buckets import BucketEntry, plan_buckets
 
 BLAME_S = 5.0
@@ -125,8 +126,10 @@ class GlooReceiver(WeightTransferEngine[GlooInitInfo, GlooUpdateInfo]):
             self._load(*rest)
 
     def _load(self, bucket: list[BucketEntry], buffer: Tensor, work: Work) -> None:
-        work.wait()
-        self.model.load_weights([(slot.name, slot.view(buffer)) for slot in bucket])
+        with span("receive bucket", bytes=len(buffer)):
+            work.wait()
+        with span("load bucket", tensors=len(bucket)):
+            self.model.load_weights([(slot.name, slot.view(buffer)) for slot in bucket])
 
     def finish_weight_update(self) -> None:
         """Process the layers that loading has not completed (attention layers)."""
@@ -218,10 +221,11 @@ class GlooTrainer(TrainerWeightTransferEngine[GlooTrainerInitInfo]):
         sent: tuple[Tensor, Work] | None = None
         for bucket in buckets:
             buffer = _empty(bucket)
-            for slot in bucket:
-                name, tensor = next(tensors)
-                assert name == slot.name, f"the source gives {name} where its metadata says {slot.name}"
-                slot.view(buffer).copy_(tensor)
+            with span("fill bucket", bytes=len(buffer)):
+                for slot in bucket:
+                    name, tensor = next(tensors)
+                    assert name == slot.name, f"the source gives {name} where its metadata says {slot.name}"
+                    slot.view(buffer).copy_(tensor)
             if sent is not None:
                 _wait(sent[1], receiving)
             sent = (buffer, _broadcast(self._group, buffer))
@@ -236,10 +240,11 @@ class GlooTrainer(TrainerWeightTransferEngine[GlooTrainerInitInfo]):
 
 def _wait(work: Work, receiving: Future[None]) -> None:
     """Wait for `work`, unless the receivers have failed: gloo alone would wait for its own deadline."""
-    while not work.is_completed():
-        if receiving.done():
-            receiving.result()
-        time.sleep(0.0005)
+    with span("send bucket"):
+        while not work.is_completed():
+            if receiving.done():
+                receiving.result()
+            time.sleep(0.0005)
     try:
         work.wait()
     except RuntimeError:  # a receiver has gone; its own call says which

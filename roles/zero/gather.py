@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from contextlib import ExitStack, contextmanager
+from typing import Any
 
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from roles.models.lora import adapted_layers, adapter_of, is_adapter, merged, plain_name
-
-if TYPE_CHECKING:
-    pass
+from roles.spans import span
 
 
 def parameter_shapes(module: nn.Module) -> list[tuple[str, tuple[int, ...]]]:
@@ -57,7 +55,9 @@ def gathered(
     adapters = adapted_layers(module) if adapted else {}
     wanted = [parameters[name] for name in group]
     beside = [parameter for name in group if name in adapters for parameter in adapter_of(adapters[name])]
-    with deepspeed.zero.GatheredParameters([*wanted, *beside], modifier_rank=None):
+    with ExitStack() as held:
+        with span("gather", tensors=len(group)):
+            held.enter_context(deepspeed.zero.GatheredParameters([*wanted, *beside], modifier_rank=None))
         yield (
             (name, merged(parameter.data, adapters[name]) if name in adapters else parameter.data)
             for name, parameter in zip(group, wanted, strict=True)

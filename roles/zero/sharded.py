@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from roles.errors import Diverged, LossNotFinite, RoleError
 from roles.models.lora import adapt, state_name
 from roles.packing import micro_batches
+from roles.spans import span
 from roles.zero.average import Average
 from roles.zero.digest import Digest
 from roles.zero.gather import full_parameters, layers, parameter_shapes
@@ -103,7 +104,9 @@ class ShardedModel:
         """
         own = len(micro_batches(lengths, self.setup.micro_batch_tokens))
         needed = int(self._every_rank(torch.tensor([own])).max())
-        yield from micro_batches(lengths, self.setup.micro_batch_tokens, at_least=needed)
+        for items in micro_batches(lengths, self.setup.micro_batch_tokens, at_least=needed):
+            with span("forward", items=len(items)):
+                yield items
         if self.setup.zero.stage == 3:
             # On a GPU ZeRO-3 has begun to gather weights for a backward pass, which does not come.
             self._deepspeed.optimizer.empty_partition_cache()
@@ -138,13 +141,16 @@ class ShardedModel:
                 losses = []
                 for number, items in enumerate(bins, start=1):
                     self._deepspeed.set_gradient_accumulation_boundary(number == len(bins))
-                    summed = loss(step, items)
+                    with span("forward", items=len(items)):
+                        summed = loss(step, items)
                     losses.append(summed.detach())
-                    self._deepspeed.backward(summed * scale)
+                    with span("backward", items=len(items)):
+                        self._deepspeed.backward(summed * scale)
                 finite = torch.stack(losses).isfinite().tolist()  # the only wait for the GPU in this method
                 if not all(finite):
                     raise LossNotFinite(step, bins[finite.index(False)])
-                facts.append(self._step())
+                with span("optimizer step"):
+                    facts.append(self._step())
                 if self._average:
                     self._average.update()
         self.module.eval()
@@ -230,10 +236,12 @@ class ShardedModel:
         The rest of the card's memory that is free by then is given back.
         """
         if self.setup.zero.sleep:
-            wake(self._deepspeed, self.device)
+            with span("wake"):
+                wake(self._deepspeed, self.device)
         yield
         if self.setup.zero.sleep:
-            sleep(self._deepspeed)
+            with span("sleep"):
+                sleep(self._deepspeed)
         self.give_back()
 
     @property

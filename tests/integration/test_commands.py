@@ -73,6 +73,12 @@ def test_a_run_leaves_what_the_readme_promises(tiny: Path) -> None:
     assert [path.name for path in sorted(tiny.glob("checkpoints/*"))] == ["step-000004", "step-000006"]
 
 
+def test_where_the_time_went(home: Path, tiny: Path) -> None:
+    shown = start([".venv/bin/tetrarch", "trace", "runs/tiny"], home)
+    assert "(6 steps, median" in shown and "waits for" in shown and "actor update" in shown
+    assert (tiny / "trace.json.gz").is_file()
+
+
 def test_the_plan_foresaw_the_memory_and_can_be_fitted_to_the_seconds(home: Path, tiny: Path) -> None:
     plan = [".venv/bin/tetrarch", "plan", "configs/tiny.yaml"]
     shown = start([*plan, "--calibrate", "runs/tiny", "--json", "plan.json"], home)

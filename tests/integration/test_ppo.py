@@ -9,6 +9,7 @@ import statistics
 import subprocess
 import sys
 import time
+from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import suppress
 from ipaddress import ip_address
@@ -28,6 +29,9 @@ from orchestrator.report.run_files import kept_samples
 from orchestrator.run.run_difference import run_difference
 from orchestrator.stages.chosen_checkpoint import chosen_checkpoint
 from orchestrator.stages.model_export import StoredModel
+from orchestrator.timeline.critical_path import critical_path, seconds_without
+from orchestrator.timeline.recorded_steps import recorded_steps
+from orchestrator.timeline.trace_file import TRACE_FILE, read_trace
 from tests.reference import tiny_metrics
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -191,9 +195,34 @@ def test_an_export_of_the_last_checkpoint_is_what_the_run_has_left(run_dir: Path
     assert f"{role}, step {STEPS}" in card and "| after |" in card and (tmp_path / role / "curves.svg").is_file()
 
 
+def check_timeline(run_dir: Path) -> None:
+    """What every rank did and waited for adds up to the step, and the step is that of the metrics."""
+    told = {line["step"]: line["time/step_s"] for line in metrics(run_dir)}
+    steps = recorded_steps(run_dir)
+    assert {course.step: course.seconds for course in steps} == pytest.approx(told, rel=0.02, abs=0.05)
+    done = {"rollout stream", "actor logprobs", "critic values", "actor update", "critic update", "actor push"}
+    for part in read_trace(run_dir / TRACE_FILE):
+        head, sums = part[0]["args"], defaultdict[tuple[int, int], float](float)
+        began, ended = head["began"], head["ended"]
+        for event in part:
+            first = event.get("ts", 0) / 1e6
+            if event["ph"] == "X" and event["cat"] in ("call", "idle"):
+                last = first + event["dur"] / 1e6
+                sums[event["pid"], event["tid"]] += max(min(last, ended) - max(first, began), 0.0)
+        assert all(total == pytest.approx(ended - began, rel=0.02) for total in sums.values())
+    for course in steps:
+        assert done <= {call.what for call in course.inside}
+        path = critical_path(course)
+        assert sum(link.ended - link.began for link in path) == pytest.approx(course.seconds, rel=0.02)
+        assert seconds_without(course, None) == pytest.approx(course.seconds, rel=0.02)
+    names = {event["name"] for part in read_trace(run_dir / TRACE_FILE) for event in part}
+    assert {"forward", "backward", "optimizer step", "gather", "load bucket", "starting the roles"} <= names
+
+
 def test_what_is_left_behind(run_dir: Path) -> None:
     assert (run_dir / "report.html").read_text().startswith("<!doctype html>")
     assert list(run_dir.glob("tensorboard/events.*"))
+    check_timeline(run_dir)
     assert {json.loads(line)["label"] for line in (run_dir / "evaluation.jsonl").read_text().splitlines()} == {
         "before",
         "after",

@@ -275,7 +275,7 @@ def test_memory_is_measured_while_a_method_runs(cluster: RayCluster, start: Star
     busy = group.call(Stub.hang, True)
     time.sleep(3)  # about one sample a second
     after = cluster.usage()
-    reports = [dict(usage.ranks)["rollout"] for usage in (before, after)]
+    reports = [{who.role: own for who, own in usage.ranks}["rollout"] for usage in (before, after)]
     before_rank, after_rank = (max(report.series.values()) / GIB for report in reports)
     assert 0.75 < after_rank - before_rank < 1.1
     assert after.host_peak > before.host_peak + 0.2  # the peak before was that of more ranks

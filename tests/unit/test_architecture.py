@@ -30,17 +30,19 @@ FORBIDDEN = {
 }
 ROOMS = {
     "orchestrator": {
-        "commands": "stages checks planning importing sizes data run config",
-        "stages": "ppo groups planning sizes data run report config",
+        "commands": "stages checks planning importing sizes data run timeline config",
+        "stages": "ppo groups planning sizes data run report timeline config",
         "ppo": "groups data run report config",
-        "checks": "sizes data run report config",
+        "checks": "sizes data run report timeline tracking config",
         "groups": "config",
-        "planning": "sizes config",
+        "planning": "timeline sizes config",
         "importing": "config",
         "sizes": "data config",
         "data": "config",
         "run": "report config",
-        "report": "",
+        "report": "timeline tracking config",
+        "tracking": "config",
+        "timeline": "",
         "config": "",
     },
     "roles": {
@@ -84,7 +86,7 @@ GROUND = {
     "orchestrator": {
         *("display_text", "errors", "healing_metrics", "known_metrics", "metrics", "metric_types", "training_metrics"),
     },
-    "roles": {"errors", "batch", "durable", "measured", "packing", "rows", "seeds", "shares"},
+    "roles": {"errors", "batch", "durable", "measured", "packing", "rows", "seeds", "shares", "spans"},
     "cluster": {"errors", "config", "role_table"},
 }
 ENGINES = {

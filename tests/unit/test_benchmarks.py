@@ -24,7 +24,17 @@ from orchestrator.stages.http_routes import policy_app
 from orchestrator.stages.http_server import answering, listening, url_of
 from orchestrator.stages.prompt_reader import PromptReader
 from orchestrator.stages.serving_desk import Desk
-from tests.benchmarks import driver_bytes, gpu, long_context, lora, plan_order, ppo_step, samples_written, serving_load
+from tests.benchmarks import (
+    driver_bytes,
+    gpu,
+    long_context,
+    lora,
+    plan_order,
+    ppo_step,
+    samples_written,
+    serving_load,
+    timeline,
+)
 from tests.unit.orchestrator.stages.served import EchoEngines, Letters, working
 from tests.unit.wiring.engines import FakeLLM, PlainDeepSpeed
 from tests.unit.wiring.stage import Seen, stage
@@ -108,6 +118,11 @@ def test_the_benchmark_of_the_files_of_samples(shown: Callable[..., list[list[st
     _, *rows = shown(samples_written, "--rows", 4, "--tokens", 8)
     assert [row[:3] for row in rows] == [["4", "8", "default"], ["4", "8", "all"]]
     assert all(number >= 0 for row in rows for number in numbers(row)) and len(numbers(rows[0])) == 5
+
+
+def test_the_benchmark_of_the_timeline(shown: Callable[..., list[list[str]]]) -> None:
+    _, row = shown(timeline, "--ranks", 2, "--spans", 10)
+    assert row[:2] == ["2", "10"] and len(numbers(row)) == 5 and all(number >= 0 for number in numbers(row))
 
 
 def test_the_benchmark_of_the_plans_order(
@@ -222,6 +237,6 @@ def test_the_load_on_a_served_policy(shown: Callable[..., list[list[str]]]) -> N
 
 
 def test_no_benchmark_is_left_out() -> None:
-    modules = (driver_bytes, gpu, long_context, lora, plan_order, ppo_step, samples_written, serving_load)
+    modules = (driver_bytes, gpu, long_context, lora, plan_order, ppo_step, samples_written, serving_load, timeline)
     run = {*(Path(module.__file__).name for module in modules), "soak.py"}  # that of the soak: test_soak.py
     assert {file.name for file in FOLDER.glob("*.py")} == run

@@ -31,7 +31,7 @@ import orchestrator.stages.run
 import roles.zero.sharded
 from cluster.placement.plan import Plan
 from cluster.ranks.role_group import RoleGroup
-from cluster.runtime.ray_cluster import Usage
+from cluster.ranks.usage import Usage
 from orchestrator.config.loading import load_config
 from orchestrator.config.run import RunConfig
 from orchestrator.data.prompts import read_questions, read_tasks
@@ -199,6 +199,8 @@ class Recorder:
         self.lines.append(str(alert))
 
     def leaves(self, best: int | None, ended: str) -> None: ...
+
+    def timeline(self, part: Any) -> None: ...
 
     def evaluation(self, result: Any) -> None:
         self.evaluations.append(result)

@@ -9,6 +9,7 @@ import pytest
 
 from cluster.ranks import calls
 from cluster.ranks.calls import Call, wait_all
+from cluster.ranks.identity import Identity
 
 RANKS = 500
 
@@ -23,7 +24,7 @@ def test_the_work_is_linear_in_the_ranks_that_have_answered(monkeypatch: pytest.
     monkeypatch.setattr(calls, "ray", SimpleNamespace(wait=wait, get=read.append))
     monkeypatch.setattr(calls, "STARTED", SimpleNamespace(watched=[]))
     receipts = [object() for _ in range(RANKS)]
-    ranks: Any = [SimpleNamespace(identity=number) for number in range(RANKS)]
+    ranks: Any = [SimpleNamespace(identity=Identity("actor", number, "node", "log")) for number in range(RANKS)]
     wait_all([Call("update", ranks, receipts, receipts)], 60)
     assert read == receipts and sum(looked_at) <= 4 * RANKS
 

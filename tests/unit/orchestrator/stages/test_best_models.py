@@ -18,8 +18,8 @@ import pytest
 import orchestrator.stages.ppo
 import orchestrator.stages.run
 from cluster.ranks.calls import Call
+from cluster.ranks.usage import Usage
 from cluster.runtime.orders import Orders
-from cluster.runtime.ray_cluster import Usage
 from orchestrator.config.loading import load_config
 from orchestrator.ppo.kl import FixedController
 from orchestrator.ppo.step import TrainState

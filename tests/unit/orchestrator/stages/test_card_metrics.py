@@ -9,7 +9,7 @@ import pytest
 from cluster.estimate.memory import GIB, RoleSize
 from cluster.estimate.model_size import ModelSize
 from cluster.ranks.card_use import CardSample, CardUse
-from cluster.ranks.worker import RankUsage
+from cluster.ranks.usage import CallOrigin, RankCall, RankUsage
 from orchestrator.metrics import METRICS
 from orchestrator.run.phase_clock import Clock
 from orchestrator.stages.card_metrics import StepWork, card_metrics
@@ -26,7 +26,7 @@ def size(role: str, **changes: Any) -> RoleSize:
 
 
 def usage(busy: list[tuple[float, float, str]], cards: CardUse | None) -> RankUsage:
-    return RankUsage(pid=1, busy=busy, series={}, cards=cards)
+    return RankUsage(pid=1, busy=[RankCall(*call, CallOrigin(call[0], "")) for call in busy], series={}, cards=cards)
 
 
 def step() -> Clock:

@@ -19,8 +19,8 @@ import orchestrator.stages.run
 import orchestrator.stages.state_writer
 from cluster.config import Deadlines
 from cluster.errors import RankFailure, Terminated
+from cluster.ranks.usage import Usage
 from cluster.runtime.orders import Orders
-from cluster.runtime.ray_cluster import Usage
 from orchestrator.config.alerts import AlertsConfig
 from orchestrator.config.canary import CanaryConfig
 from orchestrator.config.checkpoint import CheckpointConfig
@@ -92,6 +92,7 @@ def make_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> MakeRun:
         config: Any = SimpleNamespace(**settings, run_dir=str(tmp_path), folder_key="run_dir")
         config.actor_steps = lambda warm_at: 10 - warm_at
         report: Any = SimpleNamespace(status=log.append, note=log.append, phase=log.append, step=lambda *told: None)
+        report.timeline = lambda part: None
         report.sync = report.check = report.complete = lambda: None
         report.leaves = lambda best, ended: None
         train_state = TrainState(Source(), FixedController(0.1), **state)  # type: ignore[arg-type]

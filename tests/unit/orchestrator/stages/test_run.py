@@ -22,8 +22,8 @@ from pyarrow import parquet
 import orchestrator.stages.run
 from cluster.errors import RankFailure, Terminated
 from cluster.ranks.calls import Call
+from cluster.ranks.usage import Usage
 from cluster.runtime.orders import Orders
-from cluster.runtime.ray_cluster import Usage
 from orchestrator.checks.run_folders import check_run_dir
 from orchestrator.config.loading import load_config
 from orchestrator.config.run import RunConfig

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 import orchestrator.stages.run
+from cluster.ranks.usage import Usage
 from cluster.runtime.orders import Orders
-from cluster.runtime.ray_cluster import Usage
 from orchestrator.config.loading import load_config
 from orchestrator.run.checkpoint import Checkpoints
 from orchestrator.run.resuming import Resume

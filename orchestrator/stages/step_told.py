@@ -1,0 +1,35 @@
+"""What is told of a step when it is over: its metrics, and its part of the timeline."""
+
+from __future__ import annotations
+
+import time
+
+from cluster.ranks.usage import WAITS, Usage, drained
+from orchestrator.groups.recovery import Recovery
+from orchestrator.run.phase_clock import Clock
+from orchestrator.stages.card_metrics import card_metrics
+from orchestrator.stages.stage import StepReport
+from orchestrator.timeline.part_of_run import PartOfRun
+
+
+def all_metrics(told: StepReport, clock: Clock, usage: Usage, again: Recovery) -> dict[str, float]:
+    """The metrics of learning, and those of time, cards, memory and restarts."""
+    return {
+        **told.metrics,
+        **clock.metrics(usage.busy),
+        **card_metrics([(who.role, own) for who, own in usage.ranks], clock, told.work),
+        "memory/host_peak_gib": usage.host_peak,
+        **again.drain(),
+    }
+
+
+def step_part(step: int, clock: Clock, usage: Usage) -> PartOfRun:
+    """The step that ends now, and all that the ranks have told of since the last part."""
+    phases = [(name, began, ended) for name, (began, ended) in clock.spans]
+    return PartOfRun(step, clock.began, time.time(), phases, drained(WAITS), usage.ranks)
+
+
+def rest_of_run(step: int, usage: Usage) -> PartOfRun:
+    """What has happened since the last step."""
+    now = time.time()
+    return PartOfRun(step, now, now, [], drained(WAITS), usage.ranks)
