@@ -270,11 +270,9 @@ class Builder(Generic[C]):
     ) -> RoleGroup[R]:
         """Start one group. `arguments`: a tuple is for every rank, a list has one tuple for each rank."""
         places = self.cluster.places(role)
+        each = arguments if isinstance(arguments, list) else [arguments] * len(places)
         group = RoleGroup.start(
-            role,
-            factory,
-            arguments if isinstance(arguments, list) else [arguments] * len(places),
-            places,
+            *(role, factory, each, places),
             log_dir=Path(self._config.run_dir) / "logs",
             environment=rank_environment(self._config.device),
             distributed=distributed,

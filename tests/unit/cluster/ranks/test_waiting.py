@@ -39,6 +39,6 @@ def test_while_nothing_ends_the_caller_goes_on_until_the_deadline(monkeypatch: p
 
     monkeypatch.setattr(calls, "ray", SimpleNamespace(wait=wait, get=lambda _: None))
     monkeypatch.setattr(calls, "STARTED", SimpleNamespace(watched=[]))
-    rank: Any = SimpleNamespace(identity=0)
+    rank: Any = SimpleNamespace(identity=Identity("actor", 0, "node", "log"))
     wait_all([Call("construct", [rank], ["receipt"], ["value"])], 60, lambda: asked.append("told"), every_s=2.0)
     assert asked == ["told", "told"] and slept[:3] == [2.0, 2.0, 2.0]
