@@ -35,6 +35,7 @@ from cluster.ranks.card_use import CardSampler
 from cluster.ranks.host_memory import MemorySampler, kill_children
 from cluster.ranks.identity import Identity
 from cluster.ranks.process_state import offer_stacks
+from cluster.ranks.rank_profiler import RankProfiler
 from cluster.ranks.status import Status, status_of
 from cluster.ranks.usage import KEPT_SPANS, CallOrigin, RankCall, RankUsage, drained, reported
 
@@ -63,6 +64,7 @@ class Worker:
         self._busy: deque[RankCall] = deque(maxlen=KEPT_SPANS)
         self._inner: Callable[[], Sequence[tuple[Any, ...]]] | None = None
         self._thread = 0
+        self._profiler = RankProfiler()
         self._doing: tuple[str | None, float, int | None] = (None, time.monotonic(), None)
 
     def rendezvous(self) -> tuple[str, int]:
@@ -120,6 +122,15 @@ class Worker:
         while (value := self._watched(method, lambda: next(items, end), asked)) is not end:
             yield None
             yield value
+
+    @ray.method(num_returns=2)
+    def profile(self, asked: CallOrigin, path: str | None) -> tuple[None, None]:
+        """Begin to profile what follows, or (with a path) end that and write the file."""
+
+        def switch() -> None:
+            self._profiler.begin() if path is None else self._profiler.end(Path(path))
+
+        return None, self._watched("profile", switch, asked)
 
     @ray.method(concurrency_group="control")
     def status(self) -> Status:

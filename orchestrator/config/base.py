@@ -13,6 +13,7 @@ from pydantic import Field
 
 from cluster.config import Deadlines, LocalPlacement, PlacementConfig
 from orchestrator.config.checkpoint import CheckpointConfig
+from orchestrator.config.profile import ProfileConfig
 from orchestrator.config.recovery import RecoveryConfig
 from orchestrator.config.report import ReportConfig
 from orchestrator.config.schema import section_key
@@ -46,6 +47,8 @@ class BaseConfig(Section):
     """State that a run resumes from."""
     report: ReportConfig = ReportConfig()
     """What a run writes beside its metrics."""
+    profile: ProfileConfig | None = None
+    """Which ranks are profiled in which steps; null: none."""
     placement: PlacementConfig = LocalPlacement()
     """Which role sits on which machines and GPUs."""
     deadlines: Deadlines = Deadlines()

@@ -39,6 +39,8 @@ class ReportConfig(Section):
     """Steps between responses that the terminal shows; 0: none."""
     trace: bool = True
     """Write the timeline of all steps into `trace.json.gz`, for Perfetto and `tetrarch trace`."""
+    ray_metrics: bool = True
+    """Have Ray export the metrics of each step for Prometheus, with the name of `run_dir` as the label `run`."""
     trackers: list[AnyTrackerConfig] = Field(default_factory=list)
     """Trackers to which metrics, alerts, configuration and report are sent besides. One that fails or hangs is told of
     once, and the run goes on without it."""

@@ -31,6 +31,7 @@ from orchestrator.run.phase_clock import Clock
 from orchestrator.run.resuming import Resume, checkpoint_to_resume, take_up
 from orchestrator.run.run_lock import held
 from orchestrator.stages.left_models import leave_models
+from orchestrator.stages.profiling import perhaps_profiled
 from orchestrator.stages.run_facts import run_facts
 from orchestrator.stages.stage import Stage, StepReport, Trainable
 from orchestrator.stages.state_writer import StateWriter
@@ -149,10 +150,10 @@ class Run:
 
     def _one_step(self) -> StepReport:
         clock = Clock(self._begin)
-        with self._rescued(f"step {self.stage.step + 1}"):
+        with self._rescued(f"step {self.stage.step + 1}"), perhaps_profiled(self.config, self.stage.step + 1):
             told = self.stage.one_step(clock)
         self.finished, usage = self.stage.state_dict(), self.stage.cluster.usage()
-        metrics = all_metrics(told, clock, usage, self.again)
+        metrics = all_metrics(self.config, self.stage.step, told, clock, usage, self.again)
         self.report.timeline(step_part(self.stage.step, clock, usage))
         self.report.step(self.stage.step, metrics, told.samples, told.ledger, told.keep)
         return told

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import time
+from pathlib import Path
 
 from cluster.ranks.usage import WAITS, Usage, drained
+from cluster.runtime.ray_metrics import export_metrics
+from orchestrator.config.base import BaseConfig
 from orchestrator.groups.recovery import Recovery
 from orchestrator.run.phase_clock import Clock
 from orchestrator.stages.card_metrics import card_metrics
@@ -12,15 +15,20 @@ from orchestrator.stages.stage import StepReport
 from orchestrator.timeline.part_of_run import PartOfRun
 
 
-def all_metrics(told: StepReport, clock: Clock, usage: Usage, again: Recovery) -> dict[str, float]:
-    """The metrics of learning, and those of time, cards, memory and restarts."""
-    return {
+def all_metrics(
+    config: BaseConfig, step: int, told: StepReport, clock: Clock, usage: Usage, again: Recovery
+) -> dict[str, float]:
+    """The metrics of learning, and those of time, cards, memory and restarts; Ray exports them, too."""
+    metrics = {
         **told.metrics,
         **clock.metrics(usage.busy),
         **card_metrics([(who.role, own) for who, own in usage.ranks], clock, told.work),
         "memory/host_peak_gib": usage.host_peak,
         **again.drain(),
     }
+    if config.report.ray_metrics:
+        export_metrics(Path(config.run_dir).name, step, metrics, usage.ranks)
+    return metrics
 
 
 def step_part(step: int, clock: Clock, usage: Usage) -> PartOfRun:

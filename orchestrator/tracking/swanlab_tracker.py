@@ -10,6 +10,12 @@ from typing import Any
 from orchestrator.config.trackers import SwanlabConfig
 from orchestrator.tracking.tracked_run import TrackedRun
 
+PRIVATE: dict[str, Any] = {
+    "terminal": {"proxy_type": "none"},
+    "probe": {"git": False, "requirements": False, "monitor": False},
+}
+"""Neither the terminal, the code's place nor packages are recorded."""
+
 
 class SwanlabTracker:
     """Sends metrics, alerts (as texts) and files."""
@@ -30,6 +36,7 @@ class SwanlabTracker:
             config=dict(run.config),
             log_dir=str(run.folder / "swanlog"),
             mode=config.mode,
+            settings=self._swanlab.Settings(**PRIVATE),
             **({"id": run.id, "resume": "allow"} if online and run.id else {}),
         )
         return str(self._run.id) if online else None

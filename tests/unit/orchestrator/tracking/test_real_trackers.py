@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from orchestrator.config.trackers import MlflowConfig, SwanlabConfig, Tensorboar
 from orchestrator.report.alert_lines import Alert
 from orchestrator.report.reporter import Reporter
 
+BLOCK = 32768
 CONFIG = "seed: 1\nactor: {model: {path: /models/tiny}, header: '***'}\n"
 
 
@@ -37,17 +39,30 @@ def test_tensorboard(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     assert [e.step for e in events.Scalars("ppo/mean_scores")] == [1, 2, 3, 4]
 
 
+def records(file: Path) -> Iterator[bytes]:
+    """The records of a file of W&B: LevelDB's log format behind a head of seven bytes."""
+    data, at, parts = file.read_bytes(), 7, b""
+    while at + 7 <= len(data):
+        left = BLOCK - at % BLOCK
+        if left < 7:
+            at += left
+            continue
+        size, kind = int.from_bytes(data[at + 4 : at + 6], "little"), data[at + 6]
+        parts += data[at + 7 : at + 7 + size]
+        at += 7 + size
+        if kind in (1, 4):  # whole, or the last part
+            yield parts
+            parts = b""
+
+
 def test_wandb(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     pytest.importorskip("wandb")
     from wandb.proto import wandb_internal_pb2
-    from wandb.sdk.internal.datastore import DataStore
 
     run(tmp_path, WandbConfig(type="wandb", project="p", mode="offline", aliases=True), capsys)
     ids, rows, configs, files, alerts = set(), [], set(), set(), 0
     for file in sorted(tmp_path.glob("wandb/offline-run-*/*.wandb")):
-        store = DataStore()
-        store.open_for_scan(str(file))
-        while (data := store.scan_data()) is not None:
+        for data in records(file):
             record = wandb_internal_pb2.Record()
             record.ParseFromString(data)
             kind = record.WhichOneof("record_type")
@@ -97,7 +112,9 @@ def _trackio(tmp_path: Path) -> None:
     run(tmp_path / "run", TrackioConfig(type="trackio", project="p"), silent)
     (found,) = trackio.Api().runs("p")
     assert found.name == "mine"
-    rows = found.history()
+    from trackio.sqlite_storage import SQLiteStorage
+
+    rows = SQLiteStorage.get_logs("p", "mine")
     steps = sorted((row["step"], row["score/mean"]) for row in rows if "score/mean" in row)
     assert steps == [(n, n / 2) for n in (1, 2, 3, 3, 4)], rows
     assert found.config["seed"] == 1 and "kl (step 4)" in [alert["title"] for alert in found.alerts()]
@@ -106,8 +123,12 @@ def _trackio(tmp_path: Path) -> None:
 def test_swanlab(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     pytest.importorskip("swanlab")
     run(tmp_path, SwanlabConfig(type="swanlab", project="p", mode="offline"), capsys)
-    written = sorted(tmp_path.glob("swanlog/*"))
-    assert len([path for path in written if path.is_dir()]) == 2, written
+    for file in (files := sorted(tmp_path.glob("swanlog/*/*.swanlab"))):
+        written = b"".join(records(file))  # the same format of a file as W&B's
+        assert b"score/mean" in written and b"mine" in written and b"alerts" in written
+        assert b"ETA" not in written, "the terminal is not recorded"
+        assert "seed" in (file.parent / "files/config.yaml").read_text()
+    assert len(files) == 2, "offline a resumed run is another one"
 
 
 if __name__ == "__main__":
