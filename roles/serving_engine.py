@@ -16,8 +16,8 @@ from roles.generation.conversation import Turn
 from roles.generation.sampling import sampling
 from roles.rollout_setup import RolloutSetup, prepare_process, start_engine
 
-Finish = Literal["stop", "length"]
-"""Why a response ended: with a stop token, or at its longest."""
+Finish = Literal["stop", "length", "failed"]
+"""Why a response ended: with a stop token, at its longest, or since engines failed that generated it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,12 +27,14 @@ class WantedResponse:
     name: str
     """Unique among the responses under way."""
     token_ids: list[int]
-    """The prompt."""
+    """The prompt, and what the response has of tokens already."""
     max_tokens: int
     temperature: float
     """0: the most likely tokens."""
     top_p: float
     seed: int
+    begun: int = 0
+    """Number of tokens at the end of `token_ids` that are the response's. The next ones are drawn anew."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,10 +88,12 @@ class ServingEngine:
         self._engine.reset_prefix_cache()
 
     def _add(self, response: WantedResponse) -> None:
-        seed = response.seed if response.temperature else None
-        turn = Turn(0, response.token_ids, response.max_tokens, seed)
+        seed = response.seed + response.begun if response.temperature else None
+        turn = Turn(0, response.token_ids, response.max_tokens - response.begun, seed)
+        rollout = self._setup.rollout
         said = {"temperature": response.temperature or 1.0, "top_p": response.top_p}
-        how = sampling(self._setup.rollout.model_copy(update=said), self._setup.stop_token_ids, turn, stream=True)
+        said["min_response_tokens"] = max(rollout.min_response_tokens - response.begun, 0)
+        how = sampling(rollout.model_copy(update=said), self._setup.stop_token_ids, turn, stream=True)
         self._engine.add_request(response.name, {"prompt_token_ids": response.token_ids}, how)
 
     def _grown(self, output: Any, before: NewTokens | None) -> NewTokens:

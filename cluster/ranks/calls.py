@@ -59,9 +59,9 @@ class Call(Generic[T]):
         ranks, receipts, refs = ([of[number] for number in left] for of in (self.ranks, self.receipts, self.refs))
         return Call(self.method, ranks, receipts, refs)
 
-    def result(self, deadline_s: float) -> list[T]:
-        """Wait for the values, and return them by rank."""
-        wait_all([self], deadline_s)
+    def result(self, deadline_s: float, *, since: float | None = None) -> list[T]:
+        """Wait for the values, and return them by rank. `since`: see `wait_all`."""
+        wait_all([self], deadline_s, since=since)
         return [_fetch(rank, self.method, ref, deadline_s) for rank, ref in zip(self.ranks, self.refs, strict=True)]
 
 
@@ -73,11 +73,19 @@ def submit(ranks: Sequence[Rank], method: str, arguments: Sequence[tuple[Any, ..
 
 
 def wait_all(
-    calls: Sequence[Call[Any]], deadline_s: float, meanwhile: Callable[[], None] | None = None, every_s: float = 2.0
+    calls: Sequence[Call[Any]],
+    deadline_s: float,
+    meanwhile: Callable[[], None] | None = None,
+    every_s: float = 2.0,
+    *,
+    since: float | None = None,
 ) -> None:
     """Wait for calls of any groups; call `meanwhile` every `every_s` seconds. Raises RankFailure at the first failure,
-    DeadlineExceeded after `deadline_s`."""
-    until = time.monotonic() + deadline_s
+    DeadlineExceeded after `deadline_s`.
+
+    `since`: when these seconds began to count, of `time.monotonic`; None: now.
+    """
+    until = (time.monotonic() if since is None else since) + deadline_s
     waiting: Waiting = {
         receipt: (rank, call.method) for call in calls for rank, receipt in zip(call.ranks, call.receipts, strict=True)
     }
@@ -102,6 +110,13 @@ def _go_on_until_ready(waiting: Waiting, until: float, meanwhile: Callable[[], N
         if ray.wait(watched, num_returns=1, timeout=min(every_s, left), fetch_local=False)[0]:
             return
         meanwhile()
+
+
+def wait_any(calls: Sequence[Call[Any]], within_s: float) -> None:
+    """Wait until one of the calls has been answered or has failed, at most `within_s` seconds."""
+    receipts = [receipt for call in calls for receipt in call.receipts]
+    if receipts:
+        ray.wait(receipts, num_returns=1, timeout=within_s, fetch_local=False)
 
 
 class Stream:

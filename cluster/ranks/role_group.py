@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Concatenate, Generic, ParamSpec, Self, TypeVar
 
@@ -160,6 +160,10 @@ class RoleGroup(Generic[R]):
         self.ranks = [new.get(number, rank) for number, rank in enumerate(self.ranks)]
         return started
 
+    def remake(self, change: Callable[[tuple[Any, ...]], tuple[Any, ...]]) -> None:
+        """Change the arguments with which ranks are built that are started again."""
+        self._making = replace(self._making, arguments=[change(own) for own in self._making.arguments])
+
     def check_alive(self, numbers: Collection[int]) -> None:
         """Raise RankFailure if one of the ranks of these numbers has died. Does not wait."""
         calls.check_alive([self.ranks[number] for number in numbers])
@@ -201,6 +205,10 @@ class RoleGroup(Generic[R]):
     def streaming(self, deadline_s: float) -> GroupStream[R]:
         """Calls to single ranks, none of which has begun."""
         return GroupStream(self, Stream(deadline_s))
+
+    def call_one(self, number: int, method: Callable[Concatenate[R, ...], T], *arguments: Any) -> Call[T]:
+        """Call `method(*arguments)` on the rank of that number alone."""
+        return calls.submit([self.ranks[number]], method.__name__, [arguments])
 
     def client(self, deadline_s: float, numbers: Collection[int] | None = None) -> Client:
         """A handle with which another role can call the ranks (only those of `numbers`) from its own process."""

@@ -34,6 +34,9 @@ class ServingConfig(Section):
     """Largest body of a request, in KiB."""
     timeout_s: float = Field(default=300.0, gt=0)
     """Seconds in which a request must have been answered."""
+    stall_s: float = Field(default=60.0, gt=0)
+    """Seconds in which an engine must have worked for a moment on its requests; one that takes longer hangs, and is
+    started again."""
     reload: bool = True
     """Go over to the weights in `run_dir/actor` when a run writes new ones there."""
 

@@ -18,7 +18,6 @@ from cluster.ranks.identity import Identity
 from cluster.ranks.role_group import RoleGroup
 from orchestrator.groups.recovery import Recovery, brief
 from roles.actor import Actor
-from roles.rollout import RolloutEngine
 
 BUDGET = "engine_failures_per_hour"
 """Key of the section `recovery`."""
@@ -42,7 +41,7 @@ class Restart:
 class EngineFleet:
     """Engines with the same weights, and the restarts of those that failed."""
 
-    def __init__(self, group: RoleGroup[RolloutEngine], deadlines: Deadlines, recovery: Recovery, *, sleeps: bool):
+    def __init__(self, group: RoleGroup[Any], deadlines: Deadlines, recovery: Recovery, *, sleeps: bool):
         """`sleeps`: whether other roles need the engines' memory between the calls, so that a restart is waited for."""
         self._group = group
         self._deadlines = deadlines
@@ -175,9 +174,10 @@ class EngineFleet:
             restart = self._fresh.pop(number, None)
             if restart is not None:
                 seconds = time.monotonic() - restart.since
+                weights = f" with weights of version {version}" if self._actor else ""
                 self._recovery.tell(
-                    f"{restart.who} is back after {seconds:.1f} s with weights of version {version}: it "
-                    f"{restart.cause}; prompts that were moved: {restart.prompts}"
+                    f"{restart.who} is back after {seconds:.1f} s{weights}: it {restart.cause}; prompts that were "
+                    f"moved: {restart.prompts}"
                 )
 
 

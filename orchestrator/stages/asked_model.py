@@ -8,14 +8,14 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
-from cluster.ranks.role_group import RoleGroup
 from orchestrator.config.sampling import SamplingConfig
 from orchestrator.data.judge_prompts import LETTERS, JudgeAnswer, JudgeQuestion, letter_tokens, question_tokens
 from orchestrator.groups.build import Models, resolve_models
-from orchestrator.groups.judge_engines import judge_engines
+from orchestrator.groups.judge_engines import JudgeFleet, judge_engines
+from orchestrator.groups.recovery import TellUser, untold
 from orchestrator.stages.asking import Refusal
 from roles.generation.sampling import Reply
-from roles.judge_engine import EngineAnswer, EngineQuestion, JudgeEngine
+from roles.judge_engine import EngineAnswer, EngineQuestion
 
 QUESTIONS_AT_A_TIME = 1024
 """Questions that are sent to the engines together."""
@@ -24,12 +24,14 @@ QUESTIONS_AT_A_TIME = 1024
 class AskedModel:
     """The model in a folder."""
 
-    def __init__(self, config: SamplingConfig, started: ExitStack, key: str = "labelling.judge") -> None:
-        """`started`: ends the engines. `key`: key path of the model's section."""
-        self._config, self._started, self._key = config, started, key
+    def __init__(
+        self, config: SamplingConfig, started: ExitStack, key: str = "labelling.judge", tell: TellUser = untold
+    ) -> None:
+        """`started`: ends the engines. `key`: key path of the model's section. `tell`: see `Builder`."""
+        self._config, self._started, self._key, self._tell = config, started, key, tell
         self._models: Models = resolve_models(config, ())
         self._candidates = {letter: letter_tokens(self._models.tokenizer, letter) for letter in LETTERS}
-        self._engines: RoleGroup[JudgeEngine] | None = None
+        self._engines: JudgeFleet | None = None
 
     @property
     def name(self) -> str:
@@ -66,10 +68,7 @@ class AskedModel:
         return EngineQuestion(row, token_ids, Reply(question.max_tokens, question.temperature, question.seed % 2**62))
 
     def _answered(self, questions: dict[int, EngineQuestion]) -> Iterator[tuple[int, JudgeAnswer]]:
-        engines, deadlines = self._ready(), self._config.deadlines
-        rows = list(questions)
-        shares = [[questions[row] for row in rows[rank :: len(engines)]] for rank in range(len(engines))]
-        for _, answer in engines.stream(JudgeEngine.answers, shares, deadline_s=deadlines.generate_s):
+        for answer in self._ready().answers(list(questions.values())):
             yield answer.row, self._told(questions[answer.row], answer)
 
     def _told(self, question: EngineQuestion, answer: EngineAnswer) -> JudgeAnswer:
@@ -82,9 +81,9 @@ class AskedModel:
         text = str(self._models.tokenizer.decode(answer.token_ids, skip_special_tokens=True))
         return JudgeAnswer(text, letters, len(question.token_ids), len(answer.token_ids), answer.cut)
 
-    def _ready(self) -> RoleGroup[JudgeEngine]:
+    def _ready(self) -> JudgeFleet:
         if self._engines is None:
-            self._engines = self._started.enter_context(judge_engines(self._config, self._models))
+            self._engines = self._started.enter_context(judge_engines(self._config, self._models, self._tell))
         return self._engines
 
 

@@ -61,7 +61,7 @@ def label_responses(
         with _told_how_to_go_on(progress, run_dir, file):
             sampled = _with_responses(config, records, progress)
             tasks = list(_tasks(config, sampled.records, rules))
-            with _judge(config, key) as judge:
+            with _judge(config, key, progress) as judge:
                 prices = config.labelling.judge.prices if isinstance(config.labelling.judge, EndpointJudge) else None
                 asking = Asking(judge, file, config.labelling.budget, prices)
                 done = _carried_out(tasks, asking, progress)
@@ -82,7 +82,7 @@ def _with_responses(config: LabellingRun, records: Sequence[Record], progress: P
     from orchestrator.stages.sampled_candidates import sampled_candidates  # loads torch, Ray and transformers
 
     progress.status(f"sampling {config.labelling.candidates.responses} responses to each of {len(records)} prompts")
-    return sampled_candidates(config, records)
+    return sampled_candidates(config, records, progress.lines)
 
 
 def _tasks(config: LabellingRun, records: Sequence[Record], rules: Constitution | None) -> Iterator[Task]:
@@ -131,7 +131,7 @@ def _one_round(waiting: dict[Task, list[JudgeQuestion]], asking: Asking, done: L
 
 
 @contextmanager
-def _judge(config: LabellingRun, key: str | None) -> Iterator[Judge]:
+def _judge(config: LabellingRun, key: str | None, progress: Progress) -> Iterator[Judge]:
     judge = config.labelling.judge
     if isinstance(judge, EndpointJudge):
         yield AskedEndpoint(judge, key)
@@ -140,7 +140,7 @@ def _judge(config: LabellingRun, key: str | None) -> Iterator[Judge]:
 
     assert config.engines is not None
     with ExitStack() as started:
-        yield AskedModel(config.engines, started)
+        yield AskedModel(config.engines, started, tell=progress.lines)
 
 
 @contextmanager

@@ -7,18 +7,21 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
 import typer
 
-from cluster.errors import RankFailure
+from cluster.errors import DeadlineExceeded, RankFailure
 from cluster.ranks.calls import wait_all
+from cluster.ranks.failures import Death
 from cluster.role_table import ACTOR
 from cluster.runtime.orders import ORDERS
 from orchestrator.config.base import BaseConfig
 from orchestrator.config.serving import RewardServingRun, ServingRun
 from orchestrator.groups.build import Models, resolve_models
+from orchestrator.groups.recovery import Recovery
 from orchestrator.groups.reward import Reward
 from orchestrator.groups.reward_alone import reward_alone
 from orchestrator.groups.serving_roles import serving_roles
@@ -48,10 +51,11 @@ def serve(config: ServingRun) -> None:
         models = policy_to_serve(config)
         typer.echo(f"starting the roles, to serve {models.actor}", err=True)
         ORDERS.listen()
-        with serving_roles(apart(config), models) as roles:
+        with serving_roles(apart(config), models, partial(typer.echo, err=True)) as roles:
             tokenizer = models.tokenizer
             reader = PromptReader(tokenizer, config.longest_sample, config.rollout.max_response_tokens)
-            score = scorer(roles.reward, config.deadlines.score_s) if roles.reward.members else None
+            recovery, score_s = roles.policy.recovery, config.deadlines.score_s
+            score = scorer(roles.reward, score_s, recovery) if roles.reward.members else None
             desk = Desk(
                 roles.policy,
                 score,
@@ -70,7 +74,7 @@ def serve_reward(config: RewardServingRun) -> None:
         typer.echo("starting the reward", err=True)
         ORDERS.listen()
         with reward_alone(apart(config)) as reward:
-            desk = RewardDesk(scorer(reward, config.deadlines.score_s))
+            desk = RewardDesk(scorer(reward, config.deadlines.score_s, Recovery()))
             with answering(reward_app(desk, config.serving), found):
                 url = url_of(found)
                 typer.echo(f"serving at {url}: /score, and /get_reward for OpenRLHF (Ctrl-C ends it)")
@@ -120,13 +124,22 @@ def apart(config: C) -> C:
     return config.model_copy(update={"run_dir": str(Path(config.run_dir) / SERVING_FOLDER)})
 
 
-def scorer(reward: Reward, deadline_s: float) -> Callable[[Rollouts], list[float]]:
-    """Responses → scores."""
+def scorer(reward: Reward, deadline_s: float, recovery: Recovery) -> Callable[[Rollouts], list[float]]:
+    """Responses → scores. A reward that dies or hangs is started again, and asked once more."""
 
-    def score(rollouts: Rollouts) -> list[float]:
+    def once(rollouts: Rollouts) -> list[float]:
         running = reward.start(rollouts)
         wait_all([own.call for own in running.spreads], deadline_s)
         values: list[float] = running.result(deadline_s)[0].tolist()
+        return values
+
+    def score(rollouts: Rollouts) -> list[float]:
+        while True:
+            try:
+                values = once(rollouts)
+                break
+            except (Death, DeadlineExceeded) as error:  # another failure is that of what it was asked
+                recovery.revive(error)
         if not all(map(math.isfinite, values)):
             raise RankFailure("a score is not finite")  # JSON has no such number
         return values

@@ -106,10 +106,9 @@ class Desk:
         for job in gone:
             self._end(job)
         wanted = [one for job in arrived if job not in gone for one in self._wanted(job)]
-        if wanted or dropped or self._running:
-            for new in self._engines.advance(wanted, dropped):
-                if new.name in self._running:
-                    self._grow(*self._running[new.name], new)
+        for new in self._engines.advance(wanted, dropped):  # also without work: it finds an engine that has died
+            if new.name in self._running:
+                self._grow(*self._running[new.name], new)
         if self._fresh and not self._running:
             folder, self._fresh = self._fresh, None
             self._engines.reload(folder)
@@ -159,6 +158,11 @@ class Desk:
         if new.finish is None:
             return
         del self._running[new.name]
+        if new.finish == "failed":
+            self._end(job, Refused(503, "the engines failed that were generating the answer; ask again"))
+            with self._change:
+                self._gone.add(job)  # its other responses
+            return
         job.finishes[row] = new.finish
         if len(job.finishes) == job.wish.responses:
             if self._score is not None and job.wish.scored:

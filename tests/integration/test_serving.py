@@ -17,9 +17,10 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import pytest
 import torch
 from openai import OpenAI
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from configs.tiny.inputs import write
 
@@ -77,6 +78,68 @@ def test_the_policy_is_served_and_goes_over_to_new_weights_without_losing_a_requ
     assert "ended by SIGTERM" in (tmp_path / "log").read_text()
 
 
+@pytest.mark.slow
+def test_engines_that_die_and_hang_lose_no_request(tmp_path: Path) -> None:
+    """One of two is killed while both generate, the other is stopped then, a reward model is killed, and weights are
+    renewed while no engine is up. Every greedy response is that of plain transformers."""
+    inputs, actor = tmp_path / "inputs", tmp_path / "run/actor"
+    write(inputs)
+    text = (ROOT / "configs/tiny.yaml").read_text().replace("runs/inputs/tiny", str(inputs))
+    (tmp_path / "tiny.yaml").write_text(
+        f"{text}\nserving: {{port: 0, api_key: secret, stall_s: 15, max_requests: 999}}\n"
+    )
+    shutil.copytree(inputs / "policy", actor)
+    (actor / "tetrarch.json").write_text(json.dumps({"step": 1}))
+    words = [sys.executable, "-m", "orchestrator", "serve", str(tmp_path / "tiny.yaml"), f"run_dir={tmp_path}/run"]
+    words += ["placement.reward.ranks=1", "placement.rollout.ranks=2", "rollout.max_response_tokens=64"]
+    log = tmp_path / "log"
+    with command(words, log) as (url, process), ThreadPoolExecutor(64) as pool:
+        expected = _greedy_response(actor, 48)
+        logs = tmp_path / "run/serve/logs"
+        for number, how, role in (
+            (0, signal.SIGKILL, "rollout"),
+            (1, signal.SIGSTOP, "rollout"),
+            (0, signal.SIGKILL, "reward"),
+        ):
+            told = log.read_text().count(f"{role} rank {number}") + log.read_text().count("reward: back")
+            asked = [pool.submit(_generate, url, count=1, temperature=0, max_new_tokens=48) for _ in range(200)]
+            while not any(answer.done() for answer in asked):
+                time.sleep(0.005)
+            os.kill(_pid(logs / f"{role}-{number}.log"), how)
+            answers = [answer.result() for answer in asked]
+            assert {answer.status_code for answer in answers} == {200}, log.read_text()
+            assert {answer.json()["responses"][0] for answer in answers} == {expected}
+            until = time.monotonic() + 60
+            while log.read_text().count(f"{role} rank {number}") + log.read_text().count("reward: back") < told + 2:
+                assert time.monotonic() < until, log.read_text()
+                time.sleep(0.1)
+        for number in (0, 1):
+            os.kill(_pid(logs / f"rollout-{number}.log"), signal.SIGKILL)
+        _change(actor)
+        until = time.monotonic() + 60
+        while "tetrarch_weights_version 1.0" not in httpx.get(f"{url}/metrics", trust_env=False).text:
+            assert time.monotonic() < until
+            time.sleep(0.1)
+        asked = [pool.submit(_generate, url, count=1, temperature=0, max_new_tokens=48) for _ in range(100)]
+        assert (
+            {answer.result().json()["responses"][0] for answer in asked} == {_greedy_response(actor, 48)} != {expected}
+        )
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(timeout=60) == 143
+    said = log.read_text()
+    assert re.search(r"rollout rank 0 \(node \S+\) is started again: it died in", said), said
+    assert re.search(
+        r"rollout rank 1 \(node \S+\) is started again: it was late: rollout\.advance did not end within 15 s", said
+    )
+    assert "reward: started again, since reward rank 0" in said
+    assert len(re.findall(r"prompts that were moved: [1-9]", said)) >= 2, said
+
+
+def _pid(log: Path) -> int:
+    """Of the process that now writes a rank's log."""
+    return int(re.findall(r"pid (\d+)", log.read_text())[-1])
+
+
 def _status(answer: Future[httpx.Response]) -> int | None:
     """None: the server did not listen any more."""
     try:
@@ -108,34 +171,39 @@ def _openai_asks(url: str, actor: Path) -> None:
 
 
 def _weights_are_renewed(url: str, actor: Path) -> None:
-    """The policy's weights times a factor at its head's input, so that greedy responses differ."""
-    from transformers import AutoTokenizer
-
-    tokenizer = AutoTokenizer.from_pretrained(actor)
-    token_ids = [int(token) for token in tokenizer(PROMPT)["input_ids"]]
+    """Greedy responses are those of plain transformers before and after."""
 
     def response() -> str:
         told = _generate(url, count=1, temperature=0, max_new_tokens=8).json()
         return str(told["responses"][0])
 
-    def expected() -> str:
-        return str(tokenizer.decode(greedy(actor, token_ids, 8), skip_special_tokens=True))
-
-    before = expected()
+    before = _greedy_response(actor, 8)
     assert response() == before
     with ThreadPoolExecutor(8) as pool:
         asked = [pool.submit(_generate, url) for _ in range(100)]
-        torch.manual_seed(7)
-        policy = AutoModelForCausalLM.from_pretrained(actor, dtype=torch.float32)
-        for parameter in policy.parameters():
-            parameter.data += 0.3 * torch.randn_like(parameter)
-        policy.save_pretrained(actor)
-        (actor / "tetrarch.json").write_text(json.dumps({"step": 2}))
+        _change(actor)
         until = time.monotonic() + 30
         while "tetrarch_weights_version 1.0" not in httpx.get(f"{url}/metrics", trust_env=False).text:
             assert time.monotonic() < until
             asked.append(pool.submit(_generate, url))
             time.sleep(0.05)
         assert {answer.result().status_code for answer in asked} == {200}
-    after = expected()
+    after = _greedy_response(actor, 8)
     assert after != before and response() == after
+
+
+def _greedy_response(actor: Path, count: int) -> str:
+    """Of plain transformers to the prompt."""
+    tokenizer = AutoTokenizer.from_pretrained(actor)
+    token_ids = [int(token) for token in tokenizer(PROMPT)["input_ids"]]
+    return str(tokenizer.decode(greedy(actor, token_ids, count), skip_special_tokens=True))
+
+
+def _change(actor: Path) -> None:
+    """Write other weights, so that greedy responses differ, as a run does after its second step."""
+    torch.manual_seed(7)
+    policy = AutoModelForCausalLM.from_pretrained(actor, dtype=torch.float32)
+    for parameter in policy.parameters():
+        parameter.data += 0.3 * torch.randn_like(parameter)
+    policy.save_pretrained(actor)
+    (actor / "tetrarch.json").write_text(json.dumps({"step": 2}))

@@ -7,6 +7,8 @@ from tests.mutants.fault import Fault
 ALARM = "tests/unit/orchestrator/stages/test_alarm.py"
 FLEET = "tests/unit/orchestrator/groups/test_engine_fleet.py"
 
+SERVED = "tests/unit/orchestrator/groups/test_served_policy.py"
+JUDGES = "tests/unit/orchestrator/groups/test_judge_engines.py"
 HANGS = "tests/unit/cluster/ranks/test_hangs.py"
 
 HEALING = (
@@ -156,5 +158,26 @@ HEALING = (
         'if one[0].action != "warn" or one[0].name not in self.told',
         "if True",
         ALARM,
+    ),
+    Fault(
+        "a response of an engine that failed begins anew",
+        "orchestrator/groups/serving_roles.py",
+        "token_ids = [*self.wanted.token_ids, *self.given]",
+        "token_ids = [*self.wanted.token_ids]",
+        SERVED,
+    ),
+    Fault(
+        "a serving engine is started again with the weights of the beginning",
+        "orchestrator/groups/serving_roles.py",
+        "replace(setup[0], model_path=folder)",
+        "setup[0]",
+        SERVED,
+    ),
+    Fault(
+        "questions that a judge's engine answered before it failed are asked again",
+        "orchestrator/groups/judge_engines.py",
+        "list(left.values())[place :: len(usable)]",
+        "questions[place :: len(usable)]",
+        JUDGES,
     ),
 )

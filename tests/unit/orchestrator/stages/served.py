@@ -26,6 +26,8 @@ class EchoEngines:
         self.dropped: list[str] = []
         self.reloaded: list[tuple[str, int]] = []
         """(folder, responses under way then)."""
+        self.given_up = set[str]()
+        """Responses that no engine goes on with."""
         self.gate = threading.Event()
         """While it is not set, nothing is generated."""
         self.gate.set()
@@ -43,6 +45,9 @@ class EchoEngines:
         return [self._grow(name) for name in list(self.left)]
 
     def _grow(self, name: str) -> NewTokens:
+        if name in self.given_up:
+            del self.left[name]
+            return NewTokens(name, [], "failed")
         token, *rest = self.left[name]
         if rest:
             self.left[name] = rest

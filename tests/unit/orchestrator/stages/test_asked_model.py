@@ -26,20 +26,16 @@ A, B = (letter_tokens(WORDS, letter)[0] for letter in "AB")
 
 
 class Engines:
-    """Two engines; the second one answers first."""
+    """The last question is answered first."""
 
     def __init__(self) -> None:
-        self.asked: list[list[EngineQuestion]] = []
+        self.asked: list[EngineQuestion] = []
 
-    def __len__(self) -> int:
-        return 2
-
-    def stream(self, method: Any, shares: list[list[EngineQuestion]], *, deadline_s: float) -> Iterator[Any]:
-        self.asked += shares
-        for rank, share in reversed(list(enumerate(shares))):
-            for question in share:
-                found = {token: math.log(0.5 if token == A else 0.2) for token in question.reply.candidates}
-                yield rank, EngineAnswer(question.row, [A], found, cut=False)
+    def answers(self, questions: list[EngineQuestion]) -> Iterator[EngineAnswer]:
+        self.asked += questions
+        for question in reversed(questions):
+            found = {token: math.log(0.5 if token == A else 0.2) for token in question.reply.candidates}
+            yield EngineAnswer(question.row, [A], found, cut=False)
 
 
 @pytest.fixture
@@ -48,7 +44,7 @@ def judge(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Ask
     (tmp_path / "model.safetensors").write_bytes(b"12")
 
     @contextmanager
-    def started(config: Any, models: Any) -> Iterator[Engines]:
+    def started(config: Any, models: Any, tell: Any) -> Iterator[Engines]:
         yield engines
 
     monkeypatch.setattr(asked_model, "resolve_models", lambda config, roles: Models(tmp_path, {}, WORDS))
@@ -73,9 +69,8 @@ def test_letters_have_the_probabilities_of_their_tokens(judge: tuple[AskedModel,
     answer = found[0]
     assert isinstance(answer, JudgeAnswer) and answer.letters is not None
     assert answer.letters == pytest.approx((0.5, 0.2)) and (answer.prompt_tokens, answer.completion_tokens) == (size, 1)
-    rows = [[question.row for question in share] for share in engines.asked]
-    assert rows == [[0, 2], [1]]
-    question = engines.asked[0][0]
+    assert [question.row for question in engines.asked] == [0, 1, 2]
+    question = engines.asked[0]
     assert WORDS.decode(question.token_ids) == "<bos><user>q0<assistant>"
     assert question.reply.max_tokens == 1 and set(question.reply.candidates) >= {A, B}
 
@@ -84,7 +79,7 @@ def test_text_is_sampled_as_asked(judge: tuple[AskedModel, Engines]) -> None:
     model, engines = judge
     ((_, answer),) = model.answers([asked("q", max_tokens=7, temperature=0.4, seed=5)])
     assert isinstance(answer, JudgeAnswer) and (answer.text, answer.letters) == ("A", None)
-    reply = engines.asked[0][0].reply
+    reply = engines.asked[0].reply
     assert (reply.max_tokens, reply.temperature, reply.seed, reply.candidates) == (7, 0.4, 5, ())
 
 

@@ -29,17 +29,13 @@ class Policy:
     def __init__(self) -> None:
         self.asked: list[EngineQuestion] = []
 
-    def __len__(self) -> int:
-        return 1
-
-    def stream(self, method: Any, shares: list[list[EngineQuestion]], *, deadline_s: float) -> Iterator[Any]:
-        (share,) = shares
+    def answers(self, share: list[EngineQuestion]) -> Iterator[EngineAnswer]:
         self.asked += share
         seeds = sorted({question.reply.seed or 0 for question in self.asked})
         for question in share:
             silent = WORDS.decode(question.token_ids) == "q3"
             text = "red" if silent else f" red {'x' * (1 + seeds.index(question.reply.seed or 0))}"
-            yield 0, EngineAnswer(question.row, WORDS(text, add_special_tokens=False)["input_ids"], {}, cut=silent)
+            yield EngineAnswer(question.row, WORDS(text, add_special_tokens=False)["input_ids"], {}, cut=silent)
 
 
 @pytest.fixture(scope="module")
@@ -54,7 +50,7 @@ def policy(monkeypatch: pytest.MonkeyPatch) -> Policy:
     engines = Policy()
 
     @contextmanager
-    def started(config: Any, models: Any) -> Iterator[Policy]:
+    def started(config: Any, models: Any, tell: Any) -> Iterator[Policy]:
         yield engines
 
     monkeypatch.setattr(asked_model, "judge_engines", started)

@@ -11,10 +11,13 @@ from typing import Any
 import pytest
 import torch
 
-from cluster.errors import RankFailure
+from cluster.errors import DeadlineExceeded, RankFailure
 from cluster.ranks.failures import Death
+from cluster.ranks.identity import Identity
+from orchestrator.config.recovery import RecoveryConfig
 from orchestrator.config.serving import ServingConfig
 from orchestrator.errors import ConfigError
+from orchestrator.groups.recovery import Recovery
 from orchestrator.stages import serving
 from orchestrator.stages.http_server import listening, url_of
 from orchestrator.stages.serving import WeightWatch
@@ -87,6 +90,23 @@ def test_new_weights_come_between_responses_and_new_jobs_wait_for_them() -> None
     assert [one.name for one in engines.wanted] == ["0.0", "1.0"]
 
 
+def test_a_job_that_the_engines_gave_up_is_refused_whole() -> None:
+    engines = EchoEngines()
+    engines.gate.clear()
+    with working(Desk(engines, None, decode, most=9)) as desk:
+        (job, told), (other, answered) = job_of("abc", responses=2), job_of("c")
+        desk.take(job)
+        desk.take(other)
+        until(lambda: len(engines.left) == 3)
+        engines.given_up.add("0.0")
+        engines.gate.set()
+        refused = told.get(timeout=5)
+        assert refused.status == 503 and "ask again" in refused.message
+        assert answered.get(timeout=5)[0].text == "c"
+        until(lambda: engines.dropped == ["0.1"])
+    assert told.empty() and not desk.open
+
+
 def test_a_dropped_job_is_never_told_and_its_responses_are_given_up() -> None:
     engines = EchoEngines()
     engines.gate.clear()
@@ -153,7 +173,38 @@ def test_a_score_that_json_cannot_write_is_a_failure_of_the_reward(monkeypatch: 
 
     rollouts: Any = None
     reward = SimpleNamespace(start=lambda rollouts: start([1.0, 2.0]))
-    assert serving.scorer(reward, 1.0)(rollouts) == [1.0, 2.0]  # type: ignore[arg-type]
+    assert serving.scorer(reward, 1.0, Recovery())(rollouts) == [1.0, 2.0]  # type: ignore[arg-type]
     reward.start = lambda rollouts: start([1.0, float("nan")])
     with pytest.raises(RankFailure, match="not finite"):
-        serving.scorer(reward, 1.0)(rollouts)  # type: ignore[arg-type]
+        serving.scorer(reward, 1.0, Recovery())(rollouts)  # type: ignore[arg-type]
+
+
+def test_a_reward_that_dies_is_started_again_and_asked_once_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    who, restarts = Identity("reward", 0, "node", "log"), list[list[int]]()
+    failures = [Death("reward rank 0 died", who=who), DeadlineExceeded("reward.score is late", [who])]
+
+    class Group:
+        def __len__(self) -> int:
+            return 1
+
+        def restart(self, numbers: range) -> Any:
+            restarts.append(list(numbers))
+            return SimpleNamespace(result=lambda deadline_s: None)
+
+    def wait(calls: Any, deadline_s: float) -> None:
+        if failures:
+            raise failures.pop(0)
+
+    monkeypatch.setattr(serving, "wait_all", wait)
+    found = SimpleNamespace(spreads=[], result=lambda deadline_s: (torch.tensor([1.0]), None))
+    reward: Any = SimpleNamespace(start=lambda rollouts: found)
+    rollouts: Any = None
+    recovery = Recovery(RecoveryConfig(frozen_failures_per_hour=2), frozen={"reward": Group()})  # type: ignore[dict-item]
+    assert serving.scorer(reward, 1.0, recovery)(rollouts) == [1.0] and restarts == [[0], [0]]
+    failures.append(Death("reward rank 0 died", who=who))
+    with pytest.raises(Death, match="number 3 within an hour"):
+        serving.scorer(reward, 1.0, recovery)(rollouts)
+    failures.append(RankFailure("it cannot read this", who=who))
+    with pytest.raises(RankFailure, match="cannot read"):
+        serving.scorer(reward, 1.0, recovery)(rollouts)
+    assert len(restarts) == 2

@@ -1,0 +1,260 @@
+"""Engines that fail while they serve: every response is whole, and new weights are those of all engines."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import pytest
+
+from cluster.config import Deadlines
+from cluster.errors import ClusterError, DeadlineExceeded, RankFailure
+from cluster.ranks.failures import Death
+from cluster.ranks.identity import Identity
+from orchestrator.config.recovery import RecoveryConfig
+from orchestrator.groups.recovery import Recovery
+from orchestrator.groups.serving_roles import ServedPolicy
+from roles.serving_engine import EngineWork, NewTokens, ServingEngine, WantedResponse
+
+PROMPT = [7, 7, 7]
+LONG_S, NOW_S = 100.0, 0.0
+
+
+@dataclass(eq=False)
+class Rank:
+    """An engine: its tokens are their places, so that one that goes on in another place shows."""
+
+    identity: Identity
+    folder: str
+    work: dict[str, WantedResponse] = field(default_factory=dict)
+
+    def advance(self, work: EngineWork, slice_s: float) -> list[NewTokens]:
+        for name in work.dropped:
+            del self.work[name]
+        self.work |= {one.name: one for one in work.wanted}
+        return [self._grow(one) for one in list(self.work.values())]
+
+    def _grow(self, one: WantedResponse) -> NewTokens:
+        token = len(one.token_ids)
+        self.work[one.name] = replace(one, token_ids=[*one.token_ids, token], begun=one.begun + 1)
+        if one.begun + 1 < one.max_tokens:
+            return NewTokens(one.name, [token], None)
+        del self.work[one.name]
+        return NewTokens(one.name, [token], "length")
+
+
+@dataclass
+class Answer:
+    """A call that has been answered, has failed, or never ends."""
+
+    value: Any = None
+    error: ClusterError | None = None
+    hangs: bool = False
+    receipts: tuple[()] = ()
+
+    @property
+    def over(self) -> bool:
+        return not self.hangs
+
+    def result(self, deadline_s: float, *, since: float | None = None) -> Any:
+        if self.error:
+            raise self.error
+        return [self.value]
+
+
+@dataclass
+class Engines:
+    """Engines that fail when they are told to."""
+
+    size: int = 2
+    role: str = "rollout"
+    slow: bool = False
+    """Whether no restart is over unless it is waited for."""
+    fails: dict[int, list[Callable[[Identity], Answer]]] = field(default_factory=dict)
+    """Engine → what becomes of its next calls."""
+    log: list[str] = field(default_factory=list)
+    folder: str = "first"
+
+    def __post_init__(self) -> None:
+        self.ranks = [Rank(Identity("rollout", n, "node", "log"), self.folder) for n in range(self.size)]
+
+    def __len__(self) -> int:
+        return self.size
+
+    def check_alive(self, numbers: list[int]) -> None:
+        pass
+
+    def restart(self, numbers: list[int]) -> Any:
+        for number in numbers:
+            self.log.append(f"restart {number} from {self.folder}")
+            old = self.ranks[number].identity
+            self.ranks[number] = Rank(replace(old, life=old.life + 1), self.folder)
+        return Answer(hangs=self.slow)
+
+    def remake(self, change: Callable[[tuple[Any, ...]], tuple[Any, ...]]) -> None:
+        @dataclass
+        class Setup:
+            model_path: str
+
+        self.folder = change((Setup(self.folder),))[0].model_path
+
+    def call_one(self, number: int, method: Any, *arguments: Any) -> Answer:
+        rank = self.ranks[number]
+        if planned := self.fails.get(number):
+            return planned.pop(0)(rank.identity)
+        if method is ServingEngine.reload:
+            self.log.append(f"reload {number} {arguments[0]}")
+            rank.folder = arguments[0]
+            return Answer()
+        return Answer(rank.advance(*arguments))
+
+
+def dies(who: Identity) -> Answer:
+    return Answer(error=Death(f"{who} died in advance: signal 9", who=who))
+
+
+def hangs(who: Identity) -> Answer:
+    return Answer(error=DeadlineExceeded("rollout.advance did not end within 60 s:", [who]), hangs=True)
+
+
+def refuses(who: Identity) -> Answer:
+    return Answer(error=RankFailure(f"{who} raised KeyError in reload", who=who, exception="builtins.KeyError"))
+
+
+@dataclass
+class World:
+    engines: Engines
+    policy: ServedPolicy
+    told: list[str]
+    texts: dict[str, list[int]] = field(default_factory=dict)
+    ends: dict[str, str] = field(default_factory=dict)
+
+    def turn(self, *wanted: str, dropped: tuple[str, ...] = (), tokens: int = 4) -> None:
+        asked = [WantedResponse(name, PROMPT, tokens, 1.0, 1.0, seed=5) for name in wanted]
+        for new in self.policy.advance(asked, dropped):
+            self.texts.setdefault(new.name, []).extend(new.token_ids)
+            if new.finish:
+                self.ends[new.name] = new.finish
+
+
+def world(allowed: int = 6, stall_s: float = LONG_S, **engines: Any) -> World:
+    group, told = Engines(**engines), list[str]()
+    recovery = Recovery(RecoveryConfig(engine_failures_per_hour=allowed), told.append)
+    made: Any = group
+    return World(group, ServedPolicy(made, Deadlines(), recovery, stall_s), told)
+
+
+WHOLE = [3, 4, 5, 6]
+
+
+def test_responses_of_a_dead_engine_go_on_where_they_were() -> None:
+    made = world()
+    made.turn("a", "b", "c", "d")
+    made.turn()
+    made.engines.fails[1] = [dies]
+    made.turn()
+    assert {name: len(text) for name, text in made.texts.items()} == {"a": 3, "b": 2, "c": 3, "d": 2}
+    for _ in range(2):
+        made.turn()
+    assert made.texts == dict.fromkeys("abcd", WHOLE) and made.ends == dict.fromkeys("abcd", "length")
+    assert made.told[0].startswith("rollout rank 1 (node node) is started again: it died in advance")
+    assert "is back after" in made.told[1] and made.told[1].endswith("prompts that were moved: 2")
+    assert "version" not in made.told[1]
+    made.turn("e", "f")
+    assert [len(rank.work) for rank in made.engines.ranks] == [1, 1], "the new engine works"
+
+
+def test_others_go_on_while_an_engine_hangs_until_it_is_started_again() -> None:
+    made = world()
+    made.engines.fails[1] = [hangs]
+    made.turn("a", "b")
+    for _ in range(3):
+        made.turn()
+    assert made.texts == {"a": WHOLE} and not made.told
+    made.policy.stall_s = NOW_S
+    for _ in range(5):
+        made.turn()
+    assert made.texts["b"] == WHOLE and "it was late: rollout.advance did not end within 60 s" in made.told[0]
+
+
+def test_the_only_engine_is_waited_for() -> None:
+    made = world(size=1, slow=True)
+    made.turn("a")
+    made.engines.fails[0] = [dies]
+    for _ in range(4):
+        made.turn()
+    assert made.texts == {"a": WHOLE}
+
+
+def test_what_two_engines_failed_with_is_given_up_and_the_rest_goes_on() -> None:
+    made = world(size=3, slow=True)
+    made.engines.fails = {0: [dies], 1: [dies]}
+    made.turn("a", "b", "c")
+    assert made.texts == {"c": [3]} and not made.ends
+    made.engines.fails = {2: [dies]}
+    made.engines.slow = False
+    made.turn()
+    assert made.ends == {"a": "failed", "b": "failed"}
+    for _ in range(4):
+        made.turn()
+    assert made.texts["c"] == WHOLE and made.ends["c"] == "length"
+
+
+def test_failures_are_counted() -> None:
+    made = world(allowed=2, size=1)
+    made.turn("a")
+    for name in "bc":
+        made.engines.fails[0] = [dies]
+        made.turn(name)
+    made.engines.fails[0] = [dies]
+    with pytest.raises(Death, match=r"number 3 within an hour, and recovery\.engine_failures_per_hour=2"):
+        made.turn("d")
+
+
+def test_deadlines_that_pass_long_after_each_other_do_not_end_the_server() -> None:
+    made = world(size=1, stall_s=NOW_S)
+    for name in "abc":
+        made.engines.fails[0] = [hangs]
+        for _ in range(6):
+            made.turn(*([name] if name not in made.texts else []))
+    assert made.texts == dict.fromkeys("abc", WHOLE)
+
+
+def test_a_dropped_response_is_given_up_by_its_engine_alone() -> None:
+    made = world()
+    made.turn("a", "b", "c")
+    made.turn(dropped=("a", "b"))
+    assert [list(rank.work) for rank in made.engines.ranks] == [["c"], []]
+    made.turn("d", tokens=1)
+    assert made.ends == {"d": "length"}
+    made.engines.fails[0] = [dies]
+    made.turn(dropped=("c",))
+    made.turn()
+    assert made.texts["c"] == [3, 4, 5], "nobody goes on with it"
+
+
+def test_new_weights_are_those_of_every_engine_also_of_one_that_is_down() -> None:
+    made = world(size=3)
+    made.turn("a", "b", "c", tokens=1)
+    made.engines.slow = True
+    made.engines.fails[1] = [dies]
+    made.turn("d", "e", tokens=1)
+    made.turn()
+    made.engines.fails = {2: [dies]}
+    made.policy.reload("second")
+    assert [rank.folder for rank in made.engines.ranks] == ["second", "first", "second"]
+    assert "restart 2 from second" in made.engines.log and "reload 1 second" not in made.engines.log
+    made.engines.slow = False
+    for restart in made.policy.fleet._down.values():
+        restart.started.hangs = False  # type: ignore[attr-defined]
+    made.turn("f", "g", "h", tokens=1)
+    assert [rank.folder for rank in made.engines.ranks] == ["second"] * 3
+    assert made.engines.log[-1] == "reload 1 second" and set(made.ends) == set("abcdefgh")
+
+
+def test_a_folder_that_no_engine_can_read_ends_the_server() -> None:
+    made = world()
+    made.engines.fails[0] = [refuses]
+    with pytest.raises(RankFailure, match="KeyError in reload"):
+        made.policy.reload("second")
