@@ -14,6 +14,15 @@ from roles.config.losses import PolicyLossConfig, ValueLossConfig
 from roles.config.section import Section
 
 
+class DynamicSampling(Section):
+    """Dynamic sampling (DAPO, arXiv 2503.14476, equation 11): a prompt whose responses all have the same score is left
+    out, and another one is drawn."""
+
+    rounds: int = Field(default=4, ge=2)
+    """Most rounds of drawing in a step, the first one included. After the last one, prompts without a spread fill the
+    batch."""
+
+
 class PpoConfig(Section):
     """Proximal policy optimisation (Schulman et al., arXiv 1707.06347) with the N+ details (arXiv 2403.17031)."""
 
@@ -27,6 +36,8 @@ class PpoConfig(Section):
     """The critic's loss."""
     advantage: AdvantageConfig = Gae()
     """How advantages are estimated."""
+    dynamic_sampling: DynamicSampling | None = None
+    """What becomes of prompts whose responses all have the same score; null: they are trained on."""
     whiten_advantages: bool | None = None
     """Over the valid tokens of the global batch; biased variance. null: as the estimator's paper has it (gae and both
     reinforce++ do, the others do not)."""

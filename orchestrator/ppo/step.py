@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any, ClassVar
 
 from torch import Tensor
@@ -18,6 +19,7 @@ from orchestrator.data.prompts import PromptSource
 from orchestrator.errors import CheckpointError, NotFinite
 from orchestrator.groups.canary import Canary, with_right_weights
 from orchestrator.groups.scoring import Roles, finish_scoring, start_scoring
+from orchestrator.ppo.dynamic_sampling import Generated, generated, refill
 from orchestrator.ppo.experience import Experience, in_units_of, to_experience
 from orchestrator.ppo.kl import KlController
 from orchestrator.ppo.mini_batches import share_out, trained_rows
@@ -79,7 +81,10 @@ class TrainState:
 class StepResult:
     """Results of one PPO step."""
 
+    generated: Generated
+    """All samples of the step; without dynamic sampling those of the batch."""
     scored: Scored
+    """The batch."""
     experience: Experience
     """The training data, on the whole batch."""
     stats: ExperienceStats
@@ -88,7 +93,7 @@ class StepResult:
     actor: ActorStats | None
     """None while only the critic is trained."""
     trained: set[int]
-    """Rows of the batch that every trained role got once in each epoch."""
+    """Of the batch, the rows that every trained role got once in each epoch."""
 
 
 def train_step(
@@ -109,6 +114,11 @@ def train_step(
         scored = with_right_weights(roles, prompts, scored, state.canary, state.version, config)
         baselines = greedy_scores.result(deadlines.score_s)[0] if greedy_scores else None
         keep(scored)
+    made = generated(prompts, state.prompts.drawn, scored)
+    if ppo.dynamic_sampling is not None:
+        more = partial(other_prompts, roles, state, config, clock)
+        made = refill(made, more, prompts=config.rollout.prompts_per_step, rounds=ppo.dynamic_sampling.rounds)
+        keep(scored := made.batch)
     with clock("experience"):
         experience, stats = prepare(scored, greedy, baselines, state, config)
         state.canary.check(scored.rollouts, scored.old_logprobs, state.version, config)
@@ -131,7 +141,19 @@ def train_step(
     state.step += 1
     actor_stats = actor_update.result(deadlines.update_s)[0] if actor_update else None
     critic_stats = critic_update.result(deadlines.update_s)[0] if critic_update else None
-    return StepResult(scored, experience, stats, critic_stats, actor_stats, trained)
+    return StepResult(made, scored, experience, stats, critic_stats, actor_stats, trained)
+
+
+def other_prompts(roles: Roles, state: TrainState, config: RunConfig, clock: Clock, count: int) -> Generated:
+    """Scored responses to the next `count` prompts."""
+    prompts = state.prompts.next(count, config.rollout.responses_per_prompt)
+    with clock("generate"):
+        parts = roles.policy.stream(prompts, version=state.version)
+        scorings = [start_scoring(roles, part, rollouts) for part, rollouts in parts]
+    with clock("score"):
+        scored = finish_scoring(scorings, config.deadlines.score_s, roles.policy.recovery)
+        scored = with_right_weights(roles, prompts, scored, state.canary, state.version, config)
+    return generated(prompts, state.prompts.drawn, scored)
 
 
 def greedy_rollouts(roles: Roles, prompts: Prompts, state: TrainState, config: RunConfig) -> Rollouts | None:
@@ -193,6 +215,8 @@ def expect_steps(roles: Roles, state: TrainState, config: RunConfig) -> None:
 def step_metrics(result: StepResult) -> dict[str, float]:
     """Metrics of learning in a step, by the names of `orchestrator.metrics`."""
     metrics = result.stats.metrics() | measured(result.critic) | measured(result.actor)
+    if result.generated.rounds:
+        metrics |= result.generated.metrics()
     if result.critic is None:
         del metrics["value/explained_variance"]
     return metrics

@@ -21,6 +21,9 @@ from orchestrator.report.run_files import LEDGER_FILE, SAMPLES_FOLDER, kept_samp
 TRUNCATED = "truncated"
 """Why a sample was dropped: the length limit had cut it (`ppo.truncated`)."""
 
+NO_SPREAD = "no spread"
+"""Why a sample was dropped: all responses to its prompt have the same score (`ppo.dynamic_sampling`)."""
+
 FATES = ("version", "prompt_id", "response_id", "trained", "dropped")
 """Of each sample: the version of the weights that generated it; the row of its prompt; which of the responses to this
 prompt it is, from 0 on; whether it was in the update; if not, why."""

@@ -158,25 +158,23 @@ class Ppo(Stage):
         coefficient = state.kl.coefficient
         result = train_step(self.roles, prompts, state, self.config, clock, self._keep)
         self.batch = None
-        return self._told(prompts, result, clock, coefficient, retrained)
+        return self._told(result, clock, coefficient, retrained)
 
     def _keep(self, scored: Scored) -> None:
         self.batch = scored
 
-    def _told(
-        self, prompts: Prompts, result: StepResult, clock: Clock, coefficient: float, retrained: Mapping[str, float]
-    ) -> StepReport:
-        scored, kept = result.scored, self.config.report.samples
+    def _told(self, result: StepResult, clock: Clock, coefficient: float, retrained: Mapping[str, float]) -> StepReport:
+        scored, made, kept = result.scored, result.generated.scored, self.config.report.samples
         metrics = {
             **step_metrics(result),
-            "tokens/generated_per_s": float(scored.rollouts.response_mask.sum()) / clock.seconds["generate"],
+            "tokens/generated_per_s": float(made.rollouts.response_mask.sum()) / clock.seconds["generate"],
             "kl/coefficient": coefficient,
             "weights/version": self.state.version,
             **retrained,
             **self.roles.policy.recovery.drain(),
         }
         some = training_samples(scored, self.config.evaluation.samples, self.config.rollout.responses_per_prompt)
-        samples = step_samples(self.config, self.step, prompts, self.state.prompts.drawn, result)
+        samples = step_samples(self.config, self.step, result)
         keep = partial(write_samples, samples, kept) if kept else None
         return StepReport(metrics, some, step_work(self.config, scored), samples.line.to_json(), keep)
 

@@ -182,7 +182,7 @@ def measure(*, rows: int, tokens: int, ranks: int, epochs: int, mini_batches: in
         canary=CanaryConfig(),
         steps=steps,
     )
-    state = TrainState(SimpleNamespace(), FixedController(0.1))  # type: ignore[arg-type]
+    state = TrainState(SimpleNamespace(drawn=[]), FixedController(0.1))  # type: ignore[arg-type]
     waits = [patch.object(module, "wait_all") for module in (orchestrator.ppo.step, orchestrator.groups.spread)]
     with waits[0], waits[1]:
         for _ in range(steps):

@@ -105,6 +105,12 @@ def advantage_rules(config: RunConfig) -> Iterator[str]:
             f"ppo.advantage.type={kind} compares the responses to one prompt, but rollout.responses_per_prompt=1; use "
             "4 or more"
         )
+    if ppo.dynamic_sampling is not None and (ppo.advantage.needs_greedy or config.rollout.responses_per_prompt == 1):
+        yield (
+            "ppo.dynamic_sampling looks for a spread among the responses to a prompt: it needs rollout."
+            f"responses_per_prompt of 2 or more (it is {config.rollout.responses_per_prompt}), and another "
+            f"ppo.advantage.type than remax (it is {kind}); set it to null"
+        )
     if ppo.advantage.needs_greedy and ppo.whiten_rewards:
         yield f"ppo.whiten_rewards=true does not scale the baseline of ppo.advantage.type={kind}; set it to false"
     if ppo.uses_critic:

@@ -21,6 +21,7 @@ PROVES = (
     "prompts.column",
     "prompts.heldout_fraction",
     "prompts.tools",
+    "ppo.dynamic_sampling.rounds",
     "prompts.too_long=*",
     "evaluation.every",
     "evaluation.prompts",
@@ -146,3 +147,14 @@ def test_the_judge_is_the_one_that_is_named(folder: Path, tmp_path: Path) -> Non
         seen = measured(folder, {"evaluation.judge": judge})
         assert [result.gold.mean for result in seen.report.evaluations] == [value, value]
         assert seen.report.steps[0]["score/mean"] not in (1.5, -2.0, 4.0)
+
+
+def test_prompts_are_drawn_until_there_is_a_spread_or_the_rounds_are_over(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "same.py").write_text(JUDGE.format(name="score", value=1.0))
+    same = {"reward": {"type": "function", "path": str(tmp_path / "same.py")}, "critic.model": None, "critic": {}}
+    grpo = {"ppo.advantage": {"type": "grpo"}, "ppo.value": {}, "rollout.responses_per_prompt": 2}
+    for rounds in (None, 2, 3):
+        sampling = {"ppo.dynamic_sampling": rounds and {"rounds": rounds}}
+        seen = short_run(folder, {**grpo, **same, **sampling})
+        assert len(seen.llms[0].batches) == len(seen.report.steps) * (rounds or 1)
+        assert [step.get("sampling/rounds") for step in seen.report.steps] == [rounds] * len(seen.report.steps)

@@ -26,7 +26,8 @@ from orchestrator.ppo.experience import ExperienceStats
 from orchestrator.ppo.kl import FixedController
 from orchestrator.ppo.step import StepResult, TrainState, step_metrics, train_step
 from orchestrator.run.phase_clock import Clock
-from roles.batch import Scored, Sequences
+from orchestrator.stages.step_samples import step_samples
+from roles.batch import Prompts, Scored, Sequences
 from roles.config.models import WarmupConfig
 from roles.config.rewards import MeanScore
 from roles.config.rollout import RolloutConfig
@@ -49,6 +50,8 @@ def step(
     kept: list[Scored] | None = None,
     members: Sequence[str] = ("reward",),
     frozen: Sequence[str] = (),
+    others: Sequence[Prompts] = (),
+    prompts: Prompts | None = None,
     **ppo: Any,
 ) -> tuple[StepResult, TrainState, dict[str, FakeGroup]]:
     """`kept`: where the scored batch goes. `done`: steps before this one; `frozen`: roles beside the usual ones."""
@@ -82,11 +85,20 @@ def step(
     )
     config.critic_alone = partial(RunConfig.critic_alone, config)
     config.actor_steps = partial(RunConfig.actor_steps, config)
-    state = TrainState(SimpleNamespace(), FixedController(0.1), version=3, step=done)  # type: ignore[arg-type]
+    source: Any = SimpleNamespace(drawn=[0, 1], next=partial(next_prompts, others, log))
+    state = TrainState(source, FixedController(0.1), version=3, step=done)
     state.warm_at = warm_at
     clock = Clock(lambda phase: log.append(f"[{phase}]"))
     keep = (kept if kept is not None else []).append
-    return train_step(roles, prompts_of(ROWS), state, config, clock, keep), state, groups
+    return train_step(roles, prompts or prompts_of(ROWS), state, config, clock, keep), state, groups
+
+
+def next_prompts(others: Sequence[Prompts], log: list[str], count: int, each: int) -> Prompts:
+    """What the source draws: `others`, one after the other."""
+    done = sum(line.startswith("draw") for line in log)
+    log.append(f"draw {count}")
+    assert len(others[done]) == count * each
+    return others[done]
 
 
 def no_waiting(monkeypatch: pytest.MonkeyPatch) -> list[str]:
@@ -299,3 +311,56 @@ def test_the_result_tells_the_experience(log: list[str]) -> None:
     result, _, _ = step(log)
     assert isinstance(result.scored, Scored) and isinstance(result.stats, ExperienceStats)
     assert result.stats.score_mean == pytest.approx(sum(range(ROWS)) / ROWS)
+
+
+def scoring(*scores: int) -> Prompts:
+    """Prompts whose responses get these scores, two responses to each."""
+    rows = len(scores)
+    return Prompts([[score, 1] for score in scores], ["p"] * rows, {}, list(range(50, 50 + rows)), [0] * rows)
+
+
+GRPO = {"advantage": {"type": "grpo"}, "dynamic_sampling": {"rounds": 3}}
+
+
+def test_prompts_without_a_spread_are_replaced_until_there_are_enough(log: list[str]) -> None:
+    kept: list[Scored] = []
+    result, state, groups = step(
+        log, kept=kept, prompts=scoring(1, 1, 2, 3), others=[scoring(4, 4), scoring(5, 6)], **GRPO
+    )
+    assert [line for line in log if line.startswith(("draw", "["))] == [
+        *("[generate]", "[score]", "draw 1", "[generate]", "[score]", "draw 1", "[generate]", "[score]"),
+        *("[experience]", "[update]", "[push]"),
+    ]
+    assert result.generated.scored.scores.tolist() == [1, 1, 2, 3, 4, 4, 5, 6]
+    assert result.scored.scores.tolist() == kept[-1].scores.tolist() == [2, 3, 5, 6] and state.samples == ROWS
+    assert result.generated.rows == [2, 3, 6, 7] and result.trained == {0, 1, 2, 3}
+    assert result.generated.seeds == [50, 51, 52, 53, 50, 51, 50, 51]
+    first, *_ = groups["actor"].seen[-1]
+    assert (first.experience.advantages * first.experience.response_mask).any(1).all(), "each of them teaches something"
+    metrics = step_metrics(result)
+    assert metrics["sampling/rounds"] == 3 and metrics["sampling/left_out_fraction"] == 0.5
+    assert metrics["sampling/score_mean"] == 26 / 8 and metrics["score/mean"] == 4
+
+
+def test_a_batch_that_cannot_be_filled_keeps_its_size(log: list[str]) -> None:
+    result, _, _ = step(log, prompts=scoring(1, 1, 2, 2), others=[scoring(3, 3, 4, 4), scoring(5, 6, 7, 7)], **GRPO)
+    assert result.scored.scores.tolist() == [1, 1, 5, 6] and result.generated.left_out == {2, 3, 4, 5, 6, 7, 10, 11}
+
+
+def test_enough_spread_at_once_draws_nothing_more(log: list[str]) -> None:
+    result, _, _ = step(log, **GRPO)
+    assert not [line for line in log if line.startswith("draw")] and not result.generated.left_out
+    assert step_metrics(result)["sampling/rounds"] == 1 and step_metrics(result)["sampling/left_out_fraction"] == 0
+    assert "sampling/rounds" not in step_metrics(step(log, advantage={"type": "grpo"})[0])
+
+
+def test_what_is_left_out_is_in_the_ledger_with_the_reason(log: list[str]) -> None:
+    result, _, _ = step(log, prompts=scoring(1, 1, 2, 3), others=[scoring(5, 6)], **GRPO)
+    config: Any = SimpleNamespace(ppo=PpoConfig.model_validate({**GRPO}), environment=None)
+    samples = step_samples(config, 1, result)
+    assert samples.fates["trained"] == [False, False, True, True, True, True]
+    assert samples.fates["dropped"] == ["no spread", "no spread", None, None, None, None]
+    assert samples.line.samples == 6 and samples.line.trained == 4 and samples.line.dropped == {"no spread": 2}
+    advantages = samples.per_token["advantages"]
+    assert advantages.shape == result.generated.scored.old_logprobs.shape
+    assert not advantages[:2].any() and advantages[2:].any(1).all()
