@@ -38,6 +38,10 @@ def check_columns(config: EvaluationRun, part: str, questions: Questions) -> Non
                     f"{key}.path={function.path}, line {line}: {function.name} reads the column {name!r}, but "
                     f"{questions.where} has {known}; add it to the rows, or say with prompts.{part}.columns what it is"
                 )
+    by = config.evaluation.by
+    if part == "heldout" and by is not None and by not in questions.columns:
+        known = ", ".join(questions.columns) or "no other than the prompt"
+        raise ConfigError(f"evaluation.by={by}: {questions.where} has {known}, and no such column; change it, or null")
     check_sendable(config, part, questions.columns, questions.where)
 
 

@@ -78,6 +78,14 @@ class EvaluationConfig(Section):
     """PPO steps between evaluations; 0: only before the first step and after the last."""
     prompts: int = Field(default=128, ge=1)
     """Number of held-out prompts that are answered, from the first row on."""
+    responses_per_prompt: int = Field(default=1, ge=1)
+    """Responses to each of them. Scores, KL and length are means over a prompt's responses, and their errors those of
+    independent prompts."""
+    passes: float | None = None
+    """A response passes with this score or more (the gold score, if there is a judge): pass@k is reported, for
+    k = 1, 2, 4 … `responses_per_prompt`. null: it is not."""
+    by: str | None = Field(default=None, min_length=1)
+    """Column by whose values the score is reported too, such as `source`; null: none."""
     judge: FunctionReward | RemoteReward | WinRate | None = Field(default=None, discriminator="type")
     """What gives the gold score: a function with the reward function's signature, a service (such as a stronger reward
     model behind `tetrarch serve --reward`), or a win rate; null: only the reward's own score is reported."""

@@ -141,10 +141,12 @@ def _identities(questions: Questions) -> Iterator[str]:
         yield json.dumps([ids, columns], sort_keys=True, default=str)
 
 
-def heldout_prompts(questions: Questions, count: int, seed: int) -> Prompts:
-    """The first `count` held-out prompts (all, if there are fewer), always with the same sampling seeds."""
-    rows = list(range(min(count, len(questions))))
-    seeds = [stable_seed(seed, "heldout", row) for row in rows]
+def heldout_prompts(questions: Questions, count: int, seed: int, each: int = 1) -> Prompts:
+    """The first `count` held-out prompts (all, if there are fewer), each as `each` consecutive rows, always with the
+    same sampling seeds."""
+    rows = [row for row in range(min(count, len(questions))) for _ in range(each)]
+    places = [(row, *([place % each] if place % each else [])) for place, row in enumerate(rows)]
+    seeds = [stable_seed(seed, "heldout", *row) for row in places]
     return questions.pick(rows, seeds, [short_seed(seed, "environment", "heldout", row) for row in rows])
 
 

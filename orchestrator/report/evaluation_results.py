@@ -92,6 +92,10 @@ class EvaluationResult:
     gold_values: list[float] | None = None
     undecided: int = 0
     """Comparisons of a win rate that the judge has not decided; each counts as one half."""
+    passed: dict[str, Estimate] = field(default_factory=dict)
+    """k → pass@k; empty unless `evaluation.passes` says when a response passes."""
+    by: dict[str, Estimate] = field(default_factory=dict)
+    """Value of the column `evaluation.by` → the score (gold, if there is a judge) of the prompts that have it."""
 
     @property
     def score(self) -> float:
@@ -119,6 +123,7 @@ class EvaluationResult:
             proxy_values=[_number(value) for value in data["proxy_values"]],
             gold_values=None if gold_values is None else [_number(value) for value in gold_values],
             undecided=data.get("undecided", 0),  # older runs have none
+            **{part: {k: _estimate(one) for k, one in data.get(part, {}).items()} for part in ("passed", "by")},
         )
 
 
@@ -151,6 +156,8 @@ def evaluation_changes(before: EvaluationResult, after: EvaluationResult) -> lis
     if before.gold is not None and after.gold is not None:
         found.append(_change("gold score", "", before.gold, after.gold, before.gold_values, after.gold_values))
     found.append(_change("proxy score", "", before.proxy, after.proxy, before.proxy_values, after.proxy_values))
+    for k in [k for k in after.passed if k in before.passed]:
+        found.append(_change(f"pass@{k}", "", before.passed[k], after.passed[k], None, None))
     found.append(_change("KL to the reference", "nats", before.kl, after.kl, None, None))
     found.append(_change("response length", "tokens", before.length, after.length, None, None))
     return found

@@ -67,12 +67,11 @@ def evaluation_lines(result: EvaluationResult, before: EvaluationResult | None) 
         f"KL {result.kl.mean:.2f} nats",
         f"length {result.length.mean:.1f}",
         f"truncated {result.truncated_fraction:.0%}",
+        *(f"pass@{k} {_with_error(one.mean, one.standard_error)}" for k, one in result.passed.items()),
     ]
-    if before is None:
-        return "  ".join(parts)
-    return "\n".join(
-        ["  ".join(parts), *(f"  {_change_line(change)}" for change in evaluation_changes(before, result))]
-    )
+    changes = [] if before is None else [_change_line(change) for change in evaluation_changes(before, result)]
+    told = [f"{printable(name)}: {_with_error(one.mean, one.standard_error)}" for name, one in result.by.items()]
+    return "\n".join(["  ".join(parts), *(f"  {line}" for line in (*told, *changes))])
 
 
 def sample_lines(before: EvaluationResult, after: EvaluationResult, width: int = 160) -> str:

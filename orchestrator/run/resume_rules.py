@@ -55,7 +55,7 @@ _PPO = ResumeRules(
     may_change=_keys(
         _WHERE_IT_RUNS,
         """steps
-evaluation.every evaluation.prompts evaluation.samples evaluation.stop evaluation.benchmarks
+evaluation.every evaluation.prompts evaluation.samples evaluation.by evaluation.stop evaluation.benchmarks
 evaluation.judge.workers evaluation.judge.timeout_s evaluation.judge.retries evaluation.judge.urls
 evaluation.judge.headers evaluation.judge.asks.api_key_env evaluation.judge.asks.headers evaluation.judge.asks.prices
 evaluation.judge.asks.concurrency evaluation.judge.asks.timeout_s evaluation.judge.asks.patience_s
@@ -89,7 +89,8 @@ ppo.kl.controller.coefficient ppo.kl.controller.target ppo.kl.controller.horizon
             "the position in the prompts would mean another one": "prompts.train prompts.heldout_fraction "
             "prompts.max_tokens prompts.column prompts.tools "
             "prompts.too_long",
-            "evaluations before and after would not be comparable": "prompts.heldout evaluation.judge",
+            "evaluations before and after would not be comparable": "prompts.heldout evaluation.judge "
+            "evaluation.responses_per_prompt evaluation.passes",
             "the state of the optimizer and its count of steps depend on it": "trained.optimizer.betas "
             "trained.optimizer.epsilon trained.optimizer.weight_decay trained.optimizer.max_gradient_norm ppo.epochs "
             "ppo.mini_batches retraining.optimizer.betas retraining.optimizer.epsilon "

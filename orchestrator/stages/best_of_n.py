@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from orchestrator.config.evaluation import EvaluationConfig
 from orchestrator.config.serving import ServingRun
 from orchestrator.data.prompts import Questions
 from orchestrator.groups.policy import Policy
@@ -23,7 +24,7 @@ from orchestrator.groups.spread import wait_for
 from orchestrator.report.evaluation_results import Estimate, EvaluationResult
 from orchestrator.report.progress import make_progress
 from orchestrator.report.run_files import BEST_OF_N, finite
-from orchestrator.stages.evaluation import measured
+from orchestrator.stages.evaluation import Answered, measured
 from orchestrator.stages.serving import policy_to_serve
 from orchestrator.stages.win_rate import comparing
 from roles.batch import Rollouts
@@ -139,7 +140,12 @@ def summary(best: Rollouts, scores: Tensor, gold: Sequence[float | None] | None,
         best_score=Estimate.of(best_scores),
         kl=Estimate.of(kl),
         kl_bound=kl_bound(count),
-        picked=measured(best, best_scores, gold, kl, step=0, label=f"best of {count}", samples=samples),
+        picked=measured(
+            Answered(best, best_scores, gold, kl),
+            step=0,
+            label=f"best of {count}",
+            how=EvaluationConfig(samples=samples),
+        ),
     )
 
 

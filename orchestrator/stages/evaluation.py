@@ -8,20 +8,21 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
 from cluster.role_table import REFERENCE
-from orchestrator.config.evaluation import EvaluationRun
+from orchestrator.config.evaluation import EvaluationConfig, EvaluationRun
 from orchestrator.data.opponents import given_prompts
 from orchestrator.data.prompts import Questions, heldout_prompts
 from orchestrator.groups.build import Models, resolve_models
 from orchestrator.groups.scoring import EvaluationRoles
 from orchestrator.groups.spread import spread, wait_for
 from orchestrator.groups.stage_roles import evaluation_roles
+from orchestrator.report.evaluation_parts import by_value, pass_rates, prompt_means
 from orchestrator.report.evaluation_results import Estimate, EvaluationResult, SampleRow
 from orchestrator.report.progress import Progress, make_progress
 from orchestrator.report.run_files import EVALUATED, EVALUATED_ROWS, finite
@@ -36,6 +37,23 @@ from roles.reference import FrozenPolicy
 from roles.reward_model import MESSAGES
 
 
+@dataclass(frozen=True, slots=True)
+class Answered:
+    """The responses of an evaluation, and what each was given."""
+
+    rollouts: Rollouts
+    proxy: list[float]
+    gold: Sequence[float | None] | None
+    """None without a judge; of a response None where the judge has not decided a comparison."""
+    kl: list[float]
+    """Nats."""
+
+    @property
+    def gold_values(self) -> list[float] | None:
+        """The gold scores; a comparison that is not decided counts as one half."""
+        return None if self.gold is None else [0.5 if value is None else value for value in self.gold]
+
+
 def evaluate(
     roles: EvaluationRoles,
     prompts: Prompts,
@@ -43,12 +61,26 @@ def evaluate(
     *,
     step: int,
     label: str,
-    samples: int,
+    how: EvaluationConfig,
     check: Callable[[Rollouts], None] | None = None,
     compare: Compare | None = None,
 ) -> EvaluationResult:
-    """Generate one response to every prompt at the rollout's temperature, let `check` look at them, and score them;
-    with `compare` the gold scores are its win rates.
+    """Answer and score the prompts, which stand there `how.responses_per_prompt` times; `check` and `compare`: see
+    `answered`."""
+    found = answered(roles, prompts, version, check=check, compare=compare)
+    return measured(found, step=step, label=label, how=how)
+
+
+def answered(
+    roles: EvaluationRoles,
+    prompts: Prompts,
+    version: int,
+    *,
+    check: Callable[[Rollouts], None] | None = None,
+    compare: Compare | None = None,
+) -> Answered:
+    """Generate a response to every row of the prompts at the rollout's temperature, let `check` look at them, and score
+    them; with `compare` the gold scores are its win rates.
 
     The KL is k1 of the sampled tokens, summed over a response, from vLLM's log-probabilities and the reference's.
     """
@@ -63,36 +95,30 @@ def evaluate(
     proxy_values = proxy.result(deadline_s)[0].tolist()
     gold_values = judge.result(deadline_s).tolist() if judge else None
     kl = _response_kl(rollouts.rollout_logprobs, reference.result(deadline_s), rollouts.response_mask)
-    gold_values = compare(rollouts) if compare else gold_values
-    return measured(rollouts, proxy_values, gold_values, kl, step=step, label=label, samples=samples)
+    return Answered(rollouts, proxy_values, compare(rollouts) if compare else gold_values, kl)
 
 
-def measured(
-    rollouts: Rollouts,
-    proxy_values: list[float],
-    gold: Sequence[float | None] | None,
-    kl: list[float],
-    *,
-    step: int,
-    label: str,
-    samples: int,
-) -> EvaluationResult:
-    """The result of an evaluation from what each response was given. A comparison that the judge has not decided (None)
-    counts as one half."""
-    gold_values = None if gold is None else [0.5 if value is None else value for value in gold]
+def measured(found: Answered, *, step: int, label: str, how: EvaluationConfig) -> EvaluationResult:
+    """The result of an evaluation."""
+    rollouts, each, gold = found.rollouts, how.responses_per_prompt, found.gold_values
+    proxy_values, gold_values = prompt_means(found.proxy, each), None if gold is None else prompt_means(gold, each)
+    scores = proxy_values if gold_values is None else gold_values
+    lengths: list[int] = rollouts.response_mask.sum(1).tolist()
     return EvaluationResult(
         step=step,
         label=label,
-        prompts=len(rollouts),
+        prompts=len(proxy_values),
         proxy=Estimate.of(proxy_values),
         gold=None if gold_values is None else Estimate.of(gold_values),
-        kl=Estimate.of(kl),
-        length=Estimate.of(rollouts.response_mask.sum(1).tolist()),
+        kl=Estimate.of(prompt_means(found.kl, each)),
+        length=Estimate.of(prompt_means(lengths, each)),
         truncated_fraction=float((~rollouts.finished).double().mean()),
-        samples=_sample_rows(rollouts, proxy_values, gold_values, kl, samples),
+        samples=_sample_rows(found, range(0, len(rollouts), each)[: how.samples]),
         proxy_values=proxy_values,
         gold_values=gold_values,
-        undecided=0 if gold is None else sum(value is None for value in gold),
+        undecided=0 if found.gold is None else sum(value is None for value in found.gold),
+        passed={} if how.passes is None else pass_rates(gold or found.proxy, each, how.passes),
+        by={} if how.by is None else by_value(scores, rollouts.columns[how.by][::each]),
     )
 
 
@@ -105,18 +131,19 @@ def evaluate_run(config: EvaluationRun, questions: Questions, stored: StoredMode
     run_dir = Path(config.run_dir)
     with closing(make_progress("evaluate", 0, 0)) as progress, policy_to_measure(config, stored) as policy:
         progress.status("preparing the models")
-        prompts = heldout_prompts(questions, config.evaluation.prompts, config.seed)
+        how = config.evaluation
+        prompts = heldout_prompts(questions, how.prompts, config.seed, how.responses_per_prompt)
         models = resolve_models(config, (REFERENCE, *config.scorers))
         if policy.folder is not None:
             models = replace(models, actor=policy.folder)
-        result, rollouts = _measure(config, prompts, models, policy, progress)
+        result, found = _measure(config, prompts, models, policy, progress)
         if config.evaluation.benchmarks is not None:
             progress.status(f"lm-eval: {', '.join(config.evaluation.benchmarks.tasks)}")
         benchmarks = run_benchmarks(config, models.actor)
         told = {**result.to_json(), "benchmarks": [asdict(one) for one in benchmarks]}
         file, rows = run_dir / EVALUATED, run_dir / EVALUATED_ROWS
         file.write_text(json.dumps(finite(told), indent=1) + "\n")
-        rows.write_text("".join(map(_line, _rows(rollouts, result))), encoding="utf-8")
+        rows.write_text("".join(map(_line, _rows(found))), encoding="utf-8")
         progress.lines("\n".join([evaluation_lines(result, None), *(one.line() for one in benchmarks)]))
         progress.lines(f"written to {file}, all responses to {rows}")
     return result
@@ -124,21 +151,20 @@ def evaluate_run(config: EvaluationRun, questions: Questions, stored: StoredMode
 
 def _measure(
     config: EvaluationRun, prompts: Prompts, models: Models, policy: MeasuredPolicy, progress: Progress
-) -> tuple[EvaluationResult, Rollouts]:
+) -> tuple[EvaluationResult, Answered]:
     progress.status(f"starting the roles, to measure {models.actor}")
     with evaluation_roles(config, models, progress.lines, progress.starting) as roles:
         progress.status(f"answering {len(prompts)} held-out prompts")
-        samples, answered = config.evaluation.samples, list[Rollouts]()
-        where: dict[str, Any] = {"step": policy.step, "label": policy.label, "samples": samples}
-        result = evaluate(roles, prompts, 0, **where, check=answered.append, compare=comparing(config))
-    return result, answered[0]
+        found = answered(roles, prompts, 0, compare=comparing(config))
+    return measured(found, step=policy.step, label=policy.label, how=config.evaluation), found
 
 
-def _rows(rollouts: Rollouts, result: EvaluationResult) -> Iterator[dict[str, Any]]:
+def _rows(found: Answered) -> Iterator[dict[str, Any]]:
     """A row for each response, which another evaluation can compare with (`evaluation.judge.against`)."""
+    rollouts = found.rollouts
     prompts = given_prompts(rollouts.prompts, rollouts.columns)
-    gold: Sequence[float | None] = result.gold_values or [None] * len(rollouts)
-    for prompt, said, proxy, judged in zip(prompts, rollouts.responses, result.proxy_values, gold, strict=True):
+    gold: Sequence[float | None] = found.gold_values or [None] * len(rollouts)
+    for prompt, said, proxy, judged in zip(prompts, rollouts.responses, found.proxy, gold, strict=True):
         yield {"prompt": prompt, "completion": said, "score": proxy, "gold": judged}
 
 
@@ -152,21 +178,19 @@ def _response_kl(logprobs: Tensor, reference_logprobs: Tensor, mask: Tensor) -> 
     return values
 
 
-def _sample_rows(
-    rollouts: Rollouts, proxy: list[float], gold: list[float] | None, kl: list[float], count: int
-) -> list[SampleRow]:
-    finished = rollouts.finished.tolist()
+def _sample_rows(found: Answered, rows: Sequence[int]) -> list[SampleRow]:
+    rollouts, gold = found.rollouts, found.gold_values
     return [
         SampleRow(
             prompt=rollouts.prompts[row],
             response=rollouts.responses[row],
-            proxy=proxy[row],
+            proxy=found.proxy[row],
             gold=None if gold is None else gold[row],
-            kl=kl[row],
-            finished=finished[row],
+            kl=found.kl[row],
+            finished=bool(rollouts.finished[row]),
             **_chat(rollouts, row),
         )
-        for row in range(min(count, len(rollouts)))
+        for row in rows
     ]
 
 
@@ -193,4 +217,4 @@ def training_samples(scored: Scored, count: int, responses_per_prompt: int) -> l
     order = sorted(range(len(scored)), key=lambda row: (row % responses_per_prompt, row))
     scored = scored.select(order[:count])
     kl = _response_kl(scored.old_logprobs, scored.reference_logprobs, scored.rollouts.response_mask)
-    return _sample_rows(scored.rollouts, scored.scores.tolist(), None, kl, count)
+    return _sample_rows(Answered(scored.rollouts, scored.scores.tolist(), None, kl), range(len(scored)))

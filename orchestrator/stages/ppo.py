@@ -66,7 +66,8 @@ def train(config: RunConfig, resume: Resume, training: Questions, heldout: Quest
         report.status("preparing the models")
         models = resolve_models(config, config.model_roles)
         state = TrainState(PromptSource(training, config.seed), make_controller(controller))
-        questions = heldout_prompts(heldout, config.evaluation.prompts, config.seed) if heldout else None
+        asked = config.evaluation.prompts, config.seed, config.evaluation.responses_per_prompt
+        questions = heldout_prompts(heldout, *asked) if heldout else None
         report.status("starting the roles")
         with (
             alarm_of(config, back, report) as alarm,  # that the run has gone back is on the disk before the roles start
@@ -203,11 +204,12 @@ class Ppo(Stage):
         """Measure the policy on the held-out prompts, if there are any."""
         if self.questions is None:
             return
-        self.report.status(f"evaluating on {len(self.questions)} held-out prompts ({label})")
-        samples, state = self.config.evaluation.samples, self.state
-        where: dict[str, Any] = {"step": state.step, "label": label, "samples": samples, "check": self._check_weights}
-        compare = comparing(self.config)
-        self.report.evaluation(evaluate(self.roles, self.questions, state.version, **where, compare=compare))
+        how, state = self.config.evaluation, self.state
+        count = len(self.questions) // how.responses_per_prompt
+        self.report.status(f"evaluating on {count} held-out prompts ({label})")
+        where: dict[str, Any] = {"step": state.step, "label": label, "how": how, "compare": comparing(self.config)}
+        found = evaluate(self.roles, self.questions, state.version, **where, check=self._check_weights)
+        self.report.evaluation(found)
         self.alarm.after_evaluation(self.report.evaluations)
 
     @property

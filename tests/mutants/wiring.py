@@ -426,8 +426,8 @@ WIRING = (
     Fault(
         "the number of evaluated prompts constant",
         "orchestrator/stages/ppo.py",
-        "heldout_prompts(heldout, config.evaluation.prompts, config.seed)",
-        "heldout_prompts(heldout, 128, config.seed)",
+        "asked = config.evaluation.prompts, config.seed,",
+        "asked = 128, config.seed,",
         PROMPT_KEYS,
     ),
     Fault(
@@ -510,8 +510,8 @@ WIRING = (
     Fault(
         "evaluations of every seed alike",
         "orchestrator/data/prompts.py",
-        'stable_seed(seed, "heldout", row)',
-        'stable_seed(0, "heldout", row)',
+        'stable_seed(seed, "heldout", *row)',
+        'stable_seed(0, "heldout", *row)',
         OTHER_WIRING,
     ),
 )

@@ -139,7 +139,7 @@ def rollouts_of(prompts: Prompts, version: int) -> Rollouts:
         versions=torch.full((size,), version),
         prompts=list(prompts.texts),
         responses=["r"] * size,
-        columns={},
+        columns=prompts.columns,
         counted=[{}] * size,
     )
 

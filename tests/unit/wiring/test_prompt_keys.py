@@ -26,6 +26,9 @@ PROVES = (
     "evaluation.every",
     "evaluation.prompts",
     "evaluation.samples",
+    "evaluation.responses_per_prompt",
+    "evaluation.passes",
+    "evaluation.by",
     "evaluation.judge<function>",
     "evaluation.judge<function>.path",
     "evaluation.judge<function>.name",
@@ -158,3 +161,23 @@ def test_prompts_are_drawn_until_there_is_a_spread_or_the_rounds_are_over(folder
         seen = short_run(folder, {**grpo, **same, **sampling})
         assert len(seen.llms[0].batches) == len(seen.report.steps) * (rounds or 1)
         assert [step.get("sampling/rounds") for step in seen.report.steps] == [rounds] * len(seen.report.steps)
+
+
+def test_how_often_a_heldout_prompt_is_answered_and_what_is_told_of_it(folder: Path, tmp_path: Path) -> None:
+    head = "def score(prompts, responses, *, response_token_ids, finished, columns):"
+    (tmp_path / "judge.py").write_text(f"{head} return [float(value) for value in columns['id']]\n")
+    judged = {"prompts": 4, "samples": 2, "judge": {"type": "function", "path": str(tmp_path / "judge.py")}}
+    plain = measured(folder, {"evaluation": judged})
+    assert not plain.report.evaluations[0].passed and not plain.report.evaluations[0].by
+    several = {**judged, "responses_per_prompt": 2, "passes": 2.0, "by": "id"}
+    seen = measured(folder, {"evaluation": several})
+    (first, second), before = (seen.report.evaluations, plain.llms[0].batches[0])
+    asked = seen.llms[0].batches[0]
+    assert [answer.prompt for answer in asked[::2]] == [answer.prompt for answer in before]
+    assert [answer.prompt for answer in asked[1::2]] == [answer.prompt for answer in before]
+    seeds = [answer.params.seed for answer in asked]
+    assert seeds[::2] == [answer.params.seed for answer in before] and len({*seeds}) == 8
+    assert (first.prompts, first.gold_values, first.passed["1"].mean) == (4, [0.0, 1.0, 2.0, 3.0], 0.5)
+    assert {name: one.mean for name, one in second.by.items()} == {"0": 0.0, "1": 1.0, "2": 2.0, "3": 3.0}
+    stricter = measured(folder, {"evaluation": {**several, "passes": 3.0}}).report.evaluations[0]
+    assert stricter.passed["1"].mean == 0.25

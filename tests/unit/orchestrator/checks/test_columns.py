@@ -70,3 +70,11 @@ def test_a_row_is_named_by_its_line_also_after_long_ones_were_left_out(world: Wo
     too_long = config.model_copy(update={"too_long": "error"})
     with pytest.raises(ConfigError, match=rf"{file}, line 1: row 0 has 4 tokens, more than prompts\.max_tokens=2"):
         read_questions(too_long, "train", load_tokenizer(world.policy, trust_remote_code=False))
+
+
+@pytest.mark.parametrize("command", ["train", "evaluate"])
+def test_the_column_of_the_evaluation_must_be_there(world: World, command: str) -> None:
+    world.set("evaluation.by", "source")
+    refused(world, "evaluation.by=source", "no other than the prompt, and no such column", command=command)
+    world.prompts.write_text('{"prompt": "a b", "source": "x"}\n{"prompt": "c", "source": "y"}\n')
+    check(command, world)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
+from itertools import combinations
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -14,12 +15,14 @@ import torch
 import orchestrator.groups.spread
 import tests.unit.orchestrator.fakes
 from cluster.config import Deadlines
-from orchestrator.config.evaluation import EvaluationRun
+from orchestrator.config.evaluation import EvaluationConfig, EvaluationRun
 from orchestrator.config.loading import validate_root
 from orchestrator.groups.policy import Policy
 from orchestrator.groups.reward import Member, Reward
 from orchestrator.groups.scoring import EvaluationRoles
-from orchestrator.report.evaluation_results import EvaluationResult
+from orchestrator.report.evaluation_parts import pass_at
+from orchestrator.report.evaluation_results import Estimate, EvaluationResult
+from orchestrator.report.run_files import finite
 from orchestrator.report.terminal_lines import evaluation_lines
 from orchestrator.run.checkpoint import TRAINED
 from orchestrator.stages.evaluation import evaluate, training_samples
@@ -28,6 +31,9 @@ from roles.batch import Prompts, Rollouts
 from roles.config.rewards import MeanScore
 from tests.unit.orchestrator.fakes import FakeCall, FakeGroup, prompts_of, write_waits
 from tests.unit.orchestrator.ppo.test_experience import make_scored
+
+SHOWN = [EvaluationConfig(samples=count) for count in range(4)]
+"""By the number of responses that are shown."""
 
 
 class Engines(FakeGroup):
@@ -75,15 +81,22 @@ def test_what_the_environment_paid_is_in_the_score(log: list[str], monkeypatch: 
 
     monkeypatch.setattr(tests.unit.orchestrator.fakes, "rollouts_of", paying)
     roles = roles_of(log, judge=True)
-    both = evaluate(roles, prompts_of(3), 0, step=0, label="x", samples=0)
+    both = evaluate(roles, prompts_of(3), 0, step=0, label="x", how=SHOWN[0])
     assert both.proxy_values == [1.5, 2.5, 3.5] and both.gold_values == [0.0, 1.0, 2.0]
-    alone = evaluate(replace(roles, reward=Reward({}, MeanScore())), prompts_of(3), 0, step=0, label="x", samples=0)
+    alone = evaluate(
+        replace(roles, reward=Reward({}, MeanScore())),
+        prompts_of(3),
+        0,
+        step=0,
+        label="x",
+        how=SHOWN[0],
+    )
     assert alone.proxy_values == [1.5, 1.5, 1.5]
 
 
 @pytest.mark.parametrize("judge", [True, False])
 def test_the_numbers(log: list[str], judge: bool) -> None:
-    result = evaluate(roles_of(log, judge=judge), prompts_of(5), 0, step=7, label="after", samples=2)
+    result = evaluate(roles_of(log, judge=judge), prompts_of(5), 0, step=7, label="after", how=SHOWN[2])
     assert (result.step, result.label, result.prompts) == (7, "after", 5)
     # The fake scorers answer with the row's number: each score belongs to its own prompt.
     assert result.proxy_values == [0.0, 1.0, 2.0, 3.0, 4.0]
@@ -97,10 +110,40 @@ def test_the_numbers(log: list[str], judge: bool) -> None:
     assert [(row.proxy, row.kl) for row in result.samples] == [(0.0, pytest.approx(6.0)), (1.0, pytest.approx(6.0))]
 
 
+def test_several_responses_to_a_prompt_are_a_mean_and_a_chance_to_pass(log: list[str]) -> None:
+    how = EvaluationConfig(samples=2, responses_per_prompt=4, passes=5.0, by="source")
+    prompts = replace(prompts_of(8), columns={"source": ["a"] * 4 + ["b"] * 4})  # scores 0 to 7
+    result = evaluate(roles_of(log, judge=False), prompts, 0, step=0, label="x", how=how)
+    assert (result.prompts, result.proxy_values) == (2, [1.5, 5.5]) and result.proxy == Estimate.of([1.5, 5.5])
+    assert result.kl.mean == pytest.approx(6.0) and result.length == Estimate(3.0, 0.0)
+    assert {k: one.mean for k, one in result.passed.items()} == {"1": 0.375, "2": 0.5, "4": 0.5}  # 0 and 3 of 4 pass
+    assert {name: one.mean for name, one in result.by.items()} == {"a": 1.5, "b": 5.5}
+    assert [row.proxy for row in result.samples] == [0.0, 4.0], "one of each prompt"
+    assert EvaluationResult.from_json(finite(result.to_json())).passed == result.passed
+    lines = evaluation_lines(result, result).splitlines()
+    assert "pass@1 +0.375 ±0.375  pass@2 +0.500 ±0.500" in lines[0] and lines[1:3] == ["  a: +1.500", "  b: +5.500"]
+    assert any(line.startswith("  pass@4: 0.500 -> 0.500") for line in lines)
+
+
+def test_the_judge_says_what_passes(log: list[str]) -> None:
+    how = EvaluationConfig(passes=1.0)
+    rates = [1.0, None, 0.25]
+    result = evaluate(
+        roles_of(log, judge=False), prompts_of(3), 0, step=0, label="x", how=how, compare=lambda rollouts: rates
+    )
+    assert result.passed["1"].mean == pytest.approx(1 / 3)
+
+
+@pytest.mark.parametrize(("count", "passed", "k"), [(4, 1, 2), (5, 2, 3), (6, 0, 2), (6, 6, 1), (3, 2, 3)])
+def test_pass_at_k_is_the_share_of_draws_with_a_pass(count: int, passed: int, k: int) -> None:
+    draws = list(combinations([True] * passed + [False] * (count - passed), k))
+    assert pass_at(count, passed, k) == pytest.approx(sum(map(any, draws)) / len(draws))
+
+
 def test_a_win_rate_is_the_gold_score_and_what_is_undecided_counts_half(log: list[str]) -> None:
     rates = [1.0, None, 0.25]
     result = evaluate(
-        roles_of(log, judge=False), prompts_of(3), 0, step=0, label="x", samples=3, compare=lambda rollouts: rates
+        roles_of(log, judge=False), prompts_of(3), 0, step=0, label="x", how=SHOWN[3], compare=lambda rollouts: rates
     )
     assert result.gold_values == [1.0, 0.5, 0.25] and result.undecided == 1
     assert [row.gold for row in result.samples] == [1.0, 0.5, 0.25]
@@ -109,7 +152,7 @@ def test_a_win_rate_is_the_gold_score_and_what_is_undecided_counts_half(log: lis
 
 
 def test_all_passes_are_under_way_before_any_is_waited_for(log: list[str]) -> None:
-    evaluate(roles_of(log, judge=True), prompts_of(5), 0, step=0, label="before", samples=1)
+    evaluate(roles_of(log, judge=True), prompts_of(5), 0, step=0, label="before", how=SHOWN[1])
     assert [line for line in log if "part" not in line] == [
         *("start rollout.generate", "start reward.score", "start reference.reference_logprobs", "start judge.score"),
         "wait for judge.score reference.reference_logprobs reward.score",
