@@ -22,12 +22,14 @@ class TensorboardConfig(TrackerConfig):
     """TensorBoard event files in `run_dir/tensorboard`; as `report.tensorboard` does, here with aliases."""
 
     type: Literal["tensorboard"] = "tensorboard"
+    """TensorBoard."""
 
 
 class WandbConfig(TrackerConfig):
     """Weights & Biases. The key comes from `wandb login` or WANDB_API_KEY."""
 
     type: Literal["wandb"]
+    """Weights & Biases."""
     project: str = "tetrarch"
     """The project; it is made if it is missing."""
     entity: str | None = None
@@ -44,6 +46,7 @@ class MlflowConfig(TrackerConfig):
     """MLflow. Credentials come from its own variables (MLFLOW_TRACKING_TOKEN, …)."""
 
     type: Literal["mlflow"]
+    """MLflow."""
     uri: str | None = None
     """Tracking server or store, such as `http://127.0.0.1:5000` or `sqlite:///runs/mlflow.db`; null:
     MLFLOW_TRACKING_URI, or MLflow's own default."""
@@ -55,6 +58,7 @@ class SwanlabConfig(TrackerConfig):
     """SwanLab. The key comes from `swanlab login` or SWANLAB_API_KEY."""
 
     type: Literal["swanlab"]
+    """SwanLab."""
     project: str = "tetrarch"
     """The project; it is made if it is missing."""
     workspace: str | None = None
@@ -67,6 +71,7 @@ class TrackioConfig(TrackerConfig):
     """trackio: a local store (TRACKIO_DIR), or a Space of the Hugging Face hub with the token of `hf auth login`."""
 
     type: Literal["trackio"]
+    """trackio."""
     project: str = "tetrarch"
     """The project; it is made if it is missing."""
     space: str | None = None

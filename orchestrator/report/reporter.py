@@ -110,7 +110,7 @@ class Reporter:
         self._progress = make_progress(name, steps, resume_step) if progress is None else progress
         self._save_s, self._files = save_s, FileWriter(save_s)
         there = [TensorboardConfig()] if tensorboard and all(own.type != "tensorboard" for own in trackers) else []
-        tracked = TrackedRun(self._run_dir, name, title, yaml.safe_load(config_yaml) or {})
+        tracked = TrackedRun(self._run_dir, name, title, (trackers and yaml.safe_load(config_yaml)) or {})
         self._trackers = Trackers([*there, *trackers], tracked, resume_step, self._progress.lines, trackers_s)
 
     def __enter__(self) -> Self:

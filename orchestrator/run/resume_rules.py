@@ -49,7 +49,7 @@ def _why(reasons: Mapping[str, str]) -> dict[str, str]:
     return {key: why for why, keys in reasons.items() for key in keys.split()}
 
 
-_WHERE_IT_RUNS = "run_dir model_cache deadlines recovery report checkpoint placement"
+_WHERE_IT_RUNS = "run_dir model_cache deadlines recovery report checkpoint placement profile"
 
 _PPO = ResumeRules(
     may_change=_keys(
