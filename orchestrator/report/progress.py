@@ -236,7 +236,7 @@ class LiveProgress:
         for options in ({"no_wrap": True, "max_width": 24}, {"ratio": 1}, {"no_wrap": True}, {"no_wrap": True}):
             head.add_column(**options)
         left = "" if not self._left > 0 or not self._doing else f"ETA {duration(self._left)}"
-        bar: RenderableType = ProgressBar(total=self._steps, completed=self._step) if self._steps else ""
+        bar: RenderableType = ProgressBar(total=self._steps, completed=self._step, style="dim") if self._steps else ""
         spent = (f"{self._step}/{self._steps}  " if self._steps else "") + duration(now - self._began)
         head.add_row(
             Text(printable(self._name), style="bold", overflow="ellipsis"), bar, spent, Text(left, style="dim")
@@ -284,7 +284,7 @@ def _phase_bars(phases: list[PhaseTime]) -> list[RenderableType]:
         line.add_column(width=_BAR, no_wrap=True)
         line.add_column(no_wrap=True)
         total = max(phase.expected if known else 0.0, phase.spent)
-        bar = ProgressBar(total=total or 1.0, completed=phase.spent, width=_BAR)
+        bar = ProgressBar(total=total or 1.0, completed=phase.spent, width=_BAR, style="dim")
         words = f"{phase.spent:.1f}" + (f" of {phase.expected:.1f} s" if known else " s")
         line.add_row(Text(phase.name, style="bold" if phase.running else "dim"), bar, words)
         lines.append(line)

@@ -144,6 +144,7 @@ def test_phases_show_the_time_so_far_and_what_the_latest_steps_took(monkeypatch:
     for took in (3.0, 5.0):
         for phase in ("generate", "score", "update"):
             progress.phase(f"step: {phase}", phase)
+            now += 7.0  # does not count in the next step
         progress.step(1, {**STEP, "time/generate_s": took, "time/score_s": 1.0})
     progress.phase("step 3: generating", "generate")
     now += 3.0
