@@ -27,12 +27,11 @@ class TraceFile:
     def __init__(self, path: Path, kept: Iterable[Sequence[TraceEvent]] = ()) -> None:
         """Begin the file anew, with the parts `kept`."""
         self._path, self._sum, self._size, self._end = path, zlib.crc32(b""), 0, len(_HEAD)
-        parts = list(kept)
         partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
         partial.write_bytes(_HEAD)
         self._file = partial.open("r+b", buffering=0)
         self._write(b"[\n")
-        for part in parts:
+        for part in kept:
             self.append(part)
         partial.replace(path)
 
