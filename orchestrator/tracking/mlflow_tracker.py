@@ -25,12 +25,12 @@ class MlflowTracker:
 
     def __init__(self, config: MlflowConfig) -> None:
         self._mlflow: Any = import_module("mlflow")
-        self._client: Any = self._mlflow.MlflowClient(tracking_uri=config.uri)
         self._config = config
 
     def start(self, run: TrackedRun) -> str:
         """Begin a run, or go on with one."""
-        client, name = self._client, self._config.experiment
+        name = self._config.experiment
+        self._client = client = self._mlflow.MlflowClient(tracking_uri=self._config.uri)  # makes a local store
         if run.id:
             client.update_run(run.id, status="RUNNING")
             self._id = run.id

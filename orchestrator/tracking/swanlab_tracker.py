@@ -57,4 +57,4 @@ class SwanlabTracker:
 
     def finish(self, *, done: bool) -> None:
         """End the run; waits for what is still to be sent."""
-        self._run.finish(state="success" if done else "crashed")
+        self._run.finish(state="success") if done else self._run.finish(state="crashed", error="the run has failed")

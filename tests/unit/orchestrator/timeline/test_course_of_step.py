@@ -104,6 +104,19 @@ def test_what_would_be_gained() -> None:
     )
 
 
+def test_a_part_is_scored_without_waiting_for_the_scores_of_another() -> None:
+    """The reference's part was asked for when the critic had done its own, but because the engine had: without
+    generating it would not wait for the critic."""
+    step = course(
+        call("rollout 0", "stream", 0.0, 1.0, 0.0),
+        call("critic 0", "values", 1.0, 6.0, 1.0),
+        call("rollout 0", "stream", 1.0, 7.0, 0.0),
+        call("reference 0", "logprobs", 7.0, 10.0, 7.0),
+        phases=(("generate", 0.0, 7.0), ("score", 7.0, 10.0)),
+    )
+    assert seconds_without(step, "rollout stream") == pytest.approx(5.0)
+
+
 def test_nothing_free_gains_nothing() -> None:
     random.seed(1)
     for _ in range(50):
