@@ -3,6 +3,7 @@
 ClusterError
 ├── PlacementError       the layout asks for what the cluster does not have (the command's exit code is 2)
 ├── ClusterUnreachable   no cluster answers at the address, or it wants another token (exit code 2)
+├── NodeLost             a node of the run is lost, and no other one has room for what ran there
 ├── DeadlineExceeded     a wait ran out; names role, rank, node and what each rank was doing
 └── RankFailure          a rank died or raised; names role, rank, node and its last log lines
 """
@@ -33,6 +34,10 @@ class PlacementError(ClusterError):
 
 class ClusterUnreachable(ClusterError):
     """No cluster answers at the address, or it requires another token."""
+
+
+class NodeLost(ClusterError):
+    """A node does not answer any more, and what ran there has no place."""
 
 
 class DeadlineExceeded(ClusterError):

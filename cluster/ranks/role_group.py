@@ -11,7 +11,6 @@ wait_all([logprobs, values], deadline_s=60)                 # ends at the first 
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,14 +18,12 @@ from typing import Any, Concatenate, Generic, ParamSpec, Self, TypeVar
 
 import ray
 
-from cluster.placement.plan import Slot
 from cluster.ranks import calls, hangs
 from cluster.ranks.calls import Call, Stream
 from cluster.ranks.host_memory import kill_tree
-from cluster.ranks.identity import Identity
-from cluster.ranks.usage import BY_DRIVER, CallOrigin
+from cluster.ranks.making import GrantedSlot, Making
 from cluster.ranks.watch import STARTED, Rank
-from cluster.ranks.worker import on_node, remote_worker
+from cluster.ranks.worker import on_node
 
 R = TypeVar("R")
 S = TypeVar("S")
@@ -38,79 +35,13 @@ KILL_S = 10.0
 P = ParamSpec("P")
 
 
-@dataclass(frozen=True, slots=True)
-class GrantedSlot:
-    """A slot of the plan on a real node."""
-
-    slot: Slot
-    node: str
-    """Name of the real node."""
-    node_id: str
-    """Ray's id of the node."""
-    strategy: Any
-    """Ray's scheduling strategy that places a worker there."""
-    devices: tuple[str, ...] = ()
-    """Names of its GPUs on the node, for CUDA_VISIBLE_DEVICES."""
-
-
-@dataclass(frozen=True, slots=True)
-class Making:
-    """How the ranks of a group are made, and made again."""
-
-    role: str
-    source: tuple[str, str]
-    """Module and qualified name of the role's class."""
-    arguments: Sequence[tuple[Any, ...]]
-    places: Sequence[GrantedSlot]
-    log_dir: Path
-    environment: Mapping[str, str]
-    distributed: bool
-    replaceable: bool
-    inner: tuple[str, str] | None
-    """Module and qualified name of what gives the spans that the role records inside its calls; None: it records
-    none."""
-
-    def begin(self, lives: Mapping[int, int]) -> tuple[list[Rank], Call[None]]:
-        """Start the processes of some ranks (number → how often it has been started before); returns them and the
-        running construction of their roles."""
-        ranks = [self._start_worker(self.places[number], life) for number, life in lives.items()]
-        STARTED.add(ranks, replaceable=self.replaceable)
-        asked = CallOrigin(time.time(), BY_DRIVER)
-        meeting = ranks[0].worker.rendezvous.remote() if self.distributed else None
-        answers = [
-            rank.worker.construct.remote(asked, self.source, self.arguments[number], meeting, self.inner)
-            for rank, number in zip(ranks, lives, strict=True)
-        ]
-        receipts, refs = [receipt for receipt, _ in answers], [ref for _, ref in answers]
-        return ranks, Call("construct", ranks, receipts, refs)
-
-    def _start_worker(self, place: GrantedSlot, life: int) -> Rank:
-        slot = place.slot
-        log = self.log_dir.absolute() / f"{self.role}-{slot.rank}.log"
-        identity = Identity(self.role, slot.rank, place.node, str(log), life)
-        own = {
-            "RANK": str(slot.rank),
-            "WORLD_SIZE": str(len(self.places)),
-            "LOCAL_RANK": "0",  # a rank sees only its own GPUs, so the first one is always its own
-            "OMP_NUM_THREADS": str(slot.threads),
-            "RAY_IGNORE_UNHANDLED_ERRORS": "1",  # of a failed call we read the receipt, not the value
-        }
-        if place.devices and "CUDA_VISIBLE_DEVICES" not in self.environment:
-            # The node's bundle holds the cards; the plan says which are this rank's. If Ray were asked for fractions
-            # of them, it could give any card of the bundle, and might find no room for the last engine among the
-            # fractions.
-            own["CUDA_VISIBLE_DEVICES"] = ",".join(place.devices)
-        options = {"num_cpus": slot.cpus, "num_gpus": 0, "scheduling_strategy": place.strategy}
-        worker = remote_worker().options(**options).remote(identity, {**self.environment, **own})
-        return Rank(identity, worker, worker.watch.remote(), worker.pid.remote(), place.node_id)
-
-
 class RoleGroup(Generic[R]):
     """The ranks of one role: one process for each, with one object of the class `R` in it."""
 
-    def __init__(self, making: Making) -> None:
+    def __init__(self, making: Making, again: Callable[[], Sequence[GrantedSlot]] | None = None) -> None:
+        """`again`: see `start`."""
         self.role = making.role
-        self._making = making
+        self._making, self._again = making, again
         ranks, started = making.begin(dict.fromkeys(range(len(making.places)), 0))
         self.ranks: Sequence[Rank] = ranks
         self.started = started
@@ -129,6 +60,7 @@ class RoleGroup(Generic[R]):
         distributed: bool = False,
         replaceable: bool = False,
         inner: Callable[[], Sequence[tuple[Any, ...]]] | None = None,
+        again: Callable[[], Sequence[GrantedSlot]] | None = None,
     ) -> Self:
         """Start a process for each place and build `factory(*arguments[rank])` in it. Returns at once.
 
@@ -137,17 +69,18 @@ class RoleGroup(Generic[R]):
         `distributed` ranks get MASTER_ADDR and MASTER_PORT of a store that rank 0 keeps open. The death of a
         `replaceable` rank ends only the waits for itself: whoever calls it starts it again.
         `inner` gives the spans that the role has recorded in its process since it was last asked, for the timeline:
-        the fields of `cluster.ranks.usage.InnerSpan`.
+        the fields of `cluster.ranks.usage.InnerSpan`. `again` gives the places of ranks that are started again, which
+        may be others after a node was lost; None: they stay.
         """
         if len(arguments) != len(places):
             raise ValueError(f"{role}: {len(arguments)} argument tuples for {len(places)} ranks")
         source, shared = _importable(factory), dict(environment or {})
         spans = _importable(inner) if inner else None
-        return cls(Making(role, source, arguments, places, log_dir, shared, distributed, replaceable, spans))
+        return cls(Making(role, source, arguments, places, log_dir, shared, distributed, replaceable, spans), again)
 
     def restart(self, numbers: Collection[int]) -> Call[None]:
         """End the ranks of these numbers, whatever they do, and start new ones in their places. Returns at once; later
-        calls to a new rank wait in line behind its construction.
+        calls to a new rank wait in line behind its construction. NodeLost if one has no place any more.
 
         Ranks that meet in a process group can only be restarted all together.
         """
@@ -155,6 +88,8 @@ class RoleGroup(Generic[R]):
             raise ValueError(f"{self.role}: ranks {sorted(numbers)} cannot be restarted without their peers")
         lives = {number: self.ranks[number].identity.life + 1 for number in sorted(numbers)}
         _stop([self.ranks[number] for number in lives])
+        if self._again is not None:
+            self._making = replace(self._making, places=self._again())
         made, started = self._making.begin(lives)
         new = dict(zip(lives, made, strict=True))
         self.ranks = [new.get(number, rank) for number, rank in enumerate(self.ranks)]

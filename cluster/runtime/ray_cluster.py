@@ -12,16 +12,13 @@ import socket
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Self
 
 import psutil
 import ray
-from ray.exceptions import GetTimeoutError
 from ray.util import placement_group, remove_placement_group
-from ray.util.placement_group import PlacementGroup, placement_group_table
-from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+from ray.util.placement_group import PlacementGroup
 
 from cluster.capacity.matching import assign
 from cluster.capacity.shortage import check_capacity, describe_shortage
@@ -31,12 +28,13 @@ from cluster.placement.node import Node
 from cluster.placement.plan import Plan
 from cluster.ranks import calls, role_group
 from cluster.ranks.host_memory import MemorySampler, peak_of_sum
+from cluster.ranks.making import GrantedSlot
 from cluster.ranks.node_clocks import NodeClocks
-from cluster.ranks.role_group import GrantedSlot, RoleGroup
+from cluster.ranks.role_group import RoleGroup
 from cluster.ranks.usage import Usage
 from cluster.ranks.watch import STARTED
-from cluster.ranks.worker import gpu_ids
 from cluster.runtime.fork_server import ForkServer, Imports
+from cluster.runtime.granted_nodes import GrantedNode, granted_again, granted_nodes, strategy_of
 from cluster.runtime.living_nodes import CARD, living_nodes
 from cluster.runtime.local_ray import ended, kill_at_once, on_loopback
 from cluster.runtime.orders import ORDERS, not_for_children, unheard
@@ -52,16 +50,6 @@ RAYS_CHOICE_S = 5.0
 """Seconds in which Ray must find nodes by itself."""
 CONNECT_S = 10.0
 """Seconds in which a cluster must accept a connection."""
-
-
-@dataclass(frozen=True, slots=True)
-class _Granted:
-    """The real node of a planned one."""
-
-    name: str
-    id: str
-    gpus: list[str]
-    """Names of the GPUs of our bundle on the node, in order."""
 
 
 class RayCluster:
@@ -83,7 +71,7 @@ class RayCluster:
         self._address = address or os.environ.get("RAY_ADDRESS")
         self._object_store_gib = object_store_gib or max(1.0, psutil.virtual_memory().total / 10 / GIB)
         self._group: PlacementGroup | None = None
-        self._nodes: list[_Granted] = []
+        self._nodes: list[GrantedNode] = []
         self._memory = MemorySampler()
         self._clocks = NodeClocks()
         self._peak_bytes = 0
@@ -105,16 +93,24 @@ class RayCluster:
 
     def places(self, role: str) -> list[GrantedSlot]:
         """The slots of a role's ranks, by rank."""
+        assert self._group is not None
         return [
             GrantedSlot(
                 slot,
                 self._nodes[slot.node].name,
                 self._nodes[slot.node].id,
-                self._strategy(slot.node),
+                strategy_of(self._group, slot.node),
                 tuple(self._nodes[slot.node].gpus[gpu] for gpu in slot.gpus),
             )
             for slot in self._plan.of(role)
         ]
+
+    def places_again(self, role: str) -> list[GrantedSlot]:
+        """As `places`, for ranks that are started again: what ran on a node that is lost has another one. NodeLost if
+        none has room."""
+        assert self._group is not None
+        self._nodes = granted_again(self._group, self._plan, self._nodes, self._deadline_s)
+        return self.places(role)
 
     def check_places(self, groups: Iterable[RoleGroup[Any]]) -> None:
         """Raise PlacementError if a rank runs on another node than planned, ClusterError if one does not say where. The
@@ -235,10 +231,8 @@ class RayCluster:
             for demand in demands
         ]
         self._grant(bundles)
-        names = {node["NodeID"]: node["NodeManagerHostname"] for node in ray.nodes()}
-        granted = placement_group_table(self._group)["bundles_to_node_id"]
-        gpus = self._gpu_ids([int(demand.gpus) for demand in demands])
-        self._nodes = [_Granted(names[granted[n]], granted[n], gpus[n]) for n in range(len(bundles))]
+        assert self._group is not None
+        self._nodes = granted_nodes(self._group, self._plan, self._deadline_s)
 
     def _grant(self, bundles: list[dict[str, float]]) -> None:
         """Wait for all bundles. Ray chooses node after node, and may wait forever although there is room: then our
@@ -262,24 +256,6 @@ class RayCluster:
         free, ids = living_nodes(free=True), [node["NodeID"] for node in ray.nodes() if node["Alive"]]
         found = assign(self._plan.demands, free)
         return free, [ids[found[n]] for n in range(self._plan.nodes)] if len(found) == self._plan.nodes else []
-
-    def _gpu_ids(self, counts: list[int]) -> list[list[str]]:
-        """Names of the GPUs of each bundle on its node."""
-        asked = {
-            node: gpu_ids().options(num_gpus=count, scheduling_strategy=self._strategy(node)).remote()
-            for node, count in enumerate(counts)
-            if count
-        }
-        try:
-            answers = dict(zip(asked, ray.get(list(asked.values()), timeout=self._deadline_s), strict=True))
-        except GetTimeoutError:
-            raise PlacementError(
-                f"the nodes were granted, but no process started on them within {self._deadline_s:g} s; see Ray's logs"
-            ) from None
-        return [answers.get(node, []) for node in range(len(counts))]
-
-    def _strategy(self, node: int) -> PlacementGroupSchedulingStrategy:
-        return PlacementGroupSchedulingStrategy(self._group, node)
 
 
 @contextmanager

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import psutil
@@ -14,10 +15,11 @@ import pytest
 import ray
 from ray.cluster_utils import Cluster
 
-from cluster.config import GroupConfig, LocalPlacement
-from cluster.errors import PlacementError
+from cluster.config import GroupConfig, GroupsPlacement, LocalPlacement, PlacedGroup, PoolConfig
+from cluster.errors import NodeLost, PlacementError, RankFailure
 from cluster.placement.plan import RoleNeed, plan
 from cluster.ranks.role_group import RoleGroup
+from cluster.runtime.granted_nodes import NOTICED_S
 from cluster.runtime.ray_cluster import RayCluster
 from tests.integration.stub_role import Stub
 
@@ -92,6 +94,46 @@ def test_an_address_where_no_cluster_is_is_named() -> None:
         RayCluster(wanted, deadline_s=5, address="127.0.0.1:1"),
     ):
         pass
+
+
+@pytest.mark.slow
+def test_what_ran_on_a_lost_node_goes_to_another_one_or_the_node_is_named(tmp_path: Path) -> None:
+    """Two engines on nodes of their own, a spare node with a made-up card; then none is spare."""
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
+    try:
+        nodes = [cluster.add_node(num_cpus=2, num_gpus=1) for _ in range(3)]
+        pool = PoolConfig(nodes=2, gpus_per_node=1, cpus_per_node=2, host_memory_gib=1)
+        groups = {"engines": PlacedGroup(pool="all", nodes=2, gpus_per_node=1, roles=("reward",))}
+        wanted = plan(
+            GroupsPlacement(type="groups", pools={"all": pool}, groups=groups), [RoleNeed("reward", gpu=True)]
+        )
+        with RayCluster(wanted, deadline_s=60, address=cluster.address) as running:
+            group = RoleGroup.start(
+                *("reward", Stub, [("a",), ("b",)], running.places("reward")),
+                log_dir=tmp_path,
+                replaceable=True,
+                again=partial(running.places_again, "reward"),
+            )
+            group.ready(60)
+            for spare in (True, False):
+                before = {rank.node_id for rank in group.ranks}
+                lost = next(node for node in nodes if node.node_id == group.ranks[1].node_id)
+                nodes.remove(lost)
+                cluster.remove_node(lost, allow_graceful=False)
+                with pytest.raises(RankFailure, match="reward rank 1"):
+                    group.map(Stub.hang, [False, True]).result(60)
+                if spare:
+                    group.restart([1]).result(60)
+                    assert group.ranks[1].node_id not in before and group.ranks[0].node_id in before
+                    running.check_places([group])
+                    assert group.map(Stub.add, [1, 2], 1).result(20) == [2, 3]
+            began = time.monotonic()
+            said = r"node \S+ is lost, and no other one can hold what ran there: asked for 2 x .*; having "
+            with pytest.raises(NodeLost, match=said):
+                group.restart([1])
+            assert time.monotonic() - began < NOTICED_S
+    finally:
+        cluster.shutdown()
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,104 @@
+"""A node that is lost: where its planned node goes, and what is said if there is no room, without Ray."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+
+from cluster.errors import NodeLost
+from cluster.placement.plan import Plan, Slot
+from cluster.runtime import granted_nodes as module
+from cluster.runtime import living_nodes
+from cluster.runtime.granted_nodes import GrantedNode, granted_again
+
+PLAN = Plan(tuple(Slot("rollout", n, n, 4, 4, (0,)) for n in range(2)), ("a",) * 2, ("",) * 2)
+BEFORE = [GrantedNode("host-0", "id-0", ["0"]), GrantedNode("host-1", "id-1", ["0"])]
+
+
+@dataclass
+class Nodes:
+    """Ray's nodes; each look at them is a moment later."""
+
+    alive: dict[str, bool]
+    answering: set[str]
+    homes: dict[int, str] = field(default_factory=lambda: {0: "id-0", 1: "id-1"})
+    state: str = "CREATED"
+    later: list[Callable[[Nodes], None]] = field(default_factory=list)
+    """What happens before the next looks."""
+
+    def nodes(self) -> list[dict[str, Any]]:
+        if self.later:
+            self.later.pop(0)(self)
+        has = {"CPU": 8.0, "GPU": 1.0, "memory": 2.0**33}
+        return [
+            {"NodeID": own, "Alive": alive, "NodeManagerHostname": own.replace("id", "host"), "Resources": has}
+            for own, alive in self.alive.items()
+        ]
+
+
+@pytest.fixture
+def see(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Nodes]:
+    def begin(alive: dict[str, bool], **more: Any) -> Nodes:
+        seen = Nodes(alive, **{"answering": {own for own, alive in alive.items() if alive}, **more})
+        monkeypatch.setattr(module.ray, "nodes", seen.nodes)
+        monkeypatch.setattr(
+            module, "placement_group_table", lambda group: {"state": seen.state, "bundles_to_node_id": seen.homes}
+        )
+        monkeypatch.setattr(module, "_answers", lambda node: node["NodeID"] in seen.answering)
+        monkeypatch.setattr(module, "_gpu_ids", lambda group, plan, nodes, s: {n: [f"card of {n}"] for n in nodes})
+        monkeypatch.setattr(module, "NODE_POLL_S", 0.0)
+        free = {own: {"CPU": 8.0} for own in alive}
+        monkeypatch.setattr(living_nodes, "available_resources_per_node", lambda: free)
+        return seen
+
+    return begin
+
+
+GROUP: Any = None
+
+
+def test_nodes_that_live_stay(see: Callable[..., Nodes]) -> None:
+    see({"id-0": True, "id-1": True})
+    assert granted_again(GROUP, PLAN, BEFORE, 9.0) == BEFORE
+
+
+def test_what_ran_on_a_lost_node_has_the_one_that_ray_has_put_it_on(see: Callable[..., Nodes]) -> None:
+    """Ray notices the loss after a while, and moves it after another while."""
+
+    def noticed(seen: Nodes) -> None:
+        seen.alive["id-1"], seen.state = False, "RESCHEDULING"
+
+    def moved(seen: Nodes) -> None:
+        seen.homes[1], seen.state = "id-2", "CREATED"
+
+    def nothing(seen: Nodes) -> None: ...
+
+    later = [nothing, nothing, noticed, nothing, nothing, moved]
+    see({"id-0": True, "id-1": True, "id-2": True}, answering={"id-0", "id-2"}, later=later)
+    assert granted_again(GROUP, PLAN, BEFORE, 9.0) == [BEFORE[0], GrantedNode("host-2", "id-2", ["card of 1"])]
+    assert not later
+
+
+def test_a_plan_that_the_nodes_left_cannot_hold_is_told_at_once(see: Callable[..., Nodes]) -> None:
+    see({"id-0": True, "id-1": False})
+    said = (
+        r"node host-1 is lost, and no other one can hold what ran there: asked for 2 x \(4 CPUs.*having host-0: 8 CPUs"
+    )
+    with pytest.raises(NodeLost, match=said):
+        granted_again(GROUP, PLAN, BEFORE, 999.0)
+
+
+def test_a_node_that_is_busy_is_waited_for_until_the_deadline(see: Callable[..., Nodes]) -> None:
+    see({"id-0": True, "id-1": False, "id-2": True}, state="RESCHEDULING")
+    with pytest.raises(NodeLost, match=r"node host-1 is lost, and no other one had room within 0\.05 s"):
+        granted_again(GROUP, PLAN, BEFORE, 0.05)
+
+
+def test_a_node_that_ray_does_not_give_up_is_named(see: Callable[..., Nodes], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "NOTICED_S", 0.05)
+    see({"id-0": True, "id-1": True}, answering={"id-0"})
+    with pytest.raises(NodeLost, match=r"node host-1 does not answer, and Ray has not given it up within 0\.05 s"):
+        granted_again(GROUP, PLAN, BEFORE, 9.0)
