@@ -38,8 +38,14 @@ class Packed:
 
     def to(self, device: torch.device) -> Packed:
         """The same on `device`."""
-        tensors = (self.token_ids.to(device), self.position_ids.to(device), self.starts.to(device))
-        return Packed(*tensors, self.longest)
+        token_ids, position_ids, starts = (sent(x, device) for x in (self.token_ids, self.position_ids, self.starts))
+        return Packed(token_ids, position_ids, starts, self.longest)
+
+
+def sent(tensor: Tensor, device: torch.device) -> Tensor:
+    """`tensor`, which is on the CPU, on `device`. A GPU is not waited for: from memory that is not pinned a copy would
+    begin only when the GPU has done all that it was given before."""
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor
 
 
 def balance(lengths: Sequence[int], parts: int) -> list[list[int]]:

@@ -33,6 +33,8 @@ class RolloutEngine:
         from transformers import AutoTokenizer
 
         prepare_process(setup)
+        from roles.generation.quick_outputs import quicken
+
         self._setup = setup
         self._version: int | None = 0
         """Of the loaded weights; None once a push has begun and until it has been verified."""
@@ -46,6 +48,7 @@ class RolloutEngine:
         self._read, self._cached = 0, 0
         """Tokens before the responses so far, and those of them that came from the prefix cache."""
         self._engine = start_engine(setup)
+        quicken(self._engine)
         tokenizer = AutoTokenizer.from_pretrained(setup.model_path, trust_remote_code=setup.trust_remote_code)
         self._format = TurnFormat(tokenizer)
         self._environments = Environments(setup.environment) if setup.environment else None
@@ -111,9 +114,8 @@ class RolloutEngine:
         answer = output.outputs[0]
         if answer.finish_reason not in ("stop", "length") or not answer.token_ids:
             raise RolloutError(f"engine {self._setup.index} ended row {row} with {answer.finish_reason!r}")
-        # FlatLogprobs: the sampled token's entry comes first at each position
-        flat: Any = answer.logprobs
-        logprobs = [flat.logprobs[start] for start in flat.start_indices]
+        flat: Any = answer.logprobs  # FlatLogprobs: only the sampled tokens' were asked for
+        logprobs = list(flat.logprobs)
         if not all(map(math.isfinite, logprobs)):
             raise RolloutError(f"engine {self._setup.index} sampled with log-probabilities that are not finite")
         self._generated += len(answer.token_ids)

@@ -11,7 +11,6 @@ import gc
 import os
 import sys
 from collections.abc import Callable
-from importlib.metadata import version
 from typing import Annotated, Any
 
 import typer
@@ -86,7 +85,9 @@ for name, command in COMMANDS.items():
 
 def _tell_version(asked: bool) -> None:
     if asked:
-        typer.echo(f"tetrarch {version('tetrarch')}")
+        from orchestrator.stages.run_facts import product
+
+        typer.echo(product())
         raise typer.Exit
 
 

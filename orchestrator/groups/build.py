@@ -246,6 +246,7 @@ class Builder(Generic[C]):
             seed=config.seed,
             zero=role.zero,
             micro_batch_tokens=role.micro_batch_tokens,
+            fused_kernels=role.fused_kernels,
             shares_card=any(place.slot.share < 1 for place in self.cluster.places(name)),
             trust_remote_code=role.model.trust_remote_code,
         )

@@ -59,15 +59,18 @@ evaluation.every evaluation.prompts evaluation.samples evaluation.by evaluation.
 evaluation.judge.workers evaluation.judge.timeout_s evaluation.judge.retries evaluation.judge.urls
 evaluation.judge.headers evaluation.judge.asks.api_key_env evaluation.judge.asks.headers evaluation.judge.asks.prices
 evaluation.judge.asks.concurrency evaluation.judge.asks.timeout_s evaluation.judge.asks.patience_s
-retraining.judge.zero retraining.judge.micro_batch_tokens retraining.judge.model.trust_remote_code
+retraining.judge.zero retraining.judge.micro_batch_tokens retraining.judge.fused_kernels
+retraining.judge.model.trust_remote_code
 retraining.judge.workers retraining.judge.timeout_s retraining.judge.retries retraining.judge.urls
 retraining.judge.headers retraining.judge.api_key_env retraining.judge.concurrency retraining.judge.patience_s
 retraining.judge.prices retraining.prompts retraining.responses_per_prompt retraining.epochs
 retraining.groups_per_step retraining.optimizer.learning_rate retraining.optimizer.schedule
 retraining.gradient_checkpointing
-trained.zero trained.micro_batch_tokens trained.gradient_checkpointing trained.model.trust_remote_code canary alerts
+trained.zero trained.micro_batch_tokens trained.gradient_checkpointing trained.fused_kernels
+trained.model.trust_remote_code canary alerts
 trained.optimizer.learning_rate trained.optimizer.schedule
-frozen.micro_batch_tokens frozen.zero frozen.model.trust_remote_code reward.urls reward.headers reward.protocol
+frozen.micro_batch_tokens frozen.zero frozen.fused_kernels frozen.model.trust_remote_code
+reward.urls reward.headers reward.protocol
 reward.workers reward.timeout_s reward.retries environment.workers environment.timeout_s environment.retries
 rollout.prompts_per_step rollout.responses_per_prompt rollout.stream_samples rollout.engine
 ppo.policy.clip ppo.policy.clip_high ppo.policy.dual_clip ppo.policy.entropy_coefficient ppo.policy.importance

@@ -9,7 +9,7 @@ import subprocess
 from collections import Counter
 from collections.abc import Iterator
 from functools import cache
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import psutil
@@ -66,12 +66,20 @@ def _card(file: Path) -> str:
     return next((line.partition(":")[2].strip() for line in lines if line.startswith("Model")), "GPU")
 
 
+def product() -> str:
+    """`tetrarch 0.1.0`; `tetrarch, not installed` where it runs from its sources alone."""
+    try:
+        return f"tetrarch {version('tetrarch')}"
+    except PackageNotFoundError:
+        return "tetrarch, not installed"
+
+
 @cache
 def code() -> str:
     """Such as `tetrarch 0.1.0, commit 1a2b3c4d5e6f with changes`; no commit where the source is no checkout."""
     commit = _git("rev-parse", "--short=12", "HEAD") if (SOURCE / ".git").exists() else ""
     changed = " with changes" if commit and _git("status", "--porcelain", "--untracked-files=no") else ""
-    return f"tetrarch {version('tetrarch')}" + (f", commit {commit}{changed}" if commit else "")
+    return product() + (f", commit {commit}{changed}" if commit else "")
 
 
 def _git(*words: str) -> str:

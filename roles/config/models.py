@@ -76,6 +76,9 @@ class FrozenRole(Section):
     """How the group's ranks share the model."""
     micro_batch_tokens: int = Field(default=4096, ge=1)
     """Most tokens of one packed forward pass on one rank; a single sample that is longer has a pass of its own."""
+    fused_kernels: bool = True
+    """On GPUs, run norms, rotary embedding and gated activations as one kernel each (Liger's), where that was compared
+    with the architecture's own layers; less memory and time, other rounding."""
 
 
 class LoraConfig(Section):

@@ -8,7 +8,9 @@ ZeRO-3 gathers its weight around one call.
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from functools import cache
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +21,8 @@ from transformers.modeling_outputs import MoeModelOutputWithPast
 
 from roles.losses.logprobs import finite_logprobs
 from roles.models.early_end import Forbidden
+
+Computation = TypeVar("Computation", bound=Callable[..., Any])
 
 BLOCK, CARD_BLOCK = 1 << 22, 1 << 25
 """Logits held at a time. On CPU 16 MiB in float32, which fits a processor's cache; on a GPU 128 MiB, since more
@@ -75,20 +79,13 @@ class _Scores(torch.autograd.Function):
         picked = torch.zeros(len(hidden), dtype=wide, device=hidden.device)
         largest = torch.full_like(picked, torch.finfo(wide).min)
         total, weighted = torch.zeros_like(picked), torch.zeros_like(picked)  # Σ eᶻ and Σ eᶻ·z; z = logit - largest
+        add = _on_card(_add_block) if hidden.is_cuda else _add_block
         for columns in _blocks(hidden, weight):
-            scaled = _logits(hidden, weight, bias, columns, temperature, forbidden)
-            inside, here = _labels_in(columns, labels)
-            picked += torch.where(inside, scaled.gather(-1, here[:, None])[:, 0], 0)
-            risen = torch.maximum(largest, scaled.amax(-1))
-            shift = largest - risen
-            scaled.sub_(risen[:, None])
-            if with_entropy:
-                powers = finite_logprobs(scaled).exp()
-                weighted = shift.exp() * (weighted + shift * total) + torch.linalg.vecdot(powers, scaled)
-            else:
-                powers = scaled.exp_()
-            total = shift.exp() * total + powers.sum(-1)
-            largest = risen
+            logits = _logits(hidden, weight, bias, columns, forbidden)
+            sums = (picked, largest, total, weighted)
+            picked, largest, total, weighted = add(
+                logits, *_labels_in(columns, labels), temperature, *sums, with_entropy
+            )
         normaliser = largest + total.log()
         entropy = total.log() - weighted / total if with_entropy else weighted
         ctx.save_for_backward(hidden, weight, bias, labels, normaliser, entropy)
@@ -105,27 +102,24 @@ class _Scores(torch.autograd.Function):
         to_weight = torch.empty_like(weight) if wanted_weight else None
         to_bias = torch.empty_like(bias) if wanted_bias else None
         gain = torch.zeros_like(normaliser) if for_logprobs is None else for_logprobs / ctx.temperature
+        slope_of = _on_card(_slope) if hidden.is_cuda else _slope
         for columns in _blocks(hidden, weight):
-            logits = _logits(hidden, weight, bias, columns, ctx.temperature, ctx.forbidden)
-            logprobs = logits.sub_(normaliser[:, None])
-            if for_entropy is None:
-                slope = logprobs.exp_().mul_(-gain[:, None])
-            else:
-                powers = finite_logprobs(logprobs).exp()
-                # p_j · (…) first, which is 0 where p_j is 0: the lowest finite number times another factor may be
-                # infinite.
-                slope = logprobs.add_(entropy[:, None]).mul_(powers).mul_(-(for_entropy / ctx.temperature)[:, None])
-                slope -= powers.mul_(gain[:, None])
-            inside, here = _labels_in(columns, labels)
-            slope.scatter_add_(-1, here[:, None], torch.where(inside, gain, 0)[:, None])
-            narrow = slope.to(weight.dtype)
+            logits = _logits(hidden, weight, bias, columns, ctx.forbidden)
+            where = _labels_in(columns, labels)
+            slope = slope_of(logits, *where, ctx.temperature, normaliser, gain, entropy, for_entropy)
             if to_hidden is not None:
-                to_hidden += narrow @ weight[columns]
+                to_hidden += slope @ weight[columns]
             if to_weight is not None:
-                torch.mm(narrow.T, hidden, out=to_weight[columns])
+                torch.mm(slope.T, hidden, out=to_weight[columns])
             if to_bias is not None:
-                to_bias[columns] = slope.sum(0).to(bias.dtype)
+                to_bias[columns] = slope.sum(0)
         return None if to_hidden is None else to_hidden.to(hidden.dtype), to_weight, to_bias, *[None] * 4
+
+
+@cache
+def _on_card(function: Computation) -> Computation:
+    """Compiled to a few kernels that pass over a block of logits once, for any number of rows and columns."""
+    return cast(Computation, torch.compile(function, dynamic=True))
 
 
 def _blocks(hidden: Tensor, weight: Tensor) -> list[slice]:
@@ -135,18 +129,65 @@ def _blocks(hidden: Tensor, weight: Tensor) -> list[slice]:
     return [slice(first, min(first + width, len(weight))) for first in range(0, len(weight), width)]
 
 
-def _logits(
-    hidden: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    columns: slice,
-    temperature: float,
-    forbidden: Forbidden | None,
-) -> Tensor:
-    """Logits `[n, columns]` divided by the temperature, at least float32, in new memory; -inf for a forbidden token."""
+def _logits(hidden: Tensor, weight: Tensor, bias: Tensor | None, columns: slice, forbidden: Forbidden | None) -> Tensor:
+    """Logits `[n, columns]` in the weight's dtype, in new memory; -inf for a forbidden token."""
     logits = F.linear(hidden, weight[columns], None if bias is None else bias[columns])
-    scaled = logits.to(torch.promote_types(logits.dtype, torch.float32)).div_(temperature)
-    return forbidden.drop(scaled, columns.start) if forbidden else scaled
+    return forbidden.drop(logits, columns.start) if forbidden else logits
+
+
+def _scaled(logits: Tensor, temperature: float) -> Tensor:
+    """Divided by the temperature, at least float32, perhaps in the same memory."""
+    return logits.to(torch.promote_types(logits.dtype, torch.float32)).div_(temperature)
+
+
+def _add_block(
+    logits: Tensor,
+    inside: Tensor,
+    here: Tensor,
+    temperature: float,
+    picked: Tensor,
+    largest: Tensor,
+    total: Tensor,
+    weighted: Tensor,
+    with_entropy: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The last four tensors with a block of logits added; may overwrite `logits`. All are `[n]`: the label's logit, the
+    largest one, Σ eᶻ and Σ eᶻ·z with z = logit - largest."""
+    scaled = _scaled(logits, temperature)
+    picked = picked + torch.where(inside, scaled.gather(-1, here[:, None])[:, 0], 0)
+    risen = torch.maximum(largest, scaled.amax(-1))
+    shift = largest - risen
+    scaled.sub_(risen[:, None])
+    if with_entropy:
+        powers = finite_logprobs(scaled).exp()
+        weighted = shift.exp() * (weighted + shift * total) + torch.linalg.vecdot(powers, scaled)
+    else:
+        powers = scaled.exp_()
+    return picked, risen, shift.exp() * total + powers.sum(-1), weighted
+
+
+def _slope(
+    logits: Tensor,
+    inside: Tensor,
+    here: Tensor,
+    temperature: float,
+    normaliser: Tensor,
+    gain: Tensor,
+    entropy: Tensor,
+    for_entropy: Tensor | None,
+) -> Tensor:
+    """Gradient of a block of logits, in their dtype; may overwrite `logits`. `gain`, the gradient of the
+    log-probabilities, is divided by the temperature already."""
+    logprobs = _scaled(logits, temperature).sub_(normaliser[:, None])
+    if for_entropy is None:
+        slope = logprobs.exp_().mul_(-gain[:, None])
+    else:
+        powers = finite_logprobs(logprobs).exp()
+        # p_j · (…) first, which is 0 where p_j is 0: the lowest finite number times another factor may be infinite.
+        slope = logprobs.add_(entropy[:, None]).mul_(powers).mul_(-(for_entropy / temperature)[:, None])
+        slope -= powers.mul_(gain[:, None])
+    at_label = slope.gather(-1, here[:, None]) + torch.where(inside, gain, 0)[:, None]
+    return slope.to(logits.dtype).scatter_(-1, here[:, None], at_label.to(logits.dtype))
 
 
 def _labels_in(columns: slice, labels: Tensor) -> tuple[Tensor, Tensor]:

@@ -18,7 +18,7 @@ from roles.config.losses import LossMean
 from roles.errors import Diverged, LossNotFinite
 from roles.losses.means import denominator, masked_mean_weight
 from roles.models.early_end import places_in_responses
-from roles.packing import Packed, pack
+from roles.packing import Packed, pack, sent
 from roles.shares import E, RankShare
 from roles.zero.sharded import ShardedModel, Work
 
@@ -58,10 +58,10 @@ class MicroBatch:
         starts = lengths.cumsum(0) - lengths
         return cls(
             pack(token_ids, lengths).to(device),
-            (starts[row] + column - 1).to(device),
-            token_ids[row, column].to(device),
-            row.to(device),
-            places_in_responses(mask)[row, column].to(device),
+            sent(starts[row] + column - 1, device),
+            sent(token_ids[row, column], device),
+            sent(row, device),
+            sent(places_in_responses(mask)[row, column], device),
         )
 
 
@@ -70,7 +70,7 @@ def picked(values: Tensor, batch: TokenRows, rows: Sequence[int], device: torch.
     if not rows:
         return torch.zeros(1, dtype=values.dtype, device=device)
     index = torch.as_tensor(rows)
-    return values[index][batch.response_mask[index]].to(device)
+    return sent(values[index][batch.response_mask[index]], device)
 
 
 def per_token(model: ShardedModel, batch: TokenRows, forward: Callable[[MicroBatch], Tensor]) -> Tensor:
@@ -78,14 +78,16 @@ def per_token(model: ShardedModel, batch: TokenRows, forward: Callable[[MicroBat
 
     A collective: every rank of the model's group must call it, also with no row.
     """
-    answers = torch.zeros(batch.token_ids.shape)
+    found = []  # stays on the GPU until the last pass has been begun: a copy waits for the GPU
     for rows in model.passes(batch.lengths.tolist()):
         with torch.no_grad():
-            numbers = forward(MicroBatch.of(batch, rows, model.device)).float().cpu()
+            found.append((rows, forward(MicroBatch.of(batch, rows, model.device)).float()))
+    answers = torch.zeros(batch.token_ids.shape)
+    for rows, numbers in found:
         if rows:
             index = torch.as_tensor(rows)
             row, column = batch.response_mask[index].nonzero(as_tuple=True)
-            answers[index[row], column] = numbers
+            answers[index[row], column] = numbers.cpu()
     return answers
 
 

@@ -25,6 +25,8 @@ class ModelSetup:
     shares_card: bool = False
     """Whether other processes use the same GPU; memory that torch keeps in reserve is then released between calls."""
     gradient_checkpointing: bool = False
+    fused_kernels: bool = False
+    """Fused kernels in the layers, on GPUs (`roles.models.fused_kernels`)."""
     optimizer: OptimizerConfig | None = None
     """The optimizer; None for a frozen model."""
     optimizer_steps: int = 0

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from roles.errors import Diverged, LossNotFinite, RoleError
+from roles.models.fused_kernels import fuse
 from roles.models.lora import adapt, state_name
 from roles.packing import micro_batches
 from roles.spans import span
@@ -72,6 +73,8 @@ class ShardedModel:
             module = load()
         self.module: Any = module.requires_grad_(config is not None)
         transformer: Any = module.model
+        if setup.fused_kernels and setup.device == "cuda":
+            print(f"layers of {setup.model_path}: {'fused kernels' if fuse(transformer) else 'those of transformers'}")
         if setup.freeze_backbone:
             transformer.base_model.requires_grad_(False)
         if setup.lora:

@@ -6,8 +6,8 @@ Random models of tests/gpu/models.py (made in FOLDER, a temporary one otherwise)
 
 generate: 256 prompts of 16 tokens, 512 response tokens each, through `RolloutEngine` and through the very vLLM engine
 inside it, asked for no log-probabilities: tokens per second.
-update: 64 samples of 768 to 1024 tokens, one optimizer step with checkpointing, by the actor under ZeRO-3 and by a
-plain loop over the same module (flash attention, the head in blocks, fused AdamW on bfloat16 weights): seconds, MFU.
+update: 64 samples of 768 to 1024 tokens, one optimizer step, by the actor under ZeRO-3 and by a plain loop over the
+same module (flash attention, fused kernels, the head in blocks, fused AdamW on bfloat16 weights): seconds, MFU.
 
 `--device cpu` is for the tests: the same steps in small, whose figures say nothing.
 
@@ -31,7 +31,7 @@ from tests.gpu import models
 if TYPE_CHECKING:
     from roles.batch import Rollouts
 
-PROMPT_TOKENS, MICRO_BATCH_TOKENS = 16, 16384
+PROMPT_TOKENS, MICRO_BATCH_TOKENS = 16, 32768
 USUAL = {"generate": (256, 512), "update": (64, 1024)}
 """Rows, and tokens of a response (generate) or of a row at most (update)."""
 
@@ -90,7 +90,7 @@ def update(folder: Path, rows: int, tokens: int, device: Literal["cpu", "cuda"])
     """Seconds and MFU of both."""
     from tests.gpu import rank
 
-    spec = {"gradient_checkpointing": True, "micro_batch_tokens": MICRO_BATCH_TOKENS, "device": device}
+    spec = {"shares_card": False, "micro_batch_tokens": MICRO_BATCH_TOKENS, "device": device}
     done = rank.run(folder, {**spec, "rows": rows, "tokens": tokens, "repeat": 3})
     plain = _plain_update(folder, rank.rollouts_of(rows, tokens), torch.device(device))
     seconds = {"actor": done["update"]["seconds"], "plain": plain}
@@ -105,12 +105,15 @@ def _name(device: str) -> str:
 
 
 def _plain_update(folder: Path, batch: Rollouts, device: torch.device) -> float:
+    from roles.models.fused_kernels import fuse
     from roles.models.networks import PolicyModel
     from roles.packing import micro_batches
     from roles.zero.micro_batch import MicroBatch
     from tests.gpu.rank import wait_for_the_card
 
-    model = PolicyModel.load(folder / "policy", dtype=torch.bfloat16, gradient_checkpointing=True).to(device).train()
+    model = PolicyModel.load(folder / "policy", dtype=torch.bfloat16).to(device)
+    if device.type == "cuda":
+        fuse(model.model)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5, fused=True)
     bins = micro_batches(batch.lengths.tolist(), MICRO_BATCH_TOKENS)
     best = float("inf")

@@ -52,6 +52,7 @@ def setup_of(folder: Path, role: str, spec: dict[str, Any]) -> ModelSetup:
         seed=1,
         zero=ZeroConfig(),
         micro_batch_tokens=64,
+        fused_kernels=True,
         shares_card=True,
         optimizer=None if role == "reference" else CONSTANT,
         optimizer_steps=100,

@@ -80,12 +80,12 @@ def test_what_sleeps_or_is_offloaded_is_saved_and_loaded(folder_of: Callable[[st
 
 
 def test_a_billion_parameters_use_the_card(folder_of: Callable[[str], Path], card: str) -> None:
-    """In bfloat16, with checkpointing; 6 operations a parameter and token (recomputing does not count)."""
-    spec = {"gradient_checkpointing": True, "micro_batch_tokens": 16384, "rows": 64, "tokens": 1024, "repeat": 3}
+    """In bfloat16, alone on the card; 6 operations a parameter and token."""
+    spec = {"shares_card": False, "micro_batch_tokens": 32768, "rows": 64, "tokens": 1024, "repeat": 3}
     result = Rank(folder_of("1b"), spec).result()
     known = card_called(card)
     assert known is not None, f"{card} is not in cluster/placement/accelerators.py"
     reached = 6 * result["parameters"] * result["tokens"] / result["update"]["seconds"] / (1e12 * known.tflops)
     scored = 2 * result["parameters"] * result["tokens"] / result["score"]["seconds"] / (1e12 * known.tflops)
     print(f"1.2B: MFU of the update {reached:.1%}, of scoring {scored:.1%}; {result['update']}")
-    assert reached > 0.2  # 24 % were measured on an H100, 26 % in plain PyTorch
+    assert reached > 0.4  # 46.6 % were measured on an H100

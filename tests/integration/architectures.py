@@ -203,6 +203,13 @@ def save(name: str, folder: Path) -> Path:
 
 
 def _save(config: Any, folder: Path) -> Path:
+    random_model(config).save_pretrained(folder)
+    save_tokenizer(folder)
+    return folder
+
+
+def random_model(config: Any) -> Any:
+    """A language model in float32."""
     import torch
     from transformers import AutoModelForCausalLM
 
@@ -216,6 +223,4 @@ def _save(config: Any, folder: Path) -> Path:
     for name, buffer in model.named_buffers():
         if name.endswith("correction_bias"):  # of a router: chooses experts, and is not trained
             buffer.normal_(0, 0.1)
-    model.save_pretrained(folder)
-    save_tokenizer(folder)
-    return folder
+    return model

@@ -62,6 +62,7 @@ class FakeLLM:
 
     def __init__(self, arguments: Any) -> None:
         self.arguments = arguments
+        self.output_processor = SimpleNamespace(tokenizer="not vLLM's")
         self.batches: list[list[Answer]] = []
         self._open: dict[str, Answer] = {}
 

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import subprocess
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import pytest
 
 from orchestrator.config.loading import load_config
 from orchestrator.stages import run_facts
-from orchestrator.stages.run_facts import code, machine
+from orchestrator.stages.run_facts import code, machine, product
 
 ROOT = Path(__file__).resolve().parents[4]
 
@@ -30,6 +32,16 @@ def test_cards_are_named_without_asking_their_driver(tmp_path: Path, monkeypatch
     machine.cache_clear()
     assert machine().endswith(" GiB, 2 NVIDIA H100")
     machine.cache_clear()
+
+
+def test_sources_that_are_not_installed_have_no_version(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert product() == f"tetrarch {version('tetrarch')}"
+    monkeypatch.setattr(importlib.metadata.Distribution, "from_name", lose)
+    assert product() == "tetrarch, not installed"
+
+
+def lose(name: str) -> None:
+    raise PackageNotFoundError(name)
 
 
 def test_the_commit_of_a_checkout_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
