@@ -70,6 +70,8 @@ class RoleSize:
     sleep: bool = False
     """Whether gradients and optimizer are on the card only while the role trains."""
     checkpointing: bool = False
+    fused: bool = False
+    """Whether norms, rotary embedding and gated activations run as one kernel each."""
     tokens: int = 4096
     """Tokens of one micro-batch: `micro_batch_tokens`, or the longest sample if that is longer."""
     scored_share: float = 0.5
@@ -229,11 +231,14 @@ def _scoring_bytes(role: RoleSize) -> int:
 def _activation_bytes(role: RoleSize) -> float:
     """Bytes of activations kept for the backward pass, per token."""
     model, width = role.model, role.number_bytes
-    # Two norms keep float32 inputs and outputs and one narrow output each; attention its query, key, value and output
-    # before and after the rotation; the MLP gate, up, their product and the activation.
-    norms = 20 * model.hidden
-    attention = width * 4 * (model.heads * model.head_width + model.kv_width)
-    layer = norms + attention + 4 * width * model.intermediate
+    attention = 2 * width * (model.heads * model.head_width + model.kv_width)
+    if role.fused:
+        # Two norms keep inputs and outputs; attention its query, key, value and output; the MLP gate, up and product.
+        layer = 4 * width * model.hidden + attention + 3 * width * model.intermediate
+    else:
+        # Two norms keep float32 inputs and outputs and one narrow output each; attention also what was not rotated yet;
+        # the MLP also the activation.
+        layer = 20 * model.hidden + 2 * attention + 4 * width * model.intermediate
     return width * model.hidden * model.layers + layer if role.checkpointing else layer * model.layers
 
 

@@ -44,6 +44,8 @@ class ModelSize:
     together; 0: keys and values are cached per head."""
     whole_logits: bool = False
     """Whether the logits of all scored tokens are held at once, because they are scaled or capped after the head."""
+    fusible: bool = False
+    """Whether there are fused kernels for its layers."""
     estimated: bool = False
     """Whether only the number of parameters is known, and the other sizes are estimated from it."""
 

@@ -121,6 +121,7 @@ def sharded_size(
         offload_parameters=section.zero.offload_parameters,
         sleep=section.zero.sleep,
         checkpointing=isinstance(section, TrainedRole) and section.gradient_checkpointing,
+        fused=config.device == "cuda" and section.fused_kernels and model.fusible,
         tokens=max(section.micro_batch_tokens, longest),
         nodes=len({slot.node for slot in slots}),
         threads=slots[0].threads,

@@ -14,6 +14,7 @@ from typing import Any
 
 from cluster.estimate.model_size import ModelSize
 from orchestrator.sizes.families import FAMILIES, Family, Flag, Mixture
+from roles.config.models import FUSED_ARCHITECTURES
 
 Linear = tuple[int, int]
 """(inputs, outputs) of a linear layer."""
@@ -59,6 +60,8 @@ class Decoder:
     head_width: int
     latent: int
     experts_per_token: int
+    fusible: bool
+    """Whether there are fused kernels for its layers."""
     adaptable: bool
     """Whether LoRA can be added to the linear layers."""
     whole_logits: bool
@@ -85,6 +88,7 @@ class Decoder:
             expert=sparse[0][0].expert if sparse else 0,
             sparse_layers=sum(count for _, count in sparse),
             latent=self.latent,
+            fusible=self.fusible,
             whole_logits=self.whole_logits and not value_head,
         )
 
@@ -191,6 +195,7 @@ class _Reader:
             head_width=self._head_width(),
             latent=self.get("kv_lora_rank") + self.get("qk_rope_head_dim") if family.latent else 0,
             experts_per_token=self.get("num_experts_per_tok") if family.mixture else 0,
+            fusible=self.config["model_type"] in FUSED_ARCHITECTURES,
             adaptable=family.linear,
             whole_logits=family.whole_logits or (family.plain_if is not None and not self._is_plain(*family.plain_if)),
         )

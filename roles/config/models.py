@@ -67,6 +67,13 @@ class ZeroConfig(Section):
     """Keep the parameter shards in host memory (GPUs only, stage 3)."""
 
 
+FUSED_ARCHITECTURES = (
+    *("exaone4", "gemma", "gemma2", "gemma3_text", "granite", "llama", "mistral", "nemotron", "olmo2", "olmo3"),
+    *("phi3", "qwen2", "qwen3", "smollm3"),
+)
+"""Values of `model_type` whose layers with fused kernels tests compare with the architecture's own."""
+
+
 class FrozenRole(Section):
     """A model that is not trained."""
 

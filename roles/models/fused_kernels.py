@@ -10,11 +10,7 @@ from transformers import PreTrainedModel
 from transformers.integrations.liger import apply_liger_kernel
 from transformers.utils import is_liger_kernel_available
 
-ARCHITECTURES = (
-    *("exaone4", "gemma", "gemma2", "gemma3_text", "granite", "llama", "mistral", "nemotron", "olmo2", "olmo3"),
-    *("phi3", "qwen2", "qwen3", "smollm3"),
-)
-"""Values of `model_type` that tests compare with the architecture's own layers."""
+from roles.config.models import FUSED_ARCHITECTURES
 
 KERNELS = {"rope": True, "rms_norm": True, "swiglu": True, "geglu": True}
 """Of Liger's arguments; its losses are not wanted: the heads of `roles.models` give log-probabilities."""
@@ -22,8 +18,8 @@ KERNELS = {"rope": True, "rms_norm": True, "swiglu": True, "geglu": True}
 
 def fuse(model: PreTrainedModel) -> bool:
     """Give the layers of `model` fused kernels, in place. False, and nothing is changed, where there is no Liger or
-    the architecture is none of `ARCHITECTURES`."""
-    if model.config.model_type not in ARCHITECTURES or not is_liger_kernel_available():
+    the architecture is none of `FUSED_ARCHITECTURES`."""
+    if model.config.model_type not in FUSED_ARCHITECTURES or not is_liger_kernel_available():
         return False
     apply_liger_kernel(model, {**KERNELS, "cross_entropy": False, "fused_linear_cross_entropy": False})
     return True

@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from roles.models.fused_kernels import ARCHITECTURES, fuse
+from roles.config.models import FUSED_ARCHITECTURES
+from roles.models.fused_kernels import fuse
 from tests.gpu.test_kernels import error
 from tests.integration.architectures import DENSE, MIXTURES, config, random_model
 
@@ -16,7 +17,7 @@ CLOSE = 1e-4
 """Relative error (L2) in float32."""
 
 
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("architecture", FUSED_ARCHITECTURES)
 def test_fused_layers_compute_what_the_models_own_do(architecture: str) -> None:
     """Log-probabilities, and the gradients of all weights. Liger changes the architecture for the whole process."""
     configs = (config(name) for name in {**DENSE, **MIXTURES})

@@ -120,6 +120,19 @@ def test_adapters_alone_have_gradients_and_moments(stage: int) -> None:
     assert saved - working(lora, training=True)["head and a block of logits"] == 2 * SMALL.embedding
 
 
+@pytest.mark.parametrize(
+    ("stage", "tokens", "checkpointing", "measured"),
+    [(3, 32400, False, 56.1), (3, 16300, False, 37.4), (2, 16300, False, 37.4), (3, 32400, True, 23.4)],
+)
+def test_fused_layers_against_a_card(stage: int, tokens: int, checkpointing: bool, measured: float) -> None:
+    """GiB that an update of 1.2B allocated at most on an H100 (tests/gpu/README.md), but for the optimizer's step."""
+    model = ModelSize(1_074_268_160, 60_821_504, 100_663_296, 16, 2048, 8192, 32, 8, 64, 49152)
+    role = RoleSize("actor", model, 1, 2, stage, True, checkpointing=checkpointing, fused=True, tokens=tokens)
+    account = states(role) | working(role, training=True)
+    del account["optimizer's step"]
+    assert sum(account.values()) / GIB == pytest.approx(measured, rel=0.02)
+
+
 def test_activations_by_hand() -> None:
     role = RoleSize("actor", SMALL, ranks=1, number_bytes=2, stage=3, trained=True, tokens=100, scored_share=0.5)
     layer = 20 * 64 + 2 * 4 * (64 + 32) + 4 * 2 * 256

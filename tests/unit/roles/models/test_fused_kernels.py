@@ -15,7 +15,8 @@ from liger_kernel.transformers import geglu, relu_squared, rms_norm, rope, swigl
 from torch import Tensor
 from torch.nn import functional as F
 
-from roles.models.fused_kernels import ARCHITECTURES, fuse
+from roles.config.models import FUSED_ARCHITECTURES
+from roles.models.fused_kernels import fuse
 from tests.integration.architectures import DENSE, MIXTURES, config, random_model
 
 
@@ -56,7 +57,7 @@ def plain_kernels(monkeypatch: pytest.MonkeyPatch) -> set[str]:
     return called
 
 
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("architecture", FUSED_ARCHITECTURES)
 def test_an_architecture_computes_what_it_did(
     architecture: str, plain_kernels: set[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
