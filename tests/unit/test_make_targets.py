@@ -36,6 +36,7 @@ RUN_BY = {
     + "test_a_recipe_starts_what_exists",  # what it computes: tests/integration/test_commands.py, in small
     "pipeline": HERE + "test_a_recipe_starts_what_exists",  # in small: tests/integration/test_commands.py
     "soak": "tests/integration/test_benchmarks.py::test_a_soak_in_small",
+    "remedies": "tests/unit/test_remedies.py::test_every_run_is_one_that_can_start",
     "test-slow": HERE + "test_there_are_tests_of_every_mark",
     "test-gpu": HERE + "test_there_are_tests_of_every_mark",
     "anchors": "tests/anchors/test_counting.py::test_the_target_is_counted",
