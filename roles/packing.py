@@ -6,7 +6,7 @@ which the sequences of one micro-batch stand one after the other without padding
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -46,6 +46,15 @@ def sent(tensor: Tensor, device: torch.device) -> Tensor:
     """`tensor`, which is on the CPU, on `device`. A GPU is not waited for: from memory that is not pinned a copy would
     begin only when the GPU has done all that it was given before."""
     return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor
+
+
+def gathered(parts: Iterable[tuple[Sequence[int], Tensor]], rows: Tensor) -> Tensor:
+    """`rows` (`[rows]`, on the CPU) with the numbers of each part at its rows; a part without rows is a stand-in. Only
+    here a GPU is waited for."""
+    for part, numbers in parts:
+        if part:
+            rows[list(part)] = numbers.cpu()
+    return rows
 
 
 def balance(lengths: Sequence[int], parts: int) -> list[list[int]]:

@@ -17,7 +17,7 @@ from torch import Tensor
 from roles.batch import Responses, Sequences, TokenRows
 from roles.errors import RewardError
 from roles.models.networks import ValueModel
-from roles.packing import pack, right_padded
+from roles.packing import gathered, pack, right_padded
 from roles.text.answered_chat import answered_chat
 from roles.text.prompt_tokens import prompt_tokens
 from roles.text.tokenizer import load_tokenizer
@@ -65,20 +65,16 @@ class RewardModel:
                 f"{self._model.setup.model_path} reads {self._longest}; shorten prompts.max_tokens or "
                 "rollout.max_response_tokens"
             )
-        scores = torch.zeros(len(rows))
-        for part in self._model.passes(lengths):
-            numbers = self._read([rows[row] for row in part] or [[0, 0]])
-            if part:
-                scores[part] = numbers
-        return scores
+        found = [(part, self._read([rows[row] for row in part] or [[0, 0]])) for part in self._model.passes(lengths)]
+        return gathered(found, torch.zeros(len(rows)))
 
     @torch.no_grad()
     def _read(self, rows: Sequence[Sequence[int]]) -> Tensor:
-        """float32 `[rows]`: the head's number at the last token of each."""
+        """float32 `[rows]`: the head's number at the last token of each, on the model's device."""
         padded, lengths = right_padded(rows)
         packed = pack(padded, lengths).to(self._model.device)
         numbers: Tensor = self._model(packed=packed, positions=packed.starts[1:].long() - 1)
-        return numbers.float().cpu()
+        return numbers.float()
 
 
 class TextBridge:

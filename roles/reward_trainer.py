@@ -15,7 +15,7 @@ from roles.batch import Preferences, Sequences
 from roles.config.models import Pooling
 from roles.losses.preference_loss import bradley_terry
 from roles.models.networks import ValueModel
-from roles.packing import pack
+from roles.packing import gathered, pack
 from roles.zero.setup import ModelSetup
 from roles.zero.sharded import ShardedModel, Work
 from roles.zero.trained_rank import TrainedRank
@@ -66,13 +66,10 @@ class RewardTrainer(TrainedRank):
 
     def score(self, sequences: Sequences | Preferences) -> Tensor:
         """float32 `[batch]`: the number of each row, as `RewardModel` gives it."""
-        answers = torch.zeros(len(sequences))
-        for rows in self._model.passes(sequences.lengths.tolist()):
-            with torch.no_grad():
-                numbers = self._forward(sequences.select(rows)).float().cpu()
-            if rows:
-                answers[rows] = numbers
-        return answers
+        with torch.no_grad():
+            passes = self._model.passes(sequences.lengths.tolist())
+            found = [(rows, self._forward(sequences.select(rows)).float()) for rows in passes]
+        return gathered(found, torch.zeros(len(sequences)))
 
     def save_model(self, folder: str | Path, score_shift: float = 0.0) -> None:
         """A sequence-classification folder; `score_shift` is what `RewardModel` will take off every number of today."""

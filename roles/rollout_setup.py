@@ -125,7 +125,7 @@ def start_engine(setup: RolloutSetup) -> LLMEngine:
     if on_cpu or engine.block_size is not None:
         special["block_size"] = engine.block_size or CPU_BLOCK_SIZE
     _meet_in_memory()
-    started = LLMEngine.from_engine_args(
+    return LLMEngine.from_engine_args(
         EngineArgs(
             model=setup.model_path,
             hf_overrides=overrides(Path(setup.model_path)),
@@ -148,8 +148,6 @@ def start_engine(setup: RolloutSetup) -> LLMEngine:
             **special,
         )
     )
-    gc.freeze()  # on a GPU vLLM leaves a million objects to a collection that stops generation for a second
-    return started
 
 
 def _meet_in_memory() -> None:

@@ -71,6 +71,7 @@ class RetrainingConfig(Section):
             model=reward.model,
             zero=reward.zero,
             micro_batch_tokens=reward.micro_batch_tokens,
+            fused_kernels=reward.fused_kernels,
             optimizer=self.optimizer,
             gradient_checkpointing=self.gradient_checkpointing,
         )

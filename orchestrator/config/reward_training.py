@@ -90,6 +90,8 @@ class RewardTrainingConfig(Section):
     far."""
     micro_batch_tokens: int = Field(default=4096, ge=1)
     """Tokens of one packed forward pass on one rank."""
+    fused_kernels: bool = True
+    """As in `actor.fused_kernels`."""
     max_tokens: int = Field(default=1024, ge=2)
     """Longest prompt with response, tokens; longer pairs are left out (and counted)."""
     minimum_accuracy: float = Field(default=0.0, ge=0, lt=1)
@@ -108,7 +110,12 @@ class RewardTrainingConfig(Section):
     @property
     def section(self) -> TrainedRole:
         """The reward model as a trained role."""
-        return TrainedRole(model=self.model, optimizer=self.optimizer, micro_batch_tokens=self.micro_batch_tokens)
+        return TrainedRole(
+            model=self.model,
+            optimizer=self.optimizer,
+            micro_batch_tokens=self.micro_batch_tokens,
+            fused_kernels=self.fused_kernels,
+        )
 
 
 QUALITY = "reward_quality.json"

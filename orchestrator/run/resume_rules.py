@@ -119,6 +119,7 @@ _REWARD_TRAINING = ResumeRules(
         _WHERE_IT_RUNS,
         """reward_training.output reward_training.model.trust_remote_code reward_training.epochs
 reward_training.optimizer.learning_rate reward_training.optimizer.schedule reward_training.micro_batch_tokens
+reward_training.fused_kernels
 reward_training.minimum_accuracy
 """,
     ),
@@ -162,7 +163,7 @@ def _policy_training(section: str, objective: str, made: str) -> ResumeRules:
             _WHERE_IT_RUNS,
             keys(
                 "output model.trust_remote_code epochs optimizer.learning_rate optimizer.schedule zero "
-                "micro_batch_tokens gradient_checkpointing evaluate_every"
+                "micro_batch_tokens gradient_checkpointing fused_kernels evaluate_every"
             ),
         ),
         stays=_why(

@@ -14,7 +14,7 @@ from typing import Any
 
 from cluster.estimate.model_size import ModelSize
 from orchestrator.sizes.families import FAMILIES, Family, Flag, Mixture
-from roles.config.models import FUSED_ARCHITECTURES
+from roles.config.fused import is_fusible
 
 Linear = tuple[int, int]
 """(inputs, outputs) of a linear layer."""
@@ -195,7 +195,7 @@ class _Reader:
             head_width=self._head_width(),
             latent=self.get("kv_lora_rank") + self.get("qk_rope_head_dim") if family.latent else 0,
             experts_per_token=self.get("num_experts_per_tok") if family.mixture else 0,
-            fusible=self.config["model_type"] in FUSED_ARCHITECTURES,
+            fusible=is_fusible(self.config),
             adaptable=family.linear,
             whole_logits=family.whole_logits or (family.plain_if is not None and not self._is_plain(*family.plain_if)),
         )

@@ -10,7 +10,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from vllm.v1.engine.output_processor import OutputProcessor
+from vllm.logprobs import FlatLogprobs
+from vllm.sampling_params import RequestOutputKind
+from vllm.v1.engine.output_processor import OutputProcessor, RequestState
 
 if TYPE_CHECKING:
     from vllm.v1.engine.llm_engine import LLMEngine
@@ -20,16 +22,27 @@ class QuickOutputs(OutputProcessor):
     """vLLM's own, but for tokens between the first and the last of a response."""
 
     def process_outputs(self, engine_core_outputs: Any, *args: Any, **options: Any) -> Any:
-        """As vLLM's, for requests that return their output at its end and have flat log-probabilities."""
-        first_or_last = []
+        """The quick way is for requests that return their output at its end and want flat log-probabilities."""
+        others = []
         for output in engine_core_outputs:
             state = self.request_states.get(output.request_id)
-            if state is None or state.is_prefilling or output.finish_reason is not None:
-                first_or_last.append(output)
+            if state is None or state.is_prefilling or output.finish_reason is not None or not _wants_numbers(state):
+                others.append(output)
                 continue
             state.detokenizer.token_ids += output.new_token_ids
             state.logprobs_processor.logprobs.logprobs += output.new_logprobs.logprobs[:, 0].tolist()
-        return super().process_outputs(first_or_last, *args, **options)
+        return super().process_outputs(others, *args, **options)
+
+
+def _wants_numbers(state: RequestState) -> bool:
+    """Whether all that is asked for is the whole response with the log-probabilities of its tokens."""
+    numbers = state.logprobs_processor
+    return (
+        state.output_kind is RequestOutputKind.FINAL_ONLY
+        and numbers is not None
+        and numbers.num_logprobs == 0
+        and isinstance(numbers.logprobs, FlatLogprobs)
+    )
 
 
 def quicken(engine: LLMEngine) -> None:

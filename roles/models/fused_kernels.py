@@ -1,7 +1,7 @@
 """Fused kernels in a model's layers: norms, rotary embedding and gated activations as one kernel each, on GPUs.
 
-They are Liger's (Hsu et al., arXiv 2410.10989), which needs Triton and knows many architectures, not all. What they
-compute is what transformers' layers compute, but for rounding.
+They are Liger's (Hsu et al., arXiv 2410.10989). What they compute is what transformers' layers compute, but for
+rounding. A process that has fused one model builds all later ones of that architecture with them.
 """
 
 from __future__ import annotations
@@ -10,16 +10,23 @@ from transformers import PreTrainedModel
 from transformers.integrations.liger import apply_liger_kernel
 from transformers.utils import is_liger_kernel_available
 
-from roles.config.models import FUSED_ARCHITECTURES
+from roles.config.fused import is_fusible
+from roles.errors import ModelError
 
 KERNELS = {"rope": True, "rms_norm": True, "swiglu": True, "geglu": True}
 """Of Liger's arguments; its losses are not wanted: the heads of `roles.models` give log-probabilities."""
 
 
 def fuse(model: PreTrainedModel) -> bool:
-    """Give the layers of `model` fused kernels, in place. False, and nothing is changed, where there is no Liger or
-    the architecture is none of `FUSED_ARCHITECTURES`."""
-    if model.config.model_type not in FUSED_ARCHITECTURES or not is_liger_kernel_available():
+    """Give the layers of `model` fused kernels, in place. False, and nothing is changed, if there are none for its
+    architecture or activation. ModelError if there are, and Liger is not installed."""
+    if not (is_fusible(model.config.to_dict()) and type(model).__module__.startswith("transformers.models.")):
         return False
-    apply_liger_kernel(model, {**KERNELS, "cross_entropy": False, "fused_linear_cross_entropy": False})
+    if not is_liger_kernel_available():
+        raise ModelError(
+            "fused_kernels needs the package liger-kernel, which is not installed here; run `make setup EXTRA=gpu`, or "
+            "set fused_kernels: false"
+        )
+    # Of its backbone: Liger knows no classifiers of some architectures.
+    apply_liger_kernel(model.base_model, {**KERNELS, "cross_entropy": False, "fused_linear_cross_entropy": False})
     return True

@@ -122,6 +122,20 @@ def _on_card(function: Computation) -> Computation:
     return cast(Computation, torch.compile(function, dynamic=True))
 
 
+@cache
+def prepare_card(dtype: torch.dtype) -> None:
+    """Compile what a head with logits of `dtype` runs on this process's GPU. The first call settles in which order a
+    kernel adds: were it a micro-batch, a resumed run would round otherwise than one that was never interrupted."""
+    rows, columns = 4096, CARD_BLOCK // 4096
+    logits = torch.zeros(rows, columns, dtype=dtype, device="cuda")
+    numbers = torch.zeros(rows, dtype=torch.promote_types(dtype, torch.float32), device="cuda")
+    where = numbers > 0, numbers.long()
+    with torch.no_grad():
+        for with_entropy in (False, True):
+            _on_card(_add_block)(logits, *where, 1.0, numbers, numbers, numbers, numbers, with_entropy)
+            _on_card(_slope)(logits, *where, 1.0, numbers, numbers, numbers, numbers if with_entropy else None)
+
+
 def _blocks(hidden: Tensor, weight: Tensor) -> list[slice]:
     """Slices of the rows of the weight, which are columns of the logits."""
     block, multiple = (CARD_BLOCK, NARROWEST) if hidden.is_cuda else (BLOCK, 1)

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from roles.errors import Diverged, LossNotFinite, RoleError
 from roles.models.fused_kernels import fuse
 from roles.models.lora import adapt, state_name
+from roles.models.scoring_head import prepare_card
 from roles.packing import micro_batches
 from roles.spans import span
 from roles.zero.average import Average
@@ -81,6 +82,8 @@ class ShardedModel:
             adapt(transformer, setup.lora, setup.seed)
         if setup.zero.stage == 3:
             gather_by_layer(module)
+        if setup.device == "cuda" and getattr(module, "scores_in_blocks", False):
+            prepare_card(setup.torch_dtype)
         self._deepspeed, *_ = deepspeed.initialize(
             model=module,
             optimizer=make_optimizer(config, module, setup.zero) if config else None,

@@ -40,6 +40,7 @@ def generate(folder: Path, rows: int, tokens: int, device: Literal["cpu", "cuda"
     """Tokens a second of both."""
     from vllm import SamplingParams
     from vllm.sampling_params import RequestOutputKind
+    from vllm.v1.engine.output_processor import OutputProcessor
 
     from roles.batch import Prompts
     from roles.config.rollout import EngineConfig, RolloutConfig
@@ -76,12 +77,14 @@ def generate(folder: Path, rows: int, tokens: int, device: Literal["cpu", "cuda"
         rollouts = engine.generate(prompts, version=0)
         ours.append(int(rollouts.response_mask.sum()) / (time.perf_counter() - began))
         engine._engine.reset_prefix_cache()
+        quick, engine._engine.output_processor.__class__ = type(engine._engine.output_processor), OutputProcessor
         began = time.perf_counter()
         for row, prompt in enumerate(asked):
             engine._engine.add_request(f"plain-{number}-{row}", {"prompt_token_ids": prompt}, plain)
         while engine._engine.has_unfinished_requests():
             engine._engine.step()
         theirs.append(rows * tokens / (time.perf_counter() - began))
+        engine._engine.output_processor.__class__ = quick
         engine._engine.reset_prefix_cache()
     return {"tokens_per_s": max(ours), "plain_vllm_tokens_per_s": max(theirs), "share": max(ours) / max(theirs)}
 

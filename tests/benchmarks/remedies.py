@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import math
+import shutil
 import statistics
 import subprocess
 import sys
@@ -19,8 +20,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from orchestrator.config.reward_training import QUALITY
 from orchestrator.report.evaluation_results import EvaluationResult
 from orchestrator.report.run_files import EVALUATION_FILE, read_lines
+from orchestrator.run.checkpoint import Checkpoints
 
 CONFIG = "configs/overoptimise.yaml"
 PATIENCE = 2
@@ -73,22 +76,35 @@ class Run:
         return self.root / f"{self.name}-{self.seed}"
 
     @property
+    def models(self) -> list[Path]:
+        """Folders of the reward models."""
+        folder = self.root / f"reward-{self.seed}-{self.remedy.members}"
+        members = range(1, self.remedy.members + 1)
+        return [folder] if self.remedy.members == 1 else [folder / f"member-{member}" for member in members]
+
+    @property
     def commands(self) -> list[list[str]]:
-        """Arguments of `tetrarch`: reward models that are not there yet, then the training."""
-        models = self.root / f"reward-{self.seed}"
-        reward = ["reward", CONFIG, f"seed={self.seed}", f"reward_training.output={models}/{self.remedy.members}"]
-        if self.remedy.members > 1:
-            reward.append(f"reward_training.ensemble={{members: {self.remedy.members}}}")
+        """Arguments of `tetrarch`: reward models that are not there yet, then the training. What was cut off before
+        anything of it could be resumed is removed."""
+        first = self.models[0]
+        output = first if self.remedy.members == 1 else first.parent
+        reward = ["reward", CONFIG, f"seed={self.seed}", f"reward_training.output={output}"]
         train = ["train", CONFIG, f"seed={self.seed}", f"run_dir={self.folder}", *self.remedy.overrides]
         if self.remedy.members == 1:
-            train.append(f"reward.model.path={models}/1")
+            train.append(f"reward.model.path={first}")
         else:
-            paths = [f"{models}/{self.remedy.members}/member-{i + 1}" for i in range(self.remedy.members)]
-            members = ", ".join(f"m{i}: {{type: model, model: {{path: {path}}}}}" for i, path in enumerate(paths))
+            reward.append(f"reward_training.ensemble={{members: {self.remedy.members}}}")
+            members = ", ".join(f"m{i}: {{type: model, model: {{path: {it}}}}}" for i, it in enumerate(self.models))
             train.append(f"reward={{type: ensemble, members: {{{members}}}, combine: {{type: worst}}}}")
-        if self.folder.exists():
+        if Checkpoints(self.folder, keep=1).newest():
             train.append("--resume")
-        return [train] if (models / str(self.remedy.members)).exists() else [reward, train]
+        else:
+            shutil.rmtree(self.folder, ignore_errors=True)
+        if all((model / QUALITY).exists() for model in self.models):
+            return [train]
+        for folder in (output, Path(f"{output}-run")):
+            shutil.rmtree(folder, ignore_errors=True)
+        return [reward, train]
 
     def evaluations(self) -> list[EvaluationResult]:
         """As far as the run has come."""

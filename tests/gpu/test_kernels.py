@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from roles.models import scoring_head as head
 from roles.models.attention import Layout, _pad, _sdpa, _unpad, packed_attention
+from roles.models.early_end import Forbidden
 
 pytestmark = [pytest.mark.gpu, pytest.mark.timeout(60)]
 
@@ -46,17 +47,25 @@ def test_flash_attention_is_a_causal_softmax_in_each_sequence(
 
 
 @pytest.mark.parametrize("block", [1 << 18, head.CARD_BLOCK])
-def test_the_head_in_blocks_is_that_of_whole_logits(block: int, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+@pytest.mark.parametrize(("rows", "bias", "with_entropy"), [(512, False, True), (512, True, False), (1, True, True)])
+def test_the_head_in_blocks_is_that_of_whole_logits(
+    block: int, dtype: torch.dtype, rows: int, bias: bool, with_entropy: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With a token that is forbidden in some rows, and a last block of one column."""
     monkeypatch.setattr(head, "CARD_BLOCK", block)
     torch.manual_seed(0)
-    linear = nn.Linear(576, 49152, bias=False, device="cuda", dtype=torch.bfloat16)
-    hidden = torch.randn(512, 576, device="cuda", dtype=torch.bfloat16, requires_grad=True)
-    labels = torch.randint(0, 49152, (512,), device="cuda")
-    logprobs, entropy = head.ScoringHead(linear)(hidden, labels, 0.7, True)
-    gradients = torch.autograd.grad(logprobs.sum() + entropy.sum(), (hidden, linear.weight))
-    exact = [hidden.detach().double().requires_grad_(), linear.weight.detach().double().requires_grad_()]
-    table = torch.log_softmax(exact[0] @ exact[1].T / 0.7, -1)
-    picked, true_entropy = table.gather(1, labels[:, None])[:, 0], -(table.exp() * table).sum(-1)
-    assert error(logprobs, picked) < 1e-3 and error(entropy, true_entropy) < 1e-3
-    wanted = torch.autograd.grad(picked.sum() + true_entropy.sum(), exact)
+    linear = nn.Linear(576, 49153, bias=bias, device="cuda", dtype=dtype)
+    hidden = torch.randn(rows, 576, device="cuda", dtype=dtype, requires_grad=True)
+    labels = torch.randint(8, 49153, (rows,), device="cuda")
+    forbidden = Forbidden(torch.arange(rows, device="cuda") < rows // 2, (7,))
+    logprobs, entropy = head.ScoringHead(linear)(hidden, labels, 0.7, with_entropy, forbidden)
+    weights = [p for p in (linear.weight, linear.bias) if p is not None]
+    gradients = torch.autograd.grad(logprobs.sum() + with_entropy * entropy.sum(), (hidden, *weights))
+    exact = [x.detach().double().requires_grad_() for x in (hidden, *weights)]
+    logits = (exact[0] @ exact[1].T + (exact[2] if bias else 0)) / 0.7
+    table = torch.log_softmax(forbidden.drop(logits.clone()), -1)
+    picked, true_entropy = table.gather(1, labels[:, None])[:, 0], -(table.exp() * table.clamp(min=-1e9)).sum(-1)
+    assert error(logprobs, picked) < 1e-3 and (not with_entropy or error(entropy, true_entropy) < 1e-3)
+    wanted = torch.autograd.grad(picked.sum() + with_entropy * true_entropy.sum(), exact)
     assert all(error(found, true) < BFLOAT16 for found, true in zip(gradients, wanted, strict=True))

@@ -208,13 +208,13 @@ def _save(config: Any, folder: Path) -> Path:
     return folder
 
 
-def random_model(config: Any) -> Any:
-    """A language model in float32."""
+def random_model(config: Any, kind: Any = None) -> Any:
+    """A model in float32, by default a language model."""
     import torch
     from transformers import AutoModelForCausalLM
 
     torch.manual_seed(3)
-    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    model = (kind or AutoModelForCausalLM).from_config(config, dtype=torch.float32)
     for parameter in model.parameters():
         if parameter.dim() >= 2:
             parameter.data.normal_(0, 0.12)

@@ -8,9 +8,11 @@ from pathlib import Path
 import pytest
 
 from orchestrator.config.loading import load_config, load_root
+from orchestrator.config.reward_training import QUALITY
 from orchestrator.config.roots import ROOTS
 from orchestrator.report.evaluation_results import Estimate, EvaluationResult
 from orchestrator.report.run_files import EVALUATION_FILE
+from orchestrator.run.checkpoint import Checkpoints
 from tests.benchmarks.remedies import CONFIG, REMEDIES, Outcome, Run, table
 
 
@@ -23,12 +25,29 @@ def test_every_run_is_one_that_can_start(name: str, tmp_path: Path) -> None:
     assert (config.seed, config.run_dir) == (3, str(tmp_path / f"{name}-3"))
 
 
-def test_what_is_there_is_not_made_again(tmp_path: Path) -> None:
+def test_what_is_there_is_not_made_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run = Run(tmp_path, "kl", 1)
-    (tmp_path / "reward-1" / "1").mkdir(parents=True)
+    assert [command[0] for command in run.commands] == ["reward", "train"]
+    (tmp_path / "reward-1-1").mkdir()
+    (tmp_path / "reward-1-1" / QUALITY).write_text("{}")
     assert [command[0] for command in run.commands] == ["train"]
     run.folder.mkdir()
-    assert run.commands[0][-1] == "--resume"
+    assert run.commands[0][-1] != "--resume" and not run.folder.exists(), "cut off before its first checkpoint"
+    monkeypatch.setattr(Checkpoints, "newest", lambda folder: "a checkpoint")
+    run.folder.mkdir()
+    assert run.commands[0][-1] == "--resume" and run.folder.exists()
+
+
+def test_an_ensemble_is_there_when_all_its_members_are(tmp_path: Path) -> None:
+    run = Run(tmp_path, "worst", 1)
+    (first, *others) = run.models
+    first.mkdir(parents=True)
+    (first / QUALITY).write_text("{}")
+    assert [command[0] for command in run.commands] == ["reward", "train"] and not first.exists()
+    for model in (first, *others):
+        model.mkdir(parents=True)
+        (model / QUALITY).write_text("{}")
+    assert [command[0] for command in run.commands] == ["train"]
 
 
 def evaluated(step: int, gold: float, label: str = "step") -> EvaluationResult:

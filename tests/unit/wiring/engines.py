@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
+from vllm.v1.engine.output_processor import OutputProcessor
 
 from tests.unit.wiring.tiny import ENDS, VOCABULARY
 
@@ -62,7 +63,7 @@ class FakeLLM:
 
     def __init__(self, arguments: Any) -> None:
         self.arguments = arguments
-        self.output_processor = SimpleNamespace(tokenizer="not vLLM's")
+        self.output_processor = OutputProcessor(cast(Any, "a tokenizer"), log_stats=False)
         self.batches: list[list[Answer]] = []
         self._open: dict[str, Answer] = {}
 

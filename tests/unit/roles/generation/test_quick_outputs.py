@@ -16,30 +16,37 @@ from vllm.v1.outputs import LogprobsLists
 
 from roles.generation.quick_outputs import QuickOutputs, quicken
 
-TOKENS = {"0": [5, 6, 7, 8], "1": [9], "2": [3, 4]}
-"""Request → its response."""
+TOKENS = {"0": [5, 6, 7, 8], "1": [9], "2": [3, 4, 5], "no numbers": [3, 4, 5], "stream": [6, 7, 8], "gone": [1, 2, 3]}
+"""Request → its response; what `gone` says comes after it was given up."""
+GONE = "gone"
 
 
-def answers(kind: type[OutputProcessor]) -> dict[str, tuple[Any, ...]]:
+def answers(kind: type[OutputProcessor]) -> dict[str, list[tuple[Any, ...]]]:
+    """What each step of an engine says of each request. From its second step on it makes up to two tokens a step."""
     processor = kind(tokenizer=None, log_stats=False)
     for name in TOKENS:
-        processor.add_request(request(name), None, None, 0)
-    found = {}
-    for place in range(4):
-        going = [name for name, tokens in TOKENS.items() if place < len(tokens)]
-        for output in processor.process_outputs([token(name, place) for name in going]).request_outputs:
+        if name != GONE:
+            processor.add_request(request(name), None, None, 0)
+    found: dict[str, list[tuple[Any, ...]]] = {}
+    for begin, end in ((0, 1), (1, 3), (3, 5)):
+        going = [name for name, tokens in TOKENS.items() if begin < len(tokens)]
+        for output in processor.process_outputs([made(name, begin, end) for name in going]).request_outputs:
             (answer,) = output.outputs
-            flat: Any = answer.logprobs
-            assert answer.cumulative_logprob is not None
+            numbers: Any = answer.logprobs
             rest = (answer.finish_reason, output.num_cached_tokens, output.prompt_token_ids)
-            found[output.request_id] = (list(answer.token_ids), list(flat.logprobs), *rest)
+            said = (list(answer.token_ids), numbers and list(numbers.logprobs), *rest)
+            found.setdefault(output.request_id, []).append(said)
     assert not processor.has_unfinished_requests()
     return found
 
 
 def request(name: str) -> EngineCoreRequest:
     how = SamplingParams(
-        logprobs=0, flat_logprobs=True, detokenize=False, output_kind=RequestOutputKind.FINAL_ONLY, max_tokens=9
+        logprobs=None if name == "no numbers" else 0,
+        flat_logprobs=True,
+        detokenize=False,
+        output_kind=RequestOutputKind.DELTA if name == "stream" else RequestOutputKind.FINAL_ONLY,
+        max_tokens=9,
     )
     return EngineCoreRequest(
         request_id=name,
@@ -55,25 +62,41 @@ def request(name: str) -> EngineCoreRequest:
     )
 
 
-def token(name: str, place: int) -> EngineCoreOutput:
-    tokens = TOKENS[name]
-    number = -0.25 * (place + 1) - int(name)
+def made(name: str, begin: int, end: int) -> EngineCoreOutput:
+    tokens = TOKENS[name][begin:end]
     numbers = LogprobsLists(
-        numpy.array([[tokens[place]]]), numpy.array([[number]], dtype=numpy.float32), numpy.array([1]), None
+        numpy.array([[token] for token in tokens]),
+        numpy.array([[-0.25 * token] for token in tokens], dtype=numpy.float32),
+        numpy.array([1] * len(tokens)),
+        None,
     )
-    end = FinishReason.STOP if name == "0" else FinishReason.LENGTH
+    reason = FinishReason.STOP if name == "0" else FinishReason.LENGTH
     return EngineCoreOutput(
         request_id=name,
-        new_token_ids=[tokens[place]],
-        new_logprobs=numbers,
-        finish_reason=end if place + 1 == len(tokens) else None,
-        prefill_stats=PrefillStats(num_prompt_tokens=2, num_cached_tokens=1) if place == 0 else None,
+        new_token_ids=tokens,
+        new_logprobs=None if name == "no numbers" else numbers,
+        finish_reason=reason if end >= len(TOKENS[name]) else None,
+        prefill_stats=PrefillStats(num_prompt_tokens=2, num_cached_tokens=1) if begin == 0 else None,
     )
 
 
 def test_responses_are_those_of_vllm() -> None:
     assert answers(QuickOutputs) == answers(OutputProcessor)
-    assert answers(QuickOutputs)["0"] == ([5, 6, 7, 8], [-0.25, -0.5, -0.75, -1.0], "stop", 1, [1, 2])
+    assert answers(QuickOutputs)["0"] == [([5, 6, 7, 8], [-1.25, -1.5, -1.75, -2.0], "stop", 1, [1, 2])]
+    assert len(answers(QuickOutputs)["stream"]) == 2
+
+
+def test_tokens_in_between_take_the_quick_way(monkeypatch: pytest.MonkeyPatch) -> None:
+    slow: list[tuple[str, list[int]]] = []
+    plain = OutputProcessor.process_outputs
+
+    def noted(self: Any, outputs: Any, *args: Any, **options: Any) -> Any:
+        slow.extend((output.request_id, output.new_token_ids) for output in outputs)
+        return plain(self, outputs, *args, **options)
+
+    monkeypatch.setattr(OutputProcessor, "process_outputs", noted)
+    answers(QuickOutputs)
+    assert ("0", [6, 7]) not in slow and ("0", [5]) in slow and ("0", [8]) in slow
 
 
 @pytest.mark.parametrize(("tokenizer", "kind"), [(None, QuickOutputs), ("stop strings", OutputProcessor)])
