@@ -237,13 +237,12 @@ class Builder(Generic[C]):
 
     def engine_setup(self, name: str, model: Path, role: FrozenRole, *, steps: int = 0) -> ModelSetup:
         """The setup of the sharded model of role `name`; a trained role takes `steps` optimizer steps."""
-        config = self._config
         assert role.model is not None
         setup = ModelSetup(
             model_path=str(model),
-            device=config.device,
-            dtype=config.dtype,
-            seed=config.seed,
+            device=self._config.device,
+            dtype=self._config.dtype,
+            seed=self._config.seed,
             zero=role.zero,
             micro_batch_tokens=role.micro_batch_tokens,
             fused_kernels=role.fused_kernels,
