@@ -1,20 +1,33 @@
-"""Fused kernels in a model's layers: norms, rotary embedding and gated activations as one kernel each, on GPUs.
+"""A model made ready for a GPU: norms, rotary embedding and gated activations as one kernel each, the head compiled.
 
-They are Liger's (Hsu et al., arXiv 2410.10989). What they compute is what transformers' layers compute, but for
+The fused kernels are Liger's (Hsu et al., arXiv 2410.10989). What they compute is what transformers' layers compute, but for
 rounding. A process that has fused one model builds all later ones of that architecture with them.
 """
 
 from __future__ import annotations
 
+from typing import Any
+
+import torch
 from transformers import PreTrainedModel
 from transformers.integrations.liger import apply_liger_kernel
 from transformers.utils import is_liger_kernel_available
 
 from roles.config.fused import is_fusible
 from roles.errors import ModelError
+from roles.models.scoring_head import compile_head
 
 KERNELS = {"rope": True, "rms_norm": True, "swiglu": True, "geglu": True}
 """Of Liger's arguments; its losses are not wanted: the heads of `roles.models` give log-probabilities."""
+
+
+def prepare_for_card(module: Any, dtype: torch.dtype, *, fused: bool) -> None:
+    """Fused kernels in the layers, if they are wanted, and a compiled head (of logits of `dtype`). `module` is one of
+    those of `roles.models.networks`."""
+    if fused:
+        print("layers:", "fused kernels" if fuse(module.model) else "as in transformers")
+    if getattr(module, "scores_in_blocks", False):
+        compile_head(dtype)
 
 
 def fuse(model: PreTrainedModel) -> bool:

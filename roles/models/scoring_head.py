@@ -123,7 +123,7 @@ def _on_card(function: Computation) -> Computation:
 
 
 @cache
-def prepare_card(dtype: torch.dtype) -> None:
+def compile_head(dtype: torch.dtype) -> None:
     """Compile what a head with logits of `dtype` runs on this process's GPU. The first call settles in which order a
     kernel adds: were it a micro-batch, a resumed run would round otherwise than one that was never interrupted."""
     rows, columns = 4096, CARD_BLOCK // 4096

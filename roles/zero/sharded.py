@@ -20,9 +20,8 @@ import torch
 from torch import Tensor, nn
 
 from roles.errors import Diverged, LossNotFinite, RoleError
-from roles.models.fused_kernels import fuse
+from roles.models.fused_kernels import prepare_for_card
 from roles.models.lora import adapt, state_name
-from roles.models.scoring_head import prepare_card
 from roles.packing import micro_batches
 from roles.spans import span
 from roles.zero.average import Average
@@ -74,16 +73,14 @@ class ShardedModel:
             module = load()
         self.module: Any = module.requires_grad_(config is not None)
         transformer: Any = module.model
-        if setup.fused_kernels and setup.device == "cuda":
-            print(f"layers of {setup.model_path}: {'fused kernels' if fuse(transformer) else 'those of transformers'}")
+        if setup.device == "cuda":
+            prepare_for_card(module, setup.torch_dtype, fused=setup.fused_kernels)
         if setup.freeze_backbone:
             transformer.base_model.requires_grad_(False)
         if setup.lora:
             adapt(transformer, setup.lora, setup.seed)
         if setup.zero.stage == 3:
             gather_by_layer(module)
-        if setup.device == "cuda" and getattr(module, "scores_in_blocks", False):
-            prepare_card(setup.torch_dtype)
         self._deepspeed, *_ = deepspeed.initialize(
             model=module,
             optimizer=make_optimizer(config, module, setup.zero) if config else None,
