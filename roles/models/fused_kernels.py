@@ -1,7 +1,7 @@
 """A model made ready for a GPU: norms, rotary embedding and gated activations as one kernel each, the head compiled.
 
-The fused kernels are Liger's (Hsu et al., arXiv 2410.10989). What they compute is what transformers' layers compute, but for
-rounding. A process that has fused one model builds all later ones of that architecture with them.
+The fused kernels are Liger's (Hsu et al., arXiv 2410.10989). What they compute is what transformers' layers compute,
+but for rounding. A process that has fused one model builds all later ones of that architecture with them.
 """
 
 from __future__ import annotations
