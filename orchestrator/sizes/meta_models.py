@@ -14,6 +14,7 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig
 
 from cluster.estimate.model_size import ModelSize
+from roles.config.fused import is_fusible
 from roles.config.models import LoraConfig
 from roles.models.lora import adapter_parameters
 from roles.models.scoring_head import has_plain_head
@@ -63,6 +64,7 @@ def size_of(config: PretrainedConfig, *, value_head: bool = False, trust_remote_
         expert=experts[0][1] if experts else 0,
         sparse_layers=len(experts),
         latent=latent + text.qk_rope_head_dim if latent else 0,
+        fusible=is_fusible(config.to_dict()),
         whole_logits=not value_head and not has_plain_head(model),
     )
 

@@ -297,8 +297,8 @@ FAULTS = (
     Fault(
         "values read one token late",
         "roles/zero/micro_batch.py",
-        "(starts[row] + column - 1).to(device)",
-        "(starts[row] + column).to(device)",
+        "sent(starts[row] + column - 1, device)",
+        "sent(starts[row] + column, device)",
         "tests/unit/roles/zero/test_micro_batch.py",
     ),
     Fault(

@@ -15,6 +15,7 @@ NO_NUMBERS = {
     "device=*": "the same arithmetic elsewhere: `make test-gpu`",
     "*.zero.*": "how ranks share a model: test_gradient_is_plain_torch_s_for_any_micro_batch_and_ranks",
     "*.micro_batch_tokens": "what is computed at a time: the same test, and every run here has several micro-batches",
+    "*.fused_kernels": "the same arithmetic on a GPU: test_fused_kernels.py, `make test-gpu`",
     "*.gradient_checkpointing": "activations are computed again: test_gradient_checkpointing_changes_no_gradient",
     "*.workers": "who answers, not what: test_reward_function.py, test_environments.py",
     "*judge.protocol=*": "how the function is asked, as the reward's: test_reward_keys.py",
