@@ -156,7 +156,7 @@ def test_the_dump_has_every_default_and_no_secret(file: Path) -> None:
     text = dump_config(load_config(file, [REMOTE, "critic.model.path=policy"]))
     assert "lambda: 0.95" in text and "micro_batch_tokens: 4096" in text
     assert "tok-123" not in text and "Authorization: '**********'" in text
-    assert "pass" not in text and "http://***@host/x" in text
+    assert "me:pass" not in text and "pass@" not in text and "http://***@host/x" in text
 
 
 def test_every_field_says_what_it_is() -> None:

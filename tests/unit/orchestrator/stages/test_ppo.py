@@ -373,7 +373,7 @@ def test_an_evaluation_looks_at_weights_that_no_batch_has_shown_to_be_right(
     wrong = replace(wrong, rollout_logprobs=wrong.rollout_logprobs - 0.5)
     monkeypatch.setattr(orchestrator.stages.ppo, "evaluate", lambda *args, check, **others: check(wrong))
     monkeypatch.setattr(canary, "culprits", lambda roles, config: "no name")
-    ppo.questions, run.config.evaluation = prompts_of(20), SimpleNamespace(samples=0, judge=None)
+    ppo.questions, run.config.evaluation = prompts_of(20), EvaluationConfig(samples=0)
     run.report.evaluation = log.append  # type: ignore[method-assign,assignment]
     with pytest.raises(WeightsDiffer, match="mean over 48 tokens"):
         run._evaluate("after")
