@@ -26,6 +26,7 @@ from orchestrator.config.canary import CanaryConfig
 from orchestrator.config.checkpoint import CheckpointConfig
 from orchestrator.config.evaluation import EvaluationConfig
 from orchestrator.config.ppo import PpoConfig
+from orchestrator.config.report import ReportConfig
 from orchestrator.errors import CheckpointError, NotFinite, StopTraining, TetrarchError, WeightsDiffer
 from orchestrator.groups import canary
 from orchestrator.groups.reward import Member
@@ -89,7 +90,8 @@ def make_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> MakeRun:
         rollout = SimpleNamespace(prompts_per_step=4, responses_per_prompt=1)
         settings: Any = {"rollout": rollout, "ppo": PpoConfig(), "deadlines": Deadlines(), "steps": 10}
         settings |= {"checkpoint": CheckpointConfig(), "evaluation": EvaluationConfig(), "alerts": AlertsConfig()}
-        config: Any = SimpleNamespace(**settings, run_dir=str(tmp_path), folder_key="run_dir")
+        config: Any = SimpleNamespace(**settings, run_dir=str(tmp_path), folder_key="run_dir", profile=None)
+        config.report = ReportConfig()
         config.actor_steps = lambda warm_at: 10 - warm_at
         report: Any = SimpleNamespace(status=log.append, note=log.append, phase=log.append, step=lambda *told: None)
         report.timeline = lambda part: None
