@@ -30,7 +30,6 @@ NO_NUMBERS = {
     "checkpoint.*": "what is saved: test_run.py, test_checkpoint.py",
     "report.*": "what is written: test_reporter.py, test_sample_files.py, test_other_wiring.py",
     "profile.*": "what is recorded, of a step that stays the same: test_profiler.py",
-    "*.fused_kernels": "the same arithmetic in fewer kernels: tests/unit/roles and tests/gpu, test_fused_kernels.py",
     "evaluation.stop.*": "which models are left, and when a run ends: test_gold_stop.py, test_best_models.py",
     "alerts.*": "what a run says, and when it goes back or ends: test_alert_rules.py, test_way_back.py",
     "canary.*": "ends a run, and changes none: test_canary.py",
