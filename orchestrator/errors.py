@@ -7,6 +7,7 @@ TetrarchError            the run failed (exit code 1)
 ├── LabellingStopped     the budget is spent or the judge is down; what was labelled is kept
 ├── FileNotWritten       a file that is written while the run goes on could not be; a checkpoint is saved
 ├── WeightsDiffer        the engines do not sample from the trainer's weights; the batch is kept
+├── RewardRestarted      a reward that serves has failed and is up again; what it was asked has no scores
 ├── RollBack             a rule of the configuration sends the run back to an earlier checkpoint
 └── StopTraining         a rule of the configuration ends the run after a step (exit code 4); a checkpoint is saved
 """
@@ -42,6 +43,10 @@ class FileNotWritten(TetrarchError):
 
 class LabellingStopped(TetrarchError):
     """The budget is spent, or the judge is down; what was labelled is kept."""
+
+
+class RewardRestarted(TetrarchError):
+    """A reward that serves has failed and is up again; what it was asked has no scores."""
 
 
 class RollBack(TetrarchError):

@@ -80,8 +80,11 @@ class ServingEngine:
                 ended = ended or new.finish is not None
         return list(grown.values())
 
-    def reload(self, folder: str) -> None:
-        """Go over to the weights in `folder`, of the same architecture. No response may be under way."""
+    def reload(self, folder: str, dropped: Sequence[str]) -> None:
+        """Give up the dropped responses and go over to the weights in `folder`, of the same architecture. No other
+        response may be under way."""
+        if dropped:
+            self._engine.abort_request(list(dropped))
         if self._engine.has_unfinished_requests():
             raise RolloutError(f"engine {self._setup.index} is generating; let it finish before it loads new weights")
         self._engine.collective_rpc("reload_weights", kwargs={"weights_path": folder})

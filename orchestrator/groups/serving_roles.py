@@ -107,7 +107,8 @@ class ServedPolicy:
         return [*ended, *self._grown(), *self._lost()]
 
     def reload(self, folder: str) -> None:
-        """Go over to the weights in `folder`; nothing may be under way."""
+        """Go over to the weights in `folder`; nothing may be under way. Engines give up what has been dropped, when
+        the rounds that they are in have ended."""
         self._folder, self._behind = folder, set(self.engines.ranks)
         self.engines.remake(lambda setup: (replace(setup[0], model_path=folder),))
         self._usable()
@@ -120,7 +121,10 @@ class ServedPolicy:
             if not behind:
                 return usable
             self._behind -= {self.engines.ranks[number] for number in behind}
-            for call in [self.engines.call_one(number, ServingEngine.reload, self._folder) for number in behind]:
+            for call in [
+                self.engines.call_one(number, ServingEngine.reload, self._folder, self._dropped.pop(number, []))
+                for number in behind
+            ]:
                 try:
                     call.result(self.deadlines.push_s)
                 except (Death, DeadlineExceeded) as error:  # any other error is the folder's

@@ -57,7 +57,7 @@ def to_experience(
     Raises:
         NotFinite: a score, value or log-probability is not finite.
     """
-    _check_finite(scored)
+    check_finite(scored)
     rollouts, generated, critics = scored.rollouts, scored.rollouts.response_mask, scored.values
     if value_scale is not None:
         scored = replace(scored, values=value_scale.restored(critics))
@@ -178,7 +178,8 @@ def made_by() -> dict[str, str]:
     return {role.fills: role.name for role in ROLES.values() if role.fills}
 
 
-def _check_finite(scored: Scored) -> None:
+def check_finite(scored: Scored) -> None:
+    """Raise NotFinite if a score, value or log-probability is not finite."""
     for name, role in made_by().items():
         tensor = getattr(scored.rollouts if role == ENGINES else scored, name)
         if not bool(tensor.isfinite().all()):

@@ -20,7 +20,7 @@ from orchestrator.errors import CheckpointError, NotFinite
 from orchestrator.groups.canary import Canary, with_right_weights
 from orchestrator.groups.scoring import Roles, finish_scoring, start_scoring
 from orchestrator.ppo.dynamic_sampling import Generated, generated, refill
-from orchestrator.ppo.experience import Experience, in_units_of, to_experience
+from orchestrator.ppo.experience import Experience, check_finite, in_units_of, to_experience
 from orchestrator.ppo.kl import KlController
 from orchestrator.ppo.mini_batches import share_out, trained_rows
 from orchestrator.ppo.scores import RunningScale, shape_scores
@@ -116,7 +116,8 @@ def train_step(
         keep(scored)
     made = generated(prompts, state.prompts.drawn, scored)
     if ppo.dynamic_sampling is not None:
-        more = partial(other_prompts, roles, state, config, clock)
+        check_finite(scored)  # before the choice, which might leave out the sample that tells
+        more = partial(other_prompts, roles, state, config, clock, keep)
         made = refill(made, more, prompts=config.rollout.prompts_per_step, rounds=ppo.dynamic_sampling.rounds)
         keep(scored := made.batch)
     with clock("experience"):
@@ -144,8 +145,10 @@ def train_step(
     return StepResult(made, scored, experience, stats, critic_stats, actor_stats, trained)
 
 
-def other_prompts(roles: Roles, state: TrainState, config: RunConfig, clock: Clock, count: int) -> Generated:
-    """Scored responses to the next `count` prompts."""
+def other_prompts(
+    roles: Roles, state: TrainState, config: RunConfig, clock: Clock, keep: Callable[[Scored], None], count: int
+) -> Generated:
+    """Scored responses to the next `count` prompts, also given to `keep`. NotFinite if a number of theirs is not."""
     prompts = state.prompts.next(count, config.rollout.responses_per_prompt)
     with clock("generate"):
         parts = roles.policy.stream(prompts, version=state.version)
@@ -153,6 +156,8 @@ def other_prompts(roles: Roles, state: TrainState, config: RunConfig, clock: Clo
     with clock("score"):
         scored = finish_scoring(scorings, config.deadlines.score_s, roles.policy.recovery)
         scored = with_right_weights(roles, prompts, scored, state.canary, state.version, config)
+        keep(scored)
+    check_finite(scored)
     return generated(prompts, state.prompts.drawn, scored)
 
 

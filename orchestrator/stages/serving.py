@@ -20,6 +20,7 @@ from cluster.role_table import ACTOR
 from cluster.runtime.orders import ORDERS
 from orchestrator.config.base import BaseConfig
 from orchestrator.config.serving import RewardServingRun, ServingRun
+from orchestrator.errors import RewardRestarted
 from orchestrator.groups.build import Models, resolve_models
 from orchestrator.groups.recovery import Recovery
 from orchestrator.groups.reward import Reward
@@ -125,7 +126,7 @@ def apart(config: C) -> C:
 
 
 def scorer(reward: Reward, deadline_s: float, recovery: Recovery) -> Callable[[Rollouts], list[float]]:
-    """Responses → scores. A reward that dies or hangs is started again, and asked once more."""
+    """Responses → scores. A reward that dies or hangs is started again, and RewardRestarted says so."""
 
     def once(rollouts: Rollouts) -> list[float]:
         running = reward.start(rollouts)
@@ -134,12 +135,11 @@ def scorer(reward: Reward, deadline_s: float, recovery: Recovery) -> Callable[[R
         return values
 
     def score(rollouts: Rollouts) -> list[float]:
-        while True:
-            try:
-                values = once(rollouts)
-                break
-            except (Death, DeadlineExceeded) as error:  # another failure is that of what it was asked
-                recovery.revive(error)
+        try:
+            values = once(rollouts)
+        except (Death, DeadlineExceeded) as error:  # another failure is that of what it was asked
+            recovery.revive(error)
+            raise RewardRestarted(str(error)) from error
         if not all(map(math.isfinite, values)):
             raise RankFailure("a score is not finite")  # JSON has no such number
         return values

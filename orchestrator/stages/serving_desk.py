@@ -14,12 +14,15 @@ from typing import Protocol
 
 from cluster.errors import RankFailure
 from cluster.ranks.failures import Death
+from orchestrator.errors import RewardRestarted
 from orchestrator.stages.serving_jobs import Job, Refused, ScoredAnswer, Told, rollouts_of
 from roles.batch import Rollouts
 from roles.serving_engine import NewTokens, WantedResponse
 
 IDLE_S = 0.5
 """Seconds for which a round waits for a job if there is nothing to do."""
+SCORE_TRIES = 2
+"""How often a reward that dies or hangs is asked for the scores of a job; the second time for those of this job alone."""
 
 
 class Engines(Protocol):
@@ -196,16 +199,17 @@ class Desk:
             except BaseException as error:
                 return self._break(error)
 
-    def _score_some(self, jobs: list[Job], score: Callable[[Rollouts], list[float]]) -> None:
+    def _score_some(self, jobs: list[Job], score: Callable[[Rollouts], list[float]], tries: int = SCORE_TRIES) -> None:
         try:
             scores = score(rollouts_of(jobs, self._decode))
-        except (RankFailure, RecursionError) as error:  # columns may be nested too deep to be sent
+        except (RankFailure, RecursionError, RewardRestarted) as error:  # columns may be nested too deep to be sent
             if isinstance(error, Death):
                 raise
-            if len(jobs) == 1:
+            restarted = isinstance(error, RewardRestarted)
+            if len(jobs) == 1 and not (restarted and tries > 1):
                 return self._end(jobs[0], Refused(502, f"the reward failed: {str(error).splitlines()[0]}"))
             for job in jobs:  # only the one that the reward cannot read fails
-                self._score_some([job], score)
+                self._score_some([job], score, tries - restarted)
             return
         for job in jobs:
             own, scores = scores[: job.wish.responses], scores[job.wish.responses :]

@@ -68,6 +68,11 @@ def step_rules(config: RunConfig) -> Iterator[str]:
             f"rollout.engine.sleep=2 drops weights that no push renews while critic.warmup.max_steps={warmup}; use "
             "sleep: 1"
         )
+    if config.rollout.engine.sleep == 2 and config.ppo.dynamic_sampling is not None:
+        yield (
+            "rollout.engine.sleep=2 drops weights that no push renews between the rounds of ppo.dynamic_sampling; use "
+            "sleep: 1"
+        )
     each = config.ppo.optimizer_steps
     for role in trained_roles():
         steps = config.steps - warmup if role == ACTOR else config.steps

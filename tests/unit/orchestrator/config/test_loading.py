@@ -34,6 +34,7 @@ rollout: {prompts_per_step: 8, max_response_tokens: 16}
 """
 
 RETRAIN = "retraining={every: 2, judge: {type: function, path: judge.py}, prompts: 4, pinned: 4}"
+DYNAMIC = "ppo.dynamic_sampling={}"
 REMOTE = "reward={type: remote, urls: ['http://me:pass@host/x'], headers: {Authorization: Bearer tok-123}}"
 ENVIRONMENT = "{path: env.py, max_tokens: 96}"
 DOUBLED = f"[&a0 [x, x], {', '.join(f'&a{i} [*a{i - 1}, *a{i - 1}]' for i in range(1, 30))}]"
@@ -460,6 +461,7 @@ def test_several_mistakes_are_one_line_each(file: Path) -> None:
         (["evaluation.stop={on: proxy}"], ["evaluation.stop.on", "gold"]),
         (["evaluation.stop={patience: 0}"], ["evaluation.stop.patience=0"]),
         (["rollout.engine.sleep=1"], ["rollout.engine.sleep=1", "device=cpu"]),
+        ([DYNAMIC, "device=cuda", "rollout.engine.sleep=2"], ["ppo.dynamic_sampling", "use sleep: 1"]),
         (["device=cuda", "rollout.engine.sleep=2", "critic.warmup.max_steps=1"], ["sleep=2", "use sleep: 1"]),
         (["rollout.engine.block_size=16"], ["rollout.engine.block_size=16", "multiple of 32", "use 32"]),
         (["actor.zero.offload_optimizer=true"], ["actor.zero.offload_optimizer=true", "device=cpu"]),

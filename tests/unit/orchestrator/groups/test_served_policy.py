@@ -75,6 +75,8 @@ class Engines:
     """Engine → what becomes of its next calls."""
     log: list[str] = field(default_factory=list)
     folder: str = "first"
+    open_rounds: bool = False
+    """Whether no round is over."""
 
     def __post_init__(self) -> None:
         self.ranks = [Rank(Identity("rollout", n, "node", "log"), self.folder) for n in range(self.size)]
@@ -105,9 +107,10 @@ class Engines:
             return planned.pop(0)(rank.identity)
         if method is ServingEngine.reload:
             self.log.append(f"reload {number} {arguments[0]}")
-            rank.folder = arguments[0]
-            return Answer()
-        return Answer(rank.advance(*arguments))
+            rank.folder, dropped = arguments
+            rank.work = {name: one for name, one in rank.work.items() if name not in dropped}
+            return Answer(error=RankFailure("it is generating", who=rank.identity) if rank.work else None)
+        return Answer(rank.advance(*arguments), hangs=self.open_rounds)
 
 
 def dies(who: Identity) -> Answer:
@@ -251,6 +254,19 @@ def test_new_weights_are_those_of_every_engine_also_of_one_that_is_down() -> Non
     made.turn("f", "g", "h", tokens=1)
     assert [rank.folder for rank in made.engines.ranks] == ["second"] * 3
     assert made.engines.log[-1] == "reload 1 second" and set(made.ends) == set("abcdefgh")
+
+
+def test_new_weights_come_although_a_dropped_response_is_in_a_round() -> None:
+    made = world(size=1)
+    made.engines.open_rounds = True
+    made.turn("a")
+    made.turn(dropped=("a",))
+    made.policy.reload("second")
+    assert [(rank.folder, rank.work) for rank in made.engines.ranks] == [("second", {})]
+    made.engines.open_rounds, made.policy.stall_s = False, NOW_S
+    made.turn("b", tokens=1)
+    made.turn()
+    assert made.ends == {"b": "length"} and not made.told
 
 
 def test_a_folder_that_no_engine_can_read_ends_the_server() -> None:

@@ -342,6 +342,19 @@ def test_prompts_without_a_spread_are_replaced_until_there_are_enough(log: list[
     assert metrics["sampling/score_mean"] == 26 / 8 and metrics["score/mean"] == 4
 
 
+@pytest.mark.parametrize(("first", "second"), [((9, 1, 2, 3), (5, 6)), ((1, 1, 2, 3), (9, 4))])
+def test_a_score_that_is_not_finite_is_told_also_where_it_would_be_left_out(
+    log: list[str], monkeypatch: pytest.MonkeyPatch, first: tuple[int, ...], second: tuple[int, ...]
+) -> None:
+    """In the first round or the second: the score 9 is NaN."""
+    scores = fakes.scores_of
+    monkeypatch.setattr(fakes, "scores_of", lambda rows: scores(rows).where(scores(rows) != 9, float("nan")))
+    kept: list[Scored] = []
+    with pytest.raises(NotFinite, match="the reward's scores are not finite in rows"):
+        step(log, kept=kept, prompts=scoring(*first), others=[scoring(*second), scoring(5, 6)], **GRPO)
+    assert bool(kept[-1].scores.isnan().any()), "the samples that tell are kept"
+
+
 def test_a_batch_that_cannot_be_filled_keeps_its_size(log: list[str]) -> None:
     result, _, _ = step(log, prompts=scoring(1, 1, 2, 2), others=[scoring(3, 3, 4, 4), scoring(5, 6, 7, 7)], **GRPO)
     assert result.scored.scores.tolist() == [1, 1, 5, 6] and result.generated.left_out == {2, 3, 4, 5, 6, 7, 10, 11}

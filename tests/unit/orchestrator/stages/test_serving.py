@@ -16,7 +16,7 @@ from cluster.ranks.failures import Death
 from cluster.ranks.identity import Identity
 from orchestrator.config.recovery import RecoveryConfig
 from orchestrator.config.serving import ServingConfig
-from orchestrator.errors import ConfigError
+from orchestrator.errors import ConfigError, RewardRestarted
 from orchestrator.groups.recovery import Recovery
 from orchestrator.stages import serving
 from orchestrator.stages.http_server import listening, url_of
@@ -57,6 +57,32 @@ def test_only_the_job_that_the_reward_cannot_read_fails(error: Exception, told: 
     answers = [told.get(timeout=5) for _, told in jobs]
     assert answers[0] == answers[2] == [ScoredAnswer("a", 2, "stop", 1.0)]
     assert answers[1] == Refused(502, f"the reward failed: {told}")
+
+
+def test_a_reward_that_failed_is_asked_for_each_job_alone_and_then_the_job_fails() -> None:
+    asked = list[list[str]]()
+
+    def score(rollouts: Rollouts) -> list[float]:
+        asked.append(rollouts.prompts)
+        if "bad" in rollouts.prompts:
+            raise RewardRestarted("reward rank 0 died\nlast lines of the log")
+        return length(rollouts)
+
+    desk = Desk(EchoEngines(), score, decode, most=9)
+    jobs = [job_of(text) for text in ("ab", "bad", "abc")]
+    for job, _ in jobs:
+        job.token_ids, job.finishes = {0: [97, EOS]}, {0: "stop"}
+        assert desk.take(job) is None
+    desk._score_some([job for job, _ in jobs], score)
+    assert asked == [["ab", "bad", "abc"], ["ab"], ["bad"], ["abc"]]
+    answers = [told.get(timeout=5) for _, told in jobs]
+    assert answers[0] == answers[2] == [ScoredAnswer("a", 2, "stop", 1.0)]
+    assert answers[1] == Refused(502, "the reward failed: reward rank 0 died")
+    alone, told = job_of("bad")
+    alone.token_ids, alone.finishes = {0: [97, EOS]}, {0: "stop"}
+    assert desk.take(alone) is None
+    desk._score_some([alone], score)
+    assert asked[4:] == [["bad"], ["bad"]] and told.get(timeout=5).status == 502
 
 
 def test_a_scorer_that_died_ends_the_server() -> None:
@@ -179,7 +205,7 @@ def test_a_score_that_json_cannot_write_is_a_failure_of_the_reward(monkeypatch: 
         serving.scorer(reward, 1.0, Recovery())(rollouts)  # type: ignore[arg-type]
 
 
-def test_a_reward_that_dies_is_started_again_and_asked_once_more(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_reward_that_dies_is_started_again(monkeypatch: pytest.MonkeyPatch) -> None:
     who, restarts = Identity("reward", 0, "node", "log"), list[list[int]]()
     failures = [Death("reward rank 0 died", who=who), DeadlineExceeded("reward.score is late", [who])]
 
@@ -200,6 +226,9 @@ def test_a_reward_that_dies_is_started_again_and_asked_once_more(monkeypatch: py
     reward: Any = SimpleNamespace(start=lambda rollouts: found)
     rollouts: Any = None
     recovery = Recovery(RecoveryConfig(frozen_failures_per_hour=2), frozen={"reward": Group()})  # type: ignore[dict-item]
+    for told in ("died", "late"):
+        with pytest.raises(RewardRestarted, match=told):
+            serving.scorer(reward, 1.0, recovery)(rollouts)
     assert serving.scorer(reward, 1.0, recovery)(rollouts) == [1.0] and restarts == [[0], [0]]
     failures.append(Death("reward rank 0 died", who=who))
     with pytest.raises(Death, match="number 3 within an hour"):
