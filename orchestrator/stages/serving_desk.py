@@ -22,7 +22,7 @@ from roles.serving_engine import NewTokens, WantedResponse
 IDLE_S = 0.5
 """Seconds for which a round waits for a job if there is nothing to do."""
 SCORE_TRIES = 2
-"""How often a reward that dies or hangs is asked for the scores of a job; the second time for those of this job alone."""
+"""How often a reward that dies or hangs is asked for the scores of a job, the second time for this job alone."""
 
 
 class Engines(Protocol):
