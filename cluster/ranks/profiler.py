@@ -1,41 +1,45 @@
 """torch's profiler on single ranks, for one step: every operator and kernel, as a file for Perfetto.
 
-Names of ranks flow in, files flow out on their nodes.
+Names of ranks flow in, files flow out on their nodes. None of its errors ends the step: they are told.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from cluster.errors import ClusterError
 from cluster.ranks.calls import Call, wait_all
 from cluster.ranks.usage import BY_DRIVER, CallOrigin
 from cluster.ranks.watch import STARTED
 
-
-def check_profiled(names: Sequence[str]) -> None:
-    """ClusterError if a name (`actor.0`) is none of a rank that has been started."""
-    there = [f"{rank.identity.role}.{rank.identity.rank}" for rank in STARTED.ranks]
-    for name in names:
-        if name not in there:
-            raise ClusterError(f"profile.ranks names {name}, which does not run; the ranks are {', '.join(there)}")
+BEGIN_S, WRITE_S = 60.0, 120.0
+"""Seconds in which ranks must have begun to be profiled, and in which they must have written their files."""
 
 
 @contextmanager
-def profiled(names: Sequence[str], folder: Path, step: int, deadline_s: float) -> Iterator[None]:
-    """Context of a step in which the ranks of these names are profiled; each leaves a file in `folder` on its node."""
-    ranks = [rank for rank in STARTED.ranks if f"{rank.identity.role}.{rank.identity.rank}" in names]
-    files = [str(folder / f"step-{step:06d}-{rank.identity.role}-{rank.identity.rank}.json.gz") for rank in ranks]
+def profiled(names: Sequence[str], folder: Path, step: int, tell: Callable[[str], None]) -> Iterator[None]:
+    """Context of a step in which the ranks of these names (`actor.0`) are profiled; each leaves a file in `folder` on
+    its node. `tell`: shows the user a line, about ranks that do not run and about what fails."""
 
-    def ask(paths: Sequence[str | None]) -> None:
-        origin = CallOrigin(time.time(), BY_DRIVER)
-        answers = [rank.worker.profile.remote(origin, path) for rank, path in zip(ranks, paths, strict=True)]
-        receipts, refs = [receipt for receipt, _ in answers], [ref for _, ref in answers]
-        wait_all([Call("profile", ranks, receipts, refs)], deadline_s)
+    def ask(deadline_s: float, *, end: bool) -> None:
+        there = {
+            f"{rank.identity.role}.{rank.identity.rank}": rank for rank in STARTED.ranks
+        }  # some have been replaced
+        if missing := [name for name in names if name not in there]:
+            tell(f"not profiled in step {step}: {', '.join(missing)}; the ranks are {', '.join(there)}")
+        ranks = [there[name] for name in names if name in there]
+        try:
+            origin, answers = CallOrigin(time.time(), BY_DRIVER), []
+            for rank in ranks:
+                file = folder / f"step-{step:06d}-{rank.identity.role}-{rank.identity.rank}.json.gz"
+                answers.append(rank.worker.profile.remote(origin, str(file) if end else None))
+            receipts, refs = [receipt for receipt, _ in answers], [ref for _, ref in answers]
+            wait_all([Call("profile", ranks, receipts, refs)], deadline_s)
+        except Exception as error:
+            tell(f"the profile of step {step} is missing or not whole: {str(error) or type(error).__name__}")
 
-    ask([None] * len(ranks))
+    ask(BEGIN_S, end=False)
     yield
-    ask(files)
+    ask(WRITE_S, end=True)

@@ -106,8 +106,8 @@ class Reporter:
         self.evaluations = read_record(self._run_dir).evaluations
         """All evaluations of the run, also those before it was resumed."""
         self._before = next((e for e in self.evaluations if e.label == "before"), None)
-        self._timeline = Timeline(self._run_dir, resume_step) if trace else None
         self._progress = make_progress(name, steps, resume_step) if progress is None else progress
+        self._timeline = Timeline(self._run_dir, resume_step, self._progress.lines) if trace else None
         self._save_s, self._files = save_s, FileWriter(save_s)
         there = [TensorboardConfig()] if tensorboard and all(own.type != "tensorboard" for own in trackers) else []
         tracked = TrackedRun(self._run_dir, name, title, (trackers and yaml.safe_load(config_yaml)) or {})

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from cluster.ranks.profiler import check_profiled, profiled
+from cluster.ranks.profiler import profiled
 from orchestrator.config.base import BaseConfig
 
 PROFILES = "profile"
@@ -14,14 +14,11 @@ PROFILES = "profile"
 
 
 @contextmanager
-def perhaps_profiled(config: BaseConfig, step: int) -> Iterator[None]:
-    """Context of a step. ClusterError in any step if a rank does not run."""
-    if (profile := config.profile) is None:
+def perhaps_profiled(config: BaseConfig, step: int, tell: Callable[[str], None]) -> Iterator[None]:
+    """Context of a step. What cannot be profiled is told."""
+    profile = config.profile
+    if profile is None or step not in profile.steps:
         yield
         return
-    check_profiled(profile.ranks)
-    if step not in profile.steps:
-        yield
-        return
-    with profiled(profile.ranks, Path(config.run_dir).absolute() / PROFILES, step, config.deadlines.save_s):
+    with profiled(profile.ranks, Path(config.run_dir).absolute() / PROFILES, step, tell):
         yield

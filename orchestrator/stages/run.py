@@ -35,7 +35,7 @@ from orchestrator.stages.profiling import perhaps_profiled
 from orchestrator.stages.run_facts import run_facts
 from orchestrator.stages.stage import Stage, StepReport, Trainable
 from orchestrator.stages.state_writer import StateWriter
-from orchestrator.stages.step_told import all_metrics, rest_of_run, step_part
+from orchestrator.stages.step_told import all_metrics, rest_of_run, step_part, tell_besides
 from roles.batch import save_batch
 
 FAILED = "failed"
@@ -149,13 +149,13 @@ class Run:
         self.report.note(f"most host memory in use: {usage.host_peak:.1f} GiB")
 
     def _one_step(self) -> StepReport:
-        clock = Clock(self._begin)
-        with self._rescued(f"step {self.stage.step + 1}"), perhaps_profiled(self.config, self.stage.step + 1):
+        clock, step = Clock(self._begin), self.stage.step + 1
+        with self._rescued(f"step {step}"), perhaps_profiled(self.config, step, self.report.note):
             told = self.stage.one_step(clock)
         self.finished, usage = self.stage.state_dict(), self.stage.cluster.usage()
-        metrics = all_metrics(self.config, self.stage.step, told, clock, usage, self.again)
-        self.report.timeline(step_part(self.stage.step, clock, usage))
-        self.report.step(self.stage.step, metrics, told.samples, told.ledger, told.keep)
+        part, metrics = step_part(step, clock, usage), all_metrics(told, clock, usage, self.again)
+        self.report.step(step, metrics, told.samples, told.ledger, told.keep)
+        tell_besides(self.config, self.report, part, metrics)
         return told
 
     def _begin(self, phase: str) -> None:

@@ -3,32 +3,37 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from pathlib import Path
 
 from cluster.ranks.usage import WAITS, Usage, drained
-from cluster.runtime.ray_metrics import export_metrics
+from cluster.runtime.ray_metrics import StepOfRun, export_metrics
 from orchestrator.config.base import BaseConfig
 from orchestrator.groups.recovery import Recovery
+from orchestrator.report.reporter import Reporter
 from orchestrator.run.phase_clock import Clock
 from orchestrator.stages.card_metrics import card_metrics
 from orchestrator.stages.stage import StepReport
 from orchestrator.timeline.part_of_run import PartOfRun
 
 
-def all_metrics(
-    config: BaseConfig, step: int, told: StepReport, clock: Clock, usage: Usage, again: Recovery
-) -> dict[str, float]:
-    """The metrics of learning, and those of time, cards, memory and restarts; Ray exports them, too."""
-    metrics = {
+def all_metrics(told: StepReport, clock: Clock, usage: Usage, again: Recovery) -> dict[str, float]:
+    """The metrics of learning, and those of time, cards, memory and restarts."""
+    return {
         **told.metrics,
         **clock.metrics(usage.busy),
         **card_metrics([(who.role, own) for who, own in usage.ranks], clock, told.work),
         "memory/host_peak_gib": usage.host_peak,
         **again.drain(),
     }
+
+
+def tell_besides(config: BaseConfig, report: Reporter, part: PartOfRun, metrics: Mapping[str, float]) -> None:
+    """Send a step that has been reported to who only watches the run: Ray's metrics, and the timeline."""
     if config.report.ray_metrics:
-        export_metrics(Path(config.run_dir).name, step, metrics, usage.ranks)
-    return metrics
+        name = Path(config.run_dir).name
+        export_metrics(StepOfRun(name, part.step, part.began, part.ended, part.ranks), metrics, report.note)
+    report.timeline(part)
 
 
 def step_part(step: int, clock: Clock, usage: Usage) -> PartOfRun:

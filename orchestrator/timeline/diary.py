@@ -1,12 +1,13 @@
 """The timeline of a run in progress: what the driver did outside of steps, and parts that go into the file.
 
-The run's reporter says what the driver does, and hands parts over; the file grows.
+The run's reporter says what the driver does, and hands parts over; the file grows. None of its errors ends the run.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,24 +16,41 @@ from orchestrator.timeline.events import TraceEvent
 from orchestrator.timeline.part_of_run import Lanes, PartOfRun, part_events
 from orchestrator.timeline.trace_file import TRACE_FILE, TraceFile, parts_until
 
+DAMAGED = "damaged"
+"""Word in the name of a file that could not be read to its end, behind `trace.json.gz`."""
+
 
 class Timeline:
-    """What is written into a run's `trace.json.gz`."""
+    """What is written into a run's `trace.json.gz`. The first error is told, and nothing is written from then on."""
 
-    def __init__(self, run_dir: Path, resume_step: int) -> None:
-        """Begin the file, or go on behind its parts up to `resume_step`."""
-        self.path = run_dir / TRACE_FILE
+    def __init__(self, run_dir: Path, resume_step: int, tell: Callable[[str], None]) -> None:
+        """Begin the file, or go on behind its parts up to `resume_step`, as far as they can be read.
+
+        tell: shows the user a line; called from other threads too.
+        """
+        self.path, self._tell = run_dir / TRACE_FILE, tell
         self._lanes = Lanes()
-        self._file = TraceFile(self.path, self._kept(resume_step) if resume_step else ())
+        self._file: TraceFile | None = None
         self._did: list[Phase] = []
         self._doing: tuple[str, float] | None = None
+        with self._guarded():
+            self._file = TraceFile(self.path, self._kept(resume_step) if resume_step else ())
 
     def _kept(self, step: int) -> Iterator[list[TraceEvent]]:
         """The parts up to a step, one after another: all together they may be large."""
-        for part in parts_until(self.path, step):
-            for event in part:
-                self._lanes.seen(event)
-            yield part
+        last = 0
+        try:
+            for part in parts_until(self.path, step):
+                for event in part:
+                    self._lanes.seen(event)
+                yield part
+                last = part[0]["args"]["step"]
+        except Exception as error:
+            aside = self.path.with_name(f"{TRACE_FILE}.{DAMAGED}")
+            self.path.replace(aside)
+            self._tell(
+                f"the timeline goes on behind step {last}: the rest could not be read and is in {aside} ({error})"
+            )
 
     def doing(self, what: str | None) -> None:
         """Note what the driver does from now on; None: a phase of a step, which is noted by itself."""
@@ -48,8 +66,25 @@ class Timeline:
 
     def write(self, part: PartOfRun) -> None:
         """Append a part to the file."""
-        self._file.append(part_events(part, self._lanes))
+        with self._guarded():
+            if self._file is not None:
+                self._file.append(part_events(part, self._lanes))
 
     def close(self) -> None:
         """Close the file."""
-        self._file.close()
+        with self._guarded():
+            if self._file is not None:
+                self._file.close()
+
+    @contextmanager
+    def _guarded(self) -> Iterator[None]:
+        """Context whose error is told, and ends the timeline alone."""
+        try:
+            yield
+        except Exception as error:
+            if self._file is not None:
+                self._file.close()
+                self._file = None
+            self._tell(
+                f"{self.path} could not be written ({str(error) or type(error).__name__}); the run goes on without it"
+            )

@@ -10,6 +10,7 @@ import json
 import os
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from orchestrator.timeline.events import TraceEvent
@@ -46,15 +47,30 @@ class TraceFile:
     def _write(self, text: bytes) -> None:
         packer = zlib.compressobj(6, zlib.DEFLATED, -zlib.MAX_WBITS)
         packed = packer.compress(text) + packer.flush(zlib.Z_FULL_FLUSH)
-        self._sum, self._size = zlib.crc32(text, self._sum), self._size + len(text)
-        closing = zlib.compressobj(6, zlib.DEFLATED, -zlib.MAX_WBITS)
-        last = closing.compress(_CLOSING) + closing.flush()
-        check = zlib.crc32(_CLOSING, self._sum).to_bytes(4, "little")
-        size = ((self._size + len(_CLOSING)) & 0xFFFFFFFF).to_bytes(4, "little")
+        total, size = zlib.crc32(text, self._sum), self._size + len(text)
+        try:
+            self._put(packed + _ending(total, size))
+        except OSError:
+            with suppress(OSError):  # the parts before this one open again
+                self._put(_ending(self._sum, self._size))
+            raise
+        self._sum, self._size, self._end = total, size, self._end + len(packed)
+
+    def _put(self, packed: bytes) -> None:
+        """Let these bytes be what follows the parts that are there."""
         self._file.seek(self._end)
-        self._file.write(packed + last + check + size)
+        left = memoryview(packed)
+        while left:  # a system may write less than it is given
+            left = left[self._file.write(left) :]
         self._file.truncate()
-        self._end += len(packed)
+
+
+def _ending(total: int, size: int) -> bytes:
+    """The end of the array and of the stream, for a text before it with that CRC and that many bytes."""
+    packer = zlib.compressobj(6, zlib.DEFLATED, -zlib.MAX_WBITS)
+    last = packer.compress(_CLOSING) + packer.flush()
+    check = zlib.crc32(_CLOSING, total).to_bytes(4, "little")
+    return last + check + ((size + len(_CLOSING)) & 0xFFFFFFFF).to_bytes(4, "little")
 
 
 def read_trace(path: Path) -> Iterator[list[TraceEvent]]:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator.config.trackers import SwanlabConfig
-from orchestrator.tracking.tracked_run import TrackedRun
+from orchestrator.tracking.tracked_run import TrackedRun, but_settings
 
 PRIVATE: dict[str, Any] = {
     "terminal": {"proxy_type": "none"},
@@ -50,9 +50,9 @@ class SwanlabTracker:
         self._run.log_text(key="alerts", data=text, caption=title, step=step)
 
     def files(self, paths: Sequence[Path]) -> None:
-        """Files of the run; SwanLab keeps them online only."""
+        """Files of the run but `config.yaml`, which SwanLab writes itself; it keeps them online only."""
         if self._config.mode == "online":
-            for path in paths:
+            for path in but_settings(paths):
                 self._run.save(str(path), base_path=str(self._folder), policy="now")
 
     def finish(self, *, done: bool) -> None:

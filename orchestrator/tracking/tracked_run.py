@@ -40,3 +40,9 @@ class Tracker(Protocol):
 
     def finish(self, *, done: bool) -> None:
         """End the run. `done`: it has not failed."""
+
+
+def but_settings(paths: Sequence[Path]) -> list[Path]:
+    """The files without the run's `config.yaml`, for trackers that link to files instead of copying them and write one
+    of that name themselves: they would write it through the link. They have the configuration from `start`."""
+    return [path for path in paths if path.name != "config.yaml"]

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator.config.trackers import WandbConfig
-from orchestrator.tracking.tracked_run import TrackedRun
+from orchestrator.tracking.tracked_run import TrackedRun, but_settings
 
 STEP = "step"
 """The metric over which all others are drawn: a resumed run may log a step again, which W&B's own counter forbids."""
@@ -52,8 +52,8 @@ class WandbTracker:
         self._run.alert(title=f"{title} (step {step})", text=text, level=self._wandb.AlertLevel.WARN)
 
     def files(self, paths: Sequence[Path]) -> None:
-        """Files under their names in the run's folder."""
-        for path in paths:
+        """Files under their names in the run's folder, but `config.yaml`, which W&B writes itself."""
+        for path in but_settings(paths):
             self._run.save(str(path), base_path=str(self._folder), policy="now")
 
     def finish(self, *, done: bool) -> None:

@@ -55,7 +55,7 @@ def main() -> None:
     for ranks in options.ranks:
         part = a_step(ranks, options.spans)
         with tempfile.TemporaryDirectory() as folder:
-            timeline, file = Timeline(Path(folder), 0), Path(folder) / TRACE_FILE
+            timeline, file = Timeline(Path(folder), 0, print), Path(folder) / TRACE_FILE
             rank = median(milliseconds(lambda: recorded(options.spans)) for _ in range(TRIES))
             began = time.thread_time()
             for _ in range(TRIES):

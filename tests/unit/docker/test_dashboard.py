@@ -16,7 +16,15 @@ from cluster.ranks.card_use import CardSample, CardUse
 from cluster.ranks.identity import Identity
 from cluster.ranks.usage import CallOrigin, InnerSpan, RankCall, RankUsage
 from cluster.runtime import ray_metrics
-from cluster.runtime.ray_metrics import COUNTERS, HISTOGRAMS, OF_RANKS, STEP_GAUGE, export_metrics, gauge_of
+from cluster.runtime.ray_metrics import (
+    COUNTERS,
+    HISTOGRAMS,
+    OF_RANKS,
+    STEP_GAUGE,
+    StepOfRun,
+    export_metrics,
+    gauge_of,
+)
 from orchestrator.metrics import METRICS
 
 DOCKER = Path(__file__).resolve().parents[3] / "docker"
@@ -82,13 +90,16 @@ def test_what_is_exported_of_a_step(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("Gauge", "Counter", "Histogram"):
         monkeypatch.setattr(ray_metrics, name, Metric)
     monkeypatch.setattr(ray_metrics, "_known", {})
+    monkeypatch.setattr(ray_metrics, "_failed", [])
     monkeypatch.setattr(ray_metrics, "ray", SimpleNamespace(is_initialized=lambda: True))
-    cards = CardUse("H100", [CardSample(1.0, 70, 0.5), CardSample(2.0, 90, 1.0)], 1, 1)
+    cards = CardUse("H100", [CardSample(-8.0, 60, 0.1), CardSample(1.0, 70, 0.5), CardSample(2.0, 90, 1.0)], 1, 1)
     counts = [InnerSpan(n, n, "open responses", 1, {"value": 8 - n}) for n in range(3)]
-    busy = [RankCall(0.0, 3.0, "stream", CallOrigin(0.0, ""))]
+    busy = [RankCall(at, at + 3.0, "stream", CallOrigin(at, "")) for at in (-9.0, 1.0)]  # the first: an evaluation
     ranks = [(Identity("rollout", 1, "node", "log"), RankUsage(1, busy, {1: 5, 2: 9}, cards, counts))]
     numbers = {"score/mean": 0.5, "objective/kl": math.nan, "time/step_s": 4.0, "time/update_s": 1.0}
-    export_metrics("first", 7, numbers | {"healing/engine_restarts": 2.0}, ranks)
+    told = list[str]()
+    step = StepOfRun("first", 7, 0.0, 4.0, ranks)
+    export_metrics(step, numbers | {"healing/engine_restarts": 2.0}, told.append)
     engine = ("first", "rollout", "1")
     assert Metric.told == {
         ("tetrarch_step", ("first",)): 7,
@@ -105,8 +116,13 @@ def test_what_is_exported_of_a_step(monkeypatch: pytest.MonkeyPatch) -> None:
         ("tetrarch_rank_gpu_utilization", engine): 0.75,
         ("tetrarch_engine_open_responses", engine): 8,
     }
+    monkeypatch.setattr(ray_metrics, "_known", {})
+    monkeypatch.setattr(ray_metrics, "Gauge", lambda *args, **more: 1 / 0)
+    for _ in range(3):
+        export_metrics(step, numbers, told.append)
+    assert len(told) == 1 and "Ray exports no metrics of the run any more" in told[0]
 
 
 def test_without_ray_nothing_is_exported() -> None:
-    export_metrics("first", 7, {"score/mean": 0.5}, [])
+    export_metrics(StepOfRun("first", 7, 0.0, 4.0, []), {"score/mean": 0.5}, [].append)
     assert ray_metrics._known == {}

@@ -56,7 +56,7 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, Any]]:
 def test_the_ranks_of_the_configuration_are_asked_in_its_steps(asked: list[tuple[str, Any]], tmp_path: Path) -> None:
     config = load_config(TINY, ["profile={steps: [3], ranks: [actor.1, rollout.0]}", f"run_dir={tmp_path}"])
     for step in (1, 2, 3, 4):
-        with perhaps_profiled(config, step):
+        with perhaps_profiled(config, step, asked.append):  # type: ignore[arg-type]
             asked.append((f"step {step}", None))
     folder = tmp_path / "profile"
     assert asked == [
@@ -67,10 +67,39 @@ def test_the_ranks_of_the_configuration_are_asked_in_its_steps(asked: list[tuple
     ]
 
 
-def test_a_rank_that_does_not_run_is_named_in_the_first_step(asked: list[tuple[str, Any]]) -> None:
-    config = load_config(TINY, ["profile={steps: [3], ranks: [actor.7]}"])
-    with pytest.raises(ClusterError, match=r"actor\.7.*actor\.0, actor\.1, rollout\.0"), perhaps_profiled(config, 1):
-        raise AssertionError
+@pytest.mark.parametrize("when", ["begin", "end"])
+def test_no_error_of_the_profiler_ends_the_step(
+    asked: list[tuple[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, when: str
+) -> None:
+    def fail(calls: Any, deadline_s: float) -> None:
+        if (asked[-1][1] is None) == (when == "begin"):
+            raise ClusterError("its disk is full")
+
+    monkeypatch.setattr(profiler, "wait_all", fail)
+    config, told = load_config(TINY, ["profile={steps: [3], ranks: [actor.1]}", f"run_dir={tmp_path}"]), list[str]()
+    with perhaps_profiled(config, 3, told.append):
+        pass
+    assert told == ["the profile of step 3 is missing or not whole: its disk is full"]
+
+
+def test_ranks_are_looked_up_again_at_the_end(
+    asked: list[tuple[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An engine may have been started again, or not be there any more."""
+    config, told = load_config(TINY, ["profile={steps: [3], ranks: [actor.1, rollout.0]}"]), list[str]()
+    with perhaps_profiled(config, 3, told.append):
+        left = [rank for rank in profiler.STARTED.ranks if rank.identity.role == "actor"]
+        monkeypatch.setattr(profiler, "STARTED", SimpleNamespace(ranks=left))
+        asked.clear()
+    assert [name for name, _ in asked] == ["actor.1"]
+    assert told == ["not profiled in step 3: rollout.0; the ranks are actor.0, actor.1"]
+
+
+def test_a_rank_that_no_role_has_is_refused_before_anything_starts() -> None:
+    with pytest.raises(ConfigError, match=r"profile\.ranks names actor\.7, but actor has 2 ranks"):
+        load_config(TINY, ["profile={steps: [3], ranks: [actor.7]}"])
+    with pytest.raises(ConfigError, match=r"there is no role actr"):
+        load_config(TINY, ["profile={steps: [3], ranks: [actr.0]}"])
 
 
 def test_what_is_no_rank_is_refused() -> None:

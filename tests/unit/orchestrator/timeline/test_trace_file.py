@@ -186,6 +186,74 @@ def test_what_is_no_timeline_is_said(tmp_path: Path) -> None:
     assert list(parts_until(tmp_path / TRACE_FILE, 3)) == []
 
 
+@pytest.mark.parametrize("damage", ["head", "middle", "text", "events"])
+def test_a_damaged_file_stops_no_run(file: Path, damage: str, capsys: pytest.CaptureFixture[str]) -> None:
+    whole = file.read_bytes()
+    lines = gzip.decompress(whole).split(b"\n")
+    broken = {
+        "head": b"no gzip",
+        "middle": whole[: len(whole) // 2] + bytes(64) + whole[len(whole) // 2 + 64 :],
+        "text": gzip.compress(b"\n".join([*lines[: len(lines) // 2], b"no json", *lines[len(lines) // 2 :]])),
+        "events": gzip.compress(b'[\n{"ph":"M","name":"part"},\n'),
+    }[damage]
+    file.write_bytes(broken)
+    with reporter(file.parent, steps=4, resume_step=3) as report:
+        report.timeline(part(4))
+    steps = [course.step for course in recorded_steps(file.parent)]
+    assert steps[-1] == 4 and steps == sorted(set(steps))
+    assert events_of(file)[-1]["name"] == "end"
+    if damage != "middle":  # as a killed run leaves it
+        assert "the rest could not be read and is in" in "".join(capsys.readouterr())
+        assert (file.parent / "trace.json.gz.damaged").read_bytes() == broken
+
+
+class Failing:
+    """A file that takes little at a time, and fails where it is told to."""
+
+    def __init__(self, file: Any, room: int) -> None:
+        self.file, self.room = file, room
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.file, name)
+
+    def write(self, data: Any) -> int:
+        if self.room <= 0:
+            raise OSError(28, "No space left on device")
+        took = self.file.write(bytes(data[: min(100, self.room)]))
+        self.room -= took
+        return int(took)
+
+
+def test_a_part_that_cannot_be_written_leaves_those_before_it(tmp_path: Path) -> None:
+    events = [{"ph": "C", "name": f"{random.random()}", "pid": 0, "tid": 0, "ts": 1, "args": {}} for _ in range(99)]
+    written = TraceFile(tmp_path / "t.gz", [events])
+    written._file = Failing(written._file, 10**6)
+    written.append(events)
+    assert len(events_of(tmp_path / "t.gz")) == 2 * 99 + 1, "short writes are gone on with"
+    kept = Failing(written._file.file, 500)
+    written._file = kept
+    with pytest.raises(OSError, match="No space"):
+        written.append(events)
+    kept.room = 10**6
+    written.append(events[:1])
+    assert len(events_of(tmp_path / "t.gz")) == 2 * 99 + 1 + 1
+
+
+def test_a_timeline_that_fails_is_told_once_and_ends_no_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("orchestrator.timeline.diary.part_events", lambda part, lanes: 1 / 0)
+    with reporter(tmp_path, steps=3) as report:
+        for step in (1, 2, 3):
+            report.timeline(part(step))
+            report.complete()
+    assert "".join(capsys.readouterr()).count("the run goes on without it") == 1
+    monkeypatch.setattr(TraceFile, "__init__", lambda *_: 1 / 0)
+    with reporter(tmp_path, steps=3) as report:
+        report.timeline(part(1))
+        report.complete()
+
+
 def test_the_command_shows_where_the_time_went(file: Path) -> None:
     shown = CliRunner().invoke(cli.app, ["trace", str(file.parent), "--step", "2"])
     assert shown.exit_code == 0, shown.output

@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -15,15 +16,17 @@ import pytest
 from orchestrator.checks.tracker_packages import check_trackers
 from orchestrator.config.loading import load_config
 from orchestrator.config.report import ReportConfig
-from orchestrator.config.trackers import MlflowConfig, WandbConfig
+from orchestrator.config.trackers import MlflowConfig, SwanlabConfig, WandbConfig
 from orchestrator.errors import ConfigError
 from orchestrator.metrics import METRICS
 from orchestrator.report.alert_lines import Alert
 from orchestrator.report.reporter import Reporter
 from orchestrator.tracking import trackers
 from orchestrator.tracking.metric_aliases import ALIASES, with_aliases
+from orchestrator.tracking.swanlab_tracker import SwanlabTracker
 from orchestrator.tracking.tracked_run import TrackedRun
 from orchestrator.tracking.trackers import UNSENT, Trackers
+from orchestrator.tracking.wandb_tracker import WandbTracker
 
 TINY = Path(__file__).resolve().parents[4] / "configs/tiny.yaml"
 
@@ -168,6 +171,25 @@ def test_what_waits_for_one_that_hangs_is_bounded(made: dict[str, Any], tmp_path
         "wandb takes nothing any more: it hangs. The run goes on without it"
     ]
     Hanging.go_on.set()
+
+
+@pytest.mark.parametrize("kind", ["wandb", "swanlab"])
+def test_what_links_to_files_and_writes_a_config_yaml_gets_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    """The library's own `config.yaml` would be written through the link to the run's."""
+    saved, config = list[str](), {"wandb": WandbConfig, "swanlab": SwanlabConfig}[kind](type=kind)
+    library = SimpleNamespace(
+        Settings=lambda **_: None,
+        init=lambda **_: SimpleNamespace(
+            id="x", define_metric=lambda *_, **__: None, save=lambda path, **_: saved.append(Path(path).name)
+        ),
+    )
+    monkeypatch.setattr(f"orchestrator.tracking.{kind}_tracker.import_module", lambda name: library)
+    tracker = {"wandb": WandbTracker, "swanlab": SwanlabTracker}[kind](config)
+    tracker.start(TrackedRun(tmp_path, "tiny", "PPO", {}))
+    tracker.files([tmp_path / "config.yaml", tmp_path / "report.html"])
+    assert saved == ["report.html"]
 
 
 def test_every_alias_is_a_metric_under_another_name() -> None:

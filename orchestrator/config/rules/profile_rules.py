@@ -1,0 +1,25 @@
+"""Rules of the section `profile`: the ranks that it names are there."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from cluster.placement.plan import RoleNeed, plan
+from cluster.role_table import ROLES, base_role
+from orchestrator.config.base import BaseConfig
+
+
+def profile_rules(config: BaseConfig) -> Iterator[str]:
+    """Names of ranks that no role has. A role that this command does not start, but another one that reads the same
+    file, may have any number of them."""
+    if config.profile is None:
+        return
+    made = plan(config.placement, [RoleNeed(role, gpu=True) for role in config.model_roles])
+    for name in config.profile.ranks:
+        role, _, number = name.rpartition(".")
+        count = len(made.of(role))
+        if base_role(role) not in ROLES:
+            yield f"profile.ranks names {name}, but there is no role {role}; roles are {', '.join(ROLES)}"
+        elif role in config.model_roles and int(number) >= count:
+            last = f"{role}.{count - 1}"
+            yield f"profile.ranks names {name}, but {role} has {count} ranks; name one up to {last}"
