@@ -38,7 +38,7 @@ P = ParamSpec("P")
 class RoleGroup(Generic[R]):
     """The ranks of one role: one process for each, with one object of the class `R` in it."""
 
-    def __init__(self, making: Making, again: Callable[[], Sequence[GrantedSlot]] | None = None) -> None:
+    def __init__(self, making: Making, again: Callable[[Collection[int]], Sequence[GrantedSlot]] | None = None) -> None:
         """`again`: see `start`."""
         self.role = making.role
         self._making, self._again = making, again
@@ -60,7 +60,7 @@ class RoleGroup(Generic[R]):
         distributed: bool = False,
         replaceable: bool = False,
         inner: Callable[[], Sequence[tuple[Any, ...]]] | None = None,
-        again: Callable[[], Sequence[GrantedSlot]] | None = None,
+        again: Callable[[Collection[int]], Sequence[GrantedSlot]] | None = None,
     ) -> Self:
         """Start a process for each place and build `factory(*arguments[rank])` in it. Returns at once.
 
@@ -69,8 +69,8 @@ class RoleGroup(Generic[R]):
         `distributed` ranks get MASTER_ADDR and MASTER_PORT of a store that rank 0 keeps open. The death of a
         `replaceable` rank ends only the waits for itself: whoever calls it starts it again.
         `inner` gives the spans that the role has recorded in its process since it was last asked, for the timeline:
-        the fields of `cluster.ranks.usage.InnerSpan`. `again` gives the places of ranks that are started again, which
-        may be others after a node was lost; None: they stay.
+        the fields of `cluster.ranks.usage.InnerSpan`. `again` gives the places of all ranks when those of
+        some numbers are started again, which may have others after a node was lost; None: they stay.
         """
         if len(arguments) != len(places):
             raise ValueError(f"{role}: {len(arguments)} argument tuples for {len(places)} ranks")
@@ -89,7 +89,7 @@ class RoleGroup(Generic[R]):
         lives = {number: self.ranks[number].identity.life + 1 for number in sorted(numbers)}
         _stop([self.ranks[number] for number in lives])
         if self._again is not None:
-            self._making = replace(self._making, places=self._again())
+            self._making = replace(self._making, places=self._again(list(lives)))
         made, started = self._making.begin(lives)
         new = dict(zip(lives, made, strict=True))
         self.ranks = [new.get(number, rank) for number, rank in enumerate(self.ranks)]

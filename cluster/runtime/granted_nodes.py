@@ -6,6 +6,7 @@ from __future__ import annotations
 import socket
 import time
 from collections.abc import Collection, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,7 +23,7 @@ from cluster.ranks.worker import gpu_ids
 from cluster.runtime.living_nodes import living_nodes
 
 NOTICED_S = 60.0
-"""Seconds in which Ray must notice that a node is lost which does not answer any more."""
+"""Seconds in which Ray notices that a node is lost which does not answer any more."""
 NODE_ANSWER_S = 3.0
 """Seconds in which a node must accept a connection."""
 NODE_POLL_S = 0.5
@@ -52,14 +53,30 @@ def granted_nodes(group: PlacementGroup, plan: Plan, deadline_s: float) -> list[
 
 
 def granted_again(
-    group: PlacementGroup, plan: Plan, before: Sequence[GrantedNode], deadline_s: float
+    group: PlacementGroup,
+    plan: Plan,
+    before: Sequence[GrantedNode],
+    needed: Collection[int],
+    *,
+    bound: bool,
+    deadline_s: float,
 ) -> list[GrantedNode]:
-    """The real nodes now: Ray puts what ran on a lost node on another one that has room. NodeLost if none has."""
-    lost = _lost({node.id for node in before})
-    moved = [n for n, node in enumerate(before) if node.id in lost]
+    """The real nodes now: Ray puts what ran on a lost node on another one that has room. NodeLost if none has.
+
+    Args:
+        needed: planned nodes on which something is started again; the others stay as they are.
+        bound: whether Ray may use no other real nodes than those before.
+    """
+    lost = _lost({before[n].id for n in needed})
+    moved = [n for n in sorted(needed) if before[n].id in lost]
     if not moved:
         return list(before)
     names = ", ".join(f"node {name}" for name in dict.fromkeys(before[n].name for n in moved))
+    if bound:
+        raise NodeLost(
+            f"{names} is lost, and what ran there cannot move: Ray found no room for the run by itself, so that each "
+            "of its parts was bound to a node"
+        )
     living = living_nodes(free=False)
     if not fits(plan, living):
         shortage = describe_shortage(plan, living)
@@ -74,18 +91,19 @@ def granted_again(
 
 
 def _lost(ids: Collection[str]) -> set[str]:
-    """Those of these nodes that are lost. Ray notices seconds after a node's processes have ended."""
-    until = time.monotonic() + NOTICED_S
-    while True:
-        nodes = {node["NodeID"]: node for node in ray.nodes()}
-        dead = {own for own in ids if own not in nodes or not nodes[own]["Alive"]}
-        silent = [nodes[own] for own in ids if own not in dead and not _answers(nodes[own])]
-        if not silent:
-            return dead
-        if time.monotonic() > until:
-            names = ", ".join(f"node {node['NodeManagerHostname']}" for node in silent)
-            raise NodeLost(f"{names} does not answer, and Ray has not given it up within {NOTICED_S:g} s")
-        time.sleep(NODE_POLL_S)
+    """Those of these nodes that are lost. Ray notices seconds after a node's processes have ended; one that it has not
+    given up within NOTICED_S lives, however slowly it answers."""
+    until, silent = time.monotonic() + NOTICED_S, set(ids)
+    with ThreadPoolExecutor(max(len(silent), 1)) as threads:
+        while True:
+            nodes = {node["NodeID"]: node for node in ray.nodes()}
+            dead = {own for own in ids if own not in nodes or not nodes[own]["Alive"]}
+            asked = sorted(silent - dead)
+            answers = threads.map(_answers, [nodes[own] for own in asked])
+            silent = {own for own, answer in zip(asked, answers, strict=True) if not answer}
+            if not silent or time.monotonic() > until:
+                return dead
+            time.sleep(NODE_POLL_S)
 
 
 def _answers(node: Mapping[str, Any]) -> bool:

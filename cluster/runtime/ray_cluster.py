@@ -10,7 +10,7 @@ import math
 import os
 import socket
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager, nullcontext
 from types import TracebackType
 from typing import Any, Self
@@ -72,6 +72,7 @@ class RayCluster:
         self._object_store_gib = object_store_gib or max(1.0, psutil.virtual_memory().total / 10 / GIB)
         self._group: PlacementGroup | None = None
         self._nodes: list[GrantedNode] = []
+        self._bound = False  # whether each bundle may be on one node alone
         self._memory = MemorySampler()
         self._clocks = NodeClocks()
         self._peak_bytes = 0
@@ -105,11 +106,15 @@ class RayCluster:
             for slot in self._plan.of(role)
         ]
 
-    def places_again(self, role: str) -> list[GrantedSlot]:
-        """As `places`, for ranks that are started again: what ran on a node that is lost has another one. NodeLost if
+    def places_again(self, role: str, ranks: Collection[int]) -> list[GrantedSlot]:
+        """As `places`, when these ranks are started again: those on a node that is lost have another one. NodeLost if
         none has room."""
         assert self._group is not None
-        self._nodes = granted_again(self._group, self._plan, self._nodes, self._deadline_s)
+        slots = self._plan.of(role)
+        needed = {slots[rank].node for rank in ranks}
+        self._nodes = granted_again(
+            *(self._group, self._plan, self._nodes, needed), bound=self._bound, deadline_s=self._deadline_s
+        )
         return self.places(role)
 
     def check_places(self, groups: Iterable[RoleGroup[Any]]) -> None:
@@ -249,6 +254,7 @@ class RayCluster:
                 homes = found
                 remove_placement_group(self._group)
                 chosen = [{NODE_ID: home} for home in homes] or None
+                self._bound = chosen is not None
                 self._group = placement_group(bundles, strategy="STRICT_SPREAD", bundle_label_selector=chosen)
 
     def _room(self) -> tuple[list[Node], list[str]]:

@@ -60,7 +60,8 @@ class PromptsConfig(Section):
     """Prompts that are never trained on, for `evaluation`."""
     heldout_fraction: float | None = Field(default=None, gt=0, lt=1)
     """Share of the different prompts of `train` that is held out for `evaluation`, and never trained on; it is the same
-    for every seed. Equal prompts stay together. null: none is; not beside `heldout`."""
+    for every seed. Equal prompts stay together; of an environment's tasks every column counts, so tasks that differ in
+    an id alone may be parted. null: none is; not beside `heldout`."""
     max_tokens: int = Field(ge=1)
     """Longest prompt, in tokens, after the chat template."""
     column: str | None = Field(default=None, min_length=1)

@@ -28,6 +28,7 @@ FITTED = "efficiency.yaml"
 CORRECTED_PHASES = tuple(Correction.model_fields)
 MOST_MEASURED = 1e12
 """No time, length or size of a run is as large."""
+SAMPLING_ROUNDS = "sampling/rounds"
 WARM_UP = 1
 """Number of steps at the start of a run that are not measured, if there are more."""
 
@@ -36,7 +37,7 @@ def calibrated(run_dir: Path) -> Efficiency:
     """The shipped factors, corrected so that the prediction for the run in `run_dir` equals its measurements.
 
     Medians over the run's steps (also of the lengths), and the most memory that a card held in each phase; written to
-    `run_dir/efficiency.yaml`. ConfigError if the run has no steps.
+    `run_dir/efficiency.yaml`. ConfigError if the run has no steps, or some that sampled more than once.
     """
     steps = _measured(run_dir)
     config = load_config(run_dir / "config.yaml")
@@ -99,6 +100,12 @@ def _measured(run_dir: Path) -> list[dict[str, Any]]:
     whole = [step for step in steps if isinstance(step, dict) and all(_measures(step.get(key)) for key in needed)]
     if not whole:
         raise ConfigError(f"--calibrate {run_dir}: it has no step in which the actor was trained; name another run")
+    rounds = max((step[SAMPLING_ROUNDS] for step in whole if _measures(step.get(SAMPLING_ROUNDS))), default=1)
+    if rounds > 1:
+        raise ConfigError(
+            f"--calibrate {run_dir}: ppo.dynamic_sampling has drawn prompts up to {rounds:g} times in a step, and the "
+            "prediction is for one; name a run with ppo.dynamic_sampling=null"
+        )
     return whole[WARM_UP:] or whole
 
 

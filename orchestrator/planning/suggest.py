@@ -4,9 +4,9 @@ A RunConfig flows in, the best few of all layouts that fit flow out.
 
 The search covers every way to put the roles into groups and to divide the GPUs among these (whole nodes, in lots if
 there are many, or a half, a quarter … of one node), with every tensor-parallel size, micro-batches of half to four
-times the file's, optimizers on the card, asleep or offloaded, sleeping engines and shares of memory for vLLM. A
-structure is first timed with its fastest settings, whether or not they fit: if even these are slower than the best
-layouts so far, it is skipped.
+times the file's, optimizers on the card, asleep or offloaded, sleeping engines and shares of memory for vLLM, the
+file's among them. A structure is first timed with its fastest settings, whether or not they fit: if even these are
+slower than the best layouts so far, it is skipped.
 
 Layouts whose seconds differ by less than the prediction's own error share a rank. Within a rank the simplest comes
 first, and of a layout's settings the simplest that keep it in its rank are taken.
@@ -100,7 +100,8 @@ class Structure:
         self._width = max(group.engines.tensor_parallel_size for group in groups if group.engines)
         # Sleeping costs moving the weights, but lets the rows of all engines be scored together.
         awake = dict.fromkeys(trained_roles(), HOMES[0])
-        quick = [Setting(max(FACTORS), awake, sleep, max(UTILIZATIONS)) for sleep in _sleeps(placement)]
+        most = max(*UTILIZATIONS, config.rollout.engine.gpu_memory_utilization)
+        quick = [Setting(max(FACTORS), awake, sleep, most) for sleep in _sleeps(placement)]
         times = [self.planned(one).step.total for one in quick if not broken_rules(self.applied(one))]
         self.bound = min(times, default=math.inf)
         """No setting that fits is faster."""
@@ -109,12 +110,11 @@ class Structure:
 
     def fastest(self) -> float:
         """Seconds of a step with the fastest settings that fit; infinite if none fits."""
-        return min(self._seconds(number, setting) for number, setting in enumerate(settings(self._placement)))
+        return min(self._seconds(n, one) for n, one in enumerate(settings(self._config, self._placement)))
 
     def simplest(self, within: float) -> tuple[tuple[float, ...], Setting] | None:
-        """The simplest of the settings that fit and take at most `within` seconds, and how simple it is; None without
-        any."""
-        every = sorted((self.simplicity(one), number, one) for number, one in enumerate(settings(self._placement)))
+        """The simplest of the settings that fit and take at most `within` seconds, and how simple it is; or None."""
+        every = sorted((self.simplicity(one), n, one) for n, one in enumerate(settings(self._config, self._placement)))
         for plain, equal in groupby(every, key=itemgetter(0)):
             number, quickest = min(((n, one) for _, n, one in equal), key=lambda tried: self._seconds(*tried))
             if (seconds := self._seconds(number, quickest)) <= within:
@@ -124,8 +124,7 @@ class Structure:
     def simplicity(self, setting: Setting) -> tuple[float, ...]:
         """Smaller is simpler: groups and models that move, then settings not as in the file, then engines' width."""
         moves = sum(home != HOMES[0] for home in setting.states.values()) + bool(setting.sleep)
-        given = self._config.rollout.engine.gpu_memory_utilization
-        changed = (setting.factor != 1) + (setting.utilization != given)
+        changed = (setting.factor != 1) + (setting.utilization != self._config.rollout.engine.gpu_memory_utilization)
         return len(self._placement.groups) + moves, changed, self._width
 
     def _seconds(self, number: int, setting: Setting) -> float:
@@ -223,11 +222,12 @@ def structures(placement: GroupsPlacement, roles: Sequence[str]) -> Iterator[Gro
                 yield placement.model_copy(update={"groups": placed})
 
 
-def settings(placement: GroupsPlacement) -> Iterator[Setting]:
+def settings(config: RunConfig, placement: GroupsPlacement) -> Iterator[Setting]:
     """All settings that are tried with a placement; engines that share no GPUs never sleep."""
     placed = {role for group in placement.groups.values() for role in group.roles}
     trained = [role for role in trained_roles() if role in placed]
-    choices = product(FACTORS, product(HOMES, repeat=len(trained)), _sleeps(placement), UTILIZATIONS)
+    shares = sorted({*UTILIZATIONS, config.rollout.engine.gpu_memory_utilization})
+    choices = product(FACTORS, product(HOMES, repeat=len(trained)), _sleeps(placement), shares)
     for factor, homes, sleep, utilization in choices:
         yield Setting(factor, dict(zip(trained, homes, strict=True)), sleep, utilization)
 

@@ -21,13 +21,12 @@ from rich.table import Table
 from rich.text import Text
 
 from orchestrator.display_text import duration, printable, sparkline
-from orchestrator.report.phase_times import PhaseTime, PhaseTimes
+from orchestrator.report.display_rows import phase_bars, starting_table
+from orchestrator.report.phase_times import PhaseTimes
 from orchestrator.report.terminal_lines import shown, step_line
 
 _HISTORY = 20
 """Number of latest steps in the live display's trends and in the estimate of the remaining time."""
-_BAR = 24
-"""Characters of a phase's bar."""
 _WARNINGS = 3
 """Number of newest warnings that stay in the live display."""
 
@@ -163,7 +162,8 @@ class PlainProgress:
                 now = time.monotonic()
                 if self._doing and now - self._printed >= self._heartbeat_s and not self._closed.is_set():
                     roles = "; ".join(f"{role} {words}" for role, words in self._starting.items())
-                    self._print(f"… still {self._doing}, {now - self._doing_since:.0f} s{roles and ': '}{roles}")
+                    still = f"… still {self._doing}, {now - self._doing_since:.0f} s{roles and ': '}{roles}"
+                    self._print(printable(still))  # the roles' words are from logs
 
 
 class LiveProgress:
@@ -231,6 +231,12 @@ class LiveProgress:
         self._live.stop()
 
     def _render(self) -> RenderableType:
+        try:
+            return self._content()
+        except Exception as error:  # it would end the thread that redraws, or the run that prints
+            return Text(printable(f"the display failed: {type(error).__name__}: {error}"), style="red")
+
+    def _content(self) -> RenderableType:
         now = time.monotonic()
         head = Table.grid(padding=(0, 1), expand=True)
         for options in ({"no_wrap": True, "max_width": 24}, {"ratio": 1}, {"no_wrap": True}, {"no_wrap": True}):
@@ -253,11 +259,11 @@ class LiveProgress:
             line.truncate(self._console.width - 1, overflow="ellipsis")
             parts.append(line)
         table = self._table() if self._history else None
-        phases = _phase_bars(self._phases.now()) if self._doing else []
+        phases = phase_bars(self._phases.now()) if self._doing else []
         rows = len(parts) + (table.row_count + 1 if table else 0)
         if rows + len(phases) < self._console.height:
             parts += phases
-        parts += [_starting_table(self._starting)] if self._starting else []
+        parts += [starting_table(self._starting)] if self._starting else []
         return Group(*parts, *([table] if table else []))
 
     def _table(self) -> Table:
@@ -272,29 +278,3 @@ class LiveProgress:
             trend = [sparkline([m[row.key] for m in self._history if row.key in m])] if wide else []
             table.add_row(row.name, row.value, row.remark, *trend)
         return table
-
-
-def _phase_bars(phases: list[PhaseTime]) -> list[RenderableType]:
-    """A line for each phase of the step: its bar, the time so far and the expected one."""
-    lines: list[RenderableType] = []
-    for phase in phases:
-        known = math.isfinite(phase.expected)
-        line = Table.grid(padding=(0, 1))
-        line.add_column(width=12, no_wrap=True)
-        line.add_column(width=_BAR, no_wrap=True)
-        line.add_column(no_wrap=True)
-        total = max(phase.expected if known else 0.0, phase.spent)
-        bar = ProgressBar(total=total or 1.0, completed=phase.spent, width=_BAR, style="dim")
-        words = f"{phase.spent:.1f}" + (f" of {phase.expected:.1f} s" if known else " s")
-        line.add_row(Text(phase.name, style="bold" if phase.running else "dim"), bar, words)
-        lines.append(line)
-    return lines
-
-
-def _starting_table(doing: Mapping[str, str]) -> Table:
-    table = Table.grid(padding=(0, 2))
-    table.add_column(no_wrap=True)
-    table.add_column(no_wrap=True, overflow="ellipsis")
-    for role, words in doing.items():
-        table.add_row(Text(f"  {role}", style="bold"), Text(printable(words)))
-    return table

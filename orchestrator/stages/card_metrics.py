@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Self
 
 from cluster.estimate.memory import GIB, RoleSize
 from cluster.estimate.roofline import operations
@@ -27,6 +27,24 @@ CARD_PHASES = ("generate", "score", "update", "push")
 
 
 @dataclass(frozen=True, slots=True)
+class SampleWork:
+    """Samples that go through models: `SampleWork(64, tokens=300.0, scored=120.0)`."""
+
+    samples: int
+    tokens: float
+    """Mean tokens of a sample, prompt included."""
+    scored: float
+    """Mean number of tokens of a sample that have logits."""
+
+    @classmethod
+    def of(cls, scored: Scored) -> Self:
+        """That of these samples."""
+        rollouts = scored.rollouts
+        tokens, generated = float(rollouts.lengths.float().mean()), float(rollouts.response_mask.sum())
+        return cls(len(scored), tokens, generated / len(scored))
+
+
+@dataclass(frozen=True, slots=True)
 class StepWork:
     """The work of the roles in a step, from which the used share of a card's arithmetic is computed.
 
@@ -35,35 +53,29 @@ class StepWork:
 
     sizes: Mapping[str, RoleSize]
     """Role → its model and how it is trained."""
-    samples: int
-    tokens: float
-    """Mean tokens of a sample, prompt included."""
-    scored: float
-    """Mean number of tokens of a sample that have logits."""
+    scoring: SampleWork
+    """All samples that were scored."""
+    training: SampleWork
+    """The batch; with dynamic sampling only some of those."""
     epochs: int
 
     def operations(self, role: str, method: str) -> float:
-        """Operations of `method` over all samples, on all ranks of `role` together.
+        """Operations of `method` over all its samples, on all ranks of `role` together.
 
         An update counts as a forward pass, one for the activations' gradients, and one for those of trained weights.
         """
-        size = self.sizes[role]
-        once = self.samples * operations(size.model, self.tokens, self.scored if size.model.vocabulary else 0.0)
+        size, work = self.sizes[role], self.training if method == "update" else self.scoring
+        once = work.samples * operations(size.model, work.tokens, work.scored if size.model.vocabulary else 0.0)
         return once * self.epochs * (2 + size.learning / size.model.parameters) if method == "update" else once
 
 
-def step_work(config: RunConfig, scored: Scored) -> StepWork | None:
-    """The work of the roles for a batch; None without GPUs, or if the size of a model is not known."""
+def step_work(config: RunConfig, scored: Scored, batch: Scored) -> StepWork | None:
+    """The work of the roles in a step that trains on `batch`, of `scored`; None without GPUs, or if a model's
+    size is not known."""
     if config.device == "cpu":
         return None
     with suppress(UnknownModel):
-        return StepWork(
-            role_sizes(config),
-            samples=len(scored),
-            tokens=float(scored.rollouts.lengths.float().mean()),
-            scored=float(scored.rollouts.response_mask.sum()) / len(scored),
-            epochs=config.ppo.epochs,
-        )
+        return StepWork(role_sizes(config), SampleWork.of(scored), SampleWork.of(batch), config.ppo.epochs)
     return None
 
 

@@ -154,7 +154,8 @@ def _measure(
 ) -> tuple[EvaluationResult, Answered]:
     progress.status(f"starting the roles, to measure {models.actor}")
     with evaluation_roles(config, models, progress.lines, progress.starting) as roles:
-        progress.status(f"answering {len(prompts)} held-out prompts")
+        count = len(prompts) // config.evaluation.responses_per_prompt
+        progress.status(f"answering {count} held-out prompts")
         found = answered(roles, prompts, 0, compare=comparing(config))
     return measured(found, step=policy.step, label=policy.label, how=config.evaluation), found
 

@@ -177,7 +177,7 @@ class Ppo(Stage):
         some = training_samples(scored, self.config.evaluation.samples, self.config.rollout.responses_per_prompt)
         samples = step_samples(self.config, self.step, result)
         keep = partial(write_samples, samples, kept) if kept else None
-        return StepReport(metrics, some, step_work(self.config, scored), samples.line.to_json(), keep)
+        return StepReport(metrics, some, step_work(self.config, made, scored), samples.line.to_json(), keep)
 
     def check_ledger(self) -> None:
         """Every sample of the run was trained on, or dropped for a reason; every prompt was drawn once in each pass."""

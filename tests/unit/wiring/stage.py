@@ -8,7 +8,7 @@ generator says. Model folders are real and tiny.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass, field
@@ -141,7 +141,7 @@ class Cluster:
     def places(self, role: str) -> list[Any]:
         return [SimpleNamespace(slot=slot) for slot in self._plan.of(role)]
 
-    def places_again(self, role: str) -> list[Any]:
+    def places_again(self, role: str, ranks: Collection[int]) -> list[Any]:
         return self.places(role)
 
     def check_places(self, groups: list[Group]) -> None:

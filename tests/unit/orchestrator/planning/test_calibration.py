@@ -97,6 +97,15 @@ def test_a_run_without_trained_steps_is_refused(steps: list[Any], tmp_path: Path
         calibrated(finished_run(tmp_path / "run", steps))
 
 
+def test_a_run_that_sampled_more_than_once_a_step_is_refused(tmp_path: Path) -> None:
+    sampled = [{**step(1), "sampling/rounds": rounds} for rounds in (1.0, 3.0, 2.0)]
+    with pytest.raises(ConfigError, match=r"up to 3 times in a step.*ppo\.dynamic_sampling=null"):
+        calibrated(finished_run(tmp_path / "run", sampled))
+    assert calibrated(finished_run(tmp_path / "once", sampled[:1])) == calibrated(
+        finished_run(tmp_path / "plain", [step(1)])
+    )
+
+
 def test_a_folder_that_is_no_run_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"metrics\.jsonl cannot be read.*name the run_dir of a run"):
         calibrated(tmp_path)

@@ -91,7 +91,7 @@ def brute_force(config: RunConfig, count: int) -> list[float]:
                 }
                 placement = config.placement.model_copy(update={"groups": groups})
                 made = None  # no setting changes who sits where
-                for setting in settings(placement):
+                for setting in settings(config, placement):
                     tried = apply(config, placement, setting)
                     if broken_rules(tried):
                         continue
@@ -122,6 +122,14 @@ def test_the_search_agrees_with_brute_force(
     found = suggest(config)
     assert [one.layout.step.total for one in found] == pytest.approx(brute_force(config, len(found)))
     assert found and all(not one.layout.shortages and not broken_rules(one.config) for one in found)
+
+
+def test_the_share_of_memory_in_the_file_stays_if_no_other_is_faster(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "FACTORS", (1,))
+    config = small(1, 2, "H200-141GB")
+    engine = config.rollout.engine.model_copy(update={"gpu_memory_utilization": 0.31})
+    config = config.model_copy(update={"rollout": config.rollout.model_copy(update={"engine": engine})})
+    assert suggest(config, count=1)[0].config.rollout.engine.gpu_memory_utilization == 0.31
 
 
 def test_what_the_prediction_cannot_tell_apart_shares_a_rank_and_the_simplest_is_first(

@@ -84,6 +84,27 @@ def test_a_long_wait_has_a_heartbeat_that_names_the_phase() -> None:
     assert "… still step 1: scoring, 0 s" in stream.getvalue()
 
 
+def test_a_heartbeat_prints_nothing_of_a_log_that_drives_the_terminal() -> None:
+    stream = io.StringIO()
+    progress = plain(stream, heartbeat_s=0.02)
+    progress.status("starting actors")
+    progress.starting({"actor": "loads \x1b[2Jweights"})
+    deadline = time.monotonic() + 20
+    while "weights" not in stream.getvalue() and time.monotonic() < deadline:
+        time.sleep(0.01)
+    progress.close()
+    assert "actor loads \ufffd[2Jweights" in stream.getvalue()
+
+
+def test_a_display_that_fails_says_so_and_the_run_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    out = io.StringIO()
+    progress = LiveProgress("smoke", 4, 0, Console(file=out, force_terminal=True, width=80, height=20))
+    monkeypatch.setattr(LiveProgress, "_content", lambda self: 1 / 0)
+    progress.lines("a line")
+    progress.close()
+    assert "a line" in out.getvalue() and "the display failed: ZeroDivisionError" in out.getvalue()
+
+
 def test_a_stream_without_unicode_does_not_end_the_run() -> None:
     raw = io.BytesIO()
     progress = PlainProgress("smoke", 1, 0, stream=io.TextIOWrapper(raw, encoding="ascii"))

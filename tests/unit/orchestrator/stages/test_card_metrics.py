@@ -12,7 +12,7 @@ from cluster.ranks.card_use import CardSample, CardUse
 from cluster.ranks.usage import CallOrigin, RankCall, RankUsage
 from orchestrator.metrics import METRICS
 from orchestrator.run.phase_clock import Clock
-from orchestrator.stages.card_metrics import StepWork, card_metrics
+from orchestrator.stages.card_metrics import SampleWork, StepWork, card_metrics
 
 MODEL = ModelSize(
     parameters=10**9, layer=10**8, embedding=10**7, layers=9, hidden=1000, intermediate=4000, heads=10, kv_heads=10,
@@ -67,7 +67,8 @@ def test_memory_is_that_of_the_fullest_card_in_each_phase() -> None:
 def test_the_share_of_the_arithmetic_is_six_operations_a_parameter_and_token() -> None:
     """Of a model that is almost only matrices: 2 operations forward, 4 backward; adapters need half of the latter."""
     use = CardUse(H100, [], 0, 0)
-    work = StepWork({"actor": size("actor"), "critic": size("critic", adapters=0)}, 100, tokens=50, scored=0, epochs=2)
+    sizes, batch = {"actor": size("actor"), "critic": size("critic", adapters=0)}, SampleWork(100, 50, 0)
+    work = StepWork(sizes, batch, batch, epochs=2)
     once = 2 * 9e8 * 5000 + 100 * 2 * 50 * 50 * 1000 * 9
     ranks = [
         ("actor", usage([(0, 1, "logprobs"), (12, 14, "update"), (20, 21, "push")], use)),
@@ -79,6 +80,13 @@ def test_the_share_of_the_arithmetic_is_six_operations_a_parameter_and_token() -
     assert metrics["mfu/actor_update"] == pytest.approx(2 * 3 * once / (4 * 989e12))
     assert metrics["mfu/critic_update"] == pytest.approx(2 * 2 * once / (4 * 989e12))
     assert "mfu/critic_score" not in metrics and set(metrics) <= set(METRICS)
+
+
+def test_scoring_is_that_of_all_samples_also_of_those_that_are_not_trained_on() -> None:
+    scoring, batch = SampleWork(300, 50, 0), SampleWork(100, 50, 0)
+    work, plain = (StepWork({"actor": size("actor")}, scored, batch, epochs=1) for scored in (scoring, batch))
+    assert work.operations("actor", "logprobs") == 3 * plain.operations("actor", "logprobs")
+    assert work.operations("actor", "update") == plain.operations("actor", "update")
 
 
 def test_without_a_gpu_there_is_nothing_to_tell() -> None:
