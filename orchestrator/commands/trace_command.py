@@ -11,6 +11,7 @@ import typer
 from orchestrator.commands.exit_codes import reported
 from orchestrator.commands.options import Debug, user_path
 from orchestrator.errors import ConfigError
+from orchestrator.stages.resume_proof import steps_in
 from orchestrator.timeline.recorded_steps import recorded_steps
 from orchestrator.timeline.trace_file import TRACE_FILE
 from orchestrator.timeline.where_time_went import as_lines, as_numbers, chosen_step
@@ -38,4 +39,7 @@ def trace(
             typer.echo(json_format.dumps(as_numbers(steps, chosen), indent=1))
             return
         typer.echo("\n".join(as_lines(steps, chosen)))
+        last, done = steps[-1].step, steps_in(run)
+        if done and last != done:
+            typer.echo(f"\nthe timeline goes up to step {last}, and the run has done {done}")
         typer.echo(f"\nall of it: open {run / TRACE_FILE} in https://ui.perfetto.dev, which keeps it in the browser")

@@ -18,6 +18,7 @@ import yaml
 
 from cluster.errors import Terminated
 from cluster.runtime.last_resort import at_most
+from cluster.runtime.orders import ORDERS
 from orchestrator.config.trackers import AnyTrackerConfig, TensorboardConfig
 from orchestrator.errors import RollBack, StopTraining
 from orchestrator.known_metrics import check_known
@@ -257,7 +258,8 @@ class Reporter:
             self._progress.lines(f"the report could not be written: {type(failure).__name__}: {failure}")
         finally:
             files = [self._run_dir / name for name in (run_files.CONFIG_FILE, run_files.HTML_FILE)]
-            self._trackers.close(files, done=error is None)
+            failed = _ended(self._state, self._step, error).status == "failed"
+            self._trackers.close(files, done=not failed, left_s=ORDERS.left_s)
             self._progress.close()
 
     def _finish(self, error: BaseException | None) -> None:

@@ -17,7 +17,7 @@ from orchestrator.errors import ConfigError
 from orchestrator.report.run_files import CONFIG_FILE, LINES, STATE_FILE, read_record
 from orchestrator.run.checkpoint import Checkpoints
 from orchestrator.run.run_difference import RunDifference, run_difference
-from orchestrator.stages.resume_proof import Started, clear, steps_in
+from orchestrator.stages.resume_proof import UNWATCHED, Started, clear, steps_in
 
 PPO = "PPO"
 """Title of the runs of `tetrarch train`."""
@@ -40,7 +40,7 @@ def replayed(run_dir: Path, step: int, folder: Path, overrides: Sequence[str], l
         if (run_dir / file).exists():
             shutil.copy2(run_dir / file, folder)
     command = [sys.executable, "-m", "orchestrator", "train", str(_settings(run_dir, overrides, folder))]
-    settings = ["alerts=null", "checkpoint.every=1", "checkpoint.keep=9", f"run_dir={folder}"]
+    settings = ["alerts=null", "checkpoint.every=1", "checkpoint.keep=9", *UNWATCHED, f"run_dir={folder}"]
     command += [f"--resume-from={step - 1}", "--", *settings]
     done = folder / "checkpoints" / f"step-{step:06d}"
     with Started(command, log, limit_s) as started:

@@ -34,6 +34,8 @@ from orchestrator.stages.own_process import Tell, end_process, ends_with, last_l
 DRIVER, SERVICES = "driver", {"raylet": "raylet", "gcs": "gcs_server"}
 """Victims that are no rank: the command itself, and Ray's processes by the names of their programs."""
 KILL = re.compile(r"(?P<victim>[a-z_]+(?:-\d+)?)@(?P<step>\d+)(?:\+(?P<share>0?\.\d+|0))?")
+UNWATCHED = ("report.trackers=[]", "report.ray_metrics=false")
+"""Overrides with which a run that is only compared is sent to none of the user's trackers and boards."""
 GLANCE_S = 0.02
 FREE_S = 60.0
 """Seconds in which a killed run must give its folder free."""
@@ -235,7 +237,7 @@ class Proof:
         return None
 
     def _started(self, name: str, flags: Sequence[str] = ()) -> Started:
-        words = [*self.command, *flags, "--", *self.settings, f"{self.folder_key}={self.folder / name}"]
+        words = [*self.command, *flags, "--", *self.settings, *UNWATCHED, f"{self.folder_key}={self.folder / name}"]
         return Started(words, self._log(name), self.limit_s)
 
     def _log(self, name: str) -> Path:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -83,7 +83,8 @@ class Timeline:
             yield
         except Exception as error:
             if self._file is not None:
-                self._file.close()
+                with suppress(OSError):
+                    self._file.close()
                 self._file = None
             self._tell(
                 f"{self.path} could not be written ({str(error) or type(error).__name__}); the run goes on without it"

@@ -10,7 +10,9 @@ import math
 import queue
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -59,8 +61,11 @@ class Trackers:
         self._tell, self._wait_s = tell, wait_s
         self._ids = _Ids(run.folder / IDS_FILE, fresh=not resume_step)
         self._lanes: list[_Lane] = []
-        for number, config in enumerate(configs, start=1):
-            key = f"{number} {config.type}"
+        keys = Counter[str]()
+        for config in configs:
+            key = _project_of(config)
+            keys[key] += 1
+            key = f"{key} #{keys[key]}" if keys[key] > 1 else key
             try:
                 tracker = _made(config, resume_step)
             except Exception as error:
@@ -83,18 +88,18 @@ class Trackers:
         for lane in self._lanes:
             lane.put(partial(lane.tracker.alert, step, title, text))
 
-    def close(self, paths: Sequence[Path], *, done: bool) -> None:
-        """Send the files that are there, end the run, and wait until all is sent, or the time is over."""
-        there, until = [path for path in paths if path.is_file()], time.monotonic() + self._wait_s
+    def close(self, paths: Sequence[Path], *, done: bool, left_s: float = math.inf) -> None:
+        """Send the files that are there, end the run, and wait until all is sent, or the time is over. `left_s`: most
+        seconds that may pass, if they are fewer than `wait_s`."""
+        there, wait_s = [path for path in paths if path.is_file()], min(self._wait_s, left_s)
+        until = time.monotonic() + wait_s
         for lane in self._lanes:
-            lane.put(partial(lane.tracker.files, there))
-            lane.put(partial(lane.tracker.finish, done=done))
-            lane.end()
+            lane.end(partial(lane.tracker.files, there), partial(lane.tracker.finish, done=done))
         for lane in self._lanes:
             if not lane.ended(max(until - time.monotonic(), 0.0)):
                 self._tell(
-                    f"{lane.name} has not taken everything within {self._wait_s:g} s (report.trackers_s); the run's "
-                    "own files have it all"
+                    f"{lane.name} has not taken everything within {wait_s:.3g} s (report.trackers_s, or what was left "
+                    "of deadlines.grace_s); the run's own files have it all"
                 )
 
     def _start(self, tracker: Tracker, key: str, run: TrackedRun) -> None:
@@ -107,7 +112,9 @@ class _Lane:
     def __init__(self, name: str, tracker: Tracker, tell: Callable[[str], None], *, aliases: bool) -> None:
         self.name, self.tracker, self.aliases, self._tell = name, tracker, aliases, tell
         self._left: queue.Queue[Callable[[], None] | None] = queue.Queue(UNSENT)
-        self._gone = self._told = False
+        self._gone = self._hangs = self._began = False
+        self._failed = self._told = False
+        self._last: Sequence[Callable[[], None]] = ()
         self._thread = threading.Thread(target=self._work, name=f"tracker {name}", daemon=True)
         self._thread.start()
 
@@ -117,32 +124,40 @@ class _Lane:
             try:
                 self._left.put_nowait(send)
             except queue.Full:
-                self._gone = self._told = True
+                self._gone = self._hangs = self._told = True
                 self._tell(f"{self.name} takes nothing any more: it hangs. The run goes on without it")
 
-    def end(self) -> None:
-        """Nothing comes any more."""
-        if not self._gone:
-            self._gone = True
-            try:
-                self._left.put_nowait(None)
-            except queue.Full:
-                return
+    def end(self, files: Callable[[], None], finish: Callable[[], None]) -> None:
+        """Nothing comes any more but these. A run that has begun is finished also if something before has failed."""
+        self._gone, self._last = True, (files, finish)
+        with suppress(queue.Full):  # it hangs
+            self._left.put_nowait(None)
 
     def ended(self, within_s: float) -> bool:
         """Whether all is sent, or the user knows that it is not; waits for it."""
-        if not self._told:
+        if not self._hangs:
             self._thread.join(within_s)
         return self._told or not self._thread.is_alive()
 
     def _work(self) -> None:
         while (send := self._left.get()) is not None:
-            try:
-                send()
-            except BaseException as error:  # whatever it is, the run goes on
-                self._gone = True
+            if not self._failed:
+                self._try(send)
+        files, finish = self._last
+        if not self._failed:
+            self._try(files)
+        if self._began:
+            self._try(finish)
+
+    def _try(self, send: Callable[[], None]) -> None:
+        try:
+            send()
+            self._began = True
+        except BaseException as error:  # whatever it is, the run goes on
+            self._gone = self._failed = True
+            if not self._told:
+                self._told = True
                 self._tell(_failed(self.name, error))
-                return
 
 
 class _Ids:
@@ -164,6 +179,12 @@ class _Ids:
             if name is not None and self.of.get(key) != name:
                 self.of[key] = name
                 replace_durably(self._path, (json.dumps(self.of) + "\n").encode())
+
+
+def _project_of(config: AnyTrackerConfig) -> str:
+    """What a tracker's own name of the run belongs to: its type, and the project there."""
+    where = getattr(config, "project", None) or getattr(config, "experiment", "")
+    return f"{config.type} {where}".strip()
 
 
 def _made(config: AnyTrackerConfig, resume_step: int) -> Tracker:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import time
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from cluster.ranks import usage
+from cluster.ranks import node_clocks, usage
 from cluster.ranks.card_use import CardSample, CardUse
 from cluster.ranks.identity import Identity
 from cluster.ranks.node_clocks import FIRST, KEPT, NodeClocks
@@ -16,44 +15,78 @@ from cluster.ranks.usage import CallOrigin, InnerSpan, RankCall, RankUsage
 from cluster.ranks.watch import Rank
 
 
-def rank(name: str, node: str, ahead: float = 0.0, trips: list[float] | None = None) -> Rank:
+class Time:
+    """A clock that goes on only when something is asked."""
+
+    now = 1000.0
+
+    def time(self) -> float:
+        return self.now
+
+    monotonic = time
+
+
+@pytest.fixture(autouse=True)
+def clock(monkeypatch: pytest.MonkeyPatch) -> Time:
+    made = Time()
+    monkeypatch.setattr(node_clocks, "time", made)
+    return made
+
+
+def rank(clock: Time, name: str, node: str, ahead: float = 0.0, trips: list[float] | None = None) -> Rank:
     """A rank whose node's clock is ahead; the way to it takes the next of `trips`, the way back nothing."""
     trips = [] if trips is None else trips
 
     def now() -> float:
-        time.sleep(trips.pop(0) if trips else 0.0)
-        return time.time() + ahead
+        clock.now += trips.pop(0) if trips else 0.001
+        return clock.now + ahead
 
     role, _, number = name.partition(" ")
     worker = SimpleNamespace(now=SimpleNamespace(remote=now))
     return Rank(Identity(role, int(number), node, "log"), worker, None, node_id=node)
 
 
-def clocks(wait: Any = lambda told: told) -> NodeClocks:
-    return NodeClocks(here=lambda: "here", wait=wait)
+def clocks(answers: Any = enumerate) -> NodeClocks:
+    return NodeClocks(here=lambda: "here", answers=answers)
 
 
-def test_the_clock_of_another_node_is_measured() -> None:
-    ranks = [rank("actor 0", "here", 5.0), rank("rollout 0", "there", 3.0), rank("rollout 1", "late", -40.0)]
+def test_the_clock_of_another_node_is_measured(clock: Time) -> None:
+    nodes = [("actor 0", "here", 5.0), ("rollout 0", "there", 3.0), ("rollout 1", "late", -40.0)]
+    ranks = [rank(clock, *node) for node in nodes]
     assert clocks().ahead(ranks) == pytest.approx({"actor 0": 0.0, "rollout 0": 3.0, "rollout 1": -40.0}, abs=0.005)
 
 
-def test_the_shortest_way_counts() -> None:
+def test_the_shortest_way_counts(clock: Time) -> None:
     """A long way there, and none back: half of it is the error."""
     slow = [0.05] * (FIRST - 1) + [0.0] + [0.05] * 5
-    there, found = rank("rollout 0", "there", 3.0, slow), clocks()
+    there, found = rank(clock, "rollout 0", "there", 3.0, slow), clocks()
     for _ in range(5):
-        assert found.ahead([there])["rollout 0"] == pytest.approx(3.0, abs=0.005)
+        assert found.ahead([there])["rollout 0"] == pytest.approx(3.0, abs=1e-6)
     assert len(slow) < 5 and KEPT > FIRST
 
 
-def test_a_node_that_does_not_answer_keeps_what_was_known() -> None:
-    answers = iter([*[None], *[lambda told: told] * FIRST, None])
-    found = clocks(lambda told: None if (answer := next(answers)) is None else answer(told))
-    there = rank("rollout 0", "there", 3.0)
-    assert found.ahead([there]) == {"rollout 0": 0.0}
-    assert found.ahead([there])["rollout 0"] == pytest.approx(3.0, abs=0.005)
-    assert found.ahead([there])["rollout 0"] == pytest.approx(3.0, abs=0.005)
+def test_all_nodes_are_asked_at_once_and_one_that_does_not_answer_keeps_what_was_known(clock: Time) -> None:
+    asked = list[int]()
+
+    def answers(references: Any) -> Any:
+        asked.append(len(references))
+        return [(number, answer) for number, answer in enumerate(references) if answer is not None]
+
+    found = clocks(answers)
+    ranks = [rank(clock, "rollout 0", "silent", 3.0), rank(clock, "rollout 1", "there", 2.0)]
+    speaking, silent = ranks[0].worker.now, SimpleNamespace(remote=lambda: None)
+    looks = []
+    for now in (silent, speaking, silent):
+        ranks[0].worker.now = now
+        looks.append((found.ahead(ranks), asked.copy()))
+        asked.clear()
+    late, there = pytest.approx(3.0, abs=0.005), pytest.approx(2.0, abs=0.005)
+    first = [2, *[1] * (FIRST - 1)]
+    assert looks == [
+        ({"rollout 0": 0.0, "rollout 1": there}, first),
+        ({"rollout 0": late, "rollout 1": there}, first),
+        ({"rollout 0": late, "rollout 1": there}, [2]),
+    ]
 
 
 def test_all_times_of_a_report_are_shifted() -> None:

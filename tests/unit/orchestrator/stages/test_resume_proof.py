@@ -8,8 +8,11 @@ from pathlib import Path
 
 import pytest
 
+from orchestrator.config.loading import load_config
 from orchestrator.errors import ConfigError, TetrarchError
-from orchestrator.stages.resume_proof import Kill, Proof, random_kills
+from orchestrator.stages.resume_proof import UNWATCHED, Kill, Proof, random_kills
+
+TINY = Path(__file__).resolve().parents[4] / "configs/tiny.yaml"
 
 TRAINING = """
 import json, os, subprocess, sys, time
@@ -68,6 +71,13 @@ def test_a_run_that_resumes_exactly(script: Path) -> None:
     assert re.search(r"ended with signal 9 after [\d.]+ s; resumed from step \d", said[0])
     assert re.search(r"ended with exit code 1 after [\d.]+ s; resumed from step \d", said[1])
     assert proof.compare().lines[-1] == "the runs are the same, bit for bit"
+    words = proof._started("whole")._words
+    assert words[words.index("--") + 1 :] == [*UNWATCHED, f"run_dir={proof.folder / 'whole'}"]
+
+
+def test_what_is_only_compared_is_sent_to_nobody() -> None:
+    report = load_config(TINY, ["report.trackers=[{type: wandb}]", *UNWATCHED]).report
+    assert report.trackers == [] and not report.ray_metrics
 
 
 def test_a_loss_is_noticed(script: Path) -> None:

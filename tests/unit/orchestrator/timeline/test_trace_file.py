@@ -265,6 +265,10 @@ def test_the_command_shows_where_the_time_went(file: Path) -> None:
         {"rollout stream": 5, "actor update": 3, "actor push": 2, "driver": 0}, abs=1e-3
     )
     assert [link["who"] for link in numbers["critical_path"]] == ["rollout 0", "actor 0", "actor 0"]
+    assert "the timeline goes up to" not in shown.output
+    (file.parent / "metrics.jsonl").write_text('{"step": 3}\n{"step": 7}\n')
+    shown = CliRunner().invoke(cli.app, ["trace", str(file.parent)])
+    assert "the timeline goes up to step 3, and the run has done 7" in shown.output
     wrong = CliRunner().invoke(cli.app, ["trace", str(file.parent), "--step", "9"])
     assert wrong.exit_code == 2 and "1 to 3" in wrong.output
 

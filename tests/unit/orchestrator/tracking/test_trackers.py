@@ -13,11 +13,13 @@ from typing import Any
 
 import pytest
 
+from cluster.errors import Terminated
+from cluster.runtime.orders import Orders
 from orchestrator.checks.tracker_packages import check_trackers
 from orchestrator.config.loading import load_config
 from orchestrator.config.report import ReportConfig
 from orchestrator.config.trackers import MlflowConfig, SwanlabConfig, WandbConfig
-from orchestrator.errors import ConfigError
+from orchestrator.errors import ConfigError, StopTraining
 from orchestrator.metrics import METRICS
 from orchestrator.report.alert_lines import Alert
 from orchestrator.report.reporter import Reporter
@@ -39,7 +41,7 @@ class Kept:
 
     def start(self, run: TrackedRun) -> str | None:
         self.calls.append(("start", run))
-        return "its-name"
+        return f"its-{self.config.type}"
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
         self.calls.append(("log", step, dict(metrics)))
@@ -59,6 +61,11 @@ class Broken(Kept):
         raise ConnectionError("no way to https://user:pass@host/x\nmore")
 
 
+class NoFiles(Kept):
+    def files(self, paths: Sequence[Path]) -> None:
+        raise PermissionError
+
+
 class NotMade(Kept):
     def __init__(self, config: Any) -> None:
         raise ImportError("a library is too old")
@@ -75,6 +82,7 @@ class Hanging(Kept):
 @pytest.fixture
 def made(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     """Kind → class of its tracker; the trackers that were made, under `all`."""
+    Hanging.go_on.clear()
     classes: dict[str, Any] = {"wandb": Kept, "mlflow": Kept, "all": []}
 
     def make(kind: str) -> Any:
@@ -114,10 +122,37 @@ def test_a_run_and_its_end_are_sent(made: dict[str, Any], tmp_path: Path) -> Non
     assert other.calls[3:] == [("files", ["config.yaml", "report.html"]), ("finish", True)]
 
 
-def test_a_run_that_fails_is_said_to(made: dict[str, Any], tmp_path: Path) -> None:
-    with pytest.raises(OSError), reporter(tmp_path):
-        raise OSError
-    assert [tracker.calls[-1] for tracker in made["all"]] == [("finish", False)] * 2
+@pytest.mark.parametrize(
+    ("error", "done"),
+    [(OSError(), False), (KeyboardInterrupt(), True), (Terminated(), True), (StopTraining("enough"), True)],
+)
+def test_a_run_that_fails_is_said_to_and_one_that_is_stopped_is_not(
+    made: dict[str, Any], tmp_path: Path, error: BaseException, done: bool
+) -> None:
+    with pytest.raises(type(error)), reporter(tmp_path):
+        raise error
+    assert [tracker.calls[-1] for tracker in made["all"]] == [("finish", done)] * 2
+
+
+@pytest.mark.parametrize("kind", [Broken, NoFiles])
+def test_one_that_fails_is_finished_all_the_same(made: dict[str, Any], tmp_path: Path, kind: type[Kept]) -> None:
+    made["wandb"] = kind
+    with reporter(tmp_path) as report:
+        report.step(1, METRICS_OF_A_STEP)
+    assert made["all"][0].calls[-1] == ("finish", True)
+
+
+def test_after_a_request_to_end_no_longer_is_waited_than_the_grace(
+    made: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    made["wandb"], told = Hanging, Orders()
+    told.told, told.grace_s, told._at = Terminated, 0.1, time.monotonic()
+    monkeypatch.setattr("orchestrator.report.reporter.ORDERS", told)
+    began = time.monotonic()
+    with reporter(tmp_path, trackers_s=15.0):
+        pass
+    Hanging.go_on.set()
+    assert time.monotonic() - began < 10 and "deadlines.grace_s" in "".join(capsys.readouterr())
 
 
 def test_a_resumed_run_goes_on_as_the_same_and_a_new_one_does_not(made: dict[str, Any], tmp_path: Path) -> None:
@@ -125,8 +160,13 @@ def test_a_resumed_run_goes_on_as_the_same_and_a_new_one_does_not(made: dict[str
         with reporter(tmp_path, resume_step=resume_step) as report:
             report.step(resume_step + 1, METRICS_OF_A_STEP)
     ids = [tracker.calls[0][1].id for tracker in made["all"]]
-    assert ids == [None, None, "its-name", "its-name", None, None]
-    assert json.loads((tmp_path / "trackers.json").read_text()) == {"1 wandb": "its-name", "2 mlflow": "its-name"}
+    assert ids == [None, None, "its-wandb", "its-mlflow", None, None]
+    names = {"wandb tetrarch": "its-wandb", "mlflow tetrarch": "its-mlflow"}
+    assert json.loads((tmp_path / "trackers.json").read_text()) == names
+    other = WandbConfig(type="wandb", project="other")
+    with reporter(tmp_path, resume_step=1, trackers=[other, *reversed(BOTH)]):
+        pass
+    assert [tracker.calls[0][1].id for tracker in made["all"][-3:]] == [None, "its-mlflow", "its-wandb"], "not by place"
 
 
 @pytest.mark.parametrize("kind", [Broken, NotMade])
@@ -154,13 +194,12 @@ def test_one_that_hangs_delays_nothing_and_is_waited_for_once(
     Hanging.go_on.set()
     assert 0.5 <= took < 10
     told = "".join(capsys.readouterr())
-    assert told.count("wandb has not taken everything within 0.5 s (report.trackers_s)") == 1
+    assert told.count("wandb has not taken everything within 0.5 s (report.trackers_s,") == 1
     assert made["all"][-1].calls[-1] == ("finish", True)
 
 
 def test_what_waits_for_one_that_hangs_is_bounded(made: dict[str, Any], tmp_path: Path) -> None:
     made["wandb"], told = Hanging, list[str]()
-    Hanging.go_on.clear()
     run = TrackedRun(tmp_path, "tiny", "PPO", {})
     found = Trackers(BOTH[:1], run, 0, told.append, 5.0)
     for step in range(2 * UNSENT):
