@@ -31,6 +31,7 @@ from orchestrator.stages.http_routes import policy_app
 from orchestrator.stages.http_server import answering, listening, url_of
 from orchestrator.stages.prompt_reader import PromptReader
 from orchestrator.stages.reward_http import RewardDesk, reward_app
+from orchestrator.stages.served_weights import ServedWeights
 from orchestrator.stages.serving_desk import Desk
 from orchestrator.stages.serving_jobs import Refused
 from roles.batch import Rollouts
@@ -42,15 +43,20 @@ WATCH_S = 1.0
 REWARD_POLL_S = 0.1
 """Seconds between two looks whether the reward still lives, and whether to end."""
 SERVING_FOLDER = "serve"
-"""Folder in `run_dir` of the logs: a run that trains there may write its own meanwhile."""
+"""Folder in `run_dir` of logs and weights: a run that trains there may write its own meanwhile."""
 
 
 def serve(config: ServingRun) -> None:
     """`tetrarch serve`: answer with the actor in `run_dir/actor`, or before a run with the one it starts from."""
-    with listening(config.serving) as found:  # first: a port in use is told before anything starts
+    trained, place = Path(config.run_dir) / ACTOR, Path(config.run_dir) / SERVING_FOLDER
+    with (
+        listening(config.serving) as found,  # first: a port in use is told before anything starts
+        ServedWeights(trained, place) as weights,
+    ):
         watch = WeightWatch(config.run_dir) if config.serving.reload else None
         models = policy_to_serve(config)
         typer.echo(f"starting the roles, to serve {models.actor}", err=True)
+        models = replace(models, actor=weights.take()) if models.actor == trained else models
         ORDERS.listen()
         with serving_roles(apart(config), models, partial(typer.echo, err=True)) as roles:
             tokenizer = models.tokenizer
@@ -66,7 +72,7 @@ def serve(config: ServingRun) -> None:
             app = policy_app(desk, reader, config.serving, config.rollout.temperature)
             with answering(app, found):
                 typer.echo(f"serving at {url_of(found)} (Ctrl-C ends it)")
-                work_until_told(desk, watch, config.deadlines.grace_s)
+                work_until_told(desk, watch, weights, config.deadlines.grace_s)
 
 
 def serve_reward(config: RewardServingRun) -> None:
@@ -147,18 +153,22 @@ def scorer(reward: Reward, deadline_s: float, recovery: Recovery) -> Callable[[R
     return score
 
 
-def work_until_told(desk: Desk, watch: WeightWatch | None, grace_s: float) -> None:
+def work_until_told(desk: Desk, watch: WeightWatch | None, weights: ServedWeights, grace_s: float) -> None:
     """Until SIGTERM or Ctrl-C; then what is under way is finished within the grace."""
     ORDERS.grace_s = grace_s
     ORDERS.hold()
+    loaded = desk.version
     try:
         while ORDERS.told is None or desk.open:
             desk.closing = ORDERS.told is not None
             folder = watch.newer() if watch else None
             if folder:
                 typer.echo(f"going over to the weights in {folder}", err=True)
-                desk.renew(folder)
+                desk.renew(str(weights.take()))
             desk.work()
+            if desk.version != loaded:
+                loaded = desk.version
+                weights.keep_newest()
     finally:
         desk.refuse_all(Refused(503, "the server is shutting down; ask again later"))
     ORDERS.release()

@@ -1,0 +1,92 @@
+"""What is served stays as it is while a run replaces its policy."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from orchestrator.errors import TetrarchError
+from orchestrator.stages import served_weights, serving
+from orchestrator.stages.served_weights import ServedWeights
+
+
+def write(actor: Path, text: str) -> None:
+    """As a run replaces its policy."""
+    partial = actor.with_name("actor.partial")
+    (partial / "more").mkdir(parents=True)
+    for name in ("weights", "more/tokens"):
+        (partial / name).write_text(text)
+    shutil.rmtree(actor, ignore_errors=True)
+    partial.rename(actor)
+
+
+def texts(folder: Path) -> set[str]:
+    return {path.read_text() for path in (folder / "weights", folder / "more/tokens")}
+
+
+def test_a_copy_stays_until_the_newer_one_is_loaded(tmp_path: Path) -> None:
+    actor, place = tmp_path / "actor", tmp_path / "serve"
+    write(actor, "first")
+    with ServedWeights(actor, place) as weights:
+        first = weights.take()
+        assert (first / "weights").stat().st_ino == (actor / "weights").stat().st_ino, "it takes no room"
+        write(actor, "second")
+        second = weights.take()
+        write(actor, "third")
+        assert (texts(first), texts(second)) == ({"first"}, {"second"})
+        weights.keep_newest()
+        assert not first.exists() and texts(second) == {"second"}
+    assert list(place.iterdir()) == [] and texts(actor) == {"third"}
+
+
+def test_a_policy_that_is_replaced_meanwhile_is_read_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    actor, link = tmp_path / "actor", served_weights._link
+    write(actor, "first")
+    left = ["second"]
+
+    def linked(source: str, target: str) -> None:
+        link(source, target)
+        if left:
+            write(actor, left.pop())
+
+    monkeypatch.setattr(served_weights, "_link", linked)
+    monkeypatch.setattr(served_weights, "SETTLED_POLL_S", 0.0)
+    with ServedWeights(actor, tmp_path / "serve") as weights:
+        assert texts(weights.take()) == {"second"}
+
+
+def test_a_policy_that_cannot_be_read_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(served_weights, "REPLACED_S", 0.0)
+    with ServedWeights(tmp_path / "actor", tmp_path) as weights, pytest.raises(TetrarchError, match="cannot be read"):
+        weights.take()
+
+
+def test_engines_are_given_the_copy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    actor = tmp_path / "actor"
+    write(actor, "first")
+    orders: Any = SimpleNamespace(told=None, hold=lambda: None, release=lambda: None)
+    monkeypatch.setattr(serving, "ORDERS", orders)
+    renewed = list[str]()
+
+    class OneTurn:
+        version, open, closing = 0, 0, False
+
+        def renew(self, folder: str) -> None:
+            renewed.append(folder)
+
+        def work(self) -> None:
+            self.version, orders.told = 1, KeyboardInterrupt()
+
+        def refuse_all(self, why: Any) -> None: ...
+
+    desk: Any = OneTurn()
+    watch: Any = SimpleNamespace(newer=lambda: str(actor))
+    with ServedWeights(actor, tmp_path / "serve") as weights:
+        old = weights.take()
+        serving.work_until_told(desk, watch, weights, 1.0)
+        write(actor, "second")
+        assert [texts(Path(folder)) for folder in renewed] == [{"first"}] and not old.exists()
