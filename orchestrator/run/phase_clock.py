@@ -20,6 +20,8 @@ class Clock:
 
     announce: Callable[[str], None]
     began: float = field(default_factory=time.time)
+    ended: float = 0.0
+    """When `metrics` was asked for; 0 before."""
     seconds: dict[str, float] = field(default_factory=dict)
     spans: list[tuple[str, Interval]] = field(default_factory=list)
     """(phase, its interval), in order."""
@@ -37,10 +39,10 @@ class Clock:
 
     def metrics(self, busy: Iterable[Interval]) -> dict[str, float]:
         """The metrics `time/…_s` at the end of the step; `busy`: when any rank was running a method."""
-        ended = time.time()
-        step = ended - self.began
+        self.ended = time.time()
+        step = self.ended - self.began
         phases = {f"time/{phase}_s": seconds for phase, seconds in self.seconds.items()}
-        return {**phases, "time/step_s": step, "time/driver_s": step - covered(busy, self.began, ended)}
+        return {**phases, "time/step_s": step, "time/driver_s": step - covered(busy, self.began, self.ended)}
 
 
 def covered(intervals: Iterable[Interval], began: float, ended: float) -> float:

@@ -153,7 +153,7 @@ class Run:
         with self._rescued(f"step {step}"), perhaps_profiled(self.config, step, self.report.note):
             told = self.stage.one_step(clock)
         self.finished, usage = self.stage.state_dict(), self.stage.cluster.usage()
-        part, metrics = step_part(step, clock, usage), all_metrics(told, clock, usage, self.again)
+        metrics, part = all_metrics(told, clock, usage, self.again), step_part(step, clock, usage)
         self.report.step(step, metrics, told.samples, told.ledger, told.keep)
         tell_besides(self.config, self.report, part, metrics)
         return told

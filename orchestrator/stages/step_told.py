@@ -37,9 +37,9 @@ def tell_besides(config: BaseConfig, report: Reporter, part: PartOfRun, metrics:
 
 
 def step_part(step: int, clock: Clock, usage: Usage) -> PartOfRun:
-    """The step that ends now, and all that the ranks have told of since the last part."""
+    """The step that has ended with its metrics, and all that the ranks have told of since the last part."""
     phases = [(name, began, ended) for name, (began, ended) in clock.spans]
-    return PartOfRun(step, clock.began, time.time(), phases, drained(WAITS), usage.ranks)
+    return PartOfRun(step, clock.began, clock.ended, phases, drained(WAITS), usage.ranks)
 
 
 def rest_of_run(step: int, usage: Usage) -> PartOfRun:

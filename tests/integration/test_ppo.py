@@ -199,7 +199,7 @@ def check_timeline(run_dir: Path) -> None:
     """What every rank did and waited for adds up to the step, and the step is that of the metrics."""
     told = {line["step"]: line["time/step_s"] for line in metrics(run_dir)}
     steps = recorded_steps(run_dir)
-    assert {course.step: course.seconds for course in steps} == pytest.approx(told, rel=0.02, abs=0.05)
+    assert {course.step: course.seconds for course in steps} == pytest.approx(told, abs=0.001)
     done = {"rollout stream", "actor logprobs", "critic values", "actor update", "critic update", "actor push"}
     for part in read_trace(run_dir / TRACE_FILE):
         head, sums = part[0]["args"], defaultdict[tuple[int, int], float](float)

@@ -36,6 +36,7 @@ def test_the_driver_has_what_no_rank_had() -> None:
     with clock("generate"):
         pass
     metrics = clock.metrics([(clock.began, clock.began + 1e-9)])
+    assert clock.ended - clock.began == metrics["time/step_s"]
     assert told == ["generate"]
     assert set(metrics) == {"time/generate_s", "time/step_s", "time/driver_s"}
     assert metrics["time/driver_s"] == pytest.approx(metrics["time/step_s"], abs=1e-6)
