@@ -21,13 +21,13 @@ KERNELS = {"rope": True, "rms_norm": True, "swiglu": True, "geglu": True}
 """Of Liger's arguments; its losses are not wanted: the heads of `roles.models` give log-probabilities."""
 
 
-def prepare_for_card(module: Any, dtype: torch.dtype, *, fused: bool) -> None:
+def prepare_for_card(module: Any, dtype: torch.dtype, *, fused: bool, trained: bool) -> None:
     """Fused kernels in the layers, if they are wanted, and a compiled head (of logits of `dtype`). `module` is one of
     those of `roles.models.networks`."""
     if fused:
         print("layers:", "fused kernels" if fuse(module.model) else "as in transformers")
     if getattr(module, "scores_in_blocks", False):
-        compile_head(dtype)
+        compile_head(dtype, trained=trained)
 
 
 def fuse(model: PreTrainedModel) -> bool:

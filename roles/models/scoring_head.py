@@ -106,7 +106,7 @@ class _Scores(torch.autograd.Function):
         for columns in _blocks(hidden, weight):
             logits = _logits(hidden, weight, bias, columns, ctx.forbidden)
             where = _labels_in(columns, labels)
-            slope = slope_of(logits, *where, ctx.temperature, normaliser, gain, entropy, for_entropy)
+            slope = slope_of(logits, *where, ctx.temperature, normaliser, gain, entropy.detach(), for_entropy)
             if to_hidden is not None:
                 to_hidden += slope @ weight[columns]
             if to_weight is not None:
@@ -123,17 +123,21 @@ def _on_card(function: Computation) -> Computation:
 
 
 @cache
-def compile_head(dtype: torch.dtype) -> None:
+def compile_head(dtype: torch.dtype, *, trained: bool, device: str = "cuda") -> None:
     """Compile what a head with logits of `dtype` runs on this process's GPU. The first call settles in which order a
     kernel adds: were it a micro-batch, a resumed run would round otherwise than one that was never interrupted."""
     rows, columns = 4096, CARD_BLOCK // 4096
-    logits = torch.zeros(rows, columns, dtype=dtype, device="cuda")
-    numbers = torch.zeros(rows, dtype=torch.promote_types(dtype, torch.float32), device="cuda")
-    where = numbers > 0, numbers.long()
+    logits = torch.zeros(rows, columns, dtype=dtype, device=device)
+    # Four tensors of their own: kernels for one that is given four times, or for views, would not be taken for others.
+    wide = torch.promote_types(dtype, torch.float32)
+    numbers = [torch.zeros(rows, dtype=wide, device=device) for _ in range(4)]
+    where = numbers[0] > 0, numbers[0].long()
     with torch.no_grad():
-        for with_entropy in (False, True):
-            _on_card(_add_block)(logits, *where, 1.0, numbers, numbers, numbers, numbers, with_entropy)
-            _on_card(_slope)(logits, *where, 1.0, numbers, numbers, numbers, numbers if with_entropy else None)
+        _on_card(_add_block)(logits, *where, 1.0, *numbers, False)
+        if trained:
+            _on_card(_add_block)(logits, *where, 1.0, *numbers, True)
+            _on_card(_slope)(logits, *where, 1.0, *numbers[:3], None)
+            _on_card(_slope)(logits, *where, 1.0, *numbers)
 
 
 def _blocks(hidden: Tensor, weight: Tensor) -> list[slice]:

@@ -74,7 +74,7 @@ class ShardedModel:
         self.module: Any = module.requires_grad_(config is not None)
         transformer: Any = module.model
         if setup.device == "cuda":
-            prepare_for_card(module, setup.torch_dtype, fused=setup.fused_kernels)
+            prepare_for_card(module, setup.torch_dtype, fused=setup.fused_kernels, trained=config is not None)
         if setup.freeze_backbone:
             transformer.base_model.requires_grad_(False)
         if setup.lora:

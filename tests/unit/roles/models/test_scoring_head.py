@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 from typing import Any
 
 import pytest
 import torch
 import transformers
 from torch import Tensor, nn
+from torch._dynamo.testing import CompileCounter
 from torch.nn import functional as F
 from transformers import AutoModelForCausalLM
 
@@ -186,3 +188,28 @@ def test_only_heads_with_nothing_after_them_are_taken(name: str, changes: dict[s
     before = dict(model.named_modules())
     assert has_plain_head(model) == expected
     assert dict(model.named_modules()) == before
+
+
+def test_no_micro_batch_compiles_again_what_the_start_has_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else its shape, not the fixed one, would settle how kernels add. On a CPU, with a compiler that only counts."""
+    graphs = CompileCounter()  # type: ignore[no-untyped-call]
+    monkeypatch.setattr(head.torch, "compile", partial(torch.compile, backend=graphs))
+    monkeypatch.setattr(head, "CARD_BLOCK", 1 << 16)
+    monkeypatch.setattr(head, "NARROWEST", 16)
+    torch._dynamo.reset()
+    for kept in (head._on_card, head.compile_head):
+        kept.cache_clear()
+    try:
+        head.compile_head(torch.float32, trained=True, device="cpu")
+        assert graphs.frame_count == 4
+        for name in ("_add_block", "_slope"):
+            monkeypatch.setattr(head, name, head._on_card(getattr(head, name)))
+        for temperature, with_entropy in ((0.7, True), (1.0, False)):
+            linear, (hidden, labels) = layer(), inputs()
+            logprobs, entropy = ScoringHead(linear)(hidden, labels, temperature, with_entropy)
+            weights = torch.rand(TOKENS)
+            ((logprobs * weights).sum() + ((entropy * weights).sum() if with_entropy else 0)).backward()
+        assert graphs.frame_count == 4
+    finally:
+        for kept in (head._on_card, head.compile_head):
+            kept.cache_clear()
