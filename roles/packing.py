@@ -48,7 +48,7 @@ def sent(tensor: Tensor, device: torch.device) -> Tensor:
     return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor
 
 
-def gathered(parts: Iterable[tuple[Sequence[int], Tensor]], rows: Tensor) -> Tensor:
+def in_rows(parts: Iterable[tuple[Sequence[int], Tensor]], rows: Tensor) -> Tensor:
     """`rows` (`[rows]`, on the CPU) with the numbers of each part at its rows; a part without rows is a stand-in. Only
     here a GPU is waited for."""
     for part, numbers in parts:

@@ -17,7 +17,7 @@ from torch import Tensor
 from roles.batch import Responses, Sequences, TokenRows
 from roles.errors import RewardError
 from roles.models.networks import ValueModel
-from roles.packing import gathered, pack, right_padded
+from roles.packing import in_rows, pack, right_padded
 from roles.text.answered_chat import answered_chat
 from roles.text.prompt_tokens import prompt_tokens
 from roles.text.tokenizer import load_tokenizer
@@ -66,7 +66,7 @@ class RewardModel:
                 "rollout.max_response_tokens"
             )
         found = [(part, self._read([rows[row] for row in part] or [[0, 0]])) for part in self._model.passes(lengths)]
-        return gathered(found, torch.zeros(len(rows)))
+        return in_rows(found, torch.zeros(len(rows)))
 
     @torch.no_grad()
     def _read(self, rows: Sequence[Sequence[int]]) -> Tensor:

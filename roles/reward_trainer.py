@@ -15,7 +15,7 @@ from roles.batch import Preferences, Sequences
 from roles.config.models import Pooling
 from roles.losses.preference_loss import bradley_terry
 from roles.models.networks import ValueModel
-from roles.packing import gathered, pack
+from roles.packing import in_rows, pack
 from roles.zero.setup import ModelSetup
 from roles.zero.sharded import ShardedModel, Work
 from roles.zero.trained_rank import TrainedRank
@@ -69,7 +69,7 @@ class RewardTrainer(TrainedRank):
         with torch.no_grad():
             passes = self._model.passes(sequences.lengths.tolist())
             found = [(rows, self._forward(sequences.select(rows)).float()) for rows in passes]
-        return gathered(found, torch.zeros(len(sequences)))
+        return in_rows(found, torch.zeros(len(sequences)))
 
     def save_model(self, folder: str | Path, score_shift: float = 0.0) -> None:
         """A sequence-classification folder; `score_shift` is what `RewardModel` will take off every number of today."""

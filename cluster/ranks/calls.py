@@ -47,6 +47,11 @@ class Call(Generic[T]):
     """References to each rank's value in the object store; another group's `map` may take them before they are
     ready."""
 
+    @classmethod
+    def of(cls, method: str, ranks: Sequence[Rank], answers: Sequence[tuple[Any, Any]]) -> Self:
+        """The call whose (receipt, value) each rank has given, as references."""
+        return cls(method, ranks, [receipt for receipt, _ in answers], [ref for _, ref in answers])
+
     @property
     def over(self) -> bool:
         """Whether every rank has answered or failed."""
@@ -69,7 +74,7 @@ def submit(ranks: Sequence[Rank], method: str, arguments: Sequence[tuple[Any, ..
     """Call `method` on every rank with its own arguments; returns at once."""
     asked = CallOrigin(time.time(), usage.caller)
     answers = [rank.worker.run.remote(asked, method, *own) for rank, own in zip(ranks, arguments, strict=True)]
-    return Call(method, ranks, [receipt for receipt, _ in answers], [ref for _, ref in answers])
+    return Call.of(method, ranks, answers)
 
 
 def wait_all(

@@ -59,8 +59,7 @@ class Making:
             rank.worker.construct.remote(asked, self.source, self.arguments[number], meeting, self.inner)
             for rank, number in zip(ranks, lives, strict=True)
         ]
-        receipts, refs = [receipt for receipt, _ in answers], [ref for _, ref in answers]
-        return ranks, Call("construct", ranks, receipts, refs)
+        return ranks, Call.of("construct", ranks, answers)
 
     def _start_worker(self, place: GrantedSlot, life: int) -> Rank:
         slot = place.slot

@@ -24,9 +24,8 @@ def profiled(names: Sequence[str], folder: Path, step: int, tell: Callable[[str]
     its node. `tell`: shows the user a line, about ranks that do not run and about what fails."""
 
     def ask(deadline_s: float, *, end: bool) -> None:
-        there = {
-            f"{rank.identity.role}.{rank.identity.rank}": rank for rank in STARTED.ranks
-        }  # some have been replaced
+        # Looked up each time: some may have been replaced.
+        there = {f"{rank.identity.role}.{rank.identity.rank}": rank for rank in STARTED.ranks}
         if missing := [name for name in names if name not in there]:
             tell(f"not profiled in step {step}: {', '.join(missing)}; the ranks are {', '.join(there)}")
         ranks = [there[name] for name in names if name in there]
@@ -35,8 +34,7 @@ def profiled(names: Sequence[str], folder: Path, step: int, tell: Callable[[str]
             for rank in ranks:
                 file = folder / f"step-{step:06d}-{rank.identity.role}-{rank.identity.rank}.json.gz"
                 answers.append(rank.worker.profile.remote(origin, str(file) if end else None))
-            receipts, refs = [receipt for receipt, _ in answers], [ref for _, ref in answers]
-            wait_all([Call("profile", ranks, receipts, refs)], deadline_s)
+            wait_all([Call.of("profile", ranks, answers)], deadline_s)
         except Exception as error:
             tell(f"the profile of step {step} is missing or not whole: {str(error) or type(error).__name__}")
 

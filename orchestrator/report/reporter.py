@@ -263,13 +263,14 @@ class Reporter:
             self._progress.close()
 
     def _finish(self, error: BaseException | None) -> None:
-        with closing(self._files), at_most(self._save_s, "writing the report"):
+        with closing(self._files):
+            with at_most(self._save_s, "writing the report"):
+                write_state(self._run_dir, _ended(self._state, self._step, error))
+                if self._html:
+                    self._progress.lines(f"report: {render_report(self._run_dir)}")
             if self._timeline is not None:
-                self._files.wait()
+                self._files.wait()  # has a deadline of its own, which ends in an error and not in the process's end
                 self._timeline.close()
-            write_state(self._run_dir, _ended(self._state, self._step, error))
-            if self._html:
-                self._progress.lines(f"report: {render_report(self._run_dir)}")
 
 
 def _prepare(run_dir: Path, state: RunState, config_yaml: str, resume_step: int) -> None:

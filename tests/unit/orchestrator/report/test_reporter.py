@@ -13,6 +13,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from orchestrator.report.alert_lines import Alert
 from orchestrator.report.evaluation_results import Estimate, EvaluationResult, SampleRow
+from orchestrator.report.file_writer import FileWriter
 from orchestrator.report.progress import PlainProgress
 from orchestrator.report.reliability import ReliabilityBin
 from orchestrator.report.reporter import Reporter, render_report
@@ -240,3 +241,24 @@ def test_a_disk_that_does_not_answer_is_waited_for_no_longer_than_the_deadline(
         run.sync()
     assert [seconds for seconds, _ in seen] == [7.0] * 3
     assert [doing.split()[0] for _, doing in seen] == ["writing", "waiting", "writing"]
+
+
+def test_files_that_are_not_written_in_time_end_a_run_with_an_error_and_not_its_process(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`at_most` ends the process; files that are written beside the run have a deadline of their own."""
+    within: list[str] = []
+
+    @contextmanager
+    def at_most(seconds: float, doing: str) -> Iterator[None]:
+        within.append(doing)
+        yield
+        within.remove(doing)
+
+    waited = []
+    wait = FileWriter.wait
+    monkeypatch.setattr("orchestrator.report.reporter.at_most", at_most)
+    monkeypatch.setattr(FileWriter, "wait", lambda files: (waited.append(list(within)), wait(files)))
+    with report(tmp_path, trace=True) as run:
+        run.step(1, {"score/mean": 0.5})
+    assert waited == [[]] * len(waited) and len(waited) == 2, "by the timeline and by the end of the files"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import queue
 import socket
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -35,6 +36,16 @@ def job_of(text: str, responses: int = 1, **wish: Any) -> tuple[Job, queue.Simpl
     return Job(prompt, Wish(responses, 9, 1.0, **wish), told.put), told
 
 
+def scored_with_a_bad_one(desk: Desk, score: Callable[[Rollouts], list[float]]) -> list[Any]:
+    """What three jobs are told that are scored together, `bad` in the middle."""
+    jobs = [job_of(text) for text in ("ab", "bad", "abc")]
+    for job, _ in jobs:
+        job.token_ids, job.finishes = {0: [97, EOS]}, {0: "stop"}
+        assert desk.take(job) is None
+    desk._score_some([job for job, _ in jobs], score)
+    return [told.get(timeout=5) for _, told in jobs]
+
+
 @pytest.mark.parametrize(
     ("error", "told"),
     [
@@ -49,12 +60,7 @@ def test_only_the_job_that_the_reward_cannot_read_fails(error: Exception, told: 
         return length(rollouts)
 
     desk = Desk(EchoEngines(), score, decode, most=9)
-    jobs = [job_of(text) for text in ("ab", "bad", "abc")]
-    for job, _ in jobs:
-        job.token_ids, job.finishes = {0: [97, EOS]}, {0: "stop"}
-        assert desk.take(job) is None
-    desk._score_some([job for job, _ in jobs], score)
-    answers = [told.get(timeout=5) for _, told in jobs]
+    answers = scored_with_a_bad_one(desk, score)
     assert answers[0] == answers[2] == [ScoredAnswer("a", 2, "stop", 1.0)]
     assert answers[1] == Refused(502, f"the reward failed: {told}")
 
@@ -69,13 +75,8 @@ def test_a_reward_that_failed_is_asked_for_each_job_alone_and_then_the_job_fails
         return length(rollouts)
 
     desk = Desk(EchoEngines(), score, decode, most=9)
-    jobs = [job_of(text) for text in ("ab", "bad", "abc")]
-    for job, _ in jobs:
-        job.token_ids, job.finishes = {0: [97, EOS]}, {0: "stop"}
-        assert desk.take(job) is None
-    desk._score_some([job for job, _ in jobs], score)
+    answers = scored_with_a_bad_one(desk, score)
     assert asked == [["ab", "bad", "abc"], ["ab"], ["bad"], ["abc"]]
-    answers = [told.get(timeout=5) for _, told in jobs]
     assert answers[0] == answers[2] == [ScoredAnswer("a", 2, "stop", 1.0)]
     assert answers[1] == Refused(502, "the reward failed: reward rank 0 died")
     alone, told = job_of("bad")
