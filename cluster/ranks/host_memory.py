@@ -19,6 +19,9 @@ SAMPLING_INTERVAL_S = 1.0
 SAMPLING_COST_SHARE = 0.02
 """Largest share of time spent on sampling: for a PSS the kernel walks all pages, tens of ms with many GiB."""
 
+FRESH_DRAINS = 3
+"""The first drains take a sample: by then all has been used once, and a run of seconds may end before the thread's next."""
+
 MemorySeries = dict[int, int]
 """Wall-clock second → bytes."""
 
@@ -29,12 +32,16 @@ class MemorySampler:
     def __init__(self, pid: int | None = None) -> None:
         self._pid = pid or os.getpid()
         self._series: MemorySeries = {}
+        self._fresh = FRESH_DRAINS
         self._stopped = threading.Event()
         self.sample()
         threading.Thread(target=self._run, name="memory-sampler", daemon=True).start()
 
     def drain(self) -> MemorySeries:
-        """The samples since the last drain, and the one before them. Takes no new sample."""
+        """The samples since the last drain, and the one before them; only the first `FRESH_DRAINS` take a new one."""
+        if self._fresh:
+            self._fresh -= 1
+            self.sample()
         drained = self._series
         self._series = dict([max(drained.items())])
         return drained

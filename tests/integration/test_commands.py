@@ -75,7 +75,8 @@ def test_a_run_leaves_what_the_readme_promises(tiny: Path) -> None:
 
 def test_where_the_time_went(home: Path, tiny: Path) -> None:
     shown = start([".venv/bin/tetrarch", "trace", "runs/tiny"], home)
-    assert "(6 steps, median" in shown and "waits for" in shown and "actor update" in shown
+    assert "(6 steps, median" in shown and "waits for" in shown
+    assert "actor update" in shown or "critic update" in shown  # side by side; the longer one is on the critical path
     assert (tiny / "trace.json.gz").is_file()
 
 
