@@ -20,7 +20,7 @@ SAMPLING_COST_SHARE = 0.02
 """Largest share of time spent on sampling: for a PSS the kernel walks all pages, tens of ms with many GiB."""
 
 FRESH_DRAINS = 3
-"""The first drains take a sample: by then all has been used once, and a run of seconds may end before the thread's next."""
+"""The first drains take a sample: all has been used by then, and a run of seconds may end before the thread's next."""
 
 MemorySeries = dict[int, int]
 """Wall-clock second → bytes."""

@@ -5,12 +5,14 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from cluster.placement.plan import ranks_of
+from cluster.role_table import ACTOR, CRITIC
 from orchestrator.commands.exit_codes import reported
 from orchestrator.commands.options import CommandName, ConfigFile, Debug, Overrides, RunFolder
 from orchestrator.commands.training_table import TRAININGS, training_of
@@ -29,6 +31,19 @@ NOT_THE_SAME = 3
 MANY = 1_000_000
 """More checkpoints than a run writes."""
 ReplayedStep = Annotated[int, typer.Argument(metavar="STEP", min=1, help="There must be a checkpoint before it.")]
+
+
+class TrainedByPpo(StrEnum):
+    """The roles whose update can be computed alone."""
+
+    ACTOR = ACTOR
+    CRITIC = CRITIC
+
+
+ReplayedRole = Annotated[
+    TrainedByPpo | None,
+    typer.Option(help="Only this role's update, from the samples that the run has kept.", show_default=False),
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Every difference, as JSON.")]
 ProofSteps = Annotated[
     int, typer.Option(min=2, help="Steps of each of the two runs (of the commands that count steps).")
@@ -65,6 +80,7 @@ def replay(
     run: RunFolder,
     step: ReplayedStep,
     overrides: Overrides = None,
+    role: ReplayedRole = None,
     limit_s: StartLimit = 3600.0,
     debug: Debug = False,
 ) -> None:
@@ -80,8 +96,14 @@ def replay(
 
         run = run.resolve()
         folder = run.with_name(f"{run.name}-replay")
-        _say(f"computing step {step} of {run} again, in {folder}")
-        difference = replayed(run, step, folder, overrides or (), limit_s)
+        what = f"the {role.value}'s update in step {step}" if role else f"step {step}"
+        _say(f"computing {what} of {run} again, in {folder}")
+        if role:
+            from orchestrator.stages.role_replay import update_replayed
+
+            difference = update_replayed(run, step, role.value, folder, overrides or (), _say)
+        else:
+            difference = replayed(run, step, folder, overrides or (), limit_s)
         typer.echo("\n".join(difference.lines))
     raise typer.Exit(NOT_THE_SAME if difference.first else 0)
 

@@ -113,6 +113,32 @@ def run_difference(first: Path, second: Path, only: int | None = None) -> RunDif
         raise ConfigError(str(error)) from None
 
 
+def update_difference(
+    run_dir: Path,
+    step: int,
+    role: str,
+    metrics: tuple[Mapping[str, Any], Mapping[str, Any]],
+    folder: Path,
+    hashes: Mapping[str, str],
+) -> RunDifference:
+    """Compare one role's update in a step of a run with the same update in `folder`.
+
+    Args:
+        metrics: those of the run's step, and those of the update: what the first has more is not compared.
+        hashes: path in `folder/role` → hash of the role's state after the update.
+    """
+    before, now = ({key: one[key] for key in metrics[1] if not is_measured(key)} for one in metrics)
+    texts = tuple(f"{key}: {show_value(one)} and {show_value(other)}" for key, one, other in differing(before, now))
+    told = [ComparedKind("metrics", "" if texts else f"the same: {', '.join(now)}", texts, step if texts else None)]
+    kept = Checkpoints(run_dir / "checkpoints", keep=1).of_step(step, content=True)
+    if kept is None:
+        return RunDifference([*told, ComparedKind("checkpoints", f"the run has none of step {step}", in_both=False)])
+    known = {name.removeprefix(f"{role}/"): known for name, known in kept.hashes.items() if name.startswith(f"{role}/")}
+    texts = tuple(f"{role}'s {text}" for text in _of_files(kept.path / role, folder / role, known, hashes))
+    same = "" if texts else f"the same: {role} after step {step}"
+    return RunDifference([*told, ComparedKind("checkpoints", same, texts, step if texts else None)])
+
+
 def _configurations(first: str, second: str) -> ComparedKind:
     try:
         before, now = (parse_yaml(text) or {} for text in (first, second))

@@ -15,7 +15,7 @@ from orchestrator.config.loading import apply_override
 from orchestrator.config.yaml_text import parse_yaml, to_yaml
 from orchestrator.errors import ConfigError
 from orchestrator.report.run_files import CONFIG_FILE, LINES, STATE_FILE, read_record
-from orchestrator.run.checkpoint import Checkpoints
+from orchestrator.run.checkpoint import Checkpoint, Checkpoints
 from orchestrator.run.run_difference import RunDifference, run_difference
 from orchestrator.stages.resume_proof import UNWATCHED, Started, clear, steps_in
 
@@ -30,7 +30,7 @@ def replayed(run_dir: Path, step: int, folder: Path, overrides: Sequence[str], l
     Args:
         overrides: more of the configuration, such as secrets, which the run's own does not hold.
     """
-    _check(run_dir, step)
+    checkpoint_before(run_dir, step)
     log = folder.with_name(f"{folder.name}.log")
     clear(folder, log)
     folder.mkdir()
@@ -39,7 +39,7 @@ def replayed(run_dir: Path, step: int, folder: Path, overrides: Sequence[str], l
     for file in (*LINES, STATE_FILE, ANSWERS):
         if (run_dir / file).exists():
             shutil.copy2(run_dir / file, folder)
-    command = [sys.executable, "-m", "orchestrator", "train", str(_settings(run_dir, overrides, folder))]
+    command = [sys.executable, "-m", "orchestrator", "train", str(replayed_settings(run_dir, overrides, folder))]
     settings = ["alerts=null", "checkpoint.every=1", "checkpoint.keep=9", *UNWATCHED, f"run_dir={folder}"]
     command += [f"--resume-from={step - 1}", "--", *settings]
     done = folder / "checkpoints" / f"step-{step:06d}"
@@ -48,7 +48,8 @@ def replayed(run_dir: Path, step: int, folder: Path, overrides: Sequence[str], l
     return run_difference(run_dir, folder, only=step)
 
 
-def _check(run_dir: Path, step: int) -> None:
+def checkpoint_before(run_dir: Path, step: int) -> Checkpoint:
+    """The checkpoint from which `step` begins. ConfigError if there is none, or no PPO run."""
     try:
         state = read_record(run_dir).state
     except ValueError as error:
@@ -56,15 +57,16 @@ def _check(run_dir: Path, step: int) -> None:
     if state.title != PPO:
         raise ConfigError(f"{run_dir} holds no run of tetrarch train; name the run_dir of one")
     checkpoints = Checkpoints(run_dir / "checkpoints", keep=1)
-    if checkpoints.of_step(step - 1, content=True) is None:
-        kept = [str(found + 1) for found in checkpoints.steps() if found < state.steps]
-        raise ConfigError(
-            f"{run_dir} has no whole checkpoint of step {step - 1}, from which step {step} begins; "
-            + (f"steps that can be replayed: {', '.join(kept)}" if kept else "set checkpoint.every: 1 in the next run")
-        )
+    if found := checkpoints.of_step(step - 1, content=True):
+        return found
+    kept = [str(saved + 1) for saved in checkpoints.steps() if saved < state.steps]
+    raise ConfigError(
+        f"{run_dir} has no whole checkpoint of step {step - 1}, from which step {step} begins; "
+        + (f"steps that can be replayed: {', '.join(kept)}" if kept else "set checkpoint.every: 1 in the next run")
+    )
 
 
-def _settings(run_dir: Path, overrides: Sequence[str], folder: Path) -> Path:
+def replayed_settings(run_dir: Path, overrides: Sequence[str], folder: Path) -> Path:
     """The run's configuration with the overrides, in a file that only its owner can read: they may be secrets."""
     data = parse_yaml((run_dir / CONFIG_FILE).read_text(encoding="utf-8"))
     for override in overrides:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import statistics
 import subprocess
 import sys
@@ -25,7 +26,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from cluster.ranks.host_memory import tree
 from configs.tiny.inputs import write
 from orchestrator.metrics import METRICS
-from orchestrator.report.run_files import kept_samples
+from orchestrator.report.run_files import kept_samples, samples_of
 from orchestrator.run.run_difference import run_difference
 from orchestrator.stages.chosen_checkpoint import chosen_checkpoint
 from orchestrator.stages.model_export import StoredModel
@@ -58,6 +59,8 @@ def settings(folder: Path) -> list[str]:
         *(f"prompts.train.path={folder}/train.jsonl", f"prompts.heldout.path={folder}/heldout.jsonl"),
         *(f"actor.model.path={folder}/policy", f"critic.model.path={folder}/reward", f"reward={json.dumps(reward)}"),
         f"model_cache={folder}/models",
+        "report.samples.token_columns=[token_ids, rollout_logprobs, old_logprobs, reference_logprobs, values, returns, "
+        "advantages]",
     ]
 
 
@@ -266,6 +269,24 @@ def test_a_step_is_computed_again(run_dir: Path) -> None:
     assert process.returncode == 0, output
     told = dict(line.split(maxsplit=1) for line in output.splitlines() if line.startswith(("metrics", "checkpoints")))
     assert told == {"metrics": "the same: 1 step", "checkpoints": "the same: 1 checkpoint"}
+
+
+@pytest.mark.slow
+def test_the_update_of_one_role_is_computed_again(run_dir: Path, tmp_path: Path) -> None:
+    for role in ("actor", "critic"):
+        process = start(tetrarch("replay", run_dir, 9, "--role", role))
+        output, _ = process.communicate(timeout=240)
+        assert process.returncode == 0, output
+        assert f"the same: {role} after step 9" in output and "the runs are the same, bit for bit" in output
+    run, file = tmp_path / "run", samples_of(tmp_path / "run", 9)
+    shutil.copytree(run_dir, run)
+    table = parquet.read_table(file)
+    returns = table["returns"].to_pylist()
+    returns[0][0] += 0.01
+    parquet.write_table(table.set_column(table.column_names.index("returns"), "returns", [returns]), file)
+    process = start(tetrarch("replay", run, 9, "--role", "critic"))
+    output, _ = process.communicate(timeout=240)
+    assert process.returncode == 3 and "the runs part at step 9: value/loss" in output, output
 
 
 def rank_after(run: Path, process: subprocess.Popen[str], rank: str, steps: int) -> psutil.Process:

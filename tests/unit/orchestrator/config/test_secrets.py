@@ -12,7 +12,7 @@ from orchestrator.commands.app import app
 from orchestrator.config.loading import load_config
 from orchestrator.config.secrets import check_overrides, unencrypted_tokens
 from orchestrator.errors import ConfigError
-from orchestrator.stages.replay import _settings
+from orchestrator.stages.replay import replayed_settings
 
 TINY = Path(__file__).resolve().parents[4] / "configs/tiny.yaml"
 HOOK = "https://hooks.slack.com/services/T01ABCDEF/B01ABCDEF/a1B2c3D4e5F6g7H8i9J0k1L2"
@@ -75,6 +75,6 @@ def test_an_address_that_is_a_secret_is_looked_at_and_not_shown() -> None:
 
 def test_what_is_replayed_gets_its_secrets_in_a_file_of_its_owner(tmp_path: Path) -> None:
     (tmp_path / "config.yaml").write_text("seed: 1\nreward: {headers: {a: '**********'}}\n")
-    file = _settings(tmp_path, ["reward.headers.a=hush"], tmp_path)
+    file = replayed_settings(tmp_path, ["reward.headers.a=hush"], tmp_path)
     assert file.stat().st_mode & 0o777 == 0o600
     assert "hush" in file.read_text() and "seed: 1" in file.read_text()
