@@ -61,6 +61,8 @@ class LossExtra:
     """What `mean: constant` divides by."""
     kl_estimator: str | None = None
     """Of a KL penalty that stands in the loss."""
+    first_pass: bool = False
+    """The update is one optimizer step, whose forward pass gives the old log-probabilities too."""
 
 
 class PolicySums(NamedTuple):
@@ -102,6 +104,10 @@ class Actor(TrainedPolicy):
         """float32 `[batch, time]`: log-probability of each generated token in the distribution that was sampled: at its
         temperature, without the tokens that it forbids."""
         return per_token(self._model, sequences, lambda micro: self._forward(micro)[0])
+
+    def canary_logprobs(self, sequences: Sequences) -> Tensor:
+        """The same of a few samples, by which the engines' weights are checked: under a name of its own."""
+        return self.logprobs(sequences)
 
     def reference_logprobs(self, sequences: Sequences) -> Tensor:
         """The same of the policy as it was before it got adapters: what `Reference` answers."""
@@ -174,7 +180,8 @@ class Actor(TrainedPolicy):
         micro = MicroBatch.of(batch, rows, device)
         logprobs, entropy = self._forward(micro, with_entropy=True)
         assert entropy is not None
-        old, weight = picked(batch.old_logprobs, batch, rows, device), picked(weights, batch, rows, device)
+        weight = picked(weights, batch, rows, device)
+        old = logprobs.detach() if self._extra.first_pass else picked(batch.old_logprobs, batch, rows, device)
         losses, clipped = POLICY_LOSSES[config.type](
             logprobs,
             old,

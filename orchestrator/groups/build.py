@@ -93,8 +93,8 @@ class Builder(Generic[C]):
         trained_steps = config.actor_steps(config.critic.warmup.max_steps)  # more if the critic's warm-up ends sooner
         setup = self.engine_setup(ACTOR, models.actor, config.actor, steps=trained_steps * config.ppo.optimizer_steps)
         setup = replace(setup, ema_decay=config.actor.ema_decay)
-        kl = config.ppo.kl
-        extra = LossExtra(config.rollout.max_response_tokens, kl.estimator if kl.where == "loss" else None)
+        kl, once = config.ppo.kl, config.actor.old_logprobs == "first_pass"
+        extra = LossExtra(config.rollout.max_response_tokens, kl.estimator if kl.where == "loss" else None, once)
         early = self._early_end(models)
         return self.start(ACTOR, Actor, (setup, config.ppo.policy, config.rollout.temperature, extra, early))
 

@@ -19,8 +19,9 @@ from cluster.errors import ClusterError
 from orchestrator.config.run import RunConfig
 from orchestrator.errors import WeightsDiffer
 from orchestrator.groups.scoring import Roles, finish_scoring, start_scoring
+from orchestrator.groups.spread import spread
 from roles.actor import Actor
-from roles.batch import Prompts, Rollouts, Scored
+from roles.batch import Prompts, Rollouts, Scored, Sequences
 from roles.config.rollout import RolloutConfig
 from roles.config.section import Dtype
 from roles.errors import RoleError
@@ -28,7 +29,7 @@ from roles.rollout import RolloutEngine
 from roles.transfer.probe import worst
 
 ROWS = 16
-"""Number of samples to check if there is no whole batch."""
+"""Number of samples to check where the actor's log-probabilities of the whole batch are not there."""
 
 FIRST: dict[Dtype, float] = {"float32": 1e-4, "bfloat16": 0.2}
 """Limit, in nats per token, for weights that the engines have loaded from the folder themselves."""
@@ -62,17 +63,18 @@ class Canary:
         """Restore the values of `state_dict`."""
         self.baseline, self.dtypes = state["baseline"], state["dtypes"]
 
-    def check(self, rollouts: Rollouts, logprobs: Tensor, version: int, config: RunConfig) -> None:
-        """Raise `WeightsDiffer` if `logprobs` (the actor's, float32 `[batch, time]`) are too far from the engines'."""
+    def check(self, seen: SeenRows, version: int, config: RunConfig) -> None:
+        """Raise `WeightsDiffer` if the actor's log-probabilities are too far from the engines'."""
         if not config.canary.enabled:
             return
-        gap = float(unexplained_gap(rollouts, logprobs, config.rollout).double().mean())
+        gaps = unexplained_gap(seen.rollouts, seen.logprobs, config.rollout)
+        gap = float(gaps.double().mean())
         limit = self.limit(version, config)
         if not gap <= limit:
             was = "" if self.baseline is None or version == 0 else f"; it was {self.baseline:.2g} before any push"
             raise WeightsDiffer(
                 f"the engines do not sample from the trainer's weights (version {version}): their log-probabilities "
-                f"differ from the actor's by {gap:.2g} nats per token (mean over {int(rollouts.response_mask.sum())} "
+                f"differ from the actor's by {gap:.2g} nats per token (mean over {len(gaps)} "
                 f"tokens), the limit is {limit:.2g}{was}. Nothing was trained on these samples. If this is rounding, "
                 "raise canary.limit"
             )
@@ -80,15 +82,14 @@ class Canary:
             self.baseline = max(gap, self.baseline or 0.0)
         self.verified = version
 
-    def wrong_engines(
-        self, rollouts: Rollouts, logprobs: Tensor, made_by: Sequence[int], version: int, config: RunConfig
-    ) -> set[int]:
+    def wrong_engines(self, seen: SeenRows, version: int, config: RunConfig) -> set[int]:
         """Of the engines that made the rows, those whose log-probabilities are too far from the actor's; none if it
         is all of them, since then the weights that were sent are wrong, and no engine is."""
+        made_by, rollouts = seen.made_by, seen.rollouts
         if not config.canary.enabled or len(set(made_by)) == 1:
             return set()
-        makers = torch.tensor(made_by).unsqueeze(1).expand_as(logprobs)[rollouts.response_mask]
-        gaps = unexplained_gap(rollouts, logprobs, config.rollout).double()
+        makers = torch.tensor(made_by).unsqueeze(1).expand_as(seen.logprobs)[rollouts.response_mask]
+        gaps = unexplained_gap(rollouts, seen.logprobs, config.rollout).double()
         sums, tokens = (makers.bincount(weights, minlength=max(made_by) + 1) for weights in (gaps, None))
         means = sums / tokens
         wrong = {engine for engine in set(made_by) if float(means[engine]) > self.limit(version, config)}
@@ -126,26 +127,68 @@ def unexplained_gap(rollouts: Rollouts, logprobs: Tensor, how: RolloutConfig) ->
     return (difference - difference.clamp(min=0.0).minimum(most)).abs()
 
 
+@dataclass(frozen=True, slots=True)
+class SeenRows:
+    """Samples, and what the actor says of them."""
+
+    rollouts: Rollouts
+    logprobs: Tensor
+    """float32 `[batch, time]`: the actor's log-probabilities."""
+    made_by: Sequence[int]
+    """The engine of each sample."""
+
+    @property
+    def gaps(self) -> Tensor | None:
+        """float64, flat: differences of the engines' log-probabilities from the actor's; None if the engines' own stand
+        for the actor's."""
+        if self.logprobs is self.rollouts.rollout_logprobs:
+            return None
+        return (self.rollouts.rollout_logprobs - self.logprobs)[self.rollouts.response_mask].abs().double()
+
+
+def seen_by_actor(roles: Roles, scored: Scored, config: RunConfig) -> SeenRows:
+    """What the engines have answered just now, all of it; or, where the actor does not compute the log-probabilities of
+    all samples, `ROWS` of them, some of every engine."""
+    makers = roles.policy.made_by
+    if roles.recomputes:
+        return SeenRows(scored.rollouts, scored.old_logprobs, makers)
+    if not config.canary.enabled:
+        return SeenRows(scored.rollouts, scored.rollouts.rollout_logprobs, makers)
+    each = max(ROWS // len(set(makers)), 1)
+    rows = sorted(row for one in set(makers) for row in [row for row, by in enumerate(makers) if by == one][:each])
+    few = scored.rollouts.select(rows)
+    return SeenRows(few, actors_logprobs(roles, few), [makers[row] for row in rows])
+
+
+def actors_logprobs(roles: Roles, few: Rollouts) -> Tensor:
+    """float32 `[batch, time]`: the actor's log-probabilities of a few samples."""
+    return spread(roles.actor, Actor.canary_logprobs, Sequences.of(few)).result(roles.deadlines.score_s)
+
+
 def with_right_weights(
     roles: Roles, prompts: Prompts, scored: Scored, canary: Canary, version: int, config: RunConfig
-) -> Scored:
-    """The batch; in place of the rows of engines with wrong weights, which start again, what others answer.
+) -> tuple[Scored, SeenRows]:
+    """The batch, and what the actor says of it; in place of the rows of engines with wrong weights, which start again,
+    what others answer.
 
     Unchanged where that is not possible: then `Canary.check` ends the run.
     """
-    policy = roles.policy
-    wrong = canary.wrong_engines(scored.rollouts, scored.old_logprobs, policy.made_by, version, config)
+    policy, seen = roles.policy, seen_by_actor(roles, scored, config)
+    wrong = canary.wrong_engines(seen, version, config)
     if not wrong or policy.sleeps or config.ppo.advantage.needs_greedy:
-        return scored
+        return scored, seen
     rows = [row for row, engine in enumerate(policy.made_by) if engine in wrong]
     try:
         policy.fleet.replace(wrong, "samples from other weights than the actor's", len(rows))
     except ClusterError:
-        return scored
+        return scored, seen
     rollouts = policy.generate(prompts.select(rows), version=version)
     again = finish_scoring([start_scoring(roles, (0, 0), rollouts)], config.deadlines.score_s, policy.recovery)
     place = {row: len(scored) + number for number, row in enumerate(rows)}
-    return Scored.concatenate([scored, again]).select([place.get(row, row) for row in range(len(scored))])
+    mended = Scored.concatenate([scored, again]).select([place.get(row, row) for row in range(len(scored))])
+    if roles.recomputes:
+        return mended, SeenRows(mended.rollouts, mended.old_logprobs, [])
+    return mended, seen_by_actor(roles, again, config)
 
 
 def culprits(roles: Roles, config: RunConfig) -> str:

@@ -54,13 +54,17 @@ class Roles(EvaluationRoles):
     """None if the advantages need no values."""
     labeller: Member | None = None
     """Who scores what the reward model is retrained on; None if nobody does."""
+    recomputes: bool = True
+    """Whether the actor computes the log-probabilities of all samples before its update; if not, the engines' stand for
+    them."""
     frozen: Mapping[str, RoleGroup[Any]] = field(default_factory=dict)
     """Role → group, for the frozen roles of the table other than the reference."""
 
     @property
     def models(self) -> dict[str, RoleGroup[Any]]:
         """Role → group, for the roles that work in the phase `score`; without the reward, which may be several."""
-        groups = {ACTOR: self.actor, REFERENCE: self.reference, CRITIC: self.critic, **self.frozen}
+        actor = self.actor if self.recomputes else None
+        groups = {ACTOR: actor, REFERENCE: self.reference, CRITIC: self.critic, **self.frozen}
         return {role: group for role, group in groups.items() if group is not None}
 
 
@@ -80,11 +84,13 @@ class Scoring:
         return [*self.answers.values(), *self.scores.spreads]
 
     def result(self, deadline_s: float) -> Scored:
-        """The scored rows of this part. A field whose role this run does not have is 0 everywhere."""
-        fields, zeros = dict[str, Tensor](), torch.zeros_like(self.rollouts.rollout_logprobs)
+        """The scored rows of this part. A field that nobody computes is 0 everywhere; only for the actor's
+        log-probabilities the engines' stand."""
+        engines = self.rollouts.rollout_logprobs
+        fields, others = dict[str, Tensor](), {ROLES[ACTOR].fills: engines}
         for name in (role.fills for role in ROLES.values() if role.made_by):
             answer = self.answers.get(name)
-            fields[name] = answer.result(deadline_s) if answer else zeros
+            fields[name] = answer.result(deadline_s) if answer else others.get(name, torch.zeros_like(engines))
         scores, disagreement = self.scores.result(deadline_s)
         named = self.scores.named(deadline_s)
         return Scored(self.rollouts, **fields, scores=scores, disagreement=disagreement, named=named)

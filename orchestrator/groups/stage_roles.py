@@ -37,6 +37,7 @@ def training_roles(
             actor=actor,
             critic=critic,
             labeller=build.labeller(models),
+            recomputes=config.actor.old_logprobs == "recompute",
             frozen={role: build.frozen(role, models, ranks_of=role) for role in config.other_frozen_roles},
         )
         build.ready()

@@ -84,6 +84,9 @@ def _mean(draft: Draft, name: str) -> str:
 
 def _put_correction(draft: Draft) -> None:
     options, name = draft.options, "algorithm.rollout_correction.rollout_is"
+    bypass = "algorithm.rollout_correction.bypass_mode"
+    if options.flag(bypass):
+        draft.put("actor.old_logprobs", "rollout", bypass)
     level = options.text(name)
     if level is None:
         return

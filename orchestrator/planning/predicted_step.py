@@ -146,7 +146,7 @@ def _parts(
 ) -> Iterator[ScoredPart]:
     """The parts that are scored together: consecutive responses of an engine, or all responses if sleeping engines
     come first. Without GPUs all roles share the machine's cores."""
-    passes = {ACTOR: 2} if config.reference.share_actor else {}
+    passes = {ACTOR: int(config.actor.old_logprobs == "recompute") + int(config.reference.share_actor)}
     whole: dict[int, dict[str, float]] = {}
     last = earlier + max(max(own, default=0.0) for own in times)
 

@@ -56,9 +56,9 @@ class ExperienceStats:
     truncated_fraction: float = metric("response/truncated_fraction")
     repeated_fraction: float = metric("response/repeated_fraction")
     """Of all sequences of four tokens of the batch; 0 if there is none."""
-    logprob_gap_mean: float = metric("engine/logprob_gap_mean")
-    """Mean over the generated tokens."""
-    logprob_gap_max: float = metric("engine/logprob_gap_max")
+    logprob_gap_mean: float | None = metric("engine/logprob_gap_mean")
+    """Mean over the generated tokens; None where no log-probability of the actor is known."""
+    logprob_gap_max: float | None = metric("engine/logprob_gap_max")
 
     def metrics(self) -> dict[str, float]:
         """Metrics by their names in `metrics.jsonl`."""

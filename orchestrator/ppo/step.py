@@ -111,7 +111,7 @@ def train_step(
         greedy_scores = roles.reward.start(greedy) if greedy else None
     with clock("score"):
         scored = finish_scoring(scorings, deadlines.score_s, roles.policy.recovery, greedy_scores)
-        scored = with_right_weights(roles, prompts, scored, state.canary, state.version, config)
+        scored, seen = with_right_weights(roles, prompts, scored, state.canary, state.version, config)
         baselines = greedy_scores.result(deadlines.score_s)[0] if greedy_scores else None
         keep(scored)
     made = generated(prompts, state.prompts.drawn, scored)
@@ -122,7 +122,10 @@ def train_step(
         keep(scored := made.batch)
     with clock("experience"):
         experience, stats = prepare(scored, greedy, baselines, state, config)
-        state.canary.check(scored.rollouts, scored.old_logprobs, state.version, config)
+        if not roles.recomputes:
+            mean, most = (None, None) if (gaps := seen.gaps) is None else (float(gaps.mean()), float(gaps.max()))
+            stats = replace(stats, logprob_gap_mean=mean, logprob_gap_max=most)
+        state.canary.check(seen, state.version, config)
         schedule = {"epochs": ppo.epochs, "mini_batches": ppo.mini_batches, "seed": config.seed + state.step}
         critic_shares = share_out(experience.critic, ranks=len(roles.critic), **schedule) if roles.critic else []
         actor_shares = share_out(experience.actor, ranks=len(roles.actor), **schedule)
@@ -155,9 +158,10 @@ def other_prompts(
         scorings = [start_scoring(roles, part, rollouts) for part, rollouts in parts]
     with clock("score"):
         scored = finish_scoring(scorings, config.deadlines.score_s, roles.policy.recovery)
-        scored = with_right_weights(roles, prompts, scored, state.canary, state.version, config)
+        scored, seen = with_right_weights(roles, prompts, scored, state.canary, state.version, config)
         keep(scored)
     check_finite(scored)
+    state.canary.check(seen, state.version, config)
     return generated(prompts, state.prompts.drawn, scored)
 
 

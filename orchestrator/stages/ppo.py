@@ -24,7 +24,6 @@ from orchestrator.errors import CheckpointError, WeightsDiffer
 from orchestrator.groups import canary
 from orchestrator.groups.build import resolve_models
 from orchestrator.groups.scoring import Roles, reference_fingerprint
-from orchestrator.groups.spread import spread
 from orchestrator.groups.stage_roles import training_roles
 from orchestrator.metrics import RESPONSE_LENGTH
 from orchestrator.ppo.kl import make_controller
@@ -47,7 +46,7 @@ from orchestrator.stages.stage import Stage, StepReport
 from orchestrator.stages.step_samples import step_samples
 from orchestrator.stages.win_rate import comparing
 from roles.actor import Actor
-from roles.batch import Prompts, Rollouts, Scored, Sequences
+from roles.batch import Prompts, Rollouts, Scored
 from roles.critic import Critic
 from roles.reward_trainer import RewardTrainer
 
@@ -243,8 +242,8 @@ class Ppo(Stage):
         """Check the engines' weights on rows of an evaluation, if no batch has passed the check yet."""
         state, few = self.state, rollouts.select(range(min(canary.ROWS, len(rollouts))))
         if state.canary.verified != state.version and self.config.canary.enabled:
-            logprobs = spread(self.roles.actor, Actor.logprobs, Sequences.of(few)).result(self.config.deadlines.score_s)
-            state.canary.check(few, logprobs, state.version, self.config)
+            seen = canary.SeenRows(few, canary.actors_logprobs(self.roles, few), [])
+            state.canary.check(seen, state.version, self.config)
 
     def before_save(self) -> None:
         """Raise CheckpointError if the reference has changed; let the engines sleep, since sleeping optimizer states

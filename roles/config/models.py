@@ -109,6 +109,10 @@ Pooling = Literal["last", "mean"]
 """How a reward model's number is read from its tokens: at the last token, or as the mean over all tokens."""
 
 
+OldLogprobs = Literal["recompute", "first_pass", "rollout"]
+"""Where the log-probabilities of the policy before its update come from."""
+
+
 class ActorConfig(TrainedRole):
     """The policy."""
 
@@ -117,6 +121,11 @@ class ActorConfig(TrainedRole):
     ema_decay: float | None = Field(default=None, gt=0, lt=1)
     """Keep a running mean of the weights, written to `run_dir/actor_ema`. Each optimizer step keeps this share of the
     mean and takes the rest from the new weights. null: no mean is kept."""
+    old_logprobs: OldLogprobs = "recompute"
+    """With which log-probabilities the updated policy's are compared. `recompute`: the actor's, of a forward pass
+    before the update. `first_pass`: the actor's, of the update's own forward pass, if the update is one optimizer step:
+    the same numbers. `rollout`: the engines', with which the tokens were sampled. The last two save that forward pass;
+    the KL penalty in the reward then uses the engines' numbers, and the check of their weights 16 samples a step."""
 
 
 class WarmupConfig(Section):

@@ -46,6 +46,20 @@ WIRING = (
         ACTOR_KEYS,
     ),
     Fault(
+        "`old_logprobs: first_pass` compares with the engines' log-probabilities",
+        "roles/actor.py",
+        "logprobs.detach() if self._extra.first_pass else picked(",
+        "picked(",
+        ACTOR_KEYS,
+    ),
+    Fault(
+        "`old_logprobs: rollout` checks no weights",
+        "orchestrator/groups/canary.py",
+        "return spread(roles.actor, Actor.canary_logprobs, Sequences.of(few)).result(roles.deadlines.score_s)",
+        "return few.rollout_logprobs",
+        "tests/unit/orchestrator/ppo/test_train_step.py",
+    ),
+    Fault(
         "the actor is built with temperature 1",
         "orchestrator/groups/build.py",
         "config.ppo.policy, config.rollout.temperature, extra",

@@ -54,6 +54,29 @@ def distribution_rules(config: RunConfig) -> Iterator[str]:
         )
 
 
+def old_logprobs_rules(config: RunConfig) -> Iterator[str]:
+    """The engines' log-probabilities stand for the actor's only where both are of the same distribution."""
+    how, rollout, ppo = config.actor.old_logprobs, config.rollout, config.ppo
+    if how == "recompute":
+        return
+    if rollout.top_p < 1 or rollout.top_k > 0 or rollout.min_p > 0:
+        yield (
+            f"actor.old_logprobs={how} takes the engines' log-probabilities, which with rollout.top_p={rollout.top_p}, "
+            f"top_k={rollout.top_k}, min_p={rollout.min_p} are of another distribution than the actor's; use "
+            "recompute, or top_p: 1, top_k: 0 and min_p: 0"
+        )
+    if how == "first_pass" and ppo.optimizer_steps > 1:
+        yield (
+            f"actor.old_logprobs=first_pass needs an update of one optimizer step; ppo.epochs={ppo.epochs} x "
+            f"ppo.mini_batches={ppo.mini_batches} are {ppo.optimizer_steps}; use recompute or rollout"
+        )
+    if how == "rollout" and ppo.policy.importance.type != "none":
+        yield (
+            f"actor.old_logprobs=rollout leaves nothing to correct to ppo.policy.importance.type="
+            f"{ppo.policy.importance.type}; use type: none, or recompute"
+        )
+
+
 def step_rules(config: RunConfig) -> Iterator[str]:
     """Warm-ups end before the run does, and leave the engines with weights."""
     warmup = config.critic.warmup.max_steps

@@ -30,6 +30,7 @@ RULES: tuple[tuple[type[BaseConfig], Callable[[Any], Iterator[str]]], ...] = (
     (SamplingConfig, sampling_rules.response_rules),
     (SamplingConfig, sampling_rules.prompt_rules),
     (RunConfig, ppo_rules.distribution_rules),
+    (RunConfig, ppo_rules.old_logprobs_rules),
     (EvaluationRun, reward_rules.conversation_rules),
     (SamplingConfig, sampling_rules.environment_rules),
     (RunConfig, ppo_rules.step_rules),

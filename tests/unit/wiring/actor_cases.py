@@ -21,6 +21,10 @@ def actor_cases(folder: Path) -> list[Case]:
     other = {"path": str(folder / "other-policy")}
     in_loss = {"ppo.kl.where": "loss", "ppo.kl.estimator": "k2"}
 
+    def once(old_logprobs: str) -> dict[str, object]:
+        """An update of one optimizer step."""
+        return {"actor.old_logprobs": old_logprobs, "ppo.epochs": 1, "ppo.mini_batches": 1}
+
     def importance(**said: object) -> dict[str, object]:
         return {f"{policy}.importance": said}
 
@@ -37,6 +41,11 @@ def actor_cases(folder: Path) -> list[Case]:
         case(f"{schedule}.warmup_steps", "actor", 4),
         case(f"{schedule}.floor", "actor", 0.5),
         case("actor.ema_decay", "average", 0.6, {"actor.ema_decay": 0.9}),
+        case("actor.old_logprobs=rollout", "actor critic", {"actor.old_logprobs": "rollout"}),
+        case("actor.old_logprobs=recompute", "actor critic", {"actor.old_logprobs": "recompute"}, once("rollout")),
+        case("actor.old_logprobs=recompute", "critic", {"actor.old_logprobs": "recompute"}, once("first_pass")),
+        case("actor.old_logprobs=first_pass", "actor", {"actor.old_logprobs": "first_pass"}, once("rollout")),
+        case("actor.old_logprobs=first_pass", "actor critic", {"actor.old_logprobs": "first_pass"}, once("recompute")),
         case("actor.lora.rank", "actor", with_lora(rank=4), with_lora()),
         case("actor.lora.alpha", "actor", with_lora(alpha=12.0), with_lora()),
         case("actor.lora.targets", "actor", with_lora(targets=["v_proj"]), with_lora()),

@@ -41,6 +41,7 @@ def base(folder: Path) -> dict[str, Any]:
             "optimizer": optimizer(0.02, 0.5),
             "lora": None,
             "ema_decay": None,
+            "old_logprobs": "recompute",
         },
         "critic": {
             **engine,

@@ -114,7 +114,9 @@ class Run:
         rows, greedy = self.sampled()
         raw = self.scores(rows)
         with torch.no_grad():
-            old, reference = (net.scores(rows, *how)[0] for net in (self.actor, self.reference))
+            own, reference = (net.scores(rows, *how)[0] for net in (self.actor, self.reference))
+            whose = self.said["actor"]["old_logprobs"]
+            old = own if whose == "recompute" else rows.sampled
             critics = self.critic.state_values(rows) if self.critic else torch.zeros_like(old)
         values = critics
         if ppo["value"]["normalise"]:
@@ -150,7 +152,7 @@ class Run:
         if self.critic:
             told |= self.update_critic(rows, mask, critics, returns, step)
         if self.begins(step, float(explained)):
-            told |= self.update_actor(rows, mask, old, reference, gain, step)
+            told |= self.update_actor(rows, mask, old if whose == "rollout" else own, reference, gain, step)
             if kl["controller"]["type"] == "adaptive":
                 error = float(told["objective/kl"]) / kl["controller"]["target"] - 1
                 share = min(1.0, len(raw) / kl["controller"]["horizon"])

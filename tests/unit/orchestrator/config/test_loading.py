@@ -380,6 +380,11 @@ def test_several_mistakes_are_one_line_each(file: Path) -> None:
         (["rollout.min_response_tokens=17"], ["rollout.min_response_tokens=17", "max_response_tokens=16"]),
         (["rollout.top_p=0.9"], ["rollout.top_p=0.9", "type: truncated"]),
         (["rollout.min_p=0.1"], ["min_p=0.1", "type: truncated"]),
+        (
+            ["actor.old_logprobs=rollout", "rollout.top_p=0.9", "ppo.policy.importance={type: truncated}"],
+            ["of another distribution than the actor's", "nothing to correct", "use type: none, or recompute"],
+        ),
+        (["actor.old_logprobs=first_pass"], ["needs an update of one optimizer step", "use recompute or rollout"]),
         (["rollout.top_k=5", "ppo.policy.importance={type: reject}"], ["top_k=5", "type: truncated"]),
         (["critic.warmup.max_steps=10"], ["critic.warmup.max_steps=10", "steps=10"]),
         (["actor.optimizer.schedule.warmup_steps=40"], ["actor.optimizer.schedule.warmup_steps=40", "40 optimizer"]),

@@ -14,7 +14,7 @@ from vllm.model_executor.layers.linear import LinearBase
 from cluster.errors import RankFailure
 from orchestrator.config.canary import CanaryConfig
 from orchestrator.errors import WeightsDiffer
-from orchestrator.groups.canary import Canary, culprits, unexplained_gap
+from orchestrator.groups.canary import Canary, SeenRows, culprits, unexplained_gap
 from roles.batch import Scored
 from roles.config.rollout import RolloutConfig
 from roles.models.networks import PolicyModel
@@ -43,7 +43,7 @@ def batch(gap: float) -> Scored:
 def passes(canary: Canary, gap: float, version: int, settings: Any) -> bool:
     scored = batch(gap)
     try:
-        canary.check(scored.rollouts, scored.old_logprobs, version, settings)
+        canary.check(SeenRows(scored.rollouts, scored.old_logprobs, []), version, settings)
     except WeightsDiffer:
         return False
     return True
@@ -206,9 +206,9 @@ def test_each_fault_of_one_tensor_is_caught_and_named(
     wrong, engine = logprobs(model, tokens), trainer_products(model.model.named_parameters(), torch.float32)
     held.copy_(kept)
     canary = Canary()
-    canary.check(replace(rollouts, rollout_logprobs=right), right, 0, config())
+    canary.check(SeenRows(replace(rollouts, rollout_logprobs=right), right, []), 0, config())
     with pytest.raises(WeightsDiffer):
-        canary.check(replace(rollouts, rollout_logprobs=wrong), right, 1, config())
+        canary.check(SeenRows(replace(rollouts, rollout_logprobs=wrong), right, []), 1, config())
     told = culprits(roles_with(actor, EngineProducts(engine)), config())
     assert f"1 differ; most, relative to their size: {name} (" in told
 

@@ -430,7 +430,7 @@ def scored_by(made: World, wrong: set[int], monkeypatch: pytest.MonkeyPatch) -> 
 
     monkeypatch.setattr(Running, "_parts", parts)
     monkeypatch.setattr(orchestrator.groups.spread, "wait_all", lambda calls, deadline_s: None)
-    roles: Any = SimpleNamespace(policy=made.policy, models={}, reward=Reward({}, MeanScore()))
+    roles: Any = SimpleNamespace(policy=made.policy, models={}, reward=Reward({}, MeanScore()), recomputes=True)
     advantage = SimpleNamespace(needs_greedy=False)
     rollout = RolloutConfig(prompts_per_step=1, max_response_tokens=8)
     config: Any = SimpleNamespace(
@@ -442,7 +442,8 @@ def scored_by(made: World, wrong: set[int], monkeypatch: pytest.MonkeyPatch) -> 
     )
     running = [start_scoring(roles, part, rollouts) for part, rollouts in made.policy.stream(prompts_of(12), version=3)]
     scored = finish_scoring(running, 1.0, made.policy.recovery)
-    return scored, with_right_weights(roles, prompts_of(12), scored, Canary(), 3, config)
+    scored = replace(scored, old_logprobs=torch.zeros_like(scored.old_logprobs))
+    return scored, with_right_weights(roles, prompts_of(12), scored, Canary(), 3, config)[0]
 
 
 def gaps(scored: Scored) -> list[float]:

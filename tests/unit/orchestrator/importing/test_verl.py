@@ -143,6 +143,13 @@ def test_corrections(tmp_path: Path) -> None:
     assert importance("0.5_4.0") == {"type": "icepop", "low": 0.5, "high": 4.0}
 
 
+def test_the_engines_log_probabilities_may_stand_for_the_actors(tmp_path: Path) -> None:
+    given = {"algorithm.rollout_correction.bypass_mode": True}
+    assert loaded(tmp_path, read(tmp_path, words(**given))).actor.old_logprobs == "rollout"
+    plain = words(**{"trainer.total_training_steps": 10})
+    assert loaded(tmp_path, read(tmp_path, plain)).actor.old_logprobs == "recompute"
+
+
 def test_a_kl_penalty_of_0_that_would_adapt_stays_0(tmp_path: Path) -> None:
     given = {"algorithm.use_kl_in_reward": True, "algorithm.kl_ctrl.type": "adaptive", "algorithm.kl_ctrl.kl_coef": 0}
     config = loaded(tmp_path, read(tmp_path, words(**given)))

@@ -283,8 +283,17 @@ def test_a_reference_that_is_the_actor_has_no_place_of_its_own() -> None:
     shared, alone = (layout(load_config(theirs, said)) for said in ([*SHARED, "placement.ref_num_nodes=0"], SHARED[:1]))
     assert "reference" not in shared.plan.roles
     assert shared.step.busy["rollout", "actor"] > alone.step.busy["rollout", "actor"], "it scores twice"
+
     with pytest.raises(ConfigError, match=r"ref_num_nodes=0, but reference\.share_actor=false needs GPUs"):
         load_config(theirs, ["placement.ref_num_nodes=0"])
+
+
+def test_an_actor_that_computes_no_old_log_probabilities_is_free_while_others_score() -> None:
+    seconds = [
+        layout(load_config(SEVENTY_B, [f"actor.old_logprobs={how}"])).step.busy["rollout", "actor"]
+        for how in ("recompute", "rollout")
+    ]
+    assert seconds[1] < seconds[0]
 
 
 def test_adapters_shrink_the_plan() -> None:

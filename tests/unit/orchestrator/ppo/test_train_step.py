@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 
+import orchestrator.groups.canary
 import orchestrator.groups.spread
 import orchestrator.ppo.stats
 import orchestrator.ppo.step
@@ -52,6 +53,8 @@ def step(
     frozen: Sequence[str] = (),
     others: Sequence[Prompts] = (),
     prompts: Prompts | None = None,
+    recomputes: bool = True,
+    looks: bool = True,
     **ppo: Any,
 ) -> tuple[StepResult, TrainState, dict[str, FakeGroup]]:
     """`kept`: where the scored batch goes. `done`: steps before this one; `frozen`: roles beside the usual ones."""
@@ -65,6 +68,7 @@ def step(
         judge=None,
         deadlines=deadlines,
         frozen={role: FakeGroup(role, log) for role in frozen},  # type: ignore[misc]
+        recomputes=recomputes,
         **{**groups, "reward": reward},  # type: ignore[arg-type]
     )
     groups["rollout"] = engines
@@ -79,7 +83,7 @@ def step(
         dtype="float32",
         rollout=rollout,
         critic=SimpleNamespace(warmup=warmup or WarmupConfig()),
-        canary=CanaryConfig(),
+        canary=CanaryConfig(enabled=looks),
         steps=10,
         retraining=retraining,
     )
@@ -300,6 +304,47 @@ def test_nothing_is_trained_on_samples_of_weights_that_are_not_the_actors(
     with pytest.raises(WeightsDiffer, match=r"version 3.*differ from the actor's by 0\.01 nats.*limit is 0\.0001"):
         step(log)
     assert log[-1] == "[experience]"
+
+
+def test_the_engines_log_probabilities_may_stand_for_the_actors(
+    log: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Then the actor computes only those of a few samples of each engine, by which the weights are checked."""
+    sampled, answered = fakes.rollouts_of, fakes.per_token
+
+    def surprised(prompts: Any, version: int) -> Any:
+        rollouts = sampled(prompts, version)
+        return dataclasses.replace(rollouts, rollout_logprobs=-2.0 * rollouts.response_mask)
+
+    monkeypatch.setattr(fakes, "rollouts_of", surprised)
+    monkeypatch.setattr(fakes, "per_token", lambda rows: answered(rows) - 2.0 * rows.response_mask)
+    monkeypatch.setattr(orchestrator.groups.canary, "ROWS", 2)
+    result, _, groups = step(log, recomputes=False)
+    assert "start actor.logprobs" not in log and log.count("start actor.canary_logprobs") == 1
+    looked = sorted(int(row) for shard in groups["actor"].seen[0] for row in shard.token_ids[:, 0])
+    assert looked == [0, 2], "the first row of each engine"
+    assert torch.equal(result.scored.old_logprobs, result.scored.rollouts.rollout_logprobs)
+    assert (result.stats.logprob_gap_mean, result.stats.logprob_gap_max) == (0.0, 0.0)
+    unseen, _, _ = step(log, recomputes=False, looks=False)
+    assert "engine/logprob_gap_mean" not in step_metrics(unseen), "nobody has looked"
+    assert (result.scored.reference_logprobs[result.scored.rollouts.response_mask] == -2.0).all()
+
+
+@pytest.mark.parametrize("others", [(), (4, 5)])
+def test_wrong_weights_are_noticed_also_where_the_actor_computes_few_log_probabilities(
+    log: list[str], monkeypatch: pytest.MonkeyPatch, others: tuple[int, ...]
+) -> None:
+    """Also where only the prompts that were drawn later were answered with wrong weights."""
+    sampled = fakes.rollouts_of
+
+    def off(prompts: Any, version: int) -> Any:
+        rollouts, wrong = sampled(prompts, version), not others or prompts.token_ids[0][0] in others
+        return dataclasses.replace(rollouts, rollout_logprobs=rollouts.rollout_logprobs + 0.01 * wrong)
+
+    monkeypatch.setattr(fakes, "rollouts_of", off)
+    more: dict[str, Any] = {"prompts": scoring(1, 1, 2, 3), "others": [scoring(*others)], **GRPO} if others else {}
+    with pytest.raises(WeightsDiffer, match=r"differ from the actor's by 0\.01 nats"):
+        step(log, recomputes=False, **more)
 
 
 def test_samples_of_other_weights_are_refused(log: list[str]) -> None:

@@ -367,9 +367,9 @@ def test_an_evaluation_looks_at_weights_that_no_batch_has_shown_to_be_right(
     run.config.rollout = RolloutConfig(prompts_per_step=4, max_response_tokens=3)
     ppo = ppo_of(run)
     ppo._check_weights(rollouts_of(prompts_of(20), 3))
-    assert ppo.state.canary.verified == 3 and log == ["start actor.logprobs"]
+    assert ppo.state.canary.verified == 3 and log == ["start actor.canary_logprobs"]
     ppo._check_weights(rollouts_of(prompts_of(20), 3))
-    assert log == ["start actor.logprobs"], "once is enough"
+    assert log == ["start actor.canary_logprobs"], "once is enough"
     ppo.state.version = 4
     wrong = rollouts_of(prompts_of(20), 4)
     wrong = replace(wrong, rollout_logprobs=wrong.rollout_logprobs - 0.5)

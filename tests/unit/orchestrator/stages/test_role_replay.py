@@ -75,7 +75,7 @@ def test_a_role_that_was_not_trained_in_the_step(tmp_path: Path) -> None:
     lines = [{"step": 1, "lr/critic": 0.1}, {"step": 2, "lr/critic": 0.1, "lr/actor": 0.1}]
     (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     assert _metrics(tmp_path, 2, "actor") == lines[1]
-    with pytest.raises(ConfigError, match="the actor was not trained in step 1 of .*, but critic"):
+    with pytest.raises(ConfigError, match=r"the actor was not trained in step 1 of .*, but critic"):
         _metrics(tmp_path, 1, "actor")
     with pytest.raises(ConfigError, match="no metrics of step 3; choose a step that it has done"):
         _metrics(tmp_path, 3, "actor")
