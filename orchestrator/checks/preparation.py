@@ -35,7 +35,7 @@ from orchestrator.checks.models import (
     model_facts,
 )
 from orchestrator.checks.problems_together import Problems
-from orchestrator.checks.role_models import check_role_models, role_models
+from orchestrator.checks.role_models import check_hub_names, check_role_models, role_models
 from orchestrator.checks.run_folders import check_output, check_run_dir, check_writable
 from orchestrator.checks.win_rate_inputs import check_opponent
 from orchestrator.config.evaluation import EvaluationRun
@@ -267,6 +267,8 @@ def _check_names(config: EvaluationRun, parts: list[str], problems: Problems) ->
             problems.of(partial(check_source, dataset, f"prompts.{part}"))
     for key, model in role_models(config).items():
         problems.of(partial(check_folder, model, key, TRAIN_IT if key in rewards else "correct the path"))
+    if problems:  # names of the hub are looked up below; then, so that a new file's errors come together, here
+        check_hub_names(config, problems)
 
 
 def _read_prompts(config: SamplingConfig, part: Literal["train", "heldout"], actor: ModelFacts) -> Questions:

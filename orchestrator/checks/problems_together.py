@@ -25,6 +25,9 @@ class Problems:
                 self._found.append(str(error))
             return None
 
+    def __bool__(self) -> bool:
+        return bool(self._found)
+
     def end(self) -> None:
         """ConfigError with all that was found, if there is anything."""
         if self._found:

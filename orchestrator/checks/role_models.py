@@ -5,6 +5,7 @@ A configuration flows in, the facts of the actor's model flow out; or a ConfigEr
 
 from __future__ import annotations
 
+import os
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -22,8 +23,11 @@ from orchestrator.checks.problems_together import Problems
 from orchestrator.config.evaluation import EvaluationRun
 from orchestrator.config.run import RunConfig
 from orchestrator.config.schema import section_key
+from orchestrator.data.dataset_rows import is_hub_name
 from orchestrator.errors import ConfigError
 from roles.config.models import ModelConfig
+from roles.model_files.folders import folder_of
+from roles.model_files.hub import file_text
 
 if TYPE_CHECKING:
     from roles.model_files.weight_check import Use
@@ -92,6 +96,22 @@ def _critic(run: RunConfig) -> ModelFacts:
             "speaks in plain units; use a language model's folder, or normalise: false"
         )
     return critic
+
+
+def check_hub_names(config: EvaluationRun, problems: Problems) -> None:
+    """Each model that is no folder here must be in the hub's cache or on the hub. Loads nothing."""
+    for key, model in role_models(config).items():
+        if not os.path.isdir(folder_of(model.path)) and is_hub_name(model.path):
+            problems.of(partial(_check_hub, model, key))
+
+
+def _check_hub(model: ModelConfig, key: str) -> None:
+    from huggingface_hub import try_to_load_from_cache
+
+    if not isinstance(try_to_load_from_cache(model.path, "config.json", revision=model.revision), str):
+        _, missing = file_text(model.path, "config.json", model.revision)
+        if missing:
+            raise ConfigError(f"{key}.path={model.path} is no folder here, and the hub does not give it ({missing})")
 
 
 def role_models(config: EvaluationRun) -> dict[str, ModelConfig]:

@@ -74,8 +74,17 @@ class Answers:
     accelerator: str
 
 
+def _free(file: Path) -> Path:
+    """Refuse a file that is there before anything is asked."""
+    if file.exists():
+        raise typer.BadParameter(f"{file} exists; name another file, or remove it")
+    return file
+
+
 def init(
-    file: Annotated[Path, typer.Argument(metavar="FILE", parser=user_path, help="The configuration to write.")],
+    file: Annotated[
+        Path, typer.Argument(metavar="FILE", parser=user_path, callback=_free, help="The configuration to write.")
+    ],
     model: Annotated[
         str, typer.Option(prompt="Model to train (a Hugging Face folder or hub name)", help="The model to train.")
     ],
@@ -96,8 +105,6 @@ def init(
     Example: tetrarch init mine.yaml --model models/sft --prompts data/train.jsonl --reward my_reward.py --gpus 8
     """
     with reported(debug):
-        if file.exists():
-            raise ConfigError(f"{file} exists; name another file, or remove it")
         if nodes > 1 and not gpus:
             raise ConfigError(f"--nodes={nodes} needs --gpus of 1 or more: a run on CPUs has one machine")
         text = written(file, Answers(model, prompts, reward, gpus, nodes, accelerator))

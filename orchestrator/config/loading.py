@@ -70,7 +70,9 @@ def validate_root(root: type[C], data: dict[str, Any], source: str = "the config
         config = root.model_validate(own)
     except ValidationError as error:
         said = [details for details in error.errors() if not root.derived() & set(details["loc"][:1])]
-        others = [] if set(required(root)) <= data.keys() else served(data)
+        missing = set(required(root)) - data.keys()
+        # What reads a part of this command's keys is not what the file was meant for.
+        others = [name for name in served(data) if missing and not issubclass(root, ROOTS[name])]
         source += f", a file for `tetrarch {others[0]}`" if others else ""
         raise _wrong(source, problem_lines(said, AnyConfig) + problems) from None
     problems = problems or _booleans_for_numbers(own, config.model_dump(by_alias=True)) or broken_rules(config)

@@ -226,6 +226,17 @@ def test_a_hub_that_does_not_answer_is_not_waited_for(world: World, monkeypatch:
     refused(world, "actor.model.path=nobody/nothing", "no answer in 5 s", "hf download NAME --local-dir FOLDER")
 
 
+def test_models_that_the_hub_does_not_have_are_told_with_the_files_that_are_missing(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("orchestrator.checks.role_models.file_text", lambda *name: ("", "HTTP 404"))
+    world.set("actor.model.path", "nobody/nothing")
+    world.set("reference.model", {"path": "nobody/else"})
+    world.set("prompts.train.path", "none.jsonl")
+    message = refused(world, "prompts.train.path=none.jsonl does not exist", "actor.model.path=nobody/nothing")
+    assert "reference.model.path=nobody/else is no folder here, and the hub does not give it (HTTP 404)" in message
+
+
 def test_numbers_of_a_quantised_file_are_no_weights(world: World) -> None:
     rewrite(
         world.policy, lambda tensors: tensors.update({"model.layers.0.mlp.up_proj.qweight": np.zeros((4, 4), np.int32)})

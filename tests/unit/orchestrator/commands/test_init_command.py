@@ -74,5 +74,6 @@ def test_nothing_is_written_that_would_be_refused(tmp_path: Path, words: list[st
 def test_a_file_is_not_overwritten(tmp_path: Path) -> None:
     file = tmp_path / "mine.yaml"
     file.write_text("mine")
-    shown = init(file, *options(*ANSWERS))
+    shown = init(file)
     assert shown.exit_code == 2 and "mine.yaml exists" in shown.output and file.read_text() == "mine"
+    assert "Model to train" not in shown.output, "nothing is asked first"

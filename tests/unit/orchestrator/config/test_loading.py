@@ -212,6 +212,7 @@ def test_a_reward_model_needs_its_section_alone(pairs: Path) -> None:
 def test_a_file_for_another_command_is_called_that(file: Path, pairs: Path) -> None:
     assert "pairs.yaml, a file for `tetrarch reward`: " in problem(pairs).splitlines()[0]
     assert "a file for" not in problem(file, "steps=0")
+    assert "a file for" not in problem(file, "steps=null")  # what evaluate reads, which is a part of it, is still there
 
 
 def test_one_file_serves_several_commands(file: Path) -> None:
