@@ -94,6 +94,14 @@ _ALL = (
         _GRADIENTS,
     ),
     Metric(
+        "ptx/loss",
+        "nats/token",
+        "Cross-entropy of the rows of `ppo.ptx`, without its coefficient, as their optimizer steps found the weights",
+        Chart("Pre-training loss"),
+        shown=Shown("pre-training loss", "{:.3f}"),
+    ),
+    Metric("ptx/tokens", "tokens", "Tokens of these rows that were trained on, all optimizer steps together"),
+    Metric(
         "value/loss",
         "",
         "Half the squared error of the critic (clipped), mean over the update",

@@ -23,13 +23,23 @@ from roles.losses.policy_loss import POLICY_LOSSES, approx_kl, log_ratio
 from roles.measured import metric
 from roles.models.early_end import ANY_TIME, EarlyEnd
 from roles.models.lora import adapters_off
-from roles.shares import ActorExperience, RankShare
+from roles.shares import ActorExperience, Demonstrations, RankShare
 from roles.transfer.facts import EngineClient
 from roles.transfer.probe import Products
 from roles.transfer.push import WeightPusher
-from roles.zero.micro_batch import MicroBatch, Objective, per_token, picked, update
+from roles.zero.micro_batch import Lesson, MicroBatch, Objective, learn, per_token, picked
 from roles.zero.setup import ModelSetup
-from roles.zero.trained_rank import TrainedPolicy
+from roles.zero.trained_rank import ImitationSums, TrainedPolicy
+
+
+@dataclass(frozen=True, slots=True)
+class PtxStats:
+    """The pre-training loss in an update over all ranks."""
+
+    loss: float = metric("ptx/loss")
+    """Nats per token, without its coefficient; each row as its optimizer step found the weights."""
+    tokens: float = metric("ptx/tokens")
+    """Tokens that were trained on."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +61,8 @@ class ActorStats:
     """Before clipping; mean over the optimizer steps."""
     learning_rate: float = metric("lr/actor")
     """Of the last optimizer step."""
+    ptx: PtxStats | None = None
+    """None without a pre-training loss."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +75,8 @@ class LossExtra:
     """Of a KL penalty that stands in the loss."""
     first_pass: bool = False
     """The update is one optimizer step, whose forward pass gives the old log-probabilities too."""
+    ptx_coefficient: float = 0.0
+    """Factor of the pre-training loss."""
 
 
 class PolicySums(NamedTuple):
@@ -121,7 +135,10 @@ class Actor(TrainedPolicy):
     def update(self, share: RankShare[ActorExperience], kl_coefficient: float = 0.0) -> ActorStats:
         """The optimizer steps of this rank's share; a KL in the loss has this weight."""
         loss = partial(self._micro_batch_loss, kl_coefficient)
-        done = update(self._model, share, Objective(loss, PolicySums, self._loss.mean, self._extra.max_response_tokens))
+        objective = Objective(loss, PolicySums, self._loss.mean, self._extra.max_response_tokens)
+        policy, ptx = Lesson(self._model, share, objective), self._pretraining(share.beside)
+        facts = learn(self._model, policy, *([ptx] if ptx else []))
+        done = policy.learned(facts)
         steps, total = done.steps, done.total
         tokens = max(float(total.tokens), 1)
         return ActorStats(
@@ -133,6 +150,7 @@ class Actor(TrainedPolicy):
             importance=float(total.importance) / tokens,
             gradient_norm=done.gradient_norm,
             learning_rate=done.learning_rate,
+            ptx=_ptx_stats(ptx.learned(facts).total) if ptx else None,
         )
 
     def expect(self, optimizer_steps: int) -> None:
@@ -160,6 +178,15 @@ class Actor(TrainedPolicy):
     def save_average(self, folder: str | Path) -> None:
         """The same, of the running mean of the weights (`ema_decay`)."""
         self._model.save_average(folder)
+
+    def _pretraining(self, share: RankShare[Demonstrations] | None) -> Lesson[Demonstrations, ImitationSums] | None:
+        """The pre-training loss of PPO-ptx (Ouyang et al., arXiv 2203.02155, equation 2): a mean over the tokens of an
+        optimizer step, at temperature 1."""
+        if share is None:
+            return None
+        objective = Objective(self._imitation_loss, ImitationSums, "token")
+        coefficient = self._extra.ptx_coefficient
+        return Lesson(self._model, share, objective, coefficient=coefficient, rows_of="ppo.ptx.data")
 
     def _forward(self, micro: MicroBatch, with_entropy: bool = False) -> tuple[Tensor, Tensor | None]:
         answer: tuple[Tensor, Tensor | None] = self._model(
@@ -213,3 +240,8 @@ class Actor(TrainedPolicy):
         if config.entropy_coefficient:
             loss = loss - config.entropy_coefficient * (entropy * weight).sum()
         return loss, measured
+
+
+def _ptx_stats(total: ImitationSums) -> PtxStats:
+    tokens = float(total.tokens)
+    return PtxStats(float(total.loss) / max(tokens, 1), tokens)

@@ -26,9 +26,11 @@ class EnvironmentFailed(RoleError):
 class LossNotFinite(RoleError):
     """A micro-batch's loss is NaN or infinite; the weights are as they were before its optimizer step."""
 
-    def __init__(self, step: int, items: list[int]) -> None:
+    def __init__(self, step: int, items: list[int], term: int = 0) -> None:
+        """`term`: which of the loss's terms has the items."""
         self.step = step
         self.items = items
+        self.term = term
         super().__init__(f"the loss of items {items} in optimizer step {step + 1} is not finite")
 
 

@@ -19,8 +19,8 @@ from roles.measured import metric
 from roles.shares import LabelledResponses, PreferenceBatch
 from roles.zero.micro_batch import MicroBatch, per_token
 from roles.zero.setup import ModelSetup
-from roles.zero.sharded import Work
 from roles.zero.trained_rank import TrainedPolicy
+from roles.zero.work import Term, Work
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +59,7 @@ class PreferencePolicy(TrainedPolicy):
             return losses.sum()
 
         try:
-            (facts,) = self._model.train([Work(batch.tokens.tolist(), float(len(batch)))], loss)
+            (facts,) = self._model.train(Term([Work(batch.tokens.tolist(), float(len(batch)))], loss))
         except LossNotFinite as error:
             raise RoleError(
                 f"the loss of samples {batch.rows[error.items].tolist()} of the data is not finite; lower "

@@ -17,8 +17,9 @@ from roles.losses.preference_loss import bradley_terry
 from roles.models.networks import ValueModel
 from roles.packing import in_rows, pack
 from roles.zero.setup import ModelSetup
-from roles.zero.sharded import ShardedModel, Work
+from roles.zero.sharded import ShardedModel
 from roles.zero.trained_rank import TrainedRank
+from roles.zero.work import Term, Work
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +61,7 @@ class RewardTrainer(TrainedRank):
             sums[:2] += torch.stack([losses.sum(), right]).detach().double()
             return losses.sum()
 
-        (facts,) = self._model.train([Work(tokens, comparisons)], loss)
+        (facts,) = self._model.train(Term([Work(tokens, comparisons)], loss))
         total_loss, right, count = self._model.total(sums).tolist()
         return RewardStats(total_loss / count, right / count, facts.gradient_norm, facts.learning_rate)
 

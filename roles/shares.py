@@ -207,3 +207,5 @@ class RankShare(Generic[E]):
     experience: E
     steps: list[list[int]]
     """For each optimizer step, positions in `experience`."""
+    beside: RankShare[Demonstrations] | None = None
+    """Of the actor: what the same optimizer steps imitate, for the pre-training loss; None without one."""

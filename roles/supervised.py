@@ -6,16 +6,14 @@ It saves a folder that `roles.actor.Actor` opens.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import NamedTuple
 
-import torch
 from torch import Tensor
 
 from roles.batch import Sequences
 from roles.measured import metric
 from roles.shares import Demonstrations, RankShare
-from roles.zero.micro_batch import MicroBatch, Objective, per_token, picked, update
-from roles.zero.trained_rank import TrainedPolicy
+from roles.zero.micro_batch import Objective, per_token, update
+from roles.zero.trained_rank import ImitationSums, TrainedPolicy
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,32 +30,15 @@ class SupervisedStats:
     """Of the last step."""
 
 
-class SupervisedSums(NamedTuple):
-    """What the loss measures, summed over the trained tokens."""
-
-    tokens: Tensor
-    loss: Tensor
-    """Nats."""
-
-
 class Supervised(TrainedPolicy):
     """One rank of a policy that is fine-tuned on demonstrations."""
 
     def update(self, share: RankShare[Demonstrations]) -> SupervisedStats:
         """The optimizer steps of this rank's share; each minimises the mean over its trained tokens on all ranks."""
-        done = update(self._model, share, Objective(self._loss, SupervisedSums, "token"))
+        done = update(self._model, share, Objective(self._imitation_loss, ImitationSums, "token"))
         tokens = float(done.total.tokens)
         return SupervisedStats(float(done.total.loss) / max(tokens, 1), tokens, done.gradient_norm, done.learning_rate)
 
     def losses(self, sequences: Sequences) -> Tensor:
         """float32 `[batch, time]`: cross-entropy of each token in the response mask, in nats; 0 elsewhere."""
         return per_token(self._model, sequences, lambda micro: -self._logprobs(micro))
-
-    def _loss(self, batch: Demonstrations, rows: list[int], weights: Tensor) -> tuple[Tensor, SupervisedSums]:
-        """The weighted sum of the cross-entropies of `rows`, and what it measured."""
-        device = self._model.device
-        micro = MicroBatch.of(batch, rows, device)
-        losses = -self._logprobs(micro)
-        tokens = torch.tensor(float(len(losses)), device=device)
-        loss = (losses * picked(weights, batch, rows, device)).sum()
-        return loss, SupervisedSums(tokens, losses.sum())

@@ -142,15 +142,17 @@ def score_s(role: RoleSize, work: Workload, rates: Rates) -> float:
     )
 
 
-def update_s(role: RoleSize, work: Workload, rates: Rates) -> float:
-    """Seconds of all optimizer steps of a trained role in a PPO step."""
-    samples = work.samples / work.mini_batches
-    micro_batches = _micro_batches(role, work, samples)
+def update_s(role: RoleSize, work: Workload, rates: Rates, beside: Workload | None = None) -> float:
+    """Seconds of all optimizer steps of a trained role in a PPO step. `beside`: what the same optimizer steps learn in
+    micro-batches of their own."""
+    parts = [(part, part.samples / part.mini_batches) for part in (work, beside) if part is not None]
+    micro_batches = sum(_micro_batches(role, part, samples) for part, samples in parts)
     # The backward pass costs a forward one for the activations' gradients and one for the weights' (of those that are
     # trained), and recomputing the activations another; logits are always recomputed.
     learning = role.learning / role.model.parameters
-    again = 0.0 if role.checkpointing else samples / role.ranks * _head_operations(role.model, work.response_tokens)
-    forward = _operations_of_a_rank(role, work, samples)
+    again = sum(samples / role.ranks * _head_operations(role.model, part.response_tokens) for part, samples in parts)
+    again = 0.0 if role.checkpointing else again
+    forward = sum(_operations_of_a_rank(role, part, samples) for part, samples in parts)
     passes = 1 if role.head_only else 3 if role.checkpointing else 2
     compute = (passes * forward + learning * forward + again) / rates.compute
     least = (passes + learning) * micro_batches * _least_s(role, rates)

@@ -55,6 +55,7 @@ from orchestrator.run.resuming import Resume, checkpoint_to_resume
 from roles.config.rewards import FunctionReward
 
 if TYPE_CHECKING:
+    from orchestrator.data.ppo_data import PpoData
     from orchestrator.data.preference_pairs import Pairs
     from orchestrator.data.prompts import Questions
     from roles.batch import Preferences
@@ -62,11 +63,14 @@ if TYPE_CHECKING:
 TRAIN_IT = "correct the path, or train it first: tetrarch reward CONFIG"
 
 
-def prepare_train(config: RunConfig, resume: Resume) -> tuple[Questions, Questions | None]:
-    """Check what `tetrarch train` needs; returns the training and the held-out prompts."""
+def prepare_train(config: RunConfig, resume: Resume) -> PpoData:
+    """Check what `tetrarch train` needs; returns the data that was read on the way."""
     problems = Problems()
     checkpoint = problems.of(lambda: check_run_dir(config, resume))
     _check_names(config, ["train", "heldout"], problems)
+    ptx = config.ppo.ptx
+    if ptx is not None:
+        problems.of(partial(check_source, ptx.data, f"{ptx.key}.data"))
     judge = config.retraining.judge if config.retraining is not None else None
     if isinstance(judge, EndpointJudge):
         problems.of(lambda: endpoint_key(judge, "retraining.judge"))
@@ -78,31 +82,41 @@ def prepare_train(config: RunConfig, resume: Resume) -> tuple[Questions, Questio
         from orchestrator.sizes.model_sizes import check_adapters
 
         problems.of(lambda: check_adapters(config))
-        from orchestrator.data.prompts import with_overlap  # loads torch
+        from orchestrator.data.demonstrations import read_ptx  # these load torch
+        from orchestrator.data.ppo_data import PpoData
+        from orchestrator.data.prompts import with_overlap
 
         heldout = problems.of(lambda: _read_prompts(config, "heldout", actor)) if config.prompts.evaluable else None
         training = problems.of(lambda: _read_prompts(config, "train", actor))
+        texts = None
+        if ptx is not None:
+            problems.of(partial(check_context, actor, ptx.max_tokens, f"{ptx.key}.max_tokens"))
+            texts = problems.of(partial(read_ptx, ptx, actor.tokenizer))
         problems.end()
         assert training is not None
+        data = PpoData(training, with_overlap(heldout, training) if heldout else None, texts)
         if checkpoint is not None:
-            _check_prompts(config, training, checkpoint)
+            _check_positions(config, data, checkpoint)
         check_bridges(config, {"train": training, "heldout": heldout})
         if heldout is not None:
             check_opponent(config, heldout, config.evaluation.prompts)
-        return training, with_overlap(heldout, training) if heldout else None
+        return data
 
 
-def _check_prompts(config: RunConfig, training: Questions, checkpoint: Checkpoint) -> None:
-    """The prompts are those of the checkpoint that the run goes on from."""
-    from orchestrator.data.prompts import PromptSource  # loads torch
+def _check_positions(config: RunConfig, data: PpoData, checkpoint: Checkpoint) -> None:
+    """The prompts, and the rows of the pre-training loss, are those of the checkpoint that the run goes on from."""
+    from orchestrator.data.demonstrations import PtxSource  # loads torch
+    from orchestrator.data.prompts import PromptSource
 
     try:
-        PromptSource(training, config.seed).load_state_dict(checkpoint.state["prompts"])
+        PromptSource(data.training, config.seed).load_state_dict(checkpoint.state["prompts"])
+        if data.ptx is not None:
+            PtxSource(data.ptx, config.seed).load_state_dict(checkpoint.state["ptx"])
     except CheckpointError as error:
         raise ConfigError(f"{checkpoint.path}: {error}") from error
     except (LookupError, TypeError) as error:
         raise ConfigError(
-            f"{checkpoint.path} does not say at which prompt it was written: another version of Tetrarch has written "
+            f"{checkpoint.path} does not say where in the data it was written: another version of Tetrarch has written "
             f"it; resume with that one, or start anew with another {config.folder_key}"
         ) from error
 

@@ -17,6 +17,7 @@ from orchestrator.config.labelling import LabellingRun
 from orchestrator.config.loading import load_all
 from orchestrator.config.policy_training import PolicyTrainingConfig
 from orchestrator.config.reward_training import PairDataset, RewardTrainingRun
+from orchestrator.config.run import RunConfig
 from orchestrator.config.sampling import SamplingConfig
 from orchestrator.config.sft import SftRun
 from roles.config.models import ModelConfig
@@ -66,6 +67,8 @@ def data_sections(run: BaseConfig) -> Iterator[DataSection]:
         yield from _training_sections(run.sft, "demonstrations")
     if isinstance(run, DpoRun):
         yield from _training_sections(run.dpo, "labels" if isinstance(run.dpo.loss, KtoLoss) else "preferences")
+    if isinstance(run, RunConfig) and run.ppo.ptx is not None:
+        yield DataSection(run.ppo.ptx.data, f"{run.ppo.ptx.key}.data", "demonstrations", run.actor.model, "actor.model")
     if isinstance(run, RewardTrainingRun):
         training, pairs = run.reward_training, run.reward_training.pairs
         if isinstance(pairs, PairDataset):

@@ -39,11 +39,11 @@ def _train(config: RunConfig, resume: Resume, report: Outcome) -> None:
     """
     from orchestrator.checks.preparation import prepare_train
 
-    training, heldout = prepare_train(config, resume)
-    report.read(training, heldout)
+    data = prepare_train(config, resume)
+    report.read(*data)
     from orchestrator.stages.ppo import train
 
-    train(config, resume, training, heldout)
+    train(config, resume, data)
 
 
 def _reward(config: RewardTrainingRun, resume: Resume, report: Outcome) -> None:

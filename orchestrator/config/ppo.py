@@ -9,6 +9,7 @@ from pydantic import Field
 
 from orchestrator.config.advantages import AdvantageConfig, Gae
 from orchestrator.config.kl import KlConfig
+from orchestrator.config.ptx import PtxConfig
 from orchestrator.config.scores import ScoreConfig, ScoreTruncated, TruncationConfig
 from roles.config.losses import PolicyLossConfig, ValueLossConfig
 from roles.config.section import Section
@@ -49,6 +50,8 @@ class PpoConfig(Section):
     """The penalty for leaving the reference."""
     truncated: TruncationConfig = ScoreTruncated()
     """What becomes of a response that the length limit cut."""
+    ptx: PtxConfig | None = None
+    """A pre-training loss beside the actor's; null: none."""
 
     @property
     def optimizer_steps(self) -> int:

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import random
 from array import array
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -15,6 +14,7 @@ from transformers import PreTrainedTokenizerBase
 
 from orchestrator.config.data import PromptsConfig
 from orchestrator.data.dataset_rows import load_rows
+from orchestrator.data.epochs import EndlessOrder
 from orchestrator.data.prompt_columns import PromptKind, column_values, prompt_column, read_prompts, tools_of
 from orchestrator.data.row_files import Rows, Where
 from orchestrator.display_text import printable
@@ -73,12 +73,10 @@ class PromptSource:
         self._questions = questions
         self._seed = seed
         self._fingerprint = questions.fingerprint()
-        self._pass = 0
-        self._position = 0
+        self._order = EndlessOrder(len(questions), (seed, "order"))
         self._draws = 0
         self.drawn: list[int] = []
         """The rows that `next` has drawn last."""
-        self._order = self._permutation()
 
     def __len__(self) -> int:
         """Number of usable prompts in the data set."""
@@ -86,7 +84,7 @@ class PromptSource:
 
     def next(self, prompts: int, responses_per_prompt: int) -> Prompts:
         """The next `prompts` prompts, each as `responses_per_prompt` consecutive rows with different sampling seeds."""
-        self.drawn = [self._advance() for _ in range(prompts)]
+        self.drawn = self._order.next(prompts)
         rows = [row for row in self.drawn for _ in range(responses_per_prompt)]
         seeds = [stable_seed(self._seed, self._draws, row) for row in range(len(rows))]
         first = [row - row % responses_per_prompt for row in range(len(rows))]
@@ -96,7 +94,7 @@ class PromptSource:
 
     def state_dict(self) -> dict[str, Any]:
         """The position in the data, as plain values for a checkpoint."""
-        cursor = {"pass": self._pass, "position": self._position, "draws": self._draws}
+        cursor = {**self._order.state_dict(), "draws": self._draws}
         return {**cursor, "seed": self._seed, "fingerprint": self._fingerprint}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -108,20 +106,8 @@ class PromptSource:
             )
         if state["seed"] != self._seed:
             raise CheckpointError(f"seed={self._seed}, but the checkpoint has {state['seed']}; resume with that one")
-        self._pass, self._position, self._draws = state["pass"], state["position"], state["draws"]
-        self._order = self._permutation()
-
-    def _advance(self) -> int:
-        if self._position == len(self._order):
-            self._pass, self._position = self._pass + 1, 0
-            self._order = self._permutation()
-        self._position += 1
-        return self._order[self._position - 1]
-
-    def _permutation(self) -> list[int]:
-        order = list(range(len(self._questions)))
-        random.Random(stable_seed(self._seed, "order", self._pass)).shuffle(order)
-        return order
+        self._draws = state["draws"]
+        self._order.load_state_dict(state)
 
 
 def with_overlap(heldout: Questions, training: Questions) -> Questions:

@@ -9,6 +9,7 @@ for all of them:
     {"prompt": "1+1=", "responses": ["2", "3"], "scores": [5, 1]}  Record("1+1=", ("2", "3"), (5.0, 1.0))
     {"prompt": "1+1=", "completion": "3", "label": false}          Record("1+1=", ("3",), (0.0,))
     {"instruction": "Add.", "input": "1 1", "output": "2"}         Record([user "Add.\n\n1 1"], ([assistant "2"],), ())
+    {"text": "1+1=2 and so on."}                                   Record("", ("1+1=2 and so on.",), ())
 
 Prompts and responses are texts or lists of messages.
 """
@@ -212,6 +213,13 @@ def _conversation(row: Row, repeated: bool) -> Record:
     return Record([], (_spoken(read_text(row["messages"], "messages"), "messages"),))
 
 
+def _plain_text(row: Row, repeated: bool) -> Record:
+    text = read_text(row["text"], "text")
+    if not isinstance(text, str):
+        raise BadRecord("a chat in `text`; put it into `messages`")
+    return Record("", (check_filled(text, "`text`"),))
+
+
 SPEAKERS = {
     **dict.fromkeys(("human", "user"), "user"),
     **dict.fromkeys(("gpt", "assistant", "chatgpt", "bing", "bard", "model"), "assistant"),
@@ -268,6 +276,7 @@ FORMATS = (
     Format("demonstrations", ("instruction", "output"), _instruction, prompt=False),
     Format("demonstrations", ("completion",), _completed),
     Format("demonstrations", ("messages",), _conversation, prompt=False),
+    Format("demonstrations", ("text",), _plain_text, prompt=False),
     Format("candidates", ("chosen", "rejected"), _unranked, prompt=False, prompt_may_repeat=True),
     Format("candidates", ("responses",), _candidates),
     Format("candidates", ("completion",), _completed),

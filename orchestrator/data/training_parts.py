@@ -6,6 +6,7 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import ClassVar, Literal, Protocol
 
 from transformers import PreTrainedTokenizerBase
 
@@ -19,6 +20,20 @@ from roles.batch import Sequences
 from roles.packing import right_padded
 from roles.seeds import stable_seed
 from roles.text.sample_tokens import TokenSample
+
+
+class RowLimits(Protocol):
+    """A section of the configuration that says how long its rows may be."""
+
+    key: ClassVar[str]
+
+    @property
+    def max_tokens(self) -> int:
+        """Longest row, in tokens."""
+
+    @property
+    def too_long(self) -> Literal["error", "skip", "truncate"]:
+        """What becomes of a longer one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,10 +50,10 @@ def read_parts(
     config: PolicyTrainingConfig, kind: RecordKind, tokenizer: PreTrainedTokenizerBase, seed: int
 ) -> TrainingParts:
     """The samples of `data` and `heldout`, none longer than `max_tokens`."""
-    training, heldout = _read(config.data, "data", kind, config, tokenizer), None
+    training, heldout = read_within(config.data, "data", kind, config, tokenizer), None
     lines = training.statistics.lines()
     if config.heldout is not None:
-        heldout = _read(config.heldout, "heldout", kind, config, tokenizer)
+        heldout = read_within(config.heldout, "heldout", kind, config, tokenizer)
         lines += heldout.statistics.lines()
     elif config.heldout_fraction:
         training, heldout = _split(training, config, (seed, kind))
@@ -65,9 +80,10 @@ def padded(samples: Sequence[TokenSample], pad: int, *, whole: bool = False) -> 
     return Sequences(token_ids, lengths, mask)
 
 
-def _read(
-    data: RecordsConfig, name: str, kind: RecordKind, config: PolicyTrainingConfig, tokenizer: PreTrainedTokenizerBase
+def read_within(
+    data: RecordsConfig, name: str, kind: RecordKind, config: RowLimits, tokenizer: PreTrainedTokenizerBase
 ) -> Samples:
+    """The samples of `data`, the key `name` of the section `config`, none longer than `max_tokens`."""
     key, limit = f"{config.key}.{name}", f"{config.key}.max_tokens={config.max_tokens}"
     samples = read_samples(data, key, kind, tokenizer)
     longest = [max(map(len, group)) for group in samples.groups]

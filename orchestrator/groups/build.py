@@ -92,10 +92,10 @@ class Builder(Generic[C]):
         config = self._config
         trained_steps = config.actor_steps(config.critic.warmup.max_steps)  # more if the critic's warm-up ends sooner
         setup = self.engine_setup(ACTOR, models.actor, config.actor, steps=trained_steps * config.ppo.optimizer_steps)
-        setup = replace(setup, ema_decay=config.actor.ema_decay)
-        kl, once = config.ppo.kl, config.actor.old_logprobs == "first_pass"
-        extra = LossExtra(config.rollout.max_response_tokens, kl.estimator if kl.where == "loss" else None, once)
-        early = self._early_end(models)
+        setup, early = replace(setup, ema_decay=config.actor.ema_decay), self._early_end(models)
+        kl, ptx, once = config.ppo.kl, config.ppo.ptx, config.actor.old_logprobs == "first_pass"
+        penalty, factor = kl.estimator if kl.where == "loss" else None, ptx.coefficient if ptx else 0.0
+        extra = LossExtra(config.rollout.max_response_tokens, penalty, once, factor)
         return self.start(ACTOR, Actor, (setup, config.ppo.policy, config.rollout.temperature, extra, early))
 
     def critic(self: Builder[RunConfig], models: Models) -> RoleGroup[Critic]:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import reduce
 
 from orchestrator.config.rules.ppo_rules import BIASED_KL, LARGEST_GSPO_CLIP
 from orchestrator.errors import ConfigError
 from orchestrator.importing.draft import UNSAID, Draft
+from orchestrator.importing.given_options import GivenOptions
 
 Each = Mapping[str, tuple[object, str]]
 """Key of ours → its value and the option that says it."""
@@ -111,10 +114,14 @@ def put_top_p_weights(draft: Draft, top_p: str, top_k: int) -> None:
 
 def put_prompts(draft: Draft, paths: list[str], option: str, *, part: str = "train", each: Each | None = None) -> None:
     """One data set, or several that are joined; `each`: keys of every one of them, such as its split."""
-    key = f"prompts.{part}"
     if not paths:
-        draft.to_set(f"{key}.path", "a file, a folder or a hub name")
-    first, *others = paths or [UNSAID]
+        draft.to_set(f"prompts.{part}.path", "a file, a folder or a hub name")
+    put_sources(draft, f"prompts.{part}", paths or [UNSAID], option, each)
+
+
+def put_sources(draft: Draft, key: str, paths: list[str], option: str, each: Each | None = None) -> None:
+    """The data sets of a section; `each`: keys of every one of them."""
+    first, *others = paths
     draft.put(f"{key}.path", first, option)
     for number, path in enumerate(others, start=2):
         draft.put(f"{key}.mixed_with.source_{number}.path", path, option)
@@ -123,14 +130,22 @@ def put_prompts(draft: Draft, paths: list[str], option: str, *, part: str = "tra
             draft.put(f"{key}{source}.{name}", value, *sources)
 
 
-def put_shares(draft: Draft, shares: list[float], option: str) -> None:
-    """Shares of the training data sets, in their order."""
-    train = draft.data["prompts"]["train"]
-    sources = ["", *(f".mixed_with.{name}" for name in train.get("mixed_with", {}))]
+def shares_of(options: GivenOptions, option: str) -> list[float]:
+    """A list of numbers with commas between them."""
+    shares = [share.strip() for share in (options.text(option) or "").split(",")]
+    if not all(re.fullmatch(r"[0-9]*\.?[0-9]+", share) for share in shares):
+        raise ConfigError(f"{options.said(option)}={', '.join(shares)} is no list of numbers; correct it")
+    return [float(share) for share in shares]
+
+
+def put_shares(draft: Draft, key: str, shares: list[float], option: str) -> None:
+    """Shares of the data sets of a section, in their order."""
+    section = reduce(lambda data, part: data[part], key.split("."), draft.data)
+    sources = ["", *(f".mixed_with.{name}" for name in section.get("mixed_with", {}))]
     if len(shares) != len(sources):
         raise ConfigError(f"{draft.options.said(option)} has {len(shares)} shares for {len(sources)} data sets")
     for source, share in zip(sources, shares, strict=True):
-        draft.put(f"prompts.train{source}.weight", share, option)
+        draft.put(f"{key}{source}.weight", share, option)
     draft.differs(option, "rows of a data set that has more than its share are left out; there the others are repeated")
 
 

@@ -10,7 +10,6 @@ import re
 from pathlib import Path
 
 from orchestrator.config.advantages import CRITIC_FREE
-from orchestrator.errors import ConfigError
 from orchestrator.importing.common_rules import (
     Steps,
     lora_targets,
@@ -21,6 +20,7 @@ from orchestrator.importing.common_rules import (
     put_schedule,
     put_shares,
     put_top_p_weights,
+    shares_of,
     warmup_steps,
 )
 from orchestrator.importing.draft import UNSAID, Draft
@@ -35,7 +35,7 @@ from orchestrator.importing.importer import (
     mapping_in,
     words_after,
 )
-from orchestrator.importing.openrlhf_losses import put_advantage, put_kl, put_policy_loss, put_scores
+from orchestrator.importing.openrlhf_losses import put_advantage, put_kl, put_policy_loss, put_ptx, put_scores
 from orchestrator.importing.openrlhf_placement import put_placement, ranks
 
 ALL_ROWS = 100_000_000
@@ -58,6 +58,7 @@ def draft_of(options: GivenOptions) -> Draft:
     put_policy_loss(draft)
     put_kl(draft)
     put_scores(draft, critic)
+    put_ptx(draft)
     put_top_p_weights(draft, "rollout.top_p", 0)
     _say_training(draft, ("actor", "critic") if critic else ("actor",), steps)
     _say_memory(draft, ("actor", "critic") if critic else ("actor",))
@@ -134,12 +135,7 @@ def _say_prompts(draft: Draft) -> None:
     if any("@" in path for path in paths):
         draft.differs("data.prompt_dataset", "NAME@FOLDER is read as a name; set prompts.train.path to the folder")
     if len(paths) > 1 and "data.prompt_probs" in options:
-        shares = [share.strip() for share in (options.text("data.prompt_probs") or "").split(",")]
-        if not all(re.fullmatch(r"[0-9]*\.?[0-9]+", share) for share in shares):
-            raise ConfigError(
-                f"{options.said('data.prompt_probs')}={', '.join(shares)} is no list of numbers; correct it"
-            )
-        put_shares(draft, [float(share) for share in shares], "data.prompt_probs")
+        put_shares(draft, "prompts.train", shares_of(options, "data.prompt_probs"), "data.prompt_probs")
     else:
         draft.moot("data.prompt_probs", "there is one data set")
     _say_lengths(draft)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from orchestrator.importing.common_rules import put_clip, put_kl_form
+from orchestrator.importing.common_rules import put_clip, put_kl_form, put_shares, put_sources, shares_of
 from orchestrator.importing.draft import Draft
 
 OUR_ADVANTAGES = {
@@ -163,3 +163,29 @@ def _put_normalised(draft: Draft) -> None:
     if draft.options.flag(name):
         why = "by mean and deviation of the run's scores so far, not by those in the reward model's config.json"
         draft.differs(name, why)
+
+
+def put_ptx(draft: Draft) -> None:
+    """PPO-ptx, which 0.11 has no more: a row of text for each sample of an optimizer step."""
+    options, key = draft.options, "ppo.ptx"
+    paths = [path.strip() for path in (options.text("pretrain_data") or "").split(",") if path.strip()]
+    if not paths or not options.number("ptx_coef"):
+        draft.moot("pretrain_data", "ptx_coef is 0")
+        for option in ("ptx_coef", "pretrain_data_probs", "pretrain_split"):
+            draft.moot(option, "there is no pretrain_data, or ptx_coef is 0")
+        return
+    text = options.text("data.input_key")
+    each: dict[str, tuple[object, str]] = {"split": (options.text("pretrain_split"), "pretrain_split")}
+    if text not in (None, "text"):
+        each["columns"] = ({"text": text}, "data.input_key")
+    put_sources(draft, f"{key}.data", paths, "pretrain_data", each)
+    if len(paths) > 1 and "pretrain_data_probs" in options:
+        put_shares(draft, f"{key}.data", shares_of(options, "pretrain_data_probs"), "pretrain_data_probs")
+    else:
+        draft.moot("pretrain_data_probs", "there is one data set")
+    draft.put(f"{key}.coefficient", options.number("ptx_coef"), "ptx_coef")
+    draft.put(f"{key}.sequences_per_mini_batch", options.whole("train.batch_size"), "train.batch_size")
+    longest = draft.data["prompts"]["max_tokens"] + draft.data["rollout"]["max_response_tokens"]
+    draft.put(f"{key}.max_tokens", longest)
+    draft.put(f"{key}.too_long", "truncate")
+    draft.because(f"{key}.too_long", "as OpenRLHF does")

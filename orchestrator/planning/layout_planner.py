@@ -22,7 +22,7 @@ from orchestrator.config.schema import section_key
 from orchestrator.planning.efficiency import load_efficiency
 from orchestrator.planning.loads import loads_of
 from orchestrator.planning.planned_layout import PlannedLayout
-from orchestrator.planning.predicted_step import step_time
+from orchestrator.planning.predicted_step import HALF, step_time
 from orchestrator.sizes.model_sizes import adapters, model_size
 from orchestrator.sizes.model_sources import UnknownModel
 from roles.config.models import FrozenRole, TrainedRole
@@ -47,6 +47,9 @@ def layout(config: RunConfig, efficiency: Efficiency | None = None, made: Plan |
         notes.append(
             f"a retraining of the reward model (every {config.retraining.every} steps) is not in the seconds of a step"
         )
+    if config.ppo.ptx is not None:
+        share = efficiency.response_share or HALF
+        notes.append(f"rows of ppo.ptx.data: assumed a mean of {share:.0%} of ppo.ptx.max_tokens (response_share)")
     loads = loads_of(config, made, roles, engines, phases, efficiency.beside_gib)
     step = step_time(config, made, loads.pools, loads.kinds, roles, engines, efficiency)
     notes += loads.notes
@@ -94,14 +97,16 @@ def _whose_model(config: RunConfig, role: str) -> str:
 
 def _role_size(config: RunConfig, slots: list[Slot], model: ModelSize) -> RoleSize:
     role, longest = slots[0].role, config.longest_sample
-    size = sharded_size(config, slots, model, config.section(role), longest=longest)
+    ptx = config.ppo.ptx if role == ACTOR else None
+    held = max(longest, ptx.max_tokens) if ptx else longest
+    size = sharded_size(config, slots, model, config.section(role), longest=held)
     head_only = role == REWARD and config.retraining is not None and config.retraining.freeze_backbone
     return replace(
         size,
         adapters=model.hidden if head_only else adapters(config, role) if size.trained else None,
         head_only=head_only,
         averaged=role == ACTOR and config.actor.ema_decay is not None,
-        scored_share=config.longest_response / longest,
+        scored_share=1.0 if ptx else config.longest_response / longest,  # all tokens of a text have logits
     )
 
 

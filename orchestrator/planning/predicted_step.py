@@ -119,7 +119,11 @@ def step_time(
     seconds = RoleSeconds(
         generate=earlier + max(max(own, default=0.0) for own in times),
         score={},
-        update={role: update_s(size, work, rates[role]) for role, size in roles.items() if row_of(role).trained},
+        update={
+            role: update_s(size, work, rates[role], pretraining(config, efficiency) if role == ACTOR else None)
+            for role, size in roles.items()
+            if row_of(role).trained
+        },
         push=moved
         + push_s(
             roles[ACTOR],
@@ -193,6 +197,18 @@ def workload(config: RunConfig, efficiency: Efficiency) -> Workload:
         mini_batches=config.ppo.mini_batches,
         responses=lengths,
     )
+
+
+def pretraining(config: RunConfig, efficiency: Efficiency) -> Workload | None:
+    """The work of the pre-training loss in one step, if there is one; all of a row counts as its response."""
+    ppo, ptx = config.ppo, config.ppo.ptx
+    if ptx is None:
+        return None
+    lengths = lognormal(
+        (efficiency.response_share or HALF) * ptx.max_tokens, efficiency.response_spread, 1, ptx.max_tokens
+    )
+    samples = ptx.sequences_per_mini_batch * ppo.mini_batches
+    return Workload(samples, 1, 0.0, lengths.mean, ppo.epochs, ppo.mini_batches, responses=lengths)
 
 
 def response_lengths(config: SamplingConfig, efficiency: Efficiency) -> Lengths:

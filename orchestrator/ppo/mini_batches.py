@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 
+from orchestrator.data.demonstrations import PtxSource
 from roles.packing import balance
-from roles.shares import E, RankShare
+from roles.shares import ActorExperience, E, RankShare
 
 
 def share_out(experience: E, *, epochs: int, mini_batches: int, seed: int, ranks: int) -> list[RankShare[E]]:
@@ -49,6 +51,20 @@ def optimizer_steps(
             for rank, part in enumerate(balance([lengths[row] for row in step], ranks)):
                 shares[rank].append([step[place] for place in part])
     return shares
+
+
+def with_pretraining(
+    shares: Sequence[RankShare[ActorExperience]], source: PtxSource, count: int
+) -> list[RankShare[ActorExperience]]:
+    """The shares of all ranks, and beside each optimizer step the next `count` rows of `source`, divided among the
+    ranks by token counts."""
+    drawn = source.next(count * len(shares[0].steps))
+    lengths = drawn.lengths.tolist()
+    parts = [
+        [[first + place for place in part] for part in balance(lengths[first : first + count], len(shares))]
+        for first in range(0, len(drawn), count)
+    ]
+    return [replace(share, beside=_share(drawn, [step[rank] for step in parts])) for rank, share in enumerate(shares)]
 
 
 def trained_rows(shares: Sequence[RankShare[E]], epochs: int) -> set[int]:

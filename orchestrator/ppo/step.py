@@ -15,6 +15,7 @@ from torch import Tensor
 from cluster.ranks.calls import wait_all
 from cluster.role_table import REWARD
 from orchestrator.config.run import RunConfig
+from orchestrator.data.demonstrations import PtxSource
 from orchestrator.data.prompts import PromptSource
 from orchestrator.errors import CheckpointError, NotFinite
 from orchestrator.groups.canary import Canary, with_right_weights
@@ -22,7 +23,7 @@ from orchestrator.groups.scoring import Roles, finish_scoring, start_scoring
 from orchestrator.ppo.dynamic_sampling import Generated, generated, refill
 from orchestrator.ppo.experience import Experience, check_finite, in_units_of, to_experience
 from orchestrator.ppo.kl import KlController
-from orchestrator.ppo.mini_batches import share_out, trained_rows
+from orchestrator.ppo.mini_batches import share_out, trained_rows, with_pretraining
 from orchestrator.ppo.scores import RunningScale, shape_scores
 from orchestrator.ppo.stats import ExperienceStats
 from orchestrator.run.phase_clock import Clock
@@ -46,6 +47,8 @@ class TrainState:
     """Check that the engines have the actor's weights."""
     warm_at: int | None = None
     """The first step in which the actor is trained; None while the critic warms up."""
+    ptx: PtxSource | None = None
+    """Rows of the pre-training loss; None without one."""
     step: int = 0
     """Number of PPO steps done."""
     version: int = 0
@@ -60,12 +63,12 @@ class TrainState:
         """State for a checkpoint, as plain values."""
         return {
             **{name: getattr(self, name) for name in self._COUNTERS},
-            **{name: getattr(self, name).state_dict() for name in self._PARTS},
+            **{name: getattr(self, name).state_dict() for name in self._parts},
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore the values of `state_dict`. Raises CheckpointError if one is missing."""
-        missing = [name for name in (*self._COUNTERS, *self._PARTS) if name not in state]
+        missing = [name for name in (*self._COUNTERS, *self._parts) if name not in state]
         if missing:
             raise CheckpointError(
                 f"the checkpoint lacks {', '.join(missing)}: another version of Tetrarch has written it; resume with "
@@ -73,8 +76,12 @@ class TrainState:
             )
         for name in self._COUNTERS:
             setattr(self, name, state[name])
-        for name in self._PARTS:
+        for name in self._parts:
             getattr(self, name).load_state_dict(state[name])
+
+    @property
+    def _parts(self) -> tuple[str, ...]:
+        return self._PARTS if self.ptx is None else (*self._PARTS, "ptx")
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,6 +141,8 @@ def train_step(
     with clock("update"):
         critic_update = roles.critic.map(Critic.update, critic_shares) if roles.critic else None
         warm = begin_if_warm(roles, state, stats, config)
+        if warm and state.ptx is not None and ppo.ptx is not None:
+            actor_shares = with_pretraining(actor_shares, state.ptx, ppo.ptx.sequences_per_mini_batch)
         actor_update = roles.actor.map(Actor.update, actor_shares, state.kl.coefficient) if warm else None
         wait_all([update for update in (critic_update, actor_update) if update], deadlines.update_s)
     if actor_update:
@@ -223,7 +232,8 @@ def expect_steps(roles: Roles, state: TrainState, config: RunConfig) -> None:
 
 def step_metrics(result: StepResult) -> dict[str, float]:
     """Metrics of learning in a step, by the names of `orchestrator.metrics`."""
-    metrics = result.stats.metrics() | measured(result.critic) | measured(result.actor)
+    actor = result.actor
+    metrics = result.stats.metrics() | measured(result.critic) | measured(actor) | measured(actor and actor.ptx)
     if result.generated.rounds:
         metrics |= result.generated.metrics()
     if result.critic is None:

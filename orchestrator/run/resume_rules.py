@@ -74,6 +74,7 @@ reward.urls reward.headers reward.protocol
 reward.workers reward.timeout_s reward.retries environment.workers environment.timeout_s environment.retries
 rollout.prompts_per_step rollout.responses_per_prompt rollout.stream_samples rollout.engine
 ppo.policy.clip ppo.policy.clip_high ppo.policy.dual_clip ppo.policy.entropy_coefficient ppo.policy.importance
+ppo.ptx.coefficient ppo.ptx.sequences_per_mini_batch
 ppo.dynamic_sampling ppo.value.clip ppo.value.coefficient ppo.kl.budget ppo.kl.allow_biased
 ppo.kl.controller.coefficient ppo.kl.controller.target ppo.kl.controller.horizon
 """,
@@ -92,6 +93,8 @@ ppo.kl.controller.coefficient ppo.kl.controller.target ppo.kl.controller.horizon
             "the position in the prompts would mean another one": "prompts.train prompts.heldout_fraction "
             "prompts.max_tokens prompts.column prompts.tools "
             "prompts.too_long",
+            "the position in the rows would mean another one": "ppo.ptx ppo.ptx.data ppo.ptx.max_tokens "
+            "ppo.ptx.too_long ppo.ptx.train_on_prompt",
             "evaluations before and after would not be comparable": "prompts.heldout evaluation.judge "
             "evaluation.responses_per_prompt evaluation.passes",
             "the state of the optimizer and its count of steps depend on it": "trained.optimizer.betas "

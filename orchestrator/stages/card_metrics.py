@@ -14,14 +14,14 @@ from cluster.estimate.memory import GIB, RoleSize
 from cluster.estimate.roofline import operations
 from cluster.placement.accelerators import card_called
 from cluster.ranks.usage import RankUsage
-from cluster.role_table import ENGINES, base_role, row_of, working_in
+from cluster.role_table import ACTOR, ENGINES, base_role, row_of, working_in
 from orchestrator.config.run import RunConfig
 from orchestrator.planning.layout_planner import role_sizes
 from orchestrator.run.phase_clock import Clock
 from orchestrator.sizes.model_sources import UnknownModel
 
 if TYPE_CHECKING:
-    from roles.batch import Scored
+    from roles.batch import Scored, TokenRows
 
 CARD_PHASES = ("generate", "score", "update", "push")
 
@@ -37,11 +37,10 @@ class SampleWork:
     """Mean number of tokens of a sample that have logits."""
 
     @classmethod
-    def of(cls, scored: Scored) -> Self:
-        """That of these samples."""
-        rollouts = scored.rollouts
-        tokens, generated = float(rollouts.lengths.float().mean()), float(rollouts.response_mask.sum())
-        return cls(len(scored), tokens, generated / len(scored))
+    def of(cls, rows: TokenRows) -> Self:
+        """That of these rows."""
+        samples = len(rows.lengths)
+        return cls(samples, float(rows.lengths.float().mean()), float(rows.response_mask.sum()) / samples)
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +57,8 @@ class StepWork:
     training: SampleWork
     """The batch; with dynamic sampling only some of those."""
     epochs: int
+    pretraining: SampleWork | None = None
+    """All rows of the actor's pre-training loss, each once; None without one."""
 
     def operations(self, role: str, method: str) -> float:
         """Operations of `method` over all its samples, on all ranks of `role` together.
@@ -65,17 +66,26 @@ class StepWork:
         An update counts as a forward pass, one for the activations' gradients, and one for those of trained weights.
         """
         size, work = self.sizes[role], self.training if method == "update" else self.scoring
-        once = work.samples * operations(size.model, work.tokens, work.scored if size.model.vocabulary else 0.0)
-        return once * self.epochs * (2 + size.learning / size.model.parameters) if method == "update" else once
+        once = _forward(size, work)
+        if method != "update":
+            return once
+        beside = _forward(size, self.pretraining) if self.pretraining and role == ACTOR else 0.0
+        return (once * self.epochs + beside) * (2 + size.learning / size.model.parameters)
 
 
-def step_work(config: RunConfig, scored: Scored, batch: Scored) -> StepWork | None:
-    """The work of the roles in a step that trains on `batch`, of `scored`; None without GPUs, or if a model's
-    size is not known."""
+def _forward(size: RoleSize, work: SampleWork) -> float:
+    return work.samples * operations(size.model, work.tokens, work.scored if size.model.vocabulary else 0.0)
+
+
+def step_work(config: RunConfig, scored: Scored, batch: Scored, texts: TokenRows | None) -> StepWork | None:
+    """The work of the roles in a step that trains on `batch`, of `scored`, and on the `texts` of a pre-training loss;
+    None without GPUs, or if a model's size is not known."""
     if config.device == "cpu":
         return None
     with suppress(UnknownModel):
-        return StepWork(role_sizes(config), SampleWork.of(scored), SampleWork.of(batch), config.ppo.epochs)
+        beside = SampleWork.of(texts) if texts is not None else None
+        scoring, training = (SampleWork.of(one.rollouts) for one in (scored, batch))
+        return StepWork(role_sizes(config), scoring, training, config.ppo.epochs, beside)
     return None
 
 

@@ -19,7 +19,9 @@ from cluster.runtime.ray_cluster import RayCluster
 from orchestrator.config.kl import AdaptiveKl
 from orchestrator.config.retraining import RETRAINED
 from orchestrator.config.run import RunConfig
-from orchestrator.data.prompts import PromptSource, Questions, heldout_prompts
+from orchestrator.data.demonstrations import PtxSource
+from orchestrator.data.ppo_data import PpoData
+from orchestrator.data.prompts import PromptSource, heldout_prompts
 from orchestrator.errors import CheckpointError, WeightsDiffer
 from orchestrator.groups import canary
 from orchestrator.groups.build import resolve_models
@@ -51,22 +53,18 @@ from roles.critic import Critic
 from roles.reward_trainer import RewardTrainer
 
 
-def train(config: RunConfig, resume: Resume, training: Questions, heldout: Questions | None) -> None:
-    """Run all PPO steps, with evaluations and checkpoints, and save the trained actor in `run_dir/actor`.
-
-    Args:
-        training: the prompts to train on.
-        heldout: the prompts to evaluate on; None for no evaluations.
-    """
+def train(config: RunConfig, resume: Resume, data: PpoData) -> None:
+    """Run all PPO steps, with evaluations and checkpoints, and save the trained actor in `run_dir/actor`."""
     controller, back = config.ppo.kl.controller, WayBack(config)
 
     @contextmanager
     def start(report: Reporter) -> Iterator[Stage]:
         report.status("preparing the models")
         models = resolve_models(config, config.model_roles)
-        state = TrainState(PromptSource(training, config.seed), make_controller(controller))
+        state = TrainState(PromptSource(data.training, config.seed), make_controller(controller))
+        state.ptx = PtxSource(data.ptx, config.seed) if data.ptx else None
         asked = config.evaluation.prompts, config.seed, config.evaluation.responses_per_prompt
-        questions = heldout_prompts(heldout, *asked) if heldout else None
+        questions = heldout_prompts(data.heldout, *asked) if data.heldout else None
         report.status("starting the roles")
         with (
             alarm_of(config, back, report) as alarm,  # that the run has gone back is on the disk before the roles start
@@ -74,7 +72,7 @@ def train(config: RunConfig, resume: Resume, training: Questions, heldout: Quest
             fresh_labels(config, roles) as labels,
         ):
             gold = BestModels(config.evaluation.stop, Path(config.run_dir)) if config.evaluation.stop else None
-            again = Retraining(config, roles, training, labels) if labels else None
+            again = Retraining(config, roles, data.training, labels) if labels else None
             fingerprint = reference_fingerprint(roles)
             yield Ppo(config, roles, state, report, questions, fingerprint, alarm, gold=gold, retraining=again)
 
@@ -176,7 +174,9 @@ class Ppo(Stage):
         some = training_samples(scored, self.config.evaluation.samples, self.config.rollout.responses_per_prompt)
         samples = step_samples(self.config, self.step, result)
         keep = partial(write_samples, samples, kept) if kept else None
-        return StepReport(metrics, some, step_work(self.config, made, scored), samples.line.to_json(), keep)
+        ptx = self.state.ptx
+        work = step_work(self.config, made, scored, ptx.drawn if ptx else None)
+        return StepReport(metrics, some, work, samples.line.to_json(), keep)
 
     def check_ledger(self) -> None:
         """Every sample of the run was trained on, or dropped for a reason; every prompt was drawn once in each pass."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Generic, NamedTuple, TypeVar
+from typing import Any, Generic, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
@@ -20,7 +20,8 @@ from roles.losses.means import denominator, masked_mean_weight
 from roles.models.early_end import places_in_responses
 from roles.packing import Packed, pack, sent
 from roles.shares import E, RankShare
-from roles.zero.sharded import ShardedModel, Work
+from roles.zero.sharded import ShardedModel
+from roles.zero.work import StepFacts, Term, Work
 
 M = TypeVar("M", bound=NamedTuple)
 """The named tuple of metrics that a loss measures."""
@@ -120,41 +121,75 @@ class Update(Generic[M]):
     """Learning rate of the last optimizer step."""
 
 
-def update(model: ShardedModel, share: RankShare[E], objective: Objective[E, M]) -> Update[M]:
-    """Take the optimizer steps of this rank's share. A collective.
+class Lesson(Generic[E, M]):
+    """This rank's share of some samples, and the objective that its optimizer steps minimise; one step can learn
+    several lessons. Rows without a token in the response mask have no gradient and are left out."""
 
-    Rows without a token in the response mask have no gradient and are left out.
-    """
-    batch = share.experience
-    trained, lengths = batch.response_mask.any(1).tolist(), batch.lengths.tolist()
-    kept = [[row for row in rows if trained[row]] for rows in share.steps]
-    denominators = [denominator(batch.response_mask[rows], objective.mean) for rows in kept]
-    work = [Work([lengths[row] for row in rows], divisor) for rows, divisor in zip(kept, denominators, strict=True)]
-    weights = masked_mean_weight(batch.response_mask, objective.mean, objective.constant)
-    sums = [torch.zeros((), dtype=torch.float64, device=model.device)] * len(work)
+    def __init__(
+        self,
+        model: ShardedModel,
+        share: RankShare[E],
+        objective: Objective[E, M],
+        *,
+        coefficient: float = 1.0,
+        rows_of: str = "the batch",
+    ) -> None:
+        """`coefficient`: factor of the objective in the loss; `rows_of`: what `share.experience.rows` counts, for
+        errors."""
+        self._model, self._rows_of = model, rows_of
+        self._batch: E = share.experience
+        self._objective: Objective[E, M] = objective
+        trained, lengths = self._batch.response_mask.any(1).tolist(), self._batch.lengths.tolist()
+        self._kept = [[row for row in rows if trained[row]] for rows in share.steps]
+        self._weights = masked_mean_weight(self._batch.response_mask, objective.mean, objective.constant)
+        self._denominators = [denominator(self._batch.response_mask[rows], objective.mean) for rows in self._kept]
+        work = [
+            Work([lengths[row] for row in rows], divisor)
+            for rows, divisor in zip(self._kept, self._denominators, strict=True)
+        ]
+        self._sums = [torch.zeros((), dtype=torch.float64, device=model.device)] * len(work)
+        self.term = Term(work, self._loss, coefficient)
 
-    def step_loss(step: int, items: list[int]) -> Tensor:
-        rows = [kept[step][item] for item in items]
-        summed, measured = objective.loss(batch, rows, weights)
+    def _loss(self, step: int, items: list[int]) -> Tensor:
+        rows = [self._kept[step][item] for item in items]
+        summed, measured = self._objective.loss(self._batch, rows, self._weights)
         # A stand-in without rows measures nothing.
-        sums[step] = sums[step] + torch.stack(measured).detach().double() * bool(rows)
+        self._sums[step] = self._sums[step] + torch.stack(measured).detach().double() * bool(rows)
         return summed
 
+    def diverged(self, error: LossNotFinite) -> Diverged:
+        """The error of one of these samples, for the user."""
+        rows = [self._kept[error.step][item] for item in error.items]
+        return Diverged(
+            f"the loss of rows {self._batch.rows[rows].tolist()} of {self._rows_of} is not finite, in optimizer step "
+            f"{error.step + 1} of {len(self._kept)}; lower optimizer.learning_rate, or look at these samples"
+        )
+
+    def learned(self, facts: Sequence[StepFacts]) -> Update[M]:
+        """Its results, after `learn` has taken the steps. A collective."""
+        own = torch.cat(
+            [torch.stack(self._sums).cpu(), torch.tensor(self._denominators, dtype=torch.float64)[:, None]], 1
+        )
+        everyone = self._model.total(own)
+        measured = everyone[:, :-1]
+        return Update(
+            steps=self._objective.measures._make(measured.unbind(1)),
+            total=self._objective.measures._make(measured.sum(0)),
+            denominators=everyone[:, -1].clamp(min=1),
+            gradient_norm=sum(fact.gradient_norm for fact in facts) / len(facts),
+            learning_rate=facts[-1].learning_rate,
+        )
+
+
+def learn(model: ShardedModel, *lessons: Lesson[Any, Any]) -> list[StepFacts]:
+    """Take the optimizer steps of all `lessons` together. A collective."""
     try:
-        facts = model.train(work, step_loss)
+        return model.train(*(lesson.term for lesson in lessons))
     except LossNotFinite as error:
-        rows = [kept[error.step][item] for item in error.items]
-        raise Diverged(
-            f"the loss of rows {batch.rows[rows].tolist()} of the batch is not finite, in optimizer step "
-            f"{error.step + 1} of {len(work)}; lower optimizer.learning_rate, or look at these samples"
-        ) from error
-    own = torch.cat([torch.stack(sums).cpu(), torch.tensor(denominators, dtype=torch.float64)[:, None]], 1)
-    everyone = model.total(own)
-    measured = everyone[:, :-1]
-    return Update(
-        steps=objective.measures._make(measured.unbind(1)),
-        total=objective.measures._make(measured.sum(0)),
-        denominators=everyone[:, -1].clamp(min=1),
-        gradient_norm=sum(fact.gradient_norm for fact in facts) / len(facts),
-        learning_rate=facts[-1].learning_rate,
-    )
+        raise lessons[error.term].diverged(error) from error
+
+
+def update(model: ShardedModel, share: RankShare[E], objective: Objective[E, M]) -> Update[M]:
+    """Take the optimizer steps of this rank's share. A collective."""
+    lesson = Lesson(model, share, objective)
+    return lesson.learned(learn(model, lesson))

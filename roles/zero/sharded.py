@@ -11,7 +11,6 @@ import math
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -35,26 +34,7 @@ from roles.zero.settings import deepspeed_config, gather_by_layer
 from roles.zero.setup import ModelSetup
 from roles.zero.sleeping import sleep, wake
 from roles.zero.state_thread import StateThread
-
-
-@dataclass(frozen=True, slots=True)
-class Work:
-    """One optimizer step, as one rank sees it."""
-
-    lengths: Sequence[int]
-    """Tokens of each of this rank's items (a sequence, or a pair of sequences); an item is never cut."""
-    denominator: float
-    """This rank's share of the divisor of the step's summed loss."""
-
-
-@dataclass(frozen=True, slots=True)
-class StepFacts:
-    """Facts about one optimizer step."""
-
-    gradient_norm: float
-    """Global L2 norm before clipping."""
-    learning_rate: float
-    """Learning rate of the step."""
+from roles.zero.work import StepFacts, Term
 
 
 class ShardedModel:
@@ -122,36 +102,34 @@ class ShardedModel:
         elif self.setup.shares_card:
             torch.cuda.empty_cache()
 
-    def train(self, work: Sequence[Work], loss: Callable[[int, list[int]], Tensor]) -> list[StepFacts]:
-        """Take one optimizer step for each of `work`; every rank must have the same number. LossNotFinite if a loss is
-        not finite.
-
-        `loss(step, items)` gives the sum of the weighted losses of `items`, a scalar with a gradient. It is divided by
-        the denominator of the whole step over all ranks, so the gradient depends neither on micro-batches nor on the
-        number of ranks. For an empty list it must give a 0 that was computed in the same way: with other modules in the
-        backward pass a rank would gather and reduce in another order than its peers, and hang.
-        """
+    def train(self, *terms: Term) -> list[StepFacts]:
+        """Take optimizer steps, each on the sum of the terms' means. LossNotFinite if a loss is not finite."""
         tokens = self.setup.micro_batch_tokens
-        own = [[len(micro_batches(w.lengths, tokens)), w.denominator] for w in work]
-        everyone = self._every_rank(torch.tensor(own, dtype=torch.float64).reshape(-1, 2))
+        own = [[(len(micro_batches(w.lengths, tokens)), w.denominator) for w in term.work] for term in terms]
+        everyone = self._every_rank(torch.tensor(own, dtype=torch.float64).reshape(len(terms), -1, 2))
         self.module.train(self.setup.gradient_checkpointing)
         facts = []
         with self._awake():
-            for step, mine in enumerate(work):
-                # DeepSpeed averages over ranks; we need the sum.
-                scale = self.world_size / max(float(everyone[:, step, 1].sum()), 1.0)
-                bins = micro_batches(mine.lengths, tokens, at_least=max(int(everyone[:, step, 0].max()), 1))
+            for step in range(len(terms[0].work)):
+                passes: list[tuple[int, list[int], float]] = []
+                for number, term in enumerate(terms):
+                    counts, denominators = everyone[:, number, step].unbind(1)
+                    # DeepSpeed averages over ranks; we need the sum.
+                    scale = term.coefficient * self.world_size / max(float(denominators.sum()), 1.0)
+                    bins = micro_batches(term.work[step].lengths, tokens, at_least=max(int(counts.max()), 1))
+                    passes += [(number, items, scale) for items in bins]
                 losses = []
-                for number, items in enumerate(bins, start=1):
-                    self._deepspeed.set_gradient_accumulation_boundary(number == len(bins))
+                for place, (number, items, scale) in enumerate(passes, start=1):
+                    self._deepspeed.set_gradient_accumulation_boundary(place == len(passes))
                     with span("forward", items=len(items)):
-                        summed = loss(step, items)
+                        summed = terms[number].loss(step, items)
                     losses.append(summed.detach())
                     with span("backward", items=len(items)):
                         self._deepspeed.backward(summed * scale)
                 finite = torch.stack(losses).isfinite().tolist()  # the only wait for the GPU in this method
                 if not all(finite):
-                    raise LossNotFinite(step, bins[finite.index(False)])
+                    number, items, _ = passes[finite.index(False)]
+                    raise LossNotFinite(step, items, number)
                 with span("optimizer step"):
                     facts.append(self._step())
                 if self._average:

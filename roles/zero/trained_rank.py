@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
-from roles.zero.micro_batch import MicroBatch
+from roles.shares import Demonstrations
+from roles.zero.micro_batch import MicroBatch, picked
 from roles.zero.policy_loading import load_policy
 from roles.zero.setup import ModelSetup
 from roles.zero.sharded import ShardedModel
@@ -38,6 +41,14 @@ class TrainedRank:
         self._model.slow_down(factor)
 
 
+class ImitationSums(NamedTuple):
+    """What the cross-entropy measures, summed over the trained tokens."""
+
+    tokens: Tensor
+    loss: Tensor
+    """Nats."""
+
+
 class TrainedPolicy(TrainedRank):
     """One rank of a language model that is trained."""
 
@@ -54,3 +65,12 @@ class TrainedPolicy(TrainedRank):
             packed=micro.packed, positions=micro.positions, labels=micro.labels, temperature=1.0
         )[0]
         return logprobs
+
+    def _imitation_loss(self, batch: Demonstrations, rows: list[int], weights: Tensor) -> tuple[Tensor, ImitationSums]:
+        """The weighted sum of the cross-entropies of `rows`, and what it measured."""
+        device = self._model.device
+        micro = MicroBatch.of(batch, rows, device)
+        losses = -self._logprobs(micro)
+        tokens = torch.tensor(float(len(losses)), device=device)
+        loss = (losses * picked(weights, batch, rows, device)).sum()
+        return loss, ImitationSums(tokens, losses.sum())

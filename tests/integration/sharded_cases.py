@@ -248,6 +248,20 @@ def update_actor(
     return {"gradients": gradients, "weights": whole_weights(actor._model), "stats": stats}
 
 
+def update_with_pretraining(
+    setup: ModelSetup, loss: PolicyLossConfig, batches: list[Experience], texts: list[Experience], coefficient: float
+) -> dict[str, Any]:
+    """`update_actor` with texts beside each optimizer step, all of them on the first rank."""
+    from roles.actor import Actor, LossExtra
+
+    actor = Actor(setup, loss, TEMPERATURE, LossExtra(ptx_coefficient=coefficient))
+    gradients, rank = captured(actor._model), torch.distributed.get_rank()
+    shards = [_mine(shares(batch, actor._model.world_size)) for batch in batches]
+    own = [text.select(range(len(text)) if rank == 0 else []) for text in texts]
+    stats = actor.update(replace(steps_of(*shards), beside=steps_of(*own)))
+    return {"gradients": gradients, "weights": whole_weights(actor._model), "stats": stats}
+
+
 def update_supervised(setup: ModelSetup, batches: list[Experience]) -> dict[str, Any]:
     """The same for a policy that imitates; and the loss of each token of the first batch before the update."""
     from roles.batch import Sequences

@@ -97,6 +97,33 @@ def test_gradient_is_plain_torch_s_for_any_micro_batch_and_ranks(
     assert answers[0]["stats"] == answers[-1]["stats"]
 
 
+TEXTS = [cases.experience_of(rows, seed) for rows, seed in ((4, 3), (2, 13), (6, 23))]
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+@pytest.mark.parametrize("tokens", [1, 40, 10_000])
+def test_the_gradient_with_a_pre_training_loss_is_plain_torch_s_for_any_micro_batch_and_ranks(
+    groups: dict[int, Ranks], folders: dict[str, Path], ranks: int, tokens: int
+) -> None:
+    """Also where a rank has no text: -E log π of their tokens, at temperature 1, beside the loss of the responses."""
+    config, coefficient = PolicyLossConfig(), 3.0
+    model = AutoModelForCausalLM.from_pretrained(folders["policy"])
+
+    def loss(model: Any, batch: Any, text: Any) -> Any:
+        return cases.plain_policy_loss(model, batch, config) + coefficient * cases.plain_cross_entropy(model, text)
+
+    losses = [lambda m, b=b, t=t: loss(m, b, t) for b, t in zip(BATCHES, TEXTS, strict=True)]
+    plain = cases.plain_training(model, losses)
+    setup = cases.setup_of(folders["policy"], micro_batch_tokens=tokens)
+    answers = groups[ranks].call(cases.update_with_pretraining, setup, config, BATCHES, TEXTS, coefficient)
+    for answer in answers:
+        assert largest_difference(answer["gradients"][0], plain["gradients"][0]) < 3e-6
+        assert largest_difference(answer["weights"], plain["weights"]) < 2e-5
+        assert answer["stats"].gradient_norm == pytest.approx(sum(plain["norms"]) / 3, rel=1e-4)
+        assert answer["stats"].ptx.tokens == sum(int(text.response_mask.sum()) for text in TEXTS)
+    assert answers[0]["stats"] == answers[-1]["stats"]
+
+
 @pytest.mark.parametrize("ranks", [1, 2])
 @pytest.mark.parametrize("tokens", [1, 40, 10_000])
 def test_the_gradient_of_demonstrations_is_plain_torch_s_for_any_micro_batch_and_ranks(

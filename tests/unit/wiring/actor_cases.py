@@ -25,6 +25,12 @@ def actor_cases(folder: Path) -> list[Case]:
         """An update of one optimizer step."""
         return {"actor.old_logprobs": old_logprobs, "ppo.epochs": 1, "ppo.mini_batches": 1}
 
+    key = "ppo.ptx"
+    data = {"path": str(folder / "texts.jsonl"), "split": "train", "limit": None}
+    texts = {"data": data, "coefficient": 0.5, "sequences_per_mini_batch": 3, "train_on_prompt": False}
+    ptx = {key: {**texts, "max_tokens": 9, "too_long": "error"}}
+    short, cut = ({key: {**texts, "max_tokens": 5, "too_long": kind}} for kind in ("skip", "truncate"))
+
     def importance(**said: object) -> dict[str, object]:
         return {f"{policy}.importance": said}
 
@@ -83,6 +89,16 @@ def actor_cases(folder: Path) -> list[Case]:
         case(f"{policy}.importance<reject>", "actor", importance(**REJECT)),
         case(f"{policy}.importance<reject>.low", "actor", {f"{policy}.importance.low": 0.1}, importance(**REJECT)),
         case(f"{policy}.importance<reject>.high", "actor", {f"{policy}.importance.high": 9.0}, importance(**REJECT)),
+        case(f"{key}.coefficient", "actor ptx/loss@1", {f"{key}.coefficient": 3.0}, ptx),
+        case(f"{key}.sequences_per_mini_batch", "actor ptx/tokens", {f"{key}.sequences_per_mini_batch": 1}, ptx),
+        case(f"{key}.data.path", "actor ptx/loss", {f"{key}.data.path": str(folder / "other-texts.jsonl")}, ptx),
+        case(f"{key}.data.split", "actor ptx/loss", {f"{key}.data.split": "train[4:]"}, ptx),
+        case(f"{key}.data.limit", "actor ptx/loss", {f"{key}.data.limit": 2}, ptx),
+        case(f"{key}.train_on_prompt", "actor ptx/tokens", {f"{key}.train_on_prompt": True}, ptx),
+        case(f"{key}.max_tokens", "actor ptx/tokens", {f"{key}.max_tokens": 4}, short),
+        case(f"{key}.too_long=skip", "actor ptx/loss", {f"{key}.too_long": "skip"}, cut),
+        case(f"{key}.too_long=truncate", "actor ptx/loss", {f"{key}.too_long": "truncate"}, short),
+        case("actor.lora.rank", "actor ptx/loss", {**with_lora(rank=4), **ptx}, with_lora()),
         case("ppo.kl.where=loss", "actor", in_loss),
         case("ppo.kl.where=reward", "actor", {"ppo.kl.where": "reward"}, in_loss),
         case("ppo.kl.estimator=k3", "actor", {"ppo.kl.estimator": "k3"}, in_loss),

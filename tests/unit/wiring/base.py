@@ -141,7 +141,7 @@ def ran(folder: Path, changes: Mapping[str, Any]) -> tuple[Seen, Numbers, Number
     if repr(said) not in _DONE:
         seen = trained(said, folder)
         began = {role: group.began for role, group in seen.groups.items()}
-        plain = Run(said, seen.llms[0].batches, began)
+        plain = Run(said, seen.llms[0].batches, began, seen.groups["actor"].beside)
         expected = plain.all_steps()
         assert plain.stopped == (seen.error is not None)
         _DONE[repr(said)] = seen, numbers(seen), expected

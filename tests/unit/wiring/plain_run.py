@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -30,9 +31,13 @@ Numbers = dict[str, Tensor]
 
 
 class Run:
-    """`batches`: what vLLM was asked and answered; `began`: role → parameters that it began with."""
+    """`batches`: what vLLM was asked and answered; `began`: role → parameters that it began with; `beside`: the rows of
+    the pre-training loss in each update of the actor."""
 
-    def __init__(self, said: Said, batches: list[list[Any]], began: dict[str, Numbers]) -> None:
+    def __init__(
+        self, said: Said, batches: list[list[Any]], began: dict[str, Numbers], beside: Sequence[Any] = ()
+    ) -> None:
+        self.texts = iter([beside_of(share, step) for share in beside for step in share.steps])
         self.said, self.ppo, self.batches = said, said["ppo"], iter(batches)
         actor, critic, self.each = said["actor"], said["critic"], said["rollout"]["responses_per_prompt"]
         own = actor["model"]["path"]
@@ -198,6 +203,7 @@ class Run:
     ) -> dict[str, Any]:
         said, kl, longest = self.ppo["policy"], self.ppo["kl"], self.said["rollout"]["max_response_tokens"]
         losses, clips, norms, entropies, factors, rate = [], [], [], [], [], 0.0
+        ptx, crossed, counted = self.ppo.get("ptx"), 0.0, 0
         for part in self.parts(len(mask), step):
             here, own = rows.pick(part), mask[part]
             how = self.said["rollout"]
@@ -208,6 +214,12 @@ class Run:
             total = (loss * factor * weight).sum() - said["entropy_coefficient"] * (entropy * weight).sum()
             if kl["where"] == "loss":
                 total = total + self.coefficient * (estimate(kl["estimator"], logprobs, reference[part]) * weight).sum()
+            if ptx:
+                text = next(self.texts)
+                assert len(text.tokens) == ptx["sequences_per_mini_batch"]
+                entropy_of_text, tokens = -self.actor.scores(text, 1.0)[0].sum(), int(text.mask.sum())
+                total = total + ptx["coefficient"] * entropy_of_text / tokens
+                crossed, counted = crossed + float(entropy_of_text.detach()), counted + tokens
             norm, rate = self.adam.step(total)
             clips.append(clipped[own])
             entropies.append(entropy[own].detach())
@@ -220,4 +232,11 @@ class Run:
             "policy/gradient_norm": sum(norms) / len(norms),
             "objective/entropy": torch.cat(entropies).mean(),
             "lr/actor": rate,
+            **({"ptx/loss": crossed / counted, "ptx/tokens": counted} if ptx else {}),
         }
+
+
+def beside_of(share: Any, rows: list[int]) -> Rows:
+    """Rows of a text, with nothing of a rollout."""
+    batch = share.experience.select(rows)
+    return Rows(batch.token_ids, batch.lengths, batch.response_mask, *[torch.zeros(0)] * 2)

@@ -46,13 +46,15 @@ NO_NUMBERS = {
     ),
     **dict.fromkeys(("*.chat", "*.system", "*.bad_rows=*"), "how rows are read: test_samples.py"),
     **dict.fromkeys(
-        ("sft.data.name", "sft.heldout.name", "dpo.data.name", "dpo.heldout.name"),
+        ("sft.data.name", "sft.heldout.name", "dpo.data.name", "dpo.heldout.name", "ppo.ptx.data.name"),
         "a hub data set's configuration: there is no hub in a test",
     ),
     "serving.*": "who may ask for what: test_http_routes.py, test_serving.py",
     **dict.fromkeys(("sft.output", "dpo.output"), "where the model goes"),
     **dict.fromkeys(("sft.chat_template", "dpo.chat_template"), "how chats are written: test_demonstrations.py"),
-    **dict.fromkeys(("sft.too_long=error", "dpo.too_long=error"), "ends a run: test_demonstrations.py"),
+    **dict.fromkeys(
+        ("sft.too_long=error", "dpo.too_long=error", "ppo.ptx.too_long=error"), "ends a run: test_demonstrations.py"
+    ),
     **dict.fromkeys(
         (
             *("labelling.[!cj]*", "labelling.constitution", "labelling.candidates.[!m]*"),

@@ -34,6 +34,8 @@ from cluster.ranks.role_group import RoleGroup
 from cluster.ranks.usage import Usage
 from orchestrator.config.loading import load_config
 from orchestrator.config.run import RunConfig
+from orchestrator.data.demonstrations import read_ptx
+from orchestrator.data.ppo_data import PpoData
 from orchestrator.data.prompts import read_questions, read_tasks
 from roles.text.tokenizer import load_tokenizer
 from tests.unit.orchestrator.fakes import Answers
@@ -52,6 +54,8 @@ class Group:
     started: None = None
     began: dict[str, Tensor] = field(default_factory=dict)
     """Parameters as they were at first."""
+    beside: list[Any] = field(default_factory=list)
+    """Of each update, what the first rank was given for the pre-training loss."""
     _members: list[Any] = field(default_factory=list)
 
     @property
@@ -91,6 +95,7 @@ class Group:
     def check_alive(self, numbers: Any) -> None: ...
 
     def map(self, method: Callable[..., Any], shards: list[Any], *common: Any) -> Answers:
+        self.beside += [shards[0].beside] if getattr(shards[0], "beside", None) else []
         pairs = zip(self.members, shards, strict=True)
         return Answers([getattr(member, method.__name__)(shard, *common) for member, shard in pairs])
 
@@ -300,8 +305,9 @@ def trained(said: Mapping[str, Any], folder: Path) -> Seen:
             )
 
         heldout = questions("heldout") if config.prompts.evaluable else None
+        ptx = read_ptx(config.ppo.ptx, tokenizer) if config.ppo.ptx else None
         try:
-            orchestrator.stages.ppo.train(config, None, questions("train"), heldout)
+            orchestrator.stages.ppo.train(config, None, PpoData(questions("train"), heldout, ptx))
         except orchestrator.errors.StopTraining as error:
             seen.error = error
     return seen

@@ -20,7 +20,7 @@ CLASSIFIERS = ("reward", "other-reward", "critic", "other-critic")
 
 
 def write(folder: Path) -> None:
-    """Policies and classifiers of different weights, with one tokenizer; `train.jsonl` and `heldout.jsonl`."""
+    """Policies and classifiers of different weights, with one tokenizer; prompts, and texts of 4 to 6 tokens."""
     logging.disable_progress_bar()
     words = tokenizer()
     with torch.random.fork_rng(devices=[]):
@@ -35,6 +35,9 @@ def write(folder: Path) -> None:
     for name, first, rows in (("train", 3, 9), ("heldout", 20, 5), ("other", 12, 9)):
         lines = [{"prompt": " ".join(f"w{first + row}" for _ in range(2 + row % 3)), "id": row} for row in range(rows)]
         (folder / f"{name}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    for name, first in (("texts", 10), ("other-texts", 24)):
+        rows = [{"prompt": f"w{first + n} w4", "completion": " w5" + f" w{first + n}" * (n % 3)} for n in range(7)]
+        (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
 def model_config() -> LlamaConfig:

@@ -66,6 +66,16 @@ def test_operations_are_those_that_torch_counts() -> None:
     assert counter.get_total_flops() == operations(size, tokens, tokens) + masked_half - norms
 
 
+def test_what_optimizer_steps_learn_beside_has_micro_batches_of_its_own_and_no_optimizer_steps() -> None:
+    beside = replace(WORK, samples=32, responses_per_prompt=1)
+    half = replace(WORK, samples=32)
+    for rates in (replace(FAST, compute=10.0), replace(FAST, link=10.0)):
+        assert update_s(ROLE, WORK, rates, beside) == pytest.approx(1.5 * update_s(ROLE, WORK, rates))
+        assert update_s(ROLE, half, rates) == pytest.approx(0.5 * update_s(ROLE, WORK, rates))
+    adam = replace(FAST, memory=10.0)
+    assert update_s(ROLE, WORK, adam, beside) == pytest.approx(update_s(ROLE, WORK, adam))
+
+
 MIXTURE = replace(MODEL, parameters=5000, decoder=4800, experts=8, experts_per_token=2, expert=60, sparse_layers=9)
 
 

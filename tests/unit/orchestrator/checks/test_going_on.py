@@ -75,7 +75,7 @@ def begun(world: World) -> None:
     reference = model_folder(world.root / "reference")
     world.set("reference.model.path", str(reference))
     world.set("ppo.kl.controller", {"type": "fixed", "coefficient": 0.05})
-    training, _ = prepare_train(world.config, None)
+    training, *_ = prepare_train(world.config, None)
     run_dir, settings = world.run_dir, dump_config(world.config)
     with Reporter(
         run_dir, name="run", config_yaml=settings, title="PPO", steps=2, html=False, tensorboard=False

@@ -8,6 +8,7 @@ from orchestrator.checks.preparation import (
     prepare_train,
 )
 from orchestrator.config.loading import dump_config
+from orchestrator.data.demonstrations import PtxSource
 from orchestrator.data.prompts import PromptSource
 from orchestrator.errors import ConfigError
 from orchestrator.run.checkpoint import Checkpoints
@@ -99,7 +100,7 @@ def test_a_share_of_the_training_prompts_can_be_the_heldout_ones(world: World) -
     world.set("prompts.heldout", None)
     world.set("prompts.heldout_fraction", 0.25)
     world.set("evaluation.every", 1)
-    training, held = prepare_train(world.config, resume=None)
+    training, held, _ = prepare_train(world.config, resume=None)
     assert held is not None and len(training) + len(held) == 64 and "trained on" not in held.summary
     check("evaluate", world)
     world.set("prompts.heldout", {"path": str(world.prompts)})
@@ -208,13 +209,42 @@ def test_resuming_needs_a_whole_checkpoint(world: World) -> None:
         prepare_train(world.config, resume="newest")
 
 
+def test_the_rows_of_the_pre_training_loss_are_read_and_checked_at_the_door(world: World) -> None:
+    texts = world.root / "texts.jsonl"
+    texts.write_text('{"text": "a b c"}\n{"text": "c d"}\n')
+    ptx = {"data": {"path": str(texts)}, "coefficient": 0.1, "sequences_per_mini_batch": 2, "max_tokens": 8}
+    world.set("ppo.ptx", ptx)
+    data = prepare_train(world.config, resume=None)
+    assert data.ptx is not None and data.ptx.rows.lengths.tolist() == [4, 3]
+    for key, value, said in (
+        ("max_tokens", 99, "ppo.ptx.max_tokens=99 is 99 tokens, more than the 64"),
+        ("max_tokens", 3, "1 of 2 samples are longer than ppo.ptx.max_tokens=3"),
+        ("data", {"path": str(world.root / "none.jsonl")}, "ppo.ptx.data.path="),
+        ("data", {"path": str(world.prompts)}, "it has prompt; rename them"),
+    ):
+        world.set("ppo.ptx", {**ptx, key: value})
+        refused(world, said)
+    world.set("ppo.ptx", ptx)
+    state = {
+        "config": dump_config(world.config),
+        "prompts": PromptSource(data.training, world.config.seed).state_dict(),
+    }
+    saved = Checkpoints(world.run_dir / "checkpoints", keep=2)
+    saved.save(2, {**state, "ptx": PtxSource(data.ptx, world.config.seed).state_dict()}, lambda folder: None)
+    world.set("steps", 3)
+    prepare_train(world.config, resume="newest")
+    texts.write_text('{"text": "a b c"}\n{"text": "c e"}\n')
+    with pytest.raises(ConfigError, match=r"rows in ppo\.ptx\.data are not those of the checkpoint"):
+        prepare_train(world.config, resume="newest")
+
+
 def test_other_prompts_than_those_of_the_checkpoint_are_refused_at_the_door(world: World) -> None:
     prompts = PromptSource(prepare_train(world.config, resume=None)[0], world.config.seed).state_dict()
     for other, said in (
         ({**prompts, "fingerprint": "of other rows"}, r"step-000002: the prompts in prompts.train are not those"),
         ({**prompts, "seed": 99}, r"step-000002: seed=\d+, but the checkpoint has 99"),
-        ({}, "does not say at which prompt it was written"),
-        (None, "does not say at which prompt it was written"),
+        ({}, "does not say where in the data it was written"),
+        (None, "does not say where in the data it was written"),
     ):
         state = {"config": dump_config(world.config), "prompts": other}
         Checkpoints(world.run_dir / "checkpoints", keep=2).save(2, state, lambda folder: None)

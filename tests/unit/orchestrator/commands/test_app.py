@@ -86,7 +86,7 @@ def drive(monkeypatch: pytest.MonkeyPatch) -> Drive:
                 calls.append((name, arguments))
                 if error is not None and name == at:
                     raise error
-                return (READ, None) if name == "prepare_train" else READ
+                return (READ, None, None) if name == "prepare_train" else READ
 
             return called
 
@@ -133,9 +133,9 @@ def test_unknown_options_are_refused(file: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
-        (["train"], [("prepare_train", None), ("train", None, READ, None)]),
-        (["train", "--resume"], [("prepare_train", "newest"), ("train", "newest", READ, None)]),
-        (["train", "--resume-from", "4"], [("prepare_train", 4), ("train", 4, READ, None)]),
+        (["train"], [("prepare_train", None), ("train", None, (READ, None, None))]),
+        (["train", "--resume"], [("prepare_train", "newest"), ("train", "newest", (READ, None, None))]),
+        (["train", "--resume-from", "4"], [("prepare_train", 4), ("train", 4, (READ, None, None))]),
         (["reward"], [("prepare_reward", None), ("train_reward", None, READ)]),
         (["reward", "--resume-from", "4"], [("prepare_reward", 4), ("train_reward", 4, READ)]),
         (["evaluate"], [("prepare_evaluate",), ("evaluate_run", READ, None)]),

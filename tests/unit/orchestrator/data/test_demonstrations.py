@@ -9,10 +9,11 @@ from typing import Any
 import pytest
 
 from configs.tiny.inputs import tokenizer
+from orchestrator.config.ptx import PtxConfig
 from orchestrator.config.sft import SftConfig
-from orchestrator.data.demonstrations import SftData, read_demonstrations
+from orchestrator.data.demonstrations import PtxData, PtxSource, SftData, read_demonstrations, read_ptx
 from orchestrator.data.training_parts import with_template
-from orchestrator.errors import ConfigError
+from orchestrator.errors import CheckpointError, ConfigError
 
 WORDS = tokenizer()
 ROWS = [{"prompt": "q", "completion": "x" * (1 + n)} for n in range(8)]
@@ -89,3 +90,46 @@ def test_a_chat_template_of_ones_own(tmp_path: Path) -> None:
     assert words.decode(training.token_ids[0][training.response_mask[0]]) == "assistant:a<eos>"
     with pytest.raises(ConfigError, match=r"sft\.chat_template=.*none\.jinja cannot be read"):
         with_template(words, str(tmp_path / "none.jinja"), "sft")
+
+
+TEXTS = [{"text": "x" * (2 + n)} for n in range(7)]
+"""Of 3 to 9 tokens with EOS; the first has nothing before it."""
+
+
+def read_texts(folder: Path, rows: list[dict[str, Any]] = TEXTS, **changes: Any) -> PtxData:
+    file = folder / "texts.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    said = {"data": {"path": str(file)}, "coefficient": 1.0, "sequences_per_mini_batch": 2, **changes}
+    return read_ptx(PtxConfig.model_validate(said), WORDS)
+
+
+def test_of_a_text_for_the_pre_training_loss_all_tokens_count_that_something_comes_before(tmp_path: Path) -> None:
+    data = read_texts(tmp_path)
+    assert data.rows.lengths.tolist() == list(range(3, 10))
+    assert data.rows.response_mask.sum(1).tolist() == list(range(2, 9))
+    assert "7 rows, 7 used" in data.summary and "as the model reads it" in data.example
+    assert read_texts(tmp_path, ROWS).rows.response_mask.sum(1).tolist() == list(range(2, 10))
+    with pytest.raises(ConfigError, match=r"5 of 7 samples are longer than ppo\.ptx\.max_tokens=4 .* ppo.ptx.too_long"):
+        read_texts(tmp_path, max_tokens=4)
+    assert read_texts(tmp_path, max_tokens=4, too_long="skip").rows.lengths.tolist() == [3, 4]
+    assert read_texts(tmp_path, max_tokens=4, too_long="truncate").rows.lengths.tolist() == [3, *[4] * 6]
+    with pytest.raises(ConfigError, match=r"ppo\.ptx\.data has no row to learn from"):
+        read_texts(tmp_path, max_tokens=2, too_long="skip")
+
+
+def test_the_rows_of_the_pre_training_loss_are_permutations_whose_position_is_kept(tmp_path: Path) -> None:
+    data = read_texts(tmp_path)
+    source = PtxSource(data, seed=5)
+    drawn = [source.next(3).lengths.tolist() for _ in range(7)]
+    passes = [sorted(sum(drawn, [])[first : first + 7]) for first in (0, 7, 14)]
+    assert passes == [list(range(3, 10))] * 3 and drawn[0] + drawn[1] != list(range(3, 9))
+    assert PtxSource(data, seed=6).next(7).lengths.tolist() != sum(drawn, [])[:7]
+    again, other = PtxSource(data, seed=5), PtxSource(read_texts(tmp_path, TEXTS[1:]), seed=5)
+    for _ in range(4):
+        again.next(3)
+    state = json.loads(json.dumps(again.state_dict()))
+    resumed = PtxSource(data, seed=5)
+    resumed.load_state_dict(state)
+    assert [resumed.next(3).lengths.tolist() for _ in range(3)] == drawn[4:]
+    with pytest.raises(CheckpointError, match=r"rows in ppo\.ptx\.data are not those of the checkpoint"):
+        other.load_state_dict(state)

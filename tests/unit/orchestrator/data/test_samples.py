@@ -135,6 +135,7 @@ DEMONSTRATIONS: dict[str, tuple[dict[str, Any], str]] = {
         {"instruction": "q", "input": "i", "output": "a"},
         "<bos><user>q\n\ni<assistant>[a<eos>]",
     ),
+    "plain text": ({"text": "qa"}, "[qa<eos>]"),
     "ShareGPT": (
         {"conversations": [{"from": "human", "value": "q"}, {"from": "gpt", "value": "a"}]},
         f"{CHAT}[a<eos>]",
@@ -178,6 +179,8 @@ BAD: list[tuple[RecordKind, dict[str, Any], str]] = [
     ("labels", {"prompt": "q", "completion": "a", "label": 2}, "2 in `label`; write true or false"),
     ("labels", {"prompt": "q", "completion": "a", "label": None}, "None in `label`"),
     ("demonstrations", {"prompt": "q", "completion": " "}, "nothing in `completion`"),
+    ("demonstrations", {"text": " "}, "nothing in `text`"),
+    ("demonstrations", {"text": [USER]}, "a chat in `text`; put it into `messages`"),
     ("demonstrations", {"messages": [USER]}, "no message of the assistant"),
     ("demonstrations", {"messages": "text"}, "text in `messages`"),
     ("demonstrations", {"conversations": [{"from": "alien", "value": "q"}]}, "a turn from 'alien'"),
@@ -200,6 +203,7 @@ def test_a_bad_row_is_named_with_its_line_or_counted(
             "completion": "a",
             "instruction": "q",
             "output": "a",
+            "text": "q",
         },
     }[kind]
     sound = {name: good.get(name, [{"from": "human", "value": "q"}, {"from": "gpt", "value": "a"}]) for name in row}

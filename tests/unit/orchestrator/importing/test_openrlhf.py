@@ -408,3 +408,24 @@ def test_what_is_written_always_loads(tmp_path_factory: pytest.TempPathFactory, 
         assert re.search(REFUSED_THERE, str(error)), error
     else:
         assert validate(parse_yaml(text))
+
+
+def test_pretraining_data_becomes_the_pre_training_loss(tmp_path: Path) -> None:
+    said = {"train_batch_size": 64, "rollout_batch_size": 128, "prompt_max_len": 300, "generate_max_len": 200}
+    imported = read(
+        tmp_path, options(**said, pretrain_data="a/b,c/d", pretrain_data_probs="0.25,0.75", input_key="body")
+    )
+    ptx = loaded(tmp_path, imported).ppo.ptx
+    assert ptx is not None and (ptx.coefficient, ptx.sequences_per_mini_batch, ptx.max_tokens) == (0.05, 64, 500)
+    sources = list(ptx.data.sources.values())
+    assert [(one.path, one.split, one.columns, one.weight) for one in sources] == [
+        ("a/b", "train", {"text": "body"}, 0.25),
+        ("c/d", "train", {"text": "body"}, 0.75),
+    ]
+    assert ptx.too_long == "truncate"
+    given = loaded(tmp_path, read(tmp_path, options(**said, pretrain_data="a/b", ptx_coef=2.5))).ppo.ptx
+    assert given is not None and (given.coefficient, given.data.columns) == (2.5, {"text": "input"})
+    for without in ({"ptx_coef": 0.1}, {"pretrain_data": "a/b", "ptx_coef": 0.0}):
+        imported = read(tmp_path, options(**said, **without))
+        assert loaded(tmp_path, imported).ppo.ptx is None
+        assert any(next(iter(without)) in line for line in imported.about("means nothing here"))

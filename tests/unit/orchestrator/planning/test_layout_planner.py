@@ -350,3 +350,17 @@ def test_training_refuses_what_cannot_fit(monkeypatch: pytest.MonkeyPatch) -> No
     assert "the placement does not fit" in refused.output and "--force" in refused.output
     forced = CliRunner().invoke(cli.app, ["train", str(SEVENTY_B), *FULL_ADAM, "--force"])
     assert "the configuration is wrong" in forced.output and "data/prompts.jsonl" in forced.output
+
+
+def test_a_pre_training_loss_takes_memory_for_its_longest_row_and_time_in_the_actors_update() -> None:
+    ptx = ["ppo.ptx={data: {path: t.jsonl}, coefficient: 1.0, sequences_per_mini_batch: 64, max_tokens: 8192}"]
+    plain, beside = (layout(load_config(SEVENTY_B, more)) for more in ([], ptx))
+    assert plain.step.phases["update"] * 1.05 < beside.step.phases["update"]
+    for phase in ("generate", "push"):
+        assert plain.step.phases[phase] == beside.step.phases[phase]
+
+    def held(planned: PlannedLayout) -> float:
+        return max(sum(load.phases["train actor"].values()) for load in planned.gpus)
+
+    assert held(plain) < held(beside)
+    assert any("rows of ppo.ptx.data: assumed" in note for note in beside.notes)

@@ -5,9 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 
+from orchestrator.data.demonstrations import PtxData, PtxSource
 from orchestrator.ppo.experience import to_experience
-from orchestrator.ppo.mini_batches import optimizer_steps, share_out, trained_rows
-from roles.shares import ActorExperience
+from orchestrator.ppo.mini_batches import optimizer_steps, share_out, trained_rows, with_pretraining
+from roles.shares import ActorExperience, Demonstrations
 from tests.unit.orchestrator.ppo.test_experience import BETA, make_ppo, make_scored
 
 LENGTHS = [2 + (7 * row) % 13 for row in range(24)]
@@ -89,3 +90,24 @@ def test_mini_batches_that_cannot_be_shared_out_are_refused() -> None:
         optimizer_steps(LENGTHS[:8], epochs=1, mini_batches=3, seed=0, ranks=1)
     with pytest.raises(ValueError, match="2 samples cannot be shared out over 3 ranks; use at most 2"):
         optimizer_steps(LENGTHS[:8], epochs=1, mini_batches=4, seed=0, ranks=3)
+
+
+@pytest.mark.parametrize("ranks", [1, 2, 3])
+def test_each_optimizer_step_has_fresh_rows_beside_it_that_do_not_depend_on_the_ranks(ranks: int) -> None:
+    lengths = [2 + row for row in range(20)]
+    tokens = torch.arange(20)[:, None].expand(20, 21) + 0
+    rows = Demonstrations(
+        tokens, torch.tensor(lengths), torch.arange(21) < torch.tensor(lengths)[:, None], torch.arange(20)
+    )
+    source, alone = (PtxSource(PtxData(rows, (), ""), seed=5) for _ in range(2))
+    expected = alone.next(4 * 2).token_ids[:, 0].tolist()
+    shares = share_out(make_experience(24), epochs=2, mini_batches=2, seed=5, ranks=ranks)
+    given = with_pretraining(shares, source, count=2)
+    assert [share.experience for share in given] == [share.experience for share in shares]
+    for step in range(4):
+        found = [
+            int(share.beside.experience.token_ids[place, 0])  # type: ignore[union-attr]
+            for share in given
+            for place in share.beside.steps[step]  # type: ignore[union-attr]
+        ]
+        assert sorted(found) == sorted(expected[2 * step : 2 * step + 2])

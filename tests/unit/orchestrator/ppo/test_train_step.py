@@ -20,6 +20,7 @@ from orchestrator.config.canary import CanaryConfig
 from orchestrator.config.ppo import PpoConfig
 from orchestrator.config.retraining import RetrainingConfig
 from orchestrator.config.run import RunConfig
+from orchestrator.data.demonstrations import PtxData, PtxSource
 from orchestrator.errors import NotFinite, TetrarchError, WeightsDiffer
 from orchestrator.groups.reward import Member
 from orchestrator.groups.scoring import Policy, Reward, Roles
@@ -32,7 +33,7 @@ from roles.batch import Prompts, Scored, Sequences
 from roles.config.models import WarmupConfig
 from roles.config.rewards import MeanScore
 from roles.config.rollout import RolloutConfig
-from roles.shares import ActorExperience, CriticExperience, RankShare
+from roles.shares import ActorExperience, CriticExperience, Demonstrations, RankShare
 from tests.unit.orchestrator import fakes
 from tests.unit.orchestrator.fakes import ACTOR, CRITIC, FakeGroup, prompts_of, write_waits
 
@@ -55,6 +56,7 @@ def step(
     prompts: Prompts | None = None,
     recomputes: bool = True,
     looks: bool = True,
+    texts: Any = None,
     **ppo: Any,
 ) -> tuple[StepResult, TrainState, dict[str, FakeGroup]]:
     """`kept`: where the scored batch goes. `done`: steps before this one; `frozen`: roles beside the usual ones."""
@@ -92,6 +94,7 @@ def step(
     source: Any = SimpleNamespace(drawn=[0, 1], next=partial(next_prompts, others, log))
     state = TrainState(source, FixedController(0.1), version=3, step=done)
     state.warm_at = warm_at
+    state.ptx = texts
     clock = Clock(lambda phase: log.append(f"[{phase}]"))
     keep = (kept if kept is not None else []).append
     return train_step(roles, prompts or prompts_of(ROWS), state, config, clock, keep), state, groups
@@ -242,6 +245,26 @@ def test_the_actors_schedule_has_the_steps_that_retrainings_leave(
     again = RetrainingConfig.model_validate({"every": 4, "judge": judge, "critic_steps": 2})
     step(log, warmup=WarmupConfig(max_steps=5, until_explained_variance=0.4), done=2, retraining=again)
     assert [line for line in log if "expect" in line] == [f"actor.expect({(10 - 2 - 4) * 2 * 2},)"]
+
+
+PTX = {"data": {"path": "texts.jsonl"}, "coefficient": 1.0, "sequences_per_mini_batch": 2}
+TEXTS = Demonstrations(
+    torch.arange(5)[:, None].expand(5, 3) + 0, torch.full((5,), 3), torch.ones(5, 3, dtype=torch.bool), torch.arange(5)
+)
+
+
+@pytest.mark.parametrize("warm", [True, False])
+def test_the_rows_of_the_pre_training_loss_go_to_an_actor_that_is_trained(log: list[str], warm: bool) -> None:
+    """While the critic warms up none is used up."""
+    texts = PtxSource(PtxData(TEXTS, (), ""), seed=1)
+    warmup = WarmupConfig(max_steps=0 if warm else 1)
+    _, _, groups = step(log, texts=texts, ptx=PTX, warmup=warmup)
+    begin = PtxSource(PtxData(TEXTS, (), ""), seed=1).state_dict()
+    assert (texts.state_dict() == begin) == (not warm)
+    if warm:
+        shares = groups["actor"].seen[-1]
+        assert sum(len(part) for share in shares for part in share.beside.steps) == 4 * 2
+        assert all(share.beside is None for share in groups["critic"].seen[-1])
 
 
 def test_remax_asks_for_one_greedy_response_a_prompt_and_scores_it(log: list[str]) -> None:

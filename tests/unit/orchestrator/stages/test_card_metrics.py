@@ -89,5 +89,13 @@ def test_scoring_is_that_of_all_samples_also_of_those_that_are_not_trained_on() 
     assert work.operations("actor", "update") == plain.operations("actor", "update")
 
 
+def test_the_rows_of_the_pre_training_loss_count_once_in_the_actors_update() -> None:
+    batch, sizes = SampleWork(100, 50, 0), {role: size(role) for role in ("actor", "critic")}
+    plain, work = (StepWork(sizes, batch, batch, epochs=2, pretraining=texts) for texts in (None, batch))
+    assert work.operations("actor", "update") == pytest.approx(1.5 * plain.operations("actor", "update"))
+    assert work.operations("critic", "update") == plain.operations("critic", "update")
+    assert work.operations("actor", "logprobs") == plain.operations("actor", "logprobs")
+
+
 def test_without_a_gpu_there_is_nothing_to_tell() -> None:
     assert card_metrics([("actor", usage([(0, 1, "update")], None))], step(), None) == {}

@@ -210,6 +210,16 @@ def test_a_checkpoint_of_another_version_is_refused(make_run: MakeRun) -> None:
         run.state.load_state_dict(state)
 
 
+def test_a_checkpoint_without_the_position_in_the_texts_is_refused(make_run: MakeRun) -> None:
+    state = ppo_of(make_run()[0]).state
+    without = state.state_dict()
+    state.ptx = Source()  # type: ignore[assignment]
+    with pytest.raises(CheckpointError, match="lacks ptx"):
+        state.load_state_dict(without)
+    state.load_state_dict({**without, "ptx": {"drawn": 7}})
+    assert state.state_dict()["ptx"] == {"drawn": 7}
+
+
 def test_engines_that_share_their_gpus_rest_while_a_checkpoint_wakes_the_optimizers(make_run: MakeRun) -> None:
     run, log = make_run(step=3)
     sleep(run, True)

@@ -14,7 +14,8 @@ from deepspeed.runtime.zero.offload_config import OffloadStateTypeEnum
 from roles.config.models import OptimizerConfig, ZeroConfig
 from roles.zero.settings import deepspeed_config
 from roles.zero.setup import ModelSetup
-from roles.zero.sharded import ShardedModel, Work
+from roles.zero.sharded import ShardedModel
+from roles.zero.work import Term, Work
 
 SETUP = ModelSetup(
     model_path="none",
@@ -84,7 +85,7 @@ def engine_on(recorder: Recorder, zero: ZeroConfig) -> ShardedModel:
 def test_states_that_sleep_are_on_the_card_for_the_whole_update_and_no_longer() -> None:
     recorder = Recorder()
     work = [Work(lengths=[3, 2], denominator=2.0)] * 2
-    engine_on(recorder, ZeroConfig(sleep=True)).train(work, lambda step, items: torch.tensor(0.0))
+    engine_on(recorder, ZeroConfig(sleep=True)).train(Term(work, lambda step, items: torch.tensor(0.0)))
     moves = [line for line in recorder.log if "states" in line or line in ("backward", "step")]
     assert moves == ["reload_states", "backward", "step", "backward", "step", MOVED]
 
@@ -115,7 +116,7 @@ def test_a_failed_update_is_not_followed_by_a_move() -> None:
         raise RuntimeError("the loss")
 
     with pytest.raises(RuntimeError, match="the loss"):
-        engine_on(recorder, ZeroConfig(sleep=True)).train([Work(lengths=[3], denominator=1.0)], fails)
+        engine_on(recorder, ZeroConfig(sleep=True)).train(Term([Work(lengths=[3], denominator=1.0)], fails))
     assert MOVED not in recorder.log
 
 
@@ -126,6 +127,6 @@ def test_free_pages_go_back_to_the_host_after_passes_and_after_an_update(monkeyp
     monkeypatch.setattr("roles.zero.sharded.HEAP", SimpleNamespace(give_back=lambda: recorder.log.append("heap")))
     assert list(engine.passes([3])) == [[0]]
     assert recorder.log.pop() == "heap"
-    engine.train([Work(lengths=[3], denominator=1.0)], lambda step, items: torch.tensor(0.0))
+    engine.train(Term([Work(lengths=[3], denominator=1.0)], lambda step, items: torch.tensor(0.0)))
     assert recorder.log[-1] == "heap"
     assert recorder.log.count("heap") == 1

@@ -1,0 +1,19 @@
+"""What a PPO run reads before it starts. Pure."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from orchestrator.data.demonstrations import PtxData
+from orchestrator.data.prompts import Questions
+
+
+class PpoData(NamedTuple):
+    """The data of a PPO run: `PpoData(training, heldout=None)` has neither evaluations nor a pre-training loss."""
+
+    training: Questions
+    """The prompts to train on."""
+    heldout: Questions | None
+    """The prompts to evaluate on; None for no evaluations."""
+    ptx: PtxData | None = None
+    """The rows of the pre-training loss; None without one."""
