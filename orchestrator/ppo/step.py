@@ -232,8 +232,7 @@ def expect_steps(roles: Roles, state: TrainState, config: RunConfig) -> None:
 
 def step_metrics(result: StepResult) -> dict[str, float]:
     """Metrics of learning in a step, by the names of `orchestrator.metrics`."""
-    actor = result.actor
-    metrics = result.stats.metrics() | measured(result.critic) | measured(actor) | measured(actor and actor.ptx)
+    metrics = result.stats.metrics() | measured(result.critic) | measured(result.actor)
     if result.generated.rounds:
         metrics |= result.generated.metrics()
     if result.critic is None:

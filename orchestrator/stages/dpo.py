@@ -83,7 +83,7 @@ class PreferenceTraining(PolicyTraining):
         batch = self.data.training.batch(self.schedule[self.step], self.reference.training)
         shards = batch.split(balance(batch.tokens.tolist(), len(self.trainer)))
         stats = self.trainer.map(PreferencePolicy.update, shards).result(self.config.deadlines.update_s)[0]
-        return measured(stats) | measured(stats.numbers)
+        return measured(stats)
 
     def test(self) -> dict[str, float]:
         """Measure what the policy makes of what is held out; its metrics."""

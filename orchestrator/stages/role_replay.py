@@ -21,11 +21,12 @@ from orchestrator.config.loading import load_root
 from orchestrator.config.report import TokenColumn
 from orchestrator.config.roots import ROOTS
 from orchestrator.config.run import RunConfig
+from orchestrator.data.demonstrations import PtxSource, read_ptx
 from orchestrator.errors import ConfigError
 from orchestrator.groups.build import builder, resolve_models
 from orchestrator.groups.recovery import TellUser
 from orchestrator.ppo.kl import make_controller
-from orchestrator.ppo.mini_batches import share_out
+from orchestrator.ppo.mini_batches import share_out, with_pretraining
 from orchestrator.report import run_files
 from orchestrator.run.checkpoint import Checkpoint
 from orchestrator.run.run_difference import RunDifference, update_difference
@@ -148,7 +149,12 @@ def _updated(
         if isinstance(experience, ActorExperience):
             kl = make_controller(ppo.kl.controller)
             kl.load_state_dict(before.state["kl"])
-            call = group.map(Actor.update, share_out(experience, ranks=len(group), **schedule), kl.coefficient)
+            shares = share_out(experience, ranks=len(group), **schedule)
+            if ppo.ptx is not None:
+                texts = PtxSource(read_ptx(ppo.ptx, models.tokenizer), config.seed)
+                texts.load_state_dict(before.state["ptx"])
+                shares = with_pretraining(shares, texts, ppo.ptx.sequences_per_mini_batch)
+            call = group.map(Actor.update, shares, kl.coefficient)
         else:
             call = group.map(Critic.update, share_out(experience, ranks=len(group), **schedule))
         stats = call.result(deadlines.update_s)[0]
