@@ -88,10 +88,9 @@ def prepare_train(config: RunConfig, resume: Resume) -> PpoData:
 
         heldout = problems.of(lambda: _read_prompts(config, "heldout", actor)) if config.prompts.evaluable else None
         training = problems.of(lambda: _read_prompts(config, "train", actor))
-        texts = None
         if ptx is not None:
             problems.of(partial(check_context, actor, ptx.max_tokens, f"{ptx.key}.max_tokens"))
-            texts = problems.of(partial(read_ptx, ptx, actor.tokenizer))
+        texts = problems.of(partial(read_ptx, ptx, actor.tokenizer)) if ptx else None
         problems.end()
         assert training is not None
         data = PpoData(training, with_overlap(heldout, training) if heldout else None, texts)
