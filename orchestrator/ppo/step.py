@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
-from cluster.ranks.calls import wait_all
+from cluster.ranks.calls import Call, wait_all
 from cluster.role_table import REWARD
 from orchestrator.config.run import RunConfig
 from orchestrator.data.demonstrations import PtxSource
@@ -31,6 +31,7 @@ from roles.actor import Actor, ActorStats
 from roles.batch import Prompts, Rollouts, Scored
 from roles.critic import Critic, CriticStats
 from roles.measured import measured
+from roles.shares import ActorExperience, RankShare
 
 
 @dataclass(slots=True)
@@ -141,9 +142,7 @@ def train_step(
     with clock("update"):
         critic_update = roles.critic.map(Critic.update, critic_shares) if roles.critic else None
         warm = begin_if_warm(roles, state, stats, config)
-        if warm and state.ptx is not None and ppo.ptx is not None:
-            actor_shares = with_pretraining(actor_shares, state.ptx, ppo.ptx.sequences_per_mini_batch)
-        actor_update = roles.actor.map(Actor.update, actor_shares, state.kl.coefficient) if warm else None
+        actor_update = start_actor_update(roles, actor_shares, state, config) if warm else None
         wait_all([update for update in (critic_update, actor_update) if update], deadlines.update_s)
     if actor_update:
         with clock("push"):
@@ -155,6 +154,16 @@ def train_step(
     actor_stats = actor_update.result(deadlines.update_s)[0] if actor_update else None
     critic_stats = critic_update.result(deadlines.update_s)[0] if critic_update else None
     return StepResult(made, scored, experience, stats, critic_stats, actor_stats, trained)
+
+
+def start_actor_update(
+    roles: Roles, shares: list[RankShare[ActorExperience]], state: TrainState, config: RunConfig
+) -> Call[ActorStats]:
+    """Begin the optimizer steps of the actor; with a pre-training loss, on fresh rows of its data too."""
+    ptx = config.ppo.ptx
+    if ptx is not None and state.ptx is not None:
+        shares = with_pretraining(shares, state.ptx, ptx.sequences_per_mini_batch)
+    return roles.actor.map(Actor.update, shares, state.kl.coefficient)
 
 
 def other_prompts(
