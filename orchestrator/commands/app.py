@@ -30,6 +30,7 @@ from orchestrator.commands.serve_commands import best_of_n, serve
 from orchestrator.commands.trace_command import trace
 from orchestrator.commands.train_commands import evaluate, submit, training_command
 from orchestrator.commands.training_table import TRAININGS
+from orchestrator.commands.view_command import view
 from roles.proxies import spare_loopback
 
 LONG = 1000
@@ -68,6 +69,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "plan": show_plan,
     "runs": runs,
     "report": report,
+    "view": view,
     "trace": trace,
     "diff": diff,
     "replay": replay,

@@ -22,7 +22,7 @@ from orchestrator.report.reliability import ReliabilityBin, calibration_error
 from orchestrator.report.run_files import RunRecord
 
 _COLOURED = {"close", "healthy", "far", "collapse"}
-"""Bands that have a colour in `report.css`; the others have none."""
+"""Bands that have a colour in `colours.css`; the others have none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -193,24 +193,22 @@ def histogram_cards(scores: Mapping[str, Sequence[float]]) -> list[Card]:
 
 def run_cards(records: Mapping[str, RunRecord]) -> list[Card]:
     """The charts of several runs, by their names: each metric that has a chart, with a curve for each run."""
-    cards = []
-    for metric in metrics_in(key for record in records.values() for step in record.metrics for key in step).values():
-        if metric.chart is None or metric.chart.stacked:
-            continue
-        named = enumerate(records.items())  # a run has the same colour in every chart
-        lines = [replace(_line(metric, record.metrics), name=name, place=n) for n, (name, record) in named]
-        lines = [line for line in lines if line.points]
-        show = percent if metric.unit == "fraction" else number
-        length = _length(records.values())
-        figure = curves(metric.chart, lines, show, _bands(metric, length), [])
-        unit = f", {metric.unit}" if metric.unit not in ("", "fraction") else ""
-        alone = f"{lines[0].name} {show(lines[0].values[-1])}" if len(lines) == 1 else ""
-        cards.append(
-            Card(
-                metric.key, alone, figure, _summary(lines, show), f"{metric.description}{unit}{_drawn(metric, length)}."
-            )
-        )
-    return cards
+    found = metrics_in(key for record in records.values() for step in record.metrics for key in step).values()
+    return [metric_card(one, records) for one in found if one.chart is not None and not one.chart.stacked]
+
+
+def metric_card(metric: Metric, records: Mapping[str, RunRecord]) -> Card:
+    """The chart of one metric, with a curve for each of the runs that has it. `records`: by the runs' names."""
+    named = enumerate(records.items())  # a run has the same colour in every chart
+    lines = [replace(_line(metric, record.metrics), name=name, place=n) for n, (name, record) in named]
+    lines = [line for line in lines if line.points]
+    show = percent if metric.unit == "fraction" else number
+    length = _length(records.values())
+    figure = curves(metric.chart or Chart(metric.key), lines, show, _bands(metric, length), [])
+    unit = f", {metric.unit}" if metric.unit not in ("", "fraction") else ""
+    alone = f"{lines[0].name} {show(lines[0].values[-1])}" if len(lines) == 1 else ""
+    about = f"{metric.description}{unit}{_drawn(metric, length)}."
+    return Card(metric.key, alone, figure, _summary(lines, show), about)
 
 
 def reliability_cards(curve: Sequence[ReliabilityBin]) -> list[Card]:

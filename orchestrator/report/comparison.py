@@ -13,7 +13,7 @@ from typing import Any
 
 from orchestrator.display_text import duration
 from orchestrator.report.evaluation_results import Estimate, EvaluationChange, EvaluationResult, evaluation_changes
-from orchestrator.report.page import content_policy, own_file, page_template, sample_table
+from orchestrator.report.page import content_policy, page_style, page_template, sample_table
 from orchestrator.report.run_files import HTML_FILE, finite, replace_text
 
 COMPARED_JSON = "report.json"
@@ -124,7 +124,7 @@ def comparison_page(comparison: Comparison) -> str:
             units={"KL to the reference": "nats", "response length": "tokens"},
             total=total,
             same_prompts=len({result.prompts for result in results.values()}) <= 1,
-            style=own_file("report.css"),
+            style=page_style(),
             policy=content_policy([]),
         )
     )

@@ -1,6 +1,6 @@
 """Curves and stacked bars as figures for Plotly: numbers flow in, Plotly's `data` and `layout` flow out. Pure.
 
-A colour is the name of a variable of `report.css`, such as `--c0`; the page's script inserts the theme's colour.
+A colour is the name of a variable of `colours.css`, such as `--c0`; the page's script inserts the theme's colour.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _HEIGHT, _LEGEND_ROW = 212, 19
 _BINS, _DISTINCT = 24, 12
 """Bars of a histogram; so few different values have a bar each."""
 _COLOURS = 7
-"""Of curves, in `report.css`."""
+"""Of curves, in `colours.css`."""
 _LABELLED = 0.1
 """Share of the chart's height that a band needs to show its name."""
 
@@ -64,7 +64,7 @@ class Band:
     low: float
     high: float
     colour: str
-    """Prefix of the band's variables in `report.css`: `--COLOUR-band` and `--COLOUR-name`."""
+    """Prefix of the band's variables in `colours.css`: `--COLOUR-band` and `--COLOUR-name`."""
 
 
 def curves(

@@ -1,7 +1,7 @@
 """One self-contained HTML page from the files of a run: it loads nothing, and escapes all text of the run.
 
-`report.html.jinja`, `report.css` and `report.js` determine how the page looks; this module computes its contents. The
-page can be made from the folder of any run, also of a crashed one.
+`report.html.jinja`, `colours.css`, `report.css` and `report.js` determine how the page looks; this module computes its
+contents. The page can be made from the folder of any run, also of a crashed one.
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ def page(record: RunRecord, scores: Mapping[str, Sequence[float]] | None = None)
         trained=SampleTable([f"step {last}"], [(row, [row]) for row in record.samples]),
         metrics=_all_metrics(metrics),
         config_yaml=record.config_yaml,
-        style=own_file("report.css"),
+        style=page_style(),
         scripts=scripts,
         policy=content_policy(scripts),
     )
@@ -112,6 +112,11 @@ def _without_control(value: Any) -> Any:
 def own_file(name: str) -> str:
     """The text of a file of this folder."""
     return (files(__package__) / name).read_text(encoding="utf-8")
+
+
+def page_style() -> str:
+    """The style sheet of a page."""
+    return own_file("colours.css") + own_file("report.css")
 
 
 def drawing_scripts() -> list[str]:

@@ -55,13 +55,16 @@ function layout(figure, font) {
   };
 }
 
-function draw() {
+function drawFigure(place, figure) {
   const style = getComputedStyle(document.documentElement);
   const font = getComputedStyle(document.body).fontFamily;
+  const config = { ...CONFIG, toImageButtonOptions: { filename: place.dataset.title, scale: 2 } };
+  return Plotly.react(place, themed(figure.data, style), themed(layout(figure, font), style), config);
+}
+
+function draw() {
   for (const place of document.querySelectorAll(".plot")) {
-    const figure = JSON.parse(place.nextElementSibling.textContent);
-    const config = { ...CONFIG, toImageButtonOptions: { filename: place.dataset.title, scale: 2 } };
-    Plotly.react(place, themed(figure.data, style), themed(layout(figure, font), style), config);
+    drawFigure(place, JSON.parse(place.nextElementSibling.textContent));
   }
 }
 

@@ -14,7 +14,7 @@ import yaml
 
 from orchestrator.display_text import decimal_text, decimals_of
 from orchestrator.report.charts import run_cards
-from orchestrator.report.page import content_policy, drawing_scripts, own_file, page_template, run_status
+from orchestrator.report.page import content_policy, drawing_scripts, page_style, page_template, run_status
 from orchestrator.report.run_files import CONFIG_FILE, RunRecord, read_record, replace_text
 from orchestrator.report.terminal_lines import shown
 
@@ -47,7 +47,7 @@ def runs_page(records: Mapping[str, RunRecord]) -> str:
             reached=_reached(list(records.values())),
             settings=_settings([record.config_yaml for record in records.values()]),
             cards=cards,
-            style=own_file("report.css"),
+            style=page_style(),
             scripts=scripts,
             policy=content_policy(scripts),
         )

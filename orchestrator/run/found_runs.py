@@ -40,6 +40,11 @@ class FoundRun:
 
 def found_runs(folders: Sequence[Path]) -> Iterator[FoundRun]:
     """The runs in `folders` and below, each once. ConfigError for a folder that does not exist."""
+    return map(_run, run_folders(folders))
+
+
+def run_folders(folders: Sequence[Path]) -> Iterator[Path]:
+    """The folder of each run in `folders` and below, each once. ConfigError for a folder that does not exist."""
     seen = set[Path]()
     for folder in folders:
         if not folder.is_dir():
@@ -48,7 +53,7 @@ def found_runs(folders: Sequence[Path]) -> Iterator[FoundRun]:
         for file in (file for pattern in patterns for file in folder.glob(pattern)):
             if SET_ASIDE not in file.parts and file.resolve() not in seen:
                 seen.add(file.resolve())
-                yield _run(file.parent)
+                yield file.parent
 
 
 def _run(run_dir: Path) -> FoundRun:

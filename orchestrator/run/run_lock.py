@@ -179,6 +179,16 @@ def check_free(run_dir: Path) -> Holder | None:
     return None
 
 
+def seems_held(run_dir: Path) -> bool:
+    """Whether a run holds the lock of `run_dir`, without waiting and without writing: a holder on another machine is
+    judged by this machine's clock."""
+    file = run_dir / LOCK
+    holder, touched = _read(file), _touched(file)
+    if holder is None or touched is None:
+        return False
+    return holder.alive if holder.here else time.time() - touched < VOID_S
+
+
 def wait_until_free(run_dirs: Sequence[Path], within_s: float, told: Callable[[ConfigError], object]) -> None:
     """Wait until no run holds the lock of any of `run_dirs`. ConfigError if one still does after `within_s` seconds;
     `told` is called with the first."""

@@ -64,13 +64,17 @@ class StepSamples:
         return LedgerLine.of(self.fates)
 
 
+ROWS_OF_A_GROUP = 512
+"""Rows of a Parquet file that are stored together: who wants one sample reads as many."""
+
+
 def write_samples(samples: StepSamples, config: SampleFilesConfig, path: Path) -> None:
     """Write the file `path`; it is on the disk on return."""
     import pyarrow
     from pyarrow import parquet
 
     sink = pyarrow.BufferOutputStream()
-    parquet.write_table(samples_table(samples, config), sink, compression="zstd")
+    parquet.write_table(samples_table(samples, config), sink, compression="zstd", row_group_size=ROWS_OF_A_GROUP)
     path.parent.mkdir(exist_ok=True)
     replace_durably(path, sink.getvalue().to_pybytes())
 
@@ -122,7 +126,7 @@ def _texts(samples: StepSamples) -> dict[str, pyarrow.Array]:
 
     rollouts, chats = samples.scored.rollouts, "messages"
     texts = {"prompt": rollouts.prompts, "response": rollouts.responses}
-    found = {name: pyarrow.array(map(_encodable, rows), pyarrow.string()) for name, rows in texts.items()}
+    found = {name: pyarrow.array(map(encodable, rows), pyarrow.string()) for name, rows in texts.items()}
     if chats not in rollouts.columns:
         return found
     talks = [
@@ -135,10 +139,10 @@ def _texts(samples: StepSamples) -> dict[str, pyarrow.Array]:
 
 
 def _message(message: Mapping[str, Any]) -> dict[str, str]:
-    return {key: _encodable(message.get(key)) for key in ("role", "content")}
+    return {key: encodable(message.get(key)) for key in ("role", "content")}
 
 
-def _encodable(value: Any) -> str:
+def encodable(value: Any) -> str:
     """A text as a file can hold it: half of a surrogate pair, which is no character, becomes `?`; another value becomes
     JSON."""
     text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)

@@ -22,8 +22,9 @@ BACKLOG = 1024
 
 
 @contextmanager
-def listening(serving: ServingConfig) -> Iterator[socket.socket]:
-    """Context with a socket at the configured address. ConfigError if it is taken, or not of this machine."""
+def listening(serving: ServingConfig, said_by: str = "serving.port") -> Iterator[socket.socket]:
+    """Context with a socket at the configured address. ConfigError if it is taken, or not of this machine. `said_by`:
+    the key or option that says the port."""
     host, port = serving.host, serving.port
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     with closing(socket.socket(family, socket.SOCK_STREAM)) as found:
@@ -33,9 +34,9 @@ def listening(serving: ServingConfig) -> Iterator[socket.socket]:
             found.listen(BACKLOG)
         except OSError as error:
             taken = error.errno == errno.EADDRINUSE
-            fix = "stop what listens there, or set serving.port to another one (0: any free one)"
+            fix = f"stop what listens there, or set {said_by} to another one (0: any free one)"
             raise ConfigError(
-                f"serving.port={port}: the port is in use at {host}; {fix}"
+                f"{said_by}={port}: the port is in use at {host}; {fix}"
                 if taken
                 else f"serving.host={host}, serving.port={port}: {error.strerror or error}; change them"
             ) from None

@@ -30,7 +30,8 @@ FORBIDDEN = {
 }
 ROOMS = {
     "orchestrator": {
-        "commands": "stages checks planning importing sizes data run timeline config",
+        "commands": "stages viewer checks planning importing sizes data run timeline config",
+        "viewer": "run report config",
         "stages": "ppo groups planning sizes data run report timeline config",
         "ppo": "groups data run report config",
         "checks": "sizes data run report timeline tracking config",

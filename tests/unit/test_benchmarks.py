@@ -34,6 +34,7 @@ from tests.benchmarks import (
     samples_written,
     serving_load,
     timeline,
+    viewer_answers,
 )
 from tests.unit.orchestrator.stages.served import EchoEngines, Letters, working
 from tests.unit.wiring.engines import FakeLLM, PlainDeepSpeed
@@ -118,6 +119,12 @@ def test_the_benchmark_of_the_files_of_samples(shown: Callable[..., list[list[st
     _, *rows = shown(samples_written, "--rows", 4, "--tokens", 8)
     assert [row[:3] for row in rows] == [["4", "8", "default"], ["4", "8", "all"]]
     assert all(number >= 0 for row in rows for number in numbers(row)) and len(numbers(rows[0])) == 5
+
+
+def test_the_benchmark_of_the_viewers_answers(shown: Callable[..., list[list[str]]]) -> None:
+    _, *rows = shown(viewer_answers, "--samples", 40, "--steps", 1, 4, "--tokens", 8)
+    assert [row[0] for row in rows] == ["1"] * 10 + ["4"] * 10
+    assert all(len(numbers(row)) == 3 and min(numbers(row)) >= 0 for row in rows)
 
 
 def test_the_benchmark_of_the_timeline(shown: Callable[..., list[list[str]]]) -> None:
@@ -237,7 +244,7 @@ def test_the_load_on_a_served_policy(shown: Callable[..., list[list[str]]]) -> N
 
 
 def test_no_benchmark_is_left_out() -> None:
-    modules = (driver_bytes, gpu, long_context, lora, plan_order, ppo_step, samples_written, serving_load, timeline)
+    modules = (driver_bytes, gpu, long_context, lora, plan_order, ppo_step, samples_written, serving_load)
     elsewhere = {"soak.py", "remedies.py"}  # test_soak.py, test_remedies.py
-    run = {*(Path(module.__file__).name for module in modules), *elsewhere}
+    run = {*(Path(module.__file__).name for module in (*modules, timeline, viewer_answers)), *elsewhere}
     assert {file.name for file in FOLDER.glob("*.py")} == run

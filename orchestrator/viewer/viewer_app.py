@@ -1,0 +1,171 @@
+"""The viewer over HTTP: requests of the page flow in, answers flow out as JSON. It only reads.
+
+Requests under any other name than this machine's own are refused, so that no page of a stranger can ask (DNS
+rebinding), and the page may load and run nothing but its own files.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from importlib.resources import files
+from typing import Annotated, Any
+
+from fastapi import FastAPI, HTTPException, Query, Request
+from starlette.middleware.trustedhost import TrustedHostMiddleware
+from starlette.responses import HTMLResponse, JSONResponse, Response
+
+from orchestrator.report.page import own_file
+from orchestrator.report.run_files import finite
+from orchestrator.viewer.answers import MOST_ROWS, Answers, Place
+from orchestrator.viewer.errors import NotThere
+from orchestrator.viewer.sample_query import Condition, SampleQuery
+from orchestrator.viewer.shelf import Shelf
+
+HOSTS = ["127.0.0.1", "localhost"]
+"""Names by which a browser on this machine, or through a tunnel to it, asks."""
+POLICY = (
+    "default-src 'none'; script-src 'self'; style-src 'self' 'unsafe-inline'; img-src 'self' data: blob:; "
+    "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+)
+"""Content-Security-Policy. Plotly styles what it draws, so styles may stand in the page; scripts may not."""
+HEADERS = {
+    "Content-Security-Policy": POLICY,
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "no-referrer",
+    "Cross-Origin-Resource-Policy": "same-origin",
+    "Cache-Control": "no-store",
+}
+STATIC = ("viewer.css", "common.js", "page.js", "curves.js", "samples.js", "sample.js")
+"""Files of this folder that the page loads."""
+SHARED = ("colours.css", "report.js")
+"""Files of the report that it loads too."""
+
+Run = Annotated[str, Query(description="Name of a run, as /api/runs has it.")]
+Runs = Annotated[list[str], Query(min_length=1, max_length=8)]
+At = Annotated[str, Query(description="40: a training step; e0: the first evaluation.")]
+Row = Annotated[int, Query(ge=0)]
+Offset = Annotated[int, Query(ge=0, le=10**9)]
+Limit = Annotated[int, Query(ge=1, le=MOST_ROWS)]
+Search = Annotated[str, Query(max_length=1000)]
+Where = Annotated[list[str], Query(max_length=20)]
+
+
+class PlainJson(JSONResponse):
+    """JSON of ASCII characters, with `null` for what is not finite."""
+
+    def render(self, content: Any) -> bytes:
+        return json.dumps(finite(content), allow_nan=False).encode()
+
+
+def viewer_app(shelf: Shelf) -> FastAPI:
+    """The application."""
+    app = FastAPI(title="Tetrarch", default_response_class=PlainJson, docs_url=None, redoc_url=None, openapi_url=None)
+    app.add_middleware(TrustedHostMiddleware, allowed_hosts=HOSTS)
+    app.exception_handler(NotThere)(_refusal(404))
+    app.exception_handler(ValueError)(_refusal(400))
+
+    @app.middleware("http")
+    async def guarded(request: Request, call_next: Any) -> Response:
+        response: Response = await call_next(request)
+        for name, value in HEADERS.items():
+            response.headers.setdefault(name, value)
+        return response
+
+    routes = ViewerRoutes(Answers(shelf))
+    app.get("/", response_class=HTMLResponse)(routes.page)
+    app.get("/static/{name}")(routes.static)
+    app.get("/api/runs")(routes.runs)
+    app.get("/api/run")(routes.run)
+    app.get("/api/charts")(routes.charts)
+    app.get("/api/samples")(routes.samples)
+    app.get("/api/sample")(routes.sample)
+    app.get("/api/same-prompt")(routes.same_prompt)
+    app.get("/api/pairs")(routes.pairs)
+    return app
+
+
+class ViewerRoutes:
+    """What answers each path."""
+
+    def __init__(self, answers: Answers) -> None:
+        self._answers = answers
+
+    def page(self) -> str:
+        """The page."""
+        return _file("viewer.html")
+
+    def static(self, name: str) -> Response:
+        """Style and scripts, by their names alone."""
+        kind = "text/css" if name.endswith(".css") else "text/javascript"
+        if name == "plotly.js":
+            from plotly.offline import get_plotlyjs
+
+            return Response(get_plotlyjs(), media_type=kind, headers={"Cache-Control": "max-age=86400"})
+        if name not in (*STATIC, *SHARED):
+            raise HTTPException(404, f"{name} is no file of the viewer")
+        return Response(own_file(name) if name in SHARED else _file(name), media_type=kind)
+
+    def runs(self) -> Any:
+        """All runs."""
+        return self._answers.runs()
+
+    def run(self, run: Run) -> Any:
+        """The head of a run."""
+        return self._answers.run(run)
+
+    def charts(self, run: Runs, metric: Annotated[list[str], Query(max_length=40)] = []) -> Any:  # noqa: B006
+        """Figures for Plotly."""
+        return self._answers.charts(run, metric)
+
+    def samples(
+        self,
+        run: Run,
+        at: At,
+        search: Search = "",
+        where: Where = [],  # noqa: B006  (FastAPI copies it)
+        sort: str = "",
+        descending: bool = False,
+        offset: Offset = 0,
+        limit: Limit = 50,
+    ) -> Any:
+        """A page of a step's samples."""
+        query = SampleQuery(search, [Condition.parse(one) for one in where], sort, descending)
+        return self._answers.samples(Place.parse(run, at), query, offset, limit)
+
+    def sample(self, run: Run, at: At, row: Row) -> Any:
+        """One sample."""
+        return self._answers.sample(Place.parse(run, at), row)
+
+    def same_prompt(self, run: Run, at: At, row: Row, other: Annotated[list[str], Query(max_length=8)] = []) -> Any:  # noqa: B006
+        """The samples to the same prompt."""
+        return self._answers.same_prompt(Place.parse(run, at), row, other)
+
+    def pairs(
+        self,
+        run: Run,
+        at: At,
+        other: Run,
+        other_at: At,
+        search: Search = "",
+        where: Where = [],  # noqa: B006
+        sort: str = "",
+        descending: bool = False,
+        offset: Offset = 0,
+        limit: Limit = 50,
+    ) -> Any:
+        """A page of the samples of two runs, paired by prompt."""
+        query = SampleQuery(search, [Condition.parse(one) for one in where], sort, descending)
+        return self._answers.pairs(Place.parse(run, at), Place.parse(other, other_at), query, offset, limit)
+
+
+def _file(name: str) -> str:
+    return (files(__package__) / name).read_text(encoding="utf-8")
+
+
+def _refusal(status: int) -> Callable[[Request, Exception], JSONResponse]:
+    def refused(request: Request, error: Exception) -> JSONResponse:
+        message = error.args[0] if error.args else type(error).__name__
+        return PlainJson({"error": {"message": str(message)}}, status_code=status, headers=HEADERS)
+
+    return refused

@@ -1,0 +1,197 @@
+"""The viewer's page in a real browser (Chromium, where it is installed): what a reader sees, does and cannot run."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from urllib.parse import urlencode
+
+import pytest
+
+from orchestrator.config.serving import ServingConfig
+from orchestrator.report.run_files import read_record, write_state
+from orchestrator.stages.http_server import answering, listening, url_of
+from orchestrator.viewer.shelf import Shelf
+from orchestrator.viewer.viewer_app import viewer_app
+from tests.unit.chromium import CHROMIUM, Browser, browser
+from tests.unit.orchestrator.viewer.written_runs import (
+    ROWS,
+    Said,
+    a_run,
+    an_evaluation,
+    report_step,
+    step_samples_of,
+    words,
+    writing,
+)
+
+pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="needs chromium")
+
+HOSTILE = ("<script>window.ran = 1</script>", '"><img src=x onerror="window.ran = 2">', "<svg onload=window.ran=3>")
+"""Texts that must stay texts."""
+ROW = "document.querySelectorAll('#table tbody tr')"
+
+
+class Page:
+    """The page of a viewer."""
+
+    def __init__(self, page: Browser, url: str) -> None:
+        self.browser, self._url = page, url
+
+    def open(self, ready: str, **shown: str) -> None:
+        self.browser.open(f"{self._url}/?{urlencode(shown)}", ready)
+
+    def texts(self, where: str) -> list[str]:
+        """The texts of all elements that a selector finds, as they are seen."""
+        script = f"JSON.stringify([...document.querySelectorAll({json.dumps(where)})].map(one => one.innerText.trim()))"
+        found: list[str] = json.loads(self.browser.evaluate(script))
+        return found
+
+    def text(self, where: str) -> str:
+        (found,) = self.texts(where)
+        return found
+
+    def press(self, *keys: str) -> None:
+        for key in keys:
+            self.browser.press(key)
+
+
+@contextmanager
+def viewing(profile: Path, *folders: Path) -> Iterator[Page]:
+    with (
+        listening(ServingConfig(port=0)) as found,
+        answering(viewer_app(Shelf(folders)), found),
+        browser(profile) as page,
+    ):
+        page.call("Log.enable")
+        yield Page(page, url_of(found))
+
+
+def test_what_a_model_wrote_in_a_step_is_found_by_curve_search_sort_filter_and_keys(tmp_path: Path) -> None:
+    runs = a_run(tmp_path / "first"), a_run(tmp_path / "second", steps=2, rows=ROWS[1:])
+    with viewing(tmp_path / "profile", *runs) as page:
+        # Two runs that are named are laid over each other.
+        page.open("document.querySelectorAll('#charts .main-svg').length")
+        assert page.texts(".run-state strong") == ["first", "second"]
+        assert "score/mean" in page.texts("#charts h3")
+        traces = "[...document.querySelectorAll('#charts figure')][0].querySelector('.plot').data.map(one => one.name)"
+        assert [name.split(" ")[0] for name in page.browser.evaluate(traces)] == ["first", "second"]
+        # A chart of any metric.
+        page.browser.evaluate(
+            "(() => { const box = document.getElementById('metric'); box.value = 'response/length_mean';"
+            " box.dispatchEvent(new Event('change')); })()"
+        )
+        page.browser.wait("document.querySelector('#charts h3').innerText === 'response/length_mean'")
+        # Pairs by prompt, from the best to the worst for the second run.
+        page.press("2")
+        page.browser.wait(f"{ROW}.length === 2")
+        assert page.texts("#table td.prompt") == [ROWS[1].prompt, ROWS[2].prompt]
+        # One run alone: its step 3, sorted and filtered.
+        page.open(f"{ROW}.length === 3", run=str(runs[0]), tab="samples")
+        assert page.browser.evaluate("document.getElementById('step').value") == "3"  # the newest
+        page.press("[")
+        page.browser.wait("document.getElementById('step').value === '2'")
+        page.browser.wait(f"{ROW}[0].innerText.includes('it is red 2')")
+        page.browser.evaluate("document.querySelector('#table th.score button').click()")
+        page.browser.wait(f"{ROW}[0].innerText.includes('Small')")
+        assert page.texts("#table td.number.tint") == ["3.000", "1.500", "−0.500"]
+        page.browser.evaluate("document.querySelector('[data-where=\"finished=false\"]').click()")
+        page.browser.wait(f"{ROW}.length === 1")
+        assert "old river" in page.text("#table tbody tr") and page.text("#summary strong") == "1 of 3"
+        page.browser.evaluate("document.querySelector('[data-where=\"finished=false\"]').click()")
+        page.browser.wait(f"{ROW}.length === 3")
+        page.press("/", *"SHIP")
+        page.browser.wait(f"{ROW}.length === 1")
+        # Opened, its tokens are coloured; the keyboard goes through them.
+        page.press("Enter")
+        page.browser.wait("document.querySelectorAll('.token').length")
+        assert "".join(page.texts(".token")).replace(" ", "") == "aSmallengine2"
+        page.browser.wait("document.querySelector('#same table')")
+        assert page.texts("#same tbody tr button") == ["step 1", "step 2", "step 3"]
+        amounts = "[...document.querySelectorAll('.token.plus')].map(one => one.style.getPropertyValue('--amount'))"
+        assert len(page.browser.evaluate(amounts)) == len(page.texts(".token"))
+        page.press("ArrowRight", "ArrowRight")
+        begin = len(words().encode(ROWS[2].prompt))
+        assert f"{2 + 0.01 * (begin + 1):.3f}" in page.text("#readout") and " 2/" in page.text("#readout")
+        page.press("c", "c")
+        assert page.browser.evaluate("document.getElementById('colour').value") == "advantage"
+        assert "entropy: no setting records it" in page.browser.evaluate(
+            "document.querySelector('.missing').textContent"
+        )
+        page.press("Escape")
+        page.browser.wait("document.getElementById('sample').hidden")
+        assert page.text("#problem") == ""
+
+
+def test_foreign_text_is_only_text_wherever_it_stands(tmp_path: Path) -> None:
+    chat = tuple({"role": role, "content": text} for role, text in (("user", HOSTILE[0]), ("system", HOSTILE[2])))
+    rows = [
+        Said(text, other, float(place)) for place, (text, other) in enumerate(zip(HOSTILE, HOSTILE[::-1], strict=True))
+    ]
+    hostile = [replace(rows[0], chat=chat), *rows[1:]]
+    run = tmp_path / 'x"><img src=x onerror="window.ran = 4">'
+    with writing(run, title=HOSTILE[1], facts={HOSTILE[0]: HOSTILE[1]}) as report:
+        report.evaluation(an_evaluation(0, HOSTILE[1], hostile))
+        report_step(report, step_samples_of(1, hostile, named={f"reward/{HOSTILE[1]}": 1.0}))
+        report.sync()
+    state = read_record(run).state
+    write_state(run, replace(state, status="failed", error=HOSTILE[1], ended=HOSTILE[0]))
+    with (run / "metrics.jsonl").open("a") as file:
+        file.write(json.dumps({"step": 2, f"reward/{HOSTILE[1]}/mean": 1.0, HOSTILE[0]: 2.0}) + "\n")
+    alert = {"step": 1, "rule": HOSTILE[0], "seen": HOSTILE[1], "means": HOSTILE[2]}
+    (run / "alerts.jsonl").write_text(json.dumps(alert) + "\n")
+    with viewing(tmp_path / "profile", run) as page:
+        page.open(
+            "document.querySelectorAll('#charts .main-svg').length", tab="curves", metric=f"reward/{HOSTILE[1]}/mean"
+        )
+        for place in range(3):
+            page.open("document.querySelector('#same h3')", tab="samples", at="1", row=str(place))
+        assert HOSTILE[0] in page.texts("#table td.response")
+        page.open("document.querySelector('#same h3')", tab="samples", at="e0", row="0")
+        page.open(f"{ROW}.length", tab="samples", at="1", where=f"prompt~{HOSTILE[1]}", search=HOSTILE[1])
+        page.open("!document.getElementById('problem').hidden", tab="samples", at=HOSTILE[1], sort=HOSTILE[0])
+        assert HOSTILE[1] in page.text("#problem")
+        planted = "document.querySelectorAll('body script, img, body svg[onload], [onerror]').length"
+        assert page.browser.evaluate("window.ran === undefined") and page.browser.evaluate(planted) == 0
+
+
+def test_a_running_run_is_followed(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    with writing(run, steps=9) as report:
+        report_step(report, step_samples_of(1, ROWS))
+        report.sync()
+        with viewing(tmp_path / "profile", run) as page:
+            page.open(f"{ROW}.length === 3", tab="samples")
+            assert page.browser.evaluate("document.getElementById('step').value") == "1"
+            report_step(report, step_samples_of(2, ROWS[:2]))
+            report.sync()
+            page.browser.wait("document.getElementById('step').value === '2'")
+            page.browser.wait(f"{ROW}.length === 2")
+            # A step that is being read stays.
+            page.press("[")
+            page.browser.wait("document.getElementById('step').value === '1'")
+            report_step(report, step_samples_of(3, ROWS))
+            report.sync()
+            page.browser.wait("document.querySelector('#state').innerText.includes('step 3 of 9')")
+            assert page.browser.evaluate("document.getElementById('step').value") == "1"
+
+
+def test_chats_are_turns_and_the_page_fits_small_and_dark_windows(tmp_path: Path) -> None:
+    chat = ({"role": "system", "content": "be kind"}, {"role": "user", "content": "who are you?"})
+    said = Said("<|im_start|>system\nbe kind<|im_end|>\n<|im_start|>user\nwho are you?", "a poem", chat=chat)
+    run = a_run(tmp_path / "run", steps=1, rows=[said, replace(said, finished=False)])
+    with viewing(tmp_path / "profile", run) as page:
+        for width, dark in ((1280, False), (700, True), (380, False)):
+            page.browser.look(width, 800, dark)
+            page.open("document.querySelector('#same h3')", tab="samples", at="1", row="1")
+            assert page.texts(".said .who") == ["system", "user", "response"]
+            assert [text for text in page.texts(".said .words") if "im_start" in text] == []
+            assert page.texts("td.prompt .line") == ["who are you?"] * 2
+            covered = "document.querySelector('.list').offsetParent === null"
+            assert page.browser.evaluate(covered) == (width < 900)  # in a small window the sample covers the table
+            assert page.browser.evaluate("document.documentElement.scrollWidth <= window.innerWidth")
+            colour = page.browser.evaluate("getComputedStyle(document.body).backgroundColor")
+            assert (colour == "rgb(16, 20, 26)") == dark
