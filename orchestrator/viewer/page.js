@@ -92,7 +92,7 @@ function drawHead() {
 function stateOf(head, place) {
   const kind = { done: "done", failed: "failed", damaged: "failed", running: "running" }[head.state] ?? "unfinished";
   const step = head.steps ? `step ${head.step} of ${head.steps}` : `step ${head.step}`;
-  const facts = head.numbers.map(([name, value]) => element("span", {}, element("span", { className: "soft" }, `${name} `), value));
+  const facts = head.numbers.map(([name, value]) => element("span", {}, element("span", { className: "soft" }, `${name} `), value.replace(/^-/, "\u2212")));
   if (head.alerts.length) facts.push(element("details", { className: "menu" }, element("summary", { className: "warned" }, `${number(head.alerts.length)} alert${head.alerts.length > 1 ? "s" : ""}`), element("div", { className: "sheet alerts" }, ...head.alerts.map((text) => element("p", {}, text)))));
   if (head.set_aside.length) {
     const text = `made after the checkpoint from which the run went on; to see it: tetrarch view ${head.set_aside.join(" ")}`;

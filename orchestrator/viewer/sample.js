@@ -103,8 +103,10 @@ function conversation(side, place, colour) {
   const count = side.tokens.count;
   const found = [];
   const asked = messages ? messages.slice(0, firstAnswer(side)) : [];
-  if (messages) found.push(...asked.map((one) => bubble(one.role, words(one.content))));
-  else if (side.prompt !== null) found.push(bubble("prompt", words(side.prompt)));
+  if (place === 0) { // the prompt of the other run's sample is the same
+    if (messages) found.push(...asked.map((one) => bubble(one.role, words(one.content))));
+    else if (side.prompt !== null) found.push(bubble("prompt", words(side.prompt)));
+  }
   if (count) found.push(...turns(side).map(([made, from, to]) => bubble(made ? "response" : "environment", tokensOf(side, place, colour, from, to), made)));
   else if (messages) found.push(...messages.slice(asked.length).map((one) => bubble(one.role, words(one.content), one.role === "assistant")));
   else found.push(bubble("response", words(side.response), true));

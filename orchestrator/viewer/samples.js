@@ -6,7 +6,8 @@ import { closeSample, openSample, sampleIsOpen } from "./sample.js";
 const PAGE = 50;
 const HIDDEN = ["step", "seed", "version", "prompt_id", "response_id", "prompt_length", "trained", "other_row", "row"];
 const PAIR = ["score", "other_score", "difference", "prompt", "response", "other_response"];
-const TITLES = { kl: "KL", other_kl: "KL", other_score: "score", other_response: "response", other_length: "length", other_finished: "finished", difference: "Δ score", finished: "finished" };
+const TITLES = { kl: "KL", other_kl: "KL", other_score: "score", other_response: "response", other_length: "length", other_finished: "finished", difference: "Δ score" };
+const HEADINGS = { finished: "cut", other_finished: "cut" };
 const OPERATORS = { number: [">=", "<=", "=", "!=", ">", "<"], flag: ["="], text: ["~", "=", "!="] };
 const NAMES = { ">=": "≥", "<=": "≤", "=": "is", "!=": "is not", "~": "has", ">": ">", "<": "<" };
 
@@ -130,7 +131,12 @@ function shownColumns() {
   return names.filter((name) => own[name] ?? usual.includes(name)).sort((one, other) => order(one) - order(other));
 }
 
-const title = (name, whole = false) => (whole && state.beside && (name.startsWith("other_") || PAIR.includes(name) && name !== "prompt" && name !== "difference") ? `${TITLES[name] ?? name}, ${heads[name.startsWith("other_") ? state.beside : state.run].short}` : TITLES[name] ?? name);
+/** Of a pair: whether a column is that of one of the two runs, and of which. */
+const ofOneRun = (name) => !["prompt", "prompt_id", "difference"].includes(name);
+const runOf = (name) => heads[name.startsWith("other_") ? state.beside : state.run].short;
+
+/** How a column is called; `whole`: with its run. */
+const title = (name, whole = false) => (TITLES[name] ?? name) + (whole && state.beside && ofOneRun(name) ? `, ${runOf(name)}` : "");
 
 function drawTable(nothing = "No sample matches.") {
   const kinds = Object.fromEntries(page.columns.map((one) => [one.name, one.kind]));
@@ -139,7 +145,8 @@ function drawTable(nothing = "No sample matches.") {
   const most = Math.max(...page.rows.flatMap((row) => ["score", "other_score", "difference"].map((name) => Math.abs(row[name] ?? 0))), 1e-9);
   const head = element("tr", {}, element("th", { scope: "col", className: "number soft" }, "#"), ...names.map((name) => {
     const sorted = state.sort === name;
-    const button = element("button", { title: `Sort by ${name}`, onclick: () => sortBy(name) }, title(name, true), sorted ? (state.descending ? " ↓" : " ↑") : "");
+    const mark = state.beside && ofOneRun(name) ? element("span", { className: `swatch c${name.startsWith("other_") ? 1 : 0}`, title: runOf(name) }) : null;
+    const button = element("button", { title: `Sort by ${title(name, true)}`, onclick: () => sortBy(name) }, mark, HEADINGS[name] ?? title(name), sorted ? (state.descending ? " ↓" : " ↑") : "");
     return element("th", { scope: "col", className: `${kinds[name]} ${name.replace(/\W/g, "-")}`, "aria-sort": sorted ? (state.descending ? "descending" : "ascending") : "none" }, button);
   }));
   const rows = page.rows.map((row) => {

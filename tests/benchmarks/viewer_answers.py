@@ -1,6 +1,6 @@
 """Milliseconds in which the viewer answers its page, from runs with many samples: all in one step, and in many steps.
 
-Asked over HTTP without a network. `first` is the first time, when files are read; `again` is the median of the next five.
+Asked over HTTP without a network. `first`: the first time, when files are read; `again`: median of the next five.
 
     .venv/bin/python -m tests.benchmarks.viewer_answers [--samples 100000] [--steps 1 200] [--tokens 64]
 """

@@ -37,7 +37,7 @@ class Browser:
     def open(self, url: str, ready: str) -> None:
         """Open an address and wait until the page is complete and the expression `ready` is true in it."""
         self.call("Page.navigate", url=url)
-        self.wait(f"document.readyState === 'complete' && !!({ready})")
+        self.wait(f"document.readyState === 'complete' && ({ready})")
 
     def evaluate(self, script: str) -> Any:
         """The value of an expression; a promise is awaited."""
@@ -48,7 +48,7 @@ class Browser:
     def wait(self, ready: str, seconds: float = 60.0) -> None:
         """Wait until an expression is true."""
         until = time.monotonic() + seconds
-        while not self.evaluate(ready):
+        while not self.evaluate(f"!!({ready})"):
             assert time.monotonic() < until, f"not true within {seconds} s: {ready}"
             time.sleep(0.02)
 
