@@ -19,6 +19,7 @@ ROLLOUT = "tests/integration/test_rollout.py"
 TRANSFER = "tests/integration/test_weight_transfer.py"
 HELD_STATE = "tests/unit/roles/zero/test_held_state.py"
 REPORT = "tests/unit/orchestrator/report/test_page.py"
+VIEWER = "tests/unit/orchestrator/viewer/test_viewer_app.py"
 
 FAULTS = (
     Fault(
@@ -447,6 +448,41 @@ FAULTS = (
         "showSendToCloud: false",
         "showSendToCloud: true",
         REPORT,
+    ),
+    Fault(
+        "any page may ask the viewer",
+        "orchestrator/viewer/viewer_app.py",
+        "allowed_hosts=HOSTS",
+        'allowed_hosts=["*"]',
+        VIEWER,
+    ),
+    Fault(
+        "any script may run in the viewer",
+        "orchestrator/viewer/viewer_app.py",
+        "script-src 'self'",
+        "script-src 'self' 'unsafe-inline'",
+        VIEWER,
+    ),
+    Fault(
+        "the viewer reads any folder",
+        "orchestrator/viewer/shelf.py",
+        "if name not in self._runs:",
+        "if not Path(name).is_dir():",
+        VIEWER,
+    ),
+    Fault(
+        "the viewer takes a sample of another row",
+        "orchestrator/viewer/sample_store.py",
+        "row + shifts[home]",
+        "row - begins[home]",
+        VIEWER,
+    ),
+    Fault(
+        "tokens are coloured by the reference's surprise",
+        "orchestrator/viewer/token_numbers.py",
+        "lambda policy, reference: policy - reference",
+        "lambda policy, reference: reference - policy",
+        "tests/unit/orchestrator/viewer/test_token_numbers.py",
     ),
     Fault(
         "a metric that nobody declared is written",

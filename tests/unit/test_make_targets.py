@@ -83,6 +83,7 @@ FIGURES = {
 """Section of a README with measured figures → the command that measures them again, which it names."""
 
 SAID = {
+    "orchestrator/README.md: Looking at what a run writes",  # how often a run is looked at
     "configs/README.md: All keys",  # defaults and bounds
     "orchestrator/README.md: Metrics",  # descriptions
     "cluster/README.md: Placement",  # a deadline

@@ -16,9 +16,10 @@ def test_the_wheel_holds_the_files_that_are_no_python(tmp_path: Path) -> None:
     (wheel,) = tmp_path.glob("*.whl")
     with ZipFile(wheel) as archive:
         packed = set(archive.namelist())
-    suffixes = (".css", ".jinja", ".js", ".yaml", ".py")
+    suffixes = (".css", ".html", ".jinja", ".js", ".yaml", ".py")
     ours = {
         str(f.relative_to(ROOT)) for package in PACKAGES for f in (ROOT / package).rglob("*") if f.suffix in suffixes
     }
     assert {"orchestrator/report/report.css", "orchestrator/report/report.html.jinja"} <= ours
+    assert {"orchestrator/viewer/viewer.html", "orchestrator/stages/serving_page.html"} <= ours
     assert ours - packed == set()

@@ -10,12 +10,15 @@ from pathlib import Path
 from urllib.parse import urlencode
 
 import pytest
+from PIL import Image
 
 from orchestrator.config.serving import ServingConfig
 from orchestrator.report.run_files import read_record, write_state
 from orchestrator.stages.http_server import answering, listening, url_of
 from orchestrator.viewer.shelf import Shelf
 from orchestrator.viewer.viewer_app import viewer_app
+from tests import viewer_picture
+from tests.readmes import ROOT
 from tests.unit.chromium import CHROMIUM, Browser, browser
 from tests.unit.orchestrator.viewer.written_runs import (
     ROWS,
@@ -156,6 +159,16 @@ def test_foreign_text_is_only_text_wherever_it_stands(tmp_path: Path) -> None:
         assert HOSTILE[1] in page.text("#problem")
         planted = "document.querySelectorAll('body script, img, body svg[onload], [onerror]').length"
         assert page.browser.evaluate("window.ran === undefined") and page.browser.evaluate(planted) == 0
+
+
+def test_the_picture_of_the_readme_can_be_drawn_again(tmp_path: Path) -> None:
+    run, file = a_run(tmp_path / "run", steps=1), tmp_path / "viewer.png"
+    viewer_picture.draw(run, step=1, row=0, output=file)
+    with Image.open(file) as image:
+        assert image.size == (viewer_picture.WIDTH, viewer_picture.HEIGHT)
+        assert len(image.convert("RGB").getcolors(10**6) or ()) > 20  # something is to be seen
+    there = ROOT / "orchestrator/viewer.png"
+    assert there.stat().st_size < 150_000
 
 
 def test_a_running_run_is_followed(tmp_path: Path) -> None:
