@@ -24,7 +24,7 @@ from orchestrator.report.run_files import ALERTS_FILE, kept_samples, read_lines
 from orchestrator.viewer.errors import NotThere
 from orchestrator.viewer.sample_pairs import sample_pairs
 from orchestrator.viewer.sample_query import SampleQuery, matching, summary
-from orchestrator.viewer.sample_store import MESSAGES, SampleStore, evaluation_table
+from orchestrator.viewer.sample_store import CHAT_COLUMN, SampleStore, evaluation_table
 from orchestrator.viewer.shelf import Shelf
 from orchestrator.viewer.token_numbers import token_numbers
 from orchestrator.viewer.token_texts import TokenTexts
@@ -38,8 +38,8 @@ EXACT = 2**53
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
-    """Where samples stand. Example: `Place("runs/smoke", step=40)`."""
+class SamplePlace:
+    """Where samples stand. Example: `SamplePlace("runs/smoke", step=40)`."""
 
     run: str
     step: int = 0
@@ -47,7 +47,7 @@ class Place:
     """Which evaluation; None: a training step."""
 
     @classmethod
-    def parse(cls, run: str, at: str) -> Place:
+    def parse(cls, run: str, at: str) -> SamplePlace:
         """`at`: `40` is a training step, `e2` the third evaluation. ValueError otherwise."""
         kind, digits = at[:1] == "e", at.removeprefix("e")
         if not (digits.isascii() and digits.isdigit() and len(digits) < 10):
@@ -55,9 +55,11 @@ class Place:
         return cls(run, evaluation=int(digits)) if kind else cls(run, step=int(digits))
 
 
-class Answers:
-    """Answers from the files of the runs on a shelf. NotThere: there is no such thing; ValueError: a file is damaged,
-    or what is asked makes no sense."""
+class ViewerAnswers:
+    """Answers from the files of the runs on a shelf.
+
+    NotThere: there is no such thing. ValueError: a file is damaged, or what is asked makes no sense.
+    """
 
     def __init__(self, shelf: Shelf) -> None:
         self._shelf, self._store, self._texts = shelf, SampleStore(), TokenTexts()
@@ -103,7 +105,7 @@ class Answers:
             cards += run_cards(named)
         return [asdict(card) for card in cards]
 
-    def samples(self, place: Place, query: SampleQuery, offset: int, limit: int) -> dict[str, Any]:
+    def samples(self, place: SamplePlace, query: SampleQuery, offset: int, limit: int) -> dict[str, Any]:
         """A page of a step's samples, and what all that match have in common."""
         table = self._table(place, query.reads_texts)
         rows = matching(table, query)
@@ -114,7 +116,7 @@ class Answers:
         told = {"total": table.num_rows, "matching": len(rows), "rows": shown, "columns": _columns(self._schema(place))}
         return {**told, "summary": summary(table, rows)}
 
-    def sample(self, place: Place, row: int) -> dict[str, Any]:
+    def sample(self, place: SamplePlace, row: int) -> dict[str, Any]:
         """One sample: its columns, its messages, its tokens and what was recorded of each."""
         whole = self._whole(place, row)
         record, run_dir = self._shelf.record(place.run), self._shelf.folder(place.run)
@@ -126,7 +128,7 @@ class Answers:
         return {
             "row": row,
             "columns": {key: _sent(value) for key, value in plain.items() if key not in ("prompt", "response")},
-            **{key: whole.get(key) for key in ("prompt", "response", MESSAGES, "generated")},
+            **{key: whole.get(key) for key in ("prompt", "response", CHAT_COLUMN, "generated")},
             "tokens": {
                 "ids": ids,
                 "texts": None if texts is None else [text for text, _ in texts],
@@ -137,7 +139,7 @@ class Answers:
             "recorded": {name: whole[name] for name in names if name in whole},
         }
 
-    def same_prompt(self, place: Place, row: int, others: Sequence[str]) -> list[dict[str, Any]]:
+    def same_prompt(self, place: SamplePlace, row: int, others: Sequence[str]) -> list[dict[str, Any]]:
         """The samples to the prompt of a sample, in all steps of its run and of `others`."""
         whole = self._whole(place, row)
         found = []
@@ -153,31 +155,33 @@ class Answers:
                         found.append({"run": name, **told, **_short(one)})
         return found
 
-    def pairs(self, one: Place, other: Place, query: SampleQuery, offset: int, limit: int) -> dict[str, Any]:
+    def pairs(
+        self, one: SamplePlace, other: SamplePlace, query: SampleQuery, offset: int, limit: int
+    ) -> dict[str, Any]:
         """A page of the samples of two places, paired by prompt."""
         paired = sample_pairs(self._table(one, texts=True), self._table(other, texts=True))
         rows = matching(paired, query)
         page = paired.take(rows[offset : offset + limit])
-        chats = self._rows(one, page["row"].to_pylist(), None, columns=(MESSAGES, "turns"))
+        chats = self._rows(one, page["row"].to_pylist(), None, columns=(CHAT_COLUMN, "turns"))
         shown = [_short({**pair, **chat}) for pair, chat in zip(page.to_pylist(), chats, strict=True)]
         told = {"total": paired.num_rows, "matching": len(rows), "rows": shown, "columns": _columns(paired.schema)}
         return {**told, "summary": summary(paired, rows)}
 
-    def _table(self, place: Place, texts: bool) -> pyarrow.Table:
+    def _table(self, place: SamplePlace, texts: bool) -> pyarrow.Table:
         if place.evaluation is not None:
             return evaluation_table(self._shelf.record(place.run).evaluations, place.evaluation)
         return self._store.table(self._shelf.folder(place.run), place.step, texts)
 
-    def _schema(self, place: Place) -> pyarrow.Schema:
+    def _schema(self, place: SamplePlace) -> pyarrow.Schema:
         if place.evaluation is not None:
             return self._table(place, texts=True).schema
         return self._store.schema(self._shelf.folder(place.run), place.step)
 
     def _rows(
-        self, place: Place, rows: Sequence[int], table: pyarrow.Table | None, columns: Sequence[str] = ()
+        self, place: SamplePlace, rows: Sequence[int], table: pyarrow.Table | None, columns: Sequence[str] = ()
     ) -> list[dict[str, Any]]:
         """Rows with what a table shows: what `table` has, texts and messages."""
-        wanted = columns or (*(table.column_names if table is not None else ()), "prompt", "response", MESSAGES)
+        wanted = columns or (*(table.column_names if table is not None else ()), "prompt", "response", CHAT_COLUMN)
         kept = self._schema(place).names
         names = [name for name in dict.fromkeys(wanted) if name in kept]
         if not rows or not names:
@@ -186,9 +190,9 @@ class Answers:
             found = self._table(place, texts=True).select(names).take(rows)
         else:
             found = self._store.rows(self._shelf.folder(place.run), place.step, rows, names)
-        return found.to_pylist()  # type: ignore[no-any-return]
+        return found.to_pylist()
 
-    def _whole(self, place: Place, row: int) -> dict[str, Any]:
+    def _whole(self, place: SamplePlace, row: int) -> dict[str, Any]:
         """A row with all that is kept of it."""
         if place.evaluation is None:
             return self._store.rows(self._shelf.folder(place.run), place.step, [row]).to_pylist()[0]
@@ -197,7 +201,7 @@ class Answers:
             raise NotThere(f"there is no such row: the evaluation shows {table.num_rows} samples")
         return table.slice(row, 1).to_pylist()[0]
 
-    def _nothing(self, place: Place) -> str:
+    def _nothing(self, place: SamplePlace) -> str:
         """Why nothing is recorded of any token there; empty if there is a file of the step."""
         if place.evaluation is not None:
             return "evaluations keep no numbers of tokens; samples of training steps do"
@@ -237,11 +241,11 @@ def _short(row: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _shortened(row: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
-    asked = [one["content"] for one in row.get(MESSAGES) or () if one["role"] == "user"]
+    asked = [one["content"] for one in row.get(CHAT_COLUMN) or () if one["role"] == "user"]
     for key, value in row.items():
         if key == "prompt" and asked:
             yield key, asked[0 if row.get("turns") else -1][:SHORTENED]
-        elif key != MESSAGES:
+        elif key != CHAT_COLUMN:
             yield key, value[:SHORTENED] if isinstance(value, str) else _sent(value)
 
 

@@ -23,12 +23,12 @@ from orchestrator.run.sample_files import encodable
 from orchestrator.run.sample_ledger import read_ledger
 from orchestrator.viewer.errors import NotThere
 
-KEPT = 6
+KEPT_TABLES = 6
 """Tables that stay in memory: the latest that were asked for."""
 MOST_STEPS = 200
 """Steps in which the same prompt is looked for: the latest."""
 TEXT_COLUMNS = ("prompt", "response")
-MESSAGES = "messages"
+CHAT_COLUMN = "messages"
 
 
 class SampleStore:
@@ -90,7 +90,7 @@ class SampleStore:
                 with reading(files[step]):
                     ids = parquet.ParquetFile(files[step]).read(["prompt_id"])["prompt_id"].to_pylist()
                     rows = [row for row, one in enumerate(ids) if one == prompt_id]
-                    found += _told(step, rows, self.rows(run_dir, step, rows, SHOWN), prompt)
+                    found += _told(step, rows, self.rows(run_dir, step, rows, TOLD_COLUMNS), prompt)
         for step, table in self._few(run_dir).items():
             if step not in files:
                 rows = [row for row, one in enumerate(table["prompt"].to_pylist()) if one == prompt]
@@ -117,7 +117,7 @@ class SampleStore:
                     steps.setdefault(line["step"], []).append(sample_from_json(line, judged=False))
                 return {step: as_table(rows) for step, rows in steps.items()}
 
-        return self._known((file,), file, read)  # type: ignore[no-any-return]
+        return self._known((file,), file, read)
 
     def _known(self, key: tuple[Any, ...], file: Path, read: Callable[[], Any]) -> Any:
         """What `read` gave when the file was as it is now."""
@@ -130,12 +130,12 @@ class SampleStore:
         found = read()
         with self._lock:
             self._tables[key] = found
-            while len(self._tables) > KEPT:
+            while len(self._tables) > KEPT_TABLES:
                 self._tables.popitem(last=False)
         return found
 
 
-SHOWN = ("score", "kl", "length", "finished", "prompt", "response")
+TOLD_COLUMNS = ("score", "kl", "length", "finished", "prompt", "response")
 """What is told of a sample beside others to the same prompt."""
 
 
@@ -144,7 +144,9 @@ def _told(step: int, rows: Sequence[int], table: pyarrow.Table, prompt: str | No
     found = []
     for row, one in zip(rows, table.to_pylist(), strict=True):
         if prompt is None or one.get("prompt") is None or one["prompt"] == prompt:
-            found.append({"step": step, "row": row, **{name: one.get(name) for name in SHOWN if name != "prompt"}})
+            found.append(
+                {"step": step, "row": row, **{name: one.get(name) for name in TOLD_COLUMNS if name != "prompt"}}
+            )
     return found
 
 
@@ -180,7 +182,7 @@ def as_table(rows: Sequence[SampleRow]) -> pyarrow.Table:
     form = pyarrow.list_(pyarrow.struct([("role", pyarrow.string()), ("content", pyarrow.string())]))
     chats = [_chat(row) for row in rows]
     if any(chats):
-        columns[MESSAGES] = pyarrow.array(chats, form)
+        columns[CHAT_COLUMN] = pyarrow.array(chats, form)
     return pyarrow.table(columns)
 
 

@@ -29,7 +29,7 @@ from orchestrator.run.resuming import SET_ASIDE
 from orchestrator.run.run_lock import seems_held
 from orchestrator.viewer.errors import NotThere
 
-READ = (METRICS_FILE, EVALUATION_FILE, SAMPLES_FILE, CONFIG_FILE, STATE_FILE)
+RECORD_FILES = (METRICS_FILE, EVALUATION_FILE, SAMPLES_FILE, CONFIG_FILE, STATE_FILE)
 """Files of a record."""
 
 
@@ -93,7 +93,7 @@ class Shelf:
     def record(self, name: str) -> RunRecord:
         """What the files of a run hold; read again when they have changed. ValueError for damaged files."""
         run_dir = self.folder(name)
-        state = _states(run_dir, READ)
+        state = _states(run_dir, RECORD_FILES)
         with self._lock:
             known = self._records.get(name)
         if known is None or known[0] != state:
@@ -104,7 +104,7 @@ class Shelf:
 
     def version(self, name: str) -> str:
         """Another text whenever a file of the run that the viewer shows has changed."""
-        return str(hash(_states(self.folder(name), (*READ, ALERTS_FILE, SAMPLES_FOLDER))))
+        return str(hash(_states(self.folder(name), (*RECORD_FILES, ALERTS_FILE, SAMPLES_FOLDER))))
 
     def line(self, name: str) -> RunLine:
         """The run's line in the list."""
@@ -129,7 +129,7 @@ class Shelf:
 
 def _states(run_dir: Path, names: Sequence[str]) -> tuple[tuple[int, int] | None, ...]:
     """Time and size of each file; None if it is missing."""
-    found = []
+    found: list[tuple[int, int] | None] = []
     for name in names:
         try:
             seen = (run_dir / name).stat()

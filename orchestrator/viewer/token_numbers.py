@@ -83,7 +83,13 @@ def token_numbers(row: Mapping[str, Any], nothing: str = "") -> list[dict[str, A
     """
     found = []
     for one in TOKEN_NUMBERS:
-        told = {"key": one.key, "label": one.label, "unit": one.unit, "about": one.about, "sign": one.sign}
+        told: dict[str, Any] = {
+            "key": one.key,
+            "label": one.label,
+            "unit": one.unit,
+            "about": one.about,
+            "sign": one.sign,
+        }
         columns = [row.get(name) for name in one.needs]
         missing = [name for name, column in zip(one.needs, columns, strict=True) if column is None]
         if not one.needs:

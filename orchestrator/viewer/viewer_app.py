@@ -12,25 +12,26 @@ from importlib.resources import files
 from typing import Annotated, Any
 
 from fastapi import FastAPI, HTTPException, Query, Request
+from pydantic import BaseModel, Field
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 from starlette.responses import HTMLResponse, JSONResponse, Response
 
 from orchestrator.report.page import own_file
 from orchestrator.report.run_files import finite
-from orchestrator.viewer.answers import MOST_ROWS, Answers, Place
+from orchestrator.viewer.answers import MOST_ROWS, SamplePlace, ViewerAnswers
 from orchestrator.viewer.errors import NotThere
 from orchestrator.viewer.sample_query import Condition, SampleQuery
 from orchestrator.viewer.shelf import Shelf
 
 HOSTS = ["127.0.0.1", "localhost"]
 """Names by which a browser on this machine, or through a tunnel to it, asks."""
-POLICY = (
+CONTENT_POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self' 'unsafe-inline'; img-src 'self' data: blob:; "
     "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 )
 """Content-Security-Policy. Plotly styles what it draws, so styles may stand in the page; scripts may not."""
 HEADERS = {
-    "Content-Security-Policy": POLICY,
+    "Content-Security-Policy": CONTENT_POLICY,
     "X-Content-Type-Options": "nosniff",
     "Referrer-Policy": "no-referrer",
     "Cross-Origin-Resource-Policy": "same-origin",
@@ -38,17 +39,56 @@ HEADERS = {
 }
 STATIC = ("viewer.css", "common.js", "page.js", "curves.js", "samples.js", "sample.js")
 """Files of this folder that the page loads."""
-SHARED = ("colours.css", "report.js")
+REPORT_STATIC = ("colours.css", "report.js")
 """Files of the report that it loads too."""
 
-Run = Annotated[str, Query(description="Name of a run, as /api/runs has it.")]
-Runs = Annotated[list[str], Query(min_length=1, max_length=8)]
-At = Annotated[str, Query(description="40: a training step; e0: the first evaluation.")]
-Row = Annotated[int, Query(ge=0)]
-Offset = Annotated[int, Query(ge=0, le=10**9)]
-Limit = Annotated[int, Query(ge=1, le=MOST_ROWS)]
-Search = Annotated[str, Query(max_length=1000)]
-Where = Annotated[list[str], Query(max_length=20)]
+Names = Annotated[list[str], Field(max_length=8)]
+"""Names of runs, as `/api/runs` has them."""
+
+
+class ChartsAsked(BaseModel):
+    """Which charts."""
+
+    run: Annotated[Names, Field(min_length=1)]
+    metric: Annotated[list[str], Field(max_length=40)] = []
+    """Keys of metrics, whose charts come first."""
+
+
+class SampleAsked(BaseModel):
+    """A sample."""
+
+    run: str
+    at: str
+    """`40`: a training step; `e0`: the first evaluation."""
+    row: int = Field(ge=0)
+    other: Names = []
+    """Runs in which the same prompt is looked for, too."""
+
+
+class SamplesAsked(BaseModel):
+    """A page of samples."""
+
+    run: str
+    at: str
+    search: str = Field(default="", max_length=1000)
+    where: Annotated[list[str], Field(max_length=20)] = []
+    """Conditions, such as `score>=0.5`."""
+    sort: str = ""
+    descending: bool = False
+    offset: int = Field(default=0, ge=0, le=10**9)
+    limit: int = Field(default=50, ge=1, le=MOST_ROWS)
+
+    @property
+    def query(self) -> SampleQuery:
+        """ValueError for what is no condition."""
+        return SampleQuery(self.search, [Condition.parse(one) for one in self.where], self.sort, self.descending)
+
+
+class PairsAsked(SamplesAsked):
+    """A page of samples beside those of another run."""
+
+    other: str
+    other_at: str
 
 
 class PlainJson(JSONResponse):
@@ -72,7 +112,7 @@ def viewer_app(shelf: Shelf) -> FastAPI:
             response.headers.setdefault(name, value)
         return response
 
-    routes = ViewerRoutes(Answers(shelf))
+    routes = ViewerRoutes(ViewerAnswers(shelf))
     app.get("/", response_class=HTMLResponse)(routes.page)
     app.get("/static/{name}")(routes.static)
     app.get("/api/runs")(routes.runs)
@@ -88,7 +128,7 @@ def viewer_app(shelf: Shelf) -> FastAPI:
 class ViewerRoutes:
     """What answers each path."""
 
-    def __init__(self, answers: Answers) -> None:
+    def __init__(self, answers: ViewerAnswers) -> None:
         self._answers = answers
 
     def page(self) -> str:
@@ -102,61 +142,39 @@ class ViewerRoutes:
             from plotly.offline import get_plotlyjs
 
             return Response(get_plotlyjs(), media_type=kind, headers={"Cache-Control": "max-age=86400"})
-        if name not in (*STATIC, *SHARED):
+        if name not in (*STATIC, *REPORT_STATIC):
             raise HTTPException(404, f"{name} is no file of the viewer")
-        return Response(own_file(name) if name in SHARED else _file(name), media_type=kind)
+        return Response(own_file(name) if name in REPORT_STATIC else _file(name), media_type=kind)
 
     def runs(self) -> Any:
         """All runs."""
         return self._answers.runs()
 
-    def run(self, run: Run) -> Any:
+    def run(self, run: str) -> Any:
         """The head of a run."""
         return self._answers.run(run)
 
-    def charts(self, run: Runs, metric: Annotated[list[str], Query(max_length=40)] = []) -> Any:  # noqa: B006
+    def charts(self, asked: Annotated[ChartsAsked, Query()]) -> Any:
         """Figures for Plotly."""
-        return self._answers.charts(run, metric)
+        return self._answers.charts(asked.run, asked.metric)
 
-    def samples(
-        self,
-        run: Run,
-        at: At,
-        search: Search = "",
-        where: Where = [],  # noqa: B006  (FastAPI copies it)
-        sort: str = "",
-        descending: bool = False,
-        offset: Offset = 0,
-        limit: Limit = 50,
-    ) -> Any:
+    def samples(self, asked: Annotated[SamplesAsked, Query()]) -> Any:
         """A page of a step's samples."""
-        query = SampleQuery(search, [Condition.parse(one) for one in where], sort, descending)
-        return self._answers.samples(Place.parse(run, at), query, offset, limit)
+        place = SamplePlace.parse(asked.run, asked.at)
+        return self._answers.samples(place, asked.query, asked.offset, asked.limit)
 
-    def sample(self, run: Run, at: At, row: Row) -> Any:
+    def sample(self, asked: Annotated[SampleAsked, Query()]) -> Any:
         """One sample."""
-        return self._answers.sample(Place.parse(run, at), row)
+        return self._answers.sample(SamplePlace.parse(asked.run, asked.at), asked.row)
 
-    def same_prompt(self, run: Run, at: At, row: Row, other: Annotated[list[str], Query(max_length=8)] = []) -> Any:  # noqa: B006
+    def same_prompt(self, asked: Annotated[SampleAsked, Query()]) -> Any:
         """The samples to the same prompt."""
-        return self._answers.same_prompt(Place.parse(run, at), row, other)
+        return self._answers.same_prompt(SamplePlace.parse(asked.run, asked.at), asked.row, asked.other)
 
-    def pairs(
-        self,
-        run: Run,
-        at: At,
-        other: Run,
-        other_at: At,
-        search: Search = "",
-        where: Where = [],  # noqa: B006
-        sort: str = "",
-        descending: bool = False,
-        offset: Offset = 0,
-        limit: Limit = 50,
-    ) -> Any:
+    def pairs(self, asked: Annotated[PairsAsked, Query()]) -> Any:
         """A page of the samples of two runs, paired by prompt."""
-        query = SampleQuery(search, [Condition.parse(one) for one in where], sort, descending)
-        return self._answers.pairs(Place.parse(run, at), Place.parse(other, other_at), query, offset, limit)
+        one, other = SamplePlace.parse(asked.run, asked.at), SamplePlace.parse(asked.other, asked.other_at)
+        return self._answers.pairs(one, other, asked.query, asked.offset, asked.limit)
 
 
 def _file(name: str) -> str:
