@@ -2,29 +2,36 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import shutil
 import tempfile
 import time
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import IO, Self
 
 from orchestrator.errors import TetrarchError
 
 REPLACED_S = 30.0
 """Seconds within which a run has replaced the weights."""
 SETTLED_POLL_S = 0.1
+PREFIX = "weights-"
+HELD = "held"
+"""File in the folder of copies that is locked as long as they are served."""
 
 
 class ServedWeights:
     """Context with copies of a run's policy, hard links where the file system has them: an engine that is started again
-    loads what is served, not what a run has written since. The copies are removed at the end."""
+    loads what is served, not what a run has written since. The copies are removed at the end; those of a command that
+    was killed by the next one in the same place."""
 
     def __init__(self, written: Path, place: Path) -> None:
         """`written`: where a run writes its policy. `place`: the folder for the copies' own folder."""
         self._written, self._place = written, place
         self._folder: Path | None = None
+        self._held: IO[bytes] | None = None
         self._taken = 0
 
     def __enter__(self) -> Self:
@@ -33,12 +40,13 @@ class ServedWeights:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         if self._folder is not None:
             shutil.rmtree(self._folder, ignore_errors=True)
+        if self._held is not None:
+            self._held.close()
 
     def take(self) -> Path:
         """A copy of the policy as it is now. TetrarchError if it goes on changing for REPLACED_S."""
         if self._folder is None:
-            self._place.mkdir(parents=True, exist_ok=True)
-            self._folder = Path(tempfile.mkdtemp(prefix="weights-", dir=self._place))
+            self._folder = self._own_folder()
         self._taken += 1
         copy, until = self._folder / str(self._taken), time.monotonic() + REPLACED_S
         while True:
@@ -54,6 +62,19 @@ class ServedWeights:
             if time.monotonic() > until:
                 raise TetrarchError(f"{self._written} has not stopped changing for {REPLACED_S:g} s")
             time.sleep(SETTLED_POLL_S)
+
+    def _own_folder(self) -> Path:
+        """A new folder, which is held from the moment that it has its name; others that nobody holds are removed."""
+        self._place.mkdir(parents=True, exist_ok=True)
+        for left in self._place.glob(f"{PREFIX}*/{HELD}"):
+            with left.open("rb") as file, suppress(OSError):  # somebody holds it
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                shutil.rmtree(left.parent, ignore_errors=True)
+        new = Path(tempfile.mkdtemp(prefix=f".{PREFIX}", dir=self._place))
+        self._held = (new / HELD).open("wb")
+        with suppress(OSError):  # a file system without locks: then nobody removes it
+            fcntl.flock(self._held, fcntl.LOCK_EX)
+        return new.rename(new.with_name(new.name.removeprefix(".")))
 
     def keep_newest(self) -> None:
         """Remove all copies but the newest, since the engines have loaded it."""

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -63,6 +65,26 @@ def test_a_policy_that_cannot_be_read_is_told(tmp_path: Path, monkeypatch: pytes
     monkeypatch.setattr(served_weights, "REPLACED_S", 0.0)
     with ServedWeights(tmp_path / "actor", tmp_path) as weights, pytest.raises(TetrarchError, match="cannot be read"):
         weights.take()
+
+
+def test_the_copies_of_a_command_that_was_killed_are_removed_by_the_next(tmp_path: Path) -> None:
+    """And of none that still serves, also from the same place."""
+    actor, place = tmp_path / "actor", tmp_path / "serve"
+    write(actor, "first")
+    code = "import sys; from pathlib import Path; from orchestrator.stages.served_weights import ServedWeights\n"
+    code += "with ServedWeights(*map(Path, sys.argv[1:])) as weights: print(weights.take(), flush=True); input()"
+    command = [sys.executable, "-c", code, str(actor), str(place)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
+        assert other.stdout is not None
+        theirs = Path(other.stdout.readline().strip())
+        with ServedWeights(actor, place) as weights:
+            weights.take()
+            assert texts(theirs) == {"first"}
+        other.kill()
+    assert texts(theirs) == {"first"}
+    with ServedWeights(actor, place) as weights:
+        mine = weights.take()
+        assert list(place.iterdir()) == [mine.parent]
 
 
 def test_engines_are_given_the_copy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
