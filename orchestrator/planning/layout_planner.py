@@ -50,6 +50,12 @@ def layout(config: RunConfig, efficiency: Efficiency | None = None, made: Plan |
     if config.ppo.ptx is not None:
         share = efficiency.response_share or HALF
         notes.append(f"rows of ppo.ptx.data: assumed a mean of {share:.0%} of ppo.ptx.max_tokens (response_share)")
+    if config.ppo.dynamic_sampling is not None:
+        rounds = config.ppo.dynamic_sampling.rounds
+        notes.append(
+            f"ppo.dynamic_sampling: the seconds of a step are those of one round; each of up to {rounds - 1} others "
+            "generates and scores other prompts in place of those without a spread"
+        )
     loads = loads_of(config, made, roles, engines, phases, efficiency.beside_gib)
     step = step_time(config, made, loads.pools, loads.kinds, roles, engines, efficiency)
     notes += loads.notes

@@ -288,6 +288,13 @@ def test_a_reference_that_is_the_actor_has_no_place_of_its_own() -> None:
         load_config(theirs, ["placement.ref_num_nodes=0"])
 
 
+def test_rounds_of_dynamic_sampling_are_said_not_to_be_counted() -> None:
+    said = ["ppo.dynamic_sampling.rounds=4", "rollout.responses_per_prompt=4", "rollout.prompts_per_step=256"]
+    notes = layout(load_config(SEVENTY_B, said)).notes
+    assert any("one round; each of up to 3 others" in note for note in notes)
+    assert not any("dynamic_sampling" in note for note in layout(load_config(SEVENTY_B)).notes)
+
+
 def test_an_actor_that_computes_no_old_log_probabilities_is_free_while_others_score() -> None:
     seconds = [
         layout(load_config(SEVENTY_B, [f"actor.old_logprobs={how}"])).step.busy["rollout", "actor"]
