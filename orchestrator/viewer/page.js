@@ -5,6 +5,7 @@ import { openNext, showSamples, stepBy, wireSamples } from "./samples.js";
 import { closeSample, colourNext, moveToken, sampleIsOpen } from "./sample.js";
 
 const NEWS_MS = 2000;
+const RUNS_EVERY = 5; // looks for news until the list of runs is read again
 const LISTS = ["metric", "where"];
 const PLAIN = ["run", "beside", "tab", "at", "other", "search", "sort", "row", "colour"];
 
@@ -13,6 +14,7 @@ export const state = { tab: "", metric: [], where: [], descending: false, offset
 /** What the server told of the runs: name → the head of the run. */
 export const heads = {};
 let lines = [];
+let looks = 0;
 
 function readAddress() {
   const query = new URLSearchParams(location.search);
@@ -112,6 +114,11 @@ function stateOf(head, place) {
 async function lookForNews() {
   if (!document.hidden && state.run) {
     await attempt(async () => {
+      if (++looks % RUNS_EVERY === 0) {
+        const before = JSON.stringify(lines);
+        lines = (await ask("runs")).runs;
+        if (JSON.stringify(lines) !== before && !document.activeElement.matches("select")) drawHead();
+      }
       const before = [state.run, state.beside].map((name) => heads[name]?.version + heads[name]?.state);
       await readHeads();
       const after = [state.run, state.beside].map((name) => heads[name]?.version + heads[name]?.state);
@@ -145,6 +152,7 @@ function key(event) {
     return;
   }
   if (typing && event.target.type !== "checkbox") return;
+  if (event.key === "Enter" && event.target.matches("#table tbody tr")) return void event.target.click();
   const samples = state.tab === "samples";
   const done = {
     1: () => show({ tab: "curves" }, { push: true }),

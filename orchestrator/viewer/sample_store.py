@@ -79,7 +79,7 @@ class SampleStore:
             names = table.column_names if columns is None else [name for name in columns if name in table.column_names]
             return table.select(names).take(rows)
         with reading(file):
-            return read_rows(file, rows, columns)
+            return read_rows(parquet.ParquetFile(file), rows, columns)
 
     def same_prompt(self, run_dir: Path, prompt: str | None, prompt_id: int | None) -> list[dict[str, Any]]:
         """Samples of a prompt in all steps of a run, by step: `step`, `row`, score, KL, length, response. A prompt is
@@ -88,9 +88,10 @@ class SampleStore:
         if prompt_id is not None:
             for step in self._steps_with(run_dir, prompt_id, files)[-MOST_STEPS:]:
                 with reading(files[step]):
-                    ids = parquet.ParquetFile(files[step]).read(["prompt_id"])["prompt_id"].to_pylist()
+                    opened = parquet.ParquetFile(files[step])
+                    ids = opened.read(["prompt_id"])["prompt_id"].to_pylist()
                     rows = [row for row, one in enumerate(ids) if one == prompt_id]
-                    found += _told(step, rows, self.rows(run_dir, step, rows, TOLD_COLUMNS), prompt)
+                    found += _told(step, rows, read_rows(opened, rows, TOLD_COLUMNS), prompt)
         for step, table in self._few(run_dir).items():
             if step not in files:
                 rows = [row for row, one in enumerate(table["prompt"].to_pylist()) if one == prompt]
@@ -150,10 +151,9 @@ def _told(step: int, rows: Sequence[int], table: pyarrow.Table, prompt: str | No
     return found
 
 
-def read_rows(file: Path, rows: Sequence[int], columns: Sequence[str] | None = None) -> pyarrow.Table:
-    """Rows of a Parquet file, in the order of `rows`; only the groups of rows that hold them are read. NotThere for a
+def read_rows(opened: Any, rows: Sequence[int], columns: Sequence[str] | None = None) -> pyarrow.Table:
+    """Rows of a `ParquetFile`, in the order of `rows`; only the groups of rows that hold them are read. NotThere for a
     row that is not there."""
-    opened = parquet.ParquetFile(file)
     names = opened.schema_arrow.names if columns is None else [n for n in columns if n in opened.schema_arrow.names]
     groups = range(opened.metadata.num_row_groups)
     begins = [0, *accumulate(opened.metadata.row_group(group).num_rows for group in groups)]
@@ -165,7 +165,9 @@ def read_rows(file: Path, rows: Sequence[int], columns: Sequence[str] | None = N
     for group in needed:
         shifts[group], before = before - begins[group], before + begins[group + 1] - begins[group]
     table = opened.read_row_groups(needed, names)
-    return table.take([row + shifts[home] for row, home in zip(rows, homes, strict=True)])
+    return table.take(
+        pyarrow.array([row + shifts[home] for row, home in zip(rows, homes, strict=True)], pyarrow.int64())
+    )
 
 
 def as_table(rows: Sequence[SampleRow]) -> pyarrow.Table:

@@ -149,8 +149,8 @@ function drawTable(nothing = "No sample matches.") {
     const button = element("button", { title: `Sort by ${title(name, true)}`, onclick: () => sortBy(name) }, mark, HEADINGS[name] ?? title(name), sorted ? (state.descending ? " ↓" : " ↑") : "");
     return element("th", { scope: "col", className: `${kinds[name]} ${name.replace(/\W/g, "-")}`, "aria-sort": sorted ? (state.descending ? "descending" : "ascending") : "none" }, button);
   }));
-  const rows = page.rows.map((row) => {
-    const line = element("tr", { tabIndex: -1, onclick: () => openRow(row.row) }, element("td", { className: "number soft" }, row.row), ...names.map((name) => cellOf(name, row, kinds[name], whole[name], most)));
+  const rows = page.rows.map((row, place) => {
+    const line = element("tr", { tabIndex: place === 0 ? 0 : -1, onclick: () => openRow(row.row) }, element("td", { className: "number soft" }, row.row), ...names.map((name) => cellOf(name, row, kinds[name], whole[name], most)));
     line.dataset.row = row.row;
     line.setAttribute("aria-selected", String(row.row) === String(state.row));
     return line;

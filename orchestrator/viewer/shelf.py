@@ -71,13 +71,14 @@ class Shelf:
 
     def look(self) -> list[str]:
         """The names of all runs, those of new ones too."""
-        for folder in self._folders:
-            inside = list(run_folders([folder]))
-            if not inside and (folder / METRICS_FILE).is_file():
-                inside = [folder]
-            for run in inside:
-                self._runs.setdefault(str(run), run)
-        return [name for name, run in self._runs.items() if run.is_dir()]
+        with self._lock:
+            for folder in self._folders:
+                inside = list(run_folders([folder]))
+                if not inside and (folder / METRICS_FILE).is_file():
+                    inside = [folder]
+                for run in inside:
+                    self._runs.setdefault(str(run), run)
+            return [name for name, run in self._runs.items() if run.is_dir()]
 
     @property
     def first(self) -> list[str]:

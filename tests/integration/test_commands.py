@@ -14,6 +14,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 
 from tests.readmes import commands
@@ -78,6 +79,25 @@ def test_where_the_time_went(home: Path, tiny: Path) -> None:
     assert "(6 steps, median" in shown and "waits for" in shown
     assert "actor update" in shown or "critic update" in shown  # side by side; the longer one is on the critical path
     assert (tiny / "trace.json.gz").is_file()
+
+
+def test_the_viewer_shows_what_the_policy_wrote(home: Path, tiny: Path) -> None:
+    words = [".venv/bin/tetrarch", "view", "--port", "0"]
+    with subprocess.Popen(words, cwd=home, stdout=subprocess.PIPE, text=True) as viewer:
+        try:
+            assert viewer.stdout is not None
+            url = viewer.stdout.readline().split()[1]
+            asked = {"run": "runs/tiny", "at": "4", "sort": "score", "limit": 3}
+            told = httpx.get(f"{url}/api/samples", params=asked, trust_env=False, timeout=60).json()
+            scores = [row["score"] for row in told["rows"]]
+            assert told["total"] == 32 and scores == sorted(scores)
+            sample = {"run": "runs/tiny", "at": "4", "row": told["rows"][0]["row"]}
+            whole = httpx.get(f"{url}/api/sample", params=sample, trust_env=False, timeout=60).json()
+            assert whole["response"][:400] == told["rows"][0]["response"]
+            viewer.send_signal(signal.SIGINT)
+            assert viewer.wait(60) == 130
+        finally:
+            viewer.kill()
 
 
 def test_the_plan_foresaw_the_memory_and_can_be_fitted_to_the_seconds(home: Path, tiny: Path) -> None:

@@ -403,7 +403,7 @@ def test_a_row_is_read_from_its_group_alone(tmp_path: Path, monkeypatch: pytest.
 
     monkeypatch.setattr(parquet.ParquetFile, "read_row_groups", seen)
     wanted = [2 * ROWS_OF_A_GROUP + 2, 0, ROWS_OF_A_GROUP - 1, 2 * ROWS_OF_A_GROUP]
-    found = read_rows(file, wanted, ["response", "nope"])
+    found = read_rows(parquet.ParquetFile(file), wanted, ["response", "nope"])
     assert found["response"].to_pylist() == [f"r{row}" for row in wanted] and asked == [[0, 2]]
 
 

@@ -88,6 +88,10 @@ def test_what_a_model_wrote_in_a_step_is_found_by_curve_search_sort_filter_and_k
             " box.dispatchEvent(new Event('change')); })()"
         )
         page.browser.wait("document.querySelector('#charts h3').innerText === 'response/length_mean'")
+        # A click on a step of a curve leads to its samples.
+        page.browser.evaluate("document.querySelector('#charts .plot').emit('plotly_click', {points: [{x: 1}]})")
+        page.browser.wait(f"{ROW}.length === 2 && document.getElementById('step').value === '1'")
+        page.press("1")
         # Pairs by prompt, from the best to the worst for the second run.
         page.press("2")
         page.browser.wait(f"{ROW}.length === 2")
@@ -119,6 +123,9 @@ def test_what_a_model_wrote_in_a_step_is_found_by_curve_search_sort_filter_and_k
         page.press("ArrowRight", "ArrowRight")
         begin = len(words().encode(ROWS[2].prompt))
         assert f"{2 + 0.01 * (begin + 1):.3f}" in page.text("#readout") and " 2/" in page.text("#readout")
+        third = "document.querySelectorAll('.token')[2]"
+        page.browser.evaluate(f"{third}.dispatchEvent(new PointerEvent('pointerenter'))")
+        assert f"{2 + 0.01 * (begin + 2):.3f}" in page.text("#readout") and " 3/" in page.text("#readout")
         page.press("c", "c")
         assert page.browser.evaluate("document.getElementById('colour').value") == "advantage"
         assert "entropy: no setting records it" in page.browser.evaluate(
