@@ -20,7 +20,7 @@ from orchestrator.report.charts import (
     run_cards,
     training_cards,
 )
-from orchestrator.report.run_files import ALERTS_FILE, kept_samples, read_lines
+from orchestrator.report.run_files import ALERTS_FILE, RunRecord, kept_samples, read_lines
 from orchestrator.viewer.errors import NotThere
 from orchestrator.viewer.sample_pairs import sample_pairs
 from orchestrator.viewer.sample_query import SampleQuery, matching, summary
@@ -75,9 +75,10 @@ class ViewerAnswers:
         told: dict[str, Any] = {**asdict(line), "version": self._shelf.version(name)}
         told |= {"set_aside": self._shelf.set_aside(name), "problems": []}
         told |= {name: [] for name in ("sample_steps", "evaluations", "alerts", "metrics")}
+        told["sample_steps"] = list(kept_samples(run_dir))
+        told["whole_steps"] = len(told["sample_steps"])
         with _noted(told["problems"]):
             told["sample_steps"] = self._store.steps(run_dir)
-            told["whole_steps"] = len(kept_samples(run_dir))
         with _noted(told["problems"]):
             told["alerts"] = [_alert(line) for line in read_lines(run_dir / ALERTS_FILE)]
         if not line.problem:
@@ -99,7 +100,8 @@ class ViewerAnswers:
         if len(records) == 1:
             (record,) = records.values()
             several = record.evaluations if len({one.step for one in record.evaluations}) > 1 else []
-            cards += training_cards(record)[:1] + evaluation_cards(several) + training_cards(record)[1:]
+            training = training_cards(record)  # the score first, as it is trained and as it is measured
+            cards += training[:1] + evaluation_cards(several) + training[1:]
             cards += gap_cards(several) + reliability_cards(record.state.reliability)
         else:
             cards += run_cards(named)
@@ -119,9 +121,10 @@ class ViewerAnswers:
     def sample(self, place: SamplePlace, row: int) -> dict[str, Any]:
         """One sample: its columns, its messages, its tokens and what was recorded of each."""
         whole = self._whole(place, row)
-        record, run_dir = self._shelf.record(place.run), self._shelf.folder(place.run)
         ids = whole.get("token_ids")
-        texts = None if ids is None else self._texts.of(run_dir, record, ids)
+        texts = (
+            None if ids is None else self._texts.of(self._shelf.folder(place.run), self._whole_record(place.run), ids)
+        )
         nothing = self._nothing(place)
         names = ("old_logprobs", "rollout_logprobs", "reference_logprobs", "values", "returns", "advantages")
         plain = {key: value for key, value in whole.items() if not isinstance(value, list)}
@@ -147,7 +150,8 @@ class ViewerAnswers:
             run_dir = self._shelf.folder(name)
             for one in self._store.same_prompt(run_dir, whole.get("prompt"), whole.get("prompt_id")):
                 found.append({"run": name, "at": str(one["step"]), "label": f"step {one['step']}", **_short(one)})
-            for number, result in enumerate(self._shelf.record(name).evaluations):
+            record = self._whole_record(name)
+            for number, result in enumerate(record.evaluations if record else ()):
                 for its, sample in enumerate(result.samples):
                     if sample.prompt == whole.get("prompt"):
                         (one,) = evaluation_table([result], 0).slice(its, 1).to_pylist()
@@ -171,6 +175,13 @@ class ViewerAnswers:
         if place.evaluation is not None:
             return evaluation_table(self._shelf.record(place.run).evaluations, place.evaluation)
         return self._store.table(self._shelf.folder(place.run), place.step, texts)
+
+    def _whole_record(self, run: str) -> RunRecord | None:
+        """None if one of its files is damaged, which the head of the run tells: samples are shown without them."""
+        try:
+            return self._shelf.record(run)
+        except ValueError:
+            return None
 
     def _schema(self, place: SamplePlace) -> pyarrow.Schema:
         if place.evaluation is not None:

@@ -29,7 +29,7 @@ export async function openSample(row, where, other) {
   sides = places.map((one, number) => ({ ...one, ...found[number] }));
   opened = wanted;
   draw();
-  await attempt(drawSamePrompt);
+  await attempt(drawSamePrompt, "same prompt");
 }
 
 const placeName = (one) => (one.at.startsWith("e") ? `held out, ${heads[one.run].evaluations.find((result) => result.at === one.at)?.label ?? ""}` : `step ${one.at}`);
@@ -60,7 +60,7 @@ const hintOf = (usable) => (usable.length ? "Point at a token, or go through the
 
 function colouring(colour, usable) {
   const choices = sides[0].numbers.map((one) => element("option", { value: one.key, disabled: !usable.includes(one.key), title: one.missing ?? one.about }, one.label + (usable.includes(one.key) ? "" : " (not recorded)")));
-  const select = element("select", { id: "colour", "aria-label": "Colour tokens by", onchange: () => { show({ colour: select.value }); draw(); attempt(drawSamePrompt); } }, ...choices);
+  const select = element("select", { id: "colour", "aria-label": "Colour tokens by", onchange: () => { show({ colour: select.value }); draw(); attempt(drawSamePrompt, "same prompt"); } }, ...choices);
   if (colour) select.value = colour;
   else select.prepend(element("option", { value: "", selected: true }, "nothing recorded"));
   return element("label", { className: "pick" }, element("span", { className: "soft" }, "colour by"), select);
@@ -193,7 +193,7 @@ export function colourNext() {
   show({ colour: next.value });
   draw();
   if (kept >= 0) point(kept);
-  attempt(drawSamePrompt);
+  attempt(drawSamePrompt, "same prompt");
 }
 
 async function drawSamePrompt() {

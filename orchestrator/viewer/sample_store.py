@@ -92,7 +92,11 @@ class SampleStore:
                     ids = opened.read(["prompt_id"])["prompt_id"].to_pylist()
                     rows = [row for row, one in enumerate(ids) if one == prompt_id]
                     found += _told(step, rows, read_rows(opened, rows, TOLD_COLUMNS), prompt)
-        for step, table in self._few(run_dir).items():
+        try:
+            few = self._few(run_dir)
+        except ValueError:  # the head of the run tells it
+            few = {}
+        for step, table in few.items():
             if step not in files:
                 rows = [row for row, one in enumerate(table["prompt"].to_pylist()) if one == prompt]
                 found += _told(step, rows, table.take(rows), prompt)

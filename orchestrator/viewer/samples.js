@@ -7,7 +7,7 @@ const PAGE = 50;
 const HIDDEN = ["step", "seed", "version", "prompt_id", "response_id", "prompt_length", "trained", "other_row", "row"];
 const PAIR = ["score", "other_score", "difference", "prompt", "response", "other_response"];
 const TITLES = { kl: "KL", other_kl: "KL", other_score: "score", other_response: "response", other_length: "length", other_finished: "finished", difference: "Δ score" };
-const HEADINGS = { finished: "cut", other_finished: "cut" };
+const HEADINGS = { finished: "cut", other_finished: "cut", difference: "Δ" };
 const OPERATORS = { number: [">=", "<=", "=", "!=", ">", "<"], flag: ["="], text: ["~", "=", "!="] };
 const NAMES = { ">=": "≥", "<=": "≤", "=": "is", "!=": "is not", "~": "has", ">": ">", "<": "<" };
 
@@ -181,7 +181,7 @@ function cellOf(name, row, kind, whole, most) {
 function drawSummary() {
   const told = page.summary ?? {};
   const of = (name, label, decimals) => told[name] && element("span", {}, element("span", { className: "soft" }, `${label} `), number(told[name].mean, decimals), element("span", { className: "soft" }, ` (${number(told[name].least, decimals)} to ${number(told[name].most, decimals)})`));
-  const count = page.total === undefined ? "" : page.matching === page.total ? `${number(page.total)} ${state.beside ? "pairs" : "samples"}` : `${number(page.matching)} of ${number(page.total)}`;
+  const count = page.total === undefined ? "" : page.matching === page.total ? `${number(page.total)} ${state.beside ? "pair" : "sample"}${page.total === 1 ? "" : "s"}` : `${number(page.matching)} of ${number(page.total)}`;
   at("summary").replaceChildren(...[
     element("strong", {}, count), of("score", state.beside ? `score, ${heads[state.run].short},` : "score", 3), state.beside && of("other_score", `score, ${heads[state.beside].short},`, 3),
     state.beside && of("difference", "Δ", 3), of("kl", "KL", 2), of("length", "length", 1),

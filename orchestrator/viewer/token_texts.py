@@ -24,7 +24,7 @@ class TokenTexts:
         self._read = dict[tuple[Path, int], Tokenizer]()
         self._lock = threading.Lock()
 
-    def of(self, run_dir: Path, record: RunRecord, ids: Sequence[int]) -> list[tuple[str, bool]] | None:
+    def of(self, run_dir: Path, record: RunRecord | None, ids: Sequence[int]) -> list[tuple[str, bool]] | None:
         """Text of each token and whether it is a special one, such as the end of a turn; None if the run's tokenizer is
         not here. Of tokens that are parts of one character the last has it."""
         file = next((file for file in _places(run_dir, record) if file.is_file()), None)
@@ -50,9 +50,11 @@ def _text(tokenizer: Tokenizer, stream: Any, token: int) -> str:
         return f"⟨{token}⟩"
 
 
-def _places(run_dir: Path, record: RunRecord) -> list[Path]:
+def _places(run_dir: Path, record: RunRecord | None) -> list[Path]:
     """Where the tokenizer may be."""
     found = [run_dir / "actor" / TOKENIZER]
+    if record is None:
+        return found
     try:
         config = yaml.safe_load(record.config_yaml) or {}
         model, told = config["actor"]["model"]["path"], Path(config["run_dir"])

@@ -304,6 +304,9 @@ def test_a_damaged_file_is_named_and_the_rest_is_shown(whole: Path, tmp_path: Pa
     head = viewer.ask("run", run=str(run))
     assert name in " ".join([head["problem"], *head["problems"]])
     assert viewer.ask("samples", run=str(run), at="2")["total"] == 3
+    assert "".join(viewer.ask("sample", run=str(run), at="2", row=0)["tokens"]["texts"]) == "it is red 2"
+    assert [one["at"] for one in viewer.ask("same-prompt", run=str(run), at="2", row=0)][:3] == ["1", "2", "3"]
+    assert head["sample_steps"] == [1, 2, 3]
 
 
 def test_a_damaged_file_of_samples_is_named(whole: Path, tmp_path: Path) -> None:
