@@ -10,7 +10,7 @@ SMOKE := $(shell grep -qE 'avx512_bf16|amx_bf16' /proc/cpuinfo 2>/dev/null || ec
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help setup lock smoke pipeline test test-slow anchors architectures mutants chaos soak remedies test-gpu bench-gpu lint check format bench clean
+.PHONY: help setup lock smoke pipeline test test-slow anchors architectures mutants chaos soak remedies pictures test-gpu bench-gpu lint check format bench clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-13s %s\n", $$1, $$2}' Makefile
@@ -56,6 +56,10 @@ soak: setup ## 2,000 steps of a small run, unbroken and with 20 kills: does memo
 remedies: setup ## over-optimisation with each remedy over five seeds, and the table of what each changes (three hours; what is there is kept)
 	$(BIN)/python configs/smoke/inputs.py
 	$(BIN)/python -m tests.benchmarks.remedies $(ARGS)
+
+pictures: setup ## train what the pictures of the READMEs show, as far as it is not there yet, and draw them (ten minutes)
+	$(BIN)/python configs/illness/pictures.py
+	$(BIN)/python -m tests.pictures
 
 test-gpu: setup ## what needs a GPU (EXTRA=gpu): kernels, every ZeRO stage, sleeping, offloading, the PPO loop on one card
 	$(BIN)/pytest -q -rA -m gpu tests/gpu

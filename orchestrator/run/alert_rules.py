@@ -16,6 +16,8 @@ from orchestrator.config.kl import KlBudget
 from orchestrator.display_text import number
 from orchestrator.report.evaluation_results import EvaluationResult, evaluation_changes
 
+GUIDE = "configs/illness/README.md"
+"""What to look at when the reward does not rise, with runs that show each illness."""
 START, RECENT = 5, 20
 """Number of first values of a metric that later ones are compared with, and of the values before the newest one."""
 
@@ -89,8 +91,15 @@ class Rule:
     judge: Judgement
     means: str
     advice: str
+    section: str
+    """Of the guide, which shows such a run and what to look at."""
     needs: str = ""
     """A metric of the steps that count; empty: all do."""
+
+    @property
+    def told(self) -> str:
+        """What people are told beside the numbers."""
+        return f"{self.means} {self.advice} See {GUIDE}#{self.section}"
 
 
 ALERT_RULES: dict[str, Rule] = {
@@ -99,18 +108,21 @@ ALERT_RULES: dict[str, Rule] = {
         above,
         "The policy is far from the reference, where the reward model has seen nothing like its responses.",
         "Raise ppo.kl.controller.coefficient, or lower actor.optimizer.learning_rate; read some samples.",
+        "the-policy-runs-away",
     ),
     "policy_update": Rule(
         ("policy/approx_kl",),
         above,
         "One step changed the policy by so much that its samples hardly say anything about the new one.",
         "Lower actor.optimizer.learning_rate or ppo.epochs, or raise the number of samples of a step.",
+        "the-learning-rate-is-too-high",
     ),
     "entropy": Rule(
         ("objective/entropy",),
         fallen,
         "The policy says nearly the same every time, and stops exploring.",
         "Raise ppo.kl.controller.coefficient or ppo.policy.entropy_coefficient, or lower the actor's learning rate.",
+        "the-policy-runs-away",
     ),
     "explained_variance": Rule(
         ("value/explained_variance",),
@@ -118,6 +130,7 @@ ALERT_RULES: dict[str, Rule] = {
         "The critic's values are worse than one constant: it adds noise to the advantages.",
         "Train it alone at first (critic.warmup), raise critic.optimizer.learning_rate, or start it from the reward "
         "model (critic.initialise_from).",
+        "the-critic-is-no-help",
         needs="policy/loss",
     ),
     "truncated": Rule(
@@ -125,18 +138,21 @@ ALERT_RULES: dict[str, Rule] = {
         at_least,
         "Almost no response ends by itself: scores are those of beginnings.",
         "Raise rollout.max_response_tokens; look whether the prompts' chat template and the end token are right.",
+        "responses-are-cut",
     ),
     "truncated_rise": Rule(
         ("response/truncated_fraction",),
         risen,
         "Longer and longer responses run into the limit; perhaps the reward pays for length.",
         "Set ppo.truncated to a penalty, charge for length (ppo.score.length), or raise rollout.max_response_tokens.",
+        "responses-are-cut",
     ),
     "length": Rule(
         ("response/length_mean",),
         drifted,
         "The length of the responses drifts; perhaps the reward pays for it.",
         "Compare scores of short and long responses; charge for length (ppo.score.length).",
+        "responses-are-cut",
     ),
     "repeated_text": Rule(
         ("response/repeated_fraction",),
@@ -144,36 +160,42 @@ ALERT_RULES: dict[str, Rule] = {
         "The responses repeat themselves: a reward model that never saw that is being exploited.",
         "Read some samples; raise ppo.kl.controller.coefficient, or train the reward model on such responses "
         "(retraining).",
+        "the-reward-is-hacked",
     ),
     "spread": Rule(
         ("score/flat_groups",),
         at_least,
         "Nearly all responses to the same prompt get the same score: comparing them teaches nothing.",
         "Choose harder or easier prompts, a reward with more steps, or more rollout.responses_per_prompt.",
+        "the-scores-have-no-spread",
     ),
     "saturated": Rule(
         ("score/std",),
         fallen,
         "All responses get nearly the same score: the reward has reached its end, and only noise is left to learn.",
         "End the run, or choose harder prompts or another reward.",
+        "the-scores-have-no-spread",
     ),
     "gradient_norm": Rule(
         ("policy/gradient_norm", "value/gradient_norm"),
         jumped,
         "A batch pulls far harder than those before it, or the model is diverging.",
         "Look at the samples of this step; lower the learning rate or optimizer.max_gradient_norm.",
+        "the-learning-rate-is-too-high",
     ),
     "loss": Rule(
         ("value/loss",),
         jumped,
         "The critic misses the returns by far more than before: scores have jumped, or it is diverging.",
         "Look at score/mean of this step; lower critic.optimizer.learning_rate, or set ppo.value.normalise.",
+        "the-learning-rate-is-too-high",
     ),
     "logprob_gap": Rule(
         ("engine/logprob_gap_mean",),
         above,
         "The engines sample from another distribution than the one that is trained.",
         "Compute in float32, or correct for it (ppo.policy.importance).",
+        "the-samples-are-not-the-policys",
     ),
 }
 """Name of the section in `alerts` → rule. `gold` looks at evaluations (`without_gold`); what is not finite is an error
@@ -184,6 +206,7 @@ GOLD = Rule(
     "Training raises the proxy score at the cost of what the judge finds good (over-optimisation).",
     "End here and take the best models (evaluation.stop), raise ppo.kl.controller.coefficient, or retrain the reward "
     "model (retraining).",
+    "the-reward-is-hacked",
 )
 
 

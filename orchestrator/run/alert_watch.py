@@ -47,7 +47,7 @@ class AlertWatch:
     def _alert(self, step: int, rule: ActiveRule, seen: str, count: int) -> Alert:
         seen = seen if count == 1 else f"{seen}, for {count} steps"
         good = self.good(rule.name)
-        return Alert(step, rule.name, rule.action, seen, f"{rule.rule.means} {rule.rule.advice}", good)
+        return Alert(step, rule.name, rule.action, seen, rule.rule.told, good)
 
     def good(self, but: str = "") -> int:
         """The last step whose weights have made a batch in which no rule that goes back saw anything bad, nor the rule

@@ -66,7 +66,7 @@ class Alarm:
         seen = without_gold(evaluations, settings) if settings and "gold" not in self.watch.told else ""
         if seen:
             self.watch.told.add("gold")
-            self._tell(Alert(evaluations[-1].step, "gold", "warn", seen, f"{GOLD.means} {GOLD.advice}"))
+            self._tell(Alert(evaluations[-1].step, "gold", "warn", seen, GOLD.told))
 
     def slow_down(self, groups: Sequence[RoleGroup[Any] | None]) -> None:
         """Multiply the learning rates of `groups` as the way back says, if they are not yet; None: there is no such

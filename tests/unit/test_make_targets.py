@@ -37,6 +37,7 @@ RUN_BY = {
     "pipeline": HERE + "test_a_recipe_starts_what_exists",  # in small: tests/integration/test_commands.py
     "soak": "tests/integration/test_benchmarks.py::test_a_soak_in_small",
     "remedies": "tests/unit/test_remedies.py::test_every_run_is_one_that_can_start",
+    "pictures": "tests/unit/configs/test_illness.py::test_a_limit_that_depends_on_the_first_steps_is_drawn",
     "test-slow": HERE + "test_there_are_tests_of_every_mark",
     "test-gpu": HERE + "test_there_are_tests_of_every_mark",
     "anchors": "tests/anchors/test_counting.py::test_the_target_is_counted",

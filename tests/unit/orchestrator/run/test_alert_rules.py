@@ -12,8 +12,9 @@ from orchestrator.config.alerts import AlertsConfig, GoldAlert
 from orchestrator.config.kl import KlBudget
 from orchestrator.metrics import METRICS
 from orchestrator.report.evaluation_results import Estimate, EvaluationResult
-from orchestrator.run.alert_rules import ALERT_RULES, active_rules, without_gold
+from orchestrator.run.alert_rules import ALERT_RULES, GOLD, GUIDE, active_rules, without_gold
 from orchestrator.run.alert_watch import AlertWatch
+from tests.readmes import READMES, anchors
 
 Values = Sequence[float]
 CASES: dict[str, list[tuple[str, Values, int, Values]]] = {
@@ -72,6 +73,11 @@ def test_a_rule_fires_once_and_only_where_it_must(rule: str, key: str, bad: Valu
     assert rule not in {name for _, name in fired(key, bad, off)}
 
 
+def test_the_guide_has_the_section_that_an_alert_names() -> None:
+    there = anchors(READMES[GUIDE])
+    assert {rule.section for rule in (*ALERT_RULES.values(), GOLD)} <= there
+
+
 def test_an_alert_says_what_was_seen_what_it_means_and_what_people_do() -> None:
     watching = watch()
     for step, value in enumerate([0.4, -3.4, -2.6, -4.1], 1):
@@ -80,7 +86,8 @@ def test_an_alert_says_what_was_seen_what_it_means_and_what_people_do() -> None:
     assert str(alert) == (
         "explained_variance in step 4: value/explained_variance −4.1, below 0, for 3 steps. The critic's values are "
         "worse than one constant: it adds noise to the advantages. Train it alone at first (critic.warmup), raise "
-        "critic.optimizer.learning_rate, or start it from the reward model (critic.initialise_from)."
+        "critic.optimizer.learning_rate, or start it from the reward model (critic.initialise_from). See "
+        "configs/illness/README.md#the-critic-is-no-help"
     )
 
 
