@@ -29,9 +29,14 @@ def decimal_text(value: float, decimals: int, plus: bool = False) -> str:
     return f"{value:{'+' if plus else ''},.{decimals}f}".replace("-", MINUS)
 
 
+ROUNDING = 1e-7
+"""An error of a mean below this is float32's."""
+
+
 def decimals_of(error: float) -> int:
-    """Decimals that show a standard error (and so its mean) to two figures; 3 if the error is 0 or unknown."""
-    return min(max(1 - math.floor(math.log10(error)), 0), 6) if math.isfinite(error) and error > 0 else 3
+    """Decimals that show a standard error (and so its mean) to two figures; 3 if the error is unknown, or 0 but for
+    rounding."""
+    return min(max(1 - math.floor(math.log10(error)), 0), 6) if math.isfinite(error) and error > ROUNDING else 3
 
 
 def percent(value: float) -> str:

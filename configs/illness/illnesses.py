@@ -24,7 +24,7 @@ GOLD_SCORE = "gold score"
 
 @dataclass(frozen=True, slots=True)
 class Illness:
-    """One thing changed in the healthy run."""
+    """What makes the healthy run ill."""
 
     overrides: tuple[str, ...]
     alerts: tuple[str, ...]

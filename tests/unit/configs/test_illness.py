@@ -31,7 +31,7 @@ def part(name: str) -> str:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_an_illness_is_the_healthy_run_with_one_thing_changed(name: str) -> None:
+def test_an_illness_is_the_healthy_run_with_keys_changed(name: str) -> None:
     healthy, ill = load_config(ROOT / CONFIG), load_config(ROOT / CONFIG, IllnessRun(name).arguments[2:])
     changed = ill.model_dump(by_alias=True)
     for override in ILLNESSES[name].overrides:
