@@ -29,8 +29,8 @@ def decimal_text(value: float, decimals: int, plus: bool = False) -> str:
     return f"{value:{'+' if plus else ''},.{decimals}f}".replace("-", MINUS)
 
 
-ROUNDING = 1e-7
-"""An error of a mean below this is float32's."""
+ROUNDING = 1e-6
+"""An error of a mean below this is that of float32: sums of log-probabilities."""
 
 
 def decimals_of(error: float) -> int:

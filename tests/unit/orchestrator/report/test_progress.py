@@ -260,7 +260,7 @@ def test_formats() -> None:
     assert [number(v) for v in (0.0, 1234.5, 61.24, -0.4181, 4.1e-6, math.nan, math.inf, 128.0)] == [
         "0", "1,234", "61.2", "−0.418", "4.1e-6", "NaN", "NaN", "128",
     ]  # fmt: skip
-    assert [decimals_of(e) for e in (0.0331, 1.4, 25.0, 0.0, math.nan, 2e-6, 3e-9)] == [3, 1, 0, 3, 3, 6, 3]
+    assert [decimals_of(e) for e in (0.0331, 1.4, 25.0, 0.0, math.nan, 2e-6, 3e-7)] == [3, 1, 0, 3, 3, 6, 3]
     assert (decimal_text(1.5, 1, plus=True), decimal_text(-1.55, 1), percent(0.125)) == ("+1.5", "−1.6", "12.5 %")
     assert [duration(s) for s in (42.9, 185, 3723)] == ["42 s", "3:05", "1:02:03"]
     assert printable("a\tb\x00\ud800 👩\u200d🚀") == "a b\ufffd\ufffd 👩\u200d🚀"
