@@ -62,7 +62,9 @@ ILLNESSES = {
     "stale": Illness(("ppo.epochs=16", "ppo.mini_batches=4"), (), ("policy/clip_fraction", "policy/approx_kl")),
     "no-spread": Illness(("reward.name=impossible",), ("spread",), ("score/mean", "score/flat_groups")),
     "saturated": Illness(
-        ("reward.name=easy", "ppo.kl.controller.coefficient=0.02"), ("saturated", "spread"), ("score/mean", "score/std")
+        ("reward.name=easy", "ppo.kl.controller.coefficient=0.02"),
+        ("spread", "explained_variance"),
+        ("score/mean", "score/flat_groups"),
     ),
 }
 """Name of the run's folder → illness."""
