@@ -25,7 +25,8 @@ WIDTH, HEIGHT = 400, 236
 """Of one of the two charts, in pixels."""
 LEFT, TOP, RIGHT, BOTTOM = 54, 62, 16, 36
 """Its margins."""
-TICKS = 4
+TICKS, WIDE = 4, 1000
+"""About how many ticks an axis has; from which ratio of its values on it is logarithmic."""
 STYLE = """
 text { font: 12px system-ui, -apple-system, "Segoe UI", "DejaVu Sans", sans-serif; fill: #1b2330; }
 .key { font: 600 13px ui-monospace, "DejaVu Sans Mono", monospace; }
@@ -80,8 +81,10 @@ def _chart(metric: str, healthy: IllnessRun, ill: IllnessRun) -> str:
     curves = {"healthy": healthy.points(metric), "ill": ill.points(metric)}
     limit = _limit(metric, curves["ill"])
     values = [value for points in curves.values() for _, value in points] + ([limit.value] if limit else [])
-    ticks = _ticks(min(values), max(values))
-    low, high = ticks[0], ticks[-1]
+    logarithmic = min(values) > 0 and max(values) > WIDE * min(values)
+    scale = math.log10 if logarithmic else float
+    ticks = _powers(min(values), max(values)) if logarithmic else _ticks(min(values), max(values))
+    low, high = scale(ticks[0]), scale(ticks[-1])
     last = max(step for points in curves.values() for step, _ in points)
     bottom, right = HEIGHT - BOTTOM, WIDTH - RIGHT
 
@@ -89,7 +92,7 @@ def _chart(metric: str, healthy: IllnessRun, ill: IllnessRun) -> str:
         return LEFT + step / last * (right - LEFT)
 
     def up(value: float) -> float:
-        return bottom - (value - low) / (high - low) * (bottom - TOP)
+        return bottom - (scale(value) - low) / (high - low) * (bottom - TOP)
 
     lines = _heading(metric, ill.name)
     for tick in ticks:
@@ -156,6 +159,13 @@ def _ticks(low: float, high: float) -> list[float]:
     step = next(size * factor for factor in (1, 2, 2.5, 5, 10) if size * factor >= rough)
     first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
     return [round(place * step, 10) for place in range(first, last + 1)]
+
+
+def _powers(low: float, high: float) -> list[float]:
+    """Powers of ten from below `low` to above `high`."""
+    first, last = math.floor(math.log10(low)), math.ceil(math.log10(high))
+    apart = math.ceil((last - first) / (TICKS + 1))
+    return [10.0**power for power in range(last - math.ceil((last - first) / apart) * apart, last + 1, apart)]
 
 
 def _apart(last: int) -> int:

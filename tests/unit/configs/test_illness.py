@@ -12,7 +12,7 @@ import pytest
 
 from configs.illness import illnesses
 from configs.illness.illnesses import CONFIG, GOLD_SCORE, ILLNESSES, Illness, IllnessRun
-from configs.illness.pictures import picture
+from configs.illness.pictures import _powers, _ticks, picture
 from configs.illness.rewards import counted, easy, impossible, kindness
 from orchestrator.config.loading import load_config
 from orchestrator.config.yaml_text import parse_yaml
@@ -95,6 +95,14 @@ def test_a_limit_that_depends_on_the_first_steps_is_drawn(tmp_path: Path, monkey
     (points, _) = re.findall(r'polyline class="ill"[^>]*points="([^"]*)"', drawn)
     heights = [float(point.split(",")[1]) for point in points.split()]
     assert len(heights) == 10 and heights[0] < heights[-1], "downwards"
+
+
+def test_values_of_many_magnitudes_have_a_logarithmic_axis() -> None:
+    assert _powers(3e-8, 0.1) == pytest.approx([1e-9, 1e-7, 1e-5, 1e-3, 1e-1])
+    assert _powers(0.02, 40.0) == pytest.approx([0.01, 0.1, 1.0, 10.0, 100.0])
+    assert (
+        _ticks(0.21, 0.79) == pytest.approx([0.2, 0.4, 0.6, 0.8]) and _ticks(1.0, 1.0)[0] < 1.0 < _ticks(1.0, 1.0)[-1]
+    )
 
 
 def test_the_rewards() -> None:
