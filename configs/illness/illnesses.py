@@ -34,6 +34,7 @@ class Illness:
 
 
 ILLNESSES = {
+    "tight-leash": Illness(("ppo.kl.controller.coefficient=5",), (), ("score/mean", "objective/kl_per_token")),
     "no-leash": Illness(
         ("ppo.kl.controller.coefficient=0", "actor.optimizer.learning_rate=2e-3"),
         ("kl",),
