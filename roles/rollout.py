@@ -8,10 +8,11 @@ several), so that one call does one thing and nothing runs on when it returns.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from roles.batch import Prompts, Rollouts
+from roles.config.rollout import RolloutConfig
 from roles.errors import RolloutError, WeightTransferError
 from roles.generation.conversation import Conversations, Turn
 from roles.generation.environments import Environments
@@ -55,9 +56,11 @@ class RolloutEngine:
 
     # Generating
 
-    def generate(self, prompts: Prompts, version: int) -> Rollouts:
-        """One response for each row, sampled with the row's seed (None: greedily) from the weights of `version`."""
-        parts = [rollouts for _, rollouts in self._complete(prompts, max(len(prompts), 1), version)]
+    def generate(self, prompts: Prompts, version: int, sampled: Mapping[str, float] | None = None) -> Rollouts:
+        """One response for each row, sampled with the row's seed (None: greedily) from the weights of `version`;
+        `sampled`: keys of `rollout` with other values for these."""
+        rollout = self._setup.rollout.model_copy(update=dict(sampled or {}))
+        parts = [rollouts for _, rollouts in self._complete(prompts, max(len(prompts), 1), version, rollout)]
         if parts:
             return parts[0]
         nothing = Conversations(prompts, self._setup.limits, self._format, None)
@@ -68,9 +71,12 @@ class RolloutEngine:
 
         With each group comes the number of its first row. Which rows share a group is always the same.
         """
-        yield from self._complete(prompts, self._setup.rollout.stream_samples or max(len(prompts), 1), version)
+        rollout = self._setup.rollout
+        yield from self._complete(prompts, rollout.stream_samples or max(len(prompts), 1), version, rollout)
 
-    def _complete(self, prompts: Prompts, group_size: int, version: int) -> Iterator[tuple[int, Rollouts]]:
+    def _complete(
+        self, prompts: Prompts, group_size: int, version: int, rollout: RolloutConfig
+    ) -> Iterator[tuple[int, Rollouts]]:
         self._check_version(version)
         setup, rows = self._setup, len(prompts)
         samples = Conversations(prompts, setup.limits, self._format, self._environments)
@@ -79,7 +85,7 @@ class RolloutEngine:
         try:
             while samples.open:
                 for turn in samples.turns(patient=not running):
-                    running[self._add_request(turn)] = turn.row
+                    running[self._add_request(turn, rollout)] = turn.row
                 for output in self._engine.step() if running else ():
                     self._hand_over(output, running.pop(output.request_id), samples)
                 count("open responses", len(samples.open))
@@ -101,11 +107,11 @@ class RolloutEngine:
             has = "no verified weights" if self._version is None else f"weights of version {self._version}"
             raise RolloutError(f"engine {self._setup.index} has {has}, not of version {version}; push them first")
 
-    def _add_request(self, turn: Turn) -> str:
+    def _add_request(self, turn: Turn, rollout: RolloutConfig) -> str:
         """Its name."""
         name = str(self._requests)
         self._requests += 1
-        how = sampling(self._setup.rollout, self._setup.stop_token_ids, turn)
+        how = sampling(rollout, self._setup.stop_token_ids, turn)
         self._engine.add_request(name, {"prompt_token_ids": turn.token_ids}, how)
         return name
 

@@ -5,7 +5,7 @@ The prompts that were read flow in; nothing flows out, or a ConfigError that nam
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,13 +18,14 @@ if TYPE_CHECKING:
     from orchestrator.data.row_files import Where
 
 
-def check_bridges(config: EvaluationRun, read: Mapping[str, Questions | None]) -> None:
-    """`read`: part of `prompts` → its rows. One row of each order of roles is written, with an answer."""
+def check_bridges(config: EvaluationRun, read: Iterable[Questions]) -> None:
+    """One row of each order of roles in `read` is written, with an answer."""
+    read = list(read)
     for role, scorer in config.reward_models.items():
         if not scorer.text_bridge:
             continue
         key = f"{section_key(role)}.model"
-        for questions in filter(None, read.values()):
+        for questions in read:
             chats = questions.columns.get("messages")
             if chats:
                 _check_template(config, role, f"{key}.path={scorer.model.path}", questions.where, chats)

@@ -26,7 +26,7 @@ from roles.config.rewards import ModelReward, RemoteReward
 def check_columns(config: EvaluationRun, part: str, questions: Questions) -> None:
     """The prompts `prompts.PART` have every column that a function reads by its name, and none that a service cannot be
     sent."""
-    elsewhere = "retraining.judge" if part == "heldout" else "evaluation.judge"
+    elsewhere = "evaluation.judge" if part == "train" else "retraining.judge"
     for key, function in functions_of(config).items():
         if key == elsewhere:
             continue
@@ -39,7 +39,7 @@ def check_columns(config: EvaluationRun, part: str, questions: Questions) -> Non
                     f"{questions.where} has {known}; add it to the rows, or say with prompts.{part}.columns what it is"
                 )
     by = config.evaluation.by
-    if part == "heldout" and by is not None and by not in questions.columns:
+    if part != "train" and by is not None and by not in questions.columns:
         known = ", ".join(questions.columns) or "no other than the prompt"
         raise ConfigError(f"evaluation.by={by}: {questions.where} has {known}, and no such column; change it, or null")
     check_sendable(config, part, questions.columns, questions.where)
@@ -65,7 +65,7 @@ def check_sendable(config: EvaluationRun, part: str, columns: Mapping[str, Seque
     if isinstance(config, RunConfig) and part == "train" and config.retraining is not None:
         judge = config.section(LABELLER)
         asked |= {} if isinstance(judge, EndpointJudge | ModelReward) else {"retraining.judge": judge}
-    asked |= {"evaluation.judge": config.judge} if config.judge and part == "heldout" else {}
+    asked |= {"evaluation.judge": config.judge} if config.judge and part != "train" else {}
     for key, one in asked.items():
         if one.label is not None and one.label not in columns:
             known = ", ".join(columns) or "no other than the prompt"

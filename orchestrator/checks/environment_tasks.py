@@ -6,7 +6,6 @@ A configuration flows in; the tasks flow out, or a ConfigError that names key, v
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Literal
 
 from transformers import PreTrainedTokenizerBase
 
@@ -21,9 +20,7 @@ from roles.generation.turn_format import TurnFormat
 from roles.seeds import short_seed
 
 
-def played_tasks(
-    config: SamplingConfig, part: Literal["train", "heldout"], tokenizer: PreTrainedTokenizerBase
-) -> Questions:
+def played_tasks(config: SamplingConfig, part: str, tokenizer: PreTrainedTokenizerBase) -> Questions:
     """All tasks. Begins the first one's conversation and answers it with an empty response; the tokenizer must write
     both."""
     environment, tasks = config.environment, read_tasks(config.prompts, part)

@@ -11,14 +11,13 @@ import os
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 from orchestrator.checks.benchmark_inputs import check_benchmarks
 from orchestrator.checks.bridges import check_bridges
 from orchestrator.checks.engine_fit import check_engine, longest_sample
 from orchestrator.checks.functions import (
     check_function,
-    check_functions,
     check_reward_functions,
     functions_of,
     reward_functions,
@@ -26,7 +25,6 @@ from orchestrator.checks.functions import (
 from orchestrator.checks.imported_files import imported
 from orchestrator.checks.model_support import check_attention, check_weights
 from orchestrator.checks.models import (
-    ModelFacts,
     check_context,
     check_folder,
     check_reward_head,
@@ -35,14 +33,14 @@ from orchestrator.checks.models import (
     model_facts,
 )
 from orchestrator.checks.problems_together import Problems
-from orchestrator.checks.role_models import check_hub_names, check_role_models, role_models
+from orchestrator.checks.prompt_inputs import TRAIN_IT, check_names, heldout_parts, read_heldout, read_prompt_rows
+from orchestrator.checks.role_models import check_role_models
 from orchestrator.checks.run_folders import check_output, check_run_dir, check_writable
 from orchestrator.checks.win_rate_inputs import check_opponent
 from orchestrator.config.evaluation import EvaluationRun
 from orchestrator.config.labelling import EndpointJudge
 from orchestrator.config.reward_training import QUALITY, RewardTrainingRun, SampledPairs
 from orchestrator.config.run import RunConfig
-from orchestrator.config.sampling import SamplingConfig
 from orchestrator.config.schema import section_key
 from orchestrator.config.serving import RewardServingRun, ServingRun
 from orchestrator.data.dataset_rows import check_source
@@ -60,14 +58,13 @@ if TYPE_CHECKING:
     from orchestrator.data.prompts import Questions
     from roles.batch import Preferences
 
-TRAIN_IT = "correct the path, or train it first: tetrarch reward CONFIG"
-
 
 def prepare_train(config: RunConfig, resume: Resume) -> PpoData:
     """Check what `tetrarch train` needs; returns the data that was read on the way."""
     problems = Problems()
     checkpoint = problems.of(lambda: check_run_dir(config, resume))
-    _check_names(config, ["train", "heldout"], problems)
+    names = config.prompts.heldout_names
+    check_names(config, [*dict.fromkeys(["train", *heldout_parts(config, names)])], problems)
     ptx = config.ppo.ptx
     if ptx is not None:
         problems.of(partial(check_source, ptx.data, f"{ptx.key}.data"))
@@ -86,19 +83,19 @@ def prepare_train(config: RunConfig, resume: Resume) -> PpoData:
         from orchestrator.data.ppo_data import PpoData
         from orchestrator.data.prompts import with_overlap
 
-        heldout = problems.of(lambda: _read_prompts(config, "heldout", actor)) if config.prompts.evaluable else None
-        training = problems.of(lambda: _read_prompts(config, "train", actor))
+        heldout = read_heldout(config, names, actor, problems)
+        training = problems.of(lambda: read_prompt_rows(config, "train", actor))
         if ptx is not None:
             problems.of(partial(check_context, actor, ptx.max_tokens, f"{ptx.key}.max_tokens"))
         texts = problems.of(partial(read_ptx, ptx, actor.tokenizer)) if ptx else None
         problems.end()
         assert training is not None
-        data = PpoData(training, with_overlap(heldout, training) if heldout else None, texts)
+        data = PpoData(training, {name: with_overlap(one, training) for name, one in heldout.items()}, texts)
         if checkpoint is not None:
             _check_positions(config, data, checkpoint)
-        check_bridges(config, {"train": training, "heldout": heldout})
-        if heldout is not None:
-            check_opponent(config, heldout, config.evaluation.prompts)
+        check_bridges(config, [training, *heldout.values()])
+        for questions in heldout.values():
+            check_opponent(config, questions, config.evaluation.prompts)
         return data
 
 
@@ -120,8 +117,15 @@ def _check_positions(config: RunConfig, data: PpoData, checkpoint: Checkpoint) -
         ) from error
 
 
-def prepare_evaluate(config: EvaluationRun, *, every: bool = False) -> Questions:
-    """Check what `tetrarch evaluate` needs; returns the held-out prompts. `every`: all of them will be answered."""
+def prepare_evaluate(
+    config: EvaluationRun, *, names: Sequence[str] | None = None, every: bool = False
+) -> dict[str, Questions]:
+    """Check what `tetrarch evaluate` needs; returns the held-out prompts by the names of their sets.
+
+    Args:
+        names: the sets that are wanted; None: all.
+        every: all prompts will be answered.
+    """
     if not config.prompts.evaluable:
         raise ConfigError(
             "prompts.heldout is null; set prompts.heldout.path to the prompts to evaluate on, or "
@@ -130,25 +134,26 @@ def prepare_evaluate(config: EvaluationRun, *, every: bool = False) -> Questions
     problems = Problems()
     problems.of(lambda: check_writable(Path(config.run_dir), "run_dir"))
     problems.of(lambda: check_benchmarks(config.evaluation.benchmarks))
-    _check_names(config, ["heldout" if config.prompts.heldout else "train"], problems)
+    wanted = config.prompts.heldout_names if names is None else names
+    check_names(config, heldout_parts(config, wanted), problems)
     problems.of(lambda: check_cards(config.device))
     problems.end()
     with imported(functions_of(config)):
         actor = check_role_models(config, problems)
         problems.of(lambda: check_engine(config, actor))
-        questions = problems.of(lambda: _read_prompts(config, "heldout", actor))
+        heldout = read_heldout(config, wanted, actor, problems)
         problems.end()
-        assert questions is not None
-        check_bridges(config, {"heldout": questions})
-        check_opponent(config, questions, len(questions) if every else config.evaluation.prompts)
-        return questions
+        check_bridges(config, heldout.values())
+        for questions in heldout.values():
+            check_opponent(config, questions, len(questions) if every else config.evaluation.prompts)
+        return heldout
 
 
 def prepare_serve(config: ServingRun) -> None:
     """What `tetrarch serve` needs."""
     problems = Problems()
     problems.of(lambda: check_writable(Path(config.run_dir), "run_dir"))
-    _check_names(config, [], problems)
+    check_names(config, [], problems)
     problems.of(lambda: check_cards(config.device))
     problems.end()
     with imported(functions_of(config)):
@@ -180,7 +185,8 @@ def prepare_best_of_n(config: ServingRun) -> Questions:
     """What `tetrarch best-of-n` needs; the prompts that were read on the way."""
     if config.environment is not None:
         raise ConfigError("tetrarch best-of-n compares single responses, not conversations; set environment=null")
-    return prepare_evaluate(config, every=True)
+    names = [config.deciding_set] if config.prompts.evaluable else None
+    return next(iter(prepare_evaluate(config, names=names, every=True).values()))
 
 
 def prepare_reward(config: RewardTrainingRun, resume: Resume) -> Questions | Pairs:
@@ -220,7 +226,7 @@ def prepare_reward(config: RewardTrainingRun, resume: Resume) -> Questions | Pai
                 from orchestrator.data.comparisons import kept  # loads torch
 
                 _check_comparisons(runs, kept(sampled))
-            return _read_prompts(policy, "train", actor)
+            return read_prompt_rows(policy, "train", actor)
         from orchestrator.data.preference_pairs import read_pairs  # loads torch
 
         pairs = read_pairs(training.pairs.dataset, backbone.tokenizer)
@@ -269,32 +275,3 @@ def check_cards(device: str) -> None:
             "device=cuda, but torch finds no GPU on this machine, and RAY_ADDRESS names no cluster; use device=cpu, "
             "export RAY_ADDRESS=HEAD:6379, or look with `tetrarch doctor`"
         )
-
-
-def _check_names(config: EvaluationRun, parts: list[str], problems: Problems) -> None:
-    """Check that everything that the configuration names exists."""
-    rewards = {f"{section_key(role)}.model" for role in config.reward_models}
-    problems.of(partial(check_functions, config))
-    for part in parts:
-        if (dataset := getattr(config.prompts, part)) is not None:
-            problems.of(partial(check_source, dataset, f"prompts.{part}"))
-    for key, model in role_models(config).items():
-        problems.of(partial(check_folder, model, key, TRAIN_IT if key in rewards else "correct the path"))
-    if problems:  # names of the hub are looked up below; then, so that a new file's errors come together, here
-        check_hub_names(config, problems)
-
-
-def _read_prompts(config: SamplingConfig, part: Literal["train", "heldout"], actor: ModelFacts) -> Questions:
-    """The prompts; ConfigError for a row that cannot be used, unless `prompts.too_long` allows it."""
-    # These load torch: not before the quick checks have passed.
-    from orchestrator.checks.columns import check_columns
-    from orchestrator.checks.environment_tasks import played_tasks
-    from orchestrator.data.prompts import read_questions
-
-    if config.environment is not None:
-        questions = played_tasks(config, part, actor.tokenizer)
-    else:
-        questions = read_questions(config.prompts, part, actor.tokenizer)
-    if isinstance(config, EvaluationRun):
-        check_columns(config, part, questions)
-    return questions

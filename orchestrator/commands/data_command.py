@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from itertools import groupby, islice
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import typer
 
@@ -115,8 +115,7 @@ def _show_prompts(run: SamplingConfig) -> None:
     from orchestrator.data.prompts import read_questions
 
     tokenizer = model_facts(run.actor.model, "actor.model", run.model_cache).tokenizer
-    parts: tuple[Literal["train", "heldout"], ...] = ("train", "heldout") if run.prompts.evaluable else ("train",)
-    for part in parts:
+    for part in ("train", *map(run.prompts.part, run.prompts.heldout_names)):
         questions = read_questions(run.prompts, part, tokenizer)
         typer.echo(questions.summary)
         typer.echo("what the policy is asked:")

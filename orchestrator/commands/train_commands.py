@@ -146,7 +146,7 @@ def evaluate(
 
         stored = _stored_policy(run, step, checkpoint)
         questions = prepare_evaluate(run)
-        report.read(questions)
+        report.read(*questions.values())
         from orchestrator.stages.evaluation import evaluate_run
 
         evaluate_run(run, questions, stored)

@@ -40,7 +40,7 @@ def _train(config: RunConfig, resume: Resume, report: Outcome) -> None:
     from orchestrator.checks.preparation import prepare_train
 
     data = prepare_train(config, resume)
-    report.read(*data)
+    report.read(data.training, *data.heldout.values(), data.ptx)
     from orchestrator.stages.ppo import train
 
     train(config, resume, data)

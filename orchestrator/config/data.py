@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 
@@ -62,6 +62,9 @@ class PromptsConfig(Section):
     """Share of the different prompts of `train` that is held out for `evaluation`, and never trained on; it is the same
     for every seed. Equal prompts stay together; of an environment's tasks every column counts, so tasks that differ in
     an id alone may be parted. null: none is; not beside `heldout`."""
+    heldout_sets: dict[Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]+$")], DatasetConfig] = Field(default_factory=dict)
+    """More held-out prompts, each set under a name of its own, such as `{math: {path: math.jsonl}}`: each is evaluated,
+    and told under its name. `evaluation.decides` says which of all sets compares the steps of a run."""
     max_tokens: int = Field(ge=1)
     """Longest prompt, in tokens, after the chat template."""
     column: str | None = Field(default=None, min_length=1)
@@ -75,6 +78,24 @@ class PromptsConfig(Section):
     """A longer prompt ends the run, is left out (counted), or loses its first tokens (counted)."""
 
     @property
+    def heldout_names(self) -> tuple[str, ...]:
+        """The names of all sets of held-out prompts; that of `heldout`, or of what is held out of `train`, is empty."""
+        plain = self.heldout is not None or self.heldout_fraction is not None
+        return (*([""] if plain else []), *self.heldout_sets)
+
+    @property
     def evaluable(self) -> bool:
         """Whether there are held-out prompts."""
-        return self.heldout is not None or self.heldout_fraction is not None
+        return bool(self.heldout_names)
+
+    def part(self, name: str) -> str:
+        """The key of the set `name`, below `prompts`."""
+        return f"heldout_sets.{name}" if name else "heldout"
+
+    def dataset(self, part: str) -> DatasetConfig | None:
+        """The data set of a key below `prompts`: `train`, `heldout` or that of a named set."""
+        return {"train": self.train, "heldout": self.heldout, **self._named}[part]
+
+    @property
+    def _named(self) -> dict[str, DatasetConfig]:
+        return {self.part(name): dataset for name, dataset in self.heldout_sets.items()}

@@ -71,6 +71,19 @@ class BenchmarksConfig(Section):
     """Requests that the model reads at the same time."""
 
 
+class EvaluationSampling(Section):
+    """How the responses of an evaluation are sampled, in place of `rollout`."""
+
+    temperature: float = Field(ge=0, le=100)
+    """Divides the logits; 0: the most likely token every time. Otherwise at least 0.01, vLLM's own limit."""
+    top_p: float = Field(default=1.0, gt=0, le=1)
+    """Sample only from the most likely tokens that together have this probability; 1: from all."""
+    top_k: int = Field(default=0, ge=0)
+    """Sample only from this number of most likely tokens; 0: from all."""
+    min_p: float = Field(default=0.0, ge=0, lt=1)
+    """Sample only from tokens that are at least this share as likely as the likeliest one; 0: from all."""
+
+
 class EvaluationConfig(Section):
     """What is measured on the held-out prompts, and when."""
 
@@ -78,6 +91,13 @@ class EvaluationConfig(Section):
     """PPO steps between evaluations; 0: only before the first step and after the last."""
     prompts: int = Field(default=128, ge=1)
     """Number of held-out prompts that are answered, from the first row on."""
+    decides: str | None = None
+    """Name of the set of `prompts.heldout_sets` whose score compares the steps of a run (`evaluation.stop`,
+    `checkpoint.keep_best`, `tetrarch export --best`, the report's first table). null: `prompts.heldout`, or the only
+    set."""
+    sampling: EvaluationSampling | None = None
+    """How the responses are sampled, such as `{temperature: 0}` for the most likely ones; then no KL is told, since
+    `objective/kl` is that of what is trained. null: as in training, by `rollout`."""
     responses_per_prompt: int = Field(default=1, ge=1)
     """Responses to each of them. Scores, KL and length are means over a prompt's responses, and their errors those of
     independent prompts."""
@@ -122,6 +142,12 @@ class EvaluationRun(SamplingConfig):
     """What is maximised."""
     evaluation: EvaluationConfig = EvaluationConfig()
     """What is measured on held-out prompts."""
+
+    @property
+    def deciding_set(self) -> str:
+        """Name of the set of held-out prompts whose score compares the steps of a run; there must be one."""
+        said = self.evaluation.decides
+        return self.prompts.heldout_names[0] if said is None else said
 
     @property
     def model_roles(self) -> tuple[str, ...]:

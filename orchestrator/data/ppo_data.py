@@ -9,11 +9,11 @@ from orchestrator.data.prompts import Questions
 
 
 class PpoData(NamedTuple):
-    """The data of a PPO run: `PpoData(training, heldout=None)` has neither evaluations nor a pre-training loss."""
+    """The data of a PPO run: `PpoData(training, heldout={})` has neither evaluations nor a pre-training loss."""
 
     training: Questions
     """The prompts to train on."""
-    heldout: Questions | None
-    """The prompts to evaluate on; None for no evaluations."""
+    heldout: dict[str, Questions]
+    """The prompts to evaluate on, by the names of their sets (of `prompts.heldout`: empty); none: no evaluations."""
     ptx: PtxData | None = None
     """The rows of the pre-training loss; None without one."""

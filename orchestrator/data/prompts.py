@@ -8,7 +8,7 @@ import json
 from array import array
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
@@ -127,16 +127,17 @@ def _identities(questions: Questions) -> Iterator[str]:
         yield json.dumps([ids, columns], sort_keys=True, default=str)
 
 
-def heldout_prompts(questions: Questions, count: int, seed: int, each: int = 1) -> Prompts:
+def heldout_prompts(questions: Questions, count: int, seed: int, each: int = 1, *, greedy: bool = False) -> Prompts:
     """The first `count` held-out prompts (all, if there are fewer), each as `each` consecutive rows, always with the
-    same sampling seeds."""
+    same sampling seeds; `greedy`: to be answered with the most likely tokens."""
     rows = [row for row in range(min(count, len(questions))) for _ in range(each)]
     places = [(row, *([place % each] if place % each else [])) for place, row in enumerate(rows)]
     seeds = [stable_seed(seed, "heldout", *row) for row in places]
-    return questions.pick(rows, seeds, [short_seed(seed, "environment", "heldout", row) for row in rows])
+    asked = questions.pick(rows, seeds, [short_seed(seed, "environment", "heldout", row) for row in rows])
+    return replace(asked, seeds=[None] * len(rows)) if greedy else asked
 
 
-def read_tasks(config: PromptsConfig, part: Literal["train", "heldout"]) -> Questions:
+def read_tasks(config: PromptsConfig, part: str) -> Questions:
     """All rows without change, for an environment that makes the prompts of them."""
     rows, where = part_rows(config, part, lambda rows, where: list(rows.rows()))
     size = len(rows)
@@ -144,16 +145,17 @@ def read_tasks(config: PromptsConfig, part: Literal["train", "heldout"]) -> Ques
     return Questions([[]] * size, [""] * size, rows.columns, told, where=where)
 
 
-def part_rows(
-    config: PromptsConfig, part: Literal["train", "heldout"], identities: Callable[[Rows, Where], list[Any]]
-) -> tuple[Rows, Where]:
-    """The rows of the training or held-out prompts, and where they stand; ConfigError if there are none.
+def part_rows(config: PromptsConfig, part: str, identities: Callable[[Rows, Where], list[Any]]) -> tuple[Rows, Where]:
+    """The rows of the training prompts or of a set of held-out ones, and where they stand; ConfigError if there are
+    none.
 
     Args:
+        part: the key below `prompts`, such as `train` or `heldout_sets.math`.
         identities: what makes each row a prompt of its own, for `prompts.heldout_fraction`.
     """
-    split = config.heldout is None and config.heldout_fraction is not None
-    dataset, name = (config.train, "train") if part == "train" or split else (config.heldout, part)
+    split = part in ("train", "heldout") and config.heldout is None and config.heldout_fraction is not None
+    name = "train" if split else part
+    dataset = config.dataset(name)
     if dataset is None:
         raise ConfigError("prompts.heldout is null; set prompts.heldout.path to prompts that are never trained on")
     rows = load_rows(dataset, f"prompts.{name}")
@@ -177,10 +179,8 @@ def is_held_out(identity: Any, fraction: float) -> bool:
     return int.from_bytes(digest, "big") < fraction * 2**64
 
 
-def read_questions(
-    config: PromptsConfig, part: Literal["train", "heldout"], tokenizer: PreTrainedTokenizerBase
-) -> Questions:
-    """All training or held-out prompts, tokenised, with `prompts.too_long` applied."""
+def read_questions(config: PromptsConfig, part: str, tokenizer: PreTrainedTokenizerBase) -> Questions:
+    """All training prompts or those of a set of held-out ones, tokenised, with `prompts.too_long` applied."""
 
     def asked(rows: Rows, where: Where) -> list[Any]:
         return column_values(rows, prompt_column(config.column, rows.column_names, where), where)

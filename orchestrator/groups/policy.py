@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -45,9 +45,10 @@ class Policy:
     def __post_init__(self) -> None:
         self.fleet = EngineFleet(self.engines, self.deadlines, self.recovery, sleeps=self.sleeps)
 
-    def generate(self, prompts: Prompts, *, version: int) -> Rollouts:
-        """Generate responses to all `prompts`, in their order, with the weights of `version`."""
-        parts = self._parts(prompts, version, RolloutEngine.generate, unit=1)
+    def generate(self, prompts: Prompts, *, version: int, sampled: Mapping[str, float] | None = None) -> Rollouts:
+        """Generate responses to all `prompts`, in their order, with the weights of `version`; `sampled`: keys of
+        `rollout` with other values for these."""
+        parts = self._parts(prompts, version, RolloutEngine.generate, *([sampled] if sampled else []), unit=1)
         whole = [rollouts for _, rollouts in sorted(parts, key=lambda found: found[0])]
         self.rest()
         return Rollouts.concatenate(whole)
@@ -87,10 +88,10 @@ class Policy:
             time.sleep(FREED_S)
 
     def _parts(
-        self, prompts: Prompts, version: int, method: Callable[..., Any], *, unit: int | None
+        self, prompts: Prompts, version: int, method: Callable[..., Any], *common: Any, unit: int | None
     ) -> Iterator[tuple[Part, Rollouts]]:
-        """The responses to `prompts` in any order. `unit`: rows of an engine's share that one engine must answer
-        together."""
+        """The responses to `prompts` in any order. `common`: what the method is given besides; `unit`: rows of an
+        engine's share that one engine must answer together."""
         self._wake("weights", "kv_cache")
         ranges = contiguous(len(prompts), len(self.engines))
         shares, self.made_by = prompts.split(ranges), [-1] * len(prompts)
@@ -100,7 +101,7 @@ class Policy:
             for given in assignments:
                 given.rank = self.engines.ranks[given.engine]
                 asked = self._asked(shares[given.share].select(given.rows))
-                running.begin(given, given.engine, method, asked, version)
+                running.begin(given, given.engine, method, asked, version, *common)
             return assignments
 
         assignments = begin(home_assignments([len(share) for share in shares], self.fleet.usable(version), unit))

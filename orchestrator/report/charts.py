@@ -146,20 +146,26 @@ _HELD_OUT: tuple[tuple[str, Callable[[EvaluationResult], Estimate | None], str],
 """Title of a chart, its value in an evaluation, and the metric whose bands are drawn."""
 
 
-def evaluation_cards(evaluations: list[EvaluationResult]) -> list[Card]:
-    """Held-out scores and KL over the steps, with error bars."""
-    found = sorted({e.step: e for e in evaluations}.values(), key=lambda e: e.step)
+def evaluation_cards(sets: Mapping[str, Sequence[EvaluationResult]]) -> list[Card]:
+    """Held-out scores and KL over the steps, with error bars; a curve for each set of prompts. The first compares the
+    steps of the run."""
+    ordered = {name: sorted({e.step: e for e in own}.values(), key=lambda e: e.step) for name, own in sets.items()}
     cards = []
-    for name, pick, key in _HELD_OUT:
-        points = [(e.step, estimate) for e in found if (estimate := pick(e)) is not None]
-        if points:
-            means = [(step, estimate.mean) for step, estimate in points]
-            line = Line(name, means, [estimate.standard_error for _, estimate in points])
-            chart = Chart(f"{name}, held out")
-            bands = _bands(METRICS[key], _mean([e.length.mean for e in found])) if key else []
-            figure = curves(chart, [line], number, bands, [])
+    for title, pick, key in _HELD_OUT:
+        lines = []
+        for place, (name, found) in enumerate(ordered.items()):
+            points = [(e.step, estimate) for e in found if (estimate := pick(e)) is not None]
+            means, errors = [(step, one.mean) for step, one in points], [one.standard_error for _, one in points]
+            own = name or ("heldout" if len(sets) > 1 else title)
+            lines += [Line(own, means, errors, place=place)] if points else []
+        if lines:
+            chart = Chart(f"{title}, held out")
+            lengths = [e.length.mean for found in ordered.values() for e in found]
+            bands = _bands(METRICS[key], _mean(lengths)) if key else []
+            figure = curves(chart, lines, number, bands, [])
             about = "Bars are one standard error."
-            cards.append(Card(chart.title, number(means[-1][1]), figure, _summary([line], number), about))
+            latest = number(lines[0].points[-1][1]) if len(lines) == 1 else ""
+            cards.append(Card(chart.title, latest, figure, _summary(lines, number), about))
     return cards
 
 

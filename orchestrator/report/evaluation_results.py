@@ -61,7 +61,7 @@ class SampleRow:
     gold: float | None
     """Score of the judge; None without a judge."""
     kl: float
-    """KL from the reference in nats, summed over the response."""
+    """KL from the reference in nats, summed over the response; NaN if it was not measured."""
     finished: bool
     """False if the length limit cut the response."""
     messages: list[dict[str, str]] = field(default_factory=list)
@@ -81,8 +81,8 @@ class EvaluationResult:
     prompts: int
     proxy: Estimate
     gold: Estimate | None
-    kl: Estimate
-    """KL in nats per response."""
+    kl: Estimate | None
+    """KL in nats per response; None if the responses were not sampled as in training."""
     length: Estimate
     """Number of generated tokens."""
     truncated_fraction: float
@@ -96,6 +96,16 @@ class EvaluationResult:
     """k → pass@k; empty unless `evaluation.passes` says when a response passes."""
     by: dict[str, Estimate] = field(default_factory=dict)
     """Value of the column `evaluation.by` → the score (gold, if there is a judge) of the prompts that have it."""
+    name: str = ""
+    """Name of the set of held-out prompts; empty: `prompts.heldout`."""
+    decides: bool = True
+    """Whether the score of this set compares the steps of a run."""
+
+    @property
+    def measures(self) -> dict[str, Estimate]:
+        """Gold score, proxy score, KL and length, as far as they were measured: `{"proxy": …, "length": …}`."""
+        found = {"gold": self.gold, "proxy": self.proxy, "kl": self.kl, "length": self.length}
+        return {key: estimate for key, estimate in found.items() if estimate is not None}
 
     @property
     def score(self) -> float:
@@ -109,22 +119,32 @@ class EvaluationResult:
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> Self:
         """Read what `to_json` wrote; `null` numbers (JSON has no NaN) become NaN."""
-        gold, gold_values = data["gold"], data["gold_values"]
+        gold, gold_values, kl = data["gold"], data["gold_values"], data["kl"]
         return cls(
             step=data["step"],
             label=data["label"],
             prompts=data["prompts"],
             proxy=_estimate(data["proxy"]),
             gold=None if gold is None else _estimate(gold),
-            kl=_estimate(data["kl"]),
+            kl=None if kl is None else _estimate(kl),
             length=_estimate(data["length"]),
             truncated_fraction=_number(data["truncated_fraction"]),
             samples=[sample_from_json(row, judged=gold is not None) for row in data["samples"]],
             proxy_values=[_number(value) for value in data["proxy_values"]],
             gold_values=None if gold_values is None else [_number(value) for value in gold_values],
             undecided=data.get("undecided", 0),  # older runs have none
+            name=data.get("name", ""),
+            decides=data.get("decides", True),
             **{part: {k: _estimate(one) for k, one in data.get(part, {}).items()} for part in ("passed", "by")},
         )
+
+
+def evaluation_metrics(result: EvaluationResult) -> dict[str, float]:
+    """The means of an evaluation by the names that trackers plot: `evaluation/proxy` of the set that compares the
+    steps, `evaluation/NAME/proxy` of a set with a name."""
+    places = [*(["evaluation"] if result.decides else []), *([f"evaluation/{result.name}"] if result.name else [])]
+    places = places or ["evaluation/heldout"]
+    return {f"{place}/{key}": one.mean for place in places for key, one in result.measures.items()}
 
 
 def sample_from_json(row: dict[str, Any], judged: bool) -> SampleRow:
@@ -158,7 +178,8 @@ def evaluation_changes(before: EvaluationResult, after: EvaluationResult) -> lis
     found.append(_change("proxy score", "", before.proxy, after.proxy, before.proxy_values, after.proxy_values))
     for k in [k for k in after.passed if k in before.passed]:
         found.append(_change(f"pass@{k}", "", before.passed[k], after.passed[k], None, None))
-    found.append(_change("KL to the reference", "nats", before.kl, after.kl, None, None))
+    if before.kl is not None and after.kl is not None:
+        found.append(_change("KL to the reference", "nats", before.kl, after.kl, None, None))
     found.append(_change("response length", "tokens", before.length, after.length, None, None))
     return found
 

@@ -80,7 +80,7 @@ def interval(values: Sequence[float], seed: int = 0) -> tuple[float, float]:
 
 def distance(evaluation: EvaluationResult) -> float:
     """√KL of an evaluation; 0 where the estimate of the KL is negative."""
-    kl = evaluation.kl.mean
+    kl = math.nan if evaluation.kl is None else evaluation.kl.mean
     return math.sqrt(max(kl, 0.0)) if math.isfinite(kl) else math.nan
 
 
@@ -98,7 +98,7 @@ class Side:
 
 def sides(evaluations: Sequence[EvaluationResult]) -> list[Side]:
     """The gold and the proxy score over the distance; the curves start at the evaluation before training."""
-    ordered = sorted(evaluations, key=lambda one: one.step)
+    ordered = sorted((one for one in evaluations if one.kl is not None), key=lambda one: one.step)
     judged = [one for one in ordered if one.gold is not None and one.gold_values is not None]
     values: list[tuple[str, list[EvaluationResult], Callable[[EvaluationResult], list[float]]]] = [
         ("gold", judged, lambda one: one.gold_values or []),

@@ -45,6 +45,7 @@ def write_model_card(folder: Path, facts: CardFacts, record: RunRecord) -> None:
         record,
         metrics=[line for line in record.metrics if line["step"] <= facts.step],
         evaluations=[one for one in record.evaluations if one.step <= facts.step],
+        other_sets={name: [one for one in own if one.step <= facts.step] for name, own in record.other_sets.items()},
     )
     curves = curves_svg(training_cards(until)) if until.metrics else ""
     if curves:
@@ -86,16 +87,19 @@ def _section(title: str, lines: Sequence[str]) -> list[str]:
 
 def _evaluations(record: RunRecord) -> Iterator[str]:
     """A table of the evaluations so far, on held-out prompts."""
-    if not record.evaluations:
+    found = [*record.evaluations, *(one for own in record.other_sets.values() for one in own)]
+    if not found:
         return
+    names = any(one.name for one in found)
     yield from (
-        "| when | step | prompts | proxy score | gold score | KL (nats) | tokens |",
-        "|---|---|---|---|---|---|---|",
+        f"|{' set |' * names} when | step | prompts | proxy score | gold score | KL (nats) | tokens |",
+        f"|{'---|' * names}---|---|---|---|---|---|---|",
     )
-    for one in record.evaluations:
+    for one in found:
         told = (one.proxy, one.gold, one.kl, one.length)
         numbers = " | ".join("" if estimate is None else _estimate(estimate) for estimate in told)
-        yield f"| {_plain(one.label)} | {one.step} | {one.prompts} | {numbers} |"
+        own = f" {_plain(one.name or 'heldout')} |" * names
+        yield f"|{own} {_plain(one.label)} | {one.step} | {one.prompts} | {numbers} |"
 
 
 def _estimate(estimate: Estimate) -> str:

@@ -23,7 +23,7 @@ from orchestrator.known_metrics import metrics_in
 from orchestrator.metric_types import Fact, Metric
 from orchestrator.metrics import METRICS
 from orchestrator.report.charts import evaluation_cards, gap_cards, histogram_cards, reliability_cards, training_cards
-from orchestrator.report.evaluation_results import EvaluationResult, SampleRow, evaluation_changes
+from orchestrator.report.evaluation_results import EvaluationChange, EvaluationResult, SampleRow, evaluation_changes
 from orchestrator.report.run_files import HTML_FILE, RunRecord, kept_scores, read_record, replace_text
 
 
@@ -50,6 +50,7 @@ def page(record: RunRecord, scores: Mapping[str, Sequence[float]] | None = None)
     """The HTML of the whole page. `scores`: sets of scores whose distributions are drawn, by name."""
     evaluations, metrics = record.evaluations, record.metrics
     before, after = _ends(evaluations, record.state.best)
+    sets = {before.name if before else "": evaluations, **record.other_sets}
     status, status_text = run_status(record)
     last = int(metrics[-1]["step"]) if metrics else 0
     cards = {
@@ -58,7 +59,7 @@ def page(record: RunRecord, scores: Mapping[str, Sequence[float]] | None = None)
             *histogram_cards(scores or {}),
             *reliability_cards(record.state.reliability),
         ],
-        "evaluation_cards": evaluation_cards(evaluations) + gap_cards(evaluations) if len(evaluations) > 2 else [],
+        "evaluation_cards": [*evaluation_cards(sets), *gap_cards(evaluations)] if len(evaluations) > 2 else [],
     }
     scripts = drawing_scripts() if any(card.figure for found in cards.values() for card in found) else []
     return page_template("report.html.jinja").render(
@@ -71,6 +72,9 @@ def page(record: RunRecord, scores: Mapping[str, Sequence[float]] | None = None)
         before=before,
         after=after,
         changes=evaluation_changes(before, after) if before and after else [],
+        alerts=record.alerts,
+        set_name=before.name if before else "",
+        other_sets={name or "heldout": _measured(own, record.state.best) for name, own in record.other_sets.items()},
         heldout=sample_table({result.label: result for result in (before, after) if result}),
         trained=SampleTable([f"step {last}"], [(row, [row]) for row in record.samples]),
         metrics=_all_metrics(metrics),
@@ -188,6 +192,14 @@ def _ends(
     before = next((e for e in evaluations if e.label == "before"), evaluations[0])
     after = next((e for e in reversed(evaluations) if e.step == best), evaluations[-1])
     return before, after if after is not before else None
+
+
+def _measured(
+    evaluations: list[EvaluationResult], best: int | None
+) -> tuple[EvaluationResult | None, EvaluationResult | None, list[EvaluationChange]]:
+    """The two ends of a set, and what changed between them."""
+    before, after = _ends(evaluations, best)
+    return before, after, evaluation_changes(before, after) if before and after else []
 
 
 def sample_table(named: Mapping[str, EvaluationResult]) -> SampleTable:

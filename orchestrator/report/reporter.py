@@ -25,7 +25,7 @@ from orchestrator.known_metrics import check_known
 from orchestrator.metrics import METRICS
 from orchestrator.report import run_files
 from orchestrator.report.alert_lines import Alert, WentBack
-from orchestrator.report.evaluation_results import EvaluationResult, SampleRow
+from orchestrator.report.evaluation_results import EvaluationResult, SampleRow, evaluation_metrics
 from orchestrator.report.file_writer import FileWriter
 from orchestrator.report.page import render_report
 from orchestrator.report.progress import Progress, make_progress
@@ -104,9 +104,11 @@ class Reporter:
             models=dict(models or {}),
         )
         _prepare(self._run_dir, self._state, config_yaml, resume_step)
-        self.evaluations = read_record(self._run_dir).evaluations
-        """All evaluations of the run, also those before it was resumed."""
-        self._before = next((e for e in self.evaluations if e.label == "before"), None)
+        record = read_record(self._run_dir)
+        self.evaluations = record.evaluations
+        """The evaluations that compare the steps of the run, also those before it was resumed."""
+        every = [*record.evaluations, *(one for own in record.other_sets.values() for one in own)]
+        self._before = {one.name: one for one in reversed(every) if one.label == "before"}
         self._progress = make_progress(name, steps, resume_step) if progress is None else progress
         self._timeline = Timeline(self._run_dir, resume_step, self._progress.lines) if trace else None
         self._save_s, self._files = save_s, FileWriter(save_s)
@@ -223,15 +225,13 @@ class Reporter:
         training."""
         with at_most(self._save_s, "writing an evaluation"):
             append_line(self._run_dir / run_files.EVALUATION_FILE, result.to_json())
-        self.evaluations.append(result)
-        found = {"proxy": result.proxy, "gold": result.gold, "kl": result.kl, "length": result.length}
-        means = {f"evaluation/{key}": estimate.mean for key, estimate in found.items() if estimate is not None}
-        self._trackers.log(result.step, means)
-        before = self._before
+        self.evaluations += [result] if result.decides else []
+        self._trackers.log(result.step, evaluation_metrics(result))
+        before = self._before.get(result.name)
         if result.label == "before":
-            self._before, before = result, None
+            self._before[result.name], before = result, None
         self._progress.lines(evaluation_lines(result, before))
-        if before is not None and result.label == "after":
+        if before is not None and result.label == "after" and result.decides:
             self._progress.lines(sample_lines(before, result))
 
     def reliability(self, curve: Sequence[ReliabilityBin]) -> None:

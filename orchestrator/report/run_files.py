@@ -11,12 +11,13 @@ import os
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, TypeVar
 
 from pydantic import TypeAdapter, ValidationError
 
+from orchestrator.report.alert_lines import Alert
 from orchestrator.report.evaluation_results import EvaluationResult, SampleRow, sample_from_json
 from orchestrator.report.reliability import ReliabilityBin
 from orchestrator.timeline.trace_file import TRACE_FILE
@@ -84,9 +85,14 @@ class RunRecord:
     metrics: list[dict[str, float]]
     """Metrics of each step, ascending; NaN for a value that was not finite."""
     evaluations: list[EvaluationResult]
+    """Those on the set of held-out prompts that compares the steps of the run."""
     samples: list[SampleRow]
     """Samples of the last step."""
     config_yaml: str
+    alerts: list[Alert] = field(default_factory=list)
+    """The rules that have fired, in their order."""
+    other_sets: dict[str, list[EvaluationResult]] = field(default_factory=dict)
+    """Name of another set of held-out prompts (empty: `prompts.heldout`) → its evaluations."""
 
 
 def append_line(path: Path, data: Mapping[str, Any]) -> None:
@@ -187,10 +193,18 @@ def read_record(run_dir: Path) -> RunRecord:
         stands = unsaid if said is None else _typed(RunState(**said))
     with reading(config):
         config_yaml = config.read_text(encoding="utf-8") if config.exists() else ""
-    return RunRecord(stands, metrics, evaluations, samples, config_yaml)
+    others = {one.name: [e for e in evaluations if e.name == one.name] for one in evaluations if not one.decides}
+    with reading(run_dir / ALERTS_FILE):  # a line without a meaning tells that the run went back
+        told = [line for line in read_lines(run_dir / ALERTS_FILE) if "means" in line]
+        names = [own.name for own in fields(Alert)]
+        alerts = [_typed(Alert(**{name: line[name] for name in names if name in line})) for line in told]
+    decided = [one for one in evaluations if one.decides]
+    return RunRecord(stands, metrics, decided, samples, config_yaml, alerts, others)
 
 
-_TYPES: dict[type, TypeAdapter[Any]] = {kind: TypeAdapter(kind) for kind in (RunState, EvaluationResult, SampleRow)}
+_TYPES: dict[type, TypeAdapter[Any]] = {
+    kind: TypeAdapter(kind) for kind in (RunState, EvaluationResult, SampleRow, Alert)
+}
 
 
 def _typed(value: T) -> T:

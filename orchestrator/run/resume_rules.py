@@ -67,7 +67,7 @@ retraining.judge.prices retraining.prompts retraining.responses_per_prompt retra
 retraining.groups_per_step retraining.optimizer.learning_rate retraining.optimizer.schedule
 retraining.gradient_checkpointing
 trained.zero trained.micro_batch_tokens trained.gradient_checkpointing trained.fused_kernels
-trained.model.trust_remote_code canary alerts
+trained.model.trust_remote_code canary alerts actor.old_logprobs
 trained.optimizer.learning_rate trained.optimizer.schedule
 frozen.micro_batch_tokens frozen.zero frozen.fused_kernels frozen.model.trust_remote_code
 reward.urls reward.headers reward.protocol
@@ -95,7 +95,9 @@ ppo.kl.controller.coefficient ppo.kl.controller.target ppo.kl.controller.horizon
             "prompts.too_long",
             "the position in the rows would mean another one": "ppo.ptx ppo.ptx.data ppo.ptx.max_tokens "
             "ppo.ptx.too_long ppo.ptx.train_on_prompt",
-            "evaluations before and after would not be comparable": "prompts.heldout evaluation.judge "
+            "evaluations before and after would not be comparable": "prompts.heldout prompts.heldout_sets "
+            "evaluation.judge evaluation.decides evaluation.sampling evaluation.sampling.temperature "
+            "evaluation.sampling.top_p evaluation.sampling.top_k evaluation.sampling.min_p "
             "evaluation.responses_per_prompt evaluation.passes",
             "the state of the optimizer and its count of steps depend on it": "trained.optimizer.betas "
             "trained.optimizer.epsilon trained.optimizer.weight_decay trained.optimizer.max_gradient_norm ppo.epochs "
@@ -141,7 +143,8 @@ reward_training.minimum_accuracy
         }
     ),
     unread=_keys(
-        """prompts.heldout actor.model.trust_remote_code actor.zero actor.micro_batch_tokens actor.optimizer actor.lora
+        """prompts.heldout prompts.heldout_sets actor.old_logprobs
+actor.model.trust_remote_code actor.zero actor.micro_batch_tokens actor.optimizer actor.lora
 actor.gradient_checkpointing actor.ema_decay rollout.prompts_per_step rollout.responses_per_prompt
 rollout.stream_samples rollout.engine
 """

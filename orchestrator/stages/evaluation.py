@@ -6,7 +6,8 @@ Roles and prompts flow in, an EvaluationResult flows out.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -15,7 +16,7 @@ from typing import Any
 from torch import Tensor
 
 from cluster.role_table import REFERENCE
-from orchestrator.config.evaluation import EvaluationConfig, EvaluationRun
+from orchestrator.config.evaluation import EvaluationConfig, EvaluationRun, EvaluationSampling
 from orchestrator.data.opponents import given_prompts
 from orchestrator.data.prompts import Questions, heldout_prompts
 from orchestrator.groups.build import Models, resolve_models
@@ -45,8 +46,8 @@ class Answered:
     proxy: list[float]
     gold: Sequence[float | None] | None
     """None without a judge; of a response None where the judge has not decided a comparison."""
-    kl: list[float]
-    """Nats."""
+    kl: list[float] | None
+    """Nats; None if the responses were not sampled as in training."""
 
     @property
     def gold_values(self) -> list[float] | None:
@@ -67,7 +68,7 @@ def evaluate(
 ) -> EvaluationResult:
     """Answer and score the prompts, which stand there `how.responses_per_prompt` times; `check` and `compare`: see
     `answered`."""
-    found = answered(roles, prompts, version, check=check, compare=compare)
+    found = answered(roles, prompts, version, sampling=how.sampling, check=check, compare=compare)
     return measured(found, step=step, label=label, how=how)
 
 
@@ -76,26 +77,39 @@ def answered(
     prompts: Prompts,
     version: int,
     *,
+    sampling: EvaluationSampling | None = None,
     check: Callable[[Rollouts], None] | None = None,
     compare: Compare | None = None,
 ) -> Answered:
-    """Generate a response to every row of the prompts at the rollout's temperature, let `check` look at them, and score
-    them; with `compare` the gold scores are its win rates.
+    """Generate a response to every row of the prompts, and score them; with `compare` the gold scores are its win
+    rates.
 
-    The KL is k1 of the sampled tokens, summed over a response, from vLLM's log-probabilities and the reference's.
+    Without a `sampling` of its own it is the rollout's; `check` looks at the responses, and the KL is k1 of the sampled
+    tokens, summed over a response, from vLLM's log-probabilities and the reference's. With one, the log-probabilities
+    are those of another distribution than the reference's.
     """
-    rollouts = roles.policy.generate(prompts, version=version)
-    if check:
+    rollouts = roles.policy.generate(prompts, version=version, sampled=_sampled(sampling))
+    if check and sampling is None:
         check(rollouts)
     proxy = roles.reward.start(rollouts)
-    reference = spread(roles.reference, FrozenPolicy.reference_logprobs, Sequences.of(rollouts))
+    reference = None
+    if sampling is None:
+        reference = spread(roles.reference, FrozenPolicy.reference_logprobs, Sequences.of(rollouts))
     judge = roles.judge.start(rollouts) if roles.judge else None
     deadline_s = roles.deadlines.score_s
-    wait_for([*proxy.spreads, reference, *([judge] if judge else [])], deadline_s, roles.policy.recovery)
+    others = [one for one in (reference, judge) if one is not None]
+    wait_for([*proxy.spreads, *others], deadline_s, roles.policy.recovery)
     proxy_values = proxy.result(deadline_s)[0].tolist()
     gold_values = judge.result(deadline_s).tolist() if judge else None
-    kl = _response_kl(rollouts.rollout_logprobs, reference.result(deadline_s), rollouts.response_mask)
+    kl = None
+    if reference is not None:
+        kl = _response_kl(rollouts.rollout_logprobs, reference.result(deadline_s), rollouts.response_mask)
     return Answered(rollouts, proxy_values, compare(rollouts) if compare else gold_values, kl)
+
+
+def _sampled(sampling: EvaluationSampling | None) -> dict[str, float] | None:
+    """The keys of `rollout` with other values, if there are any; prompts that are answered greedily say so."""
+    return sampling.model_dump() if sampling is not None and sampling.temperature else None
 
 
 def measured(found: Answered, *, step: int, label: str, how: EvaluationConfig) -> EvaluationResult:
@@ -110,7 +124,7 @@ def measured(found: Answered, *, step: int, label: str, how: EvaluationConfig) -
         prompts=len(proxy_values),
         proxy=Estimate.of(proxy_values),
         gold=None if gold_values is None else Estimate.of(gold_values),
-        kl=Estimate.of(prompt_means(found.kl, each)),
+        kl=None if found.kl is None else Estimate.of(prompt_means(found.kl, each)),
         length=Estimate.of(prompt_means(lengths, each)),
         truncated_fraction=float((~rollouts.finished).double().mean()),
         samples=_sample_rows(found, range(0, len(rollouts), each)[: how.samples]),
@@ -122,51 +136,71 @@ def measured(found: Answered, *, step: int, label: str, how: EvaluationConfig) -
     )
 
 
-def evaluate_run(config: EvaluationRun, questions: Questions, stored: StoredModel | None = None) -> EvaluationResult:
-    """`tetrarch evaluate`: measure on `questions` the policy of a checkpoint; without one the actor in `run_dir/actor`,
-    or, before a run, the one that it starts from.
+def asked_heldout(config: EvaluationRun, heldout: Mapping[str, Questions]) -> dict[str, Prompts]:
+    """The prompts of each set of held-out ones that an evaluation answers; the set that compares steps is the last."""
+    how = config.evaluation
+    greedy = how.sampling is not None and how.sampling.temperature == 0
+    names = sorted(heldout, key=lambda name: name == config.deciding_set)
+    shape = how.prompts, config.seed, how.responses_per_prompt
+    return {name: heldout_prompts(heldout[name], *shape, greedy=greedy) for name in names}
 
-    Prints the result and writes it to `run_dir/evaluate.json`.
+
+def evaluate_run(
+    config: EvaluationRun, heldout: Mapping[str, Questions], stored: StoredModel | None = None
+) -> EvaluationResult:
+    """`tetrarch evaluate`: measure on each set of held-out prompts the policy of a checkpoint; without one the actor in
+    `run_dir/actor`, or, before a run, the one that it starts from.
+
+    Prints the results and writes them to `run_dir/evaluate.json`; returns that of the set that compares steps.
     """
     run_dir = Path(config.run_dir)
     with closing(make_progress("evaluate", 0, 0)) as progress, policy_to_measure(config, stored) as policy:
         progress.status("preparing the models")
-        how = config.evaluation
-        prompts = heldout_prompts(questions, how.prompts, config.seed, how.responses_per_prompt)
+        prompts = asked_heldout(config, heldout)
         models = resolve_models(config, (REFERENCE, *config.scorers))
         if policy.folder is not None:
             models = replace(models, actor=policy.folder)
-        result, found = _measure(config, prompts, models, policy, progress)
+        measured_sets = _measure(config, prompts, models, policy, progress)
+        (*others, (result, _)) = measured_sets
         if config.evaluation.benchmarks is not None:
             progress.status(f"lm-eval: {', '.join(config.evaluation.benchmarks.tasks)}")
         benchmarks = run_benchmarks(config, models.actor)
         told = {**result.to_json(), "benchmarks": [asdict(one) for one in benchmarks]}
+        told |= {"other_sets": {one.name or "heldout": one.to_json() for one, _ in others}} if others else {}
         file, rows = run_dir / EVALUATED, run_dir / EVALUATED_ROWS
         file.write_text(json.dumps(finite(told), indent=1) + "\n")
-        rows.write_text("".join(map(_line, _rows(found))), encoding="utf-8")
-        progress.lines("\n".join([evaluation_lines(result, None), *(one.line() for one in benchmarks)]))
+        lines = [_line(row) for one, found in measured_sets for row in _rows(found, one.name)]
+        rows.write_text("".join(lines), encoding="utf-8")
+        texts = [evaluation_lines(one, None) for one, _ in measured_sets]
+        progress.lines("\n".join([*texts, *(one.line() for one in benchmarks)]))
         progress.lines(f"written to {file}, all responses to {rows}")
     return result
 
 
 def _measure(
-    config: EvaluationRun, prompts: Prompts, models: Models, policy: MeasuredPolicy, progress: Progress
-) -> tuple[EvaluationResult, Answered]:
+    config: EvaluationRun, asked: Mapping[str, Prompts], models: Models, policy: MeasuredPolicy, progress: Progress
+) -> list[tuple[EvaluationResult, Answered]]:
     progress.status(f"starting the roles, to measure {models.actor}")
+    how, made = config.evaluation, []
     with evaluation_roles(config, models, progress.lines, progress.starting) as roles:
-        count = len(prompts) // config.evaluation.responses_per_prompt
-        progress.status(f"answering {count} held-out prompts")
-        found = answered(roles, prompts, 0, compare=comparing(config))
-    return measured(found, step=policy.step, label=policy.label, how=config.evaluation), found
+        for name, prompts in asked.items():
+            count = len(prompts) // how.responses_per_prompt
+            progress.status(f"answering {count} held-out prompts{f' of {name}' if name else ''}")
+            found = answered(roles, prompts, 0, sampling=how.sampling, compare=comparing(config))
+            result = measured(found, step=policy.step, label=policy.label, how=how)
+            made.append((replace(result, name=name, decides=name == config.deciding_set), found))
+    return made
 
 
-def _rows(found: Answered) -> Iterator[dict[str, Any]]:
-    """A row for each response, which another evaluation can compare with (`evaluation.judge.against`)."""
+def _rows(found: Answered, name: str) -> Iterator[dict[str, Any]]:
+    """A row for each response of the set `name`, which another evaluation can compare with
+    (`evaluation.judge.against`)."""
     rollouts = found.rollouts
     prompts = given_prompts(rollouts.prompts, rollouts.columns)
     gold: Sequence[float | None] = found.gold_values or [None] * len(rollouts)
     for prompt, said, proxy, judged in zip(prompts, rollouts.responses, found.proxy, gold, strict=True):
-        yield {"prompt": prompt, "completion": said, "score": proxy, "gold": judged}
+        row = {"prompt": prompt, "completion": said, "score": proxy, "gold": judged}
+        yield {**row, "set": name} if name else row
 
 
 def _line(row: dict[str, Any]) -> str:
@@ -187,7 +221,7 @@ def _sample_rows(found: Answered, rows: Sequence[int]) -> list[SampleRow]:
             response=rollouts.responses[row],
             proxy=found.proxy[row],
             gold=None if gold is None else gold[row],
-            kl=found.kl[row],
+            kl=math.nan if found.kl is None else found.kl[row],
             finished=bool(rollouts.finished[row]),
             **_chat(rollouts, row),
         )

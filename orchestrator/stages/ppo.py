@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ from orchestrator.config.retraining import RETRAINED
 from orchestrator.config.run import RunConfig
 from orchestrator.data.demonstrations import PtxSource
 from orchestrator.data.ppo_data import PpoData
-from orchestrator.data.prompts import PromptSource, heldout_prompts
+from orchestrator.data.prompts import PromptSource
 from orchestrator.errors import CheckpointError, WeightsDiffer
 from orchestrator.groups import canary
 from orchestrator.groups.build import resolve_models
@@ -40,7 +40,7 @@ from orchestrator.run.way_back import WayBack
 from orchestrator.stages.alarm import Alarm, alarm_of
 from orchestrator.stages.best_models import BestModels
 from orchestrator.stages.card_metrics import step_work
-from orchestrator.stages.evaluation import evaluate, training_samples
+from orchestrator.stages.evaluation import asked_heldout, evaluate, training_samples
 from orchestrator.stages.fresh_labels import fresh_labels
 from orchestrator.stages.retraining import Retraining, told
 from orchestrator.stages.run_again import carry_through
@@ -63,8 +63,7 @@ def train(config: RunConfig, resume: Resume, data: PpoData) -> None:
         models = resolve_models(config, config.model_roles)
         state = TrainState(PromptSource(data.training, config.seed), make_controller(controller))
         state.ptx = PtxSource(data.ptx, config.seed) if data.ptx else None
-        asked = config.evaluation.prompts, config.seed, config.evaluation.responses_per_prompt
-        questions = heldout_prompts(data.heldout, *asked) if data.heldout else None
+        questions = asked_heldout(config, data.heldout)
         report.status("starting the roles")
         with (
             alarm_of(config, back, report) as alarm,  # that the run has gone back is on the disk before the roles start
@@ -88,8 +87,8 @@ class Ppo(Stage):
     roles: Roles
     state: TrainState
     report: Reporter
-    questions: Prompts | None
-    """The held-out prompts."""
+    questions: Mapping[str, Prompts]
+    """The held-out prompts by the names of their sets, that which compares steps last; none: nothing is evaluated."""
     reference: str
     """The frozen model's fingerprint at the start."""
     alarm: Alarm
@@ -200,16 +199,17 @@ class Ppo(Stage):
         return self.config.evaluation.every
 
     def evaluate(self, label: str) -> None:
-        """Measure the policy on the held-out prompts, if there are any."""
-        if self.questions is None:
-            return
+        """Measure the policy on all sets of held-out prompts."""
         how, state = self.config.evaluation, self.state
-        count = len(self.questions) // how.responses_per_prompt
-        self.report.status(f"evaluating on {count} held-out prompts ({label})")
-        where: dict[str, Any] = {"step": state.step, "label": label, "how": how, "compare": comparing(self.config)}
-        found = evaluate(self.roles, self.questions, state.version, **where, check=self._check_weights)
-        self.report.evaluation(found)
-        self.alarm.after_evaluation(self.report.evaluations)
+        where: dict[str, Any] = {"step": state.step, "label": label, "how": how}
+        for name, prompts in self.questions.items():
+            count, of = len(prompts) // how.responses_per_prompt, f" of {name}" if name else ""
+            self.report.status(f"evaluating on {count} held-out prompts{of} ({label})")
+            where |= {"compare": comparing(self.config), "check": self._check_weights}
+            found = evaluate(self.roles, prompts, state.version, **where)
+            self.report.evaluation(replace(found, name=name, decides=name == self.config.deciding_set))
+        if self.questions:
+            self.alarm.after_evaluation(self.report.evaluations)
 
     @property
     def evaluated(self) -> bool:

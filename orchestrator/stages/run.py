@@ -30,7 +30,7 @@ from orchestrator.run.model_contents import Contents, ContentsMeanwhile
 from orchestrator.run.phase_clock import Clock
 from orchestrator.run.resuming import Resume, checkpoint_to_resume, take_up
 from orchestrator.run.run_lock import held
-from orchestrator.stages.left_models import leave_models
+from orchestrator.stages.left_models import leave_last_models, leave_models
 from orchestrator.stages.profiling import perhaps_profiled
 from orchestrator.stages.run_facts import run_facts
 from orchestrator.stages.stage import Stage, StepReport, Trainable
@@ -141,7 +141,7 @@ class Run:
         self.writer.complete()
         self.report.leaves(stage.best, stage.why_end)
         self.report.status("saving the models")
-        stage.save_models()
+        leave_last_models(stage, self.config, self.settings, self.report.note)
         self.report.complete()
         stage.check_ledger()
         usage = stage.cluster.usage()

@@ -142,6 +142,20 @@ FAULTS = (
         "tests/unit/orchestrator/data/test_demonstrations.py",
     ),
     Fault(
+        "a greedy evaluation is sampled",
+        "orchestrator/data/prompts.py",
+        "    return replace(asked, seeds=[None] * len(rows)) if greedy else asked",
+        "    return asked",
+        "tests/unit/wiring/test_prompt_keys.py",
+    ),
+    Fault(
+        "another set of held-out prompts decides than the configuration says",
+        "orchestrator/config/evaluation.py",
+        "return self.prompts.heldout_names[0] if said is None else said",
+        "return self.prompts.heldout_names[0]",
+        "tests/unit/wiring/test_prompt_keys.py",
+    ),
+    Fault(
         "mean of means",
         "roles/losses/means.py",
         'if mean == "sequence":',

@@ -152,7 +152,7 @@ def advantage_rules(config: RunConfig) -> Iterator[str]:
         yield f"{key} needs a critic, and ppo.advantage.type={kind} has none; remove it, or use type: gae"
 
 
-def evaluation_rules(config: RunConfig) -> Iterator[str]:
+def stop_rules(config: RunConfig) -> Iterator[str]:
     """Evaluations need prompts; a stop by the gold score needs a judge and evaluations during training."""
     every, stop = config.evaluation.every, config.evaluation.stop
     if stop is not None and config.evaluation.judge is None:

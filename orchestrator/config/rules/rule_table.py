@@ -11,6 +11,7 @@ from orchestrator.config.labelling import LabellingRun
 from orchestrator.config.reward_training import RewardTrainingRun
 from orchestrator.config.rules import (
     checkpoint_rules,
+    evaluation_rules,
     labelling_rules,
     memory_rules,
     model_rules,
@@ -38,7 +39,9 @@ RULES: tuple[tuple[type[BaseConfig], Callable[[Any], Iterator[str]]], ...] = (
     (RunConfig, model_rules.adapter_rules),
     (EvaluationRun, reward_rules.ensemble_rules),
     (RunConfig, model_rules.critic_rules),
-    (RunConfig, ppo_rules.evaluation_rules),
+    (RunConfig, ppo_rules.stop_rules),
+    (EvaluationRun, evaluation_rules.set_rules),
+    (EvaluationRun, evaluation_rules.sampling_rules),
     (RunConfig, retraining_rules.retraining_rules),
     (SamplingConfig, sampling_rules.engine_rules),
     (BaseConfig, memory_rules.memory_rules),

@@ -41,7 +41,7 @@ NO_NUMBERS = {
     "prompts.*.name": "a hub data set's configuration: there is no hub in a test",
     "reward_training.pairs<dataset>.dataset.name": "a hub data set's configuration: there is no hub in a test",
     **dict.fromkeys(
-        ("*.mixed_with.*", "*.data*.weight", "*.heldout.weight", "*.train.weight", "*.columns"),
+        ("*.mixed_with.*", "*.data*.weight", "*.heldout*.weight", "*.train.weight", "*.columns"),
         "which rows there are: test_samples.py",
     ),
     **dict.fromkeys(("*.chat", "*.system", "*.bad_rows=*"), "how rows are read: test_samples.py"),

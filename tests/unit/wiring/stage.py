@@ -304,7 +304,7 @@ def trained(said: Mapping[str, Any], folder: Path) -> Seen:
                 else read_questions(config.prompts, part, tokenizer)
             )
 
-        heldout = questions("heldout") if config.prompts.evaluable else None
+        heldout = {name: questions(config.prompts.part(name)) for name in config.prompts.heldout_names}
         ptx = read_ptx(config.ppo.ptx, tokenizer) if config.ppo.ptx else None
         try:
             orchestrator.stages.ppo.train(config, None, PpoData(questions("train"), heldout, ptx))

@@ -85,6 +85,6 @@ def test_tetrarch_evaluate_measures_it_in_the_same_way(folder: Path, tmp_path: P
         config = load_root(EvaluationRun, tmp_path / "run.yaml")
         with stage() as seen:
             tokenizer = load_tokenizer(config.actor.model.path)
-            result = evaluate_run(config, read_questions(config.prompts, "heldout", tokenizer))
+            result = evaluate_run(config, {"": read_questions(config.prompts, "heldout", tokenizer)})
         assert result.prompts == 4
         assert result.kl.mean == pytest.approx(kl_of(folder, seen.llms[0], model), abs=1e-4)

@@ -16,7 +16,7 @@ from tests.unit.wiring.base import short_run
 from tests.unit.wiring.stage import Seen
 
 PROVES = (
-    *(f"prompts.{part}.{key}" for part in ("train", "heldout") for key in ("path", "split", "limit")),
+    *(f"prompts.{part}.{key}" for part in ("train", "heldout", "heldout_sets") for key in ("path", "split", "limit")),
     "prompts.max_tokens",
     "prompts.column",
     "prompts.heldout_fraction",
@@ -24,6 +24,8 @@ PROVES = (
     "ppo.dynamic_sampling.rounds",
     "prompts.too_long=*",
     "evaluation.every",
+    "evaluation.decides",
+    "evaluation.sampling.*",
     "evaluation.prompts",
     "evaluation.samples",
     "evaluation.responses_per_prompt",
@@ -140,6 +142,48 @@ def test_which_prompts_are_held_out(folder: Path, change: dict[str, Any], expect
     changes = {key: str(folder / value) if key.endswith("path") else value for key, value in change.items()}
     seen = measured(folder, changes)
     assert [answer.prompt for answer in seen.llms[0].batches[0]] == expected
+
+
+def test_each_named_set_is_measured_and_one_of_them_decides(folder: Path) -> None:
+    def asked_of(sets: dict[str, Any], **more: Any) -> tuple[Seen, list[list[list[int]]]]:
+        seen = measured(folder, {"prompts.heldout_sets": sets, "evaluation": {"prompts": 4, "samples": 1, **more}})
+        return seen, [[answer.prompt for answer in batch] for batch in seen.llms[0].batches]
+
+    other = {"path": str(folder / "other.jsonl")}
+    plain, few, part = [[20] * 2, [21] * 3, [22] * 4, [23] * 2], [[12] * 2, [13] * 3], [[14] * 4, [15] * 2]
+    sets = {"few": {**other, "limit": 2}, "part": {**other, "split": "train[2:4]"}}
+    seen, batches = asked_of(sets)
+    assert batches[:3] == [few, part, plain], "the one that decides is the last"
+    assert [(one.label, one.name, one.prompts, one.decides) for one in seen.report.evaluations[:3]] == [
+        ("before", "few", 2, False),
+        ("before", "part", 2, False),
+        ("before", "", 4, True),
+    ]
+    assert [one.name for one in seen.report.evaluations[3:]] == ["few", "part", ""]
+    seen, batches = asked_of(sets, decides="few")
+    assert batches[:3] == [plain, part, few]
+    assert [one.name for one in seen.report.evaluations if one.decides] == ["few", "few"]
+
+
+SAMPLED = {"temperature": 1.3, "top_p": 0.8, "top_k": 5, "min_p": 0.1}
+
+
+def test_evaluations_are_sampled_as_they_say_and_training_as_the_rollout(folder: Path) -> None:
+    for name, value in SAMPLED.items():
+        said = {"temperature": 0.5, name: value}
+        seen = measured(folder, {"evaluation": {"prompts": 4, "sampling": said}})
+        before, training, after = seen.llms[0].batches
+        assert {getattr(answer.params, name) for answer in (*before, *after)} == {value}
+        assert {(answer.params.temperature, answer.params.top_p, answer.params.top_k) for answer in training} == {
+            (0.7, 1.0, 0)
+        }
+        assert {answer.params.seed for answer in before} == {answer.params.seed for answer in after} != {None}
+        assert [result.kl for result in seen.report.evaluations] == [None, None]
+    greedy = measured(folder, {"evaluation": {"prompts": 4, "sampling": {"temperature": 0}}})
+    before, training, _ = greedy.llms[0].batches
+    assert {(answer.params.temperature, answer.params.seed) for answer in before} == {(0.0, None)}
+    assert {answer.params.temperature for answer in training} == {0.7}
+    assert greedy.report.steps[0]["objective/kl"] == measured(folder, {}).report.steps[0]["objective/kl"]
 
 
 def test_the_judge_is_the_one_that_is_named(folder: Path, tmp_path: Path) -> None:

@@ -47,8 +47,8 @@ def refused(world: World, *parts: str) -> None:
 def test_a_sound_environment_passes_and_the_tasks_come_out(world: World) -> None:
     training, heldout, _ = prepare_train(world.config, resume=None)
     assert training.columns == {"prompt": ["a b", "c"]} and training.token_ids == [[], []]
-    assert heldout is not None and training.summary == "prompts.train: 2 tasks for the environment"
-    assert len(prepare_evaluate(world.config)) == 2
+    assert list(heldout) == [""] and training.summary == "prompts.train: 2 tasks for the environment"
+    assert len(prepare_evaluate(world.config)[""]) == 2
     assert training.example.startswith("prompts.train, row 0, as the model reads it:")
 
 

@@ -5,9 +5,11 @@ from __future__ import annotations
 import pytest
 
 from orchestrator.checks.preparation import (
+    prepare_evaluate,
     prepare_train,
 )
-from orchestrator.config.loading import dump_config
+from orchestrator.config.evaluation import EvaluationRun
+from orchestrator.config.loading import dump_config, validate_root
 from orchestrator.data.demonstrations import PtxSource
 from orchestrator.data.prompts import PromptSource
 from orchestrator.errors import ConfigError
@@ -101,11 +103,28 @@ def test_a_share_of_the_training_prompts_can_be_the_heldout_ones(world: World) -
     world.set("prompts.heldout_fraction", 0.25)
     world.set("evaluation.every", 1)
     training, held, _ = prepare_train(world.config, resume=None)
-    assert held is not None and len(training) + len(held) == 64 and "trained on" not in held.summary
+    (aside,) = held.values()
+    assert len(training) + len(aside) == 64 and "trained on" not in aside.summary
     check("evaluate", world)
     world.set("prompts.heldout", {"path": str(world.prompts)})
     with pytest.raises(ConfigError, match=r"heldout_fraction=0\.25 takes held-out prompts from prompts\.train"):
         _ = world.config
+
+
+def test_every_set_of_heldout_prompts_is_read_and_checked(world: World) -> None:
+    other = world.root / "other.jsonl"
+    other.write_text('{"prompt": "a b"}\n{"prompt": "d"}\n')
+    world.set("prompts.heldout_sets", {"letters": {"path": str(other)}})
+    data = prepare_train(world.config, resume=None)
+    assert list(data.heldout) == ["", "letters"] and len(data.heldout["letters"]) == 2
+    assert data.heldout["letters"].summary.startswith("prompts.heldout_sets.letters: 2 prompts")
+    assert "1 of them is in prompts.train too" in data.heldout["letters"].summary
+    assert list(prepare_evaluate(validate_root(EvaluationRun, world.data))) == ["", "letters"]
+    other.write_text('{"question": "a"}\n{"prompt": 3}\n')
+    for command in ("train", "evaluate"):
+        refused(world, f"prompts.heldout_sets.letters.path={other}", command=command)
+    world.set("prompts.heldout_sets", {"letters": {"path": str(world.root / "none.jsonl")}})
+    refused(world, "prompts.heldout_sets.letters.path=", "does not exist")
 
 
 def test_pairs_need_their_columns(world: World) -> None:

@@ -55,6 +55,7 @@ REWARD_TRAINING = (
 
 READ = SimpleNamespace(summary="prompts.train: 7 prompts", example="row 0 as the model reads it")
 """What the door has read."""
+TRAINED_ON = SimpleNamespace(training=READ, heldout={}, ptx=None)
 
 Drive = Callable[..., list[tuple[str, tuple[Any, ...]]]]
 
@@ -86,7 +87,9 @@ def drive(monkeypatch: pytest.MonkeyPatch) -> Drive:
                 calls.append((name, arguments))
                 if error is not None and name == at:
                     raise error
-                return (READ, None, None) if name == "prepare_train" else READ
+                if name == "prepare_evaluate":
+                    return {"": READ}
+                return TRAINED_ON if name == "prepare_train" else READ
 
             return called
 
@@ -133,12 +136,12 @@ def test_unknown_options_are_refused(file: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
-        (["train"], [("prepare_train", None), ("train", None, (READ, None, None))]),
-        (["train", "--resume"], [("prepare_train", "newest"), ("train", "newest", (READ, None, None))]),
-        (["train", "--resume-from", "4"], [("prepare_train", 4), ("train", 4, (READ, None, None))]),
+        (["train"], [("prepare_train", None), ("train", None, TRAINED_ON)]),
+        (["train", "--resume"], [("prepare_train", "newest"), ("train", "newest", TRAINED_ON)]),
+        (["train", "--resume-from", "4"], [("prepare_train", 4), ("train", 4, TRAINED_ON)]),
         (["reward"], [("prepare_reward", None), ("train_reward", None, READ)]),
         (["reward", "--resume-from", "4"], [("prepare_reward", 4), ("train_reward", 4, READ)]),
-        (["evaluate"], [("prepare_evaluate",), ("evaluate_run", READ, None)]),
+        (["evaluate"], [("prepare_evaluate",), ("evaluate_run", {"": READ}, None)]),
     ],
 )
 def test_the_door_comes_before_the_driver(

@@ -458,6 +458,16 @@ def test_several_mistakes_are_one_line_each(file: Path) -> None:
         (["ppo.kl.controller={type: adaptive, target: 6, initial: 0}"], ["ppo.kl.controller.initial=0"]),
         (["ppo.kl.budget.stop=-1"], ["ppo.kl.budget.stop=-1"]),
         (["evaluation.every=5"], ["evaluation.every=5", "prompts.heldout.path"]),
+        (["prompts.heldout_sets={a: {path: a}, b: {path: b}}"], ["has a, b: say with evaluation.decides"]),
+        (
+            ["prompts.heldout_sets={a: {path: a}}", "evaluation.decides=c"],
+            ["evaluation.decides=c", "use one of a, or null"],
+        ),
+        (["evaluation.sampling={temperature: 0.001}"], ["evaluation.sampling.temperature=0.001", "0.01"]),
+        (
+            ["evaluation={sampling: {temperature: 0}, responses_per_prompt: 4}"],
+            ["evaluation.sampling.temperature=0", "evaluation.responses_per_prompt=4"],
+        ),
         (["checkpoint.keep_best=2"], ["checkpoint.keep_best=2", "evaluation.every=0", "prompts.heldout.path"]),
         (["evaluation.judge={path: f.py}"], ["evaluation.judge", "prompts.heldout.path"]),
         (

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 
 import pytest
 
@@ -70,3 +71,12 @@ def test_json_round_trip_keeps_everything_and_nan() -> None:
     assert back.gold_values is not None and back.gold_values[1] == 1.0
     plain = evaluation("before", [0.5, 1.5])
     assert EvaluationResult.from_json(json.loads(json.dumps(plain.to_json()))) == plain
+
+
+def test_an_evaluation_without_a_kl_and_one_of_an_older_run_are_read() -> None:
+    plain = replace(evaluation("before", [0.0, 1.0]), kl=None, name="math", decides=False)
+    written = json.loads(json.dumps(finite(plain.to_json())))
+    assert EvaluationResult.from_json(written) == plain
+    older = {key: value for key, value in written.items() if key not in ("name", "decides")}
+    assert (EvaluationResult.from_json(older).name, EvaluationResult.from_json(older).decides) == ("", True)
+    assert [change.name for change in evaluation_changes(plain, plain)] == ["proxy score", "response length"]

@@ -94,3 +94,13 @@ def test_one_step_equal_values_and_no_values_are_drawn_too() -> None:
     assert "NaN" not in curves_svg(training_cards(record(metrics=flat)))
     nothing = [{"step": 1, "score/mean": math.nan}]
     assert curves_svg(training_cards(record(metrics=nothing))) == "" == curves_svg([Card("t", "", None, "", "")])
+
+
+def test_the_evaluations_of_each_set_are_in_the_card_up_to_its_step(tmp_path: Path) -> None:
+    run = record(10)
+    others = [replace(one, name="math", decides=False) for one in run.evaluations]
+    text = card(tmp_path, replace(run, other_sets={"math": others}))
+    rows = [line.split(" | ")[:3] for line in text.splitlines() if line.startswith(("| heldout", "| math"))]
+    assert [[cell.strip("| ") for cell in row] for row in rows] == [
+        [name, label, step] for name in ("heldout", "math") for label, step in (("before", "0"), ("step 5", "5"))
+    ]

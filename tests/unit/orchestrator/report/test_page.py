@@ -13,6 +13,7 @@ import pytest
 from plotly.offline import get_plotlyjs
 
 from orchestrator.metrics import METRICS
+from orchestrator.report.alert_lines import Alert
 from orchestrator.report.charts import training_cards
 from orchestrator.report.evaluation_results import Estimate, EvaluationResult, SampleRow, wilson_interval
 from orchestrator.report.page import page
@@ -330,3 +331,33 @@ def test_what_could_drive_the_page_is_replaced() -> None:
 
 def _fields(result: EvaluationResult) -> dict[str, object]:
     return {name: getattr(result, name) for name in EvaluationResult.__dataclass_fields__}
+
+
+def test_other_sets_of_heldout_prompts_have_tables_and_curves_under_their_names() -> None:
+    def of_set(name: str, score: float) -> list[EvaluationResult]:
+        found = [evaluation(label, step, score + step) for label, step in (("before", 0), ("step 5", 5), ("after", 10))]
+        return [replace(one, name=name, decides=name == "math", kl=None) for one in found]
+
+    run = replace(
+        record(10), evaluations=of_set("math", 0.25), other_sets={EVIL: of_set(EVIL, 7.0), "": of_set("", 3.0)}
+    )
+    text = page(run)
+    shown = " ".join(Wellformed(text).words)
+    assert "Held-out evaluation: math" in shown and "<img" not in text and '<h3 class="set">heldout</h3>' in text
+    tables, _, _ = shown.partition("Training")
+    assert tables.count("Response length") == 3 and "KL to the reference" not in tables
+    card = next(part for part in text.split("<figure") if "Proxy score, held out" in part)
+    assert "math from 0.383 at step 0" in card and "heldout from 3.13 at step 0" in card
+
+
+def test_alerts_that_have_fired_are_listed_with_their_meaning() -> None:
+    fired = [
+        Alert(3, "kl", "warn", f"objective/kl 12.1 {EVIL}", "The policy is far."),
+        Alert(7, "entropy", "rollback", "0.01", "It repeats itself."),
+    ]
+    shown = Wellformed(text := page(replace(record(10), alerts=fired))).words
+    table = [word.strip() for word in shown if word.strip()]
+    begin = table.index("Alerts")
+    assert table[begin + 6 : begin + 8] == ["3", "kl"] and "<img" not in text
+    assert table[begin + 11 : begin + 16] == ["7", "entropy", "0.01", "It repeats itself.", "went back"]
+    assert "Alerts" not in Wellformed(page(record(10))).words

@@ -4,7 +4,7 @@ import json
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -84,6 +84,7 @@ def test_an_alert_stays_on_the_screen_in_a_file_and_in_tensorboard(
         reporter.step(1, {"score/mean": 0.5})
         reporter.alert(alert)
     assert "warning: kl in step 1: objective/kl 12.1, above 10. The policy is far." in capsys.readouterr().out
+    assert read_record(tmp_path).alerts == [alert]
     assert lines(tmp_path / "alerts.jsonl") == [asdict(alert)]
     events = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
     assert "kl in step 1" in str(events.Tensors("alerts/text_summary")[0].tensor_proto.string_val)
@@ -262,3 +263,32 @@ def test_files_that_are_not_written_in_time_end_a_run_with_an_error_and_not_its_
     with report(tmp_path, trace=True) as run:
         run.step(1, {"score/mean": 0.5})
     assert waited == [[]] * len(waited) and len(waited) == 2, "by the timeline and by the end of the files"
+
+
+def test_sets_of_heldout_prompts_are_told_under_their_names(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def of_set(name: str, label: str, step: int, score: float) -> EvaluationResult:
+        return replace(evaluation(label, step, score), name=name, decides=name == "math", kl=None)
+
+    with report(tmp_path, tensorboard=True) as reporter:
+        for label, step, score in (("before", 0, 0.0), ("after", 3, 1.0)):
+            reporter.evaluation(of_set("", label, step, 10 * score))
+            reporter.evaluation(of_set("math", label, step, score))
+            reporter.step(step + 1, {"score/mean": 0.5})
+        assert [one.name for one in reporter.evaluations] == ["math", "math"]
+    shown = capsys.readouterr().out
+    (line,) = [line for line in shown.splitlines() if "evaluation after on math" in line]
+    assert "3 prompts  proxy +2.167" in line and "KL" not in line
+    assert "proxy score: 1.167 -> 2.167" in shown and "proxy score: 1.167 -> 11.167" in shown
+    record = read_record(tmp_path)
+    assert [one.name for one in record.evaluations] == ["math", "math"]
+    assert {name: len(own) for name, own in record.other_sets.items()} == {"": 2}
+    events = EventAccumulator(str(tmp_path / "tensorboard"))
+    events.Reload()
+    assert {tag for tag in events.Tags()["scalars"] if tag.startswith("evaluation/")} == {
+        *("evaluation/proxy", "evaluation/length", "evaluation/math/proxy", "evaluation/math/length"),
+        *("evaluation/heldout/proxy", "evaluation/heldout/length"),
+    }
+    assert [event.value for event in events.Scalars("evaluation/proxy")] == pytest.approx([7 / 6, 13 / 6])
+    with report(tmp_path, resume_step=3) as again:
+        again.evaluation(of_set("", "step 3", 3, 20.0))
+    assert "proxy score: 1.167 -> 21.167" in capsys.readouterr().out, "the one before is that of its own set"

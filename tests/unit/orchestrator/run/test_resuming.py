@@ -44,6 +44,7 @@ WHOLE = {
     *("deadlines", "report", "checkpoint", "placement", "alerts", "canary", "frozen.zero", "rollout.engine"),
     *("trained.optimizer.schedule", "trained.zero", "trained.lora", "trained.model", "critic.warmup"),
     *("frozen.model", "reward.model", "reward.combine", "prompts.train", "prompts.heldout", "evaluation.judge"),
+    "prompts.heldout_sets",
     *("ppo.ptx.data", "ppo.advantage", "ppo.score", "ppo.truncated", "ppo.policy.importance", "ppo.kl.budget"),
 }
 """Sections all of whose keys, the future ones too, have the same rule (or one of their own)."""
@@ -448,7 +449,7 @@ def test_a_run_that_goes_on_sets_aside_and_tells_before_it_loads_anything(
     (saved.run_dir / "metrics.jsonl").write_text("".join(f'{{"step": {step}}}\n' for step in (1, 2, 3, 4)))
     questions: Any = None
     with pytest.raises(TetrarchError, match="far enough"):
-        orchestrator.stages.ppo.train(saved.config("steps=20"), 2, PpoData(questions, None))
+        orchestrator.stages.ppo.train(saved.config("steps=20"), 2, PpoData(questions, {}))
     shown = capsys.readouterr()
     told = shown.out + shown.err
     assert "steps: 6 in the checkpoint, now 20" in told

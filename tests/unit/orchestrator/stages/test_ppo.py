@@ -91,14 +91,14 @@ def make_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> MakeRun:
         settings: Any = {"rollout": rollout, "ppo": PpoConfig(), "deadlines": Deadlines(), "steps": 10}
         settings |= {"checkpoint": CheckpointConfig(), "evaluation": EvaluationConfig(), "alerts": AlertsConfig()}
         config: Any = SimpleNamespace(**settings, run_dir=str(tmp_path), folder_key="run_dir", profile=None)
-        config.report = ReportConfig()
+        config.report, config.deciding_set = ReportConfig(), ""
         config.actor_steps = lambda warm_at: 10 - warm_at
         report: Any = SimpleNamespace(status=log.append, note=log.append, phase=log.append, step=lambda *told: None)
         report.timeline = lambda part: None
         report.sync = report.check = report.complete = lambda: None
         report.leaves = lambda best, ended: None
         train_state = TrainState(Source(), FixedController(0.1), **state)  # type: ignore[arg-type]
-        ppo = Ppo(config, roles, train_state, report, None, NOBODY, NOBODY)
+        ppo = Ppo(config, roles, train_state, report, {}, NOBODY, NOBODY)
         watch(ppo)
         run = Run(config, ppo, Checkpoints(tmp_path, keep=2), report, orders=Orders())
         run.orders.grace_s = 30.0
@@ -343,7 +343,7 @@ def test_when_a_role_fails_in_an_evaluation_what_was_trained_is_saved(
     make_run: MakeRun, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run, log = make_run(step=3, version=3)
-    ppo_of(run).questions = prompts_of(4)
+    ppo_of(run).questions = {"": prompts_of(4)}
     run.report.evaluation = log.append  # type: ignore[method-assign,assignment]
 
     def fail(*told: Any, **more: Any) -> Any:
@@ -385,7 +385,7 @@ def test_an_evaluation_looks_at_weights_that_no_batch_has_shown_to_be_right(
     wrong = replace(wrong, rollout_logprobs=wrong.rollout_logprobs - 0.5)
     monkeypatch.setattr(orchestrator.stages.ppo, "evaluate", lambda *args, check, **others: check(wrong))
     monkeypatch.setattr(canary, "culprits", lambda roles, config: "no name")
-    ppo.questions, run.config.evaluation = prompts_of(20), EvaluationConfig(samples=0)
+    ppo.questions, run.config.evaluation = {"": prompts_of(20)}, EvaluationConfig(samples=0)
     run.report.evaluation = log.append  # type: ignore[method-assign,assignment]
     with pytest.raises(WeightsDiffer, match="mean over 48 tokens"):
         run._evaluate("after")
