@@ -50,7 +50,6 @@ def page(record: RunRecord, scores: Mapping[str, Sequence[float]] | None = None)
     """The HTML of the whole page. `scores`: sets of scores whose distributions are drawn, by name."""
     evaluations, metrics = record.evaluations, record.metrics
     before, after = _ends(evaluations, record.state.best)
-    sets = {before.name if before else "": evaluations, **record.other_sets}
     status, status_text = run_status(record)
     last = int(metrics[-1]["step"]) if metrics else 0
     cards = {
@@ -59,7 +58,9 @@ def page(record: RunRecord, scores: Mapping[str, Sequence[float]] | None = None)
             *histogram_cards(scores or {}),
             *reliability_cards(record.state.reliability),
         ],
-        "evaluation_cards": [*evaluation_cards(sets), *gap_cards(evaluations)] if len(evaluations) > 2 else [],
+        "evaluation_cards": [*evaluation_cards(record.heldout_sets), *gap_cards(evaluations)]
+        if len(evaluations) > 2
+        else [],
     }
     scripts = drawing_scripts() if any(card.figure for found in cards.values() for card in found) else []
     return page_template("report.html.jinja").render(

@@ -94,6 +94,11 @@ class RunRecord:
     other_sets: dict[str, list[EvaluationResult]] = field(default_factory=dict)
     """Name of another set of held-out prompts (empty: `prompts.heldout`) → its evaluations."""
 
+    @property
+    def heldout_sets(self) -> dict[str, list[EvaluationResult]]:
+        """Name of every set of held-out prompts → its evaluations; that which compares the steps is the first."""
+        return {self.evaluations[0].name if self.evaluations else "": self.evaluations, **self.other_sets}
+
 
 def append_line(path: Path, data: Mapping[str, Any]) -> None:
     """Append one JSON object as a line, and flush it."""

@@ -100,8 +100,9 @@ class ViewerAnswers:
         if len(records) == 1:
             (record,) = records.values()
             several = record.evaluations if len({one.step for one in record.evaluations}) > 1 else []
+            heldout = evaluation_cards(record.heldout_sets) if several else []
             training = training_cards(record)  # the score first, as it is trained and as it is measured
-            cards += training[:1] + evaluation_cards(several) + training[1:]
+            cards += training[:1] + heldout + training[1:]
             cards += gap_cards(several) + reliability_cards(record.state.reliability)
         else:
             cards += run_cards(named)

@@ -439,9 +439,9 @@ WIRING = (
     ),
     Fault(
         "the number of evaluated prompts constant",
-        "orchestrator/stages/ppo.py",
-        "asked = config.evaluation.prompts, config.seed,",
-        "asked = 128, config.seed,",
+        "orchestrator/stages/evaluation.py",
+        "shape = how.prompts, config.seed,",
+        "shape = 128, config.seed,",
         PROMPT_KEYS,
     ),
     Fault(
