@@ -11,7 +11,7 @@ import os
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -201,8 +201,8 @@ def read_record(run_dir: Path) -> RunRecord:
     others = {one.name: [e for e in evaluations if e.name == one.name] for one in evaluations if not one.decides}
     with reading(run_dir / ALERTS_FILE):  # a line without a meaning tells that the run went back
         told = [line for line in read_lines(run_dir / ALERTS_FILE) if "means" in line]
-        names = [own.name for own in fields(Alert)]
-        alerts = [_typed(Alert(**{name: line[name] for name in names if name in line})) for line in told]
+        said = {"rule": "", "action": "warn", "seen": "", "means": "", "good": 0}  # where a line does not
+        alerts = [_typed(Alert(line["step"], **{key: line.get(key, said[key]) for key in said})) for line in told]
     decided = [one for one in evaluations if one.decides]
     return RunRecord(stands, metrics, decided, samples, config_yaml, alerts, others)
 
