@@ -107,12 +107,32 @@ function conversation(side, place, colour) {
     if (messages) found.push(...asked.map((one) => bubble(one.role, words(one.content))));
     else if (side.prompt !== null) found.push(bubble("prompt", words(side.prompt)));
   }
-  if (count) found.push(...turns(side).map(([made, from, to]) => bubble(made ? "response" : "environment", tokensOf(side, place, colour, from, to), made)));
+  if (count) found.push(...answers(side, place, colour, asked.length));
   else if (messages) found.push(...messages.slice(asked.length).map((one) => bubble(one.role, words(one.content), one.role === "assistant")));
   else found.push(bubble("response", words(side.response), true));
   if (side.prompt === null && side.response === null && !count) found.push(element("p", { className: "soft" }, "The run keeps no texts (report.samples.texts)."));
   const cut = side.columns.finished === false ? element("p", { className: "soft" }, element("span", { className: "cut" }, "cut"), " by the length limit") : null;
   return element("div", { className: "talk" }, ...found, cut);
+}
+
+/** What followed the prompt: the policy's turns by their tokens, the others' as messages, without the template's marks. */
+function answers(side, place, colour, from) {
+  const others = side.messages?.slice(from) ?? [];
+  const said = () => {
+    const found = [];
+    while (others.length && others[0].role !== "assistant") found.push(bubble(others[0].role, words(others.shift().content)));
+    return found;
+  };
+  const found = turns(side).flatMap(([made, begin, end]) => {
+    const tokens = () => tokensOf(side, place, colour, begin, end);
+    if (made) {
+      others.shift();
+      return [bubble("response", tokens(), true)];
+    }
+    const told = said();
+    return told.length ? told : [bubble("environment", tokens())];
+  });
+  return [...found, ...said()];
 }
 
 /** Which message the policy's first answer is: the last of a chat, the first after the task of an environment. */
@@ -145,7 +165,7 @@ function tokensOf(side, place, colour, from, to) {
   if (!side.tokens.ids) box.append(element("p", { className: "soft" }, side.response ?? ""), element("p", { className: "soft" }, "Tokens by their place: report.samples.token_columns keeps no token_ids."));
   else if (!side.tokens.texts) box.append(element("p", { className: "soft" }, side.response ?? ""), element("p", { className: "soft" }, "The run's tokenizer.json is not on this machine: ids stand in place of texts."));
   for (let index = from; index < to; index++) {
-    const text = side.tokens.texts?.[index] ?? `${side.tokens.ids?.[index] ?? index}`;
+    const text = side.tokens.texts?.[index] ?? `${side.tokens.ids?.[index] ?? index + 1}`;
     const value = one?.values[index];
     const plain = side.tokens.texts !== null && side.tokens.texts !== undefined;
     const shown = plain ? text.replaceAll("\n", "⏎\n") : text;

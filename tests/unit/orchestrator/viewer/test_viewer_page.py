@@ -203,10 +203,24 @@ def test_chats_are_turns_and_the_page_fits_small_and_dark_windows(tmp_path: Path
     chat = ({"role": "system", "content": "be kind"}, {"role": "user", "content": "who are you?"})
     said = Said("<|im_start|>system\nbe kind<|im_end|>\n<|im_start|>user\nwho are you?", "a poem", chat=chat)
     run = a_run(tmp_path / "run", steps=1, rows=[said, replace(said, finished=False)])
-    with viewing(tmp_path / "profile", run) as page:
+    texts = [
+        ("user", "guess"),
+        ("assistant", "is it 5?"),
+        ("user", "higher"),
+        ("assistant", "is it 7?"),
+        ("user", "yes"),
+    ]
+    turns = tuple({"role": role, "content": text} for role, text in texts)
+    talk = ("is it 5?", "<|im_end|> <|im_start|>user higher", "is it 7?")
+    talks = a_run(tmp_path / "talks", steps=1, rows=[Said("<|im_start|>guess", talk=talk, chat=turns)])
+    with viewing(tmp_path / "profile", run, talks) as page:
+        page.open("document.querySelector('#same h3')", run=str(talks), tab="samples", at="1", row="0")
+        assert page.texts(".said .who") == ["user", "response", "user", "response", "user"]
+        assert page.texts(".said .words") == [text for _, text in texts]
+        assert "".join(page.texts(".token")).replace(" ", "") == "isit5?isit7?"
         for width, dark in ((1280, False), (700, True), (380, False)):
             page.browser.look(width, 800, dark)
-            page.open("document.querySelector('#same h3')", tab="samples", at="1", row="1")
+            page.open("document.querySelector('#same h3')", run=str(run), tab="samples", at="1", row="1")
             assert page.texts(".said .who") == ["system", "user", "response"]
             assert [text for text in page.texts(".said .words") if "im_start" in text] == []
             assert page.texts("td.prompt .line") == ["who are you?"] * 2
