@@ -124,7 +124,11 @@ class ViewerAnswers:
         whole = self._whole(place, row)
         ids = whole.get("token_ids")
         texts = (
-            None if ids is None else self._texts.of(self._shelf.folder(place.run), self._whole_record(place.run), ids)
+            None
+            if ids is None
+            else self._texts.of(
+                self._shelf.folder(place.run), self._whole_record(place.run), ids, whole.get("response")
+            )
         )
         nothing = self._nothing(place)
         names = ("old_logprobs", "rollout_logprobs", "reference_logprobs", "values", "returns", "advantages")

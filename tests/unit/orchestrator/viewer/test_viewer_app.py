@@ -250,6 +250,22 @@ def test_the_tokenizer_that_the_run_starts_from_is_found_from_anywhere(tmp_path:
     assert "".join(told["tokens"]["texts"]) == "it is red 1"
 
 
+def test_the_tokenizer_of_a_converted_model_is_known_by_what_it_says(tmp_path: Path) -> None:
+    """A GGUF file has no tokenizer.json; what it was converted to has, also before the run has left a policy."""
+    run = a_run(tmp_path / "home/runs/mine", steps=1)
+    policy = tmp_path / "home/cache/small-0123"
+    policy.parent.mkdir()
+    shutil.move(run / "actor", policy)
+    model = "run_dir: runs/mine\nmodel_cache: cache\nactor: {model: {path: inputs/small, gguf_file: x.gguf}}\n"
+    (run / "config.yaml").write_text(model)
+    viewer = Viewer(run)
+    asked = {"run": str(run), "at": "1", "row": 0}
+    assert "".join(viewer.ask("sample", **asked)["tokens"]["texts"]) == "it is red 1"
+    other = words().backend_tokenizer.to_str().replace('"Ġ', '"Ġx')  # another one of the same name
+    (policy / "tokenizer.json").write_text(other)
+    assert viewer.ask("sample", **asked)["tokens"]["texts"] is None
+
+
 def test_a_run_that_goes_on_has_news(tmp_path: Path) -> None:
     run = tmp_path / "run"
     with writing(run, steps=5) as report:
