@@ -13,7 +13,8 @@ class CanaryConfig(Section):
     differences can be seen."""
 
     enabled: bool = True
-    """false: nothing is compared (the metric `engine/logprob_gap_mean` is still reported)."""
+    """false: nothing is compared (the metric `engine/logprob_gap_mean` is still reported, unless `actor.old_logprobs`
+    leaves the actor's log-probabilities out)."""
     limit: float | None = Field(default=None, gt=0)
     """Largest mean difference, in nats per token. null, in float32: 1e-4. null, if actor or engines use bfloat16: 0.2
     for the weights that the engines load from the folder, then `growth` times the difference measured for those, at

@@ -87,6 +87,9 @@ def _put_correction(draft: Draft) -> None:
     bypass = "algorithm.rollout_correction.bypass_mode"
     if options.flag(bypass):
         draft.put("actor.old_logprobs", "rollout", bypass)
+        if options.text(name) is not None:
+            draft.differs(name, "with the engines' log-probabilities as old ones the ratio has that weight already")
+        return
     level = options.text(name)
     if level is None:
         return

@@ -119,6 +119,7 @@ def train_step(
         greedy_scores = roles.reward.start(greedy) if greedy else None
     with clock("score"):
         scored = finish_scoring(scorings, deadlines.score_s, roles.policy.recovery, greedy_scores)
+        keep(scored)
         scored, seen = with_right_weights(roles, prompts, scored, state.canary, state.version, config)
         baselines = greedy_scores.result(deadlines.score_s)[0] if greedy_scores else None
         keep(scored)

@@ -74,7 +74,7 @@ reward.urls reward.headers reward.protocol
 reward.workers reward.timeout_s reward.retries environment.workers environment.timeout_s environment.retries
 rollout.prompts_per_step rollout.responses_per_prompt rollout.stream_samples rollout.engine
 ppo.policy.clip ppo.policy.clip_high ppo.policy.dual_clip ppo.policy.entropy_coefficient ppo.policy.importance
-ppo.ptx.coefficient ppo.ptx.sequences_per_mini_batch
+ppo.ptx.coefficient ppo.ptx.sequences_per_mini_batch actor.old_logprobs
 ppo.dynamic_sampling ppo.value.clip ppo.value.coefficient ppo.kl.budget ppo.kl.allow_biased
 ppo.kl.controller.coefficient ppo.kl.controller.target ppo.kl.controller.horizon
 """,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import os
 import shutil
+import socket
 import tempfile
 import time
 from contextlib import suppress
@@ -19,7 +20,7 @@ REPLACED_S = 30.0
 SETTLED_POLL_S = 0.1
 PREFIX = "weights-"
 HELD = "held"
-"""File in the folder of copies that is locked as long as they are served."""
+"""File in the folder of copies that is locked as long as they are served; it names the machine."""
 
 
 class ServedWeights:
@@ -31,7 +32,7 @@ class ServedWeights:
         """`written`: where a run writes its policy. `place`: the folder for the copies' own folder."""
         self._written, self._place = written, place
         self._folder: Path | None = None
-        self._held: IO[bytes] | None = None
+        self._held: IO[str] | None = None
         self._taken = 0
 
     def __enter__(self) -> Self:
@@ -66,12 +67,16 @@ class ServedWeights:
     def _own_folder(self) -> Path:
         """A new folder, which is held from the moment that it has its name; others that nobody holds are removed."""
         self._place.mkdir(parents=True, exist_ok=True)
+        here = socket.gethostname()  # locks may be those of one machine
         for left in self._place.glob(f"{PREFIX}*/{HELD}"):
-            with left.open("rb") as file, suppress(OSError):  # somebody holds it
+            with suppress(OSError), left.open("r+") as file:  # somebody holds it, or has just removed it
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                shutil.rmtree(left.parent, ignore_errors=True)
+                if file.read() == here:
+                    shutil.rmtree(left.parent, ignore_errors=True)
         new = Path(tempfile.mkdtemp(prefix=f".{PREFIX}", dir=self._place))
-        self._held = (new / HELD).open("wb")
+        self._held = (new / HELD).open("w")
+        self._held.write(here)
+        self._held.flush()
         with suppress(OSError):  # a file system without locks: then nobody removes it
             fcntl.flock(self._held, fcntl.LOCK_EX)
         return new.rename(new.with_name(new.name.removeprefix(".")))

@@ -146,6 +146,10 @@ def test_corrections(tmp_path: Path) -> None:
 def test_the_engines_log_probabilities_may_stand_for_the_actors(tmp_path: Path) -> None:
     given = {"algorithm.rollout_correction.bypass_mode": True}
     assert loaded(tmp_path, read(tmp_path, words(**given))).actor.old_logprobs == "rollout"
+    weighted = {**given, "algorithm.rollout_correction.rollout_is": "token"}
+    imported = read(tmp_path, words(**weighted))
+    assert loaded(tmp_path, imported).ppo.policy.importance.type == "none"
+    assert any("rollout_is" in remark.about for remark in imported.remarks)
     plain = words(**{"trainer.total_training_steps": 10})
     assert loaded(tmp_path, read(tmp_path, plain)).actor.old_logprobs == "recompute"
 

@@ -82,9 +82,12 @@ def test_the_copies_of_a_command_that_was_killed_are_removed_by_the_next(tmp_pat
             assert texts(theirs) == {"first"}
         other.kill()
     assert texts(theirs) == {"first"}
+    elsewhere = place / "weights-of-another-machine"
+    elsewhere.mkdir()
+    (elsewhere / "held").write_text("another machine")
     with ServedWeights(actor, place) as weights:
         mine = weights.take()
-        assert list(place.iterdir()) == [mine.parent]
+        assert set(place.iterdir()) == {mine.parent, elsewhere}, "locks may not reach other machines"
 
 
 def test_engines_are_given_the_copy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
