@@ -131,9 +131,7 @@ def train_step(
         keep(scored := made.batch)
     with clock("experience"):
         experience, stats = prepare(scored, greedy, baselines, state, config)
-        if not roles.recomputes:
-            mean, most = (None, None) if (gaps := seen.gaps) is None else (float(gaps.mean()), float(gaps.max()))
-            stats = replace(stats, logprob_gap_mean=mean, logprob_gap_max=most)
+        stats = stats if roles.recomputes else with_gaps(stats, seen.gaps)
         state.canary.check(seen, state.version, config)
         schedule = {"epochs": ppo.epochs, "mini_batches": ppo.mini_batches, "seed": config.seed + state.step}
         critic_shares = share_out(experience.critic, ranks=len(roles.critic), **schedule) if roles.critic else []
@@ -155,6 +153,12 @@ def train_step(
     actor_stats = actor_update.result(deadlines.update_s)[0] if actor_update else None
     critic_stats = critic_update.result(deadlines.update_s)[0] if critic_update else None
     return StepResult(made, scored, experience, stats, critic_stats, actor_stats, trained)
+
+
+def with_gaps(stats: ExperienceStats, gaps: Tensor | None) -> ExperienceStats:
+    """The statistics with the engines' gap of those samples that the actor has looked at; None: of none."""
+    mean, most = (None, None) if gaps is None else (float(gaps.mean()), float(gaps.max()))
+    return replace(stats, logprob_gap_mean=mean, logprob_gap_max=most)
 
 
 def start_actor_update(
