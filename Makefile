@@ -57,7 +57,7 @@ remedies: setup ## over-optimisation with each remedy over five seeds, and the t
 	$(BIN)/python configs/smoke/inputs.py
 	$(BIN)/python -m tests.benchmarks.remedies $(ARGS)
 
-pictures: setup ## train what the pictures of the READMEs show, as far as it is not there yet, and draw them (ten minutes)
+pictures: setup ## train what the pictures of the READMEs show, as far as it is not there yet, and draw them (a quarter of an hour)
 	$(BIN)/python configs/illness/pictures.py
 	$(BIN)/python -m tests.pictures
 

@@ -1,7 +1,7 @@
 """The illnesses that `configs/illness/README.md` shows: what each changes in `healthy.yaml`, and what then tells.
 
 `.venv/bin/python configs/illness/illnesses.py [NAME …]` trains the runs that are not there yet, all or the named ones,
-in `runs/illness`; a run takes about half a minute.
+in `runs/illness`; a run takes about a minute.
 """
 
 from __future__ import annotations
