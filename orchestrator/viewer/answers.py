@@ -153,7 +153,7 @@ class ViewerAnswers:
         found = []
         for name in dict.fromkeys([place.run, *others]):
             run_dir = self._shelf.folder(name)
-            for one in self._store.same_prompt(run_dir, whole.get("prompt"), whole.get("prompt_id")):
+            for one in self._store.same_prompt(run_dir, whole.get("prompt"), whole.get("prompt_id"), place.step):
                 found.append({"run": name, "at": str(one["step"]), "label": f"step {one['step']}", **_short(one)})
             record = self._whole_record(name)
             for number, result in enumerate(record.evaluations if record else ()):

@@ -26,7 +26,7 @@ from orchestrator.viewer.errors import NotThere
 KEPT_TABLES = 6
 """Tables that stay in memory: the latest that were asked for."""
 MOST_STEPS = 200
-"""Steps in which the same prompt is looked for: the latest."""
+"""Steps in which the same prompt is looked for, at most."""
 TEXT_COLUMNS = ("prompt", "response")
 CHAT_COLUMN = "messages"
 
@@ -81,12 +81,17 @@ class SampleStore:
         with reading(file):
             return read_rows(parquet.ParquetFile(file), rows, columns)
 
-    def same_prompt(self, run_dir: Path, prompt: str | None, prompt_id: int | None) -> list[dict[str, Any]]:
+    def same_prompt(self, run_dir: Path, prompt: str | None, prompt_id: int | None, near: int) -> list[dict[str, Any]]:
         """Samples of a prompt in all steps of a run, by step: `step`, `row`, score, KL, length, response. A prompt is
-        known by its text, and by its row among the training prompts."""
+        known by its text, and by its row among the training prompts.
+
+        Args:
+            near: the step whose neighbours are told, if the prompt was drawn in more than `MOST_STEPS`.
+        """
         found, files = [], kept_samples(run_dir)
         if prompt_id is not None:
-            for step in self._steps_with(run_dir, prompt_id, files)[-MOST_STEPS:]:
+            drawn = self._steps_with(run_dir, prompt_id, files)
+            for step in sorted(drawn, key=lambda step: abs(step - near))[:MOST_STEPS]:
                 with reading(files[step]):
                     opened = parquet.ParquetFile(files[step])
                     ids = opened.read(["prompt_id"])["prompt_id"].to_pylist()

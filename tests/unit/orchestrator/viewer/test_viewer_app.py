@@ -19,6 +19,7 @@ from orchestrator.errors import ConfigError
 from orchestrator.report.run_files import SAMPLES_FOLDER, read_record, samples_of, write_state
 from orchestrator.run.run_lock import held
 from orchestrator.run.sample_files import ROWS_OF_A_GROUP, write_samples
+from orchestrator.viewer import sample_store
 from orchestrator.viewer.sample_store import SampleStore, read_rows
 from orchestrator.viewer.shelf import Shelf
 from orchestrator.viewer.viewer_app import STATIC, viewer_app
@@ -171,6 +172,12 @@ def test_the_same_prompt_is_found_in_every_step_and_in_the_evaluations(whole: Pa
     ]
     its = [(one["at"], one["row"]) for one in told if one["run"] == str(other)]
     assert its == [("1", 0), ("e0", 0), ("e1", 0)]
+
+
+def test_a_prompt_of_many_steps_is_told_in_those_that_are_near(whole: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sample_store, "MOST_STEPS", 2)
+    told = Viewer(whole).ask("same-prompt", run=str(whole), at="1", row=1)
+    assert [one["at"] for one in told] == ["1", "2", "e0", "e1"]
 
 
 def test_a_row_of_the_prompts_with_another_text_is_another_prompt(whole: Path, tmp_path: Path) -> None:
