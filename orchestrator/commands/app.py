@@ -1,8 +1,8 @@
 """The command `tetrarch`: arguments flow in, a command is called, an exit code flows out.
 
 Exit codes: 0 done, 1 the run failed, 2 the configuration (or the placement it asks for) is wrong, 130 stopped by
-Ctrl-C, 143 ended by SIGTERM. Errors go to stderr as one block without a traceback; the traceback of a failed run goes
-to `<run_dir>/logs/driver.log`, and is shown with `--debug`.
+Ctrl-C, 141 nobody reads the output any more, 143 ended by SIGTERM. Errors go to stderr as one block without a
+traceback; the traceback of a failed run goes to `<run_dir>/logs/driver.log`, and is shown with `--debug`.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from typer.core import TyperGroup
 
 from orchestrator.commands.config_commands import doctor, import_openrlhf, import_trl, import_verl, show_config
 from orchestrator.commands.data_command import show_data
+from orchestrator.commands.exit_codes import READER_GONE
 from orchestrator.commands.export_command import export
 from orchestrator.commands.init_command import init
 from orchestrator.commands.label_command import label
@@ -112,7 +113,10 @@ def main() -> None:
         app()
     except SystemExit as end:
         code = end.code
-    sys.stdout.flush()
-    sys.stderr.flush()
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except BrokenPipeError:  # its reader, such as `head`, has gone: that is no error of a command that prints
+            code = code or READER_GONE
     # Everything has been ended and written; Ray's threads may crash while the interpreter takes itself apart.
     os._exit(code if isinstance(code, int) else int(code is not None))

@@ -12,6 +12,7 @@ from orchestrator.commands.exit_codes import RUN_FAILED, reported
 from orchestrator.commands.options import Debug, Overrides, user_path
 from orchestrator.config.loading import dump_config, load_all
 from orchestrator.config.roots import json_schema
+from orchestrator.config.secrets import check_overrides
 from orchestrator.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -101,8 +102,9 @@ def show_config(
         elif config is None:
             raise ConfigError("no configuration given; name a file, such as configs/smoke.yaml, or say --schema")
         else:
+            check_overrides(overrides or ())
             runs = load_all(config, overrides or ())
             text = f"# what tetrarch {', '.join(runs)} read\n" + dump_config(*runs.values(), minimal=minimal).rstrip(
                 "\n"
             )
-    print(text)
+        print(text)

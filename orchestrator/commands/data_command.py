@@ -19,6 +19,7 @@ from orchestrator.config.policy_training import PolicyTrainingConfig
 from orchestrator.config.reward_training import PairDataset, RewardTrainingRun
 from orchestrator.config.run import RunConfig
 from orchestrator.config.sampling import SamplingConfig
+from orchestrator.config.secrets import check_overrides
 from orchestrator.config.sft import SftRun
 from roles.config.models import ModelConfig
 from roles.config.preference_losses import KtoLoss
@@ -50,6 +51,7 @@ def show_data(config: ConfigFile, overrides: Overrides = None, debug: Debug = Fa
     Example: tetrarch data configs/sft.yaml
     """
     with reported(debug):
+        check_overrides(overrides or ())
         runs = list(load_all(config, overrides or ()).values())
         for run in runs:
             for section in data_sections(run):

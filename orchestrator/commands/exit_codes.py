@@ -5,6 +5,7 @@ The traceback of a failed run goes to `<run_dir>/logs/driver.log`, and is shown 
 
 from __future__ import annotations
 
+import select
 import sys
 import traceback
 from collections.abc import Iterator, Sequence
@@ -28,6 +29,8 @@ RUN_FAILED = 1
 CONFIG_WRONG = 2
 RULE_STOPPED = 4
 INTERRUPTED = 130
+READER_GONE = 141
+"""What a shell says of a program whose reader has gone, such as `head`."""
 TERMINATED = 143
 
 C = TypeVar("C", bound=BaseConfig)
@@ -129,8 +132,22 @@ def reported(debug: bool) -> Iterator[Outcome]:
         report.fail("a rule of the configuration has ended the run", error, RULE_STOPPED, debug)
     except LabellingStopped as error:
         report.fail("labelling has stopped", error, RUN_FAILED, debug)
+    except BrokenPipeError as error:
+        if report.config is not None or not _reader_gone():
+            report.fail("the run failed", error, RUN_FAILED, debug)
+        raise typer.Exit(READER_GONE) from None  # it only printed, and nobody reads on
     except Exception as error:
         report.fail("the run failed", error, RUN_FAILED, debug)
+
+
+def _reader_gone() -> bool:
+    """Whether stdout is a pipe that nobody reads any more."""
+    poll = select.poll()
+    try:
+        poll.register(sys.stdout.fileno(), select.POLLOUT)
+    except (OSError, ValueError):  # it is no file, or closed
+        return False
+    return any(found & select.POLLERR for _, found in poll.poll(0))
 
 
 def _log_traceback(run_dir: Path, error: BaseException) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -34,6 +35,9 @@ PushToHub = Annotated[
 Public = Annotated[bool, typer.Option("--public", help="The repository may be public [default: it is private].")]
 
 
+Yes = Annotated[bool, typer.Option("--yes", help="With --public: do not ask before the upload.")]
+
+
 def export(
     run: RunFolder,
     output: ExportedTo,
@@ -42,6 +46,7 @@ def export(
     role: ExportedRole = None,
     push_to_hub: PushToHub = None,
     public: Public = False,
+    yes: Yes = False,
     debug: Debug = False,
 ) -> None:
     """Write a trained model of a checkpoint as a Hugging Face folder with a model card. The run may go on meanwhile.
@@ -60,6 +65,12 @@ def export(
 
         if push_to_hub:
             hub_of(push_to_hub)
+        asks = bool(push_to_hub) and public and not yes
+        if asks and not _can_ask():
+            raise ConfigError(
+                "--public asks before it uploads, and there is no terminal to ask on; export without --push-to-hub, "
+                "read README.md in OUTPUT, then export with --public --yes"
+            )
         from orchestrator.stages.chosen_checkpoint import chosen_checkpoint
         from orchestrator.stages.model_export import StoredModel
 
@@ -73,5 +84,15 @@ def export(
             stored.describe(output, run)
         except ValueError as error:
             typer.echo(f"without a model card: {error}", err=True)
+        if asks:
+            card = output / "README.md"
+            typer.echo(card.read_text(encoding="utf-8") if card.is_file() else "(no model card)", err=True)
+            if not typer.confirm(f"Upload {output} for everybody to read, with this card?", err=True):
+                typer.echo("not uploaded", err=True)
+                return
         if push_to_hub:
             typer.echo(f"uploaded: {push(output, push_to_hub, what, public=public)}", err=True)
+
+
+def _can_ask() -> bool:
+    return sys.stdin.isatty()

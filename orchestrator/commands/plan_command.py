@@ -24,6 +24,7 @@ from orchestrator.config.reward_training import RewardTrainingRun
 from orchestrator.config.roots import ROOTS
 from orchestrator.config.run import RunConfig
 from orchestrator.config.sampling import SamplingConfig
+from orchestrator.config.secrets import check_overrides
 from orchestrator.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -81,6 +82,7 @@ def show_plan(
         for option, file in (("--svg", svg), ("--json", as_json), ("--trace", trace)):
             if file is not None:
                 check_file(file, option)
+        check_overrides(overrides or ())
         name = training_of(config, overrides or (), command)
         run = load_root(ROOTS[name], config, overrides or ())
         report.unused(run, overrides)

@@ -92,6 +92,7 @@ def replay(
     Example: tetrarch replay runs/tiny 7
     """
     with reported(debug):
+        check_overrides(overrides or ())
         from orchestrator.stages.replay import replayed
 
         run = run.resolve()

@@ -23,7 +23,7 @@ from orchestrator.errors import ConfigError
 from roles.config.models import ModelConfig
 from roles.errors import ModelError
 from roles.model_files.config_json import LAYER_KEYS, config_json
-from roles.model_files.folders import base_of, folder_of, is_adapter, what_it_is
+from roles.model_files.folders import base_of, base_revision, folder_of, is_adapter, what_it_is
 from roles.model_files.hub import file_text
 
 KNOWN_MODELS = Path(__file__).with_name("known_models.yaml")
@@ -107,7 +107,8 @@ def _in_folder(model: ModelConfig, folder: Path, key: str, cache_folder: Path) -
 def _of_base(folder: Path, model: ModelConfig, key: str, cache_folder: Path) -> Config:
     """Of the model that an adapter changes, which has the same shapes."""
     try:
-        return read_config(model.model_copy(update={"path": base_of(folder), "layers": None}), key, cache_folder)
+        base = {"path": base_of(folder), "revision": base_revision(folder), "layers": None}
+        return read_config(model.model_copy(update=base), key, cache_folder)
     except ModelError as error:
         raise ConfigError(f"{key}.path={model.path}: {error}") from error
     except UnknownModel as unknown:

@@ -30,7 +30,7 @@ from roles.config.models import ModelConfig
 from roles.errors import ModelError
 from roles.model_files.adapters import merge_adapter
 from roles.model_files.config_json import config_json, first_line
-from roles.model_files.folders import ADAPTER_CONFIG, base_of, folder_of, is_adapter
+from roles.model_files.folders import ADAPTER_CONFIG, base_of, base_revision, folder_of, is_adapter
 from roles.model_files.gguf_file import check_tensors, complete
 from roles.model_files.gguf_header import GgufFile
 from roles.model_files.gguf_tokenizer import gguf_tokenizer
@@ -98,7 +98,8 @@ def _merged(folder: Path, cache: Path, trust_remote_code: bool) -> Path:
     if beside.resolve() == folder:
         raise ModelError(f"it is an adapter that names itself as its base model ({ADAPTER_CONFIG}); correct it")
     try:
-        base = resolve_model(ModelConfig(path=str(beside), trust_remote_code=trust_remote_code), cache)
+        named = ModelConfig(path=str(beside), revision=base_revision(folder), trust_remote_code=trust_remote_code)
+        base = resolve_model(named, cache)
     except ModelError as error:
         raise ModelError(
             f"it is an adapter of {name} (base_model_name_or_path in {ADAPTER_CONFIG}), of which: {error}; write there "

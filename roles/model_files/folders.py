@@ -21,6 +21,9 @@ MERGED = ("LORA", "ADALORA", "LOHA", "LOKR", "IA3", "OFT", "BOFT", "VERA", "HRA"
 
 ADAPTER_WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
 
+REVISION = r"[A-Za-z0-9][A-Za-z0-9._/-]*"
+"""A commit, tag or branch of the hub."""
+
 SPLIT = re.compile(r"(?P<name>.*)-\d{5}-of-(?P<parts>\d{5})\.gguf")
 
 
@@ -50,6 +53,15 @@ def base_of(folder: Path) -> str:
     if not any(os.path.isfile(folder / name) for name in ADAPTER_WEIGHTS):
         raise ModelError(f"it is an adapter without {ADAPTER_WEIGHTS[0]}; fetch it anew")
     return base
+
+
+def base_revision(folder: Path) -> str | None:
+    """The commit, tag or branch of the hub's base model that the adapter in `folder` names, as PEFT writes it; None if
+    it names none."""
+    said = read_json_object(folder / ADAPTER_CONFIG).get("revision")
+    if said is not None and (not isinstance(said, str) or not re.fullmatch(REVISION, said)):
+        raise ModelError(f"{ADAPTER_CONFIG} has the revision {said!r}, which is none of the hub; correct or remove it")
+    return said
 
 
 def what_it_is(folder: Path, key: str) -> str:

@@ -36,7 +36,9 @@ def test_an_override_with_a_secret_is_refused_without_showing_it(override: str) 
     check_overrides(["reward.urls=['http://h:8000/score']", "steps=3", "reward.headers=null"])
 
 
-@pytest.mark.parametrize("command", ["train", "evaluate", "serve", "best-of-n", "verify-resume"])
+@pytest.mark.parametrize(
+    "command", ["train", "evaluate", "serve", "best-of-n", "verify-resume", "plan", "data", "config"]
+)
 def test_the_commands_refuse_it_too(command: str) -> None:
     remote = "reward={type: remote, urls: ['https://h'], headers: {authorization: 'Bearer hush'}}"
     result = CliRunner().invoke(app, [command, str(TINY), remote])

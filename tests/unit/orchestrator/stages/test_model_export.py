@@ -17,6 +17,7 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 from typer.testing import CliRunner
 
 import roles.zero.sharded
+from orchestrator.commands import export_command
 from orchestrator.commands.app import app
 from orchestrator.config.base import BaseConfig
 from orchestrator.config.loading import dump_config, load_root
@@ -304,6 +305,24 @@ def test_the_command_uploads_what_it_has_written(
     monkeypatch.setattr(huggingface_hub, "get_token", lambda: None)
     code, output = told(run_dir, tmp_path / "other", "--push-to-hub", "mine")
     assert code == 2 and "needs a token" in output and not (tmp_path / "other").exists()
+
+
+@pytest.mark.usefixtures("hub")
+def test_a_public_upload_shows_the_card_and_waits_for_a_yes(
+    run_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = ["export", str(run_dir), str(tmp_path / "out"), "--push-to-hub", "mine", "--public"]
+    result = CliRunner().invoke(app, words)
+    assert result.exit_code == 2 and "no terminal to ask on" in result.output and not (tmp_path / "out").exists()
+    monkeypatch.setattr(export_command, "_can_ask", lambda: True)
+    result = CliRunner().invoke(app, words, input="n\n")
+    assert result.exit_code == 0 and "not uploaded" in result.output and FakeHub.uploads == []
+    assert "# run: actor, step 2" in result.output.replace(run_dir.name, "run")
+    assert result.output.index("actor, step 2") < result.output.index("for everybody to read")
+    words[2] = str(tmp_path / "again")
+    assert CliRunner().invoke(app, words, input="y\n").exit_code == 0 and len(FakeHub.uploads) == 1
+    words[2] = str(tmp_path / "unasked")
+    assert CliRunner().invoke(app, [*words, "--yes"]).exit_code == 0 and len(FakeHub.uploads) == 2
 
 
 def test_the_command_refuses_what_contradicts_itself(run_dir: Path, tmp_path: Path) -> None:

@@ -221,3 +221,29 @@ def test_a_hub_name_is_downloaded_or_named(tmp_path: Path, monkeypatch: pytest.M
     with pytest.raises(ModelError, match=r"did not give its revision 0a1b2c \(no route\)"):
         resolve_model(ModelConfig(path="owner/model", revision="0a1b2c"), tmp_path / "cache")
     assert asked == [("owner/model", "0a1b2c")] * 2, "the file that is looked for, and the whole model"
+
+
+def test_the_base_of_an_adapter_is_of_the_revision_that_the_adapter_names(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    adapter, asked = tmp_path / "adapter", list[tuple[str, str | None]]()
+    adapter.mkdir()
+    (adapter / "adapter_model.safetensors").touch()
+    found = conversion.source_folder
+
+    def noted(path: str, revision: str | None = None) -> Path:
+        asked.append((path, revision))
+        if path == "owner/base":
+            raise ModelError("far enough")
+        return found(path, revision)
+
+    monkeypatch.setattr(conversion, "source_folder", noted)
+    said = {"base_model_name_or_path": "owner/base", "peft_type": "LORA"}
+    for revision in ("0a1b2c", None):
+        (adapter / "adapter_config.json").write_text(json.dumps({**said, "revision": revision}))
+        with pytest.raises(ModelError, match="far enough"):
+            resolve_model(ModelConfig(path=str(adapter)), tmp_path / "cache")
+        assert asked[-1] == ("owner/base", revision)
+    (adapter / "adapter_config.json").write_text(json.dumps({**said, "revision": "../x"}))
+    with pytest.raises(ModelError, match=r"the revision '\.\./x', which is none of the hub"):
+        resolve_model(ModelConfig(path=str(adapter)), tmp_path / "cache")
