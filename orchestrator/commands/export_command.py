@@ -66,11 +66,8 @@ def export(
         if push_to_hub:
             hub_of(push_to_hub)
         asks = bool(push_to_hub) and public and not yes
-        if asks and not _can_ask():
-            raise ConfigError(
-                "--public asks before it uploads, and there is no terminal to ask on; export without --push-to-hub, "
-                "read README.md in OUTPUT, then export with --public --yes"
-            )
+        if asks:
+            _check_can_ask()
         from orchestrator.stages.chosen_checkpoint import chosen_checkpoint
         from orchestrator.stages.model_export import StoredModel
 
@@ -84,15 +81,27 @@ def export(
             stored.describe(output, run)
         except ValueError as error:
             typer.echo(f"without a model card: {error}", err=True)
-        if asks:
-            card = output / "README.md"
-            typer.echo(card.read_text(encoding="utf-8") if card.is_file() else "(no model card)", err=True)
-            if not typer.confirm(f"Upload {output} for everybody to read, with this card?", err=True):
-                typer.echo("not uploaded", err=True)
-                return
-        if push_to_hub:
+        if push_to_hub and (not asks or _may_upload(output)):
             typer.echo(f"uploaded: {push(output, push_to_hub, what, public=public)}", err=True)
+
+
+def _check_can_ask() -> None:
+    if not _can_ask():
+        raise ConfigError(
+            "--public asks before it uploads, and there is no terminal to ask on; export without --push-to-hub, read "
+            "README.md in OUTPUT, then export with --public --yes"
+        )
 
 
 def _can_ask() -> bool:
     return sys.stdin.isatty()
+
+
+def _may_upload(output: Path) -> bool:
+    """Show the model card in the folder, and ask whether everybody may read it."""
+    card = output / "README.md"
+    typer.echo(card.read_text(encoding="utf-8") if card.is_file() else "(no model card)", err=True)
+    if typer.confirm(f"Upload {output} for everybody to read, with this card?", err=True):
+        return True
+    typer.echo("not uploaded", err=True)
+    return False

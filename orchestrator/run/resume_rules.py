@@ -67,7 +67,7 @@ retraining.judge.prices retraining.prompts retraining.responses_per_prompt retra
 retraining.groups_per_step retraining.optimizer.learning_rate retraining.optimizer.schedule
 retraining.gradient_checkpointing
 trained.zero trained.micro_batch_tokens trained.gradient_checkpointing trained.fused_kernels
-trained.model.trust_remote_code canary alerts actor.old_logprobs
+trained.model.trust_remote_code canary alerts
 trained.optimizer.learning_rate trained.optimizer.schedule
 frozen.micro_batch_tokens frozen.zero frozen.fused_kernels frozen.model.trust_remote_code
 reward.urls reward.headers reward.protocol
