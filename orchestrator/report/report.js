@@ -63,8 +63,8 @@ function drawFigure(place, figure) {
 }
 
 function draw() {
-  for (const place of document.querySelectorAll(".plot")) {
-    drawFigure(place, JSON.parse(place.nextElementSibling.textContent));
+  for (const data of document.querySelectorAll('.plot + script[type="application/json"]')) {
+    drawFigure(data.previousElementSibling, JSON.parse(data.textContent));
   }
 }
 

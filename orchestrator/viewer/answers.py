@@ -144,7 +144,6 @@ class ViewerAnswers:
                 "count": max((len(whole[name] or ()) for name in (*names, "token_ids") if name in whole), default=0),
             },
             "numbers": token_numbers(whole, nothing),
-            "recorded": {name: whole[name] for name in names if name in whole},
         }
 
     def same_prompt(self, place: SamplePlace, row: int, others: Sequence[str]) -> list[dict[str, Any]]:
@@ -153,7 +152,8 @@ class ViewerAnswers:
         found = []
         for name in dict.fromkeys([place.run, *others]):
             run_dir = self._shelf.folder(name)
-            for one in self._store.same_prompt(run_dir, whole.get("prompt"), whole.get("prompt_id"), place.step):
+            known = whole.get("prompt"), whole.get("prompt_id"), place.step
+            for one in self._store.same_prompt(run_dir, *known, by_row=name == place.run):
                 found.append({"run": name, "at": str(one["step"]), "label": f"step {one['step']}", **_short(one)})
             record = self._whole_record(name)
             for number, result in enumerate(record.evaluations if record else ()):

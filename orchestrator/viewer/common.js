@@ -38,20 +38,24 @@ export function cell(name, value, whole = false) {
 /** A text in one line. */
 export const oneLine = (text) => (text ?? "").replace(/\s*\n\s*/g, " ⏎ ").trim();
 
+/** Within so many milliseconds the server must answer. */
+const PATIENCE_MS = 60000;
+
 /** What the server answers; an Error with its message if it refuses. */
 export async function ask(path, parameters = {}, signal = undefined) {
   const query = new URLSearchParams();
   for (const [name, value] of Object.entries(parameters)) {
     for (const one of Array.isArray(value) ? value : [value]) if (one !== undefined && one !== "") query.append(name, one);
   }
-  let answer;
+  const late = AbortSignal.timeout(PATIENCE_MS);
+  let answer, told;
   try {
-    answer = await fetch(`/api/${path}?${query}`, { signal });
+    answer = await fetch(`/api/${path}?${query}`, { signal: signal ? AbortSignal.any([signal, late]) : late });
+    told = await answer.json().catch(() => ({}));
   } catch (error) {
     if (error.name === "AbortError") throw error;
-    throw new Error("the viewer does not answer; is `tetrarch view` still running?");
+    throw new Error("the viewer does not answer; is `tetrarch view` still running, and does the disk of the runs answer?");
   }
-  const told = await answer.json();
   if (!answer.ok) throw new Error(told.error?.message ?? told.detail?.[0]?.msg ?? told.detail ?? answer.statusText);
   return told;
 }

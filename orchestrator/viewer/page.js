@@ -26,7 +26,15 @@ function readAddress() {
 
 /** Change what is shown, and show it. */
 export async function show(change = {}, { push = false } = {}) {
-  const before = state.run;
+  const next = { ...state, ...change };
+  if ([next.run, next.beside].some((name) => name && !heads[name])) {
+    let known = false;
+    await attempt(async () => {
+      await readHeads(next);
+      known = true;
+    });
+    if (!known) return;
+  }
   Object.assign(state, change);
   const query = new URLSearchParams();
   for (const name of PLAIN) if (state[name] !== undefined && state[name] !== "") query.set(name, state[name]);
@@ -34,10 +42,7 @@ export async function show(change = {}, { push = false } = {}) {
   if (state.descending) query.set("descending", "true");
   if (state.offset) query.set("offset", state.offset);
   history[push ? "pushState" : "replaceState"](null, "", `?${query}`);
-  await attempt(async () => {
-    if (state.run !== before || !heads[state.run]) await readHeads();
-    await draw();
-  });
+  await attempt(draw);
 }
 
 /** Do `work`; its error is told on the page, until work `of` the same kind succeeds. */
@@ -57,8 +62,8 @@ function tell(text, of) {
   place.hidden = !text;
 }
 
-async function readHeads() {
-  for (const name of [state.run, state.beside]) if (name) heads[name] = await ask("run", { run: name });
+async function readHeads({ run, beside } = state) {
+  for (const name of [run, beside]) if (name) heads[name] = await ask("run", { run: name });
 }
 
 async function draw() {

@@ -6,6 +6,7 @@ import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from decimal import Decimal, InvalidOperation
 from typing import Any, Self
 
 import pyarrow
@@ -37,33 +38,39 @@ class Condition:
     @classmethod
     def parse(cls, text: str) -> Self:
         """ValueError if the text is no condition."""
-        found = re.fullmatch(r"([^<>=!~]+?)\s*(>=|<=|!=|>|<|=|~)\s*(.*)", text.strip(), re.DOTALL)
+        found = re.fullmatch(r"([^<>=!~]+)(>=|<=|!=|>|<|=|~)(.*)", text, re.DOTALL)
         if found is None:
             raise ValueError(f"{text!r} is no condition; write one such as score>=0.5, finished=false or prompt~red")
-        return cls(*found.groups())
+        return cls(*(part.strip() for part in found.groups()))
 
     def holds(self, table: pyarrow.Table) -> Any:
-        """Boolean for each row; null where there is no value."""
+        """Boolean for each row; null where there is no value, which is not equal to any."""
         column = _column(table, self.column)
+        if pyarrow.types.is_nested(column.type):
+            raise ValueError(f"{self.column} has many values in a row, which cannot be compared")
         if self.operator == "~":
             return _contains(column.cast(pyarrow.string()), self.value)
-        return _COMPARE[self.operator](column, pyarrow.scalar(self._typed(column.type), column.type))
+        held = _COMPARE[self.operator](column, pyarrow.scalar(self._typed(column.type), column.type))
+        return pc.fill_null(held, True) if self.operator == "!=" else held
 
     def _typed(self, kind: pyarrow.DataType) -> Any:
         try:
             if pyarrow.types.is_boolean(kind):
                 return {"true": True, "false": False}[self.value.strip().lower()]
             if pyarrow.types.is_integer(kind):
-                return self._bound(float(self.value))
+                return self._bound(Decimal(self.value))
             if pyarrow.types.is_floating(kind):
                 return float(self.value)
-        except (ValueError, KeyError, OverflowError):
+        except (ValueError, KeyError, OverflowError, InvalidOperation):
             wanted = "true or false" if pyarrow.types.is_boolean(kind) else "a number"
             raise ValueError(f"{self.column} is {wanted}, and {self.value!r} is not") from None
         return self.value
 
-    def _bound(self, value: float) -> int:
-        """The whole number with which a comparison says the same: `length > 2.5` is `length > 2`."""
+    def _bound(self, value: Decimal) -> int:
+        """The whole number with which a comparison says the same: `length > 2.5` is `length > 2`. ValueError beyond 64
+        bits."""
+        if not abs(value) < 2**63:
+            raise ValueError
         if self.operator in ("=", "!=") and value != int(value):
             raise ValueError
         return math.ceil(value) if self.operator in (">=", "<") else math.floor(value)
@@ -102,6 +109,8 @@ def matching(table: pyarrow.Table, query: SampleQuery) -> pyarrow.Array:
     rows = pyarrow.array(range(table.num_rows), pyarrow.int64())
     if query.sort:
         column = _column(table, query.sort)
+        if pyarrow.types.is_nested(column.type):
+            raise ValueError(f"{query.sort} has many values in a row, which have no order")
         order = "descending" if query.descending else "ascending"
         rows = pc.sort_indices(pyarrow.table({"by": column}), [("by", order)]).cast("int64")
     elif query.descending:

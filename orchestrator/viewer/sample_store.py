@@ -23,8 +23,8 @@ from orchestrator.run.sample_files import encodable
 from orchestrator.run.sample_ledger import read_ledger
 from orchestrator.viewer.errors import NotThere
 
-KEPT_TABLES = 6
-"""Tables that stay in memory: the latest that were asked for."""
+KEPT_TABLES, KEPT_BYTES = 6, 2**30
+"""Tables that stay in memory: the latest that were asked for, as long as all but the last have fewer bytes."""
 MOST_STEPS = 200
 """Steps in which the same prompt is looked for, at most."""
 TEXT_COLUMNS = ("prompt", "response")
@@ -81,12 +81,15 @@ class SampleStore:
         with reading(file):
             return read_rows(parquet.ParquetFile(file), rows, columns)
 
-    def same_prompt(self, run_dir: Path, prompt: str | None, prompt_id: int | None, near: int) -> list[dict[str, Any]]:
+    def same_prompt(
+        self, run_dir: Path, prompt: str | None, prompt_id: int | None, near: int, by_row: bool
+    ) -> list[dict[str, Any]]:
         """Samples of a prompt in all steps of a run, by step: `step`, `row`, score, KL, length, response. A prompt is
-        known by its text, and by its row among the training prompts.
+        known by its row among the training prompts and by its text.
 
         Args:
             near: the step whose neighbours are told, if the prompt was drawn in more than `MOST_STEPS`.
+            by_row: whether the row suffices where no text is kept; it says nothing of a run with other prompts.
         """
         found, files = [], kept_samples(run_dir)
         if prompt_id is not None:
@@ -96,7 +99,7 @@ class SampleStore:
                     opened = parquet.ParquetFile(files[step])
                     ids = opened.read(["prompt_id"])["prompt_id"].to_pylist()
                     rows = [row for row, one in enumerate(ids) if one == prompt_id]
-                    found += _told(step, rows, read_rows(opened, rows, TOLD_COLUMNS), prompt)
+                    found += _told(step, rows, read_rows(opened, rows, TOLD_COLUMNS), prompt, by_row)
         try:
             few = self._few(run_dir)
         except ValueError:  # the head of the run tells it
@@ -104,7 +107,7 @@ class SampleStore:
         for step, table in few.items():
             if step not in files:
                 rows = [row for row, one in enumerate(table["prompt"].to_pylist()) if one == prompt]
-                found += _told(step, rows, table.take(rows), prompt)
+                found += _told(step, rows, table.take(rows), prompt, by_row)
         return sorted(found, key=lambda one: (one["step"], one["row"]))
 
     def _steps_with(self, run_dir: Path, prompt_id: int, files: Mapping[int, Path]) -> list[int]:
@@ -129,6 +132,11 @@ class SampleStore:
 
         return self._known((file,), file, read)
 
+    @property
+    def _bytes(self) -> int:
+        kept = [list(one.values()) if isinstance(one, dict) else [one] for one in self._tables.values()]
+        return sum(table.nbytes for tables in kept for table in tables)
+
     def _known(self, key: tuple[Any, ...], file: Path, read: Callable[[], Any]) -> Any:
         """What `read` gave when the file was as it is now."""
         seen = file.stat()
@@ -140,7 +148,7 @@ class SampleStore:
         found = read()
         with self._lock:
             self._tables[key] = found
-            while len(self._tables) > KEPT_TABLES:
+            while len(self._tables) > KEPT_TABLES or (len(self._tables) > 1 and self._bytes > KEPT_BYTES):
                 self._tables.popitem(last=False)
         return found
 
@@ -149,11 +157,13 @@ TOLD_COLUMNS = ("score", "kl", "length", "finished", "prompt", "response")
 """What is told of a sample beside others to the same prompt."""
 
 
-def _told(step: int, rows: Sequence[int], table: pyarrow.Table, prompt: str | None) -> list[dict[str, Any]]:
-    """The samples among `rows` that have this prompt, where texts are kept."""
+def _told(
+    step: int, rows: Sequence[int], table: pyarrow.Table, prompt: str | None, by_row: bool
+) -> list[dict[str, Any]]:
+    """The samples among `rows` that have this prompt; where no text is kept, all or none of them."""
     found = []
     for row, one in zip(rows, table.to_pylist(), strict=True):
-        if prompt is None or one.get("prompt") is None or one["prompt"] == prompt:
+        if by_row if None in (prompt, one.get("prompt")) else one["prompt"] == prompt:
             found.append(
                 {"step": step, "row": row, **{name: one.get(name) for name in TOLD_COLUMNS if name != "prompt"}}
             )

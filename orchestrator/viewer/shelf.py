@@ -72,7 +72,7 @@ class Shelf:
     def look(self) -> list[str]:
         """The names of all runs, those of new ones too."""
         with self._lock:
-            for folder in self._folders:
+            for folder in [folder for folder in self._folders if folder.is_dir() or not self._runs]:
                 inside = list(run_folders([folder]))
                 if not inside and (folder / METRICS_FILE).is_file():
                     inside = [folder]

@@ -42,7 +42,9 @@ STATIC = ("viewer.css", "common.js", "page.js", "curves.js", "samples.js", "samp
 REPORT_STATIC = ("colours.css", "report.js")
 """Files of the report that it loads too."""
 
-Names = Annotated[list[str], Field(max_length=8)]
+Word = Annotated[str, Field(max_length=1000)]
+"""What a request says, such as a name."""
+Names = Annotated[list[Word], Field(max_length=8)]
 """Names of runs, as `/api/runs` has them."""
 
 
@@ -50,15 +52,15 @@ class ChartsAsked(BaseModel):
     """Which charts."""
 
     run: Annotated[Names, Field(min_length=1)]
-    metric: Annotated[list[str], Field(max_length=40)] = []
+    metric: Annotated[list[Word], Field(max_length=40)] = []
     """Keys of metrics, whose charts come first."""
 
 
 class SampleAsked(BaseModel):
     """A sample."""
 
-    run: str
-    at: str
+    run: Word
+    at: Word
     """`40`: a training step; `e0`: the first evaluation."""
     row: int = Field(ge=0)
     other: Names = []
@@ -68,12 +70,12 @@ class SampleAsked(BaseModel):
 class SamplesAsked(BaseModel):
     """A page of samples."""
 
-    run: str
-    at: str
-    search: str = Field(default="", max_length=1000)
-    where: Annotated[list[str], Field(max_length=20)] = []
+    run: Word
+    at: Word
+    search: Word = ""
+    where: Annotated[list[Word], Field(max_length=20)] = []
     """Conditions, such as `score>=0.5`."""
-    sort: str = ""
+    sort: Word = ""
     descending: bool = False
     offset: int = Field(default=0, ge=0, le=10**9)
     limit: int = Field(default=50, ge=1, le=MOST_ROWS)
@@ -87,8 +89,8 @@ class SamplesAsked(BaseModel):
 class PairsAsked(SamplesAsked):
     """A page of samples beside those of another run."""
 
-    other: str
-    other_at: str
+    other: Word
+    other_at: Word
 
 
 class PlainJson(JSONResponse):
@@ -104,6 +106,7 @@ def viewer_app(shelf: Shelf) -> FastAPI:
     app.add_middleware(TrustedHostMiddleware, allowed_hosts=HOSTS)
     app.exception_handler(NotThere)(_refusal(404))
     app.exception_handler(ValueError)(_refusal(400))
+    app.exception_handler(OSError)(_refusal(500))  # such as a file that a run has removed while it was read
 
     @app.middleware("http")
     async def guarded(request: Request, call_next: Any) -> Response:
@@ -183,7 +186,7 @@ def _file(name: str) -> str:
 
 def _refusal(status: int) -> Callable[[Request, Exception], JSONResponse]:
     def refused(request: Request, error: Exception) -> JSONResponse:
-        message = error.args[0] if error.args else type(error).__name__
+        message = str(error) if isinstance(error, OSError) else error.args[0] if error.args else type(error).__name__
         return PlainJson({"error": {"message": str(message)}}, status_code=status, headers=HEADERS)
 
     return refused

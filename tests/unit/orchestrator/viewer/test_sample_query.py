@@ -18,6 +18,8 @@ ROWS: list[dict[str, Any]] = [
     {"score": None, "length": 3, "finished": True, "prompt": "green", "response": ".*", "dropped": None},
     {"score": 0.5, "length": 2, "finished": False, "prompt": "grün", "response": "GRÜN", "dropped": None},
 ]
+for place, seed in enumerate((2**62, 2**62 + 1, 2**62 + 2, None, 7)):
+    ROWS[place] |= {"seed": seed, "messages": [{"role": "user", "content": "x"}]}
 TABLE = pyarrow.Table.from_pylist(ROWS)
 
 
@@ -41,6 +43,10 @@ def found(**asked: Any) -> list[int]:
         ("finished=false", lambda row: not row["finished"]),
         ("finished=True", lambda row: row["finished"]),
         ("dropped=truncated", lambda row: row["dropped"] == "truncated"),
+        ("dropped!=truncated", lambda row: row["dropped"] != "truncated"),
+        ("score!=0.5", lambda row: row["score"] != 0.5),
+        ("seed=4611686018427387905", lambda row: row["seed"] == 2**62 + 1),
+        ("seed>4611686018427387904", lambda row: row["seed"] is not None and row["seed"] > 2**62),
         ("prompt~red", lambda row: "red" in row["prompt"].lower()),
         ("prompt=blue", lambda row: row["prompt"] == "blue"),
     ],
@@ -78,6 +84,10 @@ def test_rows_are_sorted_and_those_without_a_value_come_last(descending: bool) -
         ({"where": ["length=2.5"]}, "length is a number, and '2.5' is not"),
         ({"where": ["finished=maybe"]}, "finished is true or false, and 'maybe' is not"),
         ({"where": ["length>1e400"]}, "length is a number, and '1e400' is not"),
+        ({"where": ["length>1e300"]}, "length is a number, and '1e300' is not"),
+        ({"where": ["length=nan"]}, "length is a number, and 'nan' is not"),
+        ({"where": ["messages~x"]}, "messages has many values in a row, which cannot be compared"),
+        ({"sort": "messages"}, "messages has many values in a row, which have no order"),
     ],
 )
 def test_what_cannot_be_asked_is_said(asked: dict[str, Any], said: str) -> None:

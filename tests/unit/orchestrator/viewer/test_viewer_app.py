@@ -187,6 +187,14 @@ def test_a_row_of_the_prompts_with_another_text_is_another_prompt(whole: Path, t
     assert {one["run"] for one in told} == {str(whole)}
 
 
+def test_without_texts_a_row_of_another_runs_prompts_says_nothing(tmp_path: Path) -> None:
+    kept = SampleFilesConfig(texts=False)
+    runs = [a_run(tmp_path / name, steps=1, kept=kept) for name in ("one", "other")]
+    asked: dict[str, Any] = {"run": str(runs[0]), "at": "1", "row": 1, "other": [str(runs[1])]}
+    told = Viewer(*runs).ask("same-prompt", **asked)
+    assert {one["run"] for one in told if one["at"] == "1"} == {str(runs[0])}
+
+
 def test_without_a_ledger_the_files_are_looked_through(whole: Path, tmp_path: Path) -> None:
     run = Path(shutil.copytree(whole, tmp_path / "run"))
     (run / "ledger.jsonl").write_text("damaged\n")
@@ -364,6 +372,27 @@ def test_what_is_not_there_is_said(whole: Path) -> None:
     assert "the step has 3 samples" in viewer.refusal(404, "sample", run=run, at="1", row=3)
     assert "shows 2 samples" in viewer.refusal(404, "sample", run=run, at="e0", row=2)
     assert "there is no column 'x'" in viewer.refusal(400, "samples", run=run, at="1", where=["x>1"])
+    long = {"run": run, "at": "1", "where": ["a" + " " * 2000 + "b"]}
+    assert viewer.client.get("/api/samples", params=long).status_code == 422, "a long text is looked at no further"
+
+
+def test_a_run_that_is_removed_leaves_the_others(whole: Path, tmp_path: Path) -> None:
+    gone = a_run(tmp_path / "gone", steps=1)
+    viewer = Viewer(whole, gone)
+    assert len(viewer.ask("runs")["runs"]) == 2
+    shutil.rmtree(gone)
+    assert [line["run"] for line in viewer.ask("runs")["runs"]] == [str(whole)]
+
+
+def test_a_file_that_goes_while_it_is_read_is_said(whole: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    viewer = Viewer(whole)
+    viewer.client = TestClient(viewer.client.app, base_url="http://127.0.0.1:8470", raise_server_exceptions=False)
+
+    def gone(*asked: Any) -> None:
+        raise FileNotFoundError(2, "No such file or directory", "step-000001.parquet")
+
+    monkeypatch.setattr(SampleStore, "_known", gone)
+    assert "step-000001.parquet" in viewer.refusal(500, "samples", run=str(whole), at="1")
 
 
 def test_other_names_of_this_machine_are_refused(whole: Path) -> None:

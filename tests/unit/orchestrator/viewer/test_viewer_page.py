@@ -178,6 +178,25 @@ def test_the_picture_of_the_readme_can_be_drawn_again(tmp_path: Path) -> None:
     assert there.stat().st_size < 150_000
 
 
+def test_another_run_is_chosen_beside_and_let_go_again(tmp_path: Path) -> None:
+    one, other = a_run(tmp_path / "one"), a_run(tmp_path / "other", steps=2)
+
+    def choose(page: Page, which: str, run: str) -> None:
+        select = f"document.getElementById('{which}')"
+        page.browser.evaluate(f"{select}.value = {json.dumps(run)}; {select}.dispatchEvent(new Event('change'))")
+
+    with viewing(tmp_path / "profile", tmp_path) as page:
+        page.open(f"{ROW}.length === 3", tab="samples", run=str(one))
+        choose(page, "beside", str(other))
+        page.browser.wait("document.querySelectorAll('#state .run-state').length === 2")
+        assert page.text("#problem") == ""
+        choose(page, "beside", "")
+        page.browser.wait("document.querySelectorAll('#state .run-state').length === 1")
+        choose(page, "run", str(other))
+        page.browser.wait("document.title.startsWith('other')")
+        assert page.text("#problem") == "" and page.texts("#state strong") == ["other"]
+
+
 def test_a_running_run_is_followed(tmp_path: Path) -> None:
     run = tmp_path / "run"
     with writing(run, steps=9) as report:
