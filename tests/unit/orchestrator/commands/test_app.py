@@ -12,6 +12,7 @@ from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
+import yaml
 from click.testing import Result
 from typer.testing import CliRunner
 
@@ -272,9 +273,10 @@ def test_config_prints_a_file_for_any_command(tmp_path: Path) -> None:
 
 
 def test_config_hides_secrets(file: Path) -> None:
-    remote = "reward={type: remote, urls: ['http://h'], headers: {Authorization: tok-123}}"
-    result = tetrarch("config", file, remote, "critic.model.path=policy")
-    assert result.exit_code == 0 and "tok-123" not in result.output
+    remote = {"type": "remote", "urls": ["http://h"], "headers": {"Authorization": "tok-123"}}
+    file.write_text(yaml.safe_dump({**yaml.safe_load(file.read_text()), "reward": remote}))
+    result = tetrarch("config", file, "critic.model.path=policy")
+    assert result.exit_code == 0 and "type: remote" in result.output and "tok-123" not in result.output
 
 
 def test_config_prints_the_schema() -> None:
