@@ -50,6 +50,8 @@ RAYS_CHOICE_S = 5.0
 """Seconds in which Ray must find nodes by itself."""
 CONNECT_S = 10.0
 """Seconds in which a cluster must accept a connection."""
+KEPT_TASKS = "1000"
+"""Calls of which Ray's GCS remembers what became of them: of its 100,000 it took 200 MiB more in 2,000 short steps."""
 
 
 class RayCluster:
@@ -172,6 +174,7 @@ class RayCluster:
             self._attach(self._address)
         else:
             os.environ.setdefault("RAY_worker_niceness", "0")  # Ray's 15 lets all other processes go first
+            os.environ.setdefault("RAY_task_events_max_num_task_in_gcs", KEPT_TASKS)
             with not_for_children():
                 if self._imports:
                     self._forks = ForkServer(self._imports)
