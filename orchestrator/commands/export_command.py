@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated
 
@@ -101,7 +102,8 @@ def _may_upload(output: Path) -> bool:
     """Show the model card in the folder, and ask whether everybody may read it."""
     card = output / "README.md"
     typer.echo(card.read_text(encoding="utf-8") if card.is_file() else "(no model card)", err=True)
-    if typer.confirm(f"Upload {output} for everybody to read, with this card?", err=True):
-        return True
+    with suppress(typer.Abort):  # Ctrl-C, or the end of the input
+        if typer.confirm(f"Upload {output} for everybody to read, with this card?", err=True):
+            return True
     typer.echo("not uploaded", err=True)
     return False

@@ -44,6 +44,14 @@ ReplayedRole = Annotated[
     TrainedByPpo | None,
     typer.Option(help="Only this role's update, from the samples that the run has kept.", show_default=False),
 ]
+SecretsFile = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="FILE",
+        help="Lines KEY=VALUE with what the run's config.yaml does not hold because it is secret.",
+        show_default=False,
+    ),
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Every difference, as JSON.")]
 ProofSteps = Annotated[
     int, typer.Option(min=2, help="Steps of each of the two runs (of the commands that count steps).")
@@ -81,6 +89,7 @@ def replay(
     step: ReplayedStep,
     overrides: Overrides = None,
     role: ReplayedRole = None,
+    secrets: SecretsFile = None,
     limit_s: StartLimit = 3600.0,
     debug: Debug = False,
 ) -> None:
@@ -93,6 +102,7 @@ def replay(
     """
     with reported(debug):
         check_overrides(overrides or ())
+        settings = [*(overrides or ()), *(_lines(secrets) if secrets else ())]
         from orchestrator.stages.replay import replayed
 
         run = run.resolve()
@@ -102,11 +112,19 @@ def replay(
         if role:
             from orchestrator.stages.role_replay import update_replayed
 
-            difference = update_replayed(run, step, role.value, folder, overrides or (), _say)
+            difference = update_replayed(run, step, role.value, folder, settings, _say)
         else:
-            difference = replayed(run, step, folder, overrides or (), limit_s)
+            difference = replayed(run, step, folder, settings, limit_s)
         typer.echo("\n".join(difference.lines))
     raise typer.Exit(NOT_THE_SAME if difference.first else 0)
+
+
+def _lines(file: Path) -> list[str]:
+    try:
+        lines = file.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"--secrets={file} cannot be read: {error}; name a file of lines KEY=VALUE") from None
+    return [line.strip() for line in lines if line.strip() and not line.startswith("#")]
 
 
 def verify_resume(

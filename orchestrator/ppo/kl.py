@@ -6,10 +6,12 @@ and averaged over responses, flows into the controller; the coefficient flows ou
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, Protocol
 
-from orchestrator.config.kl import AdaptiveKl, FixedKl
+from orchestrator.config.kl import AdaptiveKl, FixedKl, KlBudget
 from orchestrator.errors import CheckpointError
+from orchestrator.metrics import RESPONSE_LENGTH
 
 
 class KlController(Protocol):
@@ -27,6 +29,14 @@ class KlController(Protocol):
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore the values of `state_dict`."""
+
+
+def slow_down_of(budget: KlBudget, metrics: Mapping[str, float]) -> float | None:
+    """What the actor's learning rate is multiplied by after a step with these metrics; None: it stays."""
+    limit = budget.slow_down
+    if limit is None or metrics["objective/kl"] <= budget.at(limit, metrics[RESPONSE_LENGTH]):
+        return None
+    return budget.factor
 
 
 class FixedController:

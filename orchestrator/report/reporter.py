@@ -281,6 +281,7 @@ def _prepare(run_dir: Path, state: RunState, config_yaml: str, resume_step: int)
             drop_after(run_dir / name, resume_step)
         else:
             (run_dir / name).unlink(missing_ok=True)
+    run_files.drop_cut_evaluation(run_dir / run_files.EVALUATION_FILE, resume_step)
     for path in run_files.kept_samples(run_dir, after=resume_step).values():
         path.unlink()
     (run_dir / run_files.CONFIG_FILE).write_text(config_yaml, encoding="utf-8")

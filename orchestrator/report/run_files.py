@@ -170,6 +170,14 @@ def drop_after(path: Path, step: int) -> None:
     replace_durably(path, "".join(json.dumps(line) + "\n" for line in kept).encode())
 
 
+def drop_cut_evaluation(path: Path, step: int) -> None:
+    """Drop the lines of the evaluation of `step` if it ended before the set that decides, which comes last: a resumed
+    run makes it again, with all sets."""
+    own = [line for line in read_lines(path) if line["step"] == step] if path.exists() else []
+    if own and not any(line.get("decides", True) for line in own):
+        drop_after(path, step - 1)
+
+
 def write_state(run_dir: Path, state: RunState) -> None:
     """Replace `run.json`."""
     replace_text(run_dir / STATE_FILE, json.dumps(finite(asdict(state)), indent=1) + "\n")

@@ -20,6 +20,7 @@ from orchestrator.config.evaluation import EvaluationConfig, EvaluationRun, Eval
 from orchestrator.data.opponents import given_prompts
 from orchestrator.data.prompts import Questions, heldout_prompts
 from orchestrator.groups.build import Models, resolve_models
+from orchestrator.groups.canary import ROWS
 from orchestrator.groups.scoring import EvaluationRoles
 from orchestrator.groups.spread import spread, wait_for
 from orchestrator.groups.stage_roles import evaluation_roles
@@ -86,11 +87,14 @@ def answered(
 
     Without a `sampling` of its own it is the rollout's; `check` looks at the responses, and the KL is k1 of the sampled
     tokens, summed over a response, from vLLM's log-probabilities and the reference's. With one, the log-probabilities
-    are those of another distribution than the reference's.
+    are those of another distribution than the reference's, so `check` looks at a few other responses, sampled as in
+    training.
     """
     rollouts = roles.policy.generate(prompts, version=version, sampled=_sampled(sampling))
-    if check and sampling is None:
-        check(rollouts)
+    if check:
+        few = prompts.select(range(min(ROWS, len(prompts))))
+        seeded = replace(few, seeds=list(range(len(few))))  # greedy ones have none
+        check(rollouts if sampling is None else roles.policy.generate(seeded, version=version))
     proxy = roles.reward.start(rollouts)
     reference = None
     if sampling is None:

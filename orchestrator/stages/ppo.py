@@ -27,8 +27,7 @@ from orchestrator.groups import canary
 from orchestrator.groups.build import resolve_models
 from orchestrator.groups.scoring import Roles, reference_fingerprint
 from orchestrator.groups.stage_roles import training_roles
-from orchestrator.metrics import RESPONSE_LENGTH
-from orchestrator.ppo.kl import make_controller
+from orchestrator.ppo.kl import make_controller, slow_down_of
 from orchestrator.ppo.step import StepResult, TrainState, expect_steps, step_metrics, train_step
 from orchestrator.report.reporter import Reporter
 from orchestrator.run.checkpoint import TRAINED, Checkpoint, whole_folder
@@ -183,10 +182,11 @@ class Ppo(Stage):
 
     def after_step(self, told: StepReport) -> None:
         """Apply `ppo.kl.budget.slow_down`, and heed the alerts."""
-        budget, kl = self.config.ppo.kl.budget, told.metrics["objective/kl"]
-        if budget.slow_down is not None and kl > budget.at(budget.slow_down, told.metrics[RESPONSE_LENGTH]):
-            self.roles.actor.call(Actor.slow_down, budget.factor).result(self.config.deadlines.update_s)
-            self.report.note(f"KL {kl:.1f} in step {self.step}: the actor's learning rate is times {budget.factor:g}")
+        factor = slow_down_of(self.config.ppo.kl.budget, told.metrics)
+        if factor is not None:
+            self.roles.actor.call(Actor.slow_down, factor).result(self.config.deadlines.update_s)
+            kl = told.metrics["objective/kl"]
+            self.report.note(f"KL {kl:.1f} in step {self.step}: the actor's learning rate is times {factor:g}")
         self.alarm.after_step(self.step, told.metrics)
 
     def fallback(self, steps: Sequence[int]) -> Sequence[int]:
@@ -205,7 +205,8 @@ class Ppo(Stage):
         for name, prompts in self.questions.items():
             count, of = len(prompts) // how.responses_per_prompt, f" of {name}" if name else ""
             self.report.status(f"evaluating on {count} held-out prompts{of} ({label})")
-            where |= {"compare": comparing(self.config), "check": self._check_weights}
+            unproven = self.config.canary.enabled and state.canary.verified != state.version
+            where |= {"compare": comparing(self.config), "check": self._check_weights if unproven else None}
             found = evaluate(self.roles, prompts, state.version, **where)
             self.report.evaluation(replace(found, name=name, decides=name == self.config.deciding_set))
         if self.questions:
@@ -239,11 +240,10 @@ class Ppo(Stage):
         return self.gold.why_end(self.scores) if self.gold else ""
 
     def _check_weights(self, rollouts: Rollouts) -> None:
-        """Check the engines' weights on rows of an evaluation, if no batch has passed the check yet."""
-        state, few = self.state, rollouts.select(range(min(canary.ROWS, len(rollouts))))
-        if state.canary.verified != state.version and self.config.canary.enabled:
-            seen = canary.SeenRows(few, canary.actors_logprobs(self.roles, few), [])
-            state.canary.check(seen, state.version, self.config)
+        """Check the engines' weights, of which no batch has passed the check yet, on rows of an evaluation."""
+        few = rollouts.select(range(min(canary.ROWS, len(rollouts))))
+        seen = canary.SeenRows(few, canary.actors_logprobs(self.roles, few), [])
+        self.state.canary.check(seen, self.state.version, self.config)
 
     def before_save(self) -> None:
         """Raise CheckpointError if the reference has changed; let the engines sleep, since sleeping optimizer states

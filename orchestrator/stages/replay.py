@@ -28,7 +28,7 @@ def replayed(run_dir: Path, step: int, folder: Path, overrides: Sequence[str], l
     the step before.
 
     Args:
-        overrides: more of the configuration, such as secrets, which the run's own does not hold.
+        overrides: more of the configuration; secrets too, which the run's own does not hold.
     """
     checkpoint_before(run_dir, step)
     log = folder.with_name(f"{folder.name}.log")

@@ -25,7 +25,7 @@ from orchestrator.data.demonstrations import PtxSource, read_ptx
 from orchestrator.errors import ConfigError
 from orchestrator.groups.build import builder, resolve_models
 from orchestrator.groups.recovery import TellUser
-from orchestrator.ppo.kl import make_controller
+from orchestrator.ppo.kl import make_controller, slow_down_of
 from orchestrator.ppo.mini_batches import share_out, with_pretraining
 from orchestrator.report import run_files
 from orchestrator.run.checkpoint import Checkpoint
@@ -63,7 +63,7 @@ def update_replayed(
     folder.mkdir()
     config = load_root(ROOTS["train"], replayed_settings(run_dir, overrides, folder), [f"run_dir={folder}"])
     assert isinstance(config, RunConfig)
-    computed, hashes = _updated(config, before, experience, _slowed(run_dir, before), folder / role, tell)
+    computed, hashes = _updated(config, before, experience, _slowed(run_dir, before), metrics, folder / role, tell)
     return update_difference(run_dir, step, role, (metrics, computed), folder, hashes)
 
 
@@ -127,10 +127,11 @@ def _updated(
     before: Checkpoint,
     experience: ActorExperience | CriticExperience,
     slowed: float,
+    metrics: Mapping[str, Any],
     folder: Path,
     tell: TellUser,
 ) -> tuple[dict[str, float], dict[str, str]]:
-    """Metrics of the update, and path in `folder` → hash of the state after it."""
+    """Metrics of the update, and path in `folder` → hash of the state after it. `metrics`: the run's of that step."""
     ppo, deadlines, step = config.ppo, config.deadlines, before.step
     schedule = {"epochs": ppo.epochs, "mini_batches": ppo.mini_batches, "seed": config.seed + step}
     role = ACTOR if isinstance(experience, ActorExperience) else CRITIC
@@ -158,5 +159,7 @@ def _updated(
         else:
             call = group.map(Critic.update, share_out(experience, ranks=len(group), **schedule))
         stats = call.result(deadlines.update_s)[0]
+        if role == ACTOR and (factor := slow_down_of(ppo.kl.budget, metrics)) is not None:
+            group.call(Actor.slow_down, factor).result(deadlines.update_s)
         saved = group.call(Trainable.save_state, str(folder)).result(deadlines.save_s)
     return measured(stats), {name: known for ranks in saved for name, known in ranks.items()}

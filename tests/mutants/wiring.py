@@ -405,7 +405,7 @@ WIRING = (
     Fault(
         "the KL budget always halves the learning rate",
         "orchestrator/stages/ppo.py",
-        "self.roles.actor.call(Actor.slow_down, budget.factor)",
+        "self.roles.actor.call(Actor.slow_down, factor)",
         "self.roles.actor.call(Actor.slow_down, 0.5)",
         DRIVER_KEYS,
     ),

@@ -10,9 +10,15 @@ LOWEST_TEMPERATURE = 0.01
 """vLLM's own limit of what is sampled."""
 
 
+PLAIN_SET = "heldout"
+"""What `prompts.heldout` is called beside the sets with names."""
+
+
 def set_rules(config: EvaluationRun) -> Iterator[str]:
     """One set of held-out prompts compares the steps of a run, and there is no doubt which."""
     names, said = config.prompts.heldout_names, config.evaluation.decides
+    if PLAIN_SET in names:
+        yield f"prompts.heldout_sets.{PLAIN_SET}: the set in prompts.heldout is told under that name; use another one"
     known = ", ".join(filter(None, names))
     if said is not None and (not said or said not in names):
         yield (

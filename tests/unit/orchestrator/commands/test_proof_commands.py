@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ from typer.testing import CliRunner
 from orchestrator.commands.app import app
 from orchestrator.commands.proof_commands import victims_of
 from orchestrator.config.loading import load_config
+from orchestrator.run.run_difference import RunDifference
 from tests.unit.orchestrator.run.test_run_difference import a_run, edited
 
 TINY = str(Path(__file__).resolve().parents[4] / "configs" / "tiny.yaml")
@@ -31,6 +33,24 @@ def test_diff_says_whether_runs_are_the_same(tmp_path: Path) -> None:
     code, output = told("diff", str(first), str(second), "--json")
     assert (code, json.loads(output)["first"]["step"]) == (3, 2)
     assert told("diff", str(first), str(tmp_path / "nothing"))[0] == 2
+
+
+def test_secrets_of_a_replay_are_given_in_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = list[Sequence[str]]()
+
+    def replayed(run: Path, step: int, folder: Path, overrides: Sequence[str], limit_s: float) -> RunDifference:
+        asked.append(overrides)
+        return RunDifference([])
+
+    monkeypatch.setattr("orchestrator.stages.replay.replayed", replayed)
+    run, secret = a_run(tmp_path / "run"), "reward.headers.authorization=hush"
+    code, output = told("replay", str(run), "3", secret)
+    assert code == 2 and "hush" not in output
+    (tmp_path / "secrets").write_text(f"# of the service\n{secret}\n\n")
+    assert told("replay", str(run), "3", "seed=2", "--secrets", str(tmp_path / "secrets"))[0] == 0
+    assert asked == [["seed=2", secret]]
+    code, output = told("replay", str(run), "3", "--secrets", str(tmp_path / "none"))
+    assert code == 2 and "cannot be read" in output
 
 
 def test_who_can_be_killed() -> None:

@@ -459,6 +459,7 @@ def test_several_mistakes_are_one_line_each(file: Path) -> None:
         (["ppo.kl.budget.stop=-1"], ["ppo.kl.budget.stop=-1"]),
         (["evaluation.every=5"], ["evaluation.every=5", "prompts.heldout.path"]),
         (["prompts.heldout_sets={a: {path: a}, b: {path: b}}"], ["has a, b: say with evaluation.decides"]),
+        (["prompts.heldout_sets={heldout: {path: a}}"], ["heldout_sets.heldout: the set in prompts.heldout is told"]),
         (
             ["prompts.heldout_sets={a: {path: a}}", "evaluation.decides=c"],
             ["evaluation.decides=c", "use one of a, or null"],

@@ -142,6 +142,18 @@ def test_resuming_says_no_step_twice(tmp_path: Path) -> None:
     ]  # fmt: skip
 
 
+@pytest.mark.parametrize("whole", [True, False])
+def test_an_evaluation_that_ended_between_two_sets_is_made_again(tmp_path: Path, whole: bool) -> None:
+    with report(tmp_path) as reporter:
+        reporter.step(1, {"score/mean": 1.0})
+        reporter.evaluation(replace(evaluation("step 1", 1, 0.5), name="chat", decides=False))
+        if whole:
+            reporter.evaluation(replace(evaluation("step 1", 1, 0.5), name="math"))
+    with report(tmp_path, resume_step=1) as reporter:
+        assert len(reporter.evaluations) == whole
+    assert [line["name"] for line in lines(tmp_path / "evaluation.jsonl")] == (["chat", "math"] if whole else [])
+
+
 def test_a_fresh_run_starts_the_files_afresh(tmp_path: Path) -> None:
     for _ in range(2):
         with report(tmp_path) as reporter:

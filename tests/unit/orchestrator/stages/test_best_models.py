@@ -118,7 +118,7 @@ class Case:
             state = TrainState(Source(), FixedController(0.1))  # type: ignore[arg-type]
             gold = BestModels(config.evaluation.stop, self.run_dir) if config.evaluation.stop else None
             alarm = Alarm(config, WayBack(config), [])
-            yield Ppo(config, roles, state, report, prompts_of(2), f"{VERSION}-0", alarm, gold=gold)
+            yield Ppo(config, roles, state, report, {"": prompts_of(2)}, f"{VERSION}-0", alarm, gold=gold)
 
         carry_out(config, resume, start, title="PPO", steps=config.steps)
 

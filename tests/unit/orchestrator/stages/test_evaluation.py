@@ -94,6 +94,20 @@ def test_what_the_environment_paid_is_in_the_score(log: list[str], monkeypatch: 
     assert alone.proxy_values == [1.5, 1.5, 1.5]
 
 
+def test_weights_are_looked_at_on_responses_that_are_sampled_as_in_training(log: list[str]) -> None:
+    """Also where the evaluation is greedy: then on a few others."""
+    roles = roles_of(log, judge=False)
+    greedy, seen = prompts_of(40).greedy(1), list[Rollouts]()
+    own = EvaluationConfig.model_validate({"samples": 0, "sampling": {"temperature": 0}})
+    evaluate(roles, greedy, 0, step=0, label="x", how=own, check=seen.append)
+    asked = [shard for shards in roles.policy.engines.seen for shard in shards]  # type: ignore[attr-defined]
+    seeds = [seed for shard in asked for seed in shard.seeds]
+    assert len(seen) == 1 and len(seen[0]) == 16
+    assert seeds[:40] == [None] * 40 and sorted(seeds[40:]) == list(range(16))
+    evaluate(roles, prompts_of(40), 0, step=0, label="x", how=SHOWN[0], check=seen.append)
+    assert len(seen[1]) == 40, "its own responses"
+
+
 @pytest.mark.parametrize("judge", [True, False])
 def test_the_numbers(log: list[str], judge: bool) -> None:
     result = evaluate(roles_of(log, judge=judge), prompts_of(5), 0, step=7, label="after", how=SHOWN[2])

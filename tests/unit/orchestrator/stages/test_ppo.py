@@ -92,6 +92,7 @@ def make_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> MakeRun:
         settings |= {"checkpoint": CheckpointConfig(), "evaluation": EvaluationConfig(), "alerts": AlertsConfig()}
         config: Any = SimpleNamespace(**settings, run_dir=str(tmp_path), folder_key="run_dir", profile=None)
         config.report, config.deciding_set = ReportConfig(), ""
+        config.canary = CanaryConfig(enabled=False)
         config.actor_steps = lambda warm_at: 10 - warm_at
         report: Any = SimpleNamespace(status=log.append, note=log.append, phase=log.append, step=lambda *told: None)
         report.timeline = lambda part: None
@@ -378,14 +379,19 @@ def test_an_evaluation_looks_at_weights_that_no_batch_has_shown_to_be_right(
     ppo = ppo_of(run)
     ppo._check_weights(rollouts_of(prompts_of(20), 3))
     assert ppo.state.canary.verified == 3 and log == ["start actor.canary_logprobs"]
-    ppo._check_weights(rollouts_of(prompts_of(20), 3))
-    assert log == ["start actor.canary_logprobs"], "once is enough"
+    ppo.questions, run.config.evaluation = {"": prompts_of(20)}, EvaluationConfig(samples=0)
+    checks = list[Any]()
+    run.report.evaluation, run.report.evaluations = checks.append, []  # type: ignore[method-assign,assignment]
+    with monkeypatch.context() as patched:
+        patched.setattr(orchestrator.stages.ppo, "evaluate", lambda *args, check, **others: check)
+        patched.setattr(orchestrator.stages.ppo, "replace", lambda found, **changes: found)
+        ppo.evaluate("proven")
+    assert checks == [None], "once is enough"
     ppo.state.version = 4
     wrong = rollouts_of(prompts_of(20), 4)
     wrong = replace(wrong, rollout_logprobs=wrong.rollout_logprobs - 0.5)
     monkeypatch.setattr(orchestrator.stages.ppo, "evaluate", lambda *args, check, **others: check(wrong))
     monkeypatch.setattr(canary, "culprits", lambda roles, config: "no name")
-    ppo.questions, run.config.evaluation = {"": prompts_of(20)}, EvaluationConfig(samples=0)
     run.report.evaluation = log.append  # type: ignore[method-assign,assignment]
     with pytest.raises(WeightsDiffer, match="mean over 48 tokens"):
         run._evaluate("after")
