@@ -51,9 +51,10 @@ export async function ask(path, parameters = {}, signal = undefined) {
   let answer, told;
   try {
     answer = await fetch(`/api/${path}?${query}`, { signal: signal ? AbortSignal.any([signal, late]) : late });
-    told = await answer.json().catch(() => ({}));
+    told = await answer.json();
   } catch (error) {
     if (error.name === "AbortError") throw error;
+    if (error instanceof SyntaxError) throw new Error(`the viewer failed (${answer.status}); its terminal says why`);
     throw new Error("the viewer does not answer; is `tetrarch view` still running, and does the disk of the runs answer?");
   }
   if (!answer.ok) throw new Error(told.error?.message ?? told.detail?.[0]?.msg ?? told.detail ?? answer.statusText);
