@@ -192,6 +192,8 @@ def test_an_export_of_the_last_checkpoint_is_what_the_run_has_left(run_dir: Path
     stored.write(tmp_path / role)
     written, left = ({file.name: file.read_bytes() for file in (run / role).iterdir()} for run in (tmp_path, run_dir))
     written.pop("tetrarch.json"), left.pop("tetrarch.json", None)
+    card, curves = left.pop("README.md").decode(), left.pop("curves.svg")
+    assert f"{role}, step {STEPS}" in card and curves, "what is left has its card too"
     assert written == left and "model.safetensors" in left
     stored.describe(tmp_path / role, run_dir)
     card = (tmp_path / role / "README.md").read_text()
