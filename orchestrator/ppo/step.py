@@ -13,6 +13,7 @@ from typing import Any, ClassVar
 from torch import Tensor
 
 from cluster.ranks.calls import Call, wait_all
+from cluster.ranks.role_group import RoleGroup
 from cluster.role_table import REWARD
 from orchestrator.config.run import RunConfig
 from orchestrator.data.demonstrations import PtxSource
@@ -141,7 +142,7 @@ def train_step(
     with clock("update"):
         critic_update = roles.critic.map(Critic.update, critic_shares) if roles.critic else None
         warm = begin_if_warm(roles, state, stats, config)
-        actor_update = start_actor_update(roles, actor_shares, state, config) if warm else None
+        actor_update = start_actor_update(roles.actor, actor_shares, state.ptx, state.kl, config) if warm else None
         wait_all([update for update in (critic_update, actor_update) if update], deadlines.update_s)
     if actor_update:
         with clock("push"):
@@ -162,13 +163,17 @@ def with_gaps(stats: ExperienceStats, gaps: Tensor | None) -> ExperienceStats:
 
 
 def start_actor_update(
-    roles: Roles, shares: list[RankShare[ActorExperience]], state: TrainState, config: RunConfig
+    actor: RoleGroup[Actor],
+    shares: list[RankShare[ActorExperience]],
+    texts: PtxSource | None,
+    kl: KlController,
+    config: RunConfig,
 ) -> Call[ActorStats]:
-    """Begin the optimizer steps of the actor; with a pre-training loss, on fresh rows of its data too."""
+    """Begin the optimizer steps of the actor; with a pre-training loss, on fresh rows of its data, `texts`, too."""
     ptx = config.ppo.ptx
-    if ptx is not None and state.ptx is not None:
-        shares = with_pretraining(shares, state.ptx, ptx.sequences_per_mini_batch)
-    return roles.actor.map(Actor.update, shares, state.kl.coefficient)
+    if ptx is not None and texts is not None:
+        shares = with_pretraining(shares, texts, ptx.sequences_per_mini_batch)
+    return actor.map(Actor.update, shares, kl.coefficient)
 
 
 def other_prompts(
@@ -233,15 +238,14 @@ def begin_if_warm(roles: Roles, state: TrainState, stats: ExperienceStats, confi
     if state.warm_at is None and ready:
         state.warm_at = state.step
         if state.step != warmup.max_steps:
-            expect_steps(roles, state, config)
+            expect_steps(roles.actor, state.warm_at, config)
     return state.warm_at is not None and not config.critic_alone(state.step, state.warm_at)
 
 
-def expect_steps(roles: Roles, state: TrainState, config: RunConfig) -> None:
-    """Set the length of the actor's schedule to the steps in which it is trained."""
-    assert state.warm_at is not None
-    steps = config.actor_steps(state.warm_at) * config.ppo.optimizer_steps
-    roles.actor.call(Actor.expect, steps).result(config.deadlines.update_s)
+def expect_steps(actor: RoleGroup[Actor], warm_at: int, config: RunConfig) -> None:
+    """Set the length of the actor's schedule to the steps in which it is trained; the first follows `warm_at` steps."""
+    steps = config.actor_steps(warm_at) * config.ppo.optimizer_steps
+    actor.call(Actor.expect, steps).result(config.deadlines.update_s)
 
 
 def step_metrics(result: StepResult) -> dict[str, float]:

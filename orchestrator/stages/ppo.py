@@ -133,7 +133,7 @@ class Ppo(Stage):
         if self.retraining:
             self.retraining.load_state_dict(checkpoint.state["retraining"])
         if self.state.warm_at is not None:  # before the actor's state, whose next learning rate follows from it
-            expect_steps(self.roles, self.state, self.config)
+            expect_steps(self.roles.actor, self.state.warm_at, self.config)
 
     def loaded(self) -> None:
         """Send the trained weights to the engines, and find out which evaluations count."""

@@ -26,7 +26,8 @@ from orchestrator.errors import ConfigError
 from orchestrator.groups.build import builder, resolve_models
 from orchestrator.groups.recovery import TellUser
 from orchestrator.ppo.kl import make_controller, slow_down_of
-from orchestrator.ppo.mini_batches import share_out, with_pretraining
+from orchestrator.ppo.mini_batches import share_out
+from orchestrator.ppo.step import expect_steps, start_actor_update
 from orchestrator.report import run_files
 from orchestrator.run.checkpoint import Checkpoint
 from orchestrator.run.run_difference import RunDifference, update_difference
@@ -141,8 +142,7 @@ def _updated(
         build.ready()
         if role == ACTOR:
             warm_at = before.state["warm_at"]
-            steps = config.actor_steps(step if warm_at is None else warm_at) * ppo.optimizer_steps
-            group.call(Actor.expect, steps).result(deadlines.update_s)
+            expect_steps(group, step if warm_at is None else warm_at, config)
         group.call(Trainable.load_state, str(before.path / role)).result(deadlines.start_s)
         if slowed < 1.0:
             group.call(TrainedRank.slow_down, slowed).result(deadlines.update_s)
@@ -150,12 +150,11 @@ def _updated(
         if isinstance(experience, ActorExperience):
             kl = make_controller(ppo.kl.controller)
             kl.load_state_dict(before.state["kl"])
-            shares = share_out(experience, ranks=len(group), **schedule)
-            if ppo.ptx is not None:
-                texts = PtxSource(read_ptx(ppo.ptx, models.tokenizer), config.seed)
+            texts = None if ppo.ptx is None else PtxSource(read_ptx(ppo.ptx, models.tokenizer), config.seed)
+            if texts is not None:
                 texts.load_state_dict(before.state["ptx"])
-                shares = with_pretraining(shares, texts, ppo.ptx.sequences_per_mini_batch)
-            call = group.map(Actor.update, shares, kl.coefficient)
+            shares = share_out(experience, ranks=len(group), **schedule)
+            call = start_actor_update(group, shares, texts, kl, config)
         else:
             call = group.map(Critic.update, share_out(experience, ranks=len(group), **schedule))
         stats = call.result(deadlines.update_s)[0]
