@@ -7,11 +7,19 @@ from typing import Any
 
 TANH = "gelu_pytorch_tanh"
 FUSED_ARCHITECTURES = {
+    "exaone4": ("hidden_act", "silu"),
     "gemma": ("hidden_act", TANH),
     "gemma2": ("hidden_activation", TANH),
+    "gemma3_text": ("hidden_activation", TANH),
     "granite": ("hidden_act", "silu"),
     "llama": ("hidden_act", "silu"),
     "mistral": ("hidden_act", "silu"),
+    "olmo2": ("hidden_act", "silu"),
+    "olmo3": ("hidden_act", "silu"),
+    "phi3": ("hidden_act", "silu"),
+    "qwen2": ("hidden_act", "silu"),
+    "qwen3": ("hidden_act", "silu"),
+    "smollm3": ("hidden_act", "silu"),
 }
 """`model_type` whose fused layers were compared with its own on a card (tests/gpu/test_fused_kernels.py) → the key of
 config.json that names its activation, and the one activation that the fused layers have, which is also the default."""

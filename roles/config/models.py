@@ -78,8 +78,8 @@ class FrozenRole(Section):
     """Most tokens of one packed forward pass on one rank; a single sample that is longer has a pass of its own."""
     fused_kernels: bool = True
     """On GPUs, run norms, rotary embedding and gated activations as one kernel each (Liger's), where they have been
-    compared with the architecture's own layers on a card: Gemma 1 and 2, Granite, Llama, Mistral. Less memory and time,
-    other rounding."""
+    compared with the architecture's own layers on a card: EXAONE 4, Gemma 1 to 3, Granite, Llama, Mistral, OLMo 2, 3,
+    Phi-3, Qwen2, Qwen3 (both dense), SmolLM3. Less memory and time, other rounding."""
 
 
 class LoraConfig(Section):

@@ -9,11 +9,13 @@ import json
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from cluster.estimate.memory import GIB
 from cluster.placement.accelerators import ACCELERATORS, card_called
@@ -87,6 +89,14 @@ def test_engines_that_sleep_with_their_weights(folder_of: Callable[[str], Path],
     assert all(0 < step["mfu/actor_update"] < 1 for step in steps)
 
 
+def test_the_engines_logprobs_stand_for_the_actors(folder_of: Callable[[str], Path], runs: Path, card: str) -> None:
+    options = settings(folder_of("135m"), runs / "rollout", card)
+    train(*options, "steps=2", "checkpoint.every=0", "actor.old_logprobs=rollout")
+    steps = steps_of(runs / "rollout")
+    assert all(step["engine/logprob_gap_mean"] < 0.05 for step in steps)
+    assert all(step["policy/ratio_first_minibatch"] == pytest.approx(1, abs=0.01) for step in steps)
+
+
 @pytest.mark.timeout(2 * RUN_S + 20)
 def test_everything_sleeps_and_is_resumed(folder_of: Callable[[str], Path], runs: Path, card: str) -> None:
     asleep = ["actor.zero.sleep=true", "critic.zero.sleep=true", "rollout.engine.sleep=2"]
@@ -121,5 +131,23 @@ def test_memory_is_as_planned_in_every_phase(folder_of: Callable[[str], Path], r
         told[phase] = (measured, max(sum(held[name].values()) for name in names) / GIB)
     print("GiB measured, planned:", {phase: f"{a:.1f}, {b:.1f}" for phase, (a, b) in told.items()})
     print({key: value for key, value in steps[-1].items() if key.startswith(("time/", "mfu/", "memory/", "gpu/"))})
+    print("push:", push_beside_a_device_copy(folder_of("1b") / "policy", min(step["time/push_s"] for step in steps)))
     for phase, (measured, planned) in told.items():
         assert 0.9 * planned < measured < 1.1 * planned, f"{phase}: {measured:.1f} GiB, planned {planned:.1f}"
+
+
+def push_beside_a_device_copy(model: Path, push_s: float) -> dict[str, float]:
+    """Bytes of the weights, and GB/s: of a whole push (verified, engine awake), and of copying them on the card."""
+    from safetensors.torch import load_file
+
+    weights = list(load_file(model / "model.safetensors", device="cuda").values())
+    places = [torch.empty_like(one) for one in weights]
+    seconds = []
+    for _ in range(5):
+        torch.cuda.synchronize()
+        began = time.perf_counter()
+        torch._foreach_copy_(places, weights)
+        torch.cuda.synchronize()
+        seconds.append(time.perf_counter() - began)
+    size = sum(one.nbytes for one in weights) / 1e9
+    return {"GB": size, "push GB/s": size / push_s, "device copy GB/s": size / min(seconds)}
