@@ -53,7 +53,7 @@ soak: setup ## 2,000 steps of a small run, unbroken and with 20 kills: does memo
 	$(BIN)/python configs/tiny/inputs.py
 	$(BIN)/python -m tests.benchmarks.soak $(ARGS)
 
-remedies: setup ## over-optimisation with each remedy over five seeds, and the table of what each changes (three hours; what is there is kept)
+remedies: setup ## over-optimisation with each remedy over five seeds, and the table of what each changes (three hours; what is recorded is kept)
 	$(BIN)/python configs/smoke/inputs.py
 	$(BIN)/python -m tests.benchmarks.remedies $(ARGS)
 

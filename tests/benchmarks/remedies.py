@@ -1,23 +1,24 @@
 """What does each remedy against over-optimisation change? `make remedies`
 
 `configs/overoptimise.yaml` as it is, with a KL penalty, with the worst of three reward models, and with a reward model
-that is retrained; each with as many seeds (of the reward model and of the policy) as asked. Ten minutes a run: what is
-there is kept, so that it can be stopped and started again, and a run that was cut off is resumed. In the end, from all
-runs that are whole: where the gold score was highest, where it ended, and where `evaluation.stop` would have ended it.
+that is retrained; each with as many seeds (of the reward model and of the policy) as asked. Ten minutes a run. What came of
+each is added to `remedies.jsonl`, a line a run, and is not measured again; a run that was cut off is resumed. In the end,
+from all lines: where the gold score was highest, where it ended, and where `evaluation.stop` would have ended it.
 
-    .venv/bin/python -m tests.benchmarks.remedies [--seeds 5] [--only NAME …] [--root runs/remedies]
+    .venv/bin/python -m tests.benchmarks.remedies [--seeds 5] [--only NAME …] [--root runs/remedies] [--results FILE]
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import math
 import shutil
 import statistics
 import subprocess
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from orchestrator.config.reward_training import QUALITY
@@ -32,6 +33,7 @@ T_95 = {2: 12.71, 3: 4.30, 4: 3.18, 5: 2.78}
 """Runs → half of a 95 % interval, in standard errors of their mean (Student's t)."""
 JUDGE = "{type: function, path: configs/smoke/vader.py, name: score_of_fresh_words}"
 MEMBERS = 3
+RESULTS = Path(__file__).with_suffix(".jsonl")
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,13 +148,30 @@ class Outcome:
         return cls(gold[best], steps[best], evaluations[best].kl.mean, gold[-1], gold[highest], steps[stopped])
 
 
-def table(runs: Sequence[Run]) -> str:
-    """Markdown, from the runs that are whole."""
+Results = dict[tuple[str, int], Outcome]
+"""Remedy and seed → what came of it."""
+
+
+def results_in(file: Path) -> Results:
+    """What is recorded."""
+    rows = map(json.loads, file.read_text(encoding="utf-8").splitlines()) if file.exists() else ()
+    return {(row.pop("remedy"), row.pop("seed")): Outcome(**row) for row in rows}
+
+
+def record(file: Path, run: Run, outcome: Outcome) -> None:
+    """Add it, rounded to what its standard error of some 0.02 leaves."""
+    numbers = {name: round(value, 3) for name, value in asdict(outcome).items()}
+    with file.open("a", encoding="utf-8") as lines:
+        lines.write(json.dumps({"remedy": run.name, "seed": run.seed, **numbers}) + "\n")
+
+
+def table(results: Results) -> str:
+    """Markdown."""
     rows = ["| remedy | seeds | highest gold score | at step | KL there, nats | gold score at the end | models that "]
     rows[0] += f"`evaluation.stop` (patience {PATIENCE}) leaves | ended at step |"
     rows.append("|---|---|---|---|---|---|---|---|")
     for name, remedy in REMEDIES.items():
-        done = [Outcome.of(run.evaluations()) for run in runs if run.name == name and run.whole]
+        done = [outcome for (its, _), outcome in results.items() if its == name]
         if done:
             columns = zip(
                 *((o.best, o.best_step, o.best_kl, o.last, o.stopped, o.stopped_step) for o in done), strict=True
@@ -175,13 +194,19 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=5, choices=range(1, 6))
     parser.add_argument("--only", nargs="*", choices=sorted(REMEDIES), default=list(REMEDIES))
     parser.add_argument("--root", type=Path, default=Path("runs/remedies"))
+    parser.add_argument("--results", type=Path, default=RESULTS)
     arguments = parser.parse_args()
-    runs = [Run(arguments.root, name, seed) for seed in range(1, arguments.seeds + 1) for name in arguments.only]
-    for run in runs:
+    results = results_in(arguments.results)
+    for run in [Run(arguments.root, name, seed) for seed in range(1, arguments.seeds + 1) for name in arguments.only]:
+        if (run.name, run.seed) in results:
+            continue
         for command in [] if run.whole else run.commands:
             print("tetrarch", *command, flush=True)
             subprocess.run([sys.executable, "-m", "orchestrator", *command], check=True)
-        print(table(runs), flush=True)
+        results[run.name, run.seed] = Outcome.of(run.evaluations())
+        record(arguments.results, run, results[run.name, run.seed])
+        print(table(results), flush=True)
+    print(table(results), flush=True)
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ from orchestrator.config.roots import ROOTS
 from orchestrator.report.evaluation_results import Estimate, EvaluationResult
 from orchestrator.report.run_files import EVALUATION_FILE
 from orchestrator.run.checkpoint import Checkpoints
-from tests.benchmarks.remedies import CONFIG, REMEDIES, Outcome, Run, table
+from tests.benchmarks.remedies import CONFIG, REMEDIES, RESULTS, Outcome, Run, main, record, results_in, table
 
 
 @pytest.mark.parametrize("name", REMEDIES)
@@ -59,19 +59,48 @@ def evaluated(step: int, gold: float, label: str = "step") -> EvaluationResult:
 def test_the_table_holds_the_peak_and_where_a_stop_ends(tmp_path: Path) -> None:
     scores = {1: [0.1, 0.5, 0.4, 0.3, 0.9], 2: [0.1, 0.3, 0.7, 0.6, 0.5]}
     runs = [Run(tmp_path, "none", seed) for seed in scores]
+    file = tmp_path / "results.jsonl"
     for run in runs:
         run.folder.mkdir()
         results = [evaluated(2 * i, gold, "after" if i == 4 else "") for i, gold in enumerate(scores[run.seed])]
         lines = "".join(json.dumps(result.to_json()) + "\n" for result in results)
         (run.folder / EVALUATION_FILE).write_text(lines, encoding="utf-8")
-    assert Outcome.of(runs[0].evaluations()) == Outcome(0.9, 8, 80.0, 0.9, 0.5, 6)
-    assert Outcome.of(runs[1].evaluations()) == Outcome(0.7, 4, 40.0, 0.5, 0.7, 8)
-    row = table(runs).splitlines()[-1]
+        assert run.whole
+        record(file, run, Outcome.of(run.evaluations()))
+    recorded = {("none", 1): Outcome(0.9, 8, 80.0, 0.9, 0.5, 6), ("none", 2): Outcome(0.7, 4, 40.0, 0.5, 0.7, 8)}
+    assert results_in(file) == recorded
+    row = table(recorded).splitlines()[-1]
     assert row == "| none | 2 | 0.80 ± 1.27 | 6 ± 25 | 60 ± 254 | 0.70 ± 2.54 | 0.60 ± 1.27 | 7 ± 13 |"
 
 
-def test_runs_that_are_not_whole_are_not_counted(tmp_path: Path) -> None:
+def test_what_is_recorded_is_not_measured_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "results.jsonl"
+    started: list[list[str]] = []
+
+    def train(command: list[str], check: bool) -> None:
+        started.append(command[3:])
+        run = Run(tmp_path, "kl", 2)
+        run.folder.mkdir(exist_ok=True)
+        (run.folder / EVALUATION_FILE).write_text(json.dumps(evaluated(0, 0.1, "after").to_json()) + "\n")
+
+    monkeypatch.setattr("subprocess.run", train)
+    record(file, Run(tmp_path, "kl", 1), Outcome(0.9, 8, 80.0, 0.9, 0.5, 6))
+    arguments = ["remedies", "--seeds", "2", "--only", "kl", "--root", str(tmp_path), "--results", str(file)]
+    monkeypatch.setattr("sys.argv", arguments)
+    main()
+    assert [command[0] for command in started] == ["reward", "train"] and "seed=2" in started[0]
+    assert results_in(file)["kl", 2] == Outcome(0.1, 0, 0.0, 0.1, 0.1, 0)
+    started.clear()
+    main()
+    assert not started
+
+
+def test_a_run_that_was_cut_off_is_not_whole(tmp_path: Path) -> None:
     run = Run(tmp_path, "none", 1)
     run.folder.mkdir()
     (run.folder / EVALUATION_FILE).write_text(json.dumps(evaluated(0, 0.1, "before").to_json()) + "\n")
-    assert "none" not in table([run])
+    assert not run.whole
+
+
+def test_the_readme_shows_what_is_recorded() -> None:
+    assert table(results_in(RESULTS)) in Path("orchestrator/README.md").read_text(encoding="utf-8")
