@@ -1,9 +1,10 @@
 """What does each remedy against over-optimisation change? `make remedies`
 
-`configs/overoptimise.yaml` as it is, with a KL penalty, with the worst of three reward models, and with a reward model
-that is retrained; each with as many seeds (of the reward model and of the policy) as asked. Ten minutes a run. What came of
-each is added to `remedies.jsonl`, a line a run, and is not measured again; a run that was cut off is resumed. In the end,
-from all lines: where the gold score was highest, where it ended, and where `evaluation.stop` would have ended it.
+`configs/overoptimise.yaml` as it is, with a KL penalty, with the worst of three reward models, and with a reward
+model that is retrained; each with as many seeds (of the reward model and of the policy) as asked. Ten minutes a run.
+What came of each is added to `remedies.jsonl`, a line a run, and is not measured again; a run that was cut off is
+resumed. From all lines: where the gold score was highest, where it ended, and where `evaluation.stop` would have
+ended it.
 
     .venv/bin/python -m tests.benchmarks.remedies [--seeds 5] [--only NAME …] [--root runs/remedies] [--results FILE]
 """
