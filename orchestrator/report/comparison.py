@@ -12,7 +12,13 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator.display_text import duration
-from orchestrator.report.evaluation_results import Estimate, EvaluationChange, EvaluationResult, evaluation_changes
+from orchestrator.report.evaluation_results import (
+    Estimate,
+    EvaluationChange,
+    EvaluationResult,
+    evaluation_changes,
+    same_prompts,
+)
 from orchestrator.report.page import content_policy, page_style, page_template, sample_table
 from orchestrator.report.run_files import HTML_FILE, finite, replace_text
 
@@ -65,9 +71,11 @@ class Comparison:
         return None if self.price_per_hour is None else self.price_per_hour * seconds / HOUR_S
 
     def changes(self, column: ComparedPolicy) -> dict[str, EvaluationChange]:
-        """Name of a measure → its difference from the first column; none for the first."""
+        """Name of a measure → its difference from the first column; none for the first, and for one that was measured
+        on another set of held-out prompts."""
         first = self.compared[0]
-        found = [] if column is first else evaluation_changes(first.result, column.result)
+        alike = column is not first and column.result.name == first.result.name
+        found = evaluation_changes(first.result, column.result) if alike else []
         return {change.name: change for change in found}
 
 
@@ -97,6 +105,7 @@ def numbers(comparison: Comparison) -> str:
         changes = comparison.changes(column).values()
         columns[column.heading] = {
             "stage": column.stage,
+            "set": result.name,
             "prompts": result.prompts,
             **{name.replace(" ", "_"): estimate for name, estimate in estimates.items()},
             "truncated_fraction": result.truncated_fraction,
@@ -123,7 +132,8 @@ def comparison_page(comparison: Comparison) -> str:
             duration=duration,
             units={"KL to the reference": "nats", "response length": "tokens"},
             total=total,
-            same_prompts=len({result.prompts for result in results.values()}) <= 1,
+            several_sets=len({result.name for result in results.values()}) > 1,
+            same_prompts=all(same_prompts(comparison.compared[0].result, result) for result in results.values()),
             style=page_style(),
             policy=content_policy([]),
         )

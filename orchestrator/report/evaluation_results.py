@@ -170,12 +170,28 @@ class EvaluationChange:
     """Whether the difference was taken prompt by prompt, which has a smaller error than comparing two means."""
 
 
+def same_prompts(before: EvaluationResult, after: EvaluationResult) -> bool:
+    """Whether both have answered the same prompts, as far as they tell: the name of the set, the number of prompts, and
+    those that both show."""
+    if (before.name, before.prompts) != (after.name, after.prompts):
+        return False
+    return all(_asked(one) == _asked(other) for one, other in zip(before.samples, after.samples, strict=False))
+
+
+def _asked(sample: SampleRow) -> Any:
+    """A chat as it was given, since templates of several models write it in several ways."""
+    return sample.messages or sample.prompt
+
+
 def evaluation_changes(before: EvaluationResult, after: EvaluationResult) -> list[EvaluationChange]:
-    """Gold score (if both have one), proxy score, KL and length, in the order in which they matter."""
-    found = []
+    """Gold score (if both have one), proxy score, KL and length, in the order in which they matter. Scores are compared
+    prompt by prompt if both have answered the same ones."""
+    found, paired = [], same_prompts(before, after)
     if before.gold is not None and after.gold is not None:
-        found.append(_change("gold score", "", before.gold, after.gold, before.gold_values, after.gold_values))
-    found.append(_change("proxy score", "", before.proxy, after.proxy, before.proxy_values, after.proxy_values))
+        values = (before.gold_values, after.gold_values) if paired else (None, None)
+        found.append(_change("gold score", "", before.gold, after.gold, *values))
+    values = (before.proxy_values, after.proxy_values) if paired else (None, None)
+    found.append(_change("proxy score", "", before.proxy, after.proxy, *values))
     for k in [k for k in after.passed if k in before.passed]:
         found.append(_change(f"pass@{k}", "", before.passed[k], after.passed[k], None, None))
     if before.kl is not None and after.kl is not None:

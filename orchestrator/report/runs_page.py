@@ -74,14 +74,15 @@ def _reached(records: Sequence[RunRecord]) -> dict[str, list[str]]:
 
 
 def _evaluated(record: RunRecord) -> Iterator[tuple[str, str]]:
-    result = record.evaluations[-1] if record.evaluations else None
-    if result is not None:
+    """Of each set of held-out prompts by its name: runs can differ in the set that compares their steps."""
+    for result in (results[-1] for results in record.heldout_sets.values() if results):
+        held_out = f"held out, {result.name}" if result.name else "held out"
         measures = {"gold score": result.gold, "proxy score": result.proxy, "KL": result.kl, "length": result.length}
         for name, one in measures.items():
             if one is not None:
                 decimals = decimals_of(one.standard_error)
                 error = f" ± {decimal_text(one.standard_error, decimals)}" if math.isfinite(one.standard_error) else ""
-                yield f"{name}, held out", f"{decimal_text(one.mean, decimals)}{error}"
+                yield f"{name}, {held_out}", f"{decimal_text(one.mean, decimals)}{error}"
 
 
 def _settings(texts: Sequence[str]) -> dict[str, list[str]]:

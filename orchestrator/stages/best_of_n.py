@@ -7,7 +7,7 @@ import json
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import closing
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -81,6 +81,7 @@ def best_of_n(config: ServingRun, questions: Questions, output: Path | None) -> 
         compare = comparing(config)
         gold = compare(best) if compare else gold
         result = summary(best, torch.cat(found), gold, count, config.evaluation.samples)
+        result = replace(result, picked=replace(result.picked, name=config.deciding_set))
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text("".join(f"{json.dumps(row, ensure_ascii=False)}\n" for row in rows), encoding="utf-8")
         numbers = file.with_suffix(".json")

@@ -16,9 +16,10 @@ from orchestrator.run.pipeline_state import PipelineState
 def report_of(pipeline: PipelineConfig, stages: Sequence[PipelineStage], state: PipelineState) -> Path:
     """Compare what `pipeline.compare` names, and write the report to `pipeline.output`."""
     by_name = {stage.name: stage for stage in stages}
+    compared = measured_alike([by_name[name] for name in pipeline.compare.values()])
     columns = [
-        ComparedPolicy(heading, name, measured_by(by_name[name]), by_name[name].made_by)
-        for heading, name in pipeline.compare.items()
+        ComparedPolicy(heading, name, result, by_name[name].made_by)
+        for (heading, name), result in zip(pipeline.compare.items(), compared, strict=True)
     ]
     times = [
         StageTime(stage.name, stage.command, str(stage.output), stage.needs, state.stages[stage.name].seconds)
@@ -29,7 +30,16 @@ def report_of(pipeline: PipelineConfig, stages: Sequence[PipelineStage], state: 
     return write_comparison(folder, comparison)
 
 
-def measured_by(stage: PipelineStage) -> EvaluationResult:
-    """What a stage with the command `evaluate` or `best-of-n` has measured."""
+def measured_alike(stages: Sequence[PipelineStage]) -> list[EvaluationResult]:
+    """What each of the stages has measured on the set of held-out prompts that compares the first stage's steps; on its
+    own such set where it has not measured that one."""
+    every = [_measured_by(stage) for stage in stages]
+    return [next((one for one in sets if one.name == every[0][0].name), sets[0]) for sets in every]
+
+
+def _measured_by(stage: PipelineStage) -> list[EvaluationResult]:
+    """What a stage with the command `evaluate` or `best-of-n` has measured on each set of held-out prompts; that which
+    compares steps is the first."""
     found = json.loads(stage.made[-1].read_text(encoding="utf-8"))
-    return EvaluationResult.from_json(found["picked"] if stage.command == "best-of-n" else found)
+    sets = [found["picked"]] if stage.command == "best-of-n" else [found, *found.get("other_sets", {}).values()]
+    return [EvaluationResult.from_json(one) for one in sets]

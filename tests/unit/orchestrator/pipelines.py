@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator.config.loading import load_root
-from orchestrator.config.pipeline import PipelineRun
+from orchestrator.config.pipeline import PipelineConfig, PipelineRun
 from orchestrator.run.pipeline_stages import PipelineStage, resolved_stages
 from orchestrator.run.pipeline_state import PipelineState
 
@@ -52,6 +52,11 @@ class SmallPipeline:
         path = self.folder / "pipeline.yaml"
         path.write_text(json.dumps(self.data))
         return path
+
+    @property
+    def loaded(self) -> PipelineConfig:
+        """The section `pipeline`."""
+        return load_root(PipelineRun, self.file).pipeline
 
     def stages(self, *said: str) -> list[PipelineStage]:
         return resolved_stages(load_root(PipelineRun, self.file, said).pipeline, self.file, said)

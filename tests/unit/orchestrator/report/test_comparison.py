@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import math
+import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -70,4 +72,14 @@ def test_a_response_to_another_prompt_is_not_put_beside() -> None:
 
 def test_different_numbers_of_prompts_are_said_so() -> None:
     page = comparison_page(comparison(result([0.1, 0.2]), result([0.1])))
-    assert "Not all were measured on the same number of prompts" in page and "NaN" not in page
+    assert "Not all were measured on the same prompts" in page and "NaN" not in page
+
+
+def test_another_set_of_prompts_is_not_compared(tmp_path: Path) -> None:
+    of_math = replace(result([0.5, 0.6, 0.7]), name="math")
+    page = write_comparison(tmp_path, comparison(result([0.0, 0.2, 0.4]), of_math)).read_text()
+    found = json.loads((tmp_path / "report.json").read_text())["compared"]["DPO <b>"]
+    assert (found["set"], found["difference_from_first"]) == ("math", {})
+    row = page.split('<th scope="row">Set of prompts</th>')[1].split("</tr>")[0]
+    assert re.findall(r">([^<>]+)</td>", row) == ["heldout", "math"]
+    assert "those of another set are not compared" in page and "The same held-out prompts" not in page

@@ -80,3 +80,23 @@ def test_an_evaluation_without_a_kl_and_one_of_an_older_run_are_read() -> None:
     older = {key: value for key, value in written.items() if key not in ("name", "decides")}
     assert (EvaluationResult.from_json(older).name, EvaluationResult.from_json(older).decides) == ("", True)
     assert [change.name for change in evaluation_changes(plain, plain)] == ["proxy score", "response length"]
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        replace(evaluation("after", [1.0, 11.0, 21.1]), name="code"),
+        replace(evaluation("after", [1.0, 11.0, 21.1]), samples=[SampleRow("q", "r", 1.0, None, 1.5, True)]),
+    ],
+    ids=["of another set", "of a set that has changed"],
+)
+def test_other_prompts_of_the_same_number_are_not_paired(other: EvaluationResult) -> None:
+    (proxy, *_) = evaluation_changes(evaluation("before", [0.0, 10.0, 20.0]), other)
+    assert not proxy.paired and proxy.difference.standard_error > 5.0
+
+
+def test_a_chat_is_the_same_in_the_template_of_another_model() -> None:
+    asked = [{"role": "user", "content": "p"}]
+    rows = [SampleRow(text, "r", 1.0, None, 1.5, True, messages=asked) for text in ("<user>p", "[INST]p")]
+    before, after = (replace(evaluation("one", [0.0, 1.0]), samples=[row]) for row in rows)
+    assert evaluation_changes(before, after)[0].paired

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from orchestrator.report.evaluation_results import Estimate
 from orchestrator.report.reporter import Reporter
 from orchestrator.report.run_files import RunState, kept_scores
 from orchestrator.report.runs_page import RUNS_HTML, render_runs, runs_page
@@ -44,6 +45,22 @@ def test_numbers_settings_and_machines_stand_side_by_side() -> None:
     assert "unfinished, 6 of 10 steps" in text
     same = runs_page({"first": record(), "second": record()})
     assert "<p>None.</p>" in same
+
+
+def test_runs_are_compared_on_the_same_set_of_prompts() -> None:
+    plain = record()
+    (first, *_) = plain.evaluations
+    math = [replace(first, name="math", proxy=Estimate(7.0, 0.5))]
+    text = runs_page(
+        {
+            "first": replace(plain, evaluations=math, other_sets={"code": [replace(first, name="code")]}),
+            "second": replace(plain, evaluations=[replace(first, name="code", proxy=Estimate(3.0, 0.5))]),
+        }
+    )
+    cells = [re.findall(r"<t[hd][^>]*>(.*?)</t[hd]>", row) for row in text.split("<tr>")]
+    rows = {name: values for name, *values in filter(None, cells)}
+    assert rows["proxy score, held out, math"] == ["7.00 ± 0.50", "–"]
+    assert rows["proxy score, held out, code"][1] == "3.00 ± 0.50" and rows["proxy score, held out, code"][0] != "–"
 
 
 def test_a_metric_of_one_run_says_whose_it_is() -> None:
