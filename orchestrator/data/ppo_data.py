@@ -17,3 +17,9 @@ class PpoData(NamedTuple):
     """The prompts to evaluate on, by the names of their sets (of `prompts.heldout`: empty); none: no evaluations."""
     ptx: PtxData | None = None
     """The rows of the pre-training loss; None without one."""
+
+    @property
+    def summary(self) -> str:
+        """For the user: what was read from where, a line each."""
+        prompts = [f"{read.summary} ({read.where})" for read in (self.training, *self.heldout.values())]
+        return "\n".join([*prompts, self.ptx.summary] if self.ptx else prompts)

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from orchestrator.display_text import counted, number, printable
-from orchestrator.metrics import METRICS
+from orchestrator.known_metrics import metrics_in
 from orchestrator.report.charts import training_cards
 from orchestrator.report.curves_svg import curves_svg
 from orchestrator.report.evaluation_results import Estimate
@@ -110,7 +110,7 @@ def _estimate(estimate: Estimate) -> str:
 def _metrics(record: RunRecord, step: int) -> Iterator[str]:
     """A table of what the reports draw, but for times."""
     line = next((line for line in record.metrics if line["step"] == step), {})
-    shown = [METRICS[key] for key in line if key in METRICS and METRICS[key].chart and not key.startswith("time/")]
+    shown = [metric for key, metric in metrics_in(line).items() if metric.chart and not key.startswith("time/")]
     if shown:
         yield from ("| metric | value | meaning |", "|---|---|---|")
     for metric in shown:

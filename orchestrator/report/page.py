@@ -69,7 +69,7 @@ def page(record: RunRecord, scores: Mapping[str, Sequence[float]] | None = None)
         status=status,
         status_text=status_text,
         facts=_facts(record),
-        made_on=_made_on(record),
+        made_on=made_on(record),
         before=before,
         after=after,
         changes=evaluation_changes(before, after) if before and after else [],
@@ -169,8 +169,8 @@ def _facts(record: RunRecord) -> list[tuple[str, str]]:
     return found
 
 
-def _made_on(record: RunRecord) -> list[tuple[str, str]]:
-    """Models, data, machine, versions and code, as far as the run says them."""
+def made_on(record: RunRecord) -> list[tuple[str, str]]:
+    """Name and text of data, models, machine, code and versions, as far as the run says them."""
     state = record.state
     found = {**state.facts, "Versions": ", ".join(f"{name} {text}" for name, text in state.versions.items())}
     data = next((line for line in state.data if line.strip()), "")

@@ -14,7 +14,7 @@ import yaml
 
 from orchestrator.display_text import decimal_text, decimals_of
 from orchestrator.report.charts import run_cards
-from orchestrator.report.page import content_policy, drawing_scripts, page_style, page_template, run_status
+from orchestrator.report.page import content_policy, drawing_scripts, made_on, page_style, page_template, run_status
 from orchestrator.report.run_files import CONFIG_FILE, RunRecord, read_record, replace_text
 from orchestrator.report.terminal_lines import shown
 
@@ -56,10 +56,9 @@ def runs_page(records: Mapping[str, RunRecord]) -> str:
 
 def _facts(records: Sequence[RunRecord]) -> dict[str, list[str]]:
     """Name → fact of each run."""
-    versions = [" ".join(f"{name} {text}" for name, text in record.state.versions.items()) for record in records]
-    names = dict.fromkeys(name for record in records for name in record.state.facts)
-    found = {name: [record.state.facts.get(name, "") for record in records] for name in names}
-    found |= {"Versions": versions, "Started": [record.state.started.replace("T", " ") for record in records]}
+    told = [{**dict(made_on(record)), "Started": record.state.started.replace("T", " ")} for record in records]
+    names = dict.fromkeys(name for facts in told for name in facts)
+    found = {name: [facts.get(name, "") for facts in told] for name in names}
     return {name: texts for name, texts in found.items() if any(texts)}
 
 

@@ -75,7 +75,8 @@ def train(config: RunConfig, resume: Resume, data: PpoData) -> None:
             yield Ppo(config, roles, state, report, questions, fingerprint, alarm, gold=gold, retraining=again)
 
     targets = {"objective/kl": controller.target} if isinstance(controller, AdaptiveKl) else {}
-    carry_through(config, resume, start, back, title="PPO", steps=config.steps, targets=targets)
+    told: dict[str, Any] = {"title": "PPO", "data": data.summary.splitlines(), "targets": targets}
+    carry_through(config, resume, start, back, steps=config.steps, **told)
 
 
 @dataclass(slots=True)

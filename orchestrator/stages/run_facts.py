@@ -17,7 +17,11 @@ import psutil
 from cluster.estimate.memory import GIB
 from cluster.placement.plan import ranks_of
 from orchestrator.config.base import BaseConfig
+from orchestrator.config.evaluation import EvaluationRun
+from orchestrator.config.role_needs import scoring_roles
+from orchestrator.config.schema import section_key
 from orchestrator.display_text import counted
+from roles.config.rewards import FunctionReward, RemoteReward
 from roles.redaction import without_credentials
 
 SOURCE = Path(__file__).resolve().parents[2]
@@ -30,8 +34,9 @@ GIT_S = 10.0
 
 def run_facts(config: BaseConfig) -> dict[str, str]:
     """Name → fact. The machine is the driver's."""
-    facts = {"Models": ", ".join(_models(config)), "Ranks": ", ".join(_ranks(config)), "Machine": machine()}
-    return {name: fact for name, fact in {**facts, "Code": code()}.items() if fact}
+    said = {"Models": _models(config), "Scored by": _scorers(config), "Ranks": _ranks(config)}
+    facts = {name: ", ".join(texts) for name, texts in said.items()} | {"Machine": machine(), "Code": code()}
+    return {name: fact for name, fact in facts.items() if fact}
 
 
 def _models(config: BaseConfig) -> Iterator[str]:
@@ -42,6 +47,14 @@ def _models(config: BaseConfig) -> Iterator[str]:
             file = f"/{section.model.gguf_file}" if section.model.gguf_file else ""
             loaded.setdefault(f"{without_credentials(section.model.path)}{file}", []).append(key)
     return (f"{model} ({', '.join(keys)})" for model, keys in loaded.items())
+
+
+def _scorers(config: BaseConfig) -> Iterator[str]:
+    """Each reward and judge that is no model."""
+    for role, scorer in (scoring_roles(config) if isinstance(config, EvaluationRun) else {}).items():
+        if isinstance(scorer, FunctionReward | RemoteReward):
+            places = [scorer.path] if isinstance(scorer, FunctionReward) else map(without_credentials, scorer.urls)
+            yield f"{' and '.join(places)} ({section_key(role)})"
 
 
 def _ranks(config: BaseConfig) -> Iterator[str]:

@@ -70,6 +70,8 @@ def test_a_run_leaves_what_the_readme_promises(tiny: Path) -> None:
     assert len(metrics(tiny)) == 6
     for name in ("report.html", "evaluation.jsonl", "samples.jsonl", "config.yaml", "run.json", "actor/config.json"):
         assert (tiny / name).is_file(), name
+    told = "prompts.train: 160 prompts of 5 to 9 tokens (prompts.train.path=runs/inputs/tiny/train.jsonl)"
+    assert told in (tiny / "report.html").read_text()
     assert list(tiny.glob("tensorboard/events.*"))
     assert [path.name for path in sorted(tiny.glob("checkpoints/*"))] == ["step-000004", "step-000006"]
 

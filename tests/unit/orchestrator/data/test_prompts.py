@@ -6,11 +6,13 @@ import copy
 import json
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import datasets
 import pytest
+import torch
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
@@ -18,6 +20,8 @@ from orchestrator.config.data import DatasetConfig
 from orchestrator.config.loading import validate
 from orchestrator.config.run import RunConfig
 from orchestrator.data.dataset_rows import is_hub_name, load_rows
+from orchestrator.data.demonstrations import PtxData
+from orchestrator.data.ppo_data import PpoData
 from orchestrator.data.prompts import (
     PromptSource,
     Questions,
@@ -28,6 +32,7 @@ from orchestrator.data.prompts import (
 )
 from orchestrator.errors import CheckpointError, ConfigError
 from roles.batch import Prompts
+from roles.shares import Demonstrations
 
 WORDS = ["<pad>", "<eos>", "<unk>", *"abcdefghijklmnopqrstuvwxyz", "user", ":", "bot"]
 TEMPLATE = (
@@ -323,6 +328,17 @@ def test_long_prompts_lose_their_first_tokens_and_are_counted(write: Write, toke
     assert [len(ids) for ids in prompts.token_ids] == [8, 2, 8]
     summary = read_questions(config.prompts, "heldout", tokenizer).summary
     assert summary == "prompts.heldout: 3 prompts of 2 to 8 tokens; 2 were longer and lost their first tokens"
+
+
+def test_what_a_run_has_read_is_told_with_its_place(write: Write, tokenizer: PreTrainedTokenizerFast) -> None:
+    file = write(LONG[1:2])
+    config = configuration(file)
+    train, math = (replace(read_questions(config.prompts, "train", tokenizer), summary=name) for name in ("a", "b"))
+    token, one = torch.zeros(1, 1, dtype=torch.int64), torch.ones(1, dtype=torch.int64)
+    rows = PtxData(Demonstrations(token, one, token == 0, one), ("ptx: 3 rows",), "")
+    place = f"prompts.train.path={file}"
+    assert PpoData(train, {"math": math}).summary == f"a ({place})\nb ({place})"
+    assert PpoData(train, {}, rows).summary == f"a ({place})\nptx: 3 rows"
 
 
 # What stands at the edges (`tests/unit/roles/text/test_prompt_tokens.py` has the tokenizers)

@@ -44,6 +44,14 @@ def test_the_card_says_what_was_known_at_the_step_of_the_model(tmp_path: Path) -
     assert "AutoModelForCausalLM" in text
 
 
+def test_the_card_has_numbers_of_ones_own_and_those_of_each_member(tmp_path: Path) -> None:
+    own = {"score/short/mean": 0.25, "score/short/std": 0.5, "reward/format_ok/mean": 0.75}
+    text = card(tmp_path, record(metrics=[{**line, **own} for line in metrics(10)]))
+    assert "| `score/short/mean` | 0.25 | Score that the ensemble's member short gives; mean" in text
+    assert "| `reward/format_ok/mean` | 0.75 | " in text
+    assert "score/short/std" not in text, "what has no chart has no line"
+
+
 def test_a_value_model_from_a_folder_names_no_model_of_the_hub(tmp_path: Path) -> None:
     text = card(tmp_path, record(), replace(FACTS, role="critic", base="/models/mine", on_hub=False))
     assert "base_model" not in text and "/models/mine" in text and "AutoModelForSequenceClassification" in text

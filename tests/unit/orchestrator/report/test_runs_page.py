@@ -18,7 +18,10 @@ from tests.unit.orchestrator.run.test_sample_files import SampleFilesConfig, a_r
 from tests.unit.outside import outside
 
 OTHER = record(
-    6, state=RunState("b", 10, facts={"Machine": "1 CPU"}), config_yaml="seed: 2\nactor: {a: 1}\n", evaluations=[]
+    6,
+    state=RunState("b", 10, facts={"Machine": "1 CPU"}, data=["prompts.train: 9"]),
+    config_yaml="seed: 2\nactor: {a: 1}\n",
+    evaluations=[],
 )
 
 
@@ -41,7 +44,7 @@ def test_numbers_settings_and_machines_stand_side_by_side() -> None:
     assert rows["score, last step"] == ["+1.000", "+0.600"]
     assert rows["proxy score, held out"] == ["1.133 ± 0.088", "–"]
     assert rows["seed"] == ["1", "2"] and rows["actor.a"] == ["–", "1"]
-    assert rows["Machine"] == ["–", "1 CPU"]
+    assert rows["Machine"] == ["–", "1 CPU"] and rows["Data"] == ["–", "prompts.train: 9"]
     assert "unfinished, 6 of 10 steps" in text
     same = runs_page({"first": record(), "second": record()})
     assert "<p>None.</p>" in same

@@ -23,6 +23,7 @@ from orchestrator.config.schema import key_of, sections_in
 from orchestrator.config.serving import ServingRun
 from orchestrator.config.sft import SftRun
 from orchestrator.data.ppo_data import PpoData
+from orchestrator.data.prompts import Questions
 from orchestrator.errors import ConfigError, TetrarchError
 from orchestrator.run.checkpoint import Checkpoints
 from orchestrator.run.resume_rules import RESUME_RULES, rules_of
@@ -447,9 +448,8 @@ def test_a_run_that_goes_on_sets_aside_and_tells_before_it_loads_anything(
 
     monkeypatch.setattr(orchestrator.stages.ppo, "resolve_models", resolve_models)
     (saved.run_dir / "metrics.jsonl").write_text("".join(f'{{"step": {step}}}\n' for step in (1, 2, 3, 4)))
-    questions: Any = None
     with pytest.raises(TetrarchError, match="far enough"):
-        orchestrator.stages.ppo.train(saved.config("steps=20"), 2, PpoData(questions, {}))
+        orchestrator.stages.ppo.train(saved.config("steps=20"), 2, PpoData(Questions([], [], {}, "none"), {}))
     shown = capsys.readouterr()
     told = shown.out + shown.err
     assert "steps: 6 in the checkpoint, now 20" in told

@@ -24,6 +24,16 @@ def test_models_ranks_and_machine_of_a_run() -> None:
     assert "CPU" in facts["Machine"] and "GiB" in facts["Machine"] and facts["Code"].startswith("tetrarch ")
 
 
+def test_functions_and_services_that_score_are_named() -> None:
+    members = "{model: {type: model, model: {path: m}}, short: {type: function, path: short.py}}"
+    judge = "{type: remote, urls: ['http://me:pass@host/score', 'http://other/score']}"
+    said = [f"reward={{type: ensemble, members: {members}}}", f"evaluation.judge={judge}", "critic.model.path=m"]
+    facts = run_facts.run_facts(load_config(ROOT / "configs/tiny.yaml", said))
+    services = "http://***@host/score and http://other/score (evaluation.judge)"
+    assert facts["Scored by"] == f"short.py (reward.members.short), {services}"
+    assert "Scored by" not in run_facts.run_facts(load_config(ROOT / "configs/tiny.yaml"))
+
+
 def test_cards_are_named_without_asking_their_driver(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for card in range(2):
         (tmp_path / f"0000:0{card}").mkdir()
