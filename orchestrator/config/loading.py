@@ -100,8 +100,17 @@ def _without_defaults(config: BaseModel, values: dict[str, Any]) -> dict[str, An
     for name, field in type(config).model_fields.items():
         key, value = key_of(name, field), getattr(config, name)
         if name == "type" or field.is_required() or value != field.get_default(call_default_factory=True):
-            kept[key] = _without_defaults(value, values[key]) if isinstance(value, BaseModel) else values[key]
+            kept[key] = _said(value, values[key])
     return kept
+
+
+def _said(value: Any, dumped: Any) -> Any:
+    """What must be said of a key's `value`: also of the sections in a list, or under names of the user's."""
+    if isinstance(value, BaseModel):
+        return _without_defaults(value, dumped)
+    if isinstance(value, dict):
+        return dict(zip(dumped, map(_said, value.values(), dumped.values()), strict=True))
+    return list(map(_said, value, dumped)) if isinstance(dumped, list) else dumped
 
 
 def _with_overrides(path: str | Path, overrides: Sequence[str]) -> dict[str, Any]:

@@ -153,6 +153,19 @@ def test_what_differs_from_the_defaults_is_the_whole_configuration(path: Path, t
     assert "clip: 0.2" not in again.read_text()
 
 
+def test_members_of_lists_and_mappings_are_minimal_too(file: Path, tmp_path: Path) -> None:
+    members = "{a: {type: model, model: {path: policy}}, b: {type: function, path: reward.py, workers: 3}}"
+    trackers = "[{type: tensorboard, aliases: true}, {type: wandb, project: mine}]"
+    overrides = [f"reward={{type: ensemble, members: {members}}}", f"report.trackers={trackers}"]
+    said = load_all(file, [*overrides, "critic.model.path=policy"])
+    again = tmp_path / "minimal.yaml"
+    again.write_text(dump_config(*said.values(), minimal=True))
+    assert load_all(again) == said
+    kept = parse_yaml(again.read_text())
+    assert kept["reward"]["members"] == parse_yaml(members)
+    assert kept["report"]["trackers"] == parse_yaml(trackers)
+
+
 def test_the_dump_has_every_default_and_no_secret(file: Path) -> None:
     text = dump_config(load_config(file, [REMOTE, "critic.model.path=policy"]))
     assert "lambda: 0.95" in text and "micro_batch_tokens: 4096" in text
