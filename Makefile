@@ -79,8 +79,8 @@ format: setup ## let ruff fix and format the sources
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format
 
-bench: setup ## seconds a PPO step, by phase, beside the arithmetic's floor
-	$(BIN)/python tests/benchmarks/ppo_step.py
+bench: setup ## seconds a PPO step, by phase, beside the arithmetic's floor (PEER=1: beside TRL's, in turns)
+	$(BIN)/python -m tests.benchmarks.ppo_step $(if $(PEER),--peer) $(ARGS)
 
 lock: ## resolve requirements.lock afresh from pyproject.toml
 	@.ci/setup lock

@@ -16,7 +16,7 @@ ROOT = Path(__file__).resolve().parents[2]
 @pytest.mark.timeout(300)
 def test_the_benchmark_of_a_ppo_step_runs() -> None:
     """A minute, of which the start takes most."""
-    command = [sys.executable, "tests/benchmarks/ppo_step.py", "--only", "float32/4/1", "--steps", "2"]
+    command = [sys.executable, "-m", "tests.benchmarks.ppo_step", "--only", "float32/4/1", "--steps", "2"]
     environment = {**os.environ, "RAY_USAGE_STATS_ENABLED": "0"}
     done = subprocess.run(command, cwd=ROOT, env=environment, text=True, capture_output=True, timeout=280)
     assert done.returncode == 0, done.stdout + done.stderr

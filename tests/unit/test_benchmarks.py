@@ -75,8 +75,49 @@ def test_the_benchmark_of_a_ppo_step(shown: Callable[..., list[list[str]]], monk
     assert row[0] == "float32/3/2" and {"generate", "score", "update", "push"} <= set(row)
     assert all(number >= 0 for number in numbers(row)) and len(numbers(row)) >= 7
     batches = seen.llms[0].batches
-    assert [len(batch) for batch in batches] == [ppo_step.PROMPTS] * 2
+    assert [len(batch) for batch in batches] == [ppo_step.PROMPTS] * 3
     assert {(answer.params.min_tokens, answer.params.max_tokens) for batch in batches for answer in batch} == {(3, 3)}
+
+
+SECONDS_OF_A_PEER = "import os, sys\nfor line in sys.stdin: os.write(int(sys.argv[4]), b'100.0\\n')"
+
+
+def test_the_benchmark_of_a_ppo_step_beside_a_peer(
+    shown: Callable[..., list[list[str]]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    written, unguarded = ppo_step.configuration, {"canary": {"enabled": False}}
+    monkeypatch.setattr(ppo_step, "configuration", lambda *said: {**written(*said), **unguarded})
+    monkeypatch.setattr(ppo_step, "TRL", ("-c", SECONDS_OF_A_PEER))
+    with alone() as seen:
+        heading, *_, row = shown(ppo_step, "--only", "float32/3/2", "--steps", 2, "--peer")
+    assert heading == ["case", "s/step", "floor", "TRL", "ratio", "load"]
+    whole, _, other, ratio, _ = numbers(row)
+    assert other == 100 and ratio == pytest.approx(100 / whole, rel=0.5), "whole is printed with two digits"
+    assert len(seen.llms[0].batches) == 3, "two, and one that is not counted"
+
+
+def test_the_turns_of_two_are_alternated() -> None:
+    order: list[str] = []
+    ours = lambda: (order.append("ours"), {"time/step_s": float(len(order))})[1]  # noqa: E731
+    theirs = lambda: (order.append("theirs"), float(len(order)))[1]  # noqa: E731
+    pairs = ppo_step.compare(ours, theirs, 2)
+    assert order == ["ours", "theirs", "theirs", "ours", "ours", "theirs"]
+    assert pairs == [(4.0, 3.0), (5.0, 6.0)]
+
+
+def test_a_peer_that_ends_is_told_with_its_log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ppo_step, "TRL", ("-c", "raise SystemExit('no such option')"))
+    with pytest.raises(RuntimeError, match="no such option"), ppo_step.peer(tmp_path, "float32/3/1", 1) as step:
+        step()
+
+
+@pytest.mark.slow
+def test_trl_takes_the_steps_that_are_asked_for(tmp_path: Path) -> None:
+    ppo_step.write_models(tmp_path)
+    with ppo_step.peer(tmp_path, "float32/3/2", 2) as step:
+        assert 0 < step() < 600 and 0 < step() < 600
+        with pytest.raises(RuntimeError):
+            step()
 
 
 def test_the_benchmark_of_the_bytes_through_the_driver(shown: Callable[..., list[list[str]]]) -> None:
