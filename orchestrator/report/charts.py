@@ -14,8 +14,9 @@ from orchestrator.display_text import number, percent
 from orchestrator.known_metrics import metrics_in
 from orchestrator.metric_types import Chart, Metric
 from orchestrator.metrics import METRICS, RESPONSE_LENGTH
+from orchestrator.report.curve_points import Line
 from orchestrator.report.evaluation_results import Estimate, EvaluationResult
-from orchestrator.report.figure import Band, Line, curves, histogram, reliability_figure, stacked
+from orchestrator.report.figure import Band, curves, histogram, reliability_figure, stacked
 from orchestrator.report.gap import figure as gap_figure
 from orchestrator.report.gap import sides, told
 from orchestrator.report.reliability import ReliabilityBin, calibration_error

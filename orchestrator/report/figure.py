@@ -13,6 +13,7 @@ from typing import Any
 
 from orchestrator.display_text import number
 from orchestrator.metric_types import Chart
+from orchestrator.report.curve_points import Line, thinned
 from orchestrator.report.evaluation_results import wilson_interval
 from orchestrator.report.reliability import ReliabilityBin
 from orchestrator.report.run_files import finite
@@ -31,29 +32,6 @@ _COLOURS = 7
 """Of curves, in `colours.css`."""
 _LABELLED = 0.1
 """Share of the chart's height that a band needs to show its name."""
-
-
-@dataclass(frozen=True, slots=True)
-class Line:
-    """A curve. Example: `Line("value/loss", [(1, 0.4), (2, nan), (3, 0.3)])`."""
-
-    name: str
-    points: list[tuple[int, float]]
-    """(step, value), ascending by step; NaN for a value that is not finite."""
-    errors: list[float] | None = None
-    """Half the height of each point's error bar."""
-    place: int | None = None
-    """Which of the colours it has; None: that of its place among the lines."""
-
-    @property
-    def steps(self) -> list[int]:
-        """Steps of the points."""
-        return [step for step, _ in self.points]
-
-    @property
-    def values(self) -> list[float]:
-        """Values of the points."""
-        return [value for _, value in self.points]
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +57,7 @@ def curves(
     drawn = [v for line in lines for v in line.values if math.isfinite(v) and (v > 0 or not chart.logarithmic)]
     if not drawn:
         return None
-    several = len(lines) > 1
+    several, lines = len(lines) > 1, thinned(lines)
     data = [
         _curve(line, n, f"{line.name} <b>{show(line.values[-1])}</b>" if several else line.name)
         for n, line in enumerate(lines)
@@ -109,6 +87,7 @@ def curves(
 
 def stacked(lines: Sequence[Line], legend: Sequence[str]) -> dict[str, Any]:
     """The values of each step on top of each other; values that are not finite are left out."""
+    lines = thinned(lines)
     bars = max(len(line.points) for line in lines) <= _BARS
     data = []
     for n, (line, name) in enumerate(zip(lines, legend, strict=True)):

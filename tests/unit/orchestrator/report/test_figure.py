@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 
 from orchestrator.metric_types import Chart
-from orchestrator.report.figure import Line, curves, histogram, stacked
+from orchestrator.report.curve_points import MOST_POINTS, Line, thinned
+from orchestrator.report.figure import curves, histogram, stacked
 
 
 def test_a_curve_has_gaps_and_marks_where_there_is_no_number() -> None:
@@ -77,3 +79,32 @@ def test_a_legend_has_room() -> None:
     assert heights[1] - heights[0] == 19, "two rows of short names, three of long ones"
     alone = curves(Chart("t"), short[:1], str, [], [])
     assert alone is not None and alone["layout"]["height"] == heights[0] - 2 * 19
+
+
+def test_the_curve_of_a_long_run_has_few_points_and_the_same_extremes() -> None:
+    points = [(step, math.sin(step / 500)) for step in range(1, 10_001)]
+    points[1233], points[7776] = (1234, 9.0), (7777, -9.0)
+    points[4999] = (5000, math.nan)
+    figure = curves(Chart("t"), [Line("s", points)], str, [], [])
+    assert figure is not None
+    x, y = figure["data"][0]["x"], figure["data"][0]["y"]
+    assert MOST_POINTS / 3 < len(x) <= MOST_POINTS and x == sorted(x) and (x[0], x[-1]) == (1, 10_000)
+    assert y[x.index(1234)] == 9.0 and y[x.index(7777)] == -9.0 and y[x.index(5000)] is None
+    assert [mark["x"] for mark in figure["layout"]["annotations"]] == [5000]
+    assert max(after - before for before, after in pairwise(x)) < 40, "no part of the run is left out"
+    assert all(value == float(f"{points[step - 1][1]:.6g}") for step, value in zip(x, y, strict=True) if step != 5000)
+
+
+def test_thinned_curves_of_a_chart_have_values_in_the_same_steps() -> None:
+    lines = [Line(str(n), [(step, (step * 7919 * n) % 1009) for step in range(1, 9001)]) for n in range(1, 8)]
+    lines.append(Line("held out", [(step, 1.0) for step in range(0, 9001, 100)], [0.1] * 91))
+    found = thinned(lines)
+    assert len({tuple(line.steps) for line in found[:-1]}) == 1 and len(found[0].points) <= MOST_POINTS
+    assert found[-1].errors is not None and len(found[-1].errors) == len(found[-1].points) >= 2
+    short = [Line("s", [(step, 1.0) for step in range(MOST_POINTS)])]
+    assert thinned(short) == short, "no value of such a run is left out"
+
+
+def test_the_stack_of_a_long_run_has_few_points_too() -> None:
+    figure = stacked([Line("a", [(step, 1.0 * step) for step in range(1, 5001)]) for _ in range(2)], ["a", "b"])
+    assert len(figure["data"][0]["x"]) <= MOST_POINTS and figure["data"][0]["x"] == figure["data"][1]["x"]
