@@ -6,6 +6,7 @@ A configuration flows in, the facts of the actor's model flow out; or a ConfigEr
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -26,8 +27,8 @@ from orchestrator.config.schema import section_key
 from orchestrator.data.dataset_rows import is_hub_name
 from orchestrator.errors import ConfigError
 from roles.config.models import ModelConfig
-from roles.model_files.folders import folder_of
-from roles.model_files.hub import file_text
+from roles.model_files.folders import ADAPTER_CONFIG, folder_of
+from roles.model_files.hub import NOT_FOUND, file_text
 
 if TYPE_CHECKING:
     from roles.model_files.weight_check import Use
@@ -106,12 +107,19 @@ def check_hub_names(config: EvaluationRun, problems: Problems) -> None:
 
 
 def _check_hub(model: ModelConfig, key: str) -> None:
-    from huggingface_hub import try_to_load_from_cache
+    """A model is known by its config.json; an adapter, and a GGUF file, may stand without one."""
+    from huggingface_hub import snapshot_download
 
-    if not isinstance(try_to_load_from_cache(model.path, "config.json", revision=model.revision), str):
-        _, missing = file_text(model.path, "config.json", model.revision)
-        if missing:
-            raise ConfigError(f"{key}.path={model.path} is no folder here, and the hub does not give it ({missing})")
+    with suppress(OSError, ValueError):  # what the cache does not have
+        snapshot_download(model.path, revision=model.revision, local_files_only=True)
+        return
+    _, missing = file_text(model.path, "config.json", model.revision)
+    if missing == NOT_FOUND:
+        if model.gguf_file is not None:  # it is not worth its bytes to learn whether it is there
+            return
+        _, missing = file_text(model.path, ADAPTER_CONFIG, model.revision)
+    if missing:
+        raise ConfigError(f"{key}.path={model.path} is no folder here, and the hub does not give it ({missing})")
 
 
 def role_models(config: EvaluationRun) -> dict[str, ModelConfig]:

@@ -16,7 +16,8 @@ class ModelConfig(Section):
     """A Hugging Face folder, a folder that holds `gguf_file` or a PEFT adapter, or a hub name."""
     revision: str | None = Field(default=None, pattern=r"^[A-Za-z0-9][A-Za-z0-9._/-]*$")
     """Commit, tag or branch of a hub name; only a commit never changes. null: what is newest when it is fetched. The
-    commit that was read is in `run.json`. The base of an adapter is of the `revision` in its adapter_config.json."""
+    commit that was read is in `run.json`. The base of an adapter is of the `revision` in its adapter_config.json;
+    without one it is what is newest too, and `run.json` has its commit as `KEY (base)`."""
     gguf_file: str | None = None
     """Name of a GGUF file in `path`; it is converted once to a Hugging Face folder in `model_cache`."""
     layers: int | None = Field(default=None, ge=1)

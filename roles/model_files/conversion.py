@@ -34,7 +34,7 @@ from roles.model_files.folders import ADAPTER_CONFIG, base_of, base_revision, fo
 from roles.model_files.gguf_file import check_tensors, complete
 from roles.model_files.gguf_header import GgufFile
 from roles.model_files.gguf_tokenizer import gguf_tokenizer
-from roles.model_files.hub import file_text
+from roles.model_files.hub import NOT_FOUND, file_text
 from roles.model_files.quiet import quiet
 from roles.model_files.value_heads import find_head, give_head, read_head
 from roles.model_files.weight_check import few
@@ -80,7 +80,7 @@ def source_folder(path: str, revision: str | None = None) -> Path:
     _, missing = file_text(path, "config.json", revision)
     try:
         ignored = ["*.gguf", "*.onnx", "*.msgpack", "*.h5", "original/*"]
-        cached = missing not in (None, "HTTP 404")
+        cached = missing not in (None, NOT_FOUND)
         return Path(snapshot_download(path, revision=revision, ignore_patterns=ignored, local_files_only=cached))
     except Exception as error:  # the hub client raises a dozen kinds; each means that the model is not available
         what = f"its revision {revision}" if revision else "it"

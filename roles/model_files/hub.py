@@ -9,6 +9,8 @@ from typing import TypeVar
 
 HUB_S = 5.0
 """Seconds that the hub has to answer."""
+NOT_FOUND = "HTTP 404"
+"""Why a file does not come that the hub does not have."""
 
 A = TypeVar("A")
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from huggingface_hub import constants
 from safetensors.numpy import load_file, save_file
 
 from orchestrator.checks.engine_fit import check_planned_engine
@@ -235,6 +236,33 @@ def test_models_that_the_hub_does_not_have_are_told_with_the_files_that_are_miss
     world.set("prompts.train.path", "none.jsonl")
     message = refused(world, "prompts.train.path=none.jsonl does not exist", "actor.model.path=nobody/nothing")
     assert "reference.model.path=nobody/else is no folder here, and the hub does not give it (HTTP 404)" in message
+
+
+@pytest.mark.parametrize("file, missing", [("config.json", None), ("adapter_config.json", None), (None, "HTTP 404")])
+def test_an_adapter_of_the_hub_is_a_model_too(
+    file: str | None, missing: str | None, world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        "orchestrator.checks.role_models.file_text", lambda name, one, _: ("", None if one == file else "HTTP 404")
+    )
+    world.set("actor.model.path", "me/adapter")
+    world.set("prompts.train.path", "none.jsonl")
+    told = "actor.model.path=me/adapter is no folder here, and the hub does not give it" in refused(world, "none.jsonl")
+    assert told == (missing is not None)
+
+
+def test_an_adapter_in_the_cache_is_not_asked_for(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without the hub, the file that is missing is the one error."""
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(world.root / "cache"))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    cached = world.root / "cache/models--me--adapter"
+    (cached / "snapshots" / ("a" * 40)).mkdir(parents=True)
+    (cached / "snapshots" / ("a" * 40) / "adapter_config.json").write_text("{}")
+    (cached / "refs").mkdir()
+    (cached / "refs/main").write_text("a" * 40)
+    world.set("actor.model.path", "me/adapter")
+    world.set("prompts.train.path", "none.jsonl")
+    assert "me/adapter" not in refused(world, "prompts.train.path=none.jsonl does not exist")
 
 
 def test_numbers_of_a_quantised_file_are_no_weights(world: World) -> None:
