@@ -170,12 +170,18 @@ def _lines(kind: str, unit: str, name: str, first: Path, second: Path, only: int
 
 
 def _all_samples(first: Path, second: Path, only: int | None) -> Iterator[ComparedKind]:
-    """Compare the files with all samples of the steps that both runs have kept, and their columns that both have."""
+    """Compare the files with all samples, and their columns that both runs have; nothing if one of the runs has kept
+    none."""
     one, other = (run_files.kept_samples(folder) for folder in (first, second))
-    both = [step for step in one if step in other and only in (None, step)]
-    if both:
-        found = [(step, f"step {step} {text}") for step in both for text in _of_samples(one[step], other[step])]
-        same = f"the same: {counted(len(both) - len({step for step, _ in found}), 'step')}"
+    steps = [step for step in sorted({*one, *other}) if only in (None, step)]
+    if one and other and steps:
+        found: list[tuple[int, str]] = []
+        for step in steps:
+            if step in one and step in other:
+                found += [(step, f"step {step} {text}") for text in _of_samples(one[step], other[step])]
+            else:
+                found.append((step, f"step {step} only in {first if step in one else second}"))
+        same = f"the same: {counted(len(steps) - len({step for step, _ in found}), 'step')}"
         yield ComparedKind("all samples", same, tuple(text for _, text in found), _step(found))
 
 

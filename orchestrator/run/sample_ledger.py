@@ -125,7 +125,12 @@ def checked_summary(run_dir: Path, prompts: int) -> str:
     if wrong:
         raise TetrarchError(f"everything is saved, but {LEDGER_FILE} is wrong: {'; '.join(wrong)}")
     told = f"{LEDGER_FILE}: {summary([line for _, line in lines])}"
-    return f"{told}; {SAMPLES_FOLDER}/ has those of {len(files)} of {len(lines)} steps" if files else told
+    if not files:
+        return told
+    missing = [str(step) for step, _ in lines if step not in files]
+    without = f", not of step {', '.join(missing[:SHOWN_ERRORS])}" if missing else ""
+    without += ", …" if len(missing) > SHOWN_ERRORS else ""
+    return f"{told}; {SAMPLES_FOLDER}/ has those of {len(files)} of {len(lines)} steps{without}"
 
 
 def summary(lines: Sequence[LedgerLine]) -> str:

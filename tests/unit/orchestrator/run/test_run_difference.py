@@ -210,6 +210,15 @@ def test_damaged_files_are_named(runs: tuple[Path, Path]) -> None:
         run_difference(*runs)
 
 
+@pytest.mark.parametrize("of", [0, 1])
+def test_a_step_of_which_one_run_has_lost_its_samples(of: int, runs: tuple[Path, Path]) -> None:
+    samples_of(runs[of], 3).unlink()
+    difference = run_difference(*runs)
+    assert difference.lines[-1] == f"the runs part at step 3: step 3 only in {runs[1 - of]}"
+    assert "all samples   the same: 3 steps" in difference.lines
+    assert run_difference(*runs, only=2).first is None
+
+
 def test_runs_whose_weights_could_not_be_compared_are_not_called_the_same(runs: tuple[Path, Path]) -> None:
     shutil.rmtree(runs[1] / "checkpoints/step-000004")
     assert run_difference(*runs, only=2).lines[-1] == "the runs are the same, bit for bit"

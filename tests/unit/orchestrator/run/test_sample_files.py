@@ -147,7 +147,14 @@ def test_the_end_of_a_run_checks_the_files_against_the_ledger(tmp_path: Path) ->
     summary = "ledger.jsonl: 12 samples: 6 trained on, 6 dropped (truncated); samples/ has those of 3 of 3 steps"
     assert checked_summary(tmp_path, 2) == summary
     samples_of(tmp_path, 2).unlink()
-    assert checked_summary(tmp_path, 2).endswith("samples/ has those of 2 of 3 steps")
+    assert checked_summary(tmp_path, 2).endswith("samples/ has those of 2 of 3 steps, not of step 2")
+
+
+def test_not_every_missing_file_is_named(tmp_path: Path) -> None:
+    a_run(tmp_path, SampleFilesConfig(), steps=6)
+    for step in (1, 3, 4, 6):
+        samples_of(tmp_path, step).unlink()
+    assert checked_summary(tmp_path, 2).endswith("samples/ has those of 2 of 6 steps, not of step 1, 3, 4, …")
 
 
 def test_a_run_that_keeps_no_samples_has_no_files(tmp_path: Path) -> None:
