@@ -69,6 +69,8 @@ class BenchmarksConfig(Section):
     """Ask through the policy's chat template."""
     batch_size: int = Field(default=8, ge=1)
     """Requests that the model reads at the same time."""
+    limit_s: float = Field(default=43200.0, gt=0)
+    """Seconds in which lm-eval must have done all tasks; then it is ended, and the command fails."""
 
 
 class EvaluationSampling(Section):

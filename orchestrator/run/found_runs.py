@@ -11,7 +11,7 @@ from orchestrator.report.run_files import STATE_FILE, RunRecord, read_record
 from orchestrator.report.terminal_lines import shown
 from orchestrator.run.checkpoint import Checkpoints
 from orchestrator.run.resuming import SET_ASIDE
-from orchestrator.run.run_lock import check_free
+from orchestrator.run.run_lock import seems_held
 
 DEPTH = 3
 """How deep below a named folder runs are looked for."""
@@ -70,12 +70,9 @@ def _run(run_dir: Path) -> FoundRun:
 
 
 def _state(run_dir: Path, record: RunRecord) -> str:
-    try:
-        check_free(run_dir)
-    except ConfigError:
+    """Looked at only: a list is also made of folders that are not ours to write to, and waits for no machine."""
+    if seems_held(run_dir):
         return "running"
-    except OSError:  # a run of another machine in a folder that is not ours to write to
-        return record.state.status
     return "interrupted" if record.state.status == "running" else record.state.status
 
 

@@ -17,7 +17,7 @@ from typing import Any
 
 from orchestrator.config.evaluation import BenchmarksConfig, EvaluationRun
 from orchestrator.errors import TetrarchError
-from orchestrator.stages.own_process import last_lines
+from orchestrator.stages.own_process import end_process, last_lines
 
 SHOWN_LINES = 20
 """Last lines of the log in an error."""
@@ -42,7 +42,8 @@ class BenchmarkResult:
 
 
 def run_benchmarks(config: EvaluationRun, model: Path) -> list[BenchmarkResult]:
-    """The results of `evaluation.benchmarks`; none without that section. TetrarchError if lm-eval fails."""
+    """The results of `evaluation.benchmarks`; none without that section. TetrarchError if lm-eval fails, or does not
+    end in time."""
     benchmarks = config.evaluation.benchmarks
     if benchmarks is None:
         return []
@@ -50,11 +51,21 @@ def run_benchmarks(config: EvaluationRun, model: Path) -> list[BenchmarkResult]:
     log.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as folder, log.open("w", encoding="utf-8") as out:
         words = [sys.executable, "-m", "lm_eval", *arguments(config, benchmarks, model), "--output_path", folder]
-        ended = subprocess.run(words, stdout=out, stderr=subprocess.STDOUT, env=_environment(config.device))
+        process = subprocess.Popen(words, stdout=out, stderr=subprocess.STDOUT, env=_environment(config.device))
+        try:
+            code = process.wait(benchmarks.limit_s)
+        except subprocess.TimeoutExpired:
+            raise TetrarchError(
+                f"lm-eval has not ended in evaluation.benchmarks.limit_s={benchmarks.limit_s:g}; raise it, or name "
+                f"fewer tasks or examples; the last lines of {log}:\n{last_lines(log, SHOWN_LINES)}"
+            ) from None
+        finally:
+            if process.poll() is None:
+                end_process(process)
         written = sorted(Path(folder).rglob("results_*.json"))
-        if ended.returncode or not written:
+        if code or not written:
             said = last_lines(log, SHOWN_LINES)
-            raise TetrarchError(f"lm-eval ended with exit code {ended.returncode}; the last lines of {log}:\n{said}")
+            raise TetrarchError(f"lm-eval ended with exit code {code}; the last lines of {log}:\n{said}")
         return list(results_of(json.loads(written[-1].read_text(encoding="utf-8"))["results"]))
 
 

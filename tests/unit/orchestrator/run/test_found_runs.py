@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
+import os
+import time
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
@@ -12,9 +14,8 @@ from typer.testing import CliRunner
 from orchestrator.commands.app import app
 from orchestrator.errors import ConfigError
 from orchestrator.report.run_files import read_record, write_state
-from orchestrator.run import found_runs as found
 from orchestrator.run.found_runs import FoundRun, found_runs
-from orchestrator.run.run_lock import held
+from orchestrator.run.run_lock import LOCK, VOID_S, Holder, held
 from tests.unit.orchestrator.run.test_run_difference import STEPS, a_run
 
 
@@ -45,16 +46,20 @@ def test_a_run_that_stands_as_running_runs_only_while_somebody_holds_it(tmp_path
         assert only(tmp_path).state == "running"
 
 
-def test_a_run_in_a_folder_that_is_not_ours_to_write_to_is_what_it_said_last(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(("silent_s", "state"), [(0.0, "running"), (2 * VOID_S, "interrupted")])
+def test_a_list_writes_nothing_and_waits_for_no_other_machine(
+    tmp_path: Path, silent_s: float, state: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def refused(run_dir: Path) -> None:
-        raise PermissionError("a probe cannot be written")
-
     folder = a_run(tmp_path / "run")
     write_state(folder, replace(read_record(folder).state, status="running"))
-    monkeypatch.setattr(found, "check_free", refused)
-    assert only(tmp_path).state == "running"
+    far = Holder("far-away", 7, 0.0, "another boot", "", "10:00", "k")
+    (folder / LOCK).write_text(json.dumps(asdict(far)))
+    touched = time.time() - silent_s
+    os.utime(folder / LOCK, (touched, touched))
+    before = folder.stat().st_mtime_ns
+    monkeypatch.setattr(time, "sleep", lambda _: pytest.fail("it waits"))
+    assert only(tmp_path).state == state
+    assert folder.stat().st_mtime_ns == before, "a file was made there"
 
 
 def test_a_damaged_run_costs_no_other_its_line(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from orchestrator.checks import benchmark_inputs as door
@@ -31,6 +32,10 @@ SCRIPT = """
 import json, pathlib, sys
 if "broken" in sys.argv:
     sys.exit("no such task: broken")
+if "endless" in sys.argv:
+    import os, time
+    print(f"begun {os.getpid()}", flush=True)
+    time.sleep(60)
 folder = pathlib.Path(sys.argv[sys.argv.index("--output_path") + 1]) / "model"
 folder.mkdir()
 (folder / "results_2026.json").write_text(json.dumps({"results": FOUND, "said": sys.argv[1:]}))
@@ -88,6 +93,13 @@ def test_a_process_is_started_and_its_results_are_read(tmp_path: Path) -> None:
     assert (tmp_path / "run/logs/benchmarks.log").read_text() == "done\n"
     with pytest.raises(TetrarchError, match=r"lm-eval ended with exit code 1; .*\nno such task: broken"):
         run_benchmarks(configured(tmp_path, tasks=["broken"]), tmp_path)
+
+
+@pytest.mark.usefixtures("script")
+def test_a_process_that_does_not_end_is_ended_in_time(tmp_path: Path) -> None:
+    with pytest.raises(TetrarchError, match=r"not ended in evaluation\.benchmarks\.limit_s=3; .*\nbegun \d+") as caught:
+        run_benchmarks(configured(tmp_path, tasks=["endless"], limit_s=3.0), tmp_path)
+    assert not psutil.pid_exists(int(str(caught.value).split()[-1]))
 
 
 def test_without_the_section_nothing_is_started(tmp_path: Path) -> None:
