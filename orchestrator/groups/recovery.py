@@ -78,6 +78,12 @@ class Recovery:
             self._late.add(key)
         recent.append(now)
 
+    def forgive(self, key: str) -> None:
+        """Count the latest failure no more: it was not that of the ranks."""
+        if self._failures.get(key):
+            self._failures[key].pop()
+        self._late.discard(key)
+
     def revive(self, error: ClusterError) -> set[str]:
         """Start the frozen groups again of which `error` blames ranks, and wait for them; returns their roles.
 

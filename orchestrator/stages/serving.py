@@ -132,7 +132,12 @@ def apart(config: C) -> C:
 
 
 def scorer(reward: Reward, deadline_s: float, recovery: Recovery) -> Callable[[Rollouts], list[float]]:
-    """Responses → scores. A reward that dies or hangs is started again, and RewardRestarted says so."""
+    """Responses → scores. A reward that dies or hangs is started again, and RewardRestarted says so.
+
+    A reward that then scores what it has scored before is sound: the failure was that of what it was asked, and is not
+    one of those that the server survives within an hour. Otherwise one client could end it for all.
+    """
+    scored: list[Rollouts] = []  # one row, the latest
 
     def once(rollouts: Rollouts) -> list[float]:
         running = reward.start(rollouts)
@@ -145,10 +150,24 @@ def scorer(reward: Reward, deadline_s: float, recovery: Recovery) -> Callable[[R
             values = once(rollouts)
         except (Death, DeadlineExceeded) as error:  # another failure is that of what it was asked
             recovery.revive(error)
+            prove_sound()
             raise RewardRestarted(str(error)) from error
         if not all(map(math.isfinite, values)):
             raise RankFailure("a score is not finite")  # JSON has no such number
+        scored[:] = [rollouts.select([0])]
         return values
+
+    def prove_sound() -> None:
+        if not scored:
+            return
+        try:
+            once(scored[0])
+        except (Death, DeadlineExceeded) as error:
+            recovery.revive(error)
+        except RankFailure:  # up, but not sound
+            return
+        else:
+            recovery.forgive("frozen_failures_per_hour")
 
     return score
 

@@ -198,7 +198,7 @@ def test_a_score_that_json_cannot_write_is_a_failure_of_the_reward(monkeypatch: 
     def start(values: list[float]) -> Any:
         return SimpleNamespace(spreads=[], result=lambda deadline_s: (torch.tensor(values), None))
 
-    rollouts: Any = None
+    rollouts: Any = SimpleNamespace(select=lambda rows: rollouts)
     reward = SimpleNamespace(start=lambda rollouts: start([1.0, 2.0]))
     assert serving.scorer(reward, 1.0, Recovery())(rollouts) == [1.0, 2.0]  # type: ignore[arg-type]
     reward.start = lambda rollouts: start([1.0, float("nan")])
@@ -225,7 +225,7 @@ def test_a_reward_that_dies_is_started_again(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(serving, "wait_all", wait)
     found = SimpleNamespace(spreads=[], result=lambda deadline_s: (torch.tensor([1.0]), None))
     reward: Any = SimpleNamespace(start=lambda rollouts: found)
-    rollouts: Any = None
+    rollouts: Any = SimpleNamespace(select=lambda rows: rollouts)
     recovery = Recovery(RecoveryConfig(frozen_failures_per_hour=2), frozen={"reward": Group()})  # type: ignore[dict-item]
     for told in ("died", "late"):
         with pytest.raises(RewardRestarted, match=told):
@@ -238,3 +238,41 @@ def test_a_reward_that_dies_is_started_again(monkeypatch: pytest.MonkeyPatch) ->
     with pytest.raises(RankFailure, match="cannot read"):
         serving.scorer(reward, 1.0, recovery)(rollouts)
     assert len(restarts) == 2
+
+
+def test_requests_with_which_a_sound_reward_dies_do_not_end_the_server(monkeypatch: pytest.MonkeyPatch) -> None:
+    who, restarts, ill = Identity("reward", 0, "node", "log"), list[int](), False
+
+    class Asked:
+        def __init__(self, text: str) -> None:
+            self.text = text
+
+        def select(self, rows: list[int]) -> Asked:
+            assert rows == [0], "one row is enough to see that the reward is sound"
+            return self
+
+    def start(asked: Asked) -> Any:
+        return SimpleNamespace(spreads=[SimpleNamespace(call=asked.text)], result=lambda _: (torch.tensor([1.0]), None))
+
+    def wait(calls: list[str], deadline_s: float) -> None:
+        if calls == ["deadly"] or ill:
+            raise Death("reward rank 0 died", who=who)
+
+    def restart(numbers: Any) -> Any:
+        restarts.append(1)
+        return SimpleNamespace(result=lambda _: None)
+
+    monkeypatch.setattr(serving, "wait_all", wait)
+    group = type("Group", (), {"__len__": lambda self: 1, "restart": lambda self, numbers: restart(numbers)})()
+    recovery = Recovery(RecoveryConfig(frozen_failures_per_hour=2), frozen={"reward": group})
+    score: Any = serving.scorer(SimpleNamespace(start=start), 1.0, recovery)  # type: ignore[arg-type]
+    assert score(Asked("good")) == [1.0]
+    for _ in range(5):
+        with pytest.raises(RewardRestarted):
+            score(Asked("deadly"))
+    assert len(restarts) == 5 and score(Asked("another")) == [1.0]
+    ill = True
+    with pytest.raises(RewardRestarted):
+        score(Asked("good"))
+    with pytest.raises(Death, match="number 3 within an hour"):
+        score(Asked("good"))
