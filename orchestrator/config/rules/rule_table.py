@@ -46,6 +46,7 @@ RULES: tuple[tuple[type[BaseConfig], Callable[[Any], Iterator[str]]], ...] = (
     (SamplingConfig, sampling_rules.engine_rules),
     (BaseConfig, memory_rules.memory_rules),
     (BaseConfig, profile_rules.profile_rules),
+    (RunConfig, profile_rules.ppo_profile_rules),
     (BaseConfig, checkpoint_rules.checkpoint_rules),
     (RewardTrainingRun, pair_rules.pair_rules),
     (LabellingRun, labelling_rules.labelling_rules),

@@ -16,7 +16,8 @@ from cluster.ranks import profiler
 from cluster.ranks.identity import Identity
 from cluster.ranks.rank_profiler import RankProfiler
 from cluster.ranks.watch import Rank
-from orchestrator.config.loading import load_config
+from orchestrator.config.loading import load_config, load_root
+from orchestrator.config.sft import SftRun
 from orchestrator.errors import ConfigError
 from orchestrator.stages.profiling import perhaps_profiled
 
@@ -100,6 +101,14 @@ def test_a_rank_that_no_role_has_is_refused_before_anything_starts() -> None:
         load_config(TINY, ["profile={steps: [3], ranks: [actor.7]}"])
     with pytest.raises(ConfigError, match=r"there is no role actr"):
         load_config(TINY, ["profile={steps: [3], ranks: [actr.0]}"])
+
+
+def test_a_role_that_the_run_does_not_start_is_refused_before_anything_starts() -> None:
+    profile = "profile={steps: [3], ranks: [critic.0]}"
+    load_config(TINY, [profile])
+    with pytest.raises(ConfigError, match=r"critic\.0, but this run starts no critic; its roles are rollout, actor"):
+        load_config(TINY, [profile, "ppo.advantage={type: grpo}", "rollout.responses_per_prompt=4"])
+    load_root(SftRun, TINY.with_name("sft.yaml"), [profile])
 
 
 def test_what_is_no_rank_is_refused() -> None:
