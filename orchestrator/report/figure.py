@@ -226,7 +226,7 @@ def _bands(bands: Sequence[Band], lines: Sequence[Line], low: float, high: float
         if bottom >= top:
             continue
         shape = {
-            "type": "rect", "layer": "below", "xref": "paper", "x0": 0, "x1": 1, "y0": bottom, "y1": top,
+            "type": "rect", "layer": "between", "xref": "paper", "x0": 0, "x1": 1, "y0": bottom, "y1": top,
             "fillcolor": f"--{band.colour}-band", "line": {"width": 0},
         }  # fmt: skip
         if top - bottom >= _LABELLED * (high - low):

@@ -24,6 +24,7 @@ from orchestrator.report.run_files import ALERTS_FILE, RunRecord, kept_samples, 
 from orchestrator.viewer.errors import NotThere
 from orchestrator.viewer.sample_pairs import sample_pairs
 from orchestrator.viewer.sample_query import SampleQuery, matching, summary
+from orchestrator.viewer.sample_search import search_steps
 from orchestrator.viewer.sample_store import CHAT_COLUMN, SampleStore, evaluation_table
 from orchestrator.viewer.shelf import Shelf
 from orchestrator.viewer.token_numbers import token_numbers
@@ -118,6 +119,10 @@ class ViewerAnswers:
         ]
         told = {"total": table.num_rows, "matching": len(rows), "rows": shown, "columns": _columns(self._schema(place))}
         return {**told, "summary": summary(table, rows)}
+
+    def search(self, run: str, query: SampleQuery, before: int | None) -> dict[str, Any]:
+        """Which training steps of a run, before step `before`, have samples that are asked for: some at a time."""
+        return asdict(search_steps(self._store, self._shelf.folder(run), query, before, _short))
 
     def sample(self, place: SamplePlace, row: int) -> dict[str, Any]:
         """One sample: its columns, its messages, its tokens and what was recorded of each."""

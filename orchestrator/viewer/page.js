@@ -166,6 +166,7 @@ function key(event) {
     "/": () => inSamples(() => at("search").focus()),
     g: () => inSamples(() => at("step").select()),
     ...(samples && {
+      e: () => at("everywhere").querySelector("summary").click(),
       "[": () => stepBy(-1), "]": () => stepBy(1), c: colourNext,
       j: () => openNext(1), k: () => openNext(-1), ArrowDown: () => openNext(1), ArrowUp: () => openNext(-1),
       ...(sampleIsOpen() && { ArrowLeft: () => moveToken(-1), ArrowRight: () => moveToken(1) }),

@@ -42,9 +42,14 @@ class SampleStore:
         """Training steps with samples, ascending."""
         return sorted({*kept_samples(run_dir), *self._few(run_dir)})
 
-    def table(self, run_dir: Path, step: int, texts: bool) -> pyarrow.Table:
-        """The samples of a step, a row each, without what is kept of each token; `texts`: with prompts and responses.
-        NotThere if the step has none, ValueError for a damaged file."""
+    def table(self, run_dir: Path, step: int, texts: bool, *, keep: bool = True) -> pyarrow.Table:
+        """The samples of a step, a row each, without what is kept of each token. NotThere if the step has none,
+        ValueError for a damaged file.
+
+        Args:
+            texts: with prompts and responses.
+            keep: whether it will be asked for again, and stays in memory.
+        """
         file = samples_of(run_dir, step)
         if not file.is_file():
             rows = self._few(run_dir).get(step)
@@ -59,7 +64,7 @@ class SampleStore:
                 whole = opened.read([name for name in names if texts or name not in TEXT_COLUMNS])
             return whole.combine_chunks()  # in one piece, rows are taken and sorted much faster
 
-        return self._known((file, texts), file, read)
+        return self._known((file, texts), file, read) if keep else read()
 
     def schema(self, run_dir: Path, step: int) -> pyarrow.Schema:
         """All columns that are kept of a step's samples."""

@@ -1,6 +1,7 @@
 // Samples: a table of those of a step, searched, filtered, sorted and paged by the server; of two runs in pairs.
 import { ask, at, calmly, cell, element, number, oneLine } from "./common.js";
 import { attempt, heads, show, state } from "./page.js";
+import { searchAgain, wireEverywhere } from "./everywhere.js";
 import { closeSample, openSample, sampleIsOpen } from "./sample.js";
 
 const PAGE = 50;
@@ -32,6 +33,7 @@ const labelOf = (one) => heads[state.run].evaluations.find((result) => result.at
 
 export async function showSamples() {
   drawPlace();
+  searchAgain();
   const here = place();
   if (here === undefined) {
     page = { rows: [], columns: [], matching: 0, total: 0, summary: {} };
@@ -224,6 +226,7 @@ export function stepBy(by) {
 const goTo = (where) => show({ at: where, row: undefined, offset: 0, other: undefined });
 
 export function wireSamples() {
+  wireEverywhere();
   at("step").addEventListener("change", (event) => {
     const { sample_steps: steps } = heads[state.run];
     const wanted = Number(event.target.value);

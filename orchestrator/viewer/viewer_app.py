@@ -37,7 +37,7 @@ HEADERS = {
     "Cross-Origin-Resource-Policy": "same-origin",
     "Cache-Control": "no-store",
 }
-STATIC = ("viewer.css", "common.js", "page.js", "curves.js", "samples.js", "sample.js")
+STATIC = ("viewer.css", "common.js", "page.js", "curves.js", "samples.js", "sample.js", "everywhere.js")
 """Files of this folder that the page loads."""
 REPORT_STATIC = ("colours.css", "report.js")
 """Files of the report that it loads too."""
@@ -67,23 +67,35 @@ class SampleAsked(BaseModel):
     """Runs in which the same prompt is looked for, too."""
 
 
-class SamplesAsked(BaseModel):
-    """A page of samples."""
+class QueryAsked(BaseModel):
+    """Which samples of a run, in which order."""
 
     run: Word
-    at: Word
     search: Word = ""
     where: Annotated[list[Word], Field(max_length=20)] = []
     """Conditions, such as `score>=0.5`."""
     sort: Word = ""
     descending: bool = False
-    offset: int = Field(default=0, ge=0, le=10**9)
-    limit: int = Field(default=50, ge=1, le=MOST_ROWS)
 
     @property
     def query(self) -> SampleQuery:
         """ValueError for what is no condition."""
         return SampleQuery(self.search, [Condition.parse(one) for one in self.where], self.sort, self.descending)
+
+
+class SearchAsked(QueryAsked):
+    """Samples of all training steps."""
+
+    before: int | None = Field(default=None, ge=0)
+    """The steps before this one are looked through; none: all."""
+
+
+class SamplesAsked(QueryAsked):
+    """A page of samples of one step."""
+
+    at: Word
+    offset: int = Field(default=0, ge=0, le=10**9)
+    limit: int = Field(default=50, ge=1, le=MOST_ROWS)
 
 
 class PairsAsked(SamplesAsked):
@@ -122,6 +134,7 @@ def viewer_app(shelf: Shelf) -> FastAPI:
     app.get("/api/run")(routes.run)
     app.get("/api/charts")(routes.charts)
     app.get("/api/samples")(routes.samples)
+    app.get("/api/search")(routes.search)
     app.get("/api/sample")(routes.sample)
     app.get("/api/same-prompt")(routes.same_prompt)
     app.get("/api/pairs")(routes.pairs)
@@ -165,6 +178,10 @@ class ViewerRoutes:
         """A page of a step's samples."""
         place = SamplePlace.parse(asked.run, asked.at)
         return self._answers.samples(place, asked.query, asked.offset, asked.limit)
+
+    def search(self, asked: Annotated[SearchAsked, Query()]) -> Any:
+        """The steps with samples that are asked for."""
+        return self._answers.search(asked.run, asked.query, asked.before)
 
     def sample(self, asked: Annotated[SampleAsked, Query()]) -> Any:
         """One sample."""

@@ -62,6 +62,7 @@ def questions(run: str, step: int) -> dict[str, tuple[str, dict[str, Any]]]:
             *("samples",),
             {**here, "search": "ships", "where": "finished=true", "sort": "kl", "offset": 90_000},
         ),
+        "searched in all steps, for two seconds": ("search", {"run": run, "search": "nowhere"}),
         "one sample with its tokens": ("sample", {**here, "row": 1}),
         "the same prompt in all steps": ("same-prompt", {**here, "row": 1}),
         "paired with itself": ("pairs", {**here, "other": run, "other_at": str(step), "sort": "difference"}),

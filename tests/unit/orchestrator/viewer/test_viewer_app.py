@@ -19,7 +19,8 @@ from orchestrator.errors import ConfigError
 from orchestrator.report.run_files import SAMPLES_FOLDER, read_record, samples_of, write_state
 from orchestrator.run.run_lock import held
 from orchestrator.run.sample_files import ROWS_OF_A_GROUP, write_samples
-from orchestrator.viewer import sample_store
+from orchestrator.viewer import sample_search, sample_store
+from orchestrator.viewer.sample_query import SampleQuery
 from orchestrator.viewer.sample_store import SampleStore, read_rows
 from orchestrator.viewer.shelf import Shelf
 from orchestrator.viewer.viewer_app import STATIC, viewer_app
@@ -113,6 +114,50 @@ def test_a_page_of_a_steps_samples(whole: Path) -> None:
     assert [row["row"] for row in cut["rows"]] == [1] and cut["matching"] == 1
     none = viewer.ask("samples", run=str(whole), at="2", search="nowhere")
     assert none["rows"] == [] and "prompt" in [one["name"] for one in none["columns"]]
+
+
+def test_samples_of_all_steps_are_searched_the_newest_first(whole: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    viewer = Viewer(whole)
+    told = viewer.ask("search", run=str(whole), search="small")
+    assert [(one["step"], one["matching"], one["total"]) for one in told["steps"]] == [(3, 1, 3), (2, 1, 3), (1, 1, 3)]
+    assert (told["looked"], told["before"], told["problems"]) == (3, None, [])
+    (row,) = told["steps"][0]["rows"]
+    assert (row["row"], row["score"], row["response"]) == (2, 4.0, "a Small engine 3")
+    in_order = viewer.ask("search", run=str(whole), where="score>-9", sort="score", descending=True)
+    assert [row["row"] for row in in_order["steps"][0]["rows"]] == [2, 0, 1], "without texts, and sorted"
+    assert viewer.ask("search", run=str(whole), search="engine 2")["looked"] == 3, "steps without such samples too"
+    assert [one["step"] for one in viewer.ask("search", run=str(whole), search="engine 2")["steps"]] == [2]
+    monkeypatch.setattr(sample_search, "MOST_ROWS", 1)
+    (few, *_) = viewer.ask("search", run=str(whole), where="score>-9")["steps"]
+    assert few["matching"] == 3 and len(few["rows"]) == 1
+    assert "there is no column 'tone'" in viewer.refusal(400, "search", run=str(whole), where="tone=1")
+
+
+@pytest.mark.parametrize("limit", ["MOST_STEPS", "SEARCH_S"])
+def test_a_search_goes_on_where_it_has_ended(whole: Path, monkeypatch: pytest.MonkeyPatch, limit: str) -> None:
+    monkeypatch.setattr(sample_search, limit, {"MOST_STEPS": 1, "SEARCH_S": 0.0}[limit])
+    viewer, asked = Viewer(whole), {"run": str(whole), "search": "small"}
+    told = [viewer.ask("search", **asked)]
+    while told[-1]["before"] is not None:
+        told.append(viewer.ask("search", **asked, before=told[-1]["before"]))
+    assert [[one["step"] for one in part["steps"]] for part in told] == [[3], [2], [1]]
+    assert [part["looked"] for part in told] == [1, 1, 1]
+
+
+def test_a_search_names_a_damaged_file_and_goes_on(whole: Path, tmp_path: Path) -> None:
+    run = shutil.copytree(whole, tmp_path / "run")
+    samples_of(run, 2).write_bytes(b"no parquet")
+    told = Viewer(run).ask("search", run=str(run), search="small")
+    assert [one["step"] for one in told["steps"]] == [3, 1] and "step-000002.parquet" in told["problems"][0]
+
+
+def test_a_search_leaves_the_tables_in_memory_alone(whole: Path) -> None:
+    store = SampleStore()
+    store.table(whole, 1, texts=True)
+    store.steps(whole)
+    before = store._bytes
+    assert len(sample_search.search_steps(store, whole, SampleQuery("small"), None, dict).steps) == 3
+    assert store._bytes == before
 
 
 def test_one_sample_has_its_tokens_and_what_was_recorded_of_each(whole: Path) -> None:

@@ -110,8 +110,22 @@ def test_what_a_model_wrote_in_a_step_is_found_by_curve_search_sort_filter_and_k
         assert "old river" in page.text("#table tbody tr") and page.text("#summary strong") == "1 of 3"
         page.browser.evaluate("document.querySelector('[data-where=\"finished=false\"]').click()")
         page.browser.wait(f"{ROW}.length === 3")
-        page.press("/", *"SHIP")
+        page.press("e")
+        page.browser.wait("document.getElementById('found').innerText.includes('Say what to search')")
+        page.press("e", "/", *"SHIP")
         page.browser.wait(f"{ROW}.length === 1")
+        # In all steps: the samples that the search finds, and from there to one of them.
+        page.browser.evaluate("document.getElementById('search').blur()")
+        page.press("e")
+        page.browser.wait("document.querySelectorAll('#found table').length === 3")
+        assert page.texts("#found h3") == [f"step {step} 1 of 3" for step in (3, 2, 1)]
+        assert page.text("#found .further") == "3 of 3 steps looked through."
+        page.browser.evaluate("document.querySelectorAll('#found h3 button')[2].click()")
+        page.browser.wait(f"document.getElementById('step').value === '1' && {ROW}[0].innerText.includes('engine 1')")
+        assert page.browser.evaluate("document.getElementById('everywhere').open") is False
+        page.press("]")
+        page.browser.wait(f"{ROW}[0].innerText.includes('engine 2')")
+        page.press("/")
         # Opened, its tokens are coloured; the keyboard goes through them.
         page.press("Enter")
         page.browser.wait("document.querySelectorAll('.token').length")
