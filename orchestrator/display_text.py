@@ -23,10 +23,11 @@ def number(value: float) -> str:
 
 
 def decimal_text(value: float, decimals: int, plus: bool = False) -> str:
-    """`value` with a number of decimals and a real minus sign; `plus`: with a plus sign if it is positive."""
+    """`value` with a number of decimals and a real minus sign, none before zero; `plus`: with a plus sign if it is not
+    negative."""
     if not math.isfinite(value):
         return "NaN"
-    return f"{value:{'+' if plus else ''},.{decimals}f}".replace("-", MINUS)
+    return f"{value:{'+' if plus else ''}z,.{decimals}f}".replace("-", MINUS)
 
 
 ROUNDING = 1e-6

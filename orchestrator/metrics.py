@@ -28,7 +28,7 @@ _ALL = (
         "",
         "The reward's score of a whole response, all turns together, mean over the batch",
         _SCORE,
-        shown=Shown("score", "{:+.3f}", deviation="score/std"),
+        shown=Shown("score", "{:+z.3f}", deviation="score/std"),
     ),
     Metric("score/std", "", "Standard deviation of the scores (biased)"),
     Metric(
@@ -46,7 +46,7 @@ _ALL = (
         "nats",
         "KL to the reference (k1), summed over a response, mean over responses",
         Chart("KL to the reference", reach=(0.0, 6.3)),
-        shown=Shown("KL", "{:.2f}"),
+        shown=Shown("KL", "{:z.2f}"),
         bands=KL_BANDS,
     ),
     Metric(
@@ -113,7 +113,7 @@ _ALL = (
         "",
         "Share of the returns' variance that the critic foresaw before the update: 1 is perfect, 0 is no help",
         Chart("Explained variance", reach=(0.0, 1.0)),
-        shown=Shown("explained variance", "{:.2f}", line="nothing"),
+        shown=Shown("explained variance", "{:z.2f}", line="nothing"),
     ),
     Metric(
         "value/gradient_norm",

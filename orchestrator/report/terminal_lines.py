@@ -64,7 +64,7 @@ def evaluation_lines(result: EvaluationResult, before: EvaluationResult | None) 
         f"evaluation {result.label}{f' on {result.name}' if result.name else ''}: {result.prompts} prompts",
         *judged,
         f"proxy {_with_error(result.proxy.mean, result.proxy.standard_error)}",
-        *([] if result.kl is None else [f"KL {result.kl.mean:.2f} nats"]),
+        *([] if result.kl is None else [f"KL {result.kl.mean:z.2f} nats"]),
         f"length {result.length.mean:.1f}",
         f"truncated {result.truncated_fraction:.0%}",
         *(f"pass@{k} {_with_error(one.mean, one.standard_error)}" for k, one in result.passed.items()),
@@ -108,9 +108,9 @@ def _with_error(mean: float, error: float) -> str:
 
 
 def _scores(row: SampleRow) -> str:
-    gold = "" if row.gold is None else f"gold {row.gold:+.2f}, "
-    kl = "" if math.isnan(row.kl) else f", KL {row.kl:.1f}"
-    return f"{gold}proxy {row.proxy:+.2f}{kl}" + ("" if row.finished else ", truncated")
+    gold = "" if row.gold is None else f"gold {row.gold:+z.2f}, "
+    kl = "" if math.isnan(row.kl) else f", KL {row.kl:z.1f}"
+    return f"{gold}proxy {row.proxy:+z.2f}{kl}" + ("" if row.finished else ", truncated")
 
 
 def _short(text: str, width: int, indent: int = 0) -> str:

@@ -164,7 +164,7 @@ def test_the_benchmark_of_the_files_of_samples(shown: Callable[..., list[list[st
 
 def test_the_benchmark_of_the_viewers_answers(shown: Callable[..., list[list[str]]]) -> None:
     _, *rows = shown(viewer_answers, "--samples", 40, "--steps", 1, 4, "--tokens", 8)
-    assert [row[0] for row in rows] == ["1"] * 10 + ["4"] * 10
+    assert [row[0] for row in rows] == ["1"] * 11 + ["4"] * 11
     assert all(len(numbers(row)) == 3 and min(numbers(row)) >= 0 for row in rows)
 
 

@@ -57,6 +57,13 @@ def test_what_was_not_measured_is_left_out() -> None:
     assert step_line(40, 40, {"score/mean": -1.0}, 0.0) == "step 40/40  score -1.000"
 
 
+def test_what_is_rounded_to_zero_has_no_minus() -> None:
+    line = step_line(1, 2, {"score/mean": -1e-4, "objective/kl": -1e-4}, math.nan)
+    assert "score +0.000" in line and "KL 0.00 " in line
+    assert "(proxy +0.00, KL 0.0)" in step_sample(1, SampleRow("a", "b", -0.001, None, -0.01, True), 80)
+    assert decimal_text(-0.004, 2) == "0.00"
+
+
 def test_a_number_that_is_none_is_shown() -> None:
     line = step_line(1, 2, {"objective/kl": math.nan, "value/loss": math.inf}, math.nan)
     assert "KL nan " in line
