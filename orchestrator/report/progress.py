@@ -6,6 +6,7 @@ Text from models is printed with its control characters replaced, so that a resp
 from __future__ import annotations
 
 import math
+import os
 import sys
 import threading
 import time
@@ -29,6 +30,8 @@ _HISTORY = 20
 """Number of latest steps in the live display's trends and in the estimate of the remaining time."""
 _WARNINGS = 3
 """Number of newest warnings that stay in the live display."""
+_NOTEBOOK = "JPY_PARENT_PID"
+"""Variable of what a notebook's cell starts: it writes to a terminal, but the page only ever adds lines."""
 
 
 class Progress(Protocol):
@@ -66,7 +69,7 @@ class Progress(Protocol):
 def make_progress(name: str, steps: int, first_step: int) -> Progress:
     """A live display if standard output is a terminal that can move its cursor, plain lines elsewhere."""
     console = Console()
-    if sys.stdout.isatty() and not console.is_dumb_terminal:
+    if sys.stdout.isatty() and not console.is_dumb_terminal and _NOTEBOOK not in os.environ:
         return LiveProgress(name, steps, first_step, console)
     return PlainProgress(name, steps, first_step)
 

@@ -12,11 +12,11 @@ from typing import Any
 from orchestrator.viewer.sample_query import SampleQuery, matching
 from orchestrator.viewer.sample_store import TOLD_COLUMNS, SampleStore
 
-MOST_STEPS = 50
+FOUND_STEPS = 50
 """Steps with samples that are told at a time."""
-MOST_ROWS = 3
+FOUND_ROWS = 3
 """Samples that are told of a step."""
-SEARCH_S = 2.0
+LOOKING_S = 2.0
 """Seconds after which no further step is looked through; one always is."""
 
 
@@ -47,10 +47,10 @@ def search_steps(
     Args:
         shorten: a row as a table shows it.
     """
-    found, until = FoundSteps(), time.monotonic() + SEARCH_S
+    found, until = FoundSteps(), time.monotonic() + LOOKING_S
     steps = [step for step in reversed(store.steps(run_dir)) if before is None or step < before]
     for step in steps:
-        if found.looked and (len(found.steps) == MOST_STEPS or time.monotonic() >= until):
+        if found.looked and (len(found.steps) == FOUND_STEPS or time.monotonic() >= until):
             found.before = steps[found.looked - 1]
             break
         found.looked += 1
@@ -61,7 +61,7 @@ def search_steps(
             continue
         rows = matching(table, query)
         if len(rows):
-            first = rows[:MOST_ROWS].to_pylist()
+            first = rows[:FOUND_ROWS].to_pylist()
             told = store.rows(run_dir, step, first, TOLD_COLUMNS).to_pylist()
             shown = [{"row": row, **shorten(one)} for row, one in zip(first, told, strict=True)]
             found.steps.append({"step": step, "matching": len(rows), "total": table.num_rows, "rows": shown})

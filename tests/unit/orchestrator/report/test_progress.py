@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import io
 import math
+import sys
 import time
 
 import pytest
@@ -248,6 +249,18 @@ def test_no_terminal_means_plain_lines(capsys: pytest.CaptureFixture[str]) -> No
     progress.close()
     assert isinstance(progress, PlainProgress)
     assert capsys.readouterr().out == "[    0 s] smoke: 4 steps, from step 3\n"
+
+
+def test_a_cell_of_a_notebook_has_plain_lines(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a cell starts with `!` writes to a terminal, whose cursor the page of the notebook does not move."""
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    for name, value in {"TERM": "xterm-color", "FORCE_COLOR": "1"}.items():
+        monkeypatch.setenv(name, value)
+    for variable, kind in (("", LiveProgress), ("JPY_PARENT_PID", PlainProgress)):
+        monkeypatch.setenv(variable or "OTHER", "1")
+        progress = make_progress("smoke", 4, 2)
+        progress.close()
+        assert isinstance(progress, kind)
 
 
 def test_an_evaluation_is_compared_with_the_one_before() -> None:

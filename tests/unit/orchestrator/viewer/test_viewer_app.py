@@ -127,15 +127,15 @@ def test_samples_of_all_steps_are_searched_the_newest_first(whole: Path, monkeyp
     assert [row["row"] for row in in_order["steps"][0]["rows"]] == [2, 0, 1], "without texts, and sorted"
     assert viewer.ask("search", run=str(whole), search="engine 2")["looked"] == 3, "steps without such samples too"
     assert [one["step"] for one in viewer.ask("search", run=str(whole), search="engine 2")["steps"]] == [2]
-    monkeypatch.setattr(sample_search, "MOST_ROWS", 1)
+    monkeypatch.setattr(sample_search, "FOUND_ROWS", 1)
     (few, *_) = viewer.ask("search", run=str(whole), where="score>-9")["steps"]
     assert few["matching"] == 3 and len(few["rows"]) == 1
     assert "there is no column 'tone'" in viewer.refusal(400, "search", run=str(whole), where="tone=1")
 
 
-@pytest.mark.parametrize("limit", ["MOST_STEPS", "SEARCH_S"])
+@pytest.mark.parametrize("limit", ["FOUND_STEPS", "LOOKING_S"])
 def test_a_search_goes_on_where_it_has_ended(whole: Path, monkeypatch: pytest.MonkeyPatch, limit: str) -> None:
-    monkeypatch.setattr(sample_search, limit, {"MOST_STEPS": 1, "SEARCH_S": 0.0}[limit])
+    monkeypatch.setattr(sample_search, limit, {"FOUND_STEPS": 1, "LOOKING_S": 0.0}[limit])
     viewer, asked = Viewer(whole), {"run": str(whole), "search": "small"}
     told = [viewer.ask("search", **asked)]
     while told[-1]["before"] is not None:
