@@ -12,10 +12,20 @@ from orchestrator.tracking.tracked_run import TrackedRun, but_settings
 
 STEP = "step"
 """The metric over which all others are drawn: a resumed run may log a step again, which W&B's own counter forbids."""
+RECORDED: dict[str, Any] = {
+    "console": "off",
+    "disable_git": True,
+    "save_code": False,
+    "x_disable_meta": True,  # the command line, paths, who has started it
+    "host": "",  # or it is looked up
+    "x_save_requirements": False,
+}
+"""Settings of W&B: of the machine only its load is recorded. A command line may hold secrets."""
 
 
 class WandbTracker:
-    """Sends metrics, alerts and files. Neither code, uncommitted changes nor the terminal are recorded."""
+    """Sends metrics, alerts and files. Neither code, uncommitted changes, the terminal, the command line, the machine's
+    name nor its packages are recorded."""
 
     def __init__(self, config: WandbConfig) -> None:
         self._wandb: Any = import_module("wandb")
@@ -36,7 +46,7 @@ class WandbTracker:
             mode=config.mode,
             id=run.id,
             resume="allow" if run.id else None,
-            settings=self._wandb.Settings(console="off", disable_git=True, save_code=False, silent=True),
+            settings=self._wandb.Settings(**RECORDED, silent=True),
         )
         self._folder = run.folder
         self._run.define_metric(STEP)

@@ -56,10 +56,11 @@ def records(file: Path) -> Iterator[bytes]:
 
 
 def test_wandb(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    pytest.importorskip("wandb")
+    wandb = pytest.importorskip("wandb")
     from wandb.proto import wandb_internal_pb2
 
     run(tmp_path, WandbConfig(type="wandb", project="p", mode="offline", aliases=True), capsys)
+    wandb.teardown()  # its process writes the last records when it ends
     ids, rows, configs, files, alerts = set(), [], set(), set(), 0
     for file in sorted(tmp_path.glob("wandb/offline-run-*/*.wandb")):
         for data in records(file):
@@ -67,6 +68,7 @@ def test_wandb(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
             record.ParseFromString(data)
             kind = record.WhichOneof("record_type")
             if kind == "run":
+                assert record.run.host == ""
                 ids.add((record.run.run_id, record.run.display_name, record.run.project))
                 configs |= {update.key or ".".join(update.nested_key) for update in record.run.config.update}
             elif kind == "history":
@@ -81,7 +83,10 @@ def test_wandb(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert sorted(rows) == [(n, n / 2, n / 2) for n in (1, 2, 3, 3, 4)]
     assert {"seed", "actor"} <= configs and "report.html" in files and alerts == 2
     assert (tmp_path / "config.yaml").read_text() == CONFIG and "config.yaml" not in files
-    assert not {"code", "diff.patch"} & {path.split("/")[0] for path in files}
+    assert not {"code", "diff.patch", "requirements.txt"} & {path.split("/")[0] for path in files}
+    written = b"".join(file.read_bytes() for file in tmp_path.glob("wandb/offline-run-*/*.wandb"))
+    told = {sys.executable, sys.argv[0], str(Path.cwd()), str(Path.home())} - {""}
+    assert [text for text in told if text.encode() in written] == []
 
 
 def test_mlflow(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -231,6 +231,17 @@ def test_what_links_to_files_and_writes_a_config_yaml_gets_none(
     assert saved == ["report.html"]
 
 
+def test_wandb_is_not_told_who_runs_what_where(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By its own default it records the machine's name, the user and the command line, which may hold secrets."""
+    said = dict[str, Any]()
+    run = SimpleNamespace(id="x", define_metric=lambda *_, **__: None)
+    library = SimpleNamespace(Settings=said.update, init=lambda **_: run)
+    monkeypatch.setattr("orchestrator.tracking.wandb_tracker.import_module", lambda name: library)
+    WandbTracker(WandbConfig(type="wandb")).start(TrackedRun(tmp_path, "tiny", "PPO", {}))
+    assert said["x_disable_meta"] is said["disable_git"] is True and said["host"] == "" and said["console"] == "off"
+    assert said["save_code"] is said["x_save_requirements"] is False
+
+
 def test_every_alias_is_a_metric_under_another_name() -> None:
     assert set(ALIASES.values()) <= set(METRICS) and not set(ALIASES) & set(METRICS)
     asked = {"ppo/mean_scores", "ppo/policy/approxkl", "ppo/policy/clipfrac", "train/kl", "train/reward"}
