@@ -24,10 +24,10 @@ from orchestrator.groups.canary import ROWS
 from orchestrator.groups.scoring import EvaluationRoles
 from orchestrator.groups.spread import spread, wait_for
 from orchestrator.groups.stage_roles import evaluation_roles
+from orchestrator.report.evaluation_files import EvaluationFiles
 from orchestrator.report.evaluation_parts import by_value, pass_rates, prompt_means
 from orchestrator.report.evaluation_results import Estimate, EvaluationResult, SampleRow
 from orchestrator.report.progress import Progress, make_progress
-from orchestrator.report.run_files import EVALUATED, EVALUATED_ROWS, finite
 from orchestrator.report.terminal_lines import evaluation_lines
 from orchestrator.stages.benchmarks import run_benchmarks
 from orchestrator.stages.measured_policy import MeasuredPolicy, policy_to_measure
@@ -155,45 +155,48 @@ def evaluate_run(
     """`tetrarch evaluate`: measure on each set of held-out prompts the policy of a checkpoint; without one the actor in
     `run_dir/actor`, or, before a run, the one that it starts from.
 
-    Prints the results and writes them to `run_dir/evaluate.json`; returns that of the set that compares steps.
+    Prints the results and writes them to `run_dir/evaluate.json`, those of a set as soon as it is done; returns that of
+    the set that compares steps.
     """
-    run_dir = Path(config.run_dir)
+    files = EvaluationFiles(Path(config.run_dir))
     with closing(make_progress("evaluate", 0, 0)) as progress, policy_to_measure(config, stored) as policy:
         progress.status("preparing the models")
         prompts = asked_heldout(config, heldout)
         models = resolve_models(config, (REFERENCE, *config.scorers))
         if policy.folder is not None:
             models = replace(models, actor=policy.folder)
-        measured_sets = _measure(config, prompts, models, policy, progress)
-        (*others, (result, _)) = measured_sets
+        result = _measure(config, prompts, models, policy, progress, files)
         if config.evaluation.benchmarks is not None:
             progress.status(f"lm-eval: {', '.join(config.evaluation.benchmarks.tasks)}")
         benchmarks = run_benchmarks(config, models.actor)
-        told = {**result.to_json(), "benchmarks": [asdict(one) for one in benchmarks]}
-        told |= {"other_sets": {one.name or "heldout": one.to_json() for one, _ in others}} if others else {}
-        file, rows = run_dir / EVALUATED, run_dir / EVALUATED_ROWS
-        file.write_text(json.dumps(finite(told), indent=1) + "\n")
-        lines = [_line(row) for one, found in measured_sets for row in _rows(found, one.name)]
-        rows.write_text("".join(lines), encoding="utf-8")
-        texts = [evaluation_lines(one, None) for one, _ in measured_sets]
-        progress.lines("\n".join([*texts, *(one.line() for one in benchmarks)]))
-        progress.lines(f"written to {file}, all responses to {rows}")
+        files.end([asdict(one) for one in benchmarks])
+        numbers, rows = files.paths
+        told = f"written to {numbers}, all responses to {rows}"
+        progress.lines("\n".join([*(one.line() for one in benchmarks), told]))
     return result
 
 
 def _measure(
-    config: EvaluationRun, asked: Mapping[str, Prompts], models: Models, policy: MeasuredPolicy, progress: Progress
-) -> list[tuple[EvaluationResult, Answered]]:
+    config: EvaluationRun,
+    asked: Mapping[str, Prompts],
+    models: Models,
+    policy: MeasuredPolicy,
+    progress: Progress,
+    files: EvaluationFiles,
+) -> EvaluationResult:
+    """Measure set after set; returns the result of the last."""
     progress.status(f"starting the roles, to measure {models.actor}")
-    how, made = config.evaluation, []
+    how = config.evaluation
     with evaluation_roles(config, models, progress.lines, progress.starting) as roles:
         for name, prompts in asked.items():
             count = len(prompts) // how.responses_per_prompt
             progress.status(f"answering {count} held-out prompts{f' of {name}' if name else ''}")
             found = answered(roles, prompts, 0, sampling=how.sampling, compare=comparing(config))
             result = measured(found, step=policy.step, label=policy.label, how=how)
-            made.append((replace(result, name=name, decides=name == config.deciding_set), found))
-    return made
+            result = replace(result, name=name, decides=name == config.deciding_set)
+            files.add(result, _rows(found, name))
+            progress.lines(evaluation_lines(result, None))
+    return result
 
 
 def _rows(found: Answered, name: str) -> Iterator[dict[str, Any]]:
@@ -205,10 +208,6 @@ def _rows(found: Answered, name: str) -> Iterator[dict[str, Any]]:
     for prompt, said, proxy, judged in zip(prompts, rollouts.responses, found.proxy, gold, strict=True):
         row = {"prompt": prompt, "completion": said, "score": proxy, "gold": judged}
         yield {**row, "set": name} if name else row
-
-
-def _line(row: dict[str, Any]) -> str:
-    return json.dumps(finite(row)) + "\n"
 
 
 def _response_kl(logprobs: Tensor, reference_logprobs: Tensor, mask: Tensor) -> list[float]:

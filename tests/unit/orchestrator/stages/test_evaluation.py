@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from itertools import combinations
 from pathlib import Path
@@ -25,7 +27,8 @@ from orchestrator.report.evaluation_results import Estimate, EvaluationResult
 from orchestrator.report.run_files import finite
 from orchestrator.report.terminal_lines import evaluation_lines
 from orchestrator.run.checkpoint import TRAINED
-from orchestrator.stages.evaluation import evaluate, training_samples
+from orchestrator.stages import evaluation
+from orchestrator.stages.evaluation import evaluate, evaluate_run, training_samples
 from orchestrator.stages.measured_policy import measured_policy
 from roles.batch import Prompts, Rollouts
 from roles.config.rewards import MeanScore
@@ -222,3 +225,48 @@ def test_a_sample_of_a_chat_has_its_messages_and_that_of_a_conversation_its_turn
     rows = training_samples(replace(scored, rollouts=rollouts), 4, responses_per_prompt=1)
     assert [row.messages for row in rows] == [asked, asked, prefilled, []]
     assert [row.talk for row in rows] == [[], [talk[0], {"role": "user", "content": "5"}, talk[2]], [], []]
+
+
+@pytest.mark.parametrize("fails", [1, 2, None], ids=["the second set", "the benchmarks", "nothing"])
+def test_what_is_done_is_kept_when_what_follows_fails(
+    log: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fails: int | None
+) -> None:
+    data = {
+        "run_dir": str(tmp_path),
+        "actor": {"model": {"path": "m"}},
+        "reward": {"type": "remote", "urls": ["http://127.0.0.1:1"]},
+        "prompts": {name: {"path": "rows.jsonl"} for name in ("train", "heldout")}
+        | {"heldout_sets": {"math": {"path": "rows.jsonl"}}, "max_tokens": 8},
+        "rollout": {"prompts_per_step": 1, "max_response_tokens": 8},
+        "evaluation": {"decides": "math"},
+    }
+    config, done = validate_root(EvaluationRun, data), list[str]()
+
+    @contextmanager
+    def roles(*_: Any) -> Iterator[EvaluationRoles]:
+        yield roles_of(log, judge=False)
+
+    def perhaps(work: Any) -> Any:
+        def doing(*given: Any, **named: Any) -> Any:
+            if len(done) == fails:
+                raise RuntimeError("the machine is gone")
+            done.append(work.__name__)
+            return work(*given, **named)
+
+        return doing
+
+    files, rows = tmp_path / "evaluate.json", tmp_path / "evaluated.jsonl"
+    files.write_text("that of an earlier evaluation")
+    monkeypatch.setattr(evaluation, "evaluation_roles", roles)
+    monkeypatch.setattr(evaluation, "resolve_models", lambda *_: SimpleNamespace(actor=Path("m")))
+    asked = {"": prompts_of(2), "math": prompts_of(3)}
+    monkeypatch.setattr(evaluation, "asked_heldout", lambda *_: asked)
+    for name in ("answered", "run_benchmarks"):
+        monkeypatch.setattr(evaluation, name, perhaps(getattr(evaluation, name)))
+    with nullcontext() if fails is None else pytest.raises(RuntimeError, match="gone"):
+        assert evaluate_run(config, {}).prompts == 3
+    told = json.loads(files.read_text())
+    assert told["other_sets"]["heldout"]["prompts"] == 2
+    assert told.get("prompts") == (None if fails == 1 else 3) and ("benchmarks" in told) == (fails is None)
+    sets = [json.loads(line).get("set") for line in rows.read_text().splitlines()]
+    assert sets == [None, None] + ["math"] * (0 if fails == 1 else 3)
