@@ -244,11 +244,13 @@ class RayCluster:
 
     def _grant(self, bundles: list[dict[str, float]]) -> None:
         """Wait for all bundles. Ray chooses node after node, and may wait forever although there is room: then our
-        own assignment names the nodes."""
+        own assignment names the nodes. PlacementError once the nodes that are left (Ray notices seconds later that it
+        has lost one) are too few even for an empty cluster."""
         ends = time.monotonic() + self._deadline_s
         homes: list[str] = []
         self._group = placement_group(bundles, strategy="STRICT_SPREAD")
         while not self._group.wait(min(RAYS_CHOICE_S, max(ends - time.monotonic(), 0.0))):
+            check_capacity(self._plan, living_nodes(free=False))
             free, found = self._room()
             if time.monotonic() >= ends:
                 shortage = describe_shortage(self._plan, free, busy=True)

@@ -8,7 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from cluster.errors import ClusterError
+from cluster.errors import ClusterError, NodeLost, PlacementError
 from cluster.runtime.orders import ORDERS
 from orchestrator.config.base import BaseConfig
 from orchestrator.errors import NotFinite, RollBack
@@ -23,7 +23,7 @@ def carry_through(
     config: BaseConfig, resume: Resume, start: StartStage, back: WayBack | None = None, **report: Any
 ) -> None:
     """As `carry_out`; after the failure of a trained rank or an alert all roles are started again, if the configuration
-    says so.
+    says so. NodeLost if what is left of the cluster has no room for them.
 
     Args:
         back: says where an alert sends the run; None for stages without alerts.
@@ -32,6 +32,10 @@ def carry_through(
     while True:
         try:
             return carry_out(config, resume, start, again, why, **report)
+        except PlacementError as error:
+            if not why:
+                raise
+            raise NodeLost(f"{why}. There is no room for them any more: {error}") from error
         except (ClusterError, NotFinite, RollBack) as error:
             earlier = back.after(error) if back else None
             if earlier is not None:

@@ -20,6 +20,7 @@ from ray.util.placement_group import placement_group, placement_group_table
 
 from cluster.config import PlacementConfig
 from cluster.errors import PlacementError
+from cluster.placement.node import Node
 from cluster.placement.plan import Plan, RoleNeed, Slot, plan
 from cluster.ranks.calls import wait_all
 from cluster.ranks.role_group import RoleGroup
@@ -172,6 +173,27 @@ def test_a_busy_cluster_says_what_is_free_and_that_waiting_helps(simulated: Clus
         ray.shutdown()
     assert "(10 CPUs, 4 H100 GPUs)" in str(error.value)
     assert "Wait for other jobs to end, or end them" in str(error.value)
+
+
+def test_a_node_that_is_lost_while_the_run_waits_for_it_ends_the_wait(
+    simulated: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ray counts a node among the living for seconds after its loss."""
+    whole = tuple(Slot("critic", rank, rank, CPUS, CPUS) for rank in range(NODES))
+    made = Plan(whole, ("a",) * NODES, ("",) * NODES)
+    real, asked = ray_cluster.living_nodes, []
+
+    def living(*, free: bool) -> list[Node]:
+        asked.append(free)
+        return [Node(f"node {n}", CPUS, 0) for n in range(NODES)] if len(asked) == 1 else real(free=free)
+
+    monkeypatch.setattr(ray_cluster, "living_nodes", living)
+    monkeypatch.setattr(ray_cluster, "RAYS_CHOICE_S", 0.5)
+    with (
+        pytest.raises(PlacementError, match="the cluster is too small"),
+        RayCluster(made, deadline_s=60, address=simulated.address),
+    ):
+        pass
 
 
 @pytest.mark.slow

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 import orchestrator.stages.run
-from cluster.errors import ClusterError
+from cluster.errors import ClusterError, NodeLost, PlacementError
 from cluster.ranks.failures import Death
 from cluster.ranks.identity import Identity
 from cluster.runtime.orders import Orders
@@ -31,7 +31,8 @@ def run(
     troubles: list[tuple[ClusterError, int]],
     *more: str,
 ) -> list[int]:
-    """A run in which each error comes once, in the update of its step; the first step after each start."""
+    """A run in which each error comes once, in the update of its step (0: in its start); the first step after each
+    start."""
     monkeypatch.setattr(orchestrator.stages.run, "ORDERS", Orders())
     monkeypatch.setattr(orchestrator.stages.run, "become_idle", lambda ranks, within_s: True)
     began: list[int] = []
@@ -45,6 +46,8 @@ def run(
     def start(report: Any) -> Iterator[Stage]:
         began.append(0)
         trouble, step = troubles.pop(0) if troubles else (None, 0)
+        if trouble and not step:
+            raise trouble
         yield Counted(run_dir, trouble, (step, "update"))
 
     settings = (f"run_dir={run_dir}", "steps=6", "checkpoint={every: 2, keep: 9}", *more)
@@ -67,6 +70,15 @@ def test_the_run_goes_on_from_its_newest_checkpoint(
     )
     assert told in capsys.readouterr().out
     assert json.loads((tmp_path / "run.json").read_text())["status"] == "done"
+
+
+def test_what_is_left_of_the_cluster_may_have_no_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The configuration is not wrong: it fitted. A run that does not fit at its start is."""
+    none = PlacementError("the cluster is too small: asked for 2")
+    with pytest.raises(NodeLost, match=r"died in update.*goes on from step 2\. There is no room.*asked for 2"):
+        run(tmp_path, monkeypatch, [(death(), 4), (none, 0)], RESTART)
+    with pytest.raises(PlacementError, match=r"^the cluster is too small"):
+        run(tmp_path / "other", monkeypatch, [(none, 0)], RESTART)
 
 
 @pytest.mark.parametrize(
