@@ -22,7 +22,7 @@ from orchestrator.sizes.families import FAMILIES
 from roles.config.models import ModelConfig
 from roles.config.section import Dtype
 from roles.errors import ModelError
-from roles.model_files.config_json import CONTEXT_KEYS, config_json, read_config, text_part
+from roles.model_files.config_json import config_json, context_of, read_config, text_part
 from roles.model_files.folders import ADAPTER_CONFIG, TOKENIZER_FILES, folder_of, is_adapter, what_it_is
 from roles.model_files.value_heads import Head, find_head, normalisation
 from roles.model_files.weight_files import refuse_quantised, stored_weights
@@ -80,8 +80,7 @@ class ModelFacts:
     @property
     def context(self) -> int | None:
         """Longest sequence in tokens; None for an architecture without a limit."""
-        found = [self.text[key] for key in CONTEXT_KEYS if isinstance(self.text.get(key), int)]
-        return min(found) if found else None
+        return context_of(self.text)
 
     @property
     def short(self) -> int | None:

@@ -15,6 +15,8 @@ from orchestrator.commands.options import Debug, user_path
 from orchestrator.config.loading import validate
 from orchestrator.config.yaml_text import parse_yaml, to_yaml
 from orchestrator.errors import ConfigError
+from roles.errors import ModelError
+from roles.model_files.config_json import config_json, context_of, text_part
 
 TEXT = """\
 # PPO: a model learns to answer {prompts} so that {reward} gives high scores.
@@ -28,7 +30,7 @@ steps: 100
 {device}
 prompts:
   train: {{path: {prompts}}} # rows such as {{"prompt": "..."}}; other columns are the reward's
-  max_tokens: 512 # of a prompt; longer ones:
+  max_tokens: {prompt_tokens} # of a prompt; longer ones:
   too_long: skip # or: error
 
 actor: # the model that learns, and as it was before: the reference
@@ -40,7 +42,7 @@ reward:
 
 rollout: # a step: {samples} responses are written, scored and learned from
   prompts_per_step: {samples}
-  max_response_tokens: 256{engine}
+  max_response_tokens: {response_tokens}{engine}
 
 ppo:
   kl: {{controller: {{type: adaptive, target: 6.0}}}} # nats a response that the model may move from the reference
@@ -123,8 +125,11 @@ def written(file: Path, answers: Answers) -> str:
     roles = ["actor", "critic", "reference", *(["reward"] if kind["type"] == "model" else [])]
     large = "\n  gradient_checkpointing: true\n  micro_batch_tokens: 8192" if cards else ""
     places = {"nodes": answers.nodes, "gpus": answers.gpus, "accelerator": answers.accelerator}
+    prompt_tokens, response_tokens = _lengths(answers.model)
     return TEXT.format(
         file=file,
+        prompt_tokens=prompt_tokens,
+        response_tokens=response_tokens,
         model=_quoted(answers.model),
         prompts=_quoted(answers.prompts),
         reward=answers.reward,
@@ -137,6 +142,17 @@ def written(file: Path, answers: Answers) -> str:
         engine="\n  engine: {gpu_memory_utilization: 0.35, sleep: 1}" if cards else "",
         placement=TURNS.format(**places, engines=cards, roles=", ".join(roles)) if cards else "",
     )
+
+
+def _lengths(model: str) -> tuple[int, int]:
+    """Most tokens of a prompt and of a response: fewer where the model is a folder whose context is short."""
+    folder = Path(model).expanduser()
+    try:
+        context = context_of(text_part(config_json(folder))) if (folder / "config.json").is_file() else None
+    except ModelError as error:
+        raise ConfigError(f"--model={model}: {error}") from None
+    response = min(256, (context or 768) // 3)
+    return min(512, (context or 768) - response), response
 
 
 def _reward(said: str) -> dict[str, object]:

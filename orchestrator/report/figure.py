@@ -198,9 +198,10 @@ def _curve(line: Line, n: int, name: str) -> dict[str, Any]:
 
 
 def _steps(lines: Sequence[Line]) -> dict[str, Any]:
-    """The ticks of the step axis: for few steps one for each and none between them."""
+    """The ticks of the step axis, with all digits: for few steps one for each and none between them."""
     steps = {step for line in lines for step in line.steps}
-    return {"dtick": 1} if max(steps) - min(steps) <= 8 else {}
+    whole = {"tickformat": ",d", "hoverformat": ",d"}
+    return {"dtick": 1, **whole} if max(steps) - min(steps) <= 8 else whole
 
 
 def _legend(lines: Sequence[Line]) -> dict[str, Any]:

@@ -49,6 +49,12 @@ def text_part(config: Mapping[str, Any]) -> Mapping[str, Any]:
     return part if isinstance(part, dict) else config
 
 
+def context_of(text: Mapping[str, Any]) -> int | None:
+    """Longest sequence in tokens that a language model's configuration names; None for one without a limit."""
+    found = [text[key] for key in CONTEXT_KEYS if isinstance(text.get(key), int)]
+    return min(found) if found else None
+
+
 def check_config(config: Mapping[str, Any]) -> None:
     """The values have types and sizes that a decoder can have, and its weights are whole."""
     _check_types(config)

@@ -50,6 +50,21 @@ def test_each_kind_of_reward_on_any_machine_is_a_configuration(
         assert ("reward" in group.roles) == (config.reward.type == "model")
 
 
+def test_samples_fit_into_the_context_of_a_model_that_is_there(tmp_path: Path) -> None:
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model/config.json").write_text('{"model_type": "llama", "max_position_embeddings": 256}')
+    file = tmp_path / "mine.yaml"
+    assert init(file, *options(str(tmp_path / "model"), *ANSWERS[1:])).exit_code == 0
+    config = load_config(file)
+    assert (config.prompts.max_tokens, config.rollout.max_response_tokens) == (171, 85)
+    (tmp_path / "model/config.json").write_text('{"model_type": 1}')
+    shown = init(tmp_path / "other.yaml", *options(str(tmp_path / "model"), *ANSWERS[1:]))
+    assert shown.exit_code == 2 and "config.json says model_type=1" in shown.output
+    init(tmp_path / "large.yaml", *options(*ANSWERS))
+    large = load_config(tmp_path / "large.yaml")
+    assert (large.prompts.max_tokens, large.rollout.max_response_tokens) == (512, 256)
+
+
 def test_the_model_of_eight_billion_fits_on_eight_cards(tmp_path: Path) -> None:
     file = tmp_path / "mine.yaml"
     init(file, *options("meta-llama/Meta-Llama-3-8B", "p.jsonl", "org/Meta-Llama-3-8B-reward", "8"))

@@ -47,7 +47,7 @@ def test_a_logarithmic_axis_leaves_out_zero() -> None:
     figure = curves(Chart("t", logarithmic=True), [Line("s", points)], str, [], [])
     assert figure is not None
     assert figure["layout"]["yaxis"] == {"type": "log", "dtick": 1}
-    assert figure["layout"]["xaxis"] == {"dtick": 1}, "no tick between two steps"
+    assert figure["layout"]["xaxis"]["dtick"] == 1, "no tick between two steps"
     assert curves(Chart("t", logarithmic=True), [Line("s", [(1, 0.0)])], str, [], []) is None
 
 
@@ -91,6 +91,7 @@ def test_the_curve_of_a_long_run_has_few_points_and_the_same_extremes() -> None:
     assert MOST_POINTS / 3 < len(x) <= MOST_POINTS and x == sorted(x) and (x[0], x[-1]) == (1, 10_000)
     assert y[x.index(1234)] == 9.0 and y[x.index(7777)] == -9.0 and y[x.index(5000)] is None
     assert [mark["x"] for mark in figure["layout"]["annotations"]] == [5000]
+    assert figure["layout"]["xaxis"] == {"tickformat": ",d", "hoverformat": ",d"}, "10,000, not 1e+4"
     assert max(after - before for before, after in pairwise(x)) < 40, "no part of the run is left out"
     assert all(value == float(f"{points[step - 1][1]:.6g}") for step, value in zip(x, y, strict=True) if step != 5000)
 

@@ -294,4 +294,4 @@ def test_without_steps_only_what_is_told_is_shown() -> None:
     progress = PlainProgress("reward", 0, 0, stream=stream)
     progress.lines("accuracy 80 %\nsaved")
     progress.close()
-    assert stream.getvalue() == "[    0 s] reward\n[    0 s] accuracy 80 %\n[    0 s] saved\n"
+    assert [line[10:] for line in stream.getvalue().splitlines()] == ["reward", "accuracy 80 %", "saved"]
