@@ -17,6 +17,8 @@ NAMED_NUMBERS = {
     "score": "Score that the ensemble's member {} gives",
 }
 """First part of a key → meaning of the number whose name follows."""
+MEMBERS = Chart("Scores of the members")
+"""All members of an ensemble."""
 STATISTICS = {"mean": "mean over the batch", "std": "its standard deviation over the batch (biased)"}
 """Last part of a key → what is computed of the number."""
 
@@ -30,7 +32,7 @@ def metric_of(key: str) -> Metric | None:
     text = f"{NAMED_NUMBERS[group].format(name)}; {STATISTICS[statistic]}"
     if statistic == "std":
         return Metric(key, "", text)
-    chart = Chart("Scores of the members") if group == "score" else Chart(f"{group.capitalize()}: {name}")
+    chart = MEMBERS if group == "score" else Chart(f"{group.capitalize()}: {name}")
     return Metric(key, "", text, chart, name)
 
 

@@ -6,12 +6,12 @@ Which charts there are follows from the metrics that the run has: `orchestrator.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from orchestrator.display_text import number, percent
-from orchestrator.known_metrics import metrics_in
+from orchestrator.known_metrics import MEMBERS, metrics_in
 from orchestrator.metric_types import Chart, Metric
 from orchestrator.metrics import METRICS, RESPONSE_LENGTH
 from orchestrator.report.curve_points import Line
@@ -61,12 +61,24 @@ def _curves(chart: Chart, metrics: list[Metric], record: RunRecord) -> Card:
     about = [_about(metric, several) for metric in metrics]
     if bands:
         about.append(f"Bands{_scaled(first, length)}: {', '.join(band.name for band in bands)}.")
+    if chart == MEMBERS:
+        about.append(f"First to last step: {', '.join(_moved(metrics, record.metrics))}.")
     bad = sorted({step for line in lines for step, v in line.points if not math.isfinite(v)})
     if bad:
         about.append(f"Not a number at step {', '.join(map(str, bad[:8]))}{' and others' if len(bad) > 8 else ''}.")
     latest = "" if several else f"{show(lines[0].values[-1])} {unit}".strip()
     figure = curves(chart, lines, show, bands, targets)
     return Card(chart.title, latest, figure, _summary(lines, show), " ".join(about))
+
+
+def _moved(members: Sequence[Metric], steps: Sequence[Mapping[str, float]]) -> Iterator[str]:
+    """How far each member's mean score has gone; its scale is its own, so also in deviations of its first batch."""
+    for member in members:
+        there = [step for step in steps if member.key in step]
+        change = there[-1][member.key] - there[0][member.key]
+        deviation = there[0].get(member.key.removesuffix("mean") + "std", math.nan)
+        size = f" ({number(abs(change) / deviation)} deviations of the first batch)" if deviation > 0 else ""
+        yield f"{member.label} {'+' * (change >= 0)}{number(change)}{size}"
 
 
 def _stacked(chart: Chart, metrics: list[Metric], record: RunRecord) -> Card:

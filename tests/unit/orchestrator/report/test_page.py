@@ -270,6 +270,10 @@ def test_members_of_an_ensemble_share_a_chart() -> None:
     assert members.title == "Scores of the members" and members.figure is not None
     assert [trace["name"] for trace in members.figure["data"]] == ["a <b>2</b>", "b <b>2</b>"]
     assert tone.title == "Reward: tone" and "under the name tone" in tone.about
+    assert members.about.endswith("First to last step: a +1, b +0.")
+    spread = [{**line, "score/a/std": 0.25, "score/b/std": math.nan} for line in lines]
+    told = training_cards(record(metrics=[*spread, {"step": 3, "score/a/mean": -1.0}]))[0].about
+    assert told.endswith("First to last step: a −2 (8 deviations of the first batch), b +0.")
 
 
 def test_headline_has_differences_in_their_standard_errors() -> None:
