@@ -23,3 +23,7 @@ def test_the_wheel_holds_the_files_that_are_no_python(tmp_path: Path) -> None:
     assert {"orchestrator/report/report.css", "orchestrator/report/report.html.jinja"} <= ours
     assert {"orchestrator/viewer/viewer.html", "orchestrator/stages/serving_page.html"} <= ours
     assert ours - packed == set()
+    guide = {
+        f"orchestrator/illness/{f.name}" for f in (ROOT / "configs/illness").iterdir() if f.suffix in (".md", ".svg")
+    }
+    assert len(guide) > 10 and guide - packed == set(), "alerts name it, and it shows its pictures"
