@@ -23,6 +23,7 @@ from tests.integration.hosted import Host, HostClient, hosts
 from tests.integration.tiny_model import save_tiny_llama
 from tests.integration.trainer import Trainer
 
+SHARED_MEMORY = Path("/dev/shm")
 TOLERANCES = {"float32": 1e-5, "bfloat16": 0.1}
 """Largest difference of a token's log-probability, in nats."""
 
@@ -110,7 +111,9 @@ def test_one_zero_rank_pushes_to_an_engine_of_some_workers(
     model = architectures.save(architecture, tmp_path / "model")
     tolerance = TOLERANCES[dtype]
     setup = engine_setup(model, tensor_parallel=workers, dtype=dtype, temperature=0.7)
+    shared = set(SHARED_MEMORY.iterdir())
     with running(tmp_path, model, [setup], ranks=1) as ((engine,), trainers):
+        assert {it for it in set(SHARED_MEMORY.iterdir()) - shared if "cpushm" in it.name} == set()
         facts: Any = engine.call("describe")
         assert (facts.workers, facts.dtype) == (workers, dtype)
         for version in (1, 2, 3):
