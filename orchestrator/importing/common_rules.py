@@ -112,6 +112,32 @@ def put_top_p_weights(draft: Draft, top_p: str, top_k: int) -> None:
         draft.differs(top_p, "samples of a cut distribution get importance weights here (ppo.policy.importance)")
 
 
+def put_evaluation_sampling(draft: Draft, said: Mapping[str, tuple[float, list[str]]], number: str) -> None:
+    """How held-out prompts are answered, and how often.
+
+    Args:
+        said: key of `evaluation.sampling` → its value, and the options that say it; with `temperature`.
+        number: the option that says how many responses a prompt gets.
+    """
+    temperature, times = said["temperature"][0], draft.options.whole(number)
+    if temperature == 0:
+        draft.put("evaluation.sampling.temperature", 0, *said["temperature"][1])
+        for option in (name for key, (_, names) in said.items() if key != "temperature" for name in names):
+            draft.moot(option, "held-out prompts are answered with the most likely tokens")
+        if times > 1:
+            draft.moot(number, "the most likely tokens are the same every time")
+        draft.put("evaluation.responses_per_prompt", 1, *([] if times > 1 else [number]))
+        return
+    usual = {"temperature": 1.0, "top_p": 1.0, "top_k": 0}
+    training = {key: draft.data["rollout"].get(key, usual[key]) for key in usual}
+    if {**usual, **{key: value for key, (value, _) in said.items()}} == training:
+        draft.put("evaluation.sampling", None, *(name for _, names in said.values() for name in names))
+    else:
+        for key, (value, names) in said.items():
+            draft.put(f"evaluation.sampling.{key}", value, *names)
+    draft.put("evaluation.responses_per_prompt", times, number)
+
+
 def put_prompts(draft: Draft, paths: list[str], option: str, *, part: str = "train", each: Each | None = None) -> None:
     """One data set, or several that are joined; `each`: keys of every one of them, such as its split."""
     if not paths:

@@ -13,6 +13,7 @@ from orchestrator.config.advantages import CRITIC_FREE
 from orchestrator.importing.common_rules import (
     Steps,
     lora_targets,
+    put_evaluation_sampling,
     put_mini_batches,
     put_model,
     put_prompts,
@@ -272,6 +273,9 @@ def _say_evaluation(draft: Draft) -> None:
     each = {"split": (options.text("eval.split"), "eval.split")}
     put_prompts(draft, paths, "eval.dataset", part="heldout", each=each)
     draft.put("evaluation.every", max(every, 0), "eval.steps")
+    temperature = options.number("eval.temperature"), ["eval.temperature"]
+    top_p = options.number("rollout.top_p"), list[str]()
+    put_evaluation_sampling(draft, {"temperature": temperature, "top_p": top_p}, "eval.n_samples_per_prompt")
 
 
 def import_openrlhf(path: Path) -> Imported:

@@ -12,6 +12,7 @@ from orchestrator.config.advantages import CRITIC_FREE
 from orchestrator.config.yaml_text import YamlError, parse_yaml
 from orchestrator.importing.common_rules import (
     Steps,
+    put_evaluation_sampling,
     put_mini_batches,
     put_model,
     put_prompts,
@@ -83,6 +84,7 @@ def verl_draft(options: GivenOptions) -> Draft:
     _say_critic_model(draft, critic)
     put_losses(draft, critic)
     put_top_p_weights(draft, f"{ROLLOUT}.top_p", draft.data["rollout"].get("top_k", 0))
+    _say_validation(draft)
     steps = _say_length(draft, critic)
     for role in roles:
         _say_role(draft, role, steps)
@@ -140,6 +142,21 @@ def _say_data(draft: Draft) -> None:
     elif options.value("data.truncation") in ("right", "middle"):
         draft.differs("data.truncation", "a longer prompt loses its first tokens here")
     draft.put("prompts.too_long", long, "data.truncation", "data.filter_overlong_prompts")
+
+
+def _say_validation(draft: Draft) -> None:
+    """By its agent loop: `val_kwargs.temperature` holds, and is 0 by default. A `do_sample` of false says the same."""
+    options, own = draft.options, f"{ROLLOUT}.val_kwargs"
+    if not draft.has("prompts.heldout"):
+        return
+    flag, top_k = f"{own}.do_sample", options.whole(f"{own}.top_k", least=-1)
+    greedy = flag in options and not options.flag(flag)
+    said = {
+        "temperature": (0 if greedy else options.number(f"{own}.temperature"), [f"{own}.temperature", flag]),
+        "top_p": (options.number(f"{own}.top_p"), [f"{own}.top_p"]),
+        "top_k": (max(top_k, 0), [f"{own}.top_k"]),
+    }
+    put_evaluation_sampling(draft, said, f"{own}.n")
 
 
 def _say_reward(draft: Draft) -> None:

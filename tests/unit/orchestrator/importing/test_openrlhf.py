@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 from orchestrator.commands import app as cli
+from orchestrator.config.evaluation import EvaluationSampling
 from orchestrator.config.kl import AdaptiveKl, FixedKl
 from orchestrator.config.loading import load_config, validate
 from orchestrator.config.run import RunConfig
@@ -255,6 +256,25 @@ def test_what_has_another_form_here(tmp_path: Path) -> None:
     config = loaded(tmp_path, read(tmp_path, options(**given, remote_rm_url=urls)))
     assert config.ppo.advantage.type == "grpo" and config.critic.warmup.max_steps == 0
     assert config.reward.type == "remote" and config.reward.urls == urls.split(",")
+
+
+@pytest.mark.parametrize(
+    ("given", "sampling", "each"),
+    [
+        ({}, {"temperature": 0.6}, 4),
+        ({"eval_temperature": 0, "eval_n_samples_per_prompt": 1}, {"temperature": 0}, 1),
+        ({"eval_temperature": 0.8, "temperature": 0.8, "top_p": 0.9}, None, 4),
+        ({"top_p": 0.9}, {"temperature": 0.6, "top_p": 0.9}, 4),
+    ],
+)
+def test_evaluations_have_their_own_temperature(
+    tmp_path: Path, given: dict[str, Any], sampling: dict[str, float] | None, each: int
+) -> None:
+    imported = read(tmp_path, options(eval_dataset="heldout.jsonl", **given))
+    config = loaded(tmp_path, imported).evaluation
+    assert config.sampling == (None if sampling is None else EvaluationSampling(**sampling))
+    assert config.responses_per_prompt == each
+    assert not [one.about for one in imported.remarks if one.about.startswith("eval_")]
 
 
 def test_a_file_with_a_reward_function(tmp_path: Path) -> None:

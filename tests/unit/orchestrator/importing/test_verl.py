@@ -9,6 +9,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from orchestrator.config.evaluation import EvaluationSampling
 from orchestrator.config.loading import load_config, validate
 from orchestrator.config.run import RunConfig
 from orchestrator.config.yaml_text import parse_yaml
@@ -202,3 +203,37 @@ GIVEN = st.fixed_dictionaries({}, optional={n: values(o) for n, o in TABLE.items
 def test_what_is_written_always_loads(tmp_path_factory: pytest.TempPathFactory, given: dict[str, Any]) -> None:
     text = read(tmp_path_factory.mktemp("any"), words(**{"trainer.nnodes": 1, **given})).text
     assert validate(parse_yaml(text))
+
+
+OWN = "actor_rollout_ref.rollout.val_kwargs"
+
+
+@pytest.mark.parametrize(
+    ("given", "sampling", "each", "moot"),
+    [
+        ({}, {"temperature": 0}, 1, []),
+        ({"temperature": 0.6, "do_sample": True, "n": 16, "top_p": 0.7}, {"temperature": 0.6, "top_p": 0.7}, 16, []),
+        ({"temperature": 0.6, "top_k": 20}, {"temperature": 0.6, "top_k": 20}, 1, []),
+        ({"temperature": 1.0, "do_sample": True, "n": 4}, None, 4, []),
+        ({"temperature": 0.6, "do_sample": False, "n": 4}, {"temperature": 0}, 1, [f"{OWN}.n"]),
+    ],
+)
+def test_validation_has_its_own_sampling(
+    tmp_path: Path, given: dict[str, Any], sampling: dict[str, float] | None, each: int, moot: list[str]
+) -> None:
+    """Greedy by default; as in training, none is needed, and the KL can be told."""
+    named = {f"{OWN}.{name}": value for name, value in given.items()}
+    own = {"data.train_files": "train.parquet", "data.val_files": "val.parquet", "actor_rollout_ref.model.path": "m"}
+    imported = read(tmp_path, words(**own, **named))
+    config = loaded(tmp_path, imported).evaluation
+    assert config.sampling == (None if sampling is None else EvaluationSampling(**sampling))
+    assert config.responses_per_prompt == each
+    assert [
+        name for kind in ("missing here", "means nothing here") for name in imported.about(kind) if OWN in name
+    ] == moot
+
+
+def test_without_validation_its_sampling_says_nothing(tmp_path: Path) -> None:
+    imported = read(tmp_path, words(**{"actor_rollout_ref.model.path": "m", f"{OWN}.temperature": 0.6}))
+    assert loaded(tmp_path, imported).evaluation.sampling is None
+    assert f"{OWN}.temperature" in imported.about("means nothing here")
