@@ -16,6 +16,8 @@ from pathlib import Path
 from orchestrator.timeline.events import TraceEvent
 
 TRACE_FILE = "trace.json.gz"
+TRACE_BLOCK = 1 << 10
+"""Bytes that are unpacked together: of a damaged file as many are lost before the damage."""
 _HEAD = b"\x1f\x8b\x08\x00\x00\x00\x00\x00\x00\xff"
 """Of a gzip stream (RFC 1952) without name and time."""
 _CLOSING = b'{"ph":"M","name":"end","pid":0,"tid":0,"args":{}}]\n'
@@ -94,16 +96,17 @@ def read_trace(path: Path) -> Iterator[list[TraceEvent]]:
 
 def _lines(path: Path) -> Iterator[bytes]:
     """The whole lines of the text, as far as it can be unpacked."""
-    unpacker, rest = zlib.decompressobj(16 + zlib.MAX_WBITS), b""
+    unpacker, rest, begun = zlib.decompressobj(16 + zlib.MAX_WBITS), b"", False
     with path.open("rb") as file:
-        while block := file.read(1 << 20):
+        while block := file.read(TRACE_BLOCK):
             try:
-                rest += unpacker.decompress(block)
+                text = unpacker.decompress(block)
             except zlib.error as error:
-                if not unpacker.unused_data and not rest:
+                if not begun:
                     raise ValueError(f"{path} is no gzip file ({error}); remove it") from error
                 break
-            *whole, rest = rest.split(b"\n")
+            begun = begun or bool(text)
+            *whole, rest = (rest + text).split(b"\n")
             yield from whole
 
 

@@ -207,6 +207,16 @@ def test_a_damaged_file_stops_no_run(file: Path, damage: str, capsys: pytest.Cap
         assert (file.parent / "trace.json.gz.damaged").read_bytes() == broken
 
 
+def test_the_steps_before_the_damage_are_read(file: Path) -> None:
+    data = bytearray(file.read_bytes())
+    data[-6] ^= 1  # of the checksum
+    file.write_bytes(data)
+    assert [course.step for course in recorded_steps(file.parent)][:2] == [1, 2]
+    with reporter(file.parent, steps=3, resume_step=2) as report:
+        report.timeline(part(3))
+    assert [course.step for course in recorded_steps(file.parent)] == [1, 2, 3]
+
+
 class Failing:
     """A file that takes little at a time, and fails where it is told to."""
 
