@@ -14,6 +14,7 @@ from transformers import PreTrainedTokenizerBase
 from orchestrator.config.ptx import PtxConfig
 from orchestrator.config.sft import SftConfig
 from orchestrator.data.epochs import EndlessOrder, schedule_of
+from orchestrator.data.packed_demonstrations import PACKED, PackedDemonstrations, packed
 from orchestrator.data.samples import Samples
 from orchestrator.data.training_parts import padded, read_parts, read_within
 from orchestrator.errors import CheckpointError
@@ -50,7 +51,7 @@ class SftData:
 class PtxData:
     """What the pre-training loss of a PPO run is computed on."""
 
-    rows: Demonstrations
+    rows: PackedDemonstrations
     statistics: tuple[str, ...]
     """For the user: what was read, in lines."""
     example: str
@@ -67,7 +68,7 @@ class PtxSource:
     saved."""
 
     def __init__(self, data: PtxData, seed: int) -> None:
-        self._rows, self._digest = data.rows, digest_of(data.rows)
+        self._rows = data.rows
         self._order = EndlessOrder(len(data.rows), (seed, "ptx"))
         self.drawn: Demonstrations | None = None
         """The rows that `next` has drawn last."""
@@ -79,16 +80,22 @@ class PtxSource:
 
     def state_dict(self) -> dict[str, Any]:
         """The position in the data, as plain values for a checkpoint."""
-        return {**self._order.state_dict(), "digest": self._digest}
+        return {**self._order.state_dict(), "digest": self._rows.digest}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue at the position `state`. CheckpointError if the data has changed."""
-        if state["digest"] != self._digest:
+        if not self._knows(state["digest"]):
             raise CheckpointError(
                 "the rows in ppo.ptx.data are not those of the checkpoint (other rows, tokenizer, max_tokens or "
                 "too_long); restore them, or start anew with another run_dir"
             )
         self._order.load_state_dict(state)
+
+    def _knows(self, digest: str) -> bool:
+        """Earlier versions have hashed all rows padded to one length."""
+        if digest.startswith(PACKED):
+            return digest == self._rows.digest
+        return digest == digest_of(self._rows.select(range(len(self._rows))))
 
 
 def read_demonstrations(config: SftConfig, tokenizer: PreTrainedTokenizerBase, seed: int) -> SftData:
@@ -102,7 +109,9 @@ def read_demonstrations(config: SftConfig, tokenizer: PreTrainedTokenizerBase, s
 def read_ptx(config: PtxConfig, tokenizer: PreTrainedTokenizerBase) -> PtxData:
     """The samples of `ppo.ptx.data`, none longer than `max_tokens`."""
     samples = read_within(config.data, "data", "demonstrations", config, tokenizer)
-    rows = _batch(samples, config, tokenizer.pad_token_id)
+    each = [group[0] for group in samples.groups]
+    marks = ([True] * len(row.token_ids) if config.train_on_prompt else row.trained for row in each)
+    rows = packed((row.token_ids for row in each), marks, tokenizer.pad_token_id)
     return PtxData(rows, tuple(samples.statistics.lines()), samples.example)
 
 
@@ -112,6 +121,6 @@ def digest_of(demonstrations: Demonstrations) -> str:
     return hashlib.sha256(save({name: getattr(demonstrations, name).contiguous() for name in names})).hexdigest()
 
 
-def _batch(samples: Samples, config: SftConfig | PtxConfig, pad: int) -> Demonstrations:
+def _batch(samples: Samples, config: SftConfig, pad: int) -> Demonstrations:
     rows = padded([group[0] for group in samples.groups], pad, whole=config.train_on_prompt)
     return Demonstrations(rows.token_ids, rows.lengths, rows.response_mask, torch.arange(len(rows)))

@@ -234,7 +234,7 @@ def test_the_rows_of_the_pre_training_loss_are_read_and_checked_at_the_door(worl
     ptx = {"data": {"path": str(texts)}, "coefficient": 0.1, "sequences_per_mini_batch": 2, "max_tokens": 8}
     world.set("ppo.ptx", ptx)
     data = prepare_train(world.config, resume=None)
-    assert data.ptx is not None and data.ptx.rows.lengths.tolist() == [4, 3]
+    assert data.ptx is not None and data.ptx.rows.begins.tolist() == [0, 4, 7]
     for key, value, said in (
         ("max_tokens", 99, "ppo.ptx.max_tokens=99 is 99 tokens, more than the 64"),
         ("max_tokens", 3, "1 of 2 samples are longer than ppo.ptx.max_tokens=3"),

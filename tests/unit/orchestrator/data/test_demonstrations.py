@@ -7,13 +7,22 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from configs.tiny.inputs import tokenizer
 from orchestrator.config.ptx import PtxConfig
 from orchestrator.config.sft import SftConfig
-from orchestrator.data.demonstrations import PtxData, PtxSource, SftData, read_demonstrations, read_ptx
+from orchestrator.data.demonstrations import (
+    PtxData,
+    PtxSource,
+    SftData,
+    digest_of,
+    read_demonstrations,
+    read_ptx,
+)
 from orchestrator.data.training_parts import with_template
 from orchestrator.errors import CheckpointError, ConfigError
+from roles.shares import Demonstrations
 
 WORDS = tokenizer()
 ROWS = [{"prompt": "q", "completion": "x" * (1 + n)} for n in range(8)]
@@ -103,28 +112,56 @@ def read_texts(folder: Path, rows: list[dict[str, Any]] = TEXTS, **changes: Any)
     return read_ptx(PtxConfig.model_validate(said), WORDS)
 
 
+def whole(data: PtxData) -> Demonstrations:
+    return data.rows.select(range(len(data.rows)))
+
+
 def test_of_a_text_for_the_pre_training_loss_all_tokens_count_that_something_comes_before(tmp_path: Path) -> None:
     data = read_texts(tmp_path)
-    assert data.rows.lengths.tolist() == list(range(3, 10))
-    assert data.rows.response_mask.sum(1).tolist() == list(range(2, 9))
+    assert whole(data).lengths.tolist() == list(range(3, 10))
+    assert whole(data).response_mask.sum(1).tolist() == list(range(2, 9))
     assert "7 rows, 7 used" in data.summary and "as the model reads it" in data.example
-    assert read_texts(tmp_path, ROWS).rows.response_mask.sum(1).tolist() == list(range(2, 10))
+    assert whole(read_texts(tmp_path, ROWS)).response_mask.sum(1).tolist() == list(range(2, 10))
     with pytest.raises(ConfigError, match=r"5 of 7 samples are longer than ppo\.ptx\.max_tokens=4 .* ppo.ptx.too_long"):
         read_texts(tmp_path, max_tokens=4)
-    assert read_texts(tmp_path, max_tokens=4, too_long="skip").rows.lengths.tolist() == [3, 4]
-    assert read_texts(tmp_path, max_tokens=4, too_long="truncate").rows.lengths.tolist() == [3, *[4] * 6]
+    assert whole(read_texts(tmp_path, max_tokens=4, too_long="skip")).lengths.tolist() == [3, 4]
+    assert whole(read_texts(tmp_path, max_tokens=4, too_long="truncate")).lengths.tolist() == [3, *[4] * 6]
     with pytest.raises(ConfigError, match=r"ppo\.ptx\.data has no row to learn from"):
         read_texts(tmp_path, max_tokens=2, too_long="skip")
+
+
+def test_the_rows_of_the_pre_training_loss_are_kept_without_padding(tmp_path: Path) -> None:
+    data = read_texts(tmp_path)
+    assert data.rows.token_ids.dtype == torch.int32 and len(data.rows.token_ids) == sum(range(3, 10))
+    found, all_of_them = data.rows.select([4, 0]), whole(data)
+    assert found.token_ids.shape == (2, 7) and found.rows.tolist() == [4, 0]
+    assert torch.equal(found.token_ids, all_of_them.token_ids[[4, 0], :7])
+    assert torch.equal(found.response_mask, all_of_them.response_mask[[4, 0], :7])
+    assert read_texts(tmp_path, too_long="truncate").rows.digest == data.rows.digest
+    for other in (TEXTS[::-1], [*TEXTS, TEXTS[0]], [{"text": "xy"}, *TEXTS[1:]]):
+        assert read_texts(tmp_path, other).rows.digest != data.rows.digest
+    asked = [{"prompt": "qq", "completion": "x"}]
+    assert read_texts(tmp_path, asked).rows.digest != read_texts(tmp_path, asked, train_on_prompt=True).rows.digest
+
+
+def test_the_position_in_a_checkpoint_of_an_earlier_version_is_known(tmp_path: Path) -> None:
+    data = read_texts(tmp_path)
+    source, resumed = PtxSource(data, seed=5), PtxSource(data, seed=5)
+    source.next(3)
+    resumed.load_state_dict({**source.state_dict(), "digest": digest_of(whole(data))})
+    assert resumed.next(4).rows.tolist() == source.next(4).rows.tolist()
+    with pytest.raises(CheckpointError, match="not those of the checkpoint"):
+        resumed.load_state_dict({**source.state_dict(), "digest": "0" * 64})
 
 
 def test_the_rows_of_the_pre_training_loss_are_permutations_whose_position_is_kept(tmp_path: Path) -> None:
     data = read_texts(tmp_path)
     source = PtxSource(data, seed=5)
     drawn = [source.next(3).lengths.tolist() for _ in range(7)]
-    whole = [length for lengths in drawn for length in lengths]
-    passes = [sorted(whole[first : first + 7]) for first in (0, 7, 14)]
+    lengths = [length for part in drawn for length in part]
+    passes = [sorted(lengths[first : first + 7]) for first in (0, 7, 14)]
     assert passes == [list(range(3, 10))] * 3 and drawn[0] + drawn[1] != list(range(3, 9))
-    assert PtxSource(data, seed=6).next(7).lengths.tolist() != whole[:7]
+    assert PtxSource(data, seed=6).next(7).lengths.tolist() != lengths[:7]
     again, other = PtxSource(data, seed=5), PtxSource(read_texts(tmp_path, TEXTS[1:]), seed=5)
     for _ in range(4):
         again.next(3)

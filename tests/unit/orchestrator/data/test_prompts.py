@@ -12,7 +12,6 @@ from typing import Any
 
 import datasets
 import pytest
-import torch
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
@@ -21,6 +20,7 @@ from orchestrator.config.loading import validate
 from orchestrator.config.run import RunConfig
 from orchestrator.data.dataset_rows import is_hub_name, load_rows
 from orchestrator.data.demonstrations import PtxData
+from orchestrator.data.packed_demonstrations import packed
 from orchestrator.data.ppo_data import PpoData
 from orchestrator.data.prompts import (
     PromptSource,
@@ -32,7 +32,6 @@ from orchestrator.data.prompts import (
 )
 from orchestrator.errors import CheckpointError, ConfigError
 from roles.batch import Prompts
-from roles.shares import Demonstrations
 
 WORDS = ["<pad>", "<eos>", "<unk>", *"abcdefghijklmnopqrstuvwxyz", "user", ":", "bot"]
 TEMPLATE = (
@@ -334,8 +333,7 @@ def test_what_a_run_has_read_is_told_with_its_place(write: Write, tokenizer: Pre
     file = write(LONG[1:2])
     config = configuration(file)
     train, math = (replace(read_questions(config.prompts, "train", tokenizer), summary=name) for name in ("a", "b"))
-    token, one = torch.zeros(1, 1, dtype=torch.int64), torch.ones(1, dtype=torch.int64)
-    rows = PtxData(Demonstrations(token, one, token == 0, one), ("ptx: 3 rows",), "")
+    rows = PtxData(packed([[5, 2]], [[True, True]], 0), ("ptx: 3 rows",), "")
     place = f"prompts.train.path={file}"
     assert PpoData(train, {"math": math}).summary == f"a ({place})\nb ({place})"
     assert PpoData(train, {}, rows).summary == f"a ({place})\nptx: 3 rows"

@@ -6,9 +6,10 @@ import pytest
 import torch
 
 from orchestrator.data.demonstrations import PtxData, PtxSource
+from orchestrator.data.packed_demonstrations import packed
 from orchestrator.ppo.experience import to_experience
 from orchestrator.ppo.mini_batches import optimizer_steps, share_out, trained_rows, with_pretraining
-from roles.shares import ActorExperience, Demonstrations
+from roles.shares import ActorExperience
 from tests.unit.orchestrator.ppo.test_experience import BETA, make_ppo, make_scored
 
 LENGTHS = [2 + (7 * row) % 13 for row in range(24)]
@@ -95,10 +96,7 @@ def test_mini_batches_that_cannot_be_shared_out_are_refused() -> None:
 @pytest.mark.parametrize("ranks", [1, 2, 3])
 def test_each_optimizer_step_has_fresh_rows_beside_it_that_do_not_depend_on_the_ranks(ranks: int) -> None:
     lengths = [2 + row for row in range(20)]
-    tokens = torch.arange(20)[:, None].expand(20, 21) + 0
-    rows = Demonstrations(
-        tokens, torch.tensor(lengths), torch.arange(21) < torch.tensor(lengths)[:, None], torch.arange(20)
-    )
+    rows = packed([[row] * length for row, length in enumerate(lengths)], [[True] * length for length in lengths], 0)
     source, alone = (PtxSource(PtxData(rows, (), ""), seed=5) for _ in range(2))
     expected = alone.next(4 * 2).token_ids[:, 0].tolist()
     shares = share_out(make_experience(24), epochs=2, mini_batches=2, seed=5, ranks=ranks)

@@ -21,6 +21,7 @@ from orchestrator.config.ppo import PpoConfig
 from orchestrator.config.retraining import RetrainingConfig
 from orchestrator.config.run import RunConfig
 from orchestrator.data.demonstrations import PtxData, PtxSource
+from orchestrator.data.packed_demonstrations import packed
 from orchestrator.errors import NotFinite, TetrarchError, WeightsDiffer
 from orchestrator.groups.reward import Member
 from orchestrator.groups.scoring import Policy, Reward, Roles
@@ -33,7 +34,7 @@ from roles.batch import Prompts, Scored, Sequences
 from roles.config.models import WarmupConfig
 from roles.config.rewards import MeanScore
 from roles.config.rollout import RolloutConfig
-from roles.shares import ActorExperience, CriticExperience, Demonstrations, RankShare
+from roles.shares import ActorExperience, CriticExperience, RankShare
 from tests.unit.orchestrator import fakes
 from tests.unit.orchestrator.fakes import ACTOR, CRITIC, FakeGroup, prompts_of, write_waits
 
@@ -248,9 +249,7 @@ def test_the_actors_schedule_has_the_steps_that_retrainings_leave(
 
 
 PTX = {"data": {"path": "texts.jsonl"}, "coefficient": 1.0, "sequences_per_mini_batch": 2}
-TEXTS = Demonstrations(
-    torch.arange(5)[:, None].expand(5, 3) + 0, torch.full((5,), 3), torch.ones(5, 3, dtype=torch.bool), torch.arange(5)
-)
+TEXTS = packed([[row] * 3 for row in range(5)], [[True] * 3] * 5, 0)
 
 
 @pytest.mark.parametrize("warm", [True, False])
