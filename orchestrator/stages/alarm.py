@@ -55,10 +55,8 @@ class Alarm:
             if alert.action == "rollback" and self.back.is_left:
                 raise RollBack(str(alert), alert.rule, alert.step, alert.good)
             spent = " It has gone back as often as alerts.rollbacks allows." if alert.action == "rollback" else ""
-            raise StopTraining(
-                f"{alert}{spent}\nA checkpoint is saved. Nothing was wrong yet in one of step {alert.good} or before "
-                "(--resume-from STEP)"
-            )
+            whole = f"in one of step {alert.good} or before (--resume-from STEP)" if alert.good else "before step 1"
+            raise StopTraining(f"{alert}{spent}\nA checkpoint is saved. Nothing was wrong yet {whole}")
 
     def after_evaluation(self, evaluations: Sequence[EvaluationResult]) -> None:
         """Tell, once, that the proxy score rises without the gold score."""

@@ -146,6 +146,11 @@ def test_a_stop_leaves_a_checkpoint_and_says_from_where_to_go_on(case: Case) -> 
     assert len(case.rates) == 8
 
 
+def test_a_stop_in_the_first_steps_names_no_checkpoint_that_was_whole(case: Case) -> None:
+    with pytest.raises(StopTraining, match=r"Nothing was wrong yet before step 1$"):
+        case.train(bad_from(2, 0.0), "alerts.policy_update={on_alert: stop}")
+
+
 def test_the_run_goes_back_to_the_last_good_checkpoint_with_a_smaller_rate(
     case: Case, capsys: pytest.CaptureFixture[str]
 ) -> None:
