@@ -1,4 +1,4 @@
-"""Runs of the guide "the reward does not rise": each really fires the rule that it is shown for."""
+"""Runs of the guide "the reward does not rise": each fires the rule that it is shown for, or its metric shows it."""
 
 from __future__ import annotations
 
@@ -13,8 +13,14 @@ import pytest
 from configs.illness.illnesses import ILLNESSES, INPUTS, IllnessRun
 from tests.readmes import ROOT
 
-QUICK = ["high-rate", "poor-critic", "truncated"]
-"""They fire within three steps."""
+LATER = {"saturated": 10, "hacked": 25}
+"""Steps of the runs whose rule needs more than three."""
+UNNOTICED = {
+    "tight-leash": ("objective/kl_per_token", -0.02, 0.02),
+    "low-rate": ("policy/approx_kl", 0.0, 1e-6),
+    "stale": ("policy/clip_fraction", 0.05, 1.0),
+}
+"""Illnesses of which no rule tells → a metric, and between which values it is in every step."""
 
 
 @pytest.fixture(scope="module")
@@ -27,15 +33,32 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return home
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("name", QUICK)
-def test_an_illness_fires_its_rule(home: Path, name: str) -> None:
-    words = [*IllnessRun(name).arguments, "steps=3", "evaluation.prompts=4", "report.html=false"]
+def trained(home: Path, name: str) -> tuple[Path, str]:
+    """The folder of a short run of an illness, and what it has printed."""
+    words = [*IllnessRun(name).arguments, f"steps={LATER.get(name, 3)}", "report.html=false"]
+    words += [] if "gold" in ILLNESSES[name].alerts else ["evaluation.prompts=4", "evaluation.every=0"]
     environment = {**os.environ, "RAY_USAGE_STATS_ENABLED": "0"}
     done = subprocess.run(
         [sys.executable, "-m", "orchestrator", *words], cwd=home, env=environment, text=True, capture_output=True
     )
     assert done.returncode == 0, done.stdout + done.stderr
-    lines = (home / f"runs/illness/{name}/alerts.jsonl").read_text().splitlines()
+    return home / f"runs/illness/{name}", done.stdout
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", sorted({*ILLNESSES} - {*UNNOTICED}))
+def test_an_illness_fires_its_rule(home: Path, name: str) -> None:
+    run, shown = trained(home, name)
+    lines = (run / "alerts.jsonl").read_text().splitlines()
     assert ILLNESSES[name].alerts[0] in {json.loads(line)["rule"] for line in lines}
-    assert "configs/illness/README.md#" in done.stdout
+    assert "configs/illness/README.md#" in shown
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", UNNOTICED)
+def test_an_illness_without_a_rule_is_seen_in_its_metric(home: Path, name: str) -> None:
+    run, _ = trained(home, name)
+    metric, low, high = UNNOTICED[name]
+    values = [json.loads(line)[metric] for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert len(values) == 3 and all(low <= value <= high for value in values), values
+    assert not (run / "alerts.jsonl").exists() and ILLNESSES[name].alerts == ()
