@@ -99,7 +99,7 @@ TRAINING_METRICS = (
         "chosen",
     ),
     Metric("dpo/rejected_reward", "", "The same of the rejected or undesirable responses", _DPO_REWARDS, "rejected"),
-    Metric("dpo/margin", "", "Chosen reward minus rejected reward", shown=Shown("margin", "{:+.3f}")),
+    Metric("dpo/margin", "", "Chosen reward minus rejected reward", shown=Shown("margin", "{:+z.3f}")),
     Metric(
         "dpo/kl",
         "nats",

@@ -79,7 +79,7 @@ class Recovery:
         recent.append(now)
 
     def forgive(self, key: str) -> None:
-        """Count the latest failure no more: it was not that of the ranks."""
+        """Count one failure fewer: the one that led here was not that of the ranks."""
         if self._failures.get(key):
             self._failures[key].pop()
         self._late.discard(key)

@@ -104,7 +104,7 @@ def _change_line(change: EvaluationChange) -> str:
 
 
 def _with_error(mean: float, error: float) -> str:
-    return f"{mean:+.3f}" if math.isnan(error) else f"{mean:+.3f} ±{error:.3f}"
+    return f"{mean:+z.3f}" if math.isnan(error) else f"{mean:+z.3f} ±{error:.3f}"
 
 
 def _scores(row: SampleRow) -> str:

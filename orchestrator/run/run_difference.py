@@ -104,7 +104,7 @@ def run_difference(first: Path, second: Path, only: int | None = None) -> RunDif
                 _settings("versions", *(record.state.versions for record in records)),
                 _settings("data", *(dict(enumerate(record.state.data, 1)) for record in records)),
                 *(_lines(*kind, first, second, only) for kind in KINDS),
-                *_all_samples(first, second, only),
+                *_all_samples(first, second, only, decides=all(map(_keeps_samples, records))),
                 _checkpoints(first, second, only),
                 *([_models(first, second)] if only is None else []),
             ]
@@ -169,12 +169,18 @@ def _lines(kind: str, unit: str, name: str, first: Path, second: Path, only: int
     return ComparedKind(kind, f"the same: {counted(same, unit)}", texts, _step(found), decides=kind != "alerts")
 
 
-def _all_samples(first: Path, second: Path, only: int | None) -> Iterator[ComparedKind]:
-    """Compare the files with all samples, and their columns that both runs have; nothing if one of the runs has kept
-    none."""
+def _keeps_samples(record: run_files.RunRecord) -> bool:
+    """Whether a run's configuration has it keep all samples, as it does by default."""
+    said = (parse_yaml(record.config_yaml) or {}).get("report")
+    return not isinstance(said, Mapping) or said.get("samples", True) is not None
+
+
+def _all_samples(first: Path, second: Path, only: int | None, *, decides: bool) -> Iterator[ComparedKind]:
+    """Compare the files with all samples, and their columns that both runs have. A file that one run alone has is lost,
+    if both runs keep samples (then it `decides`)."""
     one, other = (run_files.kept_samples(folder) for folder in (first, second))
     steps = [step for step in sorted({*one, *other}) if only in (None, step)]
-    if one and other and steps:
+    if steps:
         found: list[tuple[int, str]] = []
         for step in steps:
             if step in one and step in other:
@@ -182,7 +188,7 @@ def _all_samples(first: Path, second: Path, only: int | None) -> Iterator[Compar
             else:
                 found.append((step, f"step {step} only in {first if step in one else second}"))
         same = f"the same: {counted(len(steps) - len({step for step, _ in found}), 'step')}"
-        yield ComparedKind("all samples", same, tuple(text for _, text in found), _step(found))
+        yield ComparedKind("all samples", same, tuple(text for _, text in found), _step(found), decides=decides)
 
 
 def _of_samples(first: Path, second: Path) -> Iterator[str]:

@@ -218,10 +218,13 @@ def _read(file: Path) -> Holder | None:
 
 
 def _touched(file: Path) -> float | None:
-    """When the holder gave its last sign of life. The file is opened, since a shared file system may only then ask."""
+    """When the holder gave its last sign of life. The file is opened, since a shared file system may only then ask;
+    another user's may not be."""
     try:
         with file.open("rb") as opened:
             return os.fstat(opened.fileno()).st_mtime
+    except PermissionError:
+        return file.stat().st_mtime
     except OSError:
         return None
 

@@ -17,8 +17,10 @@ from typing import Any
 
 from orchestrator.config.evaluation import BenchmarksConfig, EvaluationRun
 from orchestrator.errors import TetrarchError
-from orchestrator.stages.own_process import end_process, last_lines
+from orchestrator.stages.own_process import end_process, ends_with, last_lines
 
+CLOSE_S = 10.0
+"""Seconds in which lm-eval ends that was told to."""
 SHOWN_LINES = 20
 """Last lines of the log in an error."""
 
@@ -51,7 +53,13 @@ def run_benchmarks(config: EvaluationRun, model: Path) -> list[BenchmarkResult]:
     log.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as folder, log.open("w", encoding="utf-8") as out:
         words = [sys.executable, "-m", "lm_eval", *arguments(config, benchmarks, model), "--output_path", folder]
-        process = subprocess.Popen(words, stdout=out, stderr=subprocess.STDOUT, env=_environment(config.device))
+        process = subprocess.Popen(
+            words,
+            stdout=out,
+            stderr=subprocess.STDOUT,
+            env=_environment(config.device),
+            preexec_fn=ends_with(os.getpid()),
+        )
         try:
             code = process.wait(benchmarks.limit_s)
         except subprocess.TimeoutExpired:
@@ -61,7 +69,7 @@ def run_benchmarks(config: EvaluationRun, model: Path) -> list[BenchmarkResult]:
             ) from None
         finally:
             if process.poll() is None:
-                end_process(process)
+                end_process(process, CLOSE_S)
         written = sorted(Path(folder).rglob("results_*.json"))
         if code or not written:
             said = last_lines(log, SHOWN_LINES)

@@ -24,11 +24,11 @@ def last_lines(log: Path, count: int) -> str:
     return "\n".join(log.read_text(encoding="utf-8", errors="replace").splitlines()[-count:])
 
 
-def end_process(process: subprocess.Popen[bytes]) -> None:
-    """Let the command save its last step, but not for ever."""
+def end_process(process: subprocess.Popen[bytes], within_s: float = END_S) -> None:
+    """Let the command end by itself (a run saves its last step), but not for ever."""
     process.terminate()
     try:
-        process.wait(END_S)
+        process.wait(within_s)
     except subprocess.TimeoutExpired:
         process.kill()
         process.wait()

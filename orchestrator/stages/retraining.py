@@ -134,5 +134,5 @@ def told(metrics: dict[str, float], step: int) -> str:
     return (
         f"before step {step + 1} the reward model was retrained on {metrics['retraining/comparisons']:.0f} "
         f"comparisons, of which it ordered {metrics['retraining/accuracy']:.0%} rightly; mean score of the pinned "
-        f"responses {before:+.3f} -> {after:+.3f}{ranks}"
+        f"responses {before:+z.3f} -> {after:+z.3f}{ranks}"
     )

@@ -18,7 +18,8 @@ from cluster.estimate.memory import GIB
 from cluster.placement.plan import ranks_of
 from orchestrator.config.base import BaseConfig
 from orchestrator.config.evaluation import EvaluationRun
-from orchestrator.config.role_needs import scoring_roles
+from orchestrator.config.role_needs import ppo_roles, scoring_roles
+from orchestrator.config.run import RunConfig
 from orchestrator.config.schema import section_key
 from orchestrator.display_text import counted
 from roles.config.rewards import FunctionReward, RemoteReward
@@ -51,7 +52,8 @@ def _models(config: BaseConfig) -> Iterator[str]:
 
 def _scorers(config: BaseConfig) -> Iterator[str]:
     """Each reward and judge that is no model."""
-    for role, scorer in (scoring_roles(config) if isinstance(config, EvaluationRun) else {}).items():
+    roles = scoring_roles(config) if isinstance(config, EvaluationRun) else {}
+    for role, scorer in (ppo_roles(config) if isinstance(config, RunConfig) else roles).items():
         if isinstance(scorer, FunctionReward | RemoteReward):
             places = [scorer.path] if isinstance(scorer, FunctionReward) else map(without_credentials, scorer.urls)
             yield f"{' and '.join(places)} ({section_key(role)})"

@@ -143,6 +143,8 @@ def scorer(reward: Reward, deadline_s: float, recovery: Recovery) -> Callable[[R
         running = reward.start(rollouts)
         wait_all([own.call for own in running.spreads], deadline_s)
         values: list[float] = running.result(deadline_s)[0].tolist()
+        if not all(map(math.isfinite, values)):
+            raise RankFailure("a score is not finite")  # JSON has no such number
         return values
 
     def score(rollouts: Rollouts) -> list[float]:
@@ -152,8 +154,6 @@ def scorer(reward: Reward, deadline_s: float, recovery: Recovery) -> Callable[[R
             recovery.revive(error)
             prove_sound()
             raise RewardRestarted(str(error)) from error
-        if not all(map(math.isfinite, values)):
-            raise RankFailure("a score is not finite")  # JSON has no such number
         scored[:] = [rollouts.select([0])]
         return values
 

@@ -156,7 +156,7 @@ def peer(folder: Path, case: str, steps: int) -> Iterator[Callable[[], float]]:
 
 
 def compare(ours: Step, theirs: Callable[[], float], rounds: int) -> list[tuple[float, float]]:
-    """Seconds of our step and of the peer's, in turns, each first in half of the rounds; the first is not counted."""
+    """Seconds of our step and of the peer's, in turns, either first by turns; the first is not counted."""
     pairs = []
     for number in range(rounds + 1):
         if number % 2:

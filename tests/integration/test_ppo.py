@@ -274,6 +274,7 @@ def test_a_step_is_computed_again(run_dir: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(800)
 def test_the_update_of_one_role_is_computed_again(run_dir: Path, tmp_path: Path) -> None:
     for role in ("actor", "critic"):
         process = start(tetrarch("replay", run_dir, 9, "--role", role))

@@ -286,6 +286,6 @@ def test_the_load_on_a_served_policy(shown: Callable[..., list[list[str]]]) -> N
 
 def test_no_benchmark_is_left_out() -> None:
     modules = (driver_bytes, gpu, long_context, lora, plan_order, ppo_step, samples_written, serving_load)
-    elsewhere = {"soak.py", "remedies.py"}  # test_soak.py, test_remedies.py
+    elsewhere = {"soak.py", "remedies.py", "trl_step.py"}  # test_soak.py, test_remedies.py; started by ppo_step.py
     run = {*(Path(module.__file__).name for module in (*modules, timeline, viewer_answers)), *elsewhere}
     assert {file.name for file in FOLDER.glob("*.py")} == run

@@ -11,7 +11,7 @@ from rich.console import Console
 from orchestrator.display_text import decimal_text, decimals_of, duration, number, percent, printable, sparkline
 from orchestrator.report.evaluation_results import Estimate, EvaluationResult, SampleRow
 from orchestrator.report.progress import LiveProgress, PlainProgress, make_progress
-from orchestrator.report.terminal_lines import evaluation_lines, sample_lines, step_line, step_sample
+from orchestrator.report.terminal_lines import _with_error, evaluation_lines, sample_lines, step_line, step_sample
 
 STEP = {
     "score/mean": 0.4123,
@@ -63,6 +63,7 @@ def test_what_is_rounded_to_zero_has_no_minus() -> None:
     assert "score +0.000" in line and "KL 0.00 " in line
     assert "(proxy +0.00, KL 0.0)" in step_sample(1, SampleRow("a", "b", -0.001, None, -0.01, True), 80)
     assert decimal_text(-0.004, 2) == "0.00"
+    assert _with_error(-0.0002, 0.01) == "+0.000 ±0.010" and _with_error(-0.0002, math.nan) == "+0.000"
 
 
 def test_a_number_that_is_none_is_shown() -> None:

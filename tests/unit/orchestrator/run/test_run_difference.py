@@ -192,10 +192,19 @@ def test_a_damaged_file_of_samples_is_named(runs: tuple[Path, Path]) -> None:
         run_difference(*runs)
 
 
-def test_runs_that_kept_no_samples_are_compared_by_the_others(runs: tuple[Path, Path]) -> None:
+def test_a_run_that_has_lost_all_its_samples_is_not_the_same(runs: tuple[Path, Path]) -> None:
     shutil.rmtree(runs[1] / "samples")
-    assert not [line for line in run_difference(*runs).lines if line.startswith("all samples")]
+    assert run_difference(*runs).lines[-1] == f"the runs part at step 1: step 1 only in {runs[0]}"
+
+
+def test_a_run_that_keeps_no_samples_is_compared_by_the_others(runs: tuple[Path, Path]) -> None:
+    shutil.rmtree(runs[1] / "samples")
+    with (runs[1] / "config.yaml").open("a") as config:
+        config.write("report: {samples: null}\n")
     assert run_difference(*runs).first is None
+    for run in runs:
+        shutil.rmtree(run / "samples", ignore_errors=True)
+    assert not [line for line in run_difference(*runs).lines if line.startswith("all samples")]
 
 
 def test_no_run(tmp_path: Path, runs: tuple[Path, Path]) -> None:

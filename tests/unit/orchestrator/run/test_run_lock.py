@@ -17,7 +17,7 @@ import pytest
 
 import orchestrator.run.run_lock as run_lock
 from orchestrator.errors import ConfigError, TetrarchError
-from orchestrator.run.run_lock import LOCK, RunLock, check_free, held
+from orchestrator.run.run_lock import LOCK, RunLock, check_free, held, seems_held
 
 HOLDS = """
 import sys, time
@@ -113,6 +113,21 @@ def test_a_holder_elsewhere_is_waited_for_until_it_moves_or_its_lock_is_void(tmp
     began = time.monotonic()
     with held(tmp_path):
         assert time.monotonic() - began < 5
+
+
+def test_a_lock_that_another_user_keeps_to_himself_is_judged_by_its_age(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    elsewhere(tmp_path)
+
+    def denied(*unused: Any, **more: Any) -> Any:
+        raise PermissionError
+
+    monkeypatch.setattr(Path, "open", denied)
+    monkeypatch.setattr(Path, "read_text", denied)
+    assert seems_held(tmp_path)
+    os.utime(tmp_path / LOCK, (0, 0))
+    assert not seems_held(tmp_path)
 
 
 def test_a_run_that_goes_on_touches_its_lock(tmp_path: Path) -> None:

@@ -27,10 +27,14 @@ def test_models_ranks_and_machine_of_a_run() -> None:
 def test_functions_and_services_that_score_are_named() -> None:
     members = "{model: {type: model, model: {path: m}}, short: {type: function, path: short.py}}"
     judge = "{type: remote, urls: ['http://me:pass@host/score', 'http://other/score']}"
+    labeller = "retraining={every: 2, judge: {type: function, path: judge.py}}"
     said = [f"reward={{type: ensemble, members: {members}}}", f"evaluation.judge={judge}", "critic.model.path=m"]
     facts = run_facts.run_facts(load_config(ROOT / "configs/tiny.yaml", said))
     services = "http://***@host/score and http://other/score (evaluation.judge)"
     assert facts["Scored by"] == f"short.py (reward.members.short), {services}"
+    said = ["reward={type: model, model: {path: m}}", labeller, "critic.model.path=m"]
+    facts = run_facts.run_facts(load_config(ROOT / "configs/tiny.yaml", said))
+    assert facts["Scored by"] == "judge.py (retraining.judge)"
     assert "Scored by" not in run_facts.run_facts(load_config(ROOT / "configs/tiny.yaml"))
 
 

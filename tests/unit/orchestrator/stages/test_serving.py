@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import queue
 import socket
 from collections.abc import Callable
@@ -242,6 +243,7 @@ def test_a_reward_that_dies_is_started_again(monkeypatch: pytest.MonkeyPatch) ->
 
 def test_requests_with_which_a_sound_reward_dies_do_not_end_the_server(monkeypatch: pytest.MonkeyPatch) -> None:
     who, restarts, ill = Identity("reward", 0, "node", "log"), list[int](), False
+    found = [1.0]
 
     class Asked:
         def __init__(self, text: str) -> None:
@@ -252,7 +254,7 @@ def test_requests_with_which_a_sound_reward_dies_do_not_end_the_server(monkeypat
             return self
 
     def start(asked: Asked) -> Any:
-        return SimpleNamespace(spreads=[SimpleNamespace(call=asked.text)], result=lambda _: (torch.tensor([1.0]), None))
+        return SimpleNamespace(spreads=[SimpleNamespace(call=asked.text)], result=lambda _: (torch.tensor(found), None))
 
     def wait(calls: list[str], deadline_s: float) -> None:
         if calls == ["deadly"] or ill:
@@ -271,6 +273,12 @@ def test_requests_with_which_a_sound_reward_dies_do_not_end_the_server(monkeypat
         with pytest.raises(RewardRestarted):
             score(Asked("deadly"))
     assert len(restarts) == 5 and score(Asked("another")) == [1.0]
+    found = [math.nan]
+    with pytest.raises(RewardRestarted):
+        score(Asked("deadly"))
+    assert len(recovery._failures["frozen_failures_per_hour"]) == 1, "it was up again, but not sound"
+    recovery.forgive("frozen_failures_per_hour")
+    found = [1.0]
     ill = True
     with pytest.raises(RewardRestarted):
         score(Asked("good"))
