@@ -1,5 +1,4 @@
-"""Rules over the metrics of a PPO run: the numbers of each step flow in, what is wrong with them flows out. Pure, but
-for the question where the guide is.
+"""Rules over the metrics of a PPO run: the numbers of each step flow in, what is wrong with them flows out. Pure.
 
 A rule is one entry of `ALERT_RULES` and one section of `orchestrator.config.alerts`.
 """
@@ -10,7 +9,6 @@ import math
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from statistics import median
 
 from orchestrator.config.alerts import AlertsConfig, GoldAlert
@@ -20,15 +18,8 @@ from orchestrator.report.evaluation_results import EvaluationResult, evaluation_
 
 GUIDE = "configs/illness/README.md"
 """What to look at when the reward does not rise, with runs that show each illness."""
-PACKAGE = Path(__file__).parents[1]
 START, RECENT = 5, 20
 """Number of first values of a metric that later ones are compared with, and of the values before the newest one."""
-
-
-def guide_of(package: Path) -> str:
-    """Where the guide is: in the package where a wheel has brought it, which brings no `configs`."""
-    packed = package / "illness" / Path(GUIDE).name
-    return str(packed) if packed.is_file() else GUIDE
 
 
 @dataclass(slots=True)
@@ -108,7 +99,7 @@ class Rule:
     @property
     def told(self) -> str:
         """What people are told beside the numbers."""
-        return f"{self.means} {self.advice} See {guide_of(PACKAGE)}#{self.section}"
+        return f"{self.means} {self.advice} See {GUIDE}#{self.section}"
 
 
 ALERT_RULES: dict[str, Rule] = {

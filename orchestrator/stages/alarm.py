@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +16,14 @@ from orchestrator.errors import RollBack, StopTraining
 from orchestrator.report.alert_lines import Alert
 from orchestrator.report.evaluation_results import EvaluationResult
 from orchestrator.report.reporter import Reporter
-from orchestrator.run.alert_rules import GOLD, active_rules, without_gold
+from orchestrator.run.alert_rules import GOLD, GUIDE, active_rules, without_gold
 from orchestrator.run.alert_watch import AlertWatch
 from orchestrator.run.way_back import WayBack
 from orchestrator.run.webhook import Webhook
 from roles.zero.trained_rank import TrainedRank
+
+PACKED_GUIDE = Path(__file__).parents[1] / "illness" / Path(GUIDE).name
+"""Where a wheel, which brings no `configs`, has brought the guide."""
 
 
 @dataclass(slots=True)
@@ -93,7 +97,11 @@ def alarm_of(config: RunConfig, back: WayBack, report: Reporter) -> Iterator[Ala
     """Context with the alarm of a run; at its end alerts under way are sent."""
     settings = config.alerts.webhook if config.alerts else None
     webhook = Webhook(settings, Path(config.run_dir).name, report.note) if settings else None
-    alarm = Alarm(config, back, [report.alert, *([webhook.send] if webhook else [])])
+    sinks = [report.alert, *([webhook.send] if webhook else [])]
+    if PACKED_GUIDE.is_file():  # on the terminal alone: alerts are sent to others, and must not name a home folder
+        once = cache(report.note)
+        sinks.append(lambda alert: once(f"on this machine {GUIDE} is {PACKED_GUIDE}"))
+    alarm = Alarm(config, back, sinks)
     alarm.recall(report)
     try:
         yield alarm

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,7 +12,7 @@ from orchestrator.config.alerts import AlertsConfig, GoldAlert
 from orchestrator.config.kl import KlBudget
 from orchestrator.metrics import METRICS
 from orchestrator.report.evaluation_results import Estimate, EvaluationResult
-from orchestrator.run.alert_rules import ALERT_RULES, GOLD, GUIDE, active_rules, guide_of, without_gold
+from orchestrator.run.alert_rules import ALERT_RULES, GOLD, GUIDE, active_rules, without_gold
 from orchestrator.run.alert_watch import AlertWatch
 from tests.readmes import READMES, anchors
 
@@ -77,13 +76,6 @@ def test_a_rule_fires_once_and_only_where_it_must(rule: str, key: str, bad: Valu
 def test_the_guide_has_the_section_that_an_alert_names() -> None:
     there = anchors(READMES[GUIDE])
     assert {rule.section for rule in (*ALERT_RULES.values(), GOLD)} <= there
-
-
-def test_the_guide_is_in_the_package_that_a_wheel_has_installed(tmp_path: Path) -> None:
-    assert guide_of(tmp_path) == GUIDE
-    (tmp_path / "illness").mkdir()
-    (tmp_path / "illness/README.md").touch()
-    assert guide_of(tmp_path) == str(tmp_path / "illness/README.md")
 
 
 def test_an_alert_says_what_was_seen_what_it_means_and_what_people_do() -> None:

@@ -134,6 +134,24 @@ def test_a_warning_is_said_once_and_recorded_and_the_run_goes_on(
     assert case.lines("alerts") == [alert], "nor once more when the run goes on"
 
 
+def test_where_an_installed_wheel_has_the_guide_is_said_once_and_only_on_the_terminal(
+    case: Case, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Reports and trackers are others' to read: a path of the installation would name the user."""
+    guide = tmp_path / "site-packages/illness/README.md"
+    guide.parent.mkdir(parents=True)
+    guide.touch()
+    monkeypatch.setattr(orchestrator.stages.alarm, "PACKED_GUIDE", guide)
+    with pytest.raises(StopTraining, match=r"See configs/illness/README\.md#the-learning-rate-is-too-high") as stopped:
+        case.train(lambda step, rate: {"policy/approx_kl": 0.5, "score/flat_groups": 1.0 if step < 4 else 0.0},
+            "alerts.policy_update={on_alert: stop, steps: 4}")  # fmt: skip
+    assert [line["rule"] for line in case.lines("alerts")] == ["spread", "policy_update"]
+    assert capsys.readouterr().out.count(f"on this machine configs/illness/README.md is {guide}") == 1
+    files = [path for path in case.run_dir.rglob("*") if path.is_file()]
+    assert files and not [path for path in files if b"site-packages/illness" in path.read_bytes()]
+    assert "site-packages" not in str(stopped.value)
+
+
 def test_a_stop_leaves_a_checkpoint_and_says_from_where_to_go_on(case: Case) -> None:
     with pytest.raises(StopTraining, match=r"policy_update in step 4(.|\n)*one of step 2 or before"):
         case.train(bad_from(4, 0.0), "alerts.policy_update={on_alert: stop}")
