@@ -31,13 +31,13 @@ async function goOn(before, looked) {
   const told = await ask("search", { ...query(), before });
   if (mine !== asked) return;
   at("found").querySelector(".further")?.remove();
-  at("found").append(...told.steps.map(stepOf));
+  at("found").append(...told.steps.map(stepOf), ...told.problems.map((problem) => element("p", { className: "unanswered soft" }, problem)));
   at("found").append(element("p", { className: "further soft" }, ...further(told, looked + told.looked, whole)));
 }
 
 function further(told, seen, whole) {
-  const none = at("found").children.length ? "" : "Nothing found. ";
-  const parts = [`${none}${number(seen)} of ${number(whole)} steps looked through. `, ...told.problems];
+  const none = at("found").querySelector("table") ? "" : "Nothing found. ";
+  const parts = [`${none}${number(seen)} of ${number(whole)} steps looked through. `];
   if (told.before === null) return parts;
   return [...parts, element("button", { onclick: () => attempt(() => goOn(told.before, seen), "search") }, `go on before step ${told.before}`)];
 }

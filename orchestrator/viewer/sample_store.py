@@ -64,7 +64,7 @@ class SampleStore:
                 whole = opened.read([name for name in names if texts or name not in TEXT_COLUMNS])
             return whole.combine_chunks()  # in one piece, rows are taken and sorted much faster
 
-        return self._known((file, texts), file, read) if keep else read()
+        return self._known((file, texts), file, read, keep)
 
     def schema(self, run_dir: Path, step: int) -> pyarrow.Schema:
         """All columns that are kept of a step's samples."""
@@ -142,15 +142,18 @@ class SampleStore:
         kept = [list(one.values()) if isinstance(one, dict) else [one] for one in self._tables.values()]
         return sum(table.nbytes for tables in kept for table in tables)
 
-    def _known(self, key: tuple[Any, ...], file: Path, read: Callable[[], Any]) -> Any:
-        """What `read` gave when the file was as it is now."""
+    def _known(self, key: tuple[Any, ...], file: Path, read: Callable[[], Any], keep: bool = True) -> Any:
+        """What `read` gave when the file was as it is now; `keep`: whether it stays in memory from now on."""
         seen = file.stat()
         key = (*key, seen.st_mtime_ns, seen.st_size)
         with self._lock:
             if key in self._tables:
-                self._tables.move_to_end(key)
+                if keep:
+                    self._tables.move_to_end(key)
                 return self._tables[key]
         found = read()
+        if not keep:
+            return found
         with self._lock:
             self._tables[key] = found
             while len(self._tables) > KEPT_TABLES or (len(self._tables) > 1 and self._bytes > KEPT_BYTES):

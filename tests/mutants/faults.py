@@ -19,7 +19,7 @@ ROLLOUT = "tests/integration/test_rollout.py"
 TRANSFER = "tests/integration/test_weight_transfer.py"
 HELD_STATE = "tests/unit/roles/zero/test_held_state.py"
 REPORT = "tests/unit/orchestrator/report/test_page.py"
-VIEWER = "tests/unit/orchestrator/viewer/test_viewer_app.py"
+VIEWER = "tests/unit/orchestrator/viewer/test_viewer_refusals.py"
 
 FAULTS = (
     Fault(
@@ -489,7 +489,7 @@ FAULTS = (
         "orchestrator/viewer/sample_store.py",
         "row + shifts[home]",
         "row - begins[home]",
-        VIEWER,
+        "tests/unit/orchestrator/viewer/test_sample_store.py",
     ),
     Fault(
         "tokens are coloured by the reference's surprise",

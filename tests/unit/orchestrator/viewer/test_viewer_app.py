@@ -3,27 +3,17 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
-from pyarrow import parquet
-from starlette.testclient import TestClient
 
 from orchestrator.config.report import SampleFilesConfig
-from orchestrator.errors import ConfigError
-from orchestrator.report.run_files import SAMPLES_FOLDER, read_record, samples_of, write_state
+from orchestrator.report.run_files import read_record, samples_of, write_state
 from orchestrator.run.run_lock import held
-from orchestrator.run.sample_files import ROWS_OF_A_GROUP, write_samples
-from orchestrator.viewer import sample_search, sample_store
-from orchestrator.viewer.sample_query import SampleQuery
-from orchestrator.viewer.sample_store import SampleStore, read_rows
-from orchestrator.viewer.shelf import Shelf
-from orchestrator.viewer.viewer_app import STATIC, viewer_app
+from orchestrator.run.sample_files import write_samples
+from tests.unit.orchestrator.viewer.viewer_client import Viewer
 from tests.unit.orchestrator.viewer.written_runs import (
     ALL,
     ROWS,
@@ -34,29 +24,6 @@ from tests.unit.orchestrator.viewer.written_runs import (
     words,
     writing,
 )
-
-
-class Viewer:
-    """A viewer of folders, asked as the page asks it."""
-
-    def __init__(self, *folders: Path) -> None:
-        self.client = TestClient(viewer_app(Shelf(folders)), base_url="http://127.0.0.1:8470")
-
-    def ask(self, path: str, **asked: Any) -> Any:
-        answer = self.client.get(f"/api/{path}", params=asked)
-        assert answer.status_code == 200, answer.text
-        return answer.json()
-
-    def refusal(self, status: int, path: str, **asked: Any) -> str:
-        answer = self.client.get(f"/api/{path}", params=asked)
-        assert answer.status_code == status, answer.text
-        return str(answer.json()["error"]["message"])
-
-
-@pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run of three steps; no test changes it."""
-    return a_run(tmp_path_factory.mktemp("runs") / "whole")
 
 
 def test_runs_are_listed_with_the_state_that_they_are_in(whole: Path, tmp_path: Path) -> None:
@@ -116,50 +83,6 @@ def test_a_page_of_a_steps_samples(whole: Path) -> None:
     assert none["rows"] == [] and "prompt" in [one["name"] for one in none["columns"]]
 
 
-def test_samples_of_all_steps_are_searched_the_newest_first(whole: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    viewer = Viewer(whole)
-    told = viewer.ask("search", run=str(whole), search="small")
-    assert [(one["step"], one["matching"], one["total"]) for one in told["steps"]] == [(3, 1, 3), (2, 1, 3), (1, 1, 3)]
-    assert (told["looked"], told["before"], told["problems"]) == (3, None, [])
-    (row,) = told["steps"][0]["rows"]
-    assert (row["row"], row["score"], row["response"]) == (2, 4.0, "a Small engine 3")
-    in_order = viewer.ask("search", run=str(whole), where="score>-9", sort="score", descending=True)
-    assert [row["row"] for row in in_order["steps"][0]["rows"]] == [2, 0, 1], "without texts, and sorted"
-    assert viewer.ask("search", run=str(whole), search="engine 2")["looked"] == 3, "steps without such samples too"
-    assert [one["step"] for one in viewer.ask("search", run=str(whole), search="engine 2")["steps"]] == [2]
-    monkeypatch.setattr(sample_search, "FOUND_ROWS", 1)
-    (few, *_) = viewer.ask("search", run=str(whole), where="score>-9")["steps"]
-    assert few["matching"] == 3 and len(few["rows"]) == 1
-    assert "there is no column 'tone'" in viewer.refusal(400, "search", run=str(whole), where="tone=1")
-
-
-@pytest.mark.parametrize("limit", ["FOUND_STEPS", "LOOKING_S"])
-def test_a_search_goes_on_where_it_has_ended(whole: Path, monkeypatch: pytest.MonkeyPatch, limit: str) -> None:
-    monkeypatch.setattr(sample_search, limit, {"FOUND_STEPS": 1, "LOOKING_S": 0.0}[limit])
-    viewer, asked = Viewer(whole), {"run": str(whole), "search": "small"}
-    told = [viewer.ask("search", **asked)]
-    while told[-1]["before"] is not None:
-        told.append(viewer.ask("search", **asked, before=told[-1]["before"]))
-    assert [[one["step"] for one in part["steps"]] for part in told] == [[3], [2], [1]]
-    assert [part["looked"] for part in told] == [1, 1, 1]
-
-
-def test_a_search_names_a_damaged_file_and_goes_on(whole: Path, tmp_path: Path) -> None:
-    run = shutil.copytree(whole, tmp_path / "run")
-    samples_of(run, 2).write_bytes(b"no parquet")
-    told = Viewer(run).ask("search", run=str(run), search="small")
-    assert [one["step"] for one in told["steps"]] == [3, 1] and "step-000002.parquet" in told["problems"][0]
-
-
-def test_a_search_leaves_the_tables_in_memory_alone(whole: Path) -> None:
-    store = SampleStore()
-    store.table(whole, 1, texts=True)
-    store.steps(whole)
-    before = store._bytes
-    assert len(sample_search.search_steps(store, whole, SampleQuery("small"), None, dict).steps) == 3
-    assert store._bytes == before
-
-
 def test_one_sample_has_its_tokens_and_what_was_recorded_of_each(whole: Path) -> None:
     told = Viewer(whole).ask("sample", run=str(whole), at="3", row=2)
     assert told["prompt"] == ROWS[2].prompt and told["response"] == "a Small engine 3"
@@ -203,48 +126,6 @@ def test_the_question_of_a_chat_is_its_last_one(tmp_path: Path) -> None:
     run = a_run(tmp_path / "run", steps=1, rows=[Said("<|im_start|>system …", "third", chat=chat)])
     assert Viewer(run).ask("samples", run=str(run), at="1")["rows"][0]["prompt"] == "second"
     assert Viewer(run).ask("sample", run=str(run), at="1", row=0)["messages"][-1]["content"] == "third 1"
-
-
-def test_the_same_prompt_is_found_in_every_step_and_in_the_evaluations(whole: Path, tmp_path: Path) -> None:
-    other = a_run(tmp_path / "other", steps=1, rows=ROWS[1:])
-    viewer = Viewer(whole, other)
-    told = viewer.ask("same-prompt", run=str(whole), at="2", row=1, other=[str(other)])
-    mine = [(one["label"], one["row"], one["response"]) for one in told if one["run"] == str(whole)]
-    text = ROWS[1].response
-    assert mine == [
-        *((f"step {step}", 1, f"{text} {step}") for step in (1, 2, 3)),
-        *(("before", 1, text), ("after", 1, "later")),
-    ]
-    its = [(one["at"], one["row"]) for one in told if one["run"] == str(other)]
-    assert its == [("1", 0), ("e0", 0), ("e1", 0)]
-
-
-def test_a_prompt_of_many_steps_is_told_in_those_that_are_near(whole: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sample_store, "MOST_STEPS", 2)
-    told = Viewer(whole).ask("same-prompt", run=str(whole), at="1", row=1)
-    assert [one["at"] for one in told] == ["1", "2", "e0", "e1"]
-
-
-def test_a_row_of_the_prompts_with_another_text_is_another_prompt(whole: Path, tmp_path: Path) -> None:
-    """In a run with other prompts."""
-    other = a_run(tmp_path / "other", steps=1, rows=[Said("Tell me about the old river")])
-    told = Viewer(whole, other).ask("same-prompt", run=str(whole), at="1", row=1, other=[str(other)])
-    assert {one["run"] for one in told} == {str(whole)}
-
-
-def test_without_texts_a_row_of_another_runs_prompts_says_nothing(tmp_path: Path) -> None:
-    kept = SampleFilesConfig(texts=False)
-    runs = [a_run(tmp_path / name, steps=1, kept=kept) for name in ("one", "other")]
-    asked: dict[str, Any] = {"run": str(runs[0]), "at": "1", "row": 1, "other": [str(runs[1])]}
-    told = Viewer(*runs).ask("same-prompt", **asked)
-    assert {one["run"] for one in told if one["at"] == "1"} == {str(runs[0])}
-
-
-def test_without_a_ledger_the_files_are_looked_through(whole: Path, tmp_path: Path) -> None:
-    run = Path(shutil.copytree(whole, tmp_path / "run"))
-    (run / "ledger.jsonl").write_text("damaged\n")
-    told = Viewer(run).ask("same-prompt", run=str(run), at="1", row=0)
-    assert [one["at"] for one in told] == ["1", "2", "3", "e0", "e1"]
 
 
 def test_two_runs_in_pairs(whole: Path, tmp_path: Path) -> None:
@@ -394,33 +275,6 @@ def test_a_damaged_file_of_samples_is_named(whole: Path, tmp_path: Path) -> None
     assert viewer.ask("samples", run=str(run), at="1")["total"] == 3
 
 
-def test_only_files_of_the_named_runs_are_read(whole: Path, tmp_path: Path) -> None:
-    secret = a_run(tmp_path / "secret", steps=1)
-    viewer = Viewer(whole)
-    places = [str(secret), f"{whole}/../{whole.name}", os.path.relpath(secret), "..", "", f"{whole}/set-aside", "/etc"]
-    for place in places:
-        for path, more in (("run", {}), ("samples", {"at": "1"}), ("sample", {"at": "1", "row": 0})):
-            assert "is no run that this viewer shows" in viewer.refusal(404, path, run=place, **more)
-        assert "is no run" in viewer.refusal(404, "charts", run=[str(whole), place])
-        assert "is no run" in viewer.refusal(404, "same-prompt", run=str(whole), at="1", row=0, other=[place])
-    for at in ("../1", "1/../../secret", "-1", "٣", "e", "1e3", "9" * 30, ""):
-        assert "is no place" in viewer.refusal(400, "samples", run=str(whole), at=at)
-    for name in ("shelf.py", "..%2Fshelf.py", "../shelf.py", "%2Fetc%2Fpasswd", "viewer.html"):
-        assert viewer.client.get(f"/static/{name}").status_code == 404
-    assert viewer.client.get("/openapi.json").status_code == 404
-
-
-def test_what_is_not_there_is_said(whole: Path) -> None:
-    viewer, run = Viewer(whole), str(whole)
-    assert viewer.refusal(404, "samples", run=run, at="9") == "step 9 has no samples here"
-    assert "the run has 2 evaluations" in viewer.refusal(404, "samples", run=run, at="e7")
-    assert "the step has 3 samples" in viewer.refusal(404, "sample", run=run, at="1", row=3)
-    assert "shows 2 samples" in viewer.refusal(404, "sample", run=run, at="e0", row=2)
-    assert "there is no column 'x'" in viewer.refusal(400, "samples", run=run, at="1", where=["x>1"])
-    long = {"run": run, "at": "1", "where": ["a" + " " * 2000 + "b"]}
-    assert viewer.client.get("/api/samples", params=long).status_code == 422, "a long text is looked at no further"
-
-
 def test_a_run_that_is_removed_leaves_the_others(whole: Path, tmp_path: Path) -> None:
     gone = a_run(tmp_path / "gone", steps=1)
     viewer = Viewer(whole, gone)
@@ -429,87 +283,9 @@ def test_a_run_that_is_removed_leaves_the_others(whole: Path, tmp_path: Path) ->
     assert [line["run"] for line in viewer.ask("runs")["runs"]] == [str(whole)]
 
 
-def test_a_file_that_goes_while_it_is_read_is_said(whole: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    viewer = Viewer(whole)
-    viewer.client = TestClient(viewer.client.app, base_url="http://127.0.0.1:8470", raise_server_exceptions=False)
-
-    def gone(*asked: Any) -> None:
-        raise FileNotFoundError(2, "No such file or directory", "step-000001.parquet")
-
-    monkeypatch.setattr(SampleStore, "_known", gone)
-    assert "step-000001.parquet" in viewer.refusal(500, "samples", run=str(whole), at="1")
-
-
-def test_other_names_of_this_machine_are_refused(whole: Path) -> None:
-    """A page of a stranger whose name is made to lead to 127.0.0.1 is told nothing."""
-    client = Viewer(whole).client
-    for host, status in (
-        ("evil.example:8470", 400),
-        ("evil.example", 400),
-        ("localhost:9000", 200),
-        ("127.0.0.1", 200),
-    ):
-        assert client.get("/api/runs", headers={"Host": host}).status_code == status
-    assert client.post("/api/runs").status_code == 405
-
-
-def test_the_page_may_load_and_run_its_own_files_alone(whole: Path) -> None:
-    client = Viewer(whole).client
-    for path in ("/", "/static/page.js", "/api/runs", "/api/run?run=x", "/nowhere"):
-        policy = client.get(path).headers["content-security-policy"]
-        assert "default-src 'none'" in policy and "script-src 'self';" in policy and "frame-ancestors 'none'" in policy
-    page = client.get("/").text
-    texts = [page, *(client.get(f"/static/{name}").text for name in STATIC), client.get("/static/colours.css").text]
-    assert not [text for text in texts if "http://" in text or "https://" in text or "innerHTML" in text]
-    assert client.get("/static/plotly.js").headers["content-type"].startswith("text/javascript")
-
-
-def test_secrets_that_the_report_would_not_show_are_not_sent(tmp_path: Path) -> None:
-    """What the viewer sends of a configuration is nothing."""
-    run = a_run(tmp_path / "run", steps=1)
-    (run / "config.yaml").write_text("run_dir: x\nactor: {model: {path: y}}\nserving: {api_key: hunter2}\n")
-    viewer = Viewer(run)
-    asked: list[tuple[str, dict[str, Any]]] = [("runs", {}), ("run", {}), ("charts", {}), ("samples", {"at": "1"})]
-    asked += [("sample", {"at": "1", "row": 0}), ("same-prompt", {"at": "1", "row": 0})]
-    assert not [path for path, more in asked if "hunter2" in json.dumps(viewer.ask(path, run=str(run), **more))]
-
-
-def test_no_run_is_one_clear_error(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"there is no run in .*; name a run's folder .* or start one first"):
-        Shelf([tmp_path])
-    with pytest.raises(ConfigError, match="is not a folder"):
-        Shelf([tmp_path / "nowhere"])
-
-
 def test_text_that_is_no_unicode_is_sent(tmp_path: Path) -> None:
     run = a_run(tmp_path / "run", steps=1, kept=None)
     line = {"prompt": "\ud800", "response": "\0", "proxy": None, "gold": None, "kl": 0, "finished": True}
     (run / "samples.jsonl").write_text(json.dumps({"step": 1, **line}) + "\n")
     (row,) = Viewer(run).ask("samples", run=str(run), at="1")["rows"]
     assert (row["prompt"], row["response"], row["score"]) == ("?", "\0", None)
-
-
-def test_a_row_is_read_from_its_group_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    rows = [Said("p", f"r{number}", float(number)) for number in range(2 * ROWS_OF_A_GROUP + 3)]
-    file = tmp_path / SAMPLES_FOLDER / "step-000001.parquet"
-    write_samples(step_samples_of(1, rows, each=len(rows)), SampleFilesConfig(), file)
-    assert parquet.ParquetFile(file).metadata.num_row_groups == 3
-    asked: list[list[int]] = []
-    read: Callable[..., Any] = parquet.ParquetFile.read_row_groups
-
-    def seen(self: Any, groups: list[int], *more: Any) -> Any:
-        asked.append(list(groups))
-        return read(self, groups, *more)
-
-    monkeypatch.setattr(parquet.ParquetFile, "read_row_groups", seen)
-    wanted = [2 * ROWS_OF_A_GROUP + 2, 0, ROWS_OF_A_GROUP - 1, 2 * ROWS_OF_A_GROUP]
-    found = read_rows(parquet.ParquetFile(file), wanted, ["response", "nope"])
-    assert found["response"].to_pylist() == [f"r{row}" for row in wanted] and asked == [[0, 2]]
-
-
-def test_few_tables_stay_in_memory(tmp_path: Path) -> None:
-    run = a_run(tmp_path / "run", steps=9)
-    store = SampleStore()
-    for step in range(1, 10):
-        assert store.table(run, step, texts=False)["step"].to_pylist() == [step] * 3
-    assert len(store._tables) == 6

@@ -13,8 +13,9 @@ import pytest
 from PIL import Image
 
 from orchestrator.config.serving import ServingConfig
-from orchestrator.report.run_files import read_record, write_state
+from orchestrator.report.run_files import read_record, samples_of, write_state
 from orchestrator.stages.http_server import answering, listening, url_of
+from orchestrator.viewer import sample_search
 from orchestrator.viewer.shelf import Shelf
 from orchestrator.viewer.viewer_app import viewer_app
 from tests import viewer_picture
@@ -148,6 +149,24 @@ def test_what_a_model_wrote_in_a_step_is_found_by_curve_search_sort_filter_and_k
         page.press("Escape")
         page.browser.wait("document.getElementById('sample').hidden")
         assert page.text("#problem") == ""
+
+
+def test_steps_that_a_search_could_not_read_stay_named_when_it_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = a_run(tmp_path / "run")
+    for step in (2, 3):
+        samples_of(run, step).write_bytes(f"damage {step}".encode())
+    monkeypatch.setattr(sample_search, "LOOKING_S", 0.0)
+    with viewing(tmp_path / "profile", run) as page:
+        page.open(f"{ROW}.length === 1", tab="samples", at="1", search="red")
+        page.press("e")
+        for seen in (1, 2, 3):
+            page.browser.wait(f"document.querySelector('#found .further')?.innerText.includes('{seen} of 3 steps')")
+            page.browser.evaluate("document.querySelector('#found .further button')?.click()")
+        assert [text.split(":")[0] for text in page.texts("#found .unanswered")] == ["step 3", "step 2"]
+        assert page.texts("#found h3") == ["step 1 1 of 3"]
+        assert page.text("#found .further") == "3 of 3 steps looked through." and page.text("#problem") == ""
 
 
 def test_foreign_text_is_only_text_wherever_it_stands(tmp_path: Path) -> None:
