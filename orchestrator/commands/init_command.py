@@ -151,6 +151,10 @@ def _lengths(model: str) -> tuple[int, int]:
         context = context_of(text_part(config_json(folder))) if (folder / "config.json").is_file() else None
     except ModelError as error:
         raise ConfigError(f"--model={model}: {error}") from None
+    if context is not None and context < 3:
+        raise ConfigError(
+            f"--model={model}: its config.json allows sequences of {context} tokens; at least 3 are needed"
+        )
     response = min(256, (context or 768) // 3)
     return min(512, (context or 768) - response), response
 

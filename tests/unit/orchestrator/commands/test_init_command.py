@@ -60,6 +60,10 @@ def test_samples_fit_into_the_context_of_a_model_that_is_there(tmp_path: Path) -
     (tmp_path / "model/config.json").write_text('{"model_type": 1}')
     shown = init(tmp_path / "other.yaml", *options(str(tmp_path / "model"), *ANSWERS[1:]))
     assert shown.exit_code == 2 and "config.json says model_type=1" in shown.output
+    for context in (1, 2):
+        (tmp_path / "model/config.json").write_text(f'{{"model_type": "llama", "max_position_embeddings": {context}}}')
+        shown = init(tmp_path / "other.yaml", *options(str(tmp_path / "model"), *ANSWERS[1:]))
+        assert shown.exit_code == 2 and f"sequences of {context} tokens" in " ".join(shown.output.split())
     init(tmp_path / "large.yaml", *options(*ANSWERS))
     large = load_config(tmp_path / "large.yaml")
     assert (large.prompts.max_tokens, large.rollout.max_response_tokens) == (512, 256)

@@ -257,6 +257,7 @@ def test_a_cell_of_a_notebook_has_plain_lines(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
     for name, value in {"TERM": "xterm-color", "FORCE_COLOR": "1"}.items():
         monkeypatch.setenv(name, value)
+    monkeypatch.delenv("JPY_PARENT_PID", raising=False)
     for variable, kind in (("", LiveProgress), ("JPY_PARENT_PID", PlainProgress)):
         monkeypatch.setenv(variable or "OTHER", "1")
         progress = make_progress("smoke", 4, 2)
