@@ -24,11 +24,11 @@ def last_lines(log: Path, count: int) -> str:
     return "\n".join(log.read_text(encoding="utf-8", errors="replace").splitlines()[-count:])
 
 
-def end_process(process: subprocess.Popen[bytes], within_s: float = END_S) -> None:
-    """Let the command end by itself (a run saves its last step), but not for ever."""
+def end_process(process: subprocess.Popen[bytes], within_s: float | None = None) -> None:
+    """Let the command end by itself (a run saves its last step), within END_S seconds unless others are given."""
     process.terminate()
     try:
-        process.wait(within_s)
+        process.wait(END_S if within_s is None else within_s)
     except subprocess.TimeoutExpired:
         process.kill()
         process.wait()
