@@ -23,7 +23,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +42,7 @@ from orchestrator.run.phase_clock import Clock
 
 PROMPTS, PROMPT_TOKENS, VOCABULARY, HIDDEN, LAYERS = 32, 16, 512, 256, 4
 MICRO_BATCH_TOKENS, RATE = 4096, 1e-5
+HEADING = f"{'samples/s':>9}  phases (s)"
 TRL = ("-m", "tests.benchmarks.trl_step")
 PEER_S = 600.0
 """Longest start, and longest step, of TRL."""
@@ -140,7 +141,8 @@ def peer(folder: Path, case: str, steps: int) -> Iterator[Callable[[], float]]:
 
     def step() -> float:
         assert process.stdin is not None
-        print("go", file=process.stdin, flush=True)
+        with suppress(BrokenPipeError):  # it has ended: what it has said is told below
+            print("go", file=process.stdin, flush=True)
         ready, _, _ = select.select([read], [], [], PEER_S)
         told = os.read(read, 64) if ready else b""
         if not told:
@@ -218,9 +220,6 @@ def main() -> None:
                 else:
                     whole, told = _alone(measure(step, steps))
             print(f"{case:>20} {whole:7.2f} {least:6.2f}  {told}", flush=True)
-
-
-HEADING = f"{'samples/s':>9}  phases (s)"
 
 
 def _alone(figures: dict[str, float]) -> tuple[float, str]:

@@ -7,6 +7,7 @@ import json
 import queue
 import re
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -107,8 +108,12 @@ def test_the_turns_of_two_are_alternated() -> None:
 
 def test_a_peer_that_ends_is_told_with_its_log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ppo_step, "TRL", ("-c", "raise SystemExit('no such option')"))
-    with pytest.raises(RuntimeError, match="no such option"), ppo_step.peer(tmp_path, "float32/3/1", 1) as step:
-        step()
+    with ppo_step.peer(tmp_path, "float32/3/1", 1) as step:
+        while "no such option" not in (tmp_path / "trl.log").read_text():
+            time.sleep(0.05)
+        time.sleep(0.5)  # its end of the pipe is closed then
+        with pytest.raises(RuntimeError, match="no such option"):
+            step()
 
 
 @pytest.mark.slow
