@@ -16,8 +16,9 @@ from roles.generation.conversation import Turn
 from roles.generation.sampling import sampling
 from roles.rollout_setup import RolloutSetup, prepare_process, start_engine
 
-Finish = Literal["stop", "length", "failed"]
-"""Why a response ended: with a stop token, at its longest, or since engines failed that generated it."""
+Finish = Literal["stop", "length", "failed", "refused"]
+"""Why a response ended: with a stop token, at its longest, since engines failed that generated it, or before it began,
+since engines have failed with its prompt."""
 
 
 @dataclass(frozen=True, slots=True)

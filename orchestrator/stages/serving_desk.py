@@ -21,6 +21,11 @@ from roles.serving_engine import NewTokens, WantedResponse
 
 IDLE_S = 0.5
 """Seconds for which a round waits for a job if there is nothing to do."""
+UNANSWERED = {
+    "failed": Refused(503, "the engines failed that were generating the answer; ask again"),
+    "refused": Refused(500, "not tried again: engines have failed, each time that they answered this very prompt"),
+}
+"""Why a response has ended without an answer → what is told."""
 SCORE_TRIES = 2
 """How often a reward that dies or hangs is asked for the scores of a job, the second time for this job alone."""
 
@@ -151,6 +156,12 @@ class Desk:
         return found
 
     def _grow(self, job: Job, row: int, new: NewTokens) -> None:
+        if new.finish in UNANSWERED:
+            del self._running[new.name]
+            self._end(job, UNANSWERED[new.finish])
+            with self._change:
+                self._gone.add(job)  # its other responses
+            return
         job.token_ids[row] += new.token_ids
         self.generated += len(new.token_ids)
         if job.streams:
@@ -161,11 +172,6 @@ class Desk:
         if new.finish is None:
             return
         del self._running[new.name]
-        if new.finish == "failed":
-            self._end(job, Refused(503, "the engines failed that were generating the answer; ask again"))
-            with self._change:
-                self._gone.add(job)  # its other responses
-            return
         job.finishes[row] = new.finish
         if len(job.finishes) == job.wish.responses:
             if self._score is not None and job.wish.scored:

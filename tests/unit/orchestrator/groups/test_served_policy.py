@@ -15,9 +15,10 @@ from cluster.ranks.identity import Identity
 from orchestrator.config.recovery import RecoveryConfig
 from orchestrator.groups.recovery import Recovery
 from orchestrator.groups.serving_roles import ServedPolicy
+from orchestrator.groups.suspects import Suspects
 from roles.serving_engine import EngineWork, NewTokens, ServingEngine, WantedResponse
 
-PROMPT = [7, 7, 7]
+PROMPT = [7, 7]
 LONG_S, NOW_S = 100.0, 0.0
 
 
@@ -77,6 +78,8 @@ class Engines:
     folder: str = "first"
     open_rounds: bool = False
     """Whether no round is over."""
+    deadly: dict[str, int] = field(default_factory=dict)
+    """Prompt → number of tokens of its response when the engine dies."""
 
     def __post_init__(self) -> None:
         self.ranks = [Rank(Identity("rollout", n, "node", "log"), self.folder) for n in range(self.size)]
@@ -110,6 +113,9 @@ class Engines:
             rank.folder, dropped = arguments
             rank.work = {name: one for name, one in rank.work.items() if name not in dropped}
             return Answer(error=RankFailure("it is generating", who=rank.identity) if rank.work else None)
+        for one in [*rank.work.values(), *arguments[0].wanted]:
+            if one.begun == self.deadly.get(chr(one.token_ids[len(PROMPT)])) and one.name not in arguments[0].dropped:
+                return dies(rank.identity)
         return Answer(rank.advance(*arguments), hangs=self.open_rounds)
 
 
@@ -134,7 +140,7 @@ class World:
     ends: dict[str, str] = field(default_factory=dict)
 
     def turn(self, *wanted: str, dropped: tuple[str, ...] = (), tokens: int = 4) -> None:
-        asked = [WantedResponse(name, PROMPT, tokens, 1.0, 1.0, seed=5) for name in wanted]
+        asked = [WantedResponse(name, [*PROMPT, ord(name[0])], tokens, 1.0, 1.0, seed=5) for name in wanted]
         for new in self.policy.advance(asked, dropped):
             self.texts.setdefault(new.name, []).extend(new.token_ids)
             if new.finish:
@@ -158,7 +164,7 @@ def test_responses_of_a_dead_engine_go_on_where_they_were() -> None:
     made.engines.fails[1] = [dies]
     made.turn()
     assert {name: len(text) for name, text in made.texts.items()} == {"a": 3, "b": 2, "c": 3, "d": 2}
-    for _ in range(2):
+    for _ in range(3):
         made.turn()
     assert made.texts == dict.fromkeys("abcd", WHOLE) and made.ends == dict.fromkeys("abcd", "length")
     assert made.told[0].startswith("rollout rank 1 (node node) is started again: it died in advance")
@@ -198,10 +204,105 @@ def test_what_two_engines_failed_with_is_given_up_and_the_rest_goes_on() -> None
     made.engines.fails = {2: [dies]}
     made.engines.slow = False
     made.turn()
-    assert made.ends == {"a": "failed", "b": "failed"}
-    for _ in range(4):
+    assert made.ends == {"a": "failed"}, "it had just begun; c was under way, and b waited"
+    for _ in range(6):
         made.turn()
-    assert made.texts["c"] == WHOLE and made.ends["c"] == "length"
+    assert made.ends == {"a": "failed", "b": "length", "c": "length"} and made.texts["b"] == made.texts["c"] == WHOLE
+
+
+def test_a_prompt_that_kills_engines_is_found_among_others_refused_and_not_counted() -> None:
+    made = world(allowed=2, size=1, deadly={"x": 0, "y": 0})
+    made.turn("a", tokens=1)
+    for letter in "xy":
+        made.turn(letter, *(f"{letter}{number}" for number in range(1, 4)), f"b{letter}", f"c{letter}")
+        for _ in range(12):
+            made.turn()
+        same = [made.ends.pop(name) for name in list(made.ends) if name[0] == letter]
+        assert same == ["failed"] * 4, "all responses to that prompt"
+        assert (
+            made.ends.pop(f"b{letter}"),
+            made.ends.pop(f"c{letter}"),
+        ) == ("length", "length")
+        assert made.texts[f"b{letter}"] == WHOLE
+    deaths = [line for line in made.told if "is started again" in line]
+    assert len(deaths) == 4
+    assert [line for line in made.told if "are not counted" in line] == [
+        "the engines answer other prompts: 2 of their failures are not counted, since they came with prompts that were "
+        "given up"
+    ] * 2
+    assert made.told[-1].startswith("refused for 60 min, since 2 engines failed while") and made.told[-1].endswith(
+        f"token ids 7 7 {ord('y')}"
+    )
+    for number in range(5):
+        made.turn(f"x again {number}")
+        assert made.ends[f"x again {number}"] == "refused"
+    assert len([line for line in made.told if "is started again" in line]) == 4
+
+
+def test_a_prompt_whose_client_leaves_and_asks_again_is_found_too() -> None:
+    made = world(allowed=2, size=1, deadly={"x": 0})
+    made.turn("a", tokens=1)
+    for number in range(6):
+        made.turn(f"x{number}")
+        made.turn(dropped=(f"x{number}",))
+        made.turn()
+    assert made.ends["x5"] == "refused"
+
+
+def test_engines_that_answer_nothing_else_are_not_sound() -> None:
+    made = world(allowed=3, size=1, deadly={"x": 0})
+    made.turn("a", tokens=1)
+    made.engines.deadly["a"] = 0
+    with pytest.raises(Death, match="number 4 within an hour"):
+        for number in range(9):
+            made.turn(f"x{number}")
+    assert not any("not counted" in line or "refused" in line for line in made.told)
+
+
+def test_new_weights_come_while_it_is_open_whether_the_engines_are_sound() -> None:
+    made = world(size=1, deadly={"x": 0})
+    made.turn("a", tokens=2)
+    made.turn()
+    made.engines.open_rounds = True
+    made.turn("x")
+    made.turn()
+    made.turn()
+    assert list(made.engines.ranks[0].work) == ["probe"]
+    made.policy.reload("second")
+    assert [(rank.folder, rank.work) for rank in made.engines.ranks] == [("second", {})]
+
+
+def test_what_two_engines_failed_with_long_after_it_began_is_given_up_with_its_company_but_not_refused() -> None:
+    made = world(allowed=2, size=1)
+    made.turn("a", tokens=1)
+    made.turn("b", "c", tokens=9)
+    for _ in range(2):
+        made.engines.fails[0] = [dies]
+        for _ in range(4):
+            made.turn()
+    assert made.ends == {"a": "length", "b": "failed", "c": "failed"}
+    made.turn("b2", "c2")
+    for _ in range(8):
+        made.turn()
+    assert made.texts["b2"] == made.texts["c2"] == WHOLE and "are not counted" in made.told[-1]
+    assert not made.policy.suspects.suspected([*PROMPT, ord("b")])
+
+
+def test_a_refused_prompt_is_tried_again_with_new_weights_and_after_an_hour() -> None:
+    recovery, now = Recovery(RecoveryConfig(), clock=lambda: now[0]), [0.0]
+    suspects = Suspects(recovery)
+    for moment in (0.0, 4000.0):
+        now[0] = moment
+        assert suspects.blame({(1,)}) == (set() if not moment else {(1,)})
+        suspects.blame({(1,)})
+        suspects.answered([2])
+        assert suspects.refused([1])
+        now[0] += 3700
+        assert not suspects.refused([1])
+    now[0] -= 3700
+    assert suspects.refused([1])
+    suspects.forget()
+    assert not suspects.refused([1]) and not suspects.suspected([1])
 
 
 def test_failures_are_counted() -> None:

@@ -12,7 +12,7 @@ from unittest.mock import patch
 from orchestrator.stages import serving_desk
 from orchestrator.stages.serving_desk import Desk
 from roles.batch import Rollouts
-from roles.serving_engine import NewTokens, WantedResponse
+from roles.serving_engine import Finish, NewTokens, WantedResponse
 
 EOS = 2
 
@@ -28,6 +28,7 @@ class EchoEngines:
         """(folder, responses under way then)."""
         self.given_up = set[str]()
         """Responses that no engine goes on with."""
+        self.why: Finish = "failed"
         self.gate = threading.Event()
         """While it is not set, nothing is generated."""
         self.gate.set()
@@ -47,7 +48,7 @@ class EchoEngines:
     def _grow(self, name: str) -> NewTokens:
         if name in self.given_up:
             del self.left[name]
-            return NewTokens(name, [], "failed")
+            return NewTokens(name, [], self.why)
         token, *rest = self.left[name]
         if rest:
             self.left[name] = rest

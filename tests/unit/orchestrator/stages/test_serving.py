@@ -135,6 +135,18 @@ def test_a_job_that_the_engines_gave_up_is_refused_whole() -> None:
     assert told.empty() and not desk.open
 
 
+def test_a_job_that_is_not_tried_again_is_told_before_a_stream_begins() -> None:
+    engines = EchoEngines()
+    engines.given_up.add("0.0")
+    engines.why = "refused"
+    with working(Desk(engines, None, decode, most=9)) as desk:
+        job, told = job_of("abc")
+        job.streams = True
+        desk.take(job)
+        refused = told.get(timeout=5)
+    assert refused.status == 500 and "this very prompt" in refused.message
+
+
 def test_a_dropped_job_is_never_told_and_its_responses_are_given_up() -> None:
     engines = EchoEngines()
     engines.gate.clear()
