@@ -114,7 +114,7 @@ class Builder(Generic[C]):
         config = self._config
         section = config.section(role).model_copy(update={"model": config.model_of(role)})
         setup, early = self.engine_setup(ranks_of, models.of[role], section), self._early_end(models)
-        return self._frozen_group(ranks_of, class_of(role), (setup, config.rollout.temperature, early))
+        return self.frozen_group(ranks_of, class_of(role), (setup, config.rollout.temperature, early))
 
     def _early_end(self: Builder[SamplingConfig], models: Models) -> EarlyEnd:
         """The tokens that end a response, and how many tokens must come before them."""
@@ -135,7 +135,7 @@ class Builder(Generic[C]):
         if isinstance(config, ModelReward):
             setup = self.engine_setup(role, models.of[role], config)
             bridge = self._bridge(models) if config.text_bridge else None
-            group = self._frozen_group(role, RewardModel, (setup, bridge))
+            group = self.frozen_group(role, RewardModel, (setup, bridge))
             return Member(group, partial(Responses.of, columns=(MESSAGES,)) if config.text_bridge else Sequences.of)
         return self.scorer(role, config)
 
@@ -163,9 +163,9 @@ class Builder(Generic[C]):
     def scorer(self, role: str, config: FunctionReward | RemoteReward) -> Member:
         """A reward that is not a model: a function or a service."""
         factory = FunctionScorer if isinstance(config, FunctionReward) else RemoteScorer
-        return Member(self._frozen_group(role, factory, (config,), distributed=False), names=True)
+        return Member(self.frozen_group(role, factory, (config,), distributed=False), names=True)
 
-    def _frozen_group(
+    def frozen_group(
         self, role: str, factory: Callable[..., R], arguments: tuple[Any, ...], *, distributed: bool = True
     ) -> RoleGroup[R]:
         """Start a group that holds no training state, which can be started again if a rank fails."""

@@ -66,7 +66,8 @@ class EngineFleet:
         self._fence_the_dead()
         self._admit(version)
         while (behind := self._behind(version)) and (self._sleeps or len(behind) == len(self._group)):
-            self._admit(version, wait=True)
+            with self._recovery.waiting_for(self._group.role):
+                self._admit(version, wait=True)
             if version and self._fresh:  # the actor may still have scoring passes to do
                 self._push(sorted(self._fresh), version, self._deadlines.score_s + self._deadlines.push_s)
         return [number for number in range(len(self._group)) if number not in behind]

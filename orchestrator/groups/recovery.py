@@ -5,7 +5,8 @@ from __future__ import annotations
 import textwrap
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -50,6 +51,10 @@ class Recovery:
     """Seconds in which a group must start."""
     frozen: dict[str, RoleGroup[Any]] = field(default_factory=dict)
     """Role → group, for the groups that hold no training state, other than the engines."""
+    waited_for: set[str] = field(default_factory=set)
+    """Roles that answer nothing until they are started again."""
+    totals: Counter[str] = field(default_factory=Counter)
+    """The counts of all steps."""
     _failures: dict[str, deque[float]] = field(default_factory=dict)
     _counts: Counter[str] = field(default_factory=Counter)
     _late: set[str] = field(default_factory=set)
@@ -96,11 +101,12 @@ class Recovery:
         self.tell(f"{', '.join(sorted(roles))}: started again, since {brief(error)}")
         self.count("healing/frozen_restarts", len(roles))
         began = self.clock()
-        for started in [self.frozen[role].restart(range(len(self.frozen[role]))) for role in sorted(roles)]:
-            try:
-                started.result(self.start_s)
-            except ClusterError as again:
-                roles |= self.revive(again)
+        with self.waiting_for(*roles):
+            for started in [self.frozen[role].restart(range(len(self.frozen[role]))) for role in sorted(roles)]:
+                try:
+                    started.result(self.start_s)
+                except ClusterError as again:
+                    roles |= self.revive(again)
         self.tell(f"{', '.join(sorted(roles))}: back after {self.clock() - began:.1f} s")
         return roles
 
@@ -112,9 +118,19 @@ class Recovery:
             except ClusterError as error:
                 self.revive(error)
 
+    @contextmanager
+    def waiting_for(self, *roles: str) -> Iterator[None]:
+        """Context in which the roles answer nothing."""
+        self.waited_for.update(roles)
+        try:
+            yield
+        finally:
+            self.waited_for.difference_update(roles)
+
     def count(self, metric: str, more: int) -> None:
         """Add to the count of a metric of `orchestrator.metrics` for the current step."""
         self._counts[metric] += more
+        self.totals[metric] += more
 
     def drain(self) -> dict[str, float]:
         """The counts since the last drain, at the end of each step; metrics that were not counted are missing."""

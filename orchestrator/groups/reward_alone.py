@@ -13,6 +13,7 @@ from transformers import PreTrainedTokenizerBase
 
 from orchestrator.config.serving import RewardServingRun
 from orchestrator.groups.build import Builder, builder
+from orchestrator.groups.recovery import Recovery, TellUser, untold
 from orchestrator.groups.reward import Member, Reward
 from roles.batch import Rollouts, Sequences
 from roles.config.rewards import EnsembleReward, MeanScore, ModelReward, OneReward
@@ -50,12 +51,13 @@ class OwnTokens:
 
 
 @contextmanager
-def reward_alone(config: RewardServingRun) -> Iterator[Reward]:
-    """Context with the reward's groups, up."""
-    with builder(config, config.scorers) as build:
+def reward_alone(config: RewardServingRun, tell: TellUser = untold) -> Iterator[tuple[Reward, Recovery]]:
+    """Context with the reward's groups, up, and what starts them again. `tell`: see `Builder`."""
+    with builder(config, config.scorers, tell) as build:
         members = {role: _member(config, build, role, scorer) for role, scorer in config.scorers.items()}
         build.ready()
-        yield Reward(members, config.reward.combine if isinstance(config.reward, EnsembleReward) else MeanScore())
+        how = config.reward.combine if isinstance(config.reward, EnsembleReward) else MeanScore()
+        yield Reward(members, how), build.recovery
 
 
 def _member(config: RewardServingRun, build: Builder[RewardServingRun], role: str, scorer: OneReward) -> Member:
@@ -63,5 +65,5 @@ def _member(config: RewardServingRun, build: Builder[RewardServingRun], role: st
         return build.scorer(role, scorer)
     folder = resolve_model(scorer.model, Path(config.model_cache))
     tokenizer = load_tokenizer(folder, trust_remote_code=scorer.model.trust_remote_code)
-    group = build.start(role, RewardModel, (build.engine_setup(role, folder, scorer), None))
+    group = build.frozen_group(role, RewardModel, (build.engine_setup(role, folder, scorer), None))
     return Member(group, OwnTokens(tokenizer))

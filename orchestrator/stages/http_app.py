@@ -9,6 +9,7 @@ import hmac
 import json
 import time
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 from fastapi import FastAPI, HTTPException, Request
@@ -20,11 +21,19 @@ from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from orchestrator.config.serving import ServingConfig
+from orchestrator.groups.recovery import Recovery
 
 OPEN = ("/", "/health", "/metrics", "/openapi.json", "/docs")
 """Paths that need no key."""
 SECONDS = (0.01, 0.03, 0.1, 0.3, 1, 3, 10, 30, 100, 300)
 """Upper ends of the histogram of a request's time."""
+
+
+RESTARTS = {
+    "engine_restarts": "Engines that failed and were started again",
+    "frozen_restarts": "Groups of the reward that failed and were started again",
+}
+"""Gauge, and metric of `healing/` → meaning."""
 
 
 class ErrorTold(BaseModel):
@@ -58,19 +67,24 @@ class Json(JSONResponse):
         return json.dumps(content, allow_nan=False).encode()
 
 
-def make_app(title: str, serving: ServingConfig, gauges: Mapping[str, tuple[str, Callable[[], float]]]) -> FastAPI:
+def make_app(
+    title: str, serving: ServingConfig, gauges: Mapping[str, tuple[str, Callable[[], float]]], recovery: Recovery
+) -> FastAPI:
     """An application with `/health` and `/metrics`. `gauges`: name → (meaning, value now)."""
     app = FastAPI(title=title, default_response_class=Json, docs_url="/docs", redoc_url=None, responses=REFUSALS)
     registry = CollectorRegistry()
     for name, (meaning, value) in gauges.items():
         Gauge(name, meaning, registry=registry).set_function(value)
+    for name, meaning in RESTARTS.items():
+        restarts = partial(recovery.totals.__getitem__, f"healing/{name}")
+        Gauge(f"tetrarch_{name}", meaning, registry=registry).set_function(restarts)
     app.add_middleware(Guard, serving=serving, registry=registry)
     app.add_exception_handler(RequestValidationError, _malformed)
     app.add_exception_handler(StarletteError, _refused)
 
     @app.get("/health")
     async def health() -> dict[str, str]:
-        return {"status": "ok"}
+        return {"status": "restarting" if recovery.waited_for else "ok"}
 
     @app.get("/metrics", response_class=PlainTextResponse)
     async def metrics() -> Response:

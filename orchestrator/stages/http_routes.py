@@ -15,6 +15,7 @@ from fastapi import FastAPI, HTTPException, Request
 from starlette.responses import HTMLResponse, Response, StreamingResponse
 
 from orchestrator.config.serving import ServingConfig
+from orchestrator.groups.recovery import Recovery
 from orchestrator.stages.http_app import make_app
 from orchestrator.stages.http_bodies import ChatBody, CompletionBody, GenerateBody, OpenAIBody
 from orchestrator.stages.prompt_reader import PromptReader, Unreadable
@@ -29,14 +30,16 @@ CLIENT_POLL_S = 0.5
 GONE = Refused(499, "the client has gone")
 
 
-def policy_app(desk: Desk, reader: PromptReader, serving: ServingConfig, temperature: float) -> FastAPI:
+def policy_app(
+    desk: Desk, reader: PromptReader, serving: ServingConfig, temperature: float, recovery: Recovery
+) -> FastAPI:
     """The application. `temperature`: where a request does not say it."""
     gauges = {
         "tetrarch_requests_under_way": ("Requests that have not been answered", lambda: desk.open),
         "tetrarch_generated_tokens": ("Tokens that have been generated", lambda: desk.generated),
         "tetrarch_weights_version": ("How often the weights have been renewed", lambda: desk.version),
     }
-    app, routes = make_app("Tetrarch", serving, gauges), Routes(desk, reader, serving, temperature)
+    app, routes = make_app("Tetrarch", serving, gauges, recovery), Routes(desk, reader, serving, temperature)
     app.get("/", response_class=HTMLResponse)(routes.page)
     app.post("/generate")(routes.generate)
     app.get("/v1/models")(routes.models)

@@ -15,8 +15,11 @@ from pydantic import Field, model_validator
 from cluster.errors import ClusterError, RankFailure
 from cluster.ranks.failures import Death
 from orchestrator.config.serving import ServingConfig
+from orchestrator.errors import RewardRestarted
+from orchestrator.groups.recovery import Recovery
 from orchestrator.stages.http_app import make_app
 from orchestrator.stages.http_bodies import Body
+from orchestrator.stages.serving_desk import SCORE_TRIES
 from roles.batch import Rollouts
 from roles.packing import right_padded
 from roles.text.messages import LONE_SURROGATE
@@ -75,12 +78,22 @@ class RewardDesk:
         """Responses so far."""
 
     def __call__(self, rollouts: Rollouts) -> list[float]:
-        """A score for each row. HTTPException says why there is none."""
+        """A score for each row. HTTPException says why there is none. A reward that is started again is asked again."""
         if not len(rollouts):
             return []
         with self._lock:
+            scores = self._scores(rollouts, SCORE_TRIES)
+        self.scored += len(scores)
+        return scores
+
+    def _scores(self, rollouts: Rollouts, tries: int) -> list[float]:
+        while True:
+            tries -= 1
             try:
-                scores = self._score(rollouts)
+                return self._score(rollouts)
+            except RewardRestarted as error:
+                if not tries:
+                    raise HTTPException(502, f"the reward failed: {str(error).splitlines()[0]}") from None
             except RankFailure as error:
                 if isinstance(error, Death):
                     self.broken = error
@@ -90,14 +103,12 @@ class RewardDesk:
                 raise HTTPException(503, "the reward does not answer") from None
             except Exception as error:  # a chat template is a program: it raises what it likes
                 raise HTTPException(400, f"the rows cannot be read: {error}") from None
-        self.scored += len(scores)
-        return scores
 
 
-def reward_app(desk: RewardDesk, serving: ServingConfig) -> FastAPI:
+def reward_app(desk: RewardDesk, serving: ServingConfig, recovery: Recovery) -> FastAPI:
     """The application: `POST /score` and `POST /get_reward`."""
     gauges = {"tetrarch_scored_responses": ("Responses that have been scored", lambda: desk.scored)}
-    app = make_app("Tetrarch reward", serving, gauges)
+    app = make_app("Tetrarch reward", serving, gauges, recovery)
 
     @app.post("/score")
     async def score(body: ScoreBody) -> dict[str, list[float]]:

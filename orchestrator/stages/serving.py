@@ -69,7 +69,7 @@ def serve(config: ServingRun) -> None:
                 lambda ids: str(tokenizer.decode(ids, skip_special_tokens=True)),
                 config.serving.max_requests,
             )
-            app = policy_app(desk, reader, config.serving, config.rollout.temperature)
+            app = policy_app(desk, reader, config.serving, config.rollout.temperature, recovery)
             with answering(app, found):
                 typer.echo(f"serving at {url_of(found)} (Ctrl-C ends it)")
                 work_until_told(desk, watch, weights, config.deadlines.grace_s)
@@ -80,9 +80,9 @@ def serve_reward(config: RewardServingRun) -> None:
     with listening(config.serving) as found:
         typer.echo("starting the reward", err=True)
         ORDERS.listen()
-        with reward_alone(apart(config)) as reward:
-            desk = RewardDesk(scorer(reward, config.deadlines.score_s, Recovery()))
-            with answering(reward_app(desk, config.serving), found):
+        with reward_alone(apart(config), partial(typer.echo, err=True)) as (reward, recovery):
+            desk = RewardDesk(scorer(reward, config.deadlines.score_s, recovery))
+            with answering(reward_app(desk, config.serving, recovery), found):
                 url = url_of(found)
                 typer.echo(f"serving at {url}: /score, and /get_reward for OpenRLHF (Ctrl-C ends it)")
                 ORDERS.grace_s = config.deadlines.grace_s

@@ -20,6 +20,7 @@ import torch
 from configs.tiny.inputs import model_config, tokenizer
 from orchestrator.config.loading import dump_config, load_config
 from orchestrator.config.serving import ServingConfig
+from orchestrator.groups.recovery import Recovery
 from orchestrator.planning.layout_planner import layout
 from orchestrator.stages.http_routes import policy_app
 from orchestrator.stages.http_server import answering, listening, url_of
@@ -283,7 +284,7 @@ def test_the_load_on_a_served_policy(shown: Callable[..., list[list[str]]]) -> N
     with (
         working(Desk(EchoEngines(), None, letters.decode, most=64)) as desk,
         listening(serving) as found,
-        answering(policy_app(desk, reader, serving, 1.0), found),
+        answering(policy_app(desk, reader, serving, 1.0, Recovery()), found),
     ):
         (line,) = shown(serving_load, url_of(found))
     assert line[:3] == ["500", "x", "200;"] and float(line[4]) <= float(line[7])

@@ -13,6 +13,7 @@ from schemathesis import GenerationMode
 from schemathesis.specs.openapi.checks import positive_data_acceptance
 
 from orchestrator.config.serving import ServingConfig
+from orchestrator.groups.recovery import Recovery
 from orchestrator.stages.http_routes import policy_app
 from orchestrator.stages.prompt_reader import PromptReader
 from orchestrator.stages.reward_http import RewardDesk, reward_app
@@ -24,12 +25,12 @@ from tests.unit.orchestrator.stages.served import EchoEngines, Letters, length, 
 @pytest.fixture(scope="module")
 def policy() -> Iterator[FastAPI]:
     with working(Desk(EchoEngines(), length, Letters().decode, most=9)) as desk:
-        yield policy_app(desk, PromptReader(Letters(), 60, 40), ServingConfig(), 0.7)  # type: ignore[arg-type]
+        yield policy_app(desk, PromptReader(Letters(), 60, 40), ServingConfig(), 0.7, Recovery())  # type: ignore[arg-type]
 
 
 @pytest.fixture(scope="module")
 def reward() -> FastAPI:
-    return reward_app(RewardDesk(length), ServingConfig())
+    return reward_app(RewardDesk(length), ServingConfig(), Recovery())
 
 
 def operations(app: FastAPI) -> Iterator[schemathesis.APIOperation]:

@@ -188,12 +188,20 @@ def test_others_go_on_while_an_engine_hangs_until_it_is_started_again() -> None:
 
 
 def test_the_only_engine_is_waited_for() -> None:
-    made = world(size=1, slow=True)
+    made, waited = world(size=1, slow=True), list[set[str]]()
+    admit = made.policy.fleet._admit
+
+    def admitted(version: int, *, wait: bool = False) -> None:
+        waited.append(set(made.policy.recovery.waited_for))
+        admit(version, wait=wait)
+
+    made.policy.fleet._admit = admitted  # type: ignore[method-assign]
     made.turn("a")
     made.engines.fails[0] = [dies]
     for _ in range(4):
         made.turn()
     assert made.texts == {"a": WHOLE}
+    assert waited.count({"rollout"}) == 1 and not made.policy.recovery.waited_for
 
 
 def test_what_two_engines_failed_with_is_given_up_and_the_rest_goes_on() -> None:

@@ -11,6 +11,7 @@ import pytest
 from starlette.testclient import TestClient
 
 from orchestrator.config.serving import ServingConfig
+from orchestrator.groups.recovery import Recovery
 from orchestrator.stages.http_routes import policy_app
 from orchestrator.stages.prompt_reader import PromptReader
 from orchestrator.stages.serving_desk import Desk
@@ -21,7 +22,9 @@ LONGEST, RESPONSE = 60, 40
 
 def client_of(desk: Desk, **serving: Any) -> TestClient:
     reader = PromptReader(Letters(), LONGEST, RESPONSE)  # type: ignore[arg-type]
-    return TestClient(policy_app(desk, reader, ServingConfig(**serving), 0.7), raise_server_exceptions=False)
+    return TestClient(
+        policy_app(desk, reader, ServingConfig(**serving), 0.7, Recovery()), raise_server_exceptions=False
+    )
 
 
 @pytest.fixture

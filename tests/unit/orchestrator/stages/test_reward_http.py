@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -12,8 +14,14 @@ import torch
 from starlette.testclient import TestClient
 
 from cluster.errors import DeadlineExceeded, RankFailure
+from cluster.ranks.failures import Death
+from cluster.ranks.identity import Identity
 from orchestrator.config.loading import load_root
+from orchestrator.config.recovery import RecoveryConfig
 from orchestrator.config.serving import RewardServingRun, ServingConfig
+from orchestrator.errors import RewardRestarted
+from orchestrator.groups import build, reward_alone
+from orchestrator.groups.recovery import Recovery
 from orchestrator.groups.reward_alone import OwnTokens
 from orchestrator.stages.http_server import answering, listening, url_of
 from orchestrator.stages.reward_http import RewardDesk, reward_app
@@ -35,7 +43,7 @@ def lengths(rollouts: Rollouts) -> list[float]:
 @pytest.fixture(scope="module")
 def url() -> Iterator[str]:
     serving = ServingConfig(port=0)
-    with listening(serving) as found, answering(reward_app(RewardDesk(lengths), serving), found):
+    with listening(serving) as found, answering(reward_app(RewardDesk(lengths), serving, Recovery()), found):
         yield url_of(found)
 
 
@@ -69,7 +77,7 @@ def test_our_client_is_answered(url: str, protocol: Any, path: str) -> None:
 
 
 def asked(score: Any, path: str, body: Any) -> tuple[int, str]:
-    client = TestClient(reward_app(RewardDesk(score), ServingConfig()), raise_server_exceptions=False)
+    client = TestClient(reward_app(RewardDesk(score), ServingConfig(), Recovery()), raise_server_exceptions=False)
     answer = client.post(path, content=json.dumps(body), headers={"Content-Type": "application/json"})
     return answer.status_code, answer.text
 
@@ -108,13 +116,82 @@ def test_what_fails_is_told(error: Exception, status: int, lives: bool) -> None:
         raise error
 
     desk = RewardDesk(score)
-    client = TestClient(reward_app(desk, ServingConfig()), raise_server_exceptions=False)
+    client = TestClient(reward_app(desk, ServingConfig(), Recovery()), raise_server_exceptions=False)
     assert client.post("/score", json={"prompts": ["a"], "responses": ["b"]}).status_code == status
     assert (desk.broken is None) == lives
 
 
+def test_a_reward_that_is_started_again_is_asked_once_more_and_not_for_ever() -> None:
+    fails = [RewardRestarted("reward rank 0 died\nits log")]
+
+    def score(rollouts: Rollouts) -> list[float]:
+        if fails:
+            raise fails.pop()
+        return [2.5]
+
+    desk = RewardDesk(score)
+    client = TestClient(reward_app(desk, ServingConfig(), Recovery()))
+    body = {"prompts": ["a"], "responses": ["b"]}
+    assert client.post("/score", json=body).json() == {"scores": [2.5]} and desk.scored == 1
+    fails += [RewardRestarted("reward rank 0 died\nits log")] * 2
+    told = client.post("/score", json=body)
+    assert told.status_code == 502 and "the reward failed: reward rank 0 died" in told.text and desk.broken is None
+
+
+def test_health_and_metrics_tell_of_restarts() -> None:
+    recovery, seen = Recovery(RecoveryConfig()), list[str]()
+    client = TestClient(reward_app(RewardDesk(lengths), ServingConfig(), recovery))
+
+    class Group:
+        def __len__(self) -> int:
+            return 1
+
+        def restart(self, numbers: range) -> Any:
+            def result(deadline_s: float) -> None:
+                seen.append(client.get("/health").json()["status"])
+
+            return SimpleNamespace(result=result)
+
+    recovery.frozen["reward"] = Group()  # type: ignore[assignment]
+    assert "tetrarch_frozen_restarts 0.0" in client.get("/metrics").text
+    recovery.revive(Death("reward rank 0 died", who=Identity("reward", 0, "node", "log")))
+    recovery.drain()
+    assert [*seen, client.get("/health").json()["status"]] == ["restarting", "ok"]
+    assert "tetrarch_frozen_restarts 1.0" in client.get("/metrics").text
+
+
+def test_every_scorer_that_is_served_alone_can_be_started_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started = dict[str, bool]()
+
+    class Cluster:
+        def places(self, role: str) -> list[Any]:
+            return []
+
+        def places_again(self, role: str) -> None:
+            raise AssertionError
+
+        def check_places(self, groups: Any) -> None:
+            pass
+
+    def start(role: str, *others: Any, replaceable: bool, **more: Any) -> Any:
+        started[role] = replaceable
+        return SimpleNamespace(started=None)
+
+    monkeypatch.setattr(build, "RayCluster", lambda *others, **more: nullcontext(Cluster()))
+    monkeypatch.setattr(build.RoleGroup, "start", start)
+    monkeypatch.setattr(build, "wait_all", lambda *others: None)
+    monkeypatch.setattr(reward_alone, "resolve_model", lambda *others: tmp_path)
+    monkeypatch.setattr(reward_alone, "load_tokenizer", lambda *others, **more: Letters())
+    members = "{a: {type: model, model: {path: m}}, f: {path: x.py, type: function}}"
+    (tmp_path / "r.yaml").write_text(f"run_dir: {tmp_path}\nreward: {{type: ensemble, members: {members}}}")
+    with reward_alone.reward_alone(load_root(RewardServingRun, tmp_path / "r.yaml")) as (reward, recovery):
+        assert started == dict.fromkeys(reward.members, True) and recovery.frozen.keys() == reward.members.keys()
+
+
 def test_a_reward_model_reads_texts_with_its_own_tokenizer() -> None:
-    client = TestClient(reward_app(RewardDesk(lengths), ServingConfig()))
+    client = TestClient(reward_app(RewardDesk(lengths), ServingConfig(), Recovery()))
     seen.clear()
     body = {"prompts": ["a", "b"], "responses": ["xy", "z"], "finished": [True, False]}
     client.post("/score", json=body)

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from orchestrator.config.serving import ServingConfig
+from orchestrator.groups.recovery import Recovery
 from orchestrator.stages.http_routes import policy_app
 from orchestrator.stages.http_server import answering, listening, url_of
 from orchestrator.stages.prompt_reader import PromptReader
@@ -43,7 +44,7 @@ def test_the_page_ranks_the_answers_and_tells_what_is_wrong(tmp_path: Path) -> N
     with (
         working(Desk(EchoEngines(), length, letters.decode, most=3)) as desk,
         listening(serving) as found,
-        answering(policy_app(desk, reader, serving, 1.0), found),
+        answering(policy_app(desk, reader, serving, 1.0, Recovery()), found),
         browser(tmp_path) as page,
     ):
         page.open(url_of(found), "document.getElementById('form')")
