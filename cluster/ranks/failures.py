@@ -19,6 +19,10 @@ if TYPE_CHECKING:
 
 LOG_LINES = 20
 LOG_TAIL_BYTES = 64 * 1024
+DEVICE_ERRORS = ("CUDA error:", "HIP error:", "Triton Error [CUDA]", "Triton Error [HIP]")
+"""Parts of errors after which a process cannot use its device any more: a kernel failed, and the context with it."""
+DEVICE_FULL = ("out of memory", "ALLOC_FAILED")
+"""Parts of those among them that leave it usable."""
 PEER_FAULTS = ("gloo", "nccl", "closed by peer", "reset by peer", "broken pipe", "processgroup", "tcpstore", "c10d")
 
 
@@ -34,9 +38,13 @@ def log_tail(log: str) -> str:
 
 
 def raised(who: Identity, method: str, seconds: float, error: Exception) -> RankFailure:
-    """The failure for an exception of a role's method; made in the rank itself."""
-    message = f"{who} raised {type(error).__name__} in {method} after {seconds:.1f} s: {error}\n{log_tail(who.log)}"
+    """The failure for an exception of a role's method; made in the rank itself, which must end after a Death."""
+    message = f"{who} raised {type(error).__name__} in {method} after {seconds:.1f} s: {error}\n"
     kind = f"{type(error).__module__}.{type(error).__qualname__}"
+    if _lost_device(error):
+        why = "its process is ended: it has lost its device, and each later call would fail, too\n"
+        return Death(f"{message}{why}{log_tail(who.log)}", who=who, exception=kind)
+    message += log_tail(who.log)
     return RankFailure(message, who=who, exception=kind, consequence=looks_like_a_peers_fault(error))
 
 
@@ -69,6 +77,21 @@ def looks_like_a_peers_fault(error: Exception) -> bool:
     """Whether an error is a broken collective or connection, which another rank may have caused."""
     text = f"{type(error).__name__} {error}".lower()
     return any(sign in text for sign in PEER_FAULTS)
+
+
+def _lost_device(error: BaseException) -> bool:
+    """Whether the exception, or one that it came from, says that the process cannot use its device any more."""
+    seen, now = list[BaseException](), [error]
+    while now:
+        one = now.pop()
+        if one in seen:
+            continue
+        seen.append(one)
+        now += [cause for cause in (one.__cause__, one.__context__) if cause is not None]
+        said = any(sign in str(one) for sign in DEVICE_ERRORS) or type(one).__name__ == "AcceleratorError"
+        if isinstance(one, RuntimeError) and said and not any(sign in str(one) for sign in DEVICE_FULL):
+            return True
+    return False
 
 
 def _blame(failure: ClusterError) -> int:

@@ -32,7 +32,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from cluster.errors import ClusterError
 from cluster.ranks import failures, usage
 from cluster.ranks.card_use import CardSampler
-from cluster.ranks.host_memory import MemorySampler, kill_children
+from cluster.ranks.host_memory import MemorySampler, end_soon, kill_children
 from cluster.ranks.identity import Identity
 from cluster.ranks.process_state import offer_stacks
 from cluster.ranks.rank_profiler import RankProfiler
@@ -193,7 +193,10 @@ class Worker:
             raise
         except Exception as error:
             _print_traceback(error)
-            raise failures.raised(self._identity, method, time.monotonic() - began, error) from error
+            failure = failures.raised(self._identity, method, time.monotonic() - began, error)
+            if isinstance(failure, failures.Death):
+                threading.Thread(target=end_soon, name="end", daemon=True).start()
+            raise failure from error
         finally:
             self._doing = (None, time.monotonic(), None)
             self._busy.append(RankCall(at, time.time(), method, asked))

@@ -12,6 +12,8 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
+import torch
+
 from cluster.ranks.role_group import Client
 
 local = threading.local()
@@ -57,6 +59,11 @@ class Stub:
             raise ValueError(f"{self.name} cannot")
         time.sleep(300)
         return "woke up"
+
+    def lose_card(self, shard: bool) -> None:
+        """As torch does once a kernel has failed: each later call would fail, too."""
+        if shard:
+            raise torch.AcceleratorError("CUDA error: device-side assert triggered\nSearch for `cudaErrorAssert'")
 
     def die(self, shard: bool) -> None:
         if shard:

@@ -17,6 +17,7 @@ from cluster.estimate.memory import GIB
 from cluster.placement.plan import RoleNeed, plan
 from cluster.ranks import calls, hangs, role_group
 from cluster.ranks.calls import wait_all
+from cluster.ranks.failures import Death
 from cluster.ranks.role_group import RoleGroup
 from cluster.ranks.starting import progress_of_starts
 from cluster.ranks.watch import STARTED
@@ -218,6 +219,20 @@ def test_a_rank_that_is_killed_ends_every_wait(start: Starter, waits_for: str) -
     message = str(failure.value)
     assert message.startswith("actor rank 1 (node ")
     assert "died in" in message and "about to die" in message
+
+
+def test_a_rank_that_has_lost_its_card_ends_and_is_replaced(start: Starter) -> None:
+    group = start("reward", replaceable=True)
+    group.ready(START_S)
+    lost = group.call(Stub.facts).result(20)[1]["pid"]
+    with pytest.raises(Death, match=r"^reward rank 1 .* raised AcceleratorError in lose_card .*: CUDA error: device"):
+        group.map(Stub.lose_card, [False, True]).result(20)
+    until = time.monotonic() + 10
+    while psutil.pid_exists(lost) and psutil.Process(lost).status() != psutil.STATUS_ZOMBIE:
+        assert time.monotonic() < until
+        time.sleep(0.05)
+    group.restart([1]).result(START_S)
+    assert group.map(Stub.add, [1, 2]).result(20) == [1, 2]
 
 
 def test_the_dead_rank_is_blamed_not_its_peer_in_the_collective(start: Starter) -> None:

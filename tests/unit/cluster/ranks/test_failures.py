@@ -6,6 +6,7 @@ import pickle
 from pathlib import Path
 
 import pytest
+import torch
 from ray.exceptions import ActorDiedError, RayTaskError
 
 from cluster.errors import DeadlineExceeded, RankFailure
@@ -42,6 +43,46 @@ def test_a_death_is_told_from_an_exception(who: Identity) -> None:
     assert failures.from_ray(who, "push", RayTaskError("push", "", inner)) is inner
     unknown = failures.from_ray(who, "update", RayTaskError("update", "", ImportError("no module roles.x")))
     assert "failed in update: ImportError: no module roles.x" in str(unknown)
+
+
+def accelerator_error(text: str, code: int) -> Exception:
+    error: Exception = torch.AcceleratorError(text)
+    error.error_code = code  # type: ignore[attr-defined]
+    return error
+
+
+ASSERTED = "CUDA error: device-side assert triggered\nCUDA kernel errors might be asynchronously reported"
+
+
+@pytest.mark.parametrize(
+    ("error", "lost"),
+    [
+        (accelerator_error(ASSERTED, 710), True),
+        (RuntimeError(ASSERTED), True),
+        (RuntimeError("CUDA error: CUBLAS_STATUS_EXECUTION_FAILED when calling `cublasGemmEx(...)`"), True),
+        (RuntimeError("Triton Error [CUDA]: an illegal memory access was encountered"), True),
+        (accelerator_error("HIP error: unspecified launch failure", 719), True),
+        (accelerator_error("CUDA error: out of memory", 2), False),
+        (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"), False),
+        (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"), False),
+        (ValueError("the row says: CUDA error: device-side assert triggered"), False),
+        (RuntimeError("shapes differ"), False),
+    ],
+)
+def test_a_rank_that_has_lost_its_device_is_dead(who: Identity, error: Exception, lost: bool) -> None:
+    outer = RuntimeError("the model failed")
+    outer.__cause__ = error
+    for raised in (error, outer):
+        failure = pickle.loads(pickle.dumps(failures.raised(who, "score", 1.0, raised)))
+        assert isinstance(failure, failures.Death) == lost and str(raised) in str(failure)
+        assert ("its process is ended" in str(failure)) == lost
+    assert list(failure.blamed) == [who] and "critic rank 3 (node node-7) raised RuntimeError in score" in str(failure)
+
+
+def test_an_error_that_is_its_own_cause_is_looked_at_once(who: Identity) -> None:
+    first, second = RuntimeError("a"), RuntimeError("b")
+    first.__context__, second.__context__ = second, first
+    assert not isinstance(failures.raised(who, "score", 1.0, first), failures.Death)
 
 
 def test_the_culprit_comes_before_its_consequences(who: Identity) -> None:
