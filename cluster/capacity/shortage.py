@@ -9,10 +9,13 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 
 from cluster.capacity.changes import cluster_change, numbers_in, placement_change
-from cluster.capacity.matching import fits
+from cluster.capacity.matching import assign, fits
 from cluster.errors import PlacementError
 from cluster.placement.node import Node
 from cluster.placement.plan import Plan, Slot
+
+SHOWN_LACKS = 3
+"""Planned nodes without room that are told."""
 
 
 def check_capacity(wanted: Plan, nodes: Sequence[Node]) -> None:
@@ -28,6 +31,36 @@ def describe_shortage(wanted: Plan, nodes: Sequence[Node], *, busy: bool = False
         f"asked for {_listed(wanted.demands)} ({asked}), each planned node on one real node; "
         f"{'free are' if busy else 'having'} {_listed(nodes) or 'no node at all'}. {_fixes(wanted, nodes, busy)}"
     )
+
+
+def describe_wait(wanted: Plan, free: Sequence[Node]) -> str:
+    """What a plan waits for: which planned nodes have no room in what is free, and of what they are short."""
+    demands, homes = wanted.demands, assign(wanted.demands, free)
+    left = [number for number in range(len(demands)) if number not in homes]
+    if not left:
+        return f"waiting for Ray to give what is free: {_listed(free)}"
+    others = [node for number, node in enumerate(free) if number not in homes.values()]
+    told = [_lack(wanted, number, others) for number in left[:SHOWN_LACKS]]
+    if len(left) > SHOWN_LACKS:
+        told[-1] += f", and {_many(len(left) - SHOWN_LACKS, 'more planned node', 'more planned nodes')}"
+    return f"waiting for room: {'; '.join(told)}; free are {_listed(free)}"
+
+
+def _lack(wanted: Plan, number: int, others: Sequence[Node]) -> str:
+    """What one planned node is short of on that of the other nodes where it is short of least."""
+    demand = wanted.demands[number]
+    roles = ", ".join(dict.fromkeys(slot.role for slot in wanted.slots if slot.node == number))
+    asked = f"planned node {number} ({roles}; {_what(demand)})"
+    if not others:
+        return f"{asked} finds no other node"
+    near = min(others, key=lambda node: (max(demand.gpus - node.gpus, 0), max(demand.cpus - node.cpus, 0)))
+    short = [
+        f"{demand_of - free_of:g} {what if demand_of - free_of != 1 else what.removesuffix('s')}"
+        for what, demand_of, free_of in (("GPUs", demand.gpus, near.gpus), ("CPUs", demand.cpus, near.cpus))
+        if demand_of > free_of
+    ]
+    short += [f"{demand.card} GPUs"] if demand.card not in ("", near.card) else []
+    return f"{asked} is short of {' and '.join(short)} on {near.name}, the nearest"
 
 
 def _fixes(wanted: Plan, nodes: Sequence[Node], busy: bool) -> str:

@@ -10,7 +10,7 @@ import math
 import os
 import socket
 import time
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager, nullcontext
 from types import TracebackType
 from typing import Any, Self
@@ -21,7 +21,7 @@ from ray.util import placement_group, remove_placement_group
 from ray.util.placement_group import PlacementGroup
 
 from cluster.capacity.matching import assign
-from cluster.capacity.shortage import check_capacity, describe_shortage
+from cluster.capacity.shortage import check_capacity, describe_shortage, describe_wait
 from cluster.errors import ClusterError, PlacementError
 from cluster.estimate.memory import GIB
 from cluster.placement.node import Node
@@ -65,8 +65,11 @@ class RayCluster:
         address: str | None = None,
         object_store_gib: float | None = None,
         imports: Imports | None = None,
+        waits: Callable[[str], None] | None = None,
     ) -> None:
+        """`waits`: told every few seconds for what the cluster has no room, while that is waited for."""
         self._plan = plan
+        self._waits = waits
         self._imports = imports
         self._forks: ForkServer | None = None
         self._deadline_s = deadline_s
@@ -255,6 +258,8 @@ class RayCluster:
             if time.monotonic() >= ends:
                 shortage = describe_shortage(self._plan, free, busy=True)
                 raise PlacementError(f"no room within {self._deadline_s:g} s: {shortage}")
+            if self._waits:
+                self._waits(describe_wait(self._plan, free))
             if found != homes:
                 homes = found
                 remove_placement_group(self._group)

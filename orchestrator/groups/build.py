@@ -26,7 +26,7 @@ from orchestrator.config.run import RunConfig
 from orchestrator.config.sampling import SamplingConfig
 from orchestrator.groups.imports import imports_for, rank_environment
 from orchestrator.groups.policy import Policy
-from orchestrator.groups.recovery import Recovery, ShowStarting, TellUser, unshown, untold
+from orchestrator.groups.recovery import Recovery, ShowStarting, TellUser, unshown, untold, waits_for_room
 from orchestrator.groups.reward import Member, Reward
 from orchestrator.groups.scoring import class_of
 from roles.actor import Actor, LossExtra
@@ -295,6 +295,6 @@ def builder(
     `Builder`."""
     made = plan(config.placement, role_needs(config, roles))
     imports = imports_for(config.device, rank_environment(config.device))
-    starting({"Ray": "starting, or giving its resources"})
-    with RayCluster(made, deadline_s=config.deadlines.resources_s, imports=imports) as cluster:
+    waits = waits_for_room(tell, starting)
+    with RayCluster(made, deadline_s=config.deadlines.resources_s, imports=imports, waits=waits) as cluster:
         yield Builder(config, cluster, tell, starting)

@@ -40,6 +40,20 @@ def unshown(doing: Mapping[str, str]) -> None:
     """Stands for a display that there is not."""
 
 
+def waits_for_room(tell: TellUser, starting: ShowStarting) -> TellUser:
+    """Shows that Ray starts; then what it is told: of what the cluster is short. That is also told once, to stay."""
+    starting({"Ray": "starting, or giving its resources"})
+    told = list[str]()
+
+    def show(lacks: str) -> None:
+        starting({"Ray": lacks})
+        if not told:
+            tell(lacks)
+        told.append(lacks)
+
+    return show
+
+
 @dataclass(slots=True)
 class Recovery:
     """The failures of a run that it survives."""

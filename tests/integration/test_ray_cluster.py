@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -19,6 +20,7 @@ from cluster.config import GroupConfig, GroupsPlacement, LocalPlacement, PlacedG
 from cluster.errors import NodeLost, PlacementError, RankFailure
 from cluster.placement.plan import RoleNeed, plan
 from cluster.ranks.role_group import RoleGroup
+from cluster.runtime import ray_cluster
 from cluster.runtime.granted_nodes import NOTICED_S
 from cluster.runtime.ray_cluster import RayCluster
 from tests.integration.stub_role import Stub
@@ -68,10 +70,15 @@ def test_a_cluster_that_is_too_small_is_refused_before_asking(ray_of_two_nodes: 
     assert not ray.is_initialized()
 
 
-def test_a_busy_cluster_is_waited_for_until_the_deadline(ray_of_two_nodes: Cluster, tmp_path: Path) -> None:
+def test_a_busy_cluster_is_waited_for_until_the_deadline(
+    ray_of_two_nodes: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ray_cluster, "RAYS_CHOICE_S", 0.5)
+    told = list[str]()
     address = ray_of_two_nodes.address
     wanted = plan(LocalPlacement(actor=GroupConfig(ranks=2)), [RoleNeed("actor", gpu=True)])
-    with RayCluster(wanted, deadline_s=60, address=address) as cluster:
+    with RayCluster(wanted, deadline_s=60, address=address, waits=told.append) as cluster:
+        assert not any("short of" in text for text in told)
         group = RoleGroup.start("actor", Stub, [("a",), ("b",)], cluster.places("actor"), log_dir=tmp_path)
         group.ready(60)
         assert group.map(Stub.add, [1, 2], 1).result(20) == [2, 3]
@@ -83,6 +90,7 @@ def test_a_busy_cluster_is_waited_for_until_the_deadline(ray_of_two_nodes: Clust
             PlacementError, match=r"no room within 2 s: .* free are (\w+: 0 CPUs, [02] GPUs(; |\. )){2}"
         ):
             cluster._reserve()
+        assert re.search(r"waiting for room: planned node 0 \(actor; 2 CPUs, 2 GPUs\) is short of 2 ", told[-1])
         ray.util.remove_placement_group(held)
     assert not ray.is_initialized()
 

@@ -16,7 +16,7 @@ from pydantic import TypeAdapter
 
 from cluster.capacity.changes import ClusterChange, changed, cluster_change, placement_change
 from cluster.capacity.matching import assign, fits
-from cluster.capacity.shortage import check_capacity, describe_shortage
+from cluster.capacity.shortage import check_capacity, describe_shortage, describe_wait
 from cluster.config import PlacementConfig
 from cluster.errors import PlacementError
 from cluster.placement.node import Node
@@ -235,6 +235,33 @@ def test_fragments_on_several_nodes_do_not_count_as_one() -> None:
     one = Plan((Slot("actor", 0, 0, 2, 2), Slot("actor", 1, 0, 2, 2)))
     with pytest.raises(PlacementError, match=r"too small.* Give 1 node of \(3 CPUs, 0 GPUs\) .*--num-cpus=4"):
         check_capacity(one, [Node("a", 3, 0), Node("b", 3, 0)])
+
+
+@pytest.mark.parametrize(
+    ("free", "told"),
+    [
+        (
+            [(0, 2, ""), (4, 1, "")],
+            "waiting for room: planned node 0 (actor; 4 CPUs, 2 GPUs) is short of 4 CPUs on n0, the nearest; "
+            "planned node 1 (actor; 2 CPUs, 1 H GPUs) is short of H GPUs on n1, the nearest; "
+            "free are n0: 0 CPUs, 2 GPUs; n1: 4 CPUs, 1 GPUs",
+        ),
+        (
+            [(9, 8, "H")],
+            "waiting for room: planned node 1 (actor; 2 CPUs, 1 H GPUs) finds no other node; "
+            "free are n0: 9 CPUs, 8 H GPUs",
+        ),
+        ([(9, 8, "H"), (9, 8, "H")], "waiting for Ray to give what is free: 2 x (9 CPUs, 8 H GPUs)"),
+    ],
+)
+def test_while_it_is_waited_for_what_is_lacking_is_named(free: list[tuple[float, float, str]], told: str) -> None:
+    assert describe_wait(by_hand((4, 2, ""), (2, 1, "H")), nodes_of(*free)) == told
+
+
+def test_many_nodes_without_room_are_counted() -> None:
+    many = by_hand(*[(4, 2, "")] * 9)
+    text = describe_wait(many, nodes_of(*[(4, 0, "")] * 9))
+    assert text.count("is short of 2 GPUs") == 3 and "and 6 more planned nodes; free are 9 x (4 CPUs, 0 GPUs)" in text
 
 
 def test_a_busy_cluster_is_waited_for() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -18,12 +19,16 @@ TINY = Path(__file__).resolve().parents[4] / "configs" / "tiny.yaml"
 
 def test_room_is_waited_for_as_long_as_the_run_says(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[float] = []
+    told, shown = list[str](), list[Any]()
 
-    def cluster(plan: Plan, *, deadline_s: float, **others: Any) -> nullcontext[None]:
+    def cluster(plan: Plan, *, deadline_s: float, waits: Callable[[str], None], **others: Any) -> nullcontext[None]:
         asked.append(deadline_s)
+        waits("short of 2 GPUs")
+        waits("short of 1 GPU")
         return nullcontext()
 
     monkeypatch.setattr(build, "RayCluster", cluster)
     config = load_config(TINY, ["deadlines.resources_s=7"])
-    with build.builder(config, ppo_roles(config)):
+    with build.builder(config, ppo_roles(config), told.append, shown.append):
         assert asked == [7]
+    assert shown[1:] == [{"Ray": "short of 2 GPUs"}, {"Ray": "short of 1 GPU"}] and told == ["short of 2 GPUs"]
