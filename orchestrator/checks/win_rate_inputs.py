@@ -13,8 +13,9 @@ if TYPE_CHECKING:
     from orchestrator.data.prompts import Questions
 
 
-def check_opponent(config: EvaluationRun, heldout: Questions, count: int) -> None:
-    """The judge can be asked, and the other run has a response to each of the first `count` held-out prompts."""
+def check_opponent(config: EvaluationRun, heldout: Questions, count: int | None) -> None:
+    """The judge can be asked, and the other run has a response to each of the first `count` held-out prompts (None:
+    to all)."""
     judge = config.evaluation.judge
     if not isinstance(judge, WinRate):
         return

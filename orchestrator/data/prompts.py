@@ -127,10 +127,12 @@ def _identities(questions: Questions) -> Iterator[str]:
         yield json.dumps([ids, columns], sort_keys=True, default=str)
 
 
-def heldout_prompts(questions: Questions, count: int, seed: int, each: int = 1, *, greedy: bool = False) -> Prompts:
-    """The first `count` held-out prompts (all, if there are fewer), each as `each` consecutive rows, always with the
-    same sampling seeds; `greedy`: to be answered with the most likely tokens."""
-    rows = [row for row in range(min(count, len(questions))) for _ in range(each)]
+def heldout_prompts(
+    questions: Questions, count: int | None, seed: int, each: int = 1, *, greedy: bool = False
+) -> Prompts:
+    """The first `count` held-out prompts (None, or if there are fewer: all), each as `each` consecutive rows, always
+    with the same sampling seeds; `greedy`: to be answered with the most likely tokens."""
+    rows = [row for row in range(len(questions))[:count] for _ in range(each)]
     places = [(row, *([place % each] if place % each else [])) for place, row in enumerate(rows)]
     seeds = [stable_seed(seed, "heldout", *row) for row in places]
     asked = questions.pick(rows, seeds, [short_seed(seed, "environment", "heldout", row) for row in rows])

@@ -143,6 +143,9 @@ def put_prompts(draft: Draft, paths: list[str], option: str, *, part: str = "tra
     if not paths:
         draft.to_set(f"prompts.{part}.path", "a file, a folder or a hub name")
     put_sources(draft, f"prompts.{part}", paths or [UNSAID], option, each)
+    if part == "heldout":
+        draft.put("evaluation.prompts", None)
+        draft.because("evaluation.prompts", f"all of them, as in {draft.options.table.framework}")
 
 
 def put_sources(draft: Draft, key: str, paths: list[str], option: str, each: Each | None = None) -> None:

@@ -136,7 +136,7 @@ class Running:
 class Cluster:
     """Has room for everybody."""
 
-    def __init__(self, plan: Plan, *, deadline_s: float, imports: object = None) -> None:
+    def __init__(self, plan: Plan, *, deadline_s: float, imports: object = None, waits: object = None) -> None:
         self._plan = plan
 
     def __enter__(self) -> Self:

@@ -106,6 +106,14 @@ def test_text_prompts_and_the_other_columns(write: Write, tokenizer: PreTrainedT
     assert prompts.columns == {"topic": list(range(7))}
 
 
+@pytest.mark.parametrize(("count", "texts"), [(2, "ab"), (128, "abcdefg"), (None, "abcdefg")])
+def test_so_many_prompts_are_held_out_or_all(
+    write: Write, tokenizer: PreTrainedTokenizerFast, count: int | None, texts: str
+) -> None:
+    config = configuration(write(LETTERS), evaluation={"prompts": count})
+    assert heldout(config, tokenizer).texts == list(texts)
+
+
 def test_chats_go_through_the_template(write: Write, tokenizer: PreTrainedTokenizerFast) -> None:
     turns = [{"role": "user", "content": "a"}, {"role": "bot", "content": "b"}, {"role": "user", "content": "c"}]
     prompts = heldout(configuration(write([{"messages": turns}]), prompts={"max_tokens": 20}), tokenizer)

@@ -228,6 +228,7 @@ def test_validation_has_its_own_sampling(
     config = loaded(tmp_path, imported).evaluation
     assert config.sampling == (None if sampling is None else EvaluationSampling(**sampling))
     assert config.responses_per_prompt == each
+    assert config.prompts is None and "  prompts: null  # all of them, as in verl" in imported.text
     assert [
         name for kind in ("missing here", "means nothing here") for name in imported.about(kind) if OWN in name
     ] == moot
