@@ -36,21 +36,23 @@ class SampleTable(NamedTuple):
     """(row with the prompt, the responses to it); None for a missing response."""
 
 
-def render_report(run_dir: str | Path, output: Path | None = None) -> Path:
-    """Write the page from the files that exist, by default `report.html` into `run_dir`; returns its path."""
+def render_report(run_dir: str | Path, output: Path | None = None, now: str = "") -> Path:
+    """Write the page from the files that exist, by default `report.html` into `run_dir`; returns its path. `now`: see
+    `run_status`."""
     path = Path(run_dir) / HTML_FILE if output is None else output
     record = read_record(Path(run_dir))
     ends = [result for result in _ends(record.evaluations, record.state.best) if result]
     scores = kept_scores(Path(run_dir)) or {f"held out, {one.label}": one.proxy_values for one in ends}
-    replace_text(path, page(record, scores))
+    replace_text(path, page(record, scores, now))
     return path
 
 
-def page(record: RunRecord, scores: Mapping[str, Sequence[float]] | None = None) -> str:
-    """The HTML of the whole page. `scores`: sets of scores whose distributions are drawn, by name."""
+def page(record: RunRecord, scores: Mapping[str, Sequence[float]] | None = None, now: str = "") -> str:
+    """The HTML of the whole page. `scores`: sets of scores whose distributions are drawn, by name; `now`: see
+    `run_status`."""
     evaluations, metrics = record.evaluations, record.metrics
     before, after = _ends(evaluations, record.state.best)
-    status, status_text = run_status(record)
+    status, status_text = run_status(record, now)
     last = int(metrics[-1]["step"]) if metrics else 0
     cards = {
         "training_cards": [
@@ -139,15 +141,19 @@ def content_policy(scripts: list[str]) -> str:
     return f"{sources}; form-action 'none'; base-uri 'none'"
 
 
-def run_status(record: RunRecord) -> tuple[str, str]:
-    """CSS class and text of the run's status."""
+def run_status(record: RunRecord, now: str = "") -> tuple[str, str]:
+    """CSS class and text of the run's status. `now`: the state that the run is in, such as `running` or `interrupted`;
+    empty: only its files are known, as to a run that writes its own page, which stays when it is killed."""
     state = record.state
+    if now == "running":
+        return "running", f"running, {_done(record)} steps"
     last = int(record.metrics[-1]["step"]) if record.metrics else 0
     if state.status == "done":
         return "done", f"ended early, {_done(record)} steps" if state.ended else "done"
     if state.status == "failed":
         return "failed", f"failed after step {last}" if last else "failed before the first step ended"
-    return "unfinished", f"unfinished, {_done(record)} steps"
+    word = now or ("unfinished" if state.status == "running" else state.status)
+    return "unfinished", f"{word}, {_done(record)} steps"
 
 
 def _done(record: RunRecord) -> str:

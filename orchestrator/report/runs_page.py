@@ -21,10 +21,13 @@ from orchestrator.report.terminal_lines import shown
 RUNS_HTML = "comparison.html"
 
 
-def render_runs(run_dirs: Sequence[Path], output: Path | None = None) -> Path:
-    """Write the page, by default into the first folder; returns its path. ValueError names a file that is damaged."""
+def render_runs(run_dirs: Sequence[Path], output: Path | None = None, now: Sequence[str] = ()) -> Path:
+    """Write the page, by default into the first folder; returns its path. ValueError names a file that is damaged.
+    `now`: the state that each run is in, see `run_status`."""
     path = run_dirs[0] / RUNS_HTML if output is None else output
-    replace_text(path, runs_page(dict(zip(_names(run_dirs), map(read_record, run_dirs), strict=True))))
+    names = _names(run_dirs)
+    states = dict(zip(names, now, strict=False))
+    replace_text(path, runs_page(dict(zip(names, map(read_record, run_dirs), strict=True)), states))
     return path
 
 
@@ -35,14 +38,14 @@ def _names(run_dirs: Sequence[Path]) -> list[str]:
     return [f"{place} {run}" for place, run in enumerate(run_dirs, 1)] if alike else names
 
 
-def runs_page(records: Mapping[str, RunRecord]) -> str:
-    """The HTML of the page."""
-    cards = run_cards(records)
+def runs_page(records: Mapping[str, RunRecord], states: Mapping[str, str] | None = None) -> str:
+    """The HTML of the page. `states`: the state that each run is in, see `run_status`."""
+    cards, states = run_cards(records), states or {}
     scripts = drawing_scripts() if any(card.figure for card in cards) else []
     return str(
         page_template("runs.html.jinja").render(
             runs=list(records),
-            statuses=[run_status(record) for record in records.values()],
+            statuses=[run_status(record, states.get(name, "")) for name, record in records.items()],
             facts=_facts(list(records.values())),
             reached=_reached(list(records.values())),
             settings=_settings([record.config_yaml for record in records.values()]),

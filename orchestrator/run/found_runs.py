@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from orchestrator.errors import ConfigError
-from orchestrator.report.run_files import STATE_FILE, RunRecord, read_record
+from orchestrator.report.run_files import STATE_FILE, read_record
 from orchestrator.report.terminal_lines import shown
 from orchestrator.run.checkpoint import Checkpoints
 from orchestrator.run.resuming import SET_ASIDE
-from orchestrator.run.run_lock import seems_held
+from orchestrator.run.run_lock import state_now
 
 DEPTH = 3
 """How deep below a named folder runs are looked for."""
@@ -64,16 +64,8 @@ def _run(run_dir: Path) -> FoundRun:
         return FoundRun(str(run_dir), "", "damaged", 0, 0, str(error), resumes, "")
     state, last = record.state, record.metrics[-1] if record.metrics else {}
     step = int(last.get("step", 0))
-    return FoundRun(
-        str(run_dir), state.title, _state(run_dir, record), step, state.steps, _numbers(last), resumes, state.started
-    )
-
-
-def _state(run_dir: Path, record: RunRecord) -> str:
-    """Looked at only: a list is also made of folders that are not ours to write to, and waits for no machine."""
-    if seems_held(run_dir):
-        return "running"
-    return "interrupted" if record.state.status == "running" else record.state.status
+    now = state_now(run_dir, state.status)
+    return FoundRun(str(run_dir), state.title, now, step, state.steps, _numbers(last), resumes, state.started)
 
 
 def _numbers(metrics: Mapping[str, float]) -> str:

@@ -189,6 +189,14 @@ def seems_held(run_dir: Path) -> bool:
     return holder.alive if holder.here else time.time() - touched < VOID_S
 
 
+def state_now(run_dir: Path, status: str) -> str:
+    """The state that a run is in, of which its files say `status`; `interrupted`: it ended without saying so. Looks
+    only, as `seems_held` does."""
+    if seems_held(run_dir):
+        return "running"
+    return "interrupted" if status == "running" else status
+
+
 def wait_until_free(run_dirs: Sequence[Path], within_s: float, told: Callable[[ConfigError], object]) -> None:
     """Wait until no run holds the lock of any of `run_dirs`. ConfigError if one still does after `within_s` seconds;
     `told` is called with the first."""

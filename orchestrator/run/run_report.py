@@ -7,8 +7,9 @@ from pathlib import Path
 
 from orchestrator.errors import ConfigError
 from orchestrator.report.page import render_report
-from orchestrator.report.run_files import METRICS_FILE, STATE_FILE
+from orchestrator.report.run_files import METRICS_FILE, STATE_FILE, read_record
 from orchestrator.report.runs_page import render_runs
+from orchestrator.run.run_lock import state_now
 
 
 def write_report(runs: Sequence[Path], output: Path | None) -> Path:
@@ -24,6 +25,7 @@ def write_report(runs: Sequence[Path], output: Path | None) -> Path:
     if output is not None and not output.parent.is_dir():
         raise ConfigError(f"--output={output}: the folder {output.parent} does not exist; make it")
     try:
-        return render_report(runs[0], output) if len(runs) == 1 else render_runs(runs, output)
+        now = [state_now(run, read_record(run).state.status) for run in runs]
+        return render_report(runs[0], output, now[0]) if len(runs) == 1 else render_runs(runs, output, now)
     except ValueError as error:
         raise ConfigError(str(error)) from None

@@ -26,7 +26,7 @@ from orchestrator.report.run_files import (
 from orchestrator.report.terminal_lines import shown
 from orchestrator.run.found_runs import run_folders
 from orchestrator.run.resuming import SET_ASIDE
-from orchestrator.run.run_lock import seems_held
+from orchestrator.run.run_lock import state_now
 from orchestrator.viewer.errors import NotThere
 
 RECORD_FILES = (METRICS_FILE, EVALUATION_FILE, SAMPLES_FILE, CONFIG_FILE, STATE_FILE)
@@ -116,7 +116,7 @@ class Shelf:
         except ValueError as error:
             return RunLine(name, short, "", "damaged", 0, 0, [], "", str(error))
         state, last = record.state, record.metrics[-1] if record.metrics else {}
-        now = "running" if seems_held(run_dir) else "interrupted" if state.status == "running" else state.status
+        now = state_now(run_dir, state.status)
         numbers = [(one.name, one.value) for one in shown(last)]
         step = int(last.get("step", 0))
         return RunLine(name, short, state.title, now, step, state.steps, numbers, state.started, "")

@@ -7,6 +7,7 @@ from pathlib import Path
 from typer.testing import CliRunner
 
 from orchestrator.commands.app import app
+from orchestrator.run.run_lock import held
 
 RUNNER = CliRunner()
 
@@ -21,7 +22,17 @@ def test_a_broken_run_has_a_report(tmp_path: Path) -> None:
     run = a_run(tmp_path / "broken")
     done = RUNNER.invoke(app, ["report", str(run)])
     assert done.exit_code == 0 and done.stdout.strip() == str(run / "report.html")
-    assert "unfinished, 1 of 1 steps" in (run / "report.html").read_text(encoding="utf-8")
+    assert "interrupted, 1 of 1 steps" in (run / "report.html").read_text(encoding="utf-8")
+
+
+def test_a_run_that_goes_on_is_told_from_one_that_was_killed(tmp_path: Path) -> None:
+    runs, pages = [a_run(tmp_path / name) for name in ("a", "b")], [tmp_path / "one.html", tmp_path / "both.html"]
+    with held(runs[0]):
+        for asked, page in zip((runs[:1], runs), pages, strict=True):
+            assert RUNNER.invoke(app, ["report", *map(str, asked), "--output", str(page)]).exit_code == 0
+    one, both = (page.read_text(encoding="utf-8") for page in pages)
+    assert '<span class="pill running">running, 1 of 1 steps' in one
+    assert "running, 1 of 1 steps" in both and "interrupted, 1 of 1 steps" in both
 
 
 def test_several_runs_are_compared(tmp_path: Path) -> None:

@@ -309,7 +309,7 @@ def test_an_empty_run_is_drawn() -> None:
     assert "failed before the first step ended" in text
     assert "unfinished, 0 of 10 steps" in page(RunRecord(RunState("smoke", 10), [], [], [], ""))
     unknown = page(RunRecord(RunState("taste", 0, "stopped"), [], [], [], ""))
-    assert "unfinished, 0 steps" in unknown and "0 of 0" not in unknown
+    assert "stopped, 0 steps" in unknown and "0 of 0" not in unknown
 
 
 def test_a_run_without_a_number_needs_no_script() -> None:
