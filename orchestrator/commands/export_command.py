@@ -9,8 +9,9 @@ from typing import Annotated
 
 import typer
 
+from cluster.role_table import ACTOR, CRITIC, REWARD
 from orchestrator.commands.exit_codes import reported
-from orchestrator.commands.options import Debug, RunFolder, user_path
+from orchestrator.commands.options import Debug, RunFolder, any_of, user_path
 from orchestrator.errors import ConfigError
 
 ExportedTo = Annotated[
@@ -22,7 +23,13 @@ ExportedStep = Annotated[
 Best = Annotated[bool, typer.Option("--best", help="The step of the best evaluation that has a checkpoint.")]
 ExportedRole = Annotated[
     str | None,
-    typer.Option("--role", metavar="ROLE", help="actor, critic or reward [default: actor]", show_default=False),
+    typer.Option(
+        "--role",
+        metavar="ROLE",
+        autocompletion=any_of(ACTOR, CRITIC, REWARD),
+        help="actor, critic or reward [default: actor]",
+        show_default=False,
+    ),
 ]
 PushToHub = Annotated[
     str | None,

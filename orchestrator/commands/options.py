@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
 
+from orchestrator.commands.job_table import JOBS
+from orchestrator.commands.training_table import TRAININGS
 from orchestrator.errors import ConfigError
 from roles.config.section import usable_path
 
@@ -19,6 +22,11 @@ def user_path(text: str | Path) -> Path:
         return Path(usable_path(os.fspath(text)))
     except ValueError as error:
         raise typer.BadParameter(f"the path {error}; use another one") from None
+
+
+def any_of(*names: str) -> Callable[[str], list[str]]:
+    """What a shell offers of `names` for the beginning of a word."""
+    return lambda incomplete: [name for name in names if name.startswith(incomplete)]
 
 
 ConfigFile = Annotated[
@@ -50,6 +58,7 @@ CommandName = Annotated[
     typer.Option(
         "--command",
         metavar="NAME",
+        autocompletion=any_of(*TRAININGS),
         help="Which command that trains is meant [default: train, or the only one the file is for].",
         show_default=False,
     ),
@@ -59,6 +68,7 @@ JobName = Annotated[
     typer.Option(
         "--command",
         metavar="NAME",
+        autocompletion=any_of(*TRAININGS, *JOBS),
         help="The command of the job: train, reward, sft, dpo, evaluate, best-of-n or label [default: train, or the "
         "only one the file is for].",
         show_default=False,

@@ -18,6 +18,7 @@ from typer.testing import CliRunner
 
 from cluster.errors import PlacementError, RankFailure, Terminated
 from orchestrator.commands import app as cli
+from orchestrator.commands.training_table import TRAININGS
 from orchestrator.config.loading import load_config, load_root
 from orchestrator.config.roots import ROOTS
 from orchestrator.config.run import RunConfig
@@ -413,6 +414,22 @@ def test_help_says_each_command_in_whole_words() -> None:
     shown = CliRunner().invoke(cli.app, ["--help"], env={"COLUMNS": "80"}).output
     assert "..." not in shown.partition("Commands:")[2] and max(map(len, shown.splitlines())) <= 80
     assert all(f"\n  {name}" in shown for name in cli.COMMANDS)
+
+
+@pytest.mark.parametrize(
+    ("line", "offered"),
+    [
+        ("tetrarch replay runs/a 3 --role ", ["actor", "critic"]),
+        ("tetrarch export runs/a out --role ", ["actor", "critic", "reward"]),
+        ("tetrarch export runs/a out --role c", ["critic"]),
+        ("tetrarch plan a.yaml --command ", [*TRAININGS]),
+        ("tetrarch submit a.yaml --command b", ["best-of-n"]),
+    ],
+)
+def test_a_shell_is_offered_the_values_of_an_option(line: str, offered: list[str]) -> None:
+    words = line.split(" ")
+    asked = {"_TETRARCH_COMPLETE": "complete_bash", "COMP_WORDS": line, "COMP_CWORD": str(len(words) - 1)}
+    assert CliRunner().invoke(cli.app, [], prog_name="tetrarch", env=asked).stdout.split() == offered
 
 
 def test_the_version_and_completion_can_be_had() -> None:
