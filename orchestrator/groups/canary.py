@@ -118,12 +118,15 @@ def unexplained_gap(rollouts: Rollouts, logprobs: Tensor, how: RolloutConfig) ->
     log(1/kept), which is at most log(1/top_p). Of V tokens top_k keeps k/V or more of the probability, min_p 1/V;
     neither leaves out one that is likelier than the sampled one, and min_p none that is likelier than itself.
     """
-    most = torch.full_like(logprobs, -math.log(how.top_p))
+    difference = (rollouts.rollout_logprobs - logprobs)[rollouts.response_mask]
+    if how.top_p == 1 and not how.top_k and not how.min_p:
+        return difference.abs()
+    said = logprobs[rollouts.response_mask]
+    most = torch.full_like(said, -math.log(how.top_p))
     if how.top_k:
-        most -= (1 - VOCABULARY * logprobs.exp()).clamp(how.top_k / VOCABULARY, 1.0).log()
+        most -= (1 - VOCABULARY * said.exp()).clamp(how.top_k / VOCABULARY, 1.0).log()
     if how.min_p:
-        most -= (1 - VOCABULARY * logprobs.exp().clamp(max=how.min_p)).clamp(1 / VOCABULARY, 1.0).log()
-    difference, most = (rollouts.rollout_logprobs - logprobs)[rollouts.response_mask], most[rollouts.response_mask]
+        most -= (1 - VOCABULARY * said.exp().clamp(max=how.min_p)).clamp(1 / VOCABULARY, 1.0).log()
     return (difference - difference.clamp(min=0.0).minimum(most)).abs()
 
 

@@ -94,14 +94,18 @@ def _by_role(scored: Scored, trained: Tensor, advantages: Tensor, values: Tensor
     """Split the batch into the actor's and the critic's training data; both are 0 on tokens that are not `trained`."""
     rollouts = scored.rollouts
     tokens = (rollouts.token_ids, rollouts.lengths, trained, torch.arange(len(scored)))
+
+    def kept(numbers: Tensor) -> Tensor:
+        return numbers if trained is rollouts.response_mask else numbers * trained  # they are 0 outside of the mask
+
     actor = ActorExperience(
         *tokens,
-        old_logprobs=scored.old_logprobs * trained,
-        rollout_logprobs=rollouts.rollout_logprobs * trained,
-        reference_logprobs=scored.reference_logprobs * trained,
+        old_logprobs=kept(scored.old_logprobs),
+        rollout_logprobs=kept(rollouts.rollout_logprobs),
+        reference_logprobs=kept(scored.reference_logprobs),
         advantages=advantages,
     )
-    return Experience(actor, CriticExperience(*tokens, values=values * trained, returns=returns))
+    return Experience(actor, CriticExperience(*tokens, values=kept(values), returns=returns))
 
 
 def in_units_of(scale: RunningScale, critic: CriticExperience) -> CriticExperience:

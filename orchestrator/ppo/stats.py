@@ -75,12 +75,14 @@ def experience_stats(
 ) -> ExperienceStats:
     """Statistics of a batch; `trained`, `rewards`, `advantages`, `returns`: `[batch, time]`, as in `to_experience`."""
     rollouts, generated = scored.rollouts, scored.rollouts.response_mask
-    kl = k1(scored.old_logprobs, scored.reference_logprobs)[generated].double()
-    gap = (rollouts.rollout_logprobs - scored.old_logprobs)[generated].abs().double()
-    advantage = advantages[trained].double()
-    target = returns[trained].double()
+    places = _places(generated)
+    learned = places if trained is generated else _places(trained)
+    kl = _at(places, k1(scored.old_logprobs, scored.reference_logprobs)).double()
+    gap = _at(places, rollouts.rollout_logprobs - scored.old_logprobs).abs().double()
+    advantage, target = _at(learned, advantages).double(), _at(learned, returns).double()
     scores = scored.scores.double()
     tokens = generated.sum(1).double()
+    every = len(places)
     quantiles = torch.quantile(tokens, torch.tensor(list(LENGTH_QUANTILES.values()), dtype=torch.double))
     named = {name: (float(x.mean()), float(x.std(correction=0))) for name, x in named_numbers(scored).items()}
     return ExperienceStats(
@@ -89,21 +91,30 @@ def experience_stats(
         score_std=float(scores.std(correction=0)),
         flat_groups=flat_groups(scores.view(-1, responses_per_prompt)) if responses_per_prompt > 1 else None,
         score_disagreement=float(scored.disagreement.mean()) or None,
-        reward_mean=mean(rewards.double().sum(1)[trained.any(1)]),
+        reward_mean=mean(rewards.sum(1, dtype=torch.float64)[trained.any(1)]),
         kl=float(kl.sum()) / len(scored),
         kl_per_token=float(kl.mean()),
         advantage_mean=mean(advantage),
         advantage_std=mean((advantage - advantage.mean()).square()) ** 0.5,
-        explained_variance=explained_variance(scored.values[trained].double(), target),
-        response_length_mean=float(generated.sum()) / len(scored),
+        explained_variance=explained_variance(_at(learned, scored.values).double(), target),
+        response_length_mean=every / len(scored),
         response_length_quantiles=tuple(quantiles.tolist()),
-        prompt_length_mean=float(rollouts.lengths.sum() - generated.sum()) / len(scored),
+        prompt_length_mean=float(rollouts.lengths.sum() - every) / len(scored),
         turns_mean=float((generated[:, 1:] & ~generated[:, :-1]).sum()) / len(scored),
         truncated_fraction=float((~rollouts.finished).double().mean()),
         repeated_fraction=repeated_fraction(rollouts.token_ids, generated),
         logprob_gap_mean=float(gap.mean()),
         logprob_gap_max=float(gap.max()),
     )
+
+
+def _places(mask: Tensor) -> Tensor:
+    """Where a mask is True, in the flattened tensor: looked for once for all tensors that are read there."""
+    return mask.flatten().nonzero().squeeze(1)
+
+
+def _at(places: Tensor, tensor: Tensor) -> Tensor:
+    return tensor.flatten()[places]
 
 
 def named_numbers(scored: Scored) -> dict[str, Tensor]:

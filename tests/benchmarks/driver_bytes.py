@@ -1,10 +1,12 @@
-"""Bytes that a PPO step moves through the driver: arguments to the ranks and their answers, pickled, by call.
+"""Bytes that a PPO step moves through the driver: arguments to the ranks and their answers, pickled, by call; and the
+seconds of CPU that they take, and those of the driver's own work.
 
 The driver's own code runs on role groups that compute nothing and answer at once with tensors of the real shapes; every
 row has `--tokens` tokens, a quarter of them the prompt. Text is 4 characters a token; the data set has a column of 400
-characters. What Ray shares or compresses is not looked at.
+characters. With `--store` all goes through Ray's object store, and seconds are measured (of all threads, so that other
+work on the machine counts little); it must have room for a step.
 
-    .venv/bin/python -m tests.benchmarks.driver_bytes [--rows 1024] [--tokens 2048] [--ranks 1] [--epochs 4]
+    .venv/bin/python -m tests.benchmarks.driver_bytes [--rows 1024] [--tokens 2048] [--ranks 1] [--epochs 4] [--store]
 
 More ranks, with several mini-batches (`--mini-batches`), have the same row in different epochs, and it goes to each.
 """
@@ -13,13 +15,15 @@ from __future__ import annotations
 
 import argparse
 import pickle
+import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from types import SimpleNamespace
 from typing import Any
 from unittest.mock import patch
 
+import ray
 import torch
 
 import orchestrator.groups.spread
@@ -66,6 +70,26 @@ class Ledger:
     sent: Counter[str] = field(default_factory=Counter)
     """By `role.method`, bytes to all ranks."""
     received: Counter[str] = field(default_factory=Counter)
+    stores: bool = False
+    """Whether seconds are measured."""
+    seconds: Counter[str] = field(default_factory=Counter)
+    """Of CPU: `put`, `get`, and the `benchmark`'s own."""
+
+    def note(self, call: str, sent: Any, answer: Any) -> None:
+        """Count what a call was given and what it has answered."""
+        began = time.process_time()
+        self.sent[call] += size_of(sent)
+        self.received[call] += size_of(answer)
+        answered = ray.put(answer) if self.stores else None
+        self.seconds["benchmark"] += time.process_time() - began
+        if self.stores:
+            self._timed("put", lambda: ray.put(sent))
+            self._timed("get", lambda: ray.get(answered))
+
+    def _timed(self, name: str, work: Callable[[], Any]) -> None:
+        began = time.process_time()
+        work()
+        self.seconds[name] += time.process_time() - began
 
     @property
     def total(self) -> int:
@@ -101,9 +125,7 @@ class Group:
         return Parts(self)
 
     def _note(self, method: str, answer: Any, *arguments: Any) -> Any:
-        call = f"{self.role}.{method}"
-        self.ledger.sent[call] += size_of(arguments)
-        self.ledger.received[call] += size_of(answer)
+        self.ledger.note(f"{self.role}.{method}", arguments, answer)
         return answer
 
     def _answer(self, method: str, shard: Any) -> Any:
@@ -159,9 +181,11 @@ def asked(rows: int, tokens: int) -> Prompts:
     return Prompts([[row] * tokens for row in range(rows)], texts, columns, list(range(rows)), list(range(rows)))
 
 
-def measure(*, rows: int, tokens: int, ranks: int, epochs: int, mini_batches: int, steps: int) -> Ledger:
+def measure(
+    *, rows: int, tokens: int, ranks: int, epochs: int, mini_batches: int, steps: int, store: bool = False
+) -> Ledger:
     """What `steps` steps moved: all roles with as many ranks, a neural reward."""
-    ledger, deadlines = Ledger(), Deadlines()
+    ledger, deadlines = Ledger(stores=store), Deadlines()
     group = {role: Group(role, ranks, ledger) for role in ("actor", "critic", "reference", "reward", "rollout")}
     roles: Any = Roles(
         cluster=SimpleNamespace(),  # type: ignore[arg-type]
@@ -186,7 +210,11 @@ def measure(*, rows: int, tokens: int, ranks: int, epochs: int, mini_batches: in
     waits = [patch.object(module, "wait_all") for module in (orchestrator.ppo.step, orchestrator.groups.spread)]
     with waits[0], waits[1]:
         for _ in range(steps):
-            train_step(roles, asked(rows, tokens // 4), state, config, Clock(lambda phase: None), lambda scored: None)
+            prompts, began = asked(rows, tokens // 4), time.process_time()
+            train_step(roles, prompts, state, config, Clock(lambda phase: None), lambda scored: None)
+            ledger.seconds["step"] += time.process_time() - began
+    others = ("put", "get", "benchmark")
+    ledger.seconds["compute"] = ledger.seconds.pop("step") - sum(ledger.seconds[name] for name in others)
     return ledger
 
 
@@ -195,7 +223,10 @@ def main() -> None:
     usual = {"rows": 1024, "tokens": 2048, "ranks": 1, "epochs": 4, "mini-batches": 1, "steps": 1}
     for name, default in usual.items():
         parser.add_argument(f"--{name}", type=int, default=default)
+    parser.add_argument("--store", action="store_true", help="move all through Ray's object store, and measure seconds")
     arguments = parser.parse_args()
+    if arguments.store:
+        ray.init(num_cpus=1, include_dashboard=False, log_to_driver=False, logging_level="error")
     ledger = measure(**vars(arguments))
     print(f"{'call':>28} {'sent MB':>10} {'received MB':>12}  (a step)")
     for call, sent in ledger.sent.items():
@@ -203,6 +234,8 @@ def main() -> None:
     each = (ledger.sent.total(), ledger.received.total())
     print(f"{'together':>28} {each[0] / MB / arguments.steps:10.3f} {each[1] / MB / arguments.steps:12.3f}")
     print(f"{'both ways':>28} {ledger.total / MB / arguments.steps:10.3f}")
+    for name in ("compute", "put", "get") if arguments.store else ():
+        print(f"{name:>28} {ledger.seconds[name] / arguments.steps:10.3f} s")
 
 
 if __name__ == "__main__":

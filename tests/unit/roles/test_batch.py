@@ -85,6 +85,28 @@ def test_pickling_keeps_everything() -> None:
     assert again.rollouts.columns == batch.rollouts.columns
 
 
+def test_what_comes_out_of_shared_memory_can_be_written_to() -> None:
+    """Ray hands out arrays of pages that are for reading only; a tensor of them would end the process when written."""
+    batch, buffers = scored(3, 1), list[pickle.PickleBuffer]()
+    data = pickle.dumps(batch, protocol=5, buffer_callback=buffers.append)
+    back = pickle.loads(data, buffers=[buffer.raw().tobytes() for buffer in buffers])
+    back.old_logprobs.add_(1.0)
+    back.rollouts.token_ids.fill_(5)
+    assert batch.old_logprobs.sum() == 0 and len(buffers) > 8
+
+
+@pytest.mark.parametrize("large", [2**31 - 1, 2**31, -(2**31), -(2**31) - 1, -(2**63)])
+def test_integers_travel_in_four_bytes_where_all_fit(large: int) -> None:
+    batch = replace(rollouts(3, 1), versions=torch.tensor([1, large]))
+    back = pickle.loads(pickle.dumps(batch))
+    assert back.versions.tolist() == [1, large] and back.versions.dtype == torch.int64
+    assert len(pickle.dumps(Sequences(torch.zeros(1, 1000, dtype=torch.int64), *_row(1000)))) < 6000
+
+
+def _row(width: int) -> tuple[torch.Tensor, torch.Tensor]:
+    return torch.tensor([width]), torch.ones(1, width, dtype=torch.bool)
+
+
 @pytest.mark.parametrize("parts", [[[0, 1], [2, 3]], [[3], [1, 0], [2]], [[0, 1, 2, 3], []]])
 def test_concatenate_undoes_split(parts: list[list[int]]) -> None:
     batch = scored(4, 1, 6, 2)
