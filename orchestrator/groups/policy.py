@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -19,6 +20,7 @@ from orchestrator.groups.spread import Part
 from roles.actor import Actor
 from roles.batch import Prompts, Rollouts
 from roles.rollout import RolloutEngine
+from roles.scored_parts import scored_together
 
 FREED_S = 2.0
 """Seconds until the memory of a killed process is free again."""
@@ -53,19 +55,36 @@ class Policy:
         self.rest()
         return Rollouts.concatenate(whole)
 
-    def stream(self, prompts: Prompts, *, version: int) -> Iterator[tuple[Part, Rollouts]]:
-        """As `generate`, in parts, each as soon as it is complete. What is in a part is fixed, the order of parts is
-        not.
+    def stream(self, prompts: Prompts, *, version: int, least: int = 1) -> Iterator[tuple[Part, Rollouts]]:
+        """As `generate`, in parts, each as soon as it is complete and of at least `least` rows, as far as there are so
+        many. What is in a part is fixed, the order of parts is not.
 
         Engines that sleep do so before a part is returned, because the roles that score it need their memory; all rows
         are then one part, so that sharded weights are gathered only once.
         """
         parts = self._parts(prompts, version, RolloutEngine.stream, unit=self.stream_samples)
         if not self.sleeps:
-            return parts
+            return self._joined(parts, len(prompts), least)
         whole = [rollouts for _, rollouts in sorted(parts, key=lambda found: found[0])]
         self.rest(keep_weights=False)
         return iter([((0, 0), Rollouts.concatenate(whole))])
+
+    def _joined(self, parts: Iterator[tuple[Part, Rollouts]], rows: int, least: int) -> Iterator[tuple[Part, Rollouts]]:
+        """`parts`, neighbours joined until they have `least` rows."""
+        shares = contiguous(rows, len(self.engines))
+        together = scored_together([len(share) for share in shares], self.stream_samples or 0, least)
+        belongs = [number for number, joined in enumerate(together) for _ in joined]
+        missing = Counter(belongs)
+        waiting: dict[int, list[tuple[Part, Rollouts]]] = defaultdict(list)
+        for found in parts:
+            (share, first), rollouts = found
+            number = belongs[shares[share].start + first]
+            waiting[number].append(found)
+            missing[number] -= len(rollouts)
+            if not missing[number]:
+                joined = sorted(waiting.pop(number), key=lambda found: found[0])
+                whole = [rollouts for _, rollouts in joined]
+                yield joined[0][0], whole[0] if len(whole) == 1 else Rollouts.concatenate(whole)
 
     def rest(self, *, keep_weights: bool = True) -> None:
         """Let the engines sleep, and wait until all have given their memory back. They keep their weights if

@@ -25,6 +25,7 @@ from roles.actor import Actor
 from roles.batch import Rollouts, Scored, Sequences
 from roles.critic import Critic
 from roles.reference import FrozenPolicy
+from roles.scored_parts import ROWS_OF_A_RANK
 
 
 def class_of(role: str) -> type[Any]:
@@ -66,6 +67,12 @@ class Roles(EvaluationRoles):
         actor = self.actor if self.recomputes else None
         groups = {ACTOR: actor, REFERENCE: self.reference, CRITIC: self.critic, **self.frozen}
         return {role: group for role, group in groups.items() if group is not None}
+
+    @property
+    def least_rows(self) -> int:
+        """Rows that are scored together, at least."""
+        groups = [*self.models.values(), *(member.group for member in self.reward.members.values())]
+        return ROWS_OF_A_RANK * max(len(group) for group in groups)
 
 
 @dataclass(frozen=True, slots=True)

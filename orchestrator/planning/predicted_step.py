@@ -28,6 +28,7 @@ from cluster.role_table import ACTOR, ENGINES, row_of, working_in
 from orchestrator.config.run import RunConfig
 from orchestrator.config.sampling import SamplingConfig
 from orchestrator.planning.this_machine import operations_per_s
+from roles.scored_parts import ROWS_OF_A_RANK, scored_together
 
 HALF = 0.5
 """Mean length of a response as a share of its limit, if nothing is known. An assumption."""
@@ -132,7 +133,7 @@ def step_time(
             cards=max(pools[first[ACTOR].node].gpus_per_node, 1),
         ),
         engines=tuple(earlier + max(own, default=0.0) for own in times),
-        parts=tuple(_parts(config, roles, rates, work, shares(engines, work, config.seed), times, earlier)),
+        parts=tuple(_parts(config, made, roles, rates, work, shares(engines, work, config.seed), times, earlier)),
     )
     step = side_by_side(kinds or [tuple(made.roles)], seconds, efficiency, work.response_tokens)
     told = lengths_from(config, efficiency)
@@ -141,6 +142,7 @@ def step_time(
 
 def _parts(
     config: RunConfig,
+    made: Plan,
     roles: Mapping[str, RoleSize],
     rates: Mapping[str, Rates],
     work: Workload,
@@ -164,11 +166,12 @@ def _parts(
     if config.rollout.engine.sleep:
         yield part([row for asked in requests for row in asked], last)
         return
-    for asked, own in zip(requests, times, strict=True):
-        size = config.rollout.stream_samples or max(len(own), 1)
-        for start in range(0, len(own), size):
-            ready = earlier + max(own[start : start + size])
-            yield part(asked[start : start + size], last if config.device == "cpu" else ready)
+    every = [row for asked in requests for row in asked]
+    ends = [end for own in times for end in own]
+    least = ROWS_OF_A_RANK * max(len(made.of(role)) for role in roles)
+    for rows in scored_together([len(own) for own in times], config.rollout.stream_samples, least):
+        ready = earlier + max(ends[rows.start : rows.stop])
+        yield part(every[rows.start : rows.stop], last if config.device == "cpu" else ready)
 
 
 def card_gib(pool: PoolConfig) -> float:

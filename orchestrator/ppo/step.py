@@ -115,7 +115,7 @@ def train_step(
     ppo, deadlines = config.ppo, config.deadlines
     with clock("generate"):
         greedy = greedy_rollouts(roles, prompts, state, config)
-        parts = roles.policy.stream(prompts, version=state.version)
+        parts = roles.policy.stream(prompts, version=state.version, least=roles.least_rows)
         scorings = [start_scoring(roles, part, rollouts) for part, rollouts in parts]
         greedy_scores = roles.reward.start(greedy) if greedy else None
     with clock("score"):
@@ -182,7 +182,7 @@ def other_prompts(
     """Scored responses to the next `count` prompts, also given to `keep`. NotFinite if a number of theirs is not."""
     prompts = state.prompts.next(count, config.rollout.responses_per_prompt)
     with clock("generate"):
-        parts = roles.policy.stream(prompts, version=state.version)
+        parts = roles.policy.stream(prompts, version=state.version, least=roles.least_rows)
         scorings = [start_scoring(roles, part, rollouts) for part, rollouts in parts]
     with clock("score"):
         scored = finish_scoring(scorings, config.deadlines.score_s, roles.policy.recovery)

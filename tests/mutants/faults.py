@@ -88,8 +88,8 @@ FAULTS = (
     Fault(
         "old log-probabilities shifted by a token",
         "orchestrator/ppo/experience.py",
-        "old_logprobs=scored.old_logprobs * trained,",
-        "old_logprobs=scored.old_logprobs.roll(1, 1) * trained,",
+        "old_logprobs=kept(scored.old_logprobs),",
+        "old_logprobs=kept(scored.old_logprobs.roll(1, 1)),",
         EXPERIENCE,
     ),
     Fault(

@@ -209,8 +209,8 @@ def world(allowed: int = 6, sleeps: bool = False, version: int = 3, **engines: A
     return World(group, policy, actor, told, hours)
 
 
-def parts_of(made: World, rows: int, version: int) -> list[tuple[Any, list[int]]]:
-    parts = made.policy.stream(prompts_of(rows), version=version)
+def parts_of(made: World, rows: int, version: int, least: int = 1) -> list[tuple[Any, list[int]]]:
+    parts = made.policy.stream(prompts_of(rows), version=version, least=least)
     return sorted((part, rollouts.token_ids[:, 0].tolist()) for part, rollouts in parts)
 
 
@@ -223,11 +223,14 @@ def test_every_prompt_of_a_dead_engine_is_answered_once_by_the_others(how: str, 
     assert not [line for line in made.engines.log if line.startswith("push")], "the others have the weights"
 
 
-def test_parts_are_those_of_an_unbroken_run() -> None:
+@pytest.mark.parametrize("least", [1, 3, 7, 17, 50])
+def test_parts_are_those_of_an_unbroken_run(least: int) -> None:
     """What is scored together is the same, and so is every bit of what follows."""
-    expected = parts_of(world(size=3), 17, 3)
+    expected = parts_of(world(size=3), 17, 3, least)
+    assert [row for _, rows in expected for row in rows] == list(range(17))
+    assert all(len(rows) >= min(least, 17) for _, rows in expected)
     for dies in ({0: 0}, {1: 1}, {2: 2}, {0: 1, 2: 0}):
-        assert parts_of(world(size=3, dies=dies), 17, 3) == expected
+        assert parts_of(world(size=3, dies=dies), 17, 3, least) == expected
 
 
 def test_unanswered_prompts_are_divided_over_the_others() -> None:

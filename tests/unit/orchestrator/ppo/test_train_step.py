@@ -12,6 +12,7 @@ import pytest
 import torch
 
 import orchestrator.groups.canary
+import orchestrator.groups.scoring
 import orchestrator.groups.spread
 import orchestrator.ppo.stats
 import orchestrator.ppo.step
@@ -114,6 +115,7 @@ def no_waiting(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     lines: list[str] = []
     for module in (orchestrator.ppo.step, orchestrator.groups.spread):
         monkeypatch.setattr(module, "wait_all", write_waits(lines))
+    monkeypatch.setattr(orchestrator.groups.scoring, "ROWS_OF_A_RANK", 1)
     return lines
 
 
@@ -123,6 +125,14 @@ def log(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 
 SCORING = ["start actor.logprobs", "start reference.reference_logprobs", "start critic.values", "start reward.score"]
+
+
+def test_what_gives_the_ranks_little_is_scored_together(log: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two rows of each engine for two ranks each: they wait for the other engine's."""
+    monkeypatch.setattr(orchestrator.groups.scoring, "ROWS_OF_A_RANK", 2)
+    result, _, _ = step(log)
+    assert log[1:7] == ["part of engine 1", "part of engine 0", *SCORING]
+    assert result.scored.rollouts.token_ids[:, 0].tolist() == list(range(ROWS))
 
 
 def test_the_order_of_calls(log: list[str]) -> None:
