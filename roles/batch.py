@@ -267,7 +267,8 @@ class Preferences(Batch):
     @property
     def summary(self) -> str:
         """For the user: how many there are, and how long they are."""
-        return f"{len(self)} responses of {int(self.lengths.min())} to {int(self.lengths.max())} tokens to compare"
+        low, high = int(self.lengths.min()), int(self.lengths.max())
+        return f"{len(self)} responses of {f'{low} to ' if low < high else ''}{high} tokens to compare"
 
     def comparisons(self) -> Tensor:
         """int64 `[comparisons, 2]`: (row of the preferred, row of the other)."""

@@ -17,6 +17,7 @@ from orchestrator.data.judge_tasks import NoLabel
 from orchestrator.data.label_summary import CandidateCounts
 from orchestrator.data.record_values import BadRecord, NothingToLearn
 from orchestrator.data.records import Record
+from orchestrator.display_text import counted
 from roles.seeds import stable_seed
 from roles.text.sample_tokens import Text, as_messages
 
@@ -75,7 +76,8 @@ def candidates_of(records: Sequence[Record], answers: Sequence[JudgeAnswer | Non
         if len(responses) >= fewest:
             found.append(Record(record.prompt, responses))
         else:
-            alike.append(NoLabel(record.prompt, responses, f"{len(responses)} different responses in {each} samples"))
+            told = f"{counted(len(responses), 'different response')} in {counted(each, 'sample')}"
+            alike.append(NoLabel(record.prompt, responses, told))
     given = [answer for answer in answers if answer is not None]
     return Candidates(found, alike, CandidateCounts(len(given), sum(one.cut for one in given), len(alike)))
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from orchestrator.data.asking_budget import Spending
 from orchestrator.data.labels import Reliability
+from orchestrator.display_text import counted
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +58,9 @@ class LabelSummary:
 
     def lines(self) -> list[str]:
         """For the terminal."""
-        lines = [f"{self.pairs} pairs" + (f", {self.demonstrations} demonstrations" if self.judge is None else "")]
+        lines = [counted(self.pairs, "pair")]
+        if self.judge is None:
+            lines[0] += f", {counted(self.demonstrations, 'demonstration')}"
         if self.candidates is not None:
             lines += _candidate_lines(self.candidates)
         if self.judge is not None:
@@ -72,18 +75,19 @@ class LabelSummary:
         if self.first_refusal is not None:
             lines.append(f"  the first refusal: {self.first_refusal}")
         cost = "" if self.cost is None else f", cost {self.cost:.6g}"
-        spent = f"{self.spent.prompt_tokens} tokens of questions and {self.spent.completion_tokens} of answers"
-        return [*lines, f"  {self.asked} questions asked, {self.reused} answers reused; in all {spent}{cost}"]
+        spent = f"{counted(self.spent.prompt_tokens, 'token')} of questions"
+        asked = f"{counted(self.asked, 'question')} asked, {counted(self.reused, 'answer')} reused"
+        return [*lines, f"  {asked}; in all {spent} and {self.spent.completion_tokens} of answers{cost}"]
 
 
 def _candidate_lines(found: CandidateCounts) -> list[str]:
     cut = f", {found.cut} of them cut at labelling.candidates.response_tokens" if found.cut else ""
-    alike = [f"  {found.alike} prompts whose responses are all alike"] if found.alike else []
-    return [f"  {found.responses} responses sampled{cut}", *alike]
+    alike = [f"  {counted(found.alike, 'prompt')} whose responses are all alike"] if found.alike else []
+    return [f"  {counted(found.responses, 'response')} sampled{cut}", *alike]
 
 
 def _judge_lines(judge: Reliability) -> list[str]:
-    lines = [f"  {judge.compared} comparisons in both orders, {judge.abstained} abstentions"]
+    lines = [f"  {counted(judge.compared, 'comparison')} in both orders, {counted(judge.abstained, 'abstention')}"]
     if judge.agreement is None or judge.position_bias is None:
         return lines
     return [

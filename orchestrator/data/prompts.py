@@ -17,7 +17,7 @@ from orchestrator.data.dataset_rows import load_rows
 from orchestrator.data.epochs import EndlessOrder
 from orchestrator.data.prompt_columns import PromptKind, column_values, prompt_column, read_prompts, tools_of
 from orchestrator.data.row_files import Rows, Where
-from orchestrator.display_text import printable
+from orchestrator.display_text import counted, printable, spanned
 from orchestrator.errors import CheckpointError, ConfigError
 from roles.batch import Prompts
 from roles.redaction import without_credentials
@@ -143,7 +143,7 @@ def read_tasks(config: PromptsConfig, part: str) -> Questions:
     """All rows without change, for an environment that makes the prompts of them."""
     rows, where = part_rows(config, part, lambda rows, where: list(rows.rows()))
     size = len(rows)
-    told = f"prompts.{part}: {size} tasks for the environment"
+    told = f"prompts.{part}: {counted(size, 'task')} for the environment"
     return Questions([[]] * size, [""] * size, rows.columns, told, where=where)
 
 
@@ -168,8 +168,9 @@ def part_rows(config: PromptsConfig, part: str, identities: Callable[[Rows, Wher
     kept = [row for row, out in enumerate(held) if out == (part == "heldout")]
     if not kept:
         raise ConfigError(
-            f"prompts.heldout_fraction={config.heldout_fraction:g} leaves none of the {len(rows)} rows of {where} for "
-            f"{'evaluation' if part == 'heldout' else 'training'}; set another share, or prompts.heldout.path"
+            f"prompts.heldout_fraction={config.heldout_fraction:g} leaves none of the {counted(len(rows), 'row')} of "
+            f"{where} for {'evaluation' if part == 'heldout' else 'training'}; set another share, or "
+            "prompts.heldout.path"
         )
     return rows.picked(kept), where.picked(kept)
 
@@ -202,7 +203,7 @@ def read_questions(config: PromptsConfig, part: str, tokenizer: PreTrainedTokeni
     fitting = token_ids if len(token_ids[shown]) <= config.max_tokens else questions.token_ids  # all cut, none left out
     example = example_of(f"prompts.{part}", shown, given[shown], fitting[shown], tokenizer, read.kind)
     shortest, longest = (pick(len(ids) for ids in questions.token_ids) for pick in (min, max))
-    summary = f"prompts.{part}: {len(questions)} prompts of {shortest} to {longest} tokens{became}"
+    summary = f"prompts.{part}: {counted(len(questions), 'prompt')} of {spanned(shortest, longest, 'token')}{became}"
     return replace(questions, summary=summary, example=example)
 
 
@@ -225,7 +226,7 @@ def _fit(questions: Questions, config: PromptsConfig, tokenizer: PreTrainedToken
         first, longest = len(questions.token_ids[long[0]]), max(len(questions.token_ids[row]) for row in long)
         raise ConfigError(
             f"{where.row(long[0])} has {first} tokens, more than prompts.max_tokens={limit} ({len(long)} of "
-            f"{len(questions)} prompts are longer, the longest has {longest}); raise prompts.max_tokens, or set "
+            f"{counted(len(questions), 'prompt')}, the longest has {longest}); raise prompts.max_tokens, or set "
             "prompts.too_long to skip or truncate"
         )
     if config.too_long == "skip":

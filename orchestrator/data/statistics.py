@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from orchestrator.data.dataset_rows import SourceRows
+from orchestrator.display_text import counted
 from roles.text.sample_tokens import TokenSample
 
 
@@ -45,8 +46,8 @@ class DataStatistics:
     def add_source(self, source: SourceRows) -> None:
         """Its rows will be read."""
         self.rows += len(source.rows)
-        share = f" of {source.available}" if source.available != len(source.rows) else ""
-        self.sources.append(f"{source.where}: {len(source.rows)}{share} rows")
+        share = f"{len(source.rows)} of " if source.available != len(source.rows) else ""
+        self.sources.append(f"{source.where}: {share}{counted(source.available, 'row')}")
 
     def note(self, text: str) -> None:
         """Something that the user should know."""
@@ -70,7 +71,7 @@ class DataStatistics:
 
     def lines(self) -> list[str]:
         """For the user."""
-        lines = [f"{self.key}: {self.rows} rows, {self.kept} used, {self.rows - self.kept} left out"]
+        lines = [f"{self.key}: {counted(self.rows, 'row')}, {self.kept} used, {self.rows - self.kept} left out"]
         if len(self.sources) > 1:
             lines += [f"  {source}" for source in self.sources]
         lines += [f"  {left.count} left out: {why} (first: {left.first})" for why, left in self.left_out.items()]
@@ -85,7 +86,8 @@ class DataStatistics:
             named = {"prompt": self.prompt_tokens, "response": self.response_tokens, "together": both}
             lines += [f"  tokens of {name}: {_spread(values)}" for name, values in named.items()]
         if self.truncated:
-            lines.append(f"  {self.truncated} samples lost their last tokens")
+            whose = "its" if self.truncated == 1 else "their"
+            lines.append(f"  {counted(self.truncated, 'sample')} lost {whose} last tokens")
         return lines
 
 

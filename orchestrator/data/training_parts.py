@@ -107,7 +107,7 @@ def _split(samples: Samples, config: PolicyTrainingConfig, seed: tuple[int, str]
     if not 0 < count < len(samples):
         section = config.key
         raise ConfigError(
-            f"{section}.data: {len(samples)} samples are too few to hold out {section}.heldout_fraction="
+            f"{section}.data: too few samples ({len(samples)}) to hold out {section}.heldout_fraction="
             f"{config.heldout_fraction}; give more, set {section}.heldout, or set {section}.heldout_fraction=0"
         )
     aside = set(random.Random(stable_seed(*seed)).sample(range(len(samples)), count))

@@ -16,6 +16,7 @@ from cluster.config import BesideCounted, Correction, Efficiency
 from cluster.estimate.memory import GIB
 from orchestrator.config.loading import load_config
 from orchestrator.config.run import RunConfig
+from orchestrator.display_text import counted
 from orchestrator.errors import ConfigError
 from orchestrator.metrics import LENGTH_QUANTILES
 from orchestrator.planning.efficiency import load_efficiency
@@ -47,7 +48,7 @@ def calibrated(run_dir: Path) -> Efficiency:
     measured = {phase: median(step[f"time/{phase}_s"] for step in steps) for phase in predicted}
     ratios = {phase: float(f"{measured[phase] / of:.4g}") if of else 1.0 for phase, of in predicted.items()}
     data = {**plain.model_dump(), "correction": ratios, "beside_gib": _beside(steps, planned)}
-    header = f"# Fitted to {len(steps)} steps of {run_dir.name} by `tetrarch plan --calibrate`.\n"
+    header = f"# Fitted to {counted(len(steps), 'step')} of {run_dir.name} by `tetrarch plan --calibrate`.\n"
     efficiency = Efficiency.model_validate(data)
     try:
         (run_dir / FITTED).write_text(header + yaml.safe_dump(data, sort_keys=False), encoding="utf-8")

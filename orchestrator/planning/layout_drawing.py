@@ -18,6 +18,7 @@ from cluster.config import GroupsPlacement
 from cluster.estimate.memory import GIB
 from cluster.placement.plan import tensor_parallel_size
 from cluster.role_table import ACTOR, ENGINES, row_of, trained_roles
+from orchestrator.display_text import counted
 from orchestrator.planning.planned_layout import TIGHT, GpuLoad, PlannedLayout
 from orchestrator.planning.suggest import TIE, Suggestion
 
@@ -30,8 +31,8 @@ def draw(layout: PlannedLayout, fix: list[str] | None = None) -> RenderableType:
         return Group(*heading, _processes(layout), _hosts(layout), *_time(layout), *notes, *_verdict(layout, fix))
     counts = Counter(slot.role for slot in layout.plan.slots)
     ranks = ", ".join(f"{count} {_short(role)}" for role, count in counts.items())
-    nodes = "1 node" if layout.plan.nodes == 1 else f"{layout.plan.nodes} nodes"
-    title = Text(f"{len(layout.gpus)} GPUs, {nodes}: {ranks}", style="bold")
+    size = f"{counted(len(layout.gpus), 'GPU')}, {counted(layout.plan.nodes, 'node')}"
+    title = Text(f"{size}: {ranks}", style="bold")
     pictures = (title, _map(layout), Text(), _memory(layout), _hosts(layout), Text(), *_time(layout))
     return Group(*heading, *pictures, *notes, *_verdict(layout, fix))
 
@@ -220,7 +221,7 @@ def _time(layout: PlannedLayout) -> list[RenderableType]:
         lines.append(Text(f"cards idle: {idle}"))
     if layout.price_per_step is not None:
         each, steps = layout.price_per_step, layout.steps
-        run = "" if steps is None else f", {_money(each * steps)} for {steps} steps"
+        run = "" if steps is None else f", {_money(each * steps)} for {counted(steps, 'step')}"
         lines.append(Text(f"price: {_money(each)} per {step.unit}{run}"))
     return list(lines)
 

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from orchestrator.display_text import number, percent
+from orchestrator.display_text import counted, number, percent
 from orchestrator.known_metrics import MEMBERS, metrics_in
 from orchestrator.metric_types import Chart, Metric
 from orchestrator.metrics import METRICS, RESPONSE_LENGTH
@@ -235,7 +235,7 @@ def reliability_cards(curve: Sequence[ReliabilityBin]) -> list[Card]:
     if not curve:
         return []
     text = "; ".join(
-        f"{percent(one.confidence)} sure, {percent(one.accuracy)} right ({one.pairs} pairs)" for one in curve
+        f"{percent(one.confidence)} sure, {percent(one.accuracy)} right ({counted(one.pairs, 'pair')})" for one in curve
     )
     about = (
         "Held-out pairs in bins of the probability that the model gives to the response which it prefers, and how "

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from orchestrator.display_text import number
+from orchestrator.display_text import counted, number
 from orchestrator.metric_types import Chart
 from orchestrator.report.curve_points import Line, thinned
 from orchestrator.report.evaluation_results import wilson_interval
@@ -148,7 +148,8 @@ def reliability_figure(curve: Sequence[ReliabilityBin]) -> dict[str, Any]:
     measured = {
         "type": "scatter", "mode": "lines+markers", "name": "held-out pairs",
         "x": _rounded([one.confidence for one in curve]), "y": _rounded([one.accuracy for one in curve]),
-        "text": [f"{one.pairs} pairs" for one in curve], "line": {"color": "--c0", "width": 2}, "marker": {"size": 7},
+        "text": [counted(one.pairs, "pair") for one in curve],
+        "line": {"color": "--c0", "width": 2}, "marker": {"size": 7},
         "error_y": {**bars, "symmetric": False, "color": "--c0", "thickness": 1.5, "width": 0},
         "hovertemplate": "%{x} sure, %{y} right, %{text}<extra></extra>",
     }  # fmt: skip

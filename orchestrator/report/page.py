@@ -146,14 +146,20 @@ def run_status(record: RunRecord, now: str = "") -> tuple[str, str]:
     empty: only its files are known, as to a run that writes its own page, which stays when it is killed."""
     state = record.state
     if now == "running":
-        return "running", f"running, {_done(record)} steps"
+        return "running", f"running, {_steps_done(record)}"
     last = int(record.metrics[-1]["step"]) if record.metrics else 0
     if state.status == "done":
-        return "done", f"ended early, {_done(record)} steps" if state.ended else "done"
+        return "done", f"ended early, {_steps_done(record)}" if state.ended else "done"
     if state.status == "failed":
         return "failed", f"failed after step {last}" if last else "failed before the first step ended"
     word = now or ("unfinished" if state.status == "running" else state.status)
-    return "unfinished", f"{word}, {_done(record)} steps"
+    return "unfinished", f"{word}, {_steps_done(record)}"
+
+
+def _steps_done(record: RunRecord) -> str:
+    """Such as `3 of 10 steps`, or `1 step`."""
+    done = _done(record)
+    return f"{done} step{'' if done.split()[-1] == '1' else 's'}"
 
 
 def _done(record: RunRecord) -> str:

@@ -21,7 +21,7 @@ from rich.spinner import Spinner
 from rich.table import Table
 from rich.text import Text
 
-from orchestrator.display_text import duration, printable, sparkline
+from orchestrator.display_text import counted, duration, printable, sparkline
 from orchestrator.report.display_rows import phase_bars, starting_table
 from orchestrator.report.phase_times import PhaseTimes
 from orchestrator.report.terminal_lines import shown, step_line
@@ -107,7 +107,7 @@ class PlainProgress:
         self._heartbeat_s = heartbeat_s
         self._closed = threading.Event()
         resumed = f", from step {first_step + 1}" if first_step else ""
-        self.lines(f"{name}: {steps} steps{resumed}" if steps else name)
+        self.lines(f"{name}: {counted(steps, 'step')}{resumed}" if steps else name)
         threading.Thread(target=self._beat, name="heartbeat", daemon=True).start()
 
     def status(self, text: str) -> None:

@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
-from orchestrator.display_text import duration, printable
+from orchestrator.display_text import counted, duration, printable
 from orchestrator.metric_types import Metric
 from orchestrator.metrics import METRICS, RESPONSE_LENGTH
 from orchestrator.report.evaluation_results import EvaluationChange, EvaluationResult, SampleRow, evaluation_changes
@@ -61,7 +61,7 @@ def evaluation_lines(result: EvaluationResult, before: EvaluationResult | None) 
     judged = [] if result.gold is None else [f"gold {_with_error(result.gold.mean, result.gold.standard_error)}"]
     judged += [f"({result.undecided} undecided)"] if result.undecided else []
     parts = [
-        f"evaluation {result.label}{f' on {result.name}' if result.name else ''}: {result.prompts} prompts",
+        f"evaluation {result.label}{f' on {result.name}' if result.name else ''}: {counted(result.prompts, 'prompt')}",
         *judged,
         f"proxy {_with_error(result.proxy.mean, result.proxy.standard_error)}",
         *([] if result.kl is None else [f"KL {result.kl.mean:z.2f} nats"]),

@@ -15,6 +15,7 @@ from itertools import chain, islice
 from pathlib import Path
 from typing import Any, Self
 
+from orchestrator.display_text import counted
 from orchestrator.errors import TetrarchError
 from orchestrator.report.run_files import LEDGER_FILE, SAMPLES_FOLDER, kept_samples, read_lines, reading
 
@@ -89,7 +90,7 @@ def wrong_in(lines: Sequence[tuple[int, LedgerLine]], prompts: int) -> Iterator[
         if line.samples != line.trained + sum(line.dropped.values()):
             yield f"step {step}: of {line.samples} samples {line.trained} were trained on, and {line.dropped} dropped"
         if not line.prompts or line.samples % len(line.prompts):
-            yield f"step {step}: {line.samples} samples of {len(line.prompts)} prompts"
+            yield f"step {step}: {counted(line.samples, 'sample')} of {counted(len(line.prompts), 'prompt')}"
         for row in line.prompts:
             if drawn[row] > total // prompts:
                 yield f"step {step}: prompt {row} was drawn again before pass {total // prompts + 1} had ended"
@@ -130,7 +131,7 @@ def checked_summary(run_dir: Path, prompts: int) -> str:
     missing = [str(step) for step, _ in lines if step not in files]
     without = f", not of step {', '.join(missing[:SHOWN_ERRORS])}" if missing else ""
     without += ", …" if len(missing) > SHOWN_ERRORS else ""
-    return f"{told}; {SAMPLES_FOLDER}/ has those of {len(files)} of {len(lines)} steps{without}"
+    return f"{told}; {SAMPLES_FOLDER}/ has those of {len(files)} of {counted(len(lines), 'step')}{without}"
 
 
 def summary(lines: Sequence[LedgerLine]) -> str:
@@ -140,4 +141,5 @@ def summary(lines: Sequence[LedgerLine]) -> str:
         dropped.update(line.dropped)
     reasons = f" ({', '.join(sorted(dropped))})" if dropped else ""
     trained = sum(line.trained for line in lines)
-    return f"{sum(line.samples for line in lines)} samples: {trained} trained on, {dropped.total()} dropped{reasons}"
+    total = counted(sum(line.samples for line in lines), "sample")
+    return f"{total}: {trained} trained on, {dropped.total()} dropped{reasons}"

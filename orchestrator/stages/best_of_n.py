@@ -17,6 +17,7 @@ from torch import Tensor
 from orchestrator.config.evaluation import EvaluationConfig
 from orchestrator.config.serving import ServingRun
 from orchestrator.data.prompts import Questions
+from orchestrator.display_text import counted
 from orchestrator.groups.policy import Policy
 from orchestrator.groups.reward import Reward
 from orchestrator.groups.serving_roles import scored_policy
@@ -54,7 +55,7 @@ class BestOfN:
     def lines(self) -> list[str]:
         """For the terminal."""
         return [
-            f"best of {self.responses}, {self.prompts} prompts",
+            f"best of {self.responses}, {counted(self.prompts, 'prompt')}",
             f"  score of all responses  {_told(self.score)}",
             f"  score of the best       {_told(self.best_score)}",
             *([f"  gold score of the best  {_told(self.picked.gold)}"] if self.picked.gold else []),
@@ -70,7 +71,7 @@ def best_of_n(config: ServingRun, questions: Questions, output: Path | None) -> 
         progress.status(f"starting the roles, to sample from {models.actor}")
         count = config.serving.responses
         with scored_policy(config, models, progress.starting) as (policy, reward, judge):
-            progress.status(f"{count} responses to each of {len(questions)} prompts")
+            progress.status(f"{counted(count, 'response')} to each of {counted(len(questions), 'prompt')}")
             rows, found, picked = list[dict[str, Any]](), list[Tensor](), list[Rollouts]()
             for rollouts, scores in _scored(config, questions, policy, reward):
                 rows += picked_rows(rollouts, scores, count)

@@ -19,6 +19,7 @@ from orchestrator.data.judge_tasks import Compared, NoLabel, Revised, Task, comp
 from orchestrator.data.label_summary import LabelSummary
 from orchestrator.data.labels import Reliability, labelled_row
 from orchestrator.data.records import Record
+from orchestrator.display_text import counted
 from orchestrator.errors import LabellingStopped
 from orchestrator.report.progress import Progress, make_progress
 from orchestrator.run.run_lock import held
@@ -81,7 +82,8 @@ def _with_responses(config: LabellingRun, records: Sequence[Record], progress: P
         return Candidates(records)
     from orchestrator.stages.sampled_candidates import sampled_candidates  # loads torch, Ray and transformers
 
-    progress.status(f"sampling {config.labelling.candidates.responses} responses to each of {len(records)} prompts")
+    each = counted(config.labelling.candidates.responses, "response")
+    progress.status(f"sampling {each} to each of {counted(len(records), 'prompt')}")
     return sampled_candidates(config, records, progress.lines)
 
 

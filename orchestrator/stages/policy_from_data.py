@@ -19,6 +19,7 @@ from cluster.role_table import ACTOR
 from cluster.runtime.ray_cluster import RayCluster
 from orchestrator.config.base import BaseConfig
 from orchestrator.config.policy_training import PolicyTrainingConfig
+from orchestrator.display_text import counted
 from orchestrator.groups.build import builder
 from orchestrator.report.reporter import Reporter
 from orchestrator.run.checkpoint import whole_folder
@@ -92,7 +93,7 @@ class PolicyTraining(ScheduledStage):
             if self.quality is None or label == "before":
                 self.test()
             samples = len(self.data.heldout)
-            self.report.note(f"held out, {label} training: {self.told()} on {samples} samples")
+            self.report.note(f"held out, {label} training: {self.told()} on {counted(samples, 'sample')}")
 
     def save_models(self) -> None:
         """Write the model to the section's `output`."""

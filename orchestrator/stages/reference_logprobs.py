@@ -16,6 +16,7 @@ from torch import Tensor
 from cluster.ranks.role_group import RoleGroup
 from orchestrator.config.dpo import DpoRun
 from orchestrator.data.preference_samples import DpoData
+from orchestrator.display_text import counted
 from orchestrator.groups.spread import spread
 from orchestrator.report.reporter import Reporter
 from orchestrator.run.reference_cache import REFERENCES, cached, content_key, keep
@@ -62,7 +63,7 @@ def ask_reference(
                 answers.append(known)
             found[number] = torch.cat(answers)
         total = sum(map(len, parts))
-        report.note(f"reference: {total} responses, {total - asked} of them known from {cache}")
+        report.note(f"reference: {counted(total, 'response')}, {total - asked} of them known from {cache}")
     return ReferenceLogprobs(model, found[0], found[1] if data.heldout else None)
 
 

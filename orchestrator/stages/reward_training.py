@@ -25,6 +25,7 @@ from orchestrator.config.reward_training import (
 from orchestrator.data.comparisons import Comparisons, digest, group_shards, keep, kept, schedule, split
 from orchestrator.data.preference_pairs import Pairs
 from orchestrator.data.prompts import Questions
+from orchestrator.display_text import counted
 from orchestrator.errors import NotFinite, TetrarchError
 from orchestrator.groups.build import builder, resolve_models
 from orchestrator.groups.spread import spread
@@ -77,7 +78,9 @@ class RewardQuality:
     def told(self) -> str:
         """For the user: the accuracy, and how sure it is."""
         low, high = self.interval
-        return f"{self.accuracy:.1%} on {self.comparisons} comparisons (95 % interval {low:.1%} to {high:.1%})"
+        return (
+            f"{self.accuracy:.1%} on {counted(self.comparisons, 'comparison')} (95 % interval {low:.1%} to {high:.1%})"
+        )
 
     def metrics(self) -> dict[str, float]:
         """Metrics by the names of `orchestrator.metrics`."""
@@ -120,8 +123,8 @@ def _train(config: RewardTrainingRun, resume: Resume, source: Questions | Pairs)
         preferences = _preferences(config, resume, source, report)
         comparisons = split(preferences, training, config.seed)
         report.note(
-            f"{len(comparisons.training.comparisons())} comparisons to train on, "
-            f"{len(comparisons.heldout.comparisons())} held out, {comparisons.left_out} groups left out"
+            f"{counted(len(comparisons.training.comparisons()), 'comparison')} to train on, "
+            f"{len(comparisons.heldout.comparisons())} held out, {counted(comparisons.left_out, 'group')} left out"
         )
         steps = schedule(comparisons.training, training, config.training_seed)
         report.expect(len(steps))

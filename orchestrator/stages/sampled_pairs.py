@@ -12,6 +12,7 @@ from cluster.role_table import ENGINES, JUDGE
 from orchestrator.config.reward_training import SampledPairs
 from orchestrator.config.sampling import SamplingConfig
 from orchestrator.data.prompts import PromptSource, Questions
+from orchestrator.display_text import counted
 from orchestrator.groups.build import Models, builder
 from orchestrator.groups.policy import Policy
 from orchestrator.groups.spread import wait_for
@@ -32,7 +33,8 @@ def sampled(
             build.scorer("judge", pairs.judge),
         )
         build.ready()
-        report.status(f"sampling {len(prompts)} responses to {len(prompts) // pairs.responses_per_prompt} prompts")
+        asked = counted(len(prompts) // pairs.responses_per_prompt, "prompt")
+        report.status(f"sampling {counted(len(prompts), 'response')} to {asked}")
         rollouts = policy.generate(prompts, version=0)
         judged = judge.start(rollouts)
         wait_for([judged], config.deadlines.score_s, build.recovery)

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from statistics import median
 from typing import Any
 
-from orchestrator.display_text import percent
+from orchestrator.display_text import counted, percent
 from orchestrator.timeline.course_of_step import CourseOfStep, shares
 from orchestrator.timeline.critical_path import critical_path, gains
 
@@ -46,7 +46,7 @@ def as_lines(steps: Sequence[CourseOfStep], step: CourseOfStep) -> list[str]:
     """The phases of a step; of each role how long it was busy, and for whom it waited; the critical path; and by how
     much the step would be shorter without one of its parts."""
     middle = median(course.seconds for course in steps)
-    of = f"{len(steps)} step{'s' if len(steps) > 1 else ''}, median {middle:.2f} s"
+    of = f"{counted(len(steps), 'step')}, median {middle:.2f} s"
     phases = ", ".join(f"{name} {ended - began:.2f} s" for name, began, ended in _inside(step))
     lines = [f"step {step.step}: {step.seconds:.2f} s ({of})", f"phases: {phases}", ""]
     lines += _table(["role", "busy", "waits for"], [[role, *_words(own)] for role, own in shares(step).items()])

@@ -9,6 +9,7 @@ from cluster.role_table import ROLES, base_role
 from orchestrator.config.base import BaseConfig
 from orchestrator.config.role_needs import ppo_roles
 from orchestrator.config.run import RunConfig
+from orchestrator.display_text import counted
 
 
 def profile_rules(config: BaseConfig) -> Iterator[str]:
@@ -24,7 +25,7 @@ def profile_rules(config: BaseConfig) -> Iterator[str]:
             yield f"profile.ranks names {name}, but there is no role {role}; roles are {', '.join(ROLES)}"
         elif role in config.model_roles and int(number) >= count:
             last = f"{role}.{count - 1}"
-            yield f"profile.ranks names {name}, but {role} has {count} ranks; name one up to {last}"
+            yield f"profile.ranks names {name}, but {role} has {counted(count, 'rank')}; name one up to {last}"
 
 
 def ppo_profile_rules(config: RunConfig) -> Iterator[str]:

@@ -49,7 +49,7 @@ def test_different_responses_take_the_form_of_their_prompt() -> None:
 def test_responses_that_are_all_alike_are_left_out_unless_one_is_enough() -> None:
     said = [JudgeAnswer("a"), JudgeAnswer("a"), JudgeAnswer("b"), None]
     found = candidates_of(RECORDS, said, fewest=2)
-    assert found.records == [] and found.alike[0] == NoLabel("q0", ("a",), "1 different responses in 2 samples")
+    assert found.records == [] and found.alike[0] == NoLabel("q0", ("a",), "1 different response in 2 samples")
     assert [record.responses for record in candidates_of(RECORDS, said, fewest=1).records] == [
         ("a",),
         ([{"role": "assistant", "content": "b"}],),

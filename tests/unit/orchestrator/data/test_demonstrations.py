@@ -69,7 +69,7 @@ def test_what_is_held_out_is_not_trained_on(tmp_path: Path) -> None:
     assert [len(part) for part in lengths] == [6, 2] and sorted(lengths[0] + lengths[1]) == list(range(3, 11))
     assert "6 demonstrations to train on, 2 held out" in data.summary
     assert read(tmp_path).heldout is None
-    with pytest.raises(ConfigError, match=r"1 samples are too few .* sft\.heldout_fraction=0"):
+    with pytest.raises(ConfigError, match=r"too few samples \(1\) to hold .* sft\.heldout_fraction=0"):
         read(tmp_path, ROWS[:1], heldout_fraction=0.5)
     (tmp_path / "aside.jsonl").write_text(json.dumps(ROWS[2]) + "\n")
     other = read(tmp_path, heldout_fraction=0.5, heldout={"path": str(tmp_path / "aside.jsonl")})

@@ -318,7 +318,7 @@ def test_long_prompts_are_skipped_and_counted(write: Write, tokenizer: PreTraine
     config = configuration(write(LONG), prompts={"too_long": "skip"})
     questions = read_questions(config.prompts, "train", tokenizer)
     assert questions.summary == (
-        "prompts.train: 1 prompts of 2 to 2 tokens; 2 longer than prompts.max_tokens=8 were left out"
+        "prompts.train: 1 prompt of 2 tokens; 2 longer than prompts.max_tokens=8 were left out"
     )
     assert PromptSource(questions, seed=0).next(2, 1).columns == {"topic": [2, 2]}
 
@@ -416,7 +416,7 @@ def test_a_share_of_the_prompts_is_held_out_whatever_the_seed_and_the_other_rows
     tasks = configuration(write(rows), **split).prompts
     apart = [{*read_tasks(tasks, part).columns["topic"]} for part in ("train", "heldout")]
     assert not apart[0] & apart[1] and len(apart[0]) + len(apart[1]) == 400 and 50 < len(apart[1]) < 110
-    with pytest.raises(ConfigError, match=r"prompts\.heldout_fraction=0\.2 leaves none of the 1 rows"):
+    with pytest.raises(ConfigError, match=r"prompts\.heldout_fraction=0\.2 leaves none of the 1 row of"):
         for part in ("train", "heldout"):
             read_questions(configuration(write(rows[:1]), **split).prompts, part, tokenizer)
 

@@ -211,7 +211,7 @@ def test_an_interrupted_run_is_stopped_not_failed(tmp_path: Path) -> None:
 def test_a_killed_run_can_be_drawn_from_what_it_left(tmp_path: Path) -> None:
     (tmp_path / "metrics.jsonl").write_text('{"step": 1, "score/mean": 1.0}\n{"step": 2, "sco')
     page = render_report(tmp_path).read_text(encoding="utf-8")
-    assert "unfinished, 1 of 1 steps" in page
+    assert "unfinished, 1 of 1 step<" in page
 
 
 def test_a_broken_line_in_the_middle_is_an_error(tmp_path: Path) -> None:
@@ -234,7 +234,7 @@ def test_every_few_steps_a_sample_is_shown_each_time_to_another_prompt(
 def test_the_progress_can_be_replaced(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with report(tmp_path, html=False, progress=PlainProgress("mine", 1, 0)):
         pass
-    assert "mine: 1 steps" in capsys.readouterr().out
+    assert "mine: 1 step\n" in capsys.readouterr().out
     assert not (tmp_path / "report.html").exists()
 
 

@@ -381,7 +381,7 @@ def test_a_constitution_gives_demonstrations_and_pairs(desk: Desk) -> None:
         ]
         assert desk.rows() == [{"prompt": "q0", "chosen": " kind", "rejected": " bad"}]
         assert desk.summary["unrevised"] == 1 and desk.summary["judge"] is None and len(judge.bodies) == 6
-        assert "1 pairs, 2 demonstrations" in result.output
+        assert "1 pair, 2 demonstrations" in result.output
         desk.write(judge, [{"prompt": "q0"}], constitution=str(desk.folder / "rules.yaml"))
         assert desk.label().exit_code == 0 and len(judge.bodies) == 9
     assert desk.rows() == [{"prompt": "q0", "chosen": "kind", "rejected": "the judge's own"}]

@@ -82,8 +82,8 @@ def test_prompts_alone_become_pairs_and_nothing_is_sampled_twice(tmp_path: Path,
             (" red xxx", " red xx"),
         }
         (kept,) = map(json.loads, (tmp_path / "out/left-out.jsonl").read_text().splitlines())
-        assert kept == {"prompt": "q3", "responses": ["red"], "reason": "1 different responses in 3 samples"}
-        assert "12 responses sampled, 3 of them cut" in result.output and "1 prompts whose responses" in result.output
+        assert kept == {"prompt": "q3", "responses": ["red"], "reason": "1 different response in 3 samples"}
+        assert "12 responses sampled, 3 of them cut" in result.output and "1 prompt whose responses" in result.output
         assert {question.reply.max_tokens for question in policy.asked} == {20} and len(policy.asked) == 12
         asked = len(judge.bodies)
         assert label(tmp_path, inputs, judge.url).exit_code == 0
