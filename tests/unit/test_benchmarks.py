@@ -26,7 +26,9 @@ from orchestrator.stages.http_routes import policy_app
 from orchestrator.stages.http_server import answering, listening, url_of
 from orchestrator.stages.prompt_reader import PromptReader
 from orchestrator.stages.serving_desk import Desk
+from orchestrator.timeline.trace_file import TRACE_FILE, TraceFile
 from tests.benchmarks import (
+    between_steps,
     driver_bytes,
     gpu,
     long_context,
@@ -174,6 +176,20 @@ def test_the_benchmark_of_the_viewers_answers(shown: Callable[..., list[list[str
     assert all(len(numbers(row)) == 3 and min(numbers(row)) >= 0 for row in rows)
 
 
+def test_what_a_run_does_between_its_steps(tmp_path: Path, shown: Callable[..., list[list[str]]]) -> None:
+    """Two pauses of 20 ms, and one in which a checkpoint is begun; a step takes two seconds."""
+    file = TraceFile(tmp_path / TRACE_FILE)
+    for step in range(4):
+        begin = step * 2.02e6
+        for name, after, dur in (("generate", 0, 5e5), ("waits for actor", 1e5, 1e5), ("push", 1e6, 1e6)):
+            file.append([{"ph": "X", "pid": 0, "tid": 0, "name": name, "ts": begin + after, "dur": dur}])
+        file.append([{"ph": "X", "pid": 1, "tid": 0, "name": "generate", "ts": begin + 2e6, "dur": 1e3}])
+    file.append([{"ph": "X", "pid": 0, "tid": 0, "name": "saving checkpoint 2", "ts": 2.02e6 + 2e6, "dur": 1.0}])
+    file.close()
+    (line,) = shown(between_steps, tmp_path)
+    assert line[1:5] == ["20.0", "ms", "between", "2"] and line[-1] == "1.00%"
+
+
 def test_the_benchmark_of_the_timeline(shown: Callable[..., list[list[str]]]) -> None:
     _, row = shown(timeline, "--ranks", 2, "--spans", 10)
     assert row[:2] == ["2", "10"] and len(numbers(row)) == 5 and all(number >= 0 for number in numbers(row))
@@ -291,7 +307,17 @@ def test_the_load_on_a_served_policy(shown: Callable[..., list[list[str]]]) -> N
 
 
 def test_no_benchmark_is_left_out() -> None:
-    modules = (driver_bytes, gpu, long_context, lora, plan_order, ppo_step, samples_written, serving_load)
+    modules = (
+        between_steps,
+        driver_bytes,
+        gpu,
+        long_context,
+        lora,
+        plan_order,
+        ppo_step,
+        samples_written,
+        serving_load,
+    )
     elsewhere = {"soak.py", "remedies.py", "trl_step.py"}  # test_soak.py, test_remedies.py; started by ppo_step.py
-    run = {*(Path(module.__file__).name for module in (*modules, timeline, viewer_answers)), *elsewhere}
+    run = {*(Path(module.__file__).name for module in (*modules, serving_load, timeline, viewer_answers)), *elsewhere}
     assert {file.name for file in FOLDER.glob("*.py")} == run
