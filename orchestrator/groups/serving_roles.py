@@ -139,7 +139,7 @@ class ServedPolicy:
                 try:
                     call.result(self.deadlines.push_s)
                 except (Death, DeadlineExceeded) as error:  # any other error is the folder's
-                    self.fleet.fence(error)
+                    self._fence(error)
 
     def _lost(self) -> list[NewTokens]:
         """Take back what engines had that have been replaced; the ends of what is given up."""
@@ -173,8 +173,6 @@ class ServedPolicy:
 
     def _share_out(self, usable: Sequence[int]) -> None:
         """Choose an engine for every response that has none."""
-        if len(usable) == len(self.engines):
-            self.recovery.drain()  # a deadline that passes later has nothing to do with an earlier one
         busy = Counter(one.engine for one in self._under_way.values())
         for one in self._under_way.values():
             if one.engine is None:
@@ -226,7 +224,7 @@ class ServedPolicy:
             try:
                 (grown,) = own.call.result(self.stall_s, since=own.since)
             except ClusterError as error:
-                self.fleet.fence(error)
+                self._fence(error)
                 continue
             found += [tokens for tokens in grown if tokens.name in self._under_way]
         for tokens in found:
@@ -237,6 +235,12 @@ class ServedPolicy:
                 del self._under_way[tokens.name]
                 self._answered(one)
         return [tokens for tokens in found if tokens.name != SOUNDNESS_PROBE]
+
+    def _fence(self, error: ClusterError) -> None:
+        """Start the engines again that failed. There are no steps here in which only one deadline may pass: what hangs
+        is found within `stall_s`, so that the failures of an hour are enough to count."""
+        self.recovery.drain()
+        self.fleet.fence(error)
 
     def _answered(self, one: _UnderWay) -> None:
         self.suspects.answered(one.wanted.token_ids)

@@ -333,6 +333,16 @@ def test_deadlines_that_pass_long_after_each_other_do_not_end_the_server() -> No
     assert made.texts == dict.fromkeys("abc", WHOLE)
 
 
+def test_a_prompt_that_hangs_every_engine_does_not_end_the_server_either() -> None:
+    made = world(size=2, stall_s=NOW_S, slow=True)
+    made.engines.fails = {0: [hangs], 1: [hangs]}
+    made.turn("a", "b")
+    made.engines.slow = False
+    for _ in range(8):
+        made.turn()
+    assert made.texts == dict.fromkeys("ab", WHOLE)
+
+
 def test_a_dropped_response_is_given_up_by_its_engine_alone() -> None:
     made = world()
     made.turn("a", "b", "c")
