@@ -50,6 +50,8 @@ class _UnderWay:
     """Whether the engine has been told."""
     grown: bool = False
     """Whether that engine has generated tokens of it."""
+    failures: int = 0
+    """Of its prompt, when the engine was told; see `Suspects.blame`."""
 
     @property
     def prompt(self) -> AskedPrompt:
@@ -157,7 +159,8 @@ class ServedPolicy:
             begun = [one for one in ones if one.begun]
             tried = [one for one in begun if self._on_trial(one)]
             if begun:
-                given_up |= self.suspects.blame({one.prompt for one in tried or begun})
+                company = sorted(tried or begun, key=lambda one: one.failures)  # of a prompt, what began last counts
+                given_up |= self.suspects.blame({one.prompt: one.failures for one in company})
             for one in ones:
                 one.engine, one.rank, one.begun, one.grown = None, None, False, False
         ended = [name for name, one in self._under_way.items() if one.prompt in given_up]
@@ -169,7 +172,7 @@ class ServedPolicy:
 
     def _on_trial(self, one: _UnderWay) -> bool:
         """Whether an engine that fails now has most likely done so with this response."""
-        return one.begun and not one.grown and self.suspects.suspected(one.wanted.token_ids)
+        return one.begun and not one.grown and one.failures > 0
 
     def _share_out(self, usable: Sequence[int]) -> None:
         """Choose an engine for every response that has none."""
@@ -189,7 +192,7 @@ class ServedPolicy:
             if not (new or work.dropped or any(one.begun for one in own)):
                 continue
             for one in new:
-                one.begun = True
+                one.begun, one.failures = True, self.suspects.failures(one.prompt)
             call = self.engines.call_one(number, ServingEngine.advance, work, SLICE_S)
             self._rounds[number] = _Round(self.engines.ranks[number], time.monotonic(), call)
 
@@ -201,9 +204,11 @@ class ServedPolicy:
         free, suspects = list[_UnderWay](), list[_UnderWay]()
         for one in own:
             if not one.begun:
-                (suspects if self.suspects.suspected(one.wanted.token_ids) else free).append(one)
+                (suspects if self.suspects.failures(one.prompt) else free).append(one)
         probing = SOUNDNESS_PROBE in self._under_way
-        return [one for one in suspects if not probing or one.wanted.name == SOUNDNESS_PROBE][:1] or free
+        tried = {one.prompt for one in self._under_way.values() if self._on_trial(one)}  # on another engine
+        next_ones = (one for one in suspects if one.prompt not in tried)
+        return [one for one in next_ones if not probing or one.wanted.name == SOUNDNESS_PROBE][:1] or free
 
     def _drop(self, name: str) -> None:
         gone = self._under_way.pop(name, None)

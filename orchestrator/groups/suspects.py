@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Collection, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TypeVar
 
@@ -33,8 +33,8 @@ class Suspects:
     """
 
     recovery: Recovery
-    _failures: dict[AskedPrompt, set[int]] = field(default_factory=dict)
-    """Prompt → numbers of the failures in its company."""
+    _failures: dict[AskedPrompt, list[set[int]]] = field(default_factory=dict)
+    """Prompt → numbers of the failures in its company; together those of engines that answered it at the same time."""
     _numbers: itertools.count[int] = field(default_factory=itertools.count)
     _counted: set[int] = field(default_factory=set)
     """Failures that are counted against the server."""
@@ -50,23 +50,30 @@ class Suspects:
         """Whether an answer to another prompt would show that the engines are sound."""
         return bool(self._excused)
 
-    def suspected(self, prompt: Sequence[int]) -> bool:
-        """Whether an engine has failed in the prompt's company."""
-        return tuple(prompt) in self._failures
-
     def refused(self, prompt: Sequence[int]) -> bool:
         """Whether the prompt is not given to engines any more."""
         return self.recovery.clock() < self._refused.get(tuple(prompt), -math.inf)
 
-    def blame(self, prompts: Collection[AskedPrompt]) -> set[AskedPrompt]:
-        """Note that an engine failed in the company of `prompts`; returns those that are given up."""
+    def failures(self, prompt: Sequence[int]) -> int:
+        """How often engines have failed in the prompt's company, as `blame` is told."""
+        return len(self._failures.get(tuple(prompt), ()))
+
+    def blame(self, prompts: Mapping[AskedPrompt, int]) -> set[AskedPrompt]:
+        """Note that an engine failed in the company of `prompts`; returns those that are given up.
+
+        Args:
+            prompts: prompt → `failures` of it when the engine began to answer it. If there are more by now, another
+                engine has failed that answered it at the same time: that is told of the prompt only once.
+        """
         failure = next(self._numbers)
         self._counted.add(failure)
-        for prompt in prompts:
-            _remember(self._failures, prompt, {*self._failures.pop(prompt, ()), failure})
+        for prompt, before in prompts.items():
+            found = self._failures.pop(prompt, [])
+            earlier, latest = found[:before], set[int]().union(*found[before:])
+            _remember(self._failures, prompt, [*earlier, {*latest, failure}])
         given_up = {prompt for prompt in prompts if len(self._failures[prompt]) >= MOST_FAILURES}
         for prompt in given_up:
-            self._excused |= self._failures[prompt] & self._counted
+            self._excused |= set[int]().union(*self._failures[prompt]) & self._counted
             if len(prompts) == 1:
                 self._accused[prompt] = None
         return given_up

@@ -247,6 +247,22 @@ def test_a_prompt_that_kills_engines_is_found_among_others_refused_and_not_count
     assert len([line for line in made.told if "is started again" in line]) == 4
 
 
+def test_prompts_that_several_engines_answer_at_once_are_not_mistaken_for_the_reason() -> None:
+    made = world(allowed=3, size=2, deadly={"x": 0})
+    made.turn("a0", tokens=1)
+    for letter in "xy":
+        made.engines.deadly = {letter: 0}
+        good = [f"{name}{letter}{row}" for name in "bc" for row in range(2)]
+        made.turn(*good[:2], f"{letter}0", f"{letter}1", *good[2:])
+        for _ in range(16):
+            made.turn()
+        assert [made.ends.pop(f"{letter}{row}") for row in range(2)] == ["failed", "failed"]
+        assert [made.texts[name] for name in good] == [WHOLE] * 4
+        made.turn(f"{letter}2")
+        assert made.ends.pop(f"{letter}2") == "refused"
+    assert len([line for line in made.told if "is started again" in line]) <= 6
+
+
 def test_a_prompt_whose_client_leaves_and_asks_again_is_found_too() -> None:
     made = world(allowed=2, size=1, deadly={"x": 0})
     made.turn("a", tokens=1)
@@ -293,7 +309,7 @@ def test_what_two_engines_failed_with_long_after_it_began_is_given_up_with_its_c
     for _ in range(8):
         made.turn()
     assert made.texts["b2"] == made.texts["c2"] == WHOLE and "are not counted" in made.told[-1]
-    assert not made.policy.suspects.suspected([*PROMPT, ord("b")])
+    assert not made.policy.suspects.failures([*PROMPT, ord("b")])
 
 
 def test_a_refused_prompt_is_tried_again_with_new_weights_and_after_an_hour() -> None:
@@ -301,8 +317,8 @@ def test_a_refused_prompt_is_tried_again_with_new_weights_and_after_an_hour() ->
     suspects = Suspects(recovery)
     for moment in (0.0, 4000.0):
         now[0] = moment
-        assert suspects.blame({(1,)}) == (set() if not moment else {(1,)})
-        suspects.blame({(1,)})
+        assert suspects.blame({(1,): suspects.failures([1])}) == (set() if not moment else {(1,)})
+        suspects.blame({(1,): suspects.failures([1])})
         suspects.answered([2])
         assert suspects.refused([1])
         now[0] += 3700
@@ -310,7 +326,7 @@ def test_a_refused_prompt_is_tried_again_with_new_weights_and_after_an_hour() ->
     now[0] -= 3700
     assert suspects.refused([1])
     suspects.forget()
-    assert not suspects.refused([1]) and not suspects.suspected([1])
+    assert not suspects.refused([1]) and not suspects.failures([1])
 
 
 def test_failures_are_counted() -> None:
