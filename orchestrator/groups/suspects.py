@@ -71,7 +71,7 @@ class Suspects:
             found = self._failures.pop(prompt, [])
             earlier, latest = found[:before], set[int]().union(*found[before:])
             _remember(self._failures, prompt, [*earlier, {*latest, failure}])
-        given_up = {prompt for prompt in prompts if len(self._failures[prompt]) >= MOST_FAILURES}
+        given_up = {prompt for prompt in prompts if self.failures(prompt) >= MOST_FAILURES}
         for prompt in given_up:
             self._excused |= set[int]().union(*self._failures[prompt]) & self._counted
             if len(prompts) == 1:

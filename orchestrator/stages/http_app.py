@@ -55,7 +55,10 @@ class ErrorBody(BaseModel):
 
 REFUSALS: dict[int | str, dict[str, Any]] = {
     "4XX": {"model": ErrorBody, "description": "The request is wrong, too large or without the key."},
-    "5XX": {"model": ErrorBody, "description": "The server is too busy, shutting down, or its reward failed."},
+    "5XX": {
+        "model": ErrorBody,
+        "description": "The server is too busy or shutting down, or its engines or its reward failed.",
+    },
 }
 """What every route may answer beside its own answer."""
 

@@ -15,7 +15,7 @@ from cluster.ranks.identity import Identity
 from orchestrator.config.recovery import RecoveryConfig
 from orchestrator.groups.recovery import Recovery
 from orchestrator.groups.serving_roles import ServedPolicy
-from orchestrator.groups.suspects import Suspects
+from orchestrator.groups.suspects import MOST_REMEMBERED, Suspects
 from roles.serving_engine import EngineWork, NewTokens, ServingEngine, WantedResponse
 
 PROMPT = [7, 7]
@@ -327,6 +327,12 @@ def test_a_refused_prompt_is_tried_again_with_new_weights_and_after_an_hour() ->
     assert suspects.refused([1])
     suspects.forget()
     assert not suspects.refused([1]) and not suspects.failures([1])
+
+
+def test_more_prompts_than_are_remembered_die_with_an_engine() -> None:
+    suspects = Suspects(Recovery(RecoveryConfig()))
+    assert suspects.blame({(number,): 0 for number in range(2 * MOST_REMEMBERED)}) == set()
+    assert [suspects.failures([number]) for number in (0, 2 * MOST_REMEMBERED - 1)] == [0, 1]
 
 
 def test_failures_are_counted() -> None:
