@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 from cluster.capacity.changes import cluster_change, numbers_in, placement_change
 from cluster.capacity.matching import assign, fits
 from cluster.errors import PlacementError
-from cluster.placement.node import Node
+from cluster.placement.node import Node, amount
 from cluster.placement.plan import Plan, Slot
 
 SHOWN_LACKS = 3
@@ -55,8 +55,8 @@ def _lack(wanted: Plan, number: int, others: Sequence[Node]) -> str:
         return f"{asked} finds no other node"
     near = min(others, key=lambda node: (max(demand.gpus - node.gpus, 0), max(demand.cpus - node.cpus, 0)))
     short = [
-        f"{demand_of - free_of:g} {what if demand_of - free_of != 1 else what.removesuffix('s')}"
-        for what, demand_of, free_of in (("GPUs", demand.gpus, near.gpus), ("CPUs", demand.cpus, near.cpus))
+        amount(demand_of - free_of, what)
+        for what, demand_of, free_of in (("GPU", demand.gpus, near.gpus), ("CPU", demand.cpus, near.cpus))
         if demand_of > free_of
     ]
     short += [f"{demand.card} GPUs"] if demand.card not in ("", near.card) else []
@@ -108,5 +108,5 @@ def _many(count: int, one: str, several: str) -> str:
 
 def _describe_role(slots: Sequence[Slot]) -> str:
     first = slots[0]
-    gpus = f" and {round(len(first.gpus) * first.share, 3):g} GPUs" if first.gpus else ""
-    return f"{first.role}: {len(slots)} x {first.cpus} CPUs{gpus}"
+    gpus = f" and {amount(round(len(first.gpus) * first.share, 3), 'GPU')}" if first.gpus else ""
+    return f"{first.role}: {len(slots)} x {amount(first.cpus, 'CPU')}{gpus}"

@@ -5,6 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 
+def amount(count: float, unit: str) -> str:
+    """A number and what it counts, such as `0.5 GPUs`."""
+    return f"{count:g} {unit}{'' if count == 1 else 's'}"
+
+
 @dataclass(frozen=True, slots=True)
 class Node:
     """The resources that a node has, or has free."""
@@ -18,7 +23,7 @@ class Node:
     """Memory of the host in GiB; a demand asks for none."""
 
     def __str__(self) -> str:
-        return f"{self.name}: {self.cpus:g} CPUs, {self.gpus:g} {self.card + ' ' if self.card else ''}GPUs"
+        return f"{self.name}: {amount(self.cpus, 'CPU')}, {amount(self.gpus, f'{self.card} GPU'.lstrip())}"
 
     def holds(self, demand: Node) -> bool:
         """Whether the node has room for all of `demand`."""

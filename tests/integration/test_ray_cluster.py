@@ -63,7 +63,7 @@ def test_a_cluster_that_is_too_small_is_refused_before_asking(ray_of_two_nodes: 
     with pytest.raises(PlacementError) as error, RayCluster(wanted, deadline_s=60, address=ray_of_two_nodes.address):
         pass
     assert time.monotonic() - began < 30
-    assert "the cluster is too small: asked for planned node 0: 3 CPUs, 3 GPUs (actor: 3 x 1 CPUs and 1 GPUs)" in str(
+    assert "the cluster is too small: asked for planned node 0: 3 CPUs, 3 GPUs (actor: 3 x 1 CPU and 1 GPU)" in str(
         error.value
     )
     assert "having 2 x (2 CPUs, 2 GPUs). Set placement.actor.ranks: 2 (now 3), or add 1 node" in str(error.value)

@@ -213,8 +213,8 @@ def test_a_shortage_is_told_in_one_line() -> None:
         check_capacity(made({**SPLIT, "cpus_per_rank": 3}), nodes_of(*[(8, 4, "A800")] * 8))
     assert str(error.value) == (
         "the cluster is too small: asked for 2 x (24 CPUs, 4 GPUs); 6 x (12 CPUs, 4 GPUs) (rollout: 2 x 12 CPUs and 2 "
-        "GPUs; actor: 8 x 3 CPUs and 0.5 GPUs; critic: 8 x 3 CPUs and 1 GPUs; reference: 8 x 3 CPUs and 1 GPUs; "
-        "reward: 8 x 3 CPUs and 1 GPUs), each planned node on one real node; having 8 x (8 CPUs, 4 A800 GPUs). Set "
+        "GPUs; actor: 8 x 3 CPUs and 0.5 GPUs; critic: 8 x 3 CPUs and 1 GPU; reference: 8 x 3 CPUs and 1 GPU; "
+        "reward: 8 x 3 CPUs and 1 GPU), each planned node on one real node; having 8 x (8 CPUs, 4 A800 GPUs). Set "
         "placement.cpus_per_rank: 1 (now 3), or give 2 nodes of (8 CPUs, 4 A800 GPUs) more CPUs (`ray start "
         "--num-cpus=24`) and give 6 nodes of (8 CPUs, 4 A800 GPUs) more CPUs (`ray start --num-cpus=12`)"
     )
@@ -243,12 +243,12 @@ def test_fragments_on_several_nodes_do_not_count_as_one() -> None:
         (
             [(0, 2, ""), (4, 1, "")],
             "waiting for room: planned node 0 (actor; 4 CPUs, 2 GPUs) is short of 4 CPUs on n0, the nearest; "
-            "planned node 1 (actor; 2 CPUs, 1 H GPUs) is short of H GPUs on n1, the nearest; "
-            "free are n0: 0 CPUs, 2 GPUs; n1: 4 CPUs, 1 GPUs",
+            "planned node 1 (actor; 2 CPUs, 1 H GPU) is short of H GPUs on n1, the nearest; "
+            "free are n0: 0 CPUs, 2 GPUs; n1: 4 CPUs, 1 GPU",
         ),
         (
             [(9, 8, "H")],
-            "waiting for room: planned node 1 (actor; 2 CPUs, 1 H GPUs) finds no other node; "
+            "waiting for room: planned node 1 (actor; 2 CPUs, 1 H GPU) finds no other node; "
             "free are n0: 9 CPUs, 8 H GPUs",
         ),
         ([(9, 8, "H"), (9, 8, "H")], "waiting for Ray to give what is free: 2 x (9 CPUs, 8 H GPUs)"),
@@ -266,7 +266,7 @@ def test_many_nodes_without_room_are_counted() -> None:
 
 def test_a_busy_cluster_is_waited_for() -> None:
     text = describe_shortage(made(SPLIT), nodes_of(*[(8, 4, "")] * 6, (0, 0, ""), (8, 1, "")), busy=True)
-    assert "free are 6 x (8 CPUs, 4 GPUs); n6: 0 CPUs, 0 GPUs; n7: 8 CPUs, 1 GPUs. Wait for other jobs to end" in text
+    assert "free are 6 x (8 CPUs, 4 GPUs); n6: 0 CPUs, 0 GPUs; n7: 8 CPUs, 1 GPU. Wait for other jobs to end" in text
     assert re.search(r"or set placement\.critic_num_nodes: 1 \(now 2\) and .*, or add 2 nodes of \(4 CPUs, 4 G", text)
     assert "--num-cpus" not in text, "a busy node has the CPUs, somebody else is using them"
     assert "start again" in describe_shortage(made(SPLIT), nodes_of(*[(8, 4, "")] * 8), busy=True)

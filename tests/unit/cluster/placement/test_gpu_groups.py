@@ -105,7 +105,7 @@ def test_widest_groups_choose_first() -> None:
     wide = {"gpus_per_node": 4, "roles": ["actor"]}
     with pytest.raises(
         PlacementError,
-        match=r"^placement\.pools\.a\.nodes=2 is too few: group 'small' asks for 2 x 1 GPUs, but only 1 of 2 nodes "
+        match=r"^placement\.pools\.a\.nodes=2 is too few: group 'small' asks for 2 x 1 GPU, but only 1 of 2 nodes "
         r"have so many left \(GPUs left by node: 0, 4\); use nodes: 3, or",
     ):
         seats(groups(pools, small=small, wide=wide), {"small", "wide"})

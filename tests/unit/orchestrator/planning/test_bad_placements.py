@@ -36,7 +36,7 @@ IN_GROUPS: dict[str, tuple[str, str]] = {
     "groups.spare={pool: h100, gpus_per_node: 4}": ("groups.spare has neither roles nor engines", "or delete it"),
     # Engines.
     "groups.policy.engines={number: 8, tensor_parallel_size: 3}": ("size=3 does not divide", "use 1, 2, 4, 8"),
-    "groups.policy.engines.number=5": ("policy.engines: 5 x 1 GPUs are 5, but the group has 8", "use number: 8"),
+    "groups.policy.engines.number=5": ("policy.engines: 5 x 1 GPU are 5, but the group has 8", "use number: 8"),
     # More than there is.
     "groups.policy.gpus_per_node=16": ("policy.gpus_per_node=16 is more than the 8 of a node", "use 8 and more nodes"),
     "groups.policy.nodes=3": ("policy.nodes=3 is more than the 2 of pool 'h100'", "use 2 or fewer"),
