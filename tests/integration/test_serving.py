@@ -135,6 +135,37 @@ def test_engines_that_die_and_hang_lose_no_request(tmp_path: Path) -> None:
     assert len(re.findall(r"prompts that were moved: [1-9]", said)) >= 2, said
 
 
+@pytest.mark.slow
+def test_a_reward_that_is_served_alone_and_dies_loses_no_request(tmp_path: Path) -> None:
+    """More often than a run would survive it: a request after which it scores as before was not its failure."""
+    inputs, log = tmp_path / "inputs", tmp_path / "log"
+    write(inputs)
+    text = (ROOT / "configs/tiny.yaml").read_text().replace("runs/inputs/tiny", str(inputs))
+    more = "serving: {port: 0}\nrecovery: {frozen_failures_per_hour: 1}\n"
+    (tmp_path / "tiny.yaml").write_text(f"{text}\n{more}")
+    words = [sys.executable, "-m", "orchestrator", "serve", str(tmp_path / "tiny.yaml"), "--reward"]
+    words += [f"run_dir={tmp_path}/run", "placement.reward.ranks=1"]
+    with command(words, log) as (said, process), ThreadPoolExecutor(1) as pool:
+        url, body = said.rstrip(":"), {"prompts": [PROMPT], "responses": ["a red river"]}
+
+        def score() -> httpx.Response:
+            return httpx.post(f"{url}/score", json=body, timeout=120, trust_env=False)
+
+        expected, seen = score().json(), set[str]()
+        for _ in range(2):
+            os.kill(_pid(tmp_path / "run/serve/logs/reward-0.log"), signal.SIGKILL)
+            asked = pool.submit(score)
+            while not asked.done():
+                seen.add(httpx.get(f"{url}/health", trust_env=False).json()["status"])
+                time.sleep(0.02)
+            assert (asked.result().status_code, asked.result().json()) == (200, expected), log.read_text()
+        assert "restarting" in seen and httpx.get(f"{url}/health", trust_env=False).json() == {"status": "ok"}
+        assert "tetrarch_frozen_restarts 2.0" in httpx.get(f"{url}/metrics", trust_env=False).text
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(timeout=60) == 143
+    assert log.read_text().count("reward: started again, since reward rank 0") == 2
+
+
 def _pid(log: Path) -> int:
     """Of the process that now writes a rank's log."""
     return int(re.findall(r"pid (\d+)", log.read_text())[-1])
