@@ -22,7 +22,8 @@ class Batch:
     """Rows that can be selected, split and concatenated.
 
     Pickled, its tensors are arrays, which Ray copies to and from its object store in one piece and with several
-    threads (a tensor goes through Python's own pickle first), and its integers take four bytes if they fit.
+    threads (a tensor goes through Python's own pickle first), and its integers take four bytes if they fit. They are on
+    the CPU, without gradients, and of types that numpy has.
     """
 
     def __len__(self) -> int:

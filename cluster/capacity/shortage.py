@@ -43,7 +43,7 @@ def describe_wait(wanted: Plan, free: Sequence[Node]) -> str:
     told = [_lack(wanted, number, others) for number in left[:SHOWN_LACKS]]
     if len(left) > SHOWN_LACKS:
         told[-1] += f", and {_many(len(left) - SHOWN_LACKS, 'more planned node', 'more planned nodes')}"
-    return f"waiting for room: {'; '.join(told)}; free are {_listed(free)}"
+    return f"waiting for room: {'; '.join(told)}; free are {_listed(free) or 'no node at all'}"
 
 
 def _lack(wanted: Plan, number: int, others: Sequence[Node]) -> str:

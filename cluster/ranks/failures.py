@@ -19,10 +19,20 @@ if TYPE_CHECKING:
 
 LOG_LINES = 20
 LOG_TAIL_BYTES = 64 * 1024
-DEVICE_ERRORS = ("CUDA error:", "HIP error:", "Triton Error [CUDA]", "Triton Error [HIP]")
-"""Parts of errors after which a process cannot use its device any more: a kernel failed, and the context with it."""
-DEVICE_FULL = ("out of memory", "ALLOC_FAILED")
-"""Parts of those among them that leave it usable."""
+DEVICE_LOST = (
+    "device-side assert",
+    "illegal memory access",
+    "illegal instruction",
+    "misaligned address",
+    "invalid program counter",
+    "launch failure",
+    "launch timed out",
+    "hardware stack error",
+    "uncorrectable ecc",
+    "execution_failed",
+)
+"""Parts of torch's, Triton's and the libraries' errors after which a process cannot use its device any more: a kernel
+failed, and the context with it."""
 PEER_FAULTS = ("gloo", "nccl", "closed by peer", "reset by peer", "broken pipe", "processgroup", "tcpstore", "c10d")
 
 
@@ -80,7 +90,10 @@ def looks_like_a_peers_fault(error: Exception) -> bool:
 
 
 def _lost_device(error: BaseException) -> bool:
-    """Whether the exception, or one that it came from, says that the process cannot use its device any more."""
+    """Whether the exception, or one that it came from, says that the process cannot use its device any more.
+
+    A role's own error may quote what a function or a service of the user has said; it is a kind of its own.
+    """
     seen, now = list[BaseException](), [error]
     while now:
         one = now.pop()
@@ -88,8 +101,8 @@ def _lost_device(error: BaseException) -> bool:
             continue
         seen.append(one)
         now += [cause for cause in (one.__cause__, one.__context__) if cause is not None]
-        said = any(sign in str(one) for sign in DEVICE_ERRORS) or type(one).__name__ == "AcceleratorError"
-        if isinstance(one, RuntimeError) and said and not any(sign in str(one) for sign in DEVICE_FULL):
+        raised_by_torch = type(one) is RuntimeError or type(one).__name__ == "AcceleratorError"
+        if raised_by_torch and any(sign in str(one).lower() for sign in DEVICE_LOST):
             return True
     return False
 

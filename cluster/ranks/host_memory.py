@@ -91,8 +91,10 @@ def kill_children() -> None:
 def end_soon() -> None:
     """End this process and its descendants, once the answer of its last call has left it."""
     time.sleep(TELL_S)
-    kill_children()
-    os._exit(1)
+    try:
+        kill_children()
+    finally:
+        os._exit(1)
 
 
 def held_bytes(process: psutil.Process) -> int:

@@ -41,15 +41,17 @@ def unshown(doing: Mapping[str, str]) -> None:
 
 
 def waits_for_room(tell: TellUser, starting: ShowStarting) -> TellUser:
-    """Shows that Ray starts; then what it is told: of what the cluster is short. That is also told once, to stay."""
+    """Shows that Ray starts; then what it is told: of what the cluster is short. The first time that it waits for room,
+    or for what is free, that is also told to stay."""
     starting({"Ray": "starting, or giving its resources"})
-    told = list[str]()
+    told = set[str]()
 
     def show(lacks: str) -> None:
         starting({"Ray": lacks})
-        if not told:
+        waits_for = lacks.partition(":")[0]
+        if waits_for not in told:
             tell(lacks)
-        told.append(lacks)
+        told.add(waits_for)
 
     return show
 

@@ -70,8 +70,10 @@ class Roles(EvaluationRoles):
 
     @property
     def least_rows(self) -> int:
-        """Rows that are scored together, at least."""
-        groups = [*self.models.values(), *(member.group for member in self.reward.members.values())]
+        """Rows that are scored together, at least: what fills the ranks of every model. Functions and services take
+        single rows as well."""
+        models = [member.group for member in self.reward.members.values() if not member.names]
+        groups = [*self.models.values(), *models]
         return ROWS_OF_A_RANK * max(len(group) for group in groups)
 
 

@@ -168,7 +168,7 @@ def _parts(
         return
     every = [row for asked in requests for row in asked]
     ends = [end for own in times for end in own]
-    least = ROWS_OF_A_RANK * max(len(made.of(role)) for role in roles)
+    least = ROWS_OF_A_RANK * max(len(made.of(role)) for role in roles if passes.get(role, 1))
     for rows in scored_together([len(own) for own in times], config.rollout.stream_samples, least):
         ready = earlier + max(ends[rows.start : rows.stop])
         yield part(every[rows.start : rows.stop], last if config.device == "cpu" else ready)

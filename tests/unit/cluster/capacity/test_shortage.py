@@ -251,6 +251,11 @@ def test_fragments_on_several_nodes_do_not_count_as_one() -> None:
             "waiting for room: planned node 1 (actor; 2 CPUs, 1 H GPU) finds no other node; "
             "free are n0: 9 CPUs, 8 H GPUs",
         ),
+        (
+            [],
+            "waiting for room: planned node 0 (actor; 4 CPUs, 2 GPUs) finds no other node; "
+            "planned node 1 (actor; 2 CPUs, 1 H GPU) finds no other node; free are no node at all",
+        ),
         ([(9, 8, "H"), (9, 8, "H")], "waiting for Ray to give what is free: 2 x (9 CPUs, 8 H GPUs)"),
     ],
 )

@@ -12,6 +12,7 @@ from ray.exceptions import ActorDiedError, RayTaskError
 from cluster.errors import DeadlineExceeded, RankFailure
 from cluster.ranks import failures
 from cluster.ranks.identity import Identity
+from roles.errors import RewardError
 
 
 @pytest.fixture
@@ -67,6 +68,13 @@ ASSERTED = "CUDA error: device-side assert triggered\nCUDA kernel errors might b
         (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"), False),
         (ValueError("the row says: CUDA error: device-side assert triggered"), False),
         (RuntimeError("shapes differ"), False),
+        (RuntimeError("CUDA driver error: an illegal memory access was encountered"), True),
+        (RuntimeError("cuDNN error: CUDNN_STATUS_EXECUTION_FAILED"), True),
+        (RuntimeError("CUDA error: invalid argument"), False),
+        (RuntimeError("CUDA error: no kernel image is available for execution on the device"), False),
+        (RuntimeError("CUDA error: CUBLAS_STATUS_NOT_SUPPORTED when calling `cublasGemmEx(...)`"), False),
+        (RewardError(f"the function raised RuntimeError: {ASSERTED}"), False),
+        (RewardError(f"status 500 of the service: {ASSERTED}"), False),
     ],
 )
 def test_a_rank_that_has_lost_its_device_is_dead(who: Identity, error: Exception, lost: bool) -> None:

@@ -17,18 +17,26 @@ from orchestrator.groups import build
 TINY = Path(__file__).resolve().parents[4] / "configs" / "tiny.yaml"
 
 
+WAITS = [
+    "waiting for Ray to give: 3",
+    "waiting for room: 2 GPUs",
+    "waiting for room: 1 GPU",
+    "waiting for Ray to give: 2",
+]
+
+
 def test_room_is_waited_for_as_long_as_the_run_says(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[float] = []
     told, shown = list[str](), list[Any]()
 
     def cluster(plan: Plan, *, deadline_s: float, waits: Callable[[str], None], **others: Any) -> nullcontext[None]:
         asked.append(deadline_s)
-        waits("short of 2 GPUs")
-        waits("short of 1 GPU")
+        for text in WAITS:
+            waits(text)
         return nullcontext()
 
     monkeypatch.setattr(build, "RayCluster", cluster)
     config = load_config(TINY, ["deadlines.resources_s=7"])
     with build.builder(config, ppo_roles(config), told.append, shown.append):
         assert asked == [7]
-    assert shown[1:] == [{"Ray": "short of 2 GPUs"}, {"Ray": "short of 1 GPU"}] and told == ["short of 2 GPUs"]
+    assert shown[1:] == [{"Ray": text} for text in WAITS] and told == WAITS[:2]

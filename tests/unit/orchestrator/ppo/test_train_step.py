@@ -135,6 +135,15 @@ def test_what_gives_the_ranks_little_is_scored_together(log: list[str], monkeypa
     assert result.scored.rollouts.token_ids[:, 0].tolist() == list(range(ROWS))
 
 
+@pytest.mark.parametrize("names", [False, True])
+def test_processes_of_a_function_ask_for_no_rows(names: bool) -> None:
+    groups: dict[str, Any] = {role: FakeGroup(role, [], size=3) for role in ("actor", "critic", "reference")}
+    many: Any = FakeGroup("reward", [], size=64)
+    others: dict[str, Any] = dict.fromkeys(("cluster", "policy", "judge", "deadlines"))
+    roles = Roles(**groups, **others, reward=Reward({"reward": Member(many, names=names)}, MeanScore()))
+    assert roles.least_rows == orchestrator.groups.scoring.ROWS_OF_A_RANK * (3 if names else 64)
+
+
 def test_the_order_of_calls(log: list[str]) -> None:
     result, state, _ = step(log)
     passes = "actor.logprobs critic.values reference.reference_logprobs reward.score"
