@@ -89,8 +89,8 @@ class ServedPolicy:
     fleet: EngineFleet = field(init=False)
     suspects: Suspects = field(init=False)
     _under_way: dict[str, _UnderWay] = field(default_factory=dict)
-    _dropped: dict[int, list[_UnderWay]] = field(default_factory=dict)
-    """Engine → responses that it may give up, of which it has not been told."""
+    _dropped: list[_UnderWay] = field(default_factory=list)
+    """Responses that their engines may give up, of which these have not been told."""
     _probe: WantedResponse | None = None
     """The shortest response that has been generated."""
     _rounds: dict[int, _Round] = field(default_factory=dict)
@@ -145,15 +145,13 @@ class ServedPolicy:
 
     def _lost(self) -> list[NewTokens]:
         """Take back what engines had that have been replaced; the ends of what is given up."""
-        lost = dict[int, list[_UnderWay]]()
-        for number, own in list(self._rounds.items()):
-            if own.rank != self.engines.ranks[number]:
-                del self._rounds[number]
-                lost[number] = self._dropped.pop(number, [])
-        for one in self._under_way.values():
-            if one.engine is not None and one.rank != self.engines.ranks[one.engine]:
+        ranks, lost = self.engines.ranks, dict[int, list[_UnderWay]]()
+        self._rounds = {number: own for number, own in self._rounds.items() if own.rank == ranks[number]}
+        for one in [*self._dropped, *self._under_way.values()]:  # what nobody waits for may be the reason too
+            if one.engine is not None and one.rank != ranks[one.engine]:
                 lost.setdefault(one.engine, []).append(one)
-                self.fleet.lost(one.engine, 1)
+                self.fleet.lost(one.engine, int(one.wanted.name in self._under_way))
+        self._dropped = [one for one in self._dropped if one.rank in ranks]
         given_up = set[AskedPrompt]()
         for ones in lost.values():
             begun = [one for one in ones if one.begun]
@@ -165,7 +163,7 @@ class ServedPolicy:
                 one.engine, one.rank, one.begun, one.grown = None, None, False, False
         ended = [name for name, one in self._under_way.items() if one.prompt in given_up]
         for name in ended:
-            del self._under_way[name]
+            self._drop(name)  # other engines may generate responses to that prompt
         if self.suspects.pending and self._probe is not None and SOUNDNESS_PROBE not in self._under_way:
             self._under_way[SOUNDNESS_PROBE] = _UnderWay(self._probe)
         return [NewTokens(name, [], "failed") for name in ended if name != SOUNDNESS_PROBE]
@@ -213,11 +211,14 @@ class ServedPolicy:
     def _drop(self, name: str) -> None:
         gone = self._under_way.pop(name, None)
         if gone is not None and gone.engine is not None and gone.begun:
-            self._dropped.setdefault(gone.engine, []).append(gone)
+            self._dropped.append(gone)
 
     def _names_dropped(self, number: int) -> list[str]:
         """What the engine may give up, of which it is told now."""
-        return [one.wanted.name for one in self._dropped.pop(number, [])]
+        rank = self.engines.ranks[number]
+        told = [one.wanted.name for one in self._dropped if one.rank == rank]
+        self._dropped = [one for one in self._dropped if one.rank != rank]
+        return told
 
     def _grown(self) -> list[NewTokens]:
         """What the rounds that are over have generated. Engines that failed are started again."""

@@ -273,6 +273,37 @@ def test_a_prompt_whose_client_leaves_and_asks_again_is_found_too() -> None:
     assert made.ends["x5"] == "refused"
 
 
+def test_new_weights_come_after_a_prompt_was_given_up_that_a_sound_engine_still_answers() -> None:
+    made = world(size=2)
+    made.turn("a", tokens=1)
+    for _ in range(2):
+        made.engines.fails[0] = [dies]
+        made.turn(*(["x1", "x2"] if "x2" not in made.policy._under_way else []), tokens=9)
+    assert made.ends.pop("x1") == made.ends.pop("x2") == "failed"
+    made.turn()
+    made.policy.reload("second")
+    assert [(rank.folder, rank.work) for rank in made.engines.ranks] == [("second", {})] * 2
+
+
+def test_a_prompt_that_hangs_engines_is_found_though_its_clients_leave_first() -> None:
+    made = world(size=1)
+    made.turn("a", tokens=1)
+    for number in range(2):
+        made.engines.fails[0] = [hangs]
+        made.turn(f"x{number}", *(["b"] if not number else []))
+        made.turn(dropped=(f"x{number}",))
+        made.policy.stall_s = NOW_S
+        made.turn()
+        made.policy.stall_s = LONG_S
+        for _ in range(6):
+            made.turn()
+    made.turn("x2", "b2")
+    for _ in range(4):
+        made.turn()
+    assert made.ends == {"a": "length", "b": "length", "x2": "refused", "b2": "length"}
+    assert made.texts["b"] == WHOLE and made.told[-1].endswith(f"token ids 7 7 {ord('x')}")
+
+
 def test_engines_that_answer_nothing_else_are_not_sound() -> None:
     made = world(allowed=3, size=1, deadly={"x": 0})
     made.turn("a", tokens=1)
