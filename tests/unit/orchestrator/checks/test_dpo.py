@@ -85,7 +85,7 @@ def test_a_sound_configuration_passes_and_leaves_nothing(door: Door) -> None:
         ({"dpo.model.path": "/nowhere"}, ["dpo.model.path=/nowhere does not exist"]),
         ({"dpo.max_tokens": 65}, ["dpo.max_tokens=65", "64"]),
         ({"dpo.max_tokens": 3}, ["6 of 6 samples are longer than dpo.max_tokens=3", "dpo.too_long"]),
-        ({"dpo.heldout_fraction": 0.01}, ["6 samples are too few to hold out dpo.heldout_fraction=0.01"]),
+        ({"dpo.heldout_fraction": 0.01}, ["dpo.data: too few samples (6) to hold out dpo.heldout_fraction=0.01"]),
         ({"dpo.chat_template": "/nowhere.jinja"}, ["dpo.chat_template=/nowhere.jinja cannot be read"]),
         ({"dpo.loss": {"type": "ipo", "label_smoothing": 0.1}}, ["dpo.loss.label_smoothing"]),
         ({"dpo.loss": {"type": "simpo", "desirable_weight": 2}}, ["dpo.loss.desirable_weight"]),

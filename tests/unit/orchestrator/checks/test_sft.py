@@ -59,7 +59,7 @@ def test_a_sound_configuration_passes_and_leaves_nothing(world: World, data: Pat
         ({"sft.model.path": "/nowhere"}, ["sft.model.path=/nowhere does not exist"]),
         ({"sft.max_tokens": 65}, ["sft.max_tokens=65", "64"]),
         ({"sft.max_tokens": 3}, ["6 of 6 samples are longer than sft.max_tokens=3", "sft.too_long"]),
-        ({"sft.heldout_fraction": 0.01}, ["sft.data: 6 samples are too few to hold out sft.heldout_fraction=0.01"]),
+        ({"sft.heldout_fraction": 0.01}, ["sft.data: too few samples (6) to hold out sft.heldout_fraction=0.01"]),
         ({"sft.zero.sleep": True}, ["sft.zero.sleep=true has nothing to offload from with device=cpu"]),
         (
             {"device": "cuda", "sft.zero": {"stage": 2, "offload_parameters": True}},
