@@ -286,13 +286,13 @@ def test_memory_is_measured_while_a_method_runs(cluster: RayCluster, start: Star
     group = start("rollout")
     group.ready(START_S)
     before = cluster.usage()
-    group.call(Stub.keep, 800).result(30)
+    group.call(Stub.keep, 1600).result(30)
     busy = group.call(Stub.hang, True)
     time.sleep(3)  # about one sample a second
     after = cluster.usage()
     reports = [{who.role: own for who, own in usage.ranks}["rollout"] for usage in (before, after)]
     before_rank, after_rank = (max(report.series.values()) / GIB for report in reports)
-    assert 0.75 < after_rank - before_rank < 1.1
+    assert 1.5 < after_rank - before_rank < 1.9
     assert after.host_peak > before.host_peak + 0.2  # the peak before was that of more ranks
     assert after.host_peak > after_rank
     with pytest.raises(DeadlineExceeded):
