@@ -65,6 +65,8 @@ class Recovery:
     clock: Callable[[], float] = time.monotonic
     start_s: float = 900.0
     """Seconds in which a group must start."""
+    has_steps: bool = True
+    """Whether the run has steps, in each of which one deadline may pass. What serves has none."""
     frozen: dict[str, RoleGroup[Any]] = field(default_factory=dict)
     """Role → group, for the groups that hold no training state, other than the engines."""
     waited_for: set[str] = field(default_factory=set)
@@ -93,7 +95,7 @@ class Recovery:
             error.args = (f"{error}\nThe run ends: {spent}",)
             raise error
         if isinstance(error, DeadlineExceeded):  # hangs are too rare within an hour for the budget to count them
-            if key in self._late:
+            if self.has_steps and key in self._late:
                 error.args = (f"{error}\nThe run ends: it is the second deadline that passed in the same step",)
                 raise error
             self._late.add(key)

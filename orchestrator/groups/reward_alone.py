@@ -55,6 +55,7 @@ def reward_alone(config: RewardServingRun, tell: TellUser = untold) -> Iterator[
     """Context with the reward's groups, up, and what starts them again. `tell`: see `Builder`."""
     with builder(config, config.scorers, tell) as build:
         members = {role: _member(config, build, role, scorer) for role, scorer in config.scorers.items()}
+        build.recovery.has_steps = False
         build.ready()
         how = config.reward.combine if isinstance(config.reward, EnsembleReward) else MeanScore()
         yield Reward(members, how), build.recovery

@@ -29,10 +29,12 @@ from roles.serving_engine import EngineWork, NewTokens, ServingEngine, WantedRes
 
 SLICE_S = 0.05
 """Seconds after which a round of an engine ends although no response has."""
+TRIAL_SLICE_S = 0.0
+"""The same while a suspect is tried: others wait for it, and its first token is enough."""
 ROUND_S = 0.5
 """Seconds after which the engines are looked at again although none has ended its round."""
-SOUNDNESS_PROBE = "probe"
-"""Name of a response that nobody asked for: it shows that the engines are sound."""
+PROBE = WantedResponse("probe", [0], max_tokens=2, temperature=0.0, top_p=1.0, seed=0)
+"""A response that nobody asked for: it shows that the engines are sound."""
 
 
 @dataclass(slots=True)
@@ -52,10 +54,10 @@ class _UnderWay:
     """Whether that engine has generated tokens of it."""
     failures: int = 0
     """Of its prompt, when the engine was told; see `Suspects.blame`."""
+    prompt: AskedPrompt = field(init=False)
 
-    @property
-    def prompt(self) -> AskedPrompt:
-        return tuple(self.wanted.token_ids)
+    def __post_init__(self) -> None:
+        self.prompt = tuple(self.wanted.token_ids)
 
     def rest(self) -> WantedResponse:
         """What is left to generate."""
@@ -91,8 +93,6 @@ class ServedPolicy:
     _under_way: dict[str, _UnderWay] = field(default_factory=dict)
     _dropped: list[_UnderWay] = field(default_factory=list)
     """Responses that their engines may give up, of which these have not been told."""
-    _probe: WantedResponse | None = None
-    """The shortest response that has been generated."""
     _rounds: dict[int, _Round] = field(default_factory=dict)
     """Engine → its round."""
     _folder: str = ""
@@ -121,7 +121,7 @@ class ServedPolicy:
         """Go over to the weights in `folder`; nothing may be under way. Engines give up what has been dropped, when
         the rounds that they are in have ended."""
         self._folder, self._behind = folder, set(self.engines.ranks)
-        self._drop(SOUNDNESS_PROBE)
+        self._drop(PROBE.name)
         self.suspects.forget()
         self.engines.remake(lambda setup: (replace(setup[0], model_path=folder),))
         self._usable()
@@ -141,7 +141,7 @@ class ServedPolicy:
                 try:
                     call.result(self.deadlines.push_s)
                 except (Death, DeadlineExceeded) as error:  # any other error is the folder's
-                    self._fence(error)
+                    self.fleet.fence(error)
 
     def _lost(self) -> list[NewTokens]:
         """Take back what engines had that have been replaced; the ends of what is given up."""
@@ -164,9 +164,9 @@ class ServedPolicy:
         ended = [name for name, one in self._under_way.items() if one.prompt in given_up]
         for name in ended:
             self._drop(name)  # other engines may generate responses to that prompt
-        if self.suspects.pending and self._probe is not None and SOUNDNESS_PROBE not in self._under_way:
-            self._under_way[SOUNDNESS_PROBE] = _UnderWay(self._probe)
-        return [NewTokens(name, [], "failed") for name in ended if name != SOUNDNESS_PROBE]
+        if self.suspects.pending and PROBE.name not in self._under_way:
+            self._under_way[PROBE.name] = _UnderWay(PROBE)
+        return [NewTokens(name, [], "failed") for name in ended if name != PROBE.name]
 
     def _on_trial(self, one: _UnderWay) -> bool:
         """Whether an engine that fails now has most likely done so with this response."""
@@ -191,7 +191,8 @@ class ServedPolicy:
                 continue
             for one in new:
                 one.begun, one.failures = True, self.suspects.failures(one.prompt)
-            call = self.engines.call_one(number, ServingEngine.advance, work, SLICE_S)
+            slice_s = TRIAL_SLICE_S if any(self._on_trial(one) for one in own) else SLICE_S
+            call = self.engines.call_one(number, ServingEngine.advance, work, slice_s)
             self._rounds[number] = _Round(self.engines.ranks[number], time.monotonic(), call)
 
     def _next(self, own: Sequence[_UnderWay]) -> list[_UnderWay]:
@@ -199,14 +200,16 @@ class ServedPolicy:
         whether the engines are sound."""
         if any(self._on_trial(one) for one in own):
             return []
-        free, suspects = list[_UnderWay](), list[_UnderWay]()
-        for one in own:
-            if not one.begun:
-                (suspects if self.suspects.failures(one.prompt) else free).append(one)
-        probing = SOUNDNESS_PROBE in self._under_way
+        free, probing = list[_UnderWay](), PROBE.name in self._under_way
         tried = {one.prompt for one in self._under_way.values() if self._on_trial(one)}  # on another engine
-        next_ones = (one for one in suspects if one.prompt not in tried)
-        return [one for one in next_ones if not probing or one.wanted.name == SOUNDNESS_PROBE][:1] or free
+        for one in own:
+            if one.begun:
+                continue
+            if not self.suspects.failures(one.prompt):
+                free.append(one)
+            elif one.prompt not in tried and (not probing or one.wanted.name == PROBE.name):
+                return [one]  # at once: there may be hundreds
+        return free
 
     def _drop(self, name: str) -> None:
         gone = self._under_way.pop(name, None)
@@ -230,7 +233,7 @@ class ServedPolicy:
             try:
                 (grown,) = own.call.result(self.stall_s, since=own.since)
             except ClusterError as error:
-                self._fence(error)
+                self.fleet.fence(error)
                 continue
             found += [tokens for tokens in grown if tokens.name in self._under_way]
         for tokens in found:
@@ -239,19 +242,8 @@ class ServedPolicy:
             one.grown = True
             if tokens.finish:
                 del self._under_way[tokens.name]
-                self._answered(one)
-        return [tokens for tokens in found if tokens.name != SOUNDNESS_PROBE]
-
-    def _fence(self, error: ClusterError) -> None:
-        """Start the engines again that failed. There are no steps here in which only one deadline may pass: what hangs
-        is found within `stall_s`, so that the failures of an hour are enough to count."""
-        self.recovery.drain()
-        self.fleet.fence(error)
-
-    def _answered(self, one: _UnderWay) -> None:
-        self.suspects.answered(one.wanted.token_ids)
-        if self._probe is None or len(one.given) < self._probe.max_tokens:
-            self._probe = replace(one.wanted, name=SOUNDNESS_PROBE, max_tokens=len(one.given))
+                self.suspects.answered(one.wanted.token_ids)
+        return [tokens for tokens in found if tokens.name != PROBE.name]
 
 
 @dataclass(frozen=True, slots=True)
@@ -279,6 +271,7 @@ def scored_policy(
 def serving_roles(config: ServingRun, models: Models, tell: TellUser = untold) -> Iterator[ServingRoles]:
     """Context with the engines and the reward, up. `tell`: see `Builder`."""
     with builder(config, {ENGINES: None, **config.scorers}, tell) as build:
+        build.recovery.has_steps = False
         replaceable = config.recovery.engine_failures_per_hour > 0
         engines = build.engines(models, ServingEngine, replaceable=replaceable)
         if engines_neighbours(config.placement):

@@ -11,6 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
+import torch
 import typer
 
 from cluster.errors import DeadlineExceeded, RankFailure
@@ -134,10 +135,11 @@ def apart(config: C) -> C:
 def scorer(reward: Reward, deadline_s: float, recovery: Recovery) -> Callable[[Rollouts], list[float]]:
     """Responses → scores. A reward that dies or hangs is started again, and RewardRestarted says so.
 
-    A reward that then scores what it has scored before is sound: the failure was that of what it was asked, and is not
-    one of those that the server survives within an hour. Otherwise one client could end it for all.
+    A reward that then scores what it has scored before (at first: a made-up response) is sound: the failure was that of
+    what it was asked, and is not one of those that the server survives within an hour. Otherwise one client could end
+    it for all.
     """
-    scored: list[Rollouts] = []  # one row, the latest
+    scored = short_response()  # or the latest
 
     def once(rollouts: Rollouts) -> list[float]:
         running = reward.start(rollouts)
@@ -148,20 +150,19 @@ def scorer(reward: Reward, deadline_s: float, recovery: Recovery) -> Callable[[R
         return values
 
     def score(rollouts: Rollouts) -> list[float]:
+        nonlocal scored
         try:
             values = once(rollouts)
         except (Death, DeadlineExceeded) as error:  # another failure is that of what it was asked
             recovery.revive(error)
             prove_sound()
             raise RewardRestarted(str(error)) from error
-        scored[:] = [rollouts.select([0])]
+        scored = rollouts.select([0])
         return values
 
     def prove_sound() -> None:
-        if not scored:
-            return
         try:
-            once(scored[0])
+            once(scored)
         except (Death, DeadlineExceeded) as error:
             recovery.revive(error)
         except RankFailure:  # up, but not sound
@@ -170,6 +171,24 @@ def scorer(reward: Reward, deadline_s: float, recovery: Recovery) -> Callable[[R
             recovery.forgive("frozen_failures_per_hour")
 
     return score
+
+
+def short_response() -> Rollouts:
+    """A response that nobody has asked to be scored: no column comes with it."""
+    token_ids, zeros = torch.zeros(1, 2, dtype=torch.int64), torch.zeros(1, 2)
+    return Rollouts(
+        token_ids=token_ids,
+        lengths=torch.tensor([2]),
+        response_mask=torch.tensor([[False, True]]),
+        rollout_logprobs=zeros,
+        turn_rewards=zeros,
+        finished=torch.tensor([True]),
+        versions=torch.zeros(1, dtype=torch.int64),
+        prompts=["a"],
+        responses=["b"],
+        columns={},
+        counted=[{}],
+    )
 
 
 def work_until_told(desk: Desk, watch: WeightWatch | None, weights: ServedWeights, grace_s: float) -> None:

@@ -190,8 +190,8 @@ HEALING = (
     Fault(
         "all responses of a dead engine begin again at once",
         "orchestrator/groups/serving_roles.py",
-        "if not probing or one.wanted.name == SOUNDNESS_PROBE][:1] or free",
-        "if not probing or one.wanted.name == SOUNDNESS_PROBE] or free",
+        "return [one]  # at once: there may be hundreds",
+        "free.append(one)",
         SERVED,
     ),
     Fault(

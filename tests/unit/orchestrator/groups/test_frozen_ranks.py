@@ -164,3 +164,11 @@ def test_a_second_deadline_in_a_step_ends_the_run() -> None:
         recovery.survive(key, DeadlineExceeded("late again"))
     recovery.drain()
     recovery.survive(key, DeadlineExceeded("late in the next step"))
+
+
+def test_deadlines_of_what_has_no_steps_are_counted_as_other_failures() -> None:
+    recovery = Recovery(RecoveryConfig(frozen_failures_per_hour=2), has_steps=False)
+    for _ in range(2):
+        recovery.survive("frozen_failures_per_hour", DeadlineExceeded("late"))
+    with pytest.raises(DeadlineExceeded, match="number 3 within an hour"):
+        recovery.survive("frozen_failures_per_hour", DeadlineExceeded("late"))

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -13,8 +15,10 @@ from cluster.errors import ClusterError, DeadlineExceeded, RankFailure
 from cluster.ranks.failures import Death
 from cluster.ranks.identity import Identity
 from orchestrator.config.recovery import RecoveryConfig
+from orchestrator.config.serving import ServingConfig
+from orchestrator.groups import serving_roles
 from orchestrator.groups.recovery import Recovery
-from orchestrator.groups.serving_roles import ServedPolicy
+from orchestrator.groups.serving_roles import PROBE, SLICE_S, TRIAL_SLICE_S, ServedPolicy
 from orchestrator.groups.suspects import MOST_REMEMBERED, Suspects
 from roles.serving_engine import EngineWork, NewTokens, ServingEngine, WantedResponse
 
@@ -30,7 +34,10 @@ class Rank:
     folder: str
     work: dict[str, WantedResponse] = field(default_factory=dict)
 
+    slices: list[float] = field(default_factory=list)
+
     def advance(self, work: EngineWork, slice_s: float) -> list[NewTokens]:
+        self.slices.append(slice_s)
         for name in work.dropped:
             del self.work[name]
         self.work |= {one.name: one for one in work.wanted}
@@ -114,9 +121,13 @@ class Engines:
             rank.work = {name: one for name, one in rank.work.items() if name not in dropped}
             return Answer(error=RankFailure("it is generating", who=rank.identity) if rank.work else None)
         for one in [*rank.work.values(), *arguments[0].wanted]:
-            if one.begun == self.deadly.get(chr(one.token_ids[len(PROMPT)])) and one.name not in arguments[0].dropped:
+            if one.begun == self.deadly.get(letter_of(one)) and one.name not in arguments[0].dropped:
                 return dies(rank.identity)
         return Answer(rank.advance(*arguments), hangs=self.open_rounds)
+
+
+def letter_of(one: WantedResponse) -> str:
+    return chr(one.token_ids[: len(PROMPT) + 1][-1])
 
 
 def dies(who: Identity) -> Answer:
@@ -149,7 +160,7 @@ class World:
 
 def world(allowed: int = 6, stall_s: float = LONG_S, **engines: Any) -> World:
     group, told = Engines(**engines), list[str]()
-    recovery = Recovery(RecoveryConfig(engine_failures_per_hour=allowed), told.append)
+    recovery = Recovery(RecoveryConfig(engine_failures_per_hour=allowed), told.append, has_steps=False)
     made: Any = group
     return World(group, ServedPolicy(made, Deadlines(), recovery, stall_s), told)
 
@@ -304,10 +315,51 @@ def test_a_prompt_that_hangs_engines_is_found_though_its_clients_leave_first() -
     assert made.texts["b"] == WHOLE and made.told[-1].endswith(f"token ids 7 7 {ord('x')}")
 
 
+def test_a_prompt_that_kills_engines_is_refused_though_nothing_has_been_answered_before() -> None:
+    made = world(deadly={"x": 0})
+    for number in range(8):
+        made.turn(f"x{number}")
+        for _ in range(4):
+            made.turn()
+    assert list(made.ends.values()) == ["failed", *["refused"] * 7]
+    assert len([line for line in made.told if "is started again" in line]) == 2
+
+
+def test_a_new_request_waits_for_hundreds_of_suspects_as_short_as_may_be(monkeypatch: pytest.MonkeyPatch) -> None:
+    looked, failures = list[int](), Suspects.failures
+
+    def counted(suspects: Suspects, prompt: Sequence[int]) -> int:
+        looked.append(1)
+        return failures(suspects, prompt)
+
+    made, size = world(size=1), 100
+    made.turn(*(f"{chr(ord('Ā') + number)}" for number in range(size)), tokens=1000)
+    made.engines.fails[0] = [dies]
+    made.turn()
+    monkeypatch.setattr(Suspects, "failures", counted)
+    for _ in range(size + 1):
+        made.turn(*(["b"] if "b" not in made.policy._under_way else []))
+    assert made.texts["b"] == [3]
+    assert made.engines.ranks[0].slices == [TRIAL_SLICE_S] * size + [SLICE_S]
+    assert TRIAL_SLICE_S < SLICE_S / 10 and len(looked) < 4 * size, "not of every suspect in every round"
+
+
+def test_what_serves_has_no_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    group: Any = Engines()
+    build = SimpleNamespace(recovery=Recovery(), engines=lambda *_, **more: group)
+    build.reward, build.ready = (lambda models: None), lambda: None
+    monkeypatch.setattr(serving_roles, "builder", lambda *_: nullcontext(build))
+    monkeypatch.setattr(serving_roles, "engines_neighbours", lambda placement: False)
+    config: Any = SimpleNamespace(scorers={}, recovery=RecoveryConfig(), placement=None, deadlines=Deadlines())
+    config.serving = ServingConfig()
+    with serving_roles.serving_roles(config, models=None) as roles:  # type: ignore[arg-type]
+        assert not roles.policy.recovery.has_steps
+
+
 def test_engines_that_answer_nothing_else_are_not_sound() -> None:
     made = world(allowed=3, size=1, deadly={"x": 0})
     made.turn("a", tokens=1)
-    made.engines.deadly["a"] = 0
+    made.engines.deadly[letter_of(PROBE)] = 0
     with pytest.raises(Death, match="number 4 within an hour"):
         for number in range(9):
             made.turn(f"x{number}")

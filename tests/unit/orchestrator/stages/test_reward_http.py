@@ -188,6 +188,7 @@ def test_every_scorer_that_is_served_alone_can_be_started_again(
     (tmp_path / "r.yaml").write_text(f"run_dir: {tmp_path}\nreward: {{type: ensemble, members: {members}}}")
     with reward_alone.reward_alone(load_root(RewardServingRun, tmp_path / "r.yaml")) as (reward, recovery):
         assert started == dict.fromkeys(reward.members, True) and recovery.frozen.keys() == reward.members.keys()
+        assert not recovery.has_steps
 
 
 def test_a_reward_model_reads_texts_with_its_own_tokenizer() -> None:

@@ -239,18 +239,44 @@ def test_a_reward_that_dies_is_started_again(monkeypatch: pytest.MonkeyPatch) ->
     found = SimpleNamespace(spreads=[], result=lambda deadline_s: (torch.tensor([1.0]), None))
     reward: Any = SimpleNamespace(start=lambda rollouts: found)
     rollouts: Any = SimpleNamespace(select=lambda rows: rollouts)
-    recovery = Recovery(RecoveryConfig(frozen_failures_per_hour=2), frozen={"reward": Group()})  # type: ignore[dict-item]
-    for told in ("died", "late"):
-        with pytest.raises(RewardRestarted, match=told):
-            serving.scorer(reward, 1.0, recovery)(rollouts)
-    assert serving.scorer(reward, 1.0, recovery)(rollouts) == [1.0] and restarts == [[0], [0]]
+    recovery = Recovery(RecoveryConfig(frozen_failures_per_hour=2), frozen={"reward": Group()}, has_steps=False)  # type: ignore[dict-item]
+    score = serving.scorer(reward, 1.0, recovery)
+    with pytest.raises(RewardRestarted, match="died"):  # and it is late with the response that shows it sound
+        score(rollouts)
+    assert score(rollouts) == [1.0] and restarts == [[0], [0]]
     failures.append(Death("reward rank 0 died", who=who))
     with pytest.raises(Death, match="number 3 within an hour"):
-        serving.scorer(reward, 1.0, recovery)(rollouts)
+        score(rollouts)
     failures.append(RankFailure("it cannot read this", who=who))
     with pytest.raises(RankFailure, match="cannot read"):
-        serving.scorer(reward, 1.0, recovery)(rollouts)
+        score(rollouts)
     assert len(restarts) == 2
+
+
+def test_hangs_of_a_sound_reward_do_not_end_the_server_also_before_its_first_score(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    who, asked = Identity("reward", 0, "node", "log"), list[Any]()
+
+    def start(rollouts: Any) -> Any:
+        asked.append(rollouts)
+        return SimpleNamespace(spreads=[], result=lambda deadline_s: (torch.tensor([1.0]), None))
+
+    def wait(calls: Any, deadline_s: float) -> None:
+        if asked[-1] is deadly:
+            raise DeadlineExceeded("reward.score is late", [who])
+
+    monkeypatch.setattr(serving, "wait_all", wait)
+    restarted = SimpleNamespace(result=lambda deadline_s: None)
+    group = type("Group", (), {"__len__": lambda self: 1, "restart": lambda self, numbers: restarted})()
+    recovery = Recovery(RecoveryConfig(frozen_failures_per_hour=1), frozen={"reward": group})
+    deadly, reward = SimpleNamespace(), SimpleNamespace(start=start)
+    score: Any = serving.scorer(reward, 1.0, recovery)  # type: ignore[arg-type]
+    for _ in range(3):
+        with pytest.raises(RewardRestarted, match="late"):
+            score(deadly)
+    assert not recovery._failures["frozen_failures_per_hour"]
+    assert asked[1].responses == ["b"] and len(asked) == 6
 
 
 def test_requests_with_which_a_sound_reward_dies_do_not_end_the_server(monkeypatch: pytest.MonkeyPatch) -> None:
