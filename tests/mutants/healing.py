@@ -195,6 +195,20 @@ HEALING = (
         SERVED,
     ),
     Fault(
+        "sound engines go on with a prompt that was given up",
+        "orchestrator/groups/serving_roles.py",
+        "self._drop(name)  # other engines may generate responses to that prompt",
+        "del self._under_way[name]",
+        SERVED,
+    ),
+    Fault(
+        "what hangs an engine is not suspected when its client has left",
+        "orchestrator/groups/serving_roles.py",
+        "for one in [*self._dropped, *self._under_way.values()]:",
+        "for one in self._under_way.values():",
+        SERVED,
+    ),
+    Fault(
         "prompts are refused that an engine only happened to die with",
         "orchestrator/groups/suspects.py",
         "if len(prompts) == 1:",
