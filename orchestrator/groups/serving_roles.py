@@ -33,7 +33,7 @@ TRIAL_SLICE_S = 0.0
 """The same while a suspect is tried: others wait for it, and its first token is enough."""
 ROUND_S = 0.5
 """Seconds after which the engines are looked at again although none has ended its round."""
-PROBE = WantedResponse("probe", [0], max_tokens=2, temperature=0.0, top_p=1.0, seed=0)
+SOUNDNESS_PROBE = WantedResponse("probe", [0], max_tokens=2, temperature=0.0, top_p=1.0, seed=0)
 """A response that nobody asked for: it shows that the engines are sound."""
 
 
@@ -121,7 +121,7 @@ class ServedPolicy:
         """Go over to the weights in `folder`; nothing may be under way. Engines give up what has been dropped, when
         the rounds that they are in have ended."""
         self._folder, self._behind = folder, set(self.engines.ranks)
-        self._drop(PROBE.name)
+        self._drop(SOUNDNESS_PROBE.name)
         self.suspects.forget()
         self.engines.remake(lambda setup: (replace(setup[0], model_path=folder),))
         self._usable()
@@ -164,9 +164,9 @@ class ServedPolicy:
         ended = [name for name, one in self._under_way.items() if one.prompt in given_up]
         for name in ended:
             self._drop(name)  # other engines may generate responses to that prompt
-        if self.suspects.pending and PROBE.name not in self._under_way:
-            self._under_way[PROBE.name] = _UnderWay(PROBE)
-        return [NewTokens(name, [], "failed") for name in ended if name != PROBE.name]
+        if self.suspects.pending and SOUNDNESS_PROBE.name not in self._under_way:
+            self._under_way[SOUNDNESS_PROBE.name] = _UnderWay(SOUNDNESS_PROBE)
+        return [NewTokens(name, [], "failed") for name in ended if name != SOUNDNESS_PROBE.name]
 
     def _on_trial(self, one: _UnderWay) -> bool:
         """Whether an engine that fails now has most likely done so with this response."""
@@ -200,14 +200,14 @@ class ServedPolicy:
         whether the engines are sound."""
         if any(self._on_trial(one) for one in own):
             return []
-        free, probing = list[_UnderWay](), PROBE.name in self._under_way
+        free, probing = list[_UnderWay](), SOUNDNESS_PROBE.name in self._under_way
         tried = {one.prompt for one in self._under_way.values() if self._on_trial(one)}  # on another engine
         for one in own:
             if one.begun:
                 continue
             if not self.suspects.failures(one.prompt):
                 free.append(one)
-            elif one.prompt not in tried and (not probing or one.wanted.name == PROBE.name):
+            elif one.prompt not in tried and (not probing or one.wanted.name == SOUNDNESS_PROBE.name):
                 return [one]  # at once: there may be hundreds
         return free
 
@@ -243,7 +243,7 @@ class ServedPolicy:
             if tokens.finish:
                 del self._under_way[tokens.name]
                 self.suspects.answered(one.wanted.token_ids)
-        return [tokens for tokens in found if tokens.name != PROBE.name]
+        return [tokens for tokens in found if tokens.name != SOUNDNESS_PROBE.name]
 
 
 @dataclass(frozen=True, slots=True)

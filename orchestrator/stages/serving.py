@@ -139,7 +139,7 @@ def scorer(reward: Reward, deadline_s: float, recovery: Recovery) -> Callable[[R
     what it was asked, and is not one of those that the server survives within an hour. Otherwise one client could end
     it for all.
     """
-    scored = short_response()  # or the latest
+    scored = [short_response()]  # one row: later the latest
 
     def once(rollouts: Rollouts) -> list[float]:
         running = reward.start(rollouts)
@@ -150,19 +150,18 @@ def scorer(reward: Reward, deadline_s: float, recovery: Recovery) -> Callable[[R
         return values
 
     def score(rollouts: Rollouts) -> list[float]:
-        nonlocal scored
         try:
             values = once(rollouts)
         except (Death, DeadlineExceeded) as error:  # another failure is that of what it was asked
             recovery.revive(error)
             prove_sound()
             raise RewardRestarted(str(error)) from error
-        scored = rollouts.select([0])
+        scored[:] = [rollouts.select([0])]
         return values
 
     def prove_sound() -> None:
         try:
-            once(scored)
+            once(scored[0])
         except (Death, DeadlineExceeded) as error:
             recovery.revive(error)
         except RankFailure:  # up, but not sound

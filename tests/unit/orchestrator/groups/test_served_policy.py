@@ -18,7 +18,7 @@ from orchestrator.config.recovery import RecoveryConfig
 from orchestrator.config.serving import ServingConfig
 from orchestrator.groups import serving_roles
 from orchestrator.groups.recovery import Recovery
-from orchestrator.groups.serving_roles import PROBE, SLICE_S, TRIAL_SLICE_S, ServedPolicy
+from orchestrator.groups.serving_roles import SLICE_S, SOUNDNESS_PROBE, TRIAL_SLICE_S, ServedPolicy
 from orchestrator.groups.suspects import MOST_REMEMBERED, Suspects
 from roles.serving_engine import EngineWork, NewTokens, ServingEngine, WantedResponse
 
@@ -359,7 +359,7 @@ def test_what_serves_has_no_steps(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_engines_that_answer_nothing_else_are_not_sound() -> None:
     made = world(allowed=3, size=1, deadly={"x": 0})
     made.turn("a", tokens=1)
-    made.engines.deadly[letter_of(PROBE)] = 0
+    made.engines.deadly[letter_of(SOUNDNESS_PROBE)] = 0
     with pytest.raises(Death, match="number 4 within an hour"):
         for number in range(9):
             made.turn(f"x{number}")
