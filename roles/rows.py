@@ -100,7 +100,7 @@ class _Array:
 
     def tensor(self) -> Tensor:
         """A copy: what Ray hands out is shared memory that nobody may write to."""
-        return torch.from_numpy(self.values.copy() if not self.values.flags.writeable else self.values).to(self.dtype)
+        return torch.tensor(self.values, dtype=self.dtype)
 
 
 def _packed(value: Any) -> Any:
