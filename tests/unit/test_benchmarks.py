@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from types import SimpleNamespace
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
@@ -45,6 +45,7 @@ from tests.unit.wiring.engines import FakeLLM, PlainDeepSpeed
 from tests.unit.wiring.stage import Seen, stage
 
 FOLDER = Path(ppo_step.__file__).parent
+PACKAGE = "tests.benchmarks."
 
 
 @pytest.fixture
@@ -138,6 +139,19 @@ def test_the_benchmark_of_the_bytes_through_the_driver(shown: Callable[..., list
         *("critic.update", "actor.update", "actor.push"),
     ]
     assert sum(numbers(together)) == pytest.approx(numbers(both)[0], abs=0.002)
+
+
+def test_the_seconds_of_the_driver_are_told(
+    monkeypatch: pytest.MonkeyPatch, shown: Callable[..., list[list[str]]]
+) -> None:
+    kept = list[Any]()
+    store = SimpleNamespace(
+        init=lambda **options: None, put=lambda value: kept.append(value), get=lambda reference: None
+    )
+    monkeypatch.setattr(driver_bytes, "ray", store)
+    *_, compute, put, get = shown(driver_bytes, "--rows", 4, "--tokens", 8, "--ranks", 2, "--store")
+    assert [line[0] for line in (compute, put, get)] == ["compute", "put", "get"]
+    assert all(float(line[1]) >= 0 for line in (compute, put, get)) and len(kept) > 2 * 8
 
 
 def test_every_case_of_the_ppo_step_is_a_sound_configuration(tmp_path: Path) -> None:
@@ -307,17 +321,7 @@ def test_the_load_on_a_served_policy(shown: Callable[..., list[list[str]]]) -> N
 
 
 def test_no_benchmark_is_left_out() -> None:
-    modules = (
-        between_steps,
-        driver_bytes,
-        gpu,
-        long_context,
-        lora,
-        plan_order,
-        ppo_step,
-        samples_written,
-        serving_load,
-    )
+    names = [module.__name__ for module in globals().values() if isinstance(module, ModuleType)]
     elsewhere = {"soak.py", "remedies.py", "trl_step.py"}  # test_soak.py, test_remedies.py; started by ppo_step.py
-    run = {*(Path(module.__file__).name for module in (*modules, timeline, viewer_answers)), *elsewhere}
+    run = {f"{name.removeprefix(PACKAGE)}.py" for name in names if name.startswith(PACKAGE)} | elsewhere
     assert {file.name for file in FOLDER.glob("*.py")} == run
