@@ -59,7 +59,7 @@ class RolloutConfig(Section):
     """Tokens that end a response, as EOS does; a response keeps the one that has ended it."""
     stream_samples: int = Field(default=0, ge=0)
     """Number of finished samples of an engine that are scored while it generates others; 0: score all its samples when
-    its last one is finished. Neighbours wait for each other until every rank of the largest scoring group has four. If
-    the engines sleep, the samples of all engines are scored at once."""
+    its last one is finished. Neighbours wait for each other until every rank of the largest group with a model has
+    four. If the engines sleep, the samples of all engines are scored at once."""
     engine: EngineConfig = EngineConfig()
     """Settings of each vLLM engine."""
