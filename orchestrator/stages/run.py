@@ -36,7 +36,7 @@ from orchestrator.stages.run_facts import run_facts
 from orchestrator.stages.stage import Stage, StepReport, Trainable
 from orchestrator.stages.state_writer import StateWriter
 from orchestrator.stages.step_told import all_metrics, rest_of_run, step_part, tell_besides
-from roles.batch import save_batch
+from roles.batch_files import save_batch
 
 FAILED = "failed"
 """Folder in `run_dir` for the batches of failed steps."""

@@ -87,7 +87,10 @@ GROUND = {
     "orchestrator": {
         *("display_text", "errors", "healing_metrics", "known_metrics", "metrics", "metric_types", "training_metrics"),
     },
-    "roles": {"errors", "batch", "durable", "measured", "packing", "rows", "scored_parts", "seeds", "shares", "spans"},
+    "roles": {
+        *("batch", "batch_files", "durable", "errors", "measured"),
+        *("packing", "rows", "scored_parts", "seeds", "shares", "spans"),
+    },
     "cluster": {"errors", "config", "role_table"},
 }
 ENGINES = {

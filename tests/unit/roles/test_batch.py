@@ -1,21 +1,18 @@
 from __future__ import annotations
 
 import ast
-import json
 import pickle
 import re
 from collections.abc import Callable
 from dataclasses import fields, replace
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
 
 from orchestrator.config.ppo import PpoConfig
 from orchestrator.ppo.experience import to_experience
-from roles.batch import Preferences, Prompts, Responses, Rollouts, Scored, Sequences, save_batch
+from roles.batch import Preferences, Prompts, Responses, Rollouts, Scored, Sequences
 from roles.rows import Batch
 from roles.shares import ActorExperience, CriticExperience
 
@@ -213,19 +210,6 @@ def test_malformed_scores_and_experience_are_refused() -> None:
         CriticExperience(*tokens, values=batch.values, returns=batch.scores)
     with pytest.raises(ValueError, match=r"ActorExperience\.advantages"):
         ActorExperience(*tokens, *[batch.values] * 3, advantages=batch.scores)
-
-
-def test_a_batch_is_saved_without_pickle(tmp_path: Path) -> None:
-    batch = scored(1, 3)
-    rollouts = replace(batch.rollouts, columns={"id": [7, {"deep": object}]})
-    save_batch(replace(batch, rollouts=rollouts), tmp_path / "failed" / "step-000002.safetensors")
-    tensors = load_file(tmp_path / "failed" / "step-000002.safetensors")
-    whole = {f.name: part for part in (batch, rollouts) for f in fields(part)}
-    assert tensors.keys() == whole.keys() - {"rollouts", "prompts", "responses", "columns", "counted", "named"}
-    assert all(torch.equal(tensor, getattr(whole[name], name)) for name, tensor in tensors.items())
-    texts = json.loads((tmp_path / "failed" / "step-000002.json").read_text())
-    assert (texts["prompts"], texts["responses"]) == (rollouts.prompts, rollouts.responses)
-    assert texts["columns"]["id"][0] == 7
 
 
 def test_a_batch_cannot_be_changed() -> None:
