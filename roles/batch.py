@@ -155,7 +155,8 @@ class Sequences(Batch):
 
 @dataclass(frozen=True, slots=True)
 class Responses(Batch):
-    """The part of rollouts that a reward reads which looks at texts: a function, a service, the text bridge.
+    """What a reward reads that looks at texts (a function, a service, the text bridge): a part of rollouts, or what no
+    run has sampled.
 
     Example:
         token_ids     = [[5, 6, 7, 2, 0], [5, 8, 9, 8, 2], [5, 6, 4, 9, 0]]
@@ -186,7 +187,7 @@ class Responses(Batch):
         check_texts(self)
 
     @classmethod
-    def of(cls, rollouts: Rollouts, columns: Collection[str] | None = None) -> Self:
+    def of(cls, rollouts: Rollouts | Responses, columns: Collection[str] | None = None) -> Self:
         """The same rows without all other fields; of the data set's columns only `columns` (None: all)."""
         own = {f.name: getattr(rollouts, f.name) for f in fields(cls)}
         asked = rollouts.columns if columns is None else columns

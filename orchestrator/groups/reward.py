@@ -1,4 +1,4 @@
-"""Several scorers as one reward: rollouts flow in, one score per response flows out."""
+"""Several scorers as one reward: responses flow in, one score for each flows out."""
 
 from __future__ import annotations
 
@@ -17,6 +17,8 @@ from roles.reward_call import NamingScorer
 from roles.reward_model import Scorer
 
 CombineConfig = MeanScore | WorstScore | CautiousScore | WeightedScore
+ToScore = Rollouts | Responses
+"""Responses of a run, or others, which no environment has paid for."""
 
 
 def combine(scores: Mapping[str, Tensor], how: CombineConfig) -> tuple[Tensor, Tensor]:
@@ -50,16 +52,16 @@ class Member:
 
     group: RoleGroup[Any]
     """Ranks of a `Scorer`, which is sent what `reads` returns."""
-    reads: Callable[[Rollouts], Sequences | Responses] = Responses.of
-    """The fields of rollouts that the scorer is sent."""
+    reads: Callable[[ToScore], Sequences | Responses] = Responses.of
+    """The fields that the scorer is sent."""
     names: bool = False
     """Whether it is a `NamingScorer`, which may give named numbers beside the scores."""
 
-    def start(self, rollouts: Rollouts) -> Spread:
+    def start(self, responses: ToScore) -> Spread:
         """Start scoring on every rank; returns at once."""
         if self.names:
-            return spread(self.group, NamingScorer.row_scores, self.reads(rollouts))
-        return spread(self.group, Scorer.score, self.reads(rollouts))
+            return spread(self.group, NamingScorer.row_scores, self.reads(responses))
+        return spread(self.group, Scorer.score, self.reads(responses))
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,10 +72,11 @@ class Reward:
     """Role (`reward`, or `reward.NAME`) → scorer."""
     how: CombineConfig
 
-    def start(self, rollouts: Rollouts) -> Scores:
+    def start(self, responses: ToScore) -> Scores:
         """Start all scorers; returns at once."""
-        members = {role: member.start(rollouts) for role, member in self.members.items()}
-        return Scores(members, self.how, rollouts.turn_rewards.sum(1))
+        members = {role: member.start(responses) for role, member in self.members.items()}
+        paid = responses.turn_rewards.sum(1) if isinstance(responses, Rollouts) else torch.zeros(len(responses))
+        return Scores(members, self.how, paid)
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,8 +14,8 @@ from transformers import PreTrainedTokenizerBase
 from orchestrator.config.serving import RewardServingRun
 from orchestrator.groups.build import Builder, builder
 from orchestrator.groups.recovery import Recovery, TellUser, untold
-from orchestrator.groups.reward import Member, Reward
-from roles.batch import Rollouts, Sequences
+from orchestrator.groups.reward import Member, Reward, ToScore
+from roles.batch import Sequences
 from roles.config.rewards import EnsembleReward, MeanScore, ModelReward, OneReward
 from roles.model_files.conversion import resolve_model
 from roles.packing import right_padded
@@ -31,19 +31,19 @@ class OwnTokens:
 
     tokenizer: PreTrainedTokenizerBase
 
-    def __call__(self, rollouts: Rollouts) -> Sequences:
+    def __call__(self, responses: ToScore) -> Sequences:
         """A row with a column `messages` goes through the chat template; otherwise prompt and response are tokenised
         apart, as in training. EOS, or the template's end of a turn, follows if the response ended itself."""
-        chats = rollouts.columns.get(MESSAGES) or [None] * len(rollouts)
-        token_ids, lengths = right_padded([self._row(rollouts, row, chat) for row, chat in enumerate(chats)])
+        chats = responses.columns.get(MESSAGES) or [None] * len(responses)
+        token_ids, lengths = right_padded([self._row(responses, row, chat) for row, chat in enumerate(chats)])
         return Sequences(token_ids, lengths, torch.arange(token_ids.shape[1]) < lengths.unsqueeze(1))
 
-    def _row(self, rollouts: Rollouts, row: int, chat: Any) -> list[int]:
-        response, finished = rollouts.responses[row], bool(rollouts.finished[row])
+    def _row(self, responses: ToScore, row: int, chat: Any) -> list[int]:
+        response, finished = responses.responses[row], bool(responses.finished[row])
         if chat is not None:
             text = answered_chat(self.tokenizer, chat, response, finished=finished)
             return prompt_tokens(self.tokenizer, [text], chat=True)[0]
-        prompt = prompt_tokens(self.tokenizer, [rollouts.prompts[row]], chat=False)[0]
+        prompt = prompt_tokens(self.tokenizer, [responses.prompts[row]], chat=False)[0]
         said = prompt_tokens(self.tokenizer, [response], chat=True)[0]
         eos = self.tokenizer.eos_token_id
         ids = [*prompt, *said]

@@ -20,7 +20,7 @@ from orchestrator.groups.recovery import Recovery
 from orchestrator.stages.http_app import make_app
 from orchestrator.stages.http_bodies import Body
 from orchestrator.stages.serving_desk import SCORE_TRIES
-from roles.batch import Rollouts
+from roles.batch import Responses
 from roles.packing import right_padded
 from roles.text.messages import LONE_SURROGATE
 
@@ -70,27 +70,27 @@ class QueryBody(Body):
 class RewardDesk:
     """Scores one request after the other, for any number of threads."""
 
-    def __init__(self, score: Callable[[Rollouts], list[float]]) -> None:
+    def __init__(self, score: Callable[[Responses], list[float]]) -> None:
         self._score, self._lock = score, threading.Lock()
         self.broken: BaseException | None = None
         """Why nothing can be scored any more."""
         self.scored = 0
         """Responses so far."""
 
-    def __call__(self, rollouts: Rollouts) -> list[float]:
+    def __call__(self, responses: Responses) -> list[float]:
         """A score for each row. HTTPException says why there is none. A reward that is started again is asked again."""
-        if not len(rollouts):
+        if not len(responses):
             return []
         with self._lock:
-            scores = self._scores(rollouts, SCORE_TRIES)
+            scores = self._scores(responses, SCORE_TRIES)
         self.scored += len(scores)
         return scores
 
-    def _scores(self, rollouts: Rollouts, tries: int) -> list[float]:
+    def _scores(self, responses: Responses, tries: int) -> list[float]:
         while True:
             tries -= 1
             try:
-                return self._score(rollouts)
+                return self._score(responses)
             except RewardRestarted as error:
                 if not tries:
                     raise HTTPException(502, f"the reward failed: {str(error).splitlines()[0]}") from None
@@ -128,25 +128,20 @@ def reward_app(desk: RewardDesk, serving: ServingConfig, recovery: Recovery) -> 
     return app
 
 
-def _rows(body: ScoreBody) -> Rollouts:
+def _rows(body: ScoreBody) -> Responses:
     """What scorers read; the tokens are those of the responses alone."""
     size = len(body.prompts)
     ids = body.response_token_ids or [[] for _ in range(size)]
     token_ids, _ = right_padded([row or [0] for row in ids]) if ids else (torch.zeros(0, 0, dtype=torch.int64), None)
     lengths = torch.tensor([len(row) for row in ids], dtype=torch.int64)
-    zeros = torch.zeros(token_ids.shape)
-    return Rollouts(
+    return Responses(
         token_ids=token_ids,
         lengths=lengths,
         response_mask=torch.arange(token_ids.shape[1]) < lengths.unsqueeze(1),
-        rollout_logprobs=zeros,
-        turn_rewards=zeros,
         finished=torch.tensor([True] * size if body.finished is None else body.finished, dtype=torch.bool),
-        versions=torch.zeros(size, dtype=torch.int64),
         prompts=body.prompts,
         responses=body.responses,
         columns=body.columns,
-        counted=[{}] * size,
     )
 
 

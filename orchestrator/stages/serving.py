@@ -35,7 +35,7 @@ from orchestrator.stages.reward_http import RewardDesk, reward_app
 from orchestrator.stages.served_weights import ServedWeights
 from orchestrator.stages.serving_desk import Desk
 from orchestrator.stages.serving_jobs import Refused
-from roles.batch import Rollouts
+from roles.batch import Responses
 
 C = TypeVar("C", bound=BaseConfig)
 
@@ -132,7 +132,7 @@ def apart(config: C) -> C:
     return config.model_copy(update={"run_dir": str(Path(config.run_dir) / SERVING_FOLDER)})
 
 
-def scorer(reward: Reward, deadline_s: float, recovery: Recovery) -> Callable[[Rollouts], list[float]]:
+def scorer(reward: Reward, deadline_s: float, recovery: Recovery) -> Callable[[Responses], list[float]]:
     """Responses → scores. A reward that dies or hangs is started again, and RewardRestarted says so.
 
     A reward that then scores what it has scored before (at first: a made-up response) is sound: the failure was that of
@@ -141,22 +141,22 @@ def scorer(reward: Reward, deadline_s: float, recovery: Recovery) -> Callable[[R
     """
     scored = [short_response()]  # one row: later the latest
 
-    def once(rollouts: Rollouts) -> list[float]:
-        running = reward.start(rollouts)
+    def once(responses: Responses) -> list[float]:
+        running = reward.start(responses)
         wait_all([own.call for own in running.spreads], deadline_s)
         values: list[float] = running.result(deadline_s)[0].tolist()
         if not all(map(math.isfinite, values)):
             raise RankFailure("a score is not finite")  # JSON has no such number
         return values
 
-    def score(rollouts: Rollouts) -> list[float]:
+    def score(responses: Responses) -> list[float]:
         try:
-            values = once(rollouts)
+            values = once(responses)
         except (Death, DeadlineExceeded) as error:  # another failure is that of what it was asked
             recovery.revive(error)
             prove_sound()
             raise RewardRestarted(str(error)) from error
-        scored[:] = [rollouts.select([0])]
+        scored[:] = [responses.select([0])]
         return values
 
     def prove_sound() -> None:
@@ -172,21 +172,16 @@ def scorer(reward: Reward, deadline_s: float, recovery: Recovery) -> Callable[[R
     return score
 
 
-def short_response() -> Rollouts:
+def short_response() -> Responses:
     """A response that nobody has asked to be scored: no column comes with it."""
-    token_ids, zeros = torch.zeros(1, 2, dtype=torch.int64), torch.zeros(1, 2)
-    return Rollouts(
-        token_ids=token_ids,
+    return Responses(
+        token_ids=torch.zeros(1, 2, dtype=torch.int64),
         lengths=torch.tensor([2]),
         response_mask=torch.tensor([[False, True]]),
-        rollout_logprobs=zeros,
-        turn_rewards=zeros,
         finished=torch.tensor([True]),
-        versions=torch.zeros(1, dtype=torch.int64),
         prompts=["a"],
         responses=["b"],
         columns={},
-        counted=[{}],
     )
 
 

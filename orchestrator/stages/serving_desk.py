@@ -15,8 +15,8 @@ from typing import Protocol
 from cluster.errors import RankFailure
 from cluster.ranks.failures import Death
 from orchestrator.errors import RewardRestarted
-from orchestrator.stages.serving_jobs import Job, Refused, ScoredAnswer, Told, rollouts_of
-from roles.batch import Rollouts
+from orchestrator.stages.serving_jobs import Job, Refused, ScoredAnswer, Told, responses_of
+from roles.batch import Responses
 from roles.serving_engine import NewTokens, WantedResponse
 
 IDLE_S = 0.5
@@ -46,7 +46,7 @@ class Desk:
     def __init__(
         self,
         engines: Engines,
-        score: Callable[[Rollouts], list[float]] | None,
+        score: Callable[[Responses], list[float]] | None,
         decode: Callable[[Sequence[int]], str],
         most: int,
     ) -> None:
@@ -205,9 +205,9 @@ class Desk:
             except BaseException as error:
                 return self._break(error)
 
-    def _score_some(self, jobs: list[Job], score: Callable[[Rollouts], list[float]], tries: int = SCORE_TRIES) -> None:
+    def _score_some(self, jobs: list[Job], score: Callable[[Responses], list[float]], tries: int = SCORE_TRIES) -> None:
         try:
-            scores = score(rollouts_of(jobs, self._decode))
+            scores = score(responses_of(jobs, self._decode))
         except (RankFailure, RecursionError, RewardRestarted) as error:  # columns may be nested too deep to be sent
             if isinstance(error, Death):
                 raise

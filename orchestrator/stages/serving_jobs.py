@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from roles.batch import Rollouts
+from roles.batch import Responses
 from roles.packing import right_padded
 from roles.serving_engine import Finish
 
@@ -77,7 +77,7 @@ class Job:
     """Characters that have been told."""
 
 
-def rollouts_of(jobs: Sequence[Job], decode: Callable[[Sequence[int]], str]) -> Rollouts:
+def responses_of(jobs: Sequence[Job], decode: Callable[[Sequence[int]], str]) -> Responses:
     """The finished responses of `jobs`, as what scores them reads them."""
     rows = [(job, row) for job in jobs for row in range(job.wish.responses)]
     token_ids, lengths = right_padded([[*job.prompt.token_ids, *job.token_ids[row]] for job, row in rows])
@@ -87,17 +87,12 @@ def rollouts_of(jobs: Sequence[Job], decode: Callable[[Sequence[int]], str]) -> 
     given = {name: [job.wish.columns.get(name) for job, _ in rows] for name in columns}
     if any(job.prompt.messages for job in jobs):
         given["messages"] = [job.prompt.messages for job, _ in rows]
-    zeros = torch.zeros(token_ids.shape)
-    return Rollouts(
+    return Responses(
         token_ids=token_ids,
         lengths=lengths,
         response_mask=(place >= begins.unsqueeze(1)) & (place < lengths.unsqueeze(1)),
-        rollout_logprobs=zeros,
-        turn_rewards=zeros,
         finished=torch.tensor([job.finishes[row] == "stop" for job, row in rows]),
-        versions=torch.zeros(len(rows), dtype=torch.int64),
         prompts=[job.prompt.text for job, _ in rows],
         responses=[decode(job.token_ids[row]) for job, row in rows],
         columns=given,
-        counted=[{}] * len(rows),
     )

@@ -11,7 +11,7 @@ from unittest.mock import patch
 
 from orchestrator.stages import serving_desk
 from orchestrator.stages.serving_desk import Desk
-from roles.batch import Rollouts
+from roles.batch import Responses
 from roles.serving_engine import Finish, NewTokens, WantedResponse
 
 EOS = 2
@@ -81,9 +81,9 @@ class Letters:
         return "".join(f"<{message['content']}>" for message in messages)
 
 
-def length(rollouts: Rollouts) -> list[float]:
+def length(responses: Responses) -> list[float]:
     """Longer is better."""
-    return [float(len(response)) for response in rollouts.responses]
+    return [float(len(response)) for response in responses.responses]
 
 
 def until(condition: Callable[[], bool]) -> None:

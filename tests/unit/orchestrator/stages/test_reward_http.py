@@ -25,18 +25,18 @@ from orchestrator.groups.recovery import Recovery
 from orchestrator.groups.reward_alone import OwnTokens
 from orchestrator.stages.http_server import answering, listening, url_of
 from orchestrator.stages.reward_http import RewardDesk, reward_app
-from roles.batch import Responses, Rollouts
+from roles.batch import Responses
 from roles.config.rewards import RemoteReward
 from roles.reward_service import RemoteScorer
 from tests.unit.orchestrator.stages.served import EOS, Letters
 
-seen: list[Rollouts] = []
+seen: list[Responses] = []
 
 
-def lengths(rollouts: Rollouts) -> list[float]:
-    seen.append(rollouts)
+def lengths(responses: Responses) -> list[float]:
+    seen.append(responses)
     return [
-        float(len(prompt + response)) for prompt, response in zip(rollouts.prompts, rollouts.responses, strict=True)
+        float(len(prompt + response)) for prompt, response in zip(responses.prompts, responses.responses, strict=True)
     ]
 
 
@@ -112,7 +112,7 @@ def test_nothing_to_score_is_no_error() -> None:
     ],
 )
 def test_what_fails_is_told(error: Exception, status: int, lives: bool) -> None:
-    def score(rollouts: Rollouts) -> list[float]:
+    def score(responses: Responses) -> list[float]:
         raise error
 
     desk = RewardDesk(score)
@@ -124,7 +124,7 @@ def test_what_fails_is_told(error: Exception, status: int, lives: bool) -> None:
 def test_a_reward_that_is_started_again_is_asked_once_more_and_not_for_ever() -> None:
     fails = [RewardRestarted("reward rank 0 died\nits log")]
 
-    def score(rollouts: Rollouts) -> list[float]:
+    def score(responses: Responses) -> list[float]:
         if fails:
             raise fails.pop()
         return [2.5]

@@ -24,8 +24,8 @@ from orchestrator.stages import serving
 from orchestrator.stages.http_server import listening, url_of
 from orchestrator.stages.serving import WeightWatch
 from orchestrator.stages.serving_desk import Desk
-from orchestrator.stages.serving_jobs import Job, PromptRead, Refused, ScoredAnswer, Wish, rollouts_of
-from roles.batch import Rollouts
+from orchestrator.stages.serving_jobs import Job, PromptRead, Refused, ScoredAnswer, Wish, responses_of
+from roles.batch import Responses
 from tests.unit.orchestrator.stages.served import EOS, EchoEngines, Letters, length, until, working
 
 decode = Letters().decode
@@ -37,7 +37,7 @@ def job_of(text: str, responses: int = 1, **wish: Any) -> tuple[Job, queue.Simpl
     return Job(prompt, Wish(responses, 9, 1.0, **wish), told.put), told
 
 
-def scored_with_a_bad_one(desk: Desk, score: Callable[[Rollouts], list[float]]) -> list[Any]:
+def scored_with_a_bad_one(desk: Desk, score: Callable[[Responses], list[float]]) -> list[Any]:
     """What three jobs are told that are scored together, `bad` in the middle."""
     jobs = [job_of(text) for text in ("ab", "bad", "abc")]
     for job, _ in jobs:
@@ -55,10 +55,10 @@ def scored_with_a_bad_one(desk: Desk, score: Callable[[Rollouts], list[float]]) 
     ],
 )
 def test_only_the_job_that_the_reward_cannot_read_fails(error: Exception, told: str) -> None:
-    def score(rollouts: Rollouts) -> list[float]:
-        if "bad" in rollouts.prompts:
+    def score(responses: Responses) -> list[float]:
+        if "bad" in responses.prompts:
             raise error
-        return length(rollouts)
+        return length(responses)
 
     desk = Desk(EchoEngines(), score, decode, most=9)
     answers = scored_with_a_bad_one(desk, score)
@@ -69,11 +69,11 @@ def test_only_the_job_that_the_reward_cannot_read_fails(error: Exception, told: 
 def test_a_reward_that_failed_is_asked_for_each_job_alone_and_then_the_job_fails() -> None:
     asked = list[list[str]]()
 
-    def score(rollouts: Rollouts) -> list[float]:
-        asked.append(rollouts.prompts)
-        if "bad" in rollouts.prompts:
+    def score(responses: Responses) -> list[float]:
+        asked.append(responses.prompts)
+        if "bad" in responses.prompts:
             raise RewardRestarted("reward rank 0 died\nlast lines of the log")
-        return length(rollouts)
+        return length(responses)
 
     desk = Desk(EchoEngines(), score, decode, most=9)
     answers = scored_with_a_bad_one(desk, score)
@@ -88,7 +88,7 @@ def test_a_reward_that_failed_is_asked_for_each_job_alone_and_then_the_job_fails
 
 
 def test_a_scorer_that_died_ends_the_server() -> None:
-    def score(rollouts: Rollouts) -> list[float]:
+    def score(responses: Responses) -> list[float]:
         raise Death("reward rank 0 died")
 
     desk = Desk(EchoEngines(), score, decode, most=9)
@@ -167,7 +167,7 @@ def test_what_scores_reads_the_tokens_that_were_generated() -> None:
     job.token_ids, job.finishes = {0: [97, EOS], 1: [98, 99, 97]}, {0: "stop", 1: "length"}
     other, _ = job_of("c")
     other.token_ids, other.finishes = {0: [97]}, {0: "length"}
-    rows = rollouts_of([job, other], decode)
+    rows = responses_of([job, other], decode)
     assert rows.token_ids.tolist() == [[97, 98, 97, EOS, 0], [97, 98, 98, 99, 97], [99, 97, 0, 0, 0]]
     assert rows.lengths.tolist() == [4, 5, 2] and rows.finished.tolist() == [True, False, False]
     assert rows.response_mask.int().tolist() == [[0, 0, 1, 1, 0], [0, 0, 1, 1, 1], [0, 1, 0, 0, 0]]
@@ -211,12 +211,12 @@ def test_a_score_that_json_cannot_write_is_a_failure_of_the_reward(monkeypatch: 
     def start(values: list[float]) -> Any:
         return SimpleNamespace(spreads=[], result=lambda deadline_s: (torch.tensor(values), None))
 
-    rollouts: Any = SimpleNamespace(select=lambda rows: rollouts)
-    reward = SimpleNamespace(start=lambda rollouts: start([1.0, 2.0]))
-    assert serving.scorer(reward, 1.0, Recovery())(rollouts) == [1.0, 2.0]  # type: ignore[arg-type]
-    reward.start = lambda rollouts: start([1.0, float("nan")])
+    responses: Any = SimpleNamespace(select=lambda rows: responses)
+    reward = SimpleNamespace(start=lambda responses: start([1.0, 2.0]))
+    assert serving.scorer(reward, 1.0, Recovery())(responses) == [1.0, 2.0]  # type: ignore[arg-type]
+    reward.start = lambda responses: start([1.0, float("nan")])
     with pytest.raises(RankFailure, match="not finite"):
-        serving.scorer(reward, 1.0, Recovery())(rollouts)  # type: ignore[arg-type]
+        serving.scorer(reward, 1.0, Recovery())(responses)  # type: ignore[arg-type]
 
 
 def test_a_reward_that_dies_is_started_again(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -237,19 +237,19 @@ def test_a_reward_that_dies_is_started_again(monkeypatch: pytest.MonkeyPatch) ->
 
     monkeypatch.setattr(serving, "wait_all", wait)
     found = SimpleNamespace(spreads=[], result=lambda deadline_s: (torch.tensor([1.0]), None))
-    reward: Any = SimpleNamespace(start=lambda rollouts: found)
-    rollouts: Any = SimpleNamespace(select=lambda rows: rollouts)
+    reward: Any = SimpleNamespace(start=lambda responses: found)
+    responses: Any = SimpleNamespace(select=lambda rows: responses)
     recovery = Recovery(RecoveryConfig(frozen_failures_per_hour=2), frozen={"reward": Group()}, has_steps=False)  # type: ignore[dict-item]
     score = serving.scorer(reward, 1.0, recovery)
     with pytest.raises(RewardRestarted, match="died"):  # and it is late with the response that shows it sound
-        score(rollouts)
-    assert score(rollouts) == [1.0] and restarts == [[0], [0]]
+        score(responses)
+    assert score(responses) == [1.0] and restarts == [[0], [0]]
     failures.append(Death("reward rank 0 died", who=who))
     with pytest.raises(Death, match="number 3 within an hour"):
-        score(rollouts)
+        score(responses)
     failures.append(RankFailure("it cannot read this", who=who))
     with pytest.raises(RankFailure, match="cannot read"):
-        score(rollouts)
+        score(responses)
     assert len(restarts) == 2
 
 
@@ -258,8 +258,8 @@ def test_hangs_of_a_sound_reward_do_not_end_the_server_also_before_its_first_sco
 ) -> None:
     who, asked = Identity("reward", 0, "node", "log"), list[Any]()
 
-    def start(rollouts: Any) -> Any:
-        asked.append(rollouts)
+    def start(responses: Any) -> Any:
+        asked.append(responses)
         return SimpleNamespace(spreads=[], result=lambda deadline_s: (torch.tensor([1.0]), None))
 
     def wait(calls: Any, deadline_s: float) -> None:
