@@ -53,16 +53,6 @@ def duration(seconds: float) -> str:
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}" if minutes else f"{total} s"
 
 
-def counted(count: int, unit: str) -> str:
-    """A number and what it counts, such as `2 steps`."""
-    return f"{count:,} {unit}{'' if count == 1 else 's'}"
-
-
-def spanned(low: int, high: int, unit: str) -> str:
-    """From the least to the most of what is counted, such as `2 to 5 tokens`; `2 tokens` if they are the same."""
-    return counted(high, unit) if low == high else f"{low:,} to {counted(high, unit)}"
-
-
 def printable(text: str, keep: str = "") -> str:
     """`text` without characters that could drive a terminal or a page: control, direction and surrogate ones.
 

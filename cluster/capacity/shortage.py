@@ -10,8 +10,9 @@ from collections.abc import Iterable, Sequence
 
 from cluster.capacity.changes import cluster_change, numbers_in, placement_change
 from cluster.capacity.matching import assign, fits
+from cluster.counts import counted
 from cluster.errors import PlacementError
-from cluster.placement.node import Node, amount
+from cluster.placement.node import Node
 from cluster.placement.plan import Plan, Slot
 
 SHOWN_LACKS = 3
@@ -42,7 +43,7 @@ def describe_wait(wanted: Plan, free: Sequence[Node]) -> str:
     others = [node for number, node in enumerate(free) if number not in homes.values()]
     told = [_lack(wanted, number, others) for number in left[:SHOWN_LACKS]]
     if len(left) > SHOWN_LACKS:
-        told[-1] += f", and {_many(len(left) - SHOWN_LACKS, 'more planned node', 'more planned nodes')}"
+        told[-1] += f", and {counted(len(left) - SHOWN_LACKS, 'more planned node')}"
     return f"waiting for room: {'; '.join(told)}; free are {_listed(free) or 'no node at all'}"
 
 
@@ -55,7 +56,7 @@ def _lack(wanted: Plan, number: int, others: Sequence[Node]) -> str:
         return f"{asked} finds no other node"
     near = min(others, key=lambda node: (max(demand.gpus - node.gpus, 0), max(demand.cpus - node.cpus, 0)))
     short = [
-        amount(demand_of - free_of, what)
+        counted(demand_of - free_of, what)
         for what, demand_of, free_of in (("GPU", demand.gpus, near.gpus), ("CPU", demand.cpus, near.cpus))
         if demand_of > free_of
     ]
@@ -75,11 +76,11 @@ def _fixes(wanted: Plan, nodes: Sequence[Node], busy: bool) -> str:
         )
     cluster = cluster_change(wanted, nodes, raising=not busy)
     grown = [
-        f"give {_many(count, f'node of ({what})', f'nodes of ({what})')} more CPUs (`ray start --num-cpus={cpus}`)"
+        f"give {counted(count, 'node')} of ({what}) more CPUs (`ray start --num-cpus={cpus}`)"
         for (what, cpus), count in Counter((_what(node), cpus) for node, cpus in cluster.raised).items()
     ]
     grown += [
-        f"add {_many(count, 'node', 'nodes')} of ({what})"
+        f"add {counted(count, 'node')} of ({what})"
         for what, count in Counter(_what(node) for node in cluster.added).items()
     ]
     fixes.append(" and ".join(grown))
@@ -102,11 +103,7 @@ def _what(node: Node) -> str:
     return str(node).removeprefix(f"{node.name}: ")
 
 
-def _many(count: int, one: str, several: str) -> str:
-    return f"{count} {one if count == 1 else several}"
-
-
 def _describe_role(slots: Sequence[Slot]) -> str:
     first = slots[0]
-    gpus = f" and {amount(round(len(first.gpus) * first.share, 3), 'GPU')}" if first.gpus else ""
-    return f"{first.role}: {len(slots)} x {amount(first.cpus, 'CPU')}{gpus}"
+    gpus = f" and {counted(round(len(first.gpus) * first.share, 3), 'GPU')}" if first.gpus else ""
+    return f"{first.role}: {len(slots)} x {counted(first.cpus, 'CPU')}{gpus}"

@@ -9,8 +9,8 @@ from collections.abc import Collection
 from dataclasses import dataclass
 
 from cluster.config import GroupsPlacement
+from cluster.counts import counted
 from cluster.errors import PlacementError
-from cluster.placement.node import amount
 
 MOST_SHOWN = 16
 """Most nodes that a message lists."""
@@ -70,7 +70,7 @@ def nodes_needed(placement: GroupsPlacement, taken: Collection[str], pool: str) 
 
 def size_text(size: tuple[int, int]) -> str:
     """(nodes, GPUs per node) as text for messages."""
-    return f"{size[0]} x {amount(size[1], 'GPU')}"
+    return f"{size[0]} x {counted(size[1], 'GPU')}"
 
 
 def _by_size(placement: GroupsPlacement, name: str) -> tuple[int, int, int]:

@@ -10,9 +10,9 @@ from collections import Counter
 from collections.abc import Collection
 
 from cluster.config import EnginesConfig, GroupsPlacement, PlacedGroup, PoolConfig
+from cluster.counts import counted
 from cluster.errors import PlacementError
 from cluster.placement.accelerators import ACCELERATORS
-from cluster.placement.node import amount
 from cluster.role_table import ENGINES, base_role
 
 
@@ -117,7 +117,7 @@ def _engine_problems(key: str, group: PlacedGroup, engines: EnginesConfig) -> li
     total, have = engines.number * width, group.nodes * per_node
     if total != have:
         return [
-            f"{key}.engines: {engines.number} x {amount(width, 'GPU')} are {total}, but the group has {have}; use "
+            f"{key}.engines: {engines.number} x {counted(width, 'GPU')} are {total}, but the group has {have}; use "
             f"number: {have // width}"
         ]
     return []

@@ -4,10 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-
-def amount(count: float, unit: str) -> str:
-    """A number and what it counts, such as `0.5 GPUs`."""
-    return f"{count:g} {unit}{'' if count == 1 else 's'}"
+from cluster.counts import counted
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,7 +20,7 @@ class Node:
     """Memory of the host in GiB; a demand asks for none."""
 
     def __str__(self) -> str:
-        return f"{self.name}: {amount(self.cpus, 'CPU')}, {amount(self.gpus, f'{self.card} GPU'.lstrip())}"
+        return f"{self.name}: {counted(self.cpus, 'CPU')}, {counted(self.gpus, f'{self.card} GPU'.lstrip())}"
 
     def holds(self, demand: Node) -> bool:
         """Whether the node has room for all of `demand`."""

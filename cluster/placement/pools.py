@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from math import floor
 
 from cluster.config import GroupsPlacement, LocalPlacement, OpenRlhfPlacement, PlacementConfig, PoolConfig
+from cluster.counts import counted
 from cluster.errors import PlacementError
 from cluster.placement.accelerators import ACCELERATORS
 from cluster.placement.node import Node
@@ -31,8 +32,8 @@ class NodeKind:
     """Least memory of these nodes, in GiB. What was free when Ray started differs a little between equal nodes."""
 
     def __str__(self) -> str:
-        card = f"{self.card} " if self.card else ""
-        return f"{self.nodes} nodes with {self.gpus} {card}GPUs, {self.cpus} CPUs, {self.memory_gib} GiB"
+        gpus = counted(self.gpus, f"{self.card} GPU".lstrip())
+        return f"{counted(self.nodes, 'node')} with {gpus}, {counted(self.cpus, 'CPU')}, {self.memory_gib} GiB"
 
 
 def with_pools_of(placement: PlacementConfig, nodes: Sequence[Node]) -> GroupsPlacement | OpenRlhfPlacement:

@@ -17,6 +17,7 @@ from pathlib import Path
 import psutil
 from packaging.requirements import Requirement
 
+from cluster.counts import counted
 from cluster.errors import ClusterError
 from cluster.estimate.memory import GIB
 from cluster.ranks.worker import version_reader
@@ -136,7 +137,7 @@ def _ray() -> list[Finding]:
     except ClusterError as error:
         return [Finding("Ray", f"no cluster at {address}", str(error))]
     here = version_reader()()
-    return [Finding("Ray", f"{len(nodes)} nodes at {address}"), *(_node(report, here) for report in nodes)]
+    return [Finding("Ray", f"{counted(len(nodes), 'node')} at {address}"), *(_node(report, here) for report in nodes)]
 
 
 def _node(report: NodeReport, here: dict[str, str]) -> Finding:

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from typing import TypeVar
 
 from cluster.config import PoolConfig
+from cluster.counts import counted
 from cluster.placement.node import Node
 from cluster.placement.openrlhf_groups import as_groups
 from cluster.placement.pools import check_has_pools, with_pools_of
@@ -43,6 +44,7 @@ def describe_pools(config: BaseConfig) -> list[str]:
 def _describe(pool: PoolConfig) -> str:
     card = pool.accelerator or (f"{pool.gpu_memory_gib:g} GiB" if pool.gpu_memory_gib else "unknown")
     return (
-        f"{pool.nodes} nodes with {pool.gpus_per_node} {card} GPUs, {pool.cpus_per_node} CPUs and "
+        f"{counted(pool.nodes, 'node')} with {counted(pool.gpus_per_node, f'{card} GPU')}, "
+        f"{counted(pool.cpus_per_node, 'CPU')} and "
         f"{pool.host_memory_gib:g} GiB"
     )

@@ -11,13 +11,13 @@ from dataclasses import dataclass, field
 
 from transformers import PreTrainedTokenizerBase
 
+from cluster.counts import counted
 from orchestrator.config.labelling import SampledCandidates
 from orchestrator.data.judge_prompts import JudgeAnswer, JudgeQuestion, question_tokens
 from orchestrator.data.judge_tasks import NoLabel
 from orchestrator.data.label_summary import CandidateCounts
 from orchestrator.data.record_values import BadRecord, NothingToLearn
 from orchestrator.data.records import Record
-from orchestrator.display_text import counted
 from roles.seeds import stable_seed
 from roles.text.sample_tokens import Text, as_messages
 

@@ -6,9 +6,9 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from cluster.counts import counted
 from orchestrator.data.asking_budget import Spending
 from orchestrator.data.labels import Reliability
-from orchestrator.display_text import counted
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,12 +12,13 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
+from cluster.counts import counted, spanned
 from orchestrator.config.data import PromptsConfig
 from orchestrator.data.dataset_rows import load_rows
 from orchestrator.data.epochs import EndlessOrder
 from orchestrator.data.prompt_columns import PromptKind, column_values, prompt_column, read_prompts, tools_of
 from orchestrator.data.row_files import Rows, Where
-from orchestrator.display_text import counted, printable, spanned
+from orchestrator.display_text import printable
 from orchestrator.errors import CheckpointError, ConfigError
 from roles.batch import Prompts
 from roles.redaction import without_credentials

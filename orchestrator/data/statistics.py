@@ -6,8 +6,8 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from cluster.counts import counted
 from orchestrator.data.dataset_rows import SourceRows
-from orchestrator.display_text import counted
 from roles.text.sample_tokens import TokenSample
 
 

@@ -13,10 +13,10 @@ from typing import Any
 import yaml
 
 from cluster.config import BesideCounted, Correction, Efficiency
+from cluster.counts import counted
 from cluster.estimate.memory import GIB
 from orchestrator.config.loading import load_config
 from orchestrator.config.run import RunConfig
-from orchestrator.display_text import counted
 from orchestrator.errors import ConfigError
 from orchestrator.metrics import LENGTH_QUANTILES
 from orchestrator.planning.efficiency import load_efficiency

@@ -15,10 +15,10 @@ from rich.table import Table
 from rich.text import Text
 
 from cluster.config import GroupsPlacement
+from cluster.counts import counted
 from cluster.estimate.memory import GIB
 from cluster.placement.plan import tensor_parallel_size
 from cluster.role_table import ACTOR, ENGINES, row_of, trained_roles
-from orchestrator.display_text import counted
 from orchestrator.planning.planned_layout import TIGHT, GpuLoad, PlannedLayout
 from orchestrator.planning.suggest import TIE, Suggestion
 

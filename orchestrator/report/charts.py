@@ -10,7 +10,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from orchestrator.display_text import counted, number, percent
+from cluster.counts import counted
+from orchestrator.display_text import number, percent
 from orchestrator.known_metrics import MEMBERS, metrics_in
 from orchestrator.metric_types import Chart, Metric
 from orchestrator.metrics import METRICS, RESPONSE_LENGTH

@@ -11,7 +11,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from orchestrator.display_text import counted, number
+from cluster.counts import counted
+from orchestrator.display_text import number
 from orchestrator.metric_types import Chart
 from orchestrator.report.curve_points import Line, thinned
 from orchestrator.report.evaluation_results import wilson_interval

@@ -9,7 +9,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from orchestrator.display_text import counted, number, printable
+from cluster.counts import counted
+from orchestrator.display_text import number, printable
 from orchestrator.known_metrics import metrics_in
 from orchestrator.report.charts import training_cards
 from orchestrator.report.curves_svg import curves_svg

@@ -21,7 +21,8 @@ from rich.spinner import Spinner
 from rich.table import Table
 from rich.text import Text
 
-from orchestrator.display_text import counted, duration, printable, sparkline
+from cluster.counts import counted
+from orchestrator.display_text import duration, printable, sparkline
 from orchestrator.report.display_rows import phase_bars, starting_table
 from orchestrator.report.phase_times import PhaseTimes
 from orchestrator.report.terminal_lines import shown, step_line

@@ -6,7 +6,8 @@ import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
-from orchestrator.display_text import counted, duration, printable
+from cluster.counts import counted
+from orchestrator.display_text import duration, printable
 from orchestrator.metric_types import Metric
 from orchestrator.metrics import METRICS, RESPONSE_LENGTH
 from orchestrator.report.evaluation_results import EvaluationChange, EvaluationResult, SampleRow, evaluation_changes

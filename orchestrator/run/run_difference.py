@@ -12,8 +12,8 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
+from cluster.counts import counted
 from orchestrator.config.yaml_text import YamlError, parse_yaml
-from orchestrator.display_text import counted
 from orchestrator.errors import ConfigError
 from orchestrator.metrics import is_measured
 from orchestrator.report import run_files

@@ -15,7 +15,7 @@ from itertools import chain, islice
 from pathlib import Path
 from typing import Any, Self
 
-from orchestrator.display_text import counted
+from cluster.counts import counted
 from orchestrator.errors import TetrarchError
 from orchestrator.report.run_files import LEDGER_FILE, SAMPLES_FOLDER, kept_samples, read_lines, reading
 

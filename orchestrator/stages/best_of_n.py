@@ -14,10 +14,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from cluster.counts import counted
 from orchestrator.config.evaluation import EvaluationConfig
 from orchestrator.config.serving import ServingRun
 from orchestrator.data.prompts import Questions
-from orchestrator.display_text import counted
 from orchestrator.groups.policy import Policy
 from orchestrator.groups.reward import Reward
 from orchestrator.groups.serving_roles import scored_policy

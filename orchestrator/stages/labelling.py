@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from cluster.counts import counted
 from cluster.runtime.orders import ORDERS
 from orchestrator.config.labelling import ANSWERS, Constitution, EndpointJudge, LabellingRun
 from orchestrator.data.answer_file import AnswerFile, open_answers
@@ -19,7 +20,6 @@ from orchestrator.data.judge_tasks import Compared, NoLabel, Revised, Task, comp
 from orchestrator.data.label_summary import LabelSummary
 from orchestrator.data.labels import Reliability, labelled_row
 from orchestrator.data.records import Record
-from orchestrator.display_text import counted
 from orchestrator.errors import LabellingStopped
 from orchestrator.report.progress import Progress, make_progress
 from orchestrator.run.run_lock import held

@@ -14,12 +14,12 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
+from cluster.counts import counted
 from cluster.ranks.role_group import RoleGroup
 from cluster.role_table import ACTOR
 from cluster.runtime.ray_cluster import RayCluster
 from orchestrator.config.base import BaseConfig
 from orchestrator.config.policy_training import PolicyTrainingConfig
-from orchestrator.display_text import counted
 from orchestrator.groups.build import builder
 from orchestrator.report.reporter import Reporter
 from orchestrator.run.checkpoint import whole_folder

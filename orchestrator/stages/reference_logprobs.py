@@ -13,10 +13,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from cluster.counts import counted
 from cluster.ranks.role_group import RoleGroup
 from orchestrator.config.dpo import DpoRun
 from orchestrator.data.preference_samples import DpoData
-from orchestrator.display_text import counted
 from orchestrator.groups.spread import spread
 from orchestrator.report.reporter import Reporter
 from orchestrator.run.reference_cache import REFERENCES, cached, content_key, keep

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import torch
 
+from cluster.counts import counted
 from cluster.role_table import REWARD
 from orchestrator.config.reward_training import (
     COMPARISONS,
@@ -25,7 +26,6 @@ from orchestrator.config.reward_training import (
 from orchestrator.data.comparisons import Comparisons, digest, group_shards, keep, kept, schedule, split
 from orchestrator.data.preference_pairs import Pairs
 from orchestrator.data.prompts import Questions
-from orchestrator.display_text import counted
 from orchestrator.errors import NotFinite, TetrarchError
 from orchestrator.groups.build import builder, resolve_models
 from orchestrator.groups.spread import spread

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import psutil
 
+from cluster.counts import counted
 from cluster.estimate.memory import GIB
 from cluster.placement.plan import ranks_of
 from orchestrator.config.base import BaseConfig
@@ -21,7 +22,6 @@ from orchestrator.config.evaluation import EvaluationRun
 from orchestrator.config.role_needs import ppo_roles, scoring_roles
 from orchestrator.config.run import RunConfig
 from orchestrator.config.schema import section_key
-from orchestrator.display_text import counted
 from roles.config.rewards import FunctionReward, RemoteReward
 from roles.redaction import without_credentials
 

@@ -8,11 +8,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from cluster.counts import counted
 from cluster.role_table import ENGINES, JUDGE
 from orchestrator.config.reward_training import SampledPairs
 from orchestrator.config.sampling import SamplingConfig
 from orchestrator.data.prompts import PromptSource, Questions
-from orchestrator.display_text import counted
 from orchestrator.groups.build import Models, builder
 from orchestrator.groups.policy import Policy
 from orchestrator.groups.spread import wait_for

@@ -6,7 +6,8 @@ from collections.abc import Mapping, Sequence
 from statistics import median
 from typing import Any
 
-from orchestrator.display_text import counted, percent
+from cluster.counts import counted
+from orchestrator.display_text import percent
 from orchestrator.timeline.course_of_step import CourseOfStep, shares
 from orchestrator.timeline.critical_path import critical_path, gains
 

@@ -91,7 +91,7 @@ GROUND = {
         *("batch", "batch_files", "durable", "errors", "measured"),
         *("packing", "rows", "scored_parts", "seeds", "shares", "spans"),
     },
-    "cluster": {"errors", "config", "role_table"},
+    "cluster": {"counts", "errors", "config", "role_table"},
 }
 ENGINES = {
     "deepspeed": ("roles/zero/",),

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from cluster.counts import counted
 from cluster.placement.plan import RoleNeed, plan
 from cluster.role_table import ROLES, base_role
 from orchestrator.config.base import BaseConfig
 from orchestrator.config.role_needs import ppo_roles
 from orchestrator.config.run import RunConfig
-from orchestrator.display_text import counted
 
 
 def profile_rules(config: BaseConfig) -> Iterator[str]:

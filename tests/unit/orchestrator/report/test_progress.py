@@ -9,14 +9,12 @@ import pytest
 from rich.console import Console
 
 from orchestrator.display_text import (
-    counted,
     decimal_text,
     decimals_of,
     duration,
     number,
     percent,
     printable,
-    spanned,
     sparkline,
 )
 from orchestrator.report.evaluation_results import Estimate, EvaluationResult, SampleRow
@@ -50,12 +48,6 @@ def result(label: str, score: float, response: str = "fine") -> EvaluationResult
         proxy_values=[score - 0.1, score, score + 0.1],
         gold_values=[score - 0.1, score, score + 0.1001],
     )
-
-
-def test_what_is_counted_has_its_number() -> None:
-    assert [counted(count, "token") for count in (0, 1, 2, 1234)] == ["0 tokens", "1 token", "2 tokens", "1,234 tokens"]
-    spans = [spanned(*span, "token") for span in ((1, 1), (2, 2), (1, 2), (5, 1200))]
-    assert spans == ["1 token", "2 tokens", "1 to 2 tokens", "5 to 1,200 tokens"]
 
 
 def plain(stream: io.StringIO, heartbeat_s: float = 30.0) -> PlainProgress:
