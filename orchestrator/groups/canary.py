@@ -64,36 +64,32 @@ class Canary:
         self.baseline, self.dtypes = state["baseline"], state["dtypes"]
 
     def check(self, seen: SeenRows, version: int, config: RunConfig) -> None:
-        """Raise `WeightsDiffer` if the actor's log-probabilities are too far from the engines'."""
+        """Raise `WeightsDiffer` if the actor's log-probabilities are too far from those of an engine: the others do not
+        make up for it."""
         if not config.canary.enabled:
             return
-        gaps = unexplained_gap(seen.rollouts, seen.logprobs, config.rollout)
-        gap = float(gaps.double().mean())
-        limit = self.limit(version, config)
-        if not gap <= limit:
+        gaps, limit = seen.by_engine(config.rollout), self.limit(version, config)
+        if not all(float(own.mean()) <= limit for own in gaps.values()):
+            engine, own = max(gaps.items(), key=lambda found: float(found[1].mean().nan_to_num(torch.inf)))
+            who = "the engines do" if len(gaps) == 1 else f"engine {engine} does"
             was = "" if self.baseline is None or version == 0 else f"; it was {self.baseline:.2g} before any push"
             raise WeightsDiffer(
-                f"the engines do not sample from the trainer's weights (version {version}): their log-probabilities "
-                f"differ from the actor's by {gap:.2g} nats per token (mean over {len(gaps)} "
-                f"tokens), the limit is {limit:.2g}{was}. Nothing was trained on these samples. If this is rounding, "
-                "raise canary.limit"
+                f"{who} not sample from the trainer's weights (version {version}): the log-probabilities differ from "
+                f"the actor's by {float(own.mean()):.2g} nats per token (mean over {len(own)} tokens), the limit is "
+                f"{limit:.2g}{was}. Nothing was trained on these samples. If this is rounding, raise canary.limit"
             )
         if version == 0:
-            self.baseline = max(gap, self.baseline or 0.0)
+            self.baseline = max(float(torch.cat([*gaps.values()]).mean()), self.baseline or 0.0)
         self.verified = version
 
     def wrong_engines(self, seen: SeenRows, version: int, config: RunConfig) -> set[int]:
         """Of the engines that made the rows, those whose log-probabilities are too far from the actor's; none if it
         is all of them, since then the weights that were sent are wrong, and no engine is."""
-        made_by, rollouts = seen.made_by, seen.rollouts
-        if not config.canary.enabled or len(set(made_by)) == 1:
+        if not config.canary.enabled or len(set(seen.made_by)) == 1:
             return set()
-        makers = torch.tensor(made_by).unsqueeze(1).expand_as(seen.logprobs)[rollouts.response_mask]
-        gaps = unexplained_gap(rollouts, seen.logprobs, config.rollout).double()
-        sums, tokens = (makers.bincount(weights, minlength=max(made_by) + 1) for weights in (gaps, None))
-        means = sums / tokens
-        wrong = {engine for engine in set(made_by) if float(means[engine]) > self.limit(version, config)}
-        return wrong if wrong != set(made_by) else set()
+        gaps, limit = seen.by_engine(config.rollout), self.limit(version, config)
+        wrong = {engine for engine, own in gaps.items() if float(own.mean()) > limit}
+        return wrong if len(wrong) < len(gaps) else set()
 
     def limit(self, version: int, config: RunConfig) -> float:
         """Largest accepted mean gap of `version`, in nats per token; larger for temperatures below 1."""
@@ -138,7 +134,13 @@ class SeenRows:
     logprobs: Tensor
     """float32 `[batch, time]`: the actor's log-probabilities."""
     made_by: Sequence[int]
-    """The engine of each sample."""
+    """The engine of each sample; empty: they are looked at together."""
+
+    def by_engine(self, how: RolloutConfig) -> dict[int, Tensor]:
+        """Engine → `unexplained_gap` of its tokens, float64, flat."""
+        makers = torch.tensor(self.made_by or [0] * len(self.rollouts)).unsqueeze(1).expand_as(self.logprobs)
+        makers, gaps = makers[self.rollouts.response_mask], unexplained_gap(self.rollouts, self.logprobs, how).double()
+        return {engine: gaps[makers == engine] for engine in makers.unique().tolist()}
 
     @property
     def gaps(self) -> Tensor | None:
@@ -157,9 +159,15 @@ def seen_by_actor(roles: Roles, scored: Scored, config: RunConfig) -> SeenRows:
         return SeenRows(scored.rollouts, scored.old_logprobs, makers)
     if not config.canary.enabled:
         return SeenRows(scored.rollouts, scored.rollouts.rollout_logprobs, makers)
+    return seen_of_each(roles, scored.rollouts)
+
+
+def seen_of_each(roles: Roles, rollouts: Rollouts) -> SeenRows:
+    """`ROWS` of what the engines have answered just now, some of every engine."""
+    makers = roles.policy.made_by
     each = max(ROWS // len(set(makers)), 1)
     rows = sorted(row for one in set(makers) for row in [row for row, by in enumerate(makers) if by == one][:each])
-    few = scored.rollouts.select(rows)
+    few = rollouts.select(rows)
     return SeenRows(few, actors_logprobs(roles, few), [makers[row] for row in rows])
 
 
@@ -190,7 +198,9 @@ def with_right_weights(
     place = {row: len(scored) + number for number, row in enumerate(rows)}
     mended = Scored.concatenate([scored, again]).select([place.get(row, row) for row in range(len(scored))])
     if roles.recomputes:
-        return mended, SeenRows(mended.rollouts, mended.old_logprobs, [])
+        instead = dict(zip(rows, policy.made_by, strict=True))
+        makers = [instead.get(row, engine) for row, engine in enumerate(seen.made_by)]
+        return mended, SeenRows(mended.rollouts, mended.old_logprobs, makers)
     return mended, seen_by_actor(roles, again, config)
 
 

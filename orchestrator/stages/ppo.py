@@ -242,8 +242,7 @@ class Ppo(Stage):
 
     def _check_weights(self, rollouts: Rollouts) -> None:
         """Check the engines' weights, of which no batch has passed the check yet, on rows of an evaluation."""
-        few = rollouts.select(range(min(canary.ROWS, len(rollouts))))
-        seen = canary.SeenRows(few, canary.actors_logprobs(self.roles, few), [])
+        seen = canary.seen_of_each(self.roles, rollouts)
         self.state.canary.check(seen, self.state.version, self.config)
 
     def before_save(self) -> None:

@@ -11,10 +11,11 @@ import torch
 from torch import Tensor
 from vllm.model_executor.layers.linear import LinearBase
 
+import orchestrator.groups.canary
 from cluster.errors import RankFailure
 from orchestrator.config.canary import CanaryConfig
 from orchestrator.errors import WeightsDiffer
-from orchestrator.groups.canary import Canary, SeenRows, culprits, unexplained_gap
+from orchestrator.groups.canary import Canary, SeenRows, culprits, seen_of_each, unexplained_gap
 from roles.batch import Scored
 from roles.config.rollout import RolloutConfig
 from roles.models.networks import PolicyModel
@@ -87,6 +88,40 @@ def test_the_configuration_sets_the_limit_and_turns_it_off() -> None:
 
 def test_log_probabilities_that_are_not_numbers_do_not_pass() -> None:
     assert not passes(Canary(), float("nan"), 0, config())
+
+
+def of_two_engines(gaps: tuple[float, float], made_by: list[int]) -> SeenRows:
+    """What engine 0 and engine 1 have made, with a gap of each."""
+    scored = make_scored([(2, 3)] * len(made_by))
+    each = torch.tensor([gaps[engine] for engine in made_by]).unsqueeze(1)
+    rollouts = replace(scored.rollouts, rollout_logprobs=scored.old_logprobs + each)
+    return SeenRows(rollouts, scored.old_logprobs, made_by)
+
+
+def test_one_wrong_engine_is_not_hidden_by_the_right_ones() -> None:
+    """Where it is not replaced: with engines that sleep, with ReMax, in an evaluation."""
+    canary = Canary(baseline=4e-6, dtypes="float32 float32")
+    canary.check(of_two_engines((9e-5, 9e-5), [0, 1, 0, 1]), 3, config())
+    seen = of_two_engines((1e-6, 1.8e-4), [0, 1, 0, 1])
+    assert canary.wrong_engines(seen, 4, config()) == {1}
+    with pytest.raises(WeightsDiffer, match=r"engine 1 .*by 0\.00018 nats per token \(mean over 6 tokens\)"):
+        canary.check(seen, 4, config())
+    assert canary.verified == 3
+
+
+def test_some_rows_of_every_engine_are_looked_at() -> None:
+    rollouts = make_scored([(2, 3)] * 40).rollouts
+    asked: list[int] = []
+
+    def told(roles: Any, few: Any) -> Tensor:
+        asked.append(len(few))
+        return few.rollout_logprobs
+
+    roles: Any = SimpleNamespace(policy=SimpleNamespace(made_by=[0] * 30 + [1] * 10))
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(orchestrator.groups.canary, "actors_logprobs", told)
+        seen = seen_of_each(roles, rollouts)
+    assert seen.made_by == [0] * 8 + [1] * 8 and asked == [16]
 
 
 @pytest.mark.parametrize("how", [{"top_p": 0.9}, {"top_k": 5}, {"min_p": 0.1}, {"min_p": 0.3, "top_p": 0.9}])

@@ -377,6 +377,7 @@ def test_an_evaluation_looks_at_weights_that_no_batch_has_shown_to_be_right(
     run.config.dtype, run.config.canary = "float32", CanaryConfig()
     run.config.rollout = RolloutConfig(prompts_per_step=4, max_response_tokens=3)
     ppo = ppo_of(run)
+    ppo.roles.policy.made_by = [0] * 10 + [1] * 10
     ppo._check_weights(rollouts_of(prompts_of(20), 3))
     assert ppo.state.canary.verified == 3 and log == ["start actor.canary_logprobs"]
     ppo.questions, run.config.evaluation = {"": prompts_of(20)}, EvaluationConfig(samples=0)
@@ -389,11 +390,12 @@ def test_an_evaluation_looks_at_weights_that_no_batch_has_shown_to_be_right(
     assert checks == [None], "once is enough"
     ppo.state.version = 4
     wrong = rollouts_of(prompts_of(20), 4)
-    wrong = replace(wrong, rollout_logprobs=wrong.rollout_logprobs - 0.5)
+    shift = torch.tensor([0.0] * 10 + [-0.5] * 10).unsqueeze(1)  # of the second engine alone
+    wrong = replace(wrong, rollout_logprobs=wrong.rollout_logprobs + shift)
     monkeypatch.setattr(orchestrator.stages.ppo, "evaluate", lambda *args, check, **others: check(wrong))
     monkeypatch.setattr(canary, "culprits", lambda roles, config: "no name")
     run.report.evaluation = log.append  # type: ignore[method-assign,assignment]
-    with pytest.raises(WeightsDiffer, match="mean over 48 tokens"):
+    with pytest.raises(WeightsDiffer, match=r"engine 1 .*mean over 24 tokens"):
         run._evaluate("after")
     assert run.checkpoints.newest().step == 3
 
