@@ -61,13 +61,13 @@ class FileHashes:
 
     def of(self, file: Path) -> str:
         """The hash of a file's content. OSError if it cannot be read."""
-        path, facts = str(file.resolve()), _facts(file)
+        path, facts = str(file.resolve()), file_facts(file)
         match self._known.get(path):
             case [list(before), str(known)] if before == facts:
                 return known
         began = time.time()
         found = hash_of(file)
-        if max(facts[1:3]) < (began - SETTLED_S) * 1e9 and facts == _facts(file):
+        if max(facts[1:3]) < (began - SETTLED_S) * 1e9 and facts == file_facts(file):
             self._known[path], self._new = [facts, found], True
         return found
 
@@ -79,7 +79,7 @@ class FileHashes:
                 replace_durably(self._cache, json.dumps(self._known, indent=1).encode())
 
 
-def _facts(file: Path) -> list[int]:
+def file_facts(file: Path) -> list[int]:
     """Size, times of the last change of content and of the entry in ns, number: a change of content changes one."""
     facts = file.stat()
     return [facts.st_size, facts.st_mtime_ns, facts.st_ctime_ns, facts.st_ino]

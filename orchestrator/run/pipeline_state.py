@@ -1,7 +1,7 @@
 """What a pipeline has done: which stages have ended, and the hashes of all that they depended on.
 
-One JSON file, replaced as a whole. Hashes of files are kept with size and time of change, so that large models are read
-once.
+One JSON file, replaced as a whole. Hashes of files are kept with what tells that a file has changed, so that large
+models are read once.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Self
@@ -19,6 +19,8 @@ from pydantic import TypeAdapter, ValidationError
 from orchestrator.config.loading import dump_config
 from orchestrator.config.yaml_text import parse_yaml
 from orchestrator.errors import ConfigError
+from orchestrator.run.model_contents import file_facts
+from orchestrator.run.modules_beside import with_imported
 from orchestrator.run.pipeline_stages import PipelineStage
 from orchestrator.run.resuming import differing, show_value
 from roles.durable import hash_of, replace_durably
@@ -75,8 +77,8 @@ class PipelineState:
     """The state of a pipeline in memory; `write` puts it on the disk."""
 
     stages: dict[str, StageRecord] = field(default_factory=dict)
-    hashes: dict[str, tuple[int, int, str]] = field(default_factory=dict)
-    """Path of a file → its size, the time of its last change in ns, and the hash of its content."""
+    hashes: dict[str, list[int | str]] = field(default_factory=dict)
+    """Path of a file → its `file_facts` and the hash of its content. (Earlier versions have fewer facts.)"""
 
     @classmethod
     def read(cls, folder: Path) -> Self:
@@ -127,22 +129,26 @@ class PipelineState:
         return any(str(path) in record.made for record in self.stages.values())
 
     def _content(self, text: str) -> str:
-        """Hash of a file, or of all files in a folder; `text` itself if nothing is there, as for a name on a hub."""
+        """Hash of a file (of Python with what it imports from beside it), or of all files in a folder; `text` itself if
+        nothing is there, as for a name on a hub."""
         path = Path(text)
         if path.is_file():
-            return self._file(path)
+            beside = with_imported(path) if path.suffix == ".py" else [path]
+            return self._file(path) if len(beside) == 1 else self._files(beside, path.parent)
         if not path.is_dir():
             return text
-        files = sorted(file for file in path.rglob("*") if file.is_file())
-        return _combined({str(file.relative_to(path)): self._file(file) for file in files})
+        return self._files(sorted(file for file in path.rglob("*") if file.is_file()), path)
+
+    def _files(self, files: Sequence[Path], folder: Path) -> str:
+        return _combined({str(file.relative_to(folder)): self._file(file) for file in files})
 
     def _file(self, path: Path) -> str:
-        facts, key = path.stat(), os.path.abspath(path)
-        size, changed, known = self.hashes.get(key, (0, 0, MISSING))
-        if known == MISSING or (size, changed) != (facts.st_size, facts.st_mtime_ns):
+        facts, key = file_facts(path), os.path.abspath(path)
+        *before, known = self.hashes.get(key, [MISSING])
+        if before != facts:
             known = hash_of(path)
-        self.hashes[key] = (facts.st_size, facts.st_mtime_ns, known)
-        return known
+        self.hashes[key] = [*facts, known]
+        return str(known)
 
 
 def _combined(hashes: Mapping[Any, str]) -> str:

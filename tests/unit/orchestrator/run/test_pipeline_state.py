@@ -68,6 +68,45 @@ def test_a_changed_file_is_told_by_its_content_alone(pipeline: SmallPipeline) ->
     assert why(state, pipeline)["sft"] == ["base has changed"]
 
 
+def test_a_file_of_the_same_size_and_time_is_still_another_one(pipeline: SmallPipeline) -> None:
+    """As `cp -p`, `rsync -t` and archives leave it."""
+    state, file = PipelineState(), pipeline.folder / "pairs.jsonl"
+    run_all(pipeline, state)
+    before, text = file.stat(), file.read_text()
+    file.write_text("2" * len(text))
+    os.utime(file, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert file.stat().st_size == before.st_size and file.stat().st_mtime_ns == before.st_mtime_ns
+    assert why(state, pipeline) == {"dpo": ["pairs.jsonl has changed"]}
+
+
+def test_what_a_reward_function_imports_from_beside_it_belongs_to_it(pipeline: SmallPipeline) -> None:
+    (pipeline.folder / "reward.py").write_text("import json\n\ndef score():\n    from rules import best\n")
+    (pipeline.folder / "rules.py").write_text("import shades.red as red\n")
+    (pipeline.folder / "shades").mkdir()
+    for name in ("shades/__init__.py", "shades/red.py", "json.txt", "other.py"):
+        (pipeline.folder / name).write_text("")
+    pipeline.data["reward"] = {"type": "function", "path": "reward.py"}
+    state = PipelineState()
+    run_all(pipeline, state)
+    (pipeline.folder / "other.py").write_text("1")
+    assert why(state, pipeline) == {}
+    for name in ("rules.py", "shades/red.py"):
+        kept = (pipeline.folder / name).read_text()
+        (pipeline.folder / name).write_text(f"{kept}\nBEST = 2\n")
+        assert why(state, pipeline) == {"measured": ["reward.py has changed"]}
+        (pipeline.folder / name).write_text(kept)
+    assert why(state, pipeline) == {}
+
+
+def test_a_state_of_an_earlier_version_is_read(pipeline: SmallPipeline) -> None:
+    """Its hashes have the size and one time."""
+    state = PipelineState()
+    run_all(pipeline, state)
+    state.hashes = {path: [facts[0], facts[1], facts[-1]] for path, facts in state.hashes.items()}
+    state.write(pipeline.folder)
+    assert why(PipelineState.read(pipeline.folder), pipeline) == {}
+
+
 def test_a_file_that_came_to_a_model_s_folder_is_a_change(pipeline: SmallPipeline) -> None:
     state = PipelineState()
     run_all(pipeline, state)
