@@ -10,6 +10,7 @@ import hashlib
 import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Self
@@ -24,6 +25,8 @@ from orchestrator.run.modules_beside import with_imported
 from orchestrator.run.pipeline_stages import PipelineStage
 from orchestrator.run.resuming import differing, show_value
 from roles.durable import hash_of, replace_durably
+from roles.errors import ModelError
+from roles.model_files.folders import base_of, folder_of, is_adapter
 
 PIPELINE_STATE = "pipeline.json"
 """File in `pipeline.output`."""
@@ -129,15 +132,19 @@ class PipelineState:
         return any(str(path) in record.made for record in self.stages.values())
 
     def _content(self, text: str) -> str:
-        """Hash of a file (of Python with what it imports from beside it), or of all files in a folder; `text` itself if
-        nothing is there, as for a name on a hub."""
+        """Hash of a file (of Python with what it imports from beside it), or of all files in a folder (of an adapter
+        with its base); `text` itself if nothing is there, as for a name on a hub."""
         path = Path(text)
         if path.is_file():
             beside = with_imported(path) if path.suffix == ".py" else [path]
             return self._file(path) if len(beside) == 1 else self._files(beside, path.parent)
         if not path.is_dir():
             return text
-        return self._files(sorted(file for file in path.rglob("*") if file.is_file()), path)
+        found = self._files(sorted(file for file in path.rglob("*") if file.is_file()), path)
+        with suppress(ModelError):  # what is wrong with an adapter is told when it is loaded
+            if is_adapter(path) and not is_adapter(base := folder_of(base_of(path))):
+                return _combined({"adapter": found, "base": self._content(str(base))})
+        return found
 
     def _files(self, files: Sequence[Path], folder: Path) -> str:
         return _combined({str(file.relative_to(folder)): self._file(file) for file in files})

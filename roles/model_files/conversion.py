@@ -30,7 +30,7 @@ from roles.config.models import ModelConfig
 from roles.errors import ModelError
 from roles.model_files.adapters import merge_adapter
 from roles.model_files.config_json import config_json, first_line
-from roles.model_files.folders import ADAPTER_CONFIG, base_of, base_revision, folder_of, is_adapter
+from roles.model_files.folders import ADAPTER_CONFIG, base_of, base_revision, files_of_model, folder_of, is_adapter
 from roles.model_files.gguf_file import check_tensors, complete
 from roles.model_files.gguf_header import GgufFile
 from roles.model_files.gguf_tokenizer import gguf_tokenizer
@@ -63,7 +63,7 @@ def resolve_model(config: ModelConfig, cache: Path) -> Path:
         folder = _made_once(cache, [file], {}, lambda made: _convert_gguf(file, made))
     if config.layers is not None:
         layers, trust = config.layers, config.trust_remote_code
-        sources = sorted(path for path in folder.iterdir() if path.suffix in (".json", ".safetensors", ".bin"))
+        sources = files_of_model(folder)
         folder = _made_once(cache, sources, {"layers": layers}, lambda made: _cut(folder, layers, trust, made))
     return folder
 
@@ -106,7 +106,7 @@ def _merged(folder: Path, cache: Path, trust_remote_code: bool) -> Path:
             "where the base model is"
         ) from error
     config_json(base)  # not quantised, say
-    sources = sorted(file for file in (*folder.iterdir(), base / "config.json") if file.is_file())
+    sources = [*files_of_model(folder), *files_of_model(base)]
     return _made_once(cache, sources, {}, lambda made: merge_adapter(folder, base, trust_remote_code, made))
 
 

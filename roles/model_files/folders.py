@@ -24,12 +24,20 @@ ADAPTER_WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
 REVISION = r"[A-Za-z0-9][A-Za-z0-9._/-]*"
 """A commit, tag or branch of the hub."""
 
+MODEL_FILES = (".json", ".safetensors", ".bin", ".model", ".txt", ".jinja", ".py")
+"""Endings of the files that are read of a model's folder: weights, settings, tokenizer, chat template, code."""
+
 SPLIT = re.compile(r"(?P<name>.*)-\d{5}-of-(?P<parts>\d{5})\.gguf")
 
 
 def folder_of(path: str) -> Path:
     """The folder that a user calls `path`; whether it is there is asked with `os.path.isdir`, which never raises."""
     return Path(os.path.expanduser(path))
+
+
+def files_of_model(folder: Path) -> list[Path]:
+    """All files of `folder` that decide what is loaded from it."""
+    return sorted(file for file in folder.iterdir() if file.suffix in MODEL_FILES and file.is_file())
 
 
 def is_adapter(folder: Path) -> bool:

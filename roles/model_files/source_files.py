@@ -6,10 +6,8 @@ from pathlib import Path
 
 from roles.config.models import ModelConfig
 from roles.model_files.conversion import source_folder
-from roles.model_files.folders import base_of, base_revision, folder_of, is_adapter
+from roles.model_files.folders import base_of, base_revision, files_of_model, folder_of, is_adapter
 
-MODEL_FILES = (".json", ".safetensors", ".bin", ".model", ".txt", ".jinja", ".py")
-"""Endings of the files that are read of a model's folder: weights, settings, tokenizer, chat template, code."""
 BASE = "base of the adapter"
 
 
@@ -18,7 +16,7 @@ def source_files(config: ModelConfig) -> dict[str, Path]:
     folder = source_folder(config.path, config.revision)
     if config.gguf_file is not None:
         return {config.gguf_file: folder / config.gguf_file}
-    files = {file.name: file for file in sorted(folder.iterdir()) if file.suffix in MODEL_FILES and file.is_file()}
+    files = {file.name: file for file in files_of_model(folder)}
     if is_adapter(folder):
         base = source_files(ModelConfig(path=str(folder_of(base_of(folder))), revision=base_revision(folder)))
         files |= {f"{BASE}/{name}": file for name, file in base.items()}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
 
@@ -112,6 +113,19 @@ def test_a_file_that_came_to_a_model_s_folder_is_a_change(pipeline: SmallPipelin
     run_all(pipeline, state)
     (pipeline.folder / "base/adapter.json").write_text("{}")
     assert why(state, pipeline)["sft"] == ["base has changed"]
+
+
+def test_the_base_of_an_adapter_belongs_to_it(pipeline: SmallPipeline) -> None:
+    adapter = pipeline.folder / "adapter"
+    adapter.mkdir()
+    said = {"base_model_name_or_path": "base", "peft_type": "LORA"}
+    (adapter / "adapter_config.json").write_text(json.dumps(said))
+    (adapter / "adapter_model.safetensors").write_text("a")
+    pipeline.data["sft"]["model"]["path"] = pipeline.data["dpo"]["model"]["path"] = "adapter"
+    state = PipelineState()
+    run_all(pipeline, state)
+    (pipeline.folder / "base/model.safetensors").write_text("b")
+    assert why(state, pipeline)["sft"] == ["adapter has changed"]
 
 
 def test_an_optional_path_is_read_too(pipeline: SmallPipeline) -> None:

@@ -12,6 +12,8 @@ import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
+from peft import LoraConfig, get_peft_model
+from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, models
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, LlamaConfig, PreTrainedTokenizerFast
 
@@ -147,6 +149,29 @@ def test_conversion_happens_once_and_again_when_the_file_changes(tmp_path: Path)
     assert (first / "config.json").stat().st_mtime_ns == stamp
     os.utime(source / "tiny.gguf", ns=(1, 1))
     assert resolve_model(config, tmp_path / "cache") != first
+
+
+def test_an_adapter_is_merged_again_when_the_weights_of_its_base_change(tmp_path: Path) -> None:
+    """Its base may be what another run leaves; config.json stays as it is."""
+    write_folder(tmp_path / "base")
+    base = AutoModelForCausalLM.from_pretrained(tmp_path / "base")
+    get_peft_model(base, LoraConfig(target_modules=["up_proj"])).save_pretrained(tmp_path / "adapter")
+    said = tmp_path / "adapter/adapter_config.json"
+    said.write_text(json.dumps(json.loads(said.read_text()) | {"base_model_name_or_path": str(tmp_path / "base")}))
+    config, name = ModelConfig(path=str(tmp_path / "adapter")), "model.norm.weight"
+    before = load_file(resolve_model(config, tmp_path / "cache") / "model.safetensors")
+    weights = load_file(tmp_path / "base/model.safetensors")
+    save_file(weights | {name: weights[name] + 1}, tmp_path / "base/model.safetensors", {"format": "pt"})
+    after = load_file(resolve_model(config, tmp_path / "cache") / "model.safetensors")
+    assert torch.equal(after[name], before[name] + 1)
+
+
+def test_a_cut_model_has_the_chat_template_that_is_there_now(tmp_path: Path) -> None:
+    write_folder(tmp_path / "model")
+    config = ModelConfig(path=str(tmp_path / "model"), layers=1)
+    for template in ("one", "two"):
+        (tmp_path / "model/chat_template.jinja").write_text(template)
+        assert load_tokenizer(resolve_model(config, tmp_path / "cache")).chat_template == template
 
 
 def test_layers_are_cut_from_a_gguf_file_and_the_whole_is_kept(tmp_path: Path) -> None:
