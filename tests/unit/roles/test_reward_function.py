@@ -206,7 +206,10 @@ def test_a_function_keeps_its_state_and_imports_its_neighbours(tmp_path: Path) -
         ("import os; os.kill(os.getpid(), 11)", ["its process ended (signal 11)"]),
     ],
 )
-def test_a_failing_function_is_named(scorer: Callable[..., FunctionScorer], body: str, parts: list[str]) -> None:
+def test_a_failing_function_is_named(
+    scorer: Callable[..., FunctionScorer], body: str, parts: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("roles.functions.child.ENDING_S", 60.0)
     message = failure(scorer(body, retries=1))
     assert [p for p in [*parts, "reward function score of", "2 times"] if p not in message] == [], message
 
@@ -240,7 +243,7 @@ def test_a_hung_function_is_ended(scorer: Callable[..., FunctionScorer], tmp_pat
     began = time.monotonic()
     message = failure(scorer(body, retries=1, timeout_s=1))
     assert "no answer within 1 s" in message and "2 times" in message
-    assert time.monotonic() - began < 60
+    assert time.monotonic() - began < 100
     assert not Path(f"/proc/{pid_file.read_text()}").exists()
 
 
@@ -252,7 +255,7 @@ def test_a_function_that_hung_once_is_started_anew(scorer: Callable[..., Functio
         time.sleep(600)
     return [2.0] * 3
     """
-    slow = scorer(body, retries=1, timeout_s=2)
+    slow = scorer(body, retries=5, timeout_s=2)  # on a busy machine another answer may be late, too
     assert slow.score(rollouts(3)).tolist() == [2.0] * 3
     assert slow.score(rollouts(3)).tolist() == [2.0] * 3
 

@@ -56,6 +56,7 @@ def with_change(nodes: Sequence[Node], change: ClusterChange) -> list[Node]:
 # Exact
 
 
+@settings(deadline=None)
 @given(st.lists(KINDS, min_size=1, max_size=4), st.lists(KINDS, max_size=5))
 def test_whether_it_fits_is_exact(asked: list[tuple[int, int, str]], having: list[tuple[int, int, str]]) -> None:
     wanted, nodes = by_hand(*asked), nodes_of(*having)
@@ -91,6 +92,7 @@ def test_many_nodes_take_no_time() -> None:
 # What the cluster lacks
 
 
+@settings(deadline=None)
 @given(st.lists(KINDS, min_size=1, max_size=4), st.lists(KINDS, max_size=4), st.booleans())
 def test_the_named_change_of_the_cluster_is_the_smallest_and_fits(
     asked: list[tuple[int, int, str]], having: list[tuple[int, int, str]], raising: bool

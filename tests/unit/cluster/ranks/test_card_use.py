@@ -39,8 +39,9 @@ def test_the_fullest_card_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "torch", torch)
     monkeypatch.setattr(card_use, "CARD_INTERVAL_S", 0.01)
     sampler = card_use.CardSampler()
-    until = time.monotonic() + 10
-    while not sampler._samples and time.monotonic() < until:
+    until = time.monotonic() + 60
+    while not sampler._samples:
+        assert time.monotonic() < until
         time.sleep(0.01)
     use = sampler.drain()
     assert use is not None and use.name == "NVIDIA H100 80GB HBM3"

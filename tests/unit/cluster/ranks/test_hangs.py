@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import time
+import threading
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -107,6 +107,7 @@ def test_a_file_with_all_stacks_is_written_or_it_is_said_why_not(
 ) -> None:
     who = Identity("actor", 1, "node", str(tmp_path / "logs/actor-1.log"))
     one = Seen(who, "update", None, ProcessState(47, "running", 1.0, "Thread 0x1 …"))
+    monkeypatch.setattr(hangs, "HANG_FILE_S", 60.0)
     told = hangs._written([one])
     (file,) = (tmp_path / "logs").iterdir()
     assert told == f"all stacks are in {file}" and "Thread 0x1 …" in file.read_text() and str(one) in file.read_text()
@@ -114,16 +115,20 @@ def test_a_file_with_all_stacks_is_written_or_it_is_said_why_not(
     blocked = Seen(Identity("actor", 1, "node", str(tmp_path / "in-the-way/a.log")), "update", None, None)
     assert "could not be written: " in hangs._written([blocked])
     monkeypatch.setattr(hangs, "HANG_FILE_S", 0.05)
-    monkeypatch.setattr(Path, "write_text", lambda *arguments, **keywords: time.sleep(0.5))
+    answers = threading.Event()
+    monkeypatch.setattr(Path, "write_text", lambda *arguments, **keywords: answers.wait(100))
     assert "could not be written within 0.05 s: look at the disk" in hangs._written([one])
+    answers.set()
 
 
 def test_what_takes_too_long_is_left_alone() -> None:
-    assert within(5.0, lambda: "done") == "done"
+    go_on = threading.Event()
+    assert within(60.0, lambda: "done") == "done"
     with pytest.raises(TimeoutError):
-        within(0.01, lambda: time.sleep(0.2))
+        within(0.01, lambda: go_on.wait(100))
+    go_on.set()
     with pytest.raises(KeyError):
-        within(5.0, lambda: {}["missing"])
+        within(60.0, lambda: {}["missing"])
 
 
 def test_an_error_while_a_hang_is_looked_at_does_not_hide_it(monkeypatch: pytest.MonkeyPatch) -> None:

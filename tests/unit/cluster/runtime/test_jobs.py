@@ -52,7 +52,7 @@ def test_nobody_there_and_somebody_silent(monkeypatch: pytest.MonkeyPatch) -> No
         began = time.monotonic()
         with pytest.raises(ClusterUnreachable, match=f"no Ray cluster answers at {address}"):
             RayJobs(address)
-        assert time.monotonic() - began < 5
+        assert time.monotonic() - began < 60
 
 
 @pytest.mark.parametrize(

@@ -41,8 +41,8 @@ def test_a_file_whose_process_ends(world: World) -> None:
 
 def test_a_slow_file_is_left_to_the_run(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(imported_files, "IMPORT_S", 0.2)
-    world.function.write_text("import time\ntime.sleep(60)\n" + REWARD)
+    world.function.write_text("import time\ntime.sleep(600)\n" + REWARD)
     world.set("evaluation.judge", {"path": str(world.function)})
     began = time.monotonic()
     check("evaluate", world)
-    assert time.monotonic() - began < 30
+    assert time.monotonic() - began < 100

@@ -48,9 +48,9 @@ def test_there_are_layouts() -> None:
 
 @pytest.mark.parametrize("path", ON_GPUS, ids=lambda path: path.stem)
 def test_every_shipped_layout_fits_and_is_planned_quickly(path: Path) -> None:
-    began = time.monotonic()
+    began = time.process_time()
     planned = layout(load_config(path))
-    assert time.monotonic() - began < 10
+    assert time.process_time() - began < 10
     assert planned.shortages == []
     check_sound(planned.plan, 8)
     lines = text_of(planned).splitlines()

@@ -104,7 +104,7 @@ def test_reading_goes_on_beside_the_start(tmp_path: Path, monkeypatch: pytest.Mo
     started = threading.Event()
 
     def slow(config: RunConfig) -> dict[str, dict[str, str]]:
-        assert started.wait(5.0), "the start waits for it"
+        assert started.wait(60), "the start waits for it"
         return {"actor": {"model.safetensors": "hash"}}
 
     monkeypatch.setattr(contents, "model_contents", slow)

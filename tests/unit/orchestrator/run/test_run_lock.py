@@ -31,9 +31,10 @@ time.sleep(60)
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A lock is void after ten minutes, which no busy machine takes, but where a test waits for that."""
     monkeypatch.setattr(run_lock, "LOCK_LOOK_S", 0.01)
     monkeypatch.setattr(run_lock, "BEAT_S", 0.03)
-    monkeypatch.setattr(run_lock, "VOID_S", 0.2)
+    monkeypatch.setattr(run_lock, "VOID_S", 600.0)
 
 
 def elsewhere(run_dir: Path, **facts: Any) -> None:
@@ -61,10 +62,7 @@ def test_the_name_of_a_job_on_a_cluster_is_told(tmp_path: Path, monkeypatch: pyt
         check_free(tmp_path)
 
 
-def test_after_a_kill_on_this_machine_the_folder_is_free_at_once(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(run_lock, "VOID_S", 600.0)
+def test_after_a_kill_on_this_machine_the_folder_is_free_at_once(tmp_path: Path) -> None:
     process = subprocess.Popen([sys.executable, "-c", HOLDS, str(tmp_path)], stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None and process.stdout.readline() == "held\n"
     with pytest.raises(ConfigError, match=f"in use by pid {process.pid} on"):
@@ -90,13 +88,18 @@ def test_another_process_with_the_same_number_is_not_the_holder(tmp_path: Path) 
 
 
 @pytest.mark.parametrize("lock", ["", "{}", "[1]", '{"host": 1}', "\0"])
-def test_a_lock_that_cannot_be_read_is_void_after_a_while(tmp_path: Path, lock: str) -> None:
+def test_a_lock_that_cannot_be_read_is_void_after_a_while(
+    tmp_path: Path, lock: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(run_lock, "VOID_S", 0.2)
     (tmp_path / LOCK).write_text(lock)
     with held(tmp_path):
         assert run_lock._read(tmp_path / LOCK).pid == os.getpid()
 
 
-def test_a_holder_elsewhere_is_waited_for_until_it_moves_or_its_lock_is_void(tmp_path: Path) -> None:
+def test_a_holder_elsewhere_is_waited_for_until_it_moves_or_its_lock_is_void(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     elsewhere(tmp_path)
     refused = threading.Event()
 
@@ -110,9 +113,10 @@ def test_a_holder_elsewhere_is_waited_for_until_it_moves_or_its_lock_is_void(tmp
         RunLock(tmp_path).take()
     refused.set()
     beats.join()
+    monkeypatch.setattr(run_lock, "VOID_S", 0.2)
     began = time.monotonic()
     with held(tmp_path):
-        assert time.monotonic() - began < 5
+        assert time.monotonic() - began < 60
 
 
 def test_a_lock_that_another_user_keeps_to_himself_is_judged_by_its_age(

@@ -88,7 +88,7 @@ def length(responses: Responses) -> list[float]:
 
 def until(condition: Callable[[], bool]) -> None:
     """Wait for what another thread does."""
-    end = time.monotonic() + 20
+    end = time.monotonic() + 60
     while not condition():
         assert time.monotonic() < end
         time.sleep(0.001)
@@ -113,6 +113,6 @@ def working(desk: Desk) -> Iterator[Desk]:
             yield desk
         finally:
             end.set()
-            thread.join(5)
+            thread.join(60)
     if errors:
         raise errors[0]

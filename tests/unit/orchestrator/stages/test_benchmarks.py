@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import time
 from pathlib import Path
 from typing import Any
 
@@ -96,7 +98,17 @@ def test_a_process_is_started_and_its_results_are_read(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("script")
-def test_a_process_that_does_not_end_is_ended_in_time(tmp_path: Path) -> None:
+def test_a_process_that_does_not_end_is_ended_in_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    waits, log = subprocess.Popen.wait, tmp_path / "run/logs/benchmarks.log"
+
+    def wait(process: subprocess.Popen[bytes], timeout: float | None = None) -> int:
+        if timeout != 9.0:
+            return waits(process, timeout)
+        while "begun" not in log.read_text():  # then its time is over
+            time.sleep(0.01)
+        raise subprocess.TimeoutExpired(process.args, timeout)
+
+    monkeypatch.setattr(subprocess.Popen, "wait", wait)
     with pytest.raises(TetrarchError, match=r"not ended in evaluation\.benchmarks\.limit_s=9; .*\nbegun \d+") as caught:
         run_benchmarks(configured(tmp_path, tasks=["endless"], limit_s=9.0), tmp_path)
     assert not psutil.pid_exists(int(str(caught.value).split()[-1]))

@@ -213,7 +213,7 @@ def test_the_key_is_asked_for(desk: Desk) -> None:
 
 def test_one_request_too_many_is_told_to_come_again(client: TestClient, engines: EchoEngines, desk: Desk) -> None:
     engines.gate.clear()
-    client = client_of(desk, timeout_s=0.2)
+    client = client_of(desk, timeout_s=100)
     threads = [
         threading.Thread(target=client.post, args=("/generate",), kwargs={"json": {"prompt": "a"}}) for _ in "abc"
     ]
@@ -222,16 +222,18 @@ def test_one_request_too_many_is_told_to_come_again(client: TestClient, engines:
     until(lambda: desk.open == 3)
     answer = client.post("/generate", json={"prompt": "a"})
     assert answer.status_code == 503 and answer.headers["Retry-After"] == "1"
+    engines.gate.set()
     for thread in threads:
         thread.join()
 
 
 def test_a_request_that_takes_too_long_is_given_up(engines: EchoEngines, desk: Desk) -> None:
     engines.gate.clear()
-    answer = client_of(desk, timeout_s=0.1).post("/generate", json={"prompt": "a", "num_return_sequences": 2})
-    assert answer.status_code == 504 and "serving.timeout_s=0.1" in message(answer)
+    answer = client_of(desk, timeout_s=0.5).post("/generate", json={"prompt": "a", "num_return_sequences": 2})
+    assert answer.status_code == 504 and "serving.timeout_s=0.5" in message(answer)
     until(lambda: not desk.open)
-    assert engines.dropped == ["0.0", "0.1"] and not engines.left
+    # Both, unless a busy machine has not handed them to the engines within that time.
+    assert engines.dropped == [one.name for one in engines.wanted] and not engines.left
 
 
 def test_the_metrics_count_requests(client: TestClient) -> None:

@@ -44,7 +44,7 @@ def scored_with_a_bad_one(desk: Desk, score: Callable[[Responses], list[float]])
         job.token_ids, job.finishes = {0: [97, EOS]}, {0: "stop"}
         assert desk.take(job) is None
     desk._score_some([job for job, _ in jobs], score)
-    return [told.get(timeout=5) for _, told in jobs]
+    return [told.get(timeout=60) for _, told in jobs]
 
 
 @pytest.mark.parametrize(
@@ -84,7 +84,7 @@ def test_a_reward_that_failed_is_asked_for_each_job_alone_and_then_the_job_fails
     alone.token_ids, alone.finishes = {0: [97, EOS]}, {0: "stop"}
     assert desk.take(alone) is None
     desk._score_some([alone], score)
-    assert asked[4:] == [["bad"], ["bad"]] and told.get(timeout=5).status == 502
+    assert asked[4:] == [["bad"], ["bad"]] and told.get(timeout=60).status == 502
 
 
 def test_a_scorer_that_died_ends_the_server() -> None:
@@ -100,7 +100,7 @@ def test_a_scorer_that_died_ends_the_server() -> None:
     refused = desk.take(job_of("x")[0])
     assert refused is not None and refused.status == 503
     desk.refuse_all(Refused(503, "over"))
-    assert told.get(timeout=5) == Refused(503, "over") and desk.open == 0
+    assert told.get(timeout=60) == Refused(503, "over") and desk.open == 0
 
 
 def test_new_weights_come_between_responses_and_new_jobs_wait_for_them() -> None:
@@ -113,7 +113,7 @@ def test_new_weights_come_between_responses_and_new_jobs_wait_for_them() -> None
         desk.renew("folder")
         desk.take(second)
         engines.gate.set()
-        assert told.get(timeout=5)[0].text == "ab" and later.get(timeout=5)[0].text == "c"
+        assert told.get(timeout=60)[0].text == "ab" and later.get(timeout=60)[0].text == "c"
     assert engines.reloaded == [("folder", 0)] and desk.version == 1
     assert [one.name for one in engines.wanted] == ["0.0", "1.0"]
 
@@ -128,9 +128,9 @@ def test_a_job_that_the_engines_gave_up_is_refused_whole() -> None:
         until(lambda: len(engines.left) == 3)
         engines.given_up.add("0.0")
         engines.gate.set()
-        refused = told.get(timeout=5)
+        refused = told.get(timeout=60)
         assert refused.status == 503 and "ask again" in refused.message
-        assert answered.get(timeout=5)[0].text == "c"
+        assert answered.get(timeout=60)[0].text == "c"
         until(lambda: engines.dropped == ["0.1"])
     assert told.empty() and not desk.open
 
@@ -143,7 +143,7 @@ def test_a_job_that_is_not_tried_again_is_told_before_a_stream_begins() -> None:
         job, told = job_of("abc")
         job.streams = True
         desk.take(job)
-        refused = told.get(timeout=5)
+        refused = told.get(timeout=60)
     assert refused.status == 500 and "this very prompt" in refused.message
 
 
@@ -158,7 +158,7 @@ def test_a_dropped_job_is_never_told_and_its_responses_are_given_up() -> None:
         until(lambda: not desk.open)
         engines.gate.set()
         other, answered = job_of("c")
-        assert desk.take(other) is None and answered.get(timeout=5)[0].text == "c"
+        assert desk.take(other) is None and answered.get(timeout=60)[0].text == "c"
     assert engines.dropped == ["0.0", "0.1"] and told.empty()
 
 

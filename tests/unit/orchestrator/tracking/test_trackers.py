@@ -75,7 +75,7 @@ class Hanging(Kept):
     go_on = threading.Event()
 
     def start(self, run: TrackedRun) -> str | None:
-        self.go_on.wait(20)
+        self.go_on.wait(200)
         return None
 
 
@@ -149,10 +149,10 @@ def test_after_a_request_to_end_no_longer_is_waited_than_the_grace(
     told.told, told.grace_s, told._at = Terminated, 0.1, time.monotonic()
     monkeypatch.setattr("orchestrator.report.reporter.ORDERS", told)
     began = time.monotonic()
-    with reporter(tmp_path, trackers_s=15.0):
+    with reporter(tmp_path, trackers_s=150.0):
         pass
     Hanging.go_on.set()
-    assert time.monotonic() - began < 10 and "deadlines.grace_s" in "".join(capsys.readouterr())
+    assert time.monotonic() - began < 100 and "deadlines.grace_s" in "".join(capsys.readouterr())
 
 
 def test_a_resumed_run_goes_on_as_the_same_and_a_new_one_does_not(made: dict[str, Any], tmp_path: Path) -> None:
@@ -192,21 +192,24 @@ def test_one_that_hangs_delays_nothing_and_is_waited_for_once(
         report.step(1, METRICS_OF_A_STEP)
     took = time.monotonic() - began
     Hanging.go_on.set()
-    assert 0.5 <= took < 10
+    assert 0.5 <= took < 100
     told = "".join(capsys.readouterr())
     assert told.count("wandb has not taken everything within 0.5 s (report.trackers_s,") == 1
-    assert made["all"][-1].calls[-1] == ("finish", True)
+    give_up = time.monotonic() + 60
+    while made["all"][-1].calls[-1] != ("finish", True):  # the other one, within its own time
+        assert time.monotonic() < give_up
+        time.sleep(0.01)
 
 
 def test_what_waits_for_one_that_hangs_is_bounded(made: dict[str, Any], tmp_path: Path) -> None:
     made["wandb"], told = Hanging, list[str]()
     run = TrackedRun(tmp_path, "tiny", "PPO", {})
-    found = Trackers(BOTH[:1], run, 0, told.append, 5.0)
+    found = Trackers(BOTH[:1], run, 0, told.append, 150.0)
     for step in range(2 * UNSENT):
         found.log(step, {})
     began = time.monotonic()
     found.close([], done=True)
-    assert time.monotonic() - began < 2 and told == [
+    assert time.monotonic() - began < 100 and told == [
         "wandb takes nothing any more: it hangs. The run goes on without it"
     ]
     Hanging.go_on.set()
