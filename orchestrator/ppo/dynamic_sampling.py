@@ -7,10 +7,15 @@ The scored samples of a step flow in; all that was generated for it, and which o
 from __future__ import annotations
 
 from collections.abc import Callable
+from copy import deepcopy
 from dataclasses import dataclass, replace
 
+import torch
 from torch import Tensor
 
+from orchestrator.config.ppo import PpoConfig
+from orchestrator.config.scores import MaskTruncated, NoLengthPenalty
+from orchestrator.ppo.scores import RunningScale, shape_scores
 from roles.batch import Prompts, Scored
 
 
@@ -48,17 +53,25 @@ class Generated:
         }
 
 
-def refill(first: Generated, more: Callable[[int], Generated], *, prompts: int, rounds: int) -> Generated:
+def refill(
+    first: Generated,
+    more: Callable[[int], Generated],
+    spread: Callable[[Scored], Tensor],
+    *,
+    prompts: int,
+    rounds: int,
+) -> Generated:
     """Draw prompts in place of those whose responses all have the same score, until there are `prompts` with a spread,
     or prompts were drawn in `rounds` rounds. If they do not suffice, some without a spread fill the batch: its size
     never changes.
 
     Args:
         more: samples of so many other prompts.
+        spread: samples → whether the scores of each prompt's responses differ, bool `[prompts]`.
     """
     found, each = replace(first, rounds=1), len(first.scored) // prompts
     for _ in range(rounds - 1):
-        missing = prompts - int(has_spread(found.scored.scores, each).sum())
+        missing = prompts - int(spread(found.scored).sum())
         if missing <= 0:
             break
         added = more(missing)
@@ -69,15 +82,26 @@ def refill(first: Generated, more: Callable[[int], Generated], *, prompts: int, 
             [],
             found.rounds + 1,
         )
-    spread = has_spread(found.scored.scores, each).tolist()
-    best = sorted(range(len(spread)), key=lambda group: (not spread[group], group))[:prompts]
+    differs = spread(found.scored).tolist()
+    best = sorted(range(len(differs)), key=lambda group: (not differs[group], group))[:prompts]
     return replace(found, rows=[group * each + response for group in sorted(best) for response in range(each)])
 
 
-def has_spread(scores: Tensor, each: int) -> Tensor:
-    """Whether the scores (float `[groups * each]`) of a group differ, bool `[groups]`."""
-    groups = scores.reshape(-1, each)
-    return groups.amax(1) > groups.amin(1)
+def has_spread(scored: Scored, each: int, ppo: PpoConfig, scale: RunningScale) -> Tensor:
+    """Whether the scores of a prompt's `each` responses differ, bool `[prompts]`: clipped, with the penalty of a
+    truncated response in place of its score, and without responses that are not trained on.
+
+    The length penalty does not count: lengths nearly always differ, and the paper asks what is right.
+
+    Args:
+        scale: statistics of all scores before these; it is not changed.
+    """
+    ahead, plain = deepcopy(scale), ppo.score.model_copy(update={"length": NoLengthPenalty()})
+    ahead.update(scored.scores)
+    scores = shape_scores(scored.scores, scored.rollouts, ppo.model_copy(update={"score": plain}), ahead)
+    cut = ~scored.rollouts.finished if isinstance(ppo.truncated, MaskTruncated) else torch.zeros_like(scores).bool()
+    highest, lowest = (scores.masked_fill(cut, edge).reshape(-1, each) for edge in (-torch.inf, torch.inf))
+    return highest.amax(1) > lowest.amin(1)
 
 
 def generated(prompts: Prompts, drawn: list[int], scored: Scored) -> Generated:

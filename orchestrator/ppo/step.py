@@ -21,7 +21,7 @@ from orchestrator.data.prompts import PromptSource
 from orchestrator.errors import CheckpointError, NotFinite
 from orchestrator.groups.canary import Canary, with_right_weights
 from orchestrator.groups.scoring import Roles, finish_scoring, start_scoring
-from orchestrator.ppo.dynamic_sampling import Generated, generated, refill
+from orchestrator.ppo.dynamic_sampling import Generated, generated, has_spread, refill
 from orchestrator.ppo.experience import Experience, check_finite, in_units_of, to_experience
 from orchestrator.ppo.kl import KlController
 from orchestrator.ppo.mini_batches import share_out, trained_rows, with_pretraining
@@ -128,7 +128,8 @@ def train_step(
     if ppo.dynamic_sampling is not None:
         check_finite(scored)  # before the choice, which might leave out the sample that tells
         more = partial(other_prompts, roles, state, config, clock, keep)
-        made = refill(made, more, prompts=config.rollout.prompts_per_step, rounds=ppo.dynamic_sampling.rounds)
+        spread = partial(has_spread, each=config.rollout.responses_per_prompt, ppo=ppo, scale=state.scale)
+        made = refill(made, more, spread, prompts=config.rollout.prompts_per_step, rounds=ppo.dynamic_sampling.rounds)
         keep(scored := made.batch)
     with clock("experience"):
         experience, stats = prepare(scored, greedy, baselines, state, config)
