@@ -205,8 +205,10 @@ def _rows(found: Answered, name: str) -> Iterator[dict[str, Any]]:
     rollouts = found.rollouts
     prompts = given_prompts(rollouts.prompts, rollouts.columns)
     gold: Sequence[float | None] = found.gold_values or [None] * len(rollouts)
-    for prompt, said, proxy, judged in zip(prompts, rollouts.responses, found.proxy, gold, strict=True):
-        row = {"prompt": prompt, "completion": said, "score": proxy, "gold": judged}
+    each = zip(prompts, rollouts.responses, found.proxy, gold, strict=True)
+    for number, (prompt, said, proxy, judged) in enumerate(each):
+        talked = len(_chat(rollouts, number)["talk"])  # of a conversation: the messages have its responses too
+        row = {"prompt": prompt[: len(prompt) - talked], "completion": said, "score": proxy, "gold": judged}
         yield {**row, "set": name} if name else row
 
 

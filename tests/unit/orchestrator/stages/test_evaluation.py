@@ -28,7 +28,7 @@ from orchestrator.report.run_files import finite
 from orchestrator.report.terminal_lines import evaluation_lines
 from orchestrator.run.checkpoint import TRAINED
 from orchestrator.stages import evaluation
-from orchestrator.stages.evaluation import evaluate, evaluate_run, training_samples
+from orchestrator.stages.evaluation import Answered, _rows, evaluate, evaluate_run, training_samples
 from orchestrator.stages.measured_policy import measured_policy
 from roles.batch import Prompts, Rollouts
 from roles.config.rewards import MeanScore
@@ -225,6 +225,21 @@ def test_a_sample_of_a_chat_has_its_messages_and_that_of_a_conversation_its_turn
     rows = training_samples(replace(scored, rollouts=rollouts), 4, responses_per_prompt=1)
     assert [row.messages for row in rows] == [asked, asked, prefilled, []]
     assert [row.talk for row in rows] == [[], [talk[0], {"role": "user", "content": "5"}, talk[2]], [], []]
+
+
+def test_the_prompt_of_a_conversation_is_what_came_before_its_first_response() -> None:
+    asked = [{"role": "system", "content": "be brief"}, {"role": "user", "content": "ab"}]
+    talk = [
+        {"role": "assistant", "content": "r"},
+        {"role": "user", "content": "more"},
+        {"role": "assistant", "content": "r"},
+    ]
+    rollouts = make_scored([(2, 4), (2, 3)]).rollouts
+    mask = rollouts.response_mask.clone()
+    mask[0] = torch.tensor([False, False, True, False, False, True])
+    rollouts = replace(rollouts, columns={"messages": [[*asked, *talk], asked]}, response_mask=mask)
+    rows = list(_rows(Answered(rollouts, [1.0, 2.0], None, None), ""))
+    assert [row["prompt"] for row in rows] == [asked, asked]
 
 
 @pytest.mark.parametrize("fails", [1, 2, None], ids=["the second set", "the benchmarks", "nothing"])
