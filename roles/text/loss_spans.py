@@ -42,13 +42,34 @@ def assistant_spans(tokenizer: PreTrainedTokenizerBase, messages: Messages) -> t
         )
         return texts[0], [(start, end) for start, end in spans[0]]
 
-    def render(part: Messages, prompt: bool = False) -> str:
-        return str(tokenizer.apply_chat_template(part, tokenize=False, add_generation_prompt=prompt))
-
+    render = _renderer(tokenizer)
     text = render(messages)
     ends = tuple(token.content for token in tokenizer.added_tokens_decoder.values())
     turns = [number for number, message in enumerate(messages) if message["role"] == "assistant"]
     return text, [_without_layout(text, _turn(render, messages, number, text), ends) for number in turns]
+
+
+def response_spans(tokenizer: PreTrainedTokenizerBase, asked: Messages, said: Messages) -> tuple[str, list[Span]]:
+    """The text of the chat `asked + said`, and the spans of `assistant_spans` that are in `said`. Errors are its."""
+    messages = [*asked, *said]
+    text, spans = assistant_spans(tokenizer, messages)
+    earlier, turns = (sum(message["role"] == "assistant" for message in part) for part in (asked, messages))
+    if not earlier or not MARKS.search(tokenizer.get_chat_template()):
+        return text, spans[earlier:]
+    try:  # of marks a turn may have several, or none
+        _, end = _content(_renderer(tokenizer), messages, len(asked) - 1, text)
+    except ValueError:
+        if len(spans) != turns:
+            raise
+        return text, spans[earlier:]
+    return text, [span for span in spans if span[0] >= end]
+
+
+def _renderer(tokenizer: PreTrainedTokenizerBase) -> Callable[..., str]:
+    def render(part: Messages, prompt: bool = False) -> str:
+        return str(tokenizer.apply_chat_template(part, tokenize=False, add_generation_prompt=prompt))
+
+    return render
 
 
 def _turn(render: Callable[..., str], messages: Messages, number: int, text: str) -> Span:
@@ -71,13 +92,13 @@ def _turn(render: Callable[..., str], messages: Messages, number: int, text: str
 
 
 def _content(render: Callable[..., str], messages: Messages, number: int, text: str) -> Span:
-    """Where the content of the turn `number` stands in `text`."""
+    """Where the content of the message `number` stands in `text`."""
     replaced: dict[str, Any] = {**messages[number], "content": STAND_IN}
     front, found, back = render([*messages[:number], replaced, *messages[number + 1 :]]).partition(STAND_IN)
     if not found or not text.startswith(front) or not text.endswith(back) or len(text) < len(front) + len(back):
         raise ValueError(
-            f"a turn of the assistant (number {number}) that cannot be found in what the chat template writes; put "
-            "{% generation %} and {% endgeneration %} around the assistant's part of the template"
+            f"a message (number {number}) that cannot be found in what the chat template writes; put "
+            "{% generation %} and {% endgeneration %} around the assistant's part of the template, once"
         )
     return len(front), len(text) - len(back)
 

@@ -19,7 +19,7 @@ from typing import NamedTuple
 
 from transformers import PreTrainedTokenizerBase
 
-from roles.text.loss_spans import assistant_spans
+from roles.text.loss_spans import response_spans
 from roles.text.messages import Messages
 from roles.text.prompt_tokens import TEMPLATE_S, check_roles, prompt_tokens
 from roles.text.template_errors import refused_by_template
@@ -86,13 +86,13 @@ def render_sample(tokenizer: PreTrainedTokenizerBase, prompt: Text, response: Te
     check_roles(tokenizer, [*asked, *said])
     try:
         with time_limit(TEMPLATE_S):
-            text, spans = assistant_spans(tokenizer, [*asked, *said])
+            text, spans = response_spans(tokenizer, asked, said)
     except ValueError:
         raise
     except Exception as error:  # a template is a program: it raises what it likes
         raise refused_by_template(error, "messages that do") from error
     pieces, place = [], 0
-    for start, end in spans[sum(message["role"] == "assistant" for message in asked) :]:
+    for start, end in spans:
         pieces += [Piece(text[place:start], False), Piece(text[start:end], True)]
         place = end
     if not pieces:

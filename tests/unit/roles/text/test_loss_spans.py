@@ -122,6 +122,31 @@ def test_tokens_of_a_sample_are_those_of_a_prompt_and_then_of_what_was_generated
     assert sample.token_ids.count(made.convert_tokens_to_ids("<eos>")) == 0
 
 
+@pytest.mark.parametrize("when", ["true", "loop.last"])
+def test_marks_of_the_prompt_s_turns_are_not_trained_however_many_a_turn_has(when: str) -> None:
+    """A thought and a content, each with marks of its own; of the second turn alone in the other cases."""
+    made = words("marked")
+    made.chat_template = (
+        HEAD + "{{ m['role'] + ':' }}{% if m['role'] == 'assistant' %}{% if " + when + " %}{% generation %}"
+        "{{ '<t>' }}{% endgeneration %}{% endif %}{{ '|' }}{% generation %}{{ m['content'] + '<|im_end|>' }}"
+        "{% endgeneration %}{% else %}{{ m['content'] }}{% endif %}{{ '\n' }}{% endfor %}"
+    )
+    rendered = render_sample(made, chat("q", "a", "r"), chat("q", "b")[1:])
+    assert [piece.text for piece in rendered.pieces if piece.trained] == ["<t>", "b<|im_end|>"]
+    assert rendered.pieces[0].text.endswith("a<|im_end|>\nuser:r\nassistant:")
+
+
+def test_only_the_last_turn_has_marks_and_two_of_them() -> None:
+    made = words("marked")
+    made.chat_template = (
+        HEAD + "{{ m['role'] + ':' }}{% if loop.last %}{% generation %}{{ '<t>' }}{% endgeneration %}{{ '|' }}"
+        "{% generation %}{{ m['content'] }}{% endgeneration %}{% else %}{{ m['content'] + '\n' }}{% endif %}"
+        "{% endfor %}"
+    )
+    rendered = render_sample(made, chat("q", "a", "r"), chat("q", "b")[1:])
+    assert [piece.text for piece in rendered.pieces if piece.trained] == ["<t>", "b"], "as many marks as turns"
+
+
 def test_a_template_that_rewrites_what_was_said_is_refused() -> None:
     made: Any = words("ChatML")
     made.chat_template = (
