@@ -18,6 +18,7 @@ ENGINE = "tests/integration/test_sharded.py"
 ROLLOUT = "tests/integration/test_rollout.py"
 TRANSFER = "tests/integration/test_weight_transfer.py"
 HELD_STATE = "tests/unit/roles/zero/test_held_state.py"
+PREDICTED_STEP = "tests/unit/orchestrator/planning/test_predicted_step.py"
 REPORT = "tests/unit/orchestrator/report/test_page.py"
 VIEWER = "tests/unit/orchestrator/viewer/test_viewer_refusals.py"
 
@@ -877,5 +878,19 @@ FAULTS = (
         "self.pinned = self.pinned or [",
         "self.pinned = [",
         "tests/unit/orchestrator/stages/test_retraining.py",
+    ),
+    Fault(
+        "the plan fills ranks that score nothing",
+        "orchestrator/planning/predicted_step.py",
+        "max(len(made.of(role)) for role in roles if passes.get(role, 1))",
+        "max(len(made.of(role)) for role in roles)",
+        PREDICTED_STEP,
+    ),
+    Fault(
+        "the plan does not fill an actor's ranks, though it scores",
+        "orchestrator/planning/predicted_step.py",
+        "max(len(made.of(role)) for role in roles if passes.get(role, 1))",
+        "max(len(made.of(role)) for role in roles if role not in passes)",
+        PREDICTED_STEP,
     ),
 )

@@ -19,6 +19,7 @@ from orchestrator.planning.layout_drawing import draw, to_json
 from orchestrator.planning.layout_planner import layout
 from orchestrator.planning.predicted_step import RoleSeconds, response_lengths, side_by_side
 from orchestrator.planning.smallest_change import smallest_change
+from roles.scored_parts import ROWS_OF_A_RANK
 
 ROOT = Path(__file__).resolve().parents[4]
 SECONDS = RoleSeconds(
@@ -29,6 +30,7 @@ SECONDS = RoleSeconds(
 )
 PLAIN = load_efficiency()
 SPLIT = [("rollout", "actor"), ("critic",), ("reference", "reward")]
+SHARED = ["reference={share_actor: true}", "actor.lora.rank=16", "placement.groups.frozen.roles=[reward]"]
 TOGETHER = [("rollout", "actor", "critic", "reference", "reward")]
 
 
@@ -152,3 +154,18 @@ def test_a_wrong_efficiency_file_is_told(tmp_path: Path) -> None:
         load_efficiency(wrong)
     with pytest.raises(ConfigError, match=r"cannot be read .*; start from a copy of"):
         load_efficiency(tmp_path / "missing.yaml")
+
+
+@pytest.mark.parametrize(
+    ("said", "ranks"),
+    [
+        (["actor.old_logprobs=recompute"], 8),
+        (["actor.old_logprobs=rollout"], 4),
+        (["actor.old_logprobs=rollout", *SHARED], 8),  # the actor scores for the reference
+    ],
+)
+def test_what_is_scored_together_fills_the_ranks_that_score_and_no_others(said: list[str], ranks: int) -> None:
+    """The actor has eight ranks, the others have four."""
+    run = load_config(ROOT / "configs/llama3-8b-2x8.yaml", ["rollout.stream_samples=4", *said])
+    passes = [event for event in layout(run).step.course.events if (event.role, event.name) == ("critic", "score")]
+    assert len(passes) == run.samples_per_step / (ROWS_OF_A_RANK * ranks)
