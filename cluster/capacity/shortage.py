@@ -6,7 +6,7 @@ A plan and the nodes that there are flow in, nothing or a PlacementError flows o
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 
 from cluster.capacity.changes import cluster_change, numbers_in, placement_change
 from cluster.capacity.matching import assign, fits
@@ -17,6 +17,8 @@ from cluster.placement.plan import Plan, Slot
 
 SHOWN_LACKS = 3
 """Planned nodes without room that are told."""
+WAIT_TOLD_S = 60.0
+"""Seconds after which the user is told again what is waited for."""
 
 
 def check_capacity(wanted: Plan, nodes: Sequence[Node]) -> None:
@@ -34,10 +36,13 @@ def describe_shortage(wanted: Plan, nodes: Sequence[Node], *, busy: bool = False
     )
 
 
-def describe_wait(wanted: Plan, free: Sequence[Node]) -> str:
-    """What a plan waits for: which planned nodes have no room in what is free, and of what they are short."""
-    demands, homes = wanted.demands, assign(wanted.demands, free)
-    left = [number for number in range(len(demands)) if number not in homes]
+def describe_wait(wanted: Plan, free: Sequence[Node], planned: Collection[int] | None = None) -> str:
+    """What the planned nodes of these numbers (None: all) wait for: which have no room in what is free, and of what
+    they are short."""
+    demands = wanted.demands
+    numbers = range(len(demands)) if planned is None else sorted(planned)
+    homes = assign([demands[number] for number in numbers], free)
+    left = [number for place, number in enumerate(numbers) if place not in homes]
     if not left:
         return f"waiting for Ray to give what is free: {_listed(free)}"
     others = [node for number, node in enumerate(free) if number not in homes.values()]
@@ -45,6 +50,11 @@ def describe_wait(wanted: Plan, free: Sequence[Node]) -> str:
     if len(left) > SHOWN_LACKS:
         told[-1] += f", and {counted(len(left) - SHOWN_LACKS, 'more planned node')}"
     return f"waiting for room: {'; '.join(told)}; free are {_listed(free) or 'no node at all'}"
+
+
+def waited(since_s: float, left_s: float) -> str:
+    """How long something has been waited for, and will be, to follow what it is."""
+    return f"(for {since_s:.0f} s by now, at most {left_s:.0f} s more)"
 
 
 def _lack(wanted: Plan, number: int, others: Sequence[Node]) -> str:

@@ -3,9 +3,10 @@ once more after a node of it is lost."""
 
 from __future__ import annotations
 
+import math
 import socket
 import time
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -16,7 +17,7 @@ from ray.util.placement_group import PlacementGroup, placement_group_table
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from cluster.capacity.matching import fits
-from cluster.capacity.shortage import describe_shortage
+from cluster.capacity.shortage import WAIT_TOLD_S, describe_shortage, describe_wait, waited
 from cluster.errors import NodeLost, PlacementError
 from cluster.placement.plan import Plan
 from cluster.ranks.worker import gpu_ids
@@ -60,14 +61,16 @@ def granted_again(
     *,
     bound: bool,
     deadline_s: float,
+    tell: Callable[[str], None],
 ) -> list[GrantedNode]:
     """The real nodes now: Ray puts what ran on a lost node on another one that has room. NodeLost if none has.
 
     Args:
         needed: planned nodes on which something is started again; the others stay as they are.
         bound: whether Ray may use no other real nodes than those before.
+        tell: shows the user what is waited for, at once and then every `WAIT_TOLD_S` seconds.
     """
-    lost = _lost({before[n].id for n in needed})
+    lost = _lost({before[n].id for n in needed}, tell)
     moved = [n for n in sorted(needed) if before[n].id in lost]
     if not moved:
         return list(before)
@@ -81,19 +84,28 @@ def granted_again(
     if not fits(plan, living):
         shortage = describe_shortage(plan, living)
         raise NodeLost(f"{names} is lost, and no other one can hold what ran there: {shortage}")
-    if not _moved(group, moved, deadline_s):
-        shortage = describe_shortage(plan, living_nodes(free=True), busy=True)
-        raise NodeLost(f"{names} is lost, and no other one had room within {deadline_s:g} s: {shortage}")
+    others = {node.id for n, node in enumerate(before) if n not in moved}
+    began, told = time.monotonic(), -math.inf
+    while not _moved(group, moved):
+        now = time.monotonic()
+        spent = now - began
+        if spent > deadline_s:
+            shortage = describe_shortage(plan, living_nodes(free=True), busy=True)
+            raise NodeLost(f"{names} is lost, and no other one had room within {deadline_s:g} s: {shortage}")
+        if now - told >= WAIT_TOLD_S:
+            told, free = now, living_nodes(free=True, but=others)
+            tell(f"{names} is lost: {describe_wait(plan, free, moved)} {waited(spent, deadline_s - spent)}")
+        time.sleep(NODE_POLL_S)
     names_now = {node["NodeID"]: node["NodeManagerHostname"] for node in ray.nodes()}
     homes, gpus = placement_group_table(group)["bundles_to_node_id"], _gpu_ids(group, plan, moved, deadline_s)
     again = {n: GrantedNode(names_now[homes[n]], homes[n], gpus[n]) for n in moved}
     return [again.get(n, node) for n, node in enumerate(before)]
 
 
-def _lost(ids: Collection[str]) -> set[str]:
+def _lost(ids: Collection[str], tell: Callable[[str], None]) -> set[str]:
     """Those of these nodes that are lost. Ray notices seconds after a node's processes have ended; one that it has not
     given up within NOTICED_S lives, however slowly it answers."""
-    until, silent = time.monotonic() + NOTICED_S, set(ids)
+    until, silent, told = time.monotonic() + NOTICED_S, set(ids), False
     with ThreadPoolExecutor(max(len(silent), 1)) as threads:
         while True:
             nodes = {node["NodeID"]: node for node in ray.nodes()}
@@ -103,6 +115,10 @@ def _lost(ids: Collection[str]) -> set[str]:
             silent = {own for own, answer in zip(asked, answers, strict=True) if not answer}
             if not silent or time.monotonic() > until:
                 return dead
+            if not told:
+                names = ", ".join(f"node {nodes[own]['NodeManagerHostname']}" for own in sorted(silent))
+                tell(f"{names} does not answer: Ray is given {NOTICED_S:.0f} s to notice that it is lost")
+                told = True
             time.sleep(NODE_POLL_S)
 
 
@@ -115,17 +131,11 @@ def _answers(node: Mapping[str, Any]) -> bool:
     return True
 
 
-def _moved(group: PlacementGroup, moved: Collection[int], deadline_s: float) -> bool:
-    """Wait until Ray has put these planned nodes on living ones, at most `deadline_s` seconds."""
-    until = time.monotonic() + deadline_s
-    while True:
-        living = {node["NodeID"] for node in ray.nodes() if node["Alive"]}
-        table = placement_group_table(group)
-        if table["state"] == "CREATED" and all(table["bundles_to_node_id"].get(n) in living for n in moved):
-            return True
-        if time.monotonic() > until:
-            return False
-        time.sleep(NODE_POLL_S)
+def _moved(group: PlacementGroup, moved: Collection[int]) -> bool:
+    """Whether Ray has put these planned nodes on living ones."""
+    living = {node["NodeID"] for node in ray.nodes() if node["Alive"]}
+    table = placement_group_table(group)
+    return table["state"] == "CREATED" and all(table["bundles_to_node_id"].get(n) in living for n in moved)
 
 
 def _gpu_ids(group: PlacementGroup, plan: Plan, nodes: Collection[int], deadline_s: float) -> dict[int, list[str]]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 import ray
 from ray._private.state import available_resources_per_node
@@ -14,10 +14,11 @@ CARD = "accelerator_type:"
 """Prefix of Ray's resource that names the kind of GPU of a node; such a node has 1 of it."""
 
 
-def living_nodes(*, free: bool) -> list[Node]:
-    """The living nodes with their resources, or (`free`) with what is free of them."""
+def living_nodes(*, free: bool, but: Collection[str] = ()) -> list[Node]:
+    """The living nodes, but for those with the ids `but`, with their resources, or (`free`) with what is free of
+    them."""
     left = available_resources_per_node() if free else {}
-    living = [node for node in ray.nodes() if node["Alive"]]
+    living = [node for node in ray.nodes() if node["Alive"] and node["NodeID"] not in but]
     resources = [(node["NodeManagerHostname"], left[node["NodeID"]] if free else node["Resources"]) for node in living]
     return [as_node(name, has) for name, has in resources]
 

@@ -21,7 +21,7 @@ from ray.util import placement_group, remove_placement_group
 from ray.util.placement_group import PlacementGroup
 
 from cluster.capacity.matching import assign
-from cluster.capacity.shortage import check_capacity, describe_shortage, describe_wait
+from cluster.capacity.shortage import check_capacity, describe_shortage, describe_wait, waited
 from cluster.errors import ClusterError, PlacementError
 from cluster.estimate.memory import GIB
 from cluster.placement.node import Node
@@ -111,14 +111,14 @@ class RayCluster:
             for slot in self._plan.of(role)
         ]
 
-    def places_again(self, role: str, ranks: Collection[int]) -> list[GrantedSlot]:
+    def places_again(self, role: str, tell: Callable[[str], None], ranks: Collection[int]) -> list[GrantedSlot]:
         """As `places`, when these ranks are started again: those on a node that is lost have another one. NodeLost if
-        none has room."""
+        none has room; `tell` is told what is waited for."""
         assert self._group is not None
         slots = self._plan.of(role)
         needed = {slots[rank].node for rank in ranks}
         self._nodes = granted_again(
-            *(self._group, self._plan, self._nodes, needed), bound=self._bound, deadline_s=self._deadline_s
+            *(self._group, self._plan, self._nodes, needed), bound=self._bound, deadline_s=self._deadline_s, tell=tell
         )
         return self.places(role)
 
@@ -249,7 +249,8 @@ class RayCluster:
         """Wait for all bundles. Ray chooses node after node, and may wait forever although there is room: then our
         own assignment names the nodes. PlacementError once the nodes that are left (Ray notices seconds later that it
         has lost one) are too few even for an empty cluster."""
-        ends = time.monotonic() + self._deadline_s
+        began = time.monotonic()
+        ends = began + self._deadline_s
         homes: list[str] = []
         self._group = placement_group(bundles, strategy="STRICT_SPREAD")
         while not self._group.wait(min(RAYS_CHOICE_S, max(ends - time.monotonic(), 0.0))):
@@ -259,7 +260,8 @@ class RayCluster:
                 shortage = describe_shortage(self._plan, free, busy=True)
                 raise PlacementError(f"no room within {self._deadline_s:g} s: {shortage}")
             if self._waits:
-                self._waits(describe_wait(self._plan, free))
+                now = time.monotonic()
+                self._waits(f"{describe_wait(self._plan, free)} {waited(now - began, ends - now)}")
             if found != homes:
                 homes = found
                 remove_placement_group(self._group)

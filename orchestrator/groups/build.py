@@ -278,7 +278,7 @@ class Builder(Generic[C]):
             distributed=distributed,
             replaceable=replaceable,
             inner=take_spans,
-            again=partial(self.cluster.places_again, role),
+            again=partial(self.cluster.places_again, role, self.recovery.tell),
         )
         self._groups.append(group)
         return group

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import textwrap
 import time
 from collections import Counter, deque
@@ -10,6 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
+from cluster.capacity.shortage import WAIT_TOLD_S
 from cluster.errors import ClusterError, DeadlineExceeded, RankFailure
 from cluster.ranks.role_group import RoleGroup
 from orchestrator.config.recovery import RecoveryConfig
@@ -41,17 +43,17 @@ def unshown(doing: Mapping[str, str]) -> None:
 
 
 def waits_for_room(tell: TellUser, starting: ShowStarting) -> TellUser:
-    """Shows that Ray starts; then what it is told: of what the cluster is short. The first time that it waits for room,
-    or for what is free, that is also told to stay."""
+    """Shows that Ray starts; then what it is told: of what the cluster is short. That it waits for room, or for what is
+    free, is also told to stay, at once and then every `WAIT_TOLD_S` seconds."""
     starting({"Ray": "starting, or giving its resources"})
-    told = set[str]()
+    told = dict[str, float]()
 
     def show(lacks: str) -> None:
         starting({"Ray": lacks})
-        waits_for = lacks.partition(":")[0]
-        if waits_for not in told:
+        waits_for, now = lacks.partition(":")[0], time.monotonic()
+        if now - told.get(waits_for, -math.inf) >= WAIT_TOLD_S:
+            told[waits_for] = now
             tell(lacks)
-        told.add(waits_for)
 
     return show
 

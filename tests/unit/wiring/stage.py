@@ -147,7 +147,7 @@ class Cluster:
     def places(self, role: str) -> list[Any]:
         return [SimpleNamespace(slot=slot) for slot in self._plan.of(role)]
 
-    def places_again(self, role: str, ranks: Collection[int]) -> list[Any]:
+    def places_again(self, role: str, tell: Any, ranks: Collection[int]) -> list[Any]:
         return self.places(role)
 
     def check_places(self, groups: list[Group]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -60,8 +61,11 @@ def see(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Nodes]:
 GROUP: Any = None
 
 
-def again(deadline_s: float, needed: tuple[int, ...] = (0, 1), *, bound: bool = False) -> list[GrantedNode]:
-    return granted_again(GROUP, PLAN, BEFORE, needed, bound=bound, deadline_s=deadline_s)
+def again(
+    deadline_s: float, needed: tuple[int, ...] = (0, 1), *, bound: bool = False, told: list[str] | None = None
+) -> list[GrantedNode]:
+    tell = (told if told is not None else list[str]()).append
+    return granted_again(GROUP, PLAN, BEFORE, needed, bound=bound, deadline_s=deadline_s, tell=tell)
 
 
 def test_nodes_that_live_stay(see: Callable[..., Nodes]) -> None:
@@ -80,10 +84,15 @@ def test_what_ran_on_a_lost_node_has_the_one_that_ray_has_put_it_on(see: Callabl
 
     def nothing(seen: Nodes) -> None: ...
 
-    later = [nothing, nothing, noticed, nothing, nothing, moved]
+    later, told = [nothing, nothing, noticed, nothing, nothing, nothing, moved], list[str]()
     see({"id-0": True, "id-1": True, "id-2": True}, answering={"id-0", "id-2"}, later=later)
-    assert again(9.0) == [BEFORE[0], GrantedNode("host-2", "id-2", ["card of 1"])]
+    assert again(9.0, told=told) == [BEFORE[0], GrantedNode("host-2", "id-2", ["card of 1"])]
     assert not later
+    silent, waits = told
+    assert silent == "node host-1 does not answer: Ray is given 60 s to notice that it is lost"
+    assert waits.startswith(
+        "node host-1 is lost: waiting for room: planned node 1 (rollout; 4 CPUs, 1 GPU) is short of "
+    )
 
 
 def test_a_plan_that_the_nodes_left_cannot_hold_is_told_at_once(see: Callable[..., Nodes]) -> None:
@@ -99,6 +108,23 @@ def test_a_node_that_is_busy_is_waited_for_until_the_deadline(see: Callable[...,
     see({"id-0": True, "id-1": False, "id-2": True}, state="RESCHEDULING")
     with pytest.raises(NodeLost, match=r"node host-1 is lost, and no other one had room within 0\.05 s"):
         again(0.05)
+
+
+def test_what_is_waited_for_is_told_at_once_and_then_every_minute(
+    see: Callable[..., Nodes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Only nodes without another part of the run count: there, Ray puts nothing more."""
+    now, told = [0.0], list[str]()
+    monkeypatch.setattr(
+        module, "time", SimpleNamespace(monotonic=lambda: now[0], sleep=lambda s: now.append(now.pop() + 7.0))
+    )
+    see({"id-0": True, "id-1": False, "id-2": True}, state="RESCHEDULING")
+    with pytest.raises(NodeLost):
+        again(150.0, told=told)
+    lacks = "planned node 1 (rollout; 4 CPUs, 1 GPU) is short of 1 GPU on host-2, the nearest"
+    waits = f"node host-1 is lost: waiting for room: {lacks}; free are host-2: 8 CPUs, 0 GPUs"
+    spent = ["0 s by now, at most 150", "63 s by now, at most 87", "126 s by now, at most 24"]
+    assert told == [f"{waits} (for {text} s more)" for text in spent]
 
 
 def test_a_node_that_ray_does_not_give_up_lives(see: Callable[..., Nodes], monkeypatch: pytest.MonkeyPatch) -> None:

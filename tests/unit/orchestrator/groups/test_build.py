@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -12,7 +13,7 @@ import pytest
 from cluster.placement.plan import Plan
 from orchestrator.config.loading import load_config
 from orchestrator.config.role_needs import ppo_roles
-from orchestrator.groups import build
+from orchestrator.groups import build, recovery
 
 TINY = Path(__file__).resolve().parents[4] / "configs" / "tiny.yaml"
 
@@ -40,3 +41,12 @@ def test_room_is_waited_for_as_long_as_the_run_says(monkeypatch: pytest.MonkeyPa
     with build.builder(config, ppo_roles(config), told.append, shown.append):
         assert asked == [7]
     assert shown[1:] == [{"Ray": text} for text in WAITS] and told == WAITS[:2]
+
+
+def test_what_a_run_waits_for_is_told_again_every_minute(monkeypatch: pytest.MonkeyPatch) -> None:
+    now, told = [0.0], list[str]()
+    monkeypatch.setattr(recovery, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    waits = recovery.waits_for_room(told.append, recovery.unshown)
+    for now[0] in (5.0, 10.0, 64.0, 65.0, 124.0, 126.0):
+        waits(f"waiting for room: {now[0]:.0f} s")
+    assert told == [f"waiting for room: {seconds} s" for seconds in (5, 65, 126)]
