@@ -7,7 +7,7 @@ Errors of calls flow in; the numbers of the engines that can be used flow out.
 from __future__ import annotations
 
 import time
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -41,12 +41,26 @@ class Restart:
 class EngineFleet:
     """Engines with the same weights, and the restarts of those that failed."""
 
-    def __init__(self, group: RoleGroup[Any], deadlines: Deadlines, recovery: Recovery, *, sleeps: bool):
-        """`sleeps`: whether other roles need the engines' memory between the calls, so that a restart is waited for."""
+    def __init__(
+        self,
+        group: RoleGroup[Any],
+        deadlines: Deadlines,
+        recovery: Recovery,
+        *,
+        sleeps: bool,
+        undecided: Callable[[Collection[int]], int] = lambda failed: 0,
+    ):
+        """
+        Args:
+            sleeps: whether other roles need the engines' memory between the calls, so that a restart is waited for.
+            undecided: told the numbers of engines that fail, before they are started again; says how many failures may
+                be forgiven, as `Recovery.survive` is told.
+        """
         self._group = group
         self._deadlines = deadlines
         self._recovery = recovery
         self._sleeps = sleeps
+        self._undecided = undecided
         self._actor: RoleGroup[Actor] | None = None
         self._down: dict[int, Restart] = {}
         """Number of an engine → its restart, until it is built."""
@@ -89,7 +103,7 @@ class EngineFleet:
         failed = {who.rank for who in engines if who == self._group.ranks[who.rank].identity}
         if not failed:
             return
-        self._recovery.survive(BUDGET, error)
+        self._recovery.survive(BUDGET, error, self._undecided(failed))
         for number in sorted({*failed, *also}):
             who = self._group.ranks[number].identity
             cause = _cause(error, who) if number in failed else f"got a part of a push, since {brief(error)}"

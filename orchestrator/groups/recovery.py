@@ -80,10 +80,12 @@ class Recovery:
     _late: set[str] = field(default_factory=set)
     """Keys for which a deadline has passed in the current step."""
 
-    def survive(self, key: str, error: ClusterError) -> None:
+    def survive(self, key: str, error: ClusterError, undecided: int = 0) -> None:
         """Count a failure; raises `error` if the run may not survive it.
 
-        `key`: the key of `RecoveryConfig` that says how many failures within an hour are survived.
+        Args:
+            key: the key of `RecoveryConfig` that says how many failures within an hour are survived.
+            undecided: so many more are survived: failures that may be forgiven, this one included.
         """
         allowed: int = getattr(self.config, key)
         now, recent = self.clock(), self._failures.setdefault(key, deque())
@@ -92,7 +94,7 @@ class Recovery:
         on_purpose = isinstance(error, RankFailure) and error.exception.startswith(ON_PURPOSE)
         if not allowed or on_purpose:
             raise error
-        if len(recent) >= allowed:
+        if len(recent) >= allowed + undecided:
             spent = f"it is the failure number {len(recent) + 1} within an hour, and recovery.{key}={allowed}"
             error.args = (f"{error}\nThe run ends: {spent}",)
             raise error

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 
@@ -93,6 +93,8 @@ class ServedPolicy:
     _under_way: dict[str, _UnderWay] = field(default_factory=dict)
     _dropped: list[_UnderWay] = field(default_factory=list)
     """Responses that their engines may give up, of which these have not been told."""
+    _given_up: set[AskedPrompt] = field(default_factory=set)
+    """Prompts that are given up, of which that has not been told."""
     _rounds: dict[int, _Round] = field(default_factory=dict)
     """Engine → its round."""
     _folder: str = ""
@@ -100,7 +102,8 @@ class ServedPolicy:
     """Engines that have other weights than those of `_folder`."""
 
     def __post_init__(self) -> None:
-        self.fleet = EngineFleet(self.engines, self.deadlines, self.recovery, sleeps=False)
+        undecided = self._undecided
+        self.fleet = EngineFleet(self.engines, self.deadlines, self.recovery, sleeps=False, undecided=undecided)
         self.suspects = Suspects(self.recovery)
 
     def advance(self, wanted: Sequence[WantedResponse], dropped: Sequence[str]) -> list[NewTokens]:
@@ -143,25 +146,29 @@ class ServedPolicy:
                 except (Death, DeadlineExceeded) as error:  # any other error is the folder's
                     self.fleet.fence(error)
 
-    def _lost(self) -> list[NewTokens]:
-        """Take back what engines had that have been replaced; the ends of what is given up."""
-        ranks, lost = self.engines.ranks, dict[int, list[_UnderWay]]()
-        self._rounds = {number: own for number, own in self._rounds.items() if own.rank == ranks[number]}
-        for one in [*self._dropped, *self._under_way.values()]:  # what nobody waits for may be the reason too
-            if one.engine is not None and one.rank != ranks[one.engine]:
-                lost.setdefault(one.engine, []).append(one)
-                self.fleet.lost(one.engine, int(one.wanted.name in self._under_way))
-        self._dropped = [one for one in self._dropped if one.rank in ranks]
-        given_up = set[AskedPrompt]()
-        for ones in lost.values():
-            begun = [one for one in ones if one.begun]
+    def _undecided(self, failed: Collection[int]) -> int:
+        """Blame what engines were answering that fail now. Returns the number of failures of which a prompt may be the
+        reason, at most as many as one can cause before that is known: of all engines at the same time, and one more."""
+        for number in failed:
+            had = [*self._dropped, *self._under_way.values()]  # what nobody waits for may be the reason too
+            begun = [one for one in had if one.rank == self.engines.ranks[number] and one.begun]
             tried = [one for one in begun if self._on_trial(one)]
             if begun:
                 company = sorted(tried or begun, key=lambda one: one.failures)  # of a prompt, what began last counts
-                given_up |= self.suspects.blame({one.prompt: one.failures for one in company})
-            for one in ones:
+                self._given_up |= self.suspects.blame({one.prompt: one.failures for one in company})
+        return min(self.suspects.undecided, len(self.engines) + 1)
+
+    def _lost(self) -> list[NewTokens]:
+        """Take back what engines had that have been replaced; the ends of what is given up."""
+        ranks = self.engines.ranks
+        self._rounds = {number: own for number, own in self._rounds.items() if own.rank == ranks[number]}
+        self._dropped = [one for one in self._dropped if one.rank in ranks]
+        for one in self._under_way.values():
+            if one.engine is not None and one.rank != ranks[one.engine]:
+                self.fleet.lost(one.engine, 1)
                 one.engine, one.rank, one.begun, one.grown = None, None, False, False
-        ended = [name for name, one in self._under_way.items() if one.prompt in given_up]
+        ended = [name for name, one in self._under_way.items() if one.prompt in self._given_up]
+        self._given_up.clear()
         for name in ended:
             self._drop(name)  # other engines may generate responses to that prompt
         if self.suspects.pending and SOUNDNESS_PROBE.name not in self._under_way:
@@ -225,7 +232,7 @@ class ServedPolicy:
 
     def _grown(self) -> list[NewTokens]:
         """What the rounds that are over have generated. Engines that failed are started again."""
-        found = list[NewTokens]()
+        found, failures = list[NewTokens](), list[ClusterError]()
         for number, own in list(self._rounds.items()):
             if not own.call.over and time.monotonic() - own.since < self.stall_s:
                 continue
@@ -233,7 +240,7 @@ class ServedPolicy:
             try:
                 (grown,) = own.call.result(self.stall_s, since=own.since)
             except ClusterError as error:
-                self.fleet.fence(error)
+                failures.append(error)
                 continue
             found += [tokens for tokens in grown if tokens.name in self._under_way]
         for tokens in found:
@@ -243,6 +250,8 @@ class ServedPolicy:
             if tokens.finish:
                 del self._under_way[tokens.name]
                 self.suspects.answered(one.wanted.token_ids)
+        for failure in failures:  # what has been answered is no suspect any more
+            self.fleet.fence(failure)
         return [tokens for tokens in found if tokens.name != SOUNDNESS_PROBE.name]
 
 

@@ -29,7 +29,8 @@ class Suspects:
 
     A prompt is given up at its second failure. If nothing else was under suspicion then, and an engine answers another
     prompt later, the prompt was the reason: it is refused for an hour. Otherwise a client that asks again could end
-    the server for all; for the same reason those failures are no longer counted against the server.
+    the server for all; for the same reason those failures are no longer counted against the server. Until that is
+    decided, failures in the company of one prompt alone may exceed what the server survives.
     """
 
     recovery: Recovery
@@ -40,6 +41,8 @@ class Suspects:
     """Failures that are counted against the server."""
     _excused: set[int] = field(default_factory=set)
     """Failures that will not be, once an engine has answered another prompt."""
+    _alone: set[int] = field(default_factory=set)
+    """Failures in the company of one prompt alone, while it is open whether it was the reason."""
     _accused: dict[AskedPrompt, None] = field(default_factory=dict)
     """Prompts that will be refused then."""
     _refused: dict[AskedPrompt, float] = field(default_factory=dict)
@@ -49,6 +52,11 @@ class Suspects:
     def pending(self) -> bool:
         """Whether an answer to another prompt would show that the engines are sound."""
         return bool(self._excused)
+
+    @property
+    def undecided(self) -> int:
+        """Number of failures of which a single prompt may be the reason."""
+        return len(self._alone)
 
     def refused(self, prompt: Sequence[int]) -> bool:
         """Whether the prompt is not given to engines any more."""
@@ -65,8 +73,10 @@ class Suspects:
             prompts: prompt → `failures` of it when the engine began to answer it. If there are more by now, another
                 engine has failed that answered it at the same time: that is told of the prompt only once.
         """
-        failure = next(self._numbers)
+        failure, alone = next(self._numbers), len(prompts) == 1
         self._counted.add(failure)
+        if alone:
+            self._alone.add(failure)
         for prompt, before in prompts.items():
             found = self._failures.pop(prompt, [])
             earlier, latest = found[:before], set[int]().union(*found[before:])
@@ -74,13 +84,13 @@ class Suspects:
         given_up = {prompt for prompt in prompts if self.failures(prompt) >= MOST_FAILURES}
         for prompt in given_up:
             self._excused |= set[int]().union(*self._failures[prompt]) & self._counted
-            if len(prompts) == 1:
+            if alone:
                 self._accused[prompt] = None
         return given_up
 
     def answered(self, prompt: Sequence[int]) -> None:
         """Note that an engine has answered the prompt to its end."""
-        self._failures.pop(tuple(prompt), None)
+        self._alone -= set[int]().union(*self._failures.pop(tuple(prompt), ()))
         self._accused.pop(tuple(prompt), None)
         if not self._excused:
             return
@@ -98,12 +108,14 @@ class Suspects:
                 f"the prompt with the token ids {shown}"
             )
         self._counted -= self._excused
+        self._alone -= self._excused
         self._excused.clear()
         self._accused.clear()
 
     def forget(self) -> None:
         """New weights may answer what the old ones failed with."""
         self._failures.clear()
+        self._alone.clear()
         self._accused.clear()
         self._refused.clear()
 

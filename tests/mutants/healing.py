@@ -204,15 +204,15 @@ HEALING = (
     Fault(
         "what hangs an engine is not suspected when its client has left",
         "orchestrator/groups/serving_roles.py",
-        "for one in [*self._dropped, *self._under_way.values()]:",
-        "for one in self._under_way.values():",
+        "had = [*self._dropped, *self._under_way.values()]",
+        "had = list(self._under_way.values())",
         SERVED,
     ),
     Fault(
         "prompts are refused that an engine only happened to die with",
         "orchestrator/groups/suspects.py",
-        "if len(prompts) == 1:",
-        "if prompts:",
+        "alone = next(self._numbers), len(prompts) == 1",
+        "alone = next(self._numbers), bool(prompts)",
         SERVED,
     ),
     Fault(
@@ -220,6 +220,20 @@ HEALING = (
         "orchestrator/groups/suspects.py",
         "self.recovery.forgive(BUDGET)",
         "pass",
+        SERVED,
+    ),
+    Fault(
+        "failures of a prompt end the server before it is known to be the reason",
+        "orchestrator/groups/recovery.py",
+        "if len(recent) >= allowed + undecided:",
+        "if len(recent) >= allowed:",
+        SERVED,
+    ),
+    Fault(
+        "prompts excuse any number of failures",
+        "orchestrator/groups/serving_roles.py",
+        "return min(self.suspects.undecided, len(self.engines) + 1)",
+        "return self.suspects.undecided",
         SERVED,
     ),
     Fault(

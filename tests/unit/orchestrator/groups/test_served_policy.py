@@ -360,7 +360,7 @@ def test_engines_that_answer_nothing_else_are_not_sound() -> None:
     made = world(allowed=3, size=1, deadly={"x": 0})
     made.turn("a", tokens=1)
     made.engines.deadly[letter_of(SOUNDNESS_PROBE)] = 0
-    with pytest.raises(Death, match="number 4 within an hour"):
+    with pytest.raises(Death, match="number 6 within an hour"):  # 3, and what one prompt can cause of one engine
         for number in range(9):
             made.turn(f"x{number}")
     assert not any("not counted" in line or "refused" in line for line in made.told)
@@ -420,13 +420,43 @@ def test_more_prompts_than_are_remembered_die_with_an_engine() -> None:
 
 def test_failures_are_counted() -> None:
     made = world(allowed=2, size=1)
-    made.turn("a")
-    for name in "bc":
-        made.engines.fails[0] = [dies]
-        made.turn(name)
-    made.engines.fails[0] = [dies]
     with pytest.raises(Death, match=r"number 3 within an hour, and recovery\.engine_failures_per_hour=2"):
-        made.turn("d")
+        for names in ("ab", "cd", "ef"):
+            made.turn(*names)
+            made.engines.fails[0] = [dies]
+            for _ in range(8):
+                made.turn()
+    assert made.ends == dict.fromkeys("abcd", "length")
+    assert len([line for line in made.told if "is started again" in line]) == 2
+
+
+@pytest.mark.parametrize(("allowed", "size"), [(1, 1), (1, 8), (6, 8)])
+def test_one_request_ends_no_server_however_few_failures_it_survives(allowed: int, size: int) -> None:
+    """All engines answer the same prompt at the same time, and die; then one more with it alone."""
+    made = world(allowed=allowed, size=size, deadly={"x": 0})
+    made.turn(*(f"x{number}" for number in range(size)))
+    for _ in range(8):
+        made.turn()
+    made.turn("x", "b")
+    for _ in range(4):
+        made.turn()
+    assert made.texts["b"] == WHOLE and made.ends.pop("x") == "refused" and made.ends.pop("b") == "length"
+    assert made.ends == {f"x{number}": "failed" for number in range(size)}
+    assert len([line for line in made.told if "is started again" in line]) == size + 1
+    assert not made.policy.recovery._failures["engine_failures_per_hour"]
+
+
+def test_a_prompt_that_is_answered_after_a_failure_has_not_caused_it() -> None:
+    made = world(allowed=1, size=1)
+    made.engines.fails[0] = [dies]
+    made.turn("a")
+    for _ in range(6):
+        made.turn()
+    assert made.texts == {"a": WHOLE}
+    made.turn("b", "c", tokens=9)
+    made.engines.fails[0] = [dies]
+    with pytest.raises(Death, match="number 2 within an hour"):
+        made.turn()
 
 
 def test_deadlines_that_pass_long_after_each_other_do_not_end_the_server() -> None:
