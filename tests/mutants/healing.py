@@ -8,6 +8,7 @@ ALARM = "tests/unit/orchestrator/stages/test_alarm.py"
 FLEET = "tests/unit/orchestrator/groups/test_engine_fleet.py"
 
 SERVED = "tests/unit/orchestrator/groups/test_served_policy.py"
+SUSPECTS = "tests/unit/orchestrator/groups/test_suspects.py"
 JUDGES = "tests/unit/orchestrator/groups/test_judge_engines.py"
 HANGS = "tests/unit/cluster/ranks/test_hangs.py"
 
@@ -185,56 +186,56 @@ HEALING = (
         "orchestrator/groups/serving_roles.py",
         "for one in wanted if one.name not in refused}",
         "for one in wanted}",
-        SERVED,
+        SUSPECTS,
     ),
     Fault(
         "all responses of a dead engine begin again at once",
         "orchestrator/groups/serving_roles.py",
         "return [one]  # at once: there may be hundreds",
         "free.append(one)",
-        SERVED,
+        SUSPECTS,
     ),
     Fault(
         "sound engines go on with a prompt that was given up",
         "orchestrator/groups/serving_roles.py",
         "self._drop(name)  # other engines may generate responses to that prompt",
         "del self._under_way[name]",
-        SERVED,
+        SUSPECTS,
     ),
     Fault(
         "what hangs an engine is not suspected when its client has left",
         "orchestrator/groups/serving_roles.py",
         "had = [*self._dropped, *self._under_way.values()]",
         "had = list(self._under_way.values())",
-        SERVED,
+        SUSPECTS,
     ),
     Fault(
         "prompts are refused that an engine only happened to die with",
         "orchestrator/groups/suspects.py",
         "alone = next(self._numbers), len(prompts) == 1",
         "alone = next(self._numbers), bool(prompts)",
-        SERVED,
+        SUSPECTS,
     ),
     Fault(
         "failures that a prompt has caused are counted against the server",
         "orchestrator/groups/suspects.py",
         "self.recovery.forgive(BUDGET)",
         "pass",
-        SERVED,
+        SUSPECTS,
     ),
     Fault(
         "failures of a prompt end the server before it is known to be the reason",
         "orchestrator/groups/recovery.py",
         "if len(recent) >= allowed + undecided:",
         "if len(recent) >= allowed:",
-        SERVED,
+        SUSPECTS,
     ),
     Fault(
         "prompts excuse any number of failures",
         "orchestrator/groups/serving_roles.py",
         "return min(self.suspects.undecided, len(self.engines) + 1)",
         "return self.suspects.undecided",
-        SERVED,
+        SUSPECTS,
     ),
     Fault(
         "a rank that has lost its card goes on",
