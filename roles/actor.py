@@ -115,8 +115,8 @@ class Actor(TrainedPolicy):
         self._pusher: WeightPusher | None = None
 
     def logprobs(self, sequences: Sequences) -> Tensor:
-        """float32 `[batch, time]`: log-probability of each generated token in the distribution that was sampled: at its
-        temperature, without the tokens that it forbids."""
+        """float32 `[n]`: log-probability of each generated token, row after row, in the distribution that was sampled:
+        at its temperature, without the tokens that it forbids."""
         return per_token(self._model, sequences, lambda micro: self._forward(micro)[0])
 
     def canary_logprobs(self, sequences: Sequences) -> Tensor:

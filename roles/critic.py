@@ -57,7 +57,7 @@ class Critic(TrainedRank):
         self._model = ShardedModel(setup, lambda: load_critic(setup))
 
     def values(self, sequences: Sequences) -> Tensor:
-        """float32 `[batch, time]`: the value of the state before each generated token."""
+        """float32 `[n]`: the value of the state before each generated token, row after row."""
         return per_token(self._model, sequences, self._forward)
 
     def update(self, share: RankShare[CriticExperience]) -> CriticStats:

@@ -16,6 +16,7 @@ from roles.errors import LossNotFinite, RoleError
 from roles.losses.preference_loss import kto_kl
 from roles.losses.preference_numbers import PreferenceNumbers, PreferenceSums, judged
 from roles.measured import metric
+from roles.rows import put_back
 from roles.shares import LabelledResponses, PreferenceBatch
 from roles.zero.micro_batch import MicroBatch, per_token
 from roles.zero.setup import ModelSetup
@@ -71,7 +72,8 @@ class PreferencePolicy(TrainedPolicy):
     def response_logprobs(self, sequences: Sequences) -> Tensor:
         """float32 `[batch]`: log-probability of each response, in nats, summed over its mask. Before the first update
         these are the reference's."""
-        return per_token(self._model, sequences, self._logprobs).double().sum(1).float()
+        logprobs = per_token(self._model, sequences, self._logprobs)
+        return put_back(logprobs.double(), sequences.response_mask).sum(1).float()
 
     def reference_fingerprint(self) -> str:
         """Before the first update: a hash of all weights that the reference has, the same for any number of ranks."""

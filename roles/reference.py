@@ -18,7 +18,7 @@ class FrozenPolicy(Protocol):
     """Whatever the KL penalty is measured against: a reference of its own, or an actor without its adapters."""
 
     def reference_logprobs(self, sequences: Sequences) -> Tensor:
-        """float32 `[batch, time]`: log-probability of each generated token, at the rollouts' temperature and
+        """float32 `[n]`: log-probability of each generated token, row after row, at the rollouts' temperature and
         without the tokens that they forbid."""
 
     def reference_fingerprint(self) -> str:
@@ -34,7 +34,7 @@ class Reference:
         self._model = ShardedModel(setup, lambda: load_policy(setup))
 
     def reference_logprobs(self, sequences: Sequences) -> Tensor:
-        """float32 `[batch, time]`: log-probability of each generated token, at the rollouts' temperature and
+        """float32 `[n]`: log-probability of each generated token, row after row, at the rollouts' temperature and
         without the tokens that they forbid."""
 
         def forward(micro: MicroBatch) -> Tensor:

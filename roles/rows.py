@@ -6,15 +6,18 @@ of lists, or another batch. Tensors `[batch, time]` are right-padded; `lengths` 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import math
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
-from typing import Any, Self
+from types import EllipsisType
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 import torch
 from torch import Tensor
 
 FOUR_BYTES = torch.iinfo(torch.int32)
+Array = np.ndarray[Any, Any]
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,15 +25,19 @@ class Batch:
     """Rows that can be selected, split and concatenated.
 
     Pickled, its tensors are arrays, which Ray copies to and from its object store in one piece and with several
-    threads (a tensor goes through Python's own pickle first), and its integers take four bytes if they fit. They are on
-    the CPU, without gradients, and of types that numpy has.
+    threads (a tensor goes through Python's own pickle first). They are on the CPU, without gradients, and of types that
+    numpy has. Of `[batch, time]` only what is read travels: integers as far as `lengths`, numbers where `response_mask`
+    is True; all else arrives as 0. A bool takes a bit, an integer four bytes if all fit, and zeros take nothing.
     """
 
     def __len__(self) -> int:
         return len(getattr(self, fields(self)[0].name))
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _unpacked, (type(self), [_packed(getattr(self, f.name)) for f in fields(self)])
+        own = {f.name: getattr(self, f.name) for f in fields(self)}
+        read = _Read(own.get("lengths"), own.get("response_mask"))
+        packed = {name: _Packed.of(value, read) if isinstance(value, Tensor) else value for name, value in own.items()}
+        return _unpacked, (type(self), packed)
 
     def select(self, rows: Sequence[int]) -> Self:
         """The rows `rows`, in that order; token tensors are cut to the longest row that is left."""
@@ -91,37 +98,75 @@ def check_shape(batch: Any, name: str, shape: Sequence[int], dtype: torch.dtype)
         )
 
 
+def put_back(numbers: Tensor, mask: Tensor) -> Tensor:
+    """`[batch, time]`: `numbers`, `[n]`, in the n places where the mask is True, row after row, and 0 elsewhere."""
+    whole = np.zeros(mask.shape, numbers.numpy().dtype)
+    whole[mask.numpy()] = numbers.numpy()
+    return torch.from_numpy(whole)
+
+
+class _Read(NamedTuple):
+    """What is read of the tensors `[batch, time]` of a batch; None: all."""
+
+    lengths: Tensor | None
+    mask: Tensor | None
+
+    def places(self, shape: Sequence[int], dtype: np.dtype[Any]) -> Array | EllipsisType:
+        """Index of what is read of a tensor."""
+        if self.lengths is None or len(shape) != 2:
+            return ...
+        if self.mask is not None and dtype.kind == "f":
+            return self.mask.numpy()
+        lengths = self.lengths.numpy()
+        return ... if lengths.min(initial=shape[1]) == shape[1] else np.arange(shape[1]) < lengths[:, None]
+
+
 @dataclass(frozen=True, slots=True)
-class _Array:
+class _Packed:
     """A tensor while it is pickled."""
 
-    values: np.ndarray[Any, Any]
-    dtype: torch.dtype
+    values: Array | None
+    """Those that are read, row after row, or all; of bools the bits of all. None: all are 0."""
+    shape: tuple[int, ...]
+    dtype: np.dtype[Any]
 
-    def tensor(self) -> Tensor:
+    @classmethod
+    def of(cls, tensor: Tensor, read: _Read) -> _Packed:
+        whole = tensor.numpy()
+        if whole.dtype == bool:
+            values = np.packbits(whole)
+        else:
+            values = np.ascontiguousarray(whole[read.places(whole.shape, whole.dtype)])
+            if values.dtype == np.int64 and _fits(values):
+                values = values.astype(np.int32)
+        return cls(values if values.view(np.uint8).any() else None, whole.shape, whole.dtype)
+
+    def tensor(self, read: _Read) -> Tensor:
         """A copy: what Ray hands out is shared memory that nobody may write to."""
-        return torch.tensor(self.values, dtype=self.dtype)
+        if self.dtype == bool and self.values is not None:
+            bits = np.unpackbits(self.values, count=math.prod(self.shape))
+            return torch.from_numpy(bits.view(bool).reshape(self.shape))
+        whole = np.zeros(self.shape, self.dtype)
+        if self.values is not None:
+            whole[read.places(self.shape, self.dtype)] = self.values
+        return torch.from_numpy(whole)
 
 
-def _packed(value: Any) -> Any:
-    if not isinstance(value, Tensor):
-        return value
-    return _Array((value.to(torch.int32) if _fits(value) else value).contiguous().numpy(), value.dtype)
-
-
-def _fits(value: Tensor) -> bool:
-    """Whether all of a tensor are integers of four bytes."""
-    if value.dtype != torch.int64 or not value.numel():
-        return False
-    low, high = value.aminmax()
+def _fits(values: Array) -> bool:
+    """Whether all are integers of four bytes."""
+    if not values.size:
+        return True
+    low, high = torch.from_numpy(values).aminmax()
     return FOUR_BYTES.min <= int(low) and int(high) <= FOUR_BYTES.max
 
 
-def _unpacked(made: type[Batch], values: Sequence[Any]) -> Batch:
+def _unpacked(made: type[Batch], packed: Mapping[str, Any]) -> Batch:
     """The batch that was checked when it was made."""
-    batch = object.__new__(made)
-    for field, value in zip(fields(made), values, strict=True):
-        object.__setattr__(batch, field.name, value.tensor() if isinstance(value, _Array) else value)
+    batch, everything = object.__new__(made), _Read(None, None)
+    first = {name: packed[name].tensor(everything) for name in ("lengths", "response_mask") if name in packed}
+    read = _Read(first.get("lengths"), first.get("response_mask"))
+    for name, value in packed.items():
+        object.__setattr__(batch, name, value.tensor(read) if isinstance(value, _Packed) else value)
     return batch
 
 

@@ -19,15 +19,15 @@ from roles.rows import Batch, check_shape, check_tokens
 class ActorExperience(Batch):
     """What the actor is trained on. Made by `orchestrator.ppo.experience` on the driver.
 
-    Example (of `Scored`, with γ = λ = 1, a KL coefficient of 0.1 and no whitening: the first row's reward is
-    -0.1 · (-0.5 + 0.7) for its first token and 1 for its EOS):
+    Example (of `Scored`, with γ = λ = 1, a KL coefficient of 0.1 in the rewards, no whitening and no correction: the
+    first row's reward is -0.1 · (-0.5 + 0.7) for its first token and 1 for its EOS):
         token_ids          = [[5, 6, 7, 2, 0], [5, 8, 9, 8, 2], [5, 6, 4, 9, 0]]
         lengths            = [4, 5, 4]
         response_mask      = [[0, 0, 1, 1, 0], [0, 1, 1, 1, 1], [0, 0, 0, 1, 0]]
         rows               = [0, 1, 2]
         old_logprobs       = [[0, 0, -0.5, -0.1, 0], [0, -1.0, -0.2, -0.9, -0.1], [0, 0, 0, -2.0, 0]]
-        rollout_logprobs   = [[0, 0, -0.5, -0.1, 0], [0, -1.0, -0.2, -0.9, -0.1], [0, 0, 0, -2.0, 0]]
-        reference_logprobs = [[0, 0, -0.7, -0.1, 0], [0, -1.0, -0.2, -0.9, -0.1], [0, 0, 0, -2.0, 0]]
+        rollout_logprobs   = [[0, 0, 0, 0, 0], [0, 0, 0, 0, 0], [0, 0, 0, 0, 0]]
+        reference_logprobs = [[0, 0, 0, 0, 0], [0, 0, 0, 0, 0], [0, 0, 0, 0, 0]]
         advantages         = [[0, 0, 0.48, 0.5, 0], [0, -0.1, -0.2, -0.3, -0.4], [0, 0, 0, -0.5, 0]]
     """
 
@@ -39,7 +39,9 @@ class ActorExperience(Batch):
     """int64 `[batch]`: which row of the PPO step's batch each is."""
     old_logprobs: Tensor
     rollout_logprobs: Tensor
+    """0 without a correction by importance: the loss does not read them."""
     reference_logprobs: Tensor
+    """0 unless the KL penalty is in the loss, which alone reads them."""
     advantages: Tensor
     """float32 `[batch, time]`, whitened over the batch if the configuration says so."""
 

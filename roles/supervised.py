@@ -40,5 +40,5 @@ class Supervised(TrainedPolicy):
         return SupervisedStats(float(done.total.loss) / max(tokens, 1), tokens, done.gradient_norm, done.learning_rate)
 
     def losses(self, sequences: Sequences) -> Tensor:
-        """float32 `[batch, time]`: cross-entropy of each token in the response mask, in nats; 0 elsewhere."""
+        """float32 `[n]`: cross-entropy of each token in the response mask, row after row, in nats."""
         return per_token(self._model, sequences, lambda micro: -self._logprobs(micro))

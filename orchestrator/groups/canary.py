@@ -173,7 +173,7 @@ def seen_of_each(roles: Roles, rollouts: Rollouts) -> SeenRows:
 
 def actors_logprobs(roles: Roles, few: Rollouts) -> Tensor:
     """float32 `[batch, time]`: the actor's log-probabilities of a few samples."""
-    return spread(roles.actor, Actor.canary_logprobs, Sequences.of(few)).result(roles.deadlines.score_s)
+    return spread(roles.actor, Actor.canary_logprobs, Sequences.of(few)).tokens(roles.deadlines.score_s)
 
 
 def with_right_weights(

@@ -99,7 +99,7 @@ class Scoring:
         fields, others = dict[str, Tensor](), {ROLES[ACTOR].fills: engines}
         for name in (role.fills for role in ROLES.values() if role.made_by):
             answer = self.answers.get(name)
-            fields[name] = answer.result(deadline_s) if answer else others.get(name, torch.zeros_like(engines))
+            fields[name] = answer.tokens(deadline_s) if answer else others.get(name, torch.zeros_like(engines))
         scores, disagreement = self.scores.result(deadline_s)
         named = self.scores.named(deadline_s)
         return Scored(self.rollouts, **fields, scores=scores, disagreement=disagreement, named=named)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor
@@ -16,6 +16,7 @@ from orchestrator.groups.recovery import Recovery
 from roles.batch import Preferences, Responses, Sequences
 from roles.packing import balance
 from roles.reward_call import RowScores
+from roles.rows import put_back
 
 R = TypeVar("R")
 Rows = TypeVar("Rows", bound=Sequences | Responses | Preferences)
@@ -27,7 +28,7 @@ Part = tuple[int, int]
 
 @dataclass(slots=True)
 class Spread:
-    """A running call with one result per row: rank r computes the rows `parts[r]`."""
+    """A running call with one result per row or token: rank r computes the rows `parts[r]`."""
 
     group: RoleGroup[Any]
     method: Callable[[Any, Any], Tensor | RowScores]
@@ -43,15 +44,22 @@ class Spread:
         self.call = self.group.map(self.method, self.batch.split(self.parts))
 
     def result(self, deadline_s: float) -> Tensor:
-        """float32 `[batch]` or `[batch, time]`, in the order of the batch."""
+        """Of a method with one number per row: float32 `[batch]`, in the order of the batch."""
         found = [answer.scores if isinstance(answer, RowScores) else answer for answer in self.call.result(deadline_s)]
-        answers = [answer for answer in found if len(answer)]
-        if answers[0].dim() == 2:
-            width = self.batch.token_ids.shape[1]
-            answers = [torch.nn.functional.pad(answer, (0, width - answer.shape[1])) for answer in answers]
-        joined = torch.cat(answers)
-        order = torch.tensor([row for part in self.parts for row in part])
-        return torch.empty_like(joined).index_copy_(0, order, joined)
+        joined = torch.cat(found)
+        return torch.empty_like(joined).index_copy_(0, self._order, joined)
+
+    def tokens(self, deadline_s: float) -> Tensor:
+        """Of a method with one number per generated token, row after row: float32 `[batch, time]`, 0 elsewhere."""
+        assert not isinstance(self.batch, Preferences)
+        answers = cast(list[Tensor], self.call.result(deadline_s))
+        numbers = put_back(torch.cat(answers), self.batch.response_mask[self._order])
+        return torch.empty_like(numbers).index_copy_(0, self._order, numbers)
+
+    @property
+    def _order(self) -> Tensor:
+        """The row of the batch that each answered one is."""
+        return torch.tensor([row for part in self.parts for row in part])
 
     def named(self, deadline_s: float) -> list[dict[str, float]]:
         """Of each row the named numbers beside its score; none where the method gives only scores."""

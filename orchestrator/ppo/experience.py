@@ -17,6 +17,7 @@ from orchestrator.ppo.advantages import ESTIMATORS, whiten
 from orchestrator.ppo.scores import RunningScale
 from orchestrator.ppo.stats import ExperienceStats, experience_stats
 from roles.batch import Scored
+from roles.config.losses import NoCorrection
 from roles.losses.kl_estimators import KL_ESTIMATORS
 from roles.shares import ActorExperience, CriticExperience
 
@@ -78,7 +79,7 @@ def to_experience(
     )
     stats = experience_stats(scored, trained, rewards, advantages, returns, responses_per_prompt)
     advantages = whiten(advantages, trained) if ppo.whitens else advantages
-    return _by_role(scored, trained, advantages, critics, returns), stats
+    return _by_role(scored, trained, advantages, critics, returns, ppo), stats
 
 
 def _kl_penalty(scored: Scored, kl_coefficient: float, ppo: PpoConfig) -> Tensor:
@@ -90,19 +91,24 @@ def _kl_penalty(scored: Scored, kl_coefficient: float, ppo: PpoConfig) -> Tensor
     return penalty
 
 
-def _by_role(scored: Scored, trained: Tensor, advantages: Tensor, values: Tensor, returns: Tensor) -> Experience:
-    """Split the batch into the actor's and the critic's training data; both are 0 on tokens that are not `trained`."""
+def _by_role(
+    scored: Scored, trained: Tensor, advantages: Tensor, values: Tensor, returns: Tensor, ppo: PpoConfig
+) -> Experience:
+    """Split the batch into the actor's and the critic's training data; both are 0 on tokens that are not `trained`, and
+    numbers that the loss does not read are 0 everywhere: zeros do not travel (`roles.rows.Batch`)."""
     rollouts = scored.rollouts
     tokens = (rollouts.token_ids, rollouts.lengths, trained, torch.arange(len(scored)))
 
     def kept(numbers: Tensor) -> Tensor:
         return numbers if trained is rollouts.response_mask else numbers * trained  # they are 0 outside of the mask
 
+    unread = torch.zeros_like(advantages)
+    corrects, penalises = not isinstance(ppo.policy.importance, NoCorrection), ppo.kl.where == "loss"
     actor = ActorExperience(
         *tokens,
         old_logprobs=kept(scored.old_logprobs),
-        rollout_logprobs=kept(rollouts.rollout_logprobs),
-        reference_logprobs=kept(scored.reference_logprobs),
+        rollout_logprobs=kept(rollouts.rollout_logprobs) if corrects else unread,
+        reference_logprobs=kept(scored.reference_logprobs) if penalises else unread,
         advantages=advantages,
     )
     return Experience(actor, CriticExperience(*tokens, values=kept(values), returns=returns))

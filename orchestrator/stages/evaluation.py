@@ -107,7 +107,7 @@ def answered(
     gold_values = judge.result(deadline_s).tolist() if judge else None
     kl = None
     if reference is not None:
-        kl = _response_kl(rollouts.rollout_logprobs, reference.result(deadline_s), rollouts.response_mask)
+        kl = _response_kl(rollouts.rollout_logprobs, reference.tokens(deadline_s), rollouts.response_mask)
     return Answered(rollouts, proxy_values, compare(rollouts) if compare else gold_values, kl)
 
 

@@ -69,8 +69,8 @@ def update_replayed(
 
 
 def recorded_experience(file: Path, role: str) -> ActorExperience | CriticExperience:
-    """What `role` was trained on in a step, bit for bit, from the file with the step's samples. ConfigError if it lacks
-    what the role learns from."""
+    """What `role` was trained on in a step, bit for bit, from the file with the step's samples; numbers that its loss
+    does not read are there too. ConfigError if it lacks what the role learns from."""
     from pyarrow import parquet
 
     needed = ("token_ids", *TRAINED_ON[role])

@@ -75,7 +75,8 @@ def picked(values: Tensor, batch: TokenRows, rows: Sequence[int], device: torch.
 
 
 def per_token(model: ShardedModel, batch: TokenRows, forward: Callable[[MicroBatch], Tensor]) -> Tensor:
-    """float32 `[batch, time]`: the results of `forward` for the tokens in the response mask, 0 elsewhere.
+    """float32 `[n]`: the results of `forward` for the n tokens in the response mask, row after row;
+    `roles.rows.put_back` gives them their places.
 
     A collective: every rank of the model's group must call it, also with no row.
     """
@@ -89,7 +90,7 @@ def per_token(model: ShardedModel, batch: TokenRows, forward: Callable[[MicroBat
             index = torch.as_tensor(rows)
             row, column = batch.response_mask[index].nonzero(as_tuple=True)
             answers[index[row], column] = numbers.cpu()
-    return answers
+    return answers[batch.response_mask]
 
 
 @dataclass(frozen=True, slots=True)

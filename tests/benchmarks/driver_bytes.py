@@ -2,11 +2,13 @@
 seconds of CPU that they take, and those of the driver's own work.
 
 The driver's own code runs on role groups that compute nothing and answer at once with tensors of the real shapes; every
-row has `--tokens` tokens, a quarter of them the prompt. Text is 4 characters a token; the data set has a column of 400
-characters. With `--store` all goes through Ray's object store, and seconds are measured (of all threads, so that other
+row has `--tokens` tokens, a quarter of them the prompt; with `--varied` these are the most, and a response has any
+number from one to three times the prompt's. Text is 4 characters a token; the data set has a column of 400 characters.
+With `--store` all goes through Ray's object store, and seconds are measured (of all threads, so that other
 work on the machine counts little); it must have room for a step.
 
     .venv/bin/python -m tests.benchmarks.driver_bytes [--rows 1024] [--tokens 2048] [--ranks 1] [--epochs 4] [--store]
+        [--varied]
 
 More ranks, with several mini-batches (`--mini-batches`), have the same row in different epochs, and it goes to each.
 """
@@ -104,6 +106,7 @@ class Group:
     role: str
     size: int
     ledger: Ledger
+    varied: bool
 
     @property
     def ranks(self) -> Sequence[Any]:
@@ -122,7 +125,7 @@ class Group:
         return Answers([self._note(method.__name__, None, *arguments) for _ in range(self.size)])
 
     def streaming(self, deadline_s: float) -> Parts:
-        return Parts(self)
+        return Parts(self, self.varied)
 
     def _note(self, method: str, answer: Any, *arguments: Any) -> Any:
         self.ledger.note(f"{self.role}.{method}", arguments, answer)
@@ -131,7 +134,9 @@ class Group:
     def _answer(self, method: str, shard: Any) -> Any:
         if method == "update":
             return ANSWERS[self.role]
-        return torch.zeros(len(shard)) if method == "score" else torch.zeros(shard.token_ids.shape)
+        if method == "score":
+            return torch.ones(len(shard))
+        return torch.full((int(shard.response_mask.sum()),), -0.5)
 
 
 @dataclass
@@ -139,10 +144,11 @@ class Parts:
     """What engines answer to the calls that have begun, one part for each."""
 
     group: Group
+    varied: bool
     found: list[tuple[Any, Any]] = field(default_factory=list)
 
     def begin(self, key: Any, number: int, method: Any, shard: Prompts, version: int) -> None:
-        answer = (0, answered(shard, version))
+        answer = (0, answered(shard, version, self.varied))
         self.found.append((key, self.group._note(method.__name__, answer, shard, version)))
 
     def __iter__(self) -> Parts:
@@ -154,21 +160,24 @@ class Parts:
         return self.found.pop()
 
 
-def answered(prompts: Prompts, version: int) -> Rollouts:
-    """Responses three times as long as their prompts."""
+def answered(prompts: Prompts, version: int, varied: bool) -> Rollouts:
+    """Responses three times as long as their prompts, or, if they vary, up to that."""
     rows, prompt = len(prompts), len(prompts.token_ids[0])
-    tokens = torch.full((rows, 4 * prompt), 7)
-    mask = (torch.arange(4 * prompt) >= prompt).expand(tokens.shape).contiguous()
+    shares = torch.rand(rows, generator=torch.Generator().manual_seed(0)) if varied else torch.ones(rows)
+    lengths = prompt + (3 * prompt * shares).long().clamp(min=1)
+    columns = torch.arange(int(lengths.max()))
+    tokens = torch.full((rows, len(columns)), 7)
+    mask = (columns >= prompt) & (columns < lengths.unsqueeze(1))
     return Rollouts(
         token_ids=tokens,
-        lengths=torch.full((rows,), 4 * prompt),
+        lengths=lengths,
         response_mask=mask,
-        rollout_logprobs=torch.zeros(tokens.shape),
+        rollout_logprobs=-0.5 * mask,
         turn_rewards=torch.zeros(tokens.shape),
         finished=torch.ones(rows, dtype=torch.bool),
         versions=torch.full((rows,), version),
         prompts=list(prompts.texts),
-        responses=[f"{row:04d}" * 3 * prompt for row in range(rows)],
+        responses=[f"{row:04d}" * (length - prompt) for row, length in enumerate(lengths.tolist())],
         columns=prompts.columns,
         counted=[{}] * rows,
     )
@@ -182,11 +191,20 @@ def asked(rows: int, tokens: int) -> Prompts:
 
 
 def measure(
-    *, rows: int, tokens: int, ranks: int, epochs: int, mini_batches: int, steps: int, store: bool = False
+    *,
+    rows: int,
+    tokens: int,
+    ranks: int,
+    epochs: int,
+    mini_batches: int,
+    steps: int,
+    store: bool = False,
+    varied: bool = False,
 ) -> Ledger:
     """What `steps` steps moved: all roles with as many ranks, a neural reward."""
     ledger, deadlines = Ledger(stores=store), Deadlines()
-    group = {role: Group(role, ranks, ledger) for role in ("actor", "critic", "reference", "reward", "rollout")}
+    names = ("actor", "critic", "reference", "reward", "rollout")
+    group = {role: Group(role, ranks, ledger, varied) for role in names}
     roles: Any = Roles(
         cluster=SimpleNamespace(),  # type: ignore[arg-type]
         policy=Policy(group["rollout"], deadlines, environment=False),  # type: ignore[arg-type]
@@ -224,9 +242,10 @@ def main() -> None:
     for name, default in usual.items():
         parser.add_argument(f"--{name}", type=int, default=default)
     parser.add_argument("--store", action="store_true", help="move all through Ray's object store, and measure seconds")
+    parser.add_argument("--varied", action="store_true", help="responses of all lengths up to the longest")
     arguments = parser.parse_args()
     if arguments.store:
-        ray.init(num_cpus=1, include_dashboard=False, log_to_driver=False, logging_level="error")
+        ray.init("local", num_cpus=1, include_dashboard=False, log_to_driver=False, logging_level="error")
     ledger = measure(**vars(arguments))
     print(f"{'call':>28} {'sent MB':>10} {'received MB':>12}  (a step)")
     for call, sent in ledger.sent.items():

@@ -22,6 +22,7 @@ import torch
 from roles.batch import Rollouts
 from roles.config.losses import PolicyLossConfig
 from roles.config.models import LoraConfig
+from roles.rows import put_back
 from roles.shares import ActorExperience, RankShare
 from roles.zero.setup import ModelSetup
 from tests.integration import ranks as processes
@@ -65,7 +66,7 @@ def trained(setup: ModelSetup, folder: str) -> tuple[float, float, int]:
 
     torch.set_num_threads(2)
     actor, batch = Actor(setup, PolicyLossConfig(), 1.0), rollouts(tokens_of(setup))
-    old = actor.logprobs(batch)
+    old = put_back(actor.logprobs(batch), batch.response_mask)
     if setup.lora:
         actor.reference_logprobs(batch)
     blank = torch.zeros_like(old)

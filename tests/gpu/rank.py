@@ -31,6 +31,7 @@ from roles.config.losses import PolicyLossConfig, ValueLossConfig
 from roles.config.models import LoraConfig, OptimizerConfig, ScheduleConfig, ZeroConfig
 from roles.critic import Critic
 from roles.reference import Reference
+from roles.rows import put_back
 from roles.shares import ActorExperience, CriticExperience, RankShare
 from roles.zero.setup import ModelSetup
 from tests.gpu.models import VOCABULARY
@@ -124,18 +125,22 @@ def run(folder: Path, spec: dict[str, Any]) -> dict[str, Any]:
         }[role](),
     )
     read = {"actor": "logprobs", "critic": "values", "reference": "reference_logprobs"}[role]
+
+    def score() -> torch.Tensor:
+        return put_back(getattr(it, read)(rollouts), rollouts.response_mask)
+
     for _ in range(repeat):
-        numbers = measured("score", lambda: getattr(it, read)(rollouts))
+        numbers = measured("score", score)
     out = measured.out
     out["numbers"] = numbers[rollouts.response_mask].tolist() if rows <= 16 else float(numbers.sum())
     out["tokens"] = int(rollouts.lengths.sum())
     if role != "reference":
         share = share_of(rollouts, numbers, role)
         out["stats"] = [dataclasses.asdict(measured("update", lambda: it.update(share))) for _ in range(repeat)]
-        after = measured("score_again", lambda: getattr(it, read)(rollouts))
+        after = measured("score_again", score)
         out["moved"] = float((after - numbers).abs().max())
         if resume:
-            out |= _continued(it, measured, share, lambda: getattr(it, read)(rollouts), setup)
+            out |= _continued(it, measured, share, score, setup)
     out["fingerprint"] = it._model.fingerprint()
     parameters = list(it._model.module.parameters())
     out["parameters"] = sum(getattr(p, "ds_numel", p.numel()) for p in parameters)

@@ -15,6 +15,7 @@ from torch import Tensor
 from roles.config.losses import PolicyLossConfig, ValueLossConfig
 from roles.config.models import LoraConfig, OptimizerConfig, ScheduleConfig
 from roles.models.lora import adapted_layers
+from roles.rows import put_back
 from roles.transfer.probe import differences
 from roles.zero.gather import parameter_shapes
 from tests.integration.engines import gap, make_prompts
@@ -107,10 +108,10 @@ def trained_policy(folder: Path, engine: HostClient | None) -> Policy:
     actor.save_model(folder.parent / "saved")
     after = actor.logprobs(batch)
     return Policy(
-        packed=_furthest(given, padded_logprobs(folder, batch), batch),
+        packed=_furthest(given, padded_logprobs(folder, batch)),
         gradient=_apart(gradients[0], padded_gradient(folder, samples(1), "actor")),
-        moved=_furthest(after, given, batch),
-        reloaded=_furthest(after, padded_logprobs(folder.parent / "saved", batch), batch),
+        moved=_furthest(after, given),
+        reloaded=_furthest(after, padded_logprobs(folder.parent / "saved", batch)),
         before=gaps[0] if gaps else None,
         pushed=max(gaps[1:], default=None),
         differing=sorted(differing),
@@ -140,8 +141,8 @@ def trained_adapters(folder: Path, engine: HostClient | None) -> Adapted:
             if len(shape) > 1 and name not in layers
         ],
         idle=[name for name, gradient in gradients[-1].items() if not gradient.any()],
-        reference=_furthest(actor.reference_logprobs(batch), plain, batch),
-        reloaded=_furthest(after, padded_logprobs(folder.parent / "merged", batch), batch),
+        reference=_furthest(actor.reference_logprobs(batch), plain),
+        reloaded=_furthest(after, padded_logprobs(folder.parent / "merged", batch)),
         pushed=_worst_gap(actor, engine, 3) if engine else None,
     )
 
@@ -163,26 +164,27 @@ def trained_critic(folder: Path) -> Values:
     return Values(
         first=float(first),
         gradient=_apart(gradients[-1], padded_gradient(folder.parent / "half", samples(2), "critic")),
-        reloaded=_furthest(critic.values(batch), padded_values(saved, batch), batch),
+        reloaded=_furthest(critic.values(batch), padded_values(saved, batch)),
     )
 
 
 def padded_logprobs(folder: Path, batch: Experience) -> Tensor:
-    """`[batch, time]`, by transformers alone."""
+    """`[n]`, of the generated tokens, by transformers alone."""
     from transformers import AutoModelForCausalLM
 
     logits = _plain(AutoModelForCausalLM, folder)(**_padded(batch)).logits[:, :-1] / TEMPERATURE
     chosen = logits.log_softmax(-1).gather(2, batch.token_ids[:, 1:, None])[:, :, 0]
-    return torch.nn.functional.pad(chosen, (1, 0))
+    return torch.nn.functional.pad(chosen, (1, 0))[batch.response_mask]
 
 
 def padded_values(folder: Path, batch: Experience) -> Tensor:
-    """`[batch, time]`, by transformers alone: of the state before each token."""
+    """`[n]`, by transformers alone: of the state before each generated token."""
     from transformers import AutoModelForSequenceClassification
 
     model = _plain(AutoModelForSequenceClassification, folder)
     hidden = model.base_model(**_padded(batch)).last_hidden_state[:, :-1]
-    return torch.nn.functional.pad(model.score(hidden)[:, :, 0] - model.config.score_shift, (1, 0))
+    values = torch.nn.functional.pad(model.score(hidden)[:, :, 0] - model.config.score_shift, (1, 0))
+    return values[batch.response_mask]
 
 
 def _plain(auto: Any, folder: Path) -> Any:
@@ -208,12 +210,11 @@ def _actor(folder: Path, lora: LoraConfig | None = None) -> Any:
 
 def _worst_gap(actor: Any, engine: HostClient, version: int) -> float:
     (rollouts,) = engine.call("generate", make_prompts(6), version)
-    return float(gap(rollouts, actor.logprobs(rollouts)).max())
+    return float(gap(rollouts, put_back(actor.logprobs(rollouts), rollouts.response_mask)).max())
 
 
-def _furthest(one: Tensor, other: Tensor, batch: Experience) -> float:
-    """Of the generated tokens."""
-    return float((one - other)[batch.response_mask].abs().max())
+def _furthest(one: Tensor, other: Tensor) -> float:
+    return float((one - other).abs().max())
 
 
 def _apart(got: dict[str, Tensor], wanted: dict[str, Tensor | None]) -> float:

@@ -20,7 +20,7 @@ from roles.config.models import OptimizerConfig, ScheduleConfig, ZeroConfig
 from roles.losses.kl_estimators import KL_ESTIMATORS
 from roles.losses.policy_loss import POLICY_LOSSES
 from roles.losses.value_loss import value_loss
-from roles.rows import Batch
+from roles.rows import Batch, put_back
 from roles.shares import ActorExperience, RankShare
 from roles.zero.setup import ModelSetup
 from tests.integration.tiny_model import EOS, VOCABULARY
@@ -359,7 +359,8 @@ def adapted(setup: ModelSetup, batches: list[Experience], rollouts: Rollouts, fo
     gradients = captured(actor._model)
 
     def both() -> tuple[Tensor, Tensor]:
-        return actor.logprobs(rollouts), actor.reference_logprobs(rollouts)
+        mask = rollouts.response_mask
+        return put_back(actor.logprobs(rollouts), mask), put_back(actor.reference_logprobs(rollouts), mask)
 
     before = both(), actor.reference_fingerprint()
     stats = actor.update(steps_of(*(_mine(shares(batch, actor._model.world_size)) for batch in batches)))
@@ -463,7 +464,7 @@ def first_ratio(setup: ModelSetup, rollouts: Rollouts) -> tuple[Tensor, Any]:
 
     actor = Actor(setup, PolicyLossConfig(), TEMPERATURE)
     mine = _mine(shares(rollouts, actor._model.world_size))
-    old = actor.logprobs(mine)
+    old = put_back(actor.logprobs(mine), mine.response_mask)
     blank = torch.zeros_like(old)
     advantages = torch.linspace(-1, 1, old.numel()).reshape(old.shape) * mine.response_mask
     rows = torch.arange(len(old))
@@ -505,7 +506,8 @@ def frozen(setup: ModelSetup, policy: Rollouts) -> dict[str, Any]:
 
     reference = Reference(setup, TEMPERATURE)
     before = reference.reference_fingerprint()
-    logprobs = reference.reference_logprobs(_mine(shares(policy, reference._model.world_size)))
+    mine = _mine(shares(policy, reference._model.world_size))
+    logprobs = put_back(reference.reference_logprobs(mine), mine.response_mask)
     nothing = reference.reference_logprobs(policy.select([])) if reference._model.world_size == 1 else None
     parameters = list(reference._model.module.parameters())
     matrices = [p for p in parameters if len(p.ds_shape) > 1] if setup.zero.stage == 3 else []

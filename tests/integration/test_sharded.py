@@ -364,7 +364,7 @@ def test_a_rank_without_rows_answers(groups: dict[int, Ranks], folders: dict[str
     setup = cases.setup_of(folders["reward"])
     rollouts = cases.rollouts_of(3)
     shapes = groups[2].call(cases.empty_shard, setup, rollouts)
-    assert shapes == [[3, rollouts.token_ids.shape[1]], [0, rollouts.token_ids.shape[1]]]
+    assert shapes == [[int(rollouts.response_mask.sum())], [0]]
 
 
 @pytest.mark.parametrize("ranks", [1, 2])

@@ -55,7 +55,7 @@ WIRING = (
     Fault(
         "`old_logprobs: rollout` checks no weights",
         "orchestrator/groups/canary.py",
-        "return spread(roles.actor, Actor.canary_logprobs, Sequences.of(few)).result(roles.deadlines.score_s)",
+        "return spread(roles.actor, Actor.canary_logprobs, Sequences.of(few)).tokens(roles.deadlines.score_s)",
         "return few.rollout_logprobs",
         "tests/unit/orchestrator/ppo/test_train_step.py",
     ),

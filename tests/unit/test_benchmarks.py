@@ -146,7 +146,7 @@ def test_the_seconds_of_the_driver_are_told(
 ) -> None:
     kept = list[Any]()
     store = SimpleNamespace(
-        init=lambda **options: None, put=lambda value: kept.append(value), get=lambda reference: None
+        init=lambda address, **options: None, put=lambda value: kept.append(value), get=lambda reference: None
     )
     monkeypatch.setattr(driver_bytes, "ray", store)
     *_, compute, put, get = shown(driver_bytes, "--rows", 4, "--tokens", 8, "--ranks", 2, "--store")

@@ -117,7 +117,7 @@ class FakeStream:
 
 
 def per_token(rollouts: Rollouts) -> torch.Tensor:
-    return torch.zeros(rollouts.token_ids.shape)
+    return torch.zeros(int(rollouts.response_mask.sum()))
 
 
 def scores_of(rollouts: Rollouts) -> torch.Tensor:

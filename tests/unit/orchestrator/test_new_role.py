@@ -105,7 +105,7 @@ def test_it_scores_in_a_step_beside_the_others(log: list[str]) -> None:
 def test_its_answers_stay_its_own_and_in_order(log: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     def numbered(rollouts: Any) -> Tensor:
         """Each row's own number on its generated tokens."""
-        return rollouts.token_ids[:, :1].float() * rollouts.response_mask
+        return (rollouts.token_ids[:, :1].float() * rollouts.response_mask)[rollouts.response_mask]
 
     spread = orchestrator.groups.scoring.spread
 

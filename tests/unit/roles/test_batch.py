@@ -89,7 +89,8 @@ def test_what_comes_out_of_shared_memory_can_be_written_to() -> None:
     back = pickle.loads(data, buffers=[buffer.raw().tobytes() for buffer in buffers])
     back.old_logprobs.add_(1.0)
     back.rollouts.token_ids.fill_(5)
-    assert batch.old_logprobs.sum() == 0 and len(buffers) > 8
+    back.rollouts.response_mask.fill_(True)
+    assert batch.old_logprobs.sum() == 0 and len(buffers) >= 7
 
 
 @pytest.mark.parametrize("large", [2**31 - 1, 2**31, -(2**31), -(2**31) - 1, -(2**63)])
@@ -98,6 +99,28 @@ def test_integers_travel_in_four_bytes_where_all_fit(large: int) -> None:
     back = pickle.loads(pickle.dumps(batch))
     assert back.versions.tolist() == [1, large] and back.versions.dtype == torch.int64
     assert len(pickle.dumps(Sequences(torch.zeros(1, 1000, dtype=torch.int64), *_row(1000)))) < 6000
+
+
+def test_what_nobody_reads_does_not_travel() -> None:
+    """Neither padding, nor numbers outside of the response, nor zeros."""
+    width = 4000
+    batch = rollouts(1, width)
+    numbers = torch.where(batch.response_mask, torch.tensor([[-0.5], [-1.0]]), 7.0)
+    batch = replace(batch, token_ids=batch.token_ids + 1, rollout_logprobs=numbers)
+    back = pickle.loads(data := pickle.dumps(batch))
+    inside = torch.arange(PROMPT + width) < batch.lengths[:, None]
+    assert torch.equal(back.token_ids, batch.token_ids * inside)
+    assert torch.equal(back.rollout_logprobs, numbers * batch.response_mask)
+    same(replace(back, token_ids=batch.token_ids, rollout_logprobs=numbers), batch)
+    sent = 4 * (width + 1 + 2 * PROMPT) + 4 * (width + 1) + 2 * (width + PROMPT) // 8
+    assert sent < len(data) < sent + 2000, "the ids, the log-probabilities and a bit a token"
+
+
+@pytest.mark.parametrize("number", [-0.0, float("nan"), 1e-45])
+def test_only_true_zeros_are_left_out(number: float) -> None:
+    batch = replace(rollouts(3), turn_rewards=torch.tensor([[0.0, 0.0, number, 0.0, 0.0]]))
+    back = pickle.loads(pickle.dumps(batch)).turn_rewards
+    assert torch.equal(back.view(torch.int32), batch.turn_rewards.view(torch.int32))
 
 
 def _row(width: int) -> tuple[torch.Tensor, torch.Tensor]:

@@ -106,8 +106,19 @@ def test_experience_against_its_parts() -> None:
     torch.testing.assert_close(experience.critic.returns, returns)
     torch.testing.assert_close(experience.actor.response_mask, mask)
     torch.testing.assert_close(experience.actor.old_logprobs, scored.old_logprobs)
-    torch.testing.assert_close(experience.actor.rollout_logprobs, scored.rollouts.rollout_logprobs)
     torch.testing.assert_close(experience.critic.values, scored.values)
+
+
+@pytest.mark.parametrize("importance", ["none", "truncated", "icepop"])
+@pytest.mark.parametrize("where", ["reward", "loss"])
+def test_the_actor_is_sent_what_its_loss_reads(importance: str, where: str) -> None:
+    scored = make_scored()
+    ppo = make_ppo(policy={"importance": {"type": importance}}, kl={"where": where, "estimator": "k3"})
+    actor = to_experience(scored, BETA, ppo)[0].actor
+    rollout, reference = scored.rollouts.rollout_logprobs, scored.reference_logprobs
+    assert torch.equal(actor.rollout_logprobs, rollout * (importance != "none"))
+    assert torch.equal(actor.reference_logprobs, reference * (where == "loss"))
+    assert rollout.any() and reference.any()
 
 
 def test_whitening_moves_advantages_and_leaves_returns() -> None:

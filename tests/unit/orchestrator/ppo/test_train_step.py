@@ -358,7 +358,7 @@ def test_the_engines_log_probabilities_may_stand_for_the_actors(
         return dataclasses.replace(rollouts, rollout_logprobs=-2.0 * rollouts.response_mask)
 
     monkeypatch.setattr(fakes, "rollouts_of", surprised)
-    monkeypatch.setattr(fakes, "per_token", lambda rows: answered(rows) - 2.0 * rows.response_mask)
+    monkeypatch.setattr(fakes, "per_token", lambda rows: answered(rows) - 2.0)
     monkeypatch.setattr(orchestrator.groups.canary, "ROWS", 2)
     result, _, groups = step(log, recomputes=False)
     assert "start actor.logprobs" not in log and log.count("start actor.canary_logprobs") == 1

@@ -53,7 +53,9 @@ class Reference(FakeGroup):
 
     def map(self, method: Any, shards: list[Any], *common: Any) -> FakeCall:
         self.log.append(f"start {self.role}.{method.__name__}")
-        return FakeCall(self, method.__name__, [-3.0 * shard.response_mask.float() for shard in shards])
+        return FakeCall(
+            self, method.__name__, [torch.full((int(shard.response_mask.sum()),), -3.0) for shard in shards]
+        )
 
 
 @pytest.fixture
