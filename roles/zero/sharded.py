@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from roles.errors import Diverged, LossNotFinite, RoleError
 from roles.models.fused_kernels import prepare_for_card
 from roles.models.lora import adapt, state_name
+from roles.models.recomputing import recompute
 from roles.packing import micro_batches
 from roles.spans import span
 from roles.zero.average import Average
@@ -107,7 +108,7 @@ class ShardedModel:
         tokens = self.setup.micro_batch_tokens
         own = [[(len(micro_batches(w.lengths, tokens)), w.denominator) for w in term.work] for term in terms]
         everyone = self._every_rank(torch.tensor(own, dtype=torch.float64).reshape(len(terms), -1, 2))
-        self.module.train(self.setup.gradient_checkpointing)
+        recompute(self.module, self.setup.gradient_checkpointing)
         facts = []
         with self._awake():
             for step in range(len(terms[0].work)):
@@ -134,7 +135,7 @@ class ShardedModel:
                     facts.append(self._step())
                 if self._average:
                     self._average.update()
-        self.module.eval()
+        recompute(self.module, False)
         return facts
 
     def expect(self, optimizer_steps: int) -> None:

@@ -9,9 +9,13 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
 from deepspeed.runtime.zero.offload_config import OffloadStateTypeEnum
+from transformers import AutoModelForCausalLM
 
 from roles.config.models import OptimizerConfig, ZeroConfig
+from roles.models.networks import PolicyModel
+from roles.packing import pack
 from roles.zero.settings import deepspeed_config
 from roles.zero.setup import ModelSetup
 from roles.zero.sharded import ShardedModel
@@ -130,3 +134,38 @@ def test_free_pages_go_back_to_the_host_after_passes_and_after_an_update(monkeyp
     engine.train(Term([Work(lengths=[3], denominator=1.0)], lambda step, items: torch.tensor(0.0)))
     assert recorder.log[-1] == "heap"
     assert recorder.log.count("heap") == 1
+
+
+@pytest.mark.parametrize("kind", ["MixtralConfig", "PhimoeConfig"])
+def test_experts_are_chosen_in_training_as_in_scoring_also_where_activations_are_computed_again(
+    kind: str, tmp_path: Path
+) -> None:
+    """In training mode both routers add noise, and Phi-MoE's draws the experts at random."""
+    sizes = {"hidden_size": 32, "intermediate_size": 32, "vocab_size": 50, "num_attention_heads": 4}
+    more = {"num_hidden_layers": 2, "num_key_value_heads": 2, "num_local_experts": 4, "router_jitter_noise": 0.3}
+    torch.manual_seed(0)
+    AutoModelForCausalLM.from_config(getattr(transformers, kind)(**sizes, **more)).save_pretrained(tmp_path)
+    model, packed = (
+        PolicyModel.load(tmp_path, gradient_checkpointing=True),
+        pack(torch.arange(8)[None], torch.tensor([8])),
+    )
+    engine, positions, seen = engine_on(Recorder(), ZeroConfig()), torch.arange(7), list[torch.Tensor]()
+    engine.module, engine.setup = model.eval(), replace(engine.setup, gradient_checkpointing=True)
+    layers: Any = model.model.base_model.layers
+    layers[0].register_forward_pre_hook(lambda *_: seen.append(torch.ones(())))
+
+    def logprobs() -> torch.Tensor:
+        return model(packed=packed, positions=positions, labels=positions + 1, temperature=1.0)[0]
+
+    def loss(step: int, items: list[int]) -> torch.Tensor:
+        found = logprobs()
+        seen.clear()
+        found.sum().backward()
+        assert len(seen) == 1, "its activations are computed again"
+        seen[:] = [found.detach()]
+        return found.detach().sum()
+
+    with torch.no_grad():
+        scored = logprobs()
+    engine.train(Term([Work(lengths=[8], denominator=1.0)], loss))
+    assert torch.equal(seen[0], scored) and not any(part.training for part in model.modules())
