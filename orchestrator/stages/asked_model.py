@@ -16,6 +16,7 @@ from orchestrator.groups.recovery import TellUser, untold
 from orchestrator.stages.asking import Refusal
 from roles.generation.sampling import Reply
 from roles.judge_engine import EngineAnswer, EngineQuestion
+from roles.model_files.folders import files_of_model
 
 QUESTIONS_AT_A_TIME = 1024
 """Questions that are sent to the engines together."""
@@ -35,10 +36,10 @@ class AskedModel:
 
     @property
     def name(self) -> str:
-        """The folder and what its weight files look like: a folder that is written again is another judge."""
+        """The folder and what its files look like: a folder that is written again, or has another chat template, is
+        another judge."""
         folder = self._models.actor
-        files = sorted(file for file in folder.iterdir() if file.suffix in (".safetensors", ".bin", ".json"))
-        return " ".join([str(folder.resolve()), *map(_looks, files)])
+        return " ".join([str(folder.resolve()), *map(_looks, files_of_model(folder))])
 
     def answers(self, questions: Sequence[JudgeQuestion]) -> Iterator[tuple[int, JudgeAnswer | Refusal]]:
         """As `Judge` says."""

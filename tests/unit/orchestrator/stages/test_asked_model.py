@@ -99,6 +99,9 @@ def test_a_folder_that_is_written_again_is_another_judge(judge: tuple[AskedModel
     assert model.name == before
     (tmp_path / "model.safetensors").write_bytes(b"123")
     assert model.name != before
+    before = model.name
+    (tmp_path / "chat_template.jinja").write_text("a")
+    assert model.name != before, "its answers follow from the template too"
 
 
 def test_a_judge_is_looked_up_once(tmp_path: Path) -> None:
