@@ -19,8 +19,11 @@ def living_nodes(*, free: bool, but: Collection[str] = ()) -> list[Node]:
     them."""
     left = available_resources_per_node() if free else {}
     living = [node for node in ray.nodes() if node["Alive"] and node["NodeID"] not in but]
-    resources = [(node["NodeManagerHostname"], left[node["NodeID"]] if free else node["Resources"]) for node in living]
-    return [as_node(name, has) for name, has in resources]
+    return [
+        # A node that has joined just now: nothing of it is known to be free.
+        as_node(node["NodeManagerHostname"], left.get(node["NodeID"], {}) if free else node["Resources"])
+        for node in living
+    ]
 
 
 def as_node(name: str, resources: Mapping[str, float]) -> Node:

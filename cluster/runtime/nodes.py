@@ -22,6 +22,8 @@ from cluster.runtime.ray_cluster import attached
 
 LOOK_S = 60.0
 """Seconds in which a process must start on a node and answer."""
+TRIPS = 4
+"""How often a node is asked for its clock: on a busy machine an answer may take seconds."""
 HERE = "auto"
 """Ray's name for the cluster that runs on this machine."""
 
@@ -69,12 +71,14 @@ def _report(node: Node, node_id: str, answer: Any) -> NodeReport:
 
 
 def _skew(node_id: str) -> float:
-    """Seconds by which a node's clock is ahead of ours, accurate to half of the round trip."""
-    asked = _on(node_id, clock())
-    ray.get(asked.remote(), timeout=LOOK_S)  # the node's process loads the function first
-    began = time.time()
-    theirs: float = ray.get(asked.remote(), timeout=LOOK_S)
-    return theirs - (began + time.time()) / 2
+    """Seconds by which a node's clock is ahead of ours, accurate to half of the shortest round trip."""
+    asked, trips = _on(node_id, clock()), list[tuple[float, float]]()
+    for _ in range(TRIPS):  # in the first, the node's process loads the function
+        began = time.time()
+        theirs: float = ray.get(asked.remote(), timeout=LOOK_S)
+        ended = time.time()
+        trips.append((ended - began, theirs - (began + ended) / 2))
+    return min(trips)[1]
 
 
 def _on(node_id: str, function: Any) -> Any:

@@ -262,7 +262,7 @@ class RayCluster:
             if self._waits:
                 now = time.monotonic()
                 self._waits(f"{describe_wait(self._plan, free)} {waited(now - began, ends - now)}")
-            if found != homes:
+            if found != homes and not self._group.wait(0):  # no room may be left because this one was granted just now
                 homes = found
                 remove_placement_group(self._group)
                 chosen = [{NODE_ID: home} for home in homes] or None
