@@ -17,7 +17,7 @@ from ray.exceptions import GetTimeoutError, RayError
 
 from cluster.errors import ClusterError, DeadlineExceeded
 from cluster.ranks import failures, usage
-from cluster.ranks.hangs import answered, report
+from cluster.ranks.hangs import answered, report, silent_of
 from cluster.ranks.identity import Identity
 from cluster.ranks.usage import WAITS, CallOrigin, InnerSpan
 from cluster.ranks.watch import STARTED, Rank
@@ -173,8 +173,7 @@ def ask(ranks: Sequence[Rank], question: str) -> list[Any]:
     answers = [getattr(rank.worker, question).remote() for rank in ranks]
     spare = {answer for rank, answer in zip(ranks, answers, strict=True) if rank in STARTED.replaceable}
     needed = [answer for answer in answers if answer not in spare]
-    _, silent = ray.wait(needed, num_returns=len(needed), timeout=CONTROL_S) if needed else ([], [])
-    if silent:
+    if silent := silent_of(needed, CONTROL_S):
         late = [ranks[answers.index(answer)] for answer in silent]
         names, (_, told) = ", ".join(str(rank.identity) for rank in late), report(dict.fromkeys(late, question))
         raise DeadlineExceeded(

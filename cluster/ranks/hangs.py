@@ -35,6 +35,8 @@ HANG_FILE_S = 5.0
 """Seconds in which the file with all stacks must be written: the disk may be what hangs."""
 BORN_S = 1.0
 """Seconds in which the process ids of ranks that have started must be known here."""
+PARTS = 10
+"""Parts of the seconds in which ranks must say something."""
 COLLECTIVE = re.compile(r"(distributed|comm)/\w+\.py:\d+ (?P<name>\w+)|zero/partition\w*\.py:\d+ (?P<wait>\w*wait\w*)")
 """A frame of torch.distributed or DeepSpeed in which a rank waits for its peers, or is about to."""
 NOT_IN = "; it is not in {}: arguments are missing that another rank makes, or its answer could not be handed over"
@@ -178,12 +180,23 @@ def _processes(ranks: Sequence[Rank]) -> dict[Rank, ProcessState]:
 def answered(references: Iterable[Any], within_s: float) -> dict[Any, Any]:
     """Reference → its value, for those that have one within `within_s` seconds. The dead answer at once."""
     waited = list(references)
-    ready = ray.wait(waited, num_returns=len(waited), timeout=within_s)[0] if waited else []
-    found = {}
-    for reference in ready:
+    silent, found = set(silent_of(waited, within_s)), dict[Any, Any]()
+    for reference in waited:
+        if reference in silent:
+            continue
         with suppress(RayError):
             found[reference] = ray.get(reference)
     return found
+
+
+def silent_of(references: Sequence[Any], within_s: float) -> list[Any]:
+    """Those of some references that have no value within `within_s` seconds. It waits for a part of them at a time, so
+    that a machine that stands still for a while, ranks and all, uses up one part of the seconds."""
+    silent = list(references)
+    for _ in range(PARTS):
+        if silent:
+            _, silent = ray.wait(silent, num_returns=len(silent), timeout=within_s / PARTS)
+    return silent
 
 
 def _written(seen: Sequence[Seen]) -> str:

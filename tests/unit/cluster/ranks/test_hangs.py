@@ -11,7 +11,7 @@ from unittest.mock import Mock
 import pytest
 
 from cluster.ranks import hangs
-from cluster.ranks.hangs import Seen, late_among, lines_of, within
+from cluster.ranks.hangs import Seen, late_among, lines_of, silent_of, within
 from cluster.ranks.identity import Identity
 from cluster.ranks.process_state import ProcessState
 from cluster.ranks.status import Status
@@ -142,3 +142,19 @@ def test_an_error_while_a_hang_is_looked_at_does_not_hide_it(monkeypatch: pytest
     late, told = hangs.report({rank: "update"})
     assert late == [who]
     assert told == f"{who}: what they are doing cannot be said: PermissionError: /proc/47"
+
+
+def test_a_machine_that_stands_still_uses_up_a_part_of_the_seconds_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """While it does, no rank can answer, and the wait runs out; all that it waited for comes afterwards."""
+    waits = list[float]()
+
+    def wait(references: list[str], *, num_returns: int, timeout: float) -> tuple[list[str], list[str]]:
+        waits.append(timeout)
+        return (references[:1], references[1:]) if len(waits) > 1 else ([], references)
+
+    monkeypatch.setattr(hangs, "ray", SimpleNamespace(wait=wait))
+    assert silent_of(["actor", "critic"], 5.0) == [] and waits == [0.5] * 3
+    silent = SimpleNamespace(wait=lambda references, **more: (waits.append(more["timeout"]), references))
+    waits.clear()
+    monkeypatch.setattr(hangs, "ray", silent)
+    assert silent_of(["actor"], 5.0) == ["actor"] and sum(waits) == pytest.approx(5.0)
