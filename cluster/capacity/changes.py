@@ -29,7 +29,7 @@ PlacementChange = dict[str, int]
 """Key path in `placement` → new value."""
 
 SEARCH_S = 5.0
-"""Seconds after which the search for a change of the placement ends without a result."""
+"""Seconds of the processor after which the search for a change of the placement ends without a result."""
 MOST_TRIED, MOST_PAIRED = 2000, 100
 """Number of changes that are tried, smallest first, and number of single changes that are combined in pairs."""
 HARMLESS = ("cpus_per_rank", "threads")
@@ -79,8 +79,8 @@ def placement_change(wanted: Plan, nodes: Sequence[Node]) -> PlacementChange | N
     moves = (move for move in _moves(wanted.placement, numbers, nodes) if _concerns(move, wanted))
     single = sorted(moves, key=size)
     double = ({**one, **two} for one, two in combinations(single[:MOST_PAIRED], 2) if one.keys().isdisjoint(two))
-    until = time.monotonic() + SEARCH_S
-    tried = takewhile(lambda _: time.monotonic() < until, sorted((*single, *double), key=size)[:MOST_TRIED])
+    until = time.thread_time() + SEARCH_S
+    tried = takewhile(lambda _: time.thread_time() < until, sorted((*single, *double), key=size)[:MOST_TRIED])
     return next((change for change in tried if _helps(wanted, change, nodes)), None)
 
 
