@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -28,10 +29,12 @@ class Stub:
 
     @classmethod
     def loading(cls, name: str) -> Stub:
-        """Rank 1 has a bar of progress in its log, and is slow."""
+        """Rank 1 has a bar of progress in its log, and waits until there is a file `loaded` beside it."""
         if name.endswith("1"):
             print("Loading checkpoint shards:  33%|###   | 3/9 [00:04<00:08,  1.4s/it]", end="", flush=True)
-            time.sleep(4.0)
+            loaded, until = Path(os.readlink("/proc/self/fd/1")).with_name("loaded"), time.monotonic() + 60
+            while not loaded.exists() and time.monotonic() < until:
+                time.sleep(0.05)
         return cls(name)
 
     def add(self, shard: int, more: int = 0) -> int:
@@ -82,6 +85,13 @@ class Stub:
     def count(self, shard: int, pause_s: float = 0.0) -> Iterator[int]:
         for number in range(shard):
             time.sleep(pause_s)
+            yield number
+
+    def count_on(self, shard: int, folder: str) -> Iterator[int]:
+        """As `count`, but from 1 on only once there is a file of that name in a folder."""
+        for number in range(shard):
+            while number and not Path(folder, str(number)).exists():
+                time.sleep(0.01)
             yield number
 
     def count_then_fail(self, shard: int) -> Iterator[int]:

@@ -19,6 +19,7 @@ import pytest
 
 from tests.readmes import commands
 
+pytestmark = pytest.mark.timeout(900)  # a fixture of two commands took 229 s on a busy machine
 ROOT = Path(__file__).resolve().parents[2]
 TRAIN = ".venv/bin/tetrarch train configs/tiny.yaml"
 ONE_RANK = [f"placement.{group}.ranks=1" for group in ("actor", "critic", "reward", "reference", "rollout")]
@@ -28,7 +29,7 @@ ONE_RANK = [f"placement.{group}.ranks=1" for group in ("actor", "critic", "rewar
 def start(words: list[str], home: Path) -> str:
     """Run a command in `home` and return what it showed; a failure is an error."""
     environment = {**os.environ, "RAY_USAGE_STATS_ENABLED": "0"}
-    done = subprocess.run(words, cwd=home, env=environment, text=True, capture_output=True, timeout=300)
+    done = subprocess.run(words, cwd=home, env=environment, text=True, capture_output=True, timeout=600)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout + done.stderr
 
@@ -309,9 +310,9 @@ def test_sigterm_to_the_whole_process_group_saves_the_last_step(home: Path, tiny
             shown += line
         began = time.monotonic()
         os.killpg(process.pid, signal.SIGTERM)
-        shown += process.communicate(timeout=100)[0]
+        shown += process.communicate(timeout=200)[0]
     assert process.returncode == 143, shown
-    assert time.monotonic() - began < 30
+    assert time.monotonic() - began < 90
     run = home / "runs/tiny-ended"
     step = metrics(run)[-1]["step"]
     assert f"step-{step:06d} stands; go on from there with --resume" in shown and "ended by SIGTERM" in shown
@@ -346,7 +347,7 @@ def test_a_pipeline_is_stopped_goes_on_and_is_skipped_once_it_is_done(home: Path
             assert line, shown
             shown += line
         process.terminate()
-        shown += process.communicate(timeout=100)[0]
+        shown += process.communicate(timeout=200)[0]
     assert process.returncode == 143 and "the stage sft was under way; the same command goes on with it" in shown, shown
     run = home / "runs/pipeline/sft/model-run"
     stopped = metrics(run)[-1]["step"]
@@ -416,7 +417,6 @@ def test_an_earlier_checkpoint_is_gone_on_from_with_another_learning_rate(home: 
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(900)
 def test_adapters_with_the_actor_as_its_own_reference_resume_exactly(home: Path) -> None:
     """The README's command; two steps, then two more after a resume, are four."""
     start([".venv/bin/python", "configs/tiny/inputs.py", "runs/inputs/tiny"], home)

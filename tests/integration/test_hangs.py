@@ -163,9 +163,7 @@ def test_a_reward_function(start: Start, tmp_path: Path, way: str) -> None:
     group = start("reward", FunctionScorer, config)
     with ends(f"a reward function {way}", RankFailure) as lines:
         group.map(FunctionScorer.score, [rollouts(2)]).result(60)
-    assert re.match(
-        r"reward rank 0 \(node .*\) raised RewardError in score after [45]\.\d s: reward function", lines[0]
-    )
+    assert re.match(r"reward rank 0 \(node .*\) raised RewardError in score after \d+\.\d s: reward function", lines[0])
     assert f"no answer within {DEADLINE_S:g} s" in lines[0]
 
 

@@ -11,7 +11,6 @@ import os
 import re
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -25,7 +24,9 @@ import httpx
 import pytest
 
 from configs.tiny.inputs import write
+from roles.transfer.connect import quiet_port
 
+pytestmark = pytest.mark.timeout(900)
 ROOT = Path(__file__).resolve().parents[2]
 BIN = Path(sys.executable).parent
 TOKEN = "a-token-that-nobody-may-see"
@@ -68,7 +69,7 @@ class Head:
     def run(self, *words: str, token: bool = True) -> tuple[int, str, str]:
         """Exit code, stdout, stderr."""
         with self.start(*words, token=token) as process:
-            out, err = process.communicate(timeout=280)
+            out, err = process.communicate(timeout=600)
         assert TOKEN not in out + err
         return process.returncode, out, err
 
@@ -79,18 +80,12 @@ class Head:
         return [*TINY, f"actor.model.path={self.shared}/policy", f"prompts.train.path={self.shared}/train.jsonl"]
 
 
-def free_ports(count: int) -> list[int]:
-    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
-    ports = [one.getsockname()[1] for one in sockets]
-    for one in sockets:
-        one.close()
-    return ports
-
-
 @pytest.fixture(scope="module")
 def head() -> Iterator[Head]:
     home = Path(tempfile.mkdtemp(prefix="tetrarch-", dir="/tmp"))  # the names of Ray's sockets must stay short
-    ports = free_ports(5)
+    ports = list[int]()
+    while len(ports) < 5:
+        ports += {quiet_port()} - {*ports}
     agent = ("dashboard-agent-listen-port", "dashboard-agent-grpc-port", "metrics-export-port")
     names = ("port", "dashboard-port", *agent)
     (home / "token").write_text(TOKEN)
@@ -166,7 +161,8 @@ def wait_for_node(head: Head, log: Path) -> None:
 
 def jobs_of(head: Head) -> list[str]:
     """Those in Ray's own list."""
-    answer = httpx.get(f"{head.address}/api/jobs/", headers={"Authorization": f"Bearer {TOKEN}"}, trust_env=False)
+    token = {"Authorization": f"Bearer {TOKEN}"}
+    answer = httpx.get(f"{head.address}/api/jobs/", headers=token, trust_env=False, timeout=60)
     return [job["submission_id"] for job in answer.raise_for_status().json()]
 
 
@@ -236,7 +232,7 @@ def test_a_job_that_is_interrupted_goes_on_and_one_that_is_stopped_ends_cleanly(
                 break
         following.send_signal(signal.SIGINT)
         err = following.stderr.read()
-        assert following.wait(30) == 130, err
+        assert following.wait(60) == 130, err
     job = re.findall(r"stop it: +ray job stop --address \S+ (\S+)", err)
     assert len(job) == 1, err
     logs = [f"{BIN}/ray", "job", "logs", "--address", head.address, job[0]]

@@ -68,9 +68,11 @@ def test_the_policy_is_served_and_goes_over_to_new_weights_without_losing_a_requ
         _openai_asks(url, actor)
         _weights_are_renewed(url, actor)
         with ThreadPoolExecutor() as pool:  # told to end while it answers
-            asked = [pool.submit(_generate, url, count=64) for _ in range(4)]
-            while "tetrarch_requests_under_way 0.0" in httpx.get(f"{url}/metrics", trust_env=False).text:
-                assert not all(answer.done() for answer in asked)
+            asked, until = list[Future[httpx.Response]](), time.monotonic() + 60
+            while "tetrarch_requests_under_way 0.0" in _metrics(url):
+                assert time.monotonic() < until
+                if all(answer.done() for answer in asked):
+                    asked += [pool.submit(_generate, url, count=64) for _ in range(4)]
             process.send_signal(signal.SIGTERM)
             statuses = [_status(answer) for answer in asked]
             assert 200 in statuses and set(statuses) <= {200, 503, None}
@@ -117,7 +119,7 @@ def test_engines_that_die_and_hang_lose_no_request(tmp_path: Path) -> None:
             os.kill(_pid(logs / f"rollout-{number}.log"), signal.SIGKILL)
         _change(actor)
         until = time.monotonic() + 60
-        while "tetrarch_weights_version 1.0" not in httpx.get(f"{url}/metrics", trust_env=False).text:
+        while "tetrarch_weights_version 1.0" not in _metrics(url):
             assert time.monotonic() < until
             time.sleep(0.1)
         asked = [pool.submit(_generate, url, count=1, temperature=0, max_new_tokens=48) for _ in range(100)]
@@ -156,14 +158,22 @@ def test_a_reward_that_is_served_alone_and_dies_loses_no_request(tmp_path: Path)
             os.kill(_pid(tmp_path / "run/serve/logs/reward-0.log"), signal.SIGKILL)
             asked = pool.submit(score)
             while not asked.done():
-                seen.add(httpx.get(f"{url}/health", trust_env=False).json()["status"])
+                seen.add(_get(f"{url}/health").json()["status"])
                 time.sleep(0.02)
             assert (asked.result().status_code, asked.result().json()) == (200, expected), log.read_text()
-        assert "restarting" in seen and httpx.get(f"{url}/health", trust_env=False).json() == {"status": "ok"}
-        assert "tetrarch_frozen_restarts 2.0" in httpx.get(f"{url}/metrics", trust_env=False).text
+        assert "restarting" in seen and _get(f"{url}/health").json() == {"status": "ok"}
+        assert "tetrarch_frozen_restarts 2.0" in _metrics(url)
         process.send_signal(signal.SIGTERM)
         assert process.wait(timeout=60) == 143
     assert log.read_text().count("reward: started again, since reward rank 0") == 2
+
+
+def _get(url: str) -> httpx.Response:
+    return httpx.get(url, trust_env=False, timeout=60)
+
+
+def _metrics(url: str) -> str:
+    return _get(f"{url}/metrics").text
 
 
 def _pid(log: Path) -> int:
@@ -198,7 +208,7 @@ def _openai_asks(url: str, actor: Path) -> None:
     assert scores == sorted(scores, reverse=True) and best.usage is not None and best.usage.completion_tokens > 8
     told = _generate(url, max_new_tokens=8).json()
     assert told["best"] == max(range(4), key=told["scores"].__getitem__) and len(set(told["responses"])) > 1
-    assert httpx.post(f"{url}/generate", json={"prompt": "a"}, trust_env=False).status_code == 401
+    assert httpx.post(f"{url}/generate", json={"prompt": "a"}, trust_env=False, timeout=60).status_code == 401
 
 
 def _weights_are_renewed(url: str, actor: Path) -> None:
@@ -213,8 +223,8 @@ def _weights_are_renewed(url: str, actor: Path) -> None:
     with ThreadPoolExecutor(8) as pool:
         asked = [pool.submit(_generate, url) for _ in range(100)]
         _change(actor)
-        until = time.monotonic() + 30
-        while "tetrarch_weights_version 1.0" not in httpx.get(f"{url}/metrics", trust_env=False).text:
+        until = time.monotonic() + 60
+        while "tetrarch_weights_version 1.0" not in _metrics(url):
             assert time.monotonic() < until
             asked.append(pool.submit(_generate, url))
             time.sleep(0.05)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import socket
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -16,6 +15,7 @@ from roles.config.models import LoraConfig
 from roles.errors import RolloutError, WeightTransferError
 from roles.rollout import RolloutEngine
 from roles.rollout_setup import RolloutSetup
+from roles.transfer.connect import quiet_port
 from roles.transfer.probe import differences
 from tests.integration import architectures
 from tests.integration.engines import ENVIRONMENT, engine_setup, gap, make_prompts
@@ -33,9 +33,7 @@ def running(
     folder: Path, model: Path, setups: list[RolloutSetup], ranks: int, lora: LoraConfig | None = None
 ) -> Iterator[tuple[list[Host], HostClient]]:
     """The engines and a client of all trainer ranks, connected."""
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
-    rank_env = {"RANK": "{rank}", "LOCAL_RANK": "{rank}", "WORLD_SIZE": str(ranks), "MASTER_PORT": str(port)}
+    rank_env = {"RANK": "{rank}", "LOCAL_RANK": "{rank}", "WORLD_SIZE": str(ranks), "MASTER_PORT": str(quiet_port())}
     trainer_env = ENVIRONMENT | rank_env | {"MASTER_ADDR": "127.0.0.1"}
     with hosts(folder, RolloutEngine, [[setup] for setup in setups], ENVIRONMENT) as engines:
         trainer_arguments = [[str(model), [engine.address for engine in engines], lora]] * ranks
