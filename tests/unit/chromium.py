@@ -82,7 +82,9 @@ def browser(profile: Path) -> Iterator[Browser]:
         while not (file.exists() and file.read_text().count("\n")):
             assert process.poll() is None and time.monotonic() < until
             time.sleep(0.05)
-        pages = httpx.get(f"http://127.0.0.1:{file.read_text().splitlines()[0]}/json", trust_env=False).json()
+        pages = httpx.get(
+            f"http://127.0.0.1:{file.read_text().splitlines()[0]}/json", trust_env=False, timeout=60
+        ).json()
         page = next(page for page in pages if page["type"] == "page")
         with connect(page["webSocketDebuggerUrl"], proxy=None, max_size=None) as socket:
             yield Browser(socket)

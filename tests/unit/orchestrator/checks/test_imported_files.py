@@ -10,6 +10,12 @@ from orchestrator.checks import imported_files
 from tests.unit.orchestrator.checks.door import REWARD, World, check, refused
 
 
+@pytest.fixture(autouse=True)
+def patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A busy machine takes longer than the usual seconds to start a process."""
+    monkeypatch.setattr(imported_files, "IMPORT_S", 60.0)
+
+
 @pytest.mark.parametrize(
     ("key", "command"),
     [
