@@ -28,7 +28,8 @@ def test_sampler_sees_the_process_and_its_children() -> None:
         stdout=subprocess.PIPE,
     )
     assert child.stdout is not None and child.stdout.readline() == b"ready\n"
-    assert [process.pid for process in tree(os.getpid())] == [os.getpid(), child.pid]
+    first, *others = [process.pid for process in tree(os.getpid())]
+    assert first == os.getpid() and child.pid in others
     sampler.sample()
     with_child = max(sampler.drain().values())
     assert 90 * MIB < with_child - before < 200 * MIB
