@@ -41,10 +41,11 @@ class Assignment:
 
 def home_assignments(sizes: Sequence[int], usable: Sequence[int], unit: int | None) -> list[Assignment]:
     """The assignments of all shares, whose numbers of rows are `sizes`."""
-    assignments: list[Assignment] = []
+    assignments, at_home = list[Assignment](), set(usable)
     for share, size in enumerate(sizes):
-        engines = [share] if share in usable else usable
-        assignments += divided(share, range(size), engines, unit, assignments)
+        away = share not in at_home
+        others = assignments if away else ()
+        assignments += divided(share, range(size), usable if away else [share], unit, others)
     return assignments
 
 

@@ -8,9 +8,10 @@ rounding.
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -69,17 +70,18 @@ class Canary:
         if not config.canary.enabled:
             return
         gaps, limit = seen.by_engine(config.rollout), self.limit(version, config)
-        if not all(float(own.mean()) <= limit for own in gaps.values()):
-            engine, own = max(gaps.items(), key=lambda found: float(found[1].mean().nan_to_num(torch.inf)))
+        if not all(own.mean <= limit for own in gaps.values()):
+            engine, own = max(gaps.items(), key=lambda found: math.inf if math.isnan(found[1].mean) else found[1].mean)
             who = "the engines do" if len(gaps) == 1 else f"engine {engine} does"
             was = "" if self.baseline is None or version == 0 else f"; it was {self.baseline:.2g} before any push"
             raise WeightsDiffer(
                 f"{who} not sample from the trainer's weights (version {version}): the log-probabilities differ from "
-                f"the actor's by {float(own.mean()):.2g} nats per token (mean over {len(own)} tokens), the limit is "
+                f"the actor's by {own.mean:.2g} nats per token (mean over {own.tokens} tokens), the limit is "
                 f"{limit:.2g}{was}. Nothing was trained on these samples. If this is rounding, raise canary.limit"
             )
         if version == 0:
-            self.baseline = max(float(torch.cat([*gaps.values()]).mean()), self.baseline or 0.0)
+            mean = sum(own.mean * own.tokens for own in gaps.values()) / sum(own.tokens for own in gaps.values())
+            self.baseline = max(mean, self.baseline or 0.0)
         self.verified = version
 
     def wrong_engines(self, seen: SeenRows, version: int, config: RunConfig) -> set[int]:
@@ -88,7 +90,7 @@ class Canary:
         if not config.canary.enabled or len(set(seen.made_by)) == 1:
             return set()
         gaps, limit = seen.by_engine(config.rollout), self.limit(version, config)
-        wrong = {engine for engine, own in gaps.items() if float(own.mean()) > limit}
+        wrong = {engine for engine, own in gaps.items() if own.mean > limit}
         return wrong if len(wrong) < len(gaps) else set()
 
     def limit(self, version: int, config: RunConfig) -> float:
@@ -126,6 +128,14 @@ def unexplained_gap(rollouts: Rollouts, logprobs: Tensor, how: RolloutConfig) ->
     return (difference - difference.clamp(min=0.0).minimum(most)).abs()
 
 
+class EngineGap(NamedTuple):
+    """How far an engine's log-probabilities are from the actor's."""
+
+    mean: float
+    """`unexplained_gap` of its tokens, nats."""
+    tokens: int
+
+
 @dataclass(frozen=True, slots=True)
 class SeenRows:
     """Samples, and what the actor says of them."""
@@ -136,11 +146,14 @@ class SeenRows:
     made_by: Sequence[int]
     """The engine of each sample; empty: they are looked at together."""
 
-    def by_engine(self, how: RolloutConfig) -> dict[int, Tensor]:
-        """Engine → `unexplained_gap` of its tokens, float64, flat."""
-        makers = torch.tensor(self.made_by or [0] * len(self.rollouts)).unsqueeze(1).expand_as(self.logprobs)
-        makers, gaps = makers[self.rollouts.response_mask], unexplained_gap(self.rollouts, self.logprobs, how).double()
-        return {engine: gaps[makers == engine] for engine in makers.unique().tolist()}
+    def by_engine(self, how: RolloutConfig) -> dict[int, EngineGap]:
+        """The gap of each engine that has generated a token."""
+        engines, maker = torch.tensor(self.made_by or [0] * len(self.rollouts)).unique(return_inverse=True)
+        tokens = maker.repeat_interleave(self.rollouts.response_mask.sum(1))
+        gaps = unexplained_gap(self.rollouts, self.logprobs, how).double()
+        sums, counts = (tokens.bincount(weights, minlength=len(engines)) for weights in (gaps, None))
+        found = zip(engines.tolist(), (sums / counts).tolist(), counts.tolist(), strict=True)
+        return {engine: EngineGap(mean, count) for engine, mean, count in found if count}
 
     @property
     def gaps(self) -> Tensor | None:
@@ -165,8 +178,11 @@ def seen_by_actor(roles: Roles, scored: Scored, config: RunConfig) -> SeenRows:
 def seen_of_each(roles: Roles, rollouts: Rollouts) -> SeenRows:
     """`ROWS` of what the engines have answered just now, some of every engine."""
     makers = roles.policy.made_by
-    each = max(ROWS // len(set(makers)), 1)
-    rows = sorted(row for one in set(makers) for row in [row for row, by in enumerate(makers) if by == one][:each])
+    each, taken, rows = max(ROWS // len(set(makers)), 1), Counter[int](), list[int]()
+    for row, engine in enumerate(makers):
+        taken[engine] += 1
+        if taken[engine] <= each:
+            rows.append(row)
     few = rollouts.select(rows)
     return SeenRows(few, actors_logprobs(roles, few), [makers[row] for row in rows])
 
