@@ -19,7 +19,8 @@ from orchestrator.config.evaluation import EvaluationConfig
 from orchestrator.config.serving import ServingRun
 from orchestrator.data.prompts import Questions
 from orchestrator.groups.policy import Policy
-from orchestrator.groups.reward import Reward
+from orchestrator.groups.recovery import Recovery
+from orchestrator.groups.reward import Member, Reward
 from orchestrator.groups.serving_roles import scored_policy
 from orchestrator.groups.spread import wait_for
 from orchestrator.report.evaluation_results import Estimate, EvaluationResult
@@ -78,7 +79,7 @@ def best_of_n(config: ServingRun, questions: Questions, output: Path | None) -> 
                 found.append(scores)
                 picked.append(rollouts.select(best_rows(scores, count)))
             best = Rollouts.concatenate(picked)
-            gold = judge.start(best).result(config.deadlines.score_s).tolist() if judge else None
+            gold = _judged(judge, best, config.deadlines.score_s, policy.recovery) if judge else None
         compare = comparing(config)
         gold = compare(best) if compare else gold
         result = summary(best, torch.cat(found), gold, count, config.evaluation.samples)
@@ -184,6 +185,13 @@ def _scored(
         scores = reward.start(rollouts)
         wait_for(scores.spreads, deadline_s, policy.recovery)
         yield rollouts, scores.result(deadline_s)[0]
+
+
+def _judged(judge: Member, best: Rollouts, deadline_s: float, recovery: Recovery) -> Sequence[float | None]:
+    running = judge.start(best)
+    wait_for([running], deadline_s, recovery)
+    values: list[float | None] = running.result(deadline_s).tolist()
+    return values
 
 
 def _parts(size: int, at_a_time: int) -> list[Sequence[int]]:

@@ -15,6 +15,7 @@ from typing import Any
 
 from torch import Tensor
 
+from cluster.counts import counted
 from cluster.role_table import REFERENCE
 from orchestrator.config.evaluation import EvaluationConfig, EvaluationRun, EvaluationSampling
 from orchestrator.data.opponents import given_prompts
@@ -190,7 +191,7 @@ def _measure(
     with evaluation_roles(config, models, progress.lines, progress.starting) as roles:
         for name, prompts in asked.items():
             count = len(prompts) // how.responses_per_prompt
-            progress.status(f"answering {count} held-out prompts{f' of {name}' if name else ''}")
+            progress.status(f"answering {counted(count, 'held-out prompt')}{f' of {name}' if name else ''}")
             found = answered(roles, prompts, 0, sampling=how.sampling, compare=comparing(config))
             result = measured(found, step=policy.step, label=policy.label, how=how)
             result = replace(result, name=name, decides=name == config.deciding_set)

@@ -6,16 +6,30 @@ import itertools
 import json
 import math
 import random
+from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 
+from cluster.config import Deadlines
 from configs.tiny.inputs import tokenizer
 from orchestrator.config.data import RecordsConfig
+from orchestrator.config.evaluation import EvaluationConfig
+from orchestrator.config.recovery import RecoveryConfig
+from orchestrator.config.serving import ServingConfig
+from orchestrator.data.prompts import Questions
 from orchestrator.data.samples import read_samples
+from orchestrator.groups import spread
+from orchestrator.groups.recovery import Recovery
+from orchestrator.groups.reward import Member, Reward
+from orchestrator.stages import best_of_n
 from orchestrator.stages.best_of_n import best_of_n_kl, best_rows, kl_bound, picked_rows, summary
+from roles.config.rewards import MeanScore
 from tests.unit.orchestrator.fakes import prompts_of, rollouts_of
+from tests.unit.orchestrator.groups.test_frozen_ranks import Group, death
 
 
 def exact_kl(probabilities: list[float], count: int) -> float:
@@ -85,6 +99,23 @@ def test_a_row_is_a_demonstration_and_a_ranked_list() -> None:
         "scores": [1.0, 2.0],
     }
     assert (second["prompt"], second["completion"]) == ("p", "c")
+
+
+def test_a_judge_that_dies_is_started_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All responses have been generated and scored by then."""
+    group: Any = Group("judge", [death("judge")])
+    reward: Any = Reward({"reward": Member(Group("reward"))}, MeanScore())  # type: ignore[arg-type]
+    recovery = Recovery(RecoveryConfig(), frozen={"judge": group})
+    policy = SimpleNamespace(generate=rollouts_of, recovery=recovery)
+    questions = Questions(prompts_of(3).token_ids, ["p"] * 3, {}, "")
+    monkeypatch.setattr(best_of_n, "policy_to_serve", lambda config: SimpleNamespace(actor=tmp_path))
+    monkeypatch.setattr(best_of_n, "scored_policy", lambda *given: nullcontext((policy, reward, Member(group))))
+    monkeypatch.setattr(best_of_n, "comparing", lambda config: None)
+    monkeypatch.setattr(spread, "wait_all", lambda calls, deadline_s: [call.result(deadline_s) for call in calls])
+    config: Any = SimpleNamespace(run_dir=str(tmp_path), seed=0, deadlines=Deadlines(), deciding_set="")
+    config.serving, config.evaluation = ServingConfig(responses=2), EvaluationConfig()
+    result = best_of_n.best_of_n(config, questions, None)
+    assert group.log == ["map", "restart [0, 1]", "map"] and result.picked.gold_values == [0.0, 1.0, 2.0]
 
 
 @pytest.mark.parametrize("chat", [False, True])
