@@ -15,9 +15,11 @@ import torch
 from torch import Tensor
 
 from cluster.counts import counted
+from cluster.role_table import REWARD
 from orchestrator.config.evaluation import EvaluationConfig
 from orchestrator.config.serving import ServingRun
 from orchestrator.data.prompts import Questions
+from orchestrator.errors import NotFinite
 from orchestrator.groups.policy import Policy
 from orchestrator.groups.recovery import Recovery
 from orchestrator.groups.reward import Member, Reward
@@ -184,7 +186,10 @@ def _scored(
         rollouts = policy.generate(questions.pick(rows, seeds), version=0)
         scores = reward.start(rollouts)
         wait_for(scores.spreads, deadline_s, policy.recovery)
-        yield rollouts, scores.result(deadline_s)[0]
+        values = scores.result(deadline_s)[0]
+        if not bool(values.isfinite().all()):
+            raise NotFinite(REWARD, "the reward's score of a response is not finite: no response is the best then")
+        yield rollouts, values
 
 
 def _judged(judge: Member, best: Rollouts, deadline_s: float, recovery: Recovery) -> Sequence[float | None]:

@@ -13,6 +13,7 @@ from cluster.role_table import ENGINES, JUDGE
 from orchestrator.config.reward_training import SampledPairs
 from orchestrator.config.sampling import SamplingConfig
 from orchestrator.data.prompts import PromptSource, Questions
+from orchestrator.errors import TetrarchError
 from orchestrator.groups.build import Models, builder
 from orchestrator.groups.policy import Policy
 from orchestrator.groups.spread import wait_for
@@ -43,6 +44,13 @@ def sampled(
 
 
 def by_score(rollouts: Rollouts, scores: Tensor, each: int) -> Preferences:
-    """Responses that a judge has scored, float `[batch]`; `each` consecutive ones answer the same prompt."""
+    """Responses that a judge has scored, float `[batch]`; `each` consecutive ones answer the same prompt. TetrarchError
+    for a score that is not finite, which would be better or worse than no other."""
+    if not bool(scores.isfinite().all()):
+        bad = (~scores.isfinite()).nonzero().flatten().tolist()
+        raise TetrarchError(
+            f"the judge's scores are not finite for {len(bad)} of {len(scores)} responses (the first has the prompt "
+            f"{rollouts.prompts[bad[0]][:60]!r}); look at them, or use another judge"
+        )
     groups = torch.arange(len(rollouts)) // each
     return Preferences(rollouts.token_ids, rollouts.lengths, groups, scores, torch.ones(len(rollouts)))

@@ -22,11 +22,12 @@ from orchestrator.config.recovery import RecoveryConfig
 from orchestrator.config.serving import ServingConfig
 from orchestrator.data.prompts import Questions
 from orchestrator.data.samples import read_samples
+from orchestrator.errors import NotFinite
 from orchestrator.groups import spread
 from orchestrator.groups.recovery import Recovery
 from orchestrator.groups.reward import Member, Reward
 from orchestrator.stages import best_of_n
-from orchestrator.stages.best_of_n import best_of_n_kl, best_rows, kl_bound, picked_rows, summary
+from orchestrator.stages.best_of_n import _scored, best_of_n_kl, best_rows, kl_bound, picked_rows, summary
 from roles.config.rewards import MeanScore
 from tests.unit.orchestrator.fakes import prompts_of, rollouts_of
 from tests.unit.orchestrator.groups.test_frozen_ranks import Group, death
@@ -138,3 +139,18 @@ def test_the_rows_are_demonstrations_of_the_best_response(tmp_path: Path, chat: 
         learned.append(tokenizer().decode(trained))
     before = "<bos><user>p<assistant>" if chat else "p"
     assert texts == [f"{before} b<eos>", f"{before} c<eos>"] and learned == [" b<eos>", " c<eos>"]
+
+
+def test_a_score_that_is_not_finite_is_no_best_one() -> None:
+    """Nothing is greater than NaN: the first response would be picked with it."""
+    questions: Any = Questions([[5]], ["p"], {}, "")
+    rollouts, scores = rollouts_of(prompts_of(2), 0), torch.tensor([math.nan, 1.0])
+    running = SimpleNamespace(spreads=[], result=lambda deadline_s: (scores, scores))
+    reward: Any = SimpleNamespace(start=lambda rollouts: running)
+    policy: Any = SimpleNamespace(generate=lambda prompts, version: rollouts, recovery=Recovery())
+    serving = SimpleNamespace(responses=2)
+    config: Any = SimpleNamespace(serving=serving, deadlines=Deadlines(), seed=1)
+    with pytest.raises(NotFinite, match="no response is the best"):
+        list(_scored(config, questions, policy, reward))
+    scores[0] = 0.0
+    assert [found.tolist() for _, found in _scored(config, questions, policy, reward)] == [[0.0, 1.0]]

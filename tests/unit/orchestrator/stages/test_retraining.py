@@ -29,6 +29,7 @@ from orchestrator.run.phase_clock import Clock
 from orchestrator.stages.asking import Asking, JudgeDown, Refusal
 from orchestrator.stages.fresh_labels import AskedPairs, Judged
 from orchestrator.stages.retraining import Retraining, told
+from orchestrator.stages.sampled_pairs import by_score
 from roles.batch import Preferences, Rollouts
 from roles.reward_trainer import RewardStats
 from tests.unit.orchestrator.fakes import Answers, FakeGroup, prompts_of, rollouts_of, write_waits
@@ -178,6 +179,13 @@ def test_a_function_scores_and_its_order_counts(log: list[str]) -> None:
     pairs = Judged(Member(FakeGroup("labeller", log)), 2, 1.0, Recovery())(rollouts)  # type: ignore[arg-type]
     assert (pairs.ranks.tolist(), pairs.groups.tolist()) == ([0.0, 1.0, 2.0, 3.0], [0, 0, 1, 1])
     assert pairs.comparisons().tolist() == [[1, 0], [3, 2]] and pairs.certainty.tolist() == [1.0] * 4
+
+
+def test_a_score_of_the_judge_that_is_not_finite_is_told() -> None:
+    """NaN is greater than nothing and less than nothing: its comparisons would be gone without a word."""
+    rollouts = rollouts_of(prompts_of(4), 0)
+    with pytest.raises(TetrarchError, match=r"not finite for 1 of 4 responses"):
+        by_score(rollouts, torch.tensor([0.0, float("nan"), 1.0, 2.0]), 2)
 
 
 class Judge:
