@@ -17,7 +17,7 @@ from orchestrator.errors import ConfigError
 from orchestrator.run.checkpoint import Checkpoints
 from orchestrator.run.ensemble_runs import member_runs
 from orchestrator.stages.reward_training import train_reward
-from tests.unit.orchestrator.run.test_resuming import REWARD
+from tests.unit.orchestrator.run.saved_runs import REWARD
 from tests.unit.orchestrator.stages.test_sampled_pairs import ranked
 
 

@@ -9,12 +9,11 @@ from typing import Any
 
 import pytest
 
-import orchestrator.stages.ppo
 from orchestrator.config.base import BaseConfig
 from orchestrator.config.dpo import DpoRun
 from orchestrator.config.evaluation import EvaluationRun
 from orchestrator.config.labelling import LabellingRun
-from orchestrator.config.loading import dump_config, load_config, load_root, validate
+from orchestrator.config.loading import dump_config, load_config, validate
 from orchestrator.config.pipeline import PipelineRun
 from orchestrator.config.reward_training import RewardTrainingRun
 from orchestrator.config.roots import ROOTS
@@ -22,24 +21,12 @@ from orchestrator.config.run import RunConfig
 from orchestrator.config.schema import key_of, sections_in
 from orchestrator.config.serving import ServingRun
 from orchestrator.config.sft import SftRun
-from orchestrator.data.ppo_data import PpoData
-from orchestrator.data.prompts import Questions
-from orchestrator.errors import ConfigError, TetrarchError
+from orchestrator.errors import ConfigError
 from orchestrator.run.checkpoint import Checkpoints
-from orchestrator.run.resume_rules import RESUME_RULES, rules_of
-from orchestrator.run.resuming import (
-    Resume,
-    _names,
-    changes,
-    checkpoint_to_resume,
-    other_layout,
-    set_aside,
-    take_up,
-    why_not,
-)
+from orchestrator.run.resume_rules import RESUME_RULES
+from orchestrator.run.resuming import _names, changes, checkpoint_to_resume, other_layout, take_up, why_not
+from tests.unit.orchestrator.run.saved_runs import ROOT, Saved, rewarded, rewarding
 
-ROOT = Path(__file__).resolve().parents[4]
-TINY = ROOT / "configs/tiny.yaml"
 RETRAINING = ROOT / "configs/retraining.yaml"
 WHOLE = {
     *("deadlines", "report", "checkpoint", "placement", "alerts", "canary", "frozen.zero", "rollout.engine"),
@@ -49,6 +36,8 @@ WHOLE = {
     *("ppo.ptx.data", "ppo.advantage", "ppo.score", "ppo.truncated", "ppo.policy.importance", "ppo.kl.budget"),
 }
 """Sections all of whose keys, the future ones too, have the same rule (or one of their own)."""
+
+
 OF_PAIRS = {
     *("prompts", "actor", "rollout", "environment", "reward_training.pairs"),
     *("prompts.heldout", "actor.zero", "actor.optimizer", "actor.lora", "rollout.engine"),
@@ -127,29 +116,6 @@ NOT_RESUMED = {EvaluationRun, ServingRun, LabellingRun, PipelineRun}
 
 def test_the_runs_of_every_stage_have_rules() -> None:
     assert set(RESUME_RULES) == set(ROOTS.values()) - NOT_RESUMED, "the others have nothing to resume"
-
-
-class Saved:
-    """A run directory with checkpoints of `configs/tiny.yaml`."""
-
-    def __init__(self, run_dir: Path, steps: tuple[int, ...] = (2, 4)) -> None:
-        self.run_dir = run_dir
-        self.checkpoints = Checkpoints(run_dir / "checkpoints", keep=5)
-        for step in steps:
-            self.checkpoints.save(step, {"config": dump_config(self.config())}, lambda folder: None)
-
-    def config(self, *overrides: str) -> RunConfig:
-        return load_config(TINY, [f"run_dir={self.run_dir}", *overrides])
-
-    def told(self, *overrides: str) -> list[str]:
-        found = checkpoint_to_resume(self.config(*overrides), "newest")
-        assert found is not None
-        return [str(change) for change in changes(found, self.config(*overrides))]
-
-
-@pytest.fixture
-def saved(tmp_path: Path) -> Saved:
-    return Saved(tmp_path / "run")
 
 
 def test_what_may_change_is_told_with_both_values(saved: Saved) -> None:
@@ -302,107 +268,6 @@ def test_a_run_whose_reports_cannot_be_read_is_refused_before_it_goes_on(saved: 
         saved.told()
 
 
-# --resume-from
-
-
-def test_an_earlier_checkpoint_is_picked(saved: Saved) -> None:
-    def step_of(resume: Resume, *overrides: str) -> int | None:
-        found = checkpoint_to_resume(saved.config(*overrides), resume)
-        return found.step if found else None
-
-    assert [step_of(resume) for resume in (None, "newest", 4, 2)] == [None, 4, 4, 2]
-    with pytest.raises(ConfigError, match="no whole checkpoint of step 3; it has those of 2, 4"):
-        step_of(3)
-    (saved.run_dir / "actor").mkdir()
-    (saved.run_dir / "actor/tetrarch.json").write_text('{"step": 6}')
-    with pytest.raises(ConfigError, match="has done all its steps"):
-        step_of("newest")
-    assert step_of(2) == 2
-    assert step_of(2, "steps=2") == 2  # to get the models of that step
-    with pytest.raises(ConfigError, match=r"steps=1, but .*step-000002 is at step 2"):
-        step_of(2, "steps=1")
-
-
-def test_what_came_later_is_set_aside_and_not_deleted(saved: Saved) -> None:
-    run_dir = saved.run_dir
-    (run_dir / "metrics.jsonl").write_text("".join(f'{{"step": {step}}}\n' for step in (1, 2, 3, 4, 5)))
-    (run_dir / "actor").mkdir()
-    (run_dir / "actor/tetrarch.json").write_text('{"step": 6}')
-    (run_dir / "checkpoints/step-000004-copy").mkdir()
-    (run_dir / "samples").mkdir()
-    for step in (1, 2, 3, 4):
-        (run_dir / f"samples/step-{step:06d}.parquet").write_text(str(step))
-    first = set_aside(run_dir, 2, ("actor", "critic", "actor_ema"))
-    assert first == run_dir / "set-aside/1"
-    assert saved.checkpoints.steps() == [2] and not (run_dir / "actor").exists()
-    assert Checkpoints(first / "checkpoints", keep=2).steps() == [4]
-    assert (first / "actor/tetrarch.json").is_file()
-    for folder, steps in ((run_dir, "12"), (first, "34")):
-        assert "".join(sorted(path.read_text() for path in (folder / "samples").iterdir())) == steps
-    assert (first / "metrics.jsonl").read_text() == (run_dir / "metrics.jsonl").read_text()
-    (run_dir / "metrics.jsonl").write_text('{"step": 1}\n{"step": 2}\n')
-    assert set_aside(run_dir, 2, ("actor", "critic", "actor_ema")) is None
-    saved.checkpoints.save(3, {}, lambda folder: None)
-    assert set_aside(run_dir, 2, ("actor", "critic", "actor_ema")) == run_dir / "set-aside/2"
-
-
-def test_the_reward_model_that_a_run_starts_from_is_never_moved(saved: Saved) -> None:
-    """Some keep it in `run_dir/reward`; what a retraining leaves has another name."""
-    run_dir, leaves = saved.run_dir, rules_of(saved.config()).leaves
-    for name in ("reward/model", "reward_retrained", "critic"):
-        (run_dir / name).mkdir(parents=True)
-    first = set_aside(run_dir, 2, leaves)
-    assert first is not None
-    assert (run_dir / "reward/model").is_dir() and not (run_dir / "reward_retrained").exists()
-    assert {path.name for path in first.iterdir()} == {"checkpoints", "reward_retrained", "critic"}
-
-
-def test_a_damaged_checkpoint_is_told_and_what_came_after_the_one_before_it_is_set_aside(saved: Saved) -> None:
-    run_dir, config = saved.run_dir, saved.config()
-    (run_dir / "metrics.jsonl").write_text("".join(f'{{"step": {step}}}\n' for step in (1, 2, 3, 4)))
-    (run_dir / "checkpoints/step-000004/manifest.json").write_text("{")
-    found = checkpoint_to_resume(config, "newest")
-    assert found is not None and found.step == 2
-    damaged, later = take_up(run_dir, found, config, "newest")
-    assert "step-000004 is damaged: manifest.json cannot be read" in damaged and "going on from step 2" in damaged
-    assert later == f"what came after step 2 is in {run_dir / 'set-aside/1'}"
-    assert len((run_dir / "set-aside/1/metrics.jsonl").read_text().splitlines()) == 4
-
-
-def test_what_a_reward_model_says_of_its_quality_is_set_aside_with_its_steps(tmp_path: Path) -> None:
-    run_dir = rewarded(tmp_path)
-    (run_dir / "reward_quality.json").write_text("{}")
-    checkpoint = checkpoint_to_resume(rewarding(tmp_path), 2)
-    assert checkpoint is not None
-    (told,) = take_up(run_dir, checkpoint, rewarding(tmp_path), 2)
-    assert told == f"what came after step 2 is in {run_dir / 'set-aside/1'}"
-    assert sorted(p.name for p in run_dir.iterdir()) == ["checkpoints", "set-aside"]
-    assert (run_dir / "set-aside/1/reward_quality.json").is_file()
-
-
-REWARD = """
-reward_training: {output: %s/taste, model: {path: m}, pairs: {type: sampled, judge: {path: judge.py}}}
-actor: {model: {path: policy}}
-prompts: {train: {path: prompts.jsonl}, max_tokens: 8}
-rollout: {prompts_per_step: 2, max_response_tokens: 4}
-"""
-
-
-def rewarding(folder: Path, *overrides: str) -> RewardTrainingRun:
-    file = folder / "reward.yaml"
-    file.write_text(REWARD % folder)
-    return load_root(RewardTrainingRun, file, overrides)
-
-
-def rewarded(folder: Path) -> Path:
-    """The run directory of a reward model with checkpoints of two steps."""
-    config = rewarding(folder)
-    for step in (2, 4):
-        checkpoints = Checkpoints(Path(config.run_dir) / "checkpoints", keep=5)
-        checkpoints.save(step, {"config": dump_config(config)}, lambda folder: None)
-    return Path(config.run_dir)
-
-
 @pytest.mark.parametrize(
     "override",
     [
@@ -429,29 +294,3 @@ def test_what_the_comparisons_were_made_with_stays(tmp_path: Path, override: str
     rewarded(tmp_path)
     with pytest.raises(ConfigError, match="this cannot change: the comparisons were made with it"):
         checkpoint_to_resume(rewarding(tmp_path, override), "newest")
-
-
-def test_where_every_checkpoint_is_damaged_each_is_named(saved: Saved) -> None:
-    for step in (2, 4):
-        (saved.run_dir / f"checkpoints/step-{step:06d}/manifest.json").unlink()
-    with pytest.raises(
-        ConfigError, match=r"no whole checkpoint; put the files back(.|\n)*step-000004 is damaged(.|\n)*2"
-    ):
-        checkpoint_to_resume(saved.config(), "newest")
-
-
-def test_a_run_that_goes_on_sets_aside_and_tells_before_it_loads_anything(
-    saved: Saved, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    def resolve_models(*arguments: Any) -> Any:
-        raise TetrarchError("far enough")
-
-    monkeypatch.setattr(orchestrator.stages.ppo, "resolve_models", resolve_models)
-    (saved.run_dir / "metrics.jsonl").write_text("".join(f'{{"step": {step}}}\n' for step in (1, 2, 3, 4)))
-    with pytest.raises(TetrarchError, match="far enough"):
-        orchestrator.stages.ppo.train(saved.config("steps=20"), 2, PpoData(Questions([], [], {}, "none"), {}))
-    shown = capsys.readouterr()
-    told = shown.out + shown.err
-    assert "steps: 6 in the checkpoint, now 20" in told
-    assert "what came after step 2 is in" in told and (saved.run_dir / "set-aside/1/checkpoints/step-000004").is_dir()
-    assert len((saved.run_dir / "metrics.jsonl").read_text().splitlines()) == 2
