@@ -7,10 +7,11 @@ of lists, or another batch. Tensors `[batch, time]` are right-padded; `lengths` 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
+from itertools import accumulate
 from types import EllipsisType
-from typing import Any, NamedTuple, Self
+from typing import Any, NamedTuple, Self, TypeVar
 
 import numpy as np
 import torch
@@ -18,6 +19,9 @@ from torch import Tensor
 
 FOUR_BYTES = torch.iinfo(torch.int32)
 Array = np.ndarray[Any, Any]
+B = TypeVar("B", bound="Batch")
+_NAMES: dict[type[Any], tuple[str, ...]] = {}
+"""Type → names of its fields: looking for them takes longer than to cut a few rows."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,10 +35,10 @@ class Batch:
     """
 
     def __len__(self) -> int:
-        return len(getattr(self, fields(self)[0].name))
+        return len(getattr(self, _names(type(self))[0]))
 
     def __reduce__(self) -> tuple[Any, ...]:
-        own = {f.name: getattr(self, f.name) for f in fields(self)}
+        own = {name: getattr(self, name) for name in _names(type(self))}
         read = _Read(own.get("lengths"), own.get("response_mask"))
         packed = {name: _Packed.of(value, read) if isinstance(value, Tensor) else value for name, value in own.items()}
         return _unpacked, (type(self), packed)
@@ -43,11 +47,23 @@ class Batch:
         """The rows `rows`, in that order; token tensors are cut to the longest row that is left."""
         index, lengths = torch.as_tensor(rows, dtype=torch.long), _lengths(self)
         width = int(lengths[index].max()) if lengths is not None and len(index) else None
-        return type(self)(**{f.name: _select(getattr(self, f.name), rows, index, width) for f in fields(self)})
+        return self._with(lambda value: _select(value, rows, index, width))
 
     def split(self, parts: Iterable[Sequence[int]]) -> list[Self]:
-        """One batch for each list of row numbers."""
-        return [self.select(rows) for rows in parts]
+        """One batch for each list of row numbers; their tensors are views of one copy."""
+        rows = [list(part) for part in parts]
+        ordered, ends = self.select([row for part in rows for row in part]), accumulate(map(len, rows))
+        return [ordered._between(end - len(part), end) for part, end in zip(rows, ends, strict=True)]
+
+    def _between(self, first: int, end: int) -> Self:
+        """The rows from `first` up to `end`."""
+        lengths = _lengths(self)
+        width = int(lengths[first:end].max()) if lengths is not None and end > first else None
+        return self._with(lambda value: _slice(value, first, end, width))
+
+    def _with(self, change: Callable[[Any], Any]) -> Self:
+        """This batch with `change` of each field, which leaves what was checked when the batch was made."""
+        return _made(type(self), {name: change(getattr(self, name)) for name in _names(type(self))})
 
     @classmethod
     def concatenate(cls, batches: Sequence[Self], pad_token_id: int = 0) -> Self:
@@ -55,12 +71,12 @@ class Batch:
         if not batches:
             raise ValueError(f"cannot concatenate zero batches of {cls.__name__}")
         joined = {}
-        for f in fields(cls):
-            parts = [getattr(b, f.name) for b in batches]
+        for name in _names(cls):
+            parts = [getattr(b, name) for b in batches]
             if isinstance(parts[0], Batch):
-                joined[f.name] = type(parts[0]).concatenate(parts, pad_token_id)
+                joined[name] = type(parts[0]).concatenate(parts, pad_token_id)
             else:
-                joined[f.name] = _join(parts, pad_token_id if f.name == "token_ids" else 0)
+                joined[name] = _join(parts, pad_token_id if name == "token_ids" else 0)
         return cls(**joined)
 
 
@@ -161,26 +177,38 @@ def _fits(values: Array) -> bool:
 
 
 def _unpacked(made: type[Batch], packed: Mapping[str, Any]) -> Batch:
-    """The batch that was checked when it was made."""
-    batch, everything = object.__new__(made), _Read(None, None)
+    everything = _Read(None, None)
     first = {name: packed[name].tensor(everything) for name in ("lengths", "response_mask") if name in packed}
     read = _Read(first.get("lengths"), first.get("response_mask"))
-    for name, value in packed.items():
-        object.__setattr__(batch, name, value.tensor(read) if isinstance(value, _Packed) else value)
+    return _made(made, {name: x.tensor(read) if isinstance(x, _Packed) else x for name, x in packed.items()})
+
+
+def _made(made: type[B], values: Mapping[str, Any]) -> B:
+    """A batch of values that are known to be right: of a batch that was checked when it was made."""
+    batch = object.__new__(made)
+    for name, value in values.items():
+        object.__setattr__(batch, name, value)
     return batch
+
+
+def _names(made: type[Batch]) -> tuple[str, ...]:
+    """Of its fields."""
+    if made not in _NAMES:
+        _NAMES[made] = tuple(f.name for f in fields(made))
+    return _NAMES[made]
 
 
 def _lengths(batch: Batch) -> Tensor | None:
     """How much of each row is read, in `batch` or in a batch inside it; None where nothing is padded."""
-    for f in fields(batch):
-        value = getattr(batch, f.name)
-        if f.name == "lengths" or isinstance(value, Batch):
+    for name in _names(type(batch)):
+        value = getattr(batch, name)
+        if name == "lengths" or isinstance(value, Batch):
             return value if isinstance(value, Tensor) else _lengths(value)
     return None
 
 
 def _select(value: Any, rows: Sequence[int], index: Tensor, width: int | None) -> Any:
-    """Cut before the copy: a cut view would carry its whole storage along when it is pickled."""
+    """Cut before the copy: that leaves less to copy."""
     if isinstance(value, Batch):
         return value.select(rows)
     if isinstance(value, Tensor):
@@ -188,6 +216,14 @@ def _select(value: Any, rows: Sequence[int], index: Tensor, width: int | None) -
     if isinstance(value, dict):
         return {key: [column[row] for row in rows] for key, column in value.items()}
     return [value[row] for row in rows]
+
+
+def _slice(value: Any, first: int, end: int, width: int | None) -> Any:
+    if isinstance(value, Batch):
+        return value._between(first, end)
+    if isinstance(value, Tensor):
+        return value[first:end, :width] if value.dim() == 2 else value[first:end]
+    return {key: column[first:end] for key, column in value.items()} if isinstance(value, dict) else value[first:end]
 
 
 def _join(parts: list[Any], fill: int) -> Any:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -154,13 +155,16 @@ def repeated_fraction(token_ids: Tensor, generated: Tensor) -> float:
         token_ids: int64 `[batch, time]`.
         generated: bool `[batch, time]`.
     """
-    total = distinct = 0
-    for row, mask in zip(token_ids, generated, strict=True):
-        tokens = row[mask]
-        if len(tokens) >= SEQUENCE:
-            windows = tokens.unfold(0, SEQUENCE, 1)
-            hashes = (windows * torch.tensor(_PRIMES)).sum(1)  # modulo 2^64: equal for equal windows, and hardly else
-            total, distinct = total + len(hashes), distinct + len(hashes.unique())
+    tokens = token_ids.numpy()[generated.numpy()]
+    hashes = np.zeros(len(tokens), np.int64)  # modulo 2^64: equal for equal windows, and hardly else
+    for place, prime in enumerate(_PRIMES):
+        hashes[: len(tokens) - place] += prime * tokens[place:]
+    total = distinct = first = 0
+    for count in generated.sum(1).tolist():
+        windows = np.sort(hashes[first : first + max(count - SEQUENCE + 1, 0)])
+        total += len(windows)
+        distinct += int((windows[1:] != windows[:-1]).sum()) + bool(len(windows))
+        first += count
     return 1.0 - distinct / total if total else 0.0
 
 
