@@ -12,7 +12,8 @@ from pathlib import Path
 from orchestrator.config.reward_training import COMPARISONS, QUALITY, RewardTrainingRun
 from orchestrator.errors import ConfigError
 from orchestrator.run.checkpoint import Checkpoints
-from orchestrator.run.resuming import Resume, changes
+from orchestrator.run.learned_data import COMPARISONS_KEY
+from orchestrator.run.resuming import Resume, changed_models, changes
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,7 +24,9 @@ class MemberRun:
     resume: Resume
     """Where it begins."""
     done: bool = False
-    """Whether its model is there, trained with the keys of now."""
+    """Whether its model is there, trained with the keys and from the model of now."""
+    comparisons: str | None = None
+    """The hash of those that its checkpoint was trained on; None without one."""
 
 
 def member_runs(config: RewardTrainingRun, resume: Resume) -> list[MemberRun]:
@@ -46,7 +49,8 @@ def _member_run(run: RewardTrainingRun) -> MemberRun:
         return MemberRun(run, None)
     made = (Path(run.reward_training.output) / QUALITY).is_file()
     changed = [change.key for change in changes(newest, run) if change.key.startswith("reward_training.")]
-    return MemberRun(run, "newest", done=made and not changed)
+    done = made and not changed and not changed_models(newest, run)
+    return MemberRun(run, "newest", done, newest.state.get(COMPARISONS_KEY))
 
 
 def sampled_comparisons(config: RewardTrainingRun) -> Path:

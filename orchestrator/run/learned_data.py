@@ -8,6 +8,9 @@ from dataclasses import dataclass
 from orchestrator.errors import CheckpointError
 from orchestrator.run.checkpoint import Checkpoint
 
+COMPARISONS_KEY = "comparisons"
+"""Of a reward model's data, in the state of its checkpoints."""
+
 
 @dataclass(frozen=True, slots=True)
 class LearnedData:
@@ -24,7 +27,7 @@ class LearnedData:
     @classmethod
     def comparisons(cls, digest: str, steps: int) -> LearnedData:
         """The pairs of a reward model."""
-        return cls("comparisons", digest, steps, "reward_training.pairs")
+        return cls(COMPARISONS_KEY, digest, steps, "reward_training.pairs")
 
     @classmethod
     def demonstrations(cls, digest: str, steps: int) -> LearnedData:

@@ -105,7 +105,8 @@ def train_reward(config: RewardTrainingRun, resume: Resume, source: Questions | 
     """
     runs, found = member_runs(config, resume), []
     for run in runs:
-        if not run.done:
+        same = not isinstance(source, Pairs) or run.comparisons == digest(source.preferences)
+        if not run.done or not same:  # going on with other data is refused, with the reason
             found.append(_train(run.config, run.resume, source))
         if len(runs) > 1 and not isinstance(source, Pairs):
             source = Pairs(kept(sampled_comparisons(config)), "")

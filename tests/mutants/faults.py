@@ -854,7 +854,7 @@ FAULTS = (
     Fault(
         "a member that is done is trained again",
         "orchestrator/run/ensemble_runs.py",
-        'return MemberRun(run, "newest", done=made and not changed)',
+        'return MemberRun(run, "newest", done, newest.state.get(COMPARISONS_KEY))',
         'return MemberRun(run, "newest")',
         "tests/unit/orchestrator/run/test_ensemble_runs.py",
     ),

@@ -11,11 +11,12 @@ import orchestrator.stages.reward_training
 from orchestrator.config.loading import dump_config, load_root, validate_root
 from orchestrator.config.reward_training import COMPARISONS, QUALITY, RewardTrainingRun
 from orchestrator.config.yaml_text import parse_yaml
-from orchestrator.data.comparisons import keep, split
+from orchestrator.data.comparisons import digest, keep, split
 from orchestrator.data.preference_pairs import Pairs
 from orchestrator.errors import ConfigError
 from orchestrator.run.checkpoint import Checkpoints
 from orchestrator.run.ensemble_runs import member_runs
+from orchestrator.run.model_contents import model_contents
 from orchestrator.stages.reward_training import train_reward
 from tests.unit.orchestrator.run.saved_runs import REWARD
 from tests.unit.orchestrator.stages.test_sampled_pairs import ranked
@@ -27,9 +28,10 @@ def ensemble(folder: Path, *overrides: str) -> RewardTrainingRun:
     return load_root(RewardTrainingRun, file, ["reward_training.ensemble.members=3", *overrides])
 
 
-def begun(run: RewardTrainingRun, *, ended: bool = False) -> None:
-    """The member has a checkpoint and, if it has ended, its model."""
-    Checkpoints(Path(run.run_dir) / "checkpoints", keep=2).save(2, {"config": dump_config(run)}, lambda folder: None)
+def begun(run: RewardTrainingRun, *, ended: bool = False, **more: Any) -> None:
+    """The member has a checkpoint and, if it has ended, its model. `more`: of the state in the checkpoint."""
+    state = {"config": dump_config(run), **more}
+    Checkpoints(Path(run.run_dir) / "checkpoints", keep=2).save(2, state, lambda folder: None)
     if ended:
         Path(run.reward_training.output).mkdir(parents=True)
         (Path(run.reward_training.output) / QUALITY).write_text("{}")
@@ -104,6 +106,33 @@ def test_all_members_learn_from_what_the_first_has_sampled(tmp_path: Path, monke
     train_reward(config, "newest", questions)  # type: ignore[arg-type]
     assert [(run, resume) for run, resume, _ in told] == [(config.runs[1], "newest"), (config.runs[2], None)]
     assert all(isinstance(source, Pairs) for _, _, source in told)
+
+
+def test_a_member_that_has_learned_from_other_pairs_is_not_passed_over(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The file of the pairs has changed since: the members that come would learn from others than those that are
+    done."""
+    config, told = ensemble(tmp_path), list[RewardTrainingRun]()
+    before, after = (Pairs(ranked([[1.0, 0.0], ranks]), "") for ranks in ([1.0, 0.0], [0.0, 1.0]))
+    begun(config.runs[0], ended=True, comparisons=digest(before.preferences))
+    monkeypatch.setattr(orchestrator.stages.reward_training, "_train", lambda run, resume, source: told.append(run))
+    train_reward(config, "newest", before)
+    assert told == config.runs[1:]
+    told.clear()
+    train_reward(config, "newest", after)
+    assert told == config.runs, "which is refused, since its checkpoint is of other comparisons"
+
+
+def test_a_member_that_started_from_other_weights_is_not_done(tmp_path: Path) -> None:
+    folder = tmp_path / "backbone"
+    folder.mkdir()
+    (folder / "model.safetensors").write_text("a")
+    config = ensemble(tmp_path, f"reward_training.model.path={folder}")
+    begun(config.runs[0], ended=True, models=model_contents(config.runs[0]))
+    assert member_runs(config, "newest")[0].done
+    (folder / "model.safetensors").write_text("b")
+    assert not member_runs(config, "newest")[0].done
 
 
 def test_a_member_that_is_not_there_is_refused(tmp_path: Path) -> None:
