@@ -41,6 +41,9 @@ LEAST: dict[Dtype, float] = {"float32": 1e-4, "bfloat16": 0.01}
 TOLERANCES: dict[Dtype, float] = {"float32": 1e-4, "bfloat16": 0.02}
 """Largest relative error of a product with a tensor."""
 
+FEW_TOKENS = 16
+"""With fewer, an engine's mean is no measure of it."""
+
 VOCABULARY = 2**19
 """More tokens than any vocabulary has."""
 
@@ -70,18 +73,19 @@ class Canary:
         if not config.canary.enabled:
             return
         gaps, limit = seen.by_engine(config.rollout), self.limit(version, config)
-        if not all(own.mean <= limit for own in gaps.values()):
-            engine, own = max(gaps.items(), key=lambda found: math.inf if math.isnan(found[1].mean) else found[1].mean)
-            who = "the engines do" if len(gaps) == 1 else f"engine {engine} does"
+        together = EngineGap(sum(own.total for own in gaps.values()), sum(own.tokens for own in gaps.values()))
+        wrong = [engine for engine, own in gaps.items() if own.mean(FEW_TOKENS) > limit]
+        if wrong or not together.mean() <= limit:
+            alone = len(gaps) > len(wrong) > 0
+            who, own = (f"engine {wrong[0]} does", gaps[wrong[0]]) if alone else ("the engines do", together)
             was = "" if self.baseline is None or version == 0 else f"; it was {self.baseline:.2g} before any push"
             raise WeightsDiffer(
                 f"{who} not sample from the trainer's weights (version {version}): the log-probabilities differ from "
-                f"the actor's by {own.mean:.2g} nats per token (mean over {own.tokens} tokens), the limit is "
+                f"the actor's by {own.mean():.2g} nats per token (mean over {own.tokens} tokens), the limit is "
                 f"{limit:.2g}{was}. Nothing was trained on these samples. If this is rounding, raise canary.limit"
             )
         if version == 0:
-            mean = sum(own.mean * own.tokens for own in gaps.values()) / sum(own.tokens for own in gaps.values())
-            self.baseline = max(mean, self.baseline or 0.0)
+            self.baseline = max(together.mean(), self.baseline or 0.0)
         self.verified = version
 
     def wrong_engines(self, seen: SeenRows, version: int, config: RunConfig) -> set[int]:
@@ -90,7 +94,7 @@ class Canary:
         if not config.canary.enabled or len(set(seen.made_by)) == 1:
             return set()
         gaps, limit = seen.by_engine(config.rollout), self.limit(version, config)
-        wrong = {engine for engine, own in gaps.items() if own.mean > limit}
+        wrong = {engine for engine, own in gaps.items() if own.mean(FEW_TOKENS) > limit}
         return wrong if len(wrong) < len(gaps) else set()
 
     def limit(self, version: int, config: RunConfig) -> float:
@@ -131,9 +135,13 @@ def unexplained_gap(rollouts: Rollouts, logprobs: Tensor, how: RolloutConfig) ->
 class EngineGap(NamedTuple):
     """How far an engine's log-probabilities are from the actor's."""
 
-    mean: float
-    """`unexplained_gap` of its tokens, nats."""
+    total: float
+    """`unexplained_gap`, summed over its tokens, nats."""
     tokens: int
+
+    def mean(self, least: int = 1) -> float:
+        """A token's; of fewer tokens than `least` their sum over `least`: a single one may be far off by rounding."""
+        return self.total / max(self.tokens, least)
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,9 +159,8 @@ class SeenRows:
         engines, maker = torch.tensor(self.made_by or [0] * len(self.rollouts)).unique(return_inverse=True)
         tokens = maker.repeat_interleave(self.rollouts.response_mask.sum(1))
         gaps = unexplained_gap(self.rollouts, self.logprobs, how).double()
-        sums, counts = (tokens.bincount(weights, minlength=len(engines)) for weights in (gaps, None))
-        found = zip(engines.tolist(), (sums / counts).tolist(), counts.tolist(), strict=True)
-        return {engine: EngineGap(mean, count) for engine, mean, count in found if count}
+        sums, counts = (tokens.bincount(weights, minlength=len(engines)).tolist() for weights in (gaps, None))
+        return {engine: EngineGap(*own) for engine, *own in zip(engines.tolist(), sums, counts, strict=True)}
 
     @property
     def gaps(self) -> Tensor | None:

@@ -101,12 +101,22 @@ def of_two_engines(gaps: tuple[float, float], made_by: list[int]) -> SeenRows:
 def test_one_wrong_engine_is_not_hidden_by_the_right_ones() -> None:
     """Where it is not replaced: with engines that sleep, with ReMax, in an evaluation."""
     canary = Canary(baseline=4e-6, dtypes="float32 float32")
-    canary.check(of_two_engines((9e-5, 9e-5), [0, 1, 0, 1]), 3, config())
-    seen = of_two_engines((1e-6, 1.8e-4), [0, 1, 0, 1])
+    canary.check(of_two_engines((9e-5, 9e-5), [0, 1] * 6), 3, config())
+    seen = of_two_engines((1e-6, 1.8e-4), [0, 1] * 6)
     assert canary.wrong_engines(seen, 4, config()) == {1}
-    with pytest.raises(WeightsDiffer, match=r"engine 1 .*by 0\.00018 nats per token \(mean over 6 tokens\)"):
+    with pytest.raises(WeightsDiffer, match=r"engine 1 .*by 0\.00018 nats per token \(mean over 18 tokens\)"):
         canary.check(seen, 4, config())
     assert canary.verified == 3
+
+
+def test_a_few_tokens_do_not_prove_an_engine_wrong() -> None:
+    """Their gaps vary by more than the limit; a wrong one's are larger, and what all have together counts anyway."""
+    canary, right = Canary(baseline=4e-6, dtypes="float32 float32"), [0] * 20
+    canary.check(of_two_engines((1e-6, 2e-4), [*right, 1]), 3, config())
+    assert canary.wrong_engines(of_two_engines((1e-6, 2e-4), [*right, 1]), 3, config()) == set()
+    assert canary.wrong_engines(of_two_engines((1e-6, 6e-4), [*right, 1]), 3, config()) == {1}
+    with pytest.raises(WeightsDiffer, match="the engines do not"):
+        canary.check(of_two_engines((2e-4, 2e-4), [0, 1]), 3, config())
 
 
 def test_some_rows_of_every_engine_are_looked_at() -> None:
