@@ -57,12 +57,14 @@ class BestOfN:
 
     def lines(self) -> list[str]:
         """For the terminal."""
+        cut = self.picked.truncated_fraction
         return [
             f"best of {self.responses}, {counted(self.prompts, 'prompt')}",
             f"  score of all responses  {_told(self.score)}",
             f"  score of the best       {_told(self.best_score)}",
             *([f"  gold score of the best  {_told(self.picked.gold)}"] if self.picked.gold else []),
             f"  KL to the policy        {_told(self.kl)} nats; at most log N - (N-1)/N = {self.kl_bound:.3f}",
+            *([f"  of the best were cut    {cut:.1%} (who learns from the rows ends there)"] if cut else []),
         ]
 
 

@@ -85,6 +85,9 @@ def test_the_best_of_each_prompt_is_picked() -> None:
     assert (picked.proxy_values, picked.gold_values, picked.prompts) == ([3.0, 5.0], [0.5, 0.7], 2)
     assert [row.response for row in picked.samples] == ["b"]
     assert picked.length.mean == pytest.approx(tokens[[1, 3]].double().mean().item())
+    assert not any("cut" in line for line in result.lines())
+    best.finished[0] = False
+    assert "of the best were cut    50.0%" in "".join(summary(best, scores, None, 3, samples=0).lines())
 
 
 def test_a_row_is_a_demonstration_and_a_ranked_list() -> None:
