@@ -7,9 +7,16 @@ rows of an engine that is down, or that fails before it has answered them, are d
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from textwrap import shorten
 from typing import Any
+
+SUSPECTS = 4
+"""Most prompts that are told as the possible reason of failures."""
+SUSPECT_CHARACTERS = 100
+"""Of a prompt that is told."""
 
 
 @dataclass(slots=True, eq=False)
@@ -37,6 +44,32 @@ class Assignment:
         assert rows[-1] - rows[0] == size - 1, "an engine has answered rows together that do not belong together"
         self.left.difference_update(rows)
         return range(rows[0], rows[0] + size)
+
+
+@dataclass(slots=True)
+class Unanswered:
+    """The rows that engines had not answered when they failed: one that is there at failure after failure may be the
+    reason."""
+
+    failures: Counter[tuple[int, int]] = field(default_factory=Counter)
+    """(share, row) → number of failures."""
+
+    def note(self, failed: Iterable[Assignment]) -> None:
+        """Note the assignments of engines that have failed."""
+        self.failures.update((given.share, row) for given in failed for row in given.left)
+
+    def told(self, texts: Callable[[int, int], str]) -> str:
+        """For the user, what is suspected; nothing if that may be any of many rows. `texts`: (share, row) → prompt."""
+        most = max(self.failures.values(), default=0)
+        rows = [row for row, count in self.failures.items() if count == most]
+        if most < 2 or len(rows) > SUSPECTS:
+            return ""
+        shown = ", ".join(repr(shorten(texts(*row), SUSPECT_CHARACTERS, placeholder=" …")) for row in rows)
+        one = len(rows) == 1
+        return (
+            f"\nAt {most} failures an engine had not answered {'this prompt' if one else 'these prompts'}: {shown}. If "
+            f"{'it is' if one else 'one of them is'} the reason, every engine fails with it: leave it out of the data"
+        )
 
 
 def home_assignments(sizes: Sequence[int], usable: Sequence[int], unit: int | None) -> list[Assignment]:

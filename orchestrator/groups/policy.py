@@ -13,7 +13,7 @@ from cluster.errors import ClusterError
 from cluster.ranks.failures import Death
 from cluster.ranks.role_group import RoleGroup
 from orchestrator.errors import TetrarchError
-from orchestrator.groups.assignments import Assignment, contiguous, divided, home_assignments
+from orchestrator.groups.assignments import Assignment, Unanswered, contiguous, divided, home_assignments
 from orchestrator.groups.engine_fleet import EngineFleet
 from orchestrator.groups.recovery import Recovery
 from orchestrator.groups.spread import Part
@@ -124,11 +124,17 @@ class Policy:
             return assignments
 
         assignments = begin(home_assignments([len(share) for share in shares], self.fleet.usable(version), unit))
+        unanswered = Unanswered()
         while any(given.left for given in assignments):
             try:
                 found = next(running, None)
             except ClusterError as error:
-                self.fleet.fence(error)
+                unanswered.note(given for given in assignments if given.rank.identity in error.blamed)
+                try:
+                    self.fleet.fence(error)
+                except ClusterError as last:
+                    last.args = (f"{last}{unanswered.told(lambda share, row: shares[share].texts[row])}",)
+                    raise
                 assignments += begin(self._taken_over(assignments, version, unit))
                 continue
             if found is None:

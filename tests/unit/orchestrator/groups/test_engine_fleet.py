@@ -74,6 +74,8 @@ class Engines:
     dies: dict[int, int] = field(default_factory=dict)
     """Engine → the number of its parts after which it dies, once."""
     error: Callable[[Identity], ClusterError] = death
+    poison: int | None = None
+    """The first token of a prompt with which every engine dies."""
     dead: set[int] = field(default_factory=set)
     """Engines that have died and were not noticed."""
     versions: dict[int, int] = field(default_factory=dict)
@@ -155,6 +157,8 @@ class Running:
             if number in self.engines.dies:
                 self.engines.dies[number] -= 1
             rows = range(first, min(first + size, len(prompts)))
+            if self.engines.poison in [prompts.token_ids[row][0] for row in rows]:
+                raise self.engines.error(rank.identity)
             answer = rollouts_of(prompts.select(rows), self.engines.versions.get(number, version))
             yield (first, answer) if method.__name__ == "stream" else answer
 
@@ -347,6 +351,23 @@ def test_the_budget_ends_the_run(how: str) -> None:
     spent = r"rollout rank 0 .*\n.*failure number 3 within an hour, and recovery.engine_failures_per_hour=2"
     with pytest.raises(Death, match=spent):
         made.whole(4, 3)
+
+
+def test_the_prompt_with_which_every_engine_dies_is_told() -> None:
+    made, prompts = world(allowed=3, size=4, poison=5), prompts_of(32)
+    prompts = replace(prompts, texts=[f"prompt {row}" for row in range(32)])
+    with pytest.raises(
+        Death, match=r"failure number 4 .*\nAt 4 failures .* not answered these prompts: 'prompt 4', 'prompt 5'"
+    ):
+        list(made.policy.stream(prompts, version=3))
+    assert len(made.told) > 2, "the run went on before"
+
+
+def test_a_single_engine_or_failure_says_nothing_of_prompts() -> None:
+    for made in (world(allowed=3, size=1, poison=0), world(allowed=0, size=4, poison=5)):
+        with pytest.raises(Death) as ended:
+            made.whole(32, 3)
+        assert "not answered" not in str(ended.value)
 
 
 def test_without_a_budget_the_first_failure_ends_the_run() -> None:
