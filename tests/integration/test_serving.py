@@ -182,10 +182,11 @@ def _pid(log: Path) -> int:
 
 
 def _status(answer: Future[httpx.Response]) -> int | None:
-    """None: the server did not listen any more."""
+    """None: the server did not listen any more. A connection that waited then to be taken is reset, which is an error
+    while something is sent or read; one that the server had taken would end without an answer, which is another."""
     try:
         return answer.result().status_code
-    except httpx.ConnectError:
+    except (httpx.ConnectError, httpx.ReadError, httpx.WriteError):
         return None
 
 
