@@ -41,6 +41,7 @@ COLLECTIVE = re.compile(r"(distributed|comm)/\w+\.py:\d+ (?P<name>\w+)|zero/part
 """A frame of torch.distributed or DeepSpeed in which a rank waits for its peers, or is about to."""
 NOT_IN = "; it is not in {}: arguments are missing that another rank makes, or its answer could not be handed over"
 NO_ANSWER = "its node does not say how its process is: Ray's raylet there hangs, or the network"
+UNBORN = "its process has not been heard of yet: Ray still starts it, or does not get so far on a busy node"
 SILENT = f"does not say within {STATUS_S:g} s what it is doing"
 
 
@@ -57,6 +58,8 @@ class Seen:
     """None if its node does not answer, or was not asked."""
     raylet: ProcessState | None = None
     """Of Ray's process on its node, on the node of this process alone."""
+    born: bool = True
+    """Whether its process has said its number, which it does as soon as it has started."""
 
     @property
     def frames(self) -> list[str]:
@@ -85,7 +88,7 @@ class Seen:
 
     @property
     def _does(self) -> str:
-        process = f"its process {self.process}" if self.process else NO_ANSWER
+        process = f"its process {self.process}" if self.process else NO_ANSWER if self.born else UNBORN
         if self.raylet is not None and (self.raylet.stopped or self.raylet.ended):
             process = f"Ray's raylet on its node {self.raylet} (pid {self.raylet.pid})"
         if self.status is not None:
@@ -153,24 +156,29 @@ def _seen(ranks: Mapping[Rank, str]) -> list[Seen]:
     """What is known of each rank. The processes of those that answer, and are not waited for, are left alone."""
     answers = {rank.worker.status.remote(): rank for rank in ranks}
     states: dict[Rank, Status] = {answers[reference]: state for reference, state in answered(answers, STATUS_S).items()}
-    processes = _processes([rank for rank, method in ranks.items() if method or rank not in states])
+    looked_at = [rank for rank, method in ranks.items() if method or rank not in states]
+    born = answered([rank.pid for rank in looked_at], BORN_S)
+    processes = _processes({rank: born[rank.pid] for rank in looked_at if rank.pid in born})
     here = ray.get_runtime_context().get_node_id()
     raylets = {status.raylet for rank, status in states.items() if rank.node_id == here and status.raylet}
     raylet = next(iter(examined(sorted(raylets))), None) if raylets else None
     return [
-        Seen(rank.identity, method, states.get(rank), processes.get(rank), raylet if rank.node_id == here else None)
+        Seen(
+            *(rank.identity, method, states.get(rank), processes.get(rank)),
+            raylet=raylet if rank.node_id == here else None,
+            born=rank in states or rank.pid in born,
+        )
         for rank, method in ranks.items()
     ]
 
 
-def _processes(ranks: Sequence[Rank]) -> dict[Rank, ProcessState]:
+def _processes(pids: Mapping[Rank, int]) -> dict[Rank, ProcessState]:
     """How the processes of ranks are, as their nodes say; those of this node without Ray, which may be what hangs."""
-    born, here = answered([rank.pid for rank in ranks], BORN_S), ray.get_runtime_context().get_node_id()
+    here = ray.get_runtime_context().get_node_id()
     nodes: dict[str, dict[int, Rank]] = {}
-    for rank in ranks:
-        if rank.pid in born:
-            nodes.setdefault(rank.node_id, {})[born[rank.pid]] = rank
-    asked = {on_node(examined, node).remote(list(pids)): node for node, pids in nodes.items() if node != here}
+    for rank, pid in pids.items():
+        nodes.setdefault(rank.node_id, {})[pid] = rank
+    asked = {on_node(examined, node).remote(list(own)): node for node, own in nodes.items() if node != here}
     found = {nodes[here][state.pid]: state for state in examined(list(nodes.get(here, {})))}
     for reference, states in answered(asked, EXAMINED_S).items():
         found |= {nodes[asked[reference]][state.pid]: state for state in states}

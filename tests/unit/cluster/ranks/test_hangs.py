@@ -76,6 +76,8 @@ def test_a_process_that_does_not_answer_is_told_by_the_system() -> None:
     assert (
         cut.startswith("actor rank 1 (node node-1) does not say") and "its node does not say how its process is" in cut
     )
+    (unborn,) = lines_of([replace(seen(1, None, None), born=False)])
+    assert "what it is doing, and its process has not been heard of yet: Ray still starts it" in unborn
 
 
 def hangs_file() -> str:
