@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import compress
 
 import torch
 
@@ -14,9 +15,15 @@ from roles.shares import ActorExperience, E, RankShare
 
 
 def share_out(experience: E, *, epochs: int, mini_batches: int, seed: int, ranks: int) -> list[RankShare[E]]:
-    """The share of each rank. A row that a rank trains on in several epochs is in its share once."""
+    """The share of each rank. A row that a rank trains on in several epochs is in its share once.
+
+    There is no optimizer step without a trained token: its gradient is 0, but Adam's momentum would move the weights.
+    """
     schedule = {"epochs": epochs, "mini_batches": mini_batches, "seed": seed, "ranks": ranks}
-    return [_share(experience, steps) for steps in optimizer_steps(experience.lengths.tolist(), **schedule)]
+    planned = optimizer_steps(experience.lengths.tolist(), **schedule)
+    learned = experience.response_mask.any(1).tolist()
+    taught = [any(learned[row] for rows in step for row in rows) for step in zip(*planned, strict=True)]
+    return [_share(experience, list(compress(steps, taught))) for steps in planned]
 
 
 def optimizer_steps(

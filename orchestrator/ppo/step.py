@@ -15,6 +15,7 @@ from torch import Tensor
 from cluster.ranks.calls import Call, wait_all
 from cluster.ranks.role_group import RoleGroup
 from cluster.role_table import REWARD
+from orchestrator.config.ppo import PpoConfig
 from orchestrator.config.run import RunConfig
 from orchestrator.data.demonstrations import PtxSource
 from orchestrator.data.prompts import PromptSource
@@ -32,7 +33,7 @@ from roles.actor import Actor, ActorStats
 from roles.batch import Prompts, Rollouts, Scored
 from roles.critic import Critic, CriticStats
 from roles.measured import measured
-from roles.shares import ActorExperience, RankShare
+from roles.shares import ActorExperience, CriticExperience, RankShare
 
 
 @dataclass(slots=True)
@@ -98,9 +99,9 @@ class StepResult:
     """The training data, on the whole batch."""
     stats: ExperienceStats
     critic: CriticStats | None
-    """None without a critic."""
+    """None without a critic, and if the batch has no trained token."""
     actor: ActorStats | None
-    """None while only the critic is trained."""
+    """None while only the critic is trained, and if the batch has no trained token."""
     trained: set[int]
     """Of the batch, the rows that every trained role got once in each epoch."""
 
@@ -135,17 +136,15 @@ def train_step(
         experience, stats = prepare(scored, greedy, baselines, state, config)
         stats = stats if roles.recomputes else with_gaps(stats, seen.gaps)
         state.canary.check(seen, state.version, config)
-        schedule = {"epochs": ppo.epochs, "mini_batches": ppo.mini_batches, "seed": config.seed + state.step}
-        critic_shares = share_out(experience.critic, ranks=len(roles.critic), **schedule) if roles.critic else []
-        actor_shares = share_out(experience.actor, ranks=len(roles.actor), **schedule)
-        trained = trained_rows(actor_shares, ppo.epochs)
-        trained = trained & trained_rows(critic_shares, ppo.epochs) if critic_shares else trained
+        actor_shares, critic_shares, trained = shared_out(roles, experience, ppo, seed=config.seed + state.step)
+        taught = bool(actor_shares[0].steps)  # those of all ranks, and of the critic, have the same rows
     with clock("update"):
-        critic_update = roles.critic.map(Critic.update, critic_shares) if roles.critic else None
+        critic_update = roles.critic.map(Critic.update, critic_shares) if roles.critic and taught else None
         warm = begin_if_warm(roles, state, stats, config)
-        actor_update = start_actor_update(roles.actor, actor_shares, state.ptx, state.kl, config) if warm else None
+        learns = warm and taught
+        actor_update = start_actor_update(roles.actor, actor_shares, state.ptx, state.kl, config) if learns else None
         wait_all([update for update in (critic_update, actor_update) if update], deadlines.update_s)
-    if actor_update:
+    if warm:  # without an update too: engines that sleep may have dropped their weights
         with clock("push"):
             roles.policy.load(roles.actor, version=state.version + 1)
             state.version += 1
@@ -155,6 +154,18 @@ def train_step(
     actor_stats = actor_update.result(deadlines.update_s)[0] if actor_update else None
     critic_stats = critic_update.result(deadlines.update_s)[0] if critic_update else None
     return StepResult(made, scored, experience, stats, critic_stats, actor_stats, trained)
+
+
+def shared_out(
+    roles: Roles, experience: Experience, ppo: PpoConfig, *, seed: int
+) -> tuple[list[RankShare[ActorExperience]], list[RankShare[CriticExperience]], set[int]]:
+    """The shares of the actor's and of the critic's ranks, and the rows that all trained roles get once in each
+    epoch."""
+    schedule = {"epochs": ppo.epochs, "mini_batches": ppo.mini_batches, "seed": seed}
+    critic = share_out(experience.critic, ranks=len(roles.critic), **schedule) if roles.critic else []
+    actor = share_out(experience.actor, ranks=len(roles.actor), **schedule)
+    trained = trained_rows(actor, ppo.epochs)
+    return actor, critic, trained & trained_rows(critic, ppo.epochs) if critic else trained
 
 
 def with_gaps(stats: ExperienceStats, gaps: Tensor | None) -> ExperienceStats:

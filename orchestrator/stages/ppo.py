@@ -173,8 +173,9 @@ class Ppo(Stage):
         some = training_samples(scored, self.config.evaluation.samples, self.config.rollout.responses_per_prompt)
         samples = step_samples(self.config, self.step, result)
         keep = partial(write_samples, samples, kept) if kept else None
-        ptx = self.state.ptx
-        work = step_work(self.config, made, scored, ptx.drawn if ptx else None)
+        if result.actor is None and result.critic is None:
+            self.report.note(f"step {self.step}: nothing was trained, all {len(scored)} responses are cut and masked")
+        work = step_work(self.config, made, scored, self.state.ptx.drawn if self.state.ptx else None)
         return StepReport(metrics, some, work, samples.line.to_json(), keep)
 
     def check_ledger(self) -> None:

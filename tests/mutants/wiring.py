@@ -279,8 +279,8 @@ WIRING = (
     Fault(
         "every PPO step permutes alike",
         "orchestrator/ppo/step.py",
-        '"seed": config.seed + state.step}',
-        '"seed": config.seed}',
+        "ppo, seed=config.seed + state.step)",
+        "ppo, seed=config.seed)",
         ACTOR_KEYS,
     ),
     Fault(

@@ -86,6 +86,19 @@ def test_a_row_without_a_trained_token_is_not_trained() -> None:
     assert trained_rows(shares, epochs=2) == {*range(24)} - {3}
 
 
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_there_is_no_optimizer_step_without_a_trained_token(ranks: int) -> None:
+    experience, schedule = make_experience(24), {"epochs": 2, "mini_batches": 4, "seed": 5, "ranks": ranks}
+    planned = optimizer_steps(LENGTHS, **schedule)
+    experience.response_mask[[row for own in planned for row in own[1]]] = False
+    for share, own in zip(share_out(experience, **schedule), planned, strict=True):
+        rows = share.experience.rows.tolist()
+        kept = [step for number, step in enumerate(own) if number != 1]
+        assert [[rows[place] for place in step] for step in share.steps] == kept
+    experience.response_mask[:] = False
+    assert [share.steps for share in share_out(experience, **schedule)] == [[]] * ranks
+
+
 def test_mini_batches_that_cannot_be_shared_out_are_refused() -> None:
     with pytest.raises(ValueError, match="mini_batches=3 does not divide the 8 samples"):
         optimizer_steps(LENGTHS[:8], epochs=1, mini_batches=3, seed=0, ranks=1)

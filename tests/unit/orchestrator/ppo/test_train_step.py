@@ -347,6 +347,21 @@ def test_nothing_is_trained_on_samples_of_weights_that_are_not_the_actors(
     assert log[-1] == "[experience]"
 
 
+def test_a_batch_without_a_trained_token_trains_nothing(log: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Adam's momentum would move the weights; the engines get their weights anyway, which they may have dropped."""
+    sampled = fakes.rollouts_of
+
+    def cut(prompts: Any, version: int) -> Any:
+        return dataclasses.replace(sampled(prompts, version), finished=torch.zeros(len(prompts), dtype=torch.bool))
+
+    monkeypatch.setattr(fakes, "rollouts_of", cut)
+    result, state, _ = step(log, truncated={"type": "mask"})
+    assert not [line for line in log if "update" in line and line != "[update]"]
+    assert (result.actor, result.critic, result.trained) == (None, None, set())
+    assert state.version == 4 and state.step == 1
+    assert not any(name.startswith(("policy/", "lr/")) for name in step_metrics(result))
+
+
 def test_the_engines_log_probabilities_may_stand_for_the_actors(
     log: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
