@@ -28,7 +28,8 @@ HASH = "xxh3_128"
 MANIFEST_FORMAT = 2
 """In each manifest; raise it when files of another kind are written."""
 MODELS = "models"
-"""Key of the state in a checkpoint: the hashes of the files of the models that the run has started from."""
+"""Key of the state in a checkpoint: the hashes of the files of the models and of the code that the run has started
+with."""
 BEST = "best"
 """Folder in `run_dir` with the models of the best evaluation so far, while the run goes on."""
 HF = "hf"

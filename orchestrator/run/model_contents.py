@@ -1,7 +1,8 @@
-"""What the models of a run consist of, file by file, so that a run goes on with the same models alone.
+"""What the models of a run consist of, file by file, so that a run goes on with the same models alone; and the user's
+code in it, so that it is said if that has changed.
 
-A configuration flows in, hashes of the files of its models flow out. They are kept in `model_cache` with size, times
-and number of each file, so that a large file is read once. Checkpoints hold them.
+A configuration flows in, hashes of files flow out. Those of models are kept in `model_cache` with size, times and
+number of each file, so that a large file is read once. Checkpoints hold them.
 """
 
 from __future__ import annotations
@@ -15,6 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator.config.base import BaseConfig
+from orchestrator.config.schema import inputs_in
+from orchestrator.run.modules_beside import with_imported
 from roles.config.models import ModelConfig
 from roles.durable import hash_of, replace_durably
 from roles.errors import ModelError
@@ -25,7 +28,7 @@ SETTLED_S = 2.0
 """Seconds since the last change of a file after which another change has another time."""
 
 Contents = Mapping[str, Mapping[str, str]]
-"""Key path of a section with a model → name of a file → hash of its content."""
+"""Key path of a section with a model, or of a path to a Python file → name of a file → hash of its content."""
 
 
 def model_contents(config: BaseConfig) -> dict[str, dict[str, str]]:
@@ -44,6 +47,18 @@ def model_contents(config: BaseConfig) -> dict[str, dict[str, str]]:
                 models[section.model] = {name: hashes.of(file) for name, file in files.items()}
             found[key] = models[section.model]
     hashes.keep()
+    return found
+
+
+def code_contents(config: BaseConfig) -> dict[str, dict[str, str]]:
+    """Every Python file that a run is given (a reward, a judge, an environment), with what it imports from beside it.
+    What cannot be read is left out."""
+    found: dict[str, dict[str, str]] = {}
+    for key, path in inputs_in(config, config.folder_key):
+        if path.endswith(".py"):
+            with suppress(OSError):  # what is missing is told when it is loaded
+                file = Path(path)
+                found[key] = {str(one.relative_to(file.parent)): hash_of(one) for one in with_imported(file)}
     return found
 
 
@@ -86,7 +101,7 @@ def file_facts(file: Path) -> list[int]:
 
 
 class ContentsMeanwhile:
-    """The contents of a run's models, read while its roles start."""
+    """The contents of a run's models and code, read while its roles start."""
 
     def __init__(self, config: BaseConfig) -> None:
         self._config = config
@@ -104,6 +119,6 @@ class ContentsMeanwhile:
 
     def _read(self) -> None:
         try:
-            self._found = model_contents(self._config)
+            self._found = {**code_contents(self._config), **model_contents(self._config)}
         except Exception as error:  # raised in the thread that asks
             self._failure = error

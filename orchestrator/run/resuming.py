@@ -23,7 +23,7 @@ from orchestrator.config.yaml_text import YamlError, parse_yaml
 from orchestrator.errors import CheckpointError, ConfigError
 from orchestrator.report import run_files
 from orchestrator.run.checkpoint import BEST, HF, MANIFEST, MODELS, Checkpoint, Checkpoints, step_of, trained_step
-from orchestrator.run.model_contents import model_contents
+from orchestrator.run.model_contents import code_contents, model_contents
 from orchestrator.run.resume_rules import ResumeRules, rules_of
 
 Resume = Literal["newest"] | int | None
@@ -100,7 +100,8 @@ def take_up(run_dir: Path, checkpoint: Checkpoint | None, config: BaseConfig, re
     later = set_aside(run_dir, checkpoint.step, rules_of(config).leaves) if newer or resume != "newest" else None
     if later is not None:
         told.append(f"what came after step {checkpoint.step} is in {later}")
-    return [*told, *map(str, changes(checkpoint, config)), *other_layout(checkpoint, config)]
+    changed = [*map(str, changes(checkpoint, config)), *changed_code(checkpoint, config)]
+    return [*told, *changed, *other_layout(checkpoint, config)]
 
 
 def check_reference(checkpoint: Checkpoint, fingerprint: str, config: RunConfig) -> None:
@@ -145,6 +146,19 @@ def changed_models(checkpoint: Checkpoint, config: BaseConfig) -> list[ChangedKe
             where = f"{name} of {key}.model.path={model.path if model else ''}"
             found.append(ChangedKey(where, was, became, why_not(f"{key}.model.path", rules)))
     return found
+
+
+def changed_code(checkpoint: Checkpoint, config: BaseConfig) -> list[str]:
+    """For the user: the Python files that are others than when the run before started, though their paths are not."""
+    written, told = checkpoint.state.get(MODELS, {}), []
+    for key, now in code_contents(config).items():
+        before = written.get(key, now)
+        differ = [name for name in {**before, **now} if before.get(name) != now.get(name)]
+        if differ:
+            told.append(
+                f"{key}: {', '.join(differ)} has changed since the checkpoint; the run goes on with what is there now"
+            )
+    return told
 
 
 def other_layout(checkpoint: Checkpoint, config: BaseConfig) -> list[str]:

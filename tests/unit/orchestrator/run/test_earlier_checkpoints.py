@@ -8,10 +8,12 @@ from typing import Any
 import pytest
 
 import orchestrator.stages.ppo
+from orchestrator.config.loading import dump_config
 from orchestrator.data.ppo_data import PpoData
 from orchestrator.data.prompts import Questions
 from orchestrator.errors import ConfigError, TetrarchError
-from orchestrator.run.checkpoint import Checkpoints
+from orchestrator.run.checkpoint import MODELS, Checkpoints
+from orchestrator.run.model_contents import ContentsMeanwhile
 from orchestrator.run.resume_rules import rules_of
 from orchestrator.run.resuming import Resume, checkpoint_to_resume, set_aside, take_up
 from tests.unit.orchestrator.run.saved_runs import Saved, rewarded, rewarding
@@ -116,3 +118,24 @@ def test_a_run_that_goes_on_sets_aside_and_tells_before_it_loads_anything(
     assert "steps: 6 in the checkpoint, now 20" in told
     assert "what came after step 2 is in" in told and (saved.run_dir / "set-aside/1/checkpoints/step-000004").is_dir()
     assert len((saved.run_dir / "metrics.jsonl").read_text().splitlines()) == 2
+
+
+def test_code_that_has_changed_in_its_place_is_told(saved: Saved, tmp_path: Path) -> None:
+    reward, helper = tmp_path / "scores.py", tmp_path / "words.py"
+    reward.write_text("import words\n\ndef score(prompts, responses, **more): return [0.0] * len(prompts)\n")
+    helper.write_text("GOOD = 1\n")
+    config = saved.config(f"reward={{type: function, path: {reward}}}")
+    state = {"config": dump_config(config), MODELS: ContentsMeanwhile(config)()}
+    saved.checkpoints.save(6, state, lambda folder: None)
+
+    def told() -> list[str]:
+        found = checkpoint_to_resume(config, "newest")
+        assert found is not None
+        return take_up(saved.run_dir, found, config, "newest")
+
+    assert told() == []
+    helper.write_text("GOOD = 2\n")
+    changed = "has changed since the checkpoint; the run goes on with what is there now"
+    assert told() == [f"reward.path: words.py {changed}"]
+    reward.write_text("def score(prompts, responses, **more): return [1.0] * len(prompts)\n")
+    assert told() == [f"reward.path: scores.py, words.py {changed}"]
