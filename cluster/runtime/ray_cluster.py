@@ -18,7 +18,7 @@ from typing import Any, Self
 import psutil
 import ray
 from ray.util import placement_group, remove_placement_group
-from ray.util.placement_group import PlacementGroup
+from ray.util.placement_group import PlacementGroup, placement_group_table
 
 from cluster.capacity.matching import assign
 from cluster.capacity.shortage import check_capacity, describe_shortage, describe_wait, waited
@@ -253,7 +253,7 @@ class RayCluster:
         ends = began + self._deadline_s
         homes: list[str] = []
         self._group = placement_group(bundles, strategy="STRICT_SPREAD")
-        while not self._group.wait(min(RAYS_CHOICE_S, max(ends - time.monotonic(), 0.0))):
+        while not _granted(self._group, min(RAYS_CHOICE_S, max(ends - time.monotonic(), 0.0))):
             check_capacity(self._plan, living_nodes(free=False))
             free, found = self._room()
             if time.monotonic() >= ends:
@@ -262,7 +262,7 @@ class RayCluster:
             if self._waits:
                 now = time.monotonic()
                 self._waits(f"{describe_wait(self._plan, free)} {waited(now - began, ends - now)}")
-            if found != homes and not self._group.wait(0):  # no room may be left because this one was granted just now
+            if found != homes and not _granted(self._group, 0):  # it may be what leaves no room: granted just now
                 homes = found
                 remove_placement_group(self._group)
                 chosen = [{NODE_ID: home} for home in homes] or None
@@ -274,6 +274,11 @@ class RayCluster:
         free, ids = living_nodes(free=True), [node["NodeID"] for node in ray.nodes() if node["Alive"]]
         found = assign(self._plan.demands, free)
         return free, [ids[found[n]] for n in range(self._plan.nodes)] if len(found) == self._plan.nodes else []
+
+
+def _granted(group: PlacementGroup, within_s: float) -> bool:
+    """Whether Ray gives all bundles within these seconds. Ray waits for whole seconds alone, and for 0 says no."""
+    return bool(group.wait(math.floor(within_s))) or placement_group_table(group)["state"] == "CREATED"
 
 
 @contextmanager

@@ -26,7 +26,8 @@ class PenaliseTruncated(Section):
 
 
 class MaskTruncated(Section):
-    """A truncated response is not trained on."""
+    """A truncated response is not trained on. An optimizer step with no other responses is left out, also of the
+    learning rate's schedule, which then does not come to its end."""
 
     type: Literal["mask"]
     """Left out of both losses."""

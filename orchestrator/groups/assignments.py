@@ -59,10 +59,11 @@ class Unanswered:
         self.failures.update((given.share, row) for given in failed for row in given.left)
 
     def told(self, texts: Callable[[int, int], str]) -> str:
-        """For the user, what is suspected; nothing if that may be any of many rows. `texts`: (share, row) → prompt."""
+        """For the user, what is suspected; nothing if that may be any of many rows, or no row at all. `texts`: (share,
+        row) → prompt."""
         most = max(self.failures.values(), default=0)
         rows = [row for row, count in self.failures.items() if count == most]
-        if most < 2 or len(rows) > SUSPECTS:
+        if most < 2 or len(rows) > SUSPECTS or len(rows) == len(self.failures):  # then any row may be, or none
             return ""
         shown = ", ".join(repr(shorten(texts(*row), SUSPECT_CHARACTERS, placeholder=" …")) for row in rows)
         one = len(rows) == 1

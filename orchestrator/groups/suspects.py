@@ -41,8 +41,8 @@ class Suspects:
     """Failures that are counted against the server."""
     _excused: set[int] = field(default_factory=set)
     """Failures that will not be, once an engine has answered another prompt."""
-    _alone: set[int] = field(default_factory=set)
-    """Failures in the company of one prompt alone, while it is open whether it was the reason."""
+    _alone: dict[int, float] = field(default_factory=dict)
+    """Failure in the company of one prompt alone → when it was; while it is open whether the prompt was the reason."""
     _accused: dict[AskedPrompt, None] = field(default_factory=dict)
     """Prompts that will be refused then."""
     _refused: dict[AskedPrompt, float] = field(default_factory=dict)
@@ -55,8 +55,10 @@ class Suspects:
 
     @property
     def undecided(self) -> int:
-        """Number of failures of which a single prompt may be the reason."""
-        return len(self._alone)
+        """Largest number of failures of which a single prompt may be the reason."""
+        since = self.recovery.clock() - WINDOW_S
+        recent = {failure for failure, when in self._alone.items() if when > since}
+        return max((len(recent & set[int]().union(*found)) for found in self._failures.values()), default=0)
 
     def refused(self, prompt: Sequence[int]) -> bool:
         """Whether the prompt is not given to engines any more."""
@@ -76,7 +78,7 @@ class Suspects:
         failure, alone = next(self._numbers), len(prompts) == 1
         self._counted.add(failure)
         if alone:
-            self._alone.add(failure)
+            self._alone[failure] = self.recovery.clock()
         for prompt, before in prompts.items():
             found = self._failures.pop(prompt, [])
             earlier, latest = found[:before], set[int]().union(*found[before:])
@@ -90,7 +92,8 @@ class Suspects:
 
     def answered(self, prompt: Sequence[int]) -> None:
         """Note that an engine has answered the prompt to its end."""
-        self._alone -= set[int]().union(*self._failures.pop(tuple(prompt), ()))
+        for failure in set[int]().union(*self._failures.pop(tuple(prompt), ())):
+            self._alone.pop(failure, None)
         self._accused.pop(tuple(prompt), None)
         if not self._excused:
             return
@@ -108,7 +111,7 @@ class Suspects:
                 f"the prompt with the token ids {shown}"
             )
         self._counted -= self._excused
-        self._alone -= self._excused
+        self._alone = {failure: when for failure, when in self._alone.items() if failure not in self._excused}
         self._excused.clear()
         self._accused.clear()
 

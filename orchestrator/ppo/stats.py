@@ -158,7 +158,7 @@ def repeated_fraction(token_ids: Tensor, generated: Tensor) -> float:
     tokens = token_ids.numpy()[generated.numpy()]
     hashes = np.zeros(len(tokens), np.int64)  # modulo 2^64: equal for equal windows, and hardly else
     for place, prime in enumerate(_PRIMES):
-        hashes[: len(tokens) - place] += prime * tokens[place:]
+        hashes[: max(len(tokens) - place, 0)] += prime * tokens[place:]
     total = distinct = first = 0
     for count in generated.sum(1).tolist():
         windows = np.sort(hashes[first : first + max(count - SEQUENCE + 1, 0)])

@@ -16,11 +16,19 @@ def with_imported(file: Path) -> list[Path]:
     found, waiting = {file}, [file]
     while waiting:
         for name in _imports(waiting.pop()):
-            beside = [file.parent / f"{name}.py", *(file.parent / name).rglob("*.py")]
+            beside = [file.parent / f"{name}.py", *_modules(file.parent / name)]
             new = [path for path in beside if path.is_file() and path not in found]
             found.update(new)
             waiting += new
     return sorted(found)
+
+
+def _modules(package: Path) -> Iterator[Path]:
+    """Of a folder of modules, and those of such folders in it: a folder of data is not searched."""
+    if package.is_dir() and (modules := sorted(package.glob("*.py"))):
+        yield from modules
+        for inner in sorted(package.iterdir()):
+            yield from _modules(inner)
 
 
 def _imports(file: Path) -> Iterator[str]:

@@ -150,14 +150,15 @@ def changed_models(checkpoint: Checkpoint, config: BaseConfig) -> list[ChangedKe
 
 def changed_code(checkpoint: Checkpoint, config: BaseConfig) -> list[str]:
     """For the user: the Python files that are others than when the run before started, though their paths are not."""
-    written, told = checkpoint.state.get(MODELS, {}), []
+    written, told = checkpoint.state.get(MODELS, {}), list[str]()
+    others = {change.key for change in changes(checkpoint, config)}
     for key, now in code_contents(config).items():
-        before = written.get(key, now)
+        before = now if key in others else written.get(key, now)
         differ = [name for name in {**before, **now} if before.get(name) != now.get(name)]
         if differ:
-            told.append(
-                f"{key}: {', '.join(differ)} has changed since the checkpoint; the run goes on with what is there now"
-            )
+            have = "has" if len(differ) == 1 else "have"
+            follows = f"{have} changed since the checkpoint; the run goes on with what is there now"
+            told.append(f"{key}: {', '.join(differ)} {follows}")
     return told
 
 

@@ -111,6 +111,8 @@ def _metrics(run_dir: Path, step: int, role: str) -> Mapping[str, Any]:
     if not lines:
         raise ConfigError(f"{run_dir} has no metrics of step {step}; choose a step that it has done")
     trained = [name for name in TRAINED_ON if f"lr/{name}" in lines[-1]]
+    if not trained:
+        raise ConfigError(f"nothing was trained in step {step} of {run_dir}: no response had a trained token")
     if role not in trained:
         raise ConfigError(f"the {role} was not trained in step {step} of {run_dir}, but {' and '.join(trained)}")
     return lines[-1]

@@ -194,7 +194,7 @@ def test_a_node_that_is_lost_while_the_run_waits_for_it_ends_the_wait(
         return [Node(f"node {n}", CPUS, 0) for n in range(NODES)] if len(asked) == 1 else real(free=free)
 
     monkeypatch.setattr(ray_cluster, "living_nodes", living)
-    monkeypatch.setattr(ray_cluster, "RAYS_CHOICE_S", 0.5)
+    monkeypatch.setattr(ray_cluster, "RAYS_CHOICE_S", 1.0)
     with (
         pytest.raises(PlacementError, match="the cluster is too small"),
         RayCluster(made, deadline_s=60, address=simulated.address),

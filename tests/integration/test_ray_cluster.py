@@ -93,7 +93,7 @@ def test_a_busy_cluster_is_waited_for_until_the_deadline(
         cluster._deadline_s = 2
         held, looks = cluster._group, itertools.count()  # a clock that goes on by 0.25 s when it is looked at
         with monkeypatch.context() as patched:
-            patched.setattr(ray_cluster, "RAYS_CHOICE_S", 0.5)
+            patched.setattr(ray_cluster, "RAYS_CHOICE_S", 1.0)
             patched.setattr(ray_cluster, "time", SimpleNamespace(monotonic=lambda: 0.25 * next(looks)))
             with pytest.raises(
                 PlacementError, match=r"no room within 2 s: .* free are (\w+: 0 CPUs, [02] GPUs(; |\. )){2}"

@@ -39,8 +39,8 @@ def test_a_node_that_has_just_joined_has_no_room_yet(monkeypatch: pytest.MonkeyP
 def test_what_is_granted_late_is_not_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
     """The named node has no room any more: what was asked for is there, a moment after the wait for it ran out."""
     rooms, asked, given_up = [["a"], []], list[Any](), list[Any]()
-    answers = [[False, False], [False, True, True]]
-    groups = [SimpleNamespace(wait=lambda seconds, own=own: own.pop(0)) for own in answers]
+    answers = [["PENDING", "PENDING"], ["PENDING", "CREATED", "CREATED"]]
+    groups = [SimpleNamespace(wait=lambda seconds: False, states=own) for own in answers]
 
     def placement_group(*arguments: Any, bundle_label_selector: Any = None, **more: Any) -> Any:
         asked.append(bundle_label_selector)
@@ -48,6 +48,7 @@ def test_what_is_granted_late_is_not_given_up(monkeypatch: pytest.MonkeyPatch) -
 
     cluster = RayCluster(Plan((Slot("actor", 0, 0, 1, 1),), ("a",), ("",)), deadline_s=600)
     monkeypatch.setattr(ray_cluster, "placement_group", placement_group)
+    monkeypatch.setattr(ray_cluster, "placement_group_table", lambda group: {"state": group.states.pop(0)})
     monkeypatch.setattr(ray_cluster, "remove_placement_group", given_up.append)
     monkeypatch.setattr(ray_cluster, "check_capacity", lambda *arguments: None)
     monkeypatch.setattr(ray_cluster, "living_nodes", lambda **more: [])

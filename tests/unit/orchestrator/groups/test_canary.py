@@ -98,8 +98,9 @@ def of_two_engines(gaps: tuple[float, float], made_by: list[int]) -> SeenRows:
     return SeenRows(rollouts, scored.old_logprobs, made_by)
 
 
-def test_one_wrong_engine_is_not_hidden_by_the_right_ones() -> None:
+def test_one_wrong_engine_is_not_hidden_by_the_right_ones(monkeypatch: pytest.MonkeyPatch) -> None:
     """Where it is not replaced: with engines that sleep, with ReMax, in an evaluation."""
+    monkeypatch.setattr(orchestrator.groups.canary, "FEW_TOKENS", 18)
     canary = Canary(baseline=4e-6, dtypes="float32 float32")
     canary.check(of_two_engines((9e-5, 9e-5), [0, 1] * 6), 3, config())
     seen = of_two_engines((1e-6, 1.8e-4), [0, 1] * 6)
@@ -109,14 +110,27 @@ def test_one_wrong_engine_is_not_hidden_by_the_right_ones() -> None:
     assert canary.verified == 3
 
 
-def test_a_few_tokens_do_not_prove_an_engine_wrong() -> None:
+def test_a_few_tokens_do_not_prove_an_engine_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
     """Their gaps vary by more than the limit; a wrong one's are larger, and what all have together counts anyway."""
+    monkeypatch.setattr(orchestrator.groups.canary, "FEW_TOKENS", 16)
     canary, right = Canary(baseline=4e-6, dtypes="float32 float32"), [0] * 20
     canary.check(of_two_engines((1e-6, 2e-4), [*right, 1]), 3, config())
     assert canary.wrong_engines(of_two_engines((1e-6, 2e-4), [*right, 1]), 3, config()) == set()
     assert canary.wrong_engines(of_two_engines((1e-6, 6e-4), [*right, 1]), 3, config()) == {1}
     with pytest.raises(WeightsDiffer, match="the engines do not"):
         canary.check(of_two_engines((2e-4, 2e-4), [0, 1]), 3, config())
+
+
+def test_every_wrong_engine_is_named() -> None:
+    scored = make_scored([(2, 300)] * 3)
+    gaps = torch.tensor([[2e-4], [1e-6], [4e-4]])
+    seen = SeenRows(
+        replace(scored.rollouts, rollout_logprobs=scored.old_logprobs + gaps), scored.old_logprobs, [4, 5, 6]
+    )
+    with pytest.raises(
+        WeightsDiffer, match=r"^engines 4, 6 do not .* by 0\.0003 nats per token \(mean over 600 tokens\)"
+    ):
+        Canary(baseline=4e-6, dtypes="float32 float32").check(seen, 3, config())
 
 
 def test_some_rows_of_every_engine_are_looked_at() -> None:

@@ -364,9 +364,10 @@ def test_the_prompt_with_which_every_engine_dies_is_told() -> None:
 
 
 def test_a_single_engine_or_failure_says_nothing_of_prompts() -> None:
-    for made in (world(allowed=3, size=1, poison=0), world(allowed=0, size=4, poison=5)):
+    cases = ((world(allowed=3, size=1, poison=0), 32), (world(allowed=3, size=1, poison=0), 4))
+    for made, rows in (*cases, (world(allowed=0, size=4, poison=5), 32)):
         with pytest.raises(Death) as ended:
-            made.whole(32, 3)
+            made.whole(rows, 3)
         assert "not answered" not in str(ended.value)
 
 

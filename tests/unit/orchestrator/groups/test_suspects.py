@@ -205,6 +205,18 @@ def test_more_prompts_than_are_remembered_die_with_an_engine() -> None:
     assert [suspects.failures([number]) for number in (0, 2 * MOST_REMEMBERED - 1)] == [0, 1]
 
 
+def test_only_failures_of_one_prompt_within_an_hour_may_be_forgiven() -> None:
+    hours = [0.0]
+    suspects = Suspects(Recovery(RecoveryConfig(), clock=lambda: hours[0] * 3600.0))
+    for prompt in range(5):
+        suspects.blame({(prompt,): 0})
+    assert suspects.undecided == 1
+    suspects.blame({(3,): 0})
+    assert suspects.undecided == 2
+    hours[0] = 1.1
+    assert suspects.undecided == 0
+
+
 @pytest.mark.parametrize(("allowed", "size"), [(1, 1), (1, 8), (6, 8)])
 def test_one_request_ends_no_server_however_few_failures_it_survives(allowed: int, size: int) -> None:
     """All engines answer the same prompt at the same time, and die; then one more with it alone."""

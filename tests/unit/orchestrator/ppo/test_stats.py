@@ -89,7 +89,10 @@ def test_repeated_text_has_known_values() -> None:
     said = torch.tensor([[7, 7, 7, 7, 7, 7], [1, 2, 3, 4, 5, 6]])
     everything = torch.ones(2, 6, dtype=torch.bool)
     assert repeated_fraction(said, everything) == pytest.approx(2 / 6)
-    assert repeated_fraction(said[:, :3], everything[:, :3]) == 0.0, "too short to repeat anything"
+    for rows in (0, 1, 2):
+        for width in range(4):
+            few = repeated_fraction(said[:rows, :width], everything[:rows, :width])
+            assert few == 0.0, "too short to repeat anything"
 
 
 def test_groups_without_spread() -> None:

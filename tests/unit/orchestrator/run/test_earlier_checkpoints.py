@@ -135,7 +135,7 @@ def test_code_that_has_changed_in_its_place_is_told(saved: Saved, tmp_path: Path
 
     assert told() == []
     helper.write_text("GOOD = 2\n")
-    changed = "has changed since the checkpoint; the run goes on with what is there now"
-    assert told() == [f"reward.path: words.py {changed}"]
+    changed = "changed since the checkpoint; the run goes on with what is there now"
+    assert told() == [f"reward.path: words.py has {changed}"]
     reward.write_text("def score(prompts, responses, **more): return [1.0] * len(prompts)\n")
-    assert told() == [f"reward.path: scores.py, words.py {changed}"]
+    assert told() == [f"reward.path: scores.py, words.py have {changed}"]

@@ -77,6 +77,9 @@ def test_a_role_that_was_not_trained_in_the_step(tmp_path: Path) -> None:
     assert _metrics(tmp_path, 2, "actor") == lines[1]
     with pytest.raises(ConfigError, match=r"the actor was not trained in step 1 of .*, but critic"):
         _metrics(tmp_path, 1, "actor")
+    (tmp_path / "metrics.jsonl").write_text(json.dumps({"step": 1}) + "\n")
+    with pytest.raises(ConfigError, match=r"nothing was trained in step 1 of .*: no response had a trained token"):
+        _metrics(tmp_path, 1, "actor")
     with pytest.raises(ConfigError, match="no metrics of step 3; choose a step that it has done"):
         _metrics(tmp_path, 3, "actor")
 
