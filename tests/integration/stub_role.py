@@ -81,6 +81,7 @@ class Stub:
     def hold_lock(self) -> None:
         """Stop the whole process, so that not even its control threads answer."""
         os.kill(os.getpid(), signal.SIGSTOP)
+        time.sleep(5.0)  # another thread may stop first, and this one must not answer meanwhile
 
     def count(self, shard: int, pause_s: float = 0.0) -> Iterator[int]:
         for number in range(shard):
