@@ -52,9 +52,9 @@ class Spread:
     def tokens(self, deadline_s: float) -> Tensor:
         """Of a method with one number per generated token, row after row: float32 `[batch, time]`, 0 elsewhere."""
         assert not isinstance(self.batch, Preferences)
-        answers = cast(list[Tensor], self.call.result(deadline_s))
-        numbers = put_back(torch.cat(answers), self.batch.response_mask[self._order])
-        return torch.empty_like(numbers).index_copy_(0, self._order, numbers)
+        answers, order = cast(list[Tensor], self.call.result(deadline_s)), self._order
+        numbers = put_back(torch.cat(answers), self.batch.response_mask[order])
+        return torch.empty_like(numbers).index_copy_(0, order, numbers)
 
     @property
     def _order(self) -> Tensor:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -100,8 +100,9 @@ def take_up(run_dir: Path, checkpoint: Checkpoint | None, config: BaseConfig, re
     later = set_aside(run_dir, checkpoint.step, rules_of(config).leaves) if newer or resume != "newest" else None
     if later is not None:
         told.append(f"what came after step {checkpoint.step} is in {later}")
-    changed = [*map(str, changes(checkpoint, config)), *changed_code(checkpoint, config)]
-    return [*told, *changed, *other_layout(checkpoint, config)]
+    changed = changes(checkpoint, config)
+    code = changed_code(checkpoint, config, {change.key for change in changed})
+    return [*told, *map(str, changed), *code, *other_layout(checkpoint, config)]
 
 
 def check_reference(checkpoint: Checkpoint, fingerprint: str, config: RunConfig) -> None:
@@ -140,26 +141,29 @@ def changed_models(checkpoint: Checkpoint, config: BaseConfig) -> list[ChangedKe
     found = []
     for key, now in model_contents(config).items() if written else ():
         before, model = written.get(key, now), config.sharded[key].model
-        differ = [name for name in {**before, **now} if before.get(name) != now.get(name)]
-        for name in differ[:1]:
+        for name in _differing(before, now)[:1]:
             was, became = (f"hash {files[name]}" if name in files else "none" for files in (before, now))
             where = f"{name} of {key}.model.path={model.path if model else ''}"
             found.append(ChangedKey(where, was, became, why_not(f"{key}.model.path", rules)))
     return found
 
 
-def changed_code(checkpoint: Checkpoint, config: BaseConfig) -> list[str]:
-    """For the user: the Python files that are others than when the run before started, though their paths are not."""
+def changed_code(checkpoint: Checkpoint, config: BaseConfig, others: Collection[str]) -> list[str]:
+    """For the user: the Python files that are others than when the run before started, though their paths are not;
+    `others`: keys whose values are."""
     written, told = checkpoint.state.get(MODELS, {}), list[str]()
-    others = {change.key for change in changes(checkpoint, config)}
     for key, now in code_contents(config).items():
-        before = now if key in others else written.get(key, now)
-        differ = [name for name in {**before, **now} if before.get(name) != now.get(name)]
+        differ = [] if key in others else _differing(written.get(key, now), now)
         if differ:
             have = "has" if len(differ) == 1 else "have"
             follows = f"{have} changed since the checkpoint; the run goes on with what is there now"
             told.append(f"{key}: {', '.join(differ)} {follows}")
     return told
+
+
+def _differing(before: Mapping[str, str], now: Mapping[str, str]) -> list[str]:
+    """Names of the files whose hashes are others, or that are there only before or now."""
+    return [name for name in {**before, **now} if before.get(name) != now.get(name)]
 
 
 def other_layout(checkpoint: Checkpoint, config: BaseConfig) -> list[str]:

@@ -316,10 +316,7 @@ def test_a_role_calls_another_through_its_client(lasting: list[RoleGroup[Stub]],
     caller.call(Stub.connect, rollout.client(deadline_s=3)).result(START_S)
     rollout.call(Stub.hang, True)
     until_busy(*rollout.ranks)
-    told = (
-        r"rollout.hang did not end within 3 s:\nrollout rank 0 .*( is in hang| does not say within 3 s)"  # busy machine
-    )
-    with pytest.raises(DeadlineExceeded, match=told):
+    with pytest.raises(DeadlineExceeded, match=r"rollout.hang did not end within 3 s:\nrollout rank 0 .* is in hang"):
         caller.call(Stub.ask, "hang", True).result(PATIENCE_S)
 
 

@@ -15,7 +15,7 @@ from orchestrator.errors import ConfigError, TetrarchError
 from orchestrator.run.checkpoint import MODELS, Checkpoints
 from orchestrator.run.model_contents import ContentsMeanwhile
 from orchestrator.run.resume_rules import rules_of
-from orchestrator.run.resuming import Resume, checkpoint_to_resume, set_aside, take_up
+from orchestrator.run.resuming import Resume, changed_code, checkpoint_to_resume, set_aside, take_up
 from tests.unit.orchestrator.run.saved_runs import Saved, rewarded, rewarding
 
 
@@ -139,3 +139,5 @@ def test_code_that_has_changed_in_its_place_is_told(saved: Saved, tmp_path: Path
     assert told() == [f"reward.path: words.py has {changed}"]
     reward.write_text("def score(prompts, responses, **more): return [1.0] * len(prompts)\n")
     assert told() == [f"reward.path: scores.py, words.py have {changed}"]
+    found = checkpoint_to_resume(config, "newest")
+    assert found is not None and changed_code(found, config, {"reward.path"}) == [], "another path is told as such"

@@ -82,13 +82,16 @@ def test_a_file_of_the_same_size_and_time_is_still_another_one(pipeline: SmallPi
 
 def test_what_a_reward_function_imports_from_beside_it_belongs_to_it(pipeline: SmallPipeline) -> None:
     (pipeline.folder / "reward.py").write_text("import json\n\ndef score():\n    from rules import best\n")
-    (pipeline.folder / "rules.py").write_text("import shades.red as red\n")
+    (pipeline.folder / "rules.py").write_text("import data\nimport shades.red as red\n")
+    (pipeline.folder / "data/2026").mkdir(parents=True)
+    (pipeline.folder / "data/2026/notes.py").write_text("")
     (pipeline.folder / "shades").mkdir()
     for name in ("shades/__init__.py", "shades/red.py", "json.txt", "other.py"):
         (pipeline.folder / name).write_text("")
     pipeline.data["reward"] = {"type": "function", "path": "reward.py"}
     state = PipelineState()
     run_all(pipeline, state)
+    (pipeline.folder / "data/2026/notes.py").write_text("1")  # a folder of data is not searched for modules
     (pipeline.folder / "other.py").write_text("1")
     assert why(state, pipeline) == {}
     for name in ("rules.py", "shades/red.py"):
