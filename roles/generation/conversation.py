@@ -12,6 +12,7 @@ from concurrent.futures import FIRST_COMPLETED, Future, wait
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
 
 from roles.batch import Prompts, Rollouts
@@ -141,21 +142,22 @@ class Conversations:
         samples, prompts = [self._samples[row] for row in rows], self._prompts.select(rows)
         lengths = [len(sample.token_ids) for sample in samples]
         shape = (len(lengths), max(lengths, default=0))
-        token_ids = torch.full(shape, pad_token_id, dtype=torch.int64)
-        response_mask = torch.zeros(shape, dtype=torch.bool)
-        logprobs, rewards = torch.zeros(shape), torch.zeros(shape)
+        # NumPy reads lists three times faster than torch does.
+        token_ids = np.full(shape, pad_token_id, dtype=np.int64)
+        response_mask = np.zeros(shape, dtype=np.bool_)
+        logprobs, rewards = np.zeros(shape, dtype=np.float32), np.zeros(shape, dtype=np.float32)
         for row, (sample, length) in enumerate(zip(samples, lengths, strict=True)):
-            token_ids[row, :length] = torch.tensor(sample.token_ids)
-            response_mask[row, :length] = torch.tensor(sample.generated)
-            logprobs[row, :length] = torch.tensor(sample.logprobs)
-            rewards[row, :length] = torch.tensor(sample.rewards)
+            token_ids[row, :length] = sample.token_ids
+            response_mask[row, :length] = sample.generated
+            logprobs[row, :length] = sample.logprobs
+            rewards[row, :length] = sample.rewards
         said = {} if self._environments is None else {"messages": [sample.messages for sample in samples]}
         return Rollouts(
-            token_ids=token_ids,
+            token_ids=torch.from_numpy(token_ids),
             lengths=torch.tensor(lengths, dtype=torch.int64),
-            response_mask=response_mask,
-            rollout_logprobs=logprobs,
-            turn_rewards=rewards,
+            response_mask=torch.from_numpy(response_mask),
+            rollout_logprobs=torch.from_numpy(logprobs),
+            turn_rewards=torch.from_numpy(rewards),
             finished=torch.tensor([sample.finished for sample in samples], dtype=torch.bool),
             versions=torch.full((len(lengths),), version, dtype=torch.int64),
             prompts=[sample.prompt for sample in samples],

@@ -8,6 +8,7 @@ down and nothing else.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from vllm.logprobs import FlatLogprobs
@@ -16,6 +17,37 @@ from vllm.v1.engine.output_processor import OutputProcessor, RequestState
 
 if TYPE_CHECKING:
     from vllm.v1.engine.llm_engine import LLMEngine
+    from vllm.v1.outputs import LogprobsLists
+
+
+class StepNumbers:
+    """The log-probabilities that one step of the engine made, in the place of vLLM's, which cuts three arrays for each
+    request."""
+
+    def __init__(self, made: LogprobsLists) -> None:
+        self.made = made
+        self.sampled: list[float] = made.logprobs[:, 0].tolist()
+        """Those of the sampled tokens, one request after the other."""
+
+    def slice_request(self, first: int, count: int) -> RequestNumbers:
+        """Those of a request whose `count` tokens begin with number `first` of the step."""
+        return RequestNumbers(self, first, count)
+
+
+class RequestNumbers:
+    """A request's share of a step's; as an iterable it is what vLLM's own slice is."""
+
+    __slots__ = ("count", "first", "step")
+
+    def __init__(self, step: StepNumbers, first: int, count: int) -> None:
+        self.step, self.first, self.count = step, first, count
+
+    @property
+    def sampled(self) -> list[float]:
+        return self.step.sampled[self.first : self.first + self.count]
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(self.step.made.slice_request(self.first, self.count))
 
 
 class QuickOutputs(OutputProcessor):
@@ -30,7 +62,7 @@ class QuickOutputs(OutputProcessor):
                 others.append(output)
                 continue
             state.detokenizer.token_ids += output.new_token_ids
-            state.logprobs_processor.logprobs.logprobs += output.new_logprobs.logprobs[:, 0].tolist()
+            state.logprobs_processor.logprobs.logprobs += output.new_logprobs.sampled
         return super().process_outputs(others, *args, **options)
 
 
@@ -46,6 +78,17 @@ def _wants_numbers(state: RequestState) -> bool:
 
 
 def quicken(engine: LLMEngine) -> None:
-    """Let `engine` go this way. Not with stop strings: they are looked for in the text of each token."""
-    if engine.output_processor.tokenizer is None:
-        engine.output_processor.__class__ = QuickOutputs
+    """Let `engine`, whose core runs in this process, go this way. Not with stop strings: they are looked for in the
+    text of each token."""
+    if engine.output_processor.tokenizer is not None:
+        return
+    engine.output_processor.__class__ = QuickOutputs
+    scheduler: Any = engine.engine_core.engine_core.scheduler
+    update = scheduler.update_from_output
+
+    def update_from_output(scheduled: Any, made: Any) -> Any:
+        if made.logprobs is not None:
+            made.logprobs = StepNumbers(made.logprobs)
+        return update(scheduled, made)
+
+    scheduler.update_from_output = update_from_output

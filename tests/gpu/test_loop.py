@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
+import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +23,7 @@ from cluster.estimate.memory import GIB
 from cluster.placement.accelerators import ACCELERATORS, card_called
 from orchestrator.config.loading import load_config
 from orchestrator.planning.layout_planner import layout
+from orchestrator.stages.resume_proof import Kill, pids_in, steps_in
 from tests.gpu.conftest import OFFLINE, ROOT
 
 pytestmark = [pytest.mark.gpu, pytest.mark.timeout(240)]
@@ -54,15 +57,30 @@ def settings(folder: Path, run_dir: Path, card: str, large: Path | None = None) 
     ]
 
 
-def train(*options: str) -> str:
-    """`tetrarch train`; its output, or a failure with the logs' ends."""
+def train(*options: str, kills: Sequence[Kill] = ()) -> str:
+    """`tetrarch train`; its output, or a failure with the logs' ends. `kills`: of its ranks, in their order."""
     command = [sys.executable, "-m", "orchestrator", "train", str(CONFIG), *options]
-    done = subprocess.run(
-        command, cwd=ROOT, capture_output=True, text=True, timeout=RUN_S, env={**os.environ, **OFFLINE}, check=False
-    )
-    if done.returncode:
-        pytest.fail(f"{done.stdout[-3000:]}\n{done.stderr[-3000:]}")
-    return done.stdout
+    with tempfile.TemporaryFile("w+") as said:
+        run = subprocess.Popen(
+            command, cwd=ROOT, stdout=said, stderr=subprocess.STDOUT, text=True, env={**os.environ, **OFFLINE}
+        )
+        until = time.monotonic() + RUN_S
+        run_dir = Path(load_config(CONFIG, options).run_dir)
+        try:
+            for kill in kills:
+                while steps_in(run_dir) < kill.step and run.poll() is None and time.monotonic() < until:
+                    time.sleep(0.1)
+                if steps_in(run_dir) < kill.step:
+                    break
+                os.kill(pids_in(run_dir / "logs" / f"{kill.victim}.log")[-1], signal.SIGKILL)
+            run.wait(max(0.0, until - time.monotonic()))
+        finally:
+            run.kill()
+        said.seek(0)
+        output = said.read()
+    if run.returncode:
+        pytest.fail(output[-6000:])
+    return output
 
 
 def steps_of(run_dir: Path) -> list[dict[str, Any]]:
@@ -95,6 +113,21 @@ def test_the_engines_logprobs_stand_for_the_actors(folder_of: Callable[[str], Pa
     steps = steps_of(runs / "rollout")
     assert all(step["engine/logprob_gap_mean"] < 0.05 for step in steps)
     assert all(step["policy/ratio_first_minibatch"] == pytest.approx(1, abs=0.01) for step in steps)
+
+
+def test_lost_processes_are_replaced(folder_of: Callable[[str], Path], runs: Path, card: str) -> None:
+    """An engine beside roles that stay, and a rank that trains: what a process held of the card is there again."""
+    options = settings(folder_of("135m"), runs / "killed", card)
+    said = train(
+        *options,
+        "steps=5",
+        "recovery.on_rank_failure=restart",
+        kills=[Kill("rollout-0", 1), Kill("critic-0", 3)],
+    )
+    steps = {step["step"]: step for step in steps_of(runs / "killed")}
+    check_learning(list(steps.values()), 5)
+    assert "rollout rank 0" in said and "all roles are started again" in said
+    assert steps[5]["memory/gpu_generate_gib"] < steps[1]["memory/gpu_generate_gib"] + 0.5
 
 
 @pytest.mark.timeout(2 * RUN_S + 20)

@@ -14,7 +14,7 @@ from vllm.v1.engine.output_processor import OutputProcessor
 from vllm.v1.metrics.stats import PrefillStats
 from vllm.v1.outputs import LogprobsLists
 
-from roles.generation.quick_outputs import QuickOutputs, quicken
+from roles.generation.quick_outputs import QuickOutputs, StepNumbers, quicken
 
 TOKENS = {"0": [5, 6, 7, 8], "1": [9], "2": [3, 4, 5], "no numbers": [3, 4, 5], "stream": [6, 7, 8], "gone": [1, 2, 3]}
 """Request → its response; what `gone` says comes after it was given up."""
@@ -64,12 +64,7 @@ def request(name: str) -> EngineCoreRequest:
 
 def made(name: str, begin: int, end: int) -> EngineCoreOutput:
     tokens = TOKENS[name][begin:end]
-    numbers = LogprobsLists(
-        numpy.array([[token] for token in tokens]),
-        numpy.array([[-0.25 * token] for token in tokens], dtype=numpy.float32),
-        numpy.array([1] * len(tokens)),
-        None,
-    )
+    numbers = StepNumbers(numbers_of([99, *tokens])).slice_request(1, len(tokens))  # another request's come first
     reason = FinishReason.STOP if name == "0" else FinishReason.LENGTH
     return EngineCoreOutput(
         request_id=name,
@@ -77,6 +72,16 @@ def made(name: str, begin: int, end: int) -> EngineCoreOutput:
         new_logprobs=None if name == "no numbers" else numbers,
         finish_reason=reason if end >= len(TOKENS[name]) else None,
         prefill_stats=PrefillStats(num_prompt_tokens=2, num_cached_tokens=1) if begin == 0 else None,
+    )
+
+
+def numbers_of(tokens: list[int]) -> LogprobsLists:
+    """What vLLM makes of a step with these tokens."""
+    return LogprobsLists(
+        numpy.array([[token] for token in tokens]),
+        numpy.array([[-0.25 * token] for token in tokens], dtype=numpy.float32),
+        numpy.array([1] * len(tokens)),
+        None,
     )
 
 
@@ -99,8 +104,24 @@ def test_tokens_in_between_take_the_quick_way(monkeypatch: pytest.MonkeyPatch) -
     assert ("0", [6, 7]) not in slow and ("0", [5]) in slow and ("0", [8]) in slow
 
 
-@pytest.mark.parametrize(("tokenizer", "kind"), [(None, QuickOutputs), ("stop strings", OutputProcessor)])
-def test_engines_that_look_for_stop_strings_stay_as_they_are(tokenizer: Any, kind: type[OutputProcessor]) -> None:
-    engine: Any = SimpleNamespace(output_processor=OutputProcessor(tokenizer, log_stats=False))
+def test_a_share_of_a_steps_numbers_is_what_vllm_would_cut() -> None:
+    made = numbers_of([5, 6, 7, 8])
+    share = StepNumbers(made).slice_request(1, 2)
+    assert share.sampled == [-1.5, -1.75]
+    for ours, theirs in zip(share, made.slice_request(1, 2), strict=True):
+        numpy.testing.assert_array_equal(ours, theirs)
+
+
+@pytest.mark.parametrize(("tokenizer", "quick"), [(None, True), ("stop strings", False)])
+def test_engines_that_look_for_stop_strings_stay_as_they_are(tokenizer: Any, quick: bool) -> None:
+    scheduler = SimpleNamespace(update_from_output=lambda scheduled, made: (scheduled, made.logprobs))
+    engine: Any = SimpleNamespace(
+        output_processor=OutputProcessor(tokenizer, log_stats=False),
+        engine_core=SimpleNamespace(engine_core=SimpleNamespace(scheduler=scheduler)),
+    )
     quicken(engine)
-    assert type(engine.output_processor) is kind
+    assert type(engine.output_processor) is (QuickOutputs if quick else OutputProcessor)
+    scheduled, numbers = scheduler.update_from_output("scheduled", SimpleNamespace(logprobs=numbers_of([5])))
+    assert scheduled == "scheduled"
+    assert type(numbers) is (StepNumbers if quick else LogprobsLists)
+    assert scheduler.update_from_output("scheduled", SimpleNamespace(logprobs=None)) == ("scheduled", None)
