@@ -70,6 +70,11 @@ class Call(Generic[T]):
         return [_fetch(rank, self.method, ref, deadline_s) for rank, ref in zip(self.ranks, self.refs, strict=True)]
 
 
+def stored(values: Sequence[Any]) -> list[Any]:
+    """References to `values` in the object store, which several calls may take as their arguments."""
+    return [ray.put(value) for value in values]
+
+
 def submit(ranks: Sequence[Rank], method: str, arguments: Sequence[tuple[Any, ...]]) -> Call[Any]:
     """Call `method` on every rank with its own arguments; returns at once."""
     asked = CallOrigin(time.time(), usage.caller)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from cluster.ranks.role_group import RoleGroup
-from orchestrator.groups.spread import Spread, spread
+from orchestrator.groups.spread import Shared, Spread, spread
 from roles.batch import Responses, Rollouts, Sequences
 from roles.config.rewards import CautiousScore, MeanScore, WeightedScore, WorstScore
 from roles.reward_call import NamingScorer
@@ -57,11 +57,11 @@ class Member:
     names: bool = False
     """Whether it is a `NamingScorer`, which may give named numbers beside the scores."""
 
-    def start(self, responses: ToScore) -> Spread:
-        """Start scoring on every rank; returns at once."""
+    def start(self, responses: ToScore, shared: Shared | None = None) -> Spread:
+        """Start scoring on every rank; returns at once. `shared`: see `spread`."""
         if self.names:
-            return spread(self.group, NamingScorer.row_scores, self.reads(responses))
-        return spread(self.group, Scorer.score, self.reads(responses))
+            return spread(self.group, NamingScorer.row_scores, self.reads(responses), shared)
+        return spread(self.group, Scorer.score, self.reads(responses), shared)
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,9 +72,10 @@ class Reward:
     """Role (`reward`, or `reward.NAME`) → scorer."""
     how: CombineConfig
 
-    def start(self, responses: ToScore) -> Scores:
-        """Start all scorers; returns at once."""
-        members = {role: member.start(responses) for role, member in self.members.items()}
+    def start(self, responses: ToScore, shared: Shared | None = None) -> Scores:
+        """Start all scorers; returns at once. `shared`: see `spread`."""
+        shared = {} if shared is None else shared
+        members = {role: member.start(responses, shared) for role, member in self.members.items()}
         paid = responses.turn_rewards.sum(1) if isinstance(responses, Rollouts) else torch.zeros(len(responses))
         return Scores(members, self.how, paid)
 

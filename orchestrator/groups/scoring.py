@@ -20,7 +20,7 @@ from cluster.runtime.ray_cluster import RayCluster
 from orchestrator.groups.policy import Policy
 from orchestrator.groups.recovery import Recovery
 from orchestrator.groups.reward import Member, Reward, Scores
-from orchestrator.groups.spread import Part, Spread, spread, wait_for
+from orchestrator.groups.spread import Part, Shared, Spread, spread, wait_for
 from roles.actor import Actor
 from roles.batch import Rollouts, Scored, Sequences
 from roles.critic import Critic
@@ -107,12 +107,12 @@ class Scoring:
 
 def start_scoring(roles: Roles, part: Part, rollouts: Rollouts) -> Scoring:
     """Start the scoring passes; returns at once."""
-    sequences = Sequences.of(rollouts)
+    sequences, shared = Sequences.of(rollouts), Shared()
     answers = {
-        ROLES[role].fills: spread(group, getattr(class_of(role), ROLES[role].scored_by), sequences)
+        ROLES[role].fills: spread(group, getattr(class_of(role), ROLES[role].scored_by), sequences, shared)
         for role, group in roles.models.items()
     }
-    return Scoring(part, rollouts, answers, roles.reward.start(rollouts))
+    return Scoring(part, rollouts, answers, roles.reward.start(rollouts, shared))
 
 
 def finish_scoring(

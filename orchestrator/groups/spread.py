@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor
 
 from cluster.errors import ClusterError
-from cluster.ranks.calls import Call, wait_all
+from cluster.ranks.calls import Call, stored, wait_all
 from cluster.ranks.role_group import RoleGroup
 from orchestrator.groups.recovery import Recovery
 from roles.batch import Preferences, Responses, Sequences
@@ -21,6 +21,9 @@ from roles.rows import put_back
 R = TypeVar("R")
 Rows = TypeVar("Rows", bound=Sequences | Responses | Preferences)
 """A batch with only the fields that the method reads."""
+
+STORED_TOKENS = 2**15
+"""Of fewer tokens a rank's rows are sent with the call: Ray stores no arguments under 100 kB."""
 
 Part = tuple[int, int]
 """(engine, its first row) of some rollouts; sorted by this, the parts have the rows in the prompts' order."""
@@ -34,13 +37,10 @@ class Spread:
     method: Callable[[Any, Any], Tensor | RowScores]
     batch: Sequences | Responses | Preferences
     parts: list[list[int]]
-    call: Call[Tensor | RowScores] = field(init=False)
-
-    def __post_init__(self) -> None:
-        self.begin()
+    call: Call[Tensor | RowScores]
 
     def begin(self) -> None:
-        """Start the method on every rank, also once more."""
+        """Start the method on every rank once more."""
         self.call = self.group.map(self.method, self.batch.split(self.parts))
 
     def result(self, deadline_s: float) -> Tensor:
@@ -70,9 +70,38 @@ class Spread:
         return rows
 
 
-def spread(group: RoleGroup[R], method: Callable[[R, Rows], Tensor | RowScores], batch: Rows) -> Spread:
-    """Start `method` on every rank of `group` with its share of the rows; shares have similar numbers of tokens."""
-    return Spread(group, method, batch, balance(batch.lengths.tolist(), len(group)))
+@dataclass(frozen=True, slots=True)
+class Apportioned:
+    """Rows of a batch for each rank of a group."""
+
+    batch: Sequences | Responses | Preferences
+    parts: list[list[int]]
+    given: list[Any]
+    """What calls are given: each rank's rows, or references to them."""
+
+    @classmethod
+    def of(cls, batch: Sequences | Responses | Preferences, ranks: int) -> Apportioned:
+        """Shares have similar numbers of tokens."""
+        parts = balance(batch.lengths.tolist(), ranks)
+        rows = batch.split(parts)
+        return cls(batch, parts, stored(rows) if int(batch.lengths.sum()) >= STORED_TOKENS * ranks else rows)
+
+
+Shared = dict[tuple[int, int], Apportioned]
+"""(id of tokens, ranks) → the `Sequences` that groups with as many ranks are given, all of them the same copy."""
+
+
+def spread(
+    group: RoleGroup[R], method: Callable[[R, Rows], Tensor | RowScores], batch: Rows, shared: Shared | None = None
+) -> Spread:
+    """Start `method` on every rank of `group` with its share of the rows. `shared`: what other groups were given, of
+    which this one takes what is the same."""
+    if shared is None or type(batch) is not Sequences:
+        share = Apportioned.of(batch, len(group))
+    else:
+        key = (id(batch.token_ids), len(group))
+        share = shared[key] = shared.get(key) or Apportioned.of(batch, len(group))
+    return Spread(group, method, batch, share.parts, group.map(method, share.given))
 
 
 def wait_for(spreads: Sequence[Spread], deadline_s: float, recovery: Recovery) -> None:

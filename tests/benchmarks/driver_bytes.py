@@ -66,6 +66,13 @@ def size_of(value: Any) -> int:
 
 
 @dataclass
+class Stored:
+    """What stands for a reference."""
+
+    value: Any
+
+
+@dataclass
 class Ledger:
     """What went through the driver."""
 
@@ -87,6 +94,12 @@ class Ledger:
         if self.stores:
             self._timed("put", lambda: ray.put(sent))
             self._timed("get", lambda: ray.get(answered))
+
+    def store(self, values: Sequence[Any]) -> list[Stored]:
+        """Count once what the calls of several roles are given."""
+        for value in values:
+            self.note("for several roles", value, None)
+        return [Stored(value) for value in values]
 
     def _timed(self, name: str, work: Callable[[], Any]) -> None:
         began = time.process_time()
@@ -118,8 +131,13 @@ class Group:
         return self.size
 
     def map(self, method: Any, shards: Sequence[Any], *common: Any) -> Answers:
-        name = method.__name__
-        return Answers([self._note(name, self._answer(name, shard), shard, *common) for shard in shards])
+        name, answers = method.__name__, []
+        for shard in shards:
+            if isinstance(shard, Stored):
+                answers.append(self._note(name, self._answer(name, shard.value), *common))
+            else:
+                answers.append(self._note(name, self._answer(name, shard), shard, *common))
+        return Answers(answers)
 
     def call(self, method: Any, *arguments: Any) -> Answers:
         return Answers([self._note(method.__name__, None, *arguments) for _ in range(self.size)])
@@ -226,7 +244,7 @@ def measure(
     )
     state = TrainState(SimpleNamespace(drawn=[]), FixedController(0.1))  # type: ignore[arg-type]
     waits = [patch.object(module, "wait_all") for module in (orchestrator.ppo.step, orchestrator.groups.spread)]
-    with waits[0], waits[1]:
+    with waits[0], waits[1], patch.object(orchestrator.groups.spread, "stored", ledger.store):
         for _ in range(steps):
             prompts, began = asked(rows, tokens // 4), time.process_time()
             train_step(roles, prompts, state, config, Clock(lambda phase: None), lambda scored: None)

@@ -64,7 +64,7 @@ def train(*options: str, kills: Sequence[Kill] = ()) -> str:
         run = subprocess.Popen(
             command, cwd=ROOT, stdout=said, stderr=subprocess.STDOUT, text=True, env={**os.environ, **OFFLINE}
         )
-        until = time.monotonic() + RUN_S
+        until = time.monotonic() + RUN_S * (2 if kills else 1)
         run_dir = Path(load_config(CONFIG, options).run_dir)
         try:
             for kill in kills:
@@ -115,6 +115,7 @@ def test_the_engines_logprobs_stand_for_the_actors(folder_of: Callable[[str], Pa
     assert all(step["policy/ratio_first_minibatch"] == pytest.approx(1, abs=0.01) for step in steps)
 
 
+@pytest.mark.timeout(2 * RUN_S + 20)
 def test_lost_processes_are_replaced(folder_of: Callable[[str], Path], runs: Path, card: str) -> None:
     """An engine beside roles that stay, and a rank that trains: what a process held of the card is there again."""
     options = settings(folder_of("135m"), runs / "killed", card)

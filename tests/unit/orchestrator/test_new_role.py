@@ -109,11 +109,11 @@ def test_its_answers_stay_its_own_and_in_order(log: list[str], monkeypatch: pyte
 
     spread = orchestrator.groups.scoring.spread
 
-    def of_anchor(group: Any, method: Any, batch: Any) -> Any:
+    def of_anchor(group: Any, method: Any, batch: Any, shared: Any) -> Any:
         with monkeypatch.context() as patch:
             if group.role == "anchor":
                 patch.setattr(fakes, "per_token", numbered)
-            return spread(group, method, batch)
+            return spread(group, method, batch, shared)
 
     monkeypatch.setattr(orchestrator.groups.scoring, "spread", of_anchor)
     scored: Any = steps.step(log, frozen=["anchor"])[0].scored
