@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
+import tempfile
 from collections.abc import Callable, Collection, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -71,9 +72,11 @@ class Checkpoints:
         return self.commit(step, state, write(self.begin(step)) or {}, best)
 
     def begin(self, step: int) -> Path:
-        """An empty folder for the roles' files of a step."""
+        """An empty folder for the roles' files of a step, in the place of all that were begun before: on a disk that is
+        full they would take the room."""
+        for begun in self.folder.glob(f"step-*{PARTIAL}"):
+            shutil.rmtree(begun, ignore_errors=True)
         partial = _partial(self._folder(step))
-        shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
         return partial
 
@@ -93,8 +96,8 @@ class Checkpoints:
         _settle(final)
         whole = [folder for folder in self._folders() if _read_manifest(folder) is not None]
         old = [folder for folder in whole[self.keep :] if not self._stays(step_of(folder) or 0, best)]
-        for folder in [*old, *self.folder.glob(f"step-*{PARTIAL}")]:
-            shutil.rmtree(folder)
+        for folder in old:
+            shutil.rmtree(folder, ignore_errors=True)  # where somebody reads it over NFS it goes with the next one
         return final
 
     def _stays(self, step: int, best: Collection[int]) -> bool:
@@ -183,9 +186,11 @@ def _settle(final: Path) -> None:
     partial = _partial(final)
     for folder in (partial, *(path for path in partial.rglob("*") if path.is_dir())):
         sync_folder(folder)
-    shutil.rmtree(final, ignore_errors=True)
-    partial.rename(final)
-    sync_folder(final.parent)
+    with tempfile.TemporaryDirectory(dir=final.parent, prefix=f".{final.name}-", ignore_cleanup_errors=True) as aside:
+        if final.exists():
+            final.rename(Path(aside, final.name))
+        partial.rename(final)
+        sync_folder(final.parent)
 
 
 def damage(folder: Path, *, content: bool = False) -> str | None:

@@ -16,11 +16,10 @@ from cluster.ranks.calls import become_idle, wait_all
 from cluster.ranks.watch import STARTED, Rank
 from cluster.ranks.worker import version_reader
 from cluster.role_table import row_of
-from cluster.runtime.last_resort import at_most
 from cluster.runtime.orders import ORDERS, Orders
 from orchestrator.config.base import BaseConfig
 from orchestrator.config.loading import dump_config
-from orchestrator.errors import FileNotWritten, NotFinite, RollBack, StopTraining, TetrarchError
+from orchestrator.errors import FileNotWritten, NotFinite, RollBack, StopTraining
 from orchestrator.groups.recovery import Recovery
 from orchestrator.ppo.gold_stop import best_steps
 from orchestrator.report.reporter import Reporter
@@ -30,23 +29,21 @@ from orchestrator.run.model_contents import Contents, ContentsMeanwhile
 from orchestrator.run.phase_clock import Clock
 from orchestrator.run.resuming import Resume, checkpoint_to_resume, take_up
 from orchestrator.run.run_lock import held
+from orchestrator.stages.failed_batch import failed_file, keep_failed
 from orchestrator.stages.left_models import leave_last_models, leave_models
 from orchestrator.stages.profiling import perhaps_profiled
 from orchestrator.stages.run_facts import run_facts
 from orchestrator.stages.stage import Stage, StepReport, Trainable
 from orchestrator.stages.state_writer import StateWriter
-from orchestrator.stages.step_told import all_metrics, rest_of_run, step_part, tell_besides
-from roles.batch_files import save_batch
+from orchestrator.stages.step_told import all_metrics, rest_of_run, step_part, tell_besides, usage_told
 
-FAILED = "failed"
-"""Folder in `run_dir` for the batches of failed steps."""
 REPORTED = ("tensorboard", "html", "sample_every", "trace", "trackers", "trackers_s")
 """Keys of the section `report` that are arguments of `Reporter`."""
 UPDATES = ("update", "retrain")
 """Phases in which trained groups change."""
 StartStage = Callable[[Reporter], AbstractContextManager[Stage]]
 RESCUE_S = 30.0
-"""Seconds in which the trained groups must finish their calls when another role has failed."""
+"""Seconds in which a trained group that has failed itself must finish its calls; others have as long as for scoring."""
 
 
 def carry_out(
@@ -98,6 +95,8 @@ class Run:
     """Counts how often the run has been started again."""
     finished: dict[str, Any] | None = None
     """The driver's state that belongs to the trained groups' state; None while they are updated."""
+    tried: bool = False
+    """Whether it has been tried to save that, since the run ends early."""
     writer: StateWriter = field(init=False)
 
     def __post_init__(self) -> None:
@@ -107,11 +106,10 @@ class Run:
         self.writer = StateWriter(*where, trained, stay, self.settings, self.orders, safe, self.models)
 
     def all_steps(self) -> None:
-        """Run from the current step to the last one, then save the models. After Ctrl-C or SIGTERM save the training
-        state and end."""
+        """Run from the current step to the last one, then save the models. What ends it early saves its state first."""
         try:
             self._all_steps()
-        except KeyboardInterrupt as error:
+        except (KeyboardInterrupt, ClusterError) as error:
             self._rescue(error)
             raise
 
@@ -144,7 +142,7 @@ class Run:
         leave_last_models(stage, self.config, self.settings, self.report.note)
         self.report.complete()
         stage.check_ledger()
-        usage = stage.cluster.usage()
+        usage = usage_told(stage.cluster.usage, self.report.note)
         self.report.timeline(rest_of_run(stage.step, usage))
         self.report.note(f"most host memory in use: {usage.host_peak:.1f} GiB")
 
@@ -152,7 +150,7 @@ class Run:
         clock, step = Clock(self._begin), self.stage.step + 1
         with self._rescued(f"step {step}"), perhaps_profiled(self.config, step, self.report.note):
             told = self.stage.one_step(clock)
-        self.finished, usage = self.stage.state_dict(), self.stage.cluster.usage()
+        self.finished, usage = self.stage.state_dict(), usage_told(self.stage.cluster.usage, self.report.note)
         metrics, part = all_metrics(told, clock, usage, self.again), step_part(step, clock, usage)
         self.report.step(step, metrics, told.samples, told.ledger, told.keep)
         tell_besides(self.config, self.report, part, metrics)
@@ -241,8 +239,8 @@ class Run:
             if error.role not in self.stage.trained and row_of(error.role).frozen:
                 self._rescue(error)  # the numbers of a trained role, and of engines with its weights, are not worth it
             raise NotFinite(error.role, f"in {doing} {error}") from error
-        except (ClusterError, TetrarchError) as error:
-            explained: Exception = error
+        except Exception as error:  # of whatever kind: out of memory, too many open files, no room in Ray's store
+            explained = error
             with self._second(f"{doing} has failed"):
                 self.report.note(f"{doing} has failed")
             self._keep_batch()
@@ -254,15 +252,17 @@ class Run:
             raise explained from error
 
     def _rescue(self, error: BaseException) -> None:
-        """Before the run ends early, save the last finished step, if the trained groups are still in that state and
-        can save it."""
-        if not self.orders.left_s:
-            return
+        """Before the run ends early, save the last finished step once, if the trained groups still have it and can."""
+        if self.orders.left_s and not self.tried:
+            self._save_finished(error)
+            self.tried = True
+
+    def _save_finished(self, error: BaseException) -> None:
         trained = [rank for group in self.stage.trained.values() for rank in group.ranks]
         with STARTED.only(trained):  # others may have died
             if self.writer.under_way is not None:
                 with self._second(f"checkpoint {self._saved_step} could not be completed"):
-                    self._become_idle(trained)
+                    self._become_idle(trained, error)
                     self.writer.complete()
             if (state := self.finished) is None:
                 return
@@ -271,23 +271,22 @@ class Run:
                     return
                 self.report.status(f"saving checkpoint {state['step']} before the run ends")
                 self.stage.before_rescue(error)
-                self._become_idle(trained)
+                self._become_idle(trained, error)
                 self.report.note(f"saved {self.writer.write(state)}; go on from there with --resume")
 
-    def _become_idle(self, trained: Sequence[Rank]) -> None:
-        if not become_idle(trained, min(RESCUE_S, self.orders.left_s)):
+    def _become_idle(self, trained: Sequence[Rank], error: BaseException) -> None:
+        guilty = isinstance(error, ClusterError) and any(who.role in self.stage.trained for who in error.blamed)
+        within_s = RESCUE_S if guilty else self.config.deadlines.score_s
+        if not become_idle(trained, min(within_s, self.orders.left_s)):
             raise ClusterError(f"a rank of {' or '.join(self.stage.trained)} hangs")
 
     def _keep_batch(self) -> None:
         """Save the batch of the failed step, so that the reason can be investigated."""
         if self.stage.batch is None:
             return
-        file = Path(self.config.run_dir) / FAILED / f"step-{self.stage.step + 1:06d}.safetensors"
+        file = failed_file(self.config.run_dir, self.stage.step + 1)
         with self._second(f"the batch of the step that failed could not be written to {file}"):
-            with at_most(self.config.deadlines.save_s, f"writing {file}"):
-                save_batch(self.stage.batch, file)
-            texts = file.with_suffix(".json").name
-            self.report.note(f"the batch of the step that failed is in {file} (texts: {texts})")
+            self.report.note(keep_failed(self.stage.batch, file, self.config.deadlines.save_s))
 
     @contextmanager
     def _second(self, what: str) -> Iterator[None]:

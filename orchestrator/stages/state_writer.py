@@ -162,8 +162,8 @@ class StateWriter:
 
     def _commit(self, state: dict[str, Any], hashes: Hashes, began: float, more: str) -> Path:
         self.check_lock()
+        state = {**state, "config": self.settings, MODELS: self.models()}  # large models on a slow disk take long
         with self._on_disk(state):
-            state = {**state, "config": self.settings, MODELS: self.models()}
             path = self.checkpoints.commit(state["step"], state, hashes, self.best())
         if not self.cost_told:
             cost = f"{time.monotonic() - began:.1f} s{more}, {size_gib(path):.2f} GiB"

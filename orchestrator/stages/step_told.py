@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
+from cluster.errors import ClusterError
 from cluster.ranks.usage import WAITS, Usage, drained
 from cluster.runtime.ray_metrics import StepOfRun, export_metrics
 from orchestrator.config.base import BaseConfig
@@ -15,6 +16,16 @@ from orchestrator.run.phase_clock import Clock
 from orchestrator.stages.card_metrics import card_metrics
 from orchestrator.stages.stage import StepReport
 from orchestrator.timeline.part_of_run import PartOfRun
+
+
+def usage_told(asked: Callable[[], Usage], tell: Callable[[str], None]) -> Usage:
+    """What the ranks have done and used. One that does not say it must not cost a step that is over: if it has died,
+    the next call to it ends the run or has it started again."""
+    try:
+        return asked()
+    except ClusterError as error:
+        tell(f"the ranks' times and memory are not known: {error}")
+        return Usage([], 0.0, [])
 
 
 def all_metrics(told: StepReport, clock: Clock, usage: Usage, again: Recovery) -> dict[str, float]:

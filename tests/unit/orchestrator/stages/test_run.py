@@ -22,6 +22,7 @@ from pyarrow import parquet
 import orchestrator.stages.run
 from cluster.errors import RankFailure, Terminated
 from cluster.ranks.calls import Call
+from cluster.ranks.identity import Identity
 from cluster.ranks.usage import Usage
 from cluster.runtime.orders import Orders
 from orchestrator.checks.run_folders import check_run_dir
@@ -79,7 +80,6 @@ class Answer:
 class Counting(Stage):
     """Twelve lines of a stage, and what a test does to it."""
 
-    cluster: Any = SimpleNamespace(usage=lambda: Usage([], 1.5, []))
     steps, step = 6, 0
 
     def __init__(self, run_dir: Path, trouble: BaseException | int | None, at: tuple[int, str]) -> None:
@@ -88,6 +88,20 @@ class Counting(Stage):
     @property
     def trained(self) -> Any:
         return {"counter": self.counter}
+
+    @property
+    def cluster(self) -> Any:
+        return SimpleNamespace(usage=self.usage)
+
+    def usage(self) -> Usage:
+        """What the ranks say of themselves."""
+        if self.at == (self.step, "usage"):
+            self.meet()
+        return Usage([], 1.5, [])
+
+    def before_save(self) -> None:
+        if self.at == (self.step, "before_save"):
+            self.meet()
 
     def state_dict(self) -> dict[str, Any]:
         return {"step": self.step}
@@ -192,6 +206,10 @@ def test_a_whole_run_leaves_metrics_checkpoints_models_and_a_report(
     ("trouble", "at", "raised", "saved"),
     [
         (RankFailure("counter rank 0 died"), (3, "experience"), RankFailure, 2),
+        (MemoryError(), (3, "experience"), MemoryError, 2),
+        (OSError(24, "Too many open files"), (3, "experience"), OSError, 2),
+        (RankFailure("rollout rank 0 died"), (3, "after"), RankFailure, 3),
+        (RankFailure("rollout rank 0 died"), (4, "before_save"), RankFailure, 4),
         (signal.SIGTERM, (3, "experience"), Terminated, 2),
         (signal.SIGTERM, (3, "update"), Terminated, 3),
         (signal.SIGINT, (3, "update"), KeyboardInterrupt, 3),
@@ -215,6 +233,14 @@ def test_what_ends_a_run_early_leaves_the_last_whole_step_and_it_goes_on_from_th
     assert [line["step"] for line in metrics(tmp_path)] == [1, 2, 3, 4, 5, 6]
 
 
+def test_figures_that_a_rank_does_not_give_cost_no_step(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    count(tmp_path, monkeypatch, None, RankFailure("rollout rank 0 died"), (3, "usage"))
+    assert [line["step"] for line in metrics(tmp_path)] == [1, 2, 3, 4, 5, 6]
+    assert "times and memory are not known: rollout rank 0 died" in capsys.readouterr().out
+
+
 def test_samples_that_cannot_be_written_end_the_run_after_a_checkpoint_and_it_goes_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -231,6 +257,19 @@ def test_samples_that_cannot_be_written_end_the_run_after_a_checkpoint_and_it_go
         assert (run / "model").read_text() == "6"
         kept = {int(path.stem[-6:]) for path in (run / "samples").iterdir()}
         assert kept == {1, 2, 3, 4, 5, 6} - {step}
+
+
+@pytest.mark.parametrize(("guilty", "waits"), [("reward", 1800.0), ("counter", 30.0)])
+def test_a_sound_group_is_given_the_time_of_its_call(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, guilty: str, waits: float
+) -> None:
+    """It may be scoring a large batch; one that has failed itself is not waited for so long."""
+    waited: list[float] = []
+    monkeypatch.setattr(orchestrator.stages.run, "become_idle", lambda ranks, within_s: waited.append(within_s) or True)
+    failed = RankFailure("it died", who=Identity(guilty, 0, "node-1", "log"))
+    with pytest.raises(RankFailure):
+        count(tmp_path, monkeypatch, None, failed, (3, "experience"))
+    assert waited == [waits]
 
 
 def test_half_an_update_is_not_saved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
