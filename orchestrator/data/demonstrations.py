@@ -4,7 +4,7 @@ ConfigError names a bad row."""
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -31,6 +31,8 @@ class SftData:
     """For the user: what was read, in lines."""
     example: str
     """For the user: one row as it was given and as the model reads it."""
+    ends: dict[int, str] = field(default_factory=dict)
+    """See `Samples.ends`."""
 
     @property
     def summary(self) -> str:
@@ -103,7 +105,7 @@ def read_demonstrations(config: SftConfig, tokenizer: PreTrainedTokenizerBase, s
     parts = read_parts(config, "demonstrations", tokenizer, seed)
     training = _batch(parts.training, config, tokenizer.pad_token_id)
     heldout = _batch(parts.heldout, config, tokenizer.pad_token_id) if parts.heldout else None
-    return SftData(training, heldout, parts.statistics, parts.training.example)
+    return SftData(training, heldout, parts.statistics, parts.training.example, parts.training.ends(tokenizer))
 
 
 def read_ptx(config: PtxConfig, tokenizer: PreTrainedTokenizerBase) -> PtxData:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from itertools import permutations
 
 import torch
@@ -78,6 +78,8 @@ class DpoData:
     """For the user: what was read, in lines."""
     example: str
     """For the user: one row as it was given and as the model reads it."""
+    ends: dict[int, str] = field(default_factory=dict)
+    """See `Samples.ends`."""
 
     @property
     def summary(self) -> str:
@@ -106,7 +108,7 @@ def read_preferences(config: DpoConfig, tokenizer: PreTrainedTokenizerBase, seed
     heldout = made(parts.heldout, "heldout") if parts.heldout else None
     if isinstance(config.loss, KtoLoss) and training.desirable is not None:
         lines += _balance(training.desirable, config.loss)
-    return DpoData(training, heldout, tuple(lines), parts.training.example)
+    return DpoData(training, heldout, tuple(lines), parts.training.example, parts.training.ends(tokenizer))
 
 
 def _pairs(samples: Samples, config: DpoConfig, name: str, pad: int) -> PreferenceSamples:

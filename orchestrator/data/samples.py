@@ -44,6 +44,12 @@ class Samples:
     def __len__(self) -> int:
         return len(self.groups)
 
+    def ends(self, tokenizer: PreTrainedTokenizerBase) -> dict[int, str]:
+        """Tokens of the chat template, such as `<|im_end|>`, with which it is learned to end a response: id → text."""
+        added = tokenizer.added_tokens_decoder.keys() - {tokenizer.eos_token_id}
+        last = {sample.token_ids[-1] for group in self.groups for sample in group if sample.trained[-1]}
+        return {token: str(tokenizer.convert_ids_to_tokens(token)) for token in sorted(last & added)}
+
     def cut(self, tokens: int) -> Samples:
         """No sample longer than so many tokens; those that leave nothing to learn are left out."""
         self.statistics.truncated = sum(len(sample) > tokens for group in self.groups for sample in group)

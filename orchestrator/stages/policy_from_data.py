@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from abc import abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -29,6 +29,7 @@ from orchestrator.stages.run_again import carry_through
 from orchestrator.stages.scheduled_stage import ScheduledStage
 from orchestrator.stages.stage import Stage, StepReport
 from roles.model_files.conversion import resolve_model
+from roles.rollout_setup import stop_token_ids
 from roles.zero.trained_rank import TrainedPolicy
 
 
@@ -42,6 +43,10 @@ class TrainingData(Protocol):
     @property
     def summary(self) -> str:
         """For the user: what was read, and how much of it is held out."""
+
+    @property
+    def ends(self) -> dict[int, str]:
+        """Tokens with which it is learned to end a response, beside EOS; id → text."""
 
     def schedule(self, config: Any, seed: int) -> list[list[int]]:
         """Samples of each optimizer step."""
@@ -109,6 +114,8 @@ class PolicyTraining(ScheduledStage):
         with whole_folder(output) as partial:
             self.trainer.call(TrainedPolicy.save_model, str(partial)).result(self.config.deadlines.save_s)
             write_chat_template(self.section, partial)
+            if new := write_ends(partial, self.data.ends):
+                self.report.note(f"the model's responses end with {', '.join(new)} from now on, as it has learned")
             quality = asdict(self.quality) if self.quality else {}
             (partial / self.quality_file).write_text(json.dumps(quality, indent=1) + "\n")
 
@@ -123,6 +130,21 @@ def write_chat_template(section: PolicyTrainingConfig, folder: Path) -> None:
     if section.chat_template is not None:
         template = Path(section.chat_template).read_text(encoding="utf-8")
         (folder / "chat_template.jinja").write_text(template, encoding="utf-8")
+
+
+def write_ends(folder: Path, ends: Mapping[int, str]) -> list[str]:
+    """Let engines end responses of the model in `folder` with the tokens `ends` too; those with which they did not.
+
+    A base model has another EOS than the end of a turn in the chat template that it was trained with.
+    """
+    known = stop_token_ids(folder, None)
+    new = {token: text for token, text in ends.items() if token not in known}
+    if new:
+        file = folder / "generation_config.json"
+        written = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+        text = json.dumps({**written, "eos_token_id": [*known, *new]}, indent=2)
+        file.write_text(f"{text}\n", encoding="utf-8")
+    return list(new.values())
 
 
 def train_policy(

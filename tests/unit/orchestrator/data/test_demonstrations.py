@@ -101,6 +101,20 @@ def test_a_chat_template_of_ones_own(tmp_path: Path) -> None:
         with_template(words, str(tmp_path / "none.jinja"), "sft")
 
 
+def test_a_policy_learns_to_end_with_the_templates_own_token(tmp_path: Path) -> None:
+    words = tokenizer()
+    words.add_special_tokens({"additional_special_tokens": ["<|im_end|>"]})
+    words.chat_template = "{% for m in messages %}{{ m['role'] + ':' + m['content'] + '<|im_end|>' }}{% endfor %}"
+    rows: list[dict[str, Any]] = [
+        {"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]}
+    ]
+    data = read(tmp_path, rows, words)
+    assert data.ends == {words.convert_tokens_to_ids("<|im_end|>"): "<|im_end|>"}
+    before_it = int(data.training.lengths[0]) - 1
+    assert read(tmp_path, rows, words, max_tokens=before_it, too_long="truncate").ends == {}
+    assert read(tmp_path).ends == {}
+
+
 TEXTS = [{"text": "x" * (2 + n)} for n in range(7)]
 """Of 3 to 9 tokens with EOS; the first has nothing before it."""
 

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import itertools
+import json
+from pathlib import Path
 
 import pytest
 import torch
 
 from orchestrator.config.sft import SftConfig
 from orchestrator.data.demonstrations import SftData
+from orchestrator.stages.policy_from_data import write_ends
 from orchestrator.stages.sft import _shares
+from roles.rollout_setup import stop_token_ids
 from roles.shares import Demonstrations
 
 
@@ -44,3 +48,16 @@ def test_a_step_is_shared_out_by_tokens(ranks: int) -> None:
     assert sorted(row for share in shares for row in share.experience.rows.tolist()) == [7, 8, 9, 10]
     for share in shares:
         assert share.steps == [list(range(len(share.experience)))]
+
+
+@pytest.mark.parametrize("known", [2, [2, 3]])
+def test_engines_end_where_the_policy_has_learned_to_end(tmp_path: Path, known: int | list[int]) -> None:
+    file = tmp_path / "generation_config.json"
+    (tmp_path / "config.json").write_text(json.dumps({"eos_token_id": 2}))
+    file.write_text(json.dumps({"eos_token_id": known, "bos_token_id": 1}))
+    assert write_ends(tmp_path, {}) == write_ends(tmp_path, {2: "</s>"}) == []
+    assert write_ends(tmp_path, {2: "</s>", 7: "<|im_end|>"}) == ["<|im_end|>"]
+    assert stop_token_ids(tmp_path, 2) == ((2, 7) if known == 2 else (2, 3, 7))
+    assert json.loads(file.read_text())["bos_token_id"] == 1
+    file.unlink()
+    assert write_ends(tmp_path, {7: "<|im_end|>"}) == ["<|im_end|>"] and stop_token_ids(tmp_path, None) == (2, 7)
