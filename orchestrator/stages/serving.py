@@ -21,7 +21,7 @@ from cluster.role_table import ACTOR
 from cluster.runtime.orders import ORDERS
 from orchestrator.config.base import BaseConfig
 from orchestrator.config.serving import RewardServingRun, ServingRun
-from orchestrator.errors import RewardRestarted
+from orchestrator.errors import RewardRestarted, TetrarchError
 from orchestrator.groups.build import Models, resolve_models
 from orchestrator.groups.recovery import Recovery
 from orchestrator.groups.reward import Reward
@@ -195,8 +195,13 @@ def work_until_told(desk: Desk, watch: WeightWatch | None, weights: ServedWeight
             desk.closing = ORDERS.told is not None
             folder = watch.newer() if watch else None
             if folder:
-                typer.echo(f"going over to the weights in {folder}", err=True)
-                desk.renew(str(weights.take()))
+                try:
+                    taken = weights.take()
+                except TetrarchError as error:
+                    typer.echo(f"the old weights are served on, until they are written once more: {error}", err=True)
+                else:
+                    typer.echo(f"going over to the weights in {folder}", err=True)
+                    desk.renew(str(taken))
             desk.work()
             if desk.version != loaded:
                 loaded = desk.version

@@ -115,3 +115,24 @@ def test_engines_are_given_the_copy(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         serving.work_until_told(desk, watch, weights, 1.0)
         write(actor, "second")
         assert [texts(Path(folder)) for folder in renewed] == [{"first"}] and not old.exists()
+
+
+def test_weights_that_cannot_be_taken_leave_the_old_ones(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    orders: Any = SimpleNamespace(told=None, hold=lambda: None, release=lambda: None)
+    monkeypatch.setattr(serving, "ORDERS", orders)
+
+    def work() -> None:
+        orders.told = KeyboardInterrupt()
+
+    def take() -> Path:
+        raise TetrarchError("the disk is full")
+
+    desk: Any = SimpleNamespace(version=0, open=0, closing=False, work=work, refuse_all=lambda why: None)
+    watch: Any = SimpleNamespace(newer=lambda: "actor")
+    weights: Any = SimpleNamespace(take=take)
+    serving.work_until_told(desk, watch, weights, 1.0)  # `renew` and `keep_newest` are not called: there are none
+    assert (
+        "the old weights are served on, until they are written once more: the disk is full" in capsys.readouterr().err
+    )
