@@ -67,6 +67,8 @@ class Format:
     """Whether the row also needs its prompt in `prompt` or `messages`."""
     prompt_may_repeat: bool = False
     """Whether responses may begin with their prompt."""
+    also: tuple[str, ...] = ()
+    """Columns besides the prompt that are read if they are there."""
 
 
 def format_of(names: list[str], kind: RecordKind, where: str) -> Format:
@@ -269,11 +271,11 @@ def _unanswered(row: Row, repeated: bool) -> Record:
 
 
 FORMATS = (
-    Format("preferences", ("chosen", "rejected"), _pair, prompt=False, prompt_may_repeat=True),
-    Format("preferences", ("responses",), _responses),
+    Format("preferences", ("chosen", "rejected"), _pair, prompt=False, prompt_may_repeat=True, also=(PROBABILITY,)),
+    Format("preferences", ("responses",), _responses, also=("scores", "ranks")),
     Format("labels", ("completion", "label"), _labelled),
     Format("demonstrations", ("conversations",), _shared, prompt=False),
-    Format("demonstrations", ("instruction", "output"), _instruction, prompt=False),
+    Format("demonstrations", ("instruction", "output"), _instruction, prompt=False, also=("input",)),
     Format("demonstrations", ("completion",), _completed),
     Format("demonstrations", ("messages",), _conversation, prompt=False),
     Format("demonstrations", ("text",), _plain_text, prompt=False),
@@ -283,3 +285,6 @@ FORMATS = (
     Format("candidates", (), _unanswered),
 )
 """For each kind, the formats in the order in which they are tried."""
+
+LEARNED_COLUMNS = frozenset({"prompt", "messages"}.union(*([*form.needs, *form.also] for form in FORMATS)))
+"""Every column that a row of any format may be learned from."""

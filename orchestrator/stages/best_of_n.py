@@ -19,6 +19,7 @@ from cluster.role_table import REWARD
 from orchestrator.config.evaluation import EvaluationConfig
 from orchestrator.config.serving import ServingRun
 from orchestrator.data.prompts import Questions
+from orchestrator.data.records import LEARNED_COLUMNS
 from orchestrator.errors import NotFinite
 from orchestrator.groups.policy import Policy
 from orchestrator.groups.recovery import Recovery
@@ -32,6 +33,7 @@ from orchestrator.stages.evaluation import Answered, measured
 from orchestrator.stages.serving import policy_to_serve
 from orchestrator.stages.win_rate import comparing
 from roles.batch import Rollouts
+from roles.reward_model import MESSAGES
 from roles.seeds import stable_seed
 
 ROWS_AT_A_TIME = 2048
@@ -157,16 +159,20 @@ def summary(best: Rollouts, scores: Tensor, gold: Sequence[float | None] | None,
 
 
 def picked_rows(rollouts: Rollouts, scores: Tensor, count: int) -> list[dict[str, Any]]:
-    """A row for each prompt: the prompt, the best response as its `completion`, and all responses with scores."""
+    """A row for each prompt: the prompt, the best response as its `completion`, and all responses with scores.
+
+    Of the data set's columns those stay that nothing is learned from: others, such as `chosen`, would be learned
+    instead of what was sampled.
+    """
     rows = []
     for best in best_rows(scores, count):
         first = best - best % count
         own = range(first, first + count)
         columns = {name: column[first] for name, column in rollouts.columns.items()}
-        prompt = columns.pop("messages", None) or rollouts.prompts[first]
+        prompt = columns.get(MESSAGES) or rollouts.prompts[first]
         rows.append(
             {
-                **columns,
+                **{name: value for name, value in columns.items() if name not in LEARNED_COLUMNS},
                 "prompt": prompt,
                 "completion": rollouts.responses[best],
                 "score": float(scores[best]),

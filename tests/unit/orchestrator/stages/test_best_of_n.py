@@ -6,7 +6,7 @@ import itertools
 import json
 import math
 import random
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -21,6 +21,8 @@ from orchestrator.config.evaluation import EvaluationConfig
 from orchestrator.config.recovery import RecoveryConfig
 from orchestrator.config.serving import ServingConfig
 from orchestrator.data.prompts import Questions
+from orchestrator.data.record_values import BadRecord
+from orchestrator.data.records import FORMATS, LEARNED_COLUMNS, RecordKind
 from orchestrator.data.samples import read_samples
 from orchestrator.errors import NotFinite
 from orchestrator.groups import spread
@@ -31,6 +33,8 @@ from orchestrator.stages.best_of_n import _scored, best_of_n_kl, best_rows, kl_b
 from roles.config.rewards import MeanScore
 from tests.unit.orchestrator.fakes import prompts_of, rollouts_of
 from tests.unit.orchestrator.groups.test_frozen_ranks import Group, death
+
+USER, SAID = {"role": "user", "content": "p"}, {"role": "assistant", "content": " a"}
 
 
 def exact_kl(probabilities: list[float], count: int) -> float:
@@ -142,6 +146,62 @@ def test_the_rows_are_demonstrations_of_the_best_response(tmp_path: Path, chat: 
         learned.append(tokenizer().decode(trained))
     before = "<bos><user>p<assistant>" if chat else "p"
     assert texts == [f"{before} b<eos>", f"{before} c<eos>"] and learned == [" b<eos>", " c<eos>"]
+
+
+OWN_COLUMNS: list[dict[str, Any]] = [
+    {"chosen": " gold", "rejected": " bad", "chosen_probability": 0.9},
+    {"instruction": "i", "input": "j", "output": " gold"},
+    {"conversations": [{"from": "human", "value": "p"}, {"from": "gpt", "value": " gold"}]},
+    {"text": "gold", "label": True, "ranks": [2, 1]},
+]
+
+
+@pytest.mark.parametrize("own", OWN_COLUMNS)
+def test_what_the_data_set_says_of_its_own_responses_is_not_learned(tmp_path: Path, own: dict[str, Any]) -> None:
+    rollouts = rollouts_of(prompts_of(2), 0)
+    rollouts.responses[:] = [" a", " b"]
+    rollouts.columns.update({name: [value] * 2 for name, value in {**own, "subject": "river"}.items()})
+    rows = picked_rows(rollouts, torch.tensor([1.0, 2.0]), 2)
+    assert list(rows[0]) == ["subject", "prompt", "completion", "score", "responses", "scores"]
+    file = tmp_path / "rows.jsonl"
+    file.write_text(json.dumps(rows[0]) + "\n")
+    learned: list[tuple[RecordKind, list[str]]] = [
+        ("preferences", ["p b<eos>", "p a<eos>"]),
+        ("demonstrations", ["p b<eos>"]),
+        ("candidates", ["p a<eos>", "p b<eos>"]),
+    ]
+    for kind, expected in learned:
+        (group,) = read_samples(RecordsConfig(path=str(file)), "data", kind, tokenizer()).groups
+        texts = [tokenizer().decode(sample.token_ids) for sample in group]
+        assert sorted(texts) == sorted(expected)
+
+
+class _Reads(dict[str, Any]):
+    """A row that notes which columns are read."""
+
+    def __init__(self, row: dict[str, Any], read: set[str]) -> None:
+        super().__init__(row)
+        self.read = read
+
+    def __getitem__(self, name: str) -> Any:
+        self.read.add(name)
+        return super().__getitem__(name)
+
+    def get(self, name: str, default: Any = None) -> Any:
+        self.read.add(name)
+        return super().get(name, default)
+
+
+def test_every_column_that_a_format_reads_is_known_as_learned() -> None:
+    whole = {key: value for own in OWN_COLUMNS for key, value in own.items()}
+    row = {"prompt": "p", "completion": " a", "responses": [" a", " b"], "messages": [USER, SAID], **whole}
+    read = set[str]()
+    for form in FORMATS:
+        for given in (row, {name: value for name, value in row.items() if name != "messages"}):
+            noting: Any = _Reads(given, read)
+            with suppress(KeyError, BadRecord):
+                form.read(noting, False)
+    assert read == LEARNED_COLUMNS
 
 
 def test_a_score_that_is_not_finite_is_no_best_one() -> None:
