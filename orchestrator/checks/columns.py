@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import ast
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from cluster.role_table import LABELLER
@@ -18,9 +19,11 @@ from orchestrator.config.labelling import EndpointJudge
 from orchestrator.config.run import RunConfig
 from orchestrator.config.schema import section_key
 from orchestrator.data.prompts import Questions
+from orchestrator.data.records import LEARNED_COLUMNS
 from orchestrator.data.row_files import Where
 from orchestrator.errors import ConfigError
 from roles.config.rewards import ModelReward, RemoteReward
+from roles.reward_model import MESSAGES
 
 
 def check_columns(config: EvaluationRun, part: str, questions: Questions) -> None:
@@ -71,12 +74,25 @@ def check_sendable(config: EvaluationRun, part: str, columns: Mapping[str, Seque
             known = ", ".join(columns) or "no other than the prompt"
             raise ConfigError(f"{key}.label={one.label}: prompts.{part} has {known}, and no such column; change it")
     remote = [key for key, one in asked.items() if isinstance(one, RemoteReward)]
-    for name, values in columns.items() if remote else ():
+    if remote:
+        _check_json(
+            columns, where, f"{remote[0]} (type: remote) cannot be sent as JSON", partial(json.dumps, allow_nan=False)
+        )
+
+
+def check_kept_columns(questions: Questions) -> None:
+    """The rows of `tetrarch best-of-n` keep the columns that nothing is learned from, and chats, as JSON."""
+    kept = {name: values for name, values in questions.columns.items() if name not in LEARNED_COLUMNS - {MESSAGES}}
+    _check_json(kept, questions.where, "best-of-n cannot write as JSON", partial(json.dumps, ensure_ascii=False))
+
+
+def _check_json(columns: Mapping[str, Sequence[Any]], where: Where, which: str, text: Callable[[Any], str]) -> None:
+    for name, values in columns.items():
         for row, value in enumerate(values):
             try:
-                json.dumps(value, allow_nan=False)
+                text(value).encode()
             except (TypeError, ValueError) as error:
                 raise ConfigError(
-                    f"{where.row(row)} has {type(value).__name__} in the column `{name}`, which {remote[0]} "
-                    f"(type: remote) cannot be sent as JSON: {error}; write such values as text, or remove the column"
+                    f"{where.row(row)} has {type(value).__name__} in the column `{name}`, which {which}: {error}; "
+                    "write such values as text, or remove the column"
                 ) from None

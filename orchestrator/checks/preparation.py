@@ -186,7 +186,11 @@ def prepare_best_of_n(config: ServingRun) -> Questions:
     if config.environment is not None:
         raise ConfigError("tetrarch best-of-n compares single responses, not conversations; set environment=null")
     names = [config.deciding_set] if config.prompts.evaluable else None
-    return next(iter(prepare_evaluate(config, names=names, every=True).values()))
+    questions = next(iter(prepare_evaluate(config, names=names, every=True).values()))
+    from orchestrator.checks.columns import check_kept_columns  # loads torch
+
+    check_kept_columns(questions)
+    return questions
 
 
 def prepare_reward(config: RewardTrainingRun, resume: Resume) -> Questions | Pairs:

@@ -84,15 +84,13 @@ def best_of_n(config: ServingRun, questions: Questions, output: Path | None) -> 
                 rows += picked_rows(rollouts, scores, count)
                 found.append(scores)
                 picked.append(rollouts.select(best_rows(scores, count)))
+            numbers = _write_rows(rows, file)  # before the judge, which may fail
             best = Rollouts.concatenate(picked)
             gold = _judged(judge, best, config.deadlines.score_s, policy.recovery) if judge else None
         compare = comparing(config)
         gold = compare(best) if compare else gold
         result = summary(best, torch.cat(found), gold, count, config.evaluation.samples)
         result = replace(result, picked=replace(result.picked, name=config.deciding_set))
-        file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_text("".join(f"{json.dumps(row, ensure_ascii=False)}\n" for row in rows), encoding="utf-8")
-        numbers = file.with_suffix(".json")
         numbers.write_text(json.dumps(finite(asdict(result)), indent=1) + "\n")
         progress.lines("\n".join([*result.lines(), f"written to {file} and {numbers}"]))
     return result
@@ -198,6 +196,16 @@ def _scored(
         if not bool(values.isfinite().all()):
             raise NotFinite(REWARD, "the reward's score of a response is not finite: no response is the best then")
         yield rollouts, values
+        policy.recovery.drain()  # as at the end of a step, in which one deadline may pass
+
+
+def _write_rows(rows: Sequence[dict[str, Any]], file: Path) -> Path:
+    """Write the rows; returns the file of their numbers, without those of earlier rows."""
+    numbers = file.with_suffix(".json")
+    file.parent.mkdir(parents=True, exist_ok=True)
+    numbers.unlink(missing_ok=True)
+    file.write_text("".join(f"{json.dumps(row, ensure_ascii=False)}\n" for row in rows), encoding="utf-8")
+    return numbers
 
 
 def _judged(judge: Member, best: Rollouts, deadline_s: float, recovery: Recovery) -> Sequence[float | None]:

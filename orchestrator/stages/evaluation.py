@@ -197,6 +197,7 @@ def _measure(
             result = replace(result, name=name, decides=name == config.deciding_set)
             files.add(result, _rows(found, name))
             progress.lines(evaluation_lines(result, None))
+            roles.policy.recovery.drain()  # as at the end of a step, in which one deadline may pass
     return result
 
 

@@ -6,7 +6,10 @@ from pathlib import Path
 
 import pytest
 
+from orchestrator.checks.preparation import prepare_best_of_n
 from orchestrator.config.data import DatasetConfig, PromptsConfig
+from orchestrator.config.loading import validate_root
+from orchestrator.config.serving import ServingRun
 from orchestrator.data.prompts import read_questions
 from orchestrator.errors import ConfigError
 from roles.text.tokenizer import load_tokenizer
@@ -70,6 +73,15 @@ def test_a_row_is_named_by_its_line_also_after_long_ones_were_left_out(world: Wo
     too_long = config.model_copy(update={"too_long": "error"})
     with pytest.raises(ConfigError, match=rf"{file}, line 1: row 0 has 4 tokens, more than prompts\.max_tokens=2"):
         read_questions(too_long, "train", load_tokenizer(world.policy, trust_remote_code=False))
+
+
+def test_what_best_of_n_cannot_write_is_refused_before_anything_is_generated(world: World) -> None:
+    world.prompts.write_text('{"prompt": "a b", "source": "x"}\n{"prompt": "c", "source": "\\ud800"}\n')
+    config = validate_root(ServingRun, world.data)
+    with pytest.raises(ConfigError, match=r"line 2: row 1 has str in the column `source`, which best-of-n cannot"):
+        prepare_best_of_n(config)
+    world.prompts.write_text('{"prompt": "a b", "text": "\\ud800"}\n')  # not among what it writes
+    assert len(prepare_best_of_n(config)) == 1
 
 
 @pytest.mark.parametrize("command", ["train", "evaluate"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import pytest
 import torch
 
 from configs.tiny.inputs import tokenizer
-from orchestrator.checks.columns import check_sendable
+from orchestrator.checks.columns import check_kept_columns, check_sendable
 from orchestrator.config.data import PromptsConfig
 from orchestrator.config.loading import validate
 from orchestrator.data.prompts import PromptSource, Questions, read_questions, read_tasks
@@ -137,6 +138,15 @@ def test_what_a_service_cannot_be_sent_is_refused_at_the_door(value: Any, said: 
         check_sendable(validate(data), "train", columns, WHERE)
     check_sendable(validate({**data, "reward": {"type": "function", "path": "reward.py"}}), "train", columns, WHERE)
     check_sendable(validate(data), "train", {"answer": ["a", 2**70, None, {"b": [1.5]}]}, WHERE)
+    prompts = Questions([[1], [2]], ["a", "b"], {**columns, "chosen": [b"x", b"y"]}, "", where=WHERE)
+    if said == "bytes":  # NaN stands in JSON files as Python writes them
+        with pytest.raises(ConfigError, match=rf"{there} has {said} in the column `extra`, which best-of-n"):
+            check_kept_columns(prompts)
+    prompts.columns["extra"] = ["\ud800", 1]
+    with pytest.raises(ConfigError, match=r"row 0 has str in the column `extra`.*write such values as text"):
+        check_kept_columns(prompts)
+    prompts.columns["extra"] = [1, math.nan]
+    check_kept_columns(prompts)
     theirs = {**data, "reward": {**data["reward"], "protocol": "openrlhf", "label": "gold"}}
     with pytest.raises(ConfigError, match=r"reward\.label=gold: prompts\.train has answer, and no such column"):
         check_sendable(validate(theirs), "train", {"answer": ["a"]}, WHERE)

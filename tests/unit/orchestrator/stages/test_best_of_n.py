@@ -15,6 +15,7 @@ import pytest
 import torch
 
 from cluster.config import Deadlines
+from cluster.errors import DeadlineExceeded, RankFailure
 from configs.tiny.inputs import tokenizer
 from orchestrator.config.data import RecordsConfig
 from orchestrator.config.evaluation import EvaluationConfig
@@ -29,7 +30,8 @@ from orchestrator.groups import spread
 from orchestrator.groups.recovery import Recovery
 from orchestrator.groups.reward import Member, Reward
 from orchestrator.stages import best_of_n
-from orchestrator.stages.best_of_n import _scored, best_of_n_kl, best_rows, kl_bound, picked_rows, summary
+from orchestrator.stages.best_of_n import BestOfN, _scored, best_of_n_kl, best_rows, kl_bound, picked_rows, summary
+from roles.batch import Rollouts
 from roles.config.rewards import MeanScore
 from tests.unit.orchestrator.fakes import prompts_of, rollouts_of
 from tests.unit.orchestrator.groups.test_frozen_ranks import Group, death
@@ -109,11 +111,9 @@ def test_a_row_is_a_demonstration_and_a_ranked_list() -> None:
     assert (second["prompt"], second["completion"]) == ("p", "c")
 
 
-def test_a_judge_that_dies_is_started_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """All responses have been generated and scored by then."""
-    group: Any = Group("judge", [death("judge")])
+def run_with(group: Any, recovery: Recovery, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> BestOfN:
+    """Best of 2 with the judge `group`."""
     reward: Any = Reward({"reward": Member(Group("reward"))}, MeanScore())  # type: ignore[arg-type]
-    recovery = Recovery(RecoveryConfig(), frozen={"judge": group})
     policy = SimpleNamespace(generate=rollouts_of, recovery=recovery)
     questions = Questions(prompts_of(3).token_ids, ["p"] * 3, {}, "")
     monkeypatch.setattr(best_of_n, "policy_to_serve", lambda config: SimpleNamespace(actor=tmp_path))
@@ -122,8 +122,41 @@ def test_a_judge_that_dies_is_started_again(tmp_path: Path, monkeypatch: pytest.
     monkeypatch.setattr(spread, "wait_all", lambda calls, deadline_s: [call.result(deadline_s) for call in calls])
     config: Any = SimpleNamespace(run_dir=str(tmp_path), seed=0, deadlines=Deadlines(), deciding_set="")
     config.serving, config.evaluation = ServingConfig(responses=2), EvaluationConfig()
-    result = best_of_n.best_of_n(config, questions, None)
+    return best_of_n.best_of_n(config, questions, None)
+
+
+def test_a_judge_that_dies_is_started_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All responses have been generated and scored by then."""
+    group: Any = Group("judge", [death("judge")])
+    result = run_with(group, Recovery(RecoveryConfig(), frozen={"judge": group}), tmp_path, monkeypatch)
     assert group.log == ["map", "restart [0, 1]", "map"] and result.picked.gold_values == [0.0, 1.0, 2.0]
+
+
+def test_a_judge_that_stays_down_loses_no_response(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    numbers = tmp_path / "best-of-n.json"
+    numbers.write_text("those of earlier rows")
+    with pytest.raises(RankFailure, match="judge"):
+        run_with(Group("judge", [death("judge")]), Recovery(), tmp_path, monkeypatch)
+    rows = [json.loads(line) for line in (tmp_path / "best-of-n.jsonl").read_text().splitlines()]
+    assert len(rows) == 3 and len(rows[0]["responses"]) == 2 and not numbers.exists()
+
+
+def test_a_deadline_may_pass_in_each_batch(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(best_of_n, "ROWS_AT_A_TIME", 1)
+    recovery = Recovery(RecoveryConfig())
+    late = DeadlineExceeded("score took too long")
+    scores = torch.tensor([0.0])
+    running = SimpleNamespace(spreads=[], result=lambda deadline_s: (scores, scores))
+
+    def start(rollouts: Rollouts) -> Any:
+        recovery.survive("frozen_failures_per_hour", late)
+        return running
+
+    reward: Any = SimpleNamespace(start=start)
+    policy: Any = SimpleNamespace(generate=rollouts_of, recovery=recovery)
+    config: Any = SimpleNamespace(serving=SimpleNamespace(responses=1), deadlines=Deadlines(), seed=1)
+    questions = Questions(prompts_of(2).token_ids, ["p"] * 2, {}, "")
+    assert len(list(_scored(config, questions, policy, reward))) == 2
 
 
 @pytest.mark.parametrize("chat", [False, True])
