@@ -22,7 +22,20 @@ ANSWER = "an answer"
 def answered_chat(tokenizer: PreTrainedTokenizerBase, messages: Any, response: str, *, finished: bool) -> str:
     """The text of `messages` and `response`. ValueError if the messages are no text; the template's own error if it
     refuses them."""
-    turns = [*plain_messages(messages), {"role": "assistant", "content": response}]
+    return _ended(tokenizer, [*plain_messages(messages), {"role": "assistant", "content": response}], finished)
+
+
+def chat_with_answer(tokenizer: PreTrainedTokenizerBase, messages: Any, response: str, *, finished: bool) -> str:
+    """As `answered_chat`, but the messages may be a whole conversation with an environment, which has the response as
+    its last messages: it is written as it is."""
+    turns = plain_messages(messages)
+    last = turns[-1]
+    if last["role"] == "assistant" and response.strip().endswith(last["content"].strip()):
+        return _ended(tokenizer, turns, finished)
+    return answered_chat(tokenizer, messages, response, finished=finished)
+
+
+def _ended(tokenizer: PreTrainedTokenizerBase, turns: Messages, finished: bool) -> str:
     try:
         text = _written(tokenizer, turns)
     except Exception:  # a template is a program: it raises what it likes

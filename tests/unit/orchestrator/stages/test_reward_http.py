@@ -16,6 +16,7 @@ from starlette.testclient import TestClient
 from cluster.errors import DeadlineExceeded, RankFailure
 from cluster.ranks.failures import Death
 from cluster.ranks.identity import Identity
+from configs.tiny.inputs import tokenizer
 from orchestrator.config.loading import load_root
 from orchestrator.config.recovery import RecoveryConfig
 from orchestrator.config.serving import RewardServingRun, ServingConfig
@@ -200,6 +201,29 @@ def test_a_reward_model_reads_texts_with_its_own_tokenizer() -> None:
     ours, theirs = (OwnTokens(Letters())(rows) for rows in seen)  # type: ignore[arg-type]
     assert ours.token_ids.tolist() == [[97, 120, 121, EOS], [98, 122, 0, 0]] and ours.lengths.tolist() == [4, 2]
     assert theirs.token_ids.tolist() == [[97, 120, EOS], [98, 122, 0]]
+
+
+@pytest.mark.parametrize(("finished", "end"), [(True, "<eos>"), (False, "")])
+def test_a_reward_model_reads_a_conversation_once(finished: bool, end: str) -> None:
+    words = tokenizer()
+    words.chat_template = "{% for m in messages %}<{{ m.role }}>{{ m.content }}<eos>{% endfor %}"
+    asked, again = {"role": "user", "content": "what is"}, {"role": "user", "content": "draw"}
+    said, last = {"role": "assistant", "content": "red"}, {"role": "assistant", "content": "blue"}
+    client = TestClient(reward_app(RewardDesk(lengths), ServingConfig(), Recovery()))
+    seen.clear()
+    talks = [[asked, said, again, last], [asked], [asked, said, again], [asked, said]]
+    responses = ["red\n[user] draw\nblue", "blue", "blue", " and blue"]
+    body = {"prompts": ["what is"] * 4, "responses": responses, "finished": [finished] * 4}
+    client.post("/score", json={**body, "columns": {"messages": talks}})
+    read = OwnTokens(words)(seen[0])
+    texts = [words.decode(ids[:size]) for ids, size in zip(read.token_ids.tolist(), read.lengths.tolist(), strict=True)]
+    before = "<user>what is<eos><assistant>"
+    assert texts == [
+        f"{before}red<eos><user>draw<eos><assistant>blue{end}",
+        f"{before}blue{end}",
+        f"{before}red<eos><user>draw<eos><assistant>blue{end}",
+        f"{before}red<eos><assistant> and blue{end}",
+    ]
 
 
 def test_the_reward_alone_needs_no_policy(tmp_path: Path) -> None:
