@@ -44,7 +44,7 @@ def prompt_tokens(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], *, c
         return []
     found: list[list[int]] = [list(ids) for ids in tokenizer(list(texts), add_special_tokens=False)["input_ids"]]
     before = [] if chat else _around(tokenizer)[0]
-    return [ids if _begins(ids, before, tokenizer) else before + ids for ids in found]
+    return [ids if begins_text(ids, before, tokenizer) else before + ids for ids in found]
 
 
 def chat_text(tokenizer: PreTrainedTokenizerBase, messages: Any, tools: Sequence[dict[str, Any]] = ()) -> str:
@@ -89,7 +89,7 @@ def _around(tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], list[int]]:
     return [], []
 
 
-def _begins(ids: list[int], before: list[int], tokenizer: PreTrainedTokenizerBase) -> bool:
+def begins_text(ids: list[int], before: list[int], tokenizer: PreTrainedTokenizerBase) -> bool:
     """Whether `ids` begin with `before`, or with its last token; white space in front does not count."""
     if not before:
         return True

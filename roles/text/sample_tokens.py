@@ -1,7 +1,7 @@
 """A prompt and a response → the tokens of both, and which of them are trained on. The only place that decides where a
 response begins and how it ends.
 
-- **Texts** are joined as they are; the response ends with EOS, once.
+- **Texts** are joined as they are; the response ends with EOS, once. Without a prompt, BOS is not trained on either.
 - **Chats** are written by the chat template; the turns of the assistant in the response are trained on, with the mark
   that ends each of them. EOS is added only if the template ends the last turn with no token of that kind.
 
@@ -21,7 +21,7 @@ from transformers import PreTrainedTokenizerBase
 
 from roles.text.loss_spans import response_spans
 from roles.text.messages import Messages
-from roles.text.prompt_tokens import TEMPLATE_S, check_roles, prompt_tokens
+from roles.text.prompt_tokens import TEMPLATE_S, begins_text, check_roles, prompt_tokens
 from roles.text.template_errors import refused_by_template
 from roles.text.time_limit import time_limit
 
@@ -121,6 +121,9 @@ def _joined(
 ) -> TokenSample:
     if not sample.chat:
         ids[0] = next(begun)
+        if not sample.pieces[0].text and ids[0] and begins_text(ids[1], ids[0], tokenizer):
+            end = ids[1].index(ids[0][-1]) + 1
+            ids[:2] = [ids[1][:end], ids[1][end:]]  # BOS once, where a prompt would stand
     token_ids = [token for part in ids for token in part]
     trained = [piece.trained for piece, part in zip(sample.pieces, ids, strict=True) for _ in part]
     ends = {tokenizer.eos_token_id, *(tokenizer.added_tokens_decoder if sample.chat else ())}

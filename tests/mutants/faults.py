@@ -311,7 +311,7 @@ FAULTS = (
     Fault(
         "BOS twice",
         "roles/text/prompt_tokens.py",
-        "[ids if _begins(ids, before, tokenizer) else before + ids for ids in found]",
+        "[ids if begins_text(ids, before, tokenizer) else before + ids for ids in found]",
         "[before + ids for ids in found]",
         "tests/unit/roles/text/test_prompt_tokens.py",
     ),

@@ -149,6 +149,15 @@ def test_demonstrations_of_every_form(name: str, tmp_path: Path) -> None:
     assert texts(read(tmp_path, [row], "demonstrations")) == [[expected]]
 
 
+@pytest.mark.parametrize("text", ["qa", "<bos>qa", "<bos>qa<eos>"])
+def test_a_text_without_a_prompt_begins_once(text: str, tmp_path: Path) -> None:
+    adding = tokenizer()
+    special = [(token, adding.convert_tokens_to_ids(token)) for token in ("<bos>", "<eos>")]
+    adding.backend_tokenizer.post_processor = TemplateProcessing(single="<bos> $A <eos>", special_tokens=special)
+    ((sample,),) = read(tmp_path, [{"text": text}], "demonstrations", adding).groups
+    assert shown(sample, adding) == "<bos>[qa<eos>]"
+
+
 def test_texts_as_chats_with_a_system_prompt(tmp_path: Path) -> None:
     rows: Rows = [
         {"prompt": "Name a colour.", "completion": "Blue."},
