@@ -166,8 +166,8 @@ def _run_together(record: Record) -> bool:
 
 def _with_system(prompt: Text, responses: tuple[Text, ...], system: str) -> tuple[Text, tuple[Text, ...]]:
     messages = as_messages(prompt, "user")
-    first = [*messages, *(responses[0] if isinstance(responses[0], list) else [])][0]
-    if first["role"] == "system":
+    said = responses[0] if responses and isinstance(responses[0], list) else []  # none of a prompt alone
+    if [*messages, *said][0]["role"] == "system":
         return prompt, responses
     return [{"role": "system", "content": system}, *messages], responses
 

@@ -13,8 +13,9 @@ from tokenizers.processors import TemplateProcessing
 
 from configs.tiny.inputs import tokenizer
 from orchestrator.config.data import RecordsConfig
-from orchestrator.data.records import RecordKind
-from orchestrator.data.samples import Samples, read_samples
+from orchestrator.data.records import Record, RecordKind
+from orchestrator.data.samples import Samples, read_records, read_samples
+from orchestrator.data.statistics import DataStatistics
 from orchestrator.errors import ConfigError
 from roles.text.sample_tokens import TokenSample
 
@@ -174,6 +175,14 @@ def test_texts_as_chats_with_a_system_prompt(tmp_path: Path) -> None:
     assert "be kind" in texts(read(tmp_path, [{"messages": [USER, BLUE]}], "demonstrations", system="be kind"))[0][0]
     with pytest.raises(ConfigError, match=r"row 0 has texts, .* set `chat: true`"):
         read(tmp_path, rows[:1], "demonstrations", system="be kind")
+
+
+def test_prompts_without_responses_take_a_system_prompt(tmp_path: Path) -> None:
+    rows: Rows = [{"prompt": [USER]}, {"prompt": [SYSTEM, USER]}]
+    config = RecordsConfig(path=written(tmp_path, rows), system="be kind")
+    found = read_records(config, DataStatistics("data"), "candidates", lambda record: None)
+    kind = {"role": "system", "content": "be kind"}
+    assert [record for record, _ in found] == [Record([kind, USER], ()), Record([SYSTEM, USER], ())]
 
 
 BAD: list[tuple[RecordKind, dict[str, Any], str]] = [
