@@ -31,15 +31,15 @@ GONE = Refused(499, "the client has gone")
 
 
 def policy_app(
-    desk: Desk, reader: PromptReader, serving: ServingConfig, temperature: float, recovery: Recovery
+    desk: Desk, reader: PromptReader, serving: ServingConfig, temperature: float, top_p: float, recovery: Recovery
 ) -> FastAPI:
-    """The application. `temperature`: where a request does not say it."""
+    """The application. `temperature`, `top_p`: where a request does not say them."""
     gauges = {
         "tetrarch_requests_under_way": ("Requests that have not been answered", lambda: desk.open),
         "tetrarch_generated_tokens": ("Tokens that have been generated", lambda: desk.generated),
         "tetrarch_weights_version": ("How often the weights have been renewed", lambda: desk.version),
     }
-    app, routes = make_app("Tetrarch", serving, gauges, recovery), Routes(desk, reader, serving, temperature)
+    app, routes = make_app("Tetrarch", serving, gauges, recovery), Routes(desk, reader, serving, temperature, top_p)
     app.get("/", response_class=HTMLResponse)(routes.page)
     app.post("/generate")(routes.generate)
     app.get("/v1/models")(routes.models)
@@ -51,8 +51,11 @@ def policy_app(
 class Routes:
     """What answers each path."""
 
-    def __init__(self, desk: Desk, reader: PromptReader, serving: ServingConfig, temperature: float) -> None:
-        self._desk, self._reader, self._serving, self._temperature = desk, reader, serving, temperature
+    def __init__(
+        self, desk: Desk, reader: PromptReader, serving: ServingConfig, temperature: float, top_p: float
+    ) -> None:
+        self._desk, self._reader, self._serving = desk, reader, serving
+        self._temperature, self._top_p = temperature, top_p
 
     async def page(self) -> str:
         """A page to type a prompt and see the answers ranked."""
@@ -133,7 +136,7 @@ class Routes:
         except Unreadable as error:
             raise HTTPException(400, str(error)) from None
         seed = secrets.randbits(31) if body.seed is None else body.seed
-        return Wish(count, most, temperature, 1.0 if body.top_p is None else body.top_p, seed, **others)
+        return Wish(count, most, temperature, self._top_p if body.top_p is None else body.top_p, seed, **others)
 
     async def _answers(self, prompt: PromptRead, wish: Wish, request: Request) -> list[ScoredAnswer]:
         async with aclosing(self._told(Job(prompt, wish, _unheard), request)) as events:

@@ -70,7 +70,8 @@ def serve(config: ServingRun) -> None:
                 lambda ids: str(tokenizer.decode(ids, skip_special_tokens=True)),
                 config.serving.max_requests,
             )
-            app = policy_app(desk, reader, config.serving, config.rollout.temperature, recovery)
+            rollout = config.rollout
+            app = policy_app(desk, reader, config.serving, rollout.temperature, rollout.top_p, recovery)
             with answering(app, found):
                 typer.echo(f"serving at {url_of(found)} (Ctrl-C ends it)")
                 work_until_told(desk, watch, weights, config.deadlines.grace_s)

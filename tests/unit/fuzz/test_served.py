@@ -25,7 +25,8 @@ from tests.unit.orchestrator.stages.served import EchoEngines, Letters, length, 
 @pytest.fixture(scope="module")
 def policy() -> Iterator[FastAPI]:
     with working(Desk(EchoEngines(), length, Letters().decode, most=9)) as desk:
-        yield policy_app(desk, PromptReader(Letters(), 60, 40), ServingConfig(), 0.7, Recovery())  # type: ignore[arg-type]
+        reader = PromptReader(Letters(), 60, 40)  # type: ignore[arg-type]
+        yield policy_app(desk, reader, ServingConfig(), 0.7, 1.0, Recovery())
 
 
 @pytest.fixture(scope="module")

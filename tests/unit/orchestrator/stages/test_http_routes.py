@@ -23,7 +23,7 @@ LONGEST, RESPONSE = 60, 40
 def client_of(desk: Desk, **serving: Any) -> TestClient:
     reader = PromptReader(Letters(), LONGEST, RESPONSE)  # type: ignore[arg-type]
     return TestClient(
-        policy_app(desk, reader, ServingConfig(**serving), 0.7, Recovery()), raise_server_exceptions=False
+        policy_app(desk, reader, ServingConfig(**serving), 0.7, 0.8, Recovery()), raise_server_exceptions=False
     )
 
 
@@ -67,7 +67,7 @@ def test_generate_gives_responses_with_scores_and_the_best(client: TestClient, e
 
 def test_what_is_not_said_is_the_configurations(client: TestClient, engines: EchoEngines) -> None:
     assert len(client.post("/generate", json={"prompt": "a"}).json()["responses"]) == 4
-    assert {(one.temperature, one.max_tokens, one.top_p) for one in engines.wanted} == {(0.7, RESPONSE, 1.0)}
+    assert {(one.temperature, one.max_tokens, one.top_p) for one in engines.wanted} == {(0.7, RESPONSE, 0.8)}
     assert len({one.seed for one in engines.wanted}) == 4
 
 
