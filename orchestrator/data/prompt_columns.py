@@ -90,10 +90,19 @@ def _tools(value: Any, where: str) -> list[dict[str, Any]]:
             value = json.loads(value)
         except ValueError as error:
             raise ConfigError(f"{where} text that is no JSON ({error}); write a list of JSON schemas") from None
+    else:
+        value = _without_null_keys(value)
     tools = [] if value is None else value
     if not isinstance(tools, list) or not all(isinstance(tool, dict) for tool in tools):
         raise ConfigError(f"{where} {kind_of_value(value)}, not a list of JSON schemas; correct the row")
     return tools
+
+
+def _without_null_keys(value: Any) -> Any:
+    """`value` without keys whose value is None, at any depth: a table has them if another row's schema has a value."""
+    if isinstance(value, dict):
+        return {key: _without_null_keys(part) for key, part in value.items() if part is not None}
+    return [_without_null_keys(part) for part in value] if isinstance(value, list) else value
 
 
 def read_prompts(

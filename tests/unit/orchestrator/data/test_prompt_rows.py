@@ -251,6 +251,21 @@ def test_tools_reach_the_chat_template(write: Write, tokenizer: PreTrainedTokeni
             read_questions(configuration(write(rows), prompts={"tools": "tools"}).prompts, "train", model)
 
 
+def test_a_tool_has_no_parameters_of_other_tools(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
+    """Arrow gives all schemas of a column the same keys, null where a tool has none. A null in a list is meant."""
+    able = copy.deepcopy(tokenizer)
+    able.chat_template = "{{ tools | tojson }}" + TEMPLATE
+    tools: list[dict[str, Any]] = [
+        {"name": name, "parameters": {"properties": {key: {"enum": ["a", None]}}}} for name, key in ("fx", "gy")
+    ]
+    chat = [{"role": "user", "content": "a"}]
+    file = tmp_path / "prompts.parquet"
+    datasets.Dataset.from_list([{"messages": chat, "tools": tools}]).to_parquet(file)
+    config = configuration(file, prompts={"tools": "tools", "max_tokens": 99})
+    (text,) = read_questions(config.prompts, "train", able).texts
+    assert json.JSONDecoder().raw_decode(text)[0] == tools
+
+
 # Bad data
 
 
