@@ -26,7 +26,7 @@ from orchestrator.run.checkpoint import whole_folder
 from orchestrator.run.phase_clock import Clock
 from orchestrator.run.resuming import Resume
 from orchestrator.stages.run_again import carry_through
-from orchestrator.stages.scheduled_stage import ScheduledStage
+from orchestrator.stages.scheduled_stage import ScheduledStage, check_warmup
 from orchestrator.stages.stage import Stage, StepReport
 from roles.model_files.conversion import resolve_model
 from roles.rollout_setup import stop_token_ids
@@ -165,13 +165,13 @@ def train_policy(
         make: the stage, from the cluster, the ranks, the steps' samples, the report and the folder of the start model,
             which the ranks have loaded.
     """
-    found = []
+    found, steps = [], data.schedule(section, config.seed)
+    check_warmup(section.key, section.optimizer, len(steps))
 
     @contextmanager
     def start(report: Reporter) -> Iterator[Stage]:
         report.status("preparing the model")
         folder = resolve_model(section.model, Path(config.model_cache))
-        steps = data.schedule(section, config.seed)
         report.expect(len(steps))
         report.status("starting the policy")
         with builder(config, {ACTOR: None}, starting=report.starting) as build:

@@ -39,7 +39,7 @@ from orchestrator.run.phase_clock import Clock
 from orchestrator.run.resuming import Resume
 from orchestrator.stages.run_again import carry_through
 from orchestrator.stages.sampled_pairs import sampled
-from orchestrator.stages.scheduled_stage import ScheduledStage
+from orchestrator.stages.scheduled_stage import ScheduledStage, check_warmup
 from orchestrator.stages.stage import Stage, StepReport
 from roles.batch import Preferences
 from roles.model_files.conversion import resolve_model
@@ -128,6 +128,7 @@ def _train(config: RewardTrainingRun, resume: Resume, source: Questions | Pairs)
             f"{len(comparisons.heldout.comparisons())} held out, {counted(comparisons.left_out, 'group')} left out"
         )
         steps = schedule(comparisons.training, training, config.training_seed)
+        check_warmup("reward_training", training.optimizer, len(steps))
         report.expect(len(steps))
         report.status("starting the reward model")
         with builder(config, {REWARD: None}, starting=report.starting) as build:

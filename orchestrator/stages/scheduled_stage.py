@@ -9,12 +9,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
+from cluster.counts import counted
 from cluster.ranks.role_group import RoleGroup
 from cluster.runtime.ray_cluster import RayCluster
+from orchestrator.errors import ConfigError
 from orchestrator.report.reporter import Reporter
 from orchestrator.run.checkpoint import Checkpoint
 from orchestrator.run.learned_data import LearnedData
 from orchestrator.stages.stage import Stage, StepReport
+from roles.config.models import OptimizerConfig
 
 
 @dataclass(slots=True)
@@ -71,6 +74,17 @@ class ScheduledStage(Stage):
         score = quality_of(metrics, self.quality_metric)
         if score is not None:
             self.scores[step] = score
+
+
+def check_warmup(key: str, optimizer: OptimizerConfig, steps: int) -> None:
+    """Raise ConfigError if the learning rate of section `key` would still rise after the last of `steps` optimizer
+    steps."""
+    rising = optimizer.schedule.warmup_steps
+    if rising >= steps:
+        raise ConfigError(
+            f"{key}.optimizer.schedule.warmup_steps={rising} is not below the {counted(steps, 'optimizer step')} of "
+            f"the run; lower it, or raise {key}.epochs"
+        )
 
 
 def quality_of(metrics: Mapping[str, float], quality_metric: str) -> float | None:

@@ -21,6 +21,7 @@ from orchestrator.config.dpo import DpoConfig, DpoRun
 from orchestrator.config.loading import load_root
 from orchestrator.config.schema import sections_in, tag_of
 from orchestrator.data.preference_samples import read_preferences
+from orchestrator.errors import ConfigError
 from orchestrator.stages.dpo import PreferenceTraining, train_dpo
 from roles.preference_policy import PreferencePolicy
 from roles.text.tokenizer import load_tokenizer
@@ -249,3 +250,9 @@ def test_no_run_leaves_a_key_at_its_default(folder: Path) -> None:
     for changes, _ in RUNS.values():
         loss, fields = changes["dpo.loss"], variants[changes["dpo.loss"]["type"]].model_fields
         assert set(loss) == set(fields) and all(loss[key] != field.default for key, field in fields.items())
+
+
+def test_a_warm_up_of_the_whole_dpo_is_refused(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    said = r"dpo\.optimizer\.schedule\.warmup_steps=100 is not below the \d+ optimizer step.* lower it"
+    with pytest.raises(ConfigError, match=said):
+        ran(folder, {"dpo.optimizer.schedule.warmup_steps": 100}, monkeypatch)

@@ -150,7 +150,8 @@ def test_the_reward_model_in_the_making_has_its_own_backbone(
             orchestrator.stages.reward_training, "resolve_model", lambda own, cache: asked.append(own) or Path("made")
         )
         monkeypatch.setattr(RoleGroup, "start", start)
-        said = with_changes(reward_base(folder), {"reward_training.model": named(*model)})
+        still = {"reward_training.optimizer.schedule.warmup_steps": 0}  # there is one step
+        said = with_changes(reward_base(folder), {"reward_training.model": named(*model), **still})
         file = folder / "models.yaml"
         file.write_text(yaml.safe_dump(said))
         config = load_root(RewardTrainingRun, file)

@@ -16,7 +16,7 @@ from orchestrator.config.loading import load_root
 from orchestrator.config.reward_training import RewardTrainingRun
 from orchestrator.data.preference_pairs import read_pairs
 from orchestrator.data.prompts import read_questions
-from orchestrator.errors import TetrarchError
+from orchestrator.errors import ConfigError, TetrarchError
 from orchestrator.stages.reward_training import RewardQuality, RewardTraining, train_reward
 from roles.reward_trainer import RewardTrainer
 from roles.text.tokenizer import load_tokenizer
@@ -199,3 +199,9 @@ def test_too_low_an_accuracy_fails(folder: Path, monkeypatch: pytest.MonkeyPatch
     ran(folder, {"reward_training.minimum_accuracy": 0.0}, monkeypatch)
     with pytest.raises(TetrarchError, match="minimum_accuracy=99%"):
         ran(folder, {"reward_training.minimum_accuracy": 0.99, "reward_training.max_tokens": 5}, monkeypatch)
+
+
+def test_a_warm_up_of_the_whole_reward_training_is_refused(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    said = r"reward_training\.optimizer\.schedule\.warmup_steps=100 is not below the \d+ optimizer step.* lower it"
+    with pytest.raises(ConfigError, match=said):
+        ran(folder, {"reward_training.optimizer.schedule.warmup_steps": 100}, monkeypatch)

@@ -14,6 +14,7 @@ import yaml
 from orchestrator.config.loading import load_root
 from orchestrator.config.sft import SftRun
 from orchestrator.data.demonstrations import read_demonstrations
+from orchestrator.errors import ConfigError
 from orchestrator.stages.sft import SupervisedTraining, train_sft
 from roles.supervised import Supervised
 from roles.text.tokenizer import load_tokenizer
@@ -117,7 +118,7 @@ def sft_cases(folder: Path) -> list[Case]:
         case("sft.heldout_fraction", "weights heldout", 0.5),
         case("sft.epochs", "weights", 3),
         case("sft.samples_per_step", "weights", 2),
-        case("sft.max_tokens", "weights", {"sft.max_tokens": 4}, short),
+        case("sft.max_tokens", "weights", {"sft.max_tokens": 4}, {**short, f"{schedule}.warmup_steps": 0}),
         case("sft.too_long=truncate", "weights", {"sft.too_long": "truncate"}, short),
         case("sft.too_long=skip", "weights", {"sft.too_long": "skip"}, truncated),
         case("sft.train_on_prompt", "weights tokens", True),
@@ -151,3 +152,9 @@ def test_a_key_of_the_fine_tuning_does_what_it_says(number: int, folder: Path, m
     check_same(first, plain_first)
     check_same(second, plain_second)
     check_moved({**first, **plain_first}, {**second, **plain_second}, case.moves)
+
+
+def test_a_warm_up_of_the_whole_sft_is_refused(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    said = r"sft\.optimizer\.schedule\.warmup_steps=100 is not below the \d+ optimizer step.* lower it"
+    with pytest.raises(ConfigError, match=said):
+        ran(folder, {"sft.optimizer.schedule.warmup_steps": 100}, monkeypatch)
