@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 import re
 import shutil
-import tempfile
 from collections.abc import Callable, Collection, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -97,7 +96,7 @@ class Checkpoints:
         whole = [folder for folder in self._folders() if _read_manifest(folder) is not None]
         old = [folder for folder in whole[self.keep :] if not self._stays(step_of(folder) or 0, best)]
         for folder in old:
-            shutil.rmtree(folder, ignore_errors=True)  # where somebody reads it over NFS it goes with the next one
+            shutil.rmtree(folder)
         return final
 
     def _stays(self, step: int, best: Collection[int]) -> bool:
@@ -186,11 +185,13 @@ def _settle(final: Path) -> None:
     partial = _partial(final)
     for folder in (partial, *(path for path in partial.rglob("*") if path.is_dir())):
         sync_folder(folder)
-    with tempfile.TemporaryDirectory(dir=final.parent, prefix=f".{final.name}-", ignore_cleanup_errors=True) as aside:
-        if final.exists():
-            final.rename(Path(aside, final.name))
-        partial.rename(final)
-        sync_folder(final.parent)
+    replaced = final.with_name(f".{final.name}.replaced")
+    shutil.rmtree(replaced, ignore_errors=True)
+    if final.exists():
+        final.rename(replaced)
+    partial.rename(final)
+    sync_folder(final.parent)
+    shutil.rmtree(replaced, ignore_errors=True)
 
 
 def damage(folder: Path, *, content: bool = False) -> str | None:
