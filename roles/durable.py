@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import secrets
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -46,7 +47,8 @@ def write_durably(path: Path, write: Callable[[HashedFile], object]) -> str:
 def replace_durably(path: Path, content: bytes) -> None:
     """Write a file whole or not at all, in place of one that may be there; it is on the disk on return. Processes may
     do so at the same time."""
-    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
+    own = f"{os.getpid()}-{secrets.token_hex(4)}"  # containers that share a folder may have the same numbers
+    partial = path.with_name(f"{path.name}.{own}.partial")
     write_durably(partial, lambda file: file.write(content))
     partial.replace(path)
     sync_folder(path.parent)

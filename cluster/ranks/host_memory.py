@@ -74,17 +74,17 @@ def tree(pid: int) -> list[psutil.Process]:
 
 
 def kill_tree(pid: int) -> None:
-    """Kill a process and its descendants; those that have already ended are skipped."""
+    """Kill a process and its descendants; those that have already ended, or are another user's, are skipped."""
     with suppress(psutil.NoSuchProcess):
         for process in tree(pid):
-            with suppress(psutil.NoSuchProcess):
+            with suppress(psutil.Error):
                 process.kill()
 
 
 def kill_children() -> None:
     """Kill all descendants of this process."""
     for process in tree(os.getpid())[1:]:
-        with suppress(psutil.NoSuchProcess):
+        with suppress(psutil.Error):
             process.kill()
 
 
@@ -98,12 +98,16 @@ def end_soon() -> None:
 
 
 def held_bytes(process: psutil.Process) -> int:
-    """PSS of a process (RSS where the system has no PSS); 0 if it has ended."""
+    """PSS of a process (RSS where the system has no PSS, or it is another user's); 0 if it has ended."""
     try:
         memory = process.memory_full_info()
+        return int(memory.pss if hasattr(memory, "pss") else memory.rss)
+    except psutil.AccessDenied:
+        with suppress(psutil.Error):
+            return int(process.memory_info().rss)
     except psutil.NoSuchProcess:
-        return 0
-    return int(memory.pss if hasattr(memory, "pss") else memory.rss)
+        pass
+    return 0
 
 
 def peak_of_sum(series: Sequence[Mapping[int, int]]) -> int:

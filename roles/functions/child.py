@@ -1,12 +1,15 @@
 """A child process with a function or a class of the user. If it does not answer, it is killed and started again.
 
-A request flows in, the child's answer flows out, or CallFailed; after that, another call is possible.
+A request flows in, the child's answer flows out, or CallFailed; after that, another call is possible. The child leads a
+process group: those that it has started (a pool of workers, say) end with it. They have its pipes too, so that as long
+as one lives, no reading from them would end.
 """
 
 from __future__ import annotations
 
 import os
 import pickle
+import signal
 import subprocess
 import sys
 import threading
@@ -56,19 +59,27 @@ class Child:
     def call(self, request: Any, deadline_s: float) -> Any:
         """The answer; CallFailed if there is none in time, or if the user's code raised."""
         if self._process is None or self._process.poll() is not None:
+            self.close()
             self._start()
         return self._exchange(request, deadline_s)
 
     def close(self) -> None:
-        """End the process."""
-        if self._process is not None:
-            self._process.kill()
-            self._process.communicate()
-            self._process = None
+        """End the process, and what it has started."""
+        process, self._process = self._process, None
+        if process is None:
+            return
+        _kill_group(process)
+        for pipe in (process.stdin, process.stdout):
+            assert pipe is not None
+            with suppress(OSError):  # what it has not read
+                pipe.close()
 
     def _start(self) -> None:
         environment = {**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
-        self._process = subprocess.Popen(self._command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment)
+        pipe = subprocess.PIPE
+        self._process = subprocess.Popen(
+            self._command, stdin=pipe, stdout=pipe, env=environment, start_new_session=True
+        )
         try:
             self._exchange(None, self._load_s)
         except CallFailed as error:
@@ -88,9 +99,10 @@ class Child:
             if not hung:  # a process closes its pipes before it has ended
                 with suppress(subprocess.TimeoutExpired):
                     process.wait(ENDING_S)
-            process.kill()
-            status = process.wait()
-            waiting.join()
+            status = _kill_group(process)
+            waiting.join(ENDING_S)
+            if waiting.is_alive():  # a process that has left the group has the pipe; to close it would wait for that
+                self._process = None
             self.close()
             if hung:
                 raise NoAnswer(f"no answer within {deadline_s:g} s")
@@ -112,6 +124,13 @@ def _talk(process: subprocess.Popen[bytes], request: Any, answers: list[Message]
         answers.append(pickle.load(process.stdout))
     except (OSError, EOFError, pickle.UnpicklingError, ValueError):
         return
+
+
+def _kill_group(process: subprocess.Popen[bytes]) -> int:
+    """Kill the process and those of its group; its exit status."""
+    with suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    return process.wait()
 
 
 def times(count: int) -> str:

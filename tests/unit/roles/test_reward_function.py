@@ -247,6 +247,25 @@ def test_a_hung_function_is_ended(scorer: Callable[..., FunctionScorer], tmp_pat
     assert not Path(f"/proc/{pid_file.read_text()}").exists()
 
 
+def test_what_a_hung_function_has_started_ends_with_it(scorer: Callable[..., FunctionScorer], tmp_path: Path) -> None:
+    """A forked worker has the pipe of the answers too."""
+    pid_file = tmp_path / "pid"
+    body = f"""
+    import os, time
+    if not os.path.exists({str(pid_file)!r}):
+        worker = os.fork()
+        if worker:
+            open({str(pid_file)!r}, "w").write(str(worker))
+        time.sleep(600)
+    return [2.0] * 3
+    """
+    assert scorer(body, retries=5, timeout_s=2).score(rollouts(3)).tolist() == [2.0] * 3
+    until, worker = time.monotonic() + 60, Path(f"/proc/{pid_file.read_text()}/stat")
+    while worker.exists() and worker.read_text().split()[2] != "Z":  # its parent is init now, which may be slow
+        assert time.monotonic() < until
+        time.sleep(0.05)
+
+
 def test_a_function_that_hung_once_is_started_anew(scorer: Callable[..., FunctionScorer], tmp_path: Path) -> None:
     body = f"""
     import os, time

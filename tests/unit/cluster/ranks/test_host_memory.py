@@ -6,8 +6,14 @@ import os
 import subprocess
 import sys
 import time
+from types import SimpleNamespace
+from typing import Any
 
-from cluster.ranks.host_memory import FRESH_DRAINS, MemorySampler, peak_of_sum, tree
+import psutil
+import pytest
+
+from cluster.ranks import host_memory
+from cluster.ranks.host_memory import FRESH_DRAINS, MemorySampler, held_bytes, kill_tree, peak_of_sum, tree
 
 MIB = 2**20
 
@@ -51,3 +57,25 @@ def test_a_run_that_ends_before_the_next_sample_has_told_what_it_held() -> None:
         sampler.drain()
     taken = sampler.drain()
     assert sampler.drain() == taken  # a report of a long run costs no sample
+
+
+class TheirProcess:
+    """One of another user, which a reward function has started with sudo, say."""
+
+    def memory_full_info(self) -> None:
+        raise psutil.AccessDenied(1)
+
+    kill = memory_full_info
+
+    def memory_info(self) -> SimpleNamespace:
+        return SimpleNamespace(rss=7)
+
+
+def test_processes_of_another_user_are_counted_and_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    theirs: Any = TheirProcess()
+    assert held_bytes(theirs) == 7
+    killed: list[int] = []
+    mine = SimpleNamespace(kill=lambda: killed.append(1))
+    monkeypatch.setattr(host_memory, "tree", lambda pid: [theirs, mine])
+    kill_tree(1)
+    assert killed == [1]
