@@ -33,6 +33,8 @@ BEAT_S = 5.0
 VOID_S = 45.0
 """Seconds without a sign of life after which a lock is void."""
 LOCK_LOOK_S = 0.5
+READS, READ_AGAIN_S = 5, 1.0
+"""How often a lock that cannot be read is read again, and after how many seconds."""
 CLOCK_S = 2.0
 """By how much the start of a process may seem to change when the machine's clock is set."""
 
@@ -94,12 +96,16 @@ class RunLock:
     def check(self) -> None:
         """TetrarchError if another run has taken the folder over. That can only be where this one stood still."""
         with at_most(self._answers_s, f"reading {self._file}"):
-            holder = _read(self._file)
+            for _ in range(READS):
+                holder = _read(self._file)
+                if holder is not NOBODY:
+                    break
+                time.sleep(READ_AGAIN_S)  # a shared file system may fail once (ESTALE, EIO)
             if holder is None and self._created():
                 return
         if (holder or NOBODY).key != self._me.key:
             raise TetrarchError(
-                f"run_dir={self._run_dir} has been taken over by {_read(self._file) or NOBODY}: this run had given no "
+                f"run_dir={self._run_dir} has been taken over by {holder or NOBODY}: this run had given no "
                 f"sign of life for {VOID_S:g} s"
             )
 

@@ -100,7 +100,8 @@ def card_metrics(ranks: Sequence[tuple[str, RankUsage]], clock: Clock, work: Ste
     if not cards:
         return {}
     metrics: dict[str, float] = {}
-    samples = [sample for _, use in cards for sample in use.samples]
+    # An evaluation after the step before is told of with this one, and its work is not in `work`.
+    samples = [sample for _, use in cards for sample in use.samples if sample.at >= clock.began]
     for phase in CARD_PHASES:
         spans = [span for name, span in clock.spans if name == phase]
         held = [s.used_bytes for s in samples if any(first <= s.at <= last for first, last in spans)]
@@ -114,10 +115,10 @@ def card_metrics(ranks: Sequence[tuple[str, RankUsage]], clock: Clock, work: Ste
     busy = [sample.busy for sample in samples if sample.busy is not None]
     if busy:
         metrics["gpu/utilization"] = sum(busy) / len(busy)
-    return metrics | (_model_flops_utilization(ranks, work) if work else {})
+    return metrics | (_model_flops_utilization(ranks, work, clock.began) if work else {})
 
 
-def _model_flops_utilization(ranks: Sequence[tuple[str, RankUsage]], work: StepWork) -> dict[str, float]:
+def _model_flops_utilization(ranks: Sequence[tuple[str, RankUsage]], work: StepWork, began: float) -> dict[str, float]:
     done: dict[str, float] = {}
     could: dict[str, float] = {}
     scoring = {row_of(role).scored_by for role in working_in("score")}  # one forward pass over the samples each
@@ -129,7 +130,7 @@ def _model_flops_utilization(ranks: Sequence[tuple[str, RankUsage]], work: StepW
         for phase, methods in (("score", scoring), ("update", {"update"})):
             if phase not in row_of(role).phases:
                 continue
-            calls = [call for usage, _ in own for call in usage.busy if call[2] in methods]
+            calls = [call for usage, _ in own for call in usage.busy if call[2] in methods and call[0] >= began]
             key = f"mfu/{base_role(role)}_{phase}"
             for method in {method for _, _, method, _ in calls}:
                 done[key] = done.get(key, 0.0) + work.operations(role, method)

@@ -164,6 +164,18 @@ def test_of_many_that_find_a_void_lock_one_gets_it(tmp_path: Path) -> None:
         assert list(tmp_path.iterdir()) == []
 
 
+def test_a_lock_that_cannot_be_read_once_is_read_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    read, failures = run_lock._read, [run_lock.NOBODY]
+    monkeypatch.setattr(run_lock, "READ_AGAIN_S", 0.0)
+    with held(tmp_path) as lock:
+        monkeypatch.setattr(run_lock, "_read", lambda file: failures.pop() if failures else read(file))
+        lock.check()
+        assert not failures
+        failures += [run_lock.NOBODY] * run_lock.READS
+        with pytest.raises(TetrarchError, match="taken over by pid 0 on an unknown host"):
+            lock.check()
+
+
 def test_a_run_that_stood_still_is_told_that_another_has_taken_over(tmp_path: Path) -> None:
     with held(tmp_path) as lock:
         elsewhere(tmp_path)

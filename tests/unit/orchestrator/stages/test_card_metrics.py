@@ -31,6 +31,7 @@ def usage(busy: list[tuple[float, float, str]], cards: CardUse | None) -> RankUs
 
 def step() -> Clock:
     clock = Clock(lambda phase: None)
+    clock.began = 0.0
     clock.spans += [
         ("generate", (0.0, 10.0)),
         ("score", (10.0, 12.0)),
@@ -62,6 +63,10 @@ def test_memory_is_that_of_the_fullest_card_in_each_phase() -> None:
         "gpu/utilization": 0.5,
     }
     assert set(metrics) <= set(METRICS)
+    idle = CardUse(H100, [CardSample(-5.0, GIB, busy=0.0)], 0, 0)  # of an evaluation before the step
+    assert (
+        card_metrics([("actor", usage([], one)), ("critic", usage([], idle))], step(), None)["gpu/utilization"] == 0.5
+    )
 
 
 def test_the_share_of_the_arithmetic_is_six_operations_a_parameter_and_token() -> None:
@@ -76,6 +81,8 @@ def test_the_share_of_the_arithmetic_is_six_operations_a_parameter_and_token() -
         ("critic", usage([(12, 16, "update")], use)),
     ]
     metrics = card_metrics(ranks, step(), work)
+    evaluated = ("actor", usage([(-40, -10, "logprobs"), (-10, -5, "update")], use))  # told of with this step
+    assert card_metrics([*ranks, evaluated], step(), work) == metrics
     assert metrics["mfu/actor_score"] == pytest.approx(once / (2 * 989e12))
     assert metrics["mfu/actor_update"] == pytest.approx(2 * 3 * once / (4 * 989e12))
     assert metrics["mfu/critic_update"] == pytest.approx(2 * 2 * once / (4 * 989e12))
