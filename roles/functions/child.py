@@ -13,6 +13,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from contextlib import suppress
 from pathlib import Path
 from types import ModuleType
@@ -26,6 +27,7 @@ LOAD_DEADLINE_S = 300.0
 
 ENDING_S = 5.0
 """For a process whose pipes are closed to end by itself, so that its own exit status is told."""
+ENDING_POLL_S = 0.01
 
 
 class CallFailed(Exception):
@@ -58,7 +60,7 @@ class Child:
 
     def call(self, request: Any, deadline_s: float) -> Any:
         """The answer; CallFailed if there is none in time, or if the user's code raised."""
-        if self._process is None or self._process.poll() is not None:
+        if self._process is None or _has_ended(self._process):
             self.close()
             self._start()
         return self._exchange(request, deadline_s)
@@ -97,8 +99,9 @@ class Child:
         if not answers:
             hung = waiting.is_alive()
             if not hung:  # a process closes its pipes before it has ended
-                with suppress(subprocess.TimeoutExpired):
-                    process.wait(ENDING_S)
+                until = time.monotonic() + ENDING_S
+                while not _has_ended(process) and time.monotonic() < until:
+                    time.sleep(ENDING_POLL_S)
             status = _kill_group(process)
             waiting.join(ENDING_S)
             if waiting.is_alive():  # a process that has left the group has the pipe; to close it would wait for that
@@ -126,10 +129,17 @@ def _talk(process: subprocess.Popen[bytes], request: Any, answers: list[Message]
         return
 
 
+def _has_ended(process: subprocess.Popen[bytes]) -> bool:
+    """Whether the process has ended. Its status is not taken: until then the system gives its number, which is that of
+    its group, to no other."""
+    return os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT | os.WNOHANG) is not None
+
+
 def _kill_group(process: subprocess.Popen[bytes]) -> int:
-    """Kill the process and those of its group; its exit status."""
-    with suppress(ProcessLookupError):
-        os.killpg(process.pid, signal.SIGKILL)
+    """Kill the process and those of its group, once; its exit status."""
+    if process.returncode is None:
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
     return process.wait()
 
 

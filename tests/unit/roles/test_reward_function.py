@@ -266,6 +266,21 @@ def test_what_a_hung_function_has_started_ends_with_it(scorer: Callable[..., Fun
         time.sleep(0.05)
 
 
+def test_no_group_is_killed_whose_number_may_be_anothers(
+    scorer: Callable[..., FunctionScorer], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While the status of its leader has not been taken, it is the child's own."""
+    kill, own = os.killpg, list[bool]()
+
+    def killpg(group: int, number: int) -> None:
+        own.append(Path(f"/proc/{group}").exists())
+        kill(group, number)
+
+    monkeypatch.setattr(os, "killpg", killpg)
+    assert "its process ended (exit code 3)" in failure(scorer("import os; os._exit(3)", retries=1, timeout_s=60))
+    assert own and all(own)
+
+
 def test_a_function_that_hung_once_is_started_anew(scorer: Callable[..., FunctionScorer], tmp_path: Path) -> None:
     body = f"""
     import os, time

@@ -5,16 +5,19 @@ from __future__ import annotations
 import itertools
 import json
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 
 from orchestrator.config.sft import SftConfig
 from orchestrator.data.demonstrations import SftData
-from orchestrator.stages.policy_from_data import write_ends
+from orchestrator.stages.policy_from_data import PolicyTraining, write_ends
 from orchestrator.stages.sft import _shares
 from roles.rollout_setup import stop_token_ids
 from roles.shares import Demonstrations
+from tests.unit.orchestrator.fakes import Answers
 
 
 def config(**changes: int) -> SftConfig:
@@ -61,3 +64,23 @@ def test_engines_end_where_the_policy_has_learned_to_end(tmp_path: Path, known: 
     assert json.loads(file.read_text())["bos_token_id"] == 1
     file.unlink()
     assert write_ends(tmp_path, {7: "<|im_end|>"}) == ["<|im_end|>"] and stop_token_ids(tmp_path, None) == (2, 7)
+
+
+def test_the_saved_folder_has_what_the_data_taught(tmp_path: Path) -> None:
+    def save_model(method: Any, folder: str) -> Answers:
+        Path(folder).mkdir()
+        Path(folder, "config.json").write_text(json.dumps({"eos_token_id": 2}))
+        return Answers([])
+
+    said = list[str]()
+    run: Any = SimpleNamespace(
+        trainer=SimpleNamespace(call=save_model),
+        section=SimpleNamespace(chat_template=None),
+        data=SimpleNamespace(ends={7: "<|im_end|>"}),
+        config=SimpleNamespace(deadlines=SimpleNamespace(save_s=1.0)),
+        report=SimpleNamespace(note=said.append),
+        quality=None,
+        quality_file="quality.json",
+    )
+    PolicyTraining._save(run, tmp_path / "policy")
+    assert stop_token_ids(tmp_path / "policy", 2) == (2, 7) and "<|im_end|>" in said[0]
