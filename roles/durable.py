@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -47,11 +48,24 @@ def write_durably(path: Path, write: Callable[[HashedFile], object]) -> str:
 def replace_durably(path: Path, content: bytes) -> None:
     """Write a file whole or not at all, in place of one that may be there; it is on the disk on return. Processes may
     do so at the same time."""
-    own = f"{os.getpid()}-{secrets.token_hex(4)}"  # containers that share a folder may have the same numbers
-    partial = path.with_name(f"{path.name}.{own}.partial")
-    write_durably(partial, lambda file: file.write(content))
-    partial.replace(path)
+    with replacing(path) as partial:
+        write_durably(partial, lambda file: file.write(content))
     sync_folder(path.parent)
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Context with the path of a new file, which takes the place of `path` at the end; after an error it is removed.
+    Processes may do so at the same time, also on several hosts."""
+    own = f"{os.getpid()}-{secrets.token_hex(4)}"  # hosts or containers that share a folder may have the same numbers
+    partial = path.with_name(f"{path.name}.{own}.partial")
+    try:
+        yield partial
+        partial.replace(path)
+    except BaseException:
+        with suppress(OSError):  # the first error is the one to raise
+            partial.unlink(missing_ok=True)
+        raise
 
 
 def seal(path: Path) -> str:

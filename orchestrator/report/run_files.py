@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -21,7 +20,7 @@ from orchestrator.report.alert_lines import Alert
 from orchestrator.report.evaluation_results import EvaluationResult, SampleRow, sample_from_json
 from orchestrator.report.reliability import ReliabilityBin
 from orchestrator.timeline.trace_file import TRACE_FILE
-from roles.durable import replace_durably
+from roles.durable import replace_durably, replacing
 
 T = TypeVar("T")
 
@@ -186,9 +185,8 @@ def write_state(run_dir: Path, state: RunState) -> None:
 
 def replace_text(path: Path, text: str) -> None:
     """Write a file whole or not at all, as far as other processes see, without waiting for the disk."""
-    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
-    partial.write_text(text, encoding="utf-8")
-    partial.replace(path)
+    with replacing(path) as partial:
+        partial.write_text(text, encoding="utf-8")
 
 
 def read_record(run_dir: Path) -> RunRecord:

@@ -7,13 +7,13 @@ takes the place of the stream's end and brings a new one.
 from __future__ import annotations
 
 import json
-import os
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 
 from orchestrator.timeline.events import TraceEvent
+from roles.durable import replacing
 
 TRACE_FILE = "trace.json.gz"
 TRACE_BLOCK = 1 << 10
@@ -30,13 +30,12 @@ class TraceFile:
     def __init__(self, path: Path, kept: Iterable[Sequence[TraceEvent]] = ()) -> None:
         """Begin the file anew, with the parts `kept`."""
         self._path, self._sum, self._size, self._end = path, zlib.crc32(b""), 0, len(_HEAD)
-        partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
-        partial.write_bytes(_HEAD)
-        self._file = partial.open("r+b", buffering=0)
-        self._write(b"[\n")
-        for part in kept:
-            self.append(part)
-        partial.replace(path)
+        with replacing(path) as partial:
+            partial.write_bytes(_HEAD)
+            self._file = partial.open("r+b", buffering=0)
+            self._write(b"[\n")
+            for part in kept:
+                self.append(part)
 
     def append(self, events: Sequence[TraceEvent]) -> None:
         """Add a part."""
