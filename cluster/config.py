@@ -198,6 +198,10 @@ class CpuCosts(ClusterSection):
     """Latency of one collective over gloo, seconds."""
     push_layer_s: float = Field(default=0.0, ge=0)
     """Seconds to hand over the tensors of one layer in a push, whatever their size."""
+    link_gb_s: float = Field(default=0.5, gt=0)
+    """What gloo moves between two processes of a machine, in 10^9 bytes per second."""
+    adam_bytes: float = Field(default=30.0, gt=0)
+    """Memory traffic of one weight in an optimizer step, its gradient's norm, clip and casts included."""
 
 
 class Efficiency(ClusterSection):
@@ -233,6 +237,9 @@ class Efficiency(ClusterSection):
     `response_quantiles`, or half."""
     response_spread: float = Field(default=1.0, ge=0, le=10)
     """Standard deviation of the logarithm of a response's length, before the limit cuts; 0: all lengths are equal."""
+    response_limit: int | None = Field(default=None, gt=0)
+    """The limit, in tokens, that the lengths were measured under; a configuration with another one has the same
+    responses, cut elsewhere. null: lengths are shares of any limit."""
     response_quantiles: dict[Annotated[float, Field(ge=0, le=1)], Annotated[float, Field(ge=0, le=1)]] | None = None
     """Measured lengths: share of the responses → length that they do not exceed, as a share of the longest allowed.
     null: lengths are lognormal, with `response_spread`."""

@@ -17,7 +17,9 @@ from statistics import NormalDist
 SHARES = (*(number / 200 for number in range(200)), 0.9975, 0.999, 0.9995, 0.9999, 0.99999)
 """Shares at which a curve is cut into straight lines: denser towards the longest responses, for which a step waits."""
 HALVINGS = 60
-"""Number of bisection steps in the search for a median."""
+"""Number of bisection steps in the search for a median or a spread."""
+MOST_SPREAD = 3.0
+"""Greatest standard deviation of a length's logarithm that is looked for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,18 +87,25 @@ def lognormal(mean: float, spread: float, shortest: float, limit: float) -> Leng
 
 @lru_cache(maxsize=64)
 def _lognormal(mean: float, spread: float, shortest: float, limit: float) -> Lengths:
-    normal = NormalDist(0.0, spread)
-    middle = [(before + after) / 2 for before, after in pairwise((*SHARES, 1.0))]
-    factors = [math.exp(normal.inv_cdf(share)) for share in (middle[0], *SHARES[1:], middle[-1])]
-
-    def of(median: float) -> Lengths:
-        return Lengths((*SHARES, 1.0), tuple(min(max(median * factor, shortest), limit) for factor in factors))
-
-    low, high = 0.0, limit / factors[0]
+    low, high = 0.0, limit / _factors(spread)[0]
     for _ in range(HALVINGS):
         median = (low + high) / 2
-        low, high = (median, high) if of(median).mean < mean else (low, median)
-    return of(high)
+        low, high = (median, high) if _curve(median, spread, shortest, limit).mean < mean else (low, median)
+    return _curve(high, spread, shortest, limit)
+
+
+def _curve(median: float, spread: float, shortest: float, limit: float) -> Lengths:
+    """The lengths of a lognormal, none under `shortest` and none over `limit`."""
+    return Lengths((*SHARES, 1.0), tuple(min(max(median * factor, shortest), limit) for factor in _factors(spread)))
+
+
+@lru_cache(maxsize=64)
+def _factors(spread: float) -> tuple[float, ...]:
+    """Lengths of a lognormal of median 1 at SHARES and 1."""
+    normal = NormalDist(0.0, spread) if spread else None
+    middle = [(before + after) / 2 for before, after in pairwise((*SHARES, 1.0))]
+    places = (middle[0], *SHARES[1:], middle[-1])
+    return tuple(math.exp(normal.inv_cdf(share)) if normal else 1.0 for share in places)
 
 
 def from_quantiles(tokens: Mapping[float, float], shortest: float, limit: float) -> Lengths:
@@ -124,6 +133,39 @@ def moved_to_mean(lengths: Lengths, mean: float, limit: float) -> Lengths:
         factor = (low + high) / 2
         low, high = (factor, high) if stretched(factor).mean < mean else (low, factor)
     return stretched(high)
+
+
+def at_another_limit(lengths: Lengths, limit: float) -> Lengths:
+    """The lengths as they would be with another limit than their longest, which has cut some of them.
+
+    A lower limit cuts more. A higher one lets those go on that were cut: as a lognormal does that the old limit cuts
+    to the same share and the same mean. Where all were cut, nothing is known, and they grow with the limit.
+    """
+    old, ended = lengths.longest, lengths.shares[bisect_left(lengths.tokens, lengths.longest)]
+    if limit <= old or ended == 1.0:
+        return Lengths(lengths.shares, tuple(min(tokens, limit) for tokens in lengths.tokens))
+    if not ended:
+        return Lengths(lengths.shares, tuple(tokens * limit / old for tokens in lengths.tokens))
+    grown = _cut_alike(ended, lengths.mean, old, limit)
+    longer = [(share, tokens) for share, tokens in zip(grown.shares, grown.tokens, strict=True) if share > ended]
+    shorter = [point for point in zip(lengths.shares, lengths.tokens, strict=True) if point[0] <= ended]
+    shares, tokens = zip(*shorter, *longer, strict=True)
+    return Lengths(shares, tokens)
+
+
+@lru_cache(maxsize=64)
+def _cut_alike(ended: float, mean: float, old: float, limit: float) -> Lengths:
+    """A lognormal cut at `limit`, of which `ended` stay below `old`, and whose mean is `mean` if it is cut there."""
+    place = NormalDist().inv_cdf(ended)
+
+    def of(spread: float, cut: float) -> Lengths:
+        return _curve(old * math.exp(-place * spread), spread, 0.0, cut)
+
+    low, high = 0.0, MOST_SPREAD
+    for _ in range(HALVINGS):
+        spread = (low + high) / 2
+        low, high = (spread, high) if of(spread, old).mean > mean else (low, spread)
+    return of(high, limit)
 
 
 @lru_cache(maxsize=64)

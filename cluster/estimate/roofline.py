@@ -58,6 +58,8 @@ class Rates:
     """Latency of one collective, in seconds."""
     push_layer_s: float = 0.0
     """Seconds to hand over the tensors of one layer in a push, whatever their size."""
+    adam_bytes: float = ADAM_BYTES
+    """Memory traffic of one weight in an optimizer step."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,21 +104,22 @@ def card_rates(card: Accelerator, efficiency: Efficiency) -> Rates:
     )
 
 
-def cpu_rates(operations_per_s: float, ranks: int, efficiency: Efficiency) -> Rates:
-    """The rates of one of `ranks` processes that share a machine without GPUs."""
-    memory = 1e9 * efficiency.host_memory_gb_s / ranks
+def cpu_rates(operations_per_s: float, memory_per_s: float, ranks: int, efficiency: Efficiency) -> Rates:
+    """The rates of one of `ranks` processes that share a machine without GPUs, which copies `memory_per_s` bytes."""
+    memory = memory_per_s / ranks
     return Rates(
         compute=operations_per_s * efficiency.compute / ranks,
         memory=memory,
-        link=memory,
+        link=1e9 * efficiency.cpu.link_gb_s,
         host=memory,
         network=1e9 * efficiency.network_gb_s * efficiency.wire,
         thread=1e9 * efficiency.thread_gb_s,
-        host_memory=memory * ranks,
+        host_memory=memory_per_s,
         token_overhead_s=efficiency.token_overhead_s,
         layer_s=efficiency.cpu.layer_s,
         collective_s=efficiency.cpu.collective_s,
         push_layer_s=efficiency.cpu.push_layer_s,
+        adam_bytes=efficiency.cpu.adam_bytes,
     )
 
 
@@ -241,8 +244,8 @@ def _optimizer_s(role: RoleSize, rates: Rates, micro_batches: int) -> float:
     """Seconds of one step of AdamW; if it is offloaded, every micro-batch fetches the gradients from the host."""
     own = role.learning / (role.ranks if role.stage else 1)
     if not role.offload_optimizer:
-        return own * ADAM_BYTES / rates.memory
+        return own * rates.adam_bytes / rates.memory
     neighbours = role.ranks / role.nodes
     traffic = min(role.threads * rates.thread, rates.host_memory / neighbours)
     crossings = (2 * micro_batches - 1) * GRADIENT_BYTES + role.number_bytes
-    return own * (crossings / rates.host + ADAM_BYTES / traffic)
+    return own * (crossings / rates.host + rates.adam_bytes / traffic)

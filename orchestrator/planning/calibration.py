@@ -30,6 +30,7 @@ CORRECTED_PHASES = tuple(Correction.model_fields)
 MOST_MEASURED = 1e12
 """No time, length or size of a run is as large."""
 SAMPLING_ROUNDS = "sampling/rounds"
+CUT_SHARE = "response/truncated_fraction"
 WARM_UP = 1
 """Number of steps at the start of a run that are not measured, if there are more."""
 
@@ -83,9 +84,10 @@ def _lengths(steps: list[dict[str, Any]], config: RunConfig) -> dict[str, Any]:
     keys = ["prompt/length_mean", *LENGTH_QUANTILES]
     if all(_measures(step.get(key)) for step in steps for key in keys):
         found["prompt_share"] = share(keys[0], config.longest_sample - config.longest_response)
-        found["response_quantiles"] = {
-            part: share(key, config.longest_response) for key, part in LENGTH_QUANTILES.items()
-        }
+        quantiles = {part: share(key, config.longest_response) for key, part in LENGTH_QUANTILES.items()}
+        cut = median(step.get(CUT_SHARE, 0.0) for step in steps)
+        found["response_quantiles"] = dict(sorted(({round(1 - cut, 4): 1.0} | quantiles).items())) if cut else quantiles
+        found["response_limit"] = config.longest_response
     return found
 
 

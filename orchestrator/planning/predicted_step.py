@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 
 from cluster.config import Efficiency, PoolConfig
 from cluster.estimate.generation import Request, finished, generate_s, shares
-from cluster.estimate.lengths import Lengths, fixed, from_quantiles, lognormal, moved_to_mean
+from cluster.estimate.lengths import Lengths, at_another_limit, fixed, from_quantiles, lognormal, moved_to_mean
 from cluster.estimate.memory import GIB, EngineSize, RoleSize
 from cluster.estimate.roofline import (
     Rates,
@@ -27,7 +27,7 @@ from cluster.placement.plan import Plan, engines_neighbours
 from cluster.role_table import ACTOR, ENGINES, row_of, working_in
 from orchestrator.config.run import RunConfig
 from orchestrator.config.sampling import SamplingConfig
-from orchestrator.planning.this_machine import operations_per_s
+from orchestrator.planning.this_machine import memory_per_s, operations_per_s
 from roles.scored_parts import ROWS_OF_A_RANK, scored_together
 
 HALF = 0.5
@@ -184,7 +184,7 @@ def card_gib(pool: PoolConfig) -> float:
 def rates_of(pool: PoolConfig, ranks: int, dtype: str, efficiency: Efficiency) -> Rates:
     """The rates of one of `ranks` processes on the cards of a pool, or on the cores of this machine."""
     if pool.gpus_per_node == 0:
-        return cpu_rates(operations_per_s(dtype), ranks, efficiency)
+        return cpu_rates(operations_per_s(dtype), memory_per_s(), ranks, efficiency)
     return card_rates(ACCELERATORS[pool.accelerator or UNKNOWN], efficiency)
 
 
@@ -220,11 +220,14 @@ def response_lengths(config: SamplingConfig, efficiency: Efficiency) -> Lengths:
     shortest = min(config.rollout.min_response_tokens, limit) if config.environment is None else 1
     if shortest == limit:
         return fixed(limit)
+    old = efficiency.response_limit or limit
     if efficiency.response_quantiles is None:
-        return lognormal((share or HALF) * limit, efficiency.response_spread, max(shortest, 1), limit)
-    measured = {part: tokens * limit for part, tokens in efficiency.response_quantiles.items()}
-    lengths = from_quantiles(measured, max(shortest, 1), limit)
-    return lengths if share is None else moved_to_mean(lengths, share * limit, limit)
+        lengths = lognormal((share or HALF) * old, efficiency.response_spread, max(shortest, 1), old)
+    else:
+        measured = {part: tokens * old for part, tokens in efficiency.response_quantiles.items()}
+        lengths = from_quantiles(measured, max(shortest, 1), old)
+        lengths = lengths if share is None else moved_to_mean(lengths, share * old, old)
+    return at_another_limit(lengths, limit) if old != limit else lengths
 
 
 def lengths_from(config: SamplingConfig, efficiency: Efficiency) -> str:

@@ -6,7 +6,7 @@ import math
 
 import pytest
 
-from cluster.estimate.lengths import Lengths, fixed, from_quantiles, lognormal, moved_to_mean
+from cluster.estimate.lengths import Lengths, at_another_limit, fixed, from_quantiles, lognormal, moved_to_mean
 
 LINE = Lengths((0.0, 0.5, 1.0), (0.0, 100.0, 1000.0))
 
@@ -51,6 +51,26 @@ def test_what_leaves_nothing_open_is_fixed() -> None:
 def test_measured_quantiles_get_ends_and_never_fall() -> None:
     lengths = from_quantiles({0.5: 20.0, 0.9: 15.0, 0.99: 900.0}, 1, 100)
     assert lengths == Lengths((0.0, 0.5, 0.9, 0.99, 1.0), (1, 20, 20, 100, 100))
+
+
+@pytest.mark.parametrize("limit", [50, 101, 200, 800, 4000])
+@pytest.mark.parametrize("spread", [0.3, 0.7, 1.5])
+@pytest.mark.parametrize("mean", [40, 70, 90])
+def test_what_a_limit_has_cut_goes_on_under_a_higher_one(mean: float, spread: float, limit: float) -> None:
+    measured = lognormal(mean, spread, 1, 100)  # cut at 100
+    median = measured.at(0.5) if measured.at(0.5) < 100 else measured.at(0.1) / math.exp(-1.2816 * spread)
+    moved, whole = at_another_limit(measured, limit), lognormal(1e3, spread, 1, 1e9)
+    known = [min(max(tokens * median / whole.at(0.5), 1), limit) for tokens in whole.tokens]  # the same, cut elsewhere
+    assert moved.mean == pytest.approx(Lengths(whole.shares, tuple(known)).mean, rel=0.05)
+    assert list(moved.tokens) == sorted(moved.tokens) and list(moved.shares) == sorted({*moved.shares})
+    assert moved.longest <= limit
+
+
+def test_what_no_limit_has_cut_stays_and_what_was_all_cut_grows() -> None:
+    ended = Lengths((0.0, 0.5, 1.0), (1.0, 30.0, 90.0))
+    assert at_another_limit(ended, 1000) == ended
+    assert at_another_limit(ended, 60) == Lengths((0.0, 0.5, 1.0), (1.0, 30.0, 60.0))
+    assert at_another_limit(fixed(40), 80) == fixed(80), "nothing is known of how long they would have been"
 
 
 @pytest.mark.parametrize("mean", [2, 30, 100, 325, 700, 990])

@@ -9,7 +9,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoModelForCausalLM, LlamaConfig
 
-from cluster.config import Efficiency
+from cluster.config import CpuCosts, Efficiency
 from cluster.estimate.lengths import Lengths
 from cluster.estimate.memory import RoleSize
 from cluster.estimate.model_size import ModelSize
@@ -231,5 +231,10 @@ def test_rates_are_the_published_ones_times_the_efficiency() -> None:
     card = card_rates(ACCELERATORS["A800-80GB"], shares)
     assert card == Rates(156e12, 2039e9 / 4, 20e9, 3.2e9, 1e9, 2e9, 20e9, 0.001)
     assert card_rates(ACCELERATORS["A800-80GB"], shares.model_copy(update={"layer_s": 0.5})).layer_s == 0.5
-    machine = cpu_rates(32e9, 4, shares)
-    assert machine.compute == 4e9 and machine.memory == 5e9 and machine.host_memory == 20e9
+    costs = CpuCosts(link_gb_s=3, adam_bytes=60)
+    machine = cpu_rates(32e9, 16e9, 4, shares.model_copy(update={"cpu": costs}))
+    assert machine.compute == 4e9 and machine.memory == 4e9 and machine.host_memory == 16e9
+    assert machine.link == 3e9, "two processes of one machine exchange over gloo, far slower than memory"
+    own = ROLE.learning / ROLE.ranks
+    slower = update_s(ROLE, WORK, replace(machine, adam_bytes=90)) - update_s(ROLE, WORK, machine)
+    assert slower == pytest.approx(WORK.epochs * WORK.mini_batches * own * 30 / 4e9)

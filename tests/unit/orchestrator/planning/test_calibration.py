@@ -17,6 +17,7 @@ from orchestrator.errors import ConfigError
 from orchestrator.planning.calibration import calibrated
 from orchestrator.planning.efficiency import load_efficiency
 from orchestrator.planning.layout_planner import layout
+from orchestrator.planning.predicted_step import response_lengths
 
 ROOT = Path(__file__).resolve().parents[4]
 
@@ -48,11 +49,27 @@ def test_lengths_are_measured_too_and_the_prediction_still_agrees(tmp_path: Path
     run = finished_run(tmp_path / "run", [{**step(1), **told, "prompt/length_mean": 256.0}] * 3)
     fitted = calibrated(run)
     assert fitted.response_quantiles == {0.5: 0.0977, 0.9: 0.5859, 0.99: 0.8789, 1.0: 0.9766}
-    assert fitted.prompt_share == 0.25
+    assert fitted.prompt_share == 0.25 and fitted.response_limit == 1024
     planned = layout(load_config(run / "config.yaml"), fitted)
     assert planned.step.lengths is not None and planned.step.lengths.mean == pytest.approx(512, rel=1e-3)
     assert planned.step.phases == pytest.approx({"generate": 50, "score": 30, "update": 200, "push": 4}, rel=1e-3)
     assert load_efficiency(run / "efficiency.yaml") == fitted
+
+
+def test_another_limit_cuts_the_responses_elsewhere(tmp_path: Path) -> None:
+    lengths = {"p50": 400.0, "p90": 1024.0, "p99": 1024.0, "max": 1024.0}
+    told = {f"response/length_{key}": tokens for key, tokens in lengths.items()} | {"prompt/length_mean": 256.0}
+    cut = {**step(1), **told, "response/length_mean": 496.0, "response/truncated_fraction": 0.2}
+    fitted = calibrated(finished_run(tmp_path / "run", [cut] * 3))
+    assert fitted.response_quantiles == {0.5: 0.3906, 0.8: 1.0, 0.9: 1.0, 0.99: 1.0, 1.0: 1.0}
+    config = ROOT / "configs/llama3-8b-2x8.yaml"
+
+    def mean(limit: int) -> float:
+        return response_lengths(load_config(config, [f"rollout.max_response_tokens={limit}"]), fitted).mean
+
+    assert mean(1024) == pytest.approx(496, rel=1e-3)
+    assert mean(512) < 0.9 * 496, "what is longer than 512 is cut there"
+    assert 1.05 * 496 < mean(2048) < 1.5 * 496, "four of five ended by themselves, and would do so again"
 
 
 def test_memory_is_fitted_by_phase_where_cards_told_theirs(tmp_path: Path) -> None:
