@@ -83,6 +83,14 @@ class RunConfig(EvaluationRun):
         return sum(not self.critic_alone(step, warm_at) for step in range(warm_at, self.steps))
 
     @property
+    def retraining_steps(self) -> int:
+        """Most optimizer steps of all retrainings of the reward model, if the critic's warm-up takes all its steps."""
+        retraining, warm_at = self.retraining, self.critic.warmup.max_steps
+        if retraining is None:
+            return 0
+        return sum(retraining.due(step, warm_at) for step in range(self.steps)) * retraining.optimizer_steps
+
+    @property
     def critic_model(self) -> ModelConfig | None:
         """The model that the critic starts from; None if no key says it."""
         if self.critic.model is not None:

@@ -142,8 +142,7 @@ class Builder(Generic[C]):
     def _retrained(self: Builder[Any], folder: Path, section: TrainedRole) -> RoleGroup[RewardTrainer]:
         """The reward model of a PPO run in which it goes on learning."""
         config, settings = self._config, self._config.retraining
-        steps = (config.steps - 1) // settings.every * settings.optimizer_steps
-        setup = self.engine_setup(REWARD, folder, section, steps=steps)
+        setup = self.engine_setup(REWARD, folder, section, steps=config.retraining_steps)
         setup = replace(setup, freeze_backbone=settings.freeze_backbone)
         return self.start(REWARD, RewardTrainer, (setup,))
 

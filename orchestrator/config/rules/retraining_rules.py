@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from cluster.counts import counted
 from orchestrator.config.run import RunConfig
 from roles.config.rewards import ModelReward
 
@@ -25,10 +26,18 @@ def retraining_rules(config: RunConfig) -> Iterator[str]:
         )
     if config.environment is not None:
         yield "retraining compares responses, not conversations; set environment=null, or remove retraining"
-    if retraining.every >= config.steps:
+    steps, rising = config.retraining_steps, retraining.optimizer.schedule.warmup_steps
+    if not steps:
+        warmup = config.critic.warmup.max_steps
+        after = f" and after critic.warmup.max_steps={warmup}" if warmup else ""
         yield (
-            f"retraining.every={retraining.every} is never reached before the last of the run's steps={config.steps}; "
-            "lower it, or remove retraining"
+            f"retraining.every={retraining.every} is never reached before the last of the run's steps={config.steps}"
+            f"{after}; lower it, raise steps, or remove retraining"
+        )
+    elif rising >= steps:
+        yield (
+            f"retraining.optimizer.schedule.warmup_steps={rising} is not below the "
+            f"{counted(steps, 'optimizer step')} of the run's retrainings; lower it, or raise retraining.epochs"
         )
     critic_steps = retraining.critic_steps if config.ppo.uses_critic else 0
     if critic_steps >= retraining.every:

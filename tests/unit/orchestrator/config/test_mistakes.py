@@ -213,6 +213,14 @@ def test_several_mistakes_are_one_line_each(file: Path) -> None:
         ),
         ([RETRAIN, "reward.text_bridge=true"], ["reward.text_bridge=true", "actor's tokenizer"]),
         ([RETRAIN, "retraining.every=9", "steps=9"], ["retraining.every=9 is never reached", "steps=9"]),
+        (
+            [RETRAIN, "retraining.every=5", "critic.warmup.max_steps=5"],
+            ["retraining.every=5 is never reached", "critic.warmup.max_steps=5", "steps=10"],
+        ),
+        (
+            [RETRAIN, "critic.warmup.max_steps=4", "retraining.optimizer.schedule.warmup_steps=2"],
+            ["retraining.optimizer.schedule.warmup_steps=2 is not below the 2 optimizer steps", "retraining.epochs"],
+        ),
         ([RETRAIN, "retraining.critic_steps=2"], ["retraining.critic_steps=2", "none of the 2 steps"]),
         ([RETRAIN, "retraining.pinned=9"], ["retraining.pinned=9", "8 responses", "use 8 or fewer"]),
         (
