@@ -39,7 +39,7 @@ class RewardTrainer(TrainedRank):
     """One rank of the reward model."""
 
     def __init__(self, setup: ModelSetup, pooling: Pooling | None = None) -> None:
-        """`pooling`: of a new head, if the model has none; None: a reward model goes on with its own."""
+        """A language model gets a new head; a reward model goes on with its own. `pooling`: see `ValueModel.load`."""
         self._model = ShardedModel(setup, lambda: load_for_training(setup, pooling))
 
     def update(self, preferences: Preferences) -> RewardStats:
@@ -88,11 +88,11 @@ class RewardTrainer(TrainedRank):
 
 
 def load_for_training(setup: ModelSetup, pooling: Pooling | None) -> ValueModel:
-    """With `pooling` a language model as the backbone gets a new head (the N+ details, arXiv 2403.17031)."""
+    """The model in the setup's folder; a language model gets a new head (the N+ details, arXiv 2403.17031)."""
     return ValueModel.load(
         setup.model_path,
         dtype=setup.torch_dtype,
-        new_head_seed=None if pooling is None else setup.seed,
+        new_head_seed=setup.seed,
         pooling=pooling,
         gradient_checkpointing=setup.gradient_checkpointing,
         trust_remote_code=setup.trust_remote_code,

@@ -284,13 +284,3 @@ def check_same_tokens(other: ModelFacts, actor: ModelFacts, fix: str) -> None:
         f"{other.where} has another tokenizer than {actor.where} ({len(theirs)} and {len(mine)} tokens; {example}); "
         f"{fix}"
     )
-
-
-def check_reward_head(reward: ModelFacts) -> None:
-    """Raise ConfigError unless the model has a head with one output."""
-    if reward.head is None:
-        names = ", ".join(reward.config.get("architectures") or ["an unknown architecture"])
-        raise ConfigError(
-            f"{reward.where} is {names}, not a reward model (…ForSequenceClassification, or a value head): its weights "
-            "have no head; train one: tetrarch reward CONFIG"
-        )

@@ -22,12 +22,12 @@ from orchestrator.checks.functions import (
     functions_of,
     reward_functions,
 )
+from orchestrator.checks.heads import check_pooling, check_reward_head
 from orchestrator.checks.imported_files import imported
 from orchestrator.checks.model_support import check_attention, check_weights
 from orchestrator.checks.models import (
     check_context,
     check_folder,
-    check_reward_head,
     check_same_tokens,
     check_tokenizer,
     model_facts,
@@ -216,6 +216,7 @@ def prepare_reward(config: RewardTrainingRun, resume: Resume) -> Questions | Pai
         check_context(backbone, training.max_tokens, "reward_training.max_tokens")
         check_attention(backbone)
         check_weights(backbone, "value")
+        check_pooling(backbone, training.pooling)
         if isinstance(training.pairs, SampledPairs):
             assert policy is not None
             actor = model_facts(policy.actor.model, "actor.model", config.model_cache)

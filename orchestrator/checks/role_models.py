@@ -11,11 +11,11 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from orchestrator.checks.engine_fit import longest_sample
+from orchestrator.checks.heads import check_reward_head
 from orchestrator.checks.model_support import check_attention, check_weights
 from orchestrator.checks.models import (
     ModelFacts,
     check_context,
-    check_reward_head,
     check_same_tokens,
     check_tokenizer,
     model_facts,

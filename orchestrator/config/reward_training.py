@@ -84,10 +84,10 @@ class RewardTrainingConfig(Section):
     """AdamW."""
     freeze_backbone: bool = False
     """Train only the head: fast, and all that a few hundred comparisons can teach a small model."""
-    pooling: Pooling = "last"
+    pooling: Pooling | None = None
     """Where the score of a response is read: the head's output at the last token, or its mean over all tokens (kept as
     `score_pooling` in the folder's config.json). A critic that starts from a `mean` model values a state by the mean so
-    far."""
+    far. null: as the reward model in `model` says; `last` for a language model, which gets a new head."""
     micro_batch_tokens: int = Field(default=4096, ge=1)
     """Tokens of one packed forward pass on one rank."""
     fused_kernels: bool = True

@@ -132,7 +132,7 @@ class ValueModel(nn.Module):
         trust_remote_code: bool = False,
     ) -> Self:
         """The one-label classifier in the folder `path`, its head under any of the names of
-        `roles.model_files.value_heads`; `pooling` in place of the folder's.
+        `roles.model_files.value_heads`; `pooling` in place of the folder's (None: the folder's, or `last`).
 
         A folder without a head (a causal language model) is refused, unless it may get a new one: with `new_head_seed`
         a reward model's, drawn from N(0, 1/√(d+1)) with zero bias (the N+ details, arXiv 2403.17031); with `zero_head`

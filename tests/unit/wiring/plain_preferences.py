@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,7 +17,8 @@ class Trainer:
     """`began`: parameters as they were at first."""
 
     def __init__(self, said: Said, steps: int, began: Mapping[str, Tensor]) -> None:
-        self.said = said
+        folder = json.loads((Path(said["model"]["path"]) / "config.json").read_text())
+        self.pooling = said["pooling"] or folder.get("score_pooling", "last")
         self.network: Network = classifier(said["model"]["path"], began)
         if said["freeze_backbone"]:
             self.network.trained = {"score.weight": self.network.values["score.weight"]}
@@ -26,7 +29,7 @@ class Trainer:
         width = batch.token_ids.shape[1]
         columns, rows = torch.arange(width), Rows(batch.token_ids, batch.lengths, *[torch.zeros(0)] * 3)
         numbers = self.network.numbers(rows)
-        if self.said["pooling"] == "mean":
+        if self.pooling == "mean":
             return (numbers * (columns < batch.lengths[:, None])).sum(1) / batch.lengths
         return numbers.gather(1, batch.lengths[:, None] - 1)[:, 0]
 

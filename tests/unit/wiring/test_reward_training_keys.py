@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -43,6 +44,9 @@ def reward_base(folder: Path) -> dict[str, Any]:
     (folder / "more.jsonl").write_text("".join(json.dumps(pair) + "\n" for pair in reversed(pairs)))
     (folder / "judge.py").write_text(JUDGE)
     (folder / "lengths.py").write_text(JUDGE.replace("sum(ids) % 7", "len(ids)"))
+    means = shutil.copytree(folder / "critic", folder / "mean-critic", dirs_exist_ok=True)
+    said = {**json.loads((means / "config.json").read_text()), "score_pooling": "mean"}
+    (means / "config.json").write_text(json.dumps(said))
     dataset = {"path": str(folder / "pairs.jsonl"), "split": "train", "limit": None}
     training = {
         "output": str(folder / "made" / "model"),
@@ -124,7 +128,7 @@ def reward_training_cases(folder: Path) -> list[Case]:
     sampled = {f"{key}.pairs": {"type": "sampled", "judge": judge, "responses_per_prompt": 3, "prompts": 6}}
     dataset = f"{key}.pairs.dataset"
     longer, constant = {f"{key}.epochs": 3}, {f"{schedule}.type": "constant"}
-    written = f"{key}.pairs<sampled>"
+    written, own = f"{key}.pairs<sampled>", {f"{key}.pooling": None}  # as the folder has it
     return [
         case(f"{key}.model.path", "weights", {f"{key}.model.path": str(folder / "other-critic")}),
         case(f"{key}.pairs<dataset>", "weights", {f"{key}.pairs": reward_pairs(folder)}, sampled),
@@ -142,6 +146,7 @@ def reward_training_cases(folder: Path) -> list[Case]:
         case(f"{key}.freeze_backbone", "weights", True),
         case(f"{key}.pooling=mean", "weights", {f"{key}.pooling": "mean"}),
         case(f"{key}.pooling=last", "weights", {f"{key}.pooling": "last"}, {f"{key}.pooling": "mean"}),
+        case(f"{key}.pooling=last", "weights", own, {f"{key}.model.path": str(folder / "mean-critic")}),
         case(f"{key}.max_tokens", "pairs", 4),
         case(f"{optimizer}.learning_rate", "weights", 0.004),
         case(f"{optimizer}.betas", "weights", [0.5, 0.99]),

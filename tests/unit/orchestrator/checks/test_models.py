@@ -184,6 +184,23 @@ def test_heads_that_vllm_on_cpu_has_not(world: World, head: int, command: str) -
     refused(world, "actor.model.path=", f"attention heads of {head} numbers", "32, 64, 80", command=command)
 
 
+def test_a_reward_model_to_start_from_keeps_its_pooling(world: World) -> None:
+    """Its head was trained for it. A new head has none yet."""
+    say(world.reward, score_pooling="mean")
+    for pooling in (None, "last", "mean"):
+        world.set("reward_training.pooling", pooling)
+        check("reward", world)
+    world.set("reward_training.model.path", str(world.reward))
+    check("reward", world)
+    world.set("reward_training.pooling", None)
+    check("reward", world)
+    world.set("reward_training.pooling", "last")
+    told = f"reward_training.pooling=last, but the head in reward_training.model.path={world.reward} is read as `mean`"
+    refused(world, told, "config.json", "leave it out", command="reward")
+    say(world.reward, score_pooling="last")
+    check("reward", world)
+
+
 MOVED = ["<pad>", "<eos>", "<unk>", *"bacdefgh"]
 
 

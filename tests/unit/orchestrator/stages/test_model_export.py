@@ -167,18 +167,22 @@ def test_full_precision_is_rounded_as_the_module_s_weights_are(folder: Path, tmp
     assert all(torch.equal(rounded[name], weight.bfloat16()) for name, weight in whole.items())
 
 
-@pytest.mark.parametrize("pooling", ["last", "mean"])
-def test_a_reward_model_is_what_the_run_writes(folder: Path, tmp_path: Path, pooling: str) -> None:
-    """In PPO, where it is retrained; and from a policy, where its scores are not centred before the run's end."""
-    if pooling == "last":
+@pytest.mark.parametrize(
+    ("model", "said", "pooling"),
+    [(None, None, "last"), ("policy", "mean", "mean"), ("policy", None, "last"), ("mean-critic", None, "mean")],
+)
+def test_a_reward_model_is_what_the_run_writes(
+    folder: Path, tmp_path: Path, model: str | None, said: str | None, pooling: str
+) -> None:
+    """In PPO, where it is retrained; from a policy, where its scores are not centred before the run's end; and from a
+    model that has a head, whose pooling stays."""
+    if model is None:
         config: BaseConfig = config_of(RunConfig, retraining_base(folder), tmp_path)
     else:
-        said = with_changes(reward_base(folder), {"reward_training.pooling": "mean"})
-        config = config_of(
-            RewardTrainingRun, with_changes(said, {"reward_training.model.path": str(folder / "policy")}), tmp_path
-        )
-    model = check_export(saved(config, tmp_path, "reward"), "reward", tmp_path / "reward", tmp_path / "out")
-    assert getattr(model.config, "score_pooling", "last") == pooling
+        changes = {"reward_training.model.path": str(folder / model), "reward_training.pooling": said}
+        config = config_of(RewardTrainingRun, with_changes(reward_base(folder), changes), tmp_path)
+    written = check_export(saved(config, tmp_path, "reward"), "reward", tmp_path / "reward", tmp_path / "out")
+    assert getattr(written.config, "score_pooling", "last") == pooling
 
 
 def test_a_fine_tuned_policy_keeps_its_chat_template(folder: Path, tmp_path: Path) -> None:
