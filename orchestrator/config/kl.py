@@ -46,7 +46,7 @@ class KlBudget(Section):
     warn: float | None = Field(default=10.0, gt=0)
     """Above this KL a warning is printed; at about 10 the policy drifts."""
     slow_down: float | None = Field(default=None, gt=0)
-    """At every step above this KL, the actor's learning rate is multiplied by `factor`."""
+    """After every step above this KL that trains the actor, its learning rate is multiplied by `factor`."""
     factor: float = Field(default=0.5, gt=0, lt=1)
     """What the learning rate is multiplied by at each step above `slow_down`."""
     stop: float | None = Field(default=None, gt=0)

@@ -32,11 +32,12 @@ class KlController(Protocol):
 
 
 def slow_down_of(budget: KlBudget, metrics: Mapping[str, float]) -> float | None:
-    """What the actor's learning rate is multiplied by after a step with these metrics; None: it stays."""
+    """What the actor's learning rate is multiplied by after a step with these metrics; None: it stays. So it does after
+    a step that has not trained the actor: the step that does will see the KL of the same weights."""
     limit = budget.slow_down
-    if limit is None or metrics["objective/kl"] <= budget.at(limit, metrics[RESPONSE_LENGTH]):
+    if limit is None or "lr/actor" not in metrics:
         return None
-    return budget.factor
+    return budget.factor if metrics["objective/kl"] > budget.at(limit, metrics[RESPONSE_LENGTH]) else None
 
 
 class FixedController:

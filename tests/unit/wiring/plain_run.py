@@ -75,7 +75,7 @@ class Run:
             if budget["stop"] is not None and kl > budget["stop"]:
                 self.stopped = True
                 break
-            if budget["slow_down"] is not None and kl > budget["slow_down"]:
+            if "lr/actor" in told and budget["slow_down"] is not None and kl > budget["slow_down"]:
                 self.adam.factor *= budget["factor"]
         found = {"actor": self.actor.trained, "critic": self.critic.trained if self.critic else {}}
         if self.said["actor"]["ema_decay"] is not None:

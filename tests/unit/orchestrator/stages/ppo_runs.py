@@ -58,5 +58,6 @@ def sleep(run: Run, sleeps: bool) -> None:
 
 
 def kl_of(kl: float, tokens: float = 50.0) -> StepReport:
-    """A step with that KL, in nats per response of so many tokens."""
-    return StepReport({"objective/kl": kl, "objective/kl_per_token": kl / tokens, "response/length_mean": tokens})
+    """A step with that KL, in nats per response of so many tokens, in which the actor was trained."""
+    told = {"objective/kl": kl, "objective/kl_per_token": kl / tokens, "response/length_mean": tokens}
+    return StepReport({**told, "lr/actor": 1e-5})

@@ -180,6 +180,19 @@ def test_the_bound_of_slowing_down_grows_with_the_length(make_run: MakeRun) -> N
     assert log[0] == "actor.slow_down(0.25,)"
 
 
+def test_a_step_of_the_critic_alone_does_not_slow_the_actor_down(make_run: MakeRun) -> None:
+    """In a warm-up, or after a retraining of the reward: the KL is that of weights that the step has not moved, and
+    each step until they move would count it again. It is heeded in the step that trains them."""
+    run, log = make_run(step=3)
+    budget(run, warn=None, slow_down=12, factor=0.25)
+    trained = kl_of(13.0)
+    alone = {name: value for name, value in trained.metrics.items() if name != "lr/actor"}
+    run._heed(StepReport({**alone, "lr/critic": 1e-5}))
+    assert log == []
+    run._heed(trained)
+    assert log[0] == "actor.slow_down(0.25,)"
+
+
 @pytest.mark.parametrize("tokens", [50, None])
 def test_far_over_the_budget_the_run_ends_with_a_checkpoint(tokens: int | None, make_run: MakeRun) -> None:
     run, _ = make_run(step=3)
