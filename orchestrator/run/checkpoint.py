@@ -11,10 +11,10 @@ import json
 import re
 import shutil
 from collections.abc import Callable, Collection, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cache
+from multiprocessing.pool import ThreadPool
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,8 @@ PARTIAL = ".partial"
 HASH = "xxh3_128"
 MANIFEST_FORMAT = 2
 """In each manifest; raise it when files of another kind are written."""
+READERS = 16
+"""Files that are read at the same time, to compare their hashes."""
 MODELS = "models"
 """Key of the state in a checkpoint: the hashes of the files of the models and of the code that the run has started
 with."""
@@ -214,8 +216,8 @@ def damage(folder: Path, *, content: bool = False) -> str | None:
         if found != size:
             return f"{name} has {found} bytes, not {size}"
     if content:
-        with ThreadPoolExecutor() as pool:
-            hashes = pool.map(_known_hash, (folder / name for name in expected))
+        with ThreadPool(READERS) as pool:  # leaving it does not wait for files that are still read
+            hashes = pool.imap(_known_hash, [folder / name for name in expected])
             for (name, (_, written)), read in zip(expected.items(), hashes, strict=True):
                 if read != written:
                     return f"{name} holds other bytes than were written (hash {read}, not {written})"

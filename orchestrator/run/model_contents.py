@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -33,9 +33,12 @@ Contents = Mapping[str, Mapping[str, str]]
 
 def model_contents(config: BaseConfig) -> dict[str, dict[str, str]]:
     """The files of every model that the roles of a run load. A model that cannot be read is left out."""
+    return dict(_read_models(config))
+
+
+def _read_models(config: BaseConfig) -> Iterator[tuple[str, dict[str, str]]]:
     from roles.model_files.source_files import source_files  # loads torch
 
-    found: dict[str, dict[str, str]] = {}
     models: dict[ModelConfig, dict[str, str]] = {}
     hashes = FileHashes(Path(config.model_cache) / CONTENT_HASHES)
     for key, section in config.sharded.items():
@@ -45,9 +48,8 @@ def model_contents(config: BaseConfig) -> dict[str, dict[str, str]]:
             if section.model not in models:
                 files = source_files(section.model)
                 models[section.model] = {name: hashes.of(file) for name, file in files.items()}
-            found[key] = models[section.model]
-    hashes.keep()
-    return found
+                hashes.keep()
+            yield key, models[section.model]
 
 
 def code_contents(config: BaseConfig) -> dict[str, dict[str, str]]:
@@ -105,20 +107,26 @@ class ContentsMeanwhile:
 
     def __init__(self, config: BaseConfig) -> None:
         self._config = config
-        self._found: Contents = {}
+        self._found: dict[str, dict[str, str]] = {}
         self._failure: Exception | None = None
         self._thread = threading.Thread(target=self._read, name="model-contents", daemon=True)
         self._thread.start()
 
-    def __call__(self) -> Contents:
-        """Wait for them. Raises what has kept them from being read."""
-        self._thread.join()
+    def wait(self, within_s: float) -> bool:
+        """Wait for them, at most so long. Whether all are known."""
+        self._thread.join(within_s)
+        return not self._thread.is_alive()
+
+    def known(self) -> Contents:
+        """Those that are known by now. Raises what has kept them from being read."""
         if self._failure is not None:
             raise self._failure
-        return self._found
+        return dict(self._found)
 
     def _read(self) -> None:
         try:
-            self._found = {**code_contents(self._config), **model_contents(self._config)}
+            self._found = code_contents(self._config)
+            for key, files in _read_models(self._config):
+                self._found[key] = files
         except Exception as error:  # raised in the thread that asks
             self._failure = error

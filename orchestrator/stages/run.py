@@ -25,7 +25,7 @@ from orchestrator.ppo.gold_stop import best_steps
 from orchestrator.report.reporter import Reporter
 from orchestrator.run.checkpoint import Checkpoint, Checkpoints
 from orchestrator.run.hub_commits import hub_commits
-from orchestrator.run.model_contents import Contents, ContentsMeanwhile
+from orchestrator.run.model_contents import ContentsMeanwhile
 from orchestrator.run.phase_clock import Clock
 from orchestrator.run.resuming import Resume, checkpoint_to_resume, take_up
 from orchestrator.run.run_lock import held
@@ -90,7 +90,7 @@ class Run:
     orders: Orders = ORDERS
     check_lock: Callable[[], None] = lambda: None
     """Raises TetrarchError where another run writes to `run_dir`."""
-    models: Callable[[], Contents] = dict
+    models: ContentsMeanwhile | None = None
     again: Recovery = field(default_factory=Recovery)
     """Counts how often the run has been started again."""
     finished: dict[str, Any] | None = None

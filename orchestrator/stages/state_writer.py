@@ -23,7 +23,7 @@ from cluster.runtime.orders import ORDERS, Orders
 from orchestrator.config.base import BaseConfig
 from orchestrator.report.reporter import Reporter
 from orchestrator.run.checkpoint import MODELS, Checkpoints, size_gib
-from orchestrator.run.model_contents import Contents
+from orchestrator.run.model_contents import Contents, ContentsMeanwhile
 from orchestrator.stages.stage import Trainable
 
 Hashes = dict[str, str]
@@ -64,8 +64,8 @@ class StateWriter:
     orders: Orders = ORDERS
     check_lock: Callable[[], None] = lambda: None
     """Raises TetrarchError where another run writes to `run_dir`."""
-    models: Callable[[], Contents] = dict
-    """What the models consist of from which the run has started."""
+    models: ContentsMeanwhile | None = None
+    """What the models consist of from which the run has started; None: it is not kept."""
     under_way: UnderWay | None = None
     saved_at: float = field(default_factory=time.monotonic)
     """When the last checkpoint was asked for, or the run began, on the monotonic clock."""
@@ -162,7 +162,7 @@ class StateWriter:
 
     def _commit(self, state: dict[str, Any], hashes: Hashes, began: float, more: str) -> Path:
         self.check_lock()
-        state = {**state, "config": self.settings, MODELS: self.models()}  # large models on a slow disk take long
+        state = {**state, "config": self.settings, MODELS: self._contents(state["step"])}
         with self._on_disk(state):
             path = self.checkpoints.commit(state["step"], state, hashes, self.best())
         if not self.cost_told:
@@ -170,6 +170,20 @@ class StateWriter:
             self.report.note(f"a checkpoint: {cost}; {self.config.checkpoint.kept}")
             self.cost_told = True
         return path
+
+    def _contents(self, step: int) -> Contents:
+        """What the models consist of; of large ones on a slow disk what is known once the run is asked to end, or after
+        the deadline."""
+        if self.models is None:
+            return {}
+        until = time.monotonic() + self.config.deadlines.save_s
+        while not (whole := self.models.wait(ASKED_EVERY_S)):
+            if self.orders.told is not None or time.monotonic() > until:
+                break
+        if not whole:
+            lacks = "lacks the hashes of models that were not read yet"
+            self.report.note(f"checkpoint {step} {lacks}: --resume from it does not compare their files")
+        return self.models.known()
 
 
 def _by_path(answers: Mapping[str, Sequence[Hashes]]) -> Hashes:

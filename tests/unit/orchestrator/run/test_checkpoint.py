@@ -3,11 +3,15 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
+import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+import orchestrator.run.checkpoint
 from orchestrator.run.checkpoint import Checkpoints, trained_step
 from roles.durable import hash_of
 
@@ -148,6 +152,18 @@ def test_other_bytes_of_the_right_size_are_named_and_passed_over(
     assert checkpoints.newest(content=True).step == 1 and checkpoints.of_step(2, content=True) is None
     assert "actor/rank-0.pt holds other bytes than were written" in checkpoints.damaged()[broken]
     assert list(checkpoints.damaged(after=1)) == [broken] and checkpoints.damaged(after=2) == {}
+
+
+def test_ctrl_c_does_not_wait_until_large_files_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    checkpoints, read = Checkpoints(tmp_path, keep=3), threading.Event()
+    checkpoints.save(1, {}, write("large"))
+    monkeypatch.setattr(orchestrator.run.checkpoint, "hash_of", lambda file: str(read.wait(20)))
+    threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGINT)).start()
+    began = time.monotonic()
+    with pytest.raises(KeyboardInterrupt):
+        checkpoints.newest(content=True)
+    assert time.monotonic() - began < 15
+    read.set()
 
 
 def test_hashes_that_the_ranks_tell_are_those_of_what_they_meant_to_write(tmp_path: Path) -> None:

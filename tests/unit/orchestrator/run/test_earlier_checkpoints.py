@@ -125,7 +125,9 @@ def test_code_that_has_changed_in_its_place_is_told(saved: Saved, tmp_path: Path
     reward.write_text("import words\n\ndef score(prompts, responses, **more): return [0.0] * len(prompts)\n")
     helper.write_text("GOOD = 1\n")
     config = saved.config(f"reward={{type: function, path: {reward}}}")
-    state = {"config": dump_config(config), MODELS: ContentsMeanwhile(config)()}
+    contents = ContentsMeanwhile(config)
+    assert contents.wait(60)
+    state = {"config": dump_config(config), MODELS: contents.known()}
     saved.checkpoints.save(6, state, lambda folder: None)
 
     def told() -> list[str]:

@@ -100,27 +100,34 @@ def models_of(root: Path, *overrides: str) -> RunConfig:
     return load_config(TINY, [*said, *overrides])
 
 
-def test_reading_goes_on_beside_the_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    started = threading.Event()
+def test_reading_goes_on_beside_the_start_and_what_is_known_can_be_had(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config, started = models_of(tmp_path), threading.Event()
 
-    def slow(config: RunConfig) -> dict[str, dict[str, str]]:
-        assert started.wait(60), "the start waits for it"
-        return {"actor": {"model.safetensors": "hash"}}
+    def slow(file: Path) -> str:
+        assert file.parent.name == "actor" or started.wait(60), "the start waits for it"
+        return file.read_text()
 
-    monkeypatch.setattr(contents, "model_contents", slow)
-    meanwhile = contents.ContentsMeanwhile(models_of(tmp_path))
+    monkeypatch.setattr(contents, "hash_of", slow)
+    meanwhile = contents.ContentsMeanwhile(config)
+    while not meanwhile.known():
+        assert not meanwhile.wait(0.01)
+    assert meanwhile.known() == {"actor": {"config.json": "{}", "model.safetensors": "actor"}}
     started.set()
-    assert meanwhile() == meanwhile() == {"actor": {"model.safetensors": "hash"}}
+    assert meanwhile.wait(60) and meanwhile.known() == meanwhile.known() == model_contents(config)
 
 
 def test_an_error_while_reading_is_raised_where_they_are_needed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def broken(config: RunConfig) -> dict[str, dict[str, str]]:
+    def broken(file: Path) -> str:
         raise RecursionError("an odd file")
 
-    monkeypatch.setattr(contents, "model_contents", broken)
-    meanwhile = contents.ContentsMeanwhile(models_of(tmp_path))
+    config = models_of(tmp_path)
+    monkeypatch.setattr(contents, "hash_of", broken)
+    meanwhile = contents.ContentsMeanwhile(config)
+    assert meanwhile.wait(60)
     for _ in range(2):
         with pytest.raises(RecursionError, match="an odd file"):
-            meanwhile()
+            meanwhile.known()

@@ -9,6 +9,7 @@ import json
 import os
 import signal
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,6 +20,7 @@ import pyarrow
 import pytest
 from pyarrow import parquet
 
+import orchestrator.run.model_contents
 import orchestrator.stages.run
 from cluster.errors import RankFailure, Terminated
 from cluster.ranks.calls import Call
@@ -239,6 +241,52 @@ def test_figures_that_a_rank_does_not_give_cost_no_step(
     count(tmp_path, monkeypatch, None, RankFailure("rollout rank 0 died"), (3, "usage"))
     assert [line["step"] for line in metrics(tmp_path)] == [1, 2, 3, 4, 5, 6]
     assert "times and memory are not known: rollout rank 0 died" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("at", "saved"), [((3, "experience"), 2), ((4, "before_save"), 4), ((4, "while it waits"), 4)])
+def test_a_request_to_end_does_not_wait_until_the_models_are_hashed(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    at: tuple[int, str],
+    saved: int,
+) -> None:
+    """The checkpoint has the hashes that are known."""
+    settings, hashed = [f"model_cache={tmp_path / 'cache'}"], threading.Event()
+    for key in ("actor.model", "reference.model"):
+        folder = tmp_path / key
+        folder.mkdir()
+        (folder / "config.json").write_text(key)
+        settings.append(f"{key}={{path: {folder}}}")
+    monkeypatch.setattr(sys.modules[__name__], "SETTINGS", (*SETTINGS, *settings))
+
+    def slow(file: Path) -> str:
+        if file.parent.name == "reference.model":
+            assert hashed.wait(60)
+        return file.read_text()
+
+    def later(stage: Counting) -> None:
+        if (stage.step, "while it waits") == at:
+            threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGTERM)).start()
+        elif (stage.step, "before_save") == at:
+            stage.meet()
+
+    monkeypatch.setattr(Counting, "before_save", later)
+    monkeypatch.setattr(orchestrator.run.model_contents, "hash_of", slow)
+    timer = threading.Timer(20, hashed.set)
+    timer.start()
+    run = tmp_path / "run"
+    with pytest.raises(Terminated):
+        count(run, monkeypatch, None, signal.SIGTERM, at)
+    assert not hashed.is_set(), "it waited"
+    timer.cancel()
+    hashed.set()
+    assert steps_of(run)[0] == saved
+    found = Checkpoints(run / "checkpoints", keep=9).of_step(saved)
+    assert found is not None and found.state["models"]["actor"] == {"config.json": "actor.model"}
+    assert "reference" not in found.state["models"]
+    told = f"checkpoint {saved} lacks the hashes of models that were not read yet"
+    assert told in capsys.readouterr().out
 
 
 def test_samples_that_cannot_be_written_end_the_run_after_a_checkpoint_and_it_goes_on(
