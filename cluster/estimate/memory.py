@@ -266,8 +266,12 @@ def engine_host(size: EngineSize) -> Account:
 def rank_without_gpu(role: RoleSize) -> Account:
     """Most bytes that each rank holds in its host's memory. The file of the weights stays mapped beside them."""
     account = {"libraries": PROCESS, "weights' file": float(role.model.parameters * role.number_bytes), **states(role)}
-    account |= _saved_copy(role)
-    return account | {item: SLACK * size for item, size in working(role, training=role.trained).items()}
+    return account | _saved_copy(role) | working_without_gpu(role)
+
+
+def working_without_gpu(role: RoleSize) -> Account:
+    """Bytes that each rank holds in its host's memory only while it computes."""
+    return {item: SLACK * size for item, size in working(role, training=role.trained).items()}
 
 
 def engine_without_gpu(size: EngineSize) -> Account:

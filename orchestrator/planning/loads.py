@@ -24,6 +24,7 @@ from cluster.estimate.memory import (
     staging,
     states,
     working,
+    working_without_gpu,
 )
 from cluster.estimate.simulation import Kind
 from cluster.placement.accelerators import UNKNOWN
@@ -184,6 +185,9 @@ def _host_load(here: list[Slot], node: int, pool: PoolConfig, sizes: _Sizes) -> 
         for item, size in account.items():
             key = (slot.role, item)
             held[key] = held.get(key, 0.0) + size * _processes(slot)
+    role, size = max(((slot.role, _saved(slot, sizes)) for slot in here), key=lambda saved: saved[1], default=("", 0.0))
+    if size:  # roles save their models one after the other
+        held[role, "whole model, while it is saved"] = size
     if not any(slot.gpus for slot in here):
         held["this run", "Ray and the driver"] = SERVICES
     return HostLoad(node, pool.host_memory_gib * GIB, held)
@@ -195,6 +199,16 @@ def _on_host(slot: Slot, sizes: _Sizes) -> Account:
     if slot.role not in sizes.roles:
         return {"libraries": PROCESS}
     return host_states(sizes.roles[slot.role]) if slot.gpus else rank_without_gpu(sizes.roles[slot.role])
+
+
+def _saved(slot: Slot, sizes: _Sizes) -> float:
+    """Bytes of the whole model that the first rank of a trained role collects on its host, beside what it always has
+    there. Without GPUs it computes nothing meanwhile."""
+    role = sizes.roles.get(slot.role)
+    if role is None or not role.trained or slot.rank:
+        return 0.0
+    whole = float(role.model.parameters * role.number_bytes)
+    return whole if slot.gpus else max(whole - sum(working_without_gpu(role).values()), 0.0)
 
 
 def _processes(slot: Slot) -> int:

@@ -232,10 +232,15 @@ def test_a_model_of_unknown_size_does_not_keep_a_run_from_starting() -> None:
 
 def test_hosts_hold_what_leaves_the_cards() -> None:
     planned = layout(load_config(SEVENTY_B))
-    actor, *_ = planned.hosts
+    first, second, *_ = planned.hosts
     parameters = planned.sizes["actor"].parameters
-    # Of each of 4 ranks on the node: float32 gradients, weights and two moments of an eighth; and the engine's weights.
-    assert sum(actor.held.values()) == pytest.approx(4 * 16 * parameters / 8 + 2 * parameters)
+    # Of each of 4 ranks on a node: float32 gradients, weights and two moments of an eighth; and the engine's weights.
+    assert sum(second.held.values()) == pytest.approx(4 * 16 * parameters / 8 + 2 * parameters)
+    # The first rank collects the whole model when it is saved; of several on a host, one after the other.
+    assert sum(first.held.values()) == pytest.approx(sum(second.held.values()) + 2 * parameters)
+    (node,) = layout(load_config(ROOT / "configs/llama3-8b-1x8.yaml")).hosts
+    saved = [item for item in node.held if item[1] == "whole model, while it is saved"]
+    assert len(saved) == 1 and saved[0][0] in ("actor", "critic")
     small = load_config(SEVENTY_B, ["placement.pool.host_memory_gib=500"])
     assert any("host of node 0" in line for line in layout(small).shortages)
 
