@@ -63,7 +63,7 @@ class PreferenceTraining(PolicyTraining):
         return self.config.dpo
 
     def state_dict(self) -> dict[str, Any]:
-        """Number of steps done, the hashes of the data and of the reference."""
+        """As of every training of a policy on a data set, and the hash of the reference."""
         return {**PolicyTraining.state_dict(self), "reference": self.reference.model}
 
     def load_state(self, checkpoint: Checkpoint) -> None:

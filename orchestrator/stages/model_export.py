@@ -26,7 +26,7 @@ from orchestrator.run.checkpoint import TRAINED, Checkpoint, damage, whole_folde
 from orchestrator.run.resume_rules import RESUME_RULES
 from orchestrator.run.resuming import written_settings
 from orchestrator.stages.left_models import describe_model
-from orchestrator.stages.policy_from_data import write_chat_template
+from orchestrator.stages.policy_from_data import write_chat_template, write_ends
 from roles.critic import load_critic
 from roles.durable import hash_of
 from roles.errors import RoleError
@@ -79,6 +79,8 @@ class StoredModel:
             (folder / TRAINED).write_text(json.dumps({"step": self.checkpoint.step}) + "\n")
             if isinstance(section, PolicyTrainingConfig):
                 write_chat_template(section, folder)
+                ends = self.checkpoint.state.get("ends", {})  # earlier versions have not kept them
+                write_ends(folder, {int(token): text for token, text in ends.items()})
 
     def describe(self, folder: Path, run_dir: Path) -> None:
         """Write the model card into the folder of `write`. ValueError if a file of the run cannot be read."""

@@ -82,6 +82,11 @@ class PolicyTraining(ScheduledStage):
     def told(self) -> str:
         """`quality`, for the user."""
 
+    def state_dict(self) -> dict[str, Any]:
+        """Number of steps done, the hash of the data, and how responses in it end, for an export of the checkpoint."""
+        ends = {str(token): text for token, text in self.data.ends.items()}
+        return {**ScheduledStage.state_dict(self), "ends": ends}
+
     def one_step(self, clock: Clock) -> StepReport:
         """One optimizer step, and a test on what is held out when one is due."""
         with clock("update"):

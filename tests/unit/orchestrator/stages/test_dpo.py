@@ -106,7 +106,7 @@ def test_a_run_does_not_go_on_against_another_reference(tmp_path: Path, data: Dp
     parts: Any = (nobody, nobody, [[0], [1], [0]], learned, nobody, config(tmp_path), data, reference)
     stage = PreferenceTraining(*parts)
     written = stage.state_dict()
-    assert written == {"step": 0, "preferences": "d", "reference": "r"}
+    assert written == {"step": 0, "preferences": "d", "reference": "r", "ends": {}}
     stage.load_state(Checkpoint(tmp_path, 2, {**written, "step": 2}))
     assert stage.step == 2
     with pytest.raises(CheckpointError, match=r"trained against the reference q, but dpo\.model=m is now r"):

@@ -30,10 +30,11 @@ from orchestrator.run.checkpoint import Checkpoint, Checkpoints, saved_step
 from orchestrator.stages.chosen_checkpoint import checkpoint_at, chosen_checkpoint
 from orchestrator.stages.measured_policy import policy_to_measure
 from orchestrator.stages.model_export import StoredModel
-from orchestrator.stages.policy_from_data import write_chat_template
+from orchestrator.stages.policy_from_data import PolicyTraining, write_chat_template, write_ends
 from roles.config.losses import ValueLossConfig
 from roles.critic import Critic
 from roles.reward_trainer import RewardTrainer
+from roles.rollout_setup import stop_token_ids
 from roles.zero.setup import ModelSetup
 from roles.zero.trained_rank import TrainedPolicy
 from tests.unit.orchestrator.stages.test_model_hub import TOKEN, FakeHub, hub  # noqa: F401 (a fixture)
@@ -110,8 +111,9 @@ def rank_of(config: BaseConfig, role: str) -> Any:
     return rank
 
 
-def saved(config: BaseConfig, run_dir: Path, *names: str) -> Checkpoint:
-    """A checkpoint of the roles `names`, and the folders that their ranks write themselves, in `run_dir`."""
+def saved(config: BaseConfig, run_dir: Path, *names: str, **more: Any) -> Checkpoint:
+    """A checkpoint of the roles `names`, and the folders that their ranks write themselves, in `run_dir`. `more`: state
+    of the stage."""
     ranks = {role: rank_of(config, role) for role in names}
     scale = RunningScale()
     scale.update(torch.tensor([1.0, 4.0, 2.5]))
@@ -120,7 +122,7 @@ def saved(config: BaseConfig, run_dir: Path, *names: str) -> Checkpoint:
         for role, rank in ranks.items():
             rank.save_state(folder / role)
 
-    state = {"step": STEP, "config": dump_config(config), "value_scale": scale.state_dict()}
+    state = {"step": STEP, "config": dump_config(config), "value_scale": scale.state_dict(), **more}
     path = Checkpoints(run_dir / "checkpoints", keep=9).save(STEP, state, write)
     for role, rank in ranks.items():
         rank.save_model(run_dir / role, *([scale.mean, scale.deviation] if role == "critic" else []))
@@ -194,6 +196,21 @@ def test_a_fine_tuned_policy_keeps_its_chat_template(folder: Path, tmp_path: Pat
     write_chat_template(config.sft, tmp_path / "actor")
     check_export(checkpoint, "actor", tmp_path / "actor", tmp_path / "out")
     assert AutoTokenizer.from_pretrained(tmp_path / "out").chat_template == template.read_text()
+
+
+def test_a_fine_tuned_policy_ends_its_responses_as_it_has_learned(folder: Path, tmp_path: Path) -> None:
+    """A model of an earlier version's checkpoint, which does not say how, ends as the one that it started from."""
+    config = config_of(SftRun, sft_base(folder), tmp_path)
+    learned = SimpleNamespace(name="data", digest="d")
+    stage: Any = SimpleNamespace(step=STEP, learned=learned, data=SimpleNamespace(ends={7: "w7"}))
+    checkpoint = saved(config, tmp_path, "actor", **PolicyTraining.state_dict(stage))
+    plain = files_in(tmp_path / "actor")
+    assert write_ends(tmp_path / "actor", {7: "w7"}) == ["w7"] and files_in(tmp_path / "actor") != plain
+    check_export(checkpoint, "actor", tmp_path / "actor", tmp_path / "out")
+    assert stop_token_ids(tmp_path / "out", None) == (tiny.ENDS, 7)
+    del checkpoint.state["ends"]
+    StoredModel.open(checkpoint, "actor").write(tmp_path / "earlier")
+    assert files_in(tmp_path / "earlier") == plain
 
 
 @pytest.fixture(scope="module")
