@@ -92,7 +92,8 @@ class EvaluationConfig(Section):
     every: int = Field(default=0, ge=0)
     """PPO steps between evaluations; 0: only before the first step and after the last."""
     prompts: int | None = Field(default=128, ge=1)
-    """Number of held-out prompts that are answered, from the first row on; null: all."""
+    """Number of held-out prompts that are answered, from the first row on; of several sources from the first row of
+    each on, in their shares. null: all."""
     decides: str | None = None
     """Name of the set of `prompts.heldout_sets` whose score compares the steps of a run (`evaluation.stop`,
     `checkpoint.keep_best`, `tetrarch export --best`, the report's first table). null: `prompts.heldout`, or the only

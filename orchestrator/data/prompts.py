@@ -6,6 +6,7 @@ from __future__ import annotations
 import hashlib
 import json
 from array import array
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -14,7 +15,7 @@ from transformers import PreTrainedTokenizerBase
 
 from cluster.counts import counted, spanned
 from orchestrator.config.data import PromptsConfig
-from orchestrator.data.dataset_rows import load_rows
+from orchestrator.data.dataset_rows import load_sources
 from orchestrator.data.epochs import EndlessOrder
 from orchestrator.data.prompt_columns import PromptKind, column_values, prompt_column, read_prompts, tools_of
 from orchestrator.data.row_files import Rows, Where
@@ -150,7 +151,7 @@ def read_tasks(config: PromptsConfig, part: str) -> Questions:
 
 def part_rows(config: PromptsConfig, part: str, identities: Callable[[Rows, Where], list[Any]]) -> tuple[Rows, Where]:
     """The rows of the training prompts or of a set of held-out ones, and where they stand; ConfigError if there are
-    none.
+    none. Held-out rows of several sources are mixed, since an evaluation may answer the first ones alone.
 
     Args:
         part: the key below `prompts`, such as `train` or `heldout_sets.math`.
@@ -161,19 +162,36 @@ def part_rows(config: PromptsConfig, part: str, identities: Callable[[Rows, Wher
     dataset = config.dataset(name)
     if dataset is None:
         raise ConfigError("prompts.heldout is null; set prompts.heldout.path to prompts that are never trained on")
-    rows = load_rows(dataset, f"prompts.{name}")
+    sources = [source.rows for source in load_sources(dataset, f"prompts.{name}")]
+    rows, kept = Rows.joined(sources), list(range(sum(map(len, sources))))
     where = Where(f"prompts.{name}.path={without_credentials(dataset.path)}", rows.places)
-    if config.heldout_fraction is None or not split:
-        return rows, where
-    held = [is_held_out(identity, config.heldout_fraction) for identity in identities(rows, where)]
-    kept = [row for row, out in enumerate(held) if out == (part == "heldout")]
-    if not kept:
-        raise ConfigError(
-            f"prompts.heldout_fraction={config.heldout_fraction:g} leaves none of the {counted(len(rows), 'row')} of "
-            f"{where} for {'evaluation' if part == 'heldout' else 'training'}; set another share, or "
-            "prompts.heldout.path"
-        )
-    return rows.picked(kept), where.picked(kept)
+    if config.heldout_fraction is not None and split:
+        held = [is_held_out(identity, config.heldout_fraction) for identity in identities(rows, where)]
+        kept = [row for row, out in enumerate(held) if out == (part == "heldout")]
+        if not kept:
+            raise ConfigError(
+                f"prompts.heldout_fraction={config.heldout_fraction:g} leaves none of the {counted(len(rows), 'row')} "
+                f"of {where} for {'evaluation' if part == 'heldout' else 'training'}; set another share, or "
+                "prompts.heldout.path"
+            )
+    if part != "train":
+        source_of = [number for number, source in enumerate(sources) for _ in range(len(source))]
+        kept = [kept[place] for place in evenly([source_of[row] for row in kept])]
+    return (rows, where) if kept == list(range(len(rows))) else (rows.picked(kept), where.picked(kept))
+
+
+def evenly(sources: Sequence[int]) -> list[int]:
+    """Row numbers in an order whose every beginning has each source's share of the rows: `[0, 0, 0, 0, 1, 1]` gives
+    `[0, 4, 1, 2, 5, 3]`. Rows of one source stay in their order.
+
+    Args:
+        sources: number of each row's source.
+    """
+    sizes, seen, places = Counter(sources), Counter[int](), list[tuple[float, int]]()
+    for row, source in enumerate(sources):
+        places.append(((seen[source] + 0.5) / sizes[source], row))
+        seen[source] += 1
+    return [row for _, row in sorted(places)]
 
 
 def is_held_out(identity: Any, fraction: float) -> bool:

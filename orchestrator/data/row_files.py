@@ -65,7 +65,8 @@ class Where:
 
     def picked(self, rows: Sequence[int]) -> Where:
         """Of these rows alone."""
-        return Where(self.source, [self.places[row] for row in rows] if self.places else (), rows)
+        numbers = rows if self.numbers is None else [self.numbers[row] for row in rows]
+        return Where(self.source, [self.places[row] for row in rows] if self.places else (), numbers)
 
 
 @dataclass(frozen=True, slots=True)

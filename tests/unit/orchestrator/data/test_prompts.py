@@ -141,6 +141,36 @@ def test_a_share_of_the_prompts_is_held_out_whatever_the_seed_and_the_other_rows
             read_questions(configuration(write(rows[:1]), **split).prompts, part, tokenizer)
 
 
+MIXED = {"x": 60, "y": 20, "z": 10}
+
+
+@pytest.mark.parametrize("said", ["heldout", "heldout_sets.both", "heldout_fraction"])
+def test_the_first_held_out_prompts_of_a_mixture_are_of_all_sources(
+    write: Write, tokenizer: PreTrainedTokenizerFast, said: str
+) -> None:
+    """In their shares, wherever an evaluation ends. Training prompts are drawn at random, and stay as they are."""
+    pairs = [f"{a} {b}" for a in "abcdefgh" for b in "abcdefgh"]
+    rows = {name: [{"prompt": f"{name} {pair}"} for pair in pairs[:size]] for name, size in MIXED.items()}
+    files = {name: (file := write(own)).rename(file.with_name(f"{name}.jsonl")) for name, own in rows.items()}
+    sources = {name: {"path": str(file)} for name, file in files.items()}
+    mixture = {**sources["x"], "mixed_with": {name: sources[name] for name in "yz"}}
+    key, _, name = said.partition(".")
+    held: Any = {"heldout": mixture, "heldout_sets": {name: mixture}, "heldout_fraction": 0.5}[key]
+    prompts = configuration("", prompts={"heldout": None, "train": mixture, key: held}).prompts
+    training, heldout = (read_questions(prompts, part, tokenizer) for part in ("train", prompts.part(name)))
+    for name, texts in ((name, heldout.texts) for name in MIXED):
+        own = [row["prompt"] for row in rows[name] if row["prompt"] in texts]
+        assert [text for text in texts if text[0] == name] == own and len(own) > 2
+        for end in (9, 18, 30):
+            found = sum(text[0] == name for text in texts[:end])
+            assert found == pytest.approx(end * len(own) / len(texts), abs=1.5), texts[:end]
+    assert training.texts == sorted(training.texts)
+    place = next(row for row, text in enumerate(heldout.texts) if text[0] == "z")
+    line = pairs.index(heldout.texts[place][2:])
+    for where in (heldout.where.row(place), heldout.where.picked([place]).row(0)):
+        assert where.endswith(f"z.jsonl, line {line + 1}: row {80 + line}")
+
+
 def test_heldout_prompts_that_are_trained_on_are_counted(write: Write, tokenizer: PreTrainedTokenizerFast) -> None:
     def read(letters: str) -> Questions:
         config = configuration(write([{"prompt": letter, "topic": i} for i, letter in enumerate(letters)]))
