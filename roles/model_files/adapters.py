@@ -12,6 +12,7 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 from roles.errors import ModelError
 from roles.model_files.config_json import first_line
 from roles.model_files.folders import ADAPTER_CONFIG, TOKENIZER_FILES
+from roles.model_files.writing import write_model
 from roles.text.json_files import read_json_object
 from roles.text.tokenizer import load_tokenizer
 
@@ -37,5 +38,5 @@ def merge_adapter(folder: Path, base: Path, trust_remote_code: bool, made: Path)
             f"its adapter does not fit its base model {base} ({first_line(error)}); correct base_model_name_or_path in "
             f"{ADAPTER_CONFIG}, or merge it yourself (merge_and_unload) and name that folder"
         ) from error
-    merged.save_pretrained(made)
+    write_model(merged, made)
     tokenizer.save_pretrained(made)

@@ -39,6 +39,7 @@ from roles.model_files.quiet import quiet
 from roles.model_files.value_heads import find_head, give_head, read_head
 from roles.model_files.weight_check import few
 from roles.model_files.weight_files import stored_weights
+from roles.model_files.writing import write_model
 from roles.text.tokenizer import load_tokenizer
 
 FORMAT = 2
@@ -201,7 +202,7 @@ def _cut(folder: Path, layers: int, trust_remote_code: bool, made: Path) -> None
     model = auto.from_pretrained(folder, config=config, dtype="auto", trust_remote_code=trust_remote_code)
     if head is not None and not head.usual:
         give_head(model, read_head(head, stored))
-    model.save_pretrained(made)
+    write_model(model, made)
     tokenizer.save_pretrained(made)
 
 

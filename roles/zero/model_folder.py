@@ -10,6 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from roles.errors import RoleError
+from roles.model_files.writing import write_model
 from roles.models.lora import adapt, adapted_layers, merged, state_name
 from roles.text.tokenizer import load_tokenizer
 from roles.zero.gather import plain_parameters
@@ -25,7 +26,7 @@ def write_folder(model: Any, weights: Mapping[str, Tensor], folder: Path, setup:
     safetensors, configuration and tokenizer."""
     parameters = {name for name, _ in model.named_parameters(remove_duplicate=False)}
     buffers = {name: tensor for name, tensor in model.state_dict().items() if name not in parameters}
-    model.save_pretrained(folder, state_dict={**weights, **buffers})
+    write_model(model, folder, {**weights, **buffers})
     load_tokenizer(setup.model_path, trust_remote_code=setup.trust_remote_code).save_pretrained(folder)
     for file in folder.glob("*.safetensors"):
         file.chmod(READABLE)

@@ -63,7 +63,7 @@ ROOMS = {
         "judge_engine": "rollout_setup generation",
         "rollout_setup": "generation transfer config",
         "transfer": "zero",
-        "zero": "models losses text config",
+        "zero": "models model_files losses text config",
         "models": "model_files losses config",
         "model_files": "text config",
         "generation": "functions text config",
