@@ -53,7 +53,10 @@ def put_losses(draft: Draft, critic: bool) -> None:
         draft.differs(mode, f"{theirs} is PPO's clipped loss here")
     draft.put("ppo.policy.type", kind, mode)
     _put_clips(draft, kind)
-    draft.put("ppo.policy.mean", _mean(draft, f"{ACTOR}.loss_agg_mode"), f"{ACTOR}.loss_agg_mode")
+    if kind == "gspo":
+        draft.put("ppo.policy.mean", "sequence", mode)
+    else:
+        draft.put("ppo.policy.mean", _mean(draft, f"{ACTOR}.loss_agg_mode"), f"{ACTOR}.loss_agg_mode")
     if critic:
         draft.put("ppo.value.clip", options.number("critic.cliprange_value"), "critic.cliprange_value")
         draft.put("ppo.value.coefficient", 1.0)

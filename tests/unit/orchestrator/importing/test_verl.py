@@ -155,6 +155,15 @@ def test_the_engines_log_probabilities_may_stand_for_the_actors(tmp_path: Path) 
     assert loaded(tmp_path, read(tmp_path, plain)).actor.old_logprobs == "recompute"
 
 
+def test_gspo_is_a_mean_of_responses_whatever_the_losses_mean_is(tmp_path: Path) -> None:
+    mode, mean = "actor_rollout_ref.actor.policy_loss.loss_mode", "actor_rollout_ref.actor.loss_agg_mode"
+    clip = {"actor_rollout_ref.actor.clip_ratio": 3e-4}
+    for given in ({mode: "gspo"}, {mode: "gspo", mean: "seq-mean-token-sum"}):
+        imported = read(tmp_path, words(**clip, **given))
+        assert loaded(tmp_path, imported).ppo.policy.mean == "sequence"
+    assert loaded(tmp_path, read(tmp_path, words(**clip))).ppo.policy.mean == "token"
+
+
 def test_a_kl_penalty_of_0_that_would_adapt_stays_0(tmp_path: Path) -> None:
     given = {"algorithm.use_kl_in_reward": True, "algorithm.kl_ctrl.type": "adaptive", "algorithm.kl_ctrl.kl_coef": 0}
     config = loaded(tmp_path, read(tmp_path, words(**given)))
