@@ -131,9 +131,12 @@ def _put_penalty(draft: Draft) -> None:
         sources = ["algorithm.kl_ctrl.kl_coef", "algorithm.use_kl_in_reward"]
         loss = [f"{ACTOR}.kl_loss_coef", f"{ACTOR}.use_kl_loss"]
         draft.put("ppo.kl.controller", {"type": "fixed", "coefficient": fixed}, *(loss if in_loss else sources))
-    theirs = str(options.value(option)).removesuffix("+")
+    said = str(options.value(option))
+    theirs = said.removesuffix("+")
     estimator = VERL_ESTIMATORS.get(theirs, "k1" if where == "reward" else "k2")
-    if theirs not in VERL_ESTIMATORS:
+    if where == "loss" and said.endswith("+"):
+        estimator = "k2"  # `+` keeps the value, which a loss has no use for, and takes k2's gradient
+    elif theirs not in VERL_ESTIMATORS:
         draft.differs(option, f"{theirs} is {estimator} here")
     flag = "algorithm.use_kl_in_reward" if where == "reward" else f"{ACTOR}.use_kl_loss"
     put_kl_form(draft, where, estimator, (flag, option))

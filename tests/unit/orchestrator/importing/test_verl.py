@@ -164,6 +164,25 @@ def test_gspo_is_a_mean_of_responses_whatever_the_losses_mean_is(tmp_path: Path)
     assert loaded(tmp_path, read(tmp_path, words(**clip))).ppo.policy.mean == "token"
 
 
+@pytest.mark.parametrize(
+    ("given", "estimator"),
+    [("k1+", "k2"), ("kl+", "k2"), ("abs+", "k2"), ("low_var_kl+", "k2"), ("k3+", "k2"), ("k3", "k3")],
+)
+def test_a_plus_is_the_gradient_of_k2_in_the_loss_and_nothing_in_the_reward(
+    tmp_path: Path, given: str, estimator: str
+) -> None:
+    loss = {"actor_rollout_ref.actor.use_kl_loss": True, "actor_rollout_ref.actor.kl_loss_type": given}
+    imported = read(tmp_path, words(**loss))
+    kl = loaded(tmp_path, imported).ppo.kl
+    assert (kl.where, kl.estimator, kl.allow_biased) == ("loss", estimator, False)
+    assert not any("kl_loss_type" in remark.about for remark in imported.remarks)
+    if given.startswith("k"):
+        reward = {"algorithm.use_kl_in_reward": True, "algorithm.kl_penalty": given}
+        plain = {"algorithm.use_kl_in_reward": True, "algorithm.kl_penalty": given.removesuffix("+")}
+        kls = [loaded(tmp_path, read(tmp_path, words(**said))).ppo.kl for said in (reward, plain)]
+        assert kls[0] == kls[1]
+
+
 def test_a_kl_penalty_of_0_that_would_adapt_stays_0(tmp_path: Path) -> None:
     given = {"algorithm.use_kl_in_reward": True, "algorithm.kl_ctrl.type": "adaptive", "algorithm.kl_ctrl.kl_coef": 0}
     config = loaded(tmp_path, read(tmp_path, words(**given)))
