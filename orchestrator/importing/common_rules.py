@@ -92,14 +92,15 @@ def put_kl_form(draft: Draft, where: str, estimator: str, options: tuple[str, st
         draft.because("ppo.kl.allow_biased", BIASED_KL[where, estimator])
 
 
-def put_clip(draft: Draft, low: float, high: float, option: str) -> None:
-    """The bounds of the ratio; GSPO's is a mean over a response, which hardly moves."""
+def put_clip(draft: Draft, low: float, high: float, options: tuple[str, str]) -> None:
+    """The bounds of the ratio, and what says each; GSPO's is a mean over a response, which hardly moves."""
     gspo = draft.data["ppo"]["policy"]["type"] == "gspo"
     if gspo and low > LARGEST_GSPO_CLIP:
-        draft.differs(option, f"{low:g} clips no mean over a response (the paper has 3e-4); {LARGEST_GSPO_CLIP:g} here")
-    draft.put("ppo.policy.clip", min(low, LARGEST_GSPO_CLIP) if gspo else low, option)
+        why = f"{low:g} clips no mean over a response (the paper has 3e-4); {LARGEST_GSPO_CLIP:g} here"
+        draft.differs(options[0], why)
+    draft.put("ppo.policy.clip", min(low, LARGEST_GSPO_CLIP) if gspo else low, *options[: 1 + (high == low)])
     if high != low:
-        draft.put("ppo.policy.clip_high", high, option)
+        draft.put("ppo.policy.clip_high", high, options[1])
 
 
 def put_top_p_weights(draft: Draft, top_p: str, top_k: int) -> None:

@@ -47,7 +47,7 @@ def put_policy_loss(draft: Draft) -> None:
     low, high = [options.number("actor.eps_clip")] * 2
     if options.value(pair) is not None:
         low, high = (*options.numbers(pair), high)[:2]
-    put_clip(draft, low, high, pair if pair in options else "actor.eps_clip")
+    put_clip(draft, low, high, (pair if pair in options else "actor.eps_clip",) * 2)
     modes = {"token-mean": "token", "seq-mean-token-mean": "sequence"}
     mean = "sequence" if kind == "gspo" else options.choice("actor.loss_agg_mode", modes)
     draft.put("ppo.policy.mean", mean, "actor.policy_loss_type" if kind == "gspo" else "actor.loss_agg_mode")

@@ -72,8 +72,10 @@ def put_losses(draft: Draft, critic: bool) -> None:
 def _put_clips(draft: Draft, kind: str) -> None:
     options, plain = draft.options, f"{ACTOR}.clip_ratio"
     names = [f"{plain}_low", f"{plain}_high"]
-    low, high = (options.number(name if name in options or plain not in options else plain) for name in names)
-    put_clip(draft, low, high, next((name for name in names if name in options), plain))
+    low, high = (name if name in options and options.value(name) is not None else plain for name in names)
+    if not options.is_default(plain) and not all(name in options for name in names):
+        draft.differs(plain, "it holds here; in verl clip_ratio_low and clip_ratio_high, 0.2 by default, precede it")
+    put_clip(draft, options.number(low), options.number(high), (low, high))
     if kind == "clipped":
         draft.put("ppo.policy.dual_clip", options.number(f"{ACTOR}.clip_ratio_c"), f"{ACTOR}.clip_ratio_c")
 

@@ -158,10 +158,32 @@ def test_the_engines_log_probabilities_may_stand_for_the_actors(tmp_path: Path) 
 def test_gspo_is_a_mean_of_responses_whatever_the_losses_mean_is(tmp_path: Path) -> None:
     mode, mean = "actor_rollout_ref.actor.policy_loss.loss_mode", "actor_rollout_ref.actor.loss_agg_mode"
     clip = {"actor_rollout_ref.actor.clip_ratio": 3e-4}
-    for given in ({mode: "gspo"}, {mode: "gspo", mean: "seq-mean-token-sum"}):
-        imported = read(tmp_path, words(**clip, **given))
+    for more in ({}, {mean: "seq-mean-token-sum"}):
+        imported = read(tmp_path, words(**clip, **{mode: "gspo"}, **more))
         assert loaded(tmp_path, imported).ppo.policy.mean == "sequence"
     assert loaded(tmp_path, read(tmp_path, words(**clip))).ppo.policy.mean == "token"
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "plain", "bounds"),
+    [
+        (0.2, 0.28, None, (0.2, 0.28)),
+        (0.3, 0.3, None, (0.3, None)),
+        (None, 0.28, None, (0.2, 0.28)),
+        (0.1, "null", 0.3, (0.1, 0.3)),
+        (None, None, 0.3, (0.3, None)),
+    ],
+)
+def test_bounds_of_the_ratio_that_hold_are_not_called_without_effect(
+    tmp_path: Path, low: float | None, high: float | str | None, plain: float | None, bounds: tuple[float, float | None]
+) -> None:
+    said = {"_low": low, "_high": high, "": plain}
+    given = {f"actor_rollout_ref.actor.clip_ratio{end}": value for end, value in said.items() if value is not None}
+    imported = read(tmp_path, words(**given))
+    policy = loaded(tmp_path, imported).ppo.policy
+    assert (policy.clip, policy.clip_high) == bounds
+    assert (imported.about("means nothing here") == []) == (high != "null")
+    assert any("clip_ratio" in about for about in imported.about("different here")) == (plain is not None and not low)
 
 
 @pytest.mark.parametrize(
