@@ -127,8 +127,13 @@ def _say_batches(draft: Draft) -> Steps:
         draft.put("steps", steps, "num_train_epochs")
         epochs = options.number("num_train_epochs")
         draft.to_set("steps", f"rows of the data set x {epochs:g} / {prompts} prompts of a step; the warm-ups follow")
-    parts = options.whole("num_mini_batches")
-    made = put_mini_batches(draft, prompts, max(prompts // parts, 1), ranks, "num_mini_batches")
+    parts, accumulated = options.whole("num_mini_batches"), options.whole(names[1])
+    of_device = options.whole(names[0])
+    micro_batches = parts * math.ceil(max(of_device * accumulated // parts, 1) / of_device)
+    made = put_mini_batches(draft, prompts, max(prompts * accumulated // micro_batches, 1), ranks, "num_mini_batches")
+    if parts > 1 and accumulated > 1:
+        why = f"a pass has {micro_batches} micro-batches, and TRL takes an optimizer step every {accumulated}"
+        draft.because("ppo.mini_batches", f"{why} (gradient_accumulation_steps)")
     return Steps(steps, options.whole("num_ppo_epochs"), made)
 
 

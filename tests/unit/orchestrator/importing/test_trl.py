@@ -82,6 +82,30 @@ def test_yaml_and_json_with_their_defaults_written_out(tmp_path: Path, write: An
     assert config.ppo.kl.controller.model_dump() == {"type": "fixed", "coefficient": 0.05}
 
 
+@pytest.mark.parametrize(
+    ("each", "accumulated", "parts", "made"), [(8, 1, 2, 2), (8, 4, 2, 1), (16, 4, 1, 1), (8, 2, 8, 4), (4, 4, 16, 4)]
+)
+def test_optimizer_steps_are_those_that_trl_takes(
+    tmp_path: Path, each: int, accumulated: int, parts: int, made: int
+) -> None:
+    """It steps at every n-th of all micro-batches, which are as large as a device takes, or as a smaller mini-batch."""
+    batch = each * accumulated
+    mini_batch = batch // parts
+    assert len([n for _ in range(0, batch, mini_batch) for n in range(0, mini_batch, each)]) == made * accumulated
+    data = {"per_device_train_batch_size": each, "gradient_accumulation_steps": accumulated, "num_mini_batches": parts}
+    imported = read(tmp_path, json.dumps({**data, "num_ppo_epochs": 3, "world_size": 2, "total_episodes": 10 * batch}))
+    config = loaded(tmp_path, imported)
+    assert (config.rollout.prompts_per_step, config.ppo.epochs, config.ppo.mini_batches) == (2 * batch, 3, made)
+    assert imported.about("different here") == ["bf16"]
+
+
+def test_optimizer_steps_that_go_on_in_the_next_pass_are_spoken_of(tmp_path: Path) -> None:
+    data = {"per_device_train_batch_size": 3, "gradient_accumulation_steps": 4, "num_mini_batches": 6}
+    imported = read(tmp_path, json.dumps({**data, "num_ppo_epochs": 4, "world_size": 1}))
+    assert loaded(tmp_path, imported).ppo.mini_batches == 1
+    assert "num_mini_batches" in imported.about("different here")
+
+
 def test_a_file_of_something_else_is_refused(tmp_path: Path) -> None:
     for text in ("learning_rate: 1\n", "python train.py --learning_rate 1\n", "[1, 2]"):
         with pytest.raises(ConfigError, match="holds no option of TRL PPO"):
