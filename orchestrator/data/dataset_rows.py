@@ -20,6 +20,7 @@ from orchestrator.config.data import DatasetConfig, SourceConfig
 from orchestrator.data.row_files import BadRows, Row, Rows, Where, read_csv, read_json
 from orchestrator.errors import ConfigError
 from roles.redaction import without_credentials
+from roles.text.messages import without_null_keys
 
 LONGEST_NAME = 96
 """Characters of a name on the hub."""
@@ -29,6 +30,9 @@ MOST_FILES = 10_000
 
 READ = (".jsonl", ".json", ".parquet", ".csv", ".arrow")
 """Extensions of files that can be read."""
+
+CALLS = "tool_calls"
+"""The key of a message's calls, each with the arguments of its tool."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -188,7 +192,18 @@ def _pick(rows: Mapping[str, Sequence[Row]], split: str) -> list[Row]:
 
 def _typed(dataset: Any) -> Rows:
     """All columns of a `datasets.Dataset`, as Python values."""
-    return Rows({name: list(dataset[name]) for name in dataset.column_names})
+    columns = {name: list(dataset[name]) for name in dataset.column_names}
+    calling = [name for name, feature in dataset.features.items() if CALLS in str(feature)]
+    return Rows({**columns, **{name: _with_own_arguments(columns[name]) for name in calling}})
+
+
+def _with_own_arguments(value: Any) -> Any:
+    """`value` where no tool call has an argument that only other calls of the table have: Arrow has it as null."""
+    if isinstance(value, dict):
+        return {
+            key: without_null_keys(part) if key == CALLS else _with_own_arguments(part) for key, part in value.items()
+        }
+    return [_with_own_arguments(part) for part in value] if isinstance(value, list) else value
 
 
 def _reason(error: BaseException, key: str) -> str:

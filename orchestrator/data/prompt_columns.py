@@ -10,7 +10,7 @@ from transformers import PreTrainedTokenizerBase
 
 from orchestrator.data.row_files import Rows, Where
 from orchestrator.errors import ConfigError
-from roles.text.messages import LONE_SURROGATE, kind_of_value, plain_messages
+from roles.text.messages import LONE_SURROGATE, kind_of_value, plain_messages, without_null_keys
 from roles.text.prompt_tokens import chat_text, prompt_tokens
 from roles.text.template_errors import BrokenTemplate, refused_by_template
 
@@ -91,18 +91,11 @@ def _tools(value: Any, where: str) -> list[dict[str, Any]]:
         except ValueError as error:
             raise ConfigError(f"{where} text that is no JSON ({error}); write a list of JSON schemas") from None
     else:
-        value = _without_null_keys(value)
+        value = without_null_keys(value)
     tools = [] if value is None else value
     if not isinstance(tools, list) or not all(isinstance(tool, dict) for tool in tools):
         raise ConfigError(f"{where} {kind_of_value(value)}, not a list of JSON schemas; correct the row")
     return tools
-
-
-def _without_null_keys(value: Any) -> Any:
-    """`value` without keys whose value is None, at any depth: a table has them if another row's schema has a value."""
-    if isinstance(value, dict):
-        return {key: _without_null_keys(part) for key, part in value.items() if part is not None}
-    return [_without_null_keys(part) for part in value] if isinstance(value, list) else value
 
 
 def read_prompts(

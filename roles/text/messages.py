@@ -35,6 +35,13 @@ def common_beginning(one: Sequence[Any], other: Sequence[Any]) -> int:
     return next(differ, min(len(one), len(other)))
 
 
+def without_null_keys(value: Any) -> Any:
+    """`value` without keys whose value is None, at any depth: an Arrow table has them if another row has a value."""
+    if isinstance(value, dict):
+        return {key: without_null_keys(part) for key, part in value.items() if part is not None}
+    return [without_null_keys(part) for part in value] if isinstance(value, list) else value
+
+
 def plain_messages(messages: Any) -> Messages:
     """Every message with text as its content; ValueError names a message that cannot be read as text, and the reason.
 

@@ -170,6 +170,33 @@ def test_parquet_keeps_its_own_types(tmp_path: Path) -> None:
     assert same(load(tmp_path / "data"), expected)
 
 
+@pytest.mark.parametrize("form", ["rows.parquet", "rows.jsonl", "saved", "data/train.parquet"])
+def test_a_tool_call_has_no_arguments_of_other_calls(form: str, tmp_path: Path) -> None:
+    """Arrow gives all calls of a column the same arguments, null where a call has none. A null in a JSON file, or in a
+    list, is meant."""
+
+    def asks(name: str, **arguments: Any) -> dict[str, Any]:
+        calls = [{"type": "function", "function": {"name": name, "arguments": arguments}}]
+        return {"role": "assistant", "content": "", "tool_calls": calls}
+
+    asked, facts = {"role": "user", "content": "?", "tool_calls": None}, {"answer": None, "other": "1"}
+    meant = asks("list", of=["a", None], **({"limit": None} if form.endswith("jsonl") else {}))
+    rows = [
+        {"messages": [asked, asks("weather", city="A"), asks("now")], "facts": facts},
+        {"messages": [asked, asks("add", a=2, b={"c": 3}), meant], "facts": facts},
+    ]
+    path = tmp_path / form
+    if form.endswith("jsonl"):
+        path.write_text("\n".join(map(json.dumps, rows)))
+    elif form == "saved":
+        datasets.Dataset.from_list(rows).save_to_disk(path)
+    else:
+        path.parent.mkdir(exist_ok=True)
+        datasets.Dataset.from_list(rows).to_parquet(path)
+    found = load(path.parent if form.startswith("data") else path)
+    assert same(found, {name: [row[name] for row in rows] for name in rows[0]})
+
+
 def test_a_directory_of_very_many_files_is_refused_before_they_are_looked_at(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
