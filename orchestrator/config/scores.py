@@ -81,7 +81,8 @@ class ScoreConfig(Section):
     """What becomes of a score before it is a reward: normalised, clipped, less the length penalty, in this order."""
 
     normalise: bool = False
-    """By mean and standard deviation of the scores of all batches so far (saved with the checkpoint)."""
+    """By mean and standard deviation of the scores of all batches so far (saved with the checkpoint). What an
+    environment pays for a turn is divided by that deviation, too."""
     clip: float | None = Field(default=None, gt=0)
     """Scores are clipped to ± this; null: they are not clipped."""
     length: LengthPenalty = NoLengthPenalty()

@@ -38,6 +38,7 @@ def to_experience(
     *,
     responses_per_prompt: int = 1,
     scores: Tensor | None = None,
+    turns: Tensor | None = None,
     baselines: Tensor | None = None,
     value_scale: RunningScale | None = None,
 ) -> tuple[Experience, ExperienceStats]:
@@ -51,6 +52,7 @@ def to_experience(
     Args:
         scores: float `[batch]`: final scores in place of the raw ones (`orchestrator.ppo.scores`). A response's rewards
             sum to its score minus the KL penalty; the rewards of its turns are part of the score.
+        turns: float `[batch, time]`: those rewards in the units of `scores`, in place of the raw ones.
         baselines: float `[batch]`: final score of the greedy response to each row's prompt, if the estimator needs it.
         value_scale: units of the critic's numbers; None: those of the rewards. The experience has `values` as the
             critic computed them, and `returns` in units of the rewards.
@@ -64,9 +66,8 @@ def to_experience(
         scored = replace(scored, values=value_scale.restored(critics))
     trained, bootstrap = _truncation(scored, ppo)
     scores = scored.scores if scores is None else scores
-    penalty = _kl_penalty(scored, kl_coefficient, ppo)
-    # An environment's reward stays with its turn; the last token gets the rest of the score.
-    rewards = shape_rewards(scores - rollouts.turn_rewards.sum(1), penalty, generated) + rollouts.turn_rewards
+    turns = rollouts.turn_rewards if turns is None else turns
+    rewards = _rewards(scores, turns, _kl_penalty(scored, kl_coefficient, ppo), generated)
     shaped = whiten(rewards, trained, shift_mean=False) if ppo.whiten_rewards else rewards
     advantages, returns = _estimated(
         ppo.advantage,
@@ -80,6 +81,11 @@ def to_experience(
     stats = experience_stats(scored, trained, rewards, advantages, returns, responses_per_prompt)
     advantages = whiten(advantages, trained) if ppo.whitens else advantages
     return _by_role(scored, trained, advantages, critics, returns, ppo), stats
+
+
+def _rewards(scores: Tensor, turns: Tensor, penalty: Tensor, mask: Tensor) -> Tensor:
+    """What an environment paid stays with its turn; the last token gets the rest of the score."""
+    return shape_rewards(scores - turns.sum(1), penalty, mask) + turns
 
 
 def _kl_penalty(scored: Scored, kl_coefficient: float, ppo: PpoConfig) -> Tensor:

@@ -48,6 +48,11 @@ class RunningScale:
         """(number - mean) / deviation; 0 while all numbers so far are equal."""
         return ((numbers.double() - self.mean) / self.deviation).to(numbers.dtype)
 
+    def scaled(self, parts: Tensor) -> Tensor:
+        """part / deviation, for parts of the numbers; 0 while all numbers so far are equal."""
+        told = self.deviation > 2 * SCORE_EPSILON
+        return (parts.double() / self.deviation).to(parts.dtype) if told else torch.zeros_like(parts)
+
     def restored(self, normalised: Tensor) -> Tensor:
         """The inverse of `normalised`."""
         return (normalised.double() * self.deviation + self.mean).to(normalised.dtype)
@@ -82,6 +87,11 @@ def shape_scores(scores: Tensor, rollouts: Rollouts, ppo: PpoConfig, scale: Runn
     if isinstance(ppo.truncated, PenaliseTruncated):
         shaped = torch.where(rollouts.finished, shaped, ppo.truncated.score)
     return shaped
+
+
+def shape_turns(rollouts: Rollouts, ppo: PpoConfig, scale: RunningScale) -> Tensor:
+    """What the environment paid for each turn in units of the final scores, float `[batch, time]`."""
+    return scale.scaled(rollouts.turn_rewards) if ppo.score.normalise else rollouts.turn_rewards
 
 
 def length_penalty(response_lengths: Tensor, config: ScoreConfig) -> Tensor:

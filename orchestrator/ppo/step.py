@@ -26,7 +26,7 @@ from orchestrator.ppo.dynamic_sampling import Generated, generated, has_spread, 
 from orchestrator.ppo.experience import Experience, check_finite, in_units_of, to_experience
 from orchestrator.ppo.kl import KlController
 from orchestrator.ppo.mini_batches import share_out, trained_rows, with_pretraining
-from orchestrator.ppo.scores import RunningScale, shape_scores
+from orchestrator.ppo.scores import RunningScale, shape_scores, shape_turns
 from orchestrator.ppo.stats import ExperienceStats
 from orchestrator.run.phase_clock import Clock
 from roles.actor import Actor, ActorStats
@@ -229,6 +229,7 @@ def prepare(
         ppo,
         responses_per_prompt=each,
         scores=shape_scores(scored.scores, scored.rollouts, ppo, state.scale),
+        turns=shape_turns(scored.rollouts, ppo, state.scale),
         baselines=baselines,
         value_scale=state.value_scale if ppo.value.normalise else None,
     )

@@ -369,8 +369,8 @@ FAULTS = (
     Fault(
         "all that the environment pays is paid at the end",
         "orchestrator/ppo/experience.py",
-        "shape_rewards(scores - rollouts.turn_rewards.sum(1), penalty, generated) + rollouts.turn_rewards",
-        "shape_rewards(scores, penalty, generated)",
+        "shape_rewards(scores - turns.sum(1), penalty, mask) + turns",
+        "shape_rewards(scores, penalty, mask)",
         EXPERIENCE,
     ),
     Fault(

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ from orchestrator.errors import NotFinite
 from orchestrator.ppo.advantages import gae, whiten
 from orchestrator.ppo.experience import in_units_of, last_generated, made_by, shape_rewards, to_experience
 from orchestrator.ppo.scores import RunningScale, shape_scores
+from orchestrator.ppo.step import prepare
 from roles.batch import Rollouts, Scored
 from roles.losses.kl_estimators import k1
 
@@ -183,6 +185,26 @@ def test_what_a_turn_was_paid_stays_with_it() -> None:
     torch.testing.assert_close(experience.critic.returns, returns)
     assert stats.score_mean == pytest.approx(float(scored.scores.mean()))
     assert stats.turns_mean == 2.0
+
+
+def test_where_scores_are_normalised_so_is_what_turns_were_paid() -> None:
+    """Whoever counts in cents gets the same returns at every turn as who counts in whole coins."""
+
+    def returns(unit: float) -> torch.Tensor:
+        scored = paid(make_scored(LONG))
+        rollouts = replace(scored.rollouts, turn_rewards=scored.rollouts.turn_rewards * unit)
+        scored = replace(scored, rollouts=rollouts, scores=scored.scores * unit)
+        ppo = make_ppo(score={"normalise": True})
+        rollout = SimpleNamespace(responses_per_prompt=1)
+        state: Any = SimpleNamespace(
+            scale=RunningScale(), value_scale=RunningScale(), kl=SimpleNamespace(coefficient=0)
+        )
+        config: Any = SimpleNamespace(ppo=ppo, rollout=rollout)
+        return prepare(scored, None, None, state, config)[0].critic.returns
+
+    coins = returns(1.0)
+    torch.testing.assert_close(returns(100.0), coins)
+    assert float(coins.abs().max()) > 0.5
 
 
 def test_what_becomes_of_a_score_becomes_of_its_sum() -> None:

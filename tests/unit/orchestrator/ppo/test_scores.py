@@ -28,6 +28,15 @@ def test_the_running_scale_is_that_of_all_scores_together(cuts: list[int]) -> No
     torch.testing.assert_close(scale.normalised(scores), expected)
 
 
+def test_parts_of_scores_are_in_units_of_their_deviation() -> None:
+    scale, turns = RunningScale(), torch.tensor([[3.0, 0.0, -1.5]])
+    assert scale.scaled(turns).tolist() == turns.tolist(), "before the first number the deviation is 1"
+    scale.update(torch.tensor([4.0, 4.0]))
+    assert scale.scaled(turns).tolist() == [[0.0, 0.0, 0.0]], "equal scores are normalised to 0, and so are their parts"
+    scale.update(torch.tensor([7.0, 1.0, 1.0, 7.0]))
+    torch.testing.assert_close(scale.scaled(turns), turns / scale.deviation)
+
+
 MEMBERS = {"reward.a": torch.tensor([1.0, 4.0]), "reward.b": torch.tensor([3.0, 0.0])}
 
 
