@@ -19,6 +19,7 @@ from cluster.errors import ClusterError, ClusterUnreachable, PlacementError, Ter
 from cluster.runtime.last_resort import at_most
 from orchestrator.config.base import BaseConfig
 from orchestrator.config.loading import unread_overrides
+from orchestrator.config.rules.ppo_rules import penalty_warnings
 from orchestrator.config.secrets import check_overrides, unencrypted_tokens
 from orchestrator.errors import ConfigError, LabellingStopped, StopTraining, TetrarchError
 from orchestrator.run.checkpoint import progress_of
@@ -60,12 +61,12 @@ class Outcome:
         self.config: BaseConfig | None = None
 
     def loaded(self, config: C, overrides: Sequence[str] | None) -> C:
-        """Remember the run's folder for errors, refuse secrets on the command line, name overrides without an effect
-        and secrets that would be sent unencrypted, and print what comes next."""
+        """Remember the run's folder for errors, refuse secrets on the command line, name overrides without an effect,
+        secrets that would be sent unencrypted and a penalty that would be magnified, and print what comes next."""
         check_overrides(overrides or ())
         self.config = config
         self.unused(config, overrides)
-        for line in unencrypted_tokens(config):
+        for line in (*unencrypted_tokens(config), *penalty_warnings(config)):
             typer.secho(f"warning: {line}", fg=typer.colors.YELLOW, err=True)
         typer.echo("checking the configuration and what it names (the first time, models are converted)", err=True)
         return config

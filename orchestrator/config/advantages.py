@@ -19,6 +19,8 @@ class Estimator(Section):
     """Whether values are needed: a critic is trained, and the function also gets `values` and `bootstrap`."""
     compares_responses: ClassVar[bool] = False
     """Whether the responses to one prompt are compared: there must be several, and the function also gets `groups`."""
+    divides_by_spread: ClassVar[bool] = False
+    """Whether what is compared is divided by the standard deviation of the prompt's responses."""
     needs_greedy: ClassVar[bool] = False
     """Whether the score of the greedy response to the same prompt is the baseline: that response is generated too,
     and the function also gets `baselines`."""
@@ -85,6 +87,7 @@ class Grpo(Estimator):
     """Group-relative (arXiv 2402.03300): in standard deviations of the prompt's responses; no critic."""
 
     compares_responses: ClassVar = True
+    divides_by_spread: ClassVar = True
 
     type: Literal["grpo"]
     """Group-relative."""

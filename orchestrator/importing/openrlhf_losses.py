@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from orchestrator.config.advantages import VARIANTS
 from orchestrator.importing.common_rules import put_clip, put_kl_form, put_shares, put_sources, shares_of
 from orchestrator.importing.draft import Draft
 
@@ -122,6 +123,9 @@ def put_kl(draft: Draft) -> None:
     elif where == "reward":
         draft.moot("algo.kl.unbiased_gradient", "the KL is in the reward")
     put_kl_form(draft, where, estimator, ("algo.kl.use_loss", "algo.kl.estimator"))
+    if where == "reward" and initial > 0 and VARIANTS[draft.data["ppo"]["advantage"]["type"]].compares_responses:
+        why = "rewards are compared here, KL penalty included; OpenRLHF compares scores, and subtracts it afterwards"
+        draft.differs("algo.advantage.estimator", why)
 
 
 def put_scores(draft: Draft, critic: bool) -> None:

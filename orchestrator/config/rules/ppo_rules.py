@@ -1,4 +1,4 @@
-"""Rules of PPO: batches, steps, advantages, the KL penalty, evaluations."""
+"""Rules of PPO: batches, steps, advantages, the KL penalty, evaluations; and what is allowed, but said."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ from collections.abc import Iterator
 from cluster.config import LocalPlacement
 from cluster.placement.plan import ranks_of
 from cluster.role_table import ACTOR, trained_roles
+from orchestrator.config.base import BaseConfig
+from orchestrator.config.kl import FixedKl
 from orchestrator.config.run import RunConfig
 
 LARGEST_GSPO_CLIP = 0.05
@@ -150,6 +152,20 @@ def advantage_rules(config: RunConfig) -> Iterator[str]:
     }
     for key in [key for key, given in unused.items() if given]:
         yield f"{key} needs a critic, and ppo.advantage.type={kind} has none; remove it, or use type: gae"
+
+
+def penalty_warnings(config: BaseConfig) -> Iterator[str]:
+    """For the user: a line if a KL penalty of any size becomes advantages of full size."""
+    if not isinstance(config, RunConfig) or not config.ppo.advantage.divides_by_spread:
+        return
+    kl = config.ppo.kl
+    if kl.where == "reward" and not (isinstance(kl.controller, FixedKl) and kl.controller.coefficient == 0):
+        yield (
+            f"ppo.advantage.type={config.ppo.advantage.type} divides the rewards of a prompt's responses by their "
+            "standard deviation, and ppo.kl.where=reward has the KL penalty in them: where all scores are equal, the "
+            "policy learns from the penalty's differences alone, however small, as much as from scores elsewhere; "
+            "ppo.kl: {where: loss, estimator: k3} is GRPO's own form, in which such a prompt teaches nothing"
+        )
 
 
 def stop_rules(config: RunConfig) -> Iterator[str]:

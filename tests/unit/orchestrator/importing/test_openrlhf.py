@@ -250,6 +250,20 @@ def test_what_is_lost_is_named(tmp_path: Path, given: dict[str, Any], kind: str,
     assert any(remark.kind.startswith(kind) and about in remark.about for remark in imported.remarks), imported.remarks
 
 
+@pytest.mark.parametrize("estimator", ["rloo", "reinforce_baseline", "group_norm", "dr_grpo"])
+def test_a_penalty_among_what_is_compared_is_told(tmp_path: Path, estimator: str) -> None:
+    given = {"n_samples_per_prompt": 8}
+
+    def told(**more: Any) -> bool:
+        imported = read(tmp_path, options(**{"advantage_estimator": estimator, **given, **more}))
+        loaded(tmp_path, imported)
+        return "advantage_estimator" in imported.about("different here")
+
+    assert told() and told(kl_target=6)
+    assert not told(use_kl_loss=True, kl_estimator="k2") and not told(init_kl_coef=0)
+    assert not told(advantage_estimator="reinforce")
+
+
 def test_what_has_another_form_here(tmp_path: Path) -> None:
     given = {"advantage_estimator": "group_norm", "freezing_actor_steps": -1, "n_samples_per_prompt": 8}
     urls = "http://a:1/score,http://b:2/score"
