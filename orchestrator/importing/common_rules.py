@@ -103,6 +103,19 @@ def put_clip(draft: Draft, low: float, high: float, options: tuple[str, str]) ->
         draft.put("ppo.policy.clip_high", high, options[1])
 
 
+def put_dynamic_sampling(draft: Draft, option: str, rounds: int, *sources: str) -> None:
+    """Other prompts in place of those that teach nothing; `rounds`: how often they are drawn, as `sources` say."""
+    if not draft.options.flag(option):
+        return
+    several = draft.data["rollout"]["responses_per_prompt"] > 1
+    if not several or draft.data["ppo"]["advantage"]["type"] == "remax":
+        draft.missing(option, "it compares several responses to a prompt, and remax has another baseline")
+        return
+    draft.put("ppo.dynamic_sampling.rounds", max(rounds, 2), option, *sources)
+    why = "prompts whose responses all have the same score are left out, and fill the batch if there are still too few"
+    draft.differs(option, f"{why} after so many rounds (ppo.dynamic_sampling.rounds)")
+
+
 def put_top_p_weights(draft: Draft, top_p: str, top_k: int) -> None:
     """Tokens of a cut distribution need weights here, where the other framework trains on them as they are."""
     importance = draft.data["ppo"]["policy"].get("importance", {"type": "none"})

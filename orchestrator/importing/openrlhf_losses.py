@@ -5,7 +5,15 @@ from __future__ import annotations
 from typing import Any
 
 from orchestrator.config.advantages import VARIANTS
-from orchestrator.importing.common_rules import put_clip, put_kl_form, put_shares, put_sources, shares_of
+from orchestrator.config.ppo import DynamicSampling
+from orchestrator.importing.common_rules import (
+    put_clip,
+    put_dynamic_sampling,
+    put_kl_form,
+    put_shares,
+    put_sources,
+    shares_of,
+)
 from orchestrator.importing.draft import Draft
 
 OUR_ADVANTAGES = {
@@ -37,6 +45,7 @@ def put_advantage(draft: Draft) -> None:
         draft.moot("algo.advantage.lambd", f"{kind} has no lambda")
     if options.value(estimator) == "flash_reinforce":
         draft.differs(estimator, "reinforce++ here, which also divides the advantages by their deviation")
+    put_dynamic_sampling(draft, "algo.dynamic_filtering_enable", DynamicSampling().rounds)
 
 
 def put_policy_loss(draft: Draft) -> None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from orchestrator.importing.common_rules import put_clip, put_kl_form
+from orchestrator.config.ppo import DynamicSampling
+from orchestrator.importing.common_rules import put_clip, put_dynamic_sampling, put_kl_form
 from orchestrator.importing.draft import Draft
 
 ACTOR = "actor_rollout_ref.actor"
@@ -41,6 +42,9 @@ def put_algorithm(draft: Draft) -> None:
         draft.put("ppo.advantage.gamma", options.number("algorithm.gamma"), "algorithm.gamma")
     if kind == "gae":
         draft.put("ppo.advantage.lambda", options.number("algorithm.lam"), "algorithm.lam")
+    limit = "algorithm.filter_groups.max_num_gen_batches"
+    rounds = options.whole(limit, least=0) or DynamicSampling().rounds  # 0 is no limit there
+    put_dynamic_sampling(draft, "algorithm.filter_groups.enable", rounds, limit)
 
 
 def put_losses(draft: Draft, critic: bool) -> None:

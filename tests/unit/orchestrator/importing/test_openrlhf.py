@@ -241,6 +241,11 @@ OLD = {"enable_vllm_is_correction": True}
             "gating",
         ),
         ({"dynamic_filtering": True}, "missing here", "dynamic_filtering"),
+        (
+            {"dynamic_filtering": True, "n_samples_per_prompt": 8, "dynamic_filtering_reward_range": [0.1, 0.9]},
+            "missing here",
+            "reward_range",
+        ),
         ({"lora_alpha": 32}, "means nothing here", "lora_alpha"),
         ({"some_new_flag": 1}, "missing here", "some_new_flag"),
     ],
@@ -262,6 +267,14 @@ def test_a_penalty_among_what_is_compared_is_told(tmp_path: Path, estimator: str
     assert told() and told(kl_target=6)
     assert not told(use_kl_loss=True, kl_estimator="k2") and not told(init_kl_coef=0)
     assert not told(advantage_estimator="reinforce")
+
+
+def test_dynamic_filtering_draws_other_prompts(tmp_path: Path) -> None:
+    imported = read(tmp_path, options(dynamic_filtering=True, n_samples_per_prompt=8))
+    sampling = loaded(tmp_path, imported).ppo.dynamic_sampling
+    assert sampling is not None and sampling.rounds == 4
+    assert "dynamic_filtering" in imported.about("different here")
+    assert loaded(tmp_path, read(tmp_path, options(n_samples_per_prompt=8))).ppo.dynamic_sampling is None
 
 
 def test_what_has_another_form_here(tmp_path: Path) -> None:

@@ -122,6 +122,7 @@ def test_their_defaults_are_written_out_where_ours_differ(tmp_path: Path) -> Non
         ({"actor_rollout_ref.rollout.name": "sglang"}, "different here", "rollout.name"),
         ({"actor_rollout_ref.rollout.top_p": 0.9}, "different here", "top_p"),
         ({"algorithm.filter_groups.enable": True}, "missing here", "filter_groups"),
+        ({"algorithm.filter_groups.metric": "acc"}, "missing here", "filter_groups.metric"),
         ({"reward.custom_reward_function.path": "r.py"}, "to be set", "reward.path"),
         ({"algorithm.rollout_correction.rollout_is": "sequence"}, "different here", "rollout_is"),
         ({"algorithm.adv_estimator": "reinforce_plus_plus", "critic.optim.lr": 1e-4}, "means nothing", "optim.lr"),
@@ -253,6 +254,23 @@ GIVEN = st.fixed_dictionaries({}, optional={n: values(o) for n, o in TABLE.items
 def test_what_is_written_always_loads(tmp_path_factory: pytest.TempPathFactory, given: dict[str, Any]) -> None:
     text = read(tmp_path_factory.mktemp("any"), words(**{"trainer.nnodes": 1, **given})).text
     assert validate(parse_yaml(text))
+
+
+@pytest.mark.parametrize(("most", "rounds"), [(None, 4), (0, 4), (1, 2), (10, 10)])
+def test_filtered_groups_are_dynamic_sampling(tmp_path: Path, most: int | None, rounds: int) -> None:
+    given = {"algorithm.filter_groups.enable": True, "actor_rollout_ref.rollout.n": 8}
+    more = {} if most is None else {"algorithm.filter_groups.max_num_gen_batches": most}
+    imported = read(tmp_path, words(**given, **more))
+    sampling = loaded(tmp_path, imported).ppo.dynamic_sampling
+    assert sampling is not None and sampling.rounds == rounds
+    assert imported.about("missing here") == [] and "algorithm.filter_groups.enable" in imported.about("different here")
+
+
+def test_filtered_groups_are_missing_with_remax(tmp_path: Path) -> None:
+    given = {"algorithm.adv_estimator": "remax", "actor_rollout_ref.rollout.n": 8}
+    imported = read(tmp_path, words(**given, **{"algorithm.filter_groups.enable": True}))
+    assert loaded(tmp_path, imported).ppo.dynamic_sampling is None
+    assert imported.about("missing here") == ["algorithm.filter_groups.enable"]
 
 
 OWN = "actor_rollout_ref.rollout.val_kwargs"
