@@ -19,13 +19,14 @@ from roles.errors import RewardError
 from roles.models.networks import ValueModel
 from roles.packing import in_rows, pack, right_padded
 from roles.text.answered_chat import answered_chat
+from roles.text.messages import plain_tools
 from roles.text.prompt_tokens import prompt_tokens
 from roles.text.tokenizer import load_tokenizer
 from roles.zero.setup import ModelSetup
 from roles.zero.sharded import ShardedModel
 
 MESSAGES = "messages"
-"""The one column that the text bridge reads: prompts that are chats."""
+"""The column of prompts that are chats."""
 
 
 class Scorer(Protocol):
@@ -43,6 +44,13 @@ class PolicyText:
     """The policy's folder."""
     trust_remote_code: bool = False
     """Whether code in that folder may run."""
+    tools: str | None = None
+    """The column with the tools of each chat; None: there are none."""
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """What the text bridge reads of the data set."""
+        return (MESSAGES, *([] if self.tools is None else [self.tools]))
 
 
 class RewardModel:
@@ -83,13 +91,14 @@ class TextBridge:
     def __init__(self, setup: ModelSetup, policy: PolicyText) -> None:
         self._tokenizer: Any = load_tokenizer(setup.model_path, trust_remote_code=setup.trust_remote_code)
         self._policy: Any = load_tokenizer(policy.path, trust_remote_code=policy.trust_remote_code)
+        self._tools = policy.tools
 
     def encode(self, answered: Responses) -> list[list[int]]:
         """Token ids of each row, for the reward model.
 
-        A row with a `messages` column goes through the reward model's chat template. Otherwise prompt and response are
-        decoded (without special tokens) and tokenized as one text. EOS, or the template's end of a turn, follows if
-        the response ended itself.
+        A row with a `messages` column goes through the reward model's chat template, with its tools. Otherwise prompt
+        and response are decoded (without special tokens) and tokenized as one text. EOS, or the template's end of a
+        turn, follows if the response ended itself.
         """
         chats = answered.columns[MESSAGES] if MESSAGES in answered.columns else [None] * len(answered)
         return [self._encode(answered, row, chat) for row, chat in enumerate(chats)]
@@ -97,7 +106,8 @@ class TextBridge:
     def _encode(self, answered: Responses, row: int, chat: Any) -> list[int]:
         finished = bool(answered.finished[row])
         if chat is not None:
-            text = answered_chat(self._tokenizer, chat, answered.responses[row], finished=finished)
+            tools = plain_tools(answered.columns[self._tools][row]) if self._tools is not None else ()
+            text = answered_chat(self._tokenizer, chat, answered.responses[row], finished=finished, tools=tools)
             (ids,) = prompt_tokens(self._tokenizer, [text], chat=True)
             return ids
         tokens = answered.token_ids[row, : int(answered.lengths[row])]

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from orchestrator.config.evaluation import EvaluationRun
 from orchestrator.config.schema import section_key
 from orchestrator.errors import ConfigError
+from roles.text.messages import Tools, plain_tools
 
 if TYPE_CHECKING:
     from orchestrator.data.prompts import Questions
@@ -28,13 +29,17 @@ def check_bridges(config: EvaluationRun, read: Iterable[Questions]) -> None:
         for questions in read:
             chats = questions.columns.get("messages")
             if chats:
-                _check_template(config, role, f"{key}.path={scorer.model.path}", questions.where, chats)
+                said = questions.columns.get(config.prompts.tools or "", [None] * len(chats))
+                asked = [(chat, plain_tools(tools)) for chat, tools in zip(chats, said, strict=True)]
+                _check_template(config, role, f"{key}.path={scorer.model.path}", questions.where, asked)
 
 
-def _check_template(config: EvaluationRun, role: str, where: str, prompts: Where, chats: list[Any]) -> None:
+def _check_template(
+    config: EvaluationRun, role: str, where: str, prompts: Where, chats: list[tuple[Any, Tools]]
+) -> None:
     from roles.model_files.conversion import resolve_model
     from roles.text.answered_chat import answered_chat
-    from roles.text.prompt_tokens import TEMPLATE_S
+    from roles.text.prompt_tokens import TEMPLATE_S, writes_tools
     from roles.text.time_limit import time_limit
     from roles.text.tokenizer import load_tokenizer
 
@@ -46,12 +51,20 @@ def _check_template(config: EvaluationRun, role: str, where: str, prompts: Where
             f"{where} has no chat template to read the chats of {prompts} with (text_bridge: true); add "
             "chat_template.jinja to its folder, or give the prompts as text"
         )
-    orders = {tuple(message.get("role") for message in chat): row for row, chat in reversed(list(enumerate(chats)))}
+    if not writes_tools(tokenizer) and any(tools for _, tools in chats):
+        raise ConfigError(
+            f"{where}: its chat template does not write the tools of {prompts} (prompts.tools={config.prompts.tools}), "
+            "of which the responses make use; add a chat_template.jinja that does to its folder, or use another reward "
+            "model"
+        )
+    asked = reversed(list(enumerate(chats)))
+    orders = {(bool(tools), *(message.get("role") for message in chat)): row for row, (chat, tools) in asked}
     for row in sorted(orders.values()):
+        chat, tools = chats[row]
         try:
             with time_limit(TEMPLATE_S):
                 for finished in (True, False):
-                    answered_chat(tokenizer, chats[row], "an answer", finished=finished)
+                    answered_chat(tokenizer, chat, "an answer", finished=finished, tools=tools)
         except Exception as error:  # a template is a program: it raises what it likes
             raise ConfigError(
                 f"{where}: its chat template cannot write the chat of {prompts.row(row)} ({error}); correct the chat, "

@@ -36,20 +36,24 @@ class Candidates:
 def candidate_questions(records: Sequence[Record], config: SampledCandidates, seed: int) -> list[JudgeQuestion]:
     """What the policy is asked: each prompt `config.responses` times, with another seed each time."""
     seeds = [stable_seed(seed, "candidate", copy) for copy in range(config.responses)]
-    return [_question(record.prompt, config, own) for record in records for own in seeds]
+    return [_question(record, config, own) for record in records for own in seeds]
 
 
-def _question(prompt: Text, config: SampledCandidates, seed: int) -> JudgeQuestion:
-    messages, plain = as_messages(prompt, "user"), isinstance(prompt, str)
+def _question(record: Record, config: SampledCandidates, seed: int) -> JudgeQuestion:
     return JudgeQuestion(
-        messages, max_tokens=config.response_tokens, temperature=config.temperature, seed=seed, plain=plain
+        as_messages(record.prompt, "user"),
+        max_tokens=config.response_tokens,
+        temperature=config.temperature,
+        seed=seed,
+        plain=isinstance(record.prompt, str),
+        tools=record.tools,
     )
 
 
 def fitting_prompt(tokenizer: PreTrainedTokenizerBase, config: SampledCandidates, record: Record) -> None:
     """NothingToLearn for a prompt that leaves no room for a response, BadRecord for one that the policy cannot
     read."""
-    question = _question(record.prompt, config, 0)
+    question = _question(record, config, 0)
     if not question.plain and tokenizer.chat_template is None:
         raise BadRecord("messages, but the policy's tokenizer has no chat template; give the prompts as texts")
     try:
@@ -74,10 +78,10 @@ def candidates_of(records: Sequence[Record], answers: Sequence[JudgeAnswer | Non
         own = answers[number * each : (number + 1) * each]
         responses = tuple(_different(record.prompt, own))
         if len(responses) >= fewest:
-            found.append(Record(record.prompt, responses))
+            found.append(Record(record.prompt, responses, tools=record.tools))
         else:
             told = f"{counted(len(responses), 'different response')} in {counted(each, 'sample')}"
-            alike.append(NoLabel(record.prompt, responses, told))
+            alike.append(NoLabel(record.prompt, responses, told, record.tools))
     given = [answer for answer in answers if answer is not None]
     return Candidates(found, alike, CandidateCounts(len(given), sum(one.cut for one in given), len(alike)))
 

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from transformers import PreTrainedTokenizerBase
 
 from orchestrator.config.labelling import Principle
-from roles.text.messages import Messages
+from roles.text.messages import Messages, Tools
 from roles.text.prompt_tokens import chat_text, prompt_tokens
 from roles.text.sample_tokens import Text
 
@@ -26,6 +26,9 @@ LETTERS = ("A", "B")
 
 AROUND_TOKENS = 16
 """Tokens that a server may put around each message."""
+
+AROUND_TOOLS = 1024
+"""Tokens with which a chat template may say what its tools are for."""
 
 _DECORATION = r"[\s\"'(\[*#]*"
 _LETTER = re.compile(
@@ -49,18 +52,22 @@ class JudgeQuestion:
     seed: int = 0
     plain: bool = False
     """Whether the one message is a text that the model goes on from, and not a chat."""
+    tools: Tools = ()
+    """Of the chat."""
 
     def key(self, judge: str) -> str:
         """A hash of everything that the answer depends on; `judge`: who is asked."""
         asked = [judge, self.messages, self.letters, self.max_tokens, self.temperature, self.seed]
         asked += ["plain"] if self.plain else []
+        asked += [self.tools] if self.tools else []
         return hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()[:32]
 
     @property
     def most_prompt_tokens(self) -> int:
         """No tokenizer makes more: a token is a byte of the text at least."""
         texts = [message["content"].encode("utf-8", "surrogatepass") for message in self.messages]
-        return sum(len(text) + AROUND_TOKENS for text in texts)
+        known = AROUND_TOOLS + len(json.dumps(self.tools, indent=4)) if self.tools else 0
+        return known + sum(len(text) + AROUND_TOKENS for text in texts)
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,7 +126,7 @@ def question_tokens(tokenizer: PreTrainedTokenizerBase, question: JudgeQuestion)
         return prompt_tokens(tokenizer, [question.messages[0]["content"]], chat=False)[0]
     if tokenizer.chat_template is None:
         return prompt_tokens(tokenizer, [completion_text(question)], chat=False)[0]
-    return prompt_tokens(tokenizer, [chat_text(tokenizer, question.messages)], chat=True)[0]
+    return prompt_tokens(tokenizer, [chat_text(tokenizer, question.messages, question.tools)], chat=True)[0]
 
 
 def first_is_better(answer: JudgeAnswer, minimum_mass: float) -> float | None:

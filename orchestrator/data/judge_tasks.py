@@ -25,7 +25,7 @@ from orchestrator.data.labels import JudgeVerdict
 from orchestrator.data.record_values import NothingToLearn
 from orchestrator.data.records import Record
 from roles.seeds import stable_seed
-from roles.text.messages import Messages
+from roles.text.messages import Messages, Tools
 from roles.text.sample_tokens import Text, as_messages
 
 Asked = Generator[list[JudgeQuestion], list[JudgeAnswer], "Compared | Revised"]
@@ -39,6 +39,7 @@ class Task:
     prompt: Text
     responses: tuple[Text, ...]
     dialogue: Asked
+    tools: Tools = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +49,7 @@ class NoLabel:
     prompt: Text
     responses: tuple[Text, ...]
     reason: str
+    tools: Tools = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +61,7 @@ class Compared:
     verdict: JudgeVerdict
     said: tuple[str, str] = ("", "")
     """The judge's answers in the two orders."""
+    tools: Tools = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +72,7 @@ class Revised:
     original: Text
     revised: Text | None
     """None if the judge wrote nothing, or reached its most tokens in a revision."""
+    tools: Tools = ()
 
 
 def comparable(record: Record) -> None:
@@ -107,7 +111,8 @@ def revise(record: Record, constitution: Constitution, config: LabellingConfig, 
     if record.responses:
         original = record.responses[0]
     else:
-        (answer,) = yield [_reply(config, as_messages(prompt, "user"), stable_seed(seed, "first"))]
+        own = stable_seed(seed, "first")
+        (answer,) = yield [_reply(config, as_messages(prompt, "user"), own, record.tools)]
         if answer.cut or not answer.text.strip():
             return Revised(prompt, "", None)
         original = as_messages(answer.text.strip(), "assistant") if isinstance(prompt, list) else answer.text
@@ -132,5 +137,6 @@ def in_place_of(original: Text, text: str) -> Text:
     return [{**original[0], "content": text}]
 
 
-def _reply(config: LabellingConfig, messages: Messages, seed: int) -> JudgeQuestion:
-    return JudgeQuestion(messages, max_tokens=config.reply_tokens, temperature=config.temperature, seed=seed)
+def _reply(config: LabellingConfig, messages: Messages, seed: int, tools: Tools = ()) -> JudgeQuestion:
+    tokens, temperature = config.reply_tokens, config.temperature
+    return JudgeQuestion(messages, max_tokens=tokens, temperature=temperature, seed=seed, tools=tools)

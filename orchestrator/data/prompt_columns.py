@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -10,8 +9,8 @@ from transformers import PreTrainedTokenizerBase
 
 from orchestrator.data.row_files import Rows, Where
 from orchestrator.errors import ConfigError
-from roles.text.messages import LONE_SURROGATE, kind_of_value, plain_messages, without_null_keys
-from roles.text.prompt_tokens import chat_text, prompt_tokens
+from roles.text.messages import LONE_SURROGATE, Tools, kind_of_value, plain_messages, plain_tools
+from roles.text.prompt_tokens import chat_text, prompt_tokens, writes_tools
 from roles.text.template_errors import BrokenTemplate, refused_by_template
 
 COLUMNS = ("prompt", "messages", "prompt_token_ids")
@@ -75,7 +74,7 @@ def column_values(rows: Rows, column: str, where: Where) -> list[Any]:
     return values
 
 
-def tools_of(column: str | None, rows: Rows, where: Where) -> list[list[dict[str, Any]]] | None:
+def tools_of(column: str | None, rows: Rows, where: Where) -> list[Tools] | None:
     """The tools of each row's chat, from the column of `prompts.tools`; None without that key."""
     if column is None:
         return None
@@ -84,18 +83,11 @@ def tools_of(column: str | None, rows: Rows, where: Where) -> list[list[dict[str
     return [_tools(value, f"{where.row(row)} has in `{column}`") for row, value in enumerate(rows[column])]
 
 
-def _tools(value: Any, where: str) -> list[dict[str, Any]]:
-    if isinstance(value, str):
-        try:
-            value = json.loads(value)
-        except ValueError as error:
-            raise ConfigError(f"{where} text that is no JSON ({error}); write a list of JSON schemas") from None
-    else:
-        value = without_null_keys(value)
-    tools = [] if value is None else value
-    if not isinstance(tools, list) or not all(isinstance(tool, dict) for tool in tools):
-        raise ConfigError(f"{where} {kind_of_value(value)}, not a list of JSON schemas; correct the row")
-    return tools
+def _tools(value: Any, where: str) -> Tools:
+    try:
+        return plain_tools(value)
+    except ValueError as error:
+        raise ConfigError(f"{where} {error}") from None
 
 
 def read_prompts(
@@ -103,12 +95,12 @@ def read_prompts(
     values: list[Any],
     tokenizer: PreTrainedTokenizerBase,
     where: Where,
-    tools: list[list[dict[str, Any]]] | None = None,
+    tools: list[Tools] | None = None,
 ) -> ReadPrompts:
     """Texts, chats or token ids (the same form in all rows) as `roles.text.prompt_tokens` makes them. `tools`: of each
     row, for its chat template."""
     kind = NAMED.get(column) or _kind_of(values[0], column, where)
-    if tools is not None and (kind != "chat" or "tools" not in str(tokenizer.chat_template)):
+    if tools is not None and (kind != "chat" or not writes_tools(tokenizer)):
         why = f"the prompts in `{column}` are {kind}" if kind != "chat" else "the chat template of actor.model has none"
         raise ConfigError(f"prompts.tools is for chats whose template writes tools, and {why}; set it to null")
     if kind == "token ids":
@@ -158,18 +150,18 @@ def _read_chats(
     values: list[Any],
     tokenizer: PreTrainedTokenizerBase,
     where: Where,
-    tools: list[list[dict[str, Any]]] | None,
+    tools: list[Tools] | None,
 ) -> list[str]:
     if tokenizer.chat_template is None:
         raise ConfigError(
             f"{where} has chats in `{column}`, but the tokenizer of actor.model has no chat template; add "
             "chat_template.jinja to the model folder, or give the prompts as text"
         )
-    given = tools or [[]] * len(values)
+    given: list[Tools] = tools or [()] * len(values)
     return [_render(value, tokenizer, where.row(row), given[row]) for row, value in enumerate(values)]
 
 
-def _render(messages: Any, tokenizer: PreTrainedTokenizerBase, where: str, tools: list[dict[str, Any]]) -> str:
+def _render(messages: Any, tokenizer: PreTrainedTokenizerBase, where: str, tools: Tools) -> str:
     try:
         plain = plain_messages(messages)
     except ValueError as error:

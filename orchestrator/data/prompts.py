@@ -24,6 +24,7 @@ from orchestrator.errors import CheckpointError, ConfigError
 from roles.batch import Prompts
 from roles.redaction import without_credentials
 from roles.seeds import short_seed, stable_seed
+from roles.text.messages import TOOLS
 from roles.text.prompt_tokens import shown_prompt
 
 
@@ -223,6 +224,8 @@ def read_questions(config: PromptsConfig, part: str, tokenizer: PreTrainedTokeni
     example = example_of(f"prompts.{part}", shown, given[shown], fitting[shown], tokenizer, read.kind)
     shortest, longest = (pick(len(ids) for ids in questions.token_ids) for pick in (min, max))
     summary = f"prompts.{part}: {counted(len(questions), 'prompt')} of {spanned(shortest, longest, 'token')}{became}"
+    if read.kind == "chat" and config.tools is None and any(columns.get(TOOLS, [])):
+        summary += f"; their column `{TOOLS}` is not read: the chat template writes it with prompts.tools={TOOLS}"
     return replace(questions, summary=summary, example=example)
 
 

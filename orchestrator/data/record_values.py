@@ -7,7 +7,7 @@ import math
 from typing import Any
 
 from orchestrator.data.row_files import Row
-from roles.text.messages import LONE_SURROGATE, kind_of_value, plain_messages
+from roles.text.messages import LONE_SURROGATE, TOOLS, Tools, kind_of_value, plain_messages, plain_tools
 from roles.text.sample_tokens import Text
 
 PROBABILITY = "chosen_probability"
@@ -51,6 +51,14 @@ def read_text(value: Any, name: str) -> Text:
     if lone:
         raise BadRecord(f"half of a surrogate pair ({lone[0]!r}) in `{name}`, which is no character; correct the row")
     return value
+
+
+def read_tools(value: Any) -> Tools:
+    """What `TOOLS` of a row says."""
+    try:
+        return plain_tools(value)
+    except ValueError as error:
+        raise BadRecord(f"in `{TOOLS}` {error}") from None
 
 
 def check_filled(text: Text, name: str) -> Text:

@@ -31,9 +31,10 @@ from orchestrator.data.record_values import (
     read_probability,
     read_prompt,
     read_text,
+    read_tools,
 )
 from orchestrator.data.row_files import Row
-from roles.text.messages import Messages, common_beginning, kind_of_value
+from roles.text.messages import TOOLS, Messages, Tools, common_beginning, kind_of_value
 from roles.text.sample_tokens import Text, as_messages
 
 RecordKind = Literal["preferences", "labels", "demonstrations", "candidates"]
@@ -52,6 +53,8 @@ class Record:
     """Of each response: the higher is preferred; 1.0 or 0.0 for a label; none for a demonstration."""
     certainty: float = 1.0
     """Probability that a response with a higher value is the better one: a soft label; 1.0 if the row does not say."""
+    tools: Tools = ()
+    """Of the chat."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +71,11 @@ class Format:
     prompt_may_repeat: bool = False
     """Whether responses may begin with their prompt."""
     also: tuple[str, ...] = ()
-    """Columns besides the prompt that are read if they are there."""
+    """Columns besides the prompt and its tools that are read if they are there."""
+
+    def record(self, row: Row, repeated: bool) -> Record:
+        """What `read` makes of a row, with its tools."""
+        return replace(self.read(row, repeated), tools=read_tools(row.get(TOOLS)))
 
 
 def format_of(names: list[str], kind: RecordKind, where: str) -> Format:
@@ -286,5 +293,5 @@ FORMATS = (
 )
 """For each kind, the formats in the order in which they are tried."""
 
-LEARNED_COLUMNS = frozenset({"prompt", "messages"}.union(*([*form.needs, *form.also] for form in FORMATS)))
+LEARNED_COLUMNS = frozenset({"prompt", "messages", TOOLS}.union(*([*form.needs, *form.also] for form in FORMATS)))
 """Every column that a row of any format may be learned from."""

@@ -21,7 +21,7 @@ from orchestrator.data.statistics import DataStatistics
 from orchestrator.display_text import printable
 from orchestrator.errors import ConfigError
 from roles.text.messages import Messages
-from roles.text.prompt_tokens import shown_prompt
+from roles.text.prompt_tokens import shown_prompt, writes_tools
 from roles.text.sample_tokens import RenderedSample, Text, TokenSample, as_messages, render_sample, sample_tokens
 from roles.text.template_errors import BrokenTemplate
 
@@ -79,7 +79,10 @@ def read_samples(config: RecordsConfig, key: str, kind: RecordKind, tokenizer: P
     def rendering(record: Record) -> list[RenderedSample]:
         if _run_together(record):
             statistics.run_together(str(record.prompt), str(record.responses[0]))
-        return [render_sample(tokenizer, record.prompt, response) for response in record.responses]
+        samples = [render_sample(tokenizer, record.prompt, response, record.tools) for response in record.responses]
+        if record.tools and not (samples[0].chat and writes_tools(tokenizer)):
+            statistics.unwritten_tools[samples[0].chat] += 1
+        return samples
 
     found = read_records(config, statistics, kind, rendering)
     records, rendered = [record for record, _ in found], [samples for _, samples in found]
@@ -130,7 +133,7 @@ def _of_source(
         statistics.note(f"{source.where}: `chosen` and `rejected` begin with their prompt; it is not read twice")
     for number, row in enumerate(source.rows.rows()):
         try:
-            record = _as_configured(form.read(row, repeated), config)
+            record = _as_configured(form.record(row, repeated), config)
             yield record, use(record)
         except NothingToLearn as reason:
             statistics.leave_out(str(reason), source.place(number))

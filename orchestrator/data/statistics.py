@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -36,6 +37,8 @@ class DataStatistics:
     """Records whose prompt and first response are texts without a space between them."""
     joined_as: str = ""
     """Where they meet in the first of them: `colour.Blue`."""
+    unwritten_tools: Counter[bool] = field(default_factory=Counter)
+    """Records with tools that no template writes: True for chats, False for texts."""
     truncated: int = 0
     """Samples that lost their last tokens."""
     prompt_tokens: list[int] = field(default_factory=list)
@@ -76,6 +79,10 @@ class DataStatistics:
             lines += [f"  {source}" for source in self.sources]
         lines += [f"  {left.count} left out: {why} (first: {left.first})" for why, left in self.left_out.items()]
         lines += [f"  {note}" for note in self.notes]
+        for chat, count in sorted(self.unwritten_tools.items()):
+            why = "which the chat template does not write" if chat else "for which texts have no place"
+            fix = "" if chat else f"; set {self.key}.chat=true"
+            lines.append(f"  {counted(count, 'row')} {'has' if count == 1 else 'have'} tools, {why}{fix}")
         if self.joined:
             lines.append(
                 f"  {self.joined} texts and responses are joined without a space, as in {self.joined_as!r}; begin "

@@ -38,7 +38,7 @@ from roles.model_files.conversion import resolve_model
 from roles.models.early_end import EarlyEnd
 from roles.reference import FrozenPolicy
 from roles.reward_function import FunctionScorer
-from roles.reward_model import MESSAGES, PolicyText, RewardModel
+from roles.reward_model import PolicyText, RewardModel
 from roles.reward_service import RemoteScorer
 from roles.reward_trainer import RewardTrainer
 from roles.rollout import RolloutEngine
@@ -136,7 +136,7 @@ class Builder(Generic[C]):
             setup = self.engine_setup(role, models.of[role], config)
             bridge = self._bridge(models) if config.text_bridge else None
             group = self.frozen_group(role, RewardModel, (setup, bridge))
-            return Member(group, partial(Responses.of, columns=(MESSAGES,)) if config.text_bridge else Sequences.of)
+            return Member(group, partial(Responses.of, columns=bridge.columns) if bridge else Sequences.of)
         return self.scorer(role, config)
 
     def _retrained(self: Builder[Any], folder: Path, section: TrainedRole) -> RoleGroup[RewardTrainer]:
@@ -147,7 +147,8 @@ class Builder(Generic[C]):
         return self.start(REWARD, RewardTrainer, (setup,))
 
     def _bridge(self: Builder[SamplingConfig], models: Models) -> PolicyText:
-        return PolicyText(str(models.actor), self._config.actor.model.trust_remote_code)
+        config = self._config
+        return PolicyText(str(models.actor), config.actor.model.trust_remote_code, config.prompts.tools)
 
     def judge(self: Builder[EvaluationRun]) -> Member | None:
         """The gold scorer of the evaluations, if there is one."""

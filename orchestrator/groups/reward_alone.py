@@ -21,6 +21,7 @@ from roles.model_files.conversion import resolve_model
 from roles.packing import right_padded
 from roles.reward_model import MESSAGES, RewardModel
 from roles.text.answered_chat import chat_with_answer
+from roles.text.messages import TOOLS, plain_tools
 from roles.text.prompt_tokens import prompt_tokens
 from roles.text.tokenizer import load_tokenizer
 
@@ -32,9 +33,9 @@ class OwnTokens:
     tokenizer: PreTrainedTokenizerBase
 
     def __call__(self, responses: ToScore) -> Sequences:
-        """A row with a column `messages` goes through the chat template; otherwise prompt and response are tokenised
-        apart, as in training. EOS, or the template's end of a turn, follows if the response ended itself. The messages
-        of a conversation with an environment have the responses already."""
+        """A row with a column `messages` goes through the chat template, with the tools in a column `tools`; otherwise
+        prompt and response are tokenised apart, as in training. EOS, or the template's end of a turn, follows if the
+        response ended itself. The messages of a conversation with an environment have the responses already."""
         chats = responses.columns.get(MESSAGES) or [None] * len(responses)
         token_ids, lengths = right_padded([self._row(responses, row, chat) for row, chat in enumerate(chats)])
         return Sequences(token_ids, lengths, torch.arange(token_ids.shape[1]) < lengths.unsqueeze(1))
@@ -42,7 +43,8 @@ class OwnTokens:
     def _row(self, responses: ToScore, row: int, chat: Any) -> list[int]:
         response, finished = responses.responses[row], bool(responses.finished[row])
         if chat is not None:
-            text = chat_with_answer(self.tokenizer, chat, response, finished=finished)
+            tools = plain_tools(responses.columns[TOOLS][row]) if TOOLS in responses.columns else ()
+            text = chat_with_answer(self.tokenizer, chat, response, finished=finished, tools=tools)
             return prompt_tokens(self.tokenizer, [text], chat=True)[0]
         prompt = prompt_tokens(self.tokenizer, [responses.prompts[row]], chat=False)[0]
         said = prompt_tokens(self.tokenizer, [response], chat=True)[0]

@@ -98,6 +98,7 @@ class AskedEndpoint:
         }
         if self._chat:
             body["messages"] = question.messages
+            body |= {"tools": list(question.tools), "tool_choice": "none"} if question.tools else {}
         else:
             body["prompt"] = completion_text(question)
         if question.letters and self._config.top_logprobs:

@@ -35,6 +35,7 @@ from orchestrator.stages.win_rate import comparing
 from roles.batch import Rollouts
 from roles.reward_model import MESSAGES
 from roles.seeds import stable_seed
+from roles.text.messages import TOOLS, plain_tools
 
 ROWS_AT_A_TIME = 2048
 """Responses that are generated and scored together."""
@@ -81,7 +82,7 @@ def best_of_n(config: ServingRun, questions: Questions, output: Path | None) -> 
             progress.status(f"{counted(count, 'response')} to each of {counted(len(questions), 'prompt')}")
             rows, found, picked = list[dict[str, Any]](), list[Tensor](), list[Rollouts]()
             for rollouts, scores in _scored(config, questions, policy, reward):
-                rows += picked_rows(rollouts, scores, count)
+                rows += picked_rows(rollouts, scores, count, tools=config.prompts.tools)
                 found.append(scores)
                 picked.append(rollouts.select(best_rows(scores, count)))
             numbers = _write_rows(rows, file)  # before the judge, which may fail
@@ -156,11 +157,14 @@ def summary(best: Rollouts, scores: Tensor, gold: Sequence[float | None] | None,
     )
 
 
-def picked_rows(rollouts: Rollouts, scores: Tensor, count: int) -> list[dict[str, Any]]:
+def picked_rows(rollouts: Rollouts, scores: Tensor, count: int, *, tools: str | None = None) -> list[dict[str, Any]]:
     """A row for each prompt: the prompt, the best response as its `completion`, and all responses with scores.
 
     Of the data set's columns those stay that nothing is learned from: others, such as `chosen`, would be learned
     instead of what was sampled.
+
+    Args:
+        tools: the column with the tools of each chat, as the policy was asked with them; None if it was not.
     """
     rows = []
     for best in best_rows(scores, count):
@@ -168,10 +172,12 @@ def picked_rows(rollouts: Rollouts, scores: Tensor, count: int) -> list[dict[str
         own = range(first, first + count)
         columns = {name: column[first] for name, column in rollouts.columns.items()}
         prompt = columns.get(MESSAGES) or rollouts.prompts[first]
+        known = plain_tools(columns[tools]) if tools is not None else ()
         rows.append(
             {
                 **{name: value for name, value in columns.items() if name not in LEARNED_COLUMNS},
                 "prompt": prompt,
+                **({TOOLS: list(known)} if known else {}),
                 "completion": rollouts.responses[best],
                 "score": float(scores[best]),
                 "responses": [rollouts.responses[row] for row in own],

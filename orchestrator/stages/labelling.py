@@ -6,7 +6,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,7 @@ from orchestrator.run.run_lock import held
 from orchestrator.stages.asked_endpoint import AskedEndpoint
 from orchestrator.stages.asking import Asking, Judge
 from roles.durable import replace_durably
+from roles.text.messages import TOOLS
 
 TASKS_AT_A_TIME = 256
 """Comparisons or revisions that are under way together."""
@@ -91,10 +92,12 @@ def _tasks(config: LabellingRun, records: Sequence[Record], rules: Constitution 
     labelling = config.labelling
     for record in records:
         if rules is not None:
-            yield Task(record.prompt, record.responses[:1], revise(record, rules, labelling, config.seed))
+            dialogue = revise(record, rules, labelling, config.seed)
+            yield Task(record.prompt, record.responses[:1], dialogue, record.tools)
             continue
         for pair in pairs_of(record, labelling.pairs_per_prompt, config.seed):
-            yield Task(record.prompt, pair, compare(record.prompt, pair, labelling, config.answer_tokens))
+            dialogue = compare(record.prompt, pair, labelling, config.answer_tokens)
+            yield Task(record.prompt, pair, dialogue, record.tools)
 
 
 def _carried_out(tasks: Sequence[Task], asking: Asking, progress: Progress) -> Labelled:
@@ -123,12 +126,12 @@ def _one_round(waiting: dict[Task, list[JudgeQuestion]], asking: Asking, done: L
                 done.unfinished += 1
             else:
                 reason = f"the judge refused the question: {refusal.reason}"
-                done.refused.append(NoLabel(task.prompt, task.responses, reason))
+                done.refused.append(NoLabel(task.prompt, task.responses, reason, task.tools))
             continue
         try:
             going_on[task] = task.dialogue.send(known)
         except StopIteration as end:
-            done.results.append(end.value)
+            done.results.append(replace(end.value, tools=task.tools))
     return going_on
 
 
@@ -170,11 +173,13 @@ def _written(config: LabellingRun, sampled: Candidates, done: Labelled, asking: 
     for result in revised:
         if result.revised is None:
             own = (result.original,) if result.original else ()
-            left_out.append(NoLabel(result.prompt, own, "the revision is empty, or cut at labelling.reply_tokens"))
+            reason = "the revision is empty, or cut at labelling.reply_tokens"
+            left_out.append(NoLabel(result.prompt, own, reason, result.tools))
             continue
-        demonstrations.append({"prompt": result.prompt, "completion": result.revised})
+        asked = _asked(result)
+        demonstrations.append({**asked, "completion": result.revised})
         if result.revised != result.original:
-            pairs.append({"prompt": result.prompt, "chosen": result.revised, "rejected": result.original})
+            pairs.append({**asked, "chosen": result.revised, "rejected": result.original})
     spent, decided = asking.file.spent, [result for result in compared if result.verdict.probability is not None]
     summary = LabelSummary(
         pairs=len(pairs),
@@ -196,7 +201,10 @@ def _written(config: LabellingRun, sampled: Candidates, done: Labelled, asking: 
     _write(output / PAIRS, "".join(map(_line, pairs)))
     if config.labelling.constitution is not None:
         _write(output / DEMONSTRATIONS, "".join(map(_line, demonstrations)))
-    _write(output / LEFT_OUT, "".join(_line(asdict(one)) for one in left_out))
+    _write(
+        output / LEFT_OUT,
+        "".join(_line({**_asked(one), "responses": one.responses, "reason": one.reason}) for one in left_out),
+    )
     _write(output / SUMMARY, json.dumps(summary.values(), indent=1) + "\n")
     return summary
 
@@ -206,9 +214,16 @@ def _pair(compared: Compared, minimum: float) -> dict[str, Any] | NoLabel:
     prompt, responses, probability = compared.prompt, compared.responses, compared.verdict.probability
     if probability is None:
         said = " and ".join(repr(text) for text in compared.said)
-        return NoLabel(prompt, responses, f"the judge abstained; it said, in the two orders: {said}")
+        told = f"the judge abstained; it said, in the two orders: {said}"
+        return NoLabel(prompt, responses, told, compared.tools)
     row = labelled_row(prompt, responses, probability, minimum)
-    return row or NoLabel(prompt, responses, f"undecided: the first is better with probability {probability:.3f}")
+    told = f"undecided: the first is better with probability {probability:.3f}"
+    return {**row, **_asked(compared)} if row else NoLabel(prompt, responses, told, compared.tools)
+
+
+def _asked(one: Compared | Revised | NoLabel) -> dict[str, Any]:
+    """The columns of a row with what a response answers."""
+    return {"prompt": one.prompt, **({TOOLS: list(one.tools)} if one.tools else {})}
 
 
 def _line(row: dict[str, Any]) -> str:

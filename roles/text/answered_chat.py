@@ -13,48 +13,49 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from roles.text.messages import Messages, plain_messages
+from roles.text.messages import Messages, Tools, plain_messages
+from roles.text.prompt_tokens import written_chat
 
 ANSWER = "an answer"
 """An answer that shows what a template writes after one."""
 
 
-def answered_chat(tokenizer: PreTrainedTokenizerBase, messages: Any, response: str, *, finished: bool) -> str:
+def answered_chat(
+    tokenizer: PreTrainedTokenizerBase, messages: Any, response: str, *, finished: bool, tools: Tools = ()
+) -> str:
     """The text of `messages` and `response`. ValueError if the messages are no text; the template's own error if it
     refuses them."""
-    return _ended(tokenizer, [*plain_messages(messages), {"role": "assistant", "content": response}], finished)
+    return _ended(tokenizer, [*plain_messages(messages), {"role": "assistant", "content": response}], finished, tools)
 
 
-def chat_with_answer(tokenizer: PreTrainedTokenizerBase, messages: Any, response: str, *, finished: bool) -> str:
+def chat_with_answer(
+    tokenizer: PreTrainedTokenizerBase, messages: Any, response: str, *, finished: bool, tools: Tools = ()
+) -> str:
     """As `answered_chat`, but the messages may be a whole conversation with an environment, which has the response as
     its last messages: it is written as it is."""
     turns = plain_messages(messages)
     last = turns[-1]
     if last["role"] == "assistant" and response.strip().endswith(last["content"].strip()):
-        return _ended(tokenizer, turns, finished)
-    return answered_chat(tokenizer, messages, response, finished=finished)
+        return _ended(tokenizer, turns, finished, tools)
+    return answered_chat(tokenizer, messages, response, finished=finished, tools=tools)
 
 
-def _ended(tokenizer: PreTrainedTokenizerBase, turns: Messages, finished: bool) -> str:
+def _ended(tokenizer: PreTrainedTokenizerBase, turns: Messages, finished: bool, tools: Tools) -> str:
     try:
-        text = _written(tokenizer, turns)
+        text = written_chat(tokenizer, turns, tools)
     except Exception:  # a template is a program: it raises what it likes
         folded = _without_system(turns)
         if folded == turns:
             raise
-        text = _written(tokenizer, folded)
+        text = written_chat(tokenizer, folded, tools)
     return text if finished else text.removesuffix(_end(tokenizer))
-
-
-def _written(tokenizer: PreTrainedTokenizerBase, turns: Messages) -> str:
-    return str(tokenizer.apply_chat_template(turns, tokenize=False))
 
 
 @cache
 def _end(tokenizer: PreTrainedTokenizerBase) -> str:
     """What the template writes after the last answer."""
     chat = [{"role": "user", "content": "a question"}, {"role": "assistant", "content": ANSWER}]
-    _, found, end = _written(tokenizer, chat).rpartition(ANSWER)
+    _, found, end = written_chat(tokenizer, chat, ()).rpartition(ANSWER)
     return end if found else ""
 
 

@@ -17,7 +17,8 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 from transformers.utils.chat_template_utils import render_jinja_template
 
-from roles.text.messages import Messages, common_beginning
+from roles.text.messages import Messages, Tools, common_beginning
+from roles.text.prompt_tokens import written_chat
 
 Span = tuple[int, int]
 """Begin and end, in characters."""
@@ -27,37 +28,42 @@ STAND_IN = "\ue000content\ue001"
 """Stands for a content whose place is looked for: private characters, which no text has."""
 
 
-def assistant_spans(tokenizer: PreTrainedTokenizerBase, messages: Messages) -> tuple[str, list[Span]]:
+def assistant_spans(
+    tokenizer: PreTrainedTokenizerBase, messages: Messages, tools: Tools = ()
+) -> tuple[str, list[Span]]:
     """The chat's text, and one span for each turn of the assistant. ValueError if the template does not say where.
 
     `messages` are plain (`roles.text.messages.plain_messages`). What the template raises is raised.
     """
-    template = tokenizer.get_chat_template()
+    template = _template(tokenizer, tools)
     if MARKS.search(template):
         texts, spans = render_jinja_template(
             conversations=[messages],
+            tools=list(tools) or None,
             chat_template=template,
             return_assistant_tokens_mask=True,
             **tokenizer.special_tokens_map,
         )
         return texts[0], [(start, end) for start, end in spans[0]]
 
-    render = _renderer(tokenizer)
+    render = _renderer(tokenizer, tools)
     text = render(messages)
     ends = tuple(token.content for token in tokenizer.added_tokens_decoder.values())
     turns = [number for number, message in enumerate(messages) if message["role"] == "assistant"]
     return text, [_without_layout(text, _turn(render, messages, number, text), ends) for number in turns]
 
 
-def response_spans(tokenizer: PreTrainedTokenizerBase, asked: Messages, said: Messages) -> tuple[str, list[Span]]:
+def response_spans(
+    tokenizer: PreTrainedTokenizerBase, asked: Messages, said: Messages, tools: Tools = ()
+) -> tuple[str, list[Span]]:
     """The text of the chat `asked + said`, and the spans of `assistant_spans` that are in `said`. Errors are its."""
     messages = [*asked, *said]
-    text, spans = assistant_spans(tokenizer, messages)
+    text, spans = assistant_spans(tokenizer, messages, tools)
     earlier, turns = (sum(message["role"] == "assistant" for message in part) for part in (asked, messages))
-    if not earlier or not MARKS.search(tokenizer.get_chat_template()):
+    if not earlier or not MARKS.search(_template(tokenizer, tools)):
         return text, spans[earlier:]
     try:  # of marks a turn may have several, or none
-        _, end = _content(_renderer(tokenizer), messages, len(asked) - 1, text)
+        _, end = _content(_renderer(tokenizer, tools), messages, len(asked) - 1, text)
     except ValueError:
         if len(spans) != turns:
             raise
@@ -65,9 +71,14 @@ def response_spans(tokenizer: PreTrainedTokenizerBase, asked: Messages, said: Me
     return text, [span for span in spans if span[0] >= end]
 
 
-def _renderer(tokenizer: PreTrainedTokenizerBase) -> Callable[..., str]:
+def _template(tokenizer: PreTrainedTokenizerBase, tools: Tools) -> str:
+    """A tokenizer may have a template of its own for chats with tools."""
+    return tokenizer.get_chat_template(tools=list(tools) or None)
+
+
+def _renderer(tokenizer: PreTrainedTokenizerBase, tools: Tools) -> Callable[..., str]:
     def render(part: Messages, prompt: bool = False) -> str:
-        return str(tokenizer.apply_chat_template(part, tokenize=False, add_generation_prompt=prompt))
+        return written_chat(tokenizer, part, tools, prompt=prompt)
 
     return render
 

@@ -5,16 +5,25 @@ A content is text, or a list of parts of type `text`, which are joined:
     {"role": "user", "content": [{"type": "text", "text": "a "}, {"type": "text", "text": "b"}]}
     {"role": "user", "content": "a b"}
 
+The tools of a chat stand beside it: a list of JSON schemas, or such a list as JSON text.
+
 Imports only the standard library, because an environment's child process imports it too.
 """
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Sequence
 from typing import Any
 
 Messages = list[dict[str, Any]]
+
+Tools = tuple[dict[str, Any], ...]
+"""JSON schemas that a chat template writes too; none for most chats."""
+
+TOOLS = "tools"
+"""The column of a data set with the tools of each chat, where no key names another: as TRL and OpenAI have it."""
 
 FORM = '[{"role": "user", "content": "…"}]'
 """An example of a chat, for error messages."""
@@ -33,6 +42,24 @@ def common_beginning(one: Sequence[Any], other: Sequence[Any]) -> int:
     """With how many equal items two texts or lists begin."""
     differ = (place for place, pair in enumerate(zip(one, other, strict=False)) if pair[0] != pair[1])
     return next(differ, min(len(one), len(other)))
+
+
+def plain_tools(value: Any) -> Tools:
+    """A list of JSON schemas, or such a list as JSON text; none for None. ValueError says what else it is.
+
+    Keys with the value None are dropped, at any depth: a table has them if another row's schema has a value.
+    """
+    if isinstance(value, str):
+        try:
+            value = json.loads(value)
+        except ValueError as error:
+            raise ValueError(f"text that is no JSON ({error}); write a list of JSON schemas") from None
+    else:
+        value = without_null_keys(value)
+    tools = [] if value is None else value
+    if not isinstance(tools, list) or not all(isinstance(tool, dict) for tool in tools):
+        raise ValueError(f"{kind_of_value(value)}, not a list of JSON schemas; correct the row")
+    return tuple(tools)
 
 
 def without_null_keys(value: Any) -> Any:

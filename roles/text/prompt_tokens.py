@@ -19,7 +19,7 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from roles.text.messages import Messages, plain_messages
+from roles.text.messages import Messages, Tools, plain_messages
 from roles.text.time_limit import time_limit
 
 PROBE = "a b c"
@@ -47,14 +47,25 @@ def prompt_tokens(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], *, c
     return [ids if begins_text(ids, before, tokenizer) else before + ids for ids in found]
 
 
-def chat_text(tokenizer: PreTrainedTokenizerBase, messages: Any, tools: Sequence[dict[str, Any]] = ()) -> str:
+def chat_text(tokenizer: PreTrainedTokenizerBase, messages: Any, tools: Tools = ()) -> str:
     """A chat up to the beginning of the response, written by the template. ValueError if a message is not text or has
-    an unknown role; TimeoutError if the template does not end. `tools`: JSON schemas that the template writes too."""
+    an unknown role; TimeoutError if the template does not end."""
     plain = plain_messages(messages)
     check_roles(tokenizer, plain)
     with time_limit(TEMPLATE_S):
-        more: dict[str, Any] = {"tools": list(tools)} if tools else {}
-        return str(tokenizer.apply_chat_template(plain, tokenize=False, add_generation_prompt=True, **more))
+        return written_chat(tokenizer, plain, tools, prompt=True)
+
+
+def written_chat(tokenizer: PreTrainedTokenizerBase, messages: Messages, tools: Tools, *, prompt: bool = False) -> str:
+    """What the template makes of plain messages; `prompt`: up to the beginning of a response. Its own error if it
+    refuses them."""
+    more: dict[str, Any] = {"tools": list(tools)} if tools else {}
+    return str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=prompt, **more))
+
+
+def writes_tools(tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Whether the chat template writes the tools of a chat."""
+    return "tools" in str(tokenizer.chat_template)
 
 
 def shown_prompt(tokenizer: PreTrainedTokenizerBase, given: Any, ids: Sequence[int], *, chat: bool) -> str:

@@ -20,7 +20,7 @@ from typing import NamedTuple
 from transformers import PreTrainedTokenizerBase
 
 from roles.text.loss_spans import response_spans
-from roles.text.messages import Messages
+from roles.text.messages import Messages, Tools
 from roles.text.prompt_tokens import TEMPLATE_S, begins_text, check_roles, prompt_tokens
 from roles.text.template_errors import refused_by_template
 from roles.text.time_limit import time_limit
@@ -69,8 +69,11 @@ class TokenSample:
         return TokenSample(self.token_ids[:tokens], self.trained[:tokens])
 
 
-def render_sample(tokenizer: PreTrainedTokenizerBase, prompt: Text, response: Text) -> RenderedSample:
-    """Two texts, or chats; a text beside a chat is one message of it. ValueError if it cannot be rendered."""
+def render_sample(
+    tokenizer: PreTrainedTokenizerBase, prompt: Text, response: Text, tools: Tools = ()
+) -> RenderedSample:
+    """Two texts, or chats; a text beside a chat is one message of it. ValueError if it cannot be rendered. `tools`: of
+    a chat."""
     if isinstance(prompt, str) and isinstance(response, str):
         return RenderedSample([Piece(prompt, False), Piece(response, True)], chat=False)
     asked, said = as_messages(prompt, "user"), as_messages(response, "assistant")
@@ -86,7 +89,7 @@ def render_sample(tokenizer: PreTrainedTokenizerBase, prompt: Text, response: Te
     check_roles(tokenizer, [*asked, *said])
     try:
         with time_limit(TEMPLATE_S):
-            text, spans = response_spans(tokenizer, asked, said)
+            text, spans = response_spans(tokenizer, asked, said, tools)
     except ValueError:
         raise
     except Exception as error:  # a template is a program: it raises what it likes

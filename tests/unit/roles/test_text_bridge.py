@@ -27,19 +27,25 @@ CHAT = [{"role": "system", "content": "be kind", "name": None}, {"role": "user",
 @pytest.fixture
 def bridge(tmp_path: Path) -> TextBridge:
     """The reward model has a template of its own."""
+    return bridge_of(tmp_path, TEMPLATE)
+
+
+def bridge_of(tmp_path: Path, template: str, tools: str | None = None) -> TextBridge:
     tokenizer().save_pretrained(tmp_path / "policy")
     theirs = tokenizer()
-    theirs.chat_template = TEMPLATE
+    theirs.chat_template = template
     theirs.save_pretrained(tmp_path / "reward")
     setup: Any = SimpleNamespace(model_path=str(tmp_path / "reward"), trust_remote_code=False)
-    return TextBridge(setup, PolicyText(str(tmp_path / "policy")))
+    return TextBridge(setup, PolicyText(str(tmp_path / "policy"), tools=tools))
 
 
-def questions(tmp_path: Path, row: dict[str, Any], column: str | None = None) -> Questions:
+def questions(tmp_path: Path, row: dict[str, Any], column: str | None = None, tools: str | None = None) -> Questions:
     path = tmp_path / "prompts.jsonl"
     path.write_text(json.dumps(row) + "\n")
-    config = PromptsConfig.model_validate({"train": {"path": str(path)}, "max_tokens": 64, "column": column})
-    return read_questions(config, "train", tokenizer())
+    said = {"train": {"path": str(path)}, "max_tokens": 64, "column": column, "tools": tools}
+    words = tokenizer()
+    words.chat_template = f"{{{{ (tools or []) | length }}}}{words.chat_template}"
+    return read_questions(PromptsConfig.model_validate(said), "train", words)
 
 
 def answered(asked: Questions, response: str, finished: bool) -> Rollouts:
@@ -97,3 +103,13 @@ def test_a_text_is_read_as_text(bridge: TextBridge, tmp_path: Path, column: str 
     row = {"prompt": "draw"} if column is None else {"prompt": "draw", "messages": CHAT}
     (ids,) = bridge.encode(answered(questions(tmp_path, row, column), " a river", True))
     assert tokenizer().decode(ids) == "draw a river<eos>"
+
+
+@pytest.mark.parametrize(
+    ("given", "read"), [([{"name": "draw"}], "(draw)"), ('[{"name": "draw"}]', "(draw)"), (None, "")]
+)
+def test_the_tools_of_a_chat_are_written_too(tmp_path: Path, given: Any, read: str) -> None:
+    bridge = bridge_of(tmp_path, "{% for tool in tools or [] %}({{ tool.name }}){% endfor %}" + TEMPLATE, "functions")
+    asked = questions(tmp_path, {"messages": CHAT[1:], "functions": given}, tools="functions")
+    (ids,) = bridge.encode(answered(asked, "hi", True))
+    assert tokenizer().decode(ids) == f"{read}[user] hello|[assistant] hi<eos>"

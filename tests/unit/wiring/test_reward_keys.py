@@ -16,6 +16,8 @@ from pyarrow import parquet
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
+from roles.batch import Responses
+from roles.reward_model import TextBridge
 from tests.unit.wiring.base import short_run
 from tests.unit.wiring.plain import Rows, classifier
 from tests.unit.wiring.stage import Seen
@@ -148,6 +150,31 @@ def test_the_text_bridge_is_where_it_is_said(folder: Path, tmp_path: Path, membe
         found.append(score(seen))
         assert found[-1] == pytest.approx(float(expected), abs=1e-5)
     assert abs(found[0] - found[1]) > 1e-2
+
+
+def test_the_text_bridge_writes_the_tools_of_the_column(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    noted: list[list[int]] = []
+
+    class Noted(TextBridge):
+        def encode(self, answered: Responses) -> list[list[int]]:
+            noted[:] = super().encode(answered)
+            return noted
+
+    monkeypatch.setattr("roles.reward_model.TextBridge", Noted)
+    chat, reward = shutil.copytree(folder / "policy", tmp_path / "chat"), foreign(folder, tmp_path / "foreign")
+    for model in (chat, reward):
+        (model / "chat_template.jinja").write_text(
+            "{% for t in tools or [] %}{{ t['w'] }} {% endfor %}{% for m in messages %}{{ m['content'] }} {% endfor %}"
+        )
+    row = {"messages": [{"role": "user", "content": "w7"}], "one": [{"w": "w5"}], "other": [{"w": "w6"}]}
+    (tmp_path / "rows.jsonl").write_text(f"{json.dumps(row)}\n" * 9)
+    given: dict[str, Any] = {"prompts.train.path": str(tmp_path / "rows.jsonl"), "actor.model.path": str(chat)}
+    given["reward"] = {"type": "model", "model": {"path": str(reward)}, "zero": {"stage": 0}, "text_bridge": True}
+    for column, read in ((None, [7]), ("one", [5, 7]), ("other", [6, 7])):
+        short_run(folder, {**given, "prompts.tools": column})
+        assert noted and all(row[: len(read)] == [VOCABULARY + 2 - n for n in read] for row in noted)
 
 
 NAMING = """

@@ -354,3 +354,18 @@ def test_a_template_that_the_bridge_cannot_use(world: World, command: str) -> No
     )
     bridge(world, "{% for m in messages %}{{ m.content }}{% endfor %}", [CHAT, LONG])
     check(command, world)
+
+
+@pytest.mark.parametrize("given", [[{"name": "d"}], '[{"name": "d"}]'])
+def test_a_template_behind_the_bridge_writes_the_tools(world: World, given: Any) -> None:
+    plain = "{% for m in messages %}{{ m.content }} {% endfor %}"
+    for template in (plain, "{% for tool in tools or [] %}{{ raise_exception(tool.name) }}{% endfor %}" + plain):
+        bridge(world, template, [CHAT])
+        (world.policy / "chat_template.jinja").write_text("{% for t in tools or [] %}{{ t.name }} {% endfor %}" + plain)
+        rows = [{"messages": CHAT, "functions": None}, {"messages": CHAT, "functions": given}]
+        world.prompts.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        world.set("prompts.tools", "functions")
+        said = "does not write the tools of prompts.train" if template == plain else "line 2: row 1 (d)"
+        refused(world, "reward.model.path=", "its chat template", said)
+    world.prompts.write_text(json.dumps(rows[0]) + "\n")
+    check("train", world)

@@ -105,18 +105,25 @@ def test_the_key_is_of_everything_that_the_answer_depends_on() -> None:
         {"temperature": 0.6},
         {"seed": 4},
         {"plain": True},
+        {"tools": ({"name": "draw"},)},
     ]
     assert [set(change) for change in changes] == [{field.name} for field in dataclasses.fields(JudgeQuestion)]
     keys = {dataclasses.replace(question, **change).key("judge") for change in changes}
-    assert len({*keys, question.key("judge"), question.key("another")}) == 8
+    assert len({*keys, question.key("judge"), question.key("another")}) == 9
     assert question.key("judge") == dataclasses.replace(question).key("judge")
 
 
 @pytest.mark.parametrize("text", ["", "plain words", "ünïcödé 漢字 🙂", "\ud800 half", "a" * 500])
 def test_no_tokenizer_makes_more_tokens_than_the_bound(text: str) -> None:
+    tools = ({"name": "漢字", "parameters": {text: [1, 2]}},)
+    words = tokenizer()
+    words.chat_template = "{% if tools %}You may use: {{ tools | tojson(indent=4) }}{% endif %}" + words.chat_template
     question = JudgeQuestion([{"role": "user", "content": text}])
     if "\ud800" not in text:
         written = WORDS(chat_text(WORDS, question.messages), add_special_tokens=False)["input_ids"]
+        assert len(written) <= question.most_prompt_tokens
+        question = dataclasses.replace(question, tools=tools)
+        written = words(chat_text(words, question.messages, tools), add_special_tokens=False)["input_ids"]
         assert len(written) <= question.most_prompt_tokens
     assert question.most_prompt_tokens >= len(text)
 

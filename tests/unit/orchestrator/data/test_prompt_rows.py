@@ -239,7 +239,10 @@ def test_tools_reach_the_chat_template(write: Write, tokenizer: PreTrainedTokeni
     config = configuration(
         write([{"messages": chat, "tools": given}, {"messages": chat, "tools": None}]), prompts={"tools": "tools"}
     )
-    assert read_questions(config.prompts, "train", able).texts == ["f user : a bot :", "user : a bot :"]
+    read = read_questions(config.prompts, "train", able)
+    assert read.texts == ["f user : a bot :", "user : a bot :"] and "tools" not in read.summary
+    unread = read_questions(config.prompts.model_copy(update={"tools": None}), "train", able)
+    assert unread.texts[0] == "user : a bot :" and "`tools` is not read: " in unread.summary
     for rows, model, said in [
         ([{"messages": chat, "tools": [TOOL]}], tokenizer, "the chat template of actor.model has none"),
         ([{"prompt": "a", "tools": [TOOL]}], able, "the prompts in `prompt` are text"),

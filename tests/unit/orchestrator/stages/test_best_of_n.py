@@ -122,6 +122,7 @@ def run_with(group: Any, recovery: Recovery, tmp_path: Path, monkeypatch: pytest
     monkeypatch.setattr(spread, "wait_all", lambda calls, deadline_s: [call.result(deadline_s) for call in calls])
     config: Any = SimpleNamespace(run_dir=str(tmp_path), seed=0, deadlines=Deadlines(), deciding_set="")
     config.serving, config.evaluation = ServingConfig(responses=2), EvaluationConfig()
+    config.prompts = SimpleNamespace(tools=None)
     return best_of_n.best_of_n(config, questions, None)
 
 
@@ -233,7 +234,7 @@ def test_every_column_that_a_format_reads_is_known_as_learned() -> None:
         for given in (row, {name: value for name, value in row.items() if name != "messages"}):
             noting: Any = _Reads(given, read)
             with suppress(KeyError, BadRecord):
-                form.read(noting, False)
+                form.record(noting, False)
     assert read == LEARNED_COLUMNS
 
 

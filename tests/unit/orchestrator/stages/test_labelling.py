@@ -116,6 +116,21 @@ def test_letters_alone_are_hard_labels_and_a_second_command_asks_nothing(desk: D
         assert desk.label("labelling.judge.model=other").exit_code == 0 and len(judge.bodies) == 36
 
 
+def test_the_tools_of_a_chat_stand_in_the_rows_that_are_written(desk: Desk) -> None:
+    tools = [{"type": "function", "function": {"name": "draw"}}]
+    rows = [
+        {"prompt": [{"role": "user", "content": f"q{n}"}], "responses": ["a", "bb"], "tools": tools} for n in range(2)
+    ]
+    with judging(in_letters) as judge:
+        desk.write(judge, [*rows, *ROWS[:1]])
+        assert desk.label().exit_code == 0
+        assert [row.get("tools") for row in desk.rows()] == [tools, tools, None]
+    with judging(in_prose) as judge:
+        desk.write(judge, [*rows, *ROWS[:1]])
+        assert desk.label().exit_code == 0
+        assert [row.get("tools") for row in desk.rows("left-out.jsonl")] == [tools, tools, None]
+
+
 def test_prose_is_an_abstention(desk: Desk) -> None:
     with judging(in_prose) as judge:
         desk.write(judge)
@@ -399,6 +414,18 @@ def test_a_constitution_gives_demonstrations_and_pairs(desk: Desk) -> None:
         desk.write(judge, [{"prompt": "q0"}], constitution=str(desk.folder / "rules.yaml"))
         assert desk.label().exit_code == 0 and len(judge.bodies) == 9
     assert desk.rows() == [{"prompt": "q0", "chosen": "kind", "rejected": "the judge's own"}]
+
+
+def test_a_judge_that_answers_itself_knows_the_tools_of_the_chat(desk: Desk) -> None:
+    (desk.folder / "rules.yaml").write_text(CONSTITUTION)
+    tools = [{"type": "function", "function": {"name": "draw"}}]
+    with judging(in_character) as judge:
+        rows = [{"prompt": [{"role": "user", "content": "q0"}], "tools": tools}]
+        desk.write(judge, rows, constitution=str(desk.folder / "rules.yaml"))
+        assert desk.label().exit_code == 0
+    assert [body.get("tools") for body in judge.bodies] == [tools, None, None], "not those about its answer"
+    assert [body.get("tool_choice") for body in judge.bodies] == ["none", None, None]
+    assert [row["tools"] for row in (*desk.rows("demonstrations.jsonl"), *desk.rows())] == [tools] * 2
 
 
 def test_a_revision_that_was_begun_goes_on(desk: Desk) -> None:

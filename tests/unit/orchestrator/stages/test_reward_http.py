@@ -206,7 +206,8 @@ def test_a_reward_model_reads_texts_with_its_own_tokenizer() -> None:
 @pytest.mark.parametrize(("finished", "end"), [(True, "<eos>"), (False, "")])
 def test_a_reward_model_reads_a_conversation_once(finished: bool, end: str) -> None:
     words = tokenizer()
-    words.chat_template = "{% for m in messages %}<{{ m.role }}>{{ m.content }}<eos>{% endfor %}"
+    tools = "{% for tool in tools or [] %}({{ tool.name }}){% endfor %}"
+    words.chat_template = tools + "{% for m in messages %}<{{ m.role }}>{{ m.content }}<eos>{% endfor %}"
     asked, again = {"role": "user", "content": "what is"}, {"role": "user", "content": "draw"}
     said, last = {"role": "assistant", "content": "red"}, {"role": "assistant", "content": "blue"}
     client = TestClient(reward_app(RewardDesk(lengths), ServingConfig(), Recovery()))
@@ -214,9 +215,14 @@ def test_a_reward_model_reads_a_conversation_once(finished: bool, end: str) -> N
     talks = [[asked, said, again, last], [asked], [asked, said, again], [asked, said]]
     responses = ["red\n[user] draw\nblue", "blue", "blue", " and blue"]
     body = {"prompts": ["what is"] * 4, "responses": responses, "finished": [finished] * 4}
+    given = [None, [{"name": "pen"}], [], '[{"name": "pen"}]']
     client.post("/score", json={**body, "columns": {"messages": talks}})
-    read = OwnTokens(words)(seen[0])
-    texts = [words.decode(ids[:size]) for ids, size in zip(read.token_ids.tolist(), read.lengths.tolist(), strict=True)]
+    client.post("/score", json={**body, "columns": {"messages": talks, "tools": given}})
+    texts, with_tools = (
+        [words.decode(row[:size]) for row, size in zip(read.token_ids.tolist(), read.lengths.tolist(), strict=True)]
+        for read in map(OwnTokens(words), seen)
+    )
+    assert with_tools == [texts[0], f"(pen){texts[1]}", texts[2], f"(pen){texts[3]}"]
     before = "<user>what is<eos><assistant>"
     assert texts == [
         f"{before}red<eos><user>draw<eos><assistant>blue{end}",
