@@ -5,7 +5,8 @@ response begins and how it ends.
 - **Chats** are written by the chat template; the turns of the assistant in the response are trained on, with the mark
   that ends each of them. EOS is added only if the template ends the last turn with no token of that kind.
 
-Prompt and response are tokenised apart, as when the policy generates; the prompt as in `roles.text.prompt_tokens`.
+Prompt and response are tokenised apart, as when the policy generates; the prompt as in `roles.text.prompt_tokens`, what
+follows it as in `roles.text.piece_tokens`.
 
     "what is", " red"                         →  <bos>what is| red<eos>|
     [user "hi"], [assistant "yes"]            →  <bos><user>hi<assistant>|yes<eos>|
@@ -21,6 +22,7 @@ from transformers import PreTrainedTokenizerBase
 
 from roles.text.loss_spans import response_spans
 from roles.text.messages import Messages, Tools
+from roles.text.piece_tokens import piece_tokens
 from roles.text.prompt_tokens import TEMPLATE_S, begins_text, check_roles, prompt_tokens
 from roles.text.template_errors import refused_by_template
 from roles.text.time_limit import time_limit
@@ -111,12 +113,9 @@ def as_messages(text: Text, role: str) -> Messages:
 
 def sample_tokens(tokenizer: PreTrainedTokenizerBase, samples: Sequence[RenderedSample]) -> list[TokenSample]:
     """Token ids of each sample, and which of them are trained on."""
-    texts = [piece.text for sample in samples for piece in sample.pieces]
-    if not texts:
-        return []
-    found = iter(tokenizer(texts, add_special_tokens=False)["input_ids"])
+    found = piece_tokens(tokenizer, [[piece.text for piece in sample.pieces] for sample in samples])
     begun = iter(prompt_tokens(tokenizer, [s.pieces[0].text for s in samples if not s.chat], chat=False))
-    return [_joined(tokenizer, sample, [list(next(found)) for _ in sample.pieces], begun) for sample in samples]
+    return [_joined(tokenizer, sample, ids, begun) for sample, ids in zip(samples, found, strict=True)]
 
 
 def _joined(
