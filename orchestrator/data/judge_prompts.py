@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from transformers import PreTrainedTokenizerBase
 
 from orchestrator.config.labelling import Principle
-from roles.text.messages import Messages, Tools
+from roles.text.messages import Messages, Tools, said_in
 from roles.text.prompt_tokens import chat_text, prompt_tokens
 from roles.text.sample_tokens import Text
 
@@ -65,7 +65,7 @@ class JudgeQuestion:
     @property
     def most_prompt_tokens(self) -> int:
         """No tokenizer makes more: a token is a byte of the text at least."""
-        texts = [message["content"].encode("utf-8", "surrogatepass") for message in self.messages]
+        texts = [said_in(message).encode("utf-8", "surrogatepass") for message in self.messages]
         known = AROUND_TOOLS + len(json.dumps(self.tools, indent=4)) if self.tools else 0
         return known + sum(len(text) + AROUND_TOKENS for text in texts)
 
@@ -107,12 +107,12 @@ def revision(principle: Principle, asked: str, found: str) -> str:
 
 
 def transcript(text: Text) -> str:
-    """A text as it is; a response of one message is its content; a longer chat says who speaks."""
+    """A text as it is; a response of one message is what it says; a longer chat says who speaks."""
     if isinstance(text, str):
         return text.strip()
     if len(text) == 1:
-        return str(text[0]["content"]).strip()
-    return "\n\n".join(f"{message['role'].capitalize()}: {message['content'].strip()}" for message in text)
+        return said_in(text[0]).strip()
+    return "\n\n".join(f"{message['role'].capitalize()}: {said_in(message).strip()}" for message in text)
 
 
 def completion_text(question: JudgeQuestion) -> str:

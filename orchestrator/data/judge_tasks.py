@@ -85,6 +85,8 @@ def revisable(record: Record) -> None:
     """NothingToLearn for a response that no single text can replace."""
     if record.responses and isinstance(record.responses[0], list) and len(record.responses[0]) > 1:
         raise NothingToLearn("a response of several messages, which cannot be revised")
+    if record.responses and isinstance(record.responses[0], list) and record.responses[0][0].get("tool_calls"):
+        raise NothingToLearn("a response that calls tools, which cannot be revised")
 
 
 def pairs_of(record: Record, most: int | None, seed: int) -> list[tuple[Text, Text]]:

@@ -7,7 +7,7 @@ import math
 from typing import Any
 
 from orchestrator.data.row_files import Row
-from roles.text.messages import LONE_SURROGATE, TOOLS, Tools, kind_of_value, plain_messages, plain_tools
+from roles.text.messages import LONE_SURROGATE, TOOLS, Tools, kind_of_value, plain_messages, plain_tools, said_in
 from roles.text.sample_tokens import Text
 
 PROBABILITY = "chosen_probability"
@@ -63,7 +63,7 @@ def read_tools(value: Any) -> Tools:
 
 def check_filled(text: Text, name: str) -> Text:
     """The text, in which there must be more than white space."""
-    said = text if isinstance(text, str) else "".join(message["content"] for message in text)
+    said = text if isinstance(text, str) else "".join(map(said_in, text))
     if not said.strip():
         raise BadRecord(f"nothing in {name}; fill it or leave the row out")
     return text

@@ -17,7 +17,7 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 from transformers.utils.chat_template_utils import render_jinja_template
 
-from roles.text.messages import Messages, Tools, common_beginning
+from roles.text.messages import Messages, Tools, calls_alone, common_beginning
 from roles.text.prompt_tokens import written_chat
 
 Span = tuple[int, int]
@@ -90,6 +90,12 @@ def _turn(render: Callable[..., str], messages: Messages, number: int, text: str
     known = before != "" and text.startswith(before)
     if known and text.startswith(until):
         return len(before), len(until)
+    if known and until.startswith(before) and calls_alone(messages[number]):
+        # Of the turn as it is written at the end of a chat, all but what is left out in front of the calls here:
+        turn = until[len(before) :]
+        here = next((turn[cut:] for cut in range(len(turn)) if text.startswith(turn[cut:], len(before))), "")
+        if here:
+            return len(before), len(before) + len(here)
     start, end = _content(render, messages, number, text)
     content = messages[number]["content"].strip()
     if not content:

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 Messages = list[dict[str, Any]]
@@ -72,15 +72,33 @@ def without_null_keys(value: Any) -> Any:
 def plain_messages(messages: Any) -> Messages:
     """Every message with text as its content; ValueError names a message that cannot be read as text, and the reason.
 
-    Keys with the value None are dropped: a table has them if another message has a value.
+    Keys with the value None are dropped: a table has them if another message has a value. The content of a message that
+    calls tools may be missing: it is empty.
     """
     if not isinstance(messages, list) or not messages or not all(isinstance(message, dict) for message in messages):
         raise ValueError(f"no list of messages; write {FORM}")
     return [_plain(number, message) for number, message in enumerate(messages)]
 
 
+def calls_alone(message: Mapping[str, Any]) -> bool:
+    """Whether a plain message calls tools, and says nothing beside that."""
+    return bool(message.get("tool_calls")) and not message["content"].strip()
+
+
+def said_in(message: Mapping[str, Any]) -> str:
+    """The content of a plain message, and the tools that it calls as JSON."""
+    calls = message.get("tool_calls")
+    return "\n".join([*([message["content"]] if message["content"] or not calls else []), *map(_json, calls or [])])
+
+
+def _json(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False, default=str)
+
+
 def _plain(number: int, message: dict[str, Any]) -> dict[str, Any]:
     present = {key: value for key, value in message.items() if value is not None}
+    if present.get("tool_calls"):
+        present.setdefault("content", "")
     if "role" not in present or "content" not in present:
         raise ValueError(f"a message without role or content (number {number}); write {FORM}")
     if not isinstance(present["role"], str):

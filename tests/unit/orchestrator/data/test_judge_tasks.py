@@ -9,8 +9,9 @@ import pytest
 
 from orchestrator.config.labelling import Constitution, LabellingConfig
 from orchestrator.data.judge_prompts import JudgeAnswer, JudgeQuestion
-from orchestrator.data.judge_tasks import Asked, Compared, Revised, compare, pairs_of, revise
+from orchestrator.data.judge_tasks import Asked, Compared, Revised, compare, pairs_of, revisable, revise
 from orchestrator.data.labels import JudgeVerdict
+from orchestrator.data.record_values import NothingToLearn
 from orchestrator.data.records import Record
 
 RULES = Constitution.model_validate(
@@ -102,3 +103,13 @@ def test_a_revision_that_is_cut_or_empty_is_none(last: JudgeAnswer) -> None:
     assert result == Revised("q", "a", None)
     _, result = carried_out(revise(Record("q", ()), RULES, section(), 1), [last])
     assert result.revised is None
+
+
+def test_one_text_cannot_replace_messages_or_calls() -> None:
+    said = {"role": "assistant", "content": "a"}
+    for responses in ((), ("a",), ([said],)):
+        revisable(Record("q", responses))
+    with pytest.raises(NothingToLearn, match="several messages"):
+        revisable(Record("q", ([said, said],)))
+    with pytest.raises(NothingToLearn, match="calls tools"):
+        revisable(Record("q", ([{**said, "tool_calls": [{"name": "draw"}]}],)))

@@ -14,7 +14,7 @@ from configs.tiny.inputs import tokenizer
 from orchestrator.config.data import RecordsConfig
 from orchestrator.config.labelling import SampledCandidates
 from orchestrator.data.candidates import candidate_questions, candidates_of
-from orchestrator.data.judge_prompts import JudgeAnswer, question_tokens
+from orchestrator.data.judge_prompts import JudgeAnswer, comparison, question_tokens
 from orchestrator.data.records import RecordKind
 from orchestrator.data.samples import Samples, read_records, read_samples
 from orchestrator.data.statistics import DataStatistics
@@ -103,6 +103,42 @@ def test_tools_that_are_none_are_a_bad_row(tmp_path: Path, given: Any, said: str
     with pytest.raises(ConfigError, match=rf"line 2: row 1 has in `tools` {said}.*bad_rows=skip"):
         read(tmp_path, rows)
     assert len(read(tmp_path, rows, bad_rows="skip")) == 1
+
+
+@pytest.mark.parametrize("empty", [{}, {"content": None}, {"content": ""}])
+def test_a_message_that_calls_tools_needs_no_content(tmp_path: Path, empty: dict[str, Any]) -> None:
+    """As TRL and OpenAI write it."""
+    words = tokenizer()
+    said = "{{ m.content }}{% for c in m.tool_calls or [] %}[{{ c.function.name }}]{% endfor %}"
+    turn = f"{{% if m.role == 'assistant' %}}{{{{ '<assistant>' }}}}{said}{{{{ '<eos>' }}}}{{% else %}}<user>{said}"
+    words.chat_template = (
+        f"{{% for m in messages %}}{turn}{{% endif %}}{{% endfor %}}"
+        "{% if add_generation_prompt %}{{ '<assistant>' }}{% endif %}"
+    )
+    call = {"role": "assistant", **empty, "tool_calls": [{"type": "function", "function": {"name": "draw"}}]}
+    rows: list[tuple[RecordKind, dict[str, Any], list[str]]] = [
+        ("demonstrations", {"messages": [USER, call, USER, BLUE]}, ["<user>q<assistant>[[draw]<eos>]"]),
+        ("demonstrations", {"prompt": [USER], "completion": [call]}, ["<user>q<assistant>[[draw]<eos>]"]),
+        (
+            "preferences",
+            {"prompt": [USER], "chosen": [call], "rejected": [BLUE]},
+            ["<user>q<assistant>[[draw]<eos>]", "<user>q<assistant>[a<eos>]"],
+        ),
+    ]
+    for kind, row, expected in rows:
+        (group,) = read(tmp_path, [{**row, "tools": TOOLS}], kind, words).groups
+        assert all(shown(sample, words).startswith(text) for sample, text in zip(group, expected, strict=True))
+    assert comparison("Which?", "q", ([call_of(tmp_path, call)], "b"), 1).messages[0]["content"].count('"draw"') == 1
+    with pytest.raises(ConfigError, match="a message without role or content"):
+        read(tmp_path, [{"messages": [USER, {"role": "assistant", "tool_calls": []}]}])
+
+
+def call_of(folder: Path, call: dict[str, Any]) -> dict[str, Any]:
+    config = RecordsConfig(path=written(folder, [{"prompt": [USER], "completion": [call]}]))
+    ((record, _),) = read_records(config, DataStatistics("data"), "demonstrations", lambda _: None)
+    (said,) = record.responses[0]
+    assert isinstance(said, dict)
+    return said
 
 
 def test_a_policy_is_asked_for_candidates_with_the_tools(tmp_path: Path) -> None:

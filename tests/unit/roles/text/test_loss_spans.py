@@ -147,6 +147,26 @@ def test_only_the_last_turn_has_marks_and_two_of_them() -> None:
     assert [piece.text for piece in rendered.pieces if piece.trained] == ["<t>", "b"], "as many marks as turns"
 
 
+@pytest.mark.parametrize("thought", ["", "<think>\n\n</think>\n\n"])
+@pytest.mark.parametrize("content", ["", "let me"])
+def test_a_turn_that_calls_tools_is_trained_whole(thought: str, content: str) -> None:
+    """Also without a content, where the template writes it otherwise than at the end of a chat, as Qwen 3's does."""
+    made = words("ChatML")
+    made.chat_template = (
+        HEAD + "{{ '<|im_start|>' + m['role'] + '\n' }}{% if loop.last and m['role'] == 'assistant' %}{{ '"
+        f"{thought}"
+        "' }}{% endif %}{{ m['content'] }}{% for call in m.tool_calls or [] %}{% if m['content'] or not loop.first %}"
+        "{{ '\n' }}{% endif %}{{ '<tool_call>' + call.name + '</tool_call>' }}{% endfor %}{{ '<|im_end|>\n' }}"
+        "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+    )
+    draw = {"role": "assistant", "content": content, "tool_calls": [{"name": "draw"}, {"name": "ink"}]}
+    result = {"role": "tool", "content": "done"}
+    text, spans = assistant_spans(made, [*chat("q"), draw, result, draw, result, *chat("q", "b")[1:]])
+    called = f"{content}\n<tool_call>draw</tool_call>\n<tool_call>ink</tool_call><|im_end|>".lstrip()
+    assert [text[start:end] for start, end in spans] == [called, called, f"{thought}b<|im_end|>"]
+    assert [text[:start].endswith("<|im_start|>assistant\n") for start, _ in spans] == [True] * 3
+
+
 def test_a_template_that_rewrites_what_was_said_is_refused() -> None:
     made: Any = words("ChatML")
     made.chat_template = (
