@@ -6,7 +6,8 @@ gets it: where a policy goes on, it writes none.
     ["1+1=", "2"]          →  ▁ 1 + 1 = | 2
     ["[INST] a", " red"]   →  ▁[ INST ] ▁a | ▁red
 
-Behind one of the tokenizer's added tokens a piece begins as the tokenizer has it there.
+Behind one of the tokenizer's added tokens a piece begins as the tokenizer has it there: with a space, or without the
+white space that the token takes away.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ def piece_tokens(tokenizer: PreTrainedTokenizerBase, samples: Sequence[Sequence[
     """Token ids of each piece of each sample, without special tokens around them."""
     texts = [text for sample in samples for text in sample]
     found = _tokens(tokenizer, texts)
-    for fronts, rows in _inner(tokenizer, samples, found).items() if _puts_a_space(tokenizer) else ():
+    for fronts, rows in _changed(tokenizer, samples, found).items():
         left = rows
         for front in fronts:
             behind = dict(zip(left, _behind(tokenizer, front, [texts[row] for row in left]), strict=True))
@@ -39,15 +40,16 @@ def _puts_a_space(tokenizer: PreTrainedTokenizerBase) -> bool:
     return any(ids not in (None, alone) for front in FRONTS for ids in _behind(tokenizer, front, ["a"]))
 
 
-def _inner(
+def _changed(
     tokenizer: PreTrainedTokenizerBase, samples: Sequence[Sequence[str]], found: Sequence[list[int]]
 ) -> dict[tuple[str, ...], list[int]]:
-    """Rows of the pieces that go on behind others, by what they may be tokenised behind."""
-    added, rows, row = tokenizer.added_tokens_decoder, dict[tuple[str, ...], list[int]](), 0
+    """Rows of the pieces that may have other tokens behind others than alone, by what to tokenise them behind."""
+    added, spaced = tokenizer.added_tokens_decoder, _puts_a_space(tokenizer)
+    rows, row = dict[tuple[str, ...], list[int]](), 0
     for sample in samples:
         last = None
         for _ in sample:
-            if last is not None:
+            if last is not None and (spaced or (last in added and added[last].rstrip)):
                 rows.setdefault((added[last].content,) if last in added else FRONTS, []).append(row)
             last = found[row][-1] if found[row] else last
             row += 1
