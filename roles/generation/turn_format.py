@@ -11,10 +11,13 @@ from transformers import PreTrainedTokenizerBase
 
 from roles.errors import EnvironmentFailed
 from roles.text.messages import Messages
+from roles.text.piece_tokens import piece_tokens
 from roles.text.prompt_tokens import chat_text, prompt_tokens
 
 MARK = "\ue000answer\ue001"
 """Stands for a response in a rendered template; no template contains it or changes it."""
+ORDINARY = "a"
+"""Stands for the end of a response that is no token of its own."""
 
 
 class TurnFormat:
@@ -38,7 +41,8 @@ class TurnFormat:
         response ended; None if a limit cut it.
         """
         if not self.chat:
-            return self._tokens("".join(message["content"] for message in messages))
+            front = ORDINARY if end is None else str(self._tokenizer.decode([end]))
+            return self._behind(front, "".join(message["content"] for message in messages))
         before = [{"role": "user", "content": "?"}, {"role": "assistant", "content": MARK}]
         parts = self._template([*before, *messages]).split(MARK)
         if len(parts) != 2:
@@ -46,7 +50,7 @@ class TurnFormat:
                 "the chat template does not write an assistant's message once and as it is, so no further turn can be "
                 "added to one; use a template that does"
             )
-        tokens = self._tokens(parts[1])
+        tokens = self._behind(ORDINARY, parts[1])
         return tokens[1:] if tokens[:1] == [end] else tokens
 
     def text(self, response: Sequence[int]) -> str:
@@ -61,6 +65,6 @@ class TurnFormat:
                 f"the environment's messages {messages!r} do not go through the chat template: {error}"
             ) from error
 
-    def _tokens(self, text: str) -> list[int]:
-        """Tokens of a text inside a conversation, without special tokens around it."""
-        return prompt_tokens(self._tokenizer, [text], chat=True)[0]
+    def _behind(self, front: str, text: str) -> list[int]:
+        """Tokens of a text that goes on behind `front`."""
+        return piece_tokens(self._tokenizer, [[front, text]])[0][1]

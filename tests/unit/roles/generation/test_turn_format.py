@@ -10,6 +10,7 @@ from transformers import PreTrainedTokenizerFast
 from configs.tiny.inputs import tokenizer
 from roles.errors import EnvironmentFailed
 from roles.generation.turn_format import TurnFormat
+from tests.unit.roles.text.test_piece_tokens import LLAMA2, PHI3, TOKENIZERS, ZEPHYR
 
 CHAT = [{"role": "user", "content": "what is the river"}]
 NEXT = [{"role": "user", "content": "draw"}]
@@ -55,6 +56,27 @@ def test_without_a_template_contents_follow_one_another(words: PreTrainedTokeniz
     assert form.opening([*CHAT, *NEXT])[0] == "what is the riverdraw"
     assert words.decode(form.following(NEXT, words.eos_token_id)) == "draw"
     assert words.decode(form.following([*NEXT, *NEXT], None)) == "drawdraw"
+
+
+@pytest.mark.parametrize("kind", TOKENIZERS)
+@pytest.mark.parametrize("template", [ZEPHYR, LLAMA2, PHI3])
+def test_what_follows_a_response_has_the_tokens_of_the_whole_chat(kind: str, template: str) -> None:
+    words = TOKENIZERS[kind]
+    words.chat_template = template
+    whole: Any = words.apply_chat_template(
+        [*CHAT, {"role": "assistant", "content": "red"}, *NEXT], add_generation_prompt=True, tokenize=False
+    )
+    ids = words(whole, add_special_tokens=False)["input_ids"]
+    (response,) = (place for place, token in enumerate(words.convert_ids_to_tokens(ids)) if token in ("red", "▁red"))
+    assert TurnFormat(words).following(NEXT, None) == ids[response + 1 :]
+
+
+@pytest.mark.parametrize("kind", TOKENIZERS)
+def test_a_text_that_follows_a_response_begins_without_a_space(kind: str) -> None:
+    words = TOKENIZERS[kind]
+    words.chat_template = None
+    (two,) = words.convert_tokens_to_ids(["2"])
+    assert TurnFormat(words).following([{"role": "user", "content": "2"}], None) == [two]
 
 
 def test_a_template_that_does_not_take_turns_is_refused() -> None:
