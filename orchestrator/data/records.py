@@ -99,12 +99,12 @@ def _lacking(form: Format, names: list[str]) -> list[str]:
     return lacking
 
 
-def repeats_prompt(row: Row) -> bool:
-    """Whether both responses of a pair of texts begin with the row's prompt."""
-    prompt = row.get("prompt")
-    if not isinstance(prompt, str) or not prompt:
-        return False
-    return all(isinstance(text, str) and text.startswith(prompt) for text in (row.get("chosen"), row.get("rejected")))
+def repeats_prompt(row: Row) -> bool | None:
+    """Whether both responses of a pair of texts begin with the row's prompt; None for a row that does not tell."""
+    prompt, *responses = [row.get(name) for name in (prompt_name(row) or "prompt", "chosen", "rejected")]
+    if not isinstance(prompt, str) or not prompt or not all(isinstance(text, str) for text in responses):
+        return None
+    return all(str(text).startswith(prompt) for text in responses)
 
 
 # Preferences
@@ -130,9 +130,11 @@ def _compared(row: Row, repeated: bool) -> Record:
         if not isinstance(chosen, str) or not isinstance(rejected, str):
             raise BadRecord("no prompt, and a text beside a chat in `chosen` and `rejected`; write both alike")
         return _ranked(*_common_text(chosen, rejected), (1.0, 0.0))
-    if repeated and isinstance(prompt, str):
-        chosen, rejected = str(chosen)[len(prompt) :], str(rejected)[len(prompt) :]
-    return _ranked(prompt, (chosen, rejected), (1.0, 0.0))
+    repeats = repeats_prompt(row) if repeated else None
+    if repeats is False:
+        raise BadRecord("a response that does not begin with its prompt, as those of most rows do; correct it")
+    size = len(prompt) if repeats else 0
+    return _ranked(prompt, (chosen[size:], rejected[size:]), (1.0, 0.0))
 
 
 def _common(chosen: Messages, rejected: Messages) -> tuple[Messages, tuple[Text, ...]]:

@@ -13,6 +13,7 @@ from typing import TypeVar
 
 from transformers import PreTrainedTokenizerBase
 
+from cluster.counts import counted
 from orchestrator.config.data import RecordsConfig
 from orchestrator.data.dataset_rows import SourceRows, load_sources
 from orchestrator.data.record_values import BadRecord, NothingToLearn
@@ -128,9 +129,13 @@ def _of_source(
         form = format_of(source.rows.column_names, kind, source.where)
     except ValueError as error:
         raise ConfigError(str(error)) from None
-    repeated = form.prompt_may_repeat and all(map(repeats_prompt, source.rows.rows()))
-    if repeated:
+    said = [repeats_prompt(row) for row in source.rows.rows()] if form.prompt_may_repeat else []
+    repeating, others = said.count(True), said.count(False)
+    if repeated := repeating > others:
         statistics.note(f"{source.where}: `chosen` and `rejected` begin with their prompt; it is not read twice")
+    elif repeating:
+        told = f"`chosen` and `rejected` begin with their prompt in {counted(repeating, 'row')}, but not in {others}"
+        statistics.note(f"{source.where}: {told}; they are read as they are, after the prompt")
     for number, row in enumerate(source.rows.rows()):
         try:
             record = _as_configured(form.record(row, repeated), config)

@@ -250,6 +250,44 @@ def test_what_says_nothing_is_left_out_and_counted(tmp_path: Path) -> None:
         read(tmp_path, rows[1:])
 
 
+REPEATING: Rows = [{"prompt": f"{n}?", "chosen": f"{n}? a", "rejected": f"{n}? b"} for n in range(3)]
+READ_ONCE = [[f"{n}?[ {x}<eos>]" for x in "ab"] for n in range(3)]
+
+
+@pytest.mark.parametrize(
+    ("row", "read_as"),
+    [
+        ({"prompt": "q", "chosen": "q a", "rejected": None}, None),
+        ({"prompt": "q", "chosen": ["a"], "rejected": "b"}, None),
+        ({"prompt": "q ", "chosen": "q a", "rejected": "qb"}, None),
+        ({"prompt": "q", "chosen": " a", "rejected": "q b"}, None),
+        ({"prompt": "", "chosen": "q a", "rejected": "q b"}, ["[q a<eos>]", "[q b<eos>]"]),
+        ({"prompt": None, "chosen": "q a", "rejected": "q b"}, None),
+        ({"prompt": "q", "chosen": [BLUE], "rejected": [RED]}, PAIR),
+        ({"prompt": "q", "messages": [USER], "chosen": "qa", "rejected": "qb"}, [f"{CHAT}[q{x}<eos>]" for x in "ab"]),
+    ],
+)
+@pytest.mark.parametrize("kind", ["preferences", "candidates"])
+def test_one_odd_row_does_not_have_the_others_read_their_prompt_twice(
+    kind: RecordKind, row: dict[str, Any], read_as: list[str] | None, tmp_path: Path
+) -> None:
+    """Neither does it lose anything at its beginning."""
+    samples = read(tmp_path, [*REPEATING, row], kind, bad_rows="skip")
+    assert texts(samples) == [*READ_ONCE, *([] if read_as is None else [read_as])]
+    assert "begin with their prompt; it is not read twice" in "\n".join(samples.statistics.lines())
+    if read_as is None:
+        with pytest.raises(ConfigError, match=r"line 4: row 3 has .*data\.bad_rows=skip"):
+            read(tmp_path, [*REPEATING, row], kind)
+
+
+def test_a_row_that_repeats_its_prompt_by_chance_keeps_it(tmp_path: Path) -> None:
+    other = {"prompt": "q", "chosen": " a", "rejected": " b"}
+    samples = read(tmp_path, [REPEATING[0], other])
+    assert texts(samples) == [["0?[0? a<eos>]", "0?[0? b<eos>]"], ["q[ a<eos>]", "q[ b<eos>]"]]
+    assert "begin with their prompt in 1 row, but not in 1; they are read" in "\n".join(samples.statistics.lines())
+    assert texts(read(tmp_path, REPEATING)) == READ_ONCE
+
+
 def test_texts_that_run_together_are_told(tmp_path: Path) -> None:
     row = {"prompt": "Name a colour.", "chosen": "Blue.", "rejected": "I will not."}
     assert "joined without a space, as in ' colour.Blue.'" in "\n".join(read(tmp_path, [row]).statistics.lines())
