@@ -104,6 +104,8 @@ class StepResult:
     """None while only the critic is trained, and if the batch has no trained token."""
     trained: set[int]
     """Of the batch, the rows that every trained role got once in each epoch."""
+    failed: Exception | None = None
+    """What has kept the new weights from the engines. The step is done all the same: actor and critic have learned."""
 
 
 def train_step(
@@ -144,16 +146,26 @@ def train_step(
         learns = warm and taught
         actor_update = start_actor_update(roles.actor, actor_shares, state.ptx, state.kl, config) if learns else None
         wait_all([update for update in (critic_update, actor_update) if update], deadlines.update_s)
-    if warm:  # without an update too: engines that sleep may have dropped their weights
-        with clock("push"):
-            roles.policy.load(roles.actor, version=state.version + 1)
-            state.version += 1
+    actor_stats = actor_update.result(deadlines.update_s)[0] if actor_update else None
+    critic_stats = critic_update.result(deadlines.update_s)[0] if critic_update else None
+    if warm:
+        state.version += 1
         state.kl.update(stats.kl, len(scored))
     state.samples += len(scored)
     state.step += 1
-    actor_stats = actor_update.result(deadlines.update_s)[0] if actor_update else None
-    critic_stats = critic_update.result(deadlines.update_s)[0] if critic_update else None
-    return StepResult(made, scored, experience, stats, critic_stats, actor_stats, trained)
+    failed = push(roles, state.version, clock) if warm else None
+    return StepResult(made, scored, experience, stats, critic_stats, actor_stats, trained, failed)
+
+
+def push(roles: Roles, version: int, clock: Clock) -> Exception | None:
+    """Send the actor's weights to the engines, without an update too: those that sleep may have dropped theirs. Returns
+    what has kept it from that."""
+    try:
+        with clock("push"):
+            roles.policy.load(roles.actor, version=version)
+    except Exception as error:  # of whatever kind; `StepReport.failed` ends the run
+        return error
+    return None
 
 
 def shared_out(

@@ -176,7 +176,7 @@ class Ppo(Stage):
         if result.actor is None and result.critic is None:
             self.report.note(f"step {self.step}: nothing was trained, all {len(scored)} responses are cut and masked")
         work = step_work(self.config, made, scored, self.state.ptx.drawn if self.state.ptx else None)
-        return StepReport(metrics, some, work, samples.line.to_json(), keep)
+        return StepReport(metrics, some, work, samples.line.to_json(), keep, result.failed)
 
     def check_ledger(self) -> None:
         """Every sample of the run was trained on, or dropped for a reason; every prompt was drawn once in each pass."""

@@ -176,6 +176,9 @@ class Run:
                 self.save()
             self.writer.complete()
             raise
+        if told.failed is not None:
+            with self._rescued(f"the end of step {self.stage.step}"):
+                raise told.failed
 
     def _evaluate(self, label: str) -> None:
         with self._rescued(f"evaluation {label}"):
@@ -183,9 +186,8 @@ class Run:
         self._keep_best()
 
     def _keep_best(self) -> None:
-        """Keep the checkpoint of the current step if it is one of the best, and the models if they are the best so far.
-        The checkpoint comes first, so that a run that is killed goes on at this step or later, where the kept models
-        are of its past."""
+        """Keep the checkpoint of the current step if it is one of the best, and then the models if they are the best so
+        far: a run that is killed goes on at this step or later, where the kept models are of its past."""
         stage = self.stage
         if not self._saved and (stage.is_best or stage.step in self._best()):
             self.save()
@@ -282,11 +284,10 @@ class Run:
 
     def _keep_batch(self) -> None:
         """Save the batch of the failed step, so that the reason can be investigated."""
-        if self.stage.batch is None:
-            return
-        file = failed_file(self.config.run_dir, self.stage.step + 1)
-        with self._second(f"the batch of the step that failed could not be written to {file}"):
-            self.report.note(keep_failed(self.stage.batch, file, self.config.deadlines.save_s))
+        if (batch := self.stage.batch) is not None:
+            file = failed_file(self.config.run_dir, self.stage.step + 1)
+            with self._second(f"the batch of the step that failed could not be written to {file}"):
+                self.report.note(keep_failed(batch, file, self.config.deadlines.save_s))
 
     @contextmanager
     def _second(self, what: str) -> Iterator[None]:

@@ -52,6 +52,8 @@ class StepReport:
     """
     keep: Callable[[Path], None] | None = None
     """Writes all of these samples to a file; None: they are not kept."""
+    failed: Exception | None = None
+    """What has failed when the groups had learned. The step counts: it is told and saved, then this ends the run."""
 
 
 class Stage(ABC):

@@ -17,6 +17,7 @@ import orchestrator.groups.spread
 import orchestrator.ppo.stats
 import orchestrator.ppo.step
 from cluster.config import Deadlines
+from cluster.errors import RankFailure
 from orchestrator.config.canary import CanaryConfig
 from orchestrator.config.ppo import PpoConfig
 from orchestrator.config.retraining import RetrainingConfig
@@ -161,6 +162,30 @@ def test_the_order_of_calls(log: list[str]) -> None:
     ]
     assert (state.step, state.version, state.samples) == (1, 4, ROWS)
     assert result.actor is ACTOR and result.critic is CRITIC
+
+
+def test_a_push_that_fails_leaves_the_state_of_a_step_that_is_done(
+    log: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Actor and critic have learned from the batch: without it, nobody could go on from what they are."""
+    monkeypatch.setattr(FixedController, "update", lambda self, kl, samples: log.append(f"KL of {samples} samples"))
+    whole, done, _ = step(log)
+    told = [log.count("KL of 4 samples")]
+    died = RankFailure("rollout rank 0 died")
+    monkeypatch.setattr(Policy, "load", failing(died))
+    result, state, _ = step(log)
+    told.append(log.count("KL of 4 samples"))
+    assert (whole.failed, result.failed, told) == (None, died, [1, 2])
+    assert (state.step, state.version, state.samples) == (done.step, done.version, done.samples) == (1, 4, ROWS)
+    assert (result.actor, result.critic, result.trained) == (whole.actor, whole.critic, whole.trained)
+    assert step_metrics(result) == pytest.approx(step_metrics(whole), nan_ok=True)
+
+
+def failing(error: Exception) -> Any:
+    def fail(*asked: Any, **more: Any) -> None:
+        raise error
+
+    return fail
 
 
 def test_without_a_critic_nobody_asks_for_values(log: list[str]) -> None:

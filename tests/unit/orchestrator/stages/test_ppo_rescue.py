@@ -20,10 +20,12 @@ from cluster.errors import RankFailure, Terminated
 from cluster.runtime.orders import Orders
 from orchestrator.config.canary import CanaryConfig
 from orchestrator.config.evaluation import EvaluationConfig
+from orchestrator.config.ppo import PpoConfig
 from orchestrator.errors import NotFinite, TetrarchError, WeightsDiffer
 from orchestrator.groups import canary
 from orchestrator.run.checkpoint import Checkpoints
 from orchestrator.run.phase_clock import Clock
+from orchestrator.stages.ppo import Ppo
 from roles.config.rollout import RolloutConfig
 from tests.unit.orchestrator.fakes import prompts_of, rollouts_of
 from tests.unit.orchestrator.ppo.test_experience import make_scored
@@ -269,3 +271,32 @@ def test_without_a_grace_nothing_is_saved(make_run: MakeRun, monkeypatch: pytest
     with pytest.raises(Terminated):
         run.all_steps()
     assert run.checkpoints.newest() is None
+
+
+def test_a_step_whose_push_fails_is_told_and_slows_the_actor_down_before_it_is_saved(
+    make_run: MakeRun, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As an uninterrupted run would have done; its batch is not to blame."""
+    run, log = make_run(step=3, version=3)
+    run.config.ppo = PpoConfig.model_validate({"kl": {"budget": {"warn": None, "slow_down": 12}}})
+    sleep(run, True)
+    monkeypatch.setattr(orchestrator.groups.policy, "FREED_S", 0.0)
+    ppo_of(run).batch = make_scored()
+
+    def step(roles: Any, prompts: Any, state: Any, config: Any, clock: Clock, keep: Any) -> Any:
+        keep(make_scored())
+        with clock("update"):
+            state.step, state.version = 4, 4
+        return SimpleNamespace(failed=DEATH)
+
+    monkeypatch.setattr(orchestrator.stages.ppo, "train_step", step)
+    monkeypatch.setattr(Ppo, "_told", lambda ppo, result, *told: replace(kl_of(13.0), failed=result.failed))
+    run.report.step = lambda step, *told: log.append(f"told of step {step}")  # type: ignore[method-assign,assignment]
+    with pytest.raises(RankFailure, match="reward rank 0"):
+        run.all_steps()
+    saved = run.checkpoints.newest()
+    assert (saved.step, saved.state["version"], saved.state["prompts"]) == (4, 4, {"drawn": 1})
+    order = ["told of step 4", "actor.slow_down(0.5,)", "the end of step 4 has failed", "reward ends", "idle?"]
+    assert [line for line in log if line in order] == order
+    assert log.index("idle?") < next(n for n, line in enumerate(log) if "actor.save_state" in line)
+    assert not (Path(run.config.run_dir) / "failed").exists()

@@ -30,7 +30,7 @@ from cluster.runtime.orders import Orders
 from orchestrator.checks.run_folders import check_run_dir
 from orchestrator.config.loading import load_config
 from orchestrator.config.run import RunConfig
-from orchestrator.errors import ConfigError, FileNotWritten, StopTraining, TetrarchError
+from orchestrator.errors import ConfigError, FileNotWritten, RollBack, StopTraining, TetrarchError
 from orchestrator.report.run_files import read_record
 from orchestrator.run.checkpoint import Checkpoint, Checkpoints
 from orchestrator.run.phase_clock import Clock
@@ -121,7 +121,9 @@ class Counting(Stage):
         if self.at == (self.step, "evaluate"):
             with clock("evaluate"):
                 self.meet()
-        return StepReport({"preference/loss": 1 / self.step}, keep=self.keep)
+        failed = self.trouble if self.at == (self.step, "push") else None
+        assert not isinstance(failed, int)
+        return StepReport({"preference/loss": 1 / self.step}, keep=self.keep, failed=failed)
 
     def keep(self, file: Path) -> None:
         """Write the step's samples; the trouble comes in the thread that does."""
@@ -212,6 +214,8 @@ def test_a_whole_run_leaves_metrics_checkpoints_models_and_a_report(
         (OSError(24, "Too many open files"), (3, "experience"), OSError, 2),
         (RankFailure("rollout rank 0 died"), (3, "after"), RankFailure, 3),
         (RankFailure("rollout rank 0 died"), (4, "before_save"), RankFailure, 4),
+        (RankFailure("rollout rank 0 died"), (3, "push"), RankFailure, 3),
+        (OSError(24, "Too many open files"), (3, "push"), OSError, 3),
         (signal.SIGTERM, (3, "experience"), Terminated, 2),
         (signal.SIGTERM, (3, "update"), Terminated, 3),
         (signal.SIGINT, (3, "update"), KeyboardInterrupt, 3),
@@ -233,6 +237,28 @@ def test_what_ends_a_run_early_leaves_the_last_whole_step_and_it_goes_on_from_th
     count(tmp_path, monkeypatch, "newest")
     assert (tmp_path / "model").read_text() == "6"
     assert [line["step"] for line in metrics(tmp_path)] == [1, 2, 3, 4, 5, 6]
+    assert len(list((tmp_path / "samples").iterdir())) == 6
+
+
+def test_a_step_whose_weights_could_not_be_sent_is_heeded_before_it_is_saved(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What an alert says counts, as it would in the resumed run; what `after_step` changes is in the checkpoint."""
+    died = RankFailure("rollout rank 0 died")
+    monkeypatch.setattr(Counting, "after_step", lambda stage, told: setattr(stage.counter, "updates", 7))
+    with pytest.raises(RankFailure):
+        count(tmp_path / "saved", monkeypatch, None, died, (3, "push"))
+    assert (tmp_path / "saved/checkpoints/step-000003/counter").read_text() == "7"
+    told = capsys.readouterr().out
+    assert "the end of step 3 has failed" in told and "step-000003; go on from there with --resume" in told
+
+    def back(stage: Counting, told: StepReport) -> None:
+        raise RollBack("too far", "kl", 3, 2)
+
+    monkeypatch.setattr(Counting, "after_step", back)
+    with pytest.raises(RollBack):
+        count(tmp_path / "back", monkeypatch, None, died, (3, "push"))
+    assert steps_of(tmp_path / "back") == []
 
 
 def test_figures_that_a_rank_does_not_give_cost_no_step(
