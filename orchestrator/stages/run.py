@@ -6,7 +6,7 @@ A configuration and a `Stage` flow in; checkpoints, metrics and reports flow out
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -35,7 +35,7 @@ from orchestrator.stages.profiling import perhaps_profiled
 from orchestrator.stages.run_facts import run_facts
 from orchestrator.stages.stage import Stage, StepReport, Trainable
 from orchestrator.stages.state_writer import StateWriter
-from orchestrator.stages.step_told import all_metrics, rest_of_run, step_part, tell_besides, usage_told
+from orchestrator.stages.step_told import all_metrics, step_part, tell_rest, tell_step, usage_told
 
 REPORTED = ("tensorboard", "html", "sample_every", "trace", "trackers", "trackers_s")
 """Keys of the section `report` that are arguments of `Reporter`."""
@@ -122,7 +122,9 @@ class Run:
         self._keep_best()
         while stage.step < stage.steps and not stage.why_end:
             self.check_lock()
-            self._heed(self._one_step())
+            told = self._one_step()
+            with STARTED.only(stage.trained_ranks) if told.failed else nullcontext():  # others may have died
+                self._heed(told)
             last = stage.step == stage.steps
             if last or self.writer.due(stage.step) or stage.step in self._best():
                 self.save()
@@ -142,9 +144,7 @@ class Run:
         leave_last_models(stage, self.config, self.settings, self.report.note)
         self.report.complete()
         stage.check_ledger()
-        usage = usage_told(stage.cluster.usage, self.report.note)
-        self.report.timeline(rest_of_run(stage.step, usage))
-        self.report.note(f"most host memory in use: {usage.host_peak:.1f} GiB")
+        tell_rest(self.report, stage.step, stage.cluster.usage)
 
     def _one_step(self) -> StepReport:
         clock, step = Clock(self._begin), self.stage.step + 1
@@ -152,8 +152,7 @@ class Run:
             told = self.stage.one_step(clock)
         self.finished, usage = self.stage.state_dict(), usage_told(self.stage.cluster.usage, self.report.note)
         metrics, part = all_metrics(told, clock, usage, self.again), step_part(step, clock, usage)
-        self.report.step(step, metrics, told.samples, told.ledger, told.keep)
-        tell_besides(self.config, self.report, part, metrics)
+        tell_step(self.config, self.report, told, part, metrics)
         return told
 
     def _begin(self, phase: str) -> None:
@@ -260,7 +259,7 @@ class Run:
             self.tried = True
 
     def _save_finished(self, error: BaseException) -> None:
-        trained = [rank for group in self.stage.trained.values() for rank in group.ranks]
+        trained = self.stage.trained_ranks
         with STARTED.only(trained):  # others may have died
             if self.writer.under_way is not None:
                 with self._second(f"checkpoint {self._saved_step} could not be completed"):

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from cluster.ranks.role_group import RoleGroup
+from cluster.ranks.watch import Rank
 from cluster.runtime.ray_cluster import RayCluster
 from orchestrator.report.evaluation_results import SampleRow
 from orchestrator.run.checkpoint import Checkpoint
@@ -78,6 +79,11 @@ class Stage(ABC):
     @abstractmethod
     def trained(self) -> Mapping[str, RoleGroup[Any]]:
         """Role → group of `Trainable` ranks, whose states are in a checkpoint beside the driver's."""
+
+    @property
+    def trained_ranks(self) -> list[Rank]:
+        """The ranks of these groups."""
+        return [rank for group in self.trained.values() for rank in group.ranks]
 
     @abstractmethod
     def state_dict(self) -> dict[str, Any]:

@@ -39,8 +39,11 @@ def all_metrics(told: StepReport, clock: Clock, usage: Usage, again: Recovery) -
     }
 
 
-def tell_besides(config: BaseConfig, report: Reporter, part: PartOfRun, metrics: Mapping[str, float]) -> None:
-    """Send a step that has been reported to who only watches the run: Ray's metrics, and the timeline."""
+def tell_step(
+    config: BaseConfig, report: Reporter, told: StepReport, part: PartOfRun, metrics: Mapping[str, float]
+) -> None:
+    """Report a step, and send it to who only watches the run: Ray's metrics, and the timeline."""
+    report.step(part.step, metrics, told.samples, told.ledger, told.keep)
     if config.report.ray_metrics:
         name = Path(config.run_dir).name
         export_metrics(StepOfRun(name, part.step, part.began, part.ended, part.ranks), metrics, report.note)
@@ -53,7 +56,8 @@ def step_part(step: int, clock: Clock, usage: Usage) -> PartOfRun:
     return PartOfRun(step, clock.began, clock.ended, phases, drained(WAITS), usage.ranks)
 
 
-def rest_of_run(step: int, usage: Usage) -> PartOfRun:
-    """What has happened since the last step."""
-    now = time.time()
-    return PartOfRun(step, now, now, [], drained(WAITS), usage.ranks)
+def tell_rest(report: Reporter, step: int, asked: Callable[[], Usage]) -> None:
+    """Add to the timeline what has happened since the last step, and say what the run has needed."""
+    usage, now = usage_told(asked, report.note), time.time()
+    report.timeline(PartOfRun(step, now, now, [], drained(WAITS), usage.ranks))
+    report.note(f"most host memory in use: {usage.host_peak:.1f} GiB")

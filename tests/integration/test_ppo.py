@@ -336,6 +336,55 @@ def test_ranks_are_killed_and_no_bit_changes(folder: Path, run_dir: Path) -> Non
     assert "Engine restarts" in (run / "report.html").read_text()
 
 
+KILLER = """
+
+plain, MARK, RUN = score, Path({mark!r}), Path({run!r})
+
+
+def score(prompts, responses, **more):
+    scores, done = plain(prompts, responses, **more), RUN / "metrics.jsonl"
+    if done.is_file() and len(done.read_text().splitlines()) == 2:
+        with suppress(FileExistsError):
+            MARK.touch(exist_ok=False)
+            time.sleep(3)  # until the other engine has answered too
+            for engine in range(2):
+                os.kill(int(re.findall(r"pid (\\d+)", (RUN / f"logs/rollout-{{engine}}.log").read_text())[-1]), 9)
+    return scores
+"""
+"""A reward that kills the engines in step 3, between their answers and the push."""
+
+
+@pytest.mark.slow
+def test_a_push_that_fails_for_good_costs_no_step(folder: Path, run_dir: Path) -> None:
+    """One failure of an engine is survived, the second one ends the run with the step in whose push both are found."""
+    run, reward = folder / "unpushed", folder / "killer.py"
+    plain = (ROOT / "configs/tiny/reward.py").read_text()
+    imports = "import os\nimport re\nimport time\nfrom contextlib import suppress\nfrom pathlib import Path\n"
+    first, rest = plain.split("from __future__ import annotations\n")
+    killer = KILLER.format(mark=str(folder / "killed"), run=str(run))
+    reward.write_text(f"{first}from __future__ import annotations\n{imports}{rest}{killer}")
+    function = {"type": "function", "path": str(reward), "workers": 2}
+    words = [*settings(folder), f"run_dir={run}", f"steps={STEPS}", "checkpoint={every: 12, keep: 3}"]
+    words += [f"reward={json.dumps(function)}", "recovery.engine_failures_per_hour=1"]
+    process = start(tetrarch("train", "configs/tiny.yaml", *words))
+    output, _ = process.communicate(timeout=200)
+    assert process.returncode == 1 and re.search(r"rollout rank \d \(node \S+\) died", output), output
+    assert "the end of step 3 has failed" in output and "step-000003; go on from there with --resume" in output, output
+    assert tiny_metrics.learned(run) == tiny_metrics.learned(run_dir)[:3]
+    process = start(tetrarch("train", "configs/tiny.yaml", "--resume", "--", *words))
+    output, _ = process.communicate(timeout=200)
+    assert process.returncode == 0, output
+    told = {one.kind: one.same for one in run_difference(run_dir, run).compared}
+    assert told["metrics"] == told["ledger"] == told["all samples"] == f"the same: {STEPS} steps", told
+    assert told["models"] == "the same: 2 models"
+    for step in (3, STEPS):  # but configuration and hash of the reward
+        manifests = [path / f"checkpoints/step-{step:06d}/manifest.json" for path in (run_dir, run)]
+        first, second = (json.loads(manifest.read_text()) for manifest in manifests)
+        assert first["files"] == second["files"], "weights and moments"
+        others = first["state"].keys() - {"config", "models"}
+        assert {name: first["state"][name] for name in others} == {name: second["state"][name] for name in others}
+
+
 def test_a_run_directory_is_not_overwritten(folder: Path, run_dir: Path) -> None:
     process = start(tetrarch("train", "configs/tiny.yaml", *settings(folder), f"run_dir={run_dir}"))
     output, _ = process.communicate(timeout=120)

@@ -56,6 +56,20 @@ HEALING = (
         FLEET,
     ),
     Fault(
+        "a push that has failed for good does not end the run",
+        "orchestrator/stages/run.py",
+        "if told.failed is not None:",
+        "if False:",
+        "tests/unit/orchestrator/stages/test_run.py",
+    ),
+    Fault(
+        "the KL of weights that a step has not moved slows the actor down",
+        "orchestrator/ppo/kl.py",
+        'if limit is None or "lr/actor" not in metrics:',
+        "if limit is None:",
+        "tests/unit/orchestrator/stages/test_ppo.py",
+    ),
+    Fault(
         "the actor's rank 0 leaves its peers when a push breaks off",
         "roles/transfer/push.py",
         "self._control.complete_gathering()",

@@ -243,12 +243,19 @@ def test_what_ends_a_run_early_leaves_the_last_whole_step_and_it_goes_on_from_th
 def test_a_step_whose_weights_could_not_be_sent_is_heeded_before_it_is_saved(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """What an alert says counts, as it would in the resumed run; what `after_step` changes is in the checkpoint."""
-    died = RankFailure("rollout rank 0 died")
-    monkeypatch.setattr(Counting, "after_step", lambda stage, told: setattr(stage.counter, "updates", 7))
+    """What an alert says counts, as it would in the resumed run; what `after_step` changes is in the checkpoint. An
+    engine that is dead ends no wait for a trained group."""
+    died, counted = RankFailure("rollout rank 0 died"), list[Any]()
+
+    def after(stage: Counting, told: StepReport) -> None:
+        stage.counter.updates = 7
+        counted.append(orchestrator.stages.run.STARTED._only)
+
+    monkeypatch.setattr(Counting, "after_step", after)
     with pytest.raises(RankFailure):
         count(tmp_path / "saved", monkeypatch, None, died, (3, "push"))
     assert (tmp_path / "saved/checkpoints/step-000003/counter").read_text() == "7"
+    assert counted == [None, None, []]
     told = capsys.readouterr().out
     assert "the end of step 3 has failed" in told and "step-000003; go on from there with --resume" in told
 
