@@ -234,7 +234,8 @@ class Actor(TrainedPolicy):
                 importance=importance.sum(),
             )
         if self._extra.kl_estimator:
-            reference = picked(batch.reference_logprobs, batch, rows, device)
+            # A stand-in is compared with itself: its token may be so unlikely that k3 is infinite, and 0 · ∞ is NaN.
+            reference = picked(batch.reference_logprobs, batch, rows, device) if rows else logprobs.detach()
             kl_to_reference = KL_ESTIMATORS[self._extra.kl_estimator](logprobs, reference)
             loss = loss + kl_coefficient * (kl_to_reference * weight).sum()
         if config.entropy_coefficient:
