@@ -57,10 +57,11 @@ def _changed(
 
 
 def _behind(tokenizer: PreTrainedTokenizerBase, front: str, texts: Sequence[str]) -> list[list[int] | None]:
-    """Token ids of each text behind `front`; None where they cannot be told from those of `front`."""
+    """Token ids of each text behind `front`; None where they cannot be told from those of `front`, as where both are
+    one token for an unknown word."""
     head, *whole = _tokens(tokenizer, [front, *(front + text for text in texts)])
     known = bool(head) and tokenizer.unk_token_id not in head
-    return [ids[len(head) :] if known and ids[: len(head)] == head else None for ids in whole]
+    return [ids[len(head) :] if known and ids[: len(head)] == head and ids != head else None for ids in whole]
 
 
 def _tokens(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> list[list[int]]:

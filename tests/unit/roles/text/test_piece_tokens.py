@@ -9,6 +9,7 @@ from transformers import LlamaTokenizer, PreTrainedTokenizerBase, PreTrainedToke
 from configs.tiny.inputs import tokenizer as tiny
 from roles.text.piece_tokens import piece_tokens
 from roles.text.sample_tokens import render_sample, sample_tokens
+from tests.unit.wiring import tiny as by_words
 
 BYTES = [f"<0x{byte:02X}>" for byte in range(256)]
 WORDS = ["▁r", "▁re", "▁red", "re", "red", "▁2", "▁▁"]
@@ -98,3 +99,10 @@ def test_a_tokenizer_that_puts_nothing_before_a_text_is_asked_once() -> None:
     assert found == [tiny()(piece, add_special_tokens=False)["input_ids"] for piece in pieces]
     assert [text for text in asked.texts if len(text) > 2] == pieces
     assert piece_tokens(tiny(), []) == [] and piece_tokens(tiny(), [[]]) == [[]]
+
+
+def test_no_word_is_lost_to_a_token_for_all_unknown_words() -> None:
+    """It stands for an ordinary text, and for that text with a word behind it; the tokenizer does not name it."""
+    words = by_words.tokenizer()
+    assert words.unk_token_id is None and words("a")["input_ids"] == words("aw10")["input_ids"]
+    assert piece_tokens(words, [["w3", "w10 w11", "w25"]]) == [[[3], [10, 11], [25]]]
