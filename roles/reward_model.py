@@ -18,7 +18,7 @@ from roles.batch import Responses, Sequences, TokenRows
 from roles.errors import RewardError
 from roles.models.networks import ValueModel
 from roles.packing import in_rows, pack, right_padded
-from roles.text.answered_chat import answered_chat
+from roles.text.answered_chat import answered_chat, answered_tokens, reads_to_the_end
 from roles.text.messages import plain_tools
 from roles.text.prompt_tokens import prompt_tokens
 from roles.text.tokenizer import load_tokenizer
@@ -92,6 +92,7 @@ class TextBridge:
         self._tokenizer: Any = load_tokenizer(setup.model_path, trust_remote_code=setup.trust_remote_code)
         self._policy: Any = load_tokenizer(policy.path, trust_remote_code=policy.trust_remote_code)
         self._tools = policy.tools
+        self._to_the_end = reads_to_the_end(setup.model_path)
 
     def encode(self, answered: Responses) -> list[list[int]]:
         """Token ids of each row, for the reward model.
@@ -108,8 +109,7 @@ class TextBridge:
         if chat is not None:
             tools = plain_tools(answered.columns[self._tools][row]) if self._tools is not None else ()
             text = answered_chat(self._tokenizer, chat, answered.responses[row], finished=finished, tools=tools)
-            (ids,) = prompt_tokens(self._tokenizer, [text], chat=True)
-            return ids
+            return answered_tokens(self._tokenizer, text, finished=finished, to_the_end=self._to_the_end)
         tokens = answered.token_ids[row, : int(answered.lengths[row])]
         text = self._policy.decode(tokens, skip_special_tokens=True)
         (ids,) = prompt_tokens(self._tokenizer, [text], chat=False)

@@ -20,7 +20,7 @@ from roles.config.rewards import EnsembleReward, MeanScore, ModelReward, OneRewa
 from roles.model_files.conversion import resolve_model
 from roles.packing import right_padded
 from roles.reward_model import MESSAGES, RewardModel
-from roles.text.answered_chat import chat_with_answer
+from roles.text.answered_chat import answered_tokens, chat_with_answer, reads_to_the_end
 from roles.text.messages import TOOLS, plain_tools
 from roles.text.prompt_tokens import prompt_tokens
 from roles.text.tokenizer import load_tokenizer
@@ -31,6 +31,8 @@ class OwnTokens:
     """Texts → the tokens that a reward model reads."""
 
     tokenizer: PreTrainedTokenizerBase
+    to_the_end: bool = False
+    """As `reads_to_the_end` says of its folder."""
 
     def __call__(self, responses: ToScore) -> Sequences:
         """A row with a column `messages` goes through the chat template, with the tools in a column `tools`; otherwise
@@ -45,7 +47,7 @@ class OwnTokens:
         if chat is not None:
             tools = plain_tools(responses.columns[TOOLS][row]) if TOOLS in responses.columns else ()
             text = chat_with_answer(self.tokenizer, chat, response, finished=finished, tools=tools)
-            return prompt_tokens(self.tokenizer, [text], chat=True)[0]
+            return answered_tokens(self.tokenizer, text, finished=finished, to_the_end=self.to_the_end)
         prompt = prompt_tokens(self.tokenizer, [responses.prompts[row]], chat=False)[0]
         said = prompt_tokens(self.tokenizer, [response], chat=True)[0]
         eos = self.tokenizer.eos_token_id
@@ -70,4 +72,4 @@ def _member(config: RewardServingRun, build: Builder[RewardServingRun], role: st
     folder = resolve_model(scorer.model, Path(config.model_cache))
     tokenizer = load_tokenizer(folder, trust_remote_code=scorer.model.trust_remote_code)
     group = build.frozen_group(role, RewardModel, (build.engine_setup(role, folder, scorer), None))
-    return Member(group, OwnTokens(tokenizer))
+    return Member(group, OwnTokens(tokenizer, reads_to_the_end(folder)))

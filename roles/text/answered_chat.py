@@ -4,20 +4,45 @@
   model was trained.
 - An answer that was cut has no end of a turn.
 - A template that has no place for a system message gets it as the beginning of the first user message.
+- Behind the mark that ends a turn, many templates write a line break. `tetrarch reward` and OpenRLHF train without it,
+  and with EOS where there is no mark; others (TRL) train on what the template writes, up to that line break.
 """
 
 from __future__ import annotations
 
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
+from roles.text.json_files import read_json_object
 from roles.text.messages import Messages, Tools, plain_messages
-from roles.text.prompt_tokens import written_chat
+from roles.text.prompt_tokens import prompt_tokens, written_chat
 
 ANSWER = "an answer"
 """An answer that shows what a template writes after one."""
+
+TRAINED_TO_ITS_END = ("score_scale", "value_head_prefix")
+"""Keys of config.json that Tetrarch and OpenRLHF write."""
+
+
+def reads_to_the_end(folder: str | Path) -> bool:
+    """Whether the reward model in `folder` was trained to read a finished answer up to the token that ends it, and not
+    what the template writes behind it."""
+    config = read_json_object(Path(folder) / "config.json")
+    return any(key in config for key in TRAINED_TO_ITS_END)
+
+
+def answered_tokens(tokenizer: PreTrainedTokenizerBase, text: str, *, finished: bool, to_the_end: bool) -> list[int]:
+    """Token ids of a text of `answered_chat`; with `to_the_end`, as `reads_to_the_end` says, those of a finished answer
+    end with the mark of the template or with EOS."""
+    marks = tokenizer.added_tokens_decoder if finished and to_the_end else {}
+    if text.rstrip().endswith(tuple(token.content for token in marks.values())):
+        text = text.rstrip()
+    (ids,) = prompt_tokens(tokenizer, [text], chat=True)
+    ended = not (finished and to_the_end) or ids[-1] in {tokenizer.eos_token_id, *marks}
+    return ids if ended else [*ids, tokenizer.eos_token_id]
 
 
 def answered_chat(

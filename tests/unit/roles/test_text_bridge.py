@@ -14,8 +14,11 @@ from tokenizers.processors import TemplateProcessing
 from configs.tiny.inputs import tokenizer
 from orchestrator.config.data import PromptsConfig
 from orchestrator.data.prompts import Questions, read_questions
+from orchestrator.groups.reward_alone import OwnTokens
 from roles.batch import Rollouts
 from roles.reward_model import PolicyText, TextBridge
+from roles.text.answered_chat import reads_to_the_end
+from roles.text.sample_tokens import render_sample, sample_tokens
 
 TEMPLATE = (
     "{% for m in messages %}[{{ m['role'] }}] {{ m['content'] }}"
@@ -30,11 +33,14 @@ def bridge(tmp_path: Path) -> TextBridge:
     return bridge_of(tmp_path, TEMPLATE)
 
 
-def bridge_of(tmp_path: Path, template: str, tools: str | None = None) -> TextBridge:
+def bridge_of(
+    tmp_path: Path, template: str, tools: str | None = None, config: dict[str, Any] | None = None
+) -> TextBridge:
     tokenizer().save_pretrained(tmp_path / "policy")
     theirs = tokenizer()
     theirs.chat_template = template
     theirs.save_pretrained(tmp_path / "reward")
+    (tmp_path / "reward/config.json").write_text(json.dumps(config or {}))
     setup: Any = SimpleNamespace(model_path=str(tmp_path / "reward"), trust_remote_code=False)
     return TextBridge(setup, PolicyText(str(tmp_path / "policy"), tools=tools))
 
@@ -113,3 +119,33 @@ def test_the_tools_of_a_chat_are_written_too(tmp_path: Path, given: Any, read: s
     asked = questions(tmp_path, {"messages": CHAT[1:], "functions": given}, tools="functions")
     (ids,) = bridge.encode(answered(asked, "hi", True))
     assert tokenizer().decode(ids) == f"{read}[user] hello|[assistant] hi<eos>"
+
+
+BROKEN = TEMPLATE.replace("{{ eos_token }}", "{{ eos_token }}\n")
+NO_MARK = TEMPLATE.replace("eos_token", "'\\n'")
+
+
+@pytest.mark.parametrize("template", [TEMPLATE, BROKEN, NO_MARK])
+@pytest.mark.parametrize("config", [{"score_scale": 1.0}, {"value_head_prefix": "score"}])
+def test_a_reward_model_that_is_trained_here_is_read_at_the_token_that_it_was_trained_at(
+    template: str, config: dict[str, Any], tmp_path: Path
+) -> None:
+    bridge = bridge_of(tmp_path, template, config=config)
+    chat, said = [{"role": "user", "content": "hello"}], [{"role": "assistant", "content": "hi"}]
+    asked = questions(tmp_path, {"messages": chat})
+    (trained,) = sample_tokens(bridge._tokenizer, [render_sample(bridge._tokenizer, chat, said)])
+    assert bridge.encode(answered(asked, "hi", True)) == [trained.token_ids]
+    read = answered(asked, "hi", True)
+    scored = OwnTokens(bridge._tokenizer, reads_to_the_end(tmp_path / "reward"))(read)
+    assert scored.token_ids.tolist() == [trained.token_ids]
+    assert tokenizer().decode(bridge.encode(answered(asked, "hi", False))[0]) == "[user] hello|[assistant] hi"
+
+
+@pytest.mark.parametrize(("template", "end"), [(TEMPLATE, "<eos>"), (BROKEN, "<eos>\n"), (NO_MARK, "\n")])
+def test_another_reward_model_reads_all_that_its_template_writes(template: str, end: str, tmp_path: Path) -> None:
+    bridge = bridge_of(tmp_path, template)
+    asked = questions(tmp_path, {"messages": CHAT[1:]})
+    for finished, behind in ((True, end), (False, "")):
+        rows = answered(asked, "hi", finished)
+        found = [*bridge.encode(rows), *OwnTokens(bridge._tokenizer)(rows).token_ids.tolist()]
+        assert [tokenizer().decode(ids) for ids in found] == [f"[user] hello|[assistant] hi{behind}"] * 2

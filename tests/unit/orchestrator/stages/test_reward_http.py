@@ -187,6 +187,7 @@ def test_every_scorer_that_is_served_alone_can_be_started_again(
     monkeypatch.setattr(reward_alone, "load_tokenizer", lambda *others, **more: Letters())
     members = "{a: {type: model, model: {path: m}}, f: {path: x.py, type: function}}"
     (tmp_path / "r.yaml").write_text(f"run_dir: {tmp_path}\nreward: {{type: ensemble, members: {members}}}")
+    (tmp_path / "config.json").write_text("{}")
     with reward_alone.reward_alone(load_root(RewardServingRun, tmp_path / "r.yaml")) as (reward, recovery):
         assert started == dict.fromkeys(reward.members, True) and recovery.frozen.keys() == reward.members.keys()
         assert not recovery.has_steps
