@@ -97,7 +97,8 @@ class Stage(ABC):
     def one_step(self, clock: Clock) -> StepReport:
         """Train one step. In the clock's phases `update` and `retrain` the groups change: from the first of them on,
         only the whole step can be saved. A later phase `evaluate`, with `step` already increased, may be interrupted
-        without losing the step."""
+        without losing the step. What fails after the update, where all else is known, belongs into
+        `StepReport.failed`."""
 
     @abstractmethod
     def save_models(self) -> None:
