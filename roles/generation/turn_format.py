@@ -12,7 +12,7 @@ from transformers import PreTrainedTokenizerBase
 from roles.errors import EnvironmentFailed
 from roles.text.messages import Messages
 from roles.text.piece_tokens import piece_tokens
-from roles.text.prompt_tokens import chat_text, prompt_tokens
+from roles.text.prompt_tokens import begins_text, chat_text, prompt_tokens
 
 MARK = "\ue000answer\ue001"
 """Stands for a response in a rendered template; no template contains it or changes it."""
@@ -37,8 +37,8 @@ class TurnFormat:
     def following(self, messages: Messages, end: int | None) -> list[int]:
         """Tokens between a response and the policy's next one.
 
-        The template's own end of a response is left out if the policy has generated it. `end`: the token with which the
-        response ended; None if a limit cut it.
+        The template's own end of a response is left out if the policy has generated it, with the white space before
+        it. `end`: the token with which the response ended; None if a limit cut it.
         """
         if not self.chat:
             front = ORDINARY if end is None else str(self._tokenizer.decode([end]))
@@ -51,7 +51,9 @@ class TurnFormat:
                 "added to one; use a template that does"
             )
         tokens = self._behind(ORDINARY, parts[1])
-        return tokens[1:] if tokens[:1] == [end] else tokens
+        if end is not None and begins_text(tokens, [end], self._tokenizer):
+            return tokens[tokens.index(end) + 1 :]
+        return tokens
 
     def text(self, response: Sequence[int]) -> str:
         """A response's text, without special tokens."""

@@ -376,8 +376,8 @@ FAULTS = (
     Fault(
         "the end of a turn is written twice",
         "roles/generation/turn_format.py",
-        "tokens[1:] if tokens[:1] == [end] else tokens",
-        "tokens",
+        "if end is not None and begins_text(tokens, [end], self._tokenizer):",
+        "if False:",
         "tests/unit/roles/generation/test_turn_format.py",
     ),
     Fault(

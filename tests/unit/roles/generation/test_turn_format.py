@@ -41,6 +41,21 @@ def test_an_end_that_the_policy_generated_is_not_written_again(words: PreTrained
     assert form.following(NEXT, words.pad_token_id) == cut, "another end than the template's stays beside it"
 
 
+def test_white_space_before_the_templates_end_is_not_written_behind_the_policys() -> None:
+    """Llama 2's template writes ` content </s>`."""
+    spaced = tokenizer()
+    spaced.chat_template = (
+        "{% for m in messages %}{% if m['role'] == 'user' %}{{ '<user>' + m['content'] + '<assistant>' }}{% else %}"
+        "{{ ' ' + m['content'] + ' ' + eos_token }}{% endif %}{% endfor %}"
+    )
+    form = TurnFormat(spaced)
+    assert spaced.decode(form.following(NEXT, spaced.eos_token_id)) == "<user>draw<assistant>"
+    assert spaced.decode(form.following(NEXT, None)) == " <eos><user>draw<assistant>"
+    later = [{"role": "user", "content": "say <eos>"}]
+    spaced.chat_template = spaced.chat_template.replace(" + ' ' + eos_token", "")
+    assert spaced.decode(form.following(later, spaced.eos_token_id)) == "<user>say <eos><assistant>"
+
+
 def test_two_turns_are_the_tokens_of_the_whole_chat(words: PreTrainedTokenizerFast) -> None:
     form = TurnFormat(words)
     response = words("the old garden", add_special_tokens=False)["input_ids"] + [words.eos_token_id]
