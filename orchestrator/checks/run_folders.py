@@ -30,6 +30,7 @@ from orchestrator.run.resuming import Resume, checkpoint_to_resume
 from orchestrator.run.run_lock import LOCK, check_free
 from orchestrator.timeline.trace_file import TRACE_FILE
 from orchestrator.tracking.trackers import IDS_FILE
+from roles.text.template_date import DAY, keep_day
 
 UNPACKED = ("runtime_resources", "working_dir_files")
 """Path under which Ray unpacks the working directory of a job on each node, for the lifetime of the job."""
@@ -43,12 +44,16 @@ LOGS = "logs"
 
 
 def check_run_dir(config: BaseConfig, resume: Resume) -> Checkpoint | None:
-    """`run_dir` can be written, and holds no other run. The checkpoint that the run goes on from, if it goes on."""
+    """`run_dir` can be written, and holds no other run. The checkpoint that the run goes on from, if it goes on.
+
+    From here on, chat templates write the day of that run as today.
+    """
     folder = Path(config.run_dir)
     check_writable(folder, config.folder_key)
     check_free(folder)
     check_trackers(config.report)
     checkpoint = checkpoint_to_resume(config, resume)
+    keep_day(checkpoint.state.get(DAY) if checkpoint else None)
     if checkpoint is not None:
         return checkpoint
     found = sorted(entry.name for entry in folder.iterdir() if _is_of_a_run(entry)) if folder.is_dir() else []

@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from cluster.runtime.fork_server import Imports
+from roles.text.template_date import kept_day
 
 MODULES = ("roles.actor", "roles.rollout", "deepspeed")
 """Modules to import. Not vLLM: it imports Ray, which reads environment variables that only a worker has."""
@@ -24,6 +25,7 @@ def imports_for(device: str, environment: Mapping[str, str]) -> Imports | None:
 def rank_environment(device: str) -> dict[str, str]:
     """Environment variables of every rank's process."""
     shared = {"TOKENIZERS_PARALLELISM": "false", "VLLM_NO_USAGE_STATS": "1", "HF_HUB_DISABLE_TELEMETRY": "1"}
+    shared |= kept_day()
     if device == "cuda":
         return shared
     # The roles take turns on a machine's cores: a thread that waits actively takes time from the others.

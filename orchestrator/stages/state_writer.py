@@ -25,6 +25,7 @@ from orchestrator.report.reporter import Reporter
 from orchestrator.run.checkpoint import MODELS, Checkpoints, size_gib
 from orchestrator.run.model_contents import Contents, ContentsMeanwhile
 from orchestrator.stages.stage import Trainable
+from roles.text.template_date import kept_day
 
 Hashes = dict[str, str]
 """Path → hash of files."""
@@ -162,7 +163,7 @@ class StateWriter:
 
     def _commit(self, state: dict[str, Any], hashes: Hashes, began: float, more: str) -> Path:
         self.check_lock()
-        state = {**state, "config": self.settings, MODELS: self._contents(state["step"])}
+        state = {**state, "config": self.settings, MODELS: self._contents(state["step"]), **kept_day()}
         with self._on_disk(state):
             path = self.checkpoints.commit(state["step"], state, hashes, self.best())
         if not self.cost_told:

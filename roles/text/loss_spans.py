@@ -19,6 +19,7 @@ from transformers.utils.chat_template_utils import render_jinja_template
 
 from roles.text.messages import Messages, Tools, calls_alone, common_beginning
 from roles.text.prompt_tokens import written_chat
+from roles.text.template_date import dated
 
 Span = tuple[int, int]
 """Begin and end, in characters."""
@@ -43,6 +44,7 @@ def assistant_spans(
             chat_template=template,
             return_assistant_tokens_mask=True,
             **tokenizer.special_tokens_map,
+            **dated(template),
         )
         return texts[0], [(start, end) for start, end in spans[0]]
 

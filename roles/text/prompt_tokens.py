@@ -20,6 +20,7 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from roles.text.messages import Messages, Tools, plain_messages
+from roles.text.template_date import dated
 from roles.text.time_limit import time_limit
 
 PROBE = "a b c"
@@ -60,6 +61,7 @@ def written_chat(tokenizer: PreTrainedTokenizerBase, messages: Messages, tools: 
     """What the template makes of plain messages; `prompt`: up to the beginning of a response. Its own error if it
     refuses them."""
     more: dict[str, Any] = {"tools": list(tools)} if tools else {}
+    more |= dated(tokenizer.chat_template)
     return str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=prompt, **more))
 
 

@@ -25,6 +25,7 @@ from orchestrator.report.reporter import Reporter
 from orchestrator.run.checkpoint import Checkpoints
 from orchestrator.run.model_contents import model_contents
 from roles.batch import Preferences
+from roles.text.template_date import DAY, kept_day
 from tests.unit.orchestrator.checks.door import PAIRS, World, model_folder
 
 
@@ -82,8 +83,26 @@ def begun(world: World) -> None:
     ) as report:
         report.step(1, {"score/mean": 0.5}, ())
     models = {"models": model_contents(world.config), "reference": "1-fingerprint"}
-    state = {"config": settings, "prompts": PromptSource(training, world.config.seed).state_dict(), **models}
+    state = {
+        "config": settings,
+        "prompts": PromptSource(training, world.config.seed).state_dict(),
+        **models,
+        **kept_day(),
+    }
     Checkpoints(run_dir / "checkpoints", keep=2).save(1, state, lambda folder: None)
+
+
+def test_a_template_that_writes_the_day_reads_the_same_prompts_on_another_day(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world.prompts.write_text('{"prompt": [{"role": "user", "content": "hi"}]}\n')
+    template = "{{ strftime_now('%d %b %Y') }} {{ messages[0]['content'] }}"
+    (world.policy / "chat_template.jinja").write_text(template)
+    monkeypatch.setenv(DAY, "2026-01-31")
+    begun(world)
+    for another in ("2026-02-01", ""):  # of the process before it resumes, and none
+        monkeypatch.setenv(DAY, another)
+        assert prepare_train(world.config, "newest").training.texts == ["31 Jan 2026 hi"]
 
 
 def flip(folder: Path) -> None:

@@ -20,6 +20,7 @@ from cluster.runtime.orders import Orders
 from orchestrator.config.loading import load_config
 from orchestrator.run.checkpoint import Checkpoints
 from orchestrator.stages.state_writer import StateWriter
+from roles.text.template_date import DAY
 from tests.unit.orchestrator.stages.test_run import TINY, Answer
 
 
@@ -230,6 +231,12 @@ def test_the_driver_s_part_of_a_checkpoint_has_the_same_deadline(
     monkeypatch.setattr("orchestrator.stages.state_writer.at_most", at_most)
     case.writer.write({"step": 2})
     assert seen == [(9.0, "writing checkpoint 2")] * 2
+
+
+def test_a_checkpoint_has_the_day_that_chat_templates_write(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(DAY, "2026-01-31")
+    case.writer.write({"step": 2})
+    assert case.checkpoints.newest().state[DAY] == "2026-01-31"
 
 
 def test_models_on_a_disk_that_does_not_answer_are_not_waited_for_without_end(
