@@ -17,7 +17,8 @@
 #SBATCH --output=tetrarch-%j.log
 set -euo pipefail
 
-readonly JOIN_S="${JOIN_S:-300}" PORT=6379
+# Of the 300 s between SIGTERM and SIGKILL the training has GRACE_S to end its update and write a checkpoint.
+readonly JOIN_S="${JOIN_S:-300}" GRACE_S=270 PORT=6379
 steps=()
 training=""
 
@@ -90,7 +91,7 @@ wait_for() {
 
 train() {
     local code=0
-    tetrarch train "$@" &
+    tetrarch train "$1" "deadlines.grace_s=$GRACE_S" "${@:2}" &
     training=$!
     wait "$training" || code=$?
     # A signal ends the wait, not the training.

@@ -35,8 +35,8 @@ ANSWER_S = 120.0
 """Seconds to wait for the answer to one request, including an upload."""
 QUIET_S = 120.0
 """Seconds without a line of log after which a connection is replaced by a new one."""
-STOP_S = 60
-"""Seconds that a stopped job has to end by itself; Ray's default of 3 s would kill it while it ends its ranks."""
+STOP_S = 60.0
+"""Least seconds that a stopped job has to end by itself; Ray's default of 3 s would kill it while it ends its ranks."""
 MOST_NODES = 10_000
 CHATTY = ("ray.dashboard.modules.dashboard_sdk", "ray.dashboard.modules.job.sdk", "ray._private.runtime_env.packaging")
 """Ray's modules whose messages on stderr repeat our own."""
@@ -71,9 +71,10 @@ class RayJobs:
             found = list_nodes(self.address, limit=MOST_NODES, timeout=int(CONNECT_S))
         return [as_node(node.node_name, node.resources_total) for node in found if node.state == "ALIVE"]
 
-    def submit(self, name: str, command: Sequence[str], working_dir: Path) -> str:
-        """Upload the working directory and start the command in it, on the head node; the job's id flows out."""
-        environment = {"RAY_JOB_STOP_WAIT_TIME_S": str(STOP_S)}
+    def submit(self, name: str, command: Sequence[str], working_dir: Path, stop_s: float = STOP_S) -> str:
+        """Upload the working directory and start the command in it, on the head node; the job's id flows out. `stop_s`:
+        seconds that it has to end by itself when it is stopped."""
+        environment = {"RAY_JOB_STOP_WAIT_TIME_S": f"{stop_s:.0f}"}
         with self._named_errors():
             try:
                 return self._client.submit_job(
@@ -94,7 +95,7 @@ class RayJobs:
         return JobState(str(info.status.value), info.driver_exit_code, info.message or "")
 
     def stop(self, job: str) -> None:
-        """Ask the job to end: SIGTERM, and SIGKILL after STOP_S seconds."""
+        """Ask the job to end: SIGTERM, and SIGKILL after the `stop_s` of `submit`."""
         with self._named_errors():
             self._client.stop_job(job)
 

@@ -28,7 +28,8 @@ from orchestrator.config.role_needs import RoleNames, role_needs
 from orchestrator.config.secrets import check_overrides
 from orchestrator.errors import ConfigError
 
-STOP_DEADLINE_S = 2.0 * STOP_S
+AFTER_GRACE_S = 30.0
+"""Seconds that a job has to end its ranks after `deadlines.grace_s`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,13 +88,15 @@ def run_job(jobs: RayJobs, config: BaseConfig, submission: Submission) -> int:
     if not (submission.working_dir / "orchestrator" / "__main__.py").is_file():
         _tell(f"{submission.working_dir.resolve()} has no orchestrator/: the nodes must have tetrarch installed")
     _tell(f"uploading {submission.working_dir.resolve()} to {jobs.address} (what .gitignore names stays here)")
-    job = jobs.submit(_name(config), submission.words, submission.working_dir)
+    stop_s = max(STOP_S, config.deadlines.grace_s + AFTER_GRACE_S)
+    job = jobs.submit(_name(config), submission.words, submission.working_dir, stop_s)
     _tell(f"job {job} is submitted; its log follows. Ctrl-C asks whether to stop it", color=typer.colors.GREEN)
-    return follow(jobs, job, ask=_ask if sys.stdin.isatty() else None)
+    return follow(jobs, job, _ask if sys.stdin.isatty() else None, stop_s)
 
 
-def follow(jobs: RayJobs, job: str, ask: Callable[[str], bool] | None) -> int:
-    """The job's exit code; 130 after Ctrl-C. `ask`: asks the user; None where nobody can answer."""
+def follow(jobs: RayJobs, job: str, ask: Callable[[str], bool] | None, stop_s: float = STOP_S) -> int:
+    """The job's exit code; 130 after Ctrl-C. `ask`: asks the user; None where nobody can answer. `stop_s`: as the job
+    was submitted with."""
     follower = Follower(jobs, job, _show, _tell)
     try:
         return _ended(job, follower.until_end())
@@ -104,10 +107,10 @@ def follow(jobs: RayJobs, job: str, ask: Callable[[str], bool] | None) -> int:
     if ask is None or not ask(f"stop the job {job}?"):
         _tell(_left(jobs, job))
         return INTERRUPTED
-    _tell(f"stopping; it has {STOP_S} s to end its ranks (Ctrl-C: do not wait)")
+    _tell(f"stopping; it has {stop_s:.0f} s to end its ranks (Ctrl-C: do not wait)")
     try:
         jobs.stop(job)
-        _ended(job, follower.until_end(STOP_DEADLINE_S))
+        _ended(job, follower.until_end(2 * stop_s))
     except ClusterError as error:
         raise ClusterError(f"{error}\n{_left(jobs, job)}") from error
     except KeyboardInterrupt:

@@ -42,8 +42,9 @@ class Series:
 
     @property
     def usual(self) -> float:
-        """Median of the newest values; NaN before there are enough of them."""
-        return median(self.recent) if len(self.recent) >= START else math.nan
+        """Median of the newest values that are not 0 (steps that had nothing to learn); NaN before there are enough."""
+        known = [value for value in self.recent if value]
+        return median(known) if len(known) >= START else math.nan
 
 
 Judgement = Callable[[float, Series, float], str]

@@ -13,13 +13,17 @@ from orchestrator.config.run import RunConfig
 from orchestrator.display_text import number
 from orchestrator.errors import NotFinite, RollBack
 from orchestrator.report import run_files
-from orchestrator.report.alert_lines import WentBack
+from orchestrator.report.alert_lines import Alert, WentBack
 from orchestrator.report.reporter import Reporter
 from orchestrator.run.checkpoint import Checkpoints
 from orchestrator.run.resuming import BEGINNING
 
 DIVERGED = "roles.errors.Diverged"
 """Module and name of the error of a rank whose loss or gradient is not finite."""
+DIVERGED_MEANS = (
+    "A number that is not finite makes all that is trained on it worthless. Lower the learning rate of the role that "
+    "is named."
+)
 
 
 @dataclass(slots=True)
@@ -56,8 +60,8 @@ class WayBack:
 
     def after(self, error: Exception) -> tuple[int, str] | None:
         """The step to go back to (0: the beginning) and the reason; None if `error` must end the run."""
-        back = error if isinstance(error, RollBack) else self._not_finite(error)
-        if back is None or not self.is_left:
+        back = error if isinstance(error, RollBack) else self.diverged(error)
+        if back is None or not self.is_left or (back is not error and not self._heals):
             return None
         assert self.config.alerts is not None
         checkpoints = Checkpoints(Path(self.config.run_dir) / "checkpoints", self.config.checkpoint.keep)
@@ -73,13 +77,26 @@ class WayBack:
         )
         return step, "\n".join(told)
 
-    def _not_finite(self, error: Exception) -> RollBack | None:
-        """For actor, critic or an engine that has diverged: smaller rates help no other role."""
+    @property
+    def _heals(self) -> bool:
+        """Whether a number that is not finite sends the run back."""
+        return self.config.alerts is not None and self.config.alerts.not_finite.on_alert == "rollback"
+
+    def alert(self, error: Exception) -> Alert | None:
+        """What is told of actor, critic or an engine that has diverged; None for any other error."""
+        seen = self.diverged(error)
+        if seen is None:
+            return None
+        action = "rollback" if self._heals and self.is_left else "stop"
+        return Alert(seen.at, seen.rule, action, str(seen), DIVERGED_MEANS, seen.good)
+
+    def diverged(self, error: Exception) -> RollBack | None:
+        """The way back from actor, critic or an engine that has diverged: smaller rates help no other role."""
         if isinstance(error, RankFailure):
             diverged = error.exception == DIVERGED and {who.role for who in error.blamed} <= {ACTOR, CRITIC}
         else:
             diverged = isinstance(error, NotFinite) and not row_of(error.role).frozen
-        if not diverged or self.config.alerts is None or self.config.alerts.not_finite.on_alert == "stop":
+        if not diverged or self.config.alerts is None:
             return None
         lines = run_files.read_lines(Path(self.config.run_dir) / run_files.METRICS_FILE)
         done = int(lines[-1]["step"]) if lines else 0

@@ -70,6 +70,11 @@ class Alarm:
             self.watch.told.add("gold")
             self._tell(Alert(evaluations[-1].step, "gold", "warn", seen, GOLD.told))
 
+    def after_error(self, error: Exception) -> None:
+        """Tell of a number that is not finite, with which the run ends or goes back."""
+        if (alert := self.back.alert(error)) is not None:
+            self._tell(alert)
+
     def slow_down(self, groups: Sequence[RoleGroup[Any] | None]) -> None:
         """Multiply the learning rates of `groups` as the way back says, if they are not yet; None: there is no such
         group."""
@@ -105,6 +110,9 @@ def alarm_of(config: RunConfig, back: WayBack, report: Reporter) -> Iterator[Ala
     alarm.recall(report)
     try:
         yield alarm
+    except Exception as error:
+        alarm.after_error(error)
+        raise
     finally:
         if webhook:
             webhook.close()

@@ -94,6 +94,7 @@ SAID = {
     "orchestrator/README.md: When something breaks",  # limits of the canary
     "orchestrator/README.md: Alerts",  # limits of the rules
     "docker/README.md: With Ray's own command",  # Ray's grace period
+    "docker/README.md: Time to end",  # grace periods
     "cluster/README.md: What is not modelled",  # of a published row
     "tests/README.md: Make targets",
 }

@@ -168,6 +168,16 @@ def penalty_warnings(config: BaseConfig) -> Iterator[str]:
         )
 
 
+def watch_rules(config: RunConfig) -> Iterator[str]:
+    """The alert `kl` has its bound from the KL budget."""
+    kl = config.alerts.kl if config.alerts else None
+    if kl is not None and kl.on_alert != "warn" and config.ppo.kl.budget.warn is None:
+        yield (
+            f"alerts.kl.on_alert={kl.on_alert} has its bound from ppo.kl.budget.warn, which is null, so it would never "
+            "fire; set that bound, or alerts.kl=null"
+        )
+
+
 def stop_rules(config: RunConfig) -> Iterator[str]:
     """Evaluations need prompts; a stop by the gold score needs a judge and evaluations during training."""
     every, stop = config.evaluation.every, config.evaluation.stop

@@ -39,6 +39,7 @@ RULES: tuple[tuple[type[BaseConfig], Callable[[Any], Iterator[str]]], ...] = (
     (RunConfig, model_rules.adapter_rules),
     (EvaluationRun, reward_rules.ensemble_rules),
     (RunConfig, model_rules.critic_rules),
+    (RunConfig, ppo_rules.watch_rules),
     (RunConfig, ppo_rules.stop_rules),
     (EvaluationRun, evaluation_rules.set_rules),
     (EvaluationRun, evaluation_rules.sampling_rules),

@@ -91,7 +91,7 @@ def test_calls_in_order_and_the_exit_code(job: Job, code: int) -> None:
         f"srun --nodes=1 --ntasks=1 {step} --nodelist=node-a ray start --head --block --port=6379 "
         "--dashboard-host=127.0.0.1",
         f"srun --nodes=2 --ntasks=2 {step} --exclude=node-a ray start --block --address=node-a:6379",
-        "tetrarch train configs/mine.yaml steps=3 or so",
+        "tetrarch train configs/mine.yaml deadlines.grace_s=270 steps=3 or so",
         "RAY_ADDRESS=node-a:6379 RAY_AUTH_MODE=token",
         "600 64",
         "srun ended",

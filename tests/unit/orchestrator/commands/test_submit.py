@@ -68,8 +68,9 @@ class PaperCluster:
     def nodes(self) -> list[Node]:
         return self.having
 
-    def submit(self, name: str, command: Sequence[str], working_dir: Path) -> str:
+    def submit(self, name: str, command: Sequence[str], working_dir: Path, stop_s: float) -> str:
         self.submitted.append((name, list(command), working_dir))
+        self.stop_s = stop_s
         return name
 
     def log(self, job: str) -> Iterator[str]:
@@ -119,6 +120,13 @@ def test_the_job_runs_the_uploaded_code_with_the_same_words(home: Path, paper: P
     assert name.startswith("mine-") and folder == home.resolve()
     assert result.stdout == "step 1\n"
     assert "has no orchestrator/" in result.stderr and f"{name} succeeded" in result.stderr
+
+
+@pytest.mark.parametrize(("words", "stop_s"), [((), 60), (("deadlines.grace_s=600",), 630)])
+def test_a_job_that_is_stopped_has_the_time_that_its_configuration_wants(
+    words: tuple[str, ...], stop_s: float, home: Path, paper: PaperCluster
+) -> None:
+    assert submit(home, *words).exit_code == 0 and paper.stop_s == stop_s
 
 
 LABELLING = """

@@ -127,6 +127,10 @@ def test_several_mistakes_are_one_line_each(file: Path) -> None:
             ["ppo.score.length={type: soft_overlong, longest: 64, buffer: 8}"],
             ["longest=64", "max_response_tokens=16", "longest: 16"],
         ),
+        (
+            ["ppo.kl.budget.warn=null", "alerts.kl.on_alert=stop"],
+            ["alerts.kl.on_alert=stop", "ppo.kl.budget.warn", "alerts.kl=null"],
+        ),
         (["ppo.kl.where=loss"], ["{where: loss, estimator: k1}", "nothing holds the policy", "allow_biased: true"]),
         (["ppo.kl.estimator=k3"], ["{where: reward, estimator: k3}", "use k1"]),
         (["ppo.policy={type: gspo, clip: 1e-3, dual_clip: 3}"], ["ppo.policy.dual_clip=3", "type: gspo"]),

@@ -39,6 +39,7 @@ CASES: dict[str, list[tuple[str, Values, int, Values]]] = {
     "gradient_norm": [
         ("policy/gradient_norm", [1.0, 1.2, 0.8, 1.0, 1.0, 11.0], 6, [9.0, 1.0, 1.0, 1.0, 9.0, 9.0]),
         ("value/gradient_norm", [1.0] * 5 + [11.0], 6, [100.0, 1.0, 100.0]),
+        ("policy/gradient_norm", [0.0] * 6 + [1.0] * 5 + [11.0], 12, [0.0] * 9 + [0.4, 0.0, 0.3, 2.0]),
     ],
     "loss": [("value/loss", [5.0, 0.5, 0.4, 0.3, 0.4, 4.1], 6, [0.4] * 5 + [3.9, 0.4])],
     "logprob_gap": [("engine/logprob_gap_mean", [0.01, 0.06, 0.07, 0.08], 4, [0.06, 0.07, 0.02, 0.06, 0.07])],

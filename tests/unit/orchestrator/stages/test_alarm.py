@@ -5,8 +5,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -256,6 +257,21 @@ def test_a_number_that_is_not_finite_sends_the_run_back(name: str, case: Case) -
     case.train(raised_once(ERRORS[name], 5), "alerts.not_finite.on_alert=rollback")
     assert case.rates == [1.0] * 3 + [0.5] * 5
     assert [(line["rule"], line["at"]) for line in case.lines("alerts")] == [("not_finite", 5)]
+
+
+@pytest.mark.parametrize(("on_alert", "action"), [("rollback", "rollback"), ("stop", "stop")])
+def test_a_number_that_is_not_finite_is_sent_as_each_alert_is(
+    on_alert: str, action: str, case: Case, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sent: list[Any] = []
+    hook = SimpleNamespace(send=sent.append, close=lambda: None)
+    monkeypatch.setattr(orchestrator.stages.alarm, "Webhook", lambda *arguments: hook)
+    settings = [f"alerts.not_finite.on_alert={on_alert}", "alerts.webhook.secret_url=https://example.org/hook"]
+    with suppress(NotFinite):
+        case.train(raised_once(ERRORS["a diverged actor"], 5), *settings)
+    (alert,) = sent
+    assert (alert.rule, alert.step, alert.action) == ("not_finite", 5, action)
+    assert "old_logprobs are not finite" in alert.seen
 
 
 def test_nan_sends_the_run_to_a_step_in_which_the_rules_found_nothing(case: Case) -> None:
