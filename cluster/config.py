@@ -202,6 +202,11 @@ class CpuCosts(ClusterSection):
     """What gloo moves between two processes of a machine, in 10^9 bytes per second."""
     adam_bytes: float = Field(default=30.0, gt=0)
     """Memory traffic of one weight in an optimizer step, its gradient's norm, clip and casts included."""
+    gflops: dict[str, float] = {}
+    """dtype → 10^9 operations per second of all cores in matrix products, as of the run that was fitted; measured when
+    a plan is made for any other dtype."""
+    memory_gb_s: float | None = Field(default=None, gt=0)
+    """Memory traffic of all cores in that run, in 10^9 bytes per second; null: measured when a plan is made."""
 
 
 class Efficiency(ClusterSection):

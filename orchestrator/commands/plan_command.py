@@ -88,7 +88,7 @@ def show_plan(
         report.unused(run, overrides)
         run = on_cluster(run) if cluster else run
         _check_options(name, suggest, calibrate)
-        factors = _factors(calibrate, efficiency)
+        factors = _factors(run, calibrate, efficiency)
         from rich.console import Console
 
         console = Console(record=svg is not None)
@@ -123,14 +123,23 @@ def _check_options(command: str, suggest: bool, calibrate: Path | None) -> None:
             )
 
 
-def _factors(calibrate: Path | None, efficiency: Path | None) -> Efficiency | None:
-    """How much of the published rates is reached: as in a run, or as in a file; None if neither is given."""
-    from orchestrator.planning.calibration import calibrated
+def _factors(config: BaseConfig, calibrate: Path | None, efficiency: Path | None) -> Efficiency | None:
+    """How much of the published rates is reached: as in a run, or as in a file; None if neither is given. ConfigError
+    for those of a run without GPUs in a plan for some."""
+    from orchestrator.planning.calibration import FITTED, calibrated
     from orchestrator.planning.efficiency import load_efficiency
 
     if calibrate is not None and efficiency is not None:
         raise ConfigError("--calibrate and --efficiency both say how fast things are; give one")
-    return calibrated(calibrate) if calibrate else load_efficiency(efficiency) if efficiency else None
+    found = calibrated(calibrate) if calibrate else load_efficiency(efficiency) if efficiency else None
+    if found and found.cpu.gflops and config.device != "cpu":
+        raise ConfigError(
+            f"{calibrate or efficiency} tells how fast a machine without GPUs is, and this plan is for GPUs; calibrate "
+            "on a run with device=cuda"
+        )
+    if calibrate is not None:
+        typer.echo(f"fitted to the steps of {calibrate}; --efficiency {calibrate / FITTED} uses it again", err=True)
+    return found
 
 
 def on_cluster(run: C, jobs: RayJobs | None = None) -> C:

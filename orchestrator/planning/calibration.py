@@ -23,6 +23,7 @@ from orchestrator.planning.efficiency import load_efficiency
 from orchestrator.planning.layout_planner import layout
 from orchestrator.planning.loads import PHASE_NAMES
 from orchestrator.planning.planned_layout import PlannedLayout
+from orchestrator.planning.predicted_step import machine_rates
 
 FITTED = "efficiency.yaml"
 """Name of the file in the `run_dir` of a measured run."""
@@ -43,7 +44,7 @@ def calibrated(run_dir: Path) -> Efficiency:
     """
     steps = _measured(run_dir)
     config = load_config(run_dir / "config.yaml")
-    plain = load_efficiency().model_copy(update=_lengths(steps, config))
+    plain = load_efficiency().model_copy(update=_lengths(steps, config) | _machine(config))
     planned = layout(config, plain)
     predicted = planned.step.phases
     measured = {phase: median(step[f"time/{phase}_s"] for step in steps) for phase in predicted}
@@ -56,6 +57,16 @@ def calibrated(run_dir: Path) -> Efficiency:
     except OSError as error:
         raise ConfigError(f"--calibrate {run_dir}: {run_dir / FITTED} cannot be written: {error.strerror}") from None
     return efficiency
+
+
+def _machine(config: RunConfig) -> dict[str, Any]:
+    """The rates of this machine, for a run without GPUs: a later plan does not measure them anew."""
+    if config.device != "cpu":
+        return {}
+    shipped = load_efficiency()
+    operations, memory = machine_rates(config.dtype, shipped)
+    known = {"gflops": {config.dtype: round(operations / 1e9, 3)}, "memory_gb_s": round(memory / 1e9, 3)}
+    return {"cpu": shipped.cpu.model_copy(update=known)}
 
 
 def _beside(steps: list[dict[str, Any]], planned: PlannedLayout) -> dict[str, float]:

@@ -184,8 +184,15 @@ def card_gib(pool: PoolConfig) -> float:
 def rates_of(pool: PoolConfig, ranks: int, dtype: str, efficiency: Efficiency) -> Rates:
     """The rates of one of `ranks` processes on the cards of a pool, or on the cores of this machine."""
     if pool.gpus_per_node == 0:
-        return cpu_rates(operations_per_s(dtype), memory_per_s(), ranks, efficiency)
+        return cpu_rates(*machine_rates(dtype, efficiency), ranks, efficiency)
     return card_rates(ACCELERATORS[pool.accelerator or UNKNOWN], efficiency)
+
+
+def machine_rates(dtype: str, efficiency: Efficiency) -> tuple[float, float]:
+    """Operations per second, and bytes of memory traffic per second, of a machine without GPUs: those of the run that
+    the factors were fitted to, or of this one now."""
+    known, memory = efficiency.cpu.gflops.get(dtype), efficiency.cpu.memory_gb_s
+    return 1e9 * known if known else operations_per_s(dtype), 1e9 * memory if memory else memory_per_s()
 
 
 def workload(config: RunConfig, efficiency: Efficiency) -> Workload:

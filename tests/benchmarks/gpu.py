@@ -145,6 +145,8 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, help="512 of a response, or 1024 of a sample at most")
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cuda")
     arguments = parser.parse_args()
+    if arguments.device == "cuda" and not torch.cuda.is_available():
+        parser.error("no CUDA device is visible: this measures a GPU (make bench-gpu); --device cpu is for the tests")
     root = arguments.folder or Path(tempfile.mkdtemp())
     folder = models.write(root / arguments.shape, arguments.shape, arguments.device)
     rows, tokens = USUAL[arguments.what]

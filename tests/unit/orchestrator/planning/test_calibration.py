@@ -14,6 +14,7 @@ from cluster.estimate.memory import GIB
 from orchestrator.commands import app as cli
 from orchestrator.config.loading import dump_config, load_config
 from orchestrator.errors import ConfigError
+from orchestrator.planning import predicted_step
 from orchestrator.planning.calibration import calibrated
 from orchestrator.planning.efficiency import load_efficiency
 from orchestrator.planning.layout_planner import layout
@@ -54,6 +55,26 @@ def test_lengths_are_measured_too_and_the_prediction_still_agrees(tmp_path: Path
     assert planned.step.lengths is not None and planned.step.lengths.mean == pytest.approx(512, rel=1e-3)
     assert planned.step.phases == pytest.approx({"generate": 50, "score": 30, "update": 200, "push": 4}, rel=1e-3)
     assert load_efficiency(run / "efficiency.yaml") == fitted
+
+
+def test_without_gpus_the_machine_is_measured_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A busier machine at the time of a later plan changes nothing, and no such file is taken for GPUs."""
+    model = "meta-llama/Meta-Llama-3-8B"
+    change = [f"{role}.model={{path: {model}}}" for role in ("actor", "reward", "critic")]
+    config = load_config(ROOT / "configs/tiny.yaml", change)
+    run = finished_run(tmp_path / "run", [step(1)])
+    (run / "config.yaml").write_text(dump_config(config))
+    fitted = calibrated(run)
+    before = layout(config, fitted).step.phases
+    assert before == pytest.approx({"generate": 50, "score": 30, "update": 200, "push": 4}, rel=1e-2)
+    monkeypatch.setattr(predicted_step, "operations_per_s", lambda dtype: 1.0)
+    monkeypatch.setattr(predicted_step, "memory_per_s", lambda: 1.0)
+    assert layout(config, fitted).step.phases == before
+    monkeypatch.undo()
+    gpus = str(ROOT / "configs/llama3-8b-2x8.yaml")
+    for option in (["--efficiency", str(run / "efficiency.yaml")], ["--calibrate", str(run)]):
+        said = CliRunner().invoke(cli.app, ["plan", gpus, *option])
+        assert said.exit_code == 2 and "calibrate on a run with device=cuda" in " ".join(said.stderr.split())
 
 
 def test_another_limit_cuts_the_responses_elsewhere(tmp_path: Path) -> None:
@@ -152,6 +173,6 @@ def test_the_command_takes_one_source_of_factors(tmp_path: Path) -> None:
     fitted = CliRunner().invoke(cli.app, ["plan", file, "--calibrate", str(run)])
     assert fitted.exit_code == 0 and "responses of 512 tokens): 284" in fitted.output
     again = CliRunner().invoke(cli.app, ["plan", file, "--efficiency", str(run / "efficiency.yaml")])
-    assert again.output == fitted.output
+    assert again.stdout == fitted.stdout and "--efficiency" in fitted.stderr
     both = ["plan", file, "--calibrate", str(run), "--efficiency", str(run / "efficiency.yaml")]
     assert CliRunner().invoke(cli.app, both).exit_code == 2
