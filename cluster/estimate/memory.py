@@ -157,7 +157,7 @@ def host_states(role: RoleSize) -> Account:
         if role.averaged:
             account["mean of the weights (float32)"] = 4 * role.model.parameters / role.ranks
     if role.trained and role.offload_optimizer:
-        account["offloaded gradients (float32)"] = 4 * role.learning / role.ranks
+        account["offloaded gradients (float32)"] = _offloaded_gradients(role)
         account["offloaded optimizer"] = optimizer_bytes(role) / role.ranks
     elif role.trained and role.sleep:
         account["sleeping optimizer"] = _asleep_bytes(role)
@@ -176,8 +176,22 @@ def _asleep_bytes(role: RoleSize) -> float:
     """Bytes of AdamW in pinned host memory, allocated in powers of two: one buffer per state and parameter group."""
     own = role.learning / role.ranks
     groups = math.ceil(own / SUB_GROUP)
-    copy = 4 * own / groups
-    return groups * (optimizer_bytes(role) / role.learning / 4) * 2 ** math.ceil(math.log2(max(copy, 1)))
+    return groups * (optimizer_bytes(role) / role.learning / 4) * _pinned(4 * own / groups)
+
+
+def _offloaded_gradients(role: RoleSize) -> float:
+    """Bytes of gradients on the host. ZeRO-3 adds them up in one pinned buffer, and keeps another one for each
+    parameter group, from which the optimizer reads."""
+    own = role.learning / role.ranks
+    if role.stage != 3:
+        return 4 * own
+    groups = math.ceil(own / SUB_GROUP)
+    return _pinned(4 * own) + groups * _pinned(4 * own / groups)
+
+
+def _pinned(size: float) -> float:
+    """Bytes that torch takes for a buffer of pinned memory: a power of two."""
+    return float(2 ** math.ceil(math.log2(max(size, 1))))
 
 
 def optimizer_bytes(role: RoleSize) -> float:

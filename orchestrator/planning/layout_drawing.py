@@ -241,7 +241,8 @@ def _verdict(layout: PlannedLayout, fix: list[str] | None) -> list[Text]:
     lines = [Text("It does not fit:", style="red bold"), *(Text(f"  {line}") for line in layout.shortages)]
     if fix is None:
         search = ", or look for another layout with --suggest" if len(layout.sizes) > 1 else ""
-        where = f"more GPUs{search}" if layout.gpus else "a larger machine"
+        hosts = all(line.startswith("host ") for line in layout.shortages)
+        where = "a larger machine" if hosts or not layout.gpus else f"more GPUs{search}"
         return [*lines, Text(f"No change of settings makes it fit: give the roles that are short {where}.")]
     return [*lines, Text("The smallest change that makes it fit: " + " ".join(fix), style="bold")]
 

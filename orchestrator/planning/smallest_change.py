@@ -42,17 +42,16 @@ def smallest_change(config: C, layouts: Callable[[C], Sequence[PlannedLayout]]) 
 
 def _changes(config: BaseConfig) -> list[str]:
     """What is tried, in the order in which it is preferred."""
-    few = max(min(section.micro_batch_tokens for section in config.trained.values()) // 4, 1)
-    settings = (
-        "gradient_checkpointing=true",
-        f"micro_batch_tokens={few}",
-        "zero.sleep=true",
-        "zero.offload_optimizer=true",
-    )
-    shares = [f"rollout.engine.gpu_memory_utilization={share}" for share in (0.4, 0.5, 0.6, 0.8)]
-    sampled = isinstance(config, RunConfig)
+    engines, shares = list[str](), list[str]()
+    if isinstance(config, RunConfig):
+        engines = [f"rollout.engine.sleep={level}" for level in (1, 2) if level > config.rollout.engine.sleep]
+        shares = [f"rollout.engine.gpu_memory_utilization={share}" for share in (0.4, 0.5, 0.6, 0.8)]
+    few = [f"{key}.micro_batch_tokens={max(of.micro_batch_tokens // 4, 1)}" for key, of in config.trained.items()]
+    settings = ("zero.sleep=true", "zero.offload_optimizer=true")
     return [
-        *(["rollout.engine.sleep=1"] if sampled else []),
+        *engines,
+        *(f"{key}.gradient_checkpointing=true" for key in config.trained),
+        *few,
         *(f"{key}.{setting}" for setting in settings for key in config.trained),
-        *(shares if sampled else []),
+        *shares,
     ]
