@@ -12,6 +12,7 @@ from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
 
 from roles.config.models import OptimizerConfig, ScheduleConfig, ZeroConfig
+from roles.zero.dead_builds import without_dead_builds
 
 
 def make_optimizer(config: OptimizerConfig, module: nn.Module, zero: ZeroConfig | None = None) -> Any:
@@ -36,11 +37,13 @@ def make_optimizer(config: OptimizerConfig, module: nn.Module, zero: ZeroConfig 
     if zero and zero.offload_optimizer:
         from deepspeed.ops.adam import DeepSpeedCPUAdam
 
-        return DeepSpeedCPUAdam(groups, adamw_mode=True, **options)
+        with without_dead_builds():
+            return DeepSpeedCPUAdam(groups, adamw_mode=True, **options)
     if zero and zero.sleep:
         from deepspeed.ops.adam import FusedAdam  # the only optimizer whose state DeepSpeed moves
 
-        return FusedAdam(groups, adam_w_mode=True, **options)
+        with without_dead_builds():
+            return FusedAdam(groups, adam_w_mode=True, **options)
     return torch.optim.AdamW(groups, fused=True, **options)
 
 
