@@ -2,8 +2,9 @@
 flows out.
 
 The lock is a file that is created only where none is, which also holds on shared file systems. Its holder touches it
-every few seconds. On the holder's own machine the lock is void as soon as the process has ended; elsewhere, once it has
-not been touched for `VOID_S`. All ages are differences between times that the file system itself has given.
+every few seconds. On the holder's own machine the lock is void as soon as the process has ended; elsewhere, or if
+another process seems to have its number, once it has not been touched for `VOID_S`. All ages are differences between
+times that the file system itself has given.
 """
 
 from __future__ import annotations
@@ -36,7 +37,8 @@ LOCK_LOOK_S = 0.5
 READS, READ_AGAIN_S = 5, 1.0
 """How often a lock that cannot be read is read again, and after how many seconds."""
 CLOCK_S = 2.0
-"""By how much the start of a process may seem to change when the machine's clock is set."""
+"""By how much the start of one process may differ between two looks. It differs by more if the machine's clock is set,
+since psutil counts it from the boot."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,16 +61,20 @@ class Holder:
 
     @property
     def here(self) -> bool:
-        """Whether this process can see whether the holder is alive."""
-        return bool(self.place) and self.place == _place()
+        """Whether this process can see whether the holder is alive. Not if a process with its number has started at
+        another time: it is another one, or the clock was set."""
+        if not self.place or self.place != _place():
+            return False
+        try:
+            return abs(psutil.Process(self.pid).create_time() - self.born) < CLOCK_S
+        except (psutil.Error, TypeError, ValueError):
+            return True  # there is no such process
 
     @property
     def alive(self) -> bool:
         """Whether the process of a holder that is here still runs."""
         try:
-            process = psutil.Process(self.pid)
-            same = abs(process.create_time() - self.born) < CLOCK_S
-            return same and process.status() != psutil.STATUS_ZOMBIE
+            return psutil.Process(self.pid).status() != psutil.STATUS_ZOMBIE
         except (psutil.Error, TypeError, ValueError):
             return False
 
@@ -171,14 +177,14 @@ def held(run_dir: Path, answers_s: float = 1800.0) -> Iterator[RunLock]:
 def check_free(run_dir: Path) -> Holder | None:
     """ConfigError if a run holds the lock of `run_dir`. The holder of a void lock, or None if there is none.
 
-    A holder on another machine is waited for: until it touches the lock, or the lock is void.
+    A holder that is not seen from here is waited for: until it touches the lock, or the lock is void.
     """
     file, first = run_dir / LOCK, None
     while (holder := _read(file)) is not None:
-        seen = holder.key, _touched(file)
-        if holder.alive if holder.here else seen != (first or seen):
+        seen, here = (holder.key, _touched(file)), holder.here
+        if holder.alive if here else seen != (first or seen):
             raise ConfigError(f"run_dir={run_dir} is in use by {holder}; wait for it, end it, or choose another folder")
-        if holder.here or (seen[1] is not None and _now(run_dir) - seen[1] > VOID_S):
+        if here or (seen[1] is not None and _now(run_dir) - seen[1] > VOID_S):
             return holder
         first = seen
         time.sleep(LOCK_LOOK_S)
@@ -186,8 +192,8 @@ def check_free(run_dir: Path) -> Holder | None:
 
 
 def seems_held(run_dir: Path) -> bool:
-    """Whether a run holds the lock of `run_dir`, without waiting and without writing: a holder on another machine is
-    judged by this machine's clock."""
+    """Whether a run holds the lock of `run_dir`, without waiting and without writing: a holder that is not seen from
+    here is judged by this machine's clock."""
     file = run_dir / LOCK
     holder, touched = _read(file), _touched(file)
     if holder is None or touched is None:

@@ -13,6 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 import orchestrator.run.run_lock as run_lock
@@ -81,10 +82,34 @@ def test_after_a_kill_on_this_machine_the_folder_is_free_at_once(tmp_path: Path)
     process.wait()
 
 
-def test_another_process_with_the_same_number_is_not_the_holder(tmp_path: Path) -> None:
+def test_another_process_with_the_same_number_is_not_the_holder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(run_lock, "VOID_S", 0.2)
     elsewhere(tmp_path, place=run_lock._place(), pid=os.getpid(), born=1.0)
     with held(tmp_path):
         pass
+
+
+def test_a_set_clock_takes_the_lock_from_no_living_holder(tmp_path: Path) -> None:
+    """A process's start, as psutil tells it, moves with the machine's clock."""
+    born = psutil.Process().create_time() - 60.0
+    elsewhere(tmp_path, place=run_lock._place(), pid=os.getpid(), born=born)
+    over = threading.Event()
+
+    def beat() -> None:
+        while not over.wait(0.002):
+            os.utime(tmp_path / LOCK)
+
+    holder = threading.Thread(target=beat)
+    holder.start()
+    try:
+        assert seems_held(tmp_path)
+        with pytest.raises(ConfigError, match="is in use by pid"):
+            check_free(tmp_path)
+    finally:
+        over.set()
+        holder.join()
 
 
 @pytest.mark.parametrize("lock", ["", "{}", "[1]", '{"host": 1}', "\0"])
@@ -144,7 +169,7 @@ def test_a_run_that_goes_on_touches_its_lock(tmp_path: Path) -> None:
 
 def test_of_many_that_find_a_void_lock_one_gets_it(tmp_path: Path) -> None:
     for _ in range(5):
-        elsewhere(tmp_path, place=run_lock._place(), born=1.0)
+        elsewhere(tmp_path, place=run_lock._place(), pid=2**30, born=1.0)  # a number that no process has
         ready = threading.Barrier(8)
 
         def contend(ready: threading.Barrier = ready) -> RunLock | None:
