@@ -11,11 +11,16 @@ from orchestrator.commands.exit_codes import reported
 from orchestrator.commands.options import ConfigFile, Debug, Overrides
 from orchestrator.config.loading import load_root
 from orchestrator.config.serving import RewardServingRun, ServingRun
+from orchestrator.errors import ConfigError
 
 Alone = Annotated[bool, typer.Option("--reward", help="Serve the reward alone, to score what others generate.")]
 Output = Annotated[
     Path | None,
-    typer.Option(metavar="FILE", help="Where the rows go [default: best-of-n.jsonl in run_dir].", show_default=False),
+    typer.Option(
+        metavar="FILE",
+        help="Where the rows go; the numbers go beside them, as .json [default: best-of-n.jsonl in run_dir].",
+        show_default=False,
+    ),
 ]
 
 
@@ -48,6 +53,9 @@ def best_of_n(config: ConfigFile, overrides: Overrides = None, output: Output = 
     Example: tetrarch best-of-n configs/smoke.yaml serving.responses=16 prompts.heldout.limit=32
     """
     with reported(debug) as report:
+        if output is not None and output.suffix.lower() == ".json":
+            rows = output.with_suffix(".jsonl")
+            raise ConfigError(f"--output {output}: that is where the numbers go that belong to {rows}; use that name")
         run = report.loaded(load_root(ServingRun, config, overrides or ()), overrides)
         from orchestrator.checks.preparation import prepare_best_of_n
 

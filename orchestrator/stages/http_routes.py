@@ -31,7 +31,7 @@ GONE = Refused(499, "the client has gone")
 
 
 def policy_app(
-    desk: Desk, reader: PromptReader, serving: ServingConfig, temperature: float, top_p: float, recovery: Recovery
+    desk: Desk, reader: PromptReader, serving: ServingConfig, recovery: Recovery, *, temperature: float, top_p: float
 ) -> FastAPI:
     """The application. `temperature`, `top_p`: where a request does not say them."""
     gauges = {
@@ -39,7 +39,8 @@ def policy_app(
         "tetrarch_generated_tokens": ("Tokens that have been generated", lambda: desk.generated),
         "tetrarch_weights_version": ("How often the weights have been renewed", lambda: desk.version),
     }
-    app, routes = make_app("Tetrarch", serving, gauges, recovery), Routes(desk, reader, serving, temperature, top_p)
+    app = make_app("Tetrarch", serving, gauges, recovery)
+    routes = Routes(desk, reader, serving, temperature=temperature, top_p=top_p)
     app.get("/", response_class=HTMLResponse)(routes.page)
     app.post("/generate")(routes.generate)
     app.get("/v1/models")(routes.models)
@@ -52,7 +53,7 @@ class Routes:
     """What answers each path."""
 
     def __init__(
-        self, desk: Desk, reader: PromptReader, serving: ServingConfig, temperature: float, top_p: float
+        self, desk: Desk, reader: PromptReader, serving: ServingConfig, *, temperature: float, top_p: float
     ) -> None:
         self._desk, self._reader, self._serving = desk, reader, serving
         self._temperature, self._top_p = temperature, top_p

@@ -70,8 +70,8 @@ def serve(config: ServingRun) -> None:
                 lambda ids: str(tokenizer.decode(ids, skip_special_tokens=True)),
                 config.serving.max_requests,
             )
-            rollout = config.rollout
-            app = policy_app(desk, reader, config.serving, rollout.temperature, rollout.top_p, recovery)
+            sampled = {"temperature": config.rollout.temperature, "top_p": config.rollout.top_p}
+            app = policy_app(desk, reader, config.serving, recovery, **sampled)
             with answering(app, found):
                 typer.echo(f"serving at {url_of(found)} (Ctrl-C ends it)")
                 work_until_told(desk, watch, weights, config.deadlines.grace_s)

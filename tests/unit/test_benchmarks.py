@@ -314,7 +314,7 @@ def test_the_load_on_a_served_policy(shown: Callable[..., list[list[str]]]) -> N
     with (
         working(Desk(EchoEngines(), None, letters.decode, most=64)) as desk,
         listening(serving) as found,
-        answering(policy_app(desk, reader, serving, 1.0, 1.0, Recovery()), found),
+        answering(policy_app(desk, reader, serving, Recovery(), temperature=1.0, top_p=1.0), found),
     ):
         (line,) = shown(serving_load, url_of(found))
     assert line[:3] == ["500", "x", "200;"] and float(line[4]) <= float(line[7])

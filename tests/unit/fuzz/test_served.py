@@ -26,7 +26,7 @@ from tests.unit.orchestrator.stages.served import EchoEngines, Letters, length, 
 def policy() -> Iterator[FastAPI]:
     with working(Desk(EchoEngines(), length, Letters().decode, most=9)) as desk:
         reader = PromptReader(Letters(), 60, 40)  # type: ignore[arg-type]
-        yield policy_app(desk, reader, ServingConfig(), 0.7, 1.0, Recovery())
+        yield policy_app(desk, reader, ServingConfig(), Recovery(), temperature=0.7, top_p=1.0)
 
 
 @pytest.fixture(scope="module")

@@ -184,6 +184,15 @@ def test_serving_starts_what_is_asked_for(file: Path, drive: Drive, arguments: l
         assert calls[-1][1][1:] == (READ, Path(options[1]))
 
 
+def test_the_rows_of_the_best_go_to_no_file_in_which_their_numbers_would_overwrite_them(
+    file: Path, drive: Drive
+) -> None:
+    calls = drive()
+    result = tetrarch("best-of-n", file, "--output", "rows.json")
+    assert result.exit_code == 2 and "that belong to rows.jsonl; use that name" in " ".join(result.output.split())
+    assert not calls
+
+
 # Exit codes and errors
 
 

@@ -23,7 +23,8 @@ LONGEST, RESPONSE = 60, 40
 def client_of(desk: Desk, **serving: Any) -> TestClient:
     reader = PromptReader(Letters(), LONGEST, RESPONSE)  # type: ignore[arg-type]
     return TestClient(
-        policy_app(desk, reader, ServingConfig(**serving), 0.7, 0.8, Recovery()), raise_server_exceptions=False
+        policy_app(desk, reader, ServingConfig(**serving), Recovery(), temperature=0.7, top_p=0.8),
+        raise_server_exceptions=False,
     )
 
 

@@ -6,6 +6,7 @@ import math
 import queue
 import socket
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -16,8 +17,9 @@ import torch
 from cluster.errors import DeadlineExceeded, RankFailure
 from cluster.ranks.failures import Death
 from cluster.ranks.identity import Identity
+from orchestrator.config.loading import load_root
 from orchestrator.config.recovery import RecoveryConfig
-from orchestrator.config.serving import ServingConfig
+from orchestrator.config.serving import ServingConfig, ServingRun
 from orchestrator.errors import ConfigError, RewardRestarted
 from orchestrator.groups.recovery import Recovery
 from orchestrator.stages import serving
@@ -190,6 +192,25 @@ def test_a_port_in_use_is_told_before_anything_starts() -> None:
     assert "serving.host=192.0.2.1" in _refusal(host="192.0.2.1")
     with listening(ServingConfig(port=0)) as found:
         assert url_of(found) == f"http://127.0.0.1:{found.getsockname()[1]}"
+
+
+def test_what_a_request_does_not_say_is_as_the_rollout_samples(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = dict[str, float]()
+
+    def policy_app(*others: Any, **sampled: float) -> None:
+        made.update(sampled)
+
+    models = SimpleNamespace(actor=tmp_path, tokenizer=Letters())
+    roles = SimpleNamespace(policy=SimpleNamespace(recovery=Recovery()), reward=SimpleNamespace(members={}))
+    monkeypatch.setattr(serving, "policy_to_serve", lambda config: models)
+    monkeypatch.setattr(serving, "serving_roles", lambda *others: nullcontext(roles))
+    monkeypatch.setattr(serving, "answering", lambda *others: nullcontext())
+    monkeypatch.setattr(serving, "work_until_told", lambda *others: None)
+    monkeypatch.setattr(serving, "ORDERS", SimpleNamespace(listen=lambda: None))
+    monkeypatch.setattr(serving, "policy_app", policy_app)
+    own = [f"run_dir={tmp_path}", "serving.port=0", "rollout.temperature=0.7", "rollout.top_p=0.8"]
+    serving.serve(load_root(ServingRun, Path("configs/tiny.yaml"), own))
+    assert made == {"temperature": 0.7, "top_p": 0.8}
 
 
 def test_the_watch_tells_new_weights_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -44,7 +44,7 @@ def test_the_page_ranks_the_answers_and_tells_what_is_wrong(tmp_path: Path) -> N
     with (
         working(Desk(EchoEngines(), length, letters.decode, most=3)) as desk,
         listening(serving) as found,
-        answering(policy_app(desk, reader, serving, 1.0, 1.0, Recovery()), found),
+        answering(policy_app(desk, reader, serving, Recovery(), temperature=1.0, top_p=1.0), found),
         browser(tmp_path) as page,
     ):
         page.open(url_of(found), "document.getElementById('form')")
