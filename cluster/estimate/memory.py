@@ -190,7 +190,7 @@ def _offloaded_gradients(role: RoleSize) -> float:
 
 
 def _pinned(size: float) -> float:
-    """Bytes that torch takes for a buffer of pinned memory: a power of two."""
+    """Bytes that torch takes for a buffer of pinned memory: a power of two (read in its source, not seen on a card)."""
     return float(2 ** math.ceil(math.log2(max(size, 1))))
 
 

@@ -44,7 +44,8 @@ def calibrated(run_dir: Path) -> Efficiency:
     """
     steps = _measured(run_dir)
     config = load_config(run_dir / "config.yaml")
-    plain = load_efficiency().model_copy(update=_lengths(steps, config) | _machine(config))
+    shipped = load_efficiency()
+    plain = shipped.model_copy(update=_lengths(steps, config) | _machine(config, shipped))
     planned = layout(config, plain)
     predicted = planned.step.phases
     measured = {phase: median(step[f"time/{phase}_s"] for step in steps) for phase in predicted}
@@ -59,11 +60,10 @@ def calibrated(run_dir: Path) -> Efficiency:
     return efficiency
 
 
-def _machine(config: RunConfig) -> dict[str, Any]:
+def _machine(config: RunConfig, shipped: Efficiency) -> dict[str, Any]:
     """The rates of this machine, for a run without GPUs: a later plan does not measure them anew."""
     if config.device != "cpu":
         return {}
-    shipped = load_efficiency()
     operations, memory = machine_rates(config.dtype, shipped)
     known = {"gflops": {config.dtype: round(operations / 1e9, 3)}, "memory_gb_s": round(memory / 1e9, 3)}
     return {"cpu": shipped.cpu.model_copy(update=known)}
@@ -96,7 +96,8 @@ def _lengths(steps: list[dict[str, Any]], config: RunConfig) -> dict[str, Any]:
     if all(_measures(step.get(key)) for step in steps for key in keys):
         found["prompt_share"] = share(keys[0], config.longest_sample - config.longest_response)
         quantiles = {part: share(key, config.longest_response) for key, part in LENGTH_QUANTILES.items()}
-        cut = median(step.get(CUT_SHARE, 0.0) for step in steps)
+        said = [step[CUT_SHARE] for step in steps if _measures(step.get(CUT_SHARE))]
+        cut = min(median(said or [0.0]), 1.0)
         found["response_quantiles"] = dict(sorted(({round(1 - cut, 4): 1.0} | quantiles).items())) if cut else quantiles
         found["response_limit"] = config.longest_response
     return found

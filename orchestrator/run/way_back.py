@@ -60,8 +60,8 @@ class WayBack:
 
     def after(self, error: Exception) -> tuple[int, str] | None:
         """The step to go back to (0: the beginning) and the reason; None if `error` must end the run."""
-        back = error if isinstance(error, RollBack) else self.diverged(error)
-        if back is None or not self.is_left or (back is not error and not self._heals):
+        back = error if isinstance(error, RollBack) else self.diverged(error) if self._heals else None
+        if back is None or not self.is_left:
             return None
         assert self.config.alerts is not None
         checkpoints = Checkpoints(Path(self.config.run_dir) / "checkpoints", self.config.checkpoint.keep)

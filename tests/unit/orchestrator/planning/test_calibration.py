@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from cluster.config import BesideCounted
+from cluster.config import BesideCounted, CpuCosts
 from cluster.estimate.memory import GIB
 from orchestrator.commands import app as cli
 from orchestrator.config.loading import dump_config, load_config
@@ -75,6 +75,23 @@ def test_without_gpus_the_machine_is_measured_once(tmp_path: Path, monkeypatch: 
     for option in (["--efficiency", str(run / "efficiency.yaml")], ["--calibrate", str(run)]):
         said = CliRunner().invoke(cli.app, ["plan", gpus, *option])
         assert said.exit_code == 2 and "calibrate on a run with device=cuda" in " ".join(said.stderr.split())
+
+
+def test_the_rates_of_a_machine_are_those_that_are_known_or_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(predicted_step, "operations_per_s", lambda dtype: 1.0)
+    monkeypatch.setattr(predicted_step, "memory_per_s", lambda: 2.0)
+    plain = load_efficiency()
+    known = plain.model_copy(update={"cpu": CpuCosts(gflops={"float32": 3}, memory_gb_s=7)})
+    assert predicted_step.machine_rates("float32", plain) == (1.0, 2.0)
+    assert predicted_step.machine_rates("float32", known) == (3e9, 7e9)
+    assert predicted_step.machine_rates("bfloat16", known) == (1.0, 7e9)
+
+
+@pytest.mark.parametrize("cut", [None, -1.0, 7.0, "half"])
+def test_a_share_of_cut_responses_that_is_none_does_not_break_it(tmp_path: Path, cut: Any) -> None:
+    told: dict[str, Any] = {f"response/length_{key}": 100.0 for key in ("p50", "p90", "p99", "max")}
+    row = {**step(1), **told, "prompt/length_mean": 256.0, "response/truncated_fraction": cut}
+    assert calibrated(finished_run(tmp_path / "run", [row] * 3)).response_limit == 1024
 
 
 def test_another_limit_cuts_the_responses_elsewhere(tmp_path: Path) -> None:

@@ -250,6 +250,7 @@ def test_hosts_hold_what_leaves_the_cards() -> None:
     )
     small = load_config(SEVENTY_B, ["placement.pool.host_memory_gib=500"])
     assert any("host of node 0" in line for line in layout(small).shortages)
+    assert "give the roles that are short a larger machine" in " ".join(text_of(layout(small)).split())
 
 
 def test_a_reward_model_that_is_not_there_yet_is_assumed_and_said() -> None:

@@ -9,7 +9,9 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -91,25 +93,32 @@ def test_another_process_with_the_same_number_is_not_the_holder(
         pass
 
 
-def test_a_set_clock_takes_the_lock_from_no_living_holder(tmp_path: Path) -> None:
-    """A process's start, as psutil tells it, moves with the machine's clock."""
-    born = psutil.Process().create_time() - 60.0
-    elsewhere(tmp_path, place=run_lock._place(), pid=os.getpid(), born=born)
+@contextmanager
+def touched(folder: Path, every_s: float) -> Iterator[None]:
+    """Context in which somebody touches the lock again and again."""
     over = threading.Event()
 
     def beat() -> None:
-        while not over.wait(0.002):
-            os.utime(tmp_path / LOCK)
+        while not over.wait(every_s):
+            os.utime(folder / LOCK)
 
     holder = threading.Thread(target=beat)
     holder.start()
     try:
-        assert seems_held(tmp_path)
-        with pytest.raises(ConfigError, match="is in use by pid"):
-            check_free(tmp_path)
+        yield
     finally:
         over.set()
         holder.join()
+
+
+def test_a_set_clock_takes_the_lock_from_no_living_holder(tmp_path: Path) -> None:
+    """A process's start, as psutil tells it, moves with the machine's clock."""
+    born = psutil.Process().create_time() - 60.0
+    elsewhere(tmp_path, place=run_lock._place(), pid=os.getpid(), born=born)
+    with touched(tmp_path, 0.002):
+        assert seems_held(tmp_path)
+        with pytest.raises(ConfigError, match="is in use by pid"):
+            check_free(tmp_path)
 
 
 @pytest.mark.parametrize("lock", ["", "{}", "[1]", '{"host": 1}', "\0"])
@@ -126,18 +135,11 @@ def test_a_holder_elsewhere_is_waited_for_until_it_moves_or_its_lock_is_void(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     elsewhere(tmp_path)
-    refused = threading.Event()
-
-    def beat() -> None:
-        while not refused.wait(0.02):
-            os.utime(tmp_path / LOCK)
-
-    beats = threading.Thread(target=beat)
-    beats.start()
-    with pytest.raises(ConfigError, match="in use by pid 11 on node-7, since noon"):
+    with (
+        touched(tmp_path, 0.02),
+        pytest.raises(ConfigError, match="in use by pid 11 on node-7, since noon"),
+    ):
         RunLock(tmp_path).take()
-    refused.set()
-    beats.join()
     monkeypatch.setattr(run_lock, "VOID_S", 0.2)
     began = time.monotonic()
     with held(tmp_path):
