@@ -23,6 +23,7 @@ from orchestrator.config.advantages import (
     ReMax,
     Rloo,
 )
+from orchestrator.ppo.moments import Moments
 
 EPSILON = 1e-8
 """Added to the variance in `whiten`, as in OpenAI's and OpenRLHF's code."""
@@ -72,24 +73,26 @@ def gae(
 
 
 def whiten(x: Tensor, mask: Tensor, shift_mean: bool = True) -> Tensor:
-    """(x - mean) / √(variance + 1e-8) over all True positions of the mask, with the **biased** variance (divided by n).
+    """`whitened` by the moments of `x` itself, over all True positions of the mask."""
+    return whitened(x, mask, Moments.where(x, mask), shift_mean)
 
-    One valid position gives 0, not NaN. Call it on the global batch, never on a micro-batch or a rank's shard.
+
+def whitened(x: Tensor, mask: Tensor, over: Moments, shift_mean: bool = True) -> Tensor:
+    """(x - mean) / √(variance + 1e-8), with the **biased** variance (divided by n).
+
+    One number gives 0, not NaN.
 
     Args:
         x: float `[batch, time]`.
         mask: bool `[batch, time]`.
+        over: moments of the numbers of the global batch, never of a micro-batch or of a rank's shard alone.
         shift_mean: False adds the mean again: only the scale changes.
 
     Returns:
         `[batch, time]`, 0 where the mask is False.
     """
-    wide = x.double()  # in float32 the mean's rounding error would become an advantage where all numbers are equal
-    count = mask.sum().clamp(min=1)
-    mean = torch.where(mask, wide, 0.0).sum() / count
-    centred = torch.where(mask, wide - mean, 0.0)
-    scaled = centred * (centred.square().sum() / count + EPSILON).rsqrt()
-    return (scaled if shift_mean else torch.where(mask, scaled + mean, 0.0)).to(x.dtype)
+    scaled = torch.where(mask, x.double() - over.mean, 0.0) * (over.variance + EPSILON) ** -0.5
+    return (scaled if shift_mean else torch.where(mask, scaled + over.mean, 0.0)).to(x.dtype)
 
 
 def reinforce_plus_plus(rewards: Tensor, mask: Tensor, gamma: float) -> Tensor:

@@ -1,9 +1,12 @@
-"""Experience: scored rollouts → rewards → advantages → training data of actor and critic. Pure; on the whole batch."""
+"""Experience: scored rollouts → rewards → advantages → training data of actor and critic. Pure.
+
+Each function is for some rows of a batch; what needs all of them (whitening) flows in as moments.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import dataclass, field, replace
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -13,9 +16,9 @@ from orchestrator.config.advantages import Estimator
 from orchestrator.config.ppo import PpoConfig
 from orchestrator.config.scores import BootstrapTruncated, MaskTruncated
 from orchestrator.errors import NotFinite
-from orchestrator.ppo.advantages import ESTIMATORS, whiten
-from orchestrator.ppo.scores import RunningScale
-from orchestrator.ppo.stats import ExperienceStats, experience_stats
+from orchestrator.ppo.advantages import ESTIMATORS, whitened
+from orchestrator.ppo.moments import Moments
+from orchestrator.ppo.scores import RunningScale, shape_turns
 from roles.batch import Scored
 from roles.config.losses import NoCorrection
 from roles.losses.kl_estimators import KL_ESTIMATORS
@@ -31,18 +34,39 @@ class Experience:
     """Training data of the critic; not used without a critic."""
 
 
-def to_experience(
-    scored: Scored,
-    kl_coefficient: float,
-    ppo: PpoConfig,
-    *,
-    responses_per_prompt: int = 1,
-    scores: Tensor | None = None,
-    turns: Tensor | None = None,
-    baselines: Tensor | None = None,
-    value_scale: RunningScale | None = None,
-) -> tuple[Experience, ExperienceStats]:
-    """The training data of a PPO step's whole batch; the responses to a prompt must be neighbours.
+@dataclass(frozen=True, slots=True)
+class Terms:
+    """How the experience of a step is made, for all of its rows."""
+
+    ppo: PpoConfig
+    kl_coefficient: float = 0.0
+    """β of the penalty that is subtracted from the rewards."""
+    responses_per_prompt: int = 1
+    scale: RunningScale = field(default_factory=RunningScale)
+    """Units of the final scores, to which the rewards of turns are brought."""
+    value_scale: RunningScale | None = None
+    """Units of the critic's numbers; None: those of the rewards."""
+
+
+class Estimates(NamedTuple):
+    """What rows are trained with, in units of the rewards and not whitened; float `[batch, time]` each."""
+
+    advantages: Tensor
+    returns: Tensor
+
+
+def rewards_of(scored: Scored, scores: Tensor, terms: Terms) -> Tensor:
+    """Rewards of every generated token, `[batch, time]`, 0 elsewhere. `scores`: float `[batch]`, the final ones
+    (`orchestrator.ppo.scores`): a response's rewards sum to its score minus the KL penalty, and what an environment has
+    paid for a turn, which is part of the score, stays with the turn."""
+    rollouts = scored.rollouts
+    turns = shape_turns(rollouts, terms.ppo, terms.scale)
+    penalty = _kl_penalty(scored, terms.kl_coefficient, terms.ppo)
+    return shape_rewards(scores - turns.sum(1), penalty, rollouts.response_mask) + turns
+
+
+def estimates(scored: Scored, rewards: Tensor, baselines: Tensor | None, over: Moments, terms: Terms) -> Estimates:
+    """Advantages and returns of some rows; the responses to a prompt must be neighbours, and all of them be here.
 
     Truncated responses (`finished` False), by `ppo.truncated.type`: `score` and `penalty` treat them like any other
     (`orchestrator.ppo.scores` decides their score); `mask` excludes them from training, whitening and the counts of
@@ -50,42 +74,22 @@ def to_experience(
     after the last token, so that of the state before it (`values` at its position) is used.
 
     Args:
-        scores: float `[batch]`: final scores in place of the raw ones (`orchestrator.ppo.scores`). A response's rewards
-            sum to its score minus the KL penalty; the rewards of its turns are part of the score.
-        turns: float `[batch, time]`: those rewards in the units of `scores`, in place of the raw ones.
+        scored: its values in units of the rewards.
+        rewards: as of `rewards_of`.
         baselines: float `[batch]`: final score of the greedy response to each row's prompt, if the estimator needs it.
-        value_scale: units of the critic's numbers; None: those of the rewards. The experience has `values` as the
-            critic computed them, and `returns` in units of the rewards.
-
-    Raises:
-        NotFinite: a score, value or log-probability is not finite.
+        over: moments of the trained tokens' rewards of the whole batch, if they are to be whitened.
     """
-    check_finite(scored)
-    rollouts, generated, critics = scored.rollouts, scored.rollouts.response_mask, scored.values
-    if value_scale is not None:
-        scored = replace(scored, values=value_scale.restored(critics))
-    trained, bootstrap = _truncation(scored, ppo)
-    scores = scored.scores if scores is None else scores
-    turns = rollouts.turn_rewards if turns is None else turns
-    rewards = _rewards(scores, turns, _kl_penalty(scored, kl_coefficient, ppo), generated)
-    shaped = whiten(rewards, trained, shift_mean=False) if ppo.whiten_rewards else rewards
+    trained, bootstrap = truncation(scored, terms.ppo)
     advantages, returns = _estimated(
-        ppo.advantage,
-        rewards=shaped,
+        terms.ppo.advantage,
+        rewards=whitened(rewards, trained, over, shift_mean=False) if terms.ppo.whiten_rewards else rewards,
         mask=trained,
         values=scored.values,
         bootstrap=bootstrap,
-        groups=torch.arange(len(scored)) // responses_per_prompt,
+        groups=torch.arange(len(scored)) // terms.responses_per_prompt,
         baselines=baselines,
     )
-    stats = experience_stats(scored, trained, rewards, advantages, returns, responses_per_prompt)
-    advantages = whiten(advantages, trained) if ppo.whitens else advantages
-    return _by_role(scored, trained, advantages, critics, returns, ppo), stats
-
-
-def _rewards(scores: Tensor, turns: Tensor, penalty: Tensor, mask: Tensor) -> Tensor:
-    """What an environment paid stays with its turn; the last token gets the rest of the score."""
-    return shape_rewards(scores - turns.sum(1), penalty, mask) + turns
+    return Estimates(advantages, returns)
 
 
 def _kl_penalty(scored: Scored, kl_coefficient: float, ppo: PpoConfig) -> Tensor:
@@ -97,13 +101,14 @@ def _kl_penalty(scored: Scored, kl_coefficient: float, ppo: PpoConfig) -> Tensor
     return penalty
 
 
-def _by_role(
-    scored: Scored, trained: Tensor, advantages: Tensor, values: Tensor, returns: Tensor, ppo: PpoConfig
+def by_role(
+    scored: Scored, trained: Tensor, advantages: Tensor, returns: Tensor, ppo: PpoConfig, first: int = 0
 ) -> Experience:
-    """Split the batch into the actor's and the critic's training data; both are 0 on tokens that are not `trained`, and
+    """Split rows into the actor's and the critic's training data (`values` as the critic computed them; `first`: the
+    batch's number of the first row); both are 0 on tokens that are not `trained`, and
     numbers that the loss does not read are 0 everywhere: zeros do not travel (`roles.rows.Batch`)."""
     rollouts = scored.rollouts
-    tokens = (rollouts.token_ids, rollouts.lengths, trained, torch.arange(len(scored)))
+    tokens = (rollouts.token_ids, rollouts.lengths, trained, torch.arange(first, first + len(scored)))
 
     def kept(numbers: Tensor) -> Tensor:
         return numbers if trained is rollouts.response_mask else numbers * trained  # they are 0 outside of the mask
@@ -117,7 +122,7 @@ def _by_role(
         reference_logprobs=kept(scored.reference_logprobs) if penalises else unread,
         advantages=advantages,
     )
-    return Experience(actor, CriticExperience(*tokens, values=kept(values), returns=returns))
+    return Experience(actor, CriticExperience(*tokens, values=kept(scored.values), returns=returns))
 
 
 def in_units_of(scale: RunningScale, critic: CriticExperience) -> CriticExperience:
@@ -176,7 +181,7 @@ def last_generated(mask: Tensor) -> Tensor:
     return torch.where(mask, columns, -1).amax(1)
 
 
-def _truncation(scored: Scored, ppo: PpoConfig) -> tuple[Tensor, Tensor | None]:
+def truncation(scored: Scored, ppo: PpoConfig) -> tuple[Tensor, Tensor | None]:
     """Trained tokens, bool `[batch, time]`; value after the last token, float `[batch]` (None: 0)."""
     generated, finished = scored.rollouts.response_mask, scored.rollouts.finished
     match ppo.truncated:
@@ -196,6 +201,17 @@ def made_by() -> dict[str, str]:
 
 def check_finite(scored: Scored) -> None:
     """Raise NotFinite if a score, value or log-probability is not finite."""
+    if wrong := not_finite(scored):
+        raise wrong
+
+
+def not_finite(scored: Scored, first: int = 0, batch: int | None = None) -> NotFinite | None:
+    """The error of a score, value or log-probability that is not finite; None if there is none.
+
+    Args:
+        first: the batch's number of the first row.
+        batch: rows of the batch; None: these are all.
+    """
     for name, role in made_by().items():
         tensor = getattr(scored.rollouts if role == ENGINES else scored, name)
         if not bool(tensor.isfinite().all()):
@@ -205,8 +221,10 @@ def check_finite(scored: Scored) -> None:
                 if ROLES[role].frozen
                 else "it has diverged; lower its learning rate, or resume from an earlier checkpoint"
             )
-            raise NotFinite(
+            return NotFinite(
                 role,
-                f"the {role}'s {name} are not finite in rows {bad[:8]} of the batch ({len(bad)} of {len(scored)}; the "
-                f"first has the prompt {scored.rollouts.prompts[bad[0]][:60]!r}): {fix}",
+                f"the {role}'s {name} are not finite in rows {[first + row for row in bad[:8]]} of the batch "
+                f"({len(bad)} of {batch or len(scored)}; the first has the prompt "
+                f"{scored.rollouts.prompts[bad[0]][:60]!r}): {fix}",
             )
+    return None

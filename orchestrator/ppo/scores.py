@@ -5,6 +5,7 @@ Everything is pure except `RunningScale`, whose state is in every checkpoint; it
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import Any
 
 import torch
@@ -12,37 +13,35 @@ from torch import Tensor
 
 from orchestrator.config.ppo import PpoConfig
 from orchestrator.config.scores import LinearLength, PenaliseTruncated, ScoreConfig, SoftOverlong
+from orchestrator.ppo.moments import Moments
 from roles.batch import Rollouts
 
 SCORE_EPSILON = 1e-8
 
 
 class RunningScale:
-    """Mean and variance of all numbers so far (Chan, Golub and LeVeque 1979, equation 2.1)."""
+    """Mean and variance of all numbers so far."""
 
     def __init__(self) -> None:
-        self._count, self._mean, self._squares = 0, 0.0, 0.0
+        self._seen = Moments()
 
     def update(self, numbers: Tensor) -> None:
         """Add numbers, float `[n]`."""
-        if not len(numbers):
-            return
-        batch = numbers.double()
-        count, mean = len(batch), float(batch.mean())
-        difference, total = mean - self._mean, self._count + count
-        self._squares += float((batch - mean).square().sum()) + difference**2 * self._count * count / total
-        self._mean += difference * count / total
-        self._count = total
+        self.add(Moments.of(numbers))
+
+    def add(self, numbers: Moments) -> None:
+        """Add numbers by their moments."""
+        self._seen += numbers
 
     @property
     def mean(self) -> float:
         """Mean of all numbers; 0 before the first one."""
-        return self._mean
+        return self._seen.mean
 
     @property
     def deviation(self) -> float:
         """Standard deviation (biased); 1 before the first number."""
-        return (self._squares / self._count) ** 0.5 + SCORE_EPSILON if self._count else 1.0
+        return self._seen.variance**0.5 + SCORE_EPSILON if self._seen.count else 1.0
 
     def normalised(self, numbers: Tensor) -> Tensor:
         """(number - mean) / deviation; 0 while all numbers so far are equal."""
@@ -59,11 +58,11 @@ class RunningScale:
 
     def state_dict(self) -> dict[str, Any]:
         """State for a checkpoint, as plain values."""
-        return {"count": self._count, "mean": self._mean, "squares": self._squares}
+        return asdict(self._seen)
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore the values of `state_dict`."""
-        self._count, self._mean, self._squares = int(state["count"]), float(state["mean"]), float(state["squares"])
+        self._seen = Moments(int(state["count"]), float(state["mean"]), float(state["squares"]))
 
 
 def shape_scores(scores: Tensor, rollouts: Rollouts, ppo: PpoConfig, scale: RunningScale) -> Tensor:

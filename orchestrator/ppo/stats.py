@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from typing import Self
 
 import numpy as np
 import torch
@@ -11,6 +12,7 @@ from torch import Tensor
 from orchestrator.errors import TetrarchError
 from orchestrator.known_metrics import STATISTICS
 from orchestrator.metrics import LENGTH_QUANTILES
+from orchestrator.ppo.moments import Moments
 from roles.batch import Scored
 from roles.losses.kl_estimators import k1
 from roles.measured import measured, metric
@@ -66,46 +68,113 @@ class ExperienceStats:
         return measured(self) | dict(zip(LENGTH_QUANTILES, self.response_length_quantiles, strict=True)) | self.named
 
 
-def experience_stats(
-    scored: Scored,
-    trained: Tensor,
-    rewards: Tensor,
-    advantages: Tensor,
-    returns: Tensor,
-    responses_per_prompt: int = 1,
-) -> ExperienceStats:
-    """Statistics of a batch; `trained`, `rewards`, `advantages`, `returns`: `[batch, time]`, as in `to_experience`."""
+@dataclass(frozen=True, slots=True)
+class TokenSums:
+    """What the statistics need of the tokens of some rows; `+` gives that of several."""
+
+    rows: int
+    generated: int
+    """Tokens."""
+    read: int
+    """Tokens of the rows, those of prompts and environments included."""
+    turns: int
+    """Runs of generated tokens."""
+    kl: float
+    """Of all generated tokens, nats."""
+    gap: float
+    """Distances of the engines' log-probabilities from the actor's, of all generated tokens."""
+    widest: float
+    """The largest of them."""
+    rewards: Moments
+    """Of a trained response, before whitening."""
+    advantages: Moments
+    """Of the trained tokens, before whitening."""
+    returns: Moments
+    """Of the trained tokens."""
+    errors: Moments
+    """Returns minus values of the trained tokens."""
+    windows: int
+    """Sequences of four generated tokens."""
+    distinct: int
+    """Those that have not occurred before in the same response."""
+
+    def __add__(self, other: TokenSums) -> TokenSums:
+        both = {f.name: getattr(self, f.name) + getattr(other, f.name) for f in fields(self)}
+        return TokenSums(**both | {"widest": max(self.widest, other.widest)})
+
+
+@dataclass(frozen=True, slots=True)
+class RowFacts:
+    """What the statistics need of each row."""
+
+    generated: Tensor
+    """int64 `[batch]`: tokens of the response that were generated."""
+    finished: Tensor
+    """bool `[batch]`."""
+    scores: Tensor
+    """float32 `[batch]`: the raw ones."""
+    disagreement: Tensor
+    """float32 `[batch]`."""
+    named: dict[str, Tensor]
+    """As of `named_numbers`."""
+
+    @classmethod
+    def of(cls, scored: Scored) -> Self:
+        """Those of rows that are at hand."""
+        rollouts, named = scored.rollouts, named_numbers(scored)
+        return cls(rollouts.response_mask.sum(1), rollouts.finished, scored.scores, scored.disagreement, named)
+
+
+def token_sums(scored: Scored, trained: Tensor, rewards: Tensor, advantages: Tensor, returns: Tensor) -> TokenSums:
+    """Those of some rows; `trained`, `rewards`, `advantages`, `returns`: `[batch, time]`."""
     rollouts, generated = scored.rollouts, scored.rollouts.response_mask
     places = _places(generated)
     learned = places if trained is generated else _places(trained)
-    kl = _at(places, k1(scored.old_logprobs, scored.reference_logprobs)).double()
     gap = _at(places, rollouts.rollout_logprobs - scored.old_logprobs).abs().double()
-    advantage, target = _at(learned, advantages).double(), _at(learned, returns).double()
-    scores = scored.scores.double()
-    tokens = generated.sum(1).double()
-    every = len(places)
+    target = _at(learned, returns).double()
+    windows, distinct = distinct_windows(rollouts.token_ids, generated)
+    return TokenSums(
+        rows=len(scored),
+        generated=len(places),
+        read=int(rollouts.lengths.sum()),
+        turns=int((generated[:, 1:] & ~generated[:, :-1]).sum()),
+        kl=float(_at(places, k1(scored.old_logprobs, scored.reference_logprobs)).double().sum()),
+        gap=float(gap.sum()),
+        widest=float(gap.max()),
+        rewards=Moments.of(rewards.sum(1, dtype=torch.float64)[trained.any(1)]),
+        advantages=Moments.where(advantages, trained),
+        returns=Moments.of(target),
+        errors=Moments.of(target - _at(learned, scored.values)),
+        windows=windows,
+        distinct=distinct,
+    )
+
+
+def experience_stats(sums: TokenSums, facts: RowFacts, responses_per_prompt: int = 1) -> ExperienceStats:
+    """Statistics of a batch, whose rows are as `facts` says; the responses to a prompt are neighbours."""
+    scores, tokens = facts.scores.double(), facts.generated.double()
     quantiles = torch.quantile(tokens, torch.tensor(list(LENGTH_QUANTILES.values()), dtype=torch.double))
-    named = {name: (float(x.mean()), float(x.std(correction=0))) for name, x in named_numbers(scored).items()}
+    named = {name: (float(x.mean()), float(x.std(correction=0))) for name, x in facts.named.items()}
     return ExperienceStats(
         named={f"{name}/{part}": x for name, both in named.items() for part, x in zip(STATISTICS, both, strict=True)},
         score_mean=float(scores.mean()),
         score_std=float(scores.std(correction=0)),
         flat_groups=flat_groups(scores.view(-1, responses_per_prompt)) if responses_per_prompt > 1 else None,
-        score_disagreement=float(scored.disagreement.mean()) or None,
-        reward_mean=mean(rewards.sum(1, dtype=torch.float64)[trained.any(1)]),
-        kl=float(kl.sum()) / len(scored),
-        kl_per_token=float(kl.mean()),
-        advantage_mean=mean(advantage),
-        advantage_std=mean((advantage - advantage.mean()).square()) ** 0.5,
-        explained_variance=explained_variance(_at(learned, scored.values).double(), target),
-        response_length_mean=every / len(scored),
+        score_disagreement=float(facts.disagreement.mean()) or None,
+        reward_mean=sums.rewards.mean,
+        kl=sums.kl / sums.rows,
+        kl_per_token=sums.kl / sums.generated,
+        advantage_mean=sums.advantages.mean,
+        advantage_std=sums.advantages.variance**0.5,
+        explained_variance=explained_variance(sums.errors, sums.returns),
+        response_length_mean=sums.generated / sums.rows,
         response_length_quantiles=tuple(quantiles.tolist()),
-        prompt_length_mean=float(rollouts.lengths.sum() - every) / len(scored),
-        turns_mean=float((generated[:, 1:] & ~generated[:, :-1]).sum()) / len(scored),
-        truncated_fraction=float((~rollouts.finished).double().mean()),
-        repeated_fraction=repeated_fraction(rollouts.token_ids, generated),
-        logprob_gap_mean=float(gap.mean()),
-        logprob_gap_max=float(gap.max()),
+        prompt_length_mean=(sums.read - sums.generated) / sums.rows,
+        turns_mean=sums.turns / sums.rows,
+        truncated_fraction=float((~facts.finished).double().mean()),
+        repeated_fraction=1.0 - sums.distinct / sums.windows if sums.windows else 0.0,
+        logprob_gap_mean=sums.gap / sums.generated,
+        logprob_gap_max=sums.widest,
     )
 
 
@@ -133,12 +202,10 @@ def named_numbers(scored: Scored) -> dict[str, Tensor]:
     return {name: torch.tensor([row[name] for row in rows], dtype=torch.float64) for name in names}
 
 
-def explained_variance(values: Tensor, returns: Tensor) -> float:
-    """1 - Var(returns - values) / Var(returns) of two flat tensors; 0 if the returns do not vary."""
-    if not len(returns):
-        return 0.0
-    total = float(returns.var(correction=0))
-    return 1.0 - float((returns - values).var(correction=0)) / total if total > 0 else 0.0
+def explained_variance(errors: Moments, returns: Moments) -> float:
+    """1 - Var(returns - values) / Var(returns), given `errors`, the returns minus the values; 0 if the returns do not
+    vary."""
+    return 1.0 - errors.variance / returns.variance if returns.vary else 0.0
 
 
 def flat_groups(scores: Tensor) -> float:
@@ -147,9 +214,9 @@ def flat_groups(scores: Tensor) -> float:
     return float(torch.isclose(low, high, rtol=1e-5, atol=1e-8).double().mean())
 
 
-def repeated_fraction(token_ids: Tensor, generated: Tensor) -> float:
-    """Share of the sequences of four generated tokens that have occurred before in the same response, as in Welleck et
-    al. (arXiv 1908.04319), of all of the batch; 0 if there is none.
+def distinct_windows(token_ids: Tensor, generated: Tensor) -> tuple[int, int]:
+    """Number of the sequences of four generated tokens, and of those that have not occurred before in the same
+    response, as in Welleck et al. (arXiv 1908.04319).
 
     Args:
         token_ids: int64 `[batch, time]`.
@@ -165,8 +232,4 @@ def repeated_fraction(token_ids: Tensor, generated: Tensor) -> float:
         total += len(windows)
         distinct += int((windows[1:] != windows[:-1]).sum()) + bool(len(windows))
         first += count
-    return 1.0 - distinct / total if total else 0.0
-
-
-def mean(x: Tensor) -> float:
-    return float(x.mean()) if x.numel() else 0.0
+    return total, distinct

@@ -23,11 +23,13 @@ from orchestrator.errors import CheckpointError, NotFinite
 from orchestrator.groups.canary import Canary, with_right_weights
 from orchestrator.groups.scoring import Roles, finish_scoring, start_scoring
 from orchestrator.ppo.dynamic_sampling import Generated, generated, has_spread, refill
-from orchestrator.ppo.experience import Experience, check_finite, in_units_of, to_experience
+from orchestrator.ppo.experience import Experience, Terms, check_finite
 from orchestrator.ppo.kl import KlController
 from orchestrator.ppo.mini_batches import share_out, trained_rows, with_pretraining
-from orchestrator.ppo.scores import RunningScale, shape_scores, shape_turns
-from orchestrator.ppo.stats import ExperienceStats
+from orchestrator.ppo.row_shard import RowShard
+from orchestrator.ppo.scores import RunningScale, shape_scores
+from orchestrator.ppo.shards import OwnShards, make_experience
+from orchestrator.ppo.stats import ExperienceStats, RowFacts
 from orchestrator.run.phase_clock import Clock
 from roles.actor import Actor, ActorStats
 from roles.batch import Prompts, Rollouts, Scored
@@ -235,20 +237,17 @@ def prepare(
         if not bool(greedy_scores.isfinite().all()):
             raise NotFinite(REWARD, "the reward's score of a greedy response is not finite: look at the responses")
         baselines = shape_scores(greedy_scores, greedy, ppo, state.scale).repeat_interleave(each)
-    experience, stats = to_experience(
-        scored,
-        state.kl.coefficient,
-        ppo,
-        responses_per_prompt=each,
+    units = state.value_scale if ppo.value.normalise else None
+    shard = RowShard(scored)
+    stats = make_experience(
+        OwnShards([shard]),
+        RowFacts.of(scored),
+        Terms(ppo, state.kl.coefficient, responses_per_prompt=each, scale=state.scale, value_scale=units),
         scores=shape_scores(scored.scores, scored.rollouts, ppo, state.scale),
-        turns=shape_turns(scored.rollouts, ppo, state.scale),
         baselines=baselines,
-        value_scale=state.value_scale if ppo.value.normalise else None,
+        value_scale=units,
     )
-    if ppo.value.normalise:
-        state.value_scale.update(experience.critic.returns[experience.critic.response_mask])
-        experience = replace(experience, critic=in_units_of(state.value_scale, experience.critic))
-    return experience, stats
+    return shard.experience, stats
 
 
 def begin_if_warm(roles: Roles, state: TrainState, stats: ExperienceStats, config: RunConfig) -> bool:

@@ -288,10 +288,24 @@ FAULTS = (
         STEP,
     ),
     Fault(
+        "advantages whitened shard by shard",
+        "orchestrator/ppo/row_shard.py",
+        "whitened(advantages, trained, over)",
+        "whitened(advantages, trained, Moments.where(advantages, trained))",
+        "tests/unit/orchestrator/ppo/test_shards.py",
+    ),
+    Fault(
+        "rewards whitened by the first shard's",
+        "orchestrator/ppo/shards.py",
+        "over = together(own for own in found if not isinstance(own, NotFinite))",
+        "over = next(own for own in found if not isinstance(own, NotFinite))",
+        "tests/unit/orchestrator/ppo/test_shards.py",
+    ),
+    Fault(
         "normalised values read as plain ones",
-        "orchestrator/ppo/experience.py",
-        "scored = replace(scored, values=value_scale.restored(critics))",
-        "scored = replace(scored, values=critics)",
+        "orchestrator/ppo/row_shard.py",
+        "else scale.restored(self.scored.values)",
+        "else self.scored.values",
         EXPERIENCE,
     ),
     Fault(
@@ -369,8 +383,8 @@ FAULTS = (
     Fault(
         "all that the environment pays is paid at the end",
         "orchestrator/ppo/experience.py",
-        "shape_rewards(scores - turns.sum(1), penalty, mask) + turns",
-        "shape_rewards(scores, penalty, mask)",
+        "shape_rewards(scores - turns.sum(1), penalty, rollouts.response_mask) + turns",
+        "shape_rewards(scores, penalty, rollouts.response_mask)",
         EXPERIENCE,
     ),
     Fault(

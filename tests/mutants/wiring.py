@@ -314,15 +314,15 @@ WIRING = (
     Fault(
         "values never normalised",
         "orchestrator/ppo/step.py",
-        "value_scale=state.value_scale if ppo.value.normalise else None",
-        "value_scale=None",
+        "units = state.value_scale if ppo.value.normalise else None",
+        "units = None",
         CRITIC_KEYS,
     ),
     Fault(
         "groups of two, whatever is said",
         "orchestrator/ppo/step.py",
-        "        responses_per_prompt=each,",
-        "        responses_per_prompt=2,",
+        "responses_per_prompt=each, scale",
+        "responses_per_prompt=2, scale",
         DRIVER_KEYS,
     ),
     Fault(
@@ -342,8 +342,8 @@ WIRING = (
     Fault(
         "rewards never whitened",
         "orchestrator/ppo/experience.py",
-        "shaped = whiten(rewards, trained, shift_mean=False) if ppo.whiten_rewards else rewards",
-        "shaped = rewards",
+        "rewards=whitened(rewards, trained, over, shift_mean=False) if terms.ppo.whiten_rewards else rewards",
+        "rewards=rewards",
         DRIVER_KEYS,
     ),
     Fault(

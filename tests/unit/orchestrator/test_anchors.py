@@ -19,7 +19,7 @@ from torch import Tensor
 
 from orchestrator.config.kl import AdaptiveKl, FixedKl
 from orchestrator.config.ppo import PpoConfig
-from orchestrator.ppo.experience import Experience, to_experience
+from orchestrator.ppo.experience import Experience
 from orchestrator.ppo.kl import KlController, make_controller
 from orchestrator.ppo.mini_batches import optimizer_steps
 from roles.batch import Rollouts, Scored
@@ -28,6 +28,7 @@ from roles.losses.logprobs import token_logprobs
 from roles.losses.means import denominator, masked_mean_weight
 from roles.losses.policy_loss import policy_loss
 from roles.losses.value_loss import value_loss
+from tests.unit.orchestrator.ppo.whole_batch import to_experience
 
 VOCABULARY = 32
 

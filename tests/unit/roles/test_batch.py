@@ -11,10 +11,10 @@ import pytest
 import torch
 
 from orchestrator.config.ppo import PpoConfig
-from orchestrator.ppo.experience import to_experience
 from roles.batch import Preferences, Prompts, Responses, Rollouts, Scored, Sequences
 from roles.rows import Batch
 from roles.shares import ActorExperience, CriticExperience
+from tests.unit.orchestrator.ppo.whole_batch import to_experience
 
 PROMPT = 2
 """Prompt tokens of each row."""

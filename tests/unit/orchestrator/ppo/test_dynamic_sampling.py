@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 
 from orchestrator.ppo.dynamic_sampling import has_spread
-from orchestrator.ppo.experience import to_experience
 from orchestrator.ppo.scores import RunningScale, shape_scores
 from roles.batch import Scored
 from tests.unit.orchestrator.ppo.test_experience import make_ppo, make_scored
+from tests.unit.orchestrator.ppo.whole_batch import to_experience
 
 EACH = 2
 SCORES, CUT = (0.0, 1.0, 7.0, 9.0), (False, True)

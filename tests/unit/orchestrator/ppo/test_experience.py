@@ -11,11 +11,12 @@ from torch import Tensor
 from orchestrator.config.ppo import PpoConfig
 from orchestrator.errors import NotFinite
 from orchestrator.ppo.advantages import gae, whiten
-from orchestrator.ppo.experience import in_units_of, last_generated, made_by, shape_rewards, to_experience
+from orchestrator.ppo.experience import in_units_of, last_generated, made_by, shape_rewards
 from orchestrator.ppo.scores import RunningScale, shape_scores
 from orchestrator.ppo.step import prepare
 from roles.batch import Rollouts, Scored
 from roles.losses.kl_estimators import k1
+from tests.unit.orchestrator.ppo.whole_batch import to_experience
 
 BETA = 0.1
 RESPONSES = [(2, 5), (3, 1), (1, 8), (4, 3)]

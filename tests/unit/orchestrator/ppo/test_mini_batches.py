@@ -7,10 +7,10 @@ import torch
 
 from orchestrator.data.demonstrations import PtxData, PtxSource
 from orchestrator.data.packed_demonstrations import packed
-from orchestrator.ppo.experience import to_experience
 from orchestrator.ppo.mini_batches import optimizer_steps, share_out, trained_rows, with_pretraining
 from roles.shares import ActorExperience
 from tests.unit.orchestrator.ppo.test_experience import BETA, make_ppo, make_scored
+from tests.unit.orchestrator.ppo.whole_batch import to_experience
 
 LENGTHS = [2 + (7 * row) % 13 for row in range(24)]
 

@@ -9,9 +9,10 @@ import torch
 from torch import Tensor
 
 from orchestrator.errors import TetrarchError
-from orchestrator.ppo.experience import to_experience
-from orchestrator.ppo.stats import explained_variance, flat_groups, repeated_fraction
+from orchestrator.ppo.moments import Moments
+from orchestrator.ppo.stats import distinct_windows, explained_variance, flat_groups
 from tests.unit.orchestrator.ppo.test_experience import BETA, make_ppo, make_scored, naive_rewards
+from tests.unit.orchestrator.ppo.whole_batch import to_experience
 
 
 def test_stats_against_a_loop() -> None:
@@ -77,21 +78,26 @@ def repeated(token_ids: Tensor, generated: Tensor) -> float:
     return 1 - sum(len(set(own)) for own in all_sequences) / sum(map(len, all_sequences))
 
 
+def share_repeated(token_ids: Tensor, generated: Tensor) -> float:
+    windows, distinct = distinct_windows(token_ids, generated)
+    return 1 - distinct / windows if windows else 0.0
+
+
 def test_repeated_text_is_what_a_loop_counts() -> None:
     torch.manual_seed(1)
     for tokens in (2, 5, 100_000):
         ids = torch.randint(tokens, (4, 60)) + 50_000
         mask = torch.rand(4, 60) < 0.8
-        assert repeated_fraction(ids, mask) == pytest.approx(repeated(ids, mask))
+        assert share_repeated(ids, mask) == pytest.approx(repeated(ids, mask))
 
 
 def test_repeated_text_has_known_values() -> None:
     said = torch.tensor([[7, 7, 7, 7, 7, 7], [1, 2, 3, 4, 5, 6]])
     everything = torch.ones(2, 6, dtype=torch.bool)
-    assert repeated_fraction(said, everything) == pytest.approx(2 / 6)
+    assert share_repeated(said, everything) == pytest.approx(2 / 6)
     for rows in (0, 1, 2):
         for width in range(4):
-            few = repeated_fraction(said[:rows, :width], everything[:rows, :width])
+            few = share_repeated(said[:rows, :width], everything[:rows, :width])
             assert few == 0.0, "too short to repeat anything"
 
 
@@ -104,7 +110,12 @@ def test_groups_without_spread() -> None:
 
 def test_explained_variance() -> None:
     returns = torch.tensor([1.0, 2.0, 3.0])
-    assert explained_variance(returns, returns) == 1.0
-    assert explained_variance(torch.zeros(3), returns) == 0.0
-    assert explained_variance(-returns, returns) == pytest.approx(-3.0)
-    assert explained_variance(returns, torch.ones(3)) == 0.0
+    assert variance_explained(returns, returns) == 1.0
+    assert variance_explained(torch.zeros(3), returns) == 0.0
+    assert variance_explained(-returns, returns) == pytest.approx(-3.0)
+    for value in (1.0, 0.1, -1e-7, 1e6 + 0.3):  # the mean of equal numbers may differ from them by rounding
+        assert variance_explained(torch.rand(3001), torch.full((3001,), value)) == 0.0
+
+
+def variance_explained(values: Tensor, returns: Tensor) -> float:
+    return explained_variance(Moments.of(returns - values), Moments.of(returns))

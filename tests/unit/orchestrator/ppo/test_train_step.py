@@ -27,8 +27,8 @@ from orchestrator.data.packed_demonstrations import packed
 from orchestrator.errors import NotFinite, TetrarchError, WeightsDiffer
 from orchestrator.groups.reward import Member
 from orchestrator.groups.scoring import Policy, Reward, Roles
-from orchestrator.ppo.experience import ExperienceStats
 from orchestrator.ppo.kl import FixedController
+from orchestrator.ppo.stats import ExperienceStats
 from orchestrator.ppo.step import StepResult, TrainState, step_metrics, train_step
 from orchestrator.run.phase_clock import Clock
 from orchestrator.stages.step_samples import step_samples
