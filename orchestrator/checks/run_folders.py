@@ -138,6 +138,13 @@ def _not_writable(folder: Path) -> str | None:
         return error.strerror or str(error)
 
 
+def check_rows(file: Path, key: str) -> None:
+    """The rows of an option can be written to `file`, and their numbers beside it; folders are made for them."""
+    check_writable(file.absolute().parent, key)
+    for one in filter(os.path.lexists, (file, file.with_suffix(".json"))):
+        check_file(one, key)
+
+
 def check_file(file: Path, key: str) -> None:
     """The file of an option can be written; its folder must be there."""
     folder = file.absolute().parent

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from orchestrator.checks.run_folders import check_rows
 from orchestrator.commands.exit_codes import reported
 from orchestrator.commands.options import ConfigFile, Debug, Overrides
 from orchestrator.config.loading import load_root
@@ -56,6 +57,8 @@ def best_of_n(config: ConfigFile, overrides: Overrides = None, output: Output = 
         if output is not None and output.suffix.lower() == ".json":
             rows = output.with_suffix(".jsonl")
             raise ConfigError(f"--output {output}: that is where the numbers go that belong to {rows}; use that name")
+        if output is not None:
+            check_rows(output, "--output")
         run = report.loaded(load_root(ServingRun, config, overrides or ()), overrides)
         from orchestrator.checks.preparation import prepare_best_of_n
 

@@ -10,13 +10,14 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor
 
 from orchestrator.config.reward_training import RewardTrainingConfig
 from orchestrator.data.epochs import schedule_of
 from orchestrator.errors import ConfigError
 from roles.batch import Preferences
+from roles.durable import replace_durably
 from roles.packing import balance
 from roles.seeds import stable_seed
 
@@ -85,11 +86,9 @@ def digest(preferences: Preferences) -> str:
 
 
 def keep(preferences: Preferences, file: Path) -> None:
-    """Write the preferences to `file`, completely or not at all."""
+    """Write the preferences to `file`, completely or not at all. Processes may do so at the same time."""
     file.parent.mkdir(parents=True, exist_ok=True)
-    partial = file.with_suffix(".partial")
-    save_file(_tensors(preferences), partial)
-    partial.replace(file)
+    replace_durably(file, save(_tensors(preferences)))
 
 
 def kept(file: Path) -> Preferences:

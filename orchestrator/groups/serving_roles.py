@@ -129,6 +129,11 @@ class ServedPolicy:
         self.engines.remake(lambda setup: (replace(setup[0], model_path=folder),))
         self._usable()
 
+    @property
+    def loads_older(self) -> bool:
+        """Whether an engine still loads a folder from before the latest `reload`, as it was started again before."""
+        return any(rank in self._behind for rank in self.engines.ranks)
+
     def _usable(self) -> list[int]:
         """Numbers of the engines that are up, with the weights that are served."""
         while True:

@@ -82,7 +82,7 @@ class ServedWeights:
         return new.rename(new.with_name(new.name.removeprefix(".")))
 
     def keep_newest(self) -> None:
-        """Remove all copies but the newest, since the engines have loaded it."""
+        """Remove all copies but the newest: no engine reads another one any more."""
         assert self._folder is not None
         for copy in self._folder.iterdir():
             if copy.name != str(self._taken):

@@ -204,7 +204,7 @@ def work_until_told(desk: Desk, watch: WeightWatch | None, weights: ServedWeight
                     typer.echo(f"going over to the weights in {folder}", err=True)
                     desk.renew(str(taken))
             desk.work()
-            if desk.version != loaded:
+            if desk.version != loaded and desk.settled:
                 loaded = desk.version
                 weights.keep_newest()
     finally:

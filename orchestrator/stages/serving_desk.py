@@ -39,6 +39,10 @@ class Engines(Protocol):
     def reload(self, folder: str) -> None:
         """Go over to the weights in `folder`; nothing may be under way."""
 
+    @property
+    def loads_older(self) -> bool:
+        """Whether an engine still loads a folder from before the latest `reload`."""
+
 
 class Desk:
     """All jobs under way."""
@@ -74,6 +78,11 @@ class Desk:
     def open(self) -> int:
         """Jobs that have not been answered."""
         return len(self._open)
+
+    @property
+    def settled(self) -> bool:
+        """Whether all engines have the weights of the latest `renew`, and read no others."""
+        return self._fresh is None and not self._engines.loads_older
 
     @property
     def scores(self) -> bool:

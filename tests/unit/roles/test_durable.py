@@ -7,19 +7,25 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
+import torch
 
+from orchestrator.data.comparisons import keep
 from orchestrator.report.run_files import replace_text
 from orchestrator.timeline.trace_file import TraceFile
+from roles.batch import Preferences
 from roles.durable import replace_durably
 
+ROWS = [torch.ones(2, dtype=torch.int64) for _ in range(3)]
+COMPARISONS = Preferences(ROWS[0][:, None], *ROWS[1:], torch.tensor([0.0, 1.0]), torch.ones(2))
 WRITERS: list[Callable[[Path], object]] = [
     lambda path: replace_durably(path, b"whole"),
     lambda path: replace_text(path, "whole"),
     lambda path: TraceFile(path).close(),
+    lambda path: keep(COMPARISONS, path),
 ]
 
 
-@pytest.mark.parametrize("write", WRITERS, ids=["durably", "text", "trace"])
+@pytest.mark.parametrize("write", WRITERS, ids=["durably", "text", "trace", "comparisons"])
 def test_processes_with_the_same_number_on_two_hosts_do_not_write_to_the_same_partial_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, write: Callable[[Path], object]
 ) -> None:
@@ -33,7 +39,7 @@ def test_processes_with_the_same_number_on_two_hosts_do_not_write_to_the_same_pa
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
-@pytest.mark.parametrize("write", WRITERS, ids=["durably", "text", "trace"])
+@pytest.mark.parametrize("write", WRITERS, ids=["durably", "text", "trace", "comparisons"])
 def test_a_partial_file_that_cannot_be_finished_is_not_left(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, write: Callable[[Path], object]
 ) -> None:

@@ -193,6 +193,29 @@ def test_the_rows_of_the_best_go_to_no_file_in_which_their_numbers_would_overwri
     assert not calls
 
 
+@pytest.mark.parametrize(
+    ("output", "said"),
+    [
+        ("/proc/rows.jsonl", "--output=/proc: /proc cannot be written to"),
+        ("config.yaml/rows.jsonl", "config.yaml is a file; choose a folder"),
+        ("folder", "folder is a folder; name a file in it"),
+        ("rows.jsonl", "rows.json is a folder; name a file in it"),
+    ],
+)
+def test_rows_of_the_best_that_cannot_be_written_are_refused_before_anything_is_sampled(
+    file: Path, drive: Drive, tmp_path: Path, output: str, said: str
+) -> None:
+    calls = drive()
+    (tmp_path / "config.yaml").touch()
+    for folder in ("folder", "rows.json"):
+        (tmp_path / folder).mkdir()
+    result = tetrarch("best-of-n", file, "--output", str(tmp_path / output))
+    assert result.exit_code == 2 and said in " ".join(result.output.split()), result.output
+    assert not calls
+    made = tetrarch("best-of-n", file, "--output", str(tmp_path / "more" / "rows.jsonl"))
+    assert made.exit_code == 0 and calls, "a folder that is missing is made"
+
+
 # Exit codes and errors
 
 

@@ -122,12 +122,14 @@ def test_new_weights_are_those_of_every_engine_also_of_one_that_is_down() -> Non
     made.policy.reload("second")
     assert [rank.folder for rank in made.engines.ranks] == ["second", "first", "second"]
     assert "restart 2 from second" in made.engines.log and "reload 1 second" not in made.engines.log
+    assert made.policy.loads_older, "engine 1, which is not back yet"
     made.engines.slow = False
     for restart in made.policy.fleet._down.values():
         restart.started.hangs = False  # type: ignore[attr-defined]
     made.turn("f", "g", "h", tokens=1)
     assert [rank.folder for rank in made.engines.ranks] == ["second"] * 3
     assert made.engines.log[-1] == "reload 1 second" and set(made.ends) == set("abcdefgh")
+    assert not made.policy.loads_older
 
 
 def test_new_weights_come_although_a_dropped_response_is_in_a_round() -> None:

@@ -29,6 +29,7 @@ class EchoEngines:
         self.given_up = set[str]()
         """Responses that no engine goes on with."""
         self.why: Finish = "failed"
+        self.loads_older = False
         self.gate = threading.Event()
         """While it is not set, nothing is generated."""
         self.gate.set()

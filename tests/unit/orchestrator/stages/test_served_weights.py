@@ -12,8 +12,11 @@ from typing import Any
 import pytest
 
 from orchestrator.errors import TetrarchError
-from orchestrator.stages import served_weights, serving
+from orchestrator.stages import served_weights, serving, serving_desk
 from orchestrator.stages.served_weights import ServedWeights
+from orchestrator.stages.serving_desk import Desk
+from orchestrator.stages.serving_jobs import Job, PromptRead, Wish
+from tests.unit.orchestrator.stages.served import EchoEngines, Letters
 
 
 def write(actor: Path, text: str) -> None:
@@ -98,7 +101,7 @@ def test_engines_are_given_the_copy(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     renewed = list[str]()
 
     class OneTurn:
-        version, open, closing = 0, 0, False
+        version, open, closing, settled = 0, 0, False, True
 
         def renew(self, folder: str) -> None:
             renewed.append(folder)
@@ -115,6 +118,41 @@ def test_engines_are_given_the_copy(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         serving.work_until_told(desk, watch, weights, 1.0)
         write(actor, "second")
         assert [texts(Path(folder)) for folder in renewed] == [{"first"}] and not old.exists()
+
+
+def test_a_copy_stays_as_long_as_an_engine_that_is_started_again_loads_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also if there are newer weights meanwhile, which are served as soon as nothing is under way."""
+    actor, engines = tmp_path / "actor", EchoEngines()
+    write(actor, "first")
+    orders: Any = SimpleNamespace(told=None, hold=lambda: None, release=lambda: None)
+    monkeypatch.setattr(serving, "ORDERS", orders)
+    monkeypatch.setattr(serving_desk, "IDLE_S", 0.0)
+    desk = Desk(engines, None, Letters().decode, most=9)
+    there = list[list[str]]()
+
+    def newer() -> str | None:
+        there.append(sorted(path.name for path in old.parent.iterdir() if path.is_dir()))
+        match len(there):
+            case 2:
+                desk.take(Job(PromptRead("a", [97]), Wish(1, 9, 1.0), lambda told: None))
+            case 4:
+                engines.loads_older = False
+                engines.gate.set()
+            case 8:
+                orders.told = KeyboardInterrupt()
+        return str(actor) if len(there) in (1, 3) else None
+
+    watch: Any = SimpleNamespace(newer=newer)
+    with ServedWeights(actor, tmp_path / "serve") as weights:
+        old = weights.take()
+        engines.loads_older = True
+        engines.gate.clear()
+        serving.work_until_told(desk, watch, weights, 1.0)
+    assert there[:4] == [["1"], ["1", "2"], ["1", "2"], ["1", "2", "3"]] and there[-1] == ["3"]
+    assert [folder for folder, _ in engines.reloaded] == [str(old.with_name(name)) for name in "23"]
+    assert ["2"] not in there and ["1", "3"] not in there, "2 was served until then"
 
 
 def test_weights_that_cannot_be_taken_leave_the_old_ones(
