@@ -128,6 +128,16 @@ class EngineSize:
         heads = max(self.model.kv_heads / self.parallel, 1)
         return 2 * self.model.layers * heads * self.model.head_width * self.number_bytes * self.longest
 
+    @property
+    def least(self) -> float:
+        """Bytes of each GPU with which the engine can just hold the longest sample. vLLM counts what its process
+        takes besides as part of its share of the card."""
+        return self.weights + self.kv_of_a_sample + RUNTIME
+
+    def kv_room(self, capacity: float) -> float:
+        """Bytes of KV cache on each of its GPUs (of `capacity` bytes)."""
+        return self.utilization * capacity - self.weights - RUNTIME
+
 
 def states(role: RoleSize, *, training: bool = True) -> Account:
     """Bytes that each rank keeps on its GPU: weights, gradients, optimizer; a sleeping rank keeps only weights."""

@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from cluster.estimate.memory import GIB, EngineSize
+from cluster.estimate.memory import GIB, RUNTIME, EngineSize
 from cluster.estimate.model_size import ModelSize
 from cluster.placement.plan import Plan, Slot
 from cluster.role_table import ENGINES
@@ -138,13 +138,14 @@ class PlannedLayout:
             )
         card = min((load.capacity for load in self.gpus if ENGINES in load.roles), default=math.inf)
         weights, sample = engines.weights, engines.kv_of_a_sample
-        if weights + sample > engines.utilization * card:
-            enough = (weights + sample) / card + 0.05
-            fix = f"use {enough:.2f} or more" if enough <= 1 else "use a larger tensor-parallel size"
+        if engines.least > engines.utilization * card:
+            enough = math.ceil(100 * engines.least / card) / 100
+            fix = f"use {enough:.2f} or more" if enough <= USABLE else "use a larger tensor-parallel size"
             yield (
                 math.inf,
                 f"the engines: rollout.engine.gpu_memory_utilization={engines.utilization:g} has no room for "
-                f"one sample beside the weights ({_gib(weights)} and {_gib(sample)} on each card); {fix}",
+                f"one sample beside the weights and vLLM's own memory ({_gib(sample)}, {_gib(weights)} and "
+                f"{_gib(RUNTIME)} on each card); {fix}",
             )
 
     def _full_hosts(self) -> Iterator[Shortage]:

@@ -259,7 +259,7 @@ def kv_room(config: SamplingConfig, engines: EngineSize, pool: PoolConfig) -> fl
     """Bytes of KV cache on each of an engine's GPUs."""
     if config.device == "cpu":
         return engines.kv_cache
-    return engines.utilization * card_gib(pool) * GIB - engines.weights
+    return engines.kv_room(card_gib(pool) * GIB)
 
 
 def side_by_side(

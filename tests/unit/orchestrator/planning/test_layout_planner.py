@@ -14,7 +14,7 @@ from rich.console import Console
 from transformers import LlamaConfig
 from typer.testing import CliRunner
 
-from cluster.estimate.memory import GIB, MEMORY_PHASES, REDUCE_BUCKET
+from cluster.estimate.memory import GIB, MEMORY_PHASES, REDUCE_BUCKET, RUNTIME
 from orchestrator.commands import app as cli
 from orchestrator.config.loading import load_config
 from orchestrator.config.run import RunConfig
@@ -22,6 +22,7 @@ from orchestrator.errors import ConfigError
 from orchestrator.planning.layout_drawing import draw, to_json
 from orchestrator.planning.layout_planner import layout
 from orchestrator.planning.planned_layout import PlannedLayout
+from orchestrator.planning.predicted_step import kv_room
 from orchestrator.planning.smallest_change import smallest_change
 from tests.unit.cluster.placement.test_gpu_groups import check_sound
 from tests.unit.outside import outside
@@ -213,6 +214,19 @@ def test_an_engine_without_room_for_a_sample_is_a_shortage() -> None:
     (line,) = layout(config).shortages
     assert line.startswith("the engines: rollout.engine.gpu_memory_utilization=0.3 has no room for one sample")
     assert smallest_change(config, one_layout) == ["rollout.engine.gpu_memory_utilization=0.5"]
+
+
+def test_what_vllm_itself_takes_is_part_of_its_share_of_a_card() -> None:
+    one_node, key = ROOT / "configs/llama3-8b-1x8.yaml", "rollout.engine.gpu_memory_utilization"
+    (line,) = layout(load_config(one_node, [f"{key}=0.197"])).shortages  # weights and a sample take 0.191 of a card
+    assert "15.0 GiB and 1.5 GiB on each card" in line
+    least = float(line.split("; use ")[1].removesuffix(" or more"))
+    assert layout(load_config(one_node, [f"{key}={least}"])).shortages == []
+    assert layout(load_config(one_node, [f"{key}={least - 0.01}"])).shortages != []
+    config = load_config(one_node)
+    engines, pool = layout(config).engines, config.placement.pools["h100"]
+    assert engines is not None
+    assert kv_room(config, engines, pool) == pytest.approx(0.35 * 79.6 * GIB - engines.weights - RUNTIME)
 
 
 def test_the_longest_conversation_is_what_an_engine_needs_room_for() -> None:
