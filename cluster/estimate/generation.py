@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from itertools import pairwise
 
-from cluster.estimate.memory import EngineSize
+from cluster.estimate.engine_memory import EngineSize
 from cluster.estimate.model_size import ModelSize
 from cluster.estimate.roofline import Rates, Workload, operations
 

@@ -25,10 +25,6 @@ PREFETCHED_LAYERS = 2
 """Decoder layers that are gathered at a time: the one that computes, and the next one."""
 LOGITS_BLOCK, LOGITS_NARROWEST = {"cpu": 1 << 22, "cuda": 1 << 25}, 64
 """Logits held at a time, by device, and fewest columns of them: as in `roles.models.scoring_head`."""
-STAGING = 1 << 30
-"""Bytes of a push that vLLM's transfer holds packed at a time, unless one weight is larger or all are fewer."""
-STAGING_BUFFERS = {"ipc": 1, "nccl": 2}
-"""Number of such buffers on the sender, by backend."""
 WHOLE_LOGITS = {"scored": 2, "trained": 4}
 """Copies of all logits, in the model's dtype, if an architecture changes them after its head: before and after the
 change, and the gradients of both. Measured with Granite: 2.0 and 2.4 to 4.0."""
@@ -37,8 +33,10 @@ RUNTIME = 1.5 * GIB
 
 PROCESS, ENGINE_PROCESS, SERVICES = 0.1 * GIB, 0.3 * GIB, 1.2 * GIB
 """Bytes without a GPU: private memory of a rank and of an engine; Ray, the driver, and the libraries that forked
-ranks share (`cluster.runtime.fork_server`). Measured with `configs/tiny.yaml`, as proportional set sizes. On a
-running Ray cluster each rank has 0.25 GiB more, because nothing is forked there."""
+ranks share (`cluster.runtime.fork_server`). Measured with `configs/tiny.yaml`, as proportional set sizes."""
+IMPORTED = 0.25 * GIB
+"""Bytes of libraries in a process that is not forked: with GPUs, and on a running Ray cluster. Measured like the
+others, without the libraries of CUDA."""
 SLACK = 1.1
 """Freed memory that the C library keeps, as a factor of the temporary memory. An assumption."""
 
@@ -89,54 +87,6 @@ class RoleSize:
     def learning(self) -> int:
         """Number of parameters with gradients and optimizer states."""
         return self.model.parameters if self.adapters is None else self.adapters
-
-
-@dataclass(frozen=True, slots=True)
-class EngineSize:
-    """One vLLM engine."""
-
-    model: ModelSize
-    number_bytes: int
-    parallel: int
-    """Number of GPUs of the engine."""
-    utilization: float
-    """Share of a GPU that the engine takes."""
-    sleep: int
-    """Sleep level. 0: always awake; 1: weights go to the host while others train; 2: they are dropped."""
-    longest: int
-    """Tokens of the longest sample."""
-    number: int = 1
-    """Number of engines."""
-    kv_cache: float = 0.0
-    """Bytes of the KV cache without a GPU."""
-    max_sequences: int = 256
-    """Most responses that one engine generates at once."""
-    eager: bool = False
-    """Whether kernels are launched one by one, without CUDA graphs."""
-
-    @property
-    def weights(self) -> float:
-        """Bytes of weights on each of the engine's GPUs."""
-        return self.model.parameters * self.number_bytes / self.parallel
-
-    @property
-    def kv_of_a_sample(self) -> float:
-        """Bytes of the longest sample's KV cache on each GPU. If there are fewer heads than GPUs, heads are copied,
-        as is the single vector per token of latent attention."""
-        if self.model.latent:
-            return self.model.layers * self.model.latent * self.number_bytes * self.longest
-        heads = max(self.model.kv_heads / self.parallel, 1)
-        return 2 * self.model.layers * heads * self.model.head_width * self.number_bytes * self.longest
-
-    @property
-    def least(self) -> float:
-        """Bytes of each GPU with which the engine can just hold the longest sample. vLLM counts what its process
-        takes besides as part of its share of the card."""
-        return self.weights + self.kv_of_a_sample + RUNTIME
-
-    def kv_room(self, capacity: float) -> float:
-        """Bytes of KV cache on each of its GPUs (of `capacity` bytes)."""
-        return self.utilization * capacity - self.weights - RUNTIME
 
 
 def states(role: RoleSize, *, training: bool = True) -> Account:
@@ -266,27 +216,6 @@ def _activation_bytes(role: RoleSize) -> float:
     return width * model.hidden * model.layers + layer if role.checkpointing else layer * model.layers
 
 
-def staging(model: ModelSize, number_bytes: int) -> float:
-    """Bytes of one buffer of a push. The largest weight is the embedding."""
-    return number_bytes * max(model.embedding, min(STAGING / number_bytes, model.parameters))
-
-
-def engine(size: EngineSize, capacity: float, phase: str) -> Account:
-    """Bytes that an engine holds on each of its GPUs (of `capacity` bytes) in a phase."""
-    if size.sleep and phase not in ("generate", "push"):
-        return {"engine, asleep": RUNTIME}
-    if size.sleep and phase == "push":
-        copies = staging(size.model, size.number_bytes)
-        return {"engine's weights": size.weights, "copies of what arrives": copies, "engine, half awake": RUNTIME}
-    taken = size.utilization * capacity
-    return {"engine's weights": size.weights, "engine's KV cache and workspace": taken - size.weights}
-
-
-def engine_host(size: EngineSize) -> Account:
-    """Bytes that each process of an engine holds on its host while the engine sleeps."""
-    return {"sleeping weights": size.weights} if size.sleep == 1 else {}
-
-
 def rank_without_gpu(role: RoleSize) -> Account:
     """Most bytes that each rank holds in its host's memory. The file of the weights stays mapped beside them."""
     account = {"libraries": PROCESS, "weights' file": float(role.model.parameters * role.number_bytes), **states(role)}
@@ -296,8 +225,3 @@ def rank_without_gpu(role: RoleSize) -> Account:
 def working_without_gpu(role: RoleSize) -> Account:
     """Bytes that each rank holds in its host's memory only while it computes."""
     return {item: SLACK * size for item, size in working(role, training=role.trained).items()}
-
-
-def engine_without_gpu(size: EngineSize) -> Account:
-    """Bytes that each process of an engine holds in its host's memory; new weights arrive beside the old ones."""
-    return {"libraries": ENGINE_PROCESS, "weights, old and new": 2 * size.weights, "KV cache": size.kv_cache}

@@ -9,9 +9,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from cluster.config import Efficiency
+from cluster.estimate.engine_memory import EngineSize
 from cluster.estimate.generation import generate_s
 from cluster.estimate.lengths import lognormal
-from cluster.estimate.memory import EngineSize, RoleSize
+from cluster.estimate.memory import RoleSize
 from cluster.estimate.model_size import ModelSize
 from cluster.estimate.roofline import Workload, update_s
 from cluster.estimate.simulation import Course, Event

@@ -200,7 +200,7 @@ def _hosts(layout: PlannedLayout) -> Text:
     fullest = max(layout.hosts, key=lambda host: sum(host.held.values()))
     held = sum(fullest.held.values()) / GIB
     which = "fullest host" if len(layout.hosts) > 1 else "host memory"
-    what = " (offloaded, asleep, or whole while it is saved)" if layout.gpus else ""
+    what = " (processes; what is offloaded, asleep or saved)" if layout.gpus else ""
     return Text(f"{which}: {held:.0f} of {fullest.capacity / GIB:.0f} GiB{what}")
 
 

@@ -10,7 +10,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from cluster.config import Efficiency
-from cluster.estimate.memory import GIB, MEMORY_PHASES, EngineSize, RoleSize
+from cluster.estimate.engine_memory import EngineSize
+from cluster.estimate.memory import GIB, MEMORY_PHASES, RoleSize
 from cluster.estimate.model_size import ModelSize
 from cluster.placement.plan import Plan, Slot, plan, ranks_of, tensor_parallel_size
 from cluster.role_table import ACTOR, ENGINES, REWARD, row_of, trained_roles

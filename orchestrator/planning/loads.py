@@ -6,22 +6,19 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from cluster.config import BesideCounted, LocalPlacement, PoolConfig
+from cluster.estimate.engine_memory import STAGING_BUFFERS, EngineSize, engine, engine_host, engine_without_gpu, staging
 from cluster.estimate.memory import (
+    ENGINE_PROCESS,
     GIB,
+    IMPORTED,
     MEMORY_PHASES,
     PROCESS,
     RUNTIME,
     SERVICES,
-    STAGING_BUFFERS,
     Account,
-    EngineSize,
     RoleSize,
-    engine,
-    engine_host,
-    engine_without_gpu,
     host_states,
     rank_without_gpu,
-    staging,
     states,
     working,
     working_without_gpu,
@@ -194,11 +191,15 @@ def _host_load(here: list[Slot], node: int, pool: PoolConfig, sizes: _Sizes) -> 
 
 
 def _on_host(slot: Slot, sizes: _Sizes) -> Account:
+    if slot.role == ENGINES and not slot.gpus:
+        return engine_without_gpu(_engines(sizes))
     if slot.role == ENGINES:
-        return engine_host(_engines(sizes)) if slot.gpus else engine_without_gpu(_engines(sizes))
+        return {"libraries": ENGINE_PROCESS + IMPORTED, **engine_host(_engines(sizes))}
     if slot.role not in sizes.roles:
         return {"libraries": PROCESS}
-    return host_states(sizes.roles[slot.role]) if slot.gpus else rank_without_gpu(sizes.roles[slot.role])
+    if not slot.gpus:
+        return rank_without_gpu(sizes.roles[slot.role])
+    return {"libraries": PROCESS + IMPORTED, **host_states(sizes.roles[slot.role])}
 
 
 def _saved(slot: Slot, sizes: _Sizes) -> float:

@@ -6,7 +6,8 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from cluster.estimate.memory import GIB, RUNTIME, EngineSize
+from cluster.estimate.engine_memory import EngineSize
+from cluster.estimate.memory import GIB, RUNTIME
 from cluster.estimate.model_size import ModelSize
 from cluster.placement.plan import Plan, Slot
 from cluster.role_table import ENGINES
@@ -14,9 +15,13 @@ from orchestrator.planning.predicted_step import StepTime
 
 USABLE = 0.95
 """Usable share of a card; the rest is lost between blocks. An assumption."""
+USABLE_HOST = 0.95
+"""Usable share of a host's memory: beyond it, Ray ends processes there (its `memory_usage_threshold`)."""
 
 TIGHT = 0.85
 """Share of a card's memory above which a warning is given."""
+TIGHT_HOST = 0.9
+"""Share of a host's memory above which a warning is given."""
 IDLE = 0.5
 """Share of a step that cards may be idle before a warning is given."""
 
@@ -68,6 +73,16 @@ class HostLoad:
     capacity: float
     """Memory in bytes."""
     held: Held
+
+    @property
+    def share(self) -> float:
+        """Share of the memory that is held."""
+        return sum(self.held.values()) / self.capacity
+
+    @property
+    def fits(self) -> bool:
+        """Whether what is held fits the usable share of the memory."""
+        return self.share <= USABLE_HOST
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,12 +165,11 @@ class PlannedLayout:
 
     def _full_hosts(self) -> Iterator[Shortage]:
         for host in self.hosts:
-            held = sum(host.held.values())
-            if held > host.capacity:
+            if not host.fits:
                 yield (
-                    held / host.capacity,
-                    f"host of node {host.node}: {_gib(held)}, but it has {_gib(host.capacity)}; most of it: "
-                    + _largest(host.held),
+                    host.share,
+                    f"host of node {host.node}: {_gib(host.share * host.capacity)}, but it has {_gib(host.capacity)} "
+                    f"({USABLE_HOST:.0%} of it usable, then Ray ends processes); most of it: " + _largest(host.held),
                 )
 
     @property
@@ -172,6 +186,11 @@ class PlannedLayout:
             if load.fits and share > TIGHT:
                 line = f"the cards of {' and '.join(load.roles)} are {share:.0%} full in `{load.peak_phase}`"
                 found[f"{line}; a longer sample or a fragment more ends the run"] = share
+        tight = [host for host in self.hosts if host.fits and host.share > TIGHT_HOST]
+        if tight:
+            fullest = max(tight, key=lambda host: host.share)
+            line = f"the host of node {fullest.node} is {fullest.share:.0%} full"
+            found[f"{line}; Ray ends processes at {USABLE_HOST:.0%}"] = fullest.share
         return sorted(found, key=lambda line: -found[line])
 
 

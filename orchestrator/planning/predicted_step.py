@@ -9,18 +9,11 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from cluster.config import Efficiency, PoolConfig
+from cluster.estimate.engine_memory import EngineSize
 from cluster.estimate.generation import Request, finished, generate_s, shares
 from cluster.estimate.lengths import Lengths, at_another_limit, fixed, from_quantiles, lognormal, moved_to_mean
-from cluster.estimate.memory import GIB, EngineSize, RoleSize
-from cluster.estimate.roofline import (
-    Rates,
-    Workload,
-    card_rates,
-    cpu_rates,
-    push_s,
-    score_s,
-    update_s,
-)
+from cluster.estimate.memory import GIB, RoleSize
+from cluster.estimate.roofline import Rates, Workload, card_rates, cpu_rates, push_s, score_s, update_s
 from cluster.estimate.simulation import Course, Kind, ScoredPart, simulate, stretched
 from cluster.placement.accelerators import ACCELERATORS, UNKNOWN
 from cluster.placement.plan import Plan, engines_neighbours

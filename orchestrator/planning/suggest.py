@@ -22,15 +22,17 @@ from itertools import groupby, product
 from operator import attrgetter, itemgetter
 from typing import Any
 
-from cluster.config import Efficiency, EnginesConfig, GroupsPlacement, LocalPlacement, PlacedGroup, PoolConfig
+from cluster.config import Efficiency, GroupsPlacement, LocalPlacement
 from cluster.errors import PlacementError
 from cluster.placement.openrlhf_groups import as_groups
-from cluster.placement.plan import Plan
+from cluster.placement.plan import Plan, plan
 from cluster.role_table import ENGINES, base_role, trained_roles
+from orchestrator.config.role_needs import ppo_roles, role_needs
 from orchestrator.config.rules.rule_table import broken_rules
 from orchestrator.config.run import RunConfig
 from orchestrator.config.schema import section_key
 from orchestrator.errors import ConfigError
+from orchestrator.planning.gpu_shares import structures, with_cpus
 from orchestrator.planning.layout_planner import layout
 from orchestrator.planning.planned_layout import PlannedLayout
 
@@ -43,8 +45,6 @@ FACTORS = (1, 0.5, 2, 4)
 HOMES = ("card", "sleep", "host")
 """Where gradients and optimizer are kept: always on the card, on the card for updates (`zero.sleep`), or offloaded."""
 UTILIZATIONS = (0.3, 0.45, 0.6, 0.75, 0.9)
-MOST_LOTS = 8
-"""Most lots into which the nodes of a pool are divided."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,10 +91,11 @@ class Suggestion:
 class Structure:
     """One way to share out the GPUs, and the seconds of a step with each of its settings."""
 
-    def __init__(self, config: RunConfig, placement: GroupsPlacement, efficiency: Efficiency | None) -> None:
-        """PlacementError if the nodes' CPUs are not enough for the reward functions."""
-        self._config, self._placement, self._efficiency = config, placement, efficiency
-        self._made: Plan | None = None  # no setting changes who sits where
+    def __init__(
+        self, config: RunConfig, placement: GroupsPlacement, made: Plan, efficiency: Efficiency | None
+    ) -> None:
+        """`made`: the plan of the placement, which no setting changes."""
+        self._config, self._placement, self._made, self._efficiency = config, placement, made, efficiency
         self._known: dict[int, float] = {}
         groups = placement.groups.values()
         self._width = max(group.engines.tensor_parallel_size for group in groups if group.engines)
@@ -137,9 +138,7 @@ class Structure:
 
     def planned(self, setting: Setting) -> PlannedLayout:
         """The plan with a setting."""
-        planned = layout(self.applied(setting), self._efficiency, self._made)
-        self._made = planned.plan
-        return planned
+        return layout(self.applied(setting), self._efficiency, self._made)
 
     def applied(self, setting: Setting) -> RunConfig:
         """The run with a setting."""
@@ -150,10 +149,16 @@ def suggest(config: RunConfig, efficiency: Efficiency | None = None, count: int 
     """`count` structures that fit: rank by rank from the fastest on, the simplest of a rank first."""
     if config.device != "cuda" or isinstance(config.placement, LocalPlacement):
         raise ConfigError("--suggest needs pools of GPUs: `device: cuda` and a placement of type groups or openrlhf")
+    groups = as_groups(config.placement)
+    cpus = sorted({group.cpus_per_rank for group in groups.groups.values()}, reverse=True)
+    needs = role_needs(config, ppo_roles(config))
     left: list[Structure] = []
-    for placement in structures(as_groups(config.placement), _together(config)):
-        with suppress(PlacementError):
-            left.append(Structure(config, placement, efficiency))
+    for placement in structures(groups, _together(config)):
+        for each in dict.fromkeys((cpus[0], cpus[-1])):  # the fewest, where a node has too few for the most
+            sized = with_cpus(placement, each)
+            with suppress(PlacementError):
+                left.append(Structure(config, sized, plan(sized, needs), efficiency))
+                break
     left.sort(key=attrgetter("bound"))
     found: list[Suggestion] = []
     while len(found) < count and (fastest := _fastest(left)) < math.inf:
@@ -199,29 +204,6 @@ def _sections(config: RunConfig) -> list[str]:
     return [role for role in config.model_roles if role != ENGINES and role == section_key(role)]
 
 
-def structures(placement: GroupsPlacement, roles: Sequence[str]) -> Iterator[GroupsPlacement]:
-    """Every placement of `roles` into such shares that uses all GPUs of the pools."""
-    cpus = max(group.cpus_per_rank for group in placement.groups.values())
-    for groups in _partitions(list(roles)):
-        for shares in _shared_out(len(groups), placement.pools):
-            widths = next(per for own, (_, _, per) in zip(groups, shares, strict=True) if ENGINES in own)
-            for width in (n for n in range(1, widths + 1) if widths % n == 0):
-                placed = {
-                    "-".join(own): PlacedGroup(
-                        pool=pool,
-                        nodes=nodes,
-                        gpus_per_node=per,
-                        roles=tuple(role for role in own if role != ENGINES),
-                        engines=EnginesConfig(number=nodes * per // width, tensor_parallel_size=width)
-                        if ENGINES in own
-                        else None,
-                        cpus_per_rank=cpus,
-                    )
-                    for own, (pool, nodes, per) in zip(groups, shares, strict=True)
-                }
-                yield placement.model_copy(update={"groups": placed})
-
-
 def settings(config: RunConfig, placement: GroupsPlacement) -> Iterator[Setting]:
     """All settings that are tried with a placement; engines that share no GPUs never sleep."""
     placed = {role for group in placement.groups.values() for role in group.roles}
@@ -251,50 +233,3 @@ def apply(config: RunConfig, placement: GroupsPlacement, setting: Setting) -> Ru
     engine = config.rollout.engine.model_copy(update=shares)
     changed[ENGINES] = config.rollout.model_copy(update={"engine": engine})
     return config.model_copy(update=changed)
-
-
-def _partitions(roles: list[str]) -> Iterator[list[list[str]]]:
-    """All ways to put roles into groups."""
-    if not roles:
-        yield []
-        return
-    first, *others = roles
-    for groups in _partitions(others):
-        yield [[first], *groups]
-        for number, group in enumerate(groups):
-            yield [*groups[:number], [first, *group], *groups[number + 1 :]]
-
-
-Share = tuple[str, int, int]
-"""(pool, nodes, GPUs per node)."""
-
-
-def _shared_out(groups: int, pools: dict[str, PoolConfig]) -> Iterator[list[Share]]:
-    """All ways to give each of `groups` groups a share, with no GPU left over."""
-    left = {name: pool.nodes * pool.gpus_per_node for name, pool in pools.items() if pool.gpus_per_node}
-    options = [(name, *share) for name in left for share in _shares(pools[name])]
-
-    def fill(number: int, left: dict[str, int]) -> Iterator[list[Share]]:
-        if number == 0:
-            if not any(left.values()):
-                yield []
-            return
-        for name, nodes, per in options:
-            if nodes * per <= left[name]:
-                for others in fill(number - 1, {**left, name: left[name] - nodes * per}):
-                    yield [(name, nodes, per), *others]
-
-    yield from fill(groups, left)
-
-
-def _shares(pool: PoolConfig) -> list[tuple[int, int]]:
-    """Shares of a pool as (nodes, GPUs per node): whole nodes, in lots if there are many; a half, a quarter … of a
-    node."""
-    lot = -(-pool.nodes // MOST_LOTS)
-    # One group gets the nodes that the lots leave over.
-    whole = sorted({*range(lot, pool.nodes + 1, lot), *range(pool.nodes, 0, -lot)})
-    parts, part = [], pool.gpus_per_node
-    while part % 2 == 0:
-        part //= 2
-        parts.append((1, part))
-    return [*((nodes, pool.gpus_per_node) for nodes in whole), *parts]

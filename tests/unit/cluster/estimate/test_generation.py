@@ -7,9 +7,9 @@ from dataclasses import replace
 
 import pytest
 
+from cluster.estimate.engine_memory import EngineSize
 from cluster.estimate.generation import GenerationPace, Request, finish_times, generate_s, shares
 from cluster.estimate.lengths import fixed, lognormal
-from cluster.estimate.memory import EngineSize
 from cluster.estimate.model_size import ModelSize
 from cluster.estimate.roofline import Rates, Workload, operations
 

@@ -8,18 +8,15 @@ import pytest
 from deepspeed.runtime.zero.stage3 import estimate_zero3_model_states_mem_needs
 from deepspeed.runtime.zero.stage_1_and_2 import estimate_zero2_model_states_mem_needs
 
+from cluster.estimate.engine_memory import EngineSize, engine, engine_host, staging
 from cluster.estimate.memory import (
     GIB,
     LOGITS_BLOCK,
     LOGITS_NARROWEST,
     REDUCE_BUCKET,
-    EngineSize,
     RoleSize,
-    engine,
-    engine_host,
     host_states,
     rank_without_gpu,
-    staging,
     states,
     working,
 )

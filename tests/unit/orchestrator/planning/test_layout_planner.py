@@ -248,6 +248,10 @@ def test_hosts_hold_what_leaves_the_cards() -> None:
     planned = layout(load_config(SEVENTY_B))
     first, second, *_ = planned.hosts
     parameters = planned.sizes["actor"].parameters
+    # Each rank and each of the four processes of an engine is a Python process with its libraries.
+    for host in (first, second):
+        assert host.held.pop(("actor", "libraries")) == pytest.approx(4 * 0.35 * GIB)
+        assert host.held.pop(("rollout", "libraries")) == pytest.approx(4 * 0.55 * GIB)
     # Of each of 4 ranks on a node: float32 weights and two moments of an eighth, and gradients twice, in pinned memory.
     gradients = second.held.pop(("actor", "offloaded gradients (float32)"))
     assert sum(second.held.values()) == pytest.approx(4 * 12 * parameters / 8)
@@ -265,6 +269,18 @@ def test_hosts_hold_what_leaves_the_cards() -> None:
     small = load_config(SEVENTY_B, ["placement.pool.host_memory_gib=500"])
     assert any("host of node 0" in line for line in layout(small).shortages)
     assert "give the roles that are short a larger machine" in " ".join(text_of(layout(small)).split())
+
+
+def test_a_host_is_full_where_ray_ends_processes_and_near_it_there_is_a_warning() -> None:
+    """The fullest host of this layout holds 929 GiB."""
+    full, tight, roomy = (
+        layout(load_config(SEVENTY_B, [f"placement.pool.host_memory_gib={size}"])) for size in (960, 1000, 1100)
+    )
+    assert any("host of node 0" in line and "95% of it usable" in line for line in full.shortages)
+    assert tight.shortages == roomy.shortages == []
+    assert "the host of node 0 is 93% full; Ray ends processes at 95%" in tight.warnings
+    assert not [line for line in roomy.warnings if "host" in line]
+    assert layout(load_config(SEVENTY_B, ["placement.pool.host_memory_gib=930"])).shortages
 
 
 def test_a_reward_model_that_is_not_there_yet_is_assumed_and_said() -> None:

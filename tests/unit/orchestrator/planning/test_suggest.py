@@ -17,6 +17,7 @@ from orchestrator.config.loading import dump_config, load_config, validate
 from orchestrator.config.rules.rule_table import broken_rules
 from orchestrator.config.run import RunConfig
 from orchestrator.errors import ConfigError
+from orchestrator.planning import gpu_shares
 from orchestrator.planning import suggest as module
 from orchestrator.planning.layout_planner import layout
 from orchestrator.planning.suggest import apply, settings, suggest
@@ -197,7 +198,7 @@ def test_a_machine_without_gpus_has_nothing_to_search() -> None:
 def test_many_nodes_are_shared_out_in_lots_and_none_is_left_over(nodes: int) -> None:
     pools = {"gpus": small(1, 8).placement.pools["gpus"].model_copy(update={"nodes": nodes})}  # type: ignore[union-attr]
     for groups in (1, 2, 3):
-        found = list(module._shared_out(groups, pools))
+        found = list(gpu_shares._shared_out(groups, pools))
         assert 0 < len(found) < 200 or nodes < groups
         assert {sum(many * per for _, many, per in shares) for shares in found} <= {8 * nodes}
 
@@ -220,6 +221,22 @@ def test_a_structure_whose_cpus_do_not_do_is_left_out() -> None:
     data["placement"]["groups"]["all"]["roles"].remove("reward")
     data["placement"]["pools"]["gpus"]["cpus_per_node"] = 38
     assert suggest(validate({**data, "reward": function}))
+
+
+def test_where_the_most_cpus_of_a_rank_are_too_many_for_a_node_the_fewest_are_suggested(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(module, "FACTORS", (1,))
+    few = "placement.pools.h100.cpus_per_node=40"
+    most = "placement.groups.values.cpus_per_rank=8"
+    config = load_config(ROOT / "configs/llama3-8b-2x8.yaml", [few, most])
+    assert layout(config).shortages == []
+    found = suggest(config)
+    assert len(found) == module.COUNT
+    asked = [{group.cpus_per_rank for group in one.config.placement.groups.values()} for one in found]  # type: ignore[union-attr]
+    assert {1} in asked
+    roomy = suggest(load_config(ROOT / "configs/llama3-8b-2x8.yaml", [few.replace("40", "400"), most]), count=1)
+    assert {group.cpus_per_rank for group in roomy[0].config.placement.groups.values()} == {8}  # type: ignore[union-attr]
 
 
 def test_the_command_prints_five_layouts_and_the_yaml_of_the_best() -> None:
