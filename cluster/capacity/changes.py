@@ -16,6 +16,7 @@ from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
+from cluster.capacity.cards import asking_for_cards
 from cluster.capacity.matching import assign, augment, fits
 from cluster.config import GroupsPlacement, LocalPlacement, OpenRlhfPlacement, PlacedGroup, PlacementConfig
 from cluster.errors import PlacementError
@@ -113,7 +114,7 @@ def _helps(wanted: Plan, change: PlacementChange, nodes: Sequence[Node]) -> bool
     try:
         placement = changed(wanted.placement, change)
         sound = isinstance(placement, LocalPlacement) or not problems(as_groups(placement))
-        return sound and fits(plan(placement, wanted.needs), nodes)
+        return sound and fits(asking_for_cards(plan(placement, wanted.needs), nodes), nodes)
     except (PlacementError, ValidationError):
         return False
 

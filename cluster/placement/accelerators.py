@@ -47,6 +47,11 @@ ACCELERATORS = {
 """Name → rates of the card."""
 
 
+def named_by_ray(ray_name: str) -> list[str]:
+    """The cards to which Ray gives this name; none if the table has none."""
+    return [name for name, card in ACCELERATORS.items() if card.ray_name == ray_name]
+
+
 def card_called(device_name: str) -> Accelerator | None:
     """The card that the driver calls `device_name`, such as `NVIDIA H100 80GB HBM3`; None if it is not in the table."""
     name = device_name.replace(" ", "-")

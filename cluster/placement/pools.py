@@ -13,7 +13,7 @@ from math import floor
 from cluster.config import GroupsPlacement, LocalPlacement, OpenRlhfPlacement, PlacementConfig, PoolConfig
 from cluster.counts import counted
 from cluster.errors import PlacementError
-from cluster.placement.accelerators import ACCELERATORS
+from cluster.placement.accelerators import ACCELERATORS, named_by_ray
 from cluster.placement.node import Node
 from cluster.placement.openrlhf_groups import as_groups
 
@@ -122,7 +122,7 @@ def _card(key: str, pool: PoolConfig, kind: NodeKind) -> tuple[str | None, float
     named = ACCELERATORS.get(pool.accelerator or "")
     if not kind.card or (named and named.ray_name == kind.card):
         return pool.accelerator, pool.gpu_memory_gib
-    same = [name for name, card in ACCELERATORS.items() if card.ray_name == kind.card]
+    same = named_by_ray(kind.card)
     if len(same) == 1:
         return same[0], None
     if pool.accelerator is None and pool.gpu_memory_gib is not None:

@@ -20,6 +20,7 @@ import ray
 from ray.util import placement_group, remove_placement_group
 from ray.util.placement_group import PlacementGroup, placement_group_table
 
+from cluster.capacity.cards import asking_for_cards
 from cluster.capacity.matching import assign
 from cluster.capacity.shortage import check_capacity, describe_shortage, describe_wait, waited
 from cluster.errors import ClusterError, PlacementError
@@ -235,7 +236,9 @@ class RayCluster:
 
     def _reserve(self) -> None:
         """Reserve one bundle for each planned node, each on a real node of its own."""
-        check_capacity(self._plan, living_nodes(free=False))
+        nodes = living_nodes(free=False)
+        self._plan = asking_for_cards(self._plan, nodes)
+        check_capacity(self._plan, nodes)
         demands = [self._plan.demand(node) for node in range(self._plan.nodes)]
         bundles = [
             {"CPU": demand.cpus, "GPU": demand.gpus, **({CARD + demand.card: ANY_AMOUNT} if demand.card else {})}

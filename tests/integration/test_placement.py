@@ -19,9 +19,11 @@ from pydantic import TypeAdapter
 from ray.cluster_utils import Cluster
 from ray.util.placement_group import placement_group, placement_group_table
 
-from cluster.config import PlacementConfig
+from cluster.config import GroupsPlacement, OpenRlhfPlacement, PlacementConfig
 from cluster.errors import PlacementError
+from cluster.placement.accelerators import ACCELERATORS
 from cluster.placement.node import Node
+from cluster.placement.openrlhf_groups import as_groups
 from cluster.placement.plan import Plan, RoleNeed, Slot, plan
 from cluster.ranks.calls import wait_all
 from cluster.ranks.role_group import RoleGroup
@@ -58,10 +60,10 @@ def simulated() -> Iterator[Cluster]:
     cluster.shutdown()
 
 
-def planned(name: str) -> Plan:
+def planned(name: str, *changes: str) -> Plan:
     file = ROOT / f"configs/{name}.yaml"
     command = training_of(file, (), None)
-    config = load_root(ROOTS[command], file)
+    config = load_root(ROOTS[command], file, changes)
     return plan(config.placement, role_needs(config, TRAININGS[command].roles(config)[0]))
 
 
@@ -74,8 +76,9 @@ def check_granted(made: Plan, cluster: RayCluster) -> None:
     for place in places:
         assert nodes.setdefault(place.slot.node, place.node_id) == place.node_id
         assert place.devices == tuple(map(str, place.slot.gpus)), (place.slot.role, place.slot.rank)
-        card = made.cards[place.slot.node]
-        assert not card or f"accelerator_type:{card}" in having[place.node_id]
+        if isinstance(made.placement, GroupsPlacement | OpenRlhfPlacement):
+            accelerator = as_groups(made.placement).pools[made.pools[place.slot.node]].accelerator
+            assert f"accelerator_type:{ACCELERATORS[accelerator].ray_name}" in having[place.node_id]
     assert len(nodes) == len(set(nodes.values())) == made.nodes
     (group,) = (group for group in placement_group_table().values() if group["state"] == "CREATED")
     real = {bundle: (Counter(asked), group["bundles_to_node_id"][bundle]) for bundle, asked in group["bundles"].items()}
@@ -93,10 +96,19 @@ def test_every_shipped_configuration_is_placed_as_planned(simulated: Cluster, na
         check_granted(made, cluster)
 
 
+def test_a_file_that_names_a_card_which_no_node_has_is_refused_before_asking(simulated: Cluster) -> None:
+    with (
+        pytest.raises(PlacementError, match=r"accelerator=A800-80GB, but Ray reports .* and A800 on none"),
+        RayCluster(planned(STARTED), deadline_s=60, address=simulated.address),
+    ):
+        pass
+    assert not ray.is_initialized()
+
+
 @pytest.mark.slow
 def test_the_seventy_b_file_is_placed_as_planned(simulated: Cluster, tmp_path: Path) -> None:
     """34 processes on 32 GPUs: each on its planned node, and shown its planned cards."""
-    made = planned(STARTED)
+    made = planned(STARTED, "placement.pool.accelerator=H100-80GB")
     check_sound(made, 4)
     with RayCluster(made, deadline_s=60, address=simulated.address) as cluster:
         check_granted(made, cluster)
