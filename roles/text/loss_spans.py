@@ -12,13 +12,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 from transformers.utils.chat_template_utils import render_jinja_template
 
 from roles.text.messages import Messages, Tools, calls_alone, common_beginning
-from roles.text.prompt_tokens import written_chat
+from roles.text.prompt_tokens import with_calls, written_chat
 from roles.text.template_date import dated
 
 Span = tuple[int, int]
@@ -38,14 +39,15 @@ def assistant_spans(
     """
     template = _template(tokenizer, tools)
     if MARKS.search(template):
-        texts, spans = render_jinja_template(
-            conversations=[messages],
+        write = partial(
+            render_jinja_template,
             tools=list(tools) or None,
             chat_template=template,
             return_assistant_tokens_mask=True,
             **tokenizer.special_tokens_map,
             **dated(template),
         )
+        texts, spans = with_calls(lambda turns: write(conversations=[turns]), messages)
         return texts[0], [(start, end) for start, end in spans[0]]
 
     render = _renderer(tokenizer, tools)

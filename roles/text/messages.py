@@ -85,6 +85,36 @@ def calls_alone(message: Mapping[str, Any]) -> bool:
     return bool(message.get("tool_calls")) and not message["content"].strip()
 
 
+def with_objects(messages: Messages) -> Messages:
+    """`messages` as chat templates read tool calls: their arguments are objects, which OpenAI writes as JSON text.
+
+    As in vLLM, arguments that are missing or no object become `{}`, and an empty list of calls is left out.
+    """
+    return [_with_objects(message) for message in messages]
+
+
+def _with_objects(message: dict[str, Any]) -> dict[str, Any]:
+    calls = message.get("tool_calls")
+    if message["role"] != "assistant" or not isinstance(calls, list):
+        return message
+    others = {key: value for key, value in message.items() if key != "tool_calls"}
+    return {**others, "tool_calls": [_call_with_object(call) for call in calls]} if calls else others
+
+
+def _call_with_object(call: Any) -> Any:
+    if not isinstance(call, dict):
+        return call
+    if isinstance(call.get("function"), dict):
+        return {**call, "function": _call_with_object(call["function"])}
+    arguments = call.get("arguments")
+    if isinstance(arguments, str):
+        try:
+            arguments = json.loads(arguments)
+        except (ValueError, RecursionError):
+            arguments = None
+    return {**call, "arguments": arguments if isinstance(arguments, dict) else {}}
+
+
 def said_in(message: Mapping[str, Any]) -> str:
     """The content of a plain message, and the tools that it calls as JSON."""
     calls = message.get("tool_calls")

@@ -14,14 +14,16 @@ from __future__ import annotations
 import difflib
 import json
 import re
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
 
 from transformers import PreTrainedTokenizerBase
 
-from roles.text.messages import Messages, Tools, plain_messages
+from roles.text.messages import Messages, Tools, plain_messages, with_objects
 from roles.text.template_date import dated
 from roles.text.time_limit import time_limit
+
+T = TypeVar("T")
 
 PROBE = "a b c"
 """A text whose tokens show what a tokenizer puts before and after a text."""
@@ -62,7 +64,23 @@ def written_chat(tokenizer: PreTrainedTokenizerBase, messages: Messages, tools: 
     refuses them."""
     more: dict[str, Any] = {"tools": list(tools)} if tools else {}
     more |= dated(tokenizer.chat_template)
-    return str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=prompt, **more))
+
+    def write(turns: Messages) -> str:
+        return str(tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=prompt, **more))
+
+    return with_calls(write, messages)
+
+
+def with_calls(write: Callable[[Messages], T], messages: Messages) -> T:
+    """What `write` makes of messages, whose tool calls a template gets as vLLM gives them to it: with objects as their
+    arguments. A template that can only join texts gets them as they are."""
+    given = with_objects(messages)
+    try:
+        return write(given)
+    except TypeError:
+        if given == messages:
+            raise
+        return write(messages)
 
 
 def writes_tools(tokenizer: PreTrainedTokenizerBase) -> bool:
